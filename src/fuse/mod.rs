@@ -1,0 +1,1 @@
+//! The transport: translates FUSE requests to calls of [`crate::union`].

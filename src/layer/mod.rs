@@ -1,0 +1,74 @@
+//! One layer directory: how it is addressed, and which markers mean what.
+//! Called by `union`, described by the store and the cli.
+
+use std::path::PathBuf;
+
+/// Which on-disk markers a layer may carry; what is not read as a marker is data.
+///
+/// Sources: Linux `Documentation/filesystems/overlayfs.rst` (char 0:0, `overlay.whiteout`,
+/// `overlay.opaque`), fuse-overlayfs (`user.fuseoverlayfs.opaque`), AUFS and the OCI
+/// image specification (`.wh.NAME`, `.wh..wh..opq`). Char 0:0 is a whiteout in every dialect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dialect {
+    /// `trusted.overlay.*` xattrs are markers (privileged kernel overlayfs, dockerd's overlay2).
+    pub trusted: bool,
+    /// `user.overlay.*` xattrs are markers (kernel overlayfs with `userxattr`).
+    pub user: bool,
+    /// `user.fuseoverlayfs.*` xattrs are markers.
+    pub fuse_overlayfs: bool,
+    /// `.wh.NAME` hides NAME, `.wh..wh..opq` makes its directory opaque.
+    pub wh_names: bool,
+}
+
+impl Dialect {
+    /// Everything that any known writer leaves: for plain directories and fuse-overlayfs stores.
+    pub const ALL: Self = Self {
+        trusted: true,
+        user: true,
+        fuse_overlayfs: true,
+        wh_names: true,
+    };
+    /// What privileged kernel overlayfs reads: Docker's overlay2 store.
+    pub const KERNEL: Self = Self {
+        trusted: true,
+        user: false,
+        fuse_overlayfs: false,
+        wh_names: false,
+    };
+    /// What kernel overlayfs reads with `userxattr`: rootless Docker's overlay2 store.
+    pub const KERNEL_USERXATTR: Self = Self {
+        trusted: false,
+        user: true,
+        fuse_overlayfs: false,
+        wh_names: false,
+    };
+}
+
+/// A layer as the store or the command line names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// The directory that holds the layer's tree.
+    pub path: PathBuf,
+    /// How its markers are read.
+    pub dialect: Dialect,
+}
+
+/// A layer stack: what the store hands to the union.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StackSpec {
+    /// Lower layers, top first; at least one.
+    pub lowers: Vec<LayerSpec>,
+    /// Data-only lowers (`lowerdir=a::data`), searched through absolute redirects only.
+    pub data_only: Vec<LayerSpec>,
+    /// The writable layer and its work directory; `None` is a read-only union.
+    pub upper: Option<UpperSpec>,
+}
+
+/// The writable side of a stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpperSpec {
+    /// The upper directory.
+    pub layer: LayerSpec,
+    /// The work directory: same file system as the upper, used for staging and the index.
+    pub work: PathBuf,
+}

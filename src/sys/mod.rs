@@ -1,0 +1,1 @@
+//! The few system calls rustix lacks; the only unsafe code of the crate.
