@@ -139,6 +139,12 @@ impl MountRecord {
     /// When no runtime directory can be used or the file cannot be written.
     pub fn write(&mut self) -> Result<()> {
         self.dir = usable_dir()?;
+        // Of servers that were killed: their mount was replaced by this one.
+        for old in list() {
+            if old.mountpoint == self.mountpoint && !old.is_running() {
+                old.remove();
+            }
+        }
         let file = self.file();
         let staged = self.dir.join(format!("{}.tmp", self.id));
         write_new(&staged, self)
