@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -131,6 +131,19 @@ impl MountRecord {
             (false, true) => Some(MountState::Dead),
             (false, false) => None,
         }
+    }
+
+    /// Waits until the server has finished what was pending, let go of the layers and
+    /// ended; `false`: it still runs after `timeout`.
+    pub fn wait_end(&self, timeout: Duration) -> bool {
+        let start = Instant::now();
+        while self.file().exists() && self.is_running() {
+            if start.elapsed() >= timeout {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
     }
 
     /// Writes the record into the runtime directory, atomically, and remembers where.
