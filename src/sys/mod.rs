@@ -1,1 +1,3 @@
 //! The few system calls rustix lacks; the only unsafe code of the crate.
+
+pub mod process;
