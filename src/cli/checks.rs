@@ -32,7 +32,8 @@ impl<'a> Place<'a> {
         Ok(Self {
             role,
             path,
-            line: ancestry(path).with_context(|| format!("cannot open {role} {}", path.display()))?,
+            line: ancestry(path)
+                .with_context(|| format!("cannot open {role} {}", path.display()))?,
         })
     }
 
@@ -192,9 +193,7 @@ fn has_fusermount() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/bin".into(), "/bin".into()])
-        .any(|dir| {
-            rustix::fs::access(dir.join("fusermount3"), rustix::fs::Access::EXEC_OK).is_ok()
-        })
+        .any(|dir| rustix::fs::access(dir.join("fusermount3"), rustix::fs::Access::EXEC_OK).is_ok())
 }
 
 /// The absolute path of a mountpoint, found without touching what is mounted there.
@@ -244,5 +243,9 @@ pub(super) fn mountpoint(path: &Path, rules: Rules) -> anyhow::Result<()> {
 
 /// Whether a name may stand in a table of mounts: mount(8) and the kernel separate by commas.
 pub(super) fn is_plain_source(name: &OsStr) -> bool {
-    !name.is_empty() && !name.as_bytes().iter().any(|b| matches!(b, b',' | b'\n' | 0))
+    !name.is_empty()
+        && !name
+            .as_bytes()
+            .iter()
+            .any(|b| matches!(b, b',' | b'\n' | 0))
 }

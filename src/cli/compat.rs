@@ -58,9 +58,10 @@ pub(super) fn recognise(args: &[OsString], is_command: impl Fn(&OsStr) -> bool) 
         Persona::Unionfs => {
             let first = args.get(1)?;
             let wanted = !is_command(first)
-                && args.iter().skip(1).any(|arg| {
-                    arg.as_bytes().starts_with(b"-o") || arg == "-fo" || arg == "-do"
-                });
+                && args
+                    .iter()
+                    .skip(1)
+                    .any(|arg| arg.as_bytes().starts_with(b"-o") || arg == "-fo" || arg == "-do");
             wanted.then_some(Persona::Unionfs)
         }
         persona => Some(persona),
@@ -193,9 +194,7 @@ fn request(persona: Persona, call: Call) -> anyhow::Result<Request> {
     let source = match (&call.options.fsname, source) {
         (Some(name), _) => name.clone(),
         // mount.fuse3 passes a type or anything here; mount(8) what the user wrote.
-        (None, Some(name))
-            if persona == Persona::MountHelper && checks::is_plain_source(name) =>
-        {
+        (None, Some(name)) if persona == Persona::MountHelper && checks::is_plain_source(name) => {
             name.clone()
         }
         _ => "unionfs".into(),
@@ -234,7 +233,10 @@ fn stack(options: &MountOptions, read_only: bool) -> anyhow::Result<StackSpec> {
     };
     let layers = |paths: &[PathBuf]| -> anyhow::Result<Vec<LayerSpec>> {
         checks::lower_count(options.lower_count())?;
-        paths.iter().map(|path| layer("lower layer", path)).collect()
+        paths
+            .iter()
+            .map(|path| layer("lower layer", path))
+            .collect()
     };
     let mut stack = StackSpec {
         lowers: layers(&options.lowers)?,
@@ -280,13 +282,25 @@ mod tests {
         let cases: [(&[&str], Option<Persona>); 9] = [
             (&["unionfs", "mount", "-o", "ro", "a", "b"], None),
             (&["unionfs", "ps"], None),
-            (&["unionfs", "-o", "lowerdir=a", "mount"], Some(Persona::Unionfs)),
-            (&["unionfs", "overlay", "m", "-olowerdir=a"], Some(Persona::Unionfs)),
+            (
+                &["unionfs", "-o", "lowerdir=a", "mount"],
+                Some(Persona::Unionfs),
+            ),
+            (
+                &["unionfs", "overlay", "m", "-olowerdir=a"],
+                Some(Persona::Unionfs),
+            ),
             (&["prog", "-f", "-o", "x", "m"], Some(Persona::Unionfs)),
             (&["unionfs"], None),
             (&["unionfs", "--version"], None),
-            (&["/usr/bin/fuse-overlayfs", "--version"], Some(Persona::FuseOverlayfs)),
-            (&["/sbin/mount.unionfs", "ps", "/mnt"], Some(Persona::MountHelper)),
+            (
+                &["/usr/bin/fuse-overlayfs", "--version"],
+                Some(Persona::FuseOverlayfs),
+            ),
+            (
+                &["/sbin/mount.unionfs", "ps", "/mnt"],
+                Some(Persona::MountHelper),
+            ),
         ];
         for (list, persona) in cases {
             assert_eq!(recognise(&args(list), is_command), persona, "{list:?}");
@@ -316,7 +330,13 @@ mod tests {
 
     #[test]
     fn what_is_no_call() {
-        for list in [&["-o"][..], &["--what"], &["-x"], &["-"], &["-o", "dialect=x", "m"]] {
+        for list in [
+            &["-o"][..],
+            &["--what"],
+            &["-x"],
+            &["-"],
+            &["-o", "dialect=x", "m"],
+        ] {
             assert!(parse(Persona::Unionfs, &args(list)).is_err(), "{list:?}");
         }
         let three = parse(Persona::Unionfs, &args(&["a", "b", "c"])).unwrap();

@@ -41,7 +41,11 @@ fn table(rows: &[HistoryRow], whole: bool) -> String {
             row.chain_id.map_or_else(|| "-".into(), |id| id.short()),
             day(row.step.created.as_deref()),
             size(row.size),
-            if whole { command.into() } else { shorten(command) },
+            if whole {
+                command.into()
+            } else {
+                shorten(command)
+            },
         ]);
     }
     table.render()

@@ -63,7 +63,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         .filter(|image| args.all || !listing.is_intermediate(image))
         .collect();
     match args.json {
-        true => print_json(&shown.iter().map(|image| Row::new(image)).collect::<Vec<_>>())?,
+        true => print_json(
+            &shown
+                .iter()
+                .map(|image| Row::new(image))
+                .collect::<Vec<_>>(),
+        )?,
         false => print(&table(&shown))?,
     }
     complain(&listing)
@@ -75,7 +80,11 @@ fn table(images: &[&Image]) -> String {
         let row = Row::new(image);
         let unnamed = [String::from("<none>")];
         let names: Vec<String> = image.names.iter().map(ToString::to_string).collect();
-        for name in if names.is_empty() { &unnamed[..] } else { &names } {
+        for name in if names.is_empty() {
+            &unnamed[..]
+        } else {
+            &names
+        } {
             table.row([
                 name.clone(),
                 image.id.short(),

@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use rustix::io::Errno;
@@ -59,7 +59,10 @@ pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
     prepare(&mut request)?;
     if request.foreground {
         logging::to_stderr(request.debug);
-        return serve(request, || Ok(()));
+        let text = request.fresh.as_ref().and_then(Fresh::announcement);
+        return serve(request, || {
+            text.map_or(Ok(()), |text| super::output::print(&text))
+        });
     }
     // Nothing that holds a descriptor or a thread may live here: see `daemonize`.
     match daemonize().context("cannot start the daemon")? {
@@ -144,12 +147,9 @@ fn await_daemon(daemon: Pid, reply: OwnedFd) -> anyhow::Result<()> {
     Err(relayed.into())
 }
 
-/// Builds the union, mounts and serves it; `live` is called when the mount answers.
-/// Returns after the unmount.
-fn serve(
-    mut request: Request,
-    live: impl FnOnce() -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+/// Builds the union, mounts and serves it; `live` is called when the mount answers, and
+/// its failure ends the mount. Returns after the unmount.
+fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     // The modes that callers ask for are the modes files get: the kernel has applied
     // their umask already.
     rustix::process::umask(rustix::fs::Mode::empty());
@@ -165,11 +165,25 @@ fn serve(
     let config = config(&request);
     let union = Union::new(&request.stack, options).map_err(|e| explain(e, &request.stack))?;
     let mounted = fuse::mount(union, &config)?;
-    let outcome = mounted.serve(live);
+    let mut started = false;
+    let served = mounted.serve_with(|| {
+        started = true;
+        if let Err(e) = live() {
+            tracing::error!("{}", error::line(&e));
+            // The way every mount ends: the handler unmounts.
+            let _ = rustix::process::kill_process(
+                rustix::process::getpid(),
+                rustix::process::Signal::TERM,
+            );
+        }
+    });
     if let Some(fresh) = fresh {
-        fresh.after_unmount();
+        match started {
+            true => fresh.after_unmount(),
+            false => drop(fresh),
+        }
     }
-    outcome
+    Ok(served?)
 }
 
 fn explain(error: union::Error, stack: &StackSpec) -> anyhow::Error {

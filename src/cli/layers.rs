@@ -24,7 +24,11 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let stores = args.store.open()?;
-    let image = args.image.as_ref().map(|name| stores.find(name)).transpose()?;
+    let image = args
+        .image
+        .as_ref()
+        .map(|name| stores.find(name))
+        .transpose()?;
     let tree = stores.layers(image.as_ref());
     match args.json {
         true => print_json(&tree.nodes)?,

@@ -39,7 +39,10 @@ fn write_pages(dir: &Path, command: &Command) -> anyhow::Result<()> {
             .with_context(|| format!("cannot write {}", file.display()))
     };
     write("unionfs", command)?;
-    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+    for sub in command
+        .get_subcommands()
+        .filter(|sub| sub.get_name() != "help")
+    {
         write(&format!("unionfs-{}", sub.get_name()), sub)?;
     }
     Ok(())

@@ -37,7 +37,12 @@ mod umount;
 
 /// Union file systems in user space: container images and directories, layered and mounted
 #[derive(Debug, clap::Parser)]
-#[command(name = "unionfs", version, arg_required_else_help = true, max_term_width = 100, after_help = "\
+#[command(
+    name = "unionfs",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = "\
 Plain directories are mounted as with fuse-overlayfs:
   unionfs -o lowerdir=TOP:BOTTOM,upperdir=UPPER,workdir=WORK MOUNTPOINT
 Called as fuse-overlayfs or mount.unionfs, unionfs takes their arguments.
@@ -49,7 +54,8 @@ Examples:
 
 Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage.
 Environment: UNIONFS_ROOT (our own store), UNIONFS_RUNTIME_DIR (records of mounts),
-UNIONFS_LOG (log filter, such as debug).")]
+UNIONFS_LOG (log filter, such as debug)."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -150,7 +156,10 @@ mod tests {
         let mut command = Cli::command();
         command.build();
         command.clone().debug_assert();
-        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+        for sub in command
+            .get_subcommands()
+            .filter(|sub| sub.get_name() != "help")
+        {
             let help = sub.get_after_help().map(ToString::to_string);
             assert!(
                 help.is_some_and(|text| text.contains("Example")),

@@ -89,12 +89,6 @@ pub(super) fn size(bytes: u64) -> String {
     format!("{value:.digits$}{}", UNITS[unit])
 }
 
-/// The first twelve hexadecimal digits of a digest, as Docker shortens IDs.
-pub(super) fn short_id(digest: &str) -> &str {
-    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
-    hex.get(..12).unwrap_or(hex)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,11 +116,5 @@ mod tests {
         table.row(["a\nb".into(), "1B".into()]);
         table.row(["longer".into(), String::new()]);
         assert_eq!(table.render(), "NAME    SIZE\na\u{fffd}b     1B\nlonger\n");
-    }
-
-    #[test]
-    fn short_ids() {
-        assert_eq!(short_id("sha256:0123456789abcdef"), "0123456789ab");
-        assert_eq!(short_id("0123"), "0123");
     }
 }
