@@ -255,6 +255,10 @@ impl Union {
     pub fn needs_copy_up(&self, _ino: Ino) -> bool {
         false
     }
+    /// Like [`Union::needs_copy_up`], for a name: whether renaming it would first copy it up.
+    pub fn needs_copy_up_name(&self, _parent: Ino, _name: &[u8]) -> bool {
+        false
+    }
     /// Counters.
     pub fn counters(&self) -> Counters {
         Counters::default()
