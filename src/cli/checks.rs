@@ -1,7 +1,7 @@
 //! What is refused before anything is mounted or written: layers that are missing or
 //! lie inside each other, work directories elsewhere than the upper, too many lowers,
-//! machines without FUSE. Called by `mount` and `compat`. Each message names the path
-//! and the remedy.
+//! mountpoints in use. Called by `mount`, `compat` and `launch`. Each message names the
+//! path and the remedy.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
-use rustix::io::Errno;
 
 use super::options::MAX_LOWERS;
 use crate::fuse;
@@ -170,30 +169,6 @@ fn mount_of(path: &Path) -> anyhow::Result<(u32, u32, u64)> {
     )
     .with_context(|| format!("cannot look at {}", path.display()))?;
     Ok((st.stx_dev_major, st.stx_dev_minor, st.stx_mnt_id))
-}
-
-/// Refuses machines that cannot mount: no FUSE in the kernel, no way to mount it.
-pub(super) fn machine() -> anyhow::Result<()> {
-    let device = "/dev/fuse";
-    match rustix::fs::open(device, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
-        Err(Errno::NOENT | Errno::NODEV | Errno::NXIO) => bail!(
-            "{device} is missing: load the kernel module (modprobe fuse), or pass the device \
-             to the container (--device {device})"
-        ),
-        // Without the right to open it, fusermount3 (set-uid root) still may.
-        _ if rustix::process::geteuid().is_root() || has_fusermount() => Ok(()),
-        _ => bail!(
-            "fusermount3 is missing, and without root it is needed to mount: \
-             install the package fuse3"
-        ),
-    }
-}
-
-fn has_fusermount() -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/bin".into(), "/bin".into()])
-        .any(|dir| rustix::fs::access(dir.join("fusermount3"), rustix::fs::Access::EXEC_OK).is_ok())
 }
 
 /// The absolute path of a mountpoint, found without touching what is mounted there.

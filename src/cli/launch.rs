@@ -84,7 +84,7 @@ fn prepare(request: &mut Request) -> anyhow::Result<()> {
     request.mountpoint = checks::resolve_mountpoint(&request.mountpoint)?;
     checks::mountpoint(&request.mountpoint, request.rules)?;
     checks::stack(&request.stack, &request.mountpoint)?;
-    checks::machine()
+    Ok(fuse::preflight(&request.mountpoint)?)
 }
 
 /// The daemon's life. Errors before the mount is live go to the waiting parent, later

@@ -10,6 +10,7 @@ use super::fresh::Fresh;
 use super::launch::{self, Request};
 use super::options::{Markers, MountOptions};
 use super::{StoreArgs, checks};
+use crate::fuse;
 use crate::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
 use crate::store::Stores;
 
@@ -100,7 +101,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     };
     let mountpoint = checks::resolve_mountpoint(&mountpoint)?;
     checks::mountpoint(&mountpoint, rules)?;
-    checks::machine()?;
+    fuse::preflight(&mountpoint)?;
 
     let stores = args.store.open()?;
     let mut found = find(&stores, &args, image.as_deref())?;
