@@ -58,6 +58,7 @@ pub(super) fn recognise(args: &[OsString], is_command: impl Fn(&OsStr) -> bool) 
         Persona::Unionfs => {
             let first = args.get(1)?;
             let wanted = !is_command(first)
+                && !first.as_bytes().starts_with(b"--root")
                 && args
                     .iter()
                     .skip(1)
@@ -279,7 +280,11 @@ mod tests {
 
     #[test]
     fn who_is_called() {
-        let cases: [(&[&str], Option<Persona>); 9] = [
+        let cases: [(&[&str], Option<Persona>); 10] = [
+            (
+                &["unionfs", "--root", "d", "mount", "-o", "ro", "a", "b"],
+                None,
+            ),
             (&["unionfs", "mount", "-o", "ro", "a", "b"], None),
             (&["unionfs", "ps"], None),
             (

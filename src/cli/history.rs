@@ -1,6 +1,8 @@
 //! `unionfs history`: how an image was built. Called by `cli::main`.
 
-use super::StoreArgs;
+use std::path::Path;
+
+use super::open_stores;
 use super::output::{Table, print, print_json, size};
 use crate::store::HistoryRow;
 
@@ -15,8 +17,6 @@ pub(super) struct Args {
     /// Do not shorten the commands
     #[arg(long)]
     no_trunc: bool,
-    #[command(flatten)]
-    store: StoreArgs,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
@@ -25,8 +25,8 @@ pub(super) struct Args {
 /// Characters of a command that are shown, as in `docker history`.
 const COMMAND: usize = 60;
 
-pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let rows = args.store.open()?.find(&args.image)?.history();
+pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    let rows = open_stores(root)?.find(&args.image)?.history();
     match args.json {
         true => print_json(&rows),
         false => print(&table(&rows, args.no_trunc)),

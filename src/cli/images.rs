@@ -1,10 +1,12 @@
 //! `unionfs images`: what is in the stores. Called by `cli::main`.
 
+use std::path::Path;
+
 use anyhow::bail;
 use serde::Serialize;
 
 use super::output::{Table, print, print_json, size};
-use super::{StoreArgs, warn};
+use super::{open_stores, warn};
 use crate::store::{Image, Listing, Name};
 
 /// List images
@@ -17,8 +19,6 @@ pub(super) struct Args {
     /// Also the unnamed steps of builds
     #[arg(long, short = 'a')]
     all: bool,
-    #[command(flatten)]
-    store: StoreArgs,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
@@ -55,8 +55,8 @@ impl<'a> Row<'a> {
     }
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let listing = args.store.open()?.images();
+pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    let listing = open_stores(root)?.images();
     let shown: Vec<&Image> = listing
         .images
         .iter()

@@ -1,8 +1,9 @@
 //! `unionfs inspect`: everything known of one image. Called by `cli::main`.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
-use super::StoreArgs;
+use super::open_stores;
 use super::output::{one_line, print, print_json, size};
 use crate::store::Image;
 
@@ -15,15 +16,13 @@ Examples:
 pub(super) struct Args {
     /// Name, ID or start of an ID
     image: String,
-    #[command(flatten)]
-    store: StoreArgs,
     /// Print JSON: the whole configuration, sizes in bytes
     #[arg(long)]
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let image = args.store.open()?.find(&args.image)?;
+pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    let image = open_stores(root)?.find(&args.image)?;
     match args.json {
         true => print_json(&image),
         false => print(&describe(&image)),

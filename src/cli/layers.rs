@@ -1,9 +1,11 @@
 //! `unionfs layers`: the tree of layers, with sizes and who shares them. Called by `cli::main`.
 
+use std::path::Path;
+
 use anyhow::bail;
 
 use super::output::{Table, print, print_json, size};
-use super::{StoreArgs, warn};
+use super::{open_stores, warn};
 use crate::store::LayerNode;
 
 /// Show layers as a tree, with sizes and sharing
@@ -15,15 +17,13 @@ Examples:
 pub(super) struct Args {
     /// Only this image: name, ID or start of an ID
     image: Option<String>,
-    #[command(flatten)]
-    store: StoreArgs,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let stores = args.store.open()?;
+pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    let stores = open_stores(root)?;
     let image = args
         .image
         .as_ref()

@@ -8,7 +8,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
@@ -57,6 +57,10 @@ Environment: UNIONFS_ROOT (our own store), UNIONFS_RUNTIME_DIR (records of mount
 UNIONFS_LOG (log filter, such as debug)."
 )]
 struct Cli {
+    /// Look for images only in this data root [default: $UNIONFS_ROOT or /var/lib/unionfs, then
+    /// Docker's]
+    #[arg(long, value_name = "DIR", global = true)]
+    root: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -75,22 +79,13 @@ enum Command {
     Man(man::Args),
 }
 
-/// Where images are looked for.
-#[derive(Debug, clap::Args)]
-struct StoreArgs {
-    /// Look only in this data root (default: $UNIONFS_ROOT or /var/lib/unionfs, then Docker's)
-    #[arg(long, value_name = "DIR")]
-    root: Option<PathBuf>,
-}
-
-impl StoreArgs {
-    fn open(&self) -> anyhow::Result<Stores> {
-        let stores = Stores::discover(self.root.as_deref(), &Environment::current())?;
-        for problem in stores.skipped() {
-            warn(problem);
-        }
-        Ok(stores)
+/// The stores that images are looked for in; `root`: only there.
+fn open_stores(root: Option<&Path>) -> anyhow::Result<Stores> {
+    let stores = Stores::discover(root, &Environment::current())?;
+    for problem in stores.skipped() {
+        warn(problem);
     }
+    Ok(stores)
 }
 
 /// Parses the arguments, runs the command and reports errors on stderr.
@@ -99,7 +94,7 @@ pub fn main() -> ExitCode {
     let outcome = match compat::recognise(&args, is_command) {
         Some(persona) => compat::run(persona, &args),
         None => match parse(&args) {
-            Ok(cli) => run(cli.command),
+            Ok(cli) => run(cli),
             Err(e) => {
                 // Help and version go to stdout, mistakes to stderr; either may be closed.
                 let _ = e.print();
@@ -126,14 +121,15 @@ fn is_command(name: &OsStr) -> bool {
     name == "help" || Cli::command().find_subcommand(name).is_some()
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
-    match command {
-        Command::Mount(args) => mount::run(args),
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let root = cli.root.as_deref();
+    match cli.command {
+        Command::Mount(args) => mount::run(args, root),
         Command::Umount(args) => umount::run(&args),
-        Command::Images(args) => images::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::History(args) => history::run(&args),
-        Command::Layers(args) => layers::run(&args),
+        Command::Images(args) => images::run(&args, root),
+        Command::Inspect(args) => inspect::run(&args, root),
+        Command::History(args) => history::run(&args, root),
+        Command::Layers(args) => layers::run(&args, root),
         Command::Ps(args) => ps::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Completions(args) => completions::run(&args),

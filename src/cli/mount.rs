@@ -1,7 +1,7 @@
 //! `unionfs mount`: an image or a container by name. Called by `cli::main`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
@@ -9,7 +9,7 @@ use super::error::Usage;
 use super::fresh::Fresh;
 use super::launch::{self, Request};
 use super::options::{Markers, MountOptions};
-use super::{StoreArgs, checks};
+use super::{checks, open_stores};
 use crate::fuse;
 use crate::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
 use crate::store::Stores;
@@ -54,8 +54,6 @@ pub(super) struct Args {
     /// Write to the container's own layer; it must be stopped
     #[arg(long, requires = "container", conflicts_with_all = ["read_only", "ephemeral", "upper"])]
     in_place: bool,
-    #[command(flatten)]
-    store: StoreArgs,
     /// Mount options: ro, nodev, nosuid, noexec, noatime, allow_other, volatile, nonempty,
     /// fsname=NAME, redirect_dir=on|off
     #[arg(short = 'o', value_name = "OPTS")]
@@ -83,7 +81,7 @@ struct Found {
     label: String,
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<()> {
+pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
     let mut options = MountOptions::default();
     for text in &args.options {
         options.parse(text).map_err(Usage::from)?;
@@ -103,7 +101,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     checks::mountpoint(&mountpoint, rules)?;
     fuse::preflight(&mountpoint)?;
 
-    let stores = args.store.open()?;
+    let stores = open_stores(root)?;
     let mut found = find(&stores, &args, image.as_deref())?;
     checks::lower_count(found.stack.lowers.len())?;
     let fresh = match read_only || found.stack.upper.is_some() {
