@@ -65,7 +65,7 @@ impl Beneath {
     pub(crate) fn read(&self, relative: impl AsRef<Path>, limit: u64) -> Result<Option<Vec<u8>>> {
         let relative = relative.as_ref();
         // NONBLOCK: opening a FIFO must not hang.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let fd = match self.open_at(relative, flags) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
@@ -106,7 +106,7 @@ impl Beneath {
 
     /// A directory below the root; `None` where there is none.
     fn dir(&self, relative: &Path, flags: OFlags) -> Result<Option<OwnedFd>> {
-        match self.open_at(relative, flags | OFlags::DIRECTORY | OFlags::NOFOLLOW) {
+        match self.open_at(relative, flags | OFlags::DIRECTORY) {
             Ok(fd) => Ok(Some(fd)),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(self.error("open", relative, errno)),
@@ -149,7 +149,6 @@ impl Beneath {
         match self.dir(relative, OFlags::PATH) {
             Ok(Some(_)) => Ok(path),
             Ok(None) => Err(Error::LayerDirMissing { path }),
-            // O_PATH | O_DIRECTORY | O_NOFOLLOW gives ENOTDIR for a final symlink too.
             Err(Error::Io {
                 source: Errno::NOTDIR,
                 ..

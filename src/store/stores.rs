@@ -21,6 +21,14 @@ pub struct Stores {
     skipped: Vec<Error>,
 }
 
+/// What looking for a name gave.
+enum ByName<'s> {
+    Found(&'s Store, Digest),
+    Unknown,
+    /// No store has a repositories.json; this is where the first should be.
+    NoNames(PathBuf),
+}
+
 impl Stores {
     /// Finds the stores: only `explicit` where given (`--root`), else all of
     /// [`Environment::candidates`]. Having none is an error.
@@ -94,8 +102,8 @@ impl Stores {
                 Err(unknown())
             }
             Query::Name { reference, prefix } => {
-                let (found, nameless) = self.by_name(&reference)?;
-                if let Some((store, id)) = found {
+                let by_name = self.by_name(&reference)?;
+                if let ByName::Found(store, id) = by_name {
                     return store.image(&id);
                 }
                 if let Some(prefix) = prefix
@@ -103,30 +111,31 @@ impl Stores {
                 {
                     return store.image(&id);
                 }
-                match nameless {
-                    Some(path) => Err(Error::NoRepositories {
+                match by_name {
+                    ByName::NoNames(path) => Err(Error::NoRepositories {
                         name: text.to_owned(),
                         path,
                     }),
-                    None => Err(unknown()),
+                    _ => Err(unknown()),
                 }
             }
         }
     }
 
-    /// Also: the first missing repositories.json, if no store has one.
-    fn by_name(&self, name: &Reference) -> Result<(Option<(&Store, Digest)>, Option<PathBuf>)> {
+    fn by_name(&self, name: &Reference) -> Result<ByName<'_>> {
         let mut any = false;
         for store in &self.stores {
             if let Some(repositories) = store.repositories()? {
                 any = true;
                 if let Some(id) = repositories.get(name)? {
-                    return Ok((Some((store, id)), None));
+                    return Ok(ByName::Found(store, id));
                 }
             }
         }
-        let missing = self.stores.first().filter(|_| !any);
-        Ok((None, missing.map(Store::repositories_path)))
+        Ok(match self.stores.first() {
+            Some(store) if !any => ByName::NoNames(store.repositories_path()),
+            _ => ByName::Unknown,
+        })
     }
 
     fn by_prefix(&self, prefix: &str) -> Result<Option<(&Store, Digest)>> {
