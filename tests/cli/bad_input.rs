@@ -26,7 +26,11 @@ fn mountpoints() {
 fn mountpoints_of_images_must_be_empty() {
     let home = Home::with_layers();
     home.dirs(&["full/entry"]);
-    home.refused(1, ["mount", "x", "full"], &["/full", "not empty", "-o nonempty"]);
+    home.refused(
+        1,
+        ["mount", "x", "full"],
+        &["/full", "not empty", "-o nonempty"],
+    );
     home.refused(1, ["mount", "x", "absent"], &["/absent", "mkdir"]);
     home.refused(1, ["mount", "x", "lower/file"], &["not a directory"]);
 }
@@ -34,9 +38,21 @@ fn mountpoints_of_images_must_be_empty() {
 #[test]
 fn missing_layers() {
     let home = Home::with_layers();
-    home.refused(1, layers("lowerdir=lower:gone"), &["lower layer gone", "does not exist"]);
-    home.refused(1, layers("lowerdir=lower/file"), &["lower/file", "not a directory"]);
-    home.refused(1, layers("lowerdir=lower::gone"), &["gone", "does not exist"]);
+    home.refused(
+        1,
+        layers("lowerdir=lower:gone"),
+        &["lower layer gone", "does not exist"],
+    );
+    home.refused(
+        1,
+        layers("lowerdir=lower/file"),
+        &["lower/file", "not a directory"],
+    );
+    home.refused(
+        1,
+        layers("lowerdir=lower::gone"),
+        &["gone", "does not exist"],
+    );
     home.refused(
         1,
         layers("lowerdir=lower,upperdir=gone,workdir=work"),
@@ -57,18 +73,49 @@ fn layers_inside_each_other() {
     home.dirs(&["lower/in", "upper/in", "work/in", "work/mnt"]);
     symlink("lower/in", home.path("link")).unwrap();
     let cases = [
-        ("lowerdir=lower,upperdir=lower,workdir=work", "upper directory"),
-        ("lowerdir=lower,upperdir=lower/in,workdir=work", "upper directory"),
-        ("lowerdir=lower,upperdir=link,workdir=work", "upper directory"),
-        ("lowerdir=upper/in,upperdir=upper,workdir=work", "lower layer"),
-        ("lowerdir=lower,upperdir=upper,workdir=lower/in", "work directory"),
-        ("lowerdir=work/in,upperdir=upper,workdir=work", "lower layer"),
-        ("lowerdir=lower,upperdir=upper,workdir=upper", "upper directory"),
-        ("lowerdir=lower,upperdir=upper,workdir=upper/in", "work directory"),
-        ("lowerdir=lower,upperdir=work/in,workdir=work", "upper directory"),
+        (
+            "lowerdir=lower,upperdir=lower,workdir=work",
+            "upper directory",
+        ),
+        (
+            "lowerdir=lower,upperdir=lower/in,workdir=work",
+            "upper directory",
+        ),
+        (
+            "lowerdir=lower,upperdir=link,workdir=work",
+            "upper directory",
+        ),
+        (
+            "lowerdir=upper/in,upperdir=upper,workdir=work",
+            "lower layer",
+        ),
+        (
+            "lowerdir=lower,upperdir=upper,workdir=lower/in",
+            "work directory",
+        ),
+        (
+            "lowerdir=work/in,upperdir=upper,workdir=work",
+            "lower layer",
+        ),
+        (
+            "lowerdir=lower,upperdir=upper,workdir=upper",
+            "upper directory",
+        ),
+        (
+            "lowerdir=lower,upperdir=upper,workdir=upper/in",
+            "work directory",
+        ),
+        (
+            "lowerdir=lower,upperdir=work/in,workdir=work",
+            "upper directory",
+        ),
     ];
     for (options, role) in cases {
-        home.refused(1, layers(options), &[role, "is or lies inside", "separate directories"]);
+        home.refused(
+            1,
+            layers(options),
+            &[role, "is or lies inside", "separate directories"],
+        );
     }
 }
 
@@ -76,7 +123,14 @@ fn layers_inside_each_other() {
 fn mounting_over_a_layer() {
     let home = Home::with_layers();
     home.dirs(&["lower/mnt", "upper/mnt", "work/mnt"]);
-    for target in ["lower", "lower/mnt", "upper", "upper/mnt", "work", "work/mnt"] {
+    for target in [
+        "lower",
+        "lower/mnt",
+        "upper",
+        "upper/mnt",
+        "work",
+        "work/mnt",
+    ] {
         let args = [LAYERS[0], LAYERS[1], target];
         home.refused(1, args, &["mountpoint", target, "mounting over a layer"]);
     }
@@ -97,7 +151,11 @@ fn upper_and_work_on_different_file_systems() {
             .args(LAYERS)
             .output()
             .unwrap();
-        let words = ["upper directory", "work directory", "different file systems"];
+        let words = [
+            "upper directory",
+            "work directory",
+            "different file systems",
+        ];
         crate::support::Outcome::from(outcome).failed(1, &words);
     }
 }
@@ -118,7 +176,11 @@ fn options() {
         ("lowerdir=lower,squash_to_uid=1000", "squash_to_uid"),
         ("lowerdir=lower,xattr_permissions=2", "xattr_permissions"),
     ] {
-        home.refused(2, layers(options), &[word, "mapping of owners", "remove the option"]);
+        home.refused(
+            2,
+            layers(options),
+            &[word, "mapping of owners", "remove the option"],
+        );
     }
     home.refused(2, layers("lowerdir=lower,dialect=x"), &["dialect=x"]);
     home.refused(2, layers("lowerdir=lower:"), &["empty directory name"]);
@@ -127,8 +189,16 @@ fn options() {
         home.refused(2, ["mount", "-o", option, "x", "mnt"], &["mount IMAGE"]);
     }
     home.refused(2, ["mount", "x"], &["MOUNTPOINT"]);
-    home.refused(2, ["mount", "--container", "x", "y", "mnt"], &["--container"]);
-    home.refused(2, ["mount", "-oro", "--ephemeral", "x", "mnt"], &["contradicts"]);
+    home.refused(
+        2,
+        ["mount", "--container", "x", "y", "mnt"],
+        &["--container"],
+    );
+    home.refused(
+        2,
+        ["mount", "-oro", "--ephemeral", "x", "mnt"],
+        &["contradicts"],
+    );
 }
 
 #[test]
@@ -154,7 +224,11 @@ fn nothing_mounted_there() {
     let home = Home::with_layers();
     home.refused(1, ["umount", "mnt"], &["nothing is mounted", "unionfs ps"]);
     home.refused(1, ["umount", "absent/x"], &["absent/x"]);
-    home.refused(1, ["umount", "/proc"], &["/proc", "no unionfs", "umount(8)"]);
+    home.refused(
+        1,
+        ["umount", "/proc"],
+        &["/proc", "no unionfs", "umount(8)"],
+    );
     home.refused(1, ["stats", "mnt"], &["mnt", "unionfs ps"]);
 }
 
@@ -163,9 +237,17 @@ fn no_store_and_no_image() {
     let home = Home::with_layers();
     let root = home.text("lower");
     for command in ["images", "layers"] {
-        home.refused(1, [command, "--root", &root], &["lower", "not an image store"]);
+        home.refused(
+            1,
+            [command, "--root", &root],
+            &["lower", "not an image store"],
+        );
     }
-    home.refused(1, ["mount", "--root", &root, "x", "mnt"], &["not an image store"]);
+    home.refused(
+        1,
+        ["mount", "--root", &root, "x", "mnt"],
+        &["not an image store"],
+    );
 }
 
 /// Runs the program in a mount namespace of its own, changed by `change` before.
@@ -199,7 +281,12 @@ fn no_fusermount() {
         return;
     }
     let home = Home::with_layers();
-    let user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let user = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ];
     let hide = "for f in /bin/fusermount /bin/fusermount3; do \
                 [ ! -e $f ] || mount --bind /dev/null $f; done";
     let before = home.snapshot();

@@ -51,10 +51,14 @@ fn relative_layers_and_odd_names() {
     for (name, file) in [("l/a:b", "1"), ("l/c,d", "2"), ("l/e\\f", "3")] {
         std::fs::write(home.path(name).join(file), file).unwrap();
     }
-    let options = r"lowerdir=l/a\:b:l/c\,d:l/e\\f,,upperdir=u\,u,workdir=w w,volatile,private,xino=off";
+    let options =
+        r"lowerdir=l/a\:b:l/c\,d:l/e\\f,,upperdir=u\,u,workdir=w w,volatile,private,xino=off";
     assert_eq!(home.run(["-o", options, "mnt"]).ok(), "");
     for file in ["1", "2", "3"] {
-        assert_eq!(std::fs::read_to_string(home.path("mnt").join(file)).unwrap(), file);
+        assert_eq!(
+            std::fs::read_to_string(home.path("mnt").join(file)).unwrap(),
+            file
+        );
     }
     std::fs::write(home.path("mnt/new"), "new").unwrap();
     assert!(home.path("u,u/new").exists());
@@ -69,18 +73,40 @@ fn two_positionals_and_the_source() {
     let home = Home::with_layers();
     let helper = called(&home, "mount.unionfs");
     let cases: [(PathBuf, &[&str], &str); 4] = [
-        (PROGRAM.into(), &["overlay", "mnt", "-o", "lowerdir=lower"], "unionfs"),
-        (PROGRAM.into(), &["-olowerdir=lower,fsname=my src", "mnt"], "my\\040src"),
-        (helper.clone(), &["layers", "mnt", "-o", "rw,lowerdir=lower"], "layers"),
-        (helper, &["layers", "mnt", "-o", "lowerdir=lower,fsname=x"], "x"),
+        (
+            PROGRAM.into(),
+            &["overlay", "mnt", "-o", "lowerdir=lower"],
+            "unionfs",
+        ),
+        (
+            PROGRAM.into(),
+            &["-olowerdir=lower,fsname=my src", "mnt"],
+            "my\\040src",
+        ),
+        (
+            helper.clone(),
+            &["layers", "mnt", "-o", "rw,lowerdir=lower"],
+            "layers",
+        ),
+        (
+            helper,
+            &["layers", "mnt", "-o", "lowerdir=lower,fsname=x"],
+            "x",
+        ),
     ];
     for (program, args, source) in cases {
-        assert_eq!(Outcome::from(home.command(&program).args(args).output().unwrap()).ok(), "");
+        assert_eq!(
+            Outcome::from(home.command(&program).args(args).output().unwrap()).ok(),
+            ""
+        );
         let mounts = home.mounts();
         assert_eq!(mounts.len(), 1, "{args:?}: {mounts:?}");
         let fields: Vec<&str> = mounts[0].split(' ').collect();
         assert_eq!((fields[0], fields[2]), (source, "fuse.unionfs"));
-        assert!(fields[3].split(',').any(|o| o == "ro"), "no upper is read-only: {fields:?}");
+        assert!(
+            fields[3].split(',').any(|o| o == "ro"),
+            "no upper is read-only: {fields:?}"
+        );
         home.run(["umount", "mnt"]).ok();
     }
 }
@@ -94,7 +120,11 @@ fn flags_of_the_mount() {
     let layers = "lowerdir=lower,upperdir=upper,workdir=work";
     for (extra, present, absent) in [
         ("", "rw", "nodev"),
-        (",nodev,nosuid,noexec,noatime", "nodev,nosuid,noexec,noatime", "ro"),
+        (
+            ",nodev,nosuid,noexec,noatime",
+            "nodev,nosuid,noexec,noatime",
+            "ro",
+        ),
         (",nodev,dev,suid", "rw", "nodev"),
         (",ro", "ro", "rw"),
     ] {
@@ -136,7 +166,10 @@ fn five_hundred_lowers() {
     }
     let options = format!("lowerdir={}", names.join(":"));
     home.run(["-o", &options, "mnt"]).ok();
-    assert_eq!(std::fs::read_to_string(home.path("mnt/top")).unwrap(), "l/0");
+    assert_eq!(
+        std::fs::read_to_string(home.path("mnt/top")).unwrap(),
+        "l/0"
+    );
     assert_eq!(std::fs::read_dir(home.path("mnt")).unwrap().count(), 501);
     home.run(["umount", "mnt"]).ok();
 }
@@ -149,6 +182,9 @@ fn mount_helper_fake_mounts_nothing() {
     let home = Home::with_layers();
     let helper = called(&home, "mount.unionfs");
     let args = ["src", "mnt", "-f", "-o", "lowerdir=lower"];
-    assert_eq!(Outcome::from(home.command(helper).args(args).output().unwrap()).ok(), "");
+    assert_eq!(
+        Outcome::from(home.command(helper).args(args).output().unwrap()).ok(),
+        ""
+    );
     assert_eq!(home.mounts(), Vec::<String>::new());
 }

@@ -20,7 +20,10 @@ fn live_at_once_and_gone_after_umount() {
         home.mount();
         let answer = rustix::fs::statfs(home.path("mnt")).unwrap();
         assert_eq!(answer.f_type as u64, 0x6573_5546, "FUSE's magic at once");
-        assert_eq!(std::fs::read_to_string(home.path("mnt/file")).unwrap(), "lower\n");
+        assert_eq!(
+            std::fs::read_to_string(home.path("mnt/file")).unwrap(),
+            "lower\n"
+        );
         std::fs::write(home.path("mnt/new"), format!("{round}")).unwrap();
         let daemon = home.daemon();
         assert_eq!(home.run(["umount", "mnt"]).ok(), "");
@@ -54,7 +57,9 @@ fn the_daemon_holds_nothing_of_the_caller() {
     assert_eq!((child.wait().unwrap().code(), text.as_str()), (Some(0), ""));
     let daemon = home.daemon();
     assert_eq!(
-        std::fs::read_link(format!("/proc/{daemon}/cwd")).unwrap().to_str(),
+        std::fs::read_link(format!("/proc/{daemon}/cwd"))
+            .unwrap()
+            .to_str(),
         Some("/")
     );
     for fd in 0..3 {
@@ -77,7 +82,10 @@ fn signals_unmount_and_leave_nothing() {
         kill(daemon, signal);
         wait_until("the daemon ends", || !is_running(daemon));
         assert_eq!(home.mounts(), Vec::<String>::new());
-        assert_eq!(std::fs::read_to_string(home.path("upper/written")).unwrap(), "before");
+        assert_eq!(
+            std::fs::read_to_string(home.path("upper/written")).unwrap(),
+            "before"
+        );
         assert_eq!(std::fs::read_dir(home.path("run")).unwrap().count(), 0);
     }
 }
@@ -113,10 +121,14 @@ fn a_dead_mount_is_shown_and_replaced() {
     let dead = std::fs::metadata(home.path("mnt")).unwrap_err();
     assert_eq!(dead.raw_os_error(), Some(libc::ENOTCONN));
     assert_eq!(home.json(["ps", "--json"])[0]["state"], "dead");
-    home.run(["stats", "mnt"]).failed(1, &["mnt", "killed", "unionfs umount"]);
+    home.run(["stats", "mnt"])
+        .failed(1, &["mnt", "killed", "unionfs umount"]);
     home.mount();
     assert_eq!(home.mounts().len(), 1, "the dead one is gone");
-    assert_eq!(std::fs::read_to_string(home.path("mnt/file")).unwrap(), "lower\n");
+    assert_eq!(
+        std::fs::read_to_string(home.path("mnt/file")).unwrap(),
+        "lower\n"
+    );
     let second = home.daemon();
     assert_ne!(second, daemon);
     kill(second, Signal::KILL);
@@ -156,7 +168,8 @@ fn a_busy_mount_stays_unless_lazy() {
     home.mount();
     let daemon = home.daemon();
     let open = std::fs::File::open(home.path("mnt/file")).unwrap();
-    home.run(["umount", "mnt"]).failed(1, &["mnt", "in use", "lazily"]);
+    home.run(["umount", "mnt"])
+        .failed(1, &["mnt", "in use", "lazily"]);
     assert_eq!(home.mounts().len(), 1);
     assert_eq!(home.run(["umount", "--lazy", "mnt"]).ok(), "");
     assert_eq!(home.mounts(), Vec::<String>::new());
@@ -184,7 +197,10 @@ fn foreground() {
         .spawn()
         .unwrap();
     wait_until("mounted", || home.path("mnt/file").exists());
-    assert!(child.try_wait().unwrap().is_none(), "stays in the foreground");
+    assert!(
+        child.try_wait().unwrap().is_none(),
+        "stays in the foreground"
+    );
     kill(i32::try_from(child.id()).unwrap(), Signal::INT);
     let outcome = Outcome::from(child.wait_with_output().unwrap());
     assert_eq!(outcome.ok(), "");

@@ -2,6 +2,9 @@
 //! leaves behind. Mounting tests need root and /dev/fuse; without, they print a skip
 //! (with UNIONFS_REQUIRE_ALL=1 they fail).
 
+// Tests may fail by panicking, also in their helpers.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod bad_input;
 mod fuse_overlayfs_call;
 mod lifecycle;
@@ -11,7 +14,5 @@ mod support;
 // The maker of the sample store, shared with the example.
 #[path = "../../examples/sample-store/builder.rs"]
 mod builder;
-#[path = "../../examples/sample-store/layer_tar.rs"]
-mod layer_tar;
 #[path = "../../examples/sample-store/sample.rs"]
 mod sample;

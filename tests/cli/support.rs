@@ -183,7 +183,10 @@ impl Drop for Home {
 
 /// Whether tests that mount can run; a printed skip, or a failure where all must run.
 pub(crate) fn can_mount() -> bool {
-    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    let device = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse");
     let able = rustix::process::geteuid().is_root() && device.is_ok();
     able || skip("needs root and /dev/fuse")
 }
@@ -211,15 +214,23 @@ fn skip(why: &str) -> bool {
 pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(10), "not within 10 s: {what}");
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "not within 10 s: {what}"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 pub(crate) fn is_running(pid: i32) -> bool {
     // A zombie is no longer running: somebody else's child here.
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().starts_with(" Z"))
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .starts_with(" Z")
+    })
 }
 
 pub(crate) fn kill(pid: i32, signal: rustix::process::Signal) {
