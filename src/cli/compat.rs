@@ -224,7 +224,7 @@ fn stack(options: &MountOptions, read_only: bool) -> anyhow::Result<StackSpec> {
     if options.lowers.is_empty() {
         return Err(Usage("no lower layers given: add -o lowerdir=TOP:…:BOTTOM".into()).into());
     }
-    let dialect = match options.markers {
+    let dialect = match options.markers.unwrap_or_default() {
         Markers::All => Dialect::ALL,
         Markers::Overlay if rustix::process::geteuid().is_root() => Dialect::KERNEL,
         Markers::Overlay => Dialect::KERNEL_USERXATTR,

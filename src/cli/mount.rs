@@ -8,7 +8,7 @@ use anyhow::bail;
 use super::error::Usage;
 use super::fresh::Fresh;
 use super::launch::{self, Request};
-use super::options::{Markers, MountOptions};
+use super::options::MountOptions;
 use super::{checks, open_stores};
 use crate::fuse;
 use crate::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
@@ -141,7 +141,7 @@ fn refuse_layers(options: &MountOptions) -> Result<(), Usage> {
     if options.upper.is_some() || options.work.is_some() {
         return refuse("-o upperdir or workdir");
     }
-    if options.markers != Markers::default() {
+    if options.markers.is_some() {
         return refuse("-o dialect");
     }
     Ok(())

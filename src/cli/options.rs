@@ -50,7 +50,7 @@ pub struct MountOptions {
     /// `redirect_dir=on|off`.
     pub redirect_dir: Option<bool>,
     /// `dialect=all|overlay`.
-    pub markers: Markers,
+    pub markers: Option<Markers>,
     /// `fsname=`: the source shown in /proc/mounts.
     pub fsname: Option<OsString>,
     /// `debug`: log requests.
@@ -145,8 +145,8 @@ impl MountOptions {
             b"redirect_dir" => self.redirect_dir = redirect_dir(value)?,
             b"dialect" => {
                 self.markers = match value {
-                    b"all" => Markers::All,
-                    b"overlay" => Markers::Overlay,
+                    b"all" => Some(Markers::All),
+                    b"overlay" => Some(Markers::Overlay),
                     _ => {
                         return Err(bad(format!(
                             "dialect={} is not known: use dialect=all or dialect=overlay",

@@ -108,7 +108,7 @@ fn other_values() {
     assert_eq!(ok("fsname=a\\,b").fsname, Some("a,b".into()));
     assert_eq!(ok("redirect_dir=on").redirect_dir, Some(true));
     assert_eq!(ok("redirect_dir=nofollow").redirect_dir, Some(false));
-    assert_eq!(ok("dialect=overlay").markers, Markers::Overlay);
+    assert_eq!(ok("dialect=overlay").markers, Some(Markers::Overlay));
     refused("dialect=x", "dialect=all or dialect=overlay");
     refused("redirect_dir=x", "redirect_dir=on");
     refused("upperdir=", "names no directory");
