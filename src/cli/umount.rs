@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::fuse::{self, MountRecord, mountinfo, runtime};
@@ -24,6 +24,9 @@ pub(super) struct Args {
     #[arg(long, short = 'l')]
     lazy: bool,
 }
+
+/// How long the daemon may take to end, in seconds.
+const PATIENCE: i64 = 30;
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let shown = args.mountpoint.display();
@@ -59,9 +62,23 @@ impl Daemon {
         record.is_running().then_some(Self { pidfd })
     }
 
+    /// A mount that other mount namespaces have copies of is served on after it is gone
+    /// from ours, for as long as they like: that is not waited for.
     fn wait(&self, path: &Path) -> anyhow::Result<()> {
+        let limit = Timespec {
+            tv_sec: PATIENCE,
+            tv_nsec: 0,
+        };
         loop {
-            match poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], None) {
+            match poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&limit)) {
+                Ok(0) => {
+                    super::warn(format_args!(
+                        "{} is unmounted, but its daemon still runs: the mount is in use in \
+                         another mount namespace",
+                        path.display()
+                    ));
+                    return Ok(());
+                }
                 Ok(_) => return Ok(()),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(e) => {

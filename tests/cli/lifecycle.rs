@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::{Home, LAYERS, Outcome, PROGRAM, can_mount, is_running, kill, wait_until};
+use crate::support::{
+    Home, LAYERS, Outcome, PROGRAM, can_mount, has_tools, is_running, kill, wait_until,
+};
 
 #[test]
 fn live_at_once_and_gone_after_umount() {
@@ -243,3 +245,37 @@ fn a_failed_mount_is_quick_and_leaves_nothing() {
     assert_eq!(std::fs::read_dir(home.path("run")).unwrap().count(), 0);
     assert!(start.elapsed() < Duration::from_secs(5));
 }
+
+#[test]
+fn a_plain_user_mounts_directories() {
+    if !can_mount() || !has_tools(&["setpriv", "fusermount3"]) {
+        return;
+    }
+    let home = Home::with_layers();
+    // The program must be within the user's reach, wherever it was built.
+    let program = home.path("unionfs");
+    std::fs::copy(PROGRAM, &program).unwrap();
+    for name in ["run", "lower", "lower/file", "upper", "work", "mnt"] {
+        std::os::unix::fs::chown(home.path(name), Some(USER), Some(USER)).unwrap();
+    }
+    let run = |args: &[&str]| -> Outcome {
+        let mut command = home.command("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        let output = command.arg(&program).args(args).output().unwrap();
+        output.into()
+    };
+    assert_eq!(run(&LAYERS).ok(), "");
+    let line = home.mounts().remove(0);
+    let flags = line.split(' ').nth(3).unwrap();
+    for flag in ["nosuid", "nodev", "user_id=65534"] {
+        assert!(flags.split(',').any(|f| f == flag), "no {flag}: {line}");
+    }
+    assert!(line.contains(" fuse.unionfs "), "{line}");
+    assert!(run(&["ps"]).ok().contains("live"));
+    assert!(run(&["stats", "mnt"]).ok().contains("requests"));
+    assert_eq!(run(&["umount", "mnt"]).ok(), "");
+    assert_eq!(home.mounts(), Vec::<String>::new());
+}
+
+/// nobody
+const USER: u32 = 65534;
