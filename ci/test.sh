@@ -10,7 +10,7 @@ command -v cargo >/dev/null || {
     echo "cargo is missing: install Rust 1.88 or newer (rustup.rs)" >&2
     exit 1
 }
-packages=(fuse3 docker.io busybox-static libcap2-bin attr acl jq strace uidmap)
+packages=(fuse3 docker.io busybox-static libcap2-bin attr acl jq strace uidmap fio)
 if [ "$(id -u)" = 0 ] || [ -n "${UNIONFS_REQUIRE_ALL:-}" ]; then
     ci/install.sh "${packages[@]}"
 else

@@ -1,6 +1,6 @@
 //! The command line: one file per command. Called by `main.rs`.
 //!
-//! `mount` and `compat` turn arguments into a [`launch::Request`]; `checks` refuses what
+//! `mount` and `compat` turn arguments into a `launch::Request`; `checks` refuses what
 //! cannot work; `launch` forks the daemon and serves. The other commands only print.
 //!
 //! Exit codes: 0 done, 1 failed, 2 the command line makes no sense. A failure is one line
