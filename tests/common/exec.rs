@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -105,12 +105,26 @@ fn show_stat(meta: &std::fs::Metadata) -> String {
     text
 }
 
+/// d_type as `find -type` names it.
+fn letter(kind: std::fs::FileType) -> char {
+    let table = [
+        (kind.is_file(), 'f'),
+        (kind.is_dir(), 'd'),
+        (kind.is_symlink(), 'l'),
+        (kind.is_fifo(), 'p'),
+        (kind.is_char_device(), 'c'),
+        (kind.is_block_device(), 'b'),
+        (kind.is_socket(), 's'),
+    ];
+    table.iter().find(|t| t.0).map_or('?', |t| t.1)
+}
+
 fn list(entries: std::fs::ReadDir) -> io::Result<String> {
     let mut names = Vec::new();
     for entry in entries {
         let entry = entry?;
-        let kind = entry.file_type()?;
-        names.push(format!("{}:{kind:?}", escape(entry.file_name().as_bytes())));
+        let kind = letter(entry.file_type()?);
+        names.push(format!("{}:{kind}", escape(entry.file_name().as_bytes())));
     }
     names.sort();
     Ok(names.join(" "))
