@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::exec::{self, Answer};
 use super::layers::{self, Form, Layer};
-use super::mount::{Fs, Mounted, Scratch, Stack, UNIONFS};
+use super::mount::{Fs, Mounted, Scratch, Stack, subject};
 use super::script;
 use super::tree::{self, Tree};
 
@@ -26,12 +26,12 @@ impl Fixture {
 
     /// unionfs over `layers`, top first, with an empty upper.
     pub fn new(layers: &[Layer]) -> Self {
-        Self::with(&UNIONFS, layers, Form::Kernel, true)
+        Self::with(&subject(), layers, Form::Kernel, true)
     }
 
     /// unionfs over `layers` without an upper.
     pub fn read_only(layers: &[Layer]) -> Self {
-        Self::with(&UNIONFS, layers, Form::Kernel, false)
+        Self::with(&subject(), layers, Form::Kernel, false)
     }
 
     /// Any implementation over `layers` written in `form`.

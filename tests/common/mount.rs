@@ -132,6 +132,17 @@ pub const KERNEL: Fs = Fs::Kernel("index=on,redirect_dir=on,metacopy=off,xino=au
 /// unionfs without further options.
 pub const UNIONFS: Fs = Fs::Unionfs("");
 
+/// What the tests are about: unionfs. To check a test's own expectations, or to see how
+/// another program does, `UNIONFS_TEST_AS=kernel` takes kernel overlayfs instead, and
+/// any other value is the path of a program called like fuse-overlayfs.
+pub fn subject() -> Fs {
+    match std::env::var_os("UNIONFS_TEST_AS") {
+        None => UNIONFS,
+        Some(name) if name == "kernel" => KERNEL,
+        Some(program) => Fs::Program(program.into()),
+    }
+}
+
 /// The built binary.
 pub fn unionfs_binary() -> &'static str {
     env!("CARGO_BIN_EXE_unionfs")
@@ -205,7 +216,7 @@ fn describe(program: &Path, output: &Output) -> String {
 
 fn magic(path: &Path) -> i64 {
     // ENOTCONN of a dead mount counts as "not live".
-    rustix::fs::statfs(path).map_or(0, |s| s.f_type as i64)
+    rustix::fs::statfs(path).map_or(0, |s| s.f_type)
 }
 
 /// Whether kernel overlayfs is mounted at `path`.

@@ -13,7 +13,7 @@ fn from_lower_to_lower_and_new() {
         ("copyrange plain.txt 6 new 2 4", "4"),
         ("read new", "\"\\x00\\x00file\""),
         ("copyrange top.txt 0 both.txt 5 3", "3"),
-        ("read both.txt", "\"from\\x20topetop\\x20layer\\x0a\""),
+        ("read both.txt", "\"from\\x20top\\x20top\\x20layer\\x0a\""),
         ("copyrange plain.txt 100 new 0 10", "0"),
         ("copyrange no 0 new 0 10", "ENOENT"),
     ]);

@@ -2,7 +2,7 @@
 
 use crate::common::fixture::Fixture;
 use crate::common::layers::{self, FORMS, Form, Layer};
-use crate::common::mount::{KERNEL, UNIONFS};
+use crate::common::mount::{KERNEL, subject};
 use crate::common::need_mounts;
 use crate::common::tree::{self, Mask};
 
@@ -13,7 +13,7 @@ fn every_form_reads_as_the_kernels() {
     let layers = layers::standard();
     let oracle = Fixture::with(&KERNEL, &layers, Form::Kernel, false).tree();
     for form in FORMS {
-        let union = Fixture::with(&UNIONFS, &layers, form, false);
+        let union = Fixture::with(&subject(), &layers, form, false);
         let what = format!("{form:?}");
         tree::assert_same(&what, &oracle, &union.tree(), &Mask::ALL);
     }
@@ -24,7 +24,7 @@ fn every_form_reads_as_the_kernels() {
 fn lookups_obey_every_form() {
     need_mounts!();
     for form in FORMS {
-        let f = Fixture::with(&UNIONFS, &layers::standard(), form, true);
+        let f = Fixture::with(&subject(), &layers::standard(), form, true);
         for path in ["removed.txt", "removed-dir", "merged/gone", "opaque/old"] {
             assert!(!f.at(path).exists(), "{form:?}: {path}");
         }
@@ -39,7 +39,7 @@ fn lookups_obey_every_form() {
 fn changes_over_every_form() {
     need_mounts!();
     for form in FORMS {
-        let mut f = Fixture::with(&UNIONFS, &layers::standard(), form, true);
+        let mut f = Fixture::with(&subject(), &layers::standard(), form, true);
         f.ok("create removed.txt 600
               mkdir removed-dir 755
               unlink merged/bottom
@@ -82,6 +82,6 @@ fn mixed_forms() {
         upper: None,
         mnt: scratch.dir("mnt"),
     };
-    let f = Fixture::over(&UNIONFS, scratch, stack);
+    let f = Fixture::over(&subject(), scratch, stack);
     f.expect(&[("readdir d", "g0:f g1:f g2:f g3:f g4:f g5:f")]);
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::common::fixture::Fixture;
 use crate::common::layers::{self, Form, Layer};
-use crate::common::mount::{Scratch, Stack, UNIONFS};
+use crate::common::mount::{Scratch, Stack, subject};
 use crate::common::need_mounts;
 use crate::common::tree;
 
@@ -19,7 +19,7 @@ fn with_outside(make: impl FnOnce(&str) -> Vec<Layer>) -> (Fixture, PathBuf) {
         upper: Some((scratch.dir("upper"), scratch.dir("work"))),
         mnt: scratch.dir("mnt"),
     };
-    (Fixture::over(&UNIONFS, scratch, stack), outside)
+    (Fixture::over(&subject(), scratch, stack), outside)
 }
 
 /// The directory may answer with an error or with less, but never with the secret.

@@ -83,7 +83,7 @@ fn names_are_bytes_up_to_255() {
         ("create \\x80\\xbf 644", ""),
         (
             "stat new\\x0aline",
-            "mode 100644 owner 0:0 size 24 nlink 1 rdev 0",
+            "mode 100644 owner 0:0 size 20 nlink 1 rdev 0",
         ),
     ]);
 }

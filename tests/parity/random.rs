@@ -12,10 +12,10 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
 use crate::common::layers::{Layer, Node};
-use crate::common::mount::{Fs, KERNEL};
+use crate::common::mount::{Fs, KERNEL, subject};
 use crate::common::need_mounts;
 use crate::common::script::{Flags, Op};
-use crate::runner::{Case, compare, subject};
+use crate::runner::{Case, compare};
 
 /// What a layer has under a name.
 #[derive(Clone, Debug)]

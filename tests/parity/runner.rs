@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use crate::common::exec::{self, Answer};
 use crate::common::layers::{self, Form, Layer};
-use crate::common::mount::{Fs, Scratch, Stack, UNIONFS};
+use crate::common::mount::{Fs, Scratch, Stack};
 use crate::common::script::Op;
 use crate::common::tree::{self, Mask, Tree};
 use crate::common::upper;
@@ -112,15 +112,6 @@ fn diff_answers(script: &[Op], left: &[Answer], right: &[Answer]) -> Vec<String>
     rows.filter(|(_, (_, (l, r)))| l != r)
         .map(|(n, (op, (l, r)))| format!("{n}: {op}: left {l:?}, right {r:?}"))
         .collect()
-}
-
-/// What is compared with the kernel: unionfs, or to see how another program called like
-/// fuse-overlayfs does, the one in `UNIONFS_PARITY_PEER`.
-pub(crate) fn subject() -> Fs {
-    match std::env::var_os("UNIONFS_PARITY_PEER") {
-        Some(program) => Fs::Program(program.into()),
-        None => UNIONFS,
-    }
 }
 
 /// Runs the case on both; the differences, empty when there are none.
