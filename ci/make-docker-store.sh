@@ -1,0 +1,216 @@
+#!/bin/bash
+# ci/make-docker-store.sh OUTDIR: a real Docker store to test against.
+#
+# Starts a private dockerd (own mount and network namespace, own cgroup, no network),
+# builds images that hold every kind of entry and change, makes containers, stops
+# dockerd again. Called by tests/store (which keeps the result in target/) and by CI.
+#
+#   OUTDIR/docker/                 dockerd's data root
+#   OUTDIR/facts/images.json       `docker inspect` of all images
+#   OUTDIR/facts/containers.json   `docker inspect` of all containers
+#   OUTDIR/facts/history/IMAGE     `docker history`, a JSON line per step
+#   OUTDIR/truth/CONTAINER.tar     `docker export`; of-IMAGE is a fresh container of IMAGE
+#   OUTDIR/log/                    what dockerd and the builds said
+#   OUTDIR/complete                exists when all went well
+#
+# Needs root and: docker.io busybox-static libcap2-bin attr (Debian). About a minute.
+set -euo pipefail
+
+[ $# = 1 ] || { echo "usage: $0 OUTDIR" >&2; exit 2; }
+[ "$(id -u)" = 0 ] || { echo "$0: must be root to run dockerd" >&2; exit 2; }
+for tool in dockerd docker containerd runc busybox setcap setfattr unshare; do
+    command -v $tool > /dev/null || { echo "$0: $tool is missing; apt-get install docker.io busybox-static libcap2-bin attr" >&2; exit 2; }
+done
+mkdir -p "$1"
+out=$(realpath "$1")
+[ -z "$(ls -A "$out")" ] || { echo "$0: $out is not empty" >&2; exit 2; }
+mkdir -p "$out"/{docker,facts/history,truth,log}
+
+run=$(mktemp -d /tmp/uds.XXXXXX)    # short: Unix sockets live here
+cgroup=unionfs-test-$$
+daemon=
+
+stop_dockerd() {
+    [ -n "$daemon" ] || return 0
+    kill -TERM "$daemon" 2> /dev/null || true
+    for _ in $(seq 200); do kill -0 "$daemon" 2> /dev/null || break; sleep 0.1; done
+    if kill -0 "$daemon" 2> /dev/null; then
+        echo "$0: dockerd does not stop, killing it" >&2
+        kill -KILL "$daemon" || true
+        [ ! -s "$run/x/containerd/containerd.pid" ] || kill -KILL "$(cat "$run/x/containerd/containerd.pid")" || true
+    fi
+    wait "$daemon" 2> /dev/null || true
+    daemon=
+}
+cleanup() {
+    status=$?
+    stop_dockerd
+    find /sys/fs/cgroup -depth -type d -path "*/$cgroup*" -exec rmdir {} + 2> /dev/null || true
+    rm -rf "$run"
+    exit $status
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+# ------------------------------------------------------------------ the base image
+root=$run/root
+mkdir -p "$root"/{bin,etc,tmp,proc,sys,dev,root,data,steps}
+chmod 1777 "$root/tmp"
+chmod 700 "$root/root"
+cp -L "$(command -v busybox)" "$root/bin/busybox"
+for applet in sh ls cat cp mv rm rmdir mkdir ln chmod chown touch mknod mkfifo dd seq printf true sleep; do
+    ln -s busybox "$root/bin/$applet"
+done
+echo 'NAME=base' > "$root/etc/os-release"
+echo 'root:x:0:0:root:/root:/bin/sh' > "$root/etc/passwd"
+(
+    cd "$root/data"
+    for name in keep change append truncate chmod chown touch delete to-dir to-link move; do
+        echo "base $name" > $name
+    done
+    mkdir -p deleted/b opaque/sub merged emptied dir-to-file dir-to-link moved/in/ner links special modes owners times many
+    echo 1 > deleted/a; echo 2 > deleted/b/c
+    for name in old1 old2 sub/old3; do echo "$name" > opaque/$name; done
+    echo base > merged/base; touch emptied/{1,2,3}; echo in > dir-to-file/in; echo in > dir-to-link/in
+    echo deep > moved/in/ner/file
+    echo hard > links/a; ln links/a links/b; ln links/a links/c
+    ln -s ../keep links/relative; ln -s /data/keep links/absolute; ln -s nowhere links/dangling
+    ln -s loop links/loop; ln -s "$(printf 'x%.0s' $(seq 900))" links/long
+    mkfifo special/fifo; mknod special/null c 1 3; mknod special/loop0 b 7 0; mknod special/gone c 1 5
+    echo s > modes/suid; chmod 4755 modes/suid; echo s > modes/sgid; chmod 2711 modes/sgid
+    echo n > modes/none; chmod 0 modes/none; mkdir modes/sticky modes/sgid-dir; chmod 1777 modes/sticky; chmod 2775 modes/sgid-dir
+    for id in 1000 65534 2000000000; do echo $id > owners/$id; chown $id:$id owners/$id; done
+    echo e > times/epoch; touch -d @0 times/epoch
+    echo n > times/nanoseconds; touch -d '2020-01-02 03:04:05.123456789' times/nanoseconds
+    echo f > times/future; touch -d 2100-01-01 times/future
+    cp -L "$root/bin/busybox" capable; setcap cap_net_raw+ep capable
+    echo x > attributed; setfattr -n user.note -v value attributed
+    seq 300000 > big; truncate -s 3M sparse; echo end >> sparse; : > empty
+    for i in $(seq 500); do echo $i > many/$i; done
+    deep=nested
+    for i in $(seq 10); do deep=$deep/$(printf "$((i % 10))%.0s" $(seq 120)); done
+    mkdir -p $deep; echo deep > $deep/file
+    mkdir names; cd names
+    for name in "$(printf 'n%.0s' $(seq 255))" $'\377\376not-utf8' $'new\nline' ' space ' 'back\slash' 'a:b,c=d' \
+        $'\303\251' $'e\314\201' '...' '-dash' '.wh' 'wh.x' CASE case; do
+        printf '%s' "$name" > "./$name"
+    done
+)
+
+# One shell script a layer, run in the image.
+step() { cat > "$root/steps/$1"; }
+step add << 'STEP'
+set -e; cd /data; mkdir -p added/deeper added/empty; echo new > added/file; echo new > added/deeper/file; echo added > merged/added
+STEP
+step change << 'STEP'
+set -e; cd /data; echo changed > change; echo more >> append; : > truncate; chmod 600 chmod; chown 12:34 chown
+touch -d '2001-02-03 04:05:06' touch; chmod 711 merged; printf X | dd of=big bs=1 seek=1000000 conv=notrunc 2> /dev/null
+printf Y | dd of=sparse bs=1 seek=5000 conv=notrunc 2> /dev/null; echo NAME=app > /etc/os-release; chown -h 7:8 links/absolute
+STEP
+step delete << 'STEP'
+set -e; cd /data; rm delete special/gone links/dangling links/b emptied/1 emptied/2 emptied/3 many/1*; rm -r deleted
+STEP
+step opaque << 'STEP'
+set -e; cd /data; rm -r opaque; mkdir -p opaque/sub; echo new > opaque/new; echo replaced > opaque/old1; echo y > opaque/sub/y
+STEP
+step types << 'STEP'
+set -e; cd /data; rm to-dir to-link special/fifo; rm -r dir-to-file dir-to-link
+mkdir to-dir; echo in > to-dir/in; ln -s keep to-link; echo file > dir-to-file; ln -s merged dir-to-link; echo file > special/fifo
+STEP
+step again << 'STEP'
+set -e; cd /data; echo back > delete; mkdir deleted; echo back > deleted/a; mv moved moved2; mv move move2; mv added/deeper added/deeper2
+rm -r opaque/sub; mkdir opaque/sub; echo z > opaque/sub/z
+STEP
+step links << 'STEP'
+set -e; cd /data; ln keep added/keep; echo more >> links/a; ln links/c links/d; echo n > added/h1; ln added/h1 added/h2
+mkdir added/d; ln added/h1 added/d/h3; mkfifo -m 640 special/fifo2; mknod special/zero c 1 5; chmod 755 modes/suid; chmod 3777 modes/sgid-dir
+STEP
+step second << 'STEP'
+set -e; cd /data; rm -r added many; mkdir many; echo only > many/only; rm names/CASE; rm -r opaque; echo file > opaque
+STEP
+step container << 'STEP'
+set -e; cd /data; echo rw > new; echo rw >> keep; rm change; rm -r merged; mkdir merged; echo rw > merged/rw; chmod 640 append
+ln new new2; mkfifo fifo; mv times times2; rm -r /steps; echo x > /tmp/x; rm many/2*
+STEP
+tar -C "$root" --xattrs --xattrs-include='*' --numeric-owner --sort=name -cf "$run/base.tar" .
+
+context=$run/context
+mkdir -p "$context/tree/sub" "$run/added"
+echo copied > "$context/tree/file"; echo copied > "$context/tree/sub/file"; ln -s file "$context/tree/link"; echo over > "$context/keep"
+echo a > "$run/added/a"; ln "$run/added/a" "$run/added/b"; cp -L "$root/bin/busybox" "$run/added/capable"
+chown -R 321:321 "$run/added"; setcap cap_chown+ep "$run/added/capable"
+tar -C "$run/added" --xattrs --xattrs-include='*' --numeric-owner -czf "$context/added.tar.gz" .
+{
+    echo FROM base:1
+    for name in add change delete opaque types again links; do echo "RUN sh /steps/$name"; done
+    echo 'COPY tree /data/copied/'; echo 'ADD added.tar.gz /data/untarred/'
+    echo 'ENV KEY=value'; echo 'WORKDIR /work/dir'; echo 'CMD ["/bin/sh"]'
+} > "$context/Dockerfile.app"
+printf 'FROM app:1\nRUN sh /steps/second\nCOPY --chown=5:6 keep /data/keep\nLABEL v=2\n' > "$context/Dockerfile.app2"
+printf 'FROM scratch\nCOPY tree /\n' > "$context/Dockerfile.scratch"
+{
+    echo FROM base:1
+    for i in $(seq 40); do
+        seq "$i" > "$context/layer$i"
+        echo "COPY layer$i /deep/$((i % 7))/shared"
+    done
+} > "$context/Dockerfile.deep"
+
+# ------------------------------------------------------------------ dockerd
+export DOCKER_HOST=unix://$run/sock DOCKER_CONFIG=$run/client DOCKER_BUILDKIT=0
+unset DOCKER_CONTEXT
+echo "{\"deprecated-key-path\": \"$run/key.json\"}" > "$run/daemon.json"
+unshare --mount --net --propagation private sh -c '
+    mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup
+    exec "$@"' sh \
+    dockerd --config-file "$run/daemon.json" --data-root "$out/docker" --exec-root "$run/x" --pidfile "$run/pid" \
+    --host "$DOCKER_HOST" --group "$(id -gn)" --storage-driver overlay2 --shutdown-timeout 5 \
+    --cgroup-parent "/$cgroup" --exec-opt native.cgroupdriver=cgroupfs \
+    --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false --userland-proxy=false \
+    > "$out/log/dockerd" 2>&1 < /dev/null &
+daemon=$!
+d() { timeout 300 docker "$@"; }
+ready=
+for _ in $(seq 150); do
+    if d version > /dev/null 2>&1; then ready=1; break; fi
+    kill -0 "$daemon" 2> /dev/null || break
+    sleep 0.1
+done
+[ -n "$ready" ] || { tail -5 "$out/log/dockerd" >&2; echo "$0: dockerd does not start" >&2; exit 1; }
+
+build() {
+    d build --network none --no-cache --rm -f "$context/Dockerfile.$1" "${@:2}" "$context" > "$out/log/build-$1" 2>&1 \
+        || { tail -5 "$out/log/build-$1" >&2; exit 1; }
+}
+d import --change 'CMD ["/bin/sh"]' "$run/base.tar" base:1 > /dev/null
+d tag base:1 base:latest
+build app -t app:1
+d tag app:1 registry.example:5000/team/app:v1
+build app2 -t app:2
+build scratch -t scratch:1
+build deep -t deep:1
+build scratch                        # again, without a name
+start() { d run --network none --name "$@" > /dev/null; }
+start changed app:1 sh /steps/container
+start deepest deep:1 sh -c 'echo rw >> /deep/3/shared; rm /data/keep'
+start dot-wh base:1 sh -c 'echo no-whiteout > /data/.wh.keep; mkdir /data/.wh..wh..opq'
+start stopped -d app:2 sleep 1000
+d kill stopped > /dev/null
+d wait stopped > /dev/null
+d commit changed committed:1 > /dev/null
+for image in base:1 app:1 app:2 deep:1 committed:1; do
+    d create --name "of-${image/:/-}" --network none $image sh > /dev/null
+done
+d create --name of-scratch-1 --network none scratch:1 /file > /dev/null
+
+for image in base:1 app:1 app:2 deep:1 committed:1 scratch:1; do
+    d history --no-trunc --human=false --format '{{json .}}' $image > "$out/facts/history/$image"
+done
+# Unquoted: one word per ID.
+d inspect $(d images -a -q --no-trunc | sort -u) > "$out/facts/images.json"
+d inspect $(d ps -a -q --no-trunc) > "$out/facts/containers.json"
+for name in $(d ps -a --format '{{.Names}}'); do
+    d export -o "$out/truth/$name.tar" "$name"
+done
+stop_dockerd
+touch "$out/complete"

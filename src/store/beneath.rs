@@ -1,0 +1,180 @@
+//! Reading below a store's root, and nowhere else: every path is resolved by the
+//! kernel with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`, every file's size
+//! is bounded before it is read. Called by the other files of `store`.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::error::{Error, Result};
+
+/// The most read from a file that holds one digest, ID or number, in bytes.
+pub(crate) const SMALL: u64 = 4 << 10;
+
+/// A directory whose inside is read as hostile data.
+#[derive(Debug)]
+pub(crate) struct Beneath {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Beneath {
+    /// Opens the root itself; only here may a symlink be followed.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let path = std::fs::canonicalize(path)
+            .map_err(|e| Error::io("open", path, Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&path, flags, Mode::empty())
+            .map_err(|e| Error::io("open", &path, e))?;
+        Ok(Self { path, fd })
+    }
+
+    /// The root, absolute and without symlinks.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The absolute form of a path below the root, for messages and results.
+    pub(crate) fn full(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.path.join(relative)
+    }
+
+    fn open_at(&self, relative: &Path, flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
+        rustix::fs::openat2(
+            &self.fd,
+            relative,
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+        )
+    }
+
+    fn error(&self, action: &'static str, relative: &Path, errno: Errno) -> Error {
+        let path = self.full(relative);
+        match errno {
+            Errno::LOOP | Errno::XDEV => Error::Symlink { path },
+            errno => Error::io(action, &path, errno),
+        }
+    }
+
+    /// The bytes of a regular file of at most `limit` bytes; `None` where there is none.
+    pub(crate) fn read(&self, relative: impl AsRef<Path>, limit: u64) -> Result<Option<Vec<u8>>> {
+        let relative = relative.as_ref();
+        // NONBLOCK: opening a FIFO must not hang.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let fd = match self.open_at(relative, flags) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            // A socket cannot be opened at all.
+            Err(Errno::NXIO) => {
+                return Err(Error::NotAFile {
+                    path: self.full(relative),
+                });
+            }
+            Err(errno) => return Err(self.error("read", relative, errno)),
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(|e| self.error("read", relative, e))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Error::NotAFile {
+                path: self.full(relative),
+            });
+        }
+        let too_large = || Error::TooLarge {
+            path: self.full(relative),
+            limit,
+        };
+        let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
+        if size > limit {
+            return Err(too_large());
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+        // One more than allowed, so that a file that grows meanwhile is noticed.
+        let mut file = std::io::Read::take(std::fs::File::from(fd), limit + 1);
+        std::io::Read::read_to_end(&mut file, &mut bytes).map_err(|e| {
+            let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
+            self.error("read", relative, errno)
+        })?;
+        if bytes.len() as u64 > limit {
+            return Err(too_large());
+        }
+        Ok(Some(bytes))
+    }
+
+    /// A directory below the root; `None` where there is none.
+    fn dir(&self, relative: &Path, flags: OFlags) -> Result<Option<OwnedFd>> {
+        match self.open_at(relative, flags | OFlags::DIRECTORY) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(self.error("open", relative, errno)),
+        }
+    }
+
+    /// The names in a directory, sorted; none where there is no such directory.
+    pub(crate) fn list(&self, relative: impl AsRef<Path>) -> Result<Vec<OsString>> {
+        let relative = relative.as_ref();
+        let Some(fd) = self.dir(relative, OFlags::RDONLY)? else {
+            return Ok(Vec::new());
+        };
+        let fail = |errno| self.error("list", relative, errno);
+        let mut names = Vec::new();
+        for entry in Dir::new(fd).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(OsStr::from_bytes(name).to_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Whether something of that name exists, of whatever kind.
+    pub(crate) fn exists(&self, relative: impl AsRef<Path>) -> Result<bool> {
+        let relative = relative.as_ref();
+        match self.open_at(relative, OFlags::PATH | OFlags::NOFOLLOW) {
+            Ok(_) | Err(Errno::LOOP) => Ok(true),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Err(errno) => Err(self.error("look up", relative, errno)),
+        }
+    }
+
+    /// The absolute path of a layer's directory, after making sure that it is one.
+    pub(crate) fn layer_dir(&self, relative: impl AsRef<Path>) -> Result<PathBuf> {
+        let relative = relative.as_ref();
+        let path = self.full(relative);
+        match self.dir(relative, OFlags::PATH) {
+            Ok(Some(_)) => Ok(path),
+            Ok(None) => Err(Error::LayerDirMissing { path }),
+            Err(Error::Io {
+                source: Errno::NOTDIR,
+                ..
+            }) => Err(Error::LayerNotDirectory { path }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where the symlink `name` in a directory points; `None` where there is no such
+    /// entry. The directory itself is reached without symlinks.
+    pub(crate) fn link(&self, dir: &str, name: &str) -> Result<Option<OsString>> {
+        let relative = Path::new(dir).join(name);
+        let Some(fd) = self.dir(Path::new(dir), OFlags::PATH)? else {
+            return Ok(None);
+        };
+        match rustix::fs::readlinkat(&fd, name, Vec::new()) {
+            Ok(target) => Ok(Some(OsString::from_vec(target.into_bytes()))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(self.error("read link", &relative, errno)),
+        }
+    }
+
+    /// The owner of the root directory.
+    pub(crate) fn owner(&self) -> Result<u32> {
+        let stat = rustix::fs::statat(&self.fd, "", AtFlags::EMPTY_PATH)
+            .map_err(|e| Error::io("stat", &self.path, e))?;
+        Ok(stat.st_uid)
+    }
+}

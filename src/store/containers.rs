@@ -1,0 +1,164 @@
+//! Containers' read-write layers, through `layerdb/mounts`. Called by `stores`.
+//!
+//! A container's own layer lies on an init layer (files Docker puts over the image:
+//! .dockerenv, etc/hosts …), which lies on the image's layers. Names are not in
+//! layerdb: they are read from `containers/<id>/config.v2.json` where that exists.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::error::{Error, Result};
+use super::image::Layer;
+use super::layerdb::CacheId;
+use super::single::{Cache, Store, layer_of};
+use super::{Digest, json};
+use crate::layer::{LayerSpec, StackSpec, UpperSpec};
+
+/// The most that is read of a config.v2.json, in bytes.
+const LIMIT: u64 = 8 << 20;
+
+/// A container's layers.
+#[derive(Clone, Debug)]
+pub struct Container {
+    /// Its full ID.
+    pub id: CacheId,
+    /// Its name, where Docker keeps one.
+    pub name: Option<String>,
+    /// The chain ID of the image's top layer; `None` if the image has no layers.
+    pub parent: Option<Digest>,
+    /// The image's layers, base first.
+    pub layers: Vec<Layer>,
+    /// Docker's layer between image and container.
+    pub init: Option<LayerSpec>,
+    /// The container's own layer and its work directory.
+    pub upper: UpperSpec,
+    /// Whether Docker has it mounted or calls it running.
+    pub running: bool,
+}
+
+#[derive(Deserialize, Default)]
+struct RawContainer {
+    #[serde(rename = "ID")]
+    id: Option<String>,
+    #[serde(rename = "Name")]
+    name: Option<String>,
+    #[serde(rename = "State")]
+    state: Option<RawState>,
+}
+
+#[derive(Deserialize, Default)]
+struct RawState {
+    #[serde(rename = "Running")]
+    running: Option<bool>,
+}
+
+impl Container {
+    /// The stack to mount. Writable: changes go to the container's layer, which must
+    /// not be in use. Otherwise that layer is the topmost lower.
+    pub fn stack(&self, writable: bool) -> Result<StackSpec> {
+        if writable && self.running {
+            let id = self.id.to_string();
+            return Err(Error::ContainerRunning { id });
+        }
+        let below = self.layers.iter().rev().map(|layer| layer.spec.clone());
+        let below = self.init.iter().cloned().chain(below);
+        let own = (!writable).then(|| self.upper.layer.clone());
+        Ok(StackSpec {
+            lowers: own.into_iter().chain(below).collect(),
+            data_only: Vec::new(),
+            upper: writable.then(|| self.upper.clone()),
+        })
+    }
+}
+
+/// Docker's description of a container; `None` where there is none that fits.
+fn describe(store: &Store, id: &CacheId) -> Option<RawContainer> {
+    let file = Path::new("containers")
+        .join(id.as_str())
+        .join("config.v2.json");
+    // It only gives names: whatever is wrong with it, the ID still works.
+    let bytes = store.root.read(&file, LIMIT).ok()??;
+    let raw: RawContainer = json::parse(&file, &bytes).ok()?;
+    (raw.id.as_deref() == Some(id.as_str())).then_some(raw)
+}
+
+/// Whether the container is called that, with or without Docker's leading slash.
+pub(crate) fn has_name(store: &Store, id: &CacheId, name: &str) -> bool {
+    let bare = |name: &str| name.strip_prefix('/').unwrap_or(name).to_owned();
+    let theirs = describe(store, id).and_then(|raw| raw.name);
+    theirs.is_some_and(|theirs| !theirs.is_empty() && bare(&theirs) == bare(name))
+}
+
+/// Reads and verifies a container's layers.
+pub(crate) fn load(store: &Store, id: &CacheId) -> Result<Container> {
+    let layerdb = store.layerdb();
+    let mount = layerdb.mount(id)?.ok_or_else(|| Error::UnknownContainer {
+        name: id.to_string(),
+        searched: vec![store.root().to_owned()],
+    })?;
+    let diffs = match &mount.parent {
+        Some(parent) => layerdb.diffs_below(parent)?,
+        None => Vec::new(),
+    };
+    let layers = store.layers(&diffs, &mut Cache::new())?;
+    let top = layers.last();
+    if let (Some(parent), Some(top)) = (mount.parent, top)
+        && top.record.chain_id != parent
+    {
+        return Err(Error::ChainMismatch {
+            path: store
+                .root
+                .full(layerdb.dir.join("sha256").join(parent.hex())),
+            found: format!("the layers of {}", top.record.chain_id),
+            expected: parent.to_string(),
+        });
+    }
+    let driver = &store.driver;
+    let top = top.map(|layer| &layer.dir);
+    let init = mount.init_id.as_ref();
+    let init = init
+        .map(|init| driver.layer(&store.root, init, top))
+        .transpose()?;
+    let own = driver.layer(&store.root, &mount.mount_id, init.as_ref().or(top))?;
+    let work = driver.work(&store.root, &mount.mount_id)?;
+    let raw = describe(store, id).unwrap_or_default();
+    let called_running = raw.state.and_then(|s| s.running).unwrap_or(false);
+    Ok(Container {
+        id: id.clone(),
+        name: raw
+            .name
+            .map(|name| name.trim_start_matches('/').to_owned())
+            .filter(|name| !name.is_empty()),
+        parent: mount.parent,
+        layers: layers.iter().map(|layer| layer_of(layer)).collect(),
+        init: init.map(|init| init.spec),
+        running: called_running || is_mounted(&own.spec.path.with_file_name("merged")),
+        upper: UpperSpec {
+            layer: own.spec,
+            work,
+        },
+    })
+}
+
+/// Whether a directory is a mount point in this mount namespace.
+fn is_mounted(path: &PathBuf) -> bool {
+    use rustix::fs::{AtFlags, CWD, StatxFlags};
+    let stat = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
+    stat.is_ok_and(|stat| {
+        let mount_root = rustix::fs::StatxAttributes::MOUNT_ROOT;
+        stat.stx_attributes.contains(mount_root)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_recognised() {
+        assert!(is_mounted(&PathBuf::from("/proc")));
+        assert!(!is_mounted(&PathBuf::from("/proc/self")));
+        assert!(!is_mounted(&PathBuf::from("/no/such/directory")));
+    }
+}

@@ -1,0 +1,136 @@
+//! The layout that the drivers overlay2 and fuse-overlayfs share. Called through
+//! [`super::Driver`].
+//!
+//! ```text
+//! overlay2/<cache id>/diff/      the layer's files
+//!                     link       26 characters: the layer's short name
+//!                     lower      l/<parent's link>:<parent's lower>; absent for a base layer
+//!                     work/      absent for a base layer
+//! overlay2/l/<26 characters>     -> ../<cache id>/diff
+//! ```
+//! (moby, daemon/graphdriver/overlay2/overlay.go.) The chain of image layers is known
+//! from layerdb; `link`, `lower` and `l/` must agree with it.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+
+use super::{Driver, LayerDir};
+use crate::layer::{Dialect, LayerSpec};
+use crate::store::beneath::{Beneath, SMALL};
+use crate::store::error::{Error, Result, excerpt};
+use crate::store::layerdb::CacheId;
+
+/// The most read of a `lower` file, in bytes: 500 layers of 29 bytes fit.
+const LOWER: u64 = 64 << 10;
+
+#[derive(Debug)]
+pub(super) struct Overlay2 {
+    name: &'static str,
+    dialect: Dialect,
+}
+
+impl Overlay2 {
+    /// The driver on the kernel's overlayfs.
+    pub(super) fn kernel(owner: u32) -> Self {
+        // A rootless dockerd mounts with `userxattr` and writes user.overlay.*; only a
+        // privileged process can read trusted.overlay.* at all.
+        let dialect = match owner == 0 && privileged() {
+            true => Dialect::KERNEL,
+            false => Dialect::KERNEL_USERXATTR,
+        };
+        Self {
+            name: "overlay2",
+            dialect,
+        }
+    }
+
+    /// The driver on fuse-overlayfs, which writes every kind of marker.
+    pub(super) fn fuse_overlayfs() -> Self {
+        Self {
+            name: "fuse-overlayfs",
+            dialect: Dialect::ALL,
+        }
+    }
+
+    fn path(&self, id: &CacheId, file: &str) -> PathBuf {
+        PathBuf::from(self.name).join(id.as_str()).join(file)
+    }
+
+    /// The layer's short name, checked to lead back to the layer.
+    fn link(&self, root: &Beneath, id: &CacheId) -> Result<String> {
+        let file = self.path(id, "link");
+        let path = root.full(&file);
+        let bytes = root
+            .read(&file, SMALL)?
+            .ok_or_else(|| Error::LayerDirMissing { path: path.clone() })?;
+        let link = bytes.trim_ascii();
+        let plain = |b: &u8| b.is_ascii_uppercase() || b.is_ascii_digit();
+        let link = match std::str::from_utf8(link) {
+            Ok(text) if text.len() == 26 && link.iter().all(plain) => text,
+            _ => {
+                return Err(Error::Malformed {
+                    path,
+                    found: excerpt(&bytes),
+                    expected: "a short name of 26 capital letters and digits",
+                });
+            }
+        };
+        let dir = format!("{}/l", self.name);
+        let expected = format!("../{id}/diff");
+        let target = root.link(&dir, link)?;
+        if target.as_ref().is_none_or(|t| t != expected.as_str()) {
+            return Err(Error::BadLink {
+                path: root.full(dir).join(link),
+                found: target.map_or("nothing".to_owned(), |t| excerpt(t.as_bytes())),
+                expected,
+            });
+        }
+        Ok(link.to_owned())
+    }
+}
+
+impl Driver for Overlay2 {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn layer(&self, root: &Beneath, id: &CacheId, parent: Option<&LayerDir>) -> Result<LayerDir> {
+        let path = root.layer_dir(self.path(id, "diff"))?;
+        let link = self.link(root, id)?;
+        let file = self.path(id, "lower");
+        let lower = root.read(&file, LOWER)?;
+        let expected = parent.map(|parent| parent.chain.as_str());
+        if lower.as_deref().map(<[u8]>::trim_ascii) != expected.map(str::as_bytes) {
+            let text = |l: Option<&[u8]>| l.map_or("nothing".to_owned(), excerpt);
+            return Err(Error::ChainMismatch {
+                path: root.full(file),
+                found: text(lower.as_deref()),
+                expected: text(expected.map(str::as_bytes)),
+            });
+        }
+        let chain = match expected {
+            Some(below) => format!("l/{link}:{below}"),
+            None => format!("l/{link}"),
+        };
+        let dialect = self.dialect;
+        Ok(LayerDir {
+            spec: LayerSpec { path, dialect },
+            chain,
+        })
+    }
+
+    fn work(&self, root: &Beneath, id: &CacheId) -> Result<PathBuf> {
+        root.layer_dir(self.path(id, "work"))
+    }
+}
+
+/// Whether this process is root outside of any user namespace.
+fn privileged() -> bool {
+    let whole = |map: String| {
+        let mut words = map.split_ascii_whitespace();
+        [words.next(), words.next(), words.next()] == [Some("0"), Some("0"), Some("4294967295")]
+    };
+    // Without /proc or user namespaces, uid 0 is root.
+    rustix::process::geteuid().is_root()
+        && std::fs::read_to_string("/proc/self/uid_map").map_or(true, whole)
+}

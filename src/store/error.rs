@@ -1,0 +1,292 @@
+//! What can go wrong with a store: one kind per cause, each message one line that
+//! names the file or digest and says what to do. Called by everything in `store`;
+//! printed by the cli.
+
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+use super::digest::Digest;
+
+/// Result of a store operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A failed store operation.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A system call failed.
+    #[error("cannot {action} {path:?}: {source}{}", remedy(*source))]
+    Io {
+        /// What was being done, as a verb: "read", "list".
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The errno.
+        source: Errno,
+    },
+    /// A metadata file is larger than any real one.
+    #[error("{path:?} is larger than {limit} bytes: not a metadata file of an image store")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The most that is read from such a file, in bytes.
+        limit: u64,
+    },
+    /// A symlink where the store has a plain file or directory.
+    #[error("{path:?} is or passes through a symlink: a store's files never do; restore the store")]
+    Symlink {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A metadata file is a directory, a FIFO or a device.
+    #[error("{path:?} is not a regular file: restore the store")]
+    NotAFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Malformed JSON.
+    #[error("{path:?}, line {line}, column {column}: {message}; restore the file")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Column, from 1 (0: before the first).
+        column: usize,
+        /// What is wrong there.
+        message: String,
+    },
+    /// A file's text has not the form it must have.
+    #[error("{path:?} holds {found}, not {expected}: restore the store")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What it holds, quoted and shortened.
+        found: String,
+        /// What it must hold.
+        expected: &'static str,
+    },
+    /// `--root` or `$UNIONFS_ROOT` names something that is no store.
+    #[error(
+        "{path:?} is not an image store: it has no image/<driver>/ with repositories.json or imagedb; give Docker's data root"
+    )]
+    NotAStore {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A store of a driver that cannot be read.
+    #[error("{path:?}: storage driver {driver:?} is not supported; supported are {}", super::drivers::NAMES.join(", "))]
+    UnknownDriver {
+        /// The store's root.
+        path: PathBuf,
+        /// The driver's name.
+        driver: String,
+    },
+    /// No store anywhere.
+    #[error("no image store found (looked in {}); give one with --root DIR", list(.searched))]
+    NoStore {
+        /// Where one was looked for.
+        searched: Vec<PathBuf>,
+    },
+    /// Neither HOME nor XDG_DATA_HOME is set.
+    #[error("cannot tell where this user's store is: HOME is not set; set UNIONFS_ROOT")]
+    NoHome,
+    /// A text that no image can be called.
+    #[error("invalid image reference {text:?}: {reason}; write name[:tag][@digest] or an image ID")]
+    BadReference {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// No such image.
+    #[error("no image {name:?} in {}; `unionfs images` lists what there is", list(.searched))]
+    UnknownImage {
+        /// As asked for.
+        name: String,
+        /// Roots of the stores that were searched.
+        searched: Vec<PathBuf>,
+    },
+    /// An ID prefix that fits several images.
+    #[error("image ID {prefix:?} is ambiguous; candidates: {}", .candidates.join(", "))]
+    AmbiguousImage {
+        /// As asked for.
+        prefix: String,
+        /// ID and names of each image that fits.
+        candidates: Vec<String>,
+    },
+    /// An image asked for by name in a store that keeps no names.
+    #[error("cannot look up {name:?}: {path:?} is missing; use the image ID or restore the file")]
+    NoRepositories {
+        /// As asked for.
+        name: String,
+        /// The missing file.
+        path: PathBuf,
+    },
+    /// repositories.json names an image that is not there.
+    #[error("image {id}: its configuration {path:?} is missing; load or pull the image again")]
+    ConfigMissing {
+        /// The image.
+        id: Digest,
+        /// The missing file.
+        path: PathBuf,
+    },
+    /// The configuration's bytes are not those its name promises.
+    #[error(
+        "{path:?} is damaged: its SHA-256 is {actual}, not its name; load or pull the image again"
+    )]
+    ConfigHash {
+        /// The configuration.
+        path: PathBuf,
+        /// What its bytes hash to.
+        actual: Digest,
+    },
+    /// The configuration describes no layers this store could hold.
+    #[error("{path:?}: rootfs type is {found:?}, not \"layers\": not an image for Linux")]
+    ConfigRootfs {
+        /// The configuration.
+        path: PathBuf,
+        /// The type it states.
+        found: String,
+    },
+    /// More layers than can be stacked.
+    #[error("{what} has more than {} layers: squash it", super::chain::MAX_LAYERS)]
+    TooManyLayers {
+        /// The image or layer, with its digest or file.
+        what: String,
+    },
+    /// An image without any layer.
+    #[error("image {id} has no layers: there is nothing to mount")]
+    NoLayers {
+        /// The image.
+        id: Digest,
+    },
+    /// A layer that the store should hold is not there.
+    #[error("layer {chain}: {path:?} is missing; load or pull the image again")]
+    LayerMissing {
+        /// The layer's chain ID.
+        chain: Digest,
+        /// The missing file or directory.
+        path: PathBuf,
+    },
+    /// A layer's record contradicts the chain it is part of.
+    #[error(
+        "{path:?} holds {found}, but the chain of layers needs {expected}; load or pull the image again"
+    )]
+    ChainMismatch {
+        /// The file.
+        path: PathBuf,
+        /// What it holds, quoted and shortened.
+        found: String,
+        /// What it must hold.
+        expected: String,
+    },
+    /// A layer that is its own ancestor.
+    #[error("{path:?} makes layer {chain} its own ancestor; load or pull the image again")]
+    Cycle {
+        /// The layer that was met twice.
+        chain: Digest,
+        /// The parent file that leads to it.
+        path: PathBuf,
+    },
+    /// A cache-id, mount-id or init-id that is not one plain path component.
+    #[error(
+        "{path:?} holds {found}, which is not one plain path component; load or pull the image again"
+    )]
+    BadCacheId {
+        /// The file.
+        path: PathBuf,
+        /// What it holds, quoted and shortened.
+        found: String,
+    },
+    /// The directory with a layer's files is missing.
+    #[error("{path:?} is missing, so the layer cannot be used; load or pull the image again")]
+    LayerDirMissing {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// What should be a layer's directory is something else.
+    #[error("layer {path:?} is not a directory; load or pull the image again")]
+    LayerNotDirectory {
+        /// The file.
+        path: PathBuf,
+    },
+    /// `l/<short>` does not lead to its layer.
+    #[error("{path:?} points to {found}, not to {expected:?}; restore the link")]
+    BadLink {
+        /// The link.
+        path: PathBuf,
+        /// Where it points, quoted and shortened.
+        found: String,
+        /// Where it must point.
+        expected: String,
+    },
+    /// No such container.
+    #[error("no container {name:?} in {}; give its full ID or a unique prefix", list(.searched))]
+    UnknownContainer {
+        /// As asked for.
+        name: String,
+        /// Roots of the stores that were searched.
+        searched: Vec<PathBuf>,
+    },
+    /// An ID prefix that fits several containers.
+    #[error("container ID {prefix:?} is ambiguous; candidates: {}", .candidates.join(", "))]
+    AmbiguousContainer {
+        /// As asked for.
+        prefix: String,
+        /// The IDs that fit.
+        candidates: Vec<String>,
+    },
+    /// A container whose writable layer is mounted or in use.
+    #[error("container {id} is running: stop it first, or mount it read-only")]
+    ContainerRunning {
+        /// The container's full ID.
+        id: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: &Path, source: Errno) -> Self {
+        Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// The errno that a failing system call gave, if one did.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Io { source, .. } => Some(*source),
+            _ => None,
+        }
+    }
+}
+
+/// What a user can do about a failed system call.
+fn remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::ACCESS | Errno::PERM => "; run as the store's owner (root for /var/lib/docker)",
+        Errno::NOSYS => "; openat2 is needed: Linux 5.6 or newer, not blocked by a sandbox",
+        Errno::IO => "; check the disk",
+        Errno::NOSPC | Errno::DQUOT => "; free some space",
+        _ => "",
+    }
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    if paths.is_empty() {
+        return "any store".to_owned();
+    }
+    let shown: Vec<String> = paths.iter().map(|p| format!("{p:?}")).collect();
+    shown.join(", ")
+}
+
+/// Hostile bytes for an error message: quoted, escaped, at most 100 bytes.
+pub(crate) fn excerpt(bytes: &[u8]) -> String {
+    let (head, more) = match bytes.get(..100) {
+        Some(head) if bytes.len() > 100 => (head, "…"),
+        _ => (bytes, ""),
+    };
+    format!("\"{}{more}\"", head.escape_ascii())
+}

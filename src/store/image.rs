@@ -1,0 +1,122 @@
+//! An image that was found: configuration, layers on disk, history. Made by
+//! `single`, used by the cli.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, Serializer};
+
+use super::error::{Error, Result};
+use super::imagedb::{Config, Step};
+use super::layerdb::CacheId;
+use super::{Digest, Name};
+use crate::layer::LayerSpec;
+
+/// One layer of an image, verified and found on disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct Layer {
+    /// Names this layer with all below it.
+    pub chain_id: Digest,
+    /// The SHA-256 of the layer's tar.
+    pub diff_id: Digest,
+    /// The chain ID of the layer below; `None` for the base.
+    pub parent: Option<Digest>,
+    /// The name of the layer's directory.
+    pub cache_id: CacheId,
+    /// Bytes of the layer's files as Docker counts them: each inode once.
+    pub size: u64,
+    /// The layer's directory and dialect.
+    #[serde(rename = "path", serialize_with = "spec_path")]
+    pub spec: LayerSpec,
+    /// How many images of the store have this layer; only known in a [`super::Listing`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared_by: Option<usize>,
+}
+
+/// An image of a store.
+#[derive(Clone, Debug, Serialize)]
+pub struct Image {
+    /// The image ID.
+    pub id: Digest,
+    /// All its names in that store, sorted.
+    pub names: Vec<Name>,
+    /// The store's root.
+    #[serde(serialize_with = "lossy")]
+    pub root: PathBuf,
+    /// The store's storage driver.
+    pub driver: &'static str,
+    /// The image this one was built on, where Docker's builder noted it.
+    pub parent: Option<Digest>,
+    /// When its name was last set, as Docker noted it.
+    pub last_updated: Option<String>,
+    /// Bytes of all layers.
+    pub size: u64,
+    /// Its configuration.
+    #[serde(flatten)]
+    pub config: Config,
+    /// Its layers, base first.
+    pub layers: Vec<Layer>,
+}
+
+/// A line of `unionfs history`.
+#[derive(Clone, Debug, Serialize)]
+pub struct HistoryRow {
+    /// What the configuration says of this step.
+    #[serde(flatten)]
+    pub step: Step,
+    /// The layer it made; `None` for an empty step.
+    pub chain_id: Option<Digest>,
+    /// That layer's size in bytes; 0 for an empty step.
+    pub size: u64,
+}
+
+impl Image {
+    /// The layers' directories, top first, for a union.
+    pub fn stack(&self) -> Result<Vec<LayerSpec>> {
+        if self.layers.is_empty() {
+            return Err(Error::NoLayers { id: self.id });
+        }
+        Ok(self.layers.iter().rev().map(|l| l.spec.clone()).collect())
+    }
+
+    /// How the image was built, newest step first, as `docker history` shows it.
+    /// Layers for which the configuration has no step come as rows without one.
+    pub fn history(&self) -> Vec<HistoryRow> {
+        let mut layers = self.layers.iter();
+        let mut row = |step: &Step| {
+            let layer = match step.empty_layer {
+                true => None,
+                false => layers.next(),
+            };
+            HistoryRow {
+                step: step.clone(),
+                chain_id: layer.map(|l| l.chain_id),
+                size: layer.map_or(0, |l| l.size),
+            }
+        };
+        let mut rows: Vec<HistoryRow> = self.config.history.iter().map(&mut row).collect();
+        rows.extend(layers.map(|layer| HistoryRow {
+            step: Step::default(),
+            chain_id: Some(layer.chain_id),
+            size: layer.size,
+        }));
+        rows.reverse();
+        rows
+    }
+
+    /// What to call the image in a message: its first name, or its short ID.
+    pub fn label(&self) -> String {
+        match self.names.first() {
+            Some(name) => name.to_string(),
+            None => self.id.short(),
+        }
+    }
+}
+
+fn spec_path<S: Serializer>(spec: &LayerSpec, s: S) -> std::result::Result<S::Ok, S::Error> {
+    lossy(&spec.path, s)
+}
+
+/// JSON has no bytes: a root that is not UTF-8 is shown as far as it is.
+pub(crate) fn lossy<S: Serializer>(path: &Path, s: S) -> std::result::Result<S::Ok, S::Error> {
+    s.serialize_str(&path.to_string_lossy())
+}

@@ -1,0 +1,241 @@
+//! `layerdb`: the layers of a store and the read-write layers of containers.
+//! Called by `store` and `containers`.
+//!
+//! Format (moby, layer/filestore.go): `sha256/<chain id>/{cache-id,diff,size,parent}`,
+//! `parent` absent for a base layer; `mounts/<container>/{mount-id,init-id,parent}`.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, Serializer};
+
+use super::beneath::{Beneath, SMALL};
+use super::chain::{self, MAX_LAYERS};
+use super::error::{Error, Result, excerpt};
+use super::{Digest, imagedb};
+
+/// The name of a layer's directory in the storage driver's: one plain path component
+/// of `[A-Za-z0-9_.-]`, so it is safe in a path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CacheId(String);
+
+impl CacheId {
+    /// `None` for anything that is not one plain component.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+        let name = bytes.len() <= 255 && bytes.iter().all(plain);
+        if !name || matches!(bytes, b"" | b"." | b"..") {
+            return None;
+        }
+        Some(Self(std::str::from_utf8(bytes).ok()?.to_owned()))
+    }
+
+    /// The component.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for CacheId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for CacheId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// What layerdb says about one layer.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) chain_id: Digest,
+    pub(crate) diff_id: Digest,
+    pub(crate) parent: Option<Digest>,
+    pub(crate) cache_id: CacheId,
+    /// Bytes of the layer's files, as Docker counts them.
+    pub(crate) size: u64,
+}
+
+/// What layerdb says about a container's read-write layer.
+#[derive(Clone, Debug)]
+pub(crate) struct Mount {
+    pub(crate) mount_id: CacheId,
+    pub(crate) init_id: Option<CacheId>,
+    pub(crate) parent: Option<Digest>,
+}
+
+/// The layers of a store.
+pub(crate) struct LayerDb<'s> {
+    pub(crate) root: &'s Beneath,
+    /// `image/<driver>/layerdb`.
+    pub(crate) dir: PathBuf,
+}
+
+impl LayerDb<'_> {
+    fn layer(&self, chain: &Digest) -> PathBuf {
+        self.dir.join("sha256").join(chain.hex())
+    }
+
+    fn optional(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        self.root.read(path, SMALL)
+    }
+
+    fn required(&self, chain: &Digest, path: &Path) -> Result<Vec<u8>> {
+        self.optional(path)?.ok_or_else(|| Error::LayerMissing {
+            chain: *chain,
+            path: self.root.full(path),
+        })
+    }
+
+    fn digest(&self, path: &Path, bytes: &[u8]) -> Result<Digest> {
+        imagedb::digest(&self.root.full(path), bytes)
+    }
+
+    fn cache_id(&self, path: &Path, bytes: &[u8]) -> Result<CacheId> {
+        CacheId::parse(bytes.trim_ascii()).ok_or_else(|| Error::BadCacheId {
+            path: self.root.full(path),
+            found: excerpt(bytes),
+        })
+    }
+
+    /// The record of one layer; not yet checked against its chain.
+    pub(crate) fn record(&self, chain: &Digest) -> Result<Record> {
+        let dir = self.layer(chain);
+        let file = dir.join("diff");
+        let diff_id = self.digest(&file, &self.required(chain, &file)?)?;
+        let file = dir.join("cache-id");
+        let cache_id = self.cache_id(&file, &self.required(chain, &file)?)?;
+        let file = dir.join("size");
+        let size = self.size(&file, &self.required(chain, &file)?)?;
+        let file = dir.join("parent");
+        let parent = self.optional(&file)?;
+        Ok(Record {
+            chain_id: *chain,
+            diff_id,
+            parent: parent.map(|b| self.digest(&file, &b)).transpose()?,
+            cache_id,
+            size,
+        })
+    }
+
+    fn size(&self, path: &Path, bytes: &[u8]) -> Result<u64> {
+        let text = std::str::from_utf8(bytes.trim_ascii()).ok();
+        text.and_then(|text| text.parse().ok())
+            .ok_or_else(|| Error::Malformed {
+                path: self.root.full(path),
+                found: excerpt(bytes),
+                expected: "a size in bytes",
+            })
+    }
+
+    /// A layer's record, checked: its diff ID is the expected one, its parent is the
+    /// layer below, and its name is the chain ID of both.
+    pub(crate) fn checked(&self, parent: Option<&Digest>, diff: &Digest) -> Result<Record> {
+        let record = self.record(&chain::next(parent, diff))?;
+        let dir = self.root.full(self.layer(&record.chain_id));
+        if record.diff_id != *diff {
+            return Err(Error::ChainMismatch {
+                path: dir.join("diff"),
+                found: record.diff_id.to_string(),
+                expected: diff.to_string(),
+            });
+        }
+        if record.parent.as_ref() != parent {
+            let text = |d: Option<&Digest>| d.map_or("no parent".to_owned(), Digest::to_string);
+            return Err(Error::ChainMismatch {
+                path: dir.join("parent"),
+                found: text(record.parent.as_ref()),
+                expected: text(parent),
+            });
+        }
+        Ok(record)
+    }
+
+    /// The diff IDs of the layers down from `top`, base first, by the parent files.
+    /// For containers, whose image may be gone. The caller checks the chain.
+    pub(crate) fn diffs_below(&self, top: &Digest) -> Result<Vec<Digest>> {
+        let mut diffs = Vec::new();
+        let mut seen = HashSet::new();
+        let mut next = Some(*top);
+        let mut from = self.layer(top);
+        while let Some(chain) = next {
+            if !seen.insert(chain) {
+                let path = self.root.full(from.join("parent"));
+                return Err(Error::Cycle { chain, path });
+            }
+            if seen.len() > MAX_LAYERS {
+                let what = format!("layer {top}");
+                return Err(Error::TooManyLayers { what });
+            }
+            let record = self.record(&chain)?;
+            diffs.push(record.diff_id);
+            next = record.parent;
+            from = self.layer(&chain);
+        }
+        diffs.reverse();
+        Ok(diffs)
+    }
+
+    /// The IDs of all containers, sorted. What is not named like an ID is none.
+    pub(crate) fn containers(&self) -> Result<Vec<CacheId>> {
+        let names = self.root.list(self.dir.join("mounts"))?;
+        Ok(names
+            .iter()
+            .filter_map(|name| CacheId::parse(name.as_encoded_bytes()))
+            .collect())
+    }
+
+    /// A container's read-write layer; `None` if there is no such container.
+    pub(crate) fn mount(&self, container: &CacheId) -> Result<Option<Mount>> {
+        let dir = self.dir.join("mounts").join(container.as_str());
+        let file = dir.join("mount-id");
+        let Some(bytes) = self.optional(&file)? else {
+            return Ok(None);
+        };
+        let mount_id = self.cache_id(&file, &bytes)?;
+        let file = dir.join("init-id");
+        let init = self.optional(&file)?;
+        let init_id = init.map(|b| self.cache_id(&file, &b)).transpose()?;
+        let file = dir.join("parent");
+        let parent = self.optional(&file)?;
+        Ok(Some(Mount {
+            mount_id,
+            init_id,
+            parent: parent.map(|b| self.digest(&file, &b)).transpose()?,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_id_is_one_plain_component() {
+        for good in [&b"abc"[..], b"0f-init", b"a.b_c", b"...", &[b'a'; 255]] {
+            assert!(CacheId::parse(good).is_some(), "{good:?}");
+        }
+        for bad in [
+            &b""[..],
+            b".",
+            b"..",
+            b"/",
+            b"/etc",
+            b"../x",
+            b"a/b",
+            b"a/",
+            b"a\0b",
+            b"a\nb",
+            b"\xff",
+            b"a b",
+            "é".as_bytes(),
+            &[b'a'; 256],
+        ] {
+            assert!(CacheId::parse(bad).is_none(), "{bad:?}");
+        }
+    }
+}

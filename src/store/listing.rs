@@ -1,0 +1,187 @@
+//! What `unionfs images` and `unionfs layers` show: all images of all stores and the
+//! tree of their layers. One damaged image does not hide the others. Called by the cli.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::error::{Error, Result};
+use super::image::{Image, Layer, lossy};
+use super::single::{Cache, Store};
+use super::{Digest, Name, Stores};
+
+/// All images, and what was wrong with those that are not among them.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Sorted by first name, then ID, per store; `shared_by` of their layers is set.
+    pub images: Vec<Image>,
+    /// One for each image or name that could not be read.
+    pub problems: Vec<Error>,
+    intermediate: HashSet<(PathBuf, &'static str, Digest)>,
+}
+
+impl Listing {
+    /// Whether the image is a step of a build on the way to another and has no name:
+    /// `docker images` hides those, and they do not count as sharing a layer.
+    pub fn is_intermediate(&self, image: &Image) -> bool {
+        self.intermediate
+            .contains(&(image.root.clone(), image.driver, image.id))
+    }
+}
+
+/// A layer in the tree of all layers.
+#[derive(Clone, Debug, Serialize)]
+pub struct LayerNode {
+    /// The layer; its `shared_by` is set.
+    #[serde(flatten)]
+    pub layer: Layer,
+    /// The store's root.
+    #[serde(serialize_with = "lossy")]
+    pub root: PathBuf,
+    /// Layers below it.
+    pub depth: usize,
+    /// The images whose top layer it is, by name or short ID.
+    pub top_of: Vec<String>,
+    /// All images that have it, by name or short ID.
+    pub images: Vec<String>,
+}
+
+/// The layers as a tree: each before those on top of it, base layers first.
+#[derive(Debug, Default)]
+pub struct LayerTree {
+    /// In the order of printing.
+    pub nodes: Vec<LayerNode>,
+    /// One for each image or name that could not be read.
+    pub problems: Vec<Error>,
+}
+
+impl Stores {
+    /// Every image of every store.
+    pub fn images(&self) -> Listing {
+        let mut listing = Listing::default();
+        for store in self.all() {
+            if let Err(error) = list_store(store, &mut listing) {
+                listing.problems.push(error);
+            }
+        }
+        listing
+    }
+
+    /// The layers of one image, or of all, with who shares them.
+    pub fn layers(&self, only: Option<&Image>) -> LayerTree {
+        let listing = self.images();
+        let mut nodes = Vec::new();
+        for store in self.all() {
+            let here =
+                |image: &&Image| image.root == store.root() && image.driver == store.driver();
+            if only.is_some_and(|image| !here(&image)) {
+                continue;
+            }
+            let images: Vec<&Image> = listing
+                .images
+                .iter()
+                .filter(here)
+                .filter(|image| !listing.is_intermediate(image))
+                .collect();
+            nodes.extend(tree(&images, only));
+        }
+        LayerTree {
+            nodes,
+            problems: listing.problems,
+        }
+    }
+}
+
+fn list_store(store: &Store, listing: &mut Listing) -> Result<()> {
+    let mut names: BTreeMap<Digest, Vec<Name>> = BTreeMap::new();
+    if let Some(repositories) = store.repositories()? {
+        for entry in repositories.all() {
+            match entry {
+                Ok((name, id)) => names.entry(id).or_default().push(name),
+                Err(error) => listing.problems.push(error),
+            }
+        }
+    }
+    let mut ids = store.imagedb().ids()?;
+    // Names of images that are gone are problems, not silence.
+    ids.extend(names.keys());
+    ids.sort();
+    ids.dedup();
+    let mut cache = Cache::new();
+    let mut images = Vec::new();
+    for id in ids {
+        let names = names.remove(&id).unwrap_or_default();
+        match store.image_with(&id, names, &mut cache) {
+            Ok(image) => images.push(image),
+            Err(error) => listing.problems.push(error),
+        }
+    }
+    let parents: HashSet<Digest> = images.iter().filter_map(|image| image.parent).collect();
+    let is_step = |image: &Image| image.names.is_empty() && parents.contains(&image.id);
+    let mut shared: HashMap<Digest, usize> = HashMap::new();
+    for layer in images
+        .iter()
+        .filter(|i| !is_step(i))
+        .flat_map(|i| &i.layers)
+    {
+        *shared.entry(layer.chain_id).or_default() += 1;
+    }
+    for image in &mut images {
+        for layer in &mut image.layers {
+            layer.shared_by = Some(shared.get(&layer.chain_id).copied().unwrap_or(0));
+        }
+    }
+    let steps = images.iter().filter(|image| is_step(image));
+    listing
+        .intermediate
+        .extend(steps.map(|image| (image.root.clone(), image.driver, image.id)));
+    images.sort_by_cached_key(|image| (image.names.is_empty(), image.label(), image.id));
+    listing.images.extend(images);
+    Ok(())
+}
+
+/// The layers of some images of one store; with `only`, just those of that image.
+fn tree(images: &[&Image], only: Option<&Image>) -> Vec<LayerNode> {
+    let mut nodes: BTreeMap<Digest, LayerNode> = BTreeMap::new();
+    let known = |image: &Image| images.iter().any(|other| other.id == image.id);
+    // An intermediate image asked for by ID is not in the list, but has layers.
+    let extra = only.filter(|image| !known(image));
+    for image in images.iter().copied().chain(extra) {
+        for (depth, layer) in image.layers.iter().enumerate() {
+            let node = nodes.entry(layer.chain_id).or_insert_with(|| LayerNode {
+                layer: layer.clone(),
+                root: image.root.clone(),
+                depth,
+                top_of: Vec::new(),
+                images: Vec::new(),
+            });
+            node.images.push(image.label());
+            node.layer.shared_by = Some(node.images.len());
+            if depth + 1 == image.layers.len() {
+                node.top_of.push(image.label());
+            }
+        }
+    }
+    if let Some(image) = only {
+        let chain: HashSet<Digest> = image.layers.iter().map(|l| l.chain_id).collect();
+        nodes.retain(|id, _| chain.contains(id));
+    }
+    in_tree_order(nodes)
+}
+
+fn in_tree_order(mut nodes: BTreeMap<Digest, LayerNode>) -> Vec<LayerNode> {
+    let mut children: HashMap<Option<Digest>, Vec<Digest>> = HashMap::new();
+    for (id, node) in &nodes {
+        children.entry(node.layer.parent).or_default().push(*id);
+    }
+    let mut out = Vec::with_capacity(nodes.len());
+    let mut todo = children.remove(&None).unwrap_or_default();
+    todo.reverse();
+    while let Some(id) = todo.pop() {
+        out.extend(nodes.remove(&id));
+        let above = children.remove(&Some(id)).unwrap_or_default();
+        todo.extend(above.into_iter().rev());
+    }
+    out
+}

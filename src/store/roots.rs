@@ -1,0 +1,162 @@
+//! Where stores are: `--root`, `$UNIONFS_ROOT`, our own default, Docker's.
+//! Called by `stores` and the cli.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::beneath::Beneath;
+use super::drivers;
+use super::error::{Error, Result};
+use super::single::Store;
+
+/// What of a process's environment decides where stores are.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    /// `$UNIONFS_ROOT`: our own store.
+    pub unionfs_root: Option<OsString>,
+    /// `$XDG_DATA_HOME`; ignored unless absolute (XDG base directory specification).
+    pub xdg_data_home: Option<OsString>,
+    /// `$HOME`.
+    pub home: Option<OsString>,
+    /// Whether the process runs as uid 0.
+    pub root: bool,
+}
+
+impl Environment {
+    /// This process's.
+    pub fn current() -> Self {
+        let var = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        Self {
+            unionfs_root: var("UNIONFS_ROOT"),
+            xdg_data_home: var("XDG_DATA_HOME"),
+            home: var("HOME"),
+            root: rustix::process::geteuid().is_root(),
+        }
+    }
+
+    fn data_home(&self) -> Option<PathBuf> {
+        let xdg = self.xdg_data_home.as_ref().map(PathBuf::from);
+        let home = self.home.as_ref().map(PathBuf::from);
+        xdg.filter(|path| path.is_absolute()).or_else(|| {
+            let home = home.filter(|path| path.is_absolute())?;
+            Some(home.join(".local/share"))
+        })
+    }
+
+    /// The root of our own store, where uppers go too: `$UNIONFS_ROOT`, else
+    /// `/var/lib/unionfs` for root, `$XDG_DATA_HOME/unionfs` for others. It need not exist.
+    pub fn own_root(&self) -> Result<PathBuf> {
+        if let Some(root) = &self.unionfs_root {
+            return Ok(PathBuf::from(root));
+        }
+        if self.root {
+            return Ok(PathBuf::from("/var/lib/unionfs"));
+        }
+        let home = self.data_home().ok_or(Error::NoHome)?;
+        Ok(home.join("unionfs"))
+    }
+
+    /// Every place a store may be, in search order: our own, then Docker's.
+    pub fn candidates(&self) -> Vec<PathBuf> {
+        let mut roots = Vec::new();
+        roots.extend(self.own_root().ok());
+        roots.push(PathBuf::from("/var/lib/docker"));
+        roots.extend(self.data_home().map(|home| home.join("docker")));
+        roots
+    }
+}
+
+/// The stores in one root, one per driver, in the order of [`drivers::NAMES`].
+pub(crate) fn open(path: &Path) -> Result<Vec<Store>> {
+    let root = Arc::new(Beneath::open(path)?);
+    let owner = root.owner()?;
+    let mut stores = Vec::new();
+    let mut unknown = None;
+    for name in root.list("image")? {
+        let dir = Path::new("image").join(&name);
+        if !root.exists(dir.join("repositories.json"))? && !root.exists(dir.join("imagedb"))? {
+            continue;
+        }
+        match name.to_str().and_then(|n| drivers::by_name(n, owner)) {
+            Some(driver) => stores.push(Store {
+                root: root.clone(),
+                driver,
+            }),
+            None => unknown = Some(name),
+        }
+    }
+    stores.sort_by_key(|store| drivers::NAMES.iter().position(|n| *n == store.driver()));
+    match (stores.is_empty(), unknown) {
+        (false, _) => Ok(stores),
+        (true, Some(driver)) => Err(Error::UnknownDriver {
+            path: root.path().to_owned(),
+            driver: driver.to_string_lossy().into_owned(),
+        }),
+        (true, None) => Err(Error::NotAStore {
+            path: root.path().to_owned(),
+        }),
+    }
+}
+
+/// Whether a root that was not asked for may be passed over without a word.
+pub(crate) fn is_absent(error: &Error) -> bool {
+    matches!(error, Error::NotAStore { .. })
+        || matches!(error.errno(), Some(Errno::NOENT | Errno::NOTDIR))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(
+        unionfs_root: Option<&str>,
+        xdg: Option<&str>,
+        home: Option<&str>,
+        root: bool,
+    ) -> Environment {
+        Environment {
+            unionfs_root: unionfs_root.map(Into::into),
+            xdg_data_home: xdg.map(Into::into),
+            home: home.map(Into::into),
+            root,
+        }
+    }
+
+    #[test]
+    fn roots_are_searched_in_order() {
+        let candidates = |e: Environment| -> Vec<String> {
+            let paths = e.candidates();
+            paths.iter().map(|p| p.display().to_string()).collect()
+        };
+        assert_eq!(
+            candidates(environment(None, None, Some("/root"), true)),
+            [
+                "/var/lib/unionfs",
+                "/var/lib/docker",
+                "/root/.local/share/docker"
+            ]
+        );
+        assert_eq!(
+            candidates(environment(None, Some("/x"), Some("/home/u"), false)),
+            ["/x/unionfs", "/var/lib/docker", "/x/docker"]
+        );
+        assert_eq!(
+            candidates(environment(
+                Some("/s"),
+                Some("relative"),
+                Some("/home/u"),
+                false
+            )),
+            ["/s", "/var/lib/docker", "/home/u/.local/share/docker"]
+        );
+        assert_eq!(
+            candidates(environment(None, None, None, false)),
+            ["/var/lib/docker"]
+        );
+        let homeless = environment(None, None, None, false);
+        assert!(matches!(homeless.own_root(), Err(Error::NoHome)));
+    }
+}

@@ -1,0 +1,153 @@
+//! One store: a root and one storage driver. Ties repositories, imagedb, layerdb and
+//! the driver together. Made by `roots`, used by `stores`, `listing`, `containers`.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::beneath::Beneath;
+use super::drivers::{Driver, LayerDir};
+use super::error::Result;
+use super::image::{Image, Layer};
+use super::imagedb::ImageDb;
+use super::layerdb::{LayerDb, Record};
+use super::repositories::{self, Repositories};
+use super::{Digest, Name};
+
+/// One image store: Docker's data root or one laid out like it, with one driver.
+#[derive(Debug)]
+pub struct Store {
+    pub(crate) root: Arc<Beneath>,
+    pub(crate) driver: Box<dyn Driver>,
+}
+
+/// A layer that has been resolved before, for stacks that share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Resolved {
+    pub(crate) record: Record,
+    pub(crate) dir: LayerDir,
+}
+
+/// Layers already resolved, by chain ID.
+pub(crate) type Cache = HashMap<Digest, Arc<Resolved>>;
+
+impl Store {
+    /// The store's root directory.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The storage driver's name.
+    pub fn driver(&self) -> &'static str {
+        self.driver.name()
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        Path::new("image").join(self.driver.name()).join(name)
+    }
+
+    pub(crate) fn imagedb(&self) -> ImageDb<'_> {
+        ImageDb {
+            root: &self.root,
+            dir: self.dir("imagedb"),
+        }
+    }
+
+    pub(crate) fn layerdb(&self) -> LayerDb<'_> {
+        LayerDb {
+            root: &self.root,
+            dir: self.dir("layerdb"),
+        }
+    }
+
+    /// Where the store keeps its names.
+    pub(crate) fn repositories_path(&self) -> PathBuf {
+        self.root.full(self.dir("repositories.json"))
+    }
+
+    /// The names of the images; `None` if the file is missing.
+    pub(crate) fn repositories(&self) -> Result<Option<Repositories>> {
+        let bytes = self
+            .root
+            .read(self.dir("repositories.json"), repositories::LIMIT)?;
+        bytes
+            .map(|bytes| Repositories::parse(&self.repositories_path(), &bytes))
+            .transpose()
+    }
+
+    /// The image of that ID, with every layer verified.
+    pub fn image(&self, id: &Digest) -> Result<Image> {
+        let mut names = Vec::new();
+        if let Some(repositories) = self.repositories()? {
+            // Other entries' faults are none of this image's.
+            let all = repositories.all().filter_map(Result::ok);
+            names.extend(all.filter(|(_, i)| i == id).map(|(name, _)| name));
+        }
+        self.image_with(id, names, &mut Cache::new())
+    }
+
+    /// As [`Store::image`], with what a listing already knows.
+    pub(crate) fn image_with(
+        &self,
+        id: &Digest,
+        names: Vec<Name>,
+        cache: &mut Cache,
+    ) -> Result<Image> {
+        let imagedb = self.imagedb();
+        let config = imagedb.config(id)?;
+        let metadata = imagedb.metadata(id)?;
+        let layers: Vec<Layer> = self
+            .layers(&config.diff_ids, cache)?
+            .iter()
+            .map(|layer| layer_of(layer))
+            .collect();
+        Ok(Image {
+            id: *id,
+            names,
+            root: self.root().to_owned(),
+            driver: self.driver(),
+            parent: metadata.parent,
+            last_updated: metadata.last_updated,
+            size: layers.iter().fold(0, |sum, l| sum.saturating_add(l.size)),
+            config,
+            layers,
+        })
+    }
+
+    /// Finds and verifies the layers with these diff IDs, base first.
+    pub(crate) fn layers(&self, diffs: &[Digest], cache: &mut Cache) -> Result<Vec<Arc<Resolved>>> {
+        let layerdb = self.layerdb();
+        let mut out: Vec<Arc<Resolved>> = Vec::with_capacity(diffs.len());
+        for diff in diffs {
+            let below = out.last();
+            let parent = below.map(|below| below.record.chain_id);
+            let chain = super::chain::next(parent.as_ref(), diff);
+            if let Some(known) = cache.get(&chain) {
+                out.push(known.clone());
+                continue;
+            }
+            let record = layerdb.checked(parent.as_ref(), diff)?;
+            let dir = self
+                .driver
+                .layer(&self.root, &record.cache_id, below.map(|b| &b.dir))?;
+            let resolved = Arc::new(Resolved { record, dir });
+            cache.insert(chain, resolved.clone());
+            out.push(resolved);
+        }
+        Ok(out)
+    }
+}
+
+/// What is shown and used of a resolved layer.
+pub(crate) fn layer_of(resolved: &Resolved) -> Layer {
+    let record = &resolved.record;
+    Layer {
+        chain_id: record.chain_id,
+        diff_id: record.diff_id,
+        parent: record.parent,
+        cache_id: record.cache_id.clone(),
+        size: record.size,
+        spec: resolved.dir.spec.clone(),
+        shared_by: None,
+    }
+}

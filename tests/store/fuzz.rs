@@ -1,0 +1,210 @@
+//! Random damage to a valid store: whatever is in its files, reading it neither panics
+//! nor hangs nor gives a path outside of the root.
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+use unionfs::layer::LayerSpec;
+
+use super::{Fixture, children, discover};
+
+/// One change to one file.
+#[derive(Clone, Debug)]
+enum Damage {
+    SetByte(usize, u8),
+    Cut(usize),
+    Insert(usize, Vec<u8>),
+    Remove,
+    Directory,
+    Symlink(String),
+    /// Another metadata file's content.
+    Swap(usize),
+}
+
+fn hostile() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just("../../../../etc".to_owned()),
+        Just("/etc".to_owned()),
+        Just("..".to_owned()),
+        Just("../l".to_owned()),
+        Just("\",\"rootfs\":{\"type\":\"layers\",\"diff_ids\":[".to_owned()),
+        "[a-z0-9./\\[\\]{}\":,-]{0,80}",
+    ]
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    prop_oneof![
+        4 => (any::<usize>(), any::<u8>()).prop_map(|(at, byte)| Damage::SetByte(at, byte)),
+        1 => any::<usize>().prop_map(Damage::Cut),
+        2 => (any::<usize>(), hostile()).prop_map(|(at, text)| Damage::Insert(at, text.into_bytes())),
+        1 => (any::<usize>(), prop::collection::vec(any::<u8>(), 0..40)).prop_map(|(at, b)| Damage::Insert(at, b)),
+        1 => Just(Damage::Remove),
+        1 => Just(Damage::Directory),
+        1 => hostile().prop_map(Damage::Symlink),
+        2 => any::<usize>().prop_map(Damage::Swap),
+    ]
+}
+
+static STORE: LazyLock<Fixture> = LazyLock::new(Fixture::new);
+
+/// The store's metadata files and the links in `l/`, not the layers' own files.
+fn metadata(root: &Path) -> Vec<PathBuf> {
+    let mut todo = vec![root.to_owned()];
+    let mut files = Vec::new();
+    while let Some(dir) = todo.pop() {
+        for path in children(&dir) {
+            match path.symlink_metadata().unwrap().is_dir() {
+                true if path.ends_with("diff") => (),
+                true => todo.push(path),
+                false if path.ends_with("tar-split.json.gz") => (),
+                false => files.push(path),
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+fn put(path: &Path, content: &Original) {
+    let _ = std::fs::remove_dir(path);
+    let _ = std::fs::remove_file(path);
+    match content {
+        Original::File(bytes) => std::fs::write(path, bytes).unwrap(),
+        Original::Link(target) => std::os::unix::fs::symlink(target, path).unwrap(),
+    }
+}
+
+#[derive(Clone)]
+enum Original {
+    File(Vec<u8>),
+    Link(PathBuf),
+}
+
+fn original(path: &Path) -> Original {
+    match std::fs::read_link(path) {
+        Ok(target) => Original::Link(target),
+        Err(_) => Original::File(std::fs::read(path).unwrap()),
+    }
+}
+
+fn apply(damage: &Damage, files: &[PathBuf], path: &Path, before: &Original) {
+    let mut bytes = match before {
+        Original::File(bytes) => bytes.clone(),
+        Original::Link(target) => target.as_os_str().as_encoded_bytes().to_vec(),
+    };
+    match damage {
+        Damage::SetByte(at, byte) => {
+            if let Some(length) = std::num::NonZeroUsize::new(bytes.len()) {
+                bytes[*at % length] = *byte;
+            }
+        }
+        Damage::Cut(at) => bytes.truncate(at % (bytes.len() + 1)),
+        Damage::Insert(at, new) => {
+            let at = at % (bytes.len() + 1);
+            bytes.splice(at..at, new.iter().copied());
+        }
+        Damage::Swap(other) => {
+            let other = &files[other % files.len()];
+            return put(path, &original_or_empty(other));
+        }
+        Damage::Symlink(target) if !target.is_empty() => {
+            return put(path, &Original::Link(target.into()));
+        }
+        Damage::Remove | Damage::Symlink(_) => return std::fs::remove_file(path).unwrap(),
+        Damage::Directory => {
+            std::fs::remove_file(path).unwrap();
+            return std::fs::create_dir(path).unwrap();
+        }
+    }
+    let target = || std::ffi::OsString::from(String::from_utf8_lossy(&bytes).replace('\0', "_"));
+    match before {
+        Original::Link(_) if !bytes.is_empty() => put(path, &Original::Link(target().into())),
+        _ => put(path, &Original::File(bytes)),
+    }
+}
+
+fn original_or_empty(path: &Path) -> Original {
+    match path.is_dir() || path.symlink_metadata().is_err() {
+        true => Original::File(Vec::new()),
+        false => original(path),
+    }
+}
+
+fn check_stack(root: &Path, stack: &[LayerSpec]) {
+    for layer in stack {
+        check_path(root, &layer.path);
+    }
+}
+
+/// Inside, without symlinks on the way, and a directory.
+fn check_path(root: &Path, path: &Path) {
+    assert_eq!(path.canonicalize().unwrap(), path);
+    assert!(path.starts_with(root) && path.is_dir(), "{path:?}");
+}
+
+fn read_everything(root: &Path, ids: &[&str], container: &str) {
+    let Ok(stores) = discover(root) else { return };
+    let one_line = |text: String| assert!(!text.contains(['\n', '\x1b', '\0']), "{text:?}");
+    let listing = stores.images();
+    for problem in &listing.problems {
+        one_line(problem.to_string());
+    }
+    for text in [
+        "sample:1",
+        "sample:2",
+        "sample",
+        ids[0],
+        ids[1],
+        &ids[0][..10],
+    ] {
+        match stores.find(text) {
+            Ok(image) => {
+                check_stack(root, &image.stack().unwrap_or_default());
+                let rows = image.history();
+                assert!(rows.len() >= image.layers.len());
+                assert!(serde_json::to_string(&image).is_ok());
+            }
+            Err(error) => one_line(error.to_string()),
+        }
+    }
+    for text in ["sample", container, &container[..6]] {
+        match stores.container(text) {
+            Ok(found) => {
+                check_stack(root, &found.stack(false).unwrap().lowers);
+                check_path(root, &found.upper.work);
+                check_path(root, &found.upper.layer.path);
+            }
+            Err(error) => one_line(error.to_string()),
+        }
+    }
+    let tree = stores.layers(None);
+    assert!(tree.nodes.len() <= 4);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_damage_makes_reading_panic_or_leave_the_root(
+        changes in prop::collection::vec((any::<usize>(), damage()), 1..4)
+    ) {
+        let store = &*STORE;
+        let files = metadata(&store.root);
+        let before: Vec<Original> = files.iter().map(|path| original(path)).collect();
+        for (which, damage) in &changes {
+            let which = which % files.len();
+            // A file that an earlier change replaced keeps its first content here.
+            if files[which].symlink_metadata().is_ok_and(|m| !m.is_dir()) {
+                apply(damage, &files, &files[which], &before[which]);
+            }
+        }
+        let result = std::panic::catch_unwind(|| {
+            read_everything(&store.root, &[store.id(0), store.id(1)], &store.sample.container);
+        });
+        for (path, content) in files.iter().zip(&before) {
+            put(path, content);
+        }
+        prop_assert!(result.is_ok());
+    }
+}
