@@ -182,6 +182,34 @@ fn read_everything(root: &Path, ids: &[&str], container: &str) {
     assert!(tree.nodes.len() <= 4);
 }
 
+/// Each directory of the store in turn is a symlink to where it was moved, outside.
+#[test]
+fn no_symlink_in_place_of_a_directory_leads_outside() {
+    let store = Fixture::new();
+    let outside = tempfile::tempdir().unwrap();
+    let moved = outside.path().join("moved");
+    let mut todo = children(&store.root);
+    let mut count = 0;
+    while let Some(dir) = todo.pop() {
+        if !dir.is_dir() {
+            continue;
+        }
+        if !dir.ends_with("diff") {
+            todo.extend(children(&dir));
+        }
+        // Both are below the directory for temporary files: one file system.
+        std::fs::rename(&dir, &moved).unwrap();
+        std::os::unix::fs::symlink(&moved, &dir).unwrap();
+        let ids = [store.id(0), store.id(1)];
+        read_everything(&store.root, &ids, &store.sample.container);
+        std::fs::remove_file(&dir).unwrap();
+        std::fs::rename(&moved, &dir).unwrap();
+        count += 1;
+    }
+    assert!(count > 40, "{count}");
+    assert_eq!(store.stores().unwrap().images().images.len(), 2);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
