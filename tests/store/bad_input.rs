@@ -197,6 +197,16 @@ fn configuration_too_large() {
     ));
 }
 
+/// A store whose image `bad` has the given configuration.
+fn with_config(text: &str) -> Result<()> {
+    let temp = tempfile::tempdir().unwrap();
+    let mut made = builder::StoreBuilder::new(temp.path()).unwrap();
+    made.image_from(&["bad:latest"], text.as_bytes()).unwrap();
+    made.finish().unwrap();
+    let image = discover(temp.path())?.find("bad")?;
+    image.stack().map(|_| ())
+}
+
 #[test]
 fn configurations_that_hash_right_and_are_wrong() {
     for text in [

@@ -16,16 +16,6 @@ fn small_files_too_large() {
     assert!(matches!(error, Error::TooLarge { .. }));
 }
 
-/// A store whose image `bad` has the given configuration.
-fn with_config(text: &str) -> Result<()> {
-    let temp = tempfile::tempdir().unwrap();
-    let mut made = builder::StoreBuilder::new(temp.path()).unwrap();
-    made.image_from(&["bad:latest"], text.as_bytes()).unwrap();
-    made.finish().unwrap();
-    let image = discover(temp.path())?.find("bad")?;
-    image.stack().map(|_| ())
-}
-
 #[test]
 fn layer_missing() {
     let store = Fixture::new();
