@@ -1,1 +1,39 @@
-//! The transport: translates FUSE requests to calls of [`crate::union`].
+//! The transport: serves a [`crate::union::Union`] to the kernel through FUSE.
+//! Called by the cli and by whoever uses the library to mount a stack.
+//!
+//! ```text
+//! kernel ─ /dev/fuse ─ fuser's worker threads ─ adapter ─ union
+//!                                                  └─ pool (copy-up, fsync) ─ union
+//! ```
+//!
+//! [`mount()`] attaches the file system and shakes hands with the kernel;
+//! [`Mounted::serve`] answers requests until it is unmounted. [`runtime`] records what
+//! is mounted, [`unmount()`] takes it away.
+
+mod adapter;
+mod config;
+mod convert;
+mod counters;
+mod error;
+mod fusermount;
+mod mount;
+pub mod mountinfo;
+mod pool;
+mod reply;
+pub mod runtime;
+mod session;
+pub mod stats;
+mod unmount;
+
+pub use config::MountConfig;
+pub use error::{Error, Result};
+pub use mount::preflight;
+pub use runtime::{Description, MountRecord, MountState};
+pub use session::{Background, Mounted, mount, raise_nofile_limit, wait_ready};
+pub use unmount::{detach_dead, is_dead_mount, unmount};
+
+/// The file system type shown in /proc/mounts.
+pub const FS_TYPE: &str = "fuse.unionfs";
+
+/// `f_type` of a FUSE file system in statfs(2): FUSE_SUPER_MAGIC of linux/magic.h.
+pub const FUSE_MAGIC: u64 = 0x6573_5546;

@@ -25,8 +25,6 @@ pub(crate) fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T>
 
 /// Escapes what is not printable ASCII; most of it is other writing, some would upset a
 /// terminal or break the line.
-/// Escapes what is not printable ASCII; most of it is other writing, some would upset a
-/// terminal or break the line.
 fn printable(c: char) -> impl Iterator<Item = char> {
     let plain = (' '..='~').contains(&c).then_some(c);
     let escape = plain.is_none().then(|| c.escape_unicode());

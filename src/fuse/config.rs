@@ -1,0 +1,158 @@
+//! How a union is mounted. Filled by the cli (or a library user), read by `mount` and
+//! `session`.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::MountFlags;
+
+use super::runtime::Description;
+
+/// How and where to mount.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    /// The directory to mount on; relative to the working directory.
+    pub mountpoint: PathBuf,
+    /// The source shown in /proc/mounts. Default: `unionfs`.
+    pub fsname: OsString,
+    /// mount(2) flags. Default: none; devices and set-id files work, as on overlayfs.
+    /// [`MountFlags::RDONLY`] is a read-only mount.
+    pub flags: MountFlags,
+    /// Whether users other than the mounting one may use the mount. Default: for root.
+    /// A plain user needs `user_allow_other` in /etc/fuse.conf.
+    pub allow_other: bool,
+    /// SELinux context of all files (`context=`), without quotes. Default: none.
+    pub context: Option<OsString>,
+    /// Worker threads; each holds one request at a time. Default: one per CPU, at least 4.
+    pub threads: usize,
+    /// Whether SIGTERM, SIGINT and SIGHUP unmount. Default: true. Their handlers stay
+    /// installed until the process ends.
+    pub handle_signals: bool,
+    /// Whether to write a record and a control socket into the runtime directory, for
+    /// `unionfs ps` and `stats`. Default: true.
+    pub register: bool,
+    /// What is mounted, for the record.
+    pub description: Description,
+}
+
+impl MountConfig {
+    /// The defaults, for a mount on `mountpoint`.
+    pub fn new(mountpoint: impl AsRef<Path>) -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            mountpoint: mountpoint.as_ref().to_owned(),
+            fsname: "unionfs".into(),
+            flags: MountFlags::empty(),
+            allow_other: rustix::process::geteuid().is_root(),
+            context: None,
+            threads: cpus.max(4),
+            handle_signals: true,
+            register: true,
+            description: Description::default(),
+        }
+    }
+
+    /// Whether the mount is read-only.
+    pub fn is_read_only(&self) -> bool {
+        self.flags.contains(MountFlags::RDONLY)
+    }
+
+    /// Applies one option of `-o` (mount(8) and mount.fuse3(8) names; quotes around the
+    /// value of `context` are dropped). `false`: it is not an option of the mount itself.
+    pub fn apply_option(&mut self, option: &std::ffi::OsStr) -> bool {
+        let bytes = option.as_bytes();
+        if let Some((flag, set)) = flag_of(bytes) {
+            self.flags.set(flag, set);
+        } else if bytes == b"allow_other" {
+            self.allow_other = true;
+        } else if let Some(name) = bytes.strip_prefix(b"fsname=") {
+            self.fsname = super::mountinfo::os(name).to_owned();
+        } else if let Some(context) = bytes.strip_prefix(b"context=") {
+            let bare = context
+                .strip_prefix(b"\"")
+                .and_then(|c| c.strip_suffix(b"\""))
+                .unwrap_or(context);
+            self.context = Some(super::mountinfo::os(bare).to_owned());
+        } else {
+            // Always on; named so that callers need not filter it.
+            return bytes == b"default_permissions";
+        }
+        true
+    }
+}
+
+/// The flag behind a mount(8) option, and whether the option sets or clears it.
+fn flag_of(option: &[u8]) -> Option<(MountFlags, bool)> {
+    Some(match option {
+        b"ro" => (MountFlags::RDONLY, true),
+        b"rw" => (MountFlags::RDONLY, false),
+        b"nodev" => (MountFlags::NODEV, true),
+        b"dev" => (MountFlags::NODEV, false),
+        b"nosuid" => (MountFlags::NOSUID, true),
+        b"suid" => (MountFlags::NOSUID, false),
+        b"noexec" => (MountFlags::NOEXEC, true),
+        b"exec" => (MountFlags::NOEXEC, false),
+        b"noatime" => (MountFlags::NOATIME, true),
+        b"atime" => (MountFlags::NOATIME, false),
+        b"nodiratime" => (MountFlags::NODIRATIME, true),
+        b"diratime" => (MountFlags::NODIRATIME, false),
+        b"relatime" => (MountFlags::RELATIME, true),
+        b"norelatime" => (MountFlags::RELATIME, false),
+        b"strictatime" => (MountFlags::STRICTATIME, true),
+        b"sync" => (MountFlags::SYNCHRONOUS, true),
+        b"async" => (MountFlags::SYNCHRONOUS, false),
+        b"dirsync" => (MountFlags::DIRSYNC, true),
+        _ => return None,
+    })
+}
+
+/// The mount(8) names of the flags that are set; the inverse of [`flag_of`].
+pub(super) fn flag_names(flags: MountFlags) -> Vec<&'static str> {
+    [
+        "ro",
+        "nodev",
+        "nosuid",
+        "noexec",
+        "noatime",
+        "nodiratime",
+        "relatime",
+        "strictatime",
+        "sync",
+        "dirsync",
+    ]
+    .into_iter()
+    .filter(|name| flag_of(name.as_bytes()).is_some_and(|(flag, _)| flags.contains(flag)))
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_set_and_clear() {
+        let mut config = MountConfig::new("/mnt");
+        config.allow_other = false;
+        for option in ["ro", "nodev", "nosuid", "dev", "noatime", "allow_other"] {
+            assert!(config.apply_option(option.as_ref()), "{option}");
+        }
+        assert!(config.is_read_only() && config.allow_other);
+        assert_eq!(flag_names(config.flags), ["ro", "nosuid", "noatime"]);
+        assert!(config.apply_option("rw".as_ref()));
+        assert!(!config.is_read_only());
+    }
+
+    #[test]
+    fn values_and_foreign_options() {
+        let mut config = MountConfig::new("/mnt");
+        assert!(config.apply_option("fsname=a,b".as_ref()));
+        assert!(config.apply_option("context=\"u:r:t:s0:c1,c2\"".as_ref()));
+        assert!(config.apply_option("default_permissions".as_ref()));
+        assert_eq!(config.fsname, "a,b");
+        assert_eq!(config.context.as_deref(), Some("u:r:t:s0:c1,c2".as_ref()));
+        for option in ["", "lowerdir=/a", "volatile", "fsname", "RO"] {
+            assert!(!config.apply_option(option.as_ref()), "{option}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! `/proc/self/mountinfo` (format: proc_pid_mountinfo(5)): asks the kernel about mounts
+//! without touching them, so a dead or hung server cannot block the question.
+//! Called by `session`, `unmount`, `runtime` and the cli.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// One mount of this mount namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountEntry {
+    /// Device number (major, minor) of the file system.
+    pub device: (u32, u32),
+    /// Where it is mounted, as seen from this process's root.
+    pub mountpoint: PathBuf,
+    /// Options of this mount (`rw,nosuid,...`).
+    pub options: OsString,
+    /// File system type with subtype (`fuse.unionfs`).
+    pub fs_type: OsString,
+    /// The source shown in /proc/mounts.
+    pub source: OsString,
+}
+
+impl MountEntry {
+    /// Whether it is a FUSE file system of any subtype.
+    pub fn is_fuse(&self) -> bool {
+        let kind = self.fs_type.as_bytes();
+        kind == b"fuse" || kind.starts_with(b"fuse.")
+    }
+
+    /// Whether it is one of ours.
+    pub fn is_unionfs(&self) -> bool {
+        self.fs_type.as_bytes() == super::FS_TYPE.as_bytes()
+    }
+}
+
+/// All mounts of this mount namespace, in mount order.
+///
+/// # Errors
+/// When `/proc/self/mountinfo` cannot be read.
+pub fn list() -> io::Result<Vec<MountEntry>> {
+    let text = std::fs::read("/proc/self/mountinfo")?;
+    Ok(text.split(|&b| b == b'\n').filter_map(parse_line).collect())
+}
+
+/// The topmost mount on exactly `mountpoint` (an absolute path without symlinks).
+pub fn find(mountpoint: &Path) -> Option<MountEntry> {
+    list()
+        .ok()?
+        .into_iter()
+        .rev()
+        .find(|m| m.mountpoint == mountpoint)
+}
+
+/// `36 35 98:0 /root /mountpoint rw,noatime master:1 - type source superoptions`
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
+    let mut fields = line.split(|&b| b == b' ');
+    let device = parse_device(fields.nth(2)?)?;
+    let mountpoint = unescape(fields.nth(1)?);
+    let options = unescape(fields.next()?);
+    // Optional fields run up to a lone "-".
+    fields.find(|f| *f == b"-")?;
+    Some(MountEntry {
+        device,
+        mountpoint: PathBuf::from(mountpoint),
+        options,
+        fs_type: unescape(fields.next()?),
+        source: unescape(fields.next()?),
+    })
+}
+
+fn parse_device(field: &[u8]) -> Option<(u32, u32)> {
+    let (major, minor) = std::str::from_utf8(field).ok()?.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// The kernel writes space, tab, newline, backslash (and `#`) as `\ooo`.
+fn unescape(field: &[u8]) -> OsString {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        match octal(rest) {
+            Some(decoded) => {
+                out.push(decoded);
+                rest = rest.get(4..).unwrap_or_default();
+            }
+            None => {
+                out.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    OsString::from_vec(out)
+}
+
+fn octal(text: &[u8]) -> Option<u8> {
+    let [b'\\', digits @ ..] = text else {
+        return None;
+    };
+    let value = digits.get(..3)?.iter().try_fold(0u32, |value, digit| {
+        matches!(digit, b'0'..=b'7').then(|| value * 8 + u32::from(digit - b'0'))
+    })?;
+    u8::try_from(value).ok()
+}
+
+/// The absolute path of a mountpoint without touching what is mounted there, so that
+/// it also works on a dead mount: symlinks are resolved in the parents only, and in
+/// the last component when it is one.
+///
+/// # Errors
+/// When the parent does not exist or may not be searched.
+pub fn absolute(path: &Path) -> io::Result<PathBuf> {
+    let Some(name) = path.file_name().filter(|_| !ends_in_dot(path)) else {
+        return path.canonicalize();
+    };
+    let parent = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let full = parent.canonicalize()?.join(name);
+    match rustix::fs::readlink(&full, Vec::new()) {
+        Ok(_) => full.canonicalize(),
+        Err(_) => Ok(full),
+    }
+}
+
+/// `Path::file_name` looks through a trailing `/.`.
+fn ends_in_dot(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    bytes == b"." || bytes.ends_with(b"/.")
+}
+
+/// Bytes of a path or option as an `OsStr`; shared by the helpers of this module.
+pub(super) fn os(bytes: &[u8]) -> &OsStr {
+    OsStr::from_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_with_escapes_and_optional_fields() {
+        let line = br"36 35 0:52 / /mnt/a\040b\134 rw,noatime shared:1 master:2 - fuse.unionfs my\011src rw,user_id=0";
+        let entry = parse_line(line).unwrap();
+        assert_eq!(entry.device, (0, 52));
+        assert_eq!(entry.mountpoint, Path::new("/mnt/a b\\"));
+        assert_eq!(entry.options, "rw,noatime");
+        assert_eq!(entry.source, "my\tsrc");
+        assert!(entry.is_fuse() && entry.is_unionfs());
+    }
+
+    #[test]
+    fn broken_lines_are_skipped() {
+        for line in [
+            &b""[..],
+            b"1 2 3",
+            b"1 2 x:y / /mnt rw - a b c",
+            b"1 2 0:1 / /m rw",
+        ] {
+            assert_eq!(parse_line(line), None);
+        }
+        assert_eq!(unescape(br"a\04"), os(br"a\04"));
+        assert_eq!(unescape(br"\777\0409"), os(br"\777 9"));
+    }
+
+    #[test]
+    fn own_root_is_listed() {
+        assert!(find(Path::new("/")).is_some());
+    }
+
+    #[test]
+    fn absolute_resolves_parents_and_a_final_symlink() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(base.join("real")).unwrap();
+        std::os::unix::fs::symlink("real", base.join("link")).unwrap();
+        assert_eq!(absolute(&base.join("link")).unwrap(), base.join("real"));
+        assert_eq!(absolute(&base.join("real/.")).unwrap(), base.join("real"));
+        assert_eq!(absolute(&base.join("link/..")).unwrap(), base);
+        assert_eq!(absolute(&base.join("absent")).unwrap(), base.join("absent"));
+        assert_eq!(absolute(Path::new("/")).unwrap(), Path::new("/"));
+        assert!(absolute(&base.join("no/absent")).is_err());
+    }
+}

@@ -1,0 +1,446 @@
+//! The runtime directory: one JSON record (`<id>.json`) and one control socket
+//! (`<id>.sock`, see [`super::stats`]) per mount. Written by `session`, read by
+//! `unionfs ps`, `umount` and `stats`.
+//!
+//! Directory, the first that can be used: `$UNIONFS_RUNTIME_DIR` (alone when set),
+//! `/run/unionfs` for root, `$XDG_RUNTIME_DIR/unionfs`, `/tmp/unionfs-<uid>`. It must
+//! belong to this user and be writable by nobody else; it is made with mode 0700.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+use super::mountinfo;
+
+/// A record is small; a larger file is not one of ours.
+const MAX_RECORD: u64 = 16 << 20;
+
+/// What is mounted, for people: given by whoever mounts, shown by `unionfs ps`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// The image's name, when an image is mounted.
+    pub image: Option<String>,
+    /// The lower layers, top first.
+    #[serde(with = "path_text::list")]
+    pub lowers: Vec<PathBuf>,
+    /// The upper directory of a writable mount.
+    #[serde(with = "path_text::option")]
+    pub upper: Option<PathBuf>,
+    /// The work directory of a writable mount.
+    #[serde(with = "path_text::option")]
+    pub work: Option<PathBuf>,
+    /// Mount options as the user gave them.
+    pub options: Vec<String>,
+}
+
+/// The record of one mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountRecord {
+    /// Name of the record: `<id>.json` and `<id>.sock` in the runtime directory.
+    pub id: String,
+    /// The server's process id, in its own pid namespace.
+    pub pid: u32,
+    /// When that process started, in clock ticks since boot (proc_pid_stat(5), field 22):
+    /// tells it from a later process with the same id.
+    pub pid_start: u64,
+    /// Inode number of the server's pid namespace.
+    pub pid_ns: u64,
+    /// Where it is mounted: absolute, without symlinks. In JSON, bytes that are not
+    /// UTF-8, control characters and `%` are written as `%XX`.
+    #[serde(with = "path_text")]
+    pub mountpoint: PathBuf,
+    /// The source shown in /proc/mounts.
+    pub source: String,
+    /// Whether the mount is read-only.
+    pub read_only: bool,
+    /// When it was mounted, seconds since 1970.
+    pub since: u64,
+    /// What is mounted.
+    #[serde(flatten)]
+    pub description: Description,
+    /// The runtime directory the record lies in.
+    #[serde(skip)]
+    pub dir: PathBuf,
+}
+
+/// How a recorded mount is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountState {
+    /// Mounted and its server runs.
+    Live,
+    /// Its server runs but it is no longer on its mountpoint (lazily unmounted and still in
+    /// use, or mounted in another mount namespace).
+    Detached,
+    /// Still on its mountpoint, but its server is gone: every access answers ENOTCONN.
+    Dead,
+}
+
+impl MountRecord {
+    /// A record of a mount served by this process, not yet written.
+    pub fn new(mountpoint: &Path, source: &str, read_only: bool, description: Description) -> Self {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let pid = std::process::id();
+        Self {
+            id: format!("{pid}-{}", SERIAL.fetch_add(1, Ordering::Relaxed)),
+            pid,
+            pid_start: start_of(pid).unwrap_or_default(),
+            pid_ns: pid_namespace().unwrap_or_default(),
+            mountpoint: mountpoint.to_owned(),
+            source: source.to_owned(),
+            read_only,
+            since: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_secs()),
+            description,
+            dir: PathBuf::new(),
+        }
+    }
+
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join(format!("{}.sock", self.id))
+    }
+
+    /// The record's file.
+    pub fn file(&self) -> PathBuf {
+        self.dir.join(format!("{}.json", self.id))
+    }
+
+    /// Whether the server runs; a server in another pid namespace cannot be judged and
+    /// counts as running.
+    pub fn is_running(&self) -> bool {
+        if Some(self.pid_ns) != pid_namespace() {
+            return true;
+        }
+        start_of(self.pid) == Some(self.pid_start)
+    }
+
+    /// How the mount is doing; `None`: server and mount are both gone.
+    pub fn state(&self) -> Option<MountState> {
+        let mounted = mountinfo::find(&self.mountpoint).is_some_and(|m| m.is_unionfs());
+        match (self.is_running(), mounted) {
+            (true, true) => Some(MountState::Live),
+            (true, false) => Some(MountState::Detached),
+            (false, true) => Some(MountState::Dead),
+            (false, false) => None,
+        }
+    }
+
+    /// Waits until the server has finished what was pending, let go of the layers and
+    /// ended; `false`: it still runs after `timeout`.
+    pub fn wait_end(&self, timeout: Duration) -> bool {
+        let start = Instant::now();
+        while self.file().exists() && self.is_running() {
+            if start.elapsed() >= timeout {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
+    /// Writes the record into the runtime directory, atomically, and remembers where.
+    ///
+    /// # Errors
+    /// When no runtime directory can be used or the file cannot be written.
+    pub fn write(&mut self) -> Result<()> {
+        self.dir = usable_dir()?;
+        // Of servers that were killed: their mount was replaced by this one.
+        for old in list() {
+            if old.mountpoint == self.mountpoint && !old.is_running() {
+                old.remove();
+            }
+        }
+        let file = self.file();
+        let staged = self.dir.join(format!("{}.tmp", self.id));
+        write_new(&staged, self)
+            .and_then(|()| fs::rename(&staged, &file))
+            .map_err(|source| Error::Runtime { path: file, source })
+    }
+
+    /// Removes the record and the socket. What is already gone is no error.
+    pub fn remove(&self) {
+        for path in [self.file(), self.socket()] {
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %path.display(), %error, "cannot remove runtime file");
+            }
+        }
+    }
+}
+
+/// All recorded mounts of this user, oldest first. Records whose server and mount are
+/// both gone are removed on the way.
+pub fn list() -> Vec<MountRecord> {
+    let mut records = Vec::new();
+    for dir in candidates() {
+        if check_dir(&dir).is_ok() {
+            read_dir(&dir, &mut records);
+        }
+    }
+    records.retain(|record: &MountRecord| {
+        let keep = record.state().is_some();
+        if !keep {
+            record.remove();
+        }
+        keep
+    });
+    records.sort_by(|a, b| (a.since, &a.id).cmp(&(b.since, &b.id)));
+    records
+}
+
+/// The newest recorded mount on `mountpoint`, which may be relative or lead through symlinks.
+///
+/// # Errors
+/// When the mountpoint's parent cannot be resolved.
+pub fn find(mountpoint: &Path) -> Result<Option<MountRecord>> {
+    let path = mountinfo::absolute(mountpoint).map_err(|source| Error::Mountpoint {
+        path: mountpoint.to_owned(),
+        source,
+    })?;
+    Ok(list().into_iter().rev().find(|r| r.mountpoint == path))
+}
+
+fn read_dir(dir: &Path, records: &mut Vec<MountRecord>) {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.extension() != Some("json".as_ref()) {
+            continue;
+        }
+        match read_record(&path) {
+            // The name decides which files are removed with the record.
+            Ok(mut record) if path.file_stem() == Some(record.id.as_ref()) => {
+                record.dir = dir.to_owned();
+                records.push(record);
+            }
+            Ok(_) => tracing::debug!(path = %path.display(), "record under a foreign name"),
+            Err(error) => tracing::debug!(path = %path.display(), %error, "unreadable record"),
+        }
+    }
+}
+
+fn read_record(path: &Path) -> io::Result<MountRecord> {
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path)?;
+    file.take(MAX_RECORD).read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+fn write_new(path: &Path, record: &MountRecord) -> io::Result<()> {
+    // A leftover of an earlier process with this id.
+    let _ = fs::remove_file(path);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(&serde_json::to_vec_pretty(record)?)
+}
+
+/// Opens the log file of this process, `<pid>.log` in the runtime directory (0600, made
+/// anew). It stays when the process ends.
+///
+/// # Errors
+/// When no runtime directory can be used or the file cannot be written.
+pub fn log_file() -> Result<fs::File> {
+    let path = usable_dir()?.join(format!("{}.log", std::process::id()));
+    let _ = fs::remove_file(&path);
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|source| Error::Runtime { path, source })
+}
+
+/// The candidates for the runtime directory, best first.
+fn candidates() -> Vec<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(dir) = set("UNIONFS_RUNTIME_DIR") {
+        return vec![PathBuf::from(dir)];
+    }
+    let uid = rustix::process::geteuid();
+    let mut dirs = Vec::new();
+    if uid.is_root() {
+        dirs.push(PathBuf::from("/run/unionfs"));
+    }
+    if let Some(dir) = set("XDG_RUNTIME_DIR") {
+        dirs.push(PathBuf::from(dir).join("unionfs"));
+    }
+    dirs.push(PathBuf::from(format!("/tmp/unionfs-{}", uid.as_raw())));
+    dirs
+}
+
+/// The directory records are written to: made if absent.
+fn usable_dir() -> Result<PathBuf> {
+    let mut reasons = Vec::new();
+    for dir in candidates() {
+        let made = DirBuilder::new().mode(0o700).create(&dir);
+        let usable = match made {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => check_dir(&dir).and_then(|()| check_writable(&dir)),
+        };
+        match usable {
+            Ok(()) => return Ok(dir),
+            Err(error) => reasons.push(format!("{}: {error}", dir.display())),
+        }
+    }
+    Err(Error::NoRuntimeDir {
+        reasons: reasons.join("; "),
+    })
+}
+
+/// A directory others can write to, or own, could feed us records of their making.
+fn check_dir(dir: &Path) -> io::Result<()> {
+    let meta = fs::symlink_metadata(dir)?;
+    let refuse = |why| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    if !meta.is_dir() {
+        refuse("not a directory")
+    } else if meta.uid() != rustix::process::geteuid().as_raw() {
+        refuse("belongs to another user")
+    } else if meta.mode() & 0o022 != 0 {
+        refuse("writable by others")
+    } else {
+        Ok(())
+    }
+}
+
+fn check_writable(dir: &Path) -> io::Result<()> {
+    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    Ok(rustix::fs::accessat(
+        rustix::fs::CWD,
+        dir,
+        access,
+        rustix::fs::AtFlags::EACCESS,
+    )?)
+}
+
+/// Start time of a process in clock ticks since boot; `None` when there is no such process.
+fn start_of(pid: u32) -> Option<u64> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // Field 2, the command, may hold spaces and parentheses: fields count from the last ')'.
+    let after = stat.rsplit(|&b| b == b')').next()?;
+    let mut fields = std::str::from_utf8(after).ok()?.split_ascii_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+fn pid_namespace() -> Option<u64> {
+    fs::metadata("/proc/self/ns/pid").ok().map(|m| m.ino())
+}
+
+/// Paths in JSON: `%XX` for bytes that are not UTF-8, control characters and `%` itself.
+mod path_text;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStringExt;
+
+    fn record() -> MountRecord {
+        let odd = PathBuf::from(std::ffi::OsString::from_vec(b"/l\xff%\n".to_vec()));
+        MountRecord::new(
+            Path::new("/mnt/p\u{e4}th 100%"),
+            "unionfs",
+            true,
+            Description {
+                image: Some("busybox:latest".into()),
+                lowers: vec![odd.clone(), "/b".into()],
+                upper: Some(odd),
+                work: None,
+                options: vec!["volatile".into()],
+            },
+        )
+    }
+
+    #[test]
+    fn record_survives_json() {
+        let record = record();
+        let json = serde_json::to_string(&record).unwrap();
+        assert!(
+            json.contains(r#""mountpoint":"/mnt/päth 100%25""#),
+            "{json}"
+        );
+        assert!(json.contains(r#""upper":"/l%FF%25%0A""#), "{json}");
+        assert_eq!(serde_json::from_str::<MountRecord>(&json).unwrap(), record);
+    }
+
+    #[test]
+    fn bad_escapes_are_errors() {
+        for text in ["/a%", "/a%4", "/a%zz", "/a%+1"] {
+            let json = serde_json::to_string(&record())
+                .unwrap()
+                .replace("/mnt/päth 100%25", text);
+            assert!(
+                serde_json::from_str::<MountRecord>(&json).is_err(),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn this_process_runs_and_a_recycled_pid_does_not() {
+        let mut record = record();
+        assert!(record.is_running());
+        assert_eq!(record.state(), Some(MountState::Detached));
+        record.pid_start += 1;
+        assert!(!record.is_running());
+        assert_eq!(record.state(), None);
+        record.pid_ns += 1;
+        assert!(
+            record.is_running(),
+            "another pid namespace cannot be judged"
+        );
+    }
+
+    #[test]
+    fn dead_records_are_dropped_and_foreign_files_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |record: &MountRecord| {
+            let path = dir.path().join(format!("{}.json", record.id));
+            write_new(&path, record).unwrap();
+            path
+        };
+        let live = record();
+        let mut renamed = record();
+        renamed.id = "../outside".into();
+        let live_file = write(&live);
+        write_new(&dir.path().join("other.json"), &renamed).unwrap();
+        fs::write(dir.path().join("broken.json"), b"{").unwrap();
+        let mut records = Vec::new();
+        read_dir(dir.path(), &mut records);
+        assert_eq!(records.len(), 1);
+        assert_eq!(records[0].id, live.id);
+        assert_eq!(records[0].file(), live_file);
+        records[0].remove();
+        assert!(!live_file.exists());
+        records[0].remove();
+    }
+
+    #[test]
+    fn directories_of_others_are_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        assert!(check_dir(dir.path()).is_ok());
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(check_dir(dir.path()).is_err());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        assert!(check_dir(&link).is_err());
+        assert!(check_dir(&dir.path().join("absent")).is_err());
+    }
+}

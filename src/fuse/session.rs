@@ -1,0 +1,423 @@
+//! A mount's life: attach, handshake, serve, end. Called by the cli and by library users.
+//!
+//! It ends when the file system is unmounted (by anyone), or by a signal: that detaches
+//! the mount, waits [`GRACE`] for those who still use it, then aborts the connection.
+//! At the end pending copy-ups and fsyncs are finished, the runtime files are removed and
+//! the union is dropped.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::Resource;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::adapter::Adapter;
+use super::config::MountConfig;
+use super::counters::Counters;
+use super::error::{Error, Result};
+use super::mount::{self as attach, Attachment};
+use super::pool::Pool;
+use super::runtime::MountRecord;
+use super::{FUSE_MAGIC, stats, unmount};
+use crate::union::Union;
+
+/// How long a signal waits for users of the detached mount before they are cut off.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long an aborted connection may take to end.
+const ABORT_TIME: Duration = Duration::from_secs(2);
+
+/// A mount that is attached and has shaken hands with the kernel: requests queue up until
+/// it is served. Dropped without being served, it is unmounted.
+pub struct Mounted {
+    session: fuser::Session<Adapter>,
+    attachment: Attachment,
+    core: Core,
+    signals: Option<Signals>,
+    record: Option<MountRecord>,
+}
+
+/// What outlives the session until the end of the mount.
+struct Core {
+    union: Arc<Union>,
+    counters: Arc<Counters>,
+    pool: Pool,
+}
+
+enum Event {
+    Ready(io::Result<()>),
+    Signal(i32),
+    Ended(io::Result<()>),
+}
+
+/// Mounts `union`. Call before starting threads if the process is to be a daemon: fork
+/// first, then mount.
+///
+/// # Errors
+/// See [`Error`]; nothing stays mounted.
+pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
+    // From here on a signal finds a handler, and cannot leave a dead mount.
+    let signals = config
+        .handle_signals
+        .then(|| Signals::new([SIGTERM, SIGINT, SIGHUP]))
+        .transpose()
+        .map_err(|source| session_error(&config.mountpoint, source))?;
+    let core = Core {
+        union: Arc::new(union),
+        counters: Arc::default(),
+        pool: Pool::new(),
+    };
+    let (fd, attachment) = attach::attach(config)?;
+    let session = handshake(fd, &core, config)
+        .map_err(|source| session_error(&attachment.mountpoint, source))?;
+    let record = config.register.then(|| {
+        MountRecord::new(
+            &attachment.mountpoint,
+            &config.fsname.to_string_lossy(),
+            config.is_read_only(),
+            config.description.clone(),
+        )
+    });
+    Ok(Mounted {
+        session,
+        attachment,
+        core,
+        signals,
+        record,
+    })
+}
+
+fn handshake(
+    fd: OwnedFd,
+    core: &Core,
+    config: &MountConfig,
+) -> io::Result<fuser::Session<Adapter>> {
+    let adapter = Adapter::new(
+        Arc::clone(&core.union),
+        Arc::clone(&core.counters),
+        core.pool.clone(),
+    );
+    let mut options = fuser::Config::default();
+    options.n_threads = Some(config.threads.max(1));
+    // A descriptor per worker lets the kernel keep their requests apart.
+    options.clone_fd = attach::can_reopen_device();
+    // The kernel itself keeps others out of a mount without allow_other; fuser's own check
+    // would also hit requests that the kernel sends without credentials.
+    fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, options)
+}
+
+impl Mounted {
+    /// The mountpoint: absolute, without symlinks.
+    pub fn mountpoint(&self) -> &Path {
+        &self.attachment.mountpoint
+    }
+
+    /// Serves until the file system is unmounted or a signal ends it.
+    ///
+    /// # Errors
+    /// When the mount never answered, a worker failed, or a signal could not end it.
+    pub fn serve(self) -> Result<()> {
+        self.serve_with(|| ())
+    }
+
+    /// [`Mounted::serve`], calling `on_ready` once when the mount answers.
+    ///
+    /// # Errors
+    /// As [`Mounted::serve`]; if the mount never answered, `on_ready` was not called.
+    pub fn serve_with(mut self, on_ready: impl FnOnce()) -> Result<()> {
+        let (sender, events) = mpsc::channel();
+        let stats = self.register();
+        let signals = self.signals.take();
+        let watcher = signals.map(|signals| watch_signals(signals, sender.clone()));
+        let mountpoint = self.attachment.mountpoint.clone();
+        let started = start(self.session, &mountpoint, sender);
+        let outcome = match started {
+            Ok(()) => wait_for_end(&self.attachment, &events, on_ready),
+            Err(error) => Err(session_error(&mountpoint, error)),
+        };
+        // A mount that never answered, or whose workers failed, is taken away here.
+        drop(self.attachment);
+        self.core.pool.drain();
+        if let Some(handle) = watcher {
+            handle.close();
+        }
+        if let Some(server) = stats {
+            server.stop();
+        }
+        // Last: whoever waits for the record to go may then use the upper again.
+        drop(self.core);
+        if let Some(record) = &self.record {
+            record.remove();
+        }
+        outcome
+    }
+
+    /// Serves on a thread of its own; returns when the mount answers.
+    ///
+    /// # Errors
+    /// As [`Mounted::serve`], when it fails before the mount answers.
+    pub fn spawn(self) -> Result<Background> {
+        let mountpoint = self.attachment.mountpoint.clone();
+        let (sender, ready) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("unionfs-mount".into())
+            .spawn(move || {
+                self.serve_with(move || {
+                    let _ = sender.send(());
+                })
+            })
+            .map_err(|source| session_error(&mountpoint, source))?;
+        let background = Background {
+            mountpoint: mountpoint.clone(),
+            thread: Some(thread),
+        };
+        if ready.recv().is_ok() {
+            return Ok(background);
+        }
+        background.join()?;
+        // Unmounted before it was asked.
+        Err(Error::NotReady {
+            path: mountpoint,
+            source: io::ErrorKind::NotConnected.into(),
+        })
+    }
+
+    /// Writes the record and opens the control socket. A mount without them works:
+    /// failures are warnings.
+    fn register(&mut self) -> Option<stats::Server> {
+        let record = self.record.as_mut()?;
+        if let Err(error) = record.write() {
+            tracing::warn!(%error, "mount not recorded: ps and stats will not know it");
+            self.record = None;
+            return None;
+        }
+        let (union, counters) = (&self.core.union, &self.core.counters);
+        let (union, counters) = (Arc::clone(union), Arc::clone(counters));
+        let shown = record.clone();
+        let answer = move || {
+            let requests = counters.snapshot().into_iter();
+            let stats = stats::Stats {
+                requests: requests.map(|(k, v)| (k.to_owned(), v)).collect(),
+                union: union.counters(),
+                mount: shown.clone(),
+            };
+            serde_json::to_vec(&stats).unwrap_or_default()
+        };
+        stats::Server::start(&record.socket(), answer)
+            .map_err(|error| tracing::warn!(%error, "no control socket: stats will not work"))
+            .ok()
+    }
+}
+
+/// Starts the workers, and asks the mount for an answer.
+fn start(
+    session: fuser::Session<Adapter>,
+    mountpoint: &Path,
+    sender: Sender<Event>,
+) -> io::Result<()> {
+    let ended = sender.clone();
+    std::thread::Builder::new()
+        .name("unionfs-session".into())
+        .spawn(move || {
+            let _ = ended.send(Event::Ended(session.run()));
+        })?;
+    let mountpoint = mountpoint.to_owned();
+    // Blocks until a worker answers or the connection ends: not for this thread.
+    std::thread::Builder::new()
+        .name("unionfs-ready".into())
+        .spawn(move || {
+            let _ = sender.send(Event::Ready(answers(&mountpoint)));
+        })?;
+    Ok(())
+}
+
+/// Waits until the session has ended.
+fn wait_for_end(
+    attachment: &Attachment,
+    events: &Receiver<Event>,
+    on_ready: impl FnOnce(),
+) -> Result<()> {
+    let path = &attachment.mountpoint;
+    let mut on_ready = Some(on_ready);
+    let mut ending = Ending::default();
+    let mut outcome = Ok(());
+    loop {
+        match ending.next(events) {
+            Ok(Event::Ready(Ok(()))) => {
+                if let Some(on_ready) = on_ready.take() {
+                    on_ready();
+                }
+            }
+            Ok(Event::Ready(Err(source))) => {
+                outcome = Err(Error::NotReady {
+                    path: path.clone(),
+                    source,
+                });
+                ending.advance(attachment);
+            }
+            Ok(Event::Signal(signal)) => {
+                tracing::info!(signal, mountpoint = %path.display(), "unmounting");
+                ending.advance(attachment);
+            }
+            Ok(Event::Ended(result)) => {
+                return outcome.and(result.map_err(|source| session_error(path, source)));
+            }
+            Err(RecvTimeoutError::Timeout) if ending.aborted => {
+                let source = io::Error::other("requests did not end after the abort");
+                return outcome.and(Err(session_error(path, source)));
+            }
+            Err(RecvTimeoutError::Timeout) => ending.advance(attachment),
+            Err(RecvTimeoutError::Disconnected) => {
+                let source = io::Error::other("the session thread is gone");
+                return outcome.and(Err(session_error(path, source)));
+            }
+        }
+    }
+}
+
+/// How far the end by signal has come: detach, then abort.
+#[derive(Default)]
+struct Ending {
+    deadline: Option<Instant>,
+    aborted: bool,
+}
+
+impl Ending {
+    fn next(&self, events: &Receiver<Event>) -> std::result::Result<Event, RecvTimeoutError> {
+        match self.deadline {
+            Some(deadline) => {
+                events.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            }
+            None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        }
+    }
+
+    /// The next step; a second signal does not wait for the first one's grace.
+    fn advance(&mut self, attachment: &Attachment) {
+        if self.deadline.is_none() {
+            if let Err(error) = attachment.detach() {
+                tracing::warn!(%error, "cannot detach");
+            }
+            self.deadline = Some(Instant::now() + GRACE);
+        } else if !self.aborted {
+            let path = attachment.mountpoint.display();
+            tracing::warn!(mountpoint = %path, "still in use: aborting the connection");
+            if let Err(error) = unmount::abort_connection(attachment.minor()) {
+                tracing::warn!(%error, "cannot abort the connection");
+            }
+            self.deadline = Some(Instant::now() + ABORT_TIME);
+            self.aborted = true;
+        }
+    }
+}
+
+fn watch_signals(mut signals: Signals, sender: Sender<Event>) -> signal_hook::iterator::Handle {
+    let handle = signals.handle();
+    let watch = move || {
+        for signal in signals.forever() {
+            if sender.send(Event::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    };
+    let spawned = std::thread::Builder::new()
+        .name("unionfs-signals".into())
+        .spawn(watch);
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "signals will not unmount");
+    }
+    handle
+}
+
+/// A mount served by a thread of this process. Dropping it unmounts lazily.
+pub struct Background {
+    mountpoint: PathBuf,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Background {
+    /// The mountpoint: absolute, without symlinks.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Unmounts and waits for the end of the server.
+    ///
+    /// # Errors
+    /// When the mount is in use (it stays), or the server failed.
+    pub fn unmount(self) -> Result<()> {
+        unmount(&self.mountpoint, false)?;
+        self.join()
+    }
+
+    /// Waits until the file system is unmounted.
+    ///
+    /// # Errors
+    /// As [`Mounted::serve`].
+    pub fn join(mut self) -> Result<()> {
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        thread.join().unwrap_or_else(|_| {
+            let source = io::Error::other("the serving thread panicked");
+            Err(session_error(&self.mountpoint, source))
+        })
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if self.thread.as_ref().is_some_and(|t| !t.is_finished())
+            && let Err(error) = unmount(&self.mountpoint, true)
+        {
+            tracing::warn!(%error, "mount left behind");
+        }
+    }
+}
+
+/// Waits until the mount on `mountpoint` answers.
+///
+/// # Errors
+/// [`Error::NotReady`] when it cannot answer, or when no FUSE file system is mounted there.
+pub fn wait_ready(mountpoint: &Path) -> Result<()> {
+    answers(mountpoint).map_err(|source| Error::NotReady {
+        path: mountpoint.to_owned(),
+        source,
+    })
+}
+
+fn answers(mountpoint: &Path) -> io::Result<()> {
+    let answer = rustix::fs::statfs(mountpoint)?;
+    if u64::try_from(answer.f_type).ok() == Some(FUSE_MAGIC) {
+        Ok(())
+    } else {
+        Err(io::Error::other("no FUSE file system is mounted there"))
+    }
+}
+
+/// Raises the soft limit of open files to the hard limit. Call once at start: the union's
+/// descriptor cache lives on it.
+pub fn raise_nofile_limit() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+            tracing::debug!(%error, "open files limit stays");
+        }
+    }
+}
+
+fn session_error(path: &Path, source: io::Error) -> Error {
+    Error::Session {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests;

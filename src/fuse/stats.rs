@@ -1,0 +1,200 @@
+//! The control socket of a mount: whoever connects gets one JSON document and the end of
+//! the stream. Served by `session` on a thread of its own, read by `unionfs stats`.
+//!
+//! ```json
+//! {"requests": {"LOOKUP": 12, ...}, "union": {"copy_ups": 0, ...}, "mount": {...}}
+//! ```
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+use super::runtime::MountRecord;
+use crate::union;
+
+/// A client or server that does not get on is left after this time.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// No answer is longer.
+const MAX_ANSWER: u64 = 16 << 20;
+
+/// The counters of a mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Requests received from the kernel since the mount, by FUSE operation; absent: none.
+    pub requests: BTreeMap<String, u64>,
+    /// The union's counters.
+    pub union: union::Counters,
+    /// The mount's record.
+    pub mount: MountRecord,
+}
+
+impl Stats {
+    /// Requests received of one operation (`LOOKUP`, `READDIRPLUS`, ...).
+    pub fn requests_of(&self, operation: &str) -> u64 {
+        self.requests.get(operation).copied().unwrap_or(0)
+    }
+
+    /// All requests received.
+    pub fn total_requests(&self) -> u64 {
+        self.requests.values().sum()
+    }
+}
+
+/// Asks a mount's server for its counters.
+///
+/// # Errors
+/// [`Error::Runtime`] with the socket's path when the server does not answer.
+pub fn query(record: &MountRecord) -> Result<Stats> {
+    let path = record.socket();
+    ask(&path).map_err(|source| Error::Runtime { path, source })
+}
+
+fn ask(path: &Path) -> io::Result<Stats> {
+    let stream = with_short_path(path, |short| UnixStream::connect(short))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
+    let mut stats: Stats = serde_json::from_slice(&answer)?;
+    stats.mount.dir = path.parent().map(Path::to_owned).unwrap_or_default();
+    Ok(stats)
+}
+
+/// A socket's path may have 107 bytes only (unix(7)): long ones go through /proc/self/fd.
+fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(dir, flags, Mode::empty())?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&dir);
+    act(&PathBuf::from(format!("/proc/self/fd/{fd}")).join(name))
+}
+
+/// The running control socket.
+pub(super) struct Server {
+    listener: Arc<UnixListener>,
+    stopped: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Server {
+    /// Listens on `path` (0600); each client gets what `answer` returns then.
+    pub(super) fn start(
+        path: &Path,
+        answer: impl Fn() -> Vec<u8> + Send + 'static,
+    ) -> io::Result<Self> {
+        // A leftover of an earlier process with this id.
+        let _ = std::fs::remove_file(path);
+        // The directory is 0700: nobody gets in before the mode is set.
+        let listener = Arc::new(with_short_path(path, |short| UnixListener::bind(short))?);
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        let stopped = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::Builder::new()
+            .name("unionfs-stats".into())
+            .spawn({
+                let (listener, stopped) = (Arc::clone(&listener), Arc::clone(&stopped));
+                move || serve(&listener, &stopped, answer)
+            })?;
+        Ok(Self {
+            listener,
+            stopped,
+            thread,
+        })
+    }
+
+    /// Ends the thread and waits for it.
+    pub(super) fn stop(self) {
+        self.stopped.store(true, Ordering::Release);
+        // Makes accept(2) answer EINVAL.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        let _ = self.thread.join();
+    }
+}
+
+fn serve(listener: &UnixListener, stopped: &AtomicBool, answer: impl Fn() -> Vec<u8>) {
+    loop {
+        let accepted = listener.accept();
+        if stopped.load(Ordering::Acquire) {
+            return;
+        }
+        match accepted {
+            Ok((stream, _)) => {
+                if let Err(error) = send(stream, &answer()) {
+                    tracing::debug!(%error, "statistics not delivered");
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "control socket");
+                // EMFILE and the like: do not spin.
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+fn send(mut stream: UnixStream, answer: &[u8]) -> io::Result<()> {
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    stream.write_all(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuse::Description;
+
+    #[test]
+    fn asks_and_answers_over_a_long_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(120));
+        std::fs::create_dir(&deep).unwrap();
+        let mut record = MountRecord::new(Path::new("/m"), "s", false, Description::default());
+        record.dir = deep;
+        let stats = Stats {
+            requests: [("LOOKUP".to_owned(), 3), ("READ".to_owned(), 4)].into(),
+            union: union::Counters {
+                copy_ups: 7,
+                ..union::Counters::default()
+            },
+            mount: record.clone(),
+        };
+        let answer = serde_json::to_vec(&stats).unwrap();
+        let server = Server::start(&record.socket(), move || answer.clone()).unwrap();
+        let mode = record.socket().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        for _ in 0..3 {
+            assert_eq!(query(&record).unwrap(), stats);
+        }
+        assert_eq!(
+            (stats.requests_of("READ"), stats.requests_of("WRITE")),
+            (4, 0)
+        );
+        assert_eq!(stats.total_requests(), 7);
+        server.stop();
+        let error = query(&record).unwrap_err().to_string();
+        assert!(error.contains(&record.id), "{error}");
+    }
+
+    #[test]
+    fn a_silent_client_does_not_keep_the_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.sock");
+        let server = Server::start(&path, || b"{}".to_vec()).unwrap();
+        let silent = UnixStream::connect(&path).unwrap();
+        let mut other = UnixStream::connect(&path).unwrap();
+        let mut text = String::new();
+        other.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "{}");
+        drop(silent);
+        server.stop();
+    }
+}
