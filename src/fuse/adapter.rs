@@ -17,7 +17,7 @@ use super::counters::{Counters, Op};
 use super::pool::Pool;
 use crate::union::Union;
 
-/// Bytes in one WRITE, and the most in one READ.
+/// The most bytes in one WRITE and in one READ.
 const MAX_IO: u32 = 1 << 20;
 /// Requests the kernel may have in flight for readahead and other background work.
 const MAX_BACKGROUND: u16 = 64;
@@ -89,7 +89,8 @@ fn wanted(acl: bool) -> InitFlags {
     }
 }
 
-/// Runs `job` with a buffer of this thread, reused between requests.
+/// Runs `job` with a buffer of this thread, reused between requests. The size is never
+/// cut: a short answer would mean the end of the file to the kernel.
 fn with_buffer<T>(size: u32, job: impl FnOnce(&mut [u8]) -> T) -> T {
     thread_local! {
         static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };

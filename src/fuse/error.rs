@@ -1,5 +1,5 @@
 //! What can go wrong around a mount: each message says what failed, where, and the
-//! remedy. Returned by [`super::mount()`], [`super::unmount`] and [`super::runtime`];
+//! remedy; the system's own words are the error's source. Returned by [`super::mount()`], [`super::unmount`] and [`super::runtime`];
 //! printed by the cli.
 
 use std::io;
@@ -18,11 +18,11 @@ pub enum Error {
     NoDevice,
     /// The device exists but may not be opened.
     #[error(
-        "cannot open /dev/fuse: {0}; allow the device for this user or container (--device /dev/fuse)"
+        "cannot open /dev/fuse: allow the device for this user or container (--device /dev/fuse)"
     )]
-    Device(io::Error),
+    Device(#[source] io::Error),
     /// The mountpoint cannot be used.
-    #[error("mountpoint {}: {source}", path.display())]
+    #[error("mountpoint {}", path.display())]
     Mountpoint {
         /// The mountpoint as given.
         path: PathBuf,
@@ -30,7 +30,7 @@ pub enum Error {
         source: io::Error,
     },
     /// mount(2) refused.
-    #[error("cannot mount on {}: {source}", path.display())]
+    #[error("cannot mount on {}", path.display())]
     Mount {
         /// The mountpoint.
         path: PathBuf,
@@ -63,7 +63,7 @@ pub enum Error {
         problem: &'static str,
     },
     /// The kernel and the server could not agree, or a worker could not be started.
-    #[error("FUSE session on {}: {source}", path.display())]
+    #[error("FUSE session on {}", path.display())]
     Session {
         /// The mountpoint.
         path: PathBuf,
@@ -71,7 +71,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The mount did not answer once it was mounted.
-    #[error("the mount on {} does not answer: {source}", path.display())]
+    #[error("the mount on {} does not answer", path.display())]
     NotReady {
         /// The mountpoint.
         path: PathBuf,
@@ -93,7 +93,7 @@ pub enum Error {
         text: String,
     },
     /// A runtime file could not be written or read.
-    #[error("runtime file {}: {source}", path.display())]
+    #[error("runtime file {}", path.display())]
     Runtime {
         /// The file or directory.
         path: PathBuf,

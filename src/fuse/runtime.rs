@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -133,12 +133,31 @@ impl MountRecord {
         }
     }
 
+    /// Waits until the server has finished what was pending, let go of the layers and
+    /// ended; `false`: it still runs after `timeout`.
+    pub fn wait_end(&self, timeout: Duration) -> bool {
+        let start = Instant::now();
+        while self.file().exists() && self.is_running() {
+            if start.elapsed() >= timeout {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
     /// Writes the record into the runtime directory, atomically, and remembers where.
     ///
     /// # Errors
     /// When no runtime directory can be used or the file cannot be written.
     pub fn write(&mut self) -> Result<()> {
         self.dir = usable_dir()?;
+        // Of servers that were killed: their mount was replaced by this one.
+        for old in list() {
+            if old.mountpoint == self.mountpoint && !old.is_running() {
+                old.remove();
+            }
+        }
         let file = self.file();
         let staged = self.dir.join(format!("{}.tmp", self.id));
         write_new(&staged, self)

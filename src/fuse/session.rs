@@ -132,10 +132,8 @@ impl Mounted {
     pub fn serve_with(mut self, on_ready: impl FnOnce()) -> Result<()> {
         let (sender, events) = mpsc::channel();
         let stats = self.register();
-        let watcher = match self.signals.take() {
-            Some(signals) => Some(watch_signals(signals, sender.clone())),
-            None => None,
-        };
+        let signals = self.signals.take();
+        let watcher = signals.map(|signals| watch_signals(signals, sender.clone()));
         let mountpoint = self.attachment.mountpoint.clone();
         let started = start(self.session, &mountpoint, sender);
         let outcome = match started {
@@ -151,6 +149,8 @@ impl Mounted {
         if let Some(server) = stats {
             server.stop();
         }
+        // Last: whoever waits for the record to go may then use the upper again.
+        drop(self.core);
         if let Some(record) = &self.record {
             record.remove();
         }
@@ -418,3 +418,6 @@ fn session_error(path: &Path, source: io::Error) -> Error {
         source,
     }
 }
+
+#[cfg(test)]
+mod tests;

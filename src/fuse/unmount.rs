@@ -1,12 +1,13 @@
 //! Unmounting, and recognising mounts whose server died. Called by `session` (signals)
 //! and by the cli (`umount`, and `mount` over a dead mount).
 
-use std::ffi::OsStr;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags};
 
 use super::error::{Error, Result};
 use super::{fusermount, mountinfo, runtime};
@@ -106,11 +107,28 @@ fn resolve(mountpoint: &Path) -> Result<PathBuf> {
 
 /// Aborts a FUSE connection through fusectl: its server reads ENODEV and ends, whoever
 /// still uses the mount gets ENOTCONN. `minor` is the minor device number of the mount.
-pub(super) fn abort_connection(minor: u32) -> std::io::Result<()> {
-    let file = Path::new("/sys/fs/fuse/connections")
-        .join(minor.to_string())
-        .join(OsStr::new("abort"));
-    std::fs::write(file, b"1")
+pub(super) fn abort_connection(minor: u32) -> io::Result<()> {
+    let file = PathBuf::from(minor.to_string()).join("abort");
+    let usual = Path::new("/sys/fs/fuse/connections").join(&file);
+    match std::fs::write(&usual, b"1") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => abort_unlisted(&file),
+        result => result,
+    }
+}
+
+/// Where fusectl is not mounted (containers): a mount of it that is attached nowhere.
+fn abort_unlisted(file: &Path) -> io::Result<()> {
+    let context = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(&context)?;
+    let root = rustix::mount::fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?;
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let abort = rustix::fs::openat(&root, file, flags, Mode::empty())?;
+    rustix::io::write(&abort, b"1")?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,12 @@
 //! One layer directory: how it is addressed, and which markers mean what.
 //! Called by `union`, described by the store and the cli.
 
+pub mod at;
+pub mod fds;
+pub mod lower;
+pub mod markers;
+pub mod origin;
+
 use std::path::PathBuf;
 
 /// Which on-disk markers a layer may carry; what is not read as a marker is data.

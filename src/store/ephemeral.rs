@@ -175,7 +175,7 @@ mod tests {
         let locked = spec.layer.path.join("locked/in");
         std::fs::create_dir_all(&locked).unwrap();
         std::os::unix::fs::symlink(&top, locked.join("link")).unwrap();
-        std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o000)).unwrap();
         let dir = upper.dir().to_owned();
         upper.remove().unwrap();
         assert!(!dir.exists() && top.exists() && other.dir().exists());

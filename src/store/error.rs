@@ -267,6 +267,7 @@ impl Error {
 fn remedy(errno: Errno) -> &'static str {
     match errno {
         Errno::ACCESS | Errno::PERM => "; run as the store's owner (root for /var/lib/docker)",
+        Errno::NOSYS => "; openat2 is needed: Linux 5.6 or newer, not blocked by a sandbox",
         Errno::IO => "; check the disk",
         Errno::NOSPC | Errno::DQUOT => "; free some space",
         _ => "",
@@ -277,7 +278,7 @@ fn list(paths: &[PathBuf]) -> String {
     if paths.is_empty() {
         return "any store".to_owned();
     }
-    let shown: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+    let shown: Vec<String> = paths.iter().map(|p| format!("{p:?}")).collect();
     shown.join(", ")
 }
 

@@ -23,10 +23,12 @@ pub(crate) fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T>
     })
 }
 
+/// Escapes what is not printable ASCII; most of it is other writing, some would upset a
+/// terminal or break the line.
 fn printable(c: char) -> impl Iterator<Item = char> {
-    let escape = c.is_control().then(|| c.escape_default());
-    let plain = escape.is_none().then_some(c);
-    escape.into_iter().flatten().chain(plain)
+    let plain = (' '..='~').contains(&c).then_some(c);
+    let escape = plain.is_none().then(|| c.escape_unicode());
+    plain.into_iter().chain(escape.into_iter().flatten())
 }
 
 #[cfg(test)]
@@ -35,10 +37,14 @@ mod tests {
 
     #[test]
     fn errors_name_file_line_and_column_on_one_line() {
-        let error = parse::<Vec<u8>>(Path::new("/s/f.json"), b"[1,\n \"\x1b[2J\"]").unwrap_err();
+        let error = parse::<Vec<u8>>(
+            Path::new("/s/f.json"),
+            "[1,\n \"\x1b[2J\u{2028}\"]".as_bytes(),
+        )
+        .unwrap_err();
         let text = error.to_string();
         assert!(text.starts_with("\"/s/f.json\", line 2, column"), "{text}");
-        assert!(!text.contains(['\n', '\x1b']), "{text:?}");
+        assert!(!text.contains(['\n', '\x1b', '\u{2028}']), "{text:?}");
         let deep = "[".repeat(100_000);
         assert!(parse::<serde_json::Value>(Path::new("f"), deep.as_bytes()).is_err());
     }

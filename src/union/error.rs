@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 /// Result of a union operation.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failed operation of the union.
 #[derive(Debug)]

@@ -1,13 +1,52 @@
 //! The union core: overlay semantics over a layer stack, without any FUSE type.
 //! Called by the transports ([`crate::fuse`]) and by the core tests.
+//!
+//! One file per family of operations; `inode` states the lock order.
 
-pub mod error;
-pub mod types;
+mod acl;
+mod attr;
+mod cache;
+mod copy_up;
+mod create;
+mod error;
+mod file;
+mod index;
+mod inode;
+mod inos;
+mod link;
+mod listing;
+mod lookup;
+mod readdir;
+mod remove;
+mod rename;
+mod resolve;
+mod table;
+mod types;
+mod upper;
+mod xattr;
 
 pub use error::{Error, Result};
+pub use lookup::EntryRef;
+pub use readdir::DirItem;
 pub use types::*;
 
-use crate::layer::StackSpec;
+use std::hash::RandomState;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+use rustix::io::Errno;
+
+use crate::layer::at::At;
+use crate::layer::fds::{FdCache, IsExhausted};
+use crate::layer::lower::{Layer, LowerDir};
+use crate::layer::{LayerSpec, StackSpec};
+use cache::LookupCache;
+use inode::{Dir, Inode, Loc, UpperState};
+use inos::Inos;
+use table::{Interned, Table};
+use upper::Upper;
 
 /// Options of a union that are not part of its layers.
 #[derive(Clone, Debug)]
@@ -37,238 +76,174 @@ impl Default for Options {
 }
 
 /// The union of a layer stack.
-pub struct Union {}
-
-/// An entry whose lookup has been counted for the kernel. Dropping it gives the
-/// count back; [`EntryRef::surrender`] hands it to the kernel, which returns it by
-/// [`Union::forget`].
-pub struct EntryRef<'u> {
-    union: &'u Union,
-    attr: Attr,
-    generation: u64,
+pub struct Union {
+    upper: Option<Upper>,
+    /// Roots of the lower layers, top first.
+    roots: Arc<[Arc<LowerDir>]>,
+    data_roots: Vec<Arc<LowerDir>>,
+    table: Table,
+    names: LookupCache,
+    fds: FdCache,
+    inos: Inos,
+    topology: RwLock<()>,
+    /// Longest name any layer takes, in bytes.
+    name_max: usize,
+    redirect_dir: bool,
+    /// Orders listings; one key per mount.
+    listing_order: RandomState,
+    /// Keys of directories without a lower, in the lookup cache.
+    next_key: AtomicU64,
+    copy_ups: AtomicU64,
+    copy_up_bytes: AtomicU64,
 }
 
-impl EntryRef<'_> {
-    /// The attributes of the entry.
-    pub fn attr(&self) -> &Attr {
-        &self.attr
+impl std::fmt::Debug for Union {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Union")
+            .field("counters", &self.counters())
+            .finish_non_exhaustive()
     }
-    /// Distinguishes reuses of an inode number.
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-    /// The kernel has been told: the lookup stays counted until it forgets.
-    pub fn surrender(self) -> Ino {
-        let _ = self.union;
-        self.attr.ino
+}
+
+impl IsExhausted for Error {
+    fn is_exhausted(&self) -> bool {
+        self.errno() == Errno::MFILE.raw_os_error() || self.errno() == Errno::NFILE.raw_os_error()
     }
 }
 
-/// One directory entry, offered to the sink of [`Union::readdir`].
-pub struct DirItem<'a, 'u> {
-    /// Opaque position after this entry: pass it to `readdir` to go on behind it.
-    pub offset: u64,
-    /// The name, raw bytes.
-    pub name: &'a [u8],
-    /// Inode number (d_ino).
-    pub ino: Ino,
-    /// File type (d_type).
-    pub kind: FileKind,
-    /// With `plus`: the counted lookup; never for `.` and `..`. Taken by the sink when accepted.
-    pub entry: Option<EntryRef<'u>>,
-}
-
-fn nosys<T>() -> Result<T> {
-    Err(rustix::io::Errno::NOSYS.into())
-}
-
-/// All operations: by inode number and name bytes; errors carry the errno of `overlayfs`.
 impl Union {
     /// Opens the layers, takes the lock on upper and work, cleans the work directory.
-    pub fn new(_stack: &StackSpec, _options: Options) -> Result<Self> {
-        nosys()
+    ///
+    /// Errors name the path: ENOENT or ENOTDIR for a layer that is none, EBUSY for an upper
+    /// or work directory in use, EXDEV when they are on different file systems, EINVAL
+    /// without any lower layer.
+    pub fn new(stack: &StackSpec, options: Options) -> Result<Self> {
+        if stack.lowers.is_empty() {
+            return Err(Error::from(Errno::INVAL).context("no lower layer in", "the stack"));
+        }
+        let roots = open_layers(&stack.lowers, 0)?;
+        let data_roots = open_layers(&stack.data_only, roots.len())?;
+        let upper = match &stack.upper {
+            Some(spec) => Some(Upper::open(spec, options.volatile)?),
+            None => None,
+        };
+        let layers = || roots.iter().chain(&data_roots).map(|root| &*root.layer);
+        let all = || layers().chain(upper.as_ref().map(|u| &*u.layer));
+        let name_max = all().map(|layer| name_max(layer)).max().unwrap_or(255);
+        let inos = Inos::new(all().map(|layer| layer.stat.dev));
+        let redirect_dir = options
+            .redirect_dir
+            .unwrap_or(upper.as_ref().is_some_and(|upper| upper.markers.trusted));
+        let union = Self {
+            roots: roots.into(),
+            data_roots,
+            table: Table::default(),
+            names: LookupCache::new(options.lookup_cache),
+            fds: FdCache::new(options.fd_cache),
+            inos,
+            topology: RwLock::new(()),
+            name_max,
+            redirect_dir,
+            listing_order: RandomState::new(),
+            // The upper half of the key space: lower-based keys are inode numbers.
+            next_key: AtomicU64::new(1 << 63),
+            copy_ups: AtomicU64::new(0),
+            copy_up_bytes: AtomicU64::new(0),
+            upper,
+        };
+        union.make_root();
+        Ok(union)
     }
-    /// `Ok(None)`: there is no such name (a negative answer that may be cached).
-    pub fn lookup(&self, _parent: Ino, _name: &[u8]) -> Result<Option<EntryRef<'_>>> {
-        nosys()
+
+    fn make_root(&self) {
+        let upper = self.upper.as_ref().map(|upper| UpperState {
+            id: (upper.layer.stat.dev, upper.layer.stat.ino),
+            origin: true,
+            metacopy: None,
+        });
+        let lowers = match &self.upper {
+            Some(upper) if upper.root.opaque => Arc::default(),
+            _ => Arc::clone(&self.roots),
+        };
+        let impure = self.upper.as_ref().is_some_and(|upper| upper.root.impure);
+        let loc = Loc {
+            upper,
+            ..Loc::default()
+        };
+        let dir = Dir::new(lowers, impure);
+        let root = Inode::new(ROOT_INO, FileKind::Directory, ROOT_INO, loc, Some(dir));
+        // Counted once for ever: the kernel never looks the root up.
+        if let Interned::Conflict = self.table.intern(ROOT_INO, |_| false, || root) {
+            unreachable!("the table is new");
+        }
     }
-    /// Gives back `count` lookups of `ino`.
-    pub fn forget(&self, _ino: Ino, _count: u64) {}
-    /// Attributes.
-    pub fn getattr(&self, _ino: Ino) -> Result<Attr> {
-        nosys()
+
+    /// The inode with a number the transport names; ESTALE when there is none.
+    fn inode(&self, ino: Ino) -> Result<Arc<Inode>> {
+        self.table.get(ino).ok_or_else(|| Errno::STALE.into())
     }
-    /// Changes attributes (copy-up).
-    pub fn setattr(&self, _caller: &Caller, _ino: Ino, _set: &SetAttr) -> Result<Attr> {
-        nosys()
+
+    /// The directory with this number; ENOTDIR for another kind of file.
+    fn directory(&self, ino: Ino) -> Result<Arc<Inode>> {
+        let inode = self.inode(ino)?;
+        match inode.dir {
+            Some(_) => Ok(inode),
+            None => Err(Errno::NOTDIR.into()),
+        }
     }
-    /// Target of a symlink.
-    pub fn readlink(&self, _ino: Ino) -> Result<Vec<u8>> {
-        nosys()
+
+    /// The upper; EROFS without one.
+    fn writable(&self) -> Result<&Upper> {
+        self.upper.as_ref().ok_or_else(|| Errno::ROFS.into())
     }
-    /// `mode` carries S_IFMT and permission bits, before the umask.
-    pub fn mknod(
-        &self,
-        _caller: &Caller,
-        _parent: Ino,
-        _name: &[u8],
-        _mode: u32,
-        _umask: u32,
-        _rdev: (u32, u32),
-    ) -> Result<EntryRef<'_>> {
-        nosys()
-    }
-    /// `mode`: permission bits before the umask.
-    pub fn mkdir(
-        &self,
-        _caller: &Caller,
-        _parent: Ino,
-        _name: &[u8],
-        _mode: u32,
-        _umask: u32,
-    ) -> Result<EntryRef<'_>> {
-        nosys()
-    }
-    /// Symlink.
-    pub fn symlink(
-        &self,
-        _caller: &Caller,
-        _parent: Ino,
-        _name: &[u8],
-        _target: &[u8],
-    ) -> Result<EntryRef<'_>> {
-        nosys()
-    }
-    /// Hard link.
-    pub fn link(&self, _ino: Ino, _parent: Ino, _name: &[u8]) -> Result<EntryRef<'_>> {
-        nosys()
-    }
-    /// An unnamed file in `parent` (O_TMPFILE); `link` can name it later.
-    pub fn tmpfile(
-        &self,
-        _caller: &Caller,
-        _parent: Ino,
-        _mode: u32,
-        _umask: u32,
-    ) -> Result<EntryRef<'_>> {
-        nosys()
-    }
-    /// Unlink.
-    pub fn unlink(&self, _parent: Ino, _name: &[u8]) -> Result<()> {
-        nosys()
-    }
-    /// Rmdir.
-    pub fn rmdir(&self, _parent: Ino, _name: &[u8]) -> Result<()> {
-        nosys()
-    }
-    /// Rename.
-    pub fn rename(
-        &self,
-        _parent: Ino,
-        _name: &[u8],
-        _new_parent: Ino,
-        _new_name: &[u8],
-        _flags: RenameFlags,
-    ) -> Result<()> {
-        nosys()
-    }
-    /// Reads at `offset` into `buf`; the number of bytes read, short only at the end of the file.
-    pub fn read(&self, _ino: Ino, _offset: u64, _buf: &mut [u8]) -> Result<usize> {
-        nosys()
-    }
-    /// Writes all of `data` (copy-up). `kill_suid`: clear set-id bits as an unprivileged write does.
-    pub fn write(&self, _ino: Ino, _offset: u64, _data: &[u8], _kill_suid: bool) -> Result<usize> {
-        nosys()
-    }
-    /// fsync / fdatasync of a file.
-    pub fn fsync(&self, _ino: Ino, _datasync: bool) -> Result<()> {
-        nosys()
-    }
-    /// fsync of a directory.
-    pub fn fsyncdir(&self, _ino: Ino, _datasync: bool) -> Result<()> {
-        nosys()
-    }
-    /// fallocate(2), `mode` as there.
-    pub fn fallocate(
-        &self,
-        _caller: &Caller,
-        _ino: Ino,
-        _mode: u32,
-        _offset: u64,
-        _len: u64,
-    ) -> Result<()> {
-        nosys()
-    }
-    /// copy_file_range(2).
-    pub fn copy_file_range(
-        &self,
-        _caller: &Caller,
-        _src: (Ino, u64),
-        _dst: (Ino, u64),
-        _len: u64,
-    ) -> Result<usize> {
-        nosys()
-    }
-    /// SEEK_DATA (3) and SEEK_HOLE (4).
-    pub fn lseek(&self, _ino: Ino, _offset: u64, _whence: u32) -> Result<u64> {
-        nosys()
-    }
-    /// Value of an extended attribute; ENODATA when absent.
-    pub fn getxattr(&self, _ino: Ino, _name: &[u8]) -> Result<Vec<u8>> {
-        nosys()
-    }
-    /// Names, each followed by NUL.
-    pub fn listxattr(&self, _ino: Ino) -> Result<Vec<u8>> {
-        nosys()
-    }
-    /// Sets an extended attribute (copy-up).
-    pub fn setxattr(
-        &self,
-        _caller: &Caller,
-        _ino: Ino,
-        _name: &[u8],
-        _value: &[u8],
-        _flags: XattrFlags,
-    ) -> Result<()> {
-        nosys()
-    }
-    /// Removes an extended attribute (copy-up).
-    pub fn removexattr(&self, _caller: &Caller, _ino: Ino, _name: &[u8]) -> Result<()> {
-        nosys()
-    }
-    /// File system statistics of the upper (or the top lower).
-    pub fn statfs(&self) -> Result<StatFs> {
-        nosys()
-    }
-    /// Offers entries behind `offset` (0: from the start) to `sink` until it answers false
-    /// (the entry did not fit and was not taken).
-    pub fn readdir<'u>(
-        &'u self,
-        _ino: Ino,
-        _offset: u64,
-        _plus: bool,
-        _sink: &mut dyn FnMut(DirItem<'_, 'u>) -> bool,
-    ) -> Result<()> {
-        nosys()
-    }
-    /// Whether a modification of `ino` would first copy it up: slow, not for a request thread.
-    pub fn needs_copy_up(&self, _ino: Ino) -> bool {
-        false
-    }
-    /// Like [`Union::needs_copy_up`], for a name: whether renaming it would first copy it up.
-    pub fn needs_copy_up_name(&self, _parent: Ino, _name: &[u8]) -> bool {
-        false
-    }
+
     /// Counters.
     pub fn counters(&self) -> Counters {
-        Counters::default()
+        let (lookup_hits, lookup_negative_hits, lookup_misses) = self.names.counters();
+        let (fd_hits, fd_misses) = self.fds.counters();
+        Counters {
+            inodes: self.table.len() as u64,
+            cached_names: self.names.len() as u64,
+            lookup_hits,
+            lookup_negative_hits,
+            lookup_misses,
+            copy_ups: self.copy_ups.load(Ordering::Relaxed),
+            copy_up_bytes: self.copy_up_bytes.load(Ordering::Relaxed),
+            fd_hits,
+            fd_misses,
+        }
     }
-    /// Whether POSIX ACLs are to be enabled on the mount.
+
+    /// Whether POSIX ACLs are to be enabled on the mount: some layer can carry them.
     pub fn has_acl(&self) -> bool {
-        true
+        let can = |layer: &Layer| {
+            let root = At::fd(layer.root.as_fd());
+            !matches!(root.xattr_raw(acl::DEFAULT), Err(Errno::OPNOTSUPP))
+        };
+        self.upper.as_ref().is_some_and(|upper| can(&upper.layer))
+            || self.roots.iter().any(|root| can(&root.layer))
     }
+
     /// Whether there is an upper.
     pub fn is_writable(&self) -> bool {
-        false
+        self.upper.is_some()
     }
+
+    fn hash_order(&self) -> RandomState {
+        self.listing_order.clone()
+    }
+}
+
+fn open_layers(specs: &[LayerSpec], first: usize) -> Result<Vec<Arc<LowerDir>>> {
+    let open = |(i, spec): (usize, &LayerSpec)| {
+        let layer = Layer::open(spec);
+        let root = layer.and_then(|layer| LowerDir::root(Arc::new(layer), first + i));
+        root.map_err(|e| Error::from(e).context("cannot open the lower layer", &spec.path))
+    };
+    specs.iter().enumerate().map(open).collect()
+}
+
+fn name_max(layer: &Layer) -> usize {
+    let max = rustix::fs::fstatvfs(&layer.root).map_or(255, |s| s.f_namemax);
+    usize::try_from(max).unwrap_or(255)
 }

@@ -1,1 +1,122 @@
+//! A store made by a real dockerd, by `ci/make-docker-store.sh`, kept in
+//! `target/docker-store` until the script changes; and kernel overlayfs over its
+//! layers, the truth that mounts are compared with. Called by `dockerd` and `mounted`.
 
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::FlockOperation;
+use rustix::mount::{MountFlags, UnmountFlags};
+use serde_json::Value;
+use unionfs::layer::LayerSpec;
+use unionfs::store::Digest;
+
+const SCRIPT: &str = include_str!("../../ci/make-docker-store.sh");
+
+/// The script's OUTDIR.
+pub(crate) struct DockerStore {
+    dir: PathBuf,
+}
+
+impl DockerStore {
+    /// Makes the store unless there is one. Without root or dockerd there is none: on CI
+    /// that is a failure, elsewhere a printed skip.
+    pub(crate) fn get() -> Option<Self> {
+        let dockerd = Command::new("dockerd").arg("--version").output();
+        if !rustix::process::geteuid().is_root() || dockerd.is_err() {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "CI must run as root, with docker.io"
+            );
+            eprintln!("SKIPPED: needs root and dockerd (Debian: docker.io)");
+            return None;
+        }
+        // Below the target directory, wherever that is.
+        let base = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("docker-store");
+        std::fs::create_dir_all(&base).unwrap();
+        let lock = File::create(base.join("lock")).unwrap();
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
+        let dir = base.join(Digest::of(SCRIPT.as_bytes()).short());
+        if !dir.join("complete").exists() {
+            // Of an older script, or of a run that was interrupted.
+            for old in std::fs::read_dir(&base).unwrap() {
+                let old = old.unwrap().path();
+                if old.is_dir() {
+                    std::fs::remove_dir_all(old).unwrap();
+                }
+            }
+            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/ci/make-docker-store.sh");
+            let made = Command::new(script).arg(&dir).status().unwrap();
+            assert!(made.success(), "{script} failed");
+        }
+        Some(Self { dir })
+    }
+
+    /// dockerd's data root.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.file("docker")
+    }
+
+    /// One of the script's results: `truth/changed.tar`.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// What `docker inspect` said of all images or all containers.
+    pub(crate) fn facts(&self, name: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.file("facts").join(name)).unwrap();
+        let facts: Vec<Value> = serde_json::from_str(&text).unwrap();
+        assert!(!facts.is_empty());
+        facts
+    }
+}
+
+/// A text of the facts.
+pub(crate) fn text<'v>(value: &'v Value, pointer: &str) -> &'v str {
+    let found = value.pointer(pointer).and_then(Value::as_str);
+    found.unwrap_or_else(|| panic!("no {pointer} in {value}"))
+}
+
+/// Layers mounted read-only by the kernel's overlayfs, until dropped.
+pub(crate) struct KernelOverlay {
+    // Names of the layers that are short enough for one page of mount options.
+    temp: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl KernelOverlay {
+    /// Top first, as in [`unionfs::layer::StackSpec::lowers`].
+    pub(crate) fn new(lowers: &[LayerSpec]) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        if let [only] = lowers {
+            let path = only.path.clone();
+            return Self { temp, path };
+        }
+        let mut names = Vec::new();
+        for (number, layer) in lowers.iter().enumerate() {
+            let name = temp.path().join(number.to_string());
+            std::os::unix::fs::symlink(&layer.path, &name).unwrap();
+            names.push(name.to_str().unwrap().to_owned());
+        }
+        let path = temp.path().join("mnt");
+        std::fs::create_dir(&path).unwrap();
+        let options = format!("lowerdir={}", names.join(":"));
+        let options = std::ffi::CString::new(options).unwrap();
+        rustix::mount::mount("overlay", &path, "overlay", MountFlags::RDONLY, &*options).unwrap();
+        Self { temp, path }
+    }
+
+    /// Where the merged tree is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for KernelOverlay {
+    fn drop(&mut self) {
+        if self.path.starts_with(self.temp.path()) {
+            let _ = rustix::mount::unmount(&self.path, UnmountFlags::DETACH);
+        }
+    }
+}

@@ -13,7 +13,9 @@ mod sample;
 mod bad_input;
 mod docker_store;
 mod dockerd;
+mod export;
 mod fuzz;
+mod listing;
 mod valid;
 
 use std::path::{Path, PathBuf};

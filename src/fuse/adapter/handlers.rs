@@ -36,8 +36,10 @@ impl fuser::Filesystem for Adapter {
         self.count(Op::Init);
         let offered = config.capabilities();
         let flags = wanted(self.union.has_acl()) & offered;
-        // Cannot fail: all of it is offered, and the sizes are within fuser's limits.
+        // Cannot fail: all of it is offered, and the sizes are within fuser's limits; only
+        // the readahead does where the kernel offers less, which then stays.
         let _ = config.add_capabilities(flags);
+        let _ = config.set_max_readahead(MAX_IO);
         let _ = config.set_max_write(MAX_IO);
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_time_granularity(Duration::from_nanos(1));
@@ -205,7 +207,7 @@ impl fuser::Filesystem for Adapter {
         if i64::try_from(offset).is_err() {
             return reply.refuse(Errno::EINVAL);
         }
-        with_buffer(size.min(MAX_IO), |buffer| {
+        with_buffer(size, |buffer| {
             match self.union.read(ino.0, offset, buffer) {
                 Ok(count) => reply.data(buffer.get(..count).unwrap_or_default()),
                 Err(error) => reply.fail(Op::Read, ino.0, &error),
@@ -356,15 +358,10 @@ impl fuser::Filesystem for Adapter {
         reply::xattr(reply, Op::GetXattr, ino.0, size, result);
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         self.count(Op::ListXattr);
-        reply::xattr(
-            reply,
-            Op::ListXattr,
-            ino.0,
-            size,
-            self.union.listxattr(ino.0),
-        );
+        let result = self.union.listxattr(&caller(req), ino.0);
+        reply::xattr(reply, Op::ListXattr, ino.0, size, result);
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {

@@ -1,0 +1,173 @@
+//! Real mounts through the whole transport. They need root (or fusermount3) and /dev/fuse:
+//! without, they say so and pass on a developer's machine, and fail where `CI` is set.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+
+use rustix::mount::MountFlags;
+
+use super::*;
+use crate::fuse::{MountState, mountinfo, runtime};
+use crate::layer::{Dialect, LayerSpec, StackSpec};
+use crate::union::Options;
+
+struct Fixture {
+    dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Option<Self> {
+        if File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .is_err()
+        {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "/dev/fuse is needed in CI"
+            );
+            eprintln!("skipped: /dev/fuse cannot be opened");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["lower", "mnt"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        fs::write(dir.path().join("lower/file"), b"content").unwrap();
+        Some(Self { dir })
+    }
+
+    fn config(&self) -> MountConfig {
+        let mut config = MountConfig::new(self.dir.path().join("mnt"));
+        config.flags = MountFlags::RDONLY;
+        config.handle_signals = false;
+        config
+    }
+
+    fn mount(&self, config: &MountConfig) -> Result<Mounted> {
+        let stack = StackSpec {
+            lowers: vec![LayerSpec {
+                path: self.dir.path().join("lower"),
+                dialect: Dialect::ALL,
+            }],
+            data_only: Vec::new(),
+            upper: None,
+        };
+        mount(Union::new(&stack, Options::default()).unwrap(), config)
+    }
+}
+
+#[test]
+fn mounted_serves_and_unmounts() {
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let mut config = fixture.config();
+    config.fsname = "a source, with commas".into();
+    config.register = false;
+    let mount = fixture.mount(&config).unwrap().spawn().unwrap();
+    let point = mount.mountpoint().to_owned();
+    let shown = mountinfo::find(&point).unwrap();
+    assert!(shown.is_unionfs());
+    assert_eq!(shown.source, "a source, with commas");
+    wait_ready(&point).unwrap();
+    assert_eq!(fs::read(point.join("file")).unwrap(), b"content");
+    assert_eq!(point.metadata().unwrap().ino(), 1);
+    mount.unmount().unwrap();
+    assert_eq!(mountinfo::find(&point), None);
+    assert!(wait_ready(&point).is_err());
+}
+
+#[test]
+fn a_mount_in_use_stays_until_it_is_released() {
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let mut config = fixture.config();
+    config.register = false;
+    let mount = fixture.mount(&config).unwrap().spawn().unwrap();
+    let point = mount.mountpoint().to_owned();
+    let open = File::open(point.join("file")).unwrap();
+    let error = unmount(&point, false).unwrap_err();
+    assert!(error.to_string().contains("in use"), "{error}");
+    unmount(&point, true).unwrap();
+    // Detached, and still served to those who have it open.
+    assert_eq!(io::read_to_string(&open).unwrap(), "content");
+    drop(open);
+    mount.join().unwrap();
+}
+
+#[test]
+fn what_is_not_served_does_not_stay_mounted() {
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let mounted = fixture.mount(&fixture.config()).unwrap();
+    let point = mounted.mountpoint().to_owned();
+    assert!(mountinfo::find(&point).is_some());
+    drop(mounted);
+    assert_eq!(mountinfo::find(&point), None);
+}
+
+#[test]
+fn a_dropped_background_mount_is_unmounted() {
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let mut config = fixture.config();
+    config.register = false;
+    let mount = fixture.mount(&config).unwrap().spawn().unwrap();
+    let point = mount.mountpoint().to_owned();
+    drop(mount);
+    assert_eq!(mountinfo::find(&point), None);
+}
+
+#[test]
+fn a_registered_mount_is_found_and_counted() {
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let mut config = fixture.config();
+    config.description.image = Some("image:tag".into());
+    let mount = fixture.mount(&config).unwrap().spawn().unwrap();
+    let point = mount.mountpoint().to_owned();
+    let record = runtime::find(&fixture.dir.path().join("mnt/."))
+        .unwrap()
+        .unwrap();
+    assert_eq!(record.state(), Some(MountState::Live));
+    assert_eq!(record.description.image.as_deref(), Some("image:tag"));
+    assert!(record.read_only);
+    assert!(fs::metadata(point.join("absent")).is_err());
+    let before = stats::query(&record).unwrap();
+    assert!(before.requests_of("LOOKUP") > 0, "{before:?}");
+    // The kernel remembers that there is no such name.
+    assert!(fs::metadata(point.join("absent")).is_err());
+    let after = stats::query(&record).unwrap();
+    assert_eq!(after.requests, before.requests);
+    assert_eq!(after.mount, record);
+    mount.unmount().unwrap();
+    assert!(!record.file().exists() && !record.socket().exists());
+    assert!(record.wait_end(Duration::ZERO));
+}
+
+#[test]
+fn detached_mounts_in_use_are_aborted_by_the_second_step() {
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let mut config = fixture.config();
+    config.register = false;
+    let mounted = fixture.mount(&config).unwrap();
+    let minor = mounted.attachment.minor();
+    let mount = mounted.spawn().unwrap();
+    let open = File::open(mount.mountpoint().join("file")).unwrap();
+    unmount(mount.mountpoint(), true).unwrap();
+    if let Err(error) = unmount::abort_connection(minor) {
+        assert!(!rustix::process::geteuid().is_root(), "{error}");
+        eprintln!("skipped: fusectl is not mounted, and only root can: {error}");
+        return;
+    }
+    mount.join().unwrap();
+    assert!(io::read_to_string(&open).is_err());
+}

@@ -1,0 +1,334 @@
+//! One file, named by a directory descriptor and one name component: every system
+//! call the union makes on a layer. Called by the rest of `layer` and by `union`.
+//!
+//! A name is a single component and is never followed when it is a symlink, so no
+//! call can leave the directory it starts from. An empty name is the descriptor itself.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{self, AtFlags, CWD, FileType, Gid, Mode, OFlags, StatxFlags, Timestamps, Uid};
+use rustix::io::Errno;
+
+use crate::union::{FileKind, Time};
+
+/// What `statx` says of a file in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Device the file lives on (`makedev` form, only compared).
+    pub dev: u64,
+    /// Inode number there.
+    pub ino: u64,
+    /// Type.
+    pub kind: FileKind,
+    /// `mode & 0o7777`.
+    pub perm: u32,
+    /// Hard links.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device node.
+    pub rdev: (u32, u32),
+    /// Bytes.
+    pub size: u64,
+    /// 512-byte blocks.
+    pub blocks: u64,
+    /// Preferred I/O size.
+    pub blksize: u32,
+    /// Last access.
+    pub atime: Time,
+    /// Last data change.
+    pub mtime: Time,
+    /// Last status change.
+    pub ctime: Time,
+    /// Creation.
+    pub btime: Option<Time>,
+}
+
+impl Stat {
+    /// Character device 0:0: a whiteout in every dialect.
+    pub fn is_chardev_whiteout(&self) -> bool {
+        self.kind == FileKind::CharDevice && self.rdev == (0, 0)
+    }
+}
+
+/// A file: directory descriptor and name.
+#[derive(Clone, Copy, Debug)]
+pub struct At<'a> {
+    /// The directory, or with an empty name the file itself.
+    pub dir: BorrowedFd<'a>,
+    /// One component, or empty.
+    pub name: &'a [u8],
+}
+
+/// Longest component any Linux file system takes is 255 bytes; longer ones are answered
+/// with ENAMETOOLONG before a path is built.
+const NAME_MAX: usize = 255;
+
+impl<'a> At<'a> {
+    /// `name` in `dir`.
+    pub fn new(dir: BorrowedFd<'a>, name: &'a [u8]) -> Self {
+        Self { dir, name }
+    }
+
+    /// The descriptor itself.
+    pub fn fd(fd: BorrowedFd<'a>) -> Self {
+        Self { dir: fd, name: b"" }
+    }
+
+    fn flags(&self) -> AtFlags {
+        if self.name.is_empty() {
+            AtFlags::EMPTY_PATH
+        } else {
+            AtFlags::SYMLINK_NOFOLLOW
+        }
+    }
+
+    /// Calls `f` with `/proc/self/fd/N[/name]` for system calls that take only paths. With an
+    /// empty name the path must be followed, otherwise its last component must not be.
+    fn with_proc_path<T>(&self, f: impl FnOnce(&CStr) -> Result<T, Errno>) -> Result<T, Errno> {
+        use std::io::Write;
+        if self.name.len() > NAME_MAX {
+            return Err(Errno::NAMETOOLONG);
+        }
+        let mut buf = [0u8; 24 + NAME_MAX + 2];
+        let mut rest = &mut buf[..];
+        let total = rest.len();
+        let written = write!(rest, "/proc/self/fd/{}", self.dir.as_raw_fd())
+            .and_then(|()| {
+                if self.name.is_empty() {
+                    Ok(())
+                } else {
+                    rest.write_all(b"/")
+                }
+            })
+            .and_then(|()| rest.write_all(self.name))
+            .and_then(|()| rest.write_all(b"\0"));
+        if written.is_err() {
+            return Err(Errno::NAMETOOLONG);
+        }
+        let used = total - rest.len();
+        f(CStr::from_bytes_with_nul(&buf[..used]).map_err(|_| Errno::INVAL)?)
+    }
+
+    /// Attributes; ENOENT when there is no such name.
+    pub fn stat(&self) -> Result<Stat, Errno> {
+        let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        let x = fs::statx(self.dir, self.name, self.flags(), mask)?;
+        let time = |t: fs::StatxTimestamp| Time {
+            sec: t.tv_sec,
+            nsec: t.tv_nsec,
+        };
+        Ok(Stat {
+            dev: u64::from(x.stx_dev_major) << 32 | u64::from(x.stx_dev_minor),
+            ino: x.stx_ino,
+            kind: FileKind::from_mode(u32::from(x.stx_mode)).ok_or(Errno::IO)?,
+            perm: u32::from(x.stx_mode) & 0o7777,
+            nlink: x.stx_nlink,
+            uid: x.stx_uid,
+            gid: x.stx_gid,
+            rdev: (x.stx_rdev_major, x.stx_rdev_minor),
+            size: x.stx_size,
+            blocks: x.stx_blocks,
+            blksize: x.stx_blksize,
+            atime: time(x.stx_atime),
+            mtime: time(x.stx_mtime),
+            ctime: time(x.stx_ctime),
+            btime: (x.stx_mask & StatxFlags::BTIME.bits() != 0).then(|| time(x.stx_btime)),
+        })
+    }
+
+    /// Like [`Self::stat`], but an absent name is `None`. A name too long for this file
+    /// system cannot exist in it and is absent too, as overlayfs has it.
+    pub fn stat_opt(&self) -> Result<Option<Stat>, Errno> {
+        match self.stat() {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Opens without following a symlink; the descriptor is close-on-exec.
+    pub fn open(&self, flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
+        let flags = flags | OFlags::CLOEXEC;
+        if self.name.is_empty() {
+            return self.with_proc_path(|p| fs::open(p, flags, Mode::empty()));
+        }
+        fs::openat(
+            self.dir,
+            self.name,
+            flags | OFlags::NOFOLLOW,
+            Mode::from_raw_mode(mode),
+        )
+    }
+
+    /// Opens a directory as `O_PATH`; ENOTDIR for anything else.
+    pub fn open_dir_path(&self) -> Result<OwnedFd, Errno> {
+        self.open(OFlags::PATH | OFlags::DIRECTORY, 0)
+    }
+
+    /// The target of a symlink.
+    pub fn readlink(&self) -> Result<Vec<u8>, Errno> {
+        Ok(fs::readlinkat(self.dir, self.name, Vec::new())?.into_bytes())
+    }
+
+    /// The value of an xattr; `None` when it is absent or the file system has no xattrs.
+    pub fn xattr(&self, name: &CStr) -> Result<Option<Vec<u8>>, Errno> {
+        match self.xattr_raw(name) {
+            Ok(value) => Ok(Some(value)),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The value of an xattr with the errno as the file system gives it (ENODATA, EOPNOTSUPP).
+    pub fn xattr_raw(&self, name: &CStr) -> Result<Vec<u8>, Errno> {
+        self.with_proc_path(|path| {
+            let get = |buf: &mut [u8]| match self.name.is_empty() {
+                true => fs::getxattr(path, name, buf),
+                false => fs::lgetxattr(path, name, buf),
+            };
+            grow(get)
+        })
+    }
+
+    /// The names of all xattrs, each followed by NUL; empty where there are none.
+    pub fn list_xattrs(&self) -> Result<Vec<u8>, Errno> {
+        let list = self.with_proc_path(|path| {
+            let list = |buf: &mut [u8]| match self.name.is_empty() {
+                true => fs::listxattr(path, buf),
+                false => fs::llistxattr(path, buf),
+            };
+            grow(list)
+        });
+        match list {
+            Err(Errno::OPNOTSUPP) => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    /// Sets an xattr.
+    pub fn set_xattr(&self, name: &CStr, value: &[u8], flags: fs::XattrFlags) -> Result<(), Errno> {
+        self.with_proc_path(|path| match self.name.is_empty() {
+            true => fs::setxattr(path, name, value, flags),
+            false => fs::lsetxattr(path, name, value, flags),
+        })
+    }
+
+    /// Removes an xattr; ENODATA when absent.
+    pub fn remove_xattr(&self, name: &CStr) -> Result<(), Errno> {
+        self.with_proc_path(|path| match self.name.is_empty() {
+            true => fs::removexattr(path, name),
+            false => fs::lremovexattr(path, name),
+        })
+    }
+
+    /// Changes permission bits; never call it on a symlink.
+    pub fn chmod(&self, perm: u32) -> Result<(), Errno> {
+        let mode = Mode::from_raw_mode(perm & 0o7777);
+        match self.name.is_empty() {
+            true => self.with_proc_path(|path| fs::chmod(path, mode)),
+            false => fs::chmodat(self.dir, self.name, mode, AtFlags::empty()),
+        }
+    }
+
+    /// Changes owner and group; `None` leaves one alone.
+    pub fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
+        let uid = uid.map(Uid::from_raw);
+        let gid = gid.map(Gid::from_raw);
+        fs::chownat(self.dir, self.name, uid, gid, self.flags())
+    }
+
+    /// Sets access and modification time.
+    pub fn set_times(&self, times: &Timestamps) -> Result<(), Errno> {
+        match self.name.is_empty() {
+            true => self.with_proc_path(|p| fs::utimensat(CWD, p, times, AtFlags::empty())),
+            false => fs::utimensat(self.dir, self.name, times, AtFlags::SYMLINK_NOFOLLOW),
+        }
+    }
+
+    /// Creates a node; EEXIST when the name is taken.
+    pub fn mknod(&self, kind: FileKind, perm: u32, rdev: (u32, u32)) -> Result<(), Errno> {
+        let mode = Mode::from_raw_mode(perm & 0o7777);
+        let dev = fs::makedev(rdev.0, rdev.1);
+        let file_type = match kind {
+            FileKind::Regular => FileType::RegularFile,
+            FileKind::Fifo => FileType::Fifo,
+            FileKind::Socket => FileType::Socket,
+            FileKind::CharDevice => FileType::CharacterDevice,
+            FileKind::BlockDevice => FileType::BlockDevice,
+            FileKind::Directory | FileKind::Symlink => return Err(Errno::INVAL),
+        };
+        fs::mknodat(self.dir, self.name, file_type, mode, dev)
+    }
+
+    /// Creates a directory.
+    pub fn mkdir(&self, perm: u32) -> Result<(), Errno> {
+        fs::mkdirat(self.dir, self.name, Mode::from_raw_mode(perm & 0o7777))
+    }
+
+    /// Creates a symlink.
+    pub fn symlink(&self, target: &[u8]) -> Result<(), Errno> {
+        fs::symlinkat(target, self.dir, self.name)
+    }
+
+    /// Removes a name that is no directory.
+    pub fn unlink(&self) -> Result<(), Errno> {
+        fs::unlinkat(self.dir, self.name, AtFlags::empty())
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self) -> Result<(), Errno> {
+        fs::unlinkat(self.dir, self.name, AtFlags::REMOVEDIR)
+    }
+
+    /// Gives the file a further name; EEXIST when that is taken. With an empty name (an
+    /// unnamed file) the link goes through /proc, which needs no capability.
+    pub fn link_to(&self, to: At<'_>) -> Result<(), Errno> {
+        if self.name.is_empty() {
+            return self.with_proc_path(|path| {
+                fs::linkat(CWD, path, to.dir, to.name, AtFlags::SYMLINK_FOLLOW)
+            });
+        }
+        fs::linkat(self.dir, self.name, to.dir, to.name, AtFlags::empty())
+    }
+
+    /// Renames with the flags of renameat2(2).
+    pub fn rename_to(&self, to: At<'_>, flags: fs::RenameFlags) -> Result<(), Errno> {
+        fs::renameat_with(self.dir, self.name, to.dir, to.name, flags)
+    }
+}
+
+/// Calls a `getxattr`-like function with a growing buffer.
+fn grow(get: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut small = [0u8; 256];
+    match get(&mut small) {
+        Ok(n) => return Ok(small[..n].to_vec()),
+        Err(Errno::RANGE) => {}
+        Err(e) => return Err(e),
+    }
+    // XATTR_SIZE_MAX and XATTR_LIST_MAX are 64 KiB.
+    let mut big = vec![0u8; 65536];
+    let n = get(&mut big)?;
+    big.truncate(n);
+    Ok(big)
+}
+
+/// Timestamps from two of ours.
+pub fn timestamps(atime: Time, mtime: Time) -> Timestamps {
+    let spec = |t: Time| fs::Timespec {
+        tv_sec: t.sec,
+        tv_nsec: i64::from(t.nsec),
+    };
+    Timestamps {
+        last_access: spec(atime),
+        last_modification: spec(mtime),
+    }
+}
+
+/// Whether `name` can name a directory entry: one component, not `.` or `..`.
+pub fn is_valid_name(name: &[u8]) -> bool {
+    !name.is_empty() && name != b"." && name != b".." && !name.iter().any(|&b| b == b'/' || b == 0)
+}

@@ -1,0 +1,213 @@
+//! A bounded cache of descriptors: each owner (a directory of a layer, an open file of the
+//! union) has a slot; a clock closes those not used lately. Called by `lower` and `union`.
+//!
+//! A hit takes the slot's own lock only; the clock's lock is taken when something is opened.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+/// A place for one descriptor (or what else `T` wraps).
+#[derive(Debug)]
+pub struct Slot<T> {
+    held: Mutex<Option<Arc<T>>>,
+    used: AtomicBool,
+}
+
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self {
+            held: Mutex::new(None),
+            used: AtomicBool::new(false),
+        }
+    }
+}
+
+impl<T> Slot<T> {
+    /// Forgets the descriptor; users that hold it keep it.
+    pub fn clear(&self) {
+        *self.held.lock() = None;
+    }
+}
+
+/// What the clock sees of a slot.
+trait Evict: Send + Sync {
+    /// Closes the descriptor unless it was used since the last round; whether it did.
+    fn evict(&self, force: bool) -> bool;
+}
+
+impl<T: Send + Sync> Evict for Slot<T> {
+    fn evict(&self, force: bool) -> bool {
+        if self.used.swap(false, Ordering::Relaxed) && !force {
+            return false;
+        }
+        // A locked slot is in use right now.
+        match self.held.try_lock() {
+            Some(mut held) => {
+                *held = None;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// The cache over all slots.
+pub struct FdCache {
+    clock: Mutex<VecDeque<Weak<dyn Evict>>>,
+    capacity: AtomicUsize,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl FdCache {
+    /// A cache of at most `capacity` (at least 16) descriptors.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            clock: Mutex::new(VecDeque::new()),
+            capacity: AtomicUsize::new(capacity.max(16)),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        }
+    }
+
+    /// The descriptor in `slot`, opened by `open` when there is none or it fails `fits`.
+    pub fn get<T: Send + Sync + 'static, E: From<Errno> + IsExhausted>(
+        &self,
+        slot: &Arc<Slot<T>>,
+        fits: impl Fn(&T) -> bool,
+        mut open: impl FnMut() -> Result<T, E>,
+    ) -> Result<Arc<T>, E> {
+        let mut held = slot.held.lock();
+        if let Some(fd) = held.as_ref().filter(|fd| fits(fd)) {
+            slot.used.store(true, Ordering::Relaxed);
+            self.hits.fetch_add(1, Ordering::Relaxed);
+            return Ok(Arc::clone(fd));
+        }
+        self.misses.fetch_add(1, Ordering::Relaxed);
+        let opened = match open() {
+            // Out of descriptors: the limit is lower than we thought. Shrink and try again.
+            Err(e) if e.is_exhausted() => {
+                self.shrink();
+                open()?
+            }
+            other => other?,
+        };
+        let fd = Arc::new(opened);
+        let known = held.replace(Arc::clone(&fd)).is_some();
+        drop(held);
+        if !known {
+            let slot: Weak<Slot<T>> = Arc::downgrade(slot);
+            self.admit(slot);
+        }
+        Ok(fd)
+    }
+
+    /// The descriptor in `slot`, if it is open.
+    pub fn cached<T>(&self, slot: &Slot<T>) -> Option<Arc<T>> {
+        let fd = slot.held.lock().as_ref().map(Arc::clone)?;
+        slot.used.store(true, Ordering::Relaxed);
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        Some(fd)
+    }
+
+    fn admit(&self, slot: Weak<dyn Evict>) {
+        let capacity = self.capacity.load(Ordering::Relaxed);
+        let mut clock = self.clock.lock();
+        clock.push_back(slot);
+        let mut rounds = clock.len() * 2;
+        while clock.len() > capacity && rounds > 0 {
+            rounds -= 1;
+            let Some(oldest) = clock.pop_front() else {
+                break;
+            };
+            if let Some(slot) = oldest.upgrade()
+                && !slot.evict(false)
+            {
+                clock.push_back(oldest);
+            }
+        }
+    }
+
+    fn shrink(&self) {
+        let half = (self.capacity.load(Ordering::Relaxed) / 2).max(16);
+        self.capacity.store(half, Ordering::Relaxed);
+        let mut clock = self.clock.lock();
+        let mut rounds = clock.len();
+        while clock.len() > half && rounds > 0 {
+            rounds -= 1;
+            let Some(oldest) = clock.pop_front() else {
+                break;
+            };
+            if let Some(slot) = oldest.upgrade()
+                && !slot.evict(true)
+            {
+                clock.push_back(oldest);
+            }
+        }
+    }
+
+    /// Hits and misses since the start.
+    pub fn counters(&self) -> (u64, u64) {
+        (
+            self.hits.load(Ordering::Relaxed),
+            self.misses.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// Errors that say the process is out of descriptors.
+pub trait IsExhausted {
+    /// EMFILE or ENFILE.
+    fn is_exhausted(&self) -> bool;
+}
+
+impl IsExhausted for Errno {
+    fn is_exhausted(&self) -> bool {
+        matches!(*self, Errno::MFILE | Errno::NFILE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holds_no_more_than_its_capacity() {
+        let cache = FdCache::new(16);
+        let slots: Vec<_> = (0..100).map(|_| Arc::new(Slot::<u32>::default())).collect();
+        for (i, slot) in slots.iter().enumerate() {
+            cache
+                .get(slot, |_| true, || Ok::<_, Errno>(i as u32))
+                .unwrap();
+        }
+        let held = slots.iter().filter(|s| s.held.lock().is_some()).count();
+        assert!(held <= 16, "{held} held");
+        assert_eq!(
+            *cache
+                .get(&slots[99], |_| true, || Ok::<_, Errno>(7))
+                .unwrap(),
+            99
+        );
+    }
+
+    #[test]
+    fn shrinks_when_the_process_is_out_of_descriptors() {
+        let cache = FdCache::new(64);
+        let slots: Vec<_> = (0..40).map(|_| Arc::new(Slot::<u32>::default())).collect();
+        for slot in &slots {
+            cache.get(slot, |_| true, || Ok::<_, Errno>(1)).unwrap();
+        }
+        let mut first = true;
+        let last = Arc::new(Slot::default());
+        let open = || match std::mem::take(&mut first) {
+            true => Err(Errno::MFILE),
+            false => Ok(2),
+        };
+        assert_eq!(*cache.get(&last, |_| true, open).unwrap(), 2);
+        assert!(slots.iter().filter(|s| s.held.lock().is_some()).count() <= 32);
+    }
+}

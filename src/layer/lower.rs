@@ -1,0 +1,297 @@
+//! Lower layers: opened roots, directories in them, and what one layer says about a name.
+//! Lower layers are immutable, so everything learnt about them stays true. Called by
+//! `union::resolve` and `union::readdir`.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use rustix::fs::{CWD, Mode, OFlags, RawDir};
+use rustix::io::Errno;
+
+use super::at::{At, Stat};
+use super::fds::{FdCache, Slot};
+use super::markers::{Markers, WH_OPAQUE, WH_PREFIX};
+use super::{Dialect, LayerSpec};
+use crate::sys::handle::fs_uuid;
+use crate::union::FileKind;
+
+/// An opened layer.
+#[derive(Debug)]
+pub struct Layer {
+    /// Its root directory, opened for reading.
+    pub root: OwnedFd,
+    /// Where it is, for messages.
+    pub path: PathBuf,
+    /// How its markers are read.
+    pub dialect: Dialect,
+    /// UUID of its file system, if that can be told.
+    pub uuid: Option<[u8; 16]>,
+    /// Attributes of the root.
+    pub stat: Stat,
+}
+
+impl Layer {
+    /// Opens a layer; ENOENT or ENOTDIR when it is no directory.
+    pub fn open(spec: &LayerSpec) -> Result<Self, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, &spec.path, flags, Mode::empty())?;
+        let stat = At::fd(root.as_fd()).stat()?;
+        let uuid = fs_uuid(&root);
+        Ok(Self {
+            root,
+            path: spec.path.clone(),
+            dialect: spec.dialect,
+            uuid,
+            stat,
+        })
+    }
+}
+
+/// A directory of a lower layer.
+#[derive(Debug)]
+pub struct LowerDir {
+    /// The layer it is in.
+    pub layer: Arc<Layer>,
+    /// Position of the layer in the stack, 0 on top.
+    pub index: usize,
+    parent: Option<Arc<LowerDir>>,
+    name: Box<[u8]>,
+    /// Attributes.
+    pub stat: Stat,
+    xwhiteouts: bool,
+    has_wh: OnceLock<bool>,
+    slot: Arc<Slot<OwnedFd>>,
+}
+
+/// What one lower directory says about a name.
+#[derive(Debug)]
+pub enum Single {
+    /// Nothing.
+    Absent,
+    /// The name is deleted here: nothing below shows.
+    Whiteout,
+    /// A file that is no directory.
+    File {
+        /// Attributes.
+        stat: Stat,
+        /// Markers (metacopy and redirect matter).
+        markers: Markers,
+    },
+    /// A directory.
+    Dir {
+        /// The directory.
+        dir: Arc<LowerDir>,
+        /// It hides everything below it.
+        opaque: bool,
+        /// Where layers below have it.
+        redirect: Option<Vec<u8>>,
+    },
+}
+
+/// A raw entry of a layer directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawEntry {
+    /// Name.
+    pub name: Box<[u8]>,
+    /// Type; `None` where the file system does not tell.
+    pub kind: Option<FileKind>,
+    /// Inode number.
+    pub ino: u64,
+}
+
+impl LowerDir {
+    /// The root of a layer.
+    pub fn root(layer: Arc<Layer>, index: usize) -> Result<Arc<Self>, Errno> {
+        let markers = Markers::read(At::fd(layer.root.as_fd()), layer.dialect)?;
+        Ok(Arc::new(Self {
+            stat: layer.stat,
+            layer,
+            index,
+            parent: None,
+            name: Box::default(),
+            xwhiteouts: markers.xwhiteouts,
+            has_wh: OnceLock::new(),
+            slot: Arc::default(),
+        }))
+    }
+
+    /// A descriptor (`O_PATH`) for calls relative to the directory.
+    pub fn fd(&self, fds: &FdCache) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(fd) = fds.cached(&self.slot) {
+            return Ok(fd);
+        }
+        // Walk up to the nearest ancestor with a descriptor without recursing: paths have
+        // no depth limit.
+        let mut missing = vec![self];
+        let mut fd: Option<Arc<OwnedFd>> = None;
+        let mut next = self.parent.as_deref();
+        while let Some(dir) = next {
+            fd = fds.cached(&dir.slot);
+            if fd.is_some() {
+                break;
+            }
+            missing.push(dir);
+            next = dir.parent.as_deref();
+        }
+        for dir in missing.iter().rev() {
+            let open = || match (&fd, &dir.parent) {
+                (Some(parent), Some(_)) => At::new(parent.as_fd(), &dir.name).open_dir_path(),
+                _ => At::fd(dir.layer.root.as_fd()).open_dir_path(),
+            };
+            fd = Some(fds.get(&dir.slot, |_| true, open)?);
+        }
+        fd.ok_or(Errno::IO)
+    }
+
+    /// What this directory says about `name`.
+    pub fn lookup(self: &Arc<Self>, fds: &FdCache, name: &[u8]) -> Result<Single, Errno> {
+        if self.layer.dialect.wh_names && name.starts_with(WH_PREFIX) {
+            return Ok(Single::Absent);
+        }
+        let fd = self.fd(fds)?;
+        let hidden_below = self.has_wh_entries(fds)? && self.has_wh_for(&fd, name)?;
+        let at = At::new(fd.as_fd(), name);
+        let absent = if hidden_below {
+            Single::Whiteout
+        } else {
+            Single::Absent
+        };
+        let Some(stat) = at.stat_opt()? else {
+            return Ok(absent);
+        };
+        if stat.is_chardev_whiteout() {
+            return Ok(Single::Whiteout);
+        }
+        match stat.kind {
+            FileKind::Directory => self.found_dir(fds, at, stat, hidden_below),
+            // Only regular files carry metacopy, and only empty ones are whiteouts.
+            FileKind::Regular => {
+                let markers = Markers::read(at, self.layer.dialect)?;
+                match self.xwhiteouts && stat.size == 0 && markers.whiteout {
+                    true => Ok(Single::Whiteout),
+                    false => Ok(Single::File { stat, markers }),
+                }
+            }
+            _ => Ok(Single::File {
+                stat,
+                markers: Markers::default(),
+            }),
+        }
+    }
+
+    fn found_dir(
+        self: &Arc<Self>,
+        fds: &FdCache,
+        at: At<'_>,
+        stat: Stat,
+        hidden_below: bool,
+    ) -> Result<Single, Errno> {
+        let markers = Markers::read(at, self.layer.dialect)?;
+        let dir = Arc::new(Self {
+            layer: Arc::clone(&self.layer),
+            index: self.index,
+            parent: Some(Arc::clone(self)),
+            name: at.name.into(),
+            stat,
+            xwhiteouts: markers.xwhiteouts,
+            has_wh: OnceLock::new(),
+            slot: Arc::default(),
+        });
+        let opaque = hidden_below || markers.opaque || dir.has_wh_opaque(fds)?;
+        Ok(Single::Dir {
+            dir,
+            opaque,
+            redirect: markers.redirect,
+        })
+    }
+
+    /// Whether the directory has any `.wh.` entry; scanned once, for layers that may.
+    fn has_wh_entries(&self, fds: &FdCache) -> Result<bool, Errno> {
+        if !self.layer.dialect.wh_names {
+            return Ok(false);
+        }
+        if let Some(known) = self.has_wh.get() {
+            return Ok(*known);
+        }
+        let mut any = false;
+        match self.read(fds, |entry| any |= entry.name.starts_with(WH_PREFIX)) {
+            Ok(()) => {}
+            // A directory that may be searched but not listed: then ask name by name.
+            Err(Errno::ACCESS) => any = true,
+            Err(e) => return Err(e),
+        }
+        Ok(*self.has_wh.get_or_init(|| any))
+    }
+
+    fn has_wh_for(&self, fd: &OwnedFd, name: &[u8]) -> Result<bool, Errno> {
+        let wh = [WH_PREFIX, name].concat();
+        Ok(At::new(fd.as_fd(), &wh).stat_opt()?.is_some())
+    }
+
+    fn has_wh_opaque(&self, fds: &FdCache) -> Result<bool, Errno> {
+        if !self.has_wh_entries(fds)? {
+            return Ok(false);
+        }
+        let fd = self.fd(fds)?;
+        Ok(At::new(fd.as_fd(), WH_OPAQUE).stat_opt()?.is_some())
+    }
+
+    /// Whether a listed entry that looks like an empty file or a character device is in
+    /// truth a whiteout.
+    pub fn is_whiteout(&self, fds: &FdCache, entry: &RawEntry) -> Result<bool, Errno> {
+        let suspect = match entry.kind {
+            Some(FileKind::CharDevice) | None => true,
+            Some(FileKind::Regular) => self.xwhiteouts,
+            Some(_) => false,
+        };
+        if !suspect {
+            return Ok(false);
+        }
+        let fd = self.fd(fds)?;
+        let at = At::new(fd.as_fd(), &entry.name);
+        let Some(stat) = at.stat_opt()? else {
+            return Ok(false);
+        };
+        if self.xwhiteouts && stat.kind == FileKind::Regular && stat.size == 0 {
+            return Ok(Markers::read(at, self.layer.dialect)?.whiteout);
+        }
+        Ok(stat.is_chardev_whiteout())
+    }
+
+    /// Calls `each` for every entry but `.` and `..`, in the order of the file system.
+    pub fn read(&self, fds: &FdCache, each: impl FnMut(RawEntry)) -> Result<(), Errno> {
+        read_dir(&*self.fd(fds)?, each)
+    }
+}
+
+impl Drop for LowerDir {
+    /// Without recursion: a hostile layer may nest deeper than a thread's stack.
+    fn drop(&mut self) {
+        let mut next = self.parent.take();
+        while let Some(parent) = next {
+            next = Arc::into_inner(parent).and_then(|mut dir| dir.parent.take());
+        }
+    }
+}
+
+/// Reads a whole directory, given any descriptor for it.
+pub fn read_dir(dir: &OwnedFd, mut each: impl FnMut(RawEntry)) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(dir, c".", flags, Mode::empty())?;
+    let mut buffer = Vec::with_capacity(32768);
+    let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            let kind = FileKind::from_mode(entry.file_type().as_raw_mode());
+            each(RawEntry {
+                name: name.into(),
+                kind,
+                ino: entry.ino(),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,262 @@
+//! Markers: the xattrs and names that overlay file systems leave in their layers.
+//! Called by the union to read and write them, and to hide them from users.
+//!
+//! Sources: Linux fs/overlayfs (names under `trusted.overlay.` or, with `userxattr`,
+//! `user.overlay.`), fuse-overlayfs (`user.fuseoverlayfs.`), AUFS and OCI (`.wh.`).
+
+use std::ffi::{CStr, CString};
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::Dialect;
+use super::at::At;
+
+/// Prefix of a file name that is a whiteout for the rest of the name.
+pub const WH_PREFIX: &[u8] = b".wh.";
+/// The file that makes its directory opaque.
+pub const WH_OPAQUE: &[u8] = b".wh..wh..opq";
+
+const TRUSTED: &[u8] = b"trusted.overlay.";
+const USER: &[u8] = b"user.overlay.";
+const FUSE: &[u8] = b"user.fuseoverlayfs.";
+
+/// Longest redirect kernel overlayfs writes; a longer one makes its rename answer EXDEV
+/// (OVL_REDIRECT_MAX).
+pub const REDIRECT_MAX: usize = 256;
+
+/// The markers found on one file or directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Markers {
+    /// `opaque` = `y`: nothing below this directory shows through.
+    pub opaque: bool,
+    /// `opaque` = `x`: the directory may hold whiteouts in the xattr form.
+    pub xwhiteouts: bool,
+    /// `redirect`: where the lower layers have this directory or file data.
+    pub redirect: Option<Vec<u8>>,
+    /// `metacopy`: the data of this file is in a lower layer.
+    pub metacopy: bool,
+    /// `whiteout`: this file is a whiteout.
+    pub whiteout: bool,
+    /// `origin`: the encoded handle of the file this one was copied up from.
+    pub origin: Option<Vec<u8>>,
+    /// `impure`: the directory may hold files that were copied up.
+    pub impure: bool,
+    /// `nlink`: link count of an indexed file, relative to upper or lower.
+    pub nlink: Option<Vec<u8>>,
+}
+
+impl Markers {
+    /// Reads the markers of `at` in one or (when there are any) a few system calls.
+    pub fn read(at: At<'_>, dialect: Dialect) -> Result<Self, Errno> {
+        let list = match at.list_xattrs() {
+            Ok(list) => list,
+            // A directory or file of ours that we may not read carries no marker we could obey.
+            Err(Errno::ACCESS | Errno::PERM) => return Ok(Self::default()),
+            Err(e) => return Err(e),
+        };
+        let mut found = Self::default();
+        for name in list.split(|&b| b == 0).filter(|n| !n.is_empty()) {
+            let Some(suffix) = marker_suffix(name, dialect) else {
+                continue;
+            };
+            found.add(at, name, suffix)?;
+        }
+        Ok(found)
+    }
+
+    fn add(&mut self, at: At<'_>, name: &[u8], suffix: &[u8]) -> Result<(), Errno> {
+        match suffix {
+            b"metacopy" => self.metacopy = true,
+            b"whiteout" => self.whiteout = true,
+            b"opaque" => match value(at, name)?.as_deref() {
+                Some(b"y") => self.opaque = true,
+                Some(b"x") => self.xwhiteouts = true,
+                _ => {}
+            },
+            b"impure" => self.impure = true,
+            b"redirect" => {
+                self.redirect = value(at, name)?.filter(|r| is_valid_redirect(r));
+            }
+            b"origin" => self.origin = value(at, name)?,
+            b"nlink" => self.nlink = value(at, name)?,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn value(at: At<'_>, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
+    let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+    at.xattr(&name)
+}
+
+/// What follows the marker prefix of an xattr name, if `dialect` reads it as a marker.
+fn marker_suffix(name: &[u8], dialect: Dialect) -> Option<&[u8]> {
+    let strip = |on: bool, prefix: &[u8]| if on { name.strip_prefix(prefix) } else { None };
+    strip(dialect.trusted, TRUSTED)
+        .or_else(|| strip(dialect.user, USER))
+        .or_else(|| strip(dialect.fuse_overlayfs, FUSE))
+}
+
+/// A redirect is one component, or an absolute path without empty, `.` or `..` components.
+fn is_valid_redirect(redirect: &[u8]) -> bool {
+    let path = redirect.strip_prefix(b"/").unwrap_or(redirect);
+    let relative_ok = redirect.starts_with(b"/") || !path.contains(&b'/');
+    relative_ok && path.split(|&b| b == b'/').all(super::at::is_valid_name)
+}
+
+/// How users' xattr names map to stored ones: markers are hidden, and a user's attribute
+/// that looks like a marker is stored with an extra `overlay.` (Linux 6.7, "nesting").
+#[derive(Clone, Copy, Debug)]
+pub struct Escape(pub Dialect);
+
+impl Escape {
+    /// The stored name of the attribute a user calls `name`; EPERM for names that cannot be
+    /// stored without becoming a marker.
+    pub fn stored(&self, name: &[u8]) -> Result<CString, Errno> {
+        let escaped = match self.prefix(name) {
+            Some(FUSE) => return Err(Errno::PERM),
+            Some(prefix) => [prefix, b"overlay.", &name[prefix.len()..]].concat(),
+            None => name.to_vec(),
+        };
+        CString::new(escaped).map_err(|_| Errno::INVAL)
+    }
+
+    /// The name a user sees for a stored one; `None` for a marker.
+    pub fn visible(&self, stored: &[u8]) -> Option<Vec<u8>> {
+        let Some(prefix) = self.prefix(stored) else {
+            return Some(stored.to_vec());
+        };
+        let rest = stored[prefix.len()..].strip_prefix(b"overlay.")?;
+        Some([prefix, rest].concat())
+    }
+
+    fn prefix(&self, name: &[u8]) -> Option<&'static [u8]> {
+        let on = |on: bool, prefix: &'static [u8]| on && name.starts_with(prefix);
+        [
+            (self.0.trusted, TRUSTED),
+            (self.0.user, USER),
+            (self.0.fuse_overlayfs, FUSE),
+        ]
+        .into_iter()
+        .find(|&(enabled, prefix)| on(enabled, prefix))
+        .map(|(_, prefix)| prefix)
+    }
+}
+
+/// Writes markers, in the namespace kernel overlayfs would use for this mount.
+#[derive(Clone, Copy, Debug)]
+pub struct Writer {
+    /// `trusted.overlay.*` if true, else `user.overlay.*`.
+    pub trusted: bool,
+}
+
+macro_rules! marker_names {
+    ($($name:ident => $text:literal;)*) => {
+        /// The markers we write.
+        #[derive(Clone, Copy, Debug)]
+        #[allow(missing_docs)]
+        pub enum Marker { $($name,)* }
+
+        impl Writer {
+            /// The full name of a marker.
+            pub fn name(&self, marker: Marker) -> &'static CStr {
+                // Both forms of every name are literals with their NUL, checked by a test.
+                let (trusted, user): (&[u8], &[u8]) = match marker {
+                    $(Marker::$name => (
+                        concat!("trusted.overlay.", $text, "\0").as_bytes(),
+                        concat!("user.overlay.", $text, "\0").as_bytes(),
+                    ),)*
+                };
+                CStr::from_bytes_with_nul(if self.trusted { trusted } else { user })
+                    .unwrap_or_default()
+            }
+        }
+    };
+}
+
+marker_names! {
+    Opaque => "opaque";
+    Redirect => "redirect";
+    Metacopy => "metacopy";
+    Origin => "origin";
+    Impure => "impure";
+    Nlink => "nlink";
+    Whiteout => "whiteout";
+}
+
+impl Writer {
+    /// Sets a marker.
+    pub fn set(&self, at: At<'_>, marker: Marker, value: &[u8]) -> Result<(), Errno> {
+        at.set_xattr(self.name(marker), value, XattrFlags::empty())
+    }
+
+    /// Removes a marker; absent is fine.
+    pub fn clear(&self, at: At<'_>, marker: Marker) -> Result<(), Errno> {
+        match at.remove_xattr(self.name(marker)) {
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_with_traps_are_ignored() {
+        for good in [&b"a"[..], b"/a", b"/a/b", b"..x", b"/a/.b"] {
+            assert!(is_valid_redirect(good), "{good:?}");
+        }
+        for bad in [
+            &b""[..],
+            b"/",
+            b"..",
+            b".",
+            b"a/b",
+            b"/a/../b",
+            b"/a//b",
+            b"/a/",
+            b"a\0b",
+        ] {
+            assert!(!is_valid_redirect(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn users_can_neither_see_nor_forge_markers() {
+        let escape = Escape(Dialect::ALL);
+        assert_eq!(escape.visible(b"trusted.overlay.opaque"), None);
+        assert_eq!(escape.visible(b"user.fuseoverlayfs.opaque"), None);
+        assert_eq!(escape.visible(b"user.mine"), Some(b"user.mine".to_vec()));
+        let stored = escape.stored(b"trusted.overlay.opaque").unwrap();
+        assert_eq!(stored.as_bytes(), b"trusted.overlay.overlay.opaque");
+        assert_eq!(
+            escape.visible(stored.as_bytes()),
+            Some(b"trusted.overlay.opaque".to_vec())
+        );
+        assert_eq!(
+            escape.stored(b"user.fuseoverlayfs.opaque"),
+            Err(Errno::PERM)
+        );
+        // Privileged kernel overlayfs leaves user.overlay.* alone.
+        let kernel = Escape(Dialect::KERNEL);
+        assert_eq!(
+            kernel.visible(b"user.overlay.opaque"),
+            Some(b"user.overlay.opaque".to_vec())
+        );
+    }
+
+    #[test]
+    fn marker_names_are_complete() {
+        use Marker::*;
+        for marker in [Opaque, Redirect, Metacopy, Origin, Impure, Nlink, Whiteout] {
+            for trusted in [true, false] {
+                let name = Writer { trusted }.name(marker).to_bytes();
+                assert!(name.starts_with(if trusted { TRUSTED } else { USER }));
+            }
+        }
+    }
+}

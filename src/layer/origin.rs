@@ -1,0 +1,139 @@
+//! Origin: how kernel overlayfs remembers, on a copied-up file, which lower file it came
+//! from. Called by copy-up (to write), by lookup (to find the inode number again) and by
+//! the hard-link index (whose file names are the same bytes in hex).
+//!
+//! `struct ovl_fb` of Linux fs/overlayfs/overlayfs.h, as stored in the `origin` xattr:
+//!
+//! ```text
+//! version 0 | magic 0xfb | len (all bytes) | flags | handle type | uuid[16] | handle bytes
+//! ```
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use super::at::{At, Stat};
+use crate::sys::handle::{FileHandle, name_to_handle, open_by_handle};
+
+const MAGIC: u8 = 0xfb;
+const HEADER: usize = 21;
+/// OVL_FH_FLAG_BIG_ENDIAN: the handle was encoded by a big-endian machine.
+const FLAG_BIG_ENDIAN: u8 = 1;
+/// OVL_FH_FLAG_ANY_ENDIAN: the handle does not depend on byte order.
+const FLAG_ANY_ENDIAN: u8 = 2;
+
+/// An encoded origin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    bytes: Vec<u8>,
+}
+
+impl Origin {
+    /// The origin of `at`, on a file system with `uuid` (zero when unknown); EOPNOTSUPP
+    /// where the file system has no handles.
+    pub fn of(at: At<'_>, uuid: Option<[u8; 16]>) -> Result<Self, Errno> {
+        let name = CString::new(at.name).map_err(|_| Errno::INVAL)?;
+        let handle = name_to_handle(at.dir, &name)?;
+        let len = HEADER + handle.bytes.len();
+        let kind = u8::try_from(handle.kind).map_err(|_| Errno::OPNOTSUPP)?;
+        let flags = if cfg!(target_endian = "big") {
+            FLAG_BIG_ENDIAN
+        } else {
+            0
+        };
+        let mut bytes = vec![0, MAGIC, u8::try_from(len).map_err(|_| Errno::OPNOTSUPP)?];
+        bytes.extend([flags, kind]);
+        bytes.extend(uuid.unwrap_or_default());
+        bytes.extend(handle.bytes);
+        Ok(Self { bytes })
+    }
+
+    /// Parses the value of an `origin` xattr; `None` for anything malformed or foreign.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let ours = if cfg!(target_endian = "big") {
+            FLAG_BIG_ENDIAN
+        } else {
+            0
+        };
+        let well_formed = bytes.len() >= HEADER
+            && bytes[0] == 0
+            && bytes[1] == MAGIC
+            && usize::from(bytes[2]) == bytes.len()
+            && (bytes[3] & FLAG_ANY_ENDIAN != 0 || bytes[3] & FLAG_BIG_ENDIAN == ours);
+        well_formed.then(|| Self {
+            bytes: bytes.to_vec(),
+        })
+    }
+
+    /// The xattr value.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The name of the index entry for this origin (lower-case hex).
+    pub fn index_name(&self) -> Vec<u8> {
+        self.bytes
+            .iter()
+            .flat_map(|b| format!("{b:02x}").into_bytes())
+            .collect()
+    }
+
+    /// Whether the origin can be on the file system with `uuid`.
+    pub fn on_file_system(&self, uuid: Option<[u8; 16]>) -> bool {
+        self.bytes[5..HEADER] == uuid.unwrap_or_default()
+    }
+
+    /// Opens the origin on the file system of `mount` (a descriptor opened for reading).
+    /// EPERM without CAP_DAC_READ_SEARCH, ESTALE when it is gone.
+    pub fn open(&self, mount: impl AsFd) -> Result<OwnedFd, Errno> {
+        let handle = FileHandle {
+            kind: i32::from(self.bytes[4]),
+            bytes: self.bytes[HEADER..].to_vec(),
+        };
+        open_by_handle(mount, &handle)
+    }
+
+    /// Attributes of the origin on the file system of `mount`.
+    pub fn stat(&self, mount: impl AsFd) -> Result<Stat, Errno> {
+        At::fd(self.open(mount)?.as_fd()).stat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn encodes_and_finds_a_file_again() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("f"), "x").unwrap();
+        let fd = std::fs::File::open(dir.path()).unwrap();
+        let at = At::new(fd.as_fd(), b"f");
+        let origin = match Origin::of(at, Some([7; 16])) {
+            Err(Errno::OPNOTSUPP) => return, // a file system without handles
+            other => other.unwrap(),
+        };
+        assert_eq!(Origin::parse(origin.as_bytes()), Some(origin.clone()));
+        assert!(origin.on_file_system(Some([7; 16])) && !origin.on_file_system(None));
+        assert_eq!(origin.index_name().len(), origin.as_bytes().len() * 2);
+        match origin.stat(&fd) {
+            Err(Errno::PERM) => {} // not privileged
+            stat => assert_eq!(stat.unwrap().ino, at.stat().unwrap().ino),
+        }
+    }
+
+    #[test]
+    fn malformed_origins_are_refused() {
+        let good = [
+            0, MAGIC, 22, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9,
+        ];
+        assert!(Origin::parse(&good).is_some());
+        for cut in 0..good.len() {
+            assert!(Origin::parse(&good[..cut]).is_none());
+        }
+        let mut bad = good;
+        bad[1] = 0;
+        assert!(Origin::parse(&bad).is_none());
+    }
+}

@@ -1,0 +1,185 @@
+//! Attributes: getattr, setattr, statfs.
+
+use std::sync::Arc;
+
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::io::Errno;
+
+use super::Union;
+use super::error::Result;
+use super::inode::{Inode, Loc};
+use super::types::{Attr, Caller, FileKind, Ino, SetAttr, SetTime, StatFs};
+use crate::layer::at::Stat;
+
+impl Union {
+    /// Attributes; ESTALE for a number that is not in use.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr> {
+        self.attr_of(&*self.inode(ino)?)
+    }
+
+    pub(crate) fn attr_of(&self, inode: &Inode) -> Result<Attr> {
+        let loc = inode.loc.read();
+        if loc.upper.is_none() {
+            return match (&inode.dir, &loc.lower) {
+                (Some(dir), _) => {
+                    let top = dir.lowers.first().ok_or(Errno::IO)?;
+                    Ok(attr(inode, &loc, &top.stat))
+                }
+                (None, Some(file)) => Ok(attr(inode, &loc, &file.stat)),
+                (None, None) => Err(Errno::IO.into()),
+            };
+        }
+        drop(loc);
+        let stat = self.with_upper(inode, |at| Ok(at.stat()?))?;
+        let loc = inode.loc.read();
+        let mut attr = attr(inode, &loc, &stat);
+        if let Some(data) = loc.upper.as_ref().and_then(|u| u.metacopy.as_ref()) {
+            attr.blocks = data.stat.blocks;
+        }
+        Ok(attr)
+    }
+
+    /// Changes attributes (copy-up). EROFS without an upper, EINVAL for the size of
+    /// something that is no file, else what the upper's file system answers.
+    pub fn setattr(&self, caller: &Caller, ino: Ino, set: &SetAttr) -> Result<Attr> {
+        self.writable()?;
+        let inode = self.inode(ino)?;
+        if set.size.is_some() && inode.kind != FileKind::Regular {
+            return Err(match inode.kind {
+                FileKind::Directory => Errno::ISDIR.into(),
+                _ => Errno::INVAL.into(),
+            });
+        }
+        if *set == SetAttr::default() {
+            return self.attr_of(&inode);
+        }
+        // What is cut off need not be copied.
+        self.copy_up_to(&inode, set.size)?;
+        self.pin_if_unwritable_later(&inode, set.perm)?;
+        if let Some(size) = set.size {
+            self.kill_suid(caller, &inode)?;
+            let data = self.data_fd(&inode, true)?;
+            rustix::fs::ftruncate(&data.fd, size)?;
+        }
+        self.with_upper(&inode, |at| {
+            if set.uid.is_some() || set.gid.is_some() {
+                at.chown(set.uid, set.gid)?;
+            }
+            if let Some(perm) = set.perm {
+                match inode.kind {
+                    FileKind::Symlink => return Err(Errno::OPNOTSUPP.into()),
+                    _ => at.chmod(perm)?,
+                }
+            }
+            if set.atime.is_some() || set.mtime.is_some() {
+                at.set_times(&Timestamps {
+                    last_access: timespec(set.atime),
+                    last_modification: timespec(set.mtime),
+                })?;
+            }
+            Ok(())
+        })?;
+        self.attr_of(&inode)
+    }
+
+    /// Clears set-user-id and set-group-id bits when a caller without the privilege to keep
+    /// them changes the data; the kernel asks the file system to do so
+    /// (FUSE_HANDLE_KILLPRIV_V2). Capabilities go by themselves: the backing file drops them.
+    pub(crate) fn kill_suid(&self, caller: &Caller, inode: &Arc<Inode>) -> Result<()> {
+        let perm = self.with_upper(inode, |at| Ok(at.stat()?.perm))?;
+        if perm & 0o6000 != 0 && !super::acl::keeps_suid(caller) {
+            self.drop_suid(inode, perm)?;
+        }
+        Ok(())
+    }
+
+    /// Clears the bits an unprivileged write clears.
+    pub(crate) fn drop_suid(&self, inode: &Inode, perm: u32) -> Result<()> {
+        // Set-group-id without group execution means mandatory locking and stays.
+        let sgid = if perm & 0o010 != 0 { 0o2000 } else { 0 };
+        let kept = perm & !(0o4000 | sgid);
+        if kept != perm {
+            self.with_upper(inode, |at| Ok(at.chmod(kept)?))?;
+        }
+        Ok(())
+    }
+
+    /// File system statistics of the upper (or the top lower).
+    pub fn statfs(&self) -> Result<StatFs> {
+        let layer = match &self.upper {
+            Some(upper) => &upper.layer,
+            None => &self.roots[0].layer,
+        };
+        let s = rustix::fs::fstatvfs(&layer.root)?;
+        let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        Ok(StatFs {
+            blocks: s.f_blocks,
+            bfree: s.f_bfree,
+            bavail: s.f_bavail,
+            files: s.f_files,
+            ffree: s.f_ffree,
+            bsize: narrow(s.f_bsize),
+            namelen: u32::try_from(self.name_max).unwrap_or(255),
+            frsize: narrow(s.f_frsize),
+        })
+    }
+
+    /// A file whose owner loses the right to write it stays writable through descriptors
+    /// that are open: without privileges we keep one of our own for that.
+    fn pin_if_unwritable_later(&self, inode: &Arc<Inode>, perm: Option<u32>) -> Result<()> {
+        let Some(perm) = perm else { return Ok(()) };
+        let privileged = self.writable()?.privileged;
+        if !privileged && inode.kind == FileKind::Regular && perm & 0o600 != 0o600 {
+            self.pin_data(inode)?;
+        }
+        Ok(())
+    }
+}
+
+fn timespec(set: Option<SetTime>) -> Timespec {
+    match set {
+        None => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        Some(SetTime::Now) => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        },
+        Some(SetTime::At(time)) => Timespec {
+            tv_sec: time.sec,
+            tv_nsec: time.nsec.into(),
+        },
+    }
+}
+
+/// The attributes the union shows for a file with `stat`.
+pub(crate) fn attr(inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
+    let nlink = match &inode.dir {
+        // As overlayfs: the number of subdirectories of a merge is not known.
+        Some(dir) => {
+            let parts = dir.lowers.len() + usize::from(loc.upper.is_some());
+            if parts > 1 { 1 } else { stat.nlink }
+        }
+        None => loc.nlink.unwrap_or(stat.nlink),
+    };
+    // An upper file that lost its names knows its own count; others have only us to ask.
+    let nameless = loc.links.is_empty() && inode.ino != super::ROOT_INO;
+    let unlinked = nameless && (loc.upper.is_none() || inode.dir.is_some());
+    Attr {
+        ino: inode.ino,
+        kind: stat.kind,
+        perm: stat.perm,
+        nlink: if unlinked { 0 } else { nlink },
+        uid: stat.uid,
+        gid: stat.gid,
+        rdev: stat.rdev,
+        size: stat.size,
+        blocks: stat.blocks,
+        blksize: stat.blksize,
+        atime: stat.atime,
+        mtime: stat.mtime,
+        ctime: stat.ctime,
+        btime: stat.btime,
+    }
+}

@@ -1,0 +1,175 @@
+//! The lookup cache: what the layers said about a name, positive and negative; bounded
+//! (lru), sharded, and kept right by every operation that changes a name. It answers for
+//! names the kernel has forgotten, and tells CREATE what the LOOKUP before it found.
+
+use std::borrow::Borrow;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::resolve::{Resolved, WhiteoutKind};
+
+/// A cached answer.
+#[derive(Clone, Debug)]
+pub(crate) enum Cached {
+    /// There is no such name; perhaps because the upper holds a whiteout.
+    Negative(Option<WhiteoutKind>),
+    /// The name and where its parts are.
+    Positive(Arc<Resolved>),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Key {
+    dir: u64,
+    name: Box<[u8]>,
+}
+
+/// A key that need not own its name, so that a lookup allocates nothing.
+trait KeyView {
+    fn view(&self) -> (u64, &[u8]);
+}
+
+impl KeyView for Key {
+    fn view(&self) -> (u64, &[u8]) {
+        (self.dir, &self.name)
+    }
+}
+
+impl KeyView for (u64, &[u8]) {
+    fn view(&self) -> (u64, &[u8]) {
+        *self
+    }
+}
+
+impl Hash for dyn KeyView + '_ {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.view().hash(state);
+    }
+}
+
+impl PartialEq for dyn KeyView + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.view() == other.view()
+    }
+}
+
+impl Eq for dyn KeyView + '_ {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.view().hash(state);
+    }
+}
+
+impl<'a> Borrow<dyn KeyView + 'a> for Key {
+    fn borrow(&self) -> &(dyn KeyView + 'a) {
+        self
+    }
+}
+
+const SHARDS: usize = 16;
+
+type Shard = Mutex<LruCache<Key, Cached>>;
+
+/// Names to answers.
+pub(crate) struct LookupCache {
+    shards: Box<[Shard]>,
+    hasher: RandomState,
+    hits: AtomicU64,
+    negative_hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl LookupCache {
+    /// A cache of at most about `capacity` names.
+    pub fn new(capacity: usize) -> Self {
+        let each = NonZeroUsize::new(capacity / SHARDS).unwrap_or(NonZeroUsize::MIN);
+        let shard = |_| Mutex::new(LruCache::sparse(each));
+        Self {
+            shards: (0..SHARDS).map(shard).collect(),
+            hasher: RandomState::new(),
+            hits: AtomicU64::new(0),
+            negative_hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        }
+    }
+
+    fn shard(&self, dir: u64, name: &[u8]) -> &Shard {
+        &self.shards[self.hasher.hash_one((dir, name)) as usize % SHARDS]
+    }
+
+    /// The cached answer, counted as hit or miss.
+    pub fn get(&self, dir: u64, name: &[u8]) -> Option<Cached> {
+        let found = self.peek(dir, name);
+        let counter = match &found {
+            Some(Cached::Positive(_)) => &self.hits,
+            Some(Cached::Negative(_)) => &self.negative_hits,
+            None => &self.misses,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        found
+    }
+
+    /// The cached answer, for our own use: not counted.
+    pub fn peek(&self, dir: u64, name: &[u8]) -> Option<Cached> {
+        let key: &dyn KeyView = &(dir, name);
+        self.shard(dir, name).lock().get(key).cloned()
+    }
+
+    /// Remembers an answer.
+    pub fn put(&self, dir: u64, name: &[u8], answer: Cached) {
+        self.shard(dir, name).lock().put(
+            Key {
+                dir,
+                name: name.into(),
+            },
+            answer,
+        );
+    }
+
+    /// Forgets an answer.
+    pub fn remove(&self, dir: u64, name: &[u8]) {
+        let key: &dyn KeyView = &(dir, name);
+        self.shard(dir, name).lock().pop(key);
+    }
+
+    /// Names held now.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    /// Positive hits, negative hits, misses.
+    pub fn counters(&self) -> (u64, u64, u64) {
+        let load = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        (
+            load(&self.hits),
+            load(&self.negative_hits),
+            load(&self.misses),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_bounded_and_counts() {
+        let cache = LookupCache::new(64);
+        for i in 0..10_000u64 {
+            cache.put(i, b"name", Cached::Negative(None));
+        }
+        assert!(cache.len() <= 64);
+        cache.put(1, b"here", Cached::Negative(None));
+        assert!(cache.get(1, b"here").is_some());
+        assert!(cache.get(1, b"elsewhere").is_none());
+        assert!(cache.get(2, b"here").is_none());
+        cache.remove(1, b"here");
+        assert!(cache.get(1, b"here").is_none());
+        assert_eq!(cache.counters(), (0, 1, 3));
+    }
+}

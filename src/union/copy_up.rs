@@ -1,0 +1,453 @@
+//! Copy-up: brings a lower file or directory into the upper before its first change.
+//!
+//! The copy is staged in the work directory, complete with data, owner, mode, xattrs,
+//! origin and times, and published by one link or rename; until then nothing shows and a
+//! failure leaves nothing. Data moves outside every lock but the inode's own `busy`.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{RenameFlags, SeekFrom, XattrFlags};
+use rustix::io::Errno;
+
+use super::Union;
+use super::error::Result;
+use super::inode::{Inode, Link, LowerFile, UpperState};
+use super::types::{FileKind, Ino};
+use super::upper::Upper;
+use crate::layer::Dialect;
+use crate::layer::at::{At, Stat, timestamps};
+use crate::layer::markers::{Escape, Marker};
+use crate::layer::origin::Origin;
+
+/// Largest piece one copy_file_range or read is asked for, in bytes.
+const PIECE: u64 = 64 << 20;
+const CAPABILITY: &std::ffi::CStr = c"security.capability";
+
+/// A name in a locked directory, and that directory in the upper.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    dir: &'a OwnedFd,
+    link: &'a Link,
+}
+
+impl Union {
+    /// Whether a modification of `ino` would first copy data up: slow, not for a request thread.
+    pub fn needs_copy_up(&self, ino: Ino) -> bool {
+        self.is_writable()
+            && self
+                .table
+                .get(ino)
+                .is_some_and(|inode| inode.kind == FileKind::Regular && !inode.is_copied_up())
+    }
+
+    /// As [`Self::needs_copy_up`] for a name.
+    pub fn needs_copy_up_name(&self, parent: Ino, name: &[u8]) -> bool {
+        match self.lookup(parent, name) {
+            Ok(Some(entry)) => self.needs_copy_up(entry.attr().ino),
+            _ => false,
+        }
+    }
+
+    /// Makes sure that the upper has the inode, with its data.
+    pub(crate) fn copy_up(&self, inode: &Arc<Inode>) -> Result<()> {
+        self.copy_up_to(inode, None)
+    }
+
+    /// As [`Self::copy_up`], with no more than the first `size` bytes of data.
+    pub(crate) fn copy_up_to(&self, inode: &Arc<Inode>, size: Option<u64>) -> Result<()> {
+        if inode.is_copied_up() {
+            return Ok(());
+        }
+        self.writable()?;
+        // Top down, without recursion.
+        let mut chain = vec![Arc::clone(inode)];
+        loop {
+            let Some(last) = chain.last() else { break };
+            let parent = last.loc.read().links.first().map(|l| Arc::clone(&l.parent));
+            match parent {
+                Some(parent) if !parent.in_upper() => chain.push(parent),
+                _ => break,
+            }
+        }
+        while let Some(next) = chain.pop() {
+            let size = if chain.is_empty() { size } else { None };
+            self.copy_up_one(&next, size)?;
+        }
+        Ok(())
+    }
+
+    fn copy_up_one(&self, inode: &Arc<Inode>, size: Option<u64>) -> Result<()> {
+        let _busy = inode.busy.lock();
+        if inode.is_copied_up() {
+            return Ok(());
+        }
+        let (metacopy, lower) = {
+            let loc = inode.loc.read();
+            (
+                loc.upper.as_ref().and_then(|u| u.metacopy.clone()),
+                loc.lower.clone(),
+            )
+        };
+        match (&inode.dir, metacopy, lower) {
+            (_, Some(file), _) => self.complete_metacopy(inode, &file, size)?,
+            (Some(_), ..) => self.copy_up_dir(inode)?,
+            (None, _, Some(file)) if inode.kind == FileKind::Regular => {
+                self.copy_up_file(inode, &file, size)?;
+            }
+            (None, _, Some(file)) => self.copy_up_node(inode, &file)?,
+            (None, _, None) => return Err(Errno::IO.into()),
+        }
+        self.copy_ups.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn copy_up_dir(&self, inode: &Arc<Inode>) -> Result<()> {
+        let upper = self.writable()?;
+        let top = inode
+            .dir
+            .as_ref()
+            .and_then(|d| d.lowers.first())
+            .ok_or(Errno::IO)?;
+        let source = top.fd(&self.fds)?;
+        let staged = upper.stage(|at| at.mkdir(0o700))?;
+        let origin = Origin::of(At::fd(source.as_fd()), top.layer.uuid).ok();
+        let from = (At::fd(source.as_fd()), top.layer.dialect, &top.stat);
+        copy_metadata(upper, from, staged.at(), origin.as_ref())?;
+        self.with_place(inode, |place| {
+            let place = place.ok_or(Errno::NOENT)?;
+            self.publish(inode, place, origin.is_some(), |to| {
+                staged.publish(to, RenameFlags::NOREPLACE)
+            })
+        })
+    }
+
+    fn copy_up_node(&self, inode: &Arc<Inode>, file: &LowerFile) -> Result<()> {
+        let upper = self.writable()?;
+        let source = file.dir.fd(&self.fds)?;
+        let from = At::new(source.as_fd(), &file.name);
+        let staged = match file.stat.kind {
+            FileKind::Symlink => {
+                let target = from.readlink()?;
+                upper.stage(|at| at.symlink(&target))?
+            }
+            kind => upper.stage(|at| at.mknod(kind, 0o600, file.stat.rdev))?,
+        };
+        let origin = self.origin_of(file)?;
+        let source = (from, file.dir.layer.dialect, &file.stat);
+        copy_metadata(upper, source, staged.at(), origin.as_ref())?;
+        self.with_place(inode, |place| match place {
+            Some(place) => self.publish(inode, place, origin.is_some(), |to| {
+                staged.publish(to, RenameFlags::NOREPLACE)
+            }),
+            // Unlinked meanwhile: nobody can reach it but by its number.
+            None => {
+                let fd = staged.at().open(rustix::fs::OFlags::PATH, 0)?;
+                self.adopt_orphan(inode, fd)
+            }
+        })
+    }
+
+    fn copy_up_file(&self, inode: &Arc<Inode>, file: &LowerFile, size: Option<u64>) -> Result<()> {
+        let upper = self.writable()?;
+        let (staged, fd) = upper.stage_file()?;
+        self.copy_data(inode, file.stat.size, size, &fd)?;
+        let source = file.dir.fd(&self.fds)?;
+        let from = (
+            At::new(source.as_fd(), &file.name),
+            file.dir.layer.dialect,
+            &file.stat,
+        );
+        let origin = self.origin_of(file)?;
+        copy_metadata(upper, from, At::fd(fd.as_fd()), origin.as_ref())?;
+        let index = origin
+            .as_ref()
+            .filter(|_| Self::wants_index(file))
+            .map(Origin::index_name);
+        let known = inode.loc.read().nlink;
+        if index.is_some() {
+            let diff = known.map_or(0, |n| i64::from(n) - i64::from(file.stat.nlink));
+            let value = format!("L{diff:+}");
+            upper
+                .markers
+                .set(At::fd(fd.as_fd()), Marker::Nlink, value.as_bytes())?;
+        }
+        upper.sync(&fd)?;
+        self.with_place(inode, |place| {
+            let Some(place) = place else {
+                return self.adopt_orphan(inode, fd);
+            };
+            if let Some(index) = &index {
+                let dir = upper.index_dir()?;
+                staged.link(&fd, At::new(dir.as_fd(), index))?;
+                let mut loc = inode.loc.write();
+                loc.index = Some(index.as_slice().into());
+                loc.nlink = Some(known.unwrap_or(file.stat.nlink));
+            }
+            self.publish(inode, place, origin.is_some(), |to| staged.publish(&fd, to))
+        })?;
+        inode.data.clear();
+        Ok(())
+    }
+
+    /// Brings the data of an upper file that so far is metadata only. The marker goes last:
+    /// until then a crash leaves the metacopy as it was.
+    fn complete_metacopy(&self, inode: &Inode, file: &LowerFile, size: Option<u64>) -> Result<()> {
+        let upper = self.writable()?;
+        self.with_upper(inode, |at| {
+            let before = at.stat()?;
+            let capability = at.xattr(CAPABILITY)?;
+            let fd = at.open(rustix::fs::OFlags::RDWR, 0)?;
+            self.copy_data(inode, file.stat.size.min(before.size), size, &fd)?;
+            rustix::fs::ftruncate(&fd, size.map_or(before.size, |s| s.min(before.size)))?;
+            let at = At::fd(fd.as_fd());
+            if let Some(value) = capability {
+                at.set_xattr(CAPABILITY, &value, XattrFlags::empty())?;
+            }
+            at.set_times(&timestamps(before.atime, before.mtime))?;
+            upper.sync(&fd)?;
+            upper.markers.clear(at, Marker::Metacopy)?;
+            Ok(())
+        })?;
+        if let Some(upper) = &mut inode.loc.write().upper {
+            upper.metacopy = None;
+        }
+        inode.data.clear();
+        Ok(())
+    }
+
+    fn copy_data(&self, inode: &Inode, full: u64, size: Option<u64>, to: &OwnedFd) -> Result<()> {
+        let len = size.map_or(full, |size| size.min(full));
+        if len == 0 {
+            return Ok(());
+        }
+        let from = self.data_fd(inode, false)?;
+        let copied = copy_file(&from.fd, to, len, len == full)?;
+        self.copy_up_bytes.fetch_add(copied, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Calls `f` with one of the inode's names, its directory locked and in the upper; with
+    /// `None` when the inode has no name any more.
+    fn with_place<T>(
+        &self,
+        inode: &Arc<Inode>,
+        f: impl FnOnce(Option<Place<'_>>) -> Result<T>,
+    ) -> Result<T> {
+        loop {
+            let Some(link) = inode.loc.read().links.first().cloned() else {
+                return f(None);
+            };
+            // A rename may have moved the name meanwhile, but only into the upper.
+            if !link.parent.in_upper() {
+                self.copy_up(&link.parent)?;
+            }
+            let dir = self.upper_dir(&link.parent)?;
+            let _names = link.parent.dir.as_ref().ok_or(Errno::NOTDIR)?.ns.write();
+            let same = |l: &Link| l.parent.ino == link.parent.ino && l.name == link.name;
+            if inode.loc.read().links.iter().any(same) {
+                return f(Some(Place {
+                    dir: &dir,
+                    link: &link,
+                }));
+            }
+        }
+    }
+
+    /// Gives the staged copy its name and tells the inode. The parent keeps its times.
+    fn publish(
+        &self,
+        inode: &Arc<Inode>,
+        place: Place<'_>,
+        has_origin: bool,
+        give_name: impl FnOnce(At<'_>) -> Result<(), Errno>,
+    ) -> Result<()> {
+        let Link { parent, name, .. } = &place.link;
+        let dir = At::fd(place.dir.as_fd());
+        self.mark_impure(parent)?;
+        let before = dir.stat()?;
+        let to = At::new(place.dir.as_fd(), name);
+        give_name(to)?;
+        dir.set_times(&timestamps(before.atime, before.mtime))?;
+        let stat = to.stat()?;
+        self.names.remove(parent.key, name);
+        let mut loc = inode.loc.write();
+        loc.upper = Some(UpperState {
+            id: (stat.dev, stat.ino),
+            metacopy: None,
+            origin: has_origin,
+        });
+        for link in &mut loc.links {
+            link.in_upper |= link.parent.ino == parent.ino && link.name == *name;
+        }
+        Ok(())
+    }
+
+    fn adopt_orphan(&self, inode: &Inode, fd: OwnedFd) -> Result<()> {
+        let stat = At::fd(fd.as_fd()).stat()?;
+        let mut loc = inode.loc.write();
+        loc.upper = Some(UpperState {
+            id: (stat.dev, stat.ino),
+            metacopy: None,
+            origin: false,
+        });
+        loc.orphan = Some(Arc::new(fd));
+        Ok(())
+    }
+
+    /// Notes in the upper that a directory may hold copied-up files.
+    pub(crate) fn mark_impure(&self, inode: &Inode) -> Result<()> {
+        let Some(dir) = &inode.dir else { return Ok(()) };
+        if dir.impure.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let fd = self.upper_dir(inode)?;
+        match self
+            .writable()?
+            .markers
+            .set(At::fd(fd.as_fd()), Marker::Impure, b"y")
+        {
+            // Without xattrs there are no origins either.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
+            Err(e) => return Err(e.into()),
+        }
+        dir.impure.store(true, Ordering::Release);
+        // A cached answer says the directory is pure.
+        if let Some(link) = inode.loc.read().links.first() {
+            self.names.remove(link.parent.key, &link.name);
+        }
+        Ok(())
+    }
+}
+
+/// Copies owner, xattrs, mode, origin and times.
+fn copy_metadata(
+    upper: &Upper,
+    (from, dialect, stat): (At<'_>, Dialect, &Stat),
+    to: At<'_>,
+    origin: Option<&Origin>,
+) -> Result<(), Errno> {
+    let staged = to.stat()?;
+    if (staged.uid, staged.gid) != (stat.uid, stat.gid) {
+        to.chown(Some(stat.uid), Some(stat.gid))?;
+    }
+    copy_xattrs(upper, (from, dialect), to)?;
+    if stat.kind != FileKind::Symlink {
+        to.chmod(stat.perm)?;
+    }
+    if let Some(origin) = origin {
+        match upper.markers.set(to, Marker::Origin, origin.as_bytes()) {
+            // user.* xattrs exist on files and directories only; then there is no origin.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    to.set_times(&timestamps(stat.atime, stat.mtime))
+}
+
+/// Copies all xattrs but markers. One the upper's file system does not know may be lost
+/// unless it decides about access, as overlayfs has it.
+fn copy_xattrs(upper: &Upper, (from, dialect): (At<'_>, Dialect), to: At<'_>) -> Result<(), Errno> {
+    for stored in from
+        .list_xattrs()?
+        .split(|&b| b == 0)
+        .filter(|n| !n.is_empty())
+    {
+        let Some(visible) = Escape(dialect).visible(stored) else {
+            continue;
+        };
+        let source = std::ffi::CString::new(stored).map_err(|_| Errno::INVAL)?;
+        let Some(value) = from.xattr(&source)? else {
+            continue;
+        };
+        let name = match Escape(upper.layer.dialect).stored(&visible) {
+            Ok(name) => name,
+            Err(Errno::PERM) => continue,
+            Err(e) => return Err(e),
+        };
+        let must = visible.starts_with(b"system.posix_acl_") || visible.starts_with(b"security.");
+        match to.set_xattr(&name, &value, XattrFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::OPNOTSUPP) if !must => {}
+            // Security labels are not a plain user's to set, nor in force for one (nosuid).
+            Err(Errno::PERM | Errno::OPNOTSUPP)
+                if !upper.privileged && visible.starts_with(b"security.") => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Copies `len` bytes: a clone where the file system can, else extent by extent. Returns
+/// the bytes of data (holes stay holes).
+fn copy_file(from: &OwnedFd, to: &OwnedFd, len: u64, whole: bool) -> Result<u64, Errno> {
+    if whole && rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(len);
+    }
+    rustix::fs::ftruncate(to, len)?;
+    let (mut pos, mut copied) = (0, 0);
+    while pos < len {
+        let start = match rustix::fs::seek(from, SeekFrom::Data(pos)) {
+            Ok(start) => start,
+            // Nothing but a hole up to the end.
+            Err(Errno::NXIO) => break,
+            // The file system cannot tell: all is data.
+            Err(_) => pos,
+        };
+        let end = match rustix::fs::seek(from, SeekFrom::Hole(start)) {
+            Ok(end) => end.min(len),
+            Err(_) => len,
+        };
+        if start >= len {
+            break;
+        }
+        copied += copy_extent(from, to, start, end)?;
+        pos = end.max(start + 1);
+    }
+    Ok(copied)
+}
+
+fn copy_extent(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u64, Errno> {
+    let mut pos = start;
+    while pos < end {
+        let piece = usize::try_from((end - pos).min(PIECE)).unwrap_or(usize::MAX);
+        let (mut from_off, mut to_off) = (pos, pos);
+        match rustix::fs::copy_file_range(from, Some(&mut from_off), to, Some(&mut to_off), piece) {
+            Ok(0) => break,
+            Ok(n) => pos += n as u64,
+            Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::IO) => {
+                return copy_by_hand(from, to, pos, end).map(|n| pos - start + n);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(pos - start)
+}
+
+fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u64, Errno> {
+    let mut buffer = vec![0u8; 1 << 20];
+    let mut pos = start;
+    while pos < end {
+        let want = usize::try_from(end - pos)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let got = match rustix::io::pread(from, &mut buffer[..want], pos) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(Errno::INTR) => continue,
+            Err(e) => return Err(e),
+        };
+        let mut done = 0;
+        while done < got {
+            match rustix::io::pwrite(to, &buffer[done..got], pos + done as u64) {
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        pos += got as u64;
+    }
+    Ok(pos - start)
+}

@@ -1,0 +1,380 @@
+//! Creating names: mknod, mkdir, symlink, unnamed files.
+//!
+//! A new file is made in place when one system call gives it its final owner and mode and
+//! nothing hides in its place; otherwise it is staged and moved.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{RenameFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::Union;
+use super::acl;
+use super::cache::Cached;
+use super::error::Result;
+use super::inode::{Dir, Inode, Loc, UpperState};
+use super::lookup::EntryRef;
+use super::resolve::{Resolved, UpperFound, WhiteoutKind};
+use super::table::Interned;
+use super::types::{Caller, FileKind, Ino};
+use super::upper::{StagedFile, Upper};
+use crate::layer::at::{At, Stat, is_valid_name};
+use crate::layer::markers::{Marker, WH_PREFIX};
+
+/// What is to be created.
+struct New<'a> {
+    kind: FileKind,
+    /// Permission bits before the umask.
+    mode: u32,
+    umask: u32,
+    rdev: (u32, u32),
+    target: &'a [u8],
+}
+
+/// Owner and permissions of the new file.
+struct Owned {
+    uid: u32,
+    gid: u32,
+    perm: u32,
+    access: Option<Vec<u8>>,
+    default: Option<Vec<u8>>,
+}
+
+impl Union {
+    /// `mode` carries S_IFMT and permission bits, before the umask. EEXIST, EROFS; EPERM for
+    /// a character device 0:0 (a whiteout), as overlayfs answers; EINVAL for other types.
+    pub fn mknod(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        umask: u32,
+        rdev: (u32, u32),
+    ) -> Result<EntryRef<'_>> {
+        let kind = match FileKind::from_mode(mode) {
+            None if mode & 0o170000 == 0 => FileKind::Regular,
+            None | Some(FileKind::Directory | FileKind::Symlink) => return Err(Errno::INVAL.into()),
+            Some(kind) => kind,
+        };
+        if kind == FileKind::CharDevice && rdev == (0, 0) {
+            return Err(Errno::PERM.into());
+        }
+        let new = New {
+            kind,
+            mode: mode & 0o7777,
+            umask,
+            rdev,
+            target: b"",
+        };
+        self.create_name(caller, parent, name, &new)
+    }
+
+    /// `mode`: permission bits before the umask.
+    pub fn mkdir(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        umask: u32,
+    ) -> Result<EntryRef<'_>> {
+        let kind = FileKind::Directory;
+        let new = New {
+            kind,
+            mode: mode & 0o1777,
+            umask,
+            rdev: (0, 0),
+            target: b"",
+        };
+        self.create_name(caller, parent, name, &new)
+    }
+
+    /// A symlink to `target`, which may be any bytes but NUL.
+    pub fn symlink(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<EntryRef<'_>> {
+        let kind = FileKind::Symlink;
+        let new = New {
+            kind,
+            mode: 0o777,
+            umask: 0,
+            rdev: (0, 0),
+            target,
+        };
+        self.create_name(caller, parent, name, &new)
+    }
+
+    /// An unnamed file in `parent` (O_TMPFILE); `link` can name it later.
+    pub fn tmpfile(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        mode: u32,
+        umask: u32,
+    ) -> Result<EntryRef<'_>> {
+        let upper = self.writable()?;
+        let parent = self.directory(parent)?;
+        self.copy_up(&parent)?;
+        let new = New {
+            kind: FileKind::Regular,
+            mode,
+            umask,
+            rdev: (0, 0),
+            target: b"",
+        };
+        let owned = self.owned(caller, &parent, &new)?;
+        let (staged, fd) = upper.stage_file()?;
+        // One with a name could not be linked later once it lost it.
+        if let StagedFile::Named(_) = staged {
+            return Err(Errno::OPNOTSUPP.into());
+        }
+        let at = At::fd(fd.as_fd());
+        settle(at, &new, &owned)?;
+        let stat = at.stat()?;
+        let state = UpperState {
+            id: (stat.dev, stat.ino),
+            origin: false,
+            metacopy: None,
+        };
+        let loc = Loc {
+            upper: Some(state),
+            orphan: Some(Arc::new(fd)),
+            ..Loc::default()
+        };
+        let ino = self.inos.number(&stat);
+        let make = || Inode::new(ino, FileKind::Regular, self.fresh_key(), loc, None);
+        match self.table.intern(ino, |_| false, make) {
+            Interned::Created(inode) => Ok(EntryRef::new(
+                self,
+                super::attr::attr(&inode, &inode.loc.read(), &stat),
+            )),
+            _ => Err(Errno::STALE.into()),
+        }
+    }
+
+    /// Refuses names that cannot be given in the upper. EINVAL for `.wh.` names where those
+    /// are whiteouts (as fuse-overlayfs answers).
+    pub(crate) fn check_new_name(&self, upper: &Upper, name: &[u8]) -> Result<()> {
+        if !is_valid_name(name) {
+            return Err(Errno::INVAL.into());
+        }
+        if name.len() > self.name_max {
+            return Err(Errno::NAMETOOLONG.into());
+        }
+        if upper.takes_wh_names() && name.starts_with(WH_PREFIX) {
+            return Err(Errno::INVAL.into());
+        }
+        Ok(())
+    }
+
+    fn create_name(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &[u8],
+        new: &New<'_>,
+    ) -> Result<EntryRef<'_>> {
+        let parent = self.directory(parent)?;
+        let upper = self.writable()?;
+        self.check_new_name(upper, name)?;
+        self.copy_up(&parent)?;
+        let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
+        let names = dir.ns.write();
+        if names.dead {
+            return Err(Errno::NOENT.into());
+        }
+        let whiteout = self.whiteout_at(&parent, name)?;
+        let fd = self.upper_dir(&parent)?;
+        let at = At::new(fd.as_fd(), name);
+        match whiteout {
+            None if self.in_place(caller, &parent)? => {
+                let mode = match self.default_acl(&parent)? {
+                    Some(_) => new.mode,
+                    None => new.mode & !new.umask,
+                };
+                make(at, new, mode)?;
+                if new.kind == FileKind::Directory && !dir.lowers.is_empty() {
+                    // Saves looking below; nothing is there.
+                    upper.mark_opaque(at)?;
+                }
+            }
+            _ => {
+                let owned = self.owned(caller, &parent, new)?;
+                self.create_staged(upper, dir, (&fd, name), whiteout, new, &owned)?;
+            }
+        }
+        let stat = at.stat()?;
+        self.created(&parent, name, stat)
+    }
+
+    /// Whether creating in the parent itself gives the right owner and permissions.
+    fn in_place(&self, caller: &Caller, parent: &Inode) -> Result<bool> {
+        let (uid, gid) = (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
+        if caller.uid != uid {
+            return Ok(false);
+        }
+        if caller.gid != gid {
+            let perm = self.with_upper(parent, |at| Ok(at.stat()?.perm))?;
+            if perm & 0o2000 == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn create_staged(
+        &self,
+        upper: &Upper,
+        dir: &Dir,
+        (fd, name): (&Arc<OwnedFd>, &[u8]),
+        whiteout: Option<WhiteoutKind>,
+        new: &New<'_>,
+        owned: &Owned,
+    ) -> Result<()> {
+        let at = At::new(fd.as_fd(), name);
+        let is_dir = new.kind == FileKind::Directory;
+        let staged = upper.stage(|at| make(at, new, owned.perm & 0o700))?;
+        settle(staged.at(), new, owned)?;
+        if is_dir && !dir.lowers.is_empty() {
+            upper.mark_opaque(staged.at())?;
+        }
+        match whiteout {
+            Some(WhiteoutKind::Node) if is_dir => staged.publish(at, RenameFlags::EXCHANGE)?,
+            Some(WhiteoutKind::Node) => staged.publish(at, RenameFlags::empty())?,
+            None => staged.publish(at, RenameFlags::NOREPLACE)?,
+            Some(WhiteoutKind::WhName) => {
+                staged.publish(at, RenameFlags::NOREPLACE)?;
+                At::new(fd.as_fd(), &[WH_PREFIX, name].concat()).unlink()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Registers a name that now exists in the upper; the caller holds the name lock.
+    pub(crate) fn created(
+        &self,
+        parent: &Arc<Inode>,
+        name: &[u8],
+        stat: Stat,
+    ) -> Result<EntryRef<'_>> {
+        let upper = UpperFound {
+            stat,
+            metacopy: false,
+            origin: false,
+            impure: false,
+            index: None,
+            nlink: None,
+            named: true,
+        };
+        let ino = self.inos.number(&stat);
+        let dirs = Arc::default();
+        let resolved = Arc::new(Resolved {
+            kind: stat.kind,
+            upper: Some(upper),
+            file: None,
+            dirs,
+            ino,
+        });
+        self.names
+            .put(parent.key, name, Cached::Positive(Arc::clone(&resolved)));
+        let inode = self.intern(parent, name, &resolved)?;
+        Self::listing_add(parent, name, stat.kind, inode.ino);
+        let attr = super::attr::attr(&inode, &inode.loc.read(), &stat);
+        Ok(EntryRef::new(self, attr))
+    }
+
+    /// The default ACL of a directory in the upper.
+    fn default_acl(&self, parent: &Inode) -> Result<Option<Vec<u8>>> {
+        let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
+        if dir.default_acl.get() == Some(false) {
+            return Ok(None);
+        }
+        let acl = self.with_upper(parent, |at| Ok(at.xattr(acl::DEFAULT)?))?;
+        dir.default_acl.set(acl.is_some());
+        Ok(acl)
+    }
+
+    fn owned(&self, caller: &Caller, parent: &Inode, new: &New<'_>) -> Result<Owned> {
+        let stat = self.with_upper(parent, |at| Ok(at.stat()?))?;
+        let is_dir = new.kind == FileKind::Directory;
+        let setgid = stat.perm & 0o2000 != 0;
+        let default = match new.kind {
+            FileKind::Symlink => None,
+            _ => self.default_acl(parent)?,
+        };
+        let inherited = default
+            .as_deref()
+            .and_then(|acl| acl::inherit(acl, new.mode));
+        let (mut perm, access) = match inherited {
+            Some(inherited) => (inherited.perm, inherited.access),
+            None => (new.mode & !new.umask, None),
+        };
+        if is_dir && setgid {
+            perm |= 0o2000;
+        }
+        let gid = if setgid { stat.gid } else { caller.gid };
+        Ok(Owned {
+            uid: caller.uid,
+            gid,
+            perm,
+            access,
+            default: default.filter(|_| is_dir),
+        })
+    }
+}
+
+/// Makes the node itself.
+fn make(at: At<'_>, new: &New<'_>, perm: u32) -> Result<(), Errno> {
+    match new.kind {
+        FileKind::Directory => at.mkdir(perm),
+        FileKind::Symlink => at.symlink(new.target),
+        kind => at.mknod(kind, perm, new.rdev),
+    }
+}
+
+/// Gives a staged file its owner, ACLs and permissions.
+fn settle(at: At<'_>, new: &New<'_>, owned: &Owned) -> Result<(), Errno> {
+    let stat = at.stat()?;
+    if (stat.uid, stat.gid) != (owned.uid, owned.gid) {
+        at.chown(Some(owned.uid), Some(owned.gid))?;
+    }
+    if new.kind == FileKind::Symlink {
+        return Ok(());
+    }
+    for (name, value) in [(acl::ACCESS, &owned.access), (acl::DEFAULT, &owned.default)] {
+        if let Some(value) = value {
+            at.set_xattr(name, value, XattrFlags::empty())?;
+        }
+    }
+    at.chmod(owned.perm)
+}
+
+impl Upper {
+    /// Whether `.wh.` names are whiteouts here.
+    pub(crate) fn takes_wh_names(&self) -> bool {
+        self.layer.dialect.wh_names || self.form == super::upper::WhiteoutForm::WhName
+    }
+
+    /// Makes a directory hide what is below it.
+    pub(crate) fn mark_opaque(&self, at: At<'_>) -> Result<(), Errno> {
+        match self.markers.set(at, Marker::Opaque, b"y") {
+            // No xattrs: the form of AUFS.
+            Err(Errno::OPNOTSUPP | Errno::PERM) => {
+                let dir = at.open_dir_path()?;
+                let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CREATE;
+                At::new(dir.as_fd(), crate::layer::markers::WH_OPAQUE).open(flags, 0o644)?;
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! File data: read, write, truncate's descriptor, sync, allocate, copy, seek. All by inode
+//! number; descriptors come from a small cache. The first modification copies up.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::Union;
+use super::error::Result;
+use super::inode::{DataFd, Inode};
+use super::types::{Caller, FileKind, Ino};
+use crate::layer::at::At;
+
+const SEEK_DATA: u32 = 3;
+const SEEK_HOLE: u32 = 4;
+
+impl Union {
+    /// Reads at `offset` into `buf`; the number of bytes read, short only at the end of the file.
+    pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let data = self.data_fd(&*self.regular(ino)?, false)?;
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset.checked_add(done as u64).ok_or(Errno::INVAL)?;
+            match rustix::io::pread(&data.fd, &mut buf[done..], at) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(e) if done == 0 => return Err(e.into()),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes all of `data` (copy-up). `kill_suid`: clear set-id bits as an unprivileged
+    /// write does.
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid: bool) -> Result<usize> {
+        let inode = self.regular(ino)?;
+        self.writable()?;
+        self.copy_up(&inode)?;
+        let file = self.data_fd(&inode, true)?;
+        if kill_suid {
+            let perm = At::fd(file.fd.as_fd()).stat()?.perm;
+            self.drop_suid(&inode, perm)?;
+        }
+        let mut done = 0;
+        while done < data.len() {
+            let at = offset.checked_add(done as u64).ok_or(Errno::FBIG)?;
+            match rustix::io::pwrite(&file.fd, &data[done..], at) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                // What was written is reported; the next write meets the error.
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    /// fsync / fdatasync of a file; nothing to do for one that is not in the upper, and on a
+    /// `volatile` mount.
+    pub fn fsync(&self, ino: Ino, datasync: bool) -> Result<()> {
+        let inode = self.inode(ino)?;
+        if inode.dir.is_some() {
+            return self.fsyncdir(ino, datasync);
+        }
+        let Some(upper) = self.upper.as_ref().filter(|u| !u.volatile) else {
+            return Ok(());
+        };
+        if !inode.in_upper() {
+            return Ok(());
+        }
+        if inode.kind != FileKind::Regular {
+            return Ok(rustix::fs::syncfs(&upper.layer.root)?);
+        }
+        let data = self.data_fd(&inode, false)?;
+        match datasync {
+            true => Ok(rustix::fs::fdatasync(&data.fd)?),
+            false => Ok(rustix::fs::fsync(&data.fd)?),
+        }
+    }
+
+    /// fsync of a directory.
+    pub fn fsyncdir(&self, ino: Ino, datasync: bool) -> Result<()> {
+        let inode = self.directory(ino)?;
+        if self.upper.as_ref().is_none_or(|u| u.volatile) || !inode.in_upper() {
+            return Ok(());
+        }
+        let fd = self.upper_dir(&inode)?;
+        let dir = At::fd(fd.as_fd()).open(OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
+        match datasync {
+            true => Ok(rustix::fs::fdatasync(dir)?),
+            false => Ok(rustix::fs::fsync(dir)?),
+        }
+    }
+
+    /// fallocate(2), `mode` as there; EOPNOTSUPP for modes the upper does not know.
+    pub fn fallocate(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        mode: u32,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
+        let inode = self.regular(ino)?;
+        self.writable()?;
+        let mode = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
+        self.copy_up(&inode)?;
+        self.kill_suid(caller, &inode)?;
+        let data = self.data_fd(&inode, true)?;
+        Ok(rustix::fs::fallocate(&data.fd, mode, offset, len)?)
+    }
+
+    /// copy_file_range(2); the destination is copied up.
+    pub fn copy_file_range(
+        &self,
+        caller: &Caller,
+        src: (Ino, u64),
+        dst: (Ino, u64),
+        len: u64,
+    ) -> Result<usize> {
+        let source = self.regular(src.0)?;
+        let target = self.regular(dst.0)?;
+        self.writable()?;
+        self.copy_up(&target)?;
+        self.kill_suid(caller, &target)?;
+        let from = self.data_fd(&source, false)?;
+        let to = self.data_fd(&target, true)?;
+        let (mut from_off, mut to_off) = (src.1, dst.1);
+        let len = usize::try_from(len).unwrap_or(usize::MAX).min(1 << 30);
+        let copied = rustix::fs::copy_file_range(
+            &from.fd,
+            Some(&mut from_off),
+            &to.fd,
+            Some(&mut to_off),
+            len,
+        )?;
+        Ok(copied)
+    }
+
+    /// SEEK_DATA (3) and SEEK_HOLE (4); ENXIO behind the end.
+    pub fn lseek(&self, ino: Ino, offset: u64, whence: u32) -> Result<u64> {
+        let data = self.data_fd(&*self.regular(ino)?, false)?;
+        let to = match whence {
+            SEEK_DATA => SeekFrom::Data(offset),
+            SEEK_HOLE => SeekFrom::Hole(offset),
+            _ => return Err(Errno::INVAL.into()),
+        };
+        Ok(rustix::fs::seek(&data.fd, to)?)
+    }
+
+    fn regular(&self, ino: Ino) -> Result<Arc<Inode>> {
+        let inode = self.inode(ino)?;
+        match inode.kind {
+            FileKind::Regular => Ok(inode),
+            FileKind::Directory => Err(Errno::ISDIR.into()),
+            _ => Err(Errno::INVAL.into()),
+        }
+    }
+
+    /// A descriptor for the data of a file, writable (of the upper) if asked.
+    pub(crate) fn data_fd(&self, inode: &Inode, write: bool) -> Result<Arc<DataFd>> {
+        self.fds.get(
+            &inode.data,
+            |held: &DataFd| held.writable || !write,
+            || self.open_data(inode, write),
+        )
+    }
+
+    fn open_data(&self, inode: &Inode, write: bool) -> Result<DataFd> {
+        let place = {
+            let loc = inode.loc.read();
+            if let Some(pinned) = &loc.pinned {
+                let fd = rustix::io::fcntl_dupfd_cloexec(pinned, 0)?;
+                return Ok(DataFd { fd, writable: true });
+            }
+            match &loc.upper {
+                Some(upper) => upper.metacopy.clone(),
+                None => Some(loc.lower.clone().ok_or(Errno::IO)?),
+            }
+        };
+        if let Some(file) = place {
+            if write {
+                return Err(Errno::IO.into());
+            }
+            let (dir, name) = file.data_place();
+            let fd = dir.fd(&self.fds)?;
+            return Ok(DataFd {
+                fd: open_quietly(At::new(fd.as_fd(), name))?,
+                writable: false,
+            });
+        }
+        self.with_upper(inode, |at| {
+            match at.open(OFlags::RDWR | OFlags::NONBLOCK, 0) {
+                Ok(fd) => Ok(DataFd { fd, writable: true }),
+                // Readable only: without privileges, or being executed.
+                Err(Errno::ACCESS | Errno::TXTBSY | Errno::ROFS | Errno::PERM) if !write => {
+                    Ok(DataFd {
+                        fd: open_quietly(at)?,
+                        writable: false,
+                    })
+                }
+                // Writable only.
+                Err(Errno::ACCESS) => Ok(DataFd {
+                    fd: at.open(OFlags::WRONLY | OFlags::NONBLOCK, 0)?,
+                    writable: true,
+                }),
+                Err(e) => Err(e.into()),
+            }
+        })
+    }
+
+    /// Keeps a writable descriptor of an upper file until the kernel forgets it.
+    pub(crate) fn pin_data(&self, inode: &Inode) -> Result<()> {
+        if inode.loc.read().orphan.is_some() {
+            return Ok(());
+        }
+        let opened = self.with_upper(inode, |at| Ok(at.open(OFlags::RDWR | OFlags::NONBLOCK, 0)));
+        if let Ok(fd) = opened? {
+            inode.loc.write().pinned = Some(Arc::new(fd));
+        }
+        Ok(())
+    }
+}
+
+/// Opens for reading without touching the access time, where that is allowed.
+fn open_quietly(at: At<'_>) -> Result<OwnedFd, Errno> {
+    match at.open(OFlags::RDONLY | OFlags::NOATIME | OFlags::NONBLOCK, 0) {
+        Err(Errno::PERM) => at.open(OFlags::RDONLY | OFlags::NONBLOCK, 0),
+        other => other,
+    }
+}

@@ -1,0 +1,197 @@
+//! An inode of the union: where its parts are, and the locks that guard them.
+//!
+//! Lock order (outer first); a later lock is never held while taking an earlier one:
+//! 1. `Inode::busy`      one copy-up of this inode at a time, held during the data copy
+//! 2. `Dir::ns`          the names of one directory; two directories in order of address
+//! 3. `Union::topology`  where upper directories hang in the tree
+//! 4. inode table shard
+//! 5. `Inode::loc`       where this inode is
+//! 6. `Dir::listing`, lookup-cache shard, descriptor slots: leaves
+//!
+//! File data is never copied or synced under 2 to 6.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::listing::Listing;
+use super::types::{FileKind, Ino};
+use crate::layer::at::Stat;
+use crate::layer::fds::Slot;
+use crate::layer::lower::LowerDir;
+
+/// A file below the upper.
+#[derive(Debug)]
+pub(crate) struct LowerFile {
+    /// Directory it is in.
+    pub dir: Arc<LowerDir>,
+    /// Its name there.
+    pub name: Box<[u8]>,
+    /// Attributes.
+    pub stat: Stat,
+    /// Where the data is, when this is a metacopy.
+    pub data: Option<DataPlace>,
+}
+
+/// Where the data of a metacopy is.
+pub(crate) type DataPlace = (Arc<LowerDir>, Box<[u8]>);
+
+impl LowerFile {
+    /// Directory and name of the data.
+    pub fn data_place(&self) -> (&Arc<LowerDir>, &[u8]) {
+        match &self.data {
+            Some((dir, name)) => (dir, name),
+            None => (&self.dir, &self.name),
+        }
+    }
+}
+
+/// One name of an inode. The parent is counted in the table as long as the link exists.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub parent: Arc<Inode>,
+    pub name: Arc<[u8]>,
+    /// Whether the upper has this name (a hard link may be named only by a lower).
+    pub in_upper: bool,
+}
+
+/// The upper side of an inode.
+#[derive(Clone, Debug)]
+pub(crate) struct UpperState {
+    /// Identity on the upper file system.
+    pub id: (u64, u64),
+    /// It was copied up, and says from where.
+    pub origin: bool,
+    /// Where the data is as long as the upper file is a metacopy.
+    pub metacopy: Option<Arc<LowerFile>>,
+}
+
+/// Where an inode is.
+#[derive(Debug, Default)]
+pub(crate) struct Loc {
+    /// Its known names; a directory has one, the root none, an orphan none.
+    pub links: Vec<Link>,
+    /// Set once it is in the upper.
+    pub upper: Option<UpperState>,
+    /// The file below, for non-directories that come from a lower.
+    pub lower: Option<Arc<LowerFile>>,
+    /// Holds an unlinked or unnamed upper file.
+    pub orphan: Option<Arc<OwnedFd>>,
+    /// A writable descriptor kept for an unprivileged server whose file lost the
+    /// permission to be opened again.
+    pub pinned: Option<Arc<OwnedFd>>,
+    /// Name in the hard-link index.
+    pub index: Option<Box<[u8]>>,
+    /// Link count in the union where it differs from the file's own.
+    pub nlink: Option<u32>,
+}
+
+/// An open file of a layer.
+#[derive(Debug)]
+pub(crate) struct DataFd {
+    pub fd: OwnedFd,
+    pub writable: bool,
+}
+
+/// Whether something is known, and what.
+#[derive(Debug, Default)]
+pub(crate) struct Tristate(AtomicU8);
+
+impl Tristate {
+    pub fn get(&self) -> Option<bool> {
+        match self.0.load(Ordering::Acquire) {
+            1 => Some(false),
+            2 => Some(true),
+            _ => None,
+        }
+    }
+    pub fn set(&self, value: bool) {
+        self.0.store(if value { 2 } else { 1 }, Ordering::Release);
+    }
+    pub fn forget(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
+
+/// What guards the names of a directory.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    /// The directory has been removed.
+    pub dead: bool,
+}
+
+/// The directory side of an inode.
+#[derive(Debug)]
+pub(crate) struct Dir {
+    /// Its lower directories, top first; never changes.
+    pub lowers: Arc<[Arc<LowerDir>]>,
+    pub ns: RwLock<Names>,
+    pub listing: Mutex<Option<Listing>>,
+    /// The directory in the upper.
+    pub upper_fd: Arc<Slot<OwnedFd>>,
+    /// The upper directory may hold copied-up files (marker `impure`).
+    pub impure: AtomicBool,
+    /// The upper directory has a default ACL.
+    pub default_acl: Tristate,
+    /// The upper directory has `.wh.` entries.
+    pub upper_wh: Tristate,
+}
+
+/// An inode of the union.
+#[derive(Debug)]
+pub(crate) struct Inode {
+    pub ino: Ino,
+    pub kind: FileKind,
+    /// Key of this directory in the lookup cache.
+    pub key: u64,
+    /// Lookups counted for the kernel plus links of children; see `table`.
+    pub count: AtomicU64,
+    pub loc: RwLock<Loc>,
+    pub busy: Mutex<()>,
+    pub data: Arc<Slot<DataFd>>,
+    pub dir: Option<Dir>,
+}
+
+impl Inode {
+    pub fn new(ino: Ino, kind: FileKind, key: u64, loc: Loc, dir: Option<Dir>) -> Self {
+        Self {
+            ino,
+            kind,
+            key,
+            count: AtomicU64::new(0),
+            loc: RwLock::new(loc),
+            busy: Mutex::new(()),
+            data: Arc::default(),
+            dir,
+        }
+    }
+
+    pub fn in_upper(&self) -> bool {
+        self.loc.read().upper.is_some()
+    }
+
+    /// Whether the upper has it with all of its data.
+    pub fn is_copied_up(&self) -> bool {
+        self.loc
+            .read()
+            .upper
+            .as_ref()
+            .is_some_and(|u| u.metacopy.is_none())
+    }
+}
+
+impl Dir {
+    pub fn new(lowers: Arc<[Arc<LowerDir>]>, impure: bool) -> Self {
+        Self {
+            lowers,
+            ns: RwLock::default(),
+            listing: Mutex::default(),
+            upper_fd: Arc::default(),
+            impure: AtomicBool::new(impure),
+            default_acl: Tristate::default(),
+            upper_wh: Tristate::default(),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Inode numbers of the union: made from (device, inode) of the file a name comes from,
+//! so that they are unique across file systems and stay the same across copy-up and
+//! remount. Called by `resolve` and `readdir`.
+//!
+//! The device is the position of its file system among the layers, in the upper 16 bits
+//! (as overlayfs' `xino`); numbers that do not fit get one from a table, which is stable
+//! for the life of the mount only.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use parking_lot::RwLock;
+
+use super::types::{Ino, ROOT_INO};
+use crate::layer::at::Stat;
+
+const DEVICE_SHIFT: u32 = 48;
+/// Numbers from the table: bit 62, so that they fit a signed 64-bit `d_off`.
+const FRESH: u64 = 1 << 62;
+
+/// Makes inode numbers.
+pub(crate) struct Inos {
+    devices: RwLock<Vec<u64>>,
+    odd: DashMap<(u64, u64), Ino>,
+    /// Names whose number was taken by another file, by (parent, name).
+    aliases: DashMap<(Ino, Box<[u8]>), Ino>,
+    next: AtomicU64,
+}
+
+impl Inos {
+    /// `devices`: the layers' file systems in a fixed order.
+    pub fn new(devices: impl IntoIterator<Item = u64>) -> Self {
+        let mut known = Vec::new();
+        for device in devices {
+            if !known.contains(&device) {
+                known.push(device);
+            }
+        }
+        Self {
+            devices: RwLock::new(known),
+            odd: DashMap::new(),
+            aliases: DashMap::new(),
+            next: AtomicU64::new(FRESH),
+        }
+    }
+
+    /// The number of a file.
+    pub fn number(&self, stat: &Stat) -> Ino {
+        self.number_of(stat.dev, stat.ino)
+    }
+
+    /// The number of a file on `dev`.
+    pub fn number_of(&self, dev: u64, ino: u64) -> Ino {
+        let known = self.devices.read().iter().position(|d| *d == dev);
+        let index = known.unwrap_or_else(|| {
+            let mut devices = self.devices.write();
+            match devices.iter().position(|d| *d == dev) {
+                Some(index) => index,
+                None => {
+                    devices.push(dev);
+                    devices.len() - 1
+                }
+            }
+        }) as u64;
+        let fits = ino >> DEVICE_SHIFT == 0 && index < 1 << 14;
+        if fits && (index > 0 || ino > ROOT_INO) {
+            return index << DEVICE_SHIFT | ino;
+        }
+        *self.odd.entry((dev, ino)).or_insert_with(|| self.fresh())
+    }
+
+    fn fresh(&self) -> Ino {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The number of a name whose own is taken by another file: no two files may share one.
+    pub fn alias(&self, parent: Ino, name: &[u8]) -> Ino {
+        *self
+            .aliases
+            .entry((parent, name.into()))
+            .or_insert_with(|| self.fresh())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_unique_across_devices_and_never_the_roots() {
+        let inos = Inos::new([10, 20, 10]);
+        assert_eq!(inos.number_of(10, 42), 42);
+        assert_ne!(inos.number_of(20, 42), 42);
+        assert_ne!(inos.number_of(20, 42), inos.number_of(30, 42));
+        assert_ne!(inos.number_of(10, 1), ROOT_INO);
+        assert_ne!(inos.number_of(10, 0), 0);
+        let huge = inos.number_of(10, u64::MAX);
+        assert_eq!(inos.number_of(10, u64::MAX), huge);
+        assert_ne!(inos.number_of(20, u64::MAX), huge);
+        assert_ne!(inos.alias(1, b"a"), inos.alias(1, b"b"));
+        assert_eq!(inos.alias(1, b"a"), inos.alias(1, b"a"));
+    }
+}

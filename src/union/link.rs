@@ -1,0 +1,160 @@
+//! Hard links, and the bookkeeping of link counts that unlink and rename share.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::RenameFlags;
+use rustix::io::Errno;
+
+use super::Union;
+use super::error::Result;
+use super::inode::{Inode, Link, Loc};
+use super::lookup::EntryRef;
+use super::resolve::WhiteoutKind;
+use super::types::{FileKind, Ino};
+use super::upper::Upper;
+use crate::layer::at::At;
+use crate::layer::markers::{Marker, WH_PREFIX};
+
+impl Union {
+    /// A further name for a file (copy-up). EPERM for a directory, EEXIST, EMLINK; ENOENT
+    /// for a file whose last name is gone.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<EntryRef<'_>> {
+        let inode = self.inode(ino)?;
+        let parent = self.directory(parent)?;
+        let upper = self.writable()?;
+        self.check_new_name(upper, name)?;
+        if inode.dir.is_some() {
+            return Err(Errno::PERM.into());
+        }
+        self.copy_up(&inode)?;
+        self.copy_up(&parent)?;
+        let names = parent.dir.as_ref().ok_or(Errno::NOTDIR)?.ns.write();
+        if names.dead {
+            return Err(Errno::NOENT.into());
+        }
+        let whiteout = self.whiteout_at(&parent, name)?;
+        if inode.loc.read().upper.as_ref().is_some_and(|u| u.origin) {
+            self.mark_impure(&parent)?;
+        }
+        let dir = self.upper_dir(&parent)?;
+        self.store_nlink(upper, &inode)?;
+        self.with_upper(&inode, |at| {
+            let to = At::new(dir.as_fd(), name);
+            match whiteout {
+                None => at.link_to(to)?,
+                Some(WhiteoutKind::Node) => {
+                    upper
+                        .stage(|staged| at.link_to(staged))?
+                        .publish(to, RenameFlags::empty())?;
+                }
+                Some(WhiteoutKind::WhName) => {
+                    at.link_to(to)?;
+                    At::new(dir.as_fd(), &[WH_PREFIX, name].concat()).unlink()?;
+                }
+            }
+            Ok(())
+        })?;
+        self.linked(&inode, &parent, name);
+        Self::listing_add(&parent, name, inode.kind, inode.ino);
+        drop(names);
+        self.table.pin(&inode);
+        match self.attr_of(&inode) {
+            Ok(attr) => Ok(EntryRef::new(self, attr)),
+            Err(e) => {
+                self.table.release(inode.ino, 1);
+                Err(e)
+            }
+        }
+    }
+
+    fn linked(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &[u8]) {
+        self.table.pin(parent);
+        let mut loc = inode.loc.write();
+        // Answers for a file with several names are not cached: see `Resolved::is_cacheable`.
+        self.names.remove(parent.key, name);
+        for link in &loc.links {
+            self.names.remove(link.parent.key, &link.name);
+        }
+        let (parent, name) = (Arc::clone(parent), Arc::from(name));
+        loc.links.push(Link {
+            parent,
+            name,
+            in_upper: true,
+        });
+        loc.nlink = loc.nlink.map(|n| n + 1);
+        loc.orphan = None;
+    }
+
+    /// Before the link count of an indexed file changes together with the upper's own: notes
+    /// the difference, which then stays true (kernel overlayfs' ovl_nlink_start).
+    pub(crate) fn store_nlink(&self, upper: &Upper, inode: &Inode) -> Result<()> {
+        let Some(nlink) = inode.loc.read().nlink else {
+            return Ok(());
+        };
+        self.with_upper(inode, |at| {
+            let diff = i64::from(nlink) - i64::from(at.stat()?.nlink);
+            Ok(upper
+                .markers
+                .set(at, Marker::Nlink, format!("U{diff:+}").as_bytes())?)
+        })
+    }
+
+    /// Takes a name from an inode after it vanished from the file systems. `held` keeps an
+    /// upper file that may have lost its last name. The removed link goes back to the caller,
+    /// who gives its parent back (`Table::unlink`) once `loc` is unlocked.
+    pub(crate) fn unlinked(
+        &self,
+        loc: &mut Loc,
+        parent: &Inode,
+        name: &[u8],
+        held: Option<Arc<std::os::fd::OwnedFd>>,
+    ) -> Option<Link> {
+        let position = loc
+            .links
+            .iter()
+            .position(|l| l.parent.ino == parent.ino && *l.name == *name)?;
+        let link = loc.links.swap_remove(position);
+        loc.nlink = loc.nlink.map(|n| n.saturating_sub(1));
+        if !loc.links.iter().any(|l| l.in_upper) {
+            if loc.upper.is_some() {
+                loc.orphan = held;
+            }
+            if loc.nlink == Some(0) {
+                self.drop_index(loc);
+            }
+        }
+        Some(link)
+    }
+
+    /// Removes the index entry of a file without names.
+    fn drop_index(&self, loc: &mut Loc) {
+        let Some(index) = loc.index.take() else {
+            return;
+        };
+        let removed = self
+            .writable()
+            .and_then(Upper::index_dir)
+            .and_then(|dir| Ok(At::new(dir.as_fd(), &index).unlink()?));
+        if let Err(e) = removed {
+            tracing::warn!("cannot remove an index entry: {e}");
+        }
+    }
+
+    /// A descriptor that keeps an upper file or directory while its name is removed.
+    pub(crate) fn hold(&self, at: At<'_>) -> Result<Arc<std::os::fd::OwnedFd>, Errno> {
+        Ok(Arc::new(at.open(rustix::fs::OFlags::PATH, 0)?))
+    }
+
+    /// Whether a lower file must be copied up before one of its names goes, so that the
+    /// link count can be remembered.
+    pub(crate) fn counts_links(&self, inode: &Inode) -> bool {
+        let loc = inode.loc.read();
+        inode.kind == FileKind::Regular
+            && loc.upper.is_none()
+            && loc
+                .lower
+                .as_ref()
+                .is_some_and(|file| Self::wants_index(file))
+    }
+}

@@ -1,0 +1,363 @@
+//! Lookup: from a name to a counted inode, through the lookup cache and the layers; and
+//! the ways to the upper side of an inode that all other operations use.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::Union;
+use super::cache::Cached;
+use super::error::Result;
+use super::inode::{Dir, Inode, Link, Loc, UpperState};
+use super::resolve::{Answer, Resolved, WhiteoutKind};
+use super::table::Interned;
+use super::types::{Attr, FileKind, Ino, ROOT_INO};
+use crate::layer::at::{At, is_valid_name};
+
+/// An entry whose lookup has been counted for the kernel. Dropping it gives the
+/// count back; [`EntryRef::surrender`] hands it to the kernel, which returns it by
+/// [`Union::forget`].
+#[derive(Debug)]
+pub struct EntryRef<'u> {
+    union: &'u Union,
+    attr: Attr,
+    counted: bool,
+}
+
+impl<'u> EntryRef<'u> {
+    /// Takes over a count that the table already holds.
+    pub(crate) fn new(union: &'u Union, attr: Attr) -> Self {
+        Self {
+            union,
+            attr,
+            counted: true,
+        }
+    }
+
+    /// The attributes of the entry.
+    pub fn attr(&self) -> &Attr {
+        &self.attr
+    }
+
+    /// Distinguishes reuses of an inode number. Always 0: a number is reused only after
+    /// the kernel has forgotten it.
+    pub fn generation(&self) -> u64 {
+        0
+    }
+
+    /// The kernel has been told: the lookup stays counted until it forgets.
+    pub fn surrender(mut self) -> Ino {
+        self.counted = false;
+        self.attr.ino
+    }
+}
+
+impl Drop for EntryRef<'_> {
+    fn drop(&mut self) {
+        if self.counted {
+            self.union.table.release(self.attr.ino, 1);
+        }
+    }
+}
+
+impl Union {
+    /// `Ok(None)`: there is no such name (a negative answer that may be cached).
+    /// ENOTDIR when `parent` is no directory, ENAMETOOLONG, EINVAL for a name with `/`.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<EntryRef<'_>>> {
+        if !is_valid_name(name) {
+            return Err(Errno::INVAL.into());
+        }
+        let parent = self.directory(parent)?;
+        Ok(self.lookup_in(&parent, name, None)?.map(|(entry, _)| entry))
+    }
+
+    /// Gives back `count` lookups of `ino`.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        // The root is counted by us alone.
+        if ino != ROOT_INO {
+            self.table.release(ino, count);
+        }
+    }
+
+    /// Looks a name up and counts it. `skip` as in [`Self::resolve`].
+    pub(crate) fn lookup_in(
+        &self,
+        parent: &Arc<Inode>,
+        name: &[u8],
+        skip: Option<usize>,
+    ) -> Result<Option<(EntryRef<'_>, Arc<Inode>)>> {
+        let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
+        let names = dir.ns.read();
+        if names.dead {
+            return Ok(None);
+        }
+        let Some(inode) = self.find(parent, name, skip)? else {
+            return Ok(None);
+        };
+        drop(names);
+        match self.attr_of(&inode) {
+            Ok(attr) => Ok(Some((EntryRef::new(self, attr), inode))),
+            Err(e) => {
+                self.table.release(inode.ino, 1);
+                Err(e)
+            }
+        }
+    }
+
+    /// Finds a name and counts its inode; the caller holds the parent's name lock.
+    pub(crate) fn find(
+        &self,
+        parent: &Arc<Inode>,
+        name: &[u8],
+        skip: Option<usize>,
+    ) -> Result<Option<Arc<Inode>>> {
+        let resolved = match self.names.get(parent.key, name) {
+            Some(Cached::Negative(_)) => return Ok(None),
+            Some(Cached::Positive(resolved)) => resolved,
+            None => match self.resolve(parent, name, skip)? {
+                Answer::Absent(whiteout) => {
+                    self.names.put(parent.key, name, Cached::Negative(whiteout));
+                    return Ok(None);
+                }
+                Answer::Found(resolved) => {
+                    let resolved = Arc::new(resolved);
+                    if resolved.is_cacheable() {
+                        let cached = Cached::Positive(Arc::clone(&resolved));
+                        self.names.put(parent.key, name, cached);
+                    }
+                    resolved
+                }
+            },
+        };
+        self.intern(parent, name, &resolved).map(Some)
+    }
+
+    /// What hides `name` in the upper, when the name is known to be absent; the caller
+    /// holds the name lock.
+    pub(crate) fn whiteout_at(&self, parent: &Inode, name: &[u8]) -> Result<Option<WhiteoutKind>> {
+        if let Some(Cached::Negative(whiteout)) = self.names.peek(parent.key, name) {
+            return Ok(whiteout);
+        }
+        match self.resolve(parent, name, None)? {
+            Answer::Absent(whiteout) => Ok(whiteout),
+            Answer::Found(_) => Err(Errno::EXIST.into()),
+        }
+    }
+
+    /// The inode of a resolved name, counted; one per file however many names lead to it.
+    pub(crate) fn intern(
+        &self,
+        parent: &Arc<Inode>,
+        name: &[u8],
+        resolved: &Resolved,
+    ) -> Result<Arc<Inode>> {
+        let mut ino = resolved.ino;
+        loop {
+            let matches = |inode: &Inode| is_same(inode, parent, name, resolved);
+            match self
+                .table
+                .intern(ino, matches, || self.make(ino, parent, name, resolved))
+            {
+                Interned::Created(inode) => return Ok(inode),
+                Interned::Existing(inode) => {
+                    self.add_link(&inode, parent, name, resolved);
+                    return Ok(inode);
+                }
+                // The number belongs to another file: hostile layers, or layers that show
+                // one file twice. The second gets a number of its own.
+                Interned::Conflict => {
+                    let alias = self.inos.alias(parent.ino, name);
+                    if ino == alias {
+                        return Err(Errno::STALE.into());
+                    }
+                    ino = alias;
+                }
+            }
+        }
+    }
+
+    fn make(&self, ino: Ino, parent: &Arc<Inode>, name: &[u8], resolved: &Resolved) -> Inode {
+        let upper = resolved.upper.as_ref();
+        let metacopy = upper.filter(|u| u.metacopy).and(resolved.file.clone());
+        let link = Link {
+            parent: Arc::clone(parent),
+            name: Arc::from(name),
+            in_upper: upper.is_some_and(|u| u.named),
+        };
+        let loc = Loc {
+            links: vec![link],
+            upper: upper.map(|u| UpperState {
+                id: (u.stat.dev, u.stat.ino),
+                origin: u.origin,
+                metacopy,
+            }),
+            lower: resolved.file.clone(),
+            orphan: None,
+            pinned: None,
+            index: upper.and_then(|u| u.index.clone()),
+            nlink: upper.and_then(|u| u.nlink),
+        };
+        let is_dir = resolved.kind == FileKind::Directory;
+        let dir =
+            is_dir.then(|| Dir::new(Arc::clone(&resolved.dirs), upper.is_some_and(|u| u.impure)));
+        let key = match resolved.dirs.is_empty() {
+            true => self.fresh_key(),
+            false => ino,
+        };
+        Inode::new(ino, resolved.kind, key, loc, dir)
+    }
+
+    /// A key no directory of this mount has had.
+    pub(crate) fn fresh_key(&self) -> u64 {
+        self.next_key
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn add_link(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &[u8], resolved: &Resolved) {
+        let has = |loc: &Loc| {
+            loc.links
+                .iter()
+                .any(|l| l.parent.ino == parent.ino && *l.name == *name)
+        };
+        if has(&inode.loc.read()) {
+            return;
+        }
+        self.table.pin(parent);
+        let link = Link {
+            parent: Arc::clone(parent),
+            name: Arc::from(name),
+            in_upper: resolved.upper.as_ref().is_some_and(|u| u.named),
+        };
+        let mut loc = inode.loc.write();
+        if !has(&loc) {
+            loc.links.push(link);
+            return;
+        }
+        drop(loc);
+        self.table.release(parent.ino, 1);
+    }
+
+    /// A descriptor for the upper side of a directory; ENOENT when it has none.
+    pub(crate) fn upper_dir(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
+        let dir = inode.dir.as_ref().ok_or(Errno::NOTDIR)?;
+        if let Some(fd) = self.fds.cached(&dir.upper_fd) {
+            return Ok(fd);
+        }
+        if let Some(orphan) = &inode.loc.read().orphan {
+            return Ok(Arc::clone(orphan));
+        }
+        let _topology = self.topology.read();
+        self.upper_dir_stable(inode)
+    }
+
+    /// As [`Self::upper_dir`], with the tree's shape locked.
+    pub(crate) fn upper_dir_stable(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
+        let upper = self.writable()?;
+        // Up to the nearest ancestor with a descriptor, then down again.
+        let mut missing: Vec<(Arc<Inode>, Arc<[u8]>)> = Vec::new();
+        let mut fd = None;
+        let mut link = inode.loc.read().links.first().cloned();
+        while let Some(Link { parent, name, .. }) = link {
+            missing.push((Arc::clone(&parent), name));
+            fd = parent
+                .dir
+                .as_ref()
+                .and_then(|dir| self.fds.cached(&dir.upper_fd));
+            if fd.is_some() {
+                break;
+            }
+            link = parent.loc.read().links.first().cloned();
+        }
+        let is_root = missing.is_empty();
+        if is_root && inode.ino != ROOT_INO {
+            return Err(Errno::NOENT.into());
+        }
+        let mut fd: Arc<OwnedFd> = match fd {
+            Some(fd) => fd,
+            None => Arc::new(At::fd(upper.layer.root.as_fd()).open_dir_path()?),
+        };
+        // `missing` pairs a parent with the name below it: skip the topmost parent itself.
+        for i in (0..missing.len()).rev() {
+            let child: &Inode = if i == 0 { inode } else { &missing[i - 1].0 };
+            let name = &missing[i].1;
+            let slot = &child.dir.as_ref().ok_or(Errno::NOTDIR)?.upper_fd;
+            fd = self
+                .fds
+                .get(slot, |_| true, || At::new(fd.as_fd(), name).open_dir_path())?;
+        }
+        if is_root && let Some(dir) = &inode.dir {
+            fd = self.fds.get(
+                &dir.upper_fd,
+                |_| true,
+                || At::fd(upper.layer.root.as_fd()).open_dir_path(),
+            )?;
+        }
+        Ok(fd)
+    }
+
+    /// Calls `f` with the upper side of an inode, which cannot move meanwhile. ENOENT when
+    /// the inode has none.
+    pub(crate) fn with_upper<T>(
+        &self,
+        inode: &Inode,
+        f: impl FnOnce(At<'_>) -> Result<T>,
+    ) -> Result<T> {
+        if inode.dir.is_some() {
+            return f(At::fd(self.upper_dir(inode)?.as_fd()));
+        }
+        loop {
+            let (link, index) = {
+                let loc = inode.loc.read();
+                if loc.upper.is_none() {
+                    return Err(Errno::NOENT.into());
+                }
+                if let Some(orphan) = &loc.orphan {
+                    return f(At::fd(orphan.as_fd()));
+                }
+                (
+                    loc.links.iter().find(|l| l.in_upper).cloned(),
+                    loc.index.clone(),
+                )
+            };
+            let Some(link) = link else {
+                let name = index.ok_or(Errno::NOENT)?;
+                return f(At::new(self.writable()?.index_dir()?.as_fd(), &name));
+            };
+            let parent = self.upper_dir(&link.parent)?;
+            let loc = inode.loc.read();
+            let still = loc.orphan.is_none()
+                && loc
+                    .links
+                    .iter()
+                    .any(|l| l.in_upper && l.parent.ino == link.parent.ino && l.name == link.name);
+            if still {
+                return f(At::new(parent.as_fd(), &link.name));
+            }
+        }
+    }
+}
+
+/// Whether an inode in the table is the file a name resolved to.
+fn is_same(inode: &Inode, parent: &Arc<Inode>, name: &[u8], resolved: &Resolved) -> bool {
+    if inode.kind != resolved.kind {
+        return false;
+    }
+    let loc = inode.loc.read();
+    let linked = loc
+        .links
+        .iter()
+        .any(|l| l.parent.ino == parent.ino && *l.name == *name);
+    if inode.dir.is_some() {
+        return linked;
+    }
+    match (&loc.upper, &resolved.upper) {
+        (Some(mine), Some(found)) => {
+            let same = mine.id == (found.stat.dev, found.stat.ino);
+            same && (linked || found.stat.nlink > 1)
+        }
+        // One name of a hard link was copied up, another is only now looked at.
+        (Some(_), None) | (None, Some(_)) => loc.lower.as_ref().is_some_and(|l| l.stat.nlink > 1),
+        (None, None) => linked || loc.lower.as_ref().is_some_and(|l| l.stat.nlink > 1),
+    }
+}

@@ -1,0 +1,317 @@
+//! Reading directories: the merged listing is built from the layers on first use, kept up
+//! to date by our own operations, and dropped when it has been read to its end (the kernel
+//! caches it then).
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::io::Errno;
+
+use super::Union;
+use super::error::Result;
+use super::inode::{Dir, Inode, Link};
+use super::listing::{FIRST_OFFSET, LayerEntry, LayerListing, Listing, Source, Visible, merge};
+use super::lookup::EntryRef;
+use super::resolve::Answer;
+use super::types::{FileKind, Ino};
+use crate::layer::at::At;
+use crate::layer::lower::{LowerDir, RawEntry, read_dir};
+use crate::layer::markers::{Markers, WH_PREFIX};
+
+/// Entries handed out between two looks at the listing's lock.
+const BATCH: usize = 64;
+
+/// One directory entry, offered to the sink of [`Union::readdir`].
+#[derive(Debug)]
+pub struct DirItem<'a, 'u> {
+    /// Opaque position after this entry: pass it to `readdir` to go on behind it. At most
+    /// `i64::MAX`.
+    pub offset: u64,
+    /// The name, raw bytes.
+    pub name: &'a [u8],
+    /// Inode number (d_ino).
+    pub ino: Ino,
+    /// File type (d_type).
+    pub kind: FileKind,
+    /// With `plus`: the counted lookup; never for `.` and `..`. Taken by the sink when accepted.
+    pub entry: Option<EntryRef<'u>>,
+}
+
+impl Union {
+    /// Offers entries behind `offset` (0: from the start) to `sink` until it answers false
+    /// (the entry did not fit and was not taken).
+    pub fn readdir<'u>(
+        &'u self,
+        ino: Ino,
+        offset: u64,
+        plus: bool,
+        sink: &mut dyn FnMut(DirItem<'_, 'u>) -> bool,
+    ) -> Result<()> {
+        let inode = self.directory(ino)?;
+        let mut offset = offset;
+        while offset < FIRST_OFFSET - 1 {
+            offset += 1;
+            let (name, ino): (&[u8], _) = match offset {
+                1 => (b".", inode.ino),
+                _ => (b"..", parent_of(&inode)),
+            };
+            let kind = FileKind::Directory;
+            if !sink(DirItem {
+                offset,
+                name,
+                ino,
+                kind,
+                entry: None,
+            }) {
+                return Ok(());
+            }
+        }
+        loop {
+            let batch = self.listed(&inode, offset)?;
+            let Some((last, _)) = batch.last() else {
+                return Ok(());
+            };
+            let next = *last;
+            for (at, visible) in batch {
+                let Some(item) = self.item(&inode, at, &visible, plus)? else {
+                    continue;
+                };
+                if !sink(item) {
+                    return Ok(());
+                }
+            }
+            offset = next;
+        }
+    }
+
+    /// The next entries behind `offset`; at the end the listing is dropped.
+    fn listed(&self, inode: &Arc<Inode>, offset: u64) -> Result<Vec<(u64, Visible)>> {
+        let dir = inode.dir.as_ref().ok_or(Errno::NOTDIR)?;
+        let names = dir.ns.read();
+        if names.dead {
+            return Ok(Vec::new());
+        }
+        let mut held = dir.listing.lock();
+        let listing = match &mut *held {
+            Some(listing) => listing,
+            none => none.insert(self.build_listing(inode, dir)?),
+        };
+        let batch = listing.after(offset, BATCH);
+        if batch.is_empty() {
+            *held = None;
+        }
+        Ok(batch)
+    }
+
+    /// One entry as the sink wants it; `None` when it vanished meanwhile.
+    fn item<'a>(
+        &self,
+        parent: &Arc<Inode>,
+        offset: u64,
+        visible: &'a Visible,
+        plus: bool,
+    ) -> Result<Option<DirItem<'a, '_>>> {
+        let name = &*visible.name;
+        if !plus && let (Some(ino), Some(kind)) = (visible.ino, visible.kind) {
+            return Ok(Some(DirItem {
+                offset,
+                name,
+                ino,
+                kind,
+                entry: None,
+            }));
+        }
+        let skip = match visible.source {
+            Source::Upper => None,
+            Source::Lower(position) => Some(position),
+        };
+        // One unreadable entry must not hide the others.
+        let found = match self.lookup_in(parent, name, skip) {
+            Ok(found) => found,
+            Err(e) => {
+                tracing::debug!("listing {}: {e}", String::from_utf8_lossy(name));
+                let (Some(kind), ino) = (visible.kind, visible.ino) else {
+                    return Ok(None);
+                };
+                let ino = ino.unwrap_or_else(|| self.inos.alias(parent.ino, name));
+                return Ok(Some(DirItem {
+                    offset,
+                    name,
+                    ino,
+                    kind,
+                    entry: None,
+                }));
+            }
+        };
+        Ok(found.map(|(entry, _)| {
+            let (ino, kind) = (entry.attr().ino, entry.attr().kind);
+            DirItem {
+                offset,
+                name,
+                ino,
+                kind,
+                entry: plus.then_some(entry),
+            }
+        }))
+    }
+
+    /// Merges the layers' listings; the caller holds the name lock.
+    pub(crate) fn build_listing(&self, inode: &Inode, dir: &Dir) -> Result<Listing> {
+        let mut layers = Vec::with_capacity(dir.lowers.len() + 1);
+        if inode.in_upper() {
+            layers.push(self.list_upper(inode, dir)?);
+        }
+        for (position, lower) in dir.lowers.iter().enumerate() {
+            layers.push(self.list_lower(lower, position)?);
+        }
+        Ok(Listing::new(self.hash_order(), merge(layers)))
+    }
+
+    fn list_upper(&self, inode: &Inode, dir: &Dir) -> Result<LayerListing> {
+        let upper = self.writable()?;
+        let fd = self.upper_dir(inode)?;
+        // Without anything below and without copied-up files, d_ino is the number.
+        let plain = dir.lowers.is_empty() && !dir.impure.load(Ordering::Acquire);
+        let dev = upper.layer.stat.dev;
+        let mut listing = LayerListing {
+            source: Source::Upper,
+            entries: Vec::new(),
+            hides_below: Vec::new(),
+        };
+        let mut suspects = Vec::new();
+        let xattr_form = upper.form == super::upper::WhiteoutForm::Xattr;
+        let wh_names = upper.layer.dialect.wh_names;
+        read_dir(&fd, |raw| {
+            if wh_names && let Some(name) = raw.name.strip_prefix(WH_PREFIX) {
+                listing.hides_below.push(name.into());
+                return;
+            }
+            let suspect = match raw.kind {
+                Some(FileKind::CharDevice) | None => true,
+                Some(FileKind::Regular) => xattr_form && !plain,
+                Some(_) => false,
+            };
+            if suspect {
+                suspects.push(listing.entries.len());
+            }
+            let ino = plain.then(|| self.inos.number_of(dev, raw.ino));
+            listing.entries.push(LayerEntry {
+                name: raw.name,
+                kind: raw.kind,
+                ino,
+                whiteout: false,
+            });
+        })?;
+        for i in suspects {
+            let entry = &mut listing.entries[i];
+            let at = At::new(fd.as_fd(), &entry.name);
+            let Some(stat) = at.stat_opt()? else { continue };
+            let empty_file = xattr_form && stat.kind == FileKind::Regular && stat.size == 0;
+            entry.kind = Some(stat.kind);
+            entry.whiteout = stat.is_chardev_whiteout()
+                || (empty_file && Markers::read(at, upper.layer.dialect)?.whiteout);
+        }
+        Ok(listing)
+    }
+
+    fn list_lower(&self, lower: &LowerDir, position: usize) -> Result<LayerListing> {
+        let source = Source::Lower(position);
+        let mut listing = LayerListing {
+            source,
+            entries: Vec::new(),
+            hides_below: Vec::new(),
+        };
+        let wh_names = lower.layer.dialect.wh_names;
+        let mut raws: Vec<RawEntry> = Vec::new();
+        lower.read(&self.fds, |raw| match raw.name.strip_prefix(WH_PREFIX) {
+            Some(name) if wh_names => listing.hides_below.push(name.into()),
+            _ => raws.push(raw),
+        })?;
+        for raw in raws {
+            let whiteout = lower.is_whiteout(&self.fds, &raw)?;
+            let ino = Some(self.inos.number_of(lower.stat.dev, raw.ino));
+            listing.entries.push(LayerEntry {
+                name: raw.name,
+                kind: raw.kind,
+                ino,
+                whiteout,
+            });
+        }
+        Ok(listing)
+    }
+
+    /// Whether a directory shows nothing; the caller holds its name lock.
+    pub(crate) fn is_empty_dir(&self, inode: &Inode) -> Result<bool> {
+        let dir = inode.dir.as_ref().ok_or(Errno::NOTDIR)?;
+        if let Some(listing) = &*dir.listing.lock() {
+            return Ok(listing.is_empty());
+        }
+        Ok(self.build_listing(inode, dir)?.is_empty())
+    }
+
+    /// Keeps a listing in memory right after `name` appeared in `parent`'s upper.
+    pub(crate) fn listing_add(parent: &Inode, name: &[u8], kind: FileKind, ino: Ino) {
+        let Some(dir) = &parent.dir else { return };
+        if let Some(listing) = &mut *dir.listing.lock() {
+            let (kind, ino) = (Some(kind), Some(ino));
+            let source = Source::Upper;
+            listing.insert(Visible {
+                name: Arc::from(name),
+                kind,
+                ino,
+                source,
+            });
+        }
+    }
+
+    /// Keeps a listing in memory right after `name` vanished from `parent`.
+    pub(crate) fn listing_remove(parent: &Inode, name: &[u8]) {
+        let Some(dir) = &parent.dir else { return };
+        if let Some(listing) = &mut *dir.listing.lock() {
+            listing.remove(name);
+        }
+    }
+
+    /// Whether the upper directory has `.wh.` entries (only asked where they are markers).
+    pub(crate) fn upper_has_wh(&self, dir: &Dir, fd: &std::os::fd::OwnedFd) -> Result<bool> {
+        if let Some(known) = dir.upper_wh.get() {
+            return Ok(known);
+        }
+        let mut any = false;
+        read_dir(fd, |raw| any |= raw.name.starts_with(WH_PREFIX))?;
+        dir.upper_wh.set(any);
+        Ok(any)
+    }
+
+    /// Whether an upper subdirectory has the file that makes it opaque.
+    pub(crate) fn upper_wh_opaque(&self, fd: &std::os::fd::OwnedFd, name: &[u8]) -> Result<bool> {
+        if !self.writable()?.layer.dialect.wh_names {
+            return Ok(false);
+        }
+        let sub = At::new(fd.as_fd(), name).open_dir_path()?;
+        let marker = At::new(sub.as_fd(), crate::layer::markers::WH_OPAQUE);
+        Ok(marker.stat_opt()?.is_some())
+    }
+
+    /// What a name resolves to, without counting or caching it.
+    pub(crate) fn exists_below(&self, inode: &Inode, name: &[u8]) -> Result<bool> {
+        let dir = inode.dir.as_ref().ok_or(Errno::NOTDIR)?;
+        if dir.lowers.is_empty() {
+            return Ok(false);
+        }
+        match self.resolve(inode, name, Some(0)) {
+            Ok(Answer::Found(_)) => Ok(true),
+            Ok(Answer::Absent(_)) => Ok(false),
+            // A broken metacopy is something that must be hidden too.
+            Err(e) if e.errno() == Errno::IO.raw_os_error() => Ok(true),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+fn parent_of(inode: &Inode) -> Ino {
+    let loc = inode.loc.read();
+    let link: Option<&Link> = loc.links.first();
+    link.map_or(inode.ino, |link| link.parent.ino)
+}

@@ -1,0 +1,213 @@
+//! Removing names: unlink and rmdir. One system call makes the name vanish, and where a
+//! lower has the name the same call puts a whiteout in its place.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::RwLockWriteGuard;
+use rustix::fs::RenameFlags;
+use rustix::io::Errno;
+
+use super::Union;
+use super::cache::Cached;
+use super::error::Result;
+use super::inode::{Inode, Names};
+use super::resolve::WhiteoutKind;
+use super::types::Ino;
+use super::upper::{Upper, WhiteoutForm};
+use crate::layer::at::{At, is_valid_name};
+use crate::layer::lower::read_dir;
+use crate::layer::markers::WH_PREFIX;
+
+/// Name locks of several directories, taken in one order by everybody.
+pub(crate) struct NameLocks<'a>(Vec<(*const Inode, RwLockWriteGuard<'a, Names>)>);
+
+impl<'a> NameLocks<'a> {
+    /// Locks the names of all `inodes` that are directories.
+    pub fn lock(inodes: &[&'a Arc<Inode>]) -> Self {
+        let mut sorted: Vec<&'a Arc<Inode>> = inodes.to_vec();
+        sorted.sort_by_key(|inode| Arc::as_ptr(inode));
+        sorted.dedup_by_key(|inode| Arc::as_ptr(inode));
+        let lock = |inode: &'a Arc<Inode>| {
+            inode
+                .dir
+                .as_ref()
+                .map(|dir| (Arc::as_ptr(inode), dir.ns.write()))
+        };
+        Self(sorted.into_iter().filter_map(lock).collect())
+    }
+
+    /// Whether a directory has been removed.
+    pub fn is_dead(&self, inode: &Arc<Inode>) -> bool {
+        self.0
+            .iter()
+            .any(|(ptr, names)| *ptr == Arc::as_ptr(inode) && names.dead)
+    }
+
+    /// Marks a directory as removed.
+    pub fn kill(&mut self, inode: &Arc<Inode>) {
+        for (ptr, names) in &mut self.0 {
+            if *ptr == Arc::as_ptr(inode) {
+                names.dead = true;
+            }
+        }
+    }
+}
+
+impl Union {
+    /// Removes a name. ENOENT, EISDIR for a directory, EROFS.
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.remove(parent, name, false)
+    }
+
+    /// Removes an empty directory, also one that holds nothing but whiteouts. ENOENT,
+    /// ENOTDIR, ENOTEMPTY, EROFS.
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.remove(parent, name, true)
+    }
+
+    fn remove(&self, parent: Ino, name: &[u8], want_dir: bool) -> Result<()> {
+        if !is_valid_name(name) {
+            return Err(Errno::INVAL.into());
+        }
+        let parent = self.directory(parent)?;
+        let upper = self.writable()?;
+        loop {
+            let Some((_counted, inode)) = self.lookup_in(&parent, name, None)? else {
+                return Err(Errno::NOENT.into());
+            };
+            match (inode.dir.is_some(), want_dir) {
+                (true, false) => return Err(Errno::ISDIR.into()),
+                (false, true) => return Err(Errno::NOTDIR.into()),
+                _ => {}
+            }
+            self.copy_up(&parent)?;
+            if self.counts_links(&inode) {
+                self.copy_up(&inode)?;
+            }
+            let mut locks = NameLocks::lock(&[&parent, &inode]);
+            if locks.is_dead(&parent) {
+                return Err(Errno::NOENT.into());
+            }
+            if !has_link(&inode, &parent, name) {
+                continue; // renamed or replaced meanwhile
+            }
+            if want_dir && !self.is_empty_dir(&inode)? {
+                return Err(Errno::NOTEMPTY.into());
+            }
+            self.store_nlink(upper, &inode)?;
+            self.remove_locked(upper, &parent, name, &inode)?;
+            locks.kill(&inode);
+            return Ok(());
+        }
+    }
+
+    /// Removes the name with all locks held.
+    fn remove_locked(
+        &self,
+        upper: &Upper,
+        parent: &Arc<Inode>,
+        name: &[u8],
+        inode: &Arc<Inode>,
+    ) -> Result<()> {
+        let hide = self.exists_below(parent, name)?;
+        let dir = self.upper_dir(parent)?;
+        // The tree's shape changes only for directories.
+        let _topology = inode.dir.is_some().then(|| self.topology.write());
+        let mut loc = inode.loc.write();
+        let in_upper = loc
+            .links
+            .iter()
+            .any(|l| l.in_upper && l.parent.ino == parent.ino && *l.name == *name);
+        let at = At::new(dir.as_fd(), name);
+        let held = if in_upper { Some(self.hold(at)?) } else { None };
+        let whiteout = match (in_upper, hide) {
+            (true, true) => Some(replace_by_whiteout(upper, &dir, name, inode.dir.is_some())?),
+            (true, false) => {
+                remove_from_upper(upper, at, inode.dir.is_some())?;
+                None
+            }
+            (false, true) => Some(upper.whiteout(dir.as_fd(), name)?),
+            // A lower name that is not there any more.
+            (false, false) => return Err(Errno::NOENT.into()),
+        };
+        self.note_whiteout(parent, whiteout);
+        let removed = self.unlinked(&mut loc, parent, name, held);
+        drop(loc);
+        self.names.put(parent.key, name, Cached::Negative(whiteout));
+        Self::listing_remove(parent, name);
+        self.table.unlink(removed);
+        Ok(())
+    }
+
+    /// A directory that got a `.wh.` file knows that it has one.
+    pub(crate) fn note_whiteout(&self, parent: &Inode, whiteout: Option<WhiteoutKind>) {
+        if let (Some(WhiteoutKind::WhName), Some(dir)) = (whiteout, &parent.dir) {
+            dir.upper_wh.set(true);
+        }
+    }
+}
+
+/// Whether the inode is what the name means.
+pub(crate) fn has_link(inode: &Inode, parent: &Inode, name: &[u8]) -> bool {
+    inode
+        .loc
+        .read()
+        .links
+        .iter()
+        .any(|l| l.parent.ino == parent.ino && *l.name == *name)
+}
+
+/// Puts a whiteout where the upper has the name.
+fn replace_by_whiteout(
+    upper: &Upper,
+    dir: &OwnedFd,
+    name: &[u8],
+    is_dir: bool,
+) -> Result<WhiteoutKind, Errno> {
+    let at = At::new(dir.as_fd(), name);
+    if upper.form == WhiteoutForm::WhName {
+        // The whiteout first: at no moment may the lower name show.
+        let kind = upper.whiteout(dir.as_fd(), name)?;
+        remove_from_upper(upper, at, is_dir)?;
+        return Ok(kind);
+    }
+    if upper.form == WhiteoutForm::Xattr {
+        upper.mark_xwhiteouts(dir.as_fd())?;
+    }
+    // A directory, with the whiteouts it may hold, changes places with the whiteout and is
+    // removed from the work directory.
+    let flags = if is_dir {
+        RenameFlags::EXCHANGE
+    } else {
+        RenameFlags::empty()
+    };
+    upper.stage_whiteout()?.publish(at, flags)?;
+    Ok(WhiteoutKind::Node)
+}
+
+/// Removes a name from the upper, where nothing is below it.
+fn remove_from_upper(upper: &Upper, at: At<'_>, is_dir: bool) -> Result<(), Errno> {
+    if !is_dir {
+        return at.unlink();
+    }
+    match at.rmdir() {
+        // Nothing but whiteouts in it: it moves away whole and is removed there.
+        Err(Errno::NOTEMPTY | Errno::EXIST) => upper
+            .stage(|staged| at.rename_to(staged, RenameFlags::NOREPLACE))
+            .map(drop),
+        other => other,
+    }
+}
+
+/// Whether a directory of the upper has no entry at all, not even a whiteout.
+pub(crate) fn is_bare(dir: &OwnedFd) -> Result<bool, Errno> {
+    let mut any = false;
+    read_dir(dir, |_| any = true)?;
+    Ok(!any)
+}
+
+/// Removes the `.wh.` file that hid a name which is there again.
+pub(crate) fn clear_wh_name(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    At::new(dir.as_fd(), &[WH_PREFIX, name].concat()).unlink()
+}

@@ -1,0 +1,525 @@
+//! Rename: lock the directories involved, plan, make one renameat2, update memory.
+//!
+//! What must be true before the one step is done first and is harmless if the step never
+//! comes: copy-up, the `redirect` of a merged directory (it points where the directory's
+//! lowers are anyway), `opaque` on a directory that has none.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::RwLockWriteGuard;
+use rustix::fs::RenameFlags as Flags;
+use rustix::io::Errno;
+
+use super::Union;
+use super::cache::Cached;
+use super::error::Result;
+use super::inode::{Inode, Link, Loc};
+use super::remove::{NameLocks, clear_wh_name, has_link, is_bare};
+use super::resolve::WhiteoutKind;
+use super::types::{Ino, RenameFlags};
+use super::upper::{Upper, WhiteoutForm};
+use crate::layer::at::{At, is_valid_name};
+use crate::layer::markers::{Marker, Markers};
+
+/// Longest redirect we write, in bytes: a path the kernel can look up.
+const REDIRECT_LIMIT: usize = 4095;
+
+/// One side of a rename.
+struct Side<'a> {
+    parent: &'a Arc<Inode>,
+    name: &'a [u8],
+    dir: Arc<OwnedFd>,
+    /// A lower has the name, so it must be hidden when the upper has it no more.
+    below: bool,
+}
+
+impl Side<'_> {
+    fn at(&self) -> At<'_> {
+        At::new(self.dir.as_fd(), self.name)
+    }
+}
+
+impl Union {
+    /// Renames. EINVAL for RENAME_WHITEOUT (as overlayfs) and for a directory into itself,
+    /// EEXIST with NOREPLACE, ENOENT, ENOTEMPTY, EISDIR, ENOTDIR; EXDEV for a merged directory
+    /// when redirects are off.
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<()> {
+        if flags.whiteout || (flags.exchange && flags.noreplace) || !is_valid_name(name) {
+            return Err(Errno::INVAL.into());
+        }
+        let upper = self.writable()?;
+        self.check_new_name(upper, new_name)?;
+        let from = self.directory(parent)?;
+        let to = self.directory(new_parent)?;
+        loop {
+            let Some((_source_count, source)) = self.lookup_in(&from, name, None)? else {
+                return Err(Errno::NOENT.into());
+            };
+            let target = self.lookup_in(&to, new_name, None)?;
+            let target = target.as_ref().map(|(_, inode)| inode);
+            if let Some(target) = target
+                && Arc::ptr_eq(target, &source)
+                && !flags.noreplace
+            {
+                return Ok(()); // two names of one file
+            }
+            check_kinds(&source, target, flags)?;
+            self.check_tree(&source, target, (&from, &to), flags)?;
+            self.check_movable(&source)?;
+            self.copy_up(&source)?;
+            self.copy_up(&from)?;
+            self.copy_up(&to)?;
+            if let Some(target) = target {
+                if flags.exchange {
+                    self.check_movable(target)?;
+                    self.copy_up(target)?;
+                } else if self.counts_links(target) {
+                    self.copy_up(target)?;
+                }
+            }
+            let mut involved = vec![&from, &to];
+            involved.extend(target.filter(|_| !flags.exchange));
+            let mut locks = NameLocks::lock(&involved);
+            if locks.is_dead(&from) || locks.is_dead(&to) {
+                return Err(Errno::NOENT.into());
+            }
+            let unchanged = has_link(&source, &from, name)
+                && match target {
+                    Some(target) => has_link(target, &to, new_name),
+                    None => self.is_absent(&to, new_name)?,
+                };
+            if !unchanged {
+                continue;
+            }
+            let old = self.side(&from, name)?;
+            let new = self.side(&to, new_name)?;
+            match (target, flags.exchange) {
+                (Some(target), true) => self.exchange(upper, &old, &new, &source, target)?,
+                (target, _) => self.replace(upper, &old, &new, &source, target)?,
+            }
+            if let Some(target) = target.filter(|_| !flags.exchange) {
+                locks.kill(target);
+            }
+            return Ok(());
+        }
+    }
+
+    fn side<'a>(&self, parent: &'a Arc<Inode>, name: &'a [u8]) -> Result<Side<'a>> {
+        let dir = self.upper_dir(parent)?;
+        Ok(Side {
+            parent,
+            name,
+            dir,
+            below: self.exists_below(parent, name)?,
+        })
+    }
+
+    fn is_absent(&self, parent: &Inode, name: &[u8]) -> Result<bool> {
+        match self.whiteout_at(parent, name) {
+            Ok(_) => Ok(true),
+            Err(e) if e.errno() == Errno::EXIST.raw_os_error() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// EXDEV for a directory whose lowers the upper may not point to.
+    fn check_movable(&self, inode: &Inode) -> Result<()> {
+        match &inode.dir {
+            Some(dir) if !dir.lowers.is_empty() && !self.redirect_dir => Err(Errno::XDEV.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A directory cannot move below itself, nor replace one that contains it.
+    fn check_tree(
+        &self,
+        source: &Arc<Inode>,
+        target: Option<&Arc<Inode>>,
+        (from, to): (&Arc<Inode>, &Arc<Inode>),
+        flags: RenameFlags,
+    ) -> Result<()> {
+        if source.dir.is_some() && is_below(to, source) {
+            return Err(Errno::INVAL.into());
+        }
+        match target {
+            Some(target) if target.dir.is_some() && is_below(from, target) => {
+                match flags.exchange {
+                    true => Err(Errno::INVAL.into()),
+                    false => Err(Errno::NOTEMPTY.into()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn replace(
+        &self,
+        upper: &Upper,
+        old: &Side<'_>,
+        new: &Side<'_>,
+        source: &Arc<Inode>,
+        target: Option<&Arc<Inode>>,
+    ) -> Result<()> {
+        if let Some(target) = target {
+            if target.dir.is_some() && !self.is_empty_dir(target)? {
+                return Err(Errno::NOTEMPTY.into());
+            }
+            self.store_nlink(upper, target)?;
+        }
+        let whiteout = match target {
+            Some(_) => None,
+            None => self.whiteout_at(new.parent, new.name)?,
+        };
+        self.prepare_move(upper, source, old, new)?;
+        let target_in_upper = target.is_some_and(|t| link_in_upper(t, new.parent, new.name));
+        if let Some(target) = target
+            && target_in_upper
+            && target.dir.is_some()
+        {
+            self.bare(upper, target, new)?;
+        }
+        let held = if target_in_upper {
+            Some(self.hold(new.at())?)
+        } else {
+            None
+        };
+        let _topology = source.dir.is_some().then(|| self.topology.write());
+        let (mut source_loc, mut target_loc) = match target {
+            Some(target) => {
+                let (source, target) = lock_both(source, target);
+                (source, Some(target))
+            }
+            None => (source.loc.write(), None),
+        };
+        let is_dir = source.dir.is_some();
+        let left = step(upper, old, new, (is_dir, target_in_upper), whiteout)?;
+        let mut gone = Vec::new();
+        if let Some(target_loc) = &mut target_loc {
+            gone.extend(self.unlinked(target_loc, new.parent, new.name, held));
+        }
+        relink(&mut source_loc.links, old, new, &mut gone);
+        drop((source_loc, target_loc));
+        self.moved(source, old, new, left);
+        self.table.unlink(gone);
+        Ok(())
+    }
+
+    /// Memory after a rename: caches, listings, parents.
+    fn moved(
+        &self,
+        source: &Arc<Inode>,
+        old: &Side<'_>,
+        new: &Side<'_>,
+        left: Option<WhiteoutKind>,
+    ) {
+        self.table.pin(new.parent);
+        self.note_whiteout(old.parent, left);
+        self.names
+            .put(old.parent.key, old.name, Cached::Negative(left));
+        self.names.remove(new.parent.key, new.name);
+        Self::listing_remove(old.parent, old.name);
+        Self::listing_add(new.parent, new.name, source.kind, source.ino);
+    }
+
+    fn exchange(
+        &self,
+        upper: &Upper,
+        old: &Side<'_>,
+        new: &Side<'_>,
+        source: &Arc<Inode>,
+        target: &Arc<Inode>,
+    ) -> Result<()> {
+        self.prepare_move(upper, source, old, new)?;
+        self.prepare_move(upper, target, new, old)?;
+        let any_dir = source.dir.is_some() || target.dir.is_some();
+        let _topology = any_dir.then(|| self.topology.write());
+        let (mut source_loc, mut target_loc) = lock_both(source, target);
+        old.at().rename_to(new.at(), Flags::EXCHANGE)?;
+        let mut gone = Vec::new();
+        relink(&mut source_loc.links, old, new, &mut gone);
+        relink(&mut target_loc.links, new, old, &mut gone);
+        drop((source_loc, target_loc));
+        self.table.pin(new.parent);
+        self.table.pin(old.parent);
+        for side in [old, new] {
+            self.names.remove(side.parent.key, side.name);
+            Self::listing_remove(side.parent, side.name);
+        }
+        Self::listing_add(new.parent, new.name, source.kind, source.ino);
+        Self::listing_add(old.parent, old.name, target.kind, target.ino);
+        self.table.unlink(gone);
+        Ok(())
+    }
+
+    /// Marks what is about to move so that it stays what it is at its new place.
+    fn prepare_move(
+        &self,
+        upper: &Upper,
+        inode: &Arc<Inode>,
+        old: &Side<'_>,
+        new: &Side<'_>,
+    ) -> Result<()> {
+        let origin = inode.loc.read().upper.as_ref().is_some_and(|u| u.origin);
+        let lowers = inode.dir.as_ref().map_or(0, |dir| dir.lowers.len());
+        if origin || lowers > 0 {
+            self.mark_impure(new.parent)?;
+        }
+        if inode.dir.is_none() {
+            return Ok(());
+        }
+        if lowers > 0 {
+            return self.set_redirect(upper, inode, old, Arc::ptr_eq(old.parent, new.parent));
+        }
+        let merged_parent = new
+            .parent
+            .dir
+            .as_ref()
+            .is_some_and(|dir| !dir.lowers.is_empty());
+        if merged_parent {
+            self.with_upper(inode, |at| Ok(upper.mark_opaque(at)?))?;
+        }
+        Ok(())
+    }
+
+    /// Writes where the lowers have the directory: a name while it stays in its directory,
+    /// else an absolute path (fs/overlayfs/dir.c, ovl_set_redirect).
+    fn set_redirect(
+        &self,
+        upper: &Upper,
+        inode: &Arc<Inode>,
+        old: &Side<'_>,
+        same_dir: bool,
+    ) -> Result<()> {
+        let current = self.redirect_of(upper, inode)?;
+        if let Some(current) = &current
+            && (same_dir || current.starts_with(b"/"))
+        {
+            return Ok(());
+        }
+        let own = current.unwrap_or_else(|| old.name.to_vec());
+        let redirect = match same_dir {
+            true => own,
+            false => self.absolute_redirect(upper, old.parent, own)?,
+        };
+        if redirect.len() > REDIRECT_LIMIT {
+            return Err(Errno::XDEV.into());
+        }
+        let set = self.with_upper(inode, |at| {
+            Ok(upper.markers.set(at, Marker::Redirect, &redirect))
+        });
+        // No room for the attribute: the caller falls back to copying, as with overlayfs.
+        set?.map_err(|_| Errno::XDEV.into())
+    }
+
+    fn redirect_of(&self, upper: &Upper, inode: &Arc<Inode>) -> Result<Option<Vec<u8>>> {
+        self.with_upper(inode, |at| {
+            Ok(Markers::read(at, upper.layer.dialect)?.redirect)
+        })
+    }
+
+    /// The path of `name` in the lowers of `parent`, through the redirects on the way.
+    fn absolute_redirect(
+        &self,
+        upper: &Upper,
+        parent: &Arc<Inode>,
+        name: Vec<u8>,
+    ) -> Result<Vec<u8>> {
+        let mut parts = vec![name];
+        let mut at = Arc::clone(parent);
+        loop {
+            let link = at.loc.read().links.first().cloned();
+            let Some(link) = link else { break };
+            match self.redirect_of(upper, &at)? {
+                Some(redirect) if redirect.starts_with(b"/") => {
+                    parts.push(redirect[1..].to_vec());
+                    break;
+                }
+                Some(redirect) => parts.push(redirect),
+                None => parts.push(link.name.to_vec()),
+            }
+            at = link.parent;
+        }
+        parts.push(Vec::new()); // the leading slash
+        parts.reverse();
+        Ok(parts.join(&b'/'))
+    }
+
+    /// Makes the upper side of an empty directory physically empty, so that rename can
+    /// replace it: a bare opaque one takes its place (ovl_clear_empty).
+    fn bare(&self, upper: &Upper, target: &Arc<Inode>, new: &Side<'_>) -> Result<()> {
+        let dir = self.upper_dir(target)?;
+        if is_bare(&dir)? {
+            return Ok(());
+        }
+        let stat = At::fd(dir.as_fd()).stat()?;
+        let staged = upper.stage(|at| at.mkdir(0o700))?;
+        upper.mark_opaque(staged.at())?;
+        staged.at().chown(Some(stat.uid), Some(stat.gid))?;
+        staged.at().chmod(stat.perm)?;
+        staged.publish(new.at(), Flags::EXCHANGE)?;
+        if let Some(dir) = &target.dir {
+            dir.upper_fd.clear();
+        }
+        Ok(())
+    }
+}
+
+/// The one step. Answers what hides the old name now.
+fn step(
+    upper: &Upper,
+    old: &Side<'_>,
+    new: &Side<'_>,
+    (is_dir, replaces): (bool, bool),
+    whiteout: Option<WhiteoutKind>,
+) -> Result<Option<WhiteoutKind>, Errno> {
+    let node = whiteout == Some(WhiteoutKind::Node);
+    let left = match (old.below, node) {
+        // The whiteout at the new place goes to the old one, where it is needed or removed.
+        (true, true) => {
+            old.at().rename_to(new.at(), Flags::EXCHANGE)?;
+            Some(WhiteoutKind::Node)
+        }
+        (false, true) if is_dir => {
+            old.at().rename_to(new.at(), Flags::EXCHANGE)?;
+            old.at().unlink()?;
+            None
+        }
+        (false, _) => {
+            let flags = if node || replaces {
+                Flags::empty()
+            } else {
+                Flags::NOREPLACE
+            };
+            old.at().rename_to(new.at(), flags)?;
+            None
+        }
+        (true, false) => Some(rename_and_hide(upper, old, new, replaces)?),
+    };
+    if whiteout == Some(WhiteoutKind::WhName) {
+        clear_wh_name(&new.dir, new.name)?;
+    }
+    Ok(left)
+}
+
+/// Renames and leaves a whiteout behind.
+fn rename_and_hide(
+    upper: &Upper,
+    old: &Side<'_>,
+    new: &Side<'_>,
+    replaces: bool,
+) -> Result<WhiteoutKind, Errno> {
+    match upper.form {
+        WhiteoutForm::CharDevice => {
+            match old.at().rename_to(new.at(), Flags::WHITEOUT) {
+                Ok(()) => return Ok(WhiteoutKind::Node),
+                // Not on this file system; then in two steps, below.
+                Err(Errno::INVAL | Errno::PERM | Errno::NOSYS) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        WhiteoutForm::Xattr => upper.mark_xwhiteouts(old.dir.as_fd())?,
+        WhiteoutForm::WhName => {
+            let kind = upper.whiteout(old.dir.as_fd(), old.name)?;
+            old.at().rename_to(new.at(), Flags::empty())?;
+            return Ok(kind);
+        }
+    }
+    if replaces {
+        // The old name is hidden last: for a moment it shows what it replaced.
+        old.at().rename_to(new.at(), Flags::EXCHANGE)?;
+        let is_dir = old.at().stat()?.kind == super::FileKind::Directory;
+        let flags = if is_dir {
+            Flags::EXCHANGE
+        } else {
+            Flags::empty()
+        };
+        upper.stage_whiteout()?.publish(old.at(), flags)?;
+    } else {
+        upper
+            .stage_whiteout()?
+            .publish(new.at(), Flags::NOREPLACE)?;
+        old.at().rename_to(new.at(), Flags::EXCHANGE)?;
+    }
+    Ok(WhiteoutKind::Node)
+}
+
+/// Moves a link from one side to the other.
+fn relink(links: &mut [Link], old: &Side<'_>, new: &Side<'_>, gone: &mut Vec<Link>) {
+    let is_old = |l: &&mut Link| l.parent.ino == old.parent.ino && *l.name == *old.name;
+    if let Some(link) = links.iter_mut().find(is_old) {
+        let (parent, name) = (Arc::clone(new.parent), Arc::from(new.name));
+        gone.push(std::mem::replace(
+            link,
+            Link {
+                parent,
+                name,
+                in_upper: true,
+            },
+        ));
+    }
+}
+
+/// Locks two inodes, in the order of their addresses.
+fn lock_both<'a>(
+    a: &'a Arc<Inode>,
+    b: &'a Arc<Inode>,
+) -> (RwLockWriteGuard<'a, Loc>, RwLockWriteGuard<'a, Loc>) {
+    if Arc::as_ptr(a) < Arc::as_ptr(b) {
+        let first = a.loc.write();
+        (first, b.loc.write())
+    } else {
+        let second = b.loc.write();
+        (a.loc.write(), second)
+    }
+}
+
+fn link_in_upper(inode: &Inode, parent: &Inode, name: &[u8]) -> bool {
+    let loc = inode.loc.read();
+    loc.links
+        .iter()
+        .any(|l| l.in_upper && l.parent.ino == parent.ino && *l.name == *name)
+}
+
+/// Whether `inode` is `ancestor` or below it.
+fn is_below(inode: &Arc<Inode>, ancestor: &Arc<Inode>) -> bool {
+    let mut at = Some(Arc::clone(inode));
+    while let Some(inode) = at {
+        if Arc::ptr_eq(&inode, ancestor) {
+            return true;
+        }
+        at = inode
+            .loc
+            .read()
+            .links
+            .first()
+            .map(|l| Arc::clone(&l.parent));
+    }
+    false
+}
+
+fn check_kinds(source: &Inode, target: Option<&Arc<Inode>>, flags: RenameFlags) -> Result<()> {
+    let Some(target) = target else {
+        return if flags.exchange {
+            Err(Errno::NOENT.into())
+        } else {
+            Ok(())
+        };
+    };
+    if flags.noreplace {
+        return Err(Errno::EXIST.into());
+    }
+    match (source.dir.is_some(), target.dir.is_some()) {
+        _ if flags.exchange => Ok(()),
+        (false, true) => Err(Errno::ISDIR.into()),
+        (true, false) => Err(Errno::NOTDIR.into()),
+        _ => Ok(()),
+    }
+}

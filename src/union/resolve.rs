@@ -1,0 +1,520 @@
+//! Resolving a name: what upper and lowers say about it, merged by the rules of overlayfs
+//! (fs/overlayfs/namei.c). Reads the layers only; makes no inode. Called by `lookup`,
+//! `readdir` and, to learn whether a name needs a whiteout, by `remove` and `rename`.
+
+use std::borrow::Cow;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::Union;
+use super::error::Result;
+use super::inode::{DataPlace, Dir, Inode, LowerFile};
+use super::types::{FileKind, Ino};
+use crate::layer::at::{At, Stat};
+use crate::layer::lower::{LowerDir, Single};
+use crate::layer::markers::{Markers, WH_PREFIX};
+use crate::layer::origin::Origin;
+
+/// How the upper hides a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WhiteoutKind {
+    /// A node of that name: char 0:0 or the xattr form.
+    Node,
+    /// A `.wh.NAME` file.
+    WhName,
+}
+
+/// What a name resolves to.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    pub kind: FileKind,
+    pub upper: Option<UpperFound>,
+    /// Lower file, where the upper has none or has only its metadata.
+    pub file: Option<Arc<LowerFile>>,
+    /// Lower directories, top first, of a directory.
+    pub dirs: Arc<[Arc<LowerDir>]>,
+    /// Inode number it should have.
+    pub ino: Ino,
+}
+
+/// The upper side of a resolved name.
+#[derive(Debug)]
+pub(crate) struct UpperFound {
+    pub stat: Stat,
+    pub metacopy: bool,
+    /// It was copied up, and says from where.
+    pub origin: bool,
+    /// The directory may hold copied-up files.
+    pub impure: bool,
+    /// Name in the index, for a hard link that came from a lower.
+    pub index: Option<Box<[u8]>>,
+    /// Link count in the union, for such a link.
+    pub nlink: Option<u32>,
+    /// The name itself is in the upper (not only the index entry).
+    pub named: bool,
+}
+
+impl Resolved {
+    /// Whether the answer stays true after the inode is forgotten: nothing but operations
+    /// on this very name can change it.
+    pub fn is_cacheable(&self) -> bool {
+        match (&self.upper, &self.file) {
+            _ if self.kind == FileKind::Directory => true,
+            (Some(upper), _) => upper.stat.nlink == 1 && upper.index.is_none(),
+            (None, Some(file)) => file.stat.nlink == 1,
+            (None, None) => false,
+        }
+    }
+}
+
+/// A name or its absence.
+pub(crate) enum Answer {
+    Found(Resolved),
+    Absent(Option<WhiteoutKind>),
+}
+
+/// What the lowers say about a name.
+pub(crate) enum Below {
+    Nothing,
+    File(LowerFile),
+    Dirs(Vec<Arc<LowerDir>>),
+}
+
+/// Where to look in the next layer.
+#[derive(Clone)]
+enum Target<'a> {
+    /// A name in the parent's directory.
+    Name(Cow<'a, [u8]>),
+    /// A path from the layer's root, by components.
+    Path(Vec<Vec<u8>>),
+}
+
+impl Target<'_> {
+    fn redirect(&mut self, to: &[u8]) {
+        match (to.strip_prefix(b"/"), &mut *self) {
+            (Some(path), _) => {
+                *self = Target::Path(path.split(|&b| b == b'/').map(<[u8]>::to_vec).collect());
+            }
+            (None, Target::Name(name)) => *name = Cow::Owned(to.to_vec()),
+            (None, Target::Path(path)) => {
+                path.pop();
+                path.push(to.to_vec());
+            }
+        }
+    }
+}
+
+impl Union {
+    /// Resolves `name` in `parent`; the caller holds `parent`'s name lock.
+    /// `skip`: the upper and this many lower directories are known not to have the name.
+    pub(crate) fn resolve(
+        &self,
+        parent: &Inode,
+        name: &[u8],
+        skip: Option<usize>,
+    ) -> Result<Answer> {
+        let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
+        if name.len() > self.name_max {
+            return Err(Errno::NAMETOOLONG.into());
+        }
+        if skip.is_none() && parent.in_upper() {
+            if let Some(answer) = self.resolve_upper(parent, dir, name)? {
+                return Ok(answer);
+            }
+        }
+        match self.below(&dir.lowers[skip.unwrap_or(0)..], name, None)? {
+            Below::Nothing => Ok(Answer::Absent(None)),
+            Below::File(file) => self.from_lower_file(file).map(Answer::Found),
+            Below::Dirs(dirs) => {
+                let ino = self.inos.number(&dirs[0].stat);
+                let kind = FileKind::Directory;
+                Ok(Answer::Found(Resolved {
+                    kind,
+                    upper: None,
+                    file: None,
+                    dirs: dirs.into(),
+                    ino,
+                }))
+            }
+        }
+    }
+
+    /// `None`: the upper says nothing about the name.
+    fn resolve_upper(&self, parent: &Inode, dir: &Dir, name: &[u8]) -> Result<Option<Answer>> {
+        let Some(upper) = &self.upper else {
+            return Ok(None);
+        };
+        let fd = self.upper_dir(parent)?;
+        let mut hidden = false;
+        if upper.layer.dialect.wh_names {
+            if name.starts_with(WH_PREFIX) {
+                return Ok(Some(Answer::Absent(None)));
+            }
+            hidden = self.upper_has_wh(dir, &fd)?
+                && At::new(fd.as_fd(), &[WH_PREFIX, name].concat())
+                    .stat_opt()?
+                    .is_some();
+        }
+        let at = At::new(fd.as_fd(), name);
+        let Some(stat) = at.stat_opt()? else {
+            return Ok(hidden.then_some(Answer::Absent(Some(WhiteoutKind::WhName))));
+        };
+        if stat.is_chardev_whiteout() {
+            return Ok(Some(Answer::Absent(Some(WhiteoutKind::Node))));
+        }
+        // In a directory that never had anything below it nothing can carry a marker that
+        // matters, but for its subdirectories' own impurity.
+        let plain = dir.lowers.is_empty() && !dir.impure.load(std::sync::atomic::Ordering::Acquire);
+        let markers = match plain && stat.kind != FileKind::Directory {
+            true => Markers::default(),
+            false => Markers::read(at, upper.layer.dialect)?,
+        };
+        if markers.whiteout && stat.kind == FileKind::Regular && stat.size == 0 {
+            return Ok(Some(Answer::Absent(Some(WhiteoutKind::Node))));
+        }
+        let resolved = match stat.kind {
+            FileKind::Directory => {
+                let opaque = hidden || markers.opaque || self.upper_wh_opaque(&fd, name)?;
+                self.merged_dir(dir, name, stat, &markers, opaque)?
+            }
+            _ => self.from_upper_file(dir, name, stat, &markers, true)?,
+        };
+        Ok(Some(Answer::Found(resolved)))
+    }
+
+    fn merged_dir(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        stat: Stat,
+        markers: &Markers,
+        opaque: bool,
+    ) -> Result<Resolved> {
+        let below = match opaque {
+            true => Below::Nothing,
+            false => self.below(&dir.lowers, name, markers.redirect.as_deref())?,
+        };
+        let dirs: Arc<[_]> = match below {
+            Below::Dirs(dirs) => dirs.into(),
+            Below::Nothing | Below::File(_) => Arc::default(),
+        };
+        let ino = self
+            .inos
+            .number(dirs.first().map_or(&stat, |top| &top.stat));
+        let upper = UpperFound {
+            stat,
+            metacopy: false,
+            origin: markers.origin.is_some(),
+            impure: markers.impure,
+            index: None,
+            nlink: None,
+            named: true,
+        };
+        Ok(Resolved {
+            kind: FileKind::Directory,
+            upper: Some(upper),
+            file: None,
+            dirs,
+            ino,
+        })
+    }
+
+    /// An upper file; `named` is false for one found only through the index.
+    pub(crate) fn from_upper_file(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        stat: Stat,
+        markers: &Markers,
+        named: bool,
+    ) -> Result<Resolved> {
+        let metacopy = markers.metacopy && stat.kind == FileKind::Regular;
+        let mut file = None;
+        if metacopy {
+            match self.below(&dir.lowers, name, markers.redirect.as_deref())? {
+                Below::File(found) if found.stat.kind == FileKind::Regular => {
+                    file = Some(Arc::new(found));
+                }
+                // Metadata without data: never show zeros.
+                _ => return Err(Errno::IO.into()),
+            }
+        }
+        let origin = markers.origin.as_deref().and_then(Origin::parse);
+        let lower = origin.as_ref().and_then(|o| self.origin_stat(dir, name, o));
+        let mut index = None;
+        let mut nlink = None;
+        if let (Some(origin), Some(lower)) = (&origin, &lower)
+            && lower.nlink > 1
+            && self.has_index_entry(origin, &stat)?
+        {
+            index = Some(origin.index_name().into_boxed_slice());
+            nlink = Some(union_nlink(markers.nlink.as_deref(), lower, &stat));
+        }
+        let ino = self.inos.number(lower.as_ref().unwrap_or(&stat));
+        let origin = origin.is_some();
+        let upper = UpperFound {
+            stat,
+            metacopy,
+            origin,
+            impure: false,
+            index,
+            nlink,
+            named,
+        };
+        Ok(Resolved {
+            kind: stat.kind,
+            upper: Some(upper),
+            file,
+            dirs: Arc::default(),
+            ino,
+        })
+    }
+
+    /// A lower file; a hard link that has been copied up under another name is found in
+    /// the index.
+    fn from_lower_file(&self, file: LowerFile) -> Result<Resolved> {
+        if file.stat.nlink > 1
+            && let Some((stat, markers, origin)) = self.indexed(&file)?
+        {
+            let nlink = Some(union_nlink(markers.nlink.as_deref(), &file.stat, &stat));
+            let index = Some(origin.index_name().into_boxed_slice());
+            let ino = self.inos.number(&file.stat);
+            let metacopy = markers.metacopy;
+            let (origin, impure, named) = (true, false, false);
+            let upper = Some(UpperFound {
+                stat,
+                metacopy,
+                origin,
+                impure,
+                index,
+                nlink,
+                named,
+            });
+            let file = metacopy.then(|| Arc::new(file));
+            return Ok(Resolved {
+                kind: stat.kind,
+                upper,
+                file,
+                dirs: Arc::default(),
+                ino,
+            });
+        }
+        let (kind, ino) = (file.stat.kind, self.inos.number(&file.stat));
+        Ok(Resolved {
+            kind,
+            upper: None,
+            file: Some(Arc::new(file)),
+            dirs: Arc::default(),
+            ino,
+        })
+    }
+
+    /// What `lowers` say about `name`, or about what `redirect` makes of it.
+    pub(crate) fn below(
+        &self,
+        lowers: &[Arc<LowerDir>],
+        name: &[u8],
+        redirect: Option<&[u8]>,
+    ) -> Result<Below> {
+        let mut target = Target::Name(Cow::Borrowed(name));
+        if let Some(to) = redirect {
+            target.redirect(to);
+        }
+        let mut stack = lowers;
+        let mut next = 0;
+        // Layers above this one are done.
+        let mut floor = 0;
+        let mut dirs: Vec<Arc<LowerDir>> = Vec::new();
+        let mut meta: Option<LowerFile> = None;
+        loop {
+            if matches!(target, Target::Path(_)) && !std::ptr::eq(stack, &*self.roots) {
+                (stack, next) = (&self.roots, 0);
+            }
+            let Some(dir) = stack.get(next) else { break };
+            next += 1;
+            if dir.index < floor {
+                continue;
+            }
+            let (place, single) = self.look(dir, &mut target)?;
+            let redirect = match single {
+                Single::Absent => continue,
+                Single::Whiteout => break,
+                Single::File { .. } if !dirs.is_empty() => break,
+                Single::File { stat, .. } if meta.is_some() && stat.kind != FileKind::Regular => {
+                    break;
+                }
+                Single::Dir { .. } if meta.is_some() => break,
+                Single::Dir {
+                    dir,
+                    opaque,
+                    redirect,
+                } => {
+                    dirs.push(dir);
+                    if opaque {
+                        break;
+                    }
+                    redirect
+                }
+                Single::File { stat, markers } => {
+                    let (at, at_name) = place;
+                    if !markers.metacopy || stat.kind != FileKind::Regular {
+                        return Ok(Below::File(finish(meta, at, at_name, stat)));
+                    }
+                    meta.get_or_insert(LowerFile {
+                        dir: at,
+                        name: at_name,
+                        stat,
+                        data: None,
+                    });
+                    markers.redirect
+                }
+            };
+            floor = dir.index + 1;
+            if let Some(to) = redirect {
+                target.redirect(&to);
+            }
+        }
+        match (meta, dirs.is_empty()) {
+            (Some(meta), _) => self.data_only(meta, &target).map(Below::File),
+            (None, true) => Ok(Below::Nothing),
+            (None, false) => Ok(Below::Dirs(dirs)),
+        }
+    }
+
+    /// Asks one layer for the target. Markers on the way (of an absolute path) change the
+    /// target for the layers below.
+    fn look(
+        &self,
+        dir: &Arc<LowerDir>,
+        target: &mut Target<'_>,
+    ) -> Result<((Arc<LowerDir>, Box<[u8]>), Single)> {
+        let path = match target {
+            Target::Name(name) => {
+                let single = dir.lookup(&self.fds, name)?;
+                return Ok(((Arc::clone(dir), name.as_ref().into()), single));
+            }
+            Target::Path(path) => path.clone(),
+        };
+        let mut at = Arc::clone(dir);
+        let Some((last, ancestors)) = path.split_last() else {
+            return Ok(((at, Box::default()), Single::Absent));
+        };
+        let mut opaque_above = false;
+        for (depth, component) in ancestors.iter().enumerate() {
+            match at.lookup(&self.fds, component)? {
+                Single::Absent => return Ok(((at, Box::default()), Single::Absent)),
+                Single::Whiteout | Single::File { .. } => {
+                    return Ok(((at, Box::default()), Single::Whiteout));
+                }
+                Single::Dir {
+                    dir,
+                    opaque,
+                    redirect,
+                } => {
+                    opaque_above |= opaque;
+                    if let Some(to) = redirect {
+                        let mut prefix = Target::Path(path[..=depth].to_vec());
+                        prefix.redirect(&to);
+                        if let Target::Path(mut new) = prefix {
+                            new.extend_from_slice(&path[depth + 1..]);
+                            *target = Target::Path(new);
+                        }
+                    }
+                    at = dir;
+                }
+            }
+        }
+        let single = match at.lookup(&self.fds, last)? {
+            Single::Dir { dir, redirect, .. } if opaque_above => Single::Dir {
+                dir,
+                opaque: true,
+                redirect,
+            },
+            Single::Absent if opaque_above => Single::Whiteout,
+            other => other,
+        };
+        Ok(((at, last.as_slice().into()), single))
+    }
+
+    /// Completes a metacopy from the data-only layers; EIO when its data is nowhere.
+    fn data_only(&self, mut meta: LowerFile, target: &Target<'_>) -> Result<LowerFile> {
+        if let Target::Path(_) = target {
+            for root in &self.data_roots {
+                let mut target = target.clone();
+                if let ((dir, name), Single::File { stat, markers }) =
+                    self.look(root, &mut target)?
+                    && stat.kind == FileKind::Regular
+                    && !markers.metacopy
+                {
+                    meta.data = Some((dir, name));
+                    return Ok(meta);
+                }
+            }
+        }
+        Err(Errno::IO.into())
+    }
+
+    /// Attributes of the lower file that an upper file was copied up from.
+    fn origin_stat(&self, dir: &Dir, name: &[u8], origin: &Origin) -> Option<Stat> {
+        let mut asked = Vec::new();
+        for root in self.roots.iter() {
+            let layer = &root.layer;
+            if asked.contains(&layer.stat.dev) || !origin.on_file_system(layer.uuid) {
+                continue;
+            }
+            asked.push(layer.stat.dev);
+            match origin.stat(&layer.root) {
+                Ok(stat) => return Some(stat),
+                // Without the privilege: the file of the same name is the likely origin.
+                Err(Errno::PERM) => return self.same_name_origin(dir, name, origin),
+                Err(_) => {}
+            }
+        }
+        None
+    }
+
+    fn same_name_origin(&self, dir: &Dir, name: &[u8], origin: &Origin) -> Option<Stat> {
+        for lower in dir.lowers.iter() {
+            let fd = lower.fd(&self.fds).ok()?;
+            let at = At::new(fd.as_fd(), name);
+            if let Ok(Some(stat)) = at.stat_opt() {
+                let same = Origin::of(at, lower.layer.uuid).ok()? == *origin;
+                return same.then_some(stat);
+            }
+        }
+        None
+    }
+}
+
+/// The file found, as the data of a metacopy above it or by itself.
+fn finish(meta: Option<LowerFile>, dir: Arc<LowerDir>, name: Box<[u8]>, stat: Stat) -> LowerFile {
+    match meta {
+        None => LowerFile {
+            dir,
+            name,
+            stat,
+            data: None,
+        },
+        Some(mut meta) => {
+            let data: DataPlace = (dir, name);
+            meta.data = Some(data);
+            meta
+        }
+    }
+}
+
+/// The link count of an indexed file: `[UL][+-]N`, relative to the upper's or lower's own.
+fn union_nlink(marker: Option<&[u8]>, lower: &Stat, upper: &Stat) -> u32 {
+    let parse = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<i64>().ok();
+    let count = match marker.and_then(<[u8]>::split_first) {
+        Some((b'U', diff)) => parse(diff).map(|d| i64::from(upper.nlink) + d),
+        Some((b'L', diff)) => parse(diff).map(|d| i64::from(lower.nlink) + d),
+        _ => None,
+    };
+    count
+        .and_then(|n| u32::try_from(n).ok())
+        .filter(|n| *n > 0)
+        .unwrap_or(upper.nlink)
+}

@@ -1,0 +1,183 @@
+//! The inode table: inode numbers to inodes, sharded (dashmap), with exact counts.
+//!
+//! An inode's count is the number of lookups the kernel has not given back plus the
+//! number of links of other inodes that name it as parent; at zero it leaves the table,
+//! and its own links give back their parents. The count changes only under the shard
+//! lock of its entry, so no lookup can meet an inode on its way out.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+
+use super::inode::{Inode, Link};
+use super::types::Ino;
+
+/// Inodes by number.
+#[derive(Default)]
+pub(crate) struct Table {
+    map: DashMap<Ino, Arc<Inode>>,
+}
+
+/// What [`Table::intern`] found.
+pub(crate) enum Interned {
+    /// The inode was there; it has been counted.
+    Existing(Arc<Inode>),
+    /// It was made; it has been counted, and so has its parent.
+    Created(Arc<Inode>),
+    /// The number is taken by another file.
+    Conflict,
+}
+
+impl Table {
+    /// The inode with this number.
+    pub fn get(&self, ino: Ino) -> Option<Arc<Inode>> {
+        self.map.get(&ino).map(|entry| Arc::clone(entry.value()))
+    }
+
+    /// Counts the inode with this number if it `matches`, or makes it.
+    pub fn intern(
+        &self,
+        ino: Ino,
+        matches: impl FnOnce(&Inode) -> bool,
+        make: impl FnOnce() -> Inode,
+    ) -> Interned {
+        let created = match self.map.entry(ino) {
+            Entry::Occupied(entry) => {
+                let inode = entry.get();
+                if !matches(inode) {
+                    return Interned::Conflict;
+                }
+                inode.count.fetch_add(1, Ordering::Relaxed);
+                return Interned::Existing(Arc::clone(inode));
+            }
+            Entry::Vacant(entry) => {
+                let inode = Arc::new(make());
+                inode.count.store(1, Ordering::Relaxed);
+                entry.insert(Arc::clone(&inode));
+                inode
+            }
+        };
+        let parents: Vec<_> = created
+            .loc
+            .read()
+            .links
+            .iter()
+            .map(|link| Arc::clone(&link.parent))
+            .collect();
+        parents.iter().for_each(|parent| self.pin(parent));
+        Interned::Created(created)
+    }
+
+    /// Counts a reference to an inode that its holder keeps in the table.
+    pub fn pin(&self, inode: &Arc<Inode>) {
+        match self.map.entry(inode.ino) {
+            Entry::Occupied(entry) => {
+                entry.get().count.fetch_add(1, Ordering::Relaxed);
+            }
+            // It left meanwhile; put it back, so that there is only ever one.
+            Entry::Vacant(entry) => {
+                inode.count.store(1, Ordering::Relaxed);
+                entry.insert(Arc::clone(inode));
+            }
+        }
+    }
+
+    /// Gives back `count` references; at zero the inode leaves, and then perhaps its parents.
+    pub fn release(&self, ino: Ino, count: u64) {
+        let mut todo = vec![(ino, count)];
+        while let Some((ino, count)) = todo.pop() {
+            let gone = self.map.remove_if(&ino, |_, inode| {
+                let held = inode.count.load(Ordering::Relaxed);
+                let left = held.saturating_sub(count);
+                inode.count.store(left, Ordering::Relaxed);
+                left == 0
+            });
+            if let Some((_, inode)) = gone {
+                let links = std::mem::take(&mut inode.loc.write().links);
+                todo.extend(links.iter().map(|link| (link.parent.ino, 1)));
+            }
+        }
+    }
+
+    /// Gives back the parents of links that were removed.
+    pub fn unlink(&self, links: impl IntoIterator<Item = Link>) {
+        for link in links {
+            self.release(link.parent.ino, 1);
+        }
+    }
+
+    /// Inodes in the table.
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::inode::Loc;
+    use super::super::types::FileKind;
+    use super::*;
+
+    fn inode(ino: Ino, parent: Option<&Arc<Inode>>) -> Inode {
+        let links = parent
+            .map(|p| Link {
+                parent: Arc::clone(p),
+                name: Arc::from(&b"x"[..]),
+                in_upper: true,
+            })
+            .into_iter()
+            .collect();
+        Inode::new(
+            ino,
+            FileKind::Regular,
+            0,
+            Loc {
+                links,
+                ..Loc::default()
+            },
+            None,
+        )
+    }
+
+    fn create(table: &Table, ino: Ino, parent: Option<&Arc<Inode>>) -> Arc<Inode> {
+        match table.intern(ino, |_| true, || inode(ino, parent)) {
+            Interned::Created(inode) | Interned::Existing(inode) => inode,
+            Interned::Conflict => unreachable!("always matches"),
+        }
+    }
+
+    #[test]
+    fn parents_stay_as_long_as_their_children() {
+        let table = Table::default();
+        let root = create(&table, 1, None);
+        let dir = create(&table, 2, Some(&root));
+        create(&table, 3, Some(&dir));
+        table.release(2, 1);
+        assert_eq!(table.len(), 3, "a child names it");
+        table.release(3, 1);
+        assert_eq!(table.len(), 1, "the chain is gone");
+        table.release(1, 1);
+        assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn too_many_forgets_do_no_harm() {
+        let table = Table::default();
+        create(&table, 5, None);
+        table.release(5, u64::MAX);
+        table.release(5, 1);
+        assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn a_number_taken_by_another_file_is_a_conflict() {
+        let table = Table::default();
+        create(&table, 5, None);
+        assert!(matches!(
+            table.intern(5, |_| false, || inode(5, None)),
+            Interned::Conflict
+        ));
+    }
+}

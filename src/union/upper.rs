@@ -1,0 +1,402 @@
+//! The writable side: the upper layer, its work directory, and staging in it. Everything
+//! that has more than one step is built in the work directory under an exclusive name and
+//! published by one rename or link. Called by create, remove, rename, link and copy-up.
+//!
+//! Layout of the work directory, as kernel overlayfs has it: `work/` for staging (emptied
+//! at every mount), `index/` for copied-up hard links.
+
+use std::hash::{BuildHasher, RandomState};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::error::{Error, Result};
+use super::resolve::WhiteoutKind;
+use super::types::FileKind;
+use crate::layer::UpperSpec;
+use crate::layer::at::At;
+use crate::layer::lower::{Layer, read_dir};
+use crate::layer::markers::{Marker, Markers, WH_PREFIX, Writer};
+
+/// The form in which this upper takes whiteouts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WhiteoutForm {
+    /// Character device 0:0.
+    CharDevice,
+    /// Empty file with the `whiteout` xattr, in a directory marked `opaque=x`.
+    Xattr,
+    /// `.wh.NAME`.
+    WhName,
+}
+
+/// The upper layer and its work directory.
+pub(crate) struct Upper {
+    pub layer: Arc<Layer>,
+    /// Writes markers in the right namespace.
+    pub markers: Writer,
+    pub form: WhiteoutForm,
+    /// Markers of the upper's root.
+    pub root: Markers,
+    /// Whether we may read and write what permission bits forbid.
+    pub privileged: bool,
+    pub volatile: bool,
+    work_base: OwnedFd,
+    staging: OwnedFd,
+    index: Mutex<Option<Arc<OwnedFd>>>,
+    tmpfile: AtomicBool,
+    names: AtomicU64,
+    tag: u64,
+    whiteout: Mutex<Option<Vec<u8>>>,
+}
+
+fn open_dir(path: &Path, what: &'static str) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
+        .map_err(|e| Error::from(e).context(what, path))
+}
+
+/// Takes the lock that keeps two mounts from sharing an upper or work directory.
+fn lock(fd: impl AsFd, path: &Path) -> Result<()> {
+    rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
+        Errno::WOULDBLOCK => Error::from(Errno::BUSY).context("in use by another mount:", path),
+        e => Error::from(e).context("cannot lock", path),
+    })
+}
+
+impl Upper {
+    pub fn open(spec: &UpperSpec, volatile: bool) -> Result<Self> {
+        let layer = Layer::open(&spec.layer).map_err(|e| {
+            Error::from(e).context("cannot open the upper directory", &spec.layer.path)
+        })?;
+        let work_base = open_dir(&spec.work, "cannot open the work directory")?;
+        lock(&layer.root, &spec.layer.path)?;
+        lock(&work_base, &spec.work)?;
+        let work_stat = At::fd(work_base.as_fd()).stat()?;
+        if work_stat.dev != layer.stat.dev {
+            let what = "not on the same file system as the upper directory: work directory";
+            return Err(Error::from(Errno::XDEV).context(what, &spec.work));
+        }
+        let staging = open_staging(work_base.as_fd())
+            .map_err(|e| Error::from(e).context("cannot set up the work directory", &spec.work))?;
+        let tag = RandomState::new().hash_one(std::process::id());
+        let mut upper = Self {
+            markers: Writer { trusted: false },
+            form: WhiteoutForm::CharDevice,
+            root: Markers::default(),
+            privileged: rustix::process::geteuid().is_root(),
+            volatile,
+            layer: Arc::new(layer),
+            work_base,
+            staging,
+            index: Mutex::new(None),
+            tmpfile: AtomicBool::new(true),
+            names: AtomicU64::new(0),
+            tag,
+            whiteout: Mutex::new(None),
+        };
+        upper.probe().map_err(|e| {
+            Error::from(e).context("cannot write to the work directory", &spec.work)
+        })?;
+        let root = At::fd(upper.layer.root.as_fd());
+        upper.root = Markers::read(root, upper.layer.dialect)?;
+        Ok(upper)
+    }
+
+    /// Learns which markers and whiteouts the upper's file system takes from us.
+    fn probe(&mut self) -> Result<(), Errno> {
+        let name = self.unique();
+        let at = At::new(self.staging.as_fd(), &name);
+        at.mkdir(0o700)?;
+        let wants_trusted = self.layer.dialect.trusted;
+        let set = |trusted| Writer { trusted }.set(at, Marker::Opaque, b"n");
+        self.markers.trusted = wants_trusted && set(true).is_ok();
+        let xattrs = self.markers.trusted || set(false).is_ok();
+        at.rmdir()?;
+        self.form = match at.mknod(FileKind::CharDevice, 0, (0, 0)) {
+            Ok(()) => {
+                at.unlink()?;
+                WhiteoutForm::CharDevice
+            }
+            Err(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP) if xattrs => WhiteoutForm::Xattr,
+            Err(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP) => WhiteoutForm::WhName,
+            Err(e) => return Err(e),
+        };
+        Ok(())
+    }
+
+    /// A name nobody has used in the staging directory.
+    fn unique(&self) -> Vec<u8> {
+        let n = self.names.fetch_add(1, Ordering::Relaxed);
+        format!("#{:x}-{n:x}", self.tag).into_bytes()
+    }
+
+    /// The index directory, created when first needed.
+    pub fn index_dir(&self) -> Result<Arc<OwnedFd>> {
+        self.open_index(true)?.ok_or_else(|| Errno::NOENT.into())
+    }
+
+    /// The index directory if there is one.
+    pub fn index_dir_opt(&self) -> Result<Option<Arc<OwnedFd>>> {
+        Ok(self.open_index(false)?)
+    }
+
+    fn open_index(&self, create: bool) -> Result<Option<Arc<OwnedFd>>, Errno> {
+        let mut index = self.index.lock();
+        if let Some(fd) = &*index {
+            return Ok(Some(Arc::clone(fd)));
+        }
+        let at = At::new(self.work_base.as_fd(), b"index");
+        let opened = match at.open_dir_path() {
+            Err(Errno::NOENT) if !create => return Ok(None),
+            Err(Errno::NOENT) => {
+                at.mkdir(0o700)?;
+                at.open_dir_path()
+            }
+            other => other,
+        };
+        let fd = Arc::new(opened?);
+        *index = Some(Arc::clone(&fd));
+        Ok(Some(fd))
+    }
+
+    /// Opens an unnamed file for reading and writing, or a staged one where the file system
+    /// has no O_TMPFILE.
+    pub fn stage_file(&self) -> Result<(StagedFile<'_>, OwnedFd), Errno> {
+        if self.tmpfile.load(Ordering::Relaxed) {
+            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+            match rustix::fs::openat(&self.staging, c".", flags, Mode::from_raw_mode(0o600)) {
+                Ok(fd) => return Ok((StagedFile::Unnamed, fd)),
+                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
+                    self.tmpfile.store(false, Ordering::Relaxed);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        let name = self.unique();
+        let at = At::new(self.staging.as_fd(), &name);
+        let fd = at.open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, 0o600)?;
+        Ok((
+            StagedFile::Named(Staged {
+                upper: self,
+                name,
+                armed: true,
+            }),
+            fd,
+        ))
+    }
+
+    /// Makes something under an exclusive staged name.
+    pub fn stage(
+        &self,
+        make: impl FnOnce(At<'_>) -> Result<(), Errno>,
+    ) -> Result<Staged<'_>, Errno> {
+        let staged = Staged {
+            upper: self,
+            name: self.unique(),
+            armed: true,
+        };
+        make(staged.at())?;
+        Ok(staged)
+    }
+
+    /// A staged whiteout in the form of a node.
+    pub fn stage_whiteout(&self) -> Result<Staged<'_>, Errno> {
+        self.stage(|at| self.make_whiteout_node(at))
+    }
+
+    /// Hides `name` in the upper directory `dir`, which has no such name.
+    pub fn whiteout(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<WhiteoutKind, Errno> {
+        if self.form == WhiteoutForm::WhName {
+            let name = [WH_PREFIX, name].concat();
+            let flags = OFlags::WRONLY | OFlags::CREATE;
+            At::new(dir, &name).open(flags, 0o644)?;
+            return Ok(WhiteoutKind::WhName);
+        }
+        if self.form == WhiteoutForm::Xattr {
+            self.mark_xwhiteouts(dir)?;
+        }
+        self.make_whiteout_node(At::new(dir, name))?;
+        Ok(WhiteoutKind::Node)
+    }
+
+    /// A directory that holds whiteouts in the xattr form says so.
+    pub fn mark_xwhiteouts(&self, dir: BorrowedFd<'_>) -> Result<(), Errno> {
+        let at = At::fd(dir);
+        let name = self.markers.name(Marker::Opaque);
+        match at.set_xattr(name, b"x", XattrFlags::CREATE) {
+            Err(Errno::EXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Whiteouts are links to one inode, as kernel overlayfs makes them.
+    fn make_whiteout_node(&self, to: At<'_>) -> Result<(), Errno> {
+        let mut shared = self.whiteout.lock();
+        if let Some(name) = &*shared {
+            match At::new(self.staging.as_fd(), name).link_to(to) {
+                // Too many links, or somebody removed it: make a new one.
+                Err(Errno::MLINK | Errno::NOENT) => *shared = None,
+                other => return other,
+            }
+        }
+        let name = self.unique();
+        let at = At::new(self.staging.as_fd(), &name);
+        match self.form {
+            WhiteoutForm::CharDevice => at.mknod(FileKind::CharDevice, 0, (0, 0))?,
+            WhiteoutForm::Xattr | WhiteoutForm::WhName => {
+                at.mknod(FileKind::Regular, 0, (0, 0))?;
+                self.markers.set(at, Marker::Whiteout, b"y")?;
+            }
+        }
+        match at.link_to(to) {
+            Ok(()) => {
+                *shared = Some(name);
+                Ok(())
+            }
+            Err(Errno::EXIST) => {
+                *shared = Some(name);
+                Err(Errno::EXIST)
+            }
+            // No hard links here: it is used up by a rename.
+            Err(_) => at.rename_to(to, RenameFlags::NOREPLACE),
+        }
+    }
+
+    /// fsync of a file unless the mount is volatile.
+    pub fn sync(&self, fd: impl AsFd) -> Result<(), Errno> {
+        if self.volatile {
+            Ok(())
+        } else {
+            rustix::fs::fsync(fd)
+        }
+    }
+}
+
+impl Drop for Upper {
+    fn drop(&mut self) {
+        if let Some(name) = self.whiteout.lock().take() {
+            // Left behind it would only wait for the next mount's clean-up.
+            let _ = At::new(self.staging.as_fd(), &name).unlink();
+        }
+    }
+}
+
+/// A file being staged.
+pub(crate) enum StagedFile<'u> {
+    /// It has no name and vanishes with its descriptor.
+    Unnamed,
+    /// It has a name in the staging directory.
+    Named(Staged<'u>),
+}
+
+impl StagedFile<'_> {
+    /// Gives the file (open as `fd`) its name; EEXIST when that is taken.
+    pub fn publish(self, fd: &OwnedFd, to: At<'_>) -> Result<(), Errno> {
+        match self {
+            Self::Unnamed => At::fd(fd.as_fd()).link_to(to),
+            Self::Named(staged) => staged.publish(to, RenameFlags::NOREPLACE),
+        }
+    }
+
+    /// Links the file to a further name, keeping it staged.
+    pub fn link(&self, fd: &OwnedFd, to: At<'_>) -> Result<(), Errno> {
+        match self {
+            Self::Unnamed => At::fd(fd.as_fd()).link_to(to),
+            Self::Named(staged) => staged.at().link_to(to),
+        }
+    }
+}
+
+/// Something in the staging directory, removed again when it is dropped.
+pub(crate) struct Staged<'u> {
+    upper: &'u Upper,
+    name: Vec<u8>,
+    armed: bool,
+}
+
+impl Staged<'_> {
+    pub fn at(&self) -> At<'_> {
+        At::new(self.upper.staging.as_fd(), &self.name)
+    }
+
+    /// Moves it to its place. With EXCHANGE what was there is staged now, and removed.
+    pub fn publish(mut self, to: At<'_>, flags: RenameFlags) -> Result<(), Errno> {
+        self.at().rename_to(to, flags)?;
+        self.armed = flags.contains(RenameFlags::EXCHANGE);
+        Ok(())
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        if self.armed
+            && let Err(e) = remove_tree(self.upper.staging.as_fd(), &self.name)
+            && e != Errno::NOENT
+        {
+            tracing::warn!("cannot clean up in the work directory: {e}");
+        }
+    }
+}
+
+fn open_staging(base: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let at = At::new(base, b"work");
+    match at.mkdir(0o700) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(e),
+    }
+    // Kernel overlayfs makes it with mode 0, which stops an unprivileged owner.
+    if at.stat()?.perm & 0o700 != 0o700 {
+        at.chmod(0o700)?;
+    }
+    let staging = at.open(OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
+    let mut left = Vec::new();
+    read_dir(&staging, |entry| left.push(entry.name))?;
+    for name in left {
+        remove_tree(staging.as_fd(), &name)?;
+    }
+    Ok(staging)
+}
+
+/// Removes `name` and all below it, never following a symlink and without recursion.
+pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    match At::new(dir, name).unlink() {
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        other => return other,
+    }
+    let mut stack: Vec<(OwnedFd, Box<[u8]>, Vec<Box<[u8]>>)> = Vec::new();
+    let open = |at: At<'_>| -> Result<(OwnedFd, Vec<Box<[u8]>>), Errno> {
+        let fd = at.open_dir_path()?;
+        let mut names = Vec::new();
+        if let Err(Errno::ACCESS) = read_dir(&fd, |entry| names.push(entry.name)) {
+            At::fd(fd.as_fd()).chmod(0o700)?;
+            read_dir(&fd, |entry| names.push(entry.name))?;
+        }
+        Ok((fd, names))
+    };
+    let (fd, names) = open(At::new(dir, name))?;
+    stack.push((fd, name.into(), names));
+    while let Some((fd, _, names)) = stack.last_mut() {
+        match names.pop() {
+            Some(child) => match At::new(fd.as_fd(), &child).unlink() {
+                Err(Errno::ISDIR | Errno::PERM) => {
+                    let (sub, names) = open(At::new(fd.as_fd(), &child))?;
+                    stack.push((sub, child, names));
+                }
+                other => other?,
+            },
+            None => {
+                let Some((_, done, _)) = stack.pop() else {
+                    break;
+                };
+                let parent = stack.last().map_or(dir, |(fd, ..)| fd.as_fd());
+                At::new(parent, &done).rmdir()?;
+            }
+        }
+    }
+    Ok(())
+}

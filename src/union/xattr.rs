@@ -1,0 +1,142 @@
+//! Extended attributes. Markers are hidden from users and cannot be forged: see
+//! [`crate::layer::markers::Escape`].
+
+use std::ffi::CString;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::XattrFlags as Flags;
+use rustix::io::Errno;
+
+use super::Union;
+use super::acl;
+use super::error::Result;
+use super::inode::Inode;
+use super::types::{Caller, FileKind, Ino, XattrFlags};
+use crate::layer::Dialect;
+use crate::layer::at::At;
+use crate::layer::markers::Escape;
+
+impl Union {
+    /// Value of an extended attribute; ENODATA when absent, EOPNOTSUPP where the layer has none.
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        let inode = self.inode(ino)?;
+        self.with_top(&inode, |at, dialect| {
+            match Escape(dialect).stored(name) {
+                Ok(stored) => Ok(at.xattr_raw(&stored)?),
+                // A name that could only be a marker.
+                Err(Errno::PERM) => Err(Errno::NODATA.into()),
+                Err(e) => Err(e.into()),
+            }
+        })
+    }
+
+    /// Names, each followed by NUL. `trusted.*` names are for privileged callers only.
+    pub fn listxattr(&self, caller: &Caller, ino: Ino) -> Result<Vec<u8>> {
+        let inode = self.inode(ino)?;
+        let (stored, dialect) =
+            self.with_top(&inode, |at, dialect| Ok((at.list_xattrs()?, dialect)))?;
+        let mut visible = Vec::with_capacity(stored.len());
+        for name in stored.split(|&b| b == 0).filter(|n| !n.is_empty()) {
+            if let Some(name) = Escape(dialect).visible(name)
+                && (caller.uid == 0 || !name.starts_with(b"trusted."))
+            {
+                visible.extend(name);
+                visible.push(0);
+            }
+        }
+        Ok(visible)
+    }
+
+    /// Sets an extended attribute (copy-up). EPERM for a name reserved for markers.
+    pub fn setxattr(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        let mut how = Flags::empty();
+        how.set(Flags::CREATE, flags.create);
+        how.set(Flags::REPLACE, flags.replace);
+        let (inode, stored) = self.prepare_xattr(ino, name)?;
+        let perm = match name == acl::ACCESS.to_bytes() {
+            true => Some(self.with_upper(&inode, |at| Ok(at.stat()?))?),
+            false => None,
+        };
+        self.with_upper(&inode, |at| Ok(at.set_xattr(&stored, value, how)?))?;
+        // An ACL set by someone outside the file's group drops set-group-id.
+        if let Some(stat) = perm
+            && stat.perm & 0o2000 != 0
+            && !acl::in_group_or_privileged(caller, stat.gid)
+        {
+            self.with_upper(&inode, |at| Ok(at.chmod(at.stat()?.perm & !0o2000)?))?;
+        }
+        self.forget_acl(&inode, name);
+        Ok(())
+    }
+
+    /// Removes an extended attribute (copy-up). ENODATA when absent.
+    pub fn removexattr(&self, _caller: &Caller, ino: Ino, name: &[u8]) -> Result<()> {
+        let inode = self.inode(ino)?;
+        self.writable()?;
+        // What is not there need not be copied up to be missed.
+        self.with_top(&inode, |at, dialect| {
+            Ok(at.xattr_raw(&Escape(dialect).stored(name)?)?)
+        })?;
+        let (inode, stored) = self.prepare_xattr(ino, name)?;
+        self.with_upper(&inode, |at| Ok(at.remove_xattr(&stored)?))?;
+        self.forget_acl(&inode, name);
+        Ok(())
+    }
+
+    fn prepare_xattr(&self, ino: Ino, name: &[u8]) -> Result<(Arc<Inode>, CString)> {
+        let inode = self.inode(ino)?;
+        let dialect = self.writable()?.layer.dialect;
+        // user.* exists on regular files and directories only (xattr(7)).
+        let has_user = matches!(inode.kind, FileKind::Regular | FileKind::Directory);
+        if name.starts_with(b"user.") && !has_user {
+            return Err(Errno::PERM.into());
+        }
+        let stored = Escape(dialect).stored(name)?;
+        self.copy_up(&inode)?;
+        Ok((inode, stored))
+    }
+
+    fn forget_acl(&self, inode: &Inode, name: &[u8]) {
+        if let Some(dir) = &inode.dir
+            && name == acl::DEFAULT.to_bytes()
+        {
+            dir.default_acl.forget();
+        }
+    }
+
+    /// Calls `f` with the file whose metadata the union shows.
+    pub(crate) fn with_top<T>(
+        &self,
+        inode: &Inode,
+        f: impl FnOnce(At<'_>, Dialect) -> Result<T>,
+    ) -> Result<T> {
+        if inode.in_upper() {
+            let dialect = self.writable()?.layer.dialect;
+            return self.with_upper(inode, |at| f(at, dialect));
+        }
+        if let Some(dir) = &inode.dir {
+            let top = dir.lowers.first().ok_or(Errno::IO)?;
+            return f(At::fd(top.fd(&self.fds)?.as_fd()), top.layer.dialect);
+        }
+        let file = inode.loc.read().lower.clone().ok_or(Errno::IO)?;
+        let fd = file.dir.fd(&self.fds)?;
+        f(At::new(fd.as_fd(), &file.name), file.dir.layer.dialect)
+    }
+
+    /// Target of a symlink; EINVAL for anything else.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        let inode = self.inode(ino)?;
+        match inode.kind {
+            FileKind::Symlink => self.with_top(&inode, |at, _| Ok(at.readlink()?)),
+            _ => Err(Errno::INVAL.into()),
+        }
+    }
+}

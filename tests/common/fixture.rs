@@ -1,0 +1,123 @@
+//! A mounted union over given layers with a fresh upper, for tests that state their
+//! expectations directly.
+
+use std::path::{Path, PathBuf};
+
+use super::exec::{self, Answer};
+use super::layers::{self, Form, Layer};
+use super::mount::{Fs, Mounted, Scratch, Stack, subject};
+use super::script;
+use super::tree::{self, Tree};
+
+/// A union, mounted until dropped.
+pub struct Fixture {
+    // Dropped in this order: first the mount, then what it stands on.
+    mounted: Option<Mounted>,
+    pub stack: Stack,
+    pub scratch: Scratch,
+    fs: Fs,
+}
+
+impl Fixture {
+    /// unionfs over [`layers::standard`].
+    pub fn standard() -> Self {
+        Self::new(&layers::standard())
+    }
+
+    /// unionfs over `layers`, top first, with an empty upper.
+    pub fn new(layers: &[Layer]) -> Self {
+        Self::with(&subject(), layers, Form::Kernel, true)
+    }
+
+    /// unionfs over `layers` without an upper.
+    pub fn read_only(layers: &[Layer]) -> Self {
+        Self::with(&subject(), layers, Form::Kernel, false)
+    }
+
+    /// Any implementation over `layers` written in `form`.
+    pub fn with(fs: &Fs, layers: &[Layer], form: Form, writable: bool) -> Self {
+        let scratch = Scratch::disk();
+        let stack = Stack {
+            lowers: layers::write_all(layers, scratch.path(), form),
+            upper: writable.then(|| (scratch.dir("upper"), scratch.dir("work"))),
+            mnt: scratch.dir("mnt"),
+        };
+        Self::over(fs, scratch, stack)
+    }
+
+    /// Mounts a prepared stack.
+    pub fn over(fs: &Fs, scratch: Scratch, stack: Stack) -> Self {
+        Self {
+            mounted: Some(fs.mount(&stack)),
+            stack,
+            scratch,
+            fs: fs.clone(),
+        }
+    }
+
+    /// The mountpoint.
+    pub fn root(&self) -> &Path {
+        &self.stack.mnt
+    }
+
+    /// A path in the union.
+    pub fn at(&self, path: impl AsRef<[u8]>) -> PathBuf {
+        tree::at(self.root(), path.as_ref())
+    }
+
+    /// A path in the upper directory.
+    pub fn upper(&self, path: impl AsRef<[u8]>) -> PathBuf {
+        tree::at(&self.stack.upper.as_ref().unwrap().0, path.as_ref())
+    }
+
+    /// The union's tree.
+    pub fn tree(&self) -> Tree {
+        tree::list(self.root())
+    }
+
+    /// Runs a script on the union.
+    pub fn run(&self, text: &str) -> Vec<Answer> {
+        exec::run(self.root(), &script::parse(text))
+    }
+
+    /// Runs a script whose every operation must succeed; the answers.
+    pub fn ok(&self, text: &str) -> Vec<String> {
+        let ops = script::parse(text);
+        let answers = exec::run(self.root(), &ops);
+        let check = |(op, answer): (_, Answer)| match answer {
+            Ok(value) => value,
+            Err(e) => panic!("{op}: {e}"),
+        };
+        ops.iter().zip(answers).map(check).collect()
+    }
+
+    /// Runs a table of operations, each with the answer it must get: the text of the
+    /// value, or the name of the errno.
+    pub fn expect(&self, table: &[(&str, &str)]) {
+        let text: Vec<_> = table.iter().map(|(op, _)| *op).collect();
+        let answers = self.run(&text.join("\n"));
+        assert_eq!(answers.len(), table.len(), "one operation a row");
+        for ((op, expected), answer) in table.iter().zip(answers) {
+            let got = answer.unwrap_or_else(|e| e);
+            assert_eq!(got, *expected, "answer of: {op}");
+        }
+    }
+
+    /// The mount itself.
+    pub fn mounted(&self) -> &Mounted {
+        self.mounted.as_ref().unwrap()
+    }
+
+    /// Unmounts, waiting for the server's end.
+    pub fn unmount(&mut self) {
+        self.mounted.take().unwrap().unmount();
+    }
+
+    /// Unmounts if mounted, and mounts again.
+    pub fn remount(&mut self) {
+        if let Some(mounted) = self.mounted.take() {
+            mounted.unmount();
+        }
+        self.mounted = Some(self.fs.mount(&self.stack));
+    }
+}

@@ -1,0 +1,319 @@
+//! Mounts as values: kernel overlayfs, unionfs and fuse-overlayfs over the same
+//! kind of stack, unmounted when dropped (also when the test fails), and scratch
+//! directories to put them in.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+
+/// f_type of a FUSE file system (Linux `include/uapi/linux/magic.h`).
+const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
+/// f_type of overlayfs.
+const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
+/// How long anything may take that is waited for by polling.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Polls `done` until it answers true; false when patience ran out.
+pub fn poll(mut done: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if done() {
+            return true;
+        }
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A directory that goes away with its contents, on the disk or on a tmpfs of its own.
+pub struct Scratch {
+    dir: tempfile::TempDir,
+    tmpfs: bool,
+}
+
+impl Scratch {
+    /// On the file system of `$TMPDIR`: a real disk in CI and here.
+    pub fn disk() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("unionfs-test.")
+            .tempdir()
+            .unwrap();
+        // Scripts also run as other users.
+        chmod(dir.path(), 0o755);
+        Self { dir, tmpfs: false }
+    }
+
+    /// On a tmpfs of its own: unmounting an overlay then has no disk to sync.
+    pub fn tmpfs() -> Self {
+        let mut scratch = Self::disk();
+        rustix::mount::mount(
+            "tmpfs",
+            scratch.path(),
+            "tmpfs",
+            MountFlags::empty(),
+            Some(c"mode=755"),
+        )
+        .unwrap();
+        scratch.tmpfs = true;
+        scratch
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A new directory in it, mode 0755.
+    pub fn dir(&self, name: &str) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        chmod(&path, 0o755);
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.tmpfs {
+            // A failed test may still hold files open in it.
+            let _ = rustix::mount::unmount(self.path(), UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// Sets permission bits.
+pub fn chmod(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// A layer stack with a place to mount it.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    /// Lower directories, top first.
+    pub lowers: Vec<PathBuf>,
+    /// Upper and work directory.
+    pub upper: Option<(PathBuf, PathBuf)>,
+    /// The mountpoint.
+    pub mnt: PathBuf,
+}
+
+impl Stack {
+    /// `lowerdir=…,upperdir=…,workdir=…`; the paths hold no character that needs escaping.
+    pub fn options(&self) -> String {
+        let lowers: Vec<_> = self.lowers.iter().map(|p| p.to_str().unwrap()).collect();
+        let mut options = format!("lowerdir={}", lowers.join(":"));
+        if let Some((upper, work)) = &self.upper {
+            options += &format!(",upperdir={},workdir={}", upper.display(), work.display());
+        }
+        options
+    }
+}
+
+/// An implementation of overlay mounts.
+#[derive(Clone, Debug)]
+pub enum Fs {
+    /// Kernel overlayfs with the given options.
+    Kernel(&'static str),
+    /// The program under test, with further options.
+    Unionfs(&'static str),
+    /// A program called like fuse-overlayfs.
+    Program(PathBuf),
+}
+
+/// The oracle: what unionfs promises to be equal to.
+pub const KERNEL: Fs = Fs::Kernel("index=on,redirect_dir=on,metacopy=off,xino=auto");
+/// unionfs without further options.
+pub const UNIONFS: Fs = Fs::Unionfs("");
+
+/// What the tests are about: unionfs. To check a test's own expectations, or to see how
+/// another program does, `UNIONFS_TEST_AS=kernel` takes kernel overlayfs instead, and
+/// any other value is the path of a program called like fuse-overlayfs.
+pub fn subject() -> Fs {
+    match std::env::var_os("UNIONFS_TEST_AS") {
+        None => UNIONFS,
+        Some(name) if name == "kernel" => KERNEL,
+        Some(program) => Fs::Program(program.into()),
+    }
+}
+
+/// The built binary.
+pub fn unionfs_binary() -> &'static str {
+    env!("CARGO_BIN_EXE_unionfs")
+}
+
+impl Fs {
+    /// Mounts, or says why not.
+    pub fn try_mount(&self, stack: &Stack) -> Result<Mounted, String> {
+        let mut options = stack.options();
+        let (program, more) = match self {
+            Self::Kernel(more) => (None, *more),
+            Self::Unionfs(more) => (Some(PathBuf::from(unionfs_binary())), *more),
+            Self::Program(path) => (Some(path.clone()), ""),
+        };
+        if !more.is_empty() {
+            options += &format!(",{more}");
+        }
+        let Some(program) = program else {
+            return mount_kernel(stack, &options);
+        };
+        let output = Command::new(&program)
+            .args(["-o", &options])
+            .arg(&stack.mnt)
+            .output()
+            .map_err(|e| format!("{}: {e}", program.display()))?;
+        if !output.status.success() {
+            return Err(describe(&program, &output));
+        }
+        // Ours promises to be live when it returns; fuse-overlayfs 2.0 is not.
+        let live = match self {
+            Self::Unionfs(_) => magic(&stack.mnt) == FUSE_SUPER_MAGIC,
+            _ => poll(|| magic(&stack.mnt) == FUSE_SUPER_MAGIC),
+        };
+        if !live {
+            let why = describe(&program, &output);
+            return Err(format!("not live after its return: {why}"));
+        }
+        Ok(Mounted::new(&stack.mnt, true))
+    }
+
+    /// Mounts; a failure fails the test.
+    pub fn mount(&self, stack: &Stack) -> Mounted {
+        match self.try_mount(stack) {
+            Ok(mounted) => mounted,
+            Err(e) => panic!("mount {self:?} {}: {e}", stack.options()),
+        }
+    }
+}
+
+fn mount_kernel(stack: &Stack, options: &str) -> Result<Mounted, String> {
+    let data = CString::new(options).unwrap();
+    rustix::mount::mount(
+        "overlay",
+        &stack.mnt,
+        "overlay",
+        MountFlags::empty(),
+        Some(data.as_c_str()),
+    )
+    .map_err(|e| format!("kernel overlayfs: {e}"))?;
+    Ok(Mounted::new(&stack.mnt, false))
+}
+
+fn describe(program: &Path, output: &Output) -> String {
+    format!(
+        "{} ended with {}, stderr: {}",
+        program.display(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    )
+}
+
+fn magic(path: &Path) -> i64 {
+    // ENOTCONN of a dead mount counts as "not live".
+    rustix::fs::statfs(path).map_or(0, |s| s.f_type)
+}
+
+/// Whether kernel overlayfs is mounted at `path`.
+pub fn is_kernel_overlay(path: &Path) -> bool {
+    magic(path) == OVERLAYFS_SUPER_MAGIC
+}
+
+/// A live mount.
+pub struct Mounted {
+    mnt: PathBuf,
+    /// The processes that serve it.
+    servers: Vec<u32>,
+    live: bool,
+}
+
+impl Mounted {
+    fn new(mnt: &Path, served: bool) -> Self {
+        Self {
+            mnt: mnt.to_path_buf(),
+            servers: if served { servers_of(mnt) } else { Vec::new() },
+            live: true,
+        }
+    }
+
+    /// The mountpoint.
+    pub fn path(&self) -> &Path {
+        &self.mnt
+    }
+
+    /// The server's process ids; empty for kernel overlayfs.
+    pub fn servers(&self) -> &[u32] {
+        &self.servers
+    }
+
+    /// Unmounts and waits until the server has gone, so that its upper is free.
+    pub fn unmount(mut self) {
+        if let Err(e) = self.end() {
+            panic!("{e}");
+        }
+    }
+
+    fn end(&mut self) -> Result<(), String> {
+        if !std::mem::take(&mut self.live) {
+            return Ok(());
+        }
+        // A reply on its way or a forgotten descriptor makes it busy for a moment.
+        let mut last = Ok(());
+        let end = Instant::now() + Duration::from_secs(2);
+        loop {
+            last = match rustix::mount::unmount(&self.mnt, UnmountFlags::empty()) {
+                Err(e) if e == rustix::io::Errno::BUSY && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                }
+                other => other.and(last),
+            };
+            break;
+        }
+        if let Err(e) = last {
+            let _ = rustix::mount::unmount(&self.mnt, UnmountFlags::DETACH);
+            return Err(format!("unmount {}: {e}", self.mnt.display()));
+        }
+        let servers = std::mem::take(&mut self.servers);
+        if poll(|| !servers.iter().any(|pid| serves(*pid, &self.mnt))) {
+            Ok(())
+        } else {
+            Err(format!(
+                "server {servers:?} still there after the unmount of {}",
+                self.mnt.display()
+            ))
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(e) = self.end() {
+            eprintln!("{e}");
+        }
+    }
+}
+
+/// Processes with the mountpoint among their arguments: the server keeps the
+/// command line it was called with.
+fn servers_of(mnt: &Path) -> Vec<u32> {
+    let pids = std::fs::read_dir("/proc").unwrap().filter_map(|e| {
+        let name = e.ok()?.file_name();
+        name.to_str()?.parse().ok()
+    });
+    pids.filter(|pid| *pid != std::process::id() && serves(*pid, mnt))
+        .collect()
+}
+
+fn serves(pid: u32, mnt: &Path) -> bool {
+    let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
+        return false;
+    };
+    line.split(|b| *b == 0)
+        .any(|arg| arg == mnt.as_os_str().as_bytes())
+}

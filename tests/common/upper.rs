@@ -1,0 +1,90 @@
+//! Upper directories made comparable: the listing of an upper as the markers mean it,
+//! so that two implementations' uppers over the same lowers can be held side by side.
+//!
+//! What two right implementations may do differently, and is therefore taken out:
+//! * caches and identities: `origin`, `impure`, `nlink`, `uuid`, `upper`, `protattr`;
+//! * the value of `redirect` (relative or absolute) and of `opaque`: presence counts,
+//!   and the remounts of the parity runner prove the value;
+//! * an opaque marker where no lower has anything to hide (kernel overlayfs writes it
+//!   as an optimisation);
+//! * attributes of whiteouts (kernel overlayfs links one inode for all);
+//! * entries that only repeat what the union showed before the script (a copy-up
+//!   without a change: kernel overlayfs does one at open for writing);
+//! * link counts (the kernel's index holds further links).
+
+use std::path::PathBuf;
+
+use super::tree::{Entry, Mask, Tree, at, is_private, list_raw};
+
+const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+const REDIRECT: &[u8] = b"trusted.overlay.redirect";
+const LEFT_OUT: [&[u8]; 6] = [
+    b"trusted.overlay.origin",
+    b"trusted.overlay.impure",
+    b"trusted.overlay.nlink",
+    b"trusted.overlay.uuid",
+    b"trusted.overlay.upper",
+    b"trusted.overlay.protattr",
+];
+
+/// The upper's listing, normalised; `base` is the union's tree before the script.
+pub fn view(upper: &std::path::Path, lowers: &[PathBuf], base: &Tree, mask: &Mask) -> Tree {
+    let raw = list_raw(upper);
+    let mut redirected: Vec<Vec<u8>> = Vec::new();
+    let mut tree = Tree::new();
+    for (path, entry) in raw {
+        let below_redirect = redirected.iter().any(|r| path.starts_with(r));
+        if entry.xattrs.contains_key(REDIRECT) {
+            redirected.push([&path[..], b"/"].concat());
+        }
+        let entry = normalise(entry, &path, lowers, below_redirect);
+        if !repeats(&entry, base.get(&path), mask) {
+            tree.insert(path, entry);
+        }
+    }
+    tree
+}
+
+fn normalise(mut entry: Entry, path: &[u8], lowers: &[PathBuf], below_redirect: bool) -> Entry {
+    entry
+        .xattrs
+        .retain(|name, _| !LEFT_OUT.contains(&&name[..]));
+    for marker in [OPAQUE, REDIRECT] {
+        if let Some(value) = entry.xattrs.get_mut(marker) {
+            *value = b"present".to_vec();
+        }
+    }
+    let hides = || {
+        lowers
+            .iter()
+            .any(|l| at(l, path).symlink_metadata().is_ok())
+    };
+    if !below_redirect && !entry.xattrs.contains_key(REDIRECT) && !hides() {
+        entry.xattrs.remove(OPAQUE);
+    }
+    if entry.is_whiteout() {
+        entry.mode = libc::S_IFCHR;
+        (entry.uid, entry.gid, entry.mtime, entry.group) = (0, 0, (0, 0), None);
+        entry.xattrs.clear();
+    }
+    entry
+}
+
+/// Whether an entry says nothing that the union did not show before.
+fn repeats(entry: &Entry, before: Option<&Entry>, mask: &Mask) -> bool {
+    let Some(before) = before else {
+        return false;
+    };
+    if entry.is_whiteout() || entry.xattrs.keys().any(|n| is_private(n)) {
+        return false;
+    }
+    let mask = Mask {
+        nlink: false,
+        ..*mask
+    };
+    let strip = |e: &Entry| Entry {
+        group: None,
+        ..e.clone()
+    };
+    mask.facts(&strip(entry)) == mask.facts(&strip(before))
+}

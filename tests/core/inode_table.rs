@@ -1,0 +1,147 @@
+//! Exact lookup counts: whatever happened, after the last forget the table holds the
+//! root alone.
+
+use unionfs::union::{ROOT_INO, RenameFlags};
+
+use crate::support::{World, caller};
+
+/// The number of names; a debug build with a real disk below does fewer.
+fn names() -> u64 {
+    let set = std::env::var("UNIONFS_CORE_NAMES").ok();
+    set.map_or(1_000_000, |n| n.parse().unwrap())
+}
+
+/// As the kernel does it: each lookup counted once, forgotten after the unlink.
+#[test]
+fn a_million_created_and_removed_names_leave_nothing() {
+    let world = World::new(1, |_, _| {});
+    let union = &world.union;
+    let empty = world.inodes();
+    let caller = caller();
+    for n in 0..names() {
+        let name = format!("f{n}");
+        let name = name.as_bytes();
+        let entry = union.mknod(
+            &caller,
+            ROOT_INO,
+            name,
+            libc::S_IFREG | 0o644,
+            0o022,
+            (0, 0),
+        );
+        let ino = entry.unwrap().surrender();
+        union.unlink(ROOT_INO, name).unwrap();
+        union.forget(ino, 1);
+    }
+    assert_eq!(world.inodes(), empty);
+    assert!(world.union.counters().cached_names <= 65536);
+}
+
+/// Many names alive at once, looked up several times, forgotten in one go.
+#[test]
+fn counts_add_up() {
+    const NAMES: u64 = 2000;
+    let world = World::new(1, |_, dir| {
+        for n in 0..NAMES {
+            std::fs::write(dir.join(format!("f{n}")), "").unwrap();
+        }
+    });
+    let empty = world.inodes();
+    let look = |n: u64| {
+        let entry = world.union.lookup(ROOT_INO, format!("f{n}").as_bytes());
+        entry.unwrap().unwrap().surrender()
+    };
+    let inos: Vec<_> = (0..NAMES).map(look).collect();
+    assert_eq!(world.inodes(), empty + NAMES);
+    for n in 0..NAMES {
+        assert_eq!(look(n), inos[n as usize]);
+    }
+    for ino in &inos {
+        world.union.forget(*ino, 1);
+    }
+    assert_eq!(world.inodes(), empty + NAMES, "one lookup each is left");
+    for ino in &inos {
+        world.union.forget(*ino, 1);
+    }
+    assert_eq!(world.inodes(), empty);
+}
+
+/// An entry that the transport could not send gives its count back by itself.
+#[test]
+fn dropped_entries_are_not_counted() {
+    let world = World::new(1, |_, dir| std::fs::write(dir.join("f"), "").unwrap());
+    let empty = world.inodes();
+    for _ in 0..3 {
+        assert!(world.union.lookup(ROOT_INO, b"f").unwrap().is_some());
+    }
+    assert_eq!(world.inodes(), empty);
+    let caller = caller();
+    let refused = world.union.mkdir(&caller, ROOT_INO, b"f", 0o755, 0);
+    assert_eq!(refused.err().unwrap().errno(), libc::EEXIST);
+    drop(
+        world
+            .union
+            .mkdir(&caller, ROOT_INO, b"d", 0o755, 0)
+            .unwrap(),
+    );
+    assert_eq!(world.inodes(), empty);
+}
+
+/// READDIRPLUS counts what the sink takes, and only that.
+#[test]
+fn readdirplus_counts_what_was_taken() {
+    const NAMES: usize = 100;
+    let world = World::new(1, |_, dir| {
+        for n in 0..NAMES {
+            std::fs::write(dir.join(format!("f{n}")), "").unwrap();
+        }
+    });
+    let empty = world.inodes();
+    let mut taken = Vec::new();
+    let mut offered = 0;
+    let sink = &mut |mut item: unionfs::union::DirItem<'_, '_>| {
+        offered += 1;
+        // `.` and `..` carry no entry.
+        let dots = item.name == b"." || item.name == b"..";
+        assert_eq!(item.entry.is_none(), dots);
+        if taken.len() == 40 {
+            return false;
+        }
+        taken.extend(item.entry.take().map(unionfs::union::EntryRef::surrender));
+        true
+    };
+    world.union.readdir(ROOT_INO, 0, true, sink).unwrap();
+    assert!(offered >= 41, "{offered}");
+    assert_eq!(world.inodes(), empty + 40);
+    for ino in taken {
+        world.union.forget(ino, 1);
+    }
+    assert_eq!(world.inodes(), empty);
+}
+
+/// Renames and replacements while the kernel still knows the replaced.
+#[test]
+fn replaced_entries_live_until_forgotten() {
+    let world = World::new(1, |_, dir| {
+        for name in ["a", "b"] {
+            std::fs::write(dir.join(name), name).unwrap();
+        }
+    });
+    let union = &world.union;
+    let empty = world.inodes();
+    let a = union.lookup(ROOT_INO, b"a").unwrap().unwrap().surrender();
+    let b = union.lookup(ROOT_INO, b"b").unwrap().unwrap().surrender();
+    let flags = RenameFlags::default();
+    union.rename(ROOT_INO, b"a", ROOT_INO, b"b", flags).unwrap();
+    assert!(union.lookup(ROOT_INO, b"a").unwrap().is_none());
+    let found = union.lookup(ROOT_INO, b"b").unwrap().unwrap().attr().ino;
+    assert_eq!(found, a);
+    // The replaced file goes on answering: somebody may have it open.
+    let mut buf = [0; 8];
+    assert_eq!(union.read(b, 0, &mut buf).unwrap(), 1);
+    assert_eq!(buf[0], b'b');
+    assert_eq!(union.getattr(b).unwrap().nlink, 0);
+    union.forget(b, 1);
+    union.forget(a, 1);
+    assert_eq!(world.inodes(), empty);
+}

@@ -1,0 +1,79 @@
+//! readdir through the core: merging, and positions that hold while entries come and go.
+
+use std::collections::BTreeSet;
+
+use unionfs::union::ROOT_INO;
+
+use crate::support::World;
+
+fn overlapping(lowers: usize, each: usize) -> World {
+    World::new(lowers, |n, dir| {
+        for i in 0..each {
+            std::fs::write(dir.join(format!("f{}", n * each / 2 + i)), "").unwrap();
+        }
+    })
+}
+
+#[test]
+fn every_name_once() {
+    let (lowers, each) = (8, 60);
+    let world = overlapping(lowers, each);
+    let names = world.names(ROOT_INO).unwrap();
+    let unique: BTreeSet<_> = names.iter().collect();
+    assert_eq!(unique.len(), names.len(), "listed twice");
+    // Each layer but the first repeats half of the one above it.
+    assert_eq!(names.len(), each + (lowers - 1) * each / 2);
+}
+
+/// d_ino equals what a lookup says, before and after it.
+#[test]
+fn inode_numbers_agree_with_lookup() {
+    let world = overlapping(3, 20);
+    for _ in 0..2 {
+        let mut listed = Vec::new();
+        let sink = &mut |item: unionfs::union::DirItem<'_, '_>| {
+            listed.push((item.name.to_vec(), item.ino, item.kind));
+            true
+        };
+        world.union.readdir(ROOT_INO, 0, false, sink).unwrap();
+        for (name, ino, kind) in listed {
+            if name == b"." || name == b".." {
+                continue;
+            }
+            let entry = world.union.lookup(ROOT_INO, &name).unwrap().unwrap();
+            assert_eq!((entry.attr().ino, entry.attr().kind), (ino, kind));
+        }
+    }
+}
+
+/// Deleting what was read does not make the rest skip.
+#[test]
+fn deleting_while_reading() {
+    let world = overlapping(2, 400);
+    let total = world.names(ROOT_INO).unwrap().len();
+    let (mut offset, mut seen) = (0, BTreeSet::new());
+    loop {
+        let mut batch = Vec::new();
+        let from = offset;
+        let sink = &mut |item: unionfs::union::DirItem<'_, '_>| {
+            if batch.len() == 50 {
+                return false;
+            }
+            offset = item.offset;
+            batch.push(item.name.to_vec());
+            true
+        };
+        world.union.readdir(ROOT_INO, from, false, sink).unwrap();
+        if batch.is_empty() {
+            break;
+        }
+        for name in batch {
+            if name != b"." && name != b".." {
+                world.union.unlink(ROOT_INO, &name).unwrap();
+                assert!(seen.insert(name), "a name came twice");
+            }
+        }
+    }
+    assert_eq!(seen.len(), total);
+    assert!(world.names(ROOT_INO).unwrap().is_empty());
+}

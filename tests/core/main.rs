@@ -1,0 +1,9 @@
+//! The union core without a mount: through the interface a transport uses, against
+//! models, and with exact accounts of the inode table.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod inode_table;
+mod listing;
+mod model;
+mod support;

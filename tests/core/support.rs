@@ -1,0 +1,116 @@
+//! A union over directories in a scratch place, and short forms of the calls that the
+//! tests make most.
+
+use std::path::{Path, PathBuf};
+
+use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
+use unionfs::union::{Caller, EntryRef, Ino, Options, Result, Union};
+
+/// The caller of every operation: who runs the test, so that no privilege is needed.
+pub(crate) fn caller() -> Caller {
+    Caller {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        pid: 0,
+    }
+}
+
+/// A union and the directories it stands on.
+pub(crate) struct World {
+    pub(crate) union: Union,
+    _dir: tempfile::TempDir,
+}
+
+fn layer(path: PathBuf) -> LayerSpec {
+    LayerSpec {
+        path,
+        dialect: Dialect::ALL,
+    }
+}
+
+impl World {
+    /// `fill` writes the lowers: it is called with the number and the directory of each,
+    /// 0 being the top.
+    pub(crate) fn new(lowers: usize, mut fill: impl FnMut(usize, &Path)) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("unionfs-core.")
+            .tempdir()
+            .unwrap();
+        let make = |name: String| {
+            let path = dir.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            path
+        };
+        let paths: Vec<_> = (0..lowers).map(|n| make(format!("l{n}"))).collect();
+        for (n, path) in paths.iter().enumerate() {
+            fill(n, path);
+        }
+        let stack = StackSpec {
+            lowers: paths.into_iter().map(layer).collect(),
+            data_only: Vec::new(),
+            upper: Some(UpperSpec {
+                layer: layer(make("upper".into())),
+                work: make("work".into()),
+            }),
+        };
+        let options = Options {
+            volatile: true,
+            ..Options::default()
+        };
+        let union = Union::new(&stack, options).unwrap();
+        Self { union, _dir: dir }
+    }
+
+    /// Inodes in the table.
+    pub(crate) fn inodes(&self) -> u64 {
+        self.union.counters().inodes
+    }
+
+    /// Looks a path up from `root`, giving every count back; its inode number.
+    pub(crate) fn resolve(&self, path: &[&str]) -> Result<Option<Held<'_>>> {
+        let mut here = None;
+        for name in path {
+            let parent = here.as_ref().map_or(unionfs::union::ROOT_INO, Held::ino);
+            match self.union.lookup(parent, name.as_bytes())? {
+                // Only now may the parent's count go back.
+                Some(entry) => here = Some(Held(entry)),
+                None => return Ok(None),
+            }
+        }
+        Ok(here)
+    }
+
+    /// Names of a directory without the dots, sorted.
+    pub(crate) fn names(&self, dir: Ino) -> Result<Vec<Vec<u8>>> {
+        let mut names = Vec::new();
+        let mut offset = 0;
+        loop {
+            let before = names.len();
+            let mut room = 7;
+            self.union.readdir(dir, offset, false, &mut |item| {
+                if room == 0 {
+                    return false;
+                }
+                room -= 1;
+                offset = item.offset;
+                names.push(item.name.to_vec());
+                true
+            })?;
+            if names.len() == before {
+                break;
+            }
+        }
+        names.retain(|n| n != b"." && n != b"..");
+        names.sort();
+        Ok(names)
+    }
+}
+
+/// A counted entry whose count goes back when dropped.
+pub(crate) struct Held<'u>(pub(crate) EntryRef<'u>);
+
+impl Held<'_> {
+    pub(crate) fn ino(&self) -> Ino {
+        self.0.attr().ino
+    }
+}

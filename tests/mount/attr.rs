@@ -1,0 +1,95 @@
+//! chmod, chown, utimens, truncate by attribute: values kept exactly, copied up once.
+
+use std::os::unix::fs::MetadataExt;
+
+use crate::common::fixture::Fixture;
+use crate::common::need_mounts;
+
+#[test]
+fn modes_and_owners() {
+    need_mounts!();
+    let mut f = Fixture::standard();
+    f.expect(&[
+        ("chmod plain.txt 4711", ""),
+        ("chown plain.txt 12 34", ""),
+        ("chown link-rel 5 6", ""),
+        ("chmod merged 1770", ""),
+        ("chown merged 7 8", ""),
+        ("chmod no 600", "ENOENT"),
+        ("as 1000 1000", ""),
+        ("chmod both.txt 777", "EPERM"),
+        ("chown of-1000/f 0 -", "EPERM"),
+    ]);
+    let check = [
+        // chown clears set-user-id.
+        (
+            "stat plain.txt",
+            "mode 100711 owner 12:34 size 23 nlink 1 rdev 0",
+        ),
+        (
+            "stat link-rel",
+            "mode 120777 owner 5:6 size 9 nlink 1 rdev 0",
+        ),
+        ("stat merged", "mode 41770 owner 7:8"),
+    ];
+    f.expect(&check);
+    f.remount();
+    f.expect(&check);
+}
+
+/// Nanoseconds, times before 1970, and those of directories and symlinks.
+#[test]
+fn times_are_exact() {
+    need_mounts!();
+    let mut f = Fixture::standard();
+    let files = ["plain.txt", "merged", "link-rel", "fifo", "deep/a/b/c/leaf"];
+    for file in files {
+        f.ok(&format!("utimens {file} 1000000000.987654321 -5.123456789"));
+    }
+    for _ in 0..2 {
+        for file in files {
+            let meta = f.at(file).symlink_metadata().unwrap();
+            let times = (
+                meta.atime(),
+                meta.atime_nsec(),
+                meta.mtime(),
+                meta.mtime_nsec(),
+            );
+            let expected = (1_000_000_000, 987_654_321, -5, 123_456_789);
+            assert_eq!(times, expected, "{file}");
+        }
+        f.remount();
+    }
+}
+
+/// A copy-up that is not about data keeps data and mtime; ctime moves.
+#[test]
+fn chmod_keeps_mtime_and_content() {
+    need_mounts!();
+    let f = Fixture::standard();
+    let before = f.at("big.bin").metadata().unwrap();
+    let content = std::fs::read(f.at("big.bin")).unwrap();
+    f.ok("chmod big.bin 600");
+    let after = f.at("big.bin").metadata().unwrap();
+    assert_eq!(
+        (before.mtime(), before.mtime_nsec()),
+        (after.mtime(), after.mtime_nsec())
+    );
+    assert!((after.ctime(), after.ctime_nsec()) > (before.ctime(), before.ctime_nsec()));
+    assert_eq!(std::fs::read(f.at("big.bin")).unwrap(), content);
+}
+
+#[test]
+fn truncate_both_ways() {
+    need_mounts!();
+    let f = Fixture::standard();
+    f.expect(&[
+        ("truncate plain.txt 5", ""),
+        ("read plain.txt", "\"plain\""),
+        ("truncate plain.txt 7", ""),
+        ("read plain.txt", "\"plain\\x00\\x00\""),
+        ("truncate empty.txt 2", ""),
+        ("read empty.txt", "\"\\x00\\x00\""),
+        ("truncate merged 0", "EISDIR"),
+    ]);
+}

@@ -1,0 +1,69 @@
+//! What the kernel forgets leaves the inode table.
+
+use crate::common::fixture::Fixture;
+use crate::common::mount::poll;
+use crate::common::need_mounts;
+
+use super::stats::stats;
+
+fn drop_dentries() {
+    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+}
+
+fn inodes(f: &Fixture) -> u64 {
+    stats(f.root()).union["inodes"]
+}
+
+fn assert_shrinks_to_root(f: &Fixture) {
+    let empty = poll(|| {
+        drop_dentries();
+        inodes(f) == 1
+    });
+    assert!(empty, "{} inodes left after dropping caches", inodes(f));
+}
+
+#[test]
+fn table_shrinks_to_the_root_after_a_walk() {
+    need_mounts!();
+    let f = Fixture::standard();
+    let entries = f.tree().len() as u64;
+    // Three names share an inode.
+    assert!(
+        inodes(&f) >= entries - 2,
+        "walk of {entries}: {}",
+        inodes(&f)
+    );
+    assert_shrinks_to_root(&f);
+    assert_eq!(f.tree().len() as u64, entries, "still all there");
+}
+
+#[test]
+fn table_shrinks_to_the_root_after_changes() {
+    need_mounts!();
+    let f = Fixture::standard();
+    for round in 0..20 {
+        f.ok(&format!(
+            "create f{round} 644
+             mkdir d{round} 755
+             create d{round}/x 644
+             link f{round} d{round}/l
+             rename d{round} e{round}
+             rename f{round} merged/f{round}
+             unlink e{round}/x
+             symlink x s{round}
+             unlink s{round}"
+        ));
+    }
+    f.ok("write plain.txt 0 X\nrename merged m2\nunlink h1\nreaddir m2");
+    assert_shrinks_to_root(&f);
+}
+
+#[test]
+fn an_open_unlinked_file_is_forgotten_at_close() {
+    need_mounts!();
+    let f = Fixture::standard();
+    let file = std::fs::File::open(f.at("plain.txt")).unwrap();
+    std::fs::remove_file(f.at("plain.txt")).unwrap();
+    drop(file);
+    assert_shrinks_to_root(&f);
+}

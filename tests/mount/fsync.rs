@@ -1,0 +1,41 @@
+//! fsync, fdatasync, syncfs and directories' fsync answer, and what was synced is in
+//! the upper.
+
+use std::fs::File;
+use std::io::Write;
+
+use crate::common::fixture::Fixture;
+use crate::common::mount::Fs;
+use crate::common::{layers, need_mounts};
+
+fn write_and_sync(f: &Fixture) {
+    let mut file = File::create(f.at("merged/new")).unwrap();
+    file.write_all(b"durable").unwrap();
+    file.sync_data().unwrap();
+    file.sync_all().unwrap();
+    let dir = File::open(f.at("merged")).unwrap();
+    rustix::fs::fsync(&dir).unwrap();
+    rustix::fs::syncfs(&dir).unwrap();
+    // Still open in the union: the data must have reached the upper all the same.
+    assert_eq!(std::fs::read(f.upper("merged/new")).unwrap(), b"durable");
+    let lower = File::open(f.at("plain.txt")).unwrap();
+    rustix::fs::fsync(&lower).unwrap();
+}
+
+#[test]
+fn synced_data_is_in_the_upper() {
+    need_mounts!();
+    write_and_sync(&Fixture::standard());
+}
+
+#[test]
+fn volatile_answers_too() {
+    need_mounts!();
+    let fs = Fs::Unionfs("volatile");
+    write_and_sync(&Fixture::with(
+        &fs,
+        &layers::standard(),
+        layers::Form::Kernel,
+        true,
+    ));
+}

@@ -1,0 +1,74 @@
+//! Hard links of the layers stay links: across copy-up, rename, unlink and remount.
+
+use std::os::unix::fs::MetadataExt;
+
+use crate::common::fixture::Fixture;
+use crate::common::need_mounts;
+
+const LINKS: [&str; 3] = ["h1", "h2", "merged/h3"];
+
+fn assert_linked(f: &Fixture, names: &[&str], content: &str) {
+    let stat = |name: &&str| {
+        let meta = f.at(name).symlink_metadata().unwrap();
+        (meta.ino(), meta.nlink())
+    };
+    let all: Vec<_> = names.iter().map(stat).collect();
+    let first = (all[0].0, names.len() as u64);
+    assert!(all.iter().all(|s| *s == first), "{names:?}: {all:?}");
+    for name in names {
+        assert_eq!(
+            std::fs::read_to_string(f.at(name)).unwrap(),
+            content,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn lower_links_are_one_file() {
+    need_mounts!();
+    assert_linked(&Fixture::standard(), &LINKS, "hard\n");
+}
+
+#[test]
+fn copy_up_of_one_is_copy_up_of_all() {
+    need_mounts!();
+    for written in LINKS {
+        let mut f = Fixture::standard();
+        f.ok(&format!("write {written} 0 HARD"));
+        assert_linked(&f, &LINKS, "HARD\n");
+        f.remount();
+        assert_linked(&f, &LINKS, "HARD\n");
+        f.ok("chmod h2 600\nwrite h1 0 again");
+        assert_linked(&f, &LINKS, "again");
+    }
+}
+
+#[test]
+fn links_come_and_go() {
+    need_mounts!();
+    let mut f = Fixture::standard();
+    f.ok("unlink h1");
+    assert_linked(&f, &["h2", "merged/h3"], "hard\n");
+    f.ok("link h2 h4\nwrite h4 0 HARD\nrename merged/h3 removed.txt");
+    let names = ["h2", "h4", "removed.txt"];
+    assert_linked(&f, &names, "HARD\n");
+    f.remount();
+    assert_linked(&f, &names, "HARD\n");
+    f.ok("rename h2 h4");
+    // POSIX: renaming one link to another does nothing.
+    assert_linked(&f, &names, "HARD\n");
+    f.ok("unlink h2\nunlink h4");
+    assert_linked(&f, &["removed.txt"], "HARD\n");
+}
+
+/// Equal content is no identity.
+#[test]
+fn different_files_are_not_linked() {
+    need_mounts!();
+    let f = Fixture::standard();
+    f.ok("create a 644\ncreate b 644\nwrite a 0 x\nunlink a\ncreate c 644");
+    let ino = |name: &str| f.at(name).metadata().unwrap().ino();
+    assert_ne!(ino("b"), ino("c"));
+    assert_eq!(std::fs::read_to_string(f.at("c")).unwrap(), "");
+}

@@ -1,0 +1,39 @@
+//! unionfs mounted for real: a file per family of operations, each stating what must
+//! be seen. Where kernel overlayfs gives the answer, `tests/parity` compares; here is
+//! what unionfs promises by itself.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod acl;
+mod attr;
+mod budgets;
+mod copy_file_range;
+mod create;
+mod dialects;
+mod fallocate;
+mod forget;
+mod fsync;
+mod hardlinks;
+mod hostile;
+mod inode_numbers;
+mod link;
+mod lookup;
+mod lower_unchanged;
+mod lseek;
+mod mkdir;
+mod mknod;
+mod non_root;
+mod open_unlinked;
+mod read_only;
+mod read_write;
+mod readdir;
+mod rename;
+mod rmdir;
+mod statfs;
+mod stats;
+mod symlink;
+mod unlink;
+mod xattr;

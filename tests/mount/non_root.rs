@@ -1,0 +1,92 @@
+//! A plain user mounts directories of his own through fusermount3. /dev/fuse may be
+//! closed to users here, so the test enters a mount namespace of its own and puts an
+//! open node over it; the mount lives and ends there.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::common::mount::{Scratch, chmod, unionfs_binary};
+use crate::common::{need_mounts, tree};
+
+/// Runs `script` as uid and gid 1000 in `dir`; its output.
+fn as_user(dir: &Path, script: &str) -> String {
+    let outer = format!(
+        "set -e
+        mknod -m 666 fuse-node c 10 229
+        mount --bind fuse-node /dev/fuse
+        exec setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all \
+            env HOME={home} XDG_RUNTIME_DIR={home} sh -ec '{script}'",
+        home = dir.display(),
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation=private", "sh", "-c", &outer])
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {stderr}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn prepare() -> Option<Scratch> {
+    let installed = |tool: &str| Command::new(tool).arg("--version").output().is_ok();
+    if !["unshare", "setpriv", "fusermount3"]
+        .iter()
+        .all(|t| installed(t))
+    {
+        crate::common::skip("needs unshare, setpriv and fusermount3");
+        return None;
+    }
+    let scratch = Scratch::disk();
+    for dir in ["low", "low/d", "upper", "work", "mnt"] {
+        scratch.dir(dir);
+    }
+    let low = scratch.path().join("low");
+    std::fs::write(low.join("f"), "lower\n").unwrap();
+    std::fs::write(low.join("d/g"), "lower\n").unwrap();
+    // The build directory may be closed to other users.
+    let program = scratch.path().join("unionfs");
+    std::fs::copy(unionfs_binary(), &program).unwrap();
+    chmod(&program, 0o755);
+    for path in [
+        "", "low", "low/f", "low/d", "low/d/g", "upper", "work", "mnt",
+    ] {
+        let path = scratch.path().join(path);
+        std::os::unix::fs::chown(&path, Some(1000), Some(1000)).unwrap();
+    }
+    Some(scratch)
+}
+
+const MOUNT: &str = "./unionfs -o lowerdir=low,upperdir=upper,workdir=work mnt";
+
+#[test]
+fn a_user_mounts_changes_and_unmounts() {
+    need_mounts!();
+    let Some(scratch) = prepare() else { return };
+    let script = format!(
+        "{MOUNT}
+        cat mnt/f
+        echo changed > mnt/f; rm mnt/d/g; rmdir mnt/d; mkdir mnt/d; echo new > mnt/d/n
+        ls mnt/d; stat -c %u:%g mnt/d/n
+        fusermount3 -u mnt
+        {MOUNT}
+        cat mnt/f; ls mnt/d
+        grep -o \"fuse.unionfs [^ ]*\" /proc/mounts | tr , \"\\n\" | grep -xE \"nosuid|nodev\" | sort
+        fusermount3 -u mnt"
+    );
+    let text = as_user(scratch.path(), &script);
+    assert_eq!(text, "lower\nn\n1000:1000\nchanged\nn\nnodev\nnosuid\n");
+    let lower = std::fs::read_to_string(scratch.path().join("low/f")).unwrap();
+    assert_eq!(lower, "lower\n");
+}
+
+/// What an unprivileged mount writes is what kernel overlayfs reads with `userxattr`.
+#[test]
+fn markers_are_user_xattrs() {
+    need_mounts!();
+    let Some(scratch) = prepare() else { return };
+    let script = format!("{MOUNT}\nrm -r mnt/d; mkdir mnt/d\nfusermount3 -u mnt");
+    as_user(scratch.path(), &script);
+    let opaque = tree::xattr(&scratch.path().join("upper/d"), b"user.overlay.opaque");
+    assert_eq!(opaque, Ok(b"y".to_vec()));
+}

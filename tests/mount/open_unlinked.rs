@@ -1,0 +1,92 @@
+//! Open files survive unlink, rename and replacement: everything goes on working on
+//! the descriptor.
+
+use crate::common::fixture::Fixture;
+use crate::common::need_mounts;
+
+fn everything_on_a_descriptor(f: &Fixture, path: &str, end: &str) {
+    f.ok(&format!("write {path} 0 0123456789 t"));
+    f.expect(&[
+        (&format!("open 1 {path} b"), ""),
+        (end, ""),
+        ("hread 1 0 10", "\"0123456789\""),
+        ("hwrite 1 2 XY", "2"),
+        ("htruncate 1 5", ""),
+        ("hchmod 1 611", ""),
+        ("hread 1 0 10", "\"01XY4\""),
+        ("close 1", ""),
+    ]);
+}
+
+#[test]
+fn unlinked() {
+    need_mounts!();
+    let f = Fixture::standard();
+    f.ok("create new 644");
+    for path in ["new", "both.txt", "merged/bottom", "deep/a/b/c/leaf"] {
+        everything_on_a_descriptor(&f, path, &format!("unlink {path}"));
+        f.expect(&[(&format!("stat {path}"), "ENOENT")]);
+    }
+}
+
+#[test]
+fn replaced_by_rename() {
+    need_mounts!();
+    let f = Fixture::standard();
+    everything_on_a_descriptor(&f, "both.txt", "rename top.txt both.txt");
+    f.expect(&[("read both.txt", "\"top\\x0a\"")]);
+}
+
+#[test]
+fn renamed() {
+    need_mounts!();
+    let f = Fixture::standard();
+    everything_on_a_descriptor(&f, "merged/bottom", "rename merged elsewhere");
+    f.expect(&[
+        ("read elsewhere/bottom", "\"01XY4\""),
+        (
+            "stat elsewhere/bottom",
+            "mode 100611 owner 0:0 size 5 nlink 1 rdev 0",
+        ),
+    ]);
+}
+
+/// Never copied up, then unlinked, then changed through the descriptor.
+#[test]
+fn a_lower_file_unlinked_before_its_first_write() {
+    need_mounts!();
+    let f = Fixture::standard();
+    f.expect(&[
+        ("open 1 plain.txt b", ""),
+        ("unlink plain.txt", ""),
+        ("hread 1 0 5", "\"plain\""),
+        ("hwrite 1 0 X", "1"),
+        ("hread 1 0 5", "\"Xlain\""),
+        (
+            "hstat 1",
+            "mode 100640 owner 1000:1001 size 23 nlink 0 rdev 0",
+        ),
+        ("close 1", ""),
+        ("stat plain.txt", "ENOENT"),
+        ("open 2 big.bin r", ""),
+        ("unlink big.bin", ""),
+        ("create big.bin 644", ""),
+        ("hread 2 300000 5", "\"\""),
+        ("read big.bin", "\"\""),
+    ]);
+}
+
+#[test]
+fn a_removed_directory_lists_empty() {
+    need_mounts!();
+    let f = Fixture::standard();
+    let dir = std::fs::File::open(f.at("empty")).unwrap();
+    f.ok("rmdir empty\nmkdir empty 755\ncreate empty/other 644");
+    let entries = rustix::fs::Dir::read_from(&dir).unwrap();
+    // The kernel may answer ENOENT for a dead directory; an entry would be wrong.
+    let names: Vec<_> = entries
+        .flatten()
+        .map(|e| e.file_name().to_owned())
+        .collect();
+    assert!(!names.iter().any(|n| n.to_bytes() == b"other"), "{names:?}");
+}

@@ -1,0 +1,116 @@
+//! Directory listings: merged, complete, without duplicates, under change.
+
+use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
+
+use crate::common::fixture::Fixture;
+use crate::common::layers::Layer;
+use crate::common::need_mounts;
+
+#[test]
+fn listings_are_merged() {
+    need_mounts!();
+    Fixture::standard().expect(&[
+        (
+            "readdir merged",
+            "bottom:f h3:f middle:f over:f sub:d top:f",
+        ),
+        ("readdir merged/sub", "b:f t:f"),
+        ("readdir opaque", "new:f"),
+        ("readdir empty", ""),
+        ("readdir removed-dir", "ENOENT"),
+        ("readdir plain.txt", "ENOTDIR"),
+    ]);
+}
+
+#[test]
+fn listings_follow_changes() {
+    need_mounts!();
+    Fixture::standard().expect(&[
+        (
+            "readdir merged",
+            "bottom:f h3:f middle:f over:f sub:d top:f",
+        ),
+        ("unlink merged/bottom", ""),
+        ("readdir merged", "h3:f middle:f over:f sub:d top:f"),
+        ("create merged/gone 644", ""),
+        ("unlink merged/over", ""),
+        ("mkdir merged/over 755", ""),
+        ("rename merged/top merged/a", ""),
+        ("readdir merged", "a:f gone:f h3:f middle:f over:d sub:d"),
+        ("rename merged/sub empty/sub", ""),
+        ("symlink x merged/link", ""),
+        ("mknod merged/fifo 10644 0 0", ""),
+        (
+            "readdir merged",
+            "a:f fifo:p gone:f h3:f link:l middle:f over:d",
+        ),
+        ("readdir empty", "sub:d"),
+    ]);
+}
+
+/// The whiteout device never shows, under any name.
+#[test]
+fn whiteouts_never_show() {
+    need_mounts!();
+    let mut f = Fixture::standard();
+    f.ok("unlink plain.txt\nunlink merged/bottom\nunlink deep/a/b/c/leaf");
+    for _ in 0..2 {
+        for (path, entry) in f.tree() {
+            assert!(!entry.is_whiteout(), "{}", String::from_utf8_lossy(&path));
+        }
+        f.remount();
+    }
+}
+
+fn names(f: &Fixture, dir: &str) -> Vec<Vec<u8>> {
+    let entries = std::fs::read_dir(f.at(dir)).unwrap();
+    entries
+        .map(|e| e.unwrap().file_name().as_bytes().to_vec())
+        .collect()
+}
+
+/// More than any buffer holds, from three layers that overlap.
+#[test]
+fn a_large_directory_is_listed_once_and_completely() {
+    need_mounts!();
+    let layer = |from: usize, to: usize| {
+        let dir = Layer::new().dir("d");
+        (from..to).fold(dir, |l, n| {
+            l.file(format!("d/a-name-that-is-not-so-short-{n}"), "")
+        })
+    };
+    let f = Fixture::new(&[layer(0, 1500), layer(1000, 2500), layer(2000, 4000)]);
+    for _ in 0..2 {
+        let all = names(&f, "d");
+        let unique: BTreeSet<_> = all.iter().collect();
+        assert_eq!((all.len(), unique.len()), (4000, 4000));
+    }
+}
+
+/// `rm -r` deletes while it reads; each name that was there must come by.
+#[test]
+fn deleting_while_reading_misses_nothing() {
+    need_mounts!();
+    let dir = Layer::new().dir("d");
+    let layer = (0..3000).fold(dir, |l, n| l.file(format!("d/f{n}"), ""));
+    let f = Fixture::new(&[layer]);
+    for entry in std::fs::read_dir(f.at("d")).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    assert_eq!(names(&f, "d").len(), 0);
+    std::fs::remove_dir(f.at("d")).unwrap();
+}
+
+#[test]
+fn dot_and_dotdot_are_listed_first() {
+    need_mounts!();
+    let f = Fixture::standard();
+    let dir = std::fs::File::open(f.at("merged")).unwrap();
+    let entries = rustix::fs::Dir::read_from(&dir).unwrap();
+    let names: Vec<_> = entries
+        .map(|e| e.unwrap().file_name().to_bytes().to_vec())
+        .collect();
+    let dots = names.iter().filter(|n| n[..] == *b"." || n[..] == *b"..");
+    assert_eq!(dots.count(), 2, "{names:?}");
+}

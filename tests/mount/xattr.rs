@@ -1,0 +1,117 @@
+//! Extended attributes: set, listed, limits, and that overlay markers can neither be
+//! seen nor forged from inside.
+
+use crate::common::fixture::Fixture;
+use crate::common::layers::{Layer, net_raw_capability};
+use crate::common::need_mounts;
+use crate::common::tree::{self, Mask, is_private};
+
+#[test]
+fn set_get_list_remove() {
+    need_mounts!();
+    let mut f = Fixture::standard();
+    f.expect(&[
+        ("listxattr tagged", "trusted.note user.colour"),
+        ("getxattr tagged user.colour", "\"blue\""),
+        ("getxattr tagged user.none", "ENODATA"),
+        ("setxattr tagged user.colour red create", "EEXIST"),
+        ("setxattr tagged user.new x replace", "ENODATA"),
+        ("setxattr tagged user.colour red replace", ""),
+        ("removexattr tagged trusted.note", ""),
+        ("removexattr tagged trusted.note", "ENODATA"),
+        ("setxattr merged user.dir 1", ""),
+        ("setxattr fifo user.x 1", "EPERM"),
+        ("setxattr plain.txt user.empty -", ""),
+    ]);
+    let check = [
+        ("listxattr tagged", "user.colour"),
+        ("getxattr tagged user.colour", "\"red\""),
+        ("getxattr merged user.dir", "\"1\""),
+        ("getxattr plain.txt user.empty", "\"\""),
+    ];
+    f.expect(&check);
+    f.remount();
+    f.expect(&check);
+}
+
+/// The two-step protocol: a query for the length, and a buffer that is too small.
+#[test]
+fn sizes() {
+    need_mounts!();
+    let f = Fixture::standard();
+    let path = f.at("tagged");
+    assert_eq!(rustix::fs::lgetxattr_query(&path, "user.colour"), Ok(4));
+    let mut small = [0u8; 2];
+    let range = Err(rustix::io::Errno::RANGE);
+    assert_eq!(
+        rustix::fs::lgetxattr(&path, "user.colour", &mut small[..]),
+        range
+    );
+    assert_eq!(rustix::fs::llistxattr(&path, &mut small[..]), range);
+    let mut exact = [0u8; 4];
+    assert_eq!(
+        rustix::fs::lgetxattr(&path, "user.colour", &mut exact[..]),
+        Ok(4)
+    );
+    assert_eq!(&exact, b"blue");
+}
+
+/// Copy-up and rename keep capabilities; a write clears them.
+#[test]
+fn capabilities() {
+    need_mounts!();
+    let f = Fixture::standard();
+    let capability = || tree::xattr(&f.at("caps"), b"security.capability");
+    f.ok("chmod caps 755\nrename caps x\nrename x caps");
+    assert_eq!(capability(), Ok(net_raw_capability()));
+    f.ok("write caps 0 X");
+    assert_eq!(capability(), Err(rustix::io::Errno::NODATA));
+}
+
+#[test]
+fn markers_are_hidden() {
+    need_mounts!();
+    let layer = Layer::new()
+        .dir("d")
+        .xattr("user.overlay.origin", "x")
+        .xattr("trusted.overlay.impure", "y")
+        .xattr("user.fuseoverlayfs.opaque", "y")
+        .xattr("user.mine", "1")
+        .file("d/f", "");
+    let f = Fixture::new(&[layer, Layer::new().dir("d").file("d/low", "")]);
+    f.ok("create d/new 644\nrename d moved");
+    f.expect(&[("listxattr moved", "user.mine")]);
+    for (path, entry) in tree::list_raw(f.root()) {
+        for name in entry.xattrs.keys() {
+            let (path, shown) = (tree::at(f.root(), &path), String::from_utf8_lossy(name));
+            assert!(!is_private(name), "{} shows {shown}", path.display());
+        }
+    }
+}
+
+/// Whatever a user sets from inside, the next mount reads no marker from it.
+#[test]
+fn markers_cannot_be_forged() {
+    need_mounts!();
+    let mut f = Fixture::standard();
+    let before = f.tree();
+    let names = [
+        "trusted.overlay.opaque",
+        "trusted.overlay.redirect",
+        "trusted.overlay.whiteout",
+        "trusted.overlay.metacopy",
+        "user.overlay.opaque",
+        "user.overlay.redirect",
+        "user.overlay.whiteout",
+        "user.overlay.metacopy",
+        "user.fuseoverlayfs.opaque",
+    ];
+    for name in names {
+        for target in ["merged", "deep", "merged/sub", "empty.txt", "plain.txt"] {
+            // Refused or stored harmlessly: both are right.
+            let _ = f.run(&format!("setxattr {target} {name} y"));
+        }
+    }
+    f.remount();
+    tree::assert_same("after a remount", &before, &f.tree(), &Mask::ALL);
+}

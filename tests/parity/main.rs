@@ -1,0 +1,12 @@
+//! Parity with kernel overlayfs: the same script runs on both over the same layers,
+//! and everything that can be seen is compared; see `runner`.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod oracle;
+mod random;
+mod runner;
+mod scenarios;

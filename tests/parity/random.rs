@@ -1,0 +1,255 @@
+//! Random scripts over random layers with a small name space, so that names collide in
+//! every way. Fixed seeds, and fresh ones whose seed is printed. A failing case shrinks
+//! and prints as layers and script: paste it into the scenarios.
+//!
+//! `UNIONFS_PARITY_CASES=n` sets the number of cases of each test (default 30).
+//! `UNIONFS_PARITY_SEED=n` sets the seed of the fresh ones.
+
+use std::collections::BTreeMap;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+
+use crate::common::layers::{Layer, Node};
+use crate::common::mount::{Fs, KERNEL, subject};
+use crate::common::need_mounts;
+use crate::common::script::{Flags, Op};
+use crate::runner::{Case, compare};
+
+/// What a layer has under a name.
+#[derive(Clone, Debug)]
+enum Plan {
+    Absent,
+    File(u8),
+    Symlink,
+    Whiteout,
+    /// Opaque, and what is below, by name.
+    Dir(bool, Vec<Plan>),
+}
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+
+fn plan(depth: u32) -> BoxedStrategy<Plan> {
+    let leaf = prop_oneof![
+        3 => Just(Plan::Absent),
+        3 => any::<u8>().prop_map(Plan::File),
+        1 => Just(Plan::Symlink),
+        1 => Just(Plan::Whiteout),
+    ];
+    if depth == 0 {
+        return leaf.boxed();
+    }
+    let below = vec(plan(depth - 1), NAMES.len());
+    let dir = (prop::bool::weighted(0.2), below).prop_map(|(o, b)| Plan::Dir(o, b));
+    prop_oneof![1 => leaf, 2 => dir].boxed()
+}
+
+fn add(mut layer: Layer, path: &str, plan: &Plan) -> Layer {
+    match plan {
+        Plan::Absent => layer,
+        Plan::File(n) => layer.file(path, format!("{path} {n}")),
+        Plan::Symlink => layer.symlink(path, "a"),
+        Plan::Whiteout => layer.whiteout(path),
+        Plan::Dir(opaque, below) => {
+            layer = layer.dir(path);
+            if *opaque {
+                layer = layer.opaque();
+            }
+            for (name, plan) in NAMES.iter().zip(below) {
+                layer = add(layer, &format!("{path}/{name}"), plan);
+            }
+            layer
+        }
+    }
+}
+
+fn layer() -> impl Strategy<Value = Layer> {
+    vec(plan(2), NAMES.len()).prop_map(|plans| {
+        let named = NAMES.iter().zip(&plans);
+        named.fold(Layer::new(), |layer, (name, plan)| add(layer, name, plan))
+    })
+}
+
+/// Takes out whiteouts that no overlay would have written: those with no merged
+/// directory around them. Kernel overlayfs reads a directory of a single layer as it
+/// is and would list them, though it denies them at lookup.
+fn prune(mut layers: Vec<Layer>) -> Vec<Layer> {
+    // What is visible of the layers below: path to "is a directory".
+    let mut below: BTreeMap<Vec<u8>, bool> = BTreeMap::new();
+    let lowest = layers.len() - 1;
+    for (n, layer) in layers.iter_mut().enumerate().rev() {
+        let opaque: Vec<_> = layer.items.iter().filter(|i| i.opaque).collect();
+        let opaque: Vec<_> = opaque
+            .iter()
+            .map(|i| [&i.path[..], b"/"].concat())
+            .collect();
+        let merged = |path: &[u8]| {
+            let parent = path.iter().rposition(|b| *b == b'/').map(|n| &path[..n]);
+            let dir_below = parent.is_none_or(|p| below.get(p) == Some(&true));
+            n != lowest && dir_below && !opaque.iter().any(|o| path.starts_with(o))
+        };
+        layer
+            .items
+            .retain(|i| i.node != Node::Whiteout || merged(&i.path));
+        for item in &layer.items {
+            let is_dir = item.node == Node::Dir;
+            if !is_dir || item.opaque || below.get(&item.path) == Some(&false) {
+                let inside = [&item.path[..], b"/"].concat();
+                below.retain(|path, _| *path != item.path && !path.starts_with(&inside));
+            }
+            if item.node != Node::Whiteout {
+                below.insert(item.path.clone(), is_dir);
+            }
+        }
+    }
+    layers
+}
+
+fn path() -> impl Strategy<Value = Vec<u8>> {
+    vec(prop::sample::select(&NAMES[..]), 1..4).prop_map(|names| names.join("/").into_bytes())
+}
+
+fn mode() -> impl Strategy<Value = u32> {
+    prop::sample::select(&[0o600u32, 0o644, 0o755, 0o700, 0o1777][..])
+}
+
+fn data() -> impl Strategy<Value = Vec<u8>> {
+    vec(prop::sample::select(&b"xyz"[..]), 1..8)
+}
+
+fn no_flags() -> Flags {
+    Flags("-".into())
+}
+
+fn namespace_op() -> impl Strategy<Value = Op> {
+    let rename_flags = prop_oneof![
+        6 => Just(0u32),
+        1 => Just(libc::RENAME_NOREPLACE),
+        2 => Just(libc::RENAME_EXCHANGE),
+    ];
+    prop_oneof![
+        3 => (path(), mode()).prop_map(|(p, m)| Op::Create(p, m, no_flags())),
+        3 => (path(), mode()).prop_map(|(p, m)| Op::Mkdir(p, m)),
+        3 => path().prop_map(Op::Unlink),
+        3 => path().prop_map(Op::Rmdir),
+        6 => (path(), path(), rename_flags).prop_map(|(a, b, f)| Op::Rename(a, b, f)),
+        2 => (path(), path()).prop_map(|(a, b)| Op::Link(a, b)),
+        1 => path().prop_map(|p| Op::Symlink(b"b/c".to_vec(), p)),
+        1 => path().prop_map(|p| Op::Mknod(p, libc::S_IFIFO | 0o600, 0, 0)),
+    ]
+}
+
+fn other_op() -> impl Strategy<Value = Op> {
+    let stamp = (1_000_000_000..1_000_001_000i64, 0..1_000_000_000i64);
+    prop_oneof![
+        3 => (path(), 0..10u64, data()).prop_map(|(p, o, d)| Op::Write(p, o, d, no_flags())),
+        1 => (path(), 0..12u64).prop_map(|(p, n)| Op::Truncate(p, n)),
+        2 => (path(), mode()).prop_map(|(p, m)| Op::Chmod(p, m)),
+        1 => (path(), 0..3u32, 0..3u32).prop_map(|(p, u, g)| Op::Chown(p, u, g)),
+        1 => (path(), stamp).prop_map(|(p, t)| Op::Utimens(p, t, t)),
+        1 => (path(), data()).prop_map(|(p, v)| Op::Setxattr(p, b"user.x".to_vec(), v, 0)),
+        1 => path().prop_map(|p| Op::Removexattr(p, b"user.x".to_vec())),
+        1 => path().prop_map(Op::Readdir),
+        1 => path().prop_map(Op::Stat),
+        1 => path().prop_map(Op::Read),
+    ]
+}
+
+fn script() -> impl Strategy<Value = Vec<Op>> {
+    vec(prop_oneof![2 => namespace_op(), 1 => other_op()], 1..25)
+}
+
+fn cases() -> u32 {
+    let set = std::env::var("UNIONFS_PARITY_CASES").ok();
+    set.map_or(30, |n| n.parse().unwrap())
+}
+
+fn runner(seed: u64) -> TestRunner {
+    let config = Config {
+        cases: cases(),
+        max_shrink_iters: 400,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    TestRunner::new_with_rng(config, rng)
+}
+
+/// Compares `cases()` random cases from a seed; the smallest failure as text.
+fn hunt(left: &Fs, right: &Fs, seed: u64) -> Option<String> {
+    let layers = vec(layer(), 1..4).prop_map(prune);
+    let strategy = (layers, script());
+    let result = runner(seed).run(&strategy, |(layers, script)| {
+        let case = Case {
+            layers: &layers,
+            script: &script,
+            uppers: true,
+            tmpfs: true,
+        };
+        let found = compare(left, right, &case);
+        if found.is_empty() {
+            return Ok(());
+        }
+        Err(TestCaseError::fail(found.join("\n")))
+    });
+    match result {
+        Ok(()) => None,
+        Err(TestError::Abort(reason)) => Some(reason.to_string()),
+        Err(TestError::Fail(reason, (layers, script))) => {
+            let lines: Vec<_> = script.iter().map(ToString::to_string).collect();
+            let items = layers.iter().enumerate().flat_map(|(n, layer)| {
+                let describe = move |i: &crate::common::layers::Item| {
+                    let path = String::from_utf8_lossy(&i.path).into_owned();
+                    format!("layer {n}: {path} {:?} opaque={}", i.node, i.opaque)
+                };
+                layer.items.iter().map(describe).collect::<Vec<_>>()
+            });
+            let items: Vec<_> = items.collect();
+            Some(format!(
+                "seed {seed}\n{}\nscript:\n{}\n{reason}",
+                items.join("\n"),
+                lines.join("\n")
+            ))
+        }
+    }
+}
+
+fn assert_none(found: Option<String>) {
+    if let Some(text) = found {
+        panic!("{text}");
+    }
+}
+
+#[test]
+fn fixed_seed() {
+    need_mounts!();
+    assert_none(hunt(&KERNEL, &subject(), 20_240_229));
+}
+
+#[test]
+fn fresh_seed() {
+    need_mounts!();
+    let set = std::env::var("UNIONFS_PARITY_SEED").ok();
+    let seed = set.map_or_else(rand_seed, |n| n.parse().unwrap());
+    eprintln!("UNIONFS_PARITY_SEED={seed}");
+    assert_none(hunt(&KERNEL, &subject(), seed));
+}
+
+fn rand_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    u64::from(now.unwrap().subsec_nanos()) << 16 | u64::from(std::process::id() & 0xffff)
+}
+
+/// The generator itself is sound (kernel equals kernel) and strong enough to find
+/// the kernel without redirects.
+#[test]
+fn generator_finds_a_known_difference() {
+    need_mounts!();
+    assert_none(hunt(&KERNEL, &KERNEL, 7));
+    let other = Fs::Kernel("index=on,redirect_dir=off,metacopy=off");
+    let found = hunt(&KERNEL, &other, 7);
+    assert!(found.is_some(), "no difference found in {} cases", cases());
+}

@@ -1,0 +1,144 @@
+//! One parity case: two implementations, each with its own copy of the layers, run the
+//! same script. Compared are
+//! 1. the answer of every operation (value or errno),
+//! 2. the full trees afterwards ([`tree::diff`] says what is left out and why),
+//! 3. the upper directories, markers included ([`upper::view`] says what may differ),
+//! 4. each tree with what a remount shows: by the implementation that wrote the upper,
+//!    by the other one, and by the first again (the visit of the other must leave the
+//!    upper usable),
+//! 5. the lowers with their state before: never changed by either.
+
+use std::path::PathBuf;
+
+use crate::common::exec::{self, Answer};
+use crate::common::layers::{self, Form, Layer};
+use crate::common::mount::{Fs, Scratch, Stack};
+use crate::common::script::Op;
+use crate::common::tree::{self, Mask, Tree};
+use crate::common::upper;
+
+/// A case to compare.
+pub(crate) struct Case<'a> {
+    /// Layers, top first.
+    pub(crate) layers: &'a [Layer],
+    /// What is run on their union.
+    pub(crate) script: &'a [Op],
+    /// Compare the upper directories too.
+    pub(crate) uppers: bool,
+    /// On a tmpfs (fast) instead of the disk.
+    pub(crate) tmpfs: bool,
+}
+
+/// What one implementation made of a case.
+struct Side {
+    fs: Fs,
+    stack: Stack,
+    lowers_before: Vec<Tree>,
+    answers: Vec<Answer>,
+    tree: Tree,
+    upper: Tree,
+    // Last: everything above lies in it.
+    _scratch: Scratch,
+}
+
+fn list_lowers(lowers: &[PathBuf]) -> Vec<Tree> {
+    lowers.iter().map(|l| tree::list_raw(l)).collect()
+}
+
+impl Side {
+    fn run(fs: &Fs, case: &Case<'_>, mask: &Mask) -> Result<Self, String> {
+        let scratch = match case.tmpfs {
+            true => Scratch::tmpfs(),
+            false => Scratch::disk(),
+        };
+        let stack = Stack {
+            lowers: layers::write_all(case.layers, scratch.path(), Form::Kernel),
+            upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+            mnt: scratch.dir("mnt"),
+        };
+        // The root's mtime shows through: make it the same on both sides.
+        layers::set_mtime(&stack.upper.as_ref().unwrap().0, (1_300_000_000, 5));
+        let lowers_before = list_lowers(&stack.lowers);
+        let mounted = fs.try_mount(&stack)?;
+        let base = tree::list(mounted.path());
+        let answers = exec::run(mounted.path(), case.script);
+        let tree = tree::list(mounted.path());
+        mounted.unmount();
+        let upper = upper::view(&stack.upper.as_ref().unwrap().0, &stack.lowers, &base, mask);
+        Ok(Self {
+            fs: fs.clone(),
+            stack,
+            lowers_before,
+            answers,
+            tree,
+            upper,
+            _scratch: scratch,
+        })
+    }
+
+    /// Differences between the tree after the script and what remounts show.
+    fn check_remounts(&self, other: &Fs, mask: &Mask) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (fs, visit) in [(&self.fs, "own"), (other, "other"), (&self.fs, "own again")] {
+            let title = format!("upper of {:?}, remounted by {visit} ({fs:?})", self.fs);
+            match fs.try_mount(&self.stack) {
+                Ok(mounted) => {
+                    let tree = tree::list(mounted.path());
+                    mounted.unmount();
+                    section(&mut lines, &title, tree::diff(&self.tree, &tree, mask));
+                }
+                Err(e) => section(&mut lines, &title, vec![e]),
+            }
+        }
+        let now = list_lowers(&self.stack.lowers);
+        for (n, (before, now)) in self.lowers_before.iter().zip(&now).enumerate() {
+            let title = format!("lower {n} of {:?} was changed", self.fs);
+            section(&mut lines, &title, tree::diff(before, now, &Mask::ALL));
+        }
+        lines
+    }
+}
+
+fn section(lines: &mut Vec<String>, title: &str, found: Vec<String>) {
+    if !found.is_empty() {
+        lines.push(format!("{title}:"));
+        lines.extend(found.into_iter().map(|l| format!("    {l}")));
+    }
+}
+
+fn diff_answers(script: &[Op], left: &[Answer], right: &[Answer]) -> Vec<String> {
+    let both = left.iter().zip(right);
+    let rows = script.iter().zip(both).enumerate();
+    rows.filter(|(_, (_, (l, r)))| l != r)
+        .map(|(n, (op, (l, r)))| format!("{n}: {op}: left {l:?}, right {r:?}"))
+        .collect()
+}
+
+/// Runs the case on both; the differences, empty when there are none.
+pub(crate) fn compare(left: &Fs, right: &Fs, case: &Case<'_>) -> Vec<String> {
+    let mask = Mask::from_now();
+    let (l, r) = match (Side::run(left, case, &mask), Side::run(right, case, &mask)) {
+        (Ok(l), Ok(r)) => (l, r),
+        (l, r) => {
+            let failed = [l.err(), r.err()].into_iter().flatten();
+            return failed.map(|e| format!("mount failed: {e}")).collect();
+        }
+    };
+    let mut lines = Vec::new();
+    let answers = diff_answers(case.script, &l.answers, &r.answers);
+    section(&mut lines, "answers", answers);
+    section(&mut lines, "trees", tree::diff(&l.tree, &r.tree, &mask));
+    if case.uppers {
+        let mask = Mask {
+            nlink: false,
+            ..mask
+        };
+        section(&mut lines, "uppers", tree::diff(&l.upper, &r.upper, &mask));
+    }
+    lines.extend(l.check_remounts(right, &mask));
+    lines.extend(r.check_remounts(left, &mask));
+    if !lines.is_empty() {
+        lines.insert(0, format!("left is {left:?}, right is {right:?}"));
+    }
+    lines
+}
