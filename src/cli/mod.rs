@@ -1,8 +1,173 @@
 //! The command line: one file per command. Called by `main.rs`.
+//!
+//! `mount` and `compat` turn arguments into a `launch::Request`; `checks` refuses what
+//! cannot work; `launch` forks the daemon and serves. The other commands only print.
+//!
+//! Exit codes: 0 done, 1 failed, 2 the command line makes no sense. A failure is one line
+//! on stderr that names what failed, on what, and the remedy.
 
+use std::ffi::{OsStr, OsString};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+use crate::store::Stores;
+use crate::store::roots::Environment;
+
+mod checks;
+mod compat;
+mod completions;
+mod error;
+mod fresh;
+mod history;
+mod images;
+mod inspect;
+mod launch;
+mod layers;
+mod logging;
+mod man;
+mod mount;
+pub mod options;
+mod output;
+mod ps;
+mod stats;
+mod umount;
+
+/// Union file systems in user space: container images and directories, layered and mounted
+#[derive(Debug, clap::Parser)]
+#[command(
+    name = "unionfs",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = "\
+Plain directories are mounted as with fuse-overlayfs:
+  unionfs -o lowerdir=TOP:BOTTOM,upperdir=UPPER,workdir=WORK MOUNTPOINT
+Called as fuse-overlayfs or mount.unionfs, unionfs takes their arguments.
+
+Examples:
+  unionfs images
+  unionfs mount myapp:2 /mnt
+  unionfs umount /mnt
+
+Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage.
+Environment: UNIONFS_ROOT (our own store), UNIONFS_RUNTIME_DIR (records of mounts),
+UNIONFS_LOG (log filter, such as debug)."
+)]
+struct Cli {
+    /// Look for images only in this data root [default: $UNIONFS_ROOT or /var/lib/unionfs, then
+    /// Docker's]
+    #[arg(long, value_name = "DIR", global = true)]
+    root: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Mount(mount::Args),
+    Umount(umount::Args),
+    Images(images::Args),
+    Inspect(inspect::Args),
+    History(history::Args),
+    Layers(layers::Args),
+    Ps(ps::Args),
+    Stats(stats::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+/// The stores that images are looked for in; `root`: only there.
+fn open_stores(root: Option<&Path>) -> anyhow::Result<Stores> {
+    let stores = Stores::discover(root, &Environment::current())?;
+    for problem in stores.skipped() {
+        warn(problem);
+    }
+    Ok(stores)
+}
 
 /// Parses the arguments, runs the command and reports errors on stderr.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let outcome = match compat::recognise(&args, is_command) {
+        Some(persona) => compat::run(persona, &args),
+        None => match parse(&args) {
+            Ok(cli) => run(cli),
+            Err(e) => {
+                // Help and version go to stdout, mistakes to stderr; either may be closed.
+                let _ = e.print();
+                return ExitCode::from(if e.use_stderr() { error::USAGE } else { 0 });
+            }
+        },
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            warn(error::line(&e));
+            ExitCode::from(error::exit_code(&e))
+        }
+    }
+}
+
+fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    let matches = command.try_get_matches_from_mut(args)?;
+    Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
+}
+
+fn is_command(name: &OsStr) -> bool {
+    name == "help" || Cli::command().find_subcommand(name).is_some()
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let root = cli.root.as_deref();
+    match cli.command {
+        Command::Mount(args) => mount::run(args, root),
+        Command::Umount(args) => umount::run(&args),
+        Command::Images(args) => images::run(&args, root),
+        Command::Inspect(args) => inspect::run(&args, root),
+        Command::History(args) => history::run(&args, root),
+        Command::Layers(args) => layers::run(&args, root),
+        Command::Ps(args) => ps::run(&args),
+        Command::Stats(args) => stats::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+    }
+}
+
+/// One line on stderr, whether or not anybody reads it.
+fn warn(what: impl std::fmt::Display) {
+    let line = output::one_line(&what.to_string());
+    let _ = writeln!(std::io::stderr(), "unionfs: {line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_has_an_example() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        for sub in command
+            .get_subcommands()
+            .filter(|sub| sub.get_name() != "help")
+        {
+            let help = sub.get_after_help().map(ToString::to_string);
+            assert!(
+                help.is_some_and(|text| text.contains("Example")),
+                "{}",
+                sub.get_name()
+            );
+        }
+    }
+
+    #[test]
+    fn commands_are_told_from_options() {
+        assert!(is_command("mount".as_ref()) && is_command("help".as_ref()));
+        assert!(!is_command("overlay".as_ref()) && !is_command("-o".as_ref()));
+    }
 }

@@ -27,6 +27,7 @@ mod unmount;
 
 pub use config::MountConfig;
 pub use error::{Error, Result};
+pub use mount::preflight;
 pub use runtime::{Description, MountRecord, MountState};
 pub use session::{Background, Mounted, mount, raise_nofile_limit, wait_ready};
 pub use unmount::{detach_dead, is_dead_mount, unmount};

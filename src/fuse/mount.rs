@@ -101,6 +101,23 @@ fn mount_directly(config: &MountConfig, mountpoint: &Path) -> Result<Option<Owne
     Ok(None)
 }
 
+/// Tells before anything is made for a mount on `mountpoint` that it would fail: there is
+/// no FUSE device, or no helper for a user who needs one.
+///
+/// # Errors
+/// [`Error::NoDevice`], [`Error::Device`], [`Error::NoFusermount`].
+pub fn preflight(mountpoint: &Path) -> Result<()> {
+    let is_root = rustix::process::geteuid().is_root();
+    match open_device() {
+        Err(error @ Error::NoDevice) => Err(error),
+        Err(error) if is_root => Err(error),
+        _ if is_root || fusermount::find_helper().is_some() => Ok(()),
+        _ => Err(Error::NoFusermount {
+            path: mountpoint.to_owned(),
+        }),
+    }
+}
+
 fn open_device() -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(|error| match error {

@@ -248,6 +248,22 @@ fn write_new(path: &Path, record: &MountRecord) -> io::Result<()> {
     file.write_all(&serde_json::to_vec_pretty(record)?)
 }
 
+/// Opens the log file of this process, `<pid>.log` in the runtime directory (0600, made
+/// anew). It stays when the process ends.
+///
+/// # Errors
+/// When no runtime directory can be used or the file cannot be written.
+pub fn log_file() -> Result<fs::File> {
+    let path = usable_dir()?.join(format!("{}.log", std::process::id()));
+    let _ = fs::remove_file(&path);
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|source| Error::Runtime { path, source })
+}
+
 /// The candidates for the runtime directory, best first.
 fn candidates() -> Vec<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());

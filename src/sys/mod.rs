@@ -2,3 +2,4 @@
 //! Called by `layer` (file handles) and by the cli (processes).
 
 pub mod handle;
+pub mod process;

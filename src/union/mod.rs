@@ -26,6 +26,7 @@ mod upper;
 mod xattr;
 
 pub use error::{Error, Result};
+pub use lookup::EntryRef;
 pub use readdir::DirItem;
 pub use types::*;
 

@@ -358,15 +358,10 @@ impl fuser::Filesystem for Adapter {
         reply::xattr(reply, Op::GetXattr, ino.0, size, result);
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         self.count(Op::ListXattr);
-        reply::xattr(
-            reply,
-            Op::ListXattr,
-            ino.0,
-            size,
-            self.union.listxattr(ino.0),
-        );
+        let result = self.union.listxattr(&caller(req), ino.0);
+        reply::xattr(reply, Op::ListXattr, ino.0, size, result);
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {

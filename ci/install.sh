@@ -1,0 +1,33 @@
+#!/bin/bash
+# install.sh PACKAGE... : installs the Debian packages that are missing. Called by
+# ci/test.sh and examples/walkthrough.sh. Changes nothing when all are there.
+set -euo pipefail
+
+missing=()
+for package in "$@"; do
+    dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed \
+        || missing+=("$package")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+if ! command -v apt-get >/dev/null; then
+    echo "missing: ${missing[*]}; not a Debian system: install them with your package manager" >&2
+    exit 1
+fi
+if [ "$(id -u)" != 0 ]; then
+    echo "missing: ${missing[*]}; install them first: sudo apt-get install ${missing[*]}" >&2
+    exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+# Lists may be absent (a container) or stale: refreshed only when the first try fails.
+# Services of the packages (dockerd) are not started: the tests start their own.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' > $policy
+    chmod 755 $policy
+    trap 'rm -f $policy' EXIT
+fi
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2 || {
+    apt-get update -qq >&2
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+}

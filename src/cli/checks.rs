@@ -1,0 +1,226 @@
+//! What is refused before anything is mounted or written: layers that are missing or
+//! lie inside each other, work directories elsewhere than the upper, too many lowers,
+//! mountpoints in use. Called by `mount`, `compat` and `launch`. Each message names the
+//! path and the remedy.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+
+use super::options::MAX_LOWERS;
+use crate::fuse;
+use crate::layer::StackSpec;
+
+/// What tells directories apart, whatever path leads to them: device and inode number.
+type Identity = (u32, u32, u64);
+
+/// A directory of the stack, opened by nobody: its identity and those above it.
+struct Place<'a> {
+    role: &'static str,
+    path: &'a Path,
+    /// From the directory itself up to the root.
+    line: Vec<Identity>,
+}
+
+impl<'a> Place<'a> {
+    fn new(role: &'static str, path: &'a Path) -> anyhow::Result<Self> {
+        Ok(Self {
+            role,
+            path,
+            line: ancestry(path)
+                .with_context(|| format!("cannot open {role} {}", path.display()))?,
+        })
+    }
+
+    /// Whether this directory is `other` or lies somewhere below it.
+    fn is_within(&self, other: &Place<'_>) -> bool {
+        other
+            .line
+            .first()
+            .is_some_and(|identity| self.line.contains(identity))
+    }
+}
+
+fn ancestry(path: &Path) -> rustix::io::Result<Vec<Identity>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut dir = rustix::fs::open(path, flags, Mode::empty())?;
+    let mut line = vec![identity(&dir)?];
+    loop {
+        // Above what we may search nothing of ours can lie.
+        let Ok(parent) = rustix::fs::openat(&dir, "..", flags, Mode::empty()) else {
+            return Ok(line);
+        };
+        let above = identity(&parent)?;
+        if line.last() == Some(&above) {
+            return Ok(line);
+        }
+        line.push(above);
+        dir = parent;
+    }
+}
+
+fn identity(dir: &OwnedFd) -> rustix::io::Result<Identity> {
+    let st = rustix::fs::statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::INO)?;
+    Ok((st.stx_dev_major, st.stx_dev_minor, st.stx_ino))
+}
+
+/// Resolves a directory of the stack to an absolute path without symlinks.
+/// `option` is how the user names it, for the message.
+pub(super) fn resolve_dir(role: &str, path: &Path) -> anyhow::Result<PathBuf> {
+    let shown = path.display();
+    let resolved = match path.canonicalize() {
+        Ok(resolved) => resolved,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            bail!("{role} {shown} does not exist: create it or correct the path")
+        }
+        Err(e) => return Err(e).with_context(|| format!("cannot use {role} {shown}")),
+    };
+    match resolved.metadata() {
+        Ok(meta) if meta.is_dir() => Ok(resolved),
+        Ok(_) => bail!("{role} {shown} is not a directory: name a directory"),
+        Err(e) => Err(e).with_context(|| format!("cannot use {role} {shown}")),
+    }
+}
+
+/// Refuses more lower layers than there may be.
+pub(super) fn lower_count(count: usize) -> anyhow::Result<()> {
+    if count > MAX_LOWERS {
+        bail!("{count} lower layers are too many: unionfs takes up to {MAX_LOWERS}, merge some");
+    }
+    Ok(())
+}
+
+/// Refuses stacks that cannot work, or would destroy a layer. All paths are resolved.
+pub(super) fn stack(stack: &StackSpec, mountpoint: &Path) -> anyhow::Result<()> {
+    let count = stack.lowers.len() + stack.data_only.len();
+    lower_count(count)?;
+    let mut layers = Vec::with_capacity(count + 2);
+    for lower in stack.lowers.iter().chain(&stack.data_only) {
+        layers.push(Place::new("lower layer", &lower.path)?);
+    }
+    let lowers = layers.len();
+    if let Some(upper) = &stack.upper {
+        layers.push(Place::new("upper directory", &upper.layer.path)?);
+        layers.push(Place::new("work directory", &upper.work)?);
+    }
+    writable_side(&layers[..lowers], &layers[lowers..])?;
+    let target = Place::new("mountpoint", mountpoint)?;
+    for layer in &layers {
+        if target.is_within(layer) {
+            bail!(
+                "mountpoint {} is or lies inside {} {}: mounting over a layer would hide it, \
+                 mount somewhere else",
+                target.path.display(),
+                layer.role,
+                layer.path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn writable_side(lowers: &[Place<'_>], writable: &[Place<'_>]) -> anyhow::Result<()> {
+    let [upper, work] = writable else {
+        return Ok(());
+    };
+    let overlap = |a: &Place<'_>, b: &Place<'_>| {
+        anyhow::anyhow!(
+            "{} {} is or lies inside {} {}: use separate directories",
+            a.role,
+            a.path.display(),
+            b.role,
+            b.path.display()
+        )
+    };
+    let pairs = writable
+        .iter()
+        .flat_map(|side| lowers.iter().map(move |lower| (side, lower)))
+        .chain([(upper, work)]);
+    for (a, b) in pairs {
+        if a.is_within(b) {
+            return Err(overlap(a, b));
+        }
+        if b.is_within(a) {
+            return Err(overlap(b, a));
+        }
+    }
+    if mount_of(upper.path)? != mount_of(work.path)? {
+        bail!(
+            "upper directory {} and work directory {} are on different file systems: \
+             put the work directory beside the upper",
+            upper.path.display(),
+            work.path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Renames work only within one mount of one file system, so both are compared.
+fn mount_of(path: &Path) -> anyhow::Result<(u32, u32, u64)> {
+    let st = rustix::fs::statx(
+        CWD,
+        path,
+        AtFlags::empty(),
+        StatxFlags::BASIC_STATS | StatxFlags::MNT_ID,
+    )
+    .with_context(|| format!("cannot look at {}", path.display()))?;
+    Ok((st.stx_dev_major, st.stx_dev_minor, st.stx_mnt_id))
+}
+
+/// The absolute path of a mountpoint, found without touching what is mounted there.
+pub(super) fn resolve_mountpoint(path: &Path) -> anyhow::Result<PathBuf> {
+    fuse::mountinfo::absolute(path)
+        .with_context(|| format!("cannot use mountpoint {}", path.display()))
+}
+
+/// What a mountpoint may be; see [`mountpoint`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    /// Whether it may have entries, which the mount hides.
+    pub(super) nonempty: bool,
+    /// Whether a live unionfs may be there already, which the mount covers.
+    pub(super) stacked: bool,
+}
+
+/// Checks a resolved mountpoint. A dead unionfs found there is taken away first:
+/// its server was killed, nothing can be done with it.
+pub(super) fn mountpoint(path: &Path, rules: Rules) -> anyhow::Result<()> {
+    let shown = path.display();
+    fuse::detach_dead(path)?;
+    let meta = match path.metadata() {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            bail!("mountpoint {shown} does not exist: create it (mkdir {shown})")
+        }
+        Err(e) => return Err(e).with_context(|| format!("cannot use mountpoint {shown}")),
+    };
+    if !meta.is_dir() {
+        bail!("mountpoint {shown} is not a directory: name an empty directory");
+    }
+    if !rules.stacked && fuse::mountinfo::find(path).is_some_and(|mount| mount.is_unionfs()) {
+        bail!("a unionfs is mounted on {shown} already: unmount it first (unionfs umount {shown})");
+    }
+    if !rules.nonempty
+        && let Ok(mut entries) = path.read_dir()
+        && entries.next().is_some()
+    {
+        bail!(
+            "mountpoint {shown} is not empty: use an empty directory, or -o nonempty to hide \
+             its content"
+        );
+    }
+    Ok(())
+}
+
+/// Whether a name may stand in a table of mounts: mount(8) and the kernel separate by commas.
+pub(super) fn is_plain_source(name: &OsStr) -> bool {
+    !name.is_empty()
+        && !name
+            .as_bytes()
+            .iter()
+            .any(|b| matches!(b, b',' | b'\n' | 0))
+}

@@ -1,0 +1,95 @@
+//! How a command fails: one line on stderr and an exit code. Called by `cli::main`
+//! and by the daemon, which sends both to the process that waits for it.
+
+use std::fmt;
+
+use super::output::one_line;
+
+/// Exit code of a command that failed.
+pub(super) const FAILURE: u8 = 1;
+/// Exit code of a command line that makes no sense.
+pub(super) const USAGE: u8 = 2;
+
+/// A mistake in the command line itself: exit code 2.
+#[derive(Debug)]
+pub(super) struct Usage(pub(super) String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+impl From<super::options::OptionError> for Usage {
+    fn from(e: super::options::OptionError) -> Self {
+        Self(e.message)
+    }
+}
+
+/// A failure that another process met and described.
+#[derive(Debug)]
+pub(super) struct Relayed {
+    pub(super) message: String,
+    pub(super) code: u8,
+}
+
+impl fmt::Display for Relayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Relayed {}
+
+/// The exit code for `error`.
+pub(super) fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(relayed) = error.downcast_ref::<Relayed>() {
+        return relayed.code;
+    }
+    match error.downcast_ref::<Usage>() {
+        Some(_) => USAGE,
+        None => FAILURE,
+    }
+}
+
+/// The whole chain of causes in one line. A cause that its successor already quotes
+/// is not repeated.
+pub(super) fn line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    one_line(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn one_line_with_every_cause_once() {
+        let e = Err::<(), _>(anyhow!("no such file\nor so"))
+            .context("cannot open x: no such file\nor so")
+            .context("cannot mount")
+            .unwrap_err();
+        assert_eq!(
+            line(&e),
+            "cannot mount: cannot open x: no such file\u{fffd}or so"
+        );
+        assert_eq!(exit_code(&e), FAILURE);
+        assert_eq!(exit_code(&Usage("x".into()).into()), USAGE);
+        let relayed = Relayed {
+            message: String::new(),
+            code: 7,
+        };
+        assert_eq!(exit_code(&anyhow::Error::from(relayed).context("y")), 7);
+    }
+}

@@ -1,0 +1,110 @@
+//! `unionfs images`: what is in the stores. Called by `cli::main`.
+
+use std::path::Path;
+
+use anyhow::bail;
+use serde::Serialize;
+
+use super::output::{Table, print, print_json, size};
+use super::{open_stores, warn};
+use crate::store::{Image, Listing, Name};
+
+/// List images
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  unionfs images
+  unionfs images --json | jq -r '.[].names[]'")]
+pub(super) struct Args {
+    /// Also the unnamed steps of builds
+    #[arg(long, short = 'a')]
+    all: bool,
+    /// Print JSON: sizes in bytes
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    id: String,
+    names: &'a [Name],
+    created: Option<&'a str>,
+    /// Number of layers.
+    layers: usize,
+    /// Bytes of all layers.
+    size: u64,
+    /// Bytes of the layers no other image of the store has.
+    unshared: u64,
+    driver: &'static str,
+    root: String,
+}
+
+impl<'a> Row<'a> {
+    fn new(image: &'a Image) -> Self {
+        let own = image.layers.iter().filter(|l| l.shared_by == Some(1));
+        Self {
+            id: image.id.to_string(),
+            names: &image.names,
+            created: image.config.created.as_deref(),
+            layers: image.layers.len(),
+            size: image.size,
+            unshared: own.map(|layer| layer.size).sum(),
+            driver: image.driver,
+            root: image.root.to_string_lossy().into_owned(),
+        }
+    }
+}
+
+pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    let listing = open_stores(root)?.images();
+    let shown: Vec<&Image> = listing
+        .images
+        .iter()
+        .filter(|image| args.all || !listing.is_intermediate(image))
+        .collect();
+    match args.json {
+        true => print_json(
+            &shown
+                .iter()
+                .map(|image| Row::new(image))
+                .collect::<Vec<_>>(),
+        )?,
+        false => print(&table(&shown))?,
+    }
+    complain(&listing)
+}
+
+fn table(images: &[&Image]) -> String {
+    let mut table = Table::new(&["NAME", "ID", "LAYERS", "SIZE", "UNSHARED", "CREATED"]);
+    for image in images {
+        let row = Row::new(image);
+        let unnamed = [String::from("<none>")];
+        let names: Vec<String> = image.names.iter().map(ToString::to_string).collect();
+        for name in if names.is_empty() {
+            &unnamed[..]
+        } else {
+            &names
+        } {
+            table.row([
+                name.clone(),
+                image.id.short(),
+                row.layers.to_string(),
+                size(row.size),
+                size(row.unshared),
+                super::history::day(row.created),
+            ]);
+        }
+    }
+    table.render()
+}
+
+/// Damaged images do not hide the others, but they are a failure.
+fn complain(listing: &Listing) -> anyhow::Result<()> {
+    let Some((last, others)) = listing.problems.split_last() else {
+        return Ok(());
+    };
+    for problem in others {
+        warn(problem);
+    }
+    bail!("{last}")
+}

@@ -1,0 +1,226 @@
+//! From a request to a live mount: checks, then a daemon (or this very process with
+//! `-f`) that builds the union, mounts it and serves it. Called by `mount` and `compat`.
+//!
+//! ```text
+//! caller ─ unionfs ─ checks ─ fork ┬─ daemon: union, mount, serve ── unmounted ─ exit
+//!                                  │     └── pipe: "live" or the error
+//!                                  └─ waits for the pipe, asks the mount, exit code
+//! ```
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
+use rustix::process::{Pid, WaitOptions};
+
+use super::error::{self, Relayed};
+use super::fresh::Fresh;
+use super::options::MountOptions;
+use super::{checks, logging};
+use crate::fuse::{self, MountConfig};
+use crate::layer::StackSpec;
+use crate::sys::process::{Side, daemonize};
+use crate::union::{self, Union};
+
+/// A mount to be made; the paths of the stack are resolved.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) stack: StackSpec,
+    /// As the user gave it.
+    pub(super) mountpoint: PathBuf,
+    pub(super) rules: checks::Rules,
+    pub(super) read_only: bool,
+    /// The source shown in /proc/mounts.
+    pub(super) source: OsString,
+    /// The image or container, for `unionfs ps`.
+    pub(super) image: Option<String>,
+    /// An upper made for this mount.
+    pub(super) fresh: Option<Fresh>,
+    pub(super) foreground: bool,
+    pub(super) debug: bool,
+    /// The `-o` arguments as given, for `unionfs ps`.
+    pub(super) option_texts: Vec<OsString>,
+    pub(super) options: MountOptions,
+}
+
+/// Checks the request and mounts nothing.
+pub(super) fn check(mut request: Request) -> anyhow::Result<()> {
+    prepare(&mut request)
+}
+
+/// Mounts. Returns once the mount answers; in the foreground and in the daemon, once it
+/// has been unmounted.
+pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
+    prepare(&mut request)?;
+    if request.foreground {
+        logging::to_stderr(request.debug);
+        let text = request.fresh.as_ref().and_then(Fresh::announcement);
+        return serve(request, || {
+            text.map_or(Ok(()), |text| super::output::print(&text))
+        });
+    }
+    // Nothing that holds a descriptor or a thread may live here: see `daemonize`.
+    match daemonize().context("cannot start the daemon")? {
+        Side::Parent { daemon, reply } => {
+            // On failure the daemon is gone, and dropping the request removes its upper.
+            await_daemon(daemon, reply)?;
+            let Some(fresh) = request.fresh else {
+                return Ok(());
+            };
+            let text = fresh.announcement();
+            fresh.release();
+            text.map_or(Ok(()), |text| super::output::print(&text))
+        }
+        Side::Daemon { reply } => daemon(request, File::from(reply)),
+    }
+}
+
+fn prepare(request: &mut Request) -> anyhow::Result<()> {
+    request.mountpoint = checks::resolve_mountpoint(&request.mountpoint)?;
+    checks::mountpoint(&request.mountpoint, request.rules)?;
+    checks::stack(&request.stack, &request.mountpoint)?;
+    Ok(fuse::preflight(&request.mountpoint)?)
+}
+
+/// The daemon's life. Errors before the mount is live go to the waiting parent, later
+/// ones to the log.
+fn daemon(request: Request, reply: File) -> anyhow::Result<()> {
+    let mut reply = Some(reply);
+    let outcome = (|| {
+        if logging::is_wanted(request.debug) {
+            let file = fuse::runtime::log_file().context("cannot open a log file")?;
+            logging::to_file(request.debug, file);
+        }
+        serve(request, || {
+            // Nobody reads when the parent was killed: then nobody wants the mount.
+            let mut reply = reply.take().context("started twice")?;
+            reply
+                .write_all(&[LIVE])
+                .context("the process that asked for the mount is gone")
+        })
+    })();
+    if let Err(e) = &outcome {
+        tracing::error!("{}", error::line(e));
+        if let Some(mut reply) = reply {
+            let message = [&[error::exit_code(e)], error::line(e).as_bytes()].concat();
+            let _ = reply.write_all(&message);
+        }
+    }
+    outcome
+}
+
+/// The byte a daemon writes once it serves; any other is the exit code of its failure,
+/// followed by the message.
+const LIVE: u8 = 0;
+
+fn await_daemon(daemon: Pid, reply: OwnedFd) -> anyhow::Result<()> {
+    let mut answer = Vec::new();
+    File::from(reply)
+        .read_to_end(&mut answer)
+        .context("cannot hear from the daemon")?;
+    if answer == [LIVE] {
+        return Ok(());
+    }
+    // It is about to end: what it leaves must be gone when we return.
+    let status = rustix::process::waitpid(Some(daemon), WaitOptions::empty());
+    let relayed = match answer.split_first() {
+        Some((&code, message)) => Relayed {
+            code: code.max(error::FAILURE),
+            message: String::from_utf8_lossy(message).into_owned(),
+        },
+        None => Relayed {
+            code: error::FAILURE,
+            message: match status {
+                Ok(Some((_, status))) if status.terminating_signal().is_some() => format!(
+                    "the daemon was killed by signal {} before the mount was live",
+                    status.terminating_signal().unwrap_or_default()
+                ),
+                _ => "the daemon ended before the mount was live".into(),
+            },
+        },
+    };
+    Err(relayed.into())
+}
+
+/// Builds the union, mounts and serves it; `live` is called when the mount answers, and
+/// its failure ends the mount. Returns after the unmount.
+fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    // The modes that callers ask for are the modes files get: the kernel has applied
+    // their umask already.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    // No directory is kept busy by our working there. All paths are absolute by now.
+    std::env::set_current_dir("/").context("cannot change to /")?;
+    fuse::raise_nofile_limit();
+    let fresh = request.fresh.take();
+    let options = union::Options {
+        volatile: request.options.volatile,
+        redirect_dir: request.options.redirect_dir,
+        ..union::Options::default()
+    };
+    let config = config(&request);
+    let union = Union::new(&request.stack, options).map_err(|e| explain(e, &request.stack))?;
+    let mounted = fuse::mount(union, &config)?;
+    let mut started = false;
+    let served = mounted.serve_with(|| {
+        started = true;
+        if let Err(e) = live() {
+            tracing::error!("{}", error::line(&e));
+            // The way every mount ends: the handler unmounts.
+            let _ = rustix::process::kill_process(
+                rustix::process::getpid(),
+                rustix::process::Signal::TERM,
+            );
+        }
+    });
+    if let Some(fresh) = fresh {
+        match started {
+            true => fresh.after_unmount(),
+            false => drop(fresh),
+        }
+    }
+    Ok(served?)
+}
+
+fn explain(error: union::Error, stack: &StackSpec) -> anyhow::Error {
+    match &stack.upper {
+        Some(upper) if error.errno() == Errno::BUSY.raw_os_error() => anyhow::anyhow!(
+            "upper directory {} or work directory {} is in use by another mount: unmount that \
+             first (unionfs ps lists ours), or use other directories",
+            upper.layer.path.display(),
+            upper.work.display()
+        ),
+        _ => anyhow::Error::new(error).context("cannot stack the layers"),
+    }
+}
+
+fn config(request: &Request) -> MountConfig {
+    let mut config = MountConfig::new(&request.mountpoint);
+    config.fsname.clone_from(&request.source);
+    config.flags.set(MountFlags::RDONLY, request.read_only);
+    for option in &request.options.other {
+        if !config.apply_option(option) {
+            tracing::debug!(?option, "unknown option ignored");
+        }
+    }
+    let paths = |layers: &[crate::layer::LayerSpec]| -> Vec<PathBuf> {
+        layers.iter().map(|layer| layer.path.clone()).collect()
+    };
+    let upper = request.stack.upper.as_ref();
+    config.description = fuse::Description {
+        image: request.image.clone(),
+        lowers: paths(&request.stack.lowers),
+        upper: upper.map(|upper| upper.layer.path.clone()),
+        work: upper.map(|upper| upper.work.clone()),
+        options: request
+            .option_texts
+            .iter()
+            .map(|text| text.to_string_lossy().into_owned())
+            .collect(),
+    };
+    config
+}

@@ -1,0 +1,120 @@
+//! `unionfs layers`: the tree of layers, with sizes and who shares them. Called by `cli::main`.
+
+use std::path::Path;
+
+use anyhow::bail;
+
+use super::output::{Table, print, print_json, size};
+use super::{open_stores, warn};
+use crate::store::LayerNode;
+
+/// Show layers as a tree, with sizes and sharing
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  unionfs layers            all layers, each below the one it builds on
+  unionfs layers myapp:2    those of one image")]
+pub(super) struct Args {
+    /// Only this image: name, ID or start of an ID
+    image: Option<String>,
+    /// Print JSON: sizes in bytes
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    let stores = open_stores(root)?;
+    let image = args
+        .image
+        .as_ref()
+        .map(|name| stores.find(name))
+        .transpose()?;
+    let tree = stores.layers(image.as_ref());
+    match args.json {
+        true => print_json(&tree.nodes)?,
+        false => print(&table(&tree.nodes))?,
+    }
+    // Damage elsewhere is no concern of one image's layers.
+    if image.is_some() {
+        return Ok(());
+    }
+    let Some((last, others)) = tree.problems.split_last() else {
+        return Ok(());
+    };
+    for problem in others {
+        warn(problem);
+    }
+    bail!("{last}")
+}
+
+fn table(nodes: &[LayerNode]) -> String {
+    let mut table = Table::new(&["LAYER", "SIZE", "IMAGES", "TOP OF"]);
+    for (node, branch) in nodes.iter().zip(branches(nodes)) {
+        table.row([
+            branch + &node.layer.chain_id.short(),
+            size(node.layer.size),
+            node.images.len().to_string(),
+            node.top_of.join(", "),
+        ]);
+    }
+    table.render()
+}
+
+/// The lines before each node. A chain of only children keeps its column: an image of
+/// forty layers would otherwise leave the screen.
+fn branches(nodes: &[LayerNode]) -> Vec<String> {
+    let depths: Vec<usize> = nodes.iter().map(|node| node.depth).collect();
+    draw(&depths)
+}
+
+fn draw(depths: &[usize]) -> Vec<String> {
+    // For each open ancestor: whether it has several children, and how many are to come.
+    let children = |at: usize| {
+        let below = depths[at + 1..].iter().take_while(|d| **d > depths[at]);
+        below.filter(|d| **d == depths[at] + 1).count()
+    };
+    let mut open: Vec<(usize, usize)> = Vec::new();
+    let mut lines = Vec::with_capacity(depths.len());
+    for (at, &depth) in depths.iter().enumerate() {
+        open.truncate(depth);
+        let mut line = String::new();
+        for (level, (total, left)) in open.iter_mut().enumerate() {
+            let is_parent = level + 1 == depth;
+            if is_parent {
+                *left = left.saturating_sub(1);
+            }
+            if *total > 1 {
+                line.push_str(match (is_parent, *left > 0) {
+                    (true, true) => "├─",
+                    (true, false) => "└─",
+                    (false, true) => "│ ",
+                    (false, false) => "  ",
+                });
+            }
+        }
+        lines.push(line);
+        let count = children(at);
+        open.push((count, count));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_branches_indent() {
+        // base ─ a ─┬─ b ─ c
+        //           └─ d ─┬─ e
+        //                 └─ f          and another base
+        let lines = draw(&[0, 1, 2, 3, 2, 3, 3, 0]);
+        assert_eq!(lines, ["", "", "├─", "│ ", "└─", "  ├─", "  └─", ""]);
+    }
+
+    #[test]
+    fn odd_depths_do_not_panic() {
+        assert_eq!(draw(&[]).len(), 0);
+        assert_eq!(draw(&[3, 1, 5]).len(), 3);
+    }
+}

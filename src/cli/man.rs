@@ -1,0 +1,58 @@
+//! `unionfs man`: the manual pages, made from the help texts. Called by `cli::main`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Command, CommandFactory as _};
+use clap_mangen::Man;
+
+use super::output::print_bytes;
+
+/// Print the manual page, or write all pages into a directory
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  unionfs man | man -l -
+  unionfs man /usr/local/share/man/man1")]
+pub(super) struct Args {
+    /// Write unionfs.1, unionfs-mount.1 and so on here; made if absent
+    dir: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let mut command = super::Cli::command();
+    command.build();
+    match &args.dir {
+        None => print_bytes(&page(&command)?),
+        Some(dir) => {
+            std::fs::create_dir_all(dir)
+                .with_context(|| format!("cannot create {}", dir.display()))?;
+            write_pages(dir, &command)
+        }
+    }
+}
+
+fn write_pages(dir: &Path, command: &Command) -> anyhow::Result<()> {
+    let write = |name: &str, command: &Command| {
+        let file = dir.join(format!("{name}.1"));
+        std::fs::write(&file, page(command)?)
+            .with_context(|| format!("cannot write {}", file.display()))
+    };
+    write("unionfs", command)?;
+    for sub in command
+        .get_subcommands()
+        .filter(|sub| sub.get_name() != "help")
+    {
+        write(&format!("unionfs-{}", sub.get_name()), sub)?;
+    }
+    Ok(())
+}
+
+fn page(command: &Command) -> anyhow::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    Man::new(command.clone())
+        .manual("unionfs")
+        .render(&mut text)
+        .context("cannot write the manual page")?;
+    Ok(text)
+}

@@ -1,0 +1,354 @@
+//! The `-o` options of `unionfs mount` and of the fuse-overlayfs style call, parsed
+//! from bytes. Called by `mount` and `compat`. Nothing here touches the file system.
+//!
+//! Grammar (sources: overlayfs.rst, mount(8), and what podman, buildah, Docker and
+//! containerd are seen to pass):
+//!
+//! ```text
+//! options  = option *( "," option )            an empty option is skipped
+//! option   = key [ "=" value ]
+//! value    = DQUOTE *any DQUOTE                commas inside do not count (not for paths)
+//!          / *( "\" any / any but "," )        a backslash takes the next byte as it is
+//! lowerdir = path *( ":" path ) *( "::" path ) top first; behind "::" data-only
+//! ```
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+/// The most lower layers a stack may have, data-only ones included; as overlayfs.
+pub const MAX_LOWERS: usize = 500;
+
+/// How the markers of plain directories are read (`dialect=`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Markers {
+    /// Whatever any known writer leaves (`dialect=all`).
+    #[default]
+    All,
+    /// Only what kernel overlayfs would read (`dialect=overlay`).
+    Overlay,
+}
+
+/// The options after parsing. `None` means that the option was not given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountOptions {
+    /// Lower directories, top first.
+    pub lowers: Vec<PathBuf>,
+    /// Data-only lower directories.
+    pub data_only: Vec<PathBuf>,
+    /// The writable directory.
+    pub upper: Option<PathBuf>,
+    /// Its work directory.
+    pub work: Option<PathBuf>,
+    /// `ro` (true) or `rw` (false); the last one wins.
+    pub read_only: Option<bool>,
+    /// `nonempty`: mounting over a directory with entries is wanted.
+    pub nonempty: bool,
+    /// `volatile`: never fsync the upper.
+    pub volatile: bool,
+    /// `redirect_dir=on|off`.
+    pub redirect_dir: Option<bool>,
+    /// `dialect=all|overlay`.
+    pub markers: Option<Markers>,
+    /// `fsname=`: the source shown in /proc/mounts.
+    pub fsname: Option<OsString>,
+    /// `debug`: log requests.
+    pub debug: bool,
+    /// Everything else, in order, quotes and backslashes as given: options of the mount
+    /// itself (`nodev`, `context=…`), and what nobody knows.
+    pub other: Vec<OsString>,
+}
+
+/// A bad option.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OptionError {
+    /// The message, complete with remedy.
+    pub message: String,
+}
+
+impl fmt::Display for OptionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for OptionError {}
+
+fn bad(message: impl Into<String>) -> OptionError {
+    OptionError {
+        message: message.into(),
+    }
+}
+
+fn show(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
+    String::from_utf8_lossy(bytes)
+}
+
+impl MountOptions {
+    /// Parses one `-o` argument into `self`; later options override earlier ones.
+    pub fn parse(&mut self, text: &OsStr) -> Result<(), OptionError> {
+        let mut rest = text.as_bytes();
+        while !rest.is_empty() {
+            let (option, tail) = next_option(rest);
+            if !option.is_empty() {
+                self.option(option)?;
+            }
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    /// All lower layers, data-only ones included.
+    pub fn lower_count(&self) -> usize {
+        self.lowers.len() + self.data_only.len()
+    }
+
+    fn option(&mut self, option: &[u8]) -> Result<(), OptionError> {
+        let (key, value) = match option.iter().position(|&b| b == b'=') {
+            Some(at) => (&option[..at], Some(&option[at + 1..])),
+            None => (option, None),
+        };
+        match value {
+            None => self.flag(key),
+            Some(value) => self.valued(key, value),
+        }
+    }
+
+    fn flag(&mut self, key: &[u8]) -> Result<(), OptionError> {
+        match key {
+            b"ro" => self.read_only = Some(true),
+            b"rw" => self.read_only = Some(false),
+            b"nonempty" => self.nonempty = true,
+            b"volatile" => self.volatile = true,
+            b"debug" => self.debug = true,
+            b"squash_to_root" => return Err(mapping("squash_to_root")),
+            b"lowerdir" | b"upperdir" | b"workdir" | b"fsname" | b"redirect_dir" | b"dialect"
+            | b"uidmapping" | b"gidmapping" | b"squash_to_uid" | b"squash_to_gid"
+            | b"xattr_permissions" => {
+                return Err(bad(format!("option {0} needs a value: {0}=…", show(key))));
+            }
+            _ => self.other.push(OsStr::from_bytes(key).into()),
+        }
+        Ok(())
+    }
+
+    fn valued(&mut self, key: &[u8], value: &[u8]) -> Result<(), OptionError> {
+        match key {
+            b"lowerdir" => self.set_lowers(value)?,
+            // The form of fsconfig(2): one directory a call, nothing escaped but for mount(8).
+            b"lowerdir+" => self.lowers.push(dir(key, value)?),
+            b"datadir+" => self.data_only.push(dir(key, value)?),
+            b"upperdir" => self.upper = Some(dir(key, value)?),
+            b"workdir" => self.work = Some(dir(key, value)?),
+            b"fsname" => self.fsname = Some(OsString::from_vec(unescape(value))),
+            b"redirect_dir" => self.redirect_dir = redirect_dir(value)?,
+            b"dialect" => {
+                self.markers = match value {
+                    b"all" => Some(Markers::All),
+                    b"overlay" => Some(Markers::Overlay),
+                    _ => {
+                        return Err(bad(format!(
+                            "dialect={} is not known: use dialect=all or dialect=overlay",
+                            show(value)
+                        )));
+                    }
+                }
+            }
+            b"uidmapping" | b"gidmapping" => check_mapping(key, value)?,
+            b"squash_to_uid" | b"squash_to_gid" => {
+                number(key, value)?;
+                return Err(mapping(&show(key)));
+            }
+            b"xattr_permissions" => match value {
+                b"0" => {}
+                b"1" | b"2" => return Err(mapping("xattr_permissions")),
+                _ => {
+                    return Err(bad(format!(
+                        "xattr_permissions={} is not known: use 0",
+                        show(value)
+                    )));
+                }
+            },
+            _ => {
+                let option = [key, b"=", value].concat();
+                self.other.push(OsString::from_vec(option));
+            }
+        }
+        Ok(())
+    }
+
+    fn set_lowers(&mut self, value: &[u8]) -> Result<(), OptionError> {
+        self.lowers.clear();
+        self.data_only.clear();
+        // Behind the first "::" every directory is data-only, each led by "::".
+        let mut data = false;
+        let mut parts = split_unescaped(value, b':').into_iter().peekable();
+        let mut first = true;
+        while let Some(part) = parts.next() {
+            if !part.is_empty() {
+                let path = PathBuf::from(OsString::from_vec(unescape(part)));
+                match data {
+                    true => self.data_only.push(path),
+                    false => self.lowers.push(path),
+                }
+                if data && parts.peek().is_some_and(|next| !next.is_empty()) {
+                    return Err(bad(format!(
+                        "lowerdir={}: a plain lower cannot stand below a data-only one: \
+                         separate data-only directories by ::",
+                        show(value)
+                    )));
+                }
+            } else if first || parts.peek().is_none_or(|next| next.is_empty()) {
+                return Err(bad(format!(
+                    "lowerdir={}: an empty directory name: write lowerdir=TOP:…:BOTTOM",
+                    show(value)
+                )));
+            } else {
+                data = true;
+            }
+            first = false;
+        }
+        Ok(())
+    }
+}
+
+/// Splits the first option off; quotes and backslashes protect commas.
+fn next_option(text: &[u8]) -> (&[u8], &[u8]) {
+    let key_end = text.iter().position(|&b| b == b'=' || b == b',');
+    if let Some(at) = key_end
+        && text[at] == b'='
+        && !is_path_key(&text[..at])
+        && let Some(len) = quoted(&text[at + 1..])
+    {
+        let end = at + 1 + len;
+        return (&text[..end], text.get(end + 1..).unwrap_or_default());
+    }
+    let mut at = 0;
+    while at < text.len() {
+        match text[at] {
+            b'\\' => at += 2,
+            b',' => return (&text[..at], &text[at + 1..]),
+            _ => at += 1,
+        }
+    }
+    (text, &[])
+}
+
+/// Paths may begin with a quote themselves, so quoting means nothing in them.
+fn is_path_key(key: &[u8]) -> bool {
+    matches!(
+        key,
+        b"lowerdir" | b"lowerdir+" | b"datadir+" | b"upperdir" | b"workdir" | b"fsname"
+    )
+}
+
+/// Length of a leading `"…"` that is a whole value, quotes included.
+fn quoted(value: &[u8]) -> Option<usize> {
+    if value.first() != Some(&b'"') {
+        return None;
+    }
+    let close = 1 + value[1..].iter().position(|&b| b == b'"')?;
+    matches!(value.get(close + 1), None | Some(b',')).then_some(close + 1)
+}
+
+fn unescape(value: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(value.len());
+    let mut bytes = value.iter();
+    while let Some(&b) = bytes.next() {
+        match b {
+            b'\\' => out.push(*bytes.next().unwrap_or(&b'\\')),
+            _ => out.push(b),
+        }
+    }
+    out
+}
+
+fn split_unescaped(value: &[u8], separator: u8) -> Vec<&[u8]> {
+    let (mut parts, mut start, mut at) = (Vec::new(), 0, 0);
+    while at < value.len() {
+        match value[at] {
+            b'\\' => at += 2,
+            b if b == separator => {
+                parts.push(&value[start..at]);
+                at += 1;
+                start = at;
+            }
+            _ => at += 1,
+        }
+    }
+    parts.push(&value[start.min(value.len())..]);
+    parts
+}
+
+fn dir(key: &[u8], value: &[u8]) -> Result<PathBuf, OptionError> {
+    match unescape(value) {
+        path if path.is_empty() => Err(bad(format!("option {0} names no directory", show(key)))),
+        path => Ok(PathBuf::from(OsString::from_vec(path))),
+    }
+}
+
+/// Values as overlayfs has them; `follow` and `nofollow` write no redirects.
+fn redirect_dir(value: &[u8]) -> Result<Option<bool>, OptionError> {
+    match value {
+        b"on" => Ok(Some(true)),
+        b"off" | b"follow" | b"nofollow" => Ok(Some(false)),
+        _ => Err(bad(format!(
+            "redirect_dir={} is not known: use redirect_dir=on or redirect_dir=off",
+            show(value)
+        ))),
+    }
+}
+
+fn mapping(option: &str) -> OptionError {
+    bad(format!(
+        "option {option} asks for a mapping of owners, which this version of unionfs cannot do: \
+         only identity mappings are accepted, remove the option"
+    ))
+}
+
+fn number(key: &[u8], value: &[u8]) -> Result<u32, OptionError> {
+    std::str::from_utf8(value)
+        .ok()
+        .filter(|text| text.bytes().all(|b| b.is_ascii_digit()))
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| bad(format!("{}={}: not a number", show(key), show(value))))
+}
+
+/// `[:]INSIDE:OUTSIDE:LENGTH[:…]`, as fuse-overlayfs has it; only INSIDE == OUTSIDE passes.
+fn check_mapping(key: &[u8], value: &[u8]) -> Result<(), OptionError> {
+    let triples = value.strip_prefix(b":").unwrap_or(value);
+    let numbers = triples
+        .split(|&b| b == b':')
+        .map(|part| number(key, part))
+        .collect::<Result<Vec<u32>, _>>()
+        .ok()
+        .filter(|numbers| numbers.len() % 3 == 0)
+        .ok_or_else(|| {
+            bad(format!(
+                "{0}={1}: write {0}=INSIDE:OUTSIDE:LENGTH[:…]",
+                show(key),
+                show(value)
+            ))
+        })?;
+    match numbers.chunks(3).all(|triple| triple[0] == triple[1]) {
+        true => Ok(()),
+        false => Err(mapping(&format!("{}={}", show(key), show(value)))),
+    }
+}
+
+/// Writes a path as one directory of a `lowerdir=` list, so that parsing gives it back.
+pub fn escape_path(path: &OsStr) -> OsString {
+    let mut out = Vec::with_capacity(path.len());
+    for &b in path.as_bytes() {
+        if matches!(b, b'\\' | b':' | b',') {
+            out.push(b'\\');
+        }
+        out.push(b);
+    }
+    OsString::from_vec(out)
+}
+
+#[cfg(test)]
+#[path = "options_tests.rs"]
+mod tests;

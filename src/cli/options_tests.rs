@@ -1,0 +1,183 @@
+//! Tests of the option parser: what callers are seen to pass, and properties.
+
+use super::*;
+use proptest::prelude::*;
+
+fn parse(text: &str) -> Result<MountOptions, OptionError> {
+    let mut options = MountOptions::default();
+    options.parse(OsStr::new(text))?;
+    Ok(options)
+}
+
+fn ok(text: &str) -> MountOptions {
+    parse(text).unwrap_or_else(|e| panic!("{text}: {e}"))
+}
+
+fn refused(text: &str, why: &str) {
+    let e = parse(text).expect_err(text);
+    assert!(e.message.contains(why), "{text}: {e}");
+    assert!(!e.message.contains('\n'), "one line: {e}");
+}
+
+fn paths(list: &[&str]) -> Vec<PathBuf> {
+    list.iter().map(PathBuf::from).collect()
+}
+
+#[test]
+fn what_podman_passes() {
+    let o = ok(
+        "lowerdir=l/ABC:l/DEF,upperdir=/s/1/diff,workdir=/s/1/work,,volatile,\
+         context=\"system_u:object_r:container_file_t:s0:c1,c2\",private",
+    );
+    assert_eq!(o.lowers, paths(&["l/ABC", "l/DEF"]));
+    assert_eq!(o.upper, Some("/s/1/diff".into()));
+    assert_eq!(o.work, Some("/s/1/work".into()));
+    assert!(o.volatile);
+    assert_eq!(
+        o.other,
+        [
+            "context=\"system_u:object_r:container_file_t:s0:c1,c2\"",
+            "private"
+        ]
+    );
+}
+
+#[test]
+fn empty_options_are_skipped() {
+    assert_eq!(ok(""), MountOptions::default());
+    assert_eq!(ok(",,,"), MountOptions::default());
+    assert_eq!(ok(",ro,").read_only, Some(true));
+}
+
+#[test]
+fn escaped_colons_and_commas_belong_to_the_name() {
+    assert_eq!(ok(r"lowerdir=a\:b:c").lowers, paths(&["a:b", "c"]));
+    assert_eq!(ok(r"lowerdir=a\,b,ro").lowers, paths(&["a,b"]));
+    assert_eq!(ok(r"lowerdir=a\\:b").lowers, paths(&[r"a\", "b"]));
+    assert_eq!(ok(r"upperdir=u\:\,x").upper, Some("u:,x".into()));
+    assert_eq!(ok(r"upperdir=u:x").upper, Some("u:x".into()));
+}
+
+#[test]
+fn data_only_lowers() {
+    let o = ok("lowerdir=a:b::c::d");
+    assert_eq!(o.lowers, paths(&["a", "b"]));
+    assert_eq!(o.data_only, paths(&["c", "d"]));
+    refused("lowerdir=a::b:c", "data-only");
+    refused("lowerdir=::a", "empty directory name");
+    refused("lowerdir=a:::b", "empty directory name");
+    refused("lowerdir=a:", "empty directory name");
+    refused("lowerdir=:a", "empty directory name");
+    refused("lowerdir=", "empty directory name");
+}
+
+#[test]
+fn a_later_lowerdir_replaces_and_a_plus_appends() {
+    assert_eq!(ok("lowerdir=a::b,lowerdir=c").lowers, paths(&["c"]));
+    assert!(ok("lowerdir=a::b,lowerdir=c").data_only.is_empty());
+    let o = ok("lowerdir+=a,lowerdir+=b,datadir+=d");
+    assert_eq!((o.lowers, o.data_only), (paths(&["a", "b"]), paths(&["d"])));
+}
+
+#[test]
+fn identity_mappings_only() {
+    ok("uidmapping=0:0:65536,gidmapping=:0:0:10:20:20:5");
+    refused("uidmapping=:0:100000:65536", "mapping of owners");
+    refused("uidmapping=0:0:10:10:20:5", "mapping of owners");
+    refused("gidmapping=0:100000:65536", "mapping of owners");
+    refused("gidmapping=0:0", "INSIDE:OUTSIDE:LENGTH");
+    refused("gidmapping=", "INSIDE:OUTSIDE:LENGTH");
+    refused("uidmapping=0:0:99999999999", "INSIDE:OUTSIDE:LENGTH");
+    refused("uidmapping", "needs a value");
+    refused("squash_to_uid=1000", "mapping of owners");
+    refused("squash_to_uid=x", "not a number");
+    refused("squash_to_root", "mapping of owners");
+    refused("xattr_permissions=2", "mapping of owners");
+    ok("xattr_permissions=0");
+}
+
+#[test]
+fn what_is_not_the_unions_is_kept_in_order() {
+    let o = ok("ro,nodev,xino=off,x-foo=\"a,b\",rw,bar,volatile");
+    assert_eq!(o.read_only, Some(false));
+    assert_eq!(o.other, ["nodev", "xino=off", "x-foo=\"a,b\"", "bar"]);
+}
+
+#[test]
+fn other_values() {
+    assert_eq!(ok("fsname=a\\,b").fsname, Some("a,b".into()));
+    assert_eq!(ok("redirect_dir=on").redirect_dir, Some(true));
+    assert_eq!(ok("redirect_dir=nofollow").redirect_dir, Some(false));
+    assert_eq!(ok("dialect=overlay").markers, Some(Markers::Overlay));
+    refused("dialect=x", "dialect=all or dialect=overlay");
+    refused("redirect_dir=x", "redirect_dir=on");
+    refused("upperdir=", "names no directory");
+    refused("lowerdir", "needs a value");
+}
+
+#[test]
+fn an_open_quote_protects_nothing() {
+    let o = ok("context=\"a,ro");
+    assert_eq!(o.other, ["context=\"a"]);
+    assert_eq!(o.read_only, Some(true));
+    assert_eq!(ok("upperdir=\"a,b\"").upper, Some("\"a".into()));
+}
+
+/// Any file name but the empty one and NUL, often with the bytes that matter here.
+fn any_name() -> impl Strategy<Value = Vec<u8>> {
+    let byte = prop_oneof![
+        3 => prop::sample::select(br#"\:,="a/"#.to_vec()),
+        1 => 1u8..=255,
+    ];
+    prop::collection::vec(byte, 1..12)
+}
+
+proptest! {
+    #[test]
+    fn never_panics(text in prop::collection::vec(any::<u8>(), 0..80)) {
+        let _ = MountOptions::default().parse(OsStr::from_bytes(&text));
+    }
+
+    #[test]
+    fn never_panics_on_near_misses(
+        text in prop::collection::vec(
+            prop::sample::select(vec![
+                "lowerdir=", "upperdir=", "uidmapping=", "context=", ",", ":", "\\", "\"", "::",
+                "a", "0", "=", "ro", "squash_to_uid=",
+            ]),
+            0..20,
+        )
+    ) {
+        let _ = parse(&text.concat());
+    }
+
+    #[test]
+    fn round_trip(
+        lowers in prop::collection::vec(any_name(), 1..6),
+        data in prop::collection::vec(any_name(), 0..4),
+        upper in any_name(),
+        fsname in any_name(),
+    ) {
+        let escape = |name: &Vec<u8>| escape_path(OsStr::from_bytes(name)).into_vec();
+        let path = |name: &Vec<u8>| PathBuf::from(OsString::from_vec(name.clone()));
+        let mut text = b"ro,,lowerdir=".to_vec();
+        text.extend(lowers.iter().map(escape).collect::<Vec<_>>().join(&b':'));
+        for name in &data {
+            text.extend_from_slice(b"::");
+            text.extend(escape(name));
+        }
+        text.extend_from_slice(b",upperdir=");
+        text.extend(escape(&upper));
+        text.extend_from_slice(b",fsname=");
+        text.extend(escape(&fsname));
+        text.extend_from_slice(b",volatile");
+
+        let mut o = MountOptions::default();
+        o.parse(OsStr::from_bytes(&text)).unwrap();
+        prop_assert_eq!(&o.lowers, &lowers.iter().map(path).collect::<Vec<_>>());
+        prop_assert_eq!(&o.data_only, &data.iter().map(path).collect::<Vec<_>>());
+        prop_assert_eq!(o.upper.clone(), Some(path(&upper)));
+        prop_assert_eq!(o.fsname.clone(), Some(OsString::from_vec(fsname)));
+        prop_assert!(o.volatile && o.read_only == Some(true) && o.other.is_empty());
+    }
+}

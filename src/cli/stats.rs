@@ -1,0 +1,97 @@
+//! `unionfs stats`: the counters of one mount. Called by `cli::main`.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use anyhow::bail;
+
+use super::output::{print, print_json, size};
+use crate::fuse::stats::{Stats, query};
+use crate::fuse::{MountState, runtime};
+use crate::union::Counters;
+
+/// Show a mount's counters: requests, cache hits, copy-ups
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  unionfs stats /mnt
+  unionfs stats --json /mnt | jq .requests.LOOKUP
+
+Requests are the messages the kernel sent to the daemon since the mount; what its caches
+answered is not among them.")]
+pub(super) struct Args {
+    /// Where it is mounted
+    mountpoint: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let shown = args.mountpoint.display();
+    let Some(record) = runtime::find(&args.mountpoint)? else {
+        bail!("no unionfs of this user is mounted on {shown}: unionfs ps lists what is");
+    };
+    if record.state() == Some(MountState::Dead) {
+        bail!(
+            "the daemon of {shown} was killed: unmount it (unionfs umount {shown}) or mount there again"
+        );
+    }
+    let stats = query(&record)?;
+    match args.json {
+        true => print_json(&stats),
+        false => print(&describe(&stats)),
+    }
+}
+
+fn describe(stats: &Stats) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "requests          {}", stats.total_requests());
+    for (operation, count) in &stats.requests {
+        let _ = writeln!(text, "  {operation:<16}{count}");
+    }
+    // Every counter is named: a new one cannot be forgotten here.
+    let Counters {
+        inodes,
+        cached_names,
+        lookup_hits,
+        lookup_negative_hits,
+        lookup_misses,
+        copy_ups,
+        copy_up_bytes,
+        fd_hits,
+        fd_misses,
+    } = stats.union;
+    let hits = lookup_hits + lookup_negative_hits;
+    let _ = write!(
+        text,
+        "inodes            {inodes}\n\
+         lookup cache      {cached_names} names, {hits} hits ({lookup_negative_hits} negative), \
+         {lookup_misses} misses{}\n\
+         descriptor cache  {fd_hits} hits, {fd_misses} misses{}\n\
+         copy-ups          {copy_ups}, {} of data\n",
+        rate(hits, lookup_misses),
+        rate(fd_hits, fd_misses),
+        size(copy_up_bytes)
+    );
+    text
+}
+
+/// `, 98.5% hits`; nothing where nothing was asked.
+fn rate(hits: u64, misses: u64) -> String {
+    match hits + misses {
+        0 => String::new(),
+        all => format!(", {:.1}% hits", hits as f64 * 100.0 / all as f64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates() {
+        assert_eq!(rate(0, 0), "");
+        assert_eq!(rate(3, 1), ", 75.0% hits");
+    }
+}

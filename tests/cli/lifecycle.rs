@@ -1,0 +1,281 @@
+//! The life of a mount: live when the command returns, nothing held of the caller's, gone
+//! without a trace after every kind of end, and a dead one replaced.
+
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::support::{
+    Home, LAYERS, Outcome, PROGRAM, can_mount, has_tools, is_running, kill, wait_until,
+};
+
+#[test]
+fn live_at_once_and_gone_after_umount() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::with_layers();
+    for round in 0..5 {
+        home.mount();
+        let answer = rustix::fs::statfs(home.path("mnt")).unwrap();
+        assert_eq!(answer.f_type as u64, 0x6573_5546, "FUSE's magic at once");
+        assert_eq!(
+            std::fs::read_to_string(home.path("mnt/file")).unwrap(),
+            "lower\n"
+        );
+        std::fs::write(home.path("mnt/new"), format!("{round}")).unwrap();
+        let daemon = home.daemon();
+        assert_eq!(home.run(["umount", "mnt"]).ok(), "");
+        assert!(!is_running(daemon), "umount waits for the daemon");
+        assert_eq!(home.mounts(), Vec::<String>::new());
+        let kept = std::fs::read_to_string(home.path("upper/new")).unwrap();
+        assert_eq!(kept, format!("{round}"));
+        assert_eq!(std::fs::read_dir(home.path("run")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn the_daemon_holds_nothing_of_the_caller() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::with_layers();
+    // Pipes for stdout and stderr, and one more descriptor that is not close-on-exec.
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut command = home.command("sh");
+    command
+        .args(["-c", "exec 7>&1 && exec \"$0\" \"$@\"", PROGRAM])
+        .args(LAYERS)
+        .stdout(writer.try_clone().unwrap())
+        .stderr(writer);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let mut text = String::new();
+    // Ends only when nobody holds the other end any more.
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!((child.wait().unwrap().code(), text.as_str()), (Some(0), ""));
+    let daemon = home.daemon();
+    assert_eq!(
+        std::fs::read_link(format!("/proc/{daemon}/cwd"))
+            .unwrap()
+            .to_str(),
+        Some("/")
+    );
+    for fd in 0..3 {
+        let target = std::fs::read_link(format!("/proc/{daemon}/fd/{fd}")).unwrap();
+        assert_eq!(target.to_str(), Some("/dev/null"));
+    }
+    home.run(["umount", "mnt"]).ok();
+}
+
+#[test]
+fn signals_unmount_and_leave_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::with_layers();
+    for signal in [Signal::TERM, Signal::INT] {
+        home.mount();
+        std::fs::write(home.path("mnt/written"), "before").unwrap();
+        let daemon = home.daemon();
+        kill(daemon, signal);
+        wait_until("the daemon ends", || !is_running(daemon));
+        assert_eq!(home.mounts(), Vec::<String>::new());
+        assert_eq!(
+            std::fs::read_to_string(home.path("upper/written")).unwrap(),
+            "before"
+        );
+        assert_eq!(std::fs::read_dir(home.path("run")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn somebody_elses_unmount_ends_the_daemon() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::with_layers();
+    for flags in [
+        rustix::mount::UnmountFlags::empty(),
+        rustix::mount::UnmountFlags::DETACH,
+    ] {
+        home.mount();
+        let daemon = home.daemon();
+        rustix::mount::unmount(home.path("mnt"), flags).unwrap();
+        wait_until("the daemon ends", || !is_running(daemon));
+        assert_eq!(home.json(["ps", "--json"]), serde_json::json!([]));
+    }
+}
+
+#[test]
+fn a_dead_mount_is_shown_and_replaced() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::with_layers();
+    home.mount();
+    let daemon = home.daemon();
+    kill(daemon, Signal::KILL);
+    wait_until("the daemon is dead", || !is_running(daemon));
+    let dead = std::fs::metadata(home.path("mnt")).unwrap_err();
+    assert_eq!(dead.raw_os_error(), Some(libc::ENOTCONN));
+    assert_eq!(home.json(["ps", "--json"])[0]["state"], "dead");
+    home.run(["stats", "mnt"])
+        .failed(1, &["mnt", "killed", "unionfs umount"]);
+    home.mount();
+    assert_eq!(home.mounts().len(), 1, "the dead one is gone");
+    assert_eq!(
+        std::fs::read_to_string(home.path("mnt/file")).unwrap(),
+        "lower\n"
+    );
+    let second = home.daemon();
+    assert_ne!(second, daemon);
+    kill(second, Signal::KILL);
+    wait_until("the daemon is dead", || !is_running(second));
+    assert_eq!(home.run(["umount", "mnt"]).ok(), "");
+    assert_eq!(home.mounts(), Vec::<String>::new());
+}
+
+#[test]
+fn an_upper_in_use_is_refused() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::with_layers();
+    home.dirs(&["mnt2", "upper2", "work2"]);
+    home.mount();
+    for options in [
+        "lowerdir=lower,upperdir=upper,workdir=work2",
+        "lowerdir=lower,upperdir=upper2,workdir=work",
+    ] {
+        let outcome = home.run(["-o", options, "mnt2"]);
+        outcome.failed(1, &["in use by another mount", "unionfs ps"]);
+    }
+    assert_eq!(home.mounts().len(), 1);
+    home.run(["umount", "mnt"]).ok();
+    let again = home.run(["-o", "lowerdir=lower,upperdir=upper,workdir=work", "mnt2"]);
+    assert_eq!(again.ok(), "");
+    home.run(["umount", "mnt2"]).ok();
+}
+
+#[test]
+fn a_busy_mount_stays_unless_lazy() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::with_layers();
+    home.mount();
+    let daemon = home.daemon();
+    let open = std::fs::File::open(home.path("mnt/file")).unwrap();
+    home.run(["umount", "mnt"])
+        .failed(1, &["mnt", "in use", "lazily"]);
+    assert_eq!(home.mounts().len(), 1);
+    assert_eq!(home.run(["umount", "--lazy", "mnt"]).ok(), "");
+    assert_eq!(home.mounts(), Vec::<String>::new());
+    assert_eq!(home.json(["ps", "--json"])[0]["state"], "detached");
+    let mut text = String::new();
+    (&open).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "lower\n");
+    drop(open);
+    wait_until("the daemon ends", || !is_running(daemon));
+}
+
+#[test]
+fn foreground() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::with_layers();
+    let mut child = home
+        .command(PROGRAM)
+        .arg("-f")
+        .args(LAYERS)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    wait_until("mounted", || home.path("mnt/file").exists());
+    assert!(
+        child.try_wait().unwrap().is_none(),
+        "stays in the foreground"
+    );
+    kill(i32::try_from(child.id()).unwrap(), Signal::INT);
+    let outcome = Outcome::from(child.wait_with_output().unwrap());
+    assert_eq!(outcome.ok(), "");
+    assert_eq!(home.mounts(), Vec::<String>::new());
+}
+
+#[test]
+fn logs_only_when_asked() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::with_layers();
+    let log = |home: &Home| {
+        let run = std::fs::read_dir(home.path("run")).unwrap();
+        run.map(|entry| entry.unwrap().path())
+            .find(|path| path.extension().is_some_and(|e| e == "log"))
+    };
+    home.mount();
+    assert_eq!(log(&home), None);
+    home.run(["umount", "mnt"]).ok();
+    let options = format!("{},unknown=yes", LAYERS[1]);
+    assert_eq!(home.run(["-d", "-o", &options, "mnt"]).ok(), "");
+    let text = std::fs::read_to_string(log(&home).unwrap()).unwrap();
+    assert!(text.contains("unknown=yes"), "{text}");
+    home.run(["umount", "mnt"]).ok();
+}
+
+#[test]
+fn a_failed_mount_is_quick_and_leaves_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::with_layers();
+    let start = Instant::now();
+    // The kernel refuses a source of a page or more; everything before it succeeds.
+    let options = format!("lowerdir=lower,fsname={}", "x".repeat(5000));
+    let outcome = home.run(["-o", &options, "mnt"]);
+    outcome.failed(1, &["mnt"]);
+    assert_eq!(home.mounts(), Vec::<String>::new());
+    assert_eq!(std::fs::read_dir(home.path("run")).unwrap().count(), 0);
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn a_plain_user_mounts_directories() {
+    if !can_mount() || !has_tools(&["setpriv", "fusermount3"]) {
+        return;
+    }
+    let home = Home::with_layers();
+    // The program must be within the user's reach, wherever it was built.
+    let program = home.path("unionfs");
+    std::fs::copy(PROGRAM, &program).unwrap();
+    for name in ["run", "lower", "lower/file", "upper", "work", "mnt"] {
+        std::os::unix::fs::chown(home.path(name), Some(USER), Some(USER)).unwrap();
+    }
+    let run = |args: &[&str]| -> Outcome {
+        let mut command = home.command("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        let output = command.arg(&program).args(args).output().unwrap();
+        output.into()
+    };
+    assert_eq!(run(&LAYERS).ok(), "");
+    let line = home.mounts().remove(0);
+    let flags = line.split(' ').nth(3).unwrap();
+    for flag in ["nosuid", "nodev", "user_id=65534"] {
+        assert!(flags.split(',').any(|f| f == flag), "no {flag}: {line}");
+    }
+    assert!(line.contains(" fuse.unionfs "), "{line}");
+    assert!(run(&["ps"]).ok().contains("live"));
+    assert!(run(&["stats", "mnt"]).ok().contains("requests"));
+    assert_eq!(run(&["umount", "mnt"]).ok(), "");
+    assert_eq!(home.mounts(), Vec::<String>::new());
+}
+
+/// nobody
+const USER: u32 = 65534;

@@ -1,0 +1,18 @@
+//! The command line from outside: the built program, its output, exit codes, and what it
+//! leaves behind. Mounting tests need root and /dev/fuse; without, they print a skip
+//! (with UNIONFS_REQUIRE_ALL=1 they fail).
+
+// Tests may fail by panicking, also in their helpers.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod bad_input;
+mod fuse_overlayfs_call;
+mod lifecycle;
+mod output;
+mod support;
+
+// The maker of the sample store, shared with the example.
+#[path = "../../examples/sample-store/builder.rs"]
+mod builder;
+#[path = "../../examples/sample-store/sample.rs"]
+mod sample;
