@@ -69,6 +69,12 @@ impl Node {
         self.find(&path[..path.len() - 1])?.dir()
     }
 
+    /// Both directories are reached before either name is looked up.
+    fn parents(&mut self, a: &Path, b: &Path) -> Result<(), i32> {
+        self.parent(a)?;
+        self.parent(b).map(|_| ())
+    }
+
     fn add(&mut self, path: &Path, node: Node) -> Result<(), i32> {
         let dir = self.parent(path)?;
         if dir.contains_key(last(path)) {
@@ -108,8 +114,8 @@ impl Node {
     }
 
     fn rename(&mut self, from: &Path, to: &Path, noreplace: bool) -> Result<(), i32> {
+        self.parents(from, to)?;
         let node = self.find(from)?.clone();
-        self.parent(to)?;
         if from == to {
             return if noreplace { Err(libc::EEXIST) } else { Ok(()) };
         }
@@ -127,6 +133,7 @@ impl Node {
     }
 
     fn exchange(&mut self, a: &Path, b: &Path) -> Result<(), i32> {
+        self.parents(a, b)?;
         let (x, y) = (self.find(a)?.clone(), self.find(b)?.clone());
         *self.find(a)? = y;
         *self.find(b)? = x;
