@@ -86,6 +86,42 @@ impl Union {
         loc.orphan = None;
     }
 
+    /// Gives an indexed file the name in the upper that so far only a lower has, so that
+    /// removing or moving the name changes the upper's own count (ovl_link_up). The caller
+    /// holds the name lock; the directory is in the upper.
+    pub(crate) fn ensure_alias(
+        &self,
+        upper: &Upper,
+        inode: &Inode,
+        parent: &Inode,
+        name: &[u8],
+    ) -> Result<()> {
+        let (nlink, lower) = {
+            let loc = inode.loc.read();
+            let is_it = |l: &&Link| l.parent.ino == parent.ino && *l.name == *name;
+            let named = loc.links.iter().find(is_it).is_none_or(|l| l.in_upper);
+            if named || loc.upper.is_none() || loc.index.is_none() {
+                return Ok(());
+            }
+            (loc.nlink, loc.lower.as_ref().map(|file| file.stat.nlink))
+        };
+        self.mark_impure(parent)?;
+        let dir = self.upper_dir(parent)?;
+        let to = At::new(dir.as_fd(), name);
+        self.with_upper(inode, |at| {
+            if let (Some(nlink), Some(lower)) = (nlink, lower) {
+                let diff = i64::from(nlink) - i64::from(lower);
+                upper.markers.set(at, Marker::Nlink, format!("L{diff:+}").as_bytes())?;
+            }
+            Ok(at.link_to(to)?)
+        })?;
+        let mut loc = inode.loc.write();
+        for link in &mut loc.links {
+            link.in_upper |= link.parent.ino == parent.ino && *link.name == *name;
+        }
+        Ok(())
+    }
+
     /// Before the link count of an indexed file changes together with the upper's own: notes
     /// the difference, which then stays true (kernel overlayfs' ovl_nlink_start).
     pub(crate) fn store_nlink(&self, upper: &Upper, inode: &Inode) -> Result<()> {

@@ -354,7 +354,7 @@ fn is_same(inode: &Inode, parent: &Arc<Inode>, name: &[u8], resolved: &Resolved)
     match (&loc.upper, &resolved.upper) {
         (Some(mine), Some(found)) => {
             let same = mine.id == (found.stat.dev, found.stat.ino);
-            same && (linked || found.stat.nlink > 1)
+            same && (linked || found.stat.nlink > 1 || found.index.is_some())
         }
         // One name of a hard link was copied up, another is only now looked at.
         (Some(_), None) | (None, Some(_)) => loc.lower.as_ref().is_some_and(|l| l.stat.nlink > 1),

@@ -95,6 +95,7 @@ impl Union {
             if want_dir && !self.is_empty_dir(&inode)? {
                 return Err(Errno::NOTEMPTY.into());
             }
+            self.ensure_alias(upper, &inode, &parent, name)?;
             self.store_nlink(upper, &inode)?;
             self.remove_locked(upper, &parent, name, &inode)?;
             locks.kill(&inode);

@@ -99,6 +99,10 @@ impl Union {
             if !unchanged {
                 continue;
             }
+            self.ensure_alias(upper, &source, &from, name)?;
+            if let Some(target) = target {
+                self.ensure_alias(upper, target, &to, new_name)?;
+            }
             let old = self.side(&from, name)?;
             let new = self.side(&to, new_name)?;
             match (target, flags.exchange) {
