@@ -86,6 +86,15 @@ impl Union {
         loc.orphan = None;
     }
 
+    /// Makes a name the one that copy-up publishes.
+    pub(crate) fn prefer_link(inode: &Inode, parent: &Inode, name: &[u8]) {
+        let mut loc = inode.loc.write();
+        let is_it = |l: &Link| l.parent.ino == parent.ino && *l.name == *name;
+        if let Some(position) = loc.links.iter().position(is_it) {
+            loc.links.swap(0, position);
+        }
+    }
+
     /// Gives an indexed file the name in the upper that so far only a lower has, so that
     /// removing or moving the name changes the upper's own count (ovl_link_up). The caller
     /// holds the name lock; the directory is in the upper.

@@ -83,6 +83,7 @@ impl Union {
             }
             self.copy_up(&parent)?;
             if self.counts_links(&inode) {
+                Self::prefer_link(&inode, &parent, name);
                 self.copy_up(&inode)?;
             }
             let mut locks = NameLocks::lock(&[&parent, &inode]);

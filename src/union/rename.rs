@@ -74,10 +74,12 @@ impl Union {
             check_kinds(&source, target, flags)?;
             self.check_tree(&source, target, (&from, &to), flags)?;
             self.check_movable(&source)?;
+            Self::prefer_link(&source, &from, name);
             self.copy_up(&source)?;
             self.copy_up(&from)?;
             self.copy_up(&to)?;
             if let Some(target) = target {
+                Self::prefer_link(target, &to, new_name);
                 if flags.exchange {
                     self.check_movable(target)?;
                     self.copy_up(target)?;

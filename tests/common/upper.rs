@@ -10,7 +10,9 @@
 //! * attributes of whiteouts (kernel overlayfs links one inode for all);
 //! * entries that only repeat what the union showed before the script (a copy-up
 //!   without a change: kernel overlayfs does one at open for writing);
-//! * link counts (the kernel's index holds further links).
+//! * link counts (the kernel's index holds further links), and which names of a file that
+//!   was hard-linked in a lower the upper repeats: kernel overlayfs adds the name a change
+//!   came through, unionfs learns of changes by inode and adds names only when they go.
 
 use std::path::PathBuf;
 
@@ -18,6 +20,7 @@ use super::tree::{Entry, Mask, Tree, at, is_private, list_raw};
 
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 const REDIRECT: &[u8] = b"trusted.overlay.redirect";
+const NLINK: &[u8] = b"trusted.overlay.nlink";
 const LEFT_OUT: [&[u8]; 6] = [
     b"trusted.overlay.origin",
     b"trusted.overlay.impure",
@@ -37,7 +40,14 @@ pub fn view(upper: &std::path::Path, lowers: &[PathBuf], base: &Tree, mask: &Mas
         if entry.xattrs.contains_key(REDIRECT) {
             redirected.push([&path[..], b"/"].concat());
         }
-        let entry = normalise(entry, &path, lowers, below_redirect);
+        let indexed = entry.xattrs.contains_key(NLINK);
+        if indexed && base.get(&path).is_some_and(|before| before.group.is_some()) {
+            continue;
+        }
+        let mut entry = normalise(entry, &path, lowers, below_redirect);
+        if indexed {
+            entry.group = None;
+        }
         if !repeats(&entry, base.get(&path), mask) {
             tree.insert(path, entry);
         }

@@ -168,7 +168,7 @@ fn cases() -> u32 {
 fn runner(seed: u64) -> TestRunner {
     let config = Config {
         cases: cases(),
-        max_shrink_iters: 400,
+        max_shrink_iters: 120,
         failure_persistence: None,
         ..Config::default()
     };
