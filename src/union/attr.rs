@@ -161,7 +161,7 @@ pub(crate) fn attr(inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
             let parts = dir.lowers.len() + usize::from(loc.upper.is_some());
             if parts > 1 { 1 } else { stat.nlink }
         }
-        None => loc.nlink.unwrap_or(stat.nlink),
+        None => loc.nlink.map_or(stat.nlink, |n| n.union),
     };
     // An upper file that lost its names knows its own count; others have only us to ask.
     let nameless = loc.links.is_empty() && inode.ino != super::ROOT_INO;

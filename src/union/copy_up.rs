@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::Union;
 use super::error::Result;
-use super::inode::{Inode, Link, LowerFile, UpperState};
+use super::inode::{Inode, Link, LowerFile, Nlink, UpperState};
 use super::types::{FileKind, Ino};
 use super::upper::Upper;
 use crate::layer::Dialect;
@@ -63,8 +63,7 @@ impl Union {
         self.writable()?;
         // Top down, without recursion.
         let mut chain = vec![Arc::clone(inode)];
-        loop {
-            let Some(last) = chain.last() else { break };
+        while let Some(last) = chain.last() {
             let parent = last.loc.read().links.first().map(|l| Arc::clone(&l.parent));
             match parent {
                 Some(parent) if !parent.in_upper() => chain.push(parent),
@@ -167,7 +166,7 @@ impl Union {
             .map(Origin::index_name);
         let known = inode.loc.read().nlink;
         if index.is_some() {
-            let diff = known.map_or(0, |n| i64::from(n) - i64::from(file.stat.nlink));
+            let diff = known.map_or(0, |n| i64::from(n.union) - i64::from(n.lower));
             let value = format!("L{diff:+}");
             upper
                 .markers
@@ -183,7 +182,11 @@ impl Union {
                 staged.link(&fd, At::new(dir.as_fd(), index))?;
                 let mut loc = inode.loc.write();
                 loc.index = Some(index.as_slice().into());
-                loc.nlink = Some(known.unwrap_or(file.stat.nlink));
+                let lower = file.stat.nlink;
+                loc.nlink = Some(known.unwrap_or(Nlink {
+                    union: lower,
+                    lower,
+                }));
             }
             self.publish(inode, place, origin.is_some(), |to| staged.publish(&fd, to))
         })?;

@@ -48,6 +48,15 @@ impl LowerFile {
     }
 }
 
+/// Link counts of a hard link that came from a lower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Nlink {
+    /// In the union.
+    pub union: u32,
+    /// Of the lower file.
+    pub lower: u32,
+}
+
 /// One name of an inode. The parent is counted in the table as long as the link exists.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
@@ -84,8 +93,8 @@ pub(crate) struct Loc {
     pub pinned: Option<Arc<OwnedFd>>,
     /// Name in the hard-link index.
     pub index: Option<Box<[u8]>>,
-    /// Link count in the union where it differs from the file's own.
-    pub nlink: Option<u32>,
+    /// Link counts of an indexed file.
+    pub nlink: Option<Nlink>,
 }
 
 /// An open file of a layer.

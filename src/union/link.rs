@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::Union;
 use super::error::Result;
-use super::inode::{Inode, Link, Loc};
+use super::inode::{Inode, Link, Loc, Nlink};
 use super::lookup::EntryRef;
 use super::resolve::WhiteoutKind;
 use super::types::{FileKind, Ino};
@@ -82,7 +82,9 @@ impl Union {
             name,
             in_upper: true,
         });
-        loc.nlink = loc.nlink.map(|n| n + 1);
+        if let Some(nlink) = &mut loc.nlink {
+            nlink.union += 1;
+        }
         loc.orphan = None;
     }
 
@@ -105,22 +107,24 @@ impl Union {
         parent: &Inode,
         name: &[u8],
     ) -> Result<()> {
-        let (nlink, lower) = {
+        let nlink = {
             let loc = inode.loc.read();
             let is_it = |l: &&Link| l.parent.ino == parent.ino && *l.name == *name;
             let named = loc.links.iter().find(is_it).is_none_or(|l| l.in_upper);
             if named || loc.upper.is_none() || loc.index.is_none() {
                 return Ok(());
             }
-            (loc.nlink, loc.lower.as_ref().map(|file| file.stat.nlink))
+            loc.nlink
         };
         self.mark_impure(parent)?;
         let dir = self.upper_dir(parent)?;
         let to = At::new(dir.as_fd(), name);
         self.with_upper(inode, |at| {
-            if let (Some(nlink), Some(lower)) = (nlink, lower) {
-                let diff = i64::from(nlink) - i64::from(lower);
-                upper.markers.set(at, Marker::Nlink, format!("L{diff:+}").as_bytes())?;
+            if let Some(Nlink { union, lower }) = nlink {
+                let diff = i64::from(union) - i64::from(lower);
+                upper
+                    .markers
+                    .set(at, Marker::Nlink, format!("L{diff:+}").as_bytes())?;
             }
             Ok(at.link_to(to)?)
         })?;
@@ -138,7 +142,7 @@ impl Union {
             return Ok(());
         };
         self.with_upper(inode, |at| {
-            let diff = i64::from(nlink) - i64::from(at.stat()?.nlink);
+            let diff = i64::from(nlink.union) - i64::from(at.stat()?.nlink);
             Ok(upper
                 .markers
                 .set(at, Marker::Nlink, format!("U{diff:+}").as_bytes())?)
@@ -160,12 +164,14 @@ impl Union {
             .iter()
             .position(|l| l.parent.ino == parent.ino && *l.name == *name)?;
         let link = loc.links.swap_remove(position);
-        loc.nlink = loc.nlink.map(|n| n.saturating_sub(1));
+        if let Some(nlink) = &mut loc.nlink {
+            nlink.union = nlink.union.saturating_sub(1);
+        }
         if !loc.links.iter().any(|l| l.in_upper) {
             if loc.upper.is_some() {
                 loc.orphan = held;
             }
-            if loc.nlink == Some(0) {
+            if loc.nlink.is_some_and(|n| n.union == 0) {
                 self.drop_index(loc);
             }
         }

@@ -121,7 +121,6 @@ impl Union {
                     return Ok(None);
                 }
                 Answer::Found(resolved) => {
-                    let resolved = Arc::new(resolved);
                     if resolved.is_cacheable() {
                         let cached = Cached::Positive(Arc::clone(&resolved));
                         self.names.put(parent.key, name, cached);

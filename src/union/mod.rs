@@ -129,7 +129,7 @@ impl Union {
         };
         let layers = || roots.iter().chain(&data_roots).map(|root| &*root.layer);
         let all = || layers().chain(upper.as_ref().map(|u| &*u.layer));
-        let name_max = all().map(|layer| name_max(layer)).max().unwrap_or(255);
+        let name_max = all().map(name_max).max().unwrap_or(255);
         let inos = Inos::new(all().map(|layer| layer.stat.dev));
         let redirect_dir = options
             .redirect_dir

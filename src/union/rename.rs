@@ -74,6 +74,12 @@ impl Union {
             check_kinds(&source, target, flags)?;
             self.check_tree(&source, target, (&from, &to), flags)?;
             self.check_movable(&source)?;
+            if let Some(target) = target
+                && !flags.exchange
+                && !self.looks_empty(target)?
+            {
+                return Err(Errno::NOTEMPTY.into()); // before anything is copied up
+            }
             Self::prefer_link(&source, &from, name);
             self.copy_up(&source)?;
             self.copy_up(&from)?;
@@ -126,6 +132,14 @@ impl Union {
             dir,
             below: self.exists_below(parent, name)?,
         })
+    }
+
+    fn looks_empty(&self, inode: &Inode) -> Result<bool> {
+        let Some(dir) = &inode.dir else {
+            return Ok(true);
+        };
+        let _names = dir.ns.read();
+        self.is_empty_dir(inode)
     }
 
     fn is_absent(&self, parent: &Inode, name: &[u8]) -> Result<bool> {

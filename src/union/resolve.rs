@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::Union;
 use super::error::Result;
-use super::inode::{DataPlace, Dir, Inode, LowerFile};
+use super::inode::{DataPlace, Dir, Inode, LowerFile, Nlink};
 use super::types::{FileKind, Ino};
 use crate::layer::at::{At, Stat};
 use crate::layer::lower::{LowerDir, Single};
@@ -50,8 +50,8 @@ pub(crate) struct UpperFound {
     pub impure: bool,
     /// Name in the index, for a hard link that came from a lower.
     pub index: Option<Box<[u8]>>,
-    /// Link count in the union, for such a link.
-    pub nlink: Option<u32>,
+    /// Link counts of such a link.
+    pub nlink: Option<Nlink>,
     /// The name itself is in the upper (not only the index entry).
     pub named: bool,
 }
@@ -71,7 +71,7 @@ impl Resolved {
 
 /// A name or its absence.
 pub(crate) enum Answer {
-    Found(Resolved),
+    Found(Arc<Resolved>),
     Absent(Option<WhiteoutKind>),
 }
 
@@ -119,24 +119,25 @@ impl Union {
         if name.len() > self.name_max {
             return Err(Errno::NAMETOOLONG.into());
         }
-        if skip.is_none() && parent.in_upper() {
-            if let Some(answer) = self.resolve_upper(parent, dir, name)? {
-                return Ok(answer);
-            }
+        if skip.is_none()
+            && parent.in_upper()
+            && let Some(answer) = self.resolve_upper(parent, dir, name)?
+        {
+            return Ok(answer);
         }
         match self.below(&dir.lowers[skip.unwrap_or(0)..], name, None)? {
             Below::Nothing => Ok(Answer::Absent(None)),
-            Below::File(file) => self.from_lower_file(file).map(Answer::Found),
+            Below::File(file) => Ok(Answer::Found(Arc::new(self.lower_file(file)?))),
             Below::Dirs(dirs) => {
                 let ino = self.inos.number(&dirs[0].stat);
                 let kind = FileKind::Directory;
-                Ok(Answer::Found(Resolved {
+                Ok(Answer::Found(Arc::new(Resolved {
                     kind,
                     upper: None,
                     file: None,
                     dirs: dirs.into(),
                     ino,
-                }))
+                })))
             }
         }
     }
@@ -179,9 +180,9 @@ impl Union {
                 let opaque = hidden || markers.opaque || self.upper_wh_opaque(&fd, name)?;
                 self.merged_dir(dir, name, stat, &markers, opaque)?
             }
-            _ => self.from_upper_file(dir, name, stat, &markers, true)?,
+            _ => self.upper_file(dir, name, stat, &markers, true)?,
         };
-        Ok(Some(Answer::Found(resolved)))
+        Ok(Some(Answer::Found(Arc::new(resolved))))
     }
 
     fn merged_dir(
@@ -222,7 +223,7 @@ impl Union {
     }
 
     /// An upper file; `named` is false for one found only through the index.
-    pub(crate) fn from_upper_file(
+    pub(crate) fn upper_file(
         &self,
         dir: &Dir,
         name: &[u8],
@@ -274,7 +275,7 @@ impl Union {
 
     /// A lower file; a hard link that has been copied up under another name is found in
     /// the index.
-    fn from_lower_file(&self, file: LowerFile) -> Result<Resolved> {
+    fn lower_file(&self, file: LowerFile) -> Result<Resolved> {
         if file.stat.nlink > 1
             && let Some((stat, markers, origin)) = self.indexed(&file)?
         {
@@ -385,11 +386,7 @@ impl Union {
 
     /// Asks one layer for the target. Markers on the way (of an absolute path) change the
     /// target for the layers below.
-    fn look(
-        &self,
-        dir: &Arc<LowerDir>,
-        target: &mut Target<'_>,
-    ) -> Result<((Arc<LowerDir>, Box<[u8]>), Single)> {
+    fn look(&self, dir: &Arc<LowerDir>, target: &mut Target<'_>) -> Result<(DataPlace, Single)> {
         let path = match target {
             Target::Name(name) => {
                 let single = dir.lookup(&self.fds, name)?;
@@ -506,15 +503,19 @@ fn finish(meta: Option<LowerFile>, dir: Arc<LowerDir>, name: Box<[u8]>, stat: St
 }
 
 /// The link count of an indexed file: `[UL][+-]N`, relative to the upper's or lower's own.
-fn union_nlink(marker: Option<&[u8]>, lower: &Stat, upper: &Stat) -> u32 {
+fn union_nlink(marker: Option<&[u8]>, lower: &Stat, upper: &Stat) -> Nlink {
     let parse = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<i64>().ok();
     let count = match marker.and_then(<[u8]>::split_first) {
         Some((b'U', diff)) => parse(diff).map(|d| i64::from(upper.nlink) + d),
         Some((b'L', diff)) => parse(diff).map(|d| i64::from(lower.nlink) + d),
         _ => None,
     };
-    count
+    let union = count
         .and_then(|n| u32::try_from(n).ok())
         .filter(|n| *n > 0)
-        .unwrap_or(upper.nlink)
+        .unwrap_or(upper.nlink);
+    Nlink {
+        union,
+        lower: lower.nlink,
+    }
 }

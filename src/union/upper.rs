@@ -60,12 +60,26 @@ fn open_dir(path: &Path, what: &'static str) -> Result<OwnedFd> {
         .map_err(|e| Error::from(e).context(what, path))
 }
 
-/// Takes the lock that keeps two mounts from sharing an upper or work directory.
+/// How long a server that has been unmounted may take to finish.
+const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// Takes the lock that keeps two mounts from sharing an upper or work directory. A server
+/// whose mount is gone may still be writing back: it gets a moment, since callers mount
+/// again as soon as umount has returned.
 fn lock(fd: impl AsFd, path: &Path) -> Result<()> {
-    rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
-        Errno::WOULDBLOCK => Error::from(Errno::BUSY).context("in use by another mount:", path),
-        e => Error::from(e).context("cannot lock", path),
-    })
+    let start = std::time::Instant::now();
+    loop {
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if start.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            Err(Errno::WOULDBLOCK) => {
+                return Err(Error::from(Errno::BUSY).context("in use by another mount:", path));
+            }
+            Err(e) => return Err(Error::from(e).context("cannot lock", path)),
+        }
+    }
 }
 
 impl Upper {
@@ -362,14 +376,16 @@ fn open_staging(base: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     Ok(staging)
 }
 
+type Names = Vec<Box<[u8]>>;
+
 /// Removes `name` and all below it, never following a symlink and without recursion.
 pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     match At::new(dir, name).unlink() {
         Err(Errno::ISDIR | Errno::PERM) => {}
         other => return other,
     }
-    let mut stack: Vec<(OwnedFd, Box<[u8]>, Vec<Box<[u8]>>)> = Vec::new();
-    let open = |at: At<'_>| -> Result<(OwnedFd, Vec<Box<[u8]>>), Errno> {
+    let mut stack: Vec<(OwnedFd, Box<[u8]>, Names)> = Vec::new();
+    let open = |at: At<'_>| -> Result<(OwnedFd, Names), Errno> {
         let fd = at.open_dir_path()?;
         let mut names = Vec::new();
         if let Err(Errno::ACCESS) = read_dir(&fd, |entry| names.push(entry.name)) {

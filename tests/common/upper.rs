@@ -21,6 +21,7 @@ use super::tree::{Entry, Mask, Tree, at, is_private, list_raw};
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 const REDIRECT: &[u8] = b"trusted.overlay.redirect";
 const NLINK: &[u8] = b"trusted.overlay.nlink";
+const ORIGIN: &[u8] = b"trusted.overlay.origin";
 const LEFT_OUT: [&[u8]; 6] = [
     b"trusted.overlay.origin",
     b"trusted.overlay.impure",
@@ -40,6 +41,7 @@ pub fn view(upper: &std::path::Path, lowers: &[PathBuf], base: &Tree, mask: &Mas
         if entry.xattrs.contains_key(REDIRECT) {
             redirected.push([&path[..], b"/"].concat());
         }
+        let copied = entry.xattrs.contains_key(ORIGIN);
         let indexed = entry.xattrs.contains_key(NLINK);
         if indexed && base.get(&path).is_some_and(|before| before.group.is_some()) {
             continue;
@@ -48,7 +50,14 @@ pub fn view(upper: &std::path::Path, lowers: &[PathBuf], base: &Tree, mask: &Mas
         if indexed {
             entry.group = None;
         }
-        if !repeats(&entry, base.get(&path), mask) {
+        // A copy-up without a change may since have been renamed with its directory.
+        let unchanged = match copied {
+            true => base
+                .values()
+                .any(|before| repeats(&entry, Some(before), mask)),
+            false => repeats(&entry, base.get(&path), mask),
+        };
+        if !unchanged {
             tree.insert(path, entry);
         }
     }
