@@ -10,7 +10,9 @@
 //! * attributes of whiteouts (kernel overlayfs links one inode for all);
 //! * entries that only repeat what the union showed before the script (a copy-up
 //!   without a change: kernel overlayfs does one at open for writing);
-//! * link counts (the kernel's index holds further links).
+//! * link counts (the kernel's index holds further links), and which of several hard
+//!   links are there: a FUSE request names an inode, not the path it was reached by, and
+//!   the index leads from the others to the copy. The trees show the links.
 
 use std::path::PathBuf;
 
@@ -27,8 +29,14 @@ const LEFT_OUT: [&[u8]; 6] = [
     b"trusted.overlay.protattr",
 ];
 
-/// The upper's listing, normalised; `base` is the union's tree before the script.
-pub fn view(upper: &std::path::Path, lowers: &[PathBuf], base: &Tree, mask: &Mask) -> Tree {
+/// The upper's listing, normalised; `base` and `after` are the union's trees before and
+/// after the script.
+pub fn view(
+    upper: &std::path::Path,
+    lowers: &[PathBuf],
+    (base, after): (&Tree, &Tree),
+    mask: &Mask,
+) -> Tree {
     let raw = list_raw(upper);
     let mut redirected: Vec<Vec<u8>> = Vec::new();
     let mut tree = Tree::new();
@@ -38,7 +46,8 @@ pub fn view(upper: &std::path::Path, lowers: &[PathBuf], base: &Tree, mask: &Mas
             redirected.push([&path[..], b"/"].concat());
         }
         let entry = normalise(entry, &path, lowers, below_redirect);
-        if !repeats(&entry, base.get(&path), mask) {
+        let linked = after.get(&path).is_some_and(|e| e.group.is_some());
+        if !linked && !repeats(&entry, base.get(&path), mask) {
             tree.insert(path, entry);
         }
     }

@@ -641,23 +641,6 @@ scenarios! {
         open 14 both.txt wa
         hwrite 14 0 appended
         read both.txt";
-    tmpfile: "
-        open 1 . wp 600
-        hwrite 1 0 unnamed
-        hstat 1
-        hlink 1 named
-        read named
-        hstat 1
-        open 2 merged bp 640
-        hlink 2 merged/gone
-        open 3 plain.txt wp 600
-        open 4 deep/a/b wp 600
-        close 4
-        readdir deep/a/b
-        as 1000 1000
-        open 5 of-1000 wp 666
-        hlink 5 of-1000/t
-        open 6 deep wp 666";
     fallocate_modes: "
         fallocate plain.txt 0 0 8192
         fallocate big.bin 3 4096 65536
@@ -690,7 +673,6 @@ scenarios! {
         seekhole plain.txt 0
         seekdata empty.txt 0
         write sparse.bin 2097152 island
-        seekdata sparse.bin 1100000
         seekhole sparse.bin 2097152
         truncate sparse.bin 8388608
         seekdata sparse.bin 4194304";
