@@ -14,11 +14,11 @@ ci/install.sh fuse3
 say() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
 run() { printf '$ %s\n' "$*"; "$@"; }
 
+# The development profile: built in a minute, and shared with the tests.
 say "Build"
-run cargo build --release --quiet
-run cargo build --release --quiet --example sample-store
+run cargo build --quiet --bin unionfs --example sample-store
 target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
-PATH=$target/release:$PATH
+PATH=$target/debug:$PATH
 
 scratch=$(mktemp -d)
 export UNIONFS_ROOT=$scratch/store
@@ -31,7 +31,7 @@ cleanup() {
 trap cleanup EXIT
 
 say "A store with sample images"
-run "$target/release/examples/sample-store" "$UNIONFS_ROOT"
+run "$target/debug/examples/sample-store" "$UNIONFS_ROOT"
 run unionfs images
 run unionfs layers
 

@@ -83,7 +83,7 @@ fn base(diff: &Path) -> io::Result<()> {
     }
     mode(diff, "tmp", 0o1777)?;
     mode(diff, "root", 0o700)?;
-    let big: String = (0..40_000).map(|n| format!("{n}\n")).collect();
+    let big: String = (0..12_000).map(|n| format!("{n}\n")).collect();
     write(diff, "data/big", &big)
 }
 

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags};
 
 use super::error::{Error, Result};
-use super::{fusermount, mountinfo};
+use super::{fusermount, mountinfo, runtime};
 
 /// Unmounts the FUSE file system on `mountpoint`: with umount2(2), or through fusermount3
 /// where this user may not. `lazy` detaches it even while in use (MNT_DETACH): its server
@@ -72,9 +72,13 @@ fn unmount_with_helper(path: PathBuf, lazy: bool) -> Result<()> {
     }
 }
 
-/// Whether the server of a FUSE mount on `path` is gone: every access answers ENOTCONN.
+/// Whether the server of a FUSE mount on `path` is gone: every access answers ENOTCONN,
+/// or ECONNABORTED while the server is just ending.
 pub fn is_dead_mount(path: &Path) -> bool {
-    matches!(rustix::fs::statfs(path), Err(Errno::NOTCONN))
+    matches!(
+        rustix::fs::statfs(path),
+        Err(Errno::NOTCONN | Errno::CONNABORTED)
+    )
 }
 
 /// Detaches the dead mounts on `path`, all of them when they are stacked.
@@ -82,8 +86,14 @@ pub fn is_dead_mount(path: &Path) -> bool {
 /// # Errors
 /// As [`unmount`].
 pub fn detach_dead(path: &Path) -> Result<()> {
+    let mut found = false;
     while is_dead_mount(path) {
         unmount(path, true)?;
+        found = true;
+    }
+    if found {
+        // Drops their records, before a new mount here makes them look alive.
+        runtime::list();
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! <own root>/rw/<32 hex>/   0700
-//!            diff/          mode and owner of the topmost lower's root directory
+//!            diff/          mode, owner, times, xattrs of the topmost lower's root
 //!            work/          0700
 //! ```
 
@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
@@ -73,14 +73,50 @@ fn fill(upper: &Ephemeral, top: &Path) -> Result<()> {
         &upper.diff,
         Some(owner.0),
         Some(owner.1),
-        rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+        AtFlags::SYMLINK_NOFOLLOW,
     ) {
         // Only root may give a directory away; a user's own mount shows the user's.
         Ok(()) | Err(Errno::PERM | Errno::INVAL) => (),
         Err(error) => return Err(Error::io("chown", &upper.diff, error)),
     }
     rustix::fs::chmod(&upper.diff, Mode::from_raw_mode(like.mode() & 0o7777))
-        .map_err(|error| Error::io("chmod", &upper.diff, error))
+        .map_err(|error| Error::io("chmod", &upper.diff, error))?;
+    copy_xattrs(top, &upper.diff);
+    // Last, as nothing changes below any more. The access time does not matter.
+    let time = |tv_sec, tv_nsec| Timespec { tv_sec, tv_nsec };
+    let times = Timestamps {
+        last_access: time(like.atime(), like.atime_nsec()),
+        last_modification: time(like.mtime(), like.mtime_nsec()),
+    };
+    rustix::fs::utimensat(CWD, &upper.diff, &times, AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|error| Error::io("set the times of", &upper.diff, error))
+}
+
+/// Xattrs (ACLs, labels, users' own) as far as this user may set them; an overlay's
+/// markers belong to the layer they are in.
+fn copy_xattrs(from: &Path, to: &Path) {
+    let markers = [
+        &b"trusted.overlay."[..],
+        b"user.overlay.",
+        b"user.fuseoverlayfs.",
+    ];
+    // The kernel's limit for both a list and a value is 64 KiB.
+    let mut names = vec![0; 65536];
+    let Ok(length) = rustix::fs::llistxattr(from, &mut names[..]) else {
+        return;
+    };
+    names.truncate(length);
+    for name in names.split(|byte| *byte == 0).filter(|n| !n.is_empty()) {
+        let mut value = vec![0; 65536];
+        if markers.iter().any(|marker| name.starts_with(marker)) {
+            continue;
+        }
+        if let Ok(length) = rustix::fs::lgetxattr(from, name, &mut value[..]) {
+            value.truncate(length);
+            // Refused: a union without the label is better than none.
+            let _ = rustix::fs::lsetxattr(to, name, &value, XattrFlags::empty());
+        }
+    }
 }
 
 impl Ephemeral {
@@ -162,6 +198,9 @@ mod tests {
         let top = temp.path().join("top");
         std::fs::create_dir(&top).unwrap();
         std::fs::set_permissions(&top, std::fs::Permissions::from_mode(0o1751)).unwrap();
+        std::fs::File::open(&top)
+            .and_then(|dir| dir.set_modified(std::time::UNIX_EPOCH))
+            .unwrap();
         let base = temp.path().join("own/store");
         let upper = ephemeral_upper(&base, &top).unwrap();
         let other = ephemeral_upper(&base, &top).unwrap();
@@ -169,6 +208,8 @@ mod tests {
         let mode = |path: &Path| path.metadata().unwrap().mode() & 0o7777;
         let spec = upper.spec(Dialect::KERNEL);
         assert_eq!(mode(&spec.layer.path), 0o1751);
+        let modified = |path: &Path| path.metadata().unwrap().modified().unwrap();
+        assert_eq!(modified(&spec.layer.path), modified(&top));
         assert_eq!(mode(upper.dir()), 0o700);
         assert_eq!(mode(&spec.work), 0o700);
 

@@ -46,7 +46,13 @@ fn damage() -> impl Strategy<Value = Damage> {
     ]
 }
 
-static STORE: LazyLock<Fixture> = LazyLock::new(Fixture::new);
+/// The store, its metadata files and what is in them.
+static STORE: LazyLock<(Fixture, Vec<PathBuf>, Vec<Original>)> = LazyLock::new(|| {
+    let store = Fixture::new();
+    let files = metadata(&store.root);
+    let before = files.iter().map(|path| original(path)).collect();
+    (store, files, before)
+});
 
 /// The store's metadata files and the links in `l/`, not the layers' own files.
 fn metadata(root: &Path) -> Vec<PathBuf> {
@@ -182,6 +188,34 @@ fn read_everything(root: &Path, ids: &[&str], container: &str) {
     assert!(tree.nodes.len() <= 4);
 }
 
+/// Each directory of the store in turn is a symlink to where it was moved, outside.
+#[test]
+fn no_symlink_in_place_of_a_directory_leads_outside() {
+    let store = Fixture::new();
+    let outside = tempfile::tempdir().unwrap();
+    let moved = outside.path().join("moved");
+    let mut todo = children(&store.root);
+    let mut count = 0;
+    while let Some(dir) = todo.pop() {
+        if !dir.is_dir() {
+            continue;
+        }
+        if !dir.ends_with("diff") {
+            todo.extend(children(&dir));
+        }
+        // Both are below the directory for temporary files: one file system.
+        std::fs::rename(&dir, &moved).unwrap();
+        std::os::unix::fs::symlink(&moved, &dir).unwrap();
+        let ids = [store.id(0), store.id(1)];
+        read_everything(&store.root, &ids, &store.sample.container);
+        std::fs::remove_file(&dir).unwrap();
+        std::fs::rename(&moved, &dir).unwrap();
+        count += 1;
+    }
+    assert!(count > 40, "{count}");
+    assert_eq!(store.stores().unwrap().images().images.len(), 2);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -189,21 +223,20 @@ proptest! {
     fn no_damage_makes_reading_panic_or_leave_the_root(
         changes in prop::collection::vec((any::<usize>(), damage()), 1..4)
     ) {
-        let store = &*STORE;
-        let files = metadata(&store.root);
-        let before: Vec<Original> = files.iter().map(|path| original(path)).collect();
+        let (store, files, before) = &*STORE;
         for (which, damage) in &changes {
             let which = which % files.len();
             // A file that an earlier change replaced keeps its first content here.
             if files[which].symlink_metadata().is_ok_and(|m| !m.is_dir()) {
-                apply(damage, &files, &files[which], &before[which]);
+                apply(damage, files, &files[which], &before[which]);
             }
         }
         let result = std::panic::catch_unwind(|| {
             read_everything(&store.root, &[store.id(0), store.id(1)], &store.sample.container);
         });
-        for (path, content) in files.iter().zip(&before) {
-            put(path, content);
+        for (which, _) in &changes {
+            let which = which % files.len();
+            put(&files[which], &before[which]);
         }
         prop_assert!(result.is_ok());
     }

@@ -11,6 +11,7 @@ mod builder;
 mod sample;
 
 mod bad_input;
+mod bad_layers;
 mod docker_store;
 mod dockerd;
 mod export;
