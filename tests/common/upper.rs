@@ -10,9 +10,9 @@
 //! * attributes of whiteouts (kernel overlayfs links one inode for all);
 //! * entries that only repeat what the union showed before the script (a copy-up
 //!   without a change: kernel overlayfs does one at open for writing);
-//! * link counts (the kernel's index holds further links), and which names of a file that
-//!   was hard-linked in a lower the upper repeats: kernel overlayfs adds the name a change
-//!   came through, unionfs learns of changes by inode and adds names only when they go.
+//! * link counts (the kernel's index holds further links), and which of several hard
+//!   links are there: a FUSE request names an inode, not the path it was reached by, and
+//!   the index leads from the others to the copy. The trees show the links.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,6 @@ use super::tree::{Entry, Mask, Tree, at, is_private, list_raw};
 
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 const REDIRECT: &[u8] = b"trusted.overlay.redirect";
-const NLINK: &[u8] = b"trusted.overlay.nlink";
 const ORIGIN: &[u8] = b"trusted.overlay.origin";
 const LEFT_OUT: [&[u8]; 6] = [
     b"trusted.overlay.origin",
@@ -31,8 +30,14 @@ const LEFT_OUT: [&[u8]; 6] = [
     b"trusted.overlay.protattr",
 ];
 
-/// The upper's listing, normalised; `base` is the union's tree before the script.
-pub fn view(upper: &std::path::Path, lowers: &[PathBuf], base: &Tree, mask: &Mask) -> Tree {
+/// The upper's listing, normalised; `base` and `after` are the union's trees before and
+/// after the script.
+pub fn view(
+    upper: &std::path::Path,
+    lowers: &[PathBuf],
+    (base, after): (&Tree, &Tree),
+    mask: &Mask,
+) -> Tree {
     let raw = list_raw(upper);
     let mut redirected: Vec<Vec<u8>> = Vec::new();
     let mut tree = Tree::new();
@@ -42,14 +47,8 @@ pub fn view(upper: &std::path::Path, lowers: &[PathBuf], base: &Tree, mask: &Mas
             redirected.push([&path[..], b"/"].concat());
         }
         let copied = entry.xattrs.contains_key(ORIGIN);
-        let indexed = entry.xattrs.contains_key(NLINK);
-        if indexed && base.get(&path).is_some_and(|before| before.group.is_some()) {
-            continue;
-        }
-        let mut entry = normalise(entry, &path, lowers, below_redirect);
-        if indexed {
-            entry.group = None;
-        }
+        let entry = normalise(entry, &path, lowers, below_redirect);
+        let linked = after.get(&path).is_some_and(|e| e.group.is_some());
         // A copy-up without a change may since have been renamed with its directory.
         let unchanged = match copied {
             true => base
@@ -57,7 +56,7 @@ pub fn view(upper: &std::path::Path, lowers: &[PathBuf], base: &Tree, mask: &Mas
                 .any(|before| repeats(&entry, Some(before), mask)),
             false => repeats(&entry, base.get(&path), mask),
         };
-        if !unchanged {
+        if !linked && !unchanged {
             tree.insert(path, entry);
         }
     }

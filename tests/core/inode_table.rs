@@ -145,3 +145,25 @@ fn replaced_entries_live_until_forgotten() {
     union.forget(a, 1);
     assert_eq!(world.inodes(), empty);
 }
+
+/// An unnamed file lives as long as it is counted, unless it gets a name.
+#[test]
+fn unnamed_files() {
+    let world = World::new(1, |_, _| {});
+    let union = &world.union;
+    let empty = world.inodes();
+    let caller = caller();
+    let make = || union.tmpfile(&caller, ROOT_INO, 0o640, 0).unwrap();
+    let (lost, named) = (make(), make());
+    let ino = named.attr().ino;
+    assert_ne!(ino, lost.attr().ino);
+    assert_eq!(union.write(ino, 0, b"unnamed", false).unwrap(), 7);
+    assert_eq!(union.getattr(ino).unwrap().nlink, 0);
+    assert!(world.names(ROOT_INO).unwrap().is_empty());
+    drop(union.link(ino, ROOT_INO, b"named").unwrap());
+    drop((lost, named));
+    assert_eq!(world.inodes(), empty);
+    assert_eq!(world.names(ROOT_INO).unwrap(), [b"named"]);
+    let found = union.lookup(ROOT_INO, b"named").unwrap().unwrap();
+    assert_eq!((found.attr().size, found.attr().nlink), (7, 1));
+}

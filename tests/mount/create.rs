@@ -69,7 +69,7 @@ fn unnamed_files_are_refused_as_unsupported() {
     need_mounts!();
     // fuser 0.18 does not know FUSE_TMPFILE; programs fall back to a named file. The core
     // has unnamed files: tests/core.
-    let mut f = Fixture::standard();
+    let f = Fixture::standard();
     f.expect(&[
         ("open 1 deep/a wp 640", "EOPNOTSUPP"),
         ("readdir deep/a", "b:d"),

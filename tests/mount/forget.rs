@@ -1,10 +1,15 @@
 //! What the kernel forgets leaves the inode table.
 
+use parking_lot::RwLock;
+
 use crate::common::fixture::Fixture;
 use crate::common::mount::poll;
 use crate::common::need_mounts;
 
 use super::stats::stats;
+
+/// Held by the tests that drop the kernel's caches, shared by those that count on them.
+pub(crate) static CACHES: RwLock<()> = RwLock::new(());
 
 fn drop_dentries() {
     std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
@@ -25,6 +30,7 @@ fn assert_shrinks_to_root(f: &Fixture) {
 #[test]
 fn table_shrinks_to_the_root_after_a_walk() {
     need_mounts!();
+    let _alone = CACHES.write();
     let f = Fixture::standard();
     let entries = f.tree().len() as u64;
     // Three names share an inode.
@@ -40,6 +46,7 @@ fn table_shrinks_to_the_root_after_a_walk() {
 #[test]
 fn table_shrinks_to_the_root_after_changes() {
     need_mounts!();
+    let _alone = CACHES.write();
     let f = Fixture::standard();
     for round in 0..20 {
         f.ok(&format!(
@@ -61,6 +68,7 @@ fn table_shrinks_to_the_root_after_changes() {
 #[test]
 fn an_open_unlinked_file_is_forgotten_at_close() {
     need_mounts!();
+    let _alone = CACHES.write();
     let f = Fixture::standard();
     let file = std::fs::File::open(f.at("plain.txt")).unwrap();
     std::fs::remove_file(f.at("plain.txt")).unwrap();

@@ -5,7 +5,7 @@ use crate::common::layers::{self, Layer};
 use crate::common::mount::{Fs, KERNEL};
 use crate::common::{need_mounts, script};
 use crate::runner::{Case, compare};
-use crate::scenarios::SCENARIOS;
+use crate::scenarios;
 
 fn differences(left: &Fs, right: &Fs, layers: &[Layer], text: &str) -> Vec<String> {
     let case = Case {
@@ -21,7 +21,7 @@ fn differences(left: &Fs, right: &Fs, layers: &[Layer], text: &str) -> Vec<Strin
 fn kernel_equals_kernel_in_every_scenario() {
     need_mounts!();
     let layers = layers::standard();
-    for (name, text) in SCENARIOS {
+    for (name, text) in scenarios::all() {
         let found = differences(&KERNEL, &KERNEL, &layers, text);
         assert!(found.is_empty(), "{name}:\n{}", found.join("\n"));
     }

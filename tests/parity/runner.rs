@@ -64,7 +64,12 @@ impl Side {
         let answers = exec::run(mounted.path(), case.script);
         let tree = tree::list(mounted.path());
         mounted.unmount();
-        let upper = upper::view(&stack.upper.as_ref().unwrap().0, &stack.lowers, &base, mask);
+        let upper = upper::view(
+            &stack.upper.as_ref().unwrap().0,
+            &stack.lowers,
+            (&base, &tree),
+            mask,
+        );
         Ok(Self {
             fs: fs.clone(),
             stack,
