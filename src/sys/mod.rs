@@ -3,3 +3,4 @@
 
 pub mod handle;
 pub mod process;
+pub mod writeback;

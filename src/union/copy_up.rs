@@ -22,7 +22,7 @@ use crate::layer::markers::{Escape, Marker};
 use crate::layer::origin::Origin;
 
 /// Largest piece one copy_file_range or read is asked for, in bytes.
-const PIECE: u64 = 64 << 20;
+const PIECE: u64 = 16 << 20;
 const CAPABILITY: &std::ffi::CStr = c"security.capability";
 
 /// A name in a locked directory, and that directory in the upper.
@@ -226,7 +226,8 @@ impl Union {
             return Ok(());
         }
         let from = self.data_fd(inode, false)?;
-        let copied = copy_file(&from.fd, to, len, len == full)?;
+        let volatile = self.writable()?.volatile;
+        let copied = copy_file(&from.fd, to, len, (len == full, volatile))?;
         self.copy_up_bytes.fetch_add(copied, Ordering::Relaxed);
         Ok(())
     }
@@ -384,7 +385,15 @@ fn copy_xattrs(upper: &Upper, (from, dialect): (At<'_>, Dialect), to: At<'_>) ->
 
 /// Copies `len` bytes: a clone where the file system can, else extent by extent. Returns
 /// the bytes of data (holes stay holes).
-fn copy_file(from: &OwnedFd, to: &OwnedFd, len: u64, whole: bool) -> Result<u64, Errno> {
+///
+/// Unless `volatile`, write-back of each piece begins while the next is copied, so that
+/// the fsync to come is short.
+fn copy_file(
+    from: &OwnedFd,
+    to: &OwnedFd,
+    len: u64,
+    (whole, volatile): (bool, bool),
+) -> Result<u64, Errno> {
     if whole && rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(len);
     }
@@ -405,16 +414,31 @@ fn copy_file(from: &OwnedFd, to: &OwnedFd, len: u64, whole: bool) -> Result<u64,
         if start >= len {
             break;
         }
-        copied += copy_extent(from, to, start, end)?;
+        for piece in pieces(start, end) {
+            copied += copy_extent(from, to, piece.start, piece.end)?;
+            if !volatile && piece.end - piece.start == PIECE {
+                crate::sys::writeback::start(to, piece.start, PIECE);
+            }
+        }
         pos = end.max(start + 1);
     }
     Ok(copied)
 }
 
+/// Cuts a range into pieces of at most [`PIECE`].
+fn pieces(start: u64, end: u64) -> impl Iterator<Item = std::ops::Range<u64>> {
+    let mut pos = start;
+    std::iter::from_fn(move || {
+        let piece = pos..end.min(pos + PIECE);
+        pos = piece.end;
+        (piece.start < piece.end).then_some(piece)
+    })
+}
+
 fn copy_extent(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u64, Errno> {
     let mut pos = start;
     while pos < end {
-        let piece = usize::try_from((end - pos).min(PIECE)).unwrap_or(usize::MAX);
+        let piece = usize::try_from(end - pos).unwrap_or(usize::MAX);
         let (mut from_off, mut to_off) = (pos, pos);
         match rustix::fs::copy_file_range(from, Some(&mut from_off), to, Some(&mut to_off), piece) {
             Ok(0) => break,
