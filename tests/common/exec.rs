@@ -253,7 +253,7 @@ impl Runner<'_> {
             Op::Read(p) => {
                 let mut file = self.open(p, OFlags::RDONLY | OFlags::CLOEXEC, 0)?;
                 let mut data = Vec::new();
-                std::io::Read::read_to_end(&mut file, &mut data)?;
+                io::Read::read_to_end(&mut file, &mut data)?;
                 Ok(show(&data))
             }
             Op::Write(p, offset, data, flags) => {
