@@ -225,8 +225,13 @@ fn stack(options: &MountOptions, read_only: bool) -> anyhow::Result<StackSpec> {
         return Err(Usage("no lower layers given: add -o lowerdir=TOP:…:BOTTOM".into()).into());
     }
     let dialect = match options.markers.unwrap_or_default() {
-        Markers::All => Dialect::ALL,
-        Markers::Overlay if rustix::process::geteuid().is_root() => Dialect::KERNEL,
+        Markers::All => Dialect {
+            trusted: !options.userxattr,
+            ..Dialect::ALL
+        },
+        Markers::Overlay if rustix::process::geteuid().is_root() && !options.userxattr => {
+            Dialect::KERNEL
+        }
         Markers::Overlay => Dialect::KERNEL_USERXATTR,
     };
     let layer = |role: &str, path: &PathBuf| {

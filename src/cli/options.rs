@@ -51,6 +51,8 @@ pub struct MountOptions {
     pub redirect_dir: Option<bool>,
     /// `dialect=all|overlay`.
     pub markers: Option<Markers>,
+    /// `userxattr`: markers are `user.overlay.*`, also for root, as with kernel overlayfs.
+    pub userxattr: bool,
     /// `fsname=`: the source shown in /proc/mounts.
     pub fsname: Option<OsString>,
     /// `debug`: log requests.
@@ -122,6 +124,7 @@ impl MountOptions {
             b"nonempty" => self.nonempty = true,
             b"volatile" => self.volatile = true,
             b"debug" => self.debug = true,
+            b"userxattr" => self.userxattr = true,
             b"squash_to_root" => return Err(mapping("squash_to_root")),
             b"lowerdir" | b"upperdir" | b"workdir" | b"fsname" | b"redirect_dir" | b"dialect"
             | b"uidmapping" | b"gidmapping" | b"squash_to_uid" | b"squash_to_gid"

@@ -1,7 +1,7 @@
 //! The scripted scenarios: each is a test that runs its script on kernel overlayfs and
 //! on unionfs, over [`layers::standard`]. The language is `common/script.rs`'s.
 
-use crate::common::mount::{KERNEL, subject};
+use crate::common::mount::{Fs, KERNEL, subject};
 use crate::common::{layers, need_mounts, script};
 use crate::runner::{Case, compare};
 
@@ -15,6 +15,28 @@ fn check(text: &str) {
     };
     let found = compare(&KERNEL, &subject(), &case);
     assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+/// After a remount with `userxattr`, kernel overlayfs shows the hard links of symlinks and
+/// special files, which carry no `user.*` attribute, as separate files; we do not.
+const KERNEL_SPLITS_LINKS: &str = "link_lower_files";
+
+/// With `userxattr` the kernel refuses to move merged directories (EXDEV), and so do we.
+#[test]
+fn user_markers() {
+    need_mounts!();
+    let kernel = Fs::Kernel("userxattr,index=on");
+    let union = Fs::Unionfs("userxattr,dialect=overlay");
+    for (name, text) in all().filter(|(name, _)| *name != KERNEL_SPLITS_LINKS) {
+        let case = Case {
+            layers: &layers::standard(),
+            script: &script::parse(text),
+            uppers: false,
+            tmpfs: false,
+        };
+        let found = compare(&kernel, &union, &case);
+        assert!(found.is_empty(), "{name}\n{}", found.join("\n"));
+    }
 }
 
 macro_rules! scenarios {
