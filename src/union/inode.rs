@@ -97,6 +97,14 @@ pub(crate) struct Loc {
     pub nlink: Option<Nlink>,
 }
 
+impl Loc {
+    /// Whether the upper has this name of the inode.
+    pub fn has_upper_link(&self, parent: &Inode, name: &[u8]) -> bool {
+        let is_it = |l: &Link| l.in_upper && l.parent.ino == parent.ino && *l.name == *name;
+        self.links.iter().any(is_it)
+    }
+}
+
 /// An open file of a layer.
 #[derive(Debug)]
 pub(crate) struct DataFd {

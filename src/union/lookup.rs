@@ -61,6 +61,21 @@ impl Drop for EntryRef<'_> {
     }
 }
 
+/// An inode that is counted as long as this lives: it cannot leave the table.
+pub(crate) struct Counted<'u> {
+    union: &'u Union,
+    pub inode: Arc<Inode>,
+    handed_on: bool,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if !self.handed_on {
+            self.union.table.release(self.inode.ino, 1);
+        }
+    }
+}
+
 impl Union {
     /// `Ok(None)`: there is no such name (a negative answer that may be cached).
     /// ENOTDIR when `parent` is no directory, ENAMETOOLONG, EINVAL for a name with `/`.
@@ -69,7 +84,7 @@ impl Union {
             return Err(Errno::INVAL.into());
         }
         let parent = self.directory(parent)?;
-        Ok(self.lookup_in(&parent, name, None)?.map(|(entry, _)| entry))
+        self.lookup_in(&parent, name, None)
     }
 
     /// Gives back `count` lookups of `ino`.
@@ -80,29 +95,39 @@ impl Union {
         }
     }
 
-    /// Looks a name up and counts it. `skip` as in [`Self::resolve`].
-    pub(crate) fn lookup_in(
+    /// Looks a name up and counts its inode. `skip` as in [`Self::resolve`].
+    pub(crate) fn count_in(
         &self,
         parent: &Arc<Inode>,
         name: &[u8],
         skip: Option<usize>,
-    ) -> Result<Option<(EntryRef<'_>, Arc<Inode>)>> {
+    ) -> Result<Option<Counted<'_>>> {
         let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
         let names = dir.ns.read();
         if names.dead {
             return Ok(None);
         }
-        let Some(inode) = self.find(parent, name, skip)? else {
+        let found = self.find(parent, name, skip)?;
+        Ok(found.map(|inode| Counted {
+            union: self,
+            inode,
+            handed_on: false,
+        }))
+    }
+
+    /// As [`Self::count_in`], with attributes.
+    pub(crate) fn lookup_in(
+        &self,
+        parent: &Arc<Inode>,
+        name: &[u8],
+        skip: Option<usize>,
+    ) -> Result<Option<EntryRef<'_>>> {
+        let Some(mut counted) = self.count_in(parent, name, skip)? else {
             return Ok(None);
         };
-        drop(names);
-        match self.attr_of(&inode) {
-            Ok(attr) => Ok(Some((EntryRef::new(self, attr), inode))),
-            Err(e) => {
-                self.table.release(inode.ino, 1);
-                Err(e)
-            }
-        }
+        let attr = self.attr_of(&counted.inode)?;
+        counted.handed_on = true;
+        Ok(Some(EntryRef::new(self, attr)))
     }
 
     /// Finds a name and counts its inode; the caller holds the parent's name lock.

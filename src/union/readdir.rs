@@ -144,7 +144,7 @@ impl Union {
                 }));
             }
         };
-        Ok(found.map(|(entry, _)| {
+        Ok(found.map(|entry| {
             let (ino, kind) = (entry.attr().ino, entry.attr().kind);
             DirItem {
                 offset,

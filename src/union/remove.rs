@@ -73,33 +73,34 @@ impl Union {
         let parent = self.directory(parent)?;
         let upper = self.writable()?;
         loop {
-            let Some((_counted, inode)) = self.lookup_in(&parent, name, None)? else {
+            let Some(counted) = self.count_in(&parent, name, None)? else {
                 return Err(Errno::NOENT.into());
             };
+            let inode = &counted.inode;
             match (inode.dir.is_some(), want_dir) {
                 (true, false) => return Err(Errno::ISDIR.into()),
                 (false, true) => return Err(Errno::NOTDIR.into()),
                 _ => {}
             }
             self.copy_up(&parent)?;
-            if self.counts_links(&inode) {
-                Self::prefer_link(&inode, &parent, name);
-                self.copy_up(&inode)?;
+            if self.counts_links(inode) {
+                Self::prefer_link(inode, &parent, name);
+                self.copy_up(inode)?;
             }
-            let mut locks = NameLocks::lock(&[&parent, &inode]);
+            let mut locks = NameLocks::lock(&[&parent, inode]);
             if locks.is_dead(&parent) {
                 return Err(Errno::NOENT.into());
             }
-            if !has_link(&inode, &parent, name) {
+            if !has_link(inode, &parent, name) {
                 continue; // renamed or replaced meanwhile
             }
-            if want_dir && !self.is_empty_dir(&inode)? {
+            if want_dir && !self.is_empty_dir(inode)? {
                 return Err(Errno::NOTEMPTY.into());
             }
-            self.ensure_alias(upper, &inode, &parent, name)?;
-            self.store_nlink(upper, &inode)?;
-            self.remove_locked(upper, &parent, name, &inode)?;
-            locks.kill(&inode);
+            self.ensure_alias(upper, inode, &parent, name)?;
+            self.store_nlink(upper, inode)?;
+            self.remove_locked(upper, &parent, name, inode)?;
+            locks.kill(inode);
             return Ok(());
         }
     }
@@ -112,15 +113,13 @@ impl Union {
         name: &[u8],
         inode: &Arc<Inode>,
     ) -> Result<()> {
-        let hide = self.exists_below(parent, name)?;
         let dir = self.upper_dir(parent)?;
+        // A name that is not in the upper is in a lower.
+        let hide = !link_in_upper(inode, parent, name) || self.exists_below(parent, name)?;
         // The tree's shape changes only for directories.
         let _topology = inode.dir.is_some().then(|| self.topology.write());
         let mut loc = inode.loc.write();
-        let in_upper = loc
-            .links
-            .iter()
-            .any(|l| l.in_upper && l.parent.ino == parent.ino && *l.name == *name);
+        let in_upper = loc.has_upper_link(parent, name);
         let at = At::new(dir.as_fd(), name);
         let held = if in_upper { Some(self.hold(at)?) } else { None };
         let whiteout = match (in_upper, hide) {
@@ -129,9 +128,7 @@ impl Union {
                 remove_from_upper(upper, at, inode.dir.is_some())?;
                 None
             }
-            (false, true) => Some(upper.whiteout(dir.as_fd(), name)?),
-            // A lower name that is not there any more.
-            (false, false) => return Err(Errno::NOENT.into()),
+            (false, _) => Some(upper.whiteout(dir.as_fd(), name)?),
         };
         self.note_whiteout(parent, whiteout);
         let removed = self.unlinked(&mut loc, parent, name, held);
@@ -148,6 +145,11 @@ impl Union {
             dir.upper_wh.set(true);
         }
     }
+}
+
+/// Whether the upper has the inode under this name.
+pub(crate) fn link_in_upper(inode: &Inode, parent: &Inode, name: &[u8]) -> bool {
+    inode.loc.read().has_upper_link(parent, name)
 }
 
 /// Whether the inode is what the name means.

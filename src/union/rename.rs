@@ -15,7 +15,7 @@ use super::Union;
 use super::cache::Cached;
 use super::error::Result;
 use super::inode::{Inode, Link, Loc};
-use super::remove::{NameLocks, clear_wh_name, has_link, is_bare};
+use super::remove::{NameLocks, clear_wh_name, has_link, is_bare, link_in_upper};
 use super::resolve::WhiteoutKind;
 use super::types::{Ino, RenameFlags};
 use super::upper::{Upper, WhiteoutForm};
@@ -60,28 +60,29 @@ impl Union {
         let from = self.directory(parent)?;
         let to = self.directory(new_parent)?;
         loop {
-            let Some((_source_count, source)) = self.lookup_in(&from, name, None)? else {
+            let Some(counted) = self.count_in(&from, name, None)? else {
                 return Err(Errno::NOENT.into());
             };
-            let target = self.lookup_in(&to, new_name, None)?;
-            let target = target.as_ref().map(|(_, inode)| inode);
+            let source = &counted.inode;
+            let target = self.count_in(&to, new_name, None)?;
+            let target = target.as_ref().map(|counted| &counted.inode);
             if let Some(target) = target
-                && Arc::ptr_eq(target, &source)
+                && Arc::ptr_eq(target, source)
                 && !flags.noreplace
             {
                 return Ok(()); // two names of one file
             }
-            check_kinds(&source, target, flags)?;
-            self.check_tree(&source, target, (&from, &to), flags)?;
-            self.check_movable(&source)?;
+            check_kinds(source, target, flags)?;
+            self.check_tree(source, target, (&from, &to), flags)?;
+            self.check_movable(source)?;
             if let Some(target) = target
                 && !flags.exchange
                 && !self.looks_empty(target)?
             {
                 return Err(Errno::NOTEMPTY.into()); // before anything is copied up
             }
-            Self::prefer_link(&source, &from, name);
-            self.copy_up(&source)?;
+            Self::prefer_link(source, &from, name);
+            self.copy_up(source)?;
             self.copy_up(&from)?;
             self.copy_up(&to)?;
             if let Some(target) = target {
@@ -99,7 +100,7 @@ impl Union {
             if locks.is_dead(&from) || locks.is_dead(&to) {
                 return Err(Errno::NOENT.into());
             }
-            let unchanged = has_link(&source, &from, name)
+            let unchanged = has_link(source, &from, name)
                 && match target {
                     Some(target) => has_link(target, &to, new_name),
                     None => self.is_absent(&to, new_name)?,
@@ -107,15 +108,15 @@ impl Union {
             if !unchanged {
                 continue;
             }
-            self.ensure_alias(upper, &source, &from, name)?;
+            self.ensure_alias(upper, source, &from, name)?;
             if let Some(target) = target {
                 self.ensure_alias(upper, target, &to, new_name)?;
             }
             let old = self.side(&from, name)?;
             let new = self.side(&to, new_name)?;
             match (target, flags.exchange) {
-                (Some(target), true) => self.exchange(upper, &old, &new, &source, target)?,
-                (target, _) => self.replace(upper, &old, &new, &source, target)?,
+                (Some(target), true) => self.exchange(upper, &old, &new, source, target)?,
+                (target, _) => self.replace(upper, &old, &new, source, target)?,
             }
             if let Some(target) = target.filter(|_| !flags.exchange) {
                 locks.kill(target);
@@ -499,13 +500,6 @@ fn lock_both<'a>(
         let second = b.loc.write();
         (a.loc.write(), second)
     }
-}
-
-fn link_in_upper(inode: &Inode, parent: &Inode, name: &[u8]) -> bool {
-    let loc = inode.loc.read();
-    loc.links
-        .iter()
-        .any(|l| l.in_upper && l.parent.ino == parent.ino && *l.name == *name)
 }
 
 /// Whether `inode` is `ancestor` or below it.
