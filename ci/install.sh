@@ -3,6 +3,8 @@
 # ci/test.sh and examples/walkthrough.sh. Changes nothing when all are there.
 set -euo pipefail
 
+# Rust links with cc.
+command -v cc >/dev/null || set -- gcc libc6-dev "$@"
 missing=()
 for package in "$@"; do
     dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed \

@@ -1,8 +1,8 @@
 #!/bin/bash
 # test.sh [CARGO-TEST-ARGUMENTS...] : installs what the tests need and runs all of them.
 # The command of the README, and what CI runs. Root runs everything; a plain user runs
-# what a plain user can, and the tests print what they skip (with UNIONFS_REQUIRE_ALL=1
-# a skip is a failure).
+# what a plain user can, and the tests print what they skip (with CI or UNIONFS_REQUIRE_ALL
+# set a skip is a failure).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,7 +10,9 @@ command -v cargo >/dev/null || {
     echo "cargo is missing: install Rust 1.88 or newer (rustup.rs)" >&2
     exit 1
 }
-packages=(fuse3 docker.io busybox-static libcap2-bin attr acl jq strace uidmap fio)
+[ -z "${CI:-}${UNIONFS_REQUIRE_ALL:-}" ] || export CI=true UNIONFS_REQUIRE_ALL=1
+# fusermount3; dockerd and what its images are made with; fio for shared mappings.
+packages=(fuse3 docker.io busybox-static libcap2-bin attr fio)
 if [ "$(id -u)" = 0 ] || [ -n "${UNIONFS_REQUIRE_ALL:-}" ]; then
     ci/install.sh "${packages[@]}"
 else

@@ -21,9 +21,11 @@ fn main() -> Result<()> {
     let (mountpoint, stack) = parse(std::env::args_os().skip(1).map(PathBuf::from))?;
     let mut config = MountConfig::new(&mountpoint);
     config.fsname = "mount_stack".into();
+    // For `unionfs ps`.
     config.description.lowers = stack.lowers.iter().map(|l| l.path.clone()).collect();
-    if stack.upper.is_none() {
-        config.apply_option("ro".as_ref());
+    match &stack.upper {
+        Some(upper) => config.description.upper = Some(upper.layer.path.clone()),
+        None => _ = config.apply_option("ro".as_ref()),
     }
     fuse::raise_nofile_limit();
     let union = Union::new(&stack, Options::default()).context("cannot open the layers")?;

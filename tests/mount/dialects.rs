@@ -2,7 +2,7 @@
 
 use crate::common::fixture::Fixture;
 use crate::common::layers::{self, FORMS, Form, Layer};
-use crate::common::mount::{Fs, KERNEL, subject};
+use crate::common::mount::{KERNEL, subject};
 use crate::common::need_mounts;
 use crate::common::tree::{self, Mask};
 
@@ -54,34 +54,6 @@ fn changes_over_every_form() {
         f.remount();
         f.expect(&check);
     }
-}
-
-/// Where `.wh.` names are markers nobody can make one; where they are not, they are files.
-#[test]
-fn wh_names_are_refused_or_stored() {
-    need_mounts!();
-    let f = Fixture::standard();
-    f.expect(&[
-        ("create .wh.x 644", "EINVAL"),
-        ("mkdir merged/.wh..wh..opq 755", "EINVAL"),
-        ("rename both.txt .wh.both.txt", "EINVAL"),
-        ("link both.txt .wh.both.txt", "EINVAL"),
-    ]);
-    let kernel_like = Fs::Unionfs("dialect=overlay");
-    let mut f = Fixture::with(&kernel_like, &layers::standard(), Form::Kernel, true);
-    f.ok("create .wh.both.txt 644\nmkdir merged/.wh..wh..opq 755");
-    let check = [
-        (
-            "stat .wh.both.txt",
-            "mode 100644 owner 0:0 size 0 nlink 1 rdev 0",
-        ),
-        ("readdir merged/.wh..wh..opq", ""),
-    ];
-    f.expect(&check);
-    assert!(f.at("both.txt").exists() && f.at("merged/over").exists());
-    f.remount();
-    f.expect(&check);
-    assert!(f.at("both.txt").exists() && f.at("merged/over").exists());
 }
 
 /// Layers of different dialects in one stack.

@@ -13,6 +13,7 @@ mod budgets;
 mod copy_file_range;
 mod create;
 mod dialects;
+mod differences;
 mod fallocate;
 mod forget;
 mod fsync;
