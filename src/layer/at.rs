@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, CWD, FileType, Gid, Mode, OFlags, StatxFlags, Timestamps, Uid};
 use rustix::io::Errno;
 
-use crate::union::{FileKind, Time};
+use super::types::{FileKind, Time};
 
 /// What `statx` says of a file in a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,9 +12,9 @@ use rustix::io::Errno;
 use super::at::{At, Stat};
 use super::fds::{FdCache, Slot};
 use super::markers::{Markers, WH_OPAQUE, WH_PREFIX};
+use super::types::FileKind;
 use super::{Dialect, LayerSpec};
 use crate::sys::handle::fs_uuid;
-use crate::union::FileKind;
 
 /// An opened layer.
 #[derive(Debug)]

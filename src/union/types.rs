@@ -1,6 +1,6 @@
 //! The plain values that go in and out of the union core. Used by every transport.
 
-use std::fmt;
+pub use crate::layer::types::{FileKind, Time};
 
 /// An inode number of the union: what `stat` shows, and the number a transport
 /// hands back to name a file. Unique per mount, stable across copy-up and remount.
@@ -18,60 +18,6 @@ pub struct Caller {
     pub gid: u32,
     /// Its thread id in our pid namespace, 0 when it has none there.
     pub pid: u32,
-}
-
-/// File types; the values of `S_IFMT >> 12`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FileKind {
-    /// FIFO
-    Fifo = 1,
-    /// Character device
-    CharDevice = 2,
-    /// Directory
-    Directory = 4,
-    /// Block device
-    BlockDevice = 6,
-    /// Regular file
-    Regular = 8,
-    /// Symbolic link
-    Symlink = 10,
-    /// Unix domain socket
-    Socket = 12,
-}
-
-impl FileKind {
-    /// From the `S_IFMT` bits of a mode; `None` when they name no type.
-    pub fn from_mode(mode: u32) -> Option<Self> {
-        Self::from_dirent((mode >> 12 & 0xf) as u8)
-    }
-
-    /// From a `d_type` byte of a directory entry; `None` for DT_UNKNOWN and DT_WHT.
-    pub fn from_dirent(d_type: u8) -> Option<Self> {
-        Some(match d_type {
-            1 => Self::Fifo,
-            2 => Self::CharDevice,
-            4 => Self::Directory,
-            6 => Self::BlockDevice,
-            8 => Self::Regular,
-            10 => Self::Symlink,
-            12 => Self::Socket,
-            _ => return None,
-        })
-    }
-
-    /// The `S_IFMT` bits.
-    pub fn mode_bits(self) -> u32 {
-        (self as u32) << 12
-    }
-}
-
-/// A point in time: seconds since the epoch (negative before 1970) plus nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Time {
-    /// Whole seconds, rounded towards minus infinity.
-    pub sec: i64,
-    /// Nanoseconds, 0 to 999,999,999.
-    pub nsec: u32,
 }
 
 /// The attributes of a file.
@@ -195,18 +141,4 @@ pub struct Counters {
     pub fd_hits: u64,
     /// Descriptors opened because the cache had none.
     pub fd_misses: u64,
-}
-
-impl fmt::Display for FileKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Fifo => "fifo",
-            Self::CharDevice => "character device",
-            Self::Directory => "directory",
-            Self::BlockDevice => "block device",
-            Self::Regular => "file",
-            Self::Symlink => "symbolic link",
-            Self::Socket => "socket",
-        })
-    }
 }
