@@ -80,19 +80,21 @@ impl Union {
         }
     }
 
-    /// Looks a name up and counts it. `skip` as in [`Self::resolve`].
+    /// Looks a name up and counts it. `skip` as in [`Self::resolve`], with the version of
+    /// the names under which that was known: it counts only as long as they are the same.
     pub(crate) fn lookup_in(
         &self,
         parent: &Arc<Inode>,
         name: &[u8],
-        skip: Option<usize>,
+        skip: Option<(usize, u64)>,
     ) -> Result<Option<(EntryRef<'_>, Arc<Inode>)>> {
         let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
         let names = dir.ns.read();
         if names.dead {
             return Ok(None);
         }
-        let Some(inode) = self.find(parent, name, skip)? else {
+        let skip = skip.filter(|(_, version)| *version == names.version);
+        let Some(inode) = self.find(parent, name, skip.map(|(lowers, _)| lowers))? else {
             return Ok(None);
         };
         drop(names);
