@@ -248,7 +248,8 @@ impl Union {
                 self.copy_up(&link.parent)?;
             }
             let dir = self.upper_dir(&link.parent)?;
-            let _names = link.parent.dir.as_ref().ok_or(Errno::NOTDIR)?.ns.write();
+            let parent = link.parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
+            let _names = parent.change_names();
             let same = |l: &Link| l.parent.ino == link.parent.ino && l.name == link.name;
             if inode.loc.read().links.iter().any(same) {
                 return f(Some(Place {
@@ -285,6 +286,9 @@ impl Union {
         for link in &mut loc.links {
             link.in_upper |= link.parent.ino == parent.ino && link.name == *name;
         }
+        drop(loc);
+        // A listing in memory must not say any more that only a lower has the name.
+        Self::listing_add(parent, name, inode.kind, inode.ino);
         Ok(())
     }
 

@@ -185,7 +185,7 @@ impl Union {
         self.check_new_name(upper, name)?;
         self.copy_up(&parent)?;
         let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
-        let names = dir.ns.write();
+        let names = dir.change_names();
         if names.dead {
             return Err(Errno::NOENT.into());
         }

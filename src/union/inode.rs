@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
 use super::listing::Listing;
 use super::types::{FileKind, Ino};
@@ -137,6 +137,9 @@ impl Tristate {
 pub(crate) struct Names {
     /// The directory has been removed.
     pub dead: bool,
+    /// Changes whenever names may have changed: what was learnt about a name under an
+    /// earlier value may no longer be true.
+    pub version: u64,
 }
 
 /// The directory side of an inode.
@@ -210,5 +213,12 @@ impl Dir {
             default_acl: Tristate::default(),
             upper_wh: Tristate::default(),
         }
+    }
+
+    /// Locks the names for a change.
+    pub fn change_names(&self) -> RwLockWriteGuard<'_, Names> {
+        let mut names = self.ns.write();
+        names.version = names.version.wrapping_add(1);
+        names
     }
 }

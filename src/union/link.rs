@@ -29,7 +29,7 @@ impl Union {
         }
         self.copy_up(&inode)?;
         self.copy_up(&parent)?;
-        let names = parent.dir.as_ref().ok_or(Errno::NOTDIR)?.ns.write();
+        let names = parent.dir.as_ref().ok_or(Errno::NOTDIR)?.change_names();
         if names.dead {
             return Err(Errno::NOENT.into());
         }

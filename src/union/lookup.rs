@@ -95,19 +95,21 @@ impl Union {
         }
     }
 
-    /// Looks a name up and counts its inode. `skip` as in [`Self::resolve`].
+    /// Looks a name up and counts its inode. `skip` as in [`Self::resolve`], with the version
+    /// of the names under which that was known: it counts only as long as they are the same.
     pub(crate) fn count_in(
         &self,
         parent: &Arc<Inode>,
         name: &[u8],
-        skip: Option<usize>,
+        skip: Option<(usize, u64)>,
     ) -> Result<Option<Counted<'_>>> {
         let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
         let names = dir.ns.read();
         if names.dead {
             return Ok(None);
         }
-        let found = self.find(parent, name, skip)?;
+        let skip = skip.filter(|(_, version)| *version == names.version);
+        let found = self.find(parent, name, skip.map(|(lowers, _)| lowers))?;
         Ok(found.map(|inode| Counted {
             union: self,
             inode,
@@ -120,7 +122,7 @@ impl Union {
         &self,
         parent: &Arc<Inode>,
         name: &[u8],
-        skip: Option<usize>,
+        skip: Option<(usize, u64)>,
     ) -> Result<Option<EntryRef<'_>>> {
         let Some(mut counted) = self.count_in(parent, name, skip)? else {
             return Ok(None);

@@ -68,13 +68,13 @@ impl Union {
             }
         }
         loop {
-            let batch = self.listed(&inode, offset)?;
+            let (batch, version) = self.listed(&inode, offset)?;
             let Some((last, _)) = batch.last() else {
                 return Ok(());
             };
             let next = *last;
             for (at, visible) in batch {
-                let Some(item) = self.item(&inode, at, &visible, plus)? else {
+                let Some(item) = self.item(&inode, at, (&visible, version), plus)? else {
                     continue;
                 };
                 if !sink(item) {
@@ -85,12 +85,13 @@ impl Union {
         }
     }
 
-    /// The next entries behind `offset`; at the end the listing is dropped.
-    fn listed(&self, inode: &Arc<Inode>, offset: u64) -> Result<Vec<(u64, Visible)>> {
+    /// The next entries behind `offset` and the version of the names they were true for; at
+    /// the end the listing is dropped.
+    fn listed(&self, inode: &Arc<Inode>, offset: u64) -> Result<(Vec<(u64, Visible)>, u64)> {
         let dir = inode.dir.as_ref().ok_or(Errno::NOTDIR)?;
         let names = dir.ns.read();
         if names.dead {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), names.version));
         }
         let mut held = dir.listing.lock();
         let listing = match &mut *held {
@@ -101,7 +102,7 @@ impl Union {
         if batch.is_empty() {
             *held = None;
         }
-        Ok(batch)
+        Ok((batch, names.version))
     }
 
     /// One entry as the sink wants it; `None` when it vanished meanwhile.
@@ -109,7 +110,7 @@ impl Union {
         &self,
         parent: &Arc<Inode>,
         offset: u64,
-        visible: &'a Visible,
+        (visible, version): (&'a Visible, u64),
         plus: bool,
     ) -> Result<Option<DirItem<'a, '_>>> {
         let name = &*visible.name;
@@ -124,7 +125,7 @@ impl Union {
         }
         let skip = match visible.source {
             Source::Upper => None,
-            Source::Lower(position) => Some(position),
+            Source::Lower(position) => Some((position, version)),
         };
         // One unreadable entry must not hide the others.
         let found = match self.lookup_in(parent, name, skip) {

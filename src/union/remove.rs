@@ -32,7 +32,7 @@ impl<'a> NameLocks<'a> {
             inode
                 .dir
                 .as_ref()
-                .map(|dir| (Arc::as_ptr(inode), dir.ns.write()))
+                .map(|dir| (Arc::as_ptr(inode), dir.change_names()))
         };
         Self(sorted.into_iter().filter_map(lock).collect())
     }

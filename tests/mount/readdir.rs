@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 
 use crate::common::fixture::Fixture;
 use crate::common::layers::Layer;
@@ -113,4 +114,31 @@ fn dot_and_dotdot_are_listed_first() {
         .collect();
     let dots = names.iter().filter(|n| n[..] == *b"." || n[..] == *b"..");
     assert_eq!(dots.count(), 2, "{names:?}");
+}
+
+/// A listing that somebody began to read before the files were written must not bring the
+/// lower files back.
+#[test]
+fn a_listing_begun_before_a_copy_up_shows_the_copies() {
+    need_mounts!();
+    let names: Vec<_> = (0..500).map(|i| format!("f{i}")).collect();
+    let lower = names.iter().fold(Layer::new(), |l, n| l.file(n, "old"));
+    let f = Fixture::new(&[lower]);
+    let mut begun = std::fs::read_dir(f.root()).unwrap();
+    begun.next().unwrap().unwrap();
+    for name in &names {
+        std::fs::write(f.at(name), "new").unwrap();
+    }
+    let numbers = |f: &Fixture| -> Vec<u64> {
+        let ino = |name| std::fs::metadata(f.at(name)).unwrap().ino();
+        names.iter().map(ino).collect()
+    };
+    let before = numbers(&f);
+    drop(begun);
+    assert_eq!(std::fs::read_dir(f.root()).unwrap().count(), names.len());
+    assert_eq!(numbers(&f), before);
+    for name in &names {
+        let content = std::fs::read_to_string(f.at(name)).unwrap();
+        assert_eq!(content, "new", "{name}");
+    }
 }
