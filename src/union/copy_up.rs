@@ -196,26 +196,36 @@ impl Union {
 
     /// Brings the data of an upper file that so far is metadata only. The marker goes last:
     /// until then a crash leaves the metacopy as it was.
-    fn complete_metacopy(&self, inode: &Inode, file: &LowerFile, size: Option<u64>) -> Result<()> {
+    fn complete_metacopy(
+        &self,
+        inode: &Arc<Inode>,
+        file: &LowerFile,
+        size: Option<u64>,
+    ) -> Result<()> {
         let upper = self.writable()?;
-        self.with_upper(inode, |at| {
-            let before = at.stat()?;
-            let capability = at.xattr(CAPABILITY)?;
+        let (before, capability, fd) = self.with_upper(inode, |at| {
             let fd = at.open(rustix::fs::OFlags::RDWR, 0)?;
-            self.copy_data(inode, file.stat.size.min(before.size), size, &fd)?;
-            rustix::fs::ftruncate(&fd, size.map_or(before.size, |s| s.min(before.size)))?;
-            let at = At::fd(fd.as_fd());
-            if let Some(value) = capability {
-                at.set_xattr(CAPABILITY, &value, XattrFlags::empty())?;
+            Ok((at.stat()?, at.xattr(CAPABILITY)?, fd))
+        })?;
+        self.copy_data(inode, file.stat.size.min(before.size), size, &fd)?;
+        rustix::fs::ftruncate(&fd, size.map_or(before.size, |s| s.min(before.size)))?;
+        let at = At::fd(fd.as_fd());
+        if let Some(value) = capability {
+            at.set_xattr(CAPABILITY, &value, XattrFlags::empty())?;
+        }
+        at.set_times(&timestamps(before.atime, before.mtime))?;
+        upper.sync(&fd)?;
+        upper.markers.clear(at, Marker::Metacopy)?;
+        self.with_place(inode, |place| {
+            // A cached answer says that the data is below.
+            if let Some(Link { parent, name, .. }) = place.map(|place| place.link) {
+                self.names.remove(parent.key, name);
             }
-            at.set_times(&timestamps(before.atime, before.mtime))?;
-            upper.sync(&fd)?;
-            upper.markers.clear(at, Marker::Metacopy)?;
+            if let Some(upper) = &mut inode.loc.write().upper {
+                upper.metacopy = None;
+            }
             Ok(())
         })?;
-        if let Some(upper) = &mut inode.loc.write().upper {
-            upper.metacopy = None;
-        }
         inode.data.clear();
         Ok(())
     }
