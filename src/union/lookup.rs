@@ -232,6 +232,9 @@ impl Union {
         };
         let mut loc = inode.loc.write();
         if !has(&loc) {
+            if link.in_upper {
+                loc.orphan = None;
+            }
             loc.links.push(link);
             return;
         }
@@ -353,10 +356,8 @@ fn is_same(inode: &Inode, parent: &Arc<Inode>, name: &[u8], resolved: &Resolved)
         return linked;
     }
     match (&loc.upper, &resolved.upper) {
-        (Some(mine), Some(found)) => {
-            let same = mine.id == (found.stat.dev, found.stat.ino);
-            same && (linked || found.stat.nlink > 1 || found.index.is_some())
-        }
+        // By whatever names: a file known by one that is gone may have another.
+        (Some(mine), Some(found)) => mine.id == (found.stat.dev, found.stat.ino),
         // One name of a hard link was copied up, another is only now looked at.
         (Some(_), None) | (None, Some(_)) => loc.lower.as_ref().is_some_and(|l| l.stat.nlink > 1),
         (None, None) => linked || loc.lower.as_ref().is_some_and(|l| l.stat.nlink > 1),

@@ -72,3 +72,24 @@ fn different_files_are_not_linked() {
     assert_ne!(ino("b"), ino("c"));
     assert_eq!(std::fs::read_to_string(f.at("c")).unwrap(), "");
 }
+
+/// A file that lost the only name we knew is the same file by a name we meet later.
+#[test]
+fn another_name_of_an_open_file_is_found_after_the_first_is_gone() {
+    need_mounts!();
+    let mut f = Fixture::standard();
+    f.ok("create a 644\nlink a b");
+    f.remount();
+    let mut open = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(f.at("a"))
+        .unwrap();
+    f.ok("unlink a");
+    std::io::Write::write_all(&mut open, b"through a").unwrap();
+    let (held, named) = (open.metadata().unwrap(), f.at("b").metadata().unwrap());
+    assert_eq!((held.ino(), named.nlink()), (named.ino(), 1));
+    assert_eq!(std::fs::read_to_string(f.at("b")).unwrap(), "through a");
+    f.ok("rename b c\nchmod c 600");
+    assert_eq!(open.metadata().unwrap().mode() & 0o777, 0o600);
+}
