@@ -177,21 +177,47 @@ impl Union {
             let Some(place) = place else {
                 return self.adopt_orphan(inode, fd);
             };
-            if let Some(index) = &index {
-                let dir = upper.index_dir()?;
-                staged.link(&fd, At::new(dir.as_fd(), index))?;
-                let mut loc = inode.loc.write();
-                loc.index = Some(index.as_slice().into());
-                let lower = file.stat.nlink;
-                loc.nlink = Some(known.unwrap_or(Nlink {
-                    union: lower,
-                    lower,
-                }));
-            }
-            self.publish(inode, place, origin.is_some(), |to| staged.publish(&fd, to))
+            let Some(index) = &index else {
+                return self.publish(inode, place, origin.is_some(), |to| {
+                    staged.publish(&fd, to)
+                });
+            };
+            let entry = |at: At<'_>| staged.link(&fd, at);
+            self.enter_index(inode, file, index, entry)?;
+            let published = self.publish(inode, place, origin.is_some(), |to| {
+                staged.publish(&fd, to)
+            });
+            published.inspect_err(|_| self.leave_index(inode, index))
         })?;
         inode.data.clear();
         Ok(())
+    }
+
+    /// Gives the staged copy its entry in the index, before it gets its name.
+    fn enter_index(
+        &self,
+        inode: &Inode,
+        file: &LowerFile,
+        index: &[u8],
+        link: impl FnOnce(At<'_>) -> Result<(), Errno>,
+    ) -> Result<()> {
+        let dir = self.writable()?.index_dir()?;
+        link(At::new(dir.as_fd(), index))?;
+        let mut loc = inode.loc.write();
+        loc.index = Some(index.into());
+        let lower = file.stat.nlink;
+        loc.nlink.get_or_insert(Nlink {
+            union: lower,
+            lower,
+        });
+        Ok(())
+    }
+
+    /// Takes the index entry back: the copy did not get its name.
+    fn leave_index(&self, inode: &Inode, index: &[u8]) {
+        let mut loc = inode.loc.write();
+        (loc.index, loc.nlink) = (Some(index.into()), None);
+        self.drop_index(&mut loc);
     }
 
     /// Brings the data of an upper file that so far is metadata only. The marker goes last:
@@ -284,7 +310,11 @@ impl Union {
         let before = dir.stat()?;
         let to = At::new(place.dir.as_fd(), name);
         give_name(to)?;
-        dir.set_times(&timestamps(before.atime, before.mtime))?;
+        // As overlayfs, best effort: the copy has its name now, and that must be known. A
+        // plain user may not set the times of another's directory.
+        if let Err(e) = dir.set_times(&timestamps(before.atime, before.mtime)) {
+            tracing::debug!("copy-up: the times of its directory: {e}");
+        }
         let stat = to.stat()?;
         self.names.remove(parent.key, name);
         let mut loc = inode.loc.write();

@@ -179,7 +179,7 @@ impl Union {
     }
 
     /// Removes the index entry of a file without names.
-    fn drop_index(&self, loc: &mut Loc) {
+    pub(crate) fn drop_index(&self, loc: &mut Loc) {
         let Some(index) = loc.index.take() else {
             return;
         };

@@ -1,8 +1,10 @@
 //! Hard links of the layers stay links: across copy-up, rename, unlink and remount.
 
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 
 use crate::common::fixture::Fixture;
+use crate::common::layers::Layer;
 use crate::common::need_mounts;
 
 const LINKS: [&str; 3] = ["h1", "h2", "merged/h3"];
@@ -92,4 +94,30 @@ fn another_name_of_an_open_file_is_found_after_the_first_is_gone() {
     assert_eq!(std::fs::read_to_string(f.at("b")).unwrap(), "through a");
     f.ok("rename b c\nchmod c 600");
     assert_eq!(open.metadata().unwrap().mode() & 0o777, 0o600);
+}
+
+/// A copy-up that fails at its last step leaves no index entry behind, which would stand
+/// in the way of the next.
+#[test]
+fn a_failed_copy_up_leaves_nothing_in_the_index() {
+    need_mounts!();
+    let f = Fixture::new(&[Layer::new()
+        .dir("d")
+        .file("d/a", "data")
+        .link("d/b", "d/a")]);
+    f.ok("chmod d 700");
+    let immutable = |flag: &str| {
+        let chattr = Command::new("chattr").arg(flag).arg(f.upper("d")).status();
+        chattr.is_ok_and(|status| status.success())
+    };
+    if !immutable("+i") {
+        return crate::common::skip("needs chattr and a file system with immutable files");
+    }
+    let answers = f.run("chmod d/a 600");
+    assert!(immutable("-i"));
+    assert_eq!(answers, [Err("EPERM".to_owned())]);
+    let index = f.stack.upper.as_ref().unwrap().1.join("index");
+    assert_eq!(std::fs::read_dir(index).unwrap().count(), 0);
+    f.ok("chmod d/a 600");
+    assert_linked(&f, &["d/a", "d/b"], "data");
 }
