@@ -101,10 +101,7 @@ fn another_name_of_an_open_file_is_found_after_the_first_is_gone() {
 #[test]
 fn a_failed_copy_up_leaves_nothing_in_the_index() {
     need_mounts!();
-    let f = Fixture::new(&[Layer::new()
-        .dir("d")
-        .file("d/a", "data")
-        .link("d/b", "d/a")]);
+    let f = Fixture::new(&[Layer::new().dir("d").file("d/a", "data").link("d/b", "d/a")]);
     f.ok("chmod d 700");
     let immutable = |flag: &str| {
         let chattr = Command::new("chattr").arg(flag).arg(f.upper("d")).status();
@@ -120,4 +117,33 @@ fn a_failed_copy_up_leaves_nothing_in_the_index() {
     assert_eq!(std::fs::read_dir(index).unwrap().count(), 0);
     f.ok("chmod d/a 600");
     assert_linked(&f, &["d/a", "d/b"], "data");
+}
+
+/// Hard links are not for regular files only.
+#[test]
+fn links_of_symlinks_and_fifos_stay_links() {
+    need_mounts!();
+    let lower = Layer::new().symlink("s1", "to").link("s2", "s1");
+    let lower = lower.fifo("p1").link("p2", "p1");
+    let mut f = Fixture::new(&[lower]);
+    let linked = |f: &Fixture, names: [&str; 2], uid: u32| {
+        let stat = |name: &str| {
+            let meta = f.at(name).symlink_metadata().unwrap();
+            (meta.ino(), meta.nlink(), meta.uid())
+        };
+        let (a, b) = (stat(names[0]), stat(names[1]));
+        assert_eq!((a, a.1, a.2), (b, 2, uid), "{names:?}");
+    };
+    for name in ["s1", "p1"] {
+        std::os::unix::fs::lchown(f.at(name), Some(7), None).unwrap();
+    }
+    f.remount();
+    linked(&f, ["s1", "s2"], 7);
+    linked(&f, ["p1", "p2"], 7);
+    f.ok("rename s2 s3\nrename p2 p3");
+    linked(&f, ["s1", "s3"], 7);
+    linked(&f, ["p1", "p3"], 7);
+    f.remount();
+    linked(&f, ["s1", "s3"], 7);
+    linked(&f, ["p1", "p3"], 7);
 }
