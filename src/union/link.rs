@@ -83,7 +83,7 @@ impl Union {
             in_upper: true,
         });
         if let Some(nlink) = &mut loc.nlink {
-            nlink.union += 1;
+            nlink.union = nlink.union.saturating_add(1);
         }
         loc.orphan = None;
     }

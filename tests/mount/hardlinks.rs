@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use crate::common::fixture::Fixture;
-use crate::common::layers::Layer;
+use crate::common::layers::{Layer, set_xattr};
 use crate::common::need_mounts;
 
 const LINKS: [&str; 3] = ["h1", "h2", "merged/h3"];
@@ -146,4 +146,19 @@ fn links_of_symlinks_and_fifos_stay_links() {
     f.remount();
     linked(&f, ["s1", "s3"], 7);
     linked(&f, ["p1", "p3"], 7);
+}
+
+/// A count that no file can have is not believed, and adds up to no panic.
+#[test]
+fn hostile_link_counts_do_no_harm() {
+    need_mounts!();
+    for count in ["U+9223372036854775807", "L-9", "U+4294967292", "U", "L+x"] {
+        let mut f = Fixture::new(&[Layer::new().file("a", "data").link("b", "a")]);
+        f.ok("chmod a 600");
+        f.unmount();
+        set_xattr(&f.upper("a"), b"trusted.overlay.nlink", count.as_bytes());
+        f.remount();
+        f.ok("stat a\nlink a c\nlink b d\nstat c\nunlink a\nunlink b\nwrite d 0 DATA");
+        assert_eq!(std::fs::read(f.at("c")).unwrap(), b"DATA", "{count}");
+    }
 }
