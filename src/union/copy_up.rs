@@ -113,7 +113,8 @@ impl Union {
         let staged = upper.stage(|at| at.mkdir(0o700))?;
         let origin = Origin::of(At::fd(source.as_fd()), top.layer.uuid).ok();
         let from = (At::fd(source.as_fd()), top.layer.dialect, &top.stat);
-        copy_metadata(upper, from, staged.at(), origin.as_ref())?;
+        let marked = copy_metadata(upper, from, staged.at(), origin.as_ref())?;
+        let origin = origin.filter(|_| marked);
         self.with_place(inode, |place| {
             let place = place.ok_or(Errno::NOENT)?;
             self.publish(inode, place, origin.is_some(), |to| {
@@ -133,18 +134,23 @@ impl Union {
             }
             kind => upper.stage(|at| at.mknod(kind, 0o600, file.stat.rdev))?,
         };
-        let origin = self.origin_of(file)?;
         let source = (from, file.dir.layer.dialect, &file.stat);
-        copy_metadata(upper, source, staged.at(), origin.as_ref())?;
-        self.with_place(inode, |place| match place {
-            Some(place) => self.publish(inode, place, origin.is_some(), |to| {
-                staged.publish(to, RenameFlags::NOREPLACE)
-            }),
+        let origin = self.origin_of(file)?;
+        let marked = copy_metadata(upper, source, staged.at(), origin.as_ref())?;
+        let origin = origin.filter(|_| marked);
+        let index = self.index_entry(inode, file, origin.as_ref(), staged.at())?;
+        self.with_place(inode, |place| {
             // Unlinked meanwhile: nobody can reach it but by its number.
-            None => {
+            let Some(place) = place else {
                 let fd = staged.at().open(rustix::fs::OFlags::PATH, 0)?;
-                self.adopt_orphan(inode, fd)
-            }
+                return self.adopt_orphan(inode, fd);
+            };
+            let entry = index.as_deref();
+            self.enter_index(inode, file, entry, |at| staged.at().link_to(at))?;
+            let published = self.publish(inode, place, origin.is_some(), |to| {
+                staged.publish(to, RenameFlags::NOREPLACE)
+            });
+            published.inspect_err(|_| self.leave_index(inode, entry))
         })
     }
 
@@ -159,63 +165,103 @@ impl Union {
             &file.stat,
         );
         let origin = self.origin_of(file)?;
-        copy_metadata(upper, from, At::fd(fd.as_fd()), origin.as_ref())?;
-        let index = origin
-            .as_ref()
-            .filter(|_| Self::wants_index(file))
-            .map(Origin::index_name);
-        let known = inode.loc.read().nlink;
-        if index.is_some() {
-            let diff = known.map_or(0, |n| i64::from(n.union) - i64::from(n.lower));
-            let value = format!("L{diff:+}");
-            upper
-                .markers
-                .set(At::fd(fd.as_fd()), Marker::Nlink, value.as_bytes())?;
-        }
+        let marked = copy_metadata(upper, from, At::fd(fd.as_fd()), origin.as_ref())?;
+        let origin = origin.filter(|_| marked);
+        let index = self.index_entry(inode, file, origin.as_ref(), At::fd(fd.as_fd()))?;
         upper.sync(&fd)?;
         self.with_place(inode, |place| {
             let Some(place) = place else {
                 return self.adopt_orphan(inode, fd);
             };
-            if let Some(index) = &index {
-                let dir = upper.index_dir()?;
-                staged.link(&fd, At::new(dir.as_fd(), index))?;
-                let mut loc = inode.loc.write();
-                loc.index = Some(index.as_slice().into());
-                let lower = file.stat.nlink;
-                loc.nlink = Some(known.unwrap_or(Nlink {
-                    union: lower,
-                    lower,
-                }));
-            }
-            self.publish(inode, place, origin.is_some(), |to| staged.publish(&fd, to))
+            let entry = index.as_deref();
+            self.enter_index(inode, file, entry, |at| staged.link(&fd, at))?;
+            let published =
+                self.publish(inode, place, origin.is_some(), |to| staged.publish(&fd, to));
+            published.inspect_err(|_| self.leave_index(inode, entry))
         })?;
         inode.data.clear();
         Ok(())
     }
 
+    /// The name in the index for the copy of a hard link, which is marked with its count.
+    fn index_entry(
+        &self,
+        inode: &Inode,
+        file: &LowerFile,
+        origin: Option<&Origin>,
+        copy: At<'_>,
+    ) -> Result<Option<Vec<u8>>> {
+        let Some(origin) = origin.filter(|_| Self::wants_index(file)) else {
+            return Ok(None);
+        };
+        let known = inode.loc.read().nlink;
+        let diff = known.map_or(0, |n| i64::from(n.union) - i64::from(n.lower));
+        let markers = &self.writable()?.markers;
+        markers.set(copy, Marker::Nlink, format!("L{diff:+}").as_bytes())?;
+        Ok(Some(origin.index_name()))
+    }
+
+    /// Gives the staged copy its entry in the index, if any, before it gets its name.
+    fn enter_index(
+        &self,
+        inode: &Inode,
+        file: &LowerFile,
+        index: Option<&[u8]>,
+        link: impl FnOnce(At<'_>) -> Result<(), Errno>,
+    ) -> Result<()> {
+        let Some(index) = index else { return Ok(()) };
+        let dir = self.writable()?.index_dir()?;
+        link(At::new(dir.as_fd(), index))?;
+        let mut loc = inode.loc.write();
+        loc.index = Some(index.into());
+        let lower = file.stat.nlink;
+        loc.nlink.get_or_insert(Nlink {
+            union: lower,
+            lower,
+        });
+        Ok(())
+    }
+
+    /// Takes the index entry back: the copy did not get its name.
+    fn leave_index(&self, inode: &Inode, index: Option<&[u8]>) {
+        let Some(index) = index else { return };
+        let mut loc = inode.loc.write();
+        (loc.index, loc.nlink) = (Some(index.into()), None);
+        self.drop_index(&mut loc);
+    }
+
     /// Brings the data of an upper file that so far is metadata only. The marker goes last:
     /// until then a crash leaves the metacopy as it was.
-    fn complete_metacopy(&self, inode: &Inode, file: &LowerFile, size: Option<u64>) -> Result<()> {
+    fn complete_metacopy(
+        &self,
+        inode: &Arc<Inode>,
+        file: &LowerFile,
+        size: Option<u64>,
+    ) -> Result<()> {
         let upper = self.writable()?;
-        self.with_upper(inode, |at| {
-            let before = at.stat()?;
-            let capability = at.xattr(CAPABILITY)?;
+        let (before, capability, fd) = self.with_upper(inode, |at| {
             let fd = at.open(rustix::fs::OFlags::RDWR, 0)?;
-            self.copy_data(inode, file.stat.size.min(before.size), size, &fd)?;
-            rustix::fs::ftruncate(&fd, size.map_or(before.size, |s| s.min(before.size)))?;
-            let at = At::fd(fd.as_fd());
-            if let Some(value) = capability {
-                at.set_xattr(CAPABILITY, &value, XattrFlags::empty())?;
+            Ok((at.stat()?, at.xattr(CAPABILITY)?, fd))
+        })?;
+        self.copy_data(inode, file.stat.size.min(before.size), size, &fd)?;
+        rustix::fs::ftruncate(&fd, size.map_or(before.size, |s| s.min(before.size)))?;
+        let at = At::fd(fd.as_fd());
+        if let Some(value) = capability {
+            at.set_xattr(CAPABILITY, &value, XattrFlags::empty())?;
+        }
+        at.set_times(&timestamps(before.atime, before.mtime))?;
+        upper.sync(&fd)?;
+        upper.markers.clear(at, Marker::Metacopy)?;
+        self.with_place(inode, |place| {
+            // A cached answer says that the data is below.
+            if let Some(Link { parent, name, .. }) = place.map(|place| place.link) {
+                self.names.remove(parent.key, name);
             }
-            at.set_times(&timestamps(before.atime, before.mtime))?;
-            upper.sync(&fd)?;
-            upper.markers.clear(at, Marker::Metacopy)?;
+            if let Some(upper) = &mut inode.loc.write().upper {
+                upper.metacopy = None;
+            }
             Ok(())
         })?;
-        if let Some(upper) = &mut inode.loc.write().upper {
-            upper.metacopy = None;
-        }
         inode.data.clear();
         Ok(())
     }
@@ -274,7 +320,11 @@ impl Union {
         let before = dir.stat()?;
         let to = At::new(place.dir.as_fd(), name);
         give_name(to)?;
-        dir.set_times(&timestamps(before.atime, before.mtime))?;
+        // As overlayfs, best effort: the copy has its name now, and that must be known. A
+        // plain user may not set the times of another's directory.
+        if let Err(e) = dir.set_times(&timestamps(before.atime, before.mtime)) {
+            tracing::debug!("copy-up: the times of its directory: {e}");
+        }
         let stat = to.stat()?;
         self.names.remove(parent.key, name);
         let mut loc = inode.loc.write();
@@ -329,13 +379,14 @@ impl Union {
     }
 }
 
-/// Copies owner, xattrs, mode, origin and times.
+/// Copies owner, xattrs, mode, origin and times; whether the copy says its origin.
 fn copy_metadata(
     upper: &Upper,
     (from, dialect, stat): (At<'_>, Dialect, &Stat),
     to: At<'_>,
     origin: Option<&Origin>,
-) -> Result<(), Errno> {
+) -> Result<bool, Errno> {
+    let mut marked = false;
     let staged = to.stat()?;
     if (staged.uid, staged.gid) != (stat.uid, stat.gid) {
         to.chown(Some(stat.uid), Some(stat.gid))?;
@@ -347,11 +398,13 @@ fn copy_metadata(
     if let Some(origin) = origin {
         match upper.markers.set(to, Marker::Origin, origin.as_bytes()) {
             // user.* xattrs exist on files and directories only; then there is no origin.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
+            Ok(()) => marked = true,
+            Err(Errno::OPNOTSUPP | Errno::PERM) => {}
             Err(e) => return Err(e),
         }
     }
-    to.set_times(&timestamps(stat.atime, stat.mtime))
+    to.set_times(&timestamps(stat.atime, stat.mtime))?;
+    Ok(marked)
 }
 
 /// Copies all xattrs but markers. One the upper's file system does not know may be lost

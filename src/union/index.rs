@@ -9,7 +9,6 @@ use rustix::io::Errno;
 use super::Union;
 use super::error::Result;
 use super::inode::LowerFile;
-use super::types::FileKind;
 use crate::layer::at::{At, Stat};
 use crate::layer::markers::Markers;
 use crate::layer::origin::Origin;
@@ -62,6 +61,6 @@ impl Union {
 
     /// Whether copying the file up must go through the index.
     pub(crate) fn wants_index(file: &LowerFile) -> bool {
-        file.stat.nlink > 1 && file.stat.kind == FileKind::Regular
+        file.stat.nlink > 1
     }
 }

@@ -11,7 +11,7 @@ use super::error::Result;
 use super::inode::{Inode, Link, Loc, Nlink};
 use super::lookup::EntryRef;
 use super::resolve::WhiteoutKind;
-use super::types::{FileKind, Ino};
+use super::types::Ino;
 use super::upper::Upper;
 use crate::layer::at::At;
 use crate::layer::markers::{Marker, WH_PREFIX};
@@ -83,7 +83,7 @@ impl Union {
             in_upper: true,
         });
         if let Some(nlink) = &mut loc.nlink {
-            nlink.union += 1;
+            nlink.union = nlink.union.saturating_add(1);
         }
         loc.orphan = None;
     }
@@ -97,7 +97,7 @@ impl Union {
         }
     }
 
-    /// Gives an indexed file the name in the upper that so far only a lower has, so that
+    /// Gives a copied-up hard link the name in the upper that so far only a lower has, so that
     /// removing or moving the name changes the upper's own count (ovl_link_up). The caller
     /// holds the name lock; the directory is in the upper.
     pub(crate) fn ensure_alias(
@@ -111,7 +111,7 @@ impl Union {
             let loc = inode.loc.read();
             let is_it = |l: &&Link| l.parent.ino == parent.ino && *l.name == *name;
             let named = loc.links.iter().find(is_it).is_none_or(|l| l.in_upper);
-            if named || loc.upper.is_none() || loc.index.is_none() {
+            if named || loc.upper.is_none() {
                 return Ok(());
             }
             loc.nlink
@@ -179,7 +179,7 @@ impl Union {
     }
 
     /// Removes the index entry of a file without names.
-    fn drop_index(&self, loc: &mut Loc) {
+    pub(crate) fn drop_index(&self, loc: &mut Loc) {
         let Some(index) = loc.index.take() else {
             return;
         };
@@ -201,8 +201,7 @@ impl Union {
     /// link count can be remembered.
     pub(crate) fn counts_links(&self, inode: &Inode) -> bool {
         let loc = inode.loc.read();
-        inode.kind == FileKind::Regular
-            && loc.upper.is_none()
+        loc.upper.is_none()
             && loc
                 .lower
                 .as_ref()

@@ -257,6 +257,9 @@ impl Union {
         };
         let mut loc = inode.loc.write();
         if !has(&loc) {
+            if link.in_upper {
+                loc.orphan = None;
+            }
             loc.links.push(link);
             return;
         }
@@ -377,13 +380,14 @@ fn is_same(inode: &Inode, parent: &Arc<Inode>, name: &[u8], resolved: &Resolved)
     if inode.dir.is_some() {
         return linked;
     }
+    let is_link = loc.lower.as_ref().is_some_and(|l| l.stat.nlink > 1);
     match (&loc.upper, &resolved.upper) {
-        (Some(mine), Some(found)) => {
-            let same = mine.id == (found.stat.dev, found.stat.ino);
-            same && (linked || found.stat.nlink > 1 || found.index.is_some())
-        }
-        // One name of a hard link was copied up, another is only now looked at.
-        (Some(_), None) | (None, Some(_)) => loc.lower.as_ref().is_some_and(|l| l.stat.nlink > 1),
-        (None, None) => linked || loc.lower.as_ref().is_some_and(|l| l.stat.nlink > 1),
+        // By whatever names: a file known by one that is gone may have another.
+        (Some(mine), Some(found)) => mine.id == (found.stat.dev, found.stat.ino),
+        // One name of a hard link was copied up, another is only now looked at. Without an
+        // index they are one file only as long as we remember both.
+        (Some(_), None) => is_link && (linked || loc.index.is_some()),
+        (None, Some(found)) => is_link && found.index.is_some(),
+        (None, None) => linked || is_link,
     }
 }

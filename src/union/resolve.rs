@@ -505,11 +505,13 @@ fn finish(meta: Option<LowerFile>, dir: Arc<LowerDir>, name: Box<[u8]>, stat: St
 /// The link count of an indexed file: `[UL][+-]N`, relative to the upper's or lower's own.
 fn union_nlink(marker: Option<&[u8]>, lower: &Stat, upper: &Stat) -> Nlink {
     let parse = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<i64>().ok();
-    let count = match marker.and_then(<[u8]>::split_first) {
-        Some((b'U', diff)) => parse(diff).map(|d| i64::from(upper.nlink) + d),
-        Some((b'L', diff)) => parse(diff).map(|d| i64::from(lower.nlink) + d),
-        _ => None,
+    let (base, diff) = match marker.and_then(<[u8]>::split_first) {
+        Some((b'U', diff)) => (upper.nlink, parse(diff)),
+        Some((b'L', diff)) => (lower.nlink, parse(diff)),
+        _ => (0, None),
     };
+    // A hostile marker may hold any number.
+    let count = diff.and_then(|diff| i64::from(base).checked_add(diff));
     let union = count
         .and_then(|n| u32::try_from(n).ok())
         .filter(|n| *n > 0)

@@ -3,7 +3,8 @@
 use parking_lot::RwLock;
 
 use crate::common::fixture::Fixture;
-use crate::common::mount::poll;
+use crate::common::layers::{self, Form, Layer};
+use crate::common::mount::{Fs, Scratch, Stack, chmod, poll, subject};
 use crate::common::need_mounts;
 
 use super::stats::stats;
@@ -74,4 +75,31 @@ fn an_open_unlinked_file_is_forgotten_at_close() {
     std::fs::remove_file(f.at("plain.txt")).unwrap();
     drop(file);
     assert_shrinks_to_root(&f);
+}
+
+/// A metacopy whose data has been brought up is none any more, also after the kernel has
+/// forgotten the file and asks again.
+#[test]
+fn a_completed_metacopy_stays_complete() {
+    need_mounts!();
+    let _alone = CACHES.write();
+    let scratch = Scratch::disk();
+    let stack = Stack {
+        lowers: layers::write_all(
+            &[Layer::new().file("f", "old data")],
+            scratch.path(),
+            Form::Kernel,
+        ),
+        upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+        mnt: scratch.dir("mnt"),
+    };
+    let kernel = Fs::Kernel("index=on,redirect_dir=on,metacopy=on").mount(&stack);
+    chmod(&stack.mnt.join("f"), 0o600);
+    kernel.unmount();
+    let f = Fixture::over(&subject(), scratch, stack);
+    f.ok("write f 0 new");
+    assert_shrinks_to_root(&f);
+    assert_eq!(std::fs::read(f.at("f")).unwrap(), b"new data");
+    f.ok("write f 4 DATA");
+    assert_eq!(std::fs::read(f.upper("f")).unwrap(), b"new DATA");
 }
