@@ -34,6 +34,16 @@ fn without_redirects_directories_of_lowers_stay() {
     ]);
 }
 
+/// By default, too, where the kernel would not follow them.
+#[test]
+fn user_markers_turn_redirects_off() {
+    need_mounts!();
+    for (options, answer) in [("userxattr", "EXDEV"), ("userxattr,redirect_dir=on", "")] {
+        let f = Fixture::with(&Fs::Unionfs(options), &standard(), Form::UserOpaque, true);
+        f.expect(&[("rename merged m2", answer)]);
+    }
+}
+
 /// Where `.wh.` names are whiteouts nobody can give one.
 #[test]
 fn wh_names_cannot_be_given() {
