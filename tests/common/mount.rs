@@ -192,16 +192,22 @@ impl Fs {
     }
 }
 
+/// How long other processes may keep an unmounted overlay alive.
+const BUSY_PATIENCE: Duration = Duration::from_secs(20);
+
 fn mount_kernel(stack: &Stack, options: &str) -> Result<Mounted, String> {
     let data = CString::new(options).unwrap();
-    rustix::mount::mount(
-        "overlay",
-        &stack.mnt,
-        "overlay",
-        MountFlags::empty(),
-        Some(data.as_c_str()),
-    )
-    .map_err(|e| format!("kernel overlayfs: {e}"))?;
+    let (mnt, none) = (&stack.mnt, MountFlags::empty());
+    let mount = || rustix::mount::mount("overlay", mnt, "overlay", none, Some(data.as_c_str()));
+    // With the index an upper is busy as long as an unmounted overlay lives on in a mount
+    // namespace that some other process made a copy of.
+    let start = Instant::now();
+    let mut mounted = mount();
+    while mounted == Err(rustix::io::Errno::BUSY) && start.elapsed() < BUSY_PATIENCE {
+        std::thread::sleep(Duration::from_millis(20));
+        mounted = mount();
+    }
+    mounted.map_err(|e| format!("kernel overlayfs: {e}"))?;
     Ok(Mounted::new(&stack.mnt, false))
 }
 
