@@ -90,3 +90,30 @@ fn markers_are_user_xattrs() {
     let opaque = tree::xattr(&scratch.path().join("upper/d"), b"user.overlay.opaque");
     assert_eq!(opaque, Ok(b"y".to_vec()));
 }
+
+/// What its owner may not read must still show, and be given its permissions back.
+#[test]
+fn files_without_permissions_can_be_looked_up() {
+    need_mounts!();
+    let Some(scratch) = prepare() else { return };
+    scratch.dir("low/closed");
+    scratch.dir("low/e");
+    let own = |path| std::os::unix::fs::chown(scratch.path().join(path), Some(1000), Some(1000));
+    own("low/closed").unwrap();
+    own("low/e").unwrap();
+    chmod(&scratch.path().join("low/closed"), 0);
+    let script = format!(
+        "{MOUNT}
+        rmdir mnt/e; mkdir mnt/e; echo more >> mnt/f; echo x > mnt/d/x
+        chmod 000 mnt/e mnt/f; chmod 311 mnt/d
+        fusermount3 -u mnt
+        {MOUNT}
+        stat -c %a mnt/e mnt/f mnt/closed; cat mnt/d/x mnt/d/g
+        chmod 755 mnt/e mnt/f mnt/closed
+        cat mnt/f; ls mnt/e mnt/closed
+        fusermount3 -u mnt"
+    );
+    let text = as_user(scratch.path(), &script);
+    let expected = "0\n0\n0\nx\nlower\nlower\nmore\nmnt/closed:\n\nmnt/e:\n";
+    assert_eq!(text, expected);
+}
