@@ -98,10 +98,17 @@ fn files_without_permissions_can_be_looked_up() {
     let Some(scratch) = prepare() else { return };
     scratch.dir("low/closed");
     scratch.dir("low/e");
+    scratch.dir("low/ro");
     let own = |path| std::os::unix::fs::chown(scratch.path().join(path), Some(1000), Some(1000));
     own("low/closed").unwrap();
     own("low/e").unwrap();
+    own("low/ro").unwrap();
+    chmod(&scratch.path().join("low/ro"), 0o555);
     chmod(&scratch.path().join("low/closed"), 0);
+    // Links that may be read only.
+    let (low, d) = (scratch.path().join("low"), scratch.path().join("low/d"));
+    std::fs::hard_link(d.join("g"), low.join("g2")).unwrap();
+    chmod(&low.join("g2"), 0o444);
     let script = format!(
         "{MOUNT}
         rmdir mnt/e; mkdir mnt/e; echo more >> mnt/f; echo x > mnt/d/x
@@ -109,11 +116,13 @@ fn files_without_permissions_can_be_looked_up() {
         fusermount3 -u mnt
         {MOUNT}
         stat -c %a mnt/e mnt/f mnt/closed; cat mnt/d/x mnt/d/g
+        ln mnt/g2 mnt/g3; rm -f mnt/g2; stat -c \"%a %h\" mnt/g3
         chmod 755 mnt/e mnt/f mnt/closed
-        cat mnt/f; ls mnt/e mnt/closed
+        cat mnt/f; ls mnt/e; stat -c %a mnt/closed
+        rmdir mnt/ro; mkdir -m 500 mnt/ro; rmdir mnt/ro
         fusermount3 -u mnt"
     );
     let text = as_user(scratch.path(), &script);
-    let expected = "0\n0\n0\nx\nlower\nlower\nmore\nmnt/closed:\n\nmnt/e:\n";
+    let expected = "0\n0\n0\nx\nlower\n444 2\nlower\nmore\n755\n";
     assert_eq!(text, expected);
 }
