@@ -133,9 +133,11 @@ impl FdCache {
     }
 
     fn shrink(&self) {
-        let half = (self.capacity.load(Ordering::Relaxed) / 2).max(16);
-        self.capacity.store(half, Ordering::Relaxed);
         let mut clock = self.clock.lock();
+        // What is open now is what the limit allows, however large the capacity was to be.
+        let open = self.capacity.load(Ordering::Relaxed).min(clock.len());
+        let half = (open / 2).max(16);
+        self.capacity.store(half, Ordering::Relaxed);
         let mut rounds = clock.len();
         while clock.len() > half && rounds > 0 {
             rounds -= 1;
@@ -196,7 +198,7 @@ mod tests {
 
     #[test]
     fn shrinks_when_the_process_is_out_of_descriptors() {
-        let cache = FdCache::new(64);
+        let cache = FdCache::new(4096);
         let slots: Vec<_> = (0..40).map(|_| Arc::new(Slot::<u32>::default())).collect();
         for slot in &slots {
             cache.get(slot, |_| true, || Ok::<_, Errno>(1)).unwrap();

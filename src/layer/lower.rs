@@ -233,8 +233,7 @@ impl LowerDir {
         if !self.has_wh_entries(fds)? {
             return Ok(false);
         }
-        let fd = self.fd(fds)?;
-        Ok(At::new(fd.as_fd(), WH_OPAQUE).stat_opt()?.is_some())
+        has_opaque_file(&*self.fd(fds)?)
     }
 
     /// Whether a listed entry that looks like an empty file or a character device is in
@@ -272,6 +271,15 @@ impl Drop for LowerDir {
         while let Some(parent) = next {
             next = Arc::into_inner(parent).and_then(|mut dir| dir.parent.take());
         }
+    }
+}
+
+/// Whether a directory has the file that makes it opaque. One that a plain user may not
+/// search shows nothing of what is in it.
+pub fn has_opaque_file(dir: impl AsFd) -> Result<bool, Errno> {
+    match At::new(dir.as_fd(), WH_OPAQUE).stat_opt() {
+        Err(Errno::ACCESS) => Ok(false),
+        found => Ok(found?.is_some()),
     }
 }
 

@@ -69,20 +69,32 @@ impl Markers {
         match suffix {
             b"metacopy" => self.metacopy = true,
             b"whiteout" => self.whiteout = true,
-            b"opaque" => match value(at, name)?.as_deref() {
-                Some(b"y") => self.opaque = true,
-                Some(b"x") => self.xwhiteouts = true,
-                _ => {}
+            b"opaque" => match value(at, name) {
+                Ok(Some(value)) if value == b"y" => self.opaque = true,
+                Ok(Some(value)) if value == b"x" => self.xwhiteouts = true,
+                Ok(_) => {}
+                // Too much hidden is better than what was removed showing again.
+                Err(Errno::ACCESS) => self.opaque = true,
+                Err(e) => return Err(e),
             },
             b"impure" => self.impure = true,
             b"redirect" => {
                 self.redirect = value(at, name)?.filter(|r| is_valid_redirect(r));
             }
-            b"origin" => self.origin = value(at, name)?,
-            b"nlink" => self.nlink = value(at, name)?,
+            b"origin" => self.origin = readable(value(at, name))?,
+            b"nlink" => self.nlink = readable(value(at, name))?,
             _ => {}
         }
         Ok(())
+    }
+}
+
+/// `user.*` values are hidden from a plain user on a file without read permission, also
+/// his own; the file must show all the same.
+fn readable(value: Result<Option<Vec<u8>>, Errno>) -> Result<Option<Vec<u8>>, Errno> {
+    match value {
+        Err(Errno::ACCESS) => Ok(None),
+        other => other,
     }
 }
 
@@ -187,9 +199,22 @@ marker_names! {
 }
 
 impl Writer {
-    /// Sets a marker.
+    /// Sets a marker. On a file of its own that a plain user may not write, the kernel
+    /// refuses `user.*`: it becomes writable for that moment.
     pub fn set(&self, at: At<'_>, marker: Marker, value: &[u8]) -> Result<(), Errno> {
-        at.set_xattr(self.name(marker), value, XattrFlags::empty())
+        let set = || at.set_xattr(self.name(marker), value, XattrFlags::empty());
+        match set() {
+            Err(Errno::ACCESS) if !self.trusted => {}
+            other => return other,
+        }
+        let stat = at.stat()?;
+        if stat.kind == crate::union::FileKind::Symlink || stat.perm & 0o200 != 0 {
+            return Err(Errno::ACCESS);
+        }
+        at.chmod(stat.perm | 0o200)?;
+        let done = set();
+        at.chmod(stat.perm)?;
+        done
     }
 
     /// Removes a marker; absent is fine.

@@ -60,7 +60,7 @@ pub struct Options {
     pub redirect_dir: Option<bool>,
     /// Upper bound of names in the lookup cache.
     pub lookup_cache: usize,
-    /// Upper bound of cached descriptors.
+    /// Upper bound of cached descriptors; never more than half of RLIMIT_NOFILE.
     pub fd_cache: usize,
 }
 
@@ -139,7 +139,7 @@ impl Union {
             data_roots,
             table: Table::default(),
             names: LookupCache::new(options.lookup_cache),
-            fds: FdCache::new(options.fd_cache),
+            fds: FdCache::new(options.fd_cache.min(spare_descriptors())),
             inos,
             topology: RwLock::new(()),
             name_max,
@@ -241,6 +241,14 @@ fn open_layers(specs: &[LayerSpec], first: usize) -> Result<Vec<Arc<LowerDir>>> 
         root.map_err(|e| Error::from(e).context("cannot open the lower layer", &spec.path))
     };
     specs.iter().enumerate().map(open).collect()
+}
+
+/// How many descriptors may be cached: half of what the process may open, so that reading
+/// directories, staging and unlinked files find some.
+fn spare_descriptors() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let limit = limit.current.unwrap_or(u64::MAX) / 2;
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 fn name_max(layer: &Layer) -> usize {

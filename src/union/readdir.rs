@@ -16,7 +16,7 @@ use super::lookup::EntryRef;
 use super::resolve::Answer;
 use super::types::{FileKind, Ino};
 use crate::layer::at::At;
-use crate::layer::lower::{LowerDir, RawEntry, read_dir};
+use crate::layer::lower::{LowerDir, RawEntry, has_opaque_file, read_dir};
 use crate::layer::markers::{Markers, WH_PREFIX};
 
 /// Entries handed out between two looks at the listing's lock.
@@ -280,8 +280,12 @@ impl Union {
             return Ok(known);
         }
         let mut any = false;
-        read_dir(fd, |raw| any |= raw.name.starts_with(WH_PREFIX))?;
-        dir.upper_wh.set(any);
+        match read_dir(fd, |raw| any |= raw.name.starts_with(WH_PREFIX)) {
+            Ok(()) => dir.upper_wh.set(any),
+            // It may be searched but not listed: then ask name by name.
+            Err(Errno::ACCESS) => any = true,
+            Err(e) => return Err(e.into()),
+        }
         Ok(any)
     }
 
@@ -291,8 +295,7 @@ impl Union {
             return Ok(false);
         }
         let sub = At::new(fd.as_fd(), name).open_dir_path()?;
-        let marker = At::new(sub.as_fd(), crate::layer::markers::WH_OPAQUE);
-        Ok(marker.stat_opt()?.is_some())
+        Ok(has_opaque_file(sub)?)
     }
 
     /// What a name resolves to, without counting or caching it.

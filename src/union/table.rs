@@ -43,7 +43,7 @@ impl Table {
         matches: impl FnOnce(&Inode) -> bool,
         make: impl FnOnce() -> Inode,
     ) -> Interned {
-        let created = match self.map.entry(ino) {
+        let (created, parents) = match self.map.entry(ino) {
             Entry::Occupied(entry) => {
                 let inode = entry.get();
                 if !matches(inode) {
@@ -55,17 +55,15 @@ impl Table {
             Entry::Vacant(entry) => {
                 let inode = Arc::new(make());
                 inode.count.store(1, Ordering::Relaxed);
+                // Asked before anybody else can add a link, whose parent he counts himself.
+                let parents: Vec<_> = {
+                    let loc = inode.loc.read();
+                    loc.links.iter().map(|l| Arc::clone(&l.parent)).collect()
+                };
                 entry.insert(Arc::clone(&inode));
-                inode
+                (inode, parents)
             }
         };
-        let parents: Vec<_> = created
-            .loc
-            .read()
-            .links
-            .iter()
-            .map(|link| Arc::clone(&link.parent))
-            .collect();
         parents.iter().for_each(|parent| self.pin(parent));
         Interned::Created(created)
     }

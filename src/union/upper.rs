@@ -340,9 +340,37 @@ impl Staged<'_> {
 
     /// Moves it to its place. With EXCHANGE what was there is staged now, and removed.
     pub fn publish(mut self, to: At<'_>, flags: RenameFlags) -> Result<(), Errno> {
-        self.at().rename_to(to, flags)?;
+        match self.at().rename_to(to, flags) {
+            Err(Errno::ACCESS) => self.publish_unwritable(to, flags)?,
+            other => other?,
+        }
         self.armed = flags.contains(RenameFlags::EXCHANGE);
         Ok(())
+    }
+
+    /// A plain user may not move a directory that he may not write to another parent (its
+    /// `..` changes), though it is his: it becomes writable for that moment.
+    fn publish_unwritable(&self, to: At<'_>, flags: RenameFlags) -> Result<(), Errno> {
+        let ours = unwritable_dir(self.at())?;
+        let theirs = match flags.contains(RenameFlags::EXCHANGE) {
+            true => unwritable_dir(to)?,
+            false => None,
+        };
+        if ours.is_none() && theirs.is_none() {
+            return Err(Errno::ACCESS);
+        }
+        let chmod = |at: At<'_>, perm: Option<u32>| perm.map_or(Ok(()), |perm| at.chmod(perm));
+        let open = |perm: Option<u32>| perm.map(|perm| perm | 0o200);
+        chmod(self.at(), open(ours))?;
+        chmod(to, open(theirs))?;
+        match self.at().rename_to(to, flags) {
+            // What was there is removed next; it keeps the permission.
+            Ok(()) => chmod(to, ours),
+            Err(e) => {
+                chmod(to, theirs)?;
+                Err(e)
+            }
+        }
     }
 }
 
@@ -355,6 +383,13 @@ impl Drop for Staged<'_> {
             tracing::warn!("cannot clean up in the work directory: {e}");
         }
     }
+}
+
+/// The permissions of a directory that its owner may not write; `None` for all else.
+fn unwritable_dir(at: At<'_>) -> Result<Option<u32>, Errno> {
+    let stat = at.stat()?;
+    let unwritable = stat.kind == FileKind::Directory && stat.perm & 0o200 == 0;
+    Ok(unwritable.then_some(stat.perm))
 }
 
 fn open_staging(base: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {

@@ -90,3 +90,39 @@ fn markers_are_user_xattrs() {
     let opaque = tree::xattr(&scratch.path().join("upper/d"), b"user.overlay.opaque");
     assert_eq!(opaque, Ok(b"y".to_vec()));
 }
+
+/// What its owner may not read must still show, and be given its permissions back.
+#[test]
+fn files_without_permissions_can_be_looked_up() {
+    need_mounts!();
+    let Some(scratch) = prepare() else { return };
+    scratch.dir("low/closed");
+    scratch.dir("low/e");
+    scratch.dir("low/ro");
+    let own = |path| std::os::unix::fs::chown(scratch.path().join(path), Some(1000), Some(1000));
+    own("low/closed").unwrap();
+    own("low/e").unwrap();
+    own("low/ro").unwrap();
+    chmod(&scratch.path().join("low/ro"), 0o555);
+    chmod(&scratch.path().join("low/closed"), 0);
+    // Links that may be read only.
+    let (low, d) = (scratch.path().join("low"), scratch.path().join("low/d"));
+    std::fs::hard_link(d.join("g"), low.join("g2")).unwrap();
+    chmod(&low.join("g2"), 0o444);
+    let script = format!(
+        "{MOUNT}
+        rmdir mnt/e; mkdir mnt/e; echo more >> mnt/f; echo x > mnt/d/x
+        chmod 000 mnt/e mnt/f; chmod 311 mnt/d
+        fusermount3 -u mnt
+        {MOUNT}
+        stat -c %a mnt/e mnt/f mnt/closed; cat mnt/d/x mnt/d/g
+        ln mnt/g2 mnt/g3; rm -f mnt/g2; stat -c \"%a %h\" mnt/g3
+        chmod 755 mnt/e mnt/f mnt/closed
+        cat mnt/f; ls mnt/e; stat -c %a mnt/closed
+        rmdir mnt/ro; mkdir -m 500 mnt/ro; rmdir mnt/ro
+        fusermount3 -u mnt"
+    );
+    let text = as_user(scratch.path(), &script);
+    let expected = "0\n0\n0\nx\nlower\n444 2\nlower\nmore\n755\n";
+    assert_eq!(text, expected);
+}
