@@ -237,6 +237,8 @@ impl Drop for Submount {
 #[test]
 fn mounts_in_a_lower_show() {
     need_mounts!();
+    // Declared first, dropped last: its directory can go only without the submount.
+    let f;
     let scratch = Scratch::disk();
     let low = scratch.dir("low");
     let submount = Submount::new(scratch.dir("low/sub"));
@@ -246,7 +248,7 @@ fn mounts_in_a_lower_show() {
         upper: Some((scratch.dir("upper"), scratch.dir("work"))),
         mnt: scratch.dir("mnt"),
     };
-    let mut f = Fixture::over(&UNIONFS, scratch, stack);
+    f = Fixture::over(&UNIONFS, scratch, stack);
     let dev = |path: &str| std::os::unix::fs::MetadataExt::dev(&f.at(path).metadata().unwrap());
     assert_eq!(dev("sub/f"), dev("."));
     f.expect(&[
@@ -255,5 +257,4 @@ fn mounts_in_a_lower_show() {
         ("read sub/f", "\"Mounted\""),
     ]);
     assert_eq!(std::fs::read(submount.0.join("f")).unwrap(), b"mounted");
-    f.unmount();
 }
