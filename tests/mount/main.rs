@@ -37,4 +37,5 @@ mod statfs;
 mod stats;
 mod symlink;
 mod unlink;
+mod whiteout_forms;
 mod xattr;

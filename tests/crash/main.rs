@@ -1,0 +1,10 @@
+//! Servers that die and disks that fill: what is left must be the state before or after
+//! each operation, and what the kernel sees must be what we see.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod full_disk;
+mod killed;
