@@ -6,6 +6,7 @@
 mod acl;
 mod attr;
 mod cache;
+mod copy_data;
 mod copy_up;
 mod create;
 mod error;

@@ -1,0 +1,106 @@
+//! Moving file data on copy-up: a clone, else extent by extent, holes kept. Called by
+//! `copy_up`; knows descriptors only.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+/// Largest piece one copy_file_range or read is asked for, in bytes.
+const PIECE: u64 = 16 << 20;
+
+/// Copies `len` bytes: a clone where the file system can, else extent by extent. Returns
+/// the bytes of data (holes stay holes).
+///
+/// Unless `volatile`, write-back of each piece begins while the next is copied, so that
+/// the fsync to come is short.
+pub(crate) fn copy_file(
+    from: &OwnedFd,
+    to: &OwnedFd,
+    len: u64,
+    (whole, volatile): (bool, bool),
+) -> Result<u64, Errno> {
+    if whole && rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(len);
+    }
+    rustix::fs::ftruncate(to, len)?;
+    let (mut pos, mut copied) = (0, 0);
+    while pos < len {
+        let start = match rustix::fs::seek(from, SeekFrom::Data(pos)) {
+            Ok(start) => start,
+            // Nothing but a hole up to the end.
+            Err(Errno::NXIO) => break,
+            // The file system cannot tell: all is data.
+            Err(_) => pos,
+        };
+        let end = match rustix::fs::seek(from, SeekFrom::Hole(start)) {
+            Ok(end) => end.min(len),
+            Err(_) => len,
+        };
+        if start >= len {
+            break;
+        }
+        for piece in pieces(start, end) {
+            copied += copy_extent(from, to, piece.start, piece.end)?;
+            if !volatile && piece.end - piece.start == PIECE {
+                crate::sys::writeback::start(to, piece.start, PIECE);
+            }
+        }
+        pos = end.max(start + 1);
+    }
+    Ok(copied)
+}
+
+/// Cuts a range into pieces of at most [`PIECE`].
+fn pieces(start: u64, end: u64) -> impl Iterator<Item = std::ops::Range<u64>> {
+    let mut pos = start;
+    std::iter::from_fn(move || {
+        let piece = pos..end.min(pos + PIECE);
+        pos = piece.end;
+        (piece.start < piece.end).then_some(piece)
+    })
+}
+
+fn copy_extent(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u64, Errno> {
+    let mut pos = start;
+    while pos < end {
+        let piece = usize::try_from(end - pos).unwrap_or(usize::MAX);
+        let (mut from_off, mut to_off) = (pos, pos);
+        match rustix::fs::copy_file_range(from, Some(&mut from_off), to, Some(&mut to_off), piece) {
+            Ok(0) => break,
+            Ok(n) => pos += n as u64,
+            Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::IO) => {
+                return copy_by_hand(from, to, pos, end).map(|n| pos - start + n);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(pos - start)
+}
+
+fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u64, Errno> {
+    let mut buffer = vec![0u8; 1 << 20];
+    let mut pos = start;
+    while pos < end {
+        let want = usize::try_from(end - pos)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let got = match rustix::io::pread(from, &mut buffer[..want], pos) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(Errno::INTR) => continue,
+            Err(e) => return Err(e),
+        };
+        let mut done = 0;
+        while done < got {
+            match rustix::io::pwrite(to, &buffer[done..got], pos + done as u64) {
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        pos += got as u64;
+    }
+    Ok(pos - start)
+}
