@@ -370,10 +370,6 @@ impl Union {
             Err(e) => return Err(e.into()),
         }
         dir.impure.store(true, Ordering::Release);
-        // A cached answer says the directory is pure.
-        if let Some(link) = inode.loc.read().links.first() {
-            self.names.remove(link.parent.key, &link.name);
-        }
         Ok(())
     }
 }

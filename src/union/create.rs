@@ -11,7 +11,6 @@ use rustix::io::Errno;
 
 use super::Union;
 use super::acl;
-use super::cache::Cached;
 use super::error::Result;
 use super::inode::{Dir, Inode, Loc, UpperState};
 use super::lookup::EntryRef;
@@ -284,8 +283,7 @@ impl Union {
             dirs,
             ino,
         });
-        self.names
-            .put(parent.key, name, Cached::Positive(Arc::clone(&resolved)));
+        self.remember(parent, name, &resolved);
         let inode = self.intern(parent, name, &resolved)?;
         Self::listing_add(parent, name, stat.kind, inode.ino);
         let attr = super::attr::attr(&inode, &inode.loc.read(), &stat);

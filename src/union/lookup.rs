@@ -148,15 +148,22 @@ impl Union {
                     return Ok(None);
                 }
                 Answer::Found(resolved) => {
-                    if resolved.is_cacheable() {
-                        let cached = Cached::Positive(Arc::clone(&resolved));
-                        self.names.put(parent.key, name, cached);
-                    }
+                    self.remember(parent, name, &resolved);
                     resolved
                 }
             },
         };
         self.intern(parent, name, &resolved).map(Some)
+    }
+
+    /// Caches what a name resolved to, in place of what was known before.
+    pub(crate) fn remember(&self, parent: &Inode, name: &[u8], resolved: &Arc<Resolved>) {
+        match resolved.is_cacheable() {
+            true => self
+                .names
+                .put(parent.key, name, Cached::Positive(Arc::clone(resolved))),
+            false => self.names.remove(parent.key, name),
+        }
     }
 
     /// What hides `name` in the upper, when the name is known to be absent; the caller

@@ -61,6 +61,11 @@ impl Resolved {
     /// on this very name can change it.
     pub fn is_cacheable(&self) -> bool {
         match (&self.upper, &self.file) {
+            // Copy-up may make a directory of the upper impure at any time, and what the
+            // cache says must not outlive that.
+            (Some(upper), _) if self.kind == FileKind::Directory => {
+                upper.impure || !self.dirs.is_empty()
+            }
             _ if self.kind == FileKind::Directory => true,
             (Some(upper), _) => upper.stat.nlink == 1 && upper.index.is_none(),
             (None, Some(file)) => file.stat.nlink == 1,
