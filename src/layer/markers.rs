@@ -21,10 +21,6 @@ const TRUSTED: &[u8] = b"trusted.overlay.";
 const USER: &[u8] = b"user.overlay.";
 const FUSE: &[u8] = b"user.fuseoverlayfs.";
 
-/// Longest redirect kernel overlayfs writes; a longer one makes its rename answer EXDEV
-/// (OVL_REDIRECT_MAX).
-pub const REDIRECT_MAX: usize = 256;
-
 /// The markers found on one file or directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Markers {

@@ -229,10 +229,6 @@ impl Union {
     pub fn is_writable(&self) -> bool {
         self.upper.is_some()
     }
-
-    fn hash_order(&self) -> RandomState {
-        self.listing_order.clone()
-    }
 }
 
 fn open_layers(specs: &[LayerSpec], first: usize) -> Result<Vec<Arc<LowerDir>>> {

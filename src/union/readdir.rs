@@ -114,14 +114,15 @@ impl Union {
         plus: bool,
     ) -> Result<Option<DirItem<'a, '_>>> {
         let name = &*visible.name;
+        let item = |ino, kind, entry| DirItem {
+            offset,
+            name,
+            ino,
+            kind,
+            entry,
+        };
         if !plus && let (Some(ino), Some(kind)) = (visible.ino, visible.kind) {
-            return Ok(Some(DirItem {
-                offset,
-                name,
-                ino,
-                kind,
-                entry: None,
-            }));
+            return Ok(Some(item(ino, kind, None)));
         }
         let skip = match visible.source {
             Source::Upper => None,
@@ -136,24 +137,12 @@ impl Union {
                     return Ok(None);
                 };
                 let ino = ino.unwrap_or_else(|| self.inos.alias(parent.ino, name));
-                return Ok(Some(DirItem {
-                    offset,
-                    name,
-                    ino,
-                    kind,
-                    entry: None,
-                }));
+                return Ok(Some(item(ino, kind, None)));
             }
         };
         Ok(found.map(|entry| {
             let (ino, kind) = (entry.attr().ino, entry.attr().kind);
-            DirItem {
-                offset,
-                name,
-                ino,
-                kind,
-                entry: plus.then_some(entry),
-            }
+            item(ino, kind, plus.then_some(entry))
         }))
     }
 
@@ -166,7 +155,7 @@ impl Union {
         for (position, lower) in dir.lowers.iter().enumerate() {
             layers.push(self.list_lower(lower, position)?);
         }
-        Ok(Listing::new(self.hash_order(), merge(layers)))
+        Ok(Listing::new(self.listing_order.clone(), merge(layers)))
     }
 
     fn list_upper(&self, inode: &Inode, dir: &Dir) -> Result<LayerListing> {
