@@ -243,6 +243,9 @@ pub enum Error {
         /// The container's full ID.
         id: String,
     },
+    /// A layer's tar, or what is needed to make it again, is bad.
+    #[error(transparent)]
+    Tar(#[from] super::tarball::TarError),
 }
 
 impl Error {
