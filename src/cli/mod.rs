@@ -34,6 +34,7 @@ mod output;
 mod ps;
 mod stats;
 mod umount;
+mod verify;
 
 /// Union file systems in user space: container images and directories, layered and mounted
 #[derive(Debug, clap::Parser)]
@@ -73,6 +74,7 @@ enum Command {
     Inspect(inspect::Args),
     History(history::Args),
     Layers(layers::Args),
+    Verify(verify::Args),
     Ps(ps::Args),
     Stats(stats::Args),
     Completions(completions::Args),
@@ -130,6 +132,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::run(&args, root),
         Command::History(args) => history::run(&args, root),
         Command::Layers(args) => layers::run(&args, root),
+        Command::Verify(args) => verify::run(&args, root),
         Command::Ps(args) => ps::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Completions(args) => completions::run(&args),

@@ -31,6 +31,7 @@ pub mod roots;
 mod single;
 mod stores;
 pub mod tarball;
+pub mod verify;
 
 pub use containers::Container;
 pub use digest::Digest;

@@ -21,6 +21,7 @@ pub mod split;
 mod unpack;
 
 pub use error::TarError;
+pub(crate) use place::open_in;
 pub use rebuild::{Damage, check, rebuild};
 pub use unpack::{Limits, Unpacked, unpack};
 

@@ -33,7 +33,7 @@ pub(super) struct Place<'d> {
 }
 
 /// Opens a path of the layer as a process would whose root is the layer.
-pub(super) fn open_in(
+pub(crate) fn open_in(
     root: BorrowedFd<'_>,
     path: &[u8],
     flags: OFlags,
@@ -82,13 +82,19 @@ impl<'d> Place<'d> {
         if !known {
             let fd = match open_in(self.root, path, DIR) {
                 Err(Errno::NOENT) => self.make_parents(entry, path)?,
-                other => other.map_err(|e| TarError::place(entry, "open the directory of it", e))?,
+                other => {
+                    other.map_err(|e| TarError::place(entry, "open the directory of it", e))?
+                }
             };
             self.parent = Some((path.to_vec(), fd));
         }
         match &self.parent {
             Some((_, fd)) => Ok(fd),
-            None => Err(TarError::place(entry, "open the directory of it", Errno::NOENT)),
+            None => Err(TarError::place(
+                entry,
+                "open the directory of it",
+                Errno::NOENT,
+            )),
         }
     }
 
@@ -132,7 +138,9 @@ impl<'d> Place<'d> {
             Kind::Directory => self.make_directory(path, entry),
             Kind::HardLink => self.hard_link(path, entry),
             Kind::Symlink => {
-                self.make(path, entry, "create the symlink", |at| at.symlink(&entry.link))?;
+                self.make(path, entry, "create the symlink", |at| {
+                    at.symlink(&entry.link)
+                })?;
                 self.size += entry.link.len() as u64;
                 // It may lie on the way to what was opened by the same path.
                 self.parent = None;
@@ -414,7 +422,9 @@ impl<'d> Place<'d> {
 
     fn empty(&mut self, at: At<'_>, name: &[u8]) -> Result<()> {
         let fail = |e| TarError::place(name, "replace the earlier entry", e);
-        let fd = at.open(OFlags::RDONLY | OFlags::DIRECTORY, 0).map_err(fail)?;
+        let fd = at
+            .open(OFlags::RDONLY | OFlags::DIRECTORY, 0)
+            .map_err(fail)?;
         let mut names = Vec::new();
         for found in Dir::read_from(&fd).map_err(fail)? {
             let found = found.map_err(fail)?.file_name().to_bytes().to_vec();
@@ -439,14 +449,21 @@ fn empty_file(at: At<'_>) -> std::result::Result<(), Errno> {
 /// Sets the xattrs of an entry. Markers of an overlay are not taken from a tar: a layer
 /// says what it hides by whiteouts.
 fn xattrs(at: At<'_>, entry: &Entry) -> Result<()> {
-    const MARKERS: [&[u8]; 3] = [b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs."];
+    const MARKERS: [&[u8]; 3] = [
+        b"trusted.overlay.",
+        b"user.overlay.",
+        b"user.fuseoverlayfs.",
+    ];
     for (name, value) in &entry.xattrs {
         if MARKERS.iter().any(|marker| name.starts_with(marker)) {
             tracing::debug!(entry = ?entry.name.escape_ascii(), "overlay marker in a tar dropped");
             continue;
         }
         let Ok(name) = CString::new(name.as_slice()) else {
-            return Err(TarError::entry(&entry.name, "xattr with NUL in its name; not a valid layer"));
+            return Err(TarError::entry(
+                &entry.name,
+                "xattr with NUL in its name; not a valid layer",
+            ));
         };
         match at.set_xattr(&name, value, XattrFlags::empty()) {
             Ok(()) => {}
