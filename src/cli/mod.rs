@@ -19,6 +19,7 @@ use crate::store::roots::Environment;
 mod checks;
 mod compat;
 mod completions;
+mod df;
 mod error;
 mod fresh;
 mod history;
@@ -29,10 +30,16 @@ mod layers;
 mod logging;
 mod man;
 mod mount;
+mod named;
 pub mod options;
 mod output;
+mod own;
+mod prune;
 mod ps;
+mod rm;
+mod rmi;
 mod stats;
+mod tag;
 mod umount;
 mod verify;
 
@@ -77,6 +84,11 @@ enum Command {
     Verify(verify::Args),
     Ps(ps::Args),
     Stats(stats::Args),
+    Tag(tag::Args),
+    Rmi(rmi::Args),
+    Rm(rm::Args),
+    Prune(prune::Args),
+    Df(df::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -133,8 +145,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::History(args) => history::run(&args, root),
         Command::Layers(args) => layers::run(&args, root),
         Command::Verify(args) => verify::run(&args, root),
-        Command::Ps(args) => ps::run(&args),
+        Command::Ps(args) => ps::run(&args, root),
         Command::Stats(args) => stats::run(&args),
+        Command::Tag(args) => tag::run(&args, root),
+        Command::Rmi(args) => rmi::run(&args, root),
+        Command::Rm(args) => rm::run(&args, root),
+        Command::Prune(args) => prune::run(&args, root),
+        Command::Df(args) => df::run(&args, root),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

@@ -246,6 +246,50 @@ pub enum Error {
     /// A layer's tar, or what is needed to make it again, is bad.
     #[error(transparent)]
     Tar(#[from] super::tarball::TarError),
+    /// A text that no read-write layer can be called.
+    #[error(
+        "{name:?} is no name for a read-write layer: use up to 128 letters, digits, and _.- after the first"
+    )]
+    BadName {
+        /// The text.
+        name: String,
+    },
+    /// A name that another read-write layer has.
+    #[error(
+        "there is a read-write layer {name:?} already: mount it (unionfs mount --name {name} MOUNTPOINT) or remove it (unionfs rm {name})"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// Something that cannot be removed, because it is needed.
+    #[error("{what} is in use by {by}")]
+    InUse {
+        /// What it is.
+        what: String,
+        /// What needs it, and what to do.
+        by: String,
+    },
+    /// A root that is not ours to write to.
+    #[error(
+        "{path:?} is not a store of ours (it has {found:?}): nothing is written there; set UNIONFS_ROOT to a new or empty directory"
+    )]
+    NotOurs {
+        /// The root.
+        path: PathBuf,
+        /// The entry that gives it away.
+        found: String,
+    },
+    /// A store of ours that a later version made.
+    #[error(
+        "{path:?} holds {found}: the store is of another version; use the unionfs that made it"
+    )]
+    NewerStore {
+        /// The file with the version.
+        path: PathBuf,
+        /// What it holds, quoted and shortened.
+        found: String,
+    },
 }
 
 impl Error {
