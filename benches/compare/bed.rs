@@ -216,6 +216,9 @@ fn rootfs() -> PathBuf {
     dir
 }
 
+/// Why a row has no figure for a subject that has no such thing; not a failure.
+pub(crate) const NOTHING: &str = "has no such thing";
+
 /// A place to run workloads on. Made fresh for every subject and round; what a workload
 /// leaves in it the later ones see.
 pub(crate) struct Bed<'l> {
@@ -272,6 +275,11 @@ impl<'l> Bed<'l> {
     /// A directory on the disk beside the mount, for what goes in or out.
     pub(crate) fn outside(&self) -> &Path {
         &self.own
+    }
+
+    /// Fails on the plain directory: there is nothing of this kind to measure.
+    pub(crate) fn need_mount(&self) -> Result<(), String> {
+        self.fs.map(drop).ok_or_else(|| NOTHING.to_owned())
     }
 
     /// Processes that serve the mount.

@@ -2,7 +2,7 @@
 //! of everything. Used by `main`; kernel overlayfs and the plain directory have no server.
 
 use crate::Workload;
-use crate::bed::{Bed, MANY_NAME};
+use crate::bed::{Bed, MANY_NAME, NOTHING};
 use crate::report::{Sample, Unit};
 
 pub(crate) const ALL: &[Workload] = &[
@@ -51,7 +51,7 @@ fn descriptors(bed: &mut Bed<'_>) -> Result<Sample, String> {
 
 fn amount(bed: &Bed<'_>, value: f64, unit: Unit) -> Result<Sample, String> {
     if bed.servers().is_empty() {
-        return Err("has no server".into());
+        return Err(NOTHING.into());
     }
     Ok(Sample {
         value,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::Workload;
-use crate::bed::{Bed, FIO_SIZE, LARGE, LARGE_NAME, sh};
+use crate::bed::{Bed, FIO_SIZE, LARGE, LARGE_NAME, NOTHING, sh};
 use crate::metadata::{percentile, timed};
 use crate::report::Sample;
 
@@ -79,6 +79,8 @@ fn fio(bed: &mut Bed<'_>, section: &str) -> Result<Sample, String> {
 static MEANWHILE: Mutex<Vec<Duration>> = Mutex::new(Vec::new());
 
 fn copy_up(bed: &mut Bed<'_>) -> Result<Sample, String> {
+    MEANWHILE.lock().unwrap().clear();
+    bed.need_mount()?;
     let file = bed.path().join(LARGE_NAME);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -108,7 +110,7 @@ fn copy_up(bed: &mut Bed<'_>) -> Result<Sample, String> {
 fn meanwhile(share: f64) -> Result<Sample, String> {
     let times = MEANWHILE.lock().unwrap();
     if times.is_empty() {
-        return Err("no copy-up ran before".into());
+        return Err(NOTHING.into());
     }
     Ok(Sample::time(percentile(&times, share)))
 }

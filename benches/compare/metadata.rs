@@ -30,7 +30,7 @@ pub(crate) const ALL: &[Workload] = &[
     row("3000 unlink", unlink),
     row("2000 mkdir+rmdir", mkdir_rmdir),
     row("1000 chmod of lower files", chmod),
-    row("4 processes: create, stat, unlink", parallel),
+    row("4 threads: create, stat, unlink", parallel),
 ];
 
 /// After everything that needs the tree.
@@ -87,6 +87,7 @@ pub(crate) fn files(bed: &Bed<'_>, below: &str, most: usize) -> Result<Vec<PathB
 }
 
 fn mount(bed: &mut Bed<'_>) -> Outcome {
+    bed.need_mount()?;
     Ok(Sample::time(bed.remount()))
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bed::Subject;
+use crate::bed::{NOTHING, Subject};
 use crate::plot;
 
 /// What a [`Sample`] counts; less is better for all of them.
@@ -254,7 +254,7 @@ impl Report {
     fn failures(&self) -> String {
         let mut out = String::new();
         for row in &self.rows {
-            for (subject, why) in row.failed.iter().filter(|(_, why)| *why != "has no server") {
+            for (subject, why) in row.failed.iter().filter(|(_, why)| *why != NOTHING) {
                 let why = why.lines().next_back().unwrap_or_default();
                 let _ = writeln!(out, "- {subject} failed at {}: {why}", row.name);
             }
