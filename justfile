@@ -22,8 +22,18 @@ deny:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 
+# unionfs beside kernel overlayfs, fuse-overlayfs and a plain directory (root); --help tells more
 bench *ARGS:
-    cargo bench {{ARGS}}
+    ci/install.sh fio git python3
+    cargo bench --bench compare -- {{ARGS}}
+
+# what got slower or faster between two reports (target/bench/report.json)
+bench-diff OLD NEW:
+    cargo bench --bench compare -- --diff {{OLD}} {{NEW}}
+
+# the parts of the core by themselves (criterion)
+bench-parts *ARGS:
+    cargo bench --bench union {{ARGS}}
 
 # shell completions and man pages, into target/
 generate:

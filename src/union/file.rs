@@ -1,16 +1,17 @@
 //! File data: read, write, truncate's descriptor, sync, allocate, copy, seek. All by inode
 //! number; descriptors come from a small cache. The first modification copies up.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Union;
+use super::direct::{aligned, aligned_into};
 use super::error::Result;
 use super::inode::{DataFd, Inode};
-use super::types::{Caller, FileKind, Ino};
+use super::types::{Caller, FileKind, Ino, Write};
 use crate::layer::at::At;
 
 const SEEK_DATA: u32 = 3;
@@ -18,46 +19,32 @@ const SEEK_HOLE: u32 = 4;
 
 impl Union {
     /// Reads at `offset` into `buf`; the number of bytes read, short only at the end of the file.
-    pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
+    /// `direct`: as through O_DIRECT, where the file system of the data knows it (EINVAL for
+    /// what that calls misaligned).
+    pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8], direct: bool) -> Result<usize> {
         let data = self.data_fd(&*self.regular(ino)?, false)?;
-        let mut done = 0;
-        while done < buf.len() {
-            let at = offset.checked_add(done as u64).ok_or(Errno::INVAL)?;
-            match rustix::io::pread(&data.fd, &mut buf[done..], at) {
-                Ok(0) => break,
-                Ok(n) => done += n,
-                Err(Errno::INTR) => {}
-                Err(e) if done == 0 => return Err(e.into()),
-                Err(_) => break,
-            }
+        let fd = data.for_io(direct);
+        match direct {
+            true => aligned_into(buf, |buf| read_all(fd, offset, buf)),
+            false => read_all(fd, offset, buf),
         }
-        Ok(done)
     }
 
-    /// Writes all of `data` (copy-up). `kill_suid`: clear set-id bits as an unprivileged
-    /// write does.
-    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid: bool) -> Result<usize> {
+    /// Writes all of `data` (copy-up).
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], how: Write) -> Result<usize> {
         let inode = self.regular(ino)?;
         self.writable()?;
         self.copy_up(&inode)?;
         let file = self.data_fd(&inode, true)?;
-        if kill_suid {
+        if how.kill_suid {
             let perm = At::fd(file.fd.as_fd()).stat()?.perm;
             self.drop_suid(&inode, perm)?;
         }
-        let mut done = 0;
-        while done < data.len() {
-            let at = offset.checked_add(done as u64).ok_or(Errno::FBIG)?;
-            match rustix::io::pwrite(&file.fd, &data[done..], at) {
-                Ok(0) => break,
-                Ok(n) => done += n,
-                Err(Errno::INTR) => {}
-                // What was written is reported; the next write meets the error.
-                Err(_) if done > 0 => break,
-                Err(e) => return Err(e.into()),
-            }
+        let fd = file.for_io(how.direct);
+        match how.direct {
+            true => aligned(data, |data| write_all(fd, offset, data)),
+            false => write_all(fd, offset, data),
         }
-        Ok(done)
     }
 
     /// fsync / fdatasync of a file; nothing to do for one that is not in the upper, and on a
@@ -176,7 +163,7 @@ impl Union {
             let loc = inode.loc.read();
             if let Some(pinned) = &loc.pinned {
                 let fd = rustix::io::fcntl_dupfd_cloexec(pinned, 0)?;
-                return Ok(DataFd { fd, writable: true });
+                return Ok(DataFd::new(fd, true));
             }
             match &loc.upper {
                 Some(upper) => upper.metacopy.clone(),
@@ -189,26 +176,20 @@ impl Union {
             }
             let (dir, name) = file.data_place();
             let fd = dir.fd(&self.fds)?;
-            return Ok(DataFd {
-                fd: open_quietly(At::new(fd.as_fd(), name))?,
-                writable: false,
-            });
+            return Ok(DataFd::new(open_quietly(At::new(fd.as_fd(), name))?, false));
         }
         self.with_upper(inode, |at| {
             match at.open(OFlags::RDWR | OFlags::NONBLOCK, 0) {
-                Ok(fd) => Ok(DataFd { fd, writable: true }),
+                Ok(fd) => Ok(DataFd::new(fd, true)),
                 // Readable only: without privileges, or being executed.
                 Err(Errno::ACCESS | Errno::TXTBSY | Errno::ROFS | Errno::PERM) if !write => {
-                    Ok(DataFd {
-                        fd: open_quietly(at)?,
-                        writable: false,
-                    })
+                    Ok(DataFd::new(open_quietly(at)?, false))
                 }
                 // Writable only.
-                Err(Errno::ACCESS) => Ok(DataFd {
-                    fd: at.open(OFlags::WRONLY | OFlags::NONBLOCK, 0)?,
-                    writable: true,
-                }),
+                Err(Errno::ACCESS) => {
+                    let fd = at.open(OFlags::WRONLY | OFlags::NONBLOCK, 0)?;
+                    Ok(DataFd::new(fd, true))
+                }
                 Err(e) => Err(e.into()),
             }
         })
@@ -225,6 +206,37 @@ impl Union {
         }
         Ok(())
     }
+}
+
+fn read_all(fd: BorrowedFd<'_>, offset: u64, buf: &mut [u8]) -> Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        let at = offset.checked_add(done as u64).ok_or(Errno::INVAL)?;
+        match rustix::io::pread(fd, &mut buf[done..], at) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(Errno::INTR) => {}
+            Err(e) if done == 0 => return Err(e.into()),
+            Err(_) => break,
+        }
+    }
+    Ok(done)
+}
+
+fn write_all(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize> {
+    let mut done = 0;
+    while done < data.len() {
+        let at = offset.checked_add(done as u64).ok_or(Errno::FBIG)?;
+        match rustix::io::pwrite(fd, &data[done..], at) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(Errno::INTR) => {}
+            // What was written is reported; the next write meets the error.
+            Err(_) if done > 0 => break,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(done)
 }
 
 /// Opens for reading without touching the access time, where that is allowed.

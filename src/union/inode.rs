@@ -11,8 +11,8 @@
 //! File data is never copied or synced under 2 to 6.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
@@ -110,6 +110,19 @@ impl Loc {
 pub(crate) struct DataFd {
     pub fd: OwnedFd,
     pub writable: bool,
+    /// The same past the page cache, once somebody wanted it; `None`: impossible.
+    pub direct: OnceLock<Option<OwnedFd>>,
+}
+
+impl DataFd {
+    pub(crate) fn new(fd: OwnedFd, writable: bool) -> Self {
+        let direct = OnceLock::new();
+        Self {
+            fd,
+            writable,
+            direct,
+        }
+    }
 }
 
 /// Whether something is known, and what.

@@ -9,6 +9,7 @@ mod cache;
 mod copy_data;
 mod copy_up;
 mod create;
+mod direct;
 mod error;
 mod file;
 mod index;

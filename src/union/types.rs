@@ -142,3 +142,12 @@ pub struct Counters {
     /// Descriptors opened because the cache had none.
     pub fd_misses: u64,
 }
+
+/// How data is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Write {
+    /// Clear set-id bits, as a write by one who may not keep them does.
+    pub kill_suid: bool,
+    /// As through O_DIRECT, where the upper's file system knows it.
+    pub direct: bool,
+}

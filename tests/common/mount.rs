@@ -3,6 +3,7 @@
 //! directories to put them in.
 
 use std::ffi::CString;
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -195,10 +196,38 @@ impl Fs {
 /// How long other processes may keep an unmounted overlay alive.
 const BUSY_PATIENCE: Duration = Duration::from_secs(20);
 
+/// mount(2) takes no more options than this.
+const PAGE: usize = 4096;
+
+/// Layer by layer (`lowerdir+`, Linux 6.5), so that their number has no limit.
+fn mount_long(stack: &Stack, options: &str) -> rustix::io::Result<()> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
+    use rustix::mount::{fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount};
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let set = |key: &str, value: &Path| fsconfig_set_string(context.as_fd(), key, value);
+    for lower in &stack.lowers {
+        set("lowerdir+", lower)?;
+    }
+    for option in options.split(',').filter(|o| !o.starts_with("lowerdir=")) {
+        let (key, value) = option.split_once('=').unwrap();
+        set(key, Path::new(value))?;
+    }
+    fsconfig_create(context.as_fd())?;
+    let (flags, attributes) = (FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
+    let mount = fsmount(context.as_fd(), flags, attributes)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(mount.as_fd(), "", rustix::fs::CWD, &stack.mnt, flags)
+}
+
 fn mount_kernel(stack: &Stack, options: &str) -> Result<Mounted, String> {
     let data = CString::new(options).unwrap();
     let (mnt, none) = (&stack.mnt, MountFlags::empty());
-    let mount = || rustix::mount::mount("overlay", mnt, "overlay", none, Some(data.as_c_str()));
+    let mount = || {
+        if options.len() >= PAGE {
+            return mount_long(stack, options);
+        }
+        rustix::mount::mount("overlay", mnt, "overlay", none, Some(data.as_c_str()))
+    };
     // With the index an upper is busy as long as an unmounted overlay lives on in a mount
     // namespace that some other process made a copy of.
     let start = Instant::now();

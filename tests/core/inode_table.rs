@@ -1,7 +1,7 @@
 //! Exact lookup counts: whatever happened, after the last forget the table holds the
 //! root alone.
 
-use unionfs::union::{ROOT_INO, RenameFlags};
+use unionfs::union::{ROOT_INO, RenameFlags, Write};
 
 use crate::support::{World, caller};
 
@@ -138,7 +138,7 @@ fn replaced_entries_live_until_forgotten() {
     assert_eq!(found, a);
     // The replaced file goes on answering: somebody may have it open.
     let mut buf = [0; 8];
-    assert_eq!(union.read(b, 0, &mut buf).unwrap(), 1);
+    assert_eq!(union.read(b, 0, &mut buf, false).unwrap(), 1);
     assert_eq!(buf[0], b'b');
     assert_eq!(union.getattr(b).unwrap().nlink, 0);
     union.forget(b, 1);
@@ -157,7 +157,10 @@ fn unnamed_files() {
     let (lost, named) = (make(), make());
     let ino = named.attr().ino;
     assert_ne!(ino, lost.attr().ino);
-    assert_eq!(union.write(ino, 0, b"unnamed", false).unwrap(), 7);
+    assert_eq!(
+        union.write(ino, 0, b"unnamed", Write::default()).unwrap(),
+        7
+    );
     assert_eq!(union.getattr(ino).unwrap().nlink, 0);
     assert!(world.names(ROOT_INO).unwrap().is_empty());
     drop(union.link(ino, ROOT_INO, b"named").unwrap());

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use unionfs::union::{FileKind, ROOT_INO, RenameFlags};
+use unionfs::union::{FileKind, ROOT_INO, RenameFlags, Write};
 
 use crate::support::{Held, World, caller};
 
@@ -196,7 +196,9 @@ fn perform(world: &World, op: &Op) -> Result<(), i32> {
             if file.0.attr().kind == FileKind::Directory {
                 return Err(libc::EISDIR);
             }
-            union.write(file.ino(), 0, &[*byte], false).map(|_| ())
+            union
+                .write(file.ino(), 0, &[*byte], Write::default())
+                .map(|_| ())
         }
         Op::Unlink(p) => union.unlink(ino(&dir(p)?), last(p).as_bytes()),
         Op::Rmdir(p) => union.rmdir(ino(&dir(p)?), last(p).as_bytes()),
@@ -224,7 +226,7 @@ fn snapshot(world: &World, dir: u64) -> Node {
             FileKind::Directory => snapshot(world, ino),
             _ => {
                 let mut data = vec![0; entry.attr().size as usize];
-                let n = world.union.read(ino, 0, &mut data).unwrap();
+                let n = world.union.read(ino, 0, &mut data, false).unwrap();
                 assert_eq!(n, data.len());
                 Node::File(data)
             }

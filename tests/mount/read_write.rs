@@ -3,10 +3,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 use std::process::Command;
 
 use crate::common::fixture::Fixture;
 use crate::common::layers::big_data;
+use crate::common::mount::{Scratch, Stack, subject};
 use crate::common::need_mounts;
 
 #[test]
@@ -99,6 +101,67 @@ fn direct_io() {
     let data = std::fs::read(f.at("big.bin")).unwrap();
     assert!(data[4096..8192].iter().all(|b| *b == b'd'));
     assert!(data[8192..] == big_data()[8192..]);
+}
+
+/// Pages of a file that the kernel holds in memory.
+fn resident(path: &Path) -> u64 {
+    let fincore = Command::new("fincore")
+        .args(["--bytes", "--noheadings", "--output", "PAGES"])
+        .arg(path)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(fincore.stdout).unwrap();
+    text.trim().parse().unwrap()
+}
+
+fn evict(path: &Path) {
+    let file = File::open(path).unwrap();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
+/// O_DIRECT goes past the page cache of the backing file too: what a benchmark or a database
+/// takes for the disk is the disk.
+#[test]
+fn direct_io_is_direct() {
+    need_mounts!();
+    let scratch = Scratch::disk();
+    let stack = Stack {
+        lowers: vec![scratch.dir("lower")],
+        upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+        mnt: scratch.dir("mnt"),
+    };
+    let lower = stack.lowers[0].join("f");
+    std::fs::write(&lower, vec![7u8; 1 << 20]).unwrap();
+    evict(&lower);
+    let mounted = subject().mount(&stack);
+    let mut space = vec![0u8; (1 << 20) + 4096];
+    let start = space.as_ptr().align_offset(4096);
+    let window = &mut space[start..start + (1 << 20)];
+    let open = |write| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(write).custom_flags(libc::O_DIRECT);
+        options.open(mounted.path().join("f")).unwrap()
+    };
+    open(false).read_exact_at(window, 0).unwrap();
+    assert!(window.iter().all(|b| *b == 7));
+    assert_eq!(resident(&lower), 0, "a direct read filled the cache");
+    let file = open(true);
+    window.fill(8);
+    file.write_all_at(window, 0).unwrap();
+    let upper = scratch.path().join("upper/f");
+    evict(&upper);
+    file.write_all_at(window, 0).unwrap();
+    assert_eq!(resident(&upper), 0, "a direct write filled the cache");
+    // Misaligned, as the disk's file system has it.
+    let odd = file.read_exact_at(&mut window[..100], 1).unwrap_err();
+    assert_eq!(odd.raw_os_error(), Some(libc::EINVAL));
+    // Both ways see one file.
+    let cached = std::fs::read(mounted.path().join("f")).unwrap();
+    assert!(cached.len() == 1 << 20 && cached.iter().all(|b| *b == 8));
+    assert!(resident(&upper) > 0, "this test cannot see the cache");
+    drop(file);
+    mounted.unmount();
 }
 
 /// fio checks what it wrote through a shared mapping, on a copied-up lower file.

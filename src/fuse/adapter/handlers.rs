@@ -18,7 +18,12 @@ use super::{Adapter, MAX_BACKGROUND, MAX_COPY, MAX_IO, SLOW_COPY, wanted, with_b
 use crate::fuse::convert::{self, caller};
 use crate::fuse::counters::Op;
 use crate::fuse::reply::{self, Reply};
-use crate::union::{SetAttr, Union};
+use crate::union::{SetAttr, Union, Write};
+
+/// Whether the program opened the file with O_DIRECT (or set it since).
+fn is_direct(flags: OpenFlags) -> bool {
+    flags.0 & libc::O_DIRECT != 0
+}
 
 /// Operations the union does not offer: arguments (ignored), reply, counter and errno. Once
 /// answered ENOSYS, the kernel does not send them again but does without.
@@ -199,7 +204,7 @@ impl fuser::Filesystem for Adapter {
         _fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -208,7 +213,7 @@ impl fuser::Filesystem for Adapter {
             return reply.refuse(Errno::EINVAL);
         }
         with_buffer(size, |buffer| {
-            match self.union.read(ino.0, offset, buffer) {
+            match self.union.read(ino.0, offset, buffer, is_direct(flags)) {
                 Ok(count) => reply.data(buffer.get(..count).unwrap_or_default()),
                 Err(error) => reply.fail(Op::Read, ino.0, &error),
             }
@@ -223,14 +228,17 @@ impl fuser::Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         self.count(Op::Write);
-        let kill_suid = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let how = Write {
+            kill_suid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            direct: is_direct(flags) && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+        };
         let write = move |union: &Union, data: &[u8]| {
-            let result = union.write(ino.0, offset, data, kill_suid);
+            let result = union.write(ino.0, offset, data, how);
             reply::written(reply, Op::Write, ino.0, result);
         };
         if self.union.needs_copy_up(ino.0) {

@@ -1,0 +1,165 @@
+//! unionfs beside kernel overlayfs, fuse-overlayfs and a plain directory over the same
+//! layers, in one run and interleaved, so that the ratios mean something on a busy machine.
+//! Called by hand: `just bench`, or `cargo bench --bench compare -- --help`. Needs root.
+//!
+//! ```text
+//! bed       what is measured (subjects) and where (layers, a mount that can be made cold)
+//! metadata  workloads on names and attributes      data   fio, copy-up
+//! work      compilers, git, databases, chroots     cost   memory and descriptors
+//! report    medians, ratios, JSON, Markdown, comparing two reports     plot   SVG
+//! ```
+//! Asserts nothing about time.
+
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+
+mod bed;
+mod cost;
+mod data;
+mod metadata;
+mod plot;
+mod report;
+mod work;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use bed::{Bed, Layers, Subject};
+use report::{Report, Sample};
+
+/// What a workload does on a mount, and how long it took; an error is reported, not fatal.
+type Run = fn(&mut Bed) -> Result<Sample, String>;
+
+/// One row of the report.
+#[derive(Clone, Copy)]
+struct Workload {
+    name: &'static str,
+    run: Run,
+}
+
+/// unionfs beside kernel overlayfs, fuse-overlayfs and a plain directory
+#[derive(Debug, clap::Parser)]
+struct Args {
+    /// Compare two reports (JSON) instead of measuring: what got slower or faster
+    #[arg(long, num_args = 2, value_names = ["OLD", "NEW"])]
+    diff: Option<Vec<PathBuf>>,
+    /// Rounds; every subject runs every workload once in each
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Only workloads whose names contain TEXT (what they build on runs too)
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// A small made tree instead of a Debian root file system, three rounds
+    #[arg(long)]
+    quick: bool,
+    /// Directory for report.json, report.md and the plots
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+    /// fuse-overlayfs to compare with [default: $PEER, else from PATH, else none]
+    #[arg(long, value_name = "PROGRAM")]
+    peer: Option<PathBuf>,
+    /// Also keep the report as docs/BENCHMARKS.md with its plots
+    #[arg(long)]
+    publish: bool,
+    /// Passed by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    // `cargo test --benches` runs this too: nothing to test here.
+    if !std::env::args().any(|a| a == "--bench") {
+        return ExitCode::SUCCESS;
+    }
+    let args = Args::parse();
+    if let Some(files) = &args.diff {
+        return report::diff(&files[0], &files[1]);
+    }
+    if let Some(reason) = common::missing_privilege() {
+        eprintln!("cannot measure: {reason}");
+        return ExitCode::FAILURE;
+    }
+    let report = measure(&args);
+    report.write(&args.out);
+    if args.publish {
+        report.publish();
+    }
+    print!("{}", report.markdown());
+    ExitCode::SUCCESS
+}
+
+fn measure(args: &Args) -> Report {
+    let rounds = if args.quick {
+        3.min(args.rounds)
+    } else {
+        args.rounds
+    };
+    let layers = Layers::make(args.quick);
+    let subjects = bed::subjects(args.peer.clone());
+    let mut report = Report::new(&subjects, rounds);
+    let parts = [
+        metadata::ALL,
+        data::ALL,
+        work::ALL,
+        cost::ALL,
+        metadata::LAST,
+    ];
+    let workloads: Vec<Workload> = parts.concat();
+    for round in 0..rounds {
+        // Another one goes first in each round.
+        for turn in 0..subjects.len() {
+            let subject = &subjects[(round + turn) % subjects.len()];
+            on_four_layers(args, &layers, subject, &workloads, round, &mut report);
+            over_depths(args, &layers, subject, &mut report);
+        }
+        eprintln!("round {} of {rounds}", round + 1);
+    }
+    report
+}
+
+fn wanted(args: &Args, name: &str) -> bool {
+    args.only.as_ref().is_none_or(|text| name.contains(text))
+}
+
+fn on_four_layers(
+    args: &Args,
+    layers: &Layers,
+    subject: &Subject,
+    workloads: &[Workload],
+    round: usize,
+    report: &mut Report,
+) {
+    if !workloads.iter().any(|w| wanted(args, w.name)) {
+        return;
+    }
+    let mut bed = Bed::new(layers, subject, 4);
+    for workload in workloads.iter().filter(|w| wanted(args, w.name)) {
+        let outcome = (workload.run)(&mut bed);
+        if let (0, Err(why)) = (round, &outcome)
+            && why != bed::NOTHING
+        {
+            eprintln!("{} on {}: {why}", workload.name, subject.name);
+        }
+        report.add(workload.name, &subject.name, outcome);
+    }
+}
+
+/// The walks again over other numbers of layers: the same files, spread thinner.
+fn over_depths(args: &Args, layers: &Layers, subject: &Subject, report: &mut Report) {
+    if subject.is_plain() {
+        return;
+    }
+    for depth in [1, 32, 128] {
+        for (name, run) in metadata::DEPTH {
+            let name = format!("{name}, {depth} layers");
+            if wanted(args, &name) {
+                let outcome = run(&mut Bed::new(layers, subject, depth));
+                report.add(&name, &subject.name, outcome);
+            }
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! What was measured: medians, spread and ratios to kernel overlayfs; as JSON for programs,
+//! Markdown for people; and what changed between two reports. Used by `main`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bed::{NOTHING, Subject};
+use crate::plot;
+
+/// What a [`Sample`] counts; less is better for all of them.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Unit {
+    Seconds,
+    Bytes,
+    Count,
+}
+
+/// One measurement.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    pub(crate) value: f64,
+    pub(crate) unit: Unit,
+    /// Bytes that were moved in that time, where it is about throughput.
+    pub(crate) bytes: Option<f64>,
+}
+
+impl Sample {
+    pub(crate) fn seconds(value: f64) -> Self {
+        Self {
+            value,
+            unit: Unit::Seconds,
+            bytes: None,
+        }
+    }
+
+    pub(crate) fn time(time: Duration) -> Self {
+        Self::seconds(time.as_secs_f64())
+    }
+}
+
+/// All of one workload.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Row {
+    pub(crate) name: String,
+    pub(crate) unit: Option<Unit>,
+    bytes: Option<f64>,
+    /// By subject, in order of the rounds.
+    values: BTreeMap<String, Vec<f64>>,
+    failed: BTreeMap<String, String>,
+}
+
+impl Row {
+    fn sorted(&self, subject: &str) -> Option<Vec<f64>> {
+        let mut values = self.values.get(subject).filter(|v| !v.is_empty())?.clone();
+        values.sort_by(f64::total_cmp);
+        Some(values)
+    }
+
+    pub(crate) fn median(&self, subject: &str) -> Option<f64> {
+        let values = self.sorted(subject)?;
+        Some(values[values.len() / 2])
+    }
+
+    /// Half the distance between the fastest and the slowest round, as a share of the median.
+    fn spread(&self, subject: &str) -> Option<f64> {
+        let values = self.sorted(subject)?;
+        Some((values[values.len() - 1] - values[0]) / 2.0 / values[values.len() / 2])
+    }
+
+    /// How many times kernel overlayfs' median.
+    pub(crate) fn ratio(&self, subject: &str) -> Option<f64> {
+        Some(self.median(subject)? / self.median("kernel")?)
+    }
+
+    /// Whether it counts in the geometric mean: times of whole workloads do.
+    pub(crate) fn counts(&self) -> bool {
+        self.unit == Some(Unit::Seconds) && !self.name.starts_with(' ')
+    }
+
+    fn show(&self, value: f64) -> String {
+        match self.unit {
+            Some(Unit::Bytes) => format!("{:.1} MiB", value / 1048576.0),
+            Some(Unit::Count) => format!("{value:.0}"),
+            _ if value < 0.001 => format!("{:.0} µs", value * 1e6),
+            _ => format!("{:.1} ms", value * 1e3),
+        }
+    }
+}
+
+/// A whole run.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Report {
+    machine: BTreeMap<String, String>,
+    rounds: usize,
+    pub(crate) subjects: Vec<String>,
+    pub(crate) rows: Vec<Row>,
+}
+
+fn first_line(program: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(args).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().next().map(str::to_owned)
+}
+
+fn machine() -> BTreeMap<String, String> {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu.lines().find_map(|l| l.strip_prefix("model name"));
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let facts = [
+        ("date", first_line("date", &["+%F"])),
+        ("kernel", first_line("uname", &["-r"])),
+        ("CPUs", Some(cpus.to_string())),
+        (
+            "CPU",
+            cpu.map(|c| c.trim_start_matches(['\t', ' ', ':']).to_owned()),
+        ),
+        (
+            "disk",
+            first_line("findmnt", &["-no", "FSTYPE", "-T", "/tmp"]),
+        ),
+        (
+            "unionfs",
+            first_line("git", &["describe", "--always", "--dirty", "--tags"]),
+        ),
+        ("fio", first_line("fio", &["--version"])),
+    ];
+    let known = facts
+        .into_iter()
+        .filter_map(|(k, v)| Some((k.to_owned(), v?)));
+    known.collect()
+}
+
+impl Report {
+    pub(crate) fn new(subjects: &[Subject], rounds: usize) -> Self {
+        let mut machine = machine();
+        for subject in subjects {
+            if let Some(version) = subject.version() {
+                machine.insert(subject.name.clone(), version);
+            }
+        }
+        Self {
+            machine,
+            rounds,
+            subjects: subjects.iter().map(|s| s.name.clone()).collect(),
+            rows: Vec::new(),
+        }
+    }
+
+    pub(crate) fn add(&mut self, name: &str, subject: &str, outcome: Result<Sample, String>) {
+        let found = self.rows.iter().position(|r| r.name == name);
+        let index = found.unwrap_or_else(|| {
+            self.rows.push(Row {
+                name: name.to_owned(),
+                unit: None,
+                bytes: None,
+                values: BTreeMap::new(),
+                failed: BTreeMap::new(),
+            });
+            self.rows.len() - 1
+        });
+        let row = &mut self.rows[index];
+        match outcome {
+            Ok(sample) => {
+                row.unit = Some(sample.unit);
+                row.bytes = sample.bytes;
+                let values = row.values.entry(subject.to_owned()).or_default();
+                values.push(sample.value);
+            }
+            Err(why) => {
+                row.failed.insert(subject.to_owned(), why);
+            }
+        }
+    }
+
+    /// Over all rows that count and that both have.
+    fn geometric_mean(&self, subject: &str) -> Option<(f64, usize)> {
+        let rows = self.rows.iter().filter(|r| r.counts());
+        let logs: Vec<f64> = rows.filter_map(|r| r.ratio(subject)).map(f64::ln).collect();
+        let mean = (logs.iter().sum::<f64>() / logs.len() as f64).exp();
+        (!logs.is_empty()).then_some((mean, logs.len()))
+    }
+
+    pub(crate) fn markdown(&self) -> String {
+        let mut out = String::from("| workload |");
+        for subject in &self.subjects {
+            let _ = write!(out, " {subject} |");
+        }
+        out += "\n| --- |";
+        out += &" ---: |".repeat(self.subjects.len());
+        out += "\n";
+        for row in &self.rows {
+            let _ = write!(out, "| {} |", row.name.replace("  ", "&emsp;"));
+            for subject in &self.subjects {
+                let _ = write!(out, " {} |", Self::cell(row, subject));
+            }
+            out += "\n";
+        }
+        for subject in &self.subjects {
+            if let Some((mean, n)) = self.geometric_mean(subject) {
+                let _ = write!(
+                    out,
+                    "\n{subject}: geometric mean {mean:.2}x over {n} workloads"
+                );
+                out += "  ";
+            }
+        }
+        out += "\n";
+        out
+    }
+
+    fn cell(row: &Row, subject: &str) -> String {
+        let Some(median) = row.median(subject) else {
+            return "–".into();
+        };
+        let mut cell = row.show(median);
+        if let Some(spread) = row.spread(subject) {
+            let _ = write!(cell, " ±{:.0}%", spread * 100.0);
+        }
+        if let (Some(ratio), true) = (row.ratio(subject), subject != "kernel") {
+            let _ = write!(cell, ", **{ratio:.2}x**");
+        }
+        if let Some(bytes) = row.bytes {
+            let _ = write!(cell, ", {:.0} MiB/s", bytes / median / 1048576.0);
+        }
+        cell
+    }
+
+    /// The report with what one must know to read it.
+    fn page(&self, plots: &str) -> String {
+        let mut page = String::from(
+            "# Benchmarks\n\nThe last published run of `just bench --publish`: medians, half the \
+             range in percent, and the ratio to kernel overlayfs in the same run. Subjects take \
+             turns in every round, another one first each time. Made by \
+             `benches/compare/report.rs`; do not edit.\n\n",
+        );
+        let _ = writeln!(page, "{} rounds.\n", self.rounds);
+        for (what, value) in &self.machine {
+            let _ = writeln!(page, "- {what}: {value}");
+        }
+        let _ = write!(
+            page,
+            "\n![ratio to kernel overlayfs]({plots}ratios.svg)\n\n![time over the number of \
+             layers]({plots}layers.svg)\n\n"
+        );
+        page + &self.markdown() + &self.failures()
+    }
+
+    fn failures(&self) -> String {
+        let mut out = String::new();
+        for row in &self.rows {
+            for (subject, why) in row.failed.iter().filter(|(_, why)| *why != NOTHING) {
+                let why = why.lines().next_back().unwrap_or_default();
+                let _ = writeln!(out, "- {subject} failed at {}: {why}", row.name);
+            }
+        }
+        if out.is_empty() {
+            return out;
+        }
+        format!("\n## Failures\n\n{out}")
+    }
+
+    /// `report.json`, `report.md` and the plots, in `dir`.
+    pub(crate) fn write(&self, dir: &Path) {
+        std::fs::create_dir_all(dir).unwrap();
+        let json = serde_json::to_vec_pretty(self).unwrap();
+        std::fs::write(dir.join("report.json"), json).unwrap();
+        std::fs::write(dir.join("report.md"), self.page("")).unwrap();
+        plot::write(self, dir);
+    }
+
+    /// In `docs/`, for who reads the repository.
+    pub(crate) fn publish(&self) {
+        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+        let plots: PathBuf = docs.join("bench");
+        std::fs::create_dir_all(&plots).unwrap();
+        std::fs::write(docs.join("BENCHMARKS.md"), self.page("bench/")).unwrap();
+        let json = serde_json::to_vec_pretty(self).unwrap();
+        std::fs::write(plots.join("report.json"), json).unwrap();
+        plot::write(self, &plots);
+    }
+}
+
+/// Below it a change is taken for noise, as a factor.
+const NOISE: f64 = 1.15;
+
+/// Prints what changed in unionfs' ratios; fails when something got slower.
+pub(crate) fn diff(old: &Path, new: &Path) -> ExitCode {
+    let read = |path: &Path| -> Report {
+        let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    };
+    let (old, new) = (read(old), read(new));
+    let mut slower = 0;
+    for row in &new.rows {
+        let before = old.rows.iter().find(|r| r.name == row.name);
+        let before = before.and_then(|r| r.ratio("unionfs"));
+        let (Some(before), Some(after)) = (before, row.ratio("unionfs")) else {
+            continue;
+        };
+        let word = match after / before {
+            change if change > NOISE => "SLOWER",
+            change if change < 1.0 / NOISE => "faster",
+            _ => "",
+        };
+        slower += i32::from(word == "SLOWER");
+        println!("{:40} {before:6.2}x → {after:6.2}x  {word}", row.name);
+    }
+    ExitCode::from(u8::from(slower > 0))
+}

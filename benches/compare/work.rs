@@ -1,0 +1,94 @@
+//! Real programs on the mount: what a user of a container does. Used by `main`. With
+//! `--quick` there is no root file system to run them in; they run beside it.
+
+use std::time::Instant;
+
+use crate::Workload;
+use crate::bed::{Bed, NOTHING, sh};
+use crate::report::Sample;
+
+/// `$1` is the mount, `$2` a directory outside it; programs run in a chroot on the mount
+/// where `$IN` is put before them. Only the second script is timed.
+struct Script {
+    name: &'static str,
+    before: &'static str,
+    timed: &'static str,
+    rootfs: bool,
+}
+
+const SCRIPTS: [Script; 8] = [
+    Script {
+        name: "untar of a source tree",
+        before: r#"cd "$2"; [ -e src.tar ] || { mkdir -p src; for d in $(seq 40); do mkdir src/d$d
+            for f in $(seq 50); do printf 'int f_%s_%s(void){return %s;}\n' $d $f $f >src/d$d/f$f.c; done; done
+            tar cf src.tar src; rm -r src; }"#,
+        timed: r#"mkdir -p "$1/work"; tar xf "$2/src.tar" -C "$1/work""#,
+        rootfs: false,
+    },
+    Script {
+        name: "git init, add, commit",
+        before: "true",
+        timed: r#"cd "$1/work/src"; git init -q .; git add .
+            git -c user.name=n -c user.email=e commit -q -m all"#,
+        rootfs: false,
+    },
+    Script {
+        name: "git clone, status",
+        before: "true",
+        timed: r#"cd "$1/work"; git clone -q src clone; git -C clone status -s"#,
+        rootfs: false,
+    },
+    Script {
+        name: "sqlite: 300 transactions",
+        before: "true",
+        timed: r#"cd "$1/work"; python3 -c 'import sqlite3
+c = sqlite3.connect("t.db"); c.execute("pragma journal_mode=wal"); c.execute("create table t(a)")
+for i in range(300): c.execute("insert into t values(?)", (i,)); c.commit()'"#,
+        rootfs: false,
+    },
+    Script {
+        name: "chroot: gcc of 60 files",
+        before: r#"test -e "$1/dev/null" || mknod -m 666 "$1/dev/null" c 1 3"#,
+        timed: r#"chroot "$1" sh -c 'cd /work/src; for f in d1/*.c; do gcc -O1 -c -o /work/o.o $f; done'"#,
+        rootfs: true,
+    },
+    Script {
+        name: "chroot: 20 starts of python",
+        before: "true",
+        timed: r#"chroot "$1" sh -c 'for i in $(seq 20); do python3 -c "import json, email"; done'"#,
+        rootfs: true,
+    },
+    Script {
+        name: "chroot: python compileall",
+        before: "true",
+        timed: r#"chroot "$1" python3 -m compileall -q -f /usr/lib/python3/ /usr/lib/python3*/json /usr/lib/python3*/email"#,
+        rootfs: true,
+    },
+    Script {
+        name: "chroot: dpkg -i of a package",
+        before: r#"cd "$2"; [ -e p.deb ] || { mkdir -p p/DEBIAN p/opt/p
+            printf 'Package: p\nVersion: 1\nArchitecture: all\nMaintainer: n <n@n>\nDescription: p\n' >p/DEBIAN/control
+            for f in $(seq 500); do echo $f >p/opt/p/$f; done; dpkg-deb -b p p.deb >/dev/null; }; cp p.deb "$1/work/""#,
+        timed: r#"chroot "$1" dpkg --force-depends -i /work/p.deb >/dev/null"#,
+        rootfs: true,
+    },
+];
+
+macro_rules! rows {
+    ($($n:literal)*) => {
+        &[$(Workload { name: SCRIPTS[$n].name, run: |bed| run(bed, &SCRIPTS[$n]) }),*]
+    };
+}
+
+pub(crate) const ALL: &[Workload] = rows![0 1 2 3 4 5 6 7];
+
+fn run(bed: &mut Bed<'_>, script: &Script) -> Result<Sample, String> {
+    if script.rootfs && !bed.layers.rootfs {
+        return Err(NOTHING.into());
+    }
+    let args = [bed.path(), bed.outside()];
+    sh(script.before, &args)?;
+    let start = Instant::now();
+    sh(script.timed, &args)?;
+    Ok(Sample::time(start.elapsed()))
+}

@@ -1,0 +1,70 @@
+//! O_DIRECT: a second descriptor of a file's data that goes past the page cache, and memory
+//! aligned as disks want it. Used by `file`.
+//!
+//! Offsets and sizes are the program's own and reach the backing file system unchanged, so
+//! its rules hold: EINVAL for what it calls misaligned. Where it knows no O_DIRECT the cache
+//! is used, as open(2) through kernel overlayfs would have said no (EINVAL) and we cannot:
+//! files are not opened by message.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::inode::DataFd;
+
+/// Bytes; as much as any block device asks for.
+const ALIGN: usize = 4096;
+
+impl DataFd {
+    /// Of this file, past the cache if asked and possible.
+    pub(crate) fn for_io(&self, direct: bool) -> BorrowedFd<'_> {
+        if !direct {
+            return self.fd.as_fd();
+        }
+        let direct = self.direct.get_or_init(|| reopen(&self.fd));
+        direct.as_ref().unwrap_or(&self.fd).as_fd()
+    }
+}
+
+/// A description of its own: the flag would else hold for the cached descriptor too.
+fn reopen(fd: &OwnedFd) -> Option<OwnedFd> {
+    let mode = rustix::fs::fcntl_getfl(fd).ok()? & OFlags::ACCMODE;
+    // Also of a file without a name, hence through its descriptor.
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let flags = mode | OFlags::DIRECT | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).ok()
+}
+
+/// Runs `job` with `data` copied to aligned memory of this thread.
+pub(crate) fn aligned<T>(data: &[u8], job: impl FnOnce(&[u8]) -> T) -> T {
+    with_aligned(data.len(), |buffer| {
+        buffer.copy_from_slice(data);
+        job(buffer)
+    })
+}
+
+/// Runs `fill` on aligned memory of this thread and copies what it counted to `into`.
+pub(crate) fn aligned_into<E>(
+    into: &mut [u8],
+    fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+) -> Result<usize, E> {
+    with_aligned(into.len(), |buffer| {
+        let count = fill(buffer)?;
+        into[..count].copy_from_slice(&buffer[..count]);
+        Ok(count)
+    })
+}
+
+fn with_aligned<T>(len: usize, job: impl FnOnce(&mut [u8]) -> T) -> T {
+    thread_local! {
+        static SPACE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    SPACE.with_borrow_mut(|space| {
+        if space.len() < len + ALIGN {
+            space.resize(len + ALIGN, 0);
+        }
+        let start = space.as_ptr().align_offset(ALIGN);
+        job(&mut space[start..start + len])
+    })
+}
