@@ -19,6 +19,7 @@ use crate::store::roots::Environment;
 mod checks;
 mod compat;
 mod completions;
+mod diff;
 mod error;
 mod fresh;
 mod history;
@@ -74,6 +75,7 @@ enum Command {
     History(history::Args),
     Layers(layers::Args),
     Ps(ps::Args),
+    Diff(diff::Args),
     Stats(stats::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -131,6 +133,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::History(args) => history::run(&args, root),
         Command::Layers(args) => layers::run(&args, root),
         Command::Ps(args) => ps::run(&args),
+        Command::Diff(args) => diff::run(&args, root),
         Command::Stats(args) => stats::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

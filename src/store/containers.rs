@@ -61,14 +61,22 @@ impl Container {
             let id = self.id.to_string();
             return Err(Error::ContainerRunning { id });
         }
+        let mut stack = self.observed_stack();
+        if !writable && let Some(upper) = stack.upper.take() {
+            stack.lowers.insert(0, upper.layer);
+        }
+        Ok(stack)
+    }
+
+    /// The stack with the container's layer as the upper, to be looked at but not mounted:
+    /// the container may be running.
+    pub fn observed_stack(&self) -> StackSpec {
         let below = self.layers.iter().rev().map(|layer| layer.spec.clone());
-        let below = self.init.iter().cloned().chain(below);
-        let own = (!writable).then(|| self.upper.layer.clone());
-        Ok(StackSpec {
-            lowers: own.into_iter().chain(below).collect(),
+        StackSpec {
+            lowers: self.init.iter().cloned().chain(below).collect(),
             data_only: Vec::new(),
-            upper: writable.then(|| self.upper.clone()),
-        })
+            upper: Some(self.upper.clone()),
+        }
     }
 }
 

@@ -194,7 +194,13 @@ impl Union {
                 writable: false,
             });
         }
+        let observed = self.writable().is_err();
         self.with_upper(inode, |at| {
+            if observed {
+                let fd = open_quietly(at)?;
+                let writable = false;
+                return Ok(DataFd { fd, writable });
+            }
             match at.open(OFlags::RDWR | OFlags::NONBLOCK, 0) {
                 Ok(fd) => Ok(DataFd { fd, writable: true }),
                 // Readable only: without privileges, or being executed.
