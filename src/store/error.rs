@@ -243,6 +243,26 @@ pub enum Error {
         /// The container's full ID.
         id: String,
     },
+    /// A root that is not ours to write to.
+    #[error(
+        "{path:?} is not a store of ours (it has {found:?}): nothing is written there; set UNIONFS_ROOT to a new or empty directory"
+    )]
+    NotOurs {
+        /// The root.
+        path: PathBuf,
+        /// The entry that gives it away.
+        found: String,
+    },
+    /// A store of ours that a later version made.
+    #[error(
+        "{path:?} holds {found}: the store is of another version; use the unionfs that made it"
+    )]
+    NewerStore {
+        /// The file with the version.
+        path: PathBuf,
+        /// What it holds, quoted and shortened.
+        found: String,
+    },
 }
 
 impl Error {

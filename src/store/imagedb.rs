@@ -88,7 +88,8 @@ pub(crate) struct ImageDb<'s> {
 }
 
 impl ImageDb<'_> {
-    fn content(&self, id: &Digest) -> PathBuf {
+    /// An image's configuration, relative to the root.
+    pub(crate) fn content(&self, id: &Digest) -> PathBuf {
         self.dir.join("content/sha256").join(id.hex())
     }
 
@@ -135,7 +136,8 @@ impl ImageDb<'_> {
     }
 }
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<Config> {
+/// Reads a configuration; `path` is for the message.
+pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Config> {
     let raw: RawConfig = json::parse(path, bytes)?;
     if raw.rootfs.kind != "layers" {
         return Err(Error::ConfigRootfs {

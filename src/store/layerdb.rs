@@ -76,7 +76,8 @@ pub(crate) struct LayerDb<'s> {
 }
 
 impl LayerDb<'_> {
-    fn layer(&self, chain: &Digest) -> PathBuf {
+    /// A layer's record, relative to the root.
+    pub(crate) fn layer(&self, chain: &Digest) -> PathBuf {
         self.dir.join("sha256").join(chain.hex())
     }
 

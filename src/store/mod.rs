@@ -30,6 +30,7 @@ mod repositories;
 pub mod roots;
 mod single;
 mod stores;
+pub mod writable;
 
 pub use containers::Container;
 pub use digest::Digest;
@@ -42,3 +43,4 @@ pub use reference::{Query, Reference};
 pub use repositories::Name;
 pub use single::Store;
 pub use stores::Stores;
+pub use writable::Writable;

@@ -52,6 +52,45 @@ impl Repositories {
         }
     }
 
+    /// Gives a name to an image; returns the image that had it. A damaged entry is
+    /// replaced.
+    pub(crate) fn set(&mut self, reference: &Reference, id: &Digest) -> Option<Digest> {
+        let keys = self.names.entry(reference.familiar_name()).or_default();
+        let previous = keys.insert(reference.key(), id.to_string());
+        previous.and_then(|id| Digest::parse(&id))
+    }
+
+    /// Takes a name away; returns the image that had it, `None` if there was no such name.
+    pub(crate) fn remove(&mut self, reference: &Reference) -> Result<Option<Digest>> {
+        let repository = reference.familiar_name();
+        let Some(keys) = self.names.get_mut(&repository) else {
+            return Ok(None);
+        };
+        let Some(id) = keys.remove(&reference.key()) else {
+            return Ok(None);
+        };
+        if keys.is_empty() {
+            self.names.remove(&repository);
+        }
+        self.id(&id).map(Some)
+    }
+
+    /// Takes all names of an image away.
+    pub(crate) fn remove_all(&mut self, id: &Digest) {
+        let id = id.to_string();
+        self.names.retain(|_, keys| {
+            keys.retain(|_, theirs| *theirs != id);
+            !keys.is_empty()
+        });
+    }
+
+    /// The file's bytes.
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        serde_json::json!({ "Repositories": self.names })
+            .to_string()
+            .into_bytes()
+    }
+
     fn id(&self, text: &str) -> Result<Digest> {
         Digest::parse(text).ok_or_else(|| Error::Malformed {
             path: self.path.clone(),

@@ -18,6 +18,7 @@ mod export;
 mod fuzz;
 mod listing;
 mod valid;
+mod writable;
 
 use std::path::{Path, PathBuf};
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::beneath::Beneath;
 use super::error::Result;
 use super::layerdb::CacheId;
-use crate::layer::LayerSpec;
+use crate::layer::{Dialect, LayerSpec};
 
 /// The drivers whose stores can be read, in the order they are searched.
 pub(crate) const NAMES: [&str; 2] = ["overlay2", "fuse-overlayfs"];
@@ -26,6 +26,9 @@ pub(crate) struct LayerDir {
 pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// As Docker calls it; also the name of its directories.
     fn name(&self) -> &'static str;
+
+    /// Which markers its layers have.
+    fn dialect(&self) -> Dialect;
 
     /// The directory of a layer on top of `parent`, after checking that the driver's
     /// own records agree with that.

@@ -94,6 +94,10 @@ impl Driver for Overlay2 {
         self.name
     }
 
+    fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
     fn layer(&self, root: &Beneath, id: &CacheId, parent: Option<&LayerDir>) -> Result<LayerDir> {
         let path = root.layer_dir(self.path(id, "diff"))?;
         let link = self.link(root, id)?;

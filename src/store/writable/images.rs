@@ -1,0 +1,96 @@
+//! Images and their names. Called by the cli and by whoever takes images in.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Exclusive, files};
+use crate::store::error::{Error, Result};
+use crate::store::repositories::Repositories;
+use crate::store::single::Resolved;
+use crate::store::{Digest, Reference, imagedb};
+
+impl Exclusive<'_> {
+    /// A layer, checked with all below it.
+    pub(super) fn resolve(&self, chain: &Digest) -> Result<Arc<Resolved>> {
+        let mut known = self.known.lock();
+        if let Some(layer) = known.get(chain) {
+            return Ok(layer.clone());
+        }
+        let layerdb = self.store().layerdb();
+        let diffs = layerdb.diffs_below(chain)?;
+        let layers = self.store().layers(&diffs, &mut known)?;
+        let top = layers.last().filter(|top| top.record.chain_id == *chain);
+        top.cloned().ok_or_else(|| Error::LayerMissing {
+            chain: *chain,
+            path: self.store().root.full(layerdb.layer(chain)),
+        })
+    }
+
+    /// Adds an image, given its configuration; its layers must be there.
+    ///
+    /// Returns its ID, the SHA-256 of the configuration.
+    pub fn register_image(&self, config: &[u8]) -> Result<Digest> {
+        let id = Digest::of(config);
+        let path = self.writable.image_dir("imagedb/content/sha256");
+        let path = path.join(id.hex());
+        let parsed = imagedb::parse(&path, config)?;
+        self.store()
+            .layers(&parsed.diff_ids, &mut self.known.lock())?;
+        if self.store().imagedb().config(&id).is_err() {
+            files::replace(&self.writable.ours("tmp"), &path, 0o600, config)?;
+        }
+        Ok(id)
+    }
+
+    /// Notes that `image` was made from `parent`, as `docker commit` does.
+    pub fn set_parent(&self, image: &Digest, parent: &Digest) -> Result<()> {
+        let dir = self.writable.image_dir("imagedb/metadata/sha256");
+        let dir = dir.join(image.hex());
+        files::make_dir(&dir, 0o700)?;
+        let text = parent.to_string();
+        let path = dir.join("parent");
+        files::replace(&self.writable.ours("tmp"), &path, 0o600, text.as_bytes())
+    }
+
+    pub(super) fn repositories(&self) -> Result<Repositories> {
+        let path = self.store().repositories_path();
+        let names = self.store().repositories()?;
+        names.map_or_else(|| Repositories::parse(&path, b"{}"), Ok)
+    }
+
+    pub(super) fn write_repositories(&self, names: &Repositories) -> Result<()> {
+        let path = self.store().repositories_path();
+        let tmp = self.writable.ours("tmp");
+        files::replace(&tmp, &path, 0o600, &names.to_json())
+    }
+
+    /// Gives an image a name, taken from the image that had it, which is returned.
+    pub fn tag(&self, name: &Reference, id: &Digest) -> Result<Option<Digest>> {
+        // Also a damaged image has no business getting a name.
+        self.store().imagedb().config(id)?;
+        let mut names = self.repositories()?;
+        let previous = names.set(name, id);
+        if previous != Some(*id) {
+            self.write_repositories(&names)?;
+        }
+        Ok(previous)
+    }
+
+    /// Moves a damaged layer's record out of the way of a whole one. Its directory is
+    /// an orphan then, which prune removes.
+    pub(super) fn set_aside_damaged(&self, record: &Path) -> Result<()> {
+        if record.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        let aside = removing_name(record)?;
+        std::fs::rename(record, &aside).map_err(files::io("rename", record))
+    }
+}
+
+/// Under which name a layer's record waits for its end, as in Docker:
+/// `<chain ID>-<random>-removing`.
+pub(super) fn removing_name(record: &Path) -> Result<std::path::PathBuf> {
+    let mut name = record.file_name().unwrap_or_default().to_owned();
+    name.push(format!("-{}-removing", files::random_hex(8)?));
+    Ok(record.with_file_name(name))
+}

@@ -1,0 +1,190 @@
+//! A store that may be changed: ours, laid out as Docker's data root with the driver
+//! overlay2. Called by the cli and by the parts of `store` that take images in.
+//!
+//! ```text
+//! <root>/unionfs/format            "1": whose store this is; nothing is written without it
+//!                lock              flock: one writer at a time
+//!                removing          flock: readers shared, whoever takes away exclusive
+//!                containers/NAME   JSON: a named read-write layer (see `named`)
+//!                tmp/              files being written
+//!        image/overlay2/           repositories.json, imagedb, layerdb: as in Docker's
+//!        overlay2/                 the layers' directories and l/
+//! ```
+//! dockerd ignores `unionfs/`. Everything that is published is written beside its place,
+//! synced, and moved there by one rename, from the bottom up: layer directory, layerdb
+//! entry, image, name. It is taken away from the top down. So a crash leaves what
+//! [`Exclusive::garbage`] finds and readers never see; see docs/ARCHITECTURE.md.
+
+mod files;
+mod images;
+mod layout;
+mod staged;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+pub use staged::StagedLayer;
+
+use super::beneath::Beneath;
+use super::drivers;
+use super::error::{Error, Result};
+use super::single::{Cache, Store};
+use super::{Digest, Image};
+use crate::layer::Dialect;
+
+/// The driver whose layout our own store has.
+pub const DRIVER: &str = "overlay2";
+
+/// Our own store.
+#[derive(Debug)]
+pub struct Writable {
+    store: Store,
+}
+
+/// The right to change a store, until dropped. May be shared between threads.
+#[derive(Debug)]
+pub struct Exclusive<'s> {
+    writable: &'s Writable,
+    /// Layers known to be whole.
+    known: Mutex<Cache>,
+    _lock: File,
+}
+
+impl Writable {
+    /// Opens the store in `root`, making it if `root` does not exist or is empty.
+    ///
+    /// # Errors
+    /// [`Error::NotOurs`] where something else is, a dockerd's data root above all,
+    /// [`Error::NewerStore`] for a layout of a later version.
+    pub fn open(root: &Path) -> Result<Self> {
+        layout::prepare(root)?;
+        let root = Arc::new(Beneath::open(root)?);
+        layout::check(&root)?;
+        let owner = root.owner()?;
+        let unknown = || Error::UnknownDriver {
+            path: root.path().to_owned(),
+            driver: DRIVER.to_owned(),
+        };
+        let driver = drivers::by_name(DRIVER, owner).ok_or_else(unknown)?;
+        Ok(Self {
+            store: Store { root, driver },
+        })
+    }
+
+    /// As [`Writable::open`], but makes nothing: `None` where there is no store yet.
+    pub fn existing(root: &Path) -> Result<Option<Self>> {
+        match layout::is_ours(root)? {
+            true => Self::open(root).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// The store's root, absolute and without symlinks.
+    pub fn root(&self) -> &Path {
+        self.store.root()
+    }
+
+    /// For reading.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Which markers the layers of this store have: those of kernel overlayfs as root,
+    /// those of its `userxattr` form otherwise.
+    pub fn dialect(&self) -> Dialect {
+        self.store.driver.dialect()
+    }
+
+    /// Waits until no other process changes the store.
+    pub fn lock(&self) -> Result<Exclusive<'_>> {
+        let lock = self.flock("lock", FlockOperation::LockExclusive)?;
+        Ok(self.exclusive(lock))
+    }
+
+    /// As [`Writable::lock`], but does not wait: `None` while another process has it.
+    pub fn try_lock(&self) -> Result<Option<Exclusive<'_>>> {
+        match self.flock("lock", FlockOperation::NonBlockingLockExclusive) {
+            Ok(lock) => Ok(Some(self.exclusive(lock))),
+            Err(error) if error.errno() == Some(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn exclusive(&self, lock: File) -> Exclusive<'_> {
+        Exclusive {
+            writable: self,
+            known: Mutex::new(Cache::new()),
+            _lock: lock,
+        }
+    }
+
+    /// A lock that goes with the descriptor; each call opens anew, so threads exclude
+    /// each other too.
+    fn flock(&self, name: &str, operation: FlockOperation) -> Result<File> {
+        let path = self.ours(name);
+        let file = File::open(&path).map_err(files::io("open", &path))?;
+        loop {
+            match rustix::fs::flock(&file, operation) {
+                Ok(()) => return Ok(file),
+                Err(Errno::INTR) => (),
+                Err(errno) => return Err(Error::io("lock", &path, errno)),
+            }
+        }
+    }
+
+    /// A path of `unionfs/`.
+    fn ours(&self, name: &str) -> PathBuf {
+        self.root().join(layout::OURS).join(name)
+    }
+
+    /// A path of `image/overlay2/`.
+    fn image_dir(&self, name: &str) -> PathBuf {
+        let mut path = self.root().join("image");
+        path.extend([DRIVER, name]);
+        path
+    }
+
+    /// A layer's directory.
+    fn layer_dir(&self, cache_id: &str) -> PathBuf {
+        self.root().join(DRIVER).join(cache_id)
+    }
+
+    /// The link that is a layer's short name.
+    fn short_link(&self, link: &str) -> PathBuf {
+        self.root().join(DRIVER).join("l").join(link)
+    }
+}
+
+impl Exclusive<'_> {
+    /// The store that is locked.
+    pub fn writable(&self) -> &Writable {
+        self.writable
+    }
+
+    fn store(&self) -> &Store {
+        &self.writable.store
+    }
+
+    /// Whether the layer with this chain ID and all below it are there and consistent.
+    /// A damaged one counts as missing: committing it again replaces it.
+    pub fn has_layer(&self, chain: &Digest) -> Result<bool> {
+        if self.known.lock().contains_key(chain) {
+            return Ok(true);
+        }
+        match self.resolve(chain) {
+            Ok(_) => Ok(true),
+            Err(error @ Error::Io { .. }) => Err(error),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// The image of that ID, with every layer verified.
+    pub fn image(&self, id: &Digest) -> Result<Image> {
+        self.store().image(id)
+    }
+}

@@ -1,0 +1,197 @@
+//! A layer being written: its directory below `overlay2/` and its record in
+//! `layerdb/tmp/`, both gone again unless committed. Called by whoever takes layers in.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use rustix::fs::{Mode, OFlags};
+
+use super::{Exclusive, files};
+use crate::layer::Dialect;
+use crate::store::ephemeral::remove_upper;
+use crate::store::error::{Error, Result};
+use crate::store::{Digest, chain};
+
+/// A layer that nobody sees yet. Dropping it removes everything.
+#[derive(Debug)]
+pub struct StagedLayer<'e> {
+    exclusive: &'e Exclusive<'e>,
+    parent: Option<Digest>,
+    made: Made,
+    diff: OwnedFd,
+    /// Writes `tar-split.json.gz`.
+    split: GzEncoder<BufWriter<File>>,
+}
+
+/// A directory of the driver, before anything refers to it.
+#[derive(Debug)]
+pub(super) struct Made {
+    /// Name of the directory, 64 hexadecimal digits.
+    pub(super) cache_id: String,
+    /// `overlay2/<cache ID>`.
+    pub(super) dir: PathBuf,
+    link: PathBuf,
+    /// What else belongs to it: the record in `layerdb/tmp/`.
+    pub(super) record: Option<PathBuf>,
+    keep: bool,
+}
+
+impl Made {
+    /// Something refers to it now.
+    pub(super) fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        // What cannot be removed is an orphan, which prune finds.
+        let _ = files::remove_file(&self.link);
+        for dir in self.record.iter().chain([&self.dir]) {
+            if let Err(error) = remove_upper(dir) {
+                tracing::warn!(%error, "staging left behind");
+            }
+        }
+    }
+}
+
+impl<'e> Exclusive<'e> {
+    /// An empty layer above the layer `parent`; `None`: a base layer.
+    pub fn stage_layer(&'e self, parent: Option<&Digest>) -> Result<StagedLayer<'e>> {
+        let below = parent.map(|parent| self.resolve(parent)).transpose()?;
+        let mut made = self.make_layer_dir(below.as_ref().map(|b| b.dir.chain.as_str()))?;
+        let tmp = self.writable.image_dir("layerdb/tmp");
+        let record = tmp.join(format!("write-set-{}", files::random_hex(16)?));
+        // From here on it is removed with the rest.
+        let record: &Path = made.record.insert(record);
+        files::new_dir(record, 0o755)?;
+        let split = files::create(&record.join("tar-split.json.gz"), 0o644)?;
+        let path = made.dir.join("diff");
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let diff = rustix::fs::open(&path, flags, Mode::empty())
+            .map_err(|errno| Error::io("open", &path, errno))?;
+        Ok(StagedLayer {
+            exclusive: self,
+            parent: parent.copied(),
+            made,
+            diff,
+            split: GzEncoder::new(BufWriter::new(split), Compression::default()),
+        })
+    }
+
+    /// Makes `overlay2/<new>/` with `diff`, `link`, and above other layers `lower` and
+    /// `work`, and the link in `overlay2/l/`.
+    pub(super) fn make_layer_dir(&self, lower: Option<&str>) -> Result<Made> {
+        let cache_id = files::random_hex(32)?;
+        let link = files::random_link()?;
+        let made = Made {
+            dir: self.writable.layer_dir(&cache_id),
+            link: self.writable.short_link(&link),
+            record: None,
+            keep: false,
+            cache_id,
+        };
+        files::new_dir(&made.dir, 0o710)?;
+        files::new_dir(&made.dir.join("diff"), 0o755)?;
+        let target = format!("../{}/diff", made.cache_id);
+        std::os::unix::fs::symlink(target, &made.link).map_err(files::io("create", &made.link))?;
+        files::write_new(&made.dir.join("link"), 0o644, link.as_bytes())?;
+        if let Some(lower) = lower {
+            files::write_new(&made.dir.join("lower"), 0o644, lower.as_bytes())?;
+            files::new_dir(&made.dir.join("work"), 0o700)?;
+        }
+        Ok(made)
+    }
+
+    /// Marks a layer as one with others on top, as Docker does.
+    pub(super) fn mark_committed(&self, layer: &Digest) -> Result<()> {
+        let cache_id = self.resolve(layer)?.record.cache_id.clone();
+        let path = self.writable.layer_dir(cache_id.as_str()).join("committed");
+        match files::create(&path, 0o600) {
+            Err(error) if error.errno() != Some(rustix::io::Errno::EXIST) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl StagedLayer<'_> {
+    /// The directory for the layer's files.
+    pub fn diff(&self) -> BorrowedFd<'_> {
+        self.diff.as_fd()
+    }
+
+    /// Its path.
+    pub fn diff_path(&self) -> PathBuf {
+        self.made.dir.join("diff")
+    }
+
+    /// How whiteouts and opaque directories are to be marked.
+    pub fn dialect(&self) -> Dialect {
+        self.exclusive.writable.dialect()
+    }
+
+    /// Where the lines of tar-split go; they are compressed here.
+    pub fn split(&mut self) -> &mut (impl Write + Send + use<>) {
+        &mut self.split
+    }
+
+    /// [`StagedLayer::diff`] and [`StagedLayer::split`], to be used together.
+    pub fn parts(&mut self) -> (BorrowedFd<'_>, &mut (impl Write + Send + use<>)) {
+        (self.diff.as_fd(), &mut self.split)
+    }
+
+    /// Makes it a layer: everything synced, then one rename. Where the store has that
+    /// layer already, the staged one is removed; a damaged one is replaced.
+    ///
+    /// `size`: bytes of its files as Docker counts them.
+    ///
+    /// Returns the chain ID.
+    pub fn commit(self, diff_id: Digest, size: u64) -> Result<Digest> {
+        let Self {
+            exclusive,
+            parent,
+            made,
+            diff,
+            split,
+        } = self;
+        let chain = chain::next(parent.as_ref(), &diff_id);
+        if exclusive.has_layer(&chain)? {
+            return Ok(chain);
+        }
+        let record = made.record.clone().unwrap_or_default();
+        let file = record.join("tar-split.json.gz");
+        let write = files::io("write", &file);
+        let mut file = split.finish().map_err(write)?;
+        file.flush()
+            .map_err(files::io("write", &record.join("tar-split.json.gz")))?;
+        let text = |name: &str, text: String| {
+            let path = record.join(name);
+            let mut file = files::create(&path, 0o644)?;
+            file.write_all(text.as_bytes())
+                .map_err(files::io("write", &path))
+        };
+        text("diff", diff_id.to_string())?;
+        text("cache-id", made.cache_id.clone())?;
+        text("size", size.to_string())?;
+        if let Some(parent) = &parent {
+            text("parent", parent.to_string())?;
+            exclusive.mark_committed(parent)?;
+        }
+        // Everything at once: a layer may have a million files.
+        rustix::fs::syncfs(&diff).map_err(|errno| Error::io("sync", &made.dir, errno))?;
+        let target = exclusive.writable.image_dir("layerdb/sha256");
+        let target = target.join(chain.hex());
+        exclusive.set_aside_damaged(&target)?;
+        std::fs::rename(&record, &target).map_err(files::io("rename", &target))?;
+        made.keep();
+        files::sync_parent(&target)?;
+        Ok(chain)
+    }
+}

@@ -1,0 +1,177 @@
+//! Our own store, written through the library: what is there after each step, and what
+//! is not.
+
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use unionfs::store::writable::Exclusive;
+use unionfs::store::{Digest, Error, Reference, Writable};
+
+use super::{children, discover};
+
+/// A directory for a store, not made yet.
+pub(crate) struct Own {
+    _temp: tempfile::TempDir,
+    pub(crate) root: PathBuf,
+}
+
+impl Own {
+    pub(crate) fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().canonicalize().unwrap().join("own");
+        Self { _temp: temp, root }
+    }
+
+    pub(crate) fn open(&self) -> Writable {
+        Writable::open(&self.root).unwrap()
+    }
+
+    /// What is in `dir` of the store.
+    pub(crate) fn names(&self, dir: &str) -> Vec<String> {
+        let paths = children(&self.root.join(dir));
+        let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+        paths.iter().map(name).collect()
+    }
+}
+
+/// Commits a layer that holds a file of that content; its digest is not of any tar.
+pub(crate) fn layer(store: &Exclusive<'_>, parent: Option<&Digest>, content: &str) -> Digest {
+    let mut staged = store.stage_layer(parent).unwrap();
+    std::fs::write(staged.diff_path().join("file"), content).unwrap();
+    staged.split().write_all(b"{}\n").unwrap();
+    let diff_id = Digest::of(content.as_bytes());
+    staged.commit(diff_id, content.len() as u64).unwrap()
+}
+
+pub(crate) fn config(diffs: &[&str]) -> Vec<u8> {
+    let diff_ids: Vec<String> = diffs
+        .iter()
+        .map(|content| Digest::of(content.as_bytes()).to_string())
+        .collect();
+    let rootfs = json!({"type": "layers", "diff_ids": diff_ids});
+    let config = json!({"architecture": "amd64", "os": "linux", "rootfs": rootfs});
+    config.to_string().into_bytes()
+}
+
+/// Layers with these contents, base first, and an image of them.
+pub(crate) fn image(store: &Exclusive<'_>, name: &str, contents: &[&str]) -> Digest {
+    let mut parent = None;
+    for content in contents {
+        parent = Some(layer(store, parent.as_ref(), content));
+    }
+    let id = store.register_image(&config(contents)).unwrap();
+    store.tag(&Reference::parse(name).unwrap(), &id).unwrap();
+    id
+}
+
+#[test]
+fn an_image_written_is_found_with_its_layers() {
+    let own = Own::new();
+    let store = own.open();
+    let locked = store.lock().unwrap();
+    let id = image(&locked, "app:1", &["base", "top"]);
+    assert!(store.try_lock().unwrap().is_none());
+    drop(locked);
+    let found = discover(&own.root).unwrap().find("app:1").unwrap();
+    assert_eq!((found.id, found.size), (id, 7));
+    assert_eq!(
+        std::fs::read(found.layers[1].spec.path.join("file")).unwrap(),
+        b"top"
+    );
+    let base = found.layers[0].spec.path.parent().unwrap();
+    let top = found.layers[1].spec.path.parent().unwrap();
+    let has = |dir: &Path, name: &str| dir.join(name).exists();
+    assert_eq!(
+        base.join("committed").metadata().unwrap().mode() & 0o777,
+        0o600
+    );
+    assert!(!has(top, "committed") && has(top, "work") && !has(base, "work"));
+    assert_eq!(own.names("image/overlay2/layerdb/tmp"), [""; 0]);
+    assert_eq!(own.names("unionfs/tmp"), [""; 0]);
+}
+
+#[test]
+fn a_layer_that_is_not_committed_leaves_nothing() {
+    let own = Own::new();
+    let store = own.open();
+    let locked = store.lock().unwrap();
+    let before = own.names("overlay2");
+    drop(locked.stage_layer(None).unwrap());
+    assert_eq!(own.names("overlay2"), before);
+    assert_eq!(own.names("overlay2/l"), [""; 0]);
+    assert_eq!(own.names("image/overlay2/layerdb/tmp"), [""; 0]);
+    // The same layer once more: the first stays.
+    layer(&locked, None, "x");
+    let before = own.names("overlay2");
+    layer(&locked, None, "x");
+    assert_eq!(own.names("overlay2"), before);
+    assert_eq!(own.names("overlay2/l").len(), 1);
+}
+
+#[test]
+fn what_an_image_needs_must_be_there() {
+    let own = Own::new();
+    let store = own.open();
+    let locked = store.lock().unwrap();
+    let missing = Digest::of(b"missing");
+    assert!(matches!(
+        locked.stage_layer(Some(&missing)),
+        Err(Error::LayerMissing { .. })
+    ));
+    assert!(matches!(
+        locked.register_image(&config(&["missing"])),
+        Err(Error::LayerMissing { .. })
+    ));
+    assert!(matches!(
+        locked.tag(&Reference::parse("a").unwrap(), &missing),
+        Err(Error::ConfigMissing { .. })
+    ));
+    assert_eq!(own.names("image/overlay2/imagedb/content/sha256"), [""; 0]);
+}
+
+#[test]
+fn a_damaged_layer_is_replaced_by_a_whole_one() {
+    let own = Own::new();
+    let store = own.open();
+    let id = image(&store.lock().unwrap(), "app", &["base", "top"]);
+    let stores = discover(&own.root).unwrap();
+    let lost = stores.find("app").unwrap().layers[1].spec.path.clone();
+    std::fs::remove_dir_all(&lost).unwrap();
+    assert!(stores.find("app").is_err());
+    assert_eq!(image(&store.lock().unwrap(), "app", &["base", "top"]), id);
+    assert_ne!(stores.find("app").unwrap().layers[1].spec.path, lost);
+}
+
+#[test]
+fn only_a_store_of_ours_is_written_to() {
+    let own = Own::new();
+    for foreign in ["image", "overlay2", "containers", "engine-id", "etc"] {
+        std::fs::create_dir_all(own.root.join(foreign)).unwrap();
+        let error = Writable::open(&own.root).unwrap_err();
+        assert!(matches!(error, Error::NotOurs { .. }), "{error}");
+        assert_eq!(own.names(""), [foreign]);
+        std::fs::remove_dir(own.root.join(foreign)).unwrap();
+    }
+    std::fs::create_dir(own.root.join("rw")).unwrap();
+    own.open();
+    // A dockerd has been let loose on it.
+    std::fs::create_dir(own.root.join("buildkit")).unwrap();
+    assert!(matches!(
+        Writable::open(&own.root),
+        Err(Error::NotOurs { .. })
+    ));
+    std::fs::remove_dir(own.root.join("buildkit")).unwrap();
+    std::fs::write(own.root.join("unionfs/format"), "2").unwrap();
+    assert!(matches!(
+        Writable::open(&own.root),
+        Err(Error::NewerStore { .. })
+    ));
+    std::fs::write(own.root.join("unionfs/format"), "1").unwrap();
+    // A directory that leads elsewhere.
+    let l = own.root.join("overlay2/l");
+    std::fs::remove_dir(&l).unwrap();
+    std::os::unix::fs::symlink("/tmp", &l).unwrap();
+    assert!(Writable::open(&own.root).is_err());
+}
