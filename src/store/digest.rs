@@ -20,6 +20,11 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// Of all that went into a hash.
+    pub(crate) fn from_hash(hash: Sha256) -> Self {
+        Self(hash.finalize().into())
+    }
+
     /// From `sha256:<64 hex>`; `None` for any other form.
     pub fn parse(text: &str) -> Option<Self> {
         Self::from_hex(text.strip_prefix("sha256:")?)

@@ -263,6 +263,9 @@ pub enum Error {
         /// What it holds, quoted and shortened.
         found: String,
     },
+    /// A layer's tar, or what is needed to make it again, is bad.
+    #[error(transparent)]
+    Tar(#[from] super::tarball::TarError),
 }
 
 impl Error {

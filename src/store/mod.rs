@@ -30,6 +30,7 @@ mod repositories;
 pub mod roots;
 mod single;
 mod stores;
+pub mod tarball;
 pub mod writable;
 
 pub use containers::Container;

@@ -1,0 +1,111 @@
+//! What can be wrong with a layer tar or its tar-split. Called by `tarball`; part of
+//! [`crate::store::Error`].
+
+use std::io;
+
+use rustix::io::Errno;
+
+use crate::store::error::excerpt;
+
+/// A failure while a layer tar is read, unpacked or rebuilt.
+#[derive(Debug, thiserror::Error)]
+pub enum TarError {
+    /// An entry that no layer may have.
+    #[error("layer tar, entry {entry}: {what}")]
+    Entry {
+        /// The entry's name, quoted and shortened.
+        entry: String,
+        /// What is wrong, and what to do.
+        what: String,
+    },
+    /// Bytes that are no tar.
+    #[error("layer tar, at byte {offset}: {what}; get the image again")]
+    Stream {
+        /// Offset in the uncompressed stream.
+        offset: u64,
+        /// What is wrong there.
+        what: &'static str,
+    },
+    /// The stream itself failed: truncated, or not what its compression promises.
+    #[error("layer tar, at byte {offset}: cannot read: {source}")]
+    Read {
+        /// Offset in the uncompressed stream.
+        offset: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file could not be created or changed.
+    #[error("layer tar, entry {entry}: cannot {action}: {source}{}", remedy(*source))]
+    Place {
+        /// The entry's name, quoted and shortened.
+        entry: String,
+        /// What was being done.
+        action: &'static str,
+        /// The errno.
+        source: Errno,
+    },
+    /// More than the caller allows.
+    #[error("layer tar: more than {limit} {what}: refused as a possible bomb")]
+    Limit {
+        /// Of what: "bytes", "entries".
+        what: &'static str,
+        /// How many are allowed.
+        limit: u64,
+    },
+    /// Malformed tar-split.
+    #[error("tar-split, line {line}: {what}; load or pull the image again")]
+    Split {
+        /// Line, from 1.
+        line: u64,
+        /// What is wrong there.
+        what: String,
+    },
+    /// A layer's file is not what the tar-split says.
+    #[error("layer file {path}: {what}; load or pull the image again")]
+    Damaged {
+        /// The path in the layer, quoted and shortened.
+        path: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// What was made could not be written.
+    #[error("cannot write the {what}: {source}")]
+    Write {
+        /// "tar" or "tar-split".
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The thread that hashes could not be started, or ended early.
+    #[error("cannot hash the layer: {0}")]
+    Hash(io::Error),
+}
+
+pub(super) type Result<T> = std::result::Result<T, TarError>;
+
+impl TarError {
+    pub(super) fn entry(name: &[u8], what: impl Into<String>) -> Self {
+        Self::Entry {
+            entry: excerpt(name),
+            what: what.into(),
+        }
+    }
+
+    pub(super) fn place(name: &[u8], action: &'static str, source: Errno) -> Self {
+        Self::Place {
+            entry: excerpt(name),
+            action,
+            source,
+        }
+    }
+}
+
+fn remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::PERM | Errno::ACCESS => "; this needs root",
+        Errno::NOSPC | Errno::DQUOT => "; free some space",
+        Errno::INVAL => "; in a user namespace, map the owner",
+        Errno::NOSYS => "; openat2 is needed: Linux 5.6 or newer, not blocked by a sandbox",
+        _ => "",
+    }
+}

@@ -1,0 +1,461 @@
+//! Entries become files below one directory, and nowhere else. Called by `unpack`.
+//!
+//! A parent directory is found by `openat2(RESOLVE_IN_ROOT)`: symlinks on the way, as an
+//! earlier entry may have made them, mean what they mean to a process whose root is the
+//! layer, which is how Docker unpacks. The last component is never followed.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Dir, Mode, OFlags, ResolveFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::clean;
+use super::error::{Result, TarError};
+use super::header::{Entry, Kind};
+use crate::layer::Dialect;
+use crate::layer::at::{At, is_valid_name, timestamps};
+use crate::layer::markers::{Marker, WH_OPAQUE, WH_PREFIX, Writer};
+use crate::layer::types::FileKind;
+
+/// Where files of a layer are made.
+pub(super) struct Place<'d> {
+    root: BorrowedFd<'d>,
+    dialect: Dialect,
+    /// Only root can give files away; anybody else keeps them.
+    owners: bool,
+    /// The parent used last.
+    parent: Option<(Vec<u8>, OwnedFd)>,
+    /// Modes and times of directories, which are set when all is in them.
+    directories: Vec<(Vec<u8>, Entry)>,
+    /// Bytes of files, each inode once, and of symlinks' targets.
+    size: u64,
+}
+
+/// Opens a path of the layer as a process would whose root is the layer.
+pub(super) fn open_in(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+) -> std::result::Result<OwnedFd, Errno> {
+    let path: &[u8] = if path.is_empty() { b"." } else { path };
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    // EAGAIN: something was renamed meanwhile, elsewhere on the system.
+    loop {
+        match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Err(Errno::AGAIN) => {}
+            other => return other,
+        }
+    }
+}
+
+const DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
+
+/// A path's directory and its last component.
+pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&b| b == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+impl<'d> Place<'d> {
+    pub(super) fn new(root: BorrowedFd<'d>, dialect: Dialect) -> Self {
+        Self {
+            root,
+            dialect,
+            owners: rustix::process::geteuid().is_root(),
+            parent: None,
+            directories: Vec::new(),
+            size: 0,
+        }
+    }
+
+    /// What Docker calls the layer's size.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The directory of that path, made where it is missing.
+    fn directory(&mut self, entry: &[u8], path: &[u8]) -> Result<&OwnedFd> {
+        let known = self.parent.as_ref().is_some_and(|(known, _)| known == path);
+        if !known {
+            let fd = match open_in(self.root, path, DIR) {
+                Err(Errno::NOENT) => self.make_parents(entry, path)?,
+                other => other.map_err(|e| TarError::place(entry, "open the directory of it", e))?,
+            };
+            self.parent = Some((path.to_vec(), fd));
+        }
+        match &self.parent {
+            Some((_, fd)) => Ok(fd),
+            None => Err(TarError::place(entry, "open the directory of it", Errno::NOENT)),
+        }
+    }
+
+    fn make_parents(&self, entry: &[u8], path: &[u8]) -> Result<OwnedFd> {
+        let fail = |action| move |e| TarError::place(entry, action, e);
+        let mut above = open_in(self.root, b"", DIR).map_err(fail("open the layer for it"))?;
+        let ends = path.iter().enumerate().filter(|&(_, &b)| b == b'/');
+        for end in ends.map(|(at, _)| at).chain([path.len()]) {
+            let part = &path[..end];
+            let next = match open_in(self.root, part, DIR) {
+                Err(Errno::NOENT) => {
+                    // A dangling symlink is EEXIST here.
+                    let at = At::new(above.as_fd(), split(part).1);
+                    at.mkdir(0o755)
+                        .and_then(|()| at.chmod(0o755))
+                        .map_err(fail("create the directory of it"))?;
+                    at.open_dir_path()
+                }
+                other => other,
+            };
+            above = next.map_err(fail("open the directory of it"))?;
+        }
+        Ok(above)
+    }
+
+    /// Where an entry goes; `None` for the layer's root.
+    fn target<'p>(&mut self, name: &[u8], path: &'p [u8]) -> Result<Option<(&OwnedFd, &'p [u8])>> {
+        if path.is_empty() {
+            return Ok(None);
+        }
+        let (parent, last) = split(path);
+        Ok(Some((self.directory(name, parent)?, last)))
+    }
+
+    /// Makes an entry that has no content; a whiteout included. `path`: its cleaned name.
+    pub(super) fn node(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        if path.is_empty() {
+            return self.root_entry(entry);
+        }
+        match entry.kind {
+            Kind::Directory => self.make_directory(path, entry),
+            Kind::HardLink => self.hard_link(path, entry),
+            Kind::Symlink => {
+                self.make(path, entry, "create the symlink", |at| at.symlink(&entry.link))?;
+                self.size += entry.link.len() as u64;
+                // It may lie on the way to what was opened by the same path.
+                self.parent = None;
+                self.metadata(path, entry)
+            }
+            Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {
+                let kind = match entry.kind {
+                    Kind::CharDevice => FileKind::CharDevice,
+                    Kind::BlockDevice => FileKind::BlockDevice,
+                    _ => FileKind::Fifo,
+                };
+                let action = match kind {
+                    FileKind::Fifo => "create the fifo",
+                    _ => "create the device node",
+                };
+                self.make(path, entry, action, |at| {
+                    at.mknod(kind, entry.perm, entry.device)
+                })?;
+                self.metadata(path, entry)
+            }
+            Kind::Regular | Kind::Global => Ok(()),
+        }
+    }
+
+    fn root_entry(&mut self, entry: &Entry) -> Result<()> {
+        match entry.kind {
+            Kind::Directory => self.metadata(b"", entry),
+            Kind::Global => Ok(()),
+            _ => {
+                let what = "replaces the layer's root; not a valid layer";
+                Err(TarError::entry(&entry.name, what))
+            }
+        }
+    }
+
+    /// Calls `make` on the path, after removing what an earlier entry put there.
+    fn make<T>(
+        &mut self,
+        path: &[u8],
+        entry: &Entry,
+        action: &'static str,
+        make: impl Fn(At<'_>) -> std::result::Result<T, Errno>,
+    ) -> Result<T> {
+        for again in [true, false] {
+            let Some((dir, last)) = self.target(&entry.name, path)? else {
+                break;
+            };
+            match make(At::new(dir.as_fd(), last)) {
+                Err(Errno::EXIST) if again => self.replace(path, entry)?,
+                other => return other.map_err(|e| TarError::place(&entry.name, action, e)),
+            }
+        }
+        Err(TarError::place(&entry.name, action, Errno::EXIST))
+    }
+
+    /// Creates the file of a regular entry, to be written by the caller.
+    pub(super) fn create(&mut self, path: &[u8], entry: &Entry) -> Result<OwnedFd> {
+        if path.is_empty() {
+            self.root_entry(entry)?;
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        self.make(path, entry, "create the file", |at| at.open(flags, 0o600))
+    }
+
+    /// Ends a regular file: its owner, mode, xattrs and times.
+    pub(super) fn finish_file(&mut self, entry: &Entry, fd: &OwnedFd, size: u64) -> Result<()> {
+        self.size = self.size.saturating_add(size);
+        let at = At::fd(fd.as_fd());
+        self.own(at, entry)?;
+        xattrs(at, entry)?;
+        let fail = |action| move |e| TarError::place(&entry.name, action, e);
+        let mode = Mode::from_raw_mode(entry.perm);
+        rustix::fs::fchmod(fd, mode).map_err(fail("set the mode"))?;
+        let times = timestamps(entry.atime, entry.mtime);
+        rustix::fs::futimens(fd, &times).map_err(fail("set the times"))
+    }
+
+    fn make_directory(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        let fail = |e| TarError::place(&entry.name, "create the directory", e);
+        let mut opaque = false;
+        let merged = {
+            let Some((dir, last)) = self.target(&entry.name, path)? else {
+                return Ok(());
+            };
+            let at = At::new(dir.as_fd(), last);
+            match at.mkdir(0o700) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => {
+                    let stat = at.stat().map_err(fail)?;
+                    opaque = stat.is_chardev_whiteout();
+                    stat.kind == FileKind::Directory
+                }
+                Err(e) => return Err(fail(e)),
+            }
+        };
+        if !merged {
+            self.make(path, entry, "create the directory", |at| at.mkdir(0o700))?;
+        }
+        if opaque {
+            // `.wh.NAME` came before NAME: what the lower layers have stays hidden.
+            self.set_opaque(&entry.name, path)?;
+        }
+        self.metadata(path, entry)
+    }
+
+    fn hard_link(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        let Some(source) = clean(&entry.link).filter(|link| !link.is_empty()) else {
+            let link = crate::store::error::excerpt(&entry.link);
+            let what = format!("is a hard link to {link}, outside of the layer; refused");
+            return Err(TarError::entry(&entry.name, what));
+        };
+        if source == path {
+            return Ok(());
+        }
+        let fail = |e| TarError::place(&entry.name, "find the target of the hard link", e);
+        let (parent, last) = split(&source);
+        let from = open_in(self.root, parent, DIR).map_err(fail)?;
+        let from = At::new(from.as_fd(), last);
+        from.stat().map_err(fail)?;
+        self.make(path, entry, "create the hard link", |at| from.link_to(at))
+    }
+
+    /// Owner, mode, xattrs and times of anything but a regular file; `path` names it.
+    fn metadata(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        let (parent, last) = split(path);
+        let root = self.root;
+        let at = match path {
+            b"" => None,
+            _ => Some(self.directory(&entry.name, parent)?.try_clone()),
+        };
+        let parent = at.transpose().map_err(|e| {
+            let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
+            TarError::place(&entry.name, "open the directory of it", errno)
+        })?;
+        let at = match &parent {
+            None => At::fd(root),
+            Some(dir) => At::new(dir.as_fd(), last),
+        };
+        self.own(at, entry)?;
+        xattrs(at, entry)?;
+        let fail = |action| move |e| TarError::place(&entry.name, action, e);
+        if entry.kind == Kind::Directory {
+            // Until all is in it, we must be able to write to it.
+            at.chmod(entry.perm | 0o700).map_err(fail("set the mode"))?;
+            let late = Entry {
+                link: Vec::new(),
+                xattrs: Vec::new(),
+                ..entry.clone()
+            };
+            self.directories.push((path.to_vec(), late));
+            return Ok(());
+        }
+        if entry.kind != Kind::Symlink {
+            at.chmod(entry.perm).map_err(fail("set the mode"))?;
+        }
+        let times = timestamps(entry.atime, entry.mtime);
+        at.set_times(&times).map_err(fail("set the times"))
+    }
+
+    fn own(&self, at: At<'_>, entry: &Entry) -> Result<()> {
+        if !self.owners {
+            return Ok(());
+        }
+        at.chown(Some(entry.uid), Some(entry.gid))
+            .map_err(|e| TarError::place(&entry.name, "set the owner", e))
+    }
+
+    /// Sets the modes and times of directories, inner ones first.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        self.parent = None;
+        for (path, entry) in std::mem::take(&mut self.directories).into_iter().rev() {
+            let (parent, last) = split(&path);
+            // What is no directory any more was replaced by a later entry.
+            let Ok(dir) = open_in(self.root, parent, DIR) else {
+                continue;
+            };
+            let Ok(dir) = At::new(dir.as_fd(), last).open_dir_path() else {
+                continue;
+            };
+            let name = &entry.name;
+            let fail = |action| move |e| TarError::place(name, action, e);
+            let at = At::fd(dir.as_fd());
+            if entry.perm & 0o700 != 0o700 {
+                at.chmod(entry.perm).map_err(fail("set the mode"))?;
+            }
+            let times = timestamps(entry.atime, entry.mtime);
+            at.set_times(&times).map_err(fail("set the times"))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the whiteout that an entry called `.wh.NAME` or `.wh..wh..opq` stands for.
+    /// `false` if it is another entry.
+    pub(super) fn whiteout(&mut self, path: &[u8], entry: &Entry) -> Result<bool> {
+        let (parent, last) = split(path);
+        if last == WH_OPAQUE {
+            self.directory(&entry.name, parent)?;
+            self.set_opaque(&entry.name, parent)?;
+            return Ok(true);
+        }
+        let Some(hidden) = last.strip_prefix(WH_PREFIX) else {
+            return Ok(false);
+        };
+        if hidden.starts_with(WH_PREFIX) {
+            // Notes that AUFS keeps for itself, such as .wh..wh.plnk.
+            return Ok(true);
+        }
+        if !is_valid_name(hidden) {
+            let what = "is a whiteout of nothing; not a valid layer";
+            return Err(TarError::entry(&entry.name, what));
+        }
+        let fail = |e| TarError::place(&entry.name, "create the whiteout", e);
+        let wh_names = self.dialect.wh_names;
+        let dir = self.directory(&entry.name, parent)?;
+        let at = At::new(dir.as_fd(), hidden);
+        match at.mknod(FileKind::CharDevice, 0, (0, 0)) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                // What this layer has itself stays; the whiteout is for those below.
+                if at.stat().map_err(fail)?.kind == FileKind::Directory {
+                    let path = [parent, hidden].join(&b'/');
+                    self.set_opaque(&entry.name, &path)?;
+                }
+            }
+            Err(Errno::PERM) if wh_names => empty_file(At::new(dir.as_fd(), last)).map_err(fail)?,
+            Err(e) => return Err(fail(e)),
+        }
+        Ok(true)
+    }
+
+    fn set_opaque(&self, name: &[u8], path: &[u8]) -> Result<()> {
+        let fail = |e| TarError::place(name, "make the directory opaque", e);
+        let clean_path = path.strip_prefix(b"/").unwrap_or(path);
+        let dir = open_in(self.root, clean_path, DIR).map_err(fail)?;
+        let at = At::fd(dir.as_fd());
+        let mut last = Errno::OPNOTSUPP;
+        for (on, trusted) in [(self.dialect.trusted, true), (self.dialect.user, false)] {
+            if on {
+                match (Writer { trusted }).set(at, Marker::Opaque, b"y") {
+                    Ok(()) => return Ok(()),
+                    Err(errno) => last = errno,
+                }
+            }
+        }
+        if self.dialect.wh_names {
+            return empty_file(At::new(dir.as_fd(), WH_OPAQUE)).map_err(fail);
+        }
+        Err(fail(last))
+    }
+
+    /// Removes what an earlier entry left at a path.
+    fn replace(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        self.parent = None;
+        let (parent, last) = split(path);
+        let dir = open_in(self.root, parent, DIR)
+            .map_err(|e| TarError::place(&entry.name, "open the directory of it", e))?;
+        self.remove(At::new(dir.as_fd(), last), &entry.name)
+    }
+
+    /// Content that would be lost for the tar-split must not go.
+    fn remove(&mut self, at: At<'_>, name: &[u8]) -> Result<()> {
+        let fail = |e| TarError::place(name, "replace the earlier entry", e);
+        let stat = at.stat().map_err(fail)?;
+        match stat.kind {
+            FileKind::Regular if stat.size > 0 && stat.nlink == 1 => {
+                let what = "replaces a file that the same layer has before it; \
+                            such layers are not supported, flatten the image";
+                return Err(TarError::entry(name, what));
+            }
+            FileKind::Directory => {
+                self.empty(at, name)?;
+                return at.rmdir().map_err(fail);
+            }
+            FileKind::Symlink => self.size = self.size.saturating_sub(stat.size),
+            _ => {}
+        }
+        at.unlink().map_err(fail)
+    }
+
+    fn empty(&mut self, at: At<'_>, name: &[u8]) -> Result<()> {
+        let fail = |e| TarError::place(name, "replace the earlier entry", e);
+        let fd = at.open(OFlags::RDONLY | OFlags::DIRECTORY, 0).map_err(fail)?;
+        let mut names = Vec::new();
+        for found in Dir::read_from(&fd).map_err(fail)? {
+            let found = found.map_err(fail)?.file_name().to_bytes().to_vec();
+            if is_valid_name(&found) {
+                names.push(found);
+            }
+        }
+        for inner in names {
+            self.remove(At::new(fd.as_fd(), &inner), name)?;
+        }
+        Ok(())
+    }
+}
+
+fn empty_file(at: At<'_>) -> std::result::Result<(), Errno> {
+    match at.mknod(FileKind::Regular, 0o600, (0, 0)) {
+        Err(Errno::EXIST) => Ok(()),
+        other => other,
+    }
+}
+
+/// Sets the xattrs of an entry. Markers of an overlay are not taken from a tar: a layer
+/// says what it hides by whiteouts.
+fn xattrs(at: At<'_>, entry: &Entry) -> Result<()> {
+    const MARKERS: [&[u8]; 3] = [b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs."];
+    for (name, value) in &entry.xattrs {
+        if MARKERS.iter().any(|marker| name.starts_with(marker)) {
+            tracing::debug!(entry = ?entry.name.escape_ascii(), "overlay marker in a tar dropped");
+            continue;
+        }
+        let Ok(name) = CString::new(name.as_slice()) else {
+            return Err(TarError::entry(&entry.name, "xattr with NUL in its name; not a valid layer"));
+        };
+        match at.set_xattr(&name, value, XattrFlags::empty()) {
+            Ok(()) => {}
+            // The file system or a plain user cannot have it; as Docker, go on without.
+            Err(Errno::OPNOTSUPP | Errno::PERM) => {
+                tracing::warn!(entry = ?entry.name.escape_ascii(), xattr = ?name, "not set");
+            }
+            Err(e) => return Err(TarError::place(&entry.name, "set an xattr", e)),
+        }
+    }
+    Ok(())
+}
