@@ -19,8 +19,7 @@ impl Tree {
         if stat_differs(before, after) {
             return Ok(true);
         }
-        // The very same file, in both unions from the same layer.
-        if (before.ino, before.ctime, before.btime) == (after.ino, after.ctime, after.btime) {
+        if same_file(before, after) {
             return Ok(false);
         }
         let fail = read_error(path);
@@ -43,6 +42,12 @@ impl Tree {
         };
         Ok(!same)
     }
+}
+
+/// Whether both are the very same file, in both unions from the same layer. Numbers alone
+/// do not tell: the unions may count the layers' file systems differently.
+pub(super) fn same_file(before: &Attr, after: &Attr) -> bool {
+    (before.ino, before.ctime, before.btime) == (after.ino, after.ctime, after.btime)
 }
 
 fn stat_differs(before: &Attr, after: &Attr) -> bool {
