@@ -211,6 +211,7 @@ fn request(persona: Persona, call: Call) -> anyhow::Result<Request> {
         read_only,
         source,
         image: None,
+        held: Vec::new(),
         fresh: None,
         foreground: call.foreground,
         debug: call.debug || call.options.debug,

@@ -4,16 +4,25 @@
 use std::path::{Path, PathBuf};
 
 use crate::layer::{Dialect, UpperSpec};
+use crate::store::Writable;
 use crate::store::ephemeral::{ephemeral_upper, remove_upper};
 use crate::store::roots::Environment;
 
-/// Dropping it removes the directory with all that was written.
+/// Dropping it removes the upper with all that was written.
 #[derive(Debug)]
 pub(super) struct Fresh {
-    dir: PathBuf,
-    /// Where the changes are, for the user.
-    diff: PathBuf,
+    made: Made,
     ephemeral: bool,
+}
+
+#[derive(Debug)]
+enum Made {
+    /// A directory without a name; `diff` is where the changes are, for the user.
+    Directory { dir: PathBuf, diff: PathBuf },
+    /// A named layer of the store in `root`.
+    Named { root: PathBuf, name: String },
+    /// Somebody else's to remove.
+    Nothing,
 }
 
 impl Fresh {
@@ -24,24 +33,47 @@ impl Fresh {
         ephemeral: bool,
     ) -> anyhow::Result<(Self, UpperSpec)> {
         let base = Environment::current().own_root()?;
-        let made = ephemeral_upper(&base, top)?;
-        let spec = made.spec(dialect);
-        let fresh = Self {
-            dir: made.dir().to_owned(),
+        let upper = ephemeral_upper(&base, top)?;
+        let spec = upper.spec(dialect);
+        let made = Made::Directory {
+            dir: upper.dir().to_owned(),
             diff: spec.layer.path.clone(),
-            ephemeral,
         };
-        Ok((fresh, spec))
+        Ok((Self { made, ephemeral }, spec))
+    }
+
+    /// A named layer that was made for this mount, in the store in `root`.
+    pub(super) fn named(root: &Path, name: &str) -> Self {
+        Self {
+            made: Made::Named {
+                root: root.to_owned(),
+                name: name.to_owned(),
+            },
+            ephemeral: false,
+        }
     }
 
     /// What the user has to know once the mount is live.
     pub(super) fn announcement(&self) -> Option<String> {
-        (!self.ephemeral).then(|| format!("changes are kept in {}\n", self.diff.display()))
+        match &self.made {
+            Made::Directory { diff, .. } if !self.ephemeral => {
+                Some(format!("changes are kept in {}\n", diff.display()))
+            }
+            _ => None,
+        }
+    }
+
+    /// In the daemon: a named layer is left to the process that waits, since the store's
+    /// locks are with that one.
+    pub(super) fn leave_named(&mut self) {
+        if let Made::Named { .. } = self.made {
+            self.made = Made::Nothing;
+        }
     }
 
     /// The mount lives: its daemon decides from now on.
-    pub(super) fn release(self) {
-        std::mem::forget(self);
+    pub(super) fn release(mut self) {
+        self.made = Made::Nothing;
     }
 
     /// The mount has ended.
@@ -54,8 +86,18 @@ impl Fresh {
 
 impl Drop for Fresh {
     fn drop(&mut self) {
-        if let Err(error) = remove_upper(&self.dir) {
+        let removed = match &self.made {
+            Made::Directory { dir, .. } => remove_upper(dir),
+            Made::Named { root, name } => remove_named(root, name),
+            Made::Nothing => Ok(()),
+        };
+        if let Err(error) = removed {
             tracing::warn!(%error, "upper directory left behind");
         }
     }
+}
+
+fn remove_named(root: &Path, name: &str) -> crate::store::Result<()> {
+    let store = Writable::open(root)?;
+    store.lock()?.remove_container(name).map(drop)
 }

@@ -99,7 +99,7 @@ fn table(images: &[&Image]) -> String {
 }
 
 /// Damaged images do not hide the others, but they are a failure.
-fn complain(listing: &Listing) -> anyhow::Result<()> {
+pub(super) fn complain(listing: &Listing) -> anyhow::Result<()> {
     let Some((last, others)) = listing.problems.split_last() else {
         return Ok(());
     };

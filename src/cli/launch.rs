@@ -39,6 +39,9 @@ pub(super) struct Request {
     pub(super) source: OsString,
     /// The image or container, for `unionfs ps`.
     pub(super) image: Option<String>,
+    /// Locks that keep the layers from being removed until the mount is live; dropped
+    /// before `fresh`, which may want them.
+    pub(super) held: Vec<File>,
     /// An upper made for this mount.
     pub(super) fresh: Option<Fresh>,
     pub(super) foreground: bool,
@@ -64,7 +67,7 @@ pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
             text.map_or(Ok(()), |text| super::output::print(&text))
         });
     }
-    // Nothing that holds a descriptor or a thread may live here: see `daemonize`.
+    // Nothing else that holds a descriptor or a thread may live here: see `daemonize`.
     match daemonize().context("cannot start the daemon")? {
         Side::Parent { daemon, reply } => {
             // On failure the daemon is gone, and dropping the request removes its upper.
@@ -76,7 +79,16 @@ pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
             fresh.release();
             text.map_or(Ok(()), |text| super::output::print(&text))
         }
-        Side::Daemon { reply } => daemon(request, File::from(reply)),
+        Side::Daemon { reply } => {
+            // Closed behind their owners' backs; the other process has them open.
+            std::mem::take(&mut request.held)
+                .into_iter()
+                .for_each(std::mem::forget);
+            if let Some(fresh) = &mut request.fresh {
+                fresh.leave_named();
+            }
+            daemon(request, File::from(reply))
+        }
     }
 }
 
@@ -157,6 +169,8 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     std::env::set_current_dir("/").context("cannot change to /")?;
     fuse::raise_nofile_limit();
     let fresh = request.fresh.take();
+    // After `fresh`, so it is dropped before.
+    let mut held = std::mem::take(&mut request.held);
     let options = union::Options {
         volatile: request.options.volatile,
         redirect_dir: request.options.redirect_dir,
@@ -168,6 +182,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let mut started = false;
     let served = mounted.serve_with(|| {
         started = true;
+        held.clear();
         if let Err(e) = live() {
             tracing::error!("{}", error::line(&e));
             // The way every mount ends: the handler unmounts.

@@ -17,10 +17,13 @@ use crate::store::Stores;
 use crate::store::roots::Environment;
 
 mod checks;
+mod commit;
 mod compat;
 mod completions;
+mod df;
 mod diff;
 mod error;
+mod export;
 mod fresh;
 mod history;
 mod images;
@@ -30,10 +33,16 @@ mod layers;
 mod logging;
 mod man;
 mod mount;
+mod named;
 pub mod options;
 mod output;
+mod own;
+mod prune;
 mod ps;
+mod rm;
+mod rmi;
 mod stats;
+mod tag;
 mod umount;
 
 /// Union file systems in user space: container images and directories, layered and mounted
@@ -76,7 +85,14 @@ enum Command {
     Layers(layers::Args),
     Ps(ps::Args),
     Diff(diff::Args),
+    Commit(commit::Args),
+    Export(export::Args),
     Stats(stats::Args),
+    Tag(tag::Args),
+    Rmi(rmi::Args),
+    Rm(rm::Args),
+    Prune(prune::Args),
+    Df(df::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -132,9 +148,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::run(&args, root),
         Command::History(args) => history::run(&args, root),
         Command::Layers(args) => layers::run(&args, root),
-        Command::Ps(args) => ps::run(&args),
+        Command::Ps(args) => ps::run(&args, root),
         Command::Diff(args) => diff::run(&args, root),
+        Command::Commit(args) => commit::run(&args, root),
+        Command::Export(args) => export::run(&args, root),
         Command::Stats(args) => stats::run(&args),
+        Command::Tag(args) => tag::run(&args, root),
+        Command::Rmi(args) => rmi::run(&args, root),
+        Command::Rm(args) => rm::run(&args, root),
+        Command::Prune(args) => prune::run(&args, root),
+        Command::Df(args) => df::run(&args, root),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

@@ -1,6 +1,7 @@
 //! `unionfs mount`: an image or a container by name. Called by `cli::main`.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
@@ -9,7 +10,7 @@ use super::error::Usage;
 use super::fresh::Fresh;
 use super::launch::{self, Request};
 use super::options::MountOptions;
-use super::{checks, open_stores};
+use super::{checks, named, open_stores, own};
 use crate::fuse;
 use crate::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
 use crate::store::Stores;
@@ -21,16 +22,21 @@ Examples:
   unionfs mount --read-only sha256:1f0c /mnt
   unionfs mount myapp:2 /mnt --upper /data/changes --work /data/work
   unionfs mount --container web /mnt      what the container named web sees
+  unionfs mount --name work myapp:2 /mnt  changes are kept under that name
+  unionfs mount --name work /mnt          the same again, later
 
 IMAGE is what Docker accepts: name[:tag][@digest], or an image ID or the start of one.
 Without --read-only, --ephemeral or --upper, changes go to a new directory in
 /var/lib/unionfs/rw ($UNIONFS_ROOT/rw, for users $XDG_DATA_HOME/unionfs/rw), which stays
-after the unmount. The store itself is never written to, save with --in-place.";
+after the unmount. With --name they go to a read-write layer in our own store, whichever
+store the image is in: unionfs ps -a lists these, unionfs rm removes them. Docker's store is
+never written to, save with --in-place.";
 
 /// Mount an image or a container
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES, override_usage = "\
 unionfs mount [OPTIONS] IMAGE MOUNTPOINT
+       unionfs mount [OPTIONS] --name NAME [IMAGE] MOUNTPOINT
        unionfs mount [OPTIONS] --container ID MOUNTPOINT")]
 pub(super) struct Args {
     /// The image, unless --container is given, and the directory to mount on
@@ -48,6 +54,9 @@ pub(super) struct Args {
     /// Throw changes away at the unmount
     #[arg(long, conflicts_with = "read_only")]
     ephemeral: bool,
+    /// Keep changes in the read-write layer of this name, made if there is none
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["read_only", "ephemeral", "upper", "container"])]
+    name: Option<String>,
     /// Mount this container: an ID, the start of one, or a name
     #[arg(long, value_name = "ID")]
     container: Option<String>,
@@ -79,6 +88,8 @@ const UPPER_DIALECT: Dialect = Dialect {
 struct Found {
     stack: StackSpec,
     label: String,
+    /// Of a named layer that was made.
+    fresh: Option<Fresh>,
 }
 
 pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
@@ -89,8 +100,10 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
     refuse_layers(&options)?;
     let (image, mountpoint) = operands(&args)?;
     let read_only = args.read_only || options.read_only == Some(true);
-    if read_only && (args.upper.is_some() || args.ephemeral || args.in_place) {
-        return Err(Usage("-o ro contradicts --upper, --ephemeral and --in-place".into()).into());
+    if read_only && (args.upper.is_some() || args.name.is_some() || args.ephemeral || args.in_place)
+    {
+        let text = "-o ro contradicts --upper, --name, --ephemeral and --in-place";
+        return Err(Usage(text.into()).into());
     }
     // Before the store is read: nothing may be made for a mountpoint that cannot be used.
     let rules = checks::Rules {
@@ -101,11 +114,10 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
     checks::mountpoint(&mountpoint, rules)?;
     fuse::preflight(&mountpoint)?;
 
-    let stores = open_stores(root)?;
-    let mut found = find(&stores, &args, image.as_deref())?;
+    let (mut found, held) = look_up(&args, image.as_deref(), root)?;
     checks::lower_count(found.stack.lowers.len())?;
     let fresh = match read_only || found.stack.upper.is_some() {
-        true => None,
+        true => found.fresh,
         false => add_upper(&mut found.stack, &args)?,
     };
     let source = match &options.fsname {
@@ -119,6 +131,7 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         read_only,
         source,
         image: Some(found.label),
+        held,
         fresh,
         foreground: args.foreground,
         debug: args.debug || options.debug,
@@ -148,6 +161,11 @@ fn refuse_layers(options: &MountOptions) -> Result<(), Usage> {
 }
 
 fn operands(args: &Args) -> Result<(Option<String>, PathBuf), Usage> {
+    if args.name.is_some()
+        && let [mountpoint] = args.operands.as_slice()
+    {
+        return Ok((None, mountpoint.into()));
+    }
     match (&args.container, args.operands.as_slice()) {
         (Some(_), [mountpoint]) => Ok((None, mountpoint.into())),
         (Some(_), _) => Err(Usage(
@@ -166,6 +184,30 @@ fn operands(args: &Args) -> Result<(Option<String>, PathBuf), Usage> {
     }
 }
 
+/// The stack, and the locks that keep its layers where they are.
+fn look_up(
+    args: &Args,
+    image: Option<&str>,
+    root: Option<&Path>,
+) -> anyhow::Result<(Found, Vec<File>)> {
+    let Some(name) = &args.name else {
+        let stores = open_stores(root)?;
+        let found = find(&stores, args, image)?;
+        return Ok((found, stores.into_held()));
+    };
+    // Always in our own store, also when images are looked for elsewhere.
+    let own = own::open(None)?;
+    let locked = own::lock(&own)?;
+    let stores = open_stores(root)?;
+    let layer = named::find_or_make(&locked, &stores, name, image)?;
+    let found = Found {
+        stack: layer.stack,
+        label: layer.label,
+        fresh: layer.fresh,
+    };
+    Ok((found, stores.into_held()))
+}
+
 fn find(stores: &Stores, args: &Args, image: Option<&str>) -> anyhow::Result<Found> {
     if let Some(id) = &args.container {
         let container = stores.container(id)?;
@@ -173,6 +215,7 @@ fn find(stores: &Stores, args: &Args, image: Option<&str>) -> anyhow::Result<Fou
         return Ok(Found {
             stack: container.stack(args.in_place)?,
             label: name.unwrap_or_else(|| container.id.as_str().chars().take(12).collect()),
+            fresh: None,
         });
     }
     let image = stores.find(image.unwrap_or_default())?;
@@ -183,6 +226,7 @@ fn find(stores: &Stores, args: &Args, image: Option<&str>) -> anyhow::Result<Fou
             upper: None,
         },
         label: image.label(),
+        fresh: None,
     })
 }
 

@@ -1,70 +1,193 @@
-//! `unionfs ps`: what is mounted. Called by `cli::main`.
+//! `unionfs ps`: what is mounted, and the read-write layers that are not. Called by
+//! `cli::main`.
+
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::images::complain;
 use super::output::{Table, print, print_json};
+use super::own;
 use crate::fuse::{MountRecord, MountState, runtime};
+use crate::store::{Listing, Named};
 
 /// List this user's mounts
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs ps
+  unionfs ps --all
   unionfs ps --json | jq -r '.[].mountpoint'
 
 A mount is live, detached (unmounted lazily, still in use) or dead (its daemon was
-killed: unmount it, or mount there again).")]
+killed: unmount it, or mount there again). A read-write layer of mount --name that is not
+mounted is stopped.")]
 pub(super) struct Args {
+    /// Also the read-write layers that are not mounted
+    #[arg(long, short = 'a')]
+    all: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
+/// As [`MountState`], and without a mount.
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Live,
+    Detached,
+    Dead,
+    Stopped,
+}
+
 #[derive(Serialize)]
 struct Row<'a> {
-    state: MountState,
+    state: State,
+    /// The read-write layer's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
     #[serde(flatten)]
-    record: &'a MountRecord,
+    record: Option<&'a MountRecord>,
+    #[serde(flatten)]
+    stopped: Option<Stopped<'a>>,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+/// What there is to say of a layer without a mount.
+#[derive(Serialize)]
+struct Stopped<'a> {
+    image: &'a str,
+    image_id: String,
+    /// When it was made, in seconds since 1970.
+    created: u64,
+    upper: String,
+}
+
+pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let records = runtime::list();
-    let rows: Vec<Row<'_>> = records
+    let mut listing = Listing::default();
+    let named = match named(root, &mut listing) {
+        Ok(named) => named,
+        Err(error) if args.all => return Err(error),
+        // Mounts are listed whatever has become of the store.
+        Err(_) => Vec::new(),
+    };
+    let mut rows: Vec<Row<'_>> = records
         .iter()
-        .filter_map(|record| {
-            let state = record.state()?;
-            Some(Row { state, record })
-        })
+        .filter_map(|record| Some(mounted(record, record.state()?, &named)))
         .collect();
+    if args.all {
+        rows.extend(
+            named
+                .iter()
+                .filter_map(|(named, upper)| stopped(named, upper, &records)),
+        );
+    }
     match args.json {
-        true => print_json(&rows),
-        false => print(&table(&rows)),
+        true => print_json(&rows)?,
+        false => print(&table(&rows, args.all))?,
+    }
+    match args.all {
+        true => complain(&listing),
+        false => Ok(()),
     }
 }
 
-fn table(rows: &[Row<'_>]) -> String {
-    let mut table = Table::new(&["MOUNTPOINT", "SOURCE", "STATE", "PID", "LAYERS", "CHANGES"]);
-    for Row { state, record } in rows {
-        let description = &record.description;
-        table.row([
-            record.mountpoint.display().to_string(),
-            description
-                .image
-                .clone()
-                .unwrap_or_else(|| record.source.clone()),
-            match state {
-                MountState::Live => "live",
-                MountState::Detached => "detached",
-                MountState::Dead => "dead",
+/// The named layers of our own store, with their directories for changes.
+fn named(root: Option<&Path>, listing: &mut Listing) -> anyhow::Result<Vec<(Named, PathBuf)>> {
+    let Some(own) = own::existing(root)? else {
+        return Ok(Vec::new());
+    };
+    let mut all = Vec::new();
+    for named in own.store().all_named()? {
+        match named {
+            Ok(named) => {
+                let upper = own.store().named_dir(&named).join("diff");
+                all.push((named, upper));
             }
-            .into(),
-            record.pid.to_string(),
-            description.lowers.len().to_string(),
-            match &description.upper {
-                Some(upper) => upper.display().to_string(),
-                None => "read-only".into(),
-            },
-        ]);
+            Err(error) => listing.problems.push(error),
+        }
+    }
+    Ok(all)
+}
+
+fn mounted<'a>(
+    record: &'a MountRecord,
+    state: MountState,
+    named: &'a [(Named, PathBuf)],
+) -> Row<'a> {
+    let upper = record.description.upper.as_ref();
+    let named = named.iter().find(|(_, theirs)| Some(theirs) == upper);
+    Row {
+        state: match state {
+            MountState::Live => State::Live,
+            MountState::Detached => State::Detached,
+            MountState::Dead => State::Dead,
+        },
+        name: named.map(|(named, _)| named.name.as_str()),
+        record: Some(record),
+        stopped: None,
+    }
+}
+
+fn stopped<'a>(named: &'a Named, upper: &Path, records: &[MountRecord]) -> Option<Row<'a>> {
+    let here = |record: &MountRecord| record.description.upper.as_deref() == Some(upper);
+    let stopped = Stopped {
+        image: &named.image_name,
+        image_id: named.image.to_string(),
+        created: named.created,
+        upper: upper.to_string_lossy().into_owned(),
+    };
+    (!records.iter().any(here)).then_some(Row {
+        state: State::Stopped,
+        name: Some(&named.name),
+        record: None,
+        stopped: Some(stopped),
+    })
+}
+
+fn table(rows: &[Row<'_>], all: bool) -> String {
+    let mut head = vec!["MOUNTPOINT", "SOURCE", "STATE", "PID", "LAYERS", "CHANGES"];
+    if all {
+        head.insert(0, "NAME");
+    }
+    let mut table = Table::new(&head);
+    for row in rows {
+        let mut cells = cells(row);
+        if all {
+            cells.insert(0, row.name.unwrap_or("-").to_owned());
+        }
+        table.row(cells);
     }
     table.render()
+}
+
+fn cells(row: &Row<'_>) -> Vec<String> {
+    let state = match row.state {
+        State::Live => "live",
+        State::Detached => "detached",
+        State::Dead => "dead",
+        State::Stopped => "stopped",
+    };
+    let none = || "-".to_owned();
+    if let Some(stopped) = &row.stopped {
+        let (image, upper) = (stopped.image.to_owned(), stopped.upper.clone());
+        return vec![none(), image, state.into(), none(), none(), upper];
+    }
+    let Some(record) = row.record else {
+        return Vec::new();
+    };
+    let description = &record.description;
+    let image = description.image.clone();
+    vec![
+        record.mountpoint.display().to_string(),
+        image.unwrap_or_else(|| record.source.clone()),
+        state.into(),
+        record.pid.to_string(),
+        description.lowers.len().to_string(),
+        match &description.upper {
+            Some(upper) => upper.display().to_string(),
+            None => "read-only".into(),
+        },
+    ]
 }

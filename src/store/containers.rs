@@ -12,7 +12,7 @@ use super::error::{Error, Result};
 use super::image::Layer;
 use super::layerdb::CacheId;
 use super::single::{Cache, Store, layer_of};
-use super::{Digest, json};
+use super::{Digest, Named, Source, json, roots};
 use crate::layer::{LayerSpec, StackSpec, UpperSpec};
 
 /// The most that is read of a config.v2.json, in bytes.
@@ -25,6 +25,10 @@ pub struct Container {
     pub id: CacheId,
     /// Its name, where Docker keeps one.
     pub name: Option<String>,
+    /// The image it was made from, where that is recorded.
+    pub image: Option<Digest>,
+    /// The store its image's layers are in, where that is another one than its own.
+    pub source: Option<Source>,
     /// The chain ID of the image's top layer; `None` if the image has no layers.
     pub parent: Option<Digest>,
     /// The image's layers, base first.
@@ -43,6 +47,8 @@ struct RawContainer {
     id: Option<String>,
     #[serde(rename = "Name")]
     name: Option<String>,
+    #[serde(rename = "Image")]
+    image: Option<String>,
     #[serde(rename = "State")]
     state: Option<RawState>,
 }
@@ -134,6 +140,8 @@ pub(crate) fn load(store: &Store, id: &CacheId) -> Result<Container> {
     let called_running = raw.state.and_then(|s| s.running).unwrap_or(false);
     Ok(Container {
         id: id.clone(),
+        image: raw.image.as_deref().and_then(Digest::parse),
+        source: None,
         name: raw
             .name
             .map(|name| name.trim_start_matches('/').to_owned())
@@ -145,6 +153,44 @@ pub(crate) fn load(store: &Store, id: &CacheId) -> Result<Container> {
         upper: UpperSpec {
             layer: own.spec,
             work,
+        },
+    })
+}
+
+/// Reads and verifies the layers of a named layer of ours.
+pub(crate) fn load_named(store: &Store, named: &Named) -> Result<Container> {
+    let mut container = match &named.source {
+        None => load(store, &named.id)?,
+        Some(source) => load_elsewhere(store, named, source)?,
+    };
+    container.name = Some(named.name.clone());
+    container.image = Some(named.image);
+    Ok(container)
+}
+
+/// A layer of ours on an image of another store.
+fn load_elsewhere(store: &Store, named: &Named, source: &Source) -> Result<Container> {
+    let stores = roots::open(&source.root)?;
+    let other = stores.iter().find(|s| s.driver() == source.driver);
+    let image = other
+        .ok_or_else(|| Error::UnknownImage {
+            name: named.image.to_string(),
+            searched: vec![source.root.clone()],
+        })?
+        .image(&named.image)?;
+    let own = store.driver.layer(&store.root, &named.mount_id, None)?;
+    Ok(Container {
+        id: named.id.clone(),
+        name: None,
+        image: None,
+        source: Some(source.clone()),
+        parent: image.layers.last().map(|layer| layer.chain_id),
+        layers: image.layers,
+        init: None,
+        running: false,
+        upper: UpperSpec {
+            layer: own.spec,
+            work: store.driver.work(&store.root, &named.mount_id)?,
         },
     })
 }

@@ -60,36 +60,44 @@ pub fn ephemeral_upper(base: &Path, top: &Path) -> Result<Ephemeral> {
 }
 
 fn fill(upper: &Ephemeral, top: &Path) -> Result<()> {
-    let fail = |action, path: &Path| {
+    let fail = |path: &Path| {
         let path = path.to_owned();
-        move |error: io::Error| Error::io(action, &path, errno(&error))
+        move |error: io::Error| Error::io("create", &path, errno(&error))
     };
-    let like = top.symlink_metadata().map_err(fail("stat", top))?;
-    make_dir(false, &upper.work).map_err(fail("create", &upper.work))?;
-    make_dir(false, &upper.diff).map_err(fail("create", &upper.diff))?;
+    make_dir(false, &upper.work).map_err(fail(&upper.work))?;
+    make_dir(false, &upper.diff).map_err(fail(&upper.diff))?;
+    dress_like(top, &upper.diff)
+}
+
+/// Gives an empty directory the owner, mode, times and xattrs of another, as far as this
+/// user may.
+pub(crate) fn dress_like(top: &Path, diff: &Path) -> Result<()> {
+    let like = top
+        .symlink_metadata()
+        .map_err(|error| Error::io("stat", top, errno(&error)))?;
     let owner = (Uid::from_raw(like.uid()), Gid::from_raw(like.gid()));
     match rustix::fs::chownat(
         CWD,
-        &upper.diff,
+        diff,
         Some(owner.0),
         Some(owner.1),
         AtFlags::SYMLINK_NOFOLLOW,
     ) {
         // Only root may give a directory away; a user's own mount shows the user's.
         Ok(()) | Err(Errno::PERM | Errno::INVAL) => (),
-        Err(error) => return Err(Error::io("chown", &upper.diff, error)),
+        Err(error) => return Err(Error::io("chown", diff, error)),
     }
-    rustix::fs::chmod(&upper.diff, Mode::from_raw_mode(like.mode() & 0o7777))
-        .map_err(|error| Error::io("chmod", &upper.diff, error))?;
-    copy_xattrs(top, &upper.diff);
+    rustix::fs::chmod(diff, Mode::from_raw_mode(like.mode() & 0o7777))
+        .map_err(|error| Error::io("chmod", diff, error))?;
+    copy_xattrs(top, diff);
     // Last, as nothing changes below any more. The access time does not matter.
     let time = |tv_sec, tv_nsec| Timespec { tv_sec, tv_nsec };
     let times = Timestamps {
         last_access: time(like.atime(), like.atime_nsec()),
         last_modification: time(like.mtime(), like.mtime_nsec()),
     };
-    rustix::fs::utimensat(CWD, &upper.diff, &times, AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(|error| Error::io("set the times of", &upper.diff, error))
+    rustix::fs::utimensat(CWD, diff, &times, AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|error| Error::io("set the times of", diff, error))
 }
 
 /// Xattrs (ACLs, labels, users' own) as far as this user may set them; an overlay's

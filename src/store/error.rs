@@ -243,6 +243,30 @@ pub enum Error {
         /// The container's full ID.
         id: String,
     },
+    /// A text that no read-write layer can be called.
+    #[error(
+        "{name:?} is no name for a read-write layer: use up to 128 letters, digits, and _.- after the first"
+    )]
+    BadName {
+        /// The text.
+        name: String,
+    },
+    /// A name that another read-write layer has.
+    #[error(
+        "there is a read-write layer {name:?} already: mount it (unionfs mount --name {name} MOUNTPOINT) or remove it (unionfs rm {name})"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// Something that cannot be removed, because it is needed.
+    #[error("{what} is in use by {by}")]
+    InUse {
+        /// What it is.
+        what: String,
+        /// What needs it, and what to do.
+        by: String,
+    },
     /// A root that is not ours to write to.
     #[error(
         "{path:?} is not a store of ours (it has {found:?}): nothing is written there; set UNIONFS_ROOT to a new or empty directory"
@@ -262,6 +286,14 @@ pub enum Error {
         path: PathBuf,
         /// What it holds, quoted and shortened.
         found: String,
+    },
+    /// A `--change` that is no instruction for a configuration.
+    #[error("cannot apply {text:?}: {reason}")]
+    BadInstruction {
+        /// The instruction, shortened.
+        text: String,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// A layer's tar, or what is needed to make it again, is bad.
     #[error(transparent)]

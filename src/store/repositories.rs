@@ -126,6 +126,11 @@ pub struct Name {
 }
 
 impl Name {
+    /// Whether a reference means this name.
+    pub fn is(&self, reference: &Reference) -> bool {
+        self.repository == reference.familiar_name() && self.to_string() == reference.key()
+    }
+
     /// Takes a key of repositories.json apart; `None` if it is none of `repository`.
     fn parse(repository: &str, key: &str) -> Option<Self> {
         let reference = Reference::parse(key).ok()?;

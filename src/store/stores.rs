@@ -1,6 +1,7 @@
 //! All stores of a user, searched as one. The cli's way into the store.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::containers::{self, Container};
@@ -9,16 +10,18 @@ use super::image::Image;
 use super::reference::{Query, Reference};
 use super::roots::{self, Environment};
 use super::single::Store;
-use super::{CacheId, Digest};
+use super::{CacheId, Digest, Named, writable};
 
 /// How many candidates an ambiguous prefix lists.
 const CANDIDATES: usize = 20;
 
 /// The stores that were found, in search order.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Stores {
     stores: Vec<Store>,
     skipped: Vec<Error>,
+    /// Keep what was found from being removed, see [`Stores::into_held`].
+    held: Vec<File>,
 }
 
 /// What looking for a name gave.
@@ -34,18 +37,15 @@ impl Stores {
     /// [`Environment::candidates`]. Having none is an error.
     pub fn discover(explicit: Option<&Path>, environment: &Environment) -> Result<Self> {
         if let Some(path) = explicit {
-            let stores = roots::open(path)?;
-            let skipped = Vec::new();
-            return Ok(Self { stores, skipped });
+            let mut found = Self::default();
+            found.add(path)?;
+            return Ok(found);
         }
         let searched = environment.candidates();
-        let mut found = Self {
-            stores: Vec::new(),
-            skipped: Vec::new(),
-        };
+        let mut found = Self::default();
         for path in &searched {
-            match roots::open(path) {
-                Ok(stores) => found.add(stores),
+            match found.add(path) {
+                Ok(()) => (),
                 Err(error) if roots::is_absent(&error) => (),
                 Err(error) => found.skipped.push(error),
             }
@@ -58,11 +58,20 @@ impl Stores {
     }
 
     /// Two candidates may be one directory: it is searched once.
-    fn add(&mut self, stores: Vec<Store>) {
+    fn add(&mut self, path: &Path) -> Result<()> {
+        let stores = roots::open(path)?;
         let known = |store: &Store| self.stores.iter().any(|s| s.root() == store.root());
         if !stores.iter().any(known) {
+            self.held.extend(writable::hold(path)?);
             self.stores.extend(stores);
         }
+        Ok(())
+    }
+
+    /// What keeps other processes from removing images and layers of a store of ours as
+    /// long as it is open: `Stores` does while it lives, a mount until it is live.
+    pub fn into_held(self) -> Vec<File> {
+        self.held
     }
 
     /// The stores, in search order.
@@ -175,8 +184,26 @@ impl Stores {
         })
     }
 
-    /// The container a user means: a full ID wins over a name, a name over an ID prefix.
+    /// All named layers, with their stores; damaged records as errors.
+    pub fn named(&self) -> Vec<Result<(&Store, Named)>> {
+        let mut all = Vec::new();
+        for store in &self.stores {
+            match store.all_named() {
+                Ok(named) => all.extend(named.into_iter().map(|n| n.map(|n| (store, n)))),
+                Err(error) => all.push(Err(error)),
+            }
+        }
+        all
+    }
+
+    /// The container or named layer a user means: a full ID wins over a name, a name over
+    /// an ID prefix.
     pub fn container(&self, text: &str) -> Result<Container> {
+        for store in &self.stores {
+            if let Some(named) = store.named(text)? {
+                return containers::load_named(store, &named);
+            }
+        }
         let mut prefixed: Vec<(&Store, CacheId)> = Vec::new();
         let mut named = None;
         for store in &self.stores {

@@ -20,9 +20,12 @@ const HARMLESS: [&str; 3] = ["rw", "lost+found", OURS];
 /// Which a dockerd makes in its data root and we do not.
 const DOCKERS: [&str; 5] = ["engine-id", "containerd", "buildkit", "swarm", "runtimes"];
 
+/// Files being written.
+const TMP: &str = "unionfs/tmp";
+
 /// Directories below the root, parents first, with Docker's modes.
 const DIRS: [(&str, u32); 15] = [
-    ("unionfs/tmp", 0o700),
+    (TMP, 0o700),
     ("unionfs/containers", 0o700),
     ("image", 0o700),
     ("image/overlay2", 0o700),
@@ -77,9 +80,10 @@ pub(super) fn prepare(root: &Path) -> Result<()> {
     if new {
         std::fs::create_dir_all(root).map_err(files::io("create", root))?;
         files::make_dir(&root.join(OURS), 0o700)?;
+        files::make_dir(&root.join(TMP), 0o700)?;
         let marker = marker(root);
         // First of all, so that whatever a crash leaves is known as ours.
-        files::replace(&root.join(OURS), &marker, 0o600, FORMAT)?;
+        files::replace(&root.join(TMP), &marker, 0o600, FORMAT)?;
         files::sync_parent(&root.join(OURS))?;
     }
     let beneath = Beneath::open(root)?;
@@ -103,7 +107,7 @@ pub(super) fn prepare(root: &Path) -> Result<()> {
     let names = root.join("image").join(DRIVER).join("repositories.json");
     if names.symlink_metadata().is_err() {
         let empty = br#"{"Repositories":{}}"#;
-        files::replace(&root.join(OURS).join("tmp"), &names, 0o600, empty)?;
+        files::replace(&root.join(TMP), &names, 0o600, empty)?;
     }
     Ok(())
 }

@@ -15,9 +15,12 @@
 //! entry, image, name. It is taken away from the top down. So a crash leaves what
 //! [`Exclusive::garbage`] finds and readers never see; see docs/ARCHITECTURE.md.
 
+mod containers;
 mod files;
+mod garbage;
 mod images;
 mod layout;
+mod remove;
 mod staged;
 
 use std::fs::File;
@@ -25,9 +28,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+pub use garbage::{Garbage, Kind, disk_usage};
+pub use remove::{InUse, Removed};
 pub use staged::StagedLayer;
 
 use super::beneath::Beneath;
@@ -53,6 +58,30 @@ pub struct Exclusive<'s> {
     /// Layers known to be whole.
     known: Mutex<Cache>,
     _lock: File,
+}
+
+/// Keeps what is in a store of ours from being removed; `None` where the store is none of
+/// ours or of a user who has to take our reading as it comes.
+pub(super) fn hold(root: &Path) -> Result<Option<File>> {
+    let path = root.join(layout::OURS).join("removing");
+    // Whatever this may be in somebody else's directory: it must not hang, nor lead away.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::open(&path, flags, Mode::empty()) else {
+        return Ok(None);
+    };
+    let file = File::from(file);
+    flock(&file, &path, FlockOperation::LockShared)?;
+    Ok(Some(file))
+}
+
+fn flock(file: &File, path: &Path, operation: FlockOperation) -> Result<()> {
+    loop {
+        match rustix::fs::flock(file, operation) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INTR) => (),
+            Err(errno) => return Err(Error::io("lock", path, errno)),
+        }
+    }
 }
 
 impl Writable {
@@ -128,13 +157,8 @@ impl Writable {
     fn flock(&self, name: &str, operation: FlockOperation) -> Result<File> {
         let path = self.ours(name);
         let file = File::open(&path).map_err(files::io("open", &path))?;
-        loop {
-            match rustix::fs::flock(&file, operation) {
-                Ok(()) => return Ok(file),
-                Err(Errno::INTR) => (),
-                Err(errno) => return Err(Error::io("lock", &path, errno)),
-            }
-        }
+        flock(&file, &path, operation)?;
+        Ok(file)
     }
 
     /// A path of `unionfs/`.

@@ -1,0 +1,148 @@
+//! `unionfs df`: what images and read-write layers take. Called by `cli::main`.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::images::complain;
+use super::open_stores;
+use super::output::{Table, print, print_json, size};
+use crate::store::writable::disk_usage;
+use crate::store::{Digest, Image, Listing, Stores};
+
+/// Show how much space images and read-write layers take
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  unionfs df
+  unionfs df --json | jq '.images[] | {id, own}'
+
+SIZE is all of an image's layers, SHARED those that other images have too, OWN what goes with
+the image. The total counts each layer once.")]
+pub(super) struct Args {
+    /// Print JSON: sizes in bytes
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    images: Vec<ImageRow>,
+    /// Read-write layers made by mount --name.
+    named: Vec<NamedRow>,
+    /// Bytes of all layers of images, each once.
+    layers: u64,
+    /// Bytes of all read-write layers.
+    read_write: u64,
+}
+
+#[derive(Serialize)]
+struct ImageRow {
+    id: String,
+    names: Vec<String>,
+    /// Bytes of all layers.
+    size: u64,
+    /// Bytes of the layers that other images have too.
+    shared: u64,
+    /// Bytes of the layers that no other image has.
+    own: u64,
+    root: String,
+}
+
+#[derive(Serialize)]
+struct NamedRow {
+    name: String,
+    image: String,
+    /// Bytes on the disk.
+    size: u64,
+    root: String,
+}
+
+impl ImageRow {
+    fn new(image: &Image) -> Self {
+        let own = image.layers.iter().filter(|l| l.shared_by == Some(1));
+        let own: u64 = own.map(|layer| layer.size).sum();
+        Self {
+            id: image.id.to_string(),
+            names: image.names.iter().map(ToString::to_string).collect(),
+            size: image.size,
+            shared: image.size.saturating_sub(own),
+            own,
+            root: image.root.to_string_lossy().into_owned(),
+        }
+    }
+}
+
+pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    let stores = open_stores(root)?;
+    let mut listing = stores.images();
+    let named = named(&stores, &mut listing);
+    let shown: Vec<&Image> = listing
+        .images
+        .iter()
+        .filter(|image| !listing.is_intermediate(image))
+        .collect();
+    let layers: HashMap<(&PathBuf, &str, Digest), u64> = shown
+        .iter()
+        .flat_map(|image| {
+            let layers = image.layers.iter();
+            layers.map(|l| ((&image.root, image.driver, l.chain_id), l.size))
+        })
+        .collect();
+    let report = Report {
+        images: shown.iter().map(|image| ImageRow::new(image)).collect(),
+        layers: layers.values().sum(),
+        read_write: named.iter().map(|row| row.size).sum(),
+        named,
+    };
+    match args.json {
+        true => print_json(&report)?,
+        false => print(&text(&report))?,
+    }
+    complain(&listing)
+}
+
+fn named(stores: &Stores, listing: &mut Listing) -> Vec<NamedRow> {
+    let mut rows = Vec::new();
+    for named in stores.named() {
+        match named {
+            Ok((store, named)) => rows.push(NamedRow {
+                size: disk_usage(&store.named_dir(&named)),
+                name: named.name,
+                image: named.image_name,
+                root: store.root().to_string_lossy().into_owned(),
+            }),
+            Err(error) => listing.problems.push(error),
+        }
+    }
+    rows
+}
+
+fn text(report: &Report) -> String {
+    let mut images = Table::new(&["IMAGE", "ID", "SIZE", "SHARED", "OWN"]);
+    for row in &report.images {
+        let id = Digest::parse(&row.id).map_or(String::new(), |id| id.short());
+        images.row([
+            match row.names.as_slice() {
+                [] => "<none>".to_owned(),
+                names => names.join(" "),
+            },
+            id,
+            size(row.size),
+            size(row.shared),
+            size(row.own),
+        ]);
+    }
+    let mut text = images.render();
+    text += &format!("all layers of images, each once: {}\n", size(report.layers));
+    if !report.named.is_empty() {
+        let mut named = Table::new(&["NAME", "IMAGE", "SIZE"]);
+        for row in &report.named {
+            named.row([row.name.clone(), row.image.clone(), size(row.size)]);
+        }
+        text += &format!("\n{}", named.render());
+        text += &format!("all read-write layers: {}\n", size(report.read_write));
+    }
+    text
+}

@@ -1,0 +1,99 @@
+//! Our own store, for the commands that change it. Called by `tag`, `rmi`, `rm`, `prune`,
+//! `named` and whatever else writes.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::{open_stores, warn};
+use crate::fuse::runtime;
+use crate::store::roots::Environment;
+use crate::store::writable::{Exclusive, Writable};
+use crate::store::{Container, Digest, Error, Reference};
+
+/// Opens the store that is written to, making it if there is none.
+pub(super) fn open(root: Option<&Path>) -> anyhow::Result<Writable> {
+    Ok(Writable::open(&place(root)?)?)
+}
+
+/// As [`open`], but makes nothing.
+pub(super) fn existing(root: Option<&Path>) -> anyhow::Result<Option<Writable>> {
+    Ok(Writable::existing(&place(root)?)?)
+}
+
+fn place(root: Option<&Path>) -> anyhow::Result<PathBuf> {
+    Ok(match root {
+        Some(root) => root.to_owned(),
+        None => Environment::current().own_root()?,
+    })
+}
+
+/// Locks it; says so when that takes a while. Before any `Stores` is opened: who removes
+/// something waits for those with the lock in hand.
+pub(super) fn lock(store: &Writable) -> anyhow::Result<Exclusive<'_>> {
+    if let Some(locked) = store.try_lock()? {
+        return Ok(locked);
+    }
+    let root = store.root().display();
+    warn(format_args!(
+        "waiting for another command that changes {root}"
+    ));
+    Ok(store.lock()?)
+}
+
+/// The layers of live mounts, with where they are mounted.
+pub(super) struct Mounted(HashMap<PathBuf, PathBuf>);
+
+impl Mounted {
+    pub(super) fn now() -> Self {
+        let mut layers = HashMap::new();
+        for record in runtime::list() {
+            let description = record.description;
+            for layer in description.lowers.into_iter().chain(description.upper) {
+                layers.insert(layer, record.mountpoint.clone());
+            }
+        }
+        Self(layers)
+    }
+
+    /// Where the layer in this directory is mounted.
+    pub(super) fn find(&self, diff: &Path) -> Option<PathBuf> {
+        self.0.get(diff).cloned()
+    }
+}
+
+/// An image of the store that is to be changed; whether it was asked for by that name.
+pub(super) fn find(
+    store: &Exclusive<'_>,
+    text: &str,
+    root: Option<&Path>,
+) -> anyhow::Result<(Digest, Option<Reference>)> {
+    let error = match store.find(text) {
+        Err(error @ Error::UnknownImage { .. }) => error,
+        other => return Ok(other?),
+    };
+    // It may be in a store that is only read.
+    match open_stores(root).map(|stores| stores.find(text)) {
+        Ok(Ok(image)) if image.root != store.writable().root() => anyhow::bail!(
+            "image {text:?} is in {:?}, which unionfs only reads: load it into {:?} first, or use \
+             the engine it belongs to",
+            image.root,
+            store.writable().root()
+        ),
+        _ => Err(error.into()),
+    }
+}
+
+/// Brings everything that was written through a live mount into its upper, from which it
+/// is about to be read.
+pub(super) fn flush(container: &Container) -> anyhow::Result<()> {
+    let Some(mountpoint) = Mounted::now().find(&container.upper.layer.path) else {
+        return Ok(());
+    };
+    let flushed = std::fs::File::open(&mountpoint)
+        .and_then(|dir| rustix::fs::syncfs(&dir).map_err(Into::into));
+    flushed.with_context(|| {
+        format!("cannot write back what is mounted on {mountpoint:?}; unmount it first")
+    })
+}

@@ -1,0 +1,88 @@
+//! `unionfs prune`: removes what nothing needs. Called by `cli::main`.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::output::{Table, print, print_json, size};
+use super::own::{self, Mounted};
+use crate::store::writable::{Garbage, Kind};
+
+/// Remove what crashes and removals have left in our own store
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  unionfs prune --dry-run
+  unionfs prune --json | jq .bytes
+
+Removed are layers that no image and no read-write layer has, directories and links of no
+layer, and files of commands that were killed. Images without a name stay: unionfs rmi ID.")]
+pub(super) struct Args {
+    /// Only say what would be removed
+    #[arg(long, short = 'n')]
+    dry_run: bool,
+    /// Print JSON: sizes in bytes
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    dry_run: bool,
+    /// Bytes on the disk, of all items.
+    bytes: u64,
+    items: &'a [Garbage],
+}
+
+pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    // Looking makes no store.
+    let store = own::existing(root)?;
+    let locked = store.as_ref().map(own::lock).transpose()?;
+    let mounted = Mounted::now();
+    let in_use = |diff: &Path| mounted.find(diff);
+    let mut items = Vec::new();
+    if let Some(store) = &locked {
+        items = store.garbage(&in_use)?;
+        for item in items.iter().filter(|_| !args.dry_run) {
+            store.remove_garbage(item)?;
+        }
+    }
+    let report = Report {
+        dry_run: args.dry_run,
+        bytes: items.iter().map(|item| item.bytes).sum(),
+        items: &items,
+    };
+    match args.json {
+        true => print_json(&report),
+        false => print(&text(&report)),
+    }
+}
+
+fn text(report: &Report<'_>) -> String {
+    let total = size(report.bytes);
+    let line = match report.dry_run {
+        true => format!("{total} can be reclaimed\n"),
+        false => format!("{total} reclaimed\n"),
+    };
+    if report.items.is_empty() {
+        return line;
+    }
+    let mut table = Table::new(&["KIND", "SIZE", "PATH"]);
+    for item in report.items {
+        let kind = match item.kind {
+            Kind::Layer => "unused layer",
+            Kind::Removing => "half removed layer",
+            Kind::LayerDirectory => "directory of no layer",
+            Kind::ShortName => "link to no layer",
+            Kind::Staging => "unfinished file",
+            Kind::ImageMetadata => "notes on no image",
+            Kind::NameRecord => "unfinished read-write layer",
+        };
+        table.row([
+            kind.into(),
+            size(item.bytes),
+            item.path.display().to_string(),
+        ]);
+    }
+    table.render() + &line
+}

@@ -1,0 +1,141 @@
+//! Named read-write layers, made and removed; `named` has the format. Called by the
+//! cli's `mount --name` and `rm`.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::{DRIVER, Exclusive, files};
+use crate::store::ephemeral::{dress_like, remove_upper};
+use crate::store::error::{Error, Result};
+use crate::store::named::{DIR, Named, Source};
+use crate::store::{CacheId, Image};
+
+impl Exclusive<'_> {
+    /// Makes an empty read-write layer on top of an image, of this store or another.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`], [`Error::BadName`], [`Error::NoLayers`].
+    pub fn create_container(&self, name: &str, image: &Image) -> Result<Named> {
+        if !Named::is_name(name) {
+            return Err(Error::BadName {
+                name: name.to_owned(),
+            });
+        }
+        if self.store().named(name)?.is_some() {
+            return Err(Error::NameTaken {
+                name: name.to_owned(),
+            });
+        }
+        let stack = image.stack()?;
+        let ours = image.root == self.writable.root() && image.driver == DRIVER;
+        let parent = image.layers.last().filter(|_| ours);
+        let parent = parent.map(|layer| layer.chain_id);
+        let below = parent.map(|parent| self.resolve(&parent)).transpose()?;
+        let mut made = self.make_layer_dir(below.as_ref().map(|b| b.dir.chain.as_str()))?;
+        if parent.is_none() {
+            files::new_dir(&made.dir.join("work"), 0o700)?;
+        }
+        if let Some(top) = stack.first() {
+            dress_like(&top.path, &made.dir.join("diff"))?;
+        }
+        let named = Named {
+            name: name.to_owned(),
+            id: cache_id(&files::random_hex(32)?)?,
+            mount_id: cache_id(&made.cache_id)?,
+            image: image.id,
+            image_name: image.label(),
+            created: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+            source: (!ours).then(|| Source {
+                root: image.root.clone(),
+                driver: image.driver.to_owned(),
+            }),
+        };
+        if let Some(parent) = &parent {
+            let tmp = self.writable.image_dir("layerdb/tmp");
+            let record = tmp.join(format!("write-set-{}", files::random_hex(16)?));
+            let record: &Path = made.record.insert(record);
+            files::new_dir(record, 0o755)?;
+            files::write_new(&record.join("mount-id"), 0o644, made.cache_id.as_bytes())?;
+            files::write_new(&record.join("parent"), 0o644, parent.to_string().as_bytes())?;
+            self.mark_committed(parent)?;
+        }
+        let dir = File::open(&made.dir).map_err(files::io("open", &made.dir))?;
+        rustix::fs::syncfs(&dir).map_err(|errno| Error::io("sync", &made.dir, errno))?;
+        // The record first: without `mounts/<id>` it does not count, while a container
+        // without a name could not be removed.
+        let path = self.writable.root().join(DIR).join(name);
+        files::replace(&self.writable.ours("tmp"), &path, 0o600, &named.to_json()?)?;
+        if let Some(record) = &made.record {
+            let mounts = self.writable.image_dir("layerdb/mounts");
+            files::publish(record, &mounts.join(named.id.as_str()))?;
+        }
+        made.keep();
+        Ok(named)
+    }
+
+    /// Removes a named layer with everything in it.
+    ///
+    /// # Errors
+    /// [`Error::UnknownContainer`]; [`Error::InUse`] while it is mounted.
+    pub fn remove_container(&self, name: &str) -> Result<Named> {
+        let unknown = || Error::UnknownContainer {
+            name: name.to_owned(),
+            searched: vec![self.writable.root().to_owned()],
+        };
+        let named = self.store().named_record(name)?.ok_or_else(unknown)?;
+        let dir = self.writable.layer_dir(named.mount_id.as_str());
+        // Held until it is gone, so that no mount begins.
+        let _in_use = lock_upper(&dir.join("diff"), name)?;
+        let link = self.link_of(&named.mount_id);
+        {
+            let _readers = self.writable.exclude_readers()?;
+            let mounts = self.writable.image_dir("layerdb/mounts");
+            let mount = mounts.join(named.id.as_str());
+            if mount.symlink_metadata().is_ok() {
+                let tmp = self.writable.image_dir("layerdb/tmp");
+                let aside = tmp.join(format!("{}-removing", named.id));
+                std::fs::rename(&mount, &aside).map_err(files::io("rename", &mount))?;
+                files::sync_parent(&mount)?;
+                remove_upper(&aside)?;
+            }
+            let record = self.writable.root().join(DIR).join(name);
+            files::remove_file(&record)?;
+            files::sync_parent(&record)?;
+        }
+        if let Some(link) = link {
+            files::remove_file(&link)?;
+        }
+        remove_upper(&dir)?;
+        Ok(named)
+    }
+}
+
+fn cache_id(text: &str) -> Result<CacheId> {
+    CacheId::parse(text.as_bytes()).ok_or_else(|| Error::BadName {
+        name: text.to_owned(),
+    })
+}
+
+/// Takes the lock that every mount has on its upper (see `union::upper`); `None` where
+/// the directory is gone.
+fn lock_upper(path: &Path, name: &str) -> Result<Option<File>> {
+    let dir = match File::open(path) {
+        Ok(dir) => dir,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(files::io("open", path)(error)),
+    };
+    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(dir)),
+        Err(Errno::WOULDBLOCK) => Err(Error::InUse {
+            what: format!("read-write layer {name:?}"),
+            by: "it is mounted: unmount it first (unionfs ps shows where)".to_owned(),
+        }),
+        Err(errno) => Err(Error::io("lock", path, errno)),
+    }
+}

@@ -1,0 +1,246 @@
+//! What crashes and removals leave in our own store: found, measured, removed. Called by
+//! the cli's `prune`.
+
+use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{DRIVER, Exclusive, InUse, files};
+use crate::store::beneath::SMALL;
+use crate::store::ephemeral::remove_upper;
+use crate::store::error::Result;
+use crate::store::image::lossy;
+use crate::store::named;
+use crate::store::{CacheId, Digest};
+
+/// What kind of thing is not needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A layer that no image and no container has.
+    Layer,
+    /// A layer's record whose removal was interrupted.
+    Removing,
+    /// A layer directory that no record names.
+    LayerDirectory,
+    /// A short name in `overlay2/l` that leads to no layer.
+    ShortName,
+    /// Something that was being written.
+    Staging,
+    /// Notes on an image that is gone.
+    ImageMetadata,
+    /// The record of a named layer that was never finished, or half removed.
+    NameRecord,
+}
+
+/// Something that is not needed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Garbage {
+    /// What kind of thing.
+    pub kind: Kind,
+    /// Where it is.
+    #[serde(serialize_with = "lossy")]
+    pub path: PathBuf,
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// A [`Kind::Layer`]'s chain ID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer: Option<Digest>,
+}
+
+/// Collects garbage.
+struct Search<'e> {
+    exclusive: &'e Exclusive<'e>,
+    in_use: InUse<'e>,
+    /// Directories of the driver that are accounted for.
+    kept: HashSet<CacheId>,
+    found: Vec<Garbage>,
+}
+
+impl<'e> Exclusive<'e> {
+    /// Everything that is not needed; layers of live mounts are. The order is one in which
+    /// it can be removed.
+    ///
+    /// # Errors
+    /// Also where an image or container is so damaged that its layers cannot be told: they
+    /// would be taken for garbage.
+    pub fn garbage(&'e self, in_use: InUse<'e>) -> Result<Vec<Garbage>> {
+        let mut search = Search {
+            exclusive: self,
+            in_use,
+            kept: HashSet::new(),
+            found: Vec::new(),
+        };
+        search.names()?;
+        search.layers()?;
+        search.directories()?;
+        search.short_names()?;
+        for dir in ["image/overlay2/layerdb/tmp", "unionfs/tmp"] {
+            search.all_of(Kind::Staging, dir)?;
+        }
+        search.metadata()?;
+        let mut found = search.found;
+        found.sort_by(|a, b| (a.kind, &a.path).cmp(&(b.kind, &b.path)));
+        Ok(found)
+    }
+
+    /// Removes what [`Exclusive::garbage`] found, under the same lock.
+    pub fn remove_garbage(&self, garbage: &Garbage) -> Result<()> {
+        match (garbage.kind, &garbage.layer) {
+            (Kind::Layer, Some(layer)) => self.remove_layer(layer),
+            (Kind::ShortName | Kind::NameRecord, _) => files::remove_file(&garbage.path),
+            _ => match garbage.path.symlink_metadata() {
+                Ok(meta) if !meta.is_dir() => files::remove_file(&garbage.path),
+                _ => remove_upper(&garbage.path),
+            },
+        }
+    }
+}
+
+impl Search<'_> {
+    fn add(&mut self, kind: Kind, relative: impl AsRef<Path>) {
+        let path = self.exclusive.writable.root().join(relative);
+        self.found.push(Garbage {
+            kind,
+            bytes: disk_usage(&path),
+            path,
+            layer: None,
+        });
+    }
+
+    fn list(&self, dir: &str) -> Result<Vec<std::ffi::OsString>> {
+        self.exclusive.store().root.list(dir)
+    }
+
+    fn all_of(&mut self, kind: Kind, dir: &str) -> Result<()> {
+        for name in self.list(dir)? {
+            self.add(kind, Path::new(dir).join(name));
+        }
+        Ok(())
+    }
+
+    fn names(&mut self) -> Result<()> {
+        let store = self.exclusive.store();
+        for name in store.named_names()? {
+            if let Some(named) = store.named_record(&name)?
+                && !store.is_complete(&named)?
+            {
+                self.add(Kind::NameRecord, Path::new(named::DIR).join(name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Layers that are not needed, and records half removed.
+    fn layers(&mut self) -> Result<()> {
+        let needed = self.exclusive.needed_layers(None)?;
+        self.kept = self.exclusive.needed_dirs(&needed)?;
+        let dir = self.exclusive.store().layerdb().dir.join("sha256");
+        let mut going_too = HashSet::new();
+        for name in self.exclusive.store().root.list(&dir)? {
+            let path = dir.join(&name);
+            match name.to_str().and_then(Digest::from_hex) {
+                Some(chain) if needed.contains(&chain) => (),
+                Some(chain) => going_too.extend(self.layer(chain, &path)?),
+                None if name.as_bytes().ends_with(b"-removing") => self.add(Kind::Removing, path),
+                None => (),
+            }
+        }
+        // Gone with their layer, or staying with it: no orphans.
+        self.kept.extend(going_too);
+        Ok(())
+    }
+
+    /// A layer that no image and no container has; returns its directory.
+    fn layer(&mut self, chain: Digest, path: &Path) -> Result<Option<CacheId>> {
+        let cache_id = self
+            .exclusive
+            .store()
+            .root
+            .read(path.join("cache-id"), SMALL)?;
+        let cache_id = cache_id.and_then(|bytes| CacheId::parse(bytes.trim_ascii()));
+        let cache_id = cache_id.filter(|id| !self.kept.contains(id));
+        if cache_id.as_ref().is_some_and(|id| self.is_used(id)) {
+            return Ok(cache_id);
+        }
+        self.add(Kind::Layer, path);
+        if let Some(garbage) = self.found.last_mut() {
+            let dir = cache_id.as_ref();
+            let dir = dir.map(|id| self.exclusive.writable.layer_dir(id.as_str()));
+            garbage.bytes += dir.map_or(0, |dir| disk_usage(&dir));
+            garbage.layer = Some(chain);
+        }
+        Ok(cache_id)
+    }
+
+    fn is_used(&self, cache_id: &CacheId) -> bool {
+        let dir = self.exclusive.writable.layer_dir(cache_id.as_str());
+        (self.in_use)(&dir.join("diff")).is_some()
+    }
+
+    fn directories(&mut self) -> Result<()> {
+        for name in self.list(DRIVER)? {
+            let Some(id) = CacheId::parse(name.as_bytes()) else {
+                continue;
+            };
+            if id.as_str() != "l" && !self.kept.contains(&id) && !self.is_used(&id) {
+                self.add(Kind::LayerDirectory, Path::new(DRIVER).join(id.as_str()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Links that the directory they lead to does not know, or that goes too.
+    fn short_names(&mut self) -> Result<()> {
+        let known: HashSet<PathBuf> = self
+            .kept
+            .iter()
+            .filter_map(|id| self.exclusive.link_of(id))
+            .collect();
+        for name in self.list("overlay2/l")? {
+            let path = Path::new("overlay2/l").join(name);
+            if !known.contains(&self.exclusive.writable.root().join(&path)) {
+                self.add(Kind::ShortName, path);
+            }
+        }
+        Ok(())
+    }
+
+    fn metadata(&mut self) -> Result<()> {
+        let dir = "image/overlay2/imagedb/metadata/sha256";
+        let imagedb = self.exclusive.store().imagedb();
+        for name in self.list(dir)? {
+            let id = name.to_str().and_then(Digest::from_hex);
+            let Some(id) = id else { continue };
+            if !imagedb.contains(&id)? {
+                self.add(Kind::ImageMetadata, Path::new(dir).join(name));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes a tree takes on the disk, each inode once; what cannot be read counts nothing.
+pub fn disk_usage(path: &Path) -> u64 {
+    let mut seen = HashSet::new();
+    let mut total = 0u64;
+    let mut todo = vec![path.to_owned()];
+    while let Some(path) = todo.pop() {
+        let Ok(meta) = path.symlink_metadata() else {
+            continue;
+        };
+        if meta.nlink() > 1 && !meta.is_dir() && !seen.insert((meta.dev(), meta.ino())) {
+            continue;
+        }
+        // st_blocks counts 512 bytes, whatever the file system's block is (stat(2)).
+        total = total.saturating_add(meta.blocks().saturating_mul(512));
+        if meta.is_dir() {
+            let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            todo.extend(entries.map(|entry| entry.path()));
+        }
+    }
+    total
+}

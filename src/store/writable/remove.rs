@@ -1,0 +1,279 @@
+//! Images and layers, taken away: names first, then the image, then layers from the top
+//! that nothing else has. Called by the cli's `rmi` and by `garbage`.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::images::removing_name;
+use super::{Exclusive, Writable, files};
+use crate::store::beneath::SMALL;
+use crate::store::ephemeral::remove_upper;
+use crate::store::error::{Error, Result};
+use crate::store::{CacheId, Digest, Name, Query, Reference, chain};
+
+/// Tells where a directory is in use as a layer of a live mount: its mountpoint.
+pub type InUse<'f> = &'f dyn Fn(&Path) -> Option<PathBuf>;
+
+/// What the removal of an image took away.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Removed {
+    /// Its names.
+    pub untagged: Vec<Name>,
+    /// The image.
+    pub image: Option<Digest>,
+    /// The chain IDs of layers, top first.
+    pub layers: Vec<Digest>,
+}
+
+/// A layer's record and directory on the way out.
+#[derive(Debug)]
+struct Going {
+    record: PathBuf,
+    cache_id: Option<CacheId>,
+}
+
+/// How long readers may take before a removal is given up: mounts until they are live,
+/// listings until they are printed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Writable {
+    /// Waits until nobody reads what is about to go. Never while this process has a
+    /// [`crate::store::Stores`] of the same store: it would wait for itself.
+    pub(super) fn exclude_readers(&self) -> Result<File> {
+        let start = Instant::now();
+        loop {
+            match self.flock("removing", FlockOperation::NonBlockingLockExclusive) {
+                Err(error) if error.errno() == Some(Errno::WOULDBLOCK) => (),
+                other => return other,
+            }
+            if start.elapsed() >= PATIENCE {
+                return Err(Error::InUse {
+                    what: format!("the store {:?}", self.root()),
+                    by: "a command that reads it: try again when that has ended".to_owned(),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Exclusive<'_> {
+    /// The image a user means, of this store; whether by name.
+    pub fn find(&self, text: &str) -> Result<(Digest, Option<Reference>)> {
+        let unknown = || Error::UnknownImage {
+            name: text.to_owned(),
+            searched: vec![self.writable.root().to_owned()],
+        };
+        let (reference, prefix) = match Query::parse(text)? {
+            Query::Id(id) if self.store().imagedb().contains(&id)? => return Ok((id, None)),
+            Query::Id(_) => return Err(unknown()),
+            Query::Name { reference, prefix } => (reference, prefix),
+        };
+        if let Some(id) = self.repositories()?.get(&reference)? {
+            return Ok((id, Some(reference)));
+        }
+        let Some(prefix) = prefix else {
+            return Err(unknown());
+        };
+        let mut ids = self.store().imagedb().ids()?;
+        ids.retain(|id| id.hex().starts_with(&prefix));
+        match ids.as_slice() {
+            [] => Err(unknown()),
+            [id] => Ok((*id, None)),
+            several => Err(Error::AmbiguousImage {
+                prefix,
+                candidates: several.iter().take(20).map(Digest::to_string).collect(),
+            }),
+        }
+    }
+
+    /// All names of an image.
+    pub fn names(&self, id: &Digest) -> Result<Vec<Name>> {
+        let names = self.repositories()?;
+        let all = names.all().filter_map(Result::ok);
+        Ok(all.filter(|(_, i)| i == id).map(|(name, _)| name).collect())
+    }
+
+    /// Takes a name away; returns the image that had it. The image stays.
+    pub fn untag(&self, name: &Reference) -> Result<Option<Digest>> {
+        let mut names = self.repositories()?;
+        let had = names.remove(name)?;
+        if had.is_some() {
+            self.write_repositories(&names)?;
+        }
+        Ok(had)
+    }
+
+    /// Removes an image with all its names, and its layers that no other image and no
+    /// container has.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] where a container or live mount needs it; then nothing is removed.
+    /// An error of another image whose layers cannot be told, for it may have these.
+    pub fn remove_image(&self, id: &Digest, in_use: InUse<'_>) -> Result<Removed> {
+        for named in self.store().all_named()? {
+            let named = named?;
+            if named.source.is_none() && named.image == *id {
+                return Err(Error::InUse {
+                    what: format!("image {id}"),
+                    by: format!("read-write layer {0:?}: unionfs rm {0}", named.name),
+                });
+            }
+        }
+        let needed = self.needed_layers(Some(id))?;
+        // Those of a damaged image cannot be told; prune finds them.
+        let config = self.store().imagedb().config(id).ok();
+        let mut layers = chain::chain_ids(&config.map(|c| c.diff_ids).unwrap_or_default());
+        layers.retain(|layer| !needed.contains(layer));
+        layers.reverse();
+        let kept = self.needed_dirs(&needed)?;
+        let mut going = Vec::new();
+        for layer in &layers {
+            going.extend(self.going(layer, &kept)?);
+        }
+        for cache_id in going.iter().filter_map(|going| going.cache_id.as_ref()) {
+            let diff = self.writable.layer_dir(cache_id.as_str()).join("diff");
+            if let Some(mountpoint) = in_use(&diff) {
+                return Err(Error::InUse {
+                    what: format!("image {id}"),
+                    by: format!("the mount on {0:?}: unionfs umount {0:?}", mountpoint),
+                });
+            }
+        }
+        let untagged = self.names(id)?;
+        let readers = self.writable.exclude_readers()?;
+        let mut names = self.repositories()?;
+        names.remove_all(id);
+        self.write_repositories(&names)?;
+        let content = self
+            .writable
+            .root()
+            .join(self.store().imagedb().content(id));
+        files::remove_file(&content)?;
+        files::sync_parent(&content)?;
+        let metadata = self.writable.image_dir("imagedb/metadata/sha256");
+        remove_upper(&metadata.join(id.hex()))?;
+        self.set_aside(&mut going)?;
+        drop(readers);
+        for going in &going {
+            self.delete(going)?;
+        }
+        Ok(Removed {
+            untagged,
+            image: Some(*id),
+            layers,
+        })
+    }
+
+    /// Removes one layer that nothing needs; the caller has made sure of that.
+    pub(super) fn remove_layer(&self, layer: &Digest) -> Result<()> {
+        let kept = self.needed_dirs(&self.needed_layers(None)?)?;
+        let mut going: Vec<Going> = self.going(layer, &kept)?.into_iter().collect();
+        let readers = self.writable.exclude_readers()?;
+        self.set_aside(&mut going)?;
+        drop(readers);
+        going.iter().try_for_each(|going| self.delete(going))
+    }
+
+    /// The layers of all images but one, and of all containers.
+    pub(super) fn needed_layers(&self, except: Option<&Digest>) -> Result<HashSet<Digest>> {
+        let mut needed = HashSet::new();
+        let imagedb = self.store().imagedb();
+        for id in imagedb.ids()? {
+            if Some(&id) != except {
+                needed.extend(chain::chain_ids(&imagedb.config(&id)?.diff_ids));
+            }
+        }
+        let layerdb = self.store().layerdb();
+        for container in layerdb.containers()? {
+            let mount = layerdb.mount(&container)?;
+            if let Some(parent) = mount.and_then(|mount| mount.parent) {
+                needed.extend(chain::chain_ids(&layerdb.diffs_below(&parent)?));
+            }
+        }
+        Ok(needed)
+    }
+
+    /// The directories of needed layers and of all containers.
+    ///
+    /// # Errors
+    /// Where a record cannot be read, else its directory would seem an orphan.
+    pub(super) fn needed_dirs(&self, needed: &HashSet<Digest>) -> Result<HashSet<CacheId>> {
+        let layerdb = self.store().layerdb();
+        let mut dirs = HashSet::new();
+        for chain in needed {
+            if self.store().root.exists(layerdb.layer(chain))? {
+                dirs.insert(layerdb.record(chain)?.cache_id);
+            }
+        }
+        for id in layerdb.containers()? {
+            if let Some(mount) = layerdb.mount(&id)? {
+                dirs.insert(mount.mount_id);
+                dirs.extend(mount.init_id);
+            }
+        }
+        for name in self.store().named_names()? {
+            if let Some(named) = self.store().named_record(&name)?
+                && self.store().is_complete(&named)?
+            {
+                dirs.insert(named.mount_id);
+            }
+        }
+        Ok(dirs)
+    }
+
+    /// What there is of a layer, however damaged; `None`: nothing. Its directory goes
+    /// only if it is named like one of ours and nothing in `kept`.
+    fn going(&self, layer: &Digest, kept: &HashSet<CacheId>) -> Result<Option<Going>> {
+        let record = self.store().layerdb().layer(layer);
+        if !self.store().root.exists(&record)? {
+            return Ok(None);
+        }
+        let cache_id = self.store().root.read(record.join("cache-id"), SMALL)?;
+        Ok(Some(Going {
+            cache_id: cache_id
+                .and_then(|bytes| CacheId::parse(bytes.trim_ascii()))
+                .filter(|id| Digest::from_hex(id.as_str()).is_some() && !kept.contains(id)),
+            record: self.writable.root().join(record),
+        }))
+    }
+
+    /// Takes layers out of layerdb, in the order given.
+    fn set_aside(&self, layers: &mut [Going]) -> Result<()> {
+        self.known.lock().clear();
+        for going in layers.iter_mut() {
+            let aside = removing_name(&going.record)?;
+            std::fs::rename(&going.record, &aside).map_err(files::io("rename", &going.record))?;
+            going.record = aside;
+        }
+        // In one directory, all of them.
+        layers
+            .first()
+            .map_or(Ok(()), |going| files::sync_parent(&going.record))
+    }
+
+    fn delete(&self, going: &Going) -> Result<()> {
+        if let Some(cache_id) = &going.cache_id {
+            if let Some(link) = self.link_of(cache_id) {
+                files::remove_file(&link)?;
+            }
+            remove_upper(&self.writable.layer_dir(cache_id.as_str()))?;
+        }
+        remove_upper(&going.record)
+    }
+
+    /// The link in `overlay2/l/` that leads to a layer directory, where that names one.
+    pub(super) fn link_of(&self, cache_id: &CacheId) -> Option<PathBuf> {
+        let file = Path::new(super::DRIVER)
+            .join(cache_id.as_str())
+            .join("link");
+        let bytes = self.store().root.read(file, SMALL).ok()??;
+        let link = CacheId::parse(bytes.trim_ascii())?;
+        Some(self.writable.short_link(link.as_str()))
+    }
+}
