@@ -8,8 +8,11 @@
 //!   its whiteout dialects) and [`sys`] (the few system calls rustix lacks);
 //! * [`fuse`] is the transport that connects [`union`] to the kernel.
 //!
+//! [`changes`] tells what was written to such a union, and packs it or all of it as a tar.
+//!
 //! [`cli`] is the command line over all of them.
 
+pub mod changes;
 pub mod cli;
 pub mod fuse;
 pub mod layer;

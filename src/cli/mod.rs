@@ -17,10 +17,13 @@ use crate::store::Stores;
 use crate::store::roots::Environment;
 
 mod checks;
+mod commit;
 mod compat;
 mod completions;
 mod df;
+mod diff;
 mod error;
+mod export;
 mod fresh;
 mod history;
 mod images;
@@ -83,6 +86,9 @@ enum Command {
     Layers(layers::Args),
     Verify(verify::Args),
     Ps(ps::Args),
+    Diff(diff::Args),
+    Commit(commit::Args),
+    Export(export::Args),
     Stats(stats::Args),
     Tag(tag::Args),
     Rmi(rmi::Args),
@@ -146,6 +152,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Layers(args) => layers::run(&args, root),
         Command::Verify(args) => verify::run(&args, root),
         Command::Ps(args) => ps::run(&args, root),
+        Command::Diff(args) => diff::run(&args, root),
+        Command::Commit(args) => commit::run(&args, root),
+        Command::Export(args) => export::run(&args, root),
         Command::Stats(args) => stats::run(&args),
         Command::Tag(args) => tag::run(&args, root),
         Command::Rmi(args) => rmi::run(&args, root),

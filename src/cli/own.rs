@@ -4,11 +4,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
+
 use super::{open_stores, warn};
 use crate::fuse::runtime;
 use crate::store::roots::Environment;
 use crate::store::writable::{Exclusive, Writable};
-use crate::store::{Digest, Error, Reference};
+use crate::store::{Container, Digest, Error, Reference};
 
 /// Opens the store that is written to, making it if there is none.
 pub(super) fn open(root: Option<&Path>) -> anyhow::Result<Writable> {
@@ -81,4 +83,17 @@ pub(super) fn find(
         ),
         _ => Err(error.into()),
     }
+}
+
+/// Brings everything that was written through a live mount into its upper, from which it
+/// is about to be read.
+pub(super) fn flush(container: &Container) -> anyhow::Result<()> {
+    let Some(mountpoint) = Mounted::now().find(&container.upper.layer.path) else {
+        return Ok(());
+    };
+    let flushed = std::fs::File::open(&mountpoint)
+        .and_then(|dir| rustix::fs::syncfs(&dir).map_err(Into::into));
+    flushed.with_context(|| {
+        format!("cannot write back what is mounted on {mountpoint:?}; unmount it first")
+    })
 }

@@ -25,7 +25,7 @@ pub struct Container {
     pub id: CacheId,
     /// Its name, where Docker keeps one.
     pub name: Option<String>,
-    /// The image it was made from, of a named layer of ours.
+    /// The image it was made from, where that is recorded.
     pub image: Option<Digest>,
     /// The store its image's layers are in, where that is another one than its own.
     pub source: Option<Source>,
@@ -47,6 +47,8 @@ struct RawContainer {
     id: Option<String>,
     #[serde(rename = "Name")]
     name: Option<String>,
+    #[serde(rename = "Image")]
+    image: Option<String>,
     #[serde(rename = "State")]
     state: Option<RawState>,
 }
@@ -65,14 +67,22 @@ impl Container {
             let id = self.id.to_string();
             return Err(Error::ContainerRunning { id });
         }
+        let mut stack = self.observed_stack();
+        if !writable && let Some(upper) = stack.upper.take() {
+            stack.lowers.insert(0, upper.layer);
+        }
+        Ok(stack)
+    }
+
+    /// The stack with the container's layer as the upper, to be looked at but not mounted:
+    /// the container may be running.
+    pub fn observed_stack(&self) -> StackSpec {
         let below = self.layers.iter().rev().map(|layer| layer.spec.clone());
-        let below = self.init.iter().cloned().chain(below);
-        let own = (!writable).then(|| self.upper.layer.clone());
-        Ok(StackSpec {
-            lowers: own.into_iter().chain(below).collect(),
+        StackSpec {
+            lowers: self.init.iter().cloned().chain(below).collect(),
             data_only: Vec::new(),
-            upper: writable.then(|| self.upper.clone()),
-        })
+            upper: Some(self.upper.clone()),
+        }
     }
 }
 
@@ -130,7 +140,7 @@ pub(crate) fn load(store: &Store, id: &CacheId) -> Result<Container> {
     let called_running = raw.state.and_then(|s| s.running).unwrap_or(false);
     Ok(Container {
         id: id.clone(),
-        image: None,
+        image: raw.image.as_deref().and_then(Digest::parse),
         source: None,
         name: raw
             .name

@@ -107,6 +107,11 @@ impl ImageDb<'_> {
 
     /// The configuration of an image, verified.
     pub(crate) fn config(&self, id: &Digest) -> Result<Config> {
+        parse(&self.root.full(self.content(id)), &self.bytes(id)?)
+    }
+
+    /// The configuration's bytes, which hash to the ID.
+    pub(crate) fn bytes(&self, id: &Digest) -> Result<Vec<u8>> {
         let relative = self.content(id);
         let path = self.root.full(&relative);
         let Some(bytes) = self.root.read(&relative, LIMIT)? else {
@@ -116,7 +121,7 @@ impl ImageDb<'_> {
         if actual != *id {
             return Err(Error::ConfigHash { path, actual });
         }
-        parse(&path, &bytes)
+        Ok(bytes)
     }
 
     /// Docker's notes on an image.

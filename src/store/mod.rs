@@ -16,12 +16,14 @@
 pub(crate) mod beneath;
 pub mod chain;
 mod containers;
+pub mod derive;
 pub mod digest;
 pub(crate) mod drivers;
 pub mod ephemeral;
 pub mod error;
 mod image;
 mod imagedb;
+mod instructions;
 mod json;
 mod layerdb;
 mod listing;
@@ -32,7 +34,10 @@ pub mod roots;
 mod single;
 mod stores;
 pub mod tarball;
+<<<<<<< HEAD
 pub mod verify;
+=======
+>>>>>>> s5
 pub mod writable;
 
 pub use containers::Container;

@@ -86,6 +86,12 @@ impl Store {
         self.image_with(id, names, &mut Cache::new())
     }
 
+    /// The bytes of an image's configuration, which hash to its ID, and the file's path.
+    pub fn config_bytes(&self, id: &Digest) -> Result<(PathBuf, Vec<u8>)> {
+        let imagedb = self.imagedb();
+        Ok((self.root.full(imagedb.content(id)), imagedb.bytes(id)?))
+    }
+
     /// As [`Store::image`], with what a listing already knows.
     pub(crate) fn image_with(
         &self,

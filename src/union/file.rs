@@ -178,7 +178,13 @@ impl Union {
             let fd = dir.fd(&self.fds)?;
             return Ok(DataFd::new(open_quietly(At::new(fd.as_fd(), name))?, false));
         }
+        let observed = self.writable().is_err();
         self.with_upper(inode, |at| {
+            if observed {
+                let fd = open_quietly(at)?;
+                let writable = false;
+                return Ok(DataFd { fd, writable });
+            }
             match at.open(OFlags::RDWR | OFlags::NONBLOCK, 0) {
                 Ok(fd) => Ok(DataFd::new(fd, true)),
                 // Readable only: without privileges, or being executed.

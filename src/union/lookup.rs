@@ -289,7 +289,7 @@ impl Union {
 
     /// As [`Self::upper_dir`], with the tree's shape locked.
     pub(crate) fn upper_dir_stable(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
-        let upper = self.writable()?;
+        let upper = self.readable_upper()?;
         // Up to the nearest ancestor with a descriptor, then down again.
         let mut missing: Vec<(Arc<Inode>, Arc<[u8]>)> = Vec::new();
         let mut fd = None;
@@ -358,7 +358,8 @@ impl Union {
             };
             let Some(link) = link else {
                 let name = index.ok_or(Errno::NOENT)?;
-                return f(At::new(self.writable()?.index_dir()?.as_fd(), &name));
+                let dir = self.readable_upper()?.index_dir_opt()?;
+                return f(At::new(dir.ok_or(Errno::NOENT)?.as_fd(), &name));
             };
             let parent = self.upper_dir(&link.parent)?;
             let loc = inode.loc.read();

@@ -43,7 +43,7 @@ use rustix::io::Errno;
 use crate::layer::at::At;
 use crate::layer::fds::{FdCache, IsExhausted};
 use crate::layer::lower::{Layer, LowerDir};
-use crate::layer::{LayerSpec, StackSpec};
+use crate::layer::{LayerSpec, StackSpec, UpperSpec};
 use cache::LookupCache;
 use inode::{Dir, Inode, Loc, UpperState};
 use inos::Inos;
@@ -120,13 +120,28 @@ impl Union {
     /// or work directory in use, EXDEV when they are on different file systems, EINVAL
     /// without any lower layer.
     pub fn new(stack: &StackSpec, options: Options) -> Result<Self> {
+        let volatile = options.volatile;
+        Self::build(stack, options, |spec| Upper::open(spec, volatile))
+    }
+
+    /// A look at a stack that may be mounted: takes no lock, changes nothing. Whatever would
+    /// write is answered EROFS, and what a mount changes meanwhile may be seen or not.
+    pub fn observe(stack: &StackSpec) -> Result<Self> {
+        Self::build(stack, Options::default(), Upper::observe)
+    }
+
+    fn build(
+        stack: &StackSpec,
+        options: Options,
+        open_upper: impl Fn(&UpperSpec) -> Result<Upper>,
+    ) -> Result<Self> {
         if stack.lowers.is_empty() {
             return Err(Error::from(Errno::INVAL).context("no lower layer in", "the stack"));
         }
         let roots = open_layers(&stack.lowers, 0)?;
         let data_roots = open_layers(&stack.data_only, roots.len())?;
         let upper = match &stack.upper {
-            Some(spec) => Some(Upper::open(spec, options.volatile)?),
+            Some(spec) => Some(open_upper(spec)?),
             None => None,
         };
         let layers = || roots.iter().chain(&data_roots).map(|root| &*root.layer);
@@ -194,8 +209,14 @@ impl Union {
         }
     }
 
-    /// The upper; EROFS without one.
+    /// The upper, to be changed; EROFS without one.
     fn writable(&self) -> Result<&Upper> {
+        let upper = self.upper.as_ref().filter(|upper| !upper.observed);
+        upper.ok_or_else(|| Errno::ROFS.into())
+    }
+
+    /// The upper, to be read; EROFS without one.
+    fn readable_upper(&self) -> Result<&Upper> {
         self.upper.as_ref().ok_or_else(|| Errno::ROFS.into())
     }
 
@@ -226,9 +247,9 @@ impl Union {
             || self.roots.iter().any(|root| can(&root.layer))
     }
 
-    /// Whether there is an upper.
+    /// Whether there is an upper that may be changed.
     pub fn is_writable(&self) -> bool {
-        self.upper.is_some()
+        self.writable().is_ok()
     }
 }
 

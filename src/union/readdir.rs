@@ -159,7 +159,7 @@ impl Union {
     }
 
     fn list_upper(&self, inode: &Inode, dir: &Dir) -> Result<LayerListing> {
-        let upper = self.writable()?;
+        let upper = self.readable_upper()?;
         let fd = self.upper_dir(inode)?;
         // Without anything below and without copied-up files, d_ino is the number.
         let plain = dir.lowers.is_empty() && !dir.impure.load(Ordering::Acquire);
@@ -280,7 +280,7 @@ impl Union {
 
     /// Whether an upper subdirectory has the file that makes it opaque.
     pub(crate) fn upper_wh_opaque(&self, fd: &std::os::fd::OwnedFd, name: &[u8]) -> Result<bool> {
-        if !self.writable()?.layer.dialect.wh_names {
+        if !self.readable_upper()?.layer.dialect.wh_names {
             return Ok(false);
         }
         let sub = At::new(fd.as_fd(), name).open_dir_path()?;

@@ -45,6 +45,8 @@ pub(crate) struct Upper {
     /// Whether we may read and write what permission bits forbid.
     pub privileged: bool,
     pub volatile: bool,
+    /// Only looked at, perhaps while it is mounted: nothing may change it.
+    pub observed: bool,
     work_base: OwnedFd,
     staging: OwnedFd,
     index: Mutex<Option<Arc<OwnedFd>>>,
@@ -90,20 +92,46 @@ impl Upper {
         let work_base = open_dir(&spec.work, "cannot open the work directory")?;
         lock(&layer.root, &spec.layer.path)?;
         lock(&work_base, &spec.work)?;
+        let mut upper = Self::unprobed(layer, work_base, spec)?;
+        upper.volatile = volatile;
+        upper.staging = open_staging(upper.work_base.as_fd())
+            .map_err(|e| Error::from(e).context("cannot set up the work directory", &spec.work))?;
+        upper.probe().map_err(|e| {
+            Error::from(e).context("cannot write to the work directory", &spec.work)
+        })?;
+        Ok(upper)
+    }
+
+    /// Opens an upper to look at it: see [`super::Union::observe`].
+    pub fn observe(spec: &UpperSpec) -> Result<Self> {
+        let layer = Layer::open(&spec.layer).map_err(|e| {
+            Error::from(e).context("cannot open the upper directory", &spec.layer.path)
+        })?;
+        let work_base = open_dir(&spec.work, "cannot open the work directory")?;
+        let mut upper = Self::unprobed(layer, work_base, spec)?;
+        upper.observed = true;
+        Ok(upper)
+    }
+
+    /// Without a staging directory of its own, and not asked what it can do.
+    fn unprobed(layer: Layer, work_base: OwnedFd, spec: &UpperSpec) -> Result<Self> {
         let work_stat = At::fd(work_base.as_fd()).stat()?;
         if work_stat.dev != layer.stat.dev {
             let what = "not on the same file system as the upper directory: work directory";
             return Err(Error::from(Errno::XDEV).context(what, &spec.work));
         }
-        let staging = open_staging(work_base.as_fd())
-            .map_err(|e| Error::from(e).context("cannot set up the work directory", &spec.work))?;
+        let staging = At::fd(work_base.as_fd())
+            .open_dir_path()
+            .map_err(|e| Error::from(e).context("cannot open the work directory", &spec.work))?;
+        let root = Markers::read(At::fd(layer.root.as_fd()), layer.dialect)?;
         let tag = RandomState::new().hash_one(std::process::id());
-        let mut upper = Self {
+        Ok(Self {
             markers: Writer { trusted: false },
             form: WhiteoutForm::CharDevice,
-            root: Markers::default(),
+            root,
             privileged: rustix::process::geteuid().is_root(),
-            volatile,
+            volatile: false,
+            observed: false,
             layer: Arc::new(layer),
             work_base,
             staging,
@@ -112,13 +140,7 @@ impl Upper {
             names: AtomicU64::new(0),
             tag,
             whiteout: Mutex::new(None),
-        };
-        upper.probe().map_err(|e| {
-            Error::from(e).context("cannot write to the work directory", &spec.work)
-        })?;
-        let root = At::fd(upper.layer.root.as_fd());
-        upper.root = Markers::read(root, upper.layer.dialect)?;
-        Ok(upper)
+        })
     }
 
     /// Learns which markers and whiteouts the upper's file system takes from us.

@@ -119,7 +119,7 @@ impl Union {
         f: impl FnOnce(At<'_>, Dialect) -> Result<T>,
     ) -> Result<T> {
         if inode.in_upper() {
-            let dialect = self.writable()?.layer.dialect;
+            let dialect = self.readable_upper()?.layer.dialect;
             return self.with_upper(inode, |at| f(at, dialect));
         }
         if let Some(dir) = &inode.dir {

@@ -1,5 +1,6 @@
 //! Layer tars: into a layer directory with tar-split beside it, and back, byte for byte.
-//! Called by the commands that fill a store, by `verify` and by `save`.
+//! Called by the commands that fill a store, by `verify` and by `save`; `pack`, which
+//! writes a tar of anything, by `changes`.
 //!
 //! ```text
 //!  tar ──scan──► entries ──place──► files below one directory descriptor
@@ -13,6 +14,7 @@
 mod error;
 mod hash;
 mod header;
+pub mod pack;
 mod place;
 mod rebuild;
 mod scan;

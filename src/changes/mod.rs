@@ -1,0 +1,176 @@
+//! What an upper changed, and trees as tars. Called by the cli's `diff`, `commit` and
+//! `export`.
+//!
+//! Two read-only unions answer everything, without a mount: `before` of the lowers, and
+//! `after` with the upper on top. `walk` goes through the names that the upper has and asks
+//! both, so a list of changes costs what was changed, not what the image holds.
+//!
+//! ```text
+//!  upper's names ──walk──► (before, after) ──list──► A, C, D per path
+//!                                          └─tar───► layer tar (commit), flat tar (export)
+//! ```
+//! The upper may be mounted meanwhile: it is only read, and no lock is taken.
+
+mod compare;
+mod links;
+mod list;
+mod tar;
+mod walk;
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+pub use self::list::{Change, Kind};
+
+use crate::layer::fds::FdCache;
+use crate::layer::lower::{Layer, LowerDir};
+use crate::layer::StackSpec;
+use crate::union::{self, Caller, Ino, Union};
+
+/// Result of looking at changes.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why changes could not be listed or packed; one line that names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A layer cannot be opened.
+    #[error("{0}; check that the layer is complete")]
+    Open(union::Error),
+    /// A file of the tree cannot be read.
+    #[error("cannot read {path:?} of the tree: {source}; check the layers' disk and permissions")]
+    Read {
+        /// Path in the union, absolute.
+        path: PathBuf,
+        /// What the union answered.
+        source: union::Error,
+    },
+    /// A layer cannot be read.
+    #[error("cannot read {path:?}: {source}")]
+    Layer {
+        /// Path of the layer or of a file in it.
+        path: PathBuf,
+        /// The errno.
+        source: Errno,
+    },
+    /// The name means a deletion in a layer tar.
+    #[error("{path:?} cannot be in an image layer, where names in .wh. mean deletions: rename it")]
+    WhName {
+        /// Path in the union, absolute.
+        path: PathBuf,
+    },
+    /// The tar cannot be written.
+    #[error("cannot write the tar at {path:?}: {source}")]
+    Write {
+        /// Path in the union of the entry being written, absolute.
+        path: PathBuf,
+        /// What writing answered.
+        source: std::io::Error,
+    },
+}
+
+/// All reading is done on behalf of root: nothing of the tree is hidden.
+const READER: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    pid: 0,
+};
+
+/// A tree, and what it was before its upper was written.
+pub struct Tree {
+    /// `None`: there was nothing.
+    before: Option<Union>,
+    after: Union,
+    /// The upper's root; `None` for a tree without one.
+    upper: Option<Arc<LowerDir>>,
+    /// Every name may have changed, not only those that the upper has.
+    everything: bool,
+    fds: FdCache,
+}
+
+impl std::fmt::Debug for Tree {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tree")
+            .field("everything", &self.everything)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tree {
+    /// Opens a stack for reading, whether or not it is mounted.
+    pub fn open(stack: &StackSpec) -> Result<Self> {
+        let open = |stack: &StackSpec| Union::observe(stack).map_err(Error::Open);
+        let fds = FdCache::new(FDS);
+        let Some(upper) = &stack.upper else {
+            return Ok(Self {
+                before: None,
+                after: open(stack)?,
+                upper: None,
+                everything: true,
+                fds,
+            });
+        };
+        let root = Layer::open(&upper.layer).and_then(|l| LowerDir::root(Arc::new(l), 0));
+        let root = root.map_err(|source| Error::Layer {
+            path: upper.layer.path.clone(),
+            source,
+        })?;
+        if stack.lowers.is_empty() {
+            // An image without layers: the upper is all there is.
+            let after = open(&StackSpec {
+                lowers: vec![upper.layer.clone()],
+                data_only: Vec::new(),
+                upper: None,
+            })?;
+            return Ok(Self {
+                before: None,
+                after,
+                upper: Some(root),
+                everything: true,
+                fds,
+            });
+        }
+        let before = StackSpec {
+            upper: None,
+            ..stack.clone()
+        };
+        Ok(Self {
+            before: Some(open(&before)?),
+            after: open(stack)?,
+            upper: Some(root),
+            everything: links::reach_below(upper)?,
+            fds,
+        })
+    }
+}
+
+/// Descriptors kept of the upper's directories.
+const FDS: usize = 256;
+
+/// The names in a directory of a union, unsorted.
+fn names(union: &Union, ino: Ino) -> union::Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    union.readdir(ino, 0, false, &mut |item| {
+        if item.name != b"." && item.name != b".." {
+            names.push(item.name.to_vec());
+        }
+        true
+    })?;
+    Ok(names)
+}
+
+/// The absolute form of a path in the union, for messages and lists.
+fn absolute(path: &[u8]) -> PathBuf {
+    OsString::from_vec([b"/", path].concat()).into()
+}
+
+fn read_error(path: &[u8]) -> impl Fn(union::Error) -> Error {
+    let path = absolute(path);
+    move |source| Error::Read {
+        path: path.clone(),
+        source,
+    }
+}

@@ -1,0 +1,248 @@
+//! Trees as tars: the layer that an upper is, and everything as one flat tar. Called by the
+//! cli's `commit` and `export`.
+//!
+//! The order is that of the walk: directories before what is in them, names by their bytes,
+//! so that the same tree gives the same tar.
+
+use std::collections::HashMap;
+use std::io::Write;
+
+use rustix::io::Errno;
+
+use super::compare::{Xattr, same_file, xattrs};
+use super::walk::{Hidden, Step};
+use super::{Error, Result, Tree, absolute, read_error};
+use crate::layer::markers::{WH_OPAQUE, WH_PREFIX};
+use crate::store::tarball::pack::{Content, Item, Packer};
+use crate::union::{Attr, FileKind, Ino};
+
+/// Bytes copied at a time.
+const CHUNK: usize = 256 << 10;
+/// `whence` of lseek(2).
+const SEEK_DATA: u32 = 3;
+const SEEK_HOLE: u32 = 4;
+/// Xattrs that are the overlay's own, or mean something on this host only.
+const LEFT_OUT: [&[u8]; 5] = [
+    b"trusted.",
+    b"user.overlay.",
+    b"user.fuseoverlayfs.",
+    b"security.selinux",
+    b"security.evm",
+];
+
+impl Tree {
+    /// Writes the layer tar of the upper: everything that it holds, whiteouts as `.wh.NAME`
+    /// and `.wh..wh..opq` (OCI image specification, layer.md), directories that were moved
+    /// and files of which it has only the metadata with all there is in them.
+    ///
+    /// # Errors
+    /// [`Error::WhName`] for a name that would be a whiteout. Sockets are left out, as
+    /// everywhere: a tar has none.
+    pub fn pack_layer(&self, out: impl Write) -> Result<()> {
+        let mut sink = Sink::new(self, out, true);
+        self.walk(Hidden::Opaque, &mut |step| sink.layer_step(step))?;
+        sink.finish()
+    }
+
+    /// Writes the whole tree as a flat tar. Sockets are left out.
+    pub fn pack_all(&self, out: impl Write) -> Result<()> {
+        let mut sink = Sink::new(self, out, false);
+        self.walk(Hidden::Opaque, &mut |step| match step.after {
+            Some(attr) => sink.entry(step.path, attr),
+            None => Ok(()),
+        })?;
+        sink.finish()
+    }
+}
+
+struct Sink<'t, W> {
+    tree: &'t Tree,
+    out: Packer<W>,
+    layer: bool,
+    /// Files with several names: the one each was packed under.
+    names: HashMap<Ino, Vec<u8>>,
+    /// Directories on the way to the current path that are not packed yet.
+    skipped: Vec<(Vec<u8>, Attr)>,
+    buffer: Vec<u8>,
+}
+
+impl<'t, W: Write> Sink<'t, W> {
+    fn new(tree: &'t Tree, out: W, layer: bool) -> Self {
+        Self {
+            tree,
+            out: Packer::new(out),
+            layer,
+            names: HashMap::new(),
+            skipped: Vec::new(),
+            buffer: vec![0; CHUNK],
+        }
+    }
+
+    fn layer_step(&mut self, step: &Step<'_>) -> Result<()> {
+        let inside = |dir: &[u8]| step.path.starts_with(&[dir, b"/"].concat());
+        while self.skipped.pop_if(|(dir, _)| !inside(dir)).is_some() {}
+        let Some(after) = step.after else {
+            return self.whiteout(step.path, WH_PREFIX);
+        };
+        let linked = || after.nlink > 1 && step.before.is_none_or(|b| !same_file(b, after));
+        // Without anything before, all there is came with the upper or was moved by it.
+        if step.in_upper || step.before.is_none() || linked() {
+            self.parents()?;
+            self.entry(step.path, after)?;
+        } else if after.kind == FileKind::Directory {
+            self.skipped.push((step.path.to_vec(), *after));
+        }
+        match step.opaque {
+            true => {
+                let path = [step.path, b"/", WH_OPAQUE].concat();
+                let entry = self.out.entry(&Item::empty(&path));
+                entry.map_err(|source| write_error(&path, source))
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// A tar has the directory before what is in it.
+    fn parents(&mut self) -> Result<()> {
+        for (path, attr) in std::mem::take(&mut self.skipped) {
+            self.entry(&path, &attr)?;
+        }
+        Ok(())
+    }
+
+    fn whiteout(&mut self, path: &[u8], prefix: &[u8]) -> Result<()> {
+        self.parents()?;
+        let slash = path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
+        let (dir, name) = path.split_at(slash);
+        let whiteout = [dir, prefix, name].concat();
+        let entry = self.out.entry(&Item::empty(&whiteout));
+        entry.map_err(|source| write_error(path, source))
+    }
+
+    fn entry(&mut self, path: &[u8], attr: &Attr) -> Result<()> {
+        let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+        if self.layer && name.starts_with(WH_PREFIX) {
+            return Err(Error::WhName {
+                path: absolute(path),
+            });
+        }
+        let after = &self.tree.after;
+        let fail = read_error(path);
+        let first = match attr.nlink > 1 && attr.kind != FileKind::Directory {
+            true => self.names.get(&attr.ino).cloned(),
+            false => None,
+        };
+        let target = match attr.kind {
+            FileKind::Symlink => after.readlink(attr.ino).map_err(&fail)?,
+            _ => Vec::new(),
+        };
+        let content = match (&first, attr.kind) {
+            (_, FileKind::Socket) => return Ok(()),
+            (Some(first), _) => Content::HardLink(first),
+            (None, FileKind::Regular) => Content::Regular(attr.size),
+            (None, FileKind::Directory) => Content::Directory,
+            (None, FileKind::Symlink) => Content::Symlink(&target),
+            (None, FileKind::Fifo) => Content::Fifo,
+            (None, kind) => Content::Device(kind, attr.rdev.0, attr.rdev.1),
+        };
+        let xattrs = match first {
+            Some(_) => Vec::new(),
+            None => kept(xattrs(after, attr.ino).map_err(&fail)?),
+        };
+        let item = Item {
+            path,
+            content,
+            perm: attr.perm,
+            uid: attr.uid,
+            gid: attr.gid,
+            mtime: attr.mtime,
+            xattrs: &xattrs,
+        };
+        let entry = self.out.entry(&item);
+        entry.map_err(|source| write_error(path, source))?;
+        if first.is_some() {
+            return Ok(());
+        }
+        if attr.nlink > 1 && attr.kind != FileKind::Directory {
+            self.names.insert(attr.ino, path.to_vec());
+        }
+        match attr.kind {
+            FileKind::Regular => self.data(path, attr),
+            _ => Ok(()),
+        }
+    }
+
+    /// The data of a file, as long as its header says: one that is written meanwhile is cut
+    /// or filled with zeros, as every tar does it. Holes are not read.
+    fn data(&mut self, path: &[u8], attr: &Attr) -> Result<()> {
+        let (ino, size) = (attr.ino, attr.size);
+        let after = &self.tree.after;
+        let mut offset = 0;
+        while offset < size {
+            let data = match after.lseek(ino, offset, SEEK_DATA) {
+                Err(e) if e.errno() == Errno::NXIO.raw_os_error() => size,
+                // A file system that knows no holes.
+                Err(_) => offset,
+                Ok(data) => data.clamp(offset, size),
+            };
+            self.zeros(path, data - offset)?;
+            if data == size {
+                break;
+            }
+            let hole = after.lseek(ino, data, SEEK_HOLE);
+            let hole = hole.unwrap_or(size).clamp(data + 1, size);
+            offset = self.copy(path, ino, data..hole)?;
+            if offset < hole {
+                return self.zeros(path, size - offset);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a stretch of data; where it ended, before the end for a file that was cut.
+    fn copy(&mut self, path: &[u8], ino: Ino, stretch: std::ops::Range<u64>) -> Result<u64> {
+        let mut offset = stretch.start;
+        while offset < stretch.end {
+            let left = usize::try_from(stretch.end - offset).unwrap_or(usize::MAX);
+            let buffer = &mut self.buffer[..left.min(CHUNK)];
+            let read = self.tree.after.read(ino, offset, buffer);
+            let read = read.map_err(read_error(path))?;
+            if read == 0 {
+                break;
+            }
+            let written = self.out.data(&buffer[..read]);
+            written.map_err(|source| write_error(path, source))?;
+            offset += read as u64;
+        }
+        Ok(offset)
+    }
+
+    fn zeros(&mut self, path: &[u8], mut count: u64) -> Result<()> {
+        static ZEROS: [u8; 32 << 10] = [0; 32 << 10];
+        while count > 0 {
+            let some = usize::try_from(count).unwrap_or(usize::MAX).min(ZEROS.len());
+            let written = self.out.data(&ZEROS[..some]);
+            written.map_err(|source| write_error(path, source))?;
+            count -= some as u64;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        let end = self.out.finish();
+        end.map(drop).map_err(|source| write_error(b"", source))
+    }
+}
+
+fn write_error(path: &[u8], source: std::io::Error) -> Error {
+    let path = absolute(path);
+    Error::Write { path, source }
+}
+
+/// The xattrs that belong in a tar. One with `=` in its name has no pax record.
+fn kept(mut xattrs: Vec<Xattr>) -> Vec<Xattr> {
+    xattrs.retain(|(name, _)| {
+        !name.contains(&b'=') && !LEFT_OUT.iter().any(|prefix| name.starts_with(prefix))
+    });
+    xattrs
+}

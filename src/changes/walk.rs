@@ -1,0 +1,236 @@
+//! The walk through what an upper holds, beside the tree before and after. Called by `list`
+//! and `tar`.
+//!
+//! A directory of the upper that is merged with the one of the same path below decides
+//! only its own names. One that is not (opaque, moved here, or new where none was) is
+//! gone through completely.
+
+use std::sync::Arc;
+
+use super::{Error, Result, Tree, absolute, names, read_error};
+use crate::layer::lower::{LowerDir, Single};
+use crate::layer::markers::{WH_OPAQUE, WH_PREFIX};
+use crate::union::{Attr, EntryRef, FileKind, Ino, ROOT_INO, Union};
+
+/// How a directory is gone through that hides what was there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hidden {
+    /// Name by name, compared with what was there.
+    Compared,
+    /// As if nothing had been there; the step says that it is opaque.
+    Opaque,
+}
+
+/// One name, before and after.
+pub(super) struct Step<'a> {
+    /// Path from the root, without a leading slash; empty for the root.
+    pub path: &'a [u8],
+    /// What the name was.
+    pub before: Option<&'a Attr>,
+    /// What it is.
+    pub after: Option<&'a Attr>,
+    /// A directory that hides all there was in it; only with [`Hidden::Opaque`].
+    pub opaque: bool,
+    /// The upper has the name.
+    pub in_upper: bool,
+}
+
+/// A directory of a union, kept from being forgotten.
+struct Held<'u> {
+    union: &'u Union,
+    entry: Option<EntryRef<'u>>,
+}
+
+impl<'u> Held<'u> {
+    fn root(union: &'u Union) -> Self {
+        Self { union, entry: None }
+    }
+
+    fn ino(&self) -> Ino {
+        self.entry.as_ref().map_or(ROOT_INO, |e| e.attr().ino)
+    }
+
+    fn lookup(&self, name: &[u8], path: &[u8]) -> Result<Option<EntryRef<'u>>> {
+        let found = self.union.lookup(self.ino(), name);
+        found.map_err(read_error(path))
+    }
+
+    fn child(&self, entry: EntryRef<'u>) -> Self {
+        Self {
+            union: self.union,
+            entry: Some(entry),
+        }
+    }
+}
+
+/// What the upper says about a name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Says {
+    /// Nothing: it is as it was, but for files changed under another name.
+    Nothing,
+    /// It has a directory that is merged with what is below.
+    Merged,
+    /// It has something in the place of what is below.
+    Replaced,
+}
+
+/// A directory being gone through.
+struct Frame<'u> {
+    upper: Option<Arc<LowerDir>>,
+    before: Option<Held<'u>>,
+    after: Held<'u>,
+    /// Sorted, the last first.
+    names: Vec<Vec<u8>>,
+    /// Length of the directory's path.
+    path: usize,
+    /// Every name is compared, not only those of the upper.
+    full: bool,
+}
+
+impl Tree {
+    /// Calls `visit` for the root and then, in order of their paths' components, for every
+    /// name that the upper may have changed; without an upper for every name there is.
+    pub(super) fn walk(
+        &self,
+        hidden: Hidden,
+        visit: &mut dyn FnMut(&Step<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let attr = |union: &Union| union.getattr(ROOT_INO).map_err(read_error(b""));
+        visit(&Step {
+            path: b"",
+            before: self.before.as_ref().map(attr).transpose()?.as_ref(),
+            after: Some(&attr(&self.after)?),
+            opaque: false,
+            in_upper: self.upper.is_some(),
+        })?;
+        let mut path = Vec::new();
+        let mut root = Frame {
+            upper: self.upper.clone(),
+            before: self.before.as_ref().map(Held::root),
+            after: Held::root(&self.after),
+            names: Vec::new(),
+            path: 0,
+            full: false,
+        };
+        root.names = self.names(&root, &path)?;
+        // Not recursive: a hostile layer may nest deeper than a thread's stack.
+        let mut stack = vec![root];
+        while let Some(frame) = stack.last_mut() {
+            path.truncate(frame.path);
+            let Some(name) = frame.names.pop() else {
+                stack.pop();
+                continue;
+            };
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend(&name);
+            if let Some(below) = self.step(frame, &name, &path, hidden, visit)? {
+                stack.push(below);
+            }
+        }
+        Ok(())
+    }
+
+    /// Visits one name; for a directory, what is to be gone through next.
+    fn step<'t>(
+        &'t self,
+        frame: &Frame<'t>,
+        name: &[u8],
+        path: &[u8],
+        hidden: Hidden,
+        visit: &mut dyn FnMut(&Step<'_>) -> Result<()>,
+    ) -> Result<Option<Frame<'t>>> {
+        let before = match &frame.before {
+            Some(dir) => dir.lookup(name, path)?,
+            None => None,
+        };
+        let after = frame.after.lookup(name, path)?;
+        if before.is_none() && after.is_none() {
+            return Ok(None);
+        }
+        let is_dir = |e: &EntryRef<'_>| e.attr().kind == FileKind::Directory;
+        let (upper, says) = self.in_upper(frame, name)?;
+        let both_dirs = after.as_ref().is_some_and(is_dir) && before.as_ref().is_some_and(is_dir);
+        let full = both_dirs && (frame.full || says == Says::Replaced);
+        let opaque = full && hidden == Hidden::Opaque;
+        visit(&Step {
+            path,
+            before: before.as_ref().map(EntryRef::attr),
+            after: after.as_ref().map(EntryRef::attr),
+            opaque,
+            in_upper: says != Says::Nothing,
+        })?;
+        let Some(after) = after.filter(is_dir) else {
+            return Ok(None);
+        };
+        let before = before.filter(|e| is_dir(e) && !opaque);
+        let mut below = Frame {
+            upper,
+            before: before.and_then(|e| Some(frame.before.as_ref()?.child(e))),
+            after: frame.after.child(after),
+            names: Vec::new(),
+            path: path.len(),
+            full: full && !opaque,
+        };
+        below.names = self.names(&below, path)?;
+        Ok(Some(below))
+    }
+
+    /// The upper's directory of that name, if it is one, and what that makes of those below.
+    fn in_upper(&self, frame: &Frame<'_>, name: &[u8]) -> Result<(Option<Arc<LowerDir>>, Says)> {
+        let Some(upper) = &frame.upper else {
+            return Ok((None, Says::Nothing));
+        };
+        let single = upper.lookup(&self.fds, name);
+        let single = single.map_err(|source| Error::Layer {
+            path: upper.layer.path.clone(),
+            source,
+        })?;
+        Ok(match single {
+            Single::Dir {
+                dir,
+                opaque,
+                redirect,
+            } => match opaque || redirect.is_some() {
+                true => (Some(dir), Says::Replaced),
+                false => (Some(dir), Says::Merged),
+            },
+            Single::Absent => (None, Says::Nothing),
+            _ => (None, Says::Replaced),
+        })
+    }
+
+    /// The names to look at in a directory, sorted, the last first.
+    fn names(&self, frame: &Frame<'_>, path: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let all = |dir: &Held<'_>| names(dir.union, dir.ino()).map_err(read_error(path));
+        let mut found = match (&frame.before, &frame.upper) {
+            (Some(_), Some(upper)) if !frame.full && !self.everything => self.upper_names(upper, path)?,
+            (Some(before), _) => [all(before)?, all(&frame.after)?].concat(),
+            (None, _) => all(&frame.after)?,
+        };
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found.dedup();
+        Ok(found)
+    }
+
+    fn upper_names(&self, upper: &LowerDir, path: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let wh_names = upper.layer.dialect.wh_names;
+        let mut names = Vec::new();
+        let read = upper.read(&self.fds, |entry| {
+            let name = &*entry.name;
+            match name.strip_prefix(WH_PREFIX) {
+                Some(_) if wh_names && name == WH_OPAQUE => {}
+                Some(hidden) if wh_names => names.push(hidden.to_vec()),
+                _ => names.push(name.to_vec()),
+            }
+        });
+        // `.wh.` alone, `.wh..` and the like hide nothing.
+        names.retain(|name| crate::layer::at::is_valid_name(name));
+        read.map_err(|source| Error::Layer {
+            path: absolute(path),
+            source,
+        })?;
+        Ok(names)
+    }
+}

@@ -1,0 +1,153 @@
+//! `unionfs commit`: an image from what was changed. Called by `cli::main`.
+//!
+//! ```text
+//!  upper ──pack──► pipe ──unpack──► the new layer's files, tar-split, diff ID
+//! ```
+//! The layer is unpacked from its own tar, so that tar, tar-split and files agree.
+
+use std::io::{BufReader, BufWriter};
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+
+use super::error::Usage;
+use super::output::print;
+use super::{open_stores, own};
+use crate::changes::{self, Tree};
+use crate::store::derive::{Derivation, Draft};
+use crate::store::tarball::{Limits, Unpacked, unpack};
+use crate::store::writable::{Exclusive, StagedLayer};
+use crate::store::{Container, Digest, Reference, Stores};
+
+/// Bytes the pipe between packing and unpacking is read and written by.
+const CHUNK: usize = 256 << 10;
+
+/// Make an image of our own store from what was changed
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  unionfs commit web myapp:3
+  unionfs commit web myapp:3 -m 'configured' --change 'CMD [\"/bin/app\"]' --change 'ENV A=b'
+
+The image's ID is printed. The layer may be mounted meanwhile: what was written before the
+command is in the image, what is written during it may be or not. --change takes the
+Dockerfile's CMD, ENTRYPOINT, ENV, LABEL, EXPOSE, VOLUME, USER, WORKDIR, STOPSIGNAL and
+ONBUILD.")]
+pub(super) struct Args {
+    /// The named layer: name, ID or start of an ID
+    name: String,
+    /// The new image's name: name[:tag]
+    image: String,
+    /// Say what was changed
+    #[arg(long, short = 'm', value_name = "TEXT")]
+    message: Option<String>,
+    /// Say who changed it
+    #[arg(long, short = 'a', value_name = "NAME")]
+    author: Option<String>,
+    /// Apply a Dockerfile instruction to the configuration; may be repeated
+    #[arg(long, short = 'c', value_name = "INSTRUCTION")]
+    change: Vec<String>,
+}
+
+pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    let name = Reference::parse(&args.image)?;
+    if name.digest().is_some() {
+        return Err(Usage(format!(
+            "{:?} has a digest, which a registry gives: write name[:tag]",
+            args.image
+        ))
+        .into());
+    }
+    let store = own::open(root)?;
+    let store = own::lock(&store)?;
+    let stores = open_stores(root)?;
+    let container = stores.container(&args.name)?;
+    let base = base_of(&stores, &container)?;
+    let draft = draft(args, &stores, base.as_ref())?;
+    let below = below(&store, &container)?;
+    own::flush(&container)?;
+    let tree = Tree::open(&container.observed_stack())?;
+    let mut staged = store.stage_layer(container.parent.as_ref())?;
+    let unpacked = copy(&tree, &mut staged)?;
+    staged.commit(unpacked.diff_id, unpacked.size)?;
+    let id = store.register_image(&draft.with_layer(&below, &unpacked.diff_id))?;
+    if let Some(base) = &base
+        && store.image(base).is_ok()
+    {
+        store.set_parent(&id, base)?;
+    }
+    store.tag(&name, &id)?;
+    print(&format!("{id}\n"))
+}
+
+/// The image below: the one that is recorded, else one with the same layers.
+fn base_of(stores: &Stores, container: &Container) -> anyhow::Result<Option<Digest>> {
+    if container.image.is_some() {
+        return Ok(container.image);
+    }
+    let listing = stores.images();
+    let top = |image: &&crate::store::Image| {
+        image.layers.last().map(|layer| layer.chain_id) == container.parent
+    };
+    Ok(listing.images.iter().find(top).map(|image| image.id))
+}
+
+fn draft(args: &Args, stores: &Stores, base: Option<&Digest>) -> anyhow::Result<Draft> {
+    let derivation = Derivation {
+        author: args.author.clone(),
+        comment: args.message.clone(),
+        created_by: format!("unionfs commit {}", args.name),
+        changes: args.change.clone(),
+    };
+    let Some(id) = base else {
+        return Ok(derivation.draft(None)?);
+    };
+    let mut missing = None;
+    for store in stores.all() {
+        match store.config_bytes(id) {
+            Ok((path, bytes)) => return Ok(derivation.draft(Some((&path, &bytes)))?),
+            Err(error) => missing = missing.or(Some(error)),
+        }
+    }
+    match missing {
+        Some(error) => Err(error.into()),
+        None => Ok(derivation.draft(None)?),
+    }
+}
+
+/// The diff IDs of the layers below, base first, all of them in the store.
+fn below(store: &Exclusive<'_>, container: &Container) -> anyhow::Result<Vec<Digest>> {
+    if let Some(parent) = &container.parent
+        && !store.has_layer(parent)?
+    {
+        let root = store.writable().root();
+        let elsewhere = container.source.as_ref().map(|source| &source.root);
+        let from = elsewhere.map_or("another store".to_owned(), |root| format!("{root:?}"));
+        bail!(
+            "the image below has its layers in {from}, which unionfs only reads: save it there and \
+             load it into {root:?} first"
+        );
+    }
+    Ok(container.layers.iter().map(|layer| layer.diff_id).collect())
+}
+
+/// Packs the layer and unpacks it, both at once.
+fn copy(tree: &Tree, staged: &mut StagedLayer<'_>) -> anyhow::Result<Unpacked> {
+    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    let dialect = staged.dialect();
+    let (diff, split) = staged.parts();
+    let (packed, unpacked) = std::thread::scope(|scope| {
+        let packing =
+            scope.spawn(move || tree.pack_layer(BufWriter::with_capacity(CHUNK, writer)));
+        let reader = BufReader::with_capacity(CHUNK, reader);
+        let unpacked = unpack(reader, diff, dialect, split, &Limits::default());
+        (packing.join(), unpacked)
+    });
+    match (packed, unpacked) {
+        (Err(_), _) => bail!("packing the layer failed: please report this with UNIONFS_LOG=debug"),
+        // The reader went away first: its error is the cause.
+        (Ok(Err(changes::Error::Write { .. })), Err(error)) => Err(error.into()),
+        (Ok(Err(error)), _) => Err(error.into()),
+        (Ok(Ok(())), unpacked) => Ok(unpacked?),
+    }
+}

@@ -1,0 +1,165 @@
+//! The configuration of an image made from another and one more layer. Called by the cli's
+//! `commit`.
+//!
+//! Everything the image below says stays as it is, also what is unknown here (OCI image
+//! specification, config.md; moby, image/image.go).
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value, json};
+
+use super::error::Result;
+use super::{Digest, instructions, json};
+
+/// What is new in an image.
+#[derive(Clone, Debug, Default)]
+pub struct Derivation {
+    /// Who made it.
+    pub author: Option<String>,
+    /// What for.
+    pub comment: Option<String>,
+    /// The command that made it.
+    pub created_by: String,
+    /// Dockerfile instructions: CMD, ENV and so on.
+    pub changes: Vec<String>,
+}
+
+/// A configuration to which the layer is still to be added.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    config: Map<String, Value>,
+    step: Value,
+}
+
+impl Derivation {
+    /// From the configuration of the image below; `None`: there is none.
+    ///
+    /// # Errors
+    /// [`Error::Json`] for one that is none, [`Error::BadInstruction`] for a bad change.
+    pub fn draft(&self, base: Option<(&Path, &[u8])>) -> Result<Draft> {
+        let mut config: Map<String, Value> = match base {
+            Some((path, bytes)) => json::parse(path, bytes)?,
+            None => Map::new(),
+        };
+        let now = rfc3339(SystemTime::now());
+        // They tell of the container that the image below was made from.
+        for old in ["id", "container", "container_config", "docker_version", "parent"] {
+            config.remove(old);
+        }
+        config
+            .entry("architecture")
+            .or_insert_with(|| json!(architecture()));
+        config.entry("os").or_insert_with(|| json!("linux"));
+        config.insert("created".into(), json!(now));
+        let mut step = json!({"created": now, "created_by": self.created_by});
+        for (key, text) in [("author", &self.author), ("comment", &self.comment)] {
+            config.remove(key);
+            if let Some(text) = text {
+                step[key] = json!(text);
+                config.insert(key.into(), json!(text));
+            }
+        }
+        let run = config.entry("config").or_insert_with(|| json!({}));
+        if !run.is_object() {
+            *run = json!({});
+        }
+        if let Value::Object(run) = run {
+            instructions::apply(run, &self.changes)?;
+        }
+        Ok(Draft { config, step })
+    }
+}
+
+impl Draft {
+    /// The configuration's bytes, with the layer on top of `below`, base first.
+    pub fn with_layer(mut self, below: &[Digest], diff_id: &Digest) -> Vec<u8> {
+        let diffs: Vec<&Digest> = below.iter().chain([diff_id]).collect();
+        self.config
+            .insert("rootfs".into(), json!({"type": "layers", "diff_ids": diffs}));
+        let history = self.config.entry("history").or_insert_with(|| json!([]));
+        match history {
+            Value::Array(steps) => steps.push(self.step),
+            other => *other = json!([self.step]),
+        }
+        Value::Object(self.config).to_string().into_bytes()
+    }
+}
+
+/// As Go calls this machine.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        "loongarch64" => "loong64",
+        other => other,
+    }
+}
+
+/// A time as `2026-01-31T23:59:59.123456789Z`.
+fn rfc3339(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = since.as_secs();
+    let (days, second) = (seconds / 86400, seconds % 86400);
+    let (year, month, day) = date(days);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let nanos = since.subsec_nanos();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z")
+}
+
+/// The Gregorian date that many days after 1970-01-01.
+fn date(days: u64) -> (u64, u64, u64) {
+    // Days since 1 March of year 0, so that a leap day ends its year.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (era * 400 + year + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// Computed with date(1).
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        let at = |seconds| rfc3339(UNIX_EPOCH + Duration::new(seconds, 5));
+        assert_eq!(at(0), "1970-01-01T00:00:00.000000005Z");
+        assert_eq!(at(951_827_696), "2000-02-29T12:34:56.000000005Z");
+        assert_eq!(at(1_709_251_199), "2024-02-29T23:59:59.000000005Z");
+        assert_eq!(at(4_107_542_400), "2100-03-01T00:00:00.000000005Z");
+    }
+
+    #[test]
+    fn the_image_below_is_kept_and_the_step_added() {
+        let base = json!({
+            "architecture": "arm64", "os": "linux", "variant": "v8", "author": "them",
+            "container": "c", "config": {"Cmd": ["a"], "Env": null}, "history": [{"created_by": "x"}],
+            "rootfs": {"type": "layers", "diff_ids": []},
+        });
+        let derivation = Derivation {
+            comment: Some("why".into()),
+            created_by: "unionfs commit".into(),
+            changes: vec!["USER me".into(), "ENV A=b".into()],
+            ..Derivation::default()
+        };
+        let bytes = base.to_string();
+        let draft = derivation.draft(Some((Path::new("f"), bytes.as_bytes())));
+        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
+        let bytes = draft.unwrap().with_layer(&[one], &two);
+        let made: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(made["variant"], "v8");
+        assert_eq!(made["config"], json!({"Cmd": ["a"], "User": "me", "Env": ["A=b"]}));
+        assert_eq!(made["rootfs"]["diff_ids"], json!([one, two]));
+        assert_eq!(made["history"][1]["comment"], "why");
+        assert_eq!(made["history"][1]["created"], made["created"]);
+        assert_eq!((made.get("author"), made.get("container")), (None, None));
+    }
+}
