@@ -243,12 +243,9 @@ pub enum Error {
         /// The container's full ID.
         id: String,
     },
-<<<<<<< HEAD
     /// A layer's tar, or what is needed to make it again, is bad.
     #[error(transparent)]
     Tar(#[from] super::tarball::TarError),
-=======
->>>>>>> s5
     /// A text that no read-write layer can be called.
     #[error(
         "{name:?} is no name for a read-write layer: use up to 128 letters, digits, and _.- after the first"
@@ -293,8 +290,6 @@ pub enum Error {
         /// What it holds, quoted and shortened.
         found: String,
     },
-<<<<<<< HEAD
-=======
     /// A `--change` that is no instruction for a configuration.
     #[error("cannot apply {text:?}: {reason}")]
     BadInstruction {
@@ -306,7 +301,6 @@ pub enum Error {
     /// A layer's tar, or what is needed to make it again, is bad.
     #[error(transparent)]
     Tar(#[from] super::tarball::TarError),
->>>>>>> s5
 }
 
 impl Error {

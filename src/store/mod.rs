@@ -34,10 +34,7 @@ pub mod roots;
 mod single;
 mod stores;
 pub mod tarball;
-<<<<<<< HEAD
 pub mod verify;
-=======
->>>>>>> s5
 pub mod writable;
 
 pub use containers::Container;
