@@ -83,11 +83,11 @@ fn same_data(
     let (mut left, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);
     let mut offset = 0;
     loop {
-        let read = before.read(old, offset, &mut left)?;
+        let read = before.read(old, offset, &mut left, false)?;
         let mut filled = 0;
         while filled < read {
             let at = offset + filled as u64;
-            match after.read(new, at, &mut right[filled..read])? {
+            match after.read(new, at, &mut right[filled..read], false)? {
                 0 => return Ok(false),
                 more => filled += more,
             }
@@ -96,7 +96,7 @@ fn same_data(
             return Ok(false);
         }
         if read == 0 {
-            return Ok(after.read(new, offset, &mut right)? == 0);
+            return Ok(after.read(new, offset, &mut right, false)? == 0);
         }
         offset += read as u64;
     }

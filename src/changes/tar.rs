@@ -205,7 +205,7 @@ impl<'t, W: Write> Sink<'t, W> {
         while offset < stretch.end {
             let left = usize::try_from(stretch.end - offset).unwrap_or(usize::MAX);
             let buffer = &mut self.buffer[..left.min(CHUNK)];
-            let read = self.tree.after.read(ino, offset, buffer);
+            let read = self.tree.after.read(ino, offset, buffer, false);
             let read = read.map_err(read_error(path))?;
             if read == 0 {
                 break;
@@ -220,7 +220,9 @@ impl<'t, W: Write> Sink<'t, W> {
     fn zeros(&mut self, path: &[u8], mut count: u64) -> Result<()> {
         static ZEROS: [u8; 32 << 10] = [0; 32 << 10];
         while count > 0 {
-            let some = usize::try_from(count).unwrap_or(usize::MAX).min(ZEROS.len());
+            let some = usize::try_from(count)
+                .unwrap_or(usize::MAX)
+                .min(ZEROS.len());
             let written = self.out.data(&ZEROS[..some]);
             written.map_err(|source| write_error(path, source))?;
             count -= some as u64;

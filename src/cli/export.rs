@@ -1,11 +1,10 @@
 //! `unionfs export`: a tree as one flat tar. Called by `cli::main`.
 
-use std::io::{self, BufWriter, IsTerminal as _, Write as _};
+use std::io::{self, BufWriter, IsTerminal as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
-
 use super::error::Usage;
+use super::whole_file::write_file;
 use super::{open_stores, own};
 use crate::changes::{self, Tree};
 use crate::layer::StackSpec;
@@ -63,30 +62,4 @@ fn stack(stores: &Stores, name: &str) -> anyhow::Result<StackSpec> {
         }),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Writes a file that gets its name when it is complete. A device or a pipe is written to.
-fn write_file(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<std::fs::File>) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let failed = || format!("cannot write {path:?}");
-    if path.metadata().is_ok_and(|meta| !meta.is_file()) {
-        let file = std::fs::File::options().write(true).open(path);
-        let mut out = BufWriter::new(file.with_context(failed)?);
-        write(&mut out)?;
-        return out.flush().with_context(failed);
-    }
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    let temp = tempfile::Builder::new()
-        .prefix(".unionfs-export-")
-        .permissions(mode)
-        .tempfile_in(dir.unwrap_or(Path::new(".")))
-        .with_context(failed)?;
-    let (file, temp) = temp.into_parts();
-    let mut out = BufWriter::new(file);
-    write(&mut out)?;
-    out.flush().with_context(failed)?;
-    temp.persist(path).map_err(|e| e.error).with_context(failed)
 }

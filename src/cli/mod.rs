@@ -27,9 +27,11 @@ mod export;
 mod fresh;
 mod history;
 mod images;
+mod import;
 mod inspect;
 mod launch;
 mod layers;
+mod load;
 mod logging;
 mod man;
 mod mount;
@@ -41,10 +43,13 @@ mod prune;
 mod ps;
 mod rm;
 mod rmi;
+mod save;
 mod stats;
 mod tag;
+mod transfer;
 mod umount;
 mod verify;
+mod whole_file;
 
 /// Union file systems in user space: container images and directories, layered and mounted
 #[derive(Debug, clap::Parser)]
@@ -89,6 +94,9 @@ enum Command {
     Diff(diff::Args),
     Commit(commit::Args),
     Export(export::Args),
+    Load(load::Args),
+    Import(import::Args),
+    Save(save::Args),
     Stats(stats::Args),
     Tag(tag::Args),
     Rmi(rmi::Args),
@@ -155,6 +163,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Diff(args) => diff::run(&args, root),
         Command::Commit(args) => commit::run(&args, root),
         Command::Export(args) => export::run(&args, root),
+        Command::Load(args) => load::run(&args, root),
+        Command::Import(args) => import::run(&args, root),
+        Command::Save(args) => save::run(&args, root),
         Command::Stats(args) => stats::run(&args),
         Command::Tag(args) => tag::run(&args, root),
         Command::Rmi(args) => rmi::run(&args, root),

@@ -243,9 +243,6 @@ pub enum Error {
         /// The container's full ID.
         id: String,
     },
-    /// A layer's tar, or what is needed to make it again, is bad.
-    #[error(transparent)]
-    Tar(#[from] super::tarball::TarError),
     /// A text that no read-write layer can be called.
     #[error(
         "{name:?} is no name for a read-write layer: use up to 128 letters, digits, and _.- after the first"
@@ -301,6 +298,9 @@ pub enum Error {
     /// A layer's tar, or what is needed to make it again, is bad.
     #[error(transparent)]
     Tar(#[from] super::tarball::TarError),
+    /// An image archive is bad.
+    #[error(transparent)]
+    Archive(#[from] super::archive::ArchiveError),
 }
 
 impl Error {

@@ -13,6 +13,7 @@
 //!
 //! Start at [`Stores::discover`].
 
+pub mod archive;
 pub(crate) mod beneath;
 pub mod chain;
 mod containers;

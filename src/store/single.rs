@@ -2,12 +2,18 @@
 //! the driver together. Made by `roots`, used by `stores`, `listing`, `containers`.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use flate2::bufread::MultiGzDecoder;
+use rustix::fs::OFlags;
+
 use super::beneath::Beneath;
 use super::drivers::{Driver, LayerDir};
-use super::error::Result;
+use super::error::{Error, Result};
 use super::image::{Image, Layer};
 use super::imagedb::ImageDb;
 use super::layerdb::{LayerDb, Record};
@@ -20,6 +26,9 @@ pub struct Store {
     pub(crate) root: Arc<Beneath>,
     pub(crate) driver: Box<dyn Driver>,
 }
+
+/// A layer's tar-split, unzipped.
+pub(crate) type TarSplit = BufReader<MultiGzDecoder<BufReader<File>>>;
 
 /// A layer that has been resolved before, for stacks that share it.
 #[derive(Clone, Debug)]
@@ -90,6 +99,23 @@ impl Store {
     pub fn config_bytes(&self, id: &Digest) -> Result<(PathBuf, Vec<u8>)> {
         let imagedb = self.imagedb();
         Ok((self.root.full(imagedb.content(id)), imagedb.bytes(id)?))
+    }
+
+    /// What a layer's tar is made from again: the directory with its files, `diff`, and its
+    /// tar-split, unzipped.
+    pub(crate) fn tar_sources(&self, chain: &Digest, diff: &Path) -> Result<(OwnedFd, TarSplit)> {
+        let relative = diff.strip_prefix(self.root()).unwrap_or(diff);
+        let dir = self.root.dir(relative, OFlags::RDONLY)?;
+        let dir = dir.ok_or_else(|| Error::LayerDirMissing {
+            path: diff.to_owned(),
+        })?;
+        let file = self.layerdb().tar_split(chain);
+        let split = self.root.file(&file)?.ok_or_else(|| Error::LayerMissing {
+            chain: *chain,
+            path: self.root.full(&file),
+        })?;
+        let split = MultiGzDecoder::new(BufReader::new(split));
+        Ok((dir, BufReader::with_capacity(64 << 10, split)))
     }
 
     /// As [`Store::image`], with what a listing already knows.

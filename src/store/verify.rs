@@ -3,13 +3,10 @@
 //! Called by `unionfs verify`. Only reads; for Docker's stores as for ours.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::BufReader;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use flate2::bufread::MultiGzDecoder;
 use rustix::fs::{Dir, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
@@ -263,22 +260,15 @@ fn content(
 ) -> Result<()> {
     let record = &layer.record;
     let path = &layer.dir.spec.path;
-    let relative = path.strip_prefix(store.root()).unwrap_or(path);
-    let diff = store.root.dir(relative, OFlags::RDONLY)?;
-    let diff = diff.ok_or_else(|| Error::LayerDirMissing { path: path.clone() })?;
-    let file = store.layerdb().tar_split(&record.chain_id);
-    let shown = store.root.full(&file);
-    let split = store.root.file(&file)?.ok_or_else(|| Error::LayerMissing {
-        chain: record.chain_id,
-        path: shown.clone(),
-    })?;
+    let (diff, split) = store.tar_sources(&record.chain_id, path)?;
+    let shown = store.root.full(store.layerdb().tar_split(&record.chain_id));
     let before = found.len();
     let damaged = |damage: tarball::Damage| {
         let name = damage.path.strip_prefix(b"./").unwrap_or(&damage.path);
         let file = excerpt(name);
         found.push(format!("{path:?}: file {file} {}", damage.what));
     };
-    match tarball::check(unzip(split), diff.as_fd(), damaged, hashed) {
+    match tarball::check(split, diff.as_fd(), damaged, hashed) {
         Ok(actual) if actual != record.diff_id && found.len() == before => {
             let (tar, diff) = (actual, record.diff_id);
             let what = format!("{shown:?} is damaged: it gives a tar of {tar}, not {diff}");
@@ -301,10 +291,6 @@ fn content(
         }
     }
     Ok(())
-}
-
-fn unzip(file: File) -> BufReader<MultiGzDecoder<BufReader<File>>> {
-    BufReader::with_capacity(64 << 10, MultiGzDecoder::new(BufReader::new(file)))
 }
 
 /// Bytes of a layer as Docker counts them: of everything but directories, each inode once.

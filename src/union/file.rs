@@ -183,7 +183,7 @@ impl Union {
             if observed {
                 let fd = open_quietly(at)?;
                 let writable = false;
-                return Ok(DataFd { fd, writable });
+                return Ok(DataFd::new(fd, writable));
             }
             match at.open(OFlags::RDWR | OFlags::NONBLOCK, 0) {
                 Ok(fd) => Ok(DataFd::new(fd, true)),

@@ -161,6 +161,11 @@ impl Writable {
         Ok(file)
     }
 
+    /// Where files may be that have no name yet, on the store's file system.
+    pub fn staging(&self) -> PathBuf {
+        self.ours("tmp")
+    }
+
     /// A path of `unionfs/`.
     fn ours(&self, name: &str) -> PathBuf {
         self.root().join(layout::OURS).join(name)

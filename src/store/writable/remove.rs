@@ -170,6 +170,17 @@ impl Exclusive<'_> {
         })
     }
 
+    /// Removes those of the layers, base first, that no image or container has: what was
+    /// committed for an image that then failed. Never while this process has a
+    /// [`crate::store::Stores`] of the same store.
+    pub fn discard_layers(&self, layers: &[Digest]) -> Result<()> {
+        let needed = self.needed_layers(None)?;
+        for layer in layers.iter().rev().filter(|l| !needed.contains(l)) {
+            self.remove_layer(layer)?;
+        }
+        Ok(())
+    }
+
     /// Removes one layer that nothing needs; the caller has made sure of that.
     pub(super) fn remove_layer(&self, layer: &Digest) -> Result<()> {
         let kept = self.needed_dirs(&self.needed_layers(None)?)?;

@@ -1,0 +1,82 @@
+//! `unionfs load`: images of an archive into our own store. Called by `cli::main`.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+
+use super::error::Usage;
+use super::output::{print, print_json};
+use super::own;
+use super::transfer::Transfer;
+use crate::store::Reference;
+use crate::store::archive::{Source, load};
+use crate::store::tarball::Limits;
+
+/// Take the images of an archive into our own store
+///
+/// Archives are those of `docker save` and `podman save`, OCI layouts as tar or directory, and
+/// what skopeo writes; also compressed with gzip or zstd. Every digest is checked; an image
+/// appears only when all of it is there.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  unionfs load -i myapp.tar
+  docker save myapp:2 | unionfs load
+  unionfs load -i oci-layout-directory --tag myapp:2")]
+pub(super) struct Args {
+    /// The archive: file or directory; - or nothing: standard input
+    #[arg(long, short = 'i', value_name = "ARCHIVE")]
+    input: Option<PathBuf>,
+    /// Name the image so, not as the archive does; may be repeated
+    #[arg(long, value_name = "NAME")]
+    tag: Vec<String>,
+    /// Refuse layers that expand to more bytes than this
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
+    max_layer_size: u64,
+    /// Show no progress
+    #[arg(long, short = 'q')]
+    quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    let names = args.tag.iter().map(|name| Reference::parse(name));
+    let names = names.collect::<Result<Vec<_>, _>>()?;
+    if let Some(name) = names.iter().find(|name| name.digest().is_some()) {
+        let what = format!("\"{name}\" has a digest, which a registry gives: write name[:tag]");
+        return Err(Usage(what).into());
+    }
+    let store = own::open(root)?;
+    let tmp = store.staging();
+    let source = match args.input.as_deref() {
+        Some(path) if path != Path::new("-") => Source::open(path, &tmp)?,
+        _ if std::io::stdin().is_terminal() => {
+            let what = "an archive is not typed: give -i ARCHIVE or a pipe";
+            return Err(Usage(what.into()).into());
+        }
+        _ => Source::from_reader(std::io::stdin(), &tmp)?,
+    };
+    let limits = Limits {
+        bytes: args.max_layer_size,
+        ..Limits::default()
+    };
+    let transfer = Transfer::new(args.quiet, "loaded");
+    let store = own::lock(&store)?;
+    let loaded = load(&store, &source, &names, &limits, &|step| {
+        transfer.show(step)
+    })?;
+    if args.json {
+        return print_json(&loaded);
+    }
+    let mut text = String::new();
+    for image in &loaded {
+        for name in &image.names {
+            text += &format!("Loaded image: {name}\n");
+        }
+        if image.names.is_empty() {
+            text += &format!("Loaded image ID: {}\n", image.id);
+        }
+    }
+    print(&text)
+}

@@ -1,0 +1,173 @@
+//! A layer's bytes on their way in: hashed as they are in the archive, decompressed, and
+//! handed to the one who unpacks by another thread, so that reading, hashing and
+//! decompressing go on beside it. Called by `load`, `import` and `source`.
+
+use std::io::{self, BufReader, Read};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use flate2::bufread::MultiGzDecoder;
+use sha2::{Digest as _, Sha256};
+
+use crate::store::Digest;
+
+/// Bytes that tell a compression.
+pub(super) const MAGIC: usize = 6;
+/// Bytes handed over at a time, and how many such buffers are on the way.
+const CHUNK: usize = 256 << 10;
+const BUFFERS: usize = 4;
+
+/// How a stream is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+    /// One that no image specification has; its name.
+    Other(&'static str),
+}
+
+impl Compression {
+    /// By the first bytes (RFC 1952, RFC 8878).
+    pub(super) fn of(head: &[u8]) -> Self {
+        match head {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Other("xz"),
+            [b'B', b'Z', b'h', ..] => Self::Other("bzip2"),
+            _ => Self::None,
+        }
+    }
+}
+
+/// A reader with its first bytes put back.
+type Peeked<R> = BufReader<io::Chain<io::Cursor<Vec<u8>>, R>>;
+
+/// The stream itself, whatever it is compressed with.
+pub(super) fn decompress<'r>(
+    mut input: impl Read + Send + 'r,
+) -> io::Result<Box<dyn Read + Send + 'r>> {
+    let mut head = Vec::with_capacity(MAGIC);
+    (&mut input).take(MAGIC as u64).read_to_end(&mut head)?;
+    let compression = Compression::of(&head);
+    let input: Peeked<_> = BufReader::with_capacity(CHUNK, io::Cursor::new(head).chain(input));
+    Ok(match compression {
+        Compression::None => Box::new(input),
+        Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
+        Compression::Other(name) => {
+            let what = format!("compressed with {name}, which images are not: unpack it first");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+        }
+    })
+}
+
+/// Hashes what is read through it.
+struct Hashed<R> {
+    inner: R,
+    hash: Arc<Mutex<Sha256>>,
+    passed: Box<dyn FnMut(u64) + Send>,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let got = self.inner.read(buf)?;
+        let mut hash = self.hash.lock().unwrap_or_else(PoisonError::into_inner);
+        hash.update(&buf[..got]);
+        (self.passed)(got as u64);
+        Ok(got)
+    }
+}
+
+/// A stream being read and decompressed by a thread of its own.
+pub(super) struct Pipeline {
+    chunks: Receiver<io::Result<Vec<u8>>>,
+    current: io::Cursor<Vec<u8>>,
+    thread: JoinHandle<Digest>,
+}
+
+impl Pipeline {
+    /// `passed` is told, by that thread, how many bytes of `input` were read.
+    pub(super) fn start(
+        input: impl Read + Send + 'static,
+        passed: impl FnMut(u64) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (sender, chunks) = sync_channel(BUFFERS);
+        let thread = std::thread::Builder::new()
+            .name("decompress".to_owned())
+            .spawn(move || run(input, Box::new(passed), &sender))?;
+        Ok(Self {
+            chunks,
+            current: io::Cursor::default(),
+            thread,
+        })
+    }
+
+    /// Waits for the end; the digest of the bytes as they came. What nobody read any more is
+    /// thrown away.
+    pub(super) fn finish(self) -> io::Result<Digest> {
+        for chunk in &self.chunks {
+            chunk?;
+        }
+        let ended = |_| io::Error::other("the thread that decompresses ended early");
+        self.thread.join().map_err(ended)
+    }
+}
+
+fn run(
+    input: impl Read + Send + 'static,
+    passed: Box<dyn FnMut(u64) + Send>,
+    sender: &SyncSender<io::Result<Vec<u8>>>,
+) -> Digest {
+    let hash = Arc::new(Mutex::new(Sha256::new()));
+    let mut input = Hashed {
+        inner: input,
+        hash: hash.clone(),
+        passed,
+    };
+    let outcome = send_all(&mut input, sender);
+    if let Err(error) = outcome {
+        // The other side may have given up first.
+        let _ = sender.send(Err(error));
+    }
+    let hash = hash.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Digest::from_hash(hash)
+}
+
+fn send_all(
+    input: &mut (impl Read + Send),
+    sender: &SyncSender<io::Result<Vec<u8>>>,
+) -> io::Result<()> {
+    {
+        let mut stream = decompress(&mut *input)?;
+        loop {
+            let mut chunk = Vec::with_capacity(CHUNK);
+            (&mut stream).take(CHUNK as u64).read_to_end(&mut chunk)?;
+            if chunk.is_empty() {
+                break;
+            }
+            if sender.send(Ok(chunk)).is_err() {
+                return Ok(());
+            }
+        }
+    }
+    // What follows the compressed stream belongs to the blob's digest too.
+    io::copy(input, &mut io::sink()).map(drop)
+}
+
+impl Read for Pipeline {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let got = self.current.read(buf)?;
+            if got > 0 || buf.is_empty() {
+                return Ok(got);
+            }
+            match self.chunks.recv() {
+                Ok(Ok(chunk)) => self.current = io::Cursor::new(chunk),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Ok(0),
+            }
+        }
+    }
+}

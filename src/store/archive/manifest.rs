@@ -1,0 +1,251 @@
+//! Which images an archive has: `manifest.json` of `docker save`, else the `index.json` of an
+//! OCI layout. Called by `load` and by tests.
+//!
+//! Formats: moby, image/tarexport ("manifest.json": Config, RepoTags, Layers as paths); OCI
+//! image specification, image-layout.md, image-index.md, manifest.md.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::error::ArchiveError;
+use super::source::Source;
+use crate::store::derive::architecture;
+use crate::store::error::{Result, excerpt};
+use crate::store::imagedb;
+use crate::store::{Digest, Reference, json};
+
+/// Images of one archive, at most.
+const MAX_IMAGES: usize = 10_000;
+/// Indexes within indexes, at most.
+const MAX_DEPTH: usize = 4;
+
+/// An image that an archive offers.
+#[derive(Clone, Debug)]
+pub struct Incoming {
+    /// Its configuration; the image ID is its SHA-256.
+    pub config: Vec<u8>,
+    /// The diff IDs of its layers, base first.
+    pub diff_ids: Vec<Digest>,
+    /// As many layers.
+    pub layers: Vec<LayerBlob>,
+    /// Names it asks for.
+    pub names: Vec<Reference>,
+}
+
+/// Where a layer's tar is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerBlob {
+    /// The entry.
+    pub path: String,
+    /// What the entry, compressed as it is, must hash to; `None`: nothing says so.
+    pub digest: Option<Digest>,
+    /// Its length in bytes, where declared.
+    pub size: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerImage {
+    config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Option<Vec<String>>,
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    size: Option<u64>,
+    annotations: Option<HashMap<String, String>>,
+    platform: Option<Platform>,
+}
+
+#[derive(Clone, Deserialize)]
+struct Platform {
+    architecture: String,
+    os: String,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    manifests: Option<Vec<Descriptor>>,
+}
+
+#[derive(Deserialize)]
+struct Manifest {
+    config: Descriptor,
+    layers: Option<Vec<Descriptor>>,
+}
+
+/// Every image of an archive.
+///
+/// # Errors
+/// [`ArchiveError`]: for what is no archive, is incomplete, or contradicts itself.
+pub fn images(source: &Source) -> Result<Vec<Incoming>> {
+    if let Some(bytes) = source.metadata("manifest.json")? {
+        let listed: Vec<DockerImage> = parse(source, "manifest.json", &bytes)?;
+        limited(source, "manifest.json", listed.len())?;
+        return listed.iter().map(|image| docker(source, image)).collect();
+    }
+    let Some(bytes) = source.metadata("index.json")? else {
+        return Err(ArchiveError::NotAnArchive {
+            archive: source.name().to_owned(),
+        }
+        .into());
+    };
+    let index: Index = parse(source, "index.json", &bytes)?;
+    let descriptors = index.manifests.unwrap_or_default();
+    limited(source, "index.json", descriptors.len())?;
+    descriptors
+        .iter()
+        .map(|descriptor| oci(source, descriptor))
+        .collect()
+}
+
+fn limited(source: &Source, entry: &str, images: usize) -> Result<()> {
+    let what = match images {
+        0 => "lists no image".to_owned(),
+        n if n > MAX_IMAGES => format!("lists more than {MAX_IMAGES} images"),
+        _ => return Ok(()),
+    };
+    Err(ArchiveError::entry(source.name(), entry, what).into())
+}
+
+fn parse<T: DeserializeOwned>(source: &Source, entry: &str, bytes: &[u8]) -> Result<T> {
+    json::parse(Path::new(entry), bytes).map_err(|error| {
+        ArchiveError::entry(source.name(), &excerpt(entry.as_bytes()), error.to_string()).into()
+    })
+}
+
+fn docker(source: &Source, image: &DockerImage) -> Result<Incoming> {
+    let config = source.required(&image.config)?;
+    // `<hex>.json`, or `blobs/sha256/<hex>`: the name says what it must be.
+    let name = image.config.rsplit('/').next().unwrap_or_default();
+    if let Some(expected) = Digest::from_hex(name.strip_suffix(".json").unwrap_or(name)) {
+        matches(source, &image.config, &expected, &config)?;
+    }
+    let blob = |path: &String| LayerBlob {
+        digest: path
+            .strip_prefix("blobs/sha256/")
+            .and_then(Digest::from_hex),
+        path: path.clone(),
+        size: None,
+    };
+    let layers = image.layers.iter().flatten().map(blob).collect();
+    let tags = image.repo_tags.iter().flatten();
+    let names = tags
+        .map(|tag| {
+            Reference::parse(tag).map_err(|error| {
+                ArchiveError::entry(source.name(), "manifest.json", error.to_string()).into()
+            })
+        })
+        .collect::<Result<_>>()?;
+    incoming(source, &image.config, config, layers, names)
+}
+
+fn matches(source: &Source, entry: &str, expected: &Digest, bytes: &[u8]) -> Result<()> {
+    let actual = Digest::of(bytes);
+    if actual == *expected {
+        return Ok(());
+    }
+    Err(ArchiveError::Digest {
+        archive: source.name().to_owned(),
+        entry: excerpt(entry.as_bytes()),
+        expected: *expected,
+        actual,
+    }
+    .into())
+}
+
+/// The configuration tells the layers' digests; there must be as many layers.
+fn incoming(
+    source: &Source,
+    entry: &str,
+    config: Vec<u8>,
+    layers: Vec<LayerBlob>,
+    names: Vec<Reference>,
+) -> Result<Incoming> {
+    let shown = excerpt(entry.as_bytes());
+    let parsed = imagedb::parse(Path::new(entry), &config)
+        .map_err(|error| ArchiveError::entry(source.name(), &shown, error.to_string()))?;
+    let (told, given) = (parsed.diff_ids.len(), layers.len());
+    if told != given {
+        let what = format!("the configuration tells of {told} layers, the manifest of {given}");
+        return Err(ArchiveError::entry(source.name(), &shown, what).into());
+    }
+    Ok(Incoming {
+        config,
+        diff_ids: parsed.diff_ids,
+        layers,
+        names,
+    })
+}
+
+/// A blob of an OCI layout: where it is, what it must be.
+fn blob(source: &Source, descriptor: &Descriptor) -> Result<(String, Digest)> {
+    let digest = Digest::parse(&descriptor.digest).ok_or_else(|| {
+        let shown = excerpt(descriptor.digest.as_bytes());
+        ArchiveError::entry(source.name(), &shown, "no SHA-256 digest: not supported")
+    })?;
+    Ok((format!("blobs/sha256/{}", digest.hex()), digest))
+}
+
+fn document<T: DeserializeOwned>(source: &Source, descriptor: &Descriptor) -> Result<T> {
+    let (path, digest) = blob(source, descriptor)?;
+    let bytes = source.required(&path)?;
+    matches(source, &path, &digest, &bytes)?;
+    parse(source, &path, &bytes)
+}
+
+fn oci(source: &Source, descriptor: &Descriptor) -> Result<Incoming> {
+    let names = oci_names(descriptor);
+    let mut found = descriptor.clone();
+    let mut depth = 0;
+    while found.media_type.contains("index") || found.media_type.contains("manifest.list") {
+        depth += 1;
+        let index: Index = document(source, &found)?;
+        let here = |d: &&Descriptor| {
+            d.platform
+                .as_ref()
+                .is_none_or(|p| p.os == "linux" && p.architecture == architecture())
+        };
+        let manifests = index.manifests.unwrap_or_default();
+        let next = manifests.iter().find(here).filter(|_| depth <= MAX_DEPTH);
+        found = next.cloned().ok_or_else(|| {
+            let what = format!("no image for linux/{}", architecture());
+            ArchiveError::entry(source.name(), &found.digest, what)
+        })?;
+    }
+    let manifest: Manifest = document(source, &found)?;
+    let (path, digest) = blob(source, &manifest.config)?;
+    let config = source.required(&path)?;
+    matches(source, &path, &digest, &config)?;
+    let layers = manifest.layers.iter().flatten().map(|layer| {
+        let (path, digest) = blob(source, layer)?;
+        Ok(LayerBlob {
+            path,
+            digest: Some(digest),
+            size: layer.size,
+        })
+    });
+    let layers = layers.collect::<Result<_>>()?;
+    incoming(source, &path, config, layers, names)
+}
+
+/// The whole name, as containerd and Docker note it, or what `ref.name` has: a whole name
+/// with podman, a mere tag with others, which names nothing.
+fn oci_names(descriptor: &Descriptor) -> Vec<Reference> {
+    let annotations = descriptor.annotations.as_ref();
+    let get = |key: &str| annotations.and_then(|a| a.get(key));
+    let whole = get("io.containerd.image.name")
+        .or_else(|| get("org.opencontainers.image.ref.name").filter(|n| n.contains([':', '/'])));
+    whole
+        .and_then(|name| Reference::parse(name).ok())
+        .into_iter()
+        .collect()
+}

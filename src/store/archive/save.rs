@@ -1,0 +1,248 @@
+//! Images of any store become an archive: an OCI layout in a tar and, unless only that is
+//! wanted, `docker save`'s manifest beside it, as Docker writes it since version 25. Called
+//! by the cli's `save`.
+//!
+//! Layers are put together from their files and their tar-split, so they are the same bytes
+//! that once came in, uncompressed; what is not fails, and names the damaged file.
+
+use std::collections::HashSet;
+use std::io::{self, Write};
+use std::os::fd::AsFd as _;
+
+use serde_json::{Value, json};
+use tar::{Builder, Header};
+
+use super::Progress;
+use super::error::ArchiveError;
+use crate::store::error::{Error, Result};
+use crate::store::image::Layer;
+use crate::store::single::Store;
+use crate::store::tarball::split::{Line, Reader};
+use crate::store::tarball::{TarError, rebuild};
+use crate::store::{Digest, Image, Reference};
+
+/// Which kind of archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For `docker load` and `podman load`, and an OCI layout too.
+    Docker,
+    /// An OCI layout only.
+    Oci,
+}
+
+/// An image to save.
+#[derive(Debug)]
+pub struct Outgoing<'s> {
+    /// Where it is.
+    pub store: &'s Store,
+    /// It.
+    pub image: Image,
+    /// The names it is to have in the archive.
+    pub names: Vec<Reference>,
+}
+
+/// Writes an archive of images. Nothing is staged: the caller keeps what is written away
+/// from its name until this has succeeded.
+pub fn save(
+    images: &[Outgoing<'_>],
+    format: Format,
+    out: impl Write,
+    progress: &dyn Fn(Progress<'_>),
+) -> Result<()> {
+    let mut archive = Archive {
+        tar: Builder::new(out),
+        written: HashSet::new(),
+        progress,
+    };
+    let (mut index, mut docker) = (Vec::new(), Vec::new());
+    for outgoing in images {
+        archive.image(outgoing, &mut index, &mut docker)?;
+    }
+    archive.file("oci-layout", &json!({"imageLayoutVersion": "1.0.0"}))?;
+    let media = "application/vnd.oci.image.index.v1+json";
+    archive.file(
+        "index.json",
+        &json!({"schemaVersion": 2, "mediaType": media, "manifests": index}),
+    )?;
+    if format == Format::Docker {
+        archive.file("manifest.json", &Value::Array(docker))?;
+    }
+    let mut out = archive.tar.into_inner().map_err(ArchiveError::Write)?;
+    Ok(out.flush().map_err(ArchiveError::Write)?)
+}
+
+struct Archive<'p, W: Write> {
+    tar: Builder<W>,
+    /// Blobs that are in it.
+    written: HashSet<Digest>,
+    progress: &'p dyn Fn(Progress<'_>),
+}
+
+fn path(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+fn descriptor(kind: &str, digest: &Digest, size: u64) -> Value {
+    json!({
+        "mediaType": format!("application/vnd.oci.image.{kind}"),
+        "digest": digest,
+        "size": size,
+    })
+}
+
+impl<W: Write> Archive<'_, W> {
+    fn image(
+        &mut self,
+        outgoing: &Outgoing<'_>,
+        index: &mut Vec<Value>,
+        docker: &mut Vec<Value>,
+    ) -> Result<()> {
+        let mut layers = Vec::new();
+        for layer in &outgoing.image.layers {
+            let size = tar_size(outgoing.store, layer)?;
+            if self.written.insert(layer.diff_id) {
+                self.layer(outgoing.store, layer, size)?;
+            }
+            layers.push(descriptor("layer.v1.tar", &layer.diff_id, size));
+        }
+        let (_, config) = outgoing.store.config_bytes(&outgoing.image.id)?;
+        let config_descriptor =
+            descriptor("config.v1+json", &outgoing.image.id, config.len() as u64);
+        self.blob(&config)?;
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": config_descriptor,
+            "layers": layers,
+        });
+        let manifest = manifest.to_string().into_bytes();
+        let digest = self.blob(&manifest)?;
+        let mut entry = descriptor("manifest.v1+json", &digest, manifest.len() as u64);
+        for name in &outgoing.names {
+            entry["annotations"] = json!({
+                "io.containerd.image.name": name.to_string(),
+                "org.opencontainers.image.ref.name": name.tag().unwrap_or("latest"),
+            });
+            index.push(entry.clone());
+        }
+        if outgoing.names.is_empty() {
+            index.push(entry);
+        }
+        let tags: Vec<String> = outgoing.names.iter().map(Reference::key).collect();
+        let paths: Vec<String> = outgoing
+            .image
+            .layers
+            .iter()
+            .map(|l| path(&l.diff_id))
+            .collect();
+        docker.push(json!({
+            "Config": path(&outgoing.image.id),
+            "RepoTags": match tags.is_empty() { true => Value::Null, false => json!(tags) },
+            "Layers": paths,
+        }));
+        Ok(())
+    }
+
+    fn header(&mut self, name: &str, size: u64) -> Result<()> {
+        let mut header = Header::new_ustar();
+        header.set_size(size);
+        header.set_mode(0o644);
+        header.set_mtime(0);
+        let written = self.tar.append_data(&mut header, name, io::empty());
+        Ok(written.map_err(ArchiveError::Write)?)
+    }
+
+    fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.header(name, bytes.len() as u64)?;
+        self.content(bytes.len() as u64, |out| {
+            out.write_all(bytes).map_err(ArchiveError::Write)?;
+            Ok(())
+        })
+    }
+
+    fn file(&mut self, name: &str, value: &Value) -> Result<()> {
+        self.bytes(name, value.to_string().as_bytes())
+    }
+
+    fn blob(&mut self, bytes: &[u8]) -> Result<Digest> {
+        let digest = Digest::of(bytes);
+        if self.written.insert(digest) {
+            self.bytes(&path(&digest), bytes)?;
+        }
+        Ok(digest)
+    }
+
+    /// What `write` writes, as the content of the entry begun last, which has `size` bytes.
+    fn content(&mut self, size: u64, write: impl FnOnce(&mut W) -> Result<()>) -> Result<()> {
+        let out = self.tar.get_mut();
+        write(out)?;
+        let padding = (512 - size % 512) % 512;
+        let padding = io::copy(&mut io::Read::take(io::repeat(0), padding), out);
+        padding.map_err(ArchiveError::Write)?;
+        Ok(())
+    }
+
+    fn layer(&mut self, store: &Store, layer: &Layer, size: u64) -> Result<()> {
+        let diff_id = &layer.diff_id;
+        let progress = self.progress;
+        progress(Progress::Layer {
+            diff_id,
+            bytes: size,
+        });
+        self.header(&path(diff_id), size)?;
+        let (diff, split) = store.tar_sources(&layer.chain_id, &layer.spec.path)?;
+        self.content(size, |out| {
+            let mut counted = Counted {
+                out,
+                count: 0,
+                progress,
+            };
+            let actual = rebuild(split, diff.as_fd(), &mut counted)?;
+            let what = match (actual == *diff_id, counted.count == size) {
+                (true, true) => return Ok(()),
+                (false, _) => format!("its files make a tar of {actual}, not {diff_id}"),
+                (true, false) => format!("{} bytes, not {size}", counted.count),
+            };
+            Err(Error::from(TarError::Damaged {
+                path: layer.spec.path.display().to_string(),
+                what,
+            }))
+        })?;
+        progress(Progress::Done);
+        Ok(())
+    }
+}
+
+/// The length of a layer's tar: what its tar-split says.
+fn tar_size(store: &Store, layer: &Layer) -> Result<u64> {
+    let (_, split) = store.tar_sources(&layer.chain_id, &layer.spec.path)?;
+    let mut lines = Reader::new(split);
+    let mut sum = 0u64;
+    while let Some(line) = lines.next_line()? {
+        sum = sum.saturating_add(match line {
+            Line::Segment(bytes) => bytes.len() as u64,
+            Line::File { size, .. } => size,
+        });
+    }
+    Ok(sum)
+}
+
+/// Counts what passes.
+struct Counted<'a, W> {
+    out: &'a mut W,
+    count: u64,
+    progress: &'a dyn Fn(Progress<'_>),
+}
+
+impl<W: Write> Write for Counted<'_, W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(buf)?;
+        self.count += written as u64;
+        (self.progress)(Progress::Bytes(written as u64));
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}

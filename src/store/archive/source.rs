@@ -1,0 +1,251 @@
+//! Where an archive's entries come from: a directory, or a tar of which an index is made
+//! once. Called by `manifest` and `load`.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use tar::EntryType;
+
+use super::blob::{self, Compression};
+use super::error::ArchiveError;
+use crate::store::beneath::Beneath;
+use crate::store::error::{Result, excerpt};
+use crate::store::tarball::clean;
+
+/// Entries of an archive, at most: images have some hundred layers.
+const MAX_ENTRIES: usize = 100_000;
+/// Links of the archive that are followed to an entry (old `docker save` links equal layers).
+const MAX_LINKS: usize = 8;
+/// Bytes of a manifest or configuration, as containerd and registries limit it.
+pub(super) const MAX_METADATA: u64 = 4 << 20;
+
+/// An image archive that can be read entry by entry, in any order.
+#[derive(Debug)]
+pub struct Source {
+    kind: Kind,
+    /// For messages.
+    name: String,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Dir(Beneath),
+    Tar {
+        file: Arc<File>,
+        index: HashMap<Vec<u8>, Place>,
+    },
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    /// Offset and length in the tar.
+    At(u64, u64),
+    /// Another name.
+    Link(Vec<u8>),
+}
+
+/// A stretch of a file, read without moving its position.
+#[derive(Debug)]
+pub(super) struct Section {
+    file: Arc<File>,
+    at: u64,
+    end: u64,
+}
+
+impl Section {
+    pub(super) fn len(&self) -> u64 {
+        self.end - self.at
+    }
+}
+
+impl Read for Section {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let want = usize::try_from(self.len()).unwrap_or(usize::MAX);
+        let want = want.min(buf.len());
+        let got = self.file.read_at(&mut buf[..want], self.at)?;
+        if got == 0 && want > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.at += got as u64;
+        Ok(got)
+    }
+}
+
+impl Source {
+    /// Opens a directory or a file, compressed or not. `tmp`: where a compressed one is
+    /// spooled to.
+    pub fn open(path: &Path, tmp: &Path) -> Result<Self> {
+        let name = format!("{path:?}");
+        let failed = |source| ArchiveError::read(&name, source);
+        if path.is_dir() {
+            return Ok(Self {
+                kind: Kind::Dir(Beneath::open(path)?),
+                name,
+            });
+        }
+        let file = File::open(path).map_err(failed)?;
+        let mut head = [0; blob::MAGIC];
+        let seekable = file.metadata().map_err(failed)?.is_file();
+        if seekable {
+            let got = file.read_at(&mut head, 0).map_err(failed)?;
+            if Compression::of(&head[..got]) == Compression::None {
+                return Self::index(file, name);
+            }
+        }
+        Self::spool(file, name, tmp)
+    }
+
+    /// Reads an archive to its end, from a pipe say, into a file without a name in `tmp`.
+    pub fn from_reader(input: impl Read + Send + 'static, tmp: &Path) -> Result<Self> {
+        Self::spool(input, "the archive on standard input".to_owned(), tmp)
+    }
+
+    fn spool(input: impl Read + Send + 'static, name: String, tmp: &Path) -> Result<Self> {
+        let failed = |source| ArchiveError::read(&name, source);
+        let mut file = tempfile::tempfile_in(tmp).map_err(ArchiveError::Write)?;
+        let mut input = blob::decompress(input).map_err(failed)?;
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let got = match input.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(got) => got,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(failed(e).into()),
+            };
+            file.write_all(&buffer[..got])
+                .map_err(ArchiveError::Write)?;
+        }
+        Self::index(file, name)
+    }
+
+    fn index(mut file: File, name: String) -> Result<Self> {
+        let index = index(&mut file, &name)?;
+        Ok(Self {
+            kind: Kind::Tar {
+                file: Arc::new(file),
+                index,
+            },
+            name,
+        })
+    }
+
+    /// The archive, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// An entry and its length; `None`: there is none.
+    pub(super) fn open_entry(&self, path: &str) -> Result<Option<Section>> {
+        let Some(path) = clean(path.as_bytes()).filter(|path| !path.is_empty()) else {
+            return Err(ArchiveError::entry(&self.name, path, "leads out of the archive").into());
+        };
+        match &self.kind {
+            Kind::Dir(dir) => {
+                let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&*path);
+                let Some(file) = dir.file(path)? else {
+                    return Ok(None);
+                };
+                let end = file.metadata().map_err(|e| self.failed(e))?.len();
+                Ok(Some(Section {
+                    file: Arc::new(file),
+                    at: 0,
+                    end,
+                }))
+            }
+            Kind::Tar { file, index } => {
+                let mut path = path;
+                for _ in 0..MAX_LINKS {
+                    match index.get(&path) {
+                        None => return Ok(None),
+                        Some(Place::Link(to)) => path.clone_from(to),
+                        Some(Place::At(at, len)) => {
+                            return Ok(Some(Section {
+                                file: file.clone(),
+                                at: *at,
+                                end: at + len,
+                            }));
+                        }
+                    }
+                }
+                let what = "too many links to follow";
+                Err(ArchiveError::entry(&self.name, &excerpt(&path), what).into())
+            }
+        }
+    }
+
+    /// A small entry, whole.
+    pub(super) fn metadata(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        let Some(mut entry) = self.open_entry(path)? else {
+            return Ok(None);
+        };
+        if entry.len() > MAX_METADATA {
+            let what = format!("larger than {MAX_METADATA} bytes: no metadata of an image");
+            return Err(ArchiveError::entry(&self.name, path, what).into());
+        }
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).map_err(|e| self.failed(e))?;
+        Ok(Some(bytes))
+    }
+
+    /// A small entry that must be there.
+    pub(super) fn required(&self, path: &str) -> Result<Vec<u8>> {
+        let missing = || ArchiveError::Missing {
+            archive: self.name.clone(),
+            entry: excerpt(path.as_bytes()),
+        };
+        Ok(self.metadata(path)?.ok_or_else(missing)?)
+    }
+
+    fn failed(&self, source: io::Error) -> ArchiveError {
+        ArchiveError::read(&self.name, source)
+    }
+}
+
+/// Where every entry of a tar is; the last of a name counts.
+fn index(file: &mut File, name: &str) -> Result<HashMap<Vec<u8>, Place>> {
+    let failed = |source| ArchiveError::read(name, source);
+    file.seek(SeekFrom::Start(0)).map_err(failed)?;
+    let end = file.metadata().map_err(failed)?.len();
+    let mut index = HashMap::new();
+    let mut archive = tar::Archive::new(file);
+    for entry in archive.entries_with_seek().map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let Some(path) = clean(&entry.path_bytes()) else {
+            continue;
+        };
+        let place = match entry.header().entry_type() {
+            EntryType::Regular | EntryType::Continuous => {
+                let (at, len) = (entry.raw_file_position(), entry.size());
+                if at.checked_add(len).is_none_or(|to| to > end) {
+                    let what = "the archive ends in the middle of it";
+                    return Err(ArchiveError::entry(name, &excerpt(&path), what).into());
+                }
+                Place::At(at, len)
+            }
+            kind @ (EntryType::Symlink | EntryType::Link) => {
+                let target = entry.link_name_bytes().unwrap_or_default();
+                let mut full = Vec::new();
+                if let (EntryType::Symlink, Some(slash)) =
+                    (kind, path.iter().rposition(|b| *b == b'/'))
+                {
+                    full.extend_from_slice(&path[..=slash]);
+                }
+                full.extend_from_slice(&target);
+                // One that leads out is as good as none.
+                let Some(target) = clean(&full) else { continue };
+                Place::Link(target)
+            }
+            _ => continue,
+        };
+        if index.len() >= MAX_ENTRIES {
+            let what = format!("more than {MAX_ENTRIES} entries: no image archive");
+            return Err(ArchiveError::entry(name, &excerpt(&path), what).into());
+        }
+        index.insert(path, place);
+    }
+    Ok(index)
+}
