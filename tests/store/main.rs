@@ -17,6 +17,9 @@ mod dockerd;
 mod export;
 mod fuzz;
 mod listing;
+mod tarball;
+mod tarball_hostile;
+mod tarball_random;
 mod valid;
 mod writable;
 
