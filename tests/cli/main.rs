@@ -10,6 +10,7 @@ mod fuse_overlayfs_call;
 mod lifecycle;
 mod output;
 mod support;
+mod verify;
 
 // The maker of the sample store, shared with the example.
 #[path = "../../examples/sample-store/builder.rs"]

@@ -21,6 +21,7 @@ mod tarball;
 mod tarball_hostile;
 mod tarball_random;
 mod valid;
+mod verify;
 mod writable;
 
 use std::path::{Path, PathBuf};

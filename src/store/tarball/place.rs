@@ -26,6 +26,8 @@ pub(super) struct Place<'d> {
     owners: bool,
     /// The parent used last.
     parent: Option<(Vec<u8>, OwnedFd)>,
+    /// Whether a file was placed through a symlink: its tar-split line needs that to stay.
+    through_symlink: bool,
     /// Modes and times of directories, which are set when all is in them.
     directories: Vec<(Vec<u8>, Entry)>,
     /// Bytes of files, each inode once, and of symlinks' targets.
@@ -38,11 +40,21 @@ pub(crate) fn open_in(
     path: &[u8],
     flags: OFlags,
 ) -> std::result::Result<OwnedFd, Errno> {
+    open_beneath(root, path, flags, ResolveFlags::empty())
+}
+
+fn open_beneath(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> std::result::Result<OwnedFd, Errno> {
     let path: &[u8] = if path.is_empty() { b"." } else { path };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    let flags = flags | OFlags::CLOEXEC;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     // EAGAIN: something was renamed meanwhile, elsewhere on the system.
     loop {
-        match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), inside | resolve) {
             Err(Errno::AGAIN) => {}
             other => return other,
         }
@@ -66,6 +78,7 @@ impl<'d> Place<'d> {
             dialect,
             owners: rustix::process::geteuid().is_root(),
             parent: None,
+            through_symlink: false,
             directories: Vec::new(),
             size: 0,
         }
@@ -80,7 +93,14 @@ impl<'d> Place<'d> {
     fn directory(&mut self, entry: &[u8], path: &[u8]) -> Result<&OwnedFd> {
         let known = self.parent.as_ref().is_some_and(|(known, _)| known == path);
         if !known {
-            let fd = match open_in(self.root, path, DIR) {
+            let found = match open_beneath(self.root, path, DIR, ResolveFlags::NO_SYMLINKS) {
+                Err(Errno::LOOP) => {
+                    self.through_symlink = true;
+                    open_in(self.root, path, DIR)
+                }
+                other => other,
+            };
+            let fd = match found {
                 Err(Errno::NOENT) => self.make_parents(entry, path)?,
                 other => {
                     other.map_err(|e| TarError::place(entry, "open the directory of it", e))?
@@ -259,7 +279,14 @@ impl<'d> Place<'d> {
         let (parent, last) = split(&source);
         let from = open_in(self.root, parent, DIR).map_err(fail)?;
         let from = At::new(from.as_fd(), last);
-        from.stat().map_err(fail)?;
+        let target = from.stat().map_err(fail)?;
+        let there = self.target(&entry.name, path)?;
+        let there = there.map(|(dir, last)| At::new(dir.as_fd(), last).stat());
+        if there.is_some_and(|stat| stat.is_ok_and(|s| (s.dev, s.ino) == (target.dev, target.ino)))
+        {
+            // The same link once more.
+            return Ok(());
+        }
         self.make(path, entry, "create the hard link", |at| from.link_to(at))
     }
 
@@ -405,7 +432,7 @@ impl<'d> Place<'d> {
         let fail = |e| TarError::place(name, "replace the earlier entry", e);
         let stat = at.stat().map_err(fail)?;
         match stat.kind {
-            FileKind::Regular if stat.size > 0 && stat.nlink == 1 => {
+            FileKind::Regular if stat.size > 0 => {
                 let what = "replaces a file that the same layer has before it; \
                             such layers are not supported, flatten the image";
                 return Err(TarError::entry(name, what));
@@ -413,6 +440,11 @@ impl<'d> Place<'d> {
             FileKind::Directory => {
                 self.empty(at, name)?;
                 return at.rmdir().map_err(fail);
+            }
+            FileKind::Symlink if self.through_symlink => {
+                let what = "replaces a symlink, and files were placed through one; \
+                            such layers are not supported, flatten the image";
+                return Err(TarError::entry(name, what));
             }
             FileKind::Symlink => self.size = self.size.saturating_sub(stat.size),
             _ => {}
