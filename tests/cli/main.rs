@@ -9,6 +9,7 @@ mod bad_input;
 mod fuse_overlayfs_call;
 mod lifecycle;
 mod output;
+mod own_store;
 mod support;
 
 // The maker of the sample store, shared with the example.
