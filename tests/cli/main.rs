@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod fuse_overlayfs_call;
+mod killed_store;
 mod lifecycle;
 mod output;
 mod own_store;
