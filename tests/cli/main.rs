@@ -7,8 +7,10 @@
 
 mod bad_input;
 mod fuse_overlayfs_call;
+mod killed_store;
 mod lifecycle;
 mod output;
+mod own_store;
 mod support;
 mod verify;
 
