@@ -15,13 +15,12 @@ use super::error::{Result, TarError};
 use super::header::{Entry, Kind};
 use crate::layer::Dialect;
 use crate::layer::at::{At, is_valid_name, timestamps};
-use crate::layer::markers::{Marker, WH_OPAQUE, WH_PREFIX, Writer};
 use crate::layer::types::FileKind;
 
 /// Where files of a layer are made.
 pub(super) struct Place<'d> {
-    root: BorrowedFd<'d>,
-    dialect: Dialect,
+    pub(super) root: BorrowedFd<'d>,
+    pub(super) dialect: Dialect,
     /// Only root can give files away; anybody else keeps them.
     owners: bool,
     /// The parent used last.
@@ -61,7 +60,7 @@ fn open_beneath(
     }
 }
 
-const DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
+pub(super) const DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
 /// A path's directory and its last component.
 pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
@@ -90,7 +89,7 @@ impl<'d> Place<'d> {
     }
 
     /// The directory of that path, made where it is missing.
-    fn directory(&mut self, entry: &[u8], path: &[u8]) -> Result<&OwnedFd> {
+    pub(super) fn directory(&mut self, entry: &[u8], path: &[u8]) -> Result<&OwnedFd> {
         let known = self.parent.as_ref().is_some_and(|(known, _)| known == path);
         if !known {
             let found = match open_beneath(self.root, path, DIR, ResolveFlags::NO_SYMLINKS) {
@@ -359,65 +358,6 @@ impl<'d> Place<'d> {
         Ok(())
     }
 
-    /// Makes the whiteout that an entry called `.wh.NAME` or `.wh..wh..opq` stands for.
-    /// `false` if it is another entry.
-    pub(super) fn whiteout(&mut self, path: &[u8], entry: &Entry) -> Result<bool> {
-        let (parent, last) = split(path);
-        if last == WH_OPAQUE {
-            self.directory(&entry.name, parent)?;
-            self.set_opaque(&entry.name, parent)?;
-            return Ok(true);
-        }
-        let Some(hidden) = last.strip_prefix(WH_PREFIX) else {
-            return Ok(false);
-        };
-        if hidden.starts_with(WH_PREFIX) {
-            // Notes that AUFS keeps for itself, such as .wh..wh.plnk.
-            return Ok(true);
-        }
-        if !is_valid_name(hidden) {
-            let what = "is a whiteout of nothing; not a valid layer";
-            return Err(TarError::entry(&entry.name, what));
-        }
-        let fail = |e| TarError::place(&entry.name, "create the whiteout", e);
-        let wh_names = self.dialect.wh_names;
-        let dir = self.directory(&entry.name, parent)?;
-        let at = At::new(dir.as_fd(), hidden);
-        match at.mknod(FileKind::CharDevice, 0, (0, 0)) {
-            Ok(()) => {}
-            Err(Errno::EXIST) => {
-                // What this layer has itself stays; the whiteout is for those below.
-                if at.stat().map_err(fail)?.kind == FileKind::Directory {
-                    let path = [parent, hidden].join(&b'/');
-                    self.set_opaque(&entry.name, &path)?;
-                }
-            }
-            Err(Errno::PERM) if wh_names => empty_file(At::new(dir.as_fd(), last)).map_err(fail)?,
-            Err(e) => return Err(fail(e)),
-        }
-        Ok(true)
-    }
-
-    fn set_opaque(&self, name: &[u8], path: &[u8]) -> Result<()> {
-        let fail = |e| TarError::place(name, "make the directory opaque", e);
-        let clean_path = path.strip_prefix(b"/").unwrap_or(path);
-        let dir = open_in(self.root, clean_path, DIR).map_err(fail)?;
-        let at = At::fd(dir.as_fd());
-        let mut last = Errno::OPNOTSUPP;
-        for (on, trusted) in [(self.dialect.trusted, true), (self.dialect.user, false)] {
-            if on {
-                match (Writer { trusted }).set(at, Marker::Opaque, b"y") {
-                    Ok(()) => return Ok(()),
-                    Err(errno) => last = errno,
-                }
-            }
-        }
-        if self.dialect.wh_names {
-            return empty_file(At::new(dir.as_fd(), WH_OPAQUE)).map_err(fail);
-        }
-        Err(fail(last))
-    }
-
     /// Removes what an earlier entry left at a path.
     fn replace(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
         self.parent = None;
@@ -468,13 +408,6 @@ impl<'d> Place<'d> {
             self.remove(At::new(fd.as_fd(), &inner), name)?;
         }
         Ok(())
-    }
-}
-
-fn empty_file(at: At<'_>) -> std::result::Result<(), Errno> {
-    match at.mknod(FileKind::Regular, 0o600, (0, 0)) {
-        Err(Errno::EXIST) => Ok(()),
-        other => other,
     }
 }
 
