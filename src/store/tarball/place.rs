@@ -231,7 +231,7 @@ impl<'d> Place<'d> {
         self.own(at, entry)?;
         xattrs(at, entry)?;
         let fail = |action| move |e| TarError::place(&entry.name, action, e);
-        let mode = Mode::from_raw_mode(entry.perm);
+        let mode = Mode::from_raw_mode(self.mode(entry));
         rustix::fs::fchmod(fd, mode).map_err(fail("set the mode"))?;
         let times = timestamps(entry.atime, entry.mtime);
         rustix::fs::futimens(fd, &times).map_err(fail("set the times"))
@@ -320,10 +320,20 @@ impl<'d> Place<'d> {
             return Ok(());
         }
         if entry.kind != Kind::Symlink {
-            at.chmod(entry.perm).map_err(fail("set the mode"))?;
+            at.chmod(self.mode(entry)).map_err(fail("set the mode"))?;
         }
         let times = timestamps(entry.atime, entry.mtime);
         at.set_times(&times).map_err(fail("set the times"))
+    }
+
+    /// The mode an entry gets. A user who is not root must be able to read his layers, and
+    /// to remove them.
+    fn mode(&self, entry: &Entry) -> u32 {
+        match entry.kind {
+            _ if self.owners => entry.perm,
+            Kind::Directory => entry.perm | 0o700,
+            _ => entry.perm | 0o400,
+        }
     }
 
     fn own(&self, at: At<'_>, entry: &Entry) -> Result<()> {
@@ -349,8 +359,8 @@ impl<'d> Place<'d> {
             let name = &entry.name;
             let fail = |action| move |e| TarError::place(name, action, e);
             let at = At::fd(dir.as_fd());
-            if entry.perm & 0o700 != 0o700 {
-                at.chmod(entry.perm).map_err(fail("set the mode"))?;
+            if self.mode(&entry) & 0o700 != 0o700 {
+                at.chmod(self.mode(&entry)).map_err(fail("set the mode"))?;
             }
             let times = timestamps(entry.atime, entry.mtime);
             at.set_times(&times).map_err(fail("set the times"))?;
