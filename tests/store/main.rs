@@ -19,6 +19,7 @@ mod fuzz;
 mod listing;
 mod valid;
 mod writable;
+mod writable_dockerd;
 
 use std::path::{Path, PathBuf};
 
