@@ -260,7 +260,7 @@ pub enum Error {
         name: String,
     },
     /// Something that cannot be removed, because it is needed.
-    #[error("{what} is in use by {by}")]
+    #[error("{what} is in use: {by}")]
     InUse {
         /// What it is.
         what: String,

@@ -80,9 +80,9 @@ impl Stores {
         }
         verify.contents(progress);
         let mut report = verify.report;
-        // What several images share is found with each of them.
+        // What several images and containers share is found with each of them.
         let mut seen = HashSet::new();
-        let new = |p: &Problem| seen.insert((p.of.clone(), p.what.clone(), p.root.clone()));
+        let new = |p: &Problem| seen.insert((p.what.clone(), p.root.clone()));
         report.problems.retain(new);
         Ok(report)
     }
@@ -161,7 +161,7 @@ impl<'s> Verify<'s> {
                     self.stack(store, &diffs);
                 }
                 Ok(_) => {
-                    let what = "its name is not the chain ID of its diff and parent";
+                    let what = format!("{id} is not the chain ID of its diff and parent");
                     self.problem(store, of, what);
                 }
                 Err(error) => self.problem(store, of, error),

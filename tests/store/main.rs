@@ -17,8 +17,13 @@ mod dockerd;
 mod export;
 mod fuzz;
 mod listing;
+mod tarball;
+mod tarball_hostile;
+mod tarball_random;
 mod valid;
+mod verify;
 mod writable;
+mod writable_dockerd;
 
 use std::path::{Path, PathBuf};
 

@@ -21,6 +21,7 @@ mod scan;
 mod sparse;
 pub mod split;
 mod unpack;
+mod whiteout;
 
 pub use error::TarError;
 pub(crate) use place::open_in;

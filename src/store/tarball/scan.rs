@@ -415,12 +415,3 @@ fn kind(letter: u8) -> Option<Kind> {
         _ => return None,
     })
 }
-
-/// Used by tests of other files, to make headers by hand.
-#[cfg(test)]
-pub(super) fn seal(block: &mut [u8; BLOCK]) {
-    block[148..156].fill(b' ');
-    let sum: u32 = block.iter().map(|&b| u32::from(b)).sum();
-    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    debug_assert!(checksum_fits(block));
-}

@@ -58,7 +58,7 @@ pub struct Unpacked {
 ///
 /// Whiteouts become those of `dialect`: char 0:0 and an opaque xattr where it has them.
 /// Overlay markers among the xattrs of the tar are dropped. Without root, files belong to
-/// the caller, and devices are an error. Nothing outside of `diff` is touched, whatever the
+/// the caller, who can always read them and write to directories, and devices are an error. Nothing outside of `diff` is touched, whatever the
 /// tar holds. The caller syncs the file system, and removes `diff` after an error.
 pub fn unpack(
     tar: impl Read,
