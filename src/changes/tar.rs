@@ -10,7 +10,7 @@ use std::io::Write;
 use rustix::io::Errno;
 
 use super::compare::{Xattr, same_file, xattrs};
-use super::walk::{Hidden, Step};
+use super::walk::{Scope, Step};
 use super::{Error, Result, Tree, absolute, read_error};
 use crate::layer::markers::{WH_OPAQUE, WH_PREFIX};
 use crate::store::tarball::pack::{Content, Item, Packer};
@@ -40,14 +40,14 @@ impl Tree {
     /// everywhere: a tar has none.
     pub fn pack_layer(&self, out: impl Write) -> Result<()> {
         let mut sink = Sink::new(self, out, true);
-        self.walk(Hidden::Opaque, &mut |step| sink.layer_step(step))?;
+        self.walk(Scope::Layer, &mut |step| sink.layer_step(step))?;
         sink.finish()
     }
 
     /// Writes the whole tree as a flat tar. Sockets are left out.
     pub fn pack_all(&self, out: impl Write) -> Result<()> {
         let mut sink = Sink::new(self, out, false);
-        self.walk(Hidden::Opaque, &mut |step| match step.after {
+        self.walk(Scope::All, &mut |step| match step.after {
             Some(attr) => sink.entry(step.path, attr),
             None => Ok(()),
         })?;
