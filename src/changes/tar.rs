@@ -23,7 +23,7 @@ const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 /// Xattrs that are the overlay's own, or mean something on this host only.
 const LEFT_OUT: [&[u8]; 5] = [
-    b"trusted.",
+    b"trusted.overlay.",
     b"user.overlay.",
     b"user.fuseoverlayfs.",
     b"security.selinux",
@@ -33,7 +33,8 @@ const LEFT_OUT: [&[u8]; 5] = [
 impl Tree {
     /// Writes the layer tar of the upper: everything that it holds, whiteouts as `.wh.NAME`
     /// and `.wh..wh..opq` (OCI image specification, layer.md), directories that were moved
-    /// and files of which it has only the metadata with all there is in them.
+    /// and files of which it has only the metadata with all there is in them. Hard links
+    /// from a moved directory to files of the image outside of it become copies.
     ///
     /// # Errors
     /// [`Error::WhName`] for a name that would be a whiteout. Sockets are left out, as

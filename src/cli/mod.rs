@@ -44,6 +44,7 @@ mod rmi;
 mod stats;
 mod tag;
 mod umount;
+mod verify;
 
 /// Union file systems in user space: container images and directories, layered and mounted
 #[derive(Debug, clap::Parser)]
@@ -83,6 +84,7 @@ enum Command {
     Inspect(inspect::Args),
     History(history::Args),
     Layers(layers::Args),
+    Verify(verify::Args),
     Ps(ps::Args),
     Diff(diff::Args),
     Commit(commit::Args),
@@ -148,6 +150,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::run(&args, root),
         Command::History(args) => history::run(&args, root),
         Command::Layers(args) => layers::run(&args, root),
+        Command::Verify(args) => verify::run(&args, root),
         Command::Ps(args) => ps::run(&args, root),
         Command::Diff(args) => diff::run(&args, root),
         Command::Commit(args) => commit::run(&args, root),

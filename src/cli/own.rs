@@ -17,6 +17,18 @@ pub(super) fn open(root: Option<&Path>) -> anyhow::Result<Writable> {
     Ok(Writable::open(&place(root)?)?)
 }
 
+/// As [`open`], for what must be there already.
+pub(super) fn must_exist(root: Option<&Path>) -> anyhow::Result<Writable> {
+    match existing(root)? {
+        Some(store) => Ok(store),
+        None => anyhow::bail!(
+            "there is no store of ours in {:?} yet: Docker's is only read, ours is made by what \
+             takes images in and by mount --name",
+            place(root)?
+        ),
+    }
+}
+
 /// As [`open`], but makes nothing.
 pub(super) fn existing(root: Option<&Path>) -> anyhow::Result<Option<Writable>> {
     Ok(Writable::existing(&place(root)?)?)

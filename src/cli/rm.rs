@@ -24,7 +24,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let store = own::open(root)?;
+    let store = own::must_exist(root)?;
     let store = own::lock(&store)?;
     let mut removed = Vec::new();
     let mut failures: Vec<Error> = Vec::new();

@@ -30,7 +30,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         ))
         .into());
     }
-    let store = own::open(root)?;
+    let store = own::must_exist(root)?;
     let store = own::lock(&store)?;
     let (id, _) = own::find(&store, &args.image, root)?;
     store.tag(&name, &id)?;

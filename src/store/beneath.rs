@@ -61,28 +61,35 @@ impl Beneath {
         }
     }
 
-    /// The bytes of a regular file of at most `limit` bytes; `None` where there is none.
-    pub(crate) fn read(&self, relative: impl AsRef<Path>, limit: u64) -> Result<Option<Vec<u8>>> {
+    /// A regular file, open for reading; `None` where there is none.
+    pub(crate) fn file(&self, relative: impl AsRef<Path>) -> Result<Option<std::fs::File>> {
         let relative = relative.as_ref();
         // NONBLOCK: opening a FIFO must not hang.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let not_a_file = || Error::NotAFile {
+            path: self.full(relative),
+        };
         let fd = match self.open_at(relative, flags) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
             // A socket cannot be opened at all.
-            Err(Errno::NXIO) => {
-                return Err(Error::NotAFile {
-                    path: self.full(relative),
-                });
-            }
+            Err(Errno::NXIO) => return Err(not_a_file()),
             Err(errno) => return Err(self.error("read", relative, errno)),
         };
         let stat = rustix::fs::fstat(&fd).map_err(|e| self.error("read", relative, e))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(Error::NotAFile {
-                path: self.full(relative),
-            });
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Ok(Some(std::fs::File::from(fd))),
+            _ => Err(not_a_file()),
         }
+    }
+
+    /// The bytes of a regular file of at most `limit` bytes; `None` where there is none.
+    pub(crate) fn read(&self, relative: impl AsRef<Path>, limit: u64) -> Result<Option<Vec<u8>>> {
+        let relative = relative.as_ref();
+        let Some(file) = self.file(relative)? else {
+            return Ok(None);
+        };
+        let stat = rustix::fs::fstat(&file).map_err(|e| self.error("read", relative, e))?;
         let too_large = || Error::TooLarge {
             path: self.full(relative),
             limit,
@@ -93,7 +100,7 @@ impl Beneath {
         }
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
         // One more than allowed, so that a file that grows meanwhile is noticed.
-        let mut file = std::io::Read::take(std::fs::File::from(fd), limit + 1);
+        let mut file = std::io::Read::take(file, limit + 1);
         std::io::Read::read_to_end(&mut file, &mut bytes).map_err(|e| {
             let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
             self.error("read", relative, errno)
@@ -105,7 +112,7 @@ impl Beneath {
     }
 
     /// A directory below the root; `None` where there is none.
-    fn dir(&self, relative: &Path, flags: OFlags) -> Result<Option<OwnedFd>> {
+    pub(crate) fn dir(&self, relative: &Path, flags: OFlags) -> Result<Option<OwnedFd>> {
         match self.open_at(relative, flags | OFlags::DIRECTORY) {
             Ok(fd) => Ok(Some(fd)),
             Err(Errno::NOENT) => Ok(None),

@@ -243,6 +243,9 @@ pub enum Error {
         /// The container's full ID.
         id: String,
     },
+    /// A layer's tar, or what is needed to make it again, is bad.
+    #[error(transparent)]
+    Tar(#[from] super::tarball::TarError),
     /// A text that no read-write layer can be called.
     #[error(
         "{name:?} is no name for a read-write layer: use up to 128 letters, digits, and _.- after the first"
@@ -260,7 +263,7 @@ pub enum Error {
         name: String,
     },
     /// Something that cannot be removed, because it is needed.
-    #[error("{what} is in use by {by}")]
+    #[error("{what} is in use: {by}")]
     InUse {
         /// What it is.
         what: String,
@@ -295,9 +298,6 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// A layer's tar, or what is needed to make it again, is bad.
-    #[error(transparent)]
-    Tar(#[from] super::tarball::TarError),
 }
 
 impl Error {

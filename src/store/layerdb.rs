@@ -181,6 +181,18 @@ impl LayerDb<'_> {
         Ok(diffs)
     }
 
+    /// The chain IDs of all layers, sorted. What is not named like one is none.
+    pub(crate) fn ids(&self) -> Result<Vec<Digest>> {
+        let names = self.root.list(self.dir.join("sha256"))?;
+        let ids = names.iter().filter_map(|name| name.to_str());
+        Ok(ids.filter_map(Digest::from_hex).collect())
+    }
+
+    /// Where a layer's tar-split is.
+    pub(crate) fn tar_split(&self, chain: &Digest) -> PathBuf {
+        self.layer(chain).join("tar-split.json.gz")
+    }
+
     /// The IDs of all containers, sorted. What is not named like an ID is none.
     pub(crate) fn containers(&self) -> Result<Vec<CacheId>> {
         let names = self.root.list(self.dir.join("mounts"))?;

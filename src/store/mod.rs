@@ -34,6 +34,7 @@ pub mod roots;
 mod single;
 mod stores;
 pub mod tarball;
+pub mod verify;
 pub mod writable;
 
 pub use containers::Container;

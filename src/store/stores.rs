@@ -97,6 +97,12 @@ impl Stores {
     /// The image a user means: a name wins over an ID prefix, the first store that
     /// has the name wins over others, as in Docker.
     pub fn find(&self, text: &str) -> Result<Image> {
+        let (store, id) = self.locate(text)?;
+        store.image(&id)
+    }
+
+    /// As [`Stores::find`], but only where the image is: it may be damaged.
+    pub(crate) fn locate(&self, text: &str) -> Result<(&Store, Digest)> {
         let unknown = || Error::UnknownImage {
             name: text.to_owned(),
             searched: self.roots(),
@@ -105,7 +111,7 @@ impl Stores {
             Query::Id(id) => {
                 for store in &self.stores {
                     if store.imagedb().contains(&id)? {
-                        return store.image(&id);
+                        return Ok((store, id));
                     }
                 }
                 Err(unknown())
@@ -113,12 +119,12 @@ impl Stores {
             Query::Name { reference, prefix } => {
                 let by_name = self.by_name(&reference)?;
                 if let ByName::Found(store, id) = by_name {
-                    return store.image(&id);
+                    return Ok((store, id));
                 }
                 if let Some(prefix) = prefix
                     && let Some((store, id)) = self.by_prefix(&prefix)?
                 {
-                    return store.image(&id);
+                    return Ok((store, id));
                 }
                 match by_name {
                     ByName::NoNames(path) => Err(Error::NoRepositories {

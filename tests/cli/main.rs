@@ -7,9 +7,12 @@
 
 mod bad_input;
 mod fuse_overlayfs_call;
+mod killed_store;
 mod lifecycle;
 mod output;
+mod own_store;
 mod support;
+mod verify;
 
 // The maker of the sample store, shared with the example.
 #[path = "../../examples/sample-store/builder.rs"]

@@ -38,6 +38,17 @@ impl Outcome {
     }
 }
 
+impl Outcome {
+    /// Exit code 1 and each of `words` on stderr, where other operands were done.
+    #[track_caller]
+    pub(crate) fn failed_with_output(&self, words: &[&str]) {
+        assert_eq!(self.code, Some(1), "{self:?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "no {word:?} in {self:?}");
+        }
+    }
+}
+
 impl From<Output> for Outcome {
     fn from(output: Output) -> Self {
         Self {

@@ -17,7 +17,11 @@ mod dockerd;
 mod export;
 mod fuzz;
 mod listing;
+mod tarball;
+mod tarball_hostile;
+mod tarball_random;
 mod valid;
+mod verify;
 mod writable;
 
 use std::path::{Path, PathBuf};

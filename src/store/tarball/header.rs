@@ -161,7 +161,10 @@ mod tests {
             (b"\x80\0\0\0\0\0\0\x01\0", Some(256)),
             (b"\xff\xff\xff\xff\xff\xff\xff\xff", Some(-1)),
             (b"\x80\xff\xff\xff\xff\xff\xff\xff\xff", None),
-            (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe", Some(-2)),
+            (
+                b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe",
+                Some(-2),
+            ),
         ];
         for (field, expected) in cases {
             assert_eq!(number(field), expected, "{field:?}");

@@ -21,8 +21,10 @@ mod scan;
 mod sparse;
 pub mod split;
 mod unpack;
+mod whiteout;
 
 pub use error::TarError;
+pub(crate) use place::open_in;
 pub use rebuild::{Damage, check, rebuild};
 pub use unpack::{Limits, Unpacked, unpack};
 

@@ -15,17 +15,18 @@ use super::error::{Result, TarError};
 use super::header::{Entry, Kind};
 use crate::layer::Dialect;
 use crate::layer::at::{At, is_valid_name, timestamps};
-use crate::layer::markers::{Marker, WH_OPAQUE, WH_PREFIX, Writer};
 use crate::layer::types::FileKind;
 
 /// Where files of a layer are made.
 pub(super) struct Place<'d> {
-    root: BorrowedFd<'d>,
-    dialect: Dialect,
+    pub(super) root: BorrowedFd<'d>,
+    pub(super) dialect: Dialect,
     /// Only root can give files away; anybody else keeps them.
     owners: bool,
     /// The parent used last.
     parent: Option<(Vec<u8>, OwnedFd)>,
+    /// Whether a file was placed through a symlink: its tar-split line needs that to stay.
+    through_symlink: bool,
     /// Modes and times of directories, which are set when all is in them.
     directories: Vec<(Vec<u8>, Entry)>,
     /// Bytes of files, each inode once, and of symlinks' targets.
@@ -33,23 +34,36 @@ pub(super) struct Place<'d> {
 }
 
 /// Opens a path of the layer as a process would whose root is the layer.
-pub(super) fn open_in(
+pub(crate) fn open_in(
     root: BorrowedFd<'_>,
     path: &[u8],
     flags: OFlags,
 ) -> std::result::Result<OwnedFd, Errno> {
+    open_beneath(root, path, flags, ResolveFlags::empty())
+}
+
+fn open_beneath(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> std::result::Result<OwnedFd, Errno> {
     let path: &[u8] = if path.is_empty() { b"." } else { path };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    let flags = flags | OFlags::CLOEXEC;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     // EAGAIN: something was renamed meanwhile, elsewhere on the system.
     loop {
-        match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), inside | resolve) {
             Err(Errno::AGAIN) => {}
             other => return other,
         }
     }
 }
 
-const DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
+/// What is made in a directory inherits it, so a directory gets it last.
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+pub(super) const DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
 /// A path's directory and its last component.
 pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
@@ -66,6 +80,7 @@ impl<'d> Place<'d> {
             dialect,
             owners: rustix::process::geteuid().is_root(),
             parent: None,
+            through_symlink: false,
             directories: Vec::new(),
             size: 0,
         }
@@ -77,18 +92,31 @@ impl<'d> Place<'d> {
     }
 
     /// The directory of that path, made where it is missing.
-    fn directory(&mut self, entry: &[u8], path: &[u8]) -> Result<&OwnedFd> {
+    pub(super) fn directory(&mut self, entry: &[u8], path: &[u8]) -> Result<&OwnedFd> {
         let known = self.parent.as_ref().is_some_and(|(known, _)| known == path);
         if !known {
-            let fd = match open_in(self.root, path, DIR) {
+            let found = match open_beneath(self.root, path, DIR, ResolveFlags::NO_SYMLINKS) {
+                Err(Errno::LOOP) => {
+                    self.through_symlink = true;
+                    open_in(self.root, path, DIR)
+                }
+                other => other,
+            };
+            let fd = match found {
                 Err(Errno::NOENT) => self.make_parents(entry, path)?,
-                other => other.map_err(|e| TarError::place(entry, "open the directory of it", e))?,
+                other => {
+                    other.map_err(|e| TarError::place(entry, "open the directory of it", e))?
+                }
             };
             self.parent = Some((path.to_vec(), fd));
         }
         match &self.parent {
             Some((_, fd)) => Ok(fd),
-            None => Err(TarError::place(entry, "open the directory of it", Errno::NOENT)),
+            None => Err(TarError::place(
+                entry,
+                "open the directory of it",
+                Errno::NOENT,
+            )),
         }
     }
 
@@ -132,7 +160,9 @@ impl<'d> Place<'d> {
             Kind::Directory => self.make_directory(path, entry),
             Kind::HardLink => self.hard_link(path, entry),
             Kind::Symlink => {
-                self.make(path, entry, "create the symlink", |at| at.symlink(&entry.link))?;
+                self.make(path, entry, "create the symlink", |at| {
+                    at.symlink(&entry.link)
+                })?;
                 self.size += entry.link.len() as u64;
                 // It may lie on the way to what was opened by the same path.
                 self.parent = None;
@@ -202,7 +232,7 @@ impl<'d> Place<'d> {
         self.size = self.size.saturating_add(size);
         let at = At::fd(fd.as_fd());
         self.own(at, entry)?;
-        xattrs(at, entry)?;
+        xattrs(at, entry, |_| true)?;
         let fail = |action| move |e| TarError::place(&entry.name, action, e);
         let mode = Mode::from_raw_mode(entry.perm);
         rustix::fs::fchmod(fd, mode).map_err(fail("set the mode"))?;
@@ -251,7 +281,14 @@ impl<'d> Place<'d> {
         let (parent, last) = split(&source);
         let from = open_in(self.root, parent, DIR).map_err(fail)?;
         let from = At::new(from.as_fd(), last);
-        from.stat().map_err(fail)?;
+        let target = from.stat().map_err(fail)?;
+        let there = self.target(&entry.name, path)?;
+        let there = there.map(|(dir, last)| At::new(dir.as_fd(), last).stat());
+        if there.is_some_and(|stat| stat.is_ok_and(|s| (s.dev, s.ino) == (target.dev, target.ino)))
+        {
+            // The same link once more.
+            return Ok(());
+        }
         self.make(path, entry, "create the hard link", |at| from.link_to(at))
     }
 
@@ -272,16 +309,16 @@ impl<'d> Place<'d> {
             Some(dir) => At::new(dir.as_fd(), last),
         };
         self.own(at, entry)?;
-        xattrs(at, entry)?;
+        xattrs(at, entry, |name| name != DEFAULT_ACL)?;
         let fail = |action| move |e| TarError::place(&entry.name, action, e);
         if entry.kind == Kind::Directory {
             // Until all is in it, we must be able to write to it.
             at.chmod(entry.perm | 0o700).map_err(fail("set the mode"))?;
-            let late = Entry {
+            let mut late = Entry {
                 link: Vec::new(),
-                xattrs: Vec::new(),
                 ..entry.clone()
             };
+            late.xattrs.retain(|(name, _)| name == DEFAULT_ACL);
             self.directories.push((path.to_vec(), late));
             return Ok(());
         }
@@ -318,69 +355,11 @@ impl<'d> Place<'d> {
             if entry.perm & 0o700 != 0o700 {
                 at.chmod(entry.perm).map_err(fail("set the mode"))?;
             }
+            xattrs(at, &entry, |_| true)?;
             let times = timestamps(entry.atime, entry.mtime);
             at.set_times(&times).map_err(fail("set the times"))?;
         }
         Ok(())
-    }
-
-    /// Makes the whiteout that an entry called `.wh.NAME` or `.wh..wh..opq` stands for.
-    /// `false` if it is another entry.
-    pub(super) fn whiteout(&mut self, path: &[u8], entry: &Entry) -> Result<bool> {
-        let (parent, last) = split(path);
-        if last == WH_OPAQUE {
-            self.directory(&entry.name, parent)?;
-            self.set_opaque(&entry.name, parent)?;
-            return Ok(true);
-        }
-        let Some(hidden) = last.strip_prefix(WH_PREFIX) else {
-            return Ok(false);
-        };
-        if hidden.starts_with(WH_PREFIX) {
-            // Notes that AUFS keeps for itself, such as .wh..wh.plnk.
-            return Ok(true);
-        }
-        if !is_valid_name(hidden) {
-            let what = "is a whiteout of nothing; not a valid layer";
-            return Err(TarError::entry(&entry.name, what));
-        }
-        let fail = |e| TarError::place(&entry.name, "create the whiteout", e);
-        let wh_names = self.dialect.wh_names;
-        let dir = self.directory(&entry.name, parent)?;
-        let at = At::new(dir.as_fd(), hidden);
-        match at.mknod(FileKind::CharDevice, 0, (0, 0)) {
-            Ok(()) => {}
-            Err(Errno::EXIST) => {
-                // What this layer has itself stays; the whiteout is for those below.
-                if at.stat().map_err(fail)?.kind == FileKind::Directory {
-                    let path = [parent, hidden].join(&b'/');
-                    self.set_opaque(&entry.name, &path)?;
-                }
-            }
-            Err(Errno::PERM) if wh_names => empty_file(At::new(dir.as_fd(), last)).map_err(fail)?,
-            Err(e) => return Err(fail(e)),
-        }
-        Ok(true)
-    }
-
-    fn set_opaque(&self, name: &[u8], path: &[u8]) -> Result<()> {
-        let fail = |e| TarError::place(name, "make the directory opaque", e);
-        let clean_path = path.strip_prefix(b"/").unwrap_or(path);
-        let dir = open_in(self.root, clean_path, DIR).map_err(fail)?;
-        let at = At::fd(dir.as_fd());
-        let mut last = Errno::OPNOTSUPP;
-        for (on, trusted) in [(self.dialect.trusted, true), (self.dialect.user, false)] {
-            if on {
-                match (Writer { trusted }).set(at, Marker::Opaque, b"y") {
-                    Ok(()) => return Ok(()),
-                    Err(errno) => last = errno,
-                }
-            }
-        }
-        if self.dialect.wh_names {
-            return empty_file(At::new(dir.as_fd(), WH_OPAQUE)).map_err(fail);
-        }
-        Err(fail(last))
     }
 
     /// Removes what an earlier entry left at a path.
@@ -397,7 +376,7 @@ impl<'d> Place<'d> {
         let fail = |e| TarError::place(name, "replace the earlier entry", e);
         let stat = at.stat().map_err(fail)?;
         match stat.kind {
-            FileKind::Regular if stat.size > 0 && stat.nlink == 1 => {
+            FileKind::Regular if stat.size > 0 => {
                 let what = "replaces a file that the same layer has before it; \
                             such layers are not supported, flatten the image";
                 return Err(TarError::entry(name, what));
@@ -405,6 +384,11 @@ impl<'d> Place<'d> {
             FileKind::Directory => {
                 self.empty(at, name)?;
                 return at.rmdir().map_err(fail);
+            }
+            FileKind::Symlink if self.through_symlink => {
+                let what = "replaces a symlink, and files were placed through one; \
+                            such layers are not supported, flatten the image";
+                return Err(TarError::entry(name, what));
             }
             FileKind::Symlink => self.size = self.size.saturating_sub(stat.size),
             _ => {}
@@ -414,7 +398,9 @@ impl<'d> Place<'d> {
 
     fn empty(&mut self, at: At<'_>, name: &[u8]) -> Result<()> {
         let fail = |e| TarError::place(name, "replace the earlier entry", e);
-        let fd = at.open(OFlags::RDONLY | OFlags::DIRECTORY, 0).map_err(fail)?;
+        let fd = at
+            .open(OFlags::RDONLY | OFlags::DIRECTORY, 0)
+            .map_err(fail)?;
         let mut names = Vec::new();
         for found in Dir::read_from(&fd).map_err(fail)? {
             let found = found.map_err(fail)?.file_name().to_bytes().to_vec();
@@ -429,24 +415,24 @@ impl<'d> Place<'d> {
     }
 }
 
-fn empty_file(at: At<'_>) -> std::result::Result<(), Errno> {
-    match at.mknod(FileKind::Regular, 0o600, (0, 0)) {
-        Err(Errno::EXIST) => Ok(()),
-        other => other,
-    }
-}
-
 /// Sets the xattrs of an entry. Markers of an overlay are not taken from a tar: a layer
 /// says what it hides by whiteouts.
-fn xattrs(at: At<'_>, entry: &Entry) -> Result<()> {
-    const MARKERS: [&[u8]; 3] = [b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs."];
-    for (name, value) in &entry.xattrs {
+fn xattrs(at: At<'_>, entry: &Entry, wanted: impl Fn(&[u8]) -> bool) -> Result<()> {
+    const MARKERS: [&[u8]; 3] = [
+        b"trusted.overlay.",
+        b"user.overlay.",
+        b"user.fuseoverlayfs.",
+    ];
+    for (name, value) in entry.xattrs.iter().filter(|(name, _)| wanted(name)) {
         if MARKERS.iter().any(|marker| name.starts_with(marker)) {
             tracing::debug!(entry = ?entry.name.escape_ascii(), "overlay marker in a tar dropped");
             continue;
         }
         let Ok(name) = CString::new(name.as_slice()) else {
-            return Err(TarError::entry(&entry.name, "xattr with NUL in its name; not a valid layer"));
+            return Err(TarError::entry(
+                &entry.name,
+                "xattr with NUL in its name; not a valid layer",
+            ));
         };
         match at.set_xattr(&name, value, XattrFlags::empty()) {
             Ok(()) => {}

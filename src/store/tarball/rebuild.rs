@@ -177,5 +177,8 @@ impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
 }
 
 fn failed(source: std::io::Error) -> TarError {
-    TarError::Write { what: "tar", source }
+    TarError::Write {
+        what: "tar",
+        source,
+    }
 }

@@ -6,8 +6,7 @@ use std::io::Read;
 use super::error::{Result, TarError};
 use super::hash::Hasher;
 use super::header::{
-    BLOCK, Entry, Kind, Sparse, checksum_fits, decimal, number, pax_records, pax_time, text,
-    view,
+    BLOCK, Entry, Kind, Sparse, checksum_fits, decimal, number, pax_records, pax_time, text, view,
 };
 use super::sparse::{self, MapInData, Records};
 use super::split::{PIECE, Writer};
@@ -61,8 +60,20 @@ impl Extended {
         for (key, value) in pax_records(bytes)? {
             let set = !value.is_empty();
             let given = |value: &[u8]| set.then(|| value.to_vec());
-            let number = |value| if set { decimal(value).map(Some) } else { Some(None) };
-            let time = |value| if set { pax_time(value).map(Some) } else { Some(None) };
+            let number = |value| {
+                if set {
+                    decimal(value).map(Some)
+                } else {
+                    Some(None)
+                }
+            };
+            let time = |value| {
+                if set {
+                    pax_time(value).map(Some)
+                } else {
+                    Some(None)
+                }
+            };
             match key {
                 b"path" => self.name = given(value),
                 b"linkpath" => self.link = given(value),
@@ -133,7 +144,10 @@ impl<'l, R: Read> Scan<'l, R> {
         self.offset += done as u64;
         if self.offset > self.limits.bytes {
             let limit = self.limits.bytes;
-            return Err(TarError::Limit { what: "bytes", limit });
+            return Err(TarError::Limit {
+                what: "bytes",
+                limit,
+            });
         }
         Ok(done)
     }
@@ -201,7 +215,9 @@ impl<'l, R: Read> Scan<'l, R> {
                 b'g' => {
                     self.extension(&block)?;
                     self.count()?;
-                    return self.entry(&block, Kind::Global, Extended::default()).map(Some);
+                    return self
+                        .entry(&block, Kind::Global, Extended::default())
+                        .map(Some);
                 }
                 letter => {
                     self.count()?;
@@ -220,7 +236,10 @@ impl<'l, R: Read> Scan<'l, R> {
         self.entries += 1;
         if self.entries > self.limits.entries {
             let limit = self.limits.entries;
-            return Err(TarError::Limit { what: "entries", limit });
+            return Err(TarError::Limit {
+                what: "entries",
+                limit,
+            });
         }
         Ok(())
     }
@@ -261,7 +280,10 @@ impl<'l, R: Read> Scan<'l, R> {
         let v7_dir = old.linkflag == [0] && name.ends_with(b"/");
         let kind = if v7_dir { Kind::Directory } else { kind };
         let mtime = field(None, &old.mtime, "its time is no number")?;
-        let mtime = extended.mtime.unwrap_or(Time { sec: mtime, nsec: 0 });
+        let mtime = extended.mtime.unwrap_or(Time {
+            sec: mtime,
+            nsec: 0,
+        });
         let mut device = (0, 0);
         if matches!(kind, Kind::CharDevice | Kind::BlockDevice) {
             let what = "its device number is none";
@@ -317,7 +339,10 @@ impl<'l, R: Read> Scan<'l, R> {
         self.sparse = self.sparse.saturating_add(map.size);
         if self.sparse > self.limits.bytes {
             let limit = self.limits.bytes;
-            return Err(TarError::Limit { what: "bytes", limit });
+            return Err(TarError::Limit {
+                what: "bytes",
+                limit,
+            });
         }
         entry.sparse = Some(map);
         Ok(())
@@ -389,13 +414,4 @@ fn kind(letter: u8) -> Option<Kind> {
         b'6' => Kind::Fifo,
         _ => return None,
     })
-}
-
-/// Used by tests of other files, to make headers by hand.
-#[cfg(test)]
-pub(super) fn seal(block: &mut [u8; BLOCK]) {
-    block[148..156].fill(b' ');
-    let sum: u32 = block.iter().map(|&b| u32::from(b)).sum();
-    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    debug_assert!(checksum_fits(block));
 }

@@ -71,7 +71,9 @@ impl<W: Write> Writer<W> {
 
     /// A piece of the tar of any length, cut as needed; none when it is empty.
     pub(super) fn segments(&mut self, bytes: &[u8]) -> Result<()> {
-        bytes.chunks(PIECE).try_for_each(|piece| self.segment(piece))
+        bytes
+            .chunks(PIECE)
+            .try_for_each(|piece| self.segment(piece))
     }
 
     /// An entry with the length of its content and the checksum, if it has any.
@@ -263,7 +265,9 @@ mod tests {
         let mut writer = Writer::new(&mut out);
         writer.segment(b"abc").unwrap();
         writer.file(b"d/", 0, None).unwrap();
-        writer.file("é<&>\n\u{1}\"".as_bytes(), 3, Some(0x0102)).unwrap();
+        writer
+            .file("é<&>\n\u{1}\"".as_bytes(), 3, Some(0x0102))
+            .unwrap();
         writer.file(b"\xff/f", 0, None).unwrap();
         writer.segment(b"").unwrap();
         writer.finish().unwrap();

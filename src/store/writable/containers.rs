@@ -134,7 +134,7 @@ fn lock_upper(path: &Path, name: &str) -> Result<Option<File>> {
         Ok(()) => Ok(Some(dir)),
         Err(Errno::WOULDBLOCK) => Err(Error::InUse {
             what: format!("read-write layer {name:?}"),
-            by: "it is mounted: unmount it first (unionfs ps shows where)".to_owned(),
+            by: "it is mounted, unmount it first (unionfs ps shows where)".to_owned(),
         }),
         Err(errno) => Err(Error::io("lock", path, errno)),
     }

@@ -54,7 +54,7 @@ impl Writable {
             if start.elapsed() >= PATIENCE {
                 return Err(Error::InUse {
                     what: format!("the store {:?}", self.root()),
-                    by: "a command that reads it: try again when that has ended".to_owned(),
+                    by: "another command reads it, try again when that has ended".to_owned(),
                 });
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -121,7 +121,10 @@ impl Exclusive<'_> {
             if named.source.is_none() && named.image == *id {
                 return Err(Error::InUse {
                     what: format!("image {id}"),
-                    by: format!("read-write layer {0:?}: unionfs rm {0}", named.name),
+                    by: format!(
+                        "read-write layer {0:?} is on it, remove that first (unionfs rm {0})",
+                        named.name
+                    ),
                 });
             }
         }
@@ -141,7 +144,10 @@ impl Exclusive<'_> {
             if let Some(mountpoint) = in_use(&diff) {
                 return Err(Error::InUse {
                     what: format!("image {id}"),
-                    by: format!("the mount on {0:?}: unionfs umount {0:?}", mountpoint),
+                    by: format!(
+                        "it is mounted on {0}, unmount it first (unionfs umount {0})",
+                        mountpoint.display()
+                    ),
                 });
             }
         }

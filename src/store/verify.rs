@@ -1,0 +1,341 @@
+//! Is everything in a store what it should be? Configurations against their IDs, chains
+//! of layers, the driver's links, every layer's files against its diff ID, sizes.
+//! Called by `unionfs verify`. Only reads; for Docker's stores as for ours.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::BufReader;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use flate2::bufread::MultiGzDecoder;
+use rustix::fs::{Dir, OFlags};
+use rustix::io::Errno;
+use serde::Serialize;
+
+use super::error::{Error, Result, excerpt};
+use super::single::{Cache, Resolved, Store};
+use super::tarball::{self, TarError};
+use super::{Digest, Stores, chain, containers};
+use crate::layer::at::{At, is_valid_name};
+use crate::layer::types::FileKind;
+
+/// Something that is damaged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// The store's root.
+    pub root: String,
+    /// What it belongs to: an image, a layer or a container with its ID; "store".
+    pub of: String,
+    /// What is wrong, with the damaged file.
+    pub what: String,
+}
+
+/// What a verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Images that were checked.
+    pub images: usize,
+    /// Layers whose files were checked.
+    pub layers: usize,
+    /// Layers that could not be checked, because one below them has damaged records.
+    pub unchecked: usize,
+    /// Bytes of tars that were rebuilt and hashed.
+    pub bytes: u64,
+    /// Everything that is wrong; empty if all is well.
+    pub problems: Vec<Problem>,
+}
+
+/// How far a verification is.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress {
+    /// The layers that will be checked are known.
+    Total {
+        /// How many.
+        layers: usize,
+        /// Bytes of their files.
+        bytes: u64,
+    },
+    /// A layer is begun.
+    Layer {
+        /// Its chain ID.
+        chain: Digest,
+    },
+    /// So many more bytes were hashed.
+    Bytes(u64),
+}
+
+impl Stores {
+    /// Checks one image, or with `None` everything in every store. An error: there is no
+    /// such image. Damage is in the report.
+    pub fn verify(
+        &self,
+        image: Option<&str>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Report> {
+        let mut verify = Verify::default();
+        if let Some(text) = image {
+            let (store, id) = self.locate(text)?;
+            verify.image(store, &id);
+        } else {
+            self.all().iter().for_each(|store| verify.store(store));
+        }
+        verify.contents(progress);
+        let mut report = verify.report;
+        // What several images and containers share is found with each of them.
+        let mut seen = HashSet::new();
+        let new = |p: &Problem| seen.insert((p.what.clone(), p.root.clone()));
+        report.problems.retain(new);
+        Ok(report)
+    }
+}
+
+#[derive(Default)]
+struct Verify<'s> {
+    report: Report,
+    layers: Vec<(&'s Store, Arc<Resolved>)>,
+    known: HashSet<(PathBuf, &'static str, Digest)>,
+    caches: Vec<((PathBuf, &'static str), Cache)>,
+}
+
+impl<'s> Verify<'s> {
+    fn problem(&mut self, store: &Store, of: impl ToString, what: impl ToString) {
+        self.report.problems.push(Problem {
+            root: store.root().to_string_lossy().into_owned(),
+            of: of.to_string(),
+            what: what.to_string(),
+        });
+    }
+
+    fn store(&mut self, store: &'s Store) {
+        let mut ids = HashSet::new();
+        match store.imagedb().ids() {
+            Ok(found) => ids.extend(found),
+            Err(error) => self.problem(store, "store", error),
+        }
+        match store.repositories() {
+            Ok(Some(names)) => {
+                for entry in names.all() {
+                    match entry {
+                        // A name of what is not there is found with the image.
+                        Ok((_, id)) => drop(ids.insert(id)),
+                        Err(error) => self.problem(store, "store", error),
+                    }
+                }
+            }
+            Ok(None) => {}
+            Err(error) => self.problem(store, "store", error),
+        }
+        let mut ids: Vec<Digest> = ids.into_iter().collect();
+        ids.sort();
+        ids.iter().for_each(|id| self.image(store, id));
+        self.other_layers(store);
+        self.containers(store);
+    }
+
+    fn image(&mut self, store: &'s Store, id: &Digest) {
+        self.report.images += 1;
+        let of = format!("image {id}");
+        let imagedb = store.imagedb();
+        if let Err(error) = imagedb.metadata(id) {
+            self.problem(store, &of, error);
+        }
+        match imagedb.config(id) {
+            Ok(config) => self.stack(store, &config.diff_ids),
+            Err(error) => self.problem(store, &of, error),
+        }
+    }
+
+    /// Layers that no image has, as a crash or a removal may leave.
+    fn other_layers(&mut self, store: &'s Store) {
+        let ids = match store.layerdb().ids() {
+            Ok(ids) => ids,
+            Err(error) => return self.problem(store, "store", error),
+        };
+        for id in ids {
+            let key = (store.root().to_owned(), store.driver(), id);
+            if self.known.contains(&key) {
+                continue;
+            }
+            let of = format!("layer {id}");
+            match store.layerdb().diffs_below(&id) {
+                Ok(diffs) if chain::chain_ids(&diffs).last() == Some(&id) => {
+                    self.stack(store, &diffs);
+                }
+                Ok(_) => {
+                    let what = format!("{id} is not the chain ID of its diff and parent");
+                    self.problem(store, of, what);
+                }
+                Err(error) => self.problem(store, of, error),
+            }
+        }
+    }
+
+    fn containers(&mut self, store: &Store) {
+        let ids = match store.layerdb().containers() {
+            Ok(ids) => ids,
+            Err(error) => return self.problem(store, "store", error),
+        };
+        for id in ids {
+            let mount = store.layerdb().mount(&id);
+            let loaded = match mount {
+                Ok(None) => continue,
+                Ok(Some(_)) => containers::load(store, &id).map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = loaded {
+                self.problem(store, format!("container {id}"), error);
+            }
+        }
+    }
+
+    /// Checks the records of the layers, base first, and notes those that are new.
+    fn stack(&mut self, store: &'s Store, diffs: &[Digest]) {
+        let place = (store.root().to_owned(), store.driver());
+        let at = match self.caches.iter().position(|(p, _)| *p == place) {
+            Some(at) => at,
+            None => {
+                self.caches.push((place.clone(), Cache::new()));
+                self.caches.len() - 1
+            }
+        };
+        let chains = chain::chain_ids(diffs);
+        for (count, id) in (1..).zip(&chains) {
+            let cache = &mut self.caches[at].1;
+            let found = match store.layers(&diffs[..count], cache) {
+                Ok(found) => found,
+                Err(error) => {
+                    // Found again with every image that has it.
+                    self.problem(store, format!("layer {id}"), error);
+                    for above in &chains[count..] {
+                        let new = self.known.insert((place.0.clone(), place.1, *above));
+                        self.report.unchecked += usize::from(new);
+                    }
+                    self.known.insert((place.0, place.1, *id));
+                    return;
+                }
+            };
+            if let Some(layer) = found.last()
+                && self.known.insert((place.0.clone(), place.1, *id))
+            {
+                self.layers.push((store, layer.clone()));
+            }
+        }
+    }
+
+    /// Rebuilds the tar of every layer.
+    fn contents(&mut self, progress: &mut dyn FnMut(Progress)) {
+        let layers = std::mem::take(&mut self.layers);
+        let sizes = layers.iter().map(|(_, layer)| layer.record.size);
+        progress(Progress::Total {
+            layers: layers.len(),
+            bytes: sizes.fold(0, u64::saturating_add),
+        });
+        for (store, layer) in layers {
+            let chain = layer.record.chain_id;
+            progress(Progress::Layer { chain });
+            self.report.layers += 1;
+            let of = format!("layer {chain}");
+            let mut found = Vec::new();
+            let mut bytes = 0u64;
+            let hashed = &mut |count| {
+                bytes = bytes.saturating_add(count);
+                progress(Progress::Bytes(count));
+            };
+            if let Err(error) = content(store, &layer, &mut found, hashed) {
+                found.push(error.to_string());
+            }
+            self.report.bytes = self.report.bytes.saturating_add(bytes);
+            for what in found {
+                self.problem(store, &of, what);
+            }
+        }
+    }
+}
+
+/// Checks one layer's files; what is wrong goes to `found`.
+fn content(
+    store: &Store,
+    layer: &Resolved,
+    found: &mut Vec<String>,
+    hashed: &mut dyn FnMut(u64),
+) -> Result<()> {
+    let record = &layer.record;
+    let path = &layer.dir.spec.path;
+    let relative = path.strip_prefix(store.root()).unwrap_or(path);
+    let diff = store.root.dir(relative, OFlags::RDONLY)?;
+    let diff = diff.ok_or_else(|| Error::LayerDirMissing { path: path.clone() })?;
+    let file = store.layerdb().tar_split(&record.chain_id);
+    let shown = store.root.full(&file);
+    let split = store.root.file(&file)?.ok_or_else(|| Error::LayerMissing {
+        chain: record.chain_id,
+        path: shown.clone(),
+    })?;
+    let before = found.len();
+    let damaged = |damage: tarball::Damage| {
+        let name = damage.path.strip_prefix(b"./").unwrap_or(&damage.path);
+        let file = excerpt(name);
+        found.push(format!("{path:?}: file {file} {}", damage.what));
+    };
+    match tarball::check(unzip(split), diff.as_fd(), damaged, hashed) {
+        Ok(actual) if actual != record.diff_id && found.len() == before => {
+            let (tar, diff) = (actual, record.diff_id);
+            let what = format!("{shown:?} is damaged: it gives a tar of {tar}, not {diff}");
+            found.push(what);
+        }
+        Ok(_) => {}
+        Err(Error::Tar(error @ TarError::Split { .. })) => {
+            found.push(format!("{shown:?}: {error}"))
+        }
+        Err(error) => return Err(error),
+    }
+    // Other drivers count otherwise.
+    if matches!(store.driver(), "overlay2" | "fuse-overlayfs") {
+        let actual = size(&diff).map_err(|e| Error::io("list", path, e))?;
+        if actual != record.size {
+            let noted = record.size;
+            let what =
+                format!("{path:?} has {actual} bytes of files, its size is noted as {noted}");
+            found.push(what);
+        }
+    }
+    Ok(())
+}
+
+fn unzip(file: File) -> BufReader<MultiGzDecoder<BufReader<File>>> {
+    BufReader::with_capacity(64 << 10, MultiGzDecoder::new(BufReader::new(file)))
+}
+
+/// Bytes of a layer as Docker counts them: of everything but directories, each inode once.
+fn size(diff: &OwnedFd) -> std::result::Result<u64, Errno> {
+    let mut linked = HashSet::new();
+    let mut todo = vec![Vec::new()];
+    let mut sum = 0u64;
+    while let Some(path) = todo.pop() {
+        let dir = tarball::open_in(diff.as_fd(), &path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        for name in names(dir.as_fd())? {
+            let stat = At::new(dir.as_fd(), &name).stat()?;
+            if stat.kind == FileKind::Directory {
+                let mut inner = path.clone();
+                inner.push(b'/');
+                inner.extend_from_slice(&name);
+                todo.push(inner);
+            } else if stat.nlink == 1 || linked.insert(stat.ino) {
+                sum = sum.saturating_add(stat.size);
+            }
+        }
+    }
+    Ok(sum)
+}
+
+fn names(dir: BorrowedFd<'_>) -> std::result::Result<Vec<Vec<u8>>, Errno> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if is_valid_name(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}

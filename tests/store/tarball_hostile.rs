@@ -1,0 +1,232 @@
+//! Layer tars made to harm: each is an error that names the entry, or harmless, and
+//! nothing outside of the layer is read or changed.
+
+use std::fs;
+
+use unionfs::store::tarball::Limits;
+
+use super::tarball::{Site, Tar, pax_text};
+
+/// Unpacks what must be refused; the message.
+fn refused(site: &Site, tar: &[u8]) -> String {
+    let (done, _) = site.unpack(tar);
+    site.assert_outside_untouched();
+    match done {
+        Ok(_) => panic!("unpacked"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn names_that_lead_out_are_refused() {
+    for name in ["../x", "a/../../x", "/../x", "..", "../outside/secret"] {
+        for kind in *b"01256" {
+            let tar = Tar::default()
+                .entry(kind, name.as_bytes(), b"secret", b"")
+                .end();
+            let error = refused(&Site::new(), &tar);
+            assert!(error.contains(name) && error.contains("refused"), "{error}");
+        }
+    }
+    let pax = Tar::default()
+        .pax(&[("path", b"../x")])
+        .file("ok", b"x")
+        .end();
+    assert!(refused(&Site::new(), &pax).contains("../x"));
+    let site = Site::new();
+    let long = format!("{}outside/secret", "../".repeat(60));
+    refused(&site, &Tar::default().file(&long, b"x").end());
+}
+
+#[test]
+fn absolute_names_start_at_the_layer() {
+    let site = Site::new();
+    let secret = site.outside.join("secret").to_str().unwrap().to_owned();
+    site.round(&Tar::default().file(&secret, b"mine").end());
+    site.assert_outside_untouched();
+    assert_eq!(fs::read(site.path(&secret[1..])).unwrap(), b"mine");
+}
+
+#[test]
+fn symlinks_lead_nowhere_else() {
+    for up in [
+        "../../outside",
+        "../../../../../../../../../../etc",
+        "/proc/self/root/tmp",
+    ] {
+        let site = Site::new();
+        for target in [up.to_owned(), site.outside.to_str().unwrap().to_owned()] {
+            let tar = Tar::default()
+                .symlink("d", &target)
+                .file("d/secret", b"!")
+                .end();
+            let error = refused(&Site::new(), &tar);
+            assert!(error.contains("d/secret"), "{error}");
+            let tar = Tar::default().symlink("d", &target).dir("d/new").end();
+            refused(&Site::new(), &tar);
+            let tar = Tar::default()
+                .symlink("d", &target)
+                .link("x", "d/secret")
+                .end();
+            refused(&Site::new(), &tar);
+            let tar = Tar::default()
+                .symlink("d", &target)
+                .file("d/.wh.secret", b"")
+                .end();
+            refused(&Site::new(), &tar);
+            let tar = Tar::default()
+                .symlink("d", &target)
+                .file("d/.wh..wh..opq", b"")
+                .end();
+            refused(&Site::new(), &tar);
+        }
+        // A directory entry over the symlink replaces it.
+        let site = Site::new();
+        site.round(
+            &Tar::default()
+                .symlink("d", up)
+                .dir("d")
+                .file("d/secret", b"!")
+                .end(),
+        );
+        site.assert_outside_untouched();
+        assert!(site.stat("d").is_dir());
+    }
+    // A loop, and one made of a file's own name.
+    let tar = Tar::default()
+        .symlink("a", "b")
+        .symlink("b", "a")
+        .file("a/x", b"")
+        .end();
+    assert!(refused(&Site::new(), &tar).contains("\"a/x\""));
+}
+
+#[test]
+fn a_directory_turned_symlink_does_not_carry_its_mode_out() {
+    let site = Site::new();
+    let before = fs::metadata(&site.outside).unwrap();
+    let target = site.outside.to_str().unwrap();
+    let tar = Tar::default()
+        .block(b'5', b"d", b"", b"", |h| h.set_mode(0))
+        .symlink("d", target)
+        .end();
+    site.round(&tar);
+    site.assert_outside_untouched();
+    assert_eq!(
+        fs::metadata(&site.outside).unwrap().permissions(),
+        before.permissions()
+    );
+}
+
+#[test]
+fn hard_links_to_outside_are_refused() {
+    let site = Site::new();
+    let secret = site.outside.join("secret").to_str().unwrap().to_owned();
+    for target in ["../../outside/secret", "..", "", &secret, "missing", "d"] {
+        let tar = Tar::default().dir("d").link("hard", target).end();
+        let error = refused(&Site::new(), &tar);
+        assert!(error.contains("\"hard\""), "{error}");
+    }
+}
+
+#[test]
+fn malformed_entries_are_named() {
+    let bad_number = |h: &mut tar::Header| h.as_old_mut().size = *b"zzzzzzzzzzz\0";
+    let negative = |h: &mut tar::Header| h.as_old_mut().size = [0xff; 12];
+    let owner = |h: &mut tar::Header| h.as_old_mut().uid = [0xff; 8];
+    let letter = |h: &mut tar::Header| h.set_entry_type(tar::EntryType::new(b'V'));
+    let cases: [(Tar, &str); 9] = [
+        (
+            Tar::default().block(b'0', b"e", b"", b"", bad_number),
+            "size",
+        ),
+        (Tar::default().block(b'0', b"e", b"", b"", negative), "size"),
+        (Tar::default().block(b'0', b"e", b"", b"", owner), "user ID"),
+        (
+            Tar::default().block(b'0', b"e", b"", b"", letter),
+            "unknown type",
+        ),
+        (Tar::default().file("e/.wh.", b""), "whiteout of nothing"),
+        (Tar::default().file("e/.wh...", b""), "whiteout of nothing"),
+        (Tar::default().symlink("e/../.", "x"), "root"),
+        (
+            Tar::default().file(&"e".repeat(300), b""),
+            "File name too long",
+        ),
+        (Tar::default().symlink("e", ""), "No such file"),
+    ];
+    for (tar, text) in cases {
+        let error = refused(&Site::new(), &tar.end());
+        assert!(
+            error.contains(text) && error.contains("entry \""),
+            "{text}: {error}"
+        );
+    }
+}
+
+#[test]
+fn malformed_streams_say_where() {
+    let whole = Tar::default().file("a", &[1; 3000]).file("b", b"2").end();
+    for (cut, text) in [
+        (100, "within a header"),
+        (700, "truncated"),
+        (3584 + 100, "header"),
+    ] {
+        let error = refused(&Site::new(), &whole[..cut]);
+        assert!(
+            error.contains(text) && error.contains("at byte"),
+            "{cut}: {error}"
+        );
+    }
+    let mut flipped = whole.clone();
+    flipped[3584 + 3] ^= 1;
+    assert!(refused(&Site::new(), &flipped).contains("checksum"));
+    let mut ended = whole.clone();
+    ended[3584..4096].fill(0);
+    assert!(refused(&Site::new(), &ended).contains("end mark"));
+    let huge = Tar::default().block(b'L', b"x", b"", b"", |h| h.set_size(1 << 40));
+    assert!(refused(&Site::new(), &huge.end()).contains("1 MiB"));
+    let pax = Tar::default()
+        .block(b'x', b"x", b"", b"99 path=y\n", |_| {})
+        .file("a", b"");
+    assert!(refused(&Site::new(), &pax.end()).contains("PAX"));
+    let mut many = Tar::default();
+    let text = pax_text(&[("comment", &vec![b'x'; 1_000_000])]);
+    for _ in 0..40 {
+        many = many.block(b'x', b"x", b"", &text, |_| {});
+    }
+    assert!(refused(&Site::new(), &many.file("a", b"").end()).contains("extensions"));
+}
+
+#[test]
+fn what_is_expanded_is_bounded() {
+    let site = Site::new();
+    let tar = Tar::default().file("a", &[0; 5000]).file("b", b"").end();
+    let limit = |bytes, entries| site.unpack_within(&tar, &Limits { bytes, entries }).0;
+    let error = limit(4000, 10).unwrap_err().to_string();
+    assert!(error.contains("4000 bytes"), "{error}");
+    fs::remove_file(site.path("a")).unwrap();
+    let error = limit(1 << 20, 1).unwrap_err().to_string();
+    assert!(error.contains("1 entries"), "{error}");
+    // A sparse file of an exabyte, and an endless one.
+    for size in [&b"1000000000000000000"[..], b"99999999999999999999", b"-1"] {
+        let tar = Tar::default()
+            .pax(&[("GNU.sparse.size", size), ("GNU.sparse.map", b"0,1")])
+            .file("s", b"x")
+            .end();
+        refused(&Site::new(), &tar);
+    }
+    for map in [
+        &b"0,9"[..],
+        b"5,1,0,0",
+        b"0",
+        b"18446744073709551615,1",
+        b"x",
+    ] {
+        let tar = Tar::default()
+            .pax(&[("GNU.sparse.size", b"10"), ("GNU.sparse.map", map)])
+            .file("s", b"x")
+            .end();
+        refused(&Site::new(), &tar);
+    }
+}
