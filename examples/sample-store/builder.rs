@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use unionfs::store::{Digest, chain};
 
 #[path = "layer_tar.rs"]
-mod layer_tar;
+pub(crate) mod layer_tar;
 
 /// The time of everything, so that the same content gives the same IDs.
 const WHEN: i64 = 1_600_000_000;

@@ -16,7 +16,7 @@ use serde_json::json;
 use tar::{EntryType, Header};
 
 /// The tar of a layer directory whose markers are overlayfs's.
-pub(super) fn tar_of(diff: &Path) -> io::Result<Vec<u8>> {
+pub(crate) fn tar_of(diff: &Path) -> io::Result<Vec<u8>> {
     let mut writer = Writer {
         tar: tar::Builder::new(Vec::new()),
         diff,
@@ -128,7 +128,7 @@ fn sorted(dir: &Path) -> io::Result<Vec<std::ffi::OsString>> {
 }
 
 /// Bytes of a layer as Docker's overlay2 counts them: every inode but directories, once.
-pub(super) fn size_of(diff: &Path) -> io::Result<u64> {
+pub(crate) fn size_of(diff: &Path) -> io::Result<u64> {
     let mut inodes = HashMap::new();
     let mut todo = vec![diff.to_owned()];
     while let Some(dir) = todo.pop() {
@@ -145,7 +145,7 @@ pub(super) fn size_of(diff: &Path) -> io::Result<u64> {
 }
 
 /// The tar-split lines of a tar.
-pub(super) fn split_of(tar: &[u8]) -> io::Result<Vec<u8>> {
+pub(crate) fn split_of(tar: &[u8]) -> io::Result<Vec<u8>> {
     let mut lines = Vec::new();
     let mut position = 0;
     let mut line = |mut value: serde_json::Value| {

@@ -19,17 +19,25 @@ pub(crate) struct DockerStore {
     dir: PathBuf,
 }
 
+/// Whether a dockerd can be run. On CI it must be, elsewhere not is a printed skip.
+pub(crate) fn has_dockerd() -> bool {
+    let dockerd = Command::new("dockerd").arg("--version").output();
+    if rustix::process::geteuid().is_root() && dockerd.is_ok() {
+        return true;
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "CI must run as root, with docker.io"
+    );
+    eprintln!("SKIPPED: needs root and dockerd (Debian: docker.io)");
+    false
+}
+
 impl DockerStore {
     /// Makes the store unless there is one. Without root or dockerd there is none: on CI
     /// that is a failure, elsewhere a printed skip.
     pub(crate) fn get() -> Option<Self> {
-        let dockerd = Command::new("dockerd").arg("--version").output();
-        if !rustix::process::geteuid().is_root() || dockerd.is_err() {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "CI must run as root, with docker.io"
-            );
-            eprintln!("SKIPPED: needs root and dockerd (Debian: docker.io)");
+        if !has_dockerd() {
             return None;
         }
         // Below the target directory, wherever that is.

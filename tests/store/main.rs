@@ -23,6 +23,7 @@ mod tarball_random;
 mod valid;
 mod verify;
 mod writable;
+mod writable_dockerd;
 
 use std::path::{Path, PathBuf};
 
