@@ -26,9 +26,9 @@ use rustix::io::Errno;
 
 pub use self::list::{Change, Kind};
 
+use crate::layer::StackSpec;
 use crate::layer::fds::FdCache;
 use crate::layer::lower::{Layer, LowerDir};
-use crate::layer::StackSpec;
 use crate::union::{self, Caller, Ino, Union};
 
 /// Result of looking at changes.

@@ -221,7 +221,9 @@ impl<'t, W: Write> Sink<'t, W> {
     fn zeros(&mut self, path: &[u8], mut count: u64) -> Result<()> {
         static ZEROS: [u8; 32 << 10] = [0; 32 << 10];
         while count > 0 {
-            let some = usize::try_from(count).unwrap_or(usize::MAX).min(ZEROS.len());
+            let some = usize::try_from(count)
+                .unwrap_or(usize::MAX)
+                .min(ZEROS.len());
             let written = self.out.data(&ZEROS[..some]);
             written.map_err(|source| write_error(path, source))?;
             count -= some as u64;

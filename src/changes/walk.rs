@@ -211,7 +211,9 @@ impl Tree {
     fn names(&self, frame: &Frame<'_>, path: &[u8]) -> Result<Vec<Vec<u8>>> {
         let all = |dir: &Held<'_>| names(dir.union, dir.ino()).map_err(read_error(path));
         let mut found = match (&frame.before, &frame.upper) {
-            (Some(_), Some(upper)) if !frame.full && !self.everything => self.upper_names(upper, path)?,
+            (Some(_), Some(upper)) if !frame.full && !self.everything => {
+                self.upper_names(upper, path)?
+            }
             (Some(before), _) => [all(before)?, all(&frame.after)?].concat(),
             (None, _) => all(&frame.after)?,
         };

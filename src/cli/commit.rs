@@ -137,8 +137,7 @@ fn copy(tree: &Tree, staged: &mut StagedLayer<'_>) -> anyhow::Result<Unpacked> {
     let dialect = staged.dialect();
     let (diff, split) = staged.parts();
     let (packed, unpacked) = std::thread::scope(|scope| {
-        let packing =
-            scope.spawn(move || tree.pack_layer(BufWriter::with_capacity(CHUNK, writer)));
+        let packing = scope.spawn(move || tree.pack_layer(BufWriter::with_capacity(CHUNK, writer)));
         let reader = BufReader::with_capacity(CHUNK, reader);
         let unpacked = unpack(reader, diff, dialect, split, &Limits::default());
         (packing.join(), unpacked)

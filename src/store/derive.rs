@@ -44,7 +44,13 @@ impl Derivation {
         };
         let now = rfc3339(SystemTime::now());
         // They tell of the container that the image below was made from.
-        for old in ["id", "container", "container_config", "docker_version", "parent"] {
+        for old in [
+            "id",
+            "container",
+            "container_config",
+            "docker_version",
+            "parent",
+        ] {
             config.remove(old);
         }
         config
@@ -75,8 +81,10 @@ impl Draft {
     /// The configuration's bytes, with the layer on top of `below`, base first.
     pub fn with_layer(mut self, below: &[Digest], diff_id: &Digest) -> Vec<u8> {
         let diffs: Vec<&Digest> = below.iter().chain([diff_id]).collect();
-        self.config
-            .insert("rootfs".into(), json!({"type": "layers", "diff_ids": diffs}));
+        self.config.insert(
+            "rootfs".into(),
+            json!({"type": "layers", "diff_ids": diffs}),
+        );
         let history = self.config.entry("history").or_insert_with(|| json!([]));
         match history {
             Value::Array(steps) => steps.push(self.step),
@@ -156,7 +164,10 @@ mod tests {
         let bytes = draft.unwrap().with_layer(&[one], &two);
         let made: Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(made["variant"], "v8");
-        assert_eq!(made["config"], json!({"Cmd": ["a"], "User": "me", "Env": ["A=b"]}));
+        assert_eq!(
+            made["config"],
+            json!({"Cmd": ["a"], "User": "me", "Env": ["A=b"]})
+        );
         assert_eq!(made["rootfs"]["diff_ids"], json!([one, two]));
         assert_eq!(made["history"][1]["comment"], "why");
         assert_eq!(made["history"][1]["created"], made["created"]);

@@ -337,11 +337,25 @@ mod tests {
     #[test]
     fn what_docker_refuses_is_refused() {
         for bad in [
-            "", "CMD", "RUN x", "FROM y", "ENV A", "ENV =x", "ENV A=\"x", "ENV A=${B:-c}",
-            "EXPOSE http", "EXPOSE 0", "EXPOSE 80/icmp", "LABEL x", "ENV A=b\\",
+            "",
+            "CMD",
+            "RUN x",
+            "FROM y",
+            "ENV A",
+            "ENV =x",
+            "ENV A=\"x",
+            "ENV A=${B:-c}",
+            "EXPOSE http",
+            "EXPOSE 0",
+            "EXPOSE 80/icmp",
+            "LABEL x",
+            "ENV A=b\\",
         ] {
             let error = changed(&[bad]);
-            assert!(matches!(error, Err(Error::BadInstruction { .. })), "{bad}: {error:?}");
+            assert!(
+                matches!(error, Err(Error::BadInstruction { .. })),
+                "{bad}: {error:?}"
+            );
         }
     }
 }

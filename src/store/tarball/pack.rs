@@ -328,7 +328,12 @@ mod tests {
         let mut file = entries.next().unwrap().unwrap();
         assert_eq!(&*file.path_bytes(), &long[..]);
         assert_eq!(file.header().uid().unwrap(), 2_000_000_000);
-        let records: Vec<_> = file.pax_extensions().unwrap().unwrap().map(Result::unwrap).collect();
+        let records: Vec<_> = file
+            .pax_extensions()
+            .unwrap()
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
         let value = |key: &[u8]| {
             let found = records.iter().find(|r| r.key_bytes() == key);
             found.map(|r| r.value_bytes().to_vec())
