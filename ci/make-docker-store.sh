@@ -9,6 +9,7 @@
 #   OUTDIR/facts/images.json       `docker inspect` of all images
 #   OUTDIR/facts/containers.json   `docker inspect` of all containers
 #   OUTDIR/facts/history/IMAGE     `docker history`, a JSON line per step
+#   OUTDIR/facts/diff/CONTAINER    `docker diff`
 #   OUTDIR/truth/CONTAINER.tar     `docker export`; of-IMAGE is a fresh container of IMAGE
 #   OUTDIR/log/                    what dockerd and the builds said
 #   OUTDIR/complete                exists when all went well
@@ -24,7 +25,7 @@ done
 mkdir -p "$1"
 out=$(realpath "$1")
 [ -z "$(ls -A "$out")" ] || { echo "$0: $out is not empty" >&2; exit 2; }
-mkdir -p "$out"/{docker,facts/history,truth,log}
+mkdir -p "$out"/{docker,facts/{history,diff},truth,log}
 
 run=$(mktemp -d /tmp/uds.XXXXXX)    # short: Unix sockets live here
 cgroup=unionfs-test-$$
@@ -211,6 +212,7 @@ d inspect $(d images -a -q --no-trunc | sort -u) > "$out/facts/images.json"
 d inspect $(d ps -a -q --no-trunc) > "$out/facts/containers.json"
 for name in $(d ps -a --format '{{.Names}}'); do
     d export -o "$out/truth/$name.tar" "$name"
+    d diff "$name" > "$out/facts/diff/$name"
 done
 stop_dockerd
 touch "$out/complete"

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::walk::Hidden;
+use super::walk::Scope;
 use super::{Result, Tree};
 
 /// What happened to a path, with the letters of `docker diff`.
@@ -44,7 +44,7 @@ impl Tree {
     /// what was copied up and is as it was is no change.
     pub fn changes(&self) -> Result<Vec<Change>> {
         let mut found: BTreeMap<Vec<u8>, Kind> = BTreeMap::new();
-        self.walk(Hidden::Compared, &mut |step| {
+        self.walk(Scope::Changes, &mut |step| {
             let kind = match (step.before, step.after) {
                 _ if step.path.is_empty() => return Ok(()),
                 (None, None) => return Ok(()),

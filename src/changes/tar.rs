@@ -10,7 +10,7 @@ use std::io::Write;
 use rustix::io::Errno;
 
 use super::compare::{Xattr, same_file, xattrs};
-use super::walk::{Hidden, Step};
+use super::walk::{Scope, Step};
 use super::{Error, Result, Tree, absolute, read_error};
 use crate::layer::markers::{WH_OPAQUE, WH_PREFIX};
 use crate::store::tarball::pack::{Content, Item, Packer};
@@ -23,7 +23,7 @@ const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 /// Xattrs that are the overlay's own, or mean something on this host only.
 const LEFT_OUT: [&[u8]; 5] = [
-    b"trusted.",
+    b"trusted.overlay.",
     b"user.overlay.",
     b"user.fuseoverlayfs.",
     b"security.selinux",
@@ -33,21 +33,22 @@ const LEFT_OUT: [&[u8]; 5] = [
 impl Tree {
     /// Writes the layer tar of the upper: everything that it holds, whiteouts as `.wh.NAME`
     /// and `.wh..wh..opq` (OCI image specification, layer.md), directories that were moved
-    /// and files of which it has only the metadata with all there is in them.
+    /// and files of which it has only the metadata with all there is in them. Hard links
+    /// from a moved directory to files of the image outside of it become copies.
     ///
     /// # Errors
     /// [`Error::WhName`] for a name that would be a whiteout. Sockets are left out, as
     /// everywhere: a tar has none.
     pub fn pack_layer(&self, out: impl Write) -> Result<()> {
         let mut sink = Sink::new(self, out, true);
-        self.walk(Hidden::Opaque, &mut |step| sink.layer_step(step))?;
+        self.walk(Scope::Layer, &mut |step| sink.layer_step(step))?;
         sink.finish()
     }
 
     /// Writes the whole tree as a flat tar. Sockets are left out.
     pub fn pack_all(&self, out: impl Write) -> Result<()> {
         let mut sink = Sink::new(self, out, false);
-        self.walk(Hidden::Opaque, &mut |step| match step.after {
+        self.walk(Scope::All, &mut |step| match step.after {
             Some(attr) => sink.entry(step.path, attr),
             None => Ok(()),
         })?;

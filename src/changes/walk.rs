@@ -12,13 +12,17 @@ use crate::layer::lower::{LowerDir, Single};
 use crate::layer::markers::{WH_OPAQUE, WH_PREFIX};
 use crate::union::{Attr, EntryRef, FileKind, Ino, ROOT_INO, Union};
 
-/// How a directory is gone through that hides what was there before.
+/// Which names are visited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hidden {
-    /// Name by name, compared with what was there.
-    Compared,
-    /// As if nothing had been there; the step says that it is opaque.
-    Opaque,
+pub(super) enum Scope {
+    /// Those that the upper may have changed. A directory that hides what was there is
+    /// gone through name by name, beside what was there.
+    Changes,
+    /// The same, but such a directory as if nothing had been there: the step says that it
+    /// is opaque.
+    Layer,
+    /// All that there are now.
+    All,
 }
 
 /// One name, before and after.
@@ -29,7 +33,7 @@ pub(super) struct Step<'a> {
     pub before: Option<&'a Attr>,
     /// What it is.
     pub after: Option<&'a Attr>,
-    /// A directory that hides all there was in it; only with [`Hidden::Opaque`].
+    /// A directory that hides all there was in it; only with [`Scope::Layer`].
     pub opaque: bool,
     /// The upper has the name.
     pub in_upper: bool,
@@ -92,7 +96,7 @@ impl Tree {
     /// name that the upper may have changed; without an upper for every name there is.
     pub(super) fn walk(
         &self,
-        hidden: Hidden,
+        scope: Scope,
         visit: &mut dyn FnMut(&Step<'_>) -> Result<()>,
     ) -> Result<()> {
         let attr = |union: &Union| union.getattr(ROOT_INO).map_err(read_error(b""));
@@ -104,9 +108,11 @@ impl Tree {
             in_upper: self.upper.is_some(),
         })?;
         let mut path = Vec::new();
+        let compared = scope != Scope::All;
+        let before = self.before.as_ref().filter(|_| compared);
         let mut root = Frame {
-            upper: self.upper.clone(),
-            before: self.before.as_ref().map(Held::root),
+            upper: self.upper.clone().filter(|_| compared),
+            before: before.map(Held::root),
             after: Held::root(&self.after),
             names: Vec::new(),
             path: 0,
@@ -125,7 +131,7 @@ impl Tree {
                 path.push(b'/');
             }
             path.extend(&name);
-            if let Some(below) = self.step(frame, &name, &path, hidden, visit)? {
+            if let Some(below) = self.step(frame, &name, &path, scope, visit)? {
                 stack.push(below);
             }
         }
@@ -138,7 +144,7 @@ impl Tree {
         frame: &Frame<'t>,
         name: &[u8],
         path: &[u8],
-        hidden: Hidden,
+        scope: Scope,
         visit: &mut dyn FnMut(&Step<'_>) -> Result<()>,
     ) -> Result<Option<Frame<'t>>> {
         let before = match &frame.before {
@@ -153,7 +159,7 @@ impl Tree {
         let (upper, says) = self.in_upper(frame, name)?;
         let both_dirs = after.as_ref().is_some_and(is_dir) && before.as_ref().is_some_and(is_dir);
         let full = both_dirs && (frame.full || says == Says::Replaced);
-        let opaque = full && hidden == Hidden::Opaque;
+        let opaque = full && scope == Scope::Layer;
         visit(&Step {
             path,
             before: before.as_ref().map(EntryRef::attr),

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod bad_input;
+mod commit;
 mod fuse_overlayfs_call;
 mod killed_store;
 mod lifecycle;
@@ -13,6 +14,10 @@ mod output;
 mod own_store;
 mod support;
 mod verify;
+
+// Trees that can be compared.
+#[path = "../store/listing.rs"]
+mod listing;
 
 // The maker of the sample store, shared with the example.
 #[path = "../../examples/sample-store/builder.rs"]

@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod changes;
 mod oracle;
 mod random;
 mod runner;

@@ -64,7 +64,7 @@ fn add(mut layer: Layer, path: &str, plan: &Plan) -> Layer {
     }
 }
 
-fn layer() -> impl Strategy<Value = Layer> {
+pub(crate) fn layer() -> impl Strategy<Value = Layer> {
     vec(plan(2), NAMES.len()).prop_map(|plans| {
         let named = NAMES.iter().zip(&plans);
         named.fold(Layer::new(), |layer, (name, plan)| add(layer, name, plan))
@@ -74,7 +74,7 @@ fn layer() -> impl Strategy<Value = Layer> {
 /// Takes out whiteouts that no overlay would have written: those with no merged
 /// directory around them. Kernel overlayfs reads a directory of a single layer as it
 /// is and would list them, though it denies them at lookup.
-fn prune(mut layers: Vec<Layer>) -> Vec<Layer> {
+pub(crate) fn prune(mut layers: Vec<Layer>) -> Vec<Layer> {
     // What is visible of the layers below: path to "is a directory".
     let mut below: BTreeMap<Vec<u8>, bool> = BTreeMap::new();
     let lowest = layers.len() - 1;
@@ -156,7 +156,7 @@ fn other_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn script() -> impl Strategy<Value = Vec<Op>> {
+pub(crate) fn script() -> impl Strategy<Value = Vec<Op>> {
     vec(prop_oneof![2 => namespace_op(), 1 => other_op()], 1..25)
 }
 
@@ -165,7 +165,7 @@ fn cases() -> u32 {
     set.map_or(30, |n| n.parse().unwrap())
 }
 
-fn runner(seed: u64) -> TestRunner {
+pub(crate) fn runner(seed: u64) -> TestRunner {
     let config = Config {
         cases: cases(),
         max_shrink_iters: 120,
@@ -238,7 +238,7 @@ fn fresh_seed() {
     assert_none(hunt(&KERNEL, &subject(), seed));
 }
 
-fn rand_seed() -> u64 {
+pub(crate) fn rand_seed() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     u64::from(now.unwrap().subsec_nanos()) << 16 | u64::from(std::process::id() & 0xffff)
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::Value;
+use unionfs::changes::Tree;
 use unionfs::layer::{Dialect, LayerSpec};
 use unionfs::store::{Digest, Image, Stores};
 
@@ -209,4 +210,31 @@ fn stacks_mounted_by_the_kernel_are_what_docker_exported() {
         let expected = export::of_export(&store.file(&format!("truth/{name}.tar")));
         listing::assert_same(name, &found, &expected);
     }
+}
+
+#[test]
+fn changes_are_what_docker_diff_says() {
+    let Some((store, stores)) = stores() else {
+        return;
+    };
+    let mut all = 0;
+    for fact in store.facts("containers.json") {
+        let name = text(&fact, "/Name").trim_start_matches('/');
+        let stack = stores.container(name).unwrap().observed_stack();
+        let changes = Tree::open(&stack).unwrap().changes().unwrap();
+        let found: BTreeSet<Vec<u8>> = changes
+            .into_iter()
+            .map(|change| [&[change.kind.letter() as u8, b' '], &change.path[..]].concat())
+            .collect();
+        let said = std::fs::read(store.file("facts/diff").join(name)).unwrap();
+        let lines = said.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        let said: BTreeSet<Vec<u8>> = lines.map(<[u8]>::to_vec).collect();
+        let shown = |rows: &BTreeSet<Vec<u8>>| {
+            let rows = rows.iter().map(|row| row.escape_ascii().to_string());
+            rows.collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(shown(&found), shown(&said), "{name}");
+        all += found.len();
+    }
+    assert!(all > 20, "only {all} changes were compared");
 }

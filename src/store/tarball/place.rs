@@ -60,6 +60,9 @@ fn open_beneath(
     }
 }
 
+/// What is made in a directory inherits it, so a directory gets it last.
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
 pub(super) const DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
 /// A path's directory and its last component.
@@ -229,7 +232,7 @@ impl<'d> Place<'d> {
         self.size = self.size.saturating_add(size);
         let at = At::fd(fd.as_fd());
         self.own(at, entry)?;
-        xattrs(at, entry)?;
+        xattrs(at, entry, |_| true)?;
         let fail = |action| move |e| TarError::place(&entry.name, action, e);
         let mode = Mode::from_raw_mode(self.mode(entry));
         rustix::fs::fchmod(fd, mode).map_err(fail("set the mode"))?;
@@ -306,16 +309,16 @@ impl<'d> Place<'d> {
             Some(dir) => At::new(dir.as_fd(), last),
         };
         self.own(at, entry)?;
-        xattrs(at, entry)?;
+        xattrs(at, entry, |name| name != DEFAULT_ACL)?;
         let fail = |action| move |e| TarError::place(&entry.name, action, e);
         if entry.kind == Kind::Directory {
             // Until all is in it, we must be able to write to it.
             at.chmod(entry.perm | 0o700).map_err(fail("set the mode"))?;
-            let late = Entry {
+            let mut late = Entry {
                 link: Vec::new(),
-                xattrs: Vec::new(),
                 ..entry.clone()
             };
+            late.xattrs.retain(|(name, _)| name == DEFAULT_ACL);
             self.directories.push((path.to_vec(), late));
             return Ok(());
         }
@@ -362,6 +365,7 @@ impl<'d> Place<'d> {
             if self.mode(&entry) & 0o700 != 0o700 {
                 at.chmod(self.mode(&entry)).map_err(fail("set the mode"))?;
             }
+            xattrs(at, &entry, |_| true)?;
             let times = timestamps(entry.atime, entry.mtime);
             at.set_times(&times).map_err(fail("set the times"))?;
         }
@@ -423,13 +427,13 @@ impl<'d> Place<'d> {
 
 /// Sets the xattrs of an entry. Markers of an overlay are not taken from a tar: a layer
 /// says what it hides by whiteouts.
-fn xattrs(at: At<'_>, entry: &Entry) -> Result<()> {
+fn xattrs(at: At<'_>, entry: &Entry, wanted: impl Fn(&[u8]) -> bool) -> Result<()> {
     const MARKERS: [&[u8]; 3] = [
         b"trusted.overlay.",
         b"user.overlay.",
         b"user.fuseoverlayfs.",
     ];
-    for (name, value) in &entry.xattrs {
+    for (name, value) in entry.xattrs.iter().filter(|(name, _)| wanted(name)) {
         if MARKERS.iter().any(|marker| name.starts_with(marker)) {
             tracing::debug!(entry = ?entry.name.escape_ascii(), "overlay marker in a tar dropped");
             continue;

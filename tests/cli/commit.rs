@@ -1,0 +1,262 @@
+//! `unionfs diff`, `commit` and `export` on a named layer: what is told, made and written is
+//! what was mounted.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use unionfs::store::tarball::{Limits, unpack};
+use unionfs::store::{Reference, Writable};
+
+use crate::listing;
+use crate::support::{Home, can_mount, has_tools};
+
+/// A layer tar of a few directories and files.
+fn base_tar() -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, data: Option<&str>| {
+        let mut header = tar::Header::new_ustar();
+        let (kind, mode) = match data {
+            Some(_) => (tar::EntryType::Regular, 0o644),
+            None => (tar::EntryType::Directory, 0o755),
+        };
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_mtime(1_000_000_000);
+        header.set_size(data.unwrap_or_default().len() as u64);
+        let data = data.unwrap_or_default().as_bytes();
+        tar.append_data(&mut header, name, data).unwrap();
+    };
+    add("etc", None);
+    add("etc/conf", Some("old"));
+    add("etc/gone", Some("gone"));
+    add("srv", None);
+    add("srv/a", Some("a"));
+    add("srv/sub", None);
+    add("srv/sub/b", Some("b"));
+    add("keep", Some("keep"));
+    let mut link = tar::Header::new_ustar();
+    link.set_entry_type(tar::EntryType::Link);
+    link.set_size(0);
+    tar.append_link(&mut link, "kept-too", "keep").unwrap();
+    tar.into_inner().unwrap()
+}
+
+/// A home with `base:1` in its own store, mounted with a layer named `work`.
+fn home() -> Home {
+    let home = Home::new();
+    home.dirs(&["mnt"]);
+    let store = Writable::open(&home.path("own")).unwrap();
+    let store = store.lock().unwrap();
+    let mut staged = store.stage_layer(None).unwrap();
+    let dialect = staged.dialect();
+    let (diff, split) = staged.parts();
+    let limits = Limits::default();
+    let unpacked = unpack(&base_tar()[..], diff, dialect, split, &limits).unwrap();
+    staged.commit(unpacked.diff_id, unpacked.size).unwrap();
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "created": "2020-01-01T00:00:00Z",
+        "config": {"Cmd": ["old"], "Env": ["PATH=/bin"]},
+        "history": [{"created_by": "base"}],
+        "rootfs": {"type": "layers", "diff_ids": [unpacked.diff_id]},
+    });
+    let id = store.register_image(config.to_string().as_bytes()).unwrap();
+    store
+        .tag(&Reference::parse("base:1").unwrap(), &id)
+        .unwrap();
+    drop(store);
+    home.run(["mount", "--name", "work", "base:1", "mnt"]).ok();
+    home
+}
+
+/// One of everything.
+fn change(mnt: &Path) {
+    let write = |name: &str, text: &str| std::fs::write(mnt.join(name), text).unwrap();
+    write("etc/conf", "new");
+    std::fs::remove_file(mnt.join("etc/gone")).unwrap();
+    std::fs::remove_dir_all(mnt.join("srv/sub")).unwrap();
+    std::fs::create_dir(mnt.join("srv/sub")).unwrap();
+    write("srv/sub/c", "c");
+    std::fs::rename(mnt.join("srv"), mnt.join("moved")).unwrap();
+    write("kept-too", "changed under one of its names");
+    std::fs::create_dir(mnt.join("new")).unwrap();
+    write("new/file", "x");
+    std::fs::hard_link(mnt.join("new/file"), mnt.join("new/link")).unwrap();
+    symlink("file", mnt.join("new/symlink")).unwrap();
+    let long = "n".repeat(250);
+    write(&format!("new/{long}"), "long");
+    std::fs::write(mnt.join("new").join(OsStr::from_bytes(b"\xff\n")), "bytes").unwrap();
+    let sparse = std::fs::File::create(mnt.join("new/sparse")).unwrap();
+    sparse.set_len(3 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_at(&sparse, b"data", 2 << 20).unwrap();
+    let mode = std::fs::Permissions::from_mode(0o4750);
+    std::fs::set_permissions(mnt.join("new/file"), mode).unwrap();
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(mnt.join("new/file"), "user.note", b"a\0b", flags).unwrap();
+    let (cwd, mode) = (rustix::fs::CWD, rustix::fs::Mode::from_raw_mode(0o600));
+    let node = |name: &str, kind, device| {
+        rustix::fs::mknodat(cwd, mnt.join(name), kind, mode, device).unwrap();
+    };
+    node("new/fifo", rustix::fs::FileType::Fifo, 0);
+    let null = rustix::fs::makedev(1, 3);
+    node("new/null", rustix::fs::FileType::CharacterDevice, null);
+}
+
+const CHANGES: &str = "\
+C /etc
+C /etc/conf
+D /etc/gone
+C /keep
+C /kept-too
+A /moved
+A /moved/a
+A /moved/sub
+A /moved/sub/c
+A /new
+A /new/fifo
+A /new/file
+A /new/link
+A /new/NNN
+A /new/null
+A /new/sparse
+A /new/symlink
+A /new/\\xff\\x0a
+D /srv
+";
+
+#[test]
+fn a_commit_mounts_as_what_was_committed() {
+    if !can_mount() {
+        return;
+    }
+    let home = home();
+    let mnt = home.path("mnt");
+    assert_eq!(home.run(["diff", "work"]).ok(), "");
+    change(&mnt);
+    let expected = CHANGES.replace("NNN", &"n".repeat(250));
+    assert_eq!(home.run(["diff", "work"]).ok(), expected);
+    let rows = home.json(["diff", "--json", "work"]);
+    assert_eq!(rows[0], json!({"kind": "C", "path": "/etc"}));
+    assert_eq!(rows.as_array().unwrap().len(), expected.lines().count());
+
+    let truth = listing::of_dir(&mnt);
+    let id = home.run([
+        "commit",
+        "work",
+        "made:1",
+        "-m",
+        "why",
+        "--author",
+        "me",
+        "-c",
+        "CMD [\"run\"]",
+        "--change",
+        "ENV A=$PATH:/x",
+    ]);
+    let id = id.ok().trim().to_owned();
+    assert_eq!(listing::of_dir(&mnt), truth, "the layer is as it was");
+    home.run(["umount", "mnt"]).ok();
+    home.run(["mount", "--read-only", "made:1", "mnt"]).ok();
+    listing::assert_same("commit", &listing::of_dir(&mnt), &truth);
+    home.run(["umount", "mnt"]).ok();
+
+    let image = home.json(["inspect", "--json", "made:1"]);
+    assert_eq!(image["id"], json!(id));
+    assert_eq!(
+        image["config"],
+        json!({"Cmd": ["run"], "Env": ["PATH=/bin", "A=/bin:/x"]})
+    );
+    assert_eq!(image["author"], "me");
+    let base = home.json(["inspect", "--json", "base:1"]);
+    assert_eq!(image["parent"], base["id"]);
+    assert_eq!(
+        image["layers"][0]["chain_id"],
+        base["layers"][0]["chain_id"]
+    );
+    let steps = image["history"].as_array().unwrap();
+    assert_eq!(steps[0]["created_by"], "base");
+    assert_eq!(
+        (&steps[1]["comment"], &steps[1]["author"]),
+        (&json!("why"), &json!("me"))
+    );
+    assert_eq!(steps[1]["created_by"], "unionfs commit work");
+    // Its layer is what its tar-split and diff ID say.
+    let verified = home.run(["verify", "--all"]).ok();
+    assert!(verified.ends_with("no damage\n"), "{verified}");
+
+    // The same changes are the same layer.
+    let again: Value = serde_json::from_str(&{
+        home.run(["commit", "work", "again"]).ok();
+        home.run(["inspect", "--json", "again"]).ok()
+    })
+    .unwrap();
+    assert_eq!(again["layers"][1]["diff_id"], image["layers"][1]["diff_id"]);
+    assert_eq!(home.json(["prune", "--json"])["items"], json!([]));
+}
+
+#[test]
+fn an_export_is_the_mounted_tree() {
+    if !can_mount() || !has_tools(&["tar"]) {
+        return;
+    }
+    let home = home();
+    let mnt = home.path("mnt");
+    change(&mnt);
+    let truth = listing::of_dir(&mnt);
+    let untar = |tar: &str, dir: &str| {
+        home.dirs(&[dir]);
+        let mut command = Command::new("tar");
+        command.args(["--xattrs", "--xattrs-include=*", "--same-owner", "-pxf"]);
+        command.arg(home.path(tar)).arg("-C").arg(home.path(dir));
+        let done = command.output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+        listing::of_dir(&home.path(dir))
+    };
+    assert_eq!(home.run(["export", "work", "-o", "live.tar"]).ok(), "");
+    listing::assert_same("live", &untar("live.tar", "live"), &truth);
+    home.run(["umount", "mnt"]).ok();
+    home.run(["commit", "work", "made:1"]).ok();
+    let piped = home
+        .command(crate::support::PROGRAM)
+        .args(["export", "made:1"])
+        .output();
+    let piped = piped.unwrap();
+    assert!(
+        piped.status.success() && piped.stderr.is_empty(),
+        "{piped:?}"
+    );
+    std::fs::write(home.path("image.tar"), &piped.stdout).unwrap();
+    listing::assert_same("image", &untar("image.tar", "image"), &truth);
+    let same = std::fs::read(home.path("live.tar")).unwrap() == piped.stdout;
+    assert!(same, "the same tree gives the same tar");
+}
+
+#[test]
+fn what_cannot_be_committed_is_refused_and_leaves_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let home = home();
+    home.run(["diff", "nobody"]).failed(1, &["nobody"]);
+    home.run(["export", "nobody"]).failed(1, &["nobody"]);
+    home.run(["export", "work", "-o", "no/where.tar"])
+        .failed(1, &["no/where.tar"]);
+    home.run(["commit", "work", "UPPER"]).failed(1, &["UPPER"]);
+    home.run(["commit", "work", "made:1", "-c", "RUN x"])
+        .failed(1, &["RUN x", "CMD"]);
+    let digest = format!("x@sha256:{}", "0".repeat(64));
+    home.run(["commit", "work", &digest]).failed(2, &["digest"]);
+    std::fs::write(home.path("mnt/.wh.odd"), "").unwrap();
+    home.run(["commit", "work", "made:1"])
+        .failed(1, &["/.wh.odd", "rename"]);
+    assert_eq!(home.json(["images", "--json"]).as_array().unwrap().len(), 1);
+    home.run(["umount", "mnt"]).ok();
+    assert_eq!(home.json(["prune", "--json"])["items"], json!([]));
+    let count = std::fs::read_dir(home.path("own/overlay2"))
+        .unwrap()
+        .count();
+    assert_eq!(count, 3, "l, the base and the named layer");
+}
