@@ -100,11 +100,11 @@ impl Exclusive<'_> {
     /// Removes a named layer with everything in it.
     ///
     /// # Errors
-    /// [`Error::UnknownContainer`]; [`Error::InUse`] while it is mounted.
+    /// [`Error::UnknownNamed`]; [`Error::InUse`] while it is mounted.
     pub fn remove_container(&self, name: &str) -> Result<Named> {
-        let unknown = || Error::UnknownContainer {
+        let unknown = || Error::UnknownNamed {
             name: name.to_owned(),
-            searched: vec![self.writable.root().to_owned()],
+            root: self.writable.root().to_owned(),
         };
         let named = self.store().named_record(name)?.ok_or_else(unknown)?;
         let dir = self.writable.layer_dir(named.mount_id.as_str());
