@@ -233,7 +233,7 @@ fn files_are_what_the_tar_says() {
         .end();
     let site = Site::new();
     let (done, split) = site.round(&tar);
-    assert_eq!(done.entries, 10);
+    assert_eq!((done.entries, done.lost_xattrs), (10, 0));
     assert_eq!(done.size, 7 + 8 + 4 + 3);
     assert_eq!(site.stat("").mode() & 0o7777, 0o711);
     let d = site.stat("d");
@@ -265,7 +265,9 @@ fn whiteouts_are_markers_and_markers_are_not_taken() {
     let tar = Tar::default()
         .file(".wh.gone", b"")
         .file("d/.wh..wh..opq", b"")
-        .file(".wh..wh.plnk", b"notes of aufs")
+        .file(".wh..wh.aufs", b"notes of aufs")
+        .dir(".wh..wh.plnk")
+        .file(".wh..wh.plnk/1.2", b"more notes")
         .pax(&[
             ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
             ("SCHILY.xattr.user.overlay.opaque", b"y"),
@@ -279,10 +281,14 @@ fn whiteouts_are_markers_and_markers_are_not_taken() {
         .dir("second")
         .file("third", b"data")
         .file(".wh.third", b"")
+        // No file system has that.
+        .pax(&[("SCHILY.xattr.user.x", b"y")])
+        .symlink("fourth", "t")
         .end();
     let site = Site::new();
     let (done, _) = site.round(&tar);
-    assert_eq!(done.size, 4);
+    assert_eq!(done.lost_xattrs, 1);
+    assert_eq!(done.size, 4 + 1);
     let gone = site.stat("gone");
     assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
     for dir in ["d", "first", "second"] {
@@ -300,7 +306,7 @@ fn whiteouts_are_markers_and_markers_are_not_taken() {
         assert_eq!(site.xattr("plain", marker), None);
     }
     assert_eq!(fs::read(site.path("third")).unwrap(), b"data");
-    assert_eq!(fs::read_dir(&site.diff).unwrap().count(), 6);
+    assert_eq!(fs::read_dir(&site.diff).unwrap().count(), 7);
 }
 
 #[test]
@@ -328,7 +334,7 @@ fn owners_devices_and_capabilities_need_root() {
         );
         return;
     }
-    site.round(&tar);
+    assert_eq!(site.round(&tar).0.lost_xattrs, 0);
     let tool = site.stat("tool");
     assert_eq!((tool.uid(), tool.gid()), (12345, 3_000_000));
     assert!(site.xattr("tool", "security.capability").is_some());

@@ -51,6 +51,9 @@ pub struct Unpacked {
     pub entries: u64,
     /// Length of the tar.
     pub bytes: u64,
+    /// Xattrs of the tar that could not be set, as `security.capability` without root; worth
+    /// a warning.
+    pub lost_xattrs: u64,
 }
 
 /// Unpacks a layer tar, which is not compressed any more, into `diff`, an empty directory,
@@ -78,6 +81,7 @@ pub fn unpack(
     }
     unpacker.place.finish()?;
     let size = unpacker.place.size();
+    let lost_xattrs = unpacker.place.lost();
     let entries = unpacker.scan.entries();
     let (diff_id, bytes) = unpacker.scan.finish(&mut unpacker.split)?;
     unpacker.split.finish()?;
@@ -86,6 +90,7 @@ pub fn unpack(
         size,
         entries,
         bytes,
+        lost_xattrs,
     })
 }
 
