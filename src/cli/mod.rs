@@ -1,7 +1,8 @@
 //! The command line: one file per command. Called by `main.rs`.
 //!
 //! `mount` and `compat` turn arguments into a `launch::Request`; `checks` refuses what
-//! cannot work; `launch` forks the daemon and serves. The other commands only print.
+//! cannot work; `launch` forks the daemon and serves. Commands that change our own store
+//! go through `own`; the others only print.
 //!
 //! Exit codes: 0 done, 1 failed, 2 the command line makes no sense. A failure is one line
 //! on stderr that names what failed, on what, and the remedy.

@@ -254,6 +254,14 @@ pub enum Error {
         /// The text.
         name: String,
     },
+    /// No such read-write layer.
+    #[error("no read-write layer {name:?} in {root:?}; `unionfs ps -a` lists what there is")]
+    UnknownNamed {
+        /// As asked for.
+        name: String,
+        /// The store.
+        root: PathBuf,
+    },
     /// A name that another read-write layer has.
     #[error(
         "there is a read-write layer {name:?} already: mount it (unionfs mount --name {name} MOUNTPOINT) or remove it (unionfs rm {name})"

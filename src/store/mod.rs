@@ -5,8 +5,9 @@
 //!                                                                       │ chain
 //!  StackSpec ◄──drivers (diff/, link, lower, l/)◄── cache IDs ◄──layerdb─┘
 //! ```
-//! Stores are Docker's data roots or laid out like one, and are only read; the one
-//! thing written is an [`ephemeral`] upper, below our own root. Everything read is
+//! Stores are Docker's data roots or laid out like one, and are only read. What is written
+//! goes to our own root: [`writable`] changes the store there, [`ephemeral`] makes uppers
+//! of plain mounts. Everything read is
 //! hostile: `beneath` opens every file without following symlinks and bounds its
 //! size, digests and cache IDs are types that cannot hold anything else, and chains
 //! are computed, not believed.

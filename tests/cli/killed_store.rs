@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use unionfs::store::roots::Environment;
 use unionfs::store::{Stores, Writable};
@@ -13,10 +13,41 @@ use unionfs::store::{Stores, Writable};
 use crate::own_store;
 use crate::support::{Home, PROGRAM, can_mount, has_tools};
 
-/// The system calls that change files, and those that open them. Not every machine has all.
-const CALLS: &str = "?rename,?renameat,?renameat2,?unlink,?unlinkat,?rmdir,?mkdir,?mkdirat,\
-    ?symlink,?symlinkat,?open,?openat,?openat2,write,fsync,syncfs,flock,?chmod,?fchmodat,fchmod,\
-    ?fchownat,utimensat,lsetxattr";
+/// The system calls that change files or sync them. Killing before each of them leaves
+/// every state that there is: calls in between change nothing, save that files are made,
+/// which are written, synced or renamed next. Not every machine has all (`?`).
+const CALLS: [&str; 17] = [
+    "?rename",
+    "?renameat",
+    "?renameat2",
+    "?unlink",
+    "?unlinkat",
+    "?rmdir",
+    "?mkdir",
+    "?mkdirat",
+    "?symlink",
+    "?symlinkat",
+    "write",
+    "fsync",
+    "syncfs",
+    "?chmod",
+    "fchownat",
+    "utimensat",
+    "lsetxattr",
+];
+
+/// Calls that a full disk fails.
+const WRITES: [&str; 9] = [
+    "?rename",
+    "?renameat",
+    "?renameat2",
+    "?mkdir",
+    "?mkdirat",
+    "?symlink",
+    "?symlinkat",
+    "write",
+    "fsync",
+];
 
 /// More would be an endless loop.
 const MOST: usize = 2000;
@@ -90,65 +121,76 @@ fn prune(root: &Path, when: &str) {
     assert_eq!(links.count(), dirs.len(), "{when}");
 }
 
-/// Kills `args` at each of its calls, on a fresh copy of the store every time. What is
-/// seen afterwards must be one of what is seen before, after, or `between`.
-fn kill_everywhere(home: &Home, args: &[&str], between: &[&dyn Fn(&View) -> bool]) {
+/// Runs `args` again and again on a fresh copy of the store, with `fault` injected into the
+/// first call of that name, the second, and so on until one run goes through without.
+fn inject_everywhere(
+    home: &Home,
+    args: &[&str],
+    (calls, fault): (&[&str], &str),
+    mut check: impl FnMut(&Output, &str),
+) {
+    let mut faults = 0;
+    for call in calls {
+        for number in 1.. {
+            assert!(number < MOST, "{args:?} does not end");
+            copy(home);
+            // strace counts each call for itself.
+            let inject = format!("inject={call}:{fault}:when={number}");
+            let mut command = home.command("strace");
+            command.args(["-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
+            command.args(["-e", &inject, PROGRAM]).args(args);
+            let output = command.output().unwrap();
+            if output.status.success() {
+                let _ = home.run(["umount", "mnt"]);
+                break;
+            }
+            faults += 1;
+            check(&output, &format!("{args:?}: {call} {number}: {fault}"));
+        }
+    }
+    assert!(faults > 10, "{args:?}: only {faults} faults");
+}
+
+/// A fresh copy of the store.
+fn copy(home: &Home) {
     let own = home.path("own");
-    let copy = || {
-        let _ = std::fs::remove_dir_all(&own);
-        let mut command = Command::new("cp");
-        command.arg("-a").arg(home.path("template")).arg(&own);
-        assert!(command.status().unwrap().success());
-    };
-    copy();
+    let _ = std::fs::remove_dir_all(&own);
+    let mut command = Command::new("cp");
+    command.arg("-a").arg(home.path("template")).arg(&own);
+    assert!(command.status().unwrap().success());
+}
+
+/// Kills `args` at each of its calls. What is seen afterwards must be what is seen before
+/// or after the whole command, or `between`.
+fn kill_everywhere(home: &Home, args: &[&str], between: impl Fn(&View) -> bool) {
+    let own = home.path("own");
+    copy(home);
     let before = view(&own, "before");
     let whole = home.run(args);
     assert_eq!(whole.code, Some(0), "{whole:?}");
     let _ = home.run(["umount", "mnt"]);
     let after = view(&own, "after");
-    assert_ne!(before, after, "{args:?} does something");
-
-    let mut unchanged = 0;
-    for number in 1..MOST {
-        copy();
-        let inject = format!("inject={CALLS}:signal=KILL:when={number}");
-        let mut command = home.command("strace");
-        command.args([
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            &format!("trace={CALLS}"),
-            "-e",
-            &inject,
-        ]);
-        let outcome = command.arg(PROGRAM).args(args).output().unwrap();
-        if outcome.status.success() {
-            assert!(number > 20, "strace kills at few calls: {number}");
-            assert!(
-                unchanged > 0 && unchanged < number,
-                "{unchanged} of {number}"
-            );
-            return;
-        }
-        assert_eq!(outcome.status.signal(), Some(9), "{outcome:?}");
-        let when = format!("{args:?} killed at call {number}");
-        let seen = view(&own, &when);
-        unchanged += usize::from(seen == before);
-        let known = seen == before || seen == after || between.iter().any(|fits| fits(&seen));
-        assert!(known, "{when}: {seen:?}");
-        prune(&own, &when);
-        assert_eq!(view(&own, &when), seen, "prune takes nothing that is seen");
+    let mut kinds = BTreeSet::new();
+    inject_everywhere(home, args, (&CALLS, "signal=KILL"), |output, when| {
+        assert_eq!(output.status.signal(), Some(9), "{when}: {output:?}");
+        let _ = home.run(["umount", "mnt"]);
+        let seen = view(&own, when);
+        kinds.insert((seen == before, seen == after));
+        assert!(
+            seen == before || seen == after || between(&seen),
+            "{when}: {seen:?}"
+        );
+        prune(&own, when);
+        assert_eq!(view(&own, when), seen, "prune takes nothing that is seen");
         // Once more, now to the end, or it was done.
-        if seen != after {
-            let again = home.run(args);
-            let done = again.code == Some(0) || again.stderr.contains("no ");
-            assert!(done, "{when}: {again:?}");
-            let _ = home.run(["umount", "mnt"]);
-            prune(&own, &when);
-        }
-    }
-    panic!("{args:?} does not end");
+        let again = home.run(args);
+        let done = again.code == Some(0) || again.stderr.contains("no ");
+        assert!(done, "{when}: {again:?}");
+        let _ = home.run(["umount", "mnt"]);
+        prune(&own, when);
+    });
+    // Killed early and late.
+    assert!(kinds.len() > 1 || before == after, "{args:?}: {kinds:?}");
 }
 
 fn home() -> Option<Home> {
@@ -165,27 +207,28 @@ fn home() -> Option<Home> {
 #[test]
 fn tag() {
     if let Some(home) = home() {
-        kill_everywhere(&home, &["tag", "two:1", "one:1"], &[]);
+        kill_everywhere(&home, &["tag", "two:1", "one:1"], |_| false);
     }
 }
 
 #[test]
 fn rmi() {
     if let Some(home) = home() {
-        // The names go first.
-        let dangling = |seen: &View| !seen.iter().any(|entry| entry.starts_with("one"));
-        kill_everywhere(
-            &home,
-            &["rmi", "two:1"],
-            &[&|seen| !seen.iter().any(|entry| entry.starts_with("two")) && !dangling(seen)],
-        );
+        // The name goes first; then the image may still be there.
+        let nameless = |seen: &View| {
+            let images = seen.iter().filter(|entry| entry.starts_with("sha256:"));
+            images.count() == 2 && !seen.iter().any(|entry| entry.starts_with("two"))
+        };
+        kill_everywhere(&home, &["rmi", "two:1"], nameless);
     }
 }
 
 #[test]
 fn mount_name() {
     if let Some(home) = home() {
-        kill_everywhere(&home, &["mount", "--name", "new", "one:1", "mnt"], &[]);
+        kill_everywhere(&home, &["mount", "--name", "new", "one:1", "mnt"], |_| {
+            false
+        });
     }
 }
 
@@ -198,7 +241,36 @@ fn rm() {
         std::fs::write(home.path("mnt/a/b/c"), "c").unwrap();
         home.run(["umount", "mnt"]).ok();
         std::fs::rename(home.path("own"), home.path("template")).unwrap();
-        kill_everywhere(&home, &["rm", "old"], &[]);
+        kill_everywhere(&home, &["rm", "old"], |_| false);
+    }
+}
+
+/// Fails `args` at each of its writing calls, as a full disk does.
+fn fail_everywhere(home: &Home, args: &[&str]) {
+    let own = home.path("own");
+    copy(home);
+    let before = view(&own, "before");
+    inject_everywhere(home, args, (&WRITES, "error=ENOSPC"), |output, when| {
+        let _ = home.run(["umount", "mnt"]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(stderr.lines().count(), 1, "{when}: {output:?}");
+        assert!(stderr.contains("free some space"), "{when}: {output:?}");
+        let store = Writable::open(&own).unwrap();
+        let locked = store.lock().unwrap();
+        let left = locked.garbage(&|_: &Path| None).unwrap();
+        assert!(left.is_empty(), "{when}: {left:?}");
+        drop(locked);
+        // A directory that cannot be synced has the new name already.
+        let published = stderr.contains("cannot sync");
+        assert!(view(&own, when) == before || published, "{when}");
+    });
+}
+
+#[test]
+fn a_full_disk_leaves_nothing_staged() {
+    if let Some(home) = home() {
+        fail_everywhere(&home, &["tag", "two:1", "one:1"]);
+        fail_everywhere(&home, &["mount", "--name", "new", "one:1", "mnt"]);
     }
 }
 
@@ -214,41 +286,7 @@ fn prune_itself() {
         let kept = names.replace(&format!("\"two\":{{\"two:1\":\"sha256:{lost}\"}}"), "");
         std::fs::write(images.join("repositories.json"), kept.replace(",}", "}")).unwrap();
         std::fs::remove_file(content.join(lost)).unwrap();
-        std::fs::rename(home.path("template"), home.path("own")).unwrap();
-        let seen = view(&home.path("own"), "littered");
-        std::fs::rename(home.path("own"), home.path("template")).unwrap();
-        kill_prune(&home, &seen);
+        view(&home.path("template"), "littered");
+        kill_everywhere(&home, &["prune"], |_| false);
     }
-}
-
-/// As [`kill_everywhere`], for a command that changes nothing one sees.
-fn kill_prune(home: &Home, seen: &View) {
-    let own = home.path("own");
-    for number in 1..MOST {
-        let _ = std::fs::remove_dir_all(&own);
-        let mut command = Command::new("cp");
-        command.arg("-a").arg(home.path("template")).arg(&own);
-        assert!(command.status().unwrap().success());
-        let inject = format!("inject={CALLS}:signal=KILL:when={number}");
-        let mut command = home.command("strace");
-        command.args([
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            &format!("trace={CALLS}"),
-            "-e",
-            &inject,
-        ]);
-        let outcome = command.args([PROGRAM, "prune"]).output().unwrap();
-        let when = format!("prune killed at call {number}");
-        assert_eq!(&view(&own, &when), seen, "{when}");
-        if outcome.status.success() {
-            assert!(number > 20, "strace kills at few calls: {number}");
-            return;
-        }
-        prune(&own, &when);
-        assert_eq!(&view(&own, &when), seen, "{when}");
-    }
-    panic!("prune does not end");
 }

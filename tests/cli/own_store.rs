@@ -218,7 +218,7 @@ fn a_named_layer_keeps_its_content_until_it_is_removed() {
     assert_eq!(home.json(["ps", "-a", "--json"]), json!([]));
     assert_eq!(counts(&home), (4, 4));
     home.run(["rm", "work"])
-        .failed(1, &["no container \"work\""]);
+        .failed(1, &["no read-write layer \"work\""]);
     assert_eq!(home.json(["prune", "--json"])["items"], json!([]));
 }
 
@@ -422,4 +422,30 @@ fn space_is_told_by_image_shared_and_own() {
         text.contains("one:1 one:latest") && text.contains("each once: 18B"),
         "{text}"
     );
+}
+
+#[test]
+fn commands_at_the_same_time_wait_for_each_other_and_readers_see_whole_images() {
+    let home = home();
+    std::thread::scope(|scope| {
+        let tagging: Vec<_> = (0..8)
+            .map(|n| {
+                let home = &home;
+                scope.spawn(move || home.run(["tag", "one:1", &format!("many:{n}")]))
+            })
+            .collect();
+        let reading = scope.spawn(|| {
+            for _ in 0..20 {
+                let outcome = home.run(["images", "--json"]);
+                assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+            }
+        });
+        assert_eq!(home.run(["rmi", "two:1"]).code, Some(0));
+        for tag in tagging {
+            assert_eq!(tag.join().unwrap().code, Some(0));
+        }
+        reading.join().unwrap();
+    });
+    assert_eq!(names(&home).len(), 2 + 8);
+    assert_eq!(counts(&home), (3, 3));
 }

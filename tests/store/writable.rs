@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use unionfs::store::writable::Exclusive;
+use unionfs::store::writable::{Exclusive, Kind};
 use unionfs::store::{Digest, Error, Reference, Writable};
 
 use super::{children, discover};
@@ -174,4 +174,64 @@ fn only_a_store_of_ours_is_written_to() {
     std::fs::remove_dir(&l).unwrap();
     std::os::unix::fs::symlink("/tmp", &l).unwrap();
     assert!(Writable::open(&own.root).is_err());
+}
+
+/// One inode more at a time: the disk is full at each file that is made.
+#[test]
+fn a_full_disk_gives_its_error_and_leaves_nothing() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount};
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: needs root, for a tmpfs of its own");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path().canonicalize().unwrap();
+    let mut failures = 0;
+    for inodes in 1..200 {
+        let options = std::ffi::CString::new(format!("nr_inodes={inodes}")).unwrap();
+        mount("tmpfs", &root, "tmpfs", MountFlags::empty(), &*options).unwrap();
+        let outcome = write_image(&root);
+        if let Err(error) = &outcome {
+            failures += 1;
+            let full = error.errno() == Some(rustix::io::Errno::NOSPC);
+            assert!(full, "{inodes} inodes: {error}");
+            assert!(error.to_string().contains("free some space"), "{error}");
+            // There is room again: what is there is good, what is not needed is whole.
+            rustix::mount::mount_remount(&root, MountFlags::empty(), c"nr_inodes=0").unwrap();
+            let store = Writable::open(&root).unwrap();
+            let locked = store.lock().unwrap();
+            for left in locked.garbage(&|_| None).unwrap() {
+                assert_eq!(left.kind, Kind::Layer, "{inodes} inodes: {left:?}");
+            }
+            drop(locked);
+            write_image(&root).unwrap();
+        }
+        let listing = discover(&root).unwrap().images();
+        assert_eq!((listing.images.len(), listing.problems.len()), (1, 0));
+        rustix::mount::unmount(&root, UnmountFlags::DETACH).unwrap();
+        if outcome.is_ok() {
+            assert!(failures > 30, "{failures}");
+            return;
+        }
+    }
+    panic!("does not fit into 200 inodes");
+}
+
+/// Two layers, an image, a name and a named layer, by calls that may fail.
+fn write_image(root: &Path) -> unionfs::store::Result<()> {
+    let store = Writable::open(root)?;
+    let locked = store.lock()?;
+    let mut parent = None;
+    for content in ["base", "top"] {
+        let mut staged = locked.stage_layer(parent.as_ref())?;
+        staged.split().write_all(b"{}\n").unwrap();
+        let diff_id = Digest::of(content.as_bytes());
+        parent = Some(staged.commit(diff_id, 0)?);
+    }
+    let id = locked.register_image(&config(&["base", "top"]))?;
+    locked.tag(&Reference::parse("app").unwrap(), &id)?;
+    match locked.create_container("work", &locked.image(&id)?) {
+        Err(Error::NameTaken { .. }) => Ok(()),
+        other => other.map(drop),
+    }
 }

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use super::staged::Made;
 use super::{DRIVER, Exclusive, files};
 use crate::store::ephemeral::{dress_like, remove_upper};
 use crate::store::error::{Error, Result};
@@ -65,28 +66,45 @@ impl Exclusive<'_> {
             files::write_new(&record.join("parent"), 0o644, parent.to_string().as_bytes())?;
             self.mark_committed(parent)?;
         }
+        self.publish_container(made, &named)?;
+        Ok(named)
+    }
+
+    /// Makes a new layer one that is seen; undoes everything if that fails.
+    fn publish_container(&self, made: Made, named: &Named) -> Result<()> {
         let dir = File::open(&made.dir).map_err(files::io("open", &made.dir))?;
         rustix::fs::syncfs(&dir).map_err(|errno| Error::io("sync", &made.dir, errno))?;
-        // The record first: without `mounts/<id>` it does not count, while a container
-        // without a name could not be removed.
-        let path = self.writable.root().join(DIR).join(name);
-        files::replace(&self.writable.ours("tmp"), &path, 0o600, &named.to_json()?)?;
-        if let Some(record) = &made.record {
-            let mounts = self.writable.image_dir("layerdb/mounts");
-            files::publish(record, &mounts.join(named.id.as_str()))?;
+        let path = self.writable.root().join(DIR).join(&named.name);
+        let mounts = self.writable.image_dir("layerdb/mounts");
+        let mount = mounts.join(named.id.as_str());
+        let publish = || {
+            // The record first: without `mounts/<id>` it does not count, while a container
+            // without a name could not be removed.
+            let json = named.to_json()?;
+            files::replace(&self.writable.ours("tmp"), &path, 0o600, &json)?;
+            match &made.record {
+                Some(record) => files::publish(record, &mount),
+                None => Ok(()),
+            }
+        };
+        if let Err(error) = publish() {
+            // What cannot be removed does not count, and is found by prune.
+            let _ = remove_upper(&mount);
+            let _ = files::remove_file(&path);
+            return Err(error);
         }
         made.keep();
-        Ok(named)
+        Ok(())
     }
 
     /// Removes a named layer with everything in it.
     ///
     /// # Errors
-    /// [`Error::UnknownContainer`]; [`Error::InUse`] while it is mounted.
+    /// [`Error::UnknownNamed`]; [`Error::InUse`] while it is mounted.
     pub fn remove_container(&self, name: &str) -> Result<Named> {
-        let unknown = || Error::UnknownContainer {
+        let unknown = || Error::UnknownNamed {
             name: name.to_owned(),
-            searched: vec![self.writable.root().to_owned()],
+            root: self.writable.root().to_owned(),
         };
         let named = self.store().named_record(name)?.ok_or_else(unknown)?;
         let dir = self.writable.layer_dir(named.mount_id.as_str());
