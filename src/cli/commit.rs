@@ -15,9 +15,10 @@ use super::output::print;
 use super::{open_stores, own};
 use crate::changes::{self, Tree};
 use crate::store::derive::{Derivation, Draft};
+use crate::store::roots::Environment;
 use crate::store::tarball::{Limits, Unpacked, unpack};
 use crate::store::writable::{Exclusive, StagedLayer};
-use crate::store::{Container, Digest, Reference, Stores};
+use crate::store::{Container, Digest, Layer, Reference, Store, Stores, copy_layers};
 
 /// Bytes the pipe between packing and unpacking is read and written by.
 const CHUNK: usize = 256 << 10;
@@ -63,8 +64,16 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let stores = open_stores(root)?;
     let container = stores.container(&args.name)?;
     let base = base_of(&stores, &container)?;
-    let draft = draft(args, &stores, base.as_ref())?;
-    let below = below(&store, &container)?;
+    let source = container.source.as_ref();
+    let source = source.map(|s| Stores::discover(Some(&s.root), &Environment::default()));
+    let source = source.transpose()?;
+    let all: Vec<&Store> = [&stores]
+        .into_iter()
+        .chain(&source)
+        .flat_map(Stores::all)
+        .collect();
+    let draft = draft(args, &all, base.as_ref())?;
+    let below = below(&store, &container, &all, base.as_ref())?;
     own::flush(&container)?;
     let tree = Tree::open(&container.observed_stack())?;
     let mut staged = store.stage_layer(container.parent.as_ref())?;
@@ -92,7 +101,7 @@ fn base_of(stores: &Stores, container: &Container) -> anyhow::Result<Option<Dige
     Ok(listing.images.iter().find(top).map(|image| image.id))
 }
 
-fn draft(args: &Args, stores: &Stores, base: Option<&Digest>) -> anyhow::Result<Draft> {
+fn draft(args: &Args, stores: &[&Store], base: Option<&Digest>) -> anyhow::Result<Draft> {
     let derivation = Derivation {
         author: args.author.clone(),
         comment: args.message.clone(),
@@ -103,7 +112,7 @@ fn draft(args: &Args, stores: &Stores, base: Option<&Digest>) -> anyhow::Result<
         return Ok(derivation.draft(None)?);
     };
     let mut missing = None;
-    for store in stores.all() {
+    for store in stores {
         match store.config_bytes(id) {
             Ok((path, bytes)) => return Ok(derivation.draft(Some((&path, &bytes)))?),
             Err(error) => missing = missing.or(Some(error)),
@@ -115,18 +124,27 @@ fn draft(args: &Args, stores: &Stores, base: Option<&Digest>) -> anyhow::Result<
     }
 }
 
-/// The diff IDs of the layers below, base first, all of them in the store.
-fn below(store: &Exclusive<'_>, container: &Container) -> anyhow::Result<Vec<Digest>> {
+/// The diff IDs of the layers below, base first; those of another store are taken in.
+fn below(
+    store: &Exclusive<'_>,
+    container: &Container,
+    stores: &[&Store],
+    base: Option<&Digest>,
+) -> anyhow::Result<Vec<Digest>> {
     if let Some(parent) = &container.parent
         && !store.has_layer(parent)?
     {
-        let root = store.writable().root();
-        let elsewhere = container.source.as_ref().map(|source| &source.root);
-        let from = elsewhere.map_or("another store".to_owned(), |root| format!("{root:?}"));
-        bail!(
-            "the image below has its layers in {from}, which unionfs only reads: save it there and \
-             load it into {root:?} first"
-        );
+        let holds = |from: &&&Store| {
+            let below = |layer: &Layer| layer.spec.path.starts_with(from.root());
+            container.layers.iter().all(below)
+        };
+        match (stores.iter().find(holds), base) {
+            (Some(from), Some(base)) => copy_layers(from, &from.image(base)?, store)?,
+            _ => bail!(
+                "the image below is not in {:?} and cannot be told: load it there first",
+                store.writable().root()
+            ),
+        }
     }
     Ok(container.layers.iter().map(|layer| layer.diff_id).collect())
 }

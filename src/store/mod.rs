@@ -18,6 +18,7 @@ pub mod archive;
 pub(crate) mod beneath;
 pub mod chain;
 mod containers;
+mod copied;
 pub mod derive;
 pub mod digest;
 pub(crate) mod drivers;
@@ -40,6 +41,7 @@ pub mod verify;
 pub mod writable;
 
 pub use containers::Container;
+pub use copied::copy_layers;
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use image::{HistoryRow, Image, Layer};

@@ -8,11 +8,12 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
+use unionfs::store::roots::Environment;
 use unionfs::store::tarball::{Limits, unpack};
-use unionfs::store::{Reference, Writable};
+use unionfs::store::{Reference, Stores, Writable};
 
-use crate::listing;
 use crate::support::{Home, can_mount, has_tools};
+use crate::{listing, sample};
 
 /// A layer tar of a few directories and files.
 fn base_tar() -> Vec<u8> {
@@ -259,4 +260,45 @@ fn what_cannot_be_committed_is_refused_and_leaves_nothing() {
         .unwrap()
         .count();
     assert_eq!(count, 3, "l, the base and the named layer");
+}
+
+/// The image is in Docker's store: its layers come along into ours.
+#[test]
+fn a_layer_on_an_image_of_another_store_is_committed_with_those_below() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::new();
+    home.dirs(&["mnt"]);
+    sample::make(&home.path("docker")).unwrap();
+    let (docker, mnt) = (home.text("docker"), home.path("mnt"));
+    let image = home.json(["--root", &docker, "inspect", "--json", "sample:1"]);
+    // As if it had been found at Docker's place.
+    let theirs = Stores::discover(Some(&home.path("docker")), &Environment::default());
+    let theirs = theirs.unwrap().find("sample:1").unwrap();
+    let store = Writable::open(&home.path("own")).unwrap();
+    store
+        .lock()
+        .unwrap()
+        .create_container("work", &theirs)
+        .unwrap();
+    home.run(["mount", "--name", "work", "mnt"]).ok();
+    std::fs::write(mnt.join("srv/new"), "new").unwrap();
+    assert_eq!(home.run(["diff", "work"]).ok(), "C /srv\nA /srv/new\n");
+    let truth = listing::of_dir(&mnt);
+    home.run(["commit", "work", "made:1"]).ok();
+    home.run(["umount", "mnt"]).ok();
+    let made = home.json(["inspect", "--json", "made:1"]);
+    let layers = |image: &Value| {
+        let layers = image["layers"].as_array().unwrap().iter();
+        layers
+            .map(|layer| layer["chain_id"].clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(layers(&made)[..3], layers(&image)[..]);
+    assert_eq!(made["config"], image["config"]);
+    std::fs::remove_dir_all(home.path("docker")).unwrap();
+    home.run(["mount", "-r", "made:1", "mnt"]).ok();
+    listing::assert_same("commit", &listing::of_dir(&mnt), &truth);
+    assert!(home.run(["verify", "made:1"]).ok().ends_with("no damage\n"));
 }

@@ -224,6 +224,40 @@ fn random_uppers_are_told_and_packed() {
     result.unwrap_or_else(|e| panic!("UNIONFS_PARITY_SEED={seed}: {e}"));
 }
 
+/// Ten changes of a large image are found without going through the image.
+#[test]
+fn a_list_costs_what_was_changed() {
+    need_mounts!();
+    let scratch = Scratch::tmpfs();
+    let stack = Stack {
+        lowers: vec![scratch.dir("image")],
+        upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+        mnt: scratch.dir("mnt"),
+    };
+    for dir in 0..20 {
+        let dir = scratch.dir(&format!("image/{dir}"));
+        for file in 0..1000 {
+            File::create(dir.join(file.to_string())).unwrap();
+        }
+    }
+    let mounted = KERNEL.mount(&stack);
+    for file in 0..10 {
+        std::fs::write(mounted.path().join(format!("{file}/{file}")), "changed").unwrap();
+    }
+    mounted.unmount();
+    let spec = spec(&stack);
+    let timed = |what: &dyn Fn()| {
+        let start = std::time::Instant::now();
+        what();
+        start.elapsed()
+    };
+    // Ten files and their ten directories.
+    let list = timed(&|| assert_eq!(listed(&spec).unwrap().len(), 20));
+    let tree = changes::Tree::open(&spec).unwrap();
+    let all = timed(&|| tree.pack_all(std::io::sink()).unwrap());
+    assert!(list * 20 < all, "{list:?}, and for everything {all:?}");
+}
+
 /// The test itself finds a change that is missing and one too many.
 #[test]
 fn a_wrong_list_is_reported() {
