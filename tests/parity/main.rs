@@ -6,6 +6,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod deep;
+mod generate;
 mod oracle;
 mod random;
 mod runner;

@@ -74,7 +74,7 @@ fn layer() -> impl Strategy<Value = Layer> {
 /// Takes out whiteouts that no overlay would have written: those with no merged
 /// directory around them. Kernel overlayfs reads a directory of a single layer as it
 /// is and would list them, though it denies them at lookup.
-fn prune(mut layers: Vec<Layer>) -> Vec<Layer> {
+pub(crate) fn prune(mut layers: Vec<Layer>) -> Vec<Layer> {
     // What is visible of the layers below: path to "is a directory".
     let mut below: BTreeMap<Vec<u8>, bool> = BTreeMap::new();
     let lowest = layers.len() - 1;
@@ -165,7 +165,7 @@ fn cases() -> u32 {
     set.map_or(30, |n| n.parse().unwrap())
 }
 
-fn runner(seed: u64) -> TestRunner {
+pub(crate) fn runner(seed: u64) -> TestRunner {
     let config = Config {
         cases: cases(),
         max_shrink_iters: 120,
@@ -188,6 +188,7 @@ fn hunt(left: &Fs, right: &Fs, seed: u64) -> Option<String> {
             script: &script,
             uppers: true,
             tmpfs: true,
+            made: None,
         };
         let found = compare(left, right, &case);
         if found.is_empty() {
@@ -217,7 +218,7 @@ fn hunt(left: &Fs, right: &Fs, seed: u64) -> Option<String> {
     }
 }
 
-fn assert_none(found: Option<String>) {
+pub(crate) fn assert_none(found: Option<String>) {
     if let Some(text) = found {
         panic!("{text}");
     }
@@ -232,10 +233,15 @@ fn fixed_seed() {
 #[test]
 fn fresh_seed() {
     need_mounts!();
+    assert_none(hunt(&KERNEL, &subject(), fresh()));
+}
+
+/// The seed of this run, printed.
+pub(crate) fn fresh() -> u64 {
     let set = std::env::var("UNIONFS_PARITY_SEED").ok();
     let seed = set.map_or_else(rand_seed, |n| n.parse().unwrap());
     eprintln!("UNIONFS_PARITY_SEED={seed}");
-    assert_none(hunt(&KERNEL, &subject(), seed));
+    seed
 }
 
 fn rand_seed() -> u64 {

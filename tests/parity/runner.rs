@@ -27,6 +27,9 @@ pub(crate) struct Case<'a> {
     pub(crate) uppers: bool,
     /// On a tmpfs (fast) instead of the disk.
     pub(crate) tmpfs: bool,
+    /// Further layers above those, bottom first: each the upper that this implementation
+    /// leaves when it runs the script over all below it.
+    pub(crate) made: Option<(&'a Fs, &'a [Vec<Op>])>,
 }
 
 /// What one implementation made of a case.
@@ -41,6 +44,31 @@ struct Side {
     _scratch: Scratch,
 }
 
+/// The upper that `maker` leaves after `script` over `lowers`, with times that are the same
+/// in every run.
+fn make_layer(
+    maker: &Fs,
+    scratch: &Scratch,
+    n: usize,
+    lowers: &[PathBuf],
+    script: &[Op],
+) -> Result<PathBuf, String> {
+    let upper = scratch.dir(&format!("made{n}"));
+    let stack = Stack {
+        lowers: lowers.to_vec(),
+        upper: Some((upper.clone(), scratch.dir(&format!("made{n}.work")))),
+        mnt: scratch.dir("mnt"),
+    };
+    let mounted = maker.try_mount(&stack)?;
+    exec::run(mounted.path(), script);
+    mounted.unmount();
+    for (count, path) in tree::list_raw(&upper).keys().enumerate() {
+        let stamp = (1_350_000_000 + n as i64 * 1_000_000 + count as i64, 77);
+        layers::set_mtime(&tree::at(&upper, path), stamp);
+    }
+    Ok(upper)
+}
+
 fn list_lowers(lowers: &[PathBuf]) -> Vec<Tree> {
     lowers.iter().map(|l| tree::list_raw(l)).collect()
 }
@@ -51,8 +79,15 @@ impl Side {
             true => Scratch::tmpfs(),
             false => Scratch::disk(),
         };
+        let mut lowers = layers::write_all(case.layers, scratch.path(), Form::Kernel);
+        if let Some((maker, scripts)) = case.made {
+            for (n, script) in scripts.iter().enumerate() {
+                let made = make_layer(maker, &scratch, n, &lowers, script)?;
+                lowers.insert(0, made);
+            }
+        }
         let stack = Stack {
-            lowers: layers::write_all(case.layers, scratch.path(), Form::Kernel),
+            lowers,
             upper: Some((scratch.dir("upper"), scratch.dir("work"))),
             mnt: scratch.dir("mnt"),
         };
