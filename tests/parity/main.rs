@@ -12,3 +12,4 @@ mod oracle;
 mod random;
 mod runner;
 mod scenarios;
+mod shrink;

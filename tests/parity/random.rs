@@ -160,7 +160,7 @@ fn script() -> impl Strategy<Value = Vec<Op>> {
     vec(prop_oneof![2 => namespace_op(), 1 => other_op()], 1..25)
 }
 
-fn cases() -> u32 {
+pub(crate) fn cases() -> u32 {
     let set = std::env::var("UNIONFS_PARITY_CASES").ok();
     set.map_or(30, |n| n.parse().unwrap())
 }
