@@ -28,6 +28,7 @@ mod mkdir;
 mod mknod;
 mod non_root;
 mod open_unlinked;
+mod peers;
 mod read_only;
 mod read_write;
 mod readdir;
