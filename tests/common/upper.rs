@@ -42,7 +42,10 @@ pub fn view(upper: &std::path::Path, (base, after): (&Tree, &Tree), mask: &Mask)
         // What the lowers show there, the upper being empty before the script.
         let hides = base.get(&path).is_some_and(Entry::is_dir);
         let entry = normalise(entry, hides, below_redirect);
-        let linked = after.get(&path).is_some_and(|e| e.group.is_some());
+        let trees = [base, after];
+        let linked = trees
+            .iter()
+            .any(|t| t.get(&path).is_some_and(|e| e.group.is_some()));
         // A copy-up without a change may since have been renamed with its directory.
         let unchanged = match copied {
             true => base

@@ -10,6 +10,7 @@ mod common;
 mod acl;
 mod attr;
 mod budgets;
+mod buildah;
 mod copy_file_range;
 mod create;
 mod dialects;

@@ -144,8 +144,18 @@ fn section(lines: &mut Vec<String>, title: &str, found: Vec<String>) {
 /// Answers that may differ (docs/SEMANTICS.md says why, and names the tests).
 fn deliberate(op: &Op, kernel: &Answer, union: &Answer) -> bool {
     match op {
-        // Directories: answered by the kernel's FUSE client, never seen by the server.
-        Op::SeekData(..) | Op::SeekHole(..) => *kernel == Err("EINVAL".into()),
+        // EINVAL is the kernel's for directories, where its FUSE client answers otherwise,
+        // never asking the server. The kernel's copy-up fills holes, ours keeps them.
+        Op::SeekData(..) | Op::SeekHole(..) => {
+            let end = u64::MAX;
+            let offset = |a: &Answer| a.as_ref().map_or(end, |n| n.parse().unwrap_or(end));
+            let (kernel_at, union_at) = (offset(kernel), offset(union));
+            *kernel == Err("EINVAL".into())
+                || match op {
+                    Op::SeekData(..) => union_at > kernel_at,
+                    _ => union_at < kernel_at,
+                }
+        }
         // A lower file unlinked while open has no name left.
         Op::HStat(_) => match (kernel, union) {
             (Ok(k), Ok(u)) => k.replace(" nlink 1 ", " nlink 0 ") == *u,
