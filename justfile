@@ -39,3 +39,7 @@ bench-parts *ARGS:
 generate:
     cargo run --quiet -- man target/man
     cargo run --quiet -- completions bash > target/unionfs.bash
+
+# compare N random cases of each kind with kernel overlayfs (see tests/parity/random.rs)
+parity N="1000":
+    UNIONFS_PARITY_CASES={{N}} cargo test --test parity -- random:: deep::

@@ -12,8 +12,8 @@ command -v cargo >/dev/null || {
 }
 [ -z "${CI:-}${UNIONFS_REQUIRE_ALL:-}" ] || export CI=true UNIONFS_REQUIRE_ALL=1
 # fusermount3; dockerd and what its images are made with; fio for shared mappings; strace to
-# kill commands between two system calls.
-packages=(fuse3 docker.io busybox-static libcap2-bin attr fio strace)
+# kill commands between two system calls; those whose uppers we read and who read ours.
+packages=(fuse3 docker.io busybox-static libcap2-bin attr fio strace fuse-overlayfs buildah)
 if [ "$(id -u)" = 0 ] || [ -n "${UNIONFS_REQUIRE_ALL:-}" ]; then
     ci/install.sh "${packages[@]}"
 else

@@ -5,8 +5,7 @@
 //! * caches and identities: `origin`, `impure`, `nlink`, `uuid`, `upper`, `protattr`;
 //! * the value of `redirect` (relative or absolute) and of `opaque`: presence counts,
 //!   and the remounts of the parity runner prove the value;
-//! * an opaque marker where no lower has anything to hide (kernel overlayfs writes it
-//!   as an optimisation);
+//! * an opaque marker where the lowers show no directory to hide (an optimisation of both);
 //! * attributes of whiteouts (kernel overlayfs links one inode for all);
 //! * entries that only repeat what the union showed before the script (a copy-up
 //!   without a change: kernel overlayfs does one at open for writing);
@@ -14,9 +13,7 @@
 //!   links are there: a FUSE request names an inode, not the path it was reached by, and
 //!   the index leads from the others to the copy. The trees show the links.
 
-use std::path::PathBuf;
-
-use super::tree::{Entry, Mask, Tree, at, is_private, list_raw};
+use super::tree::{Entry, Mask, Tree, is_private, list_raw};
 
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 const REDIRECT: &[u8] = b"trusted.overlay.redirect";
@@ -32,12 +29,7 @@ const LEFT_OUT: [&[u8]; 6] = [
 
 /// The upper's listing, normalised; `base` and `after` are the union's trees before and
 /// after the script.
-pub fn view(
-    upper: &std::path::Path,
-    lowers: &[PathBuf],
-    (base, after): (&Tree, &Tree),
-    mask: &Mask,
-) -> Tree {
+pub fn view(upper: &std::path::Path, (base, after): (&Tree, &Tree), mask: &Mask) -> Tree {
     let raw = list_raw(upper);
     let mut redirected: Vec<Vec<u8>> = Vec::new();
     let mut tree = Tree::new();
@@ -47,8 +39,13 @@ pub fn view(
             redirected.push([&path[..], b"/"].concat());
         }
         let copied = entry.xattrs.contains_key(ORIGIN);
-        let entry = normalise(entry, &path, lowers, below_redirect);
-        let linked = after.get(&path).is_some_and(|e| e.group.is_some());
+        // What the lowers show there, the upper being empty before the script.
+        let hides = base.get(&path).is_some_and(Entry::is_dir);
+        let entry = normalise(entry, hides, below_redirect);
+        let trees = [base, after];
+        let linked = trees
+            .iter()
+            .any(|t| t.get(&path).is_some_and(|e| e.group.is_some()));
         // A copy-up without a change may since have been renamed with its directory.
         let unchanged = match copied {
             true => base
@@ -63,7 +60,7 @@ pub fn view(
     tree
 }
 
-fn normalise(mut entry: Entry, path: &[u8], lowers: &[PathBuf], below_redirect: bool) -> Entry {
+fn normalise(mut entry: Entry, hides: bool, below_redirect: bool) -> Entry {
     entry
         .xattrs
         .retain(|name, _| !LEFT_OUT.contains(&&name[..]));
@@ -72,12 +69,7 @@ fn normalise(mut entry: Entry, path: &[u8], lowers: &[PathBuf], below_redirect: 
             *value = b"present".to_vec();
         }
     }
-    let hides = || {
-        lowers
-            .iter()
-            .any(|l| at(l, path).symlink_metadata().is_ok())
-    };
-    if !below_redirect && !entry.xattrs.contains_key(REDIRECT) && !hides() {
+    if !below_redirect && !entry.xattrs.contains_key(REDIRECT) && !hides {
         entry.xattrs.remove(OPAQUE);
     }
     if entry.is_whiteout() {

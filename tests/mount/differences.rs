@@ -260,3 +260,30 @@ fn mounts_in_a_lower_show() {
     ]);
     assert_eq!(std::fs::read(submount.0.join("f")).unwrap(), b"mounted");
 }
+
+/// The kernel gives the file its data when it is opened, and a new mtime with it.
+#[test]
+fn opening_a_metacopy_for_writing_keeps_its_mtime() {
+    need_mounts!();
+    let (scratch, stack) = metacopies();
+    let mut f = Fixture::over(&UNIONFS, scratch, stack);
+    f.ok("utimens f 1200000000.7 1200000000.9\ncreate f 644");
+    let mtime = |f: &Fixture| tree::list(f.root())[&b"f"[..]].mtime;
+    assert_eq!(mtime(&f), (1_200_000_000, 9));
+    f.remount();
+    assert_eq!(mtime(&f), (1_200_000_000, 9));
+    f.ok("write f 0 x");
+    assert!(mtime(&f) > (1_200_000_000, 9));
+}
+
+/// Answered by the kernel's FUSE client; EINVAL on kernel overlayfs.
+#[test]
+fn seeking_data_in_a_directory() {
+    need_mounts!();
+    let f = Fixture::standard();
+    let table = [
+        ("seekdata merged 70000", "ENXIO"),
+        ("seekhole merged 70000", "ENXIO"),
+    ];
+    f.expect(&table);
+}

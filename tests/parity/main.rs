@@ -7,7 +7,10 @@
 mod common;
 
 mod changes;
+mod deep;
+mod generate;
 mod oracle;
 mod random;
 mod runner;
 mod scenarios;
+mod shrink;

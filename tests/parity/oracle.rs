@@ -13,6 +13,7 @@ fn differences(left: &Fs, right: &Fs, layers: &[Layer], text: &str) -> Vec<Strin
         script: &script::parse(text),
         uppers: true,
         tmpfs: true,
+        made: None,
     };
     compare(left, right, &case)
 }

@@ -160,7 +160,7 @@ pub(crate) fn script() -> impl Strategy<Value = Vec<Op>> {
     vec(prop_oneof![2 => namespace_op(), 1 => other_op()], 1..25)
 }
 
-fn cases() -> u32 {
+pub(crate) fn cases() -> u32 {
     let set = std::env::var("UNIONFS_PARITY_CASES").ok();
     set.map_or(30, |n| n.parse().unwrap())
 }
@@ -188,6 +188,7 @@ fn hunt(left: &Fs, right: &Fs, seed: u64) -> Option<String> {
             script: &script,
             uppers: true,
             tmpfs: true,
+            made: None,
         };
         let found = compare(left, right, &case);
         if found.is_empty() {
@@ -217,7 +218,7 @@ fn hunt(left: &Fs, right: &Fs, seed: u64) -> Option<String> {
     }
 }
 
-fn assert_none(found: Option<String>) {
+pub(crate) fn assert_none(found: Option<String>) {
     if let Some(text) = found {
         panic!("{text}");
     }
@@ -232,10 +233,15 @@ fn fixed_seed() {
 #[test]
 fn fresh_seed() {
     need_mounts!();
+    assert_none(hunt(&KERNEL, &subject(), fresh()));
+}
+
+/// The seed of this run, printed.
+pub(crate) fn fresh() -> u64 {
     let set = std::env::var("UNIONFS_PARITY_SEED").ok();
     let seed = set.map_or_else(rand_seed, |n| n.parse().unwrap());
     eprintln!("UNIONFS_PARITY_SEED={seed}");
-    assert_none(hunt(&KERNEL, &subject(), seed));
+    seed
 }
 
 pub(crate) fn rand_seed() -> u64 {

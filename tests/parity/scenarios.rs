@@ -12,6 +12,7 @@ fn check(text: &str) {
         script: &script::parse(text),
         uppers: true,
         tmpfs: false,
+        made: None,
     };
     let found = compare(&KERNEL, &subject(), &case);
     assert!(found.is_empty(), "\n{}", found.join("\n"));
@@ -33,6 +34,7 @@ fn user_markers() {
             script: &script::parse(text),
             uppers: false,
             tmpfs: false,
+            made: None,
         };
         let found = compare(&kernel, &union, &case);
         assert!(found.is_empty(), "{name}\n{}", found.join("\n"));

@@ -1,0 +1,154 @@
+//! Dialects both ways: an upper that one implementation wrote shows the same tree in every
+//! other, and can go on being changed there. Kernel overlayfs with `trusted.` and `user.`
+//! markers, Debian's fuse-overlayfs, unionfs with either.
+
+use std::path::Path;
+
+use crate::common::layers::{self, Form, Layer, Node};
+use crate::common::mount::{Fs, Mounted, Scratch, Stack};
+use crate::common::tree::{self, Mask, Tree};
+use crate::common::{exec, need_mounts, script, skip};
+
+const TRUSTED: Fs = Fs::Kernel("index=off,redirect_dir=off,metacopy=off");
+const USER: Fs = Fs::Kernel("userxattr,index=off");
+const OURS: Fs = Fs::Unionfs("redirect_dir=off");
+const OURS_USER: Fs = Fs::Unionfs("userxattr");
+
+/// Whiteouts, opaque directories, names that come back as another type, attributes; nothing
+/// that one of them cannot do (renames of directories, hard links of lowers).
+const CHANGES: &str = "
+    unlink plain.txt
+    unlink top.txt
+    mkdir top.txt 750
+    create top.txt/new 640
+    unlink merged/over
+    rmdir empty
+    create empty 600
+    rename both.txt deep/both
+    rename deep/a/b/c/leaf merged/gone
+    unlink opaque/new
+    unlink merged/sub/b
+    unlink merged/sub/t
+    rmdir merged/sub
+    mkdir merged/sub 700
+    write merged/sub/again 0 fresh cx
+    chmod acl.txt 640
+    chown tagged 1000 1001
+    setxattr tagged user.colour green
+    write suid 0 xyz
+    symlink merged link-new
+    mkdir removed-dir 755
+    create removed-dir/f 644
+    truncate big.bin 1000
+    utimens sticky 1200000000.7 1200000000.9";
+
+/// What a second one changes on top.
+const MORE: &str = "
+    rmdir merged/none
+    unlink merged/sub/again
+    rmdir merged/sub
+    unlink top.txt/new
+    rmdir top.txt
+    create plain.txt 600
+    mkdir both.txt 711
+    unlink removed-dir/f
+    unlink deep/both";
+
+/// The standard stack without hard links, which fuse-overlayfs parts.
+fn lowers() -> Vec<Layer> {
+    let mut layers = layers::standard();
+    for layer in &mut layers {
+        layer.items.retain(|i| !matches!(i.node, Node::Link(_)));
+    }
+    layers
+}
+
+fn fuse_overlayfs() -> Option<Fs> {
+    let path = Path::new("/usr/bin/fuse-overlayfs");
+    if path.exists() {
+        return Some(Fs::Program(path.into()));
+    }
+    skip("fuse-overlayfs is not installed");
+    None
+}
+
+/// The tree without what depends on who shows it: directories' mtimes changed in the test
+/// are "recent", `security.capability` and link counts are each one's own affair.
+fn listing(mounted: &Mounted) -> Tree {
+    let mut tree = tree::list(mounted.path());
+    for entry in tree.values_mut() {
+        entry.nlink = 1;
+    }
+    tree
+}
+
+/// `writer` changes, `reader` sees that, changes more, and `writer` sees that.
+fn both_ways(writer: &Fs, reader: &Fs, form: Form) {
+    let what = format!("{writer:?} -> {reader:?}");
+    let mask = Mask::from_now();
+    let scratch = Scratch::disk();
+    let stack = Stack {
+        lowers: layers::write_all(&lowers(), scratch.path(), form),
+        upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+        mnt: scratch.dir("mnt"),
+    };
+    let mut shown = None;
+    for (fs, changes) in [(writer, CHANGES), (reader, MORE), (writer, "")] {
+        let mounted = fs.mount(&stack);
+        let before = listing(&mounted);
+        if let Some(shown) = &shown {
+            tree::assert_same(&what, shown, &before, &mask);
+        }
+        for (op, answer) in script::parse(changes)
+            .iter()
+            .zip(exec::run(mounted.path(), &script::parse(changes)))
+        {
+            let absent = op.to_string() == "rmdir merged/none";
+            assert_eq!(answer.is_err(), absent, "{what}: {op}: {answer:?}");
+        }
+        shown = Some(listing(&mounted));
+        mounted.unmount();
+    }
+}
+
+#[test]
+fn kernel_with_trusted_markers() {
+    need_mounts!();
+    both_ways(&TRUSTED, &OURS, Form::Kernel);
+    both_ways(&OURS, &TRUSTED, Form::Kernel);
+}
+
+#[test]
+fn kernel_with_user_markers() {
+    need_mounts!();
+    both_ways(&USER, &OURS_USER, Form::UserOpaque);
+    both_ways(&OURS_USER, &USER, Form::UserOpaque);
+}
+
+/// Without being told: every dialect is read.
+#[test]
+fn user_markers_are_read_by_default() {
+    need_mounts!();
+    both_ways(&USER, &OURS_USER, Form::UserOpaque);
+    let scratch = Scratch::disk();
+    let stack = Stack {
+        lowers: layers::write_all(&lowers(), scratch.path(), Form::UserOpaque),
+        upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+        mnt: scratch.dir("mnt"),
+    };
+    let kernel = USER.mount(&stack);
+    exec::run(kernel.path(), &script::parse(CHANGES));
+    let shown = listing(&kernel);
+    kernel.unmount();
+    let union = OURS.mount(&stack);
+    tree::assert_same("user markers", &shown, &listing(&union), &Mask::from_now());
+}
+
+#[test]
+fn fuse_overlayfs_of_debian() {
+    need_mounts!();
+    let Some(peer) = fuse_overlayfs() else { return };
+    both_ways(&peer, &OURS, Form::FuseOverlayfs);
+    both_ways(&OURS, &peer, Form::Kernel);
+    both_ways(&OURS_USER, &peer, Form::UserOpaque);
+}
