@@ -35,15 +35,21 @@ impl Union {
     }
 
     /// Writes all of `data` (copy-up). `kill_suid`: clear set-id bits as an unprivileged
-    /// write does.
-    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_suid: bool) -> Result<usize> {
+    /// write by this caller does.
+    pub fn write(
+        &self,
+        ino: Ino,
+        offset: u64,
+        data: &[u8],
+        kill_suid: Option<&Caller>,
+    ) -> Result<usize> {
         let inode = self.regular(ino)?;
         self.writable()?;
         self.copy_up(&inode)?;
         let file = self.data_fd(&inode, true)?;
-        if kill_suid {
-            let perm = At::fd(file.fd.as_fd()).stat()?.perm;
-            self.drop_suid(&inode, perm)?;
+        if let Some(caller) = kill_suid {
+            let stat = At::fd(file.fd.as_fd()).stat()?;
+            self.drop_suid(caller, &inode, &stat)?;
         }
         let mut done = 0;
         while done < data.len() {

@@ -157,7 +157,7 @@ fn unnamed_files() {
     let (lost, named) = (make(), make());
     let ino = named.attr().ino;
     assert_ne!(ino, lost.attr().ino);
-    assert_eq!(union.write(ino, 0, b"unnamed", false).unwrap(), 7);
+    assert_eq!(union.write(ino, 0, b"unnamed", None).unwrap(), 7);
     assert_eq!(union.getattr(ino).unwrap().nlink, 0);
     assert!(world.names(ROOT_INO).unwrap().is_empty());
     drop(union.link(ino, ROOT_INO, b"named").unwrap());

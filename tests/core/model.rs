@@ -196,7 +196,7 @@ fn perform(world: &World, op: &Op) -> Result<(), i32> {
             if file.0.attr().kind == FileKind::Directory {
                 return Err(libc::EISDIR);
             }
-            union.write(file.ino(), 0, &[*byte], false).map(|_| ())
+            union.write(file.ino(), 0, &[*byte], None).map(|_| ())
         }
         Op::Unlink(p) => union.unlink(ino(&dir(p)?), last(p).as_bytes()),
         Op::Rmdir(p) => union.rmdir(ino(&dir(p)?), last(p).as_bytes()),

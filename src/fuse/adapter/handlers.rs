@@ -217,7 +217,7 @@ impl fuser::Filesystem for Adapter {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -229,8 +229,9 @@ impl fuser::Filesystem for Adapter {
     ) {
         self.count(Op::Write);
         let kill_suid = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let kill_suid = kill_suid.then(|| caller(req));
         let write = move |union: &Union, data: &[u8]| {
-            let result = union.write(ino.0, offset, data, kill_suid);
+            let result = union.write(ino.0, offset, data, kill_suid.as_ref());
             reply::written(reply, Op::Write, ino.0, result);
         };
         if self.union.needs_copy_up(ino.0) {
