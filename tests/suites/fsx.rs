@@ -79,7 +79,7 @@ fn exercise(program: &Path, config: &str, seed: u32, operations: u32) {
 fn every_operation_on_a_file_of_a_lower() {
     need_mounts!();
     match tool("fsx") {
-        Ok(program) => exercise(&program, WEIGHTS, 1, 100_000),
+        Ok(program) => exercise(&program, WEIGHTS, 1, 60_000),
         Err(why) => skip(&why),
     }
 }
@@ -88,7 +88,7 @@ fn every_operation_on_a_file_of_a_lower() {
 fn in_place_on_a_file_of_a_lower() {
     need_mounts!();
     match tool("fsx") {
-        Ok(program) => exercise(&program, BLOCKMODE, 2, 100_000),
+        Ok(program) => exercise(&program, BLOCKMODE, 2, 60_000),
         Err(why) => skip(&why),
     }
 }
