@@ -10,9 +10,17 @@ mod common;
 #[path = "../parity/runner.rs"]
 mod runner;
 
+#[path = "../mount/stats.rs"]
+mod stats;
+
 mod creation_modes;
+mod data;
+mod durability;
+mod leftovers;
 mod limits;
+mod listing;
 mod markers;
+mod programs;
 mod renames;
 mod set_id;
 mod times;
