@@ -10,5 +10,6 @@ mod common;
 mod exerciser;
 mod fsx;
 mod pjdfstest;
+mod real_tools;
 
 mod support;
