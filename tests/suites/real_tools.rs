@@ -143,8 +143,9 @@ END
             rpmbuild -bb --define "_topdir $1/top" trap$v.spec
         done
     "#;
-    let rpm = "rpm --root=\"$PWD\" --noplugins --nodeps";
-    let base = format!("{rpm} --initdb; {rpm} -i \"$1\"/top/RPMS/noarch/trap-1-1.noarch.rpm");
+    let db = "rpm --root=\"$PWD\" --dbpath=/var/lib/rpm";
+    let rpm = format!("{db} --noplugins --nodeps");
+    let base = format!("{db} --initdb; {rpm} -i \"$1\"/top/RPMS/noarch/trap-1-1.noarch.rpm");
     let change = format!(
         "{rpm} -U \"$1\"/top/RPMS/noarch/trap-2-1.noarch.rpm; {rpm} -V trap
          {rpm} -e trap; test ! -e usr/bin/trap
