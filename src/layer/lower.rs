@@ -283,10 +283,15 @@ pub fn has_opaque_file(dir: impl AsFd) -> Result<bool, Errno> {
     }
 }
 
-/// Reads a whole directory, given any descriptor for it.
+/// Reads a whole directory, given any descriptor for it, leaving its access time alone
+/// where that is allowed (EPERM: it is another user's).
 pub fn read_dir(dir: &OwnedFd, mut each: impl FnMut(RawEntry)) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(dir, c".", flags, Mode::empty())?;
+    let open = |flags| rustix::fs::openat(dir, c".", flags, Mode::empty());
+    let fd = match open(flags | OFlags::NOATIME) {
+        Err(Errno::PERM) => open(flags)?,
+        other => other?,
+    };
     let mut buffer = Vec::with_capacity(32768);
     let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
     while let Some(entry) = entries.next() {

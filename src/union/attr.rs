@@ -86,19 +86,25 @@ impl Union {
     /// them changes the data; the kernel asks the file system to do so
     /// (FUSE_HANDLE_KILLPRIV_V2). Capabilities go by themselves: the backing file drops them.
     pub(crate) fn kill_suid(&self, caller: &Caller, inode: &Arc<Inode>) -> Result<()> {
-        let perm = self.with_upper(inode, |at| Ok(at.stat()?.perm))?;
-        if perm & 0o6000 != 0 && !super::acl::keeps_suid(caller) {
-            self.drop_suid(inode, perm)?;
+        let stat = self.with_upper(inode, |at| Ok(at.stat()?))?;
+        if stat.perm & 0o6000 != 0 && !super::acl::keeps_suid(caller) {
+            self.drop_suid(caller, inode, &stat)?;
         }
         Ok(())
     }
 
-    /// Clears the bits an unprivileged write clears.
-    pub(crate) fn drop_suid(&self, inode: &Inode, perm: u32) -> Result<()> {
-        // Set-group-id without group execution means mandatory locking and stays.
-        let sgid = if perm & 0o010 != 0 { 0o2000 } else { 0 };
-        let kept = perm & !(0o4000 | sgid);
-        if kept != perm {
+    /// Clears the bits an unprivileged write by `caller` clears; `stat` is the file's.
+    pub(crate) fn drop_suid(&self, caller: &Caller, inode: &Inode, stat: &Stat) -> Result<()> {
+        // Without group execution set-group-id does nothing, and stays for members of the
+        // group (Linux 6.2, setattr_should_drop_sgid).
+        let mut dropped = 0o4000;
+        let sgid = stat.perm & 0o2000 != 0;
+        if sgid && (stat.perm & 0o010 != 0 || !super::acl::in_group_or_privileged(caller, stat.gid))
+        {
+            dropped |= 0o2000;
+        }
+        let kept = stat.perm & !dropped;
+        if kept != stat.perm {
             self.with_upper(inode, |at| Ok(at.chmod(kept)?))?;
         }
         Ok(())

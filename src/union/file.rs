@@ -31,14 +31,14 @@ impl Union {
     }
 
     /// Writes all of `data` (copy-up).
-    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], how: Write) -> Result<usize> {
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], how: Write<'_>) -> Result<usize> {
         let inode = self.regular(ino)?;
         self.writable()?;
         self.copy_up(&inode)?;
         let file = self.data_fd(&inode, true)?;
-        if how.kill_suid {
-            let perm = At::fd(file.fd.as_fd()).stat()?.perm;
-            self.drop_suid(&inode, perm)?;
+        if let Some(caller) = how.kill_suid {
+            let stat = At::fd(file.fd.as_fd()).stat()?;
+            self.drop_suid(caller, &inode, &stat)?;
         }
         let fd = file.for_io(how.direct);
         match how.direct {

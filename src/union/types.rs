@@ -145,9 +145,9 @@ pub struct Counters {
 
 /// How data is written.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Write {
-    /// Clear set-id bits, as a write by one who may not keep them does.
-    pub kill_suid: bool,
+pub struct Write<'c> {
+    /// Clear set-id bits, as an unprivileged write by this caller does.
+    pub kill_suid: Option<&'c Caller>,
     /// As through O_DIRECT, where the upper's file system knows it.
     pub direct: bool,
 }

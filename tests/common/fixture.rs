@@ -1,5 +1,5 @@
 //! A mounted union over given layers with a fresh upper, for tests that state their
-//! expectations directly.
+//! expectations directly. At its end it looks whether any lower was changed.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use super::exec::{self, Answer};
 use super::layers::{self, Form, Layer};
 use super::mount::{Fs, Mounted, Scratch, Stack, subject};
 use super::script;
-use super::tree::{self, Tree};
+use super::tree::{self, Mask, Tree};
 
 /// A union, mounted until dropped.
 pub struct Fixture {
@@ -16,6 +16,14 @@ pub struct Fixture {
     pub stack: Stack,
     pub scratch: Scratch,
     fs: Fs,
+    /// The lowers as they were: contents, attributes, inode numbers.
+    before: Vec<Tree>,
+}
+
+/// What nothing in a union may change. An empty path separates data-only lowers.
+fn lowers(stack: &Stack) -> Vec<Tree> {
+    let lowers = stack.lowers.iter().filter(|l| !l.as_os_str().is_empty());
+    lowers.map(|l| tree::list_raw(l)).collect()
 }
 
 impl Fixture {
@@ -48,6 +56,7 @@ impl Fixture {
     /// Mounts a prepared stack.
     pub fn over(fs: &Fs, scratch: Scratch, stack: Stack) -> Self {
         Self {
+            before: lowers(&stack),
             mounted: Some(fs.mount(&stack)),
             stack,
             scratch,
@@ -108,6 +117,11 @@ impl Fixture {
         self.mounted.as_ref().unwrap()
     }
 
+    /// For a test that changes a lower by itself: they are not looked at any more.
+    pub fn lowers_are_changed_by_the_test(&mut self) {
+        self.before.clear();
+    }
+
     /// Unmounts, waiting for the server's end.
     pub fn unmount(&mut self) {
         self.mounted.take().unwrap().unmount();
@@ -119,5 +133,21 @@ impl Fixture {
             mounted.unmount();
         }
         self.mounted = Some(self.fs.mount(&self.stack));
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        drop(self.mounted.take());
+        if std::thread::panicking() {
+            return;
+        }
+        let mask = Mask {
+            ino: true,
+            ..Mask::ALL
+        };
+        for (n, (before, now)) in self.before.iter().zip(lowers(&self.stack)).enumerate() {
+            tree::assert_same(&format!("lower {n} was changed"), before, &now, &mask);
+        }
     }
 }

@@ -240,7 +240,7 @@ impl Drop for Submount {
 fn mounts_in_a_lower_show() {
     need_mounts!();
     // Declared first, dropped last: its directory can go only without the submount.
-    let f;
+    let mut f;
     let scratch = Scratch::disk();
     let low = scratch.dir("low");
     let submount = Submount::new(scratch.dir("low/sub"));
@@ -251,6 +251,7 @@ fn mounts_in_a_lower_show() {
         mnt: scratch.dir("mnt"),
     };
     f = Fixture::over(&UNIONFS, scratch, stack);
+    f.lowers_are_changed_by_the_test();
     let dev = |path: &str| std::os::unix::fs::MetadataExt::dev(&f.at(path).metadata().unwrap());
     assert_eq!(dev("sub/f"), dev("."));
     f.expect(&[

@@ -222,7 +222,7 @@ impl fuser::Filesystem for Adapter {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -233,11 +233,14 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         self.count(Op::Write);
-        let how = Write {
-            kill_suid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
-            direct: is_direct(flags) && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
-        };
+        let kill_suid = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let kill_suid = kill_suid.then(|| caller(req));
+        let direct = is_direct(flags) && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let write = move |union: &Union, data: &[u8]| {
+            let how = Write {
+                kill_suid: kill_suid.as_ref(),
+                direct,
+            };
             let result = union.write(ino.0, offset, data, how);
             reply::written(reply, Op::Write, ino.0, result);
         };

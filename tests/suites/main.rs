@@ -1,0 +1,15 @@
+//! Test suites and tools of others on the mount: pjdfstest (POSIX answers), fsx (data under
+//! random operations), package managers and databases. Each compares with kernel overlayfs
+//! on the same disk or with its own model. `ci/test.sh` installs what they need.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod exerciser;
+mod fsx;
+mod pjdfstest;
+mod real_tools;
+
+mod support;

@@ -1,0 +1,107 @@
+//! The pjdfstest crate as root: the same suite on kernel overlayfs and on unionfs, on the
+//! same disk. Whatever unionfs fails must be failed by the kernel too and stand in
+//! `pjdfstest.exclusions` with its reason; what stands there must really fail.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use super::support::{stack_in, tool};
+use crate::common::layers::Layer;
+use crate::common::mount::{Fs, KERNEL, Scratch, subject};
+use crate::common::{need_mounts, skip};
+
+const CONFIG: &str = r#"
+[features]
+posix_fallocate = {}
+rename_ctime = {}
+utimensat = {}
+utime_now = {}
+[settings]
+naptime = 0.01
+allow_remount = false
+[dummy_auth]
+entries = [["nobody", "nogroup"], ["games", "games"], ["man", "man"]]
+"#;
+
+/// The suite of 0.2.2 has 398; fewer means that it broke off.
+const AT_LEAST: usize = 390;
+
+/// Test name to "ok", "FAILED" or "skipped".
+type Results = BTreeMap<String, String>;
+
+fn run(fs: &Fs, program: &Path) -> Results {
+    let scratch = Scratch::disk();
+    let stack = stack_in(&scratch, &[Layer::new()]);
+    // Where the tests of EXDEV rename and link to.
+    let other = Scratch::tmpfs();
+    let config = scratch.path().join("pjdfstest.toml");
+    std::fs::write(&config, CONFIG).unwrap();
+    let mounted = fs.mount(&stack);
+    let output = Command::new(program)
+        .arg("--configuration-file")
+        .arg(&config)
+        .arg("--path")
+        .arg(mounted.path())
+        .arg("--secondary-fs")
+        .arg(other.path())
+        .env_remove("RUST_BACKTRACE")
+        .output()
+        .unwrap();
+    mounted.unmount();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let results: Results = text.lines().filter_map(result).collect();
+    assert!(
+        results.len() >= AT_LEAST,
+        "{fs:?}: only {} tests reported:\n{text}\n{}",
+        results.len(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    results
+}
+
+/// `NAME   RESULT` of a line.
+fn result(line: &str) -> Option<(String, String)> {
+    let mut words = line.split_whitespace();
+    let (name, result) = (words.next()?, words.next()?);
+    let known = matches!(result, "ok" | "FAILED" | "skipped") && words.next().is_none();
+    (known && name.contains("::")).then(|| (name.into(), result.into()))
+}
+
+/// Names of the file; every line has a reason.
+fn exclusions() -> BTreeSet<String> {
+    let lines = include_str!("pjdfstest.exclusions").lines();
+    lines
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+        .map(|line| {
+            let (name, reason) = line.split_once(' ').unwrap_or((line, ""));
+            assert!(!reason.trim().is_empty(), "no reason given for {name}");
+            name.to_owned()
+        })
+        .collect()
+}
+
+fn failed(results: &Results) -> BTreeSet<String> {
+    let failed = results.iter().filter(|(_, r)| *r == "FAILED");
+    failed.map(|(name, _)| name.clone()).collect()
+}
+
+#[test]
+fn no_failure_that_the_kernel_does_not_have() {
+    need_mounts!();
+    let program = match tool("pjdfstest") {
+        Ok(program) => program,
+        Err(why) => return skip(&why),
+    };
+    let (kernel, ours) = (run(&KERNEL, &program), run(&subject(), &program));
+    let more: Vec<_> = ours
+        .iter()
+        .filter(|(name, result)| *result != "ok" && kernel.get(*name) == Some(&"ok".into()))
+        .collect();
+    assert!(more.is_empty(), "the kernel passes these: {more:?}");
+    let (excluded, failed) = (exclusions(), failed(&ours));
+    let unexplained: Vec<_> = failed.difference(&excluded).collect();
+    assert!(unexplained.is_empty(), "without a reason: {unexplained:?}");
+    let stale: Vec<_> = excluded.difference(&failed).collect();
+    assert!(stale.is_empty(), "excluded and not failing: {stale:?}");
+}

@@ -1,0 +1,43 @@
+//! Finding the programs that `ci/tools.sh` installs, and a stack to run them on.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::common::layers::{self, Form, Layer};
+use crate::common::mount::{Scratch, Stack};
+
+/// A program in `target/tools`, or a reason to skip.
+pub(crate) fn tool(name: &str) -> Result<PathBuf, String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin");
+    let path = path.join(name);
+    match path.exists() {
+        true => Ok(path),
+        false => Err(format!("needs {}: run ci/tools.sh", path.display())),
+    }
+}
+
+/// A stack over `layers` in a scratch directory, not mounted.
+pub(crate) fn stack_in(scratch: &Scratch, layers: &[Layer]) -> Stack {
+    Stack {
+        lowers: layers::write_all(layers, scratch.path(), Form::Kernel),
+        upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+        mnt: scratch.dir("mnt"),
+    }
+}
+
+/// Runs a command; its stdout, or the test fails with everything it said.
+pub(crate) fn output_of(command: &mut Command) -> String {
+    let output = command
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{out}\n{err}",
+        output.status
+    );
+    out.into_owned()
+}

@@ -1,0 +1,156 @@
+//! What reaches the upper's file system when a program syncs, seen with strace on the
+//! server: fsync and fdatasync of the very file, of directories, of O_SYNC writes, copy-up
+//! before the name; and nothing at all on a `volatile` mount.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::common::fixture::Fixture;
+use crate::common::layers::{self, Form};
+use crate::common::mount::{Fs, poll};
+use crate::common::{need_mounts, skip};
+
+const CALLS: &str = "trace=fsync,fdatasync,syncfs,sync,sync_file_range,linkat,renameat2";
+
+/// strace on the server of a mount.
+struct Trace {
+    strace: Child,
+    file: std::path::PathBuf,
+}
+
+impl Trace {
+    fn start(f: &Fixture) -> Self {
+        let file = f.scratch.path().join("trace");
+        let log = f.scratch.path().join("strace.err");
+        let server = f.mounted().servers()[0];
+        let strace = Command::new("strace")
+            .args(["-f", "-y", "-e", CALLS, "-p", &server.to_string(), "-o"])
+            .arg(&file)
+            .stderr(Stdio::from(File::create(&log).unwrap()))
+            .spawn()
+            .unwrap();
+        let attached = || text(&log).contains("attached");
+        assert!(poll(attached), "strace: {}", text(&log));
+        Self { strace, file }
+    }
+
+    /// Detaches; the calls seen, one a line.
+    fn end(mut self) -> Vec<String> {
+        let pid = Pid::from_child(&self.strace);
+        kill_process(pid, Signal::INT).unwrap();
+        self.strace.wait().unwrap();
+        text(&self.file).lines().map(str::to_owned).collect()
+    }
+}
+
+fn text(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+}
+
+/// Everything a program can do for its data.
+fn sync_everything(f: &Fixture) {
+    let mut new = File::create(f.at("merged/new")).unwrap();
+    new.write_all(b"data").unwrap();
+    new.sync_all().unwrap();
+    new.sync_data().unwrap();
+    rustix::fs::fsync(File::open(f.at("merged")).unwrap()).unwrap();
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create(true);
+    let mut sync = options
+        .custom_flags(libc::O_SYNC)
+        .open(f.at("sync"))
+        .unwrap();
+    sync.write_all(b"synchronous").unwrap();
+    // Copy-up, and a sync of the copy.
+    let lower = OpenOptions::new()
+        .write(true)
+        .open(f.at("big.bin"))
+        .unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&lower, b"x", 0).unwrap();
+    lower.sync_all().unwrap();
+}
+
+fn traced(options: &'static str) -> Option<(Fixture, Vec<String>)> {
+    if Command::new("strace").arg("-V").output().is_err() {
+        skip("needs strace");
+        return None;
+    }
+    let fs = Fs::Unionfs(options);
+    let f = Fixture::with(&fs, &layers::standard(), Form::Kernel, true);
+    let trace = Trace::start(&f);
+    sync_everything(&f);
+    let calls = trace.end();
+    Some((f, calls))
+}
+
+/// Position of the first call of `name` on a path that ends in `path`.
+fn position(calls: &[String], name: &str, path: &str) -> usize {
+    let on = format!("{path}>");
+    let found = calls
+        .iter()
+        .position(|c| c.contains(&format!(" {name}(")) && c.contains(&on));
+    found.unwrap_or_else(|| panic!("no {name} of {path} in:\n{}", calls.join("\n")))
+}
+
+#[test]
+fn syncs_reach_the_upper() {
+    need_mounts!();
+    let Some((mut f, calls)) = traced("") else {
+        return;
+    };
+    position(&calls, "fsync", "/upper/merged/new");
+    position(&calls, "fdatasync", "/upper/merged/new");
+    position(&calls, "fsync", "/upper/merged");
+    position(&calls, "fsync", "/upper/sync");
+    position(&calls, "fsync", "/upper/big.bin");
+    f.remount();
+    assert_eq!(std::fs::read(f.at("sync")).unwrap(), b"synchronous");
+}
+
+/// The copy is synced while it has no name, then gets it.
+#[test]
+fn a_copy_is_synced_before_it_has_its_name() {
+    need_mounts!();
+    let Some((_f, calls)) = traced("") else {
+        return;
+    };
+    let named = calls
+        .iter()
+        .position(|c| {
+            (c.contains(" linkat(") || c.contains(" renameat2(")) && c.contains("big.bin")
+        })
+        .unwrap_or_else(|| panic!("no name given in:\n{}", calls.join("\n")));
+    // By the same thread: each line begins with its number.
+    let thread = calls[named].split_whitespace().next().unwrap();
+    let synced = calls[..named]
+        .iter()
+        .filter(|c| c.starts_with(thread))
+        .any(|c| c.contains(" fsync(") && c.contains("/work/"));
+    assert!(synced, "no fsync before it:\n{}", calls.join("\n"));
+}
+
+#[test]
+fn volatile_never_syncs() {
+    need_mounts!();
+    let Some((mut f, calls)) = traced("volatile") else {
+        return;
+    };
+    let syncs: Vec<_> = calls.iter().filter(|c| c.contains("sync")).collect();
+    // Names of files contain the word too.
+    let syncs: Vec<_> = syncs
+        .iter()
+        .filter(|c| {
+            ["sync(", "syncfs(", "sync_file_range("]
+                .iter()
+                .any(|s| c.contains(s))
+        })
+        .collect();
+    assert!(syncs.is_empty(), "{syncs:?}");
+    f.remount();
+    assert_eq!(std::fs::read(f.at("sync")).unwrap(), b"synchronous");
+}

@@ -1,0 +1,50 @@
+//! Known traps of union file systems, a file for each family. What kernel overlayfs
+//! answers is compared with it by `same_as_kernel`, which also remounts (by both) and
+//! looks again; what it cannot do, or does differently, states its own expectation and
+//! remounts by itself.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../parity/runner.rs"]
+mod runner;
+
+// The counters of the union are the budgets' alone.
+#[path = "../mount/stats.rs"]
+#[allow(dead_code)]
+mod stats;
+
+mod creation_modes;
+mod data;
+mod durability;
+mod leftovers;
+mod limits;
+mod listing;
+mod markers;
+mod programs;
+mod renames;
+mod set_id;
+mod times;
+
+use common::layers::{self, Layer};
+use common::mount::{KERNEL, subject};
+use common::script;
+
+/// Runs a script on kernel overlayfs and on unionfs over `layers`, on a tmpfs or on the
+/// disk: answers, trees, uppers, trees after remounts by both, and lowers must agree.
+fn same_as_kernel(layers: &[Layer], text: &str, tmpfs: bool) {
+    let case = runner::Case {
+        layers,
+        script: &script::parse(text),
+        uppers: true,
+        tmpfs,
+    };
+    let found = runner::compare(&KERNEL, &subject(), &case);
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+/// [`same_as_kernel`] over the standard layers, on the disk.
+fn same_on_standard(text: &str) {
+    same_as_kernel(&layers::standard(), text, false);
+}

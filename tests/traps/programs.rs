@@ -1,0 +1,111 @@
+//! Programs in the union: run as soon as they are written, busy while they run or are being
+//! written, as on kernel overlayfs. And file handles of it.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use unionfs::sys::handle::{name_to_handle, open_by_handle};
+
+use crate::common::fixture::Fixture;
+use crate::common::layers::{Form, Layer};
+use crate::common::mount::{Fs, KERNEL, subject};
+use crate::common::{errno, errno_name, need_mounts};
+
+fn layer() -> Layer {
+    let sleep = std::fs::read("/bin/sleep").unwrap();
+    Layer::new().file("sleep", sleep).mode(0o755)
+}
+
+fn run(path: &Path) -> String {
+    errno_name(errno(Command::new(path).arg("0").status()))
+}
+
+fn open_for_writing(path: &Path) -> String {
+    errno_name(errno(OpenOptions::new().write(true).open(path)))
+}
+
+/// What happens to `path` while it runs and while it is open for writing.
+fn busy(path: &Path) -> Vec<String> {
+    let mut notes = vec![run(path)];
+    let mut child = Command::new(path).arg("60").spawn().unwrap();
+    notes.push(format!("open: {}", open_for_writing(path)));
+    let truncated = OpenOptions::new().write(true).truncate(true).open(path);
+    notes.push(format!("truncate: {}", errno_name(errno(truncated))));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    notes.push(format!("open after it: {}", open_for_writing(path)));
+    let writer = OpenOptions::new().write(true).open(path).unwrap();
+    notes.push(format!("run while open: {}", run(path)));
+    drop(writer);
+    notes.push(format!("run: {}", run(path)));
+    notes
+}
+
+/// A lower program, its copy, a program just written, and one replaced by rename while the
+/// old one runs.
+fn observe(fs: &Fs) -> Vec<String> {
+    let mut f = Fixture::with(fs, &[layer()], Form::Kernel, true);
+    let mut notes = busy(&f.at("sleep"));
+    f.ok("utimens sleep 1.1 1.1");
+    notes.extend(busy(&f.at("sleep")));
+    std::fs::write(f.at("new"), std::fs::read("/bin/sleep").unwrap()).unwrap();
+    std::fs::set_permissions(f.at("new"), PermissionsExt::from_mode(0o755)).unwrap();
+    notes.extend(busy(&f.at("new")));
+    let mut child = Command::new(f.at("sleep")).arg("60").spawn().unwrap();
+    std::fs::rename(f.at("new"), f.at("sleep")).unwrap();
+    notes.push(run(&f.at("sleep")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    f.remount();
+    notes.push(run(&f.at("sleep")));
+    notes
+}
+
+#[test]
+fn busy_as_on_the_kernels() {
+    need_mounts!();
+    let (kernel, ours) = (observe(&KERNEL), observe(&subject()));
+    assert_eq!(kernel, ours);
+    assert!(kernel.iter().any(|n| n.ends_with("ETXTBSY")), "{kernel:?}");
+}
+
+/// A handle leads to its file or nowhere: after copy-up, rename and dropped caches, and when
+/// another file has taken the name.
+#[test]
+fn handles_never_lead_to_another_file() {
+    need_mounts!();
+    let mut f = Fixture::standard();
+    let root = File::open(f.root()).unwrap();
+    let handle = |name: &std::ffi::CStr| name_to_handle(&root, name).unwrap();
+    let ino = |f: &Fixture, name: &str| {
+        std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(f.at(name)).unwrap())
+    };
+    let (plain, top, dir) = (handle(c"plain.txt"), handle(c"top.txt"), handle(c"merged"));
+    // Held open, they stay known.
+    let held = [f.at("plain.txt"), f.at("merged")].map(|p| File::open(p).unwrap());
+    let opened = |handle| {
+        let fd = open_by_handle(&root, handle)?;
+        rustix::fs::fstat(fd).map(|s| s.st_ino)
+    };
+    f.ok("write plain.txt 0 X\nrename plain.txt moved\nchmod merged 700");
+    assert_eq!(
+        opened(&plain),
+        Ok(ino(&f, "moved")),
+        "copied up and renamed"
+    );
+    assert_eq!(opened(&dir), Ok(ino(&f, "merged")));
+    let was = ino(&f, "top.txt");
+    f.ok("unlink top.txt\ncreate top.txt 644\ncreate other 644");
+    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    for (handle, number) in [(&top, was), (&plain, ino(&f, "moved"))] {
+        match opened(handle) {
+            Ok(found) => assert_eq!(found, number),
+            Err(e) => assert_eq!(e, rustix::io::Errno::STALE),
+        }
+    }
+    drop((held, root));
+    f.remount();
+    assert_eq!(std::fs::read(f.at("moved")).unwrap()[..1], b"X"[..]);
+}
