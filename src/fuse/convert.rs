@@ -5,9 +5,7 @@ use super::wire::abi::{
     self, FATTR_ATIME, FATTR_ATIME_NOW, FATTR_GID, FATTR_MODE, FATTR_MTIME, FATTR_MTIME_NOW,
     FATTR_SIZE, FATTR_UID, SetattrIn, SxTime,
 };
-use crate::union::{
-    Attr, Caller, EntryRef, RenameFlags, SetAttr, SetTime, Time, XattrFlags,
-};
+use crate::union::{Attr, Caller, EntryRef, RenameFlags, SetAttr, SetTime, Time, XattrFlags};
 
 /// How long the kernel may keep entries, attributes and negative entries, in seconds: 136
 /// years. The union owns its layers, so what the kernel knows can only be changed by the

@@ -126,10 +126,20 @@ fn birth_is_that_of_the_topmost_file() {
     std::fs::write(f.at("plain.txt"), b"copied up").unwrap();
     f.remount();
     for path in ["merged/new", "plain.txt", "merged"] {
-        assert_eq!(birth(&f.at(path), all), birth(&f.upper(path), all), "{path}");
-        let (shown, kept) = (f.at(path).metadata().unwrap(), f.upper(path).metadata().unwrap());
+        assert_eq!(
+            birth(&f.at(path), all),
+            birth(&f.upper(path), all),
+            "{path}"
+        );
+        let (shown, kept) = (
+            f.at(path).metadata().unwrap(),
+            f.upper(path).metadata().unwrap(),
+        );
         assert_eq!(shown.created().unwrap(), kept.created().unwrap());
-        assert_eq!((shown.mtime(), shown.mtime_nsec()), (kept.mtime(), kept.mtime_nsec()));
+        assert_eq!(
+            (shown.mtime(), shown.mtime_nsec()),
+            (kept.mtime(), kept.mtime_nsec())
+        );
         assert_eq!((shown.mode(), shown.size()), (kept.mode(), kept.size()));
     }
 }

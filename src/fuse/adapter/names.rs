@@ -118,9 +118,9 @@ impl Adapter {
         self.count(Op::ReadDirPlus);
         with_buffer(size, |buffer| {
             let mut list = DirBuffer::new(buffer);
-            let result = self.union.readdir(ino, offset, true, &mut |item| {
-                add_plus(&mut list, item)
-            });
+            let result = self
+                .union
+                .readdir(ino, offset, true, &mut |item| add_plus(&mut list, item));
             match result {
                 // Entries already counted must reach the kernel; it meets the error next time.
                 Err(error) if list.bytes().is_empty() => {
@@ -136,13 +136,14 @@ impl Adapter {
 
 /// `false`: the entry did not fit, and its count was given back.
 fn add_plus(list: &mut DirBuffer<'_>, item: DirItem<'_, '_>) -> bool {
-    // `.` and `..`, and what cannot be looked up, without an inode: a number would count as
-    // a lookup, except of `.` and `..`, which the kernel neither links nor counts.
-    let out = match &item.entry {
-        Some(entry) => convert::entry(entry),
-        None => EntryOut::default(),
+    let (out, ino) = match &item.entry {
+        Some(entry) => (convert::entry(entry), item.ino),
+        // Without a node, which would count as a lookup. Only `.` and `..` have a number:
+        // readdir(3) leaves out what has none, as what cannot be looked up.
+        None if matches!(item.name, b"." | b"..") => (EntryOut::default(), item.ino),
+        None => (EntryOut::default(), 0),
     };
-    let place = (item.ino, item.offset, item.kind as u32);
+    let place = (ino, item.offset, item.kind as u32);
     let fits = list.add(Some(&out), place, item.name);
     if fits && let Some(entry) = item.entry {
         entry.surrender();

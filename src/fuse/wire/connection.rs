@@ -191,7 +191,10 @@ fn work(device: &Arc<OwnedFd>, handler: &impl Handler, size: usize) -> io::Resul
             Err(error) => return Err(error),
         };
         let Some((header, opcode, body)) = request::split(message) else {
-            tracing::warn!(len = message.len(), "message without a valid header ignored");
+            tracing::warn!(
+                len = message.len(),
+                "message without a valid header ignored"
+            );
             continue;
         };
         let reply = match request::is_answered(opcode) {

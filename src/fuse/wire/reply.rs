@@ -186,7 +186,10 @@ mod tests {
         assert!(!list.add(None, (3, 3, 8), b"x"), "16 bytes are left");
         assert_eq!(list.bytes().len(), 64);
         let (first, rest) = Dirent::read_from_prefix(list.bytes()).unwrap();
-        assert_eq!((first.ino, first.off, first.namelen, first.kind), (1, 1, 1, 4));
+        assert_eq!(
+            (first.ino, first.off, first.namelen, first.kind),
+            (1, 1, 1, 4)
+        );
         assert_eq!(&rest[..8], b".\0\0\0\0\0\0\0");
         let entry = EntryOut::default();
         let mut list = DirBuffer::new(&mut space);

@@ -25,41 +25,116 @@ pub(crate) struct Header {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Request<'a> {
     Destroy,
-    Lookup { name: &'a [u8] },
-    Forget { count: u64 },
+    Lookup {
+        name: &'a [u8],
+    },
+    Forget {
+        count: u64,
+    },
     BatchForget(Forgets<'a>),
     GetAttr,
-    StatX { mask: u32 },
+    StatX {
+        mask: u32,
+    },
     SetAttr(abi::SetattrIn),
     ReadLink,
-    SymLink { name: &'a [u8], target: &'a [u8] },
-    MkNod { name: &'a [u8], mode: u32, umask: u32, rdev: u32 },
-    MkDir { name: &'a [u8], mode: u32, umask: u32 },
-    TmpFile { mode: u32, umask: u32 },
-    Unlink { name: &'a [u8] },
-    RmDir { name: &'a [u8] },
-    Rename { name: &'a [u8], new_parent: u64, new_name: &'a [u8], flags: u32 },
+    SymLink {
+        name: &'a [u8],
+        target: &'a [u8],
+    },
+    MkNod {
+        name: &'a [u8],
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+    },
+    MkDir {
+        name: &'a [u8],
+        mode: u32,
+        umask: u32,
+    },
+    TmpFile {
+        mode: u32,
+        umask: u32,
+    },
+    Unlink {
+        name: &'a [u8],
+    },
+    RmDir {
+        name: &'a [u8],
+    },
+    Rename {
+        name: &'a [u8],
+        new_parent: u64,
+        new_name: &'a [u8],
+        flags: u32,
+    },
     /// The header names the new parent.
-    Link { ino: u64, name: &'a [u8] },
+    Link {
+        ino: u64,
+        name: &'a [u8],
+    },
     Open,
     OpenDir,
     Release,
     ReleaseDir,
-    Read { offset: u64, size: u32 },
-    Write { offset: u64, data: &'a [u8], kill_suid: bool },
-    Fsync { datasync: bool },
-    FsyncDir { datasync: bool },
+    Read {
+        offset: u64,
+        size: u32,
+    },
+    Write {
+        offset: u64,
+        data: &'a [u8],
+        kill_suid: bool,
+    },
+    Fsync {
+        datasync: bool,
+    },
+    FsyncDir {
+        datasync: bool,
+    },
     SyncFs,
-    ReadDir { offset: u64, size: u32 },
-    ReadDirPlus { offset: u64, size: u32 },
+    ReadDir {
+        offset: u64,
+        size: u32,
+    },
+    ReadDirPlus {
+        offset: u64,
+        size: u32,
+    },
     StatFs,
-    SetXattr { name: &'a [u8], value: &'a [u8], flags: u32 },
-    GetXattr { name: &'a [u8], size: u32 },
-    ListXattr { size: u32 },
-    RemoveXattr { name: &'a [u8] },
-    Fallocate { offset: u64, length: u64, mode: u32 },
-    Lseek { offset: u64, whence: u32 },
-    CopyFileRange { offset: u64, to: u64, to_offset: u64, len: u64, flags: u64, wide: bool },
+    SetXattr {
+        name: &'a [u8],
+        value: &'a [u8],
+        flags: u32,
+    },
+    GetXattr {
+        name: &'a [u8],
+        size: u32,
+    },
+    ListXattr {
+        size: u32,
+    },
+    RemoveXattr {
+        name: &'a [u8],
+    },
+    Fallocate {
+        offset: u64,
+        length: u64,
+        mode: u32,
+    },
+    Lseek {
+        offset: u64,
+        whence: u32,
+    },
+    CopyFileRange {
+        offset: u64,
+        to: u64,
+        to_offset: u64,
+        len: u64,
+        flags: u64,
+        wide: bool,
+    },
     /// An operation this transport does not offer: its counter, if it has one, and the
     /// errno. After ENOSYS the kernel does not send it again but does without.
     Refused(Option<Op>, i32),
@@ -92,8 +167,26 @@ pub(crate) fn split(message: &[u8]) -> Option<(Header, u32, &[u8])> {
     // Extensions, at the end, are sent only when asked for.
     let extensions = usize::from(header.total_extlen) * 8;
     let body = body.get(..body.len().checked_sub(extensions)?)?;
-    let InHeader { opcode, unique, nodeid: ino, uid, gid, pid, .. } = header;
-    Some((Header { unique, ino, uid, gid, pid }, opcode, body))
+    let InHeader {
+        opcode,
+        unique,
+        nodeid: ino,
+        uid,
+        gid,
+        pid,
+        ..
+    } = header;
+    Some((
+        Header {
+            unique,
+            ino,
+            uid,
+            gid,
+            pid,
+        },
+        opcode,
+        body,
+    ))
 }
 
 /// Whether the kernel waits for an answer to this opcode.
@@ -141,9 +234,18 @@ fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
             Request::Read { offset, size }
         }
         op::WRITE => {
-            let abi::WriteIn { offset, size, write_flags, .. } = body.take()?;
+            let abi::WriteIn {
+                offset,
+                size,
+                write_flags,
+                ..
+            } = body.take()?;
             let kill_suid = write_flags & abi::WRITE_KILL_SUIDGID != 0;
-            Request::Write { offset, data: body.bytes(size)?, kill_suid }
+            Request::Write {
+                offset,
+                data: body.bytes(size)?,
+                kill_suid,
+            }
         }
         op::READDIRPLUS => {
             let abi::ReadIn { offset, size, .. } = body.take()?;
@@ -153,9 +255,13 @@ fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
             let abi::ReadIn { offset, size, .. } = body.take()?;
             Request::ReadDir { offset, size }
         }
-        op::FORGET => Request::Forget { count: body.take()? },
+        op::FORGET => Request::Forget {
+            count: body.take()?,
+        },
         op::BATCH_FORGET => batch_forget(body)?,
-        op::STATX => Request::StatX { mask: body.take::<abi::StatxIn>()?.sx_mask },
+        op::STATX => Request::StatX {
+            mask: body.take::<abi::StatxIn>()?.sx_mask,
+        },
         op::SETATTR => Request::SetAttr(body.take()?),
         op::READLINK => Request::ReadLink,
         op::STATFS => Request::StatFs,
@@ -165,8 +271,12 @@ fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
         op::RELEASEDIR => Request::ReleaseDir,
         op::DESTROY => Request::Destroy,
         op::SYNCFS => Request::SyncFs,
-        op::FSYNC => Request::Fsync { datasync: datasync(body)? },
-        op::FSYNCDIR => Request::FsyncDir { datasync: datasync(body)? },
+        op::FSYNC => Request::Fsync {
+            datasync: datasync(body)?,
+        },
+        op::FSYNCDIR => Request::FsyncDir {
+            datasync: datasync(body)?,
+        },
         op::SETXATTR | op::GETXATTR | op::LISTXATTR | op::REMOVEXATTR => xattr(opcode, body)?,
         op::FALLOCATE | op::LSEEK | op::COPY_FILE_RANGE | op::COPY_FILE_RANGE_64 => {
             ranges(opcode, body)?
@@ -181,14 +291,28 @@ fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
 /// The operations that change names.
 fn names<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
     Some(match opcode {
-        op::SYMLINK => Request::SymLink { name: body.name()?, target: body.name()? },
+        op::SYMLINK => Request::SymLink {
+            name: body.name()?,
+            target: body.name()?,
+        },
         op::MKNOD => {
-            let abi::MknodIn { mode, rdev, umask, .. } = body.take()?;
-            Request::MkNod { name: body.name()?, mode, umask, rdev }
+            let abi::MknodIn {
+                mode, rdev, umask, ..
+            } = body.take()?;
+            Request::MkNod {
+                name: body.name()?,
+                mode,
+                umask,
+                rdev,
+            }
         }
         op::MKDIR => {
             let abi::MkdirIn { mode, umask } = body.take()?;
-            Request::MkDir { name: body.name()?, mode, umask }
+            Request::MkDir {
+                name: body.name()?,
+                mode,
+                umask,
+            }
         }
         // The name that follows is a placeholder.
         op::TMPFILE => {
@@ -205,14 +329,22 @@ fn names<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
             let abi::Rename2In { newdir, flags, .. } = body.take()?;
             rename(body, newdir, flags)?
         }
-        op::LINK => Request::Link { ino: body.take()?, name: body.name()? },
+        op::LINK => Request::Link {
+            ino: body.take()?,
+            name: body.name()?,
+        },
         _ => Request::Refused(None, libc::ENOSYS),
     })
 }
 
 fn rename(mut body: Body<'_>, new_parent: u64, flags: u32) -> Option<Request<'_>> {
     let (name, new_name) = (body.name()?, body.name()?);
-    Some(Request::Rename { name, new_parent, new_name, flags })
+    Some(Request::Rename {
+        name,
+        new_parent,
+        new_name,
+        flags,
+    })
 }
 
 fn batch_forget(mut body: Body<'_>) -> Option<Request<'_>> {
@@ -231,14 +363,21 @@ fn xattr<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
     Some(match opcode {
         op::SETXATTR => {
             let abi::SetxattrIn { size, flags } = body.take()?;
-            Request::SetXattr { name: body.name()?, value: body.bytes(size)?, flags }
+            Request::SetXattr {
+                name: body.name()?,
+                value: body.bytes(size)?,
+                flags,
+            }
         }
         op::REMOVEXATTR => Request::RemoveXattr { name: body.name()? },
         _ => {
             let abi::GetxattrIn { size, .. } = body.take()?;
             match opcode {
                 op::LISTXATTR => Request::ListXattr { size },
-                _ => Request::GetXattr { name: body.name()?, size },
+                _ => Request::GetXattr {
+                    name: body.name()?,
+                    size,
+                },
             }
         }
     })
@@ -247,8 +386,17 @@ fn xattr<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
 fn ranges<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
     Some(match opcode {
         op::FALLOCATE => {
-            let abi::FallocateIn { offset, length, mode, .. } = body.take()?;
-            Request::Fallocate { offset, length, mode }
+            let abi::FallocateIn {
+                offset,
+                length,
+                mode,
+                ..
+            } = body.take()?;
+            Request::Fallocate {
+                offset,
+                length,
+                mode,
+            }
         }
         op::LSEEK => {
             let abi::LseekIn { offset, whence, .. } = body.take()?;

@@ -113,7 +113,11 @@ fn a_worker_survives_what_it_is_sent() {
     send(&kernel, op::FORGET, 3u64.as_bytes());
     send(&kernel, op::LOOKUP, b"name\0");
     let (header, name) = answered(&kernel);
-    assert_eq!((header.error, &*name), (0, &b"name"[..]), "FORGET is not answered");
+    assert_eq!(
+        (header.error, &*name),
+        (0, &b"name"[..]),
+        "FORGET is not answered"
+    );
     assert_eq!(*echo.0.lock().unwrap(), [3]);
     assert_eq!(header.unique, u64::from(op::LOOKUP));
     drop(kernel);

@@ -37,7 +37,10 @@ fn headers_are_split_off() {
         || unreachable!("it is well-formed"),
         |(header, opcode, body)| (header, opcode, body.to_vec()),
     );
-    assert_eq!((header, opcode, &*body), (expected, op::LOOKUP, &b"a\0"[..]));
+    assert_eq!(
+        (header, opcode, &*body),
+        (expected, op::LOOKUP, &b"a\0"[..])
+    );
 }
 
 #[test]
@@ -61,12 +64,20 @@ fn names_are_bytes_up_to_their_nul() {
     ));
     assert!(matches!(
         parse(op::SYMLINK, b"name\0target\0"),
-        Request::SymLink { name: b"name", target: b"target" }
+        Request::SymLink {
+            name: b"name",
+            target: b"target"
+        }
     ));
     let to = 9u64;
     assert!(matches!(
         parse(op::RENAME, &[to.as_bytes(), b"a\0b\0"].concat()),
-        Request::Rename { name: b"a", new_parent: 9, new_name: b"b", flags: 0 }
+        Request::Rename {
+            name: b"a",
+            new_parent: 9,
+            new_name: b"b",
+            flags: 0
+        }
     ));
 }
 
@@ -81,13 +92,21 @@ fn data_is_as_long_as_it_says() {
     let body = [write.as_bytes(), b"abc"].concat();
     assert!(matches!(
         parse(op::WRITE, &body),
-        Request::Write { offset: 5, data: b"abc", kill_suid: true }
+        Request::Write {
+            offset: 5,
+            data: b"abc",
+            kill_suid: true
+        }
     ));
     assert!(matches!(parse(op::WRITE, &body[..42]), Request::Malformed));
     let set = abi::SetxattrIn { size: 2, flags: 1 };
     assert!(matches!(
         parse(op::SETXATTR, &[set.as_bytes(), b"user.a\0vv"].concat()),
-        Request::SetXattr { name: b"user.a", value: b"vv", flags: 1 }
+        Request::SetXattr {
+            name: b"user.a",
+            value: b"vv",
+            flags: 1
+        }
     ));
 }
 
@@ -110,9 +129,15 @@ fn forgets_are_counted_before_they_are_believed() {
 #[test]
 fn what_is_unknown_is_not_offered() {
     for opcode in [0, 7, 48, 49, 54, 4096, u32::MAX] {
-        assert_eq!(shown(opcode, &[]), format!("Refused(None, {})", libc::ENOSYS));
+        assert_eq!(
+            shown(opcode, &[]),
+            format!("Refused(None, {})", libc::ENOSYS)
+        );
     }
-    assert_eq!(shown(op::IOCTL, &[]), format!("Refused(Some(Ioctl), {})", libc::ENOTTY));
+    assert_eq!(
+        shown(op::IOCTL, &[]),
+        format!("Refused(Some(Ioctl), {})", libc::ENOTTY)
+    );
 }
 
 /// Opcodes whose body has a minimum, and that minimum.
