@@ -1,5 +1,5 @@
 //! Translates each request of the kernel to one call of the union and one reply. Called
-//! by fuser's worker threads; holds no state of files: the node id is the union's inode
+//! by the workers of `wire`; holds no state of files: the node id is the union's inode
 //! number and there are no file handles (no-open, no-opendir).
 //!
 //! Work that would copy a file up, and every fsync, goes to the pool with its reply, so
@@ -11,10 +11,10 @@ mod names;
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use fuser::{INodeNo, InitFlags};
-
 use super::counters::{Counters, Op};
 use super::pool::Pool;
+use super::wire::Limits;
+use super::wire::abi::init;
 use crate::union::Union;
 
 /// The most bytes in one WRITE and in one READ.
@@ -26,7 +26,7 @@ const SLOW_COPY: u64 = 1 << 20;
 /// The most one copy_file_range moves: the kernel's own limit for one call (MAX_RW_COUNT).
 const MAX_COPY: u64 = 0x7fff_f000;
 
-/// fuser's view of a union.
+/// The kernel's view of a union.
 pub(super) struct Adapter {
     union: Arc<Union>,
     counters: Arc<Counters>,
@@ -38,13 +38,15 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    pub(super) fn new(union: Arc<Union>, counters: Arc<Counters>, pool: Pool) -> Self {
+    /// `flags`: what the handshake agreed on.
+    pub(super) fn new(union: Arc<Union>, counters: Arc<Counters>, pool: Pool, flags: u32) -> Self {
+        counters.count(Op::Init);
         Self {
             union,
             counters,
             pool,
-            no_open: false,
-            no_opendir: false,
+            no_open: flags & init::NO_OPEN_SUPPORT != 0,
+            no_opendir: flags & init::NO_OPENDIR_SUPPORT != 0,
         }
     }
 
@@ -63,30 +65,32 @@ impl Adapter {
     }
 
     /// Runs a modification of `ino` that may first have to copy it up.
-    fn modify(&self, ino: INodeNo, job: impl FnOnce(&Union) + Send + 'static) {
-        self.run(self.union.needs_copy_up(ino.0), job);
+    fn modify(&self, ino: u64, job: impl FnOnce(&Union) + Send + 'static) {
+        self.run(self.union.needs_copy_up(ino), job);
     }
 }
 
 /// What to ask of the kernel, each where it offers it. Never FUSE_ATOMIC_O_TRUNC (there is
 /// no OPEN), FUSE_AUTO_INVAL_DATA (it would drop cached pages; files change through the
-/// kernel only) or the lock flags (the kernel keeps locks itself). READDIRPLUS without
+/// kernel only), FUSE_EXPORT_SUPPORT (what the kernel forgot, the union may not find by
+/// number) or the lock flags (the kernel keeps locks itself). READDIRPLUS without
 /// FUSE_READDIRPLUS_AUTO: with it, the pages of a listing after the first bring names only,
 /// and each name of them costs a LOOKUP (318 more messages for a walk of 1,624 files).
-fn wanted(acl: bool) -> InitFlags {
-    let flags = InitFlags::FUSE_PARALLEL_DIROPS
-        | InitFlags::FUSE_DO_READDIRPLUS
-        | InitFlags::FUSE_CACHE_SYMLINKS
-        | InitFlags::FUSE_NO_OPEN_SUPPORT
-        | InitFlags::FUSE_NO_OPENDIR_SUPPORT
-        | InitFlags::FUSE_EXPLICIT_INVAL_DATA
-        | InitFlags::FUSE_ASYNC_DIO
-        | InitFlags::FUSE_DONT_MASK
-        | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
-    if acl {
-        flags | InitFlags::FUSE_POSIX_ACL
-    } else {
-        flags
+pub(super) fn wanted(acl: bool) -> Limits {
+    let flags = init::ASYNC_READ
+        | init::PARALLEL_DIROPS
+        | init::DO_READDIRPLUS
+        | init::CACHE_SYMLINKS
+        | init::NO_OPEN_SUPPORT
+        | init::NO_OPENDIR_SUPPORT
+        | init::EXPLICIT_INVAL_DATA
+        | init::ASYNC_DIO
+        | init::DONT_MASK
+        | init::HANDLE_KILLPRIV_V2;
+    Limits {
+        flags: if acl { flags | init::POSIX_ACL } else { flags },
+        max_io: MAX_IO,
+        max_background: MAX_BACKGROUND,
     }
 }
 

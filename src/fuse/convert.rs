@@ -1,46 +1,38 @@
-//! Between the union's plain values and fuser's types. Called by `adapter`.
+//! Between the union's plain values and the protocol's. Called by `adapter` and `reply`.
 
-use std::time::{Duration, SystemTime};
+use super::wire::Header;
+use super::wire::abi::{
+    self, FATTR_ATIME, FATTR_ATIME_NOW, FATTR_GID, FATTR_MODE, FATTR_MTIME, FATTR_MTIME_NOW,
+    FATTR_SIZE, FATTR_UID, SetattrIn, SxTime,
+};
+use crate::union::{Attr, Caller, EntryRef, RenameFlags, SetAttr, SetTime, Time, XattrFlags};
 
-use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
+/// How long the kernel may keep entries, attributes and negative entries, in seconds: 136
+/// years. The union owns its layers, so what the kernel knows can only be changed by the
+/// kernel.
+pub(super) const FOREVER: u64 = u32::MAX as u64;
 
-use crate::union::{Attr, Caller, FileKind, RenameFlags, SetTime, Time, XattrFlags};
-
-/// How long the kernel may keep entries, attributes and negative entries: 136 years. The
-/// union owns its layers, so what the kernel knows can only be changed by the kernel.
-pub(super) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
-
-pub(super) fn caller(req: &fuser::Request) -> Caller {
+pub(super) fn caller(header: &Header) -> Caller {
     Caller {
-        uid: req.uid(),
-        gid: req.gid(),
-        pid: req.pid(),
+        uid: header.uid,
+        gid: header.gid,
+        pid: header.pid,
     }
 }
 
-pub(super) fn kind(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::Fifo => FileType::NamedPipe,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::Directory => FileType::Directory,
-        FileKind::BlockDevice => FileType::BlockDevice,
-        FileKind::Regular => FileType::RegularFile,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::Socket => FileType::Socket,
-    }
-}
-
-pub(super) fn attr(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.ino),
+/// The kernel takes the seconds as signed again.
+pub(super) fn attr(attr: &Attr) -> abi::Attr {
+    abi::Attr {
+        ino: attr.ino,
         size: attr.size,
         blocks: attr.blocks,
-        atime: system_time(attr.atime),
-        mtime: system_time(attr.mtime),
-        ctime: system_time(attr.ctime),
-        crtime: SystemTime::UNIX_EPOCH,
-        kind: kind(attr.kind),
-        perm: (attr.perm & 0o7777) as u16,
+        atime: attr.atime.sec.cast_unsigned(),
+        mtime: attr.mtime.sec.cast_unsigned(),
+        ctime: attr.ctime.sec.cast_unsigned(),
+        atimensec: nsec(attr.atime),
+        mtimensec: nsec(attr.mtime),
+        ctimensec: nsec(attr.ctime),
+        mode: attr.kind.mode_bits() | attr.perm & 0o7777,
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
@@ -50,67 +42,76 @@ pub(super) fn attr(attr: &Attr) -> FileAttr {
     }
 }
 
-/// Attributes of an entry without inode: of a negative entry, where the kernel looks at
-/// the inode number 0 only.
-pub(super) fn no_attr(kind: FileType) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: SystemTime::UNIX_EPOCH,
-        mtime: SystemTime::UNIX_EPOCH,
-        ctime: SystemTime::UNIX_EPOCH,
-        crtime: SystemTime::UNIX_EPOCH,
-        kind,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
-    }
+/// Layers may hold anything there.
+fn nsec(time: Time) -> u32 {
+    time.nsec.min(999_999_999)
 }
 
-/// Layers may hold any time: what `SystemTime` cannot hold becomes the epoch.
-fn system_time(time: Time) -> SystemTime {
-    let whole = Duration::from_secs(time.sec.unsigned_abs());
-    let base = if time.sec < 0 {
-        SystemTime::UNIX_EPOCH.checked_sub(whole)
-    } else {
-        SystemTime::UNIX_EPOCH.checked_add(whole)
+/// The basic attributes, which the kernel wants in any case, and the time of birth if it was
+/// asked for and is known.
+pub(super) fn statx(attr: &Attr, mask: u32) -> abi::Statx {
+    let time = |time: Time| SxTime {
+        sec: time.sec,
+        nsec: nsec(time),
+        reserved: 0,
     };
-    let nanos = Duration::from_nanos(u64::from(time.nsec.min(999_999_999)));
-    base.and_then(|base| base.checked_add(nanos))
-        .unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-/// The exact time the kernel sent with a SETATTR.
-///
-/// fuser 0.18 builds the `SystemTime` for negative seconds `s` and nanoseconds `n` as the
-/// epoch *minus* (|s| seconds and n nanoseconds), where `s` seconds *plus* n was meant
-/// (its `system_time_from_time`). The distance to the epoch therefore still holds both
-/// numbers.
-pub(super) fn time_of_request(time: SystemTime) -> Time {
-    match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => Time {
-            sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
-            nsec: after.subsec_nanos(),
-        },
-        Err(before) => {
-            let distance = before.duration();
-            Time {
-                sec: 0i64.saturating_sub_unsigned(distance.as_secs()),
-                nsec: distance.subsec_nanos(),
-            }
-        }
+    let btime = attr.btime.filter(|_| mask & libc::STATX_BTIME != 0);
+    let birth = btime.map_or(0, |_| libc::STATX_BTIME);
+    abi::Statx {
+        mask: libc::STATX_BASIC_STATS | birth,
+        blksize: attr.blksize,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        mode: (attr.kind.mode_bits() | attr.perm & 0o7777) as u16,
+        ino: attr.ino,
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: time(attr.atime),
+        btime: time(btime.unwrap_or_default()),
+        ctime: time(attr.ctime),
+        mtime: time(attr.mtime),
+        rdev_major: attr.rdev.0,
+        rdev_minor: attr.rdev.1,
+        ..abi::Statx::default()
     }
 }
 
-pub(super) fn set_time(time: TimeOrNow) -> SetTime {
-    match time {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::At(time_of_request(time)),
+pub(super) fn entry(entry: &EntryRef<'_>) -> abi::EntryOut {
+    abi::EntryOut {
+        nodeid: entry.attr().ino,
+        generation: entry.generation(),
+        attr: attr(entry.attr()),
+        ..no_entry()
+    }
+}
+
+/// No such name, to be remembered: node 0.
+pub(super) fn no_entry() -> abi::EntryOut {
+    abi::EntryOut {
+        entry_valid: FOREVER,
+        attr_valid: FOREVER,
+        ..abi::EntryOut::default()
+    }
+}
+
+pub(super) fn set_attr(set: &SetattrIn) -> SetAttr {
+    let has = |flag| set.valid & flag != 0;
+    let time = |flag, now, sec: u64, nsec| match (has(now), has(flag)) {
+        (true, _) => Some(SetTime::Now),
+        (false, true) => Some(SetTime::At(Time {
+            sec: sec.cast_signed(),
+            nsec,
+        })),
+        (false, false) => None,
+    };
+    SetAttr {
+        perm: has(FATTR_MODE).then_some(set.mode & 0o7777),
+        uid: has(FATTR_UID).then_some(set.uid),
+        gid: has(FATTR_GID).then_some(set.gid),
+        size: has(FATTR_SIZE).then_some(set.size),
+        atime: time(FATTR_ATIME, FATTR_ATIME_NOW, set.atime, set.atimensec),
+        mtime: time(FATTR_MTIME, FATTR_MTIME_NOW, set.mtime, set.mtimensec),
     }
 }
 
@@ -125,15 +126,18 @@ pub(super) fn decode_dev(dev: u32) -> (u32, u32) {
     ((dev >> 8) & 0xfff, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
 }
 
-pub(super) fn rename_flags(flags: fuser::RenameFlags) -> RenameFlags {
-    RenameFlags {
-        noreplace: flags.contains(fuser::RenameFlags::RENAME_NOREPLACE),
-        exchange: flags.contains(fuser::RenameFlags::RENAME_EXCHANGE),
-        whiteout: flags.contains(fuser::RenameFlags::RENAME_WHITEOUT),
-    }
+/// `None`: flags we do not know.
+pub(super) fn rename_flags(flags: u32) -> Option<RenameFlags> {
+    let known = libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT;
+    (flags & !known == 0).then_some(RenameFlags {
+        noreplace: flags & libc::RENAME_NOREPLACE != 0,
+        exchange: flags & libc::RENAME_EXCHANGE != 0,
+        whiteout: flags & libc::RENAME_WHITEOUT != 0,
+    })
 }
 
-pub(super) fn xattr_flags(flags: i32) -> XattrFlags {
+pub(super) fn xattr_flags(flags: u32) -> XattrFlags {
+    let flags = flags.cast_signed();
     XattrFlags {
         create: flags & libc::XATTR_CREATE != 0,
         replace: flags & libc::XATTR_REPLACE != 0,
@@ -143,57 +147,69 @@ pub(super) fn xattr_flags(flags: i32) -> XattrFlags {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::UNIX_EPOCH;
+    use crate::union::FileKind;
 
-    /// What fuser 0.18 makes of a SETATTR's time (release arithmetic).
-    fn fuser_request(sec: i64, nsec: u32) -> SystemTime {
-        let d = Duration::new(sec.unsigned_abs(), nsec);
-        if sec >= 0 {
-            UNIX_EPOCH + d
-        } else {
-            UNIX_EPOCH - d
+    fn some_attr(kind: FileKind) -> Attr {
+        let at = |sec, nsec| Time { sec, nsec };
+        Attr {
+            ino: 7,
+            kind,
+            perm: 0o4755,
+            nlink: 2,
+            uid: 1,
+            gid: 2,
+            rdev: (1, 3),
+            size: 4,
+            blocks: 8,
+            blksize: 4096,
+            atime: at(-1, 999_999_999),
+            mtime: at(i64::MIN, u32::MAX),
+            ctime: at(1 << 40, 1),
+            btime: Some(at(-5, 6)),
         }
     }
 
     #[test]
-    fn request_times_are_exact() {
-        for (sec, nsec) in [
-            (0, 0),
-            (0, 1),
-            (1_700_000_000, 999_999_999),
-            (i64::MAX, 999_999_999),
-            (-1, 0),
-            (-1, 1),
-            (-1, 999_999_999),
-            (-2, 500_000_000),
-            (i64::MIN + 1, 999_999_999),
-            (i64::MIN, 0),
-        ] {
-            let time = time_of_request(fuser_request(sec, nsec));
-            assert_eq!(time, Time { sec, nsec }, "{sec}.{nsec}");
-        }
+    fn requested_times_are_exact() {
+        let set = SetattrIn {
+            valid: FATTR_ATIME | FATTR_MTIME | FATTR_MTIME_NOW,
+            atime: (-2i64).cast_unsigned(),
+            atimensec: 500_000_000,
+            ..SetattrIn::default()
+        };
+        let expected = SetAttr {
+            atime: Some(SetTime::At(Time {
+                sec: -2,
+                nsec: 500_000_000,
+            })),
+            mtime: Some(SetTime::Now),
+            ..SetAttr::default()
+        };
+        assert_eq!(set_attr(&set), expected);
+        assert_eq!(set_attr(&SetattrIn::default()), SetAttr::default());
     }
 
     #[test]
     fn answered_times_are_exact() {
-        let at = |sec, nsec| system_time(Time { sec, nsec });
-        assert_eq!(at(0, 5), UNIX_EPOCH + Duration::new(0, 5));
-        assert_eq!(at(-1, 0), UNIX_EPOCH - Duration::new(1, 0));
-        assert_eq!(at(-1, 1), UNIX_EPOCH - Duration::new(0, 999_999_999));
-        assert_eq!(
-            at(-2, 800_000_000),
-            UNIX_EPOCH - Duration::new(1, 200_000_000)
-        );
+        let out = attr(&some_attr(FileKind::Regular));
+        assert_eq!((out.atime, out.atimensec), (u64::MAX, 999_999_999));
+        assert_eq!((out.mtime, out.mtimensec), (1 << 63, 999_999_999));
+        assert_eq!((out.ctime, out.ctimensec), (1 << 40, 1));
     }
 
     #[test]
-    fn hostile_times_do_not_panic() {
-        for sec in [i64::MIN, i64::MIN + 1, i64::MAX - 1, i64::MAX] {
-            for nsec in [0, 1, 999_999_999, u32::MAX] {
-                let time = system_time(Time { sec, nsec });
-                assert_eq!(time < UNIX_EPOCH, sec < 0, "{sec}.{nsec}");
-            }
-        }
+    fn birth_is_told_when_asked_for_and_known() {
+        let known = some_attr(FileKind::Regular);
+        let out = statx(&known, libc::STATX_BASIC_STATS | libc::STATX_BTIME);
+        assert_eq!(out.mask, libc::STATX_BASIC_STATS | libc::STATX_BTIME);
+        assert_eq!((out.btime.sec, out.btime.nsec), (-5, 6));
+        let basic = libc::STATX_BASIC_STATS;
+        assert_eq!(statx(&known, basic).mask, basic);
+        let unknown = Attr {
+            btime: None,
+            ..known
+        };
+        assert_eq!(statx(&unknown, libc::STATX_BTIME).mask, basic);
     }
 
     #[test]
@@ -215,46 +231,28 @@ mod tests {
 
     #[test]
     fn every_kind_keeps_its_type() {
-        let base = Attr {
-            ino: 7,
-            kind: FileKind::Fifo,
-            perm: 0o4755,
-            nlink: 2,
-            uid: 1,
-            gid: 2,
-            rdev: (1, 3),
-            size: 4,
-            blocks: 8,
-            blksize: 4096,
-            atime: Time::default(),
-            mtime: Time::default(),
-            ctime: Time::default(),
-            btime: None,
-        };
-        for (ours, theirs) in [
-            (FileKind::Fifo, FileType::NamedPipe),
-            (FileKind::CharDevice, FileType::CharDevice),
-            (FileKind::Directory, FileType::Directory),
-            (FileKind::BlockDevice, FileType::BlockDevice),
-            (FileKind::Regular, FileType::RegularFile),
-            (FileKind::Symlink, FileType::Symlink),
-            (FileKind::Socket, FileType::Socket),
+        for (kind, bits) in [
+            (FileKind::Fifo, libc::S_IFIFO),
+            (FileKind::CharDevice, libc::S_IFCHR),
+            (FileKind::Directory, libc::S_IFDIR),
+            (FileKind::BlockDevice, libc::S_IFBLK),
+            (FileKind::Regular, libc::S_IFREG),
+            (FileKind::Symlink, libc::S_IFLNK),
+            (FileKind::Socket, libc::S_IFSOCK),
         ] {
-            let converted = attr(&Attr { kind: ours, ..base });
-            assert_eq!(converted.kind, theirs);
-            assert_eq!((converted.perm, converted.rdev), (0o4755, 0x103));
+            let attrs = some_attr(kind);
+            let out = attr(&attrs);
+            assert_eq!((out.mode, out.rdev), (bits | 0o4755, 0x103));
+            assert_eq!(u32::from(statx(&attrs, 0).mode), out.mode);
         }
     }
 
     #[test]
     fn flags() {
-        let all = fuser::RenameFlags::all();
-        let ours = rename_flags(all);
-        assert!(ours.noreplace && ours.exchange && ours.whiteout);
-        assert_eq!(
-            rename_flags(fuser::RenameFlags::empty()),
-            RenameFlags::default()
-        );
+        let all = rename_flags(7).unwrap();
+        assert!(all.noreplace && all.exchange && all.whiteout);
+        assert_eq!(rename_flags(0), Some(RenameFlags::default()));
+        assert_eq!(rename_flags(8), None);
         assert_eq!(xattr_flags(0), XattrFlags::default());
         assert!(xattr_flags(1).create && xattr_flags(2).replace);
     }

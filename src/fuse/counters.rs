@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 macro_rules! operations {
     ($($variant:ident $name:literal,)*) => {
         /// The operations, named as in linux/fuse.h without the prefix `FUSE_`. FORGET counts
-        /// inodes: each one of a BATCH_FORGET, too.
+        /// inodes: each one of a BATCH_FORGET, too. RENAME, SETLK and COPY_FILE_RANGE count
+        /// their variants (RENAME2, SETLKW, COPY_FILE_RANGE_64).
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(super) enum Op { $($variant,)* }
 
@@ -56,6 +57,10 @@ operations! {
     Fallocate "FALLOCATE",
     Lseek "LSEEK",
     CopyFileRange "COPY_FILE_RANGE",
+    StatX "STATX",
+    TmpFile "TMPFILE",
+    SyncFs "SYNCFS",
+    Interrupt "INTERRUPT",
 }
 
 impl Op {

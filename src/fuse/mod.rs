@@ -2,8 +2,8 @@
 //! Called by the cli and by whoever uses the library to mount a stack.
 //!
 //! ```text
-//! kernel ─ /dev/fuse ─ fuser's worker threads ─ adapter ─ union
-//!                                                  └─ pool (copy-up, fsync) ─ union
+//! kernel ─ /dev/fuse ─ wire's worker threads ─ adapter ─ union
+//!                                                 └─ pool (copy-up, fsync) ─ union
 //! ```
 //!
 //! [`mount()`] attaches the file system and shakes hands with the kernel;
@@ -24,6 +24,7 @@ pub mod runtime;
 mod session;
 pub mod stats;
 mod unmount;
+mod wire;
 
 pub use config::MountConfig;
 pub use error::{Error, Result};

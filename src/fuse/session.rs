@@ -6,7 +6,6 @@
 //! the union is dropped.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -17,13 +16,14 @@ use rustix::process::Resource;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::adapter::Adapter;
+use super::adapter::{Adapter, wanted};
 use super::config::MountConfig;
 use super::counters::Counters;
 use super::error::{Error, Result};
 use super::mount::{self as attach, Attachment};
 use super::pool::Pool;
 use super::runtime::MountRecord;
+use super::wire::Connection;
 use super::{FUSE_MAGIC, stats, unmount};
 use crate::union::Union;
 
@@ -35,9 +35,10 @@ const ABORT_TIME: Duration = Duration::from_secs(2);
 /// A mount that is attached and has shaken hands with the kernel: requests queue up until
 /// it is served. Dropped without being served, it is unmounted.
 pub struct Mounted {
-    session: fuser::Session<Adapter>,
+    connection: Connection,
     attachment: Attachment,
     core: Core,
+    threads: usize,
     signals: Option<Signals>,
     record: Option<MountRecord>,
 }
@@ -73,7 +74,7 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
         pool: Pool::new(),
     };
     let (fd, attachment) = attach::attach(config)?;
-    let session = handshake(fd, &core, config)
+    let connection = Connection::open(fd, &wanted(core.union.has_acl()))
         .map_err(|source| session_error(&attachment.mountpoint, source))?;
     let record = config.register.then(|| {
         MountRecord::new(
@@ -84,31 +85,20 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
         )
     });
     Ok(Mounted {
-        session,
+        connection,
         attachment,
         core,
+        threads: config.threads,
         signals,
         record,
     })
 }
 
-fn handshake(
-    fd: OwnedFd,
-    core: &Core,
-    config: &MountConfig,
-) -> io::Result<fuser::Session<Adapter>> {
-    let adapter = Adapter::new(
-        Arc::clone(&core.union),
-        Arc::clone(&core.counters),
-        core.pool.clone(),
-    );
-    let mut options = fuser::Config::default();
-    options.n_threads = Some(config.threads.max(1));
-    // A descriptor per worker lets the kernel keep their requests apart.
-    options.clone_fd = attach::can_reopen_device();
-    // The kernel itself keeps others out of a mount without allow_other; fuser's own check
-    // would also hit requests that the kernel sends without credentials.
-    fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, options)
+impl Core {
+    fn adapter(&self, flags: u32) -> Adapter {
+        let (union, counters) = (Arc::clone(&self.union), Arc::clone(&self.counters));
+        Adapter::new(union, counters, self.pool.clone(), flags)
+    }
 }
 
 impl Mounted {
@@ -135,7 +125,12 @@ impl Mounted {
         let signals = self.signals.take();
         let watcher = signals.map(|signals| watch_signals(signals, sender.clone()));
         let mountpoint = self.attachment.mountpoint.clone();
-        let started = start(self.session, &mountpoint, sender);
+        let adapter = self.core.adapter(self.connection.flags());
+        let serve = {
+            let (connection, threads) = (self.connection, self.threads);
+            move || connection.serve(Arc::new(adapter), threads, attach::can_reopen_device())
+        };
+        let started = start(serve, &mountpoint, sender);
         let outcome = match started {
             Ok(()) => wait_for_end(&self.attachment, &events, on_ready),
             Err(error) => Err(session_error(&mountpoint, error)),
@@ -216,7 +211,7 @@ impl Mounted {
 
 /// Starts the workers, and asks the mount for an answer.
 fn start(
-    session: fuser::Session<Adapter>,
+    serve: impl FnOnce() -> io::Result<()> + Send + 'static,
     mountpoint: &Path,
     sender: Sender<Event>,
 ) -> io::Result<()> {
@@ -224,7 +219,7 @@ fn start(
     std::thread::Builder::new()
         .name("unionfs-session".into())
         .spawn(move || {
-            let _ = ended.send(Event::Ended(session.run()));
+            let _ = ended.send(Event::Ended(serve()));
         })?;
     let mountpoint = mountpoint.to_owned();
     // Blocks until a worker answers or the connection ends: not for this thread.

@@ -1,6 +1,7 @@
 //! The few system calls rustix lacks; the only place where `unsafe` is allowed.
-//! Called by `layer` (file handles) and by the cli (processes).
+//! Called by `layer` (file handles), `fuse` (its device) and by the cli (processes).
 
+pub mod fuse;
 pub mod handle;
 pub mod process;
 pub mod writeback;

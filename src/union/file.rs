@@ -70,6 +70,15 @@ impl Union {
         }
     }
 
+    /// Writes everything of the upper's file system to its disk; nothing on a `volatile`
+    /// mount and without an upper.
+    pub fn syncfs(&self) -> Result<()> {
+        match self.upper.as_ref().filter(|u| !u.volatile) {
+            Some(upper) => Ok(rustix::fs::syncfs(&upper.layer.root)?),
+            None => Ok(()),
+        }
+    }
+
     /// fsync of a directory.
     pub fn fsyncdir(&self, ino: Ino, datasync: bool) -> Result<()> {
         let inode = self.directory(ino)?;

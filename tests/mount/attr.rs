@@ -2,8 +2,12 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+
 use crate::common::fixture::Fixture;
 use crate::common::need_mounts;
+
+use super::stats::requests_of;
 
 #[test]
 fn modes_and_owners() {
@@ -92,4 +96,50 @@ fn truncate_both_ways() {
         ("read empty.txt", "\"\\x00\\x00\""),
         ("truncate merged 0", "EISDIR"),
     ]);
+}
+
+/// When `path` was born, in seconds and nanoseconds, if statx(2) tells.
+fn birth(path: &std::path::Path, mask: StatxFlags) -> Option<(i64, u32)> {
+    let stat = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, mask).unwrap();
+    let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+    known.then_some((stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec))
+}
+
+#[test]
+fn birth_is_that_of_the_topmost_file() {
+    need_mounts!();
+    let mut f = Fixture::standard();
+    let all = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    std::fs::write(f.at("merged/new"), b"x").unwrap();
+    let Some(born) = birth(&f.upper("merged/new"), all) else {
+        eprintln!("skipped: the upper's file system records no birth");
+        return;
+    };
+    assert_eq!(birth(&f.at("merged/new"), all), Some(born));
+    // Asked again, from the kernel's memory.
+    let sent = requests_of(f.root(), || {
+        assert_eq!(birth(&f.at("merged/new"), all), Some(born));
+    });
+    assert!(!sent.contains_key("STATX"), "{sent:?}");
+    assert!(birth(&f.at("plain.txt"), all).is_some());
+    assert!(birth(&f.at("link-rel"), all).is_some());
+    std::fs::write(f.at("plain.txt"), b"copied up").unwrap();
+    f.remount();
+    for path in ["merged/new", "plain.txt", "merged"] {
+        assert_eq!(
+            birth(&f.at(path), all),
+            birth(&f.upper(path), all),
+            "{path}"
+        );
+        let (shown, kept) = (
+            f.at(path).metadata().unwrap(),
+            f.upper(path).metadata().unwrap(),
+        );
+        assert_eq!(shown.created().unwrap(), kept.created().unwrap());
+        assert_eq!(
+            (shown.mtime(), shown.mtime_nsec()),
+            (kept.mtime(), kept.mtime_nsec())
+        );
+        assert_eq!((shown.mode(), shown.size()), (kept.mode(), kept.size()));
+    }
 }

@@ -1,7 +1,13 @@
-//! Creating files: where, over what, as whom.
+//! Creating files: where, over what, as whom, and without a name.
+
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 use crate::common::fixture::Fixture;
-use crate::common::need_mounts;
+use crate::common::{layers, need_mounts};
 
 #[test]
 fn create_and_exclusive_create() {
@@ -65,13 +71,48 @@ fn the_caller_owns_what_he_creates() {
 }
 
 #[test]
-fn unnamed_files_are_refused_as_unsupported() {
+fn unnamed_files_get_a_name_by_link() {
     need_mounts!();
-    // fuser 0.18 does not know FUSE_TMPFILE; programs fall back to a named file. The core
-    // has unnamed files: tests/core.
-    let f = Fixture::standard();
-    f.expect(&[
-        ("open 1 deep/a wp 640", "EOPNOTSUPP"),
-        ("readdir deep/a", "b:d"),
-    ]);
+    let mut f = Fixture::standard();
+    let dir = std::fs::File::open(f.at("deep/a")).unwrap();
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let unnamed = || rustix::fs::openat(&dir, ".", flags, Mode::from_raw_mode(0o640)).unwrap();
+    let mut file = std::fs::File::from(unnamed());
+    file.write_all(b"content").unwrap();
+    let stat = file.metadata().unwrap();
+    assert_eq!((stat.nlink(), stat.mode(), stat.len()), (0, 0o100_640, 7));
+    // Another, never named, is gone when it is closed.
+    drop(unnamed());
+    f.expect(&[("readdir deep/a", "b:d")]);
+    let magic = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, magic, &dir, "named", AtFlags::SYMLINK_FOLLOW).unwrap();
+    file.write_all(b" and more").unwrap();
+    drop((file, dir));
+    let check = [
+        (
+            "stat deep/a/named",
+            "mode 100640 owner 0:0 size 16 nlink 1 rdev 0",
+        ),
+        ("readdir deep/a", "b:d named:f"),
+    ];
+    f.expect(&check);
+    assert_eq!(
+        std::fs::read(f.at("deep/a/named")).unwrap(),
+        b"content and more"
+    );
+    f.remount();
+    f.expect(&check);
+    assert_eq!(
+        std::fs::read(f.upper("deep/a/named")).unwrap(),
+        b"content and more"
+    );
+}
+
+#[test]
+fn unnamed_files_need_an_upper() {
+    need_mounts!();
+    let f = Fixture::read_only(&layers::standard());
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let made = rustix::fs::open(f.at("deep/a"), flags, Mode::RUSR);
+    assert_eq!(made.unwrap_err(), rustix::io::Errno::ROFS);
 }

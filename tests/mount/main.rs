@@ -18,6 +18,7 @@ mod differences;
 mod fallocate;
 mod forget;
 mod fsync;
+mod handles;
 mod hardlinks;
 mod hostile;
 mod inode_numbers;

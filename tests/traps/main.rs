@@ -39,6 +39,7 @@ fn same_as_kernel(layers: &[Layer], text: &str, tmpfs: bool) {
         script: &script::parse(text),
         uppers: true,
         tmpfs,
+        made: None,
     };
     let found = runner::compare(&KERNEL, &subject(), &case);
     assert!(found.is_empty(), "\n{}", found.join("\n"));

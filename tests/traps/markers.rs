@@ -44,6 +44,7 @@ fn attributes_of_overlays_set_inside() {
         script: &script::parse(&text),
         uppers: true,
         tmpfs: false,
+        made: None,
     };
     let found = compare(&KERNEL, &Fs::Unionfs("dialect=overlay"), &case);
     assert!(found.is_empty(), "\n{}", found.join("\n"));
@@ -73,6 +74,7 @@ fn wh_names_made_inside() {
         script: &script::parse(text),
         uppers: true,
         tmpfs: false,
+        made: None,
     };
     let found = compare(&KERNEL, &Fs::Unionfs("dialect=overlay"), &case);
     assert!(found.is_empty(), "\n{}", found.join("\n"));

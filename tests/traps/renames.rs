@@ -72,6 +72,7 @@ fn every_pair(flags: &str) {
         script: &script::parse(&text),
         uppers: false,
         tmpfs: false,
+        made: None,
     };
     let found = compare(&KERNEL, &subject(), &case);
     assert!(found.is_empty(), "\n{}", found.join("\n"));

@@ -2,173 +2,151 @@
 //! Called by `adapter`. An entry's lookup count goes to the kernel with the reply that
 //! carries it, and back to the union (by drop) when the entry did not fit.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-
-use fuser::{
-    FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    Request,
-};
-
-use super::Adapter;
-use crate::fuse::convert::{self, FOREVER, caller};
+use super::{Adapter, with_buffer};
+use crate::fuse::convert::{self, caller};
 use crate::fuse::counters::Op;
-use crate::fuse::reply::{self, Reply};
+use crate::fuse::reply;
+use crate::fuse::wire::abi::EntryOut;
+use crate::fuse::wire::{DirBuffer, Header, Reply};
 use crate::union::DirItem;
 
 impl Adapter {
-    pub(super) fn lookup_name(&self, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    pub(super) fn lookup_name(&self, parent: u64, name: &[u8], reply: Reply) {
         self.count(Op::Lookup);
-        match self.union.lookup(parent.0, name.as_bytes()) {
-            Ok(Some(entry)) => reply::entry(reply, Op::Lookup, parent.0, Ok(entry)),
+        match self.union.lookup(parent, name) {
+            Ok(Some(entry)) => reply::entry(reply, Op::Lookup, parent, Ok(entry)),
             // Inode 0 and a validity: the kernel remembers that there is no such name.
             Ok(None) => {
-                let none = convert::no_attr(FileType::RegularFile);
-                reply.entry(&FOREVER, &none, Generation(0));
+                reply.message(&convert::no_entry());
             }
-            Err(error) => reply.fail(Op::Lookup, parent.0, &error),
+            Err(error) => reply::fail(reply, Op::Lookup, parent, &error),
         }
     }
 
     pub(super) fn make_node(
         &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
+        header: &Header,
+        name: &[u8],
         (mode, umask, rdev): (u32, u32, u32),
-        reply: ReplyEntry,
+        reply: Reply,
     ) {
         self.count(Op::MkNod);
         let rdev = convert::decode_dev(rdev);
-        let name = name.as_bytes();
         let result = self
             .union
-            .mknod(&caller(req), parent.0, name, mode, umask, rdev);
-        reply::entry(reply, Op::MkNod, parent.0, result);
+            .mknod(&caller(header), header.ino, name, mode, umask, rdev);
+        reply::entry(reply, Op::MkNod, header.ino, result);
     }
 
     pub(super) fn make_dir(
         &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
+        header: &Header,
+        name: &[u8],
         (mode, umask): (u32, u32),
-        reply: ReplyEntry,
+        reply: Reply,
     ) {
         self.count(Op::MkDir);
-        let name = name.as_bytes();
         let result = self
             .union
-            .mkdir(&caller(req), parent.0, name, mode & 0o7777, umask);
-        reply::entry(reply, Op::MkDir, parent.0, result);
+            .mkdir(&caller(header), header.ino, name, mode & 0o7777, umask);
+        reply::entry(reply, Op::MkDir, header.ino, result);
     }
 
-    pub(super) fn make_symlink(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        target: &Path,
-        reply: ReplyEntry,
-    ) {
+    /// A file without a name comes with an open handle, which is none here either.
+    pub(super) fn make_unnamed(&self, header: &Header, (mode, umask): (u32, u32), reply: Reply) {
+        self.count(Op::TmpFile);
+        let result = self
+            .union
+            .tmpfile(&caller(header), header.ino, mode & 0o7777, umask);
+        reply::created(reply, Op::TmpFile, header.ino, result);
+    }
+
+    pub(super) fn make_symlink(&self, header: &Header, name: &[u8], target: &[u8], reply: Reply) {
         self.count(Op::SymLink);
-        let (name, target) = (name.as_bytes(), target.as_os_str().as_bytes());
-        let result = self.union.symlink(&caller(req), parent.0, name, target);
-        reply::entry(reply, Op::SymLink, parent.0, result);
+        let result = self
+            .union
+            .symlink(&caller(header), header.ino, name, target);
+        reply::entry(reply, Op::SymLink, header.ino, result);
     }
 
     pub(super) fn rename_name(
         &self,
-        (parent, name): (INodeNo, &OsStr),
-        (new_parent, new_name): (INodeNo, &OsStr),
-        flags: fuser::RenameFlags,
-        reply: ReplyEmpty,
+        (parent, name): (u64, &[u8]),
+        (new_parent, new_name): (u64, &[u8]),
+        flags: u32,
+        reply: Reply,
     ) {
         self.count(Op::Rename);
-        let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
-        let flags = convert::rename_flags(flags);
-        let slow = self.union.needs_copy_up_name(parent.0, &name)
-            || flags.exchange && self.union.needs_copy_up_name(new_parent.0, &new_name);
+        let Some(flags) = convert::rename_flags(flags) else {
+            return reply.error(libc::EINVAL);
+        };
+        let slow = self.union.needs_copy_up_name(parent, name)
+            || flags.exchange && self.union.needs_copy_up_name(new_parent, new_name);
+        let (name, new_name) = (name.to_vec(), new_name.to_vec());
         self.run(slow, move |union| {
-            let result = union.rename(parent.0, &name, new_parent.0, &new_name, flags);
-            reply::empty(reply, Op::Rename, parent.0, result);
+            let result = union.rename(parent, &name, new_parent, &new_name, flags);
+            reply::empty(reply, Op::Rename, parent, result);
         });
     }
 
-    pub(super) fn link_name(
-        &self,
-        ino: INodeNo,
-        new_parent: INodeNo,
-        new_name: &OsStr,
-        reply: ReplyEntry,
-    ) {
+    pub(super) fn link_name(&self, ino: u64, new_parent: u64, new_name: &[u8], reply: Reply) {
         self.count(Op::Link);
-        let new_name = new_name.as_bytes().to_vec();
+        let new_name = new_name.to_vec();
         self.modify(ino, move |union| {
-            let result = union.link(ino.0, new_parent.0, &new_name);
-            reply::entry(reply, Op::Link, new_parent.0, result);
+            let result = union.link(ino, new_parent, &new_name);
+            reply::entry(reply, Op::Link, new_parent, result);
         });
     }
 
-    pub(super) fn list(&self, ino: INodeNo, offset: u64, mut reply: ReplyDirectory) {
+    pub(super) fn list(&self, ino: u64, offset: u64, size: u32, reply: Reply) {
         self.count(Op::ReadDir);
-        let result = self.union.readdir(ino.0, offset, false, &mut |item| {
-            let name = OsStr::from_bytes(item.name);
-            !reply.add(
-                INodeNo(item.ino),
-                item.offset,
-                convert::kind(item.kind),
-                name,
-            )
+        with_buffer(size, |buffer| {
+            let mut list = DirBuffer::new(buffer);
+            let result = self.union.readdir(ino, offset, false, &mut |item| {
+                list.add(None, (item.ino, item.offset, item.kind as u32), item.name)
+            });
+            match result {
+                Ok(()) => {
+                    reply.bytes(list.bytes());
+                }
+                Err(error) => reply::fail(reply, Op::ReadDir, ino, &error),
+            }
         });
-        match result {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.fail(Op::ReadDir, ino.0, &error),
-        }
     }
 
-    pub(super) fn list_plus(&self, ino: INodeNo, offset: u64, mut reply: ReplyDirectoryPlus) {
+    pub(super) fn list_plus(&self, ino: u64, offset: u64, size: u32, reply: Reply) {
         self.count(Op::ReadDirPlus);
-        let mut added = 0u32;
-        let result = self.union.readdir(ino.0, offset, true, &mut |item| {
-            let fits = add_plus(&mut reply, item);
-            added += u32::from(fits);
-            fits
+        with_buffer(size, |buffer| {
+            let mut list = DirBuffer::new(buffer);
+            let result = self
+                .union
+                .readdir(ino, offset, true, &mut |item| add_plus(&mut list, item));
+            match result {
+                // Entries already counted must reach the kernel; it meets the error next time.
+                Err(error) if list.bytes().is_empty() => {
+                    reply::fail(reply, Op::ReadDirPlus, ino, &error);
+                }
+                _ => {
+                    reply.bytes(list.bytes());
+                }
+            }
         });
-        match result {
-            // Entries already counted must reach the kernel; it meets the error next time.
-            Err(error) if added == 0 => reply.fail(Op::ReadDirPlus, ino.0, &error),
-            _ => reply.ok(),
-        }
     }
 }
 
 /// `false`: the entry did not fit, and its count was given back.
-fn add_plus(reply: &mut ReplyDirectoryPlus, item: DirItem<'_, '_>) -> bool {
-    let name = OsStr::from_bytes(item.name);
-    let (attr, generation) = match &item.entry {
-        Some(entry) => (convert::attr(entry.attr()), entry.generation()),
-        // `.` and `..` with their inode number: the kernel neither links nor counts them.
-        // Other names only without one: a number would count as a lookup.
-        None => {
-            let mut attr = convert::no_attr(convert::kind(item.kind));
-            if matches!(item.name, b"." | b"..") {
-                attr.ino = INodeNo(item.ino);
-            }
-            (attr, 0)
-        }
+fn add_plus(list: &mut DirBuffer<'_>, item: DirItem<'_, '_>) -> bool {
+    let (out, ino) = match &item.entry {
+        Some(entry) => (convert::entry(entry), item.ino),
+        // Without a node, which would count as a lookup. Only `.` and `..` have a number:
+        // readdir(3) leaves out what has none, as what cannot be looked up.
+        None if matches!(item.name, b"." | b"..") => (EntryOut::default(), item.ino),
+        None => (EntryOut::default(), 0),
     };
-    let full = reply.add(
-        attr.ino,
-        item.offset,
-        name,
-        &FOREVER,
-        &attr,
-        Generation(generation),
-    );
-    if !full && let Some(entry) = item.entry {
+    let place = (ino, item.offset, item.kind as u32);
+    let fits = list.add(Some(&out), place, item.name);
+    if fits && let Some(entry) = item.entry {
         entry.surrender();
     }
-    !full
+    fits
 }

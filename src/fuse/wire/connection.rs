@@ -1,0 +1,217 @@
+//! The connection to the kernel: the handshake, and the workers that read requests. Called
+//! by `session`.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::io::Errno;
+use zerocopy::FromBytes;
+
+use super::abi::{self, InitIn, InitOut, init, op};
+use super::reply::Reply;
+use super::request::{self, Header, Request};
+use crate::sys::fuse::clone_device;
+
+/// Room for a request's header and arguments before the data of a WRITE.
+const HEADROOM: usize = 4096;
+
+/// Answers requests; called by several threads at once.
+pub(crate) trait Handler: Send + Sync + 'static {
+    /// One request. A dropped reply is EIO.
+    fn handle(&self, header: &Header, request: Request<'_>, reply: Reply);
+}
+
+/// What we ask for in the handshake.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Flags of `abi::init`, each taken where the kernel offers it.
+    pub(crate) flags: u32,
+    /// Most bytes in one READ, WRITE and readahead.
+    pub(crate) max_io: u32,
+    /// Requests the kernel may have in flight for readahead and other background work.
+    pub(crate) max_background: u16,
+}
+
+/// A connection that has shaken hands.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    device: Arc<OwnedFd>,
+    flags: u32,
+    buffer: usize,
+}
+
+impl Connection {
+    /// Answers INIT, which the kernel sends first.
+    ///
+    /// # Errors
+    /// ENODEV when it was unmounted meanwhile, EPROTO when the kernel speaks a version older
+    /// than 7.31 or something else than FUSE.
+    pub(crate) fn open(device: OwnedFd, limits: &Limits) -> io::Result<Self> {
+        let buffer = limits.max_io as usize + HEADROOM;
+        let mut connection = Self {
+            device: Arc::new(device),
+            flags: 0,
+            buffer,
+        };
+        let mut space = vec![0; buffer];
+        loop {
+            let message = receive(&connection.device, &mut space)?;
+            let (header, opcode, body) = request::split(message).ok_or_else(not_fuse)?;
+            let reply = Reply::new(Arc::clone(&connection.device), header.unique);
+            let init = InitIn::read_from_prefix(body).map(|(init, _)| init);
+            let (op::INIT, Ok(init)) = (opcode, init) else {
+                reply.error(libc::EIO);
+                return Err(not_fuse());
+            };
+            match answer(&init, limits) {
+                Some(answer) => {
+                    connection.flags = answer.flags;
+                    if !reply.message(&answer) {
+                        return Err(Errno::NODEV.into());
+                    }
+                    if answer.major == init.major {
+                        return Ok(connection);
+                    }
+                }
+                None => {
+                    reply.error(libc::EPROTO);
+                    return Err(Errno::PROTO.into());
+                }
+            }
+        }
+    }
+
+    /// The flags both sides agreed on.
+    pub(crate) fn flags(&self) -> u32 {
+        self.flags
+    }
+
+    /// Serves with `threads` workers until the file system is unmounted. With `own_devices`
+    /// each gets a descriptor of its own where the kernel gives one.
+    ///
+    /// # Errors
+    /// When no worker could be started, or one had to end early.
+    pub(crate) fn serve(
+        self,
+        handler: Arc<impl Handler>,
+        threads: usize,
+        own_devices: bool,
+    ) -> io::Result<()> {
+        let mut workers = Vec::with_capacity(threads);
+        for number in 0..threads.max(1) {
+            let device = match number {
+                1.. if own_devices => self.another_device(),
+                _ => Arc::clone(&self.device),
+            };
+            let (handler, size) = (Arc::clone(&handler), self.buffer);
+            let spawned = std::thread::Builder::new()
+                .name(format!("unionfs-{number}"))
+                .spawn(move || work(&device, &*handler, size));
+            match spawned {
+                Ok(worker) => workers.push(worker),
+                Err(error) if workers.is_empty() => return Err(error),
+                // Fewer do.
+                Err(error) => tracing::warn!(%error, "cannot start another worker"),
+            }
+        }
+        let ends = workers.into_iter().map(end);
+        ends.fold(Ok(()), io::Result::and)
+    }
+
+    fn another_device(&self) -> Arc<OwnedFd> {
+        match clone_device(&*self.device) {
+            Ok(device) => Arc::new(device),
+            Err(error) => {
+                tracing::debug!(%error, "workers share a descriptor");
+                Arc::clone(&self.device)
+            }
+        }
+    }
+}
+
+fn end(worker: JoinHandle<io::Result<()>>) -> io::Result<()> {
+    let panicked = |_| Err(io::Error::other("a worker panicked"));
+    worker.join().unwrap_or_else(panicked)
+}
+
+fn not_fuse() -> io::Error {
+    io::Error::other("the kernel did not begin with FUSE_INIT")
+}
+
+/// The answer to INIT; `None` for a version too old. For a major version newer than ours
+/// it only names ours, and the kernel asks again.
+fn answer(init: &InitIn, limits: &Limits) -> Option<InitOut> {
+    if init.major < abi::MAJOR || init.major == abi::MAJOR && init.minor < abi::MIN_MINOR {
+        return None;
+    }
+    let version = InitOut {
+        major: abi::MAJOR,
+        minor: abi::MINOR,
+        ..InitOut::default()
+    };
+    if init.major > abi::MAJOR {
+        return Some(version);
+    }
+    let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
+    Some(InitOut {
+        max_readahead: init.max_readahead.min(limits.max_io),
+        flags: init.flags & (limits.flags | init::BIG_WRITES | init::MAX_PAGES),
+        max_background: limits.max_background,
+        congestion_threshold: limits.max_background / 4 * 3,
+        max_write: limits.max_io,
+        time_gran: 1,
+        max_pages: u16::try_from(limits.max_io / page).unwrap_or(u16::MAX),
+        ..version
+    })
+}
+
+/// The next message. ENOENT is a request that was aborted while it was being read.
+fn receive<'b>(device: &OwnedFd, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
+    loop {
+        match rustix::io::read(device, &mut *buffer) {
+            // The device has no end; a socket in its place has.
+            Ok(0) => return Err(Errno::NODEV.into()),
+            Ok(size) => return Ok(buffer.get(..size).unwrap_or_default()),
+            Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// A worker: reads, parses, handles, until the file system is unmounted.
+fn work(device: &Arc<OwnedFd>, handler: &impl Handler, size: usize) -> io::Result<()> {
+    let mut buffer = vec![0; size];
+    loop {
+        let message = match receive(device, &mut buffer) {
+            Ok(message) => message,
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let Some((header, opcode, body)) = request::split(message) else {
+            tracing::warn!(
+                len = message.len(),
+                "message without a valid header ignored"
+            );
+            continue;
+        };
+        let reply = match request::is_answered(opcode) {
+            true => Reply::new(Arc::clone(device), header.unique),
+            false => Reply::none(),
+        };
+        let request = request::parse(opcode, body);
+        // A bug in one request must not end the mount for the others; dropped on the way,
+        // the reply has answered EIO.
+        let handled = catch_unwind(AssertUnwindSafe(|| {
+            handler.handle(&header, request, reply);
+        }));
+        if handled.is_err() {
+            tracing::error!(opcode, ino = header.ino, "request panicked");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

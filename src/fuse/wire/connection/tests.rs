@@ -1,0 +1,125 @@
+//! The handshake and a worker, with a socket in the kernel's place: packets keep messages
+//! apart as /dev/fuse does.
+
+use std::sync::Mutex;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use zerocopy::IntoBytes;
+
+use super::*;
+use abi::{InHeader, OutHeader};
+
+const LIMITS: Limits = Limits {
+    flags: init::DONT_MASK | init::POSIX_ACL,
+    max_io: 1 << 20,
+    max_background: 64,
+};
+
+fn pair() -> (OwnedFd, OwnedFd) {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None).unwrap()
+}
+
+fn send(kernel: &OwnedFd, opcode: u32, body: &[u8]) {
+    let header = InHeader {
+        len: (size_of::<InHeader>() + body.len()) as u32,
+        opcode,
+        unique: u64::from(opcode),
+        ..InHeader::default()
+    };
+    rustix::io::write(kernel, &[header.as_bytes(), body].concat()).unwrap();
+}
+
+fn init(major: u32, minor: u32) -> InitIn {
+    InitIn {
+        major,
+        minor,
+        max_readahead: 1 << 17,
+        flags: u32::MAX,
+    }
+}
+
+fn answered(kernel: &OwnedFd) -> (OutHeader, Vec<u8>) {
+    let mut space = [0; 512];
+    let len = rustix::io::read(kernel, &mut space).unwrap();
+    let (header, body) = OutHeader::read_from_prefix(&space[..len]).unwrap();
+    (header, body.to_vec())
+}
+
+#[test]
+fn shakes_hands() {
+    let (kernel, ours) = pair();
+    // A kernel of the future asks again.
+    send(&kernel, op::INIT, init(8, 1).as_bytes());
+    send(&kernel, op::INIT, init(7, 99).as_bytes());
+    let connection = Connection::open(ours, &LIMITS).unwrap();
+    let (_, first) = answered(&kernel);
+    assert_eq!(InitOut::read_from_bytes(&first).unwrap().major, 7);
+    let (header, second) = answered(&kernel);
+    assert_eq!(header.error, 0);
+    let out = InitOut::read_from_bytes(&second).unwrap();
+    assert_eq!((out.major, out.minor), (7, abi::MINOR));
+    let sizes = init::BIG_WRITES | init::MAX_PAGES;
+    assert_eq!(out.flags, LIMITS.flags | sizes);
+    assert_eq!(connection.flags(), out.flags);
+    assert_eq!((out.max_write, out.max_readahead), (1 << 20, 1 << 17));
+    let page = rustix::param::page_size();
+    assert_eq!(usize::from(out.max_pages) * page, 1 << 20);
+}
+
+#[test]
+fn refuses_what_is_too_old_or_no_handshake() {
+    let (kernel, ours) = pair();
+    send(&kernel, op::INIT, init(7, 30).as_bytes());
+    let error = Connection::open(ours, &LIMITS).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EPROTO));
+    assert_eq!(answered(&kernel).0.error, -libc::EPROTO);
+    for (opcode, body) in [(op::LOOKUP, &b"a\0"[..]), (op::INIT, &b"short"[..])] {
+        let (kernel, ours) = pair();
+        send(&kernel, opcode, body);
+        Connection::open(ours, &LIMITS).unwrap_err();
+        assert_eq!(answered(&kernel).0.error, -libc::EIO);
+    }
+}
+
+/// Answers LOOKUP with its name, panics at GETATTR, and notes FORGET.
+#[derive(Default)]
+struct Echo(Mutex<Vec<u64>>);
+
+impl Handler for Echo {
+    fn handle(&self, _: &Header, request: Request<'_>, reply: Reply) {
+        match request {
+            Request::Lookup { name } => {
+                reply.bytes(name);
+            }
+            Request::GetAttr => panic!("expected by the test"),
+            Request::Forget { count } => self.0.lock().unwrap().push(count),
+            _ => reply.error(libc::EINVAL),
+        }
+    }
+}
+
+#[test]
+fn a_worker_survives_what_it_is_sent() {
+    let (kernel, ours) = pair();
+    let echo = Arc::new(Echo::default());
+    let handler = Arc::clone(&echo);
+    let worker = std::thread::spawn(move || work(&Arc::new(ours), &*handler, 8192));
+    rustix::io::write(&kernel, b"noise").unwrap();
+    send(&kernel, op::GETATTR, &[]);
+    assert_eq!(answered(&kernel).0.error, -libc::EIO, "the bug is answered");
+    send(&kernel, op::LOOKUP, b"no end");
+    assert_eq!(answered(&kernel).0.error, -libc::EINVAL);
+    send(&kernel, op::FORGET, 3u64.as_bytes());
+    send(&kernel, op::LOOKUP, b"name\0");
+    let (header, name) = answered(&kernel);
+    assert_eq!(
+        (header.error, &*name),
+        (0, &b"name"[..]),
+        "FORGET is not answered"
+    );
+    assert_eq!(*echo.0.lock().unwrap(), [3]);
+    assert_eq!(header.unique, u64::from(op::LOOKUP));
+    drop(kernel);
+    worker.join().unwrap().unwrap();
+}

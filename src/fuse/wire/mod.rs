@@ -1,0 +1,18 @@
+//! The FUSE kernel protocol, version 7.31 and later, without any library: the only code
+//! that knows its bytes. Called by `session` (the connection) and `adapter` (requests and
+//! replies). Source of the format: Linux `include/uapi/linux/fuse.h`.
+//!
+//! ```text
+//! worker: read(2) ──► request (parsed, borrowed) ──► Handler ──► reply: one writev(2)
+//! ```
+//!
+//! Every byte read is checked: what is too short or lacks its NUL is answered EINVAL.
+
+pub(super) mod abi;
+mod connection;
+pub(super) mod reply;
+pub(super) mod request;
+
+pub(super) use connection::{Connection, Handler, Limits};
+pub(super) use reply::{DirBuffer, Reply};
+pub(super) use request::{Header, Request};

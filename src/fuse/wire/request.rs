@@ -1,0 +1,458 @@
+//! One message of the kernel, parsed where it lies. Called by `connection` for every
+//! buffer read; the fields go to `adapter` as they are.
+
+use zerocopy::FromBytes;
+
+use super::abi::{self, InHeader, op};
+use crate::fuse::counters::Op;
+
+/// Who asks, and about which inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// Number of the request, which its reply must name.
+    pub(crate) unique: u64,
+    /// The inode (or parent directory) it is about.
+    pub(crate) ino: u64,
+    /// fsuid of the caller.
+    pub(crate) uid: u32,
+    /// fsgid of the caller.
+    pub(crate) gid: u32,
+    /// Thread id of the caller, 0 when it has none in our namespace.
+    pub(crate) pid: u32,
+}
+
+/// A request; names are without their NUL, and may hold any other byte.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Request<'a> {
+    Destroy,
+    Lookup {
+        name: &'a [u8],
+    },
+    Forget {
+        count: u64,
+    },
+    BatchForget(Forgets<'a>),
+    GetAttr,
+    StatX {
+        mask: u32,
+    },
+    SetAttr(abi::SetattrIn),
+    ReadLink,
+    SymLink {
+        name: &'a [u8],
+        target: &'a [u8],
+    },
+    MkNod {
+        name: &'a [u8],
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+    },
+    MkDir {
+        name: &'a [u8],
+        mode: u32,
+        umask: u32,
+    },
+    TmpFile {
+        mode: u32,
+        umask: u32,
+    },
+    Unlink {
+        name: &'a [u8],
+    },
+    RmDir {
+        name: &'a [u8],
+    },
+    Rename {
+        name: &'a [u8],
+        new_parent: u64,
+        new_name: &'a [u8],
+        flags: u32,
+    },
+    /// The header names the new parent.
+    Link {
+        ino: u64,
+        name: &'a [u8],
+    },
+    Open,
+    OpenDir,
+    Release,
+    ReleaseDir,
+    Read {
+        offset: u64,
+        size: u32,
+        /// The program opened the file with O_DIRECT, or set it since.
+        direct: bool,
+    },
+    Write {
+        offset: u64,
+        data: &'a [u8],
+        kill_suid: bool,
+        /// As for a read; never of pages that come from the kernel's cache.
+        direct: bool,
+    },
+    Fsync {
+        datasync: bool,
+    },
+    FsyncDir {
+        datasync: bool,
+    },
+    SyncFs,
+    ReadDir {
+        offset: u64,
+        size: u32,
+    },
+    ReadDirPlus {
+        offset: u64,
+        size: u32,
+    },
+    StatFs,
+    SetXattr {
+        name: &'a [u8],
+        value: &'a [u8],
+        flags: u32,
+    },
+    GetXattr {
+        name: &'a [u8],
+        size: u32,
+    },
+    ListXattr {
+        size: u32,
+    },
+    RemoveXattr {
+        name: &'a [u8],
+    },
+    Fallocate {
+        offset: u64,
+        length: u64,
+        mode: u32,
+    },
+    Lseek {
+        offset: u64,
+        whence: u32,
+    },
+    CopyFileRange {
+        offset: u64,
+        to: u64,
+        to_offset: u64,
+        len: u64,
+        flags: u64,
+        wide: bool,
+    },
+    /// An operation this transport does not offer: its counter, if it has one, and the
+    /// errno. After ENOSYS the kernel does not send it again but does without.
+    Refused(Option<Op>, i32),
+    /// Too short, or without the NUL its names need: EINVAL.
+    Malformed,
+}
+
+/// The inodes of a BATCH_FORGET.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Forgets<'a>(&'a [u8]);
+
+impl Forgets<'_> {
+    /// Inode and count of each.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
+        let one = |bytes| abi::ForgetOne::read_from_bytes(bytes).ok();
+        self.0
+            .chunks_exact(size_of::<abi::ForgetOne>())
+            .filter_map(one)
+            .map(|one| (one.nodeid, one.nlookup))
+    }
+}
+
+/// Splits one message into header, opcode and body. `None`: it has not even a header, or a
+/// length that is not its own, so that there is nobody to answer.
+pub(crate) fn split(message: &[u8]) -> Option<(Header, u32, &[u8])> {
+    let (header, body) = InHeader::read_from_prefix(message).ok()?;
+    if usize::try_from(header.len).ok()? != message.len() {
+        return None;
+    }
+    // Extensions, at the end, are sent only when asked for.
+    let extensions = usize::from(header.total_extlen) * 8;
+    let body = body.get(..body.len().checked_sub(extensions)?)?;
+    let InHeader {
+        opcode,
+        unique,
+        nodeid: ino,
+        uid,
+        gid,
+        pid,
+        ..
+    } = header;
+    Some((
+        Header {
+            unique,
+            ino,
+            uid,
+            gid,
+            pid,
+        },
+        opcode,
+        body,
+    ))
+}
+
+/// Whether the kernel waits for an answer to this opcode.
+pub(crate) fn is_answered(opcode: u32) -> bool {
+    !matches!(opcode, op::FORGET | op::BATCH_FORGET | op::NOTIFY_REPLY)
+}
+
+/// What the body of a message asks for.
+pub(crate) fn parse(opcode: u32, body: &[u8]) -> Request<'_> {
+    fields(opcode, Body(body)).unwrap_or(Request::Malformed)
+}
+
+/// The rest of a message's body.
+struct Body<'a>(&'a [u8]);
+
+impl<'a> Body<'a> {
+    fn take<T: FromBytes>(&mut self) -> Option<T> {
+        let (value, rest) = T::read_from_prefix(self.0).ok()?;
+        self.0 = rest;
+        Some(value)
+    }
+
+    /// Up to the next NUL.
+    fn name(&mut self) -> Option<&'a [u8]> {
+        let end = self.0.iter().position(|&byte| byte == 0)?;
+        let (name, rest) = self.0.split_at_checked(end)?;
+        self.0 = rest.get(1..)?;
+        Some(name)
+    }
+
+    /// `len` bytes, no fewer.
+    fn bytes(&mut self, len: u32) -> Option<&'a [u8]> {
+        let (bytes, rest) = self.0.split_at_checked(usize::try_from(len).ok()?)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+}
+
+fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
+    Some(match opcode {
+        op::LOOKUP => Request::Lookup { name: body.name()? },
+        op::GETATTR => Request::GetAttr,
+        op::READ => {
+            let abi::ReadIn {
+                offset,
+                size,
+                flags,
+                ..
+            } = body.take()?;
+            Request::Read {
+                offset,
+                size,
+                direct: is_direct(flags),
+            }
+        }
+        op::WRITE => {
+            let abi::WriteIn {
+                offset,
+                size,
+                write_flags,
+                flags,
+                ..
+            } = body.take()?;
+            let kill_suid = write_flags & abi::WRITE_KILL_SUIDGID != 0;
+            Request::Write {
+                offset,
+                data: body.bytes(size)?,
+                kill_suid,
+                direct: is_direct(flags) && write_flags & abi::WRITE_CACHE == 0,
+            }
+        }
+        op::READDIRPLUS => {
+            let abi::ReadIn { offset, size, .. } = body.take()?;
+            Request::ReadDirPlus { offset, size }
+        }
+        op::READDIR => {
+            let abi::ReadIn { offset, size, .. } = body.take()?;
+            Request::ReadDir { offset, size }
+        }
+        op::FORGET => Request::Forget {
+            count: body.take()?,
+        },
+        op::BATCH_FORGET => batch_forget(body)?,
+        op::STATX => Request::StatX {
+            mask: body.take::<abi::StatxIn>()?.sx_mask,
+        },
+        op::SETATTR => Request::SetAttr(body.take()?),
+        op::READLINK => Request::ReadLink,
+        op::STATFS => Request::StatFs,
+        op::OPEN => Request::Open,
+        op::OPENDIR => Request::OpenDir,
+        op::RELEASE => Request::Release,
+        op::RELEASEDIR => Request::ReleaseDir,
+        op::DESTROY => Request::Destroy,
+        op::SYNCFS => Request::SyncFs,
+        op::FSYNC => Request::Fsync {
+            datasync: datasync(body)?,
+        },
+        op::FSYNCDIR => Request::FsyncDir {
+            datasync: datasync(body)?,
+        },
+        op::SETXATTR | op::GETXATTR | op::LISTXATTR | op::REMOVEXATTR => xattr(opcode, body)?,
+        op::FALLOCATE | op::LSEEK | op::COPY_FILE_RANGE | op::COPY_FILE_RANGE_64 => {
+            ranges(opcode, body)?
+        }
+        _ => match refused(opcode) {
+            Some(refused) => refused,
+            None => names(opcode, body)?,
+        },
+    })
+}
+
+/// The operations that change names.
+fn names<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
+    Some(match opcode {
+        op::SYMLINK => Request::SymLink {
+            name: body.name()?,
+            target: body.name()?,
+        },
+        op::MKNOD => {
+            let abi::MknodIn {
+                mode, rdev, umask, ..
+            } = body.take()?;
+            Request::MkNod {
+                name: body.name()?,
+                mode,
+                umask,
+                rdev,
+            }
+        }
+        op::MKDIR => {
+            let abi::MkdirIn { mode, umask } = body.take()?;
+            Request::MkDir {
+                name: body.name()?,
+                mode,
+                umask,
+            }
+        }
+        // The name that follows is a placeholder.
+        op::TMPFILE => {
+            let abi::CreateIn { mode, umask, .. } = body.take()?;
+            Request::TmpFile { mode, umask }
+        }
+        op::UNLINK => Request::Unlink { name: body.name()? },
+        op::RMDIR => Request::RmDir { name: body.name()? },
+        op::RENAME => {
+            let new_parent = body.take()?;
+            rename(body, new_parent, 0)?
+        }
+        op::RENAME2 => {
+            let abi::Rename2In { newdir, flags, .. } = body.take()?;
+            rename(body, newdir, flags)?
+        }
+        op::LINK => Request::Link {
+            ino: body.take()?,
+            name: body.name()?,
+        },
+        _ => Request::Refused(None, libc::ENOSYS),
+    })
+}
+
+fn rename(mut body: Body<'_>, new_parent: u64, flags: u32) -> Option<Request<'_>> {
+    let (name, new_name) = (body.name()?, body.name()?);
+    Some(Request::Rename {
+        name,
+        new_parent,
+        new_name,
+        flags,
+    })
+}
+
+fn batch_forget(mut body: Body<'_>) -> Option<Request<'_>> {
+    let abi::BatchForgetIn { count, .. } = body.take()?;
+    let size = u32::try_from(size_of::<abi::ForgetOne>()).ok()?;
+    let all = body.bytes(count.checked_mul(size)?)?;
+    Some(Request::BatchForget(Forgets(all)))
+}
+
+fn datasync(mut body: Body<'_>) -> Option<bool> {
+    let abi::FsyncIn { fsync_flags, .. } = body.take()?;
+    Some(fsync_flags & abi::FSYNC_FDATASYNC != 0)
+}
+
+fn xattr<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
+    Some(match opcode {
+        op::SETXATTR => {
+            let abi::SetxattrIn { size, flags } = body.take()?;
+            Request::SetXattr {
+                name: body.name()?,
+                value: body.bytes(size)?,
+                flags,
+            }
+        }
+        op::REMOVEXATTR => Request::RemoveXattr { name: body.name()? },
+        _ => {
+            let abi::GetxattrIn { size, .. } = body.take()?;
+            match opcode {
+                op::LISTXATTR => Request::ListXattr { size },
+                _ => Request::GetXattr {
+                    name: body.name()?,
+                    size,
+                },
+            }
+        }
+    })
+}
+
+fn ranges<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
+    Some(match opcode {
+        op::FALLOCATE => {
+            let abi::FallocateIn {
+                offset,
+                length,
+                mode,
+                ..
+            } = body.take()?;
+            Request::Fallocate {
+                offset,
+                length,
+                mode,
+            }
+        }
+        op::LSEEK => {
+            let abi::LseekIn { offset, whence, .. } = body.take()?;
+            Request::Lseek { offset, whence }
+        }
+        _ => {
+            let range: abi::CopyFileRangeIn = body.take()?;
+            Request::CopyFileRange {
+                offset: range.off_in,
+                to: range.nodeid_out,
+                to_offset: range.off_out,
+                len: range.len,
+                flags: range.flags,
+                wide: opcode == op::COPY_FILE_RANGE_64,
+            }
+        }
+    })
+}
+
+/// Of the flags of an open file.
+fn is_direct(flags: u32) -> bool {
+    flags & libc::O_DIRECT as u32 != 0
+}
+
+fn refused(opcode: u32) -> Option<Request<'static>> {
+    let (op, errno) = match opcode {
+        op::FLUSH => (Op::Flush, libc::ENOSYS),
+        op::ACCESS => (Op::Access, libc::ENOSYS),
+        // The kernel then sends MKNOD instead, and no RELEASE follows.
+        op::CREATE => (Op::Create, libc::ENOSYS),
+        op::GETLK => (Op::GetLk, libc::ENOSYS),
+        op::SETLK | op::SETLKW => (Op::SetLk, libc::ENOSYS),
+        op::BMAP => (Op::Bmap, libc::ENOSYS),
+        op::IOCTL => (Op::Ioctl, libc::ENOTTY),
+        op::POLL => (Op::Poll, libc::ENOSYS),
+        // Nothing we do is worth interrupting: what waits for a disk cannot be.
+        op::INTERRUPT => (Op::Interrupt, libc::ENOSYS),
+        _ => return None,
+    };
+    Some(Request::Refused(Some(op), errno))
+}
+
+#[cfg(test)]
+mod tests;
