@@ -145,7 +145,7 @@ impl Source {
         };
         match &self.kind {
             Kind::Dir(dir) => {
-                let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&*path);
+                let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&path);
                 let Some(file) = dir.file(path)? else {
                     return Ok(None);
                 };
