@@ -10,6 +10,7 @@ mod deep;
 mod generate;
 mod oracle;
 mod random;
+mod regressions;
 mod runner;
 mod scenarios;
 mod shrink;
