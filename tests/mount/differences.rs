@@ -288,3 +288,14 @@ fn seeking_data_in_a_directory() {
     ];
     f.expect(&table);
 }
+
+/// The request that comes is the one of a fallocate by root, which must keep them.
+#[test]
+fn chown_to_nobody_in_particular_keeps_set_id_bits() {
+    need_mounts!();
+    let f = Fixture::standard();
+    f.ok("chown suid - -");
+    f.expect(&[("stat suid", "mode 106755 owner 0:0 size 7 nlink 1 rdev 0")]);
+    f.ok("chown suid 0 0");
+    f.expect(&[("stat suid", "mode 100755 owner 0:0 size 7 nlink 1 rdev 0")]);
+}

@@ -25,7 +25,6 @@ fn writes_change_the_upper_only() {
     assert!(std::fs::read(f.stack.lowers[2].join("big.bin")).unwrap() == big_data());
 }
 
-/// Better than kernel overlayfs, which goes on showing the old file.
 #[test]
 fn a_descriptor_from_before_copy_up_sees_later_writes() {
     need_mounts!();

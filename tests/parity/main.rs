@@ -11,6 +11,7 @@ mod deep;
 mod generate;
 mod oracle;
 mod random;
+mod regressions;
 mod runner;
 mod scenarios;
 mod shrink;

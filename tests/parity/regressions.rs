@@ -1,0 +1,109 @@
+//! What the deep hunts found once, by name: the printed plan, pasted. (`<L255>` stands for a
+//! name of 255 bytes.)
+
+use crate::common::layers::{self, Layer, Node};
+use crate::common::need_mounts;
+use crate::common::script;
+use crate::deep::{LONG, Mode, OFF, ON, PLAIN, differences};
+use crate::generate::Plan;
+
+fn check(mode: &Mode, layers: Vec<Layer>, made: &[&str], text: &str) {
+    need_mounts!();
+    let parse = |text: &str| script::parse(&text.replace(LONG, &"L".repeat(255)));
+    let plan = Plan {
+        layers,
+        made: made.iter().map(|text| parse(text)).collect(),
+        script: parse(text),
+    };
+    let found = differences(mode, &plan);
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+/// The last name of a lower's link group, changed after the other name was replaced.
+#[test]
+fn the_last_link_after_the_other_was_replaced() {
+    let layer = Layer::new()
+        .dir("b")
+        .symlink("b/a", "./b")
+        .file("b/b", "zyxzxz")
+        .mode(0o2775)
+        .own(1000, 1001)
+        .xattr("security.capability", layers::net_raw_capability())
+        .link("b/c", "b/b");
+    let text = "
+        rename b/a b/b
+        fallocate b/c 1 3 7
+        stat b/c
+        write b/c 0 new
+        read b/c";
+    check(&PLAIN, vec![layer.clone(), Layer::new()], &[], text);
+    check(&ON, vec![layer, Layer::new()], &[], text);
+}
+
+/// A directory over a whiteout that a layer below the upper has.
+#[test]
+fn a_directory_over_a_lowers_whiteout() {
+    let layer = || {
+        vec![
+            Layer::new()
+                .dir("a")
+                .mode(0o070)
+                .own(1000, 1001)
+                .fifo("a/c")
+                .symlink("b", "a"),
+        ]
+    };
+    for mode in [OFF, PLAIN, ON] {
+        check(&mode, layer(), &["rename b/c b/b"], "mkdir a/c 2775");
+    }
+}
+
+/// Descriptors from before the rename of what the kernel left as a metacopy.
+#[test]
+fn descriptors_of_a_renamed_metacopy() {
+    let island = Node::Sparse(300_000, vec![(65536, b"island".to_vec())]);
+    let layers = vec![
+        Layer::new()
+            .dir("d")
+            .add("d/f", island)
+            .file("d/<L255>".replace(LONG, &"L".repeat(255)), "long"),
+    ];
+    let made = [
+        "chmod d/f 4755\nrename d/f moved",
+        "chown moved 1000 1001\nrename d e",
+    ];
+    let text = "
+        open 0 moved r
+        open 1 e/<L255> b
+        rename moved e/again
+        as 1000 1000
+        chmod e/again 600
+        hstat 0
+        as 0 0
+        hwrite 1 2 xyz
+        unlink e/<L255>
+        htruncate 1 4
+        hread 1 0 20
+        write e/again 65536 ISLAND
+        hread 0 65536 6
+        unlink e/again
+        hread 0 65536 6
+        hstat 1";
+    check(&ON, layers, &made, text);
+}
+
+/// read(2) and fstat through a descriptor from before the copy-up show what was written since.
+#[test]
+fn a_descriptor_from_before_copy_up() {
+    let layer = Layer::new().file("f", "lower contents");
+    let text = "
+        open 0 f r
+        hread 0 0 5
+        write f 0 UPPER
+        hread 0 0 5
+        truncate f 3
+        hstat 0
+        hread 0 0 20";
+    check(&PLAIN, vec![layer.clone(), Layer::new()], &[], text);
+    check(&ON, vec![layer, Layer::new()], &[], text);
+}
