@@ -43,7 +43,7 @@ fn probe(text: &mut String, umask: u32) {
         .enumerate()
         {
             // A few stay, for the trees and the remounts.
-            let keep = umask % 73 == 0;
+            let keep = umask.is_multiple_of(73);
             let path = match keep {
                 true => format!("{dir}/{umask:o}-{n}"),
                 false => format!("{dir}/x"),
