@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::drivers::Below;
 use super::error::{Error, Result};
-use super::image::Layer;
+use super::image::{self, Layer};
 use super::layerdb::CacheId;
 use super::single::{Cache, Store, layer_of};
 use super::{Digest, json};
@@ -29,10 +30,15 @@ pub struct Container {
     pub parent: Option<Digest>,
     /// The image's layers, base first.
     pub layers: Vec<Layer>,
-    /// Docker's layer between image and container.
+    /// Docker's layer between image and container; `None` also where the container's own
+    /// layer holds a copy of it.
     pub init: Option<LayerSpec>,
-    /// The container's own layer and its work directory.
+    /// The container's own layer and its work directory; see `in_place`.
     pub upper: UpperSpec,
+    /// Whether `upper` can be an upper; else `work` is that directory itself.
+    pub in_place: bool,
+    /// Whether the container's own layer is its whole tree: nothing of the image shows.
+    pub whole: bool,
     /// Whether Docker has it mounted or calls it running.
     pub running: bool,
 }
@@ -61,7 +67,14 @@ impl Container {
             let id = self.id.to_string();
             return Err(Error::ContainerRunning { id });
         }
-        let below = self.layers.iter().rev().map(|layer| layer.spec.clone());
+        if writable && !self.in_place {
+            let path = self.upper.layer.path.clone();
+            return Err(Error::NotAnUpper { path });
+        }
+        let below = match self.whole {
+            true => Vec::new(),
+            false => image::stack(&self.layers),
+        };
         let below = self.init.iter().cloned().chain(below);
         let own = (!writable).then(|| self.upper.layer.clone());
         Ok(StackSpec {
@@ -132,11 +145,15 @@ pub(crate) fn load(store: &Store, id: &CacheId) -> Result<Container> {
             .filter(|name| !name.is_empty()),
         parent: mount.parent,
         layers: layers.iter().map(|layer| layer_of(layer)).collect(),
-        init: init.map(|init| init.spec),
+        init: init
+            .filter(|_| own.below == Below::Layers)
+            .map(|init| init.spec),
+        in_place: work.is_some(),
+        whole: own.below == Below::Nothing,
         running: called_running || is_mounted(&own.spec.path.with_file_name("merged")),
         upper: UpperSpec {
+            work: work.unwrap_or_else(|| own.spec.path.clone()),
             layer: own.spec,
-            work,
         },
     })
 }

@@ -243,6 +243,12 @@ pub enum Error {
         /// The container's full ID.
         id: String,
     },
+    /// A container's layer that no union can write to: of the drivers aufs and vfs.
+    #[error("{path:?} cannot be written in place: its driver keeps no overlay; leave --in-place out")]
+    NotAnUpper {
+        /// The container's layer.
+        path: PathBuf,
+    },
 }
 
 impl Error {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::beneath::Beneath;
-use super::drivers::{Driver, LayerDir};
+use super::drivers::{Below, Driver, LayerDir};
 use super::error::Result;
 use super::image::{Image, Layer};
 use super::imagedb::ImageDb;
@@ -148,6 +148,7 @@ pub(crate) fn layer_of(resolved: &Resolved) -> Layer {
         cache_id: record.cache_id.clone(),
         size: record.size,
         spec: resolved.dir.spec.clone(),
+        whole: resolved.dir.below == Below::Nothing,
         shared_by: None,
     }
 }

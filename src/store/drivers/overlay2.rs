@@ -14,7 +14,7 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
-use super::{Driver, LayerDir};
+use super::{Below, Driver, LayerDir};
 use crate::layer::{Dialect, LayerSpec};
 use crate::store::beneath::{Beneath, SMALL};
 use crate::store::error::{Error, Result, excerpt};
@@ -32,15 +32,9 @@ pub(super) struct Overlay2 {
 impl Overlay2 {
     /// The driver on the kernel's overlayfs.
     pub(super) fn kernel(owner: u32) -> Self {
-        // A rootless dockerd mounts with `userxattr` and writes user.overlay.*; only a
-        // privileged process can read trusted.overlay.* at all.
-        let dialect = match owner == 0 && privileged() {
-            true => Dialect::KERNEL,
-            false => Dialect::KERNEL_USERXATTR,
-        };
         Self {
             name: "overlay2",
-            dialect,
+            dialect: kernel_dialect(owner),
         }
     }
 
@@ -116,11 +110,22 @@ impl Driver for Overlay2 {
         Ok(LayerDir {
             spec: LayerSpec { path, dialect },
             chain,
+            below: Below::Layers,
         })
     }
 
-    fn work(&self, root: &Beneath, id: &CacheId) -> Result<PathBuf> {
-        root.layer_dir(self.path(id, "work"))
+    fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<PathBuf>> {
+        root.layer_dir(self.path(id, "work")).map(Some)
+    }
+}
+
+/// What kernel overlayfs wrote in a store of `owner`, as far as this process can read it.
+pub(super) fn kernel_dialect(owner: u32) -> Dialect {
+    // A rootless dockerd mounts with `userxattr` and writes user.overlay.*; only a
+    // privileged process can read trusted.overlay.* at all.
+    match owner == 0 && privileged() {
+        true => Dialect::KERNEL,
+        false => Dialect::KERNEL_USERXATTR,
     }
 }
 
