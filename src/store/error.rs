@@ -68,7 +68,7 @@ pub enum Error {
     },
     /// `--root` or `$UNIONFS_ROOT` names something that is no store.
     #[error(
-        "{path:?} is not an image store: it has no image/<driver>/ with repositories.json or imagedb; give Docker's data root"
+        "{path:?} is not an image store: it has no image/<driver>/ with repositories.json or imagedb, and no <driver>-images/images.json; give the data root of Docker or podman"
     )]
     NotAStore {
         /// The directory.
@@ -244,7 +244,9 @@ pub enum Error {
         id: String,
     },
     /// A container's layer that no union can write to: of the drivers aufs and vfs.
-    #[error("{path:?} cannot be written in place: its driver keeps no overlay; leave --in-place out")]
+    #[error(
+        "{path:?} cannot be written in place: its driver keeps no overlay; leave --in-place out"
+    )]
     NotAnUpper {
         /// The container's layer.
         path: PathBuf,

@@ -106,16 +106,7 @@ impl ImageDb<'_> {
 
     /// The configuration of an image, verified.
     pub(crate) fn config(&self, id: &Digest) -> Result<Config> {
-        let relative = self.content(id);
-        let path = self.root.full(&relative);
-        let Some(bytes) = self.root.read(&relative, LIMIT)? else {
-            return Err(Error::ConfigMissing { id: *id, path });
-        };
-        let actual = Digest::of(&bytes);
-        if actual != *id {
-            return Err(Error::ConfigHash { path, actual });
-        }
-        parse(&path, &bytes)
+        config_at(self.root, &self.content(id), id)
     }
 
     /// Docker's notes on an image.
@@ -133,6 +124,19 @@ impl ImageDb<'_> {
                 .map(|bytes| String::from_utf8_lossy(bytes.trim_ascii()).into_owned()),
         })
     }
+}
+
+/// The configuration in a file below the root, verified to be that of the image.
+pub(crate) fn config_at(root: &Beneath, relative: &Path, id: &Digest) -> Result<Config> {
+    let path = root.full(relative);
+    let Some(bytes) = root.read(relative, LIMIT)? else {
+        return Err(Error::ConfigMissing { id: *id, path });
+    };
+    let actual = Digest::of(&bytes);
+    if actual != *id {
+        return Err(Error::ConfigHash { path, actual });
+    }
+    parse(&path, &bytes)
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<Config> {

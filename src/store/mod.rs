@@ -5,7 +5,8 @@
 //!                                                                       │ chain
 //!  StackSpec ◄──drivers (diff/, link, lower, l/)◄── cache IDs ◄──layerdb─┘
 //! ```
-//! Stores are Docker's data roots or laid out like one, and are only read; the one
+//! Stores are Docker's data roots or laid out like one, or podman's (`containers_storage`
+//! in place of `repositories`, `imagedb` and `layerdb`), and are only read; the one
 //! thing written is an [`ephemeral`] upper, below our own root. Everything read is
 //! hostile: `beneath` opens every file without following symlinks and bounds its
 //! size, digests and cache IDs are types that cannot hold anything else, and chains
@@ -16,6 +17,7 @@
 pub(crate) mod beneath;
 pub mod chain;
 mod containers;
+mod containers_storage;
 pub mod digest;
 pub(crate) mod drivers;
 pub mod ephemeral;

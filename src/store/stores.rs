@@ -95,7 +95,7 @@ impl Stores {
         match Query::parse(text)? {
             Query::Id(id) => {
                 for store in &self.stores {
-                    if store.imagedb().contains(&id)? {
+                    if store.contains(&id)? {
                         return store.image(&id);
                     }
                 }
@@ -141,7 +141,7 @@ impl Stores {
     fn by_prefix(&self, prefix: &str) -> Result<Option<(&Store, Digest)>> {
         let mut matches: BTreeMap<Digest, &Store> = BTreeMap::new();
         for store in &self.stores {
-            for id in store.imagedb().ids()? {
+            for id in store.ids()? {
                 if id.hex().starts_with(prefix) {
                     matches.entry(id).or_insert(store);
                 }

@@ -9,7 +9,7 @@ mod vfs;
 use std::fmt;
 use std::path::PathBuf;
 
-use super::beneath::Beneath;
+use super::beneath::{Beneath, SMALL};
 use super::error::Result;
 use super::layerdb::CacheId;
 use crate::layer::{Dialect, LayerSpec};
@@ -57,6 +57,20 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// The work directory that belongs to a container's read-write layer; `None` where
     /// the driver's layers cannot be an upper.
     fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<PathBuf>>;
+}
+
+/// The drivers of podman's stores that can be read.
+pub(crate) const PODMAN: [&str; 2] = ["overlay", "vfs"];
+
+/// The driver of that name, of [`PODMAN`], for podman's store owned by `owner`.
+pub(crate) fn of_podman(root: &Beneath, name: &str, owner: u32) -> Result<Option<Box<dyn Driver>>> {
+    if name != "overlay" {
+        return Ok(by_name(name, owner));
+    }
+    // Written by podman once it knows whether it mounts through fuse-overlayfs.
+    let program = root.read("overlay/.has-mount-program", SMALL)?;
+    let fuse = program.is_some_and(|text| text.trim_ascii() == b"true");
+    Ok(Some(Box::new(overlay2::Overlay2::podman(owner, fuse))))
 }
 
 /// The driver of that name for a store owned by `owner`; `None` if there is none.

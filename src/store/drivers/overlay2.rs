@@ -1,4 +1,4 @@
-//! The layout that the drivers overlay2 and fuse-overlayfs share. Called through
+//! The layout that the drivers overlay2, fuse-overlayfs and podman's overlay share. Called through
 //! [`super::Driver`].
 //!
 //! ```text
@@ -43,6 +43,17 @@ impl Overlay2 {
         Self {
             name: "fuse-overlayfs",
             dialect: Dialect::ALL,
+        }
+    }
+
+    /// Podman's driver of the name overlay, with the same layout.
+    pub(super) fn podman(owner: u32, fuse_overlayfs: bool) -> Self {
+        Self {
+            name: "overlay",
+            dialect: match fuse_overlayfs {
+                true => Dialect::ALL,
+                false => kernel_dialect(owner),
+            },
         }
     }
 
