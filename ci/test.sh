@@ -11,8 +11,9 @@ command -v cargo >/dev/null || {
     exit 1
 }
 [ -z "${CI:-}${UNIONFS_REQUIRE_ALL:-}" ] || export CI=true UNIONFS_REQUIRE_ALL=1
-# fusermount3; dockerd and what its images are made with; fio for shared mappings.
-packages=(fuse3 docker.io busybox-static libcap2-bin attr fio)
+# fusermount3; dockerd and what its images are made with; fio for shared mappings;
+# skopeo and umoci, which write podman's store.
+packages=(fuse3 docker.io busybox-static libcap2-bin attr fio skopeo umoci)
 if [ "$(id -u)" = 0 ] || [ -n "${UNIONFS_REQUIRE_ALL:-}" ]; then
     ci/install.sh "${packages[@]}"
 else

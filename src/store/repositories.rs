@@ -52,7 +52,7 @@ impl Repositories {
         for (name, id) in named {
             let (repository, key) = match Reference::parse(name) {
                 Ok(reference) => (reference.familiar_name(), reference.key()),
-                // `all` complains of it.
+                // `Repositories::all` complains of it.
                 Err(_) => (name.to_owned(), name.to_owned()),
             };
             let keys = names.entry(repository).or_default();

@@ -153,12 +153,19 @@ mod tests {
             [
                 "/var/lib/unionfs",
                 "/var/lib/docker",
-                "/root/.local/share/docker"
+                "/root/.local/share/docker",
+                "/var/lib/containers/storage",
+                "/root/.local/share/containers/storage"
             ]
         );
         assert_eq!(
             candidates(environment(None, Some("/x"), Some("/home/u"), false)),
-            ["/x/unionfs", "/var/lib/docker", "/x/docker"]
+            [
+                "/x/unionfs",
+                "/var/lib/docker",
+                "/x/docker",
+                "/x/containers/storage"
+            ]
         );
         assert_eq!(
             candidates(environment(
@@ -167,7 +174,12 @@ mod tests {
                 Some("/home/u"),
                 false
             )),
-            ["/s", "/var/lib/docker", "/home/u/.local/share/docker"]
+            [
+                "/s",
+                "/var/lib/docker",
+                "/home/u/.local/share/docker",
+                "/home/u/.local/share/containers/storage"
+            ]
         );
         assert_eq!(
             candidates(environment(None, None, None, false)),

@@ -127,7 +127,14 @@ impl Stores {
         for store in &self.stores {
             if let Some(repositories) = store.repositories()? {
                 any = true;
-                if let Some(id) = repositories.get(name)? {
+                let found = repositories.get(name)?;
+                // As in podman, a short name is also that of an image built here.
+                let local = name.local().filter(|_| store.records.is_some());
+                let found = match (found, local) {
+                    (None, Some(local)) => repositories.get(&local)?,
+                    (found, _) => found,
+                };
+                if let Some(id) = found {
                     return Ok(ByName::Found(store, id));
                 }
             }

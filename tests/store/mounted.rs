@@ -8,6 +8,7 @@ mod docker_store;
 mod drivers;
 mod export;
 mod listing;
+mod podman;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
