@@ -1,5 +1,6 @@
 #!/bin/bash
-# ci/make-docker-store.sh OUTDIR: a real Docker store to test against.
+# ci/make-docker-store.sh OUTDIR [DRIVER]: a real Docker store to test against, of the
+# storage driver overlay2 or DRIVER (overlay and vfs work everywhere).
 #
 # Starts a private dockerd (own mount and network namespace, own cgroup, no network),
 # builds images that hold every kind of entry and change, makes containers, stops
@@ -17,7 +18,8 @@
 # Needs root and: docker.io busybox-static libcap2-bin attr (Debian). About a minute.
 set -euo pipefail
 
-[ $# = 1 ] || { echo "usage: $0 OUTDIR" >&2; exit 2; }
+[ $# = 1 ] || [ $# = 2 ] || { echo "usage: $0 OUTDIR [DRIVER]" >&2; exit 2; }
+driver=${2:-overlay2}
 [ "$(id -u)" = 0 ] || { echo "$0: must be root to run dockerd" >&2; exit 2; }
 for tool in dockerd docker containerd runc busybox setcap setfattr unshare; do
     command -v $tool > /dev/null || { echo "$0: $tool is missing; apt-get install docker.io busybox-static libcap2-bin attr" >&2; exit 2; }
@@ -165,7 +167,7 @@ unshare --mount --net --propagation private sh -c '
     mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup
     exec "$@"' sh \
     dockerd --config-file "$run/daemon.json" --data-root "$out/docker" --exec-root "$run/x" --pidfile "$run/pid" \
-    --host "$DOCKER_HOST" --group "$(id -gn)" --storage-driver overlay2 --shutdown-timeout 5 \
+    --host "$DOCKER_HOST" --group "$(id -gn)" --storage-driver "$driver" --shutdown-timeout 5 \
     --cgroup-parent "/$cgroup" --exec-opt native.cgroupdriver=cgroupfs \
     --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false --userland-proxy=false \
     > "$out/log/dockerd" 2>&1 < /dev/null &

@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let draft = draft(args, &all, base.as_ref())?;
     let below = below(&store, &container, &all, base.as_ref())?;
     own::flush(&container)?;
-    let tree = Tree::open(&container.observed_stack())?;
+    let tree = Tree::open(&container.changed_stack()?)?;
     let mut staged = store.stage_layer(container.parent.as_ref())?;
     let unpacked = copy(&tree, &mut staged)?;
     staged.commit(unpacked.diff_id, unpacked.size)?;

@@ -36,7 +36,7 @@ struct Row {
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let container = open_stores(root)?.container(&args.name)?;
-    let changes = Tree::open(&container.observed_stack())?.changes()?;
+    let changes = Tree::open(&container.changed_stack()?)?.changes()?;
     if args.json {
         let rows: Vec<Row> = changes.iter().map(row).collect();
         return print_json(&rows);

@@ -75,7 +75,7 @@ UNIONFS_LOG (log filter, such as debug)."
 )]
 struct Cli {
     /// Look for images only in this data root [default: $UNIONFS_ROOT or /var/lib/unionfs, then
-    /// Docker's]
+    /// Docker's, podman's]
     #[arg(long, value_name = "DIR", global = true)]
     root: Option<PathBuf>,
     #[command(subcommand)]

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::drivers::Below;
 use super::error::{Error, Result};
-use super::image::Layer;
+use super::image::{self, Layer};
 use super::layerdb::CacheId;
 use super::single::{Cache, Store, layer_of};
 use super::{Digest, Named, Source, json, roots};
@@ -33,10 +34,15 @@ pub struct Container {
     pub parent: Option<Digest>,
     /// The image's layers, base first.
     pub layers: Vec<Layer>,
-    /// Docker's layer between image and container.
+    /// Docker's layer between image and container; `None` also where the container's own
+    /// layer holds a copy of it.
     pub init: Option<LayerSpec>,
-    /// The container's own layer and its work directory.
+    /// The container's own layer and its work directory; see `in_place`.
     pub upper: UpperSpec,
+    /// Whether `upper` can be an upper; else `work` is that directory itself.
+    pub in_place: bool,
+    /// Whether the container's own layer is its whole tree: nothing of the image shows.
+    pub whole: bool,
     /// Whether Docker has it mounted or calls it running.
     pub running: bool,
 }
@@ -67,6 +73,10 @@ impl Container {
             let id = self.id.to_string();
             return Err(Error::ContainerRunning { id });
         }
+        if writable && !self.in_place {
+            let path = self.upper.layer.path.clone();
+            return Err(Error::NotAnUpper { path });
+        }
         let mut stack = self.observed_stack();
         if !writable && let Some(upper) = stack.upper.take() {
             stack.lowers.insert(0, upper.layer);
@@ -74,10 +84,22 @@ impl Container {
         Ok(stack)
     }
 
+    /// As [`Container::observed_stack`], to tell what the container has changed.
+    pub fn changed_stack(&self) -> Result<StackSpec> {
+        if self.whole {
+            let path = self.upper.layer.path.clone();
+            return Err(Error::WholeTree { path });
+        }
+        Ok(self.observed_stack())
+    }
+
     /// The stack with the container's layer as the upper, to be looked at but not mounted:
-    /// the container may be running.
+    /// the container may be running. Of a `whole` layer nothing is below it.
     pub fn observed_stack(&self) -> StackSpec {
-        let below = self.layers.iter().rev().map(|layer| layer.spec.clone());
+        let below = match self.whole {
+            true => Vec::new(),
+            false => image::stack(&self.layers),
+        };
         StackSpec {
             lowers: self.init.iter().cloned().chain(below).collect(),
             data_only: Vec::new(),
@@ -148,11 +170,15 @@ pub(crate) fn load(store: &Store, id: &CacheId) -> Result<Container> {
             .filter(|name| !name.is_empty()),
         parent: mount.parent,
         layers: layers.iter().map(|layer| layer_of(layer)).collect(),
-        init: init.map(|init| init.spec),
+        init: init
+            .filter(|_| own.below == Below::Layers)
+            .map(|init| init.spec),
+        in_place: work.is_some(),
+        whole: own.below == Below::Nothing,
         running: called_running || is_mounted(&own.spec.path.with_file_name("merged")),
         upper: UpperSpec {
+            work: work.unwrap_or_else(|| own.spec.path.clone()),
             layer: own.spec,
-            work,
         },
     })
 }
@@ -171,7 +197,10 @@ pub(crate) fn load_named(store: &Store, named: &Named) -> Result<Container> {
 /// A layer of ours on an image of another store.
 fn load_elsewhere(store: &Store, named: &Named, source: &Source) -> Result<Container> {
     let stores = roots::open(&source.root)?;
-    let other = stores.iter().find(|s| s.driver() == source.driver);
+    // Docker's store and podman's may have the same root and driver.
+    let here =
+        |s: &&Store| s.driver() == source.driver && s.contains(&named.image).unwrap_or(false);
+    let other = stores.iter().find(here);
     let image = other
         .ok_or_else(|| Error::UnknownImage {
             name: named.image.to_string(),
@@ -179,6 +208,7 @@ fn load_elsewhere(store: &Store, named: &Named, source: &Source) -> Result<Conta
         })?
         .image(&named.image)?;
     let own = store.driver.layer(&store.root, &named.mount_id, None)?;
+    let work = store.driver.work(&store.root, &named.mount_id)?;
     Ok(Container {
         id: named.id.clone(),
         name: None,
@@ -188,9 +218,11 @@ fn load_elsewhere(store: &Store, named: &Named, source: &Source) -> Result<Conta
         layers: image.layers,
         init: None,
         running: false,
+        in_place: work.is_some(),
+        whole: false,
         upper: UpperSpec {
+            work: work.unwrap_or_else(|| own.spec.path.clone()),
             layer: own.spec,
-            work: store.driver.work(&store.root, &named.mount_id)?,
         },
     })
 }

@@ -68,7 +68,7 @@ pub enum Error {
     },
     /// `--root` or `$UNIONFS_ROOT` names something that is no store.
     #[error(
-        "{path:?} is not an image store: it has no image/<driver>/ with repositories.json or imagedb; give Docker's data root"
+        "{path:?} is not an image store: it has no image/<driver>/ with repositories.json or imagedb, and no <driver>-images/images.json; give the data root of Docker or podman"
     )]
     NotAStore {
         /// The directory.
@@ -309,6 +309,28 @@ pub enum Error {
     /// An image archive is bad.
     #[error(transparent)]
     Archive(#[from] super::archive::ArchiveError),
+    /// A container's layer that no union can write to: of the drivers aufs and vfs.
+    #[error(
+        "{path:?} cannot be written in place: its driver keeps no overlay; leave --in-place out"
+    )]
+    NotAnUpper {
+        /// The container's layer.
+        path: PathBuf,
+    },
+    /// A container's layer that does not tell what changed: of the driver vfs.
+    #[error("{path:?} is a copy of the whole tree: its driver does not record changes; use export")]
+    WholeTree {
+        /// The container's layer.
+        path: PathBuf,
+    },
+    /// Something that only a store with Docker's records has.
+    #[error("{root:?} is a store of podman's, without {what}")]
+    NoRecords {
+        /// The store.
+        root: PathBuf,
+        /// What is missing.
+        what: &'static str,
+    },
 }
 
 impl Error {

@@ -27,6 +27,9 @@ pub struct Layer {
     /// The layer's directory and dialect.
     #[serde(rename = "path", serialize_with = "spec_path")]
     pub spec: LayerSpec,
+    /// Whether its directory holds the files of all layers below it too.
+    #[serde(skip)]
+    pub whole: bool,
     /// How many images of the store have this layer; only known in a [`super::Listing`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_by: Option<usize>,
@@ -69,13 +72,20 @@ pub struct HistoryRow {
     pub size: u64,
 }
 
+/// What of these layers, base first, makes a union: top first, down to a whole tree.
+pub(crate) fn stack(layers: &[Layer]) -> Vec<LayerSpec> {
+    let whole = layers.iter().rposition(|layer| layer.whole).unwrap_or(0);
+    let shown = layers.iter().skip(whole).rev();
+    shown.map(|layer| layer.spec.clone()).collect()
+}
+
 impl Image {
     /// The layers' directories, top first, for a union.
     pub fn stack(&self) -> Result<Vec<LayerSpec>> {
         if self.layers.is_empty() {
             return Err(Error::NoLayers { id: self.id });
         }
-        Ok(self.layers.iter().rev().map(|l| l.spec.clone()).collect())
+        Ok(stack(&self.layers))
     }
 
     /// How the image was built, newest step first, as `docker history` shows it.

@@ -107,21 +107,7 @@ impl ImageDb<'_> {
 
     /// The configuration of an image, verified.
     pub(crate) fn config(&self, id: &Digest) -> Result<Config> {
-        parse(&self.root.full(self.content(id)), &self.bytes(id)?)
-    }
-
-    /// The configuration's bytes, which hash to the ID.
-    pub(crate) fn bytes(&self, id: &Digest) -> Result<Vec<u8>> {
-        let relative = self.content(id);
-        let path = self.root.full(&relative);
-        let Some(bytes) = self.root.read(&relative, LIMIT)? else {
-            return Err(Error::ConfigMissing { id: *id, path });
-        };
-        let actual = Digest::of(&bytes);
-        if actual != *id {
-            return Err(Error::ConfigHash { path, actual });
-        }
-        Ok(bytes)
+        config_at(self.root, &self.content(id), id)
     }
 
     /// Docker's notes on an image.
@@ -139,6 +125,24 @@ impl ImageDb<'_> {
                 .map(|bytes| String::from_utf8_lossy(bytes.trim_ascii()).into_owned()),
         })
     }
+}
+
+/// The configuration in a file below the root, verified to be that of the image.
+pub(crate) fn config_at(root: &Beneath, relative: &Path, id: &Digest) -> Result<Config> {
+    parse(&root.full(relative), &bytes_at(root, relative, id)?)
+}
+
+/// The configuration's bytes, which hash to the ID.
+pub(crate) fn bytes_at(root: &Beneath, relative: &Path, id: &Digest) -> Result<Vec<u8>> {
+    let path = root.full(relative);
+    let Some(bytes) = root.read(relative, LIMIT)? else {
+        return Err(Error::ConfigMissing { id: *id, path });
+    };
+    let actual = Digest::of(&bytes);
+    if actual != *id {
+        return Err(Error::ConfigHash { path, actual });
+    }
+    Ok(bytes)
 }
 
 /// Reads a configuration; `path` is for the message.

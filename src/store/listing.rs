@@ -103,7 +103,7 @@ fn list_store(store: &Store, listing: &mut Listing) -> Result<()> {
             }
         }
     }
-    let mut ids = store.imagedb().ids()?;
+    let mut ids = store.ids()?;
     // Names of images that are gone are problems, not silence.
     ids.extend(names.keys());
     ids.sort();

@@ -5,7 +5,8 @@
 //!                                                                       │ chain
 //!  StackSpec ◄──drivers (diff/, link, lower, l/)◄── cache IDs ◄──layerdb─┘
 //! ```
-//! Stores are Docker's data roots or laid out like one, and are only read. What is written
+//! Stores are Docker's data roots or laid out like one, or podman's (`containers_storage`
+//! in place of `repositories`, `imagedb` and `layerdb`), and are only read. What is written
 //! goes to our own root: [`writable`] changes the store there, [`ephemeral`] makes uppers
 //! of plain mounts. Everything read is
 //! hostile: `beneath` opens every file without following symlinks and bounds its
@@ -18,6 +19,7 @@ pub mod archive;
 pub(crate) mod beneath;
 pub mod chain;
 mod containers;
+mod containers_storage;
 mod copied;
 pub mod derive;
 pub mod digest;

@@ -145,7 +145,8 @@ impl Store {
 
     /// As [`Store::named`], also what a crash has left.
     pub(crate) fn named_record(&self, name: &str) -> Result<Option<Named>> {
-        if !Named::is_name(name) {
+        // Ours are never in podman's.
+        if self.records.is_some() || !Named::is_name(name) {
             return Ok(None);
         }
         let file = Path::new(DIR).join(name);
@@ -178,6 +179,9 @@ impl Store {
 
     /// The names that have records, complete or not.
     pub(crate) fn named_names(&self) -> Result<Vec<String>> {
+        if self.records.is_some() {
+            return Ok(Vec::new());
+        }
         let names = self.root.list(DIR)?;
         let names = names.into_iter().filter_map(|name| name.into_string().ok());
         Ok(names.filter(|name| Named::is_name(name)).collect())

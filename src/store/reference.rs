@@ -79,6 +79,15 @@ impl Reference {
         }
     }
 
+    /// The name under `localhost/`, where podman puts what it builds, of one without a host.
+    pub(crate) fn local(&self) -> Option<Self> {
+        (self.domain == "docker.io").then(|| Self {
+            domain: "localhost".to_owned(),
+            path: self.familiar_name(),
+            ..self.clone()
+        })
+    }
+
     /// The registry's host, `docker.io` unless one was given.
     pub fn domain(&self) -> &str {
         &self.domain

@@ -43,6 +43,27 @@ impl Repositories {
         })
     }
 
+    /// Of names kept elsewhere, in any of the forms a user may write. `path` is for messages.
+    pub(crate) fn of_names<'a>(
+        path: &Path,
+        named: impl Iterator<Item = (&'a str, &'a Digest)>,
+    ) -> Self {
+        let mut names: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        for (name, id) in named {
+            let (repository, key) = match Reference::parse(name) {
+                Ok(reference) => (reference.familiar_name(), reference.key()),
+                // `Repositories::all` complains of it.
+                Err(_) => (name.to_owned(), name.to_owned()),
+            };
+            let keys = names.entry(repository).or_default();
+            keys.insert(key, id.to_string());
+        }
+        Self {
+            path: path.to_owned(),
+            names,
+        }
+    }
+
     /// The image that a name stands for, `None` if there is no such name.
     pub(crate) fn get(&self, reference: &Reference) -> Result<Option<Digest>> {
         let keys = self.names.get(&reference.familiar_name());

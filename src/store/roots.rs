@@ -1,4 +1,4 @@
-//! Where stores are: `--root`, `$UNIONFS_ROOT`, our own default, Docker's.
+//! Where stores are: `--root`, `$UNIONFS_ROOT`, our own default, Docker's, podman's.
 //! Called by `stores` and the cli.
 
 use std::ffi::OsString;
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::beneath::Beneath;
+use super::containers_storage::Records;
 use super::drivers;
 use super::error::{Error, Result};
 use super::single::Store;
@@ -59,12 +60,18 @@ impl Environment {
         Ok(home.join("unionfs"))
     }
 
-    /// Every place a store may be, in search order: our own, then Docker's.
+    /// Every place a store may be, in search order: our own, Docker's, podman's.
     pub fn candidates(&self) -> Vec<PathBuf> {
         let mut roots = Vec::new();
         roots.extend(self.own_root().ok());
         roots.push(PathBuf::from("/var/lib/docker"));
         roots.extend(self.data_home().map(|home| home.join("docker")));
+        if self.root {
+            // Of no other user: it would only be a warning each time.
+            roots.push(PathBuf::from("/var/lib/containers/storage"));
+        }
+        let home = self.data_home();
+        roots.extend(home.map(|home| home.join("containers/storage")));
         roots
     }
 }
@@ -84,8 +91,18 @@ pub(crate) fn open(path: &Path) -> Result<Vec<Store>> {
             Some(driver) => stores.push(Store {
                 root: root.clone(),
                 driver,
+                records: None,
             }),
             None => unknown = Some(name),
+        }
+    }
+    for name in drivers::PODMAN {
+        if let Some(records) = Records::open(&root, name)? {
+            stores.extend(drivers::of_podman(&root, name, owner)?.map(|driver| Store {
+                root: root.clone(),
+                driver,
+                records: Some(records),
+            }));
         }
     }
     stores.sort_by_key(|store| drivers::NAMES.iter().position(|n| *n == store.driver()));
@@ -136,12 +153,19 @@ mod tests {
             [
                 "/var/lib/unionfs",
                 "/var/lib/docker",
-                "/root/.local/share/docker"
+                "/root/.local/share/docker",
+                "/var/lib/containers/storage",
+                "/root/.local/share/containers/storage"
             ]
         );
         assert_eq!(
             candidates(environment(None, Some("/x"), Some("/home/u"), false)),
-            ["/x/unionfs", "/var/lib/docker", "/x/docker"]
+            [
+                "/x/unionfs",
+                "/var/lib/docker",
+                "/x/docker",
+                "/x/containers/storage"
+            ]
         );
         assert_eq!(
             candidates(environment(
@@ -150,7 +174,12 @@ mod tests {
                 Some("/home/u"),
                 false
             )),
-            ["/s", "/var/lib/docker", "/home/u/.local/share/docker"]
+            [
+                "/s",
+                "/var/lib/docker",
+                "/home/u/.local/share/docker",
+                "/home/u/.local/share/containers/storage"
+            ]
         );
         assert_eq!(
             candidates(environment(None, None, None, false)),

@@ -12,19 +12,22 @@ use flate2::bufread::MultiGzDecoder;
 use rustix::fs::OFlags;
 
 use super::beneath::Beneath;
-use super::drivers::{Driver, LayerDir};
+use super::containers_storage::Records;
+use super::drivers::{Below, Driver, LayerDir};
 use super::error::{Error, Result};
 use super::image::{Image, Layer};
-use super::imagedb::ImageDb;
+use super::imagedb::{self, ImageDb, Metadata};
 use super::layerdb::{LayerDb, Record};
 use super::repositories::{self, Repositories};
 use super::{Digest, Name};
 
-/// One image store: Docker's data root or one laid out like it, with one driver.
+/// One image store: Docker's data root or one laid out like it, or podman's; one driver.
 #[derive(Debug)]
 pub struct Store {
     pub(crate) root: Arc<Beneath>,
     pub(crate) driver: Box<dyn Driver>,
+    /// The records of podman's store; `None`: they are Docker's files.
+    pub(crate) records: Option<Records>,
 }
 
 /// A layer's tar-split, unzipped.
@@ -69,13 +72,35 @@ impl Store {
         }
     }
 
+    /// The IDs of all images, sorted.
+    pub(crate) fn ids(&self) -> Result<Vec<Digest>> {
+        match &self.records {
+            Some(records) => Ok(records.ids()),
+            None => self.imagedb().ids(),
+        }
+    }
+
+    /// Whether there is an image of that ID.
+    pub(crate) fn contains(&self, id: &Digest) -> Result<bool> {
+        match &self.records {
+            Some(records) => Ok(records.contains(id)),
+            None => self.imagedb().contains(id),
+        }
+    }
+
     /// Where the store keeps its names.
     pub(crate) fn repositories_path(&self) -> PathBuf {
+        if let Some(records) = &self.records {
+            return records.names_path();
+        }
         self.root.full(self.dir("repositories.json"))
     }
 
     /// The names of the images; `None` if the file is missing.
     pub(crate) fn repositories(&self) -> Result<Option<Repositories>> {
+        if let Some(records) = &self.records {
+            return Ok(Some(records.repositories()));
+        }
         let bytes = self
             .root
             .read(self.dir("repositories.json"), repositories::LIMIT)?;
@@ -97,13 +122,28 @@ impl Store {
 
     /// The bytes of an image's configuration, which hash to its ID, and the file's path.
     pub fn config_bytes(&self, id: &Digest) -> Result<(PathBuf, Vec<u8>)> {
-        let imagedb = self.imagedb();
-        Ok((self.root.full(imagedb.content(id)), imagedb.bytes(id)?))
+        let file = self.config_file(id);
+        let bytes = imagedb::bytes_at(&self.root, &file, id)?;
+        Ok((self.root.full(file), bytes))
+    }
+
+    /// Where an image's configuration is, below the root.
+    fn config_file(&self, id: &Digest) -> PathBuf {
+        match &self.records {
+            Some(records) => records.config_path(id),
+            None => self.imagedb().content(id),
+        }
     }
 
     /// What a layer's tar is made from again: the directory with its files, `diff`, and its
     /// tar-split, unzipped.
     pub(crate) fn tar_sources(&self, chain: &Digest, diff: &Path) -> Result<(OwnedFd, TarSplit)> {
+        if self.records.is_some() {
+            return Err(Error::NoRecords {
+                root: self.root().to_owned(),
+                what: "the tar-split files that layers' tars are made from",
+            });
+        }
         let relative = diff.strip_prefix(self.root()).unwrap_or(diff);
         let dir = self.root.dir(relative, OFlags::RDONLY)?;
         let dir = dir.ok_or_else(|| Error::LayerDirMissing {
@@ -125,14 +165,21 @@ impl Store {
         names: Vec<Name>,
         cache: &mut Cache,
     ) -> Result<Image> {
-        let imagedb = self.imagedb();
-        let config = imagedb.config(id)?;
-        let metadata = imagedb.metadata(id)?;
-        let layers: Vec<Layer> = self
-            .layers(&config.diff_ids, cache)?
-            .iter()
-            .map(|layer| layer_of(layer))
-            .collect();
+        let (config, metadata, layers) = match &self.records {
+            None => {
+                let imagedb = self.imagedb();
+                let config = imagedb.config(id)?;
+                let layers = self.layers(&config.diff_ids, cache)?;
+                (config, imagedb.metadata(id)?, layers)
+            }
+            Some(records) => {
+                let config = imagedb::config_at(&self.root, &records.config_path(id), id)?;
+                let found = records.layers(id, &config.diff_ids)?;
+                let layers = self.directories(found, cache)?;
+                (config, Metadata::default(), layers)
+            }
+        };
+        let layers: Vec<Layer> = layers.iter().map(|layer| layer_of(layer)).collect();
         Ok(Image {
             id: *id,
             names,
@@ -168,6 +215,25 @@ impl Store {
         }
         Ok(out)
     }
+
+    /// Finds the directories of layers whose records are known, base first.
+    fn directories(&self, records: Vec<Record>, cache: &mut Cache) -> Result<Vec<Arc<Resolved>>> {
+        let mut out: Vec<Arc<Resolved>> = Vec::with_capacity(records.len());
+        for record in records {
+            // Podman may have the same layer twice, with other directories below.
+            let known = cache.get(&record.chain_id);
+            if let Some(known) = known.filter(|known| known.record.cache_id == record.cache_id) {
+                out.push(known.clone());
+                continue;
+            }
+            let below = out.last().map(|below| &below.dir);
+            let dir = self.driver.layer(&self.root, &record.cache_id, below)?;
+            let resolved = Arc::new(Resolved { record, dir });
+            cache.insert(resolved.record.chain_id, resolved.clone());
+            out.push(resolved);
+        }
+        Ok(out)
+    }
 }
 
 /// What is shown and used of a resolved layer.
@@ -180,6 +246,7 @@ pub(crate) fn layer_of(resolved: &Resolved) -> Layer {
         cache_id: record.cache_id.clone(),
         size: record.size,
         spec: resolved.dir.spec.clone(),
+        whole: resolved.dir.below == Below::Nothing,
         shared_by: None,
     }
 }

@@ -110,7 +110,7 @@ impl Stores {
         match Query::parse(text)? {
             Query::Id(id) => {
                 for store in &self.stores {
-                    if store.imagedb().contains(&id)? {
+                    if store.contains(&id)? {
                         return Ok((store, id));
                     }
                 }
@@ -142,7 +142,14 @@ impl Stores {
         for store in &self.stores {
             if let Some(repositories) = store.repositories()? {
                 any = true;
-                if let Some(id) = repositories.get(name)? {
+                let found = repositories.get(name)?;
+                // As in podman, a short name is also that of an image built here.
+                let local = name.local().filter(|_| store.records.is_some());
+                let found = match (found, local) {
+                    (None, Some(local)) => repositories.get(&local)?,
+                    (found, _) => found,
+                };
+                if let Some(id) = found {
                     return Ok(ByName::Found(store, id));
                 }
             }
@@ -156,7 +163,7 @@ impl Stores {
     fn by_prefix(&self, prefix: &str) -> Result<Option<(&Store, Digest)>> {
         let mut matches: BTreeMap<Digest, &Store> = BTreeMap::new();
         for store in &self.stores {
-            for id in store.imagedb().ids()? {
+            for id in store.ids()? {
                 if id.hex().starts_with(prefix) {
                     matches.entry(id).or_insert(store);
                 }

@@ -1,5 +1,5 @@
 //! A store made by a real dockerd, by `ci/make-docker-store.sh`, kept in
-//! `target/docker-store` until the script changes; and kernel overlayfs over its
+//! `target/docker-store/<driver>` until the script changes; and kernel overlayfs over its
 //! layers, the truth that mounts are compared with. Called by `dockerd` and `mounted`.
 
 use std::fs::File;
@@ -37,11 +37,17 @@ impl DockerStore {
     /// Makes the store unless there is one. Without root or dockerd there is none: on CI
     /// that is a failure, elsewhere a printed skip.
     pub(crate) fn get() -> Option<Self> {
+        Self::of("overlay2")
+    }
+
+    /// As [`DockerStore::get`], of another storage driver.
+    pub(crate) fn of(driver: &str) -> Option<Self> {
         if !has_dockerd() {
             return None;
         }
         // Below the target directory, wherever that is.
         let base = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("docker-store");
+        let base = base.join(driver);
         std::fs::create_dir_all(&base).unwrap();
         let lock = File::create(base.join("lock")).unwrap();
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
@@ -55,7 +61,7 @@ impl DockerStore {
                 }
             }
             let script = concat!(env!("CARGO_MANIFEST_DIR"), "/ci/make-docker-store.sh");
-            let made = Command::new(script).arg(&dir).status().unwrap();
+            let made = Command::new(script).arg(&dir).arg(driver).status().unwrap();
             assert!(made.success(), "{script} failed");
         }
         Some(Self { dir })

@@ -5,7 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod docker_store;
+mod drivers;
+mod export;
 mod listing;
+mod podman;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,15 +25,15 @@ struct Mounted {
 
 impl Mounted {
     fn new(store: &DockerStore, what: &[&str]) -> Self {
+        Self::of_root(&store.root(), what)
+    }
+
+    fn of_root(root: &Path, what: &[&str]) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let mounted = Self { temp };
         std::fs::create_dir(mounted.path()).unwrap();
         let mut command = mounted.unionfs();
-        command
-            .arg("--root")
-            .arg(store.root())
-            .arg("mount")
-            .args(what);
+        command.arg("--root").arg(root).arg("mount").args(what);
         run(command.arg(mounted.path()));
         // The command returns when the mount is live.
         assert!(is_mount(&mounted.path()), "{what:?}");

@@ -1,18 +1,40 @@
 //! Storage drivers: where a layer's files are, given its cache ID. One file per
 //! directory layout. Called by `store` and `containers`.
 
+mod aufs;
+mod overlay;
 mod overlay2;
+mod vfs;
 
 use std::fmt;
 use std::path::PathBuf;
 
-use super::beneath::Beneath;
+use super::beneath::{Beneath, SMALL};
 use super::error::Result;
 use super::layerdb::CacheId;
 use crate::layer::{Dialect, LayerSpec};
 
 /// The drivers whose stores can be read, in the order they are searched.
-pub(crate) const NAMES: [&str; 2] = ["overlay2", "fuse-overlayfs"];
+pub(crate) const NAMES: [&str; 5] = ["overlay2", "fuse-overlayfs", "overlay", "aufs", "vfs"];
+
+/// Of whole trees: nothing in them is a marker.
+const PLAIN: Dialect = Dialect {
+    trusted: false,
+    user: false,
+    fuse_overlayfs: false,
+    wh_names: false,
+};
+
+/// What of the layers below a layer shows through it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Below {
+    /// All of them: it holds what differs from the one below.
+    Layers,
+    /// The image, but no init layer: of that it has a copy.
+    Image,
+    /// None: it is a whole tree.
+    Nothing,
+}
 
 /// A layer found on disk and checked against its parent.
 #[derive(Clone, Debug)]
@@ -20,6 +42,7 @@ pub(crate) struct LayerDir {
     pub(crate) spec: LayerSpec,
     /// How a layer created on top names this one and all below it; the driver's own form.
     pub(crate) chain: String,
+    pub(crate) below: Below,
 }
 
 /// One way of keeping layers in directories.
@@ -34,8 +57,23 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// own records agree with that.
     fn layer(&self, root: &Beneath, id: &CacheId, parent: Option<&LayerDir>) -> Result<LayerDir>;
 
-    /// The work directory that belongs to a container's read-write layer.
-    fn work(&self, root: &Beneath, id: &CacheId) -> Result<PathBuf>;
+    /// The work directory that belongs to a container's read-write layer; `None` where
+    /// the driver's layers cannot be an upper.
+    fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<PathBuf>>;
+}
+
+/// The drivers of podman's stores that can be read.
+pub(crate) const PODMAN: [&str; 2] = ["overlay", "vfs"];
+
+/// The driver of that name, of [`PODMAN`], for podman's store owned by `owner`.
+pub(crate) fn of_podman(root: &Beneath, name: &str, owner: u32) -> Result<Option<Box<dyn Driver>>> {
+    if name != "overlay" {
+        return Ok(by_name(name, owner));
+    }
+    // Written by podman once it knows whether it mounts through fuse-overlayfs.
+    let program = root.read("overlay/.has-mount-program", SMALL)?;
+    let fuse = program.is_some_and(|text| text.trim_ascii() == b"true");
+    Ok(Some(Box::new(overlay2::Overlay2::podman(owner, fuse))))
 }
 
 /// The driver of that name for a store owned by `owner`; `None` if there is none.
@@ -43,6 +81,9 @@ pub(crate) fn by_name(name: &str, owner: u32) -> Option<Box<dyn Driver>> {
     match name {
         "overlay2" => Some(Box::new(overlay2::Overlay2::kernel(owner))),
         "fuse-overlayfs" => Some(Box::new(overlay2::Overlay2::fuse_overlayfs())),
+        "overlay" => Some(Box::new(overlay::Overlay::new(owner))),
+        "aufs" => Some(Box::new(aufs::Aufs)),
+        "vfs" => Some(Box::new(vfs::Vfs)),
         _ => None,
     }
 }

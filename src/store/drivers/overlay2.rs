@@ -1,4 +1,4 @@
-//! The layout that the drivers overlay2 and fuse-overlayfs share. Called through
+//! The layout that the drivers overlay2, fuse-overlayfs and podman's overlay share. Called through
 //! [`super::Driver`].
 //!
 //! ```text
@@ -14,7 +14,7 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
-use super::{Driver, LayerDir};
+use super::{Below, Driver, LayerDir};
 use crate::layer::{Dialect, LayerSpec};
 use crate::store::beneath::{Beneath, SMALL};
 use crate::store::error::{Error, Result, excerpt};
@@ -32,15 +32,9 @@ pub(super) struct Overlay2 {
 impl Overlay2 {
     /// The driver on the kernel's overlayfs.
     pub(super) fn kernel(owner: u32) -> Self {
-        // A rootless dockerd mounts with `userxattr` and writes user.overlay.*; only a
-        // privileged process can read trusted.overlay.* at all.
-        let dialect = match owner == 0 && privileged() {
-            true => Dialect::KERNEL,
-            false => Dialect::KERNEL_USERXATTR,
-        };
         Self {
             name: "overlay2",
-            dialect,
+            dialect: kernel_dialect(owner),
         }
     }
 
@@ -49,6 +43,17 @@ impl Overlay2 {
         Self {
             name: "fuse-overlayfs",
             dialect: Dialect::ALL,
+        }
+    }
+
+    /// Podman's driver of the name overlay, with the same layout.
+    pub(super) fn podman(owner: u32, fuse_overlayfs: bool) -> Self {
+        Self {
+            name: "overlay",
+            dialect: match fuse_overlayfs {
+                true => Dialect::ALL,
+                false => kernel_dialect(owner),
+            },
         }
     }
 
@@ -120,11 +125,22 @@ impl Driver for Overlay2 {
         Ok(LayerDir {
             spec: LayerSpec { path, dialect },
             chain,
+            below: Below::Layers,
         })
     }
 
-    fn work(&self, root: &Beneath, id: &CacheId) -> Result<PathBuf> {
-        root.layer_dir(self.path(id, "work"))
+    fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<PathBuf>> {
+        root.layer_dir(self.path(id, "work")).map(Some)
+    }
+}
+
+/// What kernel overlayfs wrote in a store of `owner`, as far as this process can read it.
+pub(super) fn kernel_dialect(owner: u32) -> Dialect {
+    // A rootless dockerd mounts with `userxattr` and writes user.overlay.*; only a
+    // privileged process can read trusted.overlay.* at all.
+    match owner == 0 && privileged() {
+        true => Dialect::KERNEL,
+        false => Dialect::KERNEL_USERXATTR,
     }
 }
 

@@ -101,7 +101,11 @@ impl Writable {
         };
         let driver = drivers::by_name(DRIVER, owner).ok_or_else(unknown)?;
         Ok(Self {
-            store: Store { root, driver },
+            store: Store {
+                root,
+                driver,
+                records: None,
+            },
         })
     }
 

@@ -1,0 +1,42 @@
+//! The layout of the driver vfs: each layer is a whole tree. Called through
+//! [`super::Driver`].
+//!
+//! ```text
+//! vfs/dir/<cache id>/    the files of the layer and of all below it
+//! ```
+//! (moby, daemon/graphdriver/vfs/driver.go.) The driver keeps no record of parents.
+
+use std::path::{Path, PathBuf};
+
+use super::{Below, Driver, LayerDir, PLAIN};
+use crate::layer::{Dialect, LayerSpec};
+use crate::store::beneath::Beneath;
+use crate::store::error::Result;
+use crate::store::layerdb::CacheId;
+
+#[derive(Debug)]
+pub(super) struct Vfs;
+
+impl Driver for Vfs {
+    fn name(&self) -> &'static str {
+        "vfs"
+    }
+
+    fn dialect(&self) -> Dialect {
+        PLAIN
+    }
+
+    fn layer(&self, root: &Beneath, id: &CacheId, _: Option<&LayerDir>) -> Result<LayerDir> {
+        let path = root.layer_dir(Path::new("vfs/dir").join(id.as_str()))?;
+        let dialect = PLAIN;
+        Ok(LayerDir {
+            spec: LayerSpec { path, dialect },
+            chain: String::new(),
+            below: Below::Nothing,
+        })
+    }
+
+    fn work(&self, _: &Beneath, _: &CacheId) -> Result<Option<PathBuf>> {
+        Ok(None)
+    }
+}
