@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// Name the image so, not as the archive does; may be repeated
     #[arg(long, value_name = "NAME")]
     tag: Vec<String>,
-    /// Refuse layers that expand to more bytes than this
+    /// Refuse layers, and compressed archives, that expand to more bytes than this
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
     max_layer_size: u64,
     /// Show no progress
@@ -49,17 +49,17 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     }
     let store = own::open(root)?;
     let tmp = store.staging();
+    let limits = Limits {
+        bytes: args.max_layer_size,
+        ..Limits::default()
+    };
     let source = match args.input.as_deref() {
-        Some(path) if path != Path::new("-") => Source::open(path, &tmp)?,
+        Some(path) if path != Path::new("-") => Source::open(path, &tmp, limits.bytes)?,
         _ if std::io::stdin().is_terminal() => {
             let what = "an archive is not typed: give -i ARCHIVE or a pipe";
             return Err(Usage(what.into()).into());
         }
-        _ => Source::from_reader(std::io::stdin(), &tmp)?,
-    };
-    let limits = Limits {
-        bytes: args.max_layer_size,
-        ..Limits::default()
+        _ => Source::from_reader(std::io::stdin(), &tmp, limits.bytes)?,
     };
     let transfer = Transfer::new(args.quiet, "loaded");
     let store = own::lock(&store)?;
