@@ -9,8 +9,10 @@ use std::path::Path;
 use unionfs::layer::Dialect;
 use unionfs::store::tarball::{self, Limits};
 use unionfs::store::verify::{Progress, Report};
+use unionfs::store::writable::Writable;
 
 use super::docker_store::DockerStore;
+use super::tarball::Tar;
 use super::{Fixture, children, discover, listing};
 
 fn verify(root: &Path, image: Option<&str>) -> Report {
@@ -170,6 +172,44 @@ fn a_layer_without_an_image_is_checked_too() {
         report.problems[0].what.contains("is missing"),
         "{report:#?}"
     );
+}
+
+#[test]
+fn a_store_of_ours_filled_from_tars_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("own");
+    let store = Writable::open(&root).unwrap();
+    let lock = store.lock().unwrap();
+    let base = Tar::default()
+        .dir("d")
+        .file("d/f", b"base")
+        .file("gone", b"x");
+    let top = Tar::default()
+        .file(".wh.gone", b"")
+        .file("d/.wh..wh..opq", b"")
+        .entry(b'0', b"d/\xff", b"", b"?")
+        .file("new", b"new")
+        .link("l", "new");
+    let mut parent = None;
+    let mut diffs = Vec::new();
+    for tar in [base.end(), top.end()] {
+        let mut staged = lock.stage_layer(parent.as_ref()).unwrap();
+        let dialect = staged.dialect();
+        let (diff, split) = staged.parts();
+        let done = tarball::unpack(&tar[..], diff, dialect, split, &Limits::default()).unwrap();
+        parent = Some(staged.commit(done.diff_id, done.size).unwrap());
+        diffs.push(format!("\"{}\"", done.diff_id));
+    }
+    let config = format!(
+        r#"{{"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+        diffs.join(",")
+    );
+    let image = lock.register_image(config.as_bytes()).unwrap();
+    drop(lock);
+    let report = verify(&root, Some(&image.hex()));
+    assert_eq!(report.problems, []);
+    assert_eq!((report.images, report.layers), (1, 2));
+    assert_eq!(verify(&root, None), report);
 }
 
 #[test]

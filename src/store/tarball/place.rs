@@ -31,6 +31,8 @@ pub(super) struct Place<'d> {
     directories: Vec<(Vec<u8>, Entry)>,
     /// Bytes of files, each inode once, and of symlinks' targets.
     size: u64,
+    /// Xattrs that could not be set.
+    lost: u64,
 }
 
 /// Opens a path of the layer as a process would whose root is the layer.
@@ -83,12 +85,18 @@ impl<'d> Place<'d> {
             through_symlink: false,
             directories: Vec::new(),
             size: 0,
+            lost: 0,
         }
     }
 
     /// What Docker calls the layer's size.
     pub(super) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// How many xattrs the file system, or a plain user, could not have.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// The directory of that path, made where it is missing.
@@ -232,9 +240,9 @@ impl<'d> Place<'d> {
         self.size = self.size.saturating_add(size);
         let at = At::fd(fd.as_fd());
         self.own(at, entry)?;
-        xattrs(at, entry, |_| true)?;
+        self.lost += xattrs(at, entry, |_| true)?;
         let fail = |action| move |e| TarError::place(&entry.name, action, e);
-        let mode = Mode::from_raw_mode(entry.perm);
+        let mode = Mode::from_raw_mode(self.mode(entry));
         rustix::fs::fchmod(fd, mode).map_err(fail("set the mode"))?;
         let times = timestamps(entry.atime, entry.mtime);
         rustix::fs::futimens(fd, &times).map_err(fail("set the times"))
@@ -309,7 +317,7 @@ impl<'d> Place<'d> {
             Some(dir) => At::new(dir.as_fd(), last),
         };
         self.own(at, entry)?;
-        xattrs(at, entry, |name| name != DEFAULT_ACL)?;
+        self.lost += xattrs(at, entry, |name| name != DEFAULT_ACL)?;
         let fail = |action| move |e| TarError::place(&entry.name, action, e);
         if entry.kind == Kind::Directory {
             // Until all is in it, we must be able to write to it.
@@ -323,10 +331,20 @@ impl<'d> Place<'d> {
             return Ok(());
         }
         if entry.kind != Kind::Symlink {
-            at.chmod(entry.perm).map_err(fail("set the mode"))?;
+            at.chmod(self.mode(entry)).map_err(fail("set the mode"))?;
         }
         let times = timestamps(entry.atime, entry.mtime);
         at.set_times(&times).map_err(fail("set the times"))
+    }
+
+    /// The mode an entry gets. A user who is not root must be able to read his layers, and
+    /// to remove them.
+    fn mode(&self, entry: &Entry) -> u32 {
+        match entry.kind {
+            _ if self.owners => entry.perm,
+            Kind::Directory => entry.perm | 0o700,
+            _ => entry.perm | 0o400,
+        }
     }
 
     fn own(&self, at: At<'_>, entry: &Entry) -> Result<()> {
@@ -352,10 +370,10 @@ impl<'d> Place<'d> {
             let name = &entry.name;
             let fail = |action| move |e| TarError::place(name, action, e);
             let at = At::fd(dir.as_fd());
-            if entry.perm & 0o700 != 0o700 {
-                at.chmod(entry.perm).map_err(fail("set the mode"))?;
+            if self.mode(&entry) & 0o700 != 0o700 {
+                at.chmod(self.mode(&entry)).map_err(fail("set the mode"))?;
             }
-            xattrs(at, &entry, |_| true)?;
+            self.lost += xattrs(at, &entry, |_| true)?;
             let times = timestamps(entry.atime, entry.mtime);
             at.set_times(&times).map_err(fail("set the times"))?;
         }
@@ -416,8 +434,9 @@ impl<'d> Place<'d> {
 }
 
 /// Sets the xattrs of an entry. Markers of an overlay are not taken from a tar: a layer
-/// says what it hides by whiteouts.
-fn xattrs(at: At<'_>, entry: &Entry, wanted: impl Fn(&[u8]) -> bool) -> Result<()> {
+/// says what it hides by whiteouts. How many could not be set.
+fn xattrs(at: At<'_>, entry: &Entry, wanted: impl Fn(&[u8]) -> bool) -> Result<u64> {
+    let mut lost = 0;
     const MARKERS: [&[u8]; 3] = [
         b"trusted.overlay.",
         b"user.overlay.",
@@ -437,11 +456,9 @@ fn xattrs(at: At<'_>, entry: &Entry, wanted: impl Fn(&[u8]) -> bool) -> Result<(
         match at.set_xattr(&name, value, XattrFlags::empty()) {
             Ok(()) => {}
             // The file system or a plain user cannot have it; as Docker, go on without.
-            Err(Errno::OPNOTSUPP | Errno::PERM) => {
-                tracing::warn!(entry = ?entry.name.escape_ascii(), xattr = ?name, "not set");
-            }
+            Err(Errno::OPNOTSUPP | Errno::PERM) => lost += 1,
             Err(e) => return Err(TarError::place(&entry.name, "set an xattr", e)),
         }
     }
-    Ok(())
+    Ok(lost)
 }

@@ -51,6 +51,9 @@ pub struct Unpacked {
     pub entries: u64,
     /// Length of the tar.
     pub bytes: u64,
+    /// Xattrs of the tar that could not be set, as `security.capability` without root; worth
+    /// a warning.
+    pub lost_xattrs: u64,
 }
 
 /// Unpacks a layer tar, which is not compressed any more, into `diff`, an empty directory,
@@ -58,7 +61,7 @@ pub struct Unpacked {
 ///
 /// Whiteouts become those of `dialect`: char 0:0 and an opaque xattr where it has them.
 /// Overlay markers among the xattrs of the tar are dropped. Without root, files belong to
-/// the caller, and devices are an error. Nothing outside of `diff` is touched, whatever the
+/// the caller, who can always read them and write to directories, and devices are an error. Nothing outside of `diff` is touched, whatever the
 /// tar holds. The caller syncs the file system, and removes `diff` after an error.
 pub fn unpack(
     tar: impl Read,
@@ -78,6 +81,7 @@ pub fn unpack(
     }
     unpacker.place.finish()?;
     let size = unpacker.place.size();
+    let lost_xattrs = unpacker.place.lost();
     let entries = unpacker.scan.entries();
     let (diff_id, bytes) = unpacker.scan.finish(&mut unpacker.split)?;
     unpacker.split.finish()?;
@@ -86,6 +90,7 @@ pub fn unpack(
         size,
         entries,
         bytes,
+        lost_xattrs,
     })
 }
 

@@ -17,6 +17,11 @@ impl Place<'_> {
     /// `false` if it is another entry.
     pub(super) fn whiteout(&mut self, path: &[u8], entry: &Entry) -> Result<bool> {
         let (parent, last) = split(path);
+        // Notes that AUFS keeps for itself, such as .wh..wh.plnk/ and what is in it.
+        let note = |part: &[u8]| part.starts_with(b".wh..wh.");
+        if parent.split(|&b| b == b'/').any(note) || (note(last) && last != WH_OPAQUE) {
+            return Ok(true);
+        }
         if last == WH_OPAQUE {
             self.directory(&entry.name, parent)?;
             self.set_opaque(&entry.name, parent)?;
@@ -25,10 +30,6 @@ impl Place<'_> {
         let Some(hidden) = last.strip_prefix(WH_PREFIX) else {
             return Ok(false);
         };
-        if hidden.starts_with(WH_PREFIX) {
-            // Notes that AUFS keeps for itself, such as .wh..wh.plnk.
-            return Ok(true);
-        }
         if !is_valid_name(hidden) {
             let what = "is a whiteout of nothing; not a valid layer";
             return Err(TarError::entry(&entry.name, what));
