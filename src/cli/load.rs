@@ -7,7 +7,6 @@ use super::error::Usage;
 use super::output::{print, print_json};
 use super::own;
 use super::transfer::Transfer;
-use crate::store::Reference;
 use crate::store::archive::{Source, load};
 use crate::store::tarball::Limits;
 
@@ -41,12 +40,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let names = args.tag.iter().map(|name| Reference::parse(name));
-    let names = names.collect::<Result<Vec<_>, _>>()?;
-    if let Some(name) = names.iter().find(|name| name.digest().is_some()) {
-        let what = format!("\"{name}\" has a digest, which a registry gives: write name[:tag]");
-        return Err(Usage(what).into());
-    }
+    let names = args.tag.iter().map(|name| own::new_name(name));
+    let names = names.collect::<anyhow::Result<Vec<_>>>()?;
     let store = own::open(root)?;
     let tmp = store.staging();
     let limits = Limits {

@@ -9,8 +9,6 @@
 use std::io::{BufReader, BufWriter, Read as _};
 use std::os::fd::AsFd as _;
 
-use flate2::bufread::MultiGzDecoder;
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
@@ -47,15 +45,7 @@ pub fn copy_layers(from: &Store, image: &Image, to: &Exclusive<'_>) -> Result<()
 
 fn copy(from: &Store, layer: &Layer, staged: &mut StagedLayer<'_>) -> Result<Unpacked> {
     let path = &layer.spec.path;
-    let relative = path.strip_prefix(from.root()).unwrap_or(path);
-    let source = from.root.dir(relative, OFlags::RDONLY)?;
-    let source = source.ok_or_else(|| Error::LayerDirMissing { path: path.clone() })?;
-    let file = from.layerdb().tar_split(&layer.chain_id);
-    let their_split = from.root.file(&file)?.ok_or_else(|| Error::LayerMissing {
-        chain: layer.chain_id,
-        path: from.root.full(&file),
-    })?;
-    let their_split = BufReader::new(MultiGzDecoder::new(BufReader::new(their_split)));
+    let (source, their_split) = from.tar_sources(&layer.chain_id, path)?;
     let pipe = std::io::pipe().map_err(|e| {
         let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
         Error::io("make a pipe to copy", path, errno)
