@@ -10,7 +10,6 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
-use super::error::Usage;
 use super::output::print;
 use super::{open_stores, own};
 use crate::changes::{self, Tree};
@@ -18,7 +17,7 @@ use crate::store::derive::{Derivation, Draft};
 use crate::store::roots::Environment;
 use crate::store::tarball::{Limits, Unpacked, unpack};
 use crate::store::writable::{Exclusive, StagedLayer};
-use crate::store::{Container, Digest, Layer, Reference, Store, Stores, copy_layers};
+use crate::store::{Container, Digest, Layer, Store, Stores, copy_layers};
 
 /// Bytes the pipe between packing and unpacking is read and written by.
 const CHUNK: usize = 256 << 10;
@@ -51,14 +50,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let name = Reference::parse(&args.image)?;
-    if name.digest().is_some() {
-        return Err(Usage(format!(
-            "{:?} has a digest, which a registry gives: write name[:tag]",
-            args.image
-        ))
-        .into());
-    }
+    let name = own::new_name(&args.image)?;
     let store = own::open(root)?;
     let store = own::lock(&store)?;
     let stores = open_stores(root)?;

@@ -11,11 +11,11 @@ use super::output::{print, print_json};
 use super::own;
 use crate::changes::{self, Tree};
 use crate::layer::{Dialect, LayerSpec, StackSpec};
+use crate::store::Digest;
 use crate::store::archive::{self, Import};
 use crate::store::derive::Derivation;
 use crate::store::tarball::Limits;
 use crate::store::writable::Exclusive;
-use crate::store::{Digest, Reference};
 
 /// Bytes the pipe between packing and unpacking is written by.
 const CHUNK: usize = 256 << 10;
@@ -47,11 +47,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let name = Reference::parse(&args.image)?;
-    if name.digest().is_some() {
-        let what = format!("\"{name}\" has a digest, which a registry gives: write name[:tag]");
-        return Err(Usage(what).into());
-    }
+    let name = own::new_name(&args.image)?;
     let from = match args.rootfs == Path::new("-") {
         true => "standard input".to_owned(),
         false => format!("{:?}", args.rootfs),
@@ -98,7 +94,7 @@ fn take(
     input: impl Read + Send + 'static,
     import: &Import<'_>,
 ) -> anyhow::Result<Digest> {
-    Ok(archive::import(store, input, import, |_| ())?)
+    Ok(archive::import(store, input, import)?)
 }
 
 /// Packs the directory as if it were the only layer, and takes that tar in, both at once.

@@ -7,7 +7,6 @@ use super::error::Usage;
 use super::output::{print, print_json};
 use super::own;
 use super::transfer::Transfer;
-use crate::store::Reference;
 use crate::store::archive::{Source, load};
 use crate::store::tarball::Limits;
 
@@ -29,7 +28,7 @@ pub(super) struct Args {
     /// Name the image so, not as the archive does; may be repeated
     #[arg(long, value_name = "NAME")]
     tag: Vec<String>,
-    /// Refuse layers that expand to more bytes than this
+    /// Refuse layers, and compressed archives, that expand to more bytes than this
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
     max_layer_size: u64,
     /// Show no progress
@@ -41,25 +40,21 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let names = args.tag.iter().map(|name| Reference::parse(name));
-    let names = names.collect::<Result<Vec<_>, _>>()?;
-    if let Some(name) = names.iter().find(|name| name.digest().is_some()) {
-        let what = format!("\"{name}\" has a digest, which a registry gives: write name[:tag]");
-        return Err(Usage(what).into());
-    }
+    let names = args.tag.iter().map(|name| own::new_name(name));
+    let names = names.collect::<anyhow::Result<Vec<_>>>()?;
     let store = own::open(root)?;
     let tmp = store.staging();
+    let limits = Limits {
+        bytes: args.max_layer_size,
+        ..Limits::default()
+    };
     let source = match args.input.as_deref() {
-        Some(path) if path != Path::new("-") => Source::open(path, &tmp)?,
+        Some(path) if path != Path::new("-") => Source::open(path, &tmp, limits.bytes)?,
         _ if std::io::stdin().is_terminal() => {
             let what = "an archive is not typed: give -i ARCHIVE or a pipe";
             return Err(Usage(what.into()).into());
         }
-        _ => Source::from_reader(std::io::stdin(), &tmp)?,
-    };
-    let limits = Limits {
-        bytes: args.max_layer_size,
-        ..Limits::default()
+        _ => Source::from_reader(std::io::stdin(), &tmp, limits.bytes)?,
     };
     let transfer = Transfer::new(args.quiet, "loaded");
     let store = own::lock(&store)?;

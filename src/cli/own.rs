@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use super::error::Usage;
 use super::{open_stores, warn};
 use crate::fuse::runtime;
 use crate::store::roots::Environment;
@@ -39,6 +40,16 @@ fn place(root: Option<&Path>) -> anyhow::Result<PathBuf> {
         Some(root) => root.to_owned(),
         None => Environment::current().own_root()?,
     })
+}
+
+/// A name that an image is to get.
+pub(super) fn new_name(text: &str) -> anyhow::Result<Reference> {
+    let name = Reference::parse(text)?;
+    if name.digest().is_some() {
+        let what = format!("{text:?} has a digest, which a registry gives: write name[:tag]");
+        return Err(Usage(what).into());
+    }
+    Ok(name)
 }
 
 /// Locks it; says so when that takes a while. Before any `Stores` is opened: who removes

@@ -24,7 +24,7 @@ pub(super) struct Args {
     /// The images: names, IDs or starts of IDs
     #[arg(required = true)]
     images: Vec<String>,
-    /// Write to this file, which appears when it is complete [default: standard output]
+    /// Write to this file, which appears when it is complete [default: -, standard output]
     #[arg(long, short = 'o', value_name = "FILE")]
     output: Option<PathBuf>,
     /// docker: for docker load and podman load, an OCI layout as well; oci: only that
@@ -43,7 +43,8 @@ enum Kind {
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let stdout = io::stdout();
-    if args.output.is_none() && stdout.is_terminal() {
+    let output = args.output.as_deref().filter(|o| *o != Path::new("-"));
+    if output.is_none() && stdout.is_terminal() {
         let what = "an archive is not for a terminal: give -o FILE or a pipe";
         return Err(Usage(what.into()).into());
     }
@@ -55,7 +56,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     };
     let transfer = Transfer::new(args.quiet, "saved");
     let write = |out: &mut dyn Write| save(&images, format, out, &|step| transfer.show(step));
-    match &args.output {
+    match output {
         Some(path) => write_file(path, |out| Ok(write(out)?)),
         None => match write(&mut BufWriter::new(stdout.lock())) {
             // Whoever reads the pipe has seen enough.

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use super::error::Usage;
 use super::own;
-use crate::store::Reference;
 
 /// Give an image of our own store another name
 #[derive(Debug, clap::Args)]
@@ -22,14 +20,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let name = Reference::parse(&args.name)?;
-    if name.digest().is_some() {
-        return Err(Usage(format!(
-            "{:?} has a digest, which a registry gives: write name[:tag]",
-            args.name
-        ))
-        .into());
-    }
+    let name = own::new_name(&args.name)?;
     let store = own::must_exist(root)?;
     let store = own::lock(&store)?;
     let (id, _) = own::find(&store, &args.image, root)?;

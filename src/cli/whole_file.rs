@@ -27,6 +27,7 @@ pub(super) fn write_file(
     let (file, temp) = temp.into_parts();
     let mut out = BufWriter::new(file);
     write(&mut out)?;
-    out.flush().with_context(failed)?;
+    let file = out.into_inner().map_err(|e| e.into_error());
+    file.and_then(|file| file.sync_all()).with_context(failed)?;
     temp.persist(path).map_err(|e| e.error).with_context(failed)
 }

@@ -36,7 +36,7 @@ impl Derivation {
     /// From the configuration of the image below; `None`: there is none.
     ///
     /// # Errors
-    /// [`Error::Json`] for one that is none, [`Error::BadInstruction`] for a bad change.
+    /// [`Json`](super::Error::Json) for one that is none, [`BadInstruction`](super::Error::BadInstruction) for a bad change.
     pub fn draft(&self, base: Option<(&Path, &[u8])>) -> Result<Draft> {
         let mut config: Map<String, Value> = match base {
             Some((path, bytes)) => json::parse(path, bytes)?,

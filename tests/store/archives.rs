@@ -37,7 +37,11 @@ fn load_bytes(own: &Own, archive: &[u8]) -> Result<Vec<Digest>> {
 
 fn load_limited(own: &Own, archive: &[u8], limits: &Limits) -> Result<Vec<Digest>> {
     let store = own.open();
-    let source = Source::from_reader(std::io::Cursor::new(archive.to_vec()), &store.staging())?;
+    let source = Source::from_reader(
+        std::io::Cursor::new(archive.to_vec()),
+        &store.staging(),
+        Limits::default().bytes,
+    )?;
     let store = store.lock().unwrap();
     let loaded = load(&store, &source, &[], limits, &|_| ())?;
     Ok(loaded.into_iter().map(|image| image.id).collect())
@@ -45,7 +49,7 @@ fn load_limited(own: &Own, archive: &[u8], limits: &Limits) -> Result<Vec<Digest
 
 fn load_path(own: &Own, path: &Path) -> Result<Vec<Digest>> {
     let store = own.open();
-    let source = Source::open(path, &store.staging())?;
+    let source = Source::open(path, &store.staging(), Limits::default().bytes)?;
     let store = store.lock().unwrap();
     let loaded = load(&store, &source, &[], &Limits::default(), &|_| ())?;
     Ok(loaded.into_iter().map(|image| image.id).collect())
@@ -352,6 +356,16 @@ fn hostile_archives_are_refused() {
         "invalid image reference",
     );
     refused(
+        "a name with a digest, which anybody could claim",
+        |entries| {
+            let name = format!("app@sha256:{}", "a".repeat(64));
+            edit(entries, "manifest.json", |m| {
+                m[0]["RepoTags"] = json!([name])
+            });
+        },
+        "has a digest",
+    );
+    refused(
         "no manifest",
         |e| e.retain(|n, _| n.starts_with("blobs")),
         "no image archive",
@@ -418,4 +432,52 @@ fn tree(dir: &Path) -> String {
     let mut lines: Vec<_> = std::str::from_utf8(&find.stdout).unwrap().lines().collect();
     lines.sort_unstable();
     lines.join("\n")
+}
+
+/// Of an index, only what runs here is taken; attestations and other machines are not.
+#[test]
+fn other_platforms_are_left_out() {
+    let case = Case::new();
+    let stores = case.fixture.stores().unwrap();
+    let mut archive = entries(&saved(&stores, &["sample:1"], Format::Oci));
+    edit(&mut archive, "index.json", |index| {
+        let mut other = index["manifests"][0].clone();
+        other["platform"] = json!({"architecture": "s390x", "os": "linux"});
+        other["digest"] = json!(format!("sha256:{}", "0".repeat(64)));
+        let mut attestation = other.clone();
+        attestation["platform"] = json!({"architecture": "unknown", "os": "unknown"});
+        let manifests = index["manifests"].as_array_mut().unwrap();
+        manifests.insert(0, other);
+        manifests.push(attestation);
+    });
+    let own = Own::new();
+    let loaded = load_bytes(&own, &tar_of(&archive)).unwrap();
+    assert_eq!(texts(&loaded), case.ids()[..1]);
+    edit(&mut archive, "index.json", |index| {
+        index["manifests"].as_array_mut().unwrap().remove(1);
+    });
+    let error = load_bytes(&own, &tar_of(&archive)).unwrap_err().to_string();
+    assert!(error.contains("no image for linux/"), "{error}");
+}
+
+/// A stream of zeros that was compressed to nothing, and a name that claims gigabytes.
+#[test]
+fn bombs_are_refused() {
+    let own = Own::new();
+    let store = own.open();
+    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::copy(&mut std::io::repeat(0).take(64 << 20), &mut bomb).unwrap();
+    let bomb = std::io::Cursor::new(bomb.finish().unwrap());
+    let error = Source::from_reader(bomb, &store.staging(), 1 << 20).unwrap_err();
+    assert!(error.to_string().contains("possible bomb"), "{error}");
+    let sparse = own.root.join("sparse.tar");
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::GNULongName);
+    header.set_size(6 << 30);
+    header.set_cksum();
+    std::fs::write(&sparse, header.as_bytes()).unwrap();
+    let file = std::fs::File::options().write(true).open(&sparse).unwrap();
+    file.set_len(7 << 30).unwrap();
+    let error = Source::open(&sparse, &store.staging(), 1 << 20).unwrap_err();
+    assert!(error.to_string().contains("headers take more"), "{error}");
 }

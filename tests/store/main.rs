@@ -19,6 +19,7 @@ mod export;
 mod fuzz;
 mod listing;
 mod tarball;
+mod tarball_gnu;
 mod tarball_hostile;
 mod tarball_random;
 mod valid;

@@ -4,7 +4,6 @@
 
 use std::io::{self, BufReader, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use flate2::bufread::MultiGzDecoder;
@@ -66,15 +65,14 @@ pub(super) fn decompress<'r>(
 /// Hashes what is read through it.
 struct Hashed<R> {
     inner: R,
-    hash: Arc<Mutex<Sha256>>,
+    hash: Sha256,
     passed: Box<dyn FnMut(u64) + Send>,
 }
 
 impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let got = self.inner.read(buf)?;
-        let mut hash = self.hash.lock().unwrap_or_else(PoisonError::into_inner);
-        hash.update(&buf[..got]);
+        self.hash.update(&buf[..got]);
         (self.passed)(got as u64);
         Ok(got)
     }
@@ -120,10 +118,9 @@ fn run(
     passed: Box<dyn FnMut(u64) + Send>,
     sender: &SyncSender<io::Result<Vec<u8>>>,
 ) -> Digest {
-    let hash = Arc::new(Mutex::new(Sha256::new()));
     let mut input = Hashed {
         inner: input,
-        hash: hash.clone(),
+        hash: Sha256::new(),
         passed,
     };
     let outcome = send_all(&mut input, sender);
@@ -131,8 +128,7 @@ fn run(
         // The other side may have given up first.
         let _ = sender.send(Err(error));
     }
-    let hash = hash.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Digest::from_hash(hash)
+    Digest::from_hash(input.hash)
 }
 
 fn send_all(

@@ -29,12 +29,11 @@ pub fn import(
     store: &Exclusive<'_>,
     input: impl Read + Send + 'static,
     import: &Import<'_>,
-    passed: impl FnMut(u64) + Send + 'static,
 ) -> Result<Digest> {
     let draft = import.derivation.draft(None)?;
     let failed = |error| ArchiveError::read(import.from, error);
     let mut staged = store.stage_layer(None)?;
-    let mut pipeline = Pipeline::start(input, passed).map_err(failed)?;
+    let mut pipeline = Pipeline::start(input, |_| ()).map_err(failed)?;
     let dialect = staged.dialect();
     let (diff, split) = staged.parts();
     let unpacked = unpack(&mut pipeline, diff, dialect, split, &import.limits);

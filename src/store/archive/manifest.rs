@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::error::ArchiveError;
 use super::source::Source;
 use crate::store::derive::architecture;
-use crate::store::error::{Result, excerpt};
+use crate::store::error::{Error, Result, excerpt};
 use crate::store::imagedb;
 use crate::store::{Digest, Reference, json};
 
@@ -101,10 +101,25 @@ pub fn images(source: &Source) -> Result<Vec<Incoming>> {
     let index: Index = parse(source, "index.json", &bytes)?;
     let descriptors = index.manifests.unwrap_or_default();
     limited(source, "index.json", descriptors.len())?;
-    descriptors
-        .iter()
+    let here: Vec<_> = descriptors.iter().filter(|d| is_for_us(d)).collect();
+    if here.is_empty() {
+        return Err(no_platform(source, "index.json"));
+    }
+    here.iter()
         .map(|descriptor| oci(source, descriptor))
         .collect()
+}
+
+/// Whether an image runs on this machine, as far as the index says; attestations are for
+/// the platform "unknown".
+fn is_for_us(descriptor: &Descriptor) -> bool {
+    let platform = descriptor.platform.as_ref();
+    platform.is_none_or(|p| p.os == "linux" && p.architecture == architecture())
+}
+
+fn no_platform(source: &Source, entry: &str) -> Error {
+    let what = format!("no image for linux/{}", architecture());
+    ArchiveError::entry(source.name(), &excerpt(entry.as_bytes()), what).into()
 }
 
 fn limited(source: &Source, entry: &str, images: usize) -> Result<()> {
@@ -140,9 +155,13 @@ fn docker(source: &Source, image: &DockerImage) -> Result<Incoming> {
     let tags = image.repo_tags.iter().flatten();
     let names = tags
         .map(|tag| {
-            Reference::parse(tag).map_err(|error| {
-                ArchiveError::entry(source.name(), "manifest.json", error.to_string()).into()
-            })
+            let refused = |what: String| ArchiveError::entry(source.name(), "manifest.json", what);
+            let name = Reference::parse(tag).map_err(|error| refused(error.to_string()))?;
+            // A digest is what a registry promises; an archive could claim any.
+            match name.digest() {
+                None => Ok(name),
+                Some(_) => Err(refused(format!("the name \"{name}\" has a digest")).into()),
+            }
         })
         .collect::<Result<_>>()?;
     incoming(source, &image.config, config, layers, names)
@@ -209,17 +228,10 @@ fn oci(source: &Source, descriptor: &Descriptor) -> Result<Incoming> {
     while found.media_type.contains("index") || found.media_type.contains("manifest.list") {
         depth += 1;
         let index: Index = document(source, &found)?;
-        let here = |d: &&Descriptor| {
-            d.platform
-                .as_ref()
-                .is_none_or(|p| p.os == "linux" && p.architecture == architecture())
-        };
         let manifests = index.manifests.unwrap_or_default();
-        let next = manifests.iter().find(here).filter(|_| depth <= MAX_DEPTH);
-        found = next.cloned().ok_or_else(|| {
-            let what = format!("no image for linux/{}", architecture());
-            ArchiveError::entry(source.name(), &found.digest, what)
-        })?;
+        let next = manifests.iter().find(|d| is_for_us(d));
+        let next = next.filter(|_| depth <= MAX_DEPTH).cloned();
+        found = next.ok_or_else(|| no_platform(source, &found.digest))?;
     }
     let manifest: Manifest = document(source, &found)?;
     let (path, digest) = blob(source, &manifest.config)?;
@@ -246,6 +258,7 @@ fn oci_names(descriptor: &Descriptor) -> Vec<Reference> {
         .or_else(|| get("org.opencontainers.image.ref.name").filter(|n| n.contains([':', '/'])));
     whole
         .and_then(|name| Reference::parse(name).ok())
+        .filter(|name| name.digest().is_none())
         .into_iter()
         .collect()
 }

@@ -5,7 +5,7 @@
 //! Layers are put together from their files and their tar-split, so they are the same bytes
 //! that once came in, uncompressed; what is not fails, and names the damaged file.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::AsFd as _;
 
@@ -51,7 +51,7 @@ pub fn save(
 ) -> Result<()> {
     let mut archive = Archive {
         tar: Builder::new(out),
-        written: HashSet::new(),
+        written: HashMap::new(),
         progress,
     };
     let (mut index, mut docker) = (Vec::new(), Vec::new());
@@ -73,8 +73,8 @@ pub fn save(
 
 struct Archive<'p, W: Write> {
     tar: Builder<W>,
-    /// Blobs that are in it.
-    written: HashSet<Digest>,
+    /// Blobs that are in it, with their lengths.
+    written: HashMap<Digest, u64>,
     progress: &'p dyn Fn(Progress<'_>),
 }
 
@@ -99,10 +99,10 @@ impl<W: Write> Archive<'_, W> {
     ) -> Result<()> {
         let mut layers = Vec::new();
         for layer in &outgoing.image.layers {
-            let size = tar_size(outgoing.store, layer)?;
-            if self.written.insert(layer.diff_id) {
-                self.layer(outgoing.store, layer, size)?;
-            }
+            let size = match self.written.get(&layer.diff_id) {
+                Some(size) => *size,
+                None => self.layer(outgoing.store, layer)?,
+            };
             layers.push(descriptor("layer.v1.tar", &layer.diff_id, size));
         }
         let (_, config) = outgoing.store.config_bytes(&outgoing.image.id)?;
@@ -166,7 +166,7 @@ impl<W: Write> Archive<'_, W> {
 
     fn blob(&mut self, bytes: &[u8]) -> Result<Digest> {
         let digest = Digest::of(bytes);
-        if self.written.insert(digest) {
+        if self.written.insert(digest, bytes.len() as u64).is_none() {
             self.bytes(&path(&digest), bytes)?;
         }
         Ok(digest)
@@ -182,8 +182,10 @@ impl<W: Write> Archive<'_, W> {
         Ok(())
     }
 
-    fn layer(&mut self, store: &Store, layer: &Layer, size: u64) -> Result<()> {
+    /// Adds a layer's tar; its length.
+    fn layer(&mut self, store: &Store, layer: &Layer) -> Result<u64> {
         let diff_id = &layer.diff_id;
+        let size = tar_size(store, layer)?;
         let progress = self.progress;
         progress(Progress::Layer {
             diff_id,
@@ -209,7 +211,8 @@ impl<W: Write> Archive<'_, W> {
             }))
         })?;
         progress(Progress::Done);
-        Ok(())
+        self.written.insert(*diff_id, size);
+        Ok(size)
     }
 }
 

@@ -23,6 +23,10 @@ const MAX_LINKS: usize = 8;
 /// Bytes of a manifest or configuration, as containerd and registries limit it.
 pub(super) const MAX_METADATA: u64 = 4 << 20;
 
+/// Bytes that an archive's headers may take, long names among them: what is read while the
+/// index is made, as contents are skipped.
+const MAX_HEADERS: u64 = 128 << 20;
+
 /// An image archive that can be read entry by entry, in any order.
 #[derive(Debug)]
 pub struct Source {
@@ -77,8 +81,8 @@ impl Read for Section {
 
 impl Source {
     /// Opens a directory or a file, compressed or not. `tmp`: where a compressed one is
-    /// spooled to.
-    pub fn open(path: &Path, tmp: &Path) -> Result<Self> {
+    /// spooled to, at most `limit` bytes.
+    pub fn open(path: &Path, tmp: &Path, limit: u64) -> Result<Self> {
         let name = format!("{path:?}");
         let failed = |source| ArchiveError::read(&name, source);
         if path.is_dir() {
@@ -96,15 +100,27 @@ impl Source {
                 return Self::index(file, name);
             }
         }
-        Self::spool(file, name, tmp)
+        Self::spool(file, name, tmp, limit)
     }
 
-    /// Reads an archive to its end, from a pipe say, into a file without a name in `tmp`.
-    pub fn from_reader(input: impl Read + Send + 'static, tmp: &Path) -> Result<Self> {
-        Self::spool(input, "the archive on standard input".to_owned(), tmp)
+    /// Reads an archive to its end, from a pipe say, into a file without a name in `tmp`, at
+    /// most `limit` bytes.
+    pub fn from_reader(input: impl Read + Send + 'static, tmp: &Path, limit: u64) -> Result<Self> {
+        Self::spool(
+            input,
+            "the archive on standard input".to_owned(),
+            tmp,
+            limit,
+        )
     }
 
-    fn spool(input: impl Read + Send + 'static, name: String, tmp: &Path) -> Result<Self> {
+    fn spool(
+        input: impl Read + Send + 'static,
+        name: String,
+        tmp: &Path,
+        limit: u64,
+    ) -> Result<Self> {
+        let mut left = limit;
         let failed = |source| ArchiveError::read(&name, source);
         let mut file = tempfile::tempfile_in(tmp).map_err(ArchiveError::Write)?;
         let mut input = blob::decompress(input).map_err(failed)?;
@@ -116,6 +132,10 @@ impl Source {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(failed(e).into()),
             };
+            left = left.checked_sub(got as u64).ok_or_else(|| {
+                let what = format!("more than {limit} bytes: refused as a possible bomb");
+                ArchiveError::entry(&name, "the archive", what)
+            })?;
             file.write_all(&buffer[..got])
                 .map_err(ArchiveError::Write)?;
         }
@@ -205,13 +225,41 @@ impl Source {
     }
 }
 
+/// Reads no more than it may; seeking costs nothing. A long name is read into memory whole,
+/// whatever its header claims.
+struct Metered<'f> {
+    file: &'f mut File,
+    left: u64,
+}
+
+impl Read for Metered<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let got = self.file.read(buf)?;
+        let left = self.left.checked_sub(got as u64);
+        self.left = left.ok_or_else(|| {
+            let what = format!("its headers take more than {MAX_HEADERS} bytes");
+            io::Error::new(io::ErrorKind::InvalidData, what)
+        })?;
+        Ok(got)
+    }
+}
+
+impl io::Seek for Metered<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
 /// Where every entry of a tar is; the last of a name counts.
 fn index(file: &mut File, name: &str) -> Result<HashMap<Vec<u8>, Place>> {
     let failed = |source| ArchiveError::read(name, source);
     file.seek(SeekFrom::Start(0)).map_err(failed)?;
     let end = file.metadata().map_err(failed)?.len();
     let mut index = HashMap::new();
-    let mut archive = tar::Archive::new(file);
+    let mut archive = tar::Archive::new(Metered {
+        file,
+        left: MAX_HEADERS,
+    });
     for entry in archive.entries_with_seek().map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let Some(path) = clean(&entry.path_bytes()) else {

@@ -373,7 +373,7 @@ impl<'d> Place<'d> {
             if self.mode(&entry) & 0o700 != 0o700 {
                 at.chmod(self.mode(&entry)).map_err(fail("set the mode"))?;
             }
-            xattrs(at, &entry, |_| true)?;
+            self.lost += xattrs(at, &entry, |_| true)?;
             let times = timestamps(entry.atime, entry.mtime);
             at.set_times(&times).map_err(fail("set the times"))?;
         }
