@@ -74,12 +74,8 @@ fn text(report: &Report) -> String {
         0 => String::new(),
         n => format!(", {} on damaged ones not checked", count(n, "layer")),
     };
-    let records = match report.records_only {
-        0 => String::new(),
-        n => format!(", {} of podman's by their records only", count(n, "layer")),
-    };
     let hashed = size(report.bytes);
-    text + &format!("{images}, {layers}, {hashed} hashed{unchecked}{records}: {outcome}\n")
+    text + &format!("{images}, {layers}, {hashed} hashed{unchecked}: {outcome}\n")
 }
 
 /// A progress bar on a terminal, else nothing.

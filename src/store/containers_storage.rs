@@ -6,6 +6,7 @@
 //! <driver>-images/<id>/=<base64(key)>   the configuration, key `sha256:<id>`
 //! <driver>-layers/layers.json           [{"id", "parent", "diff-digest", "diff-size"}]
 //! <driver>-layers/volatile-layers.json  more of them; may be absent
+//! <driver>-layers/<id>.tar-split.gz     as Docker's
 //! ```
 //! (containers/storage, images.go and layers.go; docs/containers-storage-layers.md.) A
 //! layer's ID is no digest of anything; the directories are those of overlay2 and vfs.
@@ -49,8 +50,9 @@ struct RawLayer {
 pub(crate) struct Records {
     images_json: PathBuf,
     layers_json: PathBuf,
-    /// Below the root.
+    /// Both below the root.
     images_dir: PathBuf,
+    layers_dir: PathBuf,
     images: HashMap<Digest, RawImage>,
     layers: HashMap<String, RawLayer>,
 }
@@ -80,6 +82,7 @@ impl Records {
             images_json: root.full(images_json),
             layers_json: root.full(layers_dir.join("layers.json")),
             images_dir,
+            layers_dir,
             images: images
                 .filter_map(|image| Some((Digest::from_hex(&image.id)?, image)))
                 .collect(),
@@ -116,6 +119,11 @@ impl Records {
     pub(crate) fn config_path(&self, id: &Digest) -> PathBuf {
         let file = format!("={}", STANDARD.encode(id.to_string()));
         self.images_dir.join(id.hex()).join(file)
+    }
+
+    /// Where a layer's tar-split is, below the root.
+    pub(crate) fn tar_split(&self, id: &CacheId) -> PathBuf {
+        self.layers_dir.join(format!("{id}.tar-split.gz"))
     }
 
     /// The records of an image's layers, base first; they must have these diff IDs.

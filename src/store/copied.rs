@@ -22,7 +22,7 @@ const CHUNK: usize = 256 << 10;
 /// Takes in the layers of an image that are missing, base first.
 ///
 /// # Errors
-/// [`Error::LayerMissing`] for a layer without tar-split, [`Error::NoRecords`] for podman's store, [`Error::ChainMismatch`] and
+/// [`Error::LayerMissing`] for a layer without tar-split, [`Error::ChainMismatch`] and
 /// [`Error::Tar`] for a damaged one. Layers taken in before stay.
 pub fn copy_layers(from: &Store, image: &Image, to: &Exclusive<'_>) -> Result<()> {
     for layer in &image.layers {
@@ -45,7 +45,7 @@ pub fn copy_layers(from: &Store, image: &Image, to: &Exclusive<'_>) -> Result<()
 
 fn copy(from: &Store, layer: &Layer, staged: &mut StagedLayer<'_>) -> Result<Unpacked> {
     let path = &layer.spec.path;
-    let (source, their_split) = from.tar_sources(&layer.chain_id, path)?;
+    let (source, their_split) = from.tar_sources(layer)?;
     let pipe = std::io::pipe().map_err(|e| {
         let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
         Error::io("make a pipe to copy", path, errno)

@@ -323,14 +323,6 @@ pub enum Error {
         /// The container's layer.
         path: PathBuf,
     },
-    /// Something that only a store with Docker's records has.
-    #[error("{root:?} is a store of podman's, without {what}")]
-    NoRecords {
-        /// The store.
-        root: PathBuf,
-        /// What is missing.
-        what: &'static str,
-    },
 }
 
 impl Error {

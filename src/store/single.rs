@@ -137,25 +137,28 @@ impl Store {
 
     /// What a layer's tar is made from again: the directory with its files, `diff`, and its
     /// tar-split, unzipped.
-    pub(crate) fn tar_sources(&self, chain: &Digest, diff: &Path) -> Result<(OwnedFd, TarSplit)> {
-        if self.records.is_some() {
-            return Err(Error::NoRecords {
-                root: self.root().to_owned(),
-                what: "the tar-split files that layers' tars are made from",
-            });
-        }
+    pub(crate) fn tar_sources(&self, layer: &Layer) -> Result<(OwnedFd, TarSplit)> {
+        let diff = &layer.spec.path;
         let relative = diff.strip_prefix(self.root()).unwrap_or(diff);
         let dir = self.root.dir(relative, OFlags::RDONLY)?;
         let dir = dir.ok_or_else(|| Error::LayerDirMissing {
-            path: diff.to_owned(),
+            path: diff.clone(),
         })?;
-        let file = self.layerdb().tar_split(chain);
+        let file = self.tar_split(layer);
         let split = self.root.file(&file)?.ok_or_else(|| Error::LayerMissing {
-            chain: *chain,
+            chain: layer.chain_id,
             path: self.root.full(&file),
         })?;
         let split = MultiGzDecoder::new(BufReader::new(split));
         Ok((dir, BufReader::with_capacity(64 << 10, split)))
+    }
+
+    /// Where a layer's tar-split is, below the root.
+    pub(crate) fn tar_split(&self, layer: &Layer) -> PathBuf {
+        match &self.records {
+            Some(records) => records.tar_split(&layer.cache_id),
+            None => self.layerdb().tar_split(&layer.chain_id),
+        }
     }
 
     /// As [`Store::image`], with what a listing already knows.

@@ -1,20 +1,19 @@
 //! Is everything in a store what it should be? Configurations against their IDs, chains
 //! of layers, the driver's links, every layer's files against its diff ID, sizes.
-//! Called by `unionfs verify`. Only reads; for Docker's stores as for ours.
+//! Called by `unionfs verify`. Only reads; for Docker's and podman's stores as for ours.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use rustix::fs::{Dir, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
 use super::error::{Error, Result, excerpt};
-use super::single::{Cache, Resolved, Store};
+use super::single::{Cache, Store, layer_of};
 use super::tarball::{self, TarError};
-use super::{Digest, Stores, chain, containers};
+use super::{Digest, Layer, Stores, chain, containers};
 use crate::layer::at::{At, is_valid_name};
 use crate::layer::types::FileKind;
 
@@ -38,8 +37,6 @@ pub struct Report {
     pub layers: usize,
     /// Layers that could not be checked, because one below them has damaged records.
     pub unchecked: usize,
-    /// Layers of podman's stores, which keep no tar-split: only their records were checked.
-    pub records_only: usize,
     /// Bytes of tars that were rebuilt and hashed.
     pub bytes: u64,
     /// Everything that is wrong; empty if all is well.
@@ -93,8 +90,10 @@ impl Stores {
 #[derive(Default)]
 struct Verify<'s> {
     report: Report,
-    layers: Vec<(&'s Store, Arc<Resolved>)>,
+    layers: Vec<(&'s Store, Layer)>,
     known: HashSet<(PathBuf, &'static str, Digest)>,
+    /// Directories of podman's layers: it may have a layer twice.
+    podmans: HashSet<PathBuf>,
     caches: Vec<((PathBuf, &'static str), Cache)>,
 }
 
@@ -108,11 +107,8 @@ impl<'s> Verify<'s> {
     }
 
     fn store(&mut self, store: &'s Store) {
-        if store.records.is_some() {
-            return self.foreign_store(store);
-        }
         let mut ids = HashSet::new();
-        match store.imagedb().ids() {
+        match store.ids() {
             Ok(found) => ids.extend(found),
             Err(error) => self.problem(store, "store", error),
         }
@@ -132,15 +128,17 @@ impl<'s> Verify<'s> {
         let mut ids: Vec<Digest> = ids.into_iter().collect();
         ids.sort();
         ids.iter().for_each(|id| self.image(store, id));
-        self.other_layers(store);
-        self.containers(store);
+        if store.records.is_none() {
+            self.other_layers(store);
+            self.containers(store);
+        }
     }
 
     fn image(&mut self, store: &'s Store, id: &Digest) {
         self.report.images += 1;
         let of = format!("image {id}");
         if store.records.is_some() {
-            return self.foreign_image(store, id, &of);
+            return self.podmans_image(store, id, &of);
         }
         let imagedb = store.imagedb();
         if let Err(error) = imagedb.metadata(id) {
@@ -152,21 +150,12 @@ impl<'s> Verify<'s> {
         }
     }
 
-    /// Podman's: records and directories only, there is nothing to make tars from.
-    fn foreign_store(&mut self, store: &'s Store) {
-        match store.ids() {
-            Ok(ids) => ids.iter().for_each(|id| self.image(store, id)),
-            Err(error) => self.problem(store, "store", error),
-        }
-    }
-
-    fn foreign_image(&mut self, store: &Store, id: &Digest, of: &str) {
+    fn podmans_image(&mut self, store: &'s Store, id: &Digest, of: &str) {
         match store.image(id) {
             Ok(image) => {
-                for layer in image.layers {
-                    let key = (store.root().to_owned(), store.driver(), layer.chain_id);
-                    self.report.records_only += usize::from(self.known.insert(key));
-                }
+                let mut new = image.layers;
+                new.retain(|layer| self.podmans.insert(layer.spec.path.clone()));
+                self.layers.extend(new.into_iter().map(|layer| (store, layer)));
             }
             Err(error) => self.problem(store, of, error),
         }
@@ -244,7 +233,7 @@ impl<'s> Verify<'s> {
             if let Some(layer) = found.last()
                 && self.known.insert((place.0.clone(), place.1, *id))
             {
-                self.layers.push((store, layer.clone()));
+                self.layers.push((store, layer_of(layer)));
             }
         }
     }
@@ -252,13 +241,13 @@ impl<'s> Verify<'s> {
     /// Rebuilds the tar of every layer.
     fn contents(&mut self, progress: &mut dyn FnMut(Progress)) {
         let layers = std::mem::take(&mut self.layers);
-        let sizes = layers.iter().map(|(_, layer)| layer.record.size);
+        let sizes = layers.iter().map(|(_, layer)| layer.size);
         progress(Progress::Total {
             layers: layers.len(),
             bytes: sizes.fold(0, u64::saturating_add),
         });
         for (store, layer) in layers {
-            let chain = layer.record.chain_id;
+            let chain = layer.chain_id;
             progress(Progress::Layer { chain });
             self.report.layers += 1;
             let of = format!("layer {chain}");
@@ -282,14 +271,13 @@ impl<'s> Verify<'s> {
 /// Checks one layer's files; what is wrong goes to `found`.
 fn content(
     store: &Store,
-    layer: &Resolved,
+    layer: &Layer,
     found: &mut Vec<String>,
     hashed: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let record = &layer.record;
-    let path = &layer.dir.spec.path;
-    let (diff, split) = store.tar_sources(&record.chain_id, path)?;
-    let shown = store.root.full(store.layerdb().tar_split(&record.chain_id));
+    let path = &layer.spec.path;
+    let (diff, split) = store.tar_sources(layer)?;
+    let shown = store.root.full(store.tar_split(layer));
     let before = found.len();
     let damaged = |damage: tarball::Damage| {
         let name = damage.path.strip_prefix(b"./").unwrap_or(&damage.path);
@@ -297,8 +285,8 @@ fn content(
         found.push(format!("{path:?}: file {file} {}", damage.what));
     };
     match tarball::check(split, diff.as_fd(), damaged, hashed) {
-        Ok(actual) if actual != record.diff_id && found.len() == before => {
-            let (tar, diff) = (actual, record.diff_id);
+        Ok(actual) if actual != layer.diff_id && found.len() == before => {
+            let (tar, diff) = (actual, layer.diff_id);
             let what = format!("{shown:?} is damaged: it gives a tar of {tar}, not {diff}");
             found.push(what);
         }
@@ -311,8 +299,8 @@ fn content(
     // Other drivers count otherwise.
     if matches!(store.driver(), "overlay2" | "fuse-overlayfs") {
         let actual = size(&diff).map_err(|e| Error::io("list", path, e))?;
-        if actual != record.size {
-            let noted = record.size;
+        if actual != layer.size {
+            let noted = layer.size;
             let what =
                 format!("{path:?} has {actual} bytes of files, its size is noted as {noted}");
             found.push(what);

@@ -192,7 +192,7 @@ impl<W: Write> Archive<'_, W> {
             bytes: size,
         });
         self.header(&path(diff_id), size)?;
-        let (diff, split) = store.tar_sources(&layer.chain_id, &layer.spec.path)?;
+        let (diff, split) = store.tar_sources(layer)?;
         self.content(size, |out| {
             let mut counted = Counted {
                 out,
@@ -218,7 +218,7 @@ impl<W: Write> Archive<'_, W> {
 
 /// The length of a layer's tar: what its tar-split says.
 fn tar_size(store: &Store, layer: &Layer) -> Result<u64> {
-    let (_, split) = store.tar_sources(&layer.chain_id, &layer.spec.path)?;
+    let (_, split) = store.tar_sources(layer)?;
     let mut lines = Reader::new(split);
     let mut sum = 0u64;
     while let Some(line) = lines.next_line()? {
