@@ -9,6 +9,8 @@ mod drivers;
 mod export;
 mod listing;
 mod podman;
+mod podman_image;
+mod podman_rootless;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

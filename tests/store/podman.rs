@@ -1,6 +1,7 @@
-//! podman's store (containers/storage), written by skopeo from layers that umoci packed:
-//! mounted by name it equals what umoci unpacks; broken in one place at a time it gives
-//! an error that names the place. Part of `mounted`.
+//! podman's store (containers/storage), written by skopeo with the drivers overlay and
+//! vfs: mounted by name it equals what umoci unpacks; its layers are verified, saved and
+//! committed upon; broken in one place at a time it gives an error that names the place.
+//! Part of `mounted`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,63 +11,49 @@ use rustix::mount::UnmountFlags;
 use unionfs::store::roots::Environment;
 use unionfs::store::{Error, Image, Result, Stores};
 
-use super::{Mounted, export, listing, run};
+use super::podman_image::{Demo, NAME, as_compared};
+use super::{Mounted, is_mount, listing};
 
-/// A store with the image localhost/demo:1, and the tree that it is.
+/// A store with the image, below `data` as a user has it.
 struct Podman {
-    temp: tempfile::TempDir,
+    demo: Demo,
+    driver: &'static str,
 }
 
 impl Podman {
-    /// Without root or the tools there is none: on CI that is a failure.
-    fn make() -> Option<Self> {
-        let has = |tool| Command::new(tool).arg("--version").output().is_ok();
-        if !rustix::process::geteuid().is_root() || !has("skopeo") || !has("umoci") {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "CI must run as root, with skopeo and umoci"
-            );
-            eprintln!("SKIPPED: needs root, skopeo and umoci");
-            return None;
-        }
-        let temp = tempfile::tempdir().unwrap();
-        let made = Self { temp };
-        let image = format!("{}:demo", made.at("oci").display());
-        let sh = |script: &str| {
-            let mut command = Command::new("sh");
-            command.current_dir(made.temp.path()).args(["-ec", script]);
-            run(command.env("IMAGE", &image));
-        };
-        sh("umoci init --layout oci; umoci new --image $IMAGE");
-        for (number, change) in [
-            "mkdir -p a/b gone opaque/sub; echo 1 > a/keep; echo 1 > a/delete; echo 1 > gone/in
-             ln a/keep a/linked; ln -s keep a/symlink; mkfifo a/fifo; chmod 4711 a/delete
-             echo old > opaque/old; echo old > opaque/sub/old; chown 12:34 a/b",
-            "rm a/delete; rm -r gone; echo 2 >> a/b/new; rm -r opaque; mkdir opaque; echo 2 > opaque/new",
-            "echo back > gone; chmod 700 a/b; touch -d @0 a/b/new",
-        ]
-        .iter()
-        .enumerate()
-        {
-            sh(&format!(
-                "umoci unpack --image $IMAGE b{number}; (cd b{number}/rootfs; {change}); \
-                 umoci repack --image $IMAGE b{number}"
-            ));
-        }
-        sh("umoci unpack --image $IMAGE truth");
-        sh(
-            "skopeo copy -q oci:$IMAGE \"containers-storage:[overlay@$PWD/root+$PWD/run]localhost/demo:1\"",
-        );
-        Some(made)
+    fn make(driver: &'static str) -> Option<Self> {
+        let demo = Demo::make()?;
+        let root = "data/containers/storage";
+        demo.sh(&format!(
+            "skopeo copy -q oci:oci:demo \"containers-storage:[{driver}@$PWD/{root}+$PWD/run]{NAME}\""
+        ));
+        Some(Self { demo, driver })
     }
 
-    fn at(&self, name: &str) -> PathBuf {
-        self.temp.path().join(name)
+    fn root(&self) -> PathBuf {
+        self.demo.at("data/containers/storage")
+    }
+
+    fn stores(&self) -> Result<Stores> {
+        Stores::discover(Some(&self.root()), &Environment::default())
     }
 
     fn find(&self, name: &str) -> Result<Image> {
-        let root = self.at("root");
-        Stores::discover(Some(&root), &Environment::default())?.find(name)
+        self.stores()?.find(name)
+    }
+
+    /// unionfs with a store of its own and podman's where it looks for it; its output.
+    fn unionfs(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_unionfs"));
+        let command = command
+            .args(arguments)
+            .env("UNIONFS_ROOT", self.demo.at("own"))
+            .env("XDG_DATA_HOME", self.demo.at("data"))
+            .current_dir(self.demo.at(""));
+        let output = command.output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Breaks a file, expects an error with these words, restores the file.
@@ -75,7 +62,7 @@ impl Podman {
         let bad = edit(good.clone());
         assert_ne!(good, bad, "{words:?}");
         fs::write(file, bad).unwrap();
-        let error = self.find("localhost/demo:1").unwrap_err();
+        let error = self.find(NAME).unwrap_err();
         fs::write(file, good).unwrap();
         for word in words {
             assert!(error.to_string().contains(word), "{word}: {error}");
@@ -86,37 +73,40 @@ impl Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
-        // containers/storage bind-mounts its directory on itself.
-        let _ = rustix::mount::unmount(self.at("root/overlay"), UnmountFlags::DETACH);
+        // After a failed test; and containers/storage bind-mounts its directory on itself.
+        for path in [self.demo.at("mnt"), self.root().join(self.driver)] {
+            let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
+        }
     }
 }
 
 #[test]
 fn podmans_image_is_what_umoci_unpacks() {
-    let Some(podman) = Podman::make() else {
-        return;
-    };
-    let image = podman.find("localhost/demo:1").unwrap();
-    assert_eq!(image.layers.len(), 3);
-    assert_eq!(podman.find(&image.id.hex()[..12]).unwrap().id, image.id);
-    assert_eq!(podman.find("demo:1").unwrap().id, image.id);
-    assert!(podman.find("localhost/demo:2").is_err());
-    // umoci keeps whole seconds; containers/storage has its own mode for the root.
-    let of = |path: &Path| export::as_exported(listing::of_dir(path));
-    let truth = of(&podman.at("truth/rootfs"));
-    assert_eq!(truth.len(), 10);
-    for how in ["--read-only", "--ephemeral"] {
-        let mount = Mounted::of_root(&podman.at("root"), &[how, "localhost/demo:1"]);
-        listing::assert_same(how, &of(&mount.path()), &truth);
-        mount.unmount();
+    for driver in ["overlay", "vfs"] {
+        let Some(podman) = Podman::make(driver) else {
+            return;
+        };
+        let image = podman.find(NAME).unwrap();
+        assert_eq!((image.driver, image.layers.len()), (driver, 4));
+        assert_eq!(podman.find(&image.id.hex()[..12]).unwrap().id, image.id);
+        assert_eq!(podman.find("demo:1").unwrap().id, image.id);
+        assert!(podman.find("localhost/demo:2").is_err());
+        let truth = podman.demo.truth();
+        for how in ["--read-only", "--ephemeral"] {
+            let mount = Mounted::of_root(&podman.root(), &[how, NAME]);
+            let what = format!("{driver} {how}");
+            listing::assert_same(&what, &as_compared(&mount.path()), &truth);
+            mount.unmount();
+        }
+        damage(&podman, &image);
+        podman.find(NAME).unwrap();
     }
-    damage(&podman, &image);
-    podman.find("localhost/demo:1").unwrap();
 }
 
+/// In the records; in the drivers' own `bad_drivers` does it.
 fn damage(podman: &Podman, image: &Image) {
-    let root = podman.at("root");
-    let layers = root.join("overlay-layers/layers.json");
+    let below = |dir: &str| podman.root().join(format!("{}-{dir}", podman.driver));
+    let layers = below("layers/layers.json");
     let ids: Vec<&str> = image.layers.iter().map(|l| l.cache_id.as_str()).collect();
     let parent = |id: &str| format!("\"parent\":\"{id}\"");
     let cut = |text: String| text[..text.len() / 2].to_owned();
@@ -137,18 +127,83 @@ fn damage(podman: &Podman, image: &Image) {
         )
     };
     podman.broken(&layers, edit, &["layers.json", &diff]);
-    let images = root.join("overlay-images/images.json");
-    let edit = |text: String| text.replace(ids[2], "../../../etc");
+    let images = below("images/images.json");
+    let edit = |text: String| text.replace(ids[3], "../../../etc");
     podman.broken(&images, edit, &["layers.json", "../../../etc"]);
-    let lower = root.join("overlay").join(ids[2]).join("lower");
-    podman.broken(&lower, |_| "l/../../etc".into(), &["lower", "l/../../etc"]);
-    let dir = root.join("overlay-images").join(image.id.hex());
-    let config = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let mut config =
-        config.filter(|path| fs::read_to_string(path).is_ok_and(|t| t.contains("rootfs")));
+    let config = fs::read_dir(below("images").join(image.id.hex())).unwrap();
+    let mut config = config.map(|entry| entry.unwrap().path());
+    let config = config.find(|path| fs::read_to_string(path).is_ok_and(|t| t.contains("rootfs")));
     let edit = |text: String| text.replace("rootfs", "rootfz");
-    let error = podman.broken(&config.next().unwrap(), edit, &["is damaged"]);
+    let error = podman.broken(&config.unwrap(), edit, &["is damaged"]);
     assert!(matches!(error, Error::ConfigHash { .. }));
+}
+
+#[test]
+fn podmans_layers_are_verified_and_saved() {
+    for driver in ["overlay", "vfs"] {
+        let Some(podman) = Podman::make(driver) else {
+            return;
+        };
+        let image = podman.find(NAME).unwrap();
+        let verify = || podman.stores().unwrap().verify(None, &mut |_| {}).unwrap();
+        let report = verify();
+        assert_eq!(report.problems, []);
+        assert_eq!((report.images, report.layers), (1, 4));
+        // The archive gives the same image, so every layer has its digest.
+        podman.unionfs(&["save", NAME, "-o", "saved.tar"]);
+        podman.unionfs(&["load", "-i", "saved.tar"]);
+        let own = Stores::discover(Some(&podman.demo.at("own")), &Environment::default());
+        assert_eq!(own.unwrap().find(NAME).unwrap().id, image.id);
+        let file = image.layers[2].spec.path.join("gone");
+        fs::write(&file, "bacK\n").unwrap();
+        let report = verify();
+        assert_eq!(report.problems.len(), 1, "{report:?}");
+        let problem = &report.problems[0];
+        assert!(problem.what.contains("gone"), "{problem:?}");
+        fs::write(&file, "back\n").unwrap();
+        let name = format!("{driver}-layers/{}.tar-split.gz", image.layers[2].cache_id);
+        fs::remove_file(podman.root().join(&name)).unwrap();
+        let report = verify();
+        assert_eq!(report.problems.len(), 1, "{report:?}");
+        assert!(report.problems[0].what.contains(&name), "{report:?}");
+    }
+}
+
+#[test]
+fn a_named_layer_on_podmans_image_is_kept_and_committed() {
+    for driver in ["overlay", "vfs"] {
+        let Some(podman) = Podman::make(driver) else {
+            return;
+        };
+        let before = listing::of_dir(&podman.root());
+        let mnt = podman.demo.at("mnt");
+        fs::create_dir(&mnt).unwrap();
+        podman.unionfs(&["mount", "--name", "work", "demo:1", "mnt"]);
+        assert_eq!(as_compared(&mnt), podman.demo.truth());
+        fs::write(mnt.join("a/keep"), "changed\n").unwrap();
+        fs::remove_file(mnt.join("gone")).unwrap();
+        fs::write(mnt.join("hidden/mine"), "mine\n").unwrap();
+        let changed = as_compared(&mnt);
+        podman.unionfs(&["umount", "mnt"]);
+        assert!(!is_mount(&mnt));
+        // Again without naming the image.
+        podman.unionfs(&["mount", "--name", "work", "mnt"]);
+        listing::assert_same(driver, &as_compared(&mnt), &changed);
+        podman.unionfs(&["umount", "mnt"]);
+        let diff = podman.unionfs(&["diff", "work"]);
+        let diff: Vec<&str> = diff.lines().collect();
+        let expected = ["C /a", "C /a/keep", "D /gone", "C /hidden", "A /hidden/mine"];
+        for line in expected {
+            assert!(diff.contains(&line), "{line}: {diff:?}");
+        }
+        // Also the other name of the file that was changed.
+        assert_eq!(diff.len(), 6, "{diff:?}");
+        podman.unionfs(&["commit", "work", "derived:1"]);
+        podman.unionfs(&["verify", "derived:1"]);
+        podman.unionfs(&["mount", "--read-only", "derived:1", "mnt"]);
+        listing::assert_same(driver, &as_compared(&mnt), &changed);
+        podman.unionfs(&["umount", "mnt"]);
+        podman.unionfs(&["rm", "work"]);
+        assert!(before == listing::of_dir(&podman.root()), "podman's store");
+    }
 }

@@ -1,0 +1,83 @@
+//! An image with every kind of change, packed by umoci, and the tree that umoci unpacks
+//! of it: what podman's stores are compared with. Called by `podman`, `podman_rootless`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::listing::Listing;
+use super::{export, listing, run};
+
+/// The image's name in podman's stores.
+pub(crate) const NAME: &str = "localhost/demo:1";
+
+/// What each layer changes. Directories get fixed times: what a tar does not have as an
+/// entry of its own, containers/storage makes anew.
+const CHANGES: [&str; 3] = [
+    "mkdir -p a/b gone opaque/sub hidden/sub; echo 1 > a/keep; echo 1 > a/delete; echo 1 > gone/in
+     ln a/keep a/linked; ln -s keep a/symlink; mkfifo a/fifo; chmod 4711 a/delete
+     echo old > opaque/old; echo old > opaque/sub/old; chown 12:34 a/b
+     echo old > hidden/old; echo old > hidden/sub/old",
+    "rm a/delete; rm -r gone; echo 2 >> a/b/new; rm -r opaque; mkdir opaque; echo 2 > opaque/new",
+    "echo back > gone; chmod 700 a/b; touch -d @0 a/b/new",
+];
+
+/// The directory with the image (`oci`), the tree (`truth`) and stores.
+pub(crate) struct Demo {
+    temp: tempfile::TempDir,
+}
+
+impl Demo {
+    /// Without root or the tools there is none: on CI that is a failure.
+    pub(crate) fn make() -> Option<Self> {
+        let has = |tool: &&str| Command::new(tool).arg("--version").output().is_ok();
+        let tools = ["skopeo", "umoci", "podman", "unshare", "setpriv", "tar"];
+        if !rustix::process::geteuid().is_root() || !tools.iter().all(has) {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "CI must run as root, with {tools:?}"
+            );
+            eprintln!("SKIPPED: needs root and {tools:?}");
+            return None;
+        }
+        let temp = tempfile::tempdir().unwrap();
+        let made = Self { temp };
+        made.sh("umoci init --layout oci; umoci new --image oci:demo");
+        for (number, change) in CHANGES.iter().enumerate() {
+            made.sh(&format!(
+                "umoci unpack --image oci:demo b{number}
+                 (cd b{number}/rootfs; {change}; find . -type d -exec touch -d @{number}000 {{}} +)
+                 umoci repack --image oci:demo b{number}"
+            ));
+        }
+        // Written as .wh..wh..opq, where umoci repack writes a whiteout for each name.
+        made.sh("mkdir extra; echo new > extra/new; touch -d @5000 extra
+             umoci insert --image oci:demo --opaque extra /hidden
+             umoci unpack --image oci:demo truth");
+        Some(made)
+    }
+
+    pub(crate) fn at(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.temp.path().join(name)
+    }
+
+    /// Runs a script in the directory, which must succeed.
+    pub(crate) fn sh(&self, script: &str) {
+        let mut command = Command::new("sh");
+        run(command
+            .current_dir(self.temp.path())
+            .args(["-ec", script]));
+    }
+
+    /// What the image shows, as an export keeps it: umoci keeps whole seconds, and
+    /// containers/storage has its own mode for the root.
+    pub(crate) fn truth(&self) -> Listing {
+        let truth = as_compared(&self.at("truth/rootfs"));
+        assert_eq!(truth.len(), 12, "{:?}", truth.keys());
+        truth
+    }
+}
+
+/// What of a directory is compared.
+pub(crate) fn as_compared(path: &Path) -> Listing {
+    export::as_exported(listing::of_dir(path))
+}

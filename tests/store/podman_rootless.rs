@@ -1,0 +1,118 @@
+//! podman's store of a plain user, made by a rootless podman in the default place: found
+//! by that user by name and mounted read-only, directly (owners are those that the files
+//! have outside) and in `podman unshare` (owners are the image's). Part of `mounted`.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use super::listing::Listing;
+use super::podman_image::{Demo, NAME};
+use super::{export, listing};
+
+/// The user, who is only known in the test's mount namespace, and his subordinate IDs.
+const UID: u32 = 23456;
+const SUBORDINATE: u32 = 300_000;
+
+/// Runs `script` as the user in `home`, which must succeed. All his processes end with it:
+/// podman leaves one.
+fn as_user(demo: &Demo, script: &str) {
+    let outer = format!(
+        "set -e
+        for file in passwd subuid subgid; do mount --bind etc/$file /etc/$file; done
+        mount --bind fuse-node /dev/fuse
+        cd home
+        exec setpriv --reuid={UID} --regid={UID} --clear-groups --inh-caps=-all \
+            env -i PATH=\"$PATH\" HOME=\"$PWD\" XDG_RUNTIME_DIR=\"$PWD/run\" sh -ec '{script}'"
+    );
+    let namespaces = ["--mount", "--pid", "--fork", "--mount-proc"];
+    let output = Command::new("unshare")
+        .args(namespaces)
+        .args(["--propagation=private", "sh", "-c", &outer])
+        .current_dir(demo.at(""))
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {stderr}", output.status);
+}
+
+/// The user's files of the system, his home with our program and the image in it.
+fn prepare(demo: &Demo) {
+    demo.sh(&format!(
+        "mkdir -p etc home/run home/mnt
+        {{ cat /etc/passwd; echo \"unionfs-test:x:{UID}:{UID}::$PWD/home:/bin/sh\"; }} > etc/passwd
+        echo unionfs-test:{SUBORDINATE}:65536 > etc/subuid
+        cp etc/subuid etc/subgid
+        mknod -m 666 fuse-node c 10 229
+        skopeo copy -q oci:oci:demo docker-archive:home/demo.tar:{NAME}"
+    ));
+    std::fs::copy(env!("CARGO_BIN_EXE_unionfs"), demo.at("home/unionfs")).unwrap();
+    demo.sh(&format!("chown -R {UID}:{UID} home; chmod 700 home/run"));
+    let open = std::fs::Permissions::from_mode(0o711);
+    std::fs::set_permissions(demo.at(""), open).unwrap();
+}
+
+/// As a plain user sees the image: owners are his IDs, a directory that is not his own and
+/// has mode 700 is closed.
+fn seen_outside(truth: &Listing) -> Listing {
+    let outside = |id: u64| match id {
+        0 => u64::from(UID),
+        id => u64::from(SUBORDINATE) + id - 1,
+    };
+    let shown = truth.iter().filter(|(name, _)| !name.starts_with(b"a/b/"));
+    let moved = shown.map(|(name, entry)| {
+        let mut entry = entry.clone();
+        entry.owner = (outside(entry.owner.0), outside(entry.owner.1));
+        (name.clone(), entry)
+    });
+    moved.collect()
+}
+
+fn check(how: &str, found: &Path, expected: &Listing) {
+    let found = export::as_exported(export::of_export(found));
+    listing::assert_same(how, &found, expected);
+}
+
+/// Loads the image with podman, mounts it by name in both ways and compares.
+fn found_by_its_user(options: &str, driver: &str) {
+    let Some(demo) = Demo::make() else { return };
+    prepare(&demo);
+    as_user(
+        &demo,
+        &format!(
+            "podman {options} load -q -i demo.tar
+            ./unionfs images | grep -E \"^localhost/demo +1 \"
+            ./unionfs mount --read-only demo:1 mnt
+            (cd mnt; tar -cf ../outside.tar --exclude=a/b/* *)
+            ./unionfs umount mnt
+            podman {options} unshare sh -ec \"
+                ./unionfs mount --read-only {NAME} mnt
+                cd mnt; tar -cf ../inside.tar *; cd ..
+                ./unionfs umount mnt
+                ./unionfs verify {NAME}\""
+        ),
+    );
+    let store = demo.at("home/.local/share/containers/storage");
+    assert!(store.join(driver).is_dir(), "podman used another driver");
+    let truth = demo.truth();
+    check("outside", &demo.at("home/outside.tar"), &seen_outside(&truth));
+    check("podman unshare", &demo.at("home/inside.tar"), &truth);
+}
+
+#[test]
+fn a_user_finds_his_overlay_store() {
+    found_by_its_user("--storage-driver overlay", "overlay");
+}
+
+#[test]
+fn a_user_finds_his_store_of_fuse_overlayfs() {
+    found_by_its_user(
+        "--storage-driver overlay --storage-opt overlay.mount_program=/usr/bin/fuse-overlayfs",
+        "overlay",
+    );
+}
+
+#[test]
+fn a_user_finds_his_vfs_store() {
+    found_by_its_user("--storage-driver vfs", "vfs");
+}
