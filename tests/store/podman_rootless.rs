@@ -32,8 +32,7 @@ fn as_user(demo: &Demo, script: &str) {
         .current_dir(demo.at(""))
         .output()
         .unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}: {stderr}", output.status);
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// The user's files of the system, his home with our program and the image in it.
@@ -52,14 +51,14 @@ fn prepare(demo: &Demo) {
     std::fs::set_permissions(demo.at(""), open).unwrap();
 }
 
-/// As a plain user sees the image: owners are his IDs, a directory that is not his own and
-/// has mode 700 is closed.
+/// As a plain user sees the image: owners are his IDs. `a/b`, which is not his own and has
+/// mode 700, is closed.
 fn seen_outside(truth: &Listing) -> Listing {
     let outside = |id: u64| match id {
         0 => u64::from(UID),
         id => u64::from(SUBORDINATE) + id - 1,
     };
-    let shown = truth.iter().filter(|(name, _)| !name.starts_with(b"a/b/"));
+    let shown = truth.iter().filter(|(name, _)| !name.starts_with(b"a/b"));
     let moved = shown.map(|(name, entry)| {
         let mut entry = entry.clone();
         entry.owner = (outside(entry.owner.0), outside(entry.owner.1));
@@ -81,15 +80,18 @@ fn found_by_its_user(options: &str, driver: &str) {
         &demo,
         &format!(
             "podman {options} load -q -i demo.tar
-            ./unionfs images | grep -E \"^localhost/demo +1 \"
+            ./unionfs images | grep -F {NAME}
             ./unionfs mount --read-only demo:1 mnt
-            (cd mnt; tar -cf ../outside.tar --exclude=a/b/* *)
+            (cd mnt; tar -cf ../outside.tar --exclude=a/b *)
+            stat -c %u:%g:%a mnt/a/b | grep -x {}:{}:700
             ./unionfs umount mnt
             podman {options} unshare sh -ec \"
                 ./unionfs mount --read-only {NAME} mnt
                 cd mnt; tar -cf ../inside.tar *; cd ..
                 ./unionfs umount mnt
-                ./unionfs verify {NAME}\""
+                ./unionfs verify {NAME}\"",
+            SUBORDINATE + 11,
+            SUBORDINATE + 33,
         ),
     );
     let store = demo.at("home/.local/share/containers/storage");
