@@ -141,9 +141,7 @@ impl Store {
         let diff = &layer.spec.path;
         let relative = diff.strip_prefix(self.root()).unwrap_or(diff);
         let dir = self.root.dir(relative, OFlags::RDONLY)?;
-        let dir = dir.ok_or_else(|| Error::LayerDirMissing {
-            path: diff.clone(),
-        })?;
+        let dir = dir.ok_or_else(|| Error::LayerDirMissing { path: diff.clone() })?;
         let file = self.tar_split(layer);
         let split = self.root.file(&file)?.ok_or_else(|| Error::LayerMissing {
             chain: layer.chain_id,

@@ -155,7 +155,8 @@ impl<'s> Verify<'s> {
             Ok(image) => {
                 let mut new = image.layers;
                 new.retain(|layer| self.podmans.insert(layer.spec.path.clone()));
-                self.layers.extend(new.into_iter().map(|layer| (store, layer)));
+                self.layers
+                    .extend(new.into_iter().map(|layer| (store, layer)));
             }
             Err(error) => self.problem(store, of, error),
         }

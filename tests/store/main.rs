@@ -11,12 +11,15 @@ mod builder;
 mod sample;
 
 mod archives;
+mod bad_drivers;
 mod bad_input;
 mod bad_layers;
+mod bad_podman;
 mod docker_store;
 mod dockerd;
 mod export;
 mod fuzz;
+mod layouts;
 mod listing;
 mod tarball;
 mod tarball_gnu;

@@ -192,7 +192,13 @@ fn a_named_layer_on_podmans_image_is_kept_and_committed() {
         podman.unionfs(&["umount", "mnt"]);
         let diff = podman.unionfs(&["diff", "work"]);
         let diff: Vec<&str> = diff.lines().collect();
-        let expected = ["C /a", "C /a/keep", "D /gone", "C /hidden", "A /hidden/mine"];
+        let expected = [
+            "C /a",
+            "C /a/keep",
+            "D /gone",
+            "C /hidden",
+            "A /hidden/mine",
+        ];
         for line in expected {
             assert!(diff.contains(&line), "{line}: {diff:?}");
         }

@@ -63,9 +63,7 @@ impl Demo {
     /// Runs a script in the directory, which must succeed.
     pub(crate) fn sh(&self, script: &str) {
         let mut command = Command::new("sh");
-        run(command
-            .current_dir(self.temp.path())
-            .args(["-ec", script]));
+        run(command.current_dir(self.temp.path()).args(["-ec", script]));
     }
 
     /// What the image shows, as an export keeps it: umoci keeps whole seconds, and

@@ -97,7 +97,11 @@ fn found_by_its_user(options: &str, driver: &str) {
     let store = demo.at("home/.local/share/containers/storage");
     assert!(store.join(driver).is_dir(), "podman used another driver");
     let truth = demo.truth();
-    check("outside", &demo.at("home/outside.tar"), &seen_outside(&truth));
+    check(
+        "outside",
+        &demo.at("home/outside.tar"),
+        &seen_outside(&truth),
+    );
     check("podman unshare", &demo.at("home/inside.tar"), &truth);
 }
 
