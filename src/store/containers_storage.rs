@@ -53,7 +53,9 @@ pub(crate) struct Records {
     /// Both below the root.
     images_dir: PathBuf,
     layers_dir: PathBuf,
-    images: HashMap<Digest, RawImage>,
+    /// As in the file; of records with one ID, and of images with one name, the last counts.
+    images: Vec<(Digest, RawImage)>,
+    by_id: HashMap<Digest, usize>,
     layers: HashMap<String, RawLayer>,
 }
 
@@ -68,6 +70,8 @@ impl Records {
         };
         let images: Option<Vec<RawImage>> = json::parse(&root.full(&images_json), &bytes)?;
         let images = images.into_iter().flatten();
+        let images = images.filter_map(|image| Some((Digest::from_hex(&image.id)?, image)));
+        let images: Vec<(Digest, RawImage)> = images.collect();
         let mut layers = HashMap::new();
         for name in ["layers.json", "volatile-layers.json"] {
             let file = layers_dir.join(name);
@@ -83,22 +87,21 @@ impl Records {
             layers_json: root.full(layers_dir.join("layers.json")),
             images_dir,
             layers_dir,
-            images: images
-                .filter_map(|image| Some((Digest::from_hex(&image.id)?, image)))
-                .collect(),
+            by_id: images.iter().map(|(id, _)| *id).zip(0..).collect(),
+            images,
             layers,
         }))
     }
 
     /// The IDs of all images, sorted. What has no digest for an ID is none.
     pub(crate) fn ids(&self) -> Vec<Digest> {
-        let mut ids: Vec<Digest> = self.images.keys().copied().collect();
+        let mut ids: Vec<Digest> = self.by_id.keys().copied().collect();
         ids.sort();
         ids
     }
 
     pub(crate) fn contains(&self, id: &Digest) -> bool {
-        self.images.contains_key(id)
+        self.by_id.contains_key(id)
     }
 
     /// Where the names are.
@@ -108,7 +111,9 @@ impl Records {
 
     /// The names of the images, as Docker would keep them.
     pub(crate) fn repositories(&self) -> Repositories {
-        let named = self.images.iter().flat_map(|(id, image)| {
+        let images = self.images.iter().enumerate();
+        let counted = images.filter(|(at, (id, _))| self.by_id.get(id) == Some(at));
+        let named = counted.flat_map(|(_, (id, image))| {
             let names = image.names.iter().flatten();
             names.map(move |name| (name.as_str(), id))
         });
@@ -128,7 +133,8 @@ impl Records {
 
     /// The records of an image's layers, base first; they must have these diff IDs.
     pub(crate) fn layers(&self, id: &Digest, diffs: &[Digest]) -> Result<Vec<Record>> {
-        let top = self.images.get(id).and_then(|image| image.layer.as_deref());
+        let image = self.by_id.get(id).and_then(|at| self.images.get(*at));
+        let top = image.and_then(|(_, image)| image.layer.as_deref());
         let mut below = Vec::new();
         let mut seen = HashSet::new();
         let mut next = top.filter(|id| !id.is_empty());

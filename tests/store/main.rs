@@ -19,6 +19,7 @@ mod docker_store;
 mod dockerd;
 mod export;
 mod fuzz;
+mod fuzz_podman;
 mod layouts;
 mod listing;
 mod tarball;
