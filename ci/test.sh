@@ -13,10 +13,10 @@ command -v cargo >/dev/null || {
 [ -z "${CI:-}${UNIONFS_REQUIRE_ALL:-}" ] || export CI=true UNIONFS_REQUIRE_ALL=1
 # fusermount3; dockerd and what its images are made with; fio for shared mappings; strace to
 # kill commands between two system calls and to see what is synced; those whose uppers we read
-# and who read ours; skopeo and umoci, which write podman's store; the tools that tests/suites
-# runs on the mount.
+# and who read ours; skopeo, umoci and podman (rootless: uidmap), which write podman's store;
+# the tools that tests/suites runs on the mount.
 packages=(fuse3 docker.io busybox-static libcap2-bin attr fio strace fuse-overlayfs buildah)
-packages+=(skopeo umoci git python3-pip rpm sqlite3)
+packages+=(skopeo umoci podman crun uidmap git python3-pip rpm sqlite3)
 if [ "$(id -u)" = 0 ] || [ -n "${UNIONFS_REQUIRE_ALL:-}" ]; then
     ci/install.sh "${packages[@]}"
 else

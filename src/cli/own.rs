@@ -23,7 +23,7 @@ pub(super) fn must_exist(root: Option<&Path>) -> anyhow::Result<Writable> {
     match existing(root)? {
         Some(store) => Ok(store),
         None => anyhow::bail!(
-            "there is no store of ours in {:?} yet: Docker's is only read, ours is made by what \
+            "there is no store of ours in {:?} yet: Docker's and podman's are only read, ours is made by what \
              takes images in and by mount --name",
             place(root)?
         ),

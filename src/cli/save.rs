@@ -13,7 +13,7 @@ use crate::store::{Error, Reference, Stores};
 /// Write images as an archive
 ///
 /// Layers are byte for byte what once came in; each is checked on the way. Images of every store
-/// can be saved, Docker's too.
+/// can be saved, Docker's and podman's too.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

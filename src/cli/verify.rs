@@ -15,7 +15,8 @@ use crate::store::verify::{Progress, Report};
 ///
 /// Configurations are hashed, chains of layers and the driver's links compared, every layer's
 /// files put together to the tar they came from and hashed, sizes counted. Each damaged file is
-/// named, and the exit code is 1. Nothing is changed; Docker's stores can be checked too.
+/// named, and the exit code is 1. Nothing is changed; Docker's and podman's stores can be checked
+/// too.
 #[derive(Debug, clap::Args)]
 #[command(
     override_usage = "unionfs verify [OPTIONS] <IMAGE|--all>",

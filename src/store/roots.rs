@@ -22,7 +22,8 @@ pub struct Environment {
     pub xdg_data_home: Option<OsString>,
     /// `$HOME`.
     pub home: Option<OsString>,
-    /// Whether the process runs as uid 0.
+    /// Whether the process is root outside of any user namespace: in `podman unshare` and
+    /// the like the places are the user's.
     pub root: bool,
 }
 
@@ -34,7 +35,7 @@ impl Environment {
             unionfs_root: var("UNIONFS_ROOT"),
             xdg_data_home: var("XDG_DATA_HOME"),
             home: var("HOME"),
-            root: rustix::process::geteuid().is_root(),
+            root: privileged(),
         }
     }
 
@@ -74,6 +75,17 @@ impl Environment {
         roots.extend(home.map(|home| home.join("containers/storage")));
         roots
     }
+}
+
+/// Whether this process is root outside of any user namespace.
+pub(crate) fn privileged() -> bool {
+    let whole = |map: String| {
+        let mut words = map.split_ascii_whitespace();
+        [words.next(), words.next(), words.next()] == [Some("0"), Some("0"), Some("4294967295")]
+    };
+    // Without /proc or user namespaces, uid 0 is root.
+    rustix::process::geteuid().is_root()
+        && std::fs::read_to_string("/proc/self/uid_map").map_or(true, whole)
 }
 
 /// The stores in one root, one per driver, in the order of [`drivers::NAMES`].

@@ -1,6 +1,7 @@
 //! podman's store of a plain user, made by a rootless podman in the default place: found
 //! by that user by name and mounted read-only, directly (owners are those that the files
-//! have outside) and in `podman unshare` (owners are the image's). Part of `mounted`.
+//! have outside) and in `podman unshare` (owners are the image's;
+//! there it is also written to and committed). Part of `mounted`.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -89,7 +90,18 @@ fn found_by_its_user(options: &str, driver: &str) {
                 ./unionfs mount --read-only {NAME} mnt
                 cd mnt; tar -cf ../inside.tar *; cd ..
                 ./unionfs umount mnt
-                ./unionfs verify {NAME}\"",
+                ./unionfs verify {NAME}
+                ./unionfs mount --name work {NAME} mnt
+                echo changed > mnt/a/keep; rm mnt/gone; chown 5:6 mnt/opaque/new
+                cd mnt; tar -cf ../changed.tar *; cd ..
+                ./unionfs umount mnt
+                ./unionfs commit work derived:1
+                ./unionfs verify derived:1\"
+            ./unionfs images | grep -F derived:1
+            podman {options} unshare sh -ec \"
+                ./unionfs mount --read-only derived:1 mnt
+                cd mnt; tar -cf ../derived.tar *; cd ..
+                ./unionfs umount mnt\"",
             SUBORDINATE + 11,
             SUBORDINATE + 33,
         ),
@@ -103,6 +115,11 @@ fn found_by_its_user(options: &str, driver: &str) {
         &seen_outside(&truth),
     );
     check("podman unshare", &demo.at("home/inside.tar"), &truth);
+    let changed = export::of_export(&demo.at("home/changed.tar"));
+    assert_eq!(changed[&b"opaque/new"[..]].owner, (5, 6));
+    assert!(!changed.contains_key(&b"gone"[..]) && changed.len() == truth.len() - 1);
+    let changed = export::as_exported(changed);
+    check("derived", &demo.at("home/derived.tar"), &changed);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use crate::layer::{Dialect, LayerSpec};
 use crate::store::beneath::{Beneath, SMALL};
 use crate::store::error::{Error, Result, excerpt};
 use crate::store::layerdb::CacheId;
+use crate::store::roots::privileged;
 
 /// The most read of a `lower` file, in bytes: 500 layers of 29 bytes fit.
 const LOWER: u64 = 64 << 10;
@@ -142,15 +143,4 @@ pub(super) fn kernel_dialect(owner: u32) -> Dialect {
         true => Dialect::KERNEL,
         false => Dialect::KERNEL_USERXATTR,
     }
-}
-
-/// Whether this process is root outside of any user namespace.
-fn privileged() -> bool {
-    let whole = |map: String| {
-        let mut words = map.split_ascii_whitespace();
-        [words.next(), words.next(), words.next()] == [Some("0"), Some("0"), Some("4294967295")]
-    };
-    // Without /proc or user namespaces, uid 0 is root.
-    rustix::process::geteuid().is_root()
-        && std::fs::read_to_string("/proc/self/uid_map").map_or(true, whole)
 }
