@@ -16,10 +16,11 @@ const UID: u32 = 23456;
 const SUBORDINATE: u32 = 300_000;
 
 /// Runs `script` as the user in `home`, which must succeed. All his processes end with it:
-/// podman leaves one.
+/// podman leaves one. Mounts of other tests, which the namespace would keep alive, go first.
 fn as_user(demo: &Demo, script: &str) {
     let outer = format!(
         "set -e
+        awk '$3 == \"fuse.unionfs\" {{ print $2 }}' /proc/self/mounts | xargs -r umount -l
         for file in passwd subuid subgid; do mount --bind etc/$file /etc/$file; done
         mount --bind fuse-node /dev/fuse
         cd home
