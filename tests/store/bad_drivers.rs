@@ -41,7 +41,7 @@ fn whole_stores_of_whole_trees() {
 }
 
 #[test]
-fn what_vfs_and_aufs_do_not_record_is_refused() {
+fn what_vfs_does_not_record_is_refused() {
     let layout = Layout::docker("vfs");
     let found = container(&layout).unwrap();
     let path = found.upper.layer.path.to_str().unwrap();
