@@ -11,6 +11,7 @@ use rustix::fs::{self, AtFlags, CWD, FileType, Gid, Mode, OFlags, StatxFlags, Ti
 use rustix::io::Errno;
 
 use super::types::{FileKind, Time};
+use crate::sys::xattrat;
 
 /// What `statx` says of a file in a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +114,19 @@ impl<'a> At<'a> {
         f(CStr::from_bytes_with_nul(&buf[..used]).map_err(|_| Errno::INVAL)?)
     }
 
+    /// Calls `f` with the name for the calls of `xattrat`; `None` where those do not serve.
+    fn with_name<T>(&self, f: impl FnOnce(&CStr) -> Result<T, Errno>) -> Option<Result<T, Errno>> {
+        // They refuse the descriptors that we have for directories as such (O_PATH).
+        if self.name.is_empty() || self.name.len() > NAME_MAX || !xattrat::is_available() {
+            return None;
+        }
+        let mut buf = [0u8; NAME_MAX + 1];
+        buf[..self.name.len()].copy_from_slice(self.name);
+        let name = buf.get(..=self.name.len()).unwrap_or_default();
+        let name = CStr::from_bytes_with_nul(name).map_err(|_| Errno::INVAL);
+        Some(name.and_then(f))
+    }
+
     /// Attributes; ENOENT when there is no such name.
     pub fn stat(&self) -> Result<Stat, Errno> {
         let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
@@ -185,6 +199,11 @@ impl<'a> At<'a> {
 
     /// The value of an xattr with the errno as the file system gives it (ENODATA, EOPNOTSUPP).
     pub fn xattr_raw(&self, name: &CStr) -> Result<Vec<u8>, Errno> {
+        let quick =
+            self.with_name(|file| grow(|buf: &mut [u8]| xattrat::get(self.dir, file, name, buf)));
+        if let Some(value) = quick {
+            return value;
+        }
         self.with_proc_path(|path| {
             let get = |buf: &mut [u8]| match self.name.is_empty() {
                 true => fs::getxattr(path, name, buf),
@@ -196,21 +215,31 @@ impl<'a> At<'a> {
 
     /// The names of all xattrs, each followed by NUL; empty where there are none.
     pub fn list_xattrs(&self) -> Result<Vec<u8>, Errno> {
-        let list = self.with_proc_path(|path| {
-            let list = |buf: &mut [u8]| match self.name.is_empty() {
-                true => fs::listxattr(path, buf),
-                false => fs::llistxattr(path, buf),
-            };
-            grow(list)
-        });
+        let quick =
+            self.with_name(|file| grow(|buf: &mut [u8]| xattrat::list(self.dir, file, buf)));
+        let list = quick.unwrap_or_else(|| self.list_by_path());
         match list {
             Err(Errno::OPNOTSUPP) => Ok(Vec::new()),
             other => other,
         }
     }
 
+    fn list_by_path(&self) -> Result<Vec<u8>, Errno> {
+        self.with_proc_path(|path| {
+            let list = |buf: &mut [u8]| match self.name.is_empty() {
+                true => fs::listxattr(path, buf),
+                false => fs::llistxattr(path, buf),
+            };
+            grow(list)
+        })
+    }
+
     /// Sets an xattr.
     pub fn set_xattr(&self, name: &CStr, value: &[u8], flags: fs::XattrFlags) -> Result<(), Errno> {
+        let quick = self.with_name(|file| xattrat::set(self.dir, file, name, value, flags.bits()));
+        if let Some(done) = quick {
+            return done;
+        }
         self.with_proc_path(|path| match self.name.is_empty() {
             true => fs::setxattr(path, name, value, flags),
             false => fs::lsetxattr(path, name, value, flags),

@@ -35,23 +35,21 @@ impl<T> Slot<T> {
 
 /// What the clock sees of a slot.
 trait Evict: Send + Sync {
-    /// Closes the descriptor unless it was used since the last round; whether it did.
-    fn evict(&self, force: bool) -> bool;
+    /// Takes the descriptor out unless it was used since the last round, or is in use.
+    fn evict(&self, force: bool) -> Option<Closing>;
 }
 
-impl<T: Send + Sync> Evict for Slot<T> {
-    fn evict(&self, force: bool) -> bool {
+/// Closed when dropped, which may take a while: not under a lock.
+type Closing = Option<Arc<dyn std::any::Any + Send + Sync>>;
+
+impl<T: Send + Sync + 'static> Evict for Slot<T> {
+    fn evict(&self, force: bool) -> Option<Closing> {
         if self.used.swap(false, Ordering::Relaxed) && !force {
-            return false;
+            return None;
         }
         // A locked slot is in use right now.
-        match self.held.try_lock() {
-            Some(mut held) => {
-                *held = None;
-                true
-            }
-            None => false,
-        }
+        let mut held = self.held.try_lock()?;
+        Some(held.take().map(|fd| fd as _))
     }
 }
 
@@ -97,13 +95,22 @@ impl FdCache {
             other => other?,
         };
         let fd = Arc::new(opened);
-        let known = held.replace(Arc::clone(&fd)).is_some();
+        let old = held.replace(Arc::clone(&fd));
         drop(held);
-        if !known {
+        if old.is_none() {
             let slot: Weak<Slot<T>> = Arc::downgrade(slot);
             self.admit(slot);
         }
         Ok(fd)
+    }
+
+    /// Puts a descriptor that is open already into `slot`.
+    pub fn put<T: Send + Sync + 'static>(&self, slot: &Arc<Slot<T>>, opened: T) {
+        let known = slot.held.lock().replace(Arc::new(opened)).is_some();
+        if !known {
+            let slot: Weak<Slot<T>> = Arc::downgrade(slot);
+            self.admit(slot);
+        }
     }
 
     /// The descriptor in `slot`, if it is open.
@@ -118,18 +125,10 @@ impl FdCache {
         let capacity = self.capacity.load(Ordering::Relaxed);
         let mut clock = self.clock.lock();
         clock.push_back(slot);
-        let mut rounds = clock.len() * 2;
-        while clock.len() > capacity && rounds > 0 {
-            rounds -= 1;
-            let Some(oldest) = clock.pop_front() else {
-                break;
-            };
-            if let Some(slot) = oldest.upgrade()
-                && !slot.evict(false)
-            {
-                clock.push_back(oldest);
-            }
-        }
+        let rounds = clock.len() * 2;
+        let closing = turn(&mut clock, capacity, rounds, false);
+        drop(clock);
+        drop(closing);
     }
 
     fn shrink(&self) {
@@ -138,18 +137,10 @@ impl FdCache {
         let open = self.capacity.load(Ordering::Relaxed).min(clock.len());
         let half = (open / 2).max(16);
         self.capacity.store(half, Ordering::Relaxed);
-        let mut rounds = clock.len();
-        while clock.len() > half && rounds > 0 {
-            rounds -= 1;
-            let Some(oldest) = clock.pop_front() else {
-                break;
-            };
-            if let Some(slot) = oldest.upgrade()
-                && !slot.evict(true)
-            {
-                clock.push_back(oldest);
-            }
-        }
+        let rounds = clock.len();
+        let closing = turn(&mut clock, half, rounds, true);
+        drop(clock);
+        drop(closing);
     }
 
     /// Hits and misses since the start.
@@ -159,6 +150,30 @@ impl FdCache {
             self.misses.load(Ordering::Relaxed),
         )
     }
+}
+
+/// Takes slots off the clock until `capacity` are left, in so many rounds at most.
+fn turn(
+    clock: &mut VecDeque<Weak<dyn Evict>>,
+    capacity: usize,
+    mut rounds: usize,
+    force: bool,
+) -> Vec<Closing> {
+    let mut closing = Vec::new();
+    while clock.len() > capacity && rounds > 0 {
+        rounds -= 1;
+        let Some(oldest) = clock.pop_front() else {
+            break;
+        };
+        let Some(slot) = oldest.upgrade() else {
+            continue;
+        };
+        match slot.evict(force) {
+            Some(fd) => closing.push(fd),
+            None => clock.push_back(oldest),
+        }
+    }
+    closing
 }
 
 /// Errors that say the process is out of descriptors.

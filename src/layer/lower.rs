@@ -214,14 +214,11 @@ impl LowerDir {
         if let Some(known) = self.has_wh.get() {
             return Ok(*known);
         }
-        let mut any = false;
-        match self.read(fds, |entry| any |= entry.name.starts_with(WH_PREFIX)) {
-            Ok(()) => {}
+        match self.read(fds, |_| {}) {
             // A directory that may be searched but not listed: then ask name by name.
-            Err(Errno::ACCESS) => any = true,
-            Err(e) => return Err(e),
+            Err(Errno::ACCESS) => Ok(*self.has_wh.get_or_init(|| true)),
+            read => read.map(|()| self.has_wh.get() == Some(&true)),
         }
-        Ok(*self.has_wh.get_or_init(|| any))
     }
 
     fn has_wh_for(&self, fd: &OwnedFd, name: &[u8]) -> Result<bool, Errno> {
@@ -230,7 +227,8 @@ impl LowerDir {
     }
 
     fn has_wh_opaque(&self, fds: &FdCache) -> Result<bool, Errno> {
-        if !self.has_wh_entries(fds)? {
+        // Not worth reading the directory for: that is done by whoever looks into it.
+        if !self.layer.dialect.wh_names || self.has_wh.get() == Some(&false) {
             return Ok(false);
         }
         has_opaque_file(&*self.fd(fds)?)
@@ -259,8 +257,14 @@ impl LowerDir {
     }
 
     /// Calls `each` for every entry but `.` and `..`, in the order of the file system.
-    pub fn read(&self, fds: &FdCache, each: impl FnMut(RawEntry)) -> Result<(), Errno> {
-        read_dir(&*self.fd(fds)?, each)
+    pub fn read(&self, fds: &FdCache, mut each: impl FnMut(RawEntry)) -> Result<(), Errno> {
+        let mut has_wh = false;
+        read_dir(&*self.fd(fds)?, |entry| {
+            has_wh |= entry.name.starts_with(WH_PREFIX);
+            each(entry);
+        })?;
+        self.has_wh.get_or_init(|| has_wh);
+        Ok(())
     }
 }
 

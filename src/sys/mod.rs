@@ -5,3 +5,4 @@ pub mod fuse;
 pub mod handle;
 pub mod process;
 pub mod writeback;
+pub mod xattrat;

@@ -31,12 +31,14 @@ impl Union {
         }
         drop(loc);
         let stat = self.with_upper(inode, |at| Ok(at.stat()?))?;
+        Ok(upper_attr(inode, &inode.loc.read(), &stat))
+    }
+
+    /// Attributes from those of the upper side, if they are of the file that is there now.
+    pub(crate) fn upper_attr(inode: &Inode, stat: &Stat) -> Option<Attr> {
         let loc = inode.loc.read();
-        let mut attr = attr(inode, &loc, &stat);
-        if let Some(data) = loc.upper.as_ref().and_then(|u| u.metacopy.as_ref()) {
-            attr.blocks = data.stat.blocks;
-        }
-        Ok(attr)
+        let same = loc.upper.as_ref()?.id == (stat.dev, stat.ino);
+        same.then(|| upper_attr(inode, &loc, stat))
     }
 
     /// Changes attributes (copy-up). EROFS without an upper, EINVAL for the size of
@@ -157,6 +159,14 @@ fn timespec(set: Option<SetTime>) -> Timespec {
             tv_nsec: time.nsec.into(),
         },
     }
+}
+
+fn upper_attr(inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
+    let mut attr = attr(inode, loc, stat);
+    if let Some(data) = loc.upper.as_ref().and_then(|u| u.metacopy.as_ref()) {
+        attr.blocks = data.stat.blocks;
+    }
+    attr
 }
 
 /// The attributes the union shows for a file with `stat`.

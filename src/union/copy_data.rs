@@ -2,12 +2,25 @@
 //! `copy_up`; knows descriptors only.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 /// Largest piece one copy_file_range or read is asked for, in bytes.
 const PIECE: u64 = 16 << 20;
+
+/// How to copy.
+pub(crate) struct How<'a> {
+    /// All of the file.
+    pub whole: bool,
+    /// It has no holes worth looking for.
+    pub dense: bool,
+    /// Nothing will be synced.
+    pub volatile: bool,
+    /// Whether to try a clone; cleared when the target's file system cannot.
+    pub clones: &'a AtomicBool,
+}
 
 /// Copies `len` bytes: a clone where the file system can, else extent by extent. Returns
 /// the bytes of data (holes stay holes).
@@ -18,9 +31,17 @@ pub(crate) fn copy_file(
     from: &OwnedFd,
     to: &OwnedFd,
     len: u64,
-    (whole, volatile): (bool, bool),
+    how: &How<'_>,
 ) -> Result<u64, Errno> {
-    if whole && rustix::fs::ioctl_ficlone(to, from).is_ok() {
+    if how.whole && how.clones.load(Ordering::Relaxed) {
+        match rustix::fs::ioctl_ficlone(to, from) {
+            Ok(()) => return Ok(len),
+            Err(Errno::OPNOTSUPP | Errno::NOTTY) => how.clones.store(false, Ordering::Relaxed),
+            // This file, or this pair of file systems.
+            Err(_) => {}
+        }
+    }
+    if how.dense && len <= PIECE && copy_extent(from, to, 0, len)? == len {
         return Ok(len);
     }
     rustix::fs::ftruncate(to, len)?;
@@ -42,7 +63,7 @@ pub(crate) fn copy_file(
         }
         for piece in pieces(start, end) {
             copied += copy_extent(from, to, piece.start, piece.end)?;
-            if !volatile && piece.end - piece.start == PIECE {
+            if !how.volatile && piece.end - piece.start == PIECE {
                 crate::sys::writeback::start(to, piece.start, PIECE);
             }
         }

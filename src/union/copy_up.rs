@@ -12,17 +12,19 @@ use rustix::fs::{RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::Union;
-use super::copy_data::copy_file;
+use super::cache::Cached;
+use super::copy_data::{How, copy_file};
 use super::error::Result;
-use super::inode::{Inode, Link, LowerFile, Nlink, UpperState};
+use super::inode::{Held, Inode, Link, Loc, LowerFile, Nlink, UpperState};
+use super::resolve::{Resolved, UpperFound};
 use super::types::{FileKind, Ino};
 use super::upper::Upper;
 use crate::layer::Dialect;
-use crate::layer::at::{At, Stat, timestamps};
+use crate::layer::at::{At, Stat, is_valid_name, timestamps};
 use crate::layer::markers::{Escape, Marker};
 use crate::layer::origin::Origin;
 
-const CAPABILITY: &std::ffi::CStr = c"security.capability";
+pub(crate) const CAPABILITY: &std::ffi::CStr = c"security.capability";
 
 /// A name in a locked directory, and that directory in the upper.
 #[derive(Clone, Copy)]
@@ -43,8 +45,14 @@ impl Union {
 
     /// As [`Self::needs_copy_up`] for a name.
     pub fn needs_copy_up_name(&self, parent: Ino, name: &[u8]) -> bool {
-        match self.lookup(parent, name) {
-            Ok(Some(entry)) => self.needs_copy_up(entry.attr().ino),
+        if !is_valid_name(name) {
+            return false;
+        }
+        let found = self
+            .directory(parent)
+            .and_then(|parent| self.count_in(&parent, name, None));
+        match found {
+            Ok(Some(counted)) => self.needs_copy_up(counted.inode.ino),
             _ => false,
         }
     }
@@ -112,11 +120,10 @@ impl Union {
         let staged = upper.stage(|at| at.mkdir(0o700))?;
         let origin = Origin::of(At::fd(source.as_fd()), top.layer.uuid).ok();
         let from = (At::fd(source.as_fd()), top.layer.dialect, &top.stat);
-        let marked = copy_metadata(upper, from, staged.at(), origin.as_ref())?;
-        let origin = origin.filter(|_| marked);
+        let copy = copy_metadata(upper, from, staged.at(), origin.as_ref())?;
         self.with_place(inode, |place| {
             let place = place.ok_or(Errno::NOENT)?;
-            self.publish(inode, place, origin.is_some(), |to| {
+            self.publish(inode, place, copy, |to| {
                 staged.publish(to, RenameFlags::NOREPLACE)
             })
         })
@@ -135,8 +142,8 @@ impl Union {
         };
         let source = (from, file.dir.layer.dialect, &file.stat);
         let origin = self.origin_of(file)?;
-        let marked = copy_metadata(upper, source, staged.at(), origin.as_ref())?;
-        let origin = origin.filter(|_| marked);
+        let copy = copy_metadata(upper, source, staged.at(), origin.as_ref())?;
+        let origin = origin.filter(|_| copy.marked);
         let index = self.index_entry(inode, file, origin.as_ref(), staged.at())?;
         self.with_place(inode, |place| {
             // Unlinked meanwhile: nobody can reach it but by its number.
@@ -146,7 +153,7 @@ impl Union {
             };
             let entry = index.as_deref();
             self.enter_index(inode, file, entry, |at| staged.at().link_to(at))?;
-            let published = self.publish(inode, place, origin.is_some(), |to| {
+            let published = self.publish(inode, place, copy, |to| {
                 staged.publish(to, RenameFlags::NOREPLACE)
             });
             published.inspect_err(|_| self.leave_index(inode, entry))
@@ -156,7 +163,8 @@ impl Union {
     fn copy_up_file(&self, inode: &Arc<Inode>, file: &LowerFile, size: Option<u64>) -> Result<()> {
         let upper = self.writable()?;
         let (staged, fd) = upper.stage_file()?;
-        self.copy_data(inode, file.stat.size, size, &fd)?;
+        let dense = file.data.is_none() && file.stat.blocks >= file.stat.size.div_ceil(512);
+        self.copy_data(inode, (file.stat.size, dense), size, &fd)?;
         let source = file.dir.fd(&self.fds)?;
         let from = (
             At::new(source.as_fd(), &file.name),
@@ -164,8 +172,8 @@ impl Union {
             &file.stat,
         );
         let origin = self.origin_of(file)?;
-        let marked = copy_metadata(upper, from, At::fd(fd.as_fd()), origin.as_ref())?;
-        let origin = origin.filter(|_| marked);
+        let copy = copy_metadata(upper, from, At::fd(fd.as_fd()), origin.as_ref())?;
+        let origin = origin.filter(|_| copy.marked);
         let index = self.index_entry(inode, file, origin.as_ref(), At::fd(fd.as_fd()))?;
         upper.sync(&fd)?;
         self.with_place(inode, |place| {
@@ -174,8 +182,7 @@ impl Union {
             };
             let entry = index.as_deref();
             self.enter_index(inode, file, entry, |at| staged.link(&fd, at))?;
-            let published =
-                self.publish(inode, place, origin.is_some(), |to| staged.publish(&fd, to));
+            let published = self.publish(inode, place, copy, |to| staged.publish(&fd, to));
             published.inspect_err(|_| self.leave_index(inode, entry))
         })?;
         inode.data.clear();
@@ -242,7 +249,7 @@ impl Union {
             let fd = at.open(rustix::fs::OFlags::RDWR, 0)?;
             Ok((at.stat()?, at.xattr(CAPABILITY)?, fd))
         })?;
-        self.copy_data(inode, file.stat.size.min(before.size), size, &fd)?;
+        self.copy_data(inode, (file.stat.size.min(before.size), false), size, &fd)?;
         rustix::fs::ftruncate(&fd, size.map_or(before.size, |s| s.min(before.size)))?;
         let at = At::fd(fd.as_fd());
         if let Some(value) = capability {
@@ -265,14 +272,27 @@ impl Union {
         Ok(())
     }
 
-    fn copy_data(&self, inode: &Inode, full: u64, size: Option<u64>, to: &OwnedFd) -> Result<()> {
+    /// `full`: how much there is, and whether it is known to have no holes.
+    fn copy_data(
+        &self,
+        inode: &Inode,
+        (full, dense): (u64, bool),
+        size: Option<u64>,
+        to: &OwnedFd,
+    ) -> Result<()> {
         let len = size.map_or(full, |size| size.min(full));
         if len == 0 {
             return Ok(());
         }
         let from = self.data_fd(inode, false)?;
-        let volatile = self.writable()?.volatile;
-        let copied = copy_file(&from.fd, to, len, (len == full, volatile))?;
+        let upper = self.writable()?;
+        let how = How {
+            whole: len == full,
+            dense,
+            volatile: upper.volatile,
+            clones: &upper.clones,
+        };
+        let copied = copy_file(&from.fd, to, len, &how)?;
         self.copy_up_bytes.fetch_add(copied, Ordering::Relaxed);
         Ok(())
     }
@@ -310,7 +330,7 @@ impl Union {
         &self,
         inode: &Arc<Inode>,
         place: Place<'_>,
-        has_origin: bool,
+        copy: Copied,
         give_name: impl FnOnce(At<'_>) -> Result<(), Errno>,
     ) -> Result<()> {
         let Link { parent, name, .. } = &place.link;
@@ -324,16 +344,20 @@ impl Union {
         if let Err(e) = dir.set_times(&timestamps(before.atime, before.mtime)) {
             tracing::debug!("copy-up: the times of its directory: {e}");
         }
-        let stat = to.stat()?;
-        self.names.remove(parent.key, name);
         let mut loc = inode.loc.write();
+        match copied_answer(inode, &loc, copy) {
+            Some(answer) => self.names.put(parent.key, name, answer),
+            None => self.names.remove(parent.key, name),
+        }
         loc.upper = Some(UpperState {
-            id: (stat.dev, stat.ino),
+            id: (copy.stat.dev, copy.stat.ino),
             metacopy: None,
-            origin: has_origin,
+            origin: copy.marked,
         });
         for link in &mut loc.links {
-            link.in_upper |= link.parent.ino == parent.ino && link.name == *name;
+            if link.parent.ino == parent.ino && link.name == *name {
+                (link.in_upper, link.below) = (true, Some(true));
+            }
         }
         drop(loc);
         // A listing in memory must not say any more that only a lower has the name.
@@ -349,7 +373,7 @@ impl Union {
             metacopy: None,
             origin: false,
         });
-        loc.orphan = Some(Arc::new(fd));
+        loc.orphan = Some(Held::Fd(Arc::new(fd)));
         Ok(())
     }
 
@@ -370,17 +394,62 @@ impl Union {
             Err(e) => return Err(e.into()),
         }
         dir.impure.store(true, Ordering::Release);
+        // What the cache says of it is no longer true. Who is putting that there now looks at
+        // `impure` after it.
+        for link in &inode.loc.read().links {
+            self.names.remove(link.parent.key, &link.name);
+        }
         Ok(())
     }
 }
 
-/// Copies owner, xattrs, mode, origin and times; whether the copy says its origin.
+/// A copy before it has its name.
+#[derive(Clone, Copy)]
+struct Copied {
+    /// It says its origin.
+    marked: bool,
+    /// As it was made: only its identity and type are those of the copy.
+    stat: Stat,
+}
+
+/// What the lookup cache may say of a name from the copy-up on.
+fn copied_answer(inode: &Inode, loc: &Loc, copy: Copied) -> Option<Cached> {
+    let nlink = loc.lower.as_ref().map_or(1, |file| file.stat.nlink);
+    if nlink > 1 || loc.index.is_some() || loc.links.len() != 1 {
+        return None;
+    }
+    let dirs = inode.dir.as_ref().map(|dir| Arc::clone(&dir.lowers));
+    // As an unnamed file its count was 0.
+    let stat = Stat {
+        nlink: 1,
+        ..copy.stat
+    };
+    let upper = UpperFound {
+        stat,
+        metacopy: false,
+        origin: copy.marked,
+        impure: false,
+        index: None,
+        nlink: None,
+        named: true,
+        below: Some(true),
+    };
+    Some(Cached::Positive(Arc::new(Resolved {
+        kind: inode.kind,
+        upper: Some(upper),
+        file: None,
+        dirs: dirs.unwrap_or_default(),
+        ino: inode.ino,
+    })))
+}
+
+/// Copies owner, xattrs, mode, origin and times.
 fn copy_metadata(
     upper: &Upper,
     (from, dialect, stat): (At<'_>, Dialect, &Stat),
     to: At<'_>,
     origin: Option<&Origin>,
-) -> Result<bool, Errno> {
+) -> Result<Copied, Errno> {
     let mut marked = false;
     let staged = to.stat()?;
     if (staged.uid, staged.gid) != (stat.uid, stat.gid) {
@@ -399,7 +468,10 @@ fn copy_metadata(
         }
     }
     to.set_times(&timestamps(stat.atime, stat.mtime))?;
-    Ok(marked)
+    Ok(Copied {
+        marked,
+        stat: staged,
+    })
 }
 
 /// Copies all xattrs but markers. One the upper's file system does not know may be lost

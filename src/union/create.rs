@@ -6,13 +6,14 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{RenameFlags, XattrFlags};
+use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::Union;
 use super::acl;
 use super::error::Result;
-use super::inode::{Dir, Inode, Loc, UpperState};
+use super::inode::{DataFd, Dir, Held, Inode, Loc, UpperState};
+use super::link::nothing_below;
 use super::lookup::EntryRef;
 use super::resolve::{Resolved, UpperFound, WhiteoutKind};
 use super::table::Interned;
@@ -143,7 +144,7 @@ impl Union {
         };
         let loc = Loc {
             upper: Some(state),
-            orphan: Some(Arc::new(fd)),
+            orphan: Some(Held::Fd(Arc::new(fd))),
             ..Loc::default()
         };
         let ino = self.inos.number(&stat);
@@ -191,13 +192,14 @@ impl Union {
         let whiteout = self.whiteout_at(&parent, name)?;
         let fd = self.upper_dir(&parent)?;
         let at = At::new(fd.as_fd(), name);
+        let mut open = None;
         match whiteout {
-            None if self.in_place(caller, &parent)? => {
+            None if self.in_place(upper, caller, &parent)? => {
                 let mode = match self.default_acl(&parent)? {
                     Some(_) => new.mode,
                     None => new.mode & !new.umask,
                 };
-                make(at, new, mode)?;
+                open = make_open(at, new, mode)?;
                 if new.kind == FileKind::Directory && !dir.lowers.is_empty() {
                     // Saves looking below; nothing is there.
                     upper.mark_opaque(at)?;
@@ -208,16 +210,16 @@ impl Union {
                 self.create_staged(upper, dir, (&fd, name), whiteout, new, &owned)?;
             }
         }
-        let stat = at.stat()?;
-        self.created(&parent, name, stat)
+        let stat = match &open {
+            Some(file) => At::fd(file.as_fd()).stat()?,
+            None => at.stat()?,
+        };
+        self.created(&parent, name, (stat, open), nothing_below(whiteout))
     }
 
     /// Whether creating in the parent itself gives the right owner and permissions.
-    fn in_place(&self, caller: &Caller, parent: &Inode) -> Result<bool> {
-        let (uid, gid) = (
-            rustix::process::geteuid().as_raw(),
-            rustix::process::getegid().as_raw(),
-        );
+    fn in_place(&self, upper: &Upper, caller: &Caller, parent: &Inode) -> Result<bool> {
+        let (uid, gid) = upper.own_ids;
         if caller.uid != uid {
             return Ok(false);
         }
@@ -258,12 +260,14 @@ impl Union {
         Ok(())
     }
 
-    /// Registers a name that now exists in the upper; the caller holds the name lock.
+    /// Registers a name that now exists in the upper, and a file's descriptor; the caller
+    /// holds the name lock. `below` as in [`super::inode::Link`].
     pub(crate) fn created(
         &self,
         parent: &Arc<Inode>,
         name: &[u8],
-        stat: Stat,
+        (stat, open): (Stat, Option<OwnedFd>),
+        below: Option<bool>,
     ) -> Result<EntryRef<'_>> {
         let upper = UpperFound {
             stat,
@@ -273,6 +277,7 @@ impl Union {
             index: None,
             nlink: None,
             named: true,
+            below,
         };
         let ino = self.inos.number(&stat);
         let dirs = Arc::default();
@@ -286,6 +291,11 @@ impl Union {
         self.remember(parent, name, &resolved);
         let inode = self.intern(parent, name, &resolved)?;
         Self::listing_add(parent, name, stat.kind, inode.ino);
+        inode.capability.set(false);
+        if let Some(fd) = open {
+            // Whoever creates a file writes to it next.
+            self.fds.put(&inode.data, DataFd::new(fd, true));
+        }
         let attr = super::attr::attr(&inode, &inode.loc.read(), &stat);
         Ok(EntryRef::new(self, attr))
     }
@@ -339,6 +349,19 @@ fn make(at: At<'_>, new: &New<'_>, perm: u32) -> Result<(), Errno> {
     }
 }
 
+/// As [`make`]; a regular file comes open for reading and writing.
+fn make_open(at: At<'_>, new: &New<'_>, perm: u32) -> Result<Option<OwnedFd>, Errno> {
+    if new.kind != FileKind::Regular {
+        return make(at, new, perm).map(|()| None);
+    }
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+    match at.open(flags, perm) {
+        // Out of descriptors: it needs none to be made.
+        Err(Errno::MFILE | Errno::NFILE) => make(at, new, perm).map(|()| None),
+        other => other.map(Some),
+    }
+}
+
 /// Gives a staged file its owner, ACLs and permissions.
 fn settle(at: At<'_>, new: &New<'_>, owned: &Owned) -> Result<(), Errno> {
     let stat = at.stat()?;
@@ -368,7 +391,7 @@ impl Upper {
             // No xattrs: the form of AUFS.
             Err(Errno::OPNOTSUPP | Errno::PERM) => {
                 let dir = at.open_dir_path()?;
-                let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CREATE;
+                let flags = OFlags::WRONLY | OFlags::CREATE;
                 At::new(dir.as_fd(), crate::layer::markers::WH_OPAQUE).open(flags, 0o644)?;
                 Ok(())
             }

@@ -10,8 +10,8 @@
 //!
 //! File data is never copied or synced under 2 to 6.
 
-use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
@@ -64,6 +64,9 @@ pub(crate) struct Link {
     pub name: Arc<[u8]>,
     /// Whether the upper has this name (a hard link may be named only by a lower).
     pub in_upper: bool,
+    /// Whether the lowers show something under this name, once that is known: it never
+    /// changes.
+    pub below: Option<bool>,
 }
 
 /// The upper side of an inode.
@@ -87,7 +90,7 @@ pub(crate) struct Loc {
     /// The file below, for non-directories that come from a lower.
     pub lower: Option<Arc<LowerFile>>,
     /// Holds an unlinked or unnamed upper file.
-    pub orphan: Option<Arc<OwnedFd>>,
+    pub orphan: Option<Held>,
     /// A writable descriptor kept for an unprivileged server whose file lost the
     /// permission to be opened again.
     pub pinned: Option<Arc<OwnedFd>>,
@@ -102,6 +105,30 @@ impl Loc {
     pub fn has_upper_link(&self, parent: &Inode, name: &[u8]) -> bool {
         let is_it = |l: &Link| l.in_upper && l.parent.ino == parent.ino && *l.name == *name;
         self.links.iter().any(is_it)
+    }
+
+    /// The link of this name.
+    pub fn link(&self, parent: &Inode, name: &[u8]) -> Option<&Link> {
+        let is_it = |l: &&Link| l.parent.ino == parent.ino && *l.name == *name;
+        self.links.iter().find(is_it)
+    }
+}
+
+/// A descriptor that keeps an upper file or directory which has no name.
+#[derive(Clone, Debug)]
+pub(crate) enum Held {
+    /// Opened for that, or a directory's.
+    Fd(Arc<OwnedFd>),
+    /// The one through which its data is read and written.
+    Data(Arc<DataFd>),
+}
+
+impl AsFd for Held {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Fd(fd) => fd.as_fd(),
+            Self::Data(data) => data.fd.as_fd(),
+        }
     }
 }
 
@@ -162,6 +189,12 @@ pub(crate) struct Dir {
     pub lowers: Arc<[Arc<LowerDir>]>,
     pub ns: RwLock<Names>,
     pub listing: Mutex<Option<Listing>>,
+    /// The offset after which a listing that is gone had no more, and the version of the
+    /// names for which that was so; changed with `listing` locked.
+    pub end: [AtomicU64; 2],
+    /// Names in it that were asked for one by one; not counted much beyond what `readdir`
+    /// wants to know.
+    pub asked: AtomicU32,
     /// The directory in the upper.
     pub upper_fd: Arc<Slot<OwnedFd>>,
     /// The upper directory may hold copied-up files (marker `impure`).
@@ -184,6 +217,8 @@ pub(crate) struct Inode {
     pub loc: RwLock<Loc>,
     pub busy: Mutex<()>,
     pub data: Arc<Slot<DataFd>>,
+    /// It has a `security.capability`, which the kernel asks for before a first write.
+    pub capability: Tristate,
     pub dir: Option<Dir>,
 }
 
@@ -197,6 +232,7 @@ impl Inode {
             loc: RwLock::new(loc),
             busy: Mutex::new(()),
             data: Arc::default(),
+            capability: Tristate::default(),
             dir,
         }
     }
@@ -221,6 +257,8 @@ impl Dir {
             lowers,
             ns: RwLock::default(),
             listing: Mutex::default(),
+            end: Default::default(),
+            asked: AtomicU32::new(0),
             upper_fd: Arc::default(),
             impure: AtomicBool::new(impure),
             default_acl: Tristate::default(),

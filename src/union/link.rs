@@ -8,13 +8,18 @@ use rustix::io::Errno;
 
 use super::Union;
 use super::error::Result;
-use super::inode::{Inode, Link, Loc, Nlink};
+use super::inode::{Held, Inode, Link, Loc, Nlink};
 use super::lookup::EntryRef;
 use super::resolve::WhiteoutKind;
 use super::types::Ino;
 use super::upper::Upper;
 use crate::layer::at::At;
 use crate::layer::markers::{Marker, WH_PREFIX};
+
+/// What the absence of a name says about the lowers: with a whiteout anything.
+pub(crate) fn nothing_below(whiteout: Option<WhiteoutKind>) -> Option<bool> {
+    whiteout.is_none().then_some(false)
+}
 
 impl Union {
     /// A further name for a file (copy-up). EPERM for a directory, EEXIST, EMLINK; ENOENT
@@ -55,7 +60,7 @@ impl Union {
             }
             Ok(())
         })?;
-        self.linked(&inode, &parent, name);
+        self.linked(&inode, &parent, name, nothing_below(whiteout));
         Self::listing_add(&parent, name, inode.kind, inode.ino);
         drop(names);
         self.table.pin(&inode);
@@ -68,7 +73,7 @@ impl Union {
         }
     }
 
-    fn linked(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &[u8]) {
+    fn linked(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &[u8], below: Option<bool>) {
         self.table.pin(parent);
         let mut loc = inode.loc.write();
         // Answers for a file with several names are not cached: see `Resolved::is_cacheable`.
@@ -81,11 +86,30 @@ impl Union {
             parent,
             name,
             in_upper: true,
+            below,
         });
         if let Some(nlink) = &mut loc.nlink {
             nlink.union = nlink.union.saturating_add(1);
         }
         loc.orphan = None;
+    }
+
+    /// Whether the lowers have the name of an inode, which a whiteout must then hide.
+    pub(crate) fn has_lower_name(
+        &self,
+        inode: &Inode,
+        parent: &Inode,
+        name: &[u8],
+    ) -> Result<bool> {
+        match inode.loc.read().link(parent, name) {
+            // A name that is not in the upper is in a lower.
+            Some(link) if !link.in_upper => return Ok(true),
+            Some(Link {
+                below: Some(below), ..
+            }) => return Ok(*below),
+            _ => {}
+        }
+        self.exists_below(parent, name)
     }
 
     /// Makes a name the one that copy-up publishes.
@@ -157,7 +181,7 @@ impl Union {
         loc: &mut Loc,
         parent: &Inode,
         name: &[u8],
-        held: Option<Arc<std::os::fd::OwnedFd>>,
+        held: Option<Held>,
     ) -> Option<Link> {
         let position = loc
             .links
@@ -192,9 +216,19 @@ impl Union {
         }
     }
 
-    /// A descriptor that keeps an upper file or directory while its name is removed.
-    pub(crate) fn hold(&self, at: At<'_>) -> Result<Arc<std::os::fd::OwnedFd>, Errno> {
-        Ok(Arc::new(at.open(rustix::fs::OFlags::PATH, 0)?))
+    /// A descriptor that keeps an upper file or directory (named `at`) while its name is
+    /// removed: one that is open anyway, if there is one.
+    pub(crate) fn hold(&self, inode: &Inode, at: At<'_>) -> Result<Held, Errno> {
+        let data = self.fds.cached(&inode.data);
+        // One that is not writable may be of a lower.
+        if let Some(data) = data.filter(|data| data.writable) {
+            return Ok(Held::Data(data));
+        }
+        let dir = inode.dir.as_ref();
+        if let Some(fd) = dir.and_then(|dir| self.fds.cached(&dir.upper_fd)) {
+            return Ok(Held::Fd(fd));
+        }
+        Ok(Held::Fd(Arc::new(at.open(rustix::fs::OFlags::PATH, 0)?)))
     }
 
     /// Whether a lower file must be copied up before one of its names goes, so that the

@@ -3,17 +3,19 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 
 use super::Union;
 use super::cache::Cached;
 use super::error::Result;
-use super::inode::{Dir, Inode, Link, Loc, UpperState};
+use super::inode::{Dir, Held, Inode, Link, Loc, UpperState};
+use super::readdir::ASKED_ENOUGH;
 use super::resolve::{Answer, Resolved, WhiteoutKind};
 use super::table::Interned;
 use super::types::{Attr, FileKind, Ino, ROOT_INO};
-use crate::layer::at::{At, is_valid_name};
+use crate::layer::at::{At, Stat, is_valid_name};
 
 /// An entry whose lookup has been counted for the kernel. Dropping it gives the
 /// count back; [`EntryRef::surrender`] hands it to the kernel, which returns it by
@@ -65,6 +67,8 @@ impl Drop for EntryRef<'_> {
 pub(crate) struct Counted<'u> {
     union: &'u Union,
     pub inode: Arc<Inode>,
+    /// Attributes of its upper side, when the lookup had to ask for them.
+    stat: Option<Stat>,
     handed_on: bool,
 }
 
@@ -84,7 +88,13 @@ impl Union {
             return Err(Errno::INVAL.into());
         }
         let parent = self.directory(parent)?;
-        self.lookup_in(&parent, name, None)
+        let entry = self.lookup_in(&parent, name, None)?;
+        if let (Some(_), Some(dir)) = (&entry, &parent.dir)
+            && dir.asked.load(Ordering::Relaxed) < ASKED_ENOUGH
+        {
+            dir.asked.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(entry)
     }
 
     /// Gives back `count` lookups of `ino`.
@@ -110,9 +120,10 @@ impl Union {
         }
         let skip = skip.filter(|(_, version)| *version == names.version);
         let found = self.find(parent, name, skip.map(|(lowers, _)| lowers))?;
-        Ok(found.map(|inode| Counted {
+        Ok(found.map(|(inode, stat)| Counted {
             union: self,
             inode,
+            stat,
             handed_on: false,
         }))
     }
@@ -127,21 +138,31 @@ impl Union {
         let Some(mut counted) = self.count_in(parent, name, skip)? else {
             return Ok(None);
         };
-        let attr = self.attr_of(&counted.inode)?;
+        let known = counted
+            .stat
+            .and_then(|stat| Self::upper_attr(&counted.inode, &stat));
+        let attr = match known {
+            Some(attr) => attr,
+            None => self.attr_of(&counted.inode)?,
+        };
         counted.handed_on = true;
         Ok(Some(EntryRef::new(self, attr)))
     }
 
-    /// Finds a name and counts its inode; the caller holds the parent's name lock.
-    pub(crate) fn find(
+    /// Finds a name and counts its inode; the caller holds the parent's name lock. With the
+    /// attributes of its upper side when it was not in the cache.
+    fn find(
         &self,
         parent: &Arc<Inode>,
         name: &[u8],
         skip: Option<usize>,
-    ) -> Result<Option<Arc<Inode>>> {
+    ) -> Result<Option<(Arc<Inode>, Option<Stat>)>> {
         let resolved = match self.names.get(parent.key, name) {
             Some(Cached::Negative(_)) => return Ok(None),
-            Some(Cached::Positive(resolved)) => resolved,
+            Some(Cached::Positive(resolved)) => {
+                let inode = self.intern(parent, name, &resolved)?;
+                return Ok(Some((inode, None)));
+            }
             None => match self.resolve(parent, name, skip)? {
                 Answer::Absent(whiteout) => {
                     self.names.put(parent.key, name, Cached::Negative(whiteout));
@@ -153,7 +174,16 @@ impl Union {
                 }
             },
         };
-        self.intern(parent, name, &resolved).map(Some)
+        let inode = self.intern(parent, name, &resolved)?;
+        let upper = resolved.upper.as_ref();
+        // It may have become impure since we read its markers: see `mark_impure`.
+        if let Some(dir) = &inode.dir
+            && dir.impure.load(Ordering::Acquire)
+            && upper.is_some_and(|upper| !upper.impure)
+        {
+            self.names.remove(parent.key, name);
+        }
+        Ok(Some((inode, upper.map(|upper| upper.stat))))
     }
 
     /// Caches what a name resolved to, in place of what was known before.
@@ -217,6 +247,7 @@ impl Union {
             parent: Arc::clone(parent),
             name: Arc::from(name),
             in_upper: upper.is_some_and(|u| u.named),
+            below: upper.and_then(|u| u.below),
         };
         let loc = Loc {
             links: vec![link],
@@ -243,8 +274,7 @@ impl Union {
 
     /// A key no directory of this mount has had.
     pub(crate) fn fresh_key(&self) -> u64 {
-        self.next_key
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+        self.next_key.fetch_add(1, Ordering::Relaxed)
     }
 
     fn add_link(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &[u8], resolved: &Resolved) {
@@ -261,6 +291,7 @@ impl Union {
             parent: Arc::clone(parent),
             name: Arc::from(name),
             in_upper: resolved.upper.as_ref().is_some_and(|u| u.named),
+            below: resolved.upper.as_ref().and_then(|u| u.below),
         };
         let mut loc = inode.loc.write();
         if !has(&loc) {
@@ -280,7 +311,7 @@ impl Union {
         if let Some(fd) = self.fds.cached(&dir.upper_fd) {
             return Ok(fd);
         }
-        if let Some(orphan) = &inode.loc.read().orphan {
+        if let Some(Held::Fd(orphan)) = &inode.loc.read().orphan {
             return Ok(Arc::clone(orphan));
         }
         let _topology = self.topology.read();

@@ -87,6 +87,7 @@ pub struct Union {
     names: LookupCache,
     fds: FdCache,
     inos: Inos,
+    recent: readdir::Recent,
     topology: RwLock<()>,
     /// Longest name any layer takes, in bytes.
     name_max: usize,
@@ -158,6 +159,7 @@ impl Union {
             names: LookupCache::new(options.lookup_cache),
             fds: FdCache::new(options.fd_cache.min(spare_descriptors())),
             inos,
+            recent: readdir::Recent::default(),
             topology: RwLock::new(()),
             name_max,
             redirect_dir,

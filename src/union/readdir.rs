@@ -2,10 +2,12 @@
 //! to date by our own operations, and dropped when it has been read to its end (the kernel
 //! caches it then).
 
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::Union;
@@ -34,8 +36,75 @@ pub struct DirItem<'a, 'u> {
     pub ino: Ino,
     /// File type (d_type).
     pub kind: FileKind,
-    /// With `plus`: the counted lookup; never for `.` and `..`. Taken by the sink when accepted.
+    /// With `plus`: the counted lookup; never for `.` and `..`, and not for most of a long
+    /// directory. Taken by the sink when accepted.
     pub entry: Option<EntryRef<'u>>,
+    /// It is listed, but what it is cannot be found out.
+    pub unreadable: bool,
+}
+
+/// Some entries of a listing.
+#[derive(Default)]
+struct Batch {
+    /// With their offsets.
+    entries: Vec<(u64, Visible)>,
+    /// How many the whole listing has.
+    length: usize,
+    /// The version of the names for which this is true.
+    version: u64,
+}
+
+/// Entries of a directory that come with their attributes in any case.
+const WITH_ATTRIBUTES: u64 = 1024;
+/// Names asked for one by one after which a long directory comes with all attributes.
+pub(crate) const ASKED_ENOUGH: u32 = 32;
+
+/// Whether entries behind `offset` are to come with attributes. In a long directory, asking
+/// the layers for those of every name costs far more than naming them, and whoever lists it
+/// may want nothing else: then only the first do, until somebody has asked for some by name.
+/// Offsets are hashes, so they tell about how many entries come before.
+fn wants_attributes(inode: &Inode, offset: u64, length: usize) -> bool {
+    let before = (u128::from(offset) * length as u128) >> 63;
+    let asked = inode
+        .dir
+        .as_ref()
+        .map_or(0, |dir| dir.asked.load(Ordering::Relaxed));
+    before < u128::from(WITH_ATTRIBUTES) || asked >= ASKED_ENOUGH
+}
+
+/// Directories whose listings stay in memory after they have been read: whoever lists a
+/// directory often empties and removes it next.
+#[derive(Default)]
+pub(crate) struct Recent(Mutex<VecDeque<Weak<Inode>>>);
+
+impl Recent {
+    /// How many, and how long they may be.
+    const DIRECTORIES: usize = 32;
+    const ENTRIES: usize = 512;
+
+    /// Whether the listing of `inode`, which the caller has locked, may stay.
+    fn keep(&self, inode: &Arc<Inode>, entries: usize) -> bool {
+        if entries > Self::ENTRIES {
+            return false;
+        }
+        let this = Arc::downgrade(inode);
+        let mut kept = self.0.lock();
+        if kept.iter().any(|other| other.ptr_eq(&this)) {
+            return true;
+        }
+        kept.push_back(this);
+        let oldest = match kept.len() > Self::DIRECTORIES {
+            true => kept.pop_front().and_then(|oldest| oldest.upgrade()),
+            false => None,
+        };
+        drop(kept);
+        // One that is being read ends later.
+        let dir = oldest.as_ref().and_then(|inode| inode.dir.as_ref());
+        if let Some(mut listing) = dir.and_then(|dir| dir.listing.try_lock()) {
+            *listing = None;
+        }
+        true
+    }
 }
 
 impl Union {
@@ -63,17 +132,23 @@ impl Union {
                 ino,
                 kind,
                 entry: None,
+                unreadable: false,
             }) {
                 return Ok(());
             }
         }
         loop {
-            let (batch, version) = self.listed(&inode, offset)?;
-            let Some((last, _)) = batch.last() else {
+            let Batch {
+                entries,
+                length,
+                version,
+            } = self.listed(&inode, offset)?;
+            let Some((last, _)) = entries.last() else {
                 return Ok(());
             };
             let next = *last;
-            for (at, visible) in batch {
+            let plus = plus && wants_attributes(&inode, offset, length);
+            for (at, visible) in entries {
                 let Some(item) = self.item(&inode, at, (&visible, version), plus)? else {
                     continue;
                 };
@@ -85,24 +160,34 @@ impl Union {
         }
     }
 
-    /// The next entries behind `offset` and the version of the names they were true for; at
-    /// the end the listing is dropped.
-    fn listed(&self, inode: &Arc<Inode>, offset: u64) -> Result<(Vec<(u64, Visible)>, u64)> {
+    /// The next entries behind `offset`; at the end a long listing is dropped.
+    fn listed(&self, inode: &Arc<Inode>, offset: u64) -> Result<Batch> {
         let dir = inode.dir.as_ref().ok_or(Errno::NOTDIR)?;
         let names = dir.ns.read();
         if names.dead {
-            return Ok((Vec::new(), names.version));
+            return Ok(Batch::default());
         }
         let mut held = dir.listing.lock();
+        let end = [&dir.end[0], &dir.end[1]].map(|end| end.load(Ordering::Relaxed));
         let listing = match &mut *held {
             Some(listing) => listing,
+            // The kernel asks once more to hear that this was all.
+            None if offset > FIRST_OFFSET && end == [offset, names.version] => {
+                return Ok(Batch::default());
+            }
             none => none.insert(self.build_listing(inode, dir)?),
         };
-        let batch = listing.after(offset, BATCH);
-        if batch.is_empty() {
+        let (entries, length) = (listing.after(offset, BATCH), listing.len());
+        if entries.is_empty() && !self.recent.keep(inode, length) {
             *held = None;
+            dir.end[0].store(offset, Ordering::Relaxed);
+            dir.end[1].store(names.version, Ordering::Relaxed);
         }
-        Ok((batch, names.version))
+        Ok(Batch {
+            entries,
+            length,
+            version: names.version,
+        })
     }
 
     /// One entry as the sink wants it; `None` when it vanished meanwhile.
@@ -120,6 +205,7 @@ impl Union {
             ino,
             kind,
             entry,
+            unreadable: false,
         };
         if !plus && let (Some(ino), Some(kind)) = (visible.ino, visible.kind) {
             return Ok(Some(item(ino, kind, None)));
@@ -137,7 +223,10 @@ impl Union {
                     return Ok(None);
                 };
                 let ino = ino.unwrap_or_else(|| self.inos.alias(parent.ino, name));
-                return Ok(Some(item(ino, kind, None)));
+                return Ok(Some(DirItem {
+                    unreadable: true,
+                    ..item(ino, kind, None)
+                }));
             }
         };
         Ok(found.map(|entry| {

@@ -11,13 +11,16 @@ use rustix::io::Errno;
 use super::Union;
 use super::cache::Cached;
 use super::error::Result;
-use super::inode::{Inode, Names};
+use super::inode::{Inode, Loc, Names};
 use super::resolve::WhiteoutKind;
 use super::types::Ino;
 use super::upper::{Upper, WhiteoutForm};
 use crate::layer::at::{At, is_valid_name};
 use crate::layer::lower::read_dir;
 use crate::layer::markers::WH_PREFIX;
+
+/// The tree's shape and an inode's place, locked for a change.
+type Shape<'a> = (Option<RwLockWriteGuard<'a, ()>>, RwLockWriteGuard<'a, Loc>);
 
 /// Name locks of several directories, taken in one order by everybody.
 pub(crate) struct NameLocks<'a>(Vec<(*const Inode, RwLockWriteGuard<'a, Names>)>);
@@ -94,9 +97,6 @@ impl Union {
             if !has_link(inode, &parent, name) {
                 continue; // renamed or replaced meanwhile
             }
-            if want_dir && !self.is_empty_dir(inode)? {
-                return Err(Errno::NOTEMPTY.into());
-            }
             self.ensure_alias(upper, inode, &parent, name)?;
             self.store_nlink(upper, inode)?;
             self.remove_locked(upper, &parent, name, inode)?;
@@ -114,29 +114,55 @@ impl Union {
         inode: &Arc<Inode>,
     ) -> Result<()> {
         let dir = self.upper_dir(parent)?;
-        // A name that is not in the upper is in a lower.
-        let hide = !link_in_upper(inode, parent, name) || self.exists_below(parent, name)?;
+        let hide = self.has_lower_name(inode, parent, name)?;
+        let is_dir = inode.dir.is_some();
+        // Where nothing is below, rmdir(2) itself tells whether anything is in it.
+        let plain = inode.dir.as_ref().is_some_and(|dir| dir.lowers.is_empty()) && !hide;
+        if is_dir && !plain && !self.is_empty_dir(inode)? {
+            return Err(Errno::NOTEMPTY.into());
+        }
         // The tree's shape changes only for directories.
-        let _topology = inode.dir.is_some().then(|| self.topology.write());
+        let mut topology = is_dir.then(|| self.topology.write());
         let mut loc = inode.loc.write();
         let in_upper = loc.has_upper_link(parent, name);
         let at = At::new(dir.as_fd(), name);
-        let held = if in_upper { Some(self.hold(at)?) } else { None };
+        let held = match in_upper {
+            true => Some(self.hold(inode, at)?),
+            false => None,
+        };
         let whiteout = match (in_upper, hide) {
-            (true, true) => Some(replace_by_whiteout(upper, &dir, name, inode.dir.is_some())?),
+            (true, true) => Some(replace_by_whiteout(upper, &dir, name, is_dir)?),
             (true, false) => {
-                remove_from_upper(upper, at, inode.dir.is_some())?;
+                let removed = if is_dir { at.rmdir() } else { at.unlink() };
+                match removed {
+                    Err(Errno::NOTEMPTY | Errno::EXIST) if is_dir => {
+                        (topology, loc) = self.empty_and_locked(inode, (topology, loc))?;
+                        remove_whole(upper, at)?;
+                    }
+                    other => other?,
+                }
                 None
             }
             (false, _) => Some(upper.whiteout(dir.as_fd(), name)?),
         };
         self.note_whiteout(parent, whiteout);
         let removed = self.unlinked(&mut loc, parent, name, held);
-        drop(loc);
+        drop((loc, topology));
         self.names.put(parent.key, name, Cached::Negative(whiteout));
         Self::listing_remove(parent, name);
         self.table.unlink(removed);
         Ok(())
+    }
+
+    /// Makes sure that a directory whose upper is not empty holds nothing but whiteouts. It is
+    /// listed without the locks; its names are locked.
+    fn empty_and_locked<'a>(&'a self, inode: &'a Inode, locks: Shape<'a>) -> Result<Shape<'a>> {
+        drop(locks);
+        if !self.is_empty_dir(inode)? {
+            return Err(Errno::NOTEMPTY.into());
+        }
+        let topology = self.topology.write();
+        Ok((Some(topology), inode.loc.write()))
     }
 
     /// A directory that got a `.wh.` file knows that it has one.
@@ -190,18 +216,22 @@ fn replace_by_whiteout(
     Ok(WhiteoutKind::Node)
 }
 
-/// Removes a name from the upper, where nothing is below it.
+/// Removes a name from the upper; a directory may hold whiteouts.
 fn remove_from_upper(upper: &Upper, at: At<'_>, is_dir: bool) -> Result<(), Errno> {
     if !is_dir {
         return at.unlink();
     }
     match at.rmdir() {
-        // Nothing but whiteouts in it: it moves away whole and is removed there.
-        Err(Errno::NOTEMPTY | Errno::EXIST) => upper
-            .stage(|staged| at.rename_to(staged, RenameFlags::NOREPLACE))
-            .map(drop),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => remove_whole(upper, at),
         other => other,
     }
+}
+
+/// Removes a directory that holds nothing but whiteouts: it moves away whole and is removed
+/// there.
+fn remove_whole(upper: &Upper, at: At<'_>) -> Result<(), Errno> {
+    let away = upper.stage(|staged| at.rename_to(staged, RenameFlags::NOREPLACE));
+    away.map(drop)
 }
 
 /// Whether a directory of the upper has no entry at all, not even a whiteout.

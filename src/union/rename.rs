@@ -15,9 +15,10 @@ use super::Union;
 use super::cache::Cached;
 use super::error::Result;
 use super::inode::{Inode, Link, Loc};
+use super::link::nothing_below;
 use super::remove::{NameLocks, clear_wh_name, has_link, is_bare, link_in_upper};
 use super::resolve::WhiteoutKind;
-use super::types::{Ino, RenameFlags};
+use super::types::{FileKind, Ino, RenameFlags};
 use super::upper::{Upper, WhiteoutForm};
 use crate::layer::at::{At, is_valid_name};
 use crate::layer::markers::{Marker, Markers};
@@ -30,8 +31,6 @@ struct Side<'a> {
     parent: &'a Arc<Inode>,
     name: &'a [u8],
     dir: Arc<OwnedFd>,
-    /// A lower has the name, so it must be hidden when the upper has it no more.
-    below: bool,
 }
 
 impl Side<'_> {
@@ -127,12 +126,7 @@ impl Union {
 
     fn side<'a>(&self, parent: &'a Arc<Inode>, name: &'a [u8]) -> Result<Side<'a>> {
         let dir = self.upper_dir(parent)?;
-        Ok(Side {
-            parent,
-            name,
-            dir,
-            below: self.exists_below(parent, name)?,
-        })
+        Ok(Side { parent, name, dir })
     }
 
     fn looks_empty(&self, inode: &Inode) -> Result<bool> {
@@ -208,9 +202,20 @@ impl Union {
             self.bare(upper, target, new)?;
         }
         let held = if target_in_upper {
-            Some(self.hold(new.at())?)
+            target
+                .map(|target| self.hold(target, new.at()))
+                .transpose()?
         } else {
             None
+        };
+        let below = self.has_lower_name(source, old.parent, old.name)?;
+        let below_new = match target {
+            Some(target) => target
+                .loc
+                .read()
+                .link(new.parent, new.name)
+                .and_then(|link| link.below),
+            None => nothing_below(whiteout),
         };
         let _topology = source.dir.is_some().then(|| self.topology.write());
         let (mut source_loc, mut target_loc) = match target {
@@ -221,12 +226,17 @@ impl Union {
             None => (source.loc.write(), None),
         };
         let is_dir = source.dir.is_some();
-        let left = step(upper, old, new, (is_dir, target_in_upper), whiteout)?;
+        let kinds = Kinds {
+            is_dir,
+            replaces: target_in_upper,
+            below,
+        };
+        let left = step(upper, old, new, kinds, whiteout)?;
         let mut gone = Vec::new();
         if let Some(target_loc) = &mut target_loc {
             gone.extend(self.unlinked(target_loc, new.parent, new.name, held));
         }
-        relink(&mut source_loc.links, old, new, &mut gone);
+        relink(&mut source_loc.links, (old, new), below_new, &mut gone);
         drop((source_loc, target_loc));
         self.moved(source, old, new, left);
         self.table.unlink(gone);
@@ -243,9 +253,13 @@ impl Union {
     ) {
         self.table.pin(new.parent);
         self.note_whiteout(old.parent, left);
+        let known = self.names.peek(old.parent.key, old.name);
         self.names
             .put(old.parent.key, old.name, Cached::Negative(left));
-        self.names.remove(new.parent.key, new.name);
+        match known.and_then(moved_answer) {
+            Some(answer) => self.names.put(new.parent.key, new.name, answer),
+            None => self.names.remove(new.parent.key, new.name),
+        }
         Self::listing_remove(old.parent, old.name);
         Self::listing_add(new.parent, new.name, source.kind, source.ino);
     }
@@ -265,8 +279,8 @@ impl Union {
         let (mut source_loc, mut target_loc) = lock_both(source, target);
         old.at().rename_to(new.at(), Flags::EXCHANGE)?;
         let mut gone = Vec::new();
-        relink(&mut source_loc.links, old, new, &mut gone);
-        relink(&mut target_loc.links, new, old, &mut gone);
+        relink(&mut source_loc.links, (old, new), None, &mut gone);
+        relink(&mut target_loc.links, (new, old), None, &mut gone);
         drop((source_loc, target_loc));
         self.table.pin(new.parent);
         self.table.pin(old.parent);
@@ -393,16 +407,31 @@ impl Union {
     }
 }
 
+/// What decides about the step of a rename.
+#[derive(Clone, Copy)]
+struct Kinds {
+    /// A directory moves.
+    is_dir: bool,
+    /// The upper has something at the new place, and no whiteout.
+    replaces: bool,
+    /// A lower has the old name, so it must be hidden when the upper has it no more.
+    below: bool,
+}
+
 /// The one step. Answers what hides the old name now.
 fn step(
     upper: &Upper,
     old: &Side<'_>,
     new: &Side<'_>,
-    (is_dir, replaces): (bool, bool),
+    Kinds {
+        is_dir,
+        replaces,
+        below,
+    }: Kinds,
     whiteout: Option<WhiteoutKind>,
 ) -> Result<Option<WhiteoutKind>, Errno> {
     let node = whiteout == Some(WhiteoutKind::Node);
-    let left = match (old.below, node) {
+    let left = match (below, node) {
         // The whiteout at the new place goes to the old one, where it is needed or removed.
         (true, true) => {
             old.at().rename_to(new.at(), Flags::EXCHANGE)?;
@@ -456,7 +485,7 @@ fn rename_and_hide(
     if replaces {
         // The old name is hidden last: for a moment it shows what it replaced.
         old.at().rename_to(new.at(), Flags::EXCHANGE)?;
-        let is_dir = old.at().stat()?.kind == super::FileKind::Directory;
+        let is_dir = old.at().stat()?.kind == FileKind::Directory;
         let flags = if is_dir {
             Flags::EXCHANGE
         } else {
@@ -473,7 +502,12 @@ fn rename_and_hide(
 }
 
 /// Moves a link from one side to the other.
-fn relink(links: &mut [Link], old: &Side<'_>, new: &Side<'_>, gone: &mut Vec<Link>) {
+fn relink(
+    links: &mut [Link],
+    (old, new): (&Side<'_>, &Side<'_>),
+    below: Option<bool>,
+    gone: &mut Vec<Link>,
+) {
     let is_old = |l: &&mut Link| l.parent.ino == old.parent.ino && *l.name == *old.name;
     if let Some(link) = links.iter_mut().find(is_old) {
         let (parent, name) = (Arc::clone(new.parent), Arc::from(new.name));
@@ -483,9 +517,27 @@ fn relink(links: &mut [Link], old: &Side<'_>, new: &Side<'_>, gone: &mut Vec<Lin
                 parent,
                 name,
                 in_upper: true,
+                below,
             },
         ));
     }
+}
+
+/// What the cache said of a name, for the name it has now: the same, where all of it is in
+/// the upper. Not for directories, whose markers a move may change.
+fn moved_answer(known: Cached) -> Option<Cached> {
+    let Cached::Positive(resolved) = known else {
+        return None;
+    };
+    let upper = resolved.upper.as_ref()?;
+    if resolved.kind == FileKind::Directory || upper.metacopy || !upper.named {
+        return None;
+    }
+    let mut resolved = (*resolved).clone();
+    if let Some(upper) = &mut resolved.upper {
+        upper.below = None;
+    }
+    Some(Cached::Positive(Arc::new(resolved)))
 }
 
 /// Locks two inodes, in the order of their addresses.

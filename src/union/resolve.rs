@@ -27,7 +27,7 @@ pub(crate) enum WhiteoutKind {
 }
 
 /// What a name resolves to.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Resolved {
     pub kind: FileKind,
     pub upper: Option<UpperFound>,
@@ -40,7 +40,7 @@ pub(crate) struct Resolved {
 }
 
 /// The upper side of a resolved name.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct UpperFound {
     pub stat: Stat,
     pub metacopy: bool,
@@ -54,6 +54,8 @@ pub(crate) struct UpperFound {
     pub nlink: Option<Nlink>,
     /// The name itself is in the upper (not only the index entry).
     pub named: bool,
+    /// As [`super::inode::Link::below`].
+    pub below: Option<bool>,
 }
 
 impl Resolved {
@@ -61,11 +63,6 @@ impl Resolved {
     /// on this very name can change it.
     pub fn is_cacheable(&self) -> bool {
         match (&self.upper, &self.file) {
-            // Copy-up may make a directory of the upper impure at any time, and what the
-            // cache says must not outlive that.
-            (Some(upper), _) if self.kind == FileKind::Directory => {
-                upper.impure || !self.dirs.is_empty()
-            }
             _ if self.kind == FileKind::Directory => true,
             (Some(upper), _) => upper.stat.nlink == 1 && upper.index.is_none(),
             (None, Some(file)) => file.stat.nlink == 1,
@@ -182,7 +179,9 @@ impl Union {
         }
         let resolved = match stat.kind {
             FileKind::Directory => {
-                let opaque = hidden || markers.opaque || self.upper_wh_opaque(&fd, name)?;
+                let apart = dir.lowers.is_empty() && markers.redirect.is_none();
+                let opaque =
+                    hidden || markers.opaque || apart || self.upper_wh_opaque(&fd, name)?;
                 self.merged_dir(dir, name, stat, &markers, opaque)?
             }
             _ => self.upper_file(dir, name, stat, &markers, true)?,
@@ -217,6 +216,7 @@ impl Union {
             index: None,
             nlink: None,
             named: true,
+            below: None,
         };
         Ok(Resolved {
             kind: FileKind::Directory,
@@ -268,6 +268,7 @@ impl Union {
             index,
             nlink,
             named,
+            below: None,
         };
         Ok(Resolved {
             kind: stat.kind,
@@ -297,6 +298,7 @@ impl Union {
                 index,
                 nlink,
                 named,
+                below: None,
             });
             let file = metacopy.then(|| Arc::new(file));
             return Ok(Resolved {

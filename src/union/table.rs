@@ -84,8 +84,9 @@ impl Table {
 
     /// Gives back `count` references; at zero the inode leaves, and then perhaps its parents.
     pub fn release(&self, ino: Ino, count: u64) {
-        let mut todo = vec![(ino, count)];
-        while let Some((ino, count)) = todo.pop() {
+        let mut next = Some((ino, count));
+        let mut todo = Vec::new();
+        while let Some((ino, count)) = next.take().or_else(|| todo.pop()) {
             let gone = self.map.remove_if(&ino, |_, inode| {
                 let held = inode.count.load(Ordering::Relaxed);
                 let left = held.saturating_sub(count);
@@ -124,6 +125,7 @@ mod tests {
                 parent: Arc::clone(p),
                 name: Arc::from(&b"x"[..]),
                 in_upper: true,
+                below: None,
             })
             .into_iter()
             .collect();

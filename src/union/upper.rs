@@ -44,6 +44,8 @@ pub(crate) struct Upper {
     pub root: Markers,
     /// Whether we may read and write what permission bits forbid.
     pub privileged: bool,
+    /// User and group of this process, which never change.
+    pub own_ids: (u32, u32),
     pub volatile: bool,
     /// Only looked at, perhaps while it is mounted: nothing may change it.
     pub observed: bool,
@@ -51,6 +53,8 @@ pub(crate) struct Upper {
     staging: OwnedFd,
     index: Mutex<Option<Arc<OwnedFd>>>,
     tmpfile: AtomicBool,
+    /// Nothing says yet that its file system cannot clone files.
+    pub clones: AtomicBool,
     names: AtomicU64,
     tag: u64,
     whiteout: Mutex<Option<Vec<u8>>>,
@@ -130,6 +134,10 @@ impl Upper {
             form: WhiteoutForm::CharDevice,
             root,
             privileged: rustix::process::geteuid().is_root(),
+            own_ids: (
+                rustix::process::geteuid().as_raw(),
+                rustix::process::getegid().as_raw(),
+            ),
             volatile: false,
             observed: false,
             layer: Arc::new(layer),
@@ -137,6 +145,7 @@ impl Upper {
             staging,
             index: Mutex::new(None),
             tmpfile: AtomicBool::new(true),
+            clones: AtomicBool::new(true),
             names: AtomicU64::new(0),
             tag,
             whiteout: Mutex::new(None),

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::Union;
 use super::acl;
+use super::copy_up::CAPABILITY;
 use super::error::Result;
 use super::inode::Inode;
 use super::types::{Caller, FileKind, Ino, XattrFlags};
@@ -21,14 +22,25 @@ impl Union {
     /// Value of an extended attribute; ENODATA when absent, EOPNOTSUPP where the layer has none.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let inode = self.inode(ino)?;
-        self.with_top(&inode, |at, dialect| {
+        let is_capability = name == CAPABILITY.to_bytes();
+        if is_capability && inode.capability.get() == Some(false) {
+            return Err(Errno::NODATA.into());
+        }
+        let value = self.with_top(&inode, |at, dialect| {
             match Escape(dialect).stored(name) {
                 Ok(stored) => Ok(at.xattr_raw(&stored)?),
                 // A name that could only be a marker.
                 Err(Errno::PERM) => Err(Errno::NODATA.into()),
                 Err(e) => Err(e.into()),
             }
-        })
+        });
+        if is_capability
+            && let Err(e) = &value
+            && e.errno() == Errno::NODATA.raw_os_error()
+        {
+            inode.capability.set(false);
+        }
+        value
     }
 
     /// Names, each followed by NUL. `trusted.*` names are for privileged callers only.
@@ -61,6 +73,9 @@ impl Union {
         how.set(Flags::CREATE, flags.create);
         how.set(Flags::REPLACE, flags.replace);
         let (inode, stored) = self.prepare_xattr(ino, name)?;
+        if name == CAPABILITY.to_bytes() {
+            inode.capability.set(true);
+        }
         let perm = match name == acl::ACCESS.to_bytes() {
             true => Some(self.with_upper(&inode, |at| Ok(at.stat()?))?),
             false => None,

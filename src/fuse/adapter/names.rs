@@ -138,10 +138,10 @@ impl Adapter {
 fn add_plus(list: &mut DirBuffer<'_>, item: DirItem<'_, '_>) -> bool {
     let (out, ino) = match &item.entry {
         Some(entry) => (convert::entry(entry), item.ino),
-        // Without a node, which would count as a lookup. Only `.` and `..` have a number:
-        // readdir(3) leaves out what has none, as what cannot be looked up.
-        None if matches!(item.name, b"." | b"..") => (EntryOut::default(), item.ino),
-        None => (EntryOut::default(), 0),
+        // Without a node, which would count as a lookup: the kernel takes the name only.
+        // readdir(3) leaves out what has no number, as what cannot be looked up.
+        None if item.unreadable => (EntryOut::default(), 0),
+        None => (EntryOut::default(), item.ino),
     };
     let place = (ino, item.offset, item.kind as u32);
     let fits = list.add(Some(&out), place, item.name);

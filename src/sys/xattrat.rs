@@ -1,0 +1,154 @@
+//! `listxattrat(2)`, `getxattrat(2)` and `setxattrat(2)` (Linux 6.13): extended attributes of a
+//! name in a directory without the way through `/proc/self/fd`, which costs more than the call
+//! itself. Called by `layer::at`, which takes the old way where these are missing.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
+
+use rustix::io::Errno;
+
+/// The numbers are the same on every architecture that numbers its calls as asm-generic does;
+/// the others take the old way.
+const HAS_NUMBERS: bool = cfg!(any(
+    target_arch = "x86_64",
+    target_arch = "x86",
+    target_arch = "aarch64",
+    target_arch = "arm",
+    target_arch = "riscv64",
+    target_arch = "powerpc64",
+    target_arch = "s390x",
+    target_arch = "loongarch64"
+));
+const SETXATTRAT: libc::c_long = 463;
+const GETXATTRAT: libc::c_long = 464;
+const LISTXATTRAT: libc::c_long = 465;
+
+/// `struct xattr_args` of linux/xattr.h.
+#[repr(C)]
+struct Args {
+    value: u64,
+    size: u32,
+    flags: u32,
+}
+
+fn result(rc: libc::c_long) -> Result<usize, Errno> {
+    usize::try_from(rc)
+        .map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+}
+
+/// Whether this kernel, and what filters our system calls, knows them.
+pub fn is_available() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let root = rustix::fs::CWD;
+        HAS_NUMBERS && matches!(list(root, c"/", &mut []), Ok(_) | Err(Errno::OPNOTSUPP))
+    })
+}
+
+/// The names of the extended attributes of `name` in `dir`, each followed by NUL; a symlink's
+/// own. With an empty buffer their length. ERANGE when they do not fit.
+pub fn list(dir: BorrowedFd<'_>, name: &CStr, names: &mut [u8]) -> Result<usize, Errno> {
+    let (buffer, size) = (names.as_mut_ptr(), names.len());
+    // SAFETY: `name` is NUL-terminated, and the kernel writes at most `size` bytes to `buffer`.
+    result(unsafe {
+        libc::syscall(
+            LISTXATTRAT,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            buffer,
+            size,
+        )
+    })
+}
+
+/// The value of an extended attribute; a symlink's own. ERANGE when it does not fit.
+pub fn get(
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    attribute: &CStr,
+    value: &mut [u8],
+) -> Result<usize, Errno> {
+    let args = Args {
+        value: value.as_mut_ptr() as u64,
+        size: u32::try_from(value.len()).unwrap_or(u32::MAX),
+        flags: 0,
+    };
+    // SAFETY: both names are NUL-terminated, `args` is a `struct xattr_args`, and the kernel
+    // writes at most its `size` bytes to `value`.
+    result(unsafe {
+        libc::syscall(
+            GETXATTRAT,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            attribute.as_ptr(),
+            &raw const args,
+            size_of::<Args>(),
+        )
+    })
+}
+
+/// Sets an extended attribute, a symlink's own; `flags` as setxattr(2) has them.
+pub fn set(
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    attribute: &CStr,
+    value: &[u8],
+    flags: u32,
+) -> Result<(), Errno> {
+    let args = Args {
+        value: value.as_ptr() as u64,
+        size: u32::try_from(value.len()).map_err(|_| Errno::TOOBIG)?,
+        flags,
+    };
+    // SAFETY: as for `get`; the kernel only reads `value`.
+    let rc = result(unsafe {
+        libc::syscall(
+            SETXATTRAT,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            attribute.as_ptr(),
+            &raw const args,
+            size_of::<Args>(),
+        )
+    });
+    rc.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn agree_with_the_old_calls() {
+        if !is_available() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("f"), "").unwrap();
+        let fd = std::fs::File::open(dir.path()).unwrap();
+        let fd = fd.as_fd();
+        let path = dir.path().join("f");
+        match set(fd, c"f", c"user.a", b"value", 0) {
+            Err(Errno::OPNOTSUPP) => return, // not on this file system
+            other => other.unwrap(),
+        }
+        let mut buffer = [0; 64];
+        let n = rustix::fs::getxattr(&path, c"user.a", &mut buffer).unwrap();
+        assert_eq!(&buffer[..n], b"value");
+        let n = get(fd, c"f", c"user.a", &mut buffer).unwrap();
+        assert_eq!(&buffer[..n], b"value");
+        assert_eq!(get(fd, c"f", c"user.a", &mut [0; 2]), Err(Errno::RANGE));
+        assert_eq!(get(fd, c"f", c"user.b", &mut buffer), Err(Errno::NODATA));
+        assert_eq!(get(fd, c"no", c"user.b", &mut buffer), Err(Errno::NOENT));
+        let n = list(fd, c"f", &mut buffer).unwrap();
+        assert!(buffer[..n].ends_with(b"user.a\0"));
+        let create = libc::XATTR_CREATE.cast_unsigned();
+        assert_eq!(set(fd, c"f", c"user.a", b"", create), Err(Errno::EXIST));
+    }
+}
