@@ -39,7 +39,7 @@ pub(super) struct Adapter {
 
 impl Adapter {
     /// `flags`: what the handshake agreed on.
-    pub(super) fn new(union: Arc<Union>, counters: Arc<Counters>, pool: Pool, flags: u32) -> Self {
+    pub(super) fn new(union: Arc<Union>, counters: Arc<Counters>, pool: Pool, flags: u64) -> Self {
         counters.count(Op::Init);
         Self {
             union,
@@ -91,6 +91,7 @@ pub(super) fn wanted(acl: bool) -> Limits {
         flags: if acl { flags | init::POSIX_ACL } else { flags },
         max_io: MAX_IO,
         max_background: MAX_BACKGROUND,
+        transport: None,
     }
 }
 

@@ -4,4 +4,5 @@
 pub mod fuse;
 pub mod handle;
 pub mod process;
+pub mod uring;
 pub mod writeback;

@@ -17,9 +17,9 @@ macro_rules! constants {
     };
 }
 
-/// Flags of INIT, named without the prefix `FUSE_`.
+/// Flags of INIT, named without the prefix `FUSE_`; the upper half travels as `flags2`.
 pub(crate) mod init {
-    constants! { u32:
+    constants! { u64:
         ASYNC_READ = 1 << 0,
         BIG_WRITES = 1 << 5,
         DONT_MASK = 1 << 6,
@@ -33,6 +33,8 @@ pub(crate) mod init {
         NO_OPENDIR_SUPPORT = 1 << 24,
         EXPLICIT_INVAL_DATA = 1 << 25,
         HANDLE_KILLPRIV_V2 = 1 << 28,
+        INIT_EXT = 1 << 30,
+        OVER_IO_URING = 1 << 41,
     }
 }
 
@@ -127,8 +129,10 @@ message! {
     }
     /// Before every reply.
     OutHeader { len: u32, error: i32, unique: u64, }
-    /// `fuse_init_in` up to 7.35; later kernels send more flags after it.
+    /// `fuse_init_in` up to 7.35.
     InitIn { major: u32, minor: u32, max_readahead: u32, flags: u32, }
+    /// What follows it with INIT_EXT.
+    InitInExt { flags2: u32, unused: [u32; 11], }
     InitOut {
         major: u32, minor: u32, max_readahead: u32, flags: u32,
         max_background: u16, congestion_threshold: u16, max_write: u32,
@@ -197,6 +201,8 @@ message! {
         flags: u64,
     }
     Dirent { ino: u64, off: u64, namelen: u32, kind: u32, }
+    /// Over io_uring, behind the headers of request and operation (128 bytes each).
+    UringEntInOut { flags: u64, commit_id: u64, payload_sz: u32, padding: u32, reserved: u64, }
 }
 
 #[cfg(test)]
@@ -224,5 +230,7 @@ mod tests {
         assert_eq!(size_of::<LseekIn>(), 24);
         assert_eq!(size_of::<CopyFileRangeIn>(), 56);
         assert_eq!(size_of::<Dirent>(), 24);
+        assert_eq!(size_of::<InitIn>() + size_of::<InitInExt>(), 64);
+        assert_eq!(256 + size_of::<UringEntInOut>(), 288);
     }
 }

@@ -1,18 +1,21 @@
-//! The connection to the kernel: the handshake, and the workers that read requests. Called
-//! by `session`.
+//! The connection to the kernel: the handshake, and the workers that read requests, alone or
+//! beside the `rings`. Called by `session`.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
-use super::abi::{self, InitIn, InitOut, init, op};
+use super::abi::{self, InitIn, InitInExt, InitOut, init, op};
 use super::reply::Reply;
 use super::request::{self, Header, Request};
+use super::rings::Rings;
+use crate::fuse::config::Transport;
 use crate::sys::fuse::clone_device;
 
 /// Room for a request's header and arguments before the data of a WRITE.
@@ -28,19 +31,23 @@ pub(crate) trait Handler: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// Flags of `abi::init`, each taken where the kernel offers it.
-    pub(crate) flags: u32,
+    pub(crate) flags: u64,
     /// Most bytes in one READ, WRITE and readahead.
     pub(crate) max_io: u32,
     /// Requests the kernel may have in flight for readahead and other background work.
     pub(crate) max_background: u16,
+    /// How requests are to come; `None`: as is best here.
+    pub(crate) transport: Option<Transport>,
 }
 
 /// A connection that has shaken hands.
 #[derive(Debug)]
 pub(crate) struct Connection {
     device: Arc<OwnedFd>,
-    flags: u32,
+    flags: u64,
     buffer: usize,
+    /// The kernel was promised that they will be registered.
+    rings: Option<Rings>,
 }
 
 impl Connection {
@@ -48,65 +55,103 @@ impl Connection {
     ///
     /// # Errors
     /// ENODEV when it was unmounted meanwhile, EPROTO when the kernel speaks a version older
-    /// than 7.31 or something else than FUSE.
+    /// than 7.31 or something else than FUSE; when io_uring is asked for and impossible.
     pub(crate) fn open(device: OwnedFd, limits: &Limits) -> io::Result<Self> {
         let buffer = limits.max_io as usize + HEADROOM;
-        let mut connection = Self {
-            device: Arc::new(device),
-            flags: 0,
-            buffer,
-        };
+        let device = Arc::new(device);
         let mut space = vec![0; buffer];
         loop {
-            let message = receive(&connection.device, &mut space)?;
+            let message = receive(&device, &mut space)?;
             let (header, opcode, body) = request::split(message).ok_or_else(not_fuse)?;
-            let reply = Reply::new(Arc::clone(&connection.device), header.unique);
-            let init = InitIn::read_from_prefix(body).map(|(init, _)| init);
-            let (op::INIT, Ok(init)) = (opcode, init) else {
+            let reply = Reply::new(Arc::clone(&device), header.unique);
+            let (op::INIT, Some(init)) = (opcode, Offer::read(body)) else {
                 reply.error(libc::EIO);
                 return Err(not_fuse());
             };
-            match answer(&init, limits) {
-                Some(answer) => {
-                    connection.flags = answer.flags;
-                    if !reply.message(&answer) {
-                        return Err(Errno::NODEV.into());
+            let Some(mut answer) = answer(&init, limits) else {
+                reply.error(libc::EPROTO);
+                return Err(Errno::PROTO.into());
+            };
+            let is_last = answer.major == init.major;
+            let mut rings = None;
+            if is_last {
+                // Before the answer: what is promised there cannot be taken back.
+                rings = match rings_for(&init, limits, &device) {
+                    Ok(rings) => rings,
+                    Err(error) => {
+                        reply.error(libc::EIO);
+                        return Err(error);
                     }
-                    if answer.major == init.major {
-                        return Ok(connection);
-                    }
-                }
-                None => {
-                    reply.error(libc::EPROTO);
-                    return Err(Errno::PROTO.into());
-                }
+                };
+            }
+            if rings.is_some() {
+                answer.flags |= lower(init::INIT_EXT);
+                answer.flags2 |= upper(init::OVER_IO_URING);
+            }
+            if !reply.message(&answer) {
+                return Err(Errno::NODEV.into());
+            }
+            if is_last {
+                return Ok(Self {
+                    device,
+                    flags: u64::from(answer.flags) | u64::from(answer.flags2) << 32,
+                    buffer,
+                    rings,
+                });
             }
         }
     }
 
     /// The flags both sides agreed on.
-    pub(crate) fn flags(&self) -> u32 {
+    pub(crate) fn flags(&self) -> u64 {
         self.flags
     }
 
+    /// How requests come.
+    pub(crate) fn transport(&self) -> Transport {
+        match self.rings {
+            Some(_) => Transport::Uring,
+            None => Transport::Classic,
+        }
+    }
+
     /// Serves with `threads` workers until the file system is unmounted. With `own_devices`
-    /// each gets a descriptor of its own where the kernel gives one.
+    /// each gets a descriptor of its own where the kernel gives one. `abort` must end the
+    /// connection: called where a request could otherwise wait for ever.
     ///
     /// # Errors
     /// When no worker could be started, or one had to end early.
     pub(crate) fn serve(
-        self,
+        mut self,
         handler: Arc<impl Handler>,
         threads: usize,
         own_devices: bool,
+        abort: impl Fn(),
     ) -> io::Result<()> {
+        let handler: Arc<dyn Handler> = handler;
+        let rings = self.rings.take();
+        let workers = self.start_workers(&handler, threads, own_devices)?;
+        let outcome = match rings {
+            Some(rings) => wait_for(&rings.start(&handler), abort),
+            None => Ok(()),
+        };
+        let ends = workers.into_iter().map(end);
+        ends.fold(outcome, io::Result::and)
+    }
+
+    fn start_workers(
+        &self,
+        handler: &Arc<dyn Handler>,
+        threads: usize,
+        own_devices: bool,
+    ) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
         let mut workers = Vec::with_capacity(threads);
         for number in 0..threads.max(1) {
             let device = match number {
                 1.. if own_devices => self.another_device(),
                 _ => Arc::clone(&self.device),
             };
-            let (handler, size) = (Arc::clone(&handler), self.buffer);
+            let (handler, size) = (Arc::clone(handler), self.buffer);
             let spawned = std::thread::Builder::new()
                 .name(format!("unionfs-{number}"))
                 .spawn(move || work(&device, &*handler, size));
@@ -117,8 +162,7 @@ impl Connection {
                 Err(error) => tracing::warn!(%error, "cannot start another worker"),
             }
         }
-        let ends = workers.into_iter().map(end);
-        ends.fold(Ok(()), io::Result::and)
+        Ok(workers)
     }
 
     fn another_device(&self) -> Arc<OwnedFd> {
@@ -137,13 +181,92 @@ fn end(worker: JoinHandle<io::Result<()>>) -> io::Result<()> {
     worker.join().unwrap_or_else(panicked)
 }
 
+/// Until every thread of the rings has ended. One that ends before the others leaves the
+/// requests of its CPU without an answer.
+fn wait_for(ends: &Receiver<io::Result<()>>, abort: impl Fn()) -> io::Result<()> {
+    let mut outcome = Ok(());
+    for end in ends {
+        if let Err(error) = &end {
+            tracing::error!(%error, "a ring failed: aborting the connection");
+            abort();
+        }
+        outcome = outcome.and(end);
+    }
+    outcome
+}
+
 fn not_fuse() -> io::Error {
     io::Error::other("the kernel did not begin with FUSE_INIT")
 }
 
+/// What the kernel says in INIT.
+struct Offer {
+    major: u32,
+    minor: u32,
+    max_readahead: u32,
+    flags: u64,
+}
+
+impl Offer {
+    fn read(body: &[u8]) -> Option<Self> {
+        let (init, rest) = InitIn::read_from_prefix(body).ok()?;
+        let mut flags = u64::from(init.flags);
+        if flags & init::INIT_EXT != 0
+            && let Ok((more, _)) = InitInExt::read_from_prefix(rest)
+        {
+            flags |= u64::from(more.flags2) << 32;
+        }
+        Some(Self {
+            major: init.major,
+            minor: init.minor,
+            max_readahead: init.max_readahead,
+            flags,
+        })
+    }
+}
+
+/// The half of the INIT flags that every kernel knows.
+fn lower(flags: u64) -> u32 {
+    flags as u32
+}
+
+/// The half that INIT_EXT announces.
+fn upper(flags: u64) -> u32 {
+    (flags >> 32) as u32
+}
+
+/// Rings, where they are wanted and the kernel and this process can have them.
+///
+/// # Errors
+/// Only when they were asked for.
+fn rings_for(init: &Offer, limits: &Limits, device: &Arc<OwnedFd>) -> io::Result<Option<Rings>> {
+    if limits.transport == Some(Transport::Classic) {
+        return Ok(None);
+    }
+    let rings = match init.flags & init::OVER_IO_URING {
+        0 => Err(io::Error::other(
+            "the kernel does not offer it (it needs Linux 6.14 or newer, and as root: \
+             echo Y > /sys/module/fuse/parameters/enable_uring)",
+        )),
+        // The kernel wants room for the largest READ or WRITE.
+        _ => Rings::prepare(device, limits.max_io as usize),
+    };
+    match rings {
+        Ok(rings) => Ok(Some(rings)),
+        Err(error) if limits.transport.is_none() => {
+            tracing::debug!(%error, "no FUSE over io_uring");
+            Ok(None)
+        }
+        Err(error) => {
+            let text = format!("transport=uring is not possible: {error}");
+            Err(io::Error::new(error.kind(), text))
+        }
+    }
+}
+
 /// The answer to INIT; `None` for a version too old. For a major version newer than ours
 /// it only names ours, and the kernel asks again.
-fn answer(init: &InitIn, limits: &Limits) -> Option<InitOut> {
+fn answer(init: &Offer, limits: &Limits) -> Option<InitOut> {
     if init.major < abi::MAJOR || init.major == abi::MAJOR && init.minor < abi::MIN_MINOR {
         return None;
     }
@@ -156,9 +279,10 @@ fn answer(init: &InitIn, limits: &Limits) -> Option<InitOut> {
         return Some(version);
     }
     let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
+    let flags = init.flags & (limits.flags | init::BIG_WRITES | init::MAX_PAGES);
     Some(InitOut {
         max_readahead: init.max_readahead.min(limits.max_io),
-        flags: init.flags & (limits.flags | init::BIG_WRITES | init::MAX_PAGES),
+        flags: lower(flags),
         max_background: limits.max_background,
         congestion_threshold: limits.max_background / 4 * 3,
         max_write: limits.max_io,
@@ -182,7 +306,7 @@ fn receive<'b>(device: &OwnedFd, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
 }
 
 /// A worker: reads, parses, handles, until the file system is unmounted.
-fn work(device: &Arc<OwnedFd>, handler: &impl Handler, size: usize) -> io::Result<()> {
+fn work(device: &Arc<OwnedFd>, handler: &dyn Handler, size: usize) -> io::Result<()> {
     let mut buffer = vec![0; size];
     loop {
         let message = match receive(device, &mut buffer) {
@@ -202,14 +326,21 @@ fn work(device: &Arc<OwnedFd>, handler: &impl Handler, size: usize) -> io::Resul
             false => Reply::none(),
         };
         let request = request::parse(opcode, body);
-        // A bug in one request must not end the mount for the others; dropped on the way,
-        // the reply has answered EIO.
-        let handled = catch_unwind(AssertUnwindSafe(|| {
-            handler.handle(&header, request, reply);
-        }));
-        if handled.is_err() {
-            tracing::error!(opcode, ino = header.ino, "request panicked");
-        }
+        handle(handler, (&header, opcode), request, reply);
+    }
+}
+
+/// Hands a request over. A bug in one must not end the mount for the others; dropped on the
+/// way, the reply has answered EIO.
+pub(super) fn handle(
+    handler: &dyn Handler,
+    (header, opcode): (&Header, u32),
+    request: Request<'_>,
+    reply: Reply,
+) {
+    let handled = catch_unwind(AssertUnwindSafe(|| handler.handle(header, request, reply)));
+    if handled.is_err() {
+        tracing::error!(opcode, ino = header.ino, "request panicked");
     }
 }
 
