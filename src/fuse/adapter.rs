@@ -39,7 +39,7 @@ pub(super) struct Adapter {
 
 impl Adapter {
     /// `flags`: what the handshake agreed on.
-    pub(super) fn new(union: Arc<Union>, counters: Arc<Counters>, pool: Pool, flags: u64) -> Self {
+    pub(super) fn new(union: Arc<Union>, counters: Arc<Counters>, pool: Pool, flags: u32) -> Self {
         counters.count(Op::Init);
         Self {
             union,

@@ -98,7 +98,7 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
 }
 
 impl Core {
-    fn adapter(&self, flags: u64) -> Adapter {
+    fn adapter(&self, flags: u32) -> Adapter {
         let (union, counters) = (Arc::clone(&self.union), Arc::clone(&self.counters));
         Adapter::new(union, counters, self.pool.clone(), flags)
     }

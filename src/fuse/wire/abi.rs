@@ -17,9 +17,9 @@ macro_rules! constants {
     };
 }
 
-/// Flags of INIT, named without the prefix `FUSE_`; the upper half travels as `flags2`.
+/// Flags of INIT, named without the prefix `FUSE_`.
 pub(crate) mod init {
-    constants! { u64:
+    constants! { u32:
         ASYNC_READ = 1 << 0,
         BIG_WRITES = 1 << 5,
         DONT_MASK = 1 << 6,
@@ -34,7 +34,13 @@ pub(crate) mod init {
         EXPLICIT_INVAL_DATA = 1 << 25,
         HANDLE_KILLPRIV_V2 = 1 << 28,
         INIT_EXT = 1 << 30,
-        OVER_IO_URING = 1 << 41,
+    }
+}
+
+/// Flags of INIT from bit 32 on (`flags2`), named likewise.
+pub(crate) mod init2 {
+    constants! { u32:
+        OVER_IO_URING = 1 << 9,
     }
 }
 
@@ -129,10 +135,8 @@ message! {
     }
     /// Before every reply.
     OutHeader { len: u32, error: i32, unique: u64, }
-    /// `fuse_init_in` up to 7.35.
+    /// `fuse_init_in` up to 7.35; with INIT_EXT further flags follow.
     InitIn { major: u32, minor: u32, max_readahead: u32, flags: u32, }
-    /// What follows it with INIT_EXT.
-    InitInExt { flags2: u32, unused: [u32; 11], }
     InitOut {
         major: u32, minor: u32, max_readahead: u32, flags: u32,
         max_background: u16, congestion_threshold: u16, max_write: u32,
@@ -230,7 +234,6 @@ mod tests {
         assert_eq!(size_of::<LseekIn>(), 24);
         assert_eq!(size_of::<CopyFileRangeIn>(), 56);
         assert_eq!(size_of::<Dirent>(), 24);
-        assert_eq!(size_of::<InitIn>() + size_of::<InitInExt>(), 64);
         assert_eq!(256 + size_of::<UringEntInOut>(), 288);
     }
 }

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
-use super::abi::{self, InitIn, InitInExt, InitOut, init, op};
+use super::abi::{self, InitIn, InitOut, init, init2, op};
 use super::reply::Reply;
 use super::request::{self, Header, Request};
 use super::rings::Rings;
@@ -31,7 +31,7 @@ pub(crate) trait Handler: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// Flags of `abi::init`, each taken where the kernel offers it.
-    pub(crate) flags: u64,
+    pub(crate) flags: u32,
     /// Most bytes in one READ, WRITE and readahead.
     pub(crate) max_io: u32,
     /// Requests the kernel may have in flight for readahead and other background work.
@@ -44,7 +44,7 @@ pub(crate) struct Limits {
 #[derive(Debug)]
 pub(crate) struct Connection {
     device: Arc<OwnedFd>,
-    flags: u64,
+    flags: u32,
     buffer: usize,
     /// The kernel was promised that they will be registered.
     rings: Option<Rings>,
@@ -64,7 +64,8 @@ impl Connection {
             let message = receive(&device, &mut space)?;
             let (header, opcode, body) = request::split(message).ok_or_else(not_fuse)?;
             let reply = Reply::new(Arc::clone(&device), header.unique);
-            let (op::INIT, Some(init)) = (opcode, Offer::read(body)) else {
+            let init = InitIn::read_from_prefix(body);
+            let (op::INIT, Ok((init, rest))) = (opcode, init) else {
                 reply.error(libc::EIO);
                 return Err(not_fuse());
             };
@@ -76,7 +77,7 @@ impl Connection {
             let mut rings = None;
             if is_last {
                 // Before the answer: what is promised there cannot be taken back.
-                rings = match rings_for(&init, limits, &device) {
+                rings = match rings_for(flags2(&init, rest), limits, &device) {
                     Ok(rings) => rings,
                     Err(error) => {
                         reply.error(libc::EIO);
@@ -85,8 +86,8 @@ impl Connection {
                 };
             }
             if rings.is_some() {
-                answer.flags |= lower(init::INIT_EXT);
-                answer.flags2 |= upper(init::OVER_IO_URING);
+                answer.flags |= init::INIT_EXT;
+                answer.flags2 |= init2::OVER_IO_URING;
             }
             if !reply.message(&answer) {
                 return Err(Errno::NODEV.into());
@@ -94,7 +95,7 @@ impl Connection {
             if is_last {
                 return Ok(Self {
                     device,
-                    flags: u64::from(answer.flags) | u64::from(answer.flags2) << 32,
+                    flags: answer.flags,
                     buffer,
                     rings,
                 });
@@ -103,7 +104,7 @@ impl Connection {
     }
 
     /// The flags both sides agreed on.
-    pub(crate) fn flags(&self) -> u64 {
+    pub(crate) fn flags(&self) -> u32 {
         self.flags
     }
 
@@ -199,51 +200,23 @@ fn not_fuse() -> io::Error {
     io::Error::other("the kernel did not begin with FUSE_INIT")
 }
 
-/// What the kernel says in INIT.
-struct Offer {
-    major: u32,
-    minor: u32,
-    max_readahead: u32,
-    flags: u64,
-}
-
-impl Offer {
-    fn read(body: &[u8]) -> Option<Self> {
-        let (init, rest) = InitIn::read_from_prefix(body).ok()?;
-        let mut flags = u64::from(init.flags);
-        if flags & init::INIT_EXT != 0
-            && let Ok((more, _)) = InitInExt::read_from_prefix(rest)
-        {
-            flags |= u64::from(more.flags2) << 32;
-        }
-        Some(Self {
-            major: init.major,
-            minor: init.minor,
-            max_readahead: init.max_readahead,
-            flags,
-        })
+/// The flags from bit 32 on, which stand behind the message proper where it says so.
+fn flags2(init: &InitIn, rest: &[u8]) -> u32 {
+    match u32::read_from_prefix(rest) {
+        Ok((flags2, _)) if init.flags & init::INIT_EXT != 0 => flags2,
+        _ => 0,
     }
-}
-
-/// The half of the INIT flags that every kernel knows.
-fn lower(flags: u64) -> u32 {
-    flags as u32
-}
-
-/// The half that INIT_EXT announces.
-fn upper(flags: u64) -> u32 {
-    (flags >> 32) as u32
 }
 
 /// Rings, where they are wanted and the kernel and this process can have them.
 ///
 /// # Errors
 /// Only when they were asked for.
-fn rings_for(init: &Offer, limits: &Limits, device: &Arc<OwnedFd>) -> io::Result<Option<Rings>> {
+fn rings_for(flags2: u32, limits: &Limits, device: &Arc<OwnedFd>) -> io::Result<Option<Rings>> {
     if limits.transport == Some(Transport::Classic) {
         return Ok(None);
     }
-    let rings = match init.flags & init::OVER_IO_URING {
+    let rings = match flags2 & init2::OVER_IO_URING {
         0 => Err(io::Error::other(
             "the kernel does not offer it (it needs Linux 6.14 or newer, and as root: \
              echo Y > /sys/module/fuse/parameters/enable_uring)",
@@ -266,7 +239,7 @@ fn rings_for(init: &Offer, limits: &Limits, device: &Arc<OwnedFd>) -> io::Result
 
 /// The answer to INIT; `None` for a version too old. For a major version newer than ours
 /// it only names ours, and the kernel asks again.
-fn answer(init: &Offer, limits: &Limits) -> Option<InitOut> {
+fn answer(init: &InitIn, limits: &Limits) -> Option<InitOut> {
     if init.major < abi::MAJOR || init.major == abi::MAJOR && init.minor < abi::MIN_MINOR {
         return None;
     }
@@ -279,10 +252,9 @@ fn answer(init: &Offer, limits: &Limits) -> Option<InitOut> {
         return Some(version);
     }
     let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
-    let flags = init.flags & (limits.flags | init::BIG_WRITES | init::MAX_PAGES);
     Some(InitOut {
         max_readahead: init.max_readahead.min(limits.max_io),
-        flags: lower(flags),
+        flags: init.flags & (limits.flags | init::BIG_WRITES | init::MAX_PAGES),
         max_background: limits.max_background,
         congestion_threshold: limits.max_background / 4 * 3,
         max_write: limits.max_io,
