@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 
 use rustix::io::Errno;
@@ -14,7 +13,7 @@ use zerocopy::FromBytes;
 use super::abi::{self, InitIn, InitOut, init, init2, op};
 use super::reply::Reply;
 use super::request::{self, Header, Request};
-use super::rings::Rings;
+use super::rings::{Rings, Served};
 use crate::fuse::config::Transport;
 use crate::sys::fuse::clone_device;
 
@@ -118,7 +117,7 @@ impl Connection {
 
     /// Serves with `threads` workers until the file system is unmounted. With `own_devices`
     /// each gets a descriptor of its own where the kernel gives one. `abort` must end the
-    /// connection: called where a request could otherwise wait for ever.
+    /// connection: called when a request could otherwise wait for ever.
     ///
     /// # Errors
     /// When no worker could be started, or one had to end early.
@@ -127,17 +126,22 @@ impl Connection {
         handler: Arc<impl Handler>,
         threads: usize,
         own_devices: bool,
-        abort: impl Fn(),
+        abort: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<()> {
         let handler: Arc<dyn Handler> = handler;
         let rings = self.rings.take();
         let workers = self.start_workers(&handler, threads, own_devices)?;
-        let outcome = match rings {
-            Some(rings) => wait_for(&rings.start(&handler), abort),
-            None => Ok(()),
-        };
-        let ends = workers.into_iter().map(end);
-        ends.fold(outcome, io::Result::and)
+        let served = Arc::new(Served::new(handler, Box::new(abort)));
+        let ring_ends = rings.map(|rings| rings.start(&served));
+        let mut outcome = workers.into_iter().map(end).fold(Ok(()), io::Result::and);
+        if outcome.is_ok() {
+            // All of them have read that the file system is gone.
+            served.give_up();
+        }
+        for end in ring_ends.into_iter().flatten() {
+            outcome = outcome.and(end);
+        }
+        outcome
     }
 
     fn start_workers(
@@ -180,20 +184,6 @@ impl Connection {
 fn end(worker: JoinHandle<io::Result<()>>) -> io::Result<()> {
     let panicked = |_| Err(io::Error::other("a worker panicked"));
     worker.join().unwrap_or_else(panicked)
-}
-
-/// Until every thread of the rings has ended. One that ends before the others leaves the
-/// requests of its CPU without an answer.
-fn wait_for(ends: &Receiver<io::Result<()>>, abort: impl Fn()) -> io::Result<()> {
-    let mut outcome = Ok(());
-    for end in ends {
-        if let Err(error) = &end {
-            tracing::error!(%error, "a ring failed: aborting the connection");
-            abort();
-        }
-        outcome = outcome.and(end);
-    }
-    outcome
 }
 
 fn not_fuse() -> io::Error {

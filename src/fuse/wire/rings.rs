@@ -18,7 +18,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -33,15 +33,35 @@ use crate::sys::uring::{self, Command, Entry, HEADER, Payload};
 
 /// The most threads of one CPU. Requests beyond that wait in the kernel.
 const MAX_THREADS: usize = 64;
-/// As [`std::thread::Builder`]'s default is more than requests need, and there may be many.
-const STACK: usize = 1 << 20;
 
-type Shared = Arc<dyn Handler>;
+/// What all threads have in common once the mount is served.
+pub(super) struct Served {
+    handler: Arc<dyn Handler>,
+    /// Ends the connection.
+    abort: Box<dyn Fn() + Send + Sync>,
+    /// The connection is gone: nobody waits for an answer any more.
+    over: AtomicBool,
+}
+
+impl Served {
+    pub(super) fn new(handler: Arc<dyn Handler>, abort: Box<dyn Fn() + Send + Sync>) -> Self {
+        Self {
+            handler,
+            abort,
+            over: AtomicBool::new(false),
+        }
+    }
+
+    /// Threads that wait for slow work's answer end without it.
+    pub(super) fn give_up(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
 
 /// Rings for every CPU, of which the kernel does not know yet.
 #[derive(Debug)]
 pub(super) struct Rings {
-    leaders: Vec<Sender<Shared>>,
+    leaders: Vec<Sender<Arc<Served>>>,
     ends: Receiver<io::Result<()>>,
 }
 
@@ -53,6 +73,8 @@ struct Queue {
     threads: AtomicUsize,
     /// Threads that wait for a request, or are about to.
     idle: AtomicUsize,
+    /// That it cannot grow.
+    told: AtomicBool,
     ends: Sender<io::Result<()>>,
 }
 
@@ -73,6 +95,7 @@ impl Rings {
                 payload,
                 threads: AtomicUsize::new(1),
                 idle: AtomicUsize::new(0),
+                told: AtomicBool::new(false),
                 ends: ends.clone(),
             };
             let (start, started) = mpsc::channel();
@@ -91,12 +114,12 @@ impl Rings {
         })
     }
 
-    /// Registers the rings: requests come to `handler`. What is returned yields how each
+    /// Registers the rings: requests come to the handler. What is returned yields how each
     /// thread ended, and ends itself with the last.
-    pub(super) fn start(self, handler: &Shared) -> Receiver<io::Result<()>> {
+    pub(super) fn start(self, served: &Arc<Served>) -> Receiver<io::Result<()>> {
         for leader in self.leaders {
             // It waits for nothing else.
-            let _ = leader.send(Arc::clone(handler));
+            let _ = leader.send(Arc::clone(served));
         }
         self.ends
     }
@@ -104,11 +127,11 @@ impl Rings {
 
 fn spawn(cpu: u16, thread: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let builder = std::thread::Builder::new().name(format!("unionfs-cpu{cpu}"));
-    builder.stack_size(STACK).spawn(thread).map(drop)
+    builder.spawn(thread).map(drop)
 }
 
 /// The first thread of a queue.
-fn lead(queue: Queue, ready: &Sender<io::Result<()>>, start: &Receiver<Shared>) {
+fn lead(queue: Queue, ready: &Sender<io::Result<()>>, start: &Receiver<Arc<Served>>) {
     pin(queue.cpu);
     let queue = Arc::new(queue);
     let place = match Place::new(&queue) {
@@ -120,13 +143,13 @@ fn lead(queue: Queue, ready: &Sender<io::Result<()>>, start: &Receiver<Shared>) 
     };
     let _ = ready.send(Ok(()));
     // Never, when the mount is given up before it is served.
-    if let Ok(handler) = start.recv() {
-        place.work(&handler);
+    if let Ok(served) = start.recv() {
+        place.work(&served);
     }
 }
 
 /// The further ones; they inherit the CPU from the one that starts them.
-fn grow(queue: &Arc<Queue>, handler: &Shared) {
+fn grow(queue: &Arc<Queue>, served: &Arc<Served>) {
     let more = |threads| (threads < MAX_THREADS).then_some(threads + 1);
     if queue
         .threads
@@ -135,17 +158,24 @@ fn grow(queue: &Arc<Queue>, handler: &Shared) {
     {
         return;
     }
-    let (new, handler) = (Arc::clone(queue), Arc::clone(handler));
+    let (new, served) = (Arc::clone(queue), Arc::clone(served));
     let spawned = spawn(queue.cpu, move || match Place::new(&new) {
-        Ok(place) => place.work(&handler),
-        Err(error) => {
-            new.threads.fetch_sub(1, Ordering::Relaxed);
-            tracing::warn!(%error, cpu = new.cpu, "cannot make another ring");
-        }
+        Ok(place) => place.work(&served),
+        Err(error) => new.cannot_grow(&error),
     });
     if let Err(error) = spawned {
-        queue.threads.fetch_sub(1, Ordering::Relaxed);
-        tracing::warn!(%error, cpu = queue.cpu, "cannot start another thread");
+        queue.cannot_grow(&error);
+    }
+}
+
+impl Queue {
+    /// The next request tries again; what is told is told once.
+    fn cannot_grow(&self, error: &io::Error) {
+        self.threads.fetch_sub(1, Ordering::Relaxed);
+        if !self.told.swap(true, Ordering::Relaxed) {
+            let cpu = self.cpu;
+            tracing::warn!(%error, cpu, "no further thread: requests wait for each other");
+        }
     }
 }
 
@@ -200,13 +230,19 @@ impl Place {
         })
     }
 
-    fn work(self, handler: &Shared) {
+    fn work(self, served: &Arc<Served>) {
         let queue = Arc::clone(&self.queue);
-        let _ = queue.ends.send(self.serve(handler));
+        let end = self.serve(served);
+        if let Err(error) = &end {
+            // Requests of this CPU could wait for ever.
+            tracing::error!(%error, cpu = queue.cpu, "a ring failed: aborting the connection");
+            (served.abort)();
+        }
+        let _ = queue.ends.send(end);
     }
 
     /// Takes requests until the file system is unmounted.
-    fn serve(self, handler: &Shared) -> io::Result<()> {
+    fn serve(self, served: &Arc<Served>) -> io::Result<()> {
         let Self {
             queue,
             mut entry,
@@ -226,11 +262,13 @@ impl Place {
                 Err(error) => return ended(command, error, queue.cpu),
             };
             if was_last {
-                grow(&queue, handler);
+                grow(&queue, served);
             }
             let commit_id = ring_message::commit_id(&header);
-            let (answer, back) = answer(&**handler, &header, payload, &mut copy, &slot)
-                .ok_or_else(|| io::Error::other("a payload is lost"))?;
+            let answered = answer(served, &header, payload, &mut copy, &slot);
+            let Some((answer, back)) = answered else {
+                return Ok(());
+            };
             payload = back;
             ring_message::answer(&mut header, commit_id, answer.error, answer.len);
             command = Command::Commit(commit_id);
@@ -238,9 +276,9 @@ impl Place {
     }
 }
 
-/// Has the request in `header` and `payload` answered.
+/// Has the request in `header` and `payload` answered; `None`: the connection is over.
 fn answer(
-    handler: &dyn Handler,
+    served: &Served,
     header: &uring::Header,
     payload: Payload,
     copy: &mut Vec<u8>,
@@ -252,18 +290,20 @@ fn answer(
         return Some((Answer { error, len }, payload));
     };
     let reply = Reply::to_slot(Arc::clone(slot), message.header.unique);
+    let handler = &*served.handler;
+    let over = || served.over.load(Ordering::Relaxed);
     let rest = payload.get(..message.payload)?;
     if message.opcode == op::WRITE {
         let request = request::parse_parts(message.opcode, message.op, rest);
         handle(handler, (&message.header, message.opcode), request, reply);
-        return slot.wait(Some(payload));
+        return slot.wait(Some(payload), over);
     }
     copy.clear();
     copy.extend_from_slice(rest);
     slot.lend(payload);
     let request = request::parse_parts(message.opcode, message.op, copy);
     handle(handler, (&message.header, message.opcode), request, reply);
-    slot.wait(None)
+    slot.wait(None, over)
 }
 
 /// How a thread ends whose command the kernel refused.

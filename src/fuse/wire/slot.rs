@@ -1,9 +1,14 @@
 //! Where a thread that took a request from a ring finds the answer, whoever gives it.
 //! Called by `rings` (which waits) and `reply` (which answers, from any thread).
 
+use std::time::Duration;
+
 use parking_lot::{Condvar, Mutex};
 
 use crate::sys::uring::Payload;
+
+/// How often a thread that waits for slow work looks whether anybody still wants it.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Holds the answer of one request after the other.
 #[derive(Debug, Default)]
@@ -65,14 +70,19 @@ impl Slot {
     }
 
     /// Waits for the answer; its data is in the payload returned: the one that was lent,
-    /// else `kept`. `None`: neither is there.
-    pub(super) fn wait(&self, kept: Option<Payload>) -> Option<(Answer, Payload)> {
+    /// else `kept`. `None`: neither is there, or it is `over`.
+    pub(super) fn wait(
+        &self,
+        kept: Option<Payload>,
+        over: impl Fn() -> bool,
+    ) -> Option<(Answer, Payload)> {
         let mut state = self.state.lock();
         let mut answer = loop {
             match state.answer.take() {
                 Some(answer) => break answer,
-                None => self.answered.wait(&mut state),
-            }
+                None if over() => return None,
+                None => self.answered.wait_for(&mut state, LOOK),
+            };
         };
         if let Some(payload) = state.payload.take() {
             return Some((answer, payload));

@@ -37,6 +37,10 @@ impl Handler for Odd {
     }
 }
 
+fn served(handler: impl Handler) -> Served {
+    Served::new(Arc::new(handler), Box::new(|| ()))
+}
+
 /// What `Odd` answers to a request; `None` where io_uring is forbidden.
 fn asked(opcode: u32, op: &[u8], rest: &[u8]) -> Option<(i32, Vec<u8>)> {
     let null = std::fs::File::open("/dev/null").unwrap();
@@ -65,7 +69,7 @@ fn asked(opcode: u32, op: &[u8], rest: &[u8]) -> Option<(i32, Vec<u8>)> {
     header[128..128 + op.len()].copy_from_slice(op);
     ent.write_to(&mut header[256..]).unwrap();
     let slot = Arc::default();
-    let (answer, payload) = answer(&Odd, &header, payload, &mut Vec::new(), &slot).unwrap();
+    let (answer, payload) = answer(&served(Odd), &header, payload, &mut Vec::new(), &slot).unwrap();
     Some((answer.error, payload[..answer.len].to_vec()))
 }
 
