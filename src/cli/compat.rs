@@ -95,6 +95,7 @@ Options:
   -o dialect=all|overlay                  whiteouts of any writer, or of overlayfs only
   -o redirect_dir=on|off                  whether directories of lowers can be renamed
   -o volatile                             never sync the upper directory
+  -o transport=auto|classic|uring         requests from /dev/fuse or over io_uring
   -o fsname=NAME                          the source shown in /proc/mounts
   -o ro,nodev,nosuid,noexec,noatime,allow_other,...
   -f                                      stay in the foreground

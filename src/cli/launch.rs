@@ -216,6 +216,7 @@ fn explain(error: union::Error, stack: &StackSpec) -> anyhow::Error {
 fn config(request: &Request) -> MountConfig {
     let mut config = MountConfig::new(&request.mountpoint);
     config.fsname.clone_from(&request.source);
+    config.transport = request.options.transport;
     config.flags.set(MountFlags::RDONLY, request.read_only);
     for option in &request.options.other {
         if !config.apply_option(option) {

@@ -17,6 +17,8 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use crate::fuse::Transport;
+
 /// The most lower layers a stack may have, data-only ones included; as overlayfs.
 pub const MAX_LOWERS: usize = 500;
 
@@ -53,6 +55,8 @@ pub struct MountOptions {
     pub markers: Option<Markers>,
     /// `userxattr`: markers are `user.overlay.*`, also for root, as with kernel overlayfs.
     pub userxattr: bool,
+    /// `transport=classic|uring`; `auto` is not given.
+    pub transport: Option<Transport>,
     /// `fsname=`: the source shown in /proc/mounts.
     pub fsname: Option<OsString>,
     /// `debug`: log requests.
@@ -127,8 +131,8 @@ impl MountOptions {
             b"userxattr" => self.userxattr = true,
             b"squash_to_root" => return Err(mapping("squash_to_root")),
             b"lowerdir" | b"upperdir" | b"workdir" | b"fsname" | b"redirect_dir" | b"dialect"
-            | b"uidmapping" | b"gidmapping" | b"squash_to_uid" | b"squash_to_gid"
-            | b"xattr_permissions" => {
+            | b"transport" | b"uidmapping" | b"gidmapping" | b"squash_to_uid"
+            | b"squash_to_gid" | b"xattr_permissions" => {
                 return Err(bad(format!("option {0} needs a value: {0}=…", show(key))));
             }
             _ => self.other.push(OsStr::from_bytes(key).into()),
@@ -158,6 +162,7 @@ impl MountOptions {
                     }
                 }
             }
+            b"transport" => self.transport = transport(value)?,
             b"uidmapping" | b"gidmapping" => check_mapping(key, value)?,
             b"squash_to_uid" | b"squash_to_gid" => {
                 number(key, value)?;
@@ -298,6 +303,18 @@ fn redirect_dir(value: &[u8]) -> Result<Option<bool>, OptionError> {
         b"off" | b"follow" | b"nofollow" => Ok(Some(false)),
         _ => Err(bad(format!(
             "redirect_dir={} is not known: use redirect_dir=on or redirect_dir=off",
+            show(value)
+        ))),
+    }
+}
+
+fn transport(value: &[u8]) -> Result<Option<Transport>, OptionError> {
+    match value {
+        b"auto" => Ok(None),
+        b"classic" => Ok(Some(Transport::Classic)),
+        b"uring" => Ok(Some(Transport::Uring)),
+        _ => Err(bad(format!(
+            "transport={} is not known: use transport=auto, transport=classic or transport=uring",
             show(value)
         ))),
     }

@@ -24,6 +24,16 @@ fn paths(list: &[&str]) -> Vec<PathBuf> {
 }
 
 #[test]
+fn transports() {
+    assert_eq!(ok("transport=uring").transport, Some(Transport::Uring));
+    assert_eq!(ok("transport=classic").transport, Some(Transport::Classic));
+    assert_eq!(ok("transport=uring,transport=auto").transport, None);
+    for wrong in ["transport", "transport=", "transport=URING"] {
+        refused(wrong, "transport=");
+    }
+}
+
+#[test]
 fn what_podman_passes() {
     let o = ok(
         "lowerdir=l/ABC:l/DEF,upperdir=/s/1/diff,workdir=/s/1/work,,volatile,\

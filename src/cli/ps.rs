@@ -147,7 +147,15 @@ fn stopped<'a>(named: &'a Named, upper: &Path, records: &[MountRecord]) -> Optio
 }
 
 fn table(rows: &[Row<'_>], all: bool) -> String {
-    let mut head = vec!["MOUNTPOINT", "SOURCE", "STATE", "PID", "LAYERS", "CHANGES"];
+    let mut head = vec![
+        "MOUNTPOINT",
+        "SOURCE",
+        "STATE",
+        "PID",
+        "TRANSPORT",
+        "LAYERS",
+        "CHANGES",
+    ];
     if all {
         head.insert(0, "NAME");
     }
@@ -172,7 +180,7 @@ fn cells(row: &Row<'_>) -> Vec<String> {
     let none = || "-".to_owned();
     if let Some(stopped) = &row.stopped {
         let (image, upper) = (stopped.image.to_owned(), stopped.upper.clone());
-        return vec![none(), image, state.into(), none(), none(), upper];
+        return vec![none(), image, state.into(), none(), none(), none(), upper];
     }
     let Some(record) = row.record else {
         return Vec::new();
@@ -184,6 +192,7 @@ fn cells(row: &Row<'_>) -> Vec<String> {
         image.unwrap_or_else(|| record.source.clone()),
         state.into(),
         record.pid.to_string(),
+        record.transport.name().to_owned(),
         description.lowers.len().to_string(),
         match &description.upper {
             Some(upper) => upper.display().to_string(),

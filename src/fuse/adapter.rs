@@ -91,6 +91,7 @@ pub(super) fn wanted(acl: bool) -> Limits {
         flags: if acl { flags | init::POSIX_ACL } else { flags },
         max_io: MAX_IO,
         max_background: MAX_BACKGROUND,
+        transport: None,
     }
 }
 

@@ -6,8 +6,31 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::MountFlags;
+use serde::{Deserialize, Serialize};
 
 use super::runtime::Description;
+
+/// How requests come from the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// Read from /dev/fuse and answered there.
+    #[default]
+    Classic,
+    /// FUSE over io_uring: Linux 6.14 and newer, where the administrator has switched it on
+    /// (`/sys/module/fuse/parameters/enable_uring`).
+    Uring,
+}
+
+impl Transport {
+    /// The value of `-o transport=`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Uring => "uring",
+        }
+    }
+}
 
 /// How and where to mount.
 #[derive(Clone, Debug)]
@@ -26,6 +49,9 @@ pub struct MountConfig {
     pub context: Option<OsString>,
     /// Worker threads; each holds one request at a time. Default: one per CPU, at least 4.
     pub threads: usize,
+    /// How requests are to come; `None`, the default: io_uring where the kernel offers it
+    /// and this process may use it. Asked for and impossible, it is an error.
+    pub transport: Option<Transport>,
     /// Whether SIGTERM, SIGINT and SIGHUP unmount. Default: true. Their handlers stay
     /// installed until the process ends.
     pub handle_signals: bool,
@@ -47,6 +73,7 @@ impl MountConfig {
             allow_other: rustix::process::geteuid().is_root(),
             context: None,
             threads: cpus.max(4),
+            transport: None,
             handle_signals: true,
             register: true,
             description: Description::default(),

@@ -26,7 +26,7 @@ pub mod stats;
 mod unmount;
 mod wire;
 
-pub use config::MountConfig;
+pub use config::{MountConfig, Transport};
 pub use error::{Error, Result};
 pub use mount::preflight;
 pub use runtime::{Description, MountRecord, MountState};

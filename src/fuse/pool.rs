@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Enough to keep a disk busy; each costs a stack and a thread.
 const MAX_THREADS: usize = 32;
@@ -26,6 +27,9 @@ struct Shared {
     ended: Condvar,
     max_threads: usize,
     idle_time: Duration,
+    /// The CPUs of whoever made the pool: a thread that submits may be pinned to one, and
+    /// what it starts would be, too.
+    cpus: Option<CpuSet>,
 }
 
 #[derive(Default)]
@@ -51,6 +55,7 @@ impl Pool {
             ended: Condvar::new(),
             max_threads,
             idle_time,
+            cpus: sched_getaffinity(None).ok(),
         }))
     }
 
@@ -124,6 +129,8 @@ impl Drop for Departure {
 
 fn run(departure: &Departure) {
     let shared = &departure.0;
+    // Where it is refused the thread works all the same.
+    let _ = shared.cpus.map(|cpus| sched_setaffinity(None, &cpus));
     let mut state = shared.state.lock();
     loop {
         while let Some(job) = state.queue.pop_front() {

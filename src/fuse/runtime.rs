@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::config::Transport;
 use super::error::{Error, Result};
 use super::mountinfo;
 
@@ -59,6 +60,9 @@ pub struct MountRecord {
     pub source: String,
     /// Whether the mount is read-only.
     pub read_only: bool,
+    /// How requests come from the kernel.
+    #[serde(default)]
+    pub transport: Transport,
     /// When it was mounted, seconds since 1970.
     pub since: u64,
     /// What is mounted.
@@ -95,12 +99,19 @@ impl MountRecord {
             mountpoint: mountpoint.to_owned(),
             source: source.to_owned(),
             read_only,
+            transport: Transport::default(),
             since: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| d.as_secs()),
             description,
             dir: PathBuf::new(),
         }
+    }
+
+    /// The same, of a mount over `transport`.
+    pub fn over(mut self, transport: Transport) -> Self {
+        self.transport = transport;
+        self
     }
 
     /// The control socket.

@@ -74,7 +74,9 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
         pool: Pool::new(),
     };
     let (fd, attachment) = attach::attach(config)?;
-    let connection = Connection::open(fd, &wanted(core.union.has_acl()))
+    let mut limits = wanted(core.union.has_acl());
+    limits.transport = config.transport;
+    let connection = Connection::open(fd, &limits)
         .map_err(|source| session_error(&attachment.mountpoint, source))?;
     let record = config.register.then(|| {
         MountRecord::new(
@@ -83,6 +85,7 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
             config.is_read_only(),
             config.description.clone(),
         )
+        .over(connection.transport())
     });
     Ok(Mounted {
         connection,
@@ -128,7 +131,13 @@ impl Mounted {
         let adapter = self.core.adapter(self.connection.flags());
         let serve = {
             let (connection, threads) = (self.connection, self.threads);
-            move || connection.serve(Arc::new(adapter), threads, attach::can_reopen_device())
+            let (own, minor) = (attach::can_reopen_device(), self.attachment.minor());
+            let abort = move || {
+                if let Err(error) = unmount::abort_connection(minor) {
+                    tracing::warn!(%error, "cannot abort the connection");
+                }
+            };
+            move || connection.serve(Arc::new(adapter), threads, own, abort)
         };
         let started = start(serve, &mountpoint, sender);
         let outcome = match started {

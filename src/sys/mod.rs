@@ -4,5 +4,6 @@
 pub mod fuse;
 pub mod handle;
 pub mod process;
+pub mod uring;
 pub mod writeback;
 pub mod xattrat;

@@ -20,6 +20,7 @@ pub mod mount;
 pub mod script;
 pub mod tree;
 pub mod upper;
+pub mod uring;
 
 /// Why this process cannot mount for real, if it cannot.
 pub fn missing_privilege() -> Option<String> {

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use super::uring::Switch;
+
 /// f_type of a FUSE file system (Linux `include/uapi/linux/magic.h`).
 const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
 /// f_type of overlayfs.
@@ -144,6 +146,13 @@ pub fn subject() -> Fs {
     }
 }
 
+/// What to ask of every mount of ours that does not say it itself:
+/// `UNIONFS_TEST_TRANSPORT=uring` (or `classic`) runs the tests over that transport.
+fn transport() -> Option<String> {
+    let name = std::env::var("UNIONFS_TEST_TRANSPORT").ok()?;
+    Some(format!("transport={name}"))
+}
+
 /// The built binary.
 pub fn unionfs_binary() -> &'static str {
     env!("CARGO_BIN_EXE_unionfs")
@@ -161,6 +170,12 @@ impl Fs {
         if !more.is_empty() {
             options += &format!(",{more}");
         }
+        if let (Self::Unionfs(_), Some(transport)) = (self, transport())
+            && !options.contains("transport=")
+        {
+            options += &format!(",{transport}");
+        }
+        let _switch = (options.contains("transport=uring")).then(|| Switch::set("Y"));
         let Some(program) = program else {
             return mount_kernel(stack, &options);
         };

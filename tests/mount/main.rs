@@ -40,5 +40,6 @@ mod statfs;
 mod stats;
 mod symlink;
 mod unlink;
+mod uring;
 mod whiteout_forms;
 mod xattr;

@@ -33,6 +33,14 @@ pub(crate) mod init {
         NO_OPENDIR_SUPPORT = 1 << 24,
         EXPLICIT_INVAL_DATA = 1 << 25,
         HANDLE_KILLPRIV_V2 = 1 << 28,
+        INIT_EXT = 1 << 30,
+    }
+}
+
+/// Flags of INIT from bit 32 on (`flags2`), named likewise.
+pub(crate) mod init2 {
+    constants! { u32:
+        OVER_IO_URING = 1 << 9,
     }
 }
 
@@ -127,7 +135,7 @@ message! {
     }
     /// Before every reply.
     OutHeader { len: u32, error: i32, unique: u64, }
-    /// `fuse_init_in` up to 7.35; later kernels send more flags after it.
+    /// `fuse_init_in` up to 7.35; with INIT_EXT further flags follow.
     InitIn { major: u32, minor: u32, max_readahead: u32, flags: u32, }
     InitOut {
         major: u32, minor: u32, max_readahead: u32, flags: u32,
@@ -197,6 +205,8 @@ message! {
         flags: u64,
     }
     Dirent { ino: u64, off: u64, namelen: u32, kind: u32, }
+    /// Over io_uring, behind the headers of request and operation (128 bytes each).
+    UringEntInOut { flags: u64, commit_id: u64, payload_sz: u32, padding: u32, reserved: u64, }
 }
 
 #[cfg(test)]
@@ -224,5 +234,6 @@ mod tests {
         assert_eq!(size_of::<LseekIn>(), 24);
         assert_eq!(size_of::<CopyFileRangeIn>(), 56);
         assert_eq!(size_of::<Dirent>(), 24);
+        assert_eq!(256 + size_of::<UringEntInOut>(), 288);
     }
 }

@@ -1,5 +1,5 @@
-//! The connection to the kernel: the handshake, and the workers that read requests. Called
-//! by `session`.
+//! The connection to the kernel: the handshake, and the workers that read requests, alone or
+//! beside the `rings`. Called by `session`.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,9 +10,11 @@ use std::thread::JoinHandle;
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
-use super::abi::{self, InitIn, InitOut, init, op};
+use super::abi::{self, InitIn, InitOut, init, init2, op};
 use super::reply::Reply;
 use super::request::{self, Header, Request};
+use super::rings::{Rings, Served};
+use crate::fuse::config::Transport;
 use crate::sys::fuse::clone_device;
 
 /// Room for a request's header and arguments before the data of a WRITE.
@@ -33,6 +35,8 @@ pub(crate) struct Limits {
     pub(crate) max_io: u32,
     /// Requests the kernel may have in flight for readahead and other background work.
     pub(crate) max_background: u16,
+    /// How requests are to come; `None`: as is best here.
+    pub(crate) transport: Option<Transport>,
 }
 
 /// A connection that has shaken hands.
@@ -41,6 +45,8 @@ pub(crate) struct Connection {
     device: Arc<OwnedFd>,
     flags: u32,
     buffer: usize,
+    /// The kernel was promised that they will be registered.
+    rings: Option<Rings>,
 }
 
 impl Connection {
@@ -48,38 +54,50 @@ impl Connection {
     ///
     /// # Errors
     /// ENODEV when it was unmounted meanwhile, EPROTO when the kernel speaks a version older
-    /// than 7.31 or something else than FUSE.
+    /// than 7.31 or something else than FUSE; when io_uring is asked for and impossible.
     pub(crate) fn open(device: OwnedFd, limits: &Limits) -> io::Result<Self> {
         let buffer = limits.max_io as usize + HEADROOM;
-        let mut connection = Self {
-            device: Arc::new(device),
-            flags: 0,
-            buffer,
-        };
+        let device = Arc::new(device);
         let mut space = vec![0; buffer];
         loop {
-            let message = receive(&connection.device, &mut space)?;
+            let message = receive(&device, &mut space)?;
             let (header, opcode, body) = request::split(message).ok_or_else(not_fuse)?;
-            let reply = Reply::new(Arc::clone(&connection.device), header.unique);
-            let init = InitIn::read_from_prefix(body).map(|(init, _)| init);
-            let (op::INIT, Ok(init)) = (opcode, init) else {
+            let reply = Reply::new(Arc::clone(&device), header.unique);
+            let init = InitIn::read_from_prefix(body);
+            let (op::INIT, Ok((init, rest))) = (opcode, init) else {
                 reply.error(libc::EIO);
                 return Err(not_fuse());
             };
-            match answer(&init, limits) {
-                Some(answer) => {
-                    connection.flags = answer.flags;
-                    if !reply.message(&answer) {
-                        return Err(Errno::NODEV.into());
+            let Some(mut answer) = answer(&init, limits) else {
+                reply.error(libc::EPROTO);
+                return Err(Errno::PROTO.into());
+            };
+            let is_last = answer.major == init.major;
+            let mut rings = None;
+            if is_last {
+                // Before the answer: what is promised there cannot be taken back.
+                rings = match rings_for(flags2(&init, rest), limits, &device) {
+                    Ok(rings) => rings,
+                    Err(error) => {
+                        reply.error(libc::EIO);
+                        return Err(error);
                     }
-                    if answer.major == init.major {
-                        return Ok(connection);
-                    }
-                }
-                None => {
-                    reply.error(libc::EPROTO);
-                    return Err(Errno::PROTO.into());
-                }
+                };
+            }
+            if rings.is_some() {
+                answer.flags |= init::INIT_EXT;
+                answer.flags2 |= init2::OVER_IO_URING;
+            }
+            if !reply.message(&answer) {
+                return Err(Errno::NODEV.into());
+            }
+            if is_last {
+                return Ok(Self {
+                    device,
+                    flags: answer.flags,
+                    buffer,
+                    rings,
+                });
             }
         }
     }
@@ -89,24 +107,56 @@ impl Connection {
         self.flags
     }
 
+    /// How requests come.
+    pub(crate) fn transport(&self) -> Transport {
+        match self.rings {
+            Some(_) => Transport::Uring,
+            None => Transport::Classic,
+        }
+    }
+
     /// Serves with `threads` workers until the file system is unmounted. With `own_devices`
-    /// each gets a descriptor of its own where the kernel gives one.
+    /// each gets a descriptor of its own where the kernel gives one. `abort` must end the
+    /// connection: called when a request could otherwise wait for ever.
     ///
     /// # Errors
     /// When no worker could be started, or one had to end early.
     pub(crate) fn serve(
-        self,
+        mut self,
         handler: Arc<impl Handler>,
         threads: usize,
         own_devices: bool,
+        abort: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<()> {
+        let handler: Arc<dyn Handler> = handler;
+        let rings = self.rings.take();
+        let workers = self.start_workers(&handler, threads, own_devices)?;
+        let served = Arc::new(Served::new(handler, Box::new(abort)));
+        let ring_ends = rings.map(|rings| rings.start(&served));
+        let mut outcome = workers.into_iter().map(end).fold(Ok(()), io::Result::and);
+        if outcome.is_ok() {
+            // All of them have read that the file system is gone.
+            served.give_up();
+        }
+        for end in ring_ends.into_iter().flatten() {
+            outcome = outcome.and(end);
+        }
+        outcome
+    }
+
+    fn start_workers(
+        &self,
+        handler: &Arc<dyn Handler>,
+        threads: usize,
+        own_devices: bool,
+    ) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
         let mut workers = Vec::with_capacity(threads);
         for number in 0..threads.max(1) {
             let device = match number {
                 1.. if own_devices => self.another_device(),
                 _ => Arc::clone(&self.device),
             };
-            let (handler, size) = (Arc::clone(&handler), self.buffer);
+            let (handler, size) = (Arc::clone(handler), self.buffer);
             let spawned = std::thread::Builder::new()
                 .name(format!("unionfs-{number}"))
                 .spawn(move || work(&device, &*handler, size));
@@ -117,8 +167,7 @@ impl Connection {
                 Err(error) => tracing::warn!(%error, "cannot start another worker"),
             }
         }
-        let ends = workers.into_iter().map(end);
-        ends.fold(Ok(()), io::Result::and)
+        Ok(workers)
     }
 
     fn another_device(&self) -> Arc<OwnedFd> {
@@ -139,6 +188,43 @@ fn end(worker: JoinHandle<io::Result<()>>) -> io::Result<()> {
 
 fn not_fuse() -> io::Error {
     io::Error::other("the kernel did not begin with FUSE_INIT")
+}
+
+/// The flags from bit 32 on, which stand behind the message proper where it says so.
+fn flags2(init: &InitIn, rest: &[u8]) -> u32 {
+    match u32::read_from_prefix(rest) {
+        Ok((flags2, _)) if init.flags & init::INIT_EXT != 0 => flags2,
+        _ => 0,
+    }
+}
+
+/// Rings, where they are wanted and the kernel and this process can have them.
+///
+/// # Errors
+/// Only when they were asked for.
+fn rings_for(flags2: u32, limits: &Limits, device: &Arc<OwnedFd>) -> io::Result<Option<Rings>> {
+    if limits.transport == Some(Transport::Classic) {
+        return Ok(None);
+    }
+    let rings = match flags2 & init2::OVER_IO_URING {
+        0 => Err(io::Error::other(
+            "the kernel does not offer it (it needs Linux 6.14 or newer, and as root: \
+             echo Y > /sys/module/fuse/parameters/enable_uring)",
+        )),
+        // The kernel wants room for the largest READ or WRITE.
+        _ => Rings::prepare(device, limits.max_io as usize),
+    };
+    match rings {
+        Ok(rings) => Ok(Some(rings)),
+        Err(error) if limits.transport.is_none() => {
+            tracing::debug!(%error, "no FUSE over io_uring");
+            Ok(None)
+        }
+        Err(error) => {
+            let text = format!("transport=uring is not possible: {error}");
+            Err(io::Error::new(error.kind(), text))
+        }
+    }
 }
 
 /// The answer to INIT; `None` for a version too old. For a major version newer than ours
@@ -182,7 +268,7 @@ fn receive<'b>(device: &OwnedFd, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
 }
 
 /// A worker: reads, parses, handles, until the file system is unmounted.
-fn work(device: &Arc<OwnedFd>, handler: &impl Handler, size: usize) -> io::Result<()> {
+fn work(device: &Arc<OwnedFd>, handler: &dyn Handler, size: usize) -> io::Result<()> {
     let mut buffer = vec![0; size];
     loop {
         let message = match receive(device, &mut buffer) {
@@ -202,14 +288,21 @@ fn work(device: &Arc<OwnedFd>, handler: &impl Handler, size: usize) -> io::Resul
             false => Reply::none(),
         };
         let request = request::parse(opcode, body);
-        // A bug in one request must not end the mount for the others; dropped on the way,
-        // the reply has answered EIO.
-        let handled = catch_unwind(AssertUnwindSafe(|| {
-            handler.handle(&header, request, reply);
-        }));
-        if handled.is_err() {
-            tracing::error!(opcode, ino = header.ino, "request panicked");
-        }
+        handle(handler, (&header, opcode), request, reply);
+    }
+}
+
+/// Hands a request over. A bug in one must not end the mount for the others; dropped on the
+/// way, the reply has answered EIO.
+pub(super) fn handle(
+    handler: &dyn Handler,
+    (header, opcode): (&Header, u32),
+    request: Request<'_>,
+    reply: Reply,
+) {
+    let handled = catch_unwind(AssertUnwindSafe(|| handler.handle(header, request, reply)));
+    if handled.is_err() {
+        tracing::error!(opcode, ino = header.ino, "request panicked");
     }
 }
 

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! worker: read(2) ──► request (parsed, borrowed) ──► Handler ──► reply: one writev(2)
+//! rings:  io_uring_enter(2), which also sends the answer before ──► ... ──► slot ──┘
 //! ```
 //!
 //! Every byte read is checked: what is too short or lacks its NUL is answered EINVAL.
@@ -12,6 +13,9 @@ pub(super) mod abi;
 mod connection;
 pub(super) mod reply;
 pub(super) mod request;
+mod ring_message;
+mod rings;
+mod slot;
 
 pub(super) use connection::{Connection, Handler, Limits};
 pub(super) use reply::{DirBuffer, Reply};

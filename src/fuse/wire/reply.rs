@@ -1,5 +1,5 @@
-//! The answer to one request: exactly one, in one writev(2), from any thread. Called by
-//! `adapter` and `fuse::reply`.
+//! The answer to one request: exactly one, from any thread; in one writev(2), or left for
+//! the thread that took the request from a ring. Called by `adapter` and `fuse::reply`.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::abi::{Dirent, EntryOut, OutHeader};
+use super::slot::Slot;
 
 /// The largest errno the kernel takes from a file system.
 const MAX_ERRNO: i32 = 511;
@@ -16,15 +17,29 @@ const MAX_ERRNO: i32 = 511;
 /// wait for ever.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    /// Where the request was read; `None` once it has been answered.
-    device: Option<Arc<OwnedFd>>,
+    /// Where the request came from; `None` once it has been answered.
+    to: Option<To>,
     unique: u64,
+}
+
+#[derive(Debug)]
+enum To {
+    Device(Arc<OwnedFd>),
+    Ring(Arc<Slot>),
 }
 
 impl Reply {
     pub(super) fn new(device: Arc<OwnedFd>, unique: u64) -> Self {
         Self {
-            device: Some(device),
+            to: Some(To::Device(device)),
+            unique,
+        }
+    }
+
+    /// For a request whose thread waits at `slot` for the answer.
+    pub(super) fn to_slot(slot: Arc<Slot>, unique: u64) -> Self {
+        Self {
+            to: Some(To::Ring(slot)),
             unique,
         }
     }
@@ -32,7 +47,7 @@ impl Reply {
     /// For a request that takes no answer.
     pub(super) fn none() -> Self {
         Self {
-            device: None,
+            to: None,
             unique: 0,
         }
     }
@@ -58,12 +73,14 @@ impl Reply {
     }
 
     fn send(&mut self, errno: i32, data: &[u8]) -> bool {
-        let Some(device) = self.device.take() else {
-            return false;
-        };
         let error = match errno {
             0..=MAX_ERRNO => -errno,
             _ => -libc::EIO,
+        };
+        let device = match self.to.take() {
+            Some(To::Device(device)) => device,
+            Some(To::Ring(slot)) => return slot.put(error, data),
+            None => return false,
         };
         let header = OutHeader {
             // Never cut: no reply is larger than a request, and those are 1 MiB.
@@ -85,7 +102,7 @@ impl Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        if self.device.is_some() {
+        if self.to.is_some() {
             self.send(libc::EIO, &[]);
         }
     }

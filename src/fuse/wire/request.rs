@@ -168,29 +168,26 @@ pub(crate) fn split(message: &[u8]) -> Option<(Header, u32, &[u8])> {
     if usize::try_from(header.len).ok()? != message.len() {
         return None;
     }
-    // Extensions, at the end, are sent only when asked for.
+    let (opcode, body) = (header.opcode, without_extensions(&header, body)?);
+    Some((Header::from(header), opcode, body))
+}
+
+/// Extensions, at the end, are sent only when asked for.
+pub(super) fn without_extensions<'a>(header: &InHeader, body: &'a [u8]) -> Option<&'a [u8]> {
     let extensions = usize::from(header.total_extlen) * 8;
-    let body = body.get(..body.len().checked_sub(extensions)?)?;
-    let InHeader {
-        opcode,
-        unique,
-        nodeid: ino,
-        uid,
-        gid,
-        pid,
-        ..
-    } = header;
-    Some((
-        Header {
-            unique,
-            ino,
-            uid,
-            gid,
-            pid,
-        },
-        opcode,
-        body,
-    ))
+    body.get(..body.len().checked_sub(extensions)?)
+}
+
+impl From<InHeader> for Header {
+    fn from(header: InHeader) -> Self {
+        Self {
+            unique: header.unique,
+            ino: header.nodeid,
+            uid: header.uid,
+            gid: header.gid,
+            pid: header.pid,
+        }
+    }
 }
 
 /// Whether the kernel waits for an answer to this opcode.
@@ -200,14 +197,28 @@ pub(crate) fn is_answered(opcode: u32) -> bool {
 
 /// What the body of a message asks for.
 pub(crate) fn parse(opcode: u32, body: &[u8]) -> Request<'_> {
-    fields(opcode, Body(body)).unwrap_or(Request::Malformed)
+    parse_parts(opcode, body, &[])
 }
 
-/// The rest of a message's body.
-struct Body<'a>(&'a [u8]);
+/// [`parse`] of a body that lies in two places: first the operation's own struct, if it has
+/// one, then the rest.
+pub(super) fn parse_parts<'a>(opcode: u32, head: &'a [u8], rest: &'a [u8]) -> Request<'a> {
+    fields(opcode, Body(head, rest)).unwrap_or(Request::Malformed)
+}
+
+/// The rest of a message's body, and where it goes on.
+struct Body<'a>(&'a [u8], &'a [u8]);
 
 impl<'a> Body<'a> {
+    /// Nothing that is read as one lies in both parts.
+    fn go_on(&mut self) {
+        if self.0.is_empty() {
+            self.0 = std::mem::take(&mut self.1);
+        }
+    }
+
     fn take<T: FromBytes>(&mut self) -> Option<T> {
+        self.go_on();
         let (value, rest) = T::read_from_prefix(self.0).ok()?;
         self.0 = rest;
         Some(value)
@@ -215,6 +226,7 @@ impl<'a> Body<'a> {
 
     /// Up to the next NUL.
     fn name(&mut self) -> Option<&'a [u8]> {
+        self.go_on();
         let end = self.0.iter().position(|&byte| byte == 0)?;
         let (name, rest) = self.0.split_at_checked(end)?;
         self.0 = rest.get(1..)?;
@@ -223,6 +235,7 @@ impl<'a> Body<'a> {
 
     /// `len` bytes, no fewer.
     fn bytes(&mut self, len: u32) -> Option<&'a [u8]> {
+        self.go_on();
         let (bytes, rest) = self.0.split_at_checked(usize::try_from(len).ok()?)?;
         self.0 = rest;
         Some(bytes)

@@ -13,6 +13,7 @@ const LIMITS: Limits = Limits {
     flags: init::DONT_MASK | init::POSIX_ACL,
     max_io: 1 << 20,
     max_background: 64,
+    transport: Some(Transport::Classic),
 };
 
 fn pair() -> (OwnedFd, OwnedFd) {
@@ -62,6 +63,7 @@ fn shakes_hands() {
     let sizes = init::BIG_WRITES | init::MAX_PAGES;
     assert_eq!(out.flags, LIMITS.flags | sizes);
     assert_eq!(connection.flags(), out.flags);
+    assert_eq!(connection.transport(), Transport::Classic);
     assert_eq!((out.max_write, out.max_readahead), (1 << 20, 1 << 17));
     let page = rustix::param::page_size();
     assert_eq!(usize::from(out.max_pages) * page, 1 << 20);
@@ -80,6 +82,48 @@ fn refuses_what_is_too_old_or_no_handshake() {
         Connection::open(ours, &LIMITS).unwrap_err();
         assert_eq!(answered(&kernel).0.error, -libc::EIO);
     }
+}
+
+#[test]
+fn io_uring_is_promised_only_where_it_is_offered_and_possible() {
+    let offer = |flags2: u32| [init(7, 45).as_bytes(), flags2.as_bytes(), &[0; 44]].concat();
+    let over_io_uring = init2::OVER_IO_URING;
+    let open = |flags2, transport| {
+        let (kernel, ours) = pair();
+        send(&kernel, op::INIT, &offer(flags2));
+        let connection = Connection::open(
+            ours,
+            &Limits {
+                transport,
+                ..LIMITS
+            },
+        );
+        let (header, body) = answered(&kernel);
+        let out = InitOut::read_from_bytes(&body).unwrap_or_default();
+        (connection, header.error, out)
+    };
+    // Not offered.
+    let (connection, _, out) = open(0, None);
+    assert_eq!(
+        (connection.unwrap().transport(), out.flags2),
+        (Transport::Classic, 0)
+    );
+    let (connection, error, _) = open(0, Some(Transport::Uring));
+    let text = connection.unwrap_err().to_string();
+    assert!(
+        text.contains("enable_uring") && error == -libc::EIO,
+        "{text}"
+    );
+    // Offered and not wanted.
+    let (_, _, out) = open(over_io_uring, Some(Transport::Classic));
+    assert_eq!((out.flags2, out.flags & init::INIT_EXT), (0, 0));
+    // Offered: rings, or an honest answer where this process may not have them.
+    let (connection, _, out) = open(over_io_uring, None);
+    let connection = connection.unwrap();
+    let promised = out.flags2 == over_io_uring && out.flags & init::INIT_EXT != 0;
+    assert_eq!(promised, connection.transport() == Transport::Uring);
+    // Never served: its threads end.
+    drop(connection);
 }
 
 /// Answers LOOKUP with its name, panics at GETATTR, and notes FORGET.

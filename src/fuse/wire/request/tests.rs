@@ -210,3 +210,39 @@ proptest! {
         }
     }
 }
+
+/// What the kernel sends over io_uring: the operation's struct in one place, the rest in
+/// another.
+#[test]
+fn a_body_in_two_places_is_the_same_request() {
+    let mknod = abi::MknodIn {
+        mode: 1,
+        rdev: 2,
+        umask: 3,
+        padding: 0,
+    };
+    let set = abi::SetxattrIn { size: 2, flags: 1 };
+    let cases: [(u32, &[u8], &[u8]); 6] = [
+        (op::LOOKUP, b"", b"name\0"),
+        (op::SYMLINK, b"", b"name\0target\0"),
+        (op::MKNOD, mknod.as_bytes(), b"name\0"),
+        (op::SETXATTR, set.as_bytes(), b"name\0va"),
+        (op::GETATTR, &[0; 16], b""),
+        (op::RENAME2, &[0; 16], b"a\0b\0"),
+    ];
+    for (opcode, head, rest) in cases {
+        let parts = parse_parts(opcode, head, rest);
+        assert!(!matches!(parts, Request::Malformed), "{opcode}");
+        assert_eq!(format!("{parts:?}"), shown(opcode, &[head, rest]));
+    }
+    // Nothing is pieced together across the border.
+    for (opcode, head, rest) in [
+        (op::LOOKUP, &b"na"[..], &b"me\0"[..]),
+        (op::MKNOD, b"12345678", b"123456789\0"),
+    ] {
+        assert!(matches!(
+            parse_parts(opcode, head, rest),
+            Request::Malformed
+        ));
+    }
+}

@@ -1,0 +1,99 @@
+//! What needs no kernel that offers it; mounts over io_uring are in `tests/mount/uring.rs`.
+
+use zerocopy::IntoBytes;
+
+use super::*;
+use crate::fuse::wire::abi::{InHeader, UringEntInOut, WriteIn};
+use crate::fuse::wire::{Header, Request};
+
+#[test]
+fn cpus_are_counted() {
+    assert_eq!(count("0"), Some(1));
+    assert_eq!(count("0-3"), Some(4));
+    assert_eq!(count("0-3,8,10-11"), Some(7));
+    for wrong in ["", "a", "3-0", "0-", "0-70000", "-1", "0,,1"] {
+        assert_eq!(count(wrong), None, "{wrong}");
+    }
+    assert!(possible_cpus().unwrap() >= 1);
+}
+
+/// Answers LOOKUP with its name twice, WRITE with its data, UNLINK from another thread and
+/// with too much; panics at GETATTR and forgets to answer the rest.
+struct Odd;
+
+impl Handler for Odd {
+    fn handle(&self, _: &Header, request: Request<'_>, reply: Reply) {
+        match request {
+            Request::Lookup { name } => assert!(reply.bytes(&[name, name].concat())),
+            Request::Write { data, .. } => assert!(reply.bytes(data)),
+            Request::Unlink { name } => {
+                let name = name.to_vec();
+                std::thread::spawn(move || reply.bytes(&name));
+            }
+            Request::RmDir { .. } => assert!(!reply.bytes(&[0; 10_000])),
+            Request::GetAttr => panic!("expected by the test"),
+            _ => {}
+        }
+    }
+}
+
+fn served(handler: impl Handler) -> Served {
+    Served::new(Arc::new(handler), Box::new(|| ()))
+}
+
+/// What `Odd` answers to a request; `None` where io_uring is forbidden.
+fn asked(opcode: u32, op: &[u8], rest: &[u8]) -> Option<(i32, Vec<u8>)> {
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let (_entry, mut payload) = match Entry::new(null, 0, 8192) {
+        Ok(both) => both,
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none(), "io_uring: {error}");
+            eprintln!("skipped: io_uring: {error}");
+            return None;
+        }
+    };
+    payload[..rest.len()].copy_from_slice(rest);
+    let fixed = InHeader {
+        len: (size_of::<InHeader>() + op.len() + rest.len()) as u32,
+        opcode,
+        unique: 5,
+        ..InHeader::default()
+    };
+    let ent = UringEntInOut {
+        commit_id: 5,
+        payload_sz: rest.len() as u32,
+        ..UringEntInOut::default()
+    };
+    let mut header = [0; HEADER];
+    fixed.write_to_prefix(&mut header).unwrap();
+    header[128..128 + op.len()].copy_from_slice(op);
+    ent.write_to(&mut header[256..]).unwrap();
+    let slot = Arc::default();
+    let (answer, payload) = answer(&served(Odd), &header, payload, &mut Vec::new(), &slot).unwrap();
+    Some((answer.error, payload[..answer.len].to_vec()))
+}
+
+#[test]
+fn every_request_is_answered_once_whatever_becomes_of_it() {
+    let write = WriteIn {
+        size: 4,
+        ..WriteIn::default()
+    };
+    let eio = (-libc::EIO, Vec::new());
+    let cases: [(u32, &[u8], &[u8], (i32, Vec<u8>)); 7] = [
+        (op::LOOKUP, b"", b"ab\0", (0, b"abab".to_vec())),
+        (op::WRITE, write.as_bytes(), b"data", (0, b"data".to_vec())),
+        (op::UNLINK, b"", b"name\0", (0, b"name".to_vec())),
+        (op::RMDIR, b"", b"name\0", eio.clone()),
+        (op::GETATTR, &[0; 16], b"", eio.clone()),
+        (op::READLINK, b"", b"", eio.clone()),
+        // Shorter than WRITE's own struct says.
+        (op::WRITE, write.as_bytes(), b"dat", eio),
+    ];
+    for (opcode, op, rest, expected) in cases {
+        match asked(opcode, op, rest) {
+            Some(answer) => assert_eq!(answer, expected, "{opcode}"),
+            None => return,
+        }
+    }
+}

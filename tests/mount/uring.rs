@@ -1,0 +1,322 @@
+//! The transport over io_uring: where it is chosen, what does not stall behind what, and
+//! every way it ends. That it serves all operations is seen by running the suites with
+//! `UNIONFS_TEST_TRANSPORT=uring` (ci/test.sh does).
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use serde_json::Value;
+
+use crate::common::fixture::Fixture;
+use crate::common::layers::{self, Form, Layer};
+use crate::common::mount::{Fs, Mounted, Scratch, Stack, poll, unionfs_binary};
+use crate::common::uring::{Switch, need_uring};
+
+const URING: Fs = Fs::Unionfs("transport=uring");
+/// Longer than anything takes that is not stuck.
+const LONG: Duration = Duration::from_secs(20);
+
+fn standard(fs: &Fs) -> Fixture {
+    Fixture::with(fs, &layers::standard(), Form::Kernel, true)
+}
+
+/// What `stats` says of a mount.
+fn transport_of(mnt: &Path) -> String {
+    let mut command = Command::new(unionfs_binary());
+    let output = command
+        .arg("stats")
+        .arg(mnt)
+        .arg("--json")
+        .output()
+        .unwrap();
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    json["mount"]["transport"].as_str().unwrap().to_owned()
+}
+
+fn signal(server: u32, signal: Signal) {
+    let pid = Pid::from_raw(server as i32).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+fn is_running(pid: u32) -> bool {
+    // A zombie waits for its parent only, which may be this process's.
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// The server's threads of a name, with the CPUs they may use.
+fn threads(server: u32, name: &str) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{server}/task")).unwrap();
+    let cpus = |task: std::io::Result<fs::DirEntry>| {
+        let status = fs::read_to_string(task.ok()?.path().join("status")).ok()?;
+        let of = |key: &str| Some(status.lines().find_map(|l| l.strip_prefix(key))?.trim());
+        (of("Name:")? == name).then(|| of("Cpus_allowed_list:").unwrap().to_owned())
+    };
+    tasks.filter_map(cpus).collect()
+}
+
+#[test]
+fn it_is_chosen_where_it_is_offered() {
+    need_uring!();
+    for (fs, transport) in [
+        (URING, "uring"),
+        (Fs::Unionfs("transport=classic"), "classic"),
+    ] {
+        let f = standard(&fs);
+        assert_eq!(transport_of(f.root()), transport);
+    }
+    let output = Command::new(unionfs_binary())
+        .args(["ps"])
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("TRANSPORT"));
+}
+
+#[test]
+fn without_the_switch_it_is_an_error_that_names_it() {
+    need_uring!();
+    let scratch = Scratch::disk();
+    let stack = Stack {
+        lowers: layers::write_all(&layers::standard(), scratch.path(), Form::Kernel),
+        upper: None,
+        mnt: scratch.dir("mnt"),
+    };
+    let _off = Switch::set("N");
+    let mount = |transport: &str| {
+        let options = format!("{},transport={transport}", stack.options());
+        let mut command = Command::new(unionfs_binary());
+        command
+            .args(["-o", &options])
+            .arg(&stack.mnt)
+            .output()
+            .unwrap()
+    };
+    let output = mount("uring");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && text.contains("enable_uring"),
+        "{text}"
+    );
+    assert!(mount("carrier-pigeon").status.code() == Some(2));
+    // Nobody asked for it: nobody misses it.
+    assert!(mount("auto").status.success());
+    assert_eq!(transport_of(&stack.mnt), "classic");
+    rustix::mount::unmount(&stack.mnt, UnmountFlags::DETACH).unwrap();
+}
+
+/// Each CPU's thread stays there; what it starts for slow work does not.
+#[test]
+fn threads_are_pinned_and_slow_work_is_not() {
+    need_uring!();
+    let f = standard(&URING);
+    let server = f.mounted().servers()[0];
+    // A copy-up, by a thread of each CPU.
+    f.ok("write plain.txt 0 changed");
+    let all = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+    assert_eq!(threads(server, "unionfs-cpu0")[0], "0");
+    let slow = threads(server, "unionfs-slow");
+    assert!(
+        !slow.is_empty() && slow.iter().all(|cpus| *cpus == all.trim()),
+        "{slow:?}"
+    );
+}
+
+/// A mount whose lower is served by another one, which can be made to stop answering.
+struct Stuck {
+    below: Fixture,
+    top: Option<Mounted>,
+    scratch: Scratch,
+    mnt: PathBuf,
+}
+
+impl Stuck {
+    fn new(files: usize) -> Self {
+        let lower = (0..files).fold(Layer::new(), |l, n| l.file(format!("f{n}"), format!("{n}")));
+        let below = Fixture::with(
+            &Fs::Unionfs("transport=classic"),
+            &[lower],
+            Form::Kernel,
+            false,
+        );
+        let scratch = Scratch::disk();
+        let stack = Stack {
+            lowers: vec![below.root().to_owned()],
+            upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+            mnt: scratch.dir("mnt"),
+        };
+        let top = URING.mount(&stack);
+        fs::write(stack.mnt.join("upper"), "here").unwrap();
+        // The names are known; what is in the files is not.
+        for entry in fs::read_dir(&stack.mnt).unwrap() {
+            entry.unwrap().metadata().unwrap();
+        }
+        Self {
+            below,
+            top: Some(top),
+            scratch,
+            mnt: stack.mnt,
+        }
+    }
+
+    /// Returns when no thread of it can take another request.
+    fn stop(&self) {
+        let server = self.below.mounted().servers()[0];
+        signal(server, Signal::STOP);
+        let stopped = |task: std::io::Result<fs::DirEntry>| {
+            let stat = fs::read_to_string(task.unwrap().path().join("stat"));
+            stat.unwrap().contains(") T ")
+        };
+        let tasks = || fs::read_dir(format!("/proc/{server}/task")).unwrap();
+        assert!(poll(|| tasks().all(stopped)), "it does not stop");
+    }
+
+    fn go_on(&self) {
+        signal(self.below.mounted().servers()[0], Signal::CONT);
+    }
+
+    /// Threads on the first CPU that read the files, each its own.
+    fn readers(&self, files: usize) -> mpsc::Receiver<std::io::Result<String>> {
+        let (sender, results) = mpsc::channel();
+        for n in 0..files {
+            let (path, sender) = (self.mnt.join(format!("f{n}")), sender.clone());
+            std::thread::spawn(move || {
+                on_first_cpu();
+                let _ = sender.send(fs::read_to_string(path));
+            });
+        }
+        results
+    }
+
+    fn server(&self) -> u32 {
+        self.top.as_ref().unwrap().servers()[0]
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        self.go_on();
+        drop(self.top.take());
+    }
+}
+
+fn on_first_cpu() {
+    let mut first = CpuSet::new();
+    first.set(0);
+    sched_setaffinity(None, &first).unwrap();
+}
+
+#[test]
+fn nothing_waits_behind_a_request_that_blocks() {
+    need_uring!();
+    let stuck = Stuck::new(8);
+    stuck.stop();
+    let results = stuck.readers(8);
+    assert!(
+        results.recv_timeout(Duration::from_millis(300)).is_err(),
+        "they are stuck"
+    );
+    let (sender, done) = mpsc::channel();
+    let file = stuck.mnt.join("upper");
+    std::thread::spawn(move || {
+        on_first_cpu();
+        for n in 0..20 {
+            fs::write(&file, format!("{n}")).unwrap();
+        }
+        let _ = sender.send(fs::read_to_string(&file));
+    });
+    let written = done.recv_timeout(LONG).expect("stalled behind the readers");
+    assert_eq!(written.unwrap(), "19");
+    assert!(results.try_recv().is_err(), "the readers are still stuck");
+    let places = threads(stuck.server(), "unionfs-cpu0").len();
+    assert!((9..20).contains(&places), "{places} threads");
+    stuck.go_on();
+    let read: Vec<_> = (0..8)
+        .map(|_| results.recv_timeout(LONG).unwrap().unwrap())
+        .collect();
+    assert_eq!(read.iter().map(String::len).sum::<usize>(), 8);
+    let first = threads(stuck.server(), "unionfs-cpu0");
+    assert!(first.iter().all(|cpus| cpus == "0"), "{first:?}");
+}
+
+/// As `fusectl` does it, and with requests in the server's hands.
+#[test]
+fn an_aborted_connection_ends_at_once_and_so_does_its_server() {
+    need_uring!();
+    let stuck = Stuck::new(3);
+    stuck.stop();
+    let results = stuck.readers(3);
+    assert!(results.recv_timeout(Duration::from_millis(300)).is_err());
+    let control = stuck.scratch.dir("control");
+    rustix::mount::mount("fusectl", &control, "fusectl", MountFlags::empty(), None).unwrap();
+    // Cached: asks no server.
+    let minor = rustix::fs::minor(fs::metadata(stuck.mnt.join("upper")).unwrap().dev());
+    fs::write(control.join(format!("{minor}/abort")), "1").unwrap();
+    rustix::mount::unmount(&control, UnmountFlags::DETACH).unwrap();
+    for _ in 0..3 {
+        results.recv_timeout(LONG).expect("not let go").unwrap_err();
+    }
+    let server = stuck.server();
+    stuck.go_on();
+    assert!(poll(|| !is_running(server)), "the server still runs");
+}
+
+#[test]
+fn a_killed_server_leaves_nobody_waiting() {
+    need_uring!();
+    for busy in [false, true] {
+        let stuck = Stuck::new(3);
+        let results = busy.then(|| {
+            stuck.stop();
+            let results = stuck.readers(3);
+            assert!(results.recv_timeout(Duration::from_millis(300)).is_err());
+            results
+        });
+        let server = stuck.server();
+        signal(server, Signal::KILL);
+        // What waits for the stopped server can be killed, too.
+        assert!(poll(|| !is_running(server)), "busy: {busy}");
+        if let Some(results) = results {
+            for _ in 0..3 {
+                results.recv_timeout(LONG).expect("not let go").unwrap_err();
+            }
+        }
+        let (sender, answer) = mpsc::channel();
+        let path = stuck.mnt.join("unknown");
+        std::thread::spawn(move || sender.send(fs::metadata(path)));
+        answer.recv_timeout(LONG).expect("hangs").unwrap_err();
+    }
+}
+
+#[test]
+fn unmounting_and_sigterm_end_it_under_load() {
+    need_uring!();
+    for by_signal in [false, true] {
+        let f = standard(&URING);
+        let server = f.mounted().servers()[0];
+        let (root, (stop, stopped)) = (f.root().to_owned(), mpsc::channel::<()>());
+        let load = std::thread::spawn(move || {
+            let mut rounds = 0;
+            while stopped.try_recv().is_err() {
+                // Both ends: fails once it is unmounted.
+                let _ = fs::write(root.join(format!("new{}", rounds % 7)), "data");
+                let _ = fs::remove_file(root.join(format!("new{}", (rounds + 3) % 7)));
+                rounds += 1;
+            }
+            rounds
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        match by_signal {
+            true => signal(server, Signal::TERM),
+            false => rustix::mount::unmount(f.root(), UnmountFlags::DETACH).unwrap(),
+        }
+        assert!(poll(|| !is_running(server)), "by signal: {by_signal}");
+        stop.send(()).unwrap();
+        assert!(load.join().unwrap() > 0);
+    }
+}
