@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::config::IoPolicy;
 use super::error::{Error, Result};
 use super::mountinfo;
 
@@ -59,6 +60,9 @@ pub struct MountRecord {
     pub source: String,
     /// Whether the mount is read-only.
     pub read_only: bool,
+    /// How the data of files gets to programs: cached or passthrough.
+    #[serde(default)]
+    pub io: IoPolicy,
     /// When it was mounted, seconds since 1970.
     pub since: u64,
     /// What is mounted.
@@ -84,7 +88,13 @@ pub enum MountState {
 
 impl MountRecord {
     /// A record of a mount served by this process, not yet written.
-    pub fn new(mountpoint: &Path, source: &str, read_only: bool, description: Description) -> Self {
+    pub fn new(
+        mountpoint: &Path,
+        source: &str,
+        read_only: bool,
+        io: IoPolicy,
+        description: Description,
+    ) -> Self {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let pid = std::process::id();
         Self {
@@ -95,6 +105,7 @@ impl MountRecord {
             mountpoint: mountpoint.to_owned(),
             source: source.to_owned(),
             read_only,
+            io,
             since: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| d.as_secs()),
@@ -357,6 +368,7 @@ mod tests {
             Path::new("/mnt/p\u{e4}th 100%"),
             "unionfs",
             true,
+            IoPolicy::Passthrough,
             Description {
                 image: Some("busybox:latest".into()),
                 lowers: vec![odd.clone(), "/b".into()],

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
-use super::abi::{self, InitIn, InitOut, init, op};
+use super::abi::{self, InitIn, InitOut, init, init2, op};
 use super::reply::Reply;
 use super::request::{self, Header, Request};
 use crate::sys::fuse::clone_device;
@@ -33,6 +33,9 @@ pub(crate) struct Limits {
     pub(crate) max_io: u32,
     /// Requests the kernel may have in flight for readahead and other background work.
     pub(crate) max_background: u16,
+    /// How deep file systems may be stacked with ours on top, for passthrough: 1 when what is
+    /// below stacks nothing, 2 when it does; 0 asks for no passthrough.
+    pub(crate) stack_depth: u32,
 }
 
 /// A connection that has shaken hands.
@@ -40,6 +43,7 @@ pub(crate) struct Limits {
 pub(crate) struct Connection {
     device: Arc<OwnedFd>,
     flags: u32,
+    flags2: u32,
     buffer: usize,
 }
 
@@ -54,6 +58,7 @@ impl Connection {
         let mut connection = Self {
             device: Arc::new(device),
             flags: 0,
+            flags2: 0,
             buffer,
         };
         let mut space = vec![0; buffer];
@@ -61,14 +66,15 @@ impl Connection {
             let message = receive(&connection.device, &mut space)?;
             let (header, opcode, body) = request::split(message).ok_or_else(not_fuse)?;
             let reply = Reply::new(Arc::clone(&connection.device), header.unique);
-            let init = InitIn::read_from_prefix(body).map(|(init, _)| init);
-            let (op::INIT, Ok(init)) = (opcode, init) else {
+            let init = InitIn::read_from_prefix(body);
+            let (op::INIT, Ok((init, rest))) = (opcode, init) else {
                 reply.error(libc::EIO);
                 return Err(not_fuse());
             };
-            match answer(&init, limits) {
+            match answer(&init, flags2(&init, rest), limits) {
                 Some(answer) => {
                     connection.flags = answer.flags;
+                    connection.flags2 = answer.flags2;
                     if !reply.message(&answer) {
                         return Err(Errno::NODEV.into());
                     }
@@ -87,6 +93,16 @@ impl Connection {
     /// The flags both sides agreed on.
     pub(crate) fn flags(&self) -> u32 {
         self.flags
+    }
+
+    /// Of the flags from bit 32 on, those both sides agreed on.
+    pub(crate) fn flags2(&self) -> u32 {
+        self.flags2
+    }
+
+    /// For ioctls on the connection.
+    pub(crate) fn device(&self) -> &Arc<OwnedFd> {
+        &self.device
     }
 
     /// Serves with `threads` workers until the file system is unmounted. With `own_devices`
@@ -141,9 +157,17 @@ fn not_fuse() -> io::Error {
     io::Error::other("the kernel did not begin with FUSE_INIT")
 }
 
+/// The flags from bit 32 on, which stand behind the message proper where it says so.
+fn flags2(init: &InitIn, rest: &[u8]) -> u32 {
+    match u32::read_from_prefix(rest) {
+        Ok((flags2, _)) if init.flags & init::INIT_EXT != 0 => flags2,
+        _ => 0,
+    }
+}
+
 /// The answer to INIT; `None` for a version too old. For a major version newer than ours
 /// it only names ours, and the kernel asks again.
-fn answer(init: &InitIn, limits: &Limits) -> Option<InitOut> {
+fn answer(init: &InitIn, flags2: u32, limits: &Limits) -> Option<InitOut> {
     if init.major < abi::MAJOR || init.major == abi::MAJOR && init.minor < abi::MIN_MINOR {
         return None;
     }
@@ -155,10 +179,22 @@ fn answer(init: &InitIn, limits: &Limits) -> Option<InitOut> {
     if init.major > abi::MAJOR {
         return Some(version);
     }
+    let flags2 = match limits.stack_depth {
+        0 => 0,
+        _ => flags2 & init2::PASSTHROUGH,
+    };
+    let wanted = limits.flags | init::BIG_WRITES | init::MAX_PAGES;
+    // Only what opens files by message can truncate them by it.
+    let extended = match flags2 {
+        0 => 0,
+        _ => init::INIT_EXT | init::ATOMIC_O_TRUNC,
+    };
     let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
     Some(InitOut {
         max_readahead: init.max_readahead.min(limits.max_io),
-        flags: init.flags & (limits.flags | init::BIG_WRITES | init::MAX_PAGES),
+        flags: init.flags & (wanted | extended),
+        flags2,
+        max_stack_depth: if flags2 == 0 { 0 } else { limits.stack_depth },
         max_background: limits.max_background,
         congestion_threshold: limits.max_background / 4 * 3,
         max_write: limits.max_io,
