@@ -17,8 +17,8 @@ struct MountAttr {
 }
 
 /// The directory `dir` in a mount of its own, which nobody else sees and which goes away with
-/// the last descriptor on it: the kernel refuses to write through it (EROFS), and reading
-/// changes no access time. Other mounts below the directory are not in it.
+/// the last descriptor on it, with what is mounted below: the kernel refuses to write through
+/// it (EROFS), and reading changes no access time.
 ///
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN; EINVAL when the mount may not be copied (it is locked, or in
@@ -26,6 +26,7 @@ struct MountAttr {
 pub fn sealed(dir: impl AsFd) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_EMPTY_PATH;
     let copy = rustix::mount::open_tree(dir, c"", flags)?;
     let attr = MountAttr {
@@ -41,7 +42,7 @@ pub fn sealed(dir: impl AsFd) -> Result<OwnedFd, Errno> {
             libc::SYS_mount_setattr,
             copy.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
             &raw const attr,
             size_of::<MountAttr>(),
         )

@@ -266,7 +266,10 @@ fn open_layers(specs: &[LayerSpec], first: usize, sealed: bool) -> Result<Vec<Ar
         let mut layer = Layer::open(spec);
         if let (true, Ok(opened)) = (sealed, &mut layer) {
             opened.seal().map_err(|e| {
-                Error::from(e).context("cannot make a private mount of the lower layer", &spec.path)
+                Error::from(e).context(
+                    "io=passthrough needs a private mount of the lower layer",
+                    &spec.path,
+                )
             })?;
         }
         let root = layer.and_then(|layer| LowerDir::root(Arc::new(layer), first + i));
