@@ -94,6 +94,7 @@ Options:
   -o upperdir=DIR,workdir=DIR             where changes go; read-only without them
   -o dialect=all|overlay                  whiteouts of any writer, or of overlayfs only
   -o redirect_dir=on|off                  whether directories of lowers can be renamed
+  -o io=auto|cached|passthrough           who reads and writes the data of files
   -o volatile                             never sync the upper directory
   -o transport=auto|classic|uring         requests from /dev/fuse or over io_uring
   -o fsname=NAME                          the source shown in /proc/mounts

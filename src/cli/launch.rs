@@ -22,7 +22,7 @@ use super::error::{self, Relayed};
 use super::fresh::Fresh;
 use super::options::MountOptions;
 use super::{checks, logging};
-use crate::fuse::{self, MountConfig};
+use crate::fuse::{self, IoPolicy, MountConfig};
 use crate::layer::StackSpec;
 use crate::sys::process::{Side, daemonize};
 use crate::union::{self, Union};
@@ -171,9 +171,11 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let fresh = request.fresh.take();
     // After `fresh`, so it is dropped before.
     let mut held = std::mem::take(&mut request.held);
+    let io = request.options.io.unwrap_or_default().resolved();
     let options = union::Options {
         volatile: request.options.volatile,
         redirect_dir: request.options.redirect_dir,
+        sealed: io == IoPolicy::Passthrough,
         ..union::Options::default()
     };
     let config = config(&request);
@@ -215,6 +217,7 @@ fn explain(error: union::Error, stack: &StackSpec) -> anyhow::Error {
 
 fn config(request: &Request) -> MountConfig {
     let mut config = MountConfig::new(&request.mountpoint);
+    config.io = request.options.io.unwrap_or_default();
     config.fsname.clone_from(&request.source);
     config.transport = request.options.transport;
     config.flags.set(MountFlags::RDONLY, request.read_only);

@@ -64,7 +64,7 @@ pub(super) struct Args {
     #[arg(long, requires = "container", conflicts_with_all = ["read_only", "ephemeral", "upper"])]
     in_place: bool,
     /// Mount options: ro, nodev, nosuid, noexec, noatime, allow_other, volatile, nonempty,
-    /// fsname=NAME, redirect_dir=on|off
+    /// fsname=NAME, redirect_dir=on|off, io=auto|cached|passthrough
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<OsString>,
     /// Stay in the foreground

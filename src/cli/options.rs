@@ -17,7 +17,7 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use crate::fuse::Transport;
+use crate::fuse::{IoPolicy, Transport};
 
 /// The most lower layers a stack may have, data-only ones included; as overlayfs.
 pub const MAX_LOWERS: usize = 500;
@@ -53,6 +53,8 @@ pub struct MountOptions {
     pub redirect_dir: Option<bool>,
     /// `dialect=all|overlay`.
     pub markers: Option<Markers>,
+    /// `io=auto|cached|passthrough`.
+    pub io: Option<IoPolicy>,
     /// `userxattr`: markers are `user.overlay.*`, also for root, as with kernel overlayfs.
     pub userxattr: bool,
     /// `transport=classic|uring`; `auto` is not given.
@@ -131,7 +133,7 @@ impl MountOptions {
             b"userxattr" => self.userxattr = true,
             b"squash_to_root" => return Err(mapping("squash_to_root")),
             b"lowerdir" | b"upperdir" | b"workdir" | b"fsname" | b"redirect_dir" | b"dialect"
-            | b"transport" | b"uidmapping" | b"gidmapping" | b"squash_to_uid"
+            | b"io" | b"transport" | b"uidmapping" | b"gidmapping" | b"squash_to_uid"
             | b"squash_to_gid" | b"xattr_permissions" => {
                 return Err(bad(format!("option {0} needs a value: {0}=…", show(key))));
             }
@@ -150,6 +152,7 @@ impl MountOptions {
             b"workdir" => self.work = Some(dir(key, value)?),
             b"fsname" => self.fsname = Some(OsString::from_vec(unescape(value))),
             b"redirect_dir" => self.redirect_dir = redirect_dir(value)?,
+            b"io" => self.io = Some(io_policy(value)?),
             b"dialect" => {
                 self.markers = match value {
                     b"all" => Some(Markers::All),
@@ -318,6 +321,18 @@ fn transport(value: &[u8]) -> Result<Option<Transport>, OptionError> {
             show(value)
         ))),
     }
+}
+
+fn io_policy(value: &[u8]) -> Result<IoPolicy, OptionError> {
+    let all = [IoPolicy::Auto, IoPolicy::Cached, IoPolicy::Passthrough];
+    all.into_iter()
+        .find(|policy| policy.name().as_bytes() == value)
+        .ok_or_else(|| {
+            bad(format!(
+                "io={} is not known: use io=auto, io=cached or io=passthrough",
+                show(value)
+            ))
+        })
 }
 
 fn mapping(option: &str) -> OptionError {

@@ -121,6 +121,13 @@ fn other_values() {
     assert_eq!(ok("dialect=overlay").markers, Some(Markers::Overlay));
     refused("dialect=x", "dialect=all or dialect=overlay");
     refused("redirect_dir=x", "redirect_dir=on");
+    assert_eq!(ok("io=auto").io, Some(IoPolicy::Auto));
+    assert_eq!(
+        ok("io=cached,io=passthrough").io,
+        Some(IoPolicy::Passthrough)
+    );
+    refused("io=fast", "io=cached");
+    refused("io", "io=…");
     refused("upperdir=", "names no directory");
     refused("lowerdir", "needs a value");
 }

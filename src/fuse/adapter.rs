@@ -1,17 +1,21 @@
 //! Translates each request of the kernel to one call of the union and one reply. Called
 //! by the workers of `wire`; holds no state of files: the node id is the union's inode
-//! number and there are no file handles (no-open, no-opendir).
+//! number and there are no file handles (no-open, no-opendir). Only under the policy
+//! `passthrough` files are opened by message (`opens`).
 //!
 //! Work that would copy a file up, and every fsync, goes to the pool with its reply, so
 //! that a worker is free for the next request.
 
 mod handlers;
 mod names;
+mod opens;
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use super::convert;
 use super::counters::{Counters, Op};
+use super::passthrough::Opens;
 use super::pool::Pool;
 use super::wire::Limits;
 use super::wire::abi::init;
@@ -35,11 +39,19 @@ pub(super) struct Adapter {
     no_open: bool,
     /// Likewise for OPENDIR.
     no_opendir: bool,
+    /// What is open, under the policy `passthrough`.
+    opens: Option<Arc<Opens>>,
 }
 
 impl Adapter {
     /// `flags`: what the handshake agreed on.
-    pub(super) fn new(union: Arc<Union>, counters: Arc<Counters>, pool: Pool, flags: u32) -> Self {
+    pub(super) fn new(
+        union: Arc<Union>,
+        counters: Arc<Counters>,
+        pool: Pool,
+        flags: u32,
+        opens: Option<Arc<Opens>>,
+    ) -> Self {
         counters.count(Op::Init);
         Self {
             union,
@@ -47,11 +59,17 @@ impl Adapter {
             pool,
             no_open: flags & init::NO_OPEN_SUPPORT != 0,
             no_opendir: flags & init::NO_OPENDIR_SUPPORT != 0,
+            opens,
         }
     }
 
     fn count(&self, op: Op) {
         self.counters.count(op);
+    }
+
+    /// How long the kernel may keep an inode's attributes, in seconds.
+    fn lifetime(&self, ino: u64) -> u64 {
+        lifetime(self.opens.as_deref(), ino)
     }
 
     /// Runs `job` here, or in the pool when it is slow.
@@ -70,13 +88,17 @@ impl Adapter {
     }
 }
 
-/// What to ask of the kernel, each where it offers it. Never FUSE_ATOMIC_O_TRUNC (there is
-/// no OPEN), FUSE_AUTO_INVAL_DATA (it would drop cached pages; files change through the
+fn lifetime(opens: Option<&Opens>, ino: u64) -> u64 {
+    opens.map_or(convert::FOREVER, |opens| opens.lifetime(ino))
+}
+
+/// What to ask of the kernel, each where it offers it. FUSE_ATOMIC_O_TRUNC only together with
+/// passthrough (else there is no OPEN), never FUSE_AUTO_INVAL_DATA (it would drop cached pages; files change through the
 /// kernel only), FUSE_EXPORT_SUPPORT (what the kernel forgot, the union may not find by
 /// number) or the lock flags (the kernel keeps locks itself). READDIRPLUS without
 /// FUSE_READDIRPLUS_AUTO: with it, the pages of a listing after the first bring names only,
 /// and each name of them costs a LOOKUP (318 more messages for a walk of 1,624 files).
-pub(super) fn wanted(acl: bool) -> Limits {
+pub(super) fn wanted(acl: bool, stack_depth: u32) -> Limits {
     let flags = init::ASYNC_READ
         | init::PARALLEL_DIROPS
         | init::DO_READDIRPLUS
@@ -87,11 +109,13 @@ pub(super) fn wanted(acl: bool) -> Limits {
         | init::ASYNC_DIO
         | init::DONT_MASK
         | init::HANDLE_KILLPRIV_V2;
+    let flags = if std::env::var_os("UNIONFS_WB").is_some() { flags | 1 << 16 } else { flags };
     Limits {
         flags: if acl { flags | init::POSIX_ACL } else { flags },
         max_io: MAX_IO,
         max_background: MAX_BACKGROUND,
         transport: None,
+        stack_depth,
     }
 }
 

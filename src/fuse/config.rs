@@ -32,6 +32,41 @@ impl Transport {
     }
 }
 
+/// How the data of files gets to programs (option `io=`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IoPolicy {
+    /// Whatever serves ordinary work best: [`IoPolicy::Cached`].
+    #[default]
+    Auto,
+    /// Files are opened without a message; their data goes through us, and the kernel's page
+    /// cache keeps it.
+    Cached,
+    /// The kernel reads and writes the layers' files itself where it may (Linux 6.9,
+    /// CAP_SYS_ADMIN); opening one costs a message.
+    Passthrough,
+}
+
+impl IoPolicy {
+    /// What `auto` stands for. By the numbers in docs/BENCHMARKS.md: opening files is what
+    /// programs do most, and costs a message under `passthrough`, none under `cached`.
+    pub fn resolved(self) -> Self {
+        match self {
+            Self::Auto => Self::Cached,
+            other => other,
+        }
+    }
+
+    /// As the option has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cached => "cached",
+            Self::Passthrough => "passthrough",
+        }
+    }
+}
+
 /// How and where to mount.
 #[derive(Clone, Debug)]
 pub struct MountConfig {
@@ -58,6 +93,8 @@ pub struct MountConfig {
     /// Whether to write a record and a control socket into the runtime directory, for
     /// `unionfs ps` and `stats`. Default: true.
     pub register: bool,
+    /// How the data of files gets to programs. Default: auto.
+    pub io: IoPolicy,
     /// What is mounted, for the record.
     pub description: Description,
 }
@@ -76,6 +113,7 @@ impl MountConfig {
             transport: None,
             handle_signals: true,
             register: true,
+            io: IoPolicy::Auto,
             description: Description::default(),
         }
     }

@@ -77,11 +77,13 @@ pub(super) fn statx(attr: &Attr, mask: u32) -> abi::Statx {
     }
 }
 
-pub(super) fn entry(entry: &EntryRef<'_>) -> abi::EntryOut {
+/// `lifetime`: of the attributes, in seconds.
+pub(super) fn entry(entry: &EntryRef<'_>, lifetime: u64) -> abi::EntryOut {
     abi::EntryOut {
         nodeid: entry.attr().ino,
         generation: entry.generation(),
         attr: attr(entry.attr()),
+        attr_valid: lifetime,
         ..no_entry()
     }
 }

@@ -70,6 +70,16 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
+    /// `io=passthrough` was asked for and cannot be had.
+    #[error("io=passthrough is not possible on {}: {why}; use io=auto", path.display())]
+    Passthrough {
+        /// The mountpoint.
+        path: PathBuf,
+        /// What is missing.
+        why: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The mount did not answer once it was mounted.
     #[error("the mount on {} does not answer", path.display())]
     NotReady {

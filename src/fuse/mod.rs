@@ -18,6 +18,7 @@ mod error;
 mod fusermount;
 mod mount;
 pub mod mountinfo;
+mod passthrough;
 mod pool;
 mod reply;
 pub mod runtime;
@@ -26,7 +27,7 @@ pub mod stats;
 mod unmount;
 mod wire;
 
-pub use config::{MountConfig, Transport};
+pub use config::{IoPolicy, MountConfig, Transport};
 pub use error::{Error, Result};
 pub use mount::preflight;
 pub use runtime::{Description, MountRecord, MountState};

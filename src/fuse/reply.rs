@@ -4,9 +4,7 @@
 use super::convert;
 use super::counters::Op;
 use super::wire::Reply;
-use super::wire::abi::{
-    AttrOut, CreateOut, FOPEN_KEEP_CACHE, GetxattrIn, OpenOut, StatfsOut, StatxOut, WriteOut,
-};
+use super::wire::abi::{AttrOut, CreateOut, GetxattrIn, OpenOut, StatfsOut, StatxOut, WriteOut};
 use crate::union::{Attr, EntryRef, Error, Result, StatFs};
 
 /// Answers with the errno of a failed operation of the union.
@@ -33,11 +31,12 @@ pub(super) fn empty(reply: Reply, op: Op, ino: u64, result: Result<()>) {
     }
 }
 
-pub(super) fn attr(reply: Reply, op: Op, ino: u64, result: Result<Attr>) {
+/// `lifetime`: how long the kernel may keep the attributes, in seconds.
+pub(super) fn attr(reply: Reply, op: Op, ino: u64, result: Result<Attr>, lifetime: u64) {
     match result {
         Ok(attr) => {
             reply.message(&AttrOut {
-                attr_valid: convert::FOREVER,
+                attr_valid: lifetime,
                 attr: convert::attr(&attr),
                 ..AttrOut::default()
             });
@@ -47,11 +46,11 @@ pub(super) fn attr(reply: Reply, op: Op, ino: u64, result: Result<Attr>) {
 }
 
 /// `mask`: the `STATX_` bits asked for.
-pub(super) fn statx(reply: Reply, ino: u64, mask: u32, result: Result<Attr>) {
+pub(super) fn statx(reply: Reply, ino: u64, mask: u32, result: Result<Attr>, lifetime: u64) {
     match result {
         Ok(attr) => {
             reply.message(&StatxOut {
-                attr_valid: convert::FOREVER,
+                attr_valid: lifetime,
                 stat: convert::statx(&attr, mask),
                 ..StatxOut::default()
             });
@@ -60,11 +59,18 @@ pub(super) fn statx(reply: Reply, ino: u64, mask: u32, result: Result<Attr>) {
     }
 }
 
-/// The kernel holds a lookup on the entry from the reply on.
-pub(super) fn entry(reply: Reply, op: Op, parent: u64, result: Result<EntryRef<'_>>) {
+/// The kernel holds a lookup on the entry from the reply on. `lifetime`: of an inode's
+/// attributes, in seconds.
+pub(super) fn entry(
+    reply: Reply,
+    op: Op,
+    parent: u64,
+    result: Result<EntryRef<'_>>,
+    lifetime: impl Fn(u64) -> u64,
+) {
     match result {
         Ok(entry) => {
-            if reply.message(&convert::entry(&entry)) {
+            if reply.message(&convert::entry(&entry, lifetime(entry.attr().ino))) {
                 entry.surrender();
             }
         }
@@ -72,24 +78,17 @@ pub(super) fn entry(reply: Reply, op: Op, parent: u64, result: Result<EntryRef<'
     }
 }
 
-/// [`entry`] of a file that comes open.
-pub(super) fn created(reply: Reply, op: Op, parent: u64, result: Result<EntryRef<'_>>) {
-    match result {
-        Ok(entry) => {
-            let open = OpenOut {
-                open_flags: FOPEN_KEEP_CACHE,
-                ..OpenOut::default()
-            };
-            let out = CreateOut {
-                entry: convert::entry(&entry),
-                open,
-            };
-            if reply.message(&out) {
-                entry.surrender();
-            }
-        }
-        Err(error) => fail(reply, op, parent, &error),
+/// [`entry`] of a file that comes open; whether the kernel took it.
+pub(super) fn created(reply: Reply, entry: EntryRef<'_>, open: OpenOut, lifetime: u64) -> bool {
+    let entry_out = convert::entry(&entry, lifetime);
+    let taken = reply.message(&CreateOut {
+        entry: entry_out,
+        open,
+    });
+    if taken {
+        entry.surrender();
     }
+    taken
 }
 
 pub(super) fn written(reply: Reply, op: Op, ino: u64, result: Result<usize>) {

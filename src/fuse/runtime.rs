@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::config::Transport;
+use super::config::{IoPolicy, Transport};
 use super::error::{Error, Result};
 use super::mountinfo;
 
@@ -63,6 +63,9 @@ pub struct MountRecord {
     /// How requests come from the kernel.
     #[serde(default)]
     pub transport: Transport,
+    /// How the data of files gets to programs: cached or passthrough.
+    #[serde(default)]
+    pub io: IoPolicy,
     /// When it was mounted, seconds since 1970.
     pub since: u64,
     /// What is mounted.
@@ -88,7 +91,13 @@ pub enum MountState {
 
 impl MountRecord {
     /// A record of a mount served by this process, not yet written.
-    pub fn new(mountpoint: &Path, source: &str, read_only: bool, description: Description) -> Self {
+    pub fn new(
+        mountpoint: &Path,
+        source: &str,
+        read_only: bool,
+        io: IoPolicy,
+        description: Description,
+    ) -> Self {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let pid = std::process::id();
         Self {
@@ -100,6 +109,7 @@ impl MountRecord {
             source: source.to_owned(),
             read_only,
             transport: Transport::default(),
+            io,
             since: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| d.as_secs()),
@@ -368,6 +378,7 @@ mod tests {
             Path::new("/mnt/p\u{e4}th 100%"),
             "unionfs",
             true,
+            IoPolicy::Passthrough,
             Description {
                 image: Some("busybox:latest".into()),
                 lowers: vec![odd.clone(), "/b".into()],

@@ -17,10 +17,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::adapter::{Adapter, wanted};
-use super::config::MountConfig;
+use super::config::{IoPolicy, MountConfig};
 use super::counters::Counters;
 use super::error::{Error, Result};
 use super::mount::{self as attach, Attachment};
+use super::passthrough::{self, Opens};
 use super::pool::Pool;
 use super::runtime::MountRecord;
 use super::wire::Connection;
@@ -48,6 +49,8 @@ struct Core {
     union: Arc<Union>,
     counters: Arc<Counters>,
     pool: Pool,
+    /// Under the policy `passthrough`.
+    opens: Option<Arc<Opens>>,
 }
 
 enum Event {
@@ -68,21 +71,32 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
         .then(|| Signals::new([SIGTERM, SIGINT, SIGHUP]))
         .transpose()
         .map_err(|source| session_error(&config.mountpoint, source))?;
-    let core = Core {
+    let mut core = Core {
         union: Arc::new(union),
         counters: Arc::default(),
         pool: Pool::new(),
+        opens: None,
+    };
+    let io = config.io.resolved();
+    let stack_depth = match io {
+        IoPolicy::Passthrough => 1 + u32::from(core.union.is_stacked()),
+        _ => 0,
     };
     let (fd, attachment) = attach::attach(config)?;
-    let mut limits = wanted(core.union.has_acl());
+    let mut limits = wanted(core.union.has_acl(), stack_depth);
     limits.transport = config.transport;
     let connection = Connection::open(fd, &limits)
         .map_err(|source| session_error(&attachment.mountpoint, source))?;
+    if io == IoPolicy::Passthrough {
+        let opens = passthrough::start(&connection, &core.union, &attachment.mountpoint)?;
+        core.opens = Some(Arc::new(opens));
+    }
     let record = config.register.then(|| {
         MountRecord::new(
             &attachment.mountpoint,
             &config.fsname.to_string_lossy(),
             config.is_read_only(),
+            io,
             config.description.clone(),
         )
         .over(connection.transport())
@@ -100,7 +114,13 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
 impl Core {
     fn adapter(&self, flags: u32) -> Adapter {
         let (union, counters) = (Arc::clone(&self.union), Arc::clone(&self.counters));
-        Adapter::new(union, counters, self.pool.clone(), flags)
+        Adapter::new(
+            union,
+            counters,
+            self.pool.clone(),
+            flags,
+            self.opens.clone(),
+        )
     }
 }
 

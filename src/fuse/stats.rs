@@ -150,14 +150,20 @@ fn send(mut stream: UnixStream, answer: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuse::Description;
+    use crate::fuse::{Description, IoPolicy};
 
     #[test]
     fn asks_and_answers_over_a_long_path() {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("d".repeat(120));
         std::fs::create_dir(&deep).unwrap();
-        let mut record = MountRecord::new(Path::new("/m"), "s", false, Description::default());
+        let mut record = MountRecord::new(
+            Path::new("/m"),
+            "s",
+            false,
+            IoPolicy::Auto,
+            Description::default(),
+        );
         record.dir = deep;
         let stats = Stats {
             requests: [("LOOKUP".to_owned(), 3), ("READ".to_owned(), 4)].into(),

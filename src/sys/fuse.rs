@@ -1,5 +1,6 @@
-//! A further descriptor of a FUSE connection, by `ioctl(FUSE_DEV_IOC_CLONE)`. Called by
-//! `fuse::wire`: each worker with one of its own has its own queue of running requests.
+//! The ioctls of a FUSE connection (linux/fuse.h). Called by `fuse::wire`, where each worker
+//! with a descriptor of its own has its own queue of running requests, and by
+//! `fuse::passthrough`, which hands files to the kernel.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -31,6 +32,69 @@ pub fn clone_device(device: impl AsFd) -> io::Result<OwnedFd> {
     };
     match result {
         0 => Ok(clone),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// `struct fuse_backing_map`.
+#[repr(C)]
+struct BackingMap {
+    fd: i32,
+    flags: u32,
+    padding: u64,
+}
+
+/// `_IOW(229, 1, struct fuse_backing_map)`.
+const FUSE_DEV_IOC_BACKING_OPEN: u32 = 0x4010_e501;
+/// `_IOW(229, 2, uint32_t)`.
+const FUSE_DEV_IOC_BACKING_CLOSE: u32 = 0x4004_e502;
+
+/// Registers `file` as one that opens may be passed through to; its number on the connection.
+/// The kernel keeps the file until [`close_backing`].
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN in the first user namespace, or when the handshake did not
+/// agree on passthrough; ELOOP when the file's file system stacks others as deep as the
+/// handshake allowed; ENOTTY before Linux 6.9.
+pub fn open_backing(device: impl AsFd, file: impl AsFd) -> io::Result<i32> {
+    let map = BackingMap {
+        fd: file.as_fd().as_raw_fd(),
+        flags: 0,
+        padding: 0,
+    };
+    // SAFETY: both descriptors are open for the call, and the kernel reads one `BackingMap` at
+    // the given address, which lives until the call has returned.
+    let id = unsafe {
+        libc::ioctl(
+            device.as_fd().as_raw_fd(),
+            FUSE_DEV_IOC_BACKING_OPEN as libc::Ioctl,
+            &raw const map,
+        )
+    };
+    match id {
+        1.. => Ok(id),
+        0 => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives back a number of [`open_backing`]. What is open stays passed through.
+///
+/// # Errors
+/// ENOENT for a number that is not in use; EPERM as above.
+pub fn close_backing(device: impl AsFd, id: i32) -> io::Result<()> {
+    let id = id.cast_unsigned();
+    // SAFETY: the descriptor is open for the call, and the kernel reads one u32 at the given
+    // address, which lives until the call has returned.
+    let result = unsafe {
+        libc::ioctl(
+            device.as_fd().as_raw_fd(),
+            FUSE_DEV_IOC_BACKING_CLOSE as libc::Ioctl,
+            &raw const id,
+        )
+    };
+    match result {
+        0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }

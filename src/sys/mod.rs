@@ -1,8 +1,9 @@
 //! The few system calls rustix lacks; the only place where `unsafe` is allowed.
-//! Called by `layer` (file handles), `fuse` (its device) and by the cli (processes).
+//! Called by `layer` (file handles, private mounts), `fuse` (its device) and by the cli (processes).
 
 pub mod fuse;
 pub mod handle;
+pub mod mounts;
 pub mod process;
 pub mod uring;
 pub mod writeback;

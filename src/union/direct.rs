@@ -22,8 +22,16 @@ impl DataFd {
         if !direct {
             return self.fd.as_fd();
         }
-        let direct = self.direct.get_or_init(|| reopen(&self.fd));
-        direct.as_ref().unwrap_or(&self.fd).as_fd()
+        self.reopened().as_ref().unwrap_or(&self.fd).as_fd()
+    }
+
+    /// Whether it can be read and written past the cache.
+    pub(crate) fn has_direct(&self) -> bool {
+        self.reopened().is_some()
+    }
+
+    fn reopened(&self) -> &Option<OwnedFd> {
+        self.direct.get_or_init(|| reopen(&self.fd))
     }
 }
 

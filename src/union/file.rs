@@ -149,7 +149,7 @@ impl Union {
         Ok(rustix::fs::seek(&data.fd, to)?)
     }
 
-    fn regular(&self, ino: Ino) -> Result<Arc<Inode>> {
+    pub(crate) fn regular(&self, ino: Ino) -> Result<Arc<Inode>> {
         let inode = self.inode(ino)?;
         match inode.kind {
             FileKind::Regular => Ok(inode),

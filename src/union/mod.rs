@@ -5,6 +5,7 @@
 
 mod acl;
 mod attr;
+mod backing;
 mod cache;
 mod copy_data;
 mod copy_up;
@@ -27,6 +28,7 @@ mod types;
 mod upper;
 mod xattr;
 
+pub use backing::Backing;
 pub use error::{Error, Result};
 pub use lookup::EntryRef;
 pub use readdir::DirItem;
@@ -64,6 +66,9 @@ pub struct Options {
     pub lookup_cache: usize,
     /// Upper bound of cached descriptors; never more than half of RLIMIT_NOFILE.
     pub fd_cache: usize,
+    /// Whether lowers are reached through private read-only mounts, so that files of theirs
+    /// may be handed out ([`Union::backing`]); needs CAP_SYS_ADMIN. Default: false.
+    pub sealed: bool,
 }
 
 impl Default for Options {
@@ -73,6 +78,7 @@ impl Default for Options {
             redirect_dir: None,
             lookup_cache: 65536,
             fd_cache: 4096,
+            sealed: false,
         }
     }
 }
@@ -92,6 +98,7 @@ pub struct Union {
     /// Longest name any layer takes, in bytes.
     name_max: usize,
     redirect_dir: bool,
+    sealed: bool,
     /// Orders listings; one key per mount.
     listing_order: RandomState,
     /// Keys of directories without a lower, in the lookup cache.
@@ -139,8 +146,8 @@ impl Union {
         if stack.lowers.is_empty() {
             return Err(Error::from(Errno::INVAL).context("no lower layer in", "the stack"));
         }
-        let roots = open_layers(&stack.lowers, 0)?;
-        let data_roots = open_layers(&stack.data_only, roots.len())?;
+        let roots = open_layers(&stack.lowers, 0, options.sealed)?;
+        let data_roots = open_layers(&stack.data_only, roots.len(), options.sealed)?;
         let upper = match &stack.upper {
             Some(spec) => Some(open_upper(spec)?),
             None => None,
@@ -163,6 +170,7 @@ impl Union {
             topology: RwLock::new(()),
             name_max,
             redirect_dir,
+            sealed: options.sealed,
             listing_order: RandomState::new(),
             // The upper half of the key space: lower-based keys are inode numbers.
             next_key: AtomicU64::new(1 << 63),
@@ -255,9 +263,17 @@ impl Union {
     }
 }
 
-fn open_layers(specs: &[LayerSpec], first: usize) -> Result<Vec<Arc<LowerDir>>> {
+fn open_layers(specs: &[LayerSpec], first: usize, sealed: bool) -> Result<Vec<Arc<LowerDir>>> {
     let open = |(i, spec): (usize, &LayerSpec)| {
-        let layer = Layer::open(spec);
+        let mut layer = Layer::open(spec);
+        if let (true, Ok(opened)) = (sealed, &mut layer) {
+            opened.seal().map_err(|e| {
+                Error::from(e).context(
+                    "io=passthrough needs a private mount of the lower layer",
+                    &spec.path,
+                )
+            })?;
+        }
         let root = layer.and_then(|layer| LowerDir::root(Arc::new(layer), first + i));
         root.map_err(|e| Error::from(e).context("cannot open the lower layer", &spec.path))
     };

@@ -153,6 +153,12 @@ fn transport() -> Option<String> {
     Some(format!("transport={name}"))
 }
 
+/// The I/O policy that `UNIONFS_TEST_IO` asks all tests to run with, where the mount does not
+/// name one itself.
+pub fn io_policy() -> Option<String> {
+    std::env::var("UNIONFS_TEST_IO").ok()
+}
+
 /// The built binary.
 pub fn unionfs_binary() -> &'static str {
     env!("CARGO_BIN_EXE_unionfs")
@@ -176,6 +182,11 @@ impl Fs {
             options += &format!(",{transport}");
         }
         let _switch = (options.contains("transport=uring")).then(|| Switch::set("Y"));
+        if let (Self::Unionfs(_), Some(io)) = (self, io_policy())
+            && !more.contains("io=")
+        {
+            options += &format!(",io={io}");
+        }
         let Some(program) = program else {
             return mount_kernel(stack, &options);
         };

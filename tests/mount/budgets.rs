@@ -6,6 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::common::fixture::Fixture;
+use crate::common::layers::Form;
+use crate::common::mount::Fs;
 use crate::common::{layers, need_mounts};
 
 use super::forget::CACHES;
@@ -102,6 +104,16 @@ fn read_only() -> Fixture {
     Fixture::read_only(&layers::standard())
 }
 
+/// Opens without messages.
+fn cached() -> Fixture {
+    Fixture::with(
+        &Fs::Unionfs("io=cached"),
+        &layers::standard(),
+        Form::Kernel,
+        true,
+    )
+}
+
 #[test]
 fn a_second_walk_sends_nothing() {
     need_mounts!();
@@ -134,7 +146,7 @@ fn a_second_read_of_a_lower_file_sends_nothing() {
         ("big.bin", 300_000),
         ("deep/a/b/c/leaf", 5),
     ] {
-        assert_silent_again(path, Fixture::standard, |f| {
+        assert_silent_again(path, cached, |f| {
             assert_eq!(open_read_close(&f.at(path)).len(), size);
         });
     }

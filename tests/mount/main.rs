@@ -22,6 +22,7 @@ mod handles;
 mod hardlinks;
 mod hostile;
 mod inode_numbers;
+mod io_policies;
 mod link;
 mod lookup;
 mod lower_unchanged;

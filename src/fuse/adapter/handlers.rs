@@ -1,10 +1,11 @@
 //! The handlers: count, call the union, reply once. Called by the workers of `wire`.
 
-use super::{Adapter, MAX_COPY, SLOW_COPY, with_buffer};
+use super::opens::opened;
+use super::{Adapter, MAX_COPY, SLOW_COPY, lifetime, with_buffer};
 use crate::fuse::convert::{self, caller};
 use crate::fuse::counters::Op;
 use crate::fuse::reply;
-use crate::fuse::wire::abi::{FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, OpenOut, SetattrIn};
+use crate::fuse::wire::abi::{FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, SetattrIn};
 use crate::fuse::wire::{Handler, Header, Reply, Request};
 use crate::union::{Caller, Union, Write};
 
@@ -16,14 +17,10 @@ impl Handler for Adapter {
             Request::Lookup { name } => self.lookup_name(ino, name, reply),
             Request::ReadDirPlus { offset, size } => self.list_plus(ino, offset, size, reply),
             Request::ReadDir { offset, size } => self.list(ino, offset, size, reply),
-            Request::Forget { count } => {
-                self.count(Op::Forget);
-                self.union.forget(ino, count);
-            }
+            Request::Forget { count } => self.forget(ino, count),
             Request::BatchForget(forgets) => {
                 for (ino, count) in forgets.iter() {
-                    self.count(Op::Forget);
-                    self.union.forget(ino, count);
+                    self.forget(ino, count);
                 }
             }
             Request::MkNod {
@@ -35,7 +32,15 @@ impl Handler for Adapter {
             Request::MkDir { name, mode, umask } => {
                 self.make_dir(header, name, (mode, umask), reply);
             }
-            Request::TmpFile { mode, umask } => self.make_unnamed(header, (mode, umask), reply),
+            Request::TmpFile { mode, umask, flags } => {
+                self.make_unnamed(header, (mode, umask), flags, reply);
+            }
+            Request::Create {
+                name,
+                mode,
+                umask,
+                flags,
+            } => self.create(header, name, (mode, umask), flags, reply),
             Request::SymLink { name, target } => self.make_symlink(header, name, target, reply),
             Request::Link { ino: file, name } => self.link_name(file, ino, name, reply),
             Request::Unlink { name } => {
@@ -64,11 +69,13 @@ impl Adapter {
         match request {
             Request::GetAttr => {
                 self.count(Op::GetAttr);
-                reply::attr(reply, Op::GetAttr, ino, self.union.getattr(ino));
+                let attr = self.union.getattr(ino);
+                reply::attr(reply, Op::GetAttr, ino, attr, self.lifetime(ino));
             }
             Request::StatX { mask } => {
                 self.count(Op::StatX);
-                reply::statx(reply, ino, mask, self.union.getattr(ino));
+                let attr = self.union.getattr(ino);
+                reply::statx(reply, ino, mask, attr, self.lifetime(ino));
             }
             Request::SetAttr(set) => self.set_attr(header, &set, reply),
             Request::Read {
@@ -85,18 +92,12 @@ impl Adapter {
                 let killer = kill_suid.then(|| caller(header));
                 self.write(ino, (offset, data), (killer, direct), reply);
             }
-            Request::Open => {
-                self.count(Op::Open);
-                opened(self.no_open, FOPEN_KEEP_CACHE, reply);
-            }
+            Request::Open { flags } => self.open(header, flags, reply),
             Request::OpenDir => {
                 self.count(Op::OpenDir);
                 opened(self.no_opendir, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, reply);
             }
-            Request::Release => {
-                self.count(Op::Release);
-                reply.ok();
-            }
+            Request::Release { fh } => self.release(ino, fh, reply),
             Request::ReleaseDir => {
                 self.count(Op::ReleaseDir);
                 reply.ok();
@@ -178,9 +179,11 @@ impl Adapter {
     fn set_attr(&self, header: &Header, set: &SetattrIn, reply: Reply) {
         self.count(Op::SetAttr);
         let (caller, ino, set) = (caller(header), header.ino, convert::set_attr(set));
+        let opens = self.opens.clone();
         self.modify(ino, move |union| {
             let result = union.setattr(&caller, ino, &set);
-            reply::attr(reply, Op::SetAttr, ino, result);
+            let lifetime = lifetime(opens.as_deref(), ino);
+            reply::attr(reply, Op::SetAttr, ino, result, lifetime);
         });
     }
 
@@ -289,15 +292,4 @@ impl Adapter {
             }
         });
     }
-}
-
-/// The kernel takes ENOSYS as "opens always, never ask again" where it says so.
-fn opened(never_again: bool, open_flags: u32, reply: Reply) {
-    if never_again {
-        return reply.error(libc::ENOSYS);
-    }
-    reply.message(&OpenOut {
-        open_flags,
-        ..OpenOut::default()
-    });
 }

@@ -2,19 +2,23 @@
 //! Called by `adapter`. An entry's lookup count goes to the kernel with the reply that
 //! carries it, and back to the union (by drop) when the entry did not fit.
 
-use super::{Adapter, with_buffer};
+use super::{Adapter, lifetime, with_buffer};
 use crate::fuse::convert::{self, caller};
 use crate::fuse::counters::Op;
 use crate::fuse::reply;
 use crate::fuse::wire::abi::EntryOut;
 use crate::fuse::wire::{DirBuffer, Header, Reply};
-use crate::union::DirItem;
+use crate::union::{DirItem, EntryRef, Result};
 
 impl Adapter {
+    fn entry(&self, reply: Reply, op: Op, parent: u64, result: Result<EntryRef<'_>>) {
+        reply::entry(reply, op, parent, result, |ino| self.lifetime(ino));
+    }
+
     pub(super) fn lookup_name(&self, parent: u64, name: &[u8], reply: Reply) {
         self.count(Op::Lookup);
         match self.union.lookup(parent, name) {
-            Ok(Some(entry)) => reply::entry(reply, Op::Lookup, parent, Ok(entry)),
+            Ok(Some(entry)) => self.entry(reply, Op::Lookup, parent, Ok(entry)),
             // Inode 0 and a validity: the kernel remembers that there is no such name.
             Ok(None) => {
                 reply.message(&convert::no_entry());
@@ -35,7 +39,7 @@ impl Adapter {
         let result = self
             .union
             .mknod(&caller(header), header.ino, name, mode, umask, rdev);
-        reply::entry(reply, Op::MkNod, header.ino, result);
+        self.entry(reply, Op::MkNod, header.ino, result);
     }
 
     pub(super) fn make_dir(
@@ -49,16 +53,7 @@ impl Adapter {
         let result = self
             .union
             .mkdir(&caller(header), header.ino, name, mode & 0o7777, umask);
-        reply::entry(reply, Op::MkDir, header.ino, result);
-    }
-
-    /// A file without a name comes with an open handle, which is none here either.
-    pub(super) fn make_unnamed(&self, header: &Header, (mode, umask): (u32, u32), reply: Reply) {
-        self.count(Op::TmpFile);
-        let result = self
-            .union
-            .tmpfile(&caller(header), header.ino, mode & 0o7777, umask);
-        reply::created(reply, Op::TmpFile, header.ino, result);
+        self.entry(reply, Op::MkDir, header.ino, result);
     }
 
     pub(super) fn make_symlink(&self, header: &Header, name: &[u8], target: &[u8], reply: Reply) {
@@ -66,7 +61,7 @@ impl Adapter {
         let result = self
             .union
             .symlink(&caller(header), header.ino, name, target);
-        reply::entry(reply, Op::SymLink, header.ino, result);
+        self.entry(reply, Op::SymLink, header.ino, result);
     }
 
     pub(super) fn rename_name(
@@ -91,10 +86,11 @@ impl Adapter {
 
     pub(super) fn link_name(&self, ino: u64, new_parent: u64, new_name: &[u8], reply: Reply) {
         self.count(Op::Link);
-        let new_name = new_name.to_vec();
+        let (new_name, opens) = (new_name.to_vec(), self.opens.clone());
         self.modify(ino, move |union| {
             let result = union.link(ino, new_parent, &new_name);
-            reply::entry(reply, Op::Link, new_parent, result);
+            let lifetime = |ino| lifetime(opens.as_deref(), ino);
+            reply::entry(reply, Op::Link, new_parent, result, lifetime);
         });
     }
 
@@ -118,9 +114,9 @@ impl Adapter {
         self.count(Op::ReadDirPlus);
         with_buffer(size, |buffer| {
             let mut list = DirBuffer::new(buffer);
-            let result = self
-                .union
-                .readdir(ino, offset, true, &mut |item| add_plus(&mut list, item));
+            let result = self.union.readdir(ino, offset, true, &mut |item| {
+                add_plus(&mut list, item, |ino| self.lifetime(ino))
+            });
             match result {
                 // Entries already counted must reach the kernel; it meets the error next time.
                 Err(error) if list.bytes().is_empty() => {
@@ -135,9 +131,13 @@ impl Adapter {
 }
 
 /// `false`: the entry did not fit, and its count was given back.
-fn add_plus(list: &mut DirBuffer<'_>, item: DirItem<'_, '_>) -> bool {
+fn add_plus(
+    list: &mut DirBuffer<'_>,
+    item: DirItem<'_, '_>,
+    lifetime: impl Fn(u64) -> u64,
+) -> bool {
     let (out, ino) = match &item.entry {
-        Some(entry) => (convert::entry(entry), item.ino),
+        Some(entry) => (convert::entry(entry, lifetime(item.ino)), item.ino),
         // Without a node, which would count as a lookup: the kernel takes the name only.
         // readdir(3) leaves out what has no number, as what cannot be looked up.
         None if item.unreadable => (EntryOut::default(), 0),

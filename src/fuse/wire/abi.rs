@@ -21,6 +21,7 @@ macro_rules! constants {
 pub(crate) mod init {
     constants! { u32:
         ASYNC_READ = 1 << 0,
+        ATOMIC_O_TRUNC = 1 << 3,
         BIG_WRITES = 1 << 5,
         DONT_MASK = 1 << 6,
         DO_READDIRPLUS = 1 << 13,
@@ -41,6 +42,7 @@ pub(crate) mod init {
 pub(crate) mod init2 {
     constants! { u32:
         OVER_IO_URING = 1 << 9,
+        PASSTHROUGH = 1 << 5,
     }
 }
 
@@ -110,6 +112,7 @@ constants! { u32:
     FATTR_MTIME_NOW = 1 << 8,
     FOPEN_KEEP_CACHE = 1 << 1,
     FOPEN_CACHE_DIR = 1 << 3,
+    FOPEN_PASSTHROUGH = 1 << 7,
     WRITE_CACHE = 1 << 0,
     WRITE_KILL_SUIDGID = 1 << 2,
     FSYNC_FDATASYNC = 1 << 0,
@@ -140,7 +143,8 @@ message! {
     InitOut {
         major: u32, minor: u32, max_readahead: u32, flags: u32,
         max_background: u16, congestion_threshold: u16, max_write: u32,
-        time_gran: u32, max_pages: u16, map_alignment: u16, flags2: u32, unused: [u32; 7],
+        time_gran: u32, max_pages: u16, map_alignment: u16, flags2: u32,
+        max_stack_depth: u32, unused: [u32; 6],
     }
     Attr {
         ino: u64, size: u64, blocks: u64, atime: u64, mtime: u64, ctime: u64,
@@ -175,10 +179,12 @@ message! {
     MknodIn { mode: u32, rdev: u32, umask: u32, padding: u32, }
     MkdirIn { mode: u32, umask: u32, }
     Rename2In { newdir: u64, flags: u32, padding: u32, }
+    OpenIn { flags: u32, open_flags: u32, }
     /// Of TMPFILE, too.
     CreateIn { flags: u32, mode: u32, umask: u32, open_flags: u32, }
-    OpenOut { fh: u64, open_flags: u32, padding: u32, }
-    /// What TMPFILE answers.
+    OpenOut { fh: u64, open_flags: u32, backing_id: i32, }
+    ReleaseIn { fh: u64, flags: u32, release_flags: u32, lock_owner: u64, }
+    /// What CREATE and TMPFILE answer.
     CreateOut { entry: EntryOut, open: OpenOut, }
     ReadIn {
         fh: u64, offset: u64, size: u32, read_flags: u32, lock_owner: u64, flags: u32,
@@ -227,6 +233,8 @@ mod tests {
         assert_eq!(size_of::<StatxOut>(), 288);
         assert_eq!(size_of::<SetattrIn>(), 88);
         assert_eq!(size_of::<CreateOut>(), 144);
+        assert_eq!(size_of::<OpenIn>(), 8);
+        assert_eq!(size_of::<ReleaseIn>(), 24);
         assert_eq!(size_of::<ReadIn>(), 40);
         assert_eq!(size_of::<WriteIn>(), 40);
         assert_eq!(size_of::<StatfsOut>(), 80);

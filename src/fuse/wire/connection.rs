@@ -37,6 +37,9 @@ pub(crate) struct Limits {
     pub(crate) max_background: u16,
     /// How requests are to come; `None`: as is best here.
     pub(crate) transport: Option<Transport>,
+    /// How deep file systems may be stacked with ours on top, for passthrough: 1 when what is
+    /// below stacks nothing, 2 when it does; 0 asks for no passthrough.
+    pub(crate) stack_depth: u32,
 }
 
 /// A connection that has shaken hands.
@@ -44,6 +47,7 @@ pub(crate) struct Limits {
 pub(crate) struct Connection {
     device: Arc<OwnedFd>,
     flags: u32,
+    flags2: u32,
     buffer: usize,
     /// The kernel was promised that they will be registered.
     rings: Option<Rings>,
@@ -68,7 +72,8 @@ impl Connection {
                 reply.error(libc::EIO);
                 return Err(not_fuse());
             };
-            let Some(mut answer) = answer(&init, limits) else {
+            let flags2 = flags2(&init, rest);
+            let Some(mut answer) = answer(&init, flags2, limits) else {
                 reply.error(libc::EPROTO);
                 return Err(Errno::PROTO.into());
             };
@@ -76,7 +81,7 @@ impl Connection {
             let mut rings = None;
             if is_last {
                 // Before the answer: what is promised there cannot be taken back.
-                rings = match rings_for(flags2(&init, rest), limits, &device) {
+                rings = match rings_for(flags2, limits, &device) {
                     Ok(rings) => rings,
                     Err(error) => {
                         reply.error(libc::EIO);
@@ -95,6 +100,7 @@ impl Connection {
                 return Ok(Self {
                     device,
                     flags: answer.flags,
+                    flags2: answer.flags2,
                     buffer,
                     rings,
                 });
@@ -113,6 +119,16 @@ impl Connection {
             Some(_) => Transport::Uring,
             None => Transport::Classic,
         }
+    }
+
+    /// Of the flags from bit 32 on, those both sides agreed on.
+    pub(crate) fn flags2(&self) -> u32 {
+        self.flags2
+    }
+
+    /// For ioctls on the connection.
+    pub(crate) fn device(&self) -> &Arc<OwnedFd> {
+        &self.device
     }
 
     /// Serves with `threads` workers until the file system is unmounted. With `own_devices`
@@ -229,7 +245,7 @@ fn rings_for(flags2: u32, limits: &Limits, device: &Arc<OwnedFd>) -> io::Result<
 
 /// The answer to INIT; `None` for a version too old. For a major version newer than ours
 /// it only names ours, and the kernel asks again.
-fn answer(init: &InitIn, limits: &Limits) -> Option<InitOut> {
+fn answer(init: &InitIn, flags2: u32, limits: &Limits) -> Option<InitOut> {
     if init.major < abi::MAJOR || init.major == abi::MAJOR && init.minor < abi::MIN_MINOR {
         return None;
     }
@@ -241,10 +257,22 @@ fn answer(init: &InitIn, limits: &Limits) -> Option<InitOut> {
     if init.major > abi::MAJOR {
         return Some(version);
     }
+    let flags2 = match limits.stack_depth {
+        0 => 0,
+        _ => flags2 & init2::PASSTHROUGH,
+    };
+    let wanted = limits.flags | init::BIG_WRITES | init::MAX_PAGES;
+    // Only what opens files by message can truncate them by it.
+    let extended = match flags2 {
+        0 => 0,
+        _ => init::INIT_EXT | init::ATOMIC_O_TRUNC,
+    };
     let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
     Some(InitOut {
         max_readahead: init.max_readahead.min(limits.max_io),
-        flags: init.flags & (limits.flags | init::BIG_WRITES | init::MAX_PAGES),
+        flags: init.flags & (wanted | extended),
+        flags2,
+        max_stack_depth: if flags2 == 0 { 0 } else { limits.stack_depth },
         max_background: limits.max_background,
         congestion_threshold: limits.max_background / 4 * 3,
         max_write: limits.max_io,

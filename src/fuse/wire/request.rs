@@ -56,6 +56,14 @@ pub(crate) enum Request<'a> {
     TmpFile {
         mode: u32,
         umask: u32,
+        /// `O_` flags the file comes open with.
+        flags: u32,
+    },
+    Create {
+        name: &'a [u8],
+        mode: u32,
+        umask: u32,
+        flags: u32,
     },
     Unlink {
         name: &'a [u8],
@@ -74,9 +82,15 @@ pub(crate) enum Request<'a> {
         ino: u64,
         name: &'a [u8],
     },
-    Open,
+    Open {
+        /// `O_` flags.
+        flags: u32,
+    },
     OpenDir,
-    Release,
+    Release {
+        /// What the open was answered with.
+        fh: u64,
+    },
     ReleaseDir,
     Read {
         offset: u64,
@@ -293,9 +307,13 @@ fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
         op::SETATTR => Request::SetAttr(body.take()?),
         op::READLINK => Request::ReadLink,
         op::STATFS => Request::StatFs,
-        op::OPEN => Request::Open,
+        op::OPEN => Request::Open {
+            flags: body.take::<abi::OpenIn>()?.flags,
+        },
         op::OPENDIR => Request::OpenDir,
-        op::RELEASE => Request::Release,
+        op::RELEASE => Request::Release {
+            fh: body.take::<abi::ReleaseIn>()?.fh,
+        },
         op::RELEASEDIR => Request::ReleaseDir,
         op::DESTROY => Request::Destroy,
         op::SYNCFS => Request::SyncFs,
@@ -344,8 +362,21 @@ fn names<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
         }
         // The name that follows is a placeholder.
         op::TMPFILE => {
-            let abi::CreateIn { mode, umask, .. } = body.take()?;
-            Request::TmpFile { mode, umask }
+            let abi::CreateIn {
+                flags, mode, umask, ..
+            } = body.take()?;
+            Request::TmpFile { mode, umask, flags }
+        }
+        op::CREATE => {
+            let abi::CreateIn {
+                flags, mode, umask, ..
+            } = body.take()?;
+            Request::Create {
+                name: body.name()?,
+                mode,
+                umask,
+                flags,
+            }
         }
         op::UNLINK => Request::Unlink { name: body.name()? },
         op::RMDIR => Request::RmDir { name: body.name()? },
@@ -453,8 +484,6 @@ fn refused(opcode: u32) -> Option<Request<'static>> {
     let (op, errno) = match opcode {
         op::FLUSH => (Op::Flush, libc::ENOSYS),
         op::ACCESS => (Op::Access, libc::ENOSYS),
-        // The kernel then sends MKNOD instead, and no RELEASE follows.
-        op::CREATE => (Op::Create, libc::ENOSYS),
         op::GETLK => (Op::GetLk, libc::ENOSYS),
         op::SETLK | op::SETLKW => (Op::SetLk, libc::ENOSYS),
         op::BMAP => (Op::Bmap, libc::ENOSYS),

@@ -14,6 +14,7 @@ const LIMITS: Limits = Limits {
     max_io: 1 << 20,
     max_background: 64,
     transport: Some(Transport::Classic),
+    stack_depth: 0,
 };
 
 fn pair() -> (OwnedFd, OwnedFd) {
@@ -62,11 +63,37 @@ fn shakes_hands() {
     assert_eq!((out.major, out.minor), (7, abi::MINOR));
     let sizes = init::BIG_WRITES | init::MAX_PAGES;
     assert_eq!(out.flags, LIMITS.flags | sizes);
+    assert_eq!((out.flags2, out.max_stack_depth), (0, 0));
     assert_eq!(connection.flags(), out.flags);
     assert_eq!(connection.transport(), Transport::Classic);
     assert_eq!((out.max_write, out.max_readahead), (1 << 20, 1 << 17));
     let page = rustix::param::page_size();
     assert_eq!(usize::from(out.max_pages) * page, 1 << 20);
+}
+
+/// Truncation by OPEN comes with passthrough, and only with it.
+#[test]
+fn passthrough_where_both_sides_know_it() {
+    let limits = Limits {
+        stack_depth: 2,
+        ..LIMITS
+    };
+    let offer = [init(7, 45).as_bytes(), u32::MAX.as_bytes(), &[0; 44]].concat();
+    let older = init(7, 35);
+    let extended = init::INIT_EXT | init::ATOMIC_O_TRUNC;
+    for (body, flags2, depth) in [
+        (&offer[..], init2::PASSTHROUGH, 2),
+        (older.as_bytes(), 0, 0),
+    ] {
+        let (kernel, ours) = pair();
+        send(&kernel, op::INIT, body);
+        let connection = Connection::open(ours, &limits).unwrap();
+        let out = InitOut::read_from_bytes(&answered(&kernel).1).unwrap();
+        assert_eq!((out.flags2, out.max_stack_depth), (flags2, depth));
+        assert_eq!(connection.flags2(), flags2);
+        let expected = if flags2 == 0 { 0 } else { extended };
+        assert_eq!(out.flags & extended, expected);
+    }
 }
 
 #[test]

@@ -170,6 +170,9 @@ const WITH_BODY: &[(u32, usize)] = &[
     (op::COPY_FILE_RANGE, 56),
     (op::COPY_FILE_RANGE_64, 56),
     (op::TMPFILE, 16),
+    (op::CREATE, 17),
+    (op::OPEN, 8),
+    (op::RELEASE, 24),
     (op::STATX, 24),
 ];
 

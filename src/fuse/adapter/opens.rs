@@ -1,0 +1,155 @@
+//! What opens, creates and closes files. Called by `handlers`. Under the policy `cached` the
+//! kernel is told once that there is no OPEN and no CREATE (it then sends MKNOD), and asks no
+//! more; under `passthrough` it sends both, and RELEASE after them.
+
+use std::sync::Arc;
+
+use super::{Adapter, lifetime};
+use crate::fuse::convert::caller;
+use crate::fuse::counters::Op;
+use crate::fuse::passthrough::{Opens, is_writer};
+use crate::fuse::reply;
+use crate::fuse::wire::abi::{FOPEN_KEEP_CACHE, OpenOut};
+use crate::fuse::wire::{Header, Reply};
+use crate::union::{EntryRef, Result, Union};
+
+impl Adapter {
+    pub(super) fn open(&self, header: &Header, flags: u32, reply: Reply) {
+        self.count(Op::Open);
+        let Some(opens) = &self.opens else {
+            return opened(self.no_open, FOPEN_KEEP_CACHE, reply);
+        };
+        let (caller, ino, opens) = (caller(header), header.ino, Arc::clone(opens));
+        let truncate = flags & libc::O_TRUNC as u32 != 0;
+        let writes = truncate || is_writer(flags);
+        let slow = writes && self.union.needs_copy_up(ino);
+        self.run(slow, move |union| {
+            let ready = match writes {
+                true => union.open_for_writing(&caller, ino, truncate),
+                false => Ok(()),
+            };
+            match ready.and_then(|()| opens.open(union, ino, flags)) {
+                Ok(out) => {
+                    if !reply.message(&out) {
+                        opens.release(ino, out.fh);
+                    }
+                }
+                Err(error) => reply::fail(reply, Op::Open, ino, &error),
+            }
+        });
+    }
+
+    pub(super) fn release(&self, ino: u64, fh: u64, reply: Reply) {
+        self.count(Op::Release);
+        if let Some(opens) = &self.opens {
+            opens.release(ino, fh);
+        }
+        reply.ok();
+    }
+
+    pub(super) fn forget(&self, ino: u64, count: u64) {
+        self.count(Op::Forget);
+        self.union.forget(ino, count);
+        if let Some(opens) = &self.opens {
+            opens.forget(ino);
+        }
+    }
+
+    pub(super) fn create(
+        &self,
+        header: &Header,
+        name: &[u8],
+        (mode, umask): (u32, u32),
+        flags: u32,
+        reply: Reply,
+    ) {
+        self.count(Op::Create);
+        let Some(opens) = &self.opens else {
+            return reply.error(libc::ENOSYS);
+        };
+        let mode = libc::S_IFREG | mode & 0o7777;
+        let result = self
+            .union
+            .mknod(&caller(header), header.ino, name, mode, umask, (0, 0));
+        created(
+            &self.union,
+            opens,
+            (Op::Create, header.ino),
+            result,
+            flags,
+            reply,
+        );
+    }
+
+    /// A file without a name comes open.
+    pub(super) fn make_unnamed(
+        &self,
+        header: &Header,
+        (mode, umask): (u32, u32),
+        flags: u32,
+        reply: Reply,
+    ) {
+        self.count(Op::TmpFile);
+        let result = self
+            .union
+            .tmpfile(&caller(header), header.ino, mode & 0o7777, umask);
+        match (&self.opens, result) {
+            (Some(opens), result) => {
+                created(
+                    &self.union,
+                    opens,
+                    (Op::TmpFile, header.ino),
+                    result,
+                    flags,
+                    reply,
+                );
+            }
+            (None, Ok(entry)) => {
+                let lifetime = self.lifetime(entry.attr().ino);
+                reply::created(reply, entry, answer(FOPEN_KEEP_CACHE), lifetime);
+            }
+            (None, Err(error)) => reply::fail(reply, Op::TmpFile, header.ino, &error),
+        }
+    }
+}
+
+/// Opens what was created, and answers with both.
+fn created(
+    union: &Union,
+    opens: &Opens,
+    (op, parent): (Op, u64),
+    result: Result<EntryRef<'_>>,
+    flags: u32,
+    reply: Reply,
+) {
+    let open = result.and_then(|entry| {
+        let out = opens.open(union, entry.attr().ino, flags)?;
+        Ok((entry, out))
+    });
+    match open {
+        Ok((entry, out)) => {
+            let ino = entry.attr().ino;
+            if !reply::created(reply, entry, out, lifetime(Some(opens), ino)) {
+                opens.release(ino, out.fh);
+            }
+        }
+        Err(error) => reply::fail(reply, op, parent, &error),
+    }
+}
+
+fn answer(open_flags: u32) -> OpenOut {
+    OpenOut {
+        open_flags,
+        ..OpenOut::default()
+    }
+}
+
+/// The kernel takes ENOSYS as "opens always, never ask again" where it says so.
+pub(super) fn opened(never_again: bool, open_flags: u32, reply: Reply) {
+    match never_again {
+        true => reply.error(libc::ENOSYS),
+        false => {
+            reply.message(&answer(open_flags));
+        }
+    }
+}

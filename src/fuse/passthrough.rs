@@ -1,0 +1,273 @@
+//! Opens that the kernel serves from the file of a layer itself (`FUSE_PASSTHROUGH`, Linux
+//! 6.9): no READ and no WRITE reaches us. Called by `adapter` and, to find out whether it
+//! works here, by `session`.
+//!
+//! The kernel's rule (fs/fuse/iomode.c), broken by an open with EIO for the program: while an
+//! inode is open, all its opens are passed through to one registered file, or none is. So the
+//! first open decides, the others follow, and the decision falls with the last RELEASE. A
+//! file of a lower on a writable mount is not passed through: whoever has it open must see
+//! what a later writer makes of it. Locks: one shard of the table, never during a system
+//! call but the close of a registration.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use rustix::io::Errno;
+
+use super::convert;
+use super::error::{Error, Result};
+use super::wire::Connection;
+use super::wire::abi::{FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, OpenOut, init2};
+use crate::sys::fuse::{close_backing, open_backing};
+use crate::union::{self, Ino, Union};
+
+/// How long the kernel may keep the attributes of a file that was passed through to a writer,
+/// in seconds:
+/// what a mapping of it does to its times reaches the kernel's FUSE only when it asks.
+const WRITTEN: u64 = 1;
+
+/// Begins to pass files through on a fresh connection.
+///
+/// # Errors
+/// [`Error::Passthrough`] when the kernel or our privileges do not allow it, or the upper's
+/// file system does not.
+pub(super) fn start(connection: &Connection, union: &Union, path: &Path) -> Result<Opens> {
+    let no = |why, source| {
+        let path = path.to_owned();
+        Err(Error::Passthrough { path, why, source })
+    };
+    if connection.flags2() & init2::PASSTHROUGH == 0 {
+        return no("the kernel cannot (Linux 6.9 can)", Errno::OPNOTSUPP.into());
+    }
+    let opens = Opens::new(connection.device());
+    match opens.probe(union.sample()) {
+        Ok(()) => Ok(opens),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            no("it needs CAP_SYS_ADMIN outside of user namespaces", error)
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => no(
+            "the file system of the upper directory stacks too many others",
+            error,
+        ),
+        Err(error) => no("the kernel refuses a file of the upper directory", error),
+    }
+}
+
+/// A file registered with the kernel; given back when dropped.
+#[derive(Debug)]
+struct Registered {
+    device: Arc<OwnedFd>,
+    id: i32,
+}
+
+impl Registered {
+    fn new(device: &Arc<OwnedFd>, file: impl AsFd) -> io::Result<Self> {
+        let id = open_backing(device, file)?;
+        let device = Arc::clone(device);
+        Ok(Self { device, id })
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if let Err(error) = close_backing(&self.device, self.id) {
+            // The connection is gone, and all registrations with it.
+            tracing::debug!(id = self.id, %error, "registration not given back");
+        }
+    }
+}
+
+/// How an inode is open.
+#[derive(Debug)]
+enum Mode {
+    Passed(Registered),
+    /// Through the kernel's page cache and us; whether its pages outlive an open.
+    Cached {
+        keep: bool,
+    },
+}
+
+#[derive(Debug)]
+struct Open {
+    mode: Mode,
+    opens: u64,
+    writers: u64,
+}
+
+/// The inodes that are open.
+#[derive(Debug)]
+pub(super) struct Opens {
+    device: Arc<OwnedFd>,
+    open: DashMap<Ino, Open>,
+    /// Those passed through to a writer since the kernel learnt of them.
+    written: DashMap<Ino, ()>,
+}
+
+impl Opens {
+    /// `device`: the connection, whose handshake agreed on passthrough.
+    pub(super) fn new(device: &Arc<OwnedFd>) -> Self {
+        Self {
+            device: Arc::clone(device),
+            open: DashMap::new(),
+            written: DashMap::new(),
+        }
+    }
+
+    /// Whether files can be registered: a real one is.
+    ///
+    /// # Errors
+    /// Those of [`open_backing`].
+    pub(super) fn probe(&self, sample: Option<OwnedFd>) -> io::Result<()> {
+        let Some(file) = sample else {
+            // No file to try; a directory is refused, but only after the question of privilege.
+            let refused = Registered::new(&self.device, &*self.device).err();
+            return match refused.and_then(|e| e.raw_os_error()) {
+                Some(errno @ (libc::EPERM | libc::ENOTTY)) => {
+                    Err(io::Error::from_raw_os_error(errno))
+                }
+                _ => Ok(()),
+            };
+        };
+        Registered::new(&self.device, &file).map(drop)
+    }
+
+    /// Counts an open of `ino` and answers it. What it is to be open for writing has been
+    /// copied up.
+    ///
+    /// # Errors
+    /// EINVAL for O_DIRECT where the file system of the data has none and the file is passed
+    /// through already; those of [`Union::backing`].
+    pub(super) fn open(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<OpenOut> {
+        let (writer, direct) = (is_writer(flags), flags & libc::O_DIRECT as u32 != 0);
+        let known = self.open.get_mut(&ino).map(|mut open| open.add(writer));
+        let out = match known {
+            Some(out) => out,
+            None => {
+                let mode = self.choose(union, ino, direct)?;
+                match self.open.entry(ino) {
+                    // Another was faster. Both looked at the same inode; he decides.
+                    Entry::Occupied(mut open) => open.get_mut().add(writer),
+                    Entry::Vacant(place) => place.insert(Open::new(mode)).add(writer),
+                }
+            }
+        };
+        let passed = out.open_flags & FOPEN_PASSTHROUGH != 0;
+        if passed && writer {
+            self.written.insert(ino, ());
+        }
+        if passed && direct && known.is_some() && !takes_direct(union, ino) {
+            self.release(ino, out.fh);
+            return Err(Errno::INVAL.into());
+        }
+        Ok(out)
+    }
+
+    fn choose(&self, union: &Union, ino: Ino, direct: bool) -> union::Result<Mode> {
+        // The kernel holds no pages of a file that may change behind its back.
+        let cached = Mode::Cached { keep: false };
+        let backing = match union.backing(ino) {
+            Ok(Some(backing)) => backing,
+            Ok(None) => return Ok(Mode::Cached { keep: true }),
+            // What it is opened for may still be possible: to execute it, say.
+            Err(error) if is_passing(error.errno()) => {
+                tracing::debug!(ino, %error, "not passed through");
+                return Ok(cached);
+            }
+            Err(error) => return Err(error),
+        };
+        if direct && !backing.takes_direct() {
+            return Ok(cached);
+        }
+        match Registered::new(&self.device, &backing) {
+            Ok(registered) => Ok(Mode::Passed(registered)),
+            Err(error) => {
+                tracing::debug!(ino, %error, "not passed through");
+                Ok(cached)
+            }
+        }
+    }
+
+    /// An open with this `fh` has ended.
+    pub(super) fn release(&self, ino: Ino, fh: u64) {
+        let last = self.open.remove_if_mut(&ino, |_, open| {
+            open.opens = open.opens.saturating_sub(1);
+            open.writers = open.writers.saturating_sub(fh & WRITER);
+            open.opens == 0
+        });
+        // Outside the shard.
+        drop(last);
+    }
+
+    /// The kernel has forgotten the inode.
+    pub(super) fn forget(&self, ino: Ino) {
+        self.written.remove(&ino);
+    }
+
+    /// How long the kernel may keep what it is told of an inode's attributes, in seconds.
+    pub(super) fn lifetime(&self, ino: Ino) -> u64 {
+        if !self.written.contains_key(&ino) {
+            return convert::FOREVER;
+        }
+        match self.open.get(&ino) {
+            Some(open) if open.writers > 0 => 0,
+            _ => WRITTEN,
+        }
+    }
+}
+
+/// Of `fh`: the open was for writing.
+const WRITER: u64 = 1;
+
+impl Open {
+    fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            opens: 0,
+            writers: 0,
+        }
+    }
+
+    fn add(&mut self, writer: bool) -> OpenOut {
+        self.opens += 1;
+        let fh = if writer { WRITER } else { 0 };
+        self.writers += fh;
+        let (open_flags, backing_id) = match &self.mode {
+            Mode::Passed(registered) => (FOPEN_PASSTHROUGH, registered.id),
+            Mode::Cached { keep: true } => (FOPEN_KEEP_CACHE, 0),
+            Mode::Cached { keep: false } => (0, 0),
+        };
+        OpenOut {
+            fh,
+            open_flags,
+            backing_id,
+        }
+    }
+}
+
+/// Errors of opening a file for writing that do not concern those who only read it, and
+/// shortages.
+fn is_passing(errno: i32) -> bool {
+    const PASSING: [i32; 6] = [
+        libc::EACCES,
+        libc::EPERM,
+        libc::EROFS,
+        libc::ETXTBSY,
+        libc::EMFILE,
+        libc::ENFILE,
+    ];
+    PASSING.contains(&errno)
+}
+
+/// Whether the `O_` flags allow to write.
+pub(super) fn is_writer(flags: u32) -> bool {
+    flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32
+}
+
+fn takes_direct(union: &Union, ino: Ino) -> bool {
+    let backing = union.backing(ino).ok().flatten();
+    backing.is_none_or(|backing| backing.takes_direct())
+}

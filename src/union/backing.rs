@@ -1,0 +1,84 @@
+//! Files whose data may be read and written past the union: what a transport needs to hand
+//! them to the kernel. Called by `fuse::passthrough`.
+//!
+//! What is handed out stays the file of its inode for as long as the inode is known: a file
+//! that the upper has with all of its data, or any file of a union that cannot be written,
+//! whose lowers are sealed. Never a lower file that a later write would copy up.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use super::Union;
+use super::error::Result;
+use super::inode::DataFd;
+use super::types::{Caller, Ino, SetAttr};
+
+/// An open file of a layer.
+#[derive(Debug)]
+pub struct Backing(Arc<DataFd>);
+
+impl AsFd for Backing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd.as_fd()
+    }
+}
+
+impl Backing {
+    /// Whether its file system knows O_DIRECT.
+    pub fn takes_direct(&self) -> bool {
+        self.0.has_direct()
+    }
+}
+
+impl Union {
+    /// The file that has the data of `ino` for good; `None` while a write would still copy it
+    /// up. ESTALE, EISDIR or EINVAL for what is no file, else errors of open(2).
+    pub fn backing(&self, ino: Ino) -> Result<Option<Backing>> {
+        let inode = self.regular(ino)?;
+        let upper = inode.is_copied_up();
+        if !upper && (self.is_writable() || !self.sealed) {
+            return Ok(None);
+        }
+        // Writable: a descriptor of the lower may still be cached from before the copy-up.
+        let data = self.data_fd(&inode, upper && self.is_writable())?;
+        Ok(Some(Backing(data)))
+    }
+
+    /// What opening for writing does to `ino`: copy-up, of nothing when it is truncated.
+    /// EROFS without an upper, else what the upper's file system answers.
+    pub fn open_for_writing(&self, caller: &Caller, ino: Ino, truncate: bool) -> Result<()> {
+        if truncate {
+            let size = Some(0);
+            let set = SetAttr {
+                size,
+                ..SetAttr::default()
+            };
+            return self.setattr(caller, ino, &set).map(|_| ());
+        }
+        let inode = self.regular(ino)?;
+        self.writable()?;
+        self.copy_up(&inode)
+    }
+
+    /// Whether anything the union stands on stacks other file systems itself.
+    pub fn is_stacked(&self) -> bool {
+        let layers = self.roots.iter().chain(&self.data_roots);
+        let upper = self.upper.iter().map(|upper| &upper.layer.root);
+        layers
+            .map(|root| &root.layer.root)
+            .chain(upper)
+            .any(|root| rustix::fs::fstatfs(root).is_ok_and(|s| stacks(s.f_type as u64)))
+    }
+
+    /// An unnamed file of the upper, to try things with; `None` where there can be none.
+    pub fn sample(&self) -> Option<std::os::fd::OwnedFd> {
+        let staged = self.writable().ok()?.stage_file().ok()?;
+        Some(staged.1)
+    }
+}
+
+/// File system types with a stack depth of their own: overlayfs, eCryptfs (linux/magic.h), and
+/// FUSE, which has one when it passes through.
+fn stacks(magic: u64) -> bool {
+    matches!(magic, 0x794c_7630 | 0xf15f | 0x6573_5546)
+}

@@ -1,0 +1,401 @@
+//! What the I/O policies promise: the same answers under `cached` and `passthrough`, nothing
+//! ever written to a lower, no open that fails because of another, and under `passthrough`
+//! no message for data.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::common::fixture::Fixture;
+use crate::common::layers::{self, Form};
+use crate::common::mount::{Fs, poll, unionfs_binary};
+use crate::common::{need_mounts, skip};
+
+use super::stats::requests_of;
+
+const PASSTHROUGH: &str = "io=passthrough";
+
+/// A union for each policy.
+fn both() -> [Fixture; 2] {
+    ["io=cached", PASSTHROUGH].map(|io| mounted(io, true))
+}
+
+fn mounted(io: &'static str, writable: bool) -> Fixture {
+    Fixture::with(
+        &Fs::Unionfs(io),
+        &layers::standard(),
+        Form::Kernel,
+        writable,
+    )
+}
+
+fn read_write() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    options
+}
+
+fn content(file: &File) -> String {
+    let mut data = vec![0; 4096];
+    let len = file.read_at(&mut data, 0).unwrap();
+    data.truncate(len);
+    String::from_utf8(data).unwrap()
+}
+
+#[test]
+fn descriptors_from_before_copy_up_see_later_writes() {
+    need_mounts!();
+    for f in both() {
+        let path = f.at("plain.txt");
+        let early = File::open(&path).unwrap();
+        let old = content(&early);
+        let writer = read_write().open(&path).unwrap();
+        writer.write_all_at(b"LATER", 0).unwrap();
+        let expected = format!("LATER{}", &old[5..]);
+        let late = File::open(&path).unwrap();
+        for file in [&early, &writer, &late] {
+            assert_eq!(content(file), expected);
+        }
+        // Truncated by an open, and written by one that comes after all others.
+        drop(File::create(&path).unwrap());
+        assert_eq!(content(&early), "");
+        drop((early, writer, late));
+        std::fs::write(&path, "again").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"again");
+        assert_eq!(std::fs::read(f.upper("plain.txt")).unwrap(), b"again");
+    }
+}
+
+/// The first open decides how an inode is served; no order of opens may fail for it.
+#[test]
+fn opens_of_all_kinds_live_together() {
+    need_mounts!();
+    let flags = [
+        libc::O_RDONLY,
+        libc::O_WRONLY,
+        libc::O_RDWR,
+        libc::O_RDWR | libc::O_APPEND,
+        libc::O_RDONLY | libc::O_DIRECT,
+        libc::O_RDWR | libc::O_DIRECT | libc::O_SYNC,
+    ];
+    let open = |path: &Path, flags: i32| {
+        let access = flags & libc::O_ACCMODE;
+        OpenOptions::new()
+            .read(access != libc::O_WRONLY)
+            .write(access != libc::O_RDONLY)
+            .custom_flags(flags & !libc::O_ACCMODE)
+            .open(path)
+    };
+    for f in both() {
+        for (n, first) in flags.into_iter().enumerate() {
+            // A file of a lower, one of the upper, and one copied up in between.
+            for path in ["big.bin", "new", "plain.txt"] {
+                let path = f.at(path);
+                if path.ends_with("new") {
+                    std::fs::write(&path, [7; 8192]).unwrap();
+                }
+                let held = open(&path, first).unwrap();
+                for second in flags {
+                    let other = open(&path, second).unwrap_or_else(|e| {
+                        panic!("{}: {second:#o} after {first:#o}: {e}", path.display())
+                    });
+                    if second == libc::O_RDWR {
+                        let byte = [b'0' + n as u8];
+                        other.write_all_at(&byte, 3).unwrap();
+                        let mut seen = [0];
+                        let reader = File::open(&path).unwrap();
+                        reader.read_exact_at(&mut seen, 3).unwrap();
+                        assert_eq!(seen, byte);
+                    }
+                }
+                drop(held);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_one_opens_while_others_copy_up_is_never_refused() {
+    need_mounts!();
+    for f in both() {
+        let path = f.at("big.bin");
+        std::thread::scope(|scope| {
+            for n in 0..4 {
+                let path = &path;
+                scope.spawn(move || {
+                    for round in 0..50u8 {
+                        if n < 2 {
+                            let file = read_write().open(path).unwrap();
+                            file.write_all_at(&[round; 16], n * 16).unwrap();
+                        } else {
+                            let mut buf = [0; 64];
+                            File::open(path)
+                                .unwrap()
+                                .read_exact_at(&mut buf, 0)
+                                .unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        let data = std::fs::read(&path).unwrap();
+        assert!(data[..32].iter().all(|b| *b == 49));
+        assert!(std::fs::read(f.upper("big.bin")).unwrap() == data);
+    }
+}
+
+/// A writer, a mapping and the system's view of size and times agree.
+#[test]
+fn mappings_and_attributes_follow_writes() {
+    need_mounts!();
+    for f in both() {
+        let path = f.at("mapped");
+        let file = read_write()
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .unwrap();
+        file.write_all_at(&[b'a'; 8192], 0).unwrap();
+        assert_eq!(path.metadata().unwrap().len(), 8192);
+        let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        file.set_modified(old).unwrap();
+        assert_eq!(path.metadata().unwrap().modified().unwrap(), old);
+        map_and_write(&file, b"MAPPED");
+        assert_eq!(&std::fs::read(&path).unwrap()[..6], b"MAPPED");
+        assert!(path.metadata().unwrap().modified().unwrap() > old);
+        // Read through a descriptor that is older than another's write.
+        let reader = File::open(&path).unwrap();
+        file.write_all_at(b"written", 0).unwrap();
+        assert_eq!(&content(&reader)[..7], "written");
+        assert_eq!(path.metadata().unwrap().len(), 8192);
+        file.set_len(3).unwrap();
+        assert_eq!(
+            (content(&reader), reader.metadata().unwrap().len()),
+            ("wri".into(), 3)
+        );
+        let mut append = OpenOptions::new().append(true).open(&path).unwrap();
+        std::io::Write::write_all(&mut append, b"tten").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"written");
+        assert_eq!(std::fs::read(f.upper("mapped")).unwrap(), b"written");
+    }
+}
+
+/// Writes `data` at the start of a shared mapping of `file`, and syncs it.
+#[allow(unsafe_code)]
+fn map_and_write(file: &File, data: &[u8]) {
+    // SAFETY: the file has at least `data.len()` bytes, nobody truncates it meanwhile, and the
+    // mapping is used within this block only.
+    unsafe {
+        let (protection, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        let fd = file.as_raw_fd();
+        let at = libc::mmap(std::ptr::null_mut(), 4096, protection, shared, fd, 0);
+        assert_ne!(at, libc::MAP_FAILED);
+        std::ptr::copy_nonoverlapping(data.as_ptr(), at.cast(), data.len());
+        assert_eq!(libc::msync(at, 4096, libc::MS_SYNC), 0);
+        assert_eq!(libc::munmap(at, 4096), 0);
+    }
+}
+
+#[test]
+fn data_passed_through_costs_no_messages() {
+    need_mounts!();
+    let f = mounted(PASSTHROUGH, true);
+    let sent = requests_of(f.root(), || {
+        let file = read_write().create_new(true).open(f.at("new")).unwrap();
+        for n in 0..100 {
+            file.write_all_at(&[1; 4096], n * 4096).unwrap();
+        }
+        let mut buf = vec![0; 100 * 4096];
+        file.read_exact_at(&mut buf, 0).unwrap();
+    });
+    let count = |name: &str| sent.get(name).copied().unwrap_or(0);
+    assert_eq!(
+        (count("CREATE"), count("OPEN"), count("MKNOD")),
+        (1, 0, 0),
+        "{sent:?}"
+    );
+    assert_eq!((count("READ"), count("WRITE")), (0, 0), "{sent:?}");
+    assert!(sent.values().sum::<u64>() <= 8, "{sent:?}");
+    let f = mounted(PASSTHROUGH, false);
+    let sent = requests_of(f.root(), || {
+        assert_eq!(std::fs::read(f.at("big.bin")).unwrap().len(), 300_000);
+    });
+    assert!(!sent.contains_key("READ"), "{sent:?}");
+}
+
+/// Not even their access times, which the kernel would set for a file it reads itself.
+#[test]
+fn lowers_are_left_alone() {
+    need_mounts!();
+    for writable in [true, false] {
+        let mut f = mounted(PASSTHROUGH, writable);
+        let low = f.stack.lowers[2].join("big.bin");
+        let past = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let times = std::fs::FileTimes::new().set_accessed(past);
+        File::options()
+            .write(true)
+            .open(&low)
+            .unwrap()
+            .set_times(times)
+            .unwrap();
+        f.remount();
+        assert_eq!(std::fs::read(f.at("big.bin")).unwrap().len(), 300_000);
+        assert_eq!(low.metadata().unwrap().accessed().unwrap(), past);
+        let change = read_write().open(f.at("big.bin"));
+        match writable {
+            true => change.unwrap().write_all_at(b"changed", 0).unwrap(),
+            false => assert_eq!(change.unwrap_err().raw_os_error(), Some(libc::EROFS)),
+        }
+        assert!(std::fs::read(&low).unwrap() == layers::big_data());
+        f.lowers_are_changed_by_the_test();
+    }
+}
+
+#[test]
+fn set_id_bits_fall_for_those_who_may_not_keep_them() {
+    need_mounts!();
+    for f in both() {
+        let path = f.at("program");
+        std::fs::write(&path, "x").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o6777)).unwrap();
+        let append = |prefix: &[&str]| {
+            let script = format!("echo more >> {}", path.display());
+            let mut all = prefix.to_vec();
+            all.extend(["sh", "-c", &script]);
+            assert!(
+                Command::new(all[0])
+                    .args(&all[1..])
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+            path.metadata().unwrap().mode() & 0o7777
+        };
+        assert_eq!(append(&["env"]), 0o6777, "root keeps them");
+        let user = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"];
+        assert_eq!(append(&user), 0o777);
+        assert_eq!(
+            f.upper("program").metadata().unwrap().mode() & 0o7777,
+            0o777
+        );
+    }
+}
+
+/// Every file given to the kernel is taken back, and one is enough for all who have it open.
+#[test]
+fn registrations_are_given_back() {
+    need_mounts!();
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip("needs strace");
+    }
+    let f = mounted(PASSTHROUGH, true);
+    let server = f.mounted().servers()[0];
+    let descriptors = || {
+        std::fs::read_dir(format!("/proc/{server}/fd"))
+            .unwrap()
+            .count()
+    };
+    std::fs::write(f.at("file"), "x").unwrap();
+    drop(File::open(f.at("file")).unwrap());
+    let before = descriptors();
+    let (trace, log) = (f.scratch.path().join("trace"), f.scratch.path().join("log"));
+    let mut strace = Command::new("strace")
+        .args(["-f", "-e", "trace=ioctl", "-p", &server.to_string(), "-o"])
+        .arg(&trace)
+        .stderr(Stdio::from(File::create(&log).unwrap()))
+        .spawn()
+        .unwrap();
+    let text = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+    assert!(poll(|| text(&log).contains("attached")), "{}", text(&log));
+    for _ in 0..500 {
+        let all = [(); 2].map(|()| File::open(f.at("file")).unwrap());
+        drop(all);
+    }
+    // _IOW(229, 1, 16 bytes) and _IOW(229, 2, 4 bytes).
+    let calls = |number: &str| {
+        let is_it = |line: &&str| line.contains(number) && !line.contains("resumed");
+        text(&trace).lines().filter(is_it).count()
+    };
+    let opened = || calls("_IOC(_IOC_WRITE, 0xe5, 0x1, 0x10)");
+    let closed = || calls("_IOC(_IOC_WRITE, 0xe5, 0x2, 0x4)");
+    assert!(
+        poll(|| opened() > 0 && opened() == closed()),
+        "{} {}",
+        opened(),
+        closed()
+    );
+    kill_process(Pid::from_child(&strace), Signal::INT).unwrap();
+    strace.wait().unwrap();
+    assert!(
+        opened() <= 500,
+        "{} for 1000 opens, two at a time",
+        opened()
+    );
+    assert!(
+        poll(|| descriptors() <= before + 1),
+        "{} after {before}",
+        descriptors()
+    );
+}
+
+/// What was written is in the upper, whatever becomes of the server.
+#[test]
+fn a_killed_server_takes_no_data_with_it() {
+    need_mounts!();
+    let mut f = mounted(PASSTHROUGH, true);
+    let file = read_write().create_new(true).open(f.at("new")).unwrap();
+    file.write_all_at(b"before", 0).unwrap();
+    let server = i32::try_from(f.mounted().servers()[0]).unwrap();
+    kill_process(Pid::from_raw(server).unwrap(), Signal::KILL).unwrap();
+    let dead = || {
+        f.root()
+            .metadata()
+            .is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
+    };
+    assert!(poll(dead));
+    drop(file);
+    f.remount();
+    assert_eq!(std::fs::read(f.at("new")).unwrap(), b"before");
+}
+
+/// Asked for by name it works or the mount fails; who asks for nothing never fails for it.
+#[test]
+fn without_the_privilege_there_is_no_passthrough() {
+    need_mounts!();
+    let f = mounted("io=auto", true);
+    let stack = &f.stack;
+    let low = &stack.lowers[0];
+    let mnt = f.scratch.dir("mnt2");
+    let output = Command::new("setpriv")
+        .args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"])
+        .arg(unionfs_binary())
+        .arg("-o")
+        .arg(format!("lowerdir={},io=passthrough", low.display()))
+        .arg(&mnt)
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("io=passthrough"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+}
+
+#[test]
+fn the_policy_is_shown() {
+    need_mounts!();
+    for (io, shown) in [("io=auto", "cached"), (PASSTHROUGH, "passthrough")] {
+        let f = mounted(io, true);
+        let output = Command::new(unionfs_binary())
+            .arg("stats")
+            .arg(f.root())
+            .output();
+        let text = String::from_utf8(output.unwrap().stdout).unwrap();
+        let line = text.lines().find(|line| line.starts_with("io ")).unwrap();
+        assert!(line.ends_with(shown), "{line}");
+    }
+}
