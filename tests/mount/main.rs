@@ -39,6 +39,7 @@ mod rmdir;
 mod statfs;
 mod stats;
 mod symlink;
+mod syscalls;
 mod unlink;
 mod whiteout_forms;
 mod xattr;
