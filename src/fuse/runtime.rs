@@ -145,7 +145,15 @@ impl MountRecord {
 
     /// How the mount is doing; `None`: server and mount are both gone.
     pub fn state(&self) -> Option<MountState> {
-        let mounted = mountinfo::find(&self.mountpoint).is_some_and(|m| m.is_unionfs());
+        self.state_among(&mountinfo::list().unwrap_or_default())
+    }
+
+    fn state_among(&self, mounts: &[mountinfo::MountEntry]) -> Option<MountState> {
+        let topmost = mounts
+            .iter()
+            .rev()
+            .find(|m| m.mountpoint == self.mountpoint);
+        let mounted = topmost.is_some_and(mountinfo::MountEntry::is_unionfs);
         match (self.is_running(), mounted) {
             (true, true) => Some(MountState::Live),
             (true, false) => Some(MountState::Detached),
@@ -174,7 +182,7 @@ impl MountRecord {
     pub fn write(&mut self) -> Result<()> {
         self.dir = usable_dir()?;
         // Of servers that were killed: their mount was replaced by this one.
-        for old in list() {
+        for old in recorded() {
             if old.mountpoint == self.mountpoint && !old.is_running() {
                 old.remove();
             }
@@ -201,20 +209,27 @@ impl MountRecord {
 /// All recorded mounts of this user, oldest first. Records whose server and mount are
 /// both gone are removed on the way.
 pub fn list() -> Vec<MountRecord> {
-    let mut records = Vec::new();
-    for dir in candidates() {
-        if check_dir(&dir).is_ok() {
-            read_dir(&dir, &mut records);
-        }
-    }
+    let mut records = recorded();
+    let mounts = mountinfo::list().unwrap_or_default();
     records.retain(|record: &MountRecord| {
-        let keep = record.state().is_some();
+        let keep = record.state_among(&mounts).is_some();
         if !keep {
             record.remove();
         }
         keep
     });
     records.sort_by(|a, b| (a.since, &a.id).cmp(&(b.since, &b.id)));
+    records
+}
+
+/// All records of this user as they are.
+fn recorded() -> Vec<MountRecord> {
+    let mut records = Vec::new();
+    for dir in candidates() {
+        if check_dir(&dir).is_ok() {
+            read_dir(&dir, &mut records);
+        }
+    }
     records
 }
 

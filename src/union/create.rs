@@ -243,7 +243,12 @@ impl Union {
     ) -> Result<()> {
         let at = At::new(fd.as_fd(), name);
         let is_dir = new.kind == FileKind::Directory;
-        let staged = upper.stage(|at| make(at, new, owned.perm & 0o700))?;
+        // What is to be another's is nobody else's until it is.
+        let perm = match (owned.uid, owned.gid) == upper.own_ids {
+            true => owned.perm,
+            false => owned.perm & 0o700,
+        };
+        let staged = upper.stage(|at| make(at, new, perm))?;
         settle(staged.at(), new, owned)?;
         if is_dir && !dir.lowers.is_empty() {
             upper.mark_opaque(staged.at())?;
@@ -365,10 +370,14 @@ fn make_open(at: At<'_>, new: &New<'_>, perm: u32) -> Result<Option<OwnedFd>, Er
 /// Gives a staged file its owner, ACLs and permissions.
 fn settle(at: At<'_>, new: &New<'_>, owned: &Owned) -> Result<(), Errno> {
     let stat = at.stat()?;
-    if (stat.uid, stat.gid) != (owned.uid, owned.gid) {
+    let is_owned = (stat.uid, stat.gid) == (owned.uid, owned.gid);
+    if !is_owned {
         at.chown(Some(owned.uid), Some(owned.gid))?;
     }
     if new.kind == FileKind::Symlink {
+        return Ok(());
+    }
+    if is_owned && stat.perm == owned.perm && owned.access.is_none() && owned.default.is_none() {
         return Ok(());
     }
     for (name, value) in [(acl::ACCESS, &owned.access), (acl::DEFAULT, &owned.default)] {

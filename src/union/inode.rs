@@ -219,7 +219,8 @@ pub(crate) struct Inode {
     pub data: Arc<Slot<DataFd>>,
     /// It has a `security.capability`, which the kernel asks for before a first write.
     pub capability: Tristate,
-    pub dir: Option<Dir>,
+    /// Boxed: most inodes are none.
+    pub dir: Option<Box<Dir>>,
 }
 
 impl Inode {
@@ -233,7 +234,7 @@ impl Inode {
             busy: Mutex::new(()),
             data: Arc::default(),
             capability: Tristate::default(),
-            dir,
+            dir: dir.map(Box::new),
         }
     }
 

@@ -77,7 +77,7 @@ impl Default for Options {
             volatile: false,
             redirect_dir: None,
             lookup_cache: 65536,
-            fd_cache: 4096,
+            fd_cache: 512,
             sealed: false,
         }
     }

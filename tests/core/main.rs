@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod allocations;
 mod inode_table;
 mod listing;
 mod model;

@@ -40,6 +40,7 @@ mod rmdir;
 mod statfs;
 mod stats;
 mod symlink;
+mod syscalls;
 mod unlink;
 mod uring;
 mod whiteout_forms;

@@ -1,0 +1,342 @@
+//! The budget of system calls: what the server asks of the layers for one operation, counted
+//! with strace. docs/BUDGETS.md has the same table, with what each call is for; this test
+//! reads it, so that the two agree.
+//!
+//! Counted is what an operation needs: not the transport (`read`, `writev`), which the budget
+//! of messages stands for, not memory, threads and locks, and not what a debug build adds.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::common::fixture::Fixture;
+use crate::common::mount::{Scratch, Stack, poll, subject};
+use crate::common::{need_mounts, skip};
+
+use super::forget::CACHES;
+
+/// How often each operation is done.
+const TIMES: usize = 40;
+/// What all of them together may cost once, beside a call in each layer: a directory is
+/// found, opened, copied up.
+const ONCE: usize = 24;
+
+const NOT_COUNTED: &[&str] = &[
+    "read",
+    "writev",
+    "futex",
+    "brk",
+    "mmap",
+    "munmap",
+    "mprotect",
+    "madvise",
+    "mremap",
+    "sched_yield",
+    "getrandom",
+    "clone3",
+    "rseq",
+    "set_robust_list",
+    "sigaltstack",
+    "prctl",
+    "restart_syscall",
+    "exit",
+    "gettid",
+    "sched_getaffinity",
+    "rt_sigprocmask",
+    "clone",
+    "fcntl",
+    // The statistics, and how we leave.
+    "accept4",
+    "recvfrom",
+    "sendto",
+    "shutdown",
+    "poll",
+    "ppoll",
+];
+
+/// strace on the server of a mount.
+struct Trace {
+    strace: Child,
+    file: PathBuf,
+}
+
+fn text(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+}
+
+impl Trace {
+    fn start(f: &Fixture) -> Self {
+        let file = f.scratch.path().join("trace");
+        let log = f.scratch.path().join("strace.err");
+        let server = f.mounted().servers()[0];
+        let strace = Command::new("strace")
+            .args(["-f", "-p", &server.to_string(), "-o"])
+            .arg(&file)
+            .stderr(Stdio::from(File::create(&log).unwrap()))
+            .spawn()
+            .unwrap();
+        let attached = || text(&log).contains("attached");
+        assert!(poll(attached), "strace: {}", text(&log));
+        Self { strace, file }
+    }
+
+    /// Detaches; the names of the calls seen.
+    fn end(mut self) -> Vec<String> {
+        kill_process(Pid::from_child(&self.strace), Signal::INT).unwrap();
+        self.strace.wait().unwrap();
+        let text = text(&self.file);
+        let name = |line: &str| {
+            let (_, call) = line.split_once(' ')?;
+            let (name, _) = call.trim_start().split_once('(')?;
+            let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            (is_name && !NOT_COUNTED.contains(&name)).then(|| name.to_owned())
+        };
+        text.lines().filter_map(name).collect()
+    }
+}
+
+/// A stack of `count` layers. The lowest has what there is to look at and to change, the
+/// others have the directory only.
+fn stack(count: usize) -> (Scratch, Stack) {
+    let scratch = Scratch::disk();
+    let lowers: Vec<_> = (0..count).map(|n| scratch.dir(&format!("l{n}"))).collect();
+    for lower in &lowers {
+        std::fs::create_dir(lower.join("dir")).unwrap();
+    }
+    let dir = lowers[count - 1].join("dir");
+    for n in 0..TIMES {
+        for kind in ["look", "gone", "mode"] {
+            std::fs::write(dir.join(format!("{kind}{n}")), "data").unwrap();
+        }
+    }
+    for (name, files) in [("walk", TIMES), ("long", 3 * TIMES * TIMES)] {
+        let dir = lowers[count - 1].join(name);
+        std::fs::create_dir(&dir).unwrap();
+        for n in 0..files {
+            File::create(dir.join(n.to_string())).unwrap();
+        }
+    }
+    let stack = Stack {
+        lowers,
+        upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+        mnt: scratch.dir("mnt"),
+    };
+    (scratch, stack)
+}
+
+fn write_new(path: PathBuf) {
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create_new(true).open(path).unwrap();
+    file.write_all(b"data").unwrap();
+}
+
+/// The operations of the table in the order in which they are done, with how many there are.
+type Operation = (&'static str, fn(&Path), usize);
+
+fn each(of: &Path, name: &str, action: impl Fn(PathBuf)) {
+    (0..TIMES).for_each(|n| action(of.join(format!("{name}{n}"))));
+}
+
+const OPERATIONS: &[Operation] = &[
+    (
+        "lookup",
+        |m| {
+            each(&m.join("dir"), "look", |p| {
+                drop(p.symlink_metadata().unwrap())
+            })
+        },
+        TIMES,
+    ),
+    (
+        "lookup again",
+        |m| {
+            each(&m.join("dir"), "look", |p| {
+                drop(p.symlink_metadata().unwrap())
+            })
+        },
+        TIMES,
+    ),
+    (
+        "lookup of nothing",
+        |m| each(&m.join("dir"), "no", |p| assert!(!p.exists())),
+        TIMES,
+    ),
+    (
+        "create, write, close",
+        |m| each(&m.join("dir"), "new", write_new),
+        TIMES,
+    ),
+    (
+        "rename",
+        |m| {
+            each(&m.join("dir"), "new", |p| {
+                std::fs::rename(&p, p.with_extension("moved")).unwrap()
+            });
+        },
+        TIMES,
+    ),
+    (
+        "unlink",
+        |m| {
+            each(&m.join("dir"), "new", |p| {
+                std::fs::remove_file(p.with_extension("moved")).unwrap()
+            })
+        },
+        TIMES,
+    ),
+    (
+        "unlink of a lower file",
+        |m| each(&m.join("dir"), "gone", |p| std::fs::remove_file(p).unwrap()),
+        TIMES,
+    ),
+    (
+        "create over a whiteout",
+        |m| {
+            each(&m.join("dir"), "gone", |p| {
+                drop(File::create_new(p).unwrap())
+            })
+        },
+        TIMES,
+    ),
+    (
+        "chmod of a lower file",
+        |m| {
+            let mode =
+                |p: PathBuf| std::fs::set_permissions(p, PermissionsExt::from_mode(0o600)).unwrap();
+            each(&m.join("dir"), "mode", mode);
+        },
+        TIMES,
+    ),
+    (
+        "mkdir",
+        |m| each(&m.join("dir"), "sub", |p| std::fs::create_dir(p).unwrap()),
+        TIMES,
+    ),
+    (
+        "rmdir",
+        |m| each(&m.join("dir"), "sub", |p| std::fs::remove_dir(p).unwrap()),
+        TIMES,
+    ),
+    (
+        "in a new directory: create, write, close",
+        |m| {
+            std::fs::create_dir(m.join("new")).unwrap();
+            each(&m.join("new"), "new", write_new);
+        },
+        TIMES,
+    ),
+    (
+        "in a new directory: rename",
+        |m| {
+            each(&m.join("new"), "new", |p| {
+                std::fs::rename(&p, p.with_extension("moved")).unwrap()
+            });
+        },
+        TIMES,
+    ),
+    (
+        "in a new directory: unlink",
+        |m| {
+            each(&m.join("new"), "new", |p| {
+                std::fs::remove_file(p.with_extension("moved")).unwrap()
+            });
+        },
+        TIMES,
+    ),
+    (
+        "in a new directory: mkdir",
+        |m| each(&m.join("new"), "sub", |p| std::fs::create_dir(p).unwrap()),
+        TIMES,
+    ),
+    (
+        "in a new directory: rmdir",
+        |m| each(&m.join("new"), "sub", |p| std::fs::remove_dir(p).unwrap()),
+        TIMES,
+    ),
+    (
+        "readdir and stat, an entry",
+        |m| {
+            for entry in std::fs::read_dir(m.join("walk")).unwrap() {
+                entry.unwrap().path().symlink_metadata().unwrap();
+            }
+        },
+        TIMES,
+    ),
+    (
+        "readdir of a long directory, an entry",
+        |m| {
+            let entries = std::fs::read_dir(m.join("long")).unwrap().count();
+            assert_eq!(entries, 3 * TIMES * TIMES);
+        },
+        3 * TIMES * TIMES,
+    ),
+];
+
+/// The budget: a table row an operation, with the calls for 1, 4 and 32 layers.
+fn budget(operation: &str, layers: usize) -> f64 {
+    let table = include_str!("../../docs/BUDGETS.md");
+    let row = |line: &&str| {
+        line.strip_prefix("| ").and_then(|l| l.split(" | ").next()) == Some(operation)
+    };
+    let row = table.lines().find(row);
+    let row = row.unwrap_or_else(|| panic!("docs/BUDGETS.md has no row for {operation}"));
+    let column = [1, 4, 32].iter().position(|n| *n == layers).unwrap() + 1;
+    row.trim_start_matches("| ")
+        .split(" | ")
+        .nth(column)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap()
+}
+
+fn keeps_to_the_budget(layers: usize) {
+    need_mounts!();
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip("needs strace");
+    }
+    let _undisturbed = CACHES.read();
+    let (scratch, stack) = stack(layers);
+    let f = Fixture::over(&subject(), scratch, stack);
+    // Each layer's directory is looked at once.
+    assert!(!f.at("dir/none").exists());
+    let once = ONCE + layers;
+    let mut over = Vec::new();
+    for (name, action, times) in OPERATIONS {
+        let trace = Trace::start(&f);
+        action(f.root());
+        let calls = trace.end();
+        let cost = calls.len().saturating_sub(once) as f64 / *times as f64;
+        let allowed = budget(name, layers);
+        println!("{layers} layers, {name}: {cost:.2} of {allowed}");
+        if cost > allowed {
+            let mut by_name = std::collections::BTreeMap::new();
+            calls
+                .iter()
+                .for_each(|call| *by_name.entry(call).or_insert(0) += 1);
+            over.push(format!(
+                "{name}: {cost:.2} calls, allowed are {allowed}: {by_name:?}"
+            ));
+        }
+    }
+    assert!(over.is_empty(), "with {layers} layers\n{}", over.join("\n"));
+}
+
+#[test]
+fn one_layer() {
+    keeps_to_the_budget(1);
+}
+
+#[test]
+fn four_layers() {
+    keeps_to_the_budget(4);
+}
+
+#[test]
+fn thirty_two_layers() {
+    keeps_to_the_budget(32);
+}
