@@ -13,9 +13,11 @@
     clippy::panic
 )]
 
+pub mod descriptor;
 pub mod exec;
 pub mod fixture;
 pub mod layers;
+pub mod map;
 pub mod mount;
 pub mod script;
 pub mod tree;

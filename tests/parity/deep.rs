@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 
 use proptest::strategy::{Strategy, ValueTree};
 
+use crate::common::descriptor::HOp;
 use crate::common::layers::{Item, Node};
 use crate::common::mount::Fs;
 use crate::common::need_mounts;
@@ -91,11 +92,19 @@ fn hunt(mode: &Mode, links: bool, seed: u64) -> Option<String> {
 /// How a name of 255 bytes is printed, and written in regressions.
 pub(crate) const LONG: &str = "<L255>";
 
+fn links(op: &Op) -> bool {
+    match op {
+        Op::Link(..) | Op::Held(_, HOp::Link(_) | HOp::LinkEmpty(_)) => true,
+        Op::In(_, op) => links(op),
+        _ => false,
+    }
+}
+
 fn without_links(plan: &mut Plan) {
     for layer in &mut plan.layers {
         layer.items.retain(|i| !matches!(i.node, Node::Link(_)));
     }
-    let keep = |ops: &mut Vec<Op>| ops.retain(|op| !matches!(op, Op::Link(..)));
+    let keep = |ops: &mut Vec<Op>| ops.retain(|op| !links(op));
     plan.made.iter_mut().for_each(keep);
     keep(&mut plan.script);
 }

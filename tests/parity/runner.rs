@@ -10,6 +10,7 @@
 
 use std::path::PathBuf;
 
+use crate::common::descriptor::HOp;
 use crate::common::exec::{self, Answer};
 use crate::common::layers::{self, Form, Layer};
 use crate::common::mount::{Fs, Scratch, Stack};
@@ -146,21 +147,28 @@ fn deliberate(op: &Op, kernel: &Answer, union: &Answer) -> bool {
     match op {
         // EINVAL is the kernel's for directories, where its FUSE client answers otherwise,
         // never asking the server. The kernel's copy-up fills holes, ours keeps them.
-        Op::SeekData(..) | Op::SeekHole(..) => {
+        Op::SeekData(..)
+        | Op::SeekHole(..)
+        | Op::Held(_, HOp::SeekData(_) | HOp::SeekHole(_)) => {
             let end = u64::MAX;
             let offset = |a: &Answer| a.as_ref().map_or(end, |n| n.parse().unwrap_or(end));
             let (kernel_at, union_at) = (offset(kernel), offset(union));
             *kernel == Err("EINVAL".into())
                 || match op {
-                    Op::SeekData(..) => union_at > kernel_at,
+                    Op::SeekData(..) | Op::Held(_, HOp::SeekData(_)) => union_at > kernel_at,
                     _ => union_at < kernel_at,
                 }
         }
         // A lower file unlinked while open has no name left.
-        Op::HStat(_) => match (kernel, union) {
+        Op::Held(_, HOp::Stat) => match (kernel, union) {
             (Ok(k), Ok(u)) => k.replace(" nlink 1 ", " nlink 0 ") == *u,
             _ => false,
         },
+        // The kernel maps the lower file through a descriptor from before the copy-up.
+        Op::Held(_, HOp::MapRead(..)) => {
+            *kernel == Ok("not as read".into()) && *union == Ok("as read".into())
+        }
+        Op::In(_, op) => deliberate(op, kernel, union),
         _ => false,
     }
 }
