@@ -147,7 +147,10 @@ impl Union {
             ..Loc::default()
         };
         let ino = self.inos.number(&stat);
-        let make = || Inode::new(ino, FileKind::Regular, self.fresh_key(), loc, None);
+        self.generations.created(ino, stat.btime);
+        let generation = self.generations.of(ino, stat.btime);
+        let keys = (self.fresh_key(), generation);
+        let make = || Inode::new(ino, FileKind::Regular, keys, loc, None);
         match self.table.intern(ino, |_| false, make) {
             Interned::Created(inode) => Ok(EntryRef::new(
                 self,
@@ -284,6 +287,7 @@ impl Union {
             ino,
         });
         self.remember(parent, name, &resolved);
+        self.generations.created(ino, stat.btime);
         let inode = self.intern(parent, name, &resolved)?;
         Self::listing_add(parent, name, stat.kind, inode.ino);
         let attr = super::attr::attr(&inode, &inode.loc.read(), &stat);

@@ -12,6 +12,8 @@ mod create;
 mod direct;
 mod error;
 mod file;
+mod find;
+mod generation;
 mod index;
 mod inode;
 mod inos;
@@ -37,7 +39,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 
 use crate::layer::at::At;
@@ -45,6 +47,7 @@ use crate::layer::fds::{FdCache, IsExhausted};
 use crate::layer::lower::{Layer, LowerDir};
 use crate::layer::{LayerSpec, StackSpec, UpperSpec};
 use cache::LookupCache;
+use generation::Generations;
 use inode::{Dir, Inode, Loc, UpperState};
 use inos::Inos;
 use table::{Interned, Table};
@@ -88,6 +91,9 @@ pub struct Union {
     fds: FdCache,
     inos: Inos,
     topology: RwLock<()>,
+    generations: Generations,
+    /// Held while a forgotten number is searched for; outermost.
+    searching: Mutex<()>,
     /// Longest name any layer takes, in bytes.
     name_max: usize,
     redirect_dir: bool,
@@ -159,6 +165,8 @@ impl Union {
             fds: FdCache::new(options.fd_cache.min(spare_descriptors())),
             inos,
             topology: RwLock::new(()),
+            generations: Generations::default(),
+            searching: Mutex::new(()),
             name_max,
             redirect_dir,
             listing_order: RandomState::new(),
@@ -188,7 +196,7 @@ impl Union {
             ..Loc::default()
         };
         let dir = Dir::new(lowers, impure);
-        let root = Inode::new(ROOT_INO, FileKind::Directory, ROOT_INO, loc, Some(dir));
+        let root = Inode::new(ROOT_INO, FileKind::Directory, (ROOT_INO, 0), loc, Some(dir));
         // Counted once for ever: the kernel never looks the root up.
         if let Interned::Conflict = self.table.intern(ROOT_INO, |_| false, || root) {
             unreachable!("the table is new");

@@ -33,6 +33,26 @@ pub fn poll(mut done: impl FnMut() -> bool) -> bool {
     }
 }
 
+/// Gives the calling thread, and what it starts, a mount namespace of its own. A container
+/// started elsewhere meanwhile begins with a copy of its starter's namespace, and what is
+/// mounted in a copy lives on after its unmount: servers would not end, uppers stay busy.
+pub fn own_namespace() {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    thread_local! {
+        static DONE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    }
+    if DONE.replace(true) {
+        return;
+    }
+    #[expect(
+        deprecated,
+        reason = "the safe form; mounts and CLONE_FS cannot invalidate memory"
+    )]
+    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+    let propagation = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    mount_change("/", propagation).unwrap();
+}
+
 /// A directory that goes away with its contents, on the disk or on a tmpfs of its own.
 pub struct Scratch {
     dir: tempfile::TempDir,

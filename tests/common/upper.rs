@@ -18,6 +18,7 @@ use super::tree::{Entry, Mask, Tree, is_private, list_raw};
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 const REDIRECT: &[u8] = b"trusted.overlay.redirect";
 const ORIGIN: &[u8] = b"trusted.overlay.origin";
+const ESCAPED: &[u8] = b"trusted.overlay.overlay.";
 const LEFT_OUT: [&[u8]; 6] = [
     b"trusted.overlay.origin",
     b"trusted.overlay.impure",
@@ -85,16 +86,20 @@ fn repeats(entry: &Entry, before: Option<&Entry>, mask: &Mask) -> bool {
     let Some(before) = before else {
         return false;
     };
-    if entry.is_whiteout() || entry.xattrs.keys().any(|n| is_private(n)) {
+    // An escaped name is an attribute that a user set, which trees do not list either.
+    let marker = |name: &[u8]| is_private(name) && !name.starts_with(ESCAPED);
+    if entry.is_whiteout() || entry.xattrs.keys().any(|n| marker(n)) {
         return false;
     }
     let mask = Mask {
         nlink: false,
         ..*mask
     };
-    let strip = |e: &Entry| Entry {
-        group: None,
-        ..e.clone()
+    let strip = |e: &Entry| {
+        let mut e = e.clone();
+        e.group = None;
+        e.xattrs.retain(|name, _| !name.starts_with(ESCAPED));
+        e
     };
     mask.facts(&strip(entry)) == mask.facts(&strip(before))
 }

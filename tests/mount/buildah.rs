@@ -74,7 +74,7 @@ impl Drop for Buildah {
     fn drop(&mut self) {
         // The driver binds its directory to itself; a failed test leaves containers mounted.
         let base = self.scratch.path().to_str().unwrap().to_owned();
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let mounts = std::fs::read_to_string("/proc/thread-self/mounts").unwrap();
         let points = mounts.lines().filter_map(|l| l.split(' ').nth(1));
         for point in points
             .filter(|p| p.starts_with(&base))

@@ -21,6 +21,7 @@ macro_rules! constants {
 pub(crate) mod init {
     constants! { u32:
         ASYNC_READ = 1 << 0,
+        EXPORT_SUPPORT = 1 << 4,
         BIG_WRITES = 1 << 5,
         DONT_MASK = 1 << 6,
         DO_READDIRPLUS = 1 << 13,
