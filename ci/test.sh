@@ -15,7 +15,7 @@ command -v cargo >/dev/null || {
 # kill commands between two system calls and to see what is synced; those whose uppers we read
 # and who read ours; the tools that tests/suites runs on the mount.
 packages=(fuse3 docker.io busybox-static libcap2-bin attr fio strace fuse-overlayfs buildah)
-packages+=(git python3-pip rpm sqlite3)
+packages+=(git python3-pip rpm sqlite3 e2fsprogs)
 if [ "$(id -u)" = 0 ] || [ -n "${UNIONFS_REQUIRE_ALL:-}" ]; then
     ci/install.sh "${packages[@]}"
 else

@@ -13,11 +13,11 @@ use rustix::fs::{
 };
 use rustix::io::ReadWriteFlags;
 
+use super::escape;
 use super::exec::{list, open_flags, show, show_stat};
 use super::map::Map;
 use super::script::{Flags, P, Words, id, word};
 use super::tree::xattr_list;
-use super::escape;
 
 /// One operation on a descriptor; a second descriptor is a number too.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -210,6 +210,11 @@ fn run_data(mut file: &File, op: &HOp) -> io::Result<String> {
             Ok(if same { "as read" } else { "not as read" }.into())
         }
         HOp::MapWrite(offset, data) => {
+            // It would go where the kernel keeps it (docs/SEMANTICS.md).
+            let mut none = [0; 0];
+            if rustix::fs::fgetxattr(file, c"security.capability", &mut none[..]).is_ok() {
+                return Ok("has a capability".into());
+            }
             // Beyond the end there is nothing to write to.
             let room = file.metadata()?.len().saturating_sub(*offset);
             let data = &data[..data.len().min(usize::try_from(room).unwrap_or(usize::MAX))];

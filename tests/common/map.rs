@@ -14,7 +14,12 @@ const LEN: usize = 1 << 20;
 /// The memory of this process. First called by root: others may not open it.
 pub fn memory() -> &'static File {
     static MEMORY: OnceLock<File> = OnceLock::new();
-    let open = || File::options().read(true).write(true).open("/proc/self/mem");
+    let open = || {
+        File::options()
+            .read(true)
+            .write(true)
+            .open("/proc/self/mem")
+    };
     MEMORY.get_or_init(|| open().unwrap())
 }
 

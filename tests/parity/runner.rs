@@ -147,9 +147,7 @@ fn deliberate(op: &Op, kernel: &Answer, union: &Answer) -> bool {
     match op {
         // EINVAL is the kernel's for directories, where its FUSE client answers otherwise,
         // never asking the server. The kernel's copy-up fills holes, ours keeps them.
-        Op::SeekData(..)
-        | Op::SeekHole(..)
-        | Op::Held(_, HOp::SeekData(_) | HOp::SeekHole(_)) => {
+        Op::SeekData(..) | Op::SeekHole(..) | Op::Held(_, HOp::SeekData(_) | HOp::SeekHole(_)) => {
             let end = u64::MAX;
             let offset = |a: &Answer| a.as_ref().map_or(end, |n| n.parse().unwrap_or(end));
             let (kernel_at, union_at) = (offset(kernel), offset(union));
