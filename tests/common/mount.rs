@@ -164,6 +164,17 @@ pub fn subject() -> Fs {
     }
 }
 
+/// Where fuse-overlayfs is: Debian's, or what `UNIONFS_TEST_FUSE_OVERLAYFS` names, such as a
+/// newer one.
+pub fn fuse_overlayfs() -> Result<PathBuf, String> {
+    let named = std::env::var_os("UNIONFS_TEST_FUSE_OVERLAYFS");
+    let path = PathBuf::from(named.unwrap_or_else(|| "/usr/bin/fuse-overlayfs".into()));
+    match path.exists() {
+        true => Ok(path),
+        false => Err(format!("{} is not installed", path.display())),
+    }
+}
+
 /// The built binary.
 pub fn unionfs_binary() -> &'static str {
     env!("CARGO_BIN_EXE_unionfs")
