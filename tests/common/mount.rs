@@ -148,6 +148,18 @@ pub enum Fs {
     Program(PathBuf),
 }
 
+impl Fs {
+    /// Whether an option is among its options.
+    pub fn has(&self, option: &str) -> bool {
+        match self {
+            Self::Kernel(options) | Self::Unionfs(options) => {
+                options.split(',').any(|o| o == option)
+            }
+            Self::Program(_) => false,
+        }
+    }
+}
+
 /// The oracle: what unionfs promises to be equal to.
 pub const KERNEL: Fs = Fs::Kernel("index=on,redirect_dir=on,metacopy=off,xino=auto");
 /// unionfs without further options.

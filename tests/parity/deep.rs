@@ -55,6 +55,15 @@ pub(crate) const OFF: Mode = Mode {
     uppers: true,
 };
 
+/// Markers in `user.overlay.*`, as in user namespaces: no redirects, no index. What the kernel
+/// leaves in its upper has other names, so the remounts alone compare the uppers.
+pub(crate) const USER: Mode = Mode {
+    kernel: Fs::Kernel("userxattr,index=off,xino=auto"),
+    union: Fs::Unionfs("userxattr,dialect=overlay"),
+    maker: Fs::Kernel("userxattr,index=off"),
+    uppers: false,
+};
+
 /// The differences that a plan shows in a mode.
 pub(crate) fn differences(mode: &Mode, plan: &Plan) -> Vec<String> {
     let case = Case {
@@ -174,6 +183,18 @@ fn fixed_seed_off() {
 }
 
 #[test]
+fn fixed_seed_user() {
+    need_mounts!();
+    assert_none(hunt(&USER, false, SEED));
+}
+
+#[test]
+fn fresh_seed_user() {
+    need_mounts!();
+    assert_none(hunt(&USER, false, fresh()));
+}
+
+#[test]
 fn fresh_seed_on() {
     need_mounts!();
     assert_none(hunt(&ON, true, fresh()));
@@ -195,7 +216,7 @@ fn fresh_seed_off() {
 #[test]
 fn kernel_equals_kernel() {
     need_mounts!();
-    for (mode, links) in [(ON, true), (PLAIN, true), (OFF, false)] {
+    for (mode, links) in [(ON, true), (PLAIN, true), (OFF, false), (USER, false)] {
         let mode = Mode {
             union: mode.kernel.clone(),
             ..mode

@@ -80,7 +80,11 @@ impl Side {
             true => Scratch::tmpfs(),
             false => Scratch::disk(),
         };
-        let mut lowers = layers::write_all(case.layers, scratch.path(), Form::Kernel);
+        let form = match fs.has("userxattr") {
+            true => Form::UserOpaque,
+            false => Form::Kernel,
+        };
+        let mut lowers = layers::write_all(case.layers, scratch.path(), form);
         if let Some((maker, scripts)) = case.made {
             for (n, script) in scripts.iter().enumerate() {
                 let made = make_layer(maker, &scratch, n, &lowers, script)?;

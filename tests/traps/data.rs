@@ -9,6 +9,7 @@ use rustix::fs::{SeekFrom, XattrFlags};
 
 use crate::common::fixture::Fixture;
 use crate::common::layers::{Layer, Node, big_data};
+use crate::common::map::Map;
 use crate::common::{need_mounts, skip};
 use crate::same_on_standard;
 use crate::stats::requests_of;
@@ -130,6 +131,11 @@ fn everything_on_an_unlinked_file() {
             (&both[..len as usize], &both[len as usize..]),
             (&buf[..], &b"XYZ"[..])
         );
+        let mapped = Map::shared(&file, true).unwrap();
+        assert_eq!(mapped.read(0, both.len()).unwrap(), both, "{name} mapped");
+        mapped.write(len, b"MAP").unwrap();
+        file.read_exact_at(&mut both[..3], len).unwrap();
+        assert_eq!(both[..3], b"MAP"[..], "{name} written mapped");
         file.set_len(3).unwrap();
         rustix::fs::fchmod(&file, rustix::fs::Mode::RUSR).unwrap();
         let meta = file.metadata().unwrap();
