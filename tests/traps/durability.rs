@@ -112,6 +112,24 @@ fn syncs_reach_the_upper() {
     assert_eq!(std::fs::read(f.at("sync")).unwrap(), b"synchronous");
 }
 
+/// The end of a mount is no sync, so that ephemeral and temporary ones cost nothing.
+#[test]
+fn unmounting_syncs_nothing() {
+    need_mounts!();
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip("needs strace");
+    }
+    let mut f = Fixture::standard();
+    let trace = Trace::start(&f);
+    std::fs::write(f.at("new"), "data").unwrap();
+    f.unmount();
+    let calls = trace.end();
+    let syncs = |c: &&String| c.contains("sync(") || c.contains("syncfs(");
+    assert_eq!(calls.iter().find(syncs), None);
+    assert!(calls.iter().any(|c| c.contains("exited")), "{calls:?}");
+    assert_eq!(std::fs::read(f.upper("new")).unwrap(), b"data");
+}
+
 /// syncfs(2) of the mount never reaches the server; `unionfs sync` does what it should.
 #[test]
 fn syncfs_is_for_unionfs_sync() {
