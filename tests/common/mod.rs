@@ -14,6 +14,7 @@
 )]
 
 pub mod descriptor;
+pub mod disk;
 pub mod exec;
 pub mod fixture;
 pub mod layers;

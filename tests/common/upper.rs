@@ -3,6 +3,7 @@
 //!
 //! What two right implementations may do differently, and is therefore taken out:
 //! * caches and identities: `origin`, `impure`, `nlink`, `uuid`, `upper`, `protattr`;
+//! * a `redirect` to the very place where the directory is;
 //! * the value of `redirect` (relative or absolute) and of `opaque`: presence counts,
 //!   and the remounts of the parity runner prove the value;
 //! * an opaque marker where the lowers show no directory to hide (an optimisation of both);
@@ -34,8 +35,11 @@ pub fn view(upper: &std::path::Path, (base, after): (&Tree, &Tree), mask: &Mask)
     let raw = list_raw(upper);
     let mut redirected: Vec<Vec<u8>> = Vec::new();
     let mut tree = Tree::new();
-    for (path, entry) in raw {
+    for (path, mut entry) in raw {
         let below_redirect = redirected.iter().any(|r| path.starts_with(r));
+        if !below_redirect && leads_to_itself(&path, &entry) {
+            entry.xattrs.remove(REDIRECT);
+        }
         if entry.xattrs.contains_key(REDIRECT) {
             redirected.push([&path[..], b"/"].concat());
         }
@@ -59,6 +63,17 @@ pub fn view(upper: &std::path::Path, (base, after): (&Tree, &Tree), mask: &Mask)
         }
     }
     tree
+}
+
+/// Whether a redirect says where the lowers are anyway: written before a rename that failed.
+fn leads_to_itself(path: &[u8], entry: &Entry) -> bool {
+    let Some(to) = entry.xattrs.get(REDIRECT) else {
+        return false;
+    };
+    match to.strip_prefix(b"/") {
+        Some(to) => to == path,
+        None => Some(&to[..]) == path.rsplit(|b| *b == b'/').next(),
+    }
 }
 
 fn normalise(mut entry: Entry, hides: bool, below_redirect: bool) -> Entry {

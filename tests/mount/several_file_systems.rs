@@ -7,26 +7,19 @@ use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::mount::{MountFlags, UnmountFlags};
-
+use crate::common::disk::Ext4;
 use crate::common::fixture::Fixture;
 use crate::common::layers::{Form, Layer, write_all};
 use crate::common::mount::{Fs, Scratch, Stack};
 use crate::common::tree::{self, Mask, Tree};
 use crate::common::{need_mounts, skip};
 
-/// Three file systems below `scratch`, unmounted when dropped.
+/// Three file systems, unmounted when dropped.
 struct Disks {
     paths: Vec<PathBuf>,
-    _scratch: Scratch,
-}
-
-impl Drop for Disks {
-    fn drop(&mut self) {
-        for path in &self.paths {
-            let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
-        }
-    }
+    // In this order: the second holds the images of the first.
+    _ext4: Vec<Ext4>,
+    _tmpfs: Vec<Scratch>,
 }
 
 fn succeeds(command: &mut Command) -> String {
@@ -37,31 +30,25 @@ fn succeeds(command: &mut Command) -> String {
 }
 
 /// Images with ext4 on them, or a tmpfs each: both number their files from the beginning.
-fn disks(ext4: bool) -> Option<Disks> {
-    let scratch = Scratch::disk();
-    let mut paths = Vec::new();
-    for name in ["one", "two", "three"] {
-        let path = scratch.dir(name);
-        if ext4 {
-            let image = scratch.path().join(format!("{name}.img"));
-            let file = std::fs::File::create(&image).unwrap();
-            file.set_len(16 << 20).unwrap();
-            let made = Command::new("mkfs.ext4").arg("-q").arg(&image).status();
-            if !made.is_ok_and(|s| s.success()) {
-                skip("needs mkfs.ext4");
-                return None;
-            }
-            let mut mount = Command::new("mount");
-            succeeds(mount.args(["-o", "loop"]).arg(&image).arg(&path));
-        } else {
-            let none = MountFlags::empty();
-            rustix::mount::mount("tmpfs", &path, "tmpfs", none, Some(c"mode=755")).unwrap();
-        }
-        paths.push(path);
+fn disks(ext4: bool) -> Result<Disks, String> {
+    if !ext4 {
+        let tmpfs: Vec<_> = (0..3).map(|_| Scratch::tmpfs()).collect();
+        return Ok(Disks {
+            paths: tmpfs.iter().map(|t| t.path().to_owned()).collect(),
+            _ext4: Vec::new(),
+            _tmpfs: tmpfs,
+        });
     }
-    Some(Disks {
-        paths,
-        _scratch: scratch,
+    let scratch = Scratch::disk();
+    let image = |name: &&str| Ext4::new(scratch.path(), name, 16, "rw");
+    let ext4: Vec<_> = ["one", "two", "three"]
+        .iter()
+        .map(image)
+        .collect::<Result<_, _>>()?;
+    Ok(Disks {
+        paths: ext4.iter().map(|e| e.path().to_owned()).collect(),
+        _ext4: ext4,
+        _tmpfs: vec![scratch],
     })
 }
 
@@ -190,7 +177,10 @@ fn assert_programs(f: &Fixture) {
 
 fn check(ext4: bool, options: &'static str) {
     need_mounts!();
-    let Some(disks) = disks(ext4) else { return };
+    let disks = match disks(ext4) {
+        Ok(disks) => disks,
+        Err(why) => return skip(&why),
+    };
     let mut f = fixture(&disks, options);
     let [one, two, three] = [0, 1, 2].map(|n| numbers_in(&disks.paths[n]));
     assert!(one.intersection(&two).count() > 20, "{one:?} {two:?}");
