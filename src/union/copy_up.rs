@@ -326,6 +326,9 @@ impl Union {
         }
         let stat = to.stat()?;
         self.names.remove(parent.key, name);
+        if !has_origin && inode.dir.is_none() {
+            self.inos.keep(&stat, inode.ino);
+        }
         let mut loc = inode.loc.write();
         loc.upper = Some(UpperState {
             id: (stat.dev, stat.ino),

@@ -202,8 +202,10 @@ impl Union {
                 };
                 make(at, new, mode)?;
                 if new.kind == FileKind::Directory && !dir.lowers.is_empty() {
-                    // Saves looking below; nothing is there.
-                    upper.mark_opaque(at)?;
+                    // Saves looking below; nothing is there, so it may as well be missing.
+                    if let Err(error) = upper.mark_opaque(at) {
+                        tracing::debug!(%error, "a new directory is not marked opaque");
+                    }
                 }
             }
             _ => {

@@ -238,7 +238,8 @@ impl Union {
             false => ino,
         };
         // A number of the upper, which its file system gives again, and not of a lower.
-        let generation = match upper.filter(|u| self.inos.number(&u.stat) == ino) {
+        let generation = match upper.filter(|u| self.inos.own_number(u.stat.dev, u.stat.ino) == ino)
+        {
             Some(upper) => self.generations.of(ino, upper.stat.btime),
             None => 0,
         };
