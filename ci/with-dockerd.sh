@@ -36,6 +36,8 @@ export DOCKER_HOST=unix://$run/sock DOCKER_CONFIG=$run/client
 unset DOCKER_CONTEXT
 echo "{\"deprecated-key-path\": \"$run/key.json\"}" > "$run/daemon.json"
 unshare --mount --net --propagation private sh -c '
+    # A copy of what others have mounted meanwhile would keep their servers and uppers busy.
+    sed -n "s#^[^ ]* \(/tmp/[^ ]*\) \(fuse\.\|overlay \).*#\1#p" /proc/self/mounts | xargs -r umount -l
     mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup
     exec "$@"' sh \
     dockerd --config-file "$run/daemon.json" --data-root "$root" --exec-root "$run/x" --pidfile "$run/pid" \

@@ -186,8 +186,12 @@ impl Call {
     }
 }
 
-fn request(persona: Persona, call: Call) -> anyhow::Result<Request> {
+fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
     call.options.check().map_err(Usage::from)?;
+    if persona == Persona::FuseOverlayfs {
+        // Uppers go to and fro between it and us, and it follows no redirects.
+        call.options.redirect_dir.get_or_insert(false);
+    }
     let (source, mountpoint) = match call.positionals.as_slice() {
         [mountpoint] => (None, mountpoint),
         [source, mountpoint] => (Some(source), mountpoint),

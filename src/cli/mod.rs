@@ -46,6 +46,7 @@ mod rm;
 mod rmi;
 mod save;
 mod stats;
+mod sync;
 mod tag;
 mod transfer;
 mod umount;
@@ -99,6 +100,7 @@ enum Command {
     Import(import::Args),
     Save(save::Args),
     Stats(stats::Args),
+    Sync(sync::Args),
     Tag(tag::Args),
     Rmi(rmi::Args),
     Rm(rm::Args),
@@ -168,6 +170,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Import(args) => import::run(&args, root),
         Command::Save(args) => save::run(&args, root),
         Command::Stats(args) => stats::run(&args),
+        Command::Sync(args) => sync::run(&args),
         Command::Tag(args) => tag::run(&args, root),
         Command::Rmi(args) => rmi::run(&args, root),
         Command::Rm(args) => rm::run(&args, root),

@@ -115,6 +115,11 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
     checks::mountpoint(&mountpoint, rules)?;
     fuse::preflight(&mountpoint)?;
 
+    if args.in_place {
+        // The engine makes layers of what the upper's files are (docker commit), and would miss
+        // all that a renamed directory has below.
+        options.redirect_dir.get_or_insert(false);
+    }
     let (mut found, held) = look_up(&args, image.as_deref(), root)?;
     checks::lower_count(found.stack.lowers.len())?;
     let fresh = match read_only || found.stack.upper.is_some() {

@@ -1,13 +1,13 @@
 //! `unionfs stats`: the counters of one mount. Called by `cli::main`.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
 use super::output::{print, print_json, size};
 use crate::fuse::stats::{Stats, query};
-use crate::fuse::{MountState, runtime};
+use crate::fuse::{MountRecord, MountState, runtime};
 use crate::union::Counters;
 
 /// Show a mount's counters: requests, cache hits, copy-ups
@@ -28,8 +28,17 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let shown = args.mountpoint.display();
-    let Some(record) = runtime::find(&args.mountpoint)? else {
+    let stats = query(&live_record(&args.mountpoint)?)?;
+    match args.json {
+        true => print_json(&stats),
+        false => print(&describe(&stats)),
+    }
+}
+
+/// The record of a mount whose daemon runs.
+pub(super) fn live_record(mountpoint: &Path) -> anyhow::Result<MountRecord> {
+    let shown = mountpoint.display();
+    let Some(record) = runtime::find(mountpoint)? else {
         bail!("no unionfs of this user is mounted on {shown}: unionfs ps lists what is");
     };
     if record.state() == Some(MountState::Dead) {
@@ -37,11 +46,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             "the daemon of {shown} was killed: unmount it (unionfs umount {shown}) or mount there again"
         );
     }
-    let stats = query(&record)?;
-    match args.json {
-        true => print_json(&stats),
-        false => print(&describe(&stats)),
-    }
+    Ok(record)
 }
 
 fn describe(stats: &Stats) -> String {

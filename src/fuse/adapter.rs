@@ -93,13 +93,14 @@ fn lifetime(opens: Option<&Opens>, ino: u64) -> u64 {
 }
 
 /// What to ask of the kernel, each where it offers it. FUSE_ATOMIC_O_TRUNC only together with
-/// passthrough (else there is no OPEN), never FUSE_AUTO_INVAL_DATA (it would drop cached pages; files change through the
-/// kernel only), FUSE_EXPORT_SUPPORT (what the kernel forgot, the union may not find by
-/// number) or the lock flags (the kernel keeps locks itself). READDIRPLUS without
+/// passthrough (else there is no OPEN); never FUSE_AUTO_INVAL_DATA (it would drop cached pages;
+/// files change through the kernel only) or the lock flags (the kernel keeps locks itself).
+/// READDIRPLUS without
 /// FUSE_READDIRPLUS_AUTO: with it, the pages of a listing after the first bring names only,
 /// and each name of them costs a LOOKUP (318 more messages for a walk of 1,624 files).
 pub(super) fn wanted(acl: bool, writeback: bool, stack_depth: u32) -> Limits {
     let flags = init::ASYNC_READ
+        | init::EXPORT_SUPPORT
         | init::PARALLEL_DIROPS
         | init::DO_READDIRPLUS
         | init::CACHE_SYMLINKS

@@ -189,6 +189,7 @@ pub(crate) fn attr(inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
     let unlinked = nameless && (loc.upper.is_none() || inode.dir.is_some());
     Attr {
         ino: inode.ino,
+        generation: inode.generation,
         kind: stat.kind,
         perm: stat.perm,
         nlink: if unlinked { 0 } else { nlink },

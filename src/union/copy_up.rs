@@ -344,6 +344,9 @@ impl Union {
         if let Err(e) = dir.set_times(&timestamps(before.atime, before.mtime)) {
             tracing::debug!("copy-up: the times of its directory: {e}");
         }
+        if !copy.marked && inode.dir.is_none() {
+            self.inos.keep(&copy.stat, inode.ino);
+        }
         let mut loc = inode.loc.write();
         match copied_answer(inode, &loc, copy) {
             Some(answer) => self.names.put(parent.key, name, answer),

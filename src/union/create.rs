@@ -148,7 +148,10 @@ impl Union {
             ..Loc::default()
         };
         let ino = self.inos.number(&stat);
-        let make = || Inode::new(ino, FileKind::Regular, self.fresh_key(), loc, None);
+        self.generations.created(ino, stat.btime);
+        let generation = self.generations.of(ino, stat.btime);
+        let keys = (self.fresh_key(), generation);
+        let make = || Inode::new(ino, FileKind::Regular, keys, loc, None);
         match self.table.intern(ino, |_| false, make) {
             Interned::Created(inode) => Ok(EntryRef::new(
                 self,
@@ -201,8 +204,10 @@ impl Union {
                 };
                 open = make_open(at, new, mode)?;
                 if new.kind == FileKind::Directory && !dir.lowers.is_empty() {
-                    // Saves looking below; nothing is there.
-                    upper.mark_opaque(at)?;
+                    // Saves looking below; nothing is there, so it may as well be missing.
+                    if let Err(error) = upper.mark_opaque(at) {
+                        tracing::debug!(%error, "a new directory is not marked opaque");
+                    }
                 }
             }
             _ => {
@@ -294,6 +299,7 @@ impl Union {
             ino,
         });
         self.remember(parent, name, &resolved);
+        self.generations.created(ino, stat.btime);
         let inode = self.intern(parent, name, &resolved)?;
         Self::listing_add(parent, name, stat.kind, inode.ino);
         inode.capability.set(false);

@@ -210,6 +210,8 @@ pub(crate) struct Dir {
 pub(crate) struct Inode {
     pub ino: Ino,
     pub kind: FileKind,
+    /// Tells reuses of the number apart; see `generation`.
+    pub generation: u32,
     /// Key of this directory in the lookup cache.
     pub key: u64,
     /// Lookups counted for the kernel plus links of children; see `table`.
@@ -224,10 +226,17 @@ pub(crate) struct Inode {
 }
 
 impl Inode {
-    pub fn new(ino: Ino, kind: FileKind, key: u64, loc: Loc, dir: Option<Dir>) -> Self {
+    pub fn new(
+        ino: Ino,
+        kind: FileKind,
+        (key, generation): (u64, u32),
+        loc: Loc,
+        dir: Option<Dir>,
+    ) -> Self {
         Self {
             ino,
             kind,
+            generation,
             key,
             count: AtomicU64::new(0),
             loc: RwLock::new(loc),

@@ -6,7 +6,7 @@
 //! (as overlayfs' `xino`); numbers that do not fit get one from a table, which is stable
 //! for the life of the mount only.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use parking_lot::RwLock;
@@ -22,6 +22,9 @@ const FRESH: u64 = 1 << 62;
 pub(crate) struct Inos {
     devices: RwLock<Vec<u64>>,
     odd: DashMap<(u64, u64), Ino>,
+    /// Copies in the upper that do not say where they came from, and the number they keep.
+    kept: DashMap<(u64, u64), Ino>,
+    any_kept: AtomicBool,
     /// Names whose number was taken by another file, by (parent, name).
     aliases: DashMap<(Ino, Box<[u8]>), Ino>,
     next: AtomicU64,
@@ -39,6 +42,8 @@ impl Inos {
         Self {
             devices: RwLock::new(known),
             odd: DashMap::new(),
+            kept: DashMap::new(),
+            any_kept: AtomicBool::new(false),
             aliases: DashMap::new(),
             next: AtomicU64::new(FRESH),
         }
@@ -51,6 +56,24 @@ impl Inos {
 
     /// The number of a file on `dev`.
     pub fn number_of(&self, dev: u64, ino: u64) -> Ino {
+        if self.any_kept.load(Ordering::Acquire)
+            && let Some(kept) = self.kept.get(&(dev, ino))
+        {
+            return *kept;
+        }
+        self.own_number(dev, ino)
+    }
+
+    /// A file of the upper is from now on known by the number of the lower file it was copied
+    /// from, which only this remembers. Once the file is gone another may get its inode and with
+    /// it this number, which then is nobody else's.
+    pub fn keep(&self, stat: &Stat, number: Ino) {
+        self.kept.insert((stat.dev, stat.ino), number);
+        self.any_kept.store(true, Ordering::Release);
+    }
+
+    /// The number a file on `dev` has by itself, wherever it was copied from.
+    pub fn own_number(&self, dev: u64, ino: u64) -> Ino {
         let known = self.devices.read().iter().position(|d| *d == dev);
         let index = known.unwrap_or_else(|| {
             let mut devices = self.devices.write();

@@ -42,10 +42,9 @@ impl<'u> EntryRef<'u> {
         &self.attr
     }
 
-    /// Distinguishes reuses of an inode number. Always 0: a number is reused only after
-    /// the kernel has forgotten it.
+    /// Distinguishes reuses of an inode number: another file has another one.
     pub fn generation(&self) -> u64 {
-        0
+        self.attr.generation.into()
     }
 
     /// The kernel has been told: the lookup stays counted until it forgets.
@@ -269,7 +268,13 @@ impl Union {
             true => self.fresh_key(),
             false => ino,
         };
-        Inode::new(ino, resolved.kind, key, loc, dir)
+        // A number of the upper, which its file system gives again, and not of a lower.
+        let generation = match upper.filter(|u| self.inos.own_number(u.stat.dev, u.stat.ino) == ino)
+        {
+            Some(upper) => self.generations.of(ino, upper.stat.btime),
+            None => 0,
+        };
+        Inode::new(ino, resolved.kind, (key, generation), loc, dir)
     }
 
     /// A key no directory of this mount has had.

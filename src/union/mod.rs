@@ -13,6 +13,8 @@ mod create;
 mod direct;
 mod error;
 mod file;
+mod find;
+mod generation;
 mod index;
 mod inode;
 mod inos;
@@ -39,7 +41,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 
 use crate::layer::at::At;
@@ -47,6 +49,7 @@ use crate::layer::fds::{FdCache, IsExhausted};
 use crate::layer::lower::{Layer, LowerDir};
 use crate::layer::{LayerSpec, StackSpec, UpperSpec};
 use cache::LookupCache;
+use generation::Generations;
 use inode::{Dir, Inode, Loc, UpperState};
 use inos::Inos;
 use table::{Interned, Table};
@@ -95,6 +98,9 @@ pub struct Union {
     inos: Inos,
     recent: readdir::Recent,
     topology: RwLock<()>,
+    generations: Generations,
+    /// Held while a forgotten number is searched for; outermost.
+    searching: Mutex<()>,
     /// Longest name any layer takes, in bytes.
     name_max: usize,
     redirect_dir: bool,
@@ -168,6 +174,8 @@ impl Union {
             inos,
             recent: readdir::Recent::default(),
             topology: RwLock::new(()),
+            generations: Generations::default(),
+            searching: Mutex::new(()),
             name_max,
             redirect_dir,
             sealed: options.sealed,
@@ -198,7 +206,7 @@ impl Union {
             ..Loc::default()
         };
         let dir = Dir::new(lowers, impure);
-        let root = Inode::new(ROOT_INO, FileKind::Directory, ROOT_INO, loc, Some(dir));
+        let root = Inode::new(ROOT_INO, FileKind::Directory, (ROOT_INO, 0), loc, Some(dir));
         // Counted once for ever: the kernel never looks the root up.
         if let Interned::Conflict = self.table.intern(ROOT_INO, |_| false, || root) {
             unreachable!("the table is new");

@@ -36,6 +36,14 @@ impl Table {
         self.map.get(&ino).map(|entry| Arc::clone(entry.value()))
     }
 
+    /// Counts the inode with this number, if it is there.
+    pub fn count(&self, ino: Ino) -> Option<Arc<Inode>> {
+        // The guard keeps the entry from leaving.
+        let entry = self.map.get_mut(&ino)?;
+        entry.count.fetch_add(1, Ordering::Relaxed);
+        Some(Arc::clone(entry.value()))
+    }
+
     /// Counts the inode with this number if it `matches`, or makes it.
     pub fn intern(
         &self,
@@ -132,7 +140,7 @@ mod tests {
         Inode::new(
             ino,
             FileKind::Regular,
-            0,
+            (0, 0),
             Loc {
                 links,
                 ..Loc::default()

@@ -25,6 +25,8 @@ pub struct Caller {
 pub struct Attr {
     /// Inode number in the union.
     pub ino: Ino,
+    /// Tells the files apart that had the number one after the other; of file handles.
+    pub generation: u32,
     /// File type.
     pub kind: FileKind,
     /// Permission bits, `mode & 0o7777`.

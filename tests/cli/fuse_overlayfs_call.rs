@@ -65,6 +65,28 @@ fn relative_layers_and_odd_names() {
     home.run(["umount", "mnt"]).ok();
 }
 
+/// fuse-overlayfs follows no redirects, so in its place none are written unless asked for.
+#[test]
+fn directories_of_lowers_stay_where_they_are() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::with_layers();
+    let link = called(&home, "fuse-overlayfs");
+    home.dirs(&["lower/dir"]);
+    std::fs::write(home.path("lower/dir/file"), "file").unwrap();
+    for (more, errno) in [("", libc::EXDEV), (",redirect_dir=on", 0)] {
+        let options = format!("lowerdir=lower,upperdir=upper,workdir=work{more}");
+        let mut mount = home.command(&link);
+        let mount = mount.args(["-o", &options, "mnt"]);
+        Outcome::from(mount.output().unwrap()).ok();
+        let renamed = std::fs::rename(home.path("mnt/dir"), home.path("mnt/moved"));
+        let got = renamed.map_or_else(|e| e.raw_os_error().unwrap(), |()| 0);
+        assert_eq!(got, errno, "{options}");
+        home.run(["umount", "mnt"]).ok();
+    }
+}
+
 #[test]
 fn two_positionals_and_the_source() {
     if !can_mount() {

@@ -149,10 +149,10 @@ impl Home {
         text
     }
 
-    /// The lines of /proc/self/mounts below this home.
+    /// The lines of /proc/thread-self/mounts below this home.
     pub(crate) fn mounts(&self) -> Vec<String> {
         let below = self.text("");
-        let all = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let all = std::fs::read_to_string("/proc/thread-self/mounts").unwrap();
         all.lines()
             .filter(|line| line.contains(&below))
             .map(str::to_owned)

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -16,6 +15,8 @@ use rustix::fs::{
 };
 use rustix::thread::UnshareFlags;
 
+use super::descriptor::{self, HOp};
+use super::map;
 use super::script::{Flags, Op};
 use super::tree::{at, xattr, xattr_names};
 use super::{errno_name, escape};
@@ -25,6 +26,7 @@ pub type Answer = Result<String, String>;
 
 /// Runs `script` below `root` and returns an answer for each operation.
 pub fn run(root: &Path, script: &[Op]) -> Vec<Answer> {
+    map::memory();
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
             // The umask is shared with other threads until this.
@@ -35,7 +37,7 @@ pub fn run(root: &Path, script: &[Op]) -> Vec<Answer> {
             rustix::thread::unshare(UnshareFlags::FS).unwrap();
             rustix::process::umask(Mode::from_raw_mode(0o022));
             let mut runner = Runner {
-                root,
+                root: root.to_path_buf(),
                 handles: HashMap::new(),
             };
             let answer = |op| match runner.run(op) {
@@ -48,13 +50,13 @@ pub fn run(root: &Path, script: &[Op]) -> Vec<Answer> {
     })
 }
 
-struct Runner<'a> {
-    root: &'a Path,
+struct Runner {
+    root: PathBuf,
     handles: HashMap<usize, File>,
 }
 
 /// Bits of `open(2)` for the letters of a flags word.
-fn open_flags(flags: &Flags) -> OFlags {
+pub fn open_flags(flags: &Flags) -> OFlags {
     let mut bits = OFlags::CLOEXEC;
     if flags.0 == "-" {
         return bits;
@@ -83,7 +85,7 @@ fn done(result: rustix::io::Result<()>) -> io::Result<String> {
 }
 
 /// Short contents as they are, long ones as length and SHA-256.
-fn show(data: &[u8]) -> String {
+pub fn show(data: &[u8]) -> String {
     use sha2::Digest;
     if data.len() <= 80 {
         return format!("\"{}\"", escape(data));
@@ -92,7 +94,8 @@ fn show(data: &[u8]) -> String {
     format!("{} bytes, {:02x?}", data.len(), &hash[..8])
 }
 
-fn show_stat(meta: &std::fs::Metadata) -> String {
+/// What stat answers, without what may differ.
+pub fn show_stat(meta: &std::fs::Metadata) -> String {
     let mut text = format!("mode {:o} owner {}:{}", meta.mode(), meta.uid(), meta.gid());
     if !meta.is_dir() {
         text += &format!(
@@ -119,7 +122,8 @@ fn letter(kind: std::fs::FileType) -> char {
     table.iter().find(|t| t.0).map_or('?', |t| t.1)
 }
 
-fn list(entries: std::fs::ReadDir) -> io::Result<String> {
+/// Names and types of a directory, sorted.
+pub fn list(entries: std::fs::ReadDir) -> io::Result<String> {
     let mut names = Vec::new();
     for entry in entries {
         let entry = entry?;
@@ -149,9 +153,9 @@ fn time((sec, nsec): (i64, i64)) -> Timespec {
     }
 }
 
-impl Runner<'_> {
+impl Runner {
     fn at(&self, path: &[u8]) -> PathBuf {
-        at(self.root, path)
+        at(&self.root, path)
     }
 
     fn open(&self, path: &[u8], flags: OFlags, mode: u32) -> io::Result<File> {
@@ -173,15 +177,7 @@ impl Runner<'_> {
                 rustix::process::umask(Mode::from_raw_mode(*mask));
                 done(Ok(()))
             }
-            Op::Open(..)
-            | Op::HRead(..)
-            | Op::HWrite(..)
-            | Op::HStat(..)
-            | Op::HTruncate(..)
-            | Op::HChmod(..)
-            | Op::HList(..)
-            | Op::HLink(..)
-            | Op::Close(..) => self.run_handle(op),
+            Op::Open(..) | Op::Held(..) | Op::In(..) | Op::Close(..) => self.run_handle(op),
             Op::Mkdir(..)
             | Op::Rmdir(..)
             | Op::Unlink(..)
@@ -334,35 +330,22 @@ impl Runner<'_> {
                 self.handles.insert(*handle, file);
                 Ok(String::new())
             }
-            Op::HRead(handle, offset, len) => {
-                let mut buf = vec![0; *len];
-                let n = self.handle(*handle)?.read_at(&mut buf, *offset)?;
-                Ok(show(&buf[..n]))
-            }
-            Op::HWrite(handle, offset, data) => {
-                let n = self.handle(*handle)?.write_at(data, *offset)?;
-                Ok(n.to_string())
-            }
-            Op::HStat(handle) => Ok(show_stat(&self.handle(*handle)?.metadata()?)),
-            Op::HTruncate(handle, len) => {
-                self.handle(*handle)?.set_len(*len)?;
+            Op::Held(handle, HOp::Reopen(to, flags)) => {
+                let file = descriptor::reopen(self.handle(*handle)?, flags)?;
+                self.handles.insert(*to, file);
                 Ok(String::new())
             }
-            Op::HChmod(handle, mode) => {
-                let mode = std::fs::Permissions::from_mode(*mode);
-                self.handle(*handle)?.set_permissions(mode)?;
-                Ok(String::new())
+            Op::Held(handle, HOp::CopyRange(offset, to, to_offset, len)) => {
+                let (from, to) = (self.handle(*handle)?, self.handle(*to)?);
+                descriptor::copy((from, *offset), (to, *to_offset), *len)
             }
-            Op::HList(handle) => {
-                // A second open of the same inode: the directory as its descriptor sees it.
-                let fd = self.handle(*handle)?.as_raw_fd();
-                list(std::fs::read_dir(format!("/proc/self/fd/{fd}"))?)
-            }
-            Op::HLink(handle, p) => {
-                let fd = self.handle(*handle)?.as_raw_fd();
-                let from = format!("/proc/self/fd/{fd}");
-                let flags = AtFlags::SYMLINK_FOLLOW;
-                done(rustix::fs::linkat(CWD, from, CWD, self.at(p), flags))
+            Op::Held(handle, op) => descriptor::run(self.handle(*handle)?, op, |p| self.at(p)),
+            Op::In(handle, op) => {
+                let dir = descriptor::root_of(self.handle(*handle)?);
+                let root = std::mem::replace(&mut self.root, dir);
+                let answer = self.run(op);
+                self.root = root;
+                answer
             }
             Op::Close(handle) => {
                 let missing = || io::Error::from_raw_os_error(libc::EBADF);

@@ -13,9 +13,12 @@
     clippy::panic
 )]
 
+pub mod descriptor;
+pub mod disk;
 pub mod exec;
 pub mod fixture;
 pub mod layers;
+pub mod map;
 pub mod mount;
 pub mod script;
 pub mod tree;
@@ -47,12 +50,14 @@ pub fn skip(reason: &str) {
     eprintln!("SKIPPED: {reason}");
 }
 
-/// Leaves the test with a printed skip (or a failure, see [`skip`]) unless it may mount.
+/// Leaves the test with a printed skip (or a failure, see [`skip`]) unless it may mount; what
+/// the test mounts is in a mount namespace of its own from here on.
 macro_rules! need_mounts {
     () => {
         if let Some(reason) = $crate::common::missing_privilege() {
             return $crate::common::skip(&reason);
         }
+        $crate::common::mount::own_namespace();
     };
 }
 pub(crate) use need_mounts;

@@ -35,6 +35,26 @@ pub fn poll(mut done: impl FnMut() -> bool) -> bool {
     }
 }
 
+/// Gives the calling thread, and what it starts, a mount namespace of its own. A container
+/// started elsewhere meanwhile begins with a copy of its starter's namespace, and what is
+/// mounted in a copy lives on after its unmount: servers would not end, uppers stay busy.
+pub fn own_namespace() {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    thread_local! {
+        static DONE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    }
+    if DONE.replace(true) {
+        return;
+    }
+    #[expect(
+        deprecated,
+        reason = "the safe form; mounts and CLONE_FS cannot invalidate memory"
+    )]
+    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+    let propagation = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    mount_change("/", propagation).unwrap();
+}
+
 /// A directory that goes away with its contents, on the disk or on a tmpfs of its own.
 pub struct Scratch {
     dir: tempfile::TempDir,
@@ -130,6 +150,18 @@ pub enum Fs {
     Program(PathBuf),
 }
 
+impl Fs {
+    /// Whether an option is among its options.
+    pub fn has(&self, option: &str) -> bool {
+        match self {
+            Self::Kernel(options) | Self::Unionfs(options) => {
+                options.split(',').any(|o| o == option)
+            }
+            Self::Program(_) => false,
+        }
+    }
+}
+
 /// The oracle: what unionfs promises to be equal to.
 pub const KERNEL: Fs = Fs::Kernel("index=on,redirect_dir=on,metacopy=off,xino=auto");
 /// unionfs without further options.
@@ -157,6 +189,17 @@ fn transport() -> Option<String> {
 /// name one itself.
 pub fn io_policy() -> Option<String> {
     std::env::var("UNIONFS_TEST_IO").ok()
+}
+
+/// Where fuse-overlayfs is: Debian's, or what `UNIONFS_TEST_FUSE_OVERLAYFS` names, such as a
+/// newer one.
+pub fn fuse_overlayfs() -> Result<PathBuf, String> {
+    let named = std::env::var_os("UNIONFS_TEST_FUSE_OVERLAYFS");
+    let path = PathBuf::from(named.unwrap_or_else(|| "/usr/bin/fuse-overlayfs".into()));
+    match path.exists() {
+        true => Ok(path),
+        false => Err(format!("{} is not installed", path.display())),
+    }
 }
 
 /// The built binary.

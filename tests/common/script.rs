@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use super::descriptor::{self, HOp};
 use super::{escape, layers, unescape};
 
 /// A path below the mount's root.
@@ -53,14 +54,10 @@ pub enum Op {
     SeekHole(P, u64),
     /// Keeps the descriptor under a number.
     Open(usize, P, Flags, u32),
-    HRead(usize, u64, usize),
-    HWrite(usize, u64, Vec<u8>),
-    HStat(usize),
-    HTruncate(usize, u64),
-    HChmod(usize, u32),
-    HList(usize),
-    /// Names an O_TMPFILE descriptor.
-    HLink(usize, P),
+    /// Something with a kept descriptor.
+    Held(usize, HOp),
+    /// An operation whose paths start at a kept directory.
+    In(usize, Box<Op>),
     Close(usize),
     Readdir(P),
     Stat(P),
@@ -78,33 +75,34 @@ pub fn parse(text: &str) -> Vec<Op> {
         .collect()
 }
 
-struct Words<'a>(std::str::SplitWhitespace<'a>);
+/// The words of a line that are left.
+pub struct Words<'a>(std::str::SplitWhitespace<'a>);
 
 impl Words<'_> {
-    fn bytes(&mut self) -> Option<Vec<u8>> {
+    pub fn bytes(&mut self) -> Option<Vec<u8>> {
         let word = self.0.next()?;
         Some(match word {
             "-" | "." => Vec::new(),
             _ => unescape(word),
         })
     }
-    fn num<T: std::str::FromStr>(&mut self) -> Option<T> {
+    pub fn num<T: std::str::FromStr>(&mut self) -> Option<T> {
         self.0.next()?.parse().ok()
     }
-    fn octal(&mut self) -> Option<u32> {
+    pub fn octal(&mut self) -> Option<u32> {
         u32::from_str_radix(self.0.next()?, 8).ok()
     }
-    fn id(&mut self) -> Option<u32> {
+    pub fn id(&mut self) -> Option<u32> {
         let word = self.0.next()?;
         if word == "-" {
             return Some(u32::MAX);
         }
         word.parse().ok()
     }
-    fn flags(&mut self) -> Flags {
+    pub fn flags(&mut self) -> Flags {
         Flags(self.0.next().unwrap_or("-").to_owned())
     }
-    fn time(&mut self) -> Option<(i64, i64)> {
+    pub fn time(&mut self) -> Option<(i64, i64)> {
         let (sec, nsec) = self.0.next()?.split_once('.')?;
         Some((sec.parse().ok()?, nsec.parse().ok()?))
     }
@@ -117,7 +115,7 @@ impl Words<'_> {
             Some(_) => return None,
         })
     }
-    fn xattr_flags(&mut self) -> Option<u32> {
+    pub fn xattr_flags(&mut self) -> Option<u32> {
         Some(match self.0.next() {
             None | Some("-") => 0,
             Some("create") => 1,
@@ -170,26 +168,24 @@ fn parse_line(line: &str) -> Option<Op> {
 
 fn parse_handle_or_query(word: &str, w: &mut Words<'_>) -> Option<Op> {
     let op = match word {
+        "in" => {
+            let dir = w.num()?;
+            let rest: Vec<_> = w.0.by_ref().collect();
+            Op::In(dir, Box::new(parse_line(&rest.join(" "))?))
+        }
         "open" => Op::Open(w.num()?, w.bytes()?, w.flags(), w.octal().unwrap_or(0o644)),
-        "hread" => Op::HRead(w.num()?, w.num()?, w.num()?),
-        "hwrite" => Op::HWrite(w.num()?, w.num()?, w.bytes()?),
-        "hstat" => Op::HStat(w.num()?),
-        "htruncate" => Op::HTruncate(w.num()?, w.num()?),
-        "hchmod" => Op::HChmod(w.num()?, w.octal()?),
-        "hlist" => Op::HList(w.num()?),
-        "hlink" => Op::HLink(w.num()?, w.bytes()?),
         "close" => Op::Close(w.num()?),
         "readdir" => Op::Readdir(w.bytes()?),
         "stat" => Op::Stat(w.bytes()?),
         "readlink" => Op::Readlink(w.bytes()?),
         "access" => Op::Access(w.bytes()?, w.num()?),
-        _ => return None,
+        held => Op::Held(w.num()?, descriptor::parse(held, w)?),
     };
     w.0.next().is_none().then_some(op)
 }
 
 /// A path or data as a word of a script.
-fn word(bytes: &[u8]) -> String {
+pub fn word(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         "-".into()
     } else {
@@ -197,7 +193,8 @@ fn word(bytes: &[u8]) -> String {
     }
 }
 
-fn id(id: u32) -> String {
+/// A user or group as a word; u32::MAX leaves one alone.
+pub fn id(id: u32) -> String {
     if id == u32::MAX {
         "-".into()
     } else {
@@ -251,13 +248,8 @@ fn fmt_more(op: &Op, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Op::SeekData(p, o) => write!(f, "seekdata {} {o}", word(p)),
         Op::SeekHole(p, o) => write!(f, "seekhole {} {o}", word(p)),
         Op::Open(h, p, fl, m) => write!(f, "open {h} {} {} {m:o}", word(p), fl.0),
-        Op::HRead(h, o, l) => write!(f, "hread {h} {o} {l}"),
-        Op::HWrite(h, o, d) => write!(f, "hwrite {h} {o} {}", word(d)),
-        Op::HStat(h) => write!(f, "hstat {h}"),
-        Op::HTruncate(h, n) => write!(f, "htruncate {h} {n}"),
-        Op::HChmod(h, m) => write!(f, "hchmod {h} {m:o}"),
-        Op::HList(h) => write!(f, "hlist {h}"),
-        Op::HLink(h, p) => write!(f, "hlink {h} {}", word(p)),
+        Op::Held(h, op) => descriptor::show_line(*h, op, f),
+        Op::In(dir, op) => write!(f, "in {dir} {op}"),
         Op::Close(h) => write!(f, "close {h}"),
         Op::Readdir(p) => write!(f, "readdir {}", word(p)),
         Op::Stat(p) => write!(f, "stat {}", word(p)),

@@ -182,10 +182,15 @@ pub fn hash(path: &Path) -> std::io::Result<Vec<u8>> {
 pub fn xattr_names(path: &Path) -> rustix::io::Result<Vec<Vec<u8>>> {
     let mut buf = vec![0u8; 65536];
     let n = rustix::fs::llistxattr(path, &mut buf[..])?;
-    let names = buf[..n].split(|b| *b == 0).filter(|n| !n.is_empty());
+    Ok(xattr_list(&buf[..n]))
+}
+
+/// The names in an answer of listxattr(2), sorted.
+pub fn xattr_list(answer: &[u8]) -> Vec<Vec<u8>> {
+    let names = answer.split(|b| *b == 0).filter(|n| !n.is_empty());
     let mut names: Vec<_> = names.map(<[u8]>::to_vec).collect();
     names.sort();
-    Ok(names)
+    names
 }
 
 /// Value of an xattr; symlinks are not followed.

@@ -3,6 +3,7 @@
 //!
 //! What two right implementations may do differently, and is therefore taken out:
 //! * caches and identities: `origin`, `impure`, `nlink`, `uuid`, `upper`, `protattr`;
+//! * a `redirect` to the very place where the directory is;
 //! * the value of `redirect` (relative or absolute) and of `opaque`: presence counts,
 //!   and the remounts of the parity runner prove the value;
 //! * an opaque marker where the lowers show no directory to hide (an optimisation of both);
@@ -18,6 +19,7 @@ use super::tree::{Entry, Mask, Tree, is_private, list_raw};
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 const REDIRECT: &[u8] = b"trusted.overlay.redirect";
 const ORIGIN: &[u8] = b"trusted.overlay.origin";
+const ESCAPED: &[u8] = b"trusted.overlay.overlay.";
 const LEFT_OUT: [&[u8]; 6] = [
     b"trusted.overlay.origin",
     b"trusted.overlay.impure",
@@ -33,8 +35,11 @@ pub fn view(upper: &std::path::Path, (base, after): (&Tree, &Tree), mask: &Mask)
     let raw = list_raw(upper);
     let mut redirected: Vec<Vec<u8>> = Vec::new();
     let mut tree = Tree::new();
-    for (path, entry) in raw {
+    for (path, mut entry) in raw {
         let below_redirect = redirected.iter().any(|r| path.starts_with(r));
+        if !below_redirect && leads_to_itself(&path, &entry) {
+            entry.xattrs.remove(REDIRECT);
+        }
         if entry.xattrs.contains_key(REDIRECT) {
             redirected.push([&path[..], b"/"].concat());
         }
@@ -58,6 +63,17 @@ pub fn view(upper: &std::path::Path, (base, after): (&Tree, &Tree), mask: &Mask)
         }
     }
     tree
+}
+
+/// Whether a redirect says where the lowers are anyway: written before a rename that failed.
+fn leads_to_itself(path: &[u8], entry: &Entry) -> bool {
+    let Some(to) = entry.xattrs.get(REDIRECT) else {
+        return false;
+    };
+    match to.strip_prefix(b"/") {
+        Some(to) => to == path,
+        None => Some(&to[..]) == path.rsplit(|b| *b == b'/').next(),
+    }
 }
 
 fn normalise(mut entry: Entry, hides: bool, below_redirect: bool) -> Entry {
@@ -85,16 +101,20 @@ fn repeats(entry: &Entry, before: Option<&Entry>, mask: &Mask) -> bool {
     let Some(before) = before else {
         return false;
     };
-    if entry.is_whiteout() || entry.xattrs.keys().any(|n| is_private(n)) {
+    // An escaped name is an attribute that a user set, which trees do not list either.
+    let marker = |name: &[u8]| is_private(name) && !name.starts_with(ESCAPED);
+    if entry.is_whiteout() || entry.xattrs.keys().any(|n| marker(n)) {
         return false;
     }
     let mask = Mask {
         nlink: false,
         ..*mask
     };
-    let strip = |e: &Entry| Entry {
-        group: None,
-        ..e.clone()
+    let strip = |e: &Entry| {
+        let mut e = e.clone();
+        e.group = None;
+        e.xattrs.retain(|name, _| !name.starts_with(ESCAPED));
+        e
     };
     mask.facts(&strip(entry)) == mask.facts(&strip(before))
 }

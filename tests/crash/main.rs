@@ -6,5 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod faults;
 mod full_disk;
 mod killed;
+mod power;

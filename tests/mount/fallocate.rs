@@ -25,6 +25,18 @@ fn allocate_and_keep_size() {
     ]);
 }
 
+/// The kernel's FUSE client refuses what moves data before it asks the server.
+#[test]
+fn ranges_cannot_be_collapsed_or_inserted() {
+    need_mounts!();
+    let f = Fixture::standard();
+    f.expect(&[
+        ("fallocate big.bin 8 0 4096", "EOPNOTSUPP"),
+        ("fallocate big.bin 32 0 4096", "EOPNOTSUPP"),
+    ]);
+    assert!(std::fs::read(f.at("big.bin")).unwrap() == big_data());
+}
+
 #[test]
 fn punch_a_hole_in_a_lower_file() {
     need_mounts!();

@@ -1,14 +1,43 @@
-//! File handles (`name_to_handle_at`, `open_by_handle_at`): good as long as the kernel knows
-//! the inode, through copy-up and rename.
+//! File handles (`name_to_handle_at`, `open_by_handle_at`): a handle leads to its file, through
+//! copy-up, rename, dropped caches and remount, and never to another one.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
+use rustix::io::Errno;
 use unionfs::sys::handle::{FileHandle, name_to_handle, open_by_handle};
 
 use crate::common::fixture::Fixture;
+use crate::common::mount::poll;
 use crate::common::need_mounts;
+use crate::forget::CACHES;
+use crate::stats::stats;
+
+fn handle(root: &File, path: &str) -> FileHandle {
+    let path = std::ffi::CString::new(path).unwrap();
+    name_to_handle(root, &path).unwrap()
+}
+
+/// Inode number and, of a file, content.
+fn look(fd: &OwnedFd) -> (u64, Vec<u8>) {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let meta = std::fs::metadata(&path).unwrap();
+    let data = match meta.is_file() {
+        true => std::fs::read(&path).unwrap(),
+        false => Vec::new(),
+    };
+    (meta.ino(), data)
+}
+
+/// The kernel's caches of names and inodes dropped, until the union has only its root left.
+fn forget_everything(f: &Fixture) {
+    let forgotten = || {
+        std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        stats(f.root()).union["inodes"] == 1
+    };
+    assert!(poll(forgotten), "{:?}", stats(f.root()).union);
+}
 
 #[test]
 fn handles_lead_to_known_inodes() {
@@ -18,13 +47,8 @@ fn handles_lead_to_known_inodes() {
     // Held open, the kernel cannot forget it.
     let known = File::open(f.at("plain.txt")).unwrap();
     let ino = known.metadata().unwrap().ino();
-    let handle = name_to_handle(&root, c"plain.txt").unwrap();
-    let found = |handle: &FileHandle| {
-        let fd = open_by_handle(&root, handle).unwrap();
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let ino = std::fs::metadata(&path).unwrap().ino();
-        (ino, std::fs::read(&path).unwrap())
-    };
+    let handle = handle(&root, "plain.txt");
+    let found = |handle: &FileHandle| look(&open_by_handle(&root, handle).unwrap());
     let (same, data) = found(&handle);
     assert_eq!((same, data.len()), (ino, 23));
     std::fs::write(f.at("plain.txt"), b"copied up").unwrap();
@@ -37,9 +61,113 @@ fn a_handle_to_nothing_is_stale() {
     need_mounts!();
     let f = Fixture::standard();
     let root = File::open(f.root()).unwrap();
-    let mut handle = name_to_handle(&root, c"plain.txt").unwrap();
+    let mut handle = handle(&root, "plain.txt");
     // The first eight bytes are the node, the next four its generation.
     handle.bytes[..8].fill(0x7e);
-    let error = open_by_handle(&root, &handle).unwrap_err();
-    assert_eq!(error, rustix::io::Errno::STALE);
+    assert_eq!(open_by_handle(&root, &handle).unwrap_err(), Errno::STALE);
+    handle.bytes[..8].fill(0);
+    assert_eq!(open_by_handle(&root, &handle).unwrap_err(), Errno::STALE);
+}
+
+/// Files and directories of every origin: lower, merged, upper, copied up, moved, linked.
+#[test]
+fn handles_survive_dropped_caches_and_remounts() {
+    need_mounts!();
+    let _alone = CACHES.write();
+    let mut f = Fixture::standard();
+    f.ok("create merged/sub/new 644
+          write merged/sub/new 0 new
+          mkdir newdir 755
+          create newdir/in 644
+          write newdir/in 0 in
+          write both.txt 0 COPIED
+          write h1 0 H
+          rename big.bin newdir/big
+          rename deep merged/deep");
+    let names = [
+        "plain.txt",
+        "merged",
+        "merged/sub",
+        "merged/sub/new",
+        "newdir",
+        "newdir/in",
+        "newdir/big",
+        "both.txt",
+        "h1",
+        "h2",
+        "merged/deep/a/b",
+        "merged/deep/a/b/c/leaf",
+        "link-rel",
+        "fifo",
+        "",
+    ];
+    let root = File::open(f.root()).unwrap();
+    let before: Vec<_> = names
+        .iter()
+        .map(|name| {
+            let ino = std::fs::symlink_metadata(f.at(name)).unwrap().ino();
+            (handle(&root, name), ino)
+        })
+        .collect();
+    drop(root);
+    for round in ["dropped", "remounted"] {
+        if round == "remounted" {
+            f.remount();
+        }
+        for (name, (handle, ino)) in names.iter().zip(&before) {
+            forget_everything(&f);
+            let root = File::open(f.root()).unwrap();
+            let found = open_by_handle(&root, handle);
+            let found = found.unwrap_or_else(|e| panic!("{name} {round}: {e}"));
+            let stat = rustix::fs::fstat(&found).unwrap();
+            assert_eq!(stat.st_ino, *ino, "{name} {round}");
+            // A directory is connected to the tree again, so its names work.
+            if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir() && !name.is_empty() {
+                let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+                assert_eq!(std::fs::read_link(path).unwrap(), f.at(name), "{round}");
+            }
+            drop((found, root));
+        }
+    }
+    // The content, and writing through a file that was found.
+    forget_everything(&f);
+    let root = File::open(f.root()).unwrap();
+    let found = open_by_handle(&root, &before[3].0).unwrap();
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    std::fs::write(path, "written by handle").unwrap();
+    let data = std::fs::read(f.upper("merged/sub/new")).unwrap();
+    assert_eq!(data, b"written by handle");
+}
+
+/// A handle of a removed file is stale for ever, though its number is given again at once, and
+/// before and after the kernel forgets.
+#[test]
+fn a_number_used_again_is_another_file() {
+    need_mounts!();
+    let _alone = CACHES.write();
+    let f = Fixture::standard();
+    let root = File::open(f.root()).unwrap();
+    let mut again = 0;
+    for round in 0..50 {
+        f.ok("create x 644");
+        let old = (handle(&root, "x"), ino(root.as_fd(), "x"));
+        f.ok("unlink x\ncreate y 644");
+        let number = ino(root.as_fd(), "y");
+        again += u32::from(number == old.1);
+        let new = handle(&root, "y");
+        assert_eq!(open_by_handle(&root, &old.0).unwrap_err(), Errno::STALE);
+        assert_eq!(look(&open_by_handle(&root, &new).unwrap()).0, number);
+        if round % 10 == 0 {
+            std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+            assert_eq!(open_by_handle(&root, &old.0).unwrap_err(), Errno::STALE);
+            assert_eq!(look(&open_by_handle(&root, &new).unwrap()).0, number);
+        }
+        f.ok("unlink y");
+    }
+    assert!(again > 0, "the file system never gave a number again");
+}
+
+fn ino(root: std::os::fd::BorrowedFd<'_>, name: &str) -> u64 {
+    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::statat(root, name, flags).unwrap().st_ino
 }

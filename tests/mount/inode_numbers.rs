@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::Path;
 
 use crate::common::fixture::Fixture;
+use crate::common::layers::Form;
+use crate::common::mount::Fs;
 use crate::common::need_mounts;
 use crate::common::tree::Tree;
 
@@ -78,6 +80,24 @@ fn stable_across_copy_up_and_remount() {
     assert_eq!(numbers(&f.tree()), before, "after copy-up");
     f.remount();
     assert_eq!(numbers(&f.tree()), before, "after a remount");
+}
+
+/// Copies that do not say where they came from keep their number as long as the mount, also when
+/// the kernel looks the name up anew, as it does for what a rename goes to.
+#[test]
+fn stable_without_origins() {
+    need_mounts!();
+    let f = Fixture::with(
+        &Fs::Unionfs("userxattr"),
+        &crate::common::layers::standard(),
+        Form::UserOpaque,
+        true,
+    );
+    let before = numbers(&f.tree());
+    for name in ["fifo", "link-rel"] {
+        f.ok(&format!("chown {name} 1 1\nrename {name} {name} whiteout"));
+    }
+    assert_eq!(numbers(&f.tree()), before);
 }
 
 #[test]

@@ -37,6 +37,7 @@ mod read_write;
 mod readdir;
 mod rename;
 mod rmdir;
+mod several_file_systems;
 mod statfs;
 mod stats;
 mod symlink;

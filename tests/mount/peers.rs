@@ -2,10 +2,8 @@
 //! other, and can go on being changed there. Kernel overlayfs with `trusted.` and `user.`
 //! markers, Debian's fuse-overlayfs, unionfs with either.
 
-use std::path::Path;
-
 use crate::common::layers::{self, Form, Layer, Node};
-use crate::common::mount::{Fs, Mounted, Scratch, Stack};
+use crate::common::mount::{self, Fs, Mounted, Scratch, Stack};
 use crate::common::tree::{self, Mask, Tree};
 use crate::common::{exec, need_mounts, script, skip};
 
@@ -63,13 +61,14 @@ fn lowers() -> Vec<Layer> {
     layers
 }
 
-fn fuse_overlayfs() -> Option<Fs> {
-    let path = Path::new("/usr/bin/fuse-overlayfs");
-    if path.exists() {
-        return Some(Fs::Program(path.into()));
+fn peer() -> Option<Fs> {
+    match mount::fuse_overlayfs() {
+        Ok(path) => Some(Fs::Program(path)),
+        Err(why) => {
+            skip(&why);
+            None
+        }
     }
-    skip("fuse-overlayfs is not installed");
-    None
 }
 
 /// The tree without what depends on who shows it: directories' mtimes changed in the test
@@ -147,7 +146,7 @@ fn user_markers_are_read_by_default() {
 #[test]
 fn fuse_overlayfs_of_debian() {
     need_mounts!();
-    let Some(peer) = fuse_overlayfs() else { return };
+    let Some(peer) = peer() else { return };
     both_ways(&peer, &OURS, Form::FuseOverlayfs);
     both_ways(&OURS, &peer, Form::Kernel);
     both_ways(&OURS_USER, &peer, Form::UserOpaque);

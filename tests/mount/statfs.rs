@@ -33,7 +33,7 @@ fn numbers_are_the_uppers() {
 fn the_type_is_fuse_unionfs() {
     need_mounts!();
     let f = Fixture::standard();
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let mounts = std::fs::read_to_string("/proc/thread-self/mounts").unwrap();
     let mnt = f.root().to_str().unwrap();
     let line = mounts.lines().find(|l| l.split(' ').nth(1) == Some(mnt));
     let line = line.unwrap_or_else(|| panic!("{mnt} not in\n{mounts}"));
@@ -49,7 +49,7 @@ fn fsname_is_the_source() {
         layers::Form::Kernel,
         true,
     );
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let mounts = std::fs::read_to_string("/proc/thread-self/mounts").unwrap();
     let expected = format!("my-test {} fuse.unionfs ", f.root().display());
     assert!(mounts.lines().any(|l| l.starts_with(&expected)), "{mounts}");
 }

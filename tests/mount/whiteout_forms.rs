@@ -3,8 +3,12 @@
 
 use crate::common::fixture::Fixture;
 use crate::common::layers::{self, Form};
-use crate::common::mount::{KERNEL, Scratch, Stack, UNIONFS};
+use crate::common::mount::{Fs, KERNEL, Scratch, Stack, UNIONFS};
 use crate::common::need_mounts;
+use crate::common::tree::{self, Mask};
+
+/// Without an upper there is no index.
+const KERNEL_READ_ONLY: Fs = Fs::Kernel("redirect_dir=follow,metacopy=off");
 
 #[test]
 fn the_xattr_form_hides_and_comes_back() {
@@ -58,6 +62,19 @@ fn the_xattr_form_hides_and_comes_back() {
     );
     f.ok("mkdir plain.txt 755\nrmdir plain.txt");
     f.expect(&check[..1]);
+    // The kernel reads the form, here as that of a lower: it takes no overlay as an upper.
+    let tree = f.tree();
+    f.unmount();
+    let lowers = [&[upper][..], &f.stack.lowers].concat();
+    let over = Stack {
+        lowers,
+        upper: None,
+        mnt: f.scratch.dir("over"),
+    };
+    let kernel = KERNEL_READ_ONLY.mount(&over);
+    let theirs = tree::list(kernel.path());
+    kernel.unmount();
+    tree::assert_same("shown by the kernel", &tree, &theirs, &Mask::ALL);
     drop(f);
     base.unmount();
 }

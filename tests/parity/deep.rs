@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 
 use proptest::strategy::{Strategy, ValueTree};
 
+use crate::common::descriptor::HOp;
 use crate::common::layers::{Item, Node};
 use crate::common::mount::Fs;
 use crate::common::need_mounts;
@@ -54,6 +55,15 @@ pub(crate) const OFF: Mode = Mode {
     uppers: true,
 };
 
+/// Markers in `user.overlay.*`, as in user namespaces: no redirects, no index. What the kernel
+/// leaves in its upper has other names, so the remounts alone compare the uppers.
+pub(crate) const USER: Mode = Mode {
+    kernel: Fs::Kernel("userxattr,index=off,xino=auto"),
+    union: Fs::Unionfs("userxattr,dialect=overlay"),
+    maker: Fs::Kernel("userxattr,index=off"),
+    uppers: false,
+};
+
 /// The differences that a plan shows in a mode.
 pub(crate) fn differences(mode: &Mode, plan: &Plan) -> Vec<String> {
     let case = Case {
@@ -91,11 +101,19 @@ fn hunt(mode: &Mode, links: bool, seed: u64) -> Option<String> {
 /// How a name of 255 bytes is printed, and written in regressions.
 pub(crate) const LONG: &str = "<L255>";
 
+fn links(op: &Op) -> bool {
+    match op {
+        Op::Link(..) | Op::Held(_, HOp::Link(_) | HOp::LinkEmpty(_)) => true,
+        Op::In(_, op) => links(op),
+        _ => false,
+    }
+}
+
 fn without_links(plan: &mut Plan) {
     for layer in &mut plan.layers {
         layer.items.retain(|i| !matches!(i.node, Node::Link(_)));
     }
-    let keep = |ops: &mut Vec<Op>| ops.retain(|op| !matches!(op, Op::Link(..)));
+    let keep = |ops: &mut Vec<Op>| ops.retain(|op| !links(op));
     plan.made.iter_mut().for_each(keep);
     keep(&mut plan.script);
 }
@@ -165,6 +183,18 @@ fn fixed_seed_off() {
 }
 
 #[test]
+fn fixed_seed_user() {
+    need_mounts!();
+    assert_none(hunt(&USER, false, SEED));
+}
+
+#[test]
+fn fresh_seed_user() {
+    need_mounts!();
+    assert_none(hunt(&USER, false, fresh()));
+}
+
+#[test]
 fn fresh_seed_on() {
     need_mounts!();
     assert_none(hunt(&ON, true, fresh()));
@@ -186,7 +216,7 @@ fn fresh_seed_off() {
 #[test]
 fn kernel_equals_kernel() {
     need_mounts!();
-    for (mode, links) in [(ON, true), (PLAIN, true), (OFF, false)] {
+    for (mode, links) in [(ON, true), (PLAIN, true), (OFF, false), (USER, false)] {
         let mode = Mode {
             union: mode.kernel.clone(),
             ..mode

@@ -7,6 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use crate::common::descriptor::HOp;
 use crate::common::layers::{self, Layer, Node};
 use crate::common::script::{Flags, Op};
 
@@ -240,12 +241,15 @@ fn namespace_op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Both at once left alone is a deliberate difference (docs/SEMANTICS.md).
+fn owners() -> impl Strategy<Value = (u32, u32)> {
+    let id = || select(&[0u32, 1000, 1001, u32::MAX][..]);
+    (id(), id()).prop_filter("no owner", |ids| *ids != (u32::MAX, u32::MAX))
+}
+
 /// Data and attributes changed by name.
 fn change_op() -> impl Strategy<Value = Op> {
     let stamp = (-1_000..1_000_001_000i64, 0..1_000_000_000i64);
-    // Both at once left alone is a deliberate difference (docs/SEMANTICS.md).
-    let id = || select(&[0u32, 1000, 1001, u32::MAX][..]);
-    let owners = (id(), id()).prop_filter("no owner", |ids| *ids != (u32::MAX, u32::MAX));
     let acl = |(p, default, perm): (Vec<u8>, bool, u16)| {
         let which: &[u8] = if default { b"default" } else { b"access" };
         let name = [b"system.posix_acl_", which].concat();
@@ -256,7 +260,7 @@ fn change_op() -> impl Strategy<Value = Op> {
         3 => (path(), 0..10u64, data(), flags()).prop_map(|(p, o, d, f)| Op::Write(p, o, d, f)),
         2 => (path(), 0..12u64).prop_map(|(p, n)| Op::Truncate(p, n)),
         3 => (path(), mode()).prop_map(|(p, m)| Op::Chmod(p, m)),
-        2 => (path(), owners).prop_map(|(p, (u, g))| Op::Chown(p, u, g)),
+        2 => (path(), owners()).prop_map(|(p, (u, g))| Op::Chown(p, u, g)),
         1 => (path(), stamp).prop_map(|(p, t)| Op::Utimens(p, t, t)),
         1 => path().prop_map(Op::Touch),
         2 => (path(), xattr_name(), data(), 0..3u32).prop_map(|(p, n, v, f)| Op::Setxattr(p, n, v, f)),
@@ -281,20 +285,76 @@ fn query_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Descriptors, which outlive copy-up, unlink and rename of what they opened.
+/// Descriptors, which outlive copy-up, unlink and rename of what they opened: of files, of
+/// directories and of files that never had a name.
 fn handle_op() -> impl Strategy<Value = Op> {
-    let how = select(&["r", "r", "w", "b", "ba", "bt", "bc", "d"][..]);
+    let how = select(
+        &[
+            "r", "r", "w", "b", "b", "ba", "bt", "bc", "d", "d", "bp", "wp",
+        ][..],
+    );
     let how = how.prop_map(|f| Flags(f.into()));
     let h = || 0..3usize;
+    let inner = prop_oneof![
+        4 => namespace_op(),
+        1 => change_op(),
+        2 => query_op(),
+    ];
     prop_oneof![
         8 => (h(), path(), how, mode()).prop_map(|(h, p, f, m)| Op::Open(h, p, f, m)),
-        2 => (h(), 0..4u64).prop_map(|(h, o)| Op::HRead(h, o, 20)),
-        3 => (h(), 0..9u64, data()).prop_map(|(h, o, d)| Op::HWrite(h, o, d)),
-        3 => h().prop_map(Op::HStat),
-        2 => (h(), 0..9u64).prop_map(|(h, n)| Op::HTruncate(h, n)),
-        2 => (h(), mode()).prop_map(|(h, m)| Op::HChmod(h, m)),
-        1 => h().prop_map(Op::HList),
+        8 => (h(), held_data()).prop_map(|(h, op)| Op::Held(h, op)),
+        6 => (h(), held_attr()).prop_map(|(h, op)| Op::Held(h, op)),
+        3 => (h(), held_name()).prop_map(|(h, op)| Op::Held(h, op)),
+        3 => (h(), inner).prop_map(|(h, op)| Op::In(h, Box::new(op))),
         1 => h().prop_map(Op::Close),
+    ]
+}
+
+/// Data through a descriptor.
+fn held_data() -> impl Strategy<Value = HOp> {
+    // Collapsing and inserting ranges is refused by the kernel's FUSE client (docs/SEMANTICS.md).
+    let fallocate = select(&[0u32, 0, 1, 3, 0x10, 0x11][..]);
+    prop_oneof![
+        2 => (0..4u64).prop_map(|o| HOp::Read(o, 20)),
+        3 => (0..9u64, data()).prop_map(|(o, d)| HOp::Write(o, d)),
+        1 => (0..9usize).prop_map(HOp::Get),
+        2 => data().prop_map(HOp::Put),
+        1 => data().prop_map(HOp::Append),
+        1 => (0..4u64).prop_map(|o| HOp::MapRead(o, 20)),
+        2 => (0..9u64, data()).prop_map(|(o, d)| HOp::MapWrite(o, d)),
+        2 => (0..9u64).prop_map(HOp::Truncate),
+        2 => (fallocate, 0..5u64, 1..9u64).prop_map(|(m, o, l)| HOp::Fallocate(m, o, l)),
+        1 => (0..4u64, 0..3usize, 0..4u64).prop_map(|(o, to, at)| HOp::CopyRange(o, to, at, 5)),
+        1 => (0..70_000u64).prop_map(HOp::SeekData),
+        1 => (0..70_000u64).prop_map(HOp::SeekHole),
+        1 => any::<bool>().prop_map(HOp::Sync),
+    ]
+}
+
+/// Attributes through a descriptor.
+fn held_attr() -> impl Strategy<Value = HOp> {
+    let stamp = (-1_000..1_000_001_000i64, 0..1_000_000_000i64);
+    prop_oneof![
+        3 => Just(HOp::Stat),
+        2 => mode().prop_map(HOp::Chmod),
+        2 => owners().prop_map(|(u, g)| HOp::Chown(u, g)),
+        1 => stamp.prop_map(|t| HOp::Utimens(t, t)),
+        1 => Just(HOp::Touch),
+        2 => (xattr_name(), data(), 0..3u32).prop_map(|(n, v, f)| HOp::Setxattr(n, v, f)),
+        1 => xattr_name().prop_map(HOp::Getxattr),
+        1 => Just(HOp::Listxattr),
+        1 => xattr_name().prop_map(HOp::Removexattr),
+    ]
+}
+
+/// Names by a descriptor, and further descriptors.
+fn held_name() -> impl Strategy<Value = HOp> {
+    let again = select(&["r", "b", "a", "wt", "d"][..]);
+    prop_oneof![
+        2 => Just(HOp::List),
+        2 => movable().prop_map(HOp::Link),
+        1 => movable().prop_map(HOp::LinkEmpty),
+        2 => (0..3usize, again).prop_map(|(to, f)| HOp::Reopen(to, Flags(f.into()))),
     ]
 }
 

@@ -4,7 +4,7 @@
 use crate::common::layers::{self, Layer, Node};
 use crate::common::need_mounts;
 use crate::common::script;
-use crate::deep::{LONG, Mode, OFF, ON, PLAIN, differences};
+use crate::deep::{LONG, Mode, OFF, ON, PLAIN, USER, differences};
 use crate::generate::Plan;
 
 fn check(mode: &Mode, layers: Vec<Layer>, made: &[&str], text: &str) {
@@ -56,6 +56,33 @@ fn a_directory_over_a_lowers_whiteout() {
     for mode in [OFF, PLAIN, ON] {
         check(&mode, layer(), &["rename b/c b/b"], "mkdir a/c 2775");
     }
+}
+
+/// A copy without an origin, looked up anew by the kernel: still the same file.
+#[test]
+fn a_device_copied_up_without_an_origin() {
+    let layer = Layer::new().add("c", Node::Special(libc::S_IFCHR, 1, 3));
+    let text = "
+        chown c 1000 1001
+        rename c c whiteout
+        rename c d
+        rename d d whiteout
+        stat d";
+    check(&USER, vec![layer, Layer::new()], &[], text);
+}
+
+/// A change through a descriptor of a lower file that is gone: where the kernel fails, what
+/// follows is not compared, and what comes before is.
+#[test]
+fn attributes_of_a_lower_file_that_is_gone() {
+    let layer = Layer::new().file("a", "lower");
+    let text = "
+        open 1 a r
+        unlink a
+        hstat 1
+        hchown 1 - 1000
+        create b 644";
+    check(&PLAIN, vec![layer, Layer::new()], &[], text);
 }
 
 /// Descriptors from before the rename of what the kernel left as a metacopy.

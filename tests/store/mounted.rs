@@ -4,6 +4,7 @@
 // Tests may fail by panicking, also in their helpers.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod changed_container;
 mod docker_store;
 mod drivers;
 mod export;

@@ -8,8 +8,10 @@ use std::process::Command;
 use rustix::fs::{SeekFrom, XattrFlags};
 
 use crate::common::fixture::Fixture;
-use crate::common::layers::{Layer, Node, big_data};
-use crate::common::{need_mounts, skip};
+use crate::common::layers::{Form, Layer, Node, big_data, standard};
+use crate::common::map::Map;
+use crate::common::mount::{KERNEL, UNIONFS};
+use crate::common::{errno, errno_name, need_mounts, skip};
 use crate::same_on_standard;
 use crate::stats::requests_of;
 
@@ -130,6 +132,11 @@ fn everything_on_an_unlinked_file() {
             (&both[..len as usize], &both[len as usize..]),
             (&buf[..], &b"XYZ"[..])
         );
+        let mapped = Map::shared(&file, true).unwrap();
+        assert_eq!(mapped.read(0, both.len()).unwrap(), both, "{name} mapped");
+        mapped.write(len, b"MAP").unwrap();
+        file.read_exact_at(&mut both[..3], len).unwrap();
+        assert_eq!(both[..3], b"MAP"[..], "{name} written mapped");
         file.set_len(3).unwrap();
         rustix::fs::fchmod(&file, rustix::fs::Mode::RUSR).unwrap();
         let meta = file.metadata().unwrap();
@@ -149,6 +156,25 @@ fn everything_on_an_unlinked_file() {
         b"har"[..],
         "its other name"
     );
+}
+
+/// A descriptor that only reads changes the attributes of a lower file without a name; the kernel
+/// would copy it up to the name, which is taken by the whiteout.
+#[test]
+fn attributes_of_an_unlinked_lower_file() {
+    need_mounts!();
+    for (fs, chown) in [(KERNEL, Err("EEXIST")), (UNIONFS, Ok(()))] {
+        let mut f = Fixture::with(&fs, &standard(), Form::Kernel, true);
+        let file = File::open(f.at("plain.txt")).unwrap();
+        std::fs::remove_file(f.at("plain.txt")).unwrap();
+        let answer = std::os::unix::fs::fchown(&file, Some(1), None);
+        assert_eq!(errno_name(errno(answer)), chown.err().unwrap_or("errno 0"));
+        let owner = if chown.is_ok() { 1 } else { 1000 };
+        assert_eq!(file.metadata().unwrap().uid(), owner, "{fs:?}");
+        drop(file);
+        f.remount();
+        assert!(!f.at("plain.txt").exists());
+    }
 }
 
 /// O_DIRECT passes the union's page cache by: each read asks the server, though the pages

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::fixture::Fixture;
 use crate::common::layers::{self, Form};
-use crate::common::mount::{Fs, poll};
+use crate::common::mount::{Fs, poll, unionfs_binary};
 use crate::common::{need_mounts, skip};
 
 const CALLS: &str = "trace=fsync,fdatasync,syncfs,sync,sync_file_range,linkat,renameat2";
@@ -111,6 +111,62 @@ fn syncs_reach_the_upper() {
     position(&calls, "fsync", "/upper/big.bin");
     f.remount();
     assert_eq!(std::fs::read(f.at("sync")).unwrap(), b"synchronous");
+}
+
+/// The end of a mount is no sync, so that ephemeral and temporary ones cost nothing.
+#[test]
+fn unmounting_syncs_nothing() {
+    need_mounts!();
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip("needs strace");
+    }
+    let mut f = Fixture::standard();
+    let trace = Trace::start(&f);
+    std::fs::write(f.at("new"), "data").unwrap();
+    f.unmount();
+    let calls = trace.end();
+    let syncs = |c: &&String| c.contains("sync(") || c.contains("syncfs(");
+    assert_eq!(calls.iter().find(syncs), None);
+    assert!(calls.iter().any(|c| c.contains("exited")), "{calls:?}");
+    assert_eq!(std::fs::read(f.upper("new")).unwrap(), b"data");
+}
+
+/// syncfs(2) of the mount never reaches the server; `unionfs sync` does what it should.
+#[test]
+fn syncfs_is_for_unionfs_sync() {
+    need_mounts!();
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip("needs strace");
+    }
+    for options in ["", "volatile"] {
+        let fs = Fs::Unionfs(options);
+        let f = Fixture::with(&fs, &layers::standard(), Form::Kernel, true);
+        let trace = Trace::start(&f);
+        std::fs::write(f.at("new"), "data").unwrap();
+        rustix::fs::syncfs(File::open(f.root()).unwrap()).unwrap();
+        let calls = trace.end();
+        let syncs = |c: &&String| c.contains("syncfs(") || c.contains(" fsync(");
+        assert_eq!(calls.iter().find(syncs), None, "{options:?}");
+        let file = f.scratch.path().join("sync.trace");
+        let sync = Command::new("strace")
+            .args(["-f", "-y", "-e", "trace=syncfs", "-o"])
+            .arg(&file)
+            .args([unionfs_binary(), "sync"])
+            .arg(f.root())
+            .output()
+            .unwrap();
+        assert!(sync.status.success(), "{sync:?}");
+        let calls: Vec<_> = text(&file).lines().map(str::to_owned).collect();
+        // What is in the kernel's pages first, then the disk.
+        assert!(position(&calls, "syncfs", "/mnt") < position(&calls, "syncfs", "/upper"));
+    }
+    let none = Command::new(unionfs_binary()).args(["sync", "/"]).output();
+    let none = none.unwrap();
+    let message = String::from_utf8_lossy(&none.stderr);
+    assert!(
+        !none.status.success() && message.contains("unionfs ps"),
+        "{message}"
+    );
 }
 
 /// The copy is synced while it has no name, then gets it.

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use std::process::Command;
 
 use crate::common::fixture::Fixture;
-use crate::common::layers::{Layer, net_raw_capability};
+use crate::common::layers::{Form, Layer, net_raw_capability, standard};
+use crate::common::map::Map;
+use crate::common::mount::{Fs, KERNEL, UNIONFS};
 use crate::common::{need_mounts, skip, tree};
 use crate::{same_as_kernel, same_on_standard};
 
@@ -105,6 +107,24 @@ fn kept_by_changes_of_names_and_attributes() {
          chmod of-1000/f 2755
          stat of-1000/f",
     );
+}
+
+/// The server hears of a mapped write as of any other, and its write drops them.
+#[test]
+fn a_mapped_write_drops_capabilities() {
+    need_mounts!();
+    let capabilities = |fs: &Fs| {
+        let mut f = Fixture::with(fs, &standard(), Form::Kernel, true);
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.read(true).write(true).open(f.at("caps")).unwrap();
+        Map::shared(&file, true).unwrap().write(0, b"X").unwrap();
+        drop(file);
+        f.remount();
+        assert_eq!(std::fs::read(f.at("caps")).unwrap()[0], b'X');
+        tree::xattr(&f.at("caps"), b"security.capability").is_ok()
+    };
+    assert!(capabilities(&KERNEL));
+    assert!(!capabilities(&UNIONFS));
 }
 
 /// A program with a capability from a lower works, also as a copy and after a remount.

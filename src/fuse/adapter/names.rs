@@ -17,6 +17,10 @@ impl Adapter {
 
     pub(super) fn lookup_name(&self, parent: u64, name: &[u8], reply: Reply) {
         self.count(Op::Lookup);
+        // Not names but file handles: what the kernel wants to know of a node.
+        if matches!(name, b"." | b"..") {
+            return self.find(parent, name == b"..", reply);
+        }
         match self.union.lookup(parent, name) {
             Ok(Some(entry)) => self.entry(reply, Op::Lookup, parent, Ok(entry)),
             // Inode 0 and a validity: the kernel remembers that there is no such name.
@@ -25,6 +29,21 @@ impl Adapter {
             }
             Err(error) => reply::fail(reply, Op::Lookup, parent, &error),
         }
+    }
+
+    /// The node itself, which the kernel may have forgotten, or its parent.
+    fn find(&self, ino: u64, parent: bool, reply: Reply) {
+        self.run(true, move |union| {
+            let found = match parent {
+                true => union.find_parent(ino),
+                false => union.find_number(ino),
+            };
+            match found {
+                // An old handle is nobody's fault, so nothing is logged.
+                Err(error) if error.errno() == libc::ESTALE => reply.error(libc::ESTALE),
+                found => reply::entry(reply, Op::Lookup, ino, found),
+            }
+        });
     }
 
     pub(super) fn make_node(

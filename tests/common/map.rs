@@ -1,0 +1,84 @@
+//! Shared mappings of files for the scripts. What lies beyond the end of a file is an error
+//! and not a signal: the memory is read and written through /proc/self/mem.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+
+/// The most that is mapped, in bytes; longer files are mapped in part.
+const LEN: usize = 1 << 20;
+
+/// The memory of this process. First called by root: others may not open it.
+pub fn memory() -> &'static File {
+    static MEMORY: OnceLock<File> = OnceLock::new();
+    let open = || {
+        File::options()
+            .read(true)
+            .write(true)
+            .open("/proc/self/mem")
+    };
+    MEMORY.get_or_init(|| open().unwrap())
+}
+
+/// A mapping of the first megabyte of a file, gone when dropped.
+pub struct Map {
+    start: *mut libc::c_void,
+}
+
+impl Map {
+    pub fn shared(file: &File, writable: bool) -> io::Result<Self> {
+        let write = if writable { libc::PROT_WRITE } else { 0 };
+        // SAFETY: a new mapping at an address the kernel picks; nothing refers into it, it is
+        // only named by address to /proc/self/mem.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                LEN,
+                libc::PROT_READ | write,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { start })
+    }
+
+    fn address(&self, offset: u64, len: usize) -> io::Result<u64> {
+        let inside = offset
+            .checked_add(len as u64)
+            .is_some_and(|end| end <= LEN as u64);
+        match inside {
+            true => Ok(self.start as u64 + offset),
+            false => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        }
+    }
+
+    pub fn read(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut data = vec![0; len];
+        memory().read_exact_at(&mut data, self.address(offset, len)?)?;
+        Ok(data)
+    }
+
+    /// Writes and syncs (msync).
+    pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        memory().write_all_at(data, self.address(offset, data.len())?)?;
+        // SAFETY: exactly the mapping made above; msync changes no memory.
+        match unsafe { libc::msync(self.start, LEN, libc::MS_SYNC) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping made above, which nothing refers to any more.
+        unsafe { libc::munmap(self.start, LEN) };
+    }
+}

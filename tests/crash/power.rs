@@ -1,0 +1,199 @@
+//! Power cuts: what the upper's disk holds at a moment, which is copied while everything runs
+//! and mounted again. What was synced is there, what replaced something is the old or the new,
+//! and a copy-up never leads to half a file.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::common::disk::Ext4;
+use crate::common::mount::{Fs, Mounted, Scratch, Stack, unionfs_binary};
+use crate::common::{need_mounts, skip};
+
+/// ext4 writes nothing by itself within a test.
+const LAZY: &str = "commit=1000";
+
+fn big() -> Vec<u8> {
+    (0..3u32 << 20).map(|n| (n % 241) as u8).collect()
+}
+
+/// A union whose upper is on a disk of its own.
+struct Machine {
+    mounted: Mounted,
+    disk: Ext4,
+    scratch: Scratch,
+    fs: Fs,
+    cuts: std::cell::Cell<u32>,
+}
+
+impl Machine {
+    fn start(options: &'static str) -> Option<Self> {
+        let scratch = Scratch::disk();
+        let low = scratch.dir("low");
+        fs::create_dir(low.join("dir")).unwrap();
+        for name in ["big", "other", "dir/f"] {
+            fs::write(low.join(name), big()).unwrap();
+        }
+        fs::write(low.join("config"), "old").unwrap();
+        let disk = match Ext4::new(scratch.path(), "disk", 64, LAZY) {
+            Ok(disk) => disk,
+            Err(why) => {
+                skip(&why);
+                return None;
+            }
+        };
+        let fs = Fs::Unionfs(options);
+        let mounted = fs.mount(&Self::stack(&scratch, disk.path(), "mnt"));
+        // Where the tests begin: an upper whose directories are on the disk.
+        rustix::fs::syncfs(File::open(disk.path()).unwrap()).unwrap();
+        Some(Self {
+            mounted,
+            disk,
+            scratch,
+            fs,
+            cuts: 0.into(),
+        })
+    }
+
+    fn stack(scratch: &Scratch, disk: &Path, mnt: &str) -> Stack {
+        let made = |name: &str| {
+            let path = disk.join(name);
+            fs::create_dir_all(&path).unwrap();
+            path
+        };
+        Stack {
+            lowers: vec![scratch.path().join("low")],
+            upper: Some((made("upper"), made("work"))),
+            mnt: scratch.dir(mnt),
+        }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.mounted.path().join(name)
+    }
+
+    /// The power goes, and comes back: what `look` finds in the union then.
+    fn cut<T>(&self, look: impl FnOnce(&Path) -> T) -> T {
+        let n = self.cuts.replace(self.cuts.get() + 1);
+        let disk = self.disk.cut(&format!("cut{n}"));
+        let stack = Self::stack(&self.scratch, disk.path(), &format!("mnt{n}"));
+        let mounted = self.fs.mount(&stack);
+        let found = look(mounted.path());
+        mounted.unmount();
+        found
+    }
+
+    /// A new file with this content, synced or not.
+    fn write(&self, name: &str, sync: bool) -> File {
+        let mut file = File::create(self.at(name)).unwrap();
+        file.write_all(name.as_bytes()).unwrap();
+        if sync {
+            file.sync_all().unwrap();
+        }
+        file
+    }
+}
+
+fn has(root: &Path, name: &str) -> bool {
+    fs::read(root.join(name)).is_ok_and(|data| data == name.as_bytes())
+}
+
+/// Others on this machine may sync everything at any time, so what should be lost is given a
+/// few tries.
+fn is_lost_once(mut lost: impl FnMut(u32) -> bool) -> bool {
+    (0..5).any(|n| lost(n))
+}
+
+#[test]
+fn what_was_synced_is_there() {
+    need_mounts!();
+    let Some(m) = Machine::start("") else { return };
+    m.write("new", true);
+    let copied = OpenOptions::new().write(true).open(m.at("big")).unwrap();
+    copied.write_all_at(b"CHANGED", 1000).unwrap();
+    copied.sync_data().unwrap();
+    fs::rename(m.at("dir"), m.at("moved")).unwrap();
+    fs::remove_file(m.at("other")).unwrap();
+    rustix::fs::fsync(File::open(m.mounted.path()).unwrap()).unwrap();
+    m.cut(|root| {
+        assert!(has(root, "new"));
+        let mut expected = big();
+        expected[1000..1007].copy_from_slice(b"CHANGED");
+        assert!(fs::read(root.join("big")).unwrap() == expected);
+        assert!(fs::read(root.join("moved/f")).unwrap() == big());
+        assert!(!root.join("dir").exists() && !root.join("other").exists());
+    });
+    let lost = is_lost_once(|n| {
+        let name = format!("unsynced{n}");
+        m.write(&name, false);
+        !m.cut(|root| has(root, &name))
+    });
+    assert!(
+        lost,
+        "what was not synced was there too: the test shows nothing"
+    );
+}
+
+/// The dance of every editor and package manager: the old or the new, never nothing or half.
+#[test]
+fn a_replaced_file_is_the_old_or_the_new() {
+    need_mounts!();
+    let Some(m) = Machine::start("") else { return };
+    let mut before = "old".to_owned();
+    for n in 0..6 {
+        let new = format!("config{n}");
+        m.write(&new, true);
+        fs::rename(m.at(&new), m.at("config")).unwrap();
+        // With every second round the rename is synced too.
+        let sync = n % 2 == 1;
+        if sync {
+            rustix::fs::fsync(File::open(m.mounted.path()).unwrap()).unwrap();
+        }
+        let found = m.cut(|root| fs::read_to_string(root.join("config")).unwrap());
+        assert!(found == new || !sync && found == before, "{found} of {new}");
+        before = found;
+    }
+}
+
+/// A name leads to the whole copy or to the lower file, without any sync of the program.
+#[test]
+fn a_copy_up_is_whole_or_not_there() {
+    need_mounts!();
+    let Some(m) = Machine::start("") else { return };
+    for (name, mode) in [("big", 0o600), ("other", 0o640), ("dir/f", 0o604)] {
+        let path = m.at(name);
+        crate::common::mount::chmod(&path, mode);
+        // A commit of the disk's journal at the worst moment: names first, data as it comes.
+        let trigger = File::create(m.disk.path().join("trigger")).unwrap();
+        trigger.sync_all().unwrap();
+        m.cut(|root| assert!(fs::read(root.join(name)).unwrap() == big(), "{name}"));
+    }
+}
+
+/// `volatile` promises nothing, and `unionfs sync` keeps its word even there.
+#[test]
+fn volatile_and_sync() {
+    need_mounts!();
+    let Some(m) = Machine::start("volatile") else {
+        return;
+    };
+    let lost = is_lost_once(|n| {
+        let name = format!("volatile{n}");
+        m.write(&name, true);
+        rustix::fs::syncfs(File::open(m.mounted.path()).unwrap()).unwrap();
+        !m.cut(|root| has(root, &name))
+    });
+    assert!(lost, "a volatile mount synced");
+    m.write("kept", false);
+    let mut sync = Command::new(unionfs_binary());
+    assert!(
+        sync.arg("sync")
+            .arg(m.mounted.path())
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert!(m.cut(|root| has(root, "kept")));
+}
