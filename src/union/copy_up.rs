@@ -106,7 +106,7 @@ impl Union {
         let top = inode
             .dir
             .as_ref()
-            .and_then(|d| d.lowers.first())
+            .and_then(|d| d.lowers.top())
             .ok_or(Errno::IO)?;
         let source = top.fd(&self.fds)?;
         let staged = upper.stage(|at| at.mkdir(0o700))?;

@@ -233,7 +233,7 @@ impl Union {
         };
         let is_dir = resolved.kind == FileKind::Directory;
         let dir =
-            is_dir.then(|| Dir::new(Arc::clone(&resolved.dirs), upper.is_some_and(|u| u.impure)));
+            is_dir.then(|| Dir::new(resolved.dirs.clone(), upper.is_some_and(|u| u.impure)));
         let key = match resolved.dirs.is_empty() {
             true => self.fresh_key(),
             false => ino,
