@@ -114,7 +114,9 @@ fn walk(
         if !step(builder.progress) {
             return Err(Error::Stopped);
         }
-        builder.directory(&dir).map_err(write)?;
+        if !builder.directory(&dir, step).map_err(write)? {
+            return Err(Error::Stopped);
+        }
     }
     let done = (builder.progress, builder.live);
     let finished = builder
@@ -123,6 +125,9 @@ fn walk(
     finished.map_err(write)?;
     Ok(done)
 }
+
+/// Names looked up between two calls of `step`.
+const STEP: usize = 1024;
 
 /// A merged directory whose entries are still to be written.
 struct Todo {
@@ -175,8 +180,12 @@ impl Builder<'_> {
         Ok(index)
     }
 
-    /// Writes the entries of a directory.
-    fn directory(&mut self, todo: &Todo) -> io::Result<()> {
+    /// Writes the entries of a directory; false when it was told to stop.
+    fn directory(
+        &mut self,
+        todo: &Todo,
+        step: &mut dyn FnMut(Progress) -> bool,
+    ) -> io::Result<bool> {
         self.progress.dirs += 1;
         let mut names = match self.union.merged_names(&todo.lowers) {
             Ok(names) => names,
@@ -184,13 +193,18 @@ impl Builder<'_> {
                 tracing::debug!("a directory is left out of the catalog: {e}");
                 self.live += 1;
                 self.writer.dir(todo.index).flags = format::UNLISTED.into();
-                return Ok(());
+                return Ok(true);
             }
         };
         names.sort_by(|a, b| a.name.cmp(&b.name));
         names.dedup_by(|a, b| a.name == b.name);
-        let pending = names.iter().map(|name| self.pending(&todo.lowers, name));
-        let pending: Vec<Pending> = pending.collect::<io::Result<_>>()?;
+        let mut pending = Vec::with_capacity(names.len());
+        for (position, name) in names.iter().enumerate() {
+            if position % STEP == STEP - 1 && !step(self.progress) {
+                return Ok(false);
+            }
+            pending.push(self.pending(&todo.lowers, name)?);
+        }
         let first = self.writer.next_record();
         // What numbers the directories among them will have is known only by asking for it.
         let mut found = Vec::new();
@@ -211,7 +225,7 @@ impl Builder<'_> {
         for (index, record, lowers) in found {
             self.found_dir(index, record, lowers)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Parts of a directory whose top part has been written as an entry.
@@ -261,7 +275,10 @@ impl Builder<'_> {
         class.mode = visible.kind.map_or(0, FileKind::mode_bits).into();
         let mut record = Record::new_zeroed();
         record.class = self.writer.class(class)?;
-        record.ino = visible.ino.map_or(0, |ino| self.union.layer_ino(ino)).into();
+        record.ino = visible
+            .ino
+            .map_or(0, |ino| self.union.layer_ino(ino))
+            .into();
         record.parent = self.part(top)?.into();
         record.flags = format::LIVE.into();
         Ok(record)
@@ -397,10 +414,18 @@ fn set_name(record: &mut Record, text: Text) {
 
 /// Whether a record can say it all.
 fn is_plain(dir: &LowerDir, stat: &Stat) -> bool {
-    let times = [Some(stat.atime), Some(stat.mtime), Some(stat.ctime), stat.btime];
+    let times = [
+        Some(stat.atime),
+        Some(stat.mtime),
+        Some(stat.ctime),
+        stat.btime,
+    ];
     stat.dev == dir.layer.stat.dev
         && u32::try_from(stat.blocks).is_ok()
-        && times.into_iter().flatten().all(|t| nanoseconds(t).is_some())
+        && times
+            .into_iter()
+            .flatten()
+            .all(|t| nanoseconds(t).is_some())
 }
 
 /// Which xattrs a file has; all of them where that cannot be told.

@@ -365,6 +365,12 @@ mod tests {
             assert_eq!(nanoseconds(Time { sec, nsec: 0 }), None);
         }
         // Some file systems have been seen to show such.
-        assert_eq!(nanoseconds(Time { sec: 0, nsec: 1_000_000_000 }), None);
+        assert_eq!(
+            nanoseconds(Time {
+                sec: 0,
+                nsec: 1_000_000_000
+            }),
+            None
+        );
     }
 }

@@ -131,12 +131,7 @@ impl<'f> Writer<'f> {
     }
 
     /// Writes what is left. The file is a catalog only now; it is not synced.
-    pub(super) fn finish(
-        mut self,
-        chain: [u8; 32],
-        store: &[u8],
-        driver: &[u8],
-    ) -> io::Result<()> {
+    pub(super) fn finish(mut self, chain: [u8; 32], store: &[u8], driver: &[u8]) -> io::Result<()> {
         let (store, driver) = (self.text(store)?, self.text(driver)?);
         let layers = std::mem::take(&mut self.layers);
         let header_len = size_of::<Header>() + layers.as_bytes().len();
@@ -158,10 +153,16 @@ impl<'f> Writer<'f> {
         header.classes = table(self.classes.len(), self.classes.as_bytes().len());
         header.data = table(self.data.len(), self.data.as_bytes().len());
         header.strings = table(self.strings.len(), self.strings.len());
-        let (dirs, parts) = (std::mem::take(&mut self.dirs), std::mem::take(&mut self.parts));
+        let (dirs, parts) = (
+            std::mem::take(&mut self.dirs),
+            std::mem::take(&mut self.parts),
+        );
         self.rest(dirs.as_bytes())?;
         self.rest(parts.as_bytes())?;
-        let (classes, data) = (std::mem::take(&mut self.classes), std::mem::take(&mut self.data));
+        let (classes, data) = (
+            std::mem::take(&mut self.classes),
+            std::mem::take(&mut self.data),
+        );
         self.rest(classes.as_bytes())?;
         self.rest(data.as_bytes())?;
         let strings = std::mem::take(&mut self.strings);

@@ -430,11 +430,7 @@ impl Merged {
 impl super::Union {
     /// The answer for an xattr that a lower file or directory has not, as far as the
     /// catalog knows; `None`: ask.
-    pub(crate) fn known_absent(
-        &self,
-        inode: &super::inode::Inode,
-        name: &[u8],
-    ) -> Option<Errno> {
+    pub(crate) fn known_absent(&self, inode: &super::inode::Inode, name: &[u8]) -> Option<Errno> {
         let (catalog, record) = self.catalog_record(inode)?;
         let dialect = catalog.dialect(record).ok()?;
         let stored = Escape(dialect).stored(name).ok()?;

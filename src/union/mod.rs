@@ -32,9 +32,9 @@ pub(crate) use catalogued::Lowers as LowerDirs;
 pub use error::{Error, Result};
 pub(crate) use inode::LowerFile;
 pub(crate) use listing::{Source, Visible};
-pub(crate) use resolve::Below;
 pub use lookup::EntryRef;
 pub use readdir::DirItem;
+pub(crate) use resolve::Below;
 pub use types::*;
 
 use std::hash::RandomState;
@@ -261,7 +261,9 @@ impl Union {
 
     /// Whether the lowers' names and attributes come from a catalog.
     pub fn is_catalogued(&self) -> bool {
-        self.catalog.as_ref().is_some_and(|catalog| catalog.is_believed())
+        self.catalog
+            .as_ref()
+            .is_some_and(|catalog| catalog.is_believed())
     }
 
     /// Whether POSIX ACLs are to be enabled on the mount: some layer can carry them.

@@ -207,9 +207,7 @@ impl Union {
             Below::Dirs(dirs) => dirs,
             Below::Nothing | Below::File(_) => Lowers::default(),
         };
-        let ino = self
-            .inos
-            .number(dirs.top().map_or(&stat, |top| &top.stat));
+        let ino = self.inos.number(dirs.top().map_or(&stat, |top| &top.stat));
         let upper = UpperFound {
             stat,
             metacopy: false,

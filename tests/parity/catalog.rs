@@ -10,12 +10,12 @@ use unionfs::layer::{Dialect, LayerSpec, StackSpec};
 use unionfs::union::{Attr, Caller, FileKind, Options, ROOT_INO, Time, Union};
 
 use crate::common::layers::{self, FORMS, Form, Layer, Node};
-use crate::common::mount::Scratch;
+use crate::common::mount::{Fs, Scratch};
 use crate::common::need_mounts;
-use crate::deep::{OFF, ON, PLAIN};
+use crate::deep::{Mode, OFF, ON, PLAIN};
 use crate::generate;
-use crate::random::{cases, fresh, runner};
-use crate::runner::make_layer;
+use crate::random::{assert_none, cases, fresh, runner};
+use crate::runner::{Case, compare, make_layer};
 
 const ROOT: Caller = Caller {
     uid: 0,
@@ -132,7 +132,12 @@ fn tree(union: &Union) -> BTreeMap<Vec<u8>, Facts> {
             if let Err(e) = found {
                 let (attr, listed) = (Err(e.errno()), (0, FileKind::Regular));
                 let (xattrs, content) = (BTreeMap::new(), Ok(Vec::new()));
-                let facts = Facts { listed, attr, xattrs, content };
+                let facts = Facts {
+                    listed,
+                    attr,
+                    xattrs,
+                    content,
+                };
                 tree.insert(full, facts);
             }
         }
@@ -184,7 +189,11 @@ fn every_kind_of_entry_in_every_dialect() {
     for form in FORMS {
         let scratch = Scratch::disk();
         let lowers = layers::write_all(&layers::standard(), scratch.path(), form);
-        assert_eq!(check(&stack(&lowers, Dialect::ALL), scratch.path()), 0, "{form:?}");
+        assert_eq!(
+            check(&stack(&lowers, Dialect::ALL), scratch.path()),
+            0,
+            "{form:?}"
+        );
     }
 }
 
@@ -222,7 +231,7 @@ fn data_only_layers() {
     assert_eq!(check(&stack(&lowers, Dialect::KERNEL), scratch.path()), 0);
 }
 
-fn hunt(links: bool, maker: &crate::common::mount::Fs, seed: u64) {
+fn hunt(links: bool, maker: &Fs, seed: u64) {
     let strategy = generate::plan();
     let mut runner = runner(seed);
     let mut checked = 0;
@@ -232,7 +241,9 @@ fn hunt(links: bool, maker: &crate::common::mount::Fs, seed: u64) {
         let mut written = plan.layers.clone();
         if !links {
             let is_link = |i: &layers::Item| matches!(i.node, Node::Link(_));
-            written.iter_mut().for_each(|l| l.items.retain(|i| !is_link(i)));
+            written
+                .iter_mut()
+                .for_each(|l| l.items.retain(|i| !is_link(i)));
         }
         let mut lowers = layers::write_all(&written, scratch.path(), Form::Kernel);
         for (n, script) in plan.made.iter().enumerate() {
@@ -259,4 +270,53 @@ fn random_stacks_made_without() {
     need_mounts!();
     hunt(true, &PLAIN.maker, fresh());
     hunt(false, &OFF.maker, fresh());
+}
+
+/// Mounted with a catalog, unionfs does what it does without: the same answers to a random
+/// script, the same tree and upper after it, and the same when each mounts the other's.
+fn with_and_without(mode: &Mode, seed: u64) -> Option<String> {
+    let strategy = generate::plan();
+    let mut runner = runner(seed);
+    for _ in 0..cases().div_ceil(3) {
+        let plan = strategy.new_tree(&mut runner).unwrap().current();
+        let case = Case {
+            layers: &plan.layers,
+            script: &plan.script,
+            uppers: true,
+            tmpfs: true,
+            made: Some((&mode.maker, &plan.made)),
+        };
+        let Fs::Unionfs(options) = mode.union else {
+            panic!("the mode of another program");
+        };
+        let found = compare(&Fs::Catalogued(options), &mode.union, &case);
+        if !found.is_empty() {
+            return Some(format!("UNIONFS_PARITY_SEED={seed}\n{}", found.join("\n")));
+        }
+    }
+    None
+}
+
+#[test]
+fn random_scripts_with_redirects_and_metacopies() {
+    need_mounts!();
+    assert_none(with_and_without(&ON, 11));
+    assert_none(with_and_without(&ON, fresh()));
+}
+
+#[test]
+fn random_scripts_without_redirects() {
+    need_mounts!();
+    assert_none(with_and_without(&OFF, fresh()));
+}
+
+/// And what the kernel does, over metacopies, redirects and links that it made itself.
+#[test]
+fn random_scripts_as_on_the_kernel() {
+    need_mounts!();
+    let mode = Mode {
+        union: Fs::Catalogued("redirect_dir=on"),
+        ..ON
+    };
+    assert_none(crate::deep::hunt(&mode, true, fresh()));
 }
