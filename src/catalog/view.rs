@@ -127,6 +127,58 @@ impl<B: AsRef<[u8]>> View<B> {
         body.is_some_and(|body| Sha256::digest(body)[..] == self.header.body_sum)
     }
 
+    /// Follows every number once; [`Damaged`] for one that leads nowhere. How many names there
+    /// are. This says nothing about whether they are right: [`View::verify`] does.
+    pub fn walk(&self) -> Result<u64> {
+        let mut todo = vec![self.root()?];
+        let mut seen = std::collections::HashSet::new();
+        let mut names = 0;
+        while let Some(dir) = todo.pop() {
+            if !seen.insert(dir.index) {
+                return Err(Damaged);
+            }
+            for position in 0..dir.part_count() {
+                self.climb(self.part(&dir, position)?)?;
+            }
+            for index in dir.entries() {
+                let record = self.record(index)?;
+                self.name(&record)?;
+                let (layer, kind) = self.place(&record)?;
+                self.layer(layer)?;
+                names += 1;
+                let flags = record.flags.get();
+                if flags & format::LIVE != 0 {
+                    continue;
+                }
+                self.climb(index)?;
+                self.stat(&record, 0)?;
+                if flags & format::MERGED != 0 {
+                    todo.push(self.dir(&dir, &record)?);
+                } else if flags & format::METACOPY != 0 {
+                    self.climb(self.data(&record)?.0)?;
+                } else if kind == Some(FileKind::Symlink) {
+                    self.target(&record)?;
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    /// From a record up to the root of its layer.
+    fn climb(&self, index: u32) -> Result<()> {
+        let mut next = Some(index);
+        while let Some(index) = next {
+            let record = self.record(index)?;
+            let (layer, _) = self.place(&record)?;
+            next = self.parent(index, &record)?;
+            match next {
+                Some(_) => self.name(&record).map(drop)?,
+                None => self.layer(layer).map(drop)?,
+            }
+        }
+        Ok(())
+    }
+
     fn all(&self) -> &[u8] {
         self.bytes.as_ref()
     }

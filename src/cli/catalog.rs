@@ -201,7 +201,7 @@ fn verify(what: &What, root: Option<&Path>) -> anyhow::Result<()> {
         differences: Vec::new(),
     };
     match catalog::open(&target.path) {
-        Ok(view) if view.verify() => {
+        Ok(view) if view.verify() && view.walk().is_ok() => {
             let bar = spinner();
             let mut step = |step| show(&bar, step);
             match catalog::compare(&target.stack, &target.path, SHOWN, &mut step)? {

@@ -160,8 +160,8 @@ pub(crate) struct Catalog {
     open: DashMap<u32, Weak<LowerDir>>,
     /// How many make `open` worth tidying.
     tidy_at: AtomicUsize,
-    /// How a layer's file system says that a file has no such xattr.
-    absent: DashMap<(u32, FileKind, Space), Errno>,
+    /// How a file system (by device) says that a file has no such xattr.
+    absent: DashMap<(u64, FileKind, Space), Errno>,
     given_up: AtomicBool,
 }
 
@@ -335,7 +335,8 @@ impl Catalog {
             return None;
         }
         let (layer, _) = self.view.place(&record).ok()?;
-        let key = (layer, stat.kind, space);
+        let dev = self.roots.get(layer as usize)?.stat.dev;
+        let key = (dev, stat.kind, space);
         if let Some(known) = self.absent.get(&key) {
             return Some(*known);
         }

@@ -256,6 +256,7 @@ impl Union {
             copy_up_bytes: self.copy_up_bytes.load(Ordering::Relaxed),
             fd_hits,
             fd_misses,
+            catalogued: self.is_catalogued(),
         }
     }
 
