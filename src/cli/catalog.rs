@@ -226,10 +226,9 @@ fn verify(what: &What, root: Option<&Path>) -> anyhow::Result<()> {
         (Some(why), _) => bail!("catalog {:?} is not used: {why}; {remedy}", target.path),
         (None, 0) if what.json => Ok(()),
         (None, 0) => print("the catalog and the layers agree\n"),
-        (None, n) => bail!(
-            "{n}{} names differ from the layers; {remedy}",
-            if n == SHOWN { " or more" } else { "" }
-        ),
+        (None, 1) => bail!("1 name differs from the layers; {remedy}"),
+        (None, SHOWN) => bail!("{SHOWN} or more names differ from the layers; {remedy}"),
+        (None, n) => bail!("{n} names differ from the layers; {remedy}"),
     }
 }
 

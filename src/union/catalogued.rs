@@ -6,6 +6,7 @@
 //! wrong, everything is.
 
 use std::ffi::CStr;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -476,14 +477,38 @@ impl super::Union {
             Ok(said) if said == found => Ok(()),
             _ => {
                 let (dir, name) = file.data_place();
-                let (layer, name) = (dir.layer.path.display(), String::from_utf8_lossy(name));
-                self.distrust(
-                    catalog,
-                    format_args!("{name:?} in layer {layer} has been changed"),
-                );
-                Err(Errno::STALE.into())
+                Err(self.stale(catalog, dir, name))
             }
         }
+    }
+
+    fn stale(&self, catalog: &Catalog, dir: &LowerDir, name: &[u8]) -> super::Error {
+        let (layer, name) = (dir.layer.path.display(), String::from_utf8_lossy(name));
+        let why = format_args!("{name:?} in layer {layer} has been changed");
+        self.distrust(catalog, why);
+        Errno::STALE.into()
+    }
+
+    /// As [`Self::check_identity`], of what is about to be copied up with what the catalog said.
+    pub(crate) fn check_lower(&self, inode: &super::inode::Inode) -> super::Result<()> {
+        let Some(dir) = &inode.dir else {
+            let lower = inode.loc.read().lower.clone();
+            let Some(file) = lower.filter(|file| file.record.is_some()) else {
+                return Ok(());
+            };
+            let (dir, name) = file.data_place();
+            return self.check_identity(&file, At::new(dir.fd(&self.fds)?.as_fd(), name));
+        };
+        let Lowers::Merged(merged) = &dir.lowers else {
+            return Ok(());
+        };
+        let top = &merged.top;
+        let found = At::fd(top.fd(&self.fds)?.as_fd()).stat()?;
+        if Identity::from(&found) == Identity::from(&top.stat) {
+            return Ok(());
+        }
+        let name = top.place().map_or(&b"/"[..], |(_, name)| name);
+        Err(self.stale(&merged.catalog, top, name))
     }
 }
 

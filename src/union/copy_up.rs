@@ -81,6 +81,9 @@ impl Union {
         if inode.is_copied_up() {
             return Ok(());
         }
+        if !inode.in_upper() {
+            self.check_lower(inode)?;
+        }
         let (metacopy, lower) = {
             let loc = inode.loc.read();
             (

@@ -4,12 +4,13 @@
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use unionfs::layer::{Dialect, StackSpec};
+use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
+use unionfs::union::{Options, SetAttr, Union};
 
 use crate::common::layers::{self, Form, Layer};
 use crate::common::mount::Scratch;
 use crate::common::need_mounts;
-use crate::support::{build, find, observe, read, seal, stack};
+use crate::support::{ROOT, build, find, observe, read, seal, stack};
 
 fn layers() -> Vec<Layer> {
     let top = Layer::new().dir("d").file("d/top", "top");
@@ -87,6 +88,50 @@ fn a_changed_file_is_noticed_when_it_is_opened() {
         // The next mount does not meet it again.
         assert!(!world.catalog.exists());
         assert_eq!(world.data("d/f"), Some(std::fs::read(&file).unwrap()));
+    }
+}
+
+/// Nothing of a wrong answer gets into the upper.
+#[test]
+fn a_changed_file_is_not_copied_up() {
+    need_mounts!();
+    let changes: [(&str, fn(&Path)); 3] = [
+        ("d", |dir| std::fs::write(dir.join("d/new"), "").unwrap()),
+        ("d/f", |dir| {
+            chown(dir.join("d/f"), Some(7), Some(7)).unwrap();
+        }),
+        ("d/link", |dir| {
+            std::fs::remove_file(dir.join("d/link")).unwrap();
+            symlink("new", dir.join("d/link")).unwrap();
+        }),
+    ];
+    for (path, change) in changes {
+        let mut world = World::new();
+        // The topmost directory is the one that shows.
+        let layer = if path == "d" { 0 } else { 1 };
+        let (upper, work) = (world.scratch.dir("upper"), world.scratch.dir("work"));
+        world.stack.upper = Some(UpperSpec {
+            layer: LayerSpec {
+                path: upper.clone(),
+                dialect: Dialect::ALL,
+            },
+            work,
+        });
+        change(&world.lowers[layer]);
+        let options = Options {
+            catalog: Some(world.catalog.clone()),
+            ..Options::default()
+        };
+        let union = Union::new(&world.stack, options).unwrap();
+        let (ino, _) = find(&union, path).unwrap();
+        let owner = SetAttr {
+            uid: Some(9),
+            ..SetAttr::default()
+        };
+        let answer = union.setattr(&ROOT, ino, &owner).map_err(|e| e.errno());
+        assert_eq!(answer, Err(libc::ESTALE), "{path}");
+        assert!(!union.is_catalogued());
+        assert!(upper.join(path).symlink_metadata().is_err());
     }
 }
 
