@@ -14,7 +14,6 @@ use super::view::{Damaged, Refusal, View};
 use crate::layer;
 use crate::layer::at::At;
 use crate::layer::lower::LowerDir;
-use crate::layer::types::Time;
 use crate::sys::map::ReadOnly;
 
 /// Why a catalog is not used.
@@ -102,7 +101,7 @@ fn identity(layer: &layer::lower::Layer, flags: u32) -> Layer {
     // As it is now: the layer may have been opened long ago.
     let stat = At::fd(std::os::fd::AsFd::as_fd(&layer.root)).stat();
     let stat = stat.unwrap_or(layer.stat);
-    let born = stat.btime.unwrap_or(Time::default());
+    let born = stat.btime.unwrap_or_default();
     Layer {
         uuid: layer.uuid.unwrap_or_default(),
         ino: stat.ino.into(),

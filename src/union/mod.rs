@@ -19,6 +19,7 @@ mod inos;
 mod link;
 mod listing;
 mod lookup;
+mod lower_view;
 mod readdir;
 mod remove;
 mod rename;

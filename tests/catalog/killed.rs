@@ -15,7 +15,11 @@ fn killed_while_building() {
     need_mounts!();
     let scratch = Scratch::disk();
     let many = (0..2000).fold(Layer::new(), |l, n| l.file(format!("f{n}"), ""));
-    let lowers = layers::write_all(&[layers::standard(), vec![many]].concat(), scratch.path(), Form::Kernel);
+    let lowers = layers::write_all(
+        &[layers::standard(), vec![many]].concat(),
+        scratch.path(),
+        Form::Kernel,
+    );
     let stack = stack(&lowers);
     let path = scratch.path().join("catalogs/c");
     let names: Vec<_> = lowers.iter().map(|l| l.to_str().unwrap()).collect();

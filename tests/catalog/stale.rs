@@ -95,7 +95,8 @@ fn a_changed_file_is_noticed_when_it_is_opened() {
 #[test]
 fn a_changed_file_is_not_copied_up() {
     need_mounts!();
-    let changes: [(&str, fn(&Path)); 3] = [
+    type Change = (&'static str, fn(&Path));
+    let changes: [Change; 3] = [
         ("d", |dir| std::fs::write(dir.join("d/new"), "").unwrap()),
         ("d/f", |dir| {
             chown(dir.join("d/f"), Some(7), Some(7)).unwrap();

@@ -87,7 +87,10 @@ fn without_being_asked_for_none_is_made() {
 fn build_verify_ls_rm() {
     let home = home();
     let report = home.json(["catalog", "build", "--json", "one:1"]);
-    assert_eq!((report["names"].as_u64(), report["layers"].as_u64()), (Some(3), Some(3)));
+    assert_eq!(
+        (report["names"].as_u64(), report["layers"].as_u64()),
+        (Some(3), Some(3))
+    );
     let [path] = &catalogs(&home)[..] else {
         panic!("one catalog");
     };
@@ -121,7 +124,8 @@ fn build_verify_ls_rm() {
         .failed(1, &["damaged", "catalog build"]);
     assert!(home.run(["catalog", "rm", "one"]).ok().contains("removed"));
     assert!(home.run(["catalog", "rm", "one"]).ok().contains("none"));
-    home.run(["catalog", "verify", "one"]).failed(1, &["catalog build"]);
+    home.run(["catalog", "verify", "one"])
+        .failed(1, &["catalog build"]);
 }
 
 #[test]
@@ -158,12 +162,14 @@ fn a_catalog_of_directories_is_used_where_it_is_named() {
     std::fs::write(home.path("a/in-a"), "").unwrap();
     let build = ["catalog", "build", "-o", "lowerdir=b:a", "ab.catalog"];
     home.run(build).ok();
-    home.run(["-o", "lowerdir=b:a,catalog=./ab.catalog", "mnt"]).ok();
+    home.run(["-o", "lowerdir=b:a,catalog=./ab.catalog", "mnt"])
+        .ok();
     assert!(is_used(&home));
     assert_eq!(names(&home), ["in-a"]);
     home.run(["umount", "mnt"]).ok();
     // Of other layers: the mount does without.
-    home.run(["-o", "lowerdir=a:b,catalog=./ab.catalog", "mnt"]).ok();
+    home.run(["-o", "lowerdir=a:b,catalog=./ab.catalog", "mnt"])
+        .ok();
     assert!(!is_used(&home));
     assert_eq!(names(&home), ["in-a"]);
     home.run(["umount", "mnt"]).ok();
