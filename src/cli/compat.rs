@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use super::error::Usage;
 use super::launch::{self, Request};
 use super::options::{Markers, MountOptions};
-use super::{checks, output};
+use super::{catalog, checks, output};
 use crate::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
 
 /// As whom the program is called.
@@ -96,6 +96,7 @@ Options:
   -o redirect_dir=on|off                  whether directories of lowers can be renamed
   -o io=auto|cached|passthrough           who reads and writes the data of files
   -o writeback                            the kernel collects writes until a file is closed
+  -o catalog=FILE                         names and attributes from this catalog
   -o volatile                             never sync the upper directory
   -o transport=auto|classic|uring         requests from /dev/fuse or over io_uring
   -o fsname=NAME                          the source shown in /proc/mounts
@@ -224,12 +225,13 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
         foreground: call.foreground,
         debug: call.debug || call.options.debug,
         option_texts: call.texts,
+        catalog: catalog::of_directories(&call.options),
         options: call.options,
     })
 }
 
 /// The stack as the options name it, its paths resolved.
-fn stack(options: &MountOptions, read_only: bool) -> anyhow::Result<StackSpec> {
+pub(super) fn stack(options: &MountOptions, read_only: bool) -> anyhow::Result<StackSpec> {
     if options.lowers.is_empty() {
         return Err(Usage("no lower layers given: add -o lowerdir=TOP:…:BOTTOM".into()).into());
     }

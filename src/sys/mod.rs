@@ -1,8 +1,10 @@
 //! The few system calls rustix lacks; the only place where `unsafe` is allowed.
-//! Called by `layer` (file handles, private mounts), `fuse` (its device) and by the cli (processes).
+//! Called by `layer` (file handles, private mounts), `fuse` (its device), `catalog` (its map)
+//! and by the cli (processes).
 
 pub mod fuse;
 pub mod handle;
+pub mod map;
 pub mod mounts;
 pub mod process;
 pub mod uring;

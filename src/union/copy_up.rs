@@ -89,6 +89,9 @@ impl Union {
         if inode.is_copied_up() {
             return Ok(());
         }
+        if !inode.in_upper() {
+            self.check_lower(inode)?;
+        }
         let (metacopy, lower) = {
             let loc = inode.loc.read();
             (
@@ -114,7 +117,7 @@ impl Union {
         let top = inode
             .dir
             .as_ref()
-            .and_then(|d| d.lowers.first())
+            .and_then(|d| d.lowers.top())
             .ok_or(Errno::IO)?;
         let source = top.fd(&self.fds)?;
         let staged = upper.stage(|at| at.mkdir(0o700))?;
@@ -421,7 +424,7 @@ fn copied_answer(inode: &Inode, loc: &Loc, copy: Copied) -> Option<Cached> {
     if nlink > 1 || loc.index.is_some() || loc.links.len() != 1 {
         return None;
     }
-    let dirs = inode.dir.as_ref().map(|dir| Arc::clone(&dir.lowers));
+    let dirs = inode.dir.as_ref().map(|dir| dir.lowers.clone());
     // As an unnamed file its count was 0.
     let stat = Stat {
         nlink: 1,

@@ -33,6 +33,7 @@ impl Adapter {
 
     /// The node itself, which the kernel may have forgotten, or its parent.
     fn find(&self, ino: u64, parent: bool, reply: Reply) {
+        let opens = self.opens.clone();
         self.run(true, move |union| {
             let found = match parent {
                 true => union.find_parent(ino),
@@ -41,7 +42,9 @@ impl Adapter {
             match found {
                 // An old handle is nobody's fault, so nothing is logged.
                 Err(error) if error.errno() == libc::ESTALE => reply.error(libc::ESTALE),
-                found => reply::entry(reply, Op::Lookup, ino, found),
+                found => reply::entry(reply, Op::Lookup, ino, found, |ino| {
+                    lifetime(opens.as_deref(), ino)
+                }),
             }
         });
     }
