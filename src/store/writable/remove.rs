@@ -154,8 +154,9 @@ impl Exclusive<'_> {
         let untagged = self.names(id)?;
         let readers = self.writable.exclude_readers()?;
         let mut names = self.repositories()?;
-        names.remove_all(id);
-        self.write_repositories(&names)?;
+        if names.remove_all(id) {
+            self.write_repositories(&names)?;
+        }
         let content = self
             .writable
             .root()
