@@ -8,6 +8,7 @@
 mod bad_input;
 mod commit;
 mod fuse_overlayfs_call;
+mod killed_intake;
 mod killed_store;
 mod lifecycle;
 mod output;

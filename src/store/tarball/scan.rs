@@ -25,7 +25,8 @@ const SPARSE: &[u8] = b"GNU.sparse.";
 /// Reads a tar.
 pub(super) struct Scan<'l, R> {
     input: R,
-    hasher: Hasher,
+    /// None where only the headers are looked at.
+    hasher: Option<Hasher>,
     offset: u64,
     entries: u64,
     /// Bytes of sparse files, holes included.
@@ -102,8 +103,16 @@ impl Extended {
 impl<'l, R: Read> Scan<'l, R> {
     pub(super) fn new(input: R, limits: &'l Limits) -> Result<Self> {
         Ok(Self {
+            hasher: Some(Hasher::new()?),
+            ..Self::headers(input, limits)
+        })
+    }
+
+    /// As `new`, but nothing is hashed.
+    pub(super) fn headers(input: R, limits: &'l Limits) -> Self {
+        Self {
             input,
-            hasher: Hasher::new()?,
+            hasher: None,
             offset: 0,
             entries: 0,
             sparse: 0,
@@ -111,7 +120,7 @@ impl<'l, R: Read> Scan<'l, R> {
             raw: Vec::new(),
             left: 0,
             pad: 0,
-        })
+        }
     }
 
     fn bad(&self, what: &'static str) -> TarError {
@@ -140,7 +149,9 @@ impl<'l, R: Read> Scan<'l, R> {
                 }
             }
         }
-        self.hasher.update(&buffer[..done])?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buffer[..done])?;
+        }
         self.offset += done as u64;
         if self.offset > self.limits.bytes {
             let limit = self.limits.bytes;
@@ -398,7 +409,11 @@ impl<'l, R: Read> Scan<'l, R> {
         // Docker's ends with an empty piece.
         split.segment(b"")?;
         let bytes = self.offset;
-        Ok((self.hasher.finish()?, bytes))
+        let hasher = match self.hasher {
+            Some(hasher) => hasher,
+            None => Hasher::new()?,
+        };
+        Ok((hasher.finish()?, bytes))
     }
 }
 

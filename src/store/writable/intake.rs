@@ -54,7 +54,7 @@ impl Intake<'_> {
 
     /// Gives the images their names, all by one rename, and keeps everything.
     pub fn finish<'n>(
-        mut self,
+        &mut self,
         names: impl IntoIterator<Item = (&'n Reference, Digest)>,
     ) -> Result<()> {
         self.exclusive.tag_all(names)?;
