@@ -24,6 +24,7 @@ mod tarball_hostile;
 mod tarball_random;
 mod valid;
 mod verify;
+mod verify_metadata;
 mod writable;
 mod writable_dockerd;
 
