@@ -10,6 +10,7 @@ mod builder;
 #[path = "../../examples/sample-store/sample.rs"]
 mod sample;
 
+mod archive_images;
 mod archives;
 mod bad_input;
 mod bad_layers;
