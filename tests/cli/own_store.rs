@@ -31,7 +31,7 @@ fn tar_of(name: &str) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-fn image(store: &Exclusive<'_>, names: &[&str], layers: &[&str]) {
+pub(crate) fn image(store: &Exclusive<'_>, names: &[&str], layers: &[&str]) {
     let mut parent = None;
     for name in layers {
         parent = Some(layer(store, parent.as_ref(), name));

@@ -35,7 +35,7 @@ use rustix::io::Errno;
 
 pub use garbage::{Garbage, Kind, disk_usage};
 pub use intake::Intake;
-pub use remove::{InUse, Removed};
+pub use remove::{InUse, Removed, in_use_on};
 pub use staged::StagedLayer;
 
 use super::beneath::Beneath;
