@@ -8,6 +8,7 @@
 mod bad_input;
 mod bounded;
 mod commit;
+mod engines;
 mod fuse_overlayfs_call;
 mod in_use;
 mod killed_intake;
