@@ -7,6 +7,7 @@ use super::error::Usage;
 use super::output::{print, print_json};
 use super::own;
 use super::transfer::Transfer;
+use super::warn;
 use crate::store::archive::{Platform, Source, Wanted, load};
 use crate::store::tarball::Limits;
 
@@ -78,6 +79,13 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let loaded = load(&store, &source, &names, &wanted, &|step| {
         transfer.show(step)
     })?;
+    let lost: u64 = loaded.iter().map(|image| image.lost_xattrs).sum();
+    if lost > 0 {
+        warn(format_args!(
+            "{lost} extended attributes could not be set, which need root or another file \
+             system; `unionfs save` still has them"
+        ));
+    }
     if args.json {
         return print_json(&loaded);
     }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::killed_store::{View, fail_everywhere, home, kill_everywhere};
 use crate::own_store;
-use crate::support::{Home, can_mount, has_tools};
+use crate::support::{Home, Outcome, can_mount, has_tools};
 
 /// The home of the other tests, with the images to be loaded: an archive of `two:1`, which
 /// is there, and of `three:1` and `three:2`, which share a layer and have one of
@@ -124,7 +124,7 @@ fn an_import_that_fails_half_way_takes_no_name() {
         "inject=pread64,read,preadv2:error=EIO",
     ]);
     command.args([crate::support::PROGRAM, "import", "-q", "rootfs", "one:1"]);
-    let outcome = crate::support::Outcome::from(command.output().unwrap());
+    let outcome = Outcome::from(command.output().unwrap());
     outcome.failed(1, &["/last", "Input/output error"]);
     assert_eq!(
         crate::killed_store::view(&home.path("own"), "after"),
@@ -202,6 +202,13 @@ fn a_really_full_disk_is_one_error_and_no_residue() {
     elsewhere(&["import", "-q", "rootfs", "big:1"]).ok();
     elsewhere(&["save", "-q", "-o", "big.tar", "big:1"]).ok();
     run(&["load", "-q", "-i", "big.tar"]).failed(1, &["free some space"]);
+    // From a pipe, where the archive itself has no room.
+    let piped = home
+        .command("sh")
+        .args(["-c", "cat big.tar | exec \"$0\" --root \"$1\" load -q"])
+        .args([crate::support::PROGRAM, &root])
+        .output();
+    Outcome::from(piped.unwrap()).failed(1, &["cannot write the archive", "free some space"]);
     assert_eq!(free(&home.path("small")), used, "something was left");
     assert!(run(&["verify", "--all"]).ok().ends_with("no damage\n"));
 }

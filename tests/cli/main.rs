@@ -17,6 +17,7 @@ mod lifecycle;
 mod output;
 mod own_store;
 mod plain_user;
+mod progress;
 mod support;
 mod verify;
 

@@ -2,10 +2,13 @@
 //! is found and told with the path, and what is no damage is not.
 
 use std::fs::{self, File, Permissions};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, makedev, mknodat, removexattr, setxattr};
 use tar::{EntryType, Header};
 use unionfs::store::Digest;
@@ -389,6 +392,57 @@ fn headers_that_were_changed_with_their_files_are_found() {
         problems[0].contains("is damaged") && problems[0].contains(&digest),
         "{problems:?}"
     );
+}
+
+/// Headers and tar-split that claim exabytes, cut and garbled ones: an answer at once.
+#[test]
+fn hostile_headers_neither_hang_nor_panic() {
+    if !is_root() {
+        return;
+    }
+    let layer = Layer::new(&everything());
+    let dir = layer.own.root.join("image/overlay2/layerdb/sha256");
+    let split = super::children(&dir)[0].join("tar-split.json.gz");
+    let write = |lines: &[u8]| {
+        let file = File::create(&split).unwrap();
+        let mut out = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+        out.write_all(lines).unwrap();
+        out.finish().unwrap();
+    };
+    let mut header = Header::new_gnu();
+    header.set_path("dir/other").unwrap();
+    header.set_size(u64::MAX >> 1);
+    header.set_cksum();
+    let huge = format!(
+        "{{\"type\":2,\"payload\":\"{}\",\"position\":0}}\n\
+         {{\"type\":1,\"name\":\"dir/other\",\"size\":{},\"payload\":null,\"position\":1}}\n",
+        BASE64.encode(header.as_bytes()),
+        u64::MAX >> 1,
+    );
+    write(huge.as_bytes());
+    let problems = layer.problems();
+    assert!(
+        problems[0].contains("has 7 bytes, not 9223372036854775807"),
+        "{problems:#?}"
+    );
+    let good = {
+        let mut lines = Vec::new();
+        let record = Layer::new(&everything());
+        let dir = record.own.root.join("image/overlay2/layerdb/sha256");
+        let file = File::open(super::children(&dir)[0].join("tar-split.json.gz")).unwrap();
+        flate2::read::GzDecoder::new(file)
+            .read_to_end(&mut lines)
+            .unwrap();
+        lines
+    };
+    for at in (0..good.len()).step_by(good.len() / 40) {
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (at % 7);
+        write(&bad);
+        layer.problems();
+        write(&good[..at]);
+        assert_ne!(layer.problems(), [""; 0], "cut at {at}");
+    }
 }
 
 /// A directory that comes twice has what the last entry says.

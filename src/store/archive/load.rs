@@ -22,6 +22,8 @@ pub struct Loaded {
     pub names: Vec<String>,
     /// The chain IDs of layers that the store did not have.
     pub new_layers: Vec<Digest>,
+    /// Xattrs that could not be set, as without root.
+    pub lost_xattrs: u64,
 }
 
 /// Takes in every image of an archive, as one: the images get their names, all by one rename,
@@ -53,11 +55,12 @@ pub fn load(
     let mut loaded = Vec::new();
     for image in &incoming {
         let known = intake.new_layers().len();
-        layers(store, &mut intake, source, image, &wanted.limits, progress)?;
+        let lost_xattrs = layers(store, &mut intake, source, image, &wanted.limits, progress)?;
         loaded.push(Loaded {
             id: intake.image(&image.config)?,
             names: image.names.iter().map(Reference::key).collect(),
             new_layers: intake.new_layers()[known..].to_vec(),
+            lost_xattrs,
         });
     }
     let named = incoming.iter().zip(&loaded);
@@ -77,6 +80,7 @@ pub struct Wanted<'p> {
     pub platform: Option<&'p Platform>,
 }
 
+/// Takes in the layers that the store has not; how many xattrs could not be set.
 fn layers(
     store: &Exclusive<'_>,
     intake: &mut Intake<'_>,
@@ -84,7 +88,8 @@ fn layers(
     image: &Incoming,
     limits: &Limits,
     progress: &(dyn Fn(Progress<'_>) + Sync),
-) -> Result<()> {
+) -> Result<u64> {
+    let mut lost = 0;
     let chain = chain::chain_ids(&image.diff_ids);
     let mut parent = None;
     for ((diff_id, blob), chain) in image.diff_ids.iter().zip(&image.layers).zip(&chain) {
@@ -93,12 +98,13 @@ fn layers(
         } else {
             let mut staged = store.stage_layer(parent)?;
             let unpacked = one_layer(source, blob, diff_id, &mut staged, limits, progress)?;
+            lost += unpacked.lost_xattrs;
             intake.layer(staged, &unpacked)?;
             progress(Progress::Done);
         }
         parent = Some(chain);
     }
-    Ok(())
+    Ok(lost)
 }
 
 fn one_layer(

@@ -52,7 +52,7 @@ impl Platform {
             !word.is_empty() && word.len() <= 64 && word.bytes().all(plain)
         };
         let words: Vec<&str> = text.split('/').collect();
-        if !words.iter().all(|word| valid(&word)) {
+        if !words.iter().all(|word| valid(word)) {
             return None;
         }
         let (architecture, variant) = match words.as_slice() {
@@ -133,9 +133,9 @@ mod tests {
 
     fn best<'a>(host: &str, offered: &[&'a str]) -> Option<&'a str> {
         let host = Platform::parse(host).unwrap();
-        let suits = |text: &&str| host.suits(&Platform::parse(text).unwrap());
+        let suits = |text: &str| host.suits(&Platform::parse(text).unwrap());
         let offered = offered.iter().filter(|text| suits(text).is_some());
-        offered.max_by_key(suits).copied()
+        offered.max_by_key(|text| suits(text)).copied()
     }
 
     #[test]

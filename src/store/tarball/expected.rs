@@ -13,6 +13,11 @@ use crate::layer::at::is_valid_name;
 use crate::layer::markers::{WH_OPAQUE, WH_PREFIX};
 use crate::layer::types::Time;
 
+/// Bytes of memory for what a tar has, at most: ten million files, more than any layer.
+const MAX_KEPT: usize = 3 << 30;
+/// Of these for each file, besides its names and xattrs.
+const NODE: usize = 200;
+
 /// Attributes that a header gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Attributes {
@@ -55,11 +60,11 @@ pub(super) struct Expected {
 }
 
 impl Expected {
-    /// Reads the headers; the content of files is not looked at.
+    /// Reads the headers; the content of files is passed over.
     pub(super) fn read(split: impl BufRead) -> Result<Self> {
         let limits = Limits {
             bytes: u64::MAX,
-            entries: u64::MAX,
+            ..Limits::default()
         };
         let headers = Headers {
             lines: Reader::new(split),
@@ -68,10 +73,20 @@ impl Expected {
         };
         let mut scan = Scan::headers(headers, &limits);
         let mut expected = Self::default();
-        let mut buffer = vec![0; 256 << 10];
+        let mut kept = 0usize;
         while let Some(entry) = scan.next()? {
             scan.raw().clear();
-            while scan.data(&mut buffer)? > 0 {}
+            scan.skip(Headers::skip)?;
+            let xattrs = entry.xattrs.iter();
+            let xattrs = xattrs.map(|(name, value)| name.len() + value.len());
+            let names = entry.name.len() + entry.link.len();
+            kept = kept.saturating_add(NODE + names + xattrs.sum::<usize>());
+            if kept > MAX_KEPT {
+                return Err(TarError::Limit {
+                    what: "bytes of headers",
+                    limit: MAX_KEPT as u64,
+                });
+            }
             expected.add(entry);
         }
         Ok(expected)
@@ -160,28 +175,51 @@ struct Headers<R> {
     zeros: u64,
 }
 
-impl<R: BufRead> Read for Headers<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            if self.zeros > 0 {
-                let count = buf
-                    .len()
-                    .min(usize::try_from(self.zeros).unwrap_or(usize::MAX));
-                buf[..count].fill(0);
-                self.zeros -= count as u64;
-                return Ok(count);
-            }
-            let got = self.segment.read(buf)?;
-            if got > 0 || buf.is_empty() {
-                return Ok(got);
-            }
+impl<R: BufRead> Headers<R> {
+    /// Goes on to the next line, when the current one is used up; false at the end.
+    fn fill(&mut self) -> io::Result<bool> {
+        while self.zeros == 0 && self.segment.position() >= self.segment.get_ref().len() as u64 {
             match self.lines.next_line() {
-                Ok(None) => return Ok(0),
+                Ok(None) => return Ok(false),
                 Ok(Some(Line::Segment(bytes))) => self.segment = io::Cursor::new(bytes),
                 Ok(Some(Line::File { size, .. })) => self.zeros = size,
                 Err(error) => return Err(invalid(error)),
             }
         }
+        Ok(true)
+    }
+
+    /// Passes over at most so many bytes of the current line, whatever its length; 0 at the
+    /// end.
+    fn skip(&mut self, most: u64) -> io::Result<u64> {
+        if !self.fill()? {
+            return Ok(0);
+        }
+        if self.zeros > 0 {
+            let count = most.min(self.zeros);
+            self.zeros -= count;
+            return Ok(count);
+        }
+        let at = self.segment.position();
+        let count = most.min(self.segment.get_ref().len() as u64 - at);
+        self.segment.set_position(at + count);
+        Ok(count)
+    }
+}
+
+impl<R: BufRead> Read for Headers<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() || !self.fill()? {
+            return Ok(0);
+        }
+        if self.zeros == 0 {
+            return self.segment.read(buf);
+        }
+        let zeros = usize::try_from(self.zeros).unwrap_or(usize::MAX);
+        let count = buf.len().min(zeros);
+        buf[..count].fill(0);
+        self.zeros -= count as u64;
+        Ok(count)
     }
 }
 

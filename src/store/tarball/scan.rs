@@ -152,7 +152,7 @@ impl<'l, R: Read> Scan<'l, R> {
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&buffer[..done])?;
         }
-        self.offset += done as u64;
+        self.offset = self.offset.saturating_add(done as u64);
         if self.offset > self.limits.bytes {
             let limit = self.limits.bytes;
             return Err(TarError::Limit {
@@ -388,6 +388,26 @@ impl<'l, R: Read> Scan<'l, R> {
         }
         self.left -= read as u64;
         Ok(read)
+    }
+
+    /// Passes over the content of the current entry. `skip` passes over that many bytes of
+    /// the input, or some of them: how many.
+    pub(super) fn skip(
+        &mut self,
+        skip: impl Fn(&mut R, u64) -> std::io::Result<u64>,
+    ) -> Result<()> {
+        while self.left > 0 {
+            let passed = skip(&mut self.input, self.left).map_err(|source| TarError::Read {
+                offset: self.offset,
+                source,
+            })?;
+            if passed == 0 {
+                return Err(self.bad("the tar ends within a file: it is truncated"));
+            }
+            self.left = self.left.saturating_sub(passed);
+            self.offset = self.offset.saturating_add(passed);
+        }
+        Ok(())
     }
 
     /// Reads what follows the archive into tar-split; the digest and length of the stream.
