@@ -52,7 +52,7 @@ impl Platform {
             !word.is_empty() && word.len() <= 64 && word.bytes().all(plain)
         };
         let words: Vec<&str> = text.split('/').collect();
-        if !words.iter().all(|word| valid(word)) {
+        if !words.iter().all(valid) {
             return None;
         }
         let (architecture, variant) = match words.as_slice() {
