@@ -14,8 +14,8 @@ use crate::own_store;
 use crate::support::{Home, PROGRAM, can_mount, has_tools};
 
 /// The system calls that change files or sync them. Killing before each of them leaves
-/// every state that there is: calls in between change nothing, save that files are made,
-/// which are written, synced or renamed next. Not every machine has all (`?`).
+/// every state that there is; those that open a file are added where they make it. Not every
+/// machine has all (`?`).
 const CALLS: [&str; 25] = [
     "?rename",
     "?renameat",
@@ -133,11 +133,12 @@ fn prune(root: &Path, when: &str) {
     assert_eq!(links.count(), dirs.len(), "{when}");
 }
 
-/// The calls that `args` makes on a fresh copy of the store, by name, how often each.
-fn calls(home: &Home, args: &[&str]) -> BTreeMap<String, usize> {
+/// The calls that `args` makes on a fresh copy of the store: by name, which of them change
+/// something, from 1.
+fn calls(home: &Home, args: &[&str]) -> BTreeMap<String, Vec<usize>> {
     copy(home);
     let mut command = home.command("strace");
-    let trace = format!("trace={}", CALLS.join(","));
+    let trace = format!("trace={},openat,?openat2", CALLS.join(","));
     command
         .args(["-qq", "-o", "calls", "-e", &trace, PROGRAM])
         .args(args);
@@ -145,25 +146,31 @@ fn calls(home: &Home, args: &[&str]) -> BTreeMap<String, usize> {
     assert!(output.status.success(), "{output:?}");
     let _ = home.run(["umount", "mnt"]);
     let log = std::fs::read(home.path("calls")).unwrap();
-    let mut counts = BTreeMap::new();
-    for line in String::from_utf8_lossy(&log).lines() {
-        if let Some((call, _)) = line.split_once('(') {
-            *counts.entry(call.to_owned()).or_default() += 1;
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut changing: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    let log = String::from_utf8_lossy(&log);
+    for (call, arguments) in log.lines().filter_map(|line| line.split_once('(')) {
+        let count = counts.entry(call).or_default();
+        *count += 1;
+        if !call.starts_with("open") || arguments.contains("O_CREAT") {
+            changing.entry(call.to_owned()).or_default().push(*count);
         }
     }
-    counts
+    changing
 }
 
-/// Which of so many calls are failed: all, or every so manyth from a random one on.
-fn chosen(call: &str, count: usize) -> Vec<usize> {
-    if count <= SOME || ALL_OF.contains(&call) {
-        return (1..=count).collect();
+/// Which of these calls are failed: all, or every so manyth from a random one on.
+fn chosen(call: &str, mut numbers: Vec<usize>) -> Vec<usize> {
+    if numbers.len() <= SOME || ALL_OF.contains(&call) {
+        return numbers;
     }
-    let stride = count.div_ceil(SOME);
+    let stride = numbers.len().div_ceil(SOME);
     let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), call);
-    let first = 1 + usize::try_from(random % stride as u64).unwrap();
-    eprintln!("{call}: {first}, each {stride}th further of {count}");
-    (first..=count).step_by(stride).collect()
+    let first = usize::try_from(random % stride as u64).unwrap();
+    let count = numbers.len();
+    numbers = numbers.into_iter().skip(first).step_by(stride).collect();
+    eprintln!("{call}: {numbers:?}, of {count}");
+    numbers
 }
 
 /// Runs `args` again and again on a fresh copy of the store, with `fault` injected into each
@@ -175,11 +182,11 @@ fn inject_everywhere(
     mut check: impl FnMut(&Output, &str),
 ) {
     let mut faults = 0;
-    for (call, count) in calls(home, args) {
+    for (call, numbers) in calls(home, args) {
         if !faulty(&call) {
             continue;
         }
-        for number in chosen(&call, count) {
+        for number in chosen(&call, numbers) {
             copy(home);
             // strace counts each call for itself.
             let inject = format!("inject={call}:{fault}:when={number}");

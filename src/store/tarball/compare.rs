@@ -121,10 +121,7 @@ impl<'r> Run<'r, '_> {
     }
 
     /// The file that was looked at last.
-    fn at<'p>(&self, path: &'p [u8]) -> At<'_>
-    where
-        'p: 'r,
-    {
+    fn at(&self, path: &'r [u8]) -> At<'_> {
         match &self.parent {
             Some((_, dir, _)) if !path.is_empty() => At::new(dir.as_fd(), split(path).1),
             _ => At::fd(self.compare.diff),
@@ -140,13 +137,12 @@ impl<'r> Run<'r, '_> {
             self.elsewhere.insert(stat.ino);
         }
         if node.kind == Kind::HardLink {
-            let (target, _) = self.stat(&node.link)?;
-            return match (target.ino, target.dev) == (stat.ino, stat.dev) {
+            let target = self.stat(&node.link);
+            let same = target.is_ok_and(|(t, _)| (t.ino, t.dev) == (stat.ino, stat.dev));
+            let link = excerpt(&node.link);
+            return match same {
                 true => Ok(()),
-                false => Err(format!(
-                    "is no hard link to {} any more",
-                    excerpt(&node.link)
-                )),
+                false => Err(format!("is no hard link to {link} any more")),
             };
         }
         let mut wrong = Vec::new();
