@@ -2,9 +2,9 @@
 # ci/make-docker-store.sh OUTDIR [DRIVER]: a real Docker store to test against, of the
 # storage driver overlay2 or DRIVER (overlay and vfs work everywhere).
 #
-# Starts a private dockerd (own mount and network namespace, own cgroup, no network),
-# builds images that hold every kind of entry and change, makes containers, stops
-# dockerd again. Called by tests/store (which keeps the result in target/) and by CI.
+# Starts a private dockerd (see dockerd.sh), builds images that hold every kind of entry and
+# change, makes containers, stops dockerd again. Called by tests/store (which keeps the result
+# in target/) and by CI.
 #
 #   OUTDIR/docker/                 dockerd's data root
 #   OUTDIR/facts/images.json       `docker inspect` of all images
@@ -29,31 +29,7 @@ out=$(realpath "$1")
 [ -z "$(ls -A "$out")" ] || { echo "$0: $out is not empty" >&2; exit 2; }
 mkdir -p "$out"/{docker,facts/{history,diff},truth,log}
 
-run=$(mktemp -d /tmp/uds.XXXXXX)    # short: Unix sockets live here
-cgroup=unionfs-test-$$
-daemon=
-
-stop_dockerd() {
-    [ -n "$daemon" ] || return 0
-    kill -TERM "$daemon" 2> /dev/null || true
-    for _ in $(seq 200); do kill -0 "$daemon" 2> /dev/null || break; sleep 0.1; done
-    if kill -0 "$daemon" 2> /dev/null; then
-        echo "$0: dockerd does not stop, killing it" >&2
-        kill -KILL "$daemon" || true
-        [ ! -s "$run/x/containerd/containerd.pid" ] || kill -KILL "$(cat "$run/x/containerd/containerd.pid")" || true
-    fi
-    wait "$daemon" 2> /dev/null || true
-    daemon=
-}
-cleanup() {
-    status=$?
-    stop_dockerd
-    find /sys/fs/cgroup -depth -type d -path "*/$cgroup*" -exec rmdir {} + 2> /dev/null || true
-    rm -rf "$run"
-    exit $status
-}
-trap cleanup EXIT
-trap 'exit 130' INT TERM
+. "$(dirname "$0")/dockerd.sh"
 
 # ------------------------------------------------------------------ the base image
 root=$run/root
@@ -160,26 +136,9 @@ printf 'FROM scratch\nCOPY tree /\n' > "$context/Dockerfile.scratch"
 } > "$context/Dockerfile.deep"
 
 # ------------------------------------------------------------------ dockerd
-export DOCKER_HOST=unix://$run/sock DOCKER_CONFIG=$run/client DOCKER_BUILDKIT=0
-unset DOCKER_CONTEXT
-echo "{\"deprecated-key-path\": \"$run/key.json\"}" > "$run/daemon.json"
-unshare --mount --net --propagation private sh -c '
-    mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup
-    exec "$@"' sh \
-    dockerd --config-file "$run/daemon.json" --data-root "$out/docker" --exec-root "$run/x" --pidfile "$run/pid" \
-    --host "$DOCKER_HOST" --group "$(id -gn)" --storage-driver "$driver" --shutdown-timeout 5 \
-    --cgroup-parent "/$cgroup" --exec-opt native.cgroupdriver=cgroupfs \
-    --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false --userland-proxy=false \
-    > "$out/log/dockerd" 2>&1 < /dev/null &
-daemon=$!
-d() { timeout 300 docker "$@"; }
-ready=
-for _ in $(seq 150); do
-    if d version > /dev/null 2>&1; then ready=1; break; fi
-    kill -0 "$daemon" 2> /dev/null || break
-    sleep 0.1
-done
-[ -n "$ready" ] || { tail -5 "$out/log/dockerd" >&2; echo "$0: dockerd does not start" >&2; exit 1; }
+export DOCKER_BUILDKIT=0
+start_dockerd "$out/docker" "$out/log/dockerd" "$driver"
+d() { timeout 300 docker "$@" 9>&-; }
 
 build() {
     d build --network none --no-cache --rm -f "$context/Dockerfile.$1" "${@:2}" "$context" > "$out/log/build-$1" 2>&1 \

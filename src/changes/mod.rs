@@ -29,6 +29,7 @@ pub use self::list::{Change, Kind};
 use crate::layer::StackSpec;
 use crate::layer::fds::FdCache;
 use crate::layer::lower::{Layer, LowerDir};
+use crate::store::error::io_remedy;
 use crate::union::{self, Caller, Ino, Union};
 
 /// Result of looking at changes.
@@ -63,7 +64,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The tar cannot be written.
-    #[error("cannot write the tar at {path:?}: {source}")]
+    #[error("cannot write the tar at {path:?}: {source}{}", io_remedy(source))]
     Write {
         /// Path in the union of the entry being written, absolute.
         path: PathBuf,

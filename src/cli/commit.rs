@@ -5,22 +5,20 @@
 //! ```
 //! The layer is unpacked from its own tar, so that tar, tar-split and files agree.
 
-use std::io::{BufReader, BufWriter};
+use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
-use super::output::print;
+use super::output::{print, print_json};
+use super::transfer::Transfer;
 use super::{open_stores, own};
-use crate::changes::{self, Tree};
+use crate::changes::Tree;
 use crate::store::derive::{Derivation, Draft};
 use crate::store::roots::Environment;
-use crate::store::tarball::{Limits, Unpacked, unpack};
-use crate::store::writable::{Exclusive, StagedLayer};
+use crate::store::tarball::Limits;
+use crate::store::writable::{Exclusive, Intake};
 use crate::store::{Container, Digest, Layer, Store, Stores, copy_layers};
-
-/// Bytes the pipe between packing and unpacking is read and written by.
-const CHUNK: usize = 256 << 10;
 
 /// Make an image of our own store from what was changed
 #[derive(Debug, clap::Args)]
@@ -47,12 +45,20 @@ pub(super) struct Args {
     /// Apply a Dockerfile instruction to the configuration; may be repeated
     #[arg(long, short = 'c', value_name = "INSTRUCTION")]
     change: Vec<String>,
+    /// Show no progress
+    #[arg(long, short = 'q')]
+    quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let name = own::new_name(&args.image)?;
     let store = own::open(root)?;
     let store = own::lock(&store)?;
+    // Before the stores that are read: what it takes away waits for them.
+    let mut intake = store.intake();
     let stores = open_stores(root)?;
     let container = stores.container(&args.name)?;
     let base = base_of(&stores, &container)?;
@@ -64,21 +70,28 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         .chain(&source)
         .flat_map(Stores::all)
         .collect();
+    let transfer = Transfer::new(args.quiet || args.json, "committed");
     let draft = draft(args, &all, base.as_ref())?;
-    let below = below(&store, &container, &all, base.as_ref())?;
+    let below = below(&store, &mut intake, &container, &all, base.as_ref())?;
     own::flush(&container)?;
     let tree = Tree::open(&container.changed_stack()?)?;
     let mut staged = store.stage_layer(container.parent.as_ref())?;
-    let unpacked = copy(&tree, &mut staged)?;
-    staged.commit(unpacked.diff_id, unpacked.size)?;
-    let id = store.register_image(&draft.with_layer(&below, &unpacked.diff_id))?;
+    transfer.begin(&args.name, None);
+    let pack = |out: &mut dyn Write| anyhow::Ok(tree.pack_layer(out)?);
+    let unpacked = staged.unpack_from(&Limits::default(), pack, |count| transfer.add(count))?;
+    intake.layer(staged, &unpacked)?;
+    let id = intake.image(&draft.with_layer(&below, &unpacked.diff_id))?;
     if let Some(base) = &base
         && store.image(base).is_ok()
     {
         store.set_parent(&id, base)?;
     }
-    store.tag(&name, &id)?;
-    print(&format!("{id}\n"))
+    intake.finish([(&name, id)])?;
+    transfer.done(Some(&unpacked.diff_id.short()));
+    match args.json {
+        true => print_json(&serde_json::json!({"id": id, "name": name.key()})),
+        false => print(&format!("{id}\n")),
+    }
 }
 
 /// The image below: the one that is recorded, else one with the same layers.
@@ -119,6 +132,7 @@ fn draft(args: &Args, stores: &[&Store], base: Option<&Digest>) -> anyhow::Resul
 /// The diff IDs of the layers below, base first; those of another store are taken in.
 fn below(
     store: &Exclusive<'_>,
+    intake: &mut Intake<'_>,
     container: &Container,
     stores: &[&Store],
     base: Option<&Digest>,
@@ -131,7 +145,10 @@ fn below(
             container.layers.iter().all(below)
         };
         match (stores.iter().find(holds), base) {
-            (Some(from), Some(base)) => copy_layers(from, &from.image(base)?, store)?,
+            (Some(from), Some(base)) => {
+                let image = from.image(base)?;
+                copy_layers(from, &image, store, intake, |_| ())?;
+            }
             _ => bail!(
                 "the image below is not in {:?} and cannot be told: load it there first",
                 store.writable().root()
@@ -139,24 +156,4 @@ fn below(
         }
     }
     Ok(container.layers.iter().map(|layer| layer.diff_id).collect())
-}
-
-/// Packs the layer and unpacks it, both at once.
-fn copy(tree: &Tree, staged: &mut StagedLayer<'_>) -> anyhow::Result<Unpacked> {
-    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
-    let dialect = staged.dialect();
-    let (diff, split) = staged.parts();
-    let (packed, unpacked) = std::thread::scope(|scope| {
-        let packing = scope.spawn(move || tree.pack_layer(BufWriter::with_capacity(CHUNK, writer)));
-        let reader = BufReader::with_capacity(CHUNK, reader);
-        let unpacked = unpack(reader, diff, dialect, split, &Limits::default());
-        (packing.join(), unpacked)
-    });
-    match (packed, unpacked) {
-        (Err(_), _) => bail!("packing the layer failed: please report this with UNIONFS_LOG=debug"),
-        // The reader went away first: its error is the cause.
-        (Ok(Err(changes::Error::Write { .. })), Err(error)) => Err(error.into()),
-        (Ok(Err(error)), _) => Err(error.into()),
-        (Ok(Ok(())), unpacked) => Ok(unpacked?),
-    }
 }

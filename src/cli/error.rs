@@ -62,7 +62,7 @@ pub(super) fn line(error: &anyhow::Error) -> String {
         let cause = cause.to_string();
         if text.is_empty() {
             text = cause;
-        } else if !text.ends_with(&cause) {
+        } else if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
     }
@@ -76,6 +76,11 @@ mod tests {
 
     #[test]
     fn one_line_with_every_cause_once() {
+        let e = Err::<(), _>(anyhow!("disk full")).context("cannot write x: disk full; free some");
+        assert_eq!(
+            line(&e.unwrap_err()),
+            "cannot write x: disk full; free some"
+        );
         let e = Err::<(), _>(anyhow!("no such file\nor so"))
             .context("cannot open x: no such file\nor so")
             .context("cannot mount")

@@ -4,6 +4,7 @@ use std::io::{self, BufWriter, IsTerminal as _};
 use std::path::{Path, PathBuf};
 
 use super::error::Usage;
+use super::transfer::Transfer;
 use super::whole_file::write_file;
 use super::{open_stores, own};
 use crate::changes::{self, Tree};
@@ -26,6 +27,9 @@ pub(super) struct Args {
     /// Write to this file, which appears when it is complete [default: standard output]
     #[arg(long, short = 'o', value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Show no progress
+    #[arg(long, short = 'q')]
+    quiet: bool,
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
@@ -34,18 +38,25 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         return Err(Usage("a tar is not for a terminal: give -o FILE or a pipe".into()).into());
     }
     let tree = Tree::open(&stack(&open_stores(root)?, &args.name)?)?;
+    let transfer = Transfer::new(args.quiet, "exported");
+    transfer.begin(&args.name, None);
     let Some(path) = &args.output else {
-        return match tree.pack_all(BufWriter::new(stdout)) {
+        let out = BufWriter::new(transfer.counted(stdout));
+        match tree.pack_all(out) {
             // Whoever reads the pipe has seen enough.
             Err(changes::Error::Write { source, .. })
                 if source.kind() == io::ErrorKind::BrokenPipe =>
             {
-                Ok(())
+                return Ok(());
             }
-            other => Ok(other?),
-        };
+            other => other?,
+        }
+        transfer.done(None);
+        return Ok(());
     };
-    write_file(path, |out| Ok(tree.pack_all(out)?))
+    write_file(path, |out| Ok(tree.pack_all(transfer.counted(out))?))?;
+    transfer.done(None);
+    Ok(())
 }
 
 /// What the name means: a container, else an image.

@@ -1,15 +1,17 @@
 //! `unionfs import`: a root file system as an image of our own store. Called by `cli::main`.
 
-use std::fs::File;
-use std::io::{BufWriter, IsTerminal as _, Read};
+use std::fs::{File, Metadata};
+use std::io::{IsTerminal as _, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 
 use super::error::Usage;
 use super::output::{print, print_json};
 use super::own;
-use crate::changes::{self, Tree};
+use super::transfer::Transfer;
+use crate::changes::Tree;
 use crate::layer::{Dialect, LayerSpec, StackSpec};
 use crate::store::Digest;
 use crate::store::archive::{self, Import};
@@ -17,10 +19,9 @@ use crate::store::derive::Derivation;
 use crate::store::tarball::Limits;
 use crate::store::writable::Exclusive;
 
-/// Bytes the pipe between packing and unpacking is written by.
-const CHUNK: usize = 256 << 10;
-
 /// Make an image of one layer from a root file system
+///
+/// The image appears, and takes its name from another, only when all of it is there.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -41,6 +42,9 @@ pub(super) struct Args {
     /// Apply a Dockerfile instruction to the configuration; may be repeated
     #[arg(long, short = 'c', value_name = "INSTRUCTION")]
     change: Vec<String>,
+    /// Show no progress
+    #[arg(long, short = 'q')]
+    quiet: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -67,34 +71,42 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     };
     let store = own::open(root)?;
     let store = own::lock(&store)?;
-    let id = if args.rootfs.is_dir() {
-        from_directory(&store, &args.rootfs, &import)?
-    } else {
-        take(&store, open(&args.rootfs)?, &import)?
+    let transfer = Arc::new(Transfer::new(args.quiet || args.json, "imported"));
+    let id = match args.rootfs.is_dir() {
+        true => from_directory(&store, &args.rootfs, &import, &transfer)?,
+        false => from_tar(&store, &args.rootfs, &import, &transfer)?,
     };
+    transfer.done(None);
     match args.json {
         true => print_json(&serde_json::json!({"id": id, "name": name.key()})),
         false => print(&format!("{id}\n")),
     }
 }
 
-fn open(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
-    if path != Path::new("-") {
-        let file = File::open(path).with_context(|| format!("cannot open {path:?}"))?;
-        return Ok(Box::new(file));
-    }
-    if std::io::stdin().is_terminal() {
-        return Err(Usage("a tar is not typed: give a file or a pipe".into()).into());
-    }
-    Ok(Box::new(std::io::stdin()))
-}
-
-fn take(
+fn from_tar(
     store: &Exclusive<'_>,
-    input: impl Read + Send + 'static,
+    path: &Path,
     import: &Import<'_>,
+    transfer: &Arc<Transfer>,
 ) -> anyhow::Result<Digest> {
-    Ok(archive::import(store, input, import)?)
+    let (input, bytes): (Box<dyn Read + Send>, _) = if path != Path::new("-") {
+        let file = File::open(path).with_context(|| format!("cannot open {path:?}"))?;
+        let meta = file.metadata().ok().filter(Metadata::is_file);
+        (Box::new(file), meta.map(|meta| meta.len()))
+    } else if std::io::stdin().is_terminal() {
+        return Err(Usage("a tar is not typed: give a file or a pipe".into()).into());
+    } else {
+        (Box::new(std::io::stdin()), None)
+    };
+    transfer.begin(import.from, bytes);
+    let passed = {
+        let transfer = transfer.clone();
+        move |count| transfer.add(count)
+    };
+    let taken = archive::import(store, import, |staged| {
+        archive::fill_from_tar(staged, input, import, passed)
+    });
+    Ok(taken?)
 }
 
 /// Packs the directory as if it were the only layer, and takes that tar in, both at once.
@@ -102,6 +114,7 @@ fn from_directory(
     store: &Exclusive<'_>,
     dir: &Path,
     import: &Import<'_>,
+    transfer: &Transfer,
 ) -> anyhow::Result<Digest> {
     let absolute = dir
         .canonicalize()
@@ -115,24 +128,9 @@ fn from_directory(
         data_only: Vec::new(),
         upper: None,
     })?;
-    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
-    let (packed, taken) = std::thread::scope(|scope| {
-        let packing = scope.spawn(move || tree.pack_all(BufWriter::with_capacity(CHUNK, writer)));
-        let taken = take(store, reader, import);
-        (packing.join(), taken)
-    });
-    match (packed, taken) {
-        (Err(_), _) => bail!("packing {dir:?} failed: please report this with UNIONFS_LOG=debug"),
-        // The reader went away first: its error is the cause.
-        (Ok(Err(changes::Error::Write { .. })), Err(error)) => Err(error),
-        (Ok(Err(error)), taken) => {
-            // What was taken in is half of it.
-            if let (Ok(id), Some(name)) = (taken, import.name) {
-                store.untag(name)?;
-                store.remove_image(&id, &|_| None)?;
-            }
-            Err(error.into())
-        }
-        (Ok(Ok(())), taken) => taken,
-    }
+    transfer.begin(import.from, None);
+    let pack = |out: &mut dyn Write| Ok(tree.pack_all(out)?);
+    archive::import(store, import, |staged| {
+        staged.unpack_from(&import.limits, pack, |count| transfer.add(count))
+    })
 }

@@ -7,20 +7,26 @@ use super::error::Usage;
 use super::output::{print, print_json};
 use super::own;
 use super::transfer::Transfer;
-use crate::store::archive::{Source, load};
+use super::warn;
+use crate::store::archive::{Platform, Source, Wanted, load};
 use crate::store::tarball::Limits;
 
 /// Take the images of an archive into our own store
 ///
 /// Archives are those of `docker save` and `podman save`, OCI layouts as tar or directory, and
-/// what skopeo writes; also compressed with gzip or zstd. Every digest is checked; an image
-/// appears only when all of it is there.
+/// what skopeo writes; also compressed with gzip or zstd. Every digest is checked. All images of
+/// an archive appear at once, when all of them are there; if one is bad, none does.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs load -i myapp.tar
   docker save myapp:2 | unionfs load
-  unionfs load -i oci-layout-directory --tag myapp:2")]
+  unionfs load -i oci-layout-directory --tag myapp:2
+
+Of an index with several platforms the image for this machine is taken, or for --platform:
+on arm the newest variant that runs (v7, v6, v5), elsewhere the one without a variant first.
+A plain user's store keeps no owners: all files are the user's own. A layer with device
+nodes is refused there, and xattrs that need root are left out.")]
 pub(super) struct Args {
     /// The archive: file or directory; - or nothing: standard input
     #[arg(long, short = 'i', value_name = "ARCHIVE")]
@@ -28,6 +34,9 @@ pub(super) struct Args {
     /// Name the image so, not as the archive does; may be repeated
     #[arg(long, value_name = "NAME")]
     tag: Vec<String>,
+    /// Take the image for this platform: os/architecture[/variant]
+    #[arg(long, value_name = "PLATFORM", value_parser = platform)]
+    platform: Option<Platform>,
     /// Refuse layers, and compressed archives, that expand to more bytes than this
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
     max_layer_size: u64,
@@ -37,6 +46,11 @@ pub(super) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+fn platform(text: &str) -> Result<Platform, String> {
+    let what = "write os/architecture[/variant], such as linux/arm/v7";
+    Platform::parse(text).ok_or_else(|| what.to_owned())
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
@@ -56,11 +70,22 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         }
         _ => Source::from_reader(std::io::stdin(), &tmp, limits.bytes)?,
     };
-    let transfer = Transfer::new(args.quiet, "loaded");
+    let transfer = Transfer::new(args.quiet || args.json, "loaded");
     let store = own::lock(&store)?;
-    let loaded = load(&store, &source, &names, &limits, &|step| {
+    let wanted = Wanted {
+        limits,
+        platform: args.platform.as_ref(),
+    };
+    let loaded = load(&store, &source, &names, &wanted, &|step| {
         transfer.show(step)
     })?;
+    let lost: u64 = loaded.iter().map(|image| image.lost_xattrs).sum();
+    if lost > 0 {
+        warn(format_args!(
+            "{lost} extended attributes could not be set, which need root or another file \
+             system; `unionfs save` still has them"
+        ));
+    }
     if args.json {
         return print_json(&loaded);
     }

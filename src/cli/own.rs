@@ -11,7 +11,7 @@ use super::{open_stores, warn};
 use crate::fuse::runtime;
 use crate::store::roots::Environment;
 use crate::store::writable::{Exclusive, Writable};
-use crate::store::{Container, Digest, Error, Reference};
+use crate::store::{Container, Digest, Error, Image, Reference};
 
 /// Opens the store that is written to, making it if there is none.
 pub(super) fn open(root: Option<&Path>) -> anyhow::Result<Writable> {
@@ -66,23 +66,36 @@ pub(super) fn lock(store: &Writable) -> anyhow::Result<Exclusive<'_>> {
 }
 
 /// The layers of live mounts, with where they are mounted.
-pub(super) struct Mounted(HashMap<PathBuf, PathBuf>);
+pub(super) struct Mounted {
+    layers: HashMap<PathBuf, PathBuf>,
+    /// The topmost lower of each mount: it stands for the whole chain.
+    tops: HashMap<PathBuf, PathBuf>,
+}
 
 impl Mounted {
     pub(super) fn now() -> Self {
-        let mut layers = HashMap::new();
+        let (mut layers, mut tops) = (HashMap::new(), HashMap::new());
         for record in runtime::list() {
             let description = record.description;
+            if let Some(top) = description.lowers.first() {
+                tops.insert(top.clone(), record.mountpoint.clone());
+            }
             for layer in description.lowers.into_iter().chain(description.upper) {
                 layers.insert(layer, record.mountpoint.clone());
             }
         }
-        Self(layers)
+        Self { layers, tops }
     }
 
     /// Where the layer in this directory is mounted.
     pub(super) fn find(&self, diff: &Path) -> Option<PathBuf> {
-        self.0.get(diff).cloned()
+        self.layers.get(diff).cloned()
+    }
+
+    /// Where an image is mounted: its layers, all of them and none above.
+    pub(super) fn image(&self, image: &Image) -> Option<PathBuf> {
+        let top = image.layers.last()?;
+        self.tops.get(&top.spec.path).cloned()
     }
 }
 

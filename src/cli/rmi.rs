@@ -8,7 +8,7 @@ use anyhow::bail;
 use super::output::{print, print_json};
 use super::own::{self, Mounted};
 use super::{catalog, error, warn};
-use crate::store::writable::{Exclusive, Removed};
+use crate::store::writable::{Exclusive, Removed, in_use_on};
 
 /// Remove names of images, and images without another name
 #[derive(Debug, clap::Args)]
@@ -18,8 +18,10 @@ Examples:
   unionfs rmi --force 1f0c
 
 A name of several is only taken away. With the last name, or by ID, the image goes, with the
-layers that no other image has. Refused while a read-write layer (unionfs ps -a) or a mount
-needs it.")]
+layers that no other image has. Refused while the image is in use: while a read-write layer is
+on it (unionfs ps -a), or while what is mounted somewhere is its chain of layers, by whatever
+name (unionfs ps). An image that others were made from may go while those are mounted: they
+keep its layers.")]
 pub(super) struct Args {
     /// Names or IDs
     #[arg(value_name = "IMAGE", required = true)]
@@ -84,6 +86,11 @@ fn remove(
             );
         }
         _ => (),
+    }
+    // Also where another image has the same layers, so that all of them would stay.
+    let whole = store.image(&id).ok();
+    if let Some(mountpoint) = whole.and_then(|image| mounted.image(&image)) {
+        return Err(in_use_on(&id, &mountpoint).into());
     }
     let removed = store.remove_image(&id, &|diff| mounted.find(diff))?;
     catalog::discard_of(store.writable().root(), &removed.layers);

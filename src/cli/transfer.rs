@@ -1,7 +1,8 @@
 //! How layers that come in or go out are shown: a bar each on a terminal, else a line each,
-//! on stderr. Called by `load`, `import` and `save`.
+//! on stderr. Called by what moves layers or trees: `load`, `save`, `commit`, `import`,
+//! `export`.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{IsTerminal as _, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,8 +21,9 @@ pub(super) struct Transfer {
 }
 
 struct Current {
-    layer: String,
-    bytes: u64,
+    what: String,
+    bytes: Option<u64>,
+    passed: u64,
     bar: Option<ProgressBar>,
 }
 
@@ -36,38 +38,102 @@ impl Transfer {
     }
 
     pub(super) fn show(&self, progress: Progress<'_>) {
+        match progress {
+            Progress::Layer { diff_id, bytes } => self.begin(&diff_id.short(), Some(bytes)),
+            Progress::Bytes(count) => self.add(count),
+            Progress::Done => self.done(None),
+            Progress::Exists { diff_id } if !self.quiet => {
+                line(&format!("{}: exists", diff_id.short()));
+            }
+            Progress::Exists { .. } => {}
+        }
+    }
+
+    /// Something begins; `bytes`: how many it has, where that is known.
+    pub(super) fn begin(&self, what: &str, bytes: Option<u64>) {
         if self.quiet {
             return;
         }
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        match progress {
-            Progress::Layer { diff_id, bytes } => {
-                let layer = diff_id.short();
-                let bar = self.terminal.then(|| bar(&layer, bytes));
-                *current = Some(Current { layer, bytes, bar });
-            }
-            Progress::Bytes(count) => {
-                if let Some(Current { bar: Some(bar), .. }) = current.as_ref() {
-                    bar.inc(count);
-                }
-            }
-            Progress::Done => match current.take() {
-                Some(Current { bar: Some(bar), .. }) => bar.finish(),
-                Some(Current { layer, bytes, .. }) => {
-                    line(&format!("{layer}: {}, {}", self.done, size(bytes)));
-                }
-                None => {}
-            },
-            Progress::Exists { diff_id } => {
-                line(&format!("{}: exists", diff_id.short()));
+        let bar = self.terminal.then(|| bar(what, bytes));
+        *self.current() = Some(Current {
+            what: what.to_owned(),
+            bytes,
+            passed: 0,
+            bar,
+        });
+    }
+
+    /// So many more bytes went by.
+    pub(super) fn add(&self, count: u64) {
+        if let Some(current) = self.current().as_mut() {
+            current.passed += count;
+            if let Some(bar) = &current.bar {
+                bar.inc(count);
             }
         }
     }
+
+    /// It is done; `what`: what it turned out to be.
+    pub(super) fn done(&self, what: Option<&str>) {
+        let Some(current) = self.current().take() else {
+            return;
+        };
+        let what = what.unwrap_or(&current.what);
+        match current.bar {
+            Some(bar) => {
+                bar.set_message(what.to_owned());
+                bar.finish();
+            }
+            None => {
+                let bytes = size(current.bytes.unwrap_or(current.passed));
+                line(&format!("{what}: {}, {bytes}", self.done));
+            }
+        }
+    }
+
+    /// Counts what is written.
+    pub(super) fn counted<W: Write>(&self, out: W) -> Counted<'_, W> {
+        Counted {
+            out,
+            transfer: self,
+        }
+    }
+
+    fn current(&self) -> std::sync::MutexGuard<'_, Option<Current>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-fn bar(layer: &str, bytes: u64) -> ProgressBar {
-    let bar = ProgressBar::new(bytes).with_message(layer.to_owned());
-    let form = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}";
+/// See [`Transfer::counted`].
+pub(super) struct Counted<'t, W> {
+    out: W,
+    transfer: &'t Transfer,
+}
+
+impl<W: Write> Write for Counted<'_, W> {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        let written = self.out.write(buf)?;
+        self.transfer.add(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
+
+fn bar(what: &str, bytes: Option<u64>) -> ProgressBar {
+    let (bar, form) = match bytes {
+        Some(bytes) => (
+            ProgressBar::new(bytes),
+            "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}",
+        ),
+        None => (
+            ProgressBar::no_length(),
+            "{msg} {spinner} {bytes} {bytes_per_sec}",
+        ),
+    };
+    let bar = bar.with_message(what.to_owned());
     if let Ok(style) = ProgressStyle::with_template(form) {
         bar.set_style(style);
     }

@@ -354,6 +354,11 @@ fn remedy(errno: Errno) -> &'static str {
     }
 }
 
+/// As [`remedy`], of what the standard library gives.
+pub(crate) fn io_remedy(error: &std::io::Error) -> &'static str {
+    Errno::from_io_error(error).map_or("", remedy)
+}
+
 fn list(paths: &[PathBuf]) -> String {
     if paths.is_empty() {
         return "any store".to_owned();

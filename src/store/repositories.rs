@@ -96,13 +96,17 @@ impl Repositories {
         self.id(&id).map(Some)
     }
 
-    /// Takes all names of an image away.
-    pub(crate) fn remove_all(&mut self, id: &Digest) {
+    /// Takes all names of an image away; whether there were any.
+    pub(crate) fn remove_all(&mut self, id: &Digest) -> bool {
         let id = id.to_string();
+        let mut removed = false;
         self.names.retain(|_, keys| {
+            let before = keys.len();
             keys.retain(|_, theirs| *theirs != id);
+            removed |= keys.len() < before;
             !keys.is_empty()
         });
+        removed
     }
 
     /// The file's bytes.

@@ -1,21 +1,18 @@
 //! Is everything in a store what it should be? Configurations against their IDs, chains
-//! of layers, the driver's links, every layer's files against its diff ID, sizes.
+//! of layers, the driver's links, every layer's files against its diff ID and the headers of
+//! its tar, sizes.
 //! Called by `unionfs verify`. Only reads; for Docker's and podman's stores as for ours.
 
-use std::collections::HashSet;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::collections::{HashMap, HashSet};
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
-use rustix::fs::{Dir, OFlags};
-use rustix::io::Errno;
 use serde::Serialize;
 
 use super::error::{Error, Result, excerpt};
 use super::single::{Cache, Store, layer_of};
-use super::tarball::{self, TarError};
+use super::tarball::{self, Compare, Damage, TarError};
 use super::{Digest, Layer, Stores, chain, containers};
-use crate::layer::at::{At, is_valid_name};
-use crate::layer::types::FileKind;
 
 /// Something that is damaged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -269,6 +266,26 @@ impl<'s> Verify<'s> {
     }
 }
 
+/// Damaged files of a layer, each with all that is wrong with it.
+#[derive(Default)]
+struct Damages {
+    order: Vec<Vec<u8>>,
+    what: HashMap<Vec<u8>, Vec<String>>,
+}
+
+impl Damages {
+    fn add(&mut self, damage: Damage) {
+        let path = tarball::clean(&damage.path).unwrap_or(damage.path);
+        let what = self.what.entry(path.clone()).or_insert_with(|| {
+            self.order.push(path);
+            Vec::new()
+        });
+        if !what.contains(&damage.what) {
+            what.push(damage.what);
+        }
+    }
+}
+
 /// Checks one layer's files; what is wrong goes to `found`.
 fn content(
     store: &Store,
@@ -279,66 +296,50 @@ fn content(
     let path = &layer.spec.path;
     let (diff, split) = store.tar_sources(layer)?;
     let shown = store.root.full(store.tar_split(layer));
-    let before = found.len();
-    let damaged = |damage: tarball::Damage| {
-        let name = damage.path.strip_prefix(b"./").unwrap_or(&damage.path);
-        let file = excerpt(name);
-        found.push(format!("{path:?}: file {file} {}", damage.what));
-    };
-    match tarball::check(split, diff.as_fd(), damaged, hashed) {
-        Ok(actual) if actual != layer.diff_id && found.len() == before => {
-            let (tar, diff) = (actual, layer.diff_id);
-            let what = format!("{shown:?} is damaged: it gives a tar of {tar}, not {diff}");
-            found.push(what);
-        }
-        Ok(_) => {}
+    let mut damages = Damages::default();
+    let actual = match tarball::check(split, diff.as_fd(), |d| damages.add(d), hashed) {
         Err(Error::Tar(error @ TarError::Split { .. })) => {
-            found.push(format!("{shown:?}: {error}"))
+            found.push(format!("{shown:?}: {error}"));
+            return Ok(());
         }
-        Err(error) => return Err(error),
+        other => other?,
+    };
+    if actual != layer.diff_id && damages.order.is_empty() {
+        let (tar, diff) = (actual, layer.diff_id);
+        found.push(format!(
+            "{shown:?} is damaged: it gives a tar of {tar}, not {diff}"
+        ));
+        return Ok(());
     }
-    // Other drivers count otherwise.
+    // Other drivers have other files, and count otherwise.
+    let mut size = None;
     if matches!(store.driver(), "overlay2" | "fuse-overlayfs") {
-        let actual = size(&diff).map_err(|e| Error::io("list", path, e))?;
-        if actual != layer.size {
-            let noted = layer.size;
-            let what =
-                format!("{path:?} has {actual} bytes of files, its size is noted as {noted}");
-            found.push(what);
+        let (_, split) = store.tar_sources(layer)?;
+        let compare = Compare {
+            diff: diff.as_fd(),
+            dialect: layer.spec.dialect,
+            owners: store.root.owner()? == 0,
+        };
+        match compare.run(split, &mut |d| damages.add(d)) {
+            Ok(counted) => size = Some(counted),
+            // The digest is right, or the damage is told already: headers that Docker took
+            // and we do not are no damage.
+            Err(error @ Error::Tar(TarError::Entry { .. } | TarError::Stream { .. })) => {
+                tracing::warn!(%error, ?path, "the files' metadata is not compared");
+            }
+            Err(error) => return Err(error),
         }
+    }
+    for name in &damages.order {
+        let what = damages.what.get(name).map(|all| all.join(", "));
+        let what = what.unwrap_or_default();
+        found.push(format!("{path:?}: file {} {what}", excerpt(name)));
+    }
+    if let Some(actual) = size.filter(|&size| size != layer.size) {
+        let noted = layer.size;
+        found.push(format!(
+            "{path:?} has {actual} bytes of files, its size is noted as {noted}"
+        ));
     }
     Ok(())
-}
-
-/// Bytes of a layer as Docker counts them: of everything but directories, each inode once.
-fn size(diff: &OwnedFd) -> std::result::Result<u64, Errno> {
-    let mut linked = HashSet::new();
-    let mut todo = vec![Vec::new()];
-    let mut sum = 0u64;
-    while let Some(path) = todo.pop() {
-        let dir = tarball::open_in(diff.as_fd(), &path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        for name in names(dir.as_fd())? {
-            let stat = At::new(dir.as_fd(), &name).stat()?;
-            if stat.kind == FileKind::Directory {
-                let mut inner = path.clone();
-                inner.push(b'/');
-                inner.extend_from_slice(&name);
-                todo.push(inner);
-            } else if stat.nlink == 1 || linked.insert(stat.ino) {
-                sum = sum.saturating_add(stat.size);
-            }
-        }
-    }
-    Ok(sum)
-}
-
-fn names(dir: BorrowedFd<'_>) -> std::result::Result<Vec<Vec<u8>>, Errno> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(dir)? {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if is_valid_name(&name) {
-            names.push(name);
-        }
-    }
-    Ok(names)
 }

@@ -146,6 +146,7 @@ fn a_commit_mounts_as_what_was_committed() {
     let truth = listing::of_dir(&mnt);
     let id = home.run([
         "commit",
+        "--quiet",
         "work",
         "made:1",
         "-m",
@@ -190,7 +191,7 @@ fn a_commit_mounts_as_what_was_committed() {
 
     // The same changes are the same layer.
     let again: Value = serde_json::from_str(&{
-        home.run(["commit", "work", "again"]).ok();
+        home.run(["commit", "-q", "work", "again"]).ok();
         home.run(["inspect", "--json", "again"]).ok()
     })
     .unwrap();
@@ -216,13 +217,16 @@ fn an_export_is_the_mounted_tree() {
         assert!(done.status.success(), "{done:?}");
         listing::of_dir(&home.path(dir))
     };
-    assert_eq!(home.run(["export", "work", "-o", "live.tar"]).ok(), "");
+    assert_eq!(
+        home.run(["export", "-q", "work", "-o", "live.tar"]).ok(),
+        ""
+    );
     listing::assert_same("live", &untar("live.tar", "live"), &truth);
     home.run(["umount", "mnt"]).ok();
-    home.run(["commit", "work", "made:1"]).ok();
+    home.run(["commit", "-q", "work", "made:1"]).ok();
     let piped = home
         .command(crate::support::PROGRAM)
-        .args(["export", "made:1"])
+        .args(["export", "-q", "made:1"])
         .output();
     let piped = piped.unwrap();
     assert!(
@@ -242,16 +246,18 @@ fn what_cannot_be_committed_is_refused_and_leaves_nothing() {
     }
     let home = home();
     home.run(["diff", "nobody"]).failed(1, &["nobody"]);
-    home.run(["export", "nobody"]).failed(1, &["nobody"]);
-    home.run(["export", "work", "-o", "no/where.tar"])
+    home.run(["export", "-q", "nobody"]).failed(1, &["nobody"]);
+    home.run(["export", "-q", "work", "-o", "no/where.tar"])
         .failed(1, &["no/where.tar"]);
-    home.run(["commit", "work", "UPPER"]).failed(1, &["UPPER"]);
-    home.run(["commit", "work", "made:1", "-c", "RUN x"])
+    home.run(["commit", "-q", "work", "UPPER"])
+        .failed(1, &["UPPER"]);
+    home.run(["commit", "-q", "work", "made:1", "-c", "RUN x"])
         .failed(1, &["RUN x", "CMD"]);
     let digest = format!("x@sha256:{}", "0".repeat(64));
-    home.run(["commit", "work", &digest]).failed(2, &["digest"]);
+    home.run(["commit", "-q", "work", &digest])
+        .failed(2, &["digest"]);
     std::fs::write(home.path("mnt/.wh.odd"), "").unwrap();
-    home.run(["commit", "work", "made:1"])
+    home.run(["commit", "-q", "work", "made:1"])
         .failed(1, &["/.wh.odd", "rename"]);
     assert_eq!(home.json(["images", "--json"]).as_array().unwrap().len(), 1);
     home.run(["umount", "mnt"]).ok();
@@ -286,7 +292,7 @@ fn a_layer_on_an_image_of_another_store_is_committed_with_those_below() {
     std::fs::write(mnt.join("srv/new"), "new").unwrap();
     assert_eq!(home.run(["diff", "work"]).ok(), "C /srv\nA /srv/new\n");
     let truth = listing::of_dir(&mnt);
-    home.run(["commit", "work", "made:1"]).ok();
+    home.run(["commit", "-q", "work", "made:1"]).ok();
     home.run(["umount", "mnt"]).ok();
     let made = home.json(["inspect", "--json", "made:1"]);
     let layers = |image: &Value| {

@@ -6,13 +6,19 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod bad_input;
+mod bounded;
 mod catalog;
 mod commit;
+mod engines;
 mod fuse_overlayfs_call;
+mod in_use;
+mod killed_intake;
 mod killed_store;
 mod lifecycle;
 mod output;
 mod own_store;
+mod plain_user;
+mod progress;
 mod support;
 mod verify;
 

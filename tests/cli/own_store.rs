@@ -1,10 +1,10 @@
 //! The commands that change our own store: names, images and named read-write layers come
 //! and go, what is in use stays, and what is left behind is pruned.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use unionfs::store::tarball::Limits;
 use unionfs::store::writable::Exclusive;
 use unionfs::store::{Digest, Reference, Writable};
 
@@ -14,20 +14,31 @@ use crate::support::{Home, can_mount};
 /// Commits a layer with a file `name` that holds its own name.
 fn layer(store: &Exclusive<'_>, parent: Option<&Digest>, name: &str) -> Digest {
     let mut staged = store.stage_layer(parent).unwrap();
-    std::fs::write(staged.diff_path().join(name), name).unwrap();
-    staged.split().write_all(b"{}\n").unwrap();
-    let diff_id = Digest::of(name.as_bytes());
-    staged.commit(diff_id, name.len() as u64).unwrap()
+    let unpacked = staged.unpack(&tar_of(name)[..], &Limits::default());
+    let unpacked = unpacked.unwrap();
+    staged.commit(unpacked.diff_id, unpacked.size).unwrap()
 }
 
-fn image(store: &Exclusive<'_>, names: &[&str], layers: &[&str]) {
+/// A layer tar with one file.
+fn tar_of(name: &str) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(name.len() as u64);
+    header.set_mode(0o644);
+    header.set_uid(rustix::process::getuid().as_raw().into());
+    header.set_gid(rustix::process::getgid().as_raw().into());
+    tar.append_data(&mut header, name, name.as_bytes()).unwrap();
+    tar.into_inner().unwrap()
+}
+
+pub(crate) fn image(store: &Exclusive<'_>, names: &[&str], layers: &[&str]) {
     let mut parent = None;
     for name in layers {
         parent = Some(layer(store, parent.as_ref(), name));
     }
     let diff_ids: Vec<String> = layers
         .iter()
-        .map(|name| Digest::of(name.as_bytes()).to_string())
+        .map(|name| Digest::of(&tar_of(name)).to_string())
         .collect();
     let config = json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}});
     let id = store.register_image(config.to_string().as_bytes()).unwrap();

@@ -10,6 +10,7 @@ mod builder;
 #[path = "../../examples/sample-store/sample.rs"]
 mod sample;
 
+mod archive_images;
 mod archives;
 mod bad_drivers;
 mod bad_input;
@@ -28,6 +29,7 @@ mod tarball_hostile;
 mod tarball_random;
 mod valid;
 mod verify;
+mod verify_metadata;
 mod writable;
 mod writable_dockerd;
 

@@ -3,12 +3,13 @@
 use std::io;
 
 use crate::store::Digest;
+use crate::store::error::io_remedy;
 
 /// A failure while an image archive is read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// It could not be read.
-    #[error("cannot read {archive}: {source}")]
+    #[error("cannot read {archive}: {source}{}", io_remedy(source))]
     Read {
         /// The archive.
         archive: String,
@@ -16,7 +17,7 @@ pub enum ArchiveError {
         source: io::Error,
     },
     /// It could not be written.
-    #[error("cannot write the archive: {0}")]
+    #[error("cannot write the archive: {}{}", .0, io_remedy(.0))]
     Write(io::Error),
     /// It is nothing that can be loaded.
     #[error(

@@ -6,8 +6,8 @@ use super::blob::Pipeline;
 use super::error::ArchiveError;
 use crate::store::derive::Derivation;
 use crate::store::error::{Error, Result};
-use crate::store::tarball::{Limits, unpack};
-use crate::store::writable::Exclusive;
+use crate::store::tarball::{Limits, Unpacked};
+use crate::store::writable::{Exclusive, StagedLayer};
 use crate::store::{Digest, Reference};
 
 /// What an import is to be.
@@ -23,20 +23,35 @@ pub struct Import<'a> {
     pub limits: Limits,
 }
 
-/// Takes in a tar, compressed or not, as the only layer of a new image; `.wh.` names in it
-/// are whiteouts, as in any layer. Returns the image ID.
-pub fn import(
+/// Takes in what `fill` puts into a staged layer as the only layer of a new image; `.wh.`
+/// names in a tar are whiteouts, as in any layer. Nothing is there, and the name is whose it
+/// was, until all has succeeded. Returns the image ID.
+pub fn import<E: From<Error>>(
     store: &Exclusive<'_>,
+    import: &Import<'_>,
+    fill: impl FnOnce(&mut StagedLayer<'_>) -> std::result::Result<Unpacked, E>,
+) -> std::result::Result<Digest, E> {
+    let draft = import.derivation.draft(None)?;
+    let mut intake = store.intake();
+    let mut staged = store.stage_layer(None)?;
+    let unpacked = fill(&mut staged)?;
+    intake.layer(staged, &unpacked)?;
+    let id = intake.image(&draft.with_layer(&[], &unpacked.diff_id))?;
+    intake.finish(import.name.map(|name| (name, id)))?;
+    Ok(id)
+}
+
+/// Fills a layer from a tar, compressed or not. `passed` is told how many more bytes of
+/// `input` were read.
+pub fn fill_from_tar(
+    staged: &mut StagedLayer<'_>,
     input: impl Read + Send + 'static,
     import: &Import<'_>,
-) -> Result<Digest> {
-    let draft = import.derivation.draft(None)?;
+    passed: impl FnMut(u64) + Send + 'static,
+) -> Result<Unpacked> {
     let failed = |error| ArchiveError::read(import.from, error);
-    let mut staged = store.stage_layer(None)?;
-    let mut pipeline = Pipeline::start(input, |_| ()).map_err(failed)?;
-    let dialect = staged.dialect();
-    let (diff, split) = staged.parts();
-    let unpacked = unpack(&mut pipeline, diff, dialect, split, &import.limits);
+    let mut pipeline = Pipeline::start(input, passed).map_err(failed)?;
+    let unpacked = staged.unpack(&mut pipeline, &import.limits);
     let unpacked = unpacked.map_err(|error| match error {
         Error::Tar(error) => Error::from(ArchiveError::entry(
             import.from,
@@ -46,17 +61,5 @@ pub fn import(
         other => other,
     })?;
     pipeline.finish().map_err(failed)?;
-    let layer = staged.commit(unpacked.diff_id, unpacked.size)?;
-    let config = draft.with_layer(&[], &unpacked.diff_id);
-    let registered = store.register_image(&config);
-    if registered.is_err()
-        && let Err(later) = store.discard_layers(&[layer])
-    {
-        tracing::warn!(%later, "a layer without an image stays");
-    }
-    let id = registered?;
-    if let Some(name) = import.name {
-        store.tag(name, &id)?;
-    }
-    Ok(id)
+    Ok(unpacked)
 }

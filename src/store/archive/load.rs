@@ -6,10 +6,11 @@ use super::Progress;
 use super::blob::Pipeline;
 use super::error::ArchiveError;
 use super::manifest::{Incoming, LayerBlob, images};
+use super::platform::Platform;
 use super::source::Source;
 use crate::store::error::{Result, excerpt};
-use crate::store::tarball::{Limits, Unpacked, unpack};
-use crate::store::writable::{Exclusive, StagedLayer};
+use crate::store::tarball::{Limits, Unpacked};
+use crate::store::writable::{Exclusive, Intake, StagedLayer};
 use crate::store::{Digest, Reference, chain};
 
 /// An image that was taken in.
@@ -21,11 +22,14 @@ pub struct Loaded {
     pub names: Vec<String>,
     /// The chain IDs of layers that the store did not have.
     pub new_layers: Vec<Digest>,
+    /// Xattrs that could not be set, as without root.
+    pub lost_xattrs: u64,
 }
 
-/// Takes in every image of an archive. `names`: given to the only image instead of those
-/// that the archive has. After an error the images before the bad one are there, whole; of
-/// the bad one nothing is.
+/// Takes in every image of an archive, as one: the images get their names, all by one rename,
+/// when all of them are there whole. After an error nothing is there that was not before, and
+/// every name has the image that it had. `names`: given to the only image instead of those
+/// that the archive has.
 ///
 /// # Errors
 /// [`ArchiveError`] naming the entry and the digest, and what the store answers.
@@ -33,95 +37,86 @@ pub fn load(
     store: &Exclusive<'_>,
     source: &Source,
     names: &[Reference],
-    limits: &Limits,
+    wanted: &Wanted<'_>,
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Vec<Loaded>> {
-    let incoming = images(source)?;
-    if !names.is_empty() && incoming.len() != 1 {
-        let what = format!(
-            "has {} images: a name can be given to one only",
-            incoming.len()
-        );
-        return Err(ArchiveError::entry(source.name(), "the archive", what).into());
+    let mut incoming = images(source, wanted.platform)?;
+    if !names.is_empty() {
+        let [only] = incoming.as_mut_slice() else {
+            let what = format!(
+                "has {} images: a name can be given to one only",
+                incoming.len()
+            );
+            return Err(ArchiveError::entry(source.name(), "the archive", what).into());
+        };
+        only.names = names.to_vec();
     }
-    incoming
-        .iter()
-        .map(|image| {
-            let names = if names.is_empty() {
-                &image.names
-            } else {
-                names
-            };
-            take(store, source, image, names, limits, progress)
-        })
-        .collect()
+    let mut intake = store.intake();
+    let mut loaded = Vec::new();
+    for image in &incoming {
+        let known = intake.new_layers().len();
+        let lost_xattrs = layers(store, &mut intake, source, image, &wanted.limits, progress)?;
+        loaded.push(Loaded {
+            id: intake.image(&image.config)?,
+            names: image.names.iter().map(Reference::key).collect(),
+            new_layers: intake.new_layers()[known..].to_vec(),
+            lost_xattrs,
+        });
+    }
+    let named = incoming.iter().zip(&loaded);
+    intake.finish(named.flat_map(|(image, loaded)| {
+        let named = image.names.iter();
+        named.map(|name| (name, loaded.id))
+    }))?;
+    Ok(loaded)
 }
 
-fn take(
-    store: &Exclusive<'_>,
-    source: &Source,
-    image: &Incoming,
-    names: &[Reference],
-    limits: &Limits,
-    progress: &(dyn Fn(Progress<'_>) + Sync),
-) -> Result<Loaded> {
-    let mut new_layers = Vec::new();
-    let outcome = layers(store, source, image, limits, progress, &mut new_layers)
-        .and_then(|()| store.register_image(&image.config));
-    let id = match outcome {
-        Ok(id) => id,
-        Err(error) => {
-            // The first failure is the one to report; what stays, prune finds.
-            if let Err(later) = store.discard_layers(&new_layers) {
-                tracing::warn!(%later, "layers without an image stay");
-            }
-            return Err(error);
-        }
-    };
-    for name in names {
-        store.tag(name, &id)?;
-    }
-    Ok(Loaded {
-        id,
-        names: names.iter().map(Reference::key).collect(),
-        new_layers,
-    })
+/// What is taken of an archive.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted<'p> {
+    /// What may be expanded.
+    pub limits: Limits,
+    /// Images for this platform; `None`: for this machine.
+    pub platform: Option<&'p Platform>,
 }
 
+/// Takes in the layers that the store has not; how many xattrs could not be set.
 fn layers(
     store: &Exclusive<'_>,
+    intake: &mut Intake<'_>,
     source: &Source,
     image: &Incoming,
     limits: &Limits,
     progress: &(dyn Fn(Progress<'_>) + Sync),
-    new: &mut Vec<Digest>,
-) -> Result<()> {
+) -> Result<u64> {
+    let mut lost = 0;
     let chain = chain::chain_ids(&image.diff_ids);
     let mut parent = None;
     for ((diff_id, blob), chain) in image.diff_ids.iter().zip(&image.layers).zip(&chain) {
         if store.has_layer(chain)? {
             progress(Progress::Exists { diff_id });
         } else {
-            let staged = store.stage_layer(parent)?;
-            one_layer(source, blob, diff_id, staged, limits, progress)?;
-            new.push(*chain);
+            let mut staged = store.stage_layer(parent)?;
+            let unpacked = one_layer(source, blob, diff_id, &mut staged, limits, progress)?;
+            lost += unpacked.lost_xattrs;
+            intake.layer(staged, &unpacked)?;
             progress(Progress::Done);
         }
         parent = Some(chain);
     }
-    Ok(())
+    Ok(lost)
 }
 
 fn one_layer(
     source: &Source,
     blob: &LayerBlob,
     diff_id: &Digest,
-    mut staged: StagedLayer<'_>,
+    staged: &mut StagedLayer<'_>,
     limits: &Limits,
     progress: &(dyn Fn(Progress<'_>) + Sync),
-) -> Result<()> {
+) -> Result<Unpacked> {
     let shown = excerpt(blob.path.as_bytes());
-    let unpacked = unpack_blob(source, blob, diff_id, &mut staged, limits, progress)?;
+    let unpacked = unpack_blob(source, blob, diff_id, staged, limits, progress)?;
     if unpacked.diff_id != *diff_id {
         return Err(ArchiveError::Digest {
             archive: source.name().to_owned(),
@@ -131,7 +126,7 @@ fn one_layer(
         }
         .into());
     }
-    staged.commit(unpacked.diff_id, unpacked.size).map(drop)
+    Ok(unpacked)
 }
 
 fn unpack_blob(
@@ -171,15 +166,13 @@ fn unpack_blob(
             ))
         },
     };
-    let dialect = staged.dialect();
-    let (diff, split) = staged.parts();
-    let unpacked =
-        unpack(&mut stream, diff, dialect, split, limits).map_err(|error| ArchiveError::Layer {
-            archive: source.name().to_owned(),
-            entry: shown(),
-            diff_id: *diff_id,
-            source: Box::new(error),
-        })?;
+    let unpacked = staged.unpack(&mut stream, limits);
+    let unpacked = unpacked.map_err(|error| ArchiveError::Layer {
+        archive: source.name().to_owned(),
+        entry: shown(),
+        diff_id: *diff_id,
+        source: Box::new(error),
+    })?;
     let actual = stream.pipeline.finish().map_err(failed)?;
     match blob.digest {
         Some(expected) if expected != actual => Err(ArchiveError::Digest {

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::error::ArchiveError;
+use super::platform::Platform;
 use super::source::Source;
-use crate::store::derive::architecture;
 use crate::store::error::{Error, Result, excerpt};
 use crate::store::imagedb;
 use crate::store::{Digest, Reference, json};
@@ -65,12 +65,6 @@ struct Descriptor {
     platform: Option<Platform>,
 }
 
-#[derive(Clone, Deserialize)]
-struct Platform {
-    architecture: String,
-    os: String,
-}
-
 #[derive(Deserialize)]
 struct Index {
     manifests: Option<Vec<Descriptor>>,
@@ -82,15 +76,24 @@ struct Manifest {
     layers: Option<Vec<Descriptor>>,
 }
 
-/// Every image of an archive.
+/// Every image of an archive that is for `platform`; `None`: for this machine. No two of
+/// them ask for one name.
 ///
 /// # Errors
 /// [`ArchiveError`]: for what is no archive, is incomplete, or contradicts itself.
-pub fn images(source: &Source) -> Result<Vec<Incoming>> {
+pub fn images(source: &Source, platform: Option<&Platform>) -> Result<Vec<Incoming>> {
+    let host = platform.is_none().then(Platform::host);
+    let Some(platform) = platform.or(host.as_ref()) else {
+        return Ok(Vec::new());
+    };
+    let mut found: Vec<Incoming> = Vec::new();
     if let Some(bytes) = source.metadata("manifest.json")? {
         let listed: Vec<DockerImage> = parse(source, "manifest.json", &bytes)?;
         limited(source, "manifest.json", listed.len())?;
-        return listed.iter().map(|image| docker(source, image)).collect();
+        for image in &listed {
+            add(source, &mut found, docker(source, image)?)?;
+        }
+        return Ok(found);
     }
     let Some(bytes) = source.metadata("index.json")? else {
         return Err(ArchiveError::NotAnArchive {
@@ -101,24 +104,72 @@ pub fn images(source: &Source) -> Result<Vec<Incoming>> {
     let index: Index = parse(source, "index.json", &bytes)?;
     let descriptors = index.manifests.unwrap_or_default();
     limited(source, "index.json", descriptors.len())?;
-    let here: Vec<_> = descriptors.iter().filter(|d| is_for_us(d)).collect();
+    let here = for_platform(&descriptors, platform);
     if here.is_empty() {
-        return Err(no_platform(source, "index.json"));
+        return Err(no_platform(source, "index.json", platform));
     }
-    here.iter()
-        .map(|descriptor| oci(source, descriptor))
-        .collect()
+    for descriptor in here {
+        add(source, &mut found, oci(source, descriptor, platform)?)?;
+    }
+    Ok(found)
 }
 
-/// Whether an image runs on this machine, as far as the index says; attestations are for
-/// the platform "unknown".
-fn is_for_us(descriptor: &Descriptor) -> bool {
-    let platform = descriptor.platform.as_ref();
-    platform.is_none_or(|p| p.os == "linux" && p.architecture == architecture())
+/// An image that comes twice counts once, with all names. Of two that ask for one name, one
+/// would take it from the other.
+fn add(source: &Source, found: &mut Vec<Incoming>, image: Incoming) -> Result<()> {
+    let id = Digest::of(&image.config);
+    for name in &image.names {
+        let other = found.iter().find(|known| known.names.contains(name));
+        if let Some(other) = other.map(|known| Digest::of(&known.config))
+            && other != id
+        {
+            let what = format!(
+                "two images ask for the name {name}, {other} and {id}: nothing was loaded; \
+                 make the archive again with a name for each"
+            );
+            return Err(ArchiveError::entry(source.name(), "the archive", what).into());
+        }
+    }
+    match found.iter_mut().find(|known| known.config == image.config) {
+        None => found.push(image),
+        Some(known) => {
+            let new = image.names.into_iter();
+            let new: Vec<_> = new.filter(|name| !known.names.contains(name)).collect();
+            known.names.extend(new);
+        }
+    }
+    Ok(())
 }
 
-fn no_platform(source: &Source, entry: &str) -> Error {
-    let what = format!("no image for linux/{}", architecture());
+/// How well a platform is served, as far as the index says: where it says nothing, the
+/// image may be for any. Attestations are for the platform "unknown".
+fn fit(descriptor: &Descriptor, platform: &Platform) -> Option<u32> {
+    match &descriptor.platform {
+        None => Some(0),
+        Some(theirs) => platform.suits(theirs),
+    }
+}
+
+/// Of the descriptors with the same names those that suit best, in their order.
+fn for_platform<'d>(descriptors: &'d [Descriptor], platform: &Platform) -> Vec<&'d Descriptor> {
+    let mut best: HashMap<Vec<String>, u32> = HashMap::new();
+    let names =
+        |d: &Descriptor| -> Vec<String> { oci_names(d).iter().map(Reference::key).collect() };
+    for descriptor in descriptors {
+        if let Some(fit) = fit(descriptor, platform) {
+            let best = best.entry(names(descriptor)).or_default();
+            *best = fit.max(*best);
+        }
+    }
+    let suits = |d: &&Descriptor| {
+        fit(d, platform)
+            .is_some_and(|fit| d.platform.is_none() || best.get(&names(d)) == Some(&fit))
+    };
+    descriptors.iter().filter(suits).collect()
+}
+
+fn no_platform(source: &Source, entry: &str, platform: &Platform) -> Error {
+    let what = format!("no image for {platform}");
     ArchiveError::entry(source.name(), &excerpt(entry.as_bytes()), what).into()
 }
 
@@ -221,7 +272,7 @@ fn document<T: DeserializeOwned>(source: &Source, descriptor: &Descriptor) -> Re
     parse(source, &path, &bytes)
 }
 
-fn oci(source: &Source, descriptor: &Descriptor) -> Result<Incoming> {
+fn oci(source: &Source, descriptor: &Descriptor, platform: &Platform) -> Result<Incoming> {
     let names = oci_names(descriptor);
     let mut found = descriptor.clone();
     let mut depth = 0;
@@ -229,9 +280,11 @@ fn oci(source: &Source, descriptor: &Descriptor) -> Result<Incoming> {
         depth += 1;
         let index: Index = document(source, &found)?;
         let manifests = index.manifests.unwrap_or_default();
-        let next = manifests.iter().find(|d| is_for_us(d));
+        let suitable = manifests.iter().filter(|d| fit(d, platform).is_some());
+        // The first of those that suit best: `max_by_key` gives the last.
+        let next = suitable.rev().max_by_key(|d| fit(d, platform));
         let next = next.filter(|_| depth <= MAX_DEPTH).cloned();
-        found = next.ok_or_else(|| no_platform(source, &found.digest))?;
+        found = next.ok_or_else(|| no_platform(source, &found.digest, platform))?;
     }
     let manifest: Manifest = document(source, &found)?;
     let (path, digest) = blob(source, &manifest.config)?;

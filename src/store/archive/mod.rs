@@ -10,21 +10,23 @@
 //! Read are `docker save` archives (old ones, with `<id>/layer.tar`, and OCI-style ones),
 //! OCI layouts as directories and tars, and what podman and skopeo write of both kinds.
 //! Everything is hostile: names are looked up in an index and never become paths outside,
-//! sizes are bounded, every digest that is declared is compared, and an image appears only
-//! after all of its layers are there.
+//! sizes are bounded, every digest that is declared is compared, and images get their names
+//! only after all that is in the archive is there.
 
 mod blob;
 mod error;
 mod import;
 mod load;
 mod manifest;
+mod platform;
 mod save;
 mod source;
 
 pub use error::ArchiveError;
-pub use import::{Import, import};
-pub use load::{Loaded, load};
+pub use import::{Import, fill_from_tar, import};
+pub use load::{Loaded, Wanted, load};
 pub use manifest::{Incoming, LayerBlob, images};
+pub use platform::Platform;
 pub use save::{Format, Outgoing, save};
 
 pub use source::Source;

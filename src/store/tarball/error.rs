@@ -5,7 +5,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-use crate::store::error::excerpt;
+use crate::store::error::{excerpt, io_remedy};
 
 /// A failure while a layer tar is read, unpacked or rebuilt.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +69,7 @@ pub enum TarError {
         what: String,
     },
     /// What was made could not be written.
-    #[error("cannot write the {what}: {source}")]
+    #[error("cannot write the {what}: {source}{}", io_remedy(source))]
     Write {
         /// "tar" or "tar-split".
         what: &'static str,

@@ -7,11 +7,14 @@
 //!        │           └────split──► tar-split lines (names, checksums, all other bytes)
 //!        └─hash──► diff ID
 //!  tar-split + files ──rebuild──► the same tar
+//!  tar-split ──expected──► headers ──compare──► files that are not as they were
 //! ```
 //! Everything read here is hostile: nothing is created outside of the directory, memory
 //! is bounded whatever the stream holds, and what is expanded is bounded by [`Limits`].
 
+mod compare;
 mod error;
+mod expected;
 mod hash;
 mod header;
 pub mod pack;
@@ -23,8 +26,8 @@ pub mod split;
 mod unpack;
 mod whiteout;
 
+pub use compare::Compare;
 pub use error::TarError;
-pub(crate) use place::open_in;
 pub use rebuild::{Damage, check, rebuild};
 pub use unpack::{Limits, Unpacked, unpack};
 

@@ -4,6 +4,7 @@
 //! earlier entry may have made them, mean what they mean to a process whose root is the
 //! layer, which is how Docker unpacks. The last component is never followed.
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -36,7 +37,7 @@ pub(super) struct Place<'d> {
 }
 
 /// Opens a path of the layer as a process would whose root is the layer.
-pub(crate) fn open_in(
+pub(super) fn open_in(
     root: BorrowedFd<'_>,
     path: &[u8],
     flags: OFlags,
@@ -44,7 +45,7 @@ pub(crate) fn open_in(
     open_beneath(root, path, flags, ResolveFlags::empty())
 }
 
-fn open_beneath(
+pub(super) fn open_beneath(
     root: BorrowedFd<'_>,
     path: &[u8],
     flags: OFlags,
@@ -64,6 +65,13 @@ fn open_beneath(
 
 /// What is made in a directory inherits it, so a directory gets it last.
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+/// Xattrs by which overlays mark files.
+pub(super) const MARKERS: [&[u8]; 3] = [
+    b"trusted.overlay.",
+    b"user.overlay.",
+    b"user.fuseoverlayfs.",
+];
 
 pub(super) const DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
@@ -358,7 +366,12 @@ impl<'d> Place<'d> {
     /// Sets the modes and times of directories, inner ones first.
     pub(super) fn finish(&mut self) -> Result<()> {
         self.parent = None;
+        // The last entry of a path counts.
+        let mut done = HashSet::new();
         for (path, entry) in std::mem::take(&mut self.directories).into_iter().rev() {
+            if !done.insert(path.clone()) {
+                continue;
+            }
             let (parent, last) = split(&path);
             // What is no directory any more was replaced by a later entry.
             let Ok(dir) = open_in(self.root, parent, DIR) else {
@@ -437,11 +450,6 @@ impl<'d> Place<'d> {
 /// says what it hides by whiteouts. How many could not be set.
 fn xattrs(at: At<'_>, entry: &Entry, wanted: impl Fn(&[u8]) -> bool) -> Result<u64> {
     let mut lost = 0;
-    const MARKERS: [&[u8]; 3] = [
-        b"trusted.overlay.",
-        b"user.overlay.",
-        b"user.fuseoverlayfs.",
-    ];
     for (name, value) in entry.xattrs.iter().filter(|(name, _)| wanted(name)) {
         if MARKERS.iter().any(|marker| name.starts_with(marker)) {
             tracing::debug!(entry = ?entry.name.escape_ascii(), "overlay marker in a tar dropped");

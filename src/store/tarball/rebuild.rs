@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, Read as _, Write};
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::clean;
@@ -13,6 +13,7 @@ use super::error::{Result, TarError};
 use super::hash::Hasher;
 use super::place::open_in;
 use super::split::{CRC, Line, Reader};
+use crate::layer::types::FileKind;
 use crate::store::Digest;
 use crate::store::error::excerpt;
 
@@ -161,12 +162,14 @@ impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW;
         let fd = open_in(self.diff, &path, flags).map_err(|errno| match errno {
             Errno::NOENT | Errno::NOTDIR => "is missing".to_owned(),
-            Errno::LOOP => "is a symlink, not a file".to_owned(),
+            Errno::LOOP => "is a symbolic link, not a file".to_owned(),
             errno => format!("cannot be opened: {errno}"),
         })?;
         let stat = rustix::fs::fstat(&fd).map_err(|e| format!("cannot be read: {e}"))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err("is not a regular file".to_owned());
+        match FileKind::from_mode(stat.st_mode) {
+            Some(FileKind::Regular) => {}
+            Some(kind) => return Err(format!("is a {kind}, not a file")),
+            None => return Err("is of no known type".to_owned()),
         }
         let length = u64::try_from(stat.st_size).unwrap_or(0);
         if size > 0 && length != size {

@@ -25,7 +25,8 @@ const SPARSE: &[u8] = b"GNU.sparse.";
 /// Reads a tar.
 pub(super) struct Scan<'l, R> {
     input: R,
-    hasher: Hasher,
+    /// None where only the headers are looked at.
+    hasher: Option<Hasher>,
     offset: u64,
     entries: u64,
     /// Bytes of sparse files, holes included.
@@ -102,8 +103,16 @@ impl Extended {
 impl<'l, R: Read> Scan<'l, R> {
     pub(super) fn new(input: R, limits: &'l Limits) -> Result<Self> {
         Ok(Self {
+            hasher: Some(Hasher::new()?),
+            ..Self::headers(input, limits)
+        })
+    }
+
+    /// As `new`, but nothing is hashed.
+    pub(super) fn headers(input: R, limits: &'l Limits) -> Self {
+        Self {
             input,
-            hasher: Hasher::new()?,
+            hasher: None,
             offset: 0,
             entries: 0,
             sparse: 0,
@@ -111,7 +120,7 @@ impl<'l, R: Read> Scan<'l, R> {
             raw: Vec::new(),
             left: 0,
             pad: 0,
-        })
+        }
     }
 
     fn bad(&self, what: &'static str) -> TarError {
@@ -140,8 +149,10 @@ impl<'l, R: Read> Scan<'l, R> {
                 }
             }
         }
-        self.hasher.update(&buffer[..done])?;
-        self.offset += done as u64;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buffer[..done])?;
+        }
+        self.offset = self.offset.saturating_add(done as u64);
         if self.offset > self.limits.bytes {
             let limit = self.limits.bytes;
             return Err(TarError::Limit {
@@ -379,6 +390,26 @@ impl<'l, R: Read> Scan<'l, R> {
         Ok(read)
     }
 
+    /// Passes over the content of the current entry. `skip` passes over that many bytes of
+    /// the input, or some of them: how many.
+    pub(super) fn skip(
+        &mut self,
+        skip: impl Fn(&mut R, u64) -> std::io::Result<u64>,
+    ) -> Result<()> {
+        while self.left > 0 {
+            let passed = skip(&mut self.input, self.left).map_err(|source| TarError::Read {
+                offset: self.offset,
+                source,
+            })?;
+            if passed == 0 {
+                return Err(self.bad("the tar ends within a file: it is truncated"));
+            }
+            self.left = self.left.saturating_sub(passed);
+            self.offset = self.offset.saturating_add(passed);
+        }
+        Ok(())
+    }
+
     /// Reads what follows the archive into tar-split; the digest and length of the stream.
     pub(super) fn finish(
         mut self,
@@ -398,7 +429,11 @@ impl<'l, R: Read> Scan<'l, R> {
         // Docker's ends with an empty piece.
         split.segment(b"")?;
         let bytes = self.offset;
-        Ok((self.hasher.finish()?, bytes))
+        let hasher = match self.hasher {
+            Some(hasher) => hasher,
+            None => Hasher::new()?,
+        };
+        Ok((hasher.finish()?, bytes))
     }
 }
 

@@ -64,6 +64,23 @@ impl Exclusive<'_> {
         files::replace(&tmp, &path, 0o600, &names.to_json())
     }
 
+    /// Gives images names, taken from those that had them, all by one rename.
+    pub(super) fn tag_all<'n>(
+        &self,
+        names: impl IntoIterator<Item = (&'n Reference, Digest)>,
+    ) -> Result<()> {
+        let mut all = self.repositories()?;
+        let mut changed = false;
+        for (name, id) in names {
+            self.store().imagedb().config(&id)?;
+            changed |= all.set(name, &id) != Some(id);
+        }
+        match changed {
+            true => self.write_repositories(&all),
+            false => Ok(()),
+        }
+    }
+
     /// Gives an image a name, taken from the image that had it, which is returned.
     pub fn tag(&self, name: &Reference, id: &Digest) -> Result<Option<Digest>> {
         // Also a damaged image has no business getting a name.

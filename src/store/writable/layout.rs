@@ -56,7 +56,13 @@ pub(super) fn is_ours(root: &Path) -> Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(files::io("open", root)(error)),
     };
-    let marked = marker(root).symlink_metadata().is_ok();
+    let marker = marker(root);
+    let marked = match marker.symlink_metadata() {
+        Ok(_) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        // Such as somebody else's store.
+        Err(error) => return Err(files::io("read", &marker)(error)),
+    };
     for entry in entries {
         let name = entry.map_err(files::io("list", root))?.file_name();
         let name = name.to_string_lossy();

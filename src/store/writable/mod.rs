@@ -17,8 +17,10 @@
 
 mod containers;
 mod files;
+mod fill;
 mod garbage;
 mod images;
+mod intake;
 mod layout;
 mod remove;
 mod staged;
@@ -32,7 +34,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 pub use garbage::{Garbage, Kind, disk_usage};
-pub use remove::{InUse, Removed};
+pub use intake::Intake;
+pub use remove::{InUse, Removed, in_use_on};
 pub use staged::StagedLayer;
 
 use super::beneath::Beneath;

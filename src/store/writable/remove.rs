@@ -37,6 +37,17 @@ struct Going {
     cache_id: Option<CacheId>,
 }
 
+/// An image is mounted there, so it stays.
+pub fn in_use_on(image: &Digest, mountpoint: &Path) -> Error {
+    let mountpoint = mountpoint.display();
+    Error::InUse {
+        what: format!("image {image}"),
+        by: format!(
+            "it is mounted on {mountpoint}, unmount it first (unionfs umount {mountpoint})"
+        ),
+    }
+}
+
 /// How long readers may take before a removal is given up: mounts until they are live,
 /// listings until they are printed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -142,20 +153,15 @@ impl Exclusive<'_> {
         for cache_id in going.iter().filter_map(|going| going.cache_id.as_ref()) {
             let diff = self.writable.layer_dir(cache_id.as_str()).join("diff");
             if let Some(mountpoint) = in_use(&diff) {
-                return Err(Error::InUse {
-                    what: format!("image {id}"),
-                    by: format!(
-                        "it is mounted on {0}, unmount it first (unionfs umount {0})",
-                        mountpoint.display()
-                    ),
-                });
+                return Err(in_use_on(id, &mountpoint));
             }
         }
         let untagged = self.names(id)?;
         let readers = self.writable.exclude_readers()?;
         let mut names = self.repositories()?;
-        names.remove_all(id);
-        self.write_repositories(&names)?;
+        if names.remove_all(id) {
+            self.write_repositories(&names)?;
+        }
         let content = self
             .writable
             .root()

@@ -142,6 +142,11 @@ impl StagedLayer<'_> {
         &mut self.split
     }
 
+    /// The chain ID it will have with this diff ID.
+    pub fn chain_with(&self, diff_id: &Digest) -> Digest {
+        chain::next(self.parent.as_ref(), diff_id)
+    }
+
     /// [`StagedLayer::diff`] and [`StagedLayer::split`], to be used together.
     pub fn parts(&mut self) -> (BorrowedFd<'_>, &mut (impl Write + Send + use<>)) {
         (self.diff.as_fd(), &mut self.split)

@@ -1,0 +1,145 @@
+//! What commands cost whatever the size of an image: `diff` asks about what was changed, not
+//! about what the image holds, and layers go through a fixed amount of memory.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+use unionfs::store::{Digest, Reference, Writable};
+
+use crate::support::{Home, PROGRAM, can_mount, has_tools};
+
+/// An image `big:1` with `count` files, a thousand in each directory.
+fn image(root: &Path, count: usize) {
+    let store = Writable::open(root).unwrap();
+    let store = store.lock().unwrap();
+    let mut staged = store.stage_layer(None).unwrap();
+    for n in 0..count {
+        let dir = staged.diff_path().join(format!("dir{}", n / 1000));
+        if n % 1000 == 0 {
+            std::fs::create_dir(&dir).unwrap();
+        }
+        std::fs::File::create(dir.join(format!("file{n}"))).unwrap();
+    }
+    staged.split().write_all(b"{}\n").unwrap();
+    let diff_id = Digest::of(&count.to_ne_bytes());
+    staged.commit(diff_id, 0).unwrap();
+    let config = json!({"rootfs": {"type": "layers", "diff_ids": [diff_id]}});
+    let id = store.register_image(config.to_string().as_bytes()).unwrap();
+    store.tag(&Reference::parse("big:1").unwrap(), &id).unwrap();
+}
+
+/// System calls of `unionfs diff` after ten changes to an image of so many files.
+fn calls_of_diff(count: usize) -> usize {
+    let home = Home::new();
+    home.dirs(&["mnt"]);
+    image(&home.path("own"), count);
+    home.run(["mount", "--name", "work", "big:1", "mnt"]).ok();
+    let mnt = home.path("mnt");
+    for n in 0..5 {
+        std::fs::write(mnt.join(format!("dir0/new{n}")), "new").unwrap();
+    }
+    for n in 0..3 {
+        std::fs::remove_file(mnt.join(format!("dir1/file{}", 1000 + n))).unwrap();
+    }
+    for n in 0..2 {
+        std::fs::write(mnt.join(format!("dir2/file{}", 2000 + n)), "changed").unwrap();
+    }
+    home.run(["umount", "mnt"]).ok();
+    let mut command = home.command("strace");
+    command.args(["-f", "-qq", "-o", "calls", PROGRAM, "diff", "work"]);
+    let started = std::time::Instant::now();
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let changes = String::from_utf8(output.stdout).unwrap();
+    // The three directories as well.
+    assert_eq!(changes.lines().count(), 10 + 3, "{changes}");
+    let calls = std::fs::read(home.path("calls")).unwrap();
+    let calls = calls.iter().filter(|byte| **byte == b'\n').count();
+    let plain = std::time::Instant::now();
+    home.run(["diff", "work"]).ok();
+    eprintln!(
+        "diff of ten changes in {count} files: {calls} system calls, {:?} ({:?} under strace)",
+        plain.elapsed(),
+        started.elapsed()
+    );
+    calls
+}
+
+#[test]
+fn a_diff_costs_what_was_changed() {
+    if !can_mount() || !has_tools(&["strace"]) {
+        return;
+    }
+    let (few, many) = (calls_of_diff(3_000), calls_of_diff(100_000));
+    // Not one more for 97,000 files, save what the allocator and the linker do as they like.
+    assert!(
+        many <= few + 20,
+        "{few} calls with few files, {many} with many"
+    );
+    assert!(many < 1000, "{many} calls for ten changes");
+}
+
+/// Runs a command to its end; the most memory it had at any time, in KiB (VmHWM of proc(5)).
+fn peak_memory(command: &mut Command) -> u64 {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    let ended = loop {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let now = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+        peak = peak.max(now.unwrap_or(0));
+        match child.try_wait().unwrap() {
+            Some(ended) => break ended,
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    assert!(ended.success(), "{command:?}");
+    assert!(peak > 0);
+    peak
+}
+
+/// The peaks of commit, save and load with one file of so many bytes, all zeros.
+fn peaks(bytes: u64) -> [(&'static str, u64); 3] {
+    let home = Home::new();
+    home.dirs(&["mnt", "rootfs"]);
+    std::fs::write(home.path("rootfs/file"), "").unwrap();
+    home.run(["import", "-q", "rootfs", "base:1"]).ok();
+    home.run(["mount", "--name", "work", "base:1", "mnt"]).ok();
+    let file = std::fs::File::create(home.path("mnt/big")).unwrap();
+    file.set_len(bytes).unwrap();
+    drop(file);
+    home.run(["umount", "mnt"]).ok();
+    let peak = |args: &[&str]| peak_memory(home.command(PROGRAM).args(args));
+    let commit = peak(&["commit", "-q", "work", "big:1"]);
+    let save = peak(&["save", "-q", "-o", "big.tar", "big:1"]);
+    home.run(["rm", "work"]).ok();
+    home.run(["rmi", "big:1"]).ok();
+    let load = peak(&["load", "-q", "-i", "big.tar"]);
+    let size = home.path("big.tar").metadata().unwrap().len();
+    assert!(size > bytes);
+    [("commit", commit), ("save", save), ("load", load)]
+}
+
+/// A layer of a gigabyte takes no more memory than one of sixteen megabytes.
+#[test]
+fn memory_does_not_grow_with_a_layer() {
+    if !can_mount() {
+        return;
+    }
+    for ((what, small), (_, large)) in peaks(16 << 20).into_iter().zip(peaks(1 << 30)) {
+        eprintln!("{what}: {small} KiB for 16 MiB, {large} KiB for 1 GiB");
+        assert!(
+            large < small + (16 << 10),
+            "{what}: {small} KiB, then {large} KiB"
+        );
+        assert!(large < 64 << 10, "{what}: {large} KiB");
+    }
+}

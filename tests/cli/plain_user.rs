@@ -1,0 +1,186 @@
+//! A plain user's own store, below `$XDG_DATA_HOME`: images come in, are mounted, changed,
+//! committed, saved, checked and removed without root; what needs root is refused and told.
+
+use std::path::Path;
+
+use crate::support::{Home, Outcome, PROGRAM, can_mount, has_tools};
+
+const USER: u32 = 65534;
+
+/// A root file system of several owners, with modes that its reader could not read.
+fn rootfs(with_device: bool) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, kind: tar::EntryType, mode, data: &str| {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(1000);
+        header.set_gid(2000);
+        header.set_mtime(1_000_000_000);
+        header.set_size(data.len() as u64);
+        header.set_device_major(1).unwrap();
+        header.set_device_minor(3).unwrap();
+        tar.append_data(&mut header, name, data.as_bytes()).unwrap();
+    };
+    add("etc/", tar::EntryType::Directory, 0o555, "");
+    add("etc/conf", tar::EntryType::Regular, 0o644, "conf");
+    add("etc/shadow", tar::EntryType::Regular, 0, "shadow");
+    add("closed/", tar::EntryType::Directory, 0, "");
+    add("closed/file", tar::EntryType::Regular, 0o600, "file");
+    add("gone", tar::EntryType::Regular, 0o644, "gone");
+    if with_device {
+        add("dev-null", tar::EntryType::Char, 0o666, "");
+    }
+    tar.into_inner().unwrap()
+}
+
+/// In a mount namespace where everybody may open /dev/fuse, as is usual.
+const SCRIPT: &str = r#"
+    mount -t tmpfs none dev && mknod dev/fuse c 10 229 && chmod 666 dev/fuse
+    mount --bind dev/fuse /dev/fuse
+    exec setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all sh -e -c "$0"
+"#;
+
+/// Runs a script as the user, in a home that is his.
+fn as_user(home: &Home, script: &str) -> Outcome {
+    let mut command = home.command("unshare");
+    command.args(["-m", "sh", "-e", "-c", SCRIPT, script]);
+    command
+        .env_remove("UNIONFS_ROOT")
+        .env("XDG_DATA_HOME", home.path("data"));
+    command.env("HOME", home.path("data"));
+    command.output().unwrap().into()
+}
+
+fn home() -> Option<Home> {
+    let tools = ["setpriv", "unshare", "mount", "fusermount3"];
+    if !can_mount() || !has_tools(&tools) {
+        return None;
+    }
+    let home = Home::new();
+    home.dirs(&["dev", "data", "mnt", "out"]);
+    std::fs::remove_dir(home.path("own")).unwrap();
+    // The program must be within the user's reach, wherever it was built.
+    std::fs::copy(PROGRAM, home.path("unionfs")).unwrap();
+    for name in ["run", "data", "mnt", "out"] {
+        std::os::unix::fs::chown(home.path(name), Some(USER), Some(USER)).unwrap();
+    }
+    Some(home)
+}
+
+/// An archive that root made in a store of its own, of the image `app:1`.
+fn archive(home: &Home, to: &str, with_device: bool) {
+    std::fs::write(home.path("rootfs.tar"), rootfs(with_device)).unwrap();
+    let root = home.text("roots");
+    let run = |args: &[&str]| home.run([&["--root", &root], args].concat());
+    run(&["import", "-q", "rootfs.tar", "app:1"]).ok();
+    run(&["save", "-q", "-o", to, "app:1"]).ok();
+    std::fs::remove_dir_all(home.path("roots")).unwrap();
+}
+
+#[test]
+fn an_image_goes_all_the_way_without_root() {
+    let Some(home) = home() else { return };
+    archive(&home, "app.tar", false);
+    let text = as_user(
+        &home,
+        r#"
+        ./unionfs load -q -i app.tar
+        test -d data/unionfs/overlay2
+        ./unionfs verify --all | sed 's/, [^,]* hashed//'
+        ./unionfs save -q -o out/again.tar app:1
+        ./unionfs mount --name work app:1 mnt
+        cat mnt/etc/conf mnt/closed/file
+        echo new > mnt/new
+        rm mnt/gone
+        ./unionfs umount mnt
+        ./unionfs diff work
+        ./unionfs commit -q work app:2 > out/id
+        ./unionfs verify --all | sed 's/, [^,]* hashed//'
+        ./unionfs mount -r app:2 mnt
+        test ! -e mnt/gone
+        cat mnt/new
+        ./unionfs rmi app:2 2>&1 | grep -o 'is in use' || true
+        ./unionfs umount mnt
+        ./unionfs save -q -o out/two.tar app:2
+        ./unionfs rm work
+        ./unionfs rmi app:1 | head -1
+        ./unionfs rmi app:2 | head -1
+        ./unionfs prune
+        ./unionfs images --json
+        ls data/unionfs/overlay2
+        "#,
+    )
+    .ok();
+    let expected = "Loaded image: app:1\n\
+        1 image, 1 layer: no damage\n\
+        conffile\
+        D /gone\nA /new\n\
+        2 images, 2 layers: no damage\n\
+        new\nis in use\nwork\nUntagged: app:1\nUntagged: app:2\n0B reclaimed\n[]\nl\n";
+    assert_eq!(text, expected);
+    // Owners and modes came along: they are in tar-split, though not on the disk.
+    let read = |name: &str| std::fs::read(home.path(name)).unwrap();
+    assert!(
+        read("app.tar") == read("out/again.tar"),
+        "another archive came out"
+    );
+    // Root gets them back.
+    home.run(["load", "-q", "-i", "out/two.tar"]).ok();
+    home.run(["mount", "-r", "app:2", "mnt"]).ok();
+    let owner = |name: &str| {
+        use std::os::unix::fs::MetadataExt as _;
+        let meta = home.path("mnt").join(name).symlink_metadata().unwrap();
+        (meta.uid(), meta.gid(), meta.mode() & 0o7777)
+    };
+    assert_eq!(owner("etc/shadow"), (1000, 2000, 0));
+    assert_eq!(owner("new"), (USER, USER, 0o644));
+    home.run(["umount", "mnt"]).ok();
+}
+
+#[test]
+fn device_nodes_are_refused_and_nothing_is_left() {
+    let Some(home) = home() else { return };
+    archive(&home, "dev.tar", true);
+    for command in ["load -i dev.tar", "import rootfs.tar app:1"] {
+        let outcome = as_user(&home, &format!("./unionfs {command}"));
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        for word in ["dev-null", "device node", "needs root"] {
+            assert!(outcome.stderr.contains(word), "no {word:?} in {outcome:?}");
+        }
+        let left = as_user(
+            &home,
+            "./unionfs prune; ./unionfs verify --all; ls data/unionfs/overlay2",
+        );
+        assert_eq!(
+            left.ok(),
+            "0B reclaimed\n0 images, 0 layers, 0B hashed: no damage\nl\n"
+        );
+    }
+}
+
+/// What is not his, he neither changes nor believes to be changed.
+#[test]
+fn another_users_store_is_not_written_to() {
+    let Some(home) = home() else { return };
+    archive(&home, "app.tar", false);
+    home.run(["load", "-q", "-i", "app.tar"]).ok();
+    let root = home.text("own");
+    let before = std::fs::read(home.path("own/image/overlay2/repositories.json")).unwrap();
+    for command in [
+        "load -q -i app.tar",
+        "rmi app:1",
+        "prune",
+        "tag app:1 mine:1",
+    ] {
+        let outcome = as_user(&home, &format!("./unionfs --root {root} {command}"));
+        assert_eq!(outcome.code, Some(1), "{command}: {outcome:?}");
+        assert!(
+            outcome.stderr.contains("run as the store's owner"),
+            "{command}: {outcome:?}"
+        );
+    }
+    let after = std::fs::read(home.path("own/image/overlay2/repositories.json")).unwrap();
+    assert_eq!(before, after);
+    assert!(Path::new(&root).join("overlay2").is_dir());
+}
