@@ -17,6 +17,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use crate::store::Stores;
 use crate::store::roots::Environment;
 
+mod blobs;
 mod checks;
 mod commit;
 mod compat;
@@ -42,6 +43,8 @@ mod output;
 mod own;
 mod prune;
 mod ps;
+mod pull;
+mod push;
 mod rm;
 mod rmi;
 mod save;
@@ -98,6 +101,8 @@ enum Command {
     Load(load::Args),
     Import(import::Args),
     Save(save::Args),
+    Pull(pull::Args),
+    Push(push::Args),
     Stats(stats::Args),
     Tag(tag::Args),
     Rmi(rmi::Args),
@@ -167,6 +172,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Load(args) => load::run(&args, root),
         Command::Import(args) => import::run(&args, root),
         Command::Save(args) => save::run(&args, root),
+        Command::Pull(args) => pull::run(&args, root),
+        Command::Push(args) => push::run(&args, root),
         Command::Stats(args) => stats::run(&args),
         Command::Tag(args) => tag::run(&args, root),
         Command::Rmi(args) => rmi::run(&args, root),

@@ -16,7 +16,7 @@ Examples:
   unionfs prune --json | jq .bytes
 
 Removed are layers that no image and no read-write layer has, directories and links of no
-layer, and files of commands that were killed. Images without a name stay: unionfs rmi ID.")]
+layer, files of commands that were killed, and downloads that a pull could resume. Images without a name stay: unionfs rmi ID.")]
 pub(super) struct Args {
     /// Only say what would be removed
     #[arg(long, short = 'n')]
@@ -77,6 +77,7 @@ fn text(report: &Report<'_>) -> String {
             Kind::Staging => "unfinished file",
             Kind::ImageMetadata => "notes on no image",
             Kind::NameRecord => "unfinished read-write layer",
+            Kind::Download => "download for a later pull",
         };
         table.row([
             kind.into(),

@@ -309,6 +309,9 @@ pub enum Error {
     /// An image archive is bad.
     #[error(transparent)]
     Archive(#[from] super::archive::ArchiveError),
+    /// A registry, or what it sends.
+    #[error(transparent)]
+    Registry(#[from] super::registry::RegistryError),
 }
 
 impl Error {

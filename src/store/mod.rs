@@ -7,7 +7,7 @@
 //! ```
 //! Stores are Docker's data roots or laid out like one, and are only read. What is written
 //! goes to our own root: [`writable`] changes the store there, [`ephemeral`] makes uppers
-//! of plain mounts. Everything read is
+//! of plain mounts. [`archive`] and [`registry`] are where images come from and go to. Everything read is
 //! hostile: `beneath` opens every file without following symlinks and bounds its
 //! size, digests and cache IDs are types that cannot hold anything else, and chains
 //! are computed, not believed.
@@ -32,6 +32,7 @@ mod layerdb;
 mod listing;
 mod named;
 pub mod reference;
+pub mod registry;
 mod repositories;
 pub mod roots;
 mod single;

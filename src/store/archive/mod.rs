@@ -23,6 +23,7 @@ mod source;
 
 pub use error::ArchiveError;
 pub use import::{Import, import};
+pub(in crate::store) use load::Intake;
 pub use load::{Loaded, load};
 pub use manifest::{Incoming, LayerBlob, images};
 pub use save::{Format, Outgoing, save};
