@@ -74,12 +74,23 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     complain(&listing)
 }
 
+/// Names by digest say what a tag of the same repository meant when it was pulled or pushed:
+/// beside one they are left out.
+fn shown(names: &[Name]) -> impl Iterator<Item = &Name> {
+    let has_tag = |repository: &str| {
+        let mut tags = names.iter().filter(|name| name.tag.is_some());
+        tags.any(|name| name.repository == repository)
+    };
+    let all = names.iter();
+    all.filter(move |name| name.tag.is_some() || !has_tag(&name.repository))
+}
+
 fn table(images: &[&Image]) -> String {
     let mut table = Table::new(&["NAME", "ID", "LAYERS", "SIZE", "UNSHARED", "CREATED"]);
     for image in images {
         let row = Row::new(image);
         let unnamed = [String::from("<none>")];
-        let names: Vec<String> = image.names.iter().map(ToString::to_string).collect();
+        let names: Vec<String> = shown(&image.names).map(ToString::to_string).collect();
         for name in if names.is_empty() {
             &unnamed[..]
         } else {

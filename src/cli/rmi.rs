@@ -9,6 +9,7 @@ use super::output::{print, print_json};
 use super::own::{self, Mounted};
 use super::{error, warn};
 use crate::store::writable::{Exclusive, Removed};
+use crate::store::{Name, Reference};
 
 /// Remove names of images, and images without another name
 #[derive(Debug, clap::Args)]
@@ -68,24 +69,52 @@ fn remove(
     let (id, name) = own::find(store, image, root)?;
     let names = store.names(&id)?;
     match name {
-        Some(name) if names.len() > 1 => {
-            store.untag(&name)?;
-            let untagged = names.into_iter().filter(|n| n.is(&name)).collect();
-            return Ok(Removed {
-                untagged,
-                ..Removed::default()
-            });
+        Some(name) => {
+            let (going, others): (Vec<Name>, Vec<Name>) = names
+                .iter()
+                .cloned()
+                .partition(|n| goes_with(n, &name, &names));
+            if !others.is_empty() {
+                for name in &going {
+                    store.untag(&Reference::parse(&name.to_string())?)?;
+                }
+                return Ok(Removed {
+                    untagged: going,
+                    ..Removed::default()
+                });
+            }
         }
-        None if names.len() > 1 && !force => {
+        None if tags(&names) > 1 && !force => {
             let names: Vec<String> = names.iter().map(ToString::to_string).collect();
             bail!(
                 "image {id} has several names ({}): give those to go, or --force",
                 names.join(", ")
             );
         }
-        _ => (),
+        None => (),
     }
     Ok(store.remove_image(&id, &|diff| mounted.find(diff))?)
+}
+
+/// Whether a name is taken away with `asked`: as in Docker, a name by digest does not
+/// outlive the last tag of its repository.
+fn goes_with(name: &Name, asked: &Reference, all: &[Name]) -> bool {
+    let is_last_tag = || {
+        let repository = asked.familiar_name();
+        let mut others = all.iter().filter(|n| n.repository == repository);
+        asked.digest().is_none() && others.all(|n| n.tag.is_none() || n.is(asked))
+    };
+    let same = name.repository == asked.familiar_name();
+    name.is(asked) || (same && name.tag.is_none() && is_last_tag())
+}
+
+/// How many names there are, not counting those by digest beside a tag.
+fn tags(names: &[Name]) -> usize {
+    let counted = names.iter().filter(|name| {
+        let mut tags = names.iter().filter(|n| n.tag.is_some());
+        name.tag.is_some() || !tags.any(|n| n.repository == name.repository)
+    });
+    counted.count()
 }
 
 fn text(removed: &[Removed]) -> String {
