@@ -53,7 +53,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let stores = open_stores(root)?;
     let (store, id) = stores.locate(&args.image)?;
     let image = store.image(&id)?;
-    let ours = own::existing(root)?;
+    // None of ours, as with --root of Docker: nothing is noted there.
+    let ours = own::existing(root).ok().flatten();
     let options = PushOptions {
         access: args.registry.access(),
         kind: match args.format {

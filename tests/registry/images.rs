@@ -15,7 +15,7 @@ pub(crate) fn home() -> Home {
 
 /// The image's ID as its store tells it.
 pub(crate) fn id(home: &Home, root: &str, image: &str) -> String {
-    let about = home.json(["--root", root, "inspect", image]);
+    let about = home.json(["--root", root, "inspect", "--json", image]);
     let about = about.as_array().map_or(&about, |all| &all[0]);
     about["id"].as_str().unwrap().to_owned()
 }

@@ -23,11 +23,12 @@ fn every_format_gives_the_same_image_and_pulling_again_moves_no_blob() {
         return;
     }
     let home = home();
-    let server = Server::start(&home);
-    let proxy = Proxy::start(server.port, |_| Act::Pass);
     let docker = home.text("docker");
     let expected = id(&home, &docker, "sample:1");
     for (number, format) in FORMATS.iter().enumerate() {
+        // Each in a registry of its own, else skopeo takes the blobs that are there.
+        let server = Server::start(&home);
+        let proxy = Proxy::start(server.port, |_| Act::Pass);
         let tag = format!("app:{number}");
         serve(&home, &server, "1", &tag, format);
         let (_, raw) = inspect(&server, &tag);

@@ -61,8 +61,8 @@ fn what_is_pushed_is_seen_copied_and_comes_back_the_same() {
         assert_eq!(pulled["id"], expected);
         assert_eq!(pulled["digest"], pushed["digest"]);
         let layers = |root: &str, image: &str| {
-            let about = home.json(["--root", root, "inspect", image]);
-            about[0]["layers"]
+            let about = home.json(["--root", root, "inspect", "--json", image]);
+            about["layers"]
                 .clone()
                 .as_array()
                 .unwrap()
@@ -186,8 +186,8 @@ fn a_damaged_layer_is_not_pushed() {
     let home = home();
     let server = Server::start(&home);
     let docker = home.text("docker");
-    let about = home.json(["--root", &docker, "inspect", "sample:1"]);
-    let top = about[0]["layers"][0]["path"].as_str().unwrap().to_owned();
+    let about = home.json(["--root", &docker, "inspect", "--json", "sample:1"]);
+    let top = about["layers"][0]["path"].as_str().unwrap().to_owned();
     std::fs::write(format!("{top}/etc/passwd"), "root::0:0::/:\n").unwrap();
     home.run([
         "--root",

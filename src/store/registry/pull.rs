@@ -77,7 +77,7 @@ pub fn fetch<'o>(
     show: Show<'o>,
 ) -> Result<Fetched<'o>> {
     let client = Client::open(name, "pull", &options.access)?;
-    let (digest, manifest) = resolve(&client, name, options)?;
+    let (digest, manifest, chosen) = resolve(&client, name, options)?;
     let config = config(&client, store, &manifest.config)?;
     let what = client.name().to_owned();
     let parsed = imagedb::parse(Path::new("its configuration"), &config)
@@ -87,7 +87,8 @@ pub fn fetch<'o>(
         let why = format!("its configuration tells of {told} layers, its manifest of {given}");
         return Err(RegistryError::malformed(what, why).into());
     }
-    if let Some(wanted) = &options.platform {
+    // What an index says counts more than what its images say.
+    if let Some(wanted) = options.platform.as_ref().filter(|_| !chosen) {
         let os = parsed.os.as_deref().unwrap_or("linux");
         let arch = parsed.architecture.as_deref().unwrap_or_default();
         let any = Platform {
@@ -118,8 +119,13 @@ pub fn fetch<'o>(
     Ok(fetched)
 }
 
-/// The manifest meant, and the digest of what the name itself leads to.
-fn resolve(client: &Client, name: &Reference, options: &PullOptions) -> Result<(Digest, Manifest)> {
+/// The digest of what the name itself leads to, the manifest meant, and whether an index
+/// led there.
+fn resolve(
+    client: &Client,
+    name: &Reference,
+    options: &PullOptions,
+) -> Result<(Digest, Manifest, bool)> {
     let platform = options.platform.clone().unwrap_or_else(Platform::here);
     let what = client.name();
     let mut expected = match name.digest() {
@@ -135,7 +141,7 @@ fn resolve(client: &Client, name: &Reference, options: &PullOptions) -> Result<(
         let (digest, media, bytes) = get_manifest(client, name, expected)?;
         let top = *first.get_or_insert(digest);
         match manifest::parse(what, &media, &bytes, &platform)? {
-            Document::Image(image) => return Ok((top, image)),
+            Document::Image(image) => return Ok((top, image, digest != top)),
             Document::Index(next) => expected = Some(next),
         }
     }
