@@ -16,8 +16,8 @@ command -v cargo >/dev/null || {
 # and who read ours; the tools that tests/suites runs on the mount.
 packages=(fuse3 docker.io busybox-static libcap2-bin attr fio strace fuse-overlayfs buildah)
 packages+=(git python3-pip rpm sqlite3)
-# A registry, and somebody else who uses it (tests/registry).
-packages+=(docker-registry skopeo)
+# A registry, its certificate, and somebody else who uses it (tests/registry).
+packages+=(docker-registry openssl skopeo)
 if [ "$(id -u)" = 0 ] || [ -n "${UNIONFS_REQUIRE_ALL:-}" ]; then
     ci/install.sh "${packages[@]}"
 else

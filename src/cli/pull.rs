@@ -8,6 +8,7 @@ use super::output::{print, print_json};
 use super::own;
 use super::transfer::Transfer;
 use crate::store::Reference;
+use crate::store::archive::Progress;
 use crate::store::registry::{
     Access, CredentialFiles, PARALLEL, Platform, PullOptions, Retry, fetch,
 };
@@ -92,7 +93,11 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     // Not before: others may use the store while blobs come in.
     let locked = own::lock(&store)?;
     let transfer = Transfer::new(args.quiet, "unpacked");
-    let pulled = fetched.register(&locked, &|step| transfer.show(step))?;
+    let pulled = fetched.register(&locked, &|step| match step {
+        // That was said before the downloads.
+        Progress::Exists { .. } => (),
+        step => transfer.show(step),
+    })?;
     if args.json {
         return print_json(&pulled);
     }

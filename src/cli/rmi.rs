@@ -18,8 +18,9 @@ Examples:
   unionfs rmi myapp:1
   unionfs rmi --force 1f0c
 
-A name of several is only taken away. With the last name, or by ID, the image goes, with the
-layers that no other image has. Refused while a read-write layer (unionfs ps -a) or a mount
+A name of several is only taken away; one by digest (from pull or push) goes with the last tag
+of its repository. With the last name, or by ID, the image goes, with the layers that no other
+image has. Refused while a read-write layer (unionfs ps -a) or a mount
 needs it.")]
 pub(super) struct Args {
     /// Names or IDs

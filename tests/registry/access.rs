@@ -18,7 +18,7 @@ fn guarded(home: &Home) -> Server {
     let path = home.path("htpasswd");
     std::fs::write(&path, HTPASSWD).unwrap();
     let auth = format!("auth: {{htpasswd: {{realm: cave, path: {path:?}}}}}\n");
-    Server::start_with(home, &auth)
+    Server::start_with(home, &auth, "")
 }
 
 /// Stores a login for a host.

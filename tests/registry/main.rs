@@ -10,10 +10,12 @@
 mod access;
 mod broken;
 mod images;
+mod killed;
 mod proxy;
 mod pull;
 mod push;
 mod server;
+mod tls;
 
 #[path = "../cli/support.rs"]
 mod support;

@@ -77,15 +77,9 @@ fn what_is_pushed_is_seen_copied_and_comes_back_the_same() {
                 .contains("no damage")
         );
     }
-    assert!(
-        home.path("docker")
-            .join("image/overlay2/repositories.json")
-            .exists()
-    );
-    assert!(
-        !home.path("docker/image/overlay2/distribution").exists(),
-        "only read"
-    );
+    // Docker's store is only read.
+    let notes = home.path("docker/image/overlay2/distribution");
+    assert_eq!(std::fs::read_dir(notes).unwrap().count(), 0);
 }
 
 #[test]
@@ -157,7 +151,11 @@ fn uploads_are_tried_again_and_what_cannot_be_pushed_is_said() {
     let times = std::sync::atomic::AtomicUsize::new(0);
     let proxy = Proxy::start(server.port, move |asked| {
         let upload = asked.method == "POST" || asked.method == "PUT";
-        match upload && times.fetch_add(1, std::sync::atomic::Ordering::SeqCst) % 3 == 0 {
+        match upload
+            && times
+                .fetch_add(1, std::sync::atomic::Ordering::SeqCst)
+                .is_multiple_of(3)
+        {
             true => Act::Answer("502 Bad Gateway".to_owned(), String::new()),
             false => Act::Pass,
         }

@@ -30,18 +30,18 @@ fn free_port() -> u16 {
 
 impl Server {
     pub(crate) fn start(home: &Home) -> Self {
-        Self::start_with(home, "")
+        Self::start_with(home, "", "")
     }
 
-    /// `more`: further lines of its configuration.
-    pub(crate) fn start_with(home: &Home, more: &str) -> Self {
+    /// `more`: further lines of its configuration; `http`: what else is in that section.
+    pub(crate) fn start_with(home: &Home, more: &str, http: &str) -> Self {
         let port = free_port();
         let storage = home.path(&format!("registry-{port}"));
         let config = home.path(&format!("registry-{port}.yml"));
         let text = format!(
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {storage:?}}}}}\n\
-             http: {{addr: \"127.0.0.1:{port}\", secret: test}}\n{more}"
+             {more}http: {{addr: \"127.0.0.1:{port}\", secret: test{http}}}\n"
         );
         std::fs::write(&config, text).unwrap();
         let child = Command::new("docker-registry")

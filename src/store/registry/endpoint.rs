@@ -195,4 +195,34 @@ mod tests {
         let signed = uri("https://user:pw@cdn.example/blob?X-Signature=secret");
         assert_eq!(shown(&signed), "https://cdn.example/blob");
     }
+
+    /// Any certificate (openssl req -x509 -newkey ec).
+    const PEM: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBdTCCARugAwIBAgIUDh7jVOq3fl3/gKoLSxVoNrX7g3wwCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjQxMjEyNDVaGA8yMTI2MTAzMTEyMTI0
+NVowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABDdK
+b0/XZa5wN+YOAh0ho8k1R5FdL1wufj0QaBKvGOMhfmWAXSiWx0HZbeH8Lf9hORnw
+ixgm9muPq2bTPYkROD2jUzBRMB0GA1UdDgQWBBSNQuXp3W8onB4AaINebnVyPHew
+RzAfBgNVHSMEGDAWgBSNQuXp3W8onB4AaINebnVyPHewRzAPBgNVHRMBAf8EBTAD
+AQH/MAoGCCqGSM49BAMCA0gAMEUCIEJinEnPm0mq2YHgYzDyUoya2nwzjIJGlnM+
+8pHAM1XjAiEAmUJyrQ9tdsreGoSxqqQUkmJMmKAzutQrcCLQaff30Us=
+-----END CERTIFICATE-----
+";
+
+    #[test]
+    fn a_registry_has_certificates_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |host: &str| certificates(host, dir.path());
+        let system = of("r.example:5000").unwrap().len();
+        let own = dir.path().join("r.example:5000");
+        std::fs::create_dir(&own).unwrap();
+        std::fs::write(own.join("ca.crt"), PEM).unwrap();
+        std::fs::write(own.join("client.cert"), "another kind").unwrap();
+        assert_eq!(of("r.example:5000").unwrap().len(), system + 1);
+        assert_eq!(of("r.example").unwrap().len(), system);
+        std::fs::write(own.join("bad.crt"), &PEM[..100]).unwrap();
+        let error = of("r.example:5000").unwrap_err().to_string();
+        assert!(error.contains("bad.crt"), "{error}");
+    }
 }

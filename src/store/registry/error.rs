@@ -15,6 +15,16 @@ pub enum RegistryError {
         /// Why.
         why: String,
     },
+    /// Nobody known says that it is who it should be.
+    #[error(
+        "{url}: {why}; if it is right, put the certificate of its authority among the system's or into /etc/docker/certs.d/HOST/ca.crt"
+    )]
+    Untrusted {
+        /// What was asked for.
+        url: String,
+        /// What is wrong with its certificate.
+        why: String,
+    },
     /// The registry has no such thing, or does not show it to this user.
     #[error("{what}: the registry has none{message}; check the name, and that the user may see it")]
     NotFound {

@@ -86,11 +86,21 @@ impl Retry {
 
 /// What came instead of an answer. `url` is for the message.
 pub(super) fn transport(url: &str, error: ureq::Error) -> Failure {
+    let tls = match &error {
+        ureq::Error::Rustls(error) => Some(error),
+        ureq::Error::Io(error) => error.get_ref().and_then(|e| e.downcast_ref()),
+        _ => None,
+    };
+    if let Some(rustls::Error::InvalidCertificate(why)) = tls {
+        return RegistryError::Untrusted {
+            url: url.to_owned(),
+            why: format!("its certificate is not trusted ({why})"),
+        }
+        .into();
+    }
     let transient = match &error {
         ureq::Error::Timeout(_) => true,
-        ureq::Error::Io(error) => {
-            is_transient(error.kind()) && !error.get_ref().is_some_and(|e| e.is::<rustls::Error>())
-        }
+        ureq::Error::Io(error) => tls.is_none() && is_transient(error.kind()),
         _ => false,
     };
     let error = RegistryError::Unreachable {
