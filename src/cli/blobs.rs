@@ -4,11 +4,11 @@
 use std::collections::HashMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::output::{one_line, size};
-use super::transfer::bar;
 use crate::store::Digest;
 use crate::store::registry::Event;
 
@@ -51,6 +51,7 @@ impl Blobs {
                 let bar = self.bars.as_ref().map(|bars| {
                     let bar = bars.add(bar(&digest.short(), size));
                     bar.set_position(have);
+                    bar.enable_steady_tick(Duration::from_millis(100));
                     bar
                 });
                 running.insert(*digest, Running { bytes: size, bar });
@@ -93,5 +94,14 @@ impl Blobs {
                 let _ = writeln!(std::io::stderr(), "{text}");
             }
         }
+    }
+}
+
+fn bar(what: &str, bytes: u64) -> ProgressBar {
+    let bar = ProgressBar::new(bytes).with_message(what.to_owned());
+    let form = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}";
+    match ProgressStyle::with_template(form) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
     }
 }

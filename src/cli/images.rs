@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::bail;
 use serde::Serialize;
 
+use super::names::shown;
 use super::output::{Table, print, print_json, size};
 use super::{open_stores, warn};
 use crate::store::{Image, Listing, Name};
@@ -72,17 +73,6 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         false => print(&table(&shown))?,
     }
     complain(&listing)
-}
-
-/// Names by digest say what a tag of the same repository meant when it was pulled or pushed:
-/// beside one they are left out.
-fn shown(names: &[Name]) -> impl Iterator<Item = &Name> {
-    let has_tag = |repository: &str| {
-        let mut tags = names.iter().filter(|name| name.tag.is_some());
-        tags.any(|name| name.repository == repository)
-    };
-    let all = names.iter();
-    all.filter(move |name| name.tag.is_some() || !has_tag(&name.repository))
 }
 
 fn table(images: &[&Image]) -> String {

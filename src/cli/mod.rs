@@ -38,6 +38,7 @@ mod logging;
 mod man;
 mod mount;
 mod named;
+mod names;
 pub mod options;
 mod output;
 mod own;

@@ -3,15 +3,12 @@
 use std::path::Path;
 
 use super::blobs::Blobs;
-use super::error::Usage;
 use super::output::{print, print_json};
 use super::own;
 use super::transfer::Transfer;
 use crate::store::Reference;
-use crate::store::archive::Progress;
-use crate::store::registry::{
-    Access, CredentialFiles, PARALLEL, Platform, PullOptions, Retry, fetch,
-};
+use crate::store::archive::{Platform, Progress};
+use crate::store::registry::{Access, CredentialFiles, PARALLEL, PullOptions, Retry, fetch};
 use crate::store::tarball::Limits;
 
 /// Take an image from a registry into our own store
@@ -31,8 +28,8 @@ pub(super) struct Args {
     /// The image: [HOST/]NAME[:TAG][@DIGEST]; a digest is all that counts where there is one
     image: String,
     /// Which one of several: os/architecture[/variant] [default: this machine's]
-    #[arg(long, value_name = "PLATFORM")]
-    platform: Option<String>,
+    #[arg(long, value_name = "PLATFORM", value_parser = platform)]
+    platform: Option<Platform>,
     #[command(flatten)]
     registry: RegistryArgs,
     /// Refuse layers that unpack to more bytes
@@ -57,6 +54,11 @@ pub(super) struct RegistryArgs {
     pub(super) parallel: usize,
 }
 
+fn platform(text: &str) -> Result<Platform, String> {
+    let what = "write os/architecture[/variant], such as linux/arm/v7";
+    Platform::parse(text).ok_or_else(|| what.to_owned())
+}
+
 fn at_once(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number @ 1..=64) => Ok(number),
@@ -76,10 +78,9 @@ impl RegistryArgs {
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let name = Reference::parse(&args.image)?;
-    let platform = args.platform.as_ref().map(|text| text.parse::<Platform>());
     let options = PullOptions {
         access: args.registry.access(),
-        platform: platform.transpose().map_err(Usage)?,
+        platform: args.platform.clone(),
         parallel: args.registry.parallel,
         limits: Limits {
             bytes: args.max_layer_size,

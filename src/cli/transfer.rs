@@ -1,6 +1,5 @@
 //! How layers that come in or go out are shown: a bar each on a terminal, else a line each,
-//! on stderr. Called by `load`, `import`, `save`
-//! and `pull`.
+//! on stderr. Called by `load`, `import` and `save`.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Mutex, PoisonError};
@@ -66,7 +65,7 @@ impl Transfer {
     }
 }
 
-pub(super) fn bar(layer: &str, bytes: u64) -> ProgressBar {
+fn bar(layer: &str, bytes: u64) -> ProgressBar {
     let bar = ProgressBar::new(bytes).with_message(layer.to_owned());
     let form = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}";
     if let Ok(style) = ProgressStyle::with_template(form) {

@@ -303,15 +303,15 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A registry, or what it sends.
+    #[error(transparent)]
+    Registry(#[from] super::registry::RegistryError),
     /// A layer's tar, or what is needed to make it again, is bad.
     #[error(transparent)]
     Tar(#[from] super::tarball::TarError),
     /// An image archive is bad.
     #[error(transparent)]
     Archive(#[from] super::archive::ArchiveError),
-    /// A registry, or what it sends.
-    #[error(transparent)]
-    Registry(#[from] super::registry::RegistryError),
 }
 
 impl Error {

@@ -1,5 +1,5 @@
-//! Images of an archive become images of a store of ours. Called by the cli's `load`
-//! and by `registry`.
+//! Images of an archive become images of a store of ours. Called by the cli's `load` and by
+//! `registry`.
 
 use serde::Serialize;
 
@@ -45,13 +45,6 @@ pub fn load(
         );
         return Err(ArchiveError::entry(source.name(), "the archive", what).into());
     }
-    let intake = Intake {
-        store,
-        source,
-        limits,
-        progress,
-        ready: &|_| Ok(()),
-    };
     incoming
         .iter()
         .map(|image| {
@@ -60,142 +53,145 @@ pub fn load(
             } else {
                 names
             };
-            intake.take(image, names)
+            take(store, source, image, names, limits, progress)
         })
         .collect()
 }
 
-/// Where images come from and go to.
-pub(in crate::store) struct Intake<'a> {
-    pub(in crate::store) store: &'a Exclusive<'a>,
-    pub(in crate::store) source: &'a Source,
-    pub(in crate::store) limits: &'a Limits,
-    pub(in crate::store) progress: &'a (dyn Fn(Progress<'_>) + Sync),
-    /// Called before a layer's blob is opened.
-    pub(in crate::store) ready: &'a dyn Fn(&LayerBlob) -> Result<()>,
+/// Makes it an image of the store, all of it or nothing.
+pub(in crate::store) fn take(
+    store: &Exclusive<'_>,
+    source: &Source,
+    image: &Incoming,
+    names: &[Reference],
+    limits: &Limits,
+    progress: &(dyn Fn(Progress<'_>) + Sync),
+) -> Result<Loaded> {
+    let mut new_layers = Vec::new();
+    let outcome = layers(store, source, image, limits, progress, &mut new_layers)
+        .and_then(|()| store.register_image(&image.config));
+    let id = match outcome {
+        Ok(id) => id,
+        Err(error) => {
+            // The first failure is the one to report; what stays, prune finds.
+            if let Err(later) = store.discard_layers(&new_layers) {
+                tracing::warn!(%later, "layers without an image stay");
+            }
+            return Err(error);
+        }
+    };
+    for name in names {
+        store.tag(name, &id)?;
+    }
+    Ok(Loaded {
+        id,
+        names: names.iter().map(Reference::key).collect(),
+        new_layers,
+    })
 }
 
-impl Intake<'_> {
-    /// Makes an image of it, all of it or nothing.
-    pub(in crate::store) fn take(&self, image: &Incoming, names: &[Reference]) -> Result<Loaded> {
-        let mut new_layers = Vec::new();
-        let outcome = self
-            .layers(image, &mut new_layers)
-            .and_then(|()| self.store.register_image(&image.config));
-        let id = match outcome {
-            Ok(id) => id,
-            Err(error) => {
-                // The first failure is the one to report; what stays, prune finds.
-                if let Err(later) = self.store.discard_layers(&new_layers) {
-                    tracing::warn!(%later, "layers without an image stay");
-                }
-                return Err(error);
-            }
-        };
-        for name in names {
-            self.store.tag(name, &id)?;
+fn layers(
+    store: &Exclusive<'_>,
+    source: &Source,
+    image: &Incoming,
+    limits: &Limits,
+    progress: &(dyn Fn(Progress<'_>) + Sync),
+    new: &mut Vec<Digest>,
+) -> Result<()> {
+    let chain = chain::chain_ids(&image.diff_ids);
+    let mut parent = None;
+    for ((diff_id, blob), chain) in image.diff_ids.iter().zip(&image.layers).zip(&chain) {
+        if store.has_layer(chain)? {
+            progress(Progress::Exists { diff_id });
+        } else {
+            let staged = store.stage_layer(parent)?;
+            one_layer(source, blob, diff_id, staged, limits, progress)?;
+            new.push(*chain);
+            progress(Progress::Done);
         }
-        Ok(Loaded {
-            id,
-            names: names.iter().map(Reference::key).collect(),
-            new_layers,
-        })
+        parent = Some(chain);
     }
+    Ok(())
+}
 
-    fn layers(&self, image: &Incoming, new: &mut Vec<Digest>) -> Result<()> {
-        let chain = chain::chain_ids(&image.diff_ids);
-        let mut parent = None;
-        for ((diff_id, blob), chain) in image.diff_ids.iter().zip(&image.layers).zip(&chain) {
-            if self.store.has_layer(chain)? {
-                (self.progress)(Progress::Exists { diff_id });
-            } else {
-                (self.ready)(blob)?;
-                let staged = self.store.stage_layer(parent)?;
-                self.one_layer(blob, diff_id, staged)?;
-                new.push(*chain);
-                (self.progress)(Progress::Done);
-            }
-            parent = Some(chain);
+fn one_layer(
+    source: &Source,
+    blob: &LayerBlob,
+    diff_id: &Digest,
+    mut staged: StagedLayer<'_>,
+    limits: &Limits,
+    progress: &(dyn Fn(Progress<'_>) + Sync),
+) -> Result<()> {
+    let shown = excerpt(blob.path.as_bytes());
+    let unpacked = unpack_blob(source, blob, diff_id, &mut staged, limits, progress)?;
+    if unpacked.diff_id != *diff_id {
+        return Err(ArchiveError::Digest {
+            archive: source.name().to_owned(),
+            entry: shown,
+            expected: *diff_id,
+            actual: unpacked.diff_id,
         }
-        Ok(())
+        .into());
     }
+    staged.commit(unpacked.diff_id, unpacked.size).map(drop)
+}
 
-    fn one_layer(
-        &self,
-        blob: &LayerBlob,
-        diff_id: &Digest,
-        mut staged: StagedLayer<'_>,
-    ) -> Result<()> {
-        let unpacked = self.unpack_blob(blob, diff_id, &mut staged)?;
-        if unpacked.diff_id != *diff_id {
-            return Err(ArchiveError::Digest {
-                archive: self.source.name().to_owned(),
-                entry: excerpt(blob.path.as_bytes()),
-                expected: *diff_id,
-                actual: unpacked.diff_id,
-            }
-            .into());
+fn unpack_blob(
+    source: &Source,
+    blob: &LayerBlob,
+    diff_id: &Digest,
+    staged: &mut StagedLayer<'_>,
+    limits: &Limits,
+    progress: &(dyn Fn(Progress<'_>) + Sync),
+) -> Result<Unpacked> {
+    let shown = || excerpt(blob.path.as_bytes());
+    let entry = source.open_entry(&blob.path)?;
+    let entry = entry.ok_or_else(|| ArchiveError::Missing {
+        archive: source.name().to_owned(),
+        entry: shown(),
+    })?;
+    let bytes = entry.len();
+    if blob.size.is_some_and(|declared| declared != bytes) {
+        let what = format!("{bytes} bytes, not the {} declared", blob.size.unwrap_or(0));
+        return Err(ArchiveError::entry(source.name(), &shown(), what).into());
+    }
+    progress(Progress::Layer { diff_id, bytes });
+    let failed = |error| ArchiveError::read(source.name(), error);
+    let counter = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let passed = {
+        let counter = counter.clone();
+        move |bytes| {
+            counter.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
         }
-        staged.commit(unpacked.diff_id, unpacked.size).map(drop)
-    }
-
-    fn unpack_blob(
-        &self,
-        blob: &LayerBlob,
-        diff_id: &Digest,
-        staged: &mut StagedLayer<'_>,
-    ) -> Result<Unpacked> {
-        let (source, progress) = (self.source, self.progress);
-        let shown = || excerpt(blob.path.as_bytes());
-        let entry = source.open_entry(&blob.path)?;
-        let entry = entry.ok_or_else(|| ArchiveError::Missing {
+    };
+    let pipeline = Pipeline::start(entry, passed).map_err(failed)?;
+    let mut stream = Told {
+        pipeline,
+        tell: || {
+            progress(Progress::Bytes(
+                counter.swap(0, std::sync::atomic::Ordering::Relaxed),
+            ))
+        },
+    };
+    let dialect = staged.dialect();
+    let (diff, split) = staged.parts();
+    let unpacked =
+        unpack(&mut stream, diff, dialect, split, limits).map_err(|error| ArchiveError::Layer {
             archive: source.name().to_owned(),
             entry: shown(),
+            diff_id: *diff_id,
+            source: Box::new(error),
         })?;
-        let bytes = entry.len();
-        if blob.size.is_some_and(|declared| declared != bytes) {
-            let what = format!("{bytes} bytes, not the {} declared", blob.size.unwrap_or(0));
-            return Err(ArchiveError::entry(source.name(), &shown(), what).into());
+    let actual = stream.pipeline.finish().map_err(failed)?;
+    match blob.digest {
+        Some(expected) if expected != actual => Err(ArchiveError::Digest {
+            archive: source.name().to_owned(),
+            entry: shown(),
+            expected,
+            actual,
         }
-        progress(Progress::Layer { diff_id, bytes });
-        let failed = |error| ArchiveError::read(source.name(), error);
-        let counter = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
-        let passed = {
-            let counter = counter.clone();
-            move |bytes| {
-                counter.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
-            }
-        };
-        let pipeline = Pipeline::start(entry, passed).map_err(failed)?;
-        let mut stream = Told {
-            pipeline,
-            tell: || {
-                progress(Progress::Bytes(
-                    counter.swap(0, std::sync::atomic::Ordering::Relaxed),
-                ))
-            },
-        };
-        let dialect = staged.dialect();
-        let (diff, split) = staged.parts();
-        let unpacked = unpack(&mut stream, diff, dialect, split, self.limits).map_err(|error| {
-            ArchiveError::Layer {
-                archive: source.name().to_owned(),
-                entry: shown(),
-                diff_id: *diff_id,
-                source: Box::new(error),
-            }
-        })?;
-        let actual = stream.pipeline.finish().map_err(failed)?;
-        match blob.digest {
-            Some(expected) if expected != actual => Err(ArchiveError::Digest {
-                archive: source.name().to_owned(),
-                entry: shown(),
-                expected,
-                actual,
-            }
-            .into()),
-            _ => Ok(unpacked),
-        }
+        .into()),
+        _ => Ok(unpacked),
     }
 }
 

@@ -18,14 +18,16 @@ mod error;
 mod import;
 mod load;
 mod manifest;
+mod platform;
 mod save;
 mod source;
 
 pub use error::ArchiveError;
 pub use import::{Import, import};
-pub(in crate::store) use load::Intake;
+pub(in crate::store) use load::take;
 pub use load::{Loaded, load};
 pub use manifest::{Incoming, LayerBlob, images};
+pub use platform::Platform;
 pub use save::{Format, Outgoing, save};
 
 pub use source::Source;

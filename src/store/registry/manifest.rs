@@ -8,8 +8,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::error::RegistryError;
-use super::platform::Platform;
 use crate::store::Digest;
+use crate::store::archive::Platform;
 use crate::store::chain::MAX_LAYERS;
 use crate::store::error::{Result, excerpt};
 use crate::store::json;
@@ -110,14 +110,7 @@ struct RawDocument {
 #[derive(Deserialize)]
 struct RawEntry {
     digest: String,
-    platform: Option<RawPlatform>,
-}
-
-#[derive(Deserialize)]
-struct RawPlatform {
-    os: String,
-    architecture: String,
-    variant: Option<String>,
+    platform: Option<Platform>,
 }
 
 #[derive(Deserialize)]
@@ -204,11 +197,12 @@ fn digest(what: &str, text: &str) -> Result<Digest> {
 fn choose(what: &str, entries: &[RawEntry], wanted: &Platform) -> Result<Digest> {
     let considered = entries.iter().take(MAX_IMAGES);
     let fitting = considered.filter_map(|entry| {
-        let p = entry.platform.as_ref()?;
-        let fit = wanted.fits(&p.os, &p.architecture, p.variant.as_deref())?;
-        Some((fit, entry))
+        let suits = wanted.suits(entry.platform.as_ref()?)?;
+        Some((suits, entry))
     });
-    if let Some((_, entry)) = fitting.min_by_key(|(fit, _)| *fit) {
+    // Of equals the first: `max_by_key` alone takes the last.
+    let best = fitting.rev().max_by_key(|(suits, _)| *suits);
+    if let Some((_, entry)) = best {
         return digest(what, &entry.digest);
     }
     // One alone that says nothing can only be meant.
@@ -228,8 +222,7 @@ fn choose(what: &str, entries: &[RawEntry], wanted: &Platform) -> Result<Digest>
         .filter(|p| p.os != "unknown")
         .take(30)
         .map(|p| {
-            let variant = p.variant.iter().map(|v| format!("/{v}"));
-            let text = format!("{}/{}{}", p.os, p.architecture, variant.collect::<String>());
+            let text = p.to_string();
             text.chars()
                 .filter(|c| c.is_ascii_graphic())
                 .take(60)
@@ -264,7 +257,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Document> {
-        let platform = "linux/arm/v7".parse().unwrap();
+        let platform = Platform::parse("linux/arm/v7").unwrap();
         parse("app:1", OCI_INDEX, text.as_bytes(), &platform)
     }
 
@@ -278,8 +271,9 @@ mod tests {
               {{"digest":"x","platform":{{"os":"unknown","architecture":"unknown"}}}}]}}"#
         );
         assert!(matches!(read(&text).unwrap(), Document::Index(d) if d == seven));
-        let error = read(&text.replace("v7", "v5")).unwrap_err().to_string();
-        assert!(error.contains("linux/arm/v6, linux/arm/v5:"), "{error}");
+        let error = read(&text.replace("v6", "v8").replace("v7", "v9"));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("linux/arm/v8, linux/arm/v9:"), "{error}");
     }
 
     #[test]

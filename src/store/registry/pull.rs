@@ -2,7 +2,6 @@
 //! without keeping anybody from the store, then it is taken in under the store's lock. Called
 //! by the cli's `pull`.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -15,9 +14,8 @@ use super::download::{Fetch, is_worth_keeping};
 use super::error::RegistryError;
 use super::manifest::{self, Blob, Document, Manifest};
 use super::parallel::each;
-use super::platform::Platform;
 use super::{Event, Show};
-use crate::store::archive::{Incoming, Intake, LayerBlob, Progress, Source};
+use crate::store::archive::{Incoming, LayerBlob, Platform, Progress, Source, take};
 use crate::store::error::Result;
 use crate::store::imagedb;
 use crate::store::tarball::Limits;
@@ -89,17 +87,17 @@ pub fn fetch<'o>(
     }
     // What an index says counts more than what its images say.
     if let Some(wanted) = options.platform.as_ref().filter(|_| !chosen) {
-        let os = parsed.os.as_deref().unwrap_or("linux");
-        let arch = parsed.architecture.as_deref().unwrap_or_default();
-        let any = Platform {
-            variant: None,
-            ..wanted.clone()
+        let declared = Platform {
+            os: parsed.os.unwrap_or_else(|| "linux".to_owned()),
+            architecture: parsed.architecture.unwrap_or_default(),
+            // Configurations seldom say.
+            variant: wanted.variant.clone(),
         };
-        if any.fits(os, arch, None).is_none() {
+        if wanted.suits(&declared).is_none() {
             return Err(RegistryError::NoPlatform {
                 what,
                 wanted: wanted.to_string(),
-                offered: "only another".to_owned(),
+                offered: format!("only {}/{}", declared.os, declared.architecture),
             }
             .into());
         }
@@ -115,6 +113,10 @@ pub fn fetch<'o>(
         held: BTreeMap::new(),
         show,
     };
+    let present = store.present(&fetched.diff_ids);
+    for diff_id in &fetched.diff_ids[..present] {
+        show(Event::Exists { diff_id });
+    }
     fetched.layers(store)?;
     Ok(fetched)
 }
@@ -126,7 +128,7 @@ fn resolve(
     name: &Reference,
     options: &PullOptions,
 ) -> Result<(Digest, Manifest, bool)> {
-    let platform = options.platform.clone().unwrap_or_else(Platform::here);
+    let platform = options.platform.clone().unwrap_or_else(Platform::host);
     let what = client.name();
     let mut expected = match name.digest() {
         None => None,
@@ -217,14 +219,11 @@ fn config(client: &Client, store: &Writable, blob: &Blob) -> Result<Vec<u8>> {
 }
 
 impl Fetched<'_> {
-    /// Downloads the blobs of layers that the store has not. Without its lock: what is
-    /// there may go meanwhile, and what is not may come; `register` looks again.
+    /// Downloads the blobs of layers that the store has not, as far as they are not held.
+    /// Without the store's lock it may change at once: `register` looks again.
     fn layers(&mut self, store: &Writable) -> Result<()> {
         let present = store.present(&self.diff_ids);
-        for diff_id in &self.diff_ids[..present] {
-            (self.show)(Event::Exists { diff_id });
-        }
-        let mut once = HashSet::new();
+        let mut once: HashSet<Digest> = self.held.keys().copied().collect();
         let missing = self.manifest.layers.iter().skip(present);
         let missing: Vec<&Blob> = missing.filter(|blob| once.insert(blob.digest)).collect();
         let limit = self.options.limits.bytes;
@@ -238,9 +237,10 @@ impl Fetched<'_> {
             this.blob(store, blob, stop)
         })?;
         let held = missing.iter().zip(held);
-        self.held = held
+        let held: Vec<_> = held
             .filter_map(|(blob, download)| Some((blob.digest, download?)))
             .collect();
+        self.held.extend(held);
         Ok(())
     }
 
@@ -260,75 +260,54 @@ impl Fetched<'_> {
         store: &Exclusive<'_>,
         progress: &(dyn Fn(Progress<'_>) + Sync),
     ) -> Result<Pulled> {
-        let needed = self.held.keys().copied().collect::<HashSet<_>>();
-        let blobs = self.manifest.layers.iter();
-        let needed = blobs.filter(|blob| needed.contains(&blob.digest));
-        let needed = needed.map(|blob| blob.size).sum();
-        let held = RefCell::new(std::mem::take(&mut self.held));
-        let outcome = self.take(store, progress, &held);
+        let outcome = self.take(store, progress);
         let keep = outcome.as_ref().err().is_some_and(is_worth_keeping);
-        for (_, download) in held.into_inner() {
+        for (_, download) in std::mem::take(&mut self.held) {
             if !keep && let Err(error) = download.remove() {
                 tracing::warn!(%error, "a download stays");
             }
         }
-        let (id, names, new_layers) = outcome?;
-        Ok(Pulled {
-            id,
-            digest: self.digest,
-            names,
-            new_layers,
-            needed,
-        })
+        outcome
     }
 
     fn take(
-        &self,
+        &mut self,
         store: &Exclusive<'_>,
         progress: &(dyn Fn(Progress<'_>) + Sync),
-        held: &RefCell<BTreeMap<Digest, Download>>,
-    ) -> Result<(Digest, Vec<String>, Vec<Digest>)> {
+    ) -> Result<Pulled> {
         let writable = store.writable();
-        // A layer that was there when it was looked for has been removed since.
-        let ready = |layer: &LayerBlob| {
-            let blob = self.manifest.layers.iter();
-            let mut blob = blob.filter(|blob| Some(blob.digest) == layer.digest);
-            match blob.next() {
-                Some(blob) if !held.borrow().contains_key(&blob.digest) => {
-                    let download = self.blob(writable, blob, &AtomicBool::new(false))?;
-                    held.borrow_mut()
-                        .extend(download.map(|download| (blob.digest, download)));
-                    Ok(())
-                }
-                _ => Ok(()),
-            }
-        };
-        let blobs = self.manifest.layers.iter().map(|blob| LayerBlob {
-            path: blob.digest.hex(),
-            digest: Some(blob.digest),
-            size: Some(blob.size),
-        });
+        // A layer that was there may have been removed since; now nothing is any more.
+        self.layers(writable)?;
+        let blobs = self.manifest.layers.iter();
         let incoming = Incoming {
             config: self.config.clone(),
             diff_ids: self.diff_ids.clone(),
-            layers: blobs.collect(),
+            layers: blobs
+                .clone()
+                .map(|blob| LayerBlob {
+                    path: blob.digest.hex(),
+                    digest: Some(blob.digest),
+                    size: Some(blob.size),
+                })
+                .collect(),
             names: Vec::new(),
         };
-        let names = self.names()?;
-        let intake = Intake {
-            store,
-            source: &Source::of_dir(&writable.downloads()?, self.client.name())?,
-            limits: &self.options.limits,
-            progress,
-            ready: &ready,
-        };
-        let loaded = intake.take(&incoming, &names)?;
-        for (diff_id, blob) in self.diff_ids.iter().zip(&self.manifest.layers) {
+        let source = Source::of_dir(&writable.downloads()?, self.client.name())?;
+        let limits = &self.options.limits;
+        let loaded = take(store, &source, &incoming, &self.names()?, limits, progress)?;
+        for (diff_id, blob) in self.diff_ids.iter().zip(blobs.clone()) {
             if blob.is_gzip() {
                 note(store, diff_id, &blob.digest, &self.name);
             }
         }
-        Ok((loaded.id, loaded.names, loaded.new_layers))
+        let needed = blobs.filter(|blob| self.held.contains_key(&blob.digest));
+        Ok(Pulled {
+            id: loaded.id,
+            digest: self.digest,
+            names: loaded.names,
+            new_layers: loaded.new_layers,
+            needed: needed.map(|blob| blob.size).sum(),
+        })
     }
 
     /// As in Docker: the tag, if none but that was asked for, and what it meant today.
