@@ -18,6 +18,8 @@ command -v cargo >/dev/null || {
 packages=(fuse3 docker.io busybox-static libcap2-bin attr fio strace fuse-overlayfs buildah)
 # Skopeo and podman also take our archives, and write some that we take.
 packages+=(skopeo umoci podman crun uidmap git python3-pip rpm sqlite3 e2fsprogs)
+# A registry and its certificate (tests/registry).
+packages+=(docker-registry openssl)
 if [ "$(id -u)" = 0 ] || [ -n "${UNIONFS_REQUIRE_ALL:-}" ]; then
     ci/install.sh "${packages[@]}"
 else

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::bail;
 use serde::Serialize;
 
+use super::names::shown;
 use super::output::{Table, print, print_json, size};
 use super::{open_stores, warn};
 use crate::store::{Image, Listing, Name};
@@ -79,7 +80,7 @@ fn table(images: &[&Image]) -> String {
     for image in images {
         let row = Row::new(image);
         let unnamed = [String::from("<none>")];
-        let names: Vec<String> = image.names.iter().map(ToString::to_string).collect();
+        let names: Vec<String> = shown(&image.names).map(ToString::to_string).collect();
         for name in if names.is_empty() {
             &unnamed[..]
         } else {

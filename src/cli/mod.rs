@@ -17,6 +17,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use crate::store::Stores;
 use crate::store::roots::Environment;
 
+mod blobs;
 mod catalog;
 mod checks;
 mod commit;
@@ -38,11 +39,14 @@ mod logging;
 mod man;
 mod mount;
 mod named;
+mod names;
 pub mod options;
 mod output;
 mod own;
 mod prune;
 mod ps;
+mod pull;
+mod push;
 mod rm;
 mod rmi;
 mod save;
@@ -100,6 +104,8 @@ enum Command {
     Load(load::Args),
     Import(import::Args),
     Save(save::Args),
+    Pull(pull::Args),
+    Push(push::Args),
     Stats(stats::Args),
     Sync(sync::Args),
     Tag(tag::Args),
@@ -171,6 +177,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Load(args) => load::run(&args, root),
         Command::Import(args) => import::run(&args, root),
         Command::Save(args) => save::run(&args, root),
+        Command::Pull(args) => pull::run(&args, root),
+        Command::Push(args) => push::run(&args, root),
         Command::Stats(args) => stats::run(&args),
         Command::Sync(args) => sync::run(&args),
         Command::Tag(args) => tag::run(&args, root),

@@ -17,7 +17,8 @@ Examples:
   unionfs prune --json | jq .bytes
 
 Removed are layers that no image and no read-write layer has, directories and links of no
-layer, catalogs of layers that are gone, and files of commands that were killed. Images without a name stay: unionfs rmi ID.")]
+layer, catalogs of layers that are gone, files of commands that were killed, and downloads that a
+pull could resume. Images without a name stay: unionfs rmi ID.")]
 pub(super) struct Args {
     /// Only say what would be removed
     #[arg(long, short = 'n')]
@@ -85,6 +86,7 @@ fn text(report: &Report<'_>) -> String {
             Kind::ImageMetadata => "notes on no image",
             Kind::NameRecord => "unfinished read-write layer",
             Kind::Catalog => "catalog of no layer",
+            Kind::Download => "download for a later pull",
         };
         table.row([
             kind.into(),

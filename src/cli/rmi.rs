@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::bail;
 
+use super::names;
 use super::output::{print, print_json};
 use super::own::{self, Mounted};
 use super::{catalog, error, warn};
@@ -68,18 +69,20 @@ fn remove(
     root: Option<&Path>,
 ) -> anyhow::Result<Removed> {
     let (id, name) = own::find(store, image, root)?;
-    let names = store.names(&id)?;
-    match name {
-        Some(name) if names.len() > 1 => {
-            store.untag(&name)?;
-            let untagged = names.into_iter().filter(|n| n.is(&name)).collect();
+    let all = store.names(&id)?;
+    let split = name.as_ref().map(|name| names::split(&all, name));
+    match split {
+        Some((going, others)) if !others.is_empty() => {
+            for name in &going {
+                store.untag(&crate::store::Reference::parse(&name.to_string())?)?;
+            }
             return Ok(Removed {
-                untagged,
+                untagged: going,
                 ..Removed::default()
             });
         }
-        None if names.len() > 1 && !force => {
-            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        None if names::shown(&all).count() > 1 && !force => {
+            let names: Vec<String> = all.iter().map(ToString::to_string).collect();
             bail!(
                 "image {id} has several names ({}): give those to go, or --force",
                 names.join(", ")

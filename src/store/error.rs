@@ -303,6 +303,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A registry, or what it sends.
+    #[error(transparent)]
+    Registry(#[from] super::registry::RegistryError),
     /// A layer's tar, or what is needed to make it again, is bad.
     #[error(transparent)]
     Tar(#[from] super::tarball::TarError),

@@ -8,7 +8,7 @@
 //! Stores are Docker's data roots or laid out like one, or podman's (`containers_storage`
 //! in place of `repositories`, `imagedb` and `layerdb`), and are only read. What is written
 //! goes to our own root: [`writable`] changes the store there, [`ephemeral`] makes uppers
-//! of plain mounts. Everything read is
+//! of plain mounts. [`archive`] and [`registry`] are where images come from and go to. Everything read is
 //! hostile: `beneath` opens every file without following symlinks and bounds its
 //! size, digests and cache IDs are types that cannot hold anything else, and chains
 //! are computed, not believed.
@@ -34,6 +34,7 @@ mod layerdb;
 mod listing;
 mod named;
 pub mod reference;
+pub mod registry;
 mod repositories;
 pub mod roots;
 mod single;

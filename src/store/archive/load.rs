@@ -1,4 +1,5 @@
-//! Images of an archive become images of a store of ours. Called by the cli's `load`.
+//! Images of an archive become images of a store of ours. Called by the cli's `load` and by
+//! `registry`.
 
 use serde::Serialize;
 
@@ -54,14 +55,8 @@ pub fn load(
     let mut intake = store.intake();
     let mut loaded = Vec::new();
     for image in &incoming {
-        let known = intake.new_layers().len();
-        let lost_xattrs = layers(store, &mut intake, source, image, &wanted.limits, progress)?;
-        loaded.push(Loaded {
-            id: intake.image(&image.config)?,
-            names: image.names.iter().map(Reference::key).collect(),
-            new_layers: intake.new_layers()[known..].to_vec(),
-            lost_xattrs,
-        });
+        let limits = &wanted.limits;
+        loaded.push(one(store, &mut intake, source, image, limits, progress)?);
     }
     let named = incoming.iter().zip(&loaded);
     intake.finish(named.flat_map(|(image, loaded)| {
@@ -69,6 +64,41 @@ pub fn load(
         named.map(|name| (name, loaded.id))
     }))?;
     Ok(loaded)
+}
+
+/// Makes it an image of the store, all of it or nothing.
+pub(in crate::store) fn take(
+    store: &Exclusive<'_>,
+    source: &Source,
+    image: &Incoming,
+    names: &[Reference],
+    limits: &Limits,
+    progress: &(dyn Fn(Progress<'_>) + Sync),
+) -> Result<Loaded> {
+    let mut intake = store.intake();
+    let mut loaded = one(store, &mut intake, source, image, limits, progress)?;
+    loaded.names = names.iter().map(Reference::key).collect();
+    intake.finish(names.iter().map(|name| (name, loaded.id)))?;
+    Ok(loaded)
+}
+
+/// Takes in the layers and the configuration, under the names that the archive has for it.
+fn one(
+    store: &Exclusive<'_>,
+    intake: &mut Intake<'_>,
+    source: &Source,
+    image: &Incoming,
+    limits: &Limits,
+    progress: &(dyn Fn(Progress<'_>) + Sync),
+) -> Result<Loaded> {
+    let known = intake.new_layers().len();
+    let lost_xattrs = layers(store, intake, source, image, limits, progress)?;
+    Ok(Loaded {
+        id: intake.image(&image.config)?,
+        names: image.names.iter().map(Reference::key).collect(),
+        new_layers: intake.new_layers()[known..].to_vec(),
+        lost_xattrs,
+    })
 }
 
 /// What is taken of an archive.

@@ -24,6 +24,7 @@ mod source;
 
 pub use error::ArchiveError;
 pub use import::{Import, fill_from_tar, import};
+pub(in crate::store) use load::take;
 pub use load::{Loaded, Wanted, load};
 pub use manifest::{Incoming, LayerBlob, images};
 pub use platform::Platform;

@@ -103,6 +103,14 @@ impl Source {
         Self::spool(file, name, tmp, limit)
     }
 
+    /// The files of a directory, under another name in messages.
+    pub(in crate::store) fn of_dir(path: &Path, name: &str) -> Result<Self> {
+        Ok(Self {
+            kind: Kind::Dir(Beneath::open(path)?),
+            name: name.to_owned(),
+        })
+    }
+
     /// Reads an archive to its end, from a pipe say, into a file without a name in `tmp`, at
     /// most `limit` bytes.
     pub fn from_reader(input: impl Read + Send + 'static, tmp: &Path, limit: u64) -> Result<Self> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{DRIVER, Exclusive, InUse, files};
+use super::{DRIVER, Exclusive, InUse, downloads, files};
 use crate::store::beneath::SMALL;
 use crate::store::ephemeral::remove_upper;
 use crate::store::error::Result;
@@ -36,6 +36,8 @@ pub enum Kind {
     NameRecord,
     /// A catalog of layers that are gone, or that was never finished; found by the cli.
     Catalog,
+    /// A blob from a registry, whole or partial, that no running `pull` is at.
+    Download,
 }
 
 /// Something that is not needed.
@@ -84,6 +86,7 @@ impl<'e> Exclusive<'e> {
             search.all_of(Kind::Staging, dir)?;
         }
         search.metadata()?;
+        search.downloads()?;
         let mut found = search.found;
         found.sort_by(|a, b| (a.kind, &a.path).cmp(&(b.kind, &b.path)));
         Ok(found)
@@ -94,6 +97,11 @@ impl<'e> Exclusive<'e> {
         match (garbage.kind, &garbage.layer) {
             (Kind::Layer, Some(layer)) => self.remove_layer(layer),
             (Kind::ShortName | Kind::NameRecord, _) => files::remove_file(&garbage.path),
+            // One that a pull has begun to use again stays.
+            (Kind::Download, _) => {
+                let path = &garbage.path;
+                downloads::if_free(path, || files::remove_file(path)).map(drop)
+            }
             _ => match garbage.path.symlink_metadata() {
                 Ok(meta) if !meta.is_dir() => files::remove_file(&garbage.path),
                 _ => remove_upper(&garbage.path),
@@ -206,6 +214,17 @@ impl Search<'_> {
             let path = Path::new("overlay2/l").join(name);
             if !known.contains(&self.exclusive.writable.root().join(&path)) {
                 self.add(Kind::ShortName, path);
+            }
+        }
+        Ok(())
+    }
+
+    fn downloads(&mut self) -> Result<()> {
+        for name in self.list(downloads::DIR)? {
+            let relative = Path::new(downloads::DIR).join(name);
+            let path = self.exclusive.writable.root().join(&relative);
+            if downloads::if_free(&path, || Ok(()))? {
+                self.add(Kind::Download, relative);
             }
         }
         Ok(())

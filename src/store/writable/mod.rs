@@ -7,6 +7,7 @@
 //!                removing          flock: readers shared, whoever takes away exclusive
 //!                containers/NAME   JSON: a named read-write layer (see `named`)
 //!                tmp/              files being written
+//!                downloads/        blobs from registries, partial or whole
 //!        image/overlay2/           repositories.json, imagedb, layerdb: as in Docker's
 //!        overlay2/                 the layers' directories and l/
 //! ```
@@ -16,6 +17,8 @@
 //! [`Exclusive::garbage`] finds and readers never see; see docs/ARCHITECTURE.md.
 
 mod containers;
+mod distribution;
+mod downloads;
 mod files;
 mod fill;
 mod garbage;
@@ -33,6 +36,8 @@ use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+pub(crate) use distribution::seen;
+pub(crate) use downloads::Download;
 pub use garbage::{Garbage, Kind, disk_usage};
 pub use intake::Intake;
 pub use remove::{InUse, Removed, in_use_on};

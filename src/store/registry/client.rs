@@ -1,0 +1,408 @@
+//! A registry's HTTP API for one repository: requests, redirects, authorization, and what an
+//! answer means. Called by `pull`, `push`, `download` and `upload`.
+//!
+//! Format: OCI distribution specification, spec.md.
+//!
+//! Credentials go to the registry's own origin and to the realm it names, over https or
+//! to this machine; never after a redirect to anybody else.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
+
+use parking_lot::RwLock;
+use serde::Deserialize;
+use ureq::http::{self, HeaderMap, Method, StatusCode, Uri, header};
+use ureq::{Agent, Body, SendBody};
+
+use super::auth::{self, Challenge};
+use super::credentials::{Credential, CredentialFiles};
+use super::endpoint;
+use super::error::{RegistryError, said};
+use super::retry::{Failure, Outcome, Retry, transport};
+use crate::store::error::Result;
+use crate::store::{Digest, Error, Reference};
+
+/// Redirects that are followed.
+const MAX_REDIRECTS: usize = 5;
+/// Of an error's text, in bytes.
+const MAX_MESSAGE: u64 = 64 << 10;
+
+/// How a registry is talked to.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// No TLS. This machine's registries may do without in any case.
+    pub plain_http: bool,
+    /// Where credentials are.
+    pub credentials: CredentialFiles,
+    /// Of what fails in passing.
+    pub retry: Retry,
+}
+
+pub(super) type Response = http::Response<Body>;
+
+/// One repository of a registry.
+pub(super) struct Client {
+    agent: Agent,
+    /// Scheme and authority.
+    origin: Uri,
+    /// `library/app`.
+    repository: String,
+    /// The image's name, for messages.
+    name: String,
+    /// As the user writes it.
+    domain: String,
+    credential: Option<Credential>,
+    /// What is done there: `pull` or `pull,push`.
+    actions: &'static str,
+    /// The header of that name.
+    authorization: RwLock<Option<String>>,
+    pub(super) retry: Retry,
+}
+
+/// What is sent.
+pub(super) enum Payload<'p> {
+    None,
+    Bytes(&'p [u8]),
+    /// The whole file; `passed` is told of the bytes that are sent.
+    File {
+        file: &'p File,
+        size: u64,
+        passed: &'p dyn Fn(u64),
+    },
+}
+
+pub(super) struct Request<'r> {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    /// For messages.
+    pub(super) what: String,
+    pub(super) headers: Vec<(header::HeaderName, String)>,
+    pub(super) body: Payload<'r>,
+}
+
+impl Client {
+    /// Finds out how the registry of `name` is reached.
+    pub(super) fn open(name: &Reference, actions: &'static str, access: &Access) -> Result<Self> {
+        let host = endpoint::host_of(name.domain());
+        let schemes: &[&str] = match (access.plain_http, endpoint::is_loopback(host)) {
+            (true, _) => &["http"],
+            (false, true) => &["https", "http"],
+            (false, false) => &["https"],
+        };
+        let mut last = None;
+        for scheme in schemes {
+            let malformed = |_| RegistryError::malformed(host, "is no host of a registry");
+            let client = Self {
+                agent: endpoint::agent(host)?,
+                origin: format!("{scheme}://{host}/").parse().map_err(malformed)?,
+                repository: name.path().to_owned(),
+                name: name.to_string(),
+                domain: name.domain().to_owned(),
+                credential: access.credentials.find(name.domain(), name.path())?,
+                actions,
+                authorization: RwLock::new(None),
+                retry: access.retry,
+            };
+            match client.retry.run(|| client.ping()) {
+                Ok(()) => return Ok(client),
+                // No TLS there: on this machine that is allowed.
+                Err(error @ Error::Registry(RegistryError::Unreachable { .. })) => {
+                    last = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| RegistryError::malformed(host, "has no address").into()))
+    }
+
+    /// Asks whether it is a registry, and gets authorized.
+    fn ping(&self) -> Outcome<()> {
+        let request = self.request(Method::GET, "/v2/", format!("registry {}", self.domain))?;
+        match self.exchange(&request) {
+            // Some have no such page, and what is asked for next says more.
+            Ok(_) | Err(Failure::Final(Error::Registry(RegistryError::NotFound { .. }))) => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// A request of this repository's API; `path` begins with `/v2/`.
+    pub(super) fn request<'r>(
+        &self,
+        method: Method,
+        path: &str,
+        what: String,
+    ) -> Result<Request<'r>> {
+        let uri = endpoint::resolve(&self.origin, path);
+        let bad = || RegistryError::malformed(what.as_str(), "is no address of a registry");
+        Ok(Request {
+            method,
+            uri: uri.ok_or_else(bad)?,
+            what,
+            headers: Vec::new(),
+            body: Payload::None,
+        })
+    }
+
+    /// The path of something in this repository: `blobs/sha256:…`.
+    pub(super) fn path(&self, what: &str) -> String {
+        format!("/v2/{}/{what}", self.repository)
+    }
+
+    /// For messages: a blob of this image.
+    pub(super) fn blob_name(&self, digest: &Digest) -> String {
+        format!("{}, blob {digest}", self.name)
+    }
+
+    /// The image's name, for messages.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Sends a request, authorized, and takes only success for an answer.
+    pub(super) fn exchange(&self, request: &Request<'_>) -> Outcome<Response> {
+        let mut challenged = false;
+        loop {
+            let (ours, response) = self.follow(request)?;
+            if response.status() == StatusCode::UNAUTHORIZED && ours && !challenged {
+                challenged = true;
+                self.authorize(&request.what, response.headers())?;
+                continue;
+            }
+            return self.checked(request, response);
+        }
+    }
+
+    /// Sends a request and follows redirects; whether the answer is the registry's own.
+    fn follow(&self, request: &Request<'_>) -> Outcome<(bool, Response)> {
+        let mut uri = request.uri.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let ours = endpoint::same_origin(&uri, &self.origin);
+            let response = self.send(request, &uri, ours)?;
+            let location = response.headers().get(header::LOCATION);
+            let (true, Some(location)) = (response.status().is_redirection(), location) else {
+                return Ok((ours, response));
+            };
+            let refused = |why: &str| RegistryError::malformed(request.what.as_str(), why);
+            if !matches!(request.method, Method::GET | Method::HEAD) {
+                return Err(refused("the registry sends uploads elsewhere: refused").into());
+            }
+            let next = location.to_str().ok();
+            let next = next.and_then(|location| endpoint::resolve(&uri, location));
+            let next = next.ok_or_else(|| refused("the registry redirects to no address"))?;
+            if uri.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
+                return Err(refused("the registry redirects from https to http: refused").into());
+            }
+            uri = next;
+        }
+        Err(RegistryError::malformed(request.what.as_str(), "too many redirects").into())
+    }
+
+    fn send(&self, request: &Request<'_>, uri: &Uri, ours: bool) -> Outcome<Response> {
+        let mut builder = http::Request::builder()
+            .method(request.method.clone())
+            .uri(uri.clone());
+        for (name, value) in &request.headers {
+            builder = builder.header(name, value);
+        }
+        if ours && let Some(value) = self.authorization.read().as_ref() {
+            builder = builder.header(header::AUTHORIZATION, value);
+        }
+        let bad = |e: http::Error| RegistryError::malformed(request.what.as_str(), e.to_string());
+        let answer = match &request.body {
+            Payload::None => self.agent.run(builder.body(()).map_err(bad)?),
+            Payload::Bytes(bytes) => self.agent.run(builder.body(*bytes).map_err(bad)?),
+            Payload::File { file, size, passed } => {
+                builder = builder.header(header::CONTENT_LENGTH, *size);
+                let mut content = Counted {
+                    file,
+                    at: 0,
+                    passed: *passed,
+                };
+                let body = SendBody::from_reader(&mut content);
+                self.agent.run(builder.body(body).map_err(bad)?)
+            }
+        };
+        answer.map_err(|error| transport(&endpoint::shown(uri), error))
+    }
+
+    fn checked(&self, request: &Request<'_>, mut response: Response) -> Outcome<Response> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let what = request.what.clone();
+        let message = message(&mut response);
+        Err(match status {
+            StatusCode::NOT_FOUND => RegistryError::NotFound { what, message }.into(),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                self.unauthorized(&what, message).into()
+            }
+            _ => {
+                let transient = status.is_server_error();
+                let status = status.as_u16();
+                let error = RegistryError::Status {
+                    what,
+                    status,
+                    message,
+                };
+                match transient {
+                    true => Failure::Transient(error),
+                    false => error.into(),
+                }
+            }
+        })
+    }
+
+    /// The credential, where it may be used.
+    fn credential(&self) -> Option<&Credential> {
+        let usable = endpoint::is_private(&self.origin);
+        self.credential.as_ref().filter(|_| usable)
+    }
+
+    fn unauthorized(&self, what: &str, message: String) -> RegistryError {
+        let host = &self.domain;
+        let (who, remedy) = match (self.credential(), &self.credential) {
+            (Some(credential), _) => (
+                credential.who(),
+                format!("log in again (docker login {host}), as one who may do this"),
+            ),
+            (None, Some(_)) => (
+                "anonymous access".to_owned(),
+                "stored credentials are not sent over http to another machine".to_owned(),
+            ),
+            (None, None) => (
+                "anonymous access".to_owned(),
+                format!("check the name, or log in (docker login {host}, podman login {host})"),
+            ),
+        };
+        RegistryError::Unauthorized {
+            what: what.to_owned(),
+            who,
+            message,
+            remedy,
+        }
+    }
+
+    /// Answers a challenge: what is sent from now on.
+    fn authorize(&self, what: &str, headers: &HeaderMap) -> Outcome<()> {
+        let challenges = headers.get_all(header::WWW_AUTHENTICATE).iter();
+        let value = match Challenge::of(challenges.filter_map(|value| value.to_str().ok())) {
+            None => None,
+            Some(Challenge::Basic) => self.credential().and_then(Credential::basic),
+            Some(Challenge::Bearer { realm, service, .. }) => {
+                let token = self.token(&realm, service.as_deref())?;
+                Some(format!("Bearer {token}"))
+            }
+        };
+        let value = value.ok_or_else(|| self.unauthorized(what, String::new()))?;
+        *self.authorization.write() = Some(value);
+        Ok(())
+    }
+
+    /// Gets a token for this repository.
+    fn token(&self, realm: &str, service: Option<&str>) -> Outcome<String> {
+        let what = format!("a token for {}", self.name);
+        let uri: Option<Uri> = realm.parse().ok();
+        let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("https" | "http")));
+        let uri = uri.filter(|uri| uri.authority().is_some());
+        let bad = || RegistryError::malformed(what.as_str(), "the registry names no place for it");
+        let uri = uri.ok_or_else(bad)?;
+        if self.origin.scheme_str() == Some("https") && uri.scheme_str() != Some("https") {
+            let why = "the registry gives it out over http only: refused";
+            return Err(RegistryError::malformed(what, why).into());
+        }
+        let scope = format!("repository:{}:{}", self.repository, self.actions);
+        let mut query = format!("scope={}", auth::escape(&scope));
+        if let Some(service) = service {
+            query += &format!("&service={}", auth::escape(service));
+        }
+        let credential = self.credential().filter(|_| endpoint::is_private(&uri));
+        let answer = match credential {
+            Some(Credential::Identity(token)) => {
+                let form = format!(
+                    "grant_type=refresh_token&client_id=unionfs&{query}&refresh_token={}",
+                    auth::escape(token)
+                );
+                let form_type = "application/x-www-form-urlencoded";
+                let request = self.agent.post(&uri);
+                request.header(header::CONTENT_TYPE, form_type).send(form)
+            }
+            credential => {
+                let between = if uri.query().is_some() { '&' } else { '?' };
+                let mut request = self.agent.get(format!("{uri}{between}{query}"));
+                if let Some(value) = credential.and_then(Credential::basic) {
+                    request = request.header(header::AUTHORIZATION, value);
+                }
+                request.call()
+            }
+        };
+        let mut answer = answer.map_err(|error| transport(&endpoint::shown(&uri), error))?;
+        if !answer.status().is_success() {
+            let request = self.request(Method::GET, "/", what.clone())?;
+            return Err(match self.checked(&request, answer) {
+                Err(failure) => failure,
+                Ok(_) => bad().into(),
+            });
+        }
+        let bytes = read_all(&mut answer, auth::MAX_TOKEN, &what)?;
+        let none = || RegistryError::malformed(what.as_str(), "the answer has none");
+        Ok(auth::token(&bytes).ok_or_else(none)?)
+    }
+}
+
+/// A file from its beginning, wherever others read it.
+struct Counted<'p> {
+    file: &'p File,
+    at: u64,
+    passed: &'p dyn Fn(u64),
+}
+
+impl io::Read for Counted<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let got = self.file.read_at(buf, self.at)?;
+        self.at += got as u64;
+        (self.passed)(got as u64);
+        Ok(got)
+    }
+}
+
+/// A small answer, whole.
+pub(super) fn read_all(response: &mut Response, limit: u64, what: &str) -> Outcome<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let body = response.body_mut().with_config().limit(u64::MAX).reader();
+    match body.take(limit + 1).read_to_end(&mut bytes) {
+        Err(error) => Err(Failure::Transient(RegistryError::Unreachable {
+            url: what.to_owned(),
+            why: error.to_string(),
+        })),
+        Ok(_) if bytes.len() as u64 > limit => {
+            let why = format!("the answer has more than {limit} bytes: refused");
+            Err(RegistryError::malformed(what, why).into())
+        }
+        Ok(_) => Ok(bytes),
+    }
+}
+
+#[derive(Deserialize)]
+struct Complaints {
+    errors: Vec<Complaint>,
+}
+
+#[derive(Deserialize)]
+struct Complaint {
+    code: Option<String>,
+    message: Option<String>,
+}
+
+/// What the registry says about a failure, in parentheses.
+fn message(response: &mut Response) -> String {
+    let bytes = read_all(response, MAX_MESSAGE, "the answer").unwrap_or_default();
+    let complaints: Option<Complaints> = serde_json::from_slice(&bytes).ok();
+    let first = complaints.and_then(|c| c.errors.into_iter().next());
+    let Some(first) = first else {
+        return String::new();
+    };
+    let parts: Vec<String> = [first.code, first.message].into_iter().flatten().collect();
+    said(&parts.join(": "))
+}

@@ -1,0 +1,239 @@
+//! A blob into its file in our store: what is there already is hashed, the rest asked for with
+//! a Range, after each interruption again. Called by `pull`.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
+use ureq::http::{Method, StatusCode, header};
+
+use super::client::{Client, Response};
+use super::error::RegistryError;
+use super::manifest::Blob;
+use super::retry::{Failure, Outcome};
+use super::{Event, Show};
+use crate::store::error::Result;
+use crate::store::writable::Download;
+use crate::store::{Digest, Error, Writable};
+
+/// Bytes read at a time.
+const CHUNK: usize = 128 << 10;
+/// An attempt that brought so many bytes was none in vain.
+const PROGRESS: u64 = 64 << 10;
+
+/// One blob on its way.
+pub(super) struct Fetch<'a> {
+    pub(super) client: &'a Client,
+    pub(super) blob: &'a Blob,
+    pub(super) show: Show<'a>,
+    /// Another blob has failed: there is no hurry any more.
+    pub(super) stop: &'a AtomicBool,
+}
+
+/// How much is there, and its hash so far.
+#[derive(Default)]
+struct State {
+    have: u64,
+    hash: Sha256,
+}
+
+impl State {
+    fn restart(&mut self, download: &Download) -> Result<()> {
+        *self = Self::default();
+        let truncated = download.file().set_len(0);
+        truncated.map_err(|error| local("truncate", download, &error))
+    }
+}
+
+/// A failure of our own disk.
+fn local(action: &'static str, download: &Download, error: &io::Error) -> Error {
+    let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
+    Error::io(action, download.path(), errno)
+}
+
+/// Whether what there is of a blob is of use to a later attempt: a failure of the network or
+/// the registry says nothing against it.
+pub(super) fn is_worth_keeping(error: &Error) -> bool {
+    use RegistryError::{NotFound, Status, Unauthorized, Unreachable};
+    matches!(
+        error,
+        Error::Registry(Unreachable { .. } | Status { .. } | Unauthorized { .. } | NotFound { .. })
+    )
+}
+
+impl Fetch<'_> {
+    /// The whole blob, its digest compared; `None`: stopped.
+    pub(super) fn run(&self, store: &Writable) -> Result<Option<Download>> {
+        let download = store.download(&self.blob.digest)?;
+        match self.complete(&download) {
+            Ok(true) => Ok(Some(download)),
+            Ok(false) => Ok(None),
+            Err(error) => {
+                if !is_worth_keeping(&error) {
+                    // The first failure is the one to report.
+                    let _ = download.remove();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn complete(&self, download: &Download) -> Result<bool> {
+        let Blob { digest, size, .. } = self.blob;
+        let (digest, size) = (digest, *size);
+        let mut state = self.there(download)?;
+        let mut old = state.have > 0;
+        let have = state.have;
+        (self.show)(Event::Begin { digest, size, have });
+        let mut failed = 0;
+        while !self.stop.load(Ordering::Relaxed) {
+            if state.have == size {
+                let actual = Digest::from_hash(state.hash.clone());
+                if actual == *digest {
+                    (self.show)(Event::Done { digest });
+                    return Ok(true);
+                }
+                let error = RegistryError::Digest {
+                    what: self.client.blob_name(digest),
+                    expected: *digest,
+                    actual,
+                };
+                if !old {
+                    return Err(error.into());
+                }
+                // What was there before may have been wrong; now all of it comes anew.
+                old = false;
+                state.restart(download)?;
+                (self.show)(Event::Again {
+                    digest,
+                    why: &error,
+                    have: 0,
+                });
+            }
+            let before = state.have;
+            match self.attempt(download, &mut state) {
+                Ok(()) => (),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Transient(error)) => {
+                    if state.have >= before.saturating_add(PROGRESS) {
+                        failed = 0;
+                    }
+                    failed += 1;
+                    let Some(pause) = self.client.retry.after(failed) else {
+                        return Err(error.into());
+                    };
+                    (self.show)(Event::Again {
+                        digest,
+                        why: &error,
+                        have: state.have,
+                    });
+                    std::thread::sleep(pause);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Hashes what an earlier attempt has left.
+    fn there(&self, download: &Download) -> Result<State> {
+        let failed = |error: io::Error| local("read", download, &error);
+        let mut state = State::default();
+        let file: &File = download.file();
+        let length = file.metadata().map_err(failed)?.len();
+        if length > self.blob.size {
+            state.restart(download)?;
+            return Ok(state);
+        }
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            match file.read_at(&mut buffer, state.have) {
+                Ok(0) => return Ok(state),
+                Ok(got) => {
+                    state.hash.update(&buffer[..got]);
+                    state.have += got as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+
+    /// Asks for what is missing and takes what comes.
+    fn attempt(&self, download: &Download, state: &mut State) -> Outcome<()> {
+        let digest = &self.blob.digest;
+        let what = self.client.blob_name(digest);
+        let path = self.client.path(&format!("blobs/{digest}"));
+        let mut request = self.client.request(Method::GET, &path, what)?;
+        if state.have > 0 {
+            let range = format!("bytes={}-", state.have);
+            request.headers.push((header::RANGE, range));
+        }
+        let response = match self.client.exchange(&request) {
+            // The registry thinks there are fewer bytes.
+            Err(Failure::Final(Error::Registry(RegistryError::Status { status: 416, .. })))
+                if state.have > 0 =>
+            {
+                return Ok(state.restart(download)?);
+            }
+            other => other?,
+        };
+        match (response.status(), state.have) {
+            (StatusCode::PARTIAL_CONTENT, 0) => {
+                let why = "the registry sends a part that was not asked for";
+                return Err(RegistryError::malformed(request.what, why).into());
+            }
+            (StatusCode::PARTIAL_CONTENT, have) if begins_at(&response, have) => (),
+            (StatusCode::PARTIAL_CONTENT, _) => return Ok(state.restart(download)?),
+            (_, 0) => (),
+            // It knows no ranges.
+            _ => state.restart(download)?,
+        }
+        self.take(response, download, state)
+    }
+
+    fn take(&self, mut response: Response, download: &Download, state: &mut State) -> Outcome<()> {
+        let (digest, size) = (&self.blob.digest, self.blob.size);
+        let interrupted = |why: String| {
+            Failure::Transient(RegistryError::Unreachable {
+                url: self.client.blob_name(digest),
+                why,
+            })
+        };
+        let mut body = response.body_mut().with_config().limit(u64::MAX).reader();
+        let mut buffer = vec![0; CHUNK];
+        while !self.stop.load(Ordering::Relaxed) {
+            let got = match body.read(&mut buffer) {
+                Ok(0) if state.have == size => return Ok(()),
+                Ok(0) => {
+                    let why = format!("the answer ends after {} of {size} bytes", state.have);
+                    return Err(interrupted(why));
+                }
+                Ok(got) => got,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(interrupted(error.to_string())),
+            };
+            if state.have.saturating_add(got as u64) > size {
+                let why = format!("more than the {size} bytes that the manifest declares");
+                let what = self.client.blob_name(digest);
+                return Err(RegistryError::malformed(what, why).into());
+            }
+            let written = download.file().write_all_at(&buffer[..got], state.have);
+            written.map_err(|error| local("write", download, &error))?;
+            state.hash.update(&buffer[..got]);
+            state.have += got as u64;
+            let count = got as u64;
+            (self.show)(Event::Bytes { digest, count });
+        }
+        Ok(())
+    }
+}
+
+/// Whether a partial answer begins where it should (RFC 9110, Content-Range).
+fn begins_at(response: &Response, offset: u64) -> bool {
+    let range = response.headers().get(header::CONTENT_RANGE);
+    let range = range.and_then(|value| value.to_str().ok());
+    range.is_some_and(|range| range.starts_with(&format!("bytes {offset}-")))
+}

@@ -1,0 +1,111 @@
+//! What can go wrong with a registry. Part of [`crate::store::Error`]. No message holds a
+//! password or token.
+
+use crate::store::Digest;
+use crate::store::error::excerpt;
+
+/// A failure while images are taken from a registry or brought to one.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// No usable answer came, also after several attempts.
+    #[error("cannot get an answer from {url}: {why}")]
+    Unreachable {
+        /// What was asked for.
+        url: String,
+        /// Why.
+        why: String,
+    },
+    /// Nobody known says that it is who it should be.
+    #[error(
+        "{url}: {why}; if it is right, put the certificate of its authority among the system's or into /etc/docker/certs.d/HOST/ca.crt"
+    )]
+    Untrusted {
+        /// What was asked for.
+        url: String,
+        /// What is wrong with its certificate.
+        why: String,
+    },
+    /// The registry has no such thing, or does not show it to this user.
+    #[error("{what}: the registry has none{message}; check the name, and that the user may see it")]
+    NotFound {
+        /// Manifest or blob, with the image's name.
+        what: String,
+        /// What the registry says, in parentheses.
+        message: String,
+    },
+    /// The registry wants other credentials, or any.
+    #[error("{what}: the registry refuses {who}{message}; {remedy}")]
+    Unauthorized {
+        /// What was asked for.
+        what: String,
+        /// "anonymous access" or "the credentials of …".
+        who: String,
+        /// What the registry says, in parentheses.
+        message: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// Any other answer that is no success.
+    #[error("{what}: the registry answers {status}{message}")]
+    Status {
+        /// What was asked for.
+        what: String,
+        /// HTTP status.
+        status: u16,
+        /// What the registry says, in parentheses.
+        message: String,
+    },
+    /// Content is not what its digest says.
+    #[error("{what}: the SHA-256 of what the registry sends is {actual}, not {expected}; refused")]
+    Digest {
+        /// Manifest or blob, with the image's name.
+        what: String,
+        /// What was asked for.
+        expected: Digest,
+        /// What came.
+        actual: Digest,
+    },
+    /// An answer makes no sense, or is of a kind that cannot be used.
+    #[error("{what}: {why}")]
+    Malformed {
+        /// What was asked for.
+        what: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The index has no such image.
+    #[error("{what}: no image for {wanted}; there are {offered}: choose one with --platform")]
+    NoPlatform {
+        /// The image's name.
+        what: String,
+        /// os/arch/variant.
+        wanted: String,
+        /// Those there are.
+        offered: String,
+    },
+    /// Stored credentials cannot be used.
+    #[error("{what}: {why}")]
+    Credentials {
+        /// File or helper.
+        what: String,
+        /// Why.
+        why: String,
+    },
+}
+
+impl RegistryError {
+    pub(super) fn malformed(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Malformed {
+            what: what.into(),
+            why: why.into(),
+        }
+    }
+}
+
+/// Text of a registry for a message: on one line, shortened, in parentheses.
+pub(super) fn said(text: &str) -> String {
+    match text.trim() {
+        "" => String::new(),
+        text => format!(" ({})", excerpt(text.as_bytes())),
+    }
+}

@@ -1,0 +1,286 @@
+//! An image of any store goes to a registry. Called by the cli's `push`.
+//!
+//! A layer that the registry is known to have goes by its digest there, so that pulling and
+//! pushing keeps it; others are rebuilt from their files and compressed, always to the same
+//! bytes. Each is checked against its diff ID on the way.
+
+use std::fs::File;
+use std::io::{self, BufWriter};
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use rustix::io::Errno;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use ureq::http::{Method, header};
+
+use super::client::{Access, Client, Payload};
+use super::error::RegistryError;
+use super::manifest::{self, Blob, Kind, Manifest};
+use super::parallel::each;
+use super::pull::{digest_name, note};
+use super::upload::{Content, send, size_there};
+use super::{Event, Show};
+use crate::store::error::Result;
+use crate::store::tarball::{TarError, rebuild};
+use crate::store::writable::{Exclusive, seen};
+use crate::store::{Digest, Error, Image, Layer, Reference, Store};
+
+/// Blobs of a layer that are asked for before it is made anew.
+const MAX_ASKED: usize = 5;
+
+/// How an image is pushed.
+#[derive(Clone, Debug)]
+pub struct PushOptions {
+    /// How the registry is talked to.
+    pub access: Access,
+    /// The manifest's media type.
+    pub kind: Kind,
+    /// Layers at once.
+    pub parallel: usize,
+    /// A directory for compressed layers, in files without a name.
+    pub staging: PathBuf,
+}
+
+/// An image that was pushed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Pushed {
+    /// Under which name.
+    pub name: String,
+    /// The manifest's digest.
+    pub digest: Digest,
+    /// The image's ID.
+    pub id: Digest,
+    /// Its layers, base first.
+    pub layers: Vec<PushedLayer>,
+    #[serde(skip)]
+    reference: Reference,
+}
+
+/// A layer in the registry.
+#[derive(Clone, Debug, Serialize)]
+pub struct PushedLayer {
+    /// Of its tar.
+    pub diff_id: Digest,
+    /// Of the compressed blob.
+    pub digest: Digest,
+    /// The blob's bytes.
+    pub size: u64,
+    /// Whether the registry had it not.
+    pub sent: bool,
+}
+
+/// Brings an image to the registry of `name`, whose tag then means it.
+///
+/// # Errors
+/// [`RegistryError`]; [`TarError::Damaged`] for a layer that is not what came in.
+pub fn push(
+    store: &Store,
+    image: &Image,
+    name: &Reference,
+    options: &PushOptions,
+    show: Show<'_>,
+) -> Result<Pushed> {
+    let client = Client::open(name, "pull,push", &options.access)?;
+    let pushing = Pushing {
+        client: &client,
+        store,
+        name,
+        options,
+        show,
+    };
+    let mut different: Vec<&Layer> = Vec::new();
+    for layer in &image.layers {
+        if !different.iter().any(|known| known.diff_id == layer.diff_id) {
+            different.push(layer);
+        }
+    }
+    let done = each(&different, options.parallel, |layer, _| {
+        pushing.layer(layer)
+    })?;
+    let all = image.layers.iter();
+    let layers: Vec<PushedLayer> = all
+        .filter_map(|layer| done.iter().find(|done| done.diff_id == layer.diff_id))
+        .cloned()
+        .collect();
+    let (_, config) = store.config_bytes(&image.id)?;
+    if size_there(&client, &image.id)?.is_none() {
+        send(&client, &image.id, Content::Bytes(&config), &|_| ())?;
+    }
+    let manifest = Manifest {
+        config: Blob {
+            media_type: options.kind.config().to_owned(),
+            size: config.len() as u64,
+            digest: image.id,
+        },
+        layers: layers
+            .iter()
+            .map(|layer| Blob {
+                media_type: options.kind.layer().to_owned(),
+                size: layer.size,
+                digest: layer.digest,
+            })
+            .collect(),
+    };
+    let digest = pushing.manifest(&manifest)?;
+    Ok(Pushed {
+        name: name.to_string(),
+        digest,
+        id: image.id,
+        layers,
+        reference: name.clone(),
+    })
+}
+
+struct Pushing<'p> {
+    client: &'p Client,
+    store: &'p Store,
+    name: &'p Reference,
+    options: &'p PushOptions,
+    show: Show<'p>,
+}
+
+impl Pushing<'_> {
+    fn layer(&self, layer: &Layer) -> Result<PushedLayer> {
+        let diff_id = layer.diff_id;
+        if let Some((digest, size)) = self.known(&diff_id)? {
+            (self.show)(Event::Exists { diff_id: &diff_id });
+            return Ok(PushedLayer {
+                diff_id,
+                digest,
+                size,
+                sent: false,
+            });
+        }
+        let (file, digest, size) = self.compress(layer)?;
+        let sent = size_there(self.client, &digest)?.is_none();
+        if sent {
+            let digest = &digest;
+            (self.show)(Event::Begin {
+                digest,
+                size,
+                have: 0,
+            });
+            send(self.client, digest, Content::File(&file, size), &|count| {
+                (self.show)(Event::Bytes { digest, count });
+            })?;
+            (self.show)(Event::Done { digest });
+        } else {
+            (self.show)(Event::Exists { diff_id: &diff_id });
+        }
+        Ok(PushedLayer {
+            diff_id,
+            digest,
+            size,
+            sent,
+        })
+    }
+
+    /// The blob of this repository that a layer is known to be, if it still is there.
+    fn known(&self, diff_id: &Digest) -> Result<Option<(Digest, u64)>> {
+        let repository = format!("{}/{}", self.name.domain(), self.name.path());
+        let notes = seen(self.store, diff_id);
+        let here = notes.iter().rev();
+        let here = here.filter(|note| note.source_repository == repository);
+        for note in here.take(MAX_ASKED) {
+            if let Some(size) = size_there(self.client, &note.digest)? {
+                return Ok(Some((note.digest, size)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A layer's tar, compressed: the file, its digest and length.
+    fn compress(&self, layer: &Layer) -> Result<(File, Digest, u64)> {
+        let staging = &self.options.staging;
+        let failed = |error: &io::Error| {
+            let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
+            Error::io("write in", staging, errno)
+        };
+        let file = tempfile::tempfile_in(staging).map_err(|e| failed(&e))?;
+        let hashed = Hashed {
+            out: BufWriter::with_capacity(256 << 10, file),
+            hash: Sha256::new(),
+            length: 0,
+        };
+        // No name, no time: equal tars give equal blobs.
+        let mut gzip = GzEncoder::new(hashed, Compression::default());
+        let (diff, split) = self.store.tar_sources(layer)?;
+        let actual = rebuild(split, diff.as_fd(), &mut gzip)?;
+        if actual != layer.diff_id {
+            return Err(TarError::Damaged {
+                path: layer.spec.path.display().to_string(),
+                what: format!("its files make a tar of {actual}, not {}", layer.diff_id),
+            }
+            .into());
+        }
+        let hashed = gzip.finish().map_err(|e| failed(&e))?;
+        let (digest, length) = (Digest::from_hash(hashed.hash), hashed.length);
+        let file = hashed.out.into_inner();
+        Ok((file.map_err(|e| failed(e.error()))?, digest, length))
+    }
+
+    /// Publishes the manifest; its digest.
+    fn manifest(&self, manifest: &Manifest) -> Result<Digest> {
+        let kind = self.options.kind;
+        let bytes = manifest::write(kind, manifest)?;
+        let digest = Digest::of(&bytes);
+        let tag = self.name.tag().unwrap_or("latest");
+        let path = self.client.path(&format!("manifests/{tag}"));
+        let what = self.client.name().to_owned();
+        let mut request = self.client.request(Method::PUT, &path, what)?;
+        let media = kind.manifest().to_owned();
+        request.headers.push((header::CONTENT_TYPE, media));
+        request.body = Payload::Bytes(&bytes);
+        let response = self.client.retry.run(|| self.client.exchange(&request))?;
+        let told = response.headers().get("docker-content-digest");
+        let told = told.and_then(|value| Digest::parse(value.to_str().ok()?));
+        match told {
+            Some(actual) if actual != digest => Err(RegistryError::Digest {
+                what: self.client.name().to_owned(),
+                expected: digest,
+                actual,
+            }
+            .into()),
+            _ => Ok(digest),
+        }
+    }
+}
+
+impl Pushed {
+    /// Notes in the image's own store what it is called in the registry, as Docker does.
+    pub fn note(&self, store: &Exclusive<'_>) -> Result<()> {
+        for layer in &self.layers {
+            note(store, &layer.diff_id, &layer.digest, &self.reference);
+        }
+        let repository = self.reference.familiar_name();
+        let names = store.names(&self.id)?;
+        // Of a repository that the image is not called after it gets no name.
+        if names.iter().any(|name| name.repository == repository) {
+            store.tag(&digest_name(&self.reference, &self.digest)?, &self.id)?;
+        }
+        Ok(())
+    }
+}
+
+/// Hashes and counts what is written.
+struct Hashed {
+    out: BufWriter<File>,
+    hash: Sha256,
+    length: u64,
+}
+
+impl io::Write for Hashed {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(buf)?;
+        self.hash.update(&buf[..written]);
+        self.length += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}

@@ -1,0 +1,170 @@
+//! What may succeed when tried again, and when that is done. Called by all that asks a
+//! registry.
+
+use std::io;
+use std::time::Duration;
+
+use super::error::RegistryError;
+use crate::store::Error;
+use crate::store::error::Result;
+
+/// How often and how soon something is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// Attempts, the first included.
+    pub attempts: u32,
+    /// Before the second; before each further one twice as long.
+    pub pause: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            attempts: 5,
+            pause: Duration::from_millis(500),
+        }
+    }
+}
+
+/// Why an attempt failed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Perhaps it does not the next time.
+    Transient(RegistryError),
+    /// It will again.
+    Final(Error),
+}
+
+pub(super) type Outcome<T> = std::result::Result<T, Failure>;
+
+impl From<RegistryError> for Failure {
+    fn from(error: RegistryError) -> Self {
+        Self::Final(error.into())
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Final(error)
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Transient(error) => error.into(),
+            Failure::Final(error) => error,
+        }
+    }
+}
+
+impl Retry {
+    /// How long to wait after so many attempts in a row; `None`: no more.
+    pub(super) fn after(&self, failed: u32) -> Option<Duration> {
+        let doubled = 1u32.checked_shl(failed.saturating_sub(1)).unwrap_or(1);
+        (failed < self.attempts).then(|| self.pause.saturating_mul(doubled))
+    }
+
+    /// Tries until it succeeds or there is no point.
+    pub(super) fn run<T>(&self, mut attempt: impl FnMut() -> Outcome<T>) -> Result<T> {
+        let mut failed = 0;
+        loop {
+            let error = match attempt() {
+                Ok(value) => return Ok(value),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Transient(error)) => error,
+            };
+            failed += 1;
+            let Some(pause) = self.after(failed) else {
+                return Err(error.into());
+            };
+            tracing::debug!(%error, ?pause, "trying again");
+            std::thread::sleep(pause);
+        }
+    }
+}
+
+/// What came instead of an answer. `url` is for the message.
+pub(super) fn transport(url: &str, error: ureq::Error) -> Failure {
+    let tls = match &error {
+        ureq::Error::Rustls(error) => Some(error),
+        ureq::Error::Io(error) => error.get_ref().and_then(|e| e.downcast_ref()),
+        _ => None,
+    };
+    if let Some(rustls::Error::InvalidCertificate(why)) = tls {
+        return RegistryError::Untrusted {
+            url: url.to_owned(),
+            why: format!("its certificate is not trusted ({why})"),
+        }
+        .into();
+    }
+    let transient = match &error {
+        ureq::Error::Timeout(_) => true,
+        ureq::Error::Io(error) => tls.is_none() && is_transient(error.kind()),
+        _ => false,
+    };
+    let error = RegistryError::Unreachable {
+        url: url.to_owned(),
+        why: match &error {
+            ureq::Error::Io(error) => error.to_string(),
+            other => other.to_string(),
+        },
+    };
+    match transient {
+        true => Failure::Transient(error),
+        false => error.into(),
+    }
+}
+
+/// A registry that is not there, and one that speaks no TLS, will not be in a second.
+fn is_transient(kind: io::ErrorKind) -> bool {
+    !matches!(
+        kind,
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::InvalidData
+            | io::ErrorKind::NotFound
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::PermissionDenied
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transient() -> Failure {
+        Failure::Transient(RegistryError::malformed("x", "y"))
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        let retry = Retry {
+            attempts: 3,
+            pause: Duration::ZERO,
+        };
+        let mut count = 0;
+        let mut run = |failure: fn() -> Failure| {
+            count = 0;
+            let outcome: Result<()> = retry.run(|| {
+                count += 1;
+                Err(failure())
+            });
+            assert!(outcome.is_err());
+            count
+        };
+        assert_eq!(run(transient), 3);
+        assert_eq!(run(|| RegistryError::malformed("x", "y").into()), 1);
+        let io = |kind: io::ErrorKind| {
+            matches!(
+                transport("u", ureq::Error::Io(kind.into())),
+                Failure::Transient(_)
+            )
+        };
+        assert!(io(io::ErrorKind::ConnectionReset) && io(io::ErrorKind::UnexpectedEof));
+        assert!(!io(io::ErrorKind::ConnectionRefused));
+        assert_eq!(Retry::default().after(1), Some(Duration::from_millis(500)));
+        assert_eq!(Retry::default().after(4), Some(Duration::from_secs(4)));
+        assert_eq!(Retry::default().after(5), None);
+    }
+}

@@ -1,0 +1,84 @@
+//! A blob into a registry: asked whether it is there, else sent in one piece. Called by
+//! `push`.
+//!
+//! Format: OCI distribution specification, "Pushing a blob monolithically", POST then PUT.
+
+use std::fs::File;
+
+use ureq::http::{Method, header};
+
+use super::client::{Client, Payload};
+use super::endpoint;
+use super::error::RegistryError;
+use super::retry::{Failure, Outcome};
+use crate::store::error::Result;
+use crate::store::{Digest, Error};
+
+/// The length of a blob that the registry has; `None`: it has not.
+pub(super) fn size_there(client: &Client, digest: &Digest) -> Result<Option<u64>> {
+    let path = client.path(&format!("blobs/{digest}"));
+    let request = client.request(Method::HEAD, &path, client.blob_name(digest))?;
+    let response = client.retry.run(|| match client.exchange(&request) {
+        Ok(response) => Ok(Some(response)),
+        Err(Failure::Final(Error::Registry(RegistryError::NotFound { .. }))) => Ok(None),
+        Err(failure) => Err(failure),
+    })?;
+    let length = response.and_then(|response| {
+        let value = response.headers().get(header::CONTENT_LENGTH)?;
+        value.to_str().ok()?.parse().ok()
+    });
+    Ok(length)
+}
+
+/// Content of a blob.
+#[derive(Clone, Copy)]
+pub(super) enum Content<'c> {
+    Bytes(&'c [u8]),
+    /// The whole file, of so many bytes.
+    File(&'c File, u64),
+}
+
+/// Sends a blob; `passed` is told of the bytes.
+pub(super) fn send(
+    client: &Client,
+    digest: &Digest,
+    content: Content<'_>,
+    passed: &dyn Fn(u64),
+) -> Result<()> {
+    client.retry.run(|| once(client, digest, content, passed))
+}
+
+fn once(
+    client: &Client,
+    digest: &Digest,
+    content: Content<'_>,
+    passed: &dyn Fn(u64),
+) -> Outcome<()> {
+    let what = client.blob_name(digest);
+    let mut begin = client.request(Method::POST, &client.path("blobs/uploads/"), what.clone())?;
+    begin.body = Payload::Bytes(b"");
+    let response = client.exchange(&begin)?;
+    let location = response.headers().get(header::LOCATION);
+    let location = location.and_then(|value| value.to_str().ok());
+    let bad = || RegistryError::malformed(what.as_str(), "the registry names no place to send it");
+    let location = location.and_then(|location| endpoint::resolve(&begin.uri, location));
+    let location = location.ok_or_else(bad)?;
+    if begin.uri.scheme_str() == Some("https") && location.scheme_str() != Some("https") {
+        let why = "the registry wants it over http: refused";
+        return Err(RegistryError::malformed(what, why).into());
+    }
+    let text = location.to_string();
+    let between = if location.query().is_some() { '&' } else { '?' };
+    let mut put = client.request(Method::PUT, "/", what.clone())?;
+    // The digest's colon is allowed in a query (RFC 3986).
+    put.uri = format!("{text}{between}digest={digest}")
+        .parse()
+        .map_err(|_| bad())?;
+    let octets = "application/octet-stream".to_owned();
+    put.headers.push((header::CONTENT_TYPE, octets));
+    put.body = match content {
+        Content::Bytes(bytes) => Payload::Bytes(bytes),
+        Content::File(file, size) => Payload::File { file, size, passed },
+    };
+    client.exchange(&put).map(drop)
+}

@@ -1,0 +1,82 @@
+//! What Docker notes about layers that came from a registry or went to one: which
+//! compressed blob a layer is, and where that blob is known to be. Called by `registry`.
+//!
+//! Format (moby, distribution/metadata): `distribution/diffid-by-digest/sha256/<hex>`, the diff
+//! ID as text; `distribution/v2metadata-by-diffid/sha256/<hex>`, a JSON list, newest last.
+//! Only hints: a registry is asked before they count.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Exclusive, files};
+use crate::store::error::Result;
+use crate::store::single::Store;
+use crate::store::{Digest, json};
+
+/// The most that is read of a note, in bytes.
+const LIMIT: u64 = 1 << 20;
+/// Notes on one layer, as Docker limits them.
+const MAX_NOTES: usize = 50;
+
+/// Where a layer's blob has been seen.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Seen {
+    pub(crate) digest: Digest,
+    /// `docker.io/library/app`.
+    pub(crate) source_repository: String,
+    /// Whose credentials it was pushed with; never ours.
+    #[serde(rename = "HMAC", default, skip_serializing_if = "String::is_empty")]
+    hmac: String,
+}
+
+fn notes_path(store: &Store, diff_id: &Digest) -> PathBuf {
+    let mut path = Path::new("image").join(store.driver());
+    path.push("distribution/v2metadata-by-diffid/sha256");
+    path.join(diff_id.hex())
+}
+
+/// The blobs that a layer is known as; none where the notes cannot be read.
+pub(crate) fn seen(store: &Store, diff_id: &Digest) -> Vec<Seen> {
+    let path = notes_path(store, diff_id);
+    let bytes = store.root.read(&path, LIMIT).ok().flatten();
+    let notes = bytes.and_then(|bytes| json::parse(&path, &bytes).ok());
+    notes.unwrap_or_default()
+}
+
+impl Exclusive<'_> {
+    /// Notes that a layer is this gzip-compressed blob of this repository.
+    pub(crate) fn note_blob(
+        &self,
+        diff_id: &Digest,
+        blob: &Digest,
+        repository: &str,
+    ) -> Result<()> {
+        let note = Seen {
+            digest: *blob,
+            source_repository: repository.to_owned(),
+            hmac: String::new(),
+        };
+        let mut notes = seen(self.store(), diff_id);
+        if notes.contains(&note) {
+            return Ok(());
+        }
+        notes.push(note);
+        let excess = notes.len().saturating_sub(MAX_NOTES);
+        let by_digest = self.writable.image_dir("distribution/diffid-by-digest");
+        let by_digest = by_digest.join("sha256").join(blob.hex());
+        let by_diff = self.writable.root().join(notes_path(self.store(), diff_id));
+        for dir in [&by_digest, &by_diff] {
+            let parents: Vec<&Path> = dir.ancestors().skip(1).take(3).collect();
+            for parent in parents.iter().rev() {
+                files::make_dir(parent, 0o700)?;
+            }
+        }
+        let tmp = self.writable.ours("tmp");
+        let text = diff_id.to_string();
+        files::replace(&tmp, &by_digest, 0o644, text.as_bytes())?;
+        let notes = serde_json::json!(&notes[excess..]).to_string();
+        files::replace(&tmp, &by_diff, 0o644, notes.as_bytes())
+    }
+}

@@ -1,0 +1,27 @@
+//! `pull` and `push` with Debian's docker-registry on loopback, and with a proxy in between
+//! that cuts, falsifies and counts. skopeo brings images there and looks at what we bring.
+//! Without the programs the tests print a skip (with UNIONFS_REQUIRE_ALL=1 they fail).
+
+// Tests may fail by panicking, also in their helpers.
+#![allow(clippy::unwrap_used, clippy::panic)]
+// Of the shared helpers not all are used here.
+#![allow(dead_code)]
+
+mod access;
+mod broken;
+mod images;
+mod killed;
+mod proxy;
+mod pull;
+mod push;
+mod server;
+mod tls;
+
+#[path = "../cli/support.rs"]
+mod support;
+
+// The maker of the sample store, shared with the example.
+#[path = "../../examples/sample-store/builder.rs"]
+mod builder;
+#[path = "../../examples/sample-store/sample.rs"]
+mod sample;

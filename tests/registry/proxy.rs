@@ -1,0 +1,170 @@
+//! A proxy before a registry that does to answers what a test wants, and remembers what was
+//! asked for. One connection is one request.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// A request's first line and headers.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    headers: Vec<(String, String)>,
+    pub(crate) body: String,
+}
+
+impl Asked {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(n, _)| n == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// Whether it asks for a blob's content.
+    pub(crate) fn is_blob(&self) -> bool {
+        self.method == "GET" && self.path.contains("/blobs/sha256:")
+    }
+}
+
+/// What happens to a request.
+pub(crate) enum Act {
+    /// The registry's answer.
+    Pass,
+    /// Its answer's body ends after so many bytes.
+    Cut(usize),
+    /// As that, but the connection stays until the other side has gone.
+    Stall(usize),
+    /// One bit of the body is another.
+    Flip(usize),
+    /// The registry gets it without the Range.
+    NoRange,
+    /// This, not the registry's answer: status line and headers, body.
+    Answer(String, String),
+}
+
+type Rule = dyn Fn(&Asked) -> Act + Send + Sync;
+
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    log: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Proxy {
+    /// The threads end with the test's process.
+    pub(crate) fn start(to: u16, rule: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (rule, kept): (Arc<Rule>, _) = (Arc::new(rule), log.clone());
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (rule, log) = (rule.clone(), kept.clone());
+                // A connection that breaks is the test's matter.
+                thread::spawn(move || serve(stream, to, &*rule, &log).ok());
+            }
+        });
+        Self { port, log }
+    }
+
+    pub(crate) fn name(&self, rest: &str) -> String {
+        format!("127.0.0.1:{}/{rest}", self.port)
+    }
+
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// The requests for blobs.
+    pub(crate) fn blobs(&self) -> Vec<Asked> {
+        self.asked().into_iter().filter(Asked::is_blob).collect()
+    }
+
+    pub(crate) fn forget(&self) {
+        self.log.lock().unwrap().clear();
+    }
+}
+
+fn serve(
+    mut client: TcpStream,
+    to: u16,
+    rule: &Rule,
+    log: &Mutex<Vec<Asked>>,
+) -> std::io::Result<()> {
+    let Some((asked, raw_body)) = request(&mut client)? else {
+        // Somebody tries TLS: what Go's server answers.
+        client.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent TLS\n")?;
+        return client.shutdown(Shutdown::Both);
+    };
+    log.lock().unwrap().push(asked.clone());
+    let act = rule(&asked);
+    if let Act::Answer(head, body) = &act {
+        let length = body.len();
+        write!(
+            client,
+            "HTTP/1.1 {head}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )?;
+        return client.shutdown(Shutdown::Write);
+    }
+    let mut upstream = TcpStream::connect(("127.0.0.1", to))?;
+    write!(upstream, "{} {} HTTP/1.1\r\n", asked.method, asked.path)?;
+    for (name, value) in &asked.headers {
+        let dropped = name == "connection" || (name == "range" && matches!(act, Act::NoRange));
+        if !dropped {
+            write!(upstream, "{name}: {value}\r\n")?;
+        }
+    }
+    upstream.write_all(b"connection: close\r\n\r\n")?;
+    upstream.write_all(&raw_body)?;
+    let mut answer = Vec::new();
+    upstream.read_to_end(&mut answer)?;
+    let body = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+    match act {
+        Act::Cut(at) | Act::Stall(at) => {
+            client.write_all(&answer[..(body + at).min(answer.len())])?;
+            client.flush()?;
+            if matches!(act, Act::Stall(_)) {
+                let _ = client.read(&mut [0]);
+            }
+        }
+        Act::Flip(at) => {
+            answer[body + at] ^= 1;
+            client.write_all(&answer)?;
+        }
+        _ => client.write_all(&answer)?,
+    }
+    client.shutdown(Shutdown::Both)
+}
+
+/// Reads a request; `None`: it is none.
+fn request(client: &mut TcpStream) -> std::io::Result<Option<(Asked, Vec<u8>)>> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        client.read_exact(&mut byte)?;
+        head.push(byte[0]);
+        if head[0] == 0x16 {
+            return Ok(None);
+        }
+    }
+    let text = String::from_utf8(head).unwrap();
+    let mut lines = text.lines();
+    let mut first = lines.next().unwrap().split(' ').map(str::to_owned);
+    let headers: Vec<(String, String)> = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
+        .collect();
+    let mut asked = Asked {
+        method: first.next().unwrap(),
+        path: first.next().unwrap(),
+        headers,
+        body: String::new(),
+    };
+    let length = asked
+        .header("content-length")
+        .map_or(0, |l| l.parse().unwrap());
+    let mut body = vec![0; length];
+    client.read_exact(&mut body)?;
+    asked.body = String::from_utf8_lossy(&body).into_owned();
+    Ok(Some((asked, body)))
+}

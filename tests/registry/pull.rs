@@ -1,0 +1,237 @@
+//! Images of a whole registry: by tag, by digest, of an index, in every format.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use unionfs::store::Digest;
+
+use crate::images::{assert_whole, home, id, serve, serve_large};
+use crate::proxy::{Act, Proxy};
+use crate::server::{Server, can_serve, digest_of, inspect};
+
+const FORMATS: [&[&str]; 3] = [
+    &["--format", "v2s2"],
+    &["--format", "oci"],
+    &["--format", "oci", "--dest-compress-format", "zstd"],
+];
+
+#[test]
+fn every_format_gives_the_same_image_and_pulling_again_moves_no_blob() {
+    if !can_serve() {
+        return;
+    }
+    let home = home();
+    let docker = home.text("docker");
+    let expected = id(&home, &docker, "sample:1");
+    for (number, format) in FORMATS.iter().enumerate() {
+        // Each in a registry of its own, else skopeo takes the blobs that are there.
+        let server = Server::start(&home);
+        let proxy = Proxy::start(server.port, |_| Act::Pass);
+        let tag = format!("app:{number}");
+        serve(&home, &server, "1", &tag, format);
+        let (_, raw) = inspect(&server, &tag);
+        assert_eq!(raw.contains("zstd"), number == 2, "{raw}");
+        let digest = digest_of(&server, &tag);
+        let own = home.text(&format!("own-{number}"));
+        let root = ["--root", own.as_str()];
+        proxy.forget();
+        let pulled = home.json([&root[..], &["pull", "-q", "--json", &proxy.name(&tag)]].concat());
+        assert_eq!(pulled["digest"], digest.to_string());
+        assert_eq!(pulled["new_layers"].as_array().unwrap().len(), 3);
+        assert_eq!(proxy.blobs().len(), 4, "configuration and layers");
+        // OCI configurations of skopeo are other bytes.
+        if number == 0 {
+            assert_eq!(pulled["id"], expected);
+        }
+        let names = pulled["names"].as_array().unwrap();
+        let by_digest = format!("{}@{digest}", proxy.name("app"));
+        assert_eq!(names.len(), 2);
+        assert_eq!(names[0], proxy.name(&tag));
+        assert_eq!(names[1], by_digest);
+        let verified = home.run([&root[..], &["verify", "--all"]].concat());
+        assert!(verified.ok().contains("3 layers"));
+        // By each name once more.
+        proxy.forget();
+        for name in [proxy.name(&tag), by_digest] {
+            let again = home.json([&root[..], &["pull", "-q", "--json", &name]].concat());
+            assert_eq!(again["id"], pulled["id"]);
+            assert_eq!(again["new_layers"].as_array().unwrap().len(), 0);
+        }
+        assert_eq!(proxy.blobs().len(), 0, "{:?}", proxy.asked());
+        let report = home.json([&root[..], &["prune", "-n", "--json"]].concat());
+        assert_eq!(report["items"].as_array().unwrap().len(), 0, "{report}");
+    }
+}
+
+#[test]
+fn shared_layers_are_not_downloaded() {
+    if !can_serve() {
+        return;
+    }
+    let home = home();
+    let server = Server::start(&home);
+    let proxy = Proxy::start(server.port, |_| Act::Pass);
+    serve(&home, &server, "1", "app:1", FORMATS[0]);
+    serve(&home, &server, "2", "app:2", FORMATS[0]);
+    home.run(["pull", "-q", &proxy.name("app:1")]).ok();
+    proxy.forget();
+    let output = home.run(["pull", &proxy.name("app:2")]);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert_eq!(output.stderr.matches(": exists").count(), 2, "{output:?}");
+    assert_eq!(output.stderr.matches(": downloaded, ").count(), 1);
+    assert_eq!(output.stderr.matches(": unpacked, ").count(), 1);
+    assert_eq!(proxy.blobs().len(), 2, "configuration and one layer");
+    assert_whole(&home, 2, 0);
+    // The short list has tags, the long one what they meant.
+    let table = home.run(["images"]).ok();
+    assert!(!table.contains('@') && table.contains("app:2"), "{table}");
+    // Without its tag an image goes, whatever digest it had.
+    home.run(["rmi", &proxy.name("app:1")]).ok();
+    home.run(["rmi", &id(&home, &home.text("own"), &proxy.name("app:2"))])
+        .ok();
+    assert_whole(&home, 0, 0);
+}
+
+/// An index of sample:1 for linux/arm/v6, of sample:2 for v7, and what else indexes have.
+fn serve_index(home: &crate::support::Home, server: &Server) -> Digest {
+    let entry = |from: &str, platform: &str| {
+        let (_, raw) = inspect(server, from);
+        let (digest, size) = (Digest::of(raw.as_bytes()), raw.len());
+        let media = "application/vnd.docker.distribution.manifest.v2+json";
+        format!(
+            r#"{{"mediaType":"{media}","digest":"{digest}","size":{size},"platform":{platform}}}"#
+        )
+    };
+    serve(home, server, "1", "many:one", FORMATS[0]);
+    serve(home, server, "2", "many:two", FORMATS[0]);
+    let arm =
+        |variant: &str| format!(r#"{{"os":"linux","architecture":"arm","variant":"{variant}"}}"#);
+    let entries = [
+        entry("many:one", r#"{"os":"unknown","architecture":"unknown"}"#),
+        entry("many:two", &arm("v7")),
+        entry("many:one", &arm("v6")),
+    ];
+    let media = "application/vnd.docker.distribution.manifest.list.v2+json";
+    let body = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{media}","manifests":[{}]}}"#,
+        entries.join(",")
+    );
+    server.put_manifest("many", "all", media, &body);
+    Digest::of(body.as_bytes())
+}
+
+#[test]
+fn an_index_gives_the_image_of_the_platform() {
+    if !can_serve() {
+        return;
+    }
+    let home = home();
+    let server = Server::start(&home);
+    let index = serve_index(&home, &server);
+    let docker = home.text("docker");
+    let (one, two) = (
+        id(&home, &docker, "sample:1"),
+        id(&home, &docker, "sample:2"),
+    );
+    let by_digest = server.name(&format!("many@{index}"));
+    let by_tag = server.name("many:all");
+    for (name, platform, expected) in [
+        (&by_tag, "linux/arm/v7", &two),
+        (&by_tag, "linux/arm/v6", &one),
+        (&by_digest, "linux/arm/v6", &one),
+        // Without a variant an arm is v7.
+        (&by_digest, "linux/arm", &two),
+    ] {
+        let args = ["pull", "-q", "--json", "--platform", platform, name];
+        // The images themselves say amd64, which is not asked again.
+        let pulled = home.run(args);
+        let pulled: serde_json::Value = serde_json::from_str(&pulled.ok()).unwrap();
+        assert_eq!(pulled["id"], **expected, "{platform}");
+        assert_eq!(pulled["digest"], index.to_string());
+    }
+    for args in [
+        &["pull", "-q", "--platform", "linux/riscv64", &by_tag][..],
+        &["pull", "-q", &by_tag],
+    ] {
+        home.run(args)
+            .failed(1, &["no image for linux/", "linux/arm/v7, linux/arm/v6:"]);
+    }
+    // One image alone is for what it is for.
+    let single = server.name("many:one");
+    home.run(["pull", "-q", "--platform", "linux/s390x", &single])
+        .failed(1, &["no image for linux/s390x"]);
+    let bad = home.run(["pull", "-q", "--platform", "a/b/c/d", &single]);
+    assert!(
+        bad.code == Some(2) && bad.stderr.contains("os/arch"),
+        "{bad:?}"
+    );
+}
+
+#[test]
+fn so_many_blobs_at_once_as_asked_for() {
+    if !can_serve() {
+        return;
+    }
+    let home = home();
+    let server = Server::start(&home);
+    serve(&home, &server, "1", "app:1", FORMATS[0]);
+    for parallel in [1, 2, 3] {
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let peak = most.clone();
+        let config = id(&home, &home.text("docker"), "sample:1");
+        let proxy = Proxy::start(server.port, move |asked| {
+            if asked.is_blob() && !asked.path.ends_with(&config) {
+                let now = running.fetch_add(1, Ordering::SeqCst) + 1;
+                peak.fetch_max(now, Ordering::SeqCst);
+                // Others have time to come, and then to come too many.
+                let start = Instant::now();
+                while peak.load(Ordering::SeqCst) < parallel && start.elapsed().as_secs() < 10 {
+                    sleep(Duration::from_millis(5));
+                }
+                sleep(Duration::from_millis(100));
+                running.fetch_sub(1, Ordering::SeqCst);
+            }
+            Act::Pass
+        });
+        let (own, number) = (home.text(&format!("own-{parallel}")), parallel.to_string());
+        let name = proxy.name("app:1");
+        let args = ["--root", &own, "pull", "-q", "--parallel", &number, &name];
+        home.run(args).ok();
+        assert_eq!(most.load(Ordering::SeqCst), parallel);
+    }
+}
+
+#[test]
+fn what_is_not_there_is_said_so() {
+    if !can_serve() {
+        return;
+    }
+    let home = home();
+    let server = Server::start(&home);
+    let large = serve_large(&home, &server, "large:1", 100_000);
+    let other = Digest::of(b"another");
+    let run = |name: &str| home.run(["pull", "-q", name]);
+    run(&server.name("large:2")).failed(1, &["large:2", "MANIFEST_UNKNOWN", "check the name"]);
+    run(&server.name("none")).failed(1, &["none:latest", "the registry has none"]);
+    let by_digest = server.name(&format!("large@{other}"));
+    run(&by_digest).failed(1, &[&other.to_string(), "the registry has none"]);
+    run("127.0.0.1:1/app").failed(1, &["http://127.0.0.1:1/", "refused"]);
+    run("no-such-host.invalid/app").failed(1, &["https://no-such-host.invalid/"]);
+    run("App:1").failed(1, &["lower case"]);
+    let sha512 = format!("{}@sha512:{}", server.name("large"), "a".repeat(128));
+    run(&sha512).failed(1, &["SHA-256"]);
+    let small = [
+        "pull",
+        "-q",
+        "--max-layer-size",
+        "1000",
+        &server.name("large:1"),
+    ];
+    home.run(small)
+        .failed(1, &["1000 are allowed", "blob sha256:"]);
+    assert_whole(&home, 0, 0);
+    run(&server.name("large:1")).ok();
+    assert_eq!(id(&home, &home.text("own"), &server.name("large:1")), large);
+}

@@ -1,0 +1,201 @@
+//! Images to a registry: what skopeo finds there, and what comes back.
+
+use unionfs::store::Digest;
+
+use crate::images::{assert_whole, home, id, serve};
+use crate::proxy::{Act, Proxy};
+use crate::server::{Server, can_serve, inspect, skopeo};
+
+#[test]
+fn what_is_pushed_is_seen_copied_and_comes_back_the_same() {
+    if !can_serve() {
+        return;
+    }
+    let home = home();
+    let server = Server::start(&home);
+    let docker = home.text("docker");
+    let expected = id(&home, &docker, "sample:1");
+    for (format, media) in [
+        (
+            "docker",
+            "application/vnd.docker.distribution.manifest.v2+json",
+        ),
+        ("oci", "application/vnd.oci.image.manifest.v1+json"),
+    ] {
+        let to = format!("pushed:{format}");
+        let name = server.name(&to);
+        let args = [
+            "--root", &docker, "push", "-q", "--json", "--format", format,
+        ];
+        let pushed = home.json([&args[..], &["sample:1", &name]].concat());
+        let (about, raw) = inspect(&server, &to);
+        assert_eq!(about["Digest"], pushed["digest"]);
+        assert_eq!(
+            Digest::of(raw.as_bytes()).to_string(),
+            pushed["digest"].as_str().unwrap()
+        );
+        let manifest: serde_json::Value = serde_json::from_str(&raw).unwrap();
+        assert_eq!(manifest["mediaType"], media);
+        assert_eq!(manifest["config"]["digest"], expected);
+        assert_eq!(pushed["layers"].as_array().unwrap().len(), 3);
+        for (layer, pushed) in manifest["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .zip(pushed["layers"].as_array().unwrap())
+        {
+            assert_eq!(layer["digest"], pushed["digest"]);
+            assert_eq!(pushed["sent"], format == "docker", "sent once");
+        }
+        // Somebody else's reader checks every blob.
+        let archive = format!("docker-archive:{}", home.text(&format!("{format}.tar")));
+        skopeo(&[
+            "copy",
+            "-q",
+            "--src-tls-verify=false",
+            &server.url(&to),
+            &archive,
+        ]);
+        let own = home.text(&format!("own-{format}"));
+        let pulled = home.json(["--root", &own, "pull", "-q", "--json", &name]);
+        assert_eq!(pulled["id"], expected);
+        assert_eq!(pulled["digest"], pushed["digest"]);
+        let layers = |root: &str, image: &str| {
+            let about = home.json(["--root", root, "inspect", "--json", image]);
+            about["layers"]
+                .clone()
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|l| l["diff_id"].clone())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(layers(&own, &name), layers(&docker, "sample:1"));
+        assert!(
+            home.run(["--root", &own, "verify", "--all"])
+                .ok()
+                .contains("no damage")
+        );
+    }
+    // Docker's store is only read.
+    let notes = home.path("docker/image/overlay2/distribution");
+    assert_eq!(std::fs::read_dir(notes).unwrap().count(), 0);
+}
+
+#[test]
+fn what_was_pulled_goes_by_the_digests_it_had() {
+    if !can_serve() {
+        return;
+    }
+    let home = home();
+    let server = Server::start(&home);
+    serve(&home, &server, "1", "app:1", &["--format", "v2s2"]);
+    let before = server.blobs();
+    let (name, (about, _)) = (server.name("app:1"), inspect(&server, "app:1"));
+    home.run(["pull", "-q", &name]).ok();
+    // To the same repository nothing is made, to others the same bytes each time.
+    let pushed = home.json(["push", "-q", "--json", &name]);
+    assert_eq!(pushed["digest"], about["Digest"]);
+    assert_eq!(server.blobs(), before);
+    let first = home.json(["push", "-q", "--json", &name, &server.name("other:1")]);
+    let after = server.blobs();
+    let output = home.run(["push", &name, &server.name("third:1")]);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert_eq!(output.stderr.matches(": pushed, ").count(), 3, "{output:?}");
+    assert_eq!(server.blobs(), after, "{output:?}");
+    assert_eq!(inspect(&server, "third:1").0["Digest"], first["digest"]);
+    assert!(output.stdout.contains(first["digest"].as_str().unwrap()));
+    assert_whole(&home, 1, 0);
+}
+
+#[test]
+fn names_by_digest_come_with_a_push() {
+    if !can_serve() {
+        return;
+    }
+    let home = home();
+    let server = Server::start(&home);
+    let archive = home.text("sample.tar");
+    home.run([
+        "--root",
+        &home.text("docker"),
+        "save",
+        "-q",
+        "sample:1",
+        "-o",
+        &archive,
+    ])
+    .ok();
+    let name = server.name("app:1");
+    home.run(["load", "-q", "-i", &archive, "--tag", &name])
+        .ok();
+    let pushed = home.json(["push", "-q", "--json", &name]);
+    let names = home.json(["images", "--json"])[0]["names"].to_string();
+    let digest = pushed["digest"].as_str().unwrap();
+    assert!(names.contains(&format!("app@{digest}")), "{names}");
+    // One that the image is not called after gives it no name.
+    home.run(["push", "-q", &name, &server.name("elsewhere:1")])
+        .ok();
+    let after = home.json(["images", "--json"])[0]["names"].to_string();
+    assert_eq!(after, names);
+}
+
+#[test]
+fn uploads_are_tried_again_and_what_cannot_be_pushed_is_said() {
+    if !can_serve() {
+        return;
+    }
+    let home = home();
+    let server = Server::start(&home);
+    let docker = home.text("docker");
+    let times = std::sync::atomic::AtomicUsize::new(0);
+    let proxy = Proxy::start(server.port, move |asked| {
+        let upload = asked.method == "POST" || asked.method == "PUT";
+        match upload
+            && times
+                .fetch_add(1, std::sync::atomic::Ordering::SeqCst)
+                .is_multiple_of(3)
+        {
+            true => Act::Answer("502 Bad Gateway".to_owned(), String::new()),
+            false => Act::Pass,
+        }
+    });
+    let args = ["--root", &docker, "push", "-q", "--json", "sample:2"];
+    let pushed = home.json([&args[..], &[&proxy.name("app:2")]].concat());
+    assert_eq!(inspect(&server, "app:2").0["Digest"], pushed["digest"]);
+    let push = |args: &[&str]| home.run([&["--root", &docker, "push", "-q"][..], args].concat());
+    push(&["nothing:1", &server.name("x")]).failed(1, &["nothing:1"]);
+    push(&[
+        "sample:1",
+        &format!("{}@{}", server.name("x"), Digest::of(b"")),
+    ])
+    .failed(2, &["digest"]);
+    let id = id(&home, &docker, "sample:1");
+    push(&[&id]).failed(2, &["is an ID", "destination"]);
+    push(&["sample:1", "127.0.0.1:1/x"]).failed(1, &["refused"]);
+}
+
+/// A layer whose files were changed in the store is not what its digest says.
+#[test]
+fn a_damaged_layer_is_not_pushed() {
+    if !can_serve() {
+        return;
+    }
+    let home = home();
+    let server = Server::start(&home);
+    let docker = home.text("docker");
+    let about = home.json(["--root", &docker, "inspect", "--json", "sample:1"]);
+    let top = about["layers"][0]["path"].as_str().unwrap().to_owned();
+    std::fs::write(format!("{top}/etc/passwd"), "root::0:0::/:\n").unwrap();
+    home.run([
+        "--root",
+        &docker,
+        "push",
+        "-q",
+        "sample:1",
+        &server.name("app:1"),
+    ])
+    .failed(1, &["etc/passwd"]);
+    home.run(["pull", "-q", &server.name("app:1")])
+        .failed(1, &["app:1", "the registry has none"]);
+}

@@ -1,0 +1,72 @@
+//! A registry with TLS: known authorities open it, unknown ones do not.
+
+use std::process::Command;
+
+use crate::images::home;
+use crate::server::{Server, can_serve};
+use crate::support::{Home, Outcome, PROGRAM, has_tools};
+
+/// Runs openssl, which must succeed, in the home.
+fn openssl(home: &Home, args: &str) {
+    let mut command = Command::new("openssl");
+    command.current_dir(home.path("")).args(args.split(' '));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "openssl {args}: {output:?}");
+}
+
+/// Makes an authority `ca.pem` and `leaf.pem` for 127.0.0.1, with its key.
+fn certificates(home: &Home) {
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(
+        home,
+        &format!("req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=authority -days 2"),
+    );
+    openssl(
+        home,
+        &format!("req {key} -keyout leaf.key -out leaf.csr -subj /CN=registry"),
+    );
+    std::fs::write(home.path("names"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+    openssl(
+        home,
+        "x509 -req -in leaf.csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names \
+         -out leaf.pem -days 2"
+            .replace("  ", " ")
+            .as_str(),
+    );
+}
+
+/// With these certificates for the system's.
+fn run(home: &Home, known: &str, args: &[&str]) -> Outcome {
+    let mut command = home.command(PROGRAM);
+    command
+        .env("SSL_CERT_FILE", home.path(known))
+        .env("HOME", home.path("nobody"))
+        .env_remove("SSL_CERT_DIR");
+    command.args(args).output().unwrap().into()
+}
+
+#[test]
+fn a_known_authority_is_trusted_and_another_is_not() {
+    if !can_serve() || !has_tools(&["openssl"]) {
+        return;
+    }
+    let home = home();
+    certificates(&home);
+    let (cert, key) = (home.path("leaf.pem"), home.path("leaf.key"));
+    let http = format!(", tls: {{certificate: {cert:?}, key: {key:?}}}");
+    let server = Server::start_with(&home, "", &http);
+    let (docker, name) = (home.text("docker"), server.name("app:1"));
+    let push = ["--root", &docker, "push", "-q", "sample:1", &name];
+    run(&home, "ca.pem", &push).ok();
+    run(&home, "ca.pem", &["pull", "-q", &name]).ok();
+    run(&home, "ca.pem", &["rmi", &name]).ok();
+    std::fs::write(home.path("none.pem"), "").unwrap();
+    let url = format!("https://127.0.0.1:{}/", server.port);
+    run(&home, "none.pem", &["pull", "-q", &name]).failed(
+        1,
+        &[&url, "certificate is not trusted", "/etc/docker/certs.d"],
+    );
+    // Another name than the certificate's.
+    let other = name.replace("127.0.0.1", "localhost");
+    run(&home, "ca.pem", &["pull", "-q", &other]).failed(1, &["certificate is not trusted"]);
+}
