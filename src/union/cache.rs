@@ -11,7 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::resolve::{Resolved, WhiteoutKind};
+use super::inode::{Inode, Loc};
+use super::resolve::{Resolved, UpperFound, WhiteoutKind};
+use super::types::FileKind;
+use crate::layer::at::Stat;
 
 /// A cached answer.
 #[derive(Clone, Debug)]
@@ -20,6 +23,53 @@ pub(crate) enum Cached {
     Negative(Option<WhiteoutKind>),
     /// The name and where its parts are.
     Positive(Arc<Resolved>),
+}
+
+impl Cached {
+    /// The answer for the name a file has now: the same, where all of it is in the upper. Not
+    /// for directories, whose markers a move may change.
+    pub fn moved(self) -> Option<Self> {
+        let Self::Positive(resolved) = self else {
+            return None;
+        };
+        let upper = resolved.upper.as_ref()?;
+        if resolved.kind == FileKind::Directory || upper.metacopy || !upper.named {
+            return None;
+        }
+        let mut resolved = (*resolved).clone();
+        if let Some(upper) = &mut resolved.upper {
+            upper.below = None;
+        }
+        Some(Self::Positive(Arc::new(resolved)))
+    }
+
+    /// What may be said of a name from the copy-up of its file on. `stat` has the identity of
+    /// the copy; `marked`: it says its origin.
+    pub fn copied(inode: &Inode, loc: &Loc, (stat, marked): (Stat, bool)) -> Option<Self> {
+        let nlink = loc.lower.as_ref().map_or(1, |file| file.stat.nlink);
+        if nlink > 1 || loc.index.is_some() || loc.links.len() != 1 {
+            return None;
+        }
+        let dirs = inode.dir.as_ref().map(|dir| dir.lowers.clone());
+        let upper = UpperFound {
+            // As an unnamed file its count was 0.
+            stat: Stat { nlink: 1, ..stat },
+            metacopy: false,
+            origin: marked,
+            impure: false,
+            index: None,
+            nlink: None,
+            named: true,
+            below: Some(true),
+        };
+        Some(Self::Positive(Arc::new(Resolved {
+            kind: inode.kind,
+            upper: Some(upper),
+            file: None,
+            dirs: dirs.unwrap_or_default(),
+            ino: inode.ino,
+        })))
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]

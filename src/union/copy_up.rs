@@ -15,8 +15,7 @@ use super::Union;
 use super::cache::Cached;
 use super::copy_data::{How, copy_file};
 use super::error::Result;
-use super::inode::{Held, Inode, Link, Loc, LowerFile, Nlink, UpperState};
-use super::resolve::{Resolved, UpperFound};
+use super::inode::{Held, Inode, Link, LowerFile, Nlink, UpperState};
 use super::types::{FileKind, Ino};
 use super::upper::Upper;
 use crate::layer::Dialect;
@@ -351,7 +350,7 @@ impl Union {
             self.inos.keep(&copy.stat, inode.ino);
         }
         let mut loc = inode.loc.write();
-        match copied_answer(inode, &loc, copy) {
+        match Cached::copied(inode, &loc, (copy.stat, copy.marked)) {
             Some(answer) => self.names.put(parent.key, name, answer),
             None => self.names.remove(parent.key, name),
         }
@@ -416,37 +415,6 @@ struct Copied {
     marked: bool,
     /// As it was made: only its identity and type are those of the copy.
     stat: Stat,
-}
-
-/// What the lookup cache may say of a name from the copy-up on.
-fn copied_answer(inode: &Inode, loc: &Loc, copy: Copied) -> Option<Cached> {
-    let nlink = loc.lower.as_ref().map_or(1, |file| file.stat.nlink);
-    if nlink > 1 || loc.index.is_some() || loc.links.len() != 1 {
-        return None;
-    }
-    let dirs = inode.dir.as_ref().map(|dir| dir.lowers.clone());
-    // As an unnamed file its count was 0.
-    let stat = Stat {
-        nlink: 1,
-        ..copy.stat
-    };
-    let upper = UpperFound {
-        stat,
-        metacopy: false,
-        origin: copy.marked,
-        impure: false,
-        index: None,
-        nlink: None,
-        named: true,
-        below: Some(true),
-    };
-    Some(Cached::Positive(Arc::new(Resolved {
-        kind: inode.kind,
-        upper: Some(upper),
-        file: None,
-        dirs: dirs.unwrap_or_default(),
-        ino: inode.ino,
-    })))
 }
 
 /// Copies owner, xattrs, mode, origin and times.

@@ -202,21 +202,13 @@ impl Union {
             self.bare(upper, target, new)?;
         }
         let held = if target_in_upper {
-            target
-                .map(|target| self.hold(target, new.at()))
-                .transpose()?
+            target.map(|t| self.hold(t, new.at())).transpose()?
         } else {
             None
         };
         let below = self.has_lower_name(source, old.parent, old.name)?;
-        let below_new = match target {
-            Some(target) => target
-                .loc
-                .read()
-                .link(new.parent, new.name)
-                .and_then(|link| link.below),
-            None => nothing_below(whiteout),
-        };
+        let known = |t: &Arc<Inode>| t.loc.read().link(new.parent, new.name)?.below;
+        let below_new = target.map_or(nothing_below(whiteout), known);
         let _topology = source.dir.is_some().then(|| self.topology.write());
         let (mut source_loc, mut target_loc) = match target {
             Some(target) => {
@@ -256,7 +248,7 @@ impl Union {
         let known = self.names.peek(old.parent.key, old.name);
         self.names
             .put(old.parent.key, old.name, Cached::Negative(left));
-        match known.and_then(moved_answer) {
+        match known.and_then(Cached::moved) {
             Some(answer) => self.names.put(new.parent.key, new.name, answer),
             None => self.names.remove(new.parent.key, new.name),
         }
@@ -521,23 +513,6 @@ fn relink(
             },
         ));
     }
-}
-
-/// What the cache said of a name, for the name it has now: the same, where all of it is in
-/// the upper. Not for directories, whose markers a move may change.
-fn moved_answer(known: Cached) -> Option<Cached> {
-    let Cached::Positive(resolved) = known else {
-        return None;
-    };
-    let upper = resolved.upper.as_ref()?;
-    if resolved.kind == FileKind::Directory || upper.metacopy || !upper.named {
-        return None;
-    }
-    let mut resolved = (*resolved).clone();
-    if let Some(upper) = &mut resolved.upper {
-        upper.below = None;
-    }
-    Some(Cached::Positive(Arc::new(resolved)))
 }
 
 /// Locks two inodes, in the order of their addresses.

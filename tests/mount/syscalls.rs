@@ -146,7 +146,7 @@ const OPERATIONS: &[Operation] = &[
         "lookup",
         |m| {
             each(&m.join("dir"), "look", |p| {
-                drop(p.symlink_metadata().unwrap())
+                assert!(p.symlink_metadata().is_ok())
             })
         },
         TIMES,
@@ -155,7 +155,7 @@ const OPERATIONS: &[Operation] = &[
         "lookup again",
         |m| {
             each(&m.join("dir"), "look", |p| {
-                drop(p.symlink_metadata().unwrap())
+                assert!(p.symlink_metadata().is_ok())
             })
         },
         TIMES,
