@@ -155,6 +155,7 @@ mod tests {
         let at = |sec, nsec| Time { sec, nsec };
         Attr {
             ino: 7,
+            generation: 0,
             kind,
             perm: 0o4755,
             nlink: 2,

@@ -102,8 +102,8 @@ fn has(root: &Path, name: &str) -> bool {
 
 /// Others on this machine may sync everything at any time, so what should be lost is given a
 /// few tries.
-fn is_lost_once(mut lost: impl FnMut(u32) -> bool) -> bool {
-    (0..5).any(|n| lost(n))
+fn is_lost_once(lost: impl FnMut(u32) -> bool) -> bool {
+    (0..5).any(lost)
 }
 
 #[test]
