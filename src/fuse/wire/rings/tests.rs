@@ -96,3 +96,43 @@ fn every_request_is_answered_once_whatever_becomes_of_it() {
         }
     }
 }
+
+/// Keeps its replies, as slow work does.
+#[derive(Default)]
+struct Keeper(parking_lot::Mutex<Vec<Reply>>);
+
+impl Handler for Arc<Keeper> {
+    fn handle(&self, _: &Header, _: Request<'_>, reply: Reply) {
+        self.0.lock().push(reply);
+    }
+}
+
+#[test]
+fn nobody_waits_for_slow_work_once_the_connection_is_gone() {
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let Ok((_entry, payload)) = Entry::new(null, 0, 8192) else {
+        // `asked` says so.
+        return;
+    };
+    let keeper = Arc::new(Keeper::default());
+    let served = served(Arc::clone(&keeper));
+    let fixed = InHeader {
+        len: size_of::<InHeader>() as u32,
+        opcode: op::READLINK,
+        ..InHeader::default()
+    };
+    let mut header = [0; HEADER];
+    fixed.write_to_prefix(&mut header).unwrap();
+    let slot = Arc::default();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| answer(&served, &header, payload, &mut Vec::new(), &slot));
+        while keeper.0.lock().is_empty() {
+            std::thread::yield_now();
+        }
+        assert!(!waiting.is_finished());
+        served.give_up();
+        assert!(waiting.join().unwrap().is_none());
+    });
+    // The answer that comes too late goes nowhere, and harms nobody.
+    keeper.0.lock().drain(..).for_each(Reply::ok);
+}
