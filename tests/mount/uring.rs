@@ -288,7 +288,7 @@ fn a_killed_server_leaves_nobody_waiting() {
         }
         let (sender, answer) = mpsc::channel();
         let path = stuck.mnt.join("unknown");
-        std::thread::spawn(move || sender.send(fs::metadata(path)));
+        std::thread::spawn(move || drop(sender.send(fs::metadata(path))));
         answer.recv_timeout(LONG).expect("hangs").unwrap_err();
     }
 }
