@@ -13,6 +13,6 @@ for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources}; do
 done
 # Under another name until it is whole.
 rm -rf "$dir.part"
-mmdebstrap --quiet --variant=minbase --include=gcc,libc6-dev,make,git,python3-minimal,libpython3-stdlib \
+mmdebstrap --quiet --variant=minbase --include=gcc,libc6-dev,make,git,python3-minimal,libpython3-stdlib,python3-pip,nodejs,npm \
     "$VERSION_CODENAME" "$dir.part" "${sources[@]}" >&2
 mv "$dir.part" "$dir"

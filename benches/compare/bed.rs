@@ -1,53 +1,135 @@
-//! What is measured, and where: the subjects, the layers, and a mount that a workload may
-//! unmount, mount again and make cold. Used by `main` and every workload.
+//! What is measured, and where: the subjects, and a mount that a workload may unmount, mount
+//! again and make cold. Used by `main` and every workload.
 
 use std::fs;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::mount::{Fs, Mounted, Scratch, Stack, UNIONFS};
+use crate::common::mount::{Fs, Mounted, Stack, unionfs_binary};
+use crate::layers::Layers;
 
 /// Kernel overlayfs as it comes: what the ratios are to.
 const KERNEL: Fs = Fs::Kernel("redirect_dir=on,metacopy=off");
+/// Whether the kernel offers FUSE over io_uring to new mounts; the machine's, not ours.
+const URING: &str = "/sys/module/fuse/parameters/enable_uring";
+
+/// How a subject shows the files.
+#[derive(Clone, Debug)]
+enum How {
+    /// A plain directory with the same files, the limit of what a disk gives.
+    Plain,
+    /// From the layers' directories.
+    Overlay(Fs),
+    /// By `unionfs mount` of the image, with these options.
+    Image(&'static str),
+}
 
 /// One column of the report.
+#[derive(Clone, Debug)]
 pub(crate) struct Subject {
     pub(crate) name: String,
-    /// `None`: a plain directory with the same files, the limit of what a disk gives.
-    fs: Option<Fs>,
+    how: How,
 }
 
 impl Subject {
     pub(crate) fn is_plain(&self) -> bool {
-        self.fs.is_none()
+        matches!(self.how, How::Plain)
     }
 
     /// What a program of somebody else's says it is.
     pub(crate) fn version(&self) -> Option<String> {
-        let Some(Fs::Program(program)) = &self.fs else {
+        let How::Overlay(Fs::Program(program)) = &self.how else {
             return None;
         };
         let text = sh("\"$1\" --version 2>&1", &[program]).ok()?;
         text.lines().next().map(str::to_owned)
     }
+
+    /// Directories that are no image's.
+    pub(crate) fn mount_directories(&self, stack: &Stack) -> Result<Mounted, String> {
+        match &self.how {
+            How::Plain => Err(NOTHING.into()),
+            How::Overlay(fs) => fs.try_mount(stack),
+            How::Image(options) => {
+                let _uring = options.contains("uring").then(Uring::enable);
+                Fs::Unionfs(options).try_mount(stack)
+            }
+        }
+    }
+
+    fn mount(&self, layers: &Layers, image: &str, stack: &Stack) -> Option<Mounted> {
+        match &self.how {
+            How::Plain => None,
+            How::Overlay(fs) => Some(fs.mount(stack)),
+            How::Image(options) => {
+                let _uring = options.contains("uring").then(Uring::enable);
+                let mut command = Command::new(unionfs_binary());
+                command.env("UNIONFS_ROOT", layers.store());
+                command.arg("mount");
+                if !options.is_empty() {
+                    command.args(["-o", options]);
+                }
+                match &stack.upper {
+                    Some((upper, work)) => {
+                        command.arg("--upper").arg(upper).arg("--work").arg(work)
+                    }
+                    None => command.arg("--read-only"),
+                };
+                command.arg(image).arg(&stack.mnt);
+                let output = command.output().unwrap();
+                let errors = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{command:?}: {errors}");
+                Some(Mounted::new(&stack.mnt, true))
+            }
+        }
+    }
+}
+
+/// While it lives the kernel offers io_uring to new FUSE mounts.
+struct Uring {
+    before: String,
+}
+
+impl Uring {
+    fn enable() -> Self {
+        let before = fs::read_to_string(URING).unwrap();
+        fs::write(URING, "Y").unwrap();
+        Self { before }
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        if let Err(e) = fs::write(URING, self.before.trim()) {
+            eprintln!("{URING}: {e}");
+        }
+    }
 }
 
 /// Kernel overlayfs first: the ratios are to it.
 pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
-    let one = |name: &str, fs| Subject {
+    let one = |name: &str, how| Subject {
         name: name.into(),
-        fs,
+        how,
     };
-    let mut subjects = vec![one("kernel", Some(KERNEL)), one("unionfs", Some(UNIONFS))];
+    let mut subjects = vec![
+        one("kernel", How::Overlay(KERNEL)),
+        one("unionfs", How::Image("")),
+        one("unionfs io=passthrough", How::Image("io=passthrough")),
+    ];
+    if Path::new(URING).exists() {
+        subjects.push(one(
+            "unionfs transport=uring",
+            How::Image("transport=uring"),
+        ));
+    }
     let peer = peer
         .or_else(|| std::env::var_os("PEER").map(Into::into))
         .or_else(|| on_path("fuse-overlayfs"));
     if let Some(program) = peer {
-        subjects.push(one("fuse-overlayfs", Some(Fs::Program(program))));
+        subjects.push(one("fuse-overlayfs", How::Overlay(Fs::Program(program))));
     }
-    subjects.push(one("plain", None));
+    subjects.push(one("plain", How::Plain));
     subjects
 }
 
@@ -76,146 +158,6 @@ pub(crate) fn sh(script: &str, args: &[&Path]) -> Result<String, String> {
     ))
 }
 
-/// The files, in stacks of several depths; and somewhere to put more.
-pub(crate) struct Layers {
-    pub(crate) scratch: Scratch,
-    tree: PathBuf,
-    /// Whether the tree is a root file system with programs in it.
-    pub(crate) rootfs: bool,
-}
-
-/// Depths of the stacks that are made.
-const DEPTHS: [usize; 4] = [1, 4, 32, 128];
-/// Bytes of the file whose copy-up is measured, at the root of the top layer.
-pub(crate) const LARGE: u64 = 1 << 30;
-/// Its name.
-pub(crate) const LARGE_NAME: &str = "large.bin";
-/// Bytes of `lower.bin`, beside it, which fio reads; as `size` in `benches/fio/data.fio`.
-pub(crate) const FIO_SIZE: u64 = 256 << 20;
-/// Directory with [`MANY`] entries, in the bottom layer.
-pub(crate) const MANY_NAME: &str = "many";
-/// Its entries.
-pub(crate) const MANY: usize = 100_000;
-
-impl Layers {
-    /// From a Debian root file system (kept in `target/bench/rootfs`), or `quick`ly made up.
-    pub(crate) fn make(quick: bool) -> Self {
-        let scratch = Scratch::disk();
-        let tree = if quick {
-            made_tree(&scratch.dir("tree"))
-        } else {
-            rootfs()
-        };
-        let layers = Self {
-            scratch,
-            tree,
-            rootfs: !quick,
-        };
-        for depth in DEPTHS {
-            eprintln!("spreading the files over {depth} layers");
-            layers.spread(depth);
-        }
-        let top = layers.stack(4)[0].clone();
-        fill(&top.join(LARGE_NAME), LARGE);
-        fill(&top.join("lower.bin"), FIO_SIZE);
-        let many = layers.stack(4)[3].join(MANY_NAME);
-        fs::create_dir(&many).unwrap();
-        for n in 0..MANY {
-            fs::File::create(many.join(format!("entry-{n}"))).unwrap();
-        }
-        layers
-    }
-
-    /// Directories of a stack, top first.
-    fn stack(&self, depth: usize) -> Vec<PathBuf> {
-        let base = self.scratch.path().join(format!("stack-{depth}"));
-        (0..depth).map(|n| base.join(n.to_string())).collect()
-    }
-
-    /// Every file goes to one of `depth` layers; a directory to those that have something in
-    /// it, which is what makes a merge.
-    fn spread(&self, depth: usize) {
-        let stack = self.stack(depth);
-        for layer in &stack {
-            fs::create_dir_all(layer).unwrap();
-        }
-        place(&self.tree, Path::new(""), &stack);
-    }
-}
-
-fn fill(path: &Path, size: u64) {
-    let file = fs::File::create(path).unwrap();
-    let block = vec![0x5a; 1 << 20];
-    for n in 0..size >> 20 {
-        std::os::unix::fs::FileExt::write_all_at(&file, &block, n << 20).unwrap();
-    }
-}
-
-fn place(tree: &Path, relative: &Path, stack: &[PathBuf]) {
-    for entry in fs::read_dir(tree.join(relative)).unwrap() {
-        let entry = entry.unwrap();
-        let kind = entry.file_type().unwrap();
-        let path = relative.join(entry.file_name());
-        if kind.is_dir() {
-            // In the bottom layer with its mode, above where needed.
-            copy_dir(tree, &path, stack.last().unwrap());
-            place(tree, &path, stack);
-            continue;
-        }
-        if kind.is_char_device() || kind.is_block_device() || kind.is_socket() {
-            continue;
-        }
-        let mut hasher = DefaultHasher::new();
-        path.hash(&mut hasher);
-        let layer = &stack[hasher.finish() as usize % stack.len()];
-        copy_dir(tree, relative, layer);
-        let (from, to) = (tree.join(&path), layer.join(&path));
-        if kind.is_symlink() {
-            std::os::unix::fs::symlink(fs::read_link(&from).unwrap(), &to).unwrap();
-        } else {
-            fs::copy(&from, &to).unwrap();
-        }
-        let meta = from.symlink_metadata().unwrap();
-        std::os::unix::fs::lchown(&to, Some(meta.uid()), Some(meta.gid())).unwrap();
-    }
-}
-
-fn copy_dir(tree: &Path, relative: &Path, layer: &Path) {
-    let mut below = PathBuf::new();
-    for part in relative.components() {
-        below.push(part);
-        let to = layer.join(&below);
-        if fs::create_dir(&to).is_ok() {
-            let meta = tree.join(&below).metadata().unwrap();
-            fs::set_permissions(&to, meta.permissions()).unwrap();
-        }
-    }
-}
-
-fn made_tree(dir: &Path) -> PathBuf {
-    let data = vec![b'x'; 4096];
-    for n in 0..4000 {
-        let dir = dir.join(format!("usr/d{}/e{}", n % 20, n % 100));
-        fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join(format!("f{n}")), &data).unwrap();
-    }
-    dir.to_path_buf()
-}
-
-fn rootfs() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let dir = root.join("target/bench/rootfs");
-    if !dir.exists() {
-        eprintln!("making a Debian root file system in {}", dir.display());
-        fs::create_dir_all(dir.parent().unwrap()).unwrap();
-        let script = root.join("benches/rootfs.sh");
-        if let Err(why) = sh("\"$1\" \"$2\"", &[&script, &dir]) {
-            panic!("benches/rootfs.sh: {why} (--quick measures without it)");
-        }
-    }
-    dir
-}
-
 /// Why a row has no figure for a subject that has no such thing; not a failure.
 pub(crate) const NOTHING: &str = "has no such thing";
 
@@ -223,29 +165,33 @@ pub(crate) const NOTHING: &str = "has no such thing";
 /// leaves in it the later ones see.
 pub(crate) struct Bed<'l> {
     pub(crate) layers: &'l Layers,
-    fs: Option<&'l Fs>,
+    pub(crate) subject: &'l Subject,
+    image: String,
     stack: Stack,
     mounted: Option<Mounted>,
     own: PathBuf,
 }
 
 impl<'l> Bed<'l> {
-    pub(crate) fn new(layers: &'l Layers, subject: &'l Subject, depth: usize) -> Self {
-        let own = layers.scratch.dir(&format!("bed-{}", subject.name));
-        let dir = |name: &str| layers.scratch.dir(&format!("bed-{}/{name}", subject.name));
+    /// # Panics
+    /// When there is no such image.
+    pub(crate) fn new(layers: &'l Layers, subject: &'l Subject, image: &str) -> Self {
+        let own = layers.scratch.dir("bed");
+        let dir = |name: &str| layers.scratch.dir(&format!("bed/{name}"));
         let stack = Stack {
-            lowers: layers.stack(depth),
+            lowers: layers.stack(image).unwrap().to_vec(),
             upper: Some((dir("upper"), dir("work"))),
             mnt: dir("mnt"),
         };
         let mut bed = Self {
             layers,
-            fs: subject.fs.as_ref(),
+            subject,
+            image: image.to_owned(),
             stack,
             mounted: None,
             own,
         };
-        if bed.fs.is_none() {
+        if subject.is_plain() {
             bed.fill_plain();
         }
         bed.mount();
@@ -264,7 +210,20 @@ impl<'l> Bed<'l> {
     }
 
     fn mount(&mut self) {
-        self.mounted = self.fs.map(|fs| fs.mount(&self.stack));
+        self.mounted = self.subject.mount(self.layers, &self.image, &self.stack);
+    }
+
+    /// `count` more mounts of the same layers, each read-only.
+    pub(crate) fn more(&self, count: usize) -> Vec<Mounted> {
+        let one = |n: usize| {
+            let stack = Stack {
+                upper: None,
+                mnt: self.layers.scratch.dir(&format!("bed/mnt-{n}")),
+                ..self.stack.clone()
+            };
+            self.subject.mount(self.layers, &self.image, &stack)
+        };
+        (0..count).filter_map(one).collect()
     }
 
     /// Where the files are.
@@ -279,7 +238,10 @@ impl<'l> Bed<'l> {
 
     /// Fails on the plain directory: there is nothing of this kind to measure.
     pub(crate) fn need_mount(&self) -> Result<(), String> {
-        self.fs.map(drop).ok_or_else(|| NOTHING.to_owned())
+        match self.subject.is_plain() {
+            true => Err(NOTHING.into()),
+            false => Ok(()),
+        }
     }
 
     /// Processes that serve the mount.

@@ -1,42 +1,40 @@
-//! Workloads on data: fio with the jobs of `benches/fio`, and copy-up. Used by `main`.
+//! Workloads on data: fio with the jobs of `benches/fio`. Used by `main`.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use crate::Workload;
-use crate::bed::{Bed, FIO_SIZE, LARGE, LARGE_NAME, NOTHING, sh};
-use crate::metadata::{percentile, timed};
+use crate::bed::{Bed, sh};
+use crate::layers::FIO_SIZE;
 use crate::report::Sample;
 
 macro_rules! fio_rows {
     ($($section:literal),* $(,)?) => {
         &[
             $(Workload { name: concat!("fio ", $section), run: |bed| fio(bed, $section) },)*
-            Workload { name: "copy-up of 1 GiB by chmod", run: copy_up },
-            Workload { name: "  unrelated lookup meanwhile, p50", run: |_| meanwhile(0.5) },
-            Workload { name: "  unrelated lookup meanwhile, p99", run: |_| meanwhile(0.99) },
-            Workload { name: "  unrelated lookup meanwhile, max", run: |_| meanwhile(1.0) },
+            Workload { name: "fio seqread-128k-lower, cold disk", run: cold_read },
         ]
     };
 }
 
 pub(crate) const ALL: &[Workload] = fio_rows![
+    "seqread-4k-lower",
     "seqread-128k-lower",
+    "seqread-1m-lower",
     "randread-4k-lower",
     "mmap-randread-4k-lower",
     "randread-4k-4jobs-lower",
     "seqread-1m-direct-upper",
     "randread-4k-direct-upper",
     "randread-4k-uring-direct-upper",
+    "seqwrite-4k-new",
     "seqwrite-128k-new",
     "seqwrite-1m-new",
+    "seqwrite-128k-uring-new",
     "randwrite-4k-upper",
+    "randwrite-4k-4jobs-upper",
     "mmap-randwrite-4k-upper",
     "seqwrite-1m-direct-upper",
+    "randwrite-4k-direct-upper",
     "randwrite-4k-fsync-upper",
 ];
 
@@ -75,42 +73,8 @@ fn fio(bed: &mut Bed<'_>, section: &str) -> Result<Sample, String> {
     })
 }
 
-/// What [`copy_up`] measured on the side, for the rows after it; sorted.
-static MEANWHILE: Mutex<Vec<Duration>> = Mutex::new(Vec::new());
-
-fn copy_up(bed: &mut Bed<'_>) -> Result<Sample, String> {
-    MEANWHILE.lock().unwrap().clear();
-    bed.need_mount()?;
-    let file = bed.path().join(LARGE_NAME);
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let lookups = scope.spawn(|| {
-            let mut times = Vec::new();
-            // Each name is new: no cache answers.
-            while !done.load(Ordering::Relaxed) {
-                let path = bed.path().join(format!("unrelated-{}", times.len()));
-                let start = Instant::now();
-                assert!(path.symlink_metadata().is_err());
-                times.push(start.elapsed());
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            times.sort();
-            times
-        });
-        let time = timed(|| fs::set_permissions(&file, fs::Permissions::from_mode(0o600)));
-        done.store(true, Ordering::Relaxed);
-        *MEANWHILE.lock().unwrap() = lookups.join().unwrap();
-        Ok(Sample {
-            bytes: Some(LARGE as f64),
-            ..time?
-        })
-    })
-}
-
-fn meanwhile(share: f64) -> Result<Sample, String> {
-    let times = MEANWHILE.lock().unwrap();
-    if times.is_empty() {
-        return Err(NOTHING.into());
-    }
-    Ok(Sample::time(percentile(&times, share)))
+fn cold_read(bed: &mut Bed<'_>) -> Result<Sample, String> {
+    prepare(bed)?;
+    bed.drop_caches();
+    fio(bed, "seqread-128k-cold-lower")
 }

@@ -3,9 +3,10 @@
 //! Called by hand: `just bench`, or `cargo bench --bench compare -- --help`. Needs root.
 //!
 //! ```text
-//! bed       what is measured (subjects) and where (layers, a mount that can be made cold)
-//! metadata  workloads on names and attributes      data   fio, copy-up
-//! work      compilers, git, databases, chroots     cost   memory and descriptors
+//! layers    the files: images of several depths    image  made and loaded into a store of ours
+//! bed       what is measured (subjects) and where (a mount that can be made cold)
+//! metadata  workloads on names and attributes      data   fio          copy_up
+//! work      compilers, git, databases, chroots     cost   memory, descriptors, page cache, CPU
 //! report    medians, ratios, JSON, Markdown, comparing two reports     plot   SVG
 //! ```
 //! Asserts nothing about time.
@@ -16,8 +17,11 @@
 mod common;
 
 mod bed;
+mod copy_up;
 mod cost;
 mod data;
+mod image;
+mod layers;
 mod metadata;
 mod plot;
 mod report;
@@ -28,7 +32,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use bed::{Bed, Layers, Subject};
+use bed::{Bed, Subject};
+use layers::{DEPTH, Layers, MILLION};
 use report::{Report, Sample};
 
 /// What a workload does on a mount, and how long it took; an error is reported, not fatal.
@@ -53,6 +58,9 @@ struct Args {
     /// Only workloads whose names contain TEXT (what they build on runs too)
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Only this subject; may be repeated (kernel overlayfs is always one)
+    #[arg(long = "subject", value_name = "NAME")]
+    subjects: Vec<String>,
     /// A small made tree instead of a Debian root file system, three rounds
     #[arg(long)]
     quick: bool,
@@ -99,11 +107,15 @@ fn measure(args: &Args) -> Report {
         args.rounds
     };
     let layers = Layers::make(args.quick);
-    let subjects = bed::subjects(args.peer.clone());
+    let mut subjects = bed::subjects(args.peer.clone());
+    subjects.retain(|s| {
+        args.subjects.is_empty() || s.name == "kernel" || args.subjects.contains(&s.name)
+    });
     let mut report = Report::new(&subjects, rounds);
     let parts = [
         metadata::ALL,
         data::ALL,
+        copy_up::ALL,
         work::ALL,
         cost::ALL,
         metadata::LAST,
@@ -113,8 +125,11 @@ fn measure(args: &Args) -> Report {
         // Another one goes first in each round.
         for turn in 0..subjects.len() {
             let subject = &subjects[(round + turn) % subjects.len()];
-            on_four_layers(args, &layers, subject, &workloads, round, &mut report);
+            on_the_stack(args, &layers, subject, &workloads, round, &mut report);
             over_depths(args, &layers, subject, &mut report);
+            if round == 0 {
+                on_a_million(args, &layers, subject, &mut report);
+            }
         }
         eprintln!("round {} of {rounds}", round + 1);
     }
@@ -125,7 +140,7 @@ fn wanted(args: &Args, name: &str) -> bool {
     args.only.as_ref().is_none_or(|text| name.contains(text))
 }
 
-fn on_four_layers(
+fn on_the_stack(
     args: &Args,
     layers: &Layers,
     subject: &Subject,
@@ -136,7 +151,7 @@ fn on_four_layers(
     if !workloads.iter().any(|w| wanted(args, w.name)) {
         return;
     }
-    let mut bed = Bed::new(layers, subject, 4);
+    let mut bed = Bed::new(layers, subject, &Layers::image(DEPTH));
     for workload in workloads.iter().filter(|w| wanted(args, w.name)) {
         let outcome = (workload.run)(&mut bed);
         if let (0, Err(why)) = (round, &outcome)
@@ -153,13 +168,25 @@ fn over_depths(args: &Args, layers: &Layers, subject: &Subject, report: &mut Rep
     if subject.is_plain() {
         return;
     }
-    for depth in [1, 32, 128] {
+    for depth in [1, 32, 128, 500] {
         for (name, run) in metadata::DEPTH {
             let name = format!("{name}, {depth} layers");
             if wanted(args, &name) {
-                let outcome = run(&mut Bed::new(layers, subject, depth));
+                let outcome = run(&mut Bed::new(layers, subject, &Layers::image(depth)));
                 report.add(&name, &subject.name, outcome);
             }
         }
+    }
+}
+
+/// What takes too long for every round.
+fn on_a_million(args: &Args, layers: &Layers, subject: &Subject, report: &mut Report) {
+    let wanted = cost::MILLION.iter().any(|w| wanted(args, w.name));
+    if !wanted || subject.is_plain() || layers.stack(MILLION).is_none() {
+        return;
+    }
+    let mut bed = Bed::new(layers, subject, MILLION);
+    for workload in cost::MILLION {
+        report.add(workload.name, &subject.name, (workload.run)(&mut bed));
     }
 }

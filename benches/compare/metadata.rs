@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::bed::{Bed, FIO_SIZE, MANY, MANY_NAME};
+use crate::bed::Bed;
+use crate::layers::{FIO_SIZE, MANY, MANY_NAME};
 use crate::report::Sample;
 use crate::{Run, Workload};
 
@@ -56,7 +57,10 @@ pub(crate) fn timed(action: impl FnOnce() -> std::io::Result<()>) -> Outcome {
 }
 
 /// Calls `visit` for everything below `dir` but the directory with many entries.
-fn walk(dir: &Path, visit: &mut impl FnMut(PathBuf, &fs::Metadata)) -> std::io::Result<()> {
+pub(crate) fn walk(
+    dir: &Path,
+    visit: &mut impl FnMut(PathBuf, &fs::Metadata),
+) -> std::io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_name() == MANY_NAME {

@@ -1,18 +1,22 @@
-//! The plots of a report as SVG: ratios of all workloads as bars, and time over the number of
-//! layers. Used by `report`. Colours are distinct without colour vision too (Okabe and Ito).
+//! The plots of a report as SVG: ratios of all workloads as bars, time over the number of
+//! layers, throughput over the size of a request. Used by `report`. Colours are distinct without colour vision too (Okabe and Ito).
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::report::Report;
+use crate::layers::DEPTH;
+use crate::report::{Report, Row};
 
-const COLOURS: [&str; 4] = ["#000000", "#0072b2", "#d55e00", "#999999"];
+const COLOURS: [&str; 6] = [
+    "#000000", "#0072b2", "#56b4e9", "#009e73", "#d55e00", "#999999",
+];
 const TEXT: &str = "font-family=\"sans-serif\" font-size=\"12\"";
 
-/// `ratios.svg` and `layers.svg` in `dir`.
+/// `ratios.svg`, `layers.svg` and `throughput.svg` in `dir`.
 pub(crate) fn write(report: &Report, dir: &Path) {
     std::fs::write(dir.join("ratios.svg"), ratios(report)).unwrap();
     std::fs::write(dir.join("layers.svg"), layers(report)).unwrap();
+    std::fs::write(dir.join("throughput.svg"), throughput(report)).unwrap();
 }
 
 fn svg(width: f64, height: f64, body: &str) -> String {
@@ -35,7 +39,7 @@ fn others(report: &Report) -> Vec<(&str, &str)> {
 
 fn legend(body: &mut String, subjects: &[(&str, &str)], left: f64) {
     for (n, (name, colour)) in subjects.iter().enumerate() {
-        let x = left + n as f64 * 150.0;
+        let x = left + n as f64 * 175.0;
         let _ = writeln!(
             body,
             "<rect x=\"{x}\" y=\"8\" width=\"12\" height=\"12\" fill=\"{colour}\"/>\
@@ -100,67 +104,103 @@ fn ratios(report: &Report) -> String {
     svg(left + wide + 30.0, height, &body)
 }
 
-/// Medians of a workload by number of layers.
-fn by_depth(report: &Report, workload: &str, subject: &str) -> Vec<(f64, f64)> {
-    let mut points: Vec<(f64, f64)> = Vec::new();
-    for row in &report.rows {
-        let depth = match row.name.strip_prefix(workload) {
-            Some("") => Some(4.0),
-            Some(rest) => rest
-                .strip_prefix(", ")
-                .and_then(|r| r.strip_suffix(" layers")?.parse().ok()),
-            None => None,
-        };
-        if let (Some(depth), Some(median)) = (depth, row.median(subject)) {
-            points.push((depth, median * 1e3));
-        }
-    }
-    points.sort_by(|a, b| a.0.total_cmp(&b.0));
-    points
+/// One diagram of lines: a point for each label below, from left to right.
+struct Panel {
+    title: String,
+    labels: Vec<String>,
+    /// By subject, in the order of [`mounts`]; `None` where there is no figure.
+    lines: Vec<Vec<Option<f64>>>,
 }
 
+/// All subjects but the plain directory, with their colours.
+fn mounts(report: &Report) -> Vec<(&str, &str)> {
+    let all = report.subjects.iter().map(String::as_str).zip(COLOURS);
+    all.filter(|(name, _)| *name != "plain").collect()
+}
+
+fn panel(
+    report: &Report,
+    title: &str,
+    points: &[(String, String)],
+    figure: impl Fn(&Row, &str) -> Option<f64>,
+) -> Panel {
+    let line = |(subject, _): &(&str, &str)| {
+        let figure = |(_, name): &(String, String)| {
+            let row = report.rows.iter().find(|r| r.name == *name)?;
+            figure(row, subject)
+        };
+        points.iter().map(figure).collect()
+    };
+    Panel {
+        title: title.to_owned(),
+        labels: points.iter().map(|(label, _)| label.clone()).collect(),
+        lines: mounts(report).iter().map(line).collect(),
+    }
+}
+
+/// Milliseconds by the number of layers.
 fn layers(report: &Report) -> String {
-    let subjects: Vec<_> = report
-        .subjects
-        .iter()
-        .map(String::as_str)
-        .zip(COLOURS)
-        .filter(|(name, _)| *name != "plain")
-        .collect();
-    let (wide, high) = (300.0, 220.0);
+    let panels = ["cold walk after mount", "warm walk with stat"].map(|workload| {
+        let points = [1, 4, 32, 128, 500].map(|depth| {
+            let name = match depth {
+                DEPTH => workload.to_owned(),
+                _ => format!("{workload}, {depth} layers"),
+            };
+            (depth.to_string(), name)
+        });
+        let title = format!("{workload}, ms by layers");
+        panel(report, &title, &points, |row, subject| {
+            Some(row.median(subject)? * 1e3)
+        })
+    });
+    draw(report, &panels)
+}
+
+/// MiB/s by the size of a read or write.
+fn throughput(report: &Report) -> String {
+    let panels = [("read", "lower"), ("write", "new")].map(|(way, file)| {
+        let points = ["4k", "128k", "1m"]
+            .map(|block| (block.to_owned(), format!("fio seq{way}-{block}-{file}")));
+        let title = format!("sequential {way}, buffered, MiB/s by block size");
+        panel(report, &title, &points, |row, subject| {
+            Some(row.bytes? / row.median(subject)? / 1048576.0)
+        })
+    });
+    draw(report, &panels)
+}
+
+fn draw(report: &Report, panels: &[Panel]) -> String {
+    let subjects = mounts(report);
+    let (wide, high) = (400.0, 220.0);
     let mut body = String::new();
     legend(&mut body, &subjects, 60.0);
-    for (panel, workload) in ["cold walk after mount", "warm walk with stat"]
-        .iter()
-        .enumerate()
-    {
-        let (left, top) = (60.0 + panel as f64 * (wide + 80.0), 50.0);
-        let lines: Vec<_> = subjects
-            .iter()
-            .map(|(name, colour)| (by_depth(report, workload, name), colour))
-            .collect();
-        let most = lines.iter().flat_map(|(p, _)| p).map(|p| p.1);
-        let most = most.fold(1.0, f64::max);
-        let x = |depth: f64| left + wide * depth.log2() / 7.0;
-        let y = |ms: f64| top + high * (1.0 - ms / most);
+    for (n, panel) in panels.iter().enumerate() {
+        let (left, top) = (60.0 + n as f64 * (wide + 80.0), 50.0);
+        let most = panel.lines.iter().flatten().flatten();
+        let most = most.fold(1.0, |a: f64, b| a.max(*b));
+        let last = (panel.labels.len() - 1) as f64;
+        let x = |n: usize| left + wide * n as f64 / last;
+        let y = |value: f64| top + high * (1.0 - value / most);
         let _ = writeln!(
             body,
-            "<text x=\"{left}\" y=\"42\" {TEXT}>{workload}, ms (top: {most:.0}) by layers</text>\
+            "<text x=\"{left}\" y=\"42\" {TEXT}>{} (top: {most:.0})</text>\
              <rect x=\"{left}\" y=\"{top}\" width=\"{wide}\" height=\"{high}\" fill=\"none\" \
-             stroke=\"#dddddd\"/>"
+             stroke=\"#dddddd\"/>",
+            escape(&panel.title)
         );
-        for depth in [1.0, 4.0, 32.0, 128.0] {
+        for (n, label) in panel.labels.iter().enumerate() {
             let _ = writeln!(
                 body,
-                "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" {TEXT}>{depth}</text>",
-                x(depth),
-                top + high + 16.0
+                "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" {TEXT}>{}</text>",
+                x(n),
+                top + high + 16.0,
+                escape(label)
             );
         }
-        for (points, colour) in lines {
+        for (line, (_, colour)) in panel.lines.iter().zip(&subjects) {
+            let points = line.iter().enumerate();
             let path: Vec<_> = points
-                .iter()
-                .map(|(d, ms)| format!("{:.1},{:.1}", x(*d), y(*ms)))
+                .filter_map(|(n, value)| Some(format!("{:.1},{:.1}", x(n), y((*value)?))))
                 .collect();
             let _ = writeln!(
                 body,
@@ -169,5 +209,9 @@ fn layers(report: &Report) -> String {
             );
         }
     }
-    svg(2.0 * wide + 180.0, high + 90.0, &body)
+    svg(
+        panels.len() as f64 * (wide + 80.0) + 100.0,
+        high + 90.0,
+        &body,
+    )
 }

@@ -49,7 +49,7 @@ impl Sample {
 pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) unit: Option<Unit>,
-    bytes: Option<f64>,
+    pub(crate) bytes: Option<f64>,
     /// By subject, in order of the rounds.
     values: BTreeMap<String, Vec<f64>>,
     failed: BTreeMap<String, String>,
@@ -246,7 +246,8 @@ impl Report {
         let _ = write!(
             page,
             "\n![ratio to kernel overlayfs]({plots}ratios.svg)\n\n![time over the number of \
-             layers]({plots}layers.svg)\n\n"
+             layers]({plots}layers.svg)\n\n![throughput over the size of a \
+             request]({plots}throughput.svg)\n\n"
         );
         page + &self.markdown() + &self.failures()
     }

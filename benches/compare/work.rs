@@ -16,7 +16,7 @@ struct Script {
     rootfs: bool,
 }
 
-const SCRIPTS: [Script; 8] = [
+const SCRIPTS: [Script; 11] = [
     Script {
         name: "untar of a source tree",
         before: r#"cd "$2"; [ -e src.tar ] || { mkdir -p src; for d in $(seq 40); do mkdir src/d$d
@@ -65,11 +65,46 @@ for i in range(300): c.execute("insert into t values(?)", (i,)); c.commit()'"#,
         rootfs: true,
     },
     Script {
-        name: "chroot: dpkg -i of a package",
+        name: "chroot: 5 starts of node",
+        before: "true",
+        timed: r#"chroot "$1" sh -c 'for i in 1 2 3 4 5; do node -e "require(\"http\")"; done'"#,
+        rootfs: true,
+    },
+    Script {
+        name: "chroot: pip install of a wheel",
+        before: r#"cat >"$1/work/wheel.py" <<'END'
+import zipfile
+with zipfile.ZipFile('/work/p-1-py3-none-any.whl', 'w') as z:
+    for i in range(300):
+        z.writestr(f'p/m{i}.py', f'x = {i}\n')
+    z.writestr('p/__init__.py', '')
+    z.writestr('p-1.dist-info/METADATA', 'Metadata-Version: 2.1\nName: p\nVersion: 1\n')
+    z.writestr('p-1.dist-info/WHEEL', 'Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+    z.writestr('p-1.dist-info/RECORD', '')
+END
+            chroot "$1" python3 /work/wheel.py"#,
+        timed: r#"chroot "$1" python3 -m pip install -q --no-index --no-cache-dir --root-user-action=ignore \
+            --target /work/site /work/p-1-py3-none-any.whl"#,
+        rootfs: true,
+    },
+    Script {
+        name: "chroot: npm ci",
+        before: r#"mkdir -p "$1/work/npm/package/lib"; cd "$1/work/npm"
+            printf '{"name":"p","version":"1.0.0"}' >package/package.json
+            for i in $(seq 500); do echo "// $i" >package/lib/m$i.js; done
+            tar czf p.tgz package; rm -r package; echo '{}' >package.json
+            chroot "$1" sh -c 'cd /work/npm; npm install --offline --silent --no-audit --no-fund ./p.tgz'
+            rm -r node_modules"#,
+        timed: r#"chroot "$1" sh -c 'cd /work/npm; npm ci --offline --silent --no-audit --no-fund'
+            test -e "$1/work/npm/node_modules/p/lib/m500.js""#,
+        rootfs: true,
+    },
+    Script {
+        name: "chroot: apt-get install of a package",
         before: r#"cd "$2"; [ -e p.deb ] || { mkdir -p p/DEBIAN p/opt/p
             printf 'Package: p\nVersion: 1\nArchitecture: all\nMaintainer: n <n@n>\nDescription: p\n' >p/DEBIAN/control
             for f in $(seq 500); do echo $f >p/opt/p/$f; done; dpkg-deb -b p p.deb >/dev/null; }; cp p.deb "$1/work/""#,
-        timed: r#"chroot "$1" dpkg --force-depends -i /work/p.deb >/dev/null"#,
+        timed: r#"chroot "$1" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y /work/p.deb >/dev/null 2>&1"#,
         rootfs: true,
     },
 ];
@@ -80,7 +115,7 @@ macro_rules! rows {
     };
 }
 
-pub(crate) const ALL: &[Workload] = rows![0 1 2 3 4 5 6 7];
+pub(crate) const ALL: &[Workload] = rows![0 1 2 3 4 5 6 7 8 9 10];
 
 fn run(bed: &mut Bed<'_>, script: &Script) -> Result<Sample, String> {
     if script.rootfs && !bed.layers.rootfs {

@@ -362,7 +362,8 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    fn new(mnt: &Path, served: bool) -> Self {
+    /// What somebody has mounted at `mnt`; `served` by processes that were called with it.
+    pub fn new(mnt: &Path, served: bool) -> Self {
         Self {
             mnt: mnt.to_path_buf(),
             servers: if served { servers_of(mnt) } else { Vec::new() },

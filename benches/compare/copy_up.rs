@@ -1,0 +1,127 @@
+//! Copy-up of a large file, on the disk and on file systems of other kinds, and what becomes
+//! of other requests meanwhile. Used by `main`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{UnmountFlags, unmount};
+
+use crate::Workload;
+use crate::bed::{Bed, NOTHING, sh};
+use crate::common::mount::Stack;
+use crate::layers::{LARGE, LARGE_NAME, fill};
+use crate::metadata::{percentile, timed};
+use crate::report::Sample;
+
+const fn row(name: &'static str, run: crate::Run) -> Workload {
+    Workload { name, run }
+}
+
+pub(crate) const ALL: &[Workload] = &[
+    row("copy-up of 1 GiB by chmod", copy_up),
+    row("  unrelated lookup meanwhile, p50", |_| meanwhile(0.5)),
+    row("  unrelated lookup meanwhile, p99", |_| meanwhile(0.99)),
+    row("  unrelated lookup meanwhile, max", |_| meanwhile(1.0)),
+    row("copy-up of 1 GiB on xfs with reflink", copy_up_xfs),
+    row("copy-up of 1 GiB on tmpfs", copy_up_tmpfs),
+];
+
+/// What [`copy_up`] measured on the side, for the rows after it; sorted.
+static MEANWHILE: Mutex<Vec<Duration>> = Mutex::new(Vec::new());
+
+fn copy_up(bed: &mut Bed<'_>) -> Result<Sample, String> {
+    MEANWHILE.lock().unwrap().clear();
+    bed.need_mount()?;
+    let file = bed.path().join(LARGE_NAME);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let lookups = scope.spawn(|| {
+            let mut times = Vec::new();
+            // Each name is new: no cache answers.
+            while !done.load(Ordering::Relaxed) {
+                let path = bed.path().join(format!("unrelated-{}", times.len()));
+                let start = Instant::now();
+                assert!(path.symlink_metadata().is_err());
+                times.push(start.elapsed());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            times.sort();
+            times
+        });
+        let time = timed(|| fs::set_permissions(&file, fs::Permissions::from_mode(0o600)));
+        done.store(true, Ordering::Relaxed);
+        *MEANWHILE.lock().unwrap() = lookups.join().unwrap();
+        Ok(Sample {
+            bytes: Some(LARGE as f64),
+            ..time?
+        })
+    })
+}
+
+fn copy_up_xfs(bed: &mut Bed<'_>) -> Result<Sample, String> {
+    let image = bed.outside().join("xfs.img");
+    copy_up_on(
+        bed,
+        &image,
+        r#"truncate -s 4G "$1"; mkfs.xfs -q -m reflink=1 "$1"; mount -o loop "$1" "$2""#,
+    )
+}
+
+fn copy_up_tmpfs(bed: &mut Bed<'_>) -> Result<Sample, String> {
+    let none = bed.outside().join("none");
+    copy_up_on(bed, &none, r#"mount -t tmpfs -o size=3g bench "$2""#)
+}
+
+/// A file system of its own, unmounted when dropped.
+struct Elsewhere(PathBuf);
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        if let Err(e) = unmount(&self.0, UnmountFlags::DETACH) {
+            eprintln!("unmount {}: {e}", self.0.display());
+        }
+    }
+}
+
+/// Copy-up of a file whose layer and upper are on a file system that `make` mounts at `$2`.
+fn copy_up_on(bed: &Bed<'_>, image: &Path, make: &str) -> Result<Sample, String> {
+    bed.need_mount()?;
+    let place = bed.outside().join("elsewhere");
+    fs::create_dir_all(&place).map_err(|e| e.to_string())?;
+    sh(make, &[image, &place])?;
+    let mounted = Elsewhere(place.clone());
+    let [lower, upper, work, mnt] = ["lower", "upper", "work", "mnt"].map(|d| place.join(d));
+    for dir in [&lower, &upper, &work, &mnt] {
+        fs::create_dir(dir).map_err(|e| e.to_string())?;
+    }
+    fill(&lower.join(LARGE_NAME), LARGE);
+    rustix::fs::sync();
+    let overlay = bed.subject.mount_directories(&Stack {
+        lowers: vec![lower],
+        upper: Some((upper, work)),
+        mnt: mnt.clone(),
+    })?;
+    let mode = fs::Permissions::from_mode(0o600);
+    let time = timed(|| fs::set_permissions(mnt.join(LARGE_NAME), mode))?;
+    overlay.unmount();
+    drop(mounted);
+    if image.exists() {
+        fs::remove_file(image).map_err(|e| e.to_string())?;
+    }
+    Ok(Sample {
+        bytes: Some(LARGE as f64),
+        ..time
+    })
+}
+
+fn meanwhile(share: f64) -> Result<Sample, String> {
+    let times = MEANWHILE.lock().unwrap();
+    if times.is_empty() {
+        return Err(NOTHING.into());
+    }
+    Ok(Sample::time(percentile(&times, share)))
+}

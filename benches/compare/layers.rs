@@ -1,0 +1,191 @@
+//! The files that are measured on: a Debian root file system spread over stacks of several
+//! depths, each loaded as an image into a store of ours, whose directories the other subjects
+//! mount. Used by `bed`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::bed::sh;
+use crate::common::mount::Scratch;
+use crate::image;
+
+/// The files, in stacks of several depths; and somewhere to put more.
+pub(crate) struct Layers {
+    pub(crate) scratch: Scratch,
+    tree: PathBuf,
+    /// Whether the tree is a root file system with programs in it.
+    pub(crate) rootfs: bool,
+    /// Directories of each image, top first.
+    stacks: BTreeMap<String, Vec<PathBuf>>,
+}
+
+/// Depths of the stacks that are made.
+const DEPTHS: [usize; 5] = [1, DEPTH, 32, 128, 500];
+/// Layers of the stack that most is measured on.
+pub(crate) const DEPTH: usize = 4;
+/// Bytes of the file whose copy-up is measured, at the root of the top layer.
+pub(crate) const LARGE: u64 = 1 << 30;
+/// Its name.
+pub(crate) const LARGE_NAME: &str = "large.bin";
+/// Bytes of `lower.bin`, beside it, which fio reads; as `size` in `benches/fio/data.fio`.
+pub(crate) const FIO_SIZE: u64 = 256 << 20;
+/// Directory with [`MANY`] entries, in the bottom layer.
+pub(crate) const MANY_NAME: &str = "many";
+/// Its entries.
+pub(crate) const MANY: usize = 100_000;
+/// Image of one layer with a million files in a thousand directories.
+pub(crate) const MILLION: &str = "bench:million";
+
+impl Layers {
+    /// From a Debian root file system (kept in `target/bench/rootfs`), or `quick`ly made up.
+    pub(crate) fn make(quick: bool) -> Self {
+        let scratch = Scratch::disk();
+        let tree = if quick {
+            made_tree(&scratch.dir("tree"))
+        } else {
+            rootfs()
+        };
+        let mut layers = Self {
+            scratch,
+            tree,
+            rootfs: !quick,
+            stacks: BTreeMap::new(),
+        };
+        for depth in DEPTHS {
+            let name = Self::image(depth);
+            eprintln!("image {name}");
+            let stack = layers.spread(depth);
+            if depth == DEPTH {
+                fill(&stack[0].join(LARGE_NAME), LARGE);
+                fill(&stack[0].join("lower.bin"), FIO_SIZE);
+                fill_directory(&stack[depth - 1].join(MANY_NAME), MANY);
+            }
+            layers.load(&name, &stack);
+        }
+        if !quick {
+            eprintln!("image {MILLION}");
+            let layer = layers.scratch.dir("million");
+            for n in 0..1000 {
+                fill_directory(&layer.join(n.to_string()), 1000);
+            }
+            layers.load(MILLION, &[layer]);
+        }
+        layers
+    }
+
+    fn load(&mut self, name: &str, stack: &[PathBuf]) {
+        let stack = image::load(&self.store(), name, stack);
+        self.stacks.insert(name.to_owned(), stack);
+    }
+
+    /// Data root of the store that the images are in.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.scratch.path().join("store")
+    }
+
+    /// Name of the image with so many layers.
+    pub(crate) fn image(depth: usize) -> String {
+        format!("bench:{depth}")
+    }
+
+    /// Directories of an image, top first; `None` when a quick run has no such image.
+    pub(crate) fn stack(&self, image: &str) -> Option<&[PathBuf]> {
+        self.stacks.get(image).map(Vec::as_slice)
+    }
+
+    /// Every file goes to one of `depth` layers; a directory to those that have something in
+    /// it, which is what makes a merge.
+    fn spread(&self, depth: usize) -> Vec<PathBuf> {
+        let base = self.scratch.path().join(format!("stack-{depth}"));
+        let stack: Vec<_> = (0..depth).map(|n| base.join(n.to_string())).collect();
+        for layer in &stack {
+            fs::create_dir_all(layer).unwrap();
+        }
+        place(&self.tree, Path::new(""), &stack);
+        stack
+    }
+}
+
+fn fill_directory(dir: &Path, entries: usize) {
+    fs::create_dir(dir).unwrap();
+    for n in 0..entries {
+        fs::File::create(dir.join(format!("entry-{n}"))).unwrap();
+    }
+}
+
+/// A file of `size` bytes, none of them a hole.
+pub(crate) fn fill(path: &Path, size: u64) {
+    let file = fs::File::create(path).unwrap();
+    let block = vec![0x5a; 1 << 20];
+    for n in 0..size >> 20 {
+        std::os::unix::fs::FileExt::write_all_at(&file, &block, n << 20).unwrap();
+    }
+}
+
+fn place(tree: &Path, relative: &Path, stack: &[PathBuf]) {
+    for entry in fs::read_dir(tree.join(relative)).unwrap() {
+        let entry = entry.unwrap();
+        let kind = entry.file_type().unwrap();
+        let path = relative.join(entry.file_name());
+        if kind.is_dir() {
+            // In the bottom layer with its mode, above where needed.
+            copy_dir(tree, &path, stack.last().unwrap());
+            place(tree, &path, stack);
+            continue;
+        }
+        if kind.is_char_device() || kind.is_block_device() || kind.is_socket() {
+            continue;
+        }
+        let mut hasher = DefaultHasher::new();
+        path.hash(&mut hasher);
+        let layer = &stack[hasher.finish() as usize % stack.len()];
+        copy_dir(tree, relative, layer);
+        let (from, to) = (tree.join(&path), layer.join(&path));
+        if kind.is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(&from).unwrap(), &to).unwrap();
+        } else {
+            fs::copy(&from, &to).unwrap();
+        }
+        let meta = from.symlink_metadata().unwrap();
+        std::os::unix::fs::lchown(&to, Some(meta.uid()), Some(meta.gid())).unwrap();
+    }
+}
+
+fn copy_dir(tree: &Path, relative: &Path, layer: &Path) {
+    let mut below = PathBuf::new();
+    for part in relative.components() {
+        below.push(part);
+        let to = layer.join(&below);
+        if fs::create_dir(&to).is_ok() {
+            let meta = tree.join(&below).metadata().unwrap();
+            fs::set_permissions(&to, meta.permissions()).unwrap();
+        }
+    }
+}
+
+fn made_tree(dir: &Path) -> PathBuf {
+    let data = vec![b'x'; 4096];
+    for n in 0..4000 {
+        let dir = dir.join(format!("usr/d{}/e{}", n % 20, n % 100));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(format!("f{n}")), &data).unwrap();
+    }
+    dir.to_path_buf()
+}
+
+fn rootfs() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dir = root.join("target/bench/rootfs");
+    if !dir.exists() {
+        eprintln!("making a Debian root file system in {}", dir.display());
+        fs::create_dir_all(dir.parent().unwrap()).unwrap();
+        let script = root.join("benches/rootfs.sh");
+        if let Err(why) = sh("\"$1\" \"$2\"", &[&script, &dir]) {
+            panic!("benches/rootfs.sh: {why} (--quick measures without it)");
+        }
+    }
+    dir
+}
