@@ -1,0 +1,5 @@
+#![no_main]
+
+mod memory;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| unionfs_fuzz::tar_split::run(bytes));
