@@ -78,9 +78,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let index = r#"{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:@1","size":1,"annotations":{"io.containerd.image.name":"docker.io/library/a:1","org.opencontainers.image.ref.name":"b:2"},"platform":{"architecture":"amd64","os":"linux"}}]}"#;
     let nested = r#"{"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:@1"}]}"#;
     let manifest = r#"{"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:@2","size":2},"layers":[{"digest":"sha256:@3","size":5}]}"#;
-    let manifest_below = r#"{"config":{"digest":"sha256:@3"},"layers":[{"digest":"sha256:@4","size":5}]}"#;
+    let manifest_below =
+        r#"{"config":{"digest":"sha256:@3"},"layers":[{"digest":"sha256:@4","size":5}]}"#;
     let index_below = index.replace("@1", "@2");
-    let joined = |mode: u8, documents: &[&str]| [&[mode][..], documents.join("\0").as_bytes()].concat();
+    let joined =
+        |mode: u8, documents: &[&str]| [&[mode][..], documents.join("\0").as_bytes()].concat();
     vec![
         joined(0, &[docker, &config, "layer"]),
         joined(0, &[old, &config]),

@@ -25,6 +25,7 @@ mod fixture;
 #[allow(dead_code)]
 mod layouts;
 #[path = "../../examples/sample-store/sample.rs"]
+#[allow(dead_code)]
 mod sample;
 
 use fixture::{Fixture, children};

@@ -76,13 +76,22 @@ pub fn run(bytes: &[u8]) {
 
 impl Store {
     fn new(store: Fixture, patterns: &[&str]) -> Self {
-        let files: Vec<PathBuf> = patterns.iter().map(|pattern| file(&store, pattern)).collect();
+        let files: Vec<PathBuf> = patterns
+            .iter()
+            .map(|pattern| file(&store, pattern))
+            .collect();
         let (id, other) = (store.id(0).to_owned(), store.id(1).to_owned());
         let container = store.sample.container.clone();
         Self {
             before: files.iter().map(|path| fs::read(path).ok()).collect(),
             files,
-            names: ["sample:1".into(), "sample:2".into(), other, id[..10].into(), container],
+            names: [
+                "sample:1".into(),
+                "sample:2".into(),
+                other,
+                id[..10].into(),
+                container,
+            ],
             store,
         }
     }
@@ -156,7 +165,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
         }
         let [docker, _] = stores;
         add(0, &fs::read(&docker.files[0]).unwrap());
-        let config = docker.store.root.join("image/overlay2/imagedb/content/sha256");
+        let config = docker
+            .store
+            .root
+            .join("image/overlay2/imagedb/content/sha256");
         add(1, &fs::read(config.join(docker.store.id(0))).unwrap());
         add(3, &docker.before[2].clone().unwrap_or_default());
     });

@@ -35,7 +35,9 @@ fn options(bytes: &[u8]) {
     for path in options.lowers.iter().chain(&options.upper) {
         // What is shown of a path means that path.
         let path = path.as_os_str();
-        let text = [OsStr::new("upperdir="), &escape_path(path)].map(OsStr::as_bytes).concat();
+        let text = [OsStr::new("upperdir="), &escape_path(path)]
+            .map(OsStr::as_bytes)
+            .concat();
         let mut again = MountOptions::default();
         again.parse(OsStr::from_bytes(&text)).unwrap();
         assert_eq!(again.upper.as_ref().map(|p| p.as_os_str()), Some(path));
@@ -57,7 +59,10 @@ fn names(text: &str) {
         return;
     };
     // Whole and familiar forms mean the same.
-    assert_eq!(Reference::parse(&reference.to_string()).unwrap().key(), reference.key());
+    assert_eq!(
+        Reference::parse(&reference.to_string()).unwrap().key(),
+        reference.key()
+    );
     let familiar = Reference::parse(&reference.key()).unwrap();
     assert_eq!(familiar.key(), reference.key());
     assert_eq!(familiar.domain(), reference.domain());
@@ -84,5 +89,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let origin = [&[0, 0xfb, 25, 2, 1][..], &[7; 20]].concat();
     let options = options.into_iter().map(|o| [b"\0", o.as_bytes()].concat());
     let names = names.iter().map(|n| [b"\x01", n.as_bytes()].concat());
-    options.chain(names).chain([[b"\x02", &origin[..]].concat()]).collect()
+    options
+        .chain(names)
+        .chain([[b"\x02", &origin[..]].concat()])
+        .collect()
 }

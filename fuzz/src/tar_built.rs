@@ -158,11 +158,23 @@ fn records(from: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let mut records = Vec::new();
     for _ in 0..from.int_in_range(0..=12u8)?.saturating_sub(9) {
         let (key, value) = match from.int_in_range(0..=5)? {
-            0 => ("mtime", *from.choose(&["-1.5", "1.999999999", "", "1e9", "99999999999999"])?),
-            1 => ("uid", *from.choose(&["0", "4294967294", "4294967295", "-1", ""])?),
-            2 => ("size", *from.choose(&["0", "1", "700", "9223372036854775807", ""])?),
+            0 => (
+                "mtime",
+                *from.choose(&["-1.5", "1.999999999", "", "1e9", "99999999999999"])?,
+            ),
+            1 => (
+                "uid",
+                *from.choose(&["0", "4294967294", "4294967295", "-1", ""])?,
+            ),
+            2 => (
+                "size",
+                *from.choose(&["0", "1", "700", "9223372036854775807", ""])?,
+            ),
             3 => ("atime", *from.choose(&["-9223372036854775808", "0", "1"])?),
-            4 => ("path", *from.choose(&["", "a", "../canary", "/canary", "b/../../canary"])?),
+            4 => (
+                "path",
+                *from.choose(&["", "a", "../canary", "/canary", "b/../../canary"])?,
+            ),
             _ => {
                 let key = format!("SCHILY.xattr.{}", from.choose(&XATTRS)?);
                 let length = from.int_in_range(0..=40)?;
@@ -189,7 +201,10 @@ fn sparse(from: &mut Unstructured<'_>, records: &mut Vec<u8>, data: &mut Vec<u8>
     let size = end + *from.choose(&[0u64, 0, 0, 10, 1 << 20, u64::MAX >> 2])?;
     let text: Vec<String> = numbers.iter().map(u64::to_string).collect();
     let mut add = |key: &str, value: &str| {
-        records.extend(record(format!("GNU.sparse.{key}").as_bytes(), value.as_bytes()));
+        records.extend(record(
+            format!("GNU.sparse.{key}").as_bytes(),
+            value.as_bytes(),
+        ));
     };
     match from.int_in_range(0..=2)? {
         0 => {
@@ -242,9 +257,22 @@ pub(crate) fn samples() -> Vec<Vec<u8>> {
             (b'0', b"b/h", b"", b""),
             (b'6', b"fifo", b"", b""),
         ],
-        &[(b'0', b".wh.a", b"", b""), (b'0', b"d/.wh..wh..opq", b"", b""), (b'5', b"a", b"", b"")],
-        &[(b'g', b"pax", b"", b"9 a=bcde\n"), (b'L', b"././@LongLink", b"", &[b'n'; 120]), (b'0', b"n", b"", b"1")],
-        &[(b'x', b"pax", b"", b"13 path=a/\xff\n19 mtime=1500000.25\n"), (b'0', b"n", b"", b"2"), (b'K', b"l", b"", b"../canary"), (b'2', b"s", b"", b"")],
+        &[
+            (b'0', b".wh.a", b"", b""),
+            (b'0', b"d/.wh..wh..opq", b"", b""),
+            (b'5', b"a", b"", b""),
+        ],
+        &[
+            (b'g', b"pax", b"", b"9 a=bcde\n"),
+            (b'L', b"././@LongLink", b"", &[b'n'; 120]),
+            (b'0', b"n", b"", b"1"),
+        ],
+        &[
+            (b'x', b"pax", b"", b"13 path=a/\xff\n19 mtime=1500000.25\n"),
+            (b'0', b"n", b"", b"2"),
+            (b'K', b"l", b"", b"../canary"),
+            (b'2', b"s", b"", b""),
+        ],
         &[(b'S', b"sparse", b"", b"data"), (b'3', b"dev", b"", b"")],
     ];
     let mut tars = Vec::new();

@@ -111,7 +111,17 @@ pub fn seeds() -> Vec<Vec<u8>> {
         seeds.push(split);
     }
     let mut lines = vec![1];
-    for name in ["a", "d/b", "out", "up/secret", "s/b", "fifo", "d", "../secret", "none"] {
+    for name in [
+        "a",
+        "d/b",
+        "out",
+        "up/secret",
+        "s/b",
+        "fifo",
+        "d",
+        "../secret",
+        "none",
+    ] {
         let size = if name == "a" { 5 } else { 1000 };
         lines.extend(format!("{{\"type\":2,\"payload\":\"AAAA\",\"position\":0}}\n{{\"type\":1,\"name\":\"{name}\",\"size\":{size},\"payload\":null,\"position\":1}}\n").into_bytes());
         seeds.push(lines.clone());

@@ -26,7 +26,10 @@ pub fn repositories(bytes: &[u8]) -> Vec<Error> {
             Err(error) => refused.push(error),
             Ok((name, id)) => {
                 let found = Reference::parse(&name.to_string()).map(|name| names.get(&name));
-                debug_assert!(matches!(found, Ok(Ok(Some(found))) if found == id), "{name}");
+                debug_assert!(
+                    matches!(found, Ok(Ok(Some(found))) if found == id),
+                    "{name}"
+                );
             }
         }
     }
@@ -60,5 +63,8 @@ pub fn digest(bytes: &[u8]) -> Vec<Error> {
 
 /// The record of a named read-write layer.
 pub fn named(bytes: &[u8]) -> Vec<Error> {
-    Named::parse(path(), "name", bytes).err().into_iter().collect()
+    Named::parse(path(), "name", bytes)
+        .err()
+        .into_iter()
+        .collect()
 }
