@@ -44,6 +44,6 @@ generate:
 parity N="1000":
     UNIONFS_PARITY_CASES={{N}} cargo test --test parity -- random:: deep::
 
-# search a parser for inputs that break it (tar, tar_split, metadata, archive, wire, options)
+# search a parser for inputs that break it (tar, tar_split, metadata, archive, catalog, wire, options)
 fuzz TARGET SECONDS="600":
     ci/fuzz.sh {{TARGET}} {{SECONDS}}

@@ -10,8 +10,11 @@
 //!
 //! [`changes`] tells what was written to such a union, and packs it or all of it as a tar.
 //!
+//! [`catalog`] writes the merged view of a stack's lower layers down, for `union` to read.
+//!
 //! [`cli`] is the command line over all of them.
 
+pub mod catalog;
 pub mod changes;
 pub mod cli;
 pub mod fuse;

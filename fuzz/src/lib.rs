@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 pub mod archive;
+pub mod catalog;
 pub mod metadata;
 pub mod options;
 pub mod tar;
@@ -18,6 +19,9 @@ pub mod wire;
 #[path = "../../examples/sample-store/builder.rs"]
 #[allow(dead_code)]
 pub(crate) mod builder;
+#[path = "../../tests/catalog/support.rs"]
+#[allow(dead_code)]
+mod catalogs;
 #[path = "../../tests/store/fixture.rs"]
 #[allow(dead_code)]
 mod fixture;
@@ -38,7 +42,7 @@ pub struct Target {
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target {
         name: "tar",
         run: tar::run,
@@ -58,6 +62,11 @@ pub const TARGETS: [Target; 6] = [
         name: "archive",
         run: archive::run,
         seeds: archive::seeds,
+    },
+    Target {
+        name: "catalog",
+        run: catalog::run,
+        seeds: catalog::seeds,
     },
     Target {
         name: "wire",

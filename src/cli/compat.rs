@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use super::error::Usage;
 use super::launch::{self, Request};
 use super::options::{Markers, MountOptions};
-use super::{checks, output};
+use super::{catalog, checks, output};
 use crate::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
 
 /// As whom the program is called.
@@ -94,6 +94,7 @@ Options:
   -o upperdir=DIR,workdir=DIR             where changes go; read-only without them
   -o dialect=all|overlay                  whiteouts of any writer, or of overlayfs only
   -o redirect_dir=on|off                  whether directories of lowers can be renamed
+  -o catalog=FILE                         names and attributes from this catalog
   -o volatile                             never sync the upper directory
   -o fsname=NAME                          the source shown in /proc/mounts
   -o ro,nodev,nosuid,noexec,noatime,allow_other,...
@@ -216,12 +217,13 @@ fn request(persona: Persona, call: Call) -> anyhow::Result<Request> {
         foreground: call.foreground,
         debug: call.debug || call.options.debug,
         option_texts: call.texts,
+        catalog: catalog::of_directories(&call.options),
         options: call.options,
     })
 }
 
 /// The stack as the options name it, its paths resolved.
-fn stack(options: &MountOptions, read_only: bool) -> anyhow::Result<StackSpec> {
+pub(super) fn stack(options: &MountOptions, read_only: bool) -> anyhow::Result<StackSpec> {
     if options.lowers.is_empty() {
         return Err(Usage("no lower layers given: add -o lowerdir=TOP:…:BOTTOM".into()).into());
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::catalog;
 use super::images::complain;
 use super::open_stores;
 use super::output::{Table, print, print_json, size};
@@ -35,6 +36,8 @@ struct Report {
     layers: u64,
     /// Bytes of all read-write layers.
     read_write: u64,
+    /// Bytes of all catalogs.
+    catalogs: u64,
 }
 
 #[derive(Serialize)]
@@ -95,6 +98,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         layers: layers.values().sum(),
         read_write: named.iter().map(|row| row.size).sum(),
         named,
+        catalogs: catalog::disk_usage(),
     };
     match args.json {
         true => print_json(&report)?,
@@ -136,6 +140,9 @@ fn text(report: &Report) -> String {
     }
     let mut text = images.render();
     text += &format!("all layers of images, each once: {}\n", size(report.layers));
+    if report.catalogs > 0 {
+        text += &format!("catalogs (unionfs catalog ls): {}\n", size(report.catalogs));
+    }
     if !report.named.is_empty() {
         let mut named = Table::new(&["NAME", "IMAGE", "SIZE"]);
         for row in &report.named {

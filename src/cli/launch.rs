@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::process::{Pid, WaitOptions};
 
+use super::catalog::Catalogued;
 use super::error::{self, Relayed};
 use super::fresh::Fresh;
 use super::options::MountOptions;
@@ -49,6 +50,8 @@ pub(super) struct Request {
     /// The `-o` arguments as given, for `unionfs ps`.
     pub(super) option_texts: Vec<OsString>,
     pub(super) options: MountOptions,
+    /// The catalog of the lowers.
+    pub(super) catalog: Option<Catalogued>,
 }
 
 /// Checks the request and mounts nothing.
@@ -174,16 +177,24 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let options = union::Options {
         volatile: request.options.volatile,
         redirect_dir: request.options.redirect_dir,
+        catalog: request.catalog.as_ref().map(|catalog| catalog.path.clone()),
         ..union::Options::default()
     };
     let config = config(&request);
     let union = Union::new(&request.stack, options).map_err(|e| explain(e, &request.stack))?;
+    // One that is missing, stale or of an older version is made for the next mount.
+    let wanted = request.catalog.take().filter(|_| !union.is_catalogued());
+    let mut building = None;
     let mounted = fuse::mount(union, &config)?;
     let mut started = false;
     let served = mounted.serve_with(|| {
         started = true;
         held.clear();
-        if let Err(e) = live() {
+        let live = live();
+        if live.is_ok() {
+            building = wanted.and_then(|catalog| catalog.build_aside(request.stack));
+        }
+        if let Err(e) = live {
             tracing::error!("{}", error::line(&e));
             // The way every mount ends: the handler unmounts.
             let _ = rustix::process::kill_process(
@@ -192,6 +203,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
             );
         }
     });
+    drop(building);
     if let Some(fresh) = fresh {
         match started {
             true => fresh.after_unmount(),

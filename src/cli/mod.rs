@@ -17,6 +17,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use crate::store::Stores;
 use crate::store::roots::Environment;
 
+mod catalog;
 mod checks;
 mod commit;
 mod compat;
@@ -104,6 +105,7 @@ enum Command {
     Rm(rm::Args),
     Prune(prune::Args),
     Df(df::Args),
+    Catalog(catalog::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -173,6 +175,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Rm(args) => rm::run(&args, root),
         Command::Prune(args) => prune::run(&args, root),
         Command::Df(args) => df::run(&args, root),
+        Command::Catalog(args) => catalog::run(&args, root),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

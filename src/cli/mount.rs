@@ -10,7 +10,8 @@ use super::error::Usage;
 use super::fresh::Fresh;
 use super::launch::{self, Request};
 use super::options::MountOptions;
-use super::{checks, named, open_stores, own};
+use super::{catalog, checks, named, open_stores, own};
+use crate::catalog::Label;
 use crate::fuse;
 use crate::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
 use crate::store::Stores;
@@ -64,7 +65,7 @@ pub(super) struct Args {
     #[arg(long, requires = "container", conflicts_with_all = ["read_only", "ephemeral", "upper"])]
     in_place: bool,
     /// Mount options: ro, nodev, nosuid, noexec, noatime, allow_other, volatile, nonempty,
-    /// fsname=NAME, redirect_dir=on|off
+    /// fsname=NAME, redirect_dir=on|off, catalog=on|off
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<OsString>,
     /// Stay in the foreground
@@ -88,6 +89,8 @@ const UPPER_DIALECT: Dialect = Dialect {
 struct Found {
     stack: StackSpec,
     label: String,
+    /// Whose layers they are, where that decides what is in them.
+    chain: Option<Label>,
     /// Of a named layer that was made.
     fresh: Option<Fresh>,
 }
@@ -136,6 +139,7 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         foreground: args.foreground,
         debug: args.debug || options.debug,
         option_texts: args.options,
+        catalog: catalog::of_image(&options, found.chain),
         options,
     })
 }
@@ -203,6 +207,7 @@ fn look_up(
     let found = Found {
         stack: layer.stack,
         label: layer.label,
+        chain: layer.chain,
         fresh: layer.fresh,
     };
     Ok((found, stores.into_held()))
@@ -215,6 +220,7 @@ fn find(stores: &Stores, args: &Args, image: Option<&str>) -> anyhow::Result<Fou
         return Ok(Found {
             stack: container.stack(args.in_place)?,
             label: name.unwrap_or_else(|| container.id.as_str().chars().take(12).collect()),
+            chain: None,
             fresh: None,
         });
     }
@@ -226,6 +232,7 @@ fn find(stores: &Stores, args: &Args, image: Option<&str>) -> anyhow::Result<Fou
             upper: None,
         },
         label: image.label(),
+        chain: catalog::label(&image),
         fresh: None,
     })
 }

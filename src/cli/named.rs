@@ -2,7 +2,9 @@
 
 use anyhow::bail;
 
+use super::catalog;
 use super::fresh::Fresh;
+use crate::catalog::Label;
 use crate::layer::StackSpec;
 use crate::store::writable::Exclusive;
 use crate::store::{Image, Named, Stores};
@@ -12,6 +14,8 @@ pub(super) struct Layer {
     pub(super) stack: StackSpec,
     /// The image, for people.
     pub(super) label: String,
+    /// Whose layers they are.
+    pub(super) chain: Option<Label>,
     /// Takes it away again if it cannot be mounted, when it was made for this mount.
     pub(super) fresh: Option<Fresh>,
 }
@@ -42,10 +46,12 @@ pub(super) fn find_or_make(
         ),
     };
     let container = store.load_named(&named)?;
+    let chain = catalog::label_below(store.root(), &container);
     let stack = container.stack(true)?;
     Ok(Layer {
         stack,
         label: named.image_name,
+        chain,
         // Last: dropping it would wait for the lock that the caller has.
         fresh: made.then(|| Fresh::named(store.root(), name)),
     })

@@ -30,6 +30,18 @@ pub enum Markers {
     Overlay,
 }
 
+/// Whether a catalog is used (`catalog=`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CatalogChoice {
+    /// That of the image, where an image is mounted, made if there is none (`catalog=on`).
+    #[default]
+    On,
+    /// None (`catalog=off`).
+    Off,
+    /// The one in this file, if it is of the layers that are mounted.
+    File(PathBuf),
+}
+
 /// The options after parsing. `None` means that the option was not given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
@@ -53,6 +65,8 @@ pub struct MountOptions {
     pub markers: Option<Markers>,
     /// `userxattr`: markers are `user.overlay.*`, also for root, as with kernel overlayfs.
     pub userxattr: bool,
+    /// `catalog=on|off|FILE`.
+    pub catalog: CatalogChoice,
     /// `fsname=`: the source shown in /proc/mounts.
     pub fsname: Option<OsString>,
     /// `debug`: log requests.
@@ -127,7 +141,7 @@ impl MountOptions {
             b"userxattr" => self.userxattr = true,
             b"squash_to_root" => return Err(mapping("squash_to_root")),
             b"lowerdir" | b"upperdir" | b"workdir" | b"fsname" | b"redirect_dir" | b"dialect"
-            | b"uidmapping" | b"gidmapping" | b"squash_to_uid" | b"squash_to_gid"
+            | b"catalog" | b"uidmapping" | b"gidmapping" | b"squash_to_uid" | b"squash_to_gid"
             | b"xattr_permissions" => {
                 return Err(bad(format!("option {0} needs a value: {0}=…", show(key))));
             }
@@ -145,6 +159,7 @@ impl MountOptions {
             b"upperdir" => self.upper = Some(dir(key, value)?),
             b"workdir" => self.work = Some(dir(key, value)?),
             b"fsname" => self.fsname = Some(OsString::from_vec(unescape(value))),
+            b"catalog" => self.catalog = catalog(value)?,
             b"redirect_dir" => self.redirect_dir = redirect_dir(value)?,
             b"dialect" => {
                 self.markers = match value {
@@ -242,7 +257,13 @@ fn next_option(text: &[u8]) -> (&[u8], &[u8]) {
 fn is_path_key(key: &[u8]) -> bool {
     matches!(
         key,
-        b"lowerdir" | b"lowerdir+" | b"datadir+" | b"upperdir" | b"workdir" | b"fsname"
+        b"lowerdir"
+            | b"lowerdir+"
+            | b"datadir+"
+            | b"upperdir"
+            | b"workdir"
+            | b"fsname"
+            | b"catalog"
     )
 }
 
@@ -288,6 +309,18 @@ fn dir(key: &[u8], value: &[u8]) -> Result<PathBuf, OptionError> {
     match unescape(value) {
         path if path.is_empty() => Err(bad(format!("option {0} names no directory", show(key)))),
         path => Ok(PathBuf::from(OsString::from_vec(path))),
+    }
+}
+
+fn catalog(value: &[u8]) -> Result<CatalogChoice, OptionError> {
+    match value {
+        b"on" => Ok(CatalogChoice::On),
+        b"off" => Ok(CatalogChoice::Off),
+        path if path.contains(&b'/') => Ok(CatalogChoice::File(dir(b"catalog", path)?)),
+        _ => Err(bad(format!(
+            "catalog={} is not known: use on, off, or the path of a file with a slash in it",
+            show(value)
+        ))),
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::catalog;
 use super::output::{Table, print, print_json, size};
 use super::own::{self, Mounted};
 use crate::store::writable::{Garbage, Kind};
@@ -16,7 +17,7 @@ Examples:
   unionfs prune --json | jq .bytes
 
 Removed are layers that no image and no read-write layer has, directories and links of no
-layer, and files of commands that were killed. Images without a name stay: unionfs rmi ID.")]
+layer, catalogs of layers that are gone, and files of commands that were killed. Images without a name stay: unionfs rmi ID.")]
 pub(super) struct Args {
     /// Only say what would be removed
     #[arg(long, short = 'n')]
@@ -47,6 +48,12 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
             store.remove_garbage(item)?;
         }
     }
+    // Of every store, also of those that are only read.
+    let catalogs = catalog::garbage()?;
+    for item in catalogs.iter().filter(|_| !args.dry_run) {
+        catalog::discard(&item.path)?;
+    }
+    items.extend(catalogs);
     let report = Report {
         dry_run: args.dry_run,
         bytes: items.iter().map(|item| item.bytes).sum(),
@@ -77,6 +84,7 @@ fn text(report: &Report<'_>) -> String {
             Kind::Staging => "unfinished file",
             Kind::ImageMetadata => "notes on no image",
             Kind::NameRecord => "unfinished read-write layer",
+            Kind::Catalog => "catalog of no layer",
         };
         table.row([
             kind.into(),

@@ -7,7 +7,7 @@ use anyhow::bail;
 
 use super::output::{print, print_json};
 use super::own::{self, Mounted};
-use super::{error, warn};
+use super::{catalog, error, warn};
 use crate::store::writable::{Exclusive, Removed};
 
 /// Remove names of images, and images without another name
@@ -85,7 +85,9 @@ fn remove(
         }
         _ => (),
     }
-    Ok(store.remove_image(&id, &|diff| mounted.find(diff))?)
+    let removed = store.remove_image(&id, &|diff| mounted.find(diff))?;
+    catalog::discard_of(store.writable().root(), &removed.layers);
+    Ok(removed)
 }
 
 fn text(removed: &[Removed]) -> String {

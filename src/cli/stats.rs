@@ -61,6 +61,7 @@ fn describe(stats: &Stats) -> String {
         copy_up_bytes,
         fd_hits,
         fd_misses,
+        catalogued,
     } = stats.union;
     let hits = lookup_hits + lookup_negative_hits;
     let _ = write!(
@@ -69,10 +70,12 @@ fn describe(stats: &Stats) -> String {
          lookup cache      {cached_names} names, {hits} hits ({lookup_negative_hits} negative), \
          {lookup_misses} misses{}\n\
          descriptor cache  {fd_hits} hits, {fd_misses} misses{}\n\
-         copy-ups          {copy_ups}, {} of data\n",
+         copy-ups          {copy_ups}, {} of data\n\
+         catalog           {}\n",
         rate(hits, lookup_misses),
         rate(fd_hits, fd_misses),
-        size(copy_up_bytes)
+        size(copy_up_bytes),
+        if catalogued { "used" } else { "none" },
     );
     text
 }

@@ -116,6 +116,30 @@ impl LowerDir {
         }))
     }
 
+    /// A directory in `parent` about which everything is known already.
+    pub fn known(parent: &Arc<Self>, name: &[u8], stat: Stat, xwhiteouts: bool) -> Arc<Self> {
+        Arc::new(Self {
+            layer: Arc::clone(&parent.layer),
+            index: parent.index,
+            parent: Some(Arc::clone(parent)),
+            name: name.into(),
+            stat,
+            xwhiteouts,
+            has_wh: OnceLock::new(),
+            slot: Arc::default(),
+        })
+    }
+
+    /// The directory it is in, and its name there; `None` for the root of a layer.
+    pub fn place(&self) -> Option<(&Arc<Self>, &[u8])> {
+        self.parent.as_ref().map(|parent| (parent, &*self.name))
+    }
+
+    /// Whether it may hold whiteouts in the xattr form.
+    pub fn has_xwhiteouts(&self) -> bool {
+        self.xwhiteouts
+    }
+
     /// A descriptor (`O_PATH`) for calls relative to the directory.
     pub fn fd(&self, fds: &FdCache) -> Result<Arc<OwnedFd>, Errno> {
         if let Some(fd) = fds.cached(&self.slot) {

@@ -46,6 +46,16 @@ impl Digest {
         Some(Self(out))
     }
 
+    /// Its bytes.
+    pub fn bytes(&self) -> [u8; 32] {
+        self.0
+    }
+
+    /// From its bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The 64 hexadecimal digits, as used in file names.
     pub fn hex(&self) -> String {
         use fmt::Write as _;

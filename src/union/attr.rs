@@ -22,7 +22,7 @@ impl Union {
         if loc.upper.is_none() {
             return match (&inode.dir, &loc.lower) {
                 (Some(dir), _) => {
-                    let top = dir.lowers.first().ok_or(Errno::IO)?;
+                    let top = dir.lowers.top().ok_or(Errno::IO)?;
                     Ok(attr(inode, &loc, &top.stat))
                 }
                 (None, Some(file)) => Ok(attr(inode, &loc, &file.stat)),

@@ -137,6 +137,11 @@ impl LookupCache {
         self.shard(dir, name).lock().pop(key);
     }
 
+    /// Forgets all answers.
+    pub fn clear(&self) {
+        self.shards.iter().for_each(|shard| shard.lock().clear());
+    }
+
     /// Names held now.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()

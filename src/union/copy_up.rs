@@ -81,6 +81,9 @@ impl Union {
         if inode.is_copied_up() {
             return Ok(());
         }
+        if !inode.in_upper() {
+            self.check_lower(inode)?;
+        }
         let (metacopy, lower) = {
             let loc = inode.loc.read();
             (
@@ -106,7 +109,7 @@ impl Union {
         let top = inode
             .dir
             .as_ref()
-            .and_then(|d| d.lowers.first())
+            .and_then(|d| d.lowers.top())
             .ok_or(Errno::IO)?;
         let source = top.fd(&self.fds)?;
         let staged = upper.stage(|at| at.mkdir(0o700))?;

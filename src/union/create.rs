@@ -275,7 +275,7 @@ impl Union {
             named: true,
         };
         let ino = self.inos.number(&stat);
-        let dirs = Arc::default();
+        let dirs = super::catalogued::Lowers::default();
         let resolved = Arc::new(Resolved {
             kind: stat.kind,
             upper: Some(upper),

@@ -184,8 +184,10 @@ impl Union {
                 return Err(Errno::IO.into());
             }
             let (dir, name) = file.data_place();
-            let fd = dir.fd(&self.fds)?;
-            return Ok(DataFd::new(open_quietly(At::new(fd.as_fd(), name))?, false));
+            let dir = dir.fd(&self.fds)?;
+            let fd = open_quietly(At::new(dir.as_fd(), name))?;
+            self.check_identity(&file, At::fd(fd.as_fd()))?;
+            return Ok(DataFd::new(fd, false));
         }
         let observed = self.writable().is_err();
         self.with_upper(inode, |at| {

@@ -16,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
+use super::catalogued::Lowers;
 use super::listing::Listing;
 use super::types::{FileKind, Ino};
 use crate::layer::at::Stat;
@@ -33,6 +34,8 @@ pub(crate) struct LowerFile {
     pub stat: Stat,
     /// Where the data is, when this is a metacopy.
     pub data: Option<DataPlace>,
+    /// The catalog's record of it, when it was found there.
+    pub record: Option<u32>,
 }
 
 /// Where the data of a metacopy is.
@@ -159,7 +162,7 @@ pub(crate) struct Names {
 #[derive(Debug)]
 pub(crate) struct Dir {
     /// Its lower directories, top first; never changes.
-    pub lowers: Arc<[Arc<LowerDir>]>,
+    pub lowers: Lowers,
     pub ns: RwLock<Names>,
     pub listing: Mutex<Option<Listing>>,
     /// The directory in the upper.
@@ -216,7 +219,7 @@ impl Inode {
 }
 
 impl Dir {
-    pub fn new(lowers: Arc<[Arc<LowerDir>]>, impure: bool) -> Self {
+    pub fn new(lowers: Lowers, impure: bool) -> Self {
         Self {
             lowers,
             ns: RwLock::default(),

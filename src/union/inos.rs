@@ -69,6 +69,15 @@ impl Inos {
         *self.odd.entry((dev, ino)).or_insert_with(|| self.fresh())
     }
 
+    /// The file's own number of one that [`Self::number_of`] made.
+    pub fn own(&self, ino: Ino) -> u64 {
+        let mut odd = self.odd.iter();
+        match odd.find(|entry| *entry.value() == ino) {
+            Some(entry) => entry.key().1,
+            None => ino & ((1 << DEVICE_SHIFT) - 1),
+        }
+    }
+
     fn fresh(&self) -> Ino {
         self.next.fetch_add(1, Ordering::Relaxed)
     }

@@ -232,8 +232,7 @@ impl Union {
             nlink: upper.and_then(|u| u.nlink),
         };
         let is_dir = resolved.kind == FileKind::Directory;
-        let dir =
-            is_dir.then(|| Dir::new(Arc::clone(&resolved.dirs), upper.is_some_and(|u| u.impure)));
+        let dir = is_dir.then(|| Dir::new(resolved.dirs.clone(), upper.is_some_and(|u| u.impure)));
         let key = match resolved.dirs.is_empty() {
             true => self.fresh_key(),
             false => ino,

@@ -6,6 +6,7 @@
 mod acl;
 mod attr;
 mod cache;
+mod catalogued;
 mod copy_data;
 mod copy_up;
 mod create;
@@ -18,6 +19,7 @@ mod inos;
 mod link;
 mod listing;
 mod lookup;
+mod lower_view;
 mod readdir;
 mod remove;
 mod rename;
@@ -27,13 +29,18 @@ mod types;
 mod upper;
 mod xattr;
 
+pub(crate) use catalogued::Lowers as LowerDirs;
 pub use error::{Error, Result};
+pub(crate) use inode::LowerFile;
+pub(crate) use listing::{Source, Visible};
 pub use lookup::EntryRef;
 pub use readdir::DirItem;
+pub(crate) use resolve::Below;
 pub use types::*;
 
 use std::hash::RandomState;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -45,6 +52,7 @@ use crate::layer::fds::{FdCache, IsExhausted};
 use crate::layer::lower::{Layer, LowerDir};
 use crate::layer::{LayerSpec, StackSpec, UpperSpec};
 use cache::LookupCache;
+use catalogued::{Catalog, Lowers};
 use inode::{Dir, Inode, Loc, UpperState};
 use inos::Inos;
 use table::{Interned, Table};
@@ -64,6 +72,8 @@ pub struct Options {
     pub lookup_cache: usize,
     /// Upper bound of cached descriptors; never more than half of RLIMIT_NOFILE.
     pub fd_cache: usize,
+    /// Catalog of the lower layers, used if it is one of exactly these ([`crate::catalog`]).
+    pub catalog: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -73,6 +83,7 @@ impl Default for Options {
             redirect_dir: None,
             lookup_cache: 65536,
             fd_cache: 4096,
+            catalog: None,
         }
     }
 }
@@ -83,6 +94,7 @@ pub struct Union {
     /// Roots of the lower layers, top first.
     roots: Arc<[Arc<LowerDir>]>,
     data_roots: Vec<Arc<LowerDir>>,
+    catalog: Option<Arc<Catalog>>,
     table: Table,
     names: LookupCache,
     fds: FdCache,
@@ -127,7 +139,12 @@ impl Union {
     /// A look at a stack that may be mounted: takes no lock, changes nothing. Whatever would
     /// write is answered EROFS, and what a mount changes meanwhile may be seen or not.
     pub fn observe(stack: &StackSpec) -> Result<Self> {
-        Self::build(stack, Options::default(), Upper::observe)
+        Self::observe_with(stack, Options::default())
+    }
+
+    /// As [`Self::observe`], with options.
+    pub fn observe_with(stack: &StackSpec, options: Options) -> Result<Self> {
+        Self::build(stack, options, Upper::observe)
     }
 
     fn build(
@@ -151,7 +168,10 @@ impl Union {
         let redirect_dir = options
             .redirect_dir
             .unwrap_or(upper.as_ref().is_some_and(|upper| upper.markers.trusted));
+        let catalog = options.catalog.as_deref();
+        let catalog = catalog.and_then(|path| open_catalog(path, &roots, &data_roots));
         let union = Self {
+            catalog,
             roots: roots.into(),
             data_roots,
             table: Table::default(),
@@ -179,8 +199,11 @@ impl Union {
             metacopy: None,
         });
         let lowers = match &self.upper {
-            Some(upper) if upper.root.opaque => Arc::default(),
-            _ => Arc::clone(&self.roots),
+            Some(upper) if upper.root.opaque => Lowers::default(),
+            _ => {
+                let catalogued = self.catalog.as_ref().and_then(|c| c.root(&self.roots));
+                catalogued.unwrap_or_else(|| Lowers::Known(Arc::clone(&self.roots)))
+            }
         };
         let impure = self.upper.as_ref().is_some_and(|upper| upper.root.impure);
         let loc = Loc {
@@ -234,7 +257,15 @@ impl Union {
             copy_up_bytes: self.copy_up_bytes.load(Ordering::Relaxed),
             fd_hits,
             fd_misses,
+            catalogued: self.is_catalogued(),
         }
+    }
+
+    /// Whether the lowers' names and attributes come from a catalog.
+    pub fn is_catalogued(&self) -> bool {
+        self.catalog
+            .as_ref()
+            .is_some_and(|catalog| catalog.is_believed())
     }
 
     /// Whether POSIX ACLs are to be enabled on the mount: some layer can carry them.
@@ -250,6 +281,22 @@ impl Union {
     /// Whether there is an upper that may be changed.
     pub fn is_writable(&self) -> bool {
         self.writable().is_ok()
+    }
+}
+
+/// The catalog in `path`; whatever is wrong with it, the union does without.
+fn open_catalog(
+    path: &Path,
+    roots: &[Arc<LowerDir>],
+    data_roots: &[Arc<LowerDir>],
+) -> Option<Arc<Catalog>> {
+    match Catalog::open(path, roots, data_roots) {
+        Ok(catalog) => Some(catalog),
+        Err(e) if e.is_absent() => None,
+        Err(e) => {
+            tracing::info!("catalog {} is not used: {e}", path.display());
+            None
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use rustix::io::Errno;
 
 use super::Union;
+use super::catalogued::Lowers;
 use super::error::Result;
 use super::inode::{Dir, Inode, Link};
 use super::listing::{FIRST_OFFSET, LayerEntry, LayerListing, Listing, Source, Visible, merge};
@@ -152,10 +153,26 @@ impl Union {
         if inode.in_upper() {
             layers.push(self.list_upper(inode, dir)?);
         }
-        for (position, lower) in dir.lowers.iter().enumerate() {
-            layers.push(self.list_lower(lower, position)?);
-        }
+        layers.extend(self.list_lowers(&dir.lowers)?);
         Ok(Listing::new(self.listing_order.clone(), merge(layers)))
+    }
+
+    /// The names in the lowers; one merged listing when the catalog has it.
+    pub(crate) fn list_lowers(&self, lowers: &Lowers) -> Result<Vec<LayerListing>> {
+        if let Some(merged) = lowers.merged() {
+            match merged.entries(&self.inos) {
+                Ok(entries) => {
+                    return Ok(vec![LayerListing {
+                        source: Source::Lower(0),
+                        entries,
+                        hides_below: Vec::new(),
+                    }]);
+                }
+                Err(damaged) => self.distrust(merged.catalog(), damaged),
+            }
+        }
+        let list = |(position, lower): (usize, &Arc<LowerDir>)| self.list_lower(lower, position);
+        lowers.all()?.iter().enumerate().map(list).collect()
     }
 
     fn list_upper(&self, inode: &Inode, dir: &Dir) -> Result<LayerListing> {

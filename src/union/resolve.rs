@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::Union;
+use super::catalogued::Lowers;
 use super::error::Result;
 use super::inode::{DataPlace, Dir, Inode, LowerFile, Nlink};
 use super::types::{FileKind, Ino};
@@ -34,7 +35,7 @@ pub(crate) struct Resolved {
     /// Lower file, where the upper has none or has only its metadata.
     pub file: Option<Arc<LowerFile>>,
     /// Lower directories, top first, of a directory.
-    pub dirs: Arc<[Arc<LowerDir>]>,
+    pub dirs: Lowers,
     /// Inode number it should have.
     pub ino: Ino,
 }
@@ -84,7 +85,7 @@ pub(crate) enum Answer {
 pub(crate) enum Below {
     Nothing,
     File(LowerFile),
-    Dirs(Vec<Arc<LowerDir>>),
+    Dirs(Lowers),
 }
 
 /// Where to look in the next layer.
@@ -130,17 +131,17 @@ impl Union {
         {
             return Ok(answer);
         }
-        match self.below(&dir.lowers[skip.unwrap_or(0)..], name, None)? {
+        match self.below(&dir.lowers, skip.unwrap_or(0), name, None)? {
             Below::Nothing => Ok(Answer::Absent(None)),
             Below::File(file) => Ok(Answer::Found(Arc::new(self.lower_file(file)?))),
             Below::Dirs(dirs) => {
-                let ino = self.inos.number(&dirs[0].stat);
+                let ino = self.inos.number(&dirs.top().ok_or(Errno::IO)?.stat);
                 let kind = FileKind::Directory;
                 Ok(Answer::Found(Arc::new(Resolved {
                     kind,
                     upper: None,
                     file: None,
-                    dirs: dirs.into(),
+                    dirs,
                     ino,
                 })))
             }
@@ -200,15 +201,13 @@ impl Union {
     ) -> Result<Resolved> {
         let below = match opaque {
             true => Below::Nothing,
-            false => self.below(&dir.lowers, name, markers.redirect.as_deref())?,
+            false => self.below(&dir.lowers, 0, name, markers.redirect.as_deref())?,
         };
-        let dirs: Arc<[_]> = match below {
-            Below::Dirs(dirs) => dirs.into(),
-            Below::Nothing | Below::File(_) => Arc::default(),
+        let dirs = match below {
+            Below::Dirs(dirs) => dirs,
+            Below::Nothing | Below::File(_) => Lowers::default(),
         };
-        let ino = self
-            .inos
-            .number(dirs.first().map_or(&stat, |top| &top.stat));
+        let ino = self.inos.number(dirs.top().map_or(&stat, |top| &top.stat));
         let upper = UpperFound {
             stat,
             metacopy: false,
@@ -239,7 +238,7 @@ impl Union {
         let metacopy = markers.metacopy && stat.kind == FileKind::Regular;
         let mut file = None;
         if metacopy {
-            match self.below(&dir.lowers, name, markers.redirect.as_deref())? {
+            match self.below(&dir.lowers, 0, name, markers.redirect.as_deref())? {
                 Below::File(found) if found.stat.kind == FileKind::Regular => {
                     file = Some(Arc::new(found));
                 }
@@ -273,7 +272,7 @@ impl Union {
             kind: stat.kind,
             upper: Some(upper),
             file,
-            dirs: Arc::default(),
+            dirs: Lowers::default(),
             ino,
         })
     }
@@ -303,7 +302,7 @@ impl Union {
                 kind: stat.kind,
                 upper,
                 file,
-                dirs: Arc::default(),
+                dirs: Lowers::default(),
                 ino,
             });
         }
@@ -312,13 +311,36 @@ impl Union {
             kind,
             upper: None,
             file: Some(Arc::new(file)),
-            dirs: Arc::default(),
+            dirs: Lowers::default(),
             ino,
         })
     }
 
-    /// What `lowers` say about `name`, or about what `redirect` makes of it.
+    /// What `lowers` say about `name`, or about what `redirect` makes of it; the first `skip`
+    /// of them are known not to have the name.
     pub(crate) fn below(
+        &self,
+        lowers: &Lowers,
+        skip: usize,
+        name: &[u8],
+        redirect: Option<&[u8]>,
+    ) -> Result<Below> {
+        // An absolute redirect leads through the layers' own directories, not the merged ones.
+        if let Some(merged) = lowers.merged()
+            && redirect.is_none_or(|to| !to.starts_with(b"/"))
+        {
+            match merged.below(redirect.unwrap_or(name)) {
+                Ok(Some(below)) => return Ok(below),
+                Ok(None) => {}
+                Err(damaged) => self.distrust(merged.catalog(), damaged),
+            }
+        }
+        let lowers = lowers.all()?.get(skip..).unwrap_or_default();
+        self.below_layers(lowers, name, redirect)
+    }
+
+    /// As [`Self::below`], by what is in the layers.
+    pub(crate) fn below_layers(
         &self,
         lowers: &[Arc<LowerDir>],
         name: &[u8],
@@ -373,6 +395,7 @@ impl Union {
                         name: at_name,
                         stat,
                         data: None,
+                        record: None,
                     });
                     markers.redirect
                 }
@@ -385,7 +408,7 @@ impl Union {
         match (meta, dirs.is_empty()) {
             (Some(meta), _) => self.data_only(meta, &target).map(Below::File),
             (None, true) => Ok(Below::Nothing),
-            (None, false) => Ok(Below::Dirs(dirs)),
+            (None, false) => Ok(Below::Dirs(dirs.into())),
         }
     }
 
@@ -478,7 +501,7 @@ impl Union {
     }
 
     fn same_name_origin(&self, dir: &Dir, name: &[u8], origin: &Origin) -> Option<Stat> {
-        for lower in dir.lowers.iter() {
+        for lower in dir.lowers.all().ok()? {
             let fd = lower.fd(&self.fds).ok()?;
             let at = At::new(fd.as_fd(), name);
             if let Ok(Some(stat)) = at.stat_opt() {
@@ -498,6 +521,7 @@ fn finish(meta: Option<LowerFile>, dir: Arc<LowerDir>, name: Box<[u8]>, stat: St
             name,
             stat,
             data: None,
+            record: None,
         },
         Some(mut meta) => {
             let data: DataPlace = (dir, name);

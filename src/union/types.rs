@@ -141,6 +141,9 @@ pub struct Counters {
     pub fd_hits: u64,
     /// Descriptors opened because the cache had none.
     pub fd_misses: u64,
+    /// Whether names and attributes of the lowers come from a catalog.
+    #[serde(default)]
+    pub catalogued: bool,
 }
 
 /// How data is written.

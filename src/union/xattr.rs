@@ -21,6 +21,9 @@ impl Union {
     /// Value of an extended attribute; ENODATA when absent, EOPNOTSUPP where the layer has none.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let inode = self.inode(ino)?;
+        if let Some(errno) = self.known_absent(&inode, name) {
+            return Err(errno.into());
+        }
         self.with_top(&inode, |at, dialect| {
             match Escape(dialect).stored(name) {
                 Ok(stored) => Ok(at.xattr_raw(&stored)?),
@@ -34,6 +37,11 @@ impl Union {
     /// Names, each followed by NUL. `trusted.*` names are for privileged callers only.
     pub fn listxattr(&self, caller: &Caller, ino: Ino) -> Result<Vec<u8>> {
         let inode = self.inode(ino)?;
+        if let Some((catalog, record)) = self.catalog_record(&inode)
+            && catalog.is_bare(record)
+        {
+            return Ok(Vec::new());
+        }
         let (stored, dialect) =
             self.with_top(&inode, |at, dialect| Ok((at.list_xattrs()?, dialect)))?;
         let mut visible = Vec::with_capacity(stored.len());
@@ -123,7 +131,7 @@ impl Union {
             return self.with_upper(inode, |at| f(at, dialect));
         }
         if let Some(dir) = &inode.dir {
-            let top = dir.lowers.first().ok_or(Errno::IO)?;
+            let top = dir.lowers.top().ok_or(Errno::IO)?;
             return f(At::fd(top.fd(&self.fds)?.as_fd()), top.layer.dialect);
         }
         let file = inode.loc.read().lower.clone().ok_or(Errno::IO)?;
@@ -135,7 +143,14 @@ impl Union {
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         let inode = self.inode(ino)?;
         match inode.kind {
-            FileKind::Symlink => self.with_top(&inode, |at, _| Ok(at.readlink()?)),
+            FileKind::Symlink => {
+                if let Some((catalog, record)) = self.catalog_record(&inode)
+                    && let Ok(target) = catalog.target(record)
+                {
+                    return Ok(target);
+                }
+                self.with_top(&inode, |at, _| Ok(at.readlink()?))
+            }
             _ => Err(Errno::INVAL.into()),
         }
     }

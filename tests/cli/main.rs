@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod bad_input;
+mod catalog;
 mod commit;
 mod fuse_overlayfs_call;
 mod killed_store;

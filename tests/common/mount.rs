@@ -124,6 +124,8 @@ pub enum Fs {
     Kernel(&'static str),
     /// The program under test, with further options.
     Unionfs(&'static str),
+    /// As [`Fs::Unionfs`], with a catalog of the lowers, made anew for each mount.
+    Catalogued(&'static str),
     /// A program called like fuse-overlayfs.
     Program(PathBuf),
 }
@@ -134,11 +136,12 @@ pub const KERNEL: Fs = Fs::Kernel("index=on,redirect_dir=on,metacopy=off,xino=au
 pub const UNIONFS: Fs = Fs::Unionfs("");
 
 /// What the tests are about: unionfs. To check a test's own expectations, or to see how
-/// another program does, `UNIONFS_TEST_AS=kernel` takes kernel overlayfs instead, and
-/// any other value is the path of a program called like fuse-overlayfs.
+/// another program does, `UNIONFS_TEST_AS=kernel` takes kernel overlayfs instead,
+/// `catalog` unionfs with a catalog of the lowers, and any other value is the path of a program called like fuse-overlayfs.
 pub fn subject() -> Fs {
     match std::env::var_os("UNIONFS_TEST_AS") {
         None => UNIONFS,
+        Some(name) if name == "catalog" => Fs::Catalogued(""),
         Some(name) if name == "kernel" => KERNEL,
         Some(program) => Fs::Program(program.into()),
     }
@@ -156,8 +159,12 @@ impl Fs {
         let (program, more) = match self {
             Self::Kernel(more) => (None, *more),
             Self::Unionfs(more) => (Some(PathBuf::from(unionfs_binary())), *more),
+            Self::Catalogued(more) => (Some(PathBuf::from(unionfs_binary())), *more),
             Self::Program(path) => (Some(path.clone()), ""),
         };
+        if let Self::Catalogued(_) = self {
+            options += &format!(",catalog={}", make_catalog(stack)?.display());
+        }
         if !more.is_empty() {
             options += &format!(",{more}");
         }
@@ -174,7 +181,7 @@ impl Fs {
         }
         // Ours promises to be live when it returns; fuse-overlayfs 2.0 is not.
         let live = match self {
-            Self::Unionfs(_) => magic(&stack.mnt) == FUSE_SUPER_MAGIC,
+            Self::Unionfs(_) | Self::Catalogued(_) => magic(&stack.mnt) == FUSE_SUPER_MAGIC,
             _ => poll(|| magic(&stack.mnt) == FUSE_SUPER_MAGIC),
         };
         if !live {
@@ -190,6 +197,24 @@ impl Fs {
             Ok(mounted) => mounted,
             Err(e) => panic!("mount {self:?} {}: {e}", stack.options()),
         }
+    }
+}
+
+/// Makes a catalog of a stack's lowers beside its mountpoint.
+fn make_catalog(stack: &Stack) -> Result<PathBuf, String> {
+    let file = stack.mnt.with_extension("catalog");
+    let lowers = Stack {
+        upper: None,
+        ..stack.clone()
+    };
+    let output = Command::new(unionfs_binary())
+        .args(["catalog", "build", "-o", &lowers.options()])
+        .arg(&file)
+        .output();
+    match output {
+        Ok(output) if output.status.success() => Ok(file),
+        Ok(output) => Err(describe(Path::new("catalog build"), &output)),
+        Err(e) => Err(e.to_string()),
     }
 }
 

@@ -111,6 +111,11 @@ fn archive() {
 }
 
 #[test]
+fn catalog() {
+    replay("catalog");
+}
+
+#[test]
 fn wire() {
     replay("wire");
 }
@@ -123,7 +128,15 @@ fn options() {
 /// A fuzzer that runs nothing finds nothing: the corpus gets to where files are made.
 #[test]
 fn every_target_has_a_test() {
-    let tested = ["tar", "tar_split", "metadata", "archive", "wire", "options"];
+    let tested = [
+        "tar",
+        "tar_split",
+        "metadata",
+        "archive",
+        "catalog",
+        "wire",
+        "options",
+    ];
     let names = targets::TARGETS.map(|target| target.name);
     assert_eq!(names, tested);
 }

@@ -66,7 +66,7 @@ pub(crate) fn differences(mode: &Mode, plan: &Plan) -> Vec<String> {
     compare(&mode.kernel, &mode.union, &case)
 }
 
-fn hunt(mode: &Mode, links: bool, seed: u64) -> Option<String> {
+pub(crate) fn hunt(mode: &Mode, links: bool, seed: u64) -> Option<String> {
     let strategy = generate::plan();
     let mut runner = runner(seed);
     for _ in 0..cases().div_ceil(3) {

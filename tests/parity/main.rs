@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod catalog;
 mod changes;
 mod deep;
 mod generate;

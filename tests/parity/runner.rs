@@ -46,7 +46,7 @@ struct Side {
 
 /// The upper that `maker` leaves after `script` over `lowers`, with times that are the same
 /// in every run.
-fn make_layer(
+pub(crate) fn make_layer(
     maker: &Fs,
     scratch: &Scratch,
     n: usize,

@@ -34,6 +34,8 @@ pub enum Kind {
     ImageMetadata,
     /// The record of a named layer that was never finished, or half removed.
     NameRecord,
+    /// A catalog of layers that are gone, or that was never finished; found by the cli.
+    Catalog,
 }
 
 /// Something that is not needed.

@@ -1,0 +1,449 @@
+//! Making a catalog: a union of the layers is walked, directory by directory, by the code
+//! that answers a mount's lookups, and its answers are written down. What cannot be put into
+//! a record is marked to be asked of the layers. Called by the cli.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use zerocopy::FromZeros as _;
+
+use super::compare::XATTR_FLAGS;
+use super::format::{self, Class, Data, NONE, Record};
+use super::view::nanoseconds;
+use super::write::{Text, Writer};
+use super::{Error, file, place};
+use crate::layer::StackSpec;
+use crate::layer::at::{At, Stat};
+use crate::layer::lower::LowerDir;
+use crate::layer::types::FileKind;
+use crate::union::{Below, LowerDirs, LowerFile, Source, Union, Visible};
+
+/// Whose layers a catalog is of.
+#[derive(Clone, Debug, Default)]
+pub struct Label {
+    /// Chain ID of the topmost layer: the digest's bytes.
+    pub chain: [u8; 32],
+    /// Root of the store.
+    pub store: Vec<u8>,
+    /// Its driver.
+    pub driver: Vec<u8>,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Names written.
+    pub names: u64,
+    /// Directories written.
+    pub dirs: u64,
+}
+
+/// A catalog that was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Built {
+    /// What is in it.
+    pub progress: Progress,
+    /// Names that the layers must be asked about.
+    pub live: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
+}
+
+/// Makes the catalog of the lowers of `stack` in `path`, in place of an older one. `step` is
+/// called for each directory and stops it by answering false.
+///
+/// # Errors
+/// [`Error`]; what was in `path` stays.
+pub fn build(
+    stack: &StackSpec,
+    label: &Label,
+    path: &Path,
+    step: &mut dyn FnMut(Progress) -> bool,
+) -> Result<Built, Error> {
+    let lowers = StackSpec {
+        upper: None,
+        ..stack.clone()
+    };
+    let union = Union::observe(&lowers)?;
+    let staged = place::Staged::new(path)?;
+    let write = |source| Error::Write {
+        path: path.to_owned(),
+        source,
+    };
+    let (roots, data_roots) = union.lower_roots();
+    let before = file::describe(roots, data_roots);
+    let (progress, live) = walk(&union, staged.file(), label, step, &write)?;
+    let after = file::describe(roots, data_roots);
+    if let Some(changed) = before.iter().zip(&after).position(|(a, b)| a != b) {
+        let all: Vec<_> = roots.iter().chain(data_roots).collect();
+        return Err(Error::Changed(all[changed].layer.path.clone()));
+    }
+    let bytes = staged.publish().map_err(write)?;
+    Ok(Built {
+        progress,
+        live,
+        bytes,
+    })
+}
+
+/// Writes everything to `file`; what it wrote, and how many names are live.
+fn walk(
+    union: &Union,
+    file: &File,
+    label: &Label,
+    step: &mut dyn FnMut(Progress) -> bool,
+    write: &dyn Fn(io::Error) -> Error,
+) -> Result<(Progress, u64), Error> {
+    let (roots, data_roots) = union.lower_roots();
+    let layers = file::describe(roots, data_roots);
+    let mut builder = Builder {
+        union,
+        writer: Writer::new(file, layers).map_err(write)?,
+        known: HashMap::new(),
+        todo: Vec::new(),
+        progress: Progress::default(),
+        live: 0,
+    };
+    builder.roots().map_err(write)?;
+    while let Some(dir) = builder.todo.pop() {
+        if !step(builder.progress) {
+            return Err(Error::Stopped);
+        }
+        if !builder.directory(&dir, step).map_err(write)? {
+            return Err(Error::Stopped);
+        }
+    }
+    let done = (builder.progress, builder.live);
+    let finished = builder
+        .writer
+        .finish(label.chain, &label.store, &label.driver);
+    finished.map_err(write)?;
+    Ok(done)
+}
+
+/// Names looked up between two calls of `step`.
+const STEP: usize = 1024;
+
+/// A merged directory whose entries are still to be written.
+struct Todo {
+    index: u32,
+    lowers: LowerDirs,
+}
+
+/// An entry of a directory before it is written.
+struct Pending {
+    name: Box<[u8]>,
+    record: Record,
+    /// Of a directory.
+    dirs: Option<LowerDirs>,
+}
+
+struct Builder<'u> {
+    union: &'u Union,
+    writer: Writer<'u>,
+    /// Records of the layers' directories, by layer and inode number.
+    known: HashMap<(usize, u64), u32>,
+    todo: Vec<Todo>,
+    progress: Progress,
+    live: u64,
+}
+
+impl Builder<'_> {
+    /// The roots of the layers, and the directory they make.
+    fn roots(&mut self) -> io::Result<()> {
+        let (roots, data_roots) = self.union.lower_roots();
+        for root in roots.iter().chain(data_roots) {
+            let mut record = self.record(root.index, &root.stat)?;
+            record.parent = NONE.into();
+            record.flags = (record.flags.get() | self.dir_flags(root)).into();
+            let index = self.writer.record(&record)?;
+            self.known.insert((root.index, root.stat.ino), index);
+        }
+        let lowers = LowerDirs::Known(Arc::clone(roots));
+        self.enqueue(lowers, (0..roots.len() as u32).collect())?;
+        Ok(())
+    }
+
+    /// A directory with these parts; its number.
+    fn enqueue(&mut self, lowers: LowerDirs, parts: Vec<u32>) -> io::Result<u32> {
+        let index = self.writer.reserve_dir()?;
+        let first = self.writer.parts(&parts)?;
+        let dir = self.writer.dir(index);
+        dir.part = first.into();
+        dir.part_count = (parts.len() as u32).into();
+        self.todo.push(Todo { index, lowers });
+        Ok(index)
+    }
+
+    /// Writes the entries of a directory; false when it was told to stop.
+    fn directory(
+        &mut self,
+        todo: &Todo,
+        step: &mut dyn FnMut(Progress) -> bool,
+    ) -> io::Result<bool> {
+        self.progress.dirs += 1;
+        let mut names = match self.union.merged_names(&todo.lowers) {
+            Ok(names) => names,
+            Err(e) => {
+                tracing::debug!("a directory is left out of the catalog: {e}");
+                self.live += 1;
+                self.writer.dir(todo.index).flags = format::UNLISTED.into();
+                return Ok(true);
+            }
+        };
+        names.sort_by(|a, b| a.name.cmp(&b.name));
+        names.dedup_by(|a, b| a.name == b.name);
+        let mut pending = Vec::with_capacity(names.len());
+        for (position, name) in names.iter().enumerate() {
+            if position % STEP == STEP - 1 && !step(self.progress) {
+                return Ok(false);
+            }
+            pending.push(self.pending(&todo.lowers, name)?);
+        }
+        let first = self.writer.next_record();
+        // What numbers the directories among them will have is known only by asking for it.
+        let mut found = Vec::new();
+        for (position, mut entry) in pending.into_iter().enumerate() {
+            let text = self.writer.text(&entry.name)?;
+            set_name(&mut entry.record, text);
+            if let Some(lowers) = entry.dirs {
+                let index = self.writer.reserve_dir()?;
+                entry.record.aux = index.into();
+                found.push((index, first + position as u32, lowers));
+            }
+            self.writer.record(&entry.record)?;
+            self.progress.names += 1;
+        }
+        let count = self.writer.next_record() - first;
+        let dir = self.writer.dir(todo.index);
+        (dir.first, dir.count) = (first.into(), count.into());
+        for (index, record, lowers) in found {
+            self.found_dir(index, record, lowers)?;
+        }
+        Ok(true)
+    }
+
+    /// Parts of a directory whose top part has been written as an entry.
+    fn found_dir(&mut self, index: u32, record: u32, lowers: LowerDirs) -> io::Result<()> {
+        let mut parts = vec![record];
+        for (position, dir) in lowers.all()?.iter().enumerate() {
+            if position == 0 {
+                self.known.insert((dir.index, dir.stat.ino), record);
+                continue;
+            }
+            parts.push(self.part(dir)?);
+        }
+        let first = self.writer.parts(&parts)?;
+        let dir = self.writer.dir(index);
+        dir.part = first.into();
+        dir.part_count = (parts.len() as u32).into();
+        self.todo.push(Todo { index, lowers });
+        Ok(())
+    }
+
+    /// What the lowers say about a name.
+    fn pending(&mut self, lowers: &LowerDirs, visible: &Visible) -> io::Result<Pending> {
+        let skip = match visible.source {
+            Source::Lower(position) => position,
+            Source::Upper => 0,
+        };
+        let name: Box<[u8]> = (*visible.name).into();
+        let below = self.union.merged_name(lowers, skip, &name);
+        let (record, dirs) = match below {
+            Ok(Below::File(file)) => (self.file(&file)?, None),
+            Ok(Below::Dirs(dirs)) => self.dirs(dirs)?,
+            Ok(Below::Nothing) | Err(_) => (None, None),
+        };
+        let record = match record {
+            Some(record) => record,
+            None => self.live(lowers, skip, visible)?,
+        };
+        Ok(Pending { name, record, dirs })
+    }
+
+    /// A name about which the layers must be asked: only what a listing shows is kept.
+    fn live(&mut self, lowers: &LowerDirs, skip: usize, visible: &Visible) -> io::Result<Record> {
+        self.live += 1;
+        let top = lowers.all()?.get(skip).ok_or(Errno::IO)?;
+        let mut class = Class::new_zeroed();
+        class.layer = (top.index as u32).into();
+        class.mode = visible.kind.map_or(0, FileKind::mode_bits).into();
+        let mut record = Record::new_zeroed();
+        record.class = self.writer.class(class)?;
+        record.ino = visible
+            .ino
+            .map_or(0, |ino| self.union.layer_ino(ino))
+            .into();
+        record.parent = self.part(top)?.into();
+        record.flags = format::LIVE.into();
+        Ok(record)
+    }
+
+    fn file(&mut self, file: &LowerFile) -> io::Result<Option<Record>> {
+        if !is_plain(&file.dir, &file.stat) {
+            return Ok(None);
+        }
+        let mut record = self.record(file.dir.index, &file.stat)?;
+        record.parent = self.part(&file.dir)?.into();
+        let fd = self.union.lower_fd(&file.dir)?;
+        let at = At::new(fd.as_fd(), &file.name);
+        let mut flags = record.flags.get() | xattr_flags(at);
+        if let Some((dir, name)) = &file.data {
+            let stat = At::new(self.union.lower_fd(dir)?.as_fd(), name).stat();
+            let Some(data) = stat.ok().filter(|stat| is_plain(dir, stat)) else {
+                return Ok(None);
+            };
+            let text = self.writer.text(name)?;
+            let dir = self.part(dir)?;
+            let times = (nanoseconds(data.mtime), nanoseconds(data.ctime));
+            let data = Data {
+                ino: data.ino.into(),
+                size: data.size.into(),
+                mtime: times.0.unwrap_or_default().into(),
+                ctime: times.1.unwrap_or_default().into(),
+                dir: dir.into(),
+                name: text.offset.into(),
+                name_len: text.len.into(),
+            };
+            record.aux = self.writer.data(data)?.into();
+            flags |= format::METACOPY;
+        } else if file.stat.kind == FileKind::Symlink {
+            let Ok(target) = at.readlink() else {
+                return Ok(None);
+            };
+            let Ok(len) = u16::try_from(target.len()) else {
+                return Ok(None);
+            };
+            record.aux = self.writer.text(&target)?.offset.into();
+            record.target_len = len.into();
+        }
+        record.flags = flags.into();
+        Ok(Some(record))
+    }
+
+    fn dirs(&mut self, dirs: LowerDirs) -> io::Result<(Option<Record>, Option<LowerDirs>)> {
+        if !dirs.all()?.iter().all(|dir| is_plain(dir, &dir.stat)) {
+            return Ok((None, None));
+        }
+        let top = dirs.top().ok_or(Errno::IO)?;
+        let mut record = self.record(top.index, &top.stat)?;
+        if let Some((parent, _)) = top.place() {
+            record.parent = self.part(parent)?.into();
+        }
+        let flags = record.flags.get() | self.dir_flags(top) | format::MERGED;
+        record.flags = flags.into();
+        Ok((Some(record), Some(dirs)))
+    }
+
+    /// The record of a directory of a layer, written if it has none, after those above it.
+    fn part(&mut self, dir: &Arc<LowerDir>) -> io::Result<u32> {
+        let mut missing = Vec::new();
+        let mut at = dir;
+        let mut parent = loop {
+            if let Some(known) = self.known.get(&(at.index, at.stat.ino)) {
+                break *known;
+            }
+            let Some((parent, name)) = at.place() else {
+                return Err(Errno::IO.into());
+            };
+            missing.push((at, name));
+            at = parent;
+        };
+        for (dir, name) in missing.into_iter().rev() {
+            let mut record = self.record(dir.index, &dir.stat)?;
+            record.parent = parent.into();
+            record.flags = (record.flags.get() | self.dir_flags(dir)).into();
+            set_name(&mut record, self.writer.text(name)?);
+            parent = self.writer.record(&record)?;
+            self.known.insert((dir.index, dir.stat.ino), parent);
+        }
+        Ok(parent)
+    }
+
+    fn dir_flags(&self, dir: &Arc<LowerDir>) -> u16 {
+        let xwhiteouts = match dir.has_xwhiteouts() {
+            true => format::XWHITEOUTS,
+            false => 0,
+        };
+        let xattrs = match self.union.lower_fd(dir) {
+            Ok(fd) => xattr_flags(At::fd(fd.as_fd())),
+            Err(_) => XATTR_FLAGS,
+        };
+        xwhiteouts | xattrs
+    }
+
+    /// The attributes of a file of a layer.
+    fn record(&mut self, layer: usize, stat: &Stat) -> io::Result<Record> {
+        let class = Class {
+            mode: (stat.kind.mode_bits() | stat.perm).into(),
+            uid: stat.uid.into(),
+            gid: stat.gid.into(),
+            blksize: stat.blksize.into(),
+            major: stat.rdev.0.into(),
+            minor: stat.rdev.1.into(),
+            layer: (layer as u32).into(),
+        };
+        let time = |time| nanoseconds(time).unwrap_or_default().into();
+        let mut record = Record::new_zeroed();
+        record.ino = stat.ino.into();
+        record.size = stat.size.into();
+        record.atime = time(stat.atime);
+        record.mtime = time(stat.mtime);
+        record.ctime = time(stat.ctime);
+        if let Some(born) = stat.btime {
+            record.btime = time(born);
+            record.flags = format::BORN.into();
+        }
+        record.blocks = u32::try_from(stat.blocks).unwrap_or_default().into();
+        record.nlink = stat.nlink.into();
+        record.class = self.writer.class(class)?;
+        Ok(record)
+    }
+}
+
+fn set_name(record: &mut Record, text: Text) {
+    record.name = text.offset.into();
+    // Names have at most 255 bytes on every file system of Linux.
+    record.name_len = u16::try_from(text.len).unwrap_or(u16::MAX).into();
+}
+
+/// Whether a record can say it all.
+fn is_plain(dir: &LowerDir, stat: &Stat) -> bool {
+    let times = [
+        Some(stat.atime),
+        Some(stat.mtime),
+        Some(stat.ctime),
+        stat.btime,
+    ];
+    stat.dev == dir.layer.stat.dev
+        && u32::try_from(stat.blocks).is_ok()
+        && times
+            .into_iter()
+            .flatten()
+            .all(|t| nanoseconds(t).is_some())
+}
+
+/// Which xattrs a file has; all of them where that cannot be told.
+pub(super) fn xattr_flags(at: At<'_>) -> u16 {
+    let Ok(list) = at.list_xattrs() else {
+        return XATTR_FLAGS;
+    };
+    let mut flags = 0;
+    for name in list.split(|&b| b == 0).filter(|n| !n.is_empty()) {
+        flags |= format::XATTRS;
+        flags |= match name {
+            b"security.capability" => format::CAPABILITY,
+            b"system.posix_acl_access" => format::ACL,
+            b"system.posix_acl_default" => format::DEFAULT_ACL,
+            name if name.starts_with(b"user.") => format::USER,
+            name if name.starts_with(b"trusted.") => format::TRUSTED,
+            _ => 0,
+        };
+    }
+    flags
+}

@@ -1,0 +1,202 @@
+//! Comparing a catalog with the layers it is of, name by name. Called by the cli's
+//! `catalog verify`.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use super::build::xattr_flags;
+use super::{Progress, Unusable, format};
+use crate::layer::StackSpec;
+use crate::layer::at::{At, Stat};
+use crate::layer::types::Time;
+use crate::union::{self, Below, LowerDirs, LowerFile, Source, Union, Visible};
+
+/// Where a catalog and its layers do not agree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Path in the union, without a leading slash.
+    pub path: Vec<u8>,
+    /// What is different.
+    pub what: &'static str,
+}
+
+/// Finds the names of which the catalog says something else than the layers, up to `limit`.
+/// Access times may differ.
+///
+/// # Errors
+/// Where the layers cannot be read. A catalog that is not used at all is none of them.
+pub fn compare(
+    stack: &StackSpec,
+    path: &Path,
+    limit: usize,
+    step: &mut dyn FnMut(Progress),
+) -> union::Result<Result<Vec<Difference>, Unusable>> {
+    let lowers = StackSpec {
+        upper: None,
+        ..stack.clone()
+    };
+    let layers = Union::observe(&lowers)?;
+    let (roots, data_roots) = layers.lower_roots();
+    let usable = super::open(path).and_then(|v| super::check_layers(&v, roots, data_roots));
+    if let Err(unusable) = usable {
+        return Ok(Err(unusable));
+    }
+    let options = union::Options {
+        catalog: Some(path.to_owned()),
+        ..union::Options::default()
+    };
+    let catalog = Union::observe_with(&lowers, options)?;
+    let mut comparison = Comparison {
+        layers: &layers,
+        catalog: &catalog,
+        found: Vec::new(),
+    };
+    let mut progress = Progress::default();
+    let mut todo = vec![(Vec::new(), layers.root_lowers()?, catalog.root_lowers()?)];
+    while let Some((path, truth, said)) = todo.pop() {
+        if comparison.found.len() >= limit {
+            break;
+        }
+        step(progress);
+        progress.dirs += 1;
+        progress.names += comparison.directory(&path, &truth, &said, &mut todo)?;
+    }
+    comparison.found.truncate(limit);
+    Ok(Ok(comparison.found))
+}
+
+struct Comparison<'u> {
+    layers: &'u Union,
+    catalog: &'u Union,
+    found: Vec<Difference>,
+}
+
+type Todo = Vec<(Vec<u8>, LowerDirs, LowerDirs)>;
+
+impl Comparison<'_> {
+    fn differ(&mut self, path: Vec<u8>, what: &'static str) {
+        self.found.push(Difference { path, what });
+    }
+
+    /// Compares the names of a directory; how many there are.
+    fn directory(
+        &mut self,
+        path: &[u8],
+        truth: &LowerDirs,
+        said: &LowerDirs,
+        todo: &mut Todo,
+    ) -> union::Result<u64> {
+        let by_name = |names: Vec<Visible>| -> BTreeMap<_, _> {
+            names.into_iter().map(|v| (v.name.clone(), v)).collect()
+        };
+        let mut known = by_name(self.catalog.merged_names(said)?);
+        let names = match self.layers.merged_names(truth) {
+            Ok(names) => by_name(names),
+            // Left out of the catalog too.
+            Err(_) => return Ok(0),
+        };
+        let count = names.len() as u64;
+        for (name, visible) in names {
+            let path = match path.is_empty() {
+                true => name.to_vec(),
+                false => [path, b"/", &name].concat(),
+            };
+            let Some(other) = known.remove(&name) else {
+                self.differ(path, "the catalog does not have it");
+                continue;
+            };
+            if (visible.ino, visible.kind) != (other.ino, other.kind) {
+                self.differ(path.clone(), "type or inode number");
+            }
+            let skip = match visible.source {
+                Source::Lower(position) => position,
+                Source::Upper => 0,
+            };
+            let below = self.layers.merged_name(truth, skip, &name);
+            let said = self.catalog.merged_name(said, 0, &name);
+            self.entry(path, below, said, todo);
+        }
+        for name in known.into_keys() {
+            let path = [path, b"/", &name].concat();
+            self.differ(path, "only the catalog has it");
+        }
+        Ok(count)
+    }
+
+    fn entry(
+        &mut self,
+        path: Vec<u8>,
+        truth: union::Result<Below>,
+        said: union::Result<Below>,
+        todo: &mut Todo,
+    ) {
+        match (truth, said) {
+            (Ok(Below::Nothing), Ok(Below::Nothing)) | (Err(_), Err(_)) => {}
+            (Ok(Below::File(a)), Ok(Below::File(b))) => {
+                if !same(&a.stat, &b.stat) {
+                    self.differ(path, "attributes");
+                } else if !self.same_place(&a, &b) {
+                    self.differ(path, "where it is, or its data or xattrs");
+                }
+            }
+            (Ok(Below::Dirs(a)), Ok(Below::Dirs(b))) => {
+                match (a.all(), b.all()) {
+                    (Ok(x), Ok(y)) if x.len() == y.len() => {
+                        if !x.iter().zip(y).all(|(a, b)| same_dir(a, b)) {
+                            self.differ(path.clone(), "attributes");
+                        }
+                    }
+                    _ => self.differ(path.clone(), "the layers it is in"),
+                }
+                todo.push((path, a, b));
+            }
+            _ => self.differ(path, "what it is"),
+        }
+    }
+
+    /// Whether the catalog's file is the layers' one, with the same data and xattrs.
+    fn same_place(&self, truth: &LowerFile, said: &LowerFile) -> bool {
+        let at = |file: &LowerFile| {
+            let (dir, name) = file.data_place();
+            (dir.index, dir.stat.ino, name.to_vec())
+        };
+        if at(truth) != at(said) {
+            return false;
+        }
+        let Some(record) = said.record else {
+            return true;
+        };
+        let (dir, name) = truth.data_place();
+        let Ok(fd) = self.layers.lower_fd(dir) else {
+            return false;
+        };
+        let data = At::new(fd.as_fd(), name).stat();
+        let Ok(top) = self.layers.lower_fd(&truth.dir) else {
+            return false;
+        };
+        let flags = xattr_flags(At::new(top.as_fd(), &truth.name));
+        data.is_ok_and(|data| self.catalog.record_is(record, &data, flags))
+    }
+}
+
+fn same_dir(a: &crate::layer::lower::LowerDir, b: &crate::layer::lower::LowerDir) -> bool {
+    a.index == b.index && same(&a.stat, &b.stat) && a.has_xwhiteouts() == b.has_xwhiteouts()
+}
+
+/// Equal but for the access time.
+fn same(a: &Stat, b: &Stat) -> bool {
+    let without = |stat: &Stat| Stat {
+        atime: Time::default(),
+        ..*stat
+    };
+    without(a) == without(b)
+}
+
+/// The flags of a record that say which xattrs there are.
+pub(crate) const XATTR_FLAGS: u16 = format::XATTRS
+    | format::USER
+    | format::TRUSTED
+    | format::CAPABILITY
+    | format::ACL
+    | format::DEFAULT_ACL;

@@ -1,0 +1,115 @@
+//! Catalog files: which are taken, and whether one is of the layers at hand. Called by
+//! `union::catalogued` and the cli.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::format::{self, Layer};
+use super::view::{Damaged, Refusal, View};
+use crate::layer;
+use crate::layer::at::At;
+use crate::layer::lower::LowerDir;
+use crate::sys::map::ReadOnly;
+
+/// Why a catalog is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// There is none, or it cannot be opened.
+    #[error("cannot open it: {0}")]
+    Open(Errno),
+    /// Somebody else could have written it.
+    #[error("it is not a file of this user that only this user may write")]
+    NotOurs,
+    /// It is not what was written, or no catalog.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// A number in it leads nowhere.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+    /// It is of other layers, or they have been replaced.
+    #[error("layer {0} is not the one it was made from")]
+    OtherLayers(usize),
+}
+
+impl Unusable {
+    /// Whether there simply is none.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Open(Errno::NOENT))
+    }
+}
+
+/// Opens and maps a catalog. Only a regular file that belongs to this process's user, or to
+/// root, and that nobody else may write, is taken; symlinks are not followed.
+pub fn open(path: &Path) -> Result<View<ReadOnly>, Unusable> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(Unusable::Open)?;
+    let file = File::from(fd);
+    let meta = file.metadata().map_err(|e| open_error(&e))?;
+    let user = rustix::process::geteuid().as_raw();
+    let trusted = meta.uid() == user || meta.uid() == 0;
+    if !meta.is_file() || !trusted || meta.mode() & 0o022 != 0 {
+        return Err(Unusable::NotOurs);
+    }
+    let len = usize::try_from(meta.len()).map_err(|_| Unusable::Open(Errno::FBIG))?;
+    if len == 0 {
+        return Err(Refusal::NoCatalog.into());
+    }
+    let map = ReadOnly::new(&file, len).map_err(Unusable::Open)?;
+    Ok(View::parse(map)?)
+}
+
+fn open_error(error: &std::io::Error) -> Unusable {
+    Unusable::Open(Errno::from_io_error(error).unwrap_or(Errno::IO))
+}
+
+/// Whether a catalog is of exactly these layers, as they are now.
+pub fn check_layers<B: AsRef<[u8]>>(
+    view: &View<B>,
+    roots: &[Arc<LowerDir>],
+    data_roots: &[Arc<LowerDir>],
+) -> Result<(), Unusable> {
+    let layers = describe(roots, data_roots);
+    if view.layer_count() != layers.len() as u64 {
+        return Err(Unusable::OtherLayers(layers.len()));
+    }
+    for (position, layer) in layers.iter().enumerate() {
+        let index = u32::try_from(position).map_err(|_| Damaged)?;
+        if view.layer(index)? != *layer {
+            return Err(Unusable::OtherLayers(position));
+        }
+    }
+    Ok(())
+}
+
+/// What identifies each layer.
+pub(super) fn describe(roots: &[Arc<LowerDir>], data_roots: &[Arc<LowerDir>]) -> Vec<Layer> {
+    let plain = roots.iter().map(|root| identity(&root.layer, 0));
+    let data = data_roots.iter();
+    plain
+        .chain(data.map(|root| identity(&root.layer, format::DATA_ONLY)))
+        .collect()
+}
+
+/// Device numbers change when a machine starts again, and paths when a disk is mounted
+/// elsewhere; these do not. A directory made anew, copied or changed has another change time.
+fn identity(layer: &layer::lower::Layer, flags: u32) -> Layer {
+    // As it is now: the layer may have been opened long ago.
+    let stat = At::fd(std::os::fd::AsFd::as_fd(&layer.root)).stat();
+    let stat = stat.unwrap_or(layer.stat);
+    let born = stat.btime.unwrap_or_default();
+    Layer {
+        uuid: layer.uuid.unwrap_or_default(),
+        ino: stat.ino.into(),
+        ctime: stat.ctime.sec.into(),
+        btime: born.sec.into(),
+        ctime_nsec: stat.ctime.nsec.into(),
+        btime_nsec: born.nsec.into(),
+        flags: (flags | format::dialect_bits(layer.dialect)).into(),
+        spare: 0.into(),
+    }
+}

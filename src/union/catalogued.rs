@@ -1,0 +1,436 @@
+//! A mount's use of a catalog: the lower side of directories and files comes from it without
+//! a system call, as the very `LowerDir`s and `LowerFile`s that the layers' directories would
+//! give. Called by `resolve`, `readdir`, `xattr` and `file`.
+//!
+//! Whatever the catalog cannot say is asked of the layers; once something in it turns out
+//! wrong, everything is.
+
+use std::ffi::CStr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use rustix::io::Errno;
+
+use super::acl;
+use super::inode::LowerFile;
+use super::inos::Inos;
+use super::listing::LayerEntry;
+use super::resolve::Below;
+use super::types::FileKind;
+use crate::catalog::format::{self, Record};
+use crate::catalog::view::{Damaged, DirRef, Identity, View};
+use crate::layer::Dialect;
+use crate::layer::lower::LowerDir;
+use crate::sys::map::ReadOnly;
+
+type Result<T> = std::result::Result<T, Damaged>;
+
+/// The lower directories of a directory, top first.
+#[derive(Clone, Debug)]
+pub(crate) enum Lowers {
+    /// Found in the layers.
+    Known(Arc<[Arc<LowerDir>]>),
+    /// Found in the catalog.
+    Merged(Arc<Merged>),
+}
+
+/// A directory of the catalog.
+#[derive(Debug)]
+pub(crate) struct Merged {
+    catalog: Arc<Catalog>,
+    dir: DirRef,
+    record: u32,
+    top: Arc<LowerDir>,
+    /// All of them, once somebody asks.
+    all: OnceLock<Arc<[Arc<LowerDir>]>>,
+}
+
+impl Default for Lowers {
+    fn default() -> Self {
+        Self::Known(Arc::default())
+    }
+}
+
+impl From<Vec<Arc<LowerDir>>> for Lowers {
+    fn from(dirs: Vec<Arc<LowerDir>>) -> Self {
+        Self::Known(dirs.into())
+    }
+}
+
+impl Lowers {
+    /// In how many layers the directory is.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Known(dirs) => dirs.len(),
+            Self::Merged(merged) => merged.dir.part_count(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The topmost, whose attributes show.
+    pub fn top(&self) -> Option<&Arc<LowerDir>> {
+        match self {
+            Self::Known(dirs) => dirs.first(),
+            Self::Merged(merged) => Some(&merged.top),
+        }
+    }
+
+    /// All of them; EIO where the catalog is damaged.
+    pub fn all(&self) -> std::result::Result<&[Arc<LowerDir>], Errno> {
+        let merged = match self {
+            Self::Known(dirs) => return Ok(dirs),
+            Self::Merged(merged) => merged,
+        };
+        if let Some(all) = merged.all.get() {
+            return Ok(all);
+        }
+        let parts = 0..merged.dir.part_count();
+        let catalog = &merged.catalog;
+        let part = |n| catalog.lower_dir(catalog.view.part(&merged.dir, n)?);
+        let all: Result<Vec<_>> = parts.map(part).collect();
+        let all = all.map_err(|damaged| {
+            catalog.give_up(damaged);
+            Errno::IO
+        })?;
+        Ok(merged.all.get_or_init(|| all.into()))
+    }
+
+    /// The catalog's directory, as long as the catalog is believed.
+    pub fn merged(&self) -> Option<&Arc<Merged>> {
+        match self {
+            Self::Merged(merged) if merged.catalog.is_believed() => Some(merged),
+            _ => None,
+        }
+    }
+}
+
+/// A namespace of xattrs whose absence a catalog knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Space {
+    User,
+    Trusted,
+    Capability,
+    Acl,
+    DefaultAcl,
+}
+
+impl Space {
+    fn of(name: &CStr) -> Option<Self> {
+        if name == acl::ACCESS {
+            return Some(Self::Acl);
+        }
+        if name == acl::DEFAULT {
+            return Some(Self::DefaultAcl);
+        }
+        match name.to_bytes() {
+            b"security.capability" => Some(Self::Capability),
+            bytes if bytes.starts_with(b"user.") => Some(Self::User),
+            bytes if bytes.starts_with(b"trusted.") => Some(Self::Trusted),
+            _ => None,
+        }
+    }
+
+    fn flag(self) -> u16 {
+        match self {
+            Self::User => format::USER,
+            Self::Trusted => format::TRUSTED,
+            Self::Capability => format::CAPABILITY,
+            Self::Acl => format::ACL,
+            Self::DefaultAcl => format::DEFAULT_ACL,
+        }
+    }
+}
+
+/// The catalog of a mount's lowers.
+pub(crate) struct Catalog {
+    view: View<ReadOnly>,
+    path: PathBuf,
+    /// Roots of the layers, data-only ones last.
+    roots: Vec<Arc<LowerDir>>,
+    /// Directories of layers in use, by record.
+    open: DashMap<u32, Weak<LowerDir>>,
+    /// How many make `open` worth tidying.
+    tidy_at: AtomicUsize,
+    /// How a file system (by device) says that a file has no such xattr.
+    absent: DashMap<(u64, FileKind, Space), Errno>,
+    given_up: AtomicBool,
+}
+
+impl std::fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Catalog")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Below which number of directories nothing is tidied.
+const TIDY_MIN: usize = 4096;
+
+impl Catalog {
+    /// Opens the catalog in `path` if it is one of exactly these layers.
+    pub fn open(
+        path: &Path,
+        roots: &[Arc<LowerDir>],
+        data_roots: &[Arc<LowerDir>],
+    ) -> std::result::Result<Arc<Self>, crate::catalog::Unusable> {
+        let view = crate::catalog::open(path)?;
+        crate::catalog::check_layers(&view, roots, data_roots)?;
+        Ok(Arc::new(Self {
+            view,
+            path: path.to_owned(),
+            roots: roots.iter().chain(data_roots).cloned().collect(),
+            open: DashMap::new(),
+            tidy_at: AtomicUsize::new(TIDY_MIN),
+            absent: DashMap::new(),
+            given_up: AtomicBool::new(false),
+        }))
+    }
+
+    /// The root directory of the lowers.
+    pub fn root(self: &Arc<Self>, roots: &Arc<[Arc<LowerDir>]>) -> Option<Lowers> {
+        let dir = self.view.root().ok().filter(|dir| !dir.is_unlisted())?;
+        (dir.part_count() == roots.len()).then(|| {
+            Lowers::Merged(Arc::new(Merged {
+                catalog: Arc::clone(self),
+                dir,
+                record: 0,
+                top: Arc::clone(&roots[0]),
+                all: OnceLock::from(Arc::clone(roots)),
+            }))
+        })
+    }
+
+    /// Whether nothing in it has turned out wrong yet.
+    pub fn is_believed(&self) -> bool {
+        !self.given_up.load(Ordering::Acquire)
+    }
+
+    /// Believes nothing of it any more, and removes it so that the next mount does not
+    /// either. Whether this was the first to say so.
+    pub fn give_up(&self, why: impl std::fmt::Display) -> bool {
+        if self.given_up.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        let path = self.path.display();
+        tracing::warn!("catalog {path} is not used any more: {why}");
+        // Its directory may be read-only; then the next mount finds out too.
+        let _ = std::fs::remove_file(&self.path);
+        true
+    }
+
+    /// The directory of a layer that a record stands for.
+    fn lower_dir(&self, index: u32) -> Result<Arc<LowerDir>> {
+        let mut missing = Vec::new();
+        let mut at = index;
+        let mut found = loop {
+            let known = self.open.get(&at).and_then(|dir| dir.upgrade());
+            if let Some(dir) = known {
+                break dir;
+            }
+            let record = self.view.record(at)?;
+            let Some(parent) = self.view.parent(at, &record)? else {
+                let (layer, _) = self.view.place(&record)?;
+                let root = self.roots.get(layer as usize);
+                break Arc::clone(root.ok_or(Damaged)?);
+            };
+            missing.push((at, record));
+            at = parent;
+        };
+        for (at, record) in missing.into_iter().rev() {
+            found = self.enter(at, &record, &found)?;
+        }
+        Ok(found)
+    }
+
+    fn enter(&self, at: u32, record: &Record, parent: &Arc<LowerDir>) -> Result<Arc<LowerDir>> {
+        let (layer, kind) = self.view.place(record)?;
+        if layer as usize != parent.index || kind != Some(FileKind::Directory) {
+            return Err(Damaged);
+        }
+        let stat = self.view.stat(record, parent.layer.stat.dev)?;
+        let xwhiteouts = record.flags.get() & format::XWHITEOUTS != 0;
+        let name = self.view.name(record)?;
+        let dir = match self.open.entry(at) {
+            Entry::Occupied(mut entry) => match entry.get().upgrade() {
+                Some(dir) => return Ok(dir),
+                None => {
+                    let dir = LowerDir::known(parent, name, stat, xwhiteouts);
+                    entry.insert(Arc::downgrade(&dir));
+                    dir
+                }
+            },
+            Entry::Vacant(entry) => {
+                let dir = LowerDir::known(parent, name, stat, xwhiteouts);
+                entry.insert(Arc::downgrade(&dir));
+                dir
+            }
+        };
+        self.tidy();
+        Ok(dir)
+    }
+
+    /// Now and then, forgets directories that nobody uses any more.
+    fn tidy(&self) {
+        if self.open.len() >= self.tidy_at.load(Ordering::Relaxed) {
+            self.open.retain(|_, dir| dir.strong_count() > 0);
+            let next = (2 * self.open.len()).max(TIDY_MIN);
+            self.tidy_at.store(next, Ordering::Relaxed);
+        }
+    }
+
+    /// What the data of a file must still be when it is opened.
+    pub fn identity(&self, record: u32) -> Result<Identity> {
+        let record = self.view.record(record)?;
+        if record.flags.get() & format::METACOPY != 0 {
+            return Ok(self.view.data(&record)?.2);
+        }
+        Ok(Identity::from(&self.view.stat(&record, 0)?))
+    }
+
+    /// The flags of a record.
+    pub fn flags(&self, record: u32) -> Result<u16> {
+        Ok(self.view.record(record)?.flags.get())
+    }
+
+    /// Target of a symlink.
+    pub fn target(&self, record: u32) -> Result<Vec<u8>> {
+        let record = self.view.record(record)?;
+        Ok(self.view.target(&record)?.to_vec())
+    }
+
+    /// How the markers of the layer of a record are read.
+    pub fn dialect(&self, record: u32) -> Result<Dialect> {
+        let (layer, _) = self.view.place(&self.view.record(record)?)?;
+        let root = self.roots.get(layer as usize).ok_or(Damaged)?;
+        Ok(root.layer.dialect)
+    }
+
+    /// Whether the file of a record has no xattr at all.
+    pub fn is_bare(&self, record: u32) -> bool {
+        let record = self.view.record(record);
+        self.is_believed() && record.is_ok_and(|r| r.flags.get() & format::XATTRS == 0)
+    }
+
+    /// The answer for an xattr that the file of a record has not; `None`: it may have it.
+    /// `ask` asks the layer, which is done once for each file system and kind of file.
+    pub fn absent_xattr(
+        &self,
+        record: u32,
+        name: &CStr,
+        ask: impl FnOnce() -> std::result::Result<(), Errno>,
+    ) -> Option<Errno> {
+        let space = Space::of(name)?;
+        let record = self.view.record(record).ok()?;
+        if !self.is_believed() || record.flags.get() & space.flag() != 0 {
+            return None;
+        }
+        let stat = self.view.stat(&record, 0).ok()?;
+        // Who may not read a file is told so when asking for user.*, absent or not.
+        if space == Space::User && stat.perm & 0o444 != 0o444 {
+            return None;
+        }
+        let (layer, _) = self.view.place(&record).ok()?;
+        let dev = self.roots.get(layer as usize)?.stat.dev;
+        let key = (dev, stat.kind, space);
+        if let Some(known) = self.absent.get(&key) {
+            return Some(*known);
+        }
+        match ask() {
+            Err(errno @ (Errno::NODATA | Errno::OPNOTSUPP)) => {
+                self.absent.insert(key, errno);
+                Some(errno)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Merged {
+    /// The catalog it is in.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// The topmost of its directories in the layers.
+    pub fn top(&self) -> &Arc<LowerDir> {
+        &self.top
+    }
+
+    /// Its record.
+    pub fn record(&self) -> u32 {
+        self.record
+    }
+
+    /// What the lowers say about a name; `None`: they must be asked.
+    pub fn below(&self, name: &[u8]) -> Result<Option<Below>> {
+        let catalog = &self.catalog;
+        let view = &catalog.view;
+        let Some((index, record)) = view.find(&self.dir, name)? else {
+            return Ok(Some(Below::Nothing));
+        };
+        let flags = record.flags.get();
+        if flags & format::LIVE != 0 {
+            return Ok(None);
+        }
+        if flags & format::MERGED != 0 {
+            let dir = view.dir(&self.dir, &record)?;
+            if dir.is_unlisted() {
+                return Ok(None);
+            }
+            if dir.part_count() == 0 {
+                return Err(Damaged);
+            }
+            return Ok(Some(Below::Dirs(Lowers::Merged(Arc::new(Self {
+                catalog: Arc::clone(catalog),
+                dir,
+                record: index,
+                top: catalog.lower_dir(index)?,
+                all: OnceLock::new(),
+            })))));
+        }
+        let parent = view.parent(index, &record)?.ok_or(Damaged)?;
+        let dir = catalog.lower_dir(parent)?;
+        let stat = view.stat(&record, dir.layer.stat.dev)?;
+        if stat.kind == FileKind::Directory {
+            return Err(Damaged);
+        }
+        let data = match flags & format::METACOPY != 0 {
+            true => {
+                let (dir, name, _) = view.data(&record)?;
+                Some((catalog.lower_dir(dir)?, name.into()))
+            }
+            false => None,
+        };
+        Ok(Some(Below::File(LowerFile {
+            dir,
+            name: name.into(),
+            stat,
+            data,
+            record: Some(index),
+        })))
+    }
+
+    /// Its names, as the merge of the lowers has them.
+    pub fn entries(&self, inos: &Inos) -> Result<Vec<LayerEntry>> {
+        let view = &self.catalog.view;
+        let entry = |index| {
+            let record = view.record(index)?;
+            let (layer, kind) = view.place(&record)?;
+            let root = self.catalog.roots.get(layer as usize).ok_or(Damaged)?;
+            Ok(LayerEntry {
+                name: view.name(&record)?.into(),
+                kind,
+                ino: Some(inos.number_of(root.stat.dev, record.ino.get())),
+                whiteout: false,
+            })
+        };
+        self.dir.entries().map(entry).collect()
+    }
+}

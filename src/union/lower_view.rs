@@ -1,0 +1,149 @@
+//! What the union asks of a catalog about an inode, the checks of files that it told about
+//! before they are used, and the merged view of the lowers for `crate::catalog`. Called by
+//! `file`, `xattr`, `copy_up`.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::Union;
+use super::catalogued::{Catalog, Lowers};
+use super::error::{Error, Result};
+use super::inode::{Inode, LowerFile};
+use super::listing::{Visible, merge};
+use super::resolve::Below;
+use super::types::{Ino, ROOT_INO};
+use crate::catalog::XATTR_FLAGS;
+use crate::catalog::view::Identity;
+use crate::layer::at::{At, Stat};
+use crate::layer::lower::LowerDir;
+use crate::layer::markers::Escape;
+
+impl Union {
+    /// The answer for an xattr that a lower file or directory has not, as far as the
+    /// catalog knows; `None`: ask.
+    pub(crate) fn known_absent(&self, inode: &Inode, name: &[u8]) -> Option<Errno> {
+        let (catalog, record) = self.catalog_record(inode)?;
+        let dialect = catalog.dialect(record).ok()?;
+        let stored = Escape(dialect).stored(name).ok()?;
+        catalog.absent_xattr(record, &stored, || {
+            let asked = self.with_top(inode, |at, _| Ok(at.xattr_raw(&stored).map(drop)));
+            asked.unwrap_or(Err(Errno::IO))
+        })
+    }
+
+    /// The record of an inode that is in the lowers only.
+    pub(crate) fn catalog_record(&self, inode: &Inode) -> Option<(&Arc<Catalog>, u32)> {
+        let catalog = self.catalog.as_ref().filter(|c| c.is_believed())?;
+        let loc = inode.loc.read();
+        if loc.upper.is_some() {
+            return None;
+        }
+        match (&inode.dir, &loc.lower) {
+            (Some(dir), _) => Some((catalog, dir.lowers.merged()?.record())),
+            (None, Some(file)) => Some((catalog, file.record?)),
+            (None, None) => None,
+        }
+    }
+
+    /// Something in the catalog is wrong: from now on the layers are asked.
+    pub(crate) fn distrust(&self, catalog: &Catalog, why: impl std::fmt::Display) {
+        if catalog.give_up(why) {
+            self.names.clear();
+        }
+    }
+
+    /// ESTALE for a file that is not what the catalog said it was: what the kernel was told
+    /// of it is wrong, and stays so until it looks the name up again.
+    pub(crate) fn check_identity(&self, file: &LowerFile, opened: At<'_>) -> Result<()> {
+        let (Some(record), Some(catalog)) = (file.record, &self.catalog) else {
+            return Ok(());
+        };
+        let found = Identity::from(&opened.stat()?);
+        match catalog.identity(record) {
+            Ok(said) if said == found => Ok(()),
+            _ => {
+                let (dir, name) = file.data_place();
+                Err(self.stale(catalog, dir, name))
+            }
+        }
+    }
+
+    fn stale(&self, catalog: &Catalog, dir: &LowerDir, name: &[u8]) -> Error {
+        let (layer, name) = (dir.layer.path.display(), String::from_utf8_lossy(name));
+        let why = format_args!("{name:?} in layer {layer} has been changed");
+        self.distrust(catalog, why);
+        Errno::STALE.into()
+    }
+
+    /// As [`Self::check_identity`], of what is about to be copied up with what the catalog said.
+    pub(crate) fn check_lower(&self, inode: &Inode) -> Result<()> {
+        let Some(dir) = &inode.dir else {
+            let lower = inode.loc.read().lower.clone();
+            let Some(file) = lower.filter(|file| file.record.is_some()) else {
+                return Ok(());
+            };
+            let (dir, name) = file.data_place();
+            return self.check_identity(&file, At::new(dir.fd(&self.fds)?.as_fd(), name));
+        };
+        let Lowers::Merged(merged) = &dir.lowers else {
+            return Ok(());
+        };
+        let top = merged.top();
+        let found = At::fd(top.fd(&self.fds)?.as_fd()).stat()?;
+        if Identity::from(&found) == Identity::from(&top.stat) {
+            return Ok(());
+        }
+        let name = top.place().map_or(&b"/"[..], |(_, name)| name);
+        Err(self.stale(merged.catalog(), top, name))
+    }
+}
+
+/// The merged view of the lowers alone, for whoever writes it down or compares it.
+impl Union {
+    /// Roots of the layers, and of the data-only ones.
+    pub(crate) fn lower_roots(&self) -> (&Arc<[Arc<LowerDir>]>, &[Arc<LowerDir>]) {
+        (&self.roots, &self.data_roots)
+    }
+
+    /// The root directory's lowers.
+    pub(crate) fn root_lowers(&self) -> Result<Lowers> {
+        let root = self.directory(ROOT_INO)?;
+        let dir = root.dir.as_ref().ok_or(Errno::NOTDIR)?;
+        Ok(dir.lowers.clone())
+    }
+
+    /// The names in a directory of the lowers.
+    pub(crate) fn merged_names(&self, lowers: &Lowers) -> Result<Vec<Visible>> {
+        Ok(merge(self.list_lowers(lowers)?))
+    }
+
+    /// What the lowers say about one of these names, which the first `skip` do not have.
+    pub(crate) fn merged_name(&self, lowers: &Lowers, skip: usize, name: &[u8]) -> Result<Below> {
+        self.below(lowers, skip, name, None)
+    }
+
+    /// A descriptor for a directory of a layer.
+    pub(crate) fn lower_fd(
+        &self,
+        dir: &LowerDir,
+    ) -> std::result::Result<Arc<std::os::fd::OwnedFd>, Errno> {
+        dir.fd(&self.fds)
+    }
+
+    /// The number that a file with this inode number in the union has in its layer.
+    pub(crate) fn layer_ino(&self, ino: Ino) -> u64 {
+        self.inos.own(ino)
+    }
+
+    /// Whether the catalog's record of a file is of this data and these xattrs.
+    pub(crate) fn record_is(&self, record: u32, data: &Stat, xattrs: u16) -> bool {
+        self.catalog.as_ref().is_some_and(|catalog| {
+            let said = catalog.identity(record);
+            let flags = catalog.flags(record);
+            said == Ok(Identity::from(data))
+                && flags.is_ok_and(|flags| flags & XATTR_FLAGS == xattrs)
+        })
+    }
+}

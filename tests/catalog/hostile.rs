@@ -1,0 +1,193 @@
+//! Catalogs of any bytes: no panic, no endless walk, and nothing shown that is in no layer.
+
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use unionfs::catalog::view::View;
+use unionfs::layer::StackSpec;
+
+use crate::common::layers::{self, Form, Layer};
+use crate::common::mount::Scratch;
+use crate::common::need_mounts;
+use crate::support::{build, observe, seal, stack, walk};
+
+const SECRET: &[u8] = b"in no layer";
+
+/// A stack beside a file that no union of it may show.
+struct Bench {
+    scratch: Scratch,
+    stack: StackSpec,
+    catalog: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let scratch = Scratch::disk();
+        let mut all = layers::standard();
+        all[0] = std::mem::take(&mut all[0])
+            .file("meta", "")
+            .xattr("trusted.overlay.metacopy", "")
+            .xattr("trusted.overlay.redirect", "/plain.txt");
+        all.push(Layer::new().dir("merged").file("merged/last", "last"));
+        let lowers = layers::write_all(&all, scratch.path(), Form::Kernel);
+        std::fs::write(scratch.path().join("secret"), SECRET).unwrap();
+        let stack = stack(&lowers);
+        let catalog = scratch.path().join("catalog");
+        build(&stack, &catalog);
+        Self {
+            bytes: std::fs::read(&catalog).unwrap(),
+            scratch,
+            stack,
+            catalog,
+        }
+    }
+
+    /// Walks a union with these bytes as its catalog, and the bytes alone.
+    fn check(&self, bytes: &[u8]) -> Result<(), TestCaseError> {
+        if let Ok(view) = View::parse(bytes) {
+            let _ = view.walk();
+            let _ = (view.verify(), view.store().is_ok());
+        }
+        self.walk(bytes, &self.catalog)
+    }
+
+    fn walk(&self, bytes: &[u8], path: &Path) -> Result<(), TestCaseError> {
+        // Mapped by nobody any more: each union of the test is gone.
+        std::fs::write(path, bytes).unwrap();
+        let union = observe(&self.stack, path);
+        for (name, data) in walk(&union, 3000) {
+            let shown = data.unwrap_or_default();
+            prop_assert_ne!(shown, SECRET, "{}", String::from_utf8_lossy(&name));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn whole_catalogs_are_taken() {
+    need_mounts!();
+    let bench = Bench::new();
+    let view = View::parse(&bench.bytes[..]).unwrap();
+    assert!(view.verify());
+    let names = view.walk().unwrap();
+    assert!(names > 40, "{names}");
+    let union = observe(&bench.stack, &bench.catalog);
+    assert!(union.is_catalogued());
+    let files = walk(&union, 3000);
+    assert!(files.contains_key(&b"/merged/last"[..]));
+    let meta = files[&b"/meta"[..]].as_deref();
+    assert_eq!(meta, Ok(&b""[..]), "as long as its metadata says");
+    assert!(union.is_catalogued());
+    drop(bench.scratch);
+}
+
+/// Every bit of the header and of the layers counts; a flip elsewhere is seen by `verify`.
+#[test]
+fn bit_flips() {
+    need_mounts!();
+    let bench = Bench::new();
+    let covered = u32::from_le_bytes(bench.bytes[12..16].try_into().unwrap()) as usize;
+    for at in 0..bench.bytes.len() {
+        let mut bytes = bench.bytes.clone();
+        bytes[at] ^= 1 << (at % 8);
+        match View::parse(&bytes[..]) {
+            Ok(view) => assert!(at >= covered && !view.verify(), "byte {at}"),
+            Err(_) => assert!(at < covered, "byte {at}"),
+        }
+    }
+}
+
+#[test]
+fn cut_short() {
+    need_mounts!();
+    let bench = Bench::new();
+    for len in (0..bench.bytes.len()).step_by(97) {
+        assert!(View::parse(&bench.bytes[..len]).is_err());
+        let mut sealed = bench.bytes[..len].to_vec();
+        seal(&mut sealed);
+        bench.check(&sealed).unwrap();
+    }
+}
+
+/// Each number in turn becomes one that leads somewhere else.
+#[test]
+fn every_number_leads_astray() {
+    need_mounts!();
+    let bench = Bench::new();
+    let covered = u32::from_le_bytes(bench.bytes[12..16].try_into().unwrap()) as usize;
+    let strings = bench.bytes.len() - 2000;
+    for at in (covered..strings).step_by(4) {
+        // One in a few: a walk for each would take minutes.
+        if at / 4 % 7 != 0 {
+            continue;
+        }
+        for value in [0u32, 1, 7, 0x7fff_ffff, u32::MAX] {
+            let mut bytes = bench.bytes.clone();
+            bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+            if let Ok(view) = View::parse(&bytes[..]) {
+                let _ = view.walk();
+            }
+            if at / 4 % 49 == 0 {
+                bench.check(&bytes).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn random_damage() {
+    need_mounts!();
+    let bench = Bench::new();
+    let len = bench.bytes.len();
+    let places = prop::collection::vec((0..len, any::<u8>()), 1..40);
+    let config = ProptestConfig {
+        cases: 150,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    // Damage anywhere, the tables' places in the header included, with a right checksum.
+    proptest!(config, |(places in places, keep in any::<bool>())| {
+        let mut bytes = bench.bytes.clone();
+        let magic = 24..120;
+        for (at, byte) in places {
+            if at >= 24 && !magic.contains(&at) {
+                bytes[at] = byte;
+            }
+        }
+        if !keep {
+            // Whose layers it is of must stay, else it is not even looked at.
+            let layers = 248..248 + 4 * 56;
+            bytes[layers.clone()].copy_from_slice(&bench.bytes[layers]);
+        }
+        seal(&mut bytes);
+        bench.check(&bytes)?;
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 500,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// Bytes that were never a catalog, with a header that says they are one.
+    #[test]
+    fn random_bytes(mut bytes in prop::collection::vec(any::<u8>(), 248..4000), small in any::<bool>()) {
+        bytes[..8].copy_from_slice(b"UNIONCAT");
+        bytes[8..12].copy_from_slice(&1u32.to_le_bytes());
+        bytes[12..16].copy_from_slice(&248u32.to_le_bytes());
+        if small {
+            // Tables that begin and end somewhere in the file.
+            for table in 0..14 {
+                let at = 120 + 8 * table;
+                let value = u64::from(bytes[at]) * 8;
+                bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        seal(&mut bytes);
+        let view = View::parse(&bytes[..]).unwrap();
+        let _ = view.walk();
+    }
+}

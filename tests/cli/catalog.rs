@@ -1,0 +1,178 @@
+//! Catalogs of images: made by themselves, used, checked, listed, and gone with their image.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::own_store::fill;
+use crate::support::{Home, can_mount};
+
+fn home() -> Home {
+    let home = Home::new();
+    home.dirs(&["mnt"]);
+    fill(&home.path("own"));
+    home
+}
+
+/// Finished catalogs.
+fn catalogs(home: &Home) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(home.path("own/unionfs/catalogs")) else {
+        return Vec::new();
+    };
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let mut paths: Vec<_> = paths.filter(|p| p.extension().is_none()).collect();
+    paths.sort();
+    paths
+}
+
+fn is_used(home: &Home) -> bool {
+    let stats = home.json(["stats", "--json", "mnt"]);
+    stats["union"]["catalogued"].as_bool().unwrap()
+}
+
+fn names(home: &Home) -> Vec<String> {
+    let entries = std::fs::read_dir(home.path("mnt")).unwrap();
+    let names = entries.map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_first_mount_makes_what_the_next_uses() {
+    if !can_mount() {
+        return;
+    }
+    let home = home();
+    home.run(["mount", "--read-only", "one", "mnt"]).ok();
+    assert!(!is_used(&home), "there was none");
+    let end = Instant::now() + Duration::from_secs(60);
+    while catalogs(&home).is_empty() {
+        assert!(Instant::now() < end, "none was made");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let shown = names(&home);
+    assert_eq!(shown, ["base", "middle", "top"]);
+    home.run(["umount", "mnt"]).ok();
+    home.run(["mount", "--ephemeral", "one", "mnt"]).ok();
+    assert!(is_used(&home));
+    assert_eq!(names(&home), shown);
+    home.run(["umount", "mnt"]).ok();
+    // A named layer on the same image has the same catalog.
+    home.run(["mount", "--name", "work", "one", "mnt"]).ok();
+    assert!(is_used(&home));
+    home.run(["umount", "mnt"]).ok();
+    let off = ["mount", "--read-only", "-o", "catalog=off", "one", "mnt"];
+    home.run(off).ok();
+    assert!(!is_used(&home));
+    home.run(["umount", "mnt"]).ok();
+    assert_eq!(catalogs(&home).len(), 1);
+}
+
+#[test]
+fn without_being_asked_for_none_is_made() {
+    if !can_mount() {
+        return;
+    }
+    let home = home();
+    let off = ["mount", "--read-only", "-o", "catalog=off", "one", "mnt"];
+    home.run(off).ok();
+    home.run(["umount", "mnt"]).ok();
+    home.dirs(&["lower", "upper", "work"]);
+    home.mount();
+    home.run(["umount", "mnt"]).ok();
+    assert!(!home.path("own/unionfs/catalogs").exists());
+}
+
+#[test]
+fn build_verify_ls_rm() {
+    let home = home();
+    let report = home.json(["catalog", "build", "--json", "one:1"]);
+    assert_eq!(
+        (report["names"].as_u64(), report["layers"].as_u64()),
+        (Some(3), Some(3))
+    );
+    let [path] = &catalogs(&home)[..] else {
+        panic!("one catalog");
+    };
+    assert_eq!(report["path"], path.to_str().unwrap());
+    let said = home.run(["catalog", "verify", "one"]).ok();
+    assert!(said.contains("agree"), "{said}");
+    let rows = home.json(["catalog", "ls", "--json"]);
+    assert_eq!(rows[0]["store"], home.path("own").to_str().unwrap());
+    assert!(home.json(["df", "--json"])["catalogs"].as_u64() > Some(0));
+
+    // A file of the middle layer is changed: its name, and what is wrong with it.
+    let layers = home.json(["layers", "--json", "one"]).to_string();
+    let dirs = layers.split('"').filter(|text| text.ends_with("/diff"));
+    let file = dirs.map(|dir| PathBuf::from(dir).join("middle"));
+    let file = file.into_iter().find(|file| file.exists()).unwrap();
+    std::fs::write(&file, "more than before").unwrap();
+    let report = home.run(["catalog", "verify", "--json", "one"]);
+    let json: serde_json::Value = serde_json::from_str(&report.stdout).unwrap();
+    assert_eq!(json["differences"][0]["path"], "middle");
+    home.run(["catalog", "verify", "one"])
+        .failed_with_output(&["1 name differs", "catalog build"]);
+    home.run(["catalog", "build", "one"]).ok();
+    home.run(["catalog", "verify", "one"]).ok();
+
+    // A bit of the body.
+    let mut bytes = std::fs::read(path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+    home.run(["catalog", "verify", "one"])
+        .failed(1, &["damaged", "catalog build"]);
+    assert!(home.run(["catalog", "rm", "one"]).ok().contains("removed"));
+    assert!(home.run(["catalog", "rm", "one"]).ok().contains("none"));
+    home.run(["catalog", "verify", "one"])
+        .failed(1, &["catalog build"]);
+}
+
+#[test]
+fn catalogs_go_with_their_image() {
+    let home = home();
+    home.run(["catalog", "build", "one:1"]).ok();
+    home.run(["catalog", "build", "two:1"]).ok();
+    assert_eq!(catalogs(&home).len(), 2);
+    home.run(["rmi", "one:1"]).ok();
+    assert_eq!(catalogs(&home).len(), 2, "it has another name");
+    home.run(["rmi", "one"]).ok();
+    assert_eq!(catalogs(&home).len(), 1);
+    // What no image needs, however it came to be there.
+    let [kept] = &catalogs(&home)[..] else {
+        panic!("one catalog");
+    };
+    let dir = home.path("own/unionfs/catalogs");
+    std::fs::write(dir.join("unfinished.new"), "x").unwrap();
+    std::fs::write(dir.join("no-catalog"), "x").unwrap();
+    let listed = home.run(["prune", "--dry-run"]).ok();
+    assert_eq!(listed.matches("catalog of no layer").count(), 2, "{listed}");
+    home.run(["prune"]).ok();
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+    assert!(kept.exists());
+}
+
+#[test]
+fn a_catalog_of_directories_is_used_where_it_is_named() {
+    if !can_mount() {
+        return;
+    }
+    let home = home();
+    home.dirs(&["a", "b"]);
+    std::fs::write(home.path("a/in-a"), "").unwrap();
+    let build = ["catalog", "build", "-o", "lowerdir=b:a", "ab.catalog"];
+    home.run(build).ok();
+    home.run(["-o", "lowerdir=b:a,catalog=./ab.catalog", "mnt"])
+        .ok();
+    assert!(is_used(&home));
+    assert_eq!(names(&home), ["in-a"]);
+    home.run(["umount", "mnt"]).ok();
+    // Of other layers: the mount does without.
+    home.run(["-o", "lowerdir=a:b,catalog=./ab.catalog", "mnt"])
+        .ok();
+    assert!(!is_used(&home));
+    assert_eq!(names(&home), ["in-a"]);
+    home.run(["umount", "mnt"]).ok();
+    let bad = ["-o", "lowerdir=a,catalog=maybe", "mnt"];
+    home.refused(2, bad, &["catalog=maybe", "on, off"]);
+}
