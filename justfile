@@ -43,3 +43,7 @@ generate:
 # compare N random cases of each kind with kernel overlayfs (see tests/parity/random.rs)
 parity N="1000":
     UNIONFS_PARITY_CASES={{N}} cargo test --test parity -- random:: deep::
+
+# search a parser for inputs that break it (tar, tar_split, metadata, archive, catalog, wire, options)
+fuzz TARGET SECONDS="600":
+    ci/fuzz.sh {{TARGET}} {{SECONDS}}

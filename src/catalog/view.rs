@@ -2,6 +2,7 @@
 //! bounds, and whatever leads back is refused, so no walk goes on for ever. Called by
 //! `union::catalogued` for a mount, by `catalog::check`, and by the fuzzer.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
@@ -131,31 +132,37 @@ impl<B: AsRef<[u8]>> View<B> {
     /// are. This says nothing about whether they are right: [`View::verify`] does.
     pub fn walk(&self) -> Result<u64> {
         let mut todo = vec![self.root()?];
-        let mut seen = std::collections::HashSet::new();
-        let mut names = 0;
+        let mut seen = HashSet::new();
+        let mut climbed = HashSet::new();
+        let (mut names, mut parts) = (0, 0);
         while let Some(dir) = todo.pop() {
             if !seen.insert(dir.index) {
                 return Err(Damaged);
             }
+            // Else each of many directories might have all records for its entries.
+            names += u64::from(dir.dir.count.get());
+            parts += u64::from(dir.dir.part_count.get());
+            if names > self.header.records.count.get() || parts > self.header.parts.count.get() {
+                return Err(Damaged);
+            }
             for position in 0..dir.part_count() {
-                self.climb(self.part(&dir, position)?)?;
+                self.climb(self.part(&dir, position)?, &mut climbed)?;
             }
             for index in dir.entries() {
                 let record = self.record(index)?;
                 self.name(&record)?;
                 let (layer, kind) = self.place(&record)?;
                 self.layer(layer)?;
-                names += 1;
                 let flags = record.flags.get();
                 if flags & format::LIVE != 0 {
                     continue;
                 }
-                self.climb(index)?;
+                self.climb(index, &mut climbed)?;
                 self.stat(&record, 0)?;
                 if flags & format::MERGED != 0 {
                     todo.push(self.dir(&dir, &record)?);
                 } else if flags & format::METACOPY != 0 {
-                    self.climb(self.data(&record)?.0)?;
+                    self.climb(self.data(&record)?.0, &mut climbed)?;
                 } else if kind == Some(FileKind::Symlink) {
                     self.target(&record)?;
                 }
@@ -164,10 +171,10 @@ impl<B: AsRef<[u8]>> View<B> {
         Ok(names)
     }
 
-    /// From a record up to the root of its layer.
-    fn climb(&self, index: u32) -> Result<()> {
+    /// From a record up to the root of its layer, or to one from which that was done before.
+    fn climb(&self, index: u32, climbed: &mut HashSet<u32>) -> Result<()> {
         let mut next = Some(index);
-        while let Some(index) = next {
+        while let Some(index) = next.filter(|&index| climbed.insert(index)) {
             let record = self.record(index)?;
             let (layer, _) = self.place(&record)?;
             next = self.parent(index, &record)?;

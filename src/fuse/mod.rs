@@ -16,6 +16,8 @@ mod convert;
 mod counters;
 mod error;
 mod fusermount;
+#[doc(hidden)]
+pub mod fuzzing;
 mod mount;
 pub mod mountinfo;
 mod passthrough;

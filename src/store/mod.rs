@@ -26,6 +26,8 @@ pub mod digest;
 pub(crate) mod drivers;
 pub mod ephemeral;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod imagedb;
 mod instructions;

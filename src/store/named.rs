@@ -101,7 +101,7 @@ impl Named {
         })
     }
 
-    fn parse(path: &Path, name: &str, bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn parse(path: &Path, name: &str, bytes: &[u8]) -> Result<Self> {
         let raw: Raw = json::parse(path, bytes)?;
         let id = |text: &str| {
             let id = CacheId::parse(text.as_bytes());

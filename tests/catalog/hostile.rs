@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use unionfs::catalog::format;
 use unionfs::catalog::view::View;
 use unionfs::layer::StackSpec;
+use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use crate::common::layers::{self, Form, Layer};
 use crate::common::mount::Scratch;
@@ -190,4 +192,60 @@ proptest! {
         let view = View::parse(&bytes[..]).unwrap();
         let _ = view.walk();
     }
+}
+
+/// Directories that all have the same entries would be gone through for ages.
+#[test]
+fn entries_belong_to_one_directory() {
+    let catalog = |dirs: u32, files: u32| {
+        let table = |offset: usize, count: u32| format::Table {
+            offset: (offset as u64).into(),
+            count: u64::from(count).into(),
+        };
+        let record = |parent: u32, aux: u32, flags: u16| format::Record {
+            parent: parent.into(),
+            aux: aux.into(),
+            flags: flags.into(),
+            name_len: 1.into(),
+            ..format::Record::new_zeroed()
+        };
+        let (first, all) = (1 + dirs, 1 + dirs + files);
+        let mut records = vec![record(format::NONE, 0, format::MERGED)];
+        records.extend((1..=dirs).map(|n| record(0, n, format::MERGED)));
+        // Each in the one before: a chain of directories.
+        records.extend((first..all).map(|n| record(n - 1, 0, 0)));
+        let dir = |first: u32, count: u32| format::Dir {
+            first: first.into(),
+            count: count.into(),
+            ..format::Dir::new_zeroed()
+        };
+        let mut merged = vec![dir(1, dirs)];
+        merged.extend((0..dirs).map(|_| dir(first, files)));
+        let class = format::Class {
+            mode: 0o40755.into(),
+            ..format::Class::new_zeroed()
+        };
+        let mut header = format::Header::new_zeroed();
+        let mut bytes = vec![0; size_of::<format::Header>()];
+        header.magic = format::MAGIC;
+        header.version = format::VERSION.into();
+        header.layers = table(bytes.len(), 1);
+        bytes.extend(format::Layer::new_zeroed().as_bytes());
+        header.header_len = (bytes.len() as u32).into();
+        header.records = table(bytes.len(), all);
+        bytes.extend(records.as_bytes());
+        header.dirs = table(bytes.len(), 1 + dirs);
+        bytes.extend(merged.as_bytes());
+        header.classes = table(bytes.len(), 1);
+        bytes.extend(class.as_bytes());
+        header.strings = table(bytes.len(), 1);
+        bytes.push(b'n');
+        bytes[..size_of::<format::Header>()].copy_from_slice(header.as_bytes());
+        seal(&mut bytes);
+        View::parse(bytes).unwrap().walk()
+    };
+    assert_eq!(catalog(1, 500), Ok(501));
+    assert!(catalog(2, 500).is_err());
+    // Minutes, were it gone through.
+    assert!(catalog(20_000, 20_000).is_err());
 }

@@ -19,6 +19,7 @@ mod bad_podman;
 mod docker_store;
 mod dockerd;
 mod export;
+mod fixture;
 mod fuzz;
 mod fuzz_podman;
 mod layouts;
@@ -33,74 +34,4 @@ mod verify_metadata;
 mod writable;
 mod writable_dockerd;
 
-use std::path::{Path, PathBuf};
-
-use unionfs::store::roots::Environment;
-use unionfs::store::{Result, Stores};
-
-/// A sample store in a directory that goes away.
-struct Fixture {
-    _temp: tempfile::TempDir,
-    root: PathBuf,
-    sample: sample::Sample,
-}
-
-impl Fixture {
-    fn new() -> Self {
-        let temp = tempfile::tempdir().unwrap();
-        let root = temp.path().canonicalize().unwrap().join("docker");
-        let sample = sample::make(&root).unwrap();
-        Self {
-            _temp: temp,
-            root,
-            sample,
-        }
-    }
-
-    fn stores(&self) -> Result<Stores> {
-        discover(&self.root)
-    }
-
-    /// Image ID of `sample:1` (0) or `sample:2` (1), without `sha256:`.
-    fn id(&self, image: usize) -> &str {
-        self.sample.images[image].1.strip_prefix("sha256:").unwrap()
-    }
-
-    /// The only file or directory whose path below the root fits; `*` is one component.
-    fn path(&self, pattern: &str) -> PathBuf {
-        let mut found = vec![self.root.clone()];
-        for part in pattern.split('/') {
-            found = match part {
-                "*" => found.iter().flat_map(|dir| children(dir)).collect(),
-                part => found.iter().map(|dir| dir.join(part)).collect(),
-            };
-        }
-        found.retain(|path| path.symlink_metadata().is_ok());
-        assert!(!found.is_empty(), "{pattern}");
-        found.swap_remove(0)
-    }
-
-    /// `layerdb/sha256/<chain>` of a layer of `sample:1`, base first.
-    fn layer(&self, number: usize) -> PathBuf {
-        let image = self.stores().unwrap().find("sample:1").unwrap();
-        let chain = image.layers[number].chain_id.hex();
-        self.root.join("image/overlay2/layerdb/sha256").join(chain)
-    }
-
-    /// `overlay2/<cache id>` of a layer of `sample:1`, base first.
-    fn layer_dir(&self, number: usize) -> PathBuf {
-        let cache_id = std::fs::read_to_string(self.layer(number).join("cache-id")).unwrap();
-        self.root.join("overlay2").join(cache_id)
-    }
-}
-
-fn children(dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).unwrap();
-    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    paths
-}
-
-fn discover(root: &Path) -> Result<Stores> {
-    Stores::discover(Some(root), &Environment::default())
-}
+use fixture::{Fixture, children, discover};

@@ -5,7 +5,7 @@ use std::fs;
 
 use unionfs::store::tarball::Limits;
 
-use super::tarball::{Site, Tar, pax_text};
+use super::tarball::{Site, Tar, is_root, pax_text};
 
 /// Unpacks what must be refused; the message.
 fn refused(site: &Site, tar: &[u8]) -> String {
@@ -229,4 +229,39 @@ fn what_is_expanded_is_bounded() {
             .end();
         refused(&Site::new(), &tar);
     }
+}
+
+#[test]
+fn a_deep_directory_is_not_taken_down_level_by_level() {
+    let replaced = |depth: usize| {
+        let deep = vec!["d"; depth].join("/");
+        Tar::default().dir(&deep).symlink("d", "x").end()
+    };
+    Site::new().round(&replaced(200));
+    let error = refused(&Site::new(), &replaced(300));
+    assert!(error.contains("in each other"), "{error}");
+}
+
+/// A device without a driver: opening it would be another error.
+#[test]
+fn a_device_in_place_of_a_file_is_not_opened() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::new();
+    let (_, split) = site.round(&Tar::default().file("f", b"content").end());
+    fs::remove_file(site.path("f")).unwrap();
+    let device = rustix::fs::makedev(240, 0xfff);
+    let char_device = rustix::fs::FileType::CharacterDevice;
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        site.path("f"),
+        char_device,
+        0o666.into(),
+        device,
+    )
+    .unwrap();
+    let (_, damage) = site.damage(&split);
+    assert_eq!(damage.len(), 1);
+    assert_eq!(damage[0].what, "is not a regular file");
 }

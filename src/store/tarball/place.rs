@@ -63,6 +63,10 @@ pub(super) fn open_beneath(
     }
 }
 
+/// How deep a directory may be that a later entry replaces. Through symlinks a tar makes deeper
+/// ones than any path can name, each level of which takes a descriptor here, and stack.
+const MAX_REPLACED_DEPTH: usize = 256;
+
 /// What is made in a directory inherits it, so a directory gets it last.
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
@@ -399,11 +403,11 @@ impl<'d> Place<'d> {
         let (parent, last) = split(path);
         let dir = open_in(self.root, parent, DIR)
             .map_err(|e| TarError::place(&entry.name, "open the directory of it", e))?;
-        self.remove(At::new(dir.as_fd(), last), &entry.name)
+        self.remove(At::new(dir.as_fd(), last), &entry.name, 0)
     }
 
     /// Content that would be lost for the tar-split must not go.
-    fn remove(&mut self, at: At<'_>, name: &[u8]) -> Result<()> {
+    fn remove(&mut self, at: At<'_>, name: &[u8], depth: usize) -> Result<()> {
         let fail = |e| TarError::place(name, "replace the earlier entry", e);
         let stat = at.stat().map_err(fail)?;
         match stat.kind {
@@ -412,8 +416,13 @@ impl<'d> Place<'d> {
                             such layers are not supported, flatten the image";
                 return Err(TarError::entry(name, what));
             }
+            FileKind::Directory if depth >= MAX_REPLACED_DEPTH => {
+                let what = "replaces a directory with hundreds of others in each other; \
+                            such layers are not supported, flatten the image";
+                return Err(TarError::entry(name, what));
+            }
             FileKind::Directory => {
-                self.empty(at, name)?;
+                self.empty(at, name, depth)?;
                 return at.rmdir().map_err(fail);
             }
             FileKind::Symlink if self.through_symlink => {
@@ -427,7 +436,7 @@ impl<'d> Place<'d> {
         at.unlink().map_err(fail)
     }
 
-    fn empty(&mut self, at: At<'_>, name: &[u8]) -> Result<()> {
+    fn empty(&mut self, at: At<'_>, name: &[u8], depth: usize) -> Result<()> {
         let fail = |e| TarError::place(name, "replace the earlier entry", e);
         let fd = at
             .open(OFlags::RDONLY | OFlags::DIRECTORY, 0)
@@ -440,7 +449,7 @@ impl<'d> Place<'d> {
             }
         }
         for inner in names {
-            self.remove(At::new(fd.as_fd(), &inner), name)?;
+            self.remove(At::new(fd.as_fd(), &inner), name, depth + 1)?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, Read as _, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -158,19 +158,26 @@ impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
 
     fn open(&self, name: &[u8], size: u64) -> std::result::Result<File, String> {
         let path = clean(name).ok_or("its path leads out of the layer")?;
-        // NONBLOCK: opening a fifo must not hang.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW;
-        let fd = open_in(self.diff, &path, flags).map_err(|errno| match errno {
-            Errno::NOENT | Errno::NOTDIR => "is missing".to_owned(),
-            Errno::LOOP => "is a symbolic link, not a file".to_owned(),
-            errno => format!("cannot be opened: {errno}"),
-        })?;
-        let stat = rustix::fs::fstat(&fd).map_err(|e| format!("cannot be read: {e}"))?;
-        match FileKind::from_mode(stat.st_mode) {
-            Some(FileKind::Regular) => {}
-            Some(kind) => return Err(format!("is a {kind}, not a file")),
-            None => return Err("is of no known type".to_owned()),
-        }
+        let open = |flags| {
+            open_in(self.diff, &path, flags | OFlags::NOFOLLOW).map_err(|errno| match errno {
+                Errno::NOENT | Errno::NOTDIR => "is missing".to_owned(),
+                Errno::LOOP => "is a symbolic link, not a file".to_owned(),
+                errno => format!("cannot be opened: {errno}"),
+            })
+        };
+        let regular = |fd: &OwnedFd| {
+            let stat = rustix::fs::fstat(fd).map_err(|e| format!("cannot be read: {e}"))?;
+            match FileKind::from_mode(stat.st_mode) {
+                Some(FileKind::Regular) => Ok(stat),
+                Some(kind) => Err(format!("is a {kind}, not a file")),
+                None => Err("is of no known type".to_owned()),
+            }
+        };
+        // Not opened before that is known: opening a device does things.
+        regular(&open(OFlags::PATH)?)?;
+        // NONBLOCK: it may have become a fifo.
+        let fd = open(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
+        let stat = regular(&fd)?;
         let length = u64::try_from(stat.st_size).unwrap_or(0);
         if size > 0 && length != size {
             return Err(format!("has {length} bytes, not {size}"));

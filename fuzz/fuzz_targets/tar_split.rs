@@ -1,0 +1,8 @@
+#![no_main]
+
+mod common;
+
+libfuzzer_sys::fuzz_target!(
+    init: common::write_seeds("tar_split"),
+    |bytes: &[u8]| unionfs_fuzz::tar_split::run(bytes)
+);

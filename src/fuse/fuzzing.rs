@@ -1,0 +1,38 @@
+//! A way to the parser of the kernel's messages for fuzzing. No part of the interface; called
+//! by `fuzz/` and `tests/fuzz`. A panic is a finding.
+
+use super::wire::Request;
+use super::wire::request;
+
+/// Parses a message with its header. Whether it was well formed.
+pub fn message(bytes: &[u8]) -> bool {
+    let Some((_, opcode, body)) = request::split(bytes) else {
+        return false;
+    };
+    let parsed = request::parse(opcode, body);
+    let plain = |name: &[u8]| debug_assert!(!name.contains(&0), "{name:?}");
+    match parsed {
+        Request::Malformed => return false,
+        Request::BatchForget(forgets) => {
+            let bytes = forgets.iter().count() * size_of::<(u64, u64)>();
+            debug_assert!(bytes <= body.len());
+        }
+        Request::Write { data, .. } => debug_assert!(data.len() < body.len()),
+        Request::SetXattr { name, value, .. } => {
+            plain(name);
+            debug_assert!(value.len() < body.len());
+        }
+        Request::Rename { name, new_name, .. } => [name, new_name].into_iter().for_each(plain),
+        Request::SymLink { name, target } => [name, target].into_iter().for_each(plain),
+        Request::Lookup { name }
+        | Request::MkNod { name, .. }
+        | Request::MkDir { name, .. }
+        | Request::Unlink { name }
+        | Request::RmDir { name }
+        | Request::Link { name, .. }
+        | Request::GetXattr { name, .. }
+        | Request::RemoveXattr { name } => plain(name),
+        _ => {}
+    }
+    true
+}

@@ -1,0 +1,70 @@
+//! Ways into parsers that have no public one, for fuzzing: bytes in, nothing out. No part of
+//! the interface; called by `fuzz/` and `tests/fuzz`. What must hold is asserted there or here
+//! by `debug_assert`: a panic is a finding.
+
+use std::path::Path;
+
+use super::derive::Derivation;
+use super::repositories::Repositories;
+use super::{Digest, Error, Named, Reference, imagedb};
+
+/// For messages.
+fn path() -> &'static Path {
+    Path::new("/fuzzing")
+}
+
+/// `repositories.json`: read, every name looked up, written and read again. Messages of what
+/// was refused.
+pub fn repositories(bytes: &[u8]) -> Vec<Error> {
+    let names = match Repositories::parse(path(), bytes) {
+        Ok(names) => names,
+        Err(error) => return vec![error],
+    };
+    let mut refused = Vec::new();
+    for row in names.all() {
+        match row {
+            Err(error) => refused.push(error),
+            Ok((name, id)) => {
+                let found = Reference::parse(&name.to_string()).map(|name| names.get(&name));
+                debug_assert!(
+                    matches!(found, Ok(Ok(Some(found))) if found == id),
+                    "{name}"
+                );
+            }
+        }
+    }
+    let again = Repositories::parse(path(), &names.to_json());
+    debug_assert!(again.is_ok_and(|again| again.all().count() == names.all().count()));
+    refused
+}
+
+/// An image's configuration, as what it is and as the base of another one.
+pub fn config(bytes: &[u8]) -> Vec<Error> {
+    let config = match imagedb::parse(path(), bytes) {
+        Ok(config) => config,
+        Err(error) => return vec![error],
+    };
+    match Derivation::default().draft(Some((path(), bytes))) {
+        Err(error) => vec![error],
+        Ok(draft) => {
+            let derived = draft.with_layer(&config.diff_ids, &Digest::of(b""));
+            let derived = imagedb::parse(path(), &derived);
+            let more = derived.is_ok_and(|d| d.diff_ids.len() == config.diff_ids.len() + 1);
+            debug_assert!(more || config.diff_ids.len() >= super::chain::MAX_LAYERS);
+            Vec::new()
+        }
+    }
+}
+
+/// A file that holds a digest.
+pub fn digest(bytes: &[u8]) -> Vec<Error> {
+    imagedb::digest(path(), bytes).err().into_iter().collect()
+}
+
+/// The record of a named read-write layer.
+pub fn named(bytes: &[u8]) -> Vec<Error> {
+    Named::parse(path(), "name", bytes)
+        .err()
+        .into_iter()
+        .collect()
+}
