@@ -23,7 +23,7 @@ pub(crate) fn load(root: &Path, name: &str, stack: &[PathBuf]) -> Vec<PathBuf> {
     describe(&layout, name, &layers);
     unionfs(root, &["load", "--quiet", "-i", layout.to_str().unwrap()]);
     fs::remove_dir_all(&layout).unwrap();
-    //unionfs(root, &["catalog", "build", name]);
+    unionfs(root, &["catalog", "build", name]);
     let listed = unionfs(root, &["layers", "--json", name]);
     let listed: Vec<Value> = serde_json::from_str(&listed).unwrap();
     let paths = listed.iter().map(|l| l["path"].as_str().unwrap().into());
