@@ -109,6 +109,7 @@ pub(super) fn wanted(acl: bool, stack_depth: u32) -> Limits {
         | init::ASYNC_DIO
         | init::DONT_MASK
         | init::HANDLE_KILLPRIV_V2;
+    let flags = if std::env::var_os("UNIONFS_WB").is_some() { flags | 1 << 16 } else { flags };
     Limits {
         flags: if acl { flags | init::POSIX_ACL } else { flags },
         max_io: MAX_IO,

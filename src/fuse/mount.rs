@@ -31,6 +31,16 @@ impl Attachment {
         self.device.1
     }
 
+    /// Lets the kernel read ahead `kib` KiB of a file at a time, where it would take 128. Root
+    /// may ask for that, where sysfs can be written.
+    pub(super) fn read_ahead(&self, kib: u32) {
+        let (major, minor) = self.device;
+        let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        if let Err(error) = std::fs::write(&file, kib.to_string()) {
+            tracing::debug!(file, %error, "readahead stays as it is");
+        }
+    }
+
     /// Whether our mount is on its mountpoint, and topmost there.
     pub(super) fn is_attached(&self) -> bool {
         mountinfo::find(&self.mountpoint).is_some_and(|m| m.is_fuse() && m.device == self.device)

@@ -140,7 +140,7 @@ impl Opens {
     ///
     /// # Errors
     /// EINVAL for O_DIRECT where the file system of the data has none and the file is passed
-    /// through; those of [`Union::backing`].
+    /// through already; those of [`Union::backing`].
     pub(super) fn open(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<OpenOut> {
         let (writer, direct) = (is_writer(flags), flags & libc::O_DIRECT as u32 != 0);
         let known = self.open.get_mut(&ino).map(|mut open| open.add(writer));
@@ -167,11 +167,18 @@ impl Opens {
     }
 
     fn choose(&self, union: &Union, ino: Ino, direct: bool) -> union::Result<Mode> {
-        let Some(backing) = union.backing(ino)? else {
-            return Ok(Mode::Cached { keep: true });
-        };
         // The kernel holds no pages of a file that may change behind its back.
         let cached = Mode::Cached { keep: false };
+        let backing = match union.backing(ino) {
+            Ok(Some(backing)) => backing,
+            Ok(None) => return Ok(Mode::Cached { keep: true }),
+            // What it is opened for may still be possible: to execute it, say.
+            Err(error) if is_passing(error.errno()) => {
+                tracing::debug!(ino, %error, "not passed through");
+                return Ok(cached);
+            }
+            Err(error) => return Err(error),
+        };
         if direct && !backing.takes_direct() {
             return Ok(cached);
         }
@@ -239,6 +246,20 @@ impl Open {
             backing_id,
         }
     }
+}
+
+/// Errors of opening a file for writing that do not concern those who only read it, and
+/// shortages.
+fn is_passing(errno: i32) -> bool {
+    const PASSING: [i32; 6] = [
+        libc::EACCES,
+        libc::EPERM,
+        libc::EROFS,
+        libc::ETXTBSY,
+        libc::EMFILE,
+        libc::ENFILE,
+    ];
+    PASSING.contains(&errno)
 }
 
 /// Whether the `O_` flags allow to write.
