@@ -95,6 +95,7 @@ Options:
   -o dialect=all|overlay                  whiteouts of any writer, or of overlayfs only
   -o redirect_dir=on|off                  whether directories of lowers can be renamed
   -o io=auto|cached|passthrough           who reads and writes the data of files
+  -o writeback                            the kernel collects writes until a file is closed
   -o volatile                             never sync the upper directory
   -o fsname=NAME                          the source shown in /proc/mounts
   -o ro,nodev,nosuid,noexec,noatime,allow_other,...
@@ -185,6 +186,7 @@ impl Call {
 }
 
 fn request(persona: Persona, call: Call) -> anyhow::Result<Request> {
+    call.options.check().map_err(Usage::from)?;
     let (source, mountpoint) = match call.positionals.as_slice() {
         [mountpoint] => (None, mountpoint),
         [source, mountpoint] => (Some(source), mountpoint),

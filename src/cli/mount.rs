@@ -64,7 +64,7 @@ pub(super) struct Args {
     #[arg(long, requires = "container", conflicts_with_all = ["read_only", "ephemeral", "upper"])]
     in_place: bool,
     /// Mount options: ro, nodev, nosuid, noexec, noatime, allow_other, volatile, nonempty,
-    /// fsname=NAME, redirect_dir=on|off, io=auto|cached|passthrough
+    /// fsname=NAME, redirect_dir=on|off, io=auto|cached|passthrough, writeback
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<OsString>,
     /// Stay in the foreground
@@ -97,6 +97,7 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
     for text in &args.options {
         options.parse(text).map_err(Usage::from)?;
     }
+    options.check().map_err(Usage::from)?;
     refuse_layers(&options)?;
     let (image, mountpoint) = operands(&args)?;
     let read_only = args.read_only || options.read_only == Some(true);

@@ -55,6 +55,8 @@ pub struct MountOptions {
     pub markers: Option<Markers>,
     /// `io=auto|cached|passthrough`.
     pub io: Option<IoPolicy>,
+    /// `writeback`: the kernel collects writes.
+    pub writeback: bool,
     /// `userxattr`: markers are `user.overlay.*`, also for root, as with kernel overlayfs.
     pub userxattr: bool,
     /// `fsname=`: the source shown in /proc/mounts.
@@ -105,6 +107,17 @@ impl MountOptions {
         Ok(())
     }
 
+    /// Options that exclude each other.
+    pub fn check(&self) -> Result<(), OptionError> {
+        if self.writeback && self.io == Some(IoPolicy::Passthrough) {
+            return Err(bad(
+                "writeback does not go with io=passthrough, where the kernel needs none: \
+                 leave one of them out",
+            ));
+        }
+        Ok(())
+    }
+
     /// All lower layers, data-only ones included.
     pub fn lower_count(&self) -> usize {
         self.lowers.len() + self.data_only.len()
@@ -127,6 +140,7 @@ impl MountOptions {
             b"rw" => self.read_only = Some(false),
             b"nonempty" => self.nonempty = true,
             b"volatile" => self.volatile = true,
+            b"writeback" => self.writeback = true,
             b"debug" => self.debug = true,
             b"userxattr" => self.userxattr = true,
             b"squash_to_root" => return Err(mapping("squash_to_root")),
@@ -151,6 +165,16 @@ impl MountOptions {
             b"fsname" => self.fsname = Some(OsString::from_vec(unescape(value))),
             b"redirect_dir" => self.redirect_dir = redirect_dir(value)?,
             b"io" => self.io = Some(io_policy(value)?),
+            // As fuse-overlayfs has it.
+            b"writeback" => match value {
+                b"0" => self.writeback = false,
+                b"1" => self.writeback = true,
+                _ => {
+                    return Err(bad(
+                        "writeback is an option without a value, or with 0 or 1",
+                    ));
+                }
+            },
             b"dialect" => {
                 self.markers = match value {
                     b"all" => Some(Markers::All),

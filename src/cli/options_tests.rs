@@ -117,6 +117,10 @@ fn other_values() {
         Some(IoPolicy::Passthrough)
     );
     refused("io=fast", "io=cached");
+    assert!(ok("writeback").writeback && !ok("writeback,writeback=0").writeback);
+    refused("writeback=on", "0 or 1");
+    assert!(ok("io=passthrough,writeback").check().is_err());
+    assert!(ok("io=cached,writeback").check().is_ok());
     refused("io", "io=…");
     refused("upperdir=", "names no directory");
     refused("lowerdir", "needs a value");

@@ -22,7 +22,7 @@ use super::wire::abi::init;
 use crate::union::Union;
 
 /// The most bytes in one WRITE and in one READ.
-const MAX_IO: u32 = 1 << 20;
+pub(super) const MAX_IO: u32 = 1 << 20;
 /// Requests the kernel may have in flight for readahead and other background work.
 const MAX_BACKGROUND: u16 = 64;
 /// A copy of at least this many bytes is slow work.
@@ -98,7 +98,7 @@ fn lifetime(opens: Option<&Opens>, ino: u64) -> u64 {
 /// number) or the lock flags (the kernel keeps locks itself). READDIRPLUS without
 /// FUSE_READDIRPLUS_AUTO: with it, the pages of a listing after the first bring names only,
 /// and each name of them costs a LOOKUP (318 more messages for a walk of 1,624 files).
-pub(super) fn wanted(acl: bool, stack_depth: u32) -> Limits {
+pub(super) fn wanted(acl: bool, writeback: bool, stack_depth: u32) -> Limits {
     let flags = init::ASYNC_READ
         | init::PARALLEL_DIROPS
         | init::DO_READDIRPLUS
@@ -109,9 +109,9 @@ pub(super) fn wanted(acl: bool, stack_depth: u32) -> Limits {
         | init::ASYNC_DIO
         | init::DONT_MASK
         | init::HANDLE_KILLPRIV_V2;
-    let flags = if std::env::var_os("UNIONFS_WB").is_some() { flags | 1 << 16 } else { flags };
+    let when = |wanted, flag| if wanted { flag } else { 0 };
     Limits {
-        flags: if acl { flags | init::POSIX_ACL } else { flags },
+        flags: flags | when(acl, init::POSIX_ACL) | when(writeback, init::WRITEBACK_CACHE),
         max_io: MAX_IO,
         max_background: MAX_BACKGROUND,
         stack_depth,

@@ -70,6 +70,11 @@ pub struct MountConfig {
     pub register: bool,
     /// How the data of files gets to programs. Default: auto.
     pub io: IoPolicy,
+    /// Whether the kernel collects writes (option `writeback`); not together with
+    /// [`IoPolicy::Passthrough`]. Default: false. What a program wrote reaches the upper when it
+    /// closes or syncs the file, or later (mappings); until then it dies with the server, and
+    /// ENOSPC comes that late too.
+    pub writeback: bool,
     /// What is mounted, for the record.
     pub description: Description,
 }
@@ -88,6 +93,7 @@ impl MountConfig {
             handle_signals: true,
             register: true,
             io: IoPolicy::Auto,
+            writeback: false,
             description: Description::default(),
         }
     }

@@ -16,7 +16,7 @@ use rustix::process::Resource;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::adapter::{Adapter, wanted};
+use super::adapter::{Adapter, MAX_IO, wanted};
 use super::config::{IoPolicy, MountConfig};
 use super::counters::Counters;
 use super::error::{Error, Result};
@@ -83,9 +83,13 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
         _ => 0,
     };
     let (fd, attachment) = attach::attach(config)?;
-    let limits = wanted(core.union.has_acl(), stack_depth);
+    // The kernel does not have both.
+    let writeback = config.writeback && stack_depth == 0;
+    let limits = wanted(core.union.has_acl(), writeback, stack_depth);
     let connection = Connection::open(fd, &limits)
         .map_err(|source| session_error(&attachment.mountpoint, source))?;
+    // One large READ costs less than eight small ones, also where half of it is not needed.
+    attachment.read_ahead(MAX_IO / 1024);
     if io == IoPolicy::Passthrough {
         let opens = passthrough::start(&connection, &core.union, &attachment.mountpoint)?;
         core.opens = Some(Arc::new(opens));

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::fixture::Fixture;
 use crate::common::layers::{self, Form};
-use crate::common::mount::{Fs, poll, unionfs_binary};
+use crate::common::mount::{Fs, Scratch, Stack, poll, unionfs_binary};
 use crate::common::{need_mounts, skip};
 
 use super::stats::requests_of;
@@ -21,8 +21,8 @@ use super::stats::requests_of;
 const PASSTHROUGH: &str = "io=passthrough";
 
 /// A union for each policy.
-fn both() -> [Fixture; 2] {
-    ["io=cached", PASSTHROUGH].map(|io| mounted(io, true))
+fn each() -> [Fixture; 3] {
+    ["io=cached", "io=cached,writeback", PASSTHROUGH].map(|io| mounted(io, true))
 }
 
 fn mounted(io: &'static str, writable: bool) -> Fixture {
@@ -50,7 +50,7 @@ fn content(file: &File) -> String {
 #[test]
 fn descriptors_from_before_copy_up_see_later_writes() {
     need_mounts!();
-    for f in both() {
+    for f in each() {
         let path = f.at("plain.txt");
         let early = File::open(&path).unwrap();
         let old = content(&early);
@@ -91,7 +91,7 @@ fn opens_of_all_kinds_live_together() {
             .custom_flags(flags & !libc::O_ACCMODE)
             .open(path)
     };
-    for f in both() {
+    for f in each() {
         for (n, first) in flags.into_iter().enumerate() {
             // A file of a lower, one of the upper, and one copied up in between.
             for path in ["big.bin", "new", "plain.txt"] {
@@ -122,7 +122,7 @@ fn opens_of_all_kinds_live_together() {
 #[test]
 fn what_one_opens_while_others_copy_up_is_never_refused() {
     need_mounts!();
-    for f in both() {
+    for f in each() {
         let path = f.at("big.bin");
         std::thread::scope(|scope| {
             for n in 0..4 {
@@ -153,7 +153,7 @@ fn what_one_opens_while_others_copy_up_is_never_refused() {
 #[test]
 fn mappings_and_attributes_follow_writes() {
     need_mounts!();
-    for f in both() {
+    for f in each() {
         let path = f.at("mapped");
         let file = read_write()
             .create(true)
@@ -228,6 +228,42 @@ fn data_passed_through_costs_no_messages() {
     assert!(!sent.contains_key("READ"), "{sent:?}");
 }
 
+/// Reading ahead by 1 MiB: the kernel's own 128 KiB would be 64 messages.
+#[test]
+fn large_files_are_read_by_large_requests() {
+    need_mounts!();
+    let scratch = Scratch::disk();
+    let stack = Stack {
+        lowers: vec![scratch.dir("low")],
+        upper: None,
+        mnt: scratch.dir("mnt"),
+    };
+    std::fs::write(stack.lowers[0].join("large"), vec![1; 8 << 20]).unwrap();
+    let f = Fixture::over(&Fs::Unionfs("io=cached"), scratch, stack);
+    let sent = requests_of(f.root(), || {
+        assert_eq!(std::fs::read(f.at("large")).unwrap().len(), 8 << 20);
+    });
+    let reads = sent.get("READ").copied().unwrap_or(0);
+    assert!((1..=16).contains(&reads), "{sent:?}");
+}
+
+/// Collected writes are sent when the file is closed, and in few messages.
+#[test]
+fn writeback_collects_writes() {
+    need_mounts!();
+    let f = mounted("io=cached,writeback", true);
+    let sent = requests_of(f.root(), || {
+        let mut file = File::create(f.at("new")).unwrap();
+        for _ in 0..256 {
+            std::io::Write::write_all(&mut file, &[1; 4096]).unwrap();
+        }
+        drop(file);
+        assert_eq!(f.upper("new").metadata().unwrap().len(), 1 << 20);
+    });
+    let writes = sent.get("WRITE").copied().unwrap_or(0);
+    assert!((1..=16).contains(&writes), "{sent:?}");
+}
+
 /// Not even their access times, which the kernel would set for a file it reads itself.
 #[test]
 fn lowers_are_left_alone() {
@@ -259,7 +295,7 @@ fn lowers_are_left_alone() {
 #[test]
 fn set_id_bits_fall_for_those_who_may_not_keep_them() {
     need_mounts!();
-    for f in both() {
+    for f in each() {
         let path = f.at("program");
         std::fs::write(&path, "x").unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o6777)).unwrap();

@@ -26,6 +26,7 @@ pub(crate) mod init {
         DONT_MASK = 1 << 6,
         DO_READDIRPLUS = 1 << 13,
         ASYNC_DIO = 1 << 15,
+        WRITEBACK_CACHE = 1 << 16,
         NO_OPEN_SUPPORT = 1 << 17,
         PARALLEL_DIROPS = 1 << 18,
         POSIX_ACL = 1 << 20,
