@@ -65,7 +65,8 @@ pub(super) struct Args {
     #[arg(long, requires = "container", conflicts_with_all = ["read_only", "ephemeral", "upper"])]
     in_place: bool,
     /// Mount options: ro, nodev, nosuid, noexec, noatime, allow_other, volatile, nonempty,
-    /// fsname=NAME, redirect_dir=on|off, catalog=on|off, io=auto|cached|passthrough, writeback
+    /// fsname=NAME, redirect_dir=on|off, catalog=on|off, io=auto|cached|passthrough, writeback,
+    /// transport=auto|classic|uring
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<OsString>,
     /// Stay in the foreground
