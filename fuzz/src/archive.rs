@@ -38,7 +38,7 @@ pub fn run(bytes: &[u8]) {
             fs::write(path, document).unwrap();
             digests[number] = digest;
         }
-        match Source::open(&root, dir.path(), 1 << 20).and_then(|source| images(&source)) {
+        match Source::open(&root, dir.path(), 1 << 20).and_then(|source| images(&source, None)) {
             Err(error) => one_line(&error),
             Ok(images) => {
                 for image in images {

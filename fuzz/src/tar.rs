@@ -121,7 +121,7 @@ impl Site {
     fn index(&self, tar: &[u8]) {
         fs::write(&self.archive, tar).unwrap();
         match Source::open(&self.archive, self.dir.path(), LIMITS.bytes) {
-            Ok(source) => match images(&source) {
+            Ok(source) => match images(&source, None) {
                 Ok(images) => assert!(images.len() < tar.len()),
                 Err(error) => one_line(&error),
             },

@@ -156,7 +156,7 @@ impl Fs {
     /// Whether an option is among its options.
     pub fn has(&self, option: &str) -> bool {
         match self {
-            Self::Kernel(options) | Self::Unionfs(options) => {
+            Self::Kernel(options) | Self::Unionfs(options) | Self::Catalogued(options) => {
                 options.split(',').any(|o| o == option)
             }
             Self::Program(_) => false,
@@ -171,7 +171,8 @@ pub const UNIONFS: Fs = Fs::Unionfs("");
 
 /// What the tests are about: unionfs. To check a test's own expectations, or to see how
 /// another program does, `UNIONFS_TEST_AS=kernel` takes kernel overlayfs instead,
-/// `catalog` unionfs with a catalog of the lowers, and any other value is the path of a program called like fuse-overlayfs.
+/// `catalog` unionfs with a catalog of the lowers, and any other value is the path of a
+/// program called like fuse-overlayfs.
 pub fn subject() -> Fs {
     match std::env::var_os("UNIONFS_TEST_AS") {
         None => UNIONFS,
@@ -181,17 +182,21 @@ pub fn subject() -> Fs {
     }
 }
 
-/// What to ask of every mount of ours that does not say it itself:
-/// `UNIONFS_TEST_TRANSPORT=uring` (or `classic`) runs the tests over that transport.
-fn transport() -> Option<String> {
-    let name = std::env::var("UNIONFS_TEST_TRANSPORT").ok()?;
-    Some(format!("transport={name}"))
-}
-
 /// The I/O policy that `UNIONFS_TEST_IO` asks all tests to run with, where the mount does not
 /// name one itself.
 pub fn io_policy() -> Option<String> {
     std::env::var("UNIONFS_TEST_IO").ok()
+}
+
+/// What else to ask of a mount of ours with `options`: [`io_policy`], and the transport that
+/// `UNIONFS_TEST_TRANSPORT` names (`uring`, `classic`), where it does not say it itself.
+fn asked_of_all(options: &str) -> String {
+    let transport = std::env::var("UNIONFS_TEST_TRANSPORT").ok();
+    [("io", io_policy()), ("transport", transport)]
+        .into_iter()
+        .filter(|(key, _)| !options.contains(&format!("{key}=")))
+        .filter_map(|(key, value)| Some(format!(",{key}={}", value?)))
+        .collect()
 }
 
 /// Where fuse-overlayfs is: Debian's, or what `UNIONFS_TEST_FUSE_OVERLAYFS` names, such as a
@@ -226,17 +231,10 @@ impl Fs {
         if !more.is_empty() {
             options += &format!(",{more}");
         }
-        if let (Self::Unionfs(_), Some(transport)) = (self, transport())
-            && !options.contains("transport=")
-        {
-            options += &format!(",{transport}");
+        if let Self::Unionfs(_) | Self::Catalogued(_) = self {
+            options += &asked_of_all(more);
         }
         let _switch = (options.contains("transport=uring")).then(|| Switch::set("Y"));
-        if let (Self::Unionfs(_), Some(io)) = (self, io_policy())
-            && !more.contains("io=")
-        {
-            options += &format!(",io={io}");
-        }
         let Some(program) = program else {
             return mount_kernel(stack, &options);
         };
