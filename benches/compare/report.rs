@@ -239,6 +239,7 @@ impl Report {
              turns in every round, another one first each time. Made by \
              `benches/compare/report.rs`; do not edit.\n\n",
         );
+        page += COLUMNS;
         let _ = writeln!(page, "{} rounds.\n", self.rounds);
         for (what, value) in &self.machine {
             let _ = writeln!(page, "- {what}: {value}");
@@ -286,6 +287,22 @@ impl Report {
         plot::write(self, &plots);
     }
 }
+
+/// What the columns are.
+const COLUMNS: &str = "\
+- kernel: overlayfs of the kernel on the directories of the image's layers, in our store
+- unionfs: `unionfs mount IMAGE` as it comes: `io=auto`, which is `cached`, `transport=auto`, which
+  is `classic` unless root has switched io_uring on, and a catalog that is there already
+- unionfs io=passthrough: the kernel reads and writes the files; opening one costs a message
+- unionfs transport=uring: as the first, over io_uring (`enable_uring` is Y while it is mounted)
+- fuse-overlayfs: on the same directories
+- plain: an ordinary directory with the same files, no union at all
+
+Rows that begin with a space, amounts of memory and counts are not in the geometric mean. Why `auto`
+is not `passthrough`: an open and close costs some ten times as much where it is a message, and
+programs open files more than they move data; where data is what counts, ask for it.
+
+";
 
 /// Below it a change is taken for noise, as a factor.
 const NOISE: f64 = 1.15;
