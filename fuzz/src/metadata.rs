@@ -20,7 +20,7 @@ const PARSERS: [fn(&[u8]) -> Vec<Error>; 4] = [
 ];
 
 /// Of Docker's store.
-const DOCKER: [&str; 12] = [
+const DOCKER: [&str; 11] = [
     "image/overlay2/repositories.json",
     "image/overlay2/layerdb/sha256/*/cache-id",
     "image/overlay2/layerdb/sha256/*/diff",
@@ -29,7 +29,6 @@ const DOCKER: [&str; 12] = [
     "image/overlay2/layerdb/mounts/*/mount-id",
     "image/overlay2/layerdb/mounts/*/init-id",
     "image/overlay2/layerdb/mounts/*/parent",
-    "image/overlay2/imagedb/metadata/sha256/*/lastUpdated",
     "containers/*/config.v2.json",
     "overlay2/*/link",
     "overlay2/*/lower",

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, Read as _, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::clean;
@@ -13,6 +13,7 @@ use super::error::{Result, TarError};
 use super::hash::Hasher;
 use super::place::open_in;
 use super::split::{CRC, Line, Reader};
+use crate::layer::types::FileKind;
 use crate::store::Digest;
 use crate::store::error::excerpt;
 
@@ -160,21 +161,20 @@ impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
         let open = |flags| {
             open_in(self.diff, &path, flags | OFlags::NOFOLLOW).map_err(|errno| match errno {
                 Errno::NOENT | Errno::NOTDIR => "is missing".to_owned(),
-                Errno::LOOP => "is a symlink, not a file".to_owned(),
                 errno => format!("cannot be opened: {errno}"),
             })
         };
         let regular = |fd: &OwnedFd| {
             let stat = rustix::fs::fstat(fd).map_err(|e| format!("cannot be read: {e}"))?;
-            match FileType::from_raw_mode(stat.st_mode) {
-                FileType::RegularFile => Ok(stat),
-                FileType::Symlink => Err("is a symlink, not a file".to_owned()),
-                _ => Err("is not a regular file".to_owned()),
+            match FileKind::from_mode(stat.st_mode) {
+                Some(FileKind::Regular) => Ok(stat),
+                Some(kind) => Err(format!("is a {kind}, not a file")),
+                None => Err("is of no known type".to_owned()),
             }
         };
-        // Not opened before that is known: opening a device does things.
+        // Before that is known it is not opened: to open a device may do anything.
         regular(&open(OFlags::PATH)?)?;
-        // NONBLOCK: it may have become a fifo.
+        // NONBLOCK: what became a fifo meanwhile must not hang.
         let fd = open(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
         let stat = regular(&fd)?;
         let length = u64::try_from(stat.st_size).unwrap_or(0);
