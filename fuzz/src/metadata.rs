@@ -11,8 +11,10 @@ use unionfs::store::{Error, fuzzing};
 use super::layouts::Layout;
 use super::{Fixture, one_line};
 
-/// Parsers of bytes.
-const PARSERS: [fn(&[u8]) -> Vec<Error>; 4] = [
+/// A parser of bytes: what it refuses.
+type Parser = fn(&[u8]) -> Vec<Error>;
+
+const PARSERS: [Parser; 4] = [
     fuzzing::repositories,
     fuzzing::config,
     fuzzing::named,
@@ -157,10 +159,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         seeds.push([&[which as u8][..], bytes].concat());
     };
     STORES.with_borrow(|stores| {
-        let mut which = PARSERS.len();
-        for before in stores.iter().flat_map(|store| &store.before) {
+        let before = stores.iter().flat_map(|store| &store.before);
+        for (which, before) in (PARSERS.len()..).zip(before) {
             add(which, before.as_deref().unwrap_or(b"{}"));
-            which += 1;
         }
         let [docker, _] = stores;
         add(0, &fs::read(&docker.files[0]).unwrap());
