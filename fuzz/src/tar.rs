@@ -65,8 +65,10 @@ impl Site {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let diff = dir.path().join("layer/diff");
-        let archive = dir.path().join("archive");
+        // What is spooled goes beside it.
+        let archive = dir.path().join("archives/archive");
         fs::create_dir_all(&diff).unwrap();
+        fs::create_dir(dir.path().join("archives")).unwrap();
         fs::write(dir.path().join("canary"), "canary").unwrap();
         fs::write(&archive, "").unwrap();
         let mut site = Self {
@@ -120,7 +122,8 @@ impl Site {
 
     fn index(&self, tar: &[u8]) {
         fs::write(&self.archive, tar).unwrap();
-        match Source::open(&self.archive, self.dir.path(), LIMITS.bytes) {
+        let spool = self.dir.path().join("archives");
+        match Source::open(&self.archive, &spool, LIMITS.bytes) {
             Ok(source) => match images(&source, None) {
                 Ok(images) => assert!(images.len() < tar.len()),
                 Err(error) => one_line(&error),

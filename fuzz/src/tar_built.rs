@@ -72,7 +72,7 @@ impl Tar {
         let fields = Fields {
             mode: u32::from(from.arbitrary::<u16>()?),
             uid: *from.choose(&[0, 0, 1000, 70_000, 2_097_151])?,
-            mtime: *from.choose(&[0, 1, 1_500_000_000, 0o7777_7777_777])?,
+            mtime: *from.choose(&[0, 1, 1_500_000_000, 0o77_777_777_777])?,
             device: *from.choose(&[(0, 0), (0, 0), (1, 3), (7, 0o777_7777)])?,
         };
         let length = from.int_in_range(0..=700)? * usize::from(*from.choose(&[0u8, 1, 1])?);
@@ -240,6 +240,9 @@ fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     [format!("{length} ").as_bytes(), key, b"=", value, b"\n"].concat()
 }
 
+/// Kind, name, link, content.
+type Sample<'a> = (u8, &'a [u8], &'a [u8], &'a [u8]);
+
 /// Tars as real ones are.
 pub(crate) fn samples() -> Vec<Vec<u8>> {
     let fields = |mode| Fields {
@@ -248,7 +251,7 @@ pub(crate) fn samples() -> Vec<Vec<u8>> {
         mtime: 1_500_000_000,
         device: (0, 0),
     };
-    let entries: [&[(u8, &[u8], &[u8], &[u8])]; 5] = [
+    let entries: [&[Sample]; 5] = [
         &[
             (b'5', b"a/", b"", b""),
             (b'0', b"a/f", b"", b"content"),

@@ -116,7 +116,7 @@ impl<B: AsRef<[u8]>> View<B> {
         let covered = header.header_len.get() as usize;
         let layers = all.get(size_of::<Header>()..covered);
         let layers = layers.ok_or(Refusal::Header)?;
-        if header_sum(header, layers) != header.header_sum {
+        if header_sum(header, layers) != header.header_sum || !tables_fit(&header) {
             return Err(Refusal::Header);
         }
         Ok(Self { bytes, header })
@@ -134,15 +134,14 @@ impl<B: AsRef<[u8]>> View<B> {
         let mut todo = vec![self.root()?];
         let mut seen = HashSet::new();
         let mut climbed = HashSet::new();
-        let (mut names, mut parts) = (0, 0);
+        let mut names = 0;
         while let Some(dir) = todo.pop() {
             if !seen.insert(dir.index) {
                 return Err(Damaged);
             }
             // Else each of many directories might have all records for its entries.
             names += u64::from(dir.dir.count.get());
-            parts += u64::from(dir.dir.part_count.get());
-            if names > self.header.records.count.get() || parts > self.header.parts.count.get() {
+            if names > self.header.records.count.get() {
                 return Err(Damaged);
             }
             for position in 0..dir.part_count() {
@@ -332,8 +331,24 @@ impl<B: AsRef<[u8]>> View<B> {
 
     /// The root directory.
     pub fn root(&self) -> Result<DirRef> {
-        let dir = self.at(self.header.dirs, 0)?;
-        Ok(DirRef { index: 0, dir })
+        self.dir_at(0)
+    }
+
+    /// A directory all of whose entries and parts there are: their numbers may be believed.
+    fn dir_at(&self, index: u32) -> Result<DirRef> {
+        let dir: Dir = self.at(self.header.dirs, index)?;
+        let header = &self.header;
+        let within = |first: U32, count: U32, table: Table| {
+            u64::from(first.get()) + u64::from(count.get()) <= table.count.get()
+        };
+        // It is in each layer once at most.
+        let whole = within(dir.first, dir.count, header.records)
+            && within(dir.part, dir.part_count, header.parts)
+            && u64::from(dir.part_count.get()) <= header.layers.count.get();
+        match whole {
+            true => Ok(DirRef { index, dir }),
+            false => Err(Damaged),
+        }
     }
 
     /// The merged directory of an entry of `parent`.
@@ -343,8 +358,7 @@ impl<B: AsRef<[u8]>> View<B> {
         if index <= parent.index || record.flags.get() & format::MERGED == 0 {
             return Err(Damaged);
         }
-        let dir = self.at(self.header.dirs, index)?;
-        Ok(DirRef { index, dir })
+        self.dir_at(index)
     }
 
     /// A directory's parts, top first: record numbers.
@@ -372,6 +386,24 @@ impl<B: AsRef<[u8]>> View<B> {
         }
         Ok(None)
     }
+}
+
+/// Whether all tables are within the file.
+fn tables_fit(header: &Header) -> bool {
+    let tables = [
+        (header.layers, size_of::<Layer>()),
+        (header.records, size_of::<Record>()),
+        (header.dirs, size_of::<Dir>()),
+        (header.parts, size_of::<U32>()),
+        (header.classes, size_of::<Class>()),
+        (header.data, size_of::<Data>()),
+        (header.strings, 1),
+    ];
+    tables.iter().all(|(table, size)| {
+        let bytes = table.count.get().checked_mul(*size as u64);
+        let end = bytes.and_then(|bytes| bytes.checked_add(table.offset.get()));
+        end.is_some_and(|end| end <= header.file_len.get())
+    })
 }
 
 /// The checksum of a header and the layers behind it.

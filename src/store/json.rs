@@ -18,9 +18,14 @@ pub(crate) fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T>
             line: error.line(),
             column: error.column(),
             // The message may quote the file, which may hold anything, of any length.
-            message: message.chars().take(200).flat_map(printable).collect(),
+            message: shown(message),
         }
     })
+}
+
+/// A message of someone else, on one line and of bounded length.
+pub(crate) fn shown(message: &str) -> String {
+    message.chars().take(200).flat_map(printable).collect()
 }
 
 /// Escapes what is not printable ASCII; most of it is other writing, some would upset a

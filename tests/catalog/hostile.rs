@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use unionfs::catalog::format;
-use unionfs::catalog::view::View;
+use unionfs::catalog::view::{Refusal, View};
 use unionfs::layer::StackSpec;
-use zerocopy::{FromZeros as _, IntoBytes as _};
+use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
 use crate::common::layers::{self, Form, Layer};
 use crate::common::mount::Scratch;
@@ -184,14 +184,37 @@ proptest! {
             // Tables that begin and end somewhere in the file.
             for table in 0..14 {
                 let at = 120 + 8 * table;
-                let value = u64::from(bytes[at]) * 8;
+                let (byte, half) = (u64::from(bytes[at]), bytes.len() as u64 / 2);
+                let value = [byte * 8 % half, byte % 8][table % 2];
                 bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
             }
         }
         seal(&mut bytes);
-        let view = View::parse(&bytes[..]).unwrap();
-        let _ = view.walk();
+        match View::parse(&bytes[..]) {
+            Ok(view) => drop(view.walk()),
+            Err(refusal) => prop_assert_eq!(refusal, Refusal::Header),
+        }
     }
+}
+
+/// What a directory says of its size is what memory is taken for.
+#[test]
+fn a_directory_is_in_no_more_layers_than_there_are() {
+    need_mounts!();
+    let bench = Bench::new();
+    let (header, _) = format::Header::read_from_prefix(&bench.bytes).unwrap();
+    let root = header.dirs.offset.get() as usize;
+    for (field, value) in [(4, u32::MAX), (8, 1 << 30), (12, 5), (12, 1 << 26)] {
+        let mut bytes = bench.bytes.clone();
+        bytes[root + field..root + field + 4].copy_from_slice(&value.to_le_bytes());
+        let view = View::parse(&bytes[..]).unwrap();
+        assert!(view.root().is_err(), "{field}: {value}");
+        bench.check(&bytes).unwrap();
+    }
+    let mut bytes = bench.bytes;
+    bytes.truncate(root);
+    seal(&mut bytes);
+    assert!(View::parse(bytes).is_err());
 }
 
 /// Directories that all have the same entries would be gone through for ages.

@@ -396,6 +396,23 @@ fn entries_that_come_twice() {
 }
 
 #[test]
+fn the_last_entry_of_a_directory_counts() {
+    let dir = |tar: Tar, mode: u32, time: u64| {
+        tar.block(b'5', b"d", b"", b"", |h| {
+            h.set_mode(mode);
+            h.set_mtime(time);
+        })
+    };
+    let tar = dir(Tar::default(), 0o500, 1_000);
+    let tar = dir(tar.dir("d/in").file("d/in/f", b"x"), 0o750, 2_000);
+    let site = Site::new();
+    site.round(&tar.end());
+    let stat = site.stat("d");
+    assert_eq!((stat.mode() & 0o7777, stat.mtime()), (0o750, 2_000));
+    assert_eq!(site.stat("d/in").mtime(), 1_500_000_000);
+}
+
+#[test]
 fn every_damaged_file_is_named() {
     let mut tar = Tar::default();
     for i in 0..6 {

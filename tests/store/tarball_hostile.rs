@@ -263,5 +263,5 @@ fn a_device_in_place_of_a_file_is_not_opened() {
     .unwrap();
     let (_, damage) = site.damage(&split);
     assert_eq!(damage.len(), 1);
-    assert_eq!(damage[0].what, "is not a regular file");
+    assert_eq!(damage[0].what, "is a character device, not a file");
 }

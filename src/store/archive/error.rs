@@ -4,6 +4,7 @@ use std::io;
 
 use crate::store::Digest;
 use crate::store::error::io_remedy;
+use crate::store::json::shown;
 
 /// A failure while an image archive is read or written.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +74,11 @@ pub enum ArchiveError {
 
 impl ArchiveError {
     pub(super) fn read(archive: &str, source: io::Error) -> Self {
+        // The messages of those who read tars quote the archive.
+        let source = match source.raw_os_error() {
+            Some(_) => source,
+            None => io::Error::new(source.kind(), shown(&source.to_string())),
+        };
         Self::Read {
             archive: archive.to_owned(),
             source,

@@ -4,7 +4,7 @@
 //! earlier entry may have made them, mean what they mean to a process whose root is the
 //! layer, which is how Docker unpacks. The last component is never followed.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -28,8 +28,9 @@ pub(super) struct Place<'d> {
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Whether a file was placed through a symlink: its tar-split line needs that to stay.
     through_symlink: bool,
-    /// Modes and times of directories, which are set when all is in them.
-    directories: Vec<(Vec<u8>, Entry)>,
+    /// Modes and times of directories, which are set when all is in them. The last entry of a
+    /// path counts, and however often it comes, it takes memory once.
+    directories: BTreeMap<Vec<u8>, Entry>,
     /// Bytes of files, each inode once, and of symlinks' targets.
     size: u64,
     /// Xattrs that could not be set.
@@ -95,7 +96,7 @@ impl<'d> Place<'d> {
             owners: rustix::process::geteuid().is_root(),
             parent: None,
             through_symlink: false,
-            directories: Vec::new(),
+            directories: BTreeMap::new(),
             size: 0,
             lost: 0,
         }
@@ -339,7 +340,7 @@ impl<'d> Place<'d> {
                 ..entry.clone()
             };
             late.xattrs.retain(|(name, _)| name == DEFAULT_ACL);
-            self.directories.push((path.to_vec(), late));
+            self.directories.insert(path.to_vec(), late);
             return Ok(());
         }
         if entry.kind != Kind::Symlink {
@@ -370,12 +371,8 @@ impl<'d> Place<'d> {
     /// Sets the modes and times of directories, inner ones first.
     pub(super) fn finish(&mut self) -> Result<()> {
         self.parent = None;
-        // The last entry of a path counts.
-        let mut done = HashSet::new();
+        // Behind the path of a directory come those in it.
         for (path, entry) in std::mem::take(&mut self.directories).into_iter().rev() {
-            if !done.insert(path.clone()) {
-                continue;
-            }
             let (parent, last) = split(&path);
             // What is no directory any more was replaced by a later entry.
             let Ok(dir) = open_in(self.root, parent, DIR) else {

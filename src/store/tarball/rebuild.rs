@@ -161,7 +161,6 @@ impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
         let open = |flags| {
             open_in(self.diff, &path, flags | OFlags::NOFOLLOW).map_err(|errno| match errno {
                 Errno::NOENT | Errno::NOTDIR => "is missing".to_owned(),
-                Errno::LOOP => "is a symbolic link, not a file".to_owned(),
                 errno => format!("cannot be opened: {errno}"),
             })
         };
@@ -173,9 +172,9 @@ impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
                 None => Err("is of no known type".to_owned()),
             }
         };
-        // Not opened before that is known: opening a device does things.
+        // Before that is known it is not opened: to open a device may do anything.
         regular(&open(OFlags::PATH)?)?;
-        // NONBLOCK: it may have become a fifo.
+        // NONBLOCK: what became a fifo meanwhile must not hang.
         let fd = open(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
         let stat = regular(&fd)?;
         let length = u64::try_from(stat.st_size).unwrap_or(0);
