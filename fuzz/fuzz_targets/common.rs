@@ -12,7 +12,9 @@ pub fn write_seeds(target: &str) {
         return;
     };
     let targets = unionfs_fuzz::TARGETS.iter();
-    let seeds = targets.filter(|t| t.name == target).flat_map(|t| (t.seeds)());
+    let seeds = targets
+        .filter(|t| t.name == target)
+        .flat_map(|t| (t.seeds)());
     for (number, seed) in seeds.enumerate() {
         if let Err(error) = std::fs::write(dir.join(format!("seed-{number:03}")), seed) {
             eprintln!("{dir:?}: {error}");

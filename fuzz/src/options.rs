@@ -62,9 +62,10 @@ fn names(text: &str) {
     assert_eq!(whole.key(), reference.key());
     assert_eq!(whole.domain(), reference.domain());
     assert_eq!(whole.path(), reference.path());
-    // As in Docker, the short form of docker.io/a.b/c is that of a registry a.b.
     let short = Reference::parse(&reference.key()).unwrap();
     assert_eq!(short.key(), reference.key());
+    assert_eq!(short.domain(), reference.domain());
+    assert_eq!(short.path(), reference.path());
 }
 
 pub fn seeds() -> Vec<Vec<u8>> {

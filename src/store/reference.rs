@@ -164,6 +164,10 @@ fn parse(text: &str) -> Parsed<Reference> {
     if !path.split('/').all(is_component) {
         return Err("the name is malformed");
     }
+    // Its short form, under which it would be kept, is another name or none.
+    if domain == "docker.io" && path.split('/').next().is_some_and(is_host) {
+        return Err("a name on docker.io cannot begin with a host");
+    }
     Ok(Reference {
         domain: domain.to_owned(),
         path,
@@ -172,15 +176,16 @@ fn parse(text: &str) -> Parsed<Reference> {
     })
 }
 
+/// Whether what comes before the first slash is a host.
+fn is_host(first: &str) -> bool {
+    first.contains(['.', ':'])
+        || first == "localhost"
+        || first.bytes().any(|b| b.is_ascii_uppercase())
+}
+
 fn split_domain(name: &str) -> (&str, &str) {
     let (domain, path) = match name.split_once('/') {
-        Some((first, rest))
-            if first.contains(['.', ':'])
-                || first == "localhost"
-                || first.bytes().any(|b| b.is_ascii_uppercase()) =>
-        {
-            (first, rest)
-        }
+        Some((first, rest)) if is_host(first) => (first, rest),
         _ => ("docker.io", name),
     };
     match domain {
@@ -352,6 +357,10 @@ mod tests {
         let long_tag = format!("a:{}", "t".repeat(129));
         let long_name = "n".repeat(256);
         for text in [
+            // Their short forms are names of another registry, or none.
+            "docker.io/a.b/c",
+            "docker.io/localhost/c",
+            "index.docker.io/a_b.c/d:1",
             "",
             "/",
             "a/",
