@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
 
 use super::format::{self, Layer};
 use super::view::{Damaged, Refusal, View};
@@ -88,16 +89,34 @@ pub fn check_layers<B: AsRef<[u8]>>(
 
 /// What identifies each layer.
 pub(super) fn describe(roots: &[Arc<LowerDir>], data_roots: &[Arc<LowerDir>]) -> Vec<Layer> {
-    let plain = roots.iter().map(|root| identity(&root.layer, 0));
+    let ids = id_maps();
+    let plain = roots.iter().map(|root| identity(&root.layer, 0, ids));
     let data = data_roots.iter();
     plain
-        .chain(data.map(|root| identity(&root.layer, format::DATA_ONLY)))
+        .chain(data.map(|root| identity(&root.layer, format::DATA_ONLY, ids)))
         .collect()
+}
+
+/// Tells user namespaces apart in which the same files have other owners, such as that of
+/// `podman unshare` (user_namespaces(7), "User and group ID mappings").
+pub(super) fn id_maps() -> u32 {
+    let mut hash = Sha256::new();
+    for map in ["/proc/self/uid_map", "/proc/self/gid_map"] {
+        // What cannot be read counts as one more mapping.
+        let map = std::fs::read_to_string(map).unwrap_or_default();
+        for number in map.split_whitespace() {
+            hash.update(number);
+            hash.update([0]);
+        }
+        hash.update([1]);
+    }
+    let [a, b, c, d, ..]: [u8; 32] = hash.finalize().into();
+    u32::from_le_bytes([a, b, c, d])
 }
 
 /// Device numbers change when a machine starts again, and paths when a disk is mounted
 /// elsewhere; these do not. A directory made anew, copied or changed has another change time.
-fn identity(layer: &layer::lower::Layer, flags: u32) -> Layer {
+fn identity(layer: &layer::lower::Layer, flags: u32, ids: u32) -> Layer {
     // As it is now: the layer may have been opened long ago.
     let stat = At::fd(std::os::fd::AsFd::as_fd(&layer.root)).stat();
     let stat = stat.unwrap_or(layer.stat);
@@ -110,6 +129,6 @@ fn identity(layer: &layer::lower::Layer, flags: u32) -> Layer {
         ctime_nsec: stat.ctime.nsec.into(),
         btime_nsec: born.nsec.into(),
         flags: (flags | format::dialect_bits(layer.dialect)).into(),
-        spare: 0.into(),
+        ids: ids.into(),
     }
 }

@@ -86,8 +86,8 @@ records! {
         pub btime_nsec: U32,
         /// Which markers were read: bits of [`dialect_bits`]; [`DATA_ONLY`].
         pub flags: U32,
-        /// Zero.
-        pub spare: U32,
+        /// A digest of how the maker's user namespace maps IDs: owners are as he saw them.
+        pub ids: U32,
     }
 
     /// A file or directory of a layer. Those with a name in a merged directory stand

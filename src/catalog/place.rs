@@ -30,12 +30,14 @@ pub fn dir(own_root: &Path) -> PathBuf {
 }
 
 /// Where the catalog of a chain is. Stores have catalogs of their own, also of the same
-/// chain: its files have other inode numbers there.
+/// chain: its files have other inode numbers there. So have user namespaces that map IDs
+/// otherwise: its files have other owners there.
 pub fn path(own_root: &Path, label: &Label) -> PathBuf {
     let mut store = Sha256::new();
     store.update(&label.store);
     store.update([0]);
     store.update(&label.driver);
+    store.update(super::file::id_maps().to_le_bytes());
     let store = store.finalize();
     dir(own_root).join(format!("{}-{}", hex(&label.chain), hex(&store[..8])))
 }

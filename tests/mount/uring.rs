@@ -180,17 +180,32 @@ impl Stuck {
         signal(self.below.mounted().servers()[0], Signal::CONT);
     }
 
-    /// Threads on the first CPU that read the files, each its own.
+    /// Threads on the first CPU that read the files, each its own. One after the other, as
+    /// soon as there is a place for it: what the kernel has to queue it gives out again only
+    /// with an answer, and here nobody answers (docs/ARCHITECTURE.md, "Two ways").
     fn readers(&self, files: usize) -> mpsc::Receiver<std::io::Result<String>> {
         let (sender, results) = mpsc::channel();
         for n in 0..files {
+            assert!(poll(|| self.has_idle_place()), "no place for reader {n}");
             let (path, sender) = (self.mnt.join(format!("f{n}")), sender.clone());
             std::thread::spawn(move || {
                 on_first_cpu();
                 let _ = sender.send(fs::read_to_string(path));
             });
+            // Its READ and what grows for the next.
+            assert!(poll(|| threads(self.server(), "unionfs-cpu0").len() > n + 1));
         }
+        assert!(poll(|| self.has_idle_place()));
         results
+    }
+
+    /// Whether a thread of the first CPU waits for requests.
+    fn has_idle_place(&self) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.server())).unwrap();
+        tasks.filter_map(Result::ok).any(|task| {
+            let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            read("comm").trim() == "unionfs-cpu0" && read("wchan") == "io_cqring_wait"
+        })
     }
 
     fn server(&self) -> u32 {
