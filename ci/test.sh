@@ -27,7 +27,7 @@ else
 fi
 # Root only: nothing of these suites runs without mounts.
 [ "$(id -u)" != 0 ] || ci/tools.sh
-cargo test --quiet "$@"
+cargo test --quiet --no-fail-fast "$@"
 # Not when particular tests are asked for.
 [ $# = 0 ] || exit 0
 if [ "$(id -u)" != 0 ]; then
