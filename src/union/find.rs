@@ -26,7 +26,12 @@ impl Union {
     /// The file with a number, counted; ESTALE when no name leads to it any more.
     pub fn find_number(&self, ino: Ino) -> Result<EntryRef<'_>> {
         if let Some(known) = self.counted(ino)? {
-            return Ok(known);
+            // Removed, and nobody has it open: the kernel would know it. Only its FORGET has
+            // not come yet.
+            return match known.attr().nlink {
+                0 => Err(Errno::STALE.into()),
+                _ => Ok(known),
+            };
         }
         // One search at a time: each may read the whole tree.
         let _one = self.searching.lock();
