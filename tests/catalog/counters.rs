@@ -2,13 +2,12 @@
 //! over one layer as over five hundred.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
 use crate::common::layers::{self, Form, Layer};
 use crate::common::mount::{Fs, Scratch, Stack};
-use crate::common::{need_mounts, skip};
+use crate::common::need_mounts;
+use crate::common::strace::{Trace, need_strace};
 
 /// The same tree over any number of layers: every layer has every directory, and its share
 /// of the files.
@@ -54,45 +53,13 @@ fn walk(dir: &Path) -> usize {
     count
 }
 
-/// `strace -c` on a process with all its threads.
-struct Counter(Child);
-
-impl Counter {
-    fn attach(pid: u32) -> Self {
-        let mut child = Command::new("strace")
-            .args(["-f", "-c", "-p", &pid.to_string()])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // It says so once it holds them all.
-        let mut line = String::new();
-        let stderr = child.stderr.as_mut().unwrap();
-        let mut byte = [0];
-        while !line.contains("attached") {
-            stderr.read_exact(&mut byte).unwrap();
-            line.push(byte[0].into());
-        }
-        Self(child)
-    }
-
-    /// Calls by name.
-    fn stop(mut self) -> BTreeMap<String, u64> {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-        let stderr = BufReader::new(self.0.stderr.take().unwrap());
-        let mut calls = BTreeMap::new();
-        for line in stderr.lines() {
-            let line = line.unwrap();
-            let words: Vec<&str> = line.split_whitespace().collect();
-            if let [_, _, _, count, .., name] = words[..]
-                && let Ok(count) = count.parse()
-            {
-                calls.insert(name.to_owned(), count);
-            }
-        }
-        self.0.wait().unwrap();
-        calls
-    }
+/// Calls by name, as `strace -c` counts them.
+fn counts(summary: &[String]) -> BTreeMap<String, u64> {
+    let count = |line: &String| match line.split_whitespace().collect::<Vec<_>>()[..] {
+        [_, _, _, count, .., name] => Some((name.to_owned(), count.parse().ok()?)),
+        _ => None,
+    };
+    summary.iter().filter_map(count).collect()
 }
 
 /// System calls that reach a layer.
@@ -119,9 +86,9 @@ fn cold_walk(fs: &Fs, count: usize) -> (u64, u64) {
         mnt: scratch.dir("mnt"),
     };
     let mounted = fs.mount(&stack);
-    let counter = Counter::attach(mounted.servers()[0]);
+    let trace = Trace::attach(mounted.servers()[0], scratch.path(), &["-c"]);
     assert_eq!(walk(mounted.path()), 604);
-    let calls = counter.stop();
+    let calls = counts(&trace.end());
     assert!(calls.contains_key("read"), "strace saw nothing: {calls:?}");
     let asked = ON_LAYERS.iter().filter_map(|name| calls.get(*name)).sum();
     (asked, calls["writev"])
@@ -130,9 +97,7 @@ fn cold_walk(fs: &Fs, count: usize) -> (u64, u64) {
 #[test]
 fn a_cold_walk_asks_nothing_of_the_layers_however_many() {
     need_mounts!();
-    if Command::new("strace").arg("-V").output().is_err() {
-        return skip("strace is not installed");
-    }
+    need_strace!();
     let (without, requests) = cold_walk(&Fs::Unionfs(""), 32);
     assert!(without > 1000, "{without} calls without a catalog");
     for count in [1, 4, 32, 128, 500] {

@@ -21,6 +21,7 @@ pub mod layers;
 pub mod map;
 pub mod mount;
 pub mod script;
+pub mod strace;
 pub mod tree;
 pub mod upper;
 pub mod uring;

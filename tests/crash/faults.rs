@@ -3,58 +3,29 @@
 //! it was or what it should become, now and after a remount; and the next try works.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-
-use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::fixture::Fixture;
 use crate::common::layers::{Form, standard, write_all};
-use crate::common::mount::{Scratch, Stack, poll, subject};
+use crate::common::mount::{Scratch, Stack, subject};
+use crate::common::need_mounts;
+use crate::common::strace::{Trace, need_strace};
 use crate::common::tree::{self, Mask, Tree};
-use crate::common::{need_mounts, skip};
 
 /// What changes a disk, and what is opened for it.
 const CALLS: &str = "openat,openat2,linkat,renameat2,unlinkat,mkdirat,mknodat,symlinkat,\
     setxattr,lsetxattr,fsetxattr,removexattr,lremovexattr,fremovexattr,fchmod,fchmodat,?fchmodat2,\
     fchown,fchownat,utimensat,ftruncate,fallocate,copy_file_range,pwrite64,fsync,fdatasync";
 
-/// strace on the server, which lets one call fail.
-struct Fault {
-    strace: Child,
-    log: PathBuf,
-}
-
-impl Fault {
-    /// `which`: a call's name, and which of its uses in a thread fails.
-    fn start(f: &Fixture, which: Option<&(String, usize)>) -> Self {
-        let log = f.scratch.path().join("strace.log");
-        let err = f.scratch.path().join("strace.err");
-        let server = f.mounted().servers()[0];
-        let mut strace = Command::new("strace");
-        strace.args(["-f", "-e", &format!("trace={CALLS}")]);
-        if let Some((call, nth)) = which {
-            strace.args(["-e", &format!("inject={call}:error=EIO:when={nth}")]);
-        }
-        let strace = strace
-            .args(["-p", &server.to_string(), "-o"])
-            .arg(&log)
-            .stderr(Stdio::from(File::create(&err).unwrap()))
-            .spawn()
-            .unwrap();
-        let text = || std::fs::read_to_string(&err).unwrap_or_default();
-        assert!(poll(|| text().contains("attached")), "{}", text());
-        Self { strace, log }
+/// strace on the server, which lets one call fail: `which` is its name, and which of its uses in
+/// a thread.
+fn fault(f: &Fixture, which: Option<&(String, usize)>) -> Trace {
+    let trace = format!("trace={CALLS}");
+    let inject = which.map(|(call, nth)| format!("inject={call}:error=EIO:when={nth}"));
+    let mut args = vec!["-e", &trace];
+    if let Some(inject) = &inject {
+        args.extend(["-e", inject]);
     }
-
-    /// The calls seen, one a line: thread, call.
-    fn end(mut self) -> Vec<String> {
-        kill_process(Pid::from_child(&self.strace), Signal::INT).unwrap();
-        self.strace.wait().unwrap();
-        let log = std::fs::read_to_string(&self.log).unwrap();
-        log.lines().map(str::to_owned).collect()
-    }
+    Trace::of(f, &args)
 }
 
 /// Each use of each call in each thread, in order.
@@ -95,9 +66,7 @@ fn differences(old: &Tree, new: &Tree, now: &Tree, mask: &Mask) -> Vec<String> {
 /// Tries `change` with each of its calls failing in turn, after `prepare`.
 fn fail_each_call(prepare: &str, change: &str) {
     need_mounts!();
-    if Command::new("strace").arg("-V").output().is_err() {
-        return skip("needs strace");
-    }
+    need_strace!();
     let mask = Mask::from_now();
     let start = || {
         let scratch = Scratch::tmpfs();
@@ -115,7 +84,7 @@ fn fail_each_call(prepare: &str, change: &str) {
     let (old, new, calls) = {
         let f = start();
         let old = f.tree();
-        let trace = Fault::start(&f, None);
+        let trace = fault(&f, None);
         f.ok(change);
         let calls = trace.end();
         (old, f.tree(), calls)
@@ -125,9 +94,9 @@ fn fail_each_call(prepare: &str, change: &str) {
     let mut failed = 0;
     for one in &uses {
         let mut f = start();
-        let fault = Fault::start(&f, Some(one));
+        let trace = fault(&f, Some(one));
         let answers = f.run(change);
-        let calls = fault.end();
+        let calls = trace.end();
         // Another worker may have had it this time, and with it the first use.
         let Some(what) = calls.iter().find(|l| l.contains("INJECTED")) else {
             continue;

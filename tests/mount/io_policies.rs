@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,7 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::common::fixture::Fixture;
 use crate::common::layers::{self, Form};
 use crate::common::mount::{Fs, Scratch, Stack, poll, unionfs_binary};
-use crate::common::{need_mounts, skip};
+use crate::common::need_mounts;
+use crate::common::strace::{Trace, need_strace};
 
 use super::stats::requests_of;
 
@@ -326,9 +327,7 @@ fn set_id_bits_fall_for_those_who_may_not_keep_them() {
 #[test]
 fn registrations_are_given_back() {
     need_mounts!();
-    if Command::new("strace").arg("-V").output().is_err() {
-        return skip("needs strace");
-    }
+    need_strace!();
     // Over io_uring there are more descriptors, the more there are threads.
     let f = mounted("io=passthrough,transport=classic", true);
     let server = f.mounted().servers()[0];
@@ -340,15 +339,7 @@ fn registrations_are_given_back() {
     std::fs::write(f.at("file"), "x").unwrap();
     drop(File::open(f.at("file")).unwrap());
     let before = descriptors();
-    let (trace, log) = (f.scratch.path().join("trace"), f.scratch.path().join("log"));
-    let mut strace = Command::new("strace")
-        .args(["-f", "-e", "trace=ioctl", "-p", &server.to_string(), "-o"])
-        .arg(&trace)
-        .stderr(Stdio::from(File::create(&log).unwrap()))
-        .spawn()
-        .unwrap();
-    let text = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
-    assert!(poll(|| text(&log).contains("attached")), "{}", text(&log));
+    let trace = Trace::of(&f, &["-e", "trace=ioctl"]);
     for _ in 0..500 {
         let all = [(); 2].map(|()| File::open(f.at("file")).unwrap());
         drop(all);
@@ -356,7 +347,7 @@ fn registrations_are_given_back() {
     // _IOW(229, 1, 16 bytes) and _IOW(229, 2, 4 bytes).
     let calls = |number: &str| {
         let is_it = |line: &&str| line.contains(number) && !line.contains("resumed");
-        text(&trace).lines().filter(is_it).count()
+        trace.text().lines().filter(is_it).count()
     };
     let opened = || calls("_IOC(_IOC_WRITE, 0xe5, 0x1, 0x10)");
     let closed = || calls("_IOC(_IOC_WRITE, 0xe5, 0x2, 0x4)");
@@ -366,13 +357,9 @@ fn registrations_are_given_back() {
         opened(),
         closed()
     );
-    kill_process(Pid::from_child(&strace), Signal::INT).unwrap();
-    strace.wait().unwrap();
-    assert!(
-        opened() <= 500,
-        "{} for 1000 opens, two at a time",
-        opened()
-    );
+    let opened = opened();
+    trace.end();
+    assert!(opened <= 500, "{opened} for 1000 opens, two at a time");
     assert!(
         poll(|| descriptors() <= before + 1),
         "{} after {before}",

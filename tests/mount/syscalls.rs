@@ -9,13 +9,11 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-
-use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::fixture::Fixture;
-use crate::common::mount::{Fs, Scratch, Stack, poll};
-use crate::common::{need_mounts, skip};
+use crate::common::mount::{Fs, Scratch, Stack};
+use crate::common::need_mounts;
+use crate::common::strace::{Trace, need_strace};
 
 use super::forget::CACHES;
 
@@ -58,45 +56,15 @@ const NOT_COUNTED: &[&str] = &[
     "ppoll",
 ];
 
-/// strace on the server of a mount.
-struct Trace {
-    strace: Child,
-    file: PathBuf,
-}
-
-fn text(path: &Path) -> String {
-    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
-}
-
-impl Trace {
-    fn start(f: &Fixture) -> Self {
-        let file = f.scratch.path().join("trace");
-        let log = f.scratch.path().join("strace.err");
-        let server = f.mounted().servers()[0];
-        let strace = Command::new("strace")
-            .args(["-f", "-p", &server.to_string(), "-o"])
-            .arg(&file)
-            .stderr(Stdio::from(File::create(&log).unwrap()))
-            .spawn()
-            .unwrap();
-        let attached = || text(&log).contains("attached");
-        assert!(poll(attached), "strace: {}", text(&log));
-        Self { strace, file }
-    }
-
-    /// Detaches; the names of the calls seen.
-    fn end(mut self) -> Vec<String> {
-        kill_process(Pid::from_child(&self.strace), Signal::INT).unwrap();
-        self.strace.wait().unwrap();
-        let text = text(&self.file);
-        let name = |line: &str| {
-            let (_, call) = line.split_once(' ')?;
-            let (name, _) = call.trim_start().split_once('(')?;
-            let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-            (is_name && !NOT_COUNTED.contains(&name)).then(|| name.to_owned())
-        };
-        text.lines().filter_map(name).collect()
-    }
+/// Detaches; the names of the calls seen.
+fn calls(trace: Trace) -> Vec<String> {
+    let name = |line: &str| {
+        let (_, call) = line.split_once(' ')?;
+        let (name, _) = call.trim_start().split_once('(')?;
+        let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        (is_name && !NOT_COUNTED.contains(&name)).then(|| name.to_owned())
+    };
+    trace.end().iter().filter_map(|line| name(line)).collect()
 }
 
 /// A stack of `count` layers. The lowest has what there is to look at and to change, the
@@ -296,9 +264,7 @@ fn budget(operation: &str, layers: usize) -> f64 {
 
 fn keeps_to_the_budget(layers: usize) {
     need_mounts!();
-    if Command::new("strace").arg("-V").output().is_err() {
-        return skip("needs strace");
-    }
+    need_strace!();
     let _undisturbed = CACHES.read();
     let (scratch, stack) = stack(layers);
     // The rings of io_uring have calls of their own.
@@ -308,9 +274,9 @@ fn keeps_to_the_budget(layers: usize) {
     let once = ONCE + layers;
     let mut over = Vec::new();
     for (name, action, times) in OPERATIONS {
-        let trace = Trace::start(&f);
+        let trace = Trace::of(&f, &[]);
         action(f.root());
-        let calls = trace.end();
+        let calls = calls(trace);
         let cost = calls.len().saturating_sub(once) as f64 / *times as f64;
         let allowed = budget(name, layers);
         println!("{layers} layers, {name}: {cost:.2} of {allowed}");

@@ -5,52 +5,19 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-
-use rustix::process::{Pid, Signal, kill_process};
+use std::process::Command;
 
 use crate::common::fixture::Fixture;
 use crate::common::layers::{self, Form};
-use crate::common::mount::{Fs, poll, unionfs_binary};
+use crate::common::mount::{Fs, unionfs_binary};
+use crate::common::strace::{self, Trace, need_strace};
 use crate::common::{need_mounts, skip};
 
-const CALLS: &str = "trace=fsync,fdatasync,syncfs,sync,sync_file_range,linkat,renameat2";
-
-/// strace on the server of a mount.
-struct Trace {
-    strace: Child,
-    file: std::path::PathBuf,
-}
-
-impl Trace {
-    fn start(f: &Fixture) -> Self {
-        let file = f.scratch.path().join("trace");
-        let log = f.scratch.path().join("strace.err");
-        let server = f.mounted().servers()[0];
-        let strace = Command::new("strace")
-            .args(["-f", "-y", "-e", CALLS, "-p", &server.to_string(), "-o"])
-            .arg(&file)
-            .stderr(Stdio::from(File::create(&log).unwrap()))
-            .spawn()
-            .unwrap();
-        let attached = || text(&log).contains("attached");
-        assert!(poll(attached), "strace: {}", text(&log));
-        Self { strace, file }
-    }
-
-    /// Detaches; the calls seen, one a line.
-    fn end(mut self) -> Vec<String> {
-        let pid = Pid::from_child(&self.strace);
-        kill_process(pid, Signal::INT).unwrap();
-        self.strace.wait().unwrap();
-        text(&self.file).lines().map(str::to_owned).collect()
-    }
-}
-
-fn text(path: &Path) -> String {
-    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
-}
+const CALLS: &[&str] = &[
+    "-y",
+    "-e",
+    "trace=fsync,fdatasync,syncfs,sync,sync_file_range,linkat,renameat2",
+];
 
 /// Everything a program can do for its data.
 fn sync_everything(f: &Fixture) {
@@ -76,13 +43,13 @@ fn sync_everything(f: &Fixture) {
 }
 
 fn traced(options: &'static str) -> Option<(Fixture, Vec<String>)> {
-    if Command::new("strace").arg("-V").output().is_err() {
+    if !strace::is_installed() {
         skip("needs strace");
         return None;
     }
     let fs = Fs::Unionfs(options);
     let f = Fixture::with(&fs, &layers::standard(), Form::Kernel, true);
-    let trace = Trace::start(&f);
+    let trace = Trace::of(&f, CALLS);
     sync_everything(&f);
     let calls = trace.end();
     Some((f, calls))
@@ -117,11 +84,9 @@ fn syncs_reach_the_upper() {
 #[test]
 fn unmounting_syncs_nothing() {
     need_mounts!();
-    if Command::new("strace").arg("-V").output().is_err() {
-        return skip("needs strace");
-    }
+    need_strace!();
     let mut f = Fixture::standard();
-    let trace = Trace::start(&f);
+    let trace = Trace::of(&f, CALLS);
     std::fs::write(f.at("new"), "data").unwrap();
     f.unmount();
     let calls = trace.end();
@@ -135,13 +100,11 @@ fn unmounting_syncs_nothing() {
 #[test]
 fn syncfs_is_for_unionfs_sync() {
     need_mounts!();
-    if Command::new("strace").arg("-V").output().is_err() {
-        return skip("needs strace");
-    }
+    need_strace!();
     for options in ["", "volatile"] {
         let fs = Fs::Unionfs(options);
         let f = Fixture::with(&fs, &layers::standard(), Form::Kernel, true);
-        let trace = Trace::start(&f);
+        let trace = Trace::of(&f, CALLS);
         std::fs::write(f.at("new"), "data").unwrap();
         rustix::fs::syncfs(File::open(f.root()).unwrap()).unwrap();
         let calls = trace.end();
@@ -156,7 +119,7 @@ fn syncfs_is_for_unionfs_sync() {
             .output()
             .unwrap();
         assert!(sync.status.success(), "{sync:?}");
-        let calls: Vec<_> = text(&file).lines().map(str::to_owned).collect();
+        let calls: Vec<_> = strace::text(&file).lines().map(str::to_owned).collect();
         // What is in the kernel's pages first, then the disk.
         assert!(position(&calls, "syncfs", "/mnt") < position(&calls, "syncfs", "/upper"));
     }
