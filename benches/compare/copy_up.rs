@@ -10,16 +10,12 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{UnmountFlags, unmount};
 
-use crate::Workload;
 use crate::bed::{Bed, NOTHING, sh};
 use crate::common::mount::Stack;
 use crate::layers::{LARGE, LARGE_NAME, fill};
 use crate::metadata::{percentile, timed};
 use crate::report::Sample;
-
-const fn row(name: &'static str, run: crate::Run) -> Workload {
-    Workload { name, run }
-}
+use crate::{Workload, row};
 
 pub(crate) const ALL: &[Workload] = &[
     row("copy-up of 1 GiB by chmod", copy_up),

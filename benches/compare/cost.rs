@@ -9,11 +9,7 @@ use crate::bed::{Bed, NOTHING};
 use crate::layers::{FIO_SIZE, MANY_NAME};
 use crate::metadata::{self, timed};
 use crate::report::{Sample, Unit};
-use crate::{Run, Workload};
-
-const fn row(name: &'static str, run: Run) -> Workload {
-    Workload { name, run }
-}
+use crate::{Workload, row};
 
 pub(crate) const ALL: &[Workload] = &[
     row("server's memory after a walk", memory_after_walk),

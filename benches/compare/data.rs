@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use crate::Workload;
 use crate::bed::{Bed, sh};
 use crate::layers::FIO_SIZE;
 use crate::report::Sample;
+use crate::{Workload, row};
 
 macro_rules! fio_rows {
     ($($section:literal),* $(,)?) => {
         &[
-            $(Workload { name: concat!("fio ", $section), run: |bed| fio(bed, $section) },)*
-            Workload { name: "fio seqread-128k-lower, cold disk", run: cold_read },
+            $(row(concat!("fio ", $section), |bed| fio(bed, $section)),)*
+            row("fio seqread-128k-lower, cold disk", cold_read),
         ]
     };
 }

@@ -46,6 +46,11 @@ struct Workload {
     run: Run,
 }
 
+/// A [`Workload`].
+const fn row(name: &'static str, run: Run) -> Workload {
+    Workload { name, run }
+}
+
 /// unionfs beside kernel overlayfs, fuse-overlayfs and a plain directory
 #[derive(Debug, clap::Parser)]
 struct Args {

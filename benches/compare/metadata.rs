@@ -8,11 +8,7 @@ use std::time::{Duration, Instant};
 use crate::bed::Bed;
 use crate::layers::{FIO_SIZE, MANY, MANY_NAME};
 use crate::report::Sample;
-use crate::{Run, Workload};
-
-const fn row(name: &'static str, run: Run) -> Workload {
-    Workload { name, run }
-}
+use crate::{Run, Workload, row};
 
 /// In this order on one mount.
 pub(crate) const ALL: &[Workload] = &[

@@ -3,9 +3,9 @@
 
 use std::time::Instant;
 
-use crate::Workload;
 use crate::bed::{Bed, NOTHING, sh};
 use crate::report::Sample;
+use crate::{Workload, row};
 
 /// `$1` is the mount, `$2` a directory outside it; programs run in a chroot on the mount
 /// where `$IN` is put before them. Only the second script is timed.
@@ -111,7 +111,7 @@ END
 
 macro_rules! rows {
     ($($n:literal)*) => {
-        &[$(Workload { name: SCRIPTS[$n].name, run: |bed| run(bed, &SCRIPTS[$n]) }),*]
+        &[$(row(SCRIPTS[$n].name, |bed| run(bed, &SCRIPTS[$n]))),*]
     };
 }
 
