@@ -47,9 +47,7 @@ impl Layer {
             stat,
         })
     }
-}
 
-impl Layer {
     /// Reaches the layer through a private mount from now on, which the kernel lets nobody
     /// write through and which has no access times: for files handed to the kernel, whose
     /// reads and writes no code of ours sees. To be called before anything in it is opened.

@@ -76,19 +76,8 @@ pub fn get(
         size: u32::try_from(value.len()).unwrap_or(u32::MAX),
         flags: 0,
     };
-    // SAFETY: both names are NUL-terminated, `args` is a `struct xattr_args`, and the kernel
-    // writes at most its `size` bytes to `value`.
-    result(unsafe {
-        libc::syscall(
-            GETXATTRAT,
-            dir.as_raw_fd(),
-            name.as_ptr(),
-            libc::AT_SYMLINK_NOFOLLOW,
-            attribute.as_ptr(),
-            &raw const args,
-            size_of::<Args>(),
-        )
-    })
+    // SAFETY: the kernel writes at most `size` bytes to `value`, which is ours alone.
+    unsafe { with_args(GETXATTRAT, dir, name, attribute, &args) }
 }
 
 /// Sets an extended attribute, a symlink's own; `flags` as setxattr(2) has them.
@@ -104,19 +93,32 @@ pub fn set(
         size: u32::try_from(value.len()).map_err(|_| Errno::TOOBIG)?,
         flags,
     };
-    // SAFETY: as for `get`; the kernel only reads `value`.
-    let rc = result(unsafe {
+    // SAFETY: the kernel reads `size` bytes of `value`, and writes nothing.
+    unsafe { with_args(SETXATTRAT, dir, name, attribute, &args) }.map(drop)
+}
+
+/// # Safety
+/// `args` must tell of memory that the call `number` may read or write.
+unsafe fn with_args(
+    number: libc::c_long,
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    attribute: &CStr,
+    args: &Args,
+) -> Result<usize, Errno> {
+    // SAFETY: both names are NUL-terminated, and `args` is a `struct xattr_args` of that size;
+    // the rest is the caller's promise.
+    result(unsafe {
         libc::syscall(
-            SETXATTRAT,
+            number,
             dir.as_raw_fd(),
             name.as_ptr(),
             libc::AT_SYMLINK_NOFOLLOW,
             attribute.as_ptr(),
-            &raw const args,
+            &raw const *args,
             size_of::<Args>(),
         )
-    });
-    rc.map(drop)
+    })
 }
 
 #[cfg(test)]
