@@ -52,11 +52,16 @@ pub fn load(
         };
         only.names = names.to_vec();
     }
+    let archive = Archive {
+        store,
+        source,
+        limits: &wanted.limits,
+        progress,
+    };
     let mut intake = store.intake();
     let mut loaded = Vec::new();
     for image in &incoming {
-        let limits = &wanted.limits;
-        loaded.push(one(store, &mut intake, source, image, limits, progress)?);
+        loaded.push(archive.image(&mut intake, image)?);
     }
     let named = incoming.iter().zip(&loaded);
     intake.finish(named.flat_map(|(image, loaded)| {
@@ -75,30 +80,17 @@ pub(in crate::store) fn take(
     limits: &Limits,
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Loaded> {
+    let archive = Archive {
+        store,
+        source,
+        limits,
+        progress,
+    };
     let mut intake = store.intake();
-    let mut loaded = one(store, &mut intake, source, image, limits, progress)?;
+    let mut loaded = archive.image(&mut intake, image)?;
     loaded.names = names.iter().map(Reference::key).collect();
     intake.finish(names.iter().map(|name| (name, loaded.id)))?;
     Ok(loaded)
-}
-
-/// Takes in the layers and the configuration, under the names that the archive has for it.
-fn one(
-    store: &Exclusive<'_>,
-    intake: &mut Intake<'_>,
-    source: &Source,
-    image: &Incoming,
-    limits: &Limits,
-    progress: &(dyn Fn(Progress<'_>) + Sync),
-) -> Result<Loaded> {
-    let known = intake.new_layers().len();
-    let lost_xattrs = layers(store, intake, source, image, limits, progress)?;
-    Ok(Loaded {
-        id: intake.image(&image.config)?,
-        names: image.names.iter().map(Reference::key).collect(),
-        new_layers: intake.new_layers()[known..].to_vec(),
-        lost_xattrs,
-    })
 }
 
 /// What is taken of an archive.
@@ -110,109 +102,120 @@ pub struct Wanted<'p> {
     pub platform: Option<&'p Platform>,
 }
 
-/// Takes in the layers that the store has not; how many xattrs could not be set.
-fn layers(
-    store: &Exclusive<'_>,
-    intake: &mut Intake<'_>,
-    source: &Source,
-    image: &Incoming,
-    limits: &Limits,
-    progress: &(dyn Fn(Progress<'_>) + Sync),
-) -> Result<u64> {
-    let mut lost = 0;
-    let chain = chain::chain_ids(&image.diff_ids);
-    let mut parent = None;
-    for ((diff_id, blob), chain) in image.diff_ids.iter().zip(&image.layers).zip(&chain) {
-        if store.has_layer(chain)? {
-            progress(Progress::Exists { diff_id });
-        } else {
-            let mut staged = store.stage_layer(parent)?;
-            let unpacked = one_layer(source, blob, diff_id, &mut staged, limits, progress)?;
-            lost += unpacked.lost_xattrs;
-            intake.layer(staged, &unpacked)?;
-            progress(Progress::Done);
-        }
-        parent = Some(chain);
-    }
-    Ok(lost)
+/// An archive, and the store that takes its images in.
+struct Archive<'a> {
+    store: &'a Exclusive<'a>,
+    source: &'a Source,
+    limits: &'a Limits,
+    progress: &'a (dyn Fn(Progress<'_>) + Sync),
 }
 
-fn one_layer(
-    source: &Source,
-    blob: &LayerBlob,
-    diff_id: &Digest,
-    staged: &mut StagedLayer<'_>,
-    limits: &Limits,
-    progress: &(dyn Fn(Progress<'_>) + Sync),
-) -> Result<Unpacked> {
-    let shown = excerpt(blob.path.as_bytes());
-    let unpacked = unpack_blob(source, blob, diff_id, staged, limits, progress)?;
-    if unpacked.diff_id != *diff_id {
-        return Err(ArchiveError::Digest {
-            archive: source.name().to_owned(),
-            entry: shown,
-            expected: *diff_id,
-            actual: unpacked.diff_id,
-        }
-        .into());
+impl Archive<'_> {
+    /// Takes in the layers and the configuration, under the names that the archive has for it.
+    fn image(&self, intake: &mut Intake<'_>, image: &Incoming) -> Result<Loaded> {
+        let known = intake.new_layers().len();
+        let lost_xattrs = self.layers(intake, image)?;
+        Ok(Loaded {
+            id: intake.image(&image.config)?,
+            names: image.names.iter().map(Reference::key).collect(),
+            new_layers: intake.new_layers()[known..].to_vec(),
+            lost_xattrs,
+        })
     }
-    Ok(unpacked)
-}
 
-fn unpack_blob(
-    source: &Source,
-    blob: &LayerBlob,
-    diff_id: &Digest,
-    staged: &mut StagedLayer<'_>,
-    limits: &Limits,
-    progress: &(dyn Fn(Progress<'_>) + Sync),
-) -> Result<Unpacked> {
-    let shown = || excerpt(blob.path.as_bytes());
-    let entry = source.open_entry(&blob.path)?;
-    let entry = entry.ok_or_else(|| ArchiveError::Missing {
-        archive: source.name().to_owned(),
-        entry: shown(),
-    })?;
-    let bytes = entry.len();
-    if blob.size.is_some_and(|declared| declared != bytes) {
-        let what = format!("{bytes} bytes, not the {} declared", blob.size.unwrap_or(0));
-        return Err(ArchiveError::entry(source.name(), &shown(), what).into());
-    }
-    progress(Progress::Layer { diff_id, bytes });
-    let failed = |error| ArchiveError::read(source.name(), error);
-    let counter = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let passed = {
-        let counter = counter.clone();
-        move |bytes| {
-            counter.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+    /// Takes in the layers that the store has not; how many xattrs could not be set.
+    fn layers(&self, intake: &mut Intake<'_>, image: &Incoming) -> Result<u64> {
+        let mut lost = 0;
+        let chain = chain::chain_ids(&image.diff_ids);
+        let mut parent = None;
+        for ((diff_id, blob), chain) in image.diff_ids.iter().zip(&image.layers).zip(&chain) {
+            if self.store.has_layer(chain)? {
+                (self.progress)(Progress::Exists { diff_id });
+            } else {
+                let mut staged = self.store.stage_layer(parent)?;
+                let unpacked = self.layer(blob, diff_id, &mut staged)?;
+                lost += unpacked.lost_xattrs;
+                intake.layer(staged, &unpacked)?;
+                (self.progress)(Progress::Done);
+            }
+            parent = Some(chain);
         }
-    };
-    let pipeline = Pipeline::start(entry, passed).map_err(failed)?;
-    let mut stream = Told {
-        pipeline,
-        tell: || {
-            progress(Progress::Bytes(
-                counter.swap(0, std::sync::atomic::Ordering::Relaxed),
-            ))
-        },
-    };
-    let unpacked = staged.unpack(&mut stream, limits);
-    let unpacked = unpacked.map_err(|error| ArchiveError::Layer {
-        archive: source.name().to_owned(),
-        entry: shown(),
-        diff_id: *diff_id,
-        source: Box::new(error),
-    })?;
-    let actual = stream.pipeline.finish().map_err(failed)?;
-    match blob.digest {
-        Some(expected) if expected != actual => Err(ArchiveError::Digest {
-            archive: source.name().to_owned(),
+        Ok(lost)
+    }
+
+    fn layer(
+        &self,
+        blob: &LayerBlob,
+        diff_id: &Digest,
+        staged: &mut StagedLayer<'_>,
+    ) -> Result<Unpacked> {
+        let shown = excerpt(blob.path.as_bytes());
+        let unpacked = self.unpack(blob, diff_id, staged)?;
+        if unpacked.diff_id != *diff_id {
+            return Err(ArchiveError::Digest {
+                archive: self.source.name().to_owned(),
+                entry: shown,
+                expected: *diff_id,
+                actual: unpacked.diff_id,
+            }
+            .into());
+        }
+        Ok(unpacked)
+    }
+
+    fn unpack(
+        &self,
+        blob: &LayerBlob,
+        diff_id: &Digest,
+        staged: &mut StagedLayer<'_>,
+    ) -> Result<Unpacked> {
+        let shown = || excerpt(blob.path.as_bytes());
+        let entry = self.source.open_entry(&blob.path)?;
+        let entry = entry.ok_or_else(|| ArchiveError::Missing {
+            archive: self.source.name().to_owned(),
             entry: shown(),
-            expected,
-            actual,
+        })?;
+        let bytes = entry.len();
+        if blob.size.is_some_and(|declared| declared != bytes) {
+            let what = format!("{bytes} bytes, not the {} declared", blob.size.unwrap_or(0));
+            return Err(ArchiveError::entry(self.source.name(), &shown(), what).into());
         }
-        .into()),
-        _ => Ok(unpacked),
+        (self.progress)(Progress::Layer { diff_id, bytes });
+        let failed = |error| ArchiveError::read(self.source.name(), error);
+        let counter = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let passed = {
+            let counter = counter.clone();
+            move |bytes| {
+                counter.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+            }
+        };
+        let pipeline = Pipeline::start(entry, passed).map_err(failed)?;
+        let mut stream = Told {
+            pipeline,
+            tell: || {
+                (self.progress)(Progress::Bytes(
+                    counter.swap(0, std::sync::atomic::Ordering::Relaxed),
+                ))
+            },
+        };
+        let unpacked = staged.unpack(&mut stream, self.limits);
+        let unpacked = unpacked.map_err(|error| ArchiveError::Layer {
+            archive: self.source.name().to_owned(),
+            entry: shown(),
+            diff_id: *diff_id,
+            source: Box::new(error),
+        })?;
+        let actual = stream.pipeline.finish().map_err(failed)?;
+        match blob.digest {
+            Some(expected) if expected != actual => Err(ArchiveError::Digest {
+                archive: self.source.name().to_owned(),
+                entry: shown(),
+                expected,
+                actual,
+            }
+            .into()),
+            _ => Ok(unpacked),
+        }
     }
 }
 
