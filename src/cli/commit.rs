@@ -10,7 +10,6 @@ use std::path::Path;
 
 use anyhow::bail;
 
-use super::output::{print, print_json};
 use super::transfer::Transfer;
 use super::{open_stores, own};
 use crate::changes::Tree;
@@ -88,10 +87,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     }
     intake.finish([(&name, id)])?;
     transfer.done(Some(&unpacked.diff_id.short()));
-    match args.json {
-        true => print_json(&serde_json::json!({"id": id, "name": name.key()})),
-        false => print(&format!("{id}\n")),
-    }
+    own::print_made(&id, &name, args.json)
 }
 
 /// The image below: the one that is recorded, else one with the same layers.

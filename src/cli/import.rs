@@ -8,7 +8,6 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use super::error::Usage;
-use super::output::{print, print_json};
 use super::own;
 use super::transfer::Transfer;
 use crate::changes::Tree;
@@ -77,10 +76,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         false => from_tar(&store, &args.rootfs, &import, &transfer)?,
     };
     transfer.done(None);
-    match args.json {
-        true => print_json(&serde_json::json!({"id": id, "name": name.key()})),
-        false => print(&format!("{id}\n")),
-    }
+    own::print_made(&id, &name, args.json)
 }
 
 fn from_tar(

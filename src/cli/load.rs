@@ -35,7 +35,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME")]
     tag: Vec<String>,
     /// Take the image for this platform: os/architecture[/variant]
-    #[arg(long, value_name = "PLATFORM", value_parser = platform)]
+    #[arg(long, value_name = "PLATFORM", value_parser = own::platform)]
     platform: Option<Platform>,
     /// Refuse layers, and compressed archives, that expand to more bytes than this
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
@@ -46,11 +46,6 @@ pub(super) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-fn platform(text: &str) -> Result<Platform, String> {
-    let what = "write os/architecture[/variant], such as linux/arm/v7";
-    Platform::parse(text).ok_or_else(|| what.to_owned())
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {

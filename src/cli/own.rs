@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::error::Usage;
+use super::output::{print, print_json};
 use super::{open_stores, warn};
 use crate::fuse::runtime;
+use crate::store::archive::Platform;
 use crate::store::roots::Environment;
 use crate::store::writable::{Exclusive, Writable};
 use crate::store::{Container, Digest, Error, Image, Reference};
@@ -50,6 +52,20 @@ pub(super) fn new_name(text: &str) -> anyhow::Result<Reference> {
         return Err(Usage(what).into());
     }
     Ok(name)
+}
+
+/// A platform, for `--platform`.
+pub(super) fn platform(text: &str) -> Result<Platform, String> {
+    let what = "write os/architecture[/variant], such as linux/arm/v7";
+    Platform::parse(text).ok_or_else(|| what.to_owned())
+}
+
+/// Prints the image that a command has made: its ID, or with its name as JSON.
+pub(super) fn print_made(id: &Digest, name: &Reference, json: bool) -> anyhow::Result<()> {
+    match json {
+        true => print_json(&serde_json::json!({"id": id, "name": name.key()})),
+        false => print(&format!("{id}\n")),
+    }
 }
 
 /// Locks it; says so when that takes a while. Before any `Stores` is opened: who removes

@@ -28,7 +28,7 @@ pub(super) struct Args {
     /// The image: [HOST/]NAME[:TAG][@DIGEST]; a digest is all that counts where there is one
     image: String,
     /// Which one of several: os/architecture[/variant] [default: this machine's]
-    #[arg(long, value_name = "PLATFORM", value_parser = platform)]
+    #[arg(long, value_name = "PLATFORM", value_parser = own::platform)]
     platform: Option<Platform>,
     #[command(flatten)]
     registry: RegistryArgs,
@@ -52,11 +52,6 @@ pub(super) struct RegistryArgs {
     /// Layers at once
     #[arg(long, value_name = "N", default_value_t = PARALLEL, value_parser = at_once)]
     pub(super) parallel: usize,
-}
-
-fn platform(text: &str) -> Result<Platform, String> {
-    let what = "write os/architecture[/variant], such as linux/arm/v7";
-    Platform::parse(text).ok_or_else(|| what.to_owned())
 }
 
 fn at_once(text: &str) -> Result<usize, String> {

@@ -33,15 +33,6 @@ fn home() -> Option<Home> {
     Some(home)
 }
 
-fn names(home: &Home) -> Vec<String> {
-    let images = home.json(["images", "--json"]);
-    let images = images.as_array().unwrap().iter();
-    let names = images.flat_map(|image| image["names"].as_array().unwrap());
-    let mut names: Vec<String> = names.map(|n| n.as_str().unwrap().to_owned()).collect();
-    names.sort();
-    names
-}
-
 fn read(home: &Home, name: &str) -> String {
     std::fs::read_to_string(home.path("mnt").join(name)).unwrap()
 }
@@ -60,7 +51,7 @@ fn a_mounted_chain_keeps_every_image_that_is_it_and_no_other() {
             .failed(1, &["in use", "is mounted on", "/mnt", "unionfs umount"]);
         home.run(["rmi", "-f", image]).failed(1, &["in use"]);
     }
-    assert_eq!(names(&home), ["one:1", "twin:1"]);
+    assert_eq!(home.names(), ["one:1", "twin:1"]);
     assert_eq!(
         (read(&home, "base"), read(&home, "top")),
         ("base".into(), "top".into())
@@ -109,5 +100,5 @@ fn a_named_layer_keeps_its_image_mounted_or_not() {
     home.run(["umount", "mnt"]).ok();
     home.run(["rm", "work"]).ok();
     home.run(["rmi", "one:1"]).ok();
-    assert_eq!(names(&home), [""; 0]);
+    assert_eq!(home.names(), [""; 0]);
 }

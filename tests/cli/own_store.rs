@@ -69,15 +69,6 @@ fn counts(home: &Home) -> (usize, usize) {
     (count("own/overlay2") - 1, count("own/overlay2/l"))
 }
 
-fn names(home: &Home) -> Vec<String> {
-    let images = home.json(["images", "--json"]);
-    let images = images.as_array().unwrap().iter();
-    let names = images.flat_map(|image| image["names"].as_array().unwrap());
-    let mut names: Vec<String> = names.map(|n| n.as_str().unwrap().to_owned()).collect();
-    names.sort();
-    names
-}
-
 #[test]
 fn names_come_and_go_and_the_last_takes_the_image_along() {
     let home = home();
@@ -85,7 +76,7 @@ fn names_come_and_go_and_the_last_takes_the_image_along() {
     // A name is taken from whoever had it.
     assert_eq!(home.run(["tag", "two:1", "one:1"]).ok(), "");
     assert_eq!(
-        names(&home),
+        home.names(),
         ["example.org/x/one:latest", "one:1", "one:latest", "two:1"]
     );
     assert_eq!(home.run(["rmi", "one:1"]).ok(), "Untagged: one:1\n");
@@ -108,7 +99,7 @@ fn names_come_and_go_and_the_last_takes_the_image_along() {
     );
     // base is the other image's too.
     assert_eq!((lines.len(), counts(&home)), (4, (2, 2)));
-    assert_eq!(names(&home), ["two:1"]);
+    assert_eq!(home.names(), ["two:1"]);
     let removed = home.json(["rmi", "--json", "two:1"]);
     assert_eq!(removed[0]["layers"].as_array().unwrap().len(), 2);
     assert_eq!(removed[0]["untagged"], json!(["two:1"]));
@@ -389,7 +380,7 @@ fn prune_finds_every_kind_of_leftover_and_nothing_else() {
     }
     assert_eq!(home.run(["prune"]).ok(), "0B reclaimed\n");
     assert_eq!(counts(&home), before);
-    assert_eq!(names(&home), ["one:1", "one:latest", "two:1"]);
+    assert_eq!(home.names(), ["one:1", "one:latest", "two:1"]);
 }
 
 #[test]
@@ -457,6 +448,6 @@ fn commands_at_the_same_time_wait_for_each_other_and_readers_see_whole_images() 
         }
         reading.join().unwrap();
     });
-    assert_eq!(names(&home).len(), 2 + 8);
+    assert_eq!(home.names().len(), 2 + 8);
     assert_eq!(counts(&home), (3, 3));
 }

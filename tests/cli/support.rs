@@ -174,6 +174,16 @@ impl Home {
         serde_json::from_str(&self.run(args).ok()).unwrap()
     }
 
+    /// The names of all images, sorted.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let images = self.json(["images", "--json"]);
+        let images = images.as_array().unwrap().iter();
+        let names = images.flat_map(|image| image["names"].as_array().unwrap());
+        let mut names: Vec<String> = names.map(|n| n.as_str().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    }
+
     /// The usual writable mount on `mnt`.
     pub(crate) fn mount(&self) {
         assert_eq!(self.run(LAYERS).ok(), "");
