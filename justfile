@@ -47,3 +47,10 @@ parity N="1000":
 # search a parser for inputs that break it (tar, tar_split, metadata, archive, catalog, wire, options)
 fuzz TARGET SECONDS="600":
     ci/fuzz.sh {{TARGET}} {{SECONDS}}
+
+# where an operation's time goes: a table and flame graphs in target/profile (root; see docs/PROFILE.md)
+profile *OPTIONS:
+    ci/install.sh linux-perf python3
+    command -v inferno-flamegraph >/dev/null || cargo install --locked inferno
+    RUSTFLAGS="-C force-frame-pointers=yes" cargo build --release --target-dir target/profile
+    benches/profile.py target/profile/release/unionfs target/profile/report {{OPTIONS}}

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use crate::bed::sh;
 use crate::common::mount::unionfs_binary;
 
-/// Loads `stack` (top first) as image `name` into the store at `root`; the directories that
-/// the store has made of it, top first. `stack` is gone afterwards.
-pub(crate) fn load(root: &Path, name: &str, stack: &[PathBuf]) -> Vec<PathBuf> {
+/// Loads `stack` (top first) as image `name` into the store at `root`. `stack` is gone
+/// afterwards.
+pub(crate) fn load(root: &Path, name: &str, stack: &[PathBuf]) {
     let layout = root.with_extension("layout");
     fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
     let mut layers = Vec::new();
@@ -21,24 +21,35 @@ pub(crate) fn load(root: &Path, name: &str, stack: &[PathBuf]) -> Vec<PathBuf> {
         fs::remove_dir_all(dir).unwrap();
     }
     describe(&layout, name, &layers);
-    unionfs(root, &["load", "--quiet", "-i", layout.to_str().unwrap()]);
+    unionfs(root, &["load", "--quiet", "-i", layout.to_str().unwrap()]).unwrap();
     fs::remove_dir_all(&layout).unwrap();
-    unionfs(root, &["catalog", "build", name]);
-    let listed = unionfs(root, &["layers", "--json", name]);
-    let listed: Vec<Value> = serde_json::from_str(&listed).unwrap();
-    let paths = listed.iter().map(|l| l["path"].as_str().unwrap().into());
-    paths.rev().collect()
 }
 
-fn unionfs(root: &Path, args: &[&str]) -> String {
+/// The directories that the store has made of an image, top first; `None` where it is not there.
+pub(crate) fn directories(root: &Path, name: &str) -> Option<Vec<PathBuf>> {
+    let listed = unionfs(root, &["layers", "--json", name]).ok()?;
+    let listed: Vec<Value> = serde_json::from_str(&listed).unwrap();
+    let paths = listed.iter().map(|l| l["path"].as_str().unwrap().into());
+    Some(paths.rev().collect())
+}
+
+/// The catalog of its chain, which else the first mount makes.
+pub(crate) fn build_catalog(root: &Path, name: &str) {
+    unionfs(root, &["catalog", "build", name]).unwrap();
+}
+
+/// What `unionfs` prints, or says is wrong.
+fn unionfs(root: &Path, args: &[&str]) -> Result<String, String> {
     let output = Command::new(unionfs_binary())
         .args(args)
         .env("UNIONFS_ROOT", root)
         .output()
         .unwrap();
+    if output.status.success() {
+        return Ok(String::from_utf8(output.stdout).unwrap());
+    }
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "unionfs {args:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
+    Err(format!("unionfs {args:?}: {errors}"))
 }
 
 /// A blob of the layout: its descriptor.

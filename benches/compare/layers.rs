@@ -15,7 +15,8 @@ use crate::image;
 /// The files, in stacks of several depths; and somewhere to put more.
 pub(crate) struct Layers {
     pub(crate) scratch: Scratch,
-    tree: PathBuf,
+    /// Kept from run to run: removing it makes the images anew.
+    images: PathBuf,
     /// Whether the tree is a root file system with programs in it.
     pub(crate) rootfs: bool,
     /// Directories of each image, top first.
@@ -40,50 +41,60 @@ pub(crate) const MANY: usize = 100_000;
 pub(crate) const MILLION: &str = "bench:million";
 
 impl Layers {
-    /// From a Debian root file system (kept in `target/bench/rootfs`), or `quick`ly made up.
-    pub(crate) fn make(quick: bool) -> Self {
-        let scratch = Scratch::disk();
-        let tree = if quick {
-            made_tree(&scratch.dir("tree"))
-        } else {
-            rootfs()
-        };
+    /// From a Debian root file system, or `quick`ly made up. Makes the images that are `wanted`
+    /// and not there yet; they stay in `target/bench`.
+    pub(crate) fn make(quick: bool, wanted: impl Fn(&str) -> bool) -> Self {
+        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
         let mut layers = Self {
-            scratch,
-            tree,
+            scratch: Scratch::disk(),
+            images: kept.join(if quick { "images-quick" } else { "images" }),
             rootfs: !quick,
             stacks: BTreeMap::new(),
         };
-        for depth in DEPTHS {
-            let name = Self::image(depth);
-            eprintln!("image {name}");
-            let stack = layers.spread(depth);
-            if depth == DEPTH {
-                fill(&stack[0].join(LARGE_NAME), LARGE);
-                fill(&stack[0].join("lower.bin"), FIO_SIZE);
-                fill_directory(&stack[depth - 1].join(MANY_NAME), MANY);
-            }
-            layers.load(&name, &stack);
+        let mut tree = None;
+        for depth in DEPTHS.into_iter().filter(|d| wanted(&Self::image(*d))) {
+            layers.keep(&Self::image(depth), |scratch| {
+                let tree = tree.get_or_insert_with(|| match quick {
+                    true => made_tree(&scratch.dir("tree")),
+                    false => rootfs(&kept.join("rootfs")),
+                });
+                let stack = spread(tree, &scratch.path().join(format!("stack-{depth}")), depth);
+                if depth == DEPTH {
+                    fill(&stack[0].join(LARGE_NAME), LARGE);
+                    fill(&stack[0].join("lower.bin"), FIO_SIZE);
+                    fill_directory(&stack[depth - 1].join(MANY_NAME), MANY);
+                }
+                stack
+            });
         }
-        if !quick {
-            eprintln!("image {MILLION}");
-            let layer = layers.scratch.dir("million");
-            for n in 0..1000 {
-                fill_directory(&layer.join(n.to_string()), 1000);
-            }
-            layers.load(MILLION, &[layer]);
+        if !quick && wanted(MILLION) {
+            layers.keep(MILLION, |scratch| {
+                let layer = scratch.dir("million");
+                for n in 0..1000 {
+                    fill_directory(&layer.join(n.to_string()), 1000);
+                }
+                vec![layer]
+            });
         }
         layers
     }
 
-    fn load(&mut self, name: &str, stack: &[PathBuf]) {
-        let stack = image::load(&self.store(), name, stack);
+    /// Loads what `make` gives, unless an earlier run has.
+    fn keep(&mut self, name: &str, make: impl FnOnce(&Scratch) -> Vec<PathBuf>) {
+        let store = self.store();
+        let stack = image::directories(&store, name).unwrap_or_else(|| {
+            eprintln!("making image {name} in {}", store.display());
+            image::load(&store, name, &make(&self.scratch));
+            image::directories(&store, name).unwrap()
+        });
+        // Nothing to do when there is one that this version reads.
+        image::build_catalog(&store, name);
         self.stacks.insert(name.to_owned(), stack);
     }
 
     /// Data root of the store that the images are in.
     pub(crate) fn store(&self) -> PathBuf {
-        self.scratch.path().join("store")
+        self.images.clone()
     }
 
     /// Name of the image with so many layers.
@@ -95,18 +106,17 @@ impl Layers {
     pub(crate) fn stack(&self, image: &str) -> Option<&[PathBuf]> {
         self.stacks.get(image).map(Vec::as_slice)
     }
+}
 
-    /// Every file goes to one of `depth` layers; a directory to those that have something in
-    /// it, which is what makes a merge.
-    fn spread(&self, depth: usize) -> Vec<PathBuf> {
-        let base = self.scratch.path().join(format!("stack-{depth}"));
-        let stack: Vec<_> = (0..depth).map(|n| base.join(n.to_string())).collect();
-        for layer in &stack {
-            fs::create_dir_all(layer).unwrap();
-        }
-        place(&self.tree, Path::new(""), &stack);
-        stack
+/// Every file goes to one of `depth` layers; a directory to those that have something in it,
+/// which is what makes a merge.
+fn spread(tree: &Path, base: &Path, depth: usize) -> Vec<PathBuf> {
+    let stack: Vec<_> = (0..depth).map(|n| base.join(n.to_string())).collect();
+    for layer in &stack {
+        fs::create_dir_all(layer).unwrap();
     }
+    place(tree, Path::new(""), &stack);
+    stack
 }
 
 fn fill_directory(dir: &Path, entries: usize) {
@@ -176,16 +186,14 @@ fn made_tree(dir: &Path) -> PathBuf {
     dir.to_path_buf()
 }
 
-fn rootfs() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let dir = root.join("target/bench/rootfs");
+fn rootfs(dir: &Path) -> PathBuf {
     if !dir.exists() {
         eprintln!("making a Debian root file system in {}", dir.display());
         fs::create_dir_all(dir.parent().unwrap()).unwrap();
-        let script = root.join("benches/rootfs.sh");
-        if let Err(why) = sh("\"$1\" \"$2\"", &[&script, &dir]) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/rootfs.sh");
+        if let Err(why) = sh("\"$1\" \"$2\"", &[&script, dir]) {
             panic!("benches/rootfs.sh: {why} (--quick measures without it)");
         }
     }
-    dir
+    dir.to_path_buf()
 }

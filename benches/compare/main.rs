@@ -111,7 +111,7 @@ fn measure(args: &Args) -> Report {
     } else {
         args.rounds
     };
-    let layers = Layers::make(args.quick);
+    let layers = Layers::make(args.quick, |image| needs(args, image));
     let mut subjects = bed::subjects(args.peer.clone());
     subjects.retain(|s| {
         args.subjects.is_empty() || s.name == "kernel" || args.subjects.contains(&s.name)
@@ -143,6 +143,18 @@ fn measure(args: &Args) -> Report {
 
 fn wanted(args: &Args, name: &str) -> bool {
     args.only.as_ref().is_none_or(|text| name.contains(text))
+}
+
+/// Whether a row that is wanted is measured on `image`.
+fn needs(args: &Args, image: &str) -> bool {
+    if image == MILLION {
+        return cost::MILLION.iter().any(|w| wanted(args, w.name));
+    }
+    let depth = image.rsplit(':').next().unwrap_or(image);
+    image == Layers::image(DEPTH)
+        || metadata::DEPTH
+            .iter()
+            .any(|(name, _)| wanted(args, &format!("{name}, {depth} layers")))
 }
 
 fn on_the_stack(

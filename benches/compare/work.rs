@@ -16,25 +16,30 @@ struct Script {
     rootfs: bool,
 }
 
+/// Runs before each: the sources, as an archive beside the mount and unpacked on it.
+const SOURCES: &str = r#"cd "$2"; [ -e src.tar ] || { mkdir -p src; for d in $(seq 40); do mkdir src/d$d
+    for f in $(seq 50); do printf 'int f_%s_%s(void){return %s;}\n' $d $f $f >src/d$d/f$f.c; done; done
+    tar cf src.tar src; rm -r src; }
+    [ -e "$1/work" ] || { mkdir "$1/work"; tar xf "$2/src.tar" -C "$1/work"; }"#;
+
 const SCRIPTS: [Script; 11] = [
     Script {
         name: "untar of a source tree",
-        before: r#"cd "$2"; [ -e src.tar ] || { mkdir -p src; for d in $(seq 40); do mkdir src/d$d
-            for f in $(seq 50); do printf 'int f_%s_%s(void){return %s;}\n' $d $f $f >src/d$d/f$f.c; done; done
-            tar cf src.tar src; rm -r src; }"#,
-        timed: r#"mkdir -p "$1/work"; tar xf "$2/src.tar" -C "$1/work""#,
+        before: r#"rm -rf "$1/work""#,
+        timed: r#"mkdir "$1/work"; tar xf "$2/src.tar" -C "$1/work""#,
         rootfs: false,
     },
     Script {
         name: "git init, add, commit",
-        before: "true",
+        before: r#"rm -rf "$1/work/src/.git""#,
         timed: r#"cd "$1/work/src"; git init -q .; git add .
             git -c user.name=n -c user.email=e commit -q -m all"#,
         rootfs: false,
     },
     Script {
         name: "git clone, status",
-        before: "true",
+        before: r#"cd "$1/work/src"; [ -e .git ] || { git init -q .; git add .
+            git -c user.name=n -c user.email=e commit -q -m all; }"#,
         timed: r#"cd "$1/work"; git clone -q src clone; git -C clone status -s"#,
         rootfs: false,
     },
@@ -122,6 +127,7 @@ fn run(bed: &mut Bed<'_>, script: &Script) -> Result<Sample, String> {
         return Err(NOTHING.into());
     }
     let args = [bed.path(), bed.outside()];
+    sh(SOURCES, &args)?;
     sh(script.before, &args)?;
     let start = Instant::now();
     sh(script.timed, &args)?;
