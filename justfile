@@ -31,9 +31,9 @@ bench *ARGS:
 bench-diff OLD NEW:
     cargo bench --bench compare -- --diff {{OLD}} {{NEW}}
 
-# the parts of the core by themselves (criterion)
+# the parts of the core and of the store by themselves (criterion)
 bench-parts *ARGS:
-    cargo bench --bench union {{ARGS}}
+    cargo bench --bench union --bench store {{ARGS}}
 
 # shell completions and man pages, into target/
 generate:

@@ -1,5 +1,6 @@
 //! Criterion benches of the union core through its public interface, without a mount:
-//! lookup (hit, negative, first time), merging directories, the inode table.
+//! lookup (hit, negative, first time), merging directories, the same from a catalog, the
+//! inode table.
 //! `cargo bench --bench union`; no time is asserted.
 
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -8,6 +9,7 @@ use std::hint::black_box;
 use std::path::Path;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
+use unionfs::catalog::{self, Label};
 use unionfs::layer::{Dialect, LayerSpec, StackSpec};
 use unionfs::union::{Options, ROOT_INO, Union};
 
@@ -107,6 +109,50 @@ fn readdir(c: &mut Criterion) {
     group.finish();
 }
 
+/// What costs the same over any number of layers.
+fn catalogued(c: &mut Criterion) {
+    let base = tempfile::tempdir().unwrap();
+    let mut group = c.benchmark_group("catalog");
+    for depth in DEPTHS {
+        let stack = stack(base.path(), depth);
+        let file = base.path().join(format!("{depth}.catalog"));
+        catalog::build(&stack, &Label::default(), &file, &mut |_| true).unwrap();
+        let fresh = |cache| {
+            let options = Options {
+                lookup_cache: cache,
+                catalog: Some(file.clone()),
+                ..Options::default()
+            };
+            let union = Union::new(&stack, options).unwrap();
+            assert!(union.is_catalogued());
+            union
+        };
+        let bottom = format!("l{}-f0", depth - 1).into_bytes();
+        let union = fresh(1);
+        let parent = dir(&union);
+        group.bench_function(BenchmarkId::new("miss", depth), |b| {
+            b.iter(|| {
+                black_box(union.lookup(parent, black_box(&bottom)).unwrap().is_some());
+                black_box(union.lookup(parent, black_box(b"no")).unwrap().is_none());
+            });
+        });
+        group.bench_function(BenchmarkId::new("readdir plus of 200", depth), |b| {
+            let list = |union: Union| {
+                let mut names = 0;
+                let sink = &mut |_: unionfs::union::DirItem<'_, '_>| {
+                    names += 1;
+                    names < FILES
+                };
+                union.readdir(dir(&union), 0, true, sink).unwrap();
+                assert_eq!(names, FILES);
+                union
+            };
+            b.iter_batched(|| fresh(65536), list, BatchSize::LargeInput);
+        });
+    }
+    group.finish();
+}
+
 fn inode_table(c: &mut Criterion) {
     let base = tempfile::tempdir().unwrap();
     let stack = stack(base.path(), 1);
@@ -132,5 +178,5 @@ fn inode_table(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, lookup, readdir, inode_table);
+criterion_group!(benches, lookup, readdir, catalogued, inode_table);
 criterion_main!(benches);

@@ -29,11 +29,18 @@ enum How {
 pub(crate) struct Subject {
     pub(crate) name: String,
     how: How,
+    /// It differs from another one only in rows whose names begin so.
+    only: &'static str,
 }
 
 impl Subject {
     pub(crate) fn is_plain(&self) -> bool {
         matches!(self.how, How::Plain)
+    }
+
+    /// Whether it is worth measuring in this row.
+    pub(crate) fn takes(&self, row: &str) -> bool {
+        row.starts_with(self.only)
     }
 
     /// What a program of somebody else's says it is.
@@ -111,11 +118,16 @@ pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
     let one = |name: &str, how| Subject {
         name: name.into(),
         how,
+        only: "",
     };
     let mut subjects = vec![
         one("kernel", How::Overlay(KERNEL)),
         one("unionfs", How::Image("")),
         one("unionfs io=passthrough", How::Image("io=passthrough")),
+        Subject {
+            only: "fio",
+            ..one("unionfs writeback", How::Image("writeback"))
+        },
     ];
     if Path::new(URING).exists() {
         subjects.push(one(

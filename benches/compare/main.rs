@@ -165,11 +165,15 @@ fn on_the_stack(
     round: usize,
     report: &mut Report,
 ) {
-    if !workloads.iter().any(|w| wanted(args, w.name)) {
+    let wanted: Vec<_> = workloads
+        .iter()
+        .filter(|w| wanted(args, w.name) && subject.takes(w.name))
+        .collect();
+    if wanted.is_empty() {
         return;
     }
     let mut bed = Bed::new(layers, subject, &Layers::image(DEPTH));
-    for workload in workloads.iter().filter(|w| wanted(args, w.name)) {
+    for workload in wanted {
         let outcome = (workload.run)(&mut bed);
         if let (0, Err(why)) = (round, &outcome)
             && why != bed::NOTHING
@@ -188,7 +192,7 @@ fn over_depths(args: &Args, layers: &Layers, subject: &Subject, report: &mut Rep
     for depth in [1, 32, 128, 500] {
         for (name, run) in metadata::DEPTH {
             let name = format!("{name}, {depth} layers");
-            if wanted(args, &name) {
+            if wanted(args, &name) && subject.takes(&name) {
                 let outcome = run(&mut Bed::new(layers, subject, &Layers::image(depth)));
                 report.add(&name, &subject.name, outcome);
             }
@@ -198,7 +202,8 @@ fn over_depths(args: &Args, layers: &Layers, subject: &Subject, report: &mut Rep
 
 /// What takes too long for every round.
 fn on_a_million(args: &Args, layers: &Layers, subject: &Subject, report: &mut Report) {
-    let wanted = cost::MILLION.iter().any(|w| wanted(args, w.name));
+    let worth = |w: &Workload| wanted(args, w.name) && subject.takes(w.name);
+    let wanted = cost::MILLION.iter().any(worth);
     if !wanted || subject.is_plain() || layers.stack(MILLION).is_none() {
         return;
     }
