@@ -10,6 +10,7 @@
 
 use std::path::PathBuf;
 
+use crate::common::base::{Base, Refusing};
 use crate::common::descriptor::HOp;
 use crate::common::exec::{self, Answer};
 use crate::common::layers::{self, Form, Layer};
@@ -41,7 +42,8 @@ struct Side {
     answers: Vec<Answer>,
     tree: Tree,
     upper: Tree,
-    // Last: everything above lies in it.
+    // Last: everything above lies in them.
+    base: Option<Base>,
     _scratch: Scratch,
 }
 
@@ -75,7 +77,12 @@ fn list_lowers(lowers: &[PathBuf]) -> Vec<Tree> {
 }
 
 impl Side {
-    fn run(fs: &Fs, case: &Case<'_>, mask: &Mask) -> Result<Self, String> {
+    fn run(
+        fs: &Fs,
+        case: &Case<'_>,
+        refusing: Option<Refusing>,
+        mask: &Mask,
+    ) -> Result<Self, String> {
         let scratch = match case.tmpfs {
             true => Scratch::tmpfs(),
             false => Scratch::disk(),
@@ -91,20 +98,25 @@ impl Side {
                 lowers.insert(0, made);
             }
         }
+        let base = refusing.map(Base::mount);
+        let upper = match &base {
+            Some(base) => base.upper(),
+            None => (scratch.dir("upper"), scratch.dir("work")),
+        };
         let stack = Stack {
             lowers,
-            upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+            upper: Some(upper),
             mnt: scratch.dir("mnt"),
         };
         // The root's mtime shows through: make it the same on both sides.
         layers::set_mtime(&stack.upper.as_ref().unwrap().0, (1_300_000_000, 5));
         let lowers_before = list_lowers(&stack.lowers);
         let mounted = fs.try_mount(&stack)?;
-        let base = tree::list(mounted.path());
+        let start = tree::list(mounted.path());
         let answers = exec::run(mounted.path(), case.script);
         let tree = tree::list(mounted.path());
         mounted.unmount();
-        let upper = upper::view(&stack.upper.as_ref().unwrap().0, (&base, &tree), mask);
+        let upper = upper::view(&stack.upper.as_ref().unwrap().0, (&start, &tree), mask);
         Ok(Self {
             fs: fs.clone(),
             stack,
@@ -112,6 +124,7 @@ impl Side {
             answers,
             tree,
             upper,
+            base,
             _scratch: scratch,
         })
     }
@@ -119,7 +132,9 @@ impl Side {
     /// Differences between the tree after the script and what remounts show.
     fn check_remounts(&self, other: &Fs, mask: &Mask) -> Vec<String> {
         let mut lines = Vec::new();
-        for (fs, visit) in [(&self.fs, "own"), (other, "other"), (&self.fs, "own again")] {
+        let visits = [(&self.fs, "own"), (other, "other"), (&self.fs, "own again")];
+        let possible = |visit: &str| self.base.is_none() || visit != "other";
+        for (fs, visit) in visits.into_iter().filter(|(_, visit)| possible(visit)) {
             let title = format!("upper of {:?}, remounted by {visit} ({fs:?})", self.fs);
             match fs.try_mount(&self.stack) {
                 Ok(mounted) => {
@@ -220,8 +235,23 @@ fn without_completions(kernel: &Fs, mut found: Vec<String>) -> Vec<String> {
 
 /// Runs the case on both; the differences, empty when there are none.
 pub(crate) fn compare(left: &Fs, right: &Fs, case: &Case<'_>) -> Vec<String> {
+    compare_on(left, right, case, None)
+}
+
+/// As [`compare`], with the upper of the right side on a file system that refuses markers; the
+/// left one never mounts that.
+pub(crate) fn compare_on(
+    left: &Fs,
+    right: &Fs,
+    case: &Case<'_>,
+    base: Option<Refusing>,
+) -> Vec<String> {
     let mask = Mask::from_now();
-    let (l, r) = match (Side::run(left, case, &mask), Side::run(right, case, &mask)) {
+    let sides = (
+        Side::run(left, case, None, &mask),
+        Side::run(right, case, base, &mask),
+    );
+    let (l, r) = match sides {
         (Ok(l), Ok(r)) => (l, r),
         (l, r) => {
             let failed = [l.err(), r.err()].into_iter().flatten();
@@ -233,7 +263,7 @@ pub(crate) fn compare(left: &Fs, right: &Fs, case: &Case<'_>) -> Vec<String> {
     let end = rows.position(|(op, (l, r))| copies_up_to_a_name_that_is_gone(op, l, r));
     if let Some(end) = end {
         let script = &case.script[..end];
-        return compare(left, right, &Case { script, ..*case });
+        return compare_on(left, right, &Case { script, ..*case }, base);
     }
     let mut lines = Vec::new();
     let answers = diff_answers(case.script, &l.answers, &r.answers);
