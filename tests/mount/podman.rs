@@ -11,21 +11,22 @@ use crate::common::mount::{Scratch, unionfs_binary};
 use crate::common::tree::{self, Mask, Tree};
 use crate::common::{need_mounts, skip};
 
-/// What the image is made of.
+/// What the image is made of. (Without hard links: podman mounts without an index, which parts
+/// them; docs/SEMANTICS.md, "Hard links".)
 const IMAGE: &str = "
     mkdir -p bin d/sub emptied gone/deep swap/a steps etc
     for tool in sh cat rm mkdir mv ln chmod chown touch ls dd sleep stat; do
         ln -f bin/busybox bin/$tool
     done
     echo old > d/f; echo g > d/sub/g; echo 1 > gone/deep/f; echo 2 > swap/a/f
-    echo linked > l1; ln l1 l2; ln -s d link; mkfifo pipe; echo x > emptied/x
+    echo 1 > l1; echo 2 > l2; ln -s d link; mkfifo pipe; echo x > emptied/x
     echo tool > tool; chown 12:34 tool; chmod 4755 tool; chmod 1777 emptied";
 
 /// What the container does when it is started for the first, second, third time: each works on
 /// what the one before left.
 const STEPS: [&str; 3] = [
     "rm /d/f; echo new > /d/new; rm -r /gone; mkdir /gone; echo in > /gone/in
-     echo more >> /l1; mv /swap /swapped; rm /link; mkdir /link; echo 1 > /link/inside
+     echo more >> /l1; ln /l1 /l3; mv /swap /swapped; rm /link; mkdir /link; echo 1 > /link/inside
      echo changed >> /tool; rm /emptied/x; mv /pipe /d/pipe; mkdir -p /made/by/us",
     "rm -r /d; mkdir /d; echo again > /d/f; rm -r /link; ln -s /made /link
      rm -r /swapped/a; mkdir /swapped/a; echo 3 > /swapped/a/g; rm /gone/in; mkdir /gone/deep
@@ -88,9 +89,9 @@ impl Podman {
         pack.args(fixed).args(["-C", from, "-cf", to, "."]);
         assert!(pack.status().unwrap().success());
         self.call(program, &["import", "--quiet", to, "image:1"]);
-        let command = "while read -r _ _ _ _ at _ _ _ type _; do
+        let command = "while read -r _ at type _; do
                 [ \"$at\" != / ] || echo $type
-            done < /proc/self/mountinfo
+            done < /proc/self/mounts
             n=$(cat /steps/next); sh -e /steps/$n && echo $((n + 1)) > /steps/next";
         // Limits that a container may be given without CAP_SYS_RESOURCE; no controllers.
         let mut args = vec!["create", "--name", "work", "--network", "none"];
@@ -179,7 +180,7 @@ fn a_container_is_the_same_whoever_mounts_it() {
         [ours, ours, ours],
     ];
     let mask = Mask::from_now();
-    let mut truth: Option<(Vec<Tree>, Vec<String>, Tree)> = None;
+    let mut truth: Option<(Vec<Tree>, [Vec<String>; 2], Tree)> = None;
     for order in orders {
         let podman = Podman {
             scratch: Scratch::disk(),
@@ -195,18 +196,16 @@ fn a_container_is_the_same_whoever_mounts_it() {
             }
             trees.push(shown);
         }
-        let last = order[2];
-        let diff = podman.diff(last);
-        assert_eq!(diff, podman.diff(None), "{order:?}: podman diff");
-        assert_eq!(diff, podman.diff(ours), "{order:?}: podman diff");
-        let image = podman.committed(last);
+        // Each in its way: podman reads the kernel's uppers itself, and compares mounts otherwise.
+        let diffs = [podman.diff(None), podman.diff(ours)];
+        let image = podman.committed(order[2]);
         tree::assert_same("the committed image", &trees[2], &image, &mask);
-        let (all_trees, all_diff, all_image) =
-            truth.get_or_insert_with(|| (trees.clone(), diff.clone(), image.clone()));
+        let (all_trees, all_diffs, all_image) =
+            truth.get_or_insert_with(|| (trees.clone(), diffs.clone(), image.clone()));
         for (n, (left, right)) in all_trees.iter().zip(&trees).enumerate() {
             tree::assert_same(&format!("{order:?}: step {n}"), left, right, &mask);
         }
-        assert_eq!(*all_diff, diff, "{order:?}: podman diff");
+        assert_eq!(*all_diffs, diffs, "{order:?}: podman diff");
         tree::assert_same(&format!("{order:?}: image"), all_image, &image, &mask);
     }
 }
