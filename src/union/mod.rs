@@ -223,12 +223,13 @@ impl Union {
                 catalogued.unwrap_or_else(|| Lowers::Known(Arc::clone(&self.roots)))
             }
         };
-        let impure = self.upper.as_ref().is_some_and(|upper| upper.root.impure);
+        let root = self.upper.as_ref().map(|upper| &upper.root);
+        let marks = root.map_or((false, false), |root| (root.impure, root.xwhiteouts));
         let loc = Loc {
             upper,
             ..Loc::default()
         };
-        let dir = Dir::new(lowers, impure);
+        let dir = Dir::new(lowers, marks);
         let root = Inode::new(ROOT_INO, FileKind::Directory, (ROOT_INO, 0), loc, Some(dir));
         // Counted once for ever: the kernel never looks the root up.
         if let Interned::Conflict = self.table.intern(ROOT_INO, |_| false, || root) {

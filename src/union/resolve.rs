@@ -49,6 +49,8 @@ pub(crate) struct UpperFound {
     pub origin: bool,
     /// The directory may hold copied-up files.
     pub impure: bool,
+    /// The directory may hold whiteouts in the xattr form.
+    pub xwhiteouts: bool,
     /// Name in the index, for a hard link that came from a lower.
     pub index: Option<Box<[u8]>>,
     /// Link counts of such a link.
@@ -175,7 +177,8 @@ impl Union {
             true => Markers::default(),
             false => Markers::read(at, upper.layer.dialect)?,
         };
-        if markers.whiteout && stat.kind == FileKind::Regular && stat.size == 0 {
+        let empty_file = stat.kind == FileKind::Regular && stat.size == 0;
+        if markers.whiteout && empty_file && upper.may_have_xwhiteouts(dir) {
             return Ok(Some(Answer::Absent(Some(WhiteoutKind::Node))));
         }
         let resolved = match stat.kind {
@@ -212,6 +215,7 @@ impl Union {
             metacopy: false,
             origin: markers.origin.is_some(),
             impure: markers.impure,
+            xwhiteouts: markers.xwhiteouts,
             index: None,
             nlink: None,
             named: true,
@@ -264,6 +268,7 @@ impl Union {
             metacopy,
             origin,
             impure: false,
+            xwhiteouts: false,
             index,
             nlink,
             named,
@@ -294,6 +299,7 @@ impl Union {
                 metacopy,
                 origin,
                 impure,
+                xwhiteouts: false,
                 index,
                 nlink,
                 named,
