@@ -16,7 +16,9 @@ use super::cache::Cached;
 use super::error::Result;
 use super::inode::{Inode, Link, Loc};
 use super::link::nothing_below;
-use super::remove::{NameLocks, clear_wh_name, has_link, is_bare, link_in_upper};
+use super::remove::{
+    NameLocks, clear_wh_name, has_link, is_bare, link_in_upper, remove_from_upper,
+};
 use super::resolve::WhiteoutKind;
 use super::types::{FileKind, Ino, RenameFlags};
 use super::upper::{Upper, WhiteoutForm};
@@ -198,6 +200,7 @@ impl Union {
         if let Some(target) = target
             && target_in_upper
             && target.dir.is_some()
+            && upper.form != WhiteoutForm::WhName
         {
             self.bare(upper, target, new)?;
         }
@@ -434,6 +437,10 @@ fn step(
             old.at().unlink()?;
             None
         }
+        (false, false) if is_dir && replaces && upper.form == WhiteoutForm::WhName => {
+            replace_dir(upper, old, new)?;
+            None
+        }
         (false, _) => {
             let flags = if node || replaces {
                 Flags::empty()
@@ -443,7 +450,7 @@ fn step(
             old.at().rename_to(new.at(), flags)?;
             None
         }
-        (true, false) => Some(rename_and_hide(upper, old, new, replaces)?),
+        (true, false) => Some(rename_and_hide(upper, old, new, (is_dir, replaces))?),
     };
     if whiteout == Some(WhiteoutKind::WhName) {
         clear_wh_name(&new.dir, new.name)?;
@@ -451,12 +458,19 @@ fn step(
     Ok(left)
 }
 
+/// Renames a directory over one that shows nothing but may hold whiteouts, which here are files
+/// in it: the two change places, and then that one goes.
+fn replace_dir(upper: &Upper, old: &Side<'_>, new: &Side<'_>) -> Result<(), Errno> {
+    old.at().rename_to(new.at(), Flags::EXCHANGE)?;
+    remove_from_upper(upper, old.at(), true)
+}
+
 /// Renames and leaves a whiteout behind.
 fn rename_and_hide(
     upper: &Upper,
     old: &Side<'_>,
     new: &Side<'_>,
-    replaces: bool,
+    (is_dir, replaces): (bool, bool),
 ) -> Result<WhiteoutKind, Errno> {
     match upper.form {
         WhiteoutForm::CharDevice => {
@@ -470,7 +484,11 @@ fn rename_and_hide(
         WhiteoutForm::Xattr => upper.mark_xwhiteouts(old.dir.as_fd())?,
         WhiteoutForm::WhName => {
             let kind = upper.whiteout(old.dir.as_fd(), old.name)?;
-            old.at().rename_to(new.at(), Flags::empty())?;
+            if is_dir && replaces {
+                replace_dir(upper, old, new)?;
+            } else {
+                old.at().rename_to(new.at(), Flags::empty())?;
+            }
             return Ok(kind);
         }
     }
