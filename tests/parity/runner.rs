@@ -191,10 +191,15 @@ fn deliberate(op: &Op, kernel: &Answer, union: &Answer) -> bool {
 }
 
 /// Where the kernel, asked through a descriptor to change a lower file that has been unlinked,
-/// copies it up to the name it had, and fails because something is there. What follows cannot be
-/// compared (docs/SEMANTICS.md, "Open files").
+/// copies it up to the name it had, and fails because something is there (EEXIST for files, ENOTDIR
+/// for directories, over a whiteout). What follows cannot be compared (docs/SEMANTICS.md, "Open files").
 fn copies_up_to_a_name_that_is_gone(op: &Op, kernel: &Answer, union: &Answer) -> bool {
-    let changes = matches!(
+    let refused = [Err("EEXIST".into()), Err("ENOTDIR".into())];
+    changes_by_descriptor(op) && refused.contains(kernel) && union != kernel
+}
+
+fn changes_by_descriptor(op: &Op) -> bool {
+    matches!(
         op,
         Op::Held(
             _,
@@ -206,8 +211,26 @@ fn copies_up_to_a_name_that_is_gone(op: &Op, kernel: &Answer, union: &Answer) ->
                 | HOp::Removexattr(_)
                 | HOp::Reopen(..)
         )
-    );
-    changes && *kernel == Err("EEXIST".into()) && union != kernel
+    )
+}
+
+/// Where the kernel may not link to a lower file, through a descriptor, because its metacopy
+/// would need a longer redirect than it writes (docs/SEMANTICS.md, "Renaming directories").
+fn needs_a_longer_redirect(op: &Op, kernel: &Answer, union: &Answer) -> bool {
+    let links = matches!(op, Op::Held(_, HOp::Link(_) | HOp::LinkEmpty(_)));
+    links && *kernel == Err("EXDEV".into()) && union.is_ok()
+}
+
+/// Whether the kernel brought back special files of a lower: removed while open, then changed
+/// through the descriptor, which copies them up to the name that they had, over the whiteout
+/// (docs/SEMANTICS.md, "Open files").
+fn brought_back(l: &Side, r: &Side) -> bool {
+    let special = |kind| matches!(kind, libc::S_IFBLK | libc::S_IFCHR | libc::S_IFIFO);
+    let hidden = |path: &Vec<u8>| r.upper.get(path).is_some_and(tree::Entry::is_whiteout);
+    matches!(l.fs, Fs::Kernel(_))
+        && l.tree.iter().any(|(path, entry)| {
+            special(entry.kind()) && !r.tree.contains_key(path) && hidden(path)
+        })
 }
 
 fn diff_answers(script: &[Op], left: &[Answer], right: &[Answer]) -> Vec<String> {
@@ -260,7 +283,14 @@ pub(crate) fn compare_on(
     };
     let both = l.answers.iter().zip(&r.answers);
     let mut rows = case.script.iter().zip(both);
-    let end = rows.position(|(op, (l, r))| copies_up_to_a_name_that_is_gone(op, l, r));
+    let end = rows.position(|(op, (l, r))| {
+        copies_up_to_a_name_that_is_gone(op, l, r) || needs_a_longer_redirect(op, l, r)
+    });
+    let last_change = || case.script.iter().rposition(changes_by_descriptor);
+    let end = match end {
+        None if brought_back(&l, &r) => last_change(),
+        end => end,
+    };
     if let Some(end) = end {
         let script = &case.script[..end];
         return compare_on(left, right, &Case { script, ..*case }, base);
