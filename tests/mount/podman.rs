@@ -47,7 +47,7 @@ impl Podman {
 
     /// Runs podman; with `program` as mount program, or else with the kernel's overlay.
     fn call(&self, program: Option<&str>, args: &[&str]) -> String {
-        // Without it podman would look for fuse-overlayfs and take that.
+        // With it podman would look for fuse-overlayfs and take that instead of the kernel.
         if program.is_none() {
             let _ = std::fs::remove_file(self.at("root/overlay/.has-mount-program"));
         }

@@ -135,13 +135,16 @@ fn a_descriptor_from_before_copy_up() {
     check(&ON, vec![layer, Layer::new()], &[], text);
 }
 
-/// Attributes of a removed directory of a lower: ENOTDIR is the kernel's.
+/// Attributes of a removed directory of a lower: ENOTDIR is the kernel's, and with another
+/// directory of that name it changes that one.
 #[test]
 fn a_removed_directory_changed_through_its_descriptor() {
     let layer = Layer::new().dir("a").dir("a/c").own(1001, 1000);
     let text = "open 1 a/c r 755\nrmdir a/c\nhsetxattr 1 trusted.t x -";
     for mode in [OFF, PLAIN, ON, USER] {
         check(&mode, vec![layer.clone()], &[], text);
+        let again = text.replace("hset", "mkdir a/c 755\nhset");
+        check(&mode, vec![layer.clone()], &[], &again);
     }
 }
 

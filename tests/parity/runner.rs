@@ -195,7 +195,9 @@ fn deliberate(op: &Op, kernel: &Answer, union: &Answer) -> bool {
 /// for directories, over a whiteout). What follows cannot be compared (docs/SEMANTICS.md, "Open files").
 fn copies_up_to_a_name_that_is_gone(op: &Op, kernel: &Answer, union: &Answer) -> bool {
     let refused = [Err("EEXIST".into()), Err("ENOTDIR".into())];
-    changes_by_descriptor(op) && refused.contains(kernel) && union != kernel
+    // Where a new directory has the name of the removed one, it is the new one that is lost.
+    let overwritten = kernel.is_ok() && *union == Err("ENOENT".into());
+    changes_by_descriptor(op) && union != kernel && (refused.contains(kernel) || overwritten)
 }
 
 fn changes_by_descriptor(op: &Op) -> bool {
