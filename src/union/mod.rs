@@ -6,6 +6,7 @@
 mod acl;
 mod attr;
 mod backing;
+mod below;
 mod cache;
 mod catalogued;
 mod copy_data;
@@ -26,6 +27,7 @@ mod lower_view;
 mod readdir;
 mod remove;
 mod rename;
+mod rename_step;
 mod resolve;
 mod table;
 mod types;
@@ -33,13 +35,13 @@ mod upper;
 mod xattr;
 
 pub use backing::Backing;
+pub(crate) use below::Below;
 pub(crate) use catalogued::Lowers as LowerDirs;
 pub use error::{Error, Result};
 pub(crate) use inode::LowerFile;
 pub(crate) use listing::{Source, Visible};
 pub use lookup::EntryRef;
 pub use readdir::DirItem;
-pub(crate) use resolve::Below;
 pub use types::*;
 
 use std::hash::RandomState;
