@@ -44,6 +44,12 @@ generate:
 parity N="1000":
     UNIONFS_PARITY_CASES={{N}} cargo test --test parity -- random:: deep::
 
+# N fsx operations in each of two ways with each I/O policy (see tests/suites/fsx.rs)
+fsx N="300000":
+    ci/tools.sh
+    UNIONFS_FSX_OPERATIONS={{N}} cargo test --test suites -- fsx::
+    UNIONFS_FSX_OPERATIONS={{N}} UNIONFS_TEST_IO=passthrough cargo test --test suites -- fsx::
+
 # search a parser for inputs that break it (tar, tar_split, metadata, archive, catalog, wire, options)
 fuzz TARGET SECONDS="600":
     ci/fuzz.sh {{TARGET}} {{SECONDS}}

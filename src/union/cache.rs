@@ -57,6 +57,7 @@ impl Cached {
             metacopy: false,
             origin: marked,
             impure: false,
+            xwhiteouts: false,
             index: None,
             nlink: None,
             named: true,

@@ -15,10 +15,10 @@ use dashmap::mapref::entry::Entry;
 use rustix::io::Errno;
 
 use super::acl;
+use super::below::Below;
 use super::inode::LowerFile;
 use super::inos::Inos;
 use super::listing::LayerEntry;
-use super::resolve::Below;
 use super::types::FileKind;
 use crate::catalog::format::{self, Record};
 use crate::catalog::view::{Damaged, DirRef, Identity, View};

@@ -284,6 +284,7 @@ impl Union {
             metacopy: false,
             origin: false,
             impure: false,
+            xwhiteouts: false,
             index: None,
             nlink: None,
             named: true,
@@ -397,7 +398,7 @@ fn settle(at: At<'_>, new: &New<'_>, owned: &Owned) -> Result<(), Errno> {
 impl Upper {
     /// Whether `.wh.` names are whiteouts here.
     pub(crate) fn takes_wh_names(&self) -> bool {
-        self.layer.dialect.wh_names || self.form == super::upper::WhiteoutForm::WhName
+        self.layer.dialect.wh_names
     }
 
     /// Makes a directory hide what is below it.

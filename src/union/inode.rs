@@ -202,6 +202,8 @@ pub(crate) struct Dir {
     pub upper_fd: Arc<Slot<OwnedFd>>,
     /// The upper directory may hold copied-up files (marker `impure`).
     pub impure: AtomicBool,
+    /// The upper directory was found with whiteouts in the xattr form (marker `opaque=x`).
+    pub xwhiteouts: bool,
     /// The upper directory has a default ACL.
     pub default_acl: Tristate,
     /// The upper directory has `.wh.` entries.
@@ -265,7 +267,7 @@ impl Inode {
 }
 
 impl Dir {
-    pub fn new(lowers: Lowers, impure: bool) -> Self {
+    pub fn new(lowers: Lowers, (impure, xwhiteouts): (bool, bool)) -> Self {
         Self {
             lowers,
             ns: RwLock::default(),
@@ -274,6 +276,7 @@ impl Dir {
             asked: AtomicU32::new(0),
             upper_fd: Arc::default(),
             impure: AtomicBool::new(impure),
+            xwhiteouts,
             default_acl: Tristate::default(),
             upper_wh: Tristate::default(),
         }

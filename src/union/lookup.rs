@@ -262,7 +262,8 @@ impl Union {
             nlink: upper.and_then(|u| u.nlink),
         };
         let is_dir = resolved.kind == FileKind::Directory;
-        let dir = is_dir.then(|| Dir::new(resolved.dirs.clone(), upper.is_some_and(|u| u.impure)));
+        let marks = upper.map_or((false, false), |u| (u.impure, u.xwhiteouts));
+        let dir = is_dir.then(|| Dir::new(resolved.dirs.clone(), marks));
         let key = match resolved.dirs.is_empty() {
             true => self.fresh_key(),
             false => ino,

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::Union;
+use super::below::Below;
 use super::catalogued::{Catalog, Lowers};
 use super::error::{Error, Result};
 use super::inode::{Inode, LowerFile};
 use super::listing::{Visible, merge};
-use super::resolve::Below;
 use super::types::{Ino, ROOT_INO};
 use crate::catalog::XATTR_FLAGS;
 use crate::catalog::view::Identity;

@@ -6,6 +6,7 @@
 mod acl;
 mod attr;
 mod backing;
+mod below;
 mod cache;
 mod catalogued;
 mod copy_data;
@@ -26,6 +27,7 @@ mod lower_view;
 mod readdir;
 mod remove;
 mod rename;
+mod rename_step;
 mod resolve;
 mod table;
 mod types;
@@ -33,13 +35,13 @@ mod upper;
 mod xattr;
 
 pub use backing::Backing;
+pub(crate) use below::Below;
 pub(crate) use catalogued::Lowers as LowerDirs;
 pub use error::{Error, Result};
 pub(crate) use inode::LowerFile;
 pub(crate) use listing::{Source, Visible};
 pub use lookup::EntryRef;
 pub use readdir::DirItem;
-pub(crate) use resolve::Below;
 pub use types::*;
 
 use std::hash::RandomState;
@@ -223,12 +225,13 @@ impl Union {
                 catalogued.unwrap_or_else(|| Lowers::Known(Arc::clone(&self.roots)))
             }
         };
-        let impure = self.upper.as_ref().is_some_and(|upper| upper.root.impure);
+        let root = self.upper.as_ref().map(|upper| &upper.root);
+        let marks = root.map_or((false, false), |root| (root.impure, root.xwhiteouts));
         let loc = Loc {
             upper,
             ..Loc::default()
         };
-        let dir = Dir::new(lowers, impure);
+        let dir = Dir::new(lowers, marks);
         let root = Inode::new(ROOT_INO, FileKind::Directory, (ROOT_INO, 0), loc, Some(dir));
         // Counted once for ever: the kernel never looks the root up.
         if let Interned::Conflict = self.table.intern(ROOT_INO, |_| false, || root) {

@@ -276,7 +276,7 @@ impl Union {
             hides_below: Vec::new(),
         };
         let mut suspects = Vec::new();
-        let xattr_form = upper.form == super::upper::WhiteoutForm::Xattr;
+        let xattr_form = upper.may_have_xwhiteouts(dir);
         let wh_names = upper.layer.dialect.wh_names;
         read_dir(&fd, |raw| {
             if wh_names && let Some(name) = raw.name.strip_prefix(WH_PREFIX) {

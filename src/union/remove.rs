@@ -217,7 +217,7 @@ fn replace_by_whiteout(
 }
 
 /// Removes a name from the upper; a directory may hold whiteouts.
-fn remove_from_upper(upper: &Upper, at: At<'_>, is_dir: bool) -> Result<(), Errno> {
+pub(crate) fn remove_from_upper(upper: &Upper, at: At<'_>, is_dir: bool) -> Result<(), Errno> {
     if !is_dir {
         return at.unlink();
     }

@@ -4,7 +4,7 @@
 //! comes: copy-up, the `redirect` of a merged directory (it points where the directory's
 //! lowers are anyway), `opaque` on a directory that has none.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use parking_lot::RwLockWriteGuard;
@@ -16,28 +16,16 @@ use super::cache::Cached;
 use super::error::Result;
 use super::inode::{Inode, Link, Loc};
 use super::link::nothing_below;
-use super::remove::{NameLocks, clear_wh_name, has_link, is_bare, link_in_upper};
+use super::remove::{NameLocks, has_link, is_bare, link_in_upper};
+use super::rename_step::{Kinds, Side, step};
 use super::resolve::WhiteoutKind;
-use super::types::{FileKind, Ino, RenameFlags};
+use super::types::{Ino, RenameFlags};
 use super::upper::{Upper, WhiteoutForm};
 use crate::layer::at::{At, is_valid_name};
 use crate::layer::markers::{Marker, Markers};
 
 /// Longest redirect we write, in bytes: a path the kernel can look up.
 const REDIRECT_LIMIT: usize = 4095;
-
-/// One side of a rename.
-struct Side<'a> {
-    parent: &'a Arc<Inode>,
-    name: &'a [u8],
-    dir: Arc<OwnedFd>,
-}
-
-impl Side<'_> {
-    fn at(&self) -> At<'_> {
-        At::new(self.dir.as_fd(), self.name)
-    }
-}
 
 impl Union {
     /// Renames. EINVAL for RENAME_WHITEOUT (as overlayfs) and for a directory into itself,
@@ -198,6 +186,7 @@ impl Union {
         if let Some(target) = target
             && target_in_upper
             && target.dir.is_some()
+            && upper.form != WhiteoutForm::WhName
         {
             self.bare(upper, target, new)?;
         }
@@ -397,100 +386,6 @@ impl Union {
         }
         Ok(())
     }
-}
-
-/// What decides about the step of a rename.
-#[derive(Clone, Copy)]
-struct Kinds {
-    /// A directory moves.
-    is_dir: bool,
-    /// The upper has something at the new place, and no whiteout.
-    replaces: bool,
-    /// A lower has the old name, so it must be hidden when the upper has it no more.
-    below: bool,
-}
-
-/// The one step. Answers what hides the old name now.
-fn step(
-    upper: &Upper,
-    old: &Side<'_>,
-    new: &Side<'_>,
-    Kinds {
-        is_dir,
-        replaces,
-        below,
-    }: Kinds,
-    whiteout: Option<WhiteoutKind>,
-) -> Result<Option<WhiteoutKind>, Errno> {
-    let node = whiteout == Some(WhiteoutKind::Node);
-    let left = match (below, node) {
-        // The whiteout at the new place goes to the old one, where it is needed or removed.
-        (true, true) => {
-            old.at().rename_to(new.at(), Flags::EXCHANGE)?;
-            Some(WhiteoutKind::Node)
-        }
-        (false, true) if is_dir => {
-            old.at().rename_to(new.at(), Flags::EXCHANGE)?;
-            old.at().unlink()?;
-            None
-        }
-        (false, _) => {
-            let flags = if node || replaces {
-                Flags::empty()
-            } else {
-                Flags::NOREPLACE
-            };
-            old.at().rename_to(new.at(), flags)?;
-            None
-        }
-        (true, false) => Some(rename_and_hide(upper, old, new, replaces)?),
-    };
-    if whiteout == Some(WhiteoutKind::WhName) {
-        clear_wh_name(&new.dir, new.name)?;
-    }
-    Ok(left)
-}
-
-/// Renames and leaves a whiteout behind.
-fn rename_and_hide(
-    upper: &Upper,
-    old: &Side<'_>,
-    new: &Side<'_>,
-    replaces: bool,
-) -> Result<WhiteoutKind, Errno> {
-    match upper.form {
-        WhiteoutForm::CharDevice => {
-            match old.at().rename_to(new.at(), Flags::WHITEOUT) {
-                Ok(()) => return Ok(WhiteoutKind::Node),
-                // Not on this file system; then in two steps, below.
-                Err(Errno::INVAL | Errno::PERM | Errno::NOSYS) => {}
-                Err(e) => return Err(e),
-            }
-        }
-        WhiteoutForm::Xattr => upper.mark_xwhiteouts(old.dir.as_fd())?,
-        WhiteoutForm::WhName => {
-            let kind = upper.whiteout(old.dir.as_fd(), old.name)?;
-            old.at().rename_to(new.at(), Flags::empty())?;
-            return Ok(kind);
-        }
-    }
-    if replaces {
-        // The old name is hidden last: for a moment it shows what it replaced.
-        old.at().rename_to(new.at(), Flags::EXCHANGE)?;
-        let is_dir = old.at().stat()?.kind == FileKind::Directory;
-        let flags = if is_dir {
-            Flags::EXCHANGE
-        } else {
-            Flags::empty()
-        };
-        upper.stage_whiteout()?.publish(old.at(), flags)?;
-    } else {
-        upper
-            .stage_whiteout()?
-            .publish(new.at(), Flags::NOREPLACE)?;
-        old.at().rename_to(new.at(), Flags::EXCHANGE)?;
-    }
-    Ok(WhiteoutKind::Node)
 }
 
 /// Moves a link from one side to the other.

@@ -1,20 +1,19 @@
 //! Resolving a name: what upper and lowers say about it, merged by the rules of overlayfs
-//! (fs/overlayfs/namei.c). Reads the layers only; makes no inode. Called by `lookup`,
-//! `readdir` and, to learn whether a name needs a whiteout, by `remove` and `rename`.
+//! (fs/overlayfs/namei.c; of the lowers alone: `below`). Reads the layers only; makes no inode.
+//! Called by `lookup`, `readdir` and, to learn whether a name needs a whiteout, by `remove` and `rename`.
 
-use std::borrow::Cow;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use super::Union;
+use super::below::Below;
 use super::catalogued::Lowers;
 use super::error::Result;
-use super::inode::{DataPlace, Dir, Inode, LowerFile, Nlink};
+use super::inode::{Dir, Inode, LowerFile, Nlink};
 use super::types::{FileKind, Ino};
 use crate::layer::at::{At, Stat};
-use crate::layer::lower::{LowerDir, Single};
 use crate::layer::markers::{Markers, WH_PREFIX};
 use crate::layer::origin::Origin;
 
@@ -49,6 +48,8 @@ pub(crate) struct UpperFound {
     pub origin: bool,
     /// The directory may hold copied-up files.
     pub impure: bool,
+    /// The directory may hold whiteouts in the xattr form.
+    pub xwhiteouts: bool,
     /// Name in the index, for a hard link that came from a lower.
     pub index: Option<Box<[u8]>>,
     /// Link counts of such a link.
@@ -76,37 +77,6 @@ impl Resolved {
 pub(crate) enum Answer {
     Found(Arc<Resolved>),
     Absent(Option<WhiteoutKind>),
-}
-
-/// What the lowers say about a name.
-pub(crate) enum Below {
-    Nothing,
-    File(LowerFile),
-    Dirs(Lowers),
-}
-
-/// Where to look in the next layer.
-#[derive(Clone)]
-enum Target<'a> {
-    /// A name in the parent's directory.
-    Name(Cow<'a, [u8]>),
-    /// A path from the layer's root, by components.
-    Path(Vec<Vec<u8>>),
-}
-
-impl Target<'_> {
-    fn redirect(&mut self, to: &[u8]) {
-        match (to.strip_prefix(b"/"), &mut *self) {
-            (Some(path), _) => {
-                *self = Target::Path(path.split(|&b| b == b'/').map(<[u8]>::to_vec).collect());
-            }
-            (None, Target::Name(name)) => *name = Cow::Owned(to.to_vec()),
-            (None, Target::Path(path)) => {
-                path.pop();
-                path.push(to.to_vec());
-            }
-        }
-    }
 }
 
 impl Union {
@@ -175,7 +145,8 @@ impl Union {
             true => Markers::default(),
             false => Markers::read(at, upper.layer.dialect)?,
         };
-        if markers.whiteout && stat.kind == FileKind::Regular && stat.size == 0 {
+        let empty_file = stat.kind == FileKind::Regular && stat.size == 0;
+        if markers.whiteout && empty_file && upper.may_have_xwhiteouts(dir) {
             return Ok(Some(Answer::Absent(Some(WhiteoutKind::Node))));
         }
         let resolved = match stat.kind {
@@ -212,6 +183,7 @@ impl Union {
             metacopy: false,
             origin: markers.origin.is_some(),
             impure: markers.impure,
+            xwhiteouts: markers.xwhiteouts,
             index: None,
             nlink: None,
             named: true,
@@ -264,6 +236,7 @@ impl Union {
             metacopy,
             origin,
             impure: false,
+            xwhiteouts: false,
             index,
             nlink,
             named,
@@ -294,6 +267,7 @@ impl Union {
                 metacopy,
                 origin,
                 impure,
+                xwhiteouts: false,
                 index,
                 nlink,
                 named,
@@ -316,171 +290,6 @@ impl Union {
             dirs: Lowers::default(),
             ino,
         })
-    }
-
-    /// What `lowers` say about `name`, or about what `redirect` makes of it; the first `skip`
-    /// of them are known not to have the name.
-    pub(crate) fn below(
-        &self,
-        lowers: &Lowers,
-        skip: usize,
-        name: &[u8],
-        redirect: Option<&[u8]>,
-    ) -> Result<Below> {
-        // An absolute redirect leads through the layers' own directories, not the merged ones.
-        if let Some(merged) = lowers.merged()
-            && redirect.is_none_or(|to| !to.starts_with(b"/"))
-        {
-            match merged.below(redirect.unwrap_or(name)) {
-                Ok(Some(below)) => return Ok(below),
-                Ok(None) => {}
-                Err(damaged) => self.distrust(merged.catalog(), damaged),
-            }
-        }
-        let lowers = lowers.all()?.get(skip..).unwrap_or_default();
-        self.below_layers(lowers, name, redirect)
-    }
-
-    /// As [`Self::below`], by what is in the layers.
-    pub(crate) fn below_layers(
-        &self,
-        lowers: &[Arc<LowerDir>],
-        name: &[u8],
-        redirect: Option<&[u8]>,
-    ) -> Result<Below> {
-        let mut target = Target::Name(Cow::Borrowed(name));
-        if let Some(to) = redirect {
-            target.redirect(to);
-        }
-        let mut stack = lowers;
-        let mut next = 0;
-        // Layers above this one are done.
-        let mut floor = 0;
-        let mut dirs: Vec<Arc<LowerDir>> = Vec::new();
-        let mut meta: Option<LowerFile> = None;
-        loop {
-            if matches!(target, Target::Path(_)) && !std::ptr::eq(stack, &*self.roots) {
-                (stack, next) = (&self.roots, 0);
-            }
-            let Some(dir) = stack.get(next) else { break };
-            next += 1;
-            if dir.index < floor {
-                continue;
-            }
-            let (place, single) = self.look(dir, &mut target)?;
-            let redirect = match single {
-                Single::Absent => continue,
-                Single::Whiteout => break,
-                Single::File { .. } if !dirs.is_empty() => break,
-                Single::File { stat, .. } if meta.is_some() && stat.kind != FileKind::Regular => {
-                    break;
-                }
-                Single::Dir { .. } if meta.is_some() => break,
-                Single::Dir {
-                    dir,
-                    opaque,
-                    redirect,
-                } => {
-                    dirs.push(dir);
-                    if opaque {
-                        break;
-                    }
-                    redirect
-                }
-                Single::File { stat, markers } => {
-                    let (at, at_name) = place;
-                    if !markers.metacopy || stat.kind != FileKind::Regular {
-                        return Ok(Below::File(finish(meta, at, at_name, stat)));
-                    }
-                    meta.get_or_insert(LowerFile {
-                        dir: at,
-                        name: at_name,
-                        stat,
-                        data: None,
-                        record: None,
-                    });
-                    markers.redirect
-                }
-            };
-            floor = dir.index + 1;
-            if let Some(to) = redirect {
-                target.redirect(&to);
-            }
-        }
-        match (meta, dirs.is_empty()) {
-            (Some(meta), _) => self.data_only(meta, &target).map(Below::File),
-            (None, true) => Ok(Below::Nothing),
-            (None, false) => Ok(Below::Dirs(dirs.into())),
-        }
-    }
-
-    /// Asks one layer for the target. Markers on the way (of an absolute path) change the
-    /// target for the layers below.
-    fn look(&self, dir: &Arc<LowerDir>, target: &mut Target<'_>) -> Result<(DataPlace, Single)> {
-        let path = match target {
-            Target::Name(name) => {
-                let single = dir.lookup(&self.fds, name)?;
-                return Ok(((Arc::clone(dir), name.as_ref().into()), single));
-            }
-            Target::Path(path) => path.clone(),
-        };
-        let mut at = Arc::clone(dir);
-        let Some((last, ancestors)) = path.split_last() else {
-            return Ok(((at, Box::default()), Single::Absent));
-        };
-        let mut opaque_above = false;
-        for (depth, component) in ancestors.iter().enumerate() {
-            match at.lookup(&self.fds, component)? {
-                Single::Absent => return Ok(((at, Box::default()), Single::Absent)),
-                Single::Whiteout | Single::File { .. } => {
-                    return Ok(((at, Box::default()), Single::Whiteout));
-                }
-                Single::Dir {
-                    dir,
-                    opaque,
-                    redirect,
-                } => {
-                    opaque_above |= opaque;
-                    if let Some(to) = redirect {
-                        let mut prefix = Target::Path(path[..=depth].to_vec());
-                        prefix.redirect(&to);
-                        if let Target::Path(mut new) = prefix {
-                            new.extend_from_slice(&path[depth + 1..]);
-                            *target = Target::Path(new);
-                        }
-                    }
-                    at = dir;
-                }
-            }
-        }
-        let single = match at.lookup(&self.fds, last)? {
-            Single::Dir { dir, redirect, .. } if opaque_above => Single::Dir {
-                dir,
-                opaque: true,
-                redirect,
-            },
-            Single::Absent if opaque_above => Single::Whiteout,
-            other => other,
-        };
-        Ok(((at, last.as_slice().into()), single))
-    }
-
-    /// Completes a metacopy from the data-only layers; EIO when its data is nowhere.
-    fn data_only(&self, mut meta: LowerFile, target: &Target<'_>) -> Result<LowerFile> {
-        if let Target::Path(_) = target {
-            for root in &self.data_roots {
-                let mut target = target.clone();
-                if let ((dir, name), Single::File { stat, markers }) =
-                    self.look(root, &mut target)?
-                    && stat.kind == FileKind::Regular
-                    && !markers.metacopy
-                {
-                    meta.data = Some((dir, name));
-                    return Ok(meta);
-                }
-            }
-        }
-        Err(Errno::IO.into())
     }
 
     /// Attributes of the lower file that an upper file was copied up from.
@@ -512,24 +321,6 @@ impl Union {
             }
         }
         None
-    }
-}
-
-/// The file found, as the data of a metacopy above it or by itself.
-fn finish(meta: Option<LowerFile>, dir: Arc<LowerDir>, name: Box<[u8]>, stat: Stat) -> LowerFile {
-    match meta {
-        None => LowerFile {
-            dir,
-            name,
-            stat,
-            data: None,
-            record: None,
-        },
-        Some(mut meta) => {
-            let data: DataPlace = (dir, name);
-            meta.data = Some(data);
-            meta
-        }
     }
 }
 

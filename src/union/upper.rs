@@ -16,6 +16,7 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
+use super::inode::Dir;
 use super::resolve::WhiteoutKind;
 use super::types::FileKind;
 use crate::layer::UpperSpec;
@@ -103,6 +104,12 @@ impl Upper {
         upper.probe().map_err(|e| {
             Error::from(e).context("cannot write to the work directory", &spec.work)
         })?;
+        if upper.form == WhiteoutForm::WhName && !upper.layer.dialect.wh_names {
+            let what = "whiteouts can only be .wh. files here, the file system taking neither \
+                device nodes nor xattrs, and without dialect=all these are data: \
+                take dialect=all or another upper directory than";
+            return Err(Error::from(Errno::OPNOTSUPP).context(what, &spec.layer.path));
+        }
         Ok(upper)
     }
 
@@ -267,6 +274,12 @@ impl Upper {
         }
         self.make_whiteout_node(At::new(dir, name))?;
         Ok(WhiteoutKind::Node)
+    }
+
+    /// Whether empty files in an upper directory may be whiteouts: where they are written now,
+    /// and where the directory says that they were, by a mount on which no device could be made.
+    pub fn may_have_xwhiteouts(&self, dir: &Dir) -> bool {
+        self.form == WhiteoutForm::Xattr || dir.xwhiteouts
     }
 
     /// A directory that holds whiteouts in the xattr form says so.

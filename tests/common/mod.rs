@@ -13,6 +13,7 @@
     clippy::panic
 )]
 
+pub mod base;
 pub mod descriptor;
 pub mod disk;
 pub mod exec;

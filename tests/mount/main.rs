@@ -32,6 +32,7 @@ mod mknod;
 mod non_root;
 mod open_unlinked;
 mod peers;
+mod podman;
 mod read_only;
 mod read_write;
 mod readdir;

@@ -2,6 +2,7 @@
 //! the descriptor.
 
 use crate::common::fixture::Fixture;
+use crate::common::layers::Layer;
 use crate::common::need_mounts;
 
 fn everything_on_a_descriptor(f: &Fixture, path: &str, end: &str) {
@@ -89,4 +90,27 @@ fn a_removed_directory_lists_empty() {
         .map(|e| e.file_name().to_owned())
         .collect();
     assert!(!names.iter().any(|n| n.to_bytes() == b"other"), "{names:?}");
+}
+
+/// What was removed while open does not come back by a change through the descriptor, as special
+/// files do on the kernel's; a directory's attributes are ENOENT then, where that says ENOTDIR.
+#[test]
+fn what_was_removed_stays_removed() {
+    need_mounts!();
+    let layer = Layer::new().fifo("pipe").char_dev("null", 1, 3).dir("d");
+    let mut f = Fixture::new(&[layer]);
+    f.expect(&[
+        ("open 0 null r 0", ""),
+        ("open 1 d d 0", ""),
+        ("unlink null", ""),
+        ("rmdir d", ""),
+        ("htouch 0", ""),
+        ("hchmod 0 600", ""),
+        ("hchmod 1 700", "ENOENT"),
+        ("stat null", "ENOENT"),
+        ("stat d", "ENOENT"),
+        ("readdir .", "pipe:p"),
+    ]);
+    f.remount();
+    f.expect(&[("stat null", "ENOENT"), ("readdir .", "pipe:p")]);
 }

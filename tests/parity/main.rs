@@ -12,6 +12,7 @@ mod deep;
 mod generate;
 mod oracle;
 mod random;
+mod refused;
 mod regressions;
 mod runner;
 mod scenarios;

@@ -196,6 +196,14 @@ fn hunt(left: &Fs, right: &Fs, seed: u64) -> Option<String> {
         }
         Err(TestCaseError::fail(found.join("\n")))
     });
+    failure(result, seed)
+}
+
+/// What proptest says of a run over layers and scripts.
+pub(crate) type Outcome = Result<(), TestError<(Vec<Layer>, Vec<Op>)>>;
+
+/// A failure as layers and script that can be pasted.
+pub(crate) fn failure(result: Outcome, seed: u64) -> Option<String> {
     match result {
         Ok(()) => None,
         Err(TestError::Abort(reason)) => Some(reason.to_string()),

@@ -134,3 +134,39 @@ fn a_descriptor_from_before_copy_up() {
     check(&PLAIN, vec![layer.clone(), Layer::new()], &[], text);
     check(&ON, vec![layer, Layer::new()], &[], text);
 }
+
+/// Attributes of a removed directory of a lower: ENOTDIR is the kernel's, and with another
+/// directory of that name it changes that one.
+#[test]
+fn a_removed_directory_changed_through_its_descriptor() {
+    let layer = Layer::new().dir("a").dir("a/c").own(1001, 1000);
+    let text = "open 1 a/c r 755\nrmdir a/c\nhsetxattr 1 trusted.t x -";
+    for mode in [OFF, PLAIN, ON, USER] {
+        check(&mode, vec![layer.clone()], &[], text);
+        let again = text.replace("hset", "mkdir a/c 755\nhset");
+        check(&mode, vec![layer.clone()], &[], &again);
+    }
+}
+
+/// The kernel's metacopy of a file with a long path would need a redirect that it does not write.
+#[test]
+fn a_link_to_a_file_with_a_long_path() {
+    let long = [&b"a/"[..], &[b'L'; 255]].concat();
+    let layer = Layer::new().dir("a").file(&long, "long").dir("b");
+    let text = "open 0 a/<L255> r 700\nhlink 0 b/a\nread b/a";
+    for mode in [PLAIN, ON] {
+        check(&mode, vec![layer.clone()], &[], text);
+    }
+}
+
+/// A special file of a lower, removed while open and then changed: on the kernel's it is back.
+#[test]
+fn a_removed_device_changed_through_its_descriptor() {
+    let layer = || {
+        let device = Layer::new().add("b", Node::Special(libc::S_IFBLK, 7, 200));
+        vec![device.mode(0o700).own(1001, 1000)]
+    };
+    for mode in [OFF, PLAIN, ON] {
+        check(&mode, layer(), &[], "open 0 b bt 700\nunlink b\nhtouch 0");
+    }
+}

@@ -10,6 +10,7 @@
 
 use std::path::PathBuf;
 
+use crate::common::base::{Base, Refusing};
 use crate::common::descriptor::HOp;
 use crate::common::exec::{self, Answer};
 use crate::common::layers::{self, Form, Layer};
@@ -41,7 +42,8 @@ struct Side {
     answers: Vec<Answer>,
     tree: Tree,
     upper: Tree,
-    // Last: everything above lies in it.
+    // Last: everything above lies in them.
+    base: Option<Base>,
     _scratch: Scratch,
 }
 
@@ -75,7 +77,12 @@ fn list_lowers(lowers: &[PathBuf]) -> Vec<Tree> {
 }
 
 impl Side {
-    fn run(fs: &Fs, case: &Case<'_>, mask: &Mask) -> Result<Self, String> {
+    fn run(
+        fs: &Fs,
+        case: &Case<'_>,
+        refusing: Option<Refusing>,
+        mask: &Mask,
+    ) -> Result<Self, String> {
         let scratch = match case.tmpfs {
             true => Scratch::tmpfs(),
             false => Scratch::disk(),
@@ -91,20 +98,25 @@ impl Side {
                 lowers.insert(0, made);
             }
         }
+        let base = refusing.map(Base::mount);
+        let upper = match &base {
+            Some(base) => base.upper(),
+            None => (scratch.dir("upper"), scratch.dir("work")),
+        };
         let stack = Stack {
             lowers,
-            upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+            upper: Some(upper),
             mnt: scratch.dir("mnt"),
         };
         // The root's mtime shows through: make it the same on both sides.
         layers::set_mtime(&stack.upper.as_ref().unwrap().0, (1_300_000_000, 5));
         let lowers_before = list_lowers(&stack.lowers);
         let mounted = fs.try_mount(&stack)?;
-        let base = tree::list(mounted.path());
+        let start = tree::list(mounted.path());
         let answers = exec::run(mounted.path(), case.script);
         let tree = tree::list(mounted.path());
         mounted.unmount();
-        let upper = upper::view(&stack.upper.as_ref().unwrap().0, (&base, &tree), mask);
+        let upper = upper::view(&stack.upper.as_ref().unwrap().0, (&start, &tree), mask);
         Ok(Self {
             fs: fs.clone(),
             stack,
@@ -112,6 +124,7 @@ impl Side {
             answers,
             tree,
             upper,
+            base,
             _scratch: scratch,
         })
     }
@@ -119,7 +132,9 @@ impl Side {
     /// Differences between the tree after the script and what remounts show.
     fn check_remounts(&self, other: &Fs, mask: &Mask) -> Vec<String> {
         let mut lines = Vec::new();
-        for (fs, visit) in [(&self.fs, "own"), (other, "other"), (&self.fs, "own again")] {
+        let visits = [(&self.fs, "own"), (other, "other"), (&self.fs, "own again")];
+        let possible = |visit: &str| self.base.is_none() || visit != "other";
+        for (fs, visit) in visits.into_iter().filter(|(_, visit)| possible(visit)) {
             let title = format!("upper of {:?}, remounted by {visit} ({fs:?})", self.fs);
             match fs.try_mount(&self.stack) {
                 Ok(mounted) => {
@@ -176,10 +191,17 @@ fn deliberate(op: &Op, kernel: &Answer, union: &Answer) -> bool {
 }
 
 /// Where the kernel, asked through a descriptor to change a lower file that has been unlinked,
-/// copies it up to the name it had, and fails because something is there. What follows cannot be
-/// compared (docs/SEMANTICS.md, "Open files").
+/// copies it up to the name it had, and fails because something is there (EEXIST for files, ENOTDIR
+/// for directories, over a whiteout). What follows cannot be compared (docs/SEMANTICS.md, "Open files").
 fn copies_up_to_a_name_that_is_gone(op: &Op, kernel: &Answer, union: &Answer) -> bool {
-    let changes = matches!(
+    let refused = [Err("EEXIST".into()), Err("ENOTDIR".into())];
+    // Where a new directory has the name of the removed one, it is the new one that is lost.
+    let overwritten = kernel.is_ok() && *union == Err("ENOENT".into());
+    changes_by_descriptor(op) && union != kernel && (refused.contains(kernel) || overwritten)
+}
+
+fn changes_by_descriptor(op: &Op) -> bool {
+    matches!(
         op,
         Op::Held(
             _,
@@ -191,8 +213,26 @@ fn copies_up_to_a_name_that_is_gone(op: &Op, kernel: &Answer, union: &Answer) ->
                 | HOp::Removexattr(_)
                 | HOp::Reopen(..)
         )
-    );
-    changes && *kernel == Err("EEXIST".into()) && union != kernel
+    )
+}
+
+/// Where the kernel may not link to a lower file, through a descriptor, because its metacopy
+/// would need a longer redirect than it writes (docs/SEMANTICS.md, "Renaming directories").
+fn needs_a_longer_redirect(op: &Op, kernel: &Answer, union: &Answer) -> bool {
+    let links = matches!(op, Op::Held(_, HOp::Link(_) | HOp::LinkEmpty(_)));
+    links && *kernel == Err("EXDEV".into()) && union.is_ok()
+}
+
+/// Whether the kernel brought back special files of a lower: removed while open, then changed
+/// through the descriptor, which copies them up to the name that they had, over the whiteout
+/// (docs/SEMANTICS.md, "Open files").
+fn brought_back(l: &Side, r: &Side) -> bool {
+    let special = |kind| matches!(kind, libc::S_IFBLK | libc::S_IFCHR | libc::S_IFIFO);
+    let hidden = |path: &Vec<u8>| r.upper.get(path).is_some_and(tree::Entry::is_whiteout);
+    matches!(l.fs, Fs::Kernel(_))
+        && l.tree.iter().any(|(path, entry)| {
+            special(entry.kind()) && !r.tree.contains_key(path) && hidden(path)
+        })
 }
 
 fn diff_answers(script: &[Op], left: &[Answer], right: &[Answer]) -> Vec<String> {
@@ -220,8 +260,23 @@ fn without_completions(kernel: &Fs, mut found: Vec<String>) -> Vec<String> {
 
 /// Runs the case on both; the differences, empty when there are none.
 pub(crate) fn compare(left: &Fs, right: &Fs, case: &Case<'_>) -> Vec<String> {
+    compare_on(left, right, case, None)
+}
+
+/// As [`compare`], with the upper of the right side on a file system that refuses markers; the
+/// left one never mounts that.
+pub(crate) fn compare_on(
+    left: &Fs,
+    right: &Fs,
+    case: &Case<'_>,
+    base: Option<Refusing>,
+) -> Vec<String> {
     let mask = Mask::from_now();
-    let (l, r) = match (Side::run(left, case, &mask), Side::run(right, case, &mask)) {
+    let sides = (
+        Side::run(left, case, None, &mask),
+        Side::run(right, case, base, &mask),
+    );
+    let (l, r) = match sides {
         (Ok(l), Ok(r)) => (l, r),
         (l, r) => {
             let failed = [l.err(), r.err()].into_iter().flatten();
@@ -230,10 +285,17 @@ pub(crate) fn compare(left: &Fs, right: &Fs, case: &Case<'_>) -> Vec<String> {
     };
     let both = l.answers.iter().zip(&r.answers);
     let mut rows = case.script.iter().zip(both);
-    let end = rows.position(|(op, (l, r))| copies_up_to_a_name_that_is_gone(op, l, r));
+    let end = rows.position(|(op, (l, r))| {
+        copies_up_to_a_name_that_is_gone(op, l, r) || needs_a_longer_redirect(op, l, r)
+    });
+    let last_change = || case.script.iter().rposition(changes_by_descriptor);
+    let end = match end {
+        None if brought_back(&l, &r) => last_change(),
+        end => end,
+    };
     if let Some(end) = end {
         let script = &case.script[..end];
-        return compare(left, right, &Case { script, ..*case });
+        return compare_on(left, right, &Case { script, ..*case }, base);
     }
     let mut lines = Vec::new();
     let answers = diff_answers(case.script, &l.answers, &r.answers);

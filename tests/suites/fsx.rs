@@ -2,6 +2,8 @@
 //! syncs on one file, checked against its own model after each. The file starts in a lower;
 //! what fsx left is compared with the upper and with a remount. O_DIRECT, and files whose
 //! first content is the lower's, are `exerciser`'s.
+//!
+//! `UNIONFS_FSX_OPERATIONS` sets how many each test does (`just fsx N`).
 
 use std::path::Path;
 use std::process::Command;
@@ -51,7 +53,14 @@ posix_fadvise = 2
 copy_file_range = 5
 ";
 
-fn exercise(program: &Path, config: &str, seed: u32, operations: u32) {
+/// CI runs each test once an I/O policy, and once over io_uring.
+fn operations() -> u32 {
+    let set = std::env::var("UNIONFS_FSX_OPERATIONS").ok();
+    set.map_or(60_000, |n| n.parse().unwrap())
+}
+
+fn exercise(program: &Path, config: &str, seed: u32) {
+    let operations = operations();
     // On a tmpfs: fsx syncs after every mapped write, and a disk would take minutes for it.
     let scratch = Scratch::tmpfs();
     let stack = stack_in(&scratch, &[Layer::new().file("f", big_data())]);
@@ -79,7 +88,7 @@ fn exercise(program: &Path, config: &str, seed: u32, operations: u32) {
 fn every_operation_on_a_file_of_a_lower() {
     need_mounts!();
     match tool("fsx") {
-        Ok(program) => exercise(&program, WEIGHTS, 1, 60_000),
+        Ok(program) => exercise(&program, WEIGHTS, 1),
         Err(why) => skip(&why),
     }
 }
@@ -88,7 +97,7 @@ fn every_operation_on_a_file_of_a_lower() {
 fn in_place_on_a_file_of_a_lower() {
     need_mounts!();
     match tool("fsx") {
-        Ok(program) => exercise(&program, BLOCKMODE, 2, 60_000),
+        Ok(program) => exercise(&program, BLOCKMODE, 2),
         Err(why) => skip(&why),
     }
 }

@@ -1,4 +1,4 @@
-//! Real tools on the mount: dpkg, rpm, git, pip, npm, sqlite. Each run is made on kernel
+//! Real tools on the mount: dpkg, rpm, git, pip, npm, sqlite, rsync. Each run is made on kernel
 //! overlayfs and on unionfs, over a lower that an earlier run of the same tool has filled;
 //! the trees must agree, also after a remount.
 
@@ -287,4 +287,34 @@ fn npm() {
          test ! -e node_modules/trap; {npm} install \"$1\"/trap1.tgz"
     );
     compare(prepare, &base, &change, &["package.json", "lock.json"]);
+}
+
+/// Into the mount, over what a lower has, within it and out of it, with hard links, ACLs, xattrs,
+/// holes and everything else of a tree; each copy is what rsync itself finds equal.
+#[test]
+fn rsync() {
+    need_mounts!();
+    if missing("rsync") {
+        return;
+    }
+    let prepare =
+        "mkdir -p src/d/sub src/gone; cd src; echo 1 > d/f; ln d/f d/sub/linked; ln -s f d/link
+        echo tool > tool; chown 12:34 tool; chmod 4711 tool; mkfifo pipe; mknod null c 1 3
+        truncate -s 8M sparse; printf x | dd of=sparse bs=1 seek=5000000 conv=notrunc status=none
+        setfacl -m u:1000:rx d; setfacl -d -m g:7:rwx d; setfattr -n user.colour -v green d/f
+        setfattr -n trusted.t -v secret tool; setcap cap_net_raw+ep d/f; echo x > gone/x
+        chmod 700 d/sub; touch -h -d @1000000000.123456789 d/link tool d/sub d pipe";
+    // What the lower has: an older copy.
+    let base = "rsync -aHAXS \"$1\"/src/ copy; echo stale > copy/extra; echo older > copy/tool
+        touch -d @900000000 copy/tool; rm copy/d/link; echo y > copy/gone/y; touch -d @900000000 copy/gone";
+    let change = "rsync -aHAXS --delete \"$1\"/src/ copy
+        test -z \"$(rsync -aHAXSni --delete \"$1\"/src/ copy)\"
+        rsync -aHAXS copy/ again; test -z \"$(rsync -aHAXSnci copy/ again)\"
+        echo new >> again/d/f; rm -r again/gone; mv again/tool again/d/tool
+        rsync -aHAXS --inplace --no-whole-file --delete again/ copy
+        test -z \"$(rsync -aHAXSnci --delete again/ copy)\"
+        out=$(mktemp -d -p \"$1\"); rsync -aHAXS copy/ \"$out\"
+        test -z \"$(rsync -aHAXSnci --delete copy/ \"$out\")\"
+        test $(stat -c %b \"$out\"/sparse) -lt 2000; test $(stat -c %b copy/sparse) -lt 2000";
+    compare(prepare, base, change, &[]);
 }

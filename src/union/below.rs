@@ -1,0 +1,231 @@
+//! What the lowers say about a name: directories merged, redirects and metacopies followed, from
+//! layer to layer (fs/overlayfs/namei.c). Called by `resolve` and by `lower_view`.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::Union;
+use super::catalogued::Lowers;
+use super::error::Result;
+use super::inode::{DataPlace, LowerFile};
+use super::types::FileKind;
+use crate::layer::at::Stat;
+use crate::layer::lower::{LowerDir, Single};
+
+/// What the lowers say about a name.
+pub(crate) enum Below {
+    Nothing,
+    File(LowerFile),
+    Dirs(Lowers),
+}
+
+/// Where to look in the next layer.
+#[derive(Clone)]
+enum Target<'a> {
+    /// A name in the parent's directory.
+    Name(Cow<'a, [u8]>),
+    /// A path from the layer's root, by components.
+    Path(Vec<Vec<u8>>),
+}
+
+impl Target<'_> {
+    fn redirect(&mut self, to: &[u8]) {
+        match (to.strip_prefix(b"/"), &mut *self) {
+            (Some(path), _) => {
+                *self = Target::Path(path.split(|&b| b == b'/').map(<[u8]>::to_vec).collect());
+            }
+            (None, Target::Name(name)) => *name = Cow::Owned(to.to_vec()),
+            (None, Target::Path(path)) => {
+                path.pop();
+                path.push(to.to_vec());
+            }
+        }
+    }
+}
+
+impl Union {
+    /// What `lowers` say about `name`, or about what `redirect` makes of it; the first `skip`
+    /// of them are known not to have the name.
+    pub(crate) fn below(
+        &self,
+        lowers: &Lowers,
+        skip: usize,
+        name: &[u8],
+        redirect: Option<&[u8]>,
+    ) -> Result<Below> {
+        // An absolute redirect leads through the layers' own directories, not the merged ones.
+        if let Some(merged) = lowers.merged()
+            && redirect.is_none_or(|to| !to.starts_with(b"/"))
+        {
+            match merged.below(redirect.unwrap_or(name)) {
+                Ok(Some(below)) => return Ok(below),
+                Ok(None) => {}
+                Err(damaged) => self.distrust(merged.catalog(), damaged),
+            }
+        }
+        let lowers = lowers.all()?.get(skip..).unwrap_or_default();
+        self.below_layers(lowers, name, redirect)
+    }
+
+    /// As [`Self::below`], by what is in the layers.
+    pub(crate) fn below_layers(
+        &self,
+        lowers: &[Arc<LowerDir>],
+        name: &[u8],
+        redirect: Option<&[u8]>,
+    ) -> Result<Below> {
+        let mut target = Target::Name(Cow::Borrowed(name));
+        if let Some(to) = redirect {
+            target.redirect(to);
+        }
+        let mut stack = lowers;
+        let mut next = 0;
+        // Layers above this one are done.
+        let mut floor = 0;
+        let mut dirs: Vec<Arc<LowerDir>> = Vec::new();
+        let mut meta: Option<LowerFile> = None;
+        loop {
+            if matches!(target, Target::Path(_)) && !std::ptr::eq(stack, &*self.roots) {
+                (stack, next) = (&self.roots, 0);
+            }
+            let Some(dir) = stack.get(next) else { break };
+            next += 1;
+            if dir.index < floor {
+                continue;
+            }
+            let (place, single) = self.look(dir, &mut target)?;
+            let redirect = match single {
+                Single::Absent => continue,
+                Single::Whiteout => break,
+                Single::File { .. } if !dirs.is_empty() => break,
+                Single::File { stat, .. } if meta.is_some() && stat.kind != FileKind::Regular => {
+                    break;
+                }
+                Single::Dir { .. } if meta.is_some() => break,
+                Single::Dir {
+                    dir,
+                    opaque,
+                    redirect,
+                } => {
+                    dirs.push(dir);
+                    if opaque {
+                        break;
+                    }
+                    redirect
+                }
+                Single::File { stat, markers } => {
+                    let (at, at_name) = place;
+                    if !markers.metacopy || stat.kind != FileKind::Regular {
+                        return Ok(Below::File(finish(meta, at, at_name, stat)));
+                    }
+                    meta.get_or_insert(LowerFile {
+                        dir: at,
+                        name: at_name,
+                        stat,
+                        data: None,
+                        record: None,
+                    });
+                    markers.redirect
+                }
+            };
+            floor = dir.index + 1;
+            if let Some(to) = redirect {
+                target.redirect(&to);
+            }
+        }
+        match (meta, dirs.is_empty()) {
+            (Some(meta), _) => self.data_only(meta, &target).map(Below::File),
+            (None, true) => Ok(Below::Nothing),
+            (None, false) => Ok(Below::Dirs(dirs.into())),
+        }
+    }
+
+    /// Asks one layer for the target. Markers on the way (of an absolute path) change the
+    /// target for the layers below.
+    fn look(&self, dir: &Arc<LowerDir>, target: &mut Target<'_>) -> Result<(DataPlace, Single)> {
+        let path = match target {
+            Target::Name(name) => {
+                let single = dir.lookup(&self.fds, name)?;
+                return Ok(((Arc::clone(dir), name.as_ref().into()), single));
+            }
+            Target::Path(path) => path.clone(),
+        };
+        let mut at = Arc::clone(dir);
+        let Some((last, ancestors)) = path.split_last() else {
+            return Ok(((at, Box::default()), Single::Absent));
+        };
+        let mut opaque_above = false;
+        for (depth, component) in ancestors.iter().enumerate() {
+            match at.lookup(&self.fds, component)? {
+                Single::Absent => return Ok(((at, Box::default()), Single::Absent)),
+                Single::Whiteout | Single::File { .. } => {
+                    return Ok(((at, Box::default()), Single::Whiteout));
+                }
+                Single::Dir {
+                    dir,
+                    opaque,
+                    redirect,
+                } => {
+                    opaque_above |= opaque;
+                    if let Some(to) = redirect {
+                        let mut prefix = Target::Path(path[..=depth].to_vec());
+                        prefix.redirect(&to);
+                        if let Target::Path(mut new) = prefix {
+                            new.extend_from_slice(&path[depth + 1..]);
+                            *target = Target::Path(new);
+                        }
+                    }
+                    at = dir;
+                }
+            }
+        }
+        let single = match at.lookup(&self.fds, last)? {
+            Single::Dir { dir, redirect, .. } if opaque_above => Single::Dir {
+                dir,
+                opaque: true,
+                redirect,
+            },
+            Single::Absent if opaque_above => Single::Whiteout,
+            other => other,
+        };
+        Ok(((at, last.as_slice().into()), single))
+    }
+
+    /// Completes a metacopy from the data-only layers; EIO when its data is nowhere.
+    fn data_only(&self, mut meta: LowerFile, target: &Target<'_>) -> Result<LowerFile> {
+        if let Target::Path(_) = target {
+            for root in &self.data_roots {
+                let mut target = target.clone();
+                if let ((dir, name), Single::File { stat, markers }) =
+                    self.look(root, &mut target)?
+                    && stat.kind == FileKind::Regular
+                    && !markers.metacopy
+                {
+                    meta.data = Some((dir, name));
+                    return Ok(meta);
+                }
+            }
+        }
+        Err(Errno::IO.into())
+    }
+}
+
+/// The file found, as the data of a metacopy above it or by itself.
+fn finish(meta: Option<LowerFile>, dir: Arc<LowerDir>, name: Box<[u8]>, stat: Stat) -> LowerFile {
+    match meta {
+        None => LowerFile {
+            dir,
+            name,
+            stat,
+            data: None,
+            record: None,
+        },
+        Some(mut meta) => {
+            let data: DataPlace = (dir, name);
+            meta.data = Some(data);
+            meta
+        }
+    }
+}

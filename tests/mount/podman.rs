@@ -1,0 +1,211 @@
+//! podman itself, as root: one container, started again and again, each time with the kernel's
+//! overlay or with unionfs as the graph driver's mount program. Whatever the order, it sees the
+//! same each time, and its listing, `podman diff` and committed image are the same in the end.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use crate::common::mount::{Scratch, unionfs_binary};
+use crate::common::tree::{self, Mask, Tree};
+use crate::common::{need_mounts, skip};
+
+/// What the image is made of. (Without hard links: podman mounts without an index, which parts
+/// them; docs/SEMANTICS.md, "Hard links".)
+const IMAGE: &str = "
+    mkdir -p bin d/sub emptied gone/deep swap/a steps etc
+    for tool in sh cat rm mkdir mv ln chmod chown touch ls dd sleep stat; do
+        ln -f bin/busybox bin/$tool
+    done
+    echo old > d/f; echo g > d/sub/g; echo 1 > gone/deep/f; echo 2 > swap/a/f
+    echo 1 > l1; echo 2 > l2; ln -s d link; mkfifo pipe; echo x > emptied/x
+    echo tool > tool; chown 12:34 tool; chmod 4755 tool; chmod 1777 emptied";
+
+/// What the container does when it is started for the first, second, third time: each works on
+/// what the one before left.
+const STEPS: [&str; 3] = [
+    "rm /d/f; echo new > /d/new; rm -r /gone; mkdir /gone; echo in > /gone/in
+     echo more >> /l1; ln /l1 /l3; mv /swap /swapped; rm /link; mkdir /link; echo 1 > /link/inside
+     echo changed >> /tool; rm /emptied/x; mv /pipe /d/pipe; mkdir -p /made/by/us",
+    "rm -r /d; mkdir /d; echo again > /d/f; rm -r /link; ln -s /made /link
+     rm -r /swapped/a; mkdir /swapped/a; echo 3 > /swapped/a/g; rm /gone/in; mkdir /gone/deep
+     rm /l2; echo back > /l2; mv /made /moved; chmod 700 /emptied; echo y > /emptied/y",
+    "rm -r /gone; echo file > /gone; rm -r /moved/by; mkdir /swap; echo s > /swap/a
+     rm /d/f; mkdir /d/h; echo h > /d/h/h; rm /tool; rm -r /emptied; mkdir /emptied; rm /link",
+];
+
+/// A storage root of podman.
+struct Podman {
+    scratch: Scratch,
+}
+
+impl Podman {
+    fn at(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// Runs podman; with `program` as mount program, or else with the kernel's overlay.
+    fn call(&self, program: Option<&str>, args: &[&str]) -> String {
+        // With it podman would look for fuse-overlayfs and take that instead of the kernel.
+        if program.is_none() {
+            let _ = std::fs::remove_file(self.at("root/overlay/.has-mount-program"));
+        }
+        let mut command = Command::new("podman");
+        for (option, dir) in [
+            ("--root", "root"),
+            ("--runroot", "run"),
+            ("--tmpdir", "tmp"),
+        ] {
+            command.arg(option).arg(self.at(dir));
+        }
+        command.args(["--storage-driver", "overlay", "--runtime", "crun"]);
+        command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "none"]);
+        if let Some(program) = program {
+            command.args(["--storage-opt", &format!("overlay.mount_program={program}")]);
+        }
+        let output = command.args(args).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "podman {args:?}: {stderr}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Makes the image and the container, which prints what its root is mounted from.
+    fn create(&self, program: Option<&str>) {
+        let rootfs = self.scratch.dir("rootfs");
+        std::fs::create_dir(rootfs.join("bin")).unwrap();
+        std::fs::copy("/usr/bin/busybox", rootfs.join("bin/busybox")).unwrap();
+        let script = format!("cd {} && {IMAGE}", rootfs.display());
+        let made = Command::new("sh").args(["-ec", &script]).status().unwrap();
+        assert!(made.success());
+        for (n, step) in STEPS.iter().enumerate() {
+            std::fs::write(rootfs.join(format!("steps/{n}")), step).unwrap();
+        }
+        std::fs::write(rootfs.join("steps/next"), "0").unwrap();
+        let tar = self.at("rootfs.tar");
+        let (from, to) = (rootfs.to_str().unwrap(), tar.to_str().unwrap());
+        let fixed = ["--mtime=@1500000000", "--sort=name"];
+        let mut pack = Command::new("tar");
+        pack.args(fixed).args(["-C", from, "-cf", to, "."]);
+        assert!(pack.status().unwrap().success());
+        self.call(program, &["import", "--quiet", to, "image:1"]);
+        let command = "while read -r _ at type _; do
+                [ \"$at\" != / ] || echo $type
+            done < /proc/self/mounts
+            n=$(cat /steps/next); sh -e /steps/$n && echo $((n + 1)) > /steps/next";
+        // Limits that a container may be given without CAP_SYS_RESOURCE; no controllers.
+        let mut args = vec!["create", "--name", "work", "--network", "none"];
+        args.extend(["--cgroups", "disabled", "--ipc", "host", "--uts", "host"]);
+        args.extend([
+            "--ulimit",
+            "nofile=1024:1024",
+            "--ulimit",
+            "nproc=1024:1024",
+        ]);
+        args.extend(["image:1", "sh", "-c", command]);
+        self.call(program, &args);
+    }
+
+    /// Starts the container, which takes its next step.
+    fn start(&self, program: Option<&str>) {
+        let root = self.call(program, &["start", "--attach", "work"]);
+        let expected = match program {
+            None => "overlay",
+            Some(_) => "fuse.unionfs",
+        };
+        assert_eq!(root, expected, "the root of the container");
+    }
+
+    /// What it shows from outside.
+    fn tree(&self, program: Option<&str>) -> Tree {
+        let root = self.call(program, &["mount", "work"]);
+        let tree = tree::list(Path::new(&root));
+        self.call(program, &["umount", "work"]);
+        tree
+    }
+
+    /// What podman says was changed, in order.
+    fn diff(&self, program: Option<&str>) -> Vec<String> {
+        let text = self.call(program, &["diff", "work"]);
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    }
+
+    /// The tree of an image made of the container.
+    fn committed(&self, program: Option<&str>) -> Tree {
+        self.call(program, &["commit", "--quiet", "work", "image:2"]);
+        let root = self.call(program, &["image", "mount", "image:2"]);
+        let tree = tree::list(Path::new(&root));
+        self.call(program, &["image", "umount", "image:2"]);
+        tree
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        // The driver binds its directory to itself; a failed test leaves the container mounted.
+        let base = self.scratch.path().to_str().unwrap().to_owned();
+        let mounts = std::fs::read_to_string("/proc/thread-self/mounts").unwrap();
+        let points = mounts.lines().filter_map(|l| l.split(' ').nth(1));
+        let ours: Vec<_> = points.filter(|p| p.starts_with(&base)).collect();
+        for point in ours.iter().rev() {
+            let _ = rustix::mount::unmount(Path::new(point), UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// crun wants cgroups of one version. In this thread's mount namespace only.
+fn unified_cgroups() {
+    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        let none = MountFlags::empty();
+        rustix::mount::mount("none", "/sys/fs/cgroup", "cgroup2", none, None).unwrap();
+    }
+}
+
+#[test]
+fn a_container_is_the_same_whoever_mounts_it() {
+    need_mounts!();
+    let has = |tool: &&str| Command::new(tool).arg("--version").output().is_ok();
+    if !["podman", "crun"].iter().all(has) {
+        return skip("needs podman and crun");
+    }
+    unified_cgroups();
+    let ours = Some(unionfs_binary());
+    // Each order to the end of the steps; the kernel alone is the truth.
+    let orders = [
+        [None, None, None],
+        [ours, None, ours],
+        [None, ours, None],
+        [ours, ours, ours],
+    ];
+    let mask = Mask::from_now();
+    let mut truth: Option<(Vec<Tree>, [Vec<String>; 2], Tree)> = None;
+    for order in orders {
+        let podman = Podman {
+            scratch: Scratch::disk(),
+        };
+        podman.create(order[0]);
+        let mut trees = Vec::new();
+        for (n, program) in order.into_iter().enumerate() {
+            podman.start(program);
+            let shown = podman.tree(program);
+            for reader in [None, ours] {
+                let what = format!("{order:?}: step {n} of {program:?} as {reader:?} shows it");
+                tree::assert_same(&what, &shown, &podman.tree(reader), &mask);
+            }
+            trees.push(shown);
+        }
+        // Each in its way: podman reads the kernel's uppers itself, and compares mounts otherwise.
+        let diffs = [podman.diff(None), podman.diff(ours)];
+        let image = podman.committed(order[2]);
+        tree::assert_same("the committed image", &trees[2], &image, &mask);
+        let (all_trees, all_diffs, all_image) =
+            truth.get_or_insert_with(|| (trees.clone(), diffs.clone(), image.clone()));
+        for (n, (left, right)) in all_trees.iter().zip(&trees).enumerate() {
+            tree::assert_same(&format!("{order:?}: step {n}"), left, right, &mask);
+        }
+        assert_eq!(*all_diffs, diffs, "{order:?}: podman diff");
+        tree::assert_same(&format!("{order:?}: image"), all_image, &image, &mask);
+    }
+}
