@@ -6,19 +6,27 @@
 //! lock of its entry, so no lookup can meet an inode on its way out.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 use super::inode::{Inode, Link};
 use super::types::Ino;
+use crate::sys::memory;
 
 /// Inodes by number.
 #[derive(Default)]
 pub(crate) struct Table {
     map: DashMap<Ino, Arc<Inode>>,
+    /// Inodes in `map`, or a moment ago.
+    held: AtomicUsize,
+    /// The most there were since memory was last given back.
+    peak: AtomicUsize,
 }
+
+/// Tables that never had as many inodes give nothing back.
+const WORTH_SHRINKING: usize = 8192;
 
 /// What [`Table::intern`] found.
 pub(crate) enum Interned {
@@ -69,6 +77,7 @@ impl Table {
                     loc.links.iter().map(|l| Arc::clone(&l.parent)).collect()
                 };
                 entry.insert(Arc::clone(&inode));
+                self.entered();
                 (inode, parents)
             }
         };
@@ -86,12 +95,35 @@ impl Table {
             Entry::Vacant(entry) => {
                 inode.count.store(1, Ordering::Relaxed);
                 entry.insert(Arc::clone(inode));
+                self.entered();
             }
         }
     }
 
+    fn entered(&self) {
+        let held = self.held.fetch_add(1, Ordering::Relaxed) + 1;
+        // Mostly a read: what was reached before is reached again.
+        if held > self.peak.load(Ordering::Relaxed) {
+            self.peak.fetch_max(held, Ordering::Relaxed);
+        }
+    }
+
+    /// One inode has left; whether so many have that their memory is worth giving back. Of
+    /// several callers one is told so.
+    fn left(&self) -> bool {
+        let held = self.held.fetch_sub(1, Ordering::Relaxed).saturating_sub(1);
+        let peak = self.peak.load(Ordering::Relaxed);
+        peak >= WORTH_SHRINKING
+            && held < peak / 4
+            && self
+                .peak
+                .compare_exchange(peak, held, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
     /// Gives back `count` references; at zero the inode leaves, and then perhaps its parents.
     pub fn release(&self, ino: Ino, count: u64) {
+        let mut shrink = false;
         let mut next = Some((ino, count));
         let mut todo = Vec::new();
         while let Some((ino, count)) = next.take().or_else(|| todo.pop()) {
@@ -102,9 +134,14 @@ impl Table {
                 left == 0
             });
             if let Some((_, inode)) = gone {
+                shrink |= self.left();
                 let links = std::mem::take(&mut inode.loc.write().links);
                 todo.extend(links.iter().map(|link| (link.parent.ino, 1)));
             }
+        }
+        if shrink {
+            self.map.shrink_to_fit();
+            memory::give_back();
         }
     }
 
@@ -168,6 +205,21 @@ mod tests {
         assert_eq!(table.len(), 1, "the chain is gone");
         table.release(1, 1);
         assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn a_table_that_was_large_gives_back_and_a_small_one_does_not() {
+        let table = Table::default();
+        let many = WORTH_SHRINKING as Ino;
+        (1..=many).for_each(|ino| drop(create(&table, ino, None)));
+        let room = table.map.capacity();
+        (1..=many).for_each(|ino| table.release(ino, 1));
+        assert_eq!(table.len(), 0);
+        assert!(table.map.capacity() < room / 2, "{room} before");
+        assert!(table.peak.load(Ordering::Relaxed) < WORTH_SHRINKING);
+        create(&table, 1, None);
+        table.release(1, 1);
+        assert_eq!(table.held.load(Ordering::Relaxed), 0);
     }
 
     #[test]
