@@ -6,14 +6,13 @@
 //! lock of its entry, so no lookup can meet an inode on its way out.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 use super::inode::{Inode, Link};
 use super::types::Ino;
-use crate::sys::memory;
 
 /// Inodes by number.
 #[derive(Default)]
@@ -23,6 +22,8 @@ pub(crate) struct Table {
     held: AtomicUsize,
     /// The most there were since memory was last given back.
     peak: AtomicUsize,
+    /// Most of them have left: memory is worth giving back.
+    emptied: AtomicBool,
 }
 
 /// Tables that never had as many inodes give nothing back.
@@ -108,22 +109,28 @@ impl Table {
         }
     }
 
-    /// One inode has left; whether so many have that their memory is worth giving back. Of
-    /// several callers one is told so.
-    fn left(&self) -> bool {
+    /// One inode has left.
+    fn left(&self) {
         let held = self.held.fetch_sub(1, Ordering::Relaxed).saturating_sub(1);
         let peak = self.peak.load(Ordering::Relaxed);
-        peak >= WORTH_SHRINKING
-            && held < peak / 4
-            && self
-                .peak
-                .compare_exchange(peak, held, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+        if peak >= WORTH_SHRINKING && held < peak / 4 {
+            self.peak.store(held, Ordering::Relaxed);
+            self.emptied.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether most inodes have left since memory was last given back; says so once, and has
+    /// shrunk then.
+    pub fn has_emptied(&self) -> bool {
+        if !self.emptied.load(Ordering::Relaxed) || !self.emptied.swap(false, Ordering::Relaxed) {
+            return false;
+        }
+        self.map.shrink_to_fit();
+        true
     }
 
     /// Gives back `count` references; at zero the inode leaves, and then perhaps its parents.
     pub fn release(&self, ino: Ino, count: u64) {
-        let mut shrink = false;
         let mut next = Some((ino, count));
         let mut todo = Vec::new();
         while let Some((ino, count)) = next.take().or_else(|| todo.pop()) {
@@ -134,14 +141,10 @@ impl Table {
                 left == 0
             });
             if let Some((_, inode)) = gone {
-                shrink |= self.left();
+                self.left();
                 let links = std::mem::take(&mut inode.loc.write().links);
                 todo.extend(links.iter().map(|link| (link.parent.ino, 1)));
             }
-        }
-        if shrink {
-            self.map.shrink_to_fit();
-            memory::give_back();
         }
     }
 
@@ -215,10 +218,12 @@ mod tests {
         let room = table.map.capacity();
         (1..=many).for_each(|ino| table.release(ino, 1));
         assert_eq!(table.len(), 0);
+        assert!(table.has_emptied() && !table.has_emptied());
         assert!(table.map.capacity() < room / 2, "{room} before");
         assert!(table.peak.load(Ordering::Relaxed) < WORTH_SHRINKING);
         create(&table, 1, None);
         table.release(1, 1);
+        assert!(!table.has_emptied(), "one inode");
         assert_eq!(table.held.load(Ordering::Relaxed), 0);
     }
 
