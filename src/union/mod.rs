@@ -90,7 +90,7 @@ impl Default for Options {
         Self {
             volatile: false,
             redirect_dir: None,
-            lookup_cache: 65536,
+            lookup_cache: 16384,
             fd_cache: 256,
             sealed: false,
             catalog: None,
