@@ -17,7 +17,7 @@ command -v cargo >/dev/null || {
 # the tools that tests/suites runs on the mount.
 packages=(fuse3 docker.io busybox-static libcap2-bin attr fio strace fuse-overlayfs buildah)
 # Skopeo and podman also take our archives, and write some that we take.
-packages+=(skopeo umoci podman crun uidmap git python3-pip rpm sqlite3 e2fsprogs rsync acl)
+packages+=(skopeo umoci podman crun uidmap git python3-pip rpm sqlite3 e2fsprogs xfsprogs rsync acl)
 # A registry and its certificate (tests/registry).
 packages+=(docker-registry openssl)
 if [ "$(id -u)" = 0 ] || [ -n "${UNIONFS_REQUIRE_ALL:-}" ]; then

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -100,6 +100,12 @@ pub(super) fn describe(roots: &[Arc<LowerDir>], data_roots: &[Arc<LowerDir>]) ->
 /// Tells user namespaces apart in which the same files have other owners, such as that of
 /// `podman unshare` (user_namespaces(7), "User and group ID mappings").
 pub(super) fn id_maps() -> u32 {
+    // Those of a process do not change.
+    static MAPS: OnceLock<u32> = OnceLock::new();
+    *MAPS.get_or_init(read_id_maps)
+}
+
+fn read_id_maps() -> u32 {
     let mut hash = Sha256::new();
     for map in ["/proc/self/uid_map", "/proc/self/gid_map"] {
         // What cannot be read counts as one more mapping.

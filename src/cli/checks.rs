@@ -3,13 +3,14 @@
 //! mountpoints in use. Called by `mount`, `compat` and `launch`. Each message names the
 //! path and the remedy.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
+use rustix::io::Errno;
 
 use super::options::MAX_LOWERS;
 use crate::fuse;
@@ -27,11 +28,12 @@ struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    fn new(role: &'static str, path: &'a Path) -> anyhow::Result<Self> {
+    fn new(role: &'static str, path: &'a Path, known: &mut Known) -> anyhow::Result<Self> {
         Ok(Self {
             role,
             path,
-            line: ancestry(path)
+            line: known
+                .line(path)
                 .with_context(|| format!("cannot open {role} {}", path.display()))?,
         })
     }
@@ -45,27 +47,45 @@ impl<'a> Place<'a> {
     }
 }
 
-fn ancestry(path: &Path) -> rustix::io::Result<Vec<Identity>> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mut dir = rustix::fs::open(path, flags, Mode::empty())?;
-    let mut line = vec![identity(&dir)?];
-    loop {
-        // Above what we may search nothing of ours can lie.
-        let Ok(parent) = rustix::fs::openat(&dir, "..", flags, Mode::empty()) else {
-            return Ok(line);
-        };
-        let above = identity(&parent)?;
-        if line.last() == Some(&above) {
-            return Ok(line);
+/// Directories above others that were looked at; hundreds of layers have most in common.
+/// `None`: we may not search there, so nothing of ours lies above.
+#[derive(Default)]
+struct Known(HashMap<PathBuf, Option<Identity>>);
+
+impl Known {
+    /// The identities of a directory and of those above it. The path is resolved, so those
+    /// above are its beginnings, whatever is mounted where.
+    fn line(&mut self, path: &Path) -> rustix::io::Result<Vec<Identity>> {
+        let mut line = vec![identity(path)?];
+        for above in path.ancestors().skip(1) {
+            let known = match self.0.get(above) {
+                Some(known) => *known,
+                None => {
+                    let found = identity(above).ok();
+                    self.0.insert(above.to_owned(), found);
+                    found
+                }
+            };
+            match known {
+                Some(identity) => line.push(identity),
+                None => break,
+            }
         }
-        line.push(above);
-        dir = parent;
+        Ok(line)
     }
 }
 
-fn identity(dir: &OwnedFd) -> rustix::io::Result<Identity> {
-    let st = rustix::fs::statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::INO)?;
-    Ok((st.stx_dev_major, st.stx_dev_minor, st.stx_ino))
+fn identity(dir: &Path) -> rustix::io::Result<Identity> {
+    let st = rustix::fs::statx(
+        CWD,
+        dir,
+        AtFlags::empty(),
+        StatxFlags::INO | StatxFlags::TYPE,
+    )?;
+    match FileType::from_raw_mode(st.stx_mode.into()) {
+        FileType::Directory => Ok((st.stx_dev_major, st.stx_dev_minor, st.stx_ino)),
+        _ => Err(Errno::NOTDIR),
+    }
 }
 
 /// Resolves a directory of the stack to an absolute path without symlinks.
@@ -99,16 +119,21 @@ pub(super) fn stack(stack: &StackSpec, mountpoint: &Path) -> anyhow::Result<()> 
     let count = stack.lowers.len() + stack.data_only.len();
     lower_count(count)?;
     let mut layers = Vec::with_capacity(count + 2);
+    let mut known = Known::default();
     for lower in stack.lowers.iter().chain(&stack.data_only) {
-        layers.push(Place::new("lower layer", &lower.path)?);
+        layers.push(Place::new("lower layer", &lower.path, &mut known)?);
     }
     let lowers = layers.len();
     if let Some(upper) = &stack.upper {
-        layers.push(Place::new("upper directory", &upper.layer.path)?);
-        layers.push(Place::new("work directory", &upper.work)?);
+        layers.push(Place::new(
+            "upper directory",
+            &upper.layer.path,
+            &mut known,
+        )?);
+        layers.push(Place::new("work directory", &upper.work, &mut known)?);
     }
     writable_side(&layers[..lowers], &layers[lowers..])?;
-    let target = Place::new("mountpoint", mountpoint)?;
+    let target = Place::new("mountpoint", mountpoint, &mut known)?;
     for layer in &layers {
         if target.is_within(layer) {
             bail!(

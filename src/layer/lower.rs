@@ -2,6 +2,7 @@
 //! Lower layers are immutable, so everything learnt about them stays true. Called by
 //! `union::resolve` and `union::readdir`.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -16,6 +17,9 @@ use super::types::FileKind;
 use super::{Dialect, LayerSpec};
 use crate::sys::handle::fs_uuid;
 use crate::sys::mounts::sealed;
+
+/// The UUIDs of file systems, by device number.
+pub type Uuids = HashMap<u64, Option<[u8; 16]>>;
 
 /// An opened layer.
 #[derive(Debug)]
@@ -35,10 +39,15 @@ pub struct Layer {
 impl Layer {
     /// Opens a layer; ENOENT or ENOTDIR when it is no directory.
     pub fn open(spec: &LayerSpec) -> Result<Self, Errno> {
+        Self::open_among(spec, &mut Uuids::new())
+    }
+
+    /// As [`Self::open`], one of many: a file system is asked for its UUID once.
+    pub fn open_among(spec: &LayerSpec, uuids: &mut Uuids) -> Result<Self, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, &spec.path, flags, Mode::empty())?;
         let stat = At::fd(root.as_fd()).stat()?;
-        let uuid = fs_uuid(&root);
+        let uuid = *uuids.entry(stat.dev).or_insert_with(|| fs_uuid(&root));
         Ok(Self {
             root,
             path: spec.path.clone(),

@@ -3,10 +3,13 @@
 //! is bounded before it is read. Called by the other files of `store`.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -20,6 +23,8 @@ pub(crate) const SMALL: u64 = 4 << 10;
 pub(crate) struct Beneath {
     path: PathBuf,
     fd: OwnedFd,
+    /// The directory in which [`Self::link`] looked last.
+    links: Mutex<Option<(String, OwnedFd)>>,
 }
 
 impl Beneath {
@@ -30,7 +35,8 @@ impl Beneath {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&path, flags, Mode::empty())
             .map_err(|e| Error::io("open", &path, e))?;
-        Ok(Self { path, fd })
+        let links = Mutex::new(None);
+        Ok(Self { path, fd, links })
     }
 
     /// The root, absolute and without symlinks.
@@ -62,8 +68,12 @@ impl Beneath {
     }
 
     /// A regular file, open for reading; `None` where there is none.
-    pub(crate) fn file(&self, relative: impl AsRef<Path>) -> Result<Option<std::fs::File>> {
-        let relative = relative.as_ref();
+    pub(crate) fn file(&self, relative: impl AsRef<Path>) -> Result<Option<File>> {
+        Ok(self.sized(relative.as_ref())?.map(|(file, _)| file))
+    }
+
+    /// As [`Self::file`], with its size in bytes.
+    fn sized(&self, relative: &Path) -> Result<Option<(File, u64)>> {
         // NONBLOCK: opening a FIFO must not hang.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let not_a_file = || Error::NotAFile {
@@ -78,7 +88,10 @@ impl Beneath {
         };
         let stat = rustix::fs::fstat(&fd).map_err(|e| self.error("read", relative, e))?;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => Ok(Some(std::fs::File::from(fd))),
+            FileType::RegularFile => {
+                let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
+                Ok(Some((File::from(fd), size)))
+            }
             _ => Err(not_a_file()),
         }
     }
@@ -86,22 +99,17 @@ impl Beneath {
     /// The bytes of a regular file of at most `limit` bytes; `None` where there is none.
     pub(crate) fn read(&self, relative: impl AsRef<Path>, limit: u64) -> Result<Option<Vec<u8>>> {
         let relative = relative.as_ref();
-        let Some(file) = self.file(relative)? else {
+        let Some((file, size)) = self.sized(relative)? else {
             return Ok(None);
         };
-        let stat = rustix::fs::fstat(&file).map_err(|e| self.error("read", relative, e))?;
         let too_large = || Error::TooLarge {
             path: self.full(relative),
             limit,
         };
-        let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
         if size > limit {
             return Err(too_large());
         }
-        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-        // One more than allowed, so that a file that grows meanwhile is noticed.
-        let mut file = std::io::Read::take(file, limit + 1);
-        std::io::Read::read_to_end(&mut file, &mut bytes).map_err(|e| {
+        let bytes = read_whole(file, size, limit).map_err(|e| {
             let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
             self.error("read", relative, errno)
         })?;
@@ -165,16 +173,23 @@ impl Beneath {
     }
 
     /// Where the symlink `name` in a directory points; `None` where there is no such
-    /// entry. The directory itself is reached without symlinks.
+    /// entry. The directory itself is reached without symlinks, and kept open for the next
+    /// symlink in it.
     pub(crate) fn link(&self, dir: &str, name: &str) -> Result<Option<OsString>> {
-        let relative = Path::new(dir).join(name);
-        let Some(fd) = self.dir(Path::new(dir), OFlags::PATH)? else {
-            return Ok(None);
+        let mut kept = self.links.lock();
+        let fd = match kept.take().filter(|(path, _)| path == dir) {
+            Some((_, fd)) => fd,
+            None => match self.dir(Path::new(dir), OFlags::PATH)? {
+                Some(fd) => fd,
+                None => return Ok(None),
+            },
         };
-        match rustix::fs::readlinkat(&fd, name, Vec::new()) {
+        let target = rustix::fs::readlinkat(&fd, name, Vec::new());
+        *kept = Some((dir.to_owned(), fd));
+        match target {
             Ok(target) => Ok(Some(OsString::from_vec(target.into_bytes()))),
             Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(self.error("read link", &relative, errno)),
+            Err(errno) => Err(self.error("read link", &Path::new(dir).join(name), errno)),
         }
     }
 
@@ -184,4 +199,30 @@ impl Beneath {
             .map_err(|e| Error::io("stat", &self.path, e))?;
         Ok(stat.st_uid)
     }
+}
+
+/// The bytes of a file of `size` bytes; of one that has grown since, up to `limit` and one
+/// more. Where the size is right this is a single read(2).
+fn read_whole(mut file: File, size: u64, limit: u64) -> io::Result<Vec<u8>> {
+    // One more, so that the first read shows the end of the file.
+    let first = usize::try_from(size.saturating_add(1)).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; first];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+        if filled as u64 == size {
+            break;
+        }
+    }
+    bytes.truncate(filled);
+    if filled == first {
+        file.take(limit.saturating_sub(size))
+            .read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }

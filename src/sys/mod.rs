@@ -1,10 +1,11 @@
 //! The few system calls rustix lacks; the only place where `unsafe` is allowed.
-//! Called by `layer` (file handles, private mounts), `fuse` (its device), `catalog` (its map)
-//! and by the cli (processes).
+//! Called by `layer` (file handles, private mounts), `fuse` (its device), `catalog` (its map),
+//! `union` (memory) and by the cli (processes).
 
 pub mod fuse;
 pub mod handle;
 pub mod map;
+pub mod memory;
 pub mod mounts;
 pub mod process;
 pub mod uring;

@@ -124,6 +124,9 @@ impl<'a> Borrow<dyn KeyView + 'a> for Key {
 
 const SHARDS: usize = 16;
 
+/// Of this many names one stays when the cache shrinks.
+const KEPT: usize = 16;
+
 type Shard = Mutex<LruCache<Key, Cached>>;
 
 /// Names to answers.
@@ -193,6 +196,24 @@ impl LookupCache {
         self.shards.iter().for_each(|shard| shard.lock().clear());
     }
 
+    /// Forgets most answers, and gives their memory back: the kernel has forgotten most of its
+    /// own.
+    pub fn shrink(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let mut small = LruCache::sparse(shard.cap());
+            let keep = shard.cap().get() / KEPT;
+            let recent: Vec<_> = std::iter::from_fn(|| shard.pop_mru()).take(keep).collect();
+            for (key, answer) in recent.into_iter().rev() {
+                small.put(key, answer);
+            }
+            let old = std::mem::replace(&mut *shard, small);
+            // Thousands of names are dropped without the lock.
+            drop(shard);
+            drop(old);
+        }
+    }
+
     /// Names held now.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
@@ -227,5 +248,18 @@ mod tests {
         cache.remove(1, b"here");
         assert!(cache.get(1, b"here").is_none());
         assert_eq!(cache.counters(), (0, 1, 3));
+    }
+
+    #[test]
+    fn shrinks_to_what_was_asked_last() {
+        let cache = LookupCache::new(16_384);
+        for i in 0..40_000u64 {
+            cache.put(i, b"name", Cached::Negative(None));
+        }
+        cache.shrink();
+        assert!((1..=1024).contains(&cache.len()), "{}", cache.len());
+        assert!(cache.peek(39_999, b"name").is_some());
+        cache.shrink();
+        assert!(cache.peek(39_999, b"name").is_some());
     }
 }

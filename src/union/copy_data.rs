@@ -22,8 +22,18 @@ pub(crate) struct How<'a> {
     pub clones: &'a AtomicBool,
 }
 
-/// Copies `len` bytes: a clone where the file system can, else extent by extent. Returns
-/// the bytes of data (holes stay holes).
+/// What was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Copied {
+    /// The file, by sharing its extents, which are on the disk: FICLONE writes dirty pages of
+    /// the source out first.
+    Cloned,
+    /// So many bytes of data, in pages that need not be on the disk yet.
+    Written(u64),
+}
+
+/// Copies `len` bytes: a clone where the file system can, else extent by extent (holes stay
+/// holes).
 ///
 /// Unless `volatile`, write-back of each piece begins while the next is copied, so that
 /// the fsync to come is short.
@@ -32,17 +42,17 @@ pub(crate) fn copy_file(
     to: &OwnedFd,
     len: u64,
     how: &How<'_>,
-) -> Result<u64, Errno> {
+) -> Result<Copied, Errno> {
     if how.whole && how.clones.load(Ordering::Relaxed) {
         match rustix::fs::ioctl_ficlone(to, from) {
-            Ok(()) => return Ok(len),
+            Ok(()) => return Ok(Copied::Cloned),
             Err(Errno::OPNOTSUPP | Errno::NOTTY) => how.clones.store(false, Ordering::Relaxed),
             // This file, or this pair of file systems.
             Err(_) => {}
         }
     }
     if how.dense && len <= PIECE && copy_extent(from, to, 0, len)? == len {
-        return Ok(len);
+        return Ok(Copied::Written(len));
     }
     rustix::fs::ftruncate(to, len)?;
     let (mut pos, mut copied) = (0, 0);
@@ -69,7 +79,7 @@ pub(crate) fn copy_file(
         }
         pos = end.max(start + 1);
     }
-    Ok(copied)
+    Ok(Copied::Written(copied))
 }
 
 /// Cuts a range into pieces of at most [`PIECE`].

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::Union;
 use super::cache::Cached;
-use super::copy_data::{How, copy_file};
+use super::copy_data::{Copied as DataCopied, How, copy_file};
 use super::error::Result;
 use super::inode::{Held, Inode, Link, LowerFile, Nlink, UpperState};
 use super::types::{FileKind, Ino};
@@ -166,7 +166,7 @@ impl Union {
         let upper = self.writable()?;
         let (staged, fd) = upper.stage_file()?;
         let dense = file.data.is_none() && file.stat.blocks >= file.stat.size.div_ceil(512);
-        self.copy_data(inode, (file.stat.size, dense), size, &fd)?;
+        let data = self.copy_data(inode, (file.stat.size, dense), size, &fd)?;
         let source = file.dir.fd(&self.fds)?;
         let from = (
             At::new(source.as_fd(), &file.name),
@@ -177,7 +177,11 @@ impl Union {
         let copy = copy_metadata(upper, from, At::fd(fd.as_fd()), origin.as_ref())?;
         let origin = origin.filter(|_| copy.marked);
         let index = self.index_entry(inode, file, origin.as_ref(), At::fd(fd.as_fd()))?;
-        upper.sync(&fd)?;
+        // File systems that clone log their changes in order: the extents, the metadata and then
+        // the name. overlayfs does not sync a clone either.
+        if data != DataCopied::Cloned {
+            upper.sync(&fd)?;
+        }
         self.with_place(inode, |place| {
             let Some(place) = place else {
                 return self.adopt_orphan(inode, fd);
@@ -281,10 +285,10 @@ impl Union {
         (full, dense): (u64, bool),
         size: Option<u64>,
         to: &OwnedFd,
-    ) -> Result<()> {
+    ) -> Result<DataCopied> {
         let len = size.map_or(full, |size| size.min(full));
         if len == 0 {
-            return Ok(());
+            return Ok(DataCopied::Written(0));
         }
         let from = self.data_fd(inode, false)?;
         let upper = self.writable()?;
@@ -295,8 +299,12 @@ impl Union {
             clones: &upper.clones,
         };
         let copied = copy_file(&from.fd, to, len, &how)?;
-        self.copy_up_bytes.fetch_add(copied, Ordering::Relaxed);
-        Ok(())
+        let bytes = match copied {
+            DataCopied::Cloned => len,
+            DataCopied::Written(bytes) => bytes,
+        };
+        self.copy_up_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(copied)
     }
 
     /// Calls `f` with one of the inode's names, its directory locked and in the upper; with

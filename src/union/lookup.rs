@@ -101,6 +101,10 @@ impl Union {
         // The root is counted by us alone.
         if ino != ROOT_INO {
             self.table.release(ino, count);
+            if self.table.has_emptied() {
+                self.names.shrink();
+                crate::sys::memory::give_back();
+            }
         }
     }
 

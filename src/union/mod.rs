@@ -44,6 +44,7 @@ pub use lookup::EntryRef;
 pub use readdir::DirItem;
 pub use types::*;
 
+use std::collections::HashSet;
 use std::hash::RandomState;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -55,7 +56,7 @@ use rustix::io::Errno;
 
 use crate::layer::at::At;
 use crate::layer::fds::{FdCache, IsExhausted};
-use crate::layer::lower::{Layer, LowerDir};
+use crate::layer::lower::{Layer, LowerDir, Uuids};
 use crate::layer::{LayerSpec, StackSpec, UpperSpec};
 use cache::LookupCache;
 use catalogued::{Catalog, Lowers};
@@ -91,8 +92,8 @@ impl Default for Options {
         Self {
             volatile: false,
             redirect_dir: None,
-            lookup_cache: 65536,
-            fd_cache: 512,
+            lookup_cache: 16384,
+            fd_cache: 256,
             sealed: false,
             catalog: None,
         }
@@ -171,15 +172,19 @@ impl Union {
         if stack.lowers.is_empty() {
             return Err(Error::from(Errno::INVAL).context("no lower layer in", "the stack"));
         }
-        let roots = open_layers(&stack.lowers, 0, options.sealed)?;
-        let data_roots = open_layers(&stack.data_only, roots.len(), options.sealed)?;
+        let mut uuids = Uuids::new();
+        let roots = open_layers(&stack.lowers, (0, options.sealed), &mut uuids)?;
+        let data = (roots.len(), options.sealed);
+        let data_roots = open_layers(&stack.data_only, data, &mut uuids)?;
         let upper = match &stack.upper {
             Some(spec) => Some(open_upper(spec)?),
             None => None,
         };
         let layers = || roots.iter().chain(&data_roots).map(|root| &*root.layer);
         let all = || layers().chain(upper.as_ref().map(|u| &*u.layer));
-        let name_max = all().map(name_max).max().unwrap_or(255);
+        let mut asked = HashSet::new();
+        let systems = all().filter(|layer| asked.insert(layer.stat.dev));
+        let name_max = systems.map(name_max).max().unwrap_or(255);
         let inos = Inos::new(all().map(|layer| layer.stat.dev));
         let redirect_dir = options
             .redirect_dir
@@ -321,9 +326,14 @@ fn open_catalog(
     }
 }
 
-fn open_layers(specs: &[LayerSpec], first: usize, sealed: bool) -> Result<Vec<Arc<LowerDir>>> {
+/// Opens layers; `first` is the position of the first of them in the stack.
+fn open_layers(
+    specs: &[LayerSpec],
+    (first, sealed): (usize, bool),
+    uuids: &mut Uuids,
+) -> Result<Vec<Arc<LowerDir>>> {
     let open = |(i, spec): (usize, &LayerSpec)| {
-        let mut layer = Layer::open(spec);
+        let mut layer = Layer::open_among(spec, uuids);
         if let (true, Ok(opened)) = (sealed, &mut layer) {
             opened.seal().map_err(|e| {
                 Error::from(e).context(

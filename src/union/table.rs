@@ -6,7 +6,7 @@
 //! lock of its entry, so no lookup can meet an inode on its way out.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -18,7 +18,16 @@ use super::types::Ino;
 #[derive(Default)]
 pub(crate) struct Table {
     map: DashMap<Ino, Arc<Inode>>,
+    /// Inodes in `map`, or a moment ago.
+    held: AtomicUsize,
+    /// The most there were since memory was last given back.
+    peak: AtomicUsize,
+    /// Most of them have left: memory is worth giving back.
+    emptied: AtomicBool,
 }
+
+/// Tables that never had as many inodes give nothing back.
+const WORTH_SHRINKING: usize = 8192;
 
 /// What [`Table::intern`] found.
 pub(crate) enum Interned {
@@ -69,6 +78,7 @@ impl Table {
                     loc.links.iter().map(|l| Arc::clone(&l.parent)).collect()
                 };
                 entry.insert(Arc::clone(&inode));
+                self.entered();
                 (inode, parents)
             }
         };
@@ -86,8 +96,37 @@ impl Table {
             Entry::Vacant(entry) => {
                 inode.count.store(1, Ordering::Relaxed);
                 entry.insert(Arc::clone(inode));
+                self.entered();
             }
         }
+    }
+
+    fn entered(&self) {
+        let held = self.held.fetch_add(1, Ordering::Relaxed) + 1;
+        // Mostly a read: what was reached before is reached again.
+        if held > self.peak.load(Ordering::Relaxed) {
+            self.peak.fetch_max(held, Ordering::Relaxed);
+        }
+    }
+
+    /// One inode has left.
+    fn left(&self) {
+        let held = self.held.fetch_sub(1, Ordering::Relaxed).saturating_sub(1);
+        let peak = self.peak.load(Ordering::Relaxed);
+        if peak >= WORTH_SHRINKING && held < peak / 4 {
+            self.peak.store(held, Ordering::Relaxed);
+            self.emptied.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether most inodes have left since memory was last given back; says so once, and has
+    /// shrunk then.
+    pub fn has_emptied(&self) -> bool {
+        if !self.emptied.load(Ordering::Relaxed) || !self.emptied.swap(false, Ordering::Relaxed) {
+            return false;
+        }
+        self.map.shrink_to_fit();
+        true
     }
 
     /// Gives back `count` references; at zero the inode leaves, and then perhaps its parents.
@@ -102,6 +141,7 @@ impl Table {
                 left == 0
             });
             if let Some((_, inode)) = gone {
+                self.left();
                 let links = std::mem::take(&mut inode.loc.write().links);
                 todo.extend(links.iter().map(|link| (link.parent.ino, 1)));
             }
@@ -168,6 +208,23 @@ mod tests {
         assert_eq!(table.len(), 1, "the chain is gone");
         table.release(1, 1);
         assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn a_table_that_was_large_gives_back_and_a_small_one_does_not() {
+        let table = Table::default();
+        let many = WORTH_SHRINKING as Ino;
+        (1..=many).for_each(|ino| drop(create(&table, ino, None)));
+        let room = table.map.capacity();
+        (1..=many).for_each(|ino| table.release(ino, 1));
+        assert_eq!(table.len(), 0);
+        assert!(table.has_emptied() && !table.has_emptied());
+        assert!(table.map.capacity() < room / 2, "{room} before");
+        assert!(table.peak.load(Ordering::Relaxed) < WORTH_SHRINKING);
+        create(&table, 1, None);
+        table.release(1, 1);
+        assert!(!table.has_emptied(), "one inode");
+        assert_eq!(table.held.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod in_use;
 mod killed_intake;
 mod killed_store;
 mod lifecycle;
+mod mount_cost;
 mod output;
 mod own_store;
 mod plain_user;

@@ -5,36 +5,61 @@ use std::process::Command;
 
 use rustix::mount::{UnmountFlags, unmount};
 
-/// ext4 on an image file, mounted until dropped.
-pub struct Ext4 {
+/// ext4 or xfs on an image file, mounted until dropped.
+pub struct Disk {
     image: PathBuf,
     path: PathBuf,
+    kind: &'static str,
 }
 
-impl Ext4 {
-    /// Makes an image `NAME.img` in `dir`, of so many MiB, and mounts it on `NAME`, with further
-    /// mount options; why it cannot, if it cannot.
+impl Disk {
+    /// Makes an image `NAME.img` of ext4 in `dir`, of so many MiB, and mounts it on `NAME`, with
+    /// further mount options; why it cannot, if it cannot.
     pub fn new(dir: &Path, name: &str, size: u64, options: &str) -> Result<Self, String> {
+        Self::make("ext4", dir, name, size)?;
+        Self::mount(
+            "ext4",
+            &dir.join(format!("{name}.img")),
+            &dir.join(name),
+            options,
+        )
+    }
+
+    /// The same of xfs, which clones files; 300 MiB, not less.
+    pub fn xfs(dir: &Path, name: &str) -> Result<Self, String> {
+        Self::make("xfs", dir, name, 300)?;
+        let image = dir.join(format!("{name}.img"));
+        Self::mount("xfs", &image, &dir.join(name), "nouuid")
+    }
+
+    fn make(kind: &str, dir: &Path, name: &str, size: u64) -> Result<(), String> {
         let image = dir.join(format!("{name}.img"));
         let file = std::fs::File::create(&image).unwrap();
         file.set_len(size << 20).unwrap();
-        let made = Command::new("mkfs.ext4").arg("-q").arg(&image).status();
-        if !made.is_ok_and(|status| status.success()) {
-            return Err("needs mkfs.ext4".into());
+        let program = format!("mkfs.{kind}");
+        let made = Command::new(&program).arg("-q").arg(&image).status();
+        match made.is_ok_and(|status| status.success()) {
+            true => Ok(()),
+            false => Err(format!("needs {program}")),
         }
-        Self::mount(&image, &dir.join(name), options)
     }
 
     /// Mounts an image on a directory that is made for it.
-    pub fn mount(image: &Path, path: &Path, options: &str) -> Result<Self, String> {
+    pub fn mount(
+        kind: &'static str,
+        image: &Path,
+        path: &Path,
+        options: &str,
+    ) -> Result<Self, String> {
         std::fs::create_dir(path).unwrap();
         let mut mount = Command::new("mount");
-        let mount = mount.args(["-t", "ext4", "-o", &format!("loop,{options}")]);
+        let mount = mount.args(["-t", kind, "-o", &format!("loop,{options}")]);
         let output = mount.arg(image).arg(path).output().unwrap();
         match output.status.success() {
             true => Ok(Self {
                 image: image.to_owned(),
                 path: path.to_owned(),
+                kind,
             }),
             false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
         }
@@ -54,11 +79,16 @@ impl Ext4 {
         let mut cp = Command::new("cp");
         let cp = cp.arg("--sparse=always").arg(&self.image).arg(&image);
         assert!(cp.status().unwrap().success());
-        Self::mount(&image, &path, "rw").unwrap_or_else(|e| panic!("{e}"))
+        // The copy has the UUID of what is mounted.
+        let options = match self.kind {
+            "xfs" => "nouuid",
+            _ => "rw",
+        };
+        Self::mount(self.kind, &image, &path, options).unwrap_or_else(|e| panic!("{e}"))
     }
 }
 
-impl Drop for Ext4 {
+impl Drop for Disk {
     fn drop(&mut self) {
         let _ = unmount(&self.path, UnmountFlags::DETACH);
     }

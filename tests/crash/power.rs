@@ -4,12 +4,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::disk::Ext4;
+use crate::common::disk::Disk;
 use crate::common::mount::{Fs, Mounted, Scratch, Stack, unionfs_binary};
+use crate::common::strace::{Trace, need_strace};
 use crate::common::{need_mounts, skip};
 
 /// ext4 writes nothing by itself within a test.
@@ -22,7 +23,7 @@ fn big() -> Vec<u8> {
 /// A union whose upper is on a disk of its own.
 struct Machine {
     mounted: Mounted,
-    disk: Ext4,
+    disk: Disk,
     scratch: Scratch,
     fs: Fs,
     cuts: std::cell::Cell<u32>,
@@ -37,7 +38,7 @@ impl Machine {
             fs::write(low.join(name), big()).unwrap();
         }
         fs::write(low.join("config"), "old").unwrap();
-        let disk = match Ext4::new(scratch.path(), "disk", 64, LAZY) {
+        let disk = match Disk::new(scratch.path(), "disk", 64, LAZY) {
             Ok(disk) => disk,
             Err(why) => {
                 skip(&why);
@@ -47,6 +48,34 @@ impl Machine {
         let fs = Fs::Unionfs(options);
         let mounted = fs.mount(&Self::stack(&scratch, disk.path(), "mnt"));
         // Where the tests begin: an upper whose directories are on the disk.
+        rustix::fs::syncfs(File::open(disk.path()).unwrap()).unwrap();
+        Some(Self {
+            mounted,
+            disk,
+            scratch,
+            fs,
+            cuts: 0.into(),
+        })
+    }
+
+    /// One with the lower on the disk too, which clones files.
+    fn cloning() -> Option<Self> {
+        let scratch = Scratch::disk();
+        let disk = match Disk::xfs(scratch.path(), "disk") {
+            Ok(disk) => disk,
+            Err(why) => {
+                skip(&why);
+                return None;
+            }
+        };
+        let low = disk.path().join("low");
+        fs::create_dir(&low).unwrap();
+        std::os::unix::fs::symlink(&low, scratch.path().join("low")).unwrap();
+        for name in ["big", "other"] {
+            fs::write(low.join(name), big()).unwrap();
+        }
+        let fs = Fs::Unionfs("");
+        let mounted = fs.mount(&Self::stack(&scratch, disk.path(), "mnt"));
         rustix::fs::syncfs(File::open(disk.path()).unwrap()).unwrap();
         Some(Self {
             mounted,
@@ -170,6 +199,32 @@ fn a_copy_up_is_whole_or_not_there() {
         trigger.sync_all().unwrap();
         m.cut(|root| assert!(fs::read(root.join(name)).unwrap() == big(), "{name}"));
     }
+}
+
+/// A clone is not synced, and its name leads to the whole of it all the same.
+#[test]
+fn a_clone_is_whole_or_not_there() {
+    need_mounts!();
+    need_strace!();
+    let Some(m) = Machine::cloning() else { return };
+    let traced = ["-e", "trace=ioctl,fsync,fdatasync,linkat,renameat2"];
+    let server = m.mounted.servers()[0];
+    let trace = Trace::attach(server, m.scratch.path(), &traced);
+    for (name, mode) in [("big", 0o600), ("other", 0o640)] {
+        crate::common::mount::chmod(&m.at(name), mode);
+        let trigger = File::create(m.disk.path().join("trigger")).unwrap();
+        trigger.sync_all().unwrap();
+        let shown = m.cut(|root| (fs::read(root.join(name)).unwrap(), mode_of(root, name)));
+        assert!(shown.0 == big(), "{name}");
+        assert_eq!(shown.1, mode, "the journal was written");
+    }
+    let calls = trace.end();
+    assert!(calls.iter().any(|c| c.contains("CLONE")), "{calls:?}");
+    assert!(!calls.iter().any(|c| c.contains("sync(")), "{calls:?}");
+}
+
+fn mode_of(root: &Path, name: &str) -> u32 {
+    fs::metadata(root.join(name)).unwrap().permissions().mode() & 0o7777
 }
 
 /// `volatile` promises nothing, and `unionfs sync` keeps its word even there.

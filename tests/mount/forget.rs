@@ -44,6 +44,40 @@ fn table_shrinks_to_the_root_after_a_walk() {
     assert_eq!(f.tree().len() as u64, entries, "still all there");
 }
 
+/// Resident memory of the server, in KiB.
+fn resident(f: &Fixture) -> u64 {
+    let server = f.mounted().servers()[0];
+    let status = std::fs::read_to_string(format!("/proc/{server}/status")).unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    line.unwrap().trim_end_matches("kB").trim().parse().unwrap()
+}
+
+/// Of what a long walk took, most goes back to the system when the kernel has forgotten it.
+#[test]
+fn memory_is_given_back() {
+    need_mounts!();
+    let _alone = CACHES.write();
+    let names = (0..40_000).fold(Layer::new().dir("d"), |layer, n| {
+        layer.file(format!("d/a-name-of-some-length-{n}"), "")
+    });
+    let f = Fixture::new(&[names]);
+    let before = resident(&f);
+    for n in 0..40_000 {
+        f.at(format!("d/a-name-of-some-length-{n}"))
+            .metadata()
+            .unwrap();
+    }
+    let grown = resident(&f) - before;
+    assert!(grown > 8 << 10, "{grown} KiB");
+    assert_shrinks_to_root(&f);
+    let left = || resident(&f).saturating_sub(before);
+    assert!(
+        poll(|| left() < grown / 2),
+        "{} of {grown} KiB left",
+        left()
+    );
+}
+
 #[test]
 fn table_shrinks_to_the_root_after_changes() {
     need_mounts!();

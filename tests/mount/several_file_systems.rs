@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::disk::Ext4;
+use crate::common::disk::Disk;
 use crate::common::fixture::Fixture;
 use crate::common::layers::{Form, Layer, write_all};
 use crate::common::mount::{Fs, Scratch, Stack};
@@ -18,7 +18,7 @@ use crate::common::{need_mounts, skip};
 struct Disks {
     paths: Vec<PathBuf>,
     // In this order: the second holds the images of the first.
-    _ext4: Vec<Ext4>,
+    _ext4: Vec<Disk>,
     _tmpfs: Vec<Scratch>,
 }
 
@@ -40,7 +40,7 @@ fn disks(ext4: bool) -> Result<Disks, String> {
         });
     }
     let scratch = Scratch::disk();
-    let image = |name: &&str| Ext4::new(scratch.path(), name, 16, "rw");
+    let image = |name: &&str| Disk::new(scratch.path(), name, 16, "rw");
     let ext4: Vec<_> = ["one", "two", "three"]
         .iter()
         .map(image)

@@ -1,0 +1,97 @@
+//! The budget of `unionfs mount`: how many system calls each further layer costs, counted with
+//! strace. docs/BUDGETS.md says what for.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::json;
+use unionfs::store::Digest;
+
+use crate::support::{Home, PROGRAM, can_mount, has_tools, wait_until};
+
+/// Layers of the two images that are compared.
+const FEW: usize = 4;
+const MANY: usize = 36;
+/// What a layer may cost: docs/BUDGETS.md.
+const BUDGET: usize = 34;
+
+/// An archive as `docker save` writes it, with one image of so many layers for each name.
+fn archive(file: &Path, images: &[(&str, usize)]) {
+    let mut out = tar::Builder::new(std::fs::File::create(file).unwrap());
+    let mut add = |name: &str, bytes: &[u8]| append(&mut out, name, bytes);
+    let mut manifest = Vec::new();
+    for (image, count) in images {
+        let layers: Vec<_> = (0..*count).map(|n| format!("{image}{n}.tar")).collect();
+        let mut diff_ids = Vec::new();
+        for layer in &layers {
+            let mut content = tar::Builder::new(Vec::new());
+            append(&mut content, layer, b"content");
+            let bytes = content.into_inner().unwrap();
+            diff_ids.push(Digest::of(&bytes).to_string());
+            add(layer, &bytes);
+        }
+        let config = json!({
+            "architecture": "amd64", "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        });
+        add(&format!("{image}.json"), config.to_string().as_bytes());
+        manifest.push(json!({
+            "Config": format!("{image}.json"), "RepoTags": [format!("{image}:latest")],
+            "Layers": layers,
+        }));
+    }
+    add("manifest.json", json!(manifest).to_string().as_bytes());
+    out.finish().unwrap();
+}
+
+fn append<W: std::io::Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u8]) {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, name, bytes).unwrap();
+}
+
+/// The calls of a mount and its unmount: of the command and of the server.
+fn calls(home: &Home, image: &str) -> usize {
+    let trace = home.path("trace");
+    let mut strace = home.command("strace");
+    let mut strace = strace
+        .args(["-f", "-o"])
+        .arg(&trace)
+        .args([PROGRAM, "mount", "--read-only", image, "mnt"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("it is mounted", || {
+        home.run(["stats", "mnt"]).code == Some(0)
+    });
+    home.run(["umount", "mnt"]).ok();
+    assert!(strace.wait().unwrap().success());
+    let lines = std::fs::read(&trace).unwrap();
+    let lines = String::from_utf8_lossy(&lines).into_owned();
+    // A debug build checks each descriptor before it closes it.
+    let counted = |line: &&str| !line.contains(" resumed>") && !line.contains("F_GETFD");
+    lines.lines().filter(counted).count()
+}
+
+#[test]
+fn a_layer_costs_no_more_than_its_budget() {
+    if !can_mount() || !has_tools(&["strace"]) {
+        return;
+    }
+    let home = Home::new();
+    home.dirs(&["mnt"]);
+    let file = home.path("images.tar");
+    archive(&file, &[("few", FEW), ("many", MANY)]);
+    home.run(["load", "--quiet", "-i", file.to_str().unwrap()])
+        .ok();
+    for image in ["few", "many"] {
+        home.run(["catalog", "build", image]).ok();
+    }
+    let (few, many) = (calls(&home, "few"), calls(&home, "many"));
+    let each = many.saturating_sub(few) as f64 / (MANY - FEW) as f64;
+    assert!(
+        each <= BUDGET as f64 + 0.9,
+        "{each:.1} calls a layer ({few} with {FEW}, {many} with {MANY}), budget {BUDGET}"
+    );
+}
