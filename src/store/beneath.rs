@@ -64,8 +64,17 @@ impl Beneath {
     /// A regular file, open for reading; `None` where there is none.
     pub(crate) fn file(&self, relative: impl AsRef<Path>) -> Result<Option<std::fs::File>> {
         let relative = relative.as_ref();
-        // NONBLOCK: opening a FIFO must not hang.
+        // Before that is known it is not opened: to open a device may do anything.
+        if self.regular(relative, OFlags::PATH)?.is_none() {
+            return Ok(None);
+        }
+        // NONBLOCK: what became a fifo meanwhile must not hang.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        Ok(self.regular(relative, flags)?.map(std::fs::File::from))
+    }
+
+    /// A regular file; `None` where there is none.
+    fn regular(&self, relative: &Path, flags: OFlags) -> Result<Option<OwnedFd>> {
         let not_a_file = || Error::NotAFile {
             path: self.full(relative),
         };
@@ -78,7 +87,7 @@ impl Beneath {
         };
         let stat = rustix::fs::fstat(&fd).map_err(|e| self.error("read", relative, e))?;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => Ok(Some(std::fs::File::from(fd))),
+            FileType::RegularFile => Ok(Some(fd)),
             _ => Err(not_a_file()),
         }
     }
