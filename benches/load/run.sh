@@ -23,7 +23,7 @@ if [ -z "$program" ]; then
     program=$PWD/target/release/unionfs
 fi
 ci/install.sh skopeo podman python3 jq
-work=$(mktemp -d ${dir:+-p "$dir"} bench-load.XXXXXX ${dir:--t})
+work=$(mktemp -d "${dir:-${TMPDIR:-/tmp}}/bench-load.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 image=$work/image.tar
 python3 benches/load/make-image.py "$image" "$mib"
