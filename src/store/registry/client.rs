@@ -16,6 +16,7 @@ use ureq::http::{self, HeaderMap, Method, StatusCode, Uri, header};
 use ureq::{Agent, Body, SendBody};
 
 use super::auth::{self, Challenge};
+use super::certificates::CertificateDirs;
 use super::credentials::{Credential, CredentialFiles};
 use super::endpoint;
 use super::error::{RegistryError, said};
@@ -35,6 +36,8 @@ pub struct Access {
     pub plain_http: bool,
     /// Where credentials are.
     pub credentials: CredentialFiles,
+    /// Where certificates are, besides the system's.
+    pub certificates: CertificateDirs,
     /// Of what fails in passing.
     pub retry: Retry,
 }
@@ -94,7 +97,7 @@ impl Client {
         for scheme in schemes {
             let malformed = |_| RegistryError::malformed(host, "is no host of a registry");
             let client = Self {
-                agent: endpoint::agent(host)?,
+                agent: endpoint::agent(host, &access.certificates)?,
                 origin: format!("{scheme}://{host}/").parse().map_err(malformed)?,
                 repository: name.path().to_owned(),
                 name: name.to_string(),

@@ -98,6 +98,15 @@ pub(super) fn transport(url: &str, error: ureq::Error) -> Failure {
         }
         .into();
     }
+    if let Some(rustls::Error::AlertReceived(alert)) = tls
+        && let Some(remedy) = unwelcome(*alert)
+    {
+        return RegistryError::Unwelcome {
+            url: url.to_owned(),
+            why: format!("the registry {remedy}"),
+        }
+        .into();
+    }
     let transient = match &error {
         ureq::Error::Timeout(_) => true,
         ureq::Error::Io(error) => tls.is_none() && is_transient(error.kind()),
@@ -113,6 +122,22 @@ pub(super) fn transport(url: &str, error: ureq::Error) -> Failure {
     match transient {
         true => Failure::Transient(error),
         false => error.into(),
+    }
+}
+
+/// Of what a registry says of our certificate (RFC 8446, section 6.2): how it finds it.
+fn unwelcome(alert: rustls::AlertDescription) -> Option<&'static str> {
+    use rustls::AlertDescription as Alert;
+    match alert {
+        Alert::CertificateRequired => Some("wants a client's certificate"),
+        Alert::BadCertificate
+        | Alert::UnsupportedCertificate
+        | Alert::CertificateRevoked
+        | Alert::CertificateExpired
+        | Alert::CertificateUnknown
+        | Alert::UnknownCA
+        | Alert::AccessDenied => Some("refuses this client's certificate"),
+        _ => None,
     }
 }
 
