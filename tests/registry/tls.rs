@@ -114,7 +114,7 @@ fn a_registry_that_knows_its_clients_wants_their_certificate() {
         );
         std::fs::copy(home.path("stranger.pem"), dir.join("client.cert")).unwrap();
         std::fs::copy(home.path("stranger.key"), dir.join("client.key")).unwrap();
-        run(&home, "none.pem", &push).failed(1, &["refuses this client's certificate"]);
+        run(&home, "none.pem", &push).failed(1, &["wants a client's certificate"]);
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

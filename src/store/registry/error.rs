@@ -27,7 +27,7 @@ pub enum RegistryError {
     },
     /// It wants to know who we are before it talks.
     #[error(
-        "{url}: {why}; put the one it knows and its key into /etc/docker/certs.d/HOST/client.cert and client.key"
+        "{url}: {why}; put the one it knows and its key into /etc/docker/certs.d/HOST/ as client.cert and client.key"
     )]
     Unwelcome {
         /// What was asked for.

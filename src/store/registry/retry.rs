@@ -99,11 +99,11 @@ pub(super) fn transport(url: &str, error: ureq::Error) -> Failure {
         .into();
     }
     if let Some(rustls::Error::AlertReceived(alert)) = tls
-        && let Some(remedy) = unwelcome(*alert)
+        && is_about_us(*alert)
     {
         return RegistryError::Unwelcome {
             url: url.to_owned(),
-            why: format!("the registry {remedy}"),
+            why: format!("the registry wants a client's certificate that it knows ({alert:?})"),
         }
         .into();
     }
@@ -125,20 +125,21 @@ pub(super) fn transport(url: &str, error: ureq::Error) -> Failure {
     }
 }
 
-/// Of what a registry says of our certificate (RFC 8446, section 6.2): how it finds it.
-fn unwelcome(alert: rustls::AlertDescription) -> Option<&'static str> {
+/// Whether a registry does not like our certificate, or that there is none (RFC 8446, section
+/// 6.2; which of the two, older servers do not tell).
+fn is_about_us(alert: rustls::AlertDescription) -> bool {
     use rustls::AlertDescription as Alert;
-    match alert {
-        Alert::CertificateRequired => Some("wants a client's certificate"),
-        Alert::BadCertificate
-        | Alert::UnsupportedCertificate
-        | Alert::CertificateRevoked
-        | Alert::CertificateExpired
-        | Alert::CertificateUnknown
-        | Alert::UnknownCA
-        | Alert::AccessDenied => Some("refuses this client's certificate"),
-        _ => None,
-    }
+    matches!(
+        alert,
+        Alert::CertificateRequired
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+    )
 }
 
 /// A registry that is not there, and one that speaks no TLS, will not be in a second.
