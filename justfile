@@ -31,6 +31,10 @@ bench *ARGS:
 bench-diff OLD NEW:
     cargo bench --bench compare -- --diff {{OLD}} {{NEW}}
 
+# how long `unionfs load` takes, beside skopeo with tar and podman (root)
+bench-load *ARGS:
+    benches/load/run.sh {{ARGS}}
+
 # the parts of the core by themselves (criterion)
 bench-parts *ARGS:
     cargo bench --bench union {{ARGS}}
