@@ -31,6 +31,10 @@ bench *ARGS:
 bench-diff OLD NEW:
     cargo bench --bench compare -- --diff {{OLD}} {{NEW}}
 
+# how long `unionfs load` takes, beside skopeo with tar and podman (root)
+bench-load *ARGS:
+    benches/load/run.sh {{ARGS}}
+
 # the parts of the core and of the store by themselves (criterion)
 bench-parts *ARGS:
     cargo bench --bench union --bench store {{ARGS}}

@@ -432,6 +432,7 @@ pub(super) fn garbage() -> anyhow::Result<Vec<Garbage>> {
         kind: Kind::Catalog,
         path: kept.path,
         bytes: kept.bytes,
+        image: None,
         layer: None,
     });
     Ok(garbage.collect())

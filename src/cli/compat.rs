@@ -220,6 +220,7 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
         read_only,
         source,
         image: None,
+        image_id: None,
         held: Vec::new(),
         fresh: None,
         foreground: call.foreground,

@@ -25,6 +25,7 @@ use super::options::MountOptions;
 use super::{checks, logging};
 use crate::fuse::{self, IoPolicy, MountConfig};
 use crate::layer::StackSpec;
+use crate::store::Digest;
 use crate::sys::process::{Side, daemonize};
 use crate::union::{self, Union};
 
@@ -40,6 +41,8 @@ pub(super) struct Request {
     pub(super) source: OsString,
     /// The image or container, for `unionfs ps`.
     pub(super) image: Option<String>,
+    /// The image's ID, where it is known.
+    pub(super) image_id: Option<Digest>,
     /// Locks that keep the layers from being removed until the mount is live; dropped
     /// before `fresh`, which may want them.
     pub(super) held: Vec<File>,
@@ -245,6 +248,7 @@ fn config(request: &Request) -> MountConfig {
     let upper = request.stack.upper.as_ref();
     config.description = fuse::Description {
         image: request.image.clone(),
+        image_id: request.image_id.map(|id| id.to_string()),
         lowers: paths(&request.stack.lowers),
         upper: upper.map(|upper| upper.layer.path.clone()),
         work: upper.map(|upper| upper.work.clone()),

@@ -14,7 +14,7 @@ use super::{catalog, checks, named, open_stores, own};
 use crate::catalog::Label;
 use crate::fuse;
 use crate::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
-use crate::store::Stores;
+use crate::store::{Digest, Stores};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -90,6 +90,8 @@ const UPPER_DIALECT: Dialect = Dialect {
 struct Found {
     stack: StackSpec,
     label: String,
+    /// The image's ID, where it is known.
+    image: Option<Digest>,
     /// Whose layers they are, where that decides what is in them.
     chain: Option<Label>,
     /// Of a named layer that was made.
@@ -141,6 +143,7 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         read_only,
         source,
         image: Some(found.label),
+        image_id: found.image,
         held,
         fresh,
         foreground: args.foreground,
@@ -214,6 +217,7 @@ fn look_up(
     let found = Found {
         stack: layer.stack,
         label: layer.label,
+        image: Some(layer.image),
         chain: layer.chain,
         fresh: layer.fresh,
     };
@@ -227,6 +231,7 @@ fn find(stores: &Stores, args: &Args, image: Option<&str>) -> anyhow::Result<Fou
         return Ok(Found {
             stack: container.stack(args.in_place)?,
             label: name.unwrap_or_else(|| container.id.as_str().chars().take(12).collect()),
+            image: container.image,
             chain: None,
             fresh: None,
         });
@@ -239,6 +244,7 @@ fn find(stores: &Stores, args: &Args, image: Option<&str>) -> anyhow::Result<Fou
             upper: None,
         },
         label: image.label(),
+        image: Some(image.id),
         chain: catalog::label(&image),
         fresh: None,
     })

@@ -7,13 +7,15 @@ use super::fresh::Fresh;
 use crate::catalog::Label;
 use crate::layer::StackSpec;
 use crate::store::writable::Exclusive;
-use crate::store::{Image, Named, Stores};
+use crate::store::{Digest, Image, Named, Stores};
 
 /// A named layer to be mounted.
 pub(super) struct Layer {
     pub(super) stack: StackSpec,
     /// The image, for people.
     pub(super) label: String,
+    /// Its ID.
+    pub(super) image: Digest,
     /// Whose layers they are.
     pub(super) chain: Option<Label>,
     /// Takes it away again if it cannot be mounted, when it was made for this mount.
@@ -51,6 +53,7 @@ pub(super) fn find_or_make(
     Ok(Layer {
         stack,
         label: named.image_name,
+        image: named.image,
         chain,
         // Last: dropping it would wait for the lock that the caller has.
         fresh: made.then(|| Fresh::named(store.root(), name)),

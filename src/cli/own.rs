@@ -84,23 +84,25 @@ pub(super) fn lock(store: &Writable) -> anyhow::Result<Exclusive<'_>> {
 /// The layers of live mounts, with where they are mounted.
 pub(super) struct Mounted {
     layers: HashMap<PathBuf, PathBuf>,
-    /// The topmost lower of each mount: it stands for the whole chain.
-    tops: HashMap<PathBuf, PathBuf>,
+    /// The topmost lower of each mount, which stands for the whole chain, where it is mounted,
+    /// and the image's ID if that is known.
+    chains: Vec<(PathBuf, PathBuf, Option<String>)>,
 }
 
 impl Mounted {
     pub(super) fn now() -> Self {
-        let (mut layers, mut tops) = (HashMap::new(), HashMap::new());
+        let (mut layers, mut chains) = (HashMap::new(), Vec::new());
         for record in runtime::list() {
             let description = record.description;
             if let Some(top) = description.lowers.first() {
-                tops.insert(top.clone(), record.mountpoint.clone());
+                let image = description.image_id.clone();
+                chains.push((top.clone(), record.mountpoint.clone(), image));
             }
             for layer in description.lowers.into_iter().chain(description.upper) {
                 layers.insert(layer, record.mountpoint.clone());
             }
         }
-        Self { layers, tops }
+        Self { layers, chains }
     }
 
     /// Where the layer in this directory is mounted.
@@ -108,10 +110,15 @@ impl Mounted {
         self.layers.get(diff).cloned()
     }
 
-    /// Where an image is mounted: its layers, all of them and none above.
+    /// Where an image is mounted: its layers, all of them and none above, and not as another
+    /// image that has the same.
     pub(super) fn image(&self, image: &Image) -> Option<PathBuf> {
-        let top = image.layers.last()?;
-        self.tops.get(&top.spec.path).cloned()
+        let top = &image.layers.last()?.spec.path;
+        let id = image.id.to_string();
+        let this = |other: &Option<String>| other.as_ref().is_none_or(|other| *other == id);
+        let mut chains = self.chains.iter();
+        let found = chains.find(|(lower, _, image)| lower == top && this(image));
+        found.map(|(_, mountpoint, _)| mountpoint.clone())
     }
 }
 

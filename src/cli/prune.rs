@@ -14,15 +14,21 @@ use crate::store::writable::{Garbage, Kind};
 #[command(after_help = "\
 Examples:
   unionfs prune --dry-run
+  unionfs prune --dangling
   unionfs prune --json | jq .bytes
 
 Removed are layers that no image and no read-write layer has, directories and links of no
 layer, catalogs of layers that are gone, files of commands that were killed, and downloads that a
-pull could resume. Images without a name stay: unionfs rmi ID.")]
+pull could resume. Images without a name stay, as import makes them on purpose: unionfs rmi ID
+removes one, --dangling all that no image with a name was made from and nothing uses, such as
+those whose name another image has got, and what killed commands have left.")]
 pub(super) struct Args {
     /// Only say what would be removed
     #[arg(long, short = 'n')]
     dry_run: bool,
+    /// Also images without a name that nothing uses, and their layers
+    #[arg(long)]
+    dangling: bool,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
@@ -44,7 +50,11 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let in_use = |diff: &Path| mounted.find(diff);
     let mut items = Vec::new();
     if let Some(store) = &locked {
-        items = store.garbage(&in_use)?;
+        let going = match args.dangling {
+            true => store.dangling(&|image| mounted.image(image).is_some())?,
+            false => Vec::new(),
+        };
+        items = store.garbage(&in_use, &going)?;
         for item in items.iter().filter(|_| !args.dry_run) {
             store.remove_garbage(item)?;
         }
@@ -78,6 +88,7 @@ fn text(report: &Report<'_>) -> String {
     let mut table = Table::new(&["KIND", "SIZE", "PATH"]);
     for item in report.items {
         let kind = match item.kind {
+            Kind::Image => "image without a name",
             Kind::Layer => "unused layer",
             Kind::Removing => "half removed layer",
             Kind::LayerDirectory => "directory of no layer",

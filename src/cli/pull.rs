@@ -8,14 +8,17 @@ use super::own;
 use super::transfer::Transfer;
 use crate::store::Reference;
 use crate::store::archive::{Platform, Progress};
-use crate::store::registry::{Access, CredentialFiles, PARALLEL, PullOptions, Retry, fetch};
+use crate::store::registry::{
+    Access, CertificateDirs, CredentialFiles, PARALLEL, PullOptions, Retry, fetch,
+};
 use crate::store::tarball::Limits;
 
 /// Take an image from a registry into our own store
 ///
 /// Every digest is checked. Layers that are there are not downloaded, several others at once; what
 /// an interruption leaves is gone on with by the next pull (unionfs prune removes it). Registries
-/// are spoken to over https, with the system's certificates and those in /etc/docker/certs.d/HOST;
+/// are spoken to over https, with the system's certificates and those in HOST of containers/certs.d
+/// or docker/certs.d in ~/.config or /etc (ca.crt; client.cert and client.key to show them ours);
 /// those of this machine (localhost, 127.0.0.0/8) may be without. Logins are those of docker and
 /// podman: $REGISTRY_AUTH_FILE, ~/.docker/config.json, auth.json, credential helpers.
 #[derive(Debug, clap::Args)]
@@ -66,6 +69,7 @@ impl RegistryArgs {
         Access {
             plain_http: self.plain_http,
             credentials: CredentialFiles::of_user(),
+            certificates: CertificateDirs::of_user(),
             retry: Retry::default(),
         }
     }

@@ -20,8 +20,7 @@ Examples:
 
 A name of several is only taken away. With the last name, or by ID, the image goes, with the
 layers that no other image has. Refused while the image is in use: while a read-write layer is
-on it (unionfs ps -a), or while what is mounted somewhere is its chain of layers, by whatever
-name (unionfs ps). An image that others were made from may go while those are mounted: they
+on it (unionfs ps -a), or while it is mounted, by whatever name (unionfs ps). An image that others were made from may go while those are mounted: they
 keep its layers.")]
 pub(super) struct Args {
     /// Names or IDs
@@ -90,7 +89,7 @@ fn remove(
         }
         _ => (),
     }
-    // Also where another image has the same layers, so that all of them would stay.
+    // Also where its layers would stay, for other images that have them.
     let whole = store.image(&id).ok();
     if let Some(mountpoint) = whole.and_then(|image| mounted.image(&image)) {
         return Err(in_use_on(&id, &mountpoint).into());

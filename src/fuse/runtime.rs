@@ -27,6 +27,9 @@ const MAX_RECORD: u64 = 16 << 20;
 pub struct Description {
     /// The image's name, when an image is mounted.
     pub image: Option<String>,
+    /// That image's ID, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<String>,
     /// The lower layers, top first.
     #[serde(with = "path_text::list")]
     pub lowers: Vec<PathBuf>,
@@ -396,6 +399,7 @@ mod tests {
             IoPolicy::Passthrough,
             Description {
                 image: Some("busybox:latest".into()),
+                image_id: Some("sha256:0123".into()),
                 lowers: vec![odd.clone(), "/b".into()],
                 upper: Some(odd),
                 work: None,

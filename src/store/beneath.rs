@@ -74,11 +74,17 @@ impl Beneath {
 
     /// As [`Self::file`], with its size in bytes.
     fn sized(&self, relative: &Path) -> Result<Option<(File, u64)>> {
-        // NONBLOCK: opening a FIFO must not hang.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let not_a_file = || Error::NotAFile {
             path: self.full(relative),
         };
+        // Looked at first: to open a device may do anything.
+        let look = rustix::fs::statat(&self.fd, relative, AtFlags::SYMLINK_NOFOLLOW);
+        let kind = look.map(|stat| FileType::from_raw_mode(stat.st_mode));
+        if let Ok(FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo) = kind {
+            return Err(not_a_file());
+        }
+        // NONBLOCK: what became a fifo meanwhile must not hang.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let fd = match self.open_at(relative, flags) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),

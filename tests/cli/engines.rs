@@ -206,6 +206,10 @@ fn skopeo_copies_from_both_forms_and_we_load_what_it_writes() {
             "docker-archive:docker.tar:app:2",
             "oci-archive:packed.tar:app:2 --dest-compress-format=zstd",
         ),
+        (
+            "docker-archive:docker.tar:app:2",
+            "oci:layout:app:2 --dest-compress-format=zstd:chunked",
+        ),
     ] {
         let config = shell(&home, &format!("skopeo inspect --config --raw {from}"));
         let config: Value = serde_json::from_str(&config).unwrap();

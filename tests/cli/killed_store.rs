@@ -108,10 +108,10 @@ fn prune(root: &Path, when: &str) {
     let store = Writable::open(root).unwrap();
     let store = store.lock().unwrap();
     let nothing = |_: &Path| None;
-    for garbage in store.garbage(&nothing).unwrap() {
+    for garbage in store.garbage(&nothing, &[]).unwrap() {
         store.remove_garbage(&garbage).unwrap();
     }
-    let left = store.garbage(&nothing).unwrap();
+    let left = store.garbage(&nothing, &[]).unwrap();
     assert!(left.is_empty(), "{when}: {left:?}");
     let own = store.writable().store();
     let mut dirs = BTreeSet::new();
@@ -321,7 +321,7 @@ pub(crate) fn fail_everywhere(home: &Home, args: &[&str]) {
             assert!(printing || stderr.contains(remedy), "{when}: {output:?}");
             let store = Writable::open(&own).unwrap();
             let locked = store.lock().unwrap();
-            let left = locked.garbage(&|_: &Path| None).unwrap();
+            let left = locked.garbage(&|_: &Path| None, &[]).unwrap();
             assert!(left.is_empty(), "{when}: {left:?} after {stderr}");
             drop(locked);
             let seen = view(&own, when);

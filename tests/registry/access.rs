@@ -166,6 +166,18 @@ fn tokens_are_asked_for_with_what_is_stored() {
         .rfind(|a| a.path.starts_with("/token"))
         .unwrap();
     assert!(token.path.contains("service=cave"), "{token:?}");
+    // To take blobs over from one repository into another both are asked for.
+    proxy.forget();
+    run(&home, &["push", "-q", &name, &proxy.name("other:1")]).ok();
+    let asked = proxy.asked();
+    let token = asked.iter().rfind(|a| a.path.starts_with("/token"));
+    let path = &token.unwrap().path;
+    for scope in [
+        "repository%3Aother%3Apull%2Cpush",
+        "repository%3Aapp%3Apull",
+    ] {
+        assert!(path.contains(&format!("scope={scope}")), "{path}");
+    }
     run(&home, &["rmi", &name]).ok();
     write_config(
         &home,

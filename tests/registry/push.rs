@@ -93,19 +93,62 @@ fn what_was_pulled_goes_by_the_digests_it_had() {
     let before = server.blobs();
     let (name, (about, _)) = (server.name("app:1"), inspect(&server, "app:1"));
     home.run(["pull", "-q", &name]).ok();
-    // To the same repository nothing is made, to others the same bytes each time.
+    // To the same repository nothing is made; others get the blobs from this one.
     let pushed = home.json(["push", "-q", "--json", &name]);
     assert_eq!(pushed["digest"], about["Digest"]);
     assert_eq!(server.blobs(), before);
-    let first = home.json(["push", "-q", "--json", &name, &server.name("other:1")]);
+    let proxy = Proxy::start(server.port, |_| Act::Pass);
+    let other = home.json(["push", "-q", "--json", &name, &server.name("other:1")]);
+    for layer in other["layers"].as_array().unwrap() {
+        assert_eq!(
+            (&layer["mounted"], &layer["sent"]),
+            (&"app".into(), &false.into())
+        );
+    }
+    assert_eq!(other["digest"], about["Digest"]);
+    assert_eq!(server.blobs(), before);
+    assert_eq!(inspect(&server, "other:1").0["Layers"], about["Layers"]);
+    // Another registry, as far as the notes know: layers are made anew, once.
+    let first = home.json(["push", "-q", "--json", &name, &proxy.name("third:1")]);
     let after = server.blobs();
-    let output = home.run(["push", &name, &server.name("third:1")]);
+    let output = home.run(["push", &name, &proxy.name("fourth:1")]);
     assert_eq!(output.code, Some(0), "{output:?}");
-    assert_eq!(output.stderr.matches(": pushed, ").count(), 3, "{output:?}");
     assert_eq!(server.blobs(), after, "{output:?}");
-    assert_eq!(inspect(&server, "third:1").0["Digest"], first["digest"]);
+    assert_eq!(inspect(&server, "fourth:1").0["Digest"], first["digest"]);
     assert!(output.stdout.contains(first["digest"].as_str().unwrap()));
     assert_whole(&home, 1, 0);
+}
+
+/// What the notes say is only asked for: where it is not so, the layer is sent.
+#[test]
+fn a_blob_that_another_repository_has_not_any_more_is_sent() {
+    if !can_serve() {
+        return;
+    }
+    let home = home();
+    let server = Server::start(&home);
+    serve(&home, &server, "1", "app:1", &["--format", "v2s2"]);
+    let name = server.name("app:1");
+    home.run(["pull", "-q", &name]).ok();
+    let notes = home.path("own/image/overlay2/distribution/v2metadata-by-diffid/sha256");
+    for note in std::fs::read_dir(notes).unwrap() {
+        let path = note.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(path, text.replace("/app", "/gone")).unwrap();
+    }
+    let pushed = home.json(["push", "-q", "--json", &name, &server.name("other:1")]);
+    for layer in pushed["layers"].as_array().unwrap() {
+        assert_eq!((layer.get("mounted"), &layer["sent"]), (None, &true.into()));
+    }
+    assert_eq!(inspect(&server, "other:1").0["Digest"], pushed["digest"]);
+    // The uploads that the registry began instead are cancelled.
+    let uploads = home.path(&format!(
+        "registry-{}/docker/registry/v2/repositories/other/_uploads",
+        server.port
+    ));
+    let uploads = std::fs::read_dir(uploads).into_iter().flatten().flatten();
+    let open = |upload: &std::fs::DirEntry| upload.path().join("startedat").exists();
+    assert_eq!(uploads.filter(open).count(), 0);
 }
 
 #[test]

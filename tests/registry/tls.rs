@@ -1,4 +1,5 @@
-//! A registry with TLS: known authorities open it, unknown ones do not.
+//! A registry with TLS: known authorities open it, unknown ones do not; one that wants to know
+//! its clients.
 
 use std::process::Command;
 
@@ -69,4 +70,51 @@ fn a_known_authority_is_trusted_and_another_is_not() {
     // Another name than the certificate's.
     let other = name.replace("127.0.0.1", "localhost");
     run(&home, "ca.pem", &["pull", "-q", &other]).failed(1, &["certificate is not trusted"]);
+}
+
+/// By the certificates in certs.d, as docker and podman have them.
+#[test]
+fn a_registry_that_knows_its_clients_wants_their_certificate() {
+    if !can_serve() || !has_tools(&["openssl"]) {
+        return;
+    }
+    let home = home();
+    certificates(&home);
+    let (cert, key, ca) = (
+        home.path("leaf.pem"),
+        home.path("leaf.key"),
+        home.path("ca.pem"),
+    );
+    let http = format!(", tls: {{certificate: {cert:?}, key: {key:?}, clientcas: [{ca:?}]}}");
+    let server = Server::start_with(&home, "", &http);
+    let (docker, name) = (home.text("docker"), server.name("app:1"));
+    let push = ["--root", &docker, "push", "-q", "sample:1", &name];
+    // Nobody is known but by what is in the user's own directory.
+    std::fs::write(home.path("none.pem"), "").unwrap();
+    for place in ["containers", "docker"] {
+        let certs = format!("nobody/.config/{place}/certs.d/127.0.0.1:{}", server.port);
+        home.dirs(&[&certs]);
+        let dir = home.path(&certs);
+        std::fs::copy(&ca, dir.join("ca.crt")).unwrap();
+        run(&home, "none.pem", &push).failed(1, &["wants a client's certificate", "client.key"]);
+        // Any that the authority has signed.
+        std::fs::copy(&cert, dir.join("client.cert")).unwrap();
+        run(&home, "none.pem", &push).failed(1, &["client.cert", "client.key", "missing"]);
+        std::fs::copy(&key, dir.join("client.key")).unwrap();
+        run(&home, "none.pem", &push).ok();
+        run(&home, "none.pem", &["pull", "-q", &name]).ok();
+        run(&home, "none.pem", &["rmi", &name]).ok();
+        // One that it does not know.
+        openssl(
+            &home,
+            "req -x509 -newkey rsa:2048 -nodes -keyout stranger.key -out stranger.pem \
+             -subj /CN=stranger -days 2"
+                .replace("  ", " ")
+                .as_str(),
+        );
+        std::fs::copy(home.path("stranger.pem"), dir.join("client.cert")).unwrap();
+        std::fs::copy(home.path("stranger.key"), dir.join("client.key")).unwrap();
+        run(&home, "none.pem", &push).failed(1, &["wants a client's certificate"]);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 }

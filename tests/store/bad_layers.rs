@@ -177,7 +177,8 @@ fn no_symlink_is_followed() {
 }
 
 #[test]
-fn special_files_neither_hang_nor_are_read() {
+fn special_files_neither_hang_nor_are_opened() {
+    use rustix::fs::inotify;
     let store = Fixture::new();
     let path = store.layer(1).join("cache-id");
     std::fs::remove_file(&path).unwrap();
@@ -189,8 +190,13 @@ fn special_files_neither_hang_nor_are_read() {
         0,
     )
     .unwrap();
+    // To open a device may do anything, even without reading it.
+    let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&watch, &path, inotify::WatchFlags::OPEN).unwrap();
     let error = fails(&store, "sample:1", &["cache-id", "not a regular file"]);
     assert!(matches!(error, Error::NotAFile { .. }));
+    let events = rustix::io::read(&watch, &mut [0u8; 256]);
+    assert_eq!(events, Err(rustix::io::Errno::AGAIN), "it was opened");
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     let error = fails(&store, "sample:1", &["cache-id", "not a regular file"]);

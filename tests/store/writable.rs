@@ -200,7 +200,7 @@ fn a_full_disk_gives_its_error_and_leaves_nothing() {
             rustix::mount::mount_remount(&root, MountFlags::empty(), c"nr_inodes=0").unwrap();
             let store = Writable::open(&root).unwrap();
             let locked = store.lock().unwrap();
-            for left in locked.garbage(&|_| None).unwrap() {
+            for left in locked.garbage(&|_| None, &[]).unwrap() {
                 assert_eq!(left.kind, Kind::Layer, "{inodes} inodes: {left:?}");
             }
             drop(locked);

@@ -41,16 +41,29 @@ impl Compression {
 }
 
 /// A reader with its first bytes put back.
-type Peeked<R> = BufReader<io::Chain<io::Cursor<Vec<u8>>, R>>;
+type Peeked<R> = io::Chain<io::Cursor<Vec<u8>>, R>;
 
-/// The stream itself, whatever it is compressed with.
-pub(super) fn decompress<'r>(
-    mut input: impl Read + Send + 'r,
-) -> io::Result<Box<dyn Read + Send + 'r>> {
+/// What a stream is compressed with, and the stream from its beginning.
+fn peek<R: Read>(mut input: R) -> io::Result<(Compression, Peeked<R>)> {
     let mut head = Vec::with_capacity(MAGIC);
     (&mut input).take(MAGIC as u64).read_to_end(&mut head)?;
     let compression = Compression::of(&head);
-    let input: Peeked<_> = BufReader::with_capacity(CHUNK, io::Cursor::new(head).chain(input));
+    Ok((compression, io::Cursor::new(head).chain(input)))
+}
+
+/// The stream itself, whatever it is compressed with.
+pub(super) fn decompress<'r>(
+    input: impl Read + Send + 'r,
+) -> io::Result<Box<dyn Read + Send + 'r>> {
+    let (compression, input) = peek(input)?;
+    decompress_as(compression, input)
+}
+
+fn decompress_as<'r>(
+    compression: Compression,
+    input: impl Read + Send + 'r,
+) -> io::Result<Box<dyn Read + Send + 'r>> {
+    let input = BufReader::with_capacity(CHUNK, input);
     Ok(match compression {
         Compression::None => Box::new(input),
         Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
@@ -62,17 +75,30 @@ pub(super) fn decompress<'r>(
     })
 }
 
+/// Whether the bytes are hashed as they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hashing {
+    /// Nobody asks.
+    No,
+    /// If they are compressed, as whoever unpacks hashes what comes out.
+    Compressed,
+    /// In any case.
+    Yes,
+}
+
 /// Hashes what is read through it.
 struct Hashed<R> {
     inner: R,
-    hash: Sha256,
+    hash: Option<Sha256>,
     passed: Box<dyn FnMut(u64) + Send>,
 }
 
 impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let got = self.inner.read(buf)?;
-        self.hash.update(&buf[..got]);
+        if let Some(hash) = &mut self.hash {
+            hash.update(&buf[..got]);
+        }
         (self.passed)(got as u64);
         Ok(got)
     }
@@ -82,19 +108,20 @@ impl<R: Read> Read for Hashed<R> {
 pub(super) struct Pipeline {
     chunks: Receiver<io::Result<Vec<u8>>>,
     current: io::Cursor<Vec<u8>>,
-    thread: JoinHandle<Digest>,
+    thread: JoinHandle<Option<Digest>>,
 }
 
 impl Pipeline {
     /// `passed` is told, by that thread, how many bytes of `input` were read.
     pub(super) fn start(
         input: impl Read + Send + 'static,
+        hashing: Hashing,
         passed: impl FnMut(u64) + Send + 'static,
     ) -> io::Result<Self> {
         let (sender, chunks) = sync_channel(BUFFERS);
         let thread = std::thread::Builder::new()
             .name("decompress".to_owned())
-            .spawn(move || run(input, Box::new(passed), &sender))?;
+            .spawn(move || run(input, hashing, Box::new(passed), &sender))?;
         Ok(Self {
             chunks,
             current: io::Cursor::default(),
@@ -102,9 +129,9 @@ impl Pipeline {
         })
     }
 
-    /// Waits for the end; the digest of the bytes as they came. What nobody read any more is
-    /// thrown away.
-    pub(super) fn finish(self) -> io::Result<Digest> {
+    /// Waits for the end; the digest of the bytes as they came, where they were hashed. What
+    /// nobody read any more is thrown away.
+    pub(super) fn finish(self) -> io::Result<Option<Digest>> {
         for chunk in &self.chunks {
             chunk?;
         }
@@ -115,28 +142,38 @@ impl Pipeline {
 
 fn run(
     input: impl Read + Send + 'static,
+    hashing: Hashing,
     passed: Box<dyn FnMut(u64) + Send>,
     sender: &SyncSender<io::Result<Vec<u8>>>,
-) -> Digest {
-    let mut input = Hashed {
-        inner: input,
-        hash: Sha256::new(),
-        passed,
-    };
-    let outcome = send_all(&mut input, sender);
-    if let Err(error) = outcome {
+) -> Option<Digest> {
+    let outcome = peek(input).and_then(|(compression, inner)| {
+        let wanted = match hashing {
+            Hashing::No => false,
+            Hashing::Compressed => compression != Compression::None,
+            Hashing::Yes => true,
+        };
+        let mut input = Hashed {
+            inner,
+            hash: wanted.then(Sha256::new),
+            passed,
+        };
+        send_all(&mut input, compression, sender)?;
+        Ok(input.hash.map(Digest::from_hash))
+    });
+    outcome.unwrap_or_else(|error| {
         // The other side may have given up first.
         let _ = sender.send(Err(error));
-    }
-    Digest::from_hash(input.hash)
+        None
+    })
 }
 
 fn send_all(
     input: &mut (impl Read + Send),
+    compression: Compression,
     sender: &SyncSender<io::Result<Vec<u8>>>,
 ) -> io::Result<()> {
     {
-        let mut stream = decompress(&mut *input)?;
+        let mut stream = decompress_as(compression, &mut *input)?;
         loop {
             let mut chunk = Vec::with_capacity(CHUNK);
             (&mut stream).take(CHUNK as u64).read_to_end(&mut chunk)?;

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use super::blob::Pipeline;
+use super::blob::{Hashing, Pipeline};
 use super::error::ArchiveError;
 use crate::store::derive::Derivation;
 use crate::store::error::{Error, Result};
@@ -50,7 +50,7 @@ pub fn fill_from_tar(
     passed: impl FnMut(u64) + Send + 'static,
 ) -> Result<Unpacked> {
     let failed = |error| ArchiveError::read(import.from, error);
-    let mut pipeline = Pipeline::start(input, passed).map_err(failed)?;
+    let mut pipeline = Pipeline::start(input, Hashing::No, passed).map_err(failed)?;
     let unpacked = staged.unpack(&mut pipeline, &import.limits);
     let unpacked = unpacked.map_err(|error| match error {
         Error::Tar(error) => Error::from(ArchiveError::entry(

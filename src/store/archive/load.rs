@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::Progress;
-use super::blob::Pipeline;
+use super::blob::{Hashing, Pipeline};
 use super::error::ArchiveError;
 use super::manifest::{Incoming, LayerBlob, images};
 use super::platform::Platform;
@@ -189,7 +189,13 @@ impl Archive<'_> {
                 counter.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
             }
         };
-        let pipeline = Pipeline::start(entry, passed).map_err(failed)?;
+        let hashing = match &blob.digest {
+            None => Hashing::No,
+            // Whoever unpacks has it, unless what has this digest is compressed.
+            Some(digest) if digest == diff_id => Hashing::Compressed,
+            Some(_) => Hashing::Yes,
+        };
+        let pipeline = Pipeline::start(entry, hashing, passed).map_err(failed)?;
         let mut stream = Told {
             pipeline,
             tell: || {
@@ -206,8 +212,8 @@ impl Archive<'_> {
             source: Box::new(error),
         })?;
         let actual = stream.pipeline.finish().map_err(failed)?;
-        match blob.digest {
-            Some(expected) if expected != actual => Err(ArchiveError::Digest {
+        match (blob.digest, actual) {
+            (Some(expected), Some(actual)) if expected != actual => Err(ArchiveError::Digest {
                 archive: self.source.name().to_owned(),
                 entry: shown(),
                 expected,

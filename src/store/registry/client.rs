@@ -16,6 +16,7 @@ use ureq::http::{self, HeaderMap, Method, StatusCode, Uri, header};
 use ureq::{Agent, Body, SendBody};
 
 use super::auth::{self, Challenge};
+use super::certificates::CertificateDirs;
 use super::credentials::{Credential, CredentialFiles};
 use super::endpoint;
 use super::error::{RegistryError, said};
@@ -35,6 +36,8 @@ pub struct Access {
     pub plain_http: bool,
     /// Where credentials are.
     pub credentials: CredentialFiles,
+    /// Where certificates are, besides the system's.
+    pub certificates: CertificateDirs,
     /// Of what fails in passing.
     pub retry: Retry,
 }
@@ -55,6 +58,8 @@ pub(super) struct Client {
     credential: Option<Credential>,
     /// What is done there: `pull` or `pull,push`.
     actions: &'static str,
+    /// Other repositories, of which blobs are taken over.
+    sources: Vec<String>,
     /// The header of that name.
     authorization: RwLock<Option<String>>,
     pub(super) retry: Retry,
@@ -82,8 +87,14 @@ pub(super) struct Request<'r> {
 }
 
 impl Client {
-    /// Finds out how the registry of `name` is reached.
-    pub(super) fn open(name: &Reference, actions: &'static str, access: &Access) -> Result<Self> {
+    /// Finds out how the registry of `name` is reached. `sources`: other repositories that are
+    /// read.
+    pub(super) fn open(
+        name: &Reference,
+        actions: &'static str,
+        sources: &[String],
+        access: &Access,
+    ) -> Result<Self> {
         let host = endpoint::host_of(name.domain());
         let schemes: &[&str] = match (access.plain_http, endpoint::is_loopback(host)) {
             (true, _) => &["http"],
@@ -94,13 +105,14 @@ impl Client {
         for scheme in schemes {
             let malformed = |_| RegistryError::malformed(host, "is no host of a registry");
             let client = Self {
-                agent: endpoint::agent(host)?,
+                agent: endpoint::agent(host, &access.certificates)?,
                 origin: format!("{scheme}://{host}/").parse().map_err(malformed)?,
                 repository: name.path().to_owned(),
                 name: name.to_string(),
                 domain: name.domain().to_owned(),
                 credential: access.credentials.find(name.domain(), name.path())?,
                 actions,
+                sources: sources.to_vec(),
                 authorization: RwLock::new(None),
                 retry: access.retry,
             };
@@ -312,12 +324,20 @@ impl Client {
             let why = "the registry gives it out over http only: refused";
             return Err(RegistryError::malformed(what, why).into());
         }
-        let scope = format!("repository:{}:{}", self.repository, self.actions);
-        let mut query = format!("scope={}", auth::escape(&scope));
+        let own = format!("repository:{}:{}", self.repository, self.actions);
+        let sources = self.sources.iter();
+        let sources = sources.map(|source| format!("repository:{source}:pull"));
+        let scopes: Vec<String> = std::iter::once(own).chain(sources).collect();
+        // One parameter each; in a form one for all (distribution, docs/spec/auth).
+        let each = |scope: &String| format!("scope={}", auth::escape(scope));
+        let credential = self.credential().filter(|_| endpoint::is_private(&uri));
+        let mut query = match credential {
+            Some(Credential::Identity(_)) => each(&scopes.join(" ")),
+            _ => scopes.iter().map(each).collect::<Vec<_>>().join("&"),
+        };
         if let Some(service) = service {
             query += &format!("&service={}", auth::escape(service));
         }
-        let credential = self.credential().filter(|_| endpoint::is_private(&uri));
         let answer = match credential {
             Some(Credential::Identity(token)) => {
                 let form = format!(

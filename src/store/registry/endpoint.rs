@@ -1,16 +1,15 @@
-//! Where a registry is and how it is talked to: hosts, schemes, certificates, time limits.
+//! Where a registry is and how it is talked to: hosts, schemes, time limits.
 //! Called by `client`.
 
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ureq::Agent;
 use ureq::http::Uri;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::tls::{RootCerts, TlsConfig};
 
-use super::error::RegistryError;
+use super::certificates::CertificateDirs;
 use crate::store::error::Result;
 
 /// No byte for so long: the connection is dead.
@@ -18,8 +17,6 @@ const SILENCE: Duration = Duration::from_secs(60);
 const CONNECT: Duration = Duration::from_secs(30);
 /// Registries think a while after a large upload.
 const ANSWER: Duration = Duration::from_secs(300);
-/// Where certificates for single registries are, as Docker and podman have them.
-const CERTS: &str = "/etc/docker/certs.d";
 
 /// Docker Hub's registry has another name than its images.
 pub(super) fn host_of(domain: &str) -> &str {
@@ -85,10 +82,12 @@ pub(super) fn shown(uri: &Uri) -> String {
 }
 
 /// What makes the connections; `host` may have certificates of its own.
-pub(super) fn agent(host: &str) -> Result<Agent> {
+pub(super) fn agent(host: &str, certificates: &CertificateDirs) -> Result<Agent> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let certificates = certificates.find(host)?;
     let tls = TlsConfig::builder()
-        .root_certs(RootCerts::from(certificates(host, Path::new(CERTS))?))
+        .root_certs(RootCerts::from(certificates.authorities))
+        .client_cert(certificates.client)
         .unversioned_rustls_crypto_provider(provider)
         .build();
     let mut config = Agent::config_builder()
@@ -106,41 +105,6 @@ pub(super) fn agent(host: &str) -> Result<Agent> {
         config = config.proxy(None);
     }
     Ok(config.build().into())
-}
-
-/// The system's, and those for this registry. None at all is an error only when one is
-/// needed.
-fn certificates(host: &str, dir: &Path) -> Result<Vec<Certificate<'static>>> {
-    let system = rustls_native_certs::load_native_certs();
-    for error in &system.errors {
-        tracing::debug!(%error, "a system certificate cannot be read");
-    }
-    let mut all: Vec<_> = system
-        .certs
-        .iter()
-        .map(|der| Certificate::from_der(der.as_ref()).to_owned())
-        .collect();
-    let Ok(entries) = std::fs::read_dir(dir.join(host)) else {
-        return Ok(all);
-    };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if path.extension().is_none_or(|e| e != "crt") {
-            continue;
-        }
-        let bad = |why: String| RegistryError::Credentials {
-            what: format!("certificate {path:?}"),
-            why,
-        };
-        let pem = std::fs::read(&path).map_err(|e| bad(format!("cannot be read: {e}")))?;
-        for item in ureq::tls::parse_pem(&pem) {
-            match item.map_err(|e| bad(format!("is not PEM: {e}")))? {
-                PemItem::Certificate(certificate) => all.push(certificate),
-                _ => return Err(bad("holds something else than certificates".into()).into()),
-            }
-        }
-    }
-    Ok(all)
 }
 
 #[cfg(test)]
@@ -194,35 +158,5 @@ mod tests {
         assert!(!is_private(&uri("http://localhost@r.example/")));
         let signed = uri("https://user:pw@cdn.example/blob?X-Signature=secret");
         assert_eq!(shown(&signed), "https://cdn.example/blob");
-    }
-
-    /// Any certificate (openssl req -x509 -newkey ec).
-    const PEM: &str = "\
------BEGIN CERTIFICATE-----
-MIIBdTCCARugAwIBAgIUDh7jVOq3fl3/gKoLSxVoNrX7g3wwCgYIKoZIzj0EAwIw
-DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjQxMjEyNDVaGA8yMTI2MTAzMTEyMTI0
-NVowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABDdK
-b0/XZa5wN+YOAh0ho8k1R5FdL1wufj0QaBKvGOMhfmWAXSiWx0HZbeH8Lf9hORnw
-ixgm9muPq2bTPYkROD2jUzBRMB0GA1UdDgQWBBSNQuXp3W8onB4AaINebnVyPHew
-RzAfBgNVHSMEGDAWgBSNQuXp3W8onB4AaINebnVyPHewRzAPBgNVHRMBAf8EBTAD
-AQH/MAoGCCqGSM49BAMCA0gAMEUCIEJinEnPm0mq2YHgYzDyUoya2nwzjIJGlnM+
-8pHAM1XjAiEAmUJyrQ9tdsreGoSxqqQUkmJMmKAzutQrcCLQaff30Us=
------END CERTIFICATE-----
-";
-
-    #[test]
-    fn a_registry_has_certificates_of_its_own() {
-        let dir = tempfile::tempdir().unwrap();
-        let of = |host: &str| certificates(host, dir.path());
-        let system = of("r.example:5000").unwrap().len();
-        let own = dir.path().join("r.example:5000");
-        std::fs::create_dir(&own).unwrap();
-        std::fs::write(own.join("ca.crt"), PEM).unwrap();
-        std::fs::write(own.join("client.cert"), "another kind").unwrap();
-        assert_eq!(of("r.example:5000").unwrap().len(), system + 1);
-        assert_eq!(of("r.example").unwrap().len(), system);
-        std::fs::write(own.join("bad.crt"), &PEM[..100]).unwrap();
-        let error = of("r.example:5000").unwrap_err().to_string();
-        assert!(error.contains("bad.crt"), "{error}");
     }
 }

@@ -25,6 +25,16 @@ pub enum RegistryError {
         /// What is wrong with its certificate.
         why: String,
     },
+    /// It wants to know who we are before it talks.
+    #[error(
+        "{url}: {why}; put the one it knows and its key into /etc/docker/certs.d/HOST/ as client.cert and client.key"
+    )]
+    Unwelcome {
+        /// What was asked for.
+        url: String,
+        /// What it says of ours.
+        why: String,
+    },
     /// The registry has no such thing, or does not show it to this user.
     #[error("{what}: the registry has none{message}; check the name, and that the user may see it")]
     NotFound {

@@ -6,12 +6,13 @@
 //!  blobs ──archive::Intake──► layers, image, names          (only here the store is locked)
 //!  image ──push──► layers rebuilt and compressed, or known there ──upload──► manifest
 //! ```
-//! `client` speaks HTTP: `endpoint` knows hosts and certificates, `auth` challenges and
+//! `client` speaks HTTP: `endpoint` knows hosts, `certificates` whom to trust, `auth` challenges and
 //! tokens, `credentials` what `docker login` has stored, `retry` what may be tried again.
 //! All that comes is hostile: sizes are bounded, every digest is compared, redirects get no
 //! credentials. The client is blocking (ureq): a few threads wait for a few blobs.
 
 mod auth;
+mod certificates;
 mod client;
 mod credentials;
 mod download;
@@ -24,6 +25,7 @@ mod push;
 mod retry;
 mod upload;
 
+pub use certificates::CertificateDirs;
 pub use client::Access;
 pub use credentials::CredentialFiles;
 pub use error::RegistryError;

@@ -74,7 +74,7 @@ pub fn fetch<'o>(
     options: &'o PullOptions,
     show: Show<'o>,
 ) -> Result<Fetched<'o>> {
-    let client = Client::open(name, "pull", &options.access)?;
+    let client = Client::open(name, "pull", &[], &options.access)?;
     let (digest, manifest, chosen) = resolve(&client, name, options)?;
     let config = config(&client, store, &manifest.config)?;
     let what = client.name().to_owned();

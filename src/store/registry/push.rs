@@ -4,6 +4,7 @@
 //! pushing keeps it; others are rebuilt from their files and compressed, always to the same
 //! bytes. Each is checked against its diff ID on the way.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufWriter};
 use std::os::fd::AsFd as _;
@@ -21,15 +22,17 @@ use super::error::RegistryError;
 use super::manifest::{self, Blob, Kind, Manifest};
 use super::parallel::each;
 use super::pull::{digest_name, note};
-use super::upload::{Content, send, size_there};
+use super::upload::{Content, mount, send, size_there};
 use super::{Event, Show};
 use crate::store::error::Result;
 use crate::store::tarball::{TarError, rebuild};
-use crate::store::writable::{Exclusive, seen};
+use crate::store::writable::{Exclusive, Seen, seen};
 use crate::store::{Digest, Error, Image, Layer, Reference, Store};
 
 /// Blobs of a layer that are asked for before it is made anew.
 const MAX_ASKED: usize = 5;
+/// Repositories that blobs may be taken over from: each makes the question for a token longer.
+const MAX_SOURCES: usize = 8;
 
 /// How an image is pushed.
 #[derive(Clone, Debug)]
@@ -70,6 +73,9 @@ pub struct PushedLayer {
     pub size: u64,
     /// Whether the registry had it not.
     pub sent: bool,
+    /// The repository of the registry from which it was taken over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mounted: Option<String>,
 }
 
 /// Brings an image to the registry of `name`, whose tag then means it.
@@ -83,7 +89,14 @@ pub fn push(
     options: &PushOptions,
     show: Show<'_>,
 ) -> Result<Pushed> {
-    let client = Client::open(name, "pull,push", &options.access)?;
+    let mut different: Vec<&Layer> = Vec::new();
+    for layer in &image.layers {
+        if !different.iter().any(|known| known.diff_id == layer.diff_id) {
+            different.push(layer);
+        }
+    }
+    let sources = sources(store, &different, name);
+    let client = Client::open(name, "pull,push", &sources, &options.access)?;
     let pushing = Pushing {
         client: &client,
         store,
@@ -91,12 +104,6 @@ pub fn push(
         options,
         show,
     };
-    let mut different: Vec<&Layer> = Vec::new();
-    for layer in &image.layers {
-        if !different.iter().any(|known| known.diff_id == layer.diff_id) {
-            different.push(layer);
-        }
-    }
     let done = each(&different, options.parallel, |layer, _| {
         pushing.layer(layer)
     })?;
@@ -145,14 +152,9 @@ struct Pushing<'p> {
 impl Pushing<'_> {
     fn layer(&self, layer: &Layer) -> Result<PushedLayer> {
         let diff_id = layer.diff_id;
-        if let Some((digest, size)) = self.known(&diff_id)? {
+        if let Some(known) = self.known(&diff_id)? {
             (self.show)(Event::Exists { diff_id: &diff_id });
-            return Ok(PushedLayer {
-                diff_id,
-                digest,
-                size,
-                sent: false,
-            });
+            return Ok(known);
         }
         let (file, digest, size) = self.compress(layer)?;
         let sent = size_there(self.client, &digest)?.is_none();
@@ -175,18 +177,36 @@ impl Pushing<'_> {
             digest,
             size,
             sent,
+            mounted: None,
         })
     }
 
-    /// The blob of this repository that a layer is known to be, if it still is there.
-    fn known(&self, diff_id: &Digest) -> Result<Option<(Digest, u64)>> {
-        let repository = format!("{}/{}", self.name.domain(), self.name.path());
+    /// The blob that a layer is known to be, if it still is in this repository, or in another
+    /// of the registry, which then gives it to this one.
+    fn known(&self, diff_id: &Digest) -> Result<Option<PushedLayer>> {
+        let found = |digest: &Digest, size, mounted| PushedLayer {
+            diff_id: *diff_id,
+            digest: *digest,
+            size,
+            sent: false,
+            mounted,
+        };
         let notes = seen(self.store, diff_id);
-        let here = notes.iter().rev();
-        let here = here.filter(|note| note.source_repository == repository);
-        for note in here.take(MAX_ASKED) {
-            if let Some(size) = size_there(self.client, &note.digest)? {
-                return Ok(Some((note.digest, size)));
+        let (here, elsewhere): (Vec<_>, Vec<_>) = notes
+            .iter()
+            .rev()
+            .filter_map(|note| Some((&note.digest, repository_of(note, self.name)?)))
+            .partition(|(_, repository)| *repository == self.name.path());
+        for (digest, _) in here.iter().take(MAX_ASKED) {
+            if let Some(size) = size_there(self.client, digest)? {
+                return Ok(Some(found(digest, size, None)));
+            }
+        }
+        for (digest, from) in elsewhere.iter().take(MAX_ASKED) {
+            if mount(self.client, digest, from)?
+                && let Some(size) = size_there(self.client, digest)?
+            {
+                return Ok(Some(found(digest, size, Some((*from).to_owned()))));
             }
         }
         Ok(None)
@@ -263,6 +283,28 @@ impl Pushed {
         }
         Ok(())
     }
+}
+
+/// The repository of a note, if it is one of the registry of `name`. Notes are only as good as
+/// the store they are in.
+fn repository_of<'n>(note: &'n Seen, name: &Reference) -> Option<&'n str> {
+    let reference = Reference::parse(&note.source_repository).ok()?;
+    let path = note.source_repository.strip_prefix(name.domain())?;
+    let path = path.strip_prefix('/')?;
+    (reference.domain() == name.domain() && reference.path() == path).then_some(path)
+}
+
+/// Repositories of the registry that layers of the image are known to be in: to take blobs over
+/// from them they must be readable.
+fn sources(store: &Store, layers: &[&Layer], name: &Reference) -> Vec<String> {
+    let mut sources = BTreeSet::new();
+    for layer in layers {
+        let notes = seen(store, &layer.diff_id);
+        let known = notes.iter().rev().take(MAX_ASKED);
+        let known = known.filter_map(|note| repository_of(note, name));
+        sources.extend(known.filter(|path| *path != name.path()).map(str::to_owned));
+    }
+    sources.into_iter().take(MAX_SOURCES).collect()
 }
 
 /// Hashes and counts what is written.

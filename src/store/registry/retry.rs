@@ -98,6 +98,15 @@ pub(super) fn transport(url: &str, error: ureq::Error) -> Failure {
         }
         .into();
     }
+    if let Some(rustls::Error::AlertReceived(alert)) = tls
+        && is_about_us(*alert)
+    {
+        return RegistryError::Unwelcome {
+            url: url.to_owned(),
+            why: format!("the registry wants a client's certificate that it knows ({alert:?})"),
+        }
+        .into();
+    }
     let transient = match &error {
         ureq::Error::Timeout(_) => true,
         ureq::Error::Io(error) => tls.is_none() && is_transient(error.kind()),
@@ -114,6 +123,23 @@ pub(super) fn transport(url: &str, error: ureq::Error) -> Failure {
         true => Failure::Transient(error),
         false => error.into(),
     }
+}
+
+/// Whether a registry does not like our certificate, or that there is none (RFC 8446, section
+/// 6.2; which of the two, older servers do not tell).
+fn is_about_us(alert: rustls::AlertDescription) -> bool {
+    use rustls::AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::CertificateRequired
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+    )
 }
 
 /// A registry that is not there, and one that speaks no TLS, will not be in a second.

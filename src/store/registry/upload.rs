@@ -1,11 +1,12 @@
-//! A blob into a registry: asked whether it is there, else sent in one piece. Called by
+//! A blob into a registry: asked whether it is there, or in another repository of it, else sent in
+//! one piece. Called by
 //! `push`.
 //!
 //! Format: OCI distribution specification, "Pushing a blob monolithically", POST then PUT.
 
 use std::fs::File;
 
-use ureq::http::{Method, header};
+use ureq::http::{Method, StatusCode, header};
 
 use super::client::{Client, Payload};
 use super::endpoint;
@@ -28,6 +29,39 @@ pub(super) fn size_there(client: &Client, digest: &Digest) -> Result<Option<u64>
         value.to_str().ok()?.parse().ok()
     });
     Ok(length)
+}
+
+/// Asks the registry to give this repository a blob that another one of it has; whether it did.
+/// Format: OCI distribution specification, "Mounting a blob from another repository".
+pub(super) fn mount(client: &Client, digest: &Digest, from: &str) -> Result<bool> {
+    // Names of repositories need no escaping in a query, nor does the digest's colon.
+    let path = format!("blobs/uploads/?mount={digest}&from={from}");
+    let mut request =
+        client.request(Method::POST, &client.path(&path), client.blob_name(digest))?;
+    request.body = Payload::Bytes(b"");
+    let asked = client.retry.run(|| match client.exchange(&request) {
+        Ok(response) => Ok(Some(response)),
+        // Not there, not for us, not known: then it is sent.
+        Err(Failure::Final(Error::Registry(_))) => Ok(None),
+        Err(failure) => Err(failure),
+    })?;
+    let Some(response) = asked else {
+        return Ok(false);
+    };
+    if response.status() == StatusCode::CREATED {
+        return Ok(true);
+    }
+    // It began an upload instead, which nobody goes on with.
+    let location = response.headers().get(header::LOCATION);
+    let location = location.and_then(|value| value.to_str().ok());
+    if let Some(uri) = location.and_then(|location| endpoint::resolve(&request.uri, location)) {
+        let mut cancel = client.request(Method::DELETE, "/", client.blob_name(digest))?;
+        cancel.uri = uri;
+        if let Err(why) = client.exchange(&cancel) {
+            tracing::debug!(?why, "an upload that is not wanted cannot be cancelled");
+        }
+    }
+    Ok(false)
 }
 
 /// Content of a blob.

@@ -14,12 +14,14 @@ use crate::store::ephemeral::remove_upper;
 use crate::store::error::Result;
 use crate::store::image::lossy;
 use crate::store::named;
-use crate::store::{CacheId, Digest};
+use crate::store::{CacheId, Digest, Image};
 
 /// What kind of thing is not needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
+    /// An image without a name, where those are asked for.
+    Image,
     /// A layer that no image and no container has.
     Layer,
     /// A layer's record whose removal was interrupted.
@@ -50,6 +52,9 @@ pub struct Garbage {
     pub path: PathBuf,
     /// Bytes on the disk.
     pub bytes: u64,
+    /// A [`Kind::Image`]'s ID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<Digest>,
     /// A [`Kind::Layer`]'s chain ID.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<Digest>,
@@ -59,25 +64,67 @@ pub struct Garbage {
 struct Search<'e> {
     exclusive: &'e Exclusive<'e>,
     in_use: InUse<'e>,
+    /// Images that go.
+    going: &'e [Digest],
     /// Directories of the driver that are accounted for.
     kept: HashSet<CacheId>,
     found: Vec<Garbage>,
 }
 
 impl<'e> Exclusive<'e> {
-    /// Everything that is not needed; layers of live mounts are. The order is one in which
-    /// it can be removed.
+    /// Images without a name that none with a name was made from and that nothing uses, in an
+    /// order in which they can be removed: what `docker image prune` removes. `mounted` tells
+    /// of images that are. A killed command leaves such; importing without a name makes one.
+    pub fn dangling(&self, mounted: &dyn Fn(&Image) -> bool) -> Result<Vec<Digest>> {
+        let store = self.store();
+        let mut used: HashSet<Digest> = HashSet::new();
+        for named in store.all_named()? {
+            used.insert(named?.image);
+        }
+        let names = self.repositories()?;
+        used.extend(names.all().filter_map(|entry| Some(entry.ok()?.1)));
+        let mut left = Vec::new();
+        for id in store.imagedb().ids()? {
+            let parent = store.imagedb().metadata(&id)?.parent;
+            if store.image(&id).is_ok_and(|image| mounted(&image)) {
+                used.insert(id);
+            }
+            left.push((id, parent));
+        }
+        let mut dangling = Vec::new();
+        loop {
+            let parents: HashSet<Digest> = left.iter().filter_map(|(_, parent)| *parent).collect();
+            let keep = |id: &Digest| used.contains(id) || parents.contains(id);
+            let before = dangling.len();
+            left.retain(|(id, _)| {
+                let keep = keep(id);
+                if !keep {
+                    dangling.push(*id);
+                }
+                keep
+            });
+            if dangling.len() == before {
+                return Ok(dangling);
+            }
+        }
+    }
+
+    /// Everything that is not needed, and that will not be once the images `going` are gone,
+    /// these among it; layers of live mounts are needed. The order is one in which it can be
+    /// removed.
     ///
     /// # Errors
     /// Also where an image or container is so damaged that its layers cannot be told: they
     /// would be taken for garbage.
-    pub fn garbage(&'e self, in_use: InUse<'e>) -> Result<Vec<Garbage>> {
+    pub fn garbage(&'e self, in_use: InUse<'e>, going: &'e [Digest]) -> Result<Vec<Garbage>> {
         let mut search = Search {
             exclusive: self,
             in_use,
+            going,
             kept: HashSet::new(),
             found: Vec::new(),
         };
+        search.images();
         search.names()?;
         search.layers()?;
         search.directories()?;
@@ -88,13 +135,16 @@ impl<'e> Exclusive<'e> {
         search.metadata()?;
         search.downloads()?;
         let mut found = search.found;
-        found.sort_by(|a, b| (a.kind, &a.path).cmp(&(b.kind, &b.path)));
+        // Images stay in the order in which they can go.
+        let path = |garbage: &Garbage| garbage.image.is_none().then(|| garbage.path.clone());
+        found.sort_by_cached_key(|garbage| (garbage.kind, path(garbage)));
         Ok(found)
     }
 
     /// Removes what [`Exclusive::garbage`] found, under the same lock.
     pub fn remove_garbage(&self, garbage: &Garbage) -> Result<()> {
         match (garbage.kind, &garbage.layer) {
+            (Kind::Image, _) => garbage.image.iter().try_for_each(|id| self.forget(id)),
             (Kind::Layer, Some(layer)) => self.remove_layer(layer),
             (Kind::ShortName | Kind::NameRecord, _) => files::remove_file(&garbage.path),
             // One that a pull has begun to use again stays.
@@ -117,6 +167,7 @@ impl Search<'_> {
             kind,
             bytes: disk_usage(&path),
             path,
+            image: None,
             layer: None,
         });
     }
@@ -130,6 +181,16 @@ impl Search<'_> {
             self.add(kind, Path::new(dir).join(name));
         }
         Ok(())
+    }
+
+    fn images(&mut self) {
+        let imagedb = self.exclusive.store().imagedb();
+        for id in self.going {
+            self.add(Kind::Image, imagedb.content(id));
+            if let Some(garbage) = self.found.last_mut() {
+                garbage.image = Some(*id);
+            }
+        }
     }
 
     fn names(&mut self) -> Result<()> {
@@ -146,7 +207,7 @@ impl Search<'_> {
 
     /// Layers that are not needed, and records half removed.
     fn layers(&mut self) -> Result<()> {
-        let needed = self.exclusive.needed_layers(None)?;
+        let needed = self.exclusive.needed_layers(self.going)?;
         self.kept = self.exclusive.needed_dirs(&needed)?;
         let dir = self.exclusive.store().layerdb().dir.join("sha256");
         let mut going_too = HashSet::new();

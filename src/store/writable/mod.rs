@@ -36,7 +36,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-pub(crate) use distribution::seen;
+pub(crate) use distribution::{Seen, seen};
 pub(crate) use downloads::Download;
 pub use garbage::{Garbage, Kind, disk_usage};
 pub use intake::Intake;

@@ -139,7 +139,7 @@ impl Exclusive<'_> {
                 });
             }
         }
-        let needed = self.needed_layers(Some(id))?;
+        let needed = self.needed_layers(std::slice::from_ref(id))?;
         // Those of a damaged image cannot be told; prune finds them.
         let config = self.store().imagedb().config(id).ok();
         let mut layers = chain::chain_ids(&config.map(|c| c.diff_ids).unwrap_or_default());
@@ -162,14 +162,7 @@ impl Exclusive<'_> {
         if names.remove_all(id) {
             self.write_repositories(&names)?;
         }
-        let content = self
-            .writable
-            .root()
-            .join(self.store().imagedb().content(id));
-        files::remove_file(&content)?;
-        files::sync_parent(&content)?;
-        let metadata = self.writable.image_dir("imagedb/metadata/sha256");
-        remove_upper(&metadata.join(id.hex()))?;
+        self.remove_config(id)?;
         self.set_aside(&mut going)?;
         drop(readers);
         for going in &going {
@@ -182,11 +175,26 @@ impl Exclusive<'_> {
         })
     }
 
+    /// Removes an image that has no name; its layers stay, for `garbage` to find.
+    pub(super) fn forget(&self, id: &Digest) -> Result<()> {
+        let _readers = self.writable.exclude_readers()?;
+        self.remove_config(id)
+    }
+
+    fn remove_config(&self, id: &Digest) -> Result<()> {
+        let content = self.store().imagedb().content(id);
+        let content = self.writable.root().join(content);
+        files::remove_file(&content)?;
+        files::sync_parent(&content)?;
+        let metadata = self.writable.image_dir("imagedb/metadata/sha256");
+        remove_upper(&metadata.join(id.hex()))
+    }
+
     /// Removes those of the layers, base first, that no image or container has: what was
     /// committed for an image that then failed. Never while this process has a
     /// [`crate::store::Stores`] of the same store.
     pub fn discard_layers(&self, layers: &[Digest]) -> Result<()> {
-        let needed = self.needed_layers(None)?;
+        let needed = self.needed_layers(&[])?;
         for layer in layers.iter().rev().filter(|l| !needed.contains(l)) {
             self.remove_layer(layer)?;
         }
@@ -195,7 +203,7 @@ impl Exclusive<'_> {
 
     /// Removes one layer that nothing needs; the caller has made sure of that.
     pub(super) fn remove_layer(&self, layer: &Digest) -> Result<()> {
-        let kept = self.needed_dirs(&self.needed_layers(None)?)?;
+        let kept = self.needed_dirs(&self.needed_layers(&[])?)?;
         let mut going: Vec<Going> = self.going(layer, &kept)?.into_iter().collect();
         let readers = self.writable.exclude_readers()?;
         self.set_aside(&mut going)?;
@@ -203,12 +211,12 @@ impl Exclusive<'_> {
         going.iter().try_for_each(|going| self.delete(going))
     }
 
-    /// The layers of all images but one, and of all containers.
-    pub(super) fn needed_layers(&self, except: Option<&Digest>) -> Result<HashSet<Digest>> {
+    /// The layers of all images but some, and of all containers.
+    pub(super) fn needed_layers(&self, except: &[Digest]) -> Result<HashSet<Digest>> {
         let mut needed = HashSet::new();
         let imagedb = self.store().imagedb();
         for id in imagedb.ids()? {
-            if Some(&id) != except {
+            if !except.contains(&id) {
                 needed.extend(chain::chain_ids(&imagedb.config(&id)?.diff_ids));
             }
         }
