@@ -35,7 +35,7 @@ fn names(c: &mut Criterion) {
 }
 
 fn tree(dir: &Path, files: usize, size: usize) {
-    let data: Vec<u8> = (0..size).map(|n| (n * 7 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..size).map(|n| ((n * 7) >> 3) as u8).collect();
     for n in 0..files {
         let dir = dir.join(format!("d{}", n % 20));
         fs::create_dir_all(&dir).unwrap();
