@@ -9,6 +9,7 @@ mod bad_input;
 mod bounded;
 mod catalog;
 mod commit;
+mod dangling;
 mod engines;
 mod fuse_overlayfs_call;
 mod in_use;
