@@ -3,8 +3,9 @@
 //! number and there are no file handles (no-open, no-opendir). Only under the policy
 //! `passthrough` files are opened by message (`opens`).
 //!
-//! Work that would copy a file up, and every fsync, goes to the pool with its reply, so
-//! that a worker is free for the next request.
+//! Work that would copy a file up, and every fsync, is slow. As long as enough other workers
+//! are free for the next request it is done where it was read: to hand it on would cost
+//! another thread's wake-up. Else it goes to the pool with its reply.
 
 mod handlers;
 mod names;
@@ -12,6 +13,7 @@ mod opens;
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::convert;
 use super::counters::{Counters, Op};
@@ -35,6 +37,10 @@ pub(super) struct Adapter {
     union: Arc<Union>,
     counters: Arc<Counters>,
     pool: Pool,
+    /// Workers that may do slow work at the same time.
+    slow_workers: usize,
+    /// Those that do it now.
+    slow_now: AtomicUsize,
     /// The kernel takes ENOSYS to OPEN as "never ask again".
     no_open: bool,
     /// Likewise for OPENDIR.
@@ -44,11 +50,12 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    /// `flags`: what the handshake agreed on.
+    /// `pool`, and how many workers may do slow work beside it; `flags`: what the handshake
+    /// agreed on.
     pub(super) fn new(
         union: Arc<Union>,
         counters: Arc<Counters>,
-        pool: Pool,
+        (pool, slow_workers): (Pool, usize),
         flags: u32,
         opens: Option<Arc<Opens>>,
     ) -> Self {
@@ -57,6 +64,8 @@ impl Adapter {
             union,
             counters,
             pool,
+            slow_workers,
+            slow_now: AtomicUsize::new(0),
             no_open: flags & init::NO_OPEN_SUPPORT != 0,
             no_opendir: flags & init::NO_OPENDIR_SUPPORT != 0,
             opens,
@@ -72,19 +81,37 @@ impl Adapter {
         lifetime(self.opens.as_deref(), ino)
     }
 
-    /// Runs `job` here, or in the pool when it is slow.
+    /// Runs `job` here, or in the pool when it is slow and no worker can be spared.
     fn run(&self, slow: bool, job: impl FnOnce(&Union) + Send + 'static) {
-        if slow {
-            let union = Arc::clone(&self.union);
-            self.pool.submit(move || job(&union));
-        } else {
-            job(&self.union);
+        if !slow {
+            return job(&self.union);
         }
+        if let Some(_counted) = self.spare_worker() {
+            return job(&self.union);
+        }
+        let union = Arc::clone(&self.union);
+        self.pool.submit(move || job(&union));
+    }
+
+    /// Whether this worker may be busy for long; it counts as such until the answer is dropped.
+    fn spare_worker(&self) -> Option<SlowWorker<'_>> {
+        let counted = SlowWorker(&self.slow_now);
+        let before = self.slow_now.fetch_add(1, Ordering::Relaxed);
+        (before < self.slow_workers).then_some(counted)
     }
 
     /// Runs a modification of `ino` that may first have to copy it up.
     fn modify(&self, ino: u64, job: impl FnOnce(&Union) + Send + 'static) {
         self.run(self.union.needs_copy_up(ino), job);
+    }
+}
+
+/// A worker that is counted in [`Adapter::slow_now`].
+struct SlowWorker<'a>(&'a AtomicUsize);
+
+impl Drop for SlowWorker<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -17,7 +17,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::adapter::{Adapter, MAX_IO, wanted};
-use super::config::{IoPolicy, MountConfig};
+use super::config::{IoPolicy, MountConfig, Transport};
 use super::counters::Counters;
 use super::error::{Error, Result};
 use super::mount::{self as attach, Attachment};
@@ -116,12 +116,12 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
 }
 
 impl Core {
-    fn adapter(&self, flags: u32) -> Adapter {
+    fn adapter(&self, flags: u32, slow_workers: usize) -> Adapter {
         let (union, counters) = (Arc::clone(&self.union), Arc::clone(&self.counters));
         Adapter::new(
             union,
             counters,
-            self.pool.clone(),
+            (self.pool.clone(), slow_workers),
             flags,
             self.opens.clone(),
         )
@@ -152,7 +152,12 @@ impl Mounted {
         let signals = self.signals.take();
         let watcher = signals.map(|signals| watch_signals(signals, sender.clone()));
         let mountpoint = self.attachment.mountpoint.clone();
-        let adapter = self.core.adapter(self.connection.flags());
+        // A ring is served by one thread, which must not be busy for long.
+        let slow_workers = match self.connection.transport() {
+            Transport::Classic => self.threads / 2,
+            Transport::Uring => 0,
+        };
+        let adapter = self.core.adapter(self.connection.flags(), slow_workers);
         let serve = {
             let (connection, threads) = (self.connection, self.threads);
             let (own, minor) = (attach::can_reopen_device(), self.attachment.minor());
