@@ -20,6 +20,11 @@ fn big() -> Vec<u8> {
     (0..3u32 << 20).map(|n| (n % 241) as u8).collect()
 }
 
+/// The disk; `None` after saying why there is none.
+fn or_skip(made: Result<Disk, String>) -> Option<Disk> {
+    made.map_err(|why| skip(&why)).ok()
+}
+
 /// A union whose upper is on a disk of its own.
 struct Machine {
     mounted: Mounted,
@@ -38,52 +43,36 @@ impl Machine {
             fs::write(low.join(name), big()).unwrap();
         }
         fs::write(low.join("config"), "old").unwrap();
-        let disk = match Disk::new(scratch.path(), "disk", 64, LAZY) {
-            Ok(disk) => disk,
-            Err(why) => {
-                skip(&why);
-                return None;
-            }
-        };
-        let fs = Fs::Unionfs(options);
-        let mounted = fs.mount(&Self::stack(&scratch, disk.path(), "mnt"));
-        // Where the tests begin: an upper whose directories are on the disk.
-        rustix::fs::syncfs(File::open(disk.path()).unwrap()).unwrap();
-        Some(Self {
-            mounted,
-            disk,
-            scratch,
-            fs,
-            cuts: 0.into(),
-        })
+        let disk = or_skip(Disk::new(scratch.path(), "disk", 64, LAZY))?;
+        Some(Self::begin(scratch, disk, options))
     }
 
     /// One with the lower on the disk too, which clones files.
     fn cloning() -> Option<Self> {
         let scratch = Scratch::disk();
-        let disk = match Disk::xfs(scratch.path(), "disk") {
-            Ok(disk) => disk,
-            Err(why) => {
-                skip(&why);
-                return None;
-            }
-        };
+        let disk = or_skip(Disk::xfs(scratch.path(), "disk"))?;
         let low = disk.path().join("low");
         fs::create_dir(&low).unwrap();
         std::os::unix::fs::symlink(&low, scratch.path().join("low")).unwrap();
         for name in ["big", "other"] {
             fs::write(low.join(name), big()).unwrap();
         }
-        let fs = Fs::Unionfs("");
+        Some(Self::begin(scratch, disk, ""))
+    }
+
+    /// Mounts, with the upper on `disk`.
+    fn begin(scratch: Scratch, disk: Disk, options: &'static str) -> Self {
+        let fs = Fs::Unionfs(options);
         let mounted = fs.mount(&Self::stack(&scratch, disk.path(), "mnt"));
+        // Where the tests begin: an upper whose directories are on the disk.
         rustix::fs::syncfs(File::open(disk.path()).unwrap()).unwrap();
-        Some(Self {
+        Self {
             mounted,
             disk,
             scratch,
             fs,
             cuts: 0.into(),
-        })
+        }
     }
 
     fn stack(scratch: &Scratch, disk: &Path, mnt: &str) -> Stack {
