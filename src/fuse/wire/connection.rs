@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use zerocopy::FromBytes;
@@ -19,6 +20,9 @@ use crate::sys::fuse::clone_device;
 
 /// Room for a request's header and arguments before the data of a WRITE.
 const HEADROOM: usize = 4096;
+
+/// How long FORGETs gather beside the rings.
+const GATHER: Duration = Duration::from_millis(2);
 
 /// Answers requests; called by several threads at once.
 pub(crate) trait Handler: Send + Sync + 'static {
@@ -145,19 +149,53 @@ impl Connection {
         abort: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<()> {
         let handler: Arc<dyn Handler> = handler;
-        let rings = self.rings.take();
-        let workers = self.start_workers(&handler, threads, own_devices)?;
-        let served = Arc::new(Served::new(handler, Box::new(abort)));
-        let ring_ends = rings.map(|rings| rings.start(&served));
-        let mut outcome = workers.into_iter().map(end).fold(Ok(()), io::Result::and);
+        let Some(rings) = self.rings.take() else {
+            return self.read_all(&handler, threads, own_devices);
+        };
+        let served = Arc::new(Served::new(Arc::clone(&handler), Box::new(abort)));
+        let ring_ends = rings.start(&served);
+        let mut outcome = self.read_beside_rings(&handler, threads, own_devices);
         if outcome.is_ok() {
-            // All of them have read that the file system is gone.
+            // It has read that the file system is gone.
             served.give_up();
         }
-        for end in ring_ends.into_iter().flatten() {
+        for end in ring_ends {
             outcome = outcome.and(end);
         }
         outcome
+    }
+
+    /// Workers read until the file system is unmounted.
+    fn read_all(
+        &self,
+        handler: &Arc<dyn Handler>,
+        threads: usize,
+        own_devices: bool,
+    ) -> io::Result<()> {
+        let workers = self.start_workers(handler, threads, own_devices)?;
+        workers.into_iter().map(end).fold(Ok(()), io::Result::and)
+    }
+
+    /// Takes what rings do not carry: FORGET, INTERRUPT. After each file that is removed the
+    /// kernel would wake a reader for its FORGET; one that lets some time pass finds many in
+    /// one message. Where the rings could not be registered everything comes here.
+    fn read_beside_rings(
+        &self,
+        handler: &Arc<dyn Handler>,
+        threads: usize,
+        own_devices: bool,
+    ) -> io::Result<()> {
+        let mut buffer = vec![0; self.buffer];
+        loop {
+            match take(&self.device, &**handler, &mut buffer)? {
+                Taken::End => return Ok(()),
+                Taken::Message(op::FORGET | op::BATCH_FORGET) => std::thread::sleep(GATHER),
+                Taken::Message(op::INTERRUPT) | Taken::Noise => {}
+                Taken::Message(_) => break,
+            }
+        }
+        drop(buffer);
+        self.read_all(handler, threads, own_devices)
     }
 
     fn start_workers(
@@ -295,29 +333,44 @@ fn receive<'b>(device: &OwnedFd, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
     }
 }
 
-/// A worker: reads, parses, handles, until the file system is unmounted.
+/// What a worker has read and handled.
+enum Taken {
+    /// A message with this opcode.
+    Message(u32),
+    /// Nothing that could be a request.
+    Noise,
+    /// The file system is unmounted.
+    End,
+}
+
+/// A worker: takes messages until the file system is unmounted.
 fn work(device: &Arc<OwnedFd>, handler: &dyn Handler, size: usize) -> io::Result<()> {
     let mut buffer = vec![0; size];
-    loop {
-        let message = match receive(device, &mut buffer) {
-            Ok(message) => message,
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let Some((header, opcode, body)) = request::split(message) else {
-            tracing::warn!(
-                len = message.len(),
-                "message without a valid header ignored"
-            );
-            continue;
-        };
-        let reply = match request::is_answered(opcode) {
-            true => Reply::new(Arc::clone(device), header.unique),
-            false => Reply::none(),
-        };
-        let request = request::parse(opcode, body);
-        handle(handler, (&header, opcode), request, reply);
-    }
+    while !matches!(take(device, handler, &mut buffer)?, Taken::End) {}
+    Ok(())
+}
+
+/// Reads, parses and handles a message.
+fn take(device: &Arc<OwnedFd>, handler: &dyn Handler, buffer: &mut [u8]) -> io::Result<Taken> {
+    let message = match receive(device, buffer) {
+        Ok(message) => message,
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(Taken::End),
+        Err(error) => return Err(error),
+    };
+    let Some((header, opcode, body)) = request::split(message) else {
+        tracing::warn!(
+            len = message.len(),
+            "message without a valid header ignored"
+        );
+        return Ok(Taken::Noise);
+    };
+    let reply = match request::is_answered(opcode) {
+        true => Reply::new(Arc::clone(device), header.unique),
+        false => Reply::none(),
+    };
+    let request = request::parse(opcode, body);
+    handle(handler, (&header, opcode), request, reply);
+    Ok(Taken::Message(opcode))
 }
 
 /// Hands a request over. A bug in one must not end the mount for the others; dropped on the

@@ -1,6 +1,6 @@
 //! The threads that take requests from io_uring instead of reading /dev/fuse. Called by
-//! `connection`, which keeps its readers beside them: FORGET, INTERRUPT and what comes before
-//! the rings are ready arrive there.
+//! `connection`, which keeps a reader beside them for FORGET and INTERRUPT, and starts more when
+//! the kernel refused a ring.
 //!
 //! The kernel queues each request for the CPU its caller runs on. A thread of that CPU,
 //! pinned there, takes it: no other CPU has to be woken. Every thread has a ring of its own
