@@ -194,3 +194,29 @@ fn a_worker_survives_what_it_is_sent() {
     drop(kernel);
     worker.join().unwrap().unwrap();
 }
+
+#[test]
+fn beside_the_rings_one_thread_reads_until_they_fail() {
+    let (kernel, ours) = pair();
+    let connection = Connection {
+        device: Arc::new(ours),
+        flags: 0,
+        flags2: 0,
+        buffer: 8192,
+        rings: None,
+    };
+    let echo = Arc::new(Echo::default());
+    let handler: Arc<dyn Handler> = Arc::clone(&echo) as _;
+    let reader = std::thread::spawn(move || connection.read_beside_rings(&handler, 3, false));
+    for count in 1..=3u64 {
+        send(&kernel, op::FORGET, count.as_bytes());
+    }
+    // What should have come through a ring: from here on everything does.
+    for _ in 0..2 {
+        send(&kernel, op::LOOKUP, b"name\0");
+        assert_eq!(answered(&kernel).1, b"name");
+    }
+    assert_eq!(*echo.0.lock().unwrap(), [1, 2, 3], "gathered, and all taken");
+    drop(kernel);
+    reader.join().unwrap().unwrap();
+}
