@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
 """Where the time of an operation goes: flame graphs and a table, for docs/PROFILE.md.
 
-usage: profile.py UNIONFS OUT [-o OPTION]...
-
-Mounts a small tree with UNIONFS and with kernel overlayfs, runs each workload on both, and
-writes OUT/profile.md (per operation: wall time, processor time of the client and of the
-server in user mode and in the kernel, and what is left: nobody ran, both waited to be woken)
-and OUT/flame-WORKLOAD.svg of the whole machine meanwhile. Called by `just profile`. Needs
-root, perf and inferno-* (`cargo install inferno`); build UNIONFS with frame pointers.
+Mounts a small tree with UNIONFS, through /dev/fuse and over io_uring, and with kernel
+overlayfs, runs each workload on all of them, and writes OUT/profile.md (per operation: wall
+time, processor time of the client and of the server in user mode and in the kernel, and what
+is left: nobody ran, both waited to be woken) and OUT/flame-WORKLOAD[-uring].svg of client and
+server. With --publish the table and the graphs of PUBLISHED go to docs/ too. Called by `just
+profile`. Needs root, perf and inferno-* (`cargo install inferno`); build UNIONFS with frame
+pointers.
 """
+import argparse
+import contextlib
+import pathlib
+import shutil
 import os
 import resource
 import subprocess
@@ -90,6 +94,17 @@ def open_close(top):
 
 # The walk comes first: it is to be cold.
 WORKLOADS = [walk, open_close, create, rename, unlink, mkdir, chmod, write]
+# Name, whether it is ours, options.
+SUBJECTS = [
+    ("kernel", False, []),
+    ("unionfs", True, []),
+    ("unionfs transport=uring", True, ["transport=uring"]),
+]
+SWITCH = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
+PUBLISHED = ["walk", "create", "unlink", "write", "walk-uring", "rename-uring", "unlink-uring"]
+# The table's place in docs/PROFILE.md.
+BEGIN, END = "<!-- table of `just profile --publish` -->", "<!-- end of the table -->"
 
 
 def run_ns(pid):
@@ -124,7 +139,7 @@ def measure(workload, top, server, flame):
     if perf:
         perf.send_signal(2)
         perf.wait()
-        draw(flame, f"{workload.__name__}: the whole machine")
+        draw(flame, f"{os.path.basename(flame)[6:]}: client and server")
     client = (used.ru_utime - mine.ru_utime) + (used.ru_stime - mine.ru_stime)
     total = (after[0] - before[0]) / 1e9
     ticks = max(1, sum(after[1:]) - sum(before[1:]))
@@ -152,50 +167,95 @@ def draw(flame, title):
     os.unlink(flame + ".data")
 
 
+def make_lower(lower):
+    for d in range(300):
+        os.makedirs(f"{lower}/d{d}")
+        for f in range(10):
+            with open(f"{lower}/d{d}/f{f}", "w") as file:
+                file.write(str(f))
+
+
+@contextlib.contextmanager
+def io_uring_allowed():
+    """The switch is the whole machine's: on only while we mount."""
+    before = SWITCH.read_text()
+    SWITCH.write_text("Y")
+    try:
+        yield
+    finally:
+        SWITCH.write_text(before)
+
+
+@contextlib.contextmanager
+def mounted(unionfs, bed, subject, more_options):
+    """Yields the mountpoint and the server's process ID, None for the kernel."""
+    name, is_ours, options = subject
+    top = tempfile.mkdtemp(dir=bed)
+    for part in ("upper", "work", "m"):
+        os.mkdir(f"{top}/{part}")
+    stack = f"lowerdir={bed}/lower,upperdir={top}/upper,workdir={top}/work"
+    if is_ours:
+        command = [unionfs, "-o", ",".join([stack, *options, *more_options]), f"{top}/m"]
+    else:
+        command = ["mount", "-t", "overlay", "overlay", "-o", stack, f"{top}/m"]
+    with io_uring_allowed() if options else contextlib.nullcontext():
+        subprocess.run(command, check=True)
+    try:
+        server = None
+        if is_ours:
+            found = subprocess.run(["pgrep", "-n", "-f", f"{top}/m$"], check=True, stdout=subprocess.PIPE)
+            server = int(found.stdout)
+        yield f"{top}/m", server
+    finally:
+        subprocess.run(["umount", f"{top}/m"], check=True)
+
+
+def table(rows):
+    yield "| operation | subject | wall | client | server, user | server, kernel | nobody ran |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    order = [w.__name__ for w in WORKLOADS]
+    for name, subject, row in sorted(rows, key=lambda r: order.index(r[0])):
+        cells = " | ".join(f"{x:.1f}" for x in row)
+        yield f"| {name} | {subject} | {cells} |"
+
+
+def publish(out, text):
+    for name in PUBLISHED:
+        shutil.copy(out / f"flame-{name}.svg", DOCS / "bench")
+    page = DOCS / "PROFILE.md"
+    before, rest = page.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
 def main():
-    unionfs, out = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
-    options = [o for o in sys.argv[3:] if o != "-o"]
-    os.makedirs(out, exist_ok=True)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("unionfs", metavar="UNIONFS", type=os.path.abspath)
+    parser.add_argument("out", metavar="OUT", type=pathlib.Path)
+    parser.add_argument("-o", dest="options", metavar="OPTION", action="append", default=[],
+                        help="a mount option more, for all mounts of ours")
+    parser.add_argument("--publish", action="store_true", help="also write to docs/")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    subjects = [s for s in SUBJECTS if SWITCH.exists() or not s[2]]
     rows = []
-    for flames in (False, True):
-        with tempfile.TemporaryDirectory(prefix="unionfs-profile.") as bed:
-            lower = f"{bed}/lower"
-            for d in range(300):
-                os.makedirs(f"{lower}/d{d}")
-                for f in range(10):
-                    with open(f"{lower}/d{d}/f{f}", "w") as file:
-                        file.write(str(f))
-            for subject in ("kernel", "unionfs"):
-                if flames and subject == "kernel":
-                    continue
-                top = f"{bed}/{subject}"
-                for part in ("", "/upper", "/work", "/m"):
-                    os.mkdir(top + part)
-                stack = f"lowerdir={lower},upperdir={top}/upper,workdir={top}/work"
-                if subject == "kernel":
-                    command = ["mount", "-t", "overlay", "overlay", "-o", stack, f"{top}/m"]
-                else:
-                    command = [unionfs, "-o", ",".join([stack, *options]), f"{top}/m"]
-                subprocess.run(command, check=True)
-                try:
-                    server = None
-                    if subject == "unionfs":
-                        server = int(subprocess.run(["pgrep", "-n", "-f", f"{top}/m$"], check=True,
-                                                    stdout=subprocess.PIPE).stdout)
-                    for workload in WORKLOADS:
-                        flame = f"{out}/flame-{workload.__name__}" if flames else None
-                        row = measure(workload, f"{top}/m", server, flame)
-                        if not flames:
-                            rows.append((workload.__name__, subject, row))
-                finally:
-                    subprocess.run(["umount", f"{top}/m"], check=True)
-    with open(f"{out}/profile.md", "w") as report:
-        for file in (report, sys.stdout):
-            print("| operation | subject | wall | client | server, user | server, kernel | nobody ran |", file=file)
-            print("| --- | --- | ---: | ---: | ---: | ---: | ---: |", file=file)
-            for name, subject, row in sorted(rows, key=lambda r: [w.__name__ for w in WORKLOADS].index(r[0])):
-                cells = " | ".join(f"{x:.1f}" for x in row)
-                print(f"| {name} | {subject} | {cells} |", file=file)
+    with tempfile.TemporaryDirectory(prefix="unionfs-profile.") as bed:
+        make_lower(f"{bed}/lower")
+        # The times without a profiler, which costs some, then the graphs.
+        for subject in subjects:
+            with mounted(args.unionfs, bed, subject, args.options) as (top, server):
+                for workload in WORKLOADS:
+                    rows.append((workload.__name__, subject[0], measure(workload, top, server, None)))
+        for subject in [s for s in subjects if s[1]]:
+            with mounted(args.unionfs, bed, subject, args.options) as (top, server):
+                for workload in WORKLOADS:
+                    name = workload.__name__ + ("-uring" if subject[2] else "")
+                    measure(workload, top, server, str(args.out / f"flame-{name}"))
+    text = "\n".join(table(rows))
+    (args.out / "profile.md").write_text(text + "\n")
+    print(text)
+    if args.publish:
+        publish(args.out, text)
 
 
 main()
