@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FileType, Stat, lstat};
+
 use crate::bed::Bed;
 use crate::layers::{FIO_SIZE, MANY, MANY_NAME};
 use crate::report::Sample;
@@ -15,6 +17,7 @@ pub(crate) const ALL: &[Workload] = &[
     row("mount", mount),
     row("cold walk after drop_caches", walk_cold_disk),
     row("cold walk after mount", walk_cold),
+    row("cold walk that asks for births", walk_births),
     row("warm walk with stat", walk_warm),
     row("20000 stat of one file", stat_loop),
     row("warm open+read+close of a tree", read_warm),
@@ -52,22 +55,21 @@ pub(crate) fn timed(action: impl FnOnce() -> std::io::Result<()>) -> Outcome {
     Ok(Sample::time(start.elapsed()))
 }
 
-/// Calls `visit` for everything below `dir` but the directory with many entries.
-pub(crate) fn walk(
-    dir: &Path,
-    visit: &mut impl FnMut(PathBuf, &fs::Metadata),
-) -> std::io::Result<()> {
+/// Calls `visit` for everything below `dir` but the directory with many entries. With stat(2)
+/// and not what the standard library has, which asks for the times of birth as well: find, tar,
+/// git and ls do not.
+pub(crate) fn walk(dir: &Path, visit: &mut impl FnMut(PathBuf, &Stat)) -> std::io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_name() == MANY_NAME {
             continue;
         }
         let path = entry.path();
-        let meta = path.symlink_metadata()?;
-        if meta.is_dir() {
+        let stat = lstat(&path)?;
+        if FileType::from_raw_mode(stat.st_mode).is_dir() {
             walk(&path, visit)?;
         }
-        visit(path, &meta);
+        visit(path, &stat);
     }
     Ok(())
 }
@@ -75,8 +77,9 @@ pub(crate) fn walk(
 /// Regular files below the mount, at most `most` of them, in order of name.
 pub(crate) fn files(bed: &Bed<'_>, below: &str, most: usize) -> Result<Vec<PathBuf>, String> {
     let mut files = Vec::new();
-    walk(&bed.path().join(below), &mut |path, meta| {
-        if meta.is_file() && meta.len() < FIO_SIZE {
+    walk(&bed.path().join(below), &mut |path, stat| {
+        let is_file = FileType::from_raw_mode(stat.st_mode).is_file();
+        if is_file && stat.st_size.cast_unsigned() < FIO_SIZE {
             files.push(path);
         }
     })
@@ -94,6 +97,21 @@ fn mount(bed: &mut Bed<'_>) -> Outcome {
 fn walk_cold(bed: &mut Bed<'_>) -> Outcome {
     bed.remount();
     timed(|| walk(bed.path(), &mut |_, _| {}))
+}
+
+/// As node's and Rust's programs stat: FUSE has a message of its own for births.
+fn walk_births(bed: &mut Bed<'_>) -> Outcome {
+    fn walk(dir: &Path) -> std::io::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_name() != MANY_NAME && entry.path().symlink_metadata()?.is_dir() {
+                walk(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+    bed.remount();
+    timed(|| walk(bed.path()))
 }
 
 fn walk_cold_disk(bed: &mut Bed<'_>) -> Outcome {

@@ -96,6 +96,7 @@ Options:
   -o redirect_dir=on|off                  whether directories of lowers can be renamed
   -o io=auto|cached|passthrough           who reads and writes the data of files
   -o writeback                            the kernel collects writes until a file is closed
+  -o nobtime                              statx tells no birth: programs that ask cost less
   -o catalog=FILE                         names and attributes from this catalog
   -o volatile                             never sync the upper directory
   -o transport=auto|classic|uring         requests from /dev/fuse or over io_uring

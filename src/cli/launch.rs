@@ -233,6 +233,7 @@ fn explain(error: union::Error, stack: &StackSpec) -> anyhow::Error {
 fn config(request: &Request) -> MountConfig {
     let mut config = MountConfig::new(&request.mountpoint);
     config.writeback = request.options.writeback;
+    config.births = !request.options.nobtime;
     config.io = request.options.io.unwrap_or_default();
     config.fsname.clone_from(&request.source);
     config.transport = request.options.transport;

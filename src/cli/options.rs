@@ -69,6 +69,8 @@ pub struct MountOptions {
     pub io: Option<IoPolicy>,
     /// `writeback`: the kernel collects writes.
     pub writeback: bool,
+    /// `nobtime`: nobody is told when files were born.
+    pub nobtime: bool,
     /// `userxattr`: markers are `user.overlay.*`, also for root, as with kernel overlayfs.
     pub userxattr: bool,
     /// `transport=classic|uring`; `auto` is not given.
@@ -157,6 +159,7 @@ impl MountOptions {
             b"nonempty" => self.nonempty = true,
             b"volatile" => self.volatile = true,
             b"writeback" => self.writeback = true,
+            b"nobtime" => self.nobtime = true,
             b"debug" => self.debug = true,
             b"userxattr" => self.userxattr = true,
             b"squash_to_root" => return Err(mapping("squash_to_root")),

@@ -45,6 +45,8 @@ pub(super) struct Adapter {
     no_open: bool,
     /// Likewise for OPENDIR.
     no_opendir: bool,
+    /// Whether STATX is answered; ENOSYS is "never ask again" too.
+    births: bool,
     /// What is open, under the policy `passthrough`.
     opens: Option<Arc<Opens>>,
 }
@@ -57,6 +59,7 @@ impl Adapter {
         counters: Arc<Counters>,
         (pool, slow_workers): (Pool, usize),
         flags: u32,
+        births: bool,
         opens: Option<Arc<Opens>>,
     ) -> Self {
         counters.count(Op::Init);
@@ -68,6 +71,7 @@ impl Adapter {
             slow_now: AtomicUsize::new(0),
             no_open: flags & init::NO_OPEN_SUPPORT != 0,
             no_opendir: flags & init::NO_OPENDIR_SUPPORT != 0,
+            births,
             opens,
         }
     }

@@ -100,6 +100,10 @@ pub struct MountConfig {
     /// closes or syncs the file, or later (mappings); until then it dies with the server, and
     /// ENOSPC comes that late too.
     pub writeback: bool,
+    /// Whether statx tells when a file was born (option `nobtime`: it does not). Default: true.
+    /// The kernel has no other place for it than the answer to a STATX, so a program that wants
+    /// to know costs a message for the first stat of each file.
+    pub births: bool,
     /// What is mounted, for the record.
     pub description: Description,
 }
@@ -120,6 +124,7 @@ impl MountConfig {
             register: true,
             io: IoPolicy::Auto,
             writeback: false,
+            births: true,
             description: Description::default(),
         }
     }

@@ -40,6 +40,7 @@ pub struct Mounted {
     attachment: Attachment,
     core: Core,
     threads: usize,
+    births: bool,
     signals: Option<Signals>,
     record: Option<MountRecord>,
 }
@@ -110,19 +111,21 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
         attachment,
         core,
         threads: config.threads,
+        births: config.births,
         signals,
         record,
     })
 }
 
 impl Core {
-    fn adapter(&self, flags: u32, slow_workers: usize) -> Adapter {
+    fn adapter(&self, flags: u32, slow_workers: usize, births: bool) -> Adapter {
         let (union, counters) = (Arc::clone(&self.union), Arc::clone(&self.counters));
         Adapter::new(
             union,
             counters,
             (self.pool.clone(), slow_workers),
             flags,
+            births,
             self.opens.clone(),
         )
     }
@@ -157,7 +160,8 @@ impl Mounted {
             Transport::Classic => self.threads / 2,
             Transport::Uring => 0,
         };
-        let adapter = self.core.adapter(self.connection.flags(), slow_workers);
+        let flags = self.connection.flags();
+        let adapter = self.core.adapter(flags, slow_workers, self.births);
         let serve = {
             let (connection, threads) = (self.connection, self.threads);
             let (own, minor) = (attach::can_reopen_device(), self.attachment.minor());

@@ -5,6 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use crate::common::fixture::Fixture;
+use crate::common::layers::{self, Form};
+use crate::common::mount::Fs;
 use crate::common::need_mounts;
 
 use super::stats::requests_of;
@@ -142,4 +144,23 @@ fn birth_is_that_of_the_topmost_file() {
         );
         assert_eq!((shown.mode(), shown.size()), (kept.mode(), kept.size()));
     }
+}
+
+#[test]
+fn nobtime_tells_no_birth() {
+    need_mounts!();
+    let fs = Fs::Unionfs("nobtime");
+    let f = Fixture::with(&fs, &layers::standard(), Form::Kernel, true);
+    let all = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    let first = requests_of(f.root(), || {
+        assert_eq!(birth(&f.at("plain.txt"), all), None);
+    });
+    assert_eq!(first.get("STATX"), Some(&1), "{first:?}");
+    // The kernel knows now, for all files.
+    let sent = requests_of(f.root(), || {
+        assert_eq!(birth(&f.at("plain.txt"), all), None);
+        assert_eq!(birth(&f.at("merged"), all), None);
+        assert_eq!(f.at("both.txt").metadata().unwrap().mode() & 0o7777, 0o644);
+    });
+    assert!(!sent.contains_key("STATX"), "{sent:?}");
 }

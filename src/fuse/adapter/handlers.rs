@@ -74,6 +74,9 @@ impl Adapter {
             }
             Request::StatX { mask } => {
                 self.count(Op::StatX);
+                if !self.births {
+                    return reply.error(libc::ENOSYS);
+                }
                 let attr = self.union.getattr(ino);
                 reply::statx(reply, ino, mask, attr, self.lifetime(ino));
             }

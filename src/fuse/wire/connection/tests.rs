@@ -216,7 +216,11 @@ fn beside_the_rings_one_thread_reads_until_they_fail() {
         send(&kernel, op::LOOKUP, b"name\0");
         assert_eq!(answered(&kernel).1, b"name");
     }
-    assert_eq!(*echo.0.lock().unwrap(), [1, 2, 3], "gathered, and all taken");
+    assert_eq!(
+        *echo.0.lock().unwrap(),
+        [1, 2, 3],
+        "gathered, and all taken"
+    );
     drop(kernel);
     reader.join().unwrap().unwrap();
 }
