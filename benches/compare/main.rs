@@ -8,6 +8,7 @@
 //! metadata  workloads on names and attributes      data   fio          copy_up
 //! work      compilers, git, databases, chroots     cost   memory, descriptors, page cache, CPU
 //! report    medians, ratios, JSON, Markdown, comparing two reports     plot   SVG
+//! aims      the most that each row may take
 //! ```
 //! Asserts nothing about time.
 
@@ -16,6 +17,7 @@
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
+mod aims;
 mod bed;
 mod copy_up;
 mod cost;

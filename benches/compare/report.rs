@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::bed::{NOTHING, Subject};
-use crate::plot;
+use crate::{aims, plot};
 
 /// What a [`Sample`] counts; less is better for all of them.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
@@ -217,18 +217,29 @@ impl Report {
             ),
             ("the best of its columns", best),
         ] {
-            rows.retain(|(_, ratio)| *ratio > 3.0);
             rows.sort_by(|a, b| b.1.total_cmp(&a.1));
-            let rows: Vec<_> = rows
-                .iter()
-                .map(|(r, ratio)| format!("{} {ratio:.1}x", r.name))
-                .collect();
-            let rows = if rows.is_empty() {
-                "nothing".into()
-            } else {
-                rows.join(", ")
+            let list = |rows: Vec<String>| match rows.is_empty() {
+                true => "nothing".into(),
+                false => rows.join(", "),
             };
-            let _ = writeln!(out, "- above 3x, {name}: {rows}");
+            let far = rows.iter().filter(|(_, ratio)| *ratio > 3.0);
+            let far = list(
+                far.map(|(r, ratio)| format!("{} {ratio:.1}x", r.name))
+                    .collect(),
+            );
+            let _ = writeln!(out, "- above 3x, {name}: {far}");
+            let all = rows.len();
+            rows.retain(|(row, ratio)| !aims::is_kept(&row.name, *ratio));
+            let missed = rows.iter().map(|(row, ratio)| {
+                let aim = aims::at_most(&row.name);
+                format!("{} {ratio:.2}x (at most {aim})", row.name)
+            });
+            let missed = list(missed.collect());
+            let _ = writeln!(
+                out,
+                "- aims kept, {name}: {} of {all}; missed: {missed}",
+                all - rows.len()
+            );
         }
         out
     }
