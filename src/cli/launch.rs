@@ -188,7 +188,8 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let config = config(&request);
     let union = Union::new(&request.stack, options).map_err(|e| explain(e, &request.stack))?;
     // One that is missing, stale or of an older version is made for the next mount.
-    let wanted = request.catalog.take().filter(|_| !union.is_catalogued());
+    let wanted = request.catalog.take();
+    let wanted = wanted.filter(|catalog| catalog.renew || !union.is_catalogued());
     let mut building = None;
     let mounted = fuse::mount(union, &config)?;
     let mut started = false;
