@@ -12,7 +12,6 @@ use super::launch::{self, Request};
 use super::options::MountOptions;
 use super::{catalog, checks, named, open_stores, own};
 use crate::catalog::Label;
-use crate::fuse;
 use crate::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
 use crate::store::{Chain, Digest, Stores};
 
@@ -117,9 +116,7 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         nonempty: options.nonempty,
         stacked: false,
     };
-    let mountpoint = checks::resolve_mountpoint(&mountpoint)?;
-    checks::mountpoint(&mountpoint, rules)?;
-    fuse::preflight(&mountpoint)?;
+    let mountpoint = checks::target(&mountpoint, rules)?;
 
     if args.in_place {
         // The engine makes layers of what the upper's files are (docker commit), and would miss
@@ -139,7 +136,6 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
     launch::run(Request {
         stack: found.stack,
         mountpoint,
-        rules,
         read_only,
         source,
         image: Some(found.label),

@@ -131,9 +131,10 @@ impl Connection {
         &self.device
     }
 
-    /// Serves with `threads` workers until the file system is unmounted. With `own_devices`
-    /// each gets a descriptor of its own where the kernel gives one. `abort` must end the
-    /// connection: called when a request could otherwise wait for ever.
+    /// Serves with `threads` workers until the file system is unmounted. The first starts now,
+    /// the others once `others` returns: if true, with descriptors of their own where the kernel
+    /// gives them. `abort` must end the connection: called when a request could otherwise wait
+    /// for ever.
     ///
     /// # Errors
     /// When no worker could be started, or one had to end early.
@@ -141,14 +142,26 @@ impl Connection {
         mut self,
         handler: Arc<impl Handler>,
         threads: usize,
-        own_devices: bool,
+        others: impl FnOnce() -> bool,
         abort: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<()> {
         let handler: Arc<dyn Handler> = handler;
         let rings = self.rings.take();
-        let workers = self.start_workers(&handler, threads, own_devices)?;
-        let served = Arc::new(Served::new(handler, Box::new(abort)));
+        let mut workers = vec![self.start_worker(&handler, 0, Arc::clone(&self.device))?];
+        let served = Arc::new(Served::new(Arc::clone(&handler), Box::new(abort)));
         let ring_ends = rings.map(|rings| rings.start(&served));
+        let own_devices = others();
+        for number in 1..threads {
+            let device = match own_devices {
+                true => self.another_device(),
+                false => Arc::clone(&self.device),
+            };
+            match self.start_worker(&handler, number, device) {
+                Ok(worker) => workers.push(worker),
+                // Fewer do.
+                Err(error) => tracing::warn!(%error, "cannot start another worker"),
+            }
+        }
         let mut outcome = workers.into_iter().map(end).fold(Ok(()), io::Result::and);
         if outcome.is_ok() {
             // All of them have read that the file system is gone.
@@ -160,30 +173,16 @@ impl Connection {
         outcome
     }
 
-    fn start_workers(
+    fn start_worker(
         &self,
         handler: &Arc<dyn Handler>,
-        threads: usize,
-        own_devices: bool,
-    ) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
-        let mut workers = Vec::with_capacity(threads);
-        for number in 0..threads.max(1) {
-            let device = match number {
-                1.. if own_devices => self.another_device(),
-                _ => Arc::clone(&self.device),
-            };
-            let (handler, size) = (Arc::clone(handler), self.buffer);
-            let spawned = std::thread::Builder::new()
-                .name(format!("unionfs-{number}"))
-                .spawn(move || work(&device, &*handler, size));
-            match spawned {
-                Ok(worker) => workers.push(worker),
-                Err(error) if workers.is_empty() => return Err(error),
-                // Fewer do.
-                Err(error) => tracing::warn!(%error, "cannot start another worker"),
-            }
-        }
-        Ok(workers)
+        number: usize,
+        device: Arc<OwnedFd>,
+    ) -> io::Result<JoinHandle<io::Result<()>>> {
+        let (handler, size) = (Arc::clone(handler), self.buffer);
+        std::thread::Builder::new()
+            .name(format!("unionfs-{number}"))
+            .spawn(move || work(&device, &*handler, size))
     }
 
     fn another_device(&self) -> Arc<OwnedFd> {
