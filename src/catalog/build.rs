@@ -32,6 +32,8 @@ pub struct Label {
     pub store: Vec<u8>,
     /// Its driver.
     pub driver: Vec<u8>,
+    /// How the store found the layers, in words of its own; empty: it does not say.
+    pub notes: Vec<u8>,
 }
 
 /// How far it is.
@@ -76,9 +78,9 @@ pub fn build(
         source,
     };
     let (roots, data_roots) = union.lower_roots();
-    let before = file::describe(roots, data_roots);
+    let before = file::describe(roots, data_roots, file::now);
     let (progress, live) = walk(&union, staged.file(), label, step, &write)?;
-    let after = file::describe(roots, data_roots);
+    let after = file::describe(roots, data_roots, file::now);
     if let Some(changed) = before.iter().zip(&after).position(|(a, b)| a != b) {
         let all: Vec<_> = roots.iter().chain(data_roots).collect();
         return Err(Error::Changed(all[changed].layer.path.clone()));
@@ -100,10 +102,10 @@ fn walk(
     write: &dyn Fn(io::Error) -> Error,
 ) -> Result<(Progress, u64), Error> {
     let (roots, data_roots) = union.lower_roots();
-    let layers = file::describe(roots, data_roots);
+    let layers = file::describe(roots, data_roots, file::now);
     let mut builder = Builder {
         union,
-        writer: Writer::new(file, layers).map_err(write)?,
+        writer: Writer::new(file, layers, &label.notes).map_err(write)?,
         known: HashMap::new(),
         todo: Vec::new(),
         progress: Progress::default(),

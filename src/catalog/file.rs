@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::format::{self, Layer};
 use super::view::{Damaged, Refusal, View};
 use crate::layer;
-use crate::layer::at::At;
+use crate::layer::at::{At, Stat};
 use crate::layer::lower::LowerDir;
 use crate::sys::map::ReadOnly;
 
@@ -74,7 +74,8 @@ pub fn check_layers<B: AsRef<[u8]>>(
     roots: &[Arc<LowerDir>],
     data_roots: &[Arc<LowerDir>],
 ) -> Result<(), Unusable> {
-    let layers = describe(roots, data_roots);
+    // They have been opened just now.
+    let layers = describe(roots, data_roots, |layer| layer.stat);
     if view.layer_count() != layers.len() as u64 {
         return Err(Unusable::OtherLayers(layers.len()));
     }
@@ -88,13 +89,24 @@ pub fn check_layers<B: AsRef<[u8]>>(
 }
 
 /// What identifies each layer.
-pub(super) fn describe(roots: &[Arc<LowerDir>], data_roots: &[Arc<LowerDir>]) -> Vec<Layer> {
+pub(super) fn describe(
+    roots: &[Arc<LowerDir>],
+    data_roots: &[Arc<LowerDir>],
+    stat: impl Fn(&layer::lower::Layer) -> Stat,
+) -> Vec<Layer> {
     let ids = id_maps();
-    let plain = roots.iter().map(|root| identity(&root.layer, 0, ids));
-    let data = data_roots.iter();
+    let plain = roots.iter().map(|root| (root, 0));
+    let data = data_roots.iter().map(|root| (root, format::DATA_ONLY));
     plain
-        .chain(data.map(|root| identity(&root.layer, format::DATA_ONLY, ids)))
+        .chain(data)
+        .map(|(root, flags)| identity(&root.layer, &stat(&root.layer), flags, ids))
         .collect()
+}
+
+/// A layer's root as it is now: it may have been opened long ago.
+pub(super) fn now(layer: &layer::lower::Layer) -> Stat {
+    let stat = At::fd(std::os::fd::AsFd::as_fd(&layer.root)).stat();
+    stat.unwrap_or(layer.stat)
 }
 
 /// Tells user namespaces apart in which the same files have other owners, such as that of
@@ -122,10 +134,7 @@ fn read_id_maps() -> u32 {
 
 /// Device numbers change when a machine starts again, and paths when a disk is mounted
 /// elsewhere; these do not. A directory made anew, copied or changed has another change time.
-fn identity(layer: &layer::lower::Layer, flags: u32, ids: u32) -> Layer {
-    // As it is now: the layer may have been opened long ago.
-    let stat = At::fd(std::os::fd::AsFd::as_fd(&layer.root)).stat();
-    let stat = stat.unwrap_or(layer.stat);
+fn identity(layer: &layer::lower::Layer, stat: &Stat, flags: u32, ids: u32) -> Layer {
     let born = stat.btime.unwrap_or_default();
     Layer {
         uuid: layer.uuid.unwrap_or_default(),

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// The first bytes of every catalog.
 pub const MAGIC: [u8; 8] = *b"UNIONCAT";
 /// The version of the format; others are not read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Stands for "none" where a record is named.
 pub const NONE: u32 = u32::MAX;
 
@@ -36,7 +36,7 @@ records! {
         pub magic: [u8; 8],
         /// [`VERSION`]
         pub version: U32,
-        /// Bytes of the header and the table of layers, which `header_sum` covers.
+        /// Bytes of the header, the table of layers and the notes, which `header_sum` covers.
         pub header_len: U32,
         /// Bytes of the file.
         pub file_len: U64,
@@ -48,6 +48,8 @@ records! {
         pub chain: [u8; 32],
         /// [`Layer`]s, top first, data-only ones last.
         pub layers: Table,
+        /// Bytes in which a store notes how it found the layers; they end at `header_len`.
+        pub notes: Table,
         /// [`Record`]s; the first is the root.
         pub records: Table,
         /// [`Dir`]s; the first is the root's.

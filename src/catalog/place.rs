@@ -103,6 +103,7 @@ fn label_of(path: &Path) -> Result<Label, Unusable> {
         chain: view.chain(),
         store: store.to_vec(),
         driver: driver.to_vec(),
+        notes: Vec::new(),
     })
 }
 
@@ -217,6 +218,7 @@ mod tests {
                 chain: [chain; 32],
                 store: store.into(),
                 driver: driver.into(),
+                notes: Vec::new(),
             };
             path(Path::new("/own"), &label)
         };

@@ -114,9 +114,9 @@ impl<B: AsRef<[u8]>> View<B> {
             return Err(Refusal::Length);
         }
         let covered = header.header_len.get() as usize;
-        let layers = all.get(size_of::<Header>()..covered);
-        let layers = layers.ok_or(Refusal::Header)?;
-        if header_sum(header, layers) != header.header_sum || !tables_fit(&header) {
+        let covered = all.get(size_of::<Header>()..covered);
+        let covered = covered.ok_or(Refusal::Header)?;
+        if header_sum(header, covered) != header.header_sum || !tables_fit(&header) {
             return Err(Refusal::Header);
         }
         Ok(Self { bytes, header })
@@ -206,6 +206,16 @@ impl<B: AsRef<[u8]>> View<B> {
             self.string(header.store.get(), header.store_len.get())?,
             self.string(header.driver.get(), header.driver_len.get())?,
         ))
+    }
+
+    /// What the store noted about the layers; only what `header_sum` covers.
+    pub fn notes(&self) -> Result<&[u8]> {
+        let table = self.header.notes;
+        let end = table.offset.get().checked_add(table.count.get());
+        let end = end.filter(|&end| end <= self.header.header_len.get().into());
+        let place = |n: u64| usize::try_from(n).map_err(|_| Damaged);
+        let range = place(table.offset.get())?..place(end.ok_or(Damaged)?)?;
+        self.all().get(range).ok_or(Damaged)
     }
 
     /// How many layers there are, data-only ones included.
@@ -392,6 +402,7 @@ impl<B: AsRef<[u8]>> View<B> {
 fn tables_fit(header: &Header) -> bool {
     let tables = [
         (header.layers, size_of::<Layer>()),
+        (header.notes, 1),
         (header.records, size_of::<Record>()),
         (header.dirs, size_of::<Dir>()),
         (header.parts, size_of::<U32>()),
@@ -406,12 +417,12 @@ fn tables_fit(header: &Header) -> bool {
     })
 }
 
-/// The checksum of a header and the layers behind it.
-pub fn header_sum(mut header: Header, layers: &[u8]) -> [u8; 32] {
+/// The checksum of a header, and the layers and notes behind it.
+pub fn header_sum(mut header: Header, covered: &[u8]) -> [u8; 32] {
     header.header_sum = [0; 32];
     let mut sum = Sha256::new();
     sum.update(header.as_bytes());
-    sum.update(layers);
+    sum.update(covered);
     sum.finalize().into()
 }
 

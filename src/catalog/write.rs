@@ -19,6 +19,7 @@ pub(super) struct Writer<'f> {
     out: BufWriter<&'f File>,
     sum: Sha256,
     layers: Vec<Layer>,
+    notes: Vec<u8>,
     records: u32,
     classes: Vec<Class>,
     class_numbers: HashMap<[u8; size_of::<Class>()], u32>,
@@ -49,8 +50,8 @@ fn number(count: usize) -> io::Result<u32> {
 
 impl<'f> Writer<'f> {
     /// Into an empty file.
-    pub(super) fn new(file: &'f File, layers: Vec<Layer>) -> io::Result<Self> {
-        let header = vec![0; size_of::<Header>() + layers.as_bytes().len()];
+    pub(super) fn new(file: &'f File, layers: Vec<Layer>, notes: &[u8]) -> io::Result<Self> {
+        let header = vec![0; size_of::<Header>() + layers.as_bytes().len() + notes.len()];
         let mut out = BufWriter::with_capacity(1 << 18, file);
         out.write_all(&header)?;
         Ok(Self {
@@ -58,6 +59,7 @@ impl<'f> Writer<'f> {
             out,
             sum: Sha256::new(),
             layers,
+            notes: notes.to_vec(),
             records: 0,
             classes: Vec::new(),
             class_numbers: HashMap::new(),
@@ -133,8 +135,9 @@ impl<'f> Writer<'f> {
     /// Writes what is left. The file is a catalog only now; it is not synced.
     pub(super) fn finish(mut self, chain: [u8; 32], store: &[u8], driver: &[u8]) -> io::Result<()> {
         let (store, driver) = (self.text(store)?, self.text(driver)?);
-        let layers = std::mem::take(&mut self.layers);
-        let header_len = size_of::<Header>() + layers.as_bytes().len();
+        // What `header_sum` covers behind the header.
+        let covered = [self.layers.as_bytes(), &self.notes].concat();
+        let header_len = size_of::<Header>() + covered.len();
         let mut header = Header::new_zeroed();
         let mut end = size_of::<Header>() as u64;
         let mut table = |count: usize, bytes: usize| {
@@ -145,7 +148,8 @@ impl<'f> Writer<'f> {
             end += bytes as u64;
             table
         };
-        header.layers = table(layers.len(), layers.as_bytes().len());
+        header.layers = table(self.layers.len(), self.layers.as_bytes().len());
+        header.notes = table(self.notes.len(), self.notes.len());
         let records = self.records as usize;
         header.records = table(records, records * size_of::<Record>());
         header.dirs = table(self.dirs.len(), self.dirs.as_bytes().len());
@@ -176,9 +180,8 @@ impl<'f> Writer<'f> {
         (header.store, header.store_len) = (store.offset.into(), store.len.into());
         (header.driver, header.driver_len) = (driver.offset.into(), driver.len.into());
         header.body_sum = self.sum.finalize().into();
-        header.header_sum = header_sum(header, layers.as_bytes());
+        header.header_sum = header_sum(header, &covered);
         self.file.write_all_at(header.as_bytes(), 0)?;
-        self.file
-            .write_all_at(layers.as_bytes(), size_of::<Header>() as u64)
+        self.file.write_all_at(&covered, size_of::<Header>() as u64)
     }
 }

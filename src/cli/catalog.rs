@@ -21,7 +21,7 @@ use crate::catalog::{self, Label, Progress, place};
 use crate::layer::StackSpec;
 use crate::store::roots::Environment;
 use crate::store::writable::{DRIVER, Garbage, Kind};
-use crate::store::{Container, Digest, Image};
+use crate::store::{Chain, Container, Digest, Mountable};
 
 /// Make and check catalogs: the merged view of an image's layers, for fast mounts
 ///
@@ -114,13 +114,11 @@ fn target(what: &What, root: Option<&Path>) -> anyhow::Result<Target> {
         return Err(Usage(what).into());
     };
     let stores = open_stores(root)?;
-    let image = stores.find(name)?;
-    let Some(label) = label(&image) else {
-        bail!("image {name} has no layers: there is nothing to catalog");
-    };
+    let image = stores.mountable(name, |_| None)?;
+    let label = label(&image);
     Ok(Target {
         stack: StackSpec {
-            lowers: image.stack()?,
+            lowers: image.lowers,
             data_only: Vec::new(),
             upper: None,
         },
@@ -309,13 +307,30 @@ fn show(bar: &ProgressBar, step: Progress) {
 }
 
 /// Whose layers an image's are; `None` for one without layers.
-pub(super) fn label(image: &Image) -> Option<Label> {
-    let top = image.layers.last()?;
-    Some(Label {
-        chain: top.chain_id.bytes(),
-        store: image.root.as_os_str().as_bytes().to_vec(),
-        driver: image.driver.into(),
-    })
+pub(super) fn label(image: &Mountable) -> Label {
+    Label {
+        notes: image.note.clone().unwrap_or_default(),
+        ..label_of(&image.chain)
+    }
+}
+
+fn label_of(chain: &Chain) -> Label {
+    Label {
+        chain: chain.id.bytes(),
+        store: chain.root.as_os_str().as_bytes().to_vec(),
+        driver: chain.driver.into(),
+        notes: Vec::new(),
+    }
+}
+
+/// What the catalog of a chain, as the options have it, has noted of its layers.
+pub(super) fn note(options: &MountOptions, chain: &Chain) -> Option<Vec<u8>> {
+    let CatalogChoice::On = options.catalog else {
+        return None;
+    };
+    let own = Environment::current().own_root().ok()?;
+    let view = catalog::open(&place::path(&own, &label_of(chain))).ok()?;
+    view.notes().ok().map(<[u8]>::to_vec)
 }
 
 /// As [`label`], of the layers below a read-write layer of the store in `root`; `None` where
@@ -330,6 +345,7 @@ pub(super) fn label_below(root: &Path, container: &Container) -> Option<Label> {
         chain: chain.bytes(),
         store: store.as_os_str().as_bytes().to_vec(),
         driver: driver.into(),
+        notes: Vec::new(),
     })
 }
 
@@ -339,6 +355,8 @@ pub(super) struct Catalogued {
     pub(super) path: PathBuf,
     /// Whose layers it is of; `None`: it is used, but not made.
     label: Option<Label>,
+    /// It lacks a note of where the layers are, or has an old one: one with it is made.
+    pub(super) renew: bool,
 }
 
 /// The catalog of a mounted image, as the options have it.
@@ -348,6 +366,7 @@ pub(super) fn of_image(options: &MountOptions, chain: Option<Label>) -> Option<C
             let label = chain?;
             Some(Catalogued {
                 path: place::path(&Environment::current().own_root().ok()?, &label),
+                renew: !label.notes.is_empty(),
                 label: Some(label),
             })
         }
@@ -361,6 +380,7 @@ pub(super) fn of_directories(options: &MountOptions) -> Option<Catalogued> {
         CatalogChoice::File(path) => Some(Catalogued {
             path: std::path::absolute(path).ok()?,
             label: None,
+            renew: false,
         }),
         CatalogChoice::On | CatalogChoice::Off => None,
     }
@@ -448,6 +468,7 @@ pub(super) fn discard_of(root: &Path, chains: &[Digest]) {
             chain: chain.bytes(),
             store: root.as_os_str().as_bytes().to_vec(),
             driver: DRIVER.into(),
+            notes: Vec::new(),
         };
         // What stays is prune's.
         let _ = discard(&place::path(&own, &label));

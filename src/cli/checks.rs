@@ -196,13 +196,17 @@ fn mount_of(path: &Path) -> anyhow::Result<(u32, u32, u64)> {
     Ok((st.stx_dev_major, st.stx_dev_minor, st.stx_mnt_id))
 }
 
-/// The absolute path of a mountpoint, found without touching what is mounted there.
-pub(super) fn resolve_mountpoint(path: &Path) -> anyhow::Result<PathBuf> {
-    fuse::mountinfo::absolute(path)
-        .with_context(|| format!("cannot use mountpoint {}", path.display()))
+/// The absolute path of a mountpoint, found without touching what is mounted there, after
+/// making sure that this process could mount on it.
+pub(super) fn target(path: &Path, rules: Rules) -> anyhow::Result<PathBuf> {
+    let path = fuse::mountinfo::absolute(path)
+        .with_context(|| format!("cannot use mountpoint {}", path.display()))?;
+    mountpoint(&path, rules)?;
+    fuse::preflight(&path)?;
+    Ok(path)
 }
 
-/// What a mountpoint may be; see [`mountpoint`].
+/// What a mountpoint may be; see [`target`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
     /// Whether it may have entries, which the mount hides.
@@ -213,7 +217,7 @@ pub(super) struct Rules {
 
 /// Checks a resolved mountpoint. A dead unionfs found there is taken away first:
 /// its server was killed, nothing can be done with it.
-pub(super) fn mountpoint(path: &Path, rules: Rules) -> anyhow::Result<()> {
+fn mountpoint(path: &Path, rules: Rules) -> anyhow::Result<()> {
     let shown = path.display();
     fuse::detach_dead(path)?;
     let meta = match path.metadata() {
@@ -226,7 +230,10 @@ pub(super) fn mountpoint(path: &Path, rules: Rules) -> anyhow::Result<()> {
     if !meta.is_dir() {
         bail!("mountpoint {shown} is not a directory: name an empty directory");
     }
-    if !rules.stacked && fuse::mountinfo::find(path).is_some_and(|mount| mount.is_unionfs()) {
+    if !rules.stacked
+        && fuse::mountinfo::may_be_mounted(path)
+        && fuse::mountinfo::find(path).is_some_and(|mount| mount.is_unionfs())
+    {
         bail!("a unionfs is mounted on {shown} already: unmount it first (unionfs umount {shown})");
     }
     if !rules.nonempty

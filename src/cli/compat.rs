@@ -6,7 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::error::Usage;
 use super::launch::{self, Request};
@@ -211,13 +211,14 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
         _ => "unionfs".into(),
     };
     let read_only = call.options.read_only == Some(true) || call.options.upper.is_none();
+    let stack = stack(&call.options, read_only)?;
+    let rules = checks::Rules {
+        nonempty: true,
+        stacked: true,
+    };
     Ok(Request {
-        stack: stack(&call.options, read_only)?,
-        mountpoint: PathBuf::from(mountpoint),
-        rules: checks::Rules {
-            nonempty: true,
-            stacked: true,
-        },
+        stack,
+        mountpoint: checks::target(Path::new(mountpoint), rules)?,
         read_only,
         source,
         image: None,

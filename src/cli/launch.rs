@@ -29,13 +29,12 @@ use crate::store::Digest;
 use crate::sys::process::{Side, daemonize};
 use crate::union::{self, Union};
 
-/// A mount to be made; the paths of the stack are resolved.
+/// A mount to be made; all paths are resolved, and the mountpoint is checked.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) stack: StackSpec,
-    /// As the user gave it.
+    /// [`checks::target`] has seen to it.
     pub(super) mountpoint: PathBuf,
-    pub(super) rules: checks::Rules,
     pub(super) read_only: bool,
     /// The source shown in /proc/mounts.
     pub(super) source: OsString,
@@ -58,14 +57,14 @@ pub(super) struct Request {
 }
 
 /// Checks the request and mounts nothing.
-pub(super) fn check(mut request: Request) -> anyhow::Result<()> {
-    prepare(&mut request)
+pub(super) fn check(request: Request) -> anyhow::Result<()> {
+    checks::stack(&request.stack, &request.mountpoint)
 }
 
 /// Mounts. Returns once the mount answers; in the foreground and in the daemon, once it
 /// has been unmounted.
 pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
-    prepare(&mut request)?;
+    checks::stack(&request.stack, &request.mountpoint)?;
     if request.foreground {
         logging::to_stderr(request.debug);
         let text = request.fresh.as_ref().and_then(Fresh::announcement);
@@ -96,13 +95,6 @@ pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
             daemon(request, File::from(reply))
         }
     }
-}
-
-fn prepare(request: &mut Request) -> anyhow::Result<()> {
-    request.mountpoint = checks::resolve_mountpoint(&request.mountpoint)?;
-    checks::mountpoint(&request.mountpoint, request.rules)?;
-    checks::stack(&request.stack, &request.mountpoint)?;
-    Ok(fuse::preflight(&request.mountpoint)?)
 }
 
 /// The daemon's life. Errors before the mount is live go to the waiting parent, later
@@ -188,7 +180,8 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let config = config(&request);
     let union = Union::new(&request.stack, options).map_err(|e| explain(e, &request.stack))?;
     // One that is missing, stale or of an older version is made for the next mount.
-    let wanted = request.catalog.take().filter(|_| !union.is_catalogued());
+    let wanted = request.catalog.take();
+    let wanted = wanted.filter(|catalog| catalog.renew || !union.is_catalogued());
     let mut building = None;
     let mounted = fuse::mount(union, &config)?;
     let mut started = false;

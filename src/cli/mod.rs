@@ -12,7 +12,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, FromArgMatches as _};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser as _};
 
 use crate::store::Stores;
 use crate::store::roots::Environment;
@@ -88,6 +88,21 @@ struct Cli {
     command: Command,
 }
 
+/// What of [`Cli`] a mount needs: to set up all the other commands takes longer than to mount.
+#[derive(Debug, clap::Parser)]
+#[command(name = "unionfs")]
+struct OnlyMount {
+    #[arg(long, value_name = "DIR", global = true)]
+    root: Option<PathBuf>,
+    #[command(subcommand)]
+    command: MountCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum MountCommand {
+    Mount(mount::Args),
+}
+
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Mount(mount::Args),
@@ -117,6 +132,9 @@ enum Command {
     Completions(completions::Args),
     Man(man::Args),
 }
+
+/// The command that is to be fast.
+const MOUNT: &str = "mount";
 
 /// The stores that images are looked for in; `root`: only there.
 fn open_stores(root: Option<&Path>) -> anyhow::Result<Stores> {
@@ -151,13 +169,21 @@ pub fn main() -> ExitCode {
 }
 
 fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    if args.get(1).is_some_and(|first| first == MOUNT)
+        && let Ok(OnlyMount { root, command }) = OnlyMount::try_parse_from(args)
+    {
+        let MountCommand::Mount(args) = command;
+        let command = Command::Mount(args);
+        return Ok(Cli { root, command });
+    }
+    // Help, and mistakes with it, are of the whole.
     let mut command = Cli::command();
     let matches = command.try_get_matches_from_mut(args)?;
     Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
 }
 
 fn is_command(name: &OsStr) -> bool {
-    name == "help" || Cli::command().find_subcommand(name).is_some()
+    name == "help" || name == MOUNT || Cli::command().find_subcommand(name).is_some()
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {

@@ -12,9 +12,8 @@ use super::launch::{self, Request};
 use super::options::MountOptions;
 use super::{catalog, checks, named, open_stores, own};
 use crate::catalog::Label;
-use crate::fuse;
 use crate::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
-use crate::store::{Digest, Stores};
+use crate::store::{Chain, Digest, Stores};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -117,16 +116,14 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         nonempty: options.nonempty,
         stacked: false,
     };
-    let mountpoint = checks::resolve_mountpoint(&mountpoint)?;
-    checks::mountpoint(&mountpoint, rules)?;
-    fuse::preflight(&mountpoint)?;
+    let mountpoint = checks::target(&mountpoint, rules)?;
 
     if args.in_place {
         // The engine makes layers of what the upper's files are (docker commit), and would miss
         // all that a renamed directory has below.
         options.redirect_dir.get_or_insert(false);
     }
-    let (mut found, held) = look_up(&args, image.as_deref(), root)?;
+    let (mut found, held) = look_up(&args, &options, image.as_deref(), root)?;
     checks::lower_count(found.stack.lowers.len())?;
     let fresh = match read_only || found.stack.upper.is_some() {
         true => found.fresh,
@@ -139,7 +136,6 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
     launch::run(Request {
         stack: found.stack,
         mountpoint,
-        rules,
         read_only,
         source,
         image: Some(found.label),
@@ -201,12 +197,13 @@ fn operands(args: &Args) -> Result<(Option<String>, PathBuf), Usage> {
 /// The stack, and the locks that keep its layers where they are.
 fn look_up(
     args: &Args,
+    options: &MountOptions,
     image: Option<&str>,
     root: Option<&Path>,
 ) -> anyhow::Result<(Found, Vec<File>)> {
     let Some(name) = &args.name else {
         let stores = open_stores(root)?;
-        let found = find(&stores, args, image)?;
+        let found = find(&stores, args, options, image)?;
         return Ok((found, stores.into_held()));
     };
     // Always in our own store, also when images are looked for elsewhere.
@@ -224,7 +221,12 @@ fn look_up(
     Ok((found, stores.into_held()))
 }
 
-fn find(stores: &Stores, args: &Args, image: Option<&str>) -> anyhow::Result<Found> {
+fn find(
+    stores: &Stores,
+    args: &Args,
+    options: &MountOptions,
+    image: Option<&str>,
+) -> anyhow::Result<Found> {
     if let Some(id) = &args.container {
         let container = stores.container(id)?;
         let name = container.name.clone();
@@ -236,16 +238,18 @@ fn find(stores: &Stores, args: &Args, image: Option<&str>) -> anyhow::Result<Fou
             fresh: None,
         });
     }
-    let image = stores.find(image.unwrap_or_default())?;
+    let noted = |chain: &Chain| catalog::note(options, chain);
+    let image = stores.mountable(image.unwrap_or_default(), noted)?;
+    let chain = Some(catalog::label(&image));
     Ok(Found {
         stack: StackSpec {
-            lowers: image.stack()?,
+            lowers: image.lowers,
             data_only: Vec::new(),
             upper: None,
         },
-        label: image.label(),
+        label: image.label,
         image: Some(image.id),
-        chain: catalog::label(&image),
+        chain,
         fresh: None,
     })
 }

@@ -108,17 +108,27 @@ pub struct MountConfig {
     pub description: Description,
 }
 
+/// One for each CPU, and 4 at least.
+fn default_threads() -> usize {
+    const LEAST: usize = 4;
+    let ours = rustix::thread::sched_getaffinity(None).map(|set| set.count());
+    match ours {
+        Ok(cpus) if cpus as usize <= LEAST => LEAST,
+        // This asks the cgroups too, which takes two dozen system calls.
+        _ => std::thread::available_parallelism().map_or(LEAST, |n| n.get().max(LEAST)),
+    }
+}
+
 impl MountConfig {
     /// The defaults, for a mount on `mountpoint`.
     pub fn new(mountpoint: impl AsRef<Path>) -> Self {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             mountpoint: mountpoint.as_ref().to_owned(),
             fsname: "unionfs".into(),
             flags: MountFlags::empty(),
             allow_other: rustix::process::geteuid().is_root(),
             context: None,
-            threads: cpus.max(4),
+            threads: default_threads(),
             transport: None,
             handle_signals: true,
             register: true,

@@ -76,13 +76,13 @@ pub(super) fn attach(config: &MountConfig) -> Result<(OwnedFd, Attachment)> {
     if !mountpoint.metadata().map_err(failed)?.is_dir() {
         return Err(failed(Errno::NOTDIR.into()));
     }
-    let fd = match mount_directly(config, &mountpoint)? {
-        Some(fd) => fd,
-        None => fusermount::mount(config, &mountpoint)?,
+    let (fd, device) = match mount_directly(config, &mountpoint)? {
+        Some(fd) => (fd, mountinfo::device(&mountpoint)),
+        None => (fusermount::mount(config, &mountpoint)?, None),
     };
-    let device = mountinfo::find(&mountpoint)
-        .filter(mountinfo::MountEntry::is_fuse)
-        .map(|m| m.device)
+    let listed = || mountinfo::find(&mountpoint).filter(mountinfo::MountEntry::is_fuse);
+    let device = device
+        .or_else(|| listed().map(|m| m.device))
         .ok_or_else(|| Error::NotFuse {
             path: mountpoint.clone(),
         })?;

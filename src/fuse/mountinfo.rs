@@ -7,6 +7,8 @@ use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, Statx, StatxAttributes, StatxFlags};
+
 /// One mount of this mount namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
@@ -53,6 +55,28 @@ pub fn find(mountpoint: &Path) -> Option<MountEntry> {
         .into_iter()
         .rev()
         .find(|m| m.mountpoint == mountpoint)
+}
+
+/// Whether something may be mounted on exactly `mountpoint`: `false` is sure. Costs one statx(2)
+/// where [`find`] has the kernel write a line for each mount.
+pub fn may_be_mounted(mountpoint: &Path) -> bool {
+    !look(mountpoint).is_ok_and(|st| {
+        st.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT)
+            && !st.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+    })
+}
+
+/// The device number of what is mounted on `mountpoint`, without asking its server.
+pub(super) fn device(mountpoint: &Path) -> Option<(u32, u32)> {
+    let st = look(mountpoint).ok()?;
+    st.stx_attributes
+        .contains(StatxAttributes::MOUNT_ROOT)
+        .then_some((st.stx_dev_major, st.stx_dev_minor))
+}
+
+fn look(path: &Path) -> rustix::io::Result<Statx> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE)
 }
 
 /// `36 35 98:0 /root /mountpoint rw,noatime master:1 - type source superoptions`

@@ -30,6 +30,8 @@ use crate::union::Union;
 
 /// How long a signal waits for users of the detached mount before they are cut off.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long a mount is given to answer before what should wait for that is started anyway.
+const SETTLE: Duration = Duration::from_millis(20);
 /// How long an aborted connection may take to end.
 const ABORT_TIME: Duration = Duration::from_secs(2);
 
@@ -90,8 +92,6 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
     limits.transport = config.transport;
     let connection = Connection::open(fd, &limits)
         .map_err(|source| session_error(&attachment.mountpoint, source))?;
-    // One large READ costs less than eight small ones, also where half of it is not needed.
-    attachment.read_ahead(MAX_IO / 1024);
     if io == IoPolicy::Passthrough {
         let opens = passthrough::start(&connection, &core.union, &attachment.mountpoint)?;
         core.opens = Some(Arc::new(opens));
@@ -129,6 +129,20 @@ impl Core {
             self.opens.clone(),
         )
     }
+
+    /// What the control socket answers.
+    fn answer(&self, mount: MountRecord) -> Box<dyn Fn() -> Vec<u8> + Send> {
+        let (union, counters) = (Arc::clone(&self.union), Arc::clone(&self.counters));
+        Box::new(move || {
+            let requests = counters.snapshot().into_iter();
+            let stats = stats::Stats {
+                requests: requests.map(|(k, v)| (k.to_owned(), v)).collect(),
+                union: union.counters(),
+                mount: mount.clone(),
+            };
+            serde_json::to_vec(&stats).unwrap_or_default()
+        })
+    }
 }
 
 impl Mounted {
@@ -151,10 +165,8 @@ impl Mounted {
     /// As [`Mounted::serve`]; if the mount never answered, `on_ready` was not called.
     pub fn serve_with(mut self, on_ready: impl FnOnce()) -> Result<()> {
         let (sender, events) = mpsc::channel();
-        let stats = self.register();
-        let signals = self.signals.take();
-        let watcher = signals.map(|signals| watch_signals(signals, sender.clone()));
         let mountpoint = self.attachment.mountpoint.clone();
+        let (settle, settled) = mpsc::channel();
         // A ring is served by one thread, which must not be busy for long.
         let slow_workers = match self.connection.transport() {
             Transport::Classic => self.threads / 2,
@@ -164,28 +176,40 @@ impl Mounted {
         let adapter = self.core.adapter(flags, slow_workers, self.births);
         let serve = {
             let (connection, threads) = (self.connection, self.threads);
-            let (own, minor) = (attach::can_reopen_device(), self.attachment.minor());
+            let minor = self.attachment.minor();
             let abort = move || {
                 if let Err(error) = unmount::abort_connection(minor) {
                     tracing::warn!(%error, "cannot abort the connection");
                 }
             };
-            move || connection.serve(Arc::new(adapter), threads, own, abort)
+            let others = move || {
+                // Whether it came or not, or nobody waits any more.
+                let _ = settled.recv_timeout(SETTLE);
+                attach::can_reopen_device()
+            };
+            move || connection.serve(Arc::new(adapter), threads, others, abort)
         };
-        let started = start(serve, &mountpoint, sender);
+        let started = start(serve, &mountpoint, sender.clone());
+        // The rest while the mount is being asked for an answer. One large READ costs less than
+        // eight small ones, also where half of it is not needed.
+        self.attachment.read_ahead(MAX_IO / 1024);
+        let mut late = Late::new(&mut self.record, &self.core, self.signals.take(), sender);
         let outcome = match started {
-            Ok(()) => wait_for_end(&self.attachment, &events, on_ready),
+            Ok(()) => wait_for_end(
+                &self.attachment,
+                &events,
+                || {
+                    on_ready();
+                    let _ = settle.send(());
+                },
+                &mut late,
+            ),
             Err(error) => Err(session_error(&mountpoint, error)),
         };
         // A mount that never answered, or whose workers failed, is taken away here.
         drop(self.attachment);
         self.core.pool.drain();
-        if let Some(handle) = watcher {
-            handle.close();
-        }
-        if let Some(server) = stats {
-            server.stop();
-        }
+        late.stop();
         // Last: whoever waits for the record to go may then use the upper again.
         drop(self.core);
         if let Some(record) = &self.record {
@@ -223,31 +247,65 @@ impl Mounted {
             source: io::ErrorKind::NotConnected.into(),
         })
     }
+}
 
-    /// Writes the record and opens the control socket. A mount without them works:
-    /// failures are warnings.
-    fn register(&mut self) -> Option<stats::Server> {
-        let record = self.record.as_mut()?;
-        if let Err(error) = record.write() {
+/// What waits until the mount answers: whoever mounts it waits for that, and for a processor.
+struct Late {
+    signals: Option<(Signals, Sender<Event>)>,
+    /// Clients queue up here until there is a thread for them.
+    socket: Option<stats::Socket>,
+    answer: Option<Box<dyn Fn() -> Vec<u8> + Send>>,
+    watcher: Option<signal_hook::iterator::Handle>,
+    server: Option<stats::Server>,
+}
+
+impl Late {
+    /// Writes the record and opens the control socket. A mount without them works: failures
+    /// are warnings.
+    fn new(
+        record: &mut Option<MountRecord>,
+        core: &Core,
+        signals: Option<Signals>,
+        sender: Sender<Event>,
+    ) -> Self {
+        if let Some(Err(error)) = record.as_mut().map(MountRecord::write) {
             tracing::warn!(%error, "mount not recorded: ps and stats will not know it");
-            self.record = None;
-            return None;
+            *record = None;
         }
-        let (union, counters) = (&self.core.union, &self.core.counters);
-        let (union, counters) = (Arc::clone(union), Arc::clone(counters));
-        let shown = record.clone();
-        let answer = move || {
-            let requests = counters.snapshot().into_iter();
-            let stats = stats::Stats {
-                requests: requests.map(|(k, v)| (k.to_owned(), v)).collect(),
-                union: union.counters(),
-                mount: shown.clone(),
-            };
-            serde_json::to_vec(&stats).unwrap_or_default()
-        };
-        stats::Server::start(&record.socket(), answer)
-            .map_err(|error| tracing::warn!(%error, "no control socket: stats will not work"))
-            .ok()
+        let socket = record.as_ref().and_then(|record| {
+            stats::Socket::bind(&record.socket())
+                .map_err(|error| tracing::warn!(%error, "no control socket: stats will not work"))
+                .ok()
+        });
+        Self {
+            signals: signals.map(|signals| (signals, sender)),
+            socket,
+            answer: record.clone().map(|record| core.answer(record)),
+            watcher: None,
+            server: None,
+        }
+    }
+
+    /// Once.
+    fn start(&mut self) {
+        if let Some((signals, sender)) = self.signals.take() {
+            self.watcher = Some(watch_signals(signals, sender));
+        }
+        if let (Some(socket), Some(answer)) = (self.socket.take(), self.answer.take()) {
+            self.server = socket
+                .serve(answer)
+                .map_err(|error| tracing::warn!(%error, "stats will not work"))
+                .ok();
+        }
+    }
+
+    fn stop(self) {
+        if let Some(handle) = self.watcher {
+            handle.close();
+        }
+        if let Some(server) = self.server {
+            server.stop();
+        }
     }
 }
 
@@ -278,17 +336,24 @@ fn wait_for_end(
     attachment: &Attachment,
     events: &Receiver<Event>,
     on_ready: impl FnOnce(),
+    late: &mut Late,
 ) -> Result<()> {
     let path = &attachment.mountpoint;
     let mut on_ready = Some(on_ready);
     let mut ending = Ending::default();
     let mut outcome = Ok(());
+    let mut first = events.recv_timeout(SETTLE).ok();
+    if first.is_none() {
+        // It takes its time, in which signals are to be heard.
+        late.start();
+    }
     loop {
-        match ending.next(events) {
+        match first.take().map_or_else(|| ending.next(events), Ok) {
             Ok(Event::Ready(Ok(()))) => {
                 if let Some(on_ready) = on_ready.take() {
                     on_ready();
                 }
+                late.start();
             }
             Ok(Event::Ready(Err(source))) => {
                 outcome = Err(Error::NotReady {

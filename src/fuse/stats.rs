@@ -80,6 +80,38 @@ fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> 
     act(&PathBuf::from(format!("/proc/self/fd/{fd}")).join(name))
 }
 
+/// The control socket of a mount that is not served yet.
+pub(super) struct Socket(UnixListener);
+
+impl Socket {
+    /// Listens on `path` (0600).
+    pub(super) fn bind(path: &Path) -> io::Result<Self> {
+        // A leftover of an earlier process with this id.
+        let _ = std::fs::remove_file(path);
+        // The directory is 0700: nobody gets in before the mode is set.
+        let listener = with_short_path(path, |short| UnixListener::bind(short))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Self(listener))
+    }
+
+    /// Answers from now on: each client gets what `answer` returns then.
+    pub(super) fn serve(self, answer: impl Fn() -> Vec<u8> + Send + 'static) -> io::Result<Server> {
+        let listener = Arc::new(self.0);
+        let stopped = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::Builder::new()
+            .name("unionfs-stats".into())
+            .spawn({
+                let (listener, stopped) = (Arc::clone(&listener), Arc::clone(&stopped));
+                move || serve(&listener, &stopped, answer)
+            })?;
+        Ok(Server {
+            listener,
+            stopped,
+            thread,
+        })
+    }
+}
+
 /// The running control socket.
 pub(super) struct Server {
     listener: Arc<UnixListener>,
@@ -88,30 +120,6 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Listens on `path` (0600); each client gets what `answer` returns then.
-    pub(super) fn start(
-        path: &Path,
-        answer: impl Fn() -> Vec<u8> + Send + 'static,
-    ) -> io::Result<Self> {
-        // A leftover of an earlier process with this id.
-        let _ = std::fs::remove_file(path);
-        // The directory is 0700: nobody gets in before the mode is set.
-        let listener = Arc::new(with_short_path(path, |short| UnixListener::bind(short))?);
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        let stopped = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::Builder::new()
-            .name("unionfs-stats".into())
-            .spawn({
-                let (listener, stopped) = (Arc::clone(&listener), Arc::clone(&stopped));
-                move || serve(&listener, &stopped, answer)
-            })?;
-        Ok(Self {
-            listener,
-            stopped,
-            thread,
-        })
-    }
-
     /// Ends the thread and waits for it.
     pub(super) fn stop(self) {
         self.stopped.store(true, Ordering::Release);
@@ -174,7 +182,9 @@ mod tests {
             mount: record.clone(),
         };
         let answer = serde_json::to_vec(&stats).unwrap();
-        let server = Server::start(&record.socket(), move || answer.clone()).unwrap();
+        let server = Socket::bind(&record.socket())
+            .and_then(|socket| socket.serve(move || answer.clone()))
+            .unwrap();
         let mode = record.socket().metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         for _ in 0..3 {
@@ -194,7 +204,9 @@ mod tests {
     fn a_silent_client_does_not_keep_the_server() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.sock");
-        let server = Server::start(&path, || b"{}".to_vec()).unwrap();
+        let server = Socket::bind(&path)
+            .and_then(|socket| socket.serve(|| b"{}".to_vec()))
+            .unwrap();
         let silent = UnixStream::connect(&path).unwrap();
         let mut other = UnixStream::connect(&path).unwrap();
         let mut text = String::new();

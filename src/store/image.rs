@@ -115,10 +115,15 @@ impl Image {
 
     /// What to call the image in a message: its first name, or its short ID.
     pub fn label(&self) -> String {
-        match self.names.first() {
-            Some(name) => name.to_string(),
-            None => self.id.short(),
-        }
+        label(&self.names, &self.id)
+    }
+}
+
+/// What to call an image with these names.
+pub(crate) fn label(names: &[Name], id: &Digest) -> String {
+    match names.first() {
+        Some(name) => name.to_string(),
+        None => id.short(),
     }
 }
 

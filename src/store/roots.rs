@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::io::Errno;
 
@@ -79,13 +79,15 @@ impl Environment {
 
 /// Whether this process is root outside of any user namespace.
 pub(crate) fn privileged() -> bool {
+    // Asked for each store; the maps of a process do not change.
+    static WHOLE: OnceLock<bool> = OnceLock::new();
     let whole = |map: String| {
         let mut words = map.split_ascii_whitespace();
         [words.next(), words.next(), words.next()] == [Some("0"), Some("0"), Some("4294967295")]
     };
     // Without /proc or user namespaces, uid 0 is root.
-    rustix::process::geteuid().is_root()
-        && std::fs::read_to_string("/proc/self/uid_map").map_or(true, whole)
+    let read = || std::fs::read_to_string("/proc/self/uid_map").map_or(true, whole);
+    rustix::process::geteuid().is_root() && *WHOLE.get_or_init(read)
 }
 
 /// The stores in one root, one per driver, in the order of [`drivers::NAMES`].

@@ -111,13 +111,18 @@ impl Store {
 
     /// The image of that ID, with every layer verified.
     pub fn image(&self, id: &Digest) -> Result<Image> {
+        self.image_with(id, self.names_of(id)?, &mut Cache::new())
+    }
+
+    /// The names of an image, sorted.
+    pub(crate) fn names_of(&self, id: &Digest) -> Result<Vec<Name>> {
         let mut names = Vec::new();
         if let Some(repositories) = self.repositories()? {
             // Other entries' faults are none of this image's.
             let all = repositories.all().filter_map(Result::ok);
             names.extend(all.filter(|(_, i)| i == id).map(|(name, _)| name));
         }
-        self.image_with(id, names, &mut Cache::new())
+        Ok(names)
     }
 
     /// The bytes of an image's configuration, which hash to its ID, and the file's path.

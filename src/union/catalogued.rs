@@ -186,9 +186,9 @@ impl Catalog {
             view,
             path: path.to_owned(),
             roots: roots.iter().chain(data_roots).cloned().collect(),
-            open: DashMap::new(),
+            open: DashMap::with_shard_amount(64),
             tidy_at: AtomicUsize::new(TIDY_MIN),
-            absent: DashMap::new(),
+            absent: DashMap::with_shard_amount(16),
             given_up: AtomicBool::new(false),
         }))
     }

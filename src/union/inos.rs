@@ -30,6 +30,11 @@ pub(crate) struct Inos {
     next: AtomicU64,
 }
 
+/// A map for the odd case. How many shards another might like is read from a dozen files.
+fn few<K: Eq + std::hash::Hash, V>() -> DashMap<K, V> {
+    DashMap::with_shard_amount(16)
+}
+
 impl Inos {
     /// `devices`: the layers' file systems in a fixed order.
     pub fn new(devices: impl IntoIterator<Item = u64>) -> Self {
@@ -41,10 +46,10 @@ impl Inos {
         }
         Self {
             devices: RwLock::new(known),
-            odd: DashMap::new(),
-            kept: DashMap::new(),
+            odd: few(),
+            kept: few(),
             any_kept: AtomicBool::new(false),
-            aliases: DashMap::new(),
+            aliases: few(),
             next: AtomicU64::new(FRESH),
         }
     }

@@ -163,12 +163,13 @@ impl Upper {
     fn probe(&mut self) -> Result<(), Errno> {
         let name = self.unique();
         let at = At::new(self.staging.as_fd(), &name);
-        at.mkdir(0o700)?;
+        // A file takes what a directory takes, and costs a tenth.
+        at.mknod(FileKind::Regular, 0o600, (0, 0))?;
         let wants_trusted = self.layer.dialect.trusted;
         let set = |trusted| Writer { trusted }.set(at, Marker::Opaque, b"n");
         self.markers.trusted = wants_trusted && set(true).is_ok();
         let xattrs = self.markers.trusted || set(false).is_ok();
-        at.rmdir()?;
+        at.unlink()?;
         self.form = match at.mknod(FileKind::CharDevice, 0, (0, 0)) {
             Ok(()) => {
                 at.unlink()?;

@@ -135,9 +135,10 @@ impl Connection {
         &self.device
     }
 
-    /// Serves with `threads` workers until the file system is unmounted. With `own_devices`
-    /// each gets a descriptor of its own where the kernel gives one. `abort` must end the
-    /// connection: called when a request could otherwise wait for ever.
+    /// Serves with `threads` workers until the file system is unmounted. The first starts now,
+    /// the others once `others` returns: if true, with descriptors of their own where the kernel
+    /// gives them. `abort` must end the connection: called when a request could otherwise wait
+    /// for ever.
     ///
     /// # Errors
     /// When no worker could be started, or one had to end early.
@@ -145,16 +146,16 @@ impl Connection {
         mut self,
         handler: Arc<impl Handler>,
         threads: usize,
-        own_devices: bool,
+        others: impl FnOnce() -> bool,
         abort: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<()> {
         let handler: Arc<dyn Handler> = handler;
         let Some(rings) = self.rings.take() else {
-            return self.read_all(&handler, threads, own_devices);
+            return self.read_all(&handler, threads, others);
         };
         let served = Arc::new(Served::new(Arc::clone(&handler), Box::new(abort)));
         let ring_ends = rings.start(&served);
-        let mut outcome = self.read_beside_rings(&handler, threads, own_devices);
+        let mut outcome = self.read_beside_rings(&handler, threads, others);
         if outcome.is_ok() {
             // It has read that the file system is gone.
             served.give_up();
@@ -165,14 +166,27 @@ impl Connection {
         outcome
     }
 
-    /// Workers read until the file system is unmounted.
+    /// Workers read until the file system is unmounted: one, and when `others` has returned, which
+    /// says whether they may have devices of their own, the others.
     fn read_all(
         &self,
         handler: &Arc<dyn Handler>,
         threads: usize,
-        own_devices: bool,
+        others: impl FnOnce() -> bool,
     ) -> io::Result<()> {
-        let workers = self.start_workers(handler, threads, own_devices)?;
+        let mut workers = vec![self.start_worker(handler, 0, Arc::clone(&self.device))?];
+        let own_devices = others();
+        for number in 1..threads {
+            let device = match own_devices {
+                true => self.another_device(),
+                false => Arc::clone(&self.device),
+            };
+            match self.start_worker(handler, number, device) {
+                Ok(worker) => workers.push(worker),
+                // Fewer do.
+                Err(error) => tracing::warn!(%error, "cannot start another worker"),
+            }
+        }
         workers.into_iter().map(end).fold(Ok(()), io::Result::and)
     }
 
@@ -183,7 +197,7 @@ impl Connection {
         &self,
         handler: &Arc<dyn Handler>,
         threads: usize,
-        own_devices: bool,
+        others: impl FnOnce() -> bool,
     ) -> io::Result<()> {
         let mut buffer = vec![0; self.buffer];
         loop {
@@ -195,33 +209,19 @@ impl Connection {
             }
         }
         drop(buffer);
-        self.read_all(handler, threads, own_devices)
+        self.read_all(handler, threads, others)
     }
 
-    fn start_workers(
+    fn start_worker(
         &self,
         handler: &Arc<dyn Handler>,
-        threads: usize,
-        own_devices: bool,
-    ) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
-        let mut workers = Vec::with_capacity(threads);
-        for number in 0..threads.max(1) {
-            let device = match number {
-                1.. if own_devices => self.another_device(),
-                _ => Arc::clone(&self.device),
-            };
-            let (handler, size) = (Arc::clone(handler), self.buffer);
-            let spawned = std::thread::Builder::new()
-                .name(format!("unionfs-{number}"))
-                .spawn(move || work(&device, &*handler, size));
-            match spawned {
-                Ok(worker) => workers.push(worker),
-                Err(error) if workers.is_empty() => return Err(error),
-                // Fewer do.
-                Err(error) => tracing::warn!(%error, "cannot start another worker"),
-            }
-        }
-        Ok(workers)
+        number: usize,
+        device: Arc<OwnedFd>,
+    ) -> io::Result<JoinHandle<io::Result<()>>> {
+        let (handler, size) = (Arc::clone(handler), self.buffer);
+        std::thread::Builder::new()
+            .name(format!("unionfs-{number}"))
+            .spawn(move || work(&device, &*handler, size))
     }
 
     fn another_device(&self) -> Arc<OwnedFd> {

@@ -57,6 +57,12 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// own records agree with that.
     fn layer(&self, root: &Beneath, id: &CacheId, parent: Option<&LayerDir>) -> Result<LayerDir>;
 
+    /// The directory with a layer's files below `<name>/<cache id>`, where that is a directory
+    /// of the layer's own with all that [`Self::layer`] reads of it; `None`: it is elsewhere.
+    fn own_dir(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The work directory that belongs to a container's read-write layer; `None` where
     /// the driver's layers cannot be an upper.
     fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<PathBuf>>;

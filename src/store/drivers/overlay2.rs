@@ -130,6 +130,10 @@ impl Driver for Overlay2 {
         })
     }
 
+    fn own_dir(&self) -> Option<&'static str> {
+        Some("diff")
+    }
+
     fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<PathBuf>> {
         root.layer_dir(self.path(id, "work")).map(Some)
     }

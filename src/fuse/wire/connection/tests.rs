@@ -207,7 +207,7 @@ fn beside_the_rings_one_thread_reads_until_they_fail() {
     };
     let echo = Arc::new(Echo::default());
     let handler: Arc<dyn Handler> = Arc::clone(&echo) as _;
-    let reader = std::thread::spawn(move || connection.read_beside_rings(&handler, 3, false));
+    let reader = std::thread::spawn(move || connection.read_beside_rings(&handler, 3, || false));
     for count in 1..=3u64 {
         send(&kernel, op::FORGET, count.as_bytes());
     }
