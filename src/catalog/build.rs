@@ -252,7 +252,7 @@ impl Builder<'_> {
     fn pending(&mut self, lowers: &LowerDirs, visible: &Visible) -> io::Result<Pending> {
         let skip = match visible.source {
             Source::Lower(position) => position,
-            Source::Upper => 0,
+            Source::Upper | Source::Record(_) => 0,
         };
         let name: Box<[u8]> = (*visible.name).into();
         let below = self.union.merged_name(lowers, skip, &name);
@@ -295,7 +295,7 @@ impl Builder<'_> {
         let fd = self.union.lower_fd(&file.dir)?;
         let at = At::new(fd.as_fd(), &file.name);
         let mut flags = record.flags.get() | xattr_flags(at);
-        if let Some((dir, name)) = &file.data {
+        if let Some((dir, name)) = file.data.as_deref() {
             let stat = At::new(self.union.lower_fd(dir)?.as_fd(), name).stat();
             let Some(data) = stat.ok().filter(|stat| is_plain(dir, stat)) else {
                 return Ok(None);

@@ -111,7 +111,7 @@ impl Comparison<'_> {
             }
             let skip = match visible.source {
                 Source::Lower(position) => position,
-                Source::Upper => 0,
+                Source::Upper | Source::Record(_) => 0,
             };
             let below = self.layers.merged_name(truth, skip, &name);
             let said = self.catalog.merged_name(said, 0, &name);

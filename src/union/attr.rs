@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::Union;
 use super::error::Result;
-use super::inode::{Inode, Loc};
+use super::inode::{Inode, Loc, Lower};
 use super::types::{Attr, Caller, FileKind, Ino, SetAttr, SetTime, StatFs};
 use crate::layer::at::Stat;
 
@@ -25,7 +25,10 @@ impl Union {
                     let top = dir.lowers.top().ok_or(Errno::IO)?;
                     Ok(attr(inode, &loc, &top.stat))
                 }
-                (None, Some(file)) => Ok(attr(inode, &loc, &file.stat)),
+                (None, Some(Lower::File(file))) => Ok(attr(inode, &loc, &file.stat)),
+                (None, Some(Lower::Record(record))) => {
+                    Ok(attr(inode, &loc, &self.record_stat(*record)?))
+                }
                 (None, None) => Err(Errno::IO.into()),
             };
         }
@@ -39,6 +42,12 @@ impl Union {
         let loc = inode.loc.read();
         let same = loc.upper.as_ref()?.id == (stat.dev, stat.ino);
         same.then(|| upper_attr(inode, &loc, stat))
+    }
+
+    /// Attributes from those of the catalog, if the file is only in the lowers.
+    pub(crate) fn record_attr(inode: &Inode, stat: &Stat) -> Option<Attr> {
+        let loc = inode.loc.read();
+        loc.upper.is_none().then(|| attr(inode, &loc, stat))
     }
 
     /// Changes attributes (copy-up). EROFS without an upper, EINVAL for the size of
@@ -182,7 +191,7 @@ pub(crate) fn attr(inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
             let parts = dir.lowers.len() + usize::from(loc.upper.is_some());
             if parts > 1 { 1 } else { stat.nlink }
         }
-        None => loc.nlink.map_or(stat.nlink, |n| n.union),
+        None => loc.nlink().map_or(stat.nlink, |n| n.union),
     };
     // An upper file that lost its names knows its own count; others have only us to ask.
     let nameless = loc.links.is_empty() && inode.ino != super::ROOT_INO;

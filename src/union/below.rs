@@ -154,14 +154,14 @@ impl Union {
         };
         let mut at = Arc::clone(dir);
         let Some((last, ancestors)) = path.split_last() else {
-            return Ok(((at, Box::default()), Single::Absent));
+            return Ok(((at, Arc::default()), Single::Absent));
         };
         let mut opaque_above = false;
         for (depth, component) in ancestors.iter().enumerate() {
             match at.lookup(&self.fds, component)? {
-                Single::Absent => return Ok(((at, Box::default()), Single::Absent)),
+                Single::Absent => return Ok(((at, Arc::default()), Single::Absent)),
                 Single::Whiteout | Single::File { .. } => {
-                    return Ok(((at, Box::default()), Single::Whiteout));
+                    return Ok(((at, Arc::default()), Single::Whiteout));
                 }
                 Single::Dir {
                     dir,
@@ -203,7 +203,7 @@ impl Union {
                     && stat.kind == FileKind::Regular
                     && !markers.metacopy
                 {
-                    meta.data = Some((dir, name));
+                    meta.data = Some(Box::new((dir, name)));
                     return Ok(meta);
                 }
             }
@@ -213,7 +213,7 @@ impl Union {
 }
 
 /// The file found, as the data of a metacopy above it or by itself.
-fn finish(meta: Option<LowerFile>, dir: Arc<LowerDir>, name: Box<[u8]>, stat: Stat) -> LowerFile {
+fn finish(meta: Option<LowerFile>, dir: Arc<LowerDir>, name: Arc<[u8]>, stat: Stat) -> LowerFile {
     match meta {
         None => LowerFile {
             dir,
@@ -224,7 +224,7 @@ fn finish(meta: Option<LowerFile>, dir: Arc<LowerDir>, name: Box<[u8]>, stat: St
         },
         Some(mut meta) => {
             let data: DataPlace = (dir, name);
-            meta.data = Some(data);
+            meta.data = Some(Box::new(data));
             meta
         }
     }

@@ -3,15 +3,16 @@
 //! names the kernel has forgotten, and tells CREATE what the LOOKUP before it found.
 
 use std::borrow::Borrow;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use foldhash::quality::RandomState;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::inode::{Inode, Loc};
+use super::inode::{Inode, Loc, Lower};
 use super::resolve::{Resolved, UpperFound, WhiteoutKind};
 use super::types::FileKind;
 use crate::layer::at::Stat;
@@ -46,8 +47,8 @@ impl Cached {
     /// What may be said of a name from the copy-up of its file on. `stat` has the identity of
     /// the copy; `marked`: it says its origin.
     pub fn copied(inode: &Inode, loc: &Loc, (stat, marked): (Stat, bool)) -> Option<Self> {
-        let nlink = loc.lower.as_ref().map_or(1, |file| file.stat.nlink);
-        if nlink > 1 || loc.index.is_some() || loc.links.len() != 1 {
+        let is_link = loc.lower.as_ref().is_some_and(Lower::is_link);
+        if is_link || loc.index().is_some() || loc.links.len() != 1 {
             return None;
         }
         let dirs = inode.dir.as_ref().map(|dir| dir.lowers.clone());
@@ -65,7 +66,7 @@ impl Cached {
         };
         Some(Self::Positive(Arc::new(Resolved {
             kind: inode.kind,
-            upper: Some(upper),
+            upper: Some(Box::new(upper)),
             file: None,
             dirs: dirs.unwrap_or_default(),
             ino: inode.ino,
@@ -76,7 +77,7 @@ impl Cached {
 #[derive(Debug, PartialEq, Eq)]
 struct Key {
     dir: u64,
-    name: Box<[u8]>,
+    name: Arc<[u8]>,
 }
 
 /// A key that need not own its name, so that a lookup allocates nothing.
@@ -145,7 +146,7 @@ impl LookupCache {
         let shard = |_| Mutex::new(LruCache::sparse(each));
         Self {
             shards: (0..SHARDS).map(shard).collect(),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             hits: AtomicU64::new(0),
             negative_hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -176,13 +177,12 @@ impl LookupCache {
 
     /// Remembers an answer.
     pub fn put(&self, dir: u64, name: &[u8], answer: Cached) {
-        self.shard(dir, name).lock().put(
-            Key {
-                dir,
-                name: name.into(),
-            },
-            answer,
-        );
+        let shared = match &answer {
+            Cached::Positive(resolved) => resolved.shared_name(name),
+            Cached::Negative(_) => None,
+        };
+        let name = shared.unwrap_or_else(|| name.into());
+        self.shard(dir, &name).lock().put(Key { dir, name }, answer);
     }
 
     /// Forgets an answer.

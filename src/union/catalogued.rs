@@ -23,6 +23,7 @@ use super::types::FileKind;
 use crate::catalog::format::{self, Record};
 use crate::catalog::view::{Damaged, DirRef, Identity, View};
 use crate::layer::Dialect;
+use crate::layer::at::Stat;
 use crate::layer::lower::LowerDir;
 use crate::sys::map::ReadOnly;
 
@@ -145,6 +146,16 @@ impl Space {
             Self::DefaultAcl => format::DEFAULT_ACL,
         }
     }
+}
+
+/// What a record says about a name, as far as that is simple.
+pub(crate) enum Plain {
+    /// There is no such name.
+    Nothing,
+    /// A file with one name and data of its own: record and attributes.
+    File(u32, Stat),
+    /// Something else.
+    Special,
 }
 
 /// The catalog of a mount's lowers.
@@ -285,6 +296,61 @@ impl Catalog {
         }
     }
 
+    /// The file of a record.
+    pub fn file(&self, index: u32) -> Result<LowerFile> {
+        let view = &self.view;
+        let record = view.record(index)?;
+        let parent = view.parent(index, &record)?.ok_or(Damaged)?;
+        let dir = self.lower_dir(parent)?;
+        let stat = view.stat(&record, dir.layer.stat.dev)?;
+        if stat.kind == FileKind::Directory {
+            return Err(Damaged);
+        }
+        let data = match record.flags.get() & format::METACOPY != 0 {
+            true => {
+                let (dir, name, _) = view.data(&record)?;
+                Some(Box::new((self.lower_dir(dir)?, name.into())))
+            }
+            false => None,
+        };
+        Ok(LowerFile {
+            dir,
+            name: view.name(&record)?.into(),
+            stat,
+            data,
+            record: Some(index),
+        })
+    }
+
+    /// Attributes of the file of a record.
+    pub fn stat(&self, index: u32) -> Result<Stat> {
+        let record = self.view.record(index)?;
+        self.stat_in(&record)
+    }
+
+    fn stat_in(&self, record: &Record) -> Result<Stat> {
+        let (layer, _) = self.view.place(record)?;
+        let root = self.roots.get(layer as usize).ok_or(Damaged)?;
+        self.view.stat(record, root.layer.stat.dev)
+    }
+
+    /// As [`Merged::plain`], of a record.
+    pub fn plain_at(&self, index: u32) -> Result<Plain> {
+        self.plain(index, &self.view.record(index)?)
+    }
+
+    fn plain(&self, index: u32, record: &Record) -> Result<Plain> {
+        let special = format::LIVE | format::MERGED | format::METACOPY;
+        if record.flags.get() & special != 0 || record.nlink.get() != 1 {
+            return Ok(Plain::Special);
+        }
+        let stat = self.stat_in(record)?;
+        match stat.kind {
+            FileKind::Directory => Err(Damaged),
+            _ => Ok(Plain::File(index, stat)),
+        }
+    }
+
     /// What the data of a file must still be when it is opened.
     pub fn identity(&self, record: u32) -> Result<Identity> {
         let record = self.view.record(record)?;
@@ -395,26 +461,16 @@ impl Merged {
                 all: OnceLock::new(),
             })))));
         }
-        let parent = view.parent(index, &record)?.ok_or(Damaged)?;
-        let dir = catalog.lower_dir(parent)?;
-        let stat = view.stat(&record, dir.layer.stat.dev)?;
-        if stat.kind == FileKind::Directory {
-            return Err(Damaged);
+        Ok(Some(Below::File(catalog.file(index)?)))
+    }
+
+    /// A name's record and attributes, where it is a file of which these say all there is to
+    /// know: one name, data of its own.
+    pub fn plain(&self, name: &[u8]) -> Result<Plain> {
+        match self.catalog.view.find(&self.dir, name)? {
+            Some((index, record)) => self.catalog.plain(index, &record),
+            None => Ok(Plain::Nothing),
         }
-        let data = match flags & format::METACOPY != 0 {
-            true => {
-                let (dir, name, _) = view.data(&record)?;
-                Some((catalog.lower_dir(dir)?, name.into()))
-            }
-            false => None,
-        };
-        Ok(Some(Below::File(LowerFile {
-            dir,
-            name: name.into(),
-            stat,
-            data,
-            record: Some(index),
-        })))
     }
 
     /// Its names, as the merge of the lowers has them.
@@ -428,6 +484,7 @@ impl Merged {
                 name: view.name(&record)?.into(),
                 kind,
                 ino: Some(inos.number_of(root.stat.dev, record.ino.get())),
+                record: Some(index),
                 whiteout: false,
             })
         };

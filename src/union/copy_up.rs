@@ -16,6 +16,7 @@ use super::cache::Cached;
 use super::copy_data::{Copied as DataCopied, How, copy_file};
 use super::error::Result;
 use super::inode::{Held, Inode, Link, LowerFile, Nlink, UpperState};
+use super::lookup::Hint;
 use super::types::{FileKind, Ino};
 use super::upper::Upper;
 use crate::layer::Dialect;
@@ -49,7 +50,7 @@ impl Union {
         }
         let found = self
             .directory(parent)
-            .and_then(|parent| self.count_in(&parent, name, None));
+            .and_then(|parent| self.count_in(&parent, name, Hint::Linked));
         match found {
             Ok(Some(counted)) => self.needs_copy_up(counted.inode.ino),
             _ => false,
@@ -91,13 +92,11 @@ impl Union {
         if !inode.in_upper() {
             self.check_lower(inode)?;
         }
-        let (metacopy, lower) = {
+        let metacopy = {
             let loc = inode.loc.read();
-            (
-                loc.upper.as_ref().and_then(|u| u.metacopy.clone()),
-                loc.lower.clone(),
-            )
+            loc.upper.as_ref().and_then(|u| u.metacopy.clone())
         };
+        let lower = self.lower_of(inode)?;
         match (&inode.dir, metacopy, lower) {
             (_, Some(file), _) => self.complete_metacopy(inode, &file, size)?,
             (Some(_), ..) => self.copy_up_dir(inode)?,
@@ -191,7 +190,7 @@ impl Union {
             let published = self.publish(inode, place, copy, |to| staged.publish(&fd, to));
             published.inspect_err(|_| self.leave_index(inode, entry))
         })?;
-        inode.data.clear();
+        inode.data_opt().inspect(|slot| slot.clear());
         Ok(())
     }
 
@@ -206,7 +205,7 @@ impl Union {
         let Some(origin) = origin.filter(|_| Self::wants_index(file)) else {
             return Ok(None);
         };
-        let known = inode.loc.read().nlink;
+        let known = inode.loc.read().nlink();
         let diff = known.map_or(0, |n| i64::from(n.union) - i64::from(n.lower));
         let markers = &self.writable()?.markers;
         markers.set(copy, Marker::Nlink, format!("L{diff:+}").as_bytes())?;
@@ -225,12 +224,12 @@ impl Union {
         let dir = self.writable()?.index_dir()?;
         link(At::new(dir.as_fd(), index))?;
         let mut loc = inode.loc.write();
-        loc.index = Some(index.into());
         let lower = file.stat.nlink;
-        loc.nlink.get_or_insert(Nlink {
+        let nlink = loc.nlink().unwrap_or(Nlink {
             union: lower,
             lower,
         });
+        loc.set_index(Some(index.into()), Some(nlink));
         Ok(())
     }
 
@@ -238,7 +237,7 @@ impl Union {
     fn leave_index(&self, inode: &Inode, index: Option<&[u8]>) {
         let Some(index) = index else { return };
         let mut loc = inode.loc.write();
-        (loc.index, loc.nlink) = (Some(index.into()), None);
+        loc.set_index(Some(index.into()), None);
         self.drop_index(&mut loc);
     }
 
@@ -274,7 +273,7 @@ impl Union {
             }
             Ok(())
         })?;
-        inode.data.clear();
+        inode.data_opt().inspect(|slot| slot.clear());
         Ok(())
     }
 
@@ -362,11 +361,11 @@ impl Union {
             Some(answer) => self.names.put(parent.key, name, answer),
             None => self.names.remove(parent.key, name),
         }
-        loc.upper = Some(UpperState {
+        loc.upper = Some(Box::new(UpperState {
             id: (copy.stat.dev, copy.stat.ino),
             metacopy: None,
             origin: copy.marked,
-        });
+        }));
         for link in &mut loc.links {
             if link.parent.ino == parent.ino && link.name == *name {
                 (link.in_upper, link.below) = (true, Some(true));
@@ -381,12 +380,12 @@ impl Union {
     fn adopt_orphan(&self, inode: &Inode, fd: OwnedFd) -> Result<()> {
         let stat = At::fd(fd.as_fd()).stat()?;
         let mut loc = inode.loc.write();
-        loc.upper = Some(UpperState {
+        loc.upper = Some(Box::new(UpperState {
             id: (stat.dev, stat.ino),
             metacopy: None,
             origin: false,
-        });
-        loc.orphan = Some(Held::Fd(Arc::new(fd)));
+        }));
+        loc.set_orphan(Some(Held::Fd(Arc::new(fd))));
         Ok(())
     }
 

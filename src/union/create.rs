@@ -142,11 +142,11 @@ impl Union {
             origin: false,
             metacopy: None,
         };
-        let loc = Loc {
-            upper: Some(state),
-            orphan: Some(Held::Fd(Arc::new(fd))),
+        let mut loc = Loc {
+            upper: Some(Box::new(state)),
             ..Loc::default()
         };
+        loc.set_orphan(Some(Held::Fd(Arc::new(fd))));
         let ino = self.inos.number(&stat);
         self.generations.created(ino, stat.btime);
         let generation = self.generations.of(ino, stat.btime);
@@ -294,7 +294,7 @@ impl Union {
         let dirs = super::catalogued::Lowers::default();
         let resolved = Arc::new(Resolved {
             kind: stat.kind,
-            upper: Some(upper),
+            upper: Some(Box::new(upper)),
             file: None,
             dirs,
             ino,
@@ -306,7 +306,7 @@ impl Union {
         inode.capability.set(false);
         if let Some(fd) = open {
             // Whoever creates a file writes to it next.
-            self.fds.put(&inode.data, DataFd::new(fd, true));
+            self.fds.put(inode.data(), DataFd::new(fd, true));
         }
         let attr = super::attr::attr(&inode, &inode.loc.read(), &stat);
         Ok(EntryRef::new(self, attr))

@@ -161,7 +161,7 @@ impl Union {
     /// A descriptor for the data of a file, writable (of the upper) if asked.
     pub(crate) fn data_fd(&self, inode: &Inode, write: bool) -> Result<Arc<DataFd>> {
         self.fds.get(
-            &inode.data,
+            inode.data(),
             |held: &DataFd| held.writable || !write,
             || self.open_data(inode, write),
         )
@@ -170,14 +170,15 @@ impl Union {
     fn open_data(&self, inode: &Inode, write: bool) -> Result<DataFd> {
         let place = {
             let loc = inode.loc.read();
-            if let Some(pinned) = &loc.pinned {
+            if let Some(pinned) = loc.rare().and_then(|rare| rare.pinned.as_ref()) {
                 let fd = rustix::io::fcntl_dupfd_cloexec(pinned, 0)?;
                 return Ok(DataFd::new(fd, true));
             }
-            match &loc.upper {
-                Some(upper) => upper.metacopy.clone(),
-                None => Some(loc.lower.clone().ok_or(Errno::IO)?),
-            }
+            loc.upper.as_ref().map(|upper| upper.metacopy.clone())
+        };
+        let place = match place {
+            Some(metacopy) => metacopy,
+            None => Some(self.lower_of(inode)?.ok_or(Errno::IO)?),
         };
         if let Some(file) = place {
             if write {
@@ -214,12 +215,12 @@ impl Union {
 
     /// Keeps a writable descriptor of an upper file until the kernel forgets it.
     pub(crate) fn pin_data(&self, inode: &Inode) -> Result<()> {
-        if inode.loc.read().orphan.is_some() {
+        if inode.loc.read().orphan().is_some() {
             return Ok(());
         }
         let opened = self.with_upper(inode, |at| Ok(at.open(OFlags::RDWR | OFlags::NONBLOCK, 0)));
         if let Ok(fd) = opened? {
-            inode.loc.write().pinned = Some(Arc::new(fd));
+            inode.loc.write().rare_mut().pinned = Some(Arc::new(fd));
         }
         Ok(())
     }

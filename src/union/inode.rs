@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
+use smallvec::SmallVec;
 
 use super::catalogued::Lowers;
 use super::listing::Listing;
@@ -29,24 +30,49 @@ pub(crate) struct LowerFile {
     /// Directory it is in.
     pub dir: Arc<LowerDir>,
     /// Its name there.
-    pub name: Box<[u8]>,
+    pub name: Arc<[u8]>,
     /// Attributes.
     pub stat: Stat,
     /// Where the data is, when this is a metacopy.
-    pub data: Option<DataPlace>,
+    pub data: Option<Box<DataPlace>>,
     /// The catalog's record of it, when it was found there.
     pub record: Option<u32>,
 }
 
 /// Where the data of a metacopy is.
-pub(crate) type DataPlace = (Arc<LowerDir>, Box<[u8]>);
+pub(crate) type DataPlace = (Arc<LowerDir>, Arc<[u8]>);
 
 impl LowerFile {
     /// Directory and name of the data.
     pub fn data_place(&self) -> (&Arc<LowerDir>, &[u8]) {
         match &self.data {
-            Some((dir, name)) => (dir, name),
+            Some(place) => (&place.0, &place.1),
             None => (&self.dir, &self.name),
+        }
+    }
+}
+
+/// What an inode knows of its file below the upper.
+#[derive(Clone, Debug)]
+pub(crate) enum Lower {
+    /// All of it.
+    File(Arc<LowerFile>),
+    /// The catalog's record of a file with one name that is no metacopy, of which nobody has
+    /// wanted more than the catalog can say; see [`super::Union::lower_of`].
+    Record(u32),
+}
+
+impl Lower {
+    /// Whether the file has other names too.
+    pub fn is_link(&self) -> bool {
+        matches!(self, Self::File(file) if file.stat.nlink > 1)
+    }
+
+    /// The catalog's record of it, when it was found there.
+    pub fn record(&self) -> Option<u32> {
+        match self {
+            Self::File(file) => file.record,
+            Self::Record(record) => Some(*record),
         }
     }
 }
@@ -87,11 +113,21 @@ pub(crate) struct UpperState {
 #[derive(Debug, Default)]
 pub(crate) struct Loc {
     /// Its known names; a directory has one, the root none, an orphan none.
-    pub links: Vec<Link>,
+    pub links: Links,
     /// Set once it is in the upper.
-    pub upper: Option<UpperState>,
+    pub upper: Option<Box<UpperState>>,
     /// The file below, for non-directories that come from a lower.
-    pub lower: Option<Arc<LowerFile>>,
+    pub lower: Option<Lower>,
+    /// See [`Self::rare`].
+    pub rare: Option<Box<Rare>>,
+}
+
+/// Names of an inode: mostly one, which needs no memory of its own.
+pub(crate) type Links = SmallVec<[Link; 1]>;
+
+/// What few inodes have.
+#[derive(Debug, Default)]
+pub(crate) struct Rare {
     /// Holds an unlinked or unnamed upper file.
     pub orphan: Option<Held>,
     /// A writable descriptor kept for an unprivileged server whose file lost the
@@ -104,6 +140,53 @@ pub(crate) struct Loc {
 }
 
 impl Loc {
+    /// What few inodes have, if this one has any of it.
+    pub fn rare(&self) -> Option<&Rare> {
+        self.rare.as_deref()
+    }
+
+    /// As [`Self::rare`], to take something away.
+    pub fn rare_opt(&mut self) -> Option<&mut Rare> {
+        self.rare.as_deref_mut()
+    }
+
+    /// As [`Self::rare`], to add something.
+    pub fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// [`Rare::orphan`].
+    pub fn orphan(&self) -> Option<&Held> {
+        self.rare()?.orphan.as_ref()
+    }
+
+    /// Sets [`Rare::orphan`].
+    pub fn set_orphan(&mut self, orphan: Option<Held>) {
+        match (orphan, self.rare_opt()) {
+            (Some(held), _) => self.rare_mut().orphan = Some(held),
+            (None, Some(rare)) => rare.orphan = None,
+            (None, None) => {}
+        }
+    }
+
+    /// [`Rare::index`].
+    pub fn index(&self) -> Option<&[u8]> {
+        self.rare()?.index.as_deref()
+    }
+
+    /// [`Rare::nlink`].
+    pub fn nlink(&self) -> Option<Nlink> {
+        self.rare()?.nlink
+    }
+
+    /// Sets what a hard link has in the index.
+    pub fn set_index(&mut self, index: Option<Box<[u8]>>, nlink: Option<Nlink>) {
+        if index.is_some() || nlink.is_some() || self.rare.is_some() {
+            let rare = self.rare_mut();
+            (rare.index, rare.nlink) = (index, nlink);
+        }
+    }
+
     /// Whether the upper has this name of the inode.
     pub fn has_upper_link(&self, parent: &Inode, name: &[u8]) -> bool {
         let is_it = |l: &Link| l.in_upper && l.parent.ino == parent.ino && *l.name == *name;
@@ -223,7 +306,7 @@ pub(crate) struct Inode {
     pub count: AtomicU64,
     pub loc: RwLock<Loc>,
     pub busy: Mutex<()>,
-    pub data: Arc<Slot<DataFd>>,
+    data: OnceLock<Arc<Slot<DataFd>>>,
     /// It has a `security.capability`, which the kernel asks for before a first write.
     pub capability: Tristate,
     /// Boxed: most inodes are none.
@@ -246,10 +329,20 @@ impl Inode {
             count: AtomicU64::new(0),
             loc: RwLock::new(loc),
             busy: Mutex::new(()),
-            data: Arc::default(),
+            data: OnceLock::new(),
             capability: Tristate::default(),
             dir: dir.map(Box::new),
         }
+    }
+
+    /// Where the descriptor for its data goes.
+    pub fn data(&self) -> &Arc<Slot<DataFd>> {
+        self.data.get_or_init(Arc::default)
+    }
+
+    /// As [`Self::data`], if it was ever wanted.
+    pub fn data_opt(&self) -> Option<&Arc<Slot<DataFd>>> {
+        self.data.get()
     }
 
     pub fn in_upper(&self) -> bool {

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::Union;
 use super::error::Result;
-use super::inode::{Held, Inode, Link, Loc, Nlink};
+use super::inode::{Held, Inode, Link, Loc, Lower, Nlink};
 use super::lookup::EntryRef;
 use super::resolve::WhiteoutKind;
 use super::types::Ino;
@@ -88,10 +88,12 @@ impl Union {
             in_upper: true,
             below,
         });
-        if let Some(nlink) = &mut loc.nlink {
-            nlink.union = nlink.union.saturating_add(1);
+        if let Some(rare) = loc.rare_opt() {
+            if let Some(nlink) = &mut rare.nlink {
+                nlink.union = nlink.union.saturating_add(1);
+            }
+            rare.orphan = None;
         }
-        loc.orphan = None;
     }
 
     /// Whether the lowers have the name of an inode, which a whiteout must then hide.
@@ -138,7 +140,7 @@ impl Union {
             if named || loc.upper.is_none() {
                 return Ok(());
             }
-            loc.nlink
+            loc.nlink()
         };
         self.mark_impure(parent)?;
         let dir = self.upper_dir(parent)?;
@@ -162,7 +164,7 @@ impl Union {
     /// Before the link count of an indexed file changes together with the upper's own: notes
     /// the difference, which then stays true (kernel overlayfs' ovl_nlink_start).
     pub(crate) fn store_nlink(&self, upper: &Upper, inode: &Inode) -> Result<()> {
-        let Some(nlink) = inode.loc.read().nlink else {
+        let Some(nlink) = inode.loc.read().nlink() else {
             return Ok(());
         };
         self.with_upper(inode, |at| {
@@ -188,14 +190,14 @@ impl Union {
             .iter()
             .position(|l| l.parent.ino == parent.ino && *l.name == *name)?;
         let link = loc.links.swap_remove(position);
-        if let Some(nlink) = &mut loc.nlink {
+        if let Some(nlink) = loc.rare_opt().and_then(|rare| rare.nlink.as_mut()) {
             nlink.union = nlink.union.saturating_sub(1);
         }
         if !loc.links.iter().any(|l| l.in_upper) {
             if loc.upper.is_some() {
-                loc.orphan = held;
+                loc.set_orphan(held);
             }
-            if loc.nlink.is_some_and(|n| n.union == 0) {
+            if loc.nlink().is_some_and(|n| n.union == 0) {
                 self.drop_index(loc);
             }
         }
@@ -204,7 +206,7 @@ impl Union {
 
     /// Removes the index entry of a file without names.
     pub(crate) fn drop_index(&self, loc: &mut Loc) {
-        let Some(index) = loc.index.take() else {
+        let Some(index) = loc.rare_opt().and_then(|rare| rare.index.take()) else {
             return;
         };
         let removed = self
@@ -219,7 +221,7 @@ impl Union {
     /// A descriptor that keeps an upper file or directory (named `at`) while its name is
     /// removed: one that is open anyway, if there is one.
     pub(crate) fn hold(&self, inode: &Inode, at: At<'_>) -> Result<Held, Errno> {
-        let data = self.fds.cached(&inode.data);
+        let data = inode.data_opt().and_then(|slot| self.fds.cached(slot));
         // One that is not writable may be of a lower.
         if let Some(data) = data.filter(|data| data.writable) {
             return Ok(Held::Data(data));
@@ -239,6 +241,6 @@ impl Union {
             && loc
                 .lower
                 .as_ref()
-                .is_some_and(|file| Self::wants_index(file))
+                .is_some_and(|lower| matches!(lower, Lower::File(file) if Self::wants_index(file)))
     }
 }

@@ -21,6 +21,8 @@ pub(crate) enum Source {
     Upper,
     /// The topmost lower directory (by position in the merge) that has it.
     Lower(usize),
+    /// The lowers, by the catalog's record of the name.
+    Record(u32),
 }
 
 /// A visible entry.
@@ -46,13 +48,33 @@ impl Listing {
             entries: BTreeMap::new(),
             hasher,
         };
-        entries.into_iter().for_each(|entry| listing.insert(entry));
+        let free = |entry: Visible| (listing.hash(&entry.name), entry);
+        let mut entries: Vec<_> = entries.into_iter().map(free).collect();
+        // A tree is made of sorted entries at once; those that collide come after.
+        entries.sort_unstable_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
+        let mut colliding = Vec::new();
+        let mut last = None;
+        let first = entries.into_iter().filter_map(|(offset, entry)| {
+            if last.replace(offset) == Some(offset) {
+                colliding.push(entry);
+                return None;
+            }
+            Some((offset, entry))
+        });
+        listing.entries = first.collect();
+        colliding
+            .into_iter()
+            .for_each(|entry| listing.insert(entry));
         listing
+    }
+
+    fn hash(&self, name: &[u8]) -> u64 {
+        (self.hasher.hash_one(name) >> 1).max(FIRST_OFFSET)
     }
 
     /// The offset of `name`: its hash, or the next free one should two collide.
     fn offset(&self, name: &[u8]) -> u64 {
-        let mut offset = (self.hasher.hash_one(name) >> 1).max(FIRST_OFFSET);
+        let mut offset = self.hash(name);
         while self
             .entries
             .get(&offset)
@@ -97,9 +119,11 @@ impl Listing {
 /// An entry of one layer, as `merge` wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LayerEntry {
-    pub name: Box<[u8]>,
+    pub name: Arc<[u8]>,
     pub kind: Option<FileKind>,
     pub ino: Option<Ino>,
+    /// The catalog's record of it.
+    pub record: Option<u32>,
     pub whiteout: bool,
 }
 
@@ -120,25 +144,25 @@ pub(crate) fn merge(layers: Vec<LayerListing>) -> Vec<Visible> {
         visible.reserve(only.entries.len());
     }
     let single = layers.len() == 1;
-    let mut decided: HashSet<Box<[u8]>> = HashSet::new();
+    let mut decided: HashSet<Arc<[u8]>> = HashSet::new();
     for layer in layers {
         for entry in layer.entries {
-            if decided.contains(&entry.name) {
+            if !single && decided.contains(&entry.name) {
                 continue;
+            }
+            if !single {
+                decided.insert(Arc::clone(&entry.name));
             }
             if !entry.whiteout {
                 visible.push(Visible {
-                    name: Arc::from(&*entry.name),
+                    name: entry.name,
                     kind: entry.kind,
                     ino: entry.ino,
-                    source: layer.source,
+                    source: entry.record.map_or(layer.source, Source::Record),
                 });
             }
-            if !single {
-                decided.insert(entry.name);
-            }
         }
-        decided.extend(layer.hides_below);
+        decided.extend(layer.hides_below.into_iter().map(Arc::from));
     }
     visible
 }
@@ -150,9 +174,10 @@ mod tests {
 
     fn entry(name: u8, whiteout: bool) -> LayerEntry {
         LayerEntry {
-            name: Box::new([name]),
+            name: Arc::new([name]),
             kind: Some(FileKind::Regular),
             ino: None,
+            record: None,
             whiteout,
         }
     }

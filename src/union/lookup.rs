@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
+use smallvec::smallvec;
 
 use super::Union;
 use super::cache::Cached;
+use super::catalogued::Plain;
 use super::error::Result;
-use super::inode::{Dir, Held, Inode, Link, Loc, UpperState};
+use super::inode::{Dir, Held, Inode, Link, Loc, Lower, UpperState};
 use super::readdir::ASKED_ENOUGH;
 use super::resolve::{Answer, Resolved, WhiteoutKind};
 use super::table::Interned;
@@ -66,10 +68,39 @@ impl Drop for EntryRef<'_> {
 pub(crate) struct Counted<'u> {
     union: &'u Union,
     pub inode: Arc<Inode>,
-    /// Attributes of its upper side, when the lookup had to ask for them.
-    stat: Option<Stat>,
+    /// Attributes that the lookup came by.
+    stat: Option<Seen>,
     handed_on: bool,
 }
+
+/// Attributes that a lookup came by.
+pub(crate) enum Seen {
+    /// Of its upper side.
+    Upper(Stat),
+    /// Of its file below.
+    Record(Stat),
+}
+
+/// What whoever looks a name up knows of it.
+#[derive(Clone, Copy)]
+pub(crate) enum Hint<'a> {
+    /// Nothing.
+    Nothing,
+    /// The kernel has looked it up: its inode is probably in the table.
+    Linked,
+    /// What a listing said that was true for `version` of the names, and is believed as long as
+    /// they are the same: the upper and the first `skip` lowers do not have it.
+    Listed {
+        skip: usize,
+        version: u64,
+        /// The catalog's record of it.
+        record: Option<u32>,
+        name: &'a Arc<[u8]>,
+    },
+}
+
+/// An inode, counted, and what was seen of it on the way.
+type Found = (Arc<Inode>, Option<Seen>);
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
@@ -87,7 +118,7 @@ impl Union {
             return Err(Errno::INVAL.into());
         }
         let parent = self.directory(parent)?;
-        let entry = self.lookup_in(&parent, name, None)?;
+        let entry = self.lookup_in(&parent, name, Hint::Nothing)?;
         if let (Some(_), Some(dir)) = (&entry, &parent.dir)
             && dir.asked.load(Ordering::Relaxed) < ASKED_ENOUGH
         {
@@ -108,21 +139,26 @@ impl Union {
         }
     }
 
-    /// Looks a name up and counts its inode. `skip` as in [`Self::resolve`], with the version
-    /// of the names under which that was known: it counts only as long as they are the same.
+    /// Looks a name up and counts its inode.
     pub(crate) fn count_in(
         &self,
         parent: &Arc<Inode>,
         name: &[u8],
-        skip: Option<(usize, u64)>,
+        hint: Hint<'_>,
     ) -> Result<Option<Counted<'_>>> {
         let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
         let names = dir.ns.read();
         if names.dead {
             return Ok(None);
         }
-        let skip = skip.filter(|(_, version)| *version == names.version);
-        let found = self.find(parent, name, skip.map(|(lowers, _)| lowers))?;
+        let hint = match hint {
+            Hint::Listed { version, .. } if version != names.version => Hint::Nothing,
+            hint => hint,
+        };
+        let found = match self.find_record(parent, name, hint)? {
+            Some(found) => found,
+            None => self.find(parent, name, hint)?,
+        };
         Ok(found.map(|(inode, stat)| Counted {
             union: self,
             inode,
@@ -136,14 +172,16 @@ impl Union {
         &self,
         parent: &Arc<Inode>,
         name: &[u8],
-        skip: Option<(usize, u64)>,
+        hint: Hint<'_>,
     ) -> Result<Option<EntryRef<'_>>> {
-        let Some(mut counted) = self.count_in(parent, name, skip)? else {
+        let Some(mut counted) = self.count_in(parent, name, hint)? else {
             return Ok(None);
         };
-        let known = counted
-            .stat
-            .and_then(|stat| Self::upper_attr(&counted.inode, &stat));
+        let known = match &counted.stat {
+            Some(Seen::Upper(stat)) => Self::upper_attr(&counted.inode, stat),
+            Some(Seen::Record(stat)) => Self::record_attr(&counted.inode, stat),
+            None => None,
+        };
         let attr = match known {
             Some(attr) => attr,
             None => self.attr_of(&counted.inode)?,
@@ -152,15 +190,109 @@ impl Union {
         Ok(Some(EntryRef::new(self, attr)))
     }
 
-    /// Finds a name and counts its inode; the caller holds the parent's name lock. With the
-    /// attributes of its upper side when it was not in the cache.
-    fn find(
+    /// As [`Self::find`], of a directory that is in the catalog, and of which the upper has
+    /// nothing to say: neither cached nor resolved, because asking the catalog is as cheap.
+    /// `None`: `find` knows.
+    fn find_record(
         &self,
         parent: &Arc<Inode>,
         name: &[u8],
-        skip: Option<usize>,
-    ) -> Result<Option<(Arc<Inode>, Option<Stat>)>> {
-        let resolved = match self.names.get(parent.key, name) {
+        hint: Hint<'_>,
+    ) -> Result<Option<Option<Found>>> {
+        let Some(merged) = parent.dir.as_ref().and_then(|dir| dir.lowers.merged()) else {
+            return Ok(None);
+        };
+        let listed = match hint {
+            Hint::Listed { record, name, .. } => record.map(|record| (record, name)),
+            _ => None,
+        };
+        if listed.is_none() && parent.in_upper() {
+            return Ok(None);
+        }
+        let plain = match listed {
+            Some((record, _)) => merged.catalog().plain_at(record),
+            None => merged.plain(name),
+        };
+        let (record, stat) = match plain {
+            Ok(Plain::File(record, stat)) => (record, stat),
+            Ok(Plain::Nothing) if name.len() <= self.name_max => return Ok(Some(None)),
+            // What is damaged is found so once more, and dealt with.
+            Ok(Plain::Nothing | Plain::Special) | Err(_) => return Ok(None),
+        };
+        let name = listed.map_or_else(|| Arc::from(name), |(_, name)| Arc::clone(name));
+        let inode = self.intern_record(parent, &name, record, &stat)?;
+        Ok(Some(Some((inode, Some(Seen::Record(stat))))))
+    }
+
+    /// The inode of a plain file of the catalog, counted. Whatever has the name is what the
+    /// name leads to: it may have been copied up by now.
+    fn intern_record(
+        &self,
+        parent: &Arc<Inode>,
+        name: &Arc<[u8]>,
+        record: u32,
+        stat: &Stat,
+    ) -> Result<Arc<Inode>> {
+        let make = |ino| {
+            let link = Link {
+                parent: Arc::clone(parent),
+                name: Arc::clone(name),
+                in_upper: false,
+                below: None,
+            };
+            let loc = Loc {
+                links: smallvec![link],
+                lower: Some(Lower::Record(record)),
+                ..Loc::default()
+            };
+            Inode::new(ino, stat.kind, (0, 0), loc, None)
+        };
+        let is_it = |inode: &Inode| is_linked(inode, parent, name, stat.kind);
+        let mut ino = self.inos.number(stat);
+        loop {
+            match self.table.intern(ino, is_it, || make(ino)) {
+                Interned::Created(inode) | Interned::Existing(inode) => return Ok(inode),
+                // As in `intern`.
+                Interned::Conflict => {
+                    let alias = self.inos.alias(parent.ino, name);
+                    if ino == alias {
+                        return Err(Errno::STALE.into());
+                    }
+                    ino = alias;
+                }
+            }
+        }
+    }
+
+    /// The inode of a lower file that the kernel has looked up, by its number in the catalog:
+    /// as long as it has the name, the layers need not be asked.
+    fn find_linked(&self, parent: &Arc<Inode>, name: &[u8]) -> Option<Arc<Inode>> {
+        let merged = parent.dir.as_ref()?.lowers.merged()?;
+        let Ok(Plain::File(_, stat)) = merged.plain(name) else {
+            return None;
+        };
+        let inode = self.table.count(self.inos.number(&stat))?;
+        if is_linked(&inode, parent, name, stat.kind) {
+            return Some(inode);
+        }
+        self.table.release(inode.ino, 1);
+        None
+    }
+
+    /// Finds a name and counts its inode; the caller holds the parent's name lock. With the
+    /// attributes of its upper side when it was not in the cache.
+    fn find(&self, parent: &Arc<Inode>, name: &[u8], hint: Hint<'_>) -> Result<Option<Found>> {
+        let cached = self.names.get(parent.key, name);
+        if let (None, Hint::Linked) = (&cached, hint)
+            && let Some(inode) = self.find_linked(parent, name)
+        {
+            return Ok(Some((inode, None)));
+        }
+        let skip = match hint {
+            Hint::Listed { skip, .. } => Some(skip),
+            Hint::Nothing | Hint::Linked => None,
+        };
+        let resolved = match cached {
             Some(Cached::Negative(_)) => return Ok(None),
             Some(Cached::Positive(resolved)) => {
                 let inode = self.intern(parent, name, &resolved)?;
@@ -186,7 +318,7 @@ impl Union {
         {
             self.names.remove(parent.key, name);
         }
-        Ok(Some((inode, upper.map(|upper| upper.stat))))
+        Ok(Some((inode, upper.map(|upper| Seen::Upper(upper.stat)))))
     }
 
     /// Caches what a name resolved to, in place of what was known before.
@@ -248,23 +380,25 @@ impl Union {
         let metacopy = upper.filter(|u| u.metacopy).and(resolved.file.clone());
         let link = Link {
             parent: Arc::clone(parent),
-            name: Arc::from(name),
+            name: resolved.shared_name(name).unwrap_or_else(|| name.into()),
             in_upper: upper.is_some_and(|u| u.named),
             below: upper.and_then(|u| u.below),
         };
-        let loc = Loc {
-            links: vec![link],
-            upper: upper.map(|u| UpperState {
-                id: (u.stat.dev, u.stat.ino),
-                origin: u.origin,
-                metacopy,
+        let mut loc = Loc {
+            links: smallvec![link],
+            upper: upper.map(|u| {
+                Box::new(UpperState {
+                    id: (u.stat.dev, u.stat.ino),
+                    origin: u.origin,
+                    metacopy,
+                })
             }),
-            lower: resolved.file.clone(),
-            orphan: None,
-            pinned: None,
-            index: upper.and_then(|u| u.index.clone()),
-            nlink: upper.and_then(|u| u.nlink),
+            lower: resolved.file.clone().map(Lower::File),
+            ..Loc::default()
         };
+        if let Some(upper) = upper {
+            loc.set_index(upper.index.clone(), upper.nlink);
+        }
         let is_dir = resolved.kind == FileKind::Directory;
         let marks = upper.map_or((false, false), |u| (u.impure, u.xwhiteouts));
         let dir = is_dir.then(|| Dir::new(resolved.dirs.clone(), marks));
@@ -305,7 +439,7 @@ impl Union {
         let mut loc = inode.loc.write();
         if !has(&loc) {
             if link.in_upper {
-                loc.orphan = None;
+                loc.set_orphan(None);
             }
             loc.links.push(link);
             return;
@@ -320,7 +454,7 @@ impl Union {
         if let Some(fd) = self.fds.cached(&dir.upper_fd) {
             return Ok(fd);
         }
-        if let Some(Held::Fd(orphan)) = &inode.loc.read().orphan {
+        if let Some(Held::Fd(orphan)) = inode.loc.read().orphan() {
             return Ok(Arc::clone(orphan));
         }
         let _topology = self.topology.read();
@@ -388,12 +522,12 @@ impl Union {
                 if loc.upper.is_none() {
                     return Err(Errno::NOENT.into());
                 }
-                if let Some(orphan) = &loc.orphan {
+                if let Some(orphan) = loc.orphan() {
                     return f(At::fd(orphan.as_fd()));
                 }
                 (
                     loc.links.iter().find(|l| l.in_upper).cloned(),
-                    loc.index.clone(),
+                    loc.index().map(Box::<[u8]>::from),
                 )
             };
             let Some(link) = link else {
@@ -403,7 +537,7 @@ impl Union {
             };
             let parent = self.upper_dir(&link.parent)?;
             let loc = inode.loc.read();
-            let still = loc.orphan.is_none()
+            let still = loc.orphan().is_none()
                 && loc
                     .links
                     .iter()
@@ -413,6 +547,11 @@ impl Union {
             }
         }
     }
+}
+
+/// Whether an inode in the table is the file of this kind that has the name.
+fn is_linked(inode: &Inode, parent: &Inode, name: &[u8], kind: FileKind) -> bool {
+    inode.kind == kind && inode.dir.is_none() && inode.loc.read().link(parent, name).is_some()
 }
 
 /// Whether an inode in the table is the file a name resolved to.
@@ -428,13 +567,13 @@ fn is_same(inode: &Inode, parent: &Arc<Inode>, name: &[u8], resolved: &Resolved)
     if inode.dir.is_some() {
         return linked;
     }
-    let is_link = loc.lower.as_ref().is_some_and(|l| l.stat.nlink > 1);
+    let is_link = loc.lower.as_ref().is_some_and(Lower::is_link);
     match (&loc.upper, &resolved.upper) {
         // By whatever names: a file known by one that is gone may have another.
         (Some(mine), Some(found)) => mine.id == (found.stat.dev, found.stat.ino),
         // One name of a hard link was copied up, another is only now looked at. Without an
         // index they are one file only as long as we remember both.
-        (Some(_), None) => is_link && (linked || loc.index.is_some()),
+        (Some(_), None) => is_link && (linked || loc.index().is_some()),
         (None, Some(found)) => is_link && found.index.is_some(),
         (None, None) => linked || is_link,
     }

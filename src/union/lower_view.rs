@@ -11,7 +11,7 @@ use super::Union;
 use super::below::Below;
 use super::catalogued::{Catalog, Lowers};
 use super::error::{Error, Result};
-use super::inode::{Inode, LowerFile};
+use super::inode::{Inode, Lower, LowerFile};
 use super::listing::{Visible, merge};
 use super::types::{Ino, ROOT_INO};
 use crate::catalog::XATTR_FLAGS;
@@ -33,6 +33,34 @@ impl Union {
         })
     }
 
+    /// The file below of an inode; where the catalog has it, made for the first who wants it,
+    /// and kept from then on with the directories on its way. EIO where the catalog is damaged.
+    pub(crate) fn lower_of(&self, inode: &Inode) -> Result<Option<Arc<LowerFile>>> {
+        let record = match &inode.loc.read().lower {
+            None => return Ok(None),
+            Some(Lower::File(file)) => return Ok(Some(Arc::clone(file))),
+            Some(Lower::Record(record)) => *record,
+        };
+        let catalog = self.catalog.as_ref().ok_or(Errno::IO)?;
+        let file = catalog.file(record).map_err(|damaged| {
+            self.distrust(catalog, damaged);
+            Errno::IO
+        })?;
+        let mut loc = inode.loc.write();
+        if let Some(Lower::File(other)) = &loc.lower {
+            return Ok(Some(Arc::clone(other)));
+        }
+        let file = Arc::new(file);
+        loc.lower = Some(Lower::File(Arc::clone(&file)));
+        Ok(Some(file))
+    }
+
+    /// Attributes of the file of a record; EIO where the catalog is damaged.
+    pub(crate) fn record_stat(&self, record: u32) -> Result<Stat> {
+        let catalog = self.catalog.as_ref().ok_or(Errno::IO)?;
+        Ok(catalog.stat(record).map_err(|_| Errno::IO)?)
+    }
+
     /// The record of an inode that is in the lowers only.
     pub(crate) fn catalog_record(&self, inode: &Inode) -> Option<(&Arc<Catalog>, u32)> {
         let catalog = self.catalog.as_ref().filter(|c| c.is_believed())?;
@@ -42,7 +70,7 @@ impl Union {
         }
         match (&inode.dir, &loc.lower) {
             (Some(dir), _) => Some((catalog, dir.lowers.merged()?.record())),
-            (None, Some(file)) => Some((catalog, file.record?)),
+            (None, Some(lower)) => Some((catalog, lower.record()?)),
             (None, None) => None,
         }
     }
@@ -80,8 +108,7 @@ impl Union {
     /// As [`Self::check_identity`], of what is about to be copied up with what the catalog said.
     pub(crate) fn check_lower(&self, inode: &Inode) -> Result<()> {
         let Some(dir) = &inode.dir else {
-            let lower = inode.loc.read().lower.clone();
-            let Some(file) = lower.filter(|file| file.record.is_some()) else {
+            let Some(file) = self.lower_of(inode)?.filter(|file| file.record.is_some()) else {
                 return Ok(());
             };
             let (dir, name) = file.data_place();

@@ -218,10 +218,12 @@ impl Union {
     }
 
     fn make_root(&self) {
-        let upper = self.upper.as_ref().map(|upper| UpperState {
-            id: (upper.layer.stat.dev, upper.layer.stat.ino),
-            origin: true,
-            metacopy: None,
+        let upper = self.upper.as_ref().map(|upper| {
+            Box::new(UpperState {
+                id: (upper.layer.stat.dev, upper.layer.stat.ino),
+                origin: true,
+                metacopy: None,
+            })
         });
         let lowers = match &self.upper {
             Some(upper) if upper.root.opaque => Lowers::default(),

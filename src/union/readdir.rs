@@ -15,7 +15,7 @@ use super::catalogued::Lowers;
 use super::error::Result;
 use super::inode::{Dir, Inode, Link};
 use super::listing::{FIRST_OFFSET, LayerEntry, LayerListing, Listing, Source, Visible, merge};
-use super::lookup::EntryRef;
+use super::lookup::{EntryRef, Hint};
 use super::resolve::Answer;
 use super::types::{FileKind, Ino};
 use crate::layer::at::At;
@@ -211,12 +211,19 @@ impl Union {
         if !plus && let (Some(ino), Some(kind)) = (visible.ino, visible.kind) {
             return Ok(Some(item(ino, kind, None)));
         }
-        let skip = match visible.source {
-            Source::Upper => None,
-            Source::Lower(position) => Some((position, version)),
+        let (lowers, record) = match visible.source {
+            Source::Upper => (None, None),
+            Source::Lower(position) => (Some(position), None),
+            Source::Record(record) => (Some(0), Some(record)),
         };
+        let hint = lowers.map_or(Hint::Nothing, |skip| Hint::Listed {
+            skip,
+            version,
+            record,
+            name: &visible.name,
+        });
         // One unreadable entry must not hide the others.
-        let found = match self.lookup_in(parent, name, skip) {
+        let found = match self.lookup_in(parent, name, hint) {
             Ok(found) => found,
             Err(e) => {
                 tracing::debug!("listing {}: {e}", String::from_utf8_lossy(name));
@@ -293,9 +300,10 @@ impl Union {
             }
             let ino = plain.then(|| self.inos.number_of(dev, raw.ino));
             listing.entries.push(LayerEntry {
-                name: raw.name,
+                name: raw.name.into(),
                 kind: raw.kind,
                 ino,
+                record: None,
                 whiteout: false,
             });
         })?;
@@ -328,9 +336,10 @@ impl Union {
             let whiteout = lower.is_whiteout(&self.fds, &raw)?;
             let ino = Some(self.inos.number_of(lower.stat.dev, raw.ino));
             listing.entries.push(LayerEntry {
-                name: raw.name,
+                name: raw.name.into(),
                 kind: raw.kind,
                 ino,
+                record: None,
                 whiteout,
             });
         }

@@ -12,6 +12,7 @@ use super::Union;
 use super::cache::Cached;
 use super::error::Result;
 use super::inode::{Inode, Loc, Names};
+use super::lookup::Hint;
 use super::resolve::WhiteoutKind;
 use super::types::Ino;
 use super::upper::{Upper, WhiteoutForm};
@@ -76,7 +77,7 @@ impl Union {
         let parent = self.directory(parent)?;
         let upper = self.writable()?;
         loop {
-            let Some(counted) = self.count_in(&parent, name, None)? else {
+            let Some(counted) = self.count_in(&parent, name, Hint::Linked)? else {
                 return Err(Errno::NOENT.into());
             };
             let inode = &counted.inode;

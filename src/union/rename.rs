@@ -16,6 +16,7 @@ use super::cache::Cached;
 use super::error::Result;
 use super::inode::{Inode, Link, Loc};
 use super::link::nothing_below;
+use super::lookup::Hint;
 use super::remove::{NameLocks, has_link, is_bare, link_in_upper};
 use super::rename_step::{Kinds, Side, step};
 use super::resolve::WhiteoutKind;
@@ -47,11 +48,11 @@ impl Union {
         let from = self.directory(parent)?;
         let to = self.directory(new_parent)?;
         loop {
-            let Some(counted) = self.count_in(&from, name, None)? else {
+            let Some(counted) = self.count_in(&from, name, Hint::Linked)? else {
                 return Err(Errno::NOENT.into());
             };
             let source = &counted.inode;
-            let target = self.count_in(&to, new_name, None)?;
+            let target = self.count_in(&to, new_name, Hint::Linked)?;
             let target = target.as_ref().map(|counted| &counted.inode);
             if let Some(target) = target
                 && Arc::ptr_eq(target, source)

@@ -30,7 +30,8 @@ pub(crate) enum WhiteoutKind {
 #[derive(Clone, Debug)]
 pub(crate) struct Resolved {
     pub kind: FileKind,
-    pub upper: Option<UpperFound>,
+    /// Boxed: most names in a lower have none.
+    pub upper: Option<Box<UpperFound>>,
     /// Lower file, where the upper has none or has only its metadata.
     pub file: Option<Arc<LowerFile>>,
     /// Lower directories, top first, of a directory.
@@ -70,6 +71,14 @@ impl Resolved {
             (None, Some(file)) => file.stat.nlink == 1,
             (None, None) => false,
         }
+    }
+}
+
+impl Resolved {
+    /// `name` without another copy of it, when its file has it.
+    pub fn shared_name(&self, name: &[u8]) -> Option<Arc<[u8]>> {
+        let file = self.file.as_ref().filter(|file| *file.name == *name)?;
+        Some(Arc::clone(&file.name))
     }
 }
 
@@ -191,7 +200,7 @@ impl Union {
         };
         Ok(Resolved {
             kind: FileKind::Directory,
-            upper: Some(upper),
+            upper: Some(Box::new(upper)),
             file: None,
             dirs,
             ino,
@@ -244,7 +253,7 @@ impl Union {
         };
         Ok(Resolved {
             kind: stat.kind,
-            upper: Some(upper),
+            upper: Some(Box::new(upper)),
             file,
             dirs: Lowers::default(),
             ino,
@@ -262,7 +271,7 @@ impl Union {
             let ino = self.inos.number(&file.stat);
             let metacopy = markers.metacopy;
             let (origin, impure, named) = (true, false, false);
-            let upper = Some(UpperFound {
+            let upper = Some(Box::new(UpperFound {
                 stat,
                 metacopy,
                 origin,
@@ -272,7 +281,7 @@ impl Union {
                 nlink,
                 named,
                 below: None,
-            });
+            }));
             let file = metacopy.then(|| Arc::new(file));
             return Ok(Resolved {
                 kind: stat.kind,

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
+use foldhash::fast::RandomState;
+use smallvec::SmallVec;
 
 use super::inode::{Inode, Link};
 use super::types::Ino;
@@ -17,7 +19,8 @@ use super::types::Ino;
 /// Inodes by number.
 #[derive(Default)]
 pub(crate) struct Table {
-    map: DashMap<Ino, Arc<Inode>>,
+    /// Numbers come from file systems: a fast keyed hash will do.
+    map: DashMap<Ino, Arc<Inode>, RandomState>,
     /// Inodes in `map`, or a moment ago.
     held: AtomicUsize,
     /// The most there were since memory was last given back.
@@ -73,7 +76,7 @@ impl Table {
                 let inode = Arc::new(make());
                 inode.count.store(1, Ordering::Relaxed);
                 // Asked before anybody else can add a link, whose parent he counts himself.
-                let parents: Vec<_> = {
+                let parents: SmallVec<[_; 1]> = {
                     let loc = inode.loc.read();
                     loc.links.iter().map(|l| Arc::clone(&l.parent)).collect()
                 };

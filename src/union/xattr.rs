@@ -149,7 +149,7 @@ impl Union {
             let top = dir.lowers.top().ok_or(Errno::IO)?;
             return f(At::fd(top.fd(&self.fds)?.as_fd()), top.layer.dialect);
         }
-        let file = inode.loc.read().lower.clone().ok_or(Errno::IO)?;
+        let file = self.lower_of(inode)?.ok_or(Errno::IO)?;
         let fd = file.dir.fd(&self.fds)?;
         f(At::new(fd.as_fd(), &file.name), file.dir.layer.dialect)
     }
