@@ -72,7 +72,7 @@ pub fn run(bytes: &[u8]) {
         };
         let names = view.walk();
         assert!(names.is_err() || names.is_ok_and(|names| names <= bytes.len() as u64));
-        let _ = (view.verify(), view.store(), view.counts());
+        let _ = (view.verify(), view.store(), view.counts(), view.notes());
         if let Ok(root) = view.root() {
             for name in [&b"file"[..], b"merged", b""] {
                 let _ = view.find(&root, name);

@@ -233,6 +233,6 @@ mod tests {
             size_of::<Dir>(),
             size_of::<Data>(),
         ];
-        assert_eq!(sizes, [248, 56, 80, 28, 20, 44]);
+        assert_eq!(sizes, [264, 56, 80, 28, 20, 44]);
     }
 }

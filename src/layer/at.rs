@@ -225,6 +225,13 @@ impl<'a> At<'a> {
     }
 
     fn list_by_path(&self) -> Result<Vec<u8>, Errno> {
+        if self.name.is_empty() {
+            // Not of a descriptor that is no more than a place (O_PATH).
+            match grow(|buf: &mut [u8]| fs::flistxattr(self.dir, buf)) {
+                Err(Errno::BADF) => {}
+                other => return other,
+            }
+        }
         self.with_proc_path(|path| {
             let list = |buf: &mut [u8]| match self.name.is_empty() {
                 true => fs::listxattr(path, buf),

@@ -1,5 +1,6 @@
 //! Catalogs of images: made by themselves, used, checked, listed, and gone with their image.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -175,4 +176,57 @@ fn a_catalog_of_directories_is_used_where_it_is_named() {
     home.run(["umount", "mnt"]).ok();
     let bad = ["-o", "lowerdir=a,catalog=maybe", "mnt"];
     home.refused(2, bad, &["catalog=maybe", "on, off"]);
+}
+
+/// With its catalog an image is mounted without reading the records of its layers, as long as
+/// nobody has replaced one.
+#[test]
+fn where_the_layers_are_is_noted_until_a_record_is_replaced() {
+    if !can_mount() {
+        return;
+    }
+    let home = home();
+    home.run(["catalog", "build", "one"]).ok();
+    let layers = home.path("own/image/overlay2/layerdb/sha256");
+    let mut records = std::fs::read_dir(layers)
+        .unwrap()
+        .map(|e| e.unwrap().path());
+    let record = records.find(|path| path.join("parent").exists()).unwrap();
+    let (file, other) = (record.join("diff"), record.join("other"));
+    let right = std::fs::read(&file).unwrap();
+    let wrong = std::fs::read(record.join("parent")).unwrap();
+    let mount = ["mount", "--read-only", "one", "mnt"];
+    // Not noticed, so nothing has been read.
+    std::fs::write(&file, &wrong).unwrap();
+    home.run(mount).ok();
+    assert_eq!(names(&home), ["base", "middle", "top"]);
+    home.run(["umount", "mnt"]).ok();
+    let off = ["mount", "--read-only", "-o", "catalog=off", "one", "mnt"];
+    home.run(off).failed(1, &["diff"]);
+
+    let replace = |text: &[u8]| {
+        std::fs::write(&other, text).unwrap();
+        std::fs::rename(&other, &file).unwrap();
+    };
+    replace(&wrong);
+    home.run(mount).failed(1, &["diff"]);
+    // What is right again is read once more, and noted anew.
+    replace(&right);
+    let inode = || {
+        catalogs(&home)
+            .first()
+            .map(|path| path.metadata().unwrap().ino())
+    };
+    let before = inode();
+    home.run(mount).ok();
+    assert!(is_used(&home));
+    let end = Instant::now() + Duration::from_secs(60);
+    while inode() == before {
+        assert!(Instant::now() < end, "no new note was made");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    home.run(["umount", "mnt"]).ok();
+    std::fs::write(&file, &wrong).unwrap();
+    home.run(mount).ok();
+    home.run(["umount", "mnt"]).ok();
 }
