@@ -382,3 +382,18 @@ impl Dir {
         names
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::resolve::Resolved;
+    use super::*;
+
+    /// What a name costs that the kernel was told of (docs/PROFILE.md): with a catalog the inode
+    /// and its name, else also the file below and the cached answer.
+    #[test]
+    fn an_inode_is_small() {
+        assert!(size_of::<Inode>() <= 144, "{}", size_of::<Inode>());
+        assert!(size_of::<LowerFile>() <= 192, "{}", size_of::<LowerFile>());
+        assert!(size_of::<Resolved>() <= 64, "{}", size_of::<Resolved>());
+    }
+}

@@ -10,7 +10,6 @@ use smallvec::smallvec;
 
 use super::Union;
 use super::cache::Cached;
-use super::catalogued::Plain;
 use super::error::Result;
 use super::inode::{Dir, Held, Inode, Link, Loc, Lower, UpperState};
 use super::readdir::ASKED_ENOUGH;
@@ -100,7 +99,7 @@ pub(crate) enum Hint<'a> {
 }
 
 /// An inode, counted, and what was seen of it on the way.
-type Found = (Arc<Inode>, Option<Seen>);
+pub(super) type Found = (Arc<Inode>, Option<Seen>);
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
@@ -188,95 +187,6 @@ impl Union {
         };
         counted.handed_on = true;
         Ok(Some(EntryRef::new(self, attr)))
-    }
-
-    /// As [`Self::find`], of a directory that is in the catalog, and of which the upper has
-    /// nothing to say: neither cached nor resolved, because asking the catalog is as cheap.
-    /// `None`: `find` knows.
-    fn find_record(
-        &self,
-        parent: &Arc<Inode>,
-        name: &[u8],
-        hint: Hint<'_>,
-    ) -> Result<Option<Option<Found>>> {
-        let Some(merged) = parent.dir.as_ref().and_then(|dir| dir.lowers.merged()) else {
-            return Ok(None);
-        };
-        let listed = match hint {
-            Hint::Listed { record, name, .. } => record.map(|record| (record, name)),
-            _ => None,
-        };
-        if listed.is_none() && parent.in_upper() {
-            return Ok(None);
-        }
-        let plain = match listed {
-            Some((record, _)) => merged.catalog().plain_at(record),
-            None => merged.plain(name),
-        };
-        let (record, stat) = match plain {
-            Ok(Plain::File(record, stat)) => (record, stat),
-            Ok(Plain::Nothing) if name.len() <= self.name_max => return Ok(Some(None)),
-            // What is damaged is found so once more, and dealt with.
-            Ok(Plain::Nothing | Plain::Special) | Err(_) => return Ok(None),
-        };
-        let name = listed.map_or_else(|| Arc::from(name), |(_, name)| Arc::clone(name));
-        let inode = self.intern_record(parent, &name, record, &stat)?;
-        Ok(Some(Some((inode, Some(Seen::Record(stat))))))
-    }
-
-    /// The inode of a plain file of the catalog, counted. Whatever has the name is what the
-    /// name leads to: it may have been copied up by now.
-    fn intern_record(
-        &self,
-        parent: &Arc<Inode>,
-        name: &Arc<[u8]>,
-        record: u32,
-        stat: &Stat,
-    ) -> Result<Arc<Inode>> {
-        let make = |ino| {
-            let link = Link {
-                parent: Arc::clone(parent),
-                name: Arc::clone(name),
-                in_upper: false,
-                below: None,
-            };
-            let loc = Loc {
-                links: smallvec![link],
-                lower: Some(Lower::Record(record)),
-                ..Loc::default()
-            };
-            Inode::new(ino, stat.kind, (0, 0), loc, None)
-        };
-        let is_it = |inode: &Inode| is_linked(inode, parent, name, stat.kind);
-        let mut ino = self.inos.number(stat);
-        loop {
-            match self.table.intern(ino, is_it, || make(ino)) {
-                Interned::Created(inode) | Interned::Existing(inode) => return Ok(inode),
-                // As in `intern`.
-                Interned::Conflict => {
-                    let alias = self.inos.alias(parent.ino, name);
-                    if ino == alias {
-                        return Err(Errno::STALE.into());
-                    }
-                    ino = alias;
-                }
-            }
-        }
-    }
-
-    /// The inode of a lower file that the kernel has looked up, by its number in the catalog:
-    /// as long as it has the name, the layers need not be asked.
-    fn find_linked(&self, parent: &Arc<Inode>, name: &[u8]) -> Option<Arc<Inode>> {
-        let merged = parent.dir.as_ref()?.lowers.merged()?;
-        let Ok(Plain::File(_, stat)) = merged.plain(name) else {
-            return None;
-        };
-        let inode = self.table.count(self.inos.number(&stat))?;
-        if is_linked(&inode, parent, name, stat.kind) {
-            return Some(inode);
-        }
-        self.table.release(inode.ino, 1);
-        None
     }
 
     /// Finds a name and counts its inode; the caller holds the parent's name lock. With the
@@ -547,11 +457,6 @@ impl Union {
             }
         }
     }
-}
-
-/// Whether an inode in the table is the file of this kind that has the name.
-fn is_linked(inode: &Inode, parent: &Inode, name: &[u8], kind: FileKind) -> bool {
-    inode.kind == kind && inode.dir.is_none() && inode.loc.read().link(parent, name).is_some()
 }
 
 /// Whether an inode in the table is the file a name resolved to.

@@ -25,6 +25,7 @@ mod listing;
 mod lookup;
 mod lower_view;
 mod readdir;
+mod recorded;
 mod remove;
 mod rename;
 mod rename_step;
