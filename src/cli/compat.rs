@@ -97,6 +97,7 @@ Options:
   -o io=auto|cached|passthrough           who reads and writes the data of files
   -o writeback                            the kernel collects writes until a file is closed
   -o nobtime                              statx tells no birth: programs that ask cost less
+  -o noxattrs                             no xattrs, ACLs, capabilities: making files costs less
   -o catalog=FILE                         names and attributes from this catalog
   -o volatile                             never sync the upper directory
   -o transport=auto|classic|uring         requests from /dev/fuse or over io_uring

@@ -227,6 +227,7 @@ fn config(request: &Request) -> MountConfig {
     let mut config = MountConfig::new(&request.mountpoint);
     config.writeback = request.options.writeback;
     config.births = !request.options.nobtime;
+    config.xattrs = !request.options.noxattrs;
     config.io = request.options.io.unwrap_or_default();
     config.fsname.clone_from(&request.source);
     config.transport = request.options.transport;

@@ -71,6 +71,8 @@ pub struct MountOptions {
     pub writeback: bool,
     /// `nobtime`: nobody is told when files were born.
     pub nobtime: bool,
+    /// `noxattrs`: files have no extended attributes, ACLs and capabilities among them.
+    pub noxattrs: bool,
     /// `userxattr`: markers are `user.overlay.*`, also for root, as with kernel overlayfs.
     pub userxattr: bool,
     /// `transport=classic|uring`; `auto` is not given.
@@ -109,6 +111,18 @@ fn bad(message: impl Into<String>) -> OptionError {
 
 fn show(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
     String::from_utf8_lossy(bytes)
+}
+
+/// The value of an option that may also stand alone.
+fn switch(key: &[u8], value: &[u8]) -> Result<bool, OptionError> {
+    match value {
+        b"0" => Ok(false),
+        b"1" => Ok(true),
+        _ => Err(bad(format!(
+            "{} is an option without a value, or with 0 or 1",
+            show(key)
+        ))),
+    }
 }
 
 impl MountOptions {
@@ -160,6 +174,7 @@ impl MountOptions {
             b"volatile" => self.volatile = true,
             b"writeback" => self.writeback = true,
             b"nobtime" => self.nobtime = true,
+            b"noxattrs" => self.noxattrs = true,
             b"debug" => self.debug = true,
             b"userxattr" => self.userxattr = true,
             b"squash_to_root" => return Err(mapping("squash_to_root")),
@@ -186,15 +201,8 @@ impl MountOptions {
             b"redirect_dir" => self.redirect_dir = redirect_dir(value)?,
             b"io" => self.io = Some(io_policy(value)?),
             // As fuse-overlayfs has it.
-            b"writeback" => match value {
-                b"0" => self.writeback = false,
-                b"1" => self.writeback = true,
-                _ => {
-                    return Err(bad(
-                        "writeback is an option without a value, or with 0 or 1",
-                    ));
-                }
-            },
+            b"writeback" => self.writeback = switch(key, value)?,
+            b"noxattrs" => self.noxattrs = switch(key, value)?,
             b"dialect" => {
                 self.markers = match value {
                     b"all" => Some(Markers::All),

@@ -129,6 +129,8 @@ fn other_values() {
     refused("io=fast", "io=cached");
     assert!(ok("writeback").writeback && !ok("writeback,writeback=0").writeback);
     refused("writeback=on", "0 or 1");
+    assert!(ok("noxattrs").noxattrs && ok("noxattrs=1").noxattrs && !ok("noxattrs=0").noxattrs);
+    refused("noxattrs=off", "0 or 1");
     assert!(ok("nobtime").nobtime && !ok("ro").nobtime);
     assert!(ok("io=passthrough,writeback").check().is_err());
     assert!(ok("io=cached,writeback").check().is_ok());

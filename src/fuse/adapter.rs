@@ -32,6 +32,15 @@ const SLOW_COPY: u64 = 1 << 20;
 /// The most one copy_file_range moves: the kernel's own limit for one call (MAX_RW_COUNT).
 const MAX_COPY: u64 = 0x7fff_f000;
 
+/// What is answered at all; where not, by ENOSYS, which is "never ask again".
+#[derive(Clone, Copy)]
+pub(super) struct Told {
+    /// STATX.
+    pub(super) births: bool,
+    /// GETXATTR, LISTXATTR, SETXATTR, REMOVEXATTR.
+    pub(super) xattrs: bool,
+}
+
 /// The kernel's view of a union.
 pub(super) struct Adapter {
     union: Arc<Union>,
@@ -45,8 +54,7 @@ pub(super) struct Adapter {
     no_open: bool,
     /// Likewise for OPENDIR.
     no_opendir: bool,
-    /// Whether STATX is answered; ENOSYS is "never ask again" too.
-    births: bool,
+    told: Told,
     /// What is open, under the policy `passthrough`.
     opens: Option<Arc<Opens>>,
 }
@@ -59,7 +67,7 @@ impl Adapter {
         counters: Arc<Counters>,
         (pool, slow_workers): (Pool, usize),
         flags: u32,
-        births: bool,
+        told: Told,
         opens: Option<Arc<Opens>>,
     ) -> Self {
         counters.count(Op::Init);
@@ -71,7 +79,7 @@ impl Adapter {
             slow_now: AtomicUsize::new(0),
             no_open: flags & init::NO_OPEN_SUPPORT != 0,
             no_opendir: flags & init::NO_OPENDIR_SUPPORT != 0,
-            births,
+            told,
             opens,
         }
     }

@@ -104,6 +104,10 @@ pub struct MountConfig {
     /// The kernel has no other place for it than the answer to a STATX, so a program that wants
     /// to know costs a message for the first stat of each file.
     pub births: bool,
+    /// Whether files have extended attributes, and with them ACLs and capabilities (option
+    /// `noxattrs`: they have not). Default: true. Linux asks for the capability of each file
+    /// before the first write and before each change of the owner.
+    pub xattrs: bool,
     /// What is mounted, for the record.
     pub description: Description,
 }
@@ -135,6 +139,7 @@ impl MountConfig {
             io: IoPolicy::Auto,
             writeback: false,
             births: true,
+            xattrs: true,
             description: Description::default(),
         }
     }

@@ -16,7 +16,7 @@ use rustix::process::Resource;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::adapter::{Adapter, MAX_IO, wanted};
+use super::adapter::{Adapter, MAX_IO, Told, wanted};
 use super::config::{IoPolicy, MountConfig, Transport};
 use super::counters::Counters;
 use super::error::{Error, Result};
@@ -42,7 +42,7 @@ pub struct Mounted {
     attachment: Attachment,
     core: Core,
     threads: usize,
-    births: bool,
+    told: Told,
     signals: Option<Signals>,
     record: Option<MountRecord>,
 }
@@ -88,7 +88,12 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
     let (fd, attachment) = attach::attach(config)?;
     // The kernel does not have both.
     let writeback = config.writeback && stack_depth == 0;
-    let mut limits = wanted(core.union.has_acl(), writeback, stack_depth);
+    let told = Told {
+        births: config.births,
+        xattrs: config.xattrs,
+    };
+    let acl = told.xattrs && core.union.has_acl();
+    let mut limits = wanted(acl, writeback, stack_depth);
     limits.transport = config.transport;
     let connection = Connection::open(fd, &limits)
         .map_err(|source| session_error(&attachment.mountpoint, source))?;
@@ -111,21 +116,21 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
         attachment,
         core,
         threads: config.threads,
-        births: config.births,
+        told,
         signals,
         record,
     })
 }
 
 impl Core {
-    fn adapter(&self, flags: u32, slow_workers: usize, births: bool) -> Adapter {
+    fn adapter(&self, flags: u32, slow_workers: usize, told: Told) -> Adapter {
         let (union, counters) = (Arc::clone(&self.union), Arc::clone(&self.counters));
         Adapter::new(
             union,
             counters,
             (self.pool.clone(), slow_workers),
             flags,
-            births,
+            told,
             self.opens.clone(),
         )
     }
@@ -173,7 +178,7 @@ impl Mounted {
             Transport::Uring => 0,
         };
         let flags = self.connection.flags();
-        let adapter = self.core.adapter(flags, slow_workers, self.births);
+        let adapter = self.core.adapter(flags, slow_workers, self.told);
         let serve = {
             let (connection, threads) = (self.connection, self.threads);
             let minor = self.attachment.minor();

@@ -72,7 +72,7 @@ impl Union {
 
     /// An unnamed file of the upper, to try things with; `None` where there can be none.
     pub fn sample(&self) -> Option<std::os::fd::OwnedFd> {
-        let staged = self.writable().ok()?.stage_file().ok()?;
+        let staged = self.writable().ok()?.stage_file(0o600).ok()?;
         Some(staged.1)
     }
 }

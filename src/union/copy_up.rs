@@ -14,14 +14,13 @@ use rustix::io::Errno;
 use super::Union;
 use super::cache::Cached;
 use super::copy_data::{Copied as DataCopied, How, copy_file};
+use super::copy_metadata::{Copied, copy_metadata, first_perm};
 use super::error::Result;
 use super::inode::{Held, Inode, Link, LowerFile, Nlink, UpperState};
 use super::lookup::Hint;
 use super::types::{FileKind, Ino};
-use super::upper::Upper;
-use crate::layer::Dialect;
-use crate::layer::at::{At, Stat, is_valid_name, timestamps};
-use crate::layer::markers::{Escape, Marker};
+use crate::layer::at::{At, is_valid_name, timestamps};
+use crate::layer::markers::Marker;
 use crate::layer::origin::Origin;
 
 pub(crate) const CAPABILITY: &std::ffi::CStr = c"security.capability";
@@ -118,10 +117,12 @@ impl Union {
             .and_then(|d| d.lowers.top())
             .ok_or(Errno::IO)?;
         let source = top.fd(&self.fds)?;
-        let staged = upper.stage(|at| at.mkdir(0o700))?;
+        let perm = first_perm(upper, &top.stat, 0o700);
+        let staged = upper.stage(|at| at.mkdir(perm))?;
         let origin = Origin::of(At::fd(source.as_fd()), top.layer.uuid).ok();
         let from = (At::fd(source.as_fd()), top.layer.dialect, &top.stat);
-        let copy = copy_metadata(upper, from, staged.at(), origin.as_ref())?;
+        let to = (staged.at(), self.is_bare_below(inode));
+        let copy = copy_metadata(upper, from, to, origin.as_ref())?;
         self.with_place(inode, |place| {
             let place = place.ok_or(Errno::NOENT)?;
             self.publish(inode, place, copy, |to| {
@@ -143,7 +144,8 @@ impl Union {
         };
         let source = (from, file.dir.layer.dialect, &file.stat);
         let origin = self.origin_of(file)?;
-        let copy = copy_metadata(upper, source, staged.at(), origin.as_ref())?;
+        let to = (staged.at(), self.is_bare_below(inode));
+        let copy = copy_metadata(upper, source, to, origin.as_ref())?;
         let origin = origin.filter(|_| copy.marked);
         let index = self.index_entry(inode, file, origin.as_ref(), staged.at())?;
         self.with_place(inode, |place| {
@@ -163,7 +165,7 @@ impl Union {
 
     fn copy_up_file(&self, inode: &Arc<Inode>, file: &LowerFile, size: Option<u64>) -> Result<()> {
         let upper = self.writable()?;
-        let (staged, fd) = upper.stage_file()?;
+        let (staged, fd) = upper.stage_file(first_perm(upper, &file.stat, 0o600))?;
         let dense = file.data.is_none() && file.stat.blocks >= file.stat.size.div_ceil(512);
         let data = self.copy_data(inode, (file.stat.size, dense), size, &fd)?;
         let source = file.dir.fd(&self.fds)?;
@@ -173,7 +175,8 @@ impl Union {
             &file.stat,
         );
         let origin = self.origin_of(file)?;
-        let copy = copy_metadata(upper, from, At::fd(fd.as_fd()), origin.as_ref())?;
+        let to = (At::fd(fd.as_fd()), self.is_bare_below(inode));
+        let copy = copy_metadata(upper, from, to, origin.as_ref())?;
         let origin = origin.filter(|_| copy.marked);
         let index = self.index_entry(inode, file, origin.as_ref(), At::fd(fd.as_fd()))?;
         // File systems that clone log their changes in order: the extents, the metadata and then
@@ -192,6 +195,12 @@ impl Union {
         })?;
         inode.data_opt().inspect(|slot| slot.clear());
         Ok(())
+    }
+
+    /// Whether a lower inode is known to have no xattrs.
+    fn is_bare_below(&self, inode: &Inode) -> bool {
+        let record = self.catalog_record(inode);
+        record.is_some_and(|(catalog, record)| catalog.is_bare(record))
     }
 
     /// The name in the index for the copy of a hard link, which is marked with its count.
@@ -413,77 +422,4 @@ impl Union {
         }
         Ok(())
     }
-}
-
-/// A copy before it has its name.
-#[derive(Clone, Copy)]
-struct Copied {
-    /// It says its origin.
-    marked: bool,
-    /// As it was made: only its identity and type are those of the copy.
-    stat: Stat,
-}
-
-/// Copies owner, xattrs, mode, origin and times.
-fn copy_metadata(
-    upper: &Upper,
-    (from, dialect, stat): (At<'_>, Dialect, &Stat),
-    to: At<'_>,
-    origin: Option<&Origin>,
-) -> Result<Copied, Errno> {
-    let mut marked = false;
-    let staged = to.stat()?;
-    if (staged.uid, staged.gid) != (stat.uid, stat.gid) {
-        to.chown(Some(stat.uid), Some(stat.gid))?;
-    }
-    copy_xattrs(upper, (from, dialect), to)?;
-    if stat.kind != FileKind::Symlink {
-        to.chmod(stat.perm)?;
-    }
-    if let Some(origin) = origin {
-        match upper.markers.set(to, Marker::Origin, origin.as_bytes()) {
-            // user.* xattrs exist on files and directories only; then there is no origin.
-            Ok(()) => marked = true,
-            Err(Errno::OPNOTSUPP | Errno::PERM) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    to.set_times(&timestamps(stat.atime, stat.mtime))?;
-    Ok(Copied {
-        marked,
-        stat: staged,
-    })
-}
-
-/// Copies all xattrs but markers. One the upper's file system does not know may be lost
-/// unless it decides about access, as overlayfs has it.
-fn copy_xattrs(upper: &Upper, (from, dialect): (At<'_>, Dialect), to: At<'_>) -> Result<(), Errno> {
-    for stored in from
-        .list_xattrs()?
-        .split(|&b| b == 0)
-        .filter(|n| !n.is_empty())
-    {
-        let Some(visible) = Escape(dialect).visible(stored) else {
-            continue;
-        };
-        let source = std::ffi::CString::new(stored).map_err(|_| Errno::INVAL)?;
-        let Some(value) = from.xattr(&source)? else {
-            continue;
-        };
-        let name = match Escape(upper.layer.dialect).stored(&visible) {
-            Ok(name) => name,
-            Err(Errno::PERM) => continue,
-            Err(e) => return Err(e),
-        };
-        let must = visible.starts_with(b"system.posix_acl_") || visible.starts_with(b"security.");
-        match to.set_xattr(&name, &value, XattrFlags::empty()) {
-            Ok(()) => {}
-            Err(Errno::OPNOTSUPP) if !must => {}
-            // Security labels are not a plain user's to set, nor in force for one (nosuid).
-            Err(Errno::PERM | Errno::OPNOTSUPP)
-                if !upper.privileged && visible.starts_with(b"security.") => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
 }

@@ -129,7 +129,7 @@ impl Union {
             target: b"",
         };
         let owned = self.owned(caller, &parent, &new)?;
-        let (staged, fd) = upper.stage_file()?;
+        let (staged, fd) = upper.stage_file(0o600)?;
         // One with a name could not be linked later once it lost it.
         if let StagedFile::Named(_) = staged {
             return Err(Errno::OPNOTSUPP.into());

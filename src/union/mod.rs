@@ -10,6 +10,7 @@ mod below;
 mod cache;
 mod catalogued;
 mod copy_data;
+mod copy_metadata;
 mod copy_up;
 mod create;
 mod direct;

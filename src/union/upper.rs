@@ -217,12 +217,12 @@ impl Upper {
         Ok(Some(fd))
     }
 
-    /// Opens an unnamed file for reading and writing, or a staged one where the file system
-    /// has no O_TMPFILE.
-    pub fn stage_file(&self) -> Result<(StagedFile<'_>, OwnedFd), Errno> {
+    /// Opens an unnamed file of mode `perm` for reading and writing, or a staged one where the
+    /// file system has no O_TMPFILE.
+    pub fn stage_file(&self, perm: u32) -> Result<(StagedFile<'_>, OwnedFd), Errno> {
         if self.tmpfile.load(Ordering::Relaxed) {
             let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-            match rustix::fs::openat(&self.staging, c".", flags, Mode::from_raw_mode(0o600)) {
+            match rustix::fs::openat(&self.staging, c".", flags, Mode::from_raw_mode(perm)) {
                 Ok(fd) => return Ok((StagedFile::Unnamed, fd)),
                 Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
                     self.tmpfile.store(false, Ordering::Relaxed);
@@ -232,7 +232,7 @@ impl Upper {
         }
         let name = self.unique();
         let at = At::new(self.staging.as_fd(), &name);
-        let fd = at.open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, 0o600)?;
+        let fd = at.open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, perm)?;
         Ok((
             StagedFile::Named(Staged {
                 upper: self,

@@ -2,9 +2,12 @@
 //! seen nor forged from inside.
 
 use crate::common::fixture::Fixture;
-use crate::common::layers::{Layer, net_raw_capability};
+use crate::common::layers::{self, Form, Layer, net_raw_capability};
+use crate::common::mount::Fs;
 use crate::common::need_mounts;
 use crate::common::tree::{self, Mask, is_private};
+
+use super::stats::requests_of;
 
 #[test]
 fn set_get_list_remove() {
@@ -114,4 +117,35 @@ fn markers_cannot_be_forged() {
     }
     f.remount();
     tree::assert_same("after a remount", &before, &f.tree(), &Mask::ALL);
+}
+
+/// With `noxattrs` the kernel hears once that there are none. What is copied up keeps them.
+#[test]
+fn noxattrs_shows_none_and_asks_for_none() {
+    need_mounts!();
+    let fs = Fs::Unionfs("noxattrs");
+    let f = Fixture::with(&fs, &layers::standard(), Form::Kernel, true);
+    let unknown = Err(rustix::io::Errno::OPNOTSUPP);
+    let first = requests_of(f.root(), || {
+        assert_eq!(tree::xattr(&f.at("tagged"), b"user.colour"), unknown);
+        assert_eq!(tree::xattr(&f.at("caps"), b"security.capability"), unknown);
+    });
+    assert_eq!(first.get("GETXATTR"), Some(&1), "{first:?}");
+    f.expect(&[
+        ("setxattr plain.txt user.new x", "EOPNOTSUPP"),
+        ("removexattr tagged user.colour", "EOPNOTSUPP"),
+    ]);
+    let sent = requests_of(f.root(), || {
+        std::fs::write(f.at("made"), "data").unwrap();
+        std::os::unix::fs::chown(f.at("made"), Some(0), Some(0)).unwrap();
+        f.ok("chmod tagged 600\nchmod caps 755");
+    });
+    assert_eq!(sent.get("WRITE"), Some(&1), "{sent:?}");
+    assert!(!sent.contains_key("GETXATTR"), "{sent:?}");
+    let stored = |name: &str, key: &[u8]| tree::xattr(&f.upper(name), key);
+    assert_eq!(stored("tagged", b"user.colour"), Ok(b"blue".to_vec()));
+    let capability = || stored("caps", b"security.capability");
+    assert_eq!(capability(), Ok(net_raw_capability()));
+    f.ok("write caps 0 X");
+    assert_eq!(capability(), Err(rustix::io::Errno::NODATA));
 }

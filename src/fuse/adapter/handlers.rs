@@ -74,7 +74,7 @@ impl Adapter {
             }
             Request::StatX { mask } => {
                 self.count(Op::StatX);
-                if !self.births {
+                if !self.told.births {
                     return reply.error(libc::ENOSYS);
                 }
                 let attr = self.union.getattr(ino);
@@ -133,11 +133,17 @@ impl Adapter {
         match request {
             Request::GetXattr { name, size } => {
                 self.count(Op::GetXattr);
+                if !self.told.xattrs {
+                    return reply.error(libc::ENOSYS);
+                }
                 let result = self.union.getxattr(ino, name);
                 reply::xattr(reply, Op::GetXattr, ino, size, result);
             }
             Request::ListXattr { size } => {
                 self.count(Op::ListXattr);
+                if !self.told.xattrs {
+                    return reply.error(libc::ENOSYS);
+                }
                 let result = self.union.listxattr(&caller(header), ino);
                 reply::xattr(reply, Op::ListXattr, ino, size, result);
             }
@@ -233,6 +239,9 @@ impl Adapter {
 
     fn set_xattr(&self, header: &Header, (name, value): (&[u8], &[u8]), flags: u32, reply: Reply) {
         self.count(Op::SetXattr);
+        if !self.told.xattrs {
+            return reply.error(libc::ENOSYS);
+        }
         let (caller, ino) = (caller(header), header.ino);
         let flags = convert::xattr_flags(flags);
         let (name, value) = (name.to_vec(), value.to_vec());
@@ -244,6 +253,9 @@ impl Adapter {
 
     fn remove_xattr(&self, header: &Header, name: &[u8], reply: Reply) {
         self.count(Op::RemoveXattr);
+        if !self.told.xattrs {
+            return reply.error(libc::ENOSYS);
+        }
         let (caller, ino, name) = (caller(header), header.ino, name.to_vec());
         self.modify(ino, move |union| {
             let result = union.removexattr(&caller, ino, &name);
