@@ -44,24 +44,35 @@ fn reopen(fd: &OwnedFd) -> Option<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty()).ok()
 }
 
-/// Runs `job` with `data` copied to aligned memory of this thread.
+/// Runs `job` with `data`, copied to aligned memory of this thread unless it lies so already.
 pub(crate) fn aligned<T>(data: &[u8], job: impl FnOnce(&[u8]) -> T) -> T {
+    if is_aligned(data) {
+        return job(data);
+    }
     with_aligned(data.len(), |buffer| {
         buffer.copy_from_slice(data);
         job(buffer)
     })
 }
 
-/// Runs `fill` on aligned memory of this thread and copies what it counted to `into`.
+/// Runs `fill` on `into` where that is aligned, else on memory of this thread that is, and copies
+/// what it counted.
 pub(crate) fn aligned_into<E>(
     into: &mut [u8],
     fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
 ) -> Result<usize, E> {
+    if is_aligned(into) {
+        return fill(into);
+    }
     with_aligned(into.len(), |buffer| {
         let count = fill(buffer)?;
         into[..count].copy_from_slice(&buffer[..count]);
         Ok(count)
     })
+}
+
+fn is_aligned(data: &[u8]) -> bool {
+    data.as_ptr().addr().is_multiple_of(ALIGN)
 }
 
 fn with_aligned<T>(len: usize, job: impl FnOnce(&mut [u8]) -> T) -> T {

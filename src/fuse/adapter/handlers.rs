@@ -198,7 +198,10 @@ impl Adapter {
             false => self.read_pages(ino, (offset, size), reply),
             true => Some(reply),
         };
-        let Some(reply) = reply else { return };
+        let fill = |room: &mut [u8]| self.union.read(ino, offset, room, direct).ok();
+        let Some(reply) = reply.and_then(|reply| reply.filled(size, fill)) else {
+            return;
+        };
         with_buffer(size, |buffer| {
             match self.union.read(ino, offset, buffer, direct) {
                 Ok(count) => {

@@ -19,6 +19,8 @@ use crate::sys::fuse::clone_device;
 
 /// Room for a request's header and arguments before the data of a WRITE.
 const HEADROOM: usize = 4096;
+/// Bytes of a WRITE before its data.
+const BEFORE_DATA: usize = size_of::<abi::InHeader>() + size_of::<abi::WriteIn>();
 
 /// Answers requests; called by several threads at once.
 pub(crate) trait Handler: Send + Sync + 'static {
@@ -297,9 +299,12 @@ fn receive<'b>(device: &OwnedFd, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
 
 /// A worker: reads, parses, handles, until the file system is unmounted.
 fn work(device: &Arc<OwnedFd>, handler: &dyn Handler, size: usize) -> io::Result<()> {
-    let mut buffer = vec![0; size];
+    let mut buffer = vec![0; size + 2 * HEADROOM];
+    // The data of a WRITE begins with a page: O_DIRECT can write it from there.
+    let start = buffer.as_ptr().align_offset(HEADROOM) + HEADROOM - BEFORE_DATA;
+    let buffer = buffer.get_mut(start..).unwrap_or_default();
     loop {
-        let message = match receive(device, &mut buffer) {
+        let message = match receive(device, buffer) {
             Ok(message) => message,
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
             Err(error) => return Err(error),
