@@ -22,17 +22,12 @@ impl Union {
     /// `direct`: as through O_DIRECT, where the file system of the data knows it (EINVAL for
     /// what that calls misaligned).
     pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8], direct: bool) -> Result<usize> {
-        let data = self.readable(ino)?;
+        let data = self.data_fd(&*self.regular(ino)?, false)?;
         let fd = data.for_io(direct);
         match direct {
             true => aligned_into(buf, |buf| read_all(fd, offset, buf)),
             false => read_all(fd, offset, buf),
         }
-    }
-
-    /// What [`Union::read`] reads.
-    pub(crate) fn readable(&self, ino: Ino) -> Result<Arc<DataFd>> {
-        self.data_fd(&*self.regular(ino)?, false)
     }
 
     /// Writes all of `data` (copy-up).

@@ -1,7 +1,5 @@
 //! The handlers: count, call the union, reply once. Called by the workers of `wire`.
 
-use std::os::fd::AsFd as _;
-
 use super::opens::opened;
 use super::{Adapter, MAX_COPY, SLOW_COPY, lifetime, with_buffer};
 use crate::fuse::convert::{self, caller};
@@ -194,12 +192,8 @@ impl Adapter {
         if i64::try_from(offset).is_err() {
             return reply.error(libc::EINVAL);
         }
-        let reply = match direct {
-            false => self.read_pages(ino, (offset, size), reply),
-            true => Some(reply),
-        };
         let fill = |room: &mut [u8]| self.union.read(ino, offset, room, direct).ok();
-        let Some(reply) = reply.and_then(|reply| reply.filled(size, fill)) else {
+        let Some(reply) = reply.filled(size, fill) else {
             return;
         };
         with_buffer(size, |buffer| {
@@ -210,18 +204,6 @@ impl Adapter {
                 Err(error) => reply::fail(reply, Op::Read, ino, &error),
             }
         });
-    }
-
-    /// Answers a large READ with the file's pages themselves; the reply comes back where that
-    /// cannot be, or fails: the copy meets the error again.
-    fn read_pages(&self, ino: u64, (offset, size): (u64, u32), reply: Reply) -> Option<Reply> {
-        if !reply.takes_file(size) {
-            return Some(reply);
-        }
-        match self.union.readable(ino) {
-            Ok(data) => reply.file(data.fd.as_fd(), offset, size),
-            Err(_) => Some(reply),
-        }
     }
 
     /// `killer`: who loses the file its set-id bits by this write.

@@ -11,7 +11,6 @@
 
 pub(super) mod abi;
 mod connection;
-mod piped;
 pub(super) mod reply;
 pub(super) mod request;
 mod ring_message;

@@ -2,13 +2,12 @@
 //! the thread that took the request from a ring. Called by `adapter` and `fuse::reply`.
 
 use std::io::IoSlice;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use zerocopy::{Immutable, IntoBytes};
 
 use super::abi::{Dirent, EntryOut, OutHeader};
-use super::piped::{self, Piped};
 use super::slot::Slot;
 
 /// The largest errno the kernel takes from a file system.
@@ -71,29 +70,6 @@ impl Reply {
     /// Success with data; whether the kernel took it.
     pub(crate) fn bytes(mut self, data: &[u8]) -> bool {
         self.send(0, data)
-    }
-
-    /// Whether [`Reply::file`] is worth trying for so many bytes.
-    pub(crate) fn takes_file(&self, size: u32) -> bool {
-        size as usize >= piped::WORTH && matches!(self.to, Some(To::Device(_)))
-    }
-
-    /// Success with `size` bytes of `file` from `offset` on, of its pages themselves. The reply
-    /// comes back unused where that is not possible, or the file ends before.
-    pub(crate) fn file(mut self, file: BorrowedFd<'_>, offset: u64, size: u32) -> Option<Self> {
-        let Some(To::Device(device)) = &self.to else {
-            return Some(self);
-        };
-        match piped::send(device, self.unique, file, (offset, size as usize)) {
-            Piped::Not => Some(self),
-            Piped::Sent(taken) => {
-                if !taken {
-                    tracing::debug!(unique = self.unique, "reply not taken");
-                }
-                self.to = None;
-                None
-            }
-        }
     }
 
     /// Success with what `fill` leaves in `size` bytes of the ring's own memory, and counts. The
