@@ -87,3 +87,30 @@ fn with_aligned<T>(len: usize, job: impl FnOnce(&mut [u8]) -> T) -> T {
         job(&mut space[start..start + len])
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_aligned_and_copied_only_where_it_is_not() {
+        let mut space = vec![7; 3 * ALIGN];
+        let start = space.as_ptr().align_offset(ALIGN);
+        for (from, in_place) in [(start, true), (start + 1, false)] {
+            let data = &mut space[from..from + ALIGN];
+            let place = data.as_ptr();
+            aligned(data, |seen| {
+                assert!(is_aligned(seen) && seen.iter().all(|byte| *byte == 7));
+                assert_eq!(seen.as_ptr() == place, in_place);
+            });
+            let filled = aligned_into(data, |seen| {
+                assert!(is_aligned(seen));
+                assert_eq!(seen.as_ptr() == place, in_place);
+                seen[..2].copy_from_slice(b"ab");
+                Ok::<_, ()>(2)
+            });
+            assert_eq!((filled, &data[..3]), (Ok(2), &b"ab\x07"[..]));
+            data[..2].fill(7);
+        }
+    }
+}
