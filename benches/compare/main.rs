@@ -139,6 +139,9 @@ fn measure(args: &Args) -> Report {
             }
         }
         eprintln!("round {} of {rounds}", round + 1);
+        // What is there stays when the run is ended.
+        report.rounds = round + 1;
+        report.write(&args.out);
     }
     report
 }

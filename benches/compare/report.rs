@@ -97,7 +97,8 @@ impl Row {
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Report {
     machine: BTreeMap<String, String>,
-    rounds: usize,
+    /// Those that are complete.
+    pub(crate) rounds: usize,
     pub(crate) subjects: Vec<String>,
     pub(crate) rows: Vec<Row>,
 }

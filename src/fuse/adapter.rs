@@ -25,6 +25,8 @@ use crate::union::Union;
 
 /// The most bytes in one WRITE and in one READ.
 pub(super) const MAX_IO: u32 = 1 << 20;
+/// Bytes; as much as any disk asks of memory for O_DIRECT.
+const PAGE: usize = 4096;
 /// Requests the kernel may have in flight for readahead and other background work.
 const MAX_BACKGROUND: u16 = 64;
 /// A copy of at least this many bytes is slow work.
@@ -159,17 +161,19 @@ pub(super) fn wanted(acl: bool, writeback: bool, stack_depth: u32) -> Limits {
     }
 }
 
-/// Runs `job` with a buffer of this thread, reused between requests. The size is never
-/// cut: a short answer would mean the end of the file to the kernel.
+/// Runs `job` with a buffer of this thread, reused between requests, that begins with a page,
+/// so that O_DIRECT can read into it. The size is never cut: a short answer would mean the end
+/// of the file to the kernel.
 fn with_buffer<T>(size: u32, job: impl FnOnce(&mut [u8]) -> T) -> T {
     thread_local! {
         static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
     let size = size as usize;
     BUFFER.with_borrow_mut(|buffer| {
-        if buffer.len() < size {
-            buffer.resize(size, 0);
+        if buffer.len() < size + PAGE {
+            buffer.resize(size + PAGE, 0);
         }
-        job(buffer.get_mut(..size).unwrap_or_default())
+        let start = buffer.as_ptr().align_offset(PAGE);
+        job(buffer.get_mut(start..start + size).unwrap_or_default())
     })
 }

@@ -44,24 +44,35 @@ fn reopen(fd: &OwnedFd) -> Option<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty()).ok()
 }
 
-/// Runs `job` with `data` copied to aligned memory of this thread.
+/// Runs `job` with `data`, copied to aligned memory of this thread unless it lies so already.
 pub(crate) fn aligned<T>(data: &[u8], job: impl FnOnce(&[u8]) -> T) -> T {
+    if is_aligned(data) {
+        return job(data);
+    }
     with_aligned(data.len(), |buffer| {
         buffer.copy_from_slice(data);
         job(buffer)
     })
 }
 
-/// Runs `fill` on aligned memory of this thread and copies what it counted to `into`.
+/// Runs `fill` on `into` where that is aligned, else on memory of this thread that is, and copies
+/// what it counted.
 pub(crate) fn aligned_into<E>(
     into: &mut [u8],
     fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
 ) -> Result<usize, E> {
+    if is_aligned(into) {
+        return fill(into);
+    }
     with_aligned(into.len(), |buffer| {
         let count = fill(buffer)?;
         into[..count].copy_from_slice(&buffer[..count]);
         Ok(count)
     })
+}
+
+fn is_aligned(data: &[u8]) -> bool {
+    data.as_ptr().addr().is_multiple_of(ALIGN)
 }
 
 fn with_aligned<T>(len: usize, job: impl FnOnce(&mut [u8]) -> T) -> T {
@@ -75,4 +86,31 @@ fn with_aligned<T>(len: usize, job: impl FnOnce(&mut [u8]) -> T) -> T {
         let start = space.as_ptr().align_offset(ALIGN);
         job(&mut space[start..start + len])
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_aligned_and_copied_only_where_it_is_not() {
+        let mut space = vec![7; 3 * ALIGN];
+        let start = space.as_ptr().align_offset(ALIGN);
+        for (from, in_place) in [(start, true), (start + 1, false)] {
+            let data = &mut space[from..from + ALIGN];
+            let place = data.as_ptr();
+            aligned(data, |seen| {
+                assert!(is_aligned(seen) && seen.iter().all(|byte| *byte == 7));
+                assert_eq!(seen.as_ptr() == place, in_place);
+            });
+            let filled = aligned_into(data, |seen| {
+                assert!(is_aligned(seen));
+                assert_eq!(seen.as_ptr() == place, in_place);
+                seen[..2].copy_from_slice(b"ab");
+                Ok::<_, ()>(2)
+            });
+            assert_eq!((filled, &data[..3]), (Ok(2), &b"ab\x07"[..]));
+            data[..2].fill(7);
+        }
+    }
 }

@@ -20,6 +20,8 @@ use crate::sys::fuse::clone_device;
 
 /// Room for a request's header and arguments before the data of a WRITE.
 const HEADROOM: usize = 4096;
+/// Bytes of a WRITE before its data.
+const BEFORE_DATA: usize = size_of::<abi::InHeader>() + size_of::<abi::WriteIn>();
 
 /// How long FORGETs gather beside the rings.
 const GATHER: Duration = Duration::from_millis(2);
@@ -345,8 +347,11 @@ enum Taken {
 
 /// A worker: takes messages until the file system is unmounted.
 fn work(device: &Arc<OwnedFd>, handler: &dyn Handler, size: usize) -> io::Result<()> {
-    let mut buffer = vec![0; size];
-    while !matches!(take(device, handler, &mut buffer)?, Taken::End) {}
+    let mut buffer = vec![0; size + 2 * HEADROOM];
+    // The data of a WRITE begins with a page: O_DIRECT can write it from there.
+    let start = buffer.as_ptr().align_offset(HEADROOM) + HEADROOM - BEFORE_DATA;
+    let buffer = buffer.get_mut(start..).unwrap_or_default();
+    while !matches!(take(device, handler, buffer)?, Taken::End) {}
     Ok(())
 }
 

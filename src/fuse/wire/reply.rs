@@ -72,6 +72,22 @@ impl Reply {
         self.send(0, data)
     }
 
+    /// Success with what `fill` leaves in `size` bytes of the ring's own memory, and counts. The
+    /// reply comes back unused where it came over no ring, or `fill` failed.
+    pub(crate) fn filled(
+        mut self,
+        size: u32,
+        fill: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> Option<Self> {
+        match &self.to {
+            Some(To::Ring(slot)) if slot.fill(size as usize, fill) => {
+                self.to = None;
+                None
+            }
+            _ => Some(self),
+        }
+    }
+
     fn send(&mut self, errno: i32, data: &[u8]) -> bool {
         let error = match errno {
             0..=MAX_ERRNO => -errno,

@@ -69,6 +69,20 @@ impl Slot {
         fits
     }
 
+    /// Answers with what `fill` leaves in `size` bytes of the payload, and counts. `false`, and
+    /// the answer is still to be given: there is no such room here, or `fill` failed.
+    pub(super) fn fill(&self, size: usize, fill: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
+        let mut state = self.state.lock();
+        let room = state.payload.as_mut().and_then(|p| p.get_mut(..size));
+        let Some(len) = room.and_then(fill) else {
+            return false;
+        };
+        state.answer = Some(Answer { error: 0, len });
+        drop(state);
+        self.answered.notify_one();
+        true
+    }
+
     /// Waits for the answer; its data is in the payload returned: the one that was lent,
     /// else `kept`. `None`: neither is there, or it is `over`.
     pub(super) fn wait(

@@ -153,7 +153,8 @@ fn io_uring_is_promised_only_where_it_is_offered_and_possible() {
     drop(connection);
 }
 
-/// Answers LOOKUP with its name, panics at GETATTR, and notes FORGET.
+/// Answers LOOKUP with its name and WRITE with how far its data is from a page's start, panics
+/// at GETATTR, and notes FORGET.
 #[derive(Default)]
 struct Echo(Mutex<Vec<u64>>);
 
@@ -162,6 +163,10 @@ impl Handler for Echo {
         match request {
             Request::Lookup { name } => {
                 reply.bytes(name);
+            }
+            Request::Write { data, .. } => {
+                let past = (data.as_ptr().addr() % 4096) as u64;
+                reply.message(&past);
             }
             Request::GetAttr => panic!("expected by the test"),
             Request::Forget { count } => self.0.lock().unwrap().push(count),
@@ -223,4 +228,24 @@ fn beside_the_rings_one_thread_reads_until_they_fail() {
     );
     drop(kernel);
     reader.join().unwrap().unwrap();
+}
+
+#[test]
+fn the_data_of_a_write_lies_as_disks_want_it() {
+    let (kernel, ours) = pair();
+    let handler = Arc::new(Echo::default());
+    let worker = std::thread::spawn(move || work(&Arc::new(ours), &*handler, 8192));
+    // As long as a message may be.
+    for size in [1, 4096, 8192 - BEFORE_DATA as u32] {
+        let write = abi::WriteIn {
+            size,
+            ..abi::WriteIn::default()
+        };
+        let data = vec![b'x'; size as usize];
+        send(&kernel, op::WRITE, &[write.as_bytes(), &data].concat());
+        let (header, past) = answered(&kernel);
+        assert_eq!((header.error, &*past), (0, &[0; 8][..]), "{size} bytes");
+    }
+    drop(kernel);
+    worker.join().unwrap().unwrap();
 }

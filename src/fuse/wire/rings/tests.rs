@@ -3,7 +3,7 @@
 use zerocopy::IntoBytes;
 
 use super::*;
-use crate::fuse::wire::abi::{InHeader, UringEntInOut, WriteIn};
+use crate::fuse::wire::abi::{InHeader, ReadIn, UringEntInOut, WriteIn};
 use crate::fuse::wire::{Header, Request};
 
 #[test]
@@ -18,7 +18,7 @@ fn cpus_are_counted() {
 }
 
 /// Answers LOOKUP with its name twice, WRITE with its data, UNLINK from another thread and
-/// with too much; panics at GETATTR and forgets to answer the rest.
+/// with too much, READ in place where the offset is 0; panics at GETATTR and forgets to answer the rest.
 struct Odd;
 
 impl Handler for Odd {
@@ -31,6 +31,16 @@ impl Handler for Odd {
                 std::thread::spawn(move || reply.bytes(&name));
             }
             Request::RmDir { .. } => assert!(!reply.bytes(&[0; 10_000])),
+            Request::Read { offset, size, .. } => {
+                let fill = |room: &mut [u8]| {
+                    assert_ne!(offset, 2, "expected by the test");
+                    room.fill(b'x');
+                    (offset == 0).then_some(room.len() - 1)
+                };
+                if let Some(reply) = reply.filled(size, fill) {
+                    assert!(reply.bytes(b"copied"));
+                }
+            }
             Request::GetAttr => panic!("expected by the test"),
             _ => {}
         }
@@ -79,6 +89,13 @@ fn every_request_is_answered_once_whatever_becomes_of_it() {
         size: 4,
         ..WriteIn::default()
     };
+    let read = |offset, size| ReadIn {
+        offset,
+        size,
+        ..ReadIn::default()
+    };
+    let (in_place, failing) = (read(0, 4), read(1, 4));
+    let (panicking, too_long) = (read(2, 4), read(0, 10_000));
     let eio: (i32, &[u8]) = (-libc::EIO, b"");
     for (opcode, op, rest, expected) in [
         (op::LOOKUP, &b""[..], &b"ab\0"[..], (0, &b"abab"[..])),
@@ -87,6 +104,10 @@ fn every_request_is_answered_once_whatever_becomes_of_it() {
         (op::RMDIR, b"", b"name\0", eio),
         (op::GETATTR, &[0; 16], b"", eio),
         (op::READLINK, b"", b"", eio),
+        (op::READ, in_place.as_bytes(), b"", (0, b"xxx")),
+        (op::READ, failing.as_bytes(), b"", (0, b"copied")),
+        (op::READ, panicking.as_bytes(), b"", eio),
+        (op::READ, too_long.as_bytes(), b"", (0, b"copied")),
         // Shorter than WRITE's own struct says.
         (op::WRITE, write.as_bytes(), b"dat", eio),
     ] {
