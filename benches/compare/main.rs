@@ -80,6 +80,9 @@ struct Args {
     /// Also keep the report as docs/BENCHMARKS.md with its plots
     #[arg(long)]
     publish: bool,
+    /// Mount kernel overlayfs and end: how the benchmark does it
+    #[arg(long, hide = true, num_args = 1.., value_name = "PLACE")]
+    mount_kernel: Option<Vec<PathBuf>>,
     /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -91,6 +94,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let args = Args::parse();
+    if let Some(places) = &args.mount_kernel {
+        bed::mount_kernel(places);
+        return ExitCode::SUCCESS;
+    }
     if let Some(files) = &args.diff {
         return report::diff(&files[0], &files[1]);
     }

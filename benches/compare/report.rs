@@ -342,7 +342,8 @@ impl Report {
 
 /// What the columns are.
 const COLUMNS: &str = "\
-- kernel: overlayfs of the kernel on the directories of the image's layers, in our store
+- kernel: overlayfs of the kernel on the directories of the image's layers, in our store; mounted
+  by a program that makes the system call, as mount(8) does
 - unionfs: `unionfs mount IMAGE` as it comes: `io=auto`, which is `cached`, `transport=auto`, which
   is `classic` unless root has switched io_uring on, and a catalog that is there already
 - unionfs io=passthrough: the kernel reads and writes the files; opening one costs a message
