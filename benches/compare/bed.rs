@@ -103,24 +103,27 @@ fn is_live(mnt: &Path) -> bool {
     device(mnt).is_ok_and(|dev| device(parent).is_ok_and(|other| other != dev))
 }
 
+/// Stands for an upper and a work directory that are not there.
+const NO_UPPER: &str = "none";
+
 /// This program once more: mount(8) takes no more than a page of options.
 fn kernel_command(stack: &Stack) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.arg("--bench").arg("--mount-kernel").arg(&stack.mnt);
     match &stack.upper {
         Some((upper, work)) => command.arg(upper).arg(work),
-        None => command.args(["", ""]),
+        None => command.args([NO_UPPER, NO_UPPER]),
     };
     command.args(&stack.lowers);
     command
 }
 
-/// What [`kernel_command`] runs: mountpoint, upper, work (both empty: read-only), lowers.
+/// What [`kernel_command`] runs: mountpoint, upper, work (both [`NO_UPPER`]: read-only), lowers.
 pub(crate) fn mount_kernel(places: &[PathBuf]) {
     let [mnt, upper, work, lowers @ ..] = places else {
         panic!("--mount-kernel MNT UPPER WORK LOWER...");
     };
-    let has_upper = !upper.as_os_str().is_empty();
+    let has_upper = upper.as_os_str() != NO_UPPER;
     let mounted = KERNEL.mount(&Stack {
         lowers: lowers.to_vec(),
         upper: has_upper.then(|| (upper.clone(), work.clone())),
