@@ -189,10 +189,12 @@ pub fn io_policy() -> Option<String> {
 }
 
 /// What else to ask of a mount of ours with `options`: [`io_policy`], and the transport that
-/// `UNIONFS_TEST_TRANSPORT` names (`uring`, `classic`), where it does not say it itself.
+/// `UNIONFS_TEST_TRANSPORT` names (`uring`, `classic`), where it does not say it itself. Never
+/// left to the machine, whose administrator may have switched io_uring on: what a test counts
+/// would depend on it.
 fn asked_of_all(options: &str) -> String {
-    let transport = std::env::var("UNIONFS_TEST_TRANSPORT").ok();
-    [("io", io_policy()), ("transport", transport)]
+    let transport = std::env::var("UNIONFS_TEST_TRANSPORT").unwrap_or("classic".into());
+    [("io", io_policy()), ("transport", Some(transport))]
         .into_iter()
         .filter(|(key, _)| !options.contains(&format!("{key}=")))
         .filter_map(|(key, value)| Some(format!(",{key}={}", value?)))
