@@ -302,6 +302,14 @@ impl<'l> Bed<'l> {
         &self.stack.mnt
     }
 
+    /// A file of the top layer where it lies.
+    pub(crate) fn below(&self, name: &str) -> PathBuf {
+        match self.subject.is_plain() {
+            true => self.path().join(name),
+            false => self.stack.lowers[0].join(name),
+        }
+    }
+
     /// A directory on the disk beside the mount, for what goes in or out.
     pub(crate) fn outside(&self) -> &Path {
         &self.own

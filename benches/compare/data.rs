@@ -38,12 +38,16 @@ pub(crate) const ALL: &[Workload] = fio_rows![
     "randwrite-4k-fsync-upper",
 ];
 
-/// The file that is in the upper already; `lower.bin` is one of the layers'.
+/// The file that is in the upper already; `lower.bin` is one of the layers'. That one's pages come
+/// anew, read from the layer itself: how large they are depends on who first read them how, and
+/// on how large they are depends what reading them again costs.
 fn prepare(bed: &Bed<'_>) -> Result<(), String> {
     let upper = bed.path().join("upper.bin");
     if upper.metadata().is_ok_and(|m| m.len() == FIO_SIZE) {
         return Ok(());
     }
+    let read = "dd if=\"$1\" iflag=nocache count=0 status=none && dd if=\"$1\" of=/dev/null bs=128k status=none";
+    sh(read, &[&bed.below("lower.bin")])?;
     sh(
         "dd if=\"$1\" of=\"$2\" bs=1M status=none && sync \"$2\"",
         &[&bed.path().join("lower.bin"), &upper],

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::bed::sh;
 use crate::common::mount::Scratch;
+use crate::disk::Disk;
 use crate::image;
 
 /// The files, in stacks of several depths; and somewhere to put more.
@@ -42,12 +43,13 @@ pub(crate) const MILLION: &str = "bench:million";
 
 impl Layers {
     /// From a Debian root file system, or `quick`ly made up. Makes the images that are `wanted`
-    /// and not there yet; they stay in `target/bench`.
-    pub(crate) fn make(quick: bool, wanted: impl Fn(&str) -> bool) -> Self {
-        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
+    /// and not there yet; they stay on the disk.
+    pub(crate) fn make(disk: &Disk, quick: bool, wanted: impl Fn(&str) -> bool) -> Self {
+        let images = if quick { "images-quick" } else { "images" };
+        fs::create_dir_all(disk.path()).unwrap();
         let mut layers = Self {
-            scratch: Scratch::disk(),
-            images: kept.join(if quick { "images-quick" } else { "images" }),
+            scratch: Scratch::beneath(disk.path()),
+            images: disk.path().join(images),
             rootfs: !quick,
             stacks: BTreeMap::new(),
         };
@@ -56,7 +58,7 @@ impl Layers {
             layers.keep(&Self::image(depth), |scratch| {
                 let tree = tree.get_or_insert_with(|| match quick {
                     true => made_tree(&scratch.dir("tree")),
-                    false => rootfs(&kept.join("rootfs")),
+                    false => rootfs(&Disk::here().path().join("rootfs")),
                 });
                 let stack = spread(tree, &scratch.path().join(format!("stack-{depth}")), depth);
                 if depth == DEPTH {

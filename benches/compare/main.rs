@@ -3,6 +3,7 @@
 //! Called by hand: `just bench`, or `cargo bench --bench compare -- --help`. Needs root.
 //!
 //! ```text
+//! disk      the file system that all of it is on
 //! layers    the files: images of several depths    image  made and loaded into a store of ours
 //! bed       what is measured (subjects) and where (a mount that can be made cold)
 //! metadata  workloads on names and attributes      data   fio          copy_up
@@ -22,6 +23,7 @@ mod bed;
 mod copy_up;
 mod cost;
 mod data;
+mod disk;
 mod image;
 mod layers;
 mod metadata;
@@ -31,10 +33,12 @@ mod work;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Parser as _;
 
 use bed::{Bed, Subject};
+use disk::Disk;
 use layers::{DEPTH, Layers, MILLION};
 use report::{Report, Sample};
 
@@ -68,9 +72,12 @@ struct Args {
     /// Only this subject; may be repeated (kernel overlayfs is always one)
     #[arg(long = "subject", value_name = "NAME")]
     subjects: Vec<String>,
-    /// A small made tree instead of a Debian root file system, three rounds
+    /// A small made tree instead of a Debian root file system
     #[arg(long)]
     quick: bool,
+    /// On a new ext4 on a loop device instead of the disk that the repository is on
+    #[arg(long = "loop")]
+    on_loop: bool,
     /// Directory for report.json, report.md and the plots
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
@@ -115,17 +122,17 @@ fn main() -> ExitCode {
 }
 
 fn measure(args: &Args) -> Report {
-    let rounds = if args.quick {
-        3.min(args.rounds)
-    } else {
-        args.rounds
+    let rounds = args.rounds;
+    let disk = match args.on_loop {
+        true => Disk::of_its_own(),
+        false => Disk::here(),
     };
-    let layers = Layers::make(args.quick, |image| needs(args, image));
+    let layers = Layers::make(&disk, args.quick, |image| needs(args, image));
     let mut subjects = bed::subjects(args.peer.clone());
     subjects.retain(|s| {
         args.subjects.is_empty() || s.name == "kernel" || args.subjects.contains(&s.name)
     });
-    let mut report = Report::new(&subjects, rounds);
+    let mut report = Report::new(&subjects, rounds, &disk.describe());
     let parts = [
         metadata::ALL,
         data::ALL,
@@ -136,21 +143,32 @@ fn measure(args: &Args) -> Report {
     ];
     let workloads: Vec<Workload> = parts.concat();
     for round in 0..rounds {
-        // Another one goes first in each round.
-        for turn in 0..subjects.len() {
-            let subject = &subjects[(round + turn) % subjects.len()];
+        for index in order(subjects.len(), round) {
+            let subject = &subjects[index];
+            let start = Instant::now();
             on_the_stack(args, &layers, subject, &workloads, round, &mut report);
             over_depths(args, &layers, subject, &mut report);
             if round == 0 {
                 on_a_million(args, &layers, subject, &mut report);
             }
+            let (round, took) = (round + 1, start.elapsed().as_secs());
+            eprintln!("round {round} of {rounds}: {}, {took} s", subject.name);
         }
-        eprintln!("round {} of {rounds}", round + 1);
         // What is there stays when the run is ended.
         report.rounds = round + 1;
         report.write(&args.out);
     }
     report
+}
+
+/// Another one goes first in each round, and each comes after another one: what one leaves behind
+/// on the disk and in the caches burdens the next. A row of Williams' square: 0, 1, -1, 2, -2, ...
+fn order(subjects: usize, round: usize) -> impl Iterator<Item = usize> {
+    (0..subjects).map(move |turn| {
+        let step = turn.div_ceil(2);
+        let place = if turn % 2 == 1 { step } else { subjects - step };
+        (place + round) % subjects
+    })
 }
 
 fn wanted(args: &Args, name: &str) -> bool {

@@ -109,7 +109,7 @@ fn first_line(program: &str, args: &[&str]) -> Option<String> {
     text.lines().next().map(str::to_owned)
 }
 
-fn machine() -> BTreeMap<String, String> {
+fn machine(disk: &str) -> BTreeMap<String, String> {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpu.lines().find_map(|l| l.strip_prefix("model name"));
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
@@ -121,10 +121,7 @@ fn machine() -> BTreeMap<String, String> {
             "CPU",
             cpu.map(|c| c.trim_start_matches(['\t', ' ', ':']).to_owned()),
         ),
-        (
-            "disk",
-            first_line("findmnt", &["-no", "FSTYPE", "-T", "/tmp"]),
-        ),
+        ("disk", Some(disk.to_owned())),
         (
             "unionfs",
             first_line("git", &["describe", "--always", "--dirty", "--tags"]),
@@ -138,8 +135,8 @@ fn machine() -> BTreeMap<String, String> {
 }
 
 impl Report {
-    pub(crate) fn new(subjects: &[Subject], rounds: usize) -> Self {
-        let mut machine = machine();
+    pub(crate) fn new(subjects: &[Subject], rounds: usize, disk: &str) -> Self {
+        let mut machine = machine(disk);
         for subject in subjects {
             if let Some(version) = subject.version() {
                 machine.insert(subject.name.clone(), version);
@@ -288,7 +285,7 @@ impl Report {
         let mut page = String::from(
             "# Benchmarks\n\nThe last published run of `just bench --publish`: medians, half the \
              range in percent, and the ratio to kernel overlayfs in the same run. Subjects take \
-             turns in every round, another one first each time. Made by \
+             turns in every round, each after another one in each. Made by \
              `benches/compare/report.rs`; do not edit.\n\n",
         );
         page += COLUMNS;

@@ -399,7 +399,7 @@ impl Catalogued {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let work = move || {
-            crate::sys::process::idle_thread();
+            crate::sys::schedule::idle_thread();
             let mut step = |_| !stopped.load(Ordering::Relaxed);
             match catalog::build(&stack, &label, &self.path, &mut step) {
                 Ok(built) => tracing::info!(?built, "catalog {} made", self.path.display()),

@@ -10,6 +10,8 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use crate::sys::schedule::{self, Policy};
+
 /// Enough to keep a disk busy; each costs a stack and a thread.
 const MAX_THREADS: usize = 32;
 /// How long a thread waits for more work.
@@ -27,9 +29,10 @@ struct Shared {
     ended: Condvar,
     max_threads: usize,
     idle_time: Duration,
-    /// The CPUs of whoever made the pool: a thread that submits may be pinned to one, and
-    /// what it starts would be, too.
+    /// The CPUs and the policy of whoever made the pool: a thread that submits may be pinned to
+    /// one and SCHED_IDLE, and what it starts would be, too.
     cpus: Option<CpuSet>,
+    policy: Option<Policy>,
 }
 
 #[derive(Default)]
@@ -56,6 +59,7 @@ impl Pool {
             max_threads,
             idle_time,
             cpus: sched_getaffinity(None).ok(),
+            policy: schedule::policy(0).ok().flatten(),
         }))
     }
 
@@ -131,6 +135,7 @@ fn run(departure: &Departure) {
     let shared = &departure.0;
     // Where it is refused the thread works all the same.
     let _ = shared.cpus.map(|cpus| sched_setaffinity(None, &cpus));
+    let _ = shared.policy.map(|policy| schedule::set_policy(0, policy));
     let mut state = shared.state.lock();
     loop {
         while let Some(job) = state.queue.pop_front() {

@@ -8,6 +8,7 @@ pub mod map;
 pub mod memory;
 pub mod mounts;
 pub mod process;
+pub mod schedule;
 pub mod uring;
 pub mod writeback;
 pub mod xattrat;

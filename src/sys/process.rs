@@ -92,23 +92,3 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
-
-/// Lets everything else on the machine go before the calling thread, for its processor
-/// (SCHED_IDLE) and its disk (ioprio_set(2), class idle), as far as the kernel allows.
-#[allow(unsafe_code)]
-pub fn idle_thread() {
-    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
-    const IOPRIO_CLASS_IDLE: libc::c_int = 3 << 13;
-    let param = libc::sched_param { sched_priority: 0 };
-    // SAFETY: 0 is the calling thread; `param` lives through the call, which only reads it.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const param) };
-    // SAFETY: takes numbers only; 0 is the calling thread.
-    unsafe {
-        libc::syscall(
-            libc::SYS_ioprio_set,
-            IOPRIO_WHO_PROCESS,
-            0,
-            IOPRIO_CLASS_IDLE,
-        )
-    };
-}

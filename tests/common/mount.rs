@@ -64,9 +64,14 @@ pub struct Scratch {
 impl Scratch {
     /// On the file system of `$TMPDIR`: a real disk in CI and here.
     pub fn disk() -> Self {
+        Self::beneath(&std::env::temp_dir())
+    }
+
+    /// In `parent`.
+    pub fn beneath(parent: &Path) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("unionfs-test.")
-            .tempdir()
+            .tempdir_in(parent)
             .unwrap();
         // Scripts also run as other users.
         chmod(dir.path(), 0o755);

@@ -11,6 +11,7 @@
 
 pub(super) mod abi;
 mod connection;
+mod giving_way;
 pub(super) mod reply;
 pub(super) mod request;
 mod ring_message;

@@ -12,6 +12,9 @@
 //! waits for the next request. Slow work answers from the pool; the thread of the request
 //! waits for it (only it may use its ring) while others take the next ones.
 //!
+//! While requests come in numbers the threads are SCHED_IDLE, so that a caller stays on its CPU
+//! (`giving_way`). What they start inherits that and takes it back (`fuse::pool`).
+//!
 //! Memory: address space of `payload` (1 MiB) for each thread, of which pages count once
 //! data of that size went through them; two pages of kernel memory for the ring.
 
@@ -25,6 +28,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::abi::op;
 use super::connection::{Handler, handle};
+use super::giving_way::Watch;
 use super::reply::Reply;
 use super::request;
 use super::ring_message;
@@ -63,6 +67,7 @@ impl Served {
 pub(super) struct Rings {
     leaders: Vec<Sender<Arc<Served>>>,
     ends: Receiver<io::Result<()>>,
+    watch: Option<Arc<Watch>>,
 }
 
 /// The requests of one CPU.
@@ -76,6 +81,7 @@ struct Queue {
     /// That it cannot grow.
     told: AtomicBool,
     ends: Sender<io::Result<()>>,
+    watch: Option<Arc<Watch>>,
 }
 
 impl Rings {
@@ -88,7 +94,9 @@ impl Rings {
         let (ends, all_ends) = mpsc::channel();
         let (ready, answers) = mpsc::channel();
         let mut leaders = Vec::new();
-        for cpu in 0..possible_cpus()? {
+        let cpus = possible_cpus()?;
+        let watch = Watch::new(cpus);
+        for cpu in 0..cpus {
             let queue = Queue {
                 cpu,
                 device: Arc::clone(device),
@@ -97,6 +105,7 @@ impl Rings {
                 idle: AtomicUsize::new(0),
                 told: AtomicBool::new(false),
                 ends: ends.clone(),
+                watch: watch.clone(),
             };
             let (start, started) = mpsc::channel();
             let ready = ready.clone();
@@ -111,12 +120,16 @@ impl Rings {
         Ok(Self {
             leaders,
             ends: all_ends,
+            watch,
         })
     }
 
     /// Registers the rings: requests come to the handler. What is returned yields how each
     /// thread ended, and ends itself with the last.
     pub(super) fn start(self, served: &Arc<Served>) -> Receiver<io::Result<()>> {
+        if let Some(watch) = &self.watch {
+            watch.start();
+        }
         for leader in self.leaders {
             // It waits for nothing else.
             let _ = leader.send(Arc::clone(served));
@@ -253,6 +266,7 @@ impl Place {
         let mut command = Command::Register;
         // Requests other than WRITE, so that the answer may be written over them.
         let mut copy = Vec::new();
+        let mut way = queue.watch.as_ref().and_then(|w| w.join(queue.cpu));
         loop {
             queue.idle.fetch_add(1, Ordering::Relaxed);
             let exchanged = entry.exchange(command, &mut header, payload);
@@ -261,6 +275,9 @@ impl Place {
                 Ok(payload) => payload,
                 Err(error) => return ended(command, error, queue.cpu),
             };
+            if let Some(way) = &mut way {
+                way.took();
+            }
             if was_last {
                 grow(&queue, served);
             }

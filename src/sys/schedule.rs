@@ -1,0 +1,99 @@
+//! What the scheduler is told of single threads. Called by the cli (work in the background) and
+//! `fuse` (threads that give way, threads that must not inherit it).
+#![allow(unsafe_code)]
+
+use std::io;
+
+/// A scheduling policy of sched(7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// `SCHED_OTHER`, what threads have by default.
+    Other,
+    /// `SCHED_IDLE`: whatever else wants the CPU goes first.
+    Idle,
+}
+
+/// The number of the calling thread.
+pub fn this_thread() -> i32 {
+    rustix::thread::gettid().as_raw_nonzero().get()
+}
+
+/// Gives a thread of this process a policy; its nice value stays.
+///
+/// # Errors
+/// EPERM for a way back from [`Policy::Idle`] that RLIMIT_NICE does not allow and
+/// CAP_SYS_NICE is missing for; ESRCH for a thread that has ended.
+pub fn set_policy(thread: i32, policy: Policy) -> io::Result<()> {
+    let number = match policy {
+        Policy::Other => libc::SCHED_OTHER,
+        Policy::Idle => libc::SCHED_IDLE,
+    };
+    let param = libc::sched_param { sched_priority: 0 };
+    // Not by libc's function, which musl does not have.
+    // SAFETY: `param` lives through the call, which only reads it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_sched_setscheduler,
+            thread,
+            number,
+            &raw const param,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The policy of a thread of this process; `None` for those that are not ours to change.
+///
+/// # Errors
+/// ESRCH for a thread that has ended.
+pub fn policy(thread: i32) -> io::Result<Option<Policy>> {
+    // SAFETY: takes a number only.
+    let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, thread) };
+    match i32::try_from(policy) {
+        Ok(libc::SCHED_OTHER) => Ok(Some(Policy::Other)),
+        Ok(libc::SCHED_IDLE) => Ok(Some(Policy::Idle)),
+        Ok(0..) => Ok(None),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Lets everything else on the machine go before the calling thread, for its processor
+/// (SCHED_IDLE) and its disk (ioprio_set(2), class idle), as far as the kernel allows.
+pub fn idle_thread() {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    const IOPRIO_CLASS_IDLE: libc::c_int = 3 << 13;
+    let _ = set_policy(0, Policy::Idle);
+    // SAFETY: takes numbers only; 0 is the calling thread.
+    unsafe {
+        libc::syscall(
+            libc::SYS_ioprio_set,
+            IOPRIO_WHO_PROCESS,
+            0,
+            IOPRIO_CLASS_IDLE,
+        )
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_gives_way_alone() {
+        std::thread::spawn(|| {
+            let me = this_thread();
+            assert_eq!(policy(me).unwrap(), Some(Policy::Other));
+            set_policy(me, Policy::Idle).unwrap();
+            assert_eq!(policy(me).unwrap(), Some(Policy::Idle));
+        })
+        .join()
+        .unwrap();
+        assert_eq!(policy(this_thread()).unwrap(), Some(Policy::Other));
+        let error = set_policy(i32::MAX, Policy::Idle).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ESRCH));
+        assert!(policy(i32::MAX).is_err());
+    }
+}
