@@ -18,6 +18,7 @@ mod differences;
 mod fallocate;
 mod forget;
 mod fsync;
+mod giving_way;
 mod handles;
 mod hardlinks;
 mod hostile;

@@ -6,8 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -126,89 +125,6 @@ fn threads_are_pinned_and_slow_work_is_not() {
         !slow.is_empty() && slow.iter().all(|cpus| *cpus == all.trim()),
         "{slow:?}"
     );
-}
-
-/// The scheduling policies of the server's threads whose names begin so: proc_pid_stat(5).
-fn policies(server: u32, name: &str) -> Vec<i32> {
-    let tasks = fs::read_dir(format!("/proc/{server}/task")).unwrap();
-    let policy = |task: std::io::Result<fs::DirEntry>| {
-        let stat = fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
-        let (named, fields) = stat.split_once('(')?.1.split_once(") ")?;
-        // Field 41; here the first is the third.
-        let policy = || fields.split(' ').nth(38).unwrap().parse().unwrap();
-        named.starts_with(name).then(policy)
-    };
-    tasks.filter_map(policy).collect()
-}
-
-/// A thread on each CPU that wants all of it.
-struct Hogs(Arc<AtomicBool>);
-
-impl Hogs {
-    fn new() -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        for cpu in 0..std::thread::available_parallelism().unwrap().get() {
-            let stop = Arc::clone(&stop);
-            std::thread::spawn(move || {
-                let mut one = CpuSet::new();
-                one.set(cpu);
-                sched_setaffinity(None, &one).unwrap();
-                while !stop.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
-                }
-            });
-        }
-        Self(stop)
-    }
-}
-
-impl Drop for Hogs {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// So that their callers stay on their CPUs; but not where others want those, nor for good, and
-/// what they start does not inherit it.
-#[test]
-fn threads_give_way_while_requests_come_but_never_starve() {
-    need_uring!();
-    let f = standard(&URING);
-    let server = f.mounted().servers()[0];
-    let mut names = 0;
-    let mut ask = |count: usize| {
-        for _ in 0..count {
-            names += 1;
-            // A new name: no cache answers.
-            f.at(format!("absent-{names}"))
-                .symlink_metadata()
-                .unwrap_err();
-        }
-    };
-    let of_rings = || policies(server, "unionfs-cpu");
-    let are_other = || of_rings().iter().all(|p| *p == libc::SCHED_OTHER);
-    assert!(are_other());
-    let give_way = |ask: &mut dyn FnMut(usize)| {
-        poll(|| {
-            ask(200);
-            of_rings().contains(&libc::SCHED_IDLE)
-        })
-    };
-    assert!(give_way(&mut ask));
-    // A copy-up: threads for slow work begin.
-    f.ok("write plain.txt 0 changed");
-    let slow = policies(server, "unionfs-slow");
-    assert!(!slow.is_empty() && slow.iter().all(|p| *p == libc::SCHED_OTHER));
-    assert!(poll(are_other), "for good: {:?}", of_rings());
-    assert!(give_way(&mut ask));
-    let hogs = Hogs::new();
-    let fed = poll(|| {
-        ask(20);
-        are_other()
-    });
-    assert!(fed, "starved: {:?}", of_rings());
-    ask(2000);
-    drop(hogs);
 }
 
 /// A mount whose lower is served by another one, which can be made to stop answering.

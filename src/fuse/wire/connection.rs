@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use super::abi::{self, InitIn, InitOut, init, init2, op};
+use super::giving_way::{Place, Watch};
 use super::reply::Reply;
 use super::request::{self, Header, Request};
 use super::rings::{Rings, Served};
@@ -176,20 +177,31 @@ impl Connection {
         threads: usize,
         others: impl FnOnce() -> bool,
     ) -> io::Result<()> {
-        let mut workers = vec![self.start_worker(handler, 0, Arc::clone(&self.device))?];
+        // What the first requests need not wait for comes later.
+        let watch = Arc::new(OnceLock::new());
+        let start = |number, device| self.start_worker(handler, number, device, &watch);
+        let mut workers = vec![start(0, Arc::clone(&self.device))?];
         let own_devices = others();
+        if let Some(new) = Watch::of_workers() {
+            new.start();
+            watch.get_or_init(|| new);
+        }
         for number in 1..threads {
             let device = match own_devices {
                 true => self.another_device(),
                 false => Arc::clone(&self.device),
             };
-            match self.start_worker(handler, number, device) {
+            match start(number, device) {
                 Ok(worker) => workers.push(worker),
                 // Fewer do.
                 Err(error) => tracing::warn!(%error, "cannot start another worker"),
             }
         }
-        workers.into_iter().map(end).fold(Ok(()), io::Result::and)
+        let outcome = workers.into_iter().map(end).fold(Ok(()), io::Result::and);
+        if let Some(watch) = watch.get() {
+            watch.end();
+        }
+        outcome
     }
 
     /// Takes what rings do not carry: FORGET, INTERRUPT. After each file that is removed the
@@ -203,7 +215,7 @@ impl Connection {
     ) -> io::Result<()> {
         let mut buffer = vec![0; self.buffer];
         loop {
-            match take(&self.device, &**handler, &mut buffer)? {
+            match take(&self.device, &**handler, &mut buffer, &mut None)? {
                 Taken::End => return Ok(()),
                 Taken::Message(op::FORGET | op::BATCH_FORGET) => std::thread::sleep(GATHER),
                 Taken::Message(op::INTERRUPT) | Taken::Noise => {}
@@ -219,11 +231,12 @@ impl Connection {
         handler: &Arc<dyn Handler>,
         number: usize,
         device: Arc<OwnedFd>,
+        watch: &Arc<OnceLock<Arc<Watch>>>,
     ) -> io::Result<JoinHandle<io::Result<()>>> {
-        let (handler, size) = (Arc::clone(handler), self.buffer);
+        let (handler, size, watch) = (Arc::clone(handler), self.buffer, Arc::clone(watch));
         std::thread::Builder::new()
             .name(format!("unionfs-{number}"))
-            .spawn(move || work(&device, &*handler, size))
+            .spawn(move || work(&device, &*handler, size, &watch))
     }
 
     fn another_device(&self) -> Arc<OwnedFd> {
@@ -346,17 +359,32 @@ enum Taken {
 }
 
 /// A worker: takes messages until the file system is unmounted.
-fn work(device: &Arc<OwnedFd>, handler: &dyn Handler, size: usize) -> io::Result<()> {
+fn work(
+    device: &Arc<OwnedFd>,
+    handler: &dyn Handler,
+    size: usize,
+    watch: &OnceLock<Arc<Watch>>,
+) -> io::Result<()> {
     let mut buffer = vec![0; size + 2 * HEADROOM];
     // The data of a WRITE begins with a page: O_DIRECT can write it from there.
     let start = buffer.as_ptr().align_offset(HEADROOM) + HEADROOM - BEFORE_DATA;
     let buffer = buffer.get_mut(start..).unwrap_or_default();
-    while !matches!(take(device, handler, buffer)?, Taken::End) {}
+    let mut way = None;
+    while !matches!(take(device, handler, buffer, &mut way)?, Taken::End) {
+        if way.is_none() {
+            way = watch.get().and_then(|watch| watch.join(0));
+        }
+    }
     Ok(())
 }
 
 /// Reads, parses and handles a message.
-fn take(device: &Arc<OwnedFd>, handler: &dyn Handler, buffer: &mut [u8]) -> io::Result<Taken> {
+fn take(
+    device: &Arc<OwnedFd>,
+    handler: &dyn Handler,
+    buffer: &mut [u8],
+    way: &mut Option<Place>,
+) -> io::Result<Taken> {
     let message = match receive(device, buffer) {
         Ok(message) => message,
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(Taken::End),
@@ -374,8 +402,21 @@ fn take(device: &Arc<OwnedFd>, handler: &dyn Handler, buffer: &mut [u8]) -> io::
         false => Reply::none(),
     };
     let request = request::parse(opcode, body);
+    if let Some(way) = way {
+        way.took_from(header.pid, is_large(&request));
+    }
     handle(handler, (&header, opcode), request, reply);
     Ok(Taken::Message(opcode))
+}
+
+/// Whether it moves so much data that its caller may use a part while we move the next.
+fn is_large(request: &Request<'_>) -> bool {
+    const LARGE: usize = 64 << 10;
+    match request {
+        Request::Read { size, .. } => *size as usize >= LARGE,
+        Request::Write { data, .. } => data.len() >= LARGE,
+        _ => false,
+    }
 }
 
 /// Hands a request over. A bug in one must not end the mount for the others; dropped on the

@@ -1,4 +1,5 @@
-//! Threads of rings that give way to their callers. Called by `rings`.
+//! Threads that give way to their callers. Called by `rings` and, for workers that read
+//! /dev/fuse, by `connection`.
 //!
 //! A caller whose answer has come is woken on the CPU of the thread that answers, which is busy:
 //! with that thread. So the scheduler moves it to another CPU if one is idle, whose waking costs
@@ -7,27 +8,36 @@
 //! caller stays (`select_idle_sibling` in Linux' kernel/sched/fair.c). A request then costs
 //! half; docs/PROFILE.md has the figures.
 //!
+//! A thread of a ring is where its callers are. Workers are not: they follow, to the CPU of a
+//! caller that is alone, and leave it when another one comes, or much data, of which the
+//! caller uses the first part while the next is read.
+//!
 //! A SCHED_IDLE thread gets next to nothing of a CPU that others want too, so the threads are
 //! that only while requests come in numbers and are answered. A watch looks every [`TICK`] and
-//! takes it back for a while when one of them could run and hardly did, and when requests no longer
-//! come. It sleeps while there are none.
+//! takes it back for a while when one of them could run all the time and hardly did, and when
+//! requests no longer come. It sleeps while there are none.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::sys::schedule::{Policy, policy, set_policy, this_thread};
 
-/// How often the watch looks. What is starved waits for two of them.
+/// How often the watch looks.
 const TICK: Duration = Duration::from_millis(4);
+/// Ticks without the CPU, or nearly, after which a thread counts as starved. The kernel counts
+/// what a running thread has run every 4 ms or so: one tick would not tell.
+const HUNGRY: u32 = 2;
 /// So many requests of one CPU within a tick are worth it.
 const MANY: u64 = 4;
+/// So many are worth to follow a caller. Compilers ask less, and come and go.
+const MANY_TO_FOLLOW: u64 = 20;
 /// The watch is woken when so many requests came within [`BURST_TIME`].
 const BURST: u32 = 32;
 /// See [`BURST`].
@@ -42,6 +52,8 @@ const PATIENCE: u32 = 25;
 const MOST_PATIENCE: u32 = 800;
 /// Ticks without being starved after which that begins anew.
 const FORGIVEN: u32 = 250;
+/// Ticks for which workers follow nobody after two have asked.
+const APART: u32 = 5;
 
 /// The watch over the threads of all rings of a mount.
 #[derive(Debug)]
@@ -53,25 +65,30 @@ pub(super) struct Watch {
     thread: OnceLock<Thread>,
 }
 
-/// The threads of one CPU.
+/// The threads of one CPU, or those that follow a caller.
 #[derive(Debug, Default)]
 pub(super) struct Crew {
     /// Requests taken.
     taken: AtomicU64,
+    /// Who asked last, by thread ID; 0 in the beginning.
+    caller: AtomicU32,
+    /// Not only that one has since the watch looked.
+    mixed: AtomicBool,
     state: Mutex<State>,
+    /// Where its threads may be when they follow nobody; `None` for threads of a ring.
+    cpus: Option<CpuSet>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     gives_way: bool,
-    members: Vec<Member>,
-}
-
-/// A thread, and the file that tells whether it runs.
-#[derive(Debug)]
-struct Member {
-    thread: i32,
-    stat: File,
+    /// Where the threads have followed their caller to.
+    cpu: Option<usize>,
+    /// Thread IDs.
+    members: Vec<i32>,
+    /// For how long they had run when the watch first found one runnable, and for how many ticks
+    /// it has found that since.
+    found: Option<(Duration, u32)>,
 }
 
 /// A thread's place in its crew, left when dropped.
@@ -86,31 +103,27 @@ pub(super) struct Place {
 impl Watch {
     /// For rings of so many CPUs; `None` where there is nobody to give way to, or no way back:
     /// that takes CAP_SYS_NICE or RLIMIT_NICE.
-    pub(super) fn new(cpus: u16) -> Option<Arc<Self>> {
-        let may = || {
-            let me = this_thread();
-            if policy(me)? != Some(Policy::Other) {
-                return Err(io::ErrorKind::Unsupported.into());
-            }
-            set_policy(me, Policy::Idle)?;
-            set_policy(me, Policy::Other)?;
-            stat(me).map(drop)
+    pub(super) fn of_rings(cpus: u16) -> Option<Arc<Self>> {
+        (cpus > 1 && is_possible()).then(|| Self::new((0..cpus).map(|_| Arc::default()).collect()))
+    }
+
+    /// For workers; `None` as above.
+    pub(super) fn of_workers() -> Option<Arc<Self>> {
+        let cpus = sched_getaffinity(None).ok()?;
+        let crew = Crew {
+            cpus: Some(cpus),
+            ..Crew::default()
         };
-        if cpus < 2 {
-            return None;
-        }
-        // On a thread of its own, which may not come back.
-        let tried = std::thread::spawn(may).join();
-        if let Ok(Err(error)) = &tried {
-            tracing::debug!(%error, "threads of rings do not give way");
-        }
-        tried.ok()?.ok()?;
-        Some(Arc::new(Self {
-            crews: (0..cpus).map(|_| Arc::default()).collect(),
+        (cpus.count() > 1 && is_possible()).then(|| Self::new(vec![Arc::new(crew)]))
+    }
+
+    fn new(crews: Vec<Arc<Crew>>) -> Arc<Self> {
+        Arc::new(Self {
+            crews,
             members: AtomicUsize::new(0),
             asleep: AtomicBool::new(true),
             thread: OnceLock::new(),
-        }))
+        })
     }
 
     /// Starts to watch, until the last thread has left.
@@ -120,19 +133,18 @@ impl Watch {
         match builder.spawn(move || watch.run()) {
             Ok(thread) => drop(self.thread.set(thread.thread().clone())),
             // Then nobody gives way.
-            Err(error) => tracing::warn!(%error, "threads of rings are not watched"),
+            Err(error) => tracing::warn!(%error, "threads are not watched"),
         }
     }
 
-    /// The calling thread is one of those of `cpu`.
-    pub(super) fn join(self: &Arc<Self>, cpu: u16) -> Option<Place> {
-        let crew = Arc::clone(self.crews.get(usize::from(cpu))?);
+    /// The calling thread is one of those of a crew: of a CPU, or number 0, the workers'.
+    pub(super) fn join(self: &Arc<Self>, crew: u16) -> Option<Place> {
+        let crew = Arc::clone(self.crews.get(usize::from(crew))?);
         let thread = this_thread();
-        let stat = stat(thread).ok()?;
         let mut state = crew.state.lock();
-        state.members.push(Member { thread, stat });
+        state.members.push(thread);
         // It may have inherited what the others were a moment ago.
-        state.tell(state.members.last());
+        crew.tell(&state, &[thread]);
         drop(state);
         self.members.fetch_add(1, Ordering::Relaxed);
         Some(Place {
@@ -165,15 +177,59 @@ impl Watch {
     }
 
     fn wake(&self) {
-        if self.asleep.swap(false, Ordering::AcqRel)
-            && let Some(thread) = self.thread.get()
-        {
+        if self.asleep.swap(false, Ordering::AcqRel) {
+            self.unpark();
+        }
+    }
+
+    /// All threads have left, if there were any.
+    pub(super) fn end(&self) {
+        self.unpark();
+    }
+
+    fn unpark(&self) {
+        if let Some(thread) = self.thread.get() {
             thread.unpark();
         }
     }
 }
 
+/// Whether a thread may give way and take it back.
+fn is_possible() -> bool {
+    let may = || -> io::Result<()> {
+        let me = this_thread();
+        if policy(me)? != Some(Policy::Other) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        set_policy(me, Policy::Idle)?;
+        set_policy(me, Policy::Other)?;
+        let seen = stat(format_args!("self/task/{me}"), STATE).zip(has_run(me));
+        seen.map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+    };
+    // On a thread of its own, which may not come back.
+    match std::thread::spawn(may).join() {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "threads do not give way");
+            false
+        }
+        Err(_) => false,
+    }
+}
+
 impl Place {
+    /// A request was taken that this thread asked for (0: nobody), with much data or not.
+    pub(super) fn took_from(&mut self, caller: u32, is_large: bool) {
+        let crew = &self.crew;
+        if is_large {
+            crew.mixed.store(true, Ordering::Relaxed);
+        } else if caller != 0 && crew.caller.load(Ordering::Relaxed) != caller {
+            crew.caller.store(caller, Ordering::Relaxed);
+            crew.mixed.store(true, Ordering::Relaxed);
+        }
+        self.took();
+    }
+
     /// A request was taken. No system call, but for the first of many.
     pub(super) fn took(&mut self) {
         self.crew.taken.fetch_add(1, Ordering::Relaxed);
@@ -195,38 +251,65 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let me = this_thread();
-        self.crew.state.lock().members.retain(|m| m.thread != me);
-        if self.watch.members.fetch_sub(1, Ordering::Relaxed) == 1
-            && let Some(thread) = self.watch.thread.get()
-        {
-            thread.unpark();
+        self.crew.state.lock().members.retain(|m| *m != me);
+        if self.watch.members.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.watch.end();
         }
     }
 }
 
-impl State {
-    /// Gives threads the policy that they are to have.
-    fn tell<'a>(&'a self, members: impl IntoIterator<Item = &'a Member>) {
-        let policy = match self.gives_way {
+impl Crew {
+    /// Gives threads the policy and the CPUs that they are to have.
+    fn tell(&self, state: &State, members: &[i32]) {
+        let policy = match state.gives_way {
             true => Policy::Idle,
             false => Policy::Other,
         };
-        for member in members {
-            if let Err(error) = set_policy(member.thread, policy) {
-                tracing::warn!(%error, thread = member.thread, ?policy, "policy not changed");
+        let cpus = self.cpus.map(|all| state.cpu.map_or(all, only));
+        for &thread in members {
+            let moved = cpus.zip(Pid::from_raw(thread));
+            if let Some(Err(error)) = moved.map(|(cpus, pid)| sched_setaffinity(Some(pid), &cpus)) {
+                tracing::debug!(%error, thread, "thread not moved");
+            }
+            if let Err(error) = set_policy(thread, policy) {
+                tracing::warn!(%error, thread, ?policy, "policy not changed");
             }
         }
     }
 
-    /// Whether a thread could run and does not, or does for so long that it may as well.
-    fn is_runnable(&self) -> bool {
-        self.members.iter().any(|member| {
-            let mut text = [0; 64];
-            let read = member.stat.read_at(&mut text, 0).unwrap_or_default();
-            // "123 (unionfs-cpu0) R 1 ...": the name is ours, without a parenthesis.
-            let mut fields = text[..read].split(|&b| b == b')');
-            fields.nth(1).is_some_and(|rest| rest.starts_with(b" R"))
-        })
+    /// The CPU on which the caller runs, or ran last, if threads may follow it there.
+    fn callers_cpu(&self) -> Option<usize> {
+        let caller = self.caller.load(Ordering::Relaxed);
+        let cpu = stat(format_args!("{caller}"), PROCESSOR)?.parse().ok()?;
+        let may = |cpus: CpuSet| cpu < CpuSet::MAX_CPU && cpus.is_set(cpu);
+        self.cpus.is_some_and(may).then_some(cpu)
+    }
+}
+
+fn only(cpu: usize) -> CpuSet {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    set
+}
+
+impl State {
+    /// Whether threads could have run for [`HUNGRY`] ticks and hardly did. Who is long at work, or
+    /// has just begun, is not starved.
+    fn is_starved(&mut self) -> bool {
+        let state = |thread| stat(format_args!("self/task/{thread}"), STATE);
+        let runnable = |thread: &i32| state(*thread).as_deref() == Some("R");
+        if !self.members.iter().any(runnable) {
+            self.found = None;
+            return false;
+        }
+        let ran = self.members.iter().filter_map(|m| has_run(*m)).sum();
+        let (first, ticks) = match self.found {
+            Some((first, ticks)) => (first, ticks + 1),
+            None => (ran, 0),
+        };
+        let judged = ticks >= HUNGRY;
+        self.found = Some(if judged { (ran, 0) } else { (first, ticks) });
+        judged && ran < first + TICK * HUNGRY / 2
     }
 }
 
@@ -249,16 +332,36 @@ impl View {
         let came = taken - std::mem::replace(&mut self.taken, taken);
         let mut state = crew.state.lock();
         // Nearly starved comes to the same: now and then the scheduler is merciful.
-        let starved = state.gives_way && came < MANY && state.is_runnable();
-        let gives_way = self.decide(state.gives_way, came, starved);
-        if gives_way != state.gives_way {
-            state.gives_way = gives_way;
-            state.tell(&state.members);
+        let starved = match state.gives_way && came < MANY {
+            true => state.is_starved(),
+            false => {
+                state.found = None;
+                false
+            }
+        };
+        let mixed = crew.mixed.swap(false, Ordering::Relaxed) && crew.cpus.is_some();
+        let many = crew.cpus.map_or(MANY, |_| MANY_TO_FOLLOW);
+        let mut gives_way = match mixed && !starved {
+            true => self.keep_apart(),
+            false => self.decide(state.gives_way, came, many, starved),
+        };
+        let cpu = gives_way.then(|| crew.callers_cpu()).flatten();
+        gives_way &= crew.cpus.is_none() || cpu.is_some();
+        if (gives_way, cpu) != (state.gives_way, state.cpu) {
+            (state.gives_way, state.cpu) = (gives_way, cpu);
+            crew.tell(&state, &state.members);
         }
         gives_way || came >= MANY
     }
 
-    fn decide(&mut self, gives_way: bool, came: u64, starved: bool) -> bool {
+    /// Two have asked, or for much.
+    fn keep_apart(&mut self) -> bool {
+        self.wait = self.wait.max(APART);
+        self.fed = self.fed.saturating_add(1);
+        false
+    }
+
+    fn decide(&mut self, gives_way: bool, came: u64, many: u64, starved: bool) -> bool {
         self.wait = self.wait.saturating_sub(1);
         self.fed = self.fed.saturating_add(1);
         self.quiet = if came > 0 { 0 } else { self.quiet + 1 };
@@ -271,13 +374,29 @@ impl View {
         }
         match gives_way {
             true => self.quiet < QUIET,
-            false => came >= MANY && self.wait == 0,
+            false => came >= many && self.wait == 0,
         }
     }
 }
 
-fn stat(thread: i32) -> io::Result<File> {
-    File::open(format!("/proc/self/task/{thread}/stat"))
+/// Fields of proc_pid_stat(5).
+const STATE: usize = 3;
+/// The CPU on which it runs or ran last.
+const PROCESSOR: usize = 39;
+
+/// A field of `/proc/OF/stat`, behind the name.
+fn stat(of: std::fmt::Arguments<'_>, field: usize) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{of}/stat")).ok()?;
+    let mut fields = text.rsplit(')').next()?.split_whitespace();
+    fields.nth(field - 3).map(str::to_owned)
+}
+
+/// How long a thread has run: the first number of its schedstat, in nanoseconds
+/// (Documentation/scheduler/sched-stats.rst).
+fn has_run(thread: i32) -> Option<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
+    let ran = text.split(' ').next()?.parse().ok()?;
+    Some(Duration::from_nanos(ran))
 }
 
 #[cfg(test)]

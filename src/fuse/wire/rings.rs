@@ -95,7 +95,7 @@ impl Rings {
         let (ready, answers) = mpsc::channel();
         let mut leaders = Vec::new();
         let cpus = possible_cpus()?;
-        let watch = Watch::new(cpus);
+        let watch = Watch::of_rings(cpus);
         for cpu in 0..cpus {
             let queue = Queue {
                 cpu,
