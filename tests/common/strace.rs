@@ -29,6 +29,7 @@ pub fn is_installed() -> bool {
 pub struct Trace {
     strace: Child,
     file: PathBuf,
+    process: u32,
 }
 
 impl Trace {
@@ -50,7 +51,11 @@ impl Trace {
             .unwrap();
         let attached = || text(&log).contains("attached");
         assert!(poll(attached), "strace: {}", text(&log));
-        Self { strace, file }
+        Self {
+            strace,
+            file,
+            process,
+        }
     }
 
     /// What it has written so far.
@@ -58,12 +63,39 @@ impl Trace {
         text(&self.file)
     }
 
-    /// Detaches; the lines it has written.
+    /// Detaches; the lines it has written, but those of the thread that watches how the others
+    /// are scheduled (`fuse/wire/giving_way`): what it asks depends on how long all takes.
     pub fn end(mut self) -> Vec<String> {
+        let watch = thread(self.process, "unionfs-watch").unwrap_or_default();
         kill_process(Pid::from_child(&self.strace), Signal::INT).unwrap();
         self.strace.wait().unwrap();
-        self.text().lines().map(str::to_owned).collect()
+        let text = self.text();
+        let lines = text
+            .lines()
+            .filter(|line| line.split(' ').next() != Some(&*watch));
+        lines.map(str::to_owned).collect()
     }
+
+    /// As [`Self::end`]: the names of the calls, in order.
+    pub fn calls(self) -> Vec<String> {
+        let name = |line: &String| {
+            let (_, call) = line.split_once(' ')?;
+            let (name, _) = call.trim_start().split_once('(')?;
+            let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            is_name.then(|| name.to_owned())
+        };
+        self.end().iter().filter_map(name).collect()
+    }
+}
+
+/// The thread of a process with this name.
+fn thread(process: u32, name: &str) -> Option<String> {
+    let mut tasks = std::fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    tasks.find_map(|task| {
+        let path = task.ok()?.path();
+        let is_it = text(&path.join("comm")).trim() == name;
+        is_it.then(|| path.file_name()?.to_str().map(str::to_owned))?
+    })
 }
 
 /// A file of strace's, which may quote any bytes; empty while there is none.

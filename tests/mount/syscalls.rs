@@ -58,13 +58,8 @@ const NOT_COUNTED: &[&str] = &[
 
 /// Detaches; the names of the calls seen.
 fn calls(trace: Trace) -> Vec<String> {
-    let name = |line: &str| {
-        let (_, call) = line.split_once(' ')?;
-        let (name, _) = call.trim_start().split_once('(')?;
-        let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        (is_name && !NOT_COUNTED.contains(&name)).then(|| name.to_owned())
-    };
-    trace.end().iter().filter_map(|line| name(line)).collect()
+    let counted = |name: &String| !NOT_COUNTED.contains(&&**name);
+    trace.calls().into_iter().filter(counted).collect()
 }
 
 /// A stack of `count` layers. The lowest has what there is to look at and to change, the

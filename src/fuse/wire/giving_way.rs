@@ -279,10 +279,10 @@ impl Crew {
 
     /// The CPU on which the caller runs, or ran last, if threads may follow it there.
     fn callers_cpu(&self) -> Option<usize> {
+        let cpus = self.cpus?;
         let caller = self.caller.load(Ordering::Relaxed);
         let cpu = stat(format_args!("{caller}"), PROCESSOR)?.parse().ok()?;
-        let may = |cpus: CpuSet| cpu < CpuSet::MAX_CPU && cpus.is_set(cpu);
-        self.cpus.is_some_and(may).then_some(cpu)
+        (cpu < CpuSet::MAX_CPU && cpus.is_set(cpu)).then_some(cpu)
     }
 }
 
@@ -364,7 +364,11 @@ impl View {
     fn decide(&mut self, gives_way: bool, came: u64, many: u64, starved: bool) -> bool {
         self.wait = self.wait.saturating_sub(1);
         self.fed = self.fed.saturating_add(1);
-        self.quiet = if came > 0 { 0 } else { self.quiet + 1 };
+        self.quiet = if came > 0 {
+            0
+        } else {
+            self.quiet.saturating_add(1)
+        };
         if starved {
             let again = self.patience > 0 && self.fed < FORGIVEN + self.patience;
             let longer = (self.patience * 2).min(MOST_PATIENCE);
