@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{IoPolicy, Transport};
 use super::error::{Error, Result};
 use super::mountinfo;
+use crate::sys::schedule::stat;
 
 /// A record is small; a larger file is not one of ours.
 const MAX_RECORD: u64 = 16 << 20;
@@ -367,15 +368,11 @@ fn check_writable(dir: &Path) -> io::Result<()> {
 
 /// Start time of a process in clock ticks since boot; `None` when there is no such process.
 fn start_of(pid: u32) -> Option<u64> {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // Field 2, the command, may hold spaces and parentheses: fields count from the last ')'.
-    let after = stat.rsplit(|&b| b == b')').next()?;
-    let mut fields = std::str::from_utf8(after).ok()?.split_ascii_whitespace();
-    let state = fields.next()?;
-    if matches!(state, "Z" | "X") {
+    let stat = stat(pid)?;
+    if matches!(stat.field(3)?, "Z" | "X") {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    stat.field(22)?.parse().ok()
 }
 
 fn pid_namespace() -> Option<u64> {

@@ -1,5 +1,6 @@
-//! What the scheduler is told of single threads. Called by the cli (work in the background) and
-//! `fuse` (threads that give way, threads that must not inherit it).
+//! What the scheduler is told of single threads, and tells of them and of processes. Called by
+//! the cli (work in the background) and `fuse` (threads that give way, threads that must not
+//! inherit it, servers told apart by their start).
 #![allow(unsafe_code)]
 
 use std::io;
@@ -57,6 +58,25 @@ pub fn policy(thread: i32) -> io::Result<Option<Policy>> {
         Ok(libc::SCHED_IDLE) => Ok(Some(Policy::Idle)),
         Ok(0..) => Ok(None),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// What `/proc/OF/stat` says of a process or thread (proc_pid_stat(5)), behind its name.
+#[derive(Debug)]
+pub struct Stat(String);
+
+/// Reads it; `None` when there is no such process or thread.
+pub fn stat(of: impl std::fmt::Display) -> Option<Stat> {
+    let stat = std::fs::read(format!("/proc/{of}/stat")).ok()?;
+    // Field 2, the name, may hold spaces and parentheses: fields count from the last ')'.
+    let after = stat.rsplit(|&b| b == b')').next()?;
+    Some(Stat(String::from_utf8(after.to_vec()).ok()?))
+}
+
+impl Stat {
+    /// A field by its number in the manual, which is 3 or more.
+    pub fn field(&self, number: usize) -> Option<&str> {
+        self.0.split_ascii_whitespace().nth(number.checked_sub(3)?)
     }
 }
 

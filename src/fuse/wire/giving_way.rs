@@ -27,8 +27,12 @@ use parking_lot::Mutex;
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::sys::schedule::{Policy, policy, set_policy, this_thread};
+use crate::sys::schedule::{Policy, Stat, policy, set_policy, stat, this_thread};
 
+/// Fields of proc_pid_stat(5).
+const STATE: usize = 3;
+/// The CPU on which it runs or ran last.
+const PROCESSOR: usize = 39;
 /// How often the watch looks.
 const TICK: Duration = Duration::from_millis(4);
 /// Ticks without the CPU, or nearly, after which a thread counts as starved. The kernel counts
@@ -55,7 +59,7 @@ const FORGIVEN: u32 = 250;
 /// Ticks for which workers follow nobody after two have asked.
 const APART: u32 = 5;
 
-/// The watch over the threads of all rings of a mount.
+/// The watch over the threads that answer for a mount.
 #[derive(Debug)]
 pub(super) struct Watch {
     crews: Vec<Arc<Crew>>,
@@ -203,7 +207,7 @@ fn is_possible() -> bool {
         }
         set_policy(me, Policy::Idle)?;
         set_policy(me, Policy::Other)?;
-        let seen = stat(format_args!("self/task/{me}"), STATE).zip(has_run(me));
+        let seen = stat_of(me).zip(has_run(me));
         seen.map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
     };
     // On a thread of its own, which may not come back.
@@ -281,12 +285,13 @@ impl Crew {
     fn callers_cpu(&self) -> Option<usize> {
         let cpus = self.cpus?;
         let caller = self.caller.load(Ordering::Relaxed);
-        let cpu = stat(format_args!("{caller}"), PROCESSOR)?.parse().ok()?;
+        let cpu = stat(caller)?.field(PROCESSOR)?.parse().ok()?;
         (cpu < CpuSet::MAX_CPU && cpus.is_set(cpu)).then_some(cpu)
     }
 }
 
-fn only(cpu: usize) -> CpuSet {
+/// A set of one CPU, which is less than [`CpuSet::MAX_CPU`].
+pub(super) fn only(cpu: usize) -> CpuSet {
     let mut set = CpuSet::new();
     set.set(cpu);
     set
@@ -296,8 +301,7 @@ impl State {
     /// Whether threads could have run for [`HUNGRY`] ticks and hardly did. Who is long at work, or
     /// has just begun, is not starved.
     fn is_starved(&mut self) -> bool {
-        let state = |thread| stat(format_args!("self/task/{thread}"), STATE);
-        let runnable = |thread: &i32| state(*thread).as_deref() == Some("R");
+        let runnable = |m: &i32| stat_of(*m).is_some_and(|s| s.field(STATE) == Some("R"));
         if !self.members.iter().any(runnable) {
             self.found = None;
             return false;
@@ -383,16 +387,9 @@ impl View {
     }
 }
 
-/// Fields of proc_pid_stat(5).
-const STATE: usize = 3;
-/// The CPU on which it runs or ran last.
-const PROCESSOR: usize = 39;
-
-/// A field of `/proc/OF/stat`, behind the name.
-fn stat(of: std::fmt::Arguments<'_>, field: usize) -> Option<String> {
-    let text = std::fs::read_to_string(format!("/proc/{of}/stat")).ok()?;
-    let mut fields = text.rsplit(')').next()?.split_whitespace();
-    fields.nth(field - 3).map(str::to_owned)
+/// Of a thread of this process.
+fn stat_of(thread: i32) -> Option<Stat> {
+    stat(format_args!("self/task/{thread}"))
 }
 
 /// How long a thread has run: the first number of its schedstat, in nanoseconds

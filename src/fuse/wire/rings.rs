@@ -28,7 +28,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::abi::op;
 use super::connection::{Handler, handle};
-use super::giving_way::Watch;
+use super::giving_way::{Watch, only};
 use super::reply::Reply;
 use super::request;
 use super::ring_message;
@@ -198,9 +198,7 @@ fn pin(cpu: u16) {
     if cpu >= CpuSet::MAX_CPU {
         return;
     }
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    if let Err(error) = sched_setaffinity(None, &set) {
+    if let Err(error) = sched_setaffinity(None, &only(cpu)) {
         tracing::debug!(%error, cpu, "thread not pinned");
     }
 }

@@ -82,7 +82,7 @@ fn who_could_run_and_hardly_does_is_starved_and_who_sleeps_is_not() {
         let _ = waits.recv();
     });
     let sleeper = told.recv().unwrap();
-    while stat(format_args!("self/task/{sleeper}"), STATE).as_deref() != Some("S") {}
+    while stat_of(sleeper).unwrap().field(STATE) != Some("S") {}
     assert!(!looks(&mut crew(sleeper)));
     drop((hogs, wait));
 }
