@@ -23,6 +23,7 @@ pub mod map;
 pub mod mount;
 pub mod script;
 pub mod strace;
+pub mod task;
 pub mod tree;
 pub mod upper;
 pub mod uring;

@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::fixture::Fixture;
 use super::mount::poll;
+use super::task::tasks;
 
 /// Leaves the test with a printed skip (or a failure, see `skip`) where there is no strace.
 macro_rules! need_strace {
@@ -66,13 +67,18 @@ impl Trace {
     /// Detaches; the lines it has written, but those of the thread that watches how the others
     /// are scheduled (`fuse/wire/giving_way`): what it asks depends on how long all takes.
     pub fn end(mut self) -> Vec<String> {
-        let watch = thread(self.process, "unionfs-watch").unwrap_or_default();
+        // It may have ended by itself.
+        let is_there = Path::new(&format!("/proc/{}", self.process)).exists();
+        let mut watch = match is_there {
+            true => tasks(self.process),
+            false => Vec::new(),
+        };
+        watch.retain(|task| task.name == "unionfs-watch");
         kill_process(Pid::from_child(&self.strace), Signal::INT).unwrap();
         self.strace.wait().unwrap();
         let text = self.text();
-        let lines = text
-            .lines()
-            .filter(|line| line.split(' ').next() != Some(&*watch));
+        let is_its = |line: &str| watch.iter().any(|t| line.split(' ').next() == Some(&t.id));
+        let lines = text.lines().filter(|line| !is_its(line));
         lines.map(str::to_owned).collect()
     }
 
@@ -86,16 +92,6 @@ impl Trace {
         };
         self.end().iter().filter_map(name).collect()
     }
-}
-
-/// The thread of a process with this name.
-fn thread(process: u32, name: &str) -> Option<String> {
-    let mut tasks = std::fs::read_dir(format!("/proc/{process}/task")).ok()?;
-    tasks.find_map(|task| {
-        let path = task.ok()?.path();
-        let is_it = text(&path.join("comm")).trim() == name;
-        is_it.then(|| path.file_name()?.to_str().map(str::to_owned))?
-    })
 }
 
 /// A file of strace's, which may quote any bytes; empty while there is none.

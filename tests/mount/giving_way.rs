@@ -7,42 +7,22 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use rustix::thread::{CpuSet, sched_setaffinity};
-
 use crate::common::fixture::Fixture;
 use crate::common::layers::{self, Form};
 use crate::common::mount::{Fs, poll};
 use crate::common::need_mounts;
+use crate::common::task::{Task, bind, tasks};
 use crate::common::uring::need_uring;
 
-/// A thread of the server, as it is scheduled.
-#[derive(Debug, PartialEq)]
-struct Task {
-    policy: i32,
-    cpus: String,
-}
-
-impl Task {
-    fn gives_way(&self) -> bool {
-        self.policy == libc::SCHED_IDLE
-    }
+fn gives_way(task: &Task) -> bool {
+    task.policy == libc::SCHED_IDLE
 }
 
 /// The server's threads whose names begin so.
-fn tasks(server: u32, name: &str) -> Vec<Task> {
-    let tasks = fs::read_dir(format!("/proc/{server}/task")).unwrap();
-    let task = |entry: std::io::Result<fs::DirEntry>| {
-        let path = entry.ok()?.path();
-        let stat = fs::read_to_string(path.join("stat")).ok()?;
-        let status = fs::read_to_string(path.join("status")).ok()?;
-        // proc_pid_stat(5): field 41; behind the name comes the third.
-        let (named, fields) = stat.split_once('(')?.1.split_once(") ")?;
-        let policy = fields.split(' ').nth(38)?.parse().unwrap();
-        let list = |line: &str| Some(line.strip_prefix("Cpus_allowed_list:")?.trim().to_owned());
-        let cpus = status.lines().find_map(list)?;
-        named.starts_with(name).then_some(Task { policy, cpus })
-    };
-    tasks.filter_map(task).collect()
+fn named(server: u32, name: &str) -> Vec<Task> {
+    let mut tasks = tasks(server);
+    tasks.retain(|task| task.name.starts_with(name));
+    tasks
 }
 
 /// A thread on each CPU that wants all of it.
@@ -54,9 +34,7 @@ impl Hogs {
         for cpu in 0..std::thread::available_parallelism().unwrap().get() {
             let stop = Arc::clone(&stop);
             std::thread::spawn(move || {
-                let mut one = CpuSet::new();
-                one.set(cpu);
-                sched_setaffinity(None, &one).unwrap();
+                bind(cpu);
                 while !stop.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
                 }
@@ -85,21 +63,21 @@ fn ask(root: &Path, count: usize) {
 fn begins_ends_and_starves_nobody(fs: &Fs, name: &str) {
     let f = Fixture::with(fs, &layers::standard(), Form::Kernel, true);
     let server = f.mounted().servers()[0];
-    let all = || tasks(server, name);
+    let all = || named(server, name);
     let before = all();
-    assert!(!before.iter().any(Task::gives_way), "{before:?}");
+    assert!(!before.iter().any(gives_way), "{before:?}");
     let begins = || {
         poll(|| {
             ask(f.root(), 200);
-            all().iter().any(Task::gives_way)
+            all().iter().any(gives_way)
         })
     };
-    let ends = || poll(|| !all().iter().any(Task::gives_way));
+    let ends = || poll(|| !all().iter().any(gives_way));
     assert!(begins());
     // A copy-up: threads for slow work may begin, which inherit nothing.
     f.ok("write plain.txt 0 changed");
     let everywhere = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
-    for slow in tasks(server, "unionfs-slow") {
+    for slow in named(server, "unionfs-slow") {
         assert_eq!(
             (slow.policy, &*slow.cpus),
             (libc::SCHED_OTHER, everywhere.trim())
@@ -138,19 +116,17 @@ fn workers_follow_one_caller_but_not_two() {
     let fs = Fs::Unionfs("transport=classic");
     let f = Fixture::with(&fs, &layers::standard(), Form::Kernel, true);
     let server = f.mounted().servers()[0];
-    let worker = || tasks(server, "unionfs-0").pop().unwrap();
+    let worker = || named(server, "unionfs-0").pop().unwrap();
     let free = worker().cpus;
+    let is = |policy, cpus: &str| {
+        let worker = worker();
+        (worker.policy, &*worker.cpus) == (policy, cpus)
+    };
     for cpu in [0, 1, 0] {
-        let mut one = CpuSet::new();
-        one.set(cpu);
-        sched_setaffinity(None, &one).unwrap();
+        bind(cpu);
         let follows = poll(|| {
             ask(f.root(), 200);
-            worker()
-                == Task {
-                    policy: libc::SCHED_IDLE,
-                    cpus: cpu.to_string(),
-                }
+            is(libc::SCHED_IDLE, &cpu.to_string())
         });
         assert!(follows, "to CPU {cpu}: {:?}", worker());
     }
@@ -163,11 +139,7 @@ fn workers_follow_one_caller_but_not_two() {
         });
         let apart = poll(|| {
             ask(f.root(), 10);
-            worker()
-                == Task {
-                    policy: libc::SCHED_OTHER,
-                    cpus: free.clone(),
-                }
+            is(libc::SCHED_OTHER, &free)
         });
         stop.store(true, Ordering::Relaxed);
         assert!(apart, "{:?}", worker());

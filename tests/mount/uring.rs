@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::Value;
 
 use crate::common::fixture::Fixture;
 use crate::common::layers::{self, Form, Layer};
 use crate::common::mount::{Fs, Mounted, Scratch, Stack, poll, unionfs_binary};
+use crate::common::task::{bind, tasks};
 use crate::common::uring::{Switch, need_uring};
 
 const URING: Fs = Fs::Unionfs("transport=uring");
@@ -50,15 +50,10 @@ fn is_running(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-/// The server's threads of a name, with the CPUs they may use.
+/// The CPUs that the server's threads of a name may use.
 fn threads(server: u32, name: &str) -> Vec<String> {
-    let tasks = fs::read_dir(format!("/proc/{server}/task")).unwrap();
-    let cpus = |task: std::io::Result<fs::DirEntry>| {
-        let status = fs::read_to_string(task.ok()?.path().join("status")).ok()?;
-        let of = |key: &str| Some(status.lines().find_map(|l| l.strip_prefix(key))?.trim());
-        (of("Name:")? == name).then(|| of("Cpus_allowed_list:").unwrap().to_owned())
-    };
-    tasks.filter_map(cpus).collect()
+    let named = tasks(server).into_iter().filter(|t| t.name == name);
+    named.map(|t| t.cpus).collect()
 }
 
 #[test]
@@ -189,7 +184,7 @@ impl Stuck {
             assert!(poll(|| self.has_idle_place()), "no place for reader {n}");
             let (path, sender) = (self.mnt.join(format!("f{n}")), sender.clone());
             std::thread::spawn(move || {
-                on_first_cpu();
+                bind(0);
                 let _ = sender.send(fs::read_to_string(path));
             });
             // Its READ and what grows for the next.
@@ -220,12 +215,6 @@ impl Drop for Stuck {
     }
 }
 
-fn on_first_cpu() {
-    let mut first = CpuSet::new();
-    first.set(0);
-    sched_setaffinity(None, &first).unwrap();
-}
-
 #[test]
 fn nothing_waits_behind_a_request_that_blocks() {
     need_uring!();
@@ -239,7 +228,7 @@ fn nothing_waits_behind_a_request_that_blocks() {
     let (sender, done) = mpsc::channel();
     let file = stuck.mnt.join("upper");
     std::thread::spawn(move || {
-        on_first_cpu();
+        bind(0);
         for n in 0..20 {
             fs::write(&file, format!("{n}")).unwrap();
         }
