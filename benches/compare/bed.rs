@@ -8,12 +8,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::common::mount::{Fs, Mounted, Stack, unionfs_binary};
+use crate::common::uring::{self, Switch};
 use crate::layers::Layers;
 
 /// Kernel overlayfs as it comes: what the ratios are to.
 const KERNEL: Fs = Fs::Kernel("redirect_dir=on,metacopy=off");
-/// Whether the kernel offers FUSE over io_uring to new mounts; the machine's, not ours.
-const URING: &str = "/sys/module/fuse/parameters/enable_uring";
 
 /// How a subject shows the files.
 #[derive(Clone, Debug)]
@@ -59,10 +58,7 @@ impl Subject {
         match &self.how {
             How::Plain => Err(NOTHING.into()),
             How::Overlay(fs) => fs.try_mount(stack),
-            How::Image(options) => {
-                let _uring = options.contains("uring").then(Uring::enable);
-                Fs::Unionfs(options).try_mount(stack)
-            }
+            How::Image(options) => Fs::Unionfs(options).try_mount(stack),
         }
     }
 
@@ -80,7 +76,7 @@ impl Subject {
             How::Image(options) => image_command(options, layers, image, stack),
         };
         let is_kernel = self.name == "kernel";
-        let _uring = self.name.contains("uring").then(Uring::enable);
+        let _uring = self.name.contains("uring").then(|| Switch::set("Y"));
         let start = Instant::now();
         let output = command.output().unwrap();
         // Ours promises to be live when it returns; fuse-overlayfs 2.0 is not.
@@ -147,27 +143,6 @@ fn image_command(options: &str, layers: &Layers, image: &str, stack: &Stack) -> 
     command
 }
 
-/// While it lives the kernel offers io_uring to new FUSE mounts.
-struct Uring {
-    before: String,
-}
-
-impl Uring {
-    fn enable() -> Self {
-        let before = fs::read_to_string(URING).unwrap();
-        fs::write(URING, "Y").unwrap();
-        Self { before }
-    }
-}
-
-impl Drop for Uring {
-    fn drop(&mut self) {
-        if let Err(e) = fs::write(URING, self.before.trim()) {
-            eprintln!("{URING}: {e}");
-        }
-    }
-}
-
 /// Kernel overlayfs first: the ratios are to it.
 pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
     let one = |name: &str, how| Subject {
@@ -184,11 +159,10 @@ pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
             ..one("unionfs writeback", How::Image("writeback"))
         },
     ];
-    if Path::new(URING).exists() {
-        subjects.push(one(
-            "unionfs transport=uring",
-            How::Image("transport=uring"),
-        ));
+    if uring::missing().is_none() {
+        let over = |options| one(&format!("unionfs {options}"), How::Image(options));
+        subjects.push(over("transport=uring"));
+        subjects.push(over("io=passthrough,transport=uring"));
     }
     let peer = peer
         .or_else(|| std::env::var_os("PEER").map(Into::into))

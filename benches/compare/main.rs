@@ -66,9 +66,9 @@ struct Args {
     /// Rounds; every subject runs every workload once in each
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Only workloads whose names contain TEXT (what they build on runs too)
+    /// Only workloads whose names contain TEXT (what they build on runs too); may be repeated
     #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
+    only: Vec<String>,
     /// Only this subject; may be repeated (kernel overlayfs is always one)
     #[arg(long = "subject", value_name = "NAME")]
     subjects: Vec<String>,
@@ -172,7 +172,7 @@ fn order(subjects: usize, round: usize) -> impl Iterator<Item = usize> {
 }
 
 fn wanted(args: &Args, name: &str) -> bool {
-    args.only.as_ref().is_none_or(|text| name.contains(text))
+    args.only.is_empty() || args.only.iter().any(|text| name.contains(text))
 }
 
 /// Whether a row that is wanted is measured on `image`.
