@@ -52,7 +52,7 @@ parity N="1000":
 fsx N="300000":
     ci/tools.sh
     UNIONFS_FSX_OPERATIONS={{N}} cargo test --test suites -- fsx::
-    UNIONFS_FSX_OPERATIONS={{N}} UNIONFS_TEST_IO=passthrough cargo test --test suites -- fsx::
+    UNIONFS_FSX_OPERATIONS={{N}} UNIONFS_TEST_IO=cached cargo test --test suites -- fsx::
 
 # search a parser for inputs that break it (tar, tar_split, metadata, archive, catalog, wire, options)
 fuzz TARGET SECONDS="600":

@@ -153,16 +153,17 @@ pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
     let mut subjects = vec![
         one("kernel", How::Overlay(KERNEL)),
         one("unionfs", How::Image("")),
-        one("unionfs io=passthrough", How::Image("io=passthrough")),
+        one("unionfs io=cached", How::Image("io=cached")),
         Subject {
             only: "fio",
             ..one("unionfs writeback", How::Image("writeback"))
         },
     ];
     if uring::missing().is_none() {
-        let over = |options| one(&format!("unionfs {options}"), How::Image(options));
-        subjects.push(over("transport=uring"));
-        subjects.push(over("io=passthrough,transport=uring"));
+        subjects.push(one(
+            "unionfs transport=uring",
+            How::Image("transport=uring"),
+        ));
     }
     let peer = peer
         .or_else(|| std::env::var_os("PEER").map(Into::into))

@@ -169,11 +169,11 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let fresh = request.fresh.take();
     // After `fresh`, so it is dropped before.
     let mut held = std::mem::take(&mut request.held);
-    let io = request.options.io.unwrap_or_default().resolved();
     let options = union::Options {
         volatile: request.options.volatile,
         redirect_dir: request.options.redirect_dir,
-        sealed: io == IoPolicy::Passthrough,
+        // The kernel may be handed files of a lower. `auto` never does that.
+        sealed: request.options.io == Some(IoPolicy::Passthrough),
         catalog: request.catalog.as_ref().map(|catalog| catalog.path.clone()),
         ..union::Options::default()
     };

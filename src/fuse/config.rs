@@ -36,7 +36,9 @@ impl Transport {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IoPolicy {
-    /// Whatever serves ordinary work best: [`IoPolicy::Cached`].
+    /// Whatever serves ordinary work best where the mount is, by the numbers in
+    /// docs/BENCHMARKS.md: [`IoPolicy::Passthrough`] for what can be written, where the kernel
+    /// lets us and an overlay still fits on top of it; else [`IoPolicy::Cached`].
     #[default]
     Auto,
     /// Files are opened without a message; their data goes through us, and the kernel's page
@@ -48,15 +50,6 @@ pub enum IoPolicy {
 }
 
 impl IoPolicy {
-    /// What `auto` stands for. By the numbers in docs/BENCHMARKS.md: opening files is what
-    /// programs do most, and costs a message under `passthrough`, none under `cached`.
-    pub fn resolved(self) -> Self {
-        match self {
-            Self::Auto => Self::Cached,
-            other => other,
-        }
-    }
-
     /// As the option has it.
     pub fn name(self) -> &'static str {
         match self {

@@ -11,13 +11,16 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
 
+use super::config::MountConfig;
 use super::convert;
 use super::error::{Error, Result};
 use super::wire::Connection;
@@ -25,10 +28,28 @@ use super::wire::abi::{FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, OpenOut, init2};
 use crate::sys::fuse::{close_backing, open_backing};
 use crate::union::{self, Ino, Union};
 
-/// How long the kernel may keep the attributes of a file that was passed through to a writer,
-/// in seconds:
-/// what a mapping of it does to its times reaches the kernel's FUSE only when it asks.
-const WRITTEN: u64 = 1;
+/// How long the kernel may keep the attributes of a file that was passed through to who may map
+/// it for writing, in seconds, when it is not open so any more (not at all while it is): what a
+/// mapping does to its times reaches the kernel's FUSE only when it asks.
+pub(super) const MAPPED: u64 = 1;
+
+/// Whether `io=auto` tries it: it gains most for what is written, nobody asked for `writeback`,
+/// which excludes it, the kernel will not refuse for want of privilege, and there is room for an
+/// overlay on top of this mount.
+pub(super) fn pays(union: &Union, config: &MountConfig) -> bool {
+    let written = union.is_writable() && !config.is_read_only() && !config.writeback;
+    written && is_privileged() && !union.is_stacked()
+}
+
+/// CAP_SYS_ADMIN outside of user namespaces, which BACKING_OPEN wants (fs/fuse/backing.c).
+fn is_privileged() -> bool {
+    let initial = std::fs::metadata("/proc/self/ns/user").is_ok_and(|ns| ns.ino() == INITIAL);
+    let has = |sets: CapabilitySets| sets.effective.contains(CapabilitySet::SYS_ADMIN);
+    initial && capabilities(None).is_ok_and(has)
+}
+
+/// The number of the first user namespace (`PROC_USER_INIT_INO`, linux/proc_ns.h).
+const INITIAL: u64 = 0xEFFF_FFFD;
 
 /// Begins to pass files through on a fresh connection.
 ///
@@ -95,7 +116,7 @@ enum Mode {
 struct Open {
     mode: Mode,
     opens: u64,
-    writers: u64,
+    mappers: u64,
 }
 
 /// The inodes that are open.
@@ -103,8 +124,8 @@ struct Open {
 pub(super) struct Opens {
     device: Arc<OwnedFd>,
     open: DashMap<Ino, Open>,
-    /// Those passed through to a writer since the kernel learnt of them.
-    written: DashMap<Ino, ()>,
+    /// Those passed through to who could map them for writing since the kernel learnt of them.
+    mapped: DashMap<Ino, ()>,
 }
 
 impl Opens {
@@ -113,7 +134,7 @@ impl Opens {
         Self {
             device: Arc::clone(device),
             open: DashMap::new(),
-            written: DashMap::new(),
+            mapped: DashMap::new(),
         }
     }
 
@@ -142,22 +163,22 @@ impl Opens {
     /// EINVAL for O_DIRECT where the file system of the data has none and the file is passed
     /// through already; those of [`Union::backing`].
     pub(super) fn open(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<OpenOut> {
-        let (writer, direct) = (is_writer(flags), flags & libc::O_DIRECT as u32 != 0);
-        let known = self.open.get_mut(&ino).map(|mut open| open.add(writer));
+        let (mapper, direct) = (is_mapper(flags), flags & libc::O_DIRECT as u32 != 0);
+        let known = self.open.get_mut(&ino).map(|mut open| open.add(mapper));
         let out = match known {
             Some(out) => out,
             None => {
                 let mode = self.choose(union, ino, direct)?;
                 match self.open.entry(ino) {
                     // Another was faster. Both looked at the same inode; he decides.
-                    Entry::Occupied(mut open) => open.get_mut().add(writer),
-                    Entry::Vacant(place) => place.insert(Open::new(mode)).add(writer),
+                    Entry::Occupied(mut open) => open.get_mut().add(mapper),
+                    Entry::Vacant(place) => place.insert(Open::new(mode)).add(mapper),
                 }
             }
         };
         let passed = out.open_flags & FOPEN_PASSTHROUGH != 0;
-        if passed && writer {
-            self.written.insert(ino, ());
+        if passed && mapper {
+            self.mapped.insert(ino, ());
         }
         if passed && direct && known.is_some() && !takes_direct(union, ino) {
             self.release(ino, out.fh);
@@ -195,7 +216,7 @@ impl Opens {
     pub(super) fn release(&self, ino: Ino, fh: u64) {
         let last = self.open.remove_if_mut(&ino, |_, open| {
             open.opens = open.opens.saturating_sub(1);
-            open.writers = open.writers.saturating_sub(fh & WRITER);
+            open.mappers = open.mappers.saturating_sub(fh & MAPPER);
             open.opens == 0
         });
         // Outside the shard.
@@ -204,37 +225,37 @@ impl Opens {
 
     /// The kernel has forgotten the inode.
     pub(super) fn forget(&self, ino: Ino) {
-        self.written.remove(&ino);
+        self.mapped.remove(&ino);
     }
 
     /// How long the kernel may keep what it is told of an inode's attributes, in seconds.
     pub(super) fn lifetime(&self, ino: Ino) -> u64 {
-        if !self.written.contains_key(&ino) {
+        if !self.mapped.contains_key(&ino) {
             return convert::FOREVER;
         }
         match self.open.get(&ino) {
-            Some(open) if open.writers > 0 => 0,
-            _ => WRITTEN,
+            Some(open) if open.mappers > 0 => 0,
+            _ => MAPPED,
         }
     }
 }
 
-/// Of `fh`: the open was for writing.
-const WRITER: u64 = 1;
+/// Of `fh`: the open lets map for writing.
+const MAPPER: u64 = 1;
 
 impl Open {
     fn new(mode: Mode) -> Self {
         Self {
             mode,
             opens: 0,
-            writers: 0,
+            mappers: 0,
         }
     }
 
-    fn add(&mut self, writer: bool) -> OpenOut {
+    fn add(&mut self, mapper: bool) -> OpenOut {
         self.opens += 1;
-        let fh = if writer { WRITER } else { 0 };
-        self.writers += fh;
+        let fh = if mapper { MAPPER } else { 0 };
+        self.mappers += fh;
         let (open_flags, backing_id) = match &self.mode {
             Mode::Passed(registered) => (FOPEN_PASSTHROUGH, registered.id),
             Mode::Cached { keep: true } => (FOPEN_KEEP_CACHE, 0),
@@ -265,6 +286,12 @@ fn is_passing(errno: i32) -> bool {
 /// Whether the `O_` flags allow to write.
 pub(super) fn is_writer(flags: u32) -> bool {
     flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32
+}
+
+/// Whether what is opened with these `O_` flags may be mapped shared and writable: mmap(2) wants
+/// both modes for that.
+fn is_mapper(flags: u32) -> bool {
+    flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32
 }
 
 fn takes_direct(union: &Union, ino: Ino) -> bool {

@@ -82,10 +82,14 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
         pool: Pool::new(),
         opens: None,
     };
-    let io = config.io.resolved();
-    let stack_depth = match io {
-        IoPolicy::Passthrough => 1 + u32::from(core.union.is_stacked()),
-        _ => 0,
+    let passes = match config.io {
+        IoPolicy::Passthrough => true,
+        IoPolicy::Cached => false,
+        IoPolicy::Auto => passthrough::pays(&core.union, config),
+    };
+    let stack_depth = match passes {
+        true => 1 + u32::from(core.union.is_stacked()),
+        false => 0,
     };
     let (fd, attachment) = attach::attach(config)?;
     // The kernel does not have both.
@@ -99,10 +103,17 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
     limits.transport = config.transport;
     let connection = Connection::open(fd, &limits)
         .map_err(|source| session_error(&attachment.mountpoint, source))?;
-    if io == IoPolicy::Passthrough {
-        let opens = passthrough::start(&connection, &core.union, &attachment.mountpoint)?;
-        core.opens = Some(Arc::new(opens));
+    if passes {
+        match passthrough::start(&connection, &core.union, &attachment.mountpoint) {
+            Ok(opens) => core.opens = Some(Arc::new(opens)),
+            Err(why) if config.io == IoPolicy::Auto => tracing::debug!(%why, "io=cached instead"),
+            Err(why) => return Err(why),
+        }
     }
+    let io = match core.opens {
+        Some(_) => IoPolicy::Passthrough,
+        None => IoPolicy::Cached,
+    };
     let record = config.register.then(|| {
         MountRecord::new(
             &attachment.mountpoint,

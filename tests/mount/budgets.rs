@@ -114,6 +114,41 @@ fn cached() -> Fixture {
     )
 }
 
+/// What docs/BUDGETS.md says of a mount whose files the kernel writes itself.
+#[test]
+fn files_passed_through_send_what_they_must() {
+    need_mounts!();
+    const FILES: u64 = 20;
+    let _undisturbed = CACHES.read();
+    let passthrough = Fs::Unionfs("io=passthrough");
+    let f = Fixture::with(&passthrough, &layers::standard(), Form::Kernel, true);
+    std::fs::create_dir(f.at("new")).unwrap();
+    let all = || (0..FILES).map(|n| f.at(&format!("new/{n}")));
+    let sent = requests_of(f.root(), || {
+        all().for_each(|path| std::fs::write(path, "data").unwrap());
+    });
+    let a_file = ["GETATTR", "LOOKUP", "CREATE", "GETXATTR", "RELEASE"];
+    for (request, count) in &sent {
+        let allowed = match request {
+            request if a_file.contains(&request.as_str()) => FILES + 1,
+            _ => 1,
+        };
+        assert!(*count <= allowed, "{request} of {sent:?}");
+    }
+    // Nobody can have mapped them for writing: what is known of them stays known.
+    let stat_all = || {
+        let mask = rustix::fs::StatxFlags::BASIC_STATS;
+        for path in all() {
+            let at = rustix::fs::AtFlags::empty();
+            rustix::fs::statx(rustix::fs::CWD, &path, at, mask).unwrap();
+        }
+    };
+    stat_all();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let sent = requests_of(f.root(), stat_all);
+    assert!(sent.is_empty(), "{sent:?}");
+}
+
 #[test]
 fn a_second_walk_sends_nothing() {
     need_mounts!();

@@ -412,14 +412,85 @@ fn without_the_privilege_there_is_no_passthrough() {
 #[test]
 fn the_policy_is_shown() {
     need_mounts!();
-    for (io, shown) in [("io=auto", "cached"), (PASSTHROUGH, "passthrough")] {
-        let f = mounted(io, true);
-        let output = Command::new(unionfs_binary())
-            .arg("stats")
-            .arg(f.root())
-            .output();
-        let text = String::from_utf8(output.unwrap().stdout).unwrap();
-        let line = text.lines().find(|line| line.starts_with("io ")).unwrap();
-        assert!(line.ends_with(shown), "{line}");
+    for io in ["cached", "passthrough"] {
+        let option = if io == "cached" {
+            "io=cached"
+        } else {
+            PASSTHROUGH
+        };
+        assert_eq!(policy_of(mounted(option, true).root()), io);
     }
+}
+
+/// Which policy a mount of ours says that it has.
+fn policy_of(mnt: &Path) -> String {
+    let output = Command::new(unionfs_binary())
+        .arg("stats")
+        .arg(mnt)
+        .output();
+    let text = String::from_utf8(output.unwrap().stdout).unwrap();
+    let line = text.lines().find(|line| line.starts_with("io ")).unwrap();
+    line.split_whitespace().nth(1).unwrap().into()
+}
+
+/// Where the kernel may and files are written; never where it would fail.
+#[test]
+fn auto_passes_through_what_can_be_written() {
+    need_mounts!();
+    assert_eq!(policy_of(mounted("io=auto", true).root()), "passthrough");
+    assert_eq!(policy_of(mounted("io=auto", false).root()), "cached");
+    let writeback = mounted("io=auto,writeback", true);
+    assert_eq!(policy_of(writeback.root()), "cached");
+    // On another union, which leaves no room for a third.
+    let (scratch, below) = (Scratch::disk(), mounted("io=auto", true));
+    for name in ["upper", "work"] {
+        std::fs::create_dir(below.at(name)).unwrap();
+    }
+    let stack = Stack {
+        lowers: vec![scratch.dir("lower")],
+        upper: Some((below.at("upper"), below.at("work"))),
+        mnt: scratch.dir("mnt"),
+    };
+    let above = Fixture::over(&Fs::Unionfs("io=auto"), scratch, stack);
+    assert_eq!(policy_of(above.root()), "cached");
+    std::fs::write(above.at("file"), "data").unwrap();
+    assert_eq!(std::fs::read(below.at("upper/file")).unwrap(), b"data");
+}
+
+#[test]
+fn auto_does_without_the_privilege() {
+    need_mounts!();
+    let scratch = Scratch::disk();
+    let [low, upper, work, mnt] = ["low", "upper", "work", "mnt"].map(|name| scratch.dir(name));
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={},io=auto",
+        low.display(),
+        upper.display(),
+        work.display()
+    );
+    // Root of a user namespace has it there only.
+    let script = r#""$1" -o "$2" "$3" && echo data >"$3/file" && "$1" stats "$3" && umount "$3""#;
+    let output = Command::new("unshare")
+        .args([
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "bash",
+            "-ec",
+            script,
+            "-",
+        ])
+        .arg(unionfs_binary())
+        .arg(options)
+        .arg(&mnt)
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{stdout}{stderr}");
+    let line = stdout.lines().find(|line| line.starts_with("io ")).unwrap();
+    assert!(line.ends_with("cached"), "{line}");
+    assert_eq!(std::fs::read(upper.join("file")).unwrap(), b"data\n");
 }

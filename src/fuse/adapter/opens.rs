@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
-use super::{Adapter, lifetime};
+use super::Adapter;
 use crate::fuse::convert::caller;
 use crate::fuse::counters::Op;
-use crate::fuse::passthrough::{Opens, is_writer};
+use crate::fuse::passthrough::{MAPPED, Opens, is_writer};
 use crate::fuse::reply;
 use crate::fuse::wire::abi::{FOPEN_KEEP_CACHE, OpenOut};
 use crate::fuse::wire::{Header, Reply};
@@ -129,7 +129,10 @@ fn created(
     match open {
         Ok((entry, out)) => {
             let ino = entry.attr().ino;
-            if !reply::created(reply, entry, out, lifetime(Some(opens), ino)) {
+            // The kernel looks at it once more before it gives it to the program. Nothing was
+            // mapped yet, and what gives it a size makes the kernel ask again.
+            let lifetime = opens.lifetime(ino).max(MAPPED);
+            if !reply::created(reply, entry, out, lifetime) {
                 opens.release(ino, out.fh);
             }
         }
