@@ -117,6 +117,7 @@ struct Open {
     mode: Mode,
     opens: u64,
     mappers: u64,
+    executors: u64,
 }
 
 /// The inodes that are open.
@@ -163,21 +164,21 @@ impl Opens {
     /// EINVAL for O_DIRECT where the file system of the data has none and the file is passed
     /// through already; those of [`Union::backing`].
     pub(super) fn open(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<OpenOut> {
-        let (mapper, direct) = (is_mapper(flags), flags & libc::O_DIRECT as u32 != 0);
-        let known = self.open.get_mut(&ino).map(|mut open| open.add(mapper));
+        let (kind, direct) = (kind(flags), flags & libc::O_DIRECT as u32 != 0);
+        let known = self.open.get_mut(&ino).map(|mut open| open.add(kind));
         let out = match known {
             Some(out) => out,
             None => {
                 let mode = self.choose(union, ino, direct)?;
                 match self.open.entry(ino) {
                     // Another was faster. Both looked at the same inode; he decides.
-                    Entry::Occupied(mut open) => open.get_mut().add(mapper),
-                    Entry::Vacant(place) => place.insert(Open::new(mode)).add(mapper),
+                    Entry::Occupied(mut open) => open.get_mut().add(kind),
+                    Entry::Vacant(place) => place.insert(Open::new(mode)).add(kind),
                 }
             }
         };
         let passed = out.open_flags & FOPEN_PASSTHROUGH != 0;
-        if passed && mapper {
+        if passed && kind & MAPPER != 0 {
             self.mapped.insert(ino, ());
         }
         if passed && direct && known.is_some() && !takes_direct(union, ino) {
@@ -216,11 +217,17 @@ impl Opens {
     pub(super) fn release(&self, ino: Ino, fh: u64) {
         let last = self.open.remove_if_mut(&ino, |_, open| {
             open.opens = open.opens.saturating_sub(1);
-            open.mappers = open.mappers.saturating_sub(fh & MAPPER);
+            open.mappers = open.mappers.saturating_sub(u64::from(fh & MAPPER != 0));
+            open.executors = open.executors.saturating_sub(u64::from(fh & EXECUTOR != 0));
             open.opens == 0
         });
         // Outside the shard.
         drop(last);
+    }
+
+    /// Whether a program runs from it, or is about to.
+    pub(super) fn is_executed(&self, ino: Ino) -> bool {
+        self.open.get(&ino).is_some_and(|open| open.executors > 0)
     }
 
     /// The kernel has forgotten the inode.
@@ -242,6 +249,10 @@ impl Opens {
 
 /// Of `fh`: the open lets map for writing.
 const MAPPER: u64 = 1;
+/// Of `fh`: the open is the kernel's, which executes the file.
+const EXECUTOR: u64 = 2;
+/// Of the flags of such an open (`FMODE_EXEC`, linux/fs.h).
+const FMODE_EXEC: u32 = 0x20;
 
 impl Open {
     fn new(mode: Mode) -> Self {
@@ -249,13 +260,14 @@ impl Open {
             mode,
             opens: 0,
             mappers: 0,
+            executors: 0,
         }
     }
 
-    fn add(&mut self, mapper: bool) -> OpenOut {
+    fn add(&mut self, fh: u64) -> OpenOut {
         self.opens += 1;
-        let fh = if mapper { MAPPER } else { 0 };
-        self.mappers += fh;
+        self.mappers += u64::from(fh & MAPPER != 0);
+        self.executors += u64::from(fh & EXECUTOR != 0);
         let (open_flags, backing_id) = match &self.mode {
             Mode::Passed(registered) => (FOPEN_PASSTHROUGH, registered.id),
             Mode::Cached { keep: true } => (FOPEN_KEEP_CACHE, 0),
@@ -288,10 +300,12 @@ pub(super) fn is_writer(flags: u32) -> bool {
     flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32
 }
 
-/// Whether what is opened with these `O_` flags may be mapped shared and writable: mmap(2) wants
-/// both modes for that.
-fn is_mapper(flags: u32) -> bool {
-    flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32
+/// What an open with these `O_` flags counts as, for `fh`. Mapping shared and writable takes both
+/// modes (mmap(2)).
+fn kind(flags: u32) -> u64 {
+    let maps = flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32;
+    let executes = flags & FMODE_EXEC != 0;
+    (if maps { MAPPER } else { 0 }) | if executes { EXECUTOR } else { 0 }
 }
 
 fn takes_direct(union: &Union, ino: Ino) -> bool {

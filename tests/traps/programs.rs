@@ -2,7 +2,7 @@
 //! written, as on kernel overlayfs. And file handles of it.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -69,6 +69,28 @@ fn busy_as_on_the_kernels() {
     let (kernel, ours) = (observe(&KERNEL), observe(&subject()));
     assert_eq!(kernel, ours);
     assert!(kernel.iter().any(|n| n.ends_with("ETXTBSY")), "{kernel:?}");
+}
+
+/// Opened for reading and truncated, of which the kernel asks after the open only. Kernel overlayfs
+/// empties a lower program then, and the process dies of SIGBUS.
+#[test]
+fn a_running_program_is_not_emptied() {
+    need_mounts!();
+    let f = Fixture::with(&subject(), &[layer()], Form::Kernel, true);
+    std::fs::copy("/bin/sleep", f.at("new")).unwrap();
+    let size = std::fs::metadata("/bin/sleep").unwrap().len();
+    for name in ["sleep", "new"] {
+        let path = f.at(name);
+        let mut child = Command::new(&path).arg("60").spawn().unwrap();
+        let mut empty = OpenOptions::new();
+        let empty = empty.read(true).custom_flags(libc::O_TRUNC);
+        assert_eq!(errno_name(errno(empty.open(&path))), "ETXTBSY", "{name}");
+        assert_eq!(path.metadata().unwrap().len(), size, "{name}");
+        assert!(child.try_wait().unwrap().is_none(), "{name}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(Command::new(&path).arg("0").status().unwrap().success());
+    }
 }
 
 /// A handle leads to its file or nowhere: after copy-up, rename and dropped caches, and when

@@ -22,6 +22,11 @@ impl Adapter {
         let (caller, ino, opens) = (caller(header), header.ino, Arc::clone(opens));
         let truncate = flags & libc::O_TRUNC as u32 != 0;
         let writes = truncate || is_writer(flags);
+        // The kernel asks whether a program runs from it before an open for writing, but after one
+        // for reading that truncates, when it is too late (do_open, fs/namei.c).
+        if truncate && !is_writer(flags) && opens.is_executed(ino) {
+            return reply.error(libc::ETXTBSY);
+        }
         let slow = writes && self.union.needs_copy_up(ino);
         self.run(slow, move |union| {
             let ready = match writes {
