@@ -51,31 +51,43 @@ fn is_privileged() -> bool {
 /// The number of the first user namespace (`PROC_USER_INIT_INO`, linux/proc_ns.h).
 const INITIAL: u64 = 0xEFFF_FFFD;
 
-/// Begins to pass files through on a fresh connection.
+/// Begins to pass files through on a fresh connection, unless this kernel cannot and nobody
+/// insists (`None`: it knows nothing of it then, and need not be sent an answer to OPEN).
 ///
 /// # Errors
-/// [`Error::Passthrough`] when the kernel or our privileges do not allow it, or the upper's
-/// file system does not.
-pub(super) fn start(connection: &Connection, union: &Union, path: &Path) -> Result<Opens> {
+/// [`Error::Passthrough`] when somebody insists, and the kernel or our privileges do not allow
+/// it, or the upper's file system does not.
+pub(super) fn start(
+    connection: &Connection,
+    union: &Union,
+    (path, insists): (&Path, bool),
+) -> Result<Option<Opens>> {
     let no = |why, source| {
         let path = path.to_owned();
-        Err(Error::Passthrough { path, why, source })
+        Error::Passthrough { path, why, source }
     };
     if connection.flags2() & init2::PASSTHROUGH == 0 {
-        return no("the kernel cannot (Linux 6.9 can)", Errno::OPNOTSUPP.into());
+        let source = Errno::OPNOTSUPP.into();
+        let why = no("the kernel cannot (Linux 6.9 can)", source);
+        return if insists { Err(why) } else { Ok(None) };
     }
     let opens = Opens::new(connection.device());
-    match opens.probe(union.sample()) {
-        Ok(()) => Ok(opens),
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            no("it needs CAP_SYS_ADMIN outside of user namespaces", error)
-        }
-        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => no(
-            "the file system of the upper directory stacks too many others",
-            error,
-        ),
-        Err(error) => no("the kernel refuses a file of the upper directory", error),
+    let Err(error) = opens.probe(union.sample()) else {
+        return Ok(Some(opens));
+    };
+    let why = match error.raw_os_error() {
+        Some(libc::EPERM) => "it needs CAP_SYS_ADMIN outside of user namespaces",
+        Some(libc::ELOOP) => "the file system of the upper directory stacks too many others",
+        _ => "the kernel refuses a file of the upper directory",
+    };
+    let why = no(why, error);
+    if insists {
+        return Err(why);
     }
+    // It is agreed that OPEN truncates, so there has to be OPEN; each is answered as what cannot
+    // be passed through is.
+    tracing::warn!("{why}: files are opened by messages, and read and written by them");
+    Ok(Some(opens))
 }
 
 /// A file registered with the kernel; given back when dropped.

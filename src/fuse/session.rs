@@ -104,11 +104,9 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
     let connection = Connection::open(fd, &limits)
         .map_err(|source| session_error(&attachment.mountpoint, source))?;
     if passes {
-        match passthrough::start(&connection, &core.union, &attachment.mountpoint) {
-            Ok(opens) => core.opens = Some(Arc::new(opens)),
-            Err(why) if config.io == IoPolicy::Auto => tracing::debug!(%why, "io=cached instead"),
-            Err(why) => return Err(why),
-        }
+        let insists = config.io == IoPolicy::Passthrough;
+        let place = (attachment.mountpoint.as_path(), insists);
+        core.opens = passthrough::start(&connection, &core.union, place)?.map(Arc::new);
     }
     let io = match core.opens {
         Some(_) => IoPolicy::Passthrough,

@@ -457,6 +457,41 @@ fn auto_passes_through_what_can_be_written() {
     assert_eq!(std::fs::read(below.at("upper/file")).unwrap(), b"data");
 }
 
+/// A kernel that promised it and then refuses every file, as a security module could make it.
+#[test]
+fn auto_does_without_what_is_refused_later() {
+    need_mounts!();
+    need_strace!();
+    let scratch = Scratch::disk();
+    let [low, upper, work, mnt] = ["low", "upper", "work", "mnt"].map(|name| scratch.dir(name));
+    std::fs::write(low.join("file"), "from below").unwrap();
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={},io=auto",
+        low.display(),
+        upper.display(),
+        work.display()
+    );
+    let mut server = Command::new("strace")
+        .args(["-f", "-qq", "-e", "trace=ioctl", "-e", "inject=ioctl:error=EPERM", "-o"])
+        .args([Path::new("/dev/null"), Path::new(unionfs_binary())])
+        .args(["-f", "-o", &options])
+        .arg(&mnt)
+        .spawn()
+        .unwrap();
+    assert!(poll(|| mnt.join("file").exists()));
+    std::fs::write(mnt.join("file"), "new").unwrap();
+    std::fs::write(mnt.join("file"), "").unwrap();
+    assert_eq!(std::fs::read(upper.join("file")).unwrap(), b"");
+    std::fs::write(mnt.join("file"), "longer").unwrap();
+    let reader = File::open(mnt.join("file")).unwrap();
+    std::fs::write(mnt.join("file"), "less").unwrap();
+    assert_eq!(content(&reader), "less");
+    assert_eq!(std::fs::read(upper.join("file")).unwrap(), b"less");
+    drop(reader);
+    rustix::mount::unmount(&mnt, rustix::mount::UnmountFlags::empty()).unwrap();
+    assert!(server.wait().unwrap().success());
+}
+
 #[test]
 fn auto_does_without_the_privilege() {
     need_mounts!();
