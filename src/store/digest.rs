@@ -58,12 +58,9 @@ impl Digest {
 
     /// The 64 hexadecimal digits, as used in file names.
     pub fn hex(&self) -> String {
-        use fmt::Write as _;
         let mut out = String::with_capacity(64);
-        for byte in self.0 {
-            // Writing to a String cannot fail.
-            let _ = write!(out, "{byte:02x}");
-        }
+        let halves = self.0.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        out.extend(halves.filter_map(|half| char::from_digit(half.into(), 16)));
         out
     }
 

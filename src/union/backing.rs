@@ -60,14 +60,15 @@ impl Union {
         self.copy_up(&inode)
     }
 
-    /// Whether anything the union stands on stacks other file systems itself.
+    /// Whether what [`Self::backing`] hands out can be on a file system that stacks others itself:
+    /// the upper's, or any layer's where nothing can be written.
     pub fn is_stacked(&self) -> bool {
-        let layers = self.roots.iter().chain(&self.data_roots);
-        let upper = self.upper.iter().map(|upper| &upper.layer.root);
-        layers
-            .map(|root| &root.layer.root)
-            .chain(upper)
-            .any(|root| rustix::fs::fstatfs(root).is_ok_and(|s| stacks(s.f_type as u64)))
+        let is =
+            |root: BorrowedFd<'_>| rustix::fs::fstatfs(root).is_ok_and(|s| stacks(s.f_type as u64));
+        let mut layers = self.roots.iter().chain(&self.data_roots);
+        let upper = self.upper.as_ref().map(|upper| upper.layer.root.as_fd());
+        upper.is_some_and(is)
+            || !self.is_writable() && layers.any(|root| is(root.layer.root.as_fd()))
     }
 
     /// An unnamed file of the upper, to try things with; `None` where there can be none.

@@ -123,7 +123,7 @@ fn files_passed_through_send_what_they_must() {
     let passthrough = Fs::Unionfs("io=passthrough");
     let f = Fixture::with(&passthrough, &layers::standard(), Form::Kernel, true);
     std::fs::create_dir(f.at("new")).unwrap();
-    let all = || (0..FILES).map(|n| f.at(&format!("new/{n}")));
+    let all = || (0..FILES).map(|n| f.at(format!("new/{n}")));
     let sent = requests_of(f.root(), || {
         all().for_each(|path| std::fs::write(path, "data").unwrap());
     });

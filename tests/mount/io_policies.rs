@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::fixture::Fixture;
 use crate::common::layers::{self, Form};
-use crate::common::mount::{Fs, Scratch, Stack, poll, unionfs_binary};
+use crate::common::mount::{Fs, Mounted, Scratch, Stack, poll, unionfs_binary};
 use crate::common::need_mounts;
 use crate::common::strace::{Trace, need_strace};
 
@@ -472,13 +472,22 @@ fn auto_does_without_what_is_refused_later() {
         work.display()
     );
     let mut server = Command::new("strace")
-        .args(["-f", "-qq", "-e", "trace=ioctl", "-e", "inject=ioctl:error=EPERM", "-o"])
+        .args([
+            "-f",
+            "-qq",
+            "-e",
+            "trace=ioctl",
+            "-e",
+            "inject=ioctl:error=EPERM",
+            "-o",
+        ])
         .args([Path::new("/dev/null"), Path::new(unionfs_binary())])
         .args(["-f", "-o", &options])
         .arg(&mnt)
         .spawn()
         .unwrap();
     assert!(poll(|| mnt.join("file").exists()));
+    let mounted = Mounted::new(&mnt, false);
     std::fs::write(mnt.join("file"), "new").unwrap();
     std::fs::write(mnt.join("file"), "").unwrap();
     assert_eq!(std::fs::read(upper.join("file")).unwrap(), b"");
@@ -488,7 +497,7 @@ fn auto_does_without_what_is_refused_later() {
     assert_eq!(content(&reader), "less");
     assert_eq!(std::fs::read(upper.join("file")).unwrap(), b"less");
     drop(reader);
-    rustix::mount::unmount(&mnt, rustix::mount::UnmountFlags::empty()).unwrap();
+    drop(mounted);
     assert!(server.wait().unwrap().success());
 }
 
