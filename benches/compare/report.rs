@@ -355,6 +355,8 @@ const COLUMNS: &str = "\
 Rows that begin with a space, amounts of memory and counts are not in the geometric mean. Why `auto`
 is `passthrough` for root: programs as a whole take as long either way, and data is written several
 times as fast. Where files are only opened and read again and again, ask for `io=cached`.
+Read-only mounts, as are the ten whose page cache is measured, are `cached` with `auto`; with
+`io=passthrough` they share the pages of the layers.
 
 ";
 
