@@ -23,8 +23,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
 use super::config::MountConfig;
 use super::convert;
 use super::error::{Error, Result};
-use super::wire::Connection;
-use super::wire::abi::{FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, OpenOut, init2};
+use super::wire::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, OpenOut, init2};
+use super::wire::{Connection, notify};
 use crate::sys::fuse::{close_backing, open_backing};
 use crate::union::{self, Ino, Union};
 
@@ -190,8 +190,9 @@ impl Opens {
             }
         };
         let passed = out.open_flags & FOPEN_PASSTHROUGH != 0;
-        if passed && kind & MAPPER != 0 {
-            self.mapped.insert(ino, ());
+        if passed && kind & MAPPER != 0 && self.mapped.insert(ino, ()).is_none() {
+            // It may have been told that they are valid for ever.
+            notify::attributes_changed(&self.device, ino);
         }
         if passed && direct && known.is_some() && !takes_direct(union, ino) {
             self.release(ino, out.fh);
@@ -242,9 +243,11 @@ impl Opens {
         self.open.get(&ino).is_some_and(|open| open.executors > 0)
     }
 
-    /// The kernel has forgotten the inode.
-    pub(super) fn forget(&self, ino: Ino) {
-        self.mapped.remove(&ino);
+    /// The kernel has given lookups of the inode back. It may have looked it up again since.
+    pub(super) fn forget(&self, union: &Union, ino: Ino) {
+        if self.mapped.contains_key(&ino) && !union.is_known(ino) && !self.open.contains_key(&ino) {
+            self.mapped.remove(&ino);
+        }
     }
 
     /// How long the kernel may keep what it is told of an inode's attributes, in seconds.
@@ -263,7 +266,9 @@ impl Opens {
 const MAPPER: u64 = 1;
 /// Of `fh`: the open is the kernel's, which executes the file.
 const EXECUTOR: u64 = 2;
-/// Of the flags of such an open (`FMODE_EXEC`, linux/fs.h).
+/// Of `fh`: the open has O_APPEND or O_DIRECT.
+const CHANGEABLE: u64 = 4;
+/// Of the flags of an open to execute (`FMODE_EXEC`, linux/fs.h).
 const FMODE_EXEC: u32 = 0x20;
 
 impl Open {
@@ -281,6 +286,12 @@ impl Open {
         self.mappers += u64::from(fh & MAPPER != 0);
         self.executors += u64::from(fh & EXECUTOR != 0);
         let (open_flags, backing_id) = match &self.mode {
+            // The kernel opens the registered file with the flags of this open, and does not
+            // follow when fcntl(2) takes these two away. So what is read and written comes to
+            // us, with the flags of its moment; mappings are passed through.
+            Mode::Passed(registered) if fh & CHANGEABLE != 0 => {
+                (FOPEN_PASSTHROUGH | FOPEN_DIRECT_IO, registered.id)
+            }
             Mode::Passed(registered) => (FOPEN_PASSTHROUGH, registered.id),
             Mode::Cached { keep: true } => (FOPEN_KEEP_CACHE, 0),
             Mode::Cached { keep: false } => (0, 0),
@@ -317,7 +328,11 @@ pub(super) fn is_writer(flags: u32) -> bool {
 fn kind(flags: u32) -> u64 {
     let maps = flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32;
     let executes = flags & FMODE_EXEC != 0;
-    (if maps { MAPPER } else { 0 }) | if executes { EXECUTOR } else { 0 }
+    let changes = flags & (libc::O_APPEND | libc::O_DIRECT) as u32 != 0;
+    [(maps, MAPPER), (executes, EXECUTOR), (changes, CHANGEABLE)]
+        .into_iter()
+        .filter_map(|(is, bit)| is.then_some(bit))
+        .sum()
 }
 
 fn takes_direct(union: &Union, ino: Ino) -> bool {

@@ -138,6 +138,11 @@ impl Union {
         }
     }
 
+    /// Whether somebody still counts `ino`.
+    pub fn is_known(&self, ino: Ino) -> bool {
+        self.table.get(ino).is_some()
+    }
+
     /// Looks a name up and counts its inode.
     pub(crate) fn count_in(
         &self,

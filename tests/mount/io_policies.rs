@@ -457,6 +457,69 @@ fn auto_passes_through_what_can_be_written() {
     assert_eq!(std::fs::read(below.at("upper/file")).unwrap(), b"data");
 }
 
+/// A union for each policy whose upper is on a disk, where O_DIRECT has rules.
+fn each_on_disk() -> [Fixture; 2] {
+    ["io=cached", PASSTHROUGH].map(|io| {
+        let scratch = Scratch::disk();
+        let stack = Stack {
+            lowers: vec![scratch.dir("lower")],
+            upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+            mnt: scratch.dir("mnt"),
+        };
+        Fixture::over(&Fs::Unionfs(io), scratch, stack)
+    })
+}
+
+/// fcntl(2) takes O_APPEND and O_DIRECT away from an open file, as dd does before its last block.
+#[test]
+fn flags_taken_away_are_gone() {
+    need_mounts!();
+    for f in each_on_disk() {
+        std::fs::write(f.at("log"), "0123456789").unwrap();
+        let mut log = OpenOptions::new().append(true).open(f.at("log")).unwrap();
+        std::io::Write::write_all(&mut log, b"Y").unwrap();
+        rustix::fs::fcntl_setfl(&log, rustix::fs::OFlags::empty()).unwrap();
+        // pwrite(2) appends as long as O_APPEND is there.
+        log.write_all_at(b"X", 1).unwrap();
+        assert_eq!(std::fs::read(f.at("log")).unwrap(), b"0X23456789Y");
+        assert_eq!(std::fs::read(f.upper("log")).unwrap(), b"0X23456789Y");
+        let data: Vec<u8> = (0..300_001u32).map(|n| (n % 251) as u8).collect();
+        std::fs::write(f.scratch.path().join("source"), &data).unwrap();
+        let dd = Command::new("dd")
+            .args(["bs=64k", "oflag=direct", "status=none"])
+            .arg(format!("if={}", f.scratch.path().join("source").display()))
+            .arg(format!("of={}", f.at("copy").display()))
+            .output()
+            .unwrap();
+        assert!(dd.status.success(), "{dd:?}");
+        assert!(std::fs::read(f.upper("copy")).unwrap() == data);
+    }
+}
+
+/// Also for who does not ask for the time of access, which makes the kernel ask again anyway.
+#[test]
+fn a_mapping_of_a_known_file_moves_its_time() {
+    need_mounts!();
+    let mtime = |path: &Path| {
+        let (at, mask) = (rustix::fs::AtFlags::empty(), rustix::fs::StatxFlags::MTIME);
+        let stat = rustix::fs::statx(rustix::fs::CWD, path, at, mask).unwrap();
+        (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec)
+    };
+    for f in each_on_disk() {
+        let path = f.at("known");
+        std::fs::write(&path, [b'a'; 8192]).unwrap();
+        let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_modified(old).unwrap();
+        drop(file);
+        assert_eq!(mtime(&path), (1_000_000, 0));
+        let file = read_write().open(&path).unwrap();
+        map_and_write(&file, b"MAPPED");
+        drop(file);
+        assert!(poll(|| mtime(&path) > (1_000_000, 0)));
+    }
+}
+
 /// A kernel that promised it and then refuses every file, as a security module could make it.
 #[test]
 fn auto_does_without_what_is_refused_later() {

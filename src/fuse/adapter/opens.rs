@@ -56,7 +56,7 @@ impl Adapter {
         self.count(Op::Forget);
         self.union.forget(ino, count);
         if let Some(opens) = &self.opens {
-            opens.forget(ino);
+            opens.forget(&self.union, ino);
         }
     }
 

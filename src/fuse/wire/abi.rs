@@ -112,6 +112,7 @@ constants! { u32:
     FATTR_MTIME = 1 << 5,
     FATTR_ATIME_NOW = 1 << 7,
     FATTR_MTIME_NOW = 1 << 8,
+    FOPEN_DIRECT_IO = 1 << 0,
     FOPEN_KEEP_CACHE = 1 << 1,
     FOPEN_CACHE_DIR = 1 << 3,
     FOPEN_PASSTHROUGH = 1 << 7,
@@ -119,6 +120,9 @@ constants! { u32:
     WRITE_KILL_SUIDGID = 1 << 2,
     FSYNC_FDATASYNC = 1 << 0,
 }
+
+/// `enum fuse_notify_code`.
+pub(crate) const NOTIFY_INVAL_INODE: i32 = 2;
 
 macro_rules! message {
     ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty,)* })*) => {
@@ -140,6 +144,8 @@ message! {
     }
     /// Before every reply.
     OutHeader { len: u32, error: i32, unique: u64, }
+    /// After an [`OutHeader`] of request 0 whose error is [`NOTIFY_INVAL_INODE`].
+    NotifyInvalInodeOut { ino: u64, off: i64, len: i64, }
     /// `fuse_init_in` up to 7.35; with INIT_EXT further flags follow.
     InitIn { major: u32, minor: u32, max_readahead: u32, flags: u32, }
     InitOut {

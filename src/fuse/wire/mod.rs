@@ -12,6 +12,7 @@
 pub(super) mod abi;
 mod connection;
 mod giving_way;
+pub(super) mod notify;
 pub(super) mod reply;
 pub(super) mod request;
 mod ring_message;
