@@ -80,13 +80,13 @@ pub(super) fn start(
         Some(libc::ELOOP) => "the file system of the upper directory stacks too many others",
         _ => "the kernel refuses a file of the upper directory",
     };
-    let why = no(why, error);
     if insists {
-        return Err(why);
+        return Err(no(why, error));
     }
     // It is agreed that OPEN truncates, so there has to be OPEN; each is answered as what cannot
     // be passed through is.
-    tracing::warn!("{why}: files are opened by messages, and read and written by them");
+    let path = path.display();
+    tracing::warn!("{path}: files are not passed through, each read and write is a message: {why}");
     Ok(Some(opens))
 }
 
