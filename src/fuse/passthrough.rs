@@ -1,6 +1,6 @@
 //! Opens that the kernel serves from the file of a layer itself (`FUSE_PASSTHROUGH`, Linux
-//! 6.9): no READ and no WRITE reaches us. Called by `adapter` and, to find out whether it
-//! works here, by `session`.
+//! 6.9): no READ and no WRITE reaches us, unless fcntl(2) could change what it means (O_APPEND,
+//! O_DIRECT). Called by `adapter` and, to find out whether it works here, by `session`.
 //!
 //! The kernel's rule (fs/fuse/iomode.c), broken by an open with EIO for the program: while an
 //! inode is open, all its opens are passed through to one registered file, or none is. So the
@@ -31,7 +31,7 @@ use crate::union::{self, Ino, Union};
 /// How long the kernel may keep the attributes of a file that was passed through to who may map
 /// it for writing, in seconds, when it is not open so any more (not at all while it is): what a
 /// mapping does to its times reaches the kernel's FUSE only when it asks.
-pub(super) const MAPPED: u64 = 1;
+const MAPPED: u64 = 1;
 
 /// Whether `io=auto` tries it: it gains most for what is written, nobody asked for `writeback`,
 /// which excludes it, the kernel will not refuse for want of privilege, and there is room for an
@@ -86,7 +86,7 @@ pub(super) fn start(
     // It is agreed that OPEN truncates, so there has to be OPEN; each is answered as what cannot
     // be passed through is.
     let path = path.display();
-    tracing::warn!("{path}: files are not passed through, each read and write is a message: {why}");
+    tracing::warn!(%error, "{path}: files are not passed through, each read is a message: {why}");
     Ok(Some(opens))
 }
 
@@ -169,13 +169,37 @@ impl Opens {
         Registered::new(&self.device, &file).map(drop)
     }
 
-    /// Counts an open of `ino` and answers it. What it is to be open for writing has been
-    /// copied up.
+    /// Counts an open of `ino`, which the kernel knows, and answers it. What it is to be open for
+    /// writing has been copied up.
     ///
     /// # Errors
     /// EINVAL for O_DIRECT where the file system of the data has none and the file is passed
     /// through already; those of [`Union::backing`].
     pub(super) fn open(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<OpenOut> {
+        let (out, is_first_mapper) = self.count(union, ino, flags)?;
+        if is_first_mapper {
+            // It may have been told that the attributes are valid for ever.
+            notify::attributes_changed(&self.device, ino);
+        }
+        Ok(out)
+    }
+
+    /// The same of an inode that was just made, of which the kernel is told by the answer. With
+    /// the time, in seconds, for which it may keep the attributes: it looks at them once more
+    /// before it gives the file to the program. Nothing was mapped yet, and what gives the file a
+    /// size makes the kernel ask again.
+    pub(super) fn open_new(
+        &self,
+        union: &Union,
+        ino: Ino,
+        flags: u32,
+    ) -> union::Result<(OpenOut, u64)> {
+        let (out, _) = self.count(union, ino, flags)?;
+        Ok((out, self.lifetime(ino).max(MAPPED)))
+    }
+
+    /// Counts an open; its answer, and whether it is the first that could map the file for writing.
+    fn count(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<(OpenOut, bool)> {
         let (kind, direct) = (kind(flags), flags & libc::O_DIRECT as u32 != 0);
         let known = self.open.get_mut(&ino).map(|mut open| open.add(kind));
         let out = match known {
@@ -190,15 +214,13 @@ impl Opens {
             }
         };
         let passed = out.open_flags & FOPEN_PASSTHROUGH != 0;
-        if passed && kind & MAPPER != 0 && self.mapped.insert(ino, ()).is_none() {
-            // It may have been told that they are valid for ever.
-            notify::attributes_changed(&self.device, ino);
-        }
+        let maps = passed && kind & MAPPER != 0;
+        let is_first_mapper = maps && self.mapped.insert(ino, ()).is_none();
         if passed && direct && known.is_some() && !takes_direct(union, ino) {
             self.release(ino, out.fh);
             return Err(Errno::INVAL.into());
         }
-        Ok(out)
+        Ok((out, is_first_mapper))
     }
 
     fn choose(&self, union: &Union, ino: Ino, direct: bool) -> union::Result<Mode> {

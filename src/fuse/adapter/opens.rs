@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Adapter;
 use crate::fuse::convert::caller;
 use crate::fuse::counters::Op;
-use crate::fuse::passthrough::{MAPPED, Opens, is_writer};
+use crate::fuse::passthrough::{Opens, is_writer};
 use crate::fuse::reply;
 use crate::fuse::wire::abi::{FOPEN_KEEP_CACHE, OpenOut};
 use crate::fuse::wire::{Header, Reply};
@@ -128,15 +128,12 @@ fn created(
     reply: Reply,
 ) {
     let open = result.and_then(|entry| {
-        let out = opens.open(union, entry.attr().ino, flags)?;
-        Ok((entry, out))
+        let (out, lifetime) = opens.open_new(union, entry.attr().ino, flags)?;
+        Ok((entry, out, lifetime))
     });
     match open {
-        Ok((entry, out)) => {
+        Ok((entry, out, lifetime)) => {
             let ino = entry.attr().ino;
-            // The kernel looks at it once more before it gives it to the program. Nothing was
-            // mapped yet, and what gives it a size makes the kernel ask again.
-            let lifetime = opens.lifetime(ino).max(MAPPED);
             if !reply::created(reply, entry, out, lifetime) {
                 opens.release(ino, out.fh);
             }
