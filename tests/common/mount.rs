@@ -133,6 +133,15 @@ pub struct Stack {
 }
 
 impl Stack {
+    /// These lowers under a new upper, work directory and mountpoint in `scratch`.
+    pub fn writable(scratch: &Scratch, lowers: Vec<PathBuf>) -> Self {
+        Self {
+            lowers,
+            upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+            mnt: scratch.dir("mnt"),
+        }
+    }
+
     /// `lowerdir=…,upperdir=…,workdir=…`; the paths hold no character that needs escaping.
     pub fn options(&self) -> String {
         let lowers: Vec<_> = self.lowers.iter().map(|p| p.to_str().unwrap()).collect();

@@ -131,11 +131,7 @@ fn metacopies() -> (Scratch, Stack) {
     let low = scratch.dir("low");
     let layer = Layer::new().dir("d").file("f", big_data());
     layer.file("moved", big_data()).write(&low);
-    let stack = Stack {
-        lowers: vec![low],
-        upper: Some((scratch.dir("upper"), scratch.dir("work"))),
-        mnt: scratch.dir("mnt"),
-    };
+    let stack = Stack::writable(&scratch, vec![low]);
     let kernel = Fs::Kernel("metacopy=on,redirect_dir=on,index=off").mount(&stack);
     let script = "chmod f 600\nchmod moved 600\nrename moved d/g";
     let script = crate::common::script::parse(script);
@@ -245,11 +241,7 @@ fn mounts_in_a_lower_show() {
     let low = scratch.dir("low");
     let submount = Submount::new(scratch.dir("low/sub"));
     std::fs::write(low.join("sub/f"), "mounted").unwrap();
-    let stack = Stack {
-        lowers: vec![low],
-        upper: Some((scratch.dir("upper"), scratch.dir("work"))),
-        mnt: scratch.dir("mnt"),
-    };
+    let stack = Stack::writable(&scratch, vec![low]);
     f = Fixture::over(&UNIONFS, scratch, stack);
     f.lowers_are_changed_by_the_test();
     let dev = |path: &str| std::os::unix::fs::MetadataExt::dev(&f.at(path).metadata().unwrap());

@@ -412,13 +412,8 @@ fn without_the_privilege_there_is_no_passthrough() {
 #[test]
 fn the_policy_is_shown() {
     need_mounts!();
-    for io in ["cached", "passthrough"] {
-        let option = if io == "cached" {
-            "io=cached"
-        } else {
-            PASSTHROUGH
-        };
-        assert_eq!(policy_of(mounted(option, true).root()), io);
+    for (io, shown) in [("io=cached", "cached"), (PASSTHROUGH, "passthrough")] {
+        assert_eq!(policy_of(mounted(io, true).root()), shown);
     }
 }
 
@@ -461,11 +456,7 @@ fn auto_passes_through_what_can_be_written() {
 fn each_on_disk() -> [Fixture; 2] {
     ["io=cached", PASSTHROUGH].map(|io| {
         let scratch = Scratch::disk();
-        let stack = Stack {
-            lowers: vec![scratch.dir("lower")],
-            upper: Some((scratch.dir("upper"), scratch.dir("work"))),
-            mnt: scratch.dir("mnt"),
-        };
+        let stack = Stack::writable(&scratch, vec![scratch.dir("lower")]);
         Fixture::over(&Fs::Unionfs(io), scratch, stack)
     })
 }
@@ -526,14 +517,10 @@ fn auto_does_without_what_is_refused_later() {
     need_mounts!();
     need_strace!();
     let scratch = Scratch::disk();
-    let [low, upper, work, mnt] = ["low", "upper", "work", "mnt"].map(|name| scratch.dir(name));
-    std::fs::write(low.join("file"), "from below").unwrap();
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={},io=auto",
-        low.display(),
-        upper.display(),
-        work.display()
-    );
+    let stack = Stack::writable(&scratch, vec![scratch.dir("lower")]);
+    let (mnt, upper) = (&stack.mnt, scratch.path().join("upper"));
+    std::fs::write(stack.lowers[0].join("file"), "from below").unwrap();
+    let options = stack.options() + ",io=auto";
     let mut server = Command::new("strace")
         .args([
             "-f",
@@ -546,11 +533,11 @@ fn auto_does_without_what_is_refused_later() {
         ])
         .args([Path::new("/dev/null"), Path::new(unionfs_binary())])
         .args(["-f", "-o", &options])
-        .arg(&mnt)
+        .arg(mnt)
         .spawn()
         .unwrap();
     assert!(poll(|| mnt.join("file").exists()));
-    let mounted = Mounted::new(&mnt, false);
+    let mounted = Mounted::new(mnt, false);
     std::fs::write(mnt.join("file"), "new").unwrap();
     std::fs::write(mnt.join("file"), "").unwrap();
     assert_eq!(std::fs::read(upper.join("file")).unwrap(), b"");
@@ -569,13 +556,8 @@ fn auto_does_without_what_is_refused_later() {
 fn auto_does_without_the_privilege() {
     need_mounts!();
     let scratch = Scratch::disk();
-    let [low, upper, work, mnt] = ["low", "upper", "work", "mnt"].map(|name| scratch.dir(name));
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={},io=auto",
-        low.display(),
-        upper.display(),
-        work.display()
-    );
+    let stack = Stack::writable(&scratch, vec![scratch.dir("lower")]);
+    let options = stack.options() + ",io=auto";
     // Root of a user namespace has it there only.
     let script = r#""$1" -o "$2" "$3" && echo data >"$3/file" && "$1" stats "$3" && umount "$3""#;
     let output = Command::new("unshare")
@@ -590,7 +572,7 @@ fn auto_does_without_the_privilege() {
         ])
         .arg(unionfs_binary())
         .arg(options)
-        .arg(&mnt)
+        .arg(&stack.mnt)
         .output()
         .unwrap();
     let (stdout, stderr) = (
@@ -600,5 +582,8 @@ fn auto_does_without_the_privilege() {
     assert!(output.status.success(), "{stdout}{stderr}");
     let line = stdout.lines().find(|line| line.starts_with("io ")).unwrap();
     assert!(line.ends_with("cached"), "{line}");
-    assert_eq!(std::fs::read(upper.join("file")).unwrap(), b"data\n");
+    assert_eq!(
+        std::fs::read(scratch.path().join("upper/file")).unwrap(),
+        b"data\n"
+    );
 }

@@ -125,11 +125,7 @@ fn evict(path: &Path) {
 fn direct_io_is_direct() {
     need_mounts!();
     let scratch = Scratch::disk();
-    let stack = Stack {
-        lowers: vec![scratch.dir("lower")],
-        upper: Some((scratch.dir("upper"), scratch.dir("work"))),
-        mnt: scratch.dir("mnt"),
-    };
+    let stack = Stack::writable(&scratch, vec![scratch.dir("lower")]);
     let lower = stack.lowers[0].join("f");
     std::fs::write(&lower, vec![7u8; 1 << 20]).unwrap();
     evict(&lower);

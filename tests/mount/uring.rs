@@ -140,11 +140,7 @@ impl Stuck {
             false,
         );
         let scratch = Scratch::disk();
-        let stack = Stack {
-            lowers: vec![below.root().to_owned()],
-            upper: Some((scratch.dir("upper"), scratch.dir("work"))),
-            mnt: scratch.dir("mnt"),
-        };
+        let stack = Stack::writable(&scratch, vec![below.root().to_owned()]);
         let top = URING.mount(&stack);
         fs::write(stack.mnt.join("upper"), "here").unwrap();
         // The names are known; what is in the files is not.

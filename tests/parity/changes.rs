@@ -229,11 +229,7 @@ fn random_uppers_are_told_and_packed() {
 fn a_list_costs_what_was_changed() {
     need_mounts!();
     let scratch = Scratch::tmpfs();
-    let stack = Stack {
-        lowers: vec![scratch.dir("image")],
-        upper: Some((scratch.dir("upper"), scratch.dir("work"))),
-        mnt: scratch.dir("mnt"),
-    };
+    let stack = Stack::writable(&scratch, vec![scratch.dir("image")]);
     for dir in 0..20 {
         let dir = scratch.dir(&format!("image/{dir}"));
         for file in 0..1000 {
