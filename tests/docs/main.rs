@@ -1,0 +1,152 @@
+//! Checks that every test which a document names exists.
+//!
+//! A reference is a code span of one of these forms:
+//!
+//! | form | means |
+//! | --- | --- |
+//! | `folder/file::test` | `fn test` in `tests/folder/file.rs` or in a file of `tests/folder/file/` |
+//! | `folder/file::module::test` | the same, with modules between |
+//! | `::test` | as the last reference before it, with another test |
+//! | `folder/file` | the file alone |
+//! | `store-mounted::test` | `fn test` in `tests/store/mounted.rs` |
+//! | `unit module::file::test` | `fn test` in `src/module/file.rs` or `src/module/file/tests.rs` |
+//!
+//! In a table whose head says "test in `folder/file`", the last column names tests of that file.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The documents whose promises name tests.
+const DOCUMENTS: [&str; 2] = ["docs/SEMANTICS.md", "docs/CATALOG.md"];
+
+#[test]
+fn every_test_that_a_document_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut missing = Vec::new();
+    let mut found = 0;
+    for document in DOCUMENTS {
+        let text = fs::read_to_string(root.join(document)).unwrap();
+        for reference in references(&text) {
+            match exists(root, &reference) {
+                true => found += 1,
+                false => missing.push(format!("{document}: {reference}")),
+            }
+        }
+    }
+    assert!(missing.is_empty(), "no such test: {missing:#?}");
+    assert!(found > 100, "only {found} references were found");
+}
+
+/// The check itself must notice what is missing.
+#[test]
+fn what_does_not_exist_is_noticed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = "`docs/main::no_such_test`, `::every_test_that_a_document_names_exists`, \
+                `docs/no_such_file`, `unit layer::markers::no_such_test`";
+    let answers: Vec<bool> = references(text).iter().map(|r| exists(root, r)).collect();
+    assert_eq!(answers, [false, true, false, false]);
+}
+
+/// All references of a document, each in its full form.
+fn references(text: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut last_prefix = String::new();
+    let mut table_file: Option<String> = None;
+    for line in text.lines() {
+        if let Some((_, rest)) = line.split_once("test in `") {
+            table_file = rest.split('`').next().map(str::to_owned);
+            continue;
+        }
+        if !line.starts_with('|') {
+            table_file = None;
+        }
+        if let Some(file) = &table_file {
+            let cell = line.trim_end_matches(['|', ' ']).rsplit('|').next();
+            let names = spans(cell.unwrap_or(""));
+            all.extend(names.map(|name| format!("{file}::{name}")));
+            continue;
+        }
+        for span in spans(line) {
+            let full = match span.strip_prefix("::") {
+                Some(test) => format!("{last_prefix}::{test}"),
+                None => span.to_owned(),
+            };
+            if !is_reference(&full) {
+                continue;
+            }
+            if let Some((prefix, _)) = full.rsplit_once("::") {
+                last_prefix = prefix.to_owned();
+            }
+            all.push(full);
+        }
+    }
+    all
+}
+
+/// The code spans of a line.
+fn spans(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2)
+}
+
+fn is_reference(span: &str) -> bool {
+    if span.strip_prefix("unit ").is_some() || span.starts_with("store-mounted::") {
+        return span.contains("::");
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-/:".contains(c);
+    let Some((folder, rest)) = span.split_once('/') else {
+        return false;
+    };
+    let folders = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests")
+        .join(folder);
+    !folder.is_empty() && !rest.is_empty() && span.chars().all(plain) && folders.is_dir()
+}
+
+fn exists(root: &Path, reference: &str) -> bool {
+    if let Some(path) = reference.strip_prefix("unit ") {
+        let mut parts: Vec<&str> = path.split("::").collect();
+        let test = parts.pop().unwrap_or("");
+        let file = parts
+            .iter()
+            .fold(root.join("src"), |dir, part| dir.join(part));
+        return has_test(&file, test);
+    }
+    let (place, test) = match reference.split_once("::") {
+        Some((place, test)) => (place, Some(test)),
+        None => (reference, None),
+    };
+    let place = place.replace("store-mounted", "store/mounted");
+    let file = root.join("tests").join(&place);
+    match test {
+        Some(test) => has_test(&file, test.rsplit("::").next().unwrap_or(test)),
+        // Some folders of `src` have the same name as one of `tests`.
+        None => !sources(&file).is_empty() || !sources(&root.join("src").join(&place)).is_empty(),
+    }
+}
+
+/// Whether `test` stands in `file.rs` or in a file of the folder `file`: as a function, as a
+/// scenario (`name: "script"`, see `tests/parity/scenarios.rs`) or as a module of tests.
+fn has_test(file: &Path, test: &str) -> bool {
+    let heads = [
+        format!("fn {test}("),
+        format!("    {test}: \""),
+        format!("mod {test};"),
+    ];
+    let has = |file: &PathBuf| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        heads.iter().any(|head| text.contains(head))
+    };
+    sources(file).iter().any(has)
+}
+
+/// `file.rs` and the files of the folder `file`, as far as they exist.
+fn sources(file: &Path) -> Vec<PathBuf> {
+    let beside = file.with_extension("rs");
+    let inside = fs::read_dir(file).into_iter().flatten().flatten();
+    let mut all: Vec<PathBuf> = inside.map(|entry| entry.path()).collect();
+    all.retain(|path| path.extension().is_some_and(|e| e == "rs"));
+    all.extend(beside.is_file().then_some(beside));
+    all
+}
