@@ -68,6 +68,20 @@ impl Blobs {
                 let why = one_line(&why.to_string());
                 self.line(&format!("{}: trying again: {why}", digest.short()));
             }
+            Event::Elsewhere { digest, process } => {
+                let who = process.map_or("another process".to_owned(), |process| {
+                    format!("process {process}")
+                });
+                self.line(&format!(
+                    "{}: waiting for the download of {who}",
+                    digest.short()
+                ));
+            }
+            Event::Later { what, why, pause } => {
+                let why = one_line(&why.to_string());
+                let seconds = pause.as_secs_f32();
+                self.line(&format!("{what}: trying again in {seconds:.1} s: {why}"));
+            }
             Event::Done { digest } => match running.remove(digest) {
                 Some(Running { bar: Some(bar), .. }) => bar.finish(),
                 Some(Running { bytes, .. }) => {
@@ -78,7 +92,7 @@ impl Blobs {
                         size(bytes)
                     ));
                 }
-                None => {}
+                None => self.line(&format!("{}: {}", digest.short(), self.done)),
             },
             Event::Exists { diff_id } => self.line(&format!("{}: exists", diff_id.short())),
         }

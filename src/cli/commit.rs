@@ -55,7 +55,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let name = own::new_name(&args.image)?;
     let store = own::open(root)?;
-    let store = own::lock(&store)?;
+    let store = own::writer(&store)?;
     // Before the stores that are read: what it takes away waits for them.
     let mut intake = store.intake();
     let stores = open_stores(root)?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::catalog;
 use super::images::complain;
-use super::open_stores;
+use super::{open_stores, own};
 use super::output::{Table, print, print_json, size};
 use crate::store::writable::disk_usage;
 use crate::store::{Digest, Image, Listing, Stores};
@@ -38,6 +38,8 @@ struct Report {
     read_write: u64,
     /// Bytes of all catalogs.
     catalogs: u64,
+    /// Bytes that the next pull goes on with.
+    downloads: u64,
 }
 
 #[derive(Serialize)]
@@ -99,6 +101,11 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         read_write: named.iter().map(|row| row.size).sum(),
         named,
         catalogs: catalog::disk_usage(),
+        // None of ours, as with --root of Docker.
+        downloads: own::existing(root)
+            .ok()
+            .flatten()
+            .map_or(0, |store| store.downloaded()),
     };
     match args.json {
         true => print_json(&report)?,
@@ -142,6 +149,10 @@ fn text(report: &Report) -> String {
     text += &format!("all layers of images, each once: {}\n", size(report.layers));
     if report.catalogs > 0 {
         text += &format!("catalogs (unionfs catalog ls): {}\n", size(report.catalogs));
+    }
+    if report.downloads > 0 {
+        let kept = size(report.downloads);
+        text += &format!("downloads for a later pull (unionfs prune removes them): {kept}\n");
     }
     if !report.named.is_empty() {
         let mut named = Table::new(&["NAME", "IMAGE", "SIZE"]);

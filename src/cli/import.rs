@@ -69,7 +69,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         limits: Limits::default(),
     };
     let store = own::open(root)?;
-    let store = own::lock(&store)?;
+    let store = own::writer(&store)?;
     let transfer = Arc::new(Transfer::new(args.quiet || args.json, "imported"));
     let id = match args.rootfs.is_dir() {
         true => from_directory(&store, &args.rootfs, &import, &transfer)?,

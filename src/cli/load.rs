@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         _ => Source::from_reader(std::io::stdin(), &tmp, limits.bytes)?,
     };
     let transfer = Transfer::new(args.quiet || args.json, "loaded");
-    let store = own::lock(&store)?;
+    let store = own::writer(&store)?;
     let wanted = Wanted {
         limits,
         platform: args.platform.as_ref(),

@@ -32,6 +32,7 @@ mod history;
 mod images;
 mod import;
 mod inspect;
+mod interrupt;
 mod launch;
 mod layers;
 mod load;
@@ -133,6 +134,22 @@ enum Command {
     Man(man::Args),
 }
 
+impl Command {
+    /// Whether it may be at it for long and leave something half done.
+    fn moves_images(&self) -> bool {
+        matches!(
+            self,
+            Self::Commit(_)
+                | Self::Export(_)
+                | Self::Load(_)
+                | Self::Import(_)
+                | Self::Save(_)
+                | Self::Pull(_)
+                | Self::Push(_)
+        )
+    }
+}
+
 /// The command that is to be fast.
 const MOUNT: &str = "mount";
 
@@ -162,7 +179,11 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
+            if let Some(signal) = crate::store::interrupt::signal() {
+                interrupt::end(signal);
+            }
             warn(error::line(&e));
+            interrupt::say_note();
             ExitCode::from(error::exit_code(&e))
         }
     }
@@ -188,6 +209,9 @@ fn is_command(name: &OsStr) -> bool {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     let root = cli.root.as_deref();
+    if cli.command.moves_images() {
+        interrupt::watch();
+    }
     match cli.command {
         Command::Mount(args) => mount::run(args, root),
         Command::Umount(args) => umount::run(&args),

@@ -81,6 +81,18 @@ pub(super) fn lock(store: &Writable) -> anyhow::Result<Exclusive<'_>> {
     Ok(store.lock()?)
 }
 
+/// As [`lock`], for what takes images in: it sweeps away first what killed commands have left
+/// half made.
+pub(super) fn writer(store: &Writable) -> anyhow::Result<Exclusive<'_>> {
+    let locked = lock(store)?;
+    let mounted = Mounted::now();
+    if let Err(error) = locked.sweep(&|diff| mounted.find(diff)) {
+        // An image so damaged that its layers cannot be told; prune says so.
+        tracing::debug!(%error, "leftovers are not looked for");
+    }
+    Ok(locked)
+}
+
 /// The layers of live mounts, with where they are mounted.
 pub(super) struct Mounted {
     layers: HashMap<PathBuf, PathBuf>,

@@ -3,15 +3,16 @@
 use std::path::Path;
 
 use super::blobs::Blobs;
-use super::output::{print, print_json};
-use super::own;
+use super::output::{print, print_json, size};
+use super::{interrupt, own};
 use super::transfer::Transfer;
 use crate::store::Reference;
 use crate::store::archive::{Platform, Progress};
 use crate::store::registry::{
-    Access, CertificateDirs, CredentialFiles, PARALLEL, PullOptions, Retry, fetch,
+    Access, CertificateDirs, CredentialFiles, PARALLEL, Patience, PullOptions, Retry, fetch,
 };
 use crate::store::tarball::Limits;
+use crate::store::writable::Writable;
 
 /// Take an image from a registry into our own store
 ///
@@ -71,6 +72,7 @@ impl RegistryArgs {
             credentials: CredentialFiles::of_user(),
             certificates: CertificateDirs::of_user(),
             retry: Retry::default(),
+            patience: Patience::default(),
         }
     }
 }
@@ -87,11 +89,20 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         },
     };
     let store = own::open(root)?;
+    let place = store.root().to_owned();
+    interrupt::note(move || {
+        let store = Writable::existing(&place).ok().flatten()?;
+        let kept = Some(store.downloaded()).filter(|bytes| *bytes > 0)?;
+        Some(format!(
+            "{} of downloads are kept for the next pull (unionfs prune removes them)",
+            size(kept)
+        ))
+    });
     let blobs = Blobs::new(args.quiet, "downloaded");
     let show = |event: crate::store::registry::Event<'_>| blobs.show(event);
     let fetched = fetch(&store, &name, &options, &show)?;
     // Not before: others may use the store while blobs come in.
-    let locked = own::lock(&store)?;
+    let locked = own::writer(&store)?;
     let transfer = Transfer::new(args.quiet, "unpacked");
     let pulled = fetched.register(&locked, &|step| match step {
         // That was said before the downloads.

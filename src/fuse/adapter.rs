@@ -19,7 +19,7 @@ use super::convert;
 use super::counters::{Counters, Op};
 use super::passthrough::Opens;
 use super::pool::Pool;
-use super::wire::Limits;
+use super::wire::{Limits, Reply};
 use super::wire::abi::init;
 use crate::union::Union;
 
@@ -103,8 +103,29 @@ impl Adapter {
         if let Some(_counted) = self.spare_worker() {
             return job(&self.union);
         }
+        // Where too much waits already it is done here: no further request is read meanwhile.
+        let Some(room) = self.pool.admit(0) else {
+            return job(&self.union);
+        };
         let union = Arc::clone(&self.union);
-        self.pool.submit(move || job(&union));
+        self.pool.submit(room, move || job(&union));
+    }
+
+    /// As [`Adapter::run`] of slow work, with data that lies in the worker's buffer: it is only
+    /// copied where the pool has room for it.
+    fn run_with(&self, data: &[u8], job: impl FnOnce(&Union, &[u8]) + Send + 'static) {
+        if let Some(_counted) = self.spare_worker() {
+            return job(&self.union, data);
+        }
+        let mut copy = Vec::new();
+        let room = self.pool.admit(data.len());
+        let room = room.filter(|_| copy.try_reserve_exact(data.len()).is_ok());
+        let Some(room) = room else {
+            return job(&self.union, data);
+        };
+        copy.extend_from_slice(data);
+        let union = Arc::clone(&self.union);
+        self.pool.submit(room, move || job(&union, &copy));
     }
 
     /// Whether this worker may be busy for long; it counts as such until the answer is dropped.
@@ -163,17 +184,23 @@ pub(super) fn wanted(acl: bool, writeback: bool, stack_depth: u32) -> Limits {
 
 /// Runs `job` with a buffer of this thread, reused between requests, that begins with a page,
 /// so that O_DIRECT can read into it. The size is never cut: a short answer would mean the end
-/// of the file to the kernel.
-fn with_buffer<T>(size: u32, job: impl FnOnce(&mut [u8]) -> T) -> T {
+/// of the file to the kernel. Without memory the answer is ENOMEM.
+fn with_buffer(size: u32, reply: Reply, job: impl FnOnce(&mut [u8], Reply)) {
     thread_local! {
         static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
     let size = size as usize;
     BUFFER.with_borrow_mut(|buffer| {
-        if buffer.len() < size + PAGE {
+        if let Some(more) = (size + PAGE).checked_sub(buffer.len()) {
+            if buffer.try_reserve(more).is_err() {
+                return reply.error(libc::ENOMEM);
+            }
             buffer.resize(size + PAGE, 0);
         }
         let start = buffer.as_ptr().align_offset(PAGE);
-        job(buffer.get_mut(start..start + size).unwrap_or_default())
-    })
+        job(
+            buffer.get_mut(start..start + size).unwrap_or_default(),
+            reply,
+        );
+    });
 }

@@ -312,6 +312,9 @@ pub enum Error {
     /// An image archive is bad.
     #[error(transparent)]
     Archive(#[from] super::archive::ArchiveError),
+    /// A signal ended it.
+    #[error(transparent)]
+    Interrupted(#[from] super::interrupt::Interrupted),
     /// A container's layer that no union can write to: of the drivers aufs and vfs.
     #[error(
         "{path:?} cannot be written in place: its driver keeps no overlay; leave --in-place out"
@@ -335,6 +338,39 @@ impl Error {
             path: path.to_owned(),
             source,
         }
+    }
+
+    /// Whether there was no room for what was to be written.
+    pub(crate) fn is_full(&self) -> bool {
+        use super::{archive::ArchiveError, registry::RegistryError, tarball::TarError};
+        let full = |errno: Errno| matches!(errno, Errno::NOSPC | Errno::DQUOT);
+        let io = |e: &std::io::Error| Errno::from_io_error(e).is_some_and(full);
+        match self {
+            Self::Io { source, .. } => full(*source),
+            Self::Registry(RegistryError::NoRoom { .. }) => true,
+            Self::Tar(TarError::NoRoom { .. }) => true,
+            Self::Tar(TarError::Place { source, .. }) => full(*source),
+            Self::Tar(TarError::Write { source, .. }) => io(source),
+            Self::Archive(ArchiveError::Layer { source, .. }) => source.is_full(),
+            Self::Archive(ArchiveError::Write(source)) => io(source),
+            _ => false,
+        }
+    }
+
+    /// The message for what is in no file of the store, so that nobody could restore it.
+    pub(crate) fn without_remedy(&self) -> String {
+        let text = match self {
+            Self::Json {
+                line,
+                column,
+                message,
+                ..
+            } => format!("its configuration, line {line}, column {column}: {message}"),
+            other => other.to_string(),
+        };
+        let remedies = ["; restore the file", ": restore the store"];
+        let found = remedies.iter().find_map(|remedy| text.strip_suffix(remedy));
+        found.map(str::to_owned).unwrap_or(text)
     }
 
     /// The errno that a failing system call gave, if one did.

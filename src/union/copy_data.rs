@@ -8,6 +8,8 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 /// Largest piece one copy_file_range or read is asked for, in bytes.
+/// Bytes copied at a time where the kernel cannot copy.
+const CHUNK: usize = 1 << 20;
 const PIECE: u64 = 16 << 20;
 
 /// How to copy.
@@ -110,8 +112,11 @@ fn copy_extent(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u64
     Ok(pos - start)
 }
 
+
 fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u64, Errno> {
-    let mut buffer = vec![0u8; 1 << 20];
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(CHUNK).map_err(|_| Errno::NOMEM)?;
+    buffer.resize(CHUNK, 0u8);
     let mut pos = start;
     while pos < end {
         let want = usize::try_from(end - pos)

@@ -205,7 +205,7 @@ impl Adapter {
         let Some(reply) = reply.filled(size, fill) else {
             return;
         };
-        with_buffer(size, |buffer| {
+        with_buffer(size, reply, |buffer, reply| {
             match self.union.read(ino, offset, buffer, direct) {
                 Ok(count) => {
                     reply.bytes(buffer.get(..count).unwrap_or_default());
@@ -233,9 +233,7 @@ impl Adapter {
             reply::written(reply, Op::Write, ino, result);
         };
         if self.union.needs_copy_up(ino) {
-            // The request's bytes lie in the worker's buffer.
-            let data = data.to_vec();
-            self.run(true, move |union| write(union, &data));
+            self.run_with(data, write);
         } else {
             write(&self.union, data);
         }

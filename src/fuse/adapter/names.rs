@@ -118,7 +118,7 @@ impl Adapter {
 
     pub(super) fn list(&self, ino: u64, offset: u64, size: u32, reply: Reply) {
         self.count(Op::ReadDir);
-        with_buffer(size, |buffer| {
+        with_buffer(size, reply, |buffer, reply| {
             let mut list = DirBuffer::new(buffer);
             let result = self.union.readdir(ino, offset, false, &mut |item| {
                 list.add(None, (item.ino, item.offset, item.kind as u32), item.name)
@@ -134,7 +134,7 @@ impl Adapter {
 
     pub(super) fn list_plus(&self, ino: u64, offset: u64, size: u32, reply: Reply) {
         self.count(Op::ReadDirPlus);
-        with_buffer(size, |buffer| {
+        with_buffer(size, reply, |buffer, reply| {
             let mut list = DirBuffer::new(buffer);
             let result = self.union.readdir(ino, offset, true, &mut |item| {
                 add_plus(&mut list, item, |ino| self.lifetime(ino))

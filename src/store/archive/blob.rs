@@ -3,19 +3,26 @@
 //! decompressing go on beside it. Called by `load`, `import` and `source`.
 
 use std::io::{self, BufReader, Read};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
 
-use crate::store::Digest;
+use crate::store::{Digest, interrupt};
 
 /// Bytes that tell a compression.
 pub(super) const MAGIC: usize = 6;
 /// Bytes handed over at a time, and how many such buffers are on the way.
 const CHUNK: usize = 256 << 10;
 const BUFFERS: usize = 4;
+
+/// The largest window of a zstd frame, as a power of two: 128 MiB, which every decoder has to
+/// support up to level 22; a frame may ask for much more memory.
+const MAX_WINDOW: u32 = 27;
+/// How often somebody who waits for bytes looks whether it is interrupted.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// How a stream is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +74,11 @@ fn decompress_as<'r>(
     Ok(match compression {
         Compression::None => Box::new(input),
         Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
+        Compression::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
+            decoder.window_log_max(MAX_WINDOW)?;
+            Box::new(decoder)
+        }
         Compression::Other(name) => {
             let what = format!("compressed with {name}, which images are not: unpack it first");
             return Err(io::Error::new(io::ErrorKind::Unsupported, what));
@@ -131,10 +142,8 @@ impl Pipeline {
 
     /// Waits for the end; the digest of the bytes as they came, where they were hashed. What
     /// nobody read any more is thrown away.
-    pub(super) fn finish(self) -> io::Result<Option<Digest>> {
-        for chunk in &self.chunks {
-            chunk?;
-        }
+    pub(super) fn finish(mut self) -> io::Result<Option<Digest>> {
+        io::copy(&mut self, &mut io::sink())?;
         let ended = |_| io::Error::other("the thread that decompresses ended early");
         self.thread.join().map_err(ended)
     }
@@ -196,10 +205,11 @@ impl Read for Pipeline {
             if got > 0 || buf.is_empty() {
                 return Ok(got);
             }
-            match self.chunks.recv() {
+            match self.chunks.recv_timeout(LOOK) {
                 Ok(Ok(chunk)) => self.current = io::Cursor::new(chunk),
                 Ok(Err(error)) => return Err(error),
-                Err(_) => return Ok(0),
+                Err(RecvTimeoutError::Timeout) => interrupt::check()?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(0),
             }
         }
     }

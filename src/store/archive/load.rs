@@ -9,8 +9,9 @@ use super::error::ArchiveError;
 use super::manifest::{Incoming, LayerBlob, images};
 use super::platform::Platform;
 use super::source::Source;
-use crate::store::error::{Result, excerpt};
-use crate::store::tarball::{Limits, Unpacked};
+use crate::store::error::{Error, Result, excerpt};
+use crate::store::room::Room;
+use crate::store::tarball::{Limits, TarError, Unpacked};
 use crate::store::writable::{Exclusive, Intake, StagedLayer};
 use crate::store::{Digest, Reference, chain};
 
@@ -179,6 +180,17 @@ impl Archive<'_> {
         if blob.size.is_some_and(|declared| declared != bytes) {
             let what = format!("{bytes} bytes, not the {} declared", blob.size.unwrap_or(0));
             return Err(ArchiveError::entry(self.source.name(), &shown(), what).into());
+        }
+        // What it unpacks to is not less; the files are counted as they come.
+        let room = Room::of(staged.diff());
+        let room = room.map_err(|e| Error::io("ask for the space of", &staged.diff_path(), e))?;
+        if bytes > room.bytes {
+            return Err(TarError::NoRoom {
+                entry: shown(),
+                needed: bytes,
+                free: room.bytes,
+            }
+            .into());
         }
         (self.progress)(Progress::Layer { diff_id, bytes });
         let failed = |error| ArchiveError::read(self.source.name(), error);

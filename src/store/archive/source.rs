@@ -8,12 +8,15 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use tar::EntryType;
 
 use super::blob::{self, Compression};
 use super::error::ArchiveError;
 use crate::store::beneath::Beneath;
 use crate::store::error::{Result, excerpt};
+use crate::store::interrupt;
+use crate::store::room::Watch;
 use crate::store::tarball::clean;
 
 /// Entries of an archive, at most: images have some hundred layers.
@@ -133,7 +136,9 @@ impl Source {
         let mut file = tempfile::tempfile_in(tmp).map_err(ArchiveError::Write)?;
         let mut input = blob::decompress(input).map_err(failed)?;
         let mut buffer = vec![0; 256 << 10];
+        let mut room = Watch::new();
         loop {
+            interrupt::check()?;
             let got = match input.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(got) => got,
@@ -144,6 +149,10 @@ impl Source {
                 let what = format!("more than {limit} bytes: refused as a possible bomb");
                 ArchiveError::entry(&name, "the archive", what)
             })?;
+            let full = |errno: Errno| ArchiveError::Write(errno.into());
+            if !room.allows(&file, got as u64).map_err(full)? {
+                return Err(full(Errno::NOSPC).into());
+            }
             file.write_all(&buffer[..got])
                 .map_err(ArchiveError::Write)?;
         }

@@ -9,6 +9,8 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use serde::Deserialize;
@@ -20,9 +22,11 @@ use super::certificates::CertificateDirs;
 use super::credentials::{Credential, CredentialFiles};
 use super::endpoint;
 use super::error::{RegistryError, said};
+use super::pace::{Pace, Paced, Patience};
 use super::retry::{Failure, Outcome, Retry, transport};
+use super::{Event, Show};
 use crate::store::error::Result;
-use crate::store::{Digest, Error, Reference};
+use crate::store::{Digest, Error, Reference, interrupt};
 
 /// Redirects that are followed.
 const MAX_REDIRECTS: usize = 5;
@@ -40,12 +44,14 @@ pub struct Access {
     pub certificates: CertificateDirs,
     /// Of what fails in passing.
     pub retry: Retry,
+    /// How slow it may be.
+    pub patience: Patience,
 }
 
 pub(super) type Response = http::Response<Body>;
 
 /// One repository of a registry.
-pub(super) struct Client {
+pub(super) struct Client<'s> {
     agent: Agent,
     /// Scheme and authority.
     origin: Uri,
@@ -63,6 +69,10 @@ pub(super) struct Client {
     /// The header of that name.
     authorization: RwLock<Option<String>>,
     pub(super) retry: Retry,
+    pub(super) patience: Patience,
+    show: Show<'s>,
+    /// It has answered before.
+    known: AtomicBool,
 }
 
 /// What is sent.
@@ -86,7 +96,7 @@ pub(super) struct Request<'r> {
     pub(super) body: Payload<'r>,
 }
 
-impl Client {
+impl<'s> Client<'s> {
     /// Finds out how the registry of `name` is reached. `sources`: other repositories that are
     /// read.
     pub(super) fn open(
@@ -94,6 +104,7 @@ impl Client {
         actions: &'static str,
         sources: &[String],
         access: &Access,
+        show: Show<'s>,
     ) -> Result<Self> {
         let host = endpoint::host_of(name.domain());
         let schemes: &[&str] = match (access.plain_http, endpoint::is_loopback(host)) {
@@ -105,7 +116,7 @@ impl Client {
         for scheme in schemes {
             let malformed = |_| RegistryError::malformed(host, "is no host of a registry");
             let client = Self {
-                agent: endpoint::agent(host, &access.certificates)?,
+                agent: endpoint::agent(host, &access.certificates, access.patience)?,
                 origin: format!("{scheme}://{host}/").parse().map_err(malformed)?,
                 repository: name.path().to_owned(),
                 name: name.to_string(),
@@ -115,8 +126,11 @@ impl Client {
                 sources: sources.to_vec(),
                 authorization: RwLock::new(None),
                 retry: access.retry,
+                patience: access.patience,
+                show,
+                known: AtomicBool::new(false),
             };
-            match client.retry.run(|| client.ping()) {
+            match client.ask(host, || client.ping()) {
                 Ok(()) => return Ok(client),
                 // No TLS there: on this machine that is allowed.
                 Err(error @ Error::Registry(RegistryError::Unreachable { .. })) => {
@@ -128,12 +142,24 @@ impl Client {
         Err(last.unwrap_or_else(|| RegistryError::malformed(host, "has no address").into()))
     }
 
+    /// Does it until it succeeds or there is no point; says so before each further attempt.
+    pub(super) fn ask<T>(&self, what: &str, attempt: impl FnMut() -> Outcome<T>) -> Result<T> {
+        let show = |why: &RegistryError, pause| (self.show)(Event::Later { what, why, pause });
+        self.retry.run(show, attempt)
+    }
+
     /// Asks whether it is a registry, and gets authorized.
     fn ping(&self) -> Outcome<()> {
         let request = self.request(Method::GET, "/v2/", format!("registry {}", self.domain))?;
         match self.exchange(&request) {
             // Some have no such page, and what is asked for next says more.
             Ok(_) | Err(Failure::Final(Error::Registry(RegistryError::NotFound { .. }))) => Ok(()),
+            // Whoever has no login may still see what is public: the image itself is asked for.
+            Err(Failure::Final(Error::Registry(RegistryError::Unauthorized { .. })))
+                if self.credential.is_none() =>
+            {
+                Ok(())
+            }
             Err(failure) => Err(failure),
         }
     }
@@ -214,6 +240,8 @@ impl Client {
         let mut builder = http::Request::builder()
             .method(request.method.clone())
             .uri(uri.clone());
+        // Content is hashed as it comes.
+        builder = builder.header(header::ACCEPT_ENCODING, "identity");
         for (name, value) in &request.headers {
             builder = builder.header(name, value);
         }
@@ -230,33 +258,57 @@ impl Client {
                     file,
                     at: 0,
                     passed: *passed,
+                    pace: Pace::new(self.patience),
+                    since: Instant::now(),
+                    last: 0,
                 };
                 let body = SendBody::from_reader(&mut content);
-                self.agent.run(builder.body(body).map_err(bad)?)
+                let request = builder.body(body).map_err(bad)?;
+                let request = self.agent.configure_request(request);
+                let patient = request.timeout_recv_response(Some(self.patience.upload));
+                self.agent.run(patient.build())
             }
         };
-        answer.map_err(|error| transport(&endpoint::shown(uri), error))
+        self.came(uri, answer)
+    }
+
+    /// An answer, or what came instead of it.
+    fn came(
+        &self,
+        uri: &Uri,
+        answer: std::result::Result<Response, ureq::Error>,
+    ) -> Outcome<Response> {
+        let known = self.known.load(Ordering::Relaxed);
+        let answer = answer.map_err(|error| transport(&endpoint::shown(uri), error, known))?;
+        self.known.store(true, Ordering::Relaxed);
+        Ok(answer)
     }
 
     fn checked(&self, request: &Request<'_>, mut response: Response) -> Outcome<Response> {
         let status = response.status();
         if status.is_success() {
-            return Ok(response);
+            return match is_html(&response) && request.uri.path() != "/v2/" {
+                false => Ok(response),
+                true => Err(self.html(request).into()),
+            };
         }
         let what = request.what.clone();
-        let message = message(&mut response);
+        let message = message(&mut response, self.patience);
         Err(match status {
             StatusCode::NOT_FOUND => RegistryError::NotFound { what, message }.into(),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 self.unauthorized(&what, message).into()
             }
             _ => {
-                let transient = status.is_server_error();
+                let after = retry_after(&response);
+                let limited = status == StatusCode::TOO_MANY_REQUESTS && after.is_some();
+                let transient = status.is_server_error() || limited;
                 let status = status.as_u16();
                 let error = RegistryError::Status {
                     what,
                     status,
                     message,
+                    after,
                 };
                 match transient {
                     true => Failure::Transient(error),
@@ -264,6 +316,15 @@ impl Client {
                 }
             }
         })
+    }
+
+    fn html(&self, request: &Request<'_>) -> RegistryError {
+        let why = format!(
+            "an HTML page came instead of it: {} is no registry, or a login page or proxy is in \
+             between",
+            self.domain
+        );
+        RegistryError::malformed(request.what.as_str(), why)
     }
 
     /// The credential, where it may be used.
@@ -357,7 +418,7 @@ impl Client {
                 request.call()
             }
         };
-        let mut answer = answer.map_err(|error| transport(&endpoint::shown(&uri), error))?;
+        let mut answer = self.came(&uri, answer)?;
         if !answer.status().is_success() {
             let request = self.request(Method::GET, "/", what.clone())?;
             return Err(match self.checked(&request, answer) {
@@ -365,7 +426,7 @@ impl Client {
                 Ok(_) => bad().into(),
             });
         }
-        let bytes = read_all(&mut answer, auth::MAX_TOKEN, &what)?;
+        let bytes = read_all(&mut answer, auth::MAX_TOKEN, &what, self.patience)?;
         let none = || RegistryError::malformed(what.as_str(), "the answer has none");
         Ok(auth::token(&bytes).ok_or_else(none)?)
     }
@@ -376,21 +437,82 @@ struct Counted<'p> {
     file: &'p File,
     at: u64,
     passed: &'p dyn Fn(u64),
+    pace: Pace,
+    /// When the last piece was handed over, and how large it was: asked for the next, it is gone.
+    since: Instant,
+    last: u64,
 }
 
 impl io::Read for Counted<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        interrupt::check()?;
+        self.pace.passed(self.last, self.since.elapsed())?;
         let got = self.file.read_at(buf, self.at)?;
         self.at += got as u64;
         (self.passed)(got as u64);
+        (self.since, self.last) = (Instant::now(), got as u64);
         Ok(got)
     }
 }
 
-/// A small answer, whole.
-pub(super) fn read_all(response: &mut Response, limit: u64, what: &str) -> Outcome<Vec<u8>> {
+/// The coding of an answer's content, which nobody asked for (RFC 9110, section 8.4).
+pub(super) fn coding(response: &Response) -> Option<String> {
+    let value = response.headers().get(header::CONTENT_ENCODING)?;
+    let value = value.to_str().unwrap_or("one that is no text").trim();
+    let plain = value.is_empty() || value.eq_ignore_ascii_case("identity");
+    (!plain).then(|| crate::store::error::excerpt(value.as_bytes()))
+}
+
+fn is_html(response: &Response) -> bool {
+    let value = response.headers().get(header::CONTENT_TYPE);
+    let value = value.and_then(|value| value.to_str().ok());
+    value.is_some_and(|value| value.trim_start().to_lowercase().starts_with("text/html"))
+}
+
+/// How long a registry wants to be left alone (RFC 9110, section 10.2.3); a date is not read.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let value = response.headers().get(header::RETRY_AFTER)?;
+    value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// A small answer, whole: text, which is undone where it is coded all the same.
+pub(super) fn read_all(
+    response: &mut Response,
+    limit: u64,
+    what: &str,
+    patience: Patience,
+) -> Outcome<Vec<u8>> {
+    let coding = coding(response);
+    let bytes = read_raw(response, limit, what, patience)?;
+    match (coding, bytes.as_slice()) {
+        (None, _) => Ok(bytes),
+        (Some(_), [0x1f, 0x8b, ..]) => {
+            let mut plain = Vec::new();
+            let mut decoder = flate2::read::MultiGzDecoder::new(bytes.as_slice()).take(limit + 1);
+            let read = decoder.read_to_end(&mut plain);
+            match read {
+                Ok(_) if plain.len() as u64 <= limit => Ok(plain),
+                _ => Err(RegistryError::malformed(what, "its gzip coding is damaged").into()),
+            }
+        }
+        // Said, but not done.
+        (Some(_), [b'{' | b'[', ..]) => Ok(bytes),
+        (Some(coding), _) => {
+            let why = format!("the registry sends it coded as {coding}, which was not asked for");
+            Err(RegistryError::malformed(what, why).into())
+        }
+    }
+}
+
+fn read_raw(
+    response: &mut Response,
+    limit: u64,
+    what: &str,
+    patience: Patience,
+) -> Outcome<Vec<u8>> {
     let mut bytes = Vec::new();
     let body = response.body_mut().with_config().limit(u64::MAX).reader();
+    let body = Paced::new(body, patience);
     match body.take(limit + 1).read_to_end(&mut bytes) {
         Err(error) => Err(Failure::Transient(RegistryError::Unreachable {
             url: what.to_owned(),
@@ -416,8 +538,8 @@ struct Complaint {
 }
 
 /// What the registry says about a failure, in parentheses.
-fn message(response: &mut Response) -> String {
-    let bytes = read_all(response, MAX_MESSAGE, "the answer").unwrap_or_default();
+fn message(response: &mut Response, patience: Patience) -> String {
+    let bytes = read_all(response, MAX_MESSAGE, "the answer", patience).unwrap_or_default();
     let complaints: Option<Complaints> = serde_json::from_slice(&bytes).ok();
     let first = complaints.and_then(|c| c.errors.into_iter().next());
     let Some(first) = first else {

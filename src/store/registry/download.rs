@@ -5,28 +5,33 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use ureq::http::{Method, StatusCode, header};
 
-use super::client::{Client, Response};
+use super::client::{Client, Response, coding};
 use super::error::RegistryError;
 use super::manifest::Blob;
-use super::retry::{Failure, Outcome};
+use super::pace::Paced;
+use super::retry::{Failure, Outcome, sleep};
 use super::{Event, Show};
 use crate::store::error::Result;
+use crate::store::room::{Room, Watch};
 use crate::store::writable::Download;
-use crate::store::{Digest, Error, Writable};
+use crate::store::{Digest, Error, Writable, interrupt};
 
 /// Bytes read at a time.
 const CHUNK: usize = 128 << 10;
+/// How often it is looked whether another process is done with a blob.
+const LOOK: Duration = Duration::from_millis(100);
 /// An attempt that brought so many bytes was none in vain.
 const PROGRESS: u64 = 64 << 10;
 
 /// One blob on its way.
 pub(super) struct Fetch<'a> {
-    pub(super) client: &'a Client,
+    pub(super) client: &'a Client<'a>,
     pub(super) blob: &'a Blob,
     pub(super) show: Show<'a>,
     /// Another blob has failed: there is no hurry any more.
@@ -55,21 +60,64 @@ fn local(action: &'static str, download: &Download, error: &io::Error) -> Error 
 }
 
 /// Whether what there is of a blob is of use to a later attempt: a failure of the network or
-/// the registry says nothing against it.
+/// the registry says nothing against it, nor does a full disk or a signal.
 pub(super) fn is_worth_keeping(error: &Error) -> bool {
-    use RegistryError::{NotFound, Status, Unauthorized, Unreachable};
-    matches!(
+    use RegistryError::{Interrupted, NoRoom, NotFound, Status, Unauthorized, Unreachable};
+    let registry = matches!(
         error,
-        Error::Registry(Unreachable { .. } | Status { .. } | Unauthorized { .. } | NotFound { .. })
-    )
+        Error::Registry(
+            Unreachable { .. }
+                | Status { .. }
+                | Unauthorized { .. }
+                | NotFound { .. }
+                | NoRoom { .. }
+                | Interrupted(_)
+        )
+    );
+    registry || error.is_full() || interrupt::signal().is_some()
 }
 
 impl Fetch<'_> {
     /// The whole blob, its digest compared; `None`: stopped.
     pub(super) fn run(&self, store: &Writable) -> Result<Option<Download>> {
-        let download = store.download(&self.blob.digest)?;
+        let mut said = false;
+        loop {
+            match store.download(&self.blob.digest)? {
+                Some(download) if download.is_writing() => return self.bring(download),
+                Some(download) => {
+                    // What another process has brought, or given up.
+                    let state = self.there(&download)?;
+                    if state.have == self.blob.size
+                        && Digest::from_hash(state.hash) == self.blob.digest
+                    {
+                        (self.show)(Event::Done {
+                            digest: &self.blob.digest,
+                        });
+                        return Ok(Some(download));
+                    }
+                }
+                None if !said => {
+                    said = true;
+                    let digest = &self.blob.digest;
+                    let process = store.downloader(digest);
+                    (self.show)(Event::Elsewhere { digest, process });
+                }
+                None => (),
+            }
+            sleep(LOOK, || false)?;
+            if self.stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Downloads it into what nobody else has.
+    fn bring(&self, mut download: Download) -> Result<Option<Download>> {
         match self.complete(&download) {
-            Ok(true) => Ok(Some(download)),
+            Ok(true) => {
+                download.share()?;
+                Ok(Some(download))
+            }
             Ok(false) => Ok(None),
             Err(error) => {
                 if !is_worth_keeping(&error) {
@@ -122,7 +170,7 @@ impl Fetch<'_> {
                         failed = 0;
                     }
                     failed += 1;
-                    let Some(pause) = self.client.retry.after(failed) else {
+                    let Some(pause) = self.client.retry.pause(failed, &error) else {
                         return Err(error.into());
                     };
                     (self.show)(Event::Again {
@@ -130,7 +178,7 @@ impl Fetch<'_> {
                         why: &error,
                         have: state.have,
                     });
-                    std::thread::sleep(pause);
+                    sleep(pause, || self.stop.load(Ordering::Relaxed))?;
                 }
             }
         }
@@ -191,7 +239,39 @@ impl Fetch<'_> {
             // It knows no ranges.
             _ => state.restart(download)?,
         }
+        self.refuse_coded(&response, state)?;
         self.take(response, download, state)
+    }
+
+    /// Content that is coded is not what the digest is of; some registries only say that it is,
+    /// which its length tells.
+    fn refuse_coded(&self, response: &Response, state: &State) -> Result<()> {
+        let Some(coding) = coding(response) else {
+            return Ok(());
+        };
+        let length = response.headers().get(header::CONTENT_LENGTH);
+        let length: Option<u64> = length.and_then(|value| value.to_str().ok()?.parse().ok());
+        if length == Some(self.blob.size - state.have) {
+            return Ok(());
+        }
+        let why = format!("the registry sends it coded as {coding}, which was not asked for");
+        Err(RegistryError::malformed(self.client.blob_name(&self.blob.digest), why).into())
+    }
+
+    /// Whether there is room for more.
+    fn room(&self, download: &Download, watch: &mut Watch, more: u64) -> Result<()> {
+        let fail = |errno| Error::io("ask for the free space of", download.path(), errno);
+        if watch.allows(download.file(), more).map_err(fail)? {
+            return Ok(());
+        }
+        let room = Room::of(download.file()).map_err(fail)?;
+        Err(RegistryError::NoRoom {
+            what: self.client.blob_name(&self.blob.digest),
+            needed: more,
+            free: room.bytes,
+            store: download.path().to_owned(),
+        }
+        .into())
     }
 
     fn take(&self, mut response: Response, download: &Download, state: &mut State) -> Outcome<()> {
@@ -202,7 +282,9 @@ impl Fetch<'_> {
                 why,
             })
         };
-        let mut body = response.body_mut().with_config().limit(u64::MAX).reader();
+        let body = response.body_mut().with_config().limit(u64::MAX).reader();
+        let mut body = Paced::new(body, self.client.patience);
+        let mut watch = Watch::new();
         let mut buffer = vec![0; CHUNK];
         while !self.stop.load(Ordering::Relaxed) {
             let got = match body.read(&mut buffer) {
@@ -220,6 +302,8 @@ impl Fetch<'_> {
                 let what = self.client.blob_name(digest);
                 return Err(RegistryError::malformed(what, why).into());
             }
+            interrupt::check().map_err(RegistryError::from)?;
+            self.room(download, &mut watch, got as u64)?;
             let written = download.file().write_all_at(&buffer[..got], state.have);
             written.map_err(|error| local("write", download, &error))?;
             state.hash.update(&buffer[..got]);

@@ -3,20 +3,13 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
-
 use ureq::Agent;
 use ureq::http::Uri;
 use ureq::tls::{RootCerts, TlsConfig};
 
 use super::certificates::CertificateDirs;
+use super::pace::Patience;
 use crate::store::error::Result;
-
-/// No byte for so long: the connection is dead.
-const SILENCE: Duration = Duration::from_secs(60);
-const CONNECT: Duration = Duration::from_secs(30);
-/// Registries think a while after a large upload.
-const ANSWER: Duration = Duration::from_secs(300);
 
 /// Docker Hub's registry has another name than its images.
 pub(super) fn host_of(domain: &str) -> &str {
@@ -63,15 +56,40 @@ pub(super) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
         let authority = base.authority()?;
         if let Some(rest) = location.strip_prefix("//") {
             format!("{scheme}://{rest}")
-        } else if location.starts_with('/') {
-            format!("{scheme}://{authority}{location}")
         } else {
+            let location = location.split('#').next().unwrap_or_default();
+            let (path, query) = match location.split_once('?') {
+                Some((path, query)) => (path, Some(query)),
+                None => (location, None),
+            };
             let dir = base.path().rsplit_once('/').map_or("", |(dir, _)| dir);
-            format!("{scheme}://{authority}{dir}/{location}")
+            let path = match path {
+                "" => base.path().to_owned(),
+                path if path.starts_with('/') => without_dots(path),
+                path => without_dots(&format!("{dir}/{path}")),
+            };
+            let query = query.map_or(String::new(), |query| format!("?{query}"));
+            format!("{scheme}://{authority}{path}{query}")
         }
     };
     let uri: Uri = text.parse().ok()?;
     uri.authority().is_some().then_some(uri)
+}
+
+/// A path without its `.` and `..` segments (RFC 3986, section 5.2.4).
+fn without_dots(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let last = path.rsplit('/').next();
+    for part in path.split('/').skip(1) {
+        match part {
+            "." => (),
+            ".." => drop(kept.pop()),
+            part => kept.push(part),
+        }
+    }
+    let end = matches!(last, Some("." | "..")).then_some("/");
+    let end = end.filter(|_| !kept.is_empty()).unwrap_or_default();
+    format!("/{}{end}", kept.join("/"))
 }
 
 /// An address for messages: without what may be secret.
@@ -82,7 +100,11 @@ pub(super) fn shown(uri: &Uri) -> String {
 }
 
 /// What makes the connections; `host` may have certificates of its own.
-pub(super) fn agent(host: &str, certificates: &CertificateDirs) -> Result<Agent> {
+pub(super) fn agent(
+    host: &str,
+    certificates: &CertificateDirs,
+    patience: Patience,
+) -> Result<Agent> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let certificates = certificates.find(host)?;
     let tls = TlsConfig::builder()
@@ -96,10 +118,12 @@ pub(super) fn agent(host: &str, certificates: &CertificateDirs) -> Result<Agent>
         // Followed by `client`, which knows where credentials may go.
         .max_redirects(0)
         .max_redirects_will_error(false)
-        .timeout_connect(Some(CONNECT))
-        .timeout_recv_response(Some(ANSWER))
-        .timeout_per_read(Some(SILENCE))
-        .timeout_per_write(Some(SILENCE))
+        // Of the whole, so that nobody can drip: TLS is part of connecting.
+        .timeout_connect(Some(patience.connect))
+        .timeout_send_request(Some(patience.connect))
+        .timeout_recv_response(Some(patience.answer))
+        .timeout_per_read(Some(patience.silence))
+        .timeout_per_write(Some(patience.silence))
         .user_agent(concat!("unionfs/", env!("CARGO_PKG_VERSION")));
     if is_loopback(host) {
         config = config.proxy(None);
@@ -141,6 +165,22 @@ mod tests {
         let to = |location: &str| resolve(&base, location).map(|uri| uri.to_string());
         assert_eq!(to("/a?b=c").unwrap(), "https://r.example:1/a?b=c");
         assert_eq!(to("y").unwrap(), "https://r.example:1/v2/app/blobs/y");
+        // RFC 3986, section 5.4, with our base.
+        let of = |path: &str| format!("https://r.example:1/v2/app{path}");
+        for (location, expected) in [
+            ("../uploads/u?_state=a/../b", of("/uploads/u?_state=a/../b")),
+            ("./y", of("/blobs/y")),
+            (".", of("/blobs/")),
+            ("..", of("/")),
+            ("../..", "https://r.example:1/v2/".to_owned()),
+            ("../../../../y", "https://r.example:1/y".to_owned()),
+            ("/a/./b/../c", "https://r.example:1/a/c".to_owned()),
+            ("y/../z/..x", of("/blobs/z/..x")),
+            ("?q", of("/blobs/x?q")),
+            ("y#part", of("/blobs/y")),
+        ] {
+            assert_eq!(to(location).unwrap(), expected, "{location}");
+        }
         assert_eq!(to("//h/y").unwrap(), "https://h/y");
         assert_eq!(to("http://h/y").unwrap(), "http://h/y");
         assert_eq!(to("http://"), None);

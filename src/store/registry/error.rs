@@ -1,8 +1,11 @@
 //! What can go wrong with a registry. Part of [`crate::store::Error`]. No message holds a
 //! password or token.
 
-use crate::store::Digest;
+use std::path::PathBuf;
+use std::time::Duration;
+
 use crate::store::error::excerpt;
+use crate::store::{Digest, interrupt, room};
 
 /// A failure while images are taken from a registry or brought to one.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +59,7 @@ pub enum RegistryError {
         remedy: String,
     },
     /// Any other answer that is no success.
-    #[error("{what}: the registry answers {status}{message}")]
+    #[error("{what}: the registry answers {status}{message}{}", later(*after))]
     Status {
         /// What was asked for.
         what: String,
@@ -64,7 +67,27 @@ pub enum RegistryError {
         status: u16,
         /// What the registry says, in parentheses.
         message: String,
+        /// When it wants to be asked again (Retry-After).
+        after: Option<Duration>,
     },
+    /// It does not fit on the store's file system.
+    #[error(
+        "{what}: it needs {}, but only {} may be used on the file system of {store:?}, the reserve left out; free some space, or set UNIONFS_ROOT to a larger disk",
+        room::shown(*needed), room::shown(*free)
+    )]
+    NoRoom {
+        /// The image or blob.
+        what: String,
+        /// Bytes to come.
+        needed: u64,
+        /// Bytes that may come.
+        free: u64,
+        /// The store's root.
+        store: PathBuf,
+    },
+    /// A signal ended it.
+    #[error(transparent)]
+    Interrupted(#[from] interrupt::Interrupted),
     /// Content is not what its digest says.
     #[error("{what}: the SHA-256 of what the registry sends is {actual}, not {expected}; refused")]
     Digest {
@@ -110,6 +133,12 @@ impl RegistryError {
             why: why.into(),
         }
     }
+}
+
+fn later(after: Option<Duration>) -> String {
+    after.map_or(String::new(), |after| {
+        format!("; it wants to be asked again in {} s", after.as_secs())
+    })
 }
 
 /// Text of a registry for a message: on one line, shortened, in parentheses.

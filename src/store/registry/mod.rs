@@ -19,6 +19,7 @@ mod download;
 mod endpoint;
 mod error;
 mod manifest;
+mod pace;
 mod parallel;
 mod pull;
 mod push;
@@ -30,6 +31,7 @@ pub use client::Access;
 pub use credentials::CredentialFiles;
 pub use error::RegistryError;
 pub use manifest::Kind;
+pub use pace::Patience;
 pub use pull::{Fetched, PullOptions, Pulled, fetch};
 pub use push::{PushOptions, Pushed, PushedLayer, push};
 pub use retry::Retry;
@@ -66,6 +68,22 @@ pub enum Event<'a> {
         why: &'a RegistryError,
         /// Bytes that have passed and count.
         have: u64,
+    },
+    /// Another process is at it: whatever that brings is taken.
+    Elsewhere {
+        /// Its digest.
+        digest: &'a Digest,
+        /// Which process, where that can be told.
+        process: Option<u32>,
+    },
+    /// A request is made again.
+    Later {
+        /// What was asked for.
+        what: &'a str,
+        /// The failure.
+        why: &'a RegistryError,
+        /// After so long.
+        pause: std::time::Duration,
     },
     /// It is there.
     Done {

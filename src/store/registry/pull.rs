@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use rustix::io::Errno;
 use serde::Serialize;
 use ureq::http::{Method, header};
 
@@ -18,6 +19,7 @@ use super::{Event, Show};
 use crate::store::archive::{Incoming, LayerBlob, Platform, Progress, Source, take};
 use crate::store::error::Result;
 use crate::store::imagedb;
+use crate::store::room::Room;
 use crate::store::tarball::Limits;
 use crate::store::writable::{Download, Exclusive};
 use crate::store::{Digest, Error, Reference, Writable};
@@ -52,7 +54,7 @@ pub struct Pulled {
 
 /// An image whose blobs are in our store's downloads.
 pub struct Fetched<'o> {
-    client: Client,
+    client: Client<'o>,
     options: &'o PullOptions,
     name: Reference,
     digest: Digest,
@@ -74,12 +76,12 @@ pub fn fetch<'o>(
     options: &'o PullOptions,
     show: Show<'o>,
 ) -> Result<Fetched<'o>> {
-    let client = Client::open(name, "pull", &[], &options.access)?;
+    let client = Client::open(name, "pull", &[], &options.access, show)?;
     let (digest, manifest, chosen) = resolve(&client, name, options)?;
     let config = config(&client, store, &manifest.config)?;
     let what = client.name().to_owned();
     let parsed = imagedb::parse(Path::new("its configuration"), &config)
-        .map_err(|error| RegistryError::malformed(what.as_str(), error.to_string()))?;
+        .map_err(|error| RegistryError::malformed(what.as_str(), error.without_remedy()))?;
     let (told, given) = (parsed.diff_ids.len(), manifest.layers.len());
     if told != given {
         let why = format!("its configuration tells of {told} layers, its manifest of {given}");
@@ -124,7 +126,7 @@ pub fn fetch<'o>(
 /// The digest of what the name itself leads to, the manifest meant, and whether an index
 /// led there.
 fn resolve(
-    client: &Client,
+    client: &Client<'_>,
     name: &Reference,
     options: &PullOptions,
 ) -> Result<(Digest, Manifest, bool)> {
@@ -152,7 +154,7 @@ fn resolve(
 
 /// A manifest's digest, media type and bytes.
 fn get_manifest(
-    client: &Client,
+    client: &Client<'_>,
     name: &Reference,
     expected: Option<Digest>,
 ) -> Result<(Digest, String, Vec<u8>)> {
@@ -167,7 +169,7 @@ fn get_manifest(
     let path = client.path(&format!("manifests/{wanted}"));
     let mut request = client.request(Method::GET, &path, what.clone())?;
     request.headers.push((header::ACCEPT, manifest::accepted()));
-    let (promised, media, bytes) = client.retry.run(|| {
+    let (promised, media, bytes) = client.ask(&what, || {
         let mut response = client.exchange(&request)?;
         let text = |name: &str| {
             let value = response.headers().get(name).and_then(|v| v.to_str().ok());
@@ -175,7 +177,7 @@ fn get_manifest(
         };
         let promised = Digest::parse(&text("docker-content-digest"));
         let media = text("content-type");
-        let bytes = read_all(&mut response, manifest::MAX_MANIFEST, &what)?;
+        let bytes = read_all(&mut response, manifest::MAX_MANIFEST, &what, client.patience)?;
         Ok((promised, media, bytes))
     })?;
     let actual = Digest::of(&bytes);
@@ -191,7 +193,7 @@ fn get_manifest(
 }
 
 /// The configuration, from the store if it has the image.
-fn config(client: &Client, store: &Writable, blob: &Blob) -> Result<Vec<u8>> {
+fn config(client: &Client<'_>, store: &Writable, blob: &Blob) -> Result<Vec<u8>> {
     if let Ok((_, bytes)) = store.store().config_bytes(&blob.digest) {
         return Ok(bytes);
     }
@@ -202,9 +204,9 @@ fn config(client: &Client, store: &Writable, blob: &Blob) -> Result<Vec<u8>> {
     }
     let path = client.path(&format!("blobs/{}", blob.digest));
     let request = client.request(Method::GET, &path, what.clone())?;
-    let bytes = client.retry.run(|| {
+    let bytes = client.ask(&what, || {
         let mut response = client.exchange(&request)?;
-        read_all(&mut response, blob.size, &what)
+        read_all(&mut response, blob.size, &what, client.patience)
     })?;
     let actual = Digest::of(&bytes);
     match actual == blob.digest {
@@ -232,6 +234,7 @@ impl Fetched<'_> {
             let why = format!("{} bytes, of which {limit} are allowed", blob.size);
             return Err(RegistryError::malformed(what, why).into());
         }
+        self.room(store, &missing)?;
         let this = &*self;
         let held = each(&missing, self.options.parallel, |blob, stop| {
             this.blob(store, blob, stop)
@@ -242,6 +245,29 @@ impl Fetched<'_> {
             .collect();
         self.held.extend(held);
         Ok(())
+    }
+
+    /// Refuses what cannot fit before a byte of it comes.
+    fn room(&self, store: &Writable, missing: &[&Blob]) -> Result<()> {
+        let dir = store.downloads()?;
+        let action = "ask for the free space of";
+        let opened = std::fs::File::open(&dir).map_err(|error| {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            Error::io(action, &dir, errno)
+        })?;
+        let room = Room::of(&opened).map_err(|errno| Error::io(action, &dir, errno))?;
+        let left = |blob: &&Blob| blob.size.saturating_sub(store.downloaded_of(&blob.digest));
+        let needed = missing.iter().map(left).fold(0, u64::saturating_add);
+        match needed <= room.bytes {
+            true => Ok(()),
+            false => Err(RegistryError::NoRoom {
+                what: self.client.name().to_owned(),
+                needed,
+                free: room.bytes,
+                store: store.root().to_owned(),
+            }
+            .into()),
+        }
     }
 
     fn blob(&self, store: &Writable, blob: &Blob, stop: &AtomicBool) -> Result<Option<Download>> {

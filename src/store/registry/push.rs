@@ -96,7 +96,7 @@ pub fn push(
         }
     }
     let sources = sources(store, &different, name);
-    let client = Client::open(name, "pull,push", &sources, &options.access)?;
+    let client = Client::open(name, "pull,push", &sources, &options.access, show)?;
     let pushing = Pushing {
         client: &client,
         store,
@@ -142,7 +142,7 @@ pub fn push(
 }
 
 struct Pushing<'p> {
-    client: &'p Client,
+    client: &'p Client<'p>,
     store: &'p Store,
     name: &'p Reference,
     options: &'p PushOptions,
@@ -254,7 +254,7 @@ impl Pushing<'_> {
         let media = kind.manifest().to_owned();
         request.headers.push((header::CONTENT_TYPE, media));
         request.body = Payload::Bytes(&bytes);
-        let response = self.client.retry.run(|| self.client.exchange(&request))?;
+        let response = self.client.ask(&request.what, || self.client.exchange(&request))?;
         let told = response.headers().get("docker-content-digest");
         let told = told.and_then(|value| Digest::parse(value.to_str().ok()?));
         match told {

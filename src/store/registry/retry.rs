@@ -2,11 +2,11 @@
 //! registry.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::RegistryError;
-use crate::store::Error;
 use crate::store::error::Result;
+use crate::store::{Error, interrupt};
 
 /// How often and how soon something is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,9 @@ pub struct Retry {
     /// Before the second; before each further one twice as long.
     pub pause: Duration,
 }
+
+/// The longest that a registry is waited for because it says so (Retry-After), in one go.
+const MAX_AFTER: Duration = Duration::from_secs(120);
 
 impl Default for Retry {
     fn default() -> Self {
@@ -65,8 +68,24 @@ impl Retry {
         (failed < self.attempts).then(|| self.pause.saturating_mul(doubled))
     }
 
-    /// Tries until it succeeds or there is no point.
-    pub(super) fn run<T>(&self, mut attempt: impl FnMut() -> Outcome<T>) -> Result<T> {
+    /// As [`Retry::after`], after this failure: a registry that says when it wants to be asked
+    /// again is not asked sooner, nor at all where that is too late.
+    pub(super) fn pause(&self, failed: u32, error: &RegistryError) -> Option<Duration> {
+        let pause = self.after(failed)?;
+        match error {
+            RegistryError::Status {
+                after: Some(after), ..
+            } => (*after <= MAX_AFTER).then(|| pause.max(*after)),
+            _ => Some(pause),
+        }
+    }
+
+    /// Tries until it succeeds or there is no point; `show` is told before each further attempt.
+    pub(super) fn run<T>(
+        &self,
+        show: impl Fn(&RegistryError, Duration),
+        mut attempt: impl FnMut() -> Outcome<T>,
+    ) -> Result<T> {
         let mut failed = 0;
         loop {
             let error = match attempt() {
@@ -75,17 +94,36 @@ impl Retry {
                 Err(Failure::Transient(error)) => error,
             };
             failed += 1;
-            let Some(pause) = self.after(failed) else {
+            let Some(pause) = self.pause(failed, &error) else {
                 return Err(error.into());
             };
-            tracing::debug!(%error, ?pause, "trying again");
-            std::thread::sleep(pause);
+            show(&error, pause);
+            sleep(pause, || false)?;
         }
     }
 }
 
-/// What came instead of an answer. `url` is for the message.
-pub(super) fn transport(url: &str, error: ureq::Error) -> Failure {
+/// Waits, unless it is interrupted or there is no point any more.
+pub(super) fn sleep(
+    time: Duration,
+    over: impl Fn() -> bool,
+) -> std::result::Result<(), RegistryError> {
+    const LOOK: Duration = Duration::from_millis(100);
+    let end = Instant::now() + time;
+    while !over() {
+        interrupt::check()?;
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        std::thread::sleep(left.min(LOOK));
+    }
+    Ok(())
+}
+
+/// What came instead of an answer. `url` is for the message; `known`: the registry has answered
+/// before, so that one which is not there is being started again.
+pub(super) fn transport(url: &str, error: ureq::Error, known: bool) -> Failure {
     let tls = match &error {
         ureq::Error::Rustls(error) => Some(error),
         ureq::Error::Io(error) => error.get_ref().and_then(|e| e.downcast_ref()),
@@ -109,6 +147,7 @@ pub(super) fn transport(url: &str, error: ureq::Error) -> Failure {
     }
     let transient = match &error {
         ureq::Error::Timeout(_) => true,
+        ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => known,
         ureq::Error::Io(error) => tls.is_none() && is_transient(error.kind()),
         _ => false,
     };
@@ -172,7 +211,7 @@ mod tests {
         let mut count = 0;
         let mut run = |failure: fn() -> Failure| {
             count = 0;
-            let outcome: Result<()> = retry.run(|| {
+            let outcome: Result<()> = retry.run(|_, _| (), || {
                 count += 1;
                 Err(failure())
             });
@@ -183,12 +222,28 @@ mod tests {
         assert_eq!(run(|| RegistryError::malformed("x", "y").into()), 1);
         let io = |kind: io::ErrorKind| {
             matches!(
-                transport("u", ureq::Error::Io(kind.into())),
+                transport("u", ureq::Error::Io(kind.into()), false),
                 Failure::Transient(_)
             )
         };
         assert!(io(io::ErrorKind::ConnectionReset) && io(io::ErrorKind::UnexpectedEof));
         assert!(!io(io::ErrorKind::ConnectionRefused));
+        let refused = || ureq::Error::Io(io::ErrorKind::ConnectionRefused.into());
+        assert!(matches!(
+            transport("u", refused(), true),
+            Failure::Transient(_)
+        ));
+        let busy = |seconds| RegistryError::Status {
+            what: String::new(),
+            status: 429,
+            message: String::new(),
+            after: Some(Duration::from_secs(seconds)),
+        };
+        let pause = |failed, seconds| Retry::default().pause(failed, &busy(seconds));
+        assert_eq!(pause(1, 7), Some(Duration::from_secs(7)));
+        assert_eq!(pause(4, 0), Some(Duration::from_secs(4)));
+        assert_eq!(pause(1, 121), None);
+        assert_eq!(pause(5, 7), None);
         assert_eq!(Retry::default().after(1), Some(Duration::from_millis(500)));
         assert_eq!(Retry::default().after(4), Some(Duration::from_secs(4)));
         assert_eq!(Retry::default().after(5), None);

@@ -16,10 +16,10 @@ use crate::store::error::Result;
 use crate::store::{Digest, Error};
 
 /// The length of a blob that the registry has; `None`: it has not.
-pub(super) fn size_there(client: &Client, digest: &Digest) -> Result<Option<u64>> {
+pub(super) fn size_there(client: &Client<'_>, digest: &Digest) -> Result<Option<u64>> {
     let path = client.path(&format!("blobs/{digest}"));
     let request = client.request(Method::HEAD, &path, client.blob_name(digest))?;
-    let response = client.retry.run(|| match client.exchange(&request) {
+    let response = client.ask(&request.what, || match client.exchange(&request) {
         Ok(response) => Ok(Some(response)),
         Err(Failure::Final(Error::Registry(RegistryError::NotFound { .. }))) => Ok(None),
         Err(failure) => Err(failure),
@@ -33,13 +33,13 @@ pub(super) fn size_there(client: &Client, digest: &Digest) -> Result<Option<u64>
 
 /// Asks the registry to give this repository a blob that another one of it has; whether it did.
 /// Format: OCI distribution specification, "Mounting a blob from another repository".
-pub(super) fn mount(client: &Client, digest: &Digest, from: &str) -> Result<bool> {
+pub(super) fn mount(client: &Client<'_>, digest: &Digest, from: &str) -> Result<bool> {
     // Names of repositories need no escaping in a query, nor does the digest's colon.
     let path = format!("blobs/uploads/?mount={digest}&from={from}");
     let mut request =
         client.request(Method::POST, &client.path(&path), client.blob_name(digest))?;
     request.body = Payload::Bytes(b"");
-    let asked = client.retry.run(|| match client.exchange(&request) {
+    let asked = client.ask(&request.what, || match client.exchange(&request) {
         Ok(response) => Ok(Some(response)),
         // Not there, not for us, not known: then it is sent.
         Err(Failure::Final(Error::Registry(_))) => Ok(None),
@@ -74,16 +74,16 @@ pub(super) enum Content<'c> {
 
 /// Sends a blob; `passed` is told of the bytes.
 pub(super) fn send(
-    client: &Client,
+    client: &Client<'_>,
     digest: &Digest,
     content: Content<'_>,
     passed: &dyn Fn(u64),
 ) -> Result<()> {
-    client.retry.run(|| once(client, digest, content, passed))
+    client.ask(&client.blob_name(digest), || once(client, digest, content, passed))
 }
 
 fn once(
-    client: &Client,
+    client: &Client<'_>,
     digest: &Digest,
     content: Content<'_>,
     passed: &dyn Fn(u64),

@@ -52,6 +52,22 @@ pub enum TarError {
         /// How many are allowed.
         limit: u64,
     },
+    /// It does not fit on the store's file system.
+    #[error(
+        "layer tar, entry {entry}: it needs {}, but only {} may be used on the store's file system, the reserve left out; free some space, or set UNIONFS_ROOT to a larger disk",
+        crate::store::room::shown(*needed), crate::store::room::shown(*free)
+    )]
+    NoRoom {
+        /// The entry's name, quoted and shortened.
+        entry: String,
+        /// Bytes that are to be written next.
+        needed: u64,
+        /// Bytes that may be.
+        free: u64,
+    },
+    /// A signal ended it.
+    #[error(transparent)]
+    Interrupted(#[from] crate::store::interrupt::Interrupted),
     /// Malformed tar-split.
     #[error("tar-split, line {line}: {what}; load or pull the image again")]
     Split {
@@ -71,7 +87,7 @@ pub enum TarError {
     /// What was made could not be written.
     #[error("cannot write the {what}: {source}{}", io_remedy(source))]
     Write {
-        /// "tar" or "tar-split".
+        /// "tar", "tar-split" or notes for the end.
         what: &'static str,
         /// Why.
         source: io::Error,

@@ -4,7 +4,6 @@
 //! earlier entry may have made them, mean what they mean to a process whose root is the
 //! layer, which is how Docker unpacks. The last component is never followed.
 
-use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -14,9 +13,11 @@ use rustix::io::Errno;
 use super::clean;
 use super::error::{Result, TarError};
 use super::header::{Entry, Kind};
+use super::late::{Directories, Late};
 use crate::layer::Dialect;
 use crate::layer::at::{At, is_valid_name, timestamps};
 use crate::layer::types::FileKind;
+use crate::store::interrupt;
 
 /// Where files of a layer are made.
 pub(super) struct Place<'d> {
@@ -28,9 +29,8 @@ pub(super) struct Place<'d> {
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Whether a file was placed through a symlink: its tar-split line needs that to stay.
     through_symlink: bool,
-    /// Modes and times of directories, which are set when all is in them. The last entry of a
-    /// path counts, and however often it comes, it takes memory once.
-    directories: BTreeMap<Vec<u8>, Entry>,
+    /// Modes and times of directories, which are set when all is in them.
+    directories: Directories<'d>,
     /// Bytes of files, each inode once, and of symlinks' targets.
     size: u64,
     /// Xattrs that could not be set.
@@ -96,7 +96,7 @@ impl<'d> Place<'d> {
             owners: rustix::process::geteuid().is_root(),
             parent: None,
             through_symlink: false,
-            directories: BTreeMap::new(),
+            directories: Directories::new(root),
             size: 0,
             lost: 0,
         }
@@ -335,12 +335,15 @@ impl<'d> Place<'d> {
         if entry.kind == Kind::Directory {
             // Until all is in it, we must be able to write to it.
             at.chmod(entry.perm | 0o700).map_err(fail("set the mode"))?;
-            let mut late = Entry {
-                link: Vec::new(),
-                ..entry.clone()
+            let mut xattrs = entry.xattrs.iter();
+            let acl = xattrs.find(|(name, _)| name == DEFAULT_ACL);
+            let late = Late {
+                perm: self.mode(entry),
+                atime: entry.atime,
+                mtime: entry.mtime,
+                acl: acl.map(|(_, value)| value.clone()),
             };
-            late.xattrs.retain(|(name, _)| name == DEFAULT_ACL);
-            self.directories.insert(path.to_vec(), late);
+            self.directories.insert(path, late)?;
             return Ok(());
         }
         if entry.kind != Kind::Symlink {
@@ -371,26 +374,33 @@ impl<'d> Place<'d> {
     /// Sets the modes and times of directories, inner ones first.
     pub(super) fn finish(&mut self) -> Result<()> {
         self.parent = None;
-        // Behind the path of a directory come those in it.
-        for (path, entry) in std::mem::take(&mut self.directories).into_iter().rev() {
-            let (parent, last) = split(&path);
+        let (root, mut lost) = (self.root, 0);
+        self.directories.drain(|path, late| {
+            interrupt::check()?;
+            let (parent, last) = split(path);
             // What is no directory any more was replaced by a later entry.
-            let Ok(dir) = open_in(self.root, parent, DIR) else {
-                continue;
+            let Ok(dir) = open_in(root, parent, DIR) else {
+                return Ok(());
             };
-            let Ok(dir) = At::new(dir.as_fd(), last).open_dir_path() else {
-                continue;
+            let dir = match path {
+                b"" => Ok(dir),
+                _ => At::new(dir.as_fd(), last).open_dir_path(),
             };
-            let name = &entry.name;
-            let fail = |action| move |e| TarError::place(name, action, e);
+            let Ok(dir) = dir else {
+                return Ok(());
+            };
+            let fail = |action| move |e| TarError::place(path, action, e);
             let at = At::fd(dir.as_fd());
-            if self.mode(&entry) & 0o700 != 0o700 {
-                at.chmod(self.mode(&entry)).map_err(fail("set the mode"))?;
+            if late.perm & 0o700 != 0o700 {
+                at.chmod(late.perm).map_err(fail("set the mode"))?;
             }
-            self.lost += xattrs(at, &entry, |_| true)?;
-            let times = timestamps(entry.atime, entry.mtime);
-            at.set_times(&times).map_err(fail("set the times"))?;
-        }
+            if let Some(acl) = &late.acl {
+                lost += xattr(at, path, (DEFAULT_ACL, acl))?;
+            }
+            let times = timestamps(late.atime, late.mtime);
+            at.set_times(&times).map_err(fail("set the times"))
+        })?;
+        self.lost += lost;
         Ok(())
     }
 
@@ -461,18 +471,21 @@ fn xattrs(at: At<'_>, entry: &Entry, wanted: impl Fn(&[u8]) -> bool) -> Result<u
             tracing::debug!(entry = ?entry.name.escape_ascii(), "overlay marker in a tar dropped");
             continue;
         }
-        let Ok(name) = CString::new(name.as_slice()) else {
-            return Err(TarError::entry(
-                &entry.name,
-                "xattr with NUL in its name; not a valid layer",
-            ));
-        };
-        match at.set_xattr(&name, value, XattrFlags::empty()) {
-            Ok(()) => {}
-            // The file system or a plain user cannot have it; as Docker, go on without.
-            Err(Errno::OPNOTSUPP | Errno::PERM) => lost += 1,
-            Err(e) => return Err(TarError::place(&entry.name, "set an xattr", e)),
-        }
+        lost += xattr(at, &entry.name, (name, value))?;
     }
     Ok(lost)
+}
+
+/// Sets one; 1 where it could not be set.
+fn xattr(at: At<'_>, entry: &[u8], (name, value): (&[u8], &[u8])) -> Result<u64> {
+    let Ok(name) = CString::new(name) else {
+        let what = "xattr with NUL in its name; not a valid layer";
+        return Err(TarError::entry(entry, what));
+    };
+    match at.set_xattr(&name, value, XattrFlags::empty()) {
+        Ok(()) => Ok(0),
+        // The file system or a plain user cannot have it; as Docker, go on without.
+        Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(1),
+        Err(e) => Err(TarError::place(entry, "set an xattr", e)),
+    }
 }

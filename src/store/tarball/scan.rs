@@ -19,6 +19,9 @@ const MAX_EXTENSION: u64 = 1 << 20;
 /// The most that one entry may have besides its content, in bytes.
 const MAX_RAW: usize = 20 << 20;
 
+/// Bytes of the names of one file's xattrs, at most: XATTR_LIST_MAX, which no file exceeds.
+const MAX_XATTR_NAMES: usize = 64 << 10;
+
 const XATTR: &[u8] = b"SCHILY.xattr.";
 const SPARSE: &[u8] = b"GNU.sparse.";
 
@@ -52,6 +55,8 @@ struct Extended {
     mtime: Option<Time>,
     atime: Option<Time>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Bytes of their names, those that came twice counted twice.
+    xattr_names: usize,
     sparse: Records,
 }
 
@@ -91,6 +96,10 @@ impl Extended {
 
     fn other(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
         if let Some(name) = key.strip_prefix(XATTR) {
+            self.xattr_names += name.len() + 1;
+            if self.xattr_names > MAX_XATTR_NAMES {
+                return None;
+            }
             self.xattrs.retain(|(known, _)| known != name);
             self.xattrs.push((name.to_vec(), value.to_vec()));
         } else if let Some(key) = key.strip_prefix(SPARSE) {
@@ -219,7 +228,7 @@ impl<'l, R: Read> Scan<'l, R> {
                 b'x' => {
                     let bytes = self.extension(&block)?;
                     let added = extended.add(&bytes);
-                    added.ok_or_else(|| self.bad("a malformed PAX header"))?;
+                    added.ok_or_else(|| self.bad("a malformed PAX header, or more xattrs than any file"))?;
                 }
                 b'L' => extended.long_name = Some(text(&self.extension(&block)?).to_vec()),
                 b'K' => extended.long_link = Some(text(&self.extension(&block)?).to_vec()),
@@ -413,7 +422,7 @@ impl<'l, R: Read> Scan<'l, R> {
     /// Reads what follows the archive into tar-split; the digest and length of the stream.
     pub(super) fn finish(
         mut self,
-        split: &mut Writer<impl std::io::Write>,
+        split: &mut Writer<'_, impl std::io::Write>,
     ) -> Result<(Digest, u64)> {
         split.segments(&self.raw)?;
         let mut buffer = vec![0; PIECE];

@@ -13,15 +13,15 @@
 //! rebuilds the tar, and we can still check the file.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
-use std::hash::{BuildHasher as _, RandomState};
 use std::io::{BufRead, Read as _, Write};
+use std::os::fd::BorrowedFd;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 
 use super::error::{Result, TarError};
+use super::seen::Seen;
 
 /// Bytes of the tar in one line, at most, as far as we write them.
 pub(super) const PIECE: usize = 1 << 20;
@@ -35,29 +35,28 @@ pub(super) static CRC: crc::Crc<u64, crc::Table<16>> =
     crc::Crc::<u64, crc::Table<16>>::new(&crc::CRC_64_GO_ISO);
 
 /// Writes tar-split lines.
-pub(super) struct Writer<W> {
+pub(super) struct Writer<'d, W> {
     out: W,
     position: u64,
     line: String,
-    /// Hashes of the paths that have a line. A collision costs space, nothing else.
-    seen: HashSet<u64>,
-    random: RandomState,
+    /// The paths that have a line.
+    seen: Seen<'d>,
 }
 
-impl<W: Write> Writer<W> {
-    pub(super) fn new(out: W) -> Self {
+impl<'d, W: Write> Writer<'d, W> {
+    /// `layer`: the layer's directory; what does not fit into memory is on its file system.
+    pub(super) fn new(out: W, layer: BorrowedFd<'d>) -> Self {
         Self {
             out,
             position: 0,
             line: String::new(),
-            seen: HashSet::new(),
-            random: RandomState::new(),
+            seen: Seen::new(layer),
         }
     }
 
     /// Whether no entry of this (cleaned) path came before; the next time one did.
-    pub(super) fn first(&mut self, path: &[u8]) -> bool {
-        self.seen.insert(self.random.hash_one(path))
+    pub(super) fn first(&mut self, path: &[u8]) -> Result<bool> {
+        self.seen.first(path).map_err(failed)
     }
 
     /// A piece of the tar.
@@ -262,7 +261,8 @@ mod tests {
     #[test]
     fn lines_are_those_of_docker_and_read_back() {
         let mut out = Vec::new();
-        let mut writer = Writer::new(&mut out);
+        let layer = std::fs::File::open("/").unwrap();
+        let mut writer = Writer::new(&mut out, std::os::fd::AsFd::as_fd(&layer));
         writer.segment(b"abc").unwrap();
         writer.file(b"d/", 0, None).unwrap();
         writer

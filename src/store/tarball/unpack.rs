@@ -15,7 +15,8 @@ use super::place::Place;
 use super::scan::Scan;
 use super::split::{CRC, PIECE, Writer};
 use crate::layer::Dialect;
-use crate::store::Digest;
+use crate::store::room::{PER_FILE, Room, Watch};
+use crate::store::{Digest, interrupt};
 
 /// Bytes of content read at a time.
 const CHUNK: usize = 256 << 10;
@@ -62,7 +63,8 @@ pub struct Unpacked {
 /// Whiteouts become those of `dialect`: char 0:0 and an opaque xattr where it has them.
 /// Overlay markers among the xattrs of the tar are dropped. Without root, files belong to
 /// the caller, who can always read them and write to directories, and devices are an error. Nothing outside of `diff` is touched, whatever the
-/// tar holds. The caller syncs the file system, and removes `diff` after an error.
+/// tar holds. Memory is bounded, however many entries there are: what does not fit is in files
+/// without a name in `diff` until the end. A reserve of the file system stays free. The caller syncs the file system, and removes `diff` after an error.
 pub fn unpack(
     tar: impl Read,
     diff: BorrowedFd<'_>,
@@ -73,7 +75,8 @@ pub fn unpack(
     let mut unpacker = Unpacker {
         scan: Scan::new(tar, limits)?,
         place: Place::new(diff, dialect),
-        split: Writer::new(split),
+        split: Writer::new(split, diff),
+        room: Watch::new(),
         buffer: vec![0; CHUNK],
     };
     while let Some(entry) = unpacker.scan.next()? {
@@ -97,19 +100,41 @@ pub fn unpack(
 struct Unpacker<'a, R, W> {
     scan: Scan<'a, R>,
     place: Place<'a>,
-    split: Writer<W>,
+    split: Writer<'a, W>,
+    room: Watch,
     buffer: Vec<u8>,
 }
 
 impl<R: Read, W: Write> Unpacker<'_, R, W> {
+    /// Whether to go on with so many more bytes of an entry.
+    fn go_on(&mut self, entry: &Entry, bytes: u64) -> Result<()> {
+        interrupt::check()?;
+        let fail = |errno| TarError::place(&entry.name, "ask for free space for it", errno);
+        let root = self.place.root;
+        if self.room.allows(root, bytes).map_err(fail)? {
+            return Ok(());
+        }
+        let room = Room::of(root).map_err(fail)?;
+        Err(match room.files {
+            Some(0) => TarError::place(&entry.name, "create the file", Errno::NOSPC),
+            _ => TarError::NoRoom {
+                entry: crate::store::error::excerpt(&entry.name),
+                needed: bytes,
+                free: room.bytes,
+            },
+        })
+    }
+
     fn entry(&mut self, entry: &Entry) -> Result<()> {
+        // What it says of its size is refused before a byte of it is there.
+        self.go_on(entry, entry.stored.saturating_add(PER_FILE))?;
         self.split.segments(self.scan.raw())?;
         self.scan.raw().clear();
         let Some(path) = clean(&entry.name) else {
             let what = "its path leads out of the layer; refused";
             return Err(TarError::entry(&entry.name, what));
         };
-        let first = self.split.first(&path);
+        let first = self.split.first(&path)?;
         let whiteout = entry.kind != Kind::Global && self.place.whiteout(&path, entry)?;
         if whiteout || entry.kind != Kind::Regular {
             if !whiteout {
@@ -150,6 +175,7 @@ impl<R: Read, W: Write> Unpacker<'_, R, W> {
             if read == 0 {
                 break;
             }
+            interrupt::check()?;
             let bytes = &self.buffer[..read];
             crc.update(bytes);
             if let Some(file) = file {

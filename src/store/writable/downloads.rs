@@ -4,6 +4,11 @@
 //! Each belongs to whoever holds its flock, not to the holder of the store's lock: blobs come
 //! in while others change the store. What nobody holds, `prune` removes. Nothing in such a
 //! file is believed before it is hashed.
+//!
+//! The flock is exclusive while a blob comes in, and shared from its last byte until the image is
+//! taken in. Whoever has it exclusively waits for no other lock, and whoever waits has it shared at
+//! most: so pulls of overlapping images share their downloads and cannot wait for each other in a
+//! circle, in whatever order they meet them.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
@@ -25,6 +30,8 @@ pub(super) const DIR: &str = "unionfs/downloads";
 pub(crate) struct Download {
     file: File,
     path: PathBuf,
+    /// Nobody else has it.
+    writing: bool,
 }
 
 impl Writable {
@@ -45,21 +52,60 @@ impl Writable {
         there.count()
     }
 
-    /// Opens the file of a blob, making it if need be; waits for another process that
-    /// downloads the same.
-    pub(crate) fn download(&self, digest: &Digest) -> Result<Download> {
+    /// Opens the file of a blob, making it if need be. It is held for writing; where another
+    /// process has it, shared as soon as that is possible, and `Ok(None)` until then.
+    pub(crate) fn download(&self, digest: &Digest) -> Result<Option<Download>> {
         let path = self.downloads()?.join(digest.hex());
         loop {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600))
                 .map_err(|errno| Error::io("open", &path, errno))?;
             let file = File::from(file);
-            flock(&file, &path, FlockOperation::LockExclusive)?;
-            // While waiting it may have been removed.
+            let writing = try_flock(&file, &path, FlockOperation::NonBlockingLockExclusive)?;
+            if !writing && !try_flock(&file, &path, FlockOperation::NonBlockingLockShared)? {
+                return Ok(None);
+            }
+            // Meanwhile it may have been removed.
             if is_at(&file, &path)? {
-                return Ok(Download { file, path });
+                return Ok(Some(Download {
+                    file,
+                    path,
+                    writing,
+                }));
             }
         }
+    }
+
+    /// Bytes that downloads have which a later `pull` could go on with.
+    pub fn downloaded(&self) -> u64 {
+        let entries = std::fs::read_dir(self.root().join(DIR));
+        let entries = entries.into_iter().flatten().flatten();
+        let sizes = entries.filter_map(|entry| Some(entry.metadata().ok()?.len()));
+        sizes.sum()
+    }
+
+    /// Of a blob, how many bytes are there; not yet hashed.
+    pub(crate) fn downloaded_of(&self, digest: &Digest) -> u64 {
+        let path = self.root().join(DIR).join(digest.hex());
+        path.symlink_metadata().map_or(0, |meta| meta.len())
+    }
+
+    /// Which process downloads a blob, where /proc/locks tells; for messages only.
+    pub(crate) fn downloader(&self, digest: &Digest) -> Option<u32> {
+        let path = self.root().join(DIR).join(digest.hex());
+        let meta = path.symlink_metadata().ok()?;
+        let (major, minor) = (
+            rustix::fs::major(meta.dev()),
+            rustix::fs::minor(meta.dev()),
+        );
+        let file = format!("{major:02x}:{minor:02x}:{}", meta.ino());
+        let locks = std::fs::read_to_string("/proc/locks").ok()?;
+        let line = locks.lines().find(|line| {
+            let mut words = line.split_whitespace();
+            words.any(|word| word == "FLOCK") && words.any(|word| word == file)
+        })?;
+        let process = line.split_whitespace().nth(4)?.parse().ok()?;
+        Some(process).filter(|process| *process > 0)
     }
 }
 
@@ -74,9 +120,35 @@ impl Download {
         &self.path
     }
 
-    /// It is not needed any more.
+    /// Whether it may be written to; else another process has it too, complete or given up.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.writing
+    }
+
+    /// It is complete: others may have it too.
+    pub(crate) fn share(&mut self) -> Result<()> {
+        // In between somebody else may have it for writing, who finds it complete.
+        flock(&self.file, &self.path, FlockOperation::LockShared)?;
+        self.writing = false;
+        Ok(())
+    }
+
+    /// It is not needed any more; who else has it removes it then.
     pub(crate) fn remove(self) -> Result<()> {
-        files::remove_file(&self.path)
+        let alone = FlockOperation::NonBlockingLockExclusive;
+        match try_flock(&self.file, &self.path, alone)? && is_at(&self.file, &self.path)? {
+            true => files::remove_file(&self.path),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Whether the lock could be had at once.
+fn try_flock(file: &File, path: &Path, operation: FlockOperation) -> Result<bool> {
+    match flock(file, path, operation) {
+        Ok(()) => Ok(true),
+        Err(error) if error.errno() == Some(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -99,10 +171,9 @@ pub(super) fn if_free(path: &Path, then: impl FnOnce() -> Result<()>) -> Result<
         Err(Errno::LOOP | Errno::NXIO) => return then().map(|()| true),
         Err(errno) => return Err(Error::io("open", path, errno)),
     };
-    match flock(&file, path, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) if is_at(&file, path)? => then().map(|()| true),
-        Ok(()) => Ok(false),
-        Err(error) if error.errno() == Some(Errno::WOULDBLOCK) => Ok(false),
-        Err(error) => Err(error),
+    let alone = FlockOperation::NonBlockingLockExclusive;
+    match try_flock(&file, path, alone)? && is_at(&file, path)? {
+        true => then().map(|()| true),
+        false => Ok(false),
     }
 }

@@ -141,6 +141,22 @@ impl<'e> Exclusive<'e> {
         Ok(found)
     }
 
+    /// Removes what killed commands have left half made. What is whole stays, layers that no image
+    /// has and downloads: the same command, given again, goes on with those.
+    ///
+    /// # Errors
+    /// As [`Exclusive::garbage`].
+    pub fn sweep(&self, in_use: InUse<'_>) -> Result<()> {
+        for garbage in self.garbage(in_use, &[])? {
+            if let Kind::Removing | Kind::LayerDirectory | Kind::ShortName | Kind::Staging =
+                garbage.kind
+            {
+                self.remove_garbage(&garbage)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes what [`Exclusive::garbage`] found, under the same lock.
     pub fn remove_garbage(&self, garbage: &Garbage) -> Result<()> {
         match (garbage.kind, &garbage.layer) {

@@ -3,6 +3,7 @@
 
 use super::{Exclusive, StagedLayer};
 use crate::store::error::Result;
+use crate::store::interrupt::{self, AtWork};
 use crate::store::tarball::Unpacked;
 use crate::store::{Digest, Reference};
 
@@ -14,6 +15,9 @@ pub struct Intake<'e> {
     exclusive: &'e Exclusive<'e>,
     layers: Vec<Digest>,
     images: Vec<Digest>,
+    /// A signal waits until they are taken away; `None`: it is there already, and nothing can be
+    /// staged any more.
+    _at_work: Option<AtWork>,
 }
 
 impl<'s> Exclusive<'s> {
@@ -23,6 +27,7 @@ impl<'s> Exclusive<'s> {
             exclusive: self,
             layers: Vec::new(),
             images: Vec::new(),
+            _at_work: interrupt::begin().ok(),
         }
     }
 }

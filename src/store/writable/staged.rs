@@ -14,6 +14,7 @@ use super::{Exclusive, files};
 use crate::layer::Dialect;
 use crate::store::ephemeral::remove_upper;
 use crate::store::error::{Error, Result};
+use crate::store::interrupt::{self, AtWork};
 use crate::store::{Digest, chain};
 
 /// A layer that nobody sees yet. Dropping it removes everything.
@@ -38,6 +39,8 @@ pub(super) struct Made {
     /// What else belongs to it: the record in `layerdb/tmp/`.
     pub(super) record: Option<PathBuf>,
     keep: bool,
+    /// A signal waits until it is removed.
+    _at_work: AtWork,
 }
 
 impl Made {
@@ -96,6 +99,7 @@ impl<'e> Exclusive<'e> {
             link: self.writable.short_link(&link),
             record: None,
             keep: false,
+            _at_work: interrupt::begin()?,
             cache_id,
         };
         files::new_dir(&made.dir, 0o710)?;

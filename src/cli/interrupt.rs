@@ -1,0 +1,77 @@
+//! SIGINT, SIGTERM and SIGHUP for the commands that move images: what is half done is taken away
+//! first, then the process dies of the signal, as its caller expects. A second signal does not wait;
+//! what that leaves, the next command that takes images in sweeps away.
+
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::store::interrupt;
+
+/// What the user is told at the end, whatever ends the command.
+type Note = Box<dyn Fn() -> Option<String> + Send>;
+
+static NOTE: Mutex<Option<Note>> = Mutex::new(None);
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+/// From now on signals are handled so. One that the caller wants ignored, as nohup(1) does, stays
+/// ignored.
+pub(super) fn watch() {
+    let ignored = ignored();
+    let wanted = [SIGINT, SIGTERM, SIGHUP];
+    let wanted = wanted.iter().filter(|n| ignored >> (**n - 1) & 1 == 0);
+    let started = Signals::new(wanted).and_then(|mut signals| {
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                for signal in signals.forever() {
+                    let again = interrupt::signal().is_some();
+                    if !interrupt::raise(signal) || again {
+                        end(signal);
+                    }
+                }
+            })
+    });
+    if let Err(error) = started {
+        tracing::warn!(%error, "signals are not waited for: one leaves to prune what is half done");
+    }
+}
+
+/// The signals that this process ignores, by bit.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+/// Something that is to be said when the command fails or is interrupted.
+pub(super) fn note(text: impl Fn() -> Option<String> + Send + 'static) {
+    *NOTE.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(text));
+}
+
+/// Says it.
+pub(super) fn say_note() {
+    let note = NOTE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(text) = note.and_then(|note| note()) {
+        // Whether or not anybody reads it.
+        let _ = writeln!(std::io::stderr(), "unionfs: {text}");
+    }
+}
+
+/// Dies of the signal; everything has been taken away, or nobody waits for that.
+pub(super) fn end(signal: i32) -> ! {
+    if ENDED.swap(true, Ordering::SeqCst) {
+        // Another thread is at it.
+        loop {
+            std::thread::park();
+        }
+    }
+    let _ = writeln!(std::io::stderr(), "unionfs: interrupted");
+    say_note();
+    let _ = signal_hook::low_level::emulate_default_handler(signal);
+    std::process::exit(128 + signal)
+}
