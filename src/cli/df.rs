@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::catalog;
 use super::images::complain;
-use super::{open_stores, own};
 use super::output::{Table, print, print_json, size};
+use super::{open_stores, own};
 use crate::store::writable::disk_usage;
 use crate::store::{Digest, Image, Listing, Stores};
 

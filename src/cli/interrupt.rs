@@ -53,12 +53,12 @@ pub(super) fn note(text: impl Fn() -> Option<String> + Send + 'static) {
     *NOTE.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(text));
 }
 
-/// Says it.
-pub(super) fn say_note() {
+/// A line for the user, with that at its end.
+pub(super) fn with_note(line: &str) -> String {
     let note = NOTE.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(text) = note.and_then(|note| note()) {
-        // Whether or not anybody reads it.
-        let _ = writeln!(std::io::stderr(), "unionfs: {text}");
+    match note.and_then(|note| note()) {
+        Some(note) => format!("{line}; {note}"),
+        None => line.to_owned(),
     }
 }
 
@@ -70,8 +70,9 @@ pub(super) fn end(signal: i32) -> ! {
             std::thread::park();
         }
     }
-    let _ = writeln!(std::io::stderr(), "unionfs: interrupted");
-    say_note();
+    let line = with_note("interrupted");
+    // Whether or not anybody reads it.
+    let _ = writeln!(std::io::stderr(), "unionfs: {line}");
     let _ = signal_hook::low_level::emulate_default_handler(signal);
     std::process::exit(128 + signal)
 }

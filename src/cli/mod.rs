@@ -182,8 +182,7 @@ pub fn main() -> ExitCode {
             if let Some(signal) = crate::store::interrupt::signal() {
                 interrupt::end(signal);
             }
-            warn(error::line(&e));
-            interrupt::say_note();
+            warn(interrupt::with_note(&error::line(&e)));
             ExitCode::from(error::exit_code(&e))
         }
     }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::blobs::Blobs;
 use super::output::{print, print_json, size};
-use super::{interrupt, own};
 use super::transfer::Transfer;
+use super::{interrupt, own};
 use crate::store::Reference;
 use crate::store::archive::{Platform, Progress};
 use crate::store::registry::{

@@ -45,6 +45,7 @@ pub(super) fn write_file(
     let mut out = BufWriter::new(Ending(file));
     write(&mut out)?;
     let file = out.into_inner().map_err(|e| e.into_error());
-    file.and_then(|file| file.0.sync_all()).with_context(failed)?;
+    file.and_then(|file| file.0.sync_all())
+        .with_context(failed)?;
     temp.persist(path).map_err(|e| e.error).with_context(failed)
 }

@@ -19,8 +19,8 @@ use super::convert;
 use super::counters::{Counters, Op};
 use super::passthrough::Opens;
 use super::pool::Pool;
-use super::wire::{Limits, Reply};
 use super::wire::abi::init;
+use super::wire::{Limits, Reply};
 use crate::union::Union;
 
 /// The most bytes in one WRITE and in one READ.

@@ -112,7 +112,6 @@ fn copy_extent(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u64
     Ok(pos - start)
 }
 
-
 fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u64, Errno> {
     let mut buffer = Vec::new();
     buffer.try_reserve_exact(CHUNK).map_err(|_| Errno::NOMEM)?;

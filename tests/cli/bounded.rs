@@ -143,3 +143,46 @@ fn memory_does_not_grow_with_a_layer() {
         assert!(large < 64 << 10, "{what}: {large} KiB");
     }
 }
+
+/// The peak of importing a layer of so many directories with long names.
+fn peak_of_directories(count: usize) -> u64 {
+    let home = Home::new();
+    let file = std::fs::File::create(home.path("dirs.tar")).unwrap();
+    let mut tar = tar::Builder::new(std::io::BufWriter::new(file));
+    let long = "x".repeat(200);
+    let filler = format!("{long}/{long}/{long}");
+    for n in 0..count {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_mode(0o700 | (n as u32 & 0o77));
+        header.set_mtime(n as u64);
+        header.set_size(0);
+        let name = format!("{:03}/{filler}{n}", n / 1000);
+        tar.append_data(&mut header, name, std::io::empty())
+            .unwrap();
+    }
+    tar.into_inner().unwrap().flush().unwrap();
+    let peak = peak_memory(
+        home.command(PROGRAM)
+            .args(["import", "-q", "dirs.tar", "dirs:1"]),
+    );
+    // What was written aside was applied.
+    let layers = home.json(["inspect", "--json", "dirs:1"]);
+    let layer = std::path::PathBuf::from(layers["layers"][0]["path"].as_str().unwrap());
+    for n in [0, count / 2, count - 1] {
+        use std::os::unix::fs::MetadataExt as _;
+        let path = layer.join(format!("{:03}/{filler}{n}", n / 1000));
+        let meta = path.symlink_metadata().unwrap();
+        assert_eq!(meta.mtime(), n as i64, "{n}");
+        assert_eq!(meta.mode() & 0o7777, 0o700 | (n as u32 & 0o77), "{n}");
+    }
+    peak
+}
+
+/// What is kept for each directory until the end is written aside where there are many.
+#[test]
+fn memory_does_not_grow_with_directories() {
+    let (few, many) = (peak_of_directories(10_000), peak_of_directories(40_000));
+    eprintln!("{few} KiB for 10,000 directories, {many} KiB for 40,000");
+    assert!(many < few + (24 << 10), "{few} KiB, then {many} KiB");
+}

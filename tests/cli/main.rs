@@ -21,6 +21,7 @@ mod output;
 mod own_store;
 mod plain_user;
 mod progress;
+mod signals;
 mod support;
 mod verify;
 

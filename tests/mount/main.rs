@@ -34,6 +34,7 @@ mod non_root;
 mod open_unlinked;
 mod peers;
 mod podman;
+mod queued;
 mod read_only;
 mod read_write;
 mod readdir;

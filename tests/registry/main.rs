@@ -15,6 +15,8 @@ mod proxy;
 mod pull;
 mod push;
 mod server;
+mod shared;
+mod slow;
 mod tls;
 
 #[path = "../cli/support.rs"]

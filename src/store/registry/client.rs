@@ -472,7 +472,13 @@ fn is_html(response: &Response) -> bool {
 /// How long a registry wants to be left alone (RFC 9110, section 10.2.3); a date is not read.
 fn retry_after(response: &Response) -> Option<Duration> {
     let value = response.headers().get(header::RETRY_AFTER)?;
-    value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    value
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+        .map(Duration::from_secs)
 }
 
 /// A small answer, whole: text, which is undone where it is coded all the same.

@@ -25,7 +25,7 @@ use crate::store::{Digest, Error, Writable, interrupt};
 /// Bytes read at a time.
 const CHUNK: usize = 128 << 10;
 /// How often it is looked whether another process is done with a blob.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(10);
 /// An attempt that brought so many bytes was none in vain.
 const PROGRESS: u64 = 64 << 10;
 

@@ -177,7 +177,12 @@ fn get_manifest(
         };
         let promised = Digest::parse(&text("docker-content-digest"));
         let media = text("content-type");
-        let bytes = read_all(&mut response, manifest::MAX_MANIFEST, &what, client.patience)?;
+        let bytes = read_all(
+            &mut response,
+            manifest::MAX_MANIFEST,
+            &what,
+            client.patience,
+        )?;
         Ok((promised, media, bytes))
     })?;
     let actual = Digest::of(&bytes);

@@ -254,7 +254,9 @@ impl Pushing<'_> {
         let media = kind.manifest().to_owned();
         request.headers.push((header::CONTENT_TYPE, media));
         request.body = Payload::Bytes(&bytes);
-        let response = self.client.ask(&request.what, || self.client.exchange(&request))?;
+        let response = self
+            .client
+            .ask(&request.what, || self.client.exchange(&request))?;
         let told = response.headers().get("docker-content-digest");
         let told = told.and_then(|value| Digest::parse(value.to_str().ok()?));
         match told {

@@ -211,10 +211,13 @@ mod tests {
         let mut count = 0;
         let mut run = |failure: fn() -> Failure| {
             count = 0;
-            let outcome: Result<()> = retry.run(|_, _| (), || {
-                count += 1;
-                Err(failure())
-            });
+            let outcome: Result<()> = retry.run(
+                |_, _| (),
+                || {
+                    count += 1;
+                    Err(failure())
+                },
+            );
             assert!(outcome.is_err());
             count
         };

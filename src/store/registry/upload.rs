@@ -79,7 +79,9 @@ pub(super) fn send(
     content: Content<'_>,
     passed: &dyn Fn(u64),
 ) -> Result<()> {
-    client.ask(&client.blob_name(digest), || once(client, digest, content, passed))
+    client.ask(&client.blob_name(digest), || {
+        once(client, digest, content, passed)
+    })
 }
 
 fn once(

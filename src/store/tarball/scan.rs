@@ -228,7 +228,9 @@ impl<'l, R: Read> Scan<'l, R> {
                 b'x' => {
                     let bytes = self.extension(&block)?;
                     let added = extended.add(&bytes);
-                    added.ok_or_else(|| self.bad("a malformed PAX header, or more xattrs than any file"))?;
+                    added.ok_or_else(|| {
+                        self.bad("a malformed PAX header, or more xattrs than any file")
+                    })?;
                 }
                 b'L' => extended.long_name = Some(text(&self.extension(&block)?).to_vec()),
                 b'K' => extended.long_link = Some(text(&self.extension(&block)?).to_vec()),

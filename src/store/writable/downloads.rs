@@ -94,10 +94,7 @@ impl Writable {
     pub(crate) fn downloader(&self, digest: &Digest) -> Option<u32> {
         let path = self.root().join(DIR).join(digest.hex());
         let meta = path.symlink_metadata().ok()?;
-        let (major, minor) = (
-            rustix::fs::major(meta.dev()),
-            rustix::fs::minor(meta.dev()),
-        );
+        let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
         let file = format!("{major:02x}:{minor:02x}:{}", meta.ino());
         let locks = std::fs::read_to_string("/proc/locks").ok()?;
         let line = locks.lines().find(|line| {
