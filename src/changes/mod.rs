@@ -74,11 +74,7 @@ pub enum Error {
 }
 
 /// All reading is done on behalf of root: nothing of the tree is hidden.
-const READER: Caller = Caller {
-    uid: 0,
-    gid: 0,
-    pid: 0,
-};
+const READER: Caller = Caller { uid: 0, gid: 0 };
 
 /// A tree, and what it was before its upper was written.
 pub struct Tree {

@@ -12,6 +12,7 @@ mod names;
 mod opens;
 
 use std::cell::RefCell;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,8 +21,8 @@ use super::counters::{Counters, Op};
 use super::passthrough::Opens;
 use super::pool::Pool;
 use super::wire::abi::init;
-use super::wire::{Limits, Reply};
-use crate::union::Union;
+use super::wire::{Header, Limits, Reply, notify};
+use crate::union::{SetIdLoss, Union};
 
 /// The most bytes in one WRITE and in one READ.
 pub(super) const MAX_IO: u32 = 1 << 20;
@@ -57,18 +58,20 @@ pub(super) struct Adapter {
     /// Likewise for OPENDIR.
     no_opendir: bool,
     told: Told,
+    /// The connection, for what is told to the kernel unasked.
+    device: Arc<OwnedFd>,
     /// What is open, under the policy `passthrough`.
     opens: Option<Arc<Opens>>,
 }
 
 impl Adapter {
-    /// `pool`, and how many workers may do slow work beside it; `flags`: what the handshake
-    /// agreed on.
+    /// `pool`, and how many workers may do slow work beside it; `device` and `flags`: the
+    /// connection, and what the handshake agreed on.
     pub(super) fn new(
         union: Arc<Union>,
         counters: Arc<Counters>,
         (pool, slow_workers): (Pool, usize),
-        flags: u32,
+        (device, flags): (Arc<OwnedFd>, u32),
         told: Told,
         opens: Option<Arc<Opens>>,
     ) -> Self {
@@ -82,6 +85,7 @@ impl Adapter {
             no_open: flags & init::NO_OPEN_SUPPORT != 0,
             no_opendir: flags & init::NO_OPENDIR_SUPPORT != 0,
             told,
+            device,
             opens,
         }
     }
@@ -150,6 +154,22 @@ impl Drop for SlowWorker<'_> {
     }
 }
 
+/// Calls `job` with what takes a file its set-id bits, if `kills`: the kernel, which goes on with
+/// the mode it knows, hears of it before the data changes.
+fn with_loss<T>(
+    device: &OwnedFd,
+    header: &Header,
+    kills: bool,
+    job: impl FnOnce(Option<&SetIdLoss<'_>>) -> T,
+) -> T {
+    let fell = |ino| notify::attributes_changed(device, ino);
+    let loss = SetIdLoss {
+        caller: convert::caller(header),
+        fell: &fell,
+    };
+    job(kills.then_some(&loss))
+}
+
 fn lifetime(opens: Option<&Opens>, ino: u64) -> u64 {
     opens.map_or(convert::FOREVER, |opens| opens.lifetime(ino))
 }
@@ -171,7 +191,8 @@ pub(super) fn wanted(acl: bool, writeback: bool, stack_depth: u32) -> Limits {
         | init::EXPLICIT_INVAL_DATA
         | init::ASYNC_DIO
         | init::DONT_MASK
-        | init::HANDLE_KILLPRIV_V2;
+        | init::HANDLE_KILLPRIV_V2
+        | init::SETXATTR_EXT;
     let when = |wanted, flag| if wanted { flag } else { 0 };
     Limits {
         flags: flags | when(acl, init::POSIX_ACL) | when(writeback, init::WRITEBACK_CACHE),

@@ -9,7 +9,11 @@ pub fn message(bytes: &[u8]) -> bool {
     let Some((_, opcode, body)) = request::split(bytes) else {
         return false;
     };
-    let parsed = request::parse(opcode, body);
+    check(request::parse_short(opcode, body), body);
+    check(request::parse(opcode, body), body)
+}
+
+fn check(parsed: Request<'_>, body: &[u8]) -> bool {
     let plain = |name: &[u8]| debug_assert!(!name.contains(&0), "{name:?}");
     match parsed {
         Request::Malformed => return false,

@@ -6,6 +6,7 @@
 //! the union is dropped.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -134,13 +135,13 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
 }
 
 impl Core {
-    fn adapter(&self, flags: u32, slow_workers: usize, told: Told) -> Adapter {
+    fn adapter(&self, agreed: (Arc<OwnedFd>, u32), slow_workers: usize, told: Told) -> Adapter {
         let (union, counters) = (Arc::clone(&self.union), Arc::clone(&self.counters));
         Adapter::new(
             union,
             counters,
             (self.pool.clone(), slow_workers),
-            flags,
+            agreed,
             told,
             self.opens.clone(),
         )
@@ -188,8 +189,11 @@ impl Mounted {
             Transport::Classic => self.threads / 2,
             Transport::Uring => 0,
         };
-        let flags = self.connection.flags();
-        let adapter = self.core.adapter(flags, slow_workers, self.told);
+        let agreed = (
+            Arc::clone(self.connection.device()),
+            self.connection.flags(),
+        );
+        let adapter = self.core.adapter(agreed, slow_workers, self.told);
         let serve = {
             let (connection, threads) = (self.connection, self.threads);
             let minor = self.attachment.minor();

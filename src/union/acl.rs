@@ -1,12 +1,9 @@
-//! POSIX ACLs: inheritance for files that are staged outside their parent, and what a
-//! caller's credentials allow. Called by create, setattr and setxattr.
+//! POSIX ACLs: inheritance for files that are staged outside their parent.
 //!
 //! Format of the `system.posix_acl_*` xattrs: linux/posix_acl_xattr.h, version 2, entries
 //! of (tag u16, perm u16, id u32), little-endian. Inheritance: acl(5) and posix_acl_create().
 
 use std::ffi::CStr;
-
-use super::types::Caller;
 
 pub(crate) const ACCESS: &CStr = c"system.posix_acl_access";
 pub(crate) const DEFAULT: &CStr = c"system.posix_acl_default";
@@ -56,51 +53,6 @@ pub(crate) fn inherit(default: &[u8], mode: u32) -> Option<Inherited> {
         perm: mode & 0o7000 | bits,
         access: (!plain).then_some(acl),
     })
-}
-
-const CAP_FSETID: u32 = 4;
-
-/// Whether the caller may write a set-id file without losing the bits (CAP_FSETID).
-pub(crate) fn keeps_suid(caller: &Caller) -> bool {
-    match status(caller) {
-        Some(status) => has_capability(&status, CAP_FSETID),
-        None => caller.uid == 0,
-    }
-}
-
-/// Whether the caller belongs to `gid` or has CAP_FSETID.
-pub(crate) fn in_group_or_privileged(caller: &Caller, gid: u32) -> bool {
-    if caller.gid == gid {
-        return true;
-    }
-    match status(caller) {
-        Some(status) => {
-            let mut groups = field(&status, "Groups:").unwrap_or("").split_whitespace();
-            groups.any(|g| g.parse() == Ok(gid)) || has_capability(&status, CAP_FSETID)
-        }
-        None => caller.uid == 0,
-    }
-}
-
-/// `/proc/PID/status` of the caller, where it is visible to us.
-fn status(caller: &Caller) -> Option<String> {
-    if caller.pid == 0 {
-        return None;
-    }
-    std::fs::read_to_string(format!("/proc/{}/status", caller.pid)).ok()
-}
-
-fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix(name))
-        .map(str::trim)
-}
-
-fn has_capability(status: &str, capability: u32) -> bool {
-    field(status, "CapEff:")
-        .and_then(|hex| u64::from_str_radix(hex, 16).ok())
-        .is_some_and(|set| set >> capability & 1 == 1)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Attributes: getattr, setattr, statfs.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
@@ -8,8 +9,8 @@ use rustix::io::Errno;
 use super::Union;
 use super::error::Result;
 use super::inode::{Inode, Loc, Lower};
-use super::types::{Attr, Caller, FileKind, Ino, SetAttr, SetTime, StatFs};
-use crate::layer::at::Stat;
+use super::types::{Attr, Caller, FileKind, Ino, SetAttr, SetIdLoss, SetTime, StatFs};
+use crate::layer::at::{At, Stat};
 
 impl Union {
     /// Attributes; ESTALE for a number that is not in use.
@@ -61,25 +62,25 @@ impl Union {
                 _ => Errno::INVAL.into(),
             });
         }
-        if *set == SetAttr::default() {
-            // What Linux sends before somebody without CAP_FSETID writes to a set-id file: the
-            // only word we get of writes that are passed through.
-            if inode.kind == FileKind::Regular && inode.is_copied_up() {
-                self.kill_suid(caller, &inode)?;
-            }
-            return self.attr_of(&inode);
+        let nothing = SetAttr {
+            drops_set_id: set.drops_set_id,
+            ..SetAttr::default()
+        };
+        if *set == nothing {
+            return self.drop_unasked(caller, &inode);
         }
         // What is cut off need not be copied.
         self.copy_up_to(&inode, set.size)?;
         self.pin_if_unwritable_later(&inode, set.perm)?;
         if let Some(size) = set.size {
-            self.kill_suid(caller, &inode)?;
-            let data = self.data_fd(&inode, true)?;
-            rustix::fs::ftruncate(&data.fd, size)?;
+            // The bits that are left go back with the answer.
+            let (caller, fell) = (*caller, &|_| ());
+            let loss = set.drops_set_id.then_some(SetIdLoss { caller, fell });
+            self.truncate(&inode, size, loss)?;
         }
         self.with_upper(&inode, |at| {
             if set.uid.is_some() || set.gid.is_some() {
-                at.chown(set.uid, set.gid)?;
+                change_owner(at, &inode, caller, set)?;
             }
             if let Some(perm) = set.perm {
                 match inode.kind {
@@ -98,30 +99,50 @@ impl Union {
         self.attr_of(&inode)
     }
 
-    /// Clears set-user-id and set-group-id bits when a caller without the privilege to keep
-    /// them changes the data; the kernel asks the file system to do so
-    /// (FUSE_HANDLE_KILLPRIV_V2). Capabilities go by themselves: the backing file drops them.
-    pub(crate) fn kill_suid(&self, caller: &Caller, inode: &Arc<Inode>) -> Result<()> {
-        let stat = self.with_upper(inode, |at| Ok(at.stat()?))?;
-        if stat.perm & 0o6000 != 0 && !super::acl::keeps_suid(caller) {
-            self.drop_suid(caller, inode, &stat)?;
+    /// Gives a file that is in the upper a size.
+    pub(crate) fn truncate(
+        &self,
+        inode: &Arc<Inode>,
+        size: u64,
+        loss: Option<SetIdLoss<'_>>,
+    ) -> Result<()> {
+        let data = self.data_fd(inode, true)?;
+        if let Some(loss) = loss {
+            self.drop_set_id(inode, At::fd(data.fd.as_fd()), &loss)?;
         }
-        Ok(())
+        Ok(rustix::fs::ftruncate(&data.fd, size)?)
     }
 
-    /// Clears the bits an unprivileged write by `caller` clears; `stat` is the file's.
-    pub(crate) fn drop_suid(&self, caller: &Caller, inode: &Inode, stat: &Stat) -> Result<()> {
-        // Without group execution set-group-id does nothing, and stays for members of the
-        // group (Linux 6.2, setattr_should_drop_sgid).
-        let mut dropped = 0o4000;
-        let sgid = stat.perm & 0o2000 != 0;
-        if sgid && (stat.perm & 0o010 != 0 || !super::acl::in_group_or_privileged(caller, stat.gid))
-        {
-            dropped |= 0o2000;
+    /// A change of nothing: what Linux sends before a write that takes a file its set-id bits, the
+    /// only word of it when the write itself is passed through, and for a chown that names nobody,
+    /// which takes them too. Before root's write to a file with a capability it sends the same, and
+    /// nothing tells which it is: the bits fall, unless set-group-ID means nothing (no group
+    /// execution) and root asks.
+    fn drop_unasked(&self, caller: &Caller, inode: &Arc<Inode>) -> Result<Attr> {
+        let attr = self.attr_of(inode)?;
+        if inode.kind == FileKind::Directory || attr.perm & SET_ID == 0 {
+            return Ok(attr);
         }
-        let kept = stat.perm & !dropped;
-        if kept != stat.perm {
-            self.with_upper(inode, |at| Ok(at.chmod(kept)?))?;
+        self.copy_up(inode)?;
+        let keeps_bare = caller.uid == 0;
+        self.with_upper(inode, |at| {
+            Ok(drop_bits(at, at.stat()?, caller, keeps_bare)?)
+        })?;
+        self.attr_of(inode)
+    }
+
+    /// Drops the set-id bits of the file `at`, which is that of `inode` in the upper, as a change
+    /// of its data by somebody without CAP_FSETID does. Capabilities go by themselves: the backing
+    /// file drops them.
+    pub(crate) fn drop_set_id(
+        &self,
+        inode: &Inode,
+        at: At<'_>,
+        loss: &SetIdLoss<'_>,
+    ) -> Result<()> {
+        let stat = at.stat()?;
+        if stat.perm & SET_ID != 0 && drop_bits(at, stat, &loss.caller, false)? {
+            (loss.fell)(inode.ino);
         }
         Ok(())
     }
@@ -156,6 +177,50 @@ impl Union {
         }
         Ok(())
     }
+}
+
+const SET_ID: u32 = 0o6000;
+/// Set-group-ID, and group execution, without which it gives nobody a right.
+const SET_GID: u32 = 0o2000;
+const GROUP_EXEC: u32 = 0o010;
+
+/// Whether set-group-ID is set and does nothing.
+fn is_bare(perm: u32) -> bool {
+    perm & (SET_GID | GROUP_EXEC) == SET_GID
+}
+
+/// Takes a file its set-id bits; whether it had any to lose. Set-group-ID without group execution
+/// stays for members of the group (Linux 6.2, setattr_should_drop_sgid): of those only the ones are
+/// known whose fsgid it is, so others lose it too, unless told that it stays.
+fn drop_bits(at: At<'_>, stat: Stat, caller: &Caller, keeps_bare: bool) -> Result<bool, Errno> {
+    let keeps_bare = keeps_bare || caller.gid == stat.gid;
+    let lost = |perm| match is_bare(perm) && keeps_bare {
+        true => perm & SET_ID & !SET_GID,
+        false => perm & SET_ID,
+    };
+    if lost(stat.perm) == 0 {
+        return Ok(false);
+    }
+    // One step of the kernel's, so that a chmod at the same time is not undone. It leaves what is
+    // bare, and some file systems do not hear of it.
+    at.chown(None, None)?;
+    let perm = at.stat()?.perm;
+    if lost(perm) != 0 {
+        at.chmod(perm & !lost(perm))?;
+    }
+    Ok(true)
+}
+
+/// chown(2), which takes a file its set-id bits. For us it leaves set-group-ID without group
+/// execution, which only root and members of the group keep.
+fn change_owner(at: At<'_>, inode: &Inode, caller: &Caller, set: &SetAttr) -> Result<(), Errno> {
+    let asks = set.drops_set_id && caller.uid != 0 && inode.kind != FileKind::Directory;
+    let before = if asks { Some(at.stat()?) } else { None };
+    at.chown(set.uid, set.gid)?;
+    if before.is_some_and(|before| is_bare(before.perm) && before.gid != caller.gid) {
+        at.chmod(at.stat()?.perm & !SET_GID)?;
+    }
+    Ok(())
 }
 
 fn timespec(set: Option<SetTime>) -> Timespec {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::Union;
 use super::error::Result;
 use super::inode::DataFd;
-use super::types::{Caller, Ino, SetAttr};
+use super::types::{Ino, SetIdLoss};
 
 /// An open file of a layer.
 #[derive(Debug)]
@@ -44,20 +44,20 @@ impl Union {
         Ok(Some(Backing(data)))
     }
 
-    /// What opening for writing does to `ino`: copy-up, of nothing when it is truncated.
+    /// What opening for writing does to `ino`: copy-up.
     /// EROFS without an upper, else what the upper's file system answers.
-    pub fn open_for_writing(&self, caller: &Caller, ino: Ino, truncate: bool) -> Result<()> {
-        if truncate {
-            let size = Some(0);
-            let set = SetAttr {
-                size,
-                ..SetAttr::default()
-            };
-            return self.setattr(caller, ino, &set).map(|_| ());
-        }
+    pub fn open_for_writing(&self, ino: Ino) -> Result<()> {
         let inode = self.regular(ino)?;
         self.writable()?;
         self.copy_up(&inode)
+    }
+
+    /// The same with O_TRUNC: copy-up, but of no data. Errors likewise.
+    pub fn open_truncated(&self, ino: Ino, loss: Option<SetIdLoss<'_>>) -> Result<()> {
+        self.writable()?;
+        let inode = self.regular(ino)?;
+        self.copy_up_to(&inode, Some(0))?;
+        self.truncate(&inode, 0, loss)
     }
 
     /// Whether what [`Self::backing`] hands out can be on a file system that stacks others itself:

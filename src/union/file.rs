@@ -11,7 +11,7 @@ use super::Union;
 use super::direct::{aligned, aligned_into};
 use super::error::Result;
 use super::inode::{DataFd, Inode};
-use super::types::{Caller, FileKind, Ino, Write};
+use super::types::{FileKind, Ino, SetIdLoss};
 use crate::layer::at::At;
 
 const SEEK_DATA: u32 = 3;
@@ -30,18 +30,23 @@ impl Union {
         }
     }
 
-    /// Writes all of `data` (copy-up).
-    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], how: Write<'_>) -> Result<usize> {
+    /// Writes all of `data` (copy-up); `direct` as for [`Self::read`].
+    pub fn write(
+        &self,
+        ino: Ino,
+        (offset, data): (u64, &[u8]),
+        direct: bool,
+        loss: Option<&SetIdLoss<'_>>,
+    ) -> Result<usize> {
         let inode = self.regular(ino)?;
         self.writable()?;
         self.copy_up(&inode)?;
         let file = self.data_fd(&inode, true)?;
-        if let Some(caller) = how.kill_suid {
-            let stat = At::fd(file.fd.as_fd()).stat()?;
-            self.drop_suid(caller, &inode, &stat)?;
+        if let Some(loss) = loss {
+            self.drop_set_id(&inode, At::fd(file.fd.as_fd()), loss)?;
         }
-        let fd = file.for_io(how.direct);
-        match how.direct {
+        let fd = file.for_io(direct);
+        match direct {
             true => aligned(data, |data| write_all(fd, offset, data)),
             false => write_all(fd, offset, data),
         }
@@ -96,36 +101,39 @@ impl Union {
     /// fallocate(2), `mode` as there; EOPNOTSUPP for modes the upper does not know.
     pub fn fallocate(
         &self,
-        caller: &Caller,
         ino: Ino,
         mode: u32,
-        offset: u64,
-        len: u64,
+        (offset, len): (u64, u64),
+        loss: Option<&SetIdLoss<'_>>,
     ) -> Result<()> {
         let inode = self.regular(ino)?;
         self.writable()?;
         let mode = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
         self.copy_up(&inode)?;
-        self.kill_suid(caller, &inode)?;
         let data = self.data_fd(&inode, true)?;
+        if let Some(loss) = loss {
+            self.drop_set_id(&inode, At::fd(data.fd.as_fd()), loss)?;
+        }
         Ok(rustix::fs::fallocate(&data.fd, mode, offset, len)?)
     }
 
     /// copy_file_range(2); the destination is copied up.
     pub fn copy_file_range(
         &self,
-        caller: &Caller,
         src: (Ino, u64),
         dst: (Ino, u64),
         len: u64,
+        loss: Option<&SetIdLoss<'_>>,
     ) -> Result<usize> {
         let source = self.regular(src.0)?;
         let target = self.regular(dst.0)?;
         self.writable()?;
         self.copy_up(&target)?;
-        self.kill_suid(caller, &target)?;
         let from = self.data_fd(&source, false)?;
         let to = self.data_fd(&target, true)?;
+        if let Some(loss) = loss {
+            self.drop_set_id(&target, At::fd(to.fd.as_fd()), loss)?;
+        }
         let (mut from_off, mut to_off) = (src.1, dst.1);
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(1 << 30);
         let copied = rustix::fs::copy_file_range(

@@ -9,15 +9,15 @@ pub type Ino = u64;
 /// The inode number of the union's root directory.
 pub const ROOT_INO: Ino = 1;
 
-/// Who asks: the credentials of the calling task.
+/// Who asks: the credentials for which the transport vouches. Nothing else is known of a caller:
+/// a process ID may name another process by now, and the capabilities that /proc shows may be
+/// those of a user namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// fsuid of the caller.
     pub uid: u32,
     /// fsgid of the caller.
     pub gid: u32,
-    /// Its thread id in our pid namespace, 0 when it has none there.
-    pub pid: u32,
 }
 
 /// The attributes of a file.
@@ -79,6 +79,9 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// New modification time.
     pub mtime: Option<SetTime>,
+    /// With a size or an owner: set-id bits fall, as the transport says that the caller may not
+    /// keep them. A change of nothing at all says it by itself.
+    pub drops_set_id: bool,
 }
 
 /// `rename` flags, values as in `renameat2(2)`.
@@ -148,11 +151,12 @@ pub struct Counters {
     pub catalogued: bool,
 }
 
-/// How data is written.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Write<'c> {
-    /// Clear set-id bits, as an unprivileged write by this caller does.
-    pub kill_suid: Option<&'c Caller>,
-    /// As through O_DIRECT, where the upper's file system knows it.
-    pub direct: bool,
+/// A change of data that takes a file its set-id bits.
+#[derive(Clone, Copy)]
+pub struct SetIdLoss<'c> {
+    /// Who makes it.
+    pub caller: Caller,
+    /// Called with the inode when bits fell, before its data changes: nobody may execute new data
+    /// with bits that whoever asks for attributes still remembers.
+    pub fell: &'c dyn Fn(Ino),
 }

@@ -68,14 +68,16 @@ impl Union {
         Ok(visible)
     }
 
-    /// Sets an extended attribute (copy-up). EPERM for a name reserved for markers.
+    /// Sets an extended attribute (copy-up). An access ACL takes the file its set-group-ID bit
+    /// where `drops_set_gid`: it is set by somebody outside its group. EPERM for a name reserved
+    /// for markers.
     pub fn setxattr(
         &self,
-        caller: &Caller,
         ino: Ino,
         name: &[u8],
         value: &[u8],
         flags: XattrFlags,
+        drops_set_gid: bool,
     ) -> Result<()> {
         let mut how = Flags::empty();
         how.set(Flags::CREATE, flags.create);
@@ -84,24 +86,22 @@ impl Union {
         if name == CAPABILITY.to_bytes() {
             inode.capability.set(true);
         }
-        let perm = match name == acl::ACCESS.to_bytes() {
-            true => Some(self.with_upper(&inode, |at| Ok(at.stat()?))?),
-            false => None,
-        };
         self.with_upper(&inode, |at| Ok(at.set_xattr(&stored, value, how)?))?;
-        // An ACL set by someone outside the file's group drops set-group-id.
-        if let Some(stat) = perm
-            && stat.perm & 0o2000 != 0
-            && !acl::in_group_or_privileged(caller, stat.gid)
-        {
-            self.with_upper(&inode, |at| Ok(at.chmod(at.stat()?.perm & !0o2000)?))?;
+        if drops_set_gid && name == acl::ACCESS.to_bytes() {
+            self.with_upper(&inode, |at| {
+                let perm = at.stat()?.perm;
+                match perm & 0o2000 {
+                    0 => Ok(()),
+                    bit => Ok(at.chmod(perm & !bit)?),
+                }
+            })?;
         }
         self.forget_acl(&inode, name);
         Ok(())
     }
 
     /// Removes an extended attribute (copy-up). ENODATA when absent.
-    pub fn removexattr(&self, _caller: &Caller, ino: Ino, name: &[u8]) -> Result<()> {
+    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         let inode = self.inode(ino)?;
         self.writable()?;
         // What is not there need not be copied up to be missed.

@@ -8,11 +8,7 @@ use unionfs::layer::{Dialect, LayerSpec, StackSpec};
 use unionfs::union::{Caller, FileKind, Ino, Options, ROOT_INO, Union};
 use zerocopy::{FromBytes, IntoBytes};
 
-pub(crate) const ROOT: Caller = Caller {
-    uid: 0,
-    gid: 0,
-    pid: 0,
-};
+pub(crate) const ROOT: Caller = Caller { uid: 0, gid: 0 };
 
 pub(crate) fn stack(lowers: &[PathBuf]) -> StackSpec {
     let spec = |path: &PathBuf| LayerSpec {

@@ -11,7 +11,6 @@ pub(crate) fn caller() -> Caller {
     Caller {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
-        pid: 0,
     }
 }
 

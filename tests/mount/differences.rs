@@ -7,8 +7,8 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use crate::common::fixture::Fixture;
-use crate::common::layers::{Form, Layer, big_data, standard};
-use crate::common::mount::{Fs, Scratch, Stack, UNIONFS};
+use crate::common::layers::{Form, Layer, big_data, net_raw_capability, standard};
+use crate::common::mount::{Fs, KERNEL, Scratch, Stack, UNIONFS};
 use crate::common::{need_mounts, tree};
 
 use super::stats::requests_of;
@@ -281,13 +281,20 @@ fn seeking_data_in_a_directory() {
     f.expect(&table);
 }
 
-/// The request that comes is the one of a fallocate by root, which must keep them.
+/// Nothing tells the request that comes before it from one that is to drop them. A truncation says
+/// it exactly.
 #[test]
-fn chown_to_nobody_in_particular_keeps_set_id_bits() {
+fn a_write_by_root_drops_set_id_bits_of_a_file_with_a_capability() {
     need_mounts!();
-    let f = Fixture::standard();
-    f.ok("chown suid - -");
-    f.expect(&[("stat suid", "mode 106755 owner 0:0 size 7 nlink 1 rdev 0")]);
-    f.ok("chown suid 0 0");
-    f.expect(&[("stat suid", "mode 100755 owner 0:0 size 7 nlink 1 rdev 0")]);
+    let file = |layer: Layer, name: &str| layer.file(name, "content").mode(0o6755);
+    let capable = |layer: Layer| layer.xattr("security.capability", net_raw_capability());
+    let layer = capable(file(capable(file(Layer::new(), "both")), "cut"));
+    let layer = file(layer, "bits");
+    for (fs, kept) in [(KERNEL, "106755"), (UNIONFS, "100755")] {
+        let f = Fixture::with(&fs, std::slice::from_ref(&layer), Form::Kernel, true);
+        f.ok("write both 0 C\nwrite bits 0 C\ntruncate cut 7");
+        let line = |mode: &str| format!("mode {mode} owner 0:0 size 7 nlink 1 rdev 0");
+        assert_eq!(f.ok("stat cut")[0], line("106755"));
+        f.expect(&[("stat bits", &line("106755")), ("stat both", &line(kept))]);
+    }
 }

@@ -17,11 +17,7 @@ use crate::generate;
 use crate::random::{assert_none, cases, fresh, runner};
 use crate::runner::{Case, compare, make_layer};
 
-const ROOT: Caller = Caller {
-    uid: 0,
-    gid: 0,
-    pid: 0,
-};
+const ROOT: Caller = Caller { uid: 0, gid: 0 };
 
 /// Everything a union says of a name.
 #[derive(Debug, PartialEq, Eq)]

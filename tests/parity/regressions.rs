@@ -26,7 +26,7 @@ fn the_last_link_after_the_other_was_replaced() {
         .dir("b")
         .symlink("b/a", "./b")
         .file("b/b", "zyxzxz")
-        .mode(0o2775)
+        .mode(0o775)
         .own(1000, 1001)
         .xattr("security.capability", layers::net_raw_capability())
         .link("b/c", "b/b");

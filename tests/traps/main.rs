@@ -25,6 +25,7 @@ mod markers;
 mod programs;
 mod renames;
 mod set_id;
+mod set_id_namespaces;
 mod times;
 
 use common::layers::{self, Layer};

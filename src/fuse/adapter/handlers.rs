@@ -1,13 +1,16 @@
 //! The handlers: count, call the union, reply once. Called by the workers of `wire`.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
 use super::opens::opened;
-use super::{Adapter, MAX_COPY, SLOW_COPY, lifetime, with_buffer};
+use super::{Adapter, MAX_COPY, SLOW_COPY, lifetime, with_buffer, with_loss};
 use crate::fuse::convert::{self, caller};
 use crate::fuse::counters::Op;
 use crate::fuse::reply;
 use crate::fuse::wire::abi::{FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, SetattrIn};
 use crate::fuse::wire::{Handler, Header, Reply, Request};
-use crate::union::{Caller, Union, Write};
+use crate::union::Union;
 
 impl Handler for Adapter {
     /// Names and what is asked most; the rest goes on to [`Adapter::file`].
@@ -91,11 +94,8 @@ impl Adapter {
                 data,
                 kill_suid,
                 direct,
-            } => {
-                let killer = kill_suid.then(|| caller(header));
-                self.write(ino, (offset, data), (killer, direct), reply);
-            }
-            Request::Open { flags } => self.open(header, flags, reply),
+            } => self.write(header, (offset, data), (kill_suid, direct), reply),
+            Request::Open { flags, kill_suid } => self.open(header, flags, kill_suid, reply),
             Request::OpenDir => {
                 self.count(Op::OpenDir);
                 opened(self.no_opendir, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, reply);
@@ -147,10 +147,17 @@ impl Adapter {
                 let result = self.union.listxattr(&caller(header), ino);
                 reply::xattr(reply, Op::ListXattr, ino, size, result);
             }
-            Request::SetXattr { name, value, flags } => {
-                self.set_xattr(header, (name, value), flags, reply);
+            Request::SetXattr {
+                name,
+                value,
+                flags,
+                kill_sgid,
+            } => {
+                // A kernel that cannot say it: as for most.
+                let kill_sgid = kill_sgid.unwrap_or(header.uid != 0);
+                self.set_xattr(ino, (name, value), (flags, kill_sgid), reply);
             }
-            Request::RemoveXattr { name } => self.remove_xattr(header, name, reply),
+            Request::RemoveXattr { name } => self.remove_xattr(ino, name, reply),
             Request::ReadLink => {
                 self.count(Op::ReadLink);
                 match self.union.readlink(ino) {
@@ -215,61 +222,68 @@ impl Adapter {
         });
     }
 
-    /// `killer`: who loses the file its set-id bits by this write.
+    /// `kills`: the file loses its set-id bits.
     fn write(
         &self,
-        ino: u64,
+        header: &Header,
         (offset, data): (u64, &[u8]),
-        (killer, direct): (Option<Caller>, bool),
+        (kills, direct): (bool, bool),
         reply: Reply,
     ) {
         self.count(Op::Write);
-        let write = move |union: &Union, data: &[u8]| {
-            let how = Write {
-                kill_suid: killer.as_ref(),
-                direct,
-            };
-            let result = union.write(ino, offset, data, how);
-            reply::written(reply, Op::Write, ino, result);
+        let header = *header;
+        let write = move |union: &Union, device: &OwnedFd, data: &[u8]| {
+            let result = with_loss(device, &header, kills, |loss| {
+                union.write(header.ino, (offset, data), direct, loss)
+            });
+            reply::written(reply, Op::Write, header.ino, result);
         };
-        if self.union.needs_copy_up(ino) {
-            self.run_with(data, write);
+        if self.union.needs_copy_up(header.ino) {
+            let device = Arc::clone(&self.device);
+            self.run_with(data, move |union, data| write(union, &device, data));
         } else {
-            write(&self.union, data);
+            write(&self.union, &self.device, data);
         }
     }
 
-    fn set_xattr(&self, header: &Header, (name, value): (&[u8], &[u8]), flags: u32, reply: Reply) {
+    fn set_xattr(
+        &self,
+        ino: u64,
+        (name, value): (&[u8], &[u8]),
+        (flags, kill_sgid): (u32, bool),
+        reply: Reply,
+    ) {
         self.count(Op::SetXattr);
         if !self.told.xattrs {
             return reply.error(libc::ENOSYS);
         }
-        let (caller, ino) = (caller(header), header.ino);
         let flags = convert::xattr_flags(flags);
         let (name, value) = (name.to_vec(), value.to_vec());
         self.modify(ino, move |union| {
-            let result = union.setxattr(&caller, ino, &name, &value, flags);
+            let result = union.setxattr(ino, &name, &value, flags, kill_sgid);
             reply::empty(reply, Op::SetXattr, ino, result);
         });
     }
 
-    fn remove_xattr(&self, header: &Header, name: &[u8], reply: Reply) {
+    fn remove_xattr(&self, ino: u64, name: &[u8], reply: Reply) {
         self.count(Op::RemoveXattr);
         if !self.told.xattrs {
             return reply.error(libc::ENOSYS);
         }
-        let (caller, ino, name) = (caller(header), header.ino, name.to_vec());
+        let name = name.to_vec();
         self.modify(ino, move |union| {
-            let result = union.removexattr(&caller, ino, &name);
+            let result = union.removexattr(ino, &name);
             reply::empty(reply, Op::RemoveXattr, ino, result);
         });
     }
 
-    fn allocate(&self, header: &Header, (offset, length): (u64, u64), mode: u32, reply: Reply) {
+    fn allocate(&self, header: &Header, range: (u64, u64), mode: u32, reply: Reply) {
         self.count(Op::Fallocate);
-        let (caller, ino) = (caller(header), header.ino);
+        let (header, ino, device) = (*header, header.ino, Arc::clone(&self.device));
         self.modify(ino, move |union| {
-            let result = union.fallocate(&caller, ino, mode, offset, length);
+            let result = with_loss(&device, &header, kills_unsaid(&header), |loss| {
+                union.fallocate(ino, mode, range, loss)
+            });
             reply::empty(reply, Op::Fallocate, ino, result);
         });
     }
@@ -296,11 +310,13 @@ impl Adapter {
         else {
             return reply.error(libc::EINVAL);
         };
-        let (caller, from) = (caller(header), header.ino);
+        let (header, from, device) = (*header, header.ino, Arc::clone(&self.device));
         let len = len.min(MAX_COPY);
         let slow = len >= SLOW_COPY || self.union.needs_copy_up(to);
         self.run(slow, move |union| {
-            let result = union.copy_file_range(&caller, (from, offset), (to, to_offset), len);
+            let result = with_loss(&device, &header, kills_unsaid(&header), |loss| {
+                union.copy_file_range((from, offset), (to, to_offset), len, loss)
+            });
             match result {
                 Ok(count) if wide => {
                     reply.message(&(count as u64));
@@ -309,4 +325,10 @@ impl Adapter {
             }
         });
     }
+}
+
+/// Whether a change that has no flag for it takes set-id bits. The kernel has said so before, by an
+/// empty SETATTR; kernels before 6.1 do not for fallocate, so it holds for whoever is not root.
+fn kills_unsaid(header: &Header) -> bool {
+    header.uid != 0
 }

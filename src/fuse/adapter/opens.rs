@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::Adapter;
+use super::{Adapter, with_loss};
 use crate::fuse::convert::caller;
 use crate::fuse::counters::Op;
 use crate::fuse::passthrough::{Opens, is_writer};
@@ -14,12 +14,13 @@ use crate::fuse::wire::{Header, Reply};
 use crate::union::{EntryRef, Result, Union};
 
 impl Adapter {
-    pub(super) fn open(&self, header: &Header, flags: u32, reply: Reply) {
+    /// `kills`: O_TRUNC takes the file its set-id bits.
+    pub(super) fn open(&self, header: &Header, flags: u32, kills: bool, reply: Reply) {
         self.count(Op::Open);
         let Some(opens) = &self.opens else {
             return opened(self.no_open, FOPEN_KEEP_CACHE, reply);
         };
-        let (caller, ino, opens) = (caller(header), header.ino, Arc::clone(opens));
+        let (ino, opens) = (header.ino, Arc::clone(opens));
         let truncate = flags & libc::O_TRUNC as u32 != 0;
         let writes = truncate || is_writer(flags);
         // The kernel asks whether a program runs from it before an open for writing, but after one
@@ -28,10 +29,14 @@ impl Adapter {
             return reply.error(libc::ETXTBSY);
         }
         let slow = writes && self.union.needs_copy_up(ino);
+        let (header, device) = (*header, Arc::clone(&self.device));
         self.run(slow, move |union| {
-            let ready = match writes {
-                true => union.open_for_writing(&caller, ino, truncate),
-                false => Ok(()),
+            let ready = match (truncate, writes) {
+                (true, _) => with_loss(&device, &header, kills, |loss| {
+                    union.open_truncated(ino, loss.copied())
+                }),
+                (false, true) => union.open_for_writing(ino),
+                (false, false) => Ok(()),
             };
             match ready.and_then(|()| opens.open(union, ino, flags)) {
                 Ok(out) => {
@@ -60,6 +65,8 @@ impl Adapter {
         }
     }
 
+    /// What was just made keeps the mode it was made with, whatever the flags: O_TRUNC is for files
+    /// that are there, and those are opened.
     pub(super) fn create(
         &self,
         header: &Header,

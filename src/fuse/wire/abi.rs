@@ -36,6 +36,7 @@ pub(crate) mod init {
         NO_OPENDIR_SUPPORT = 1 << 24,
         EXPLICIT_INVAL_DATA = 1 << 25,
         HANDLE_KILLPRIV_V2 = 1 << 28,
+        SETXATTR_EXT = 1 << 29,
         INIT_EXT = 1 << 30,
     }
 }
@@ -112,12 +113,15 @@ constants! { u32:
     FATTR_MTIME = 1 << 5,
     FATTR_ATIME_NOW = 1 << 7,
     FATTR_MTIME_NOW = 1 << 8,
+    FATTR_KILL_SUIDGID = 1 << 11,
+    OPEN_KILL_SUIDGID = 1 << 0,
     FOPEN_DIRECT_IO = 1 << 0,
     FOPEN_KEEP_CACHE = 1 << 1,
     FOPEN_CACHE_DIR = 1 << 3,
     FOPEN_PASSTHROUGH = 1 << 7,
     WRITE_CACHE = 1 << 0,
     WRITE_KILL_SUIDGID = 1 << 2,
+    SETXATTR_ACL_KILL_SGID = 1 << 0,
     FSYNC_FDATASYNC = 1 << 0,
 }
 
@@ -208,8 +212,9 @@ message! {
         bsize: u32, namelen: u32, frsize: u32, padding: u32, spare: [u32; 6],
     }
     FsyncIn { fh: u64, fsync_flags: u32, padding: u32, }
-    /// Without FUSE_SETXATTR_EXT.
-    SetxattrIn { size: u32, flags: u32, }
+    SetxattrIn { size: u32, flags: u32, setxattr_flags: u32, padding: u32, }
+    /// Without SETXATTR_EXT (before Linux 5.13).
+    ShortSetxattrIn { size: u32, flags: u32, }
     /// Of LISTXATTR, too; and what both answer to size 0.
     GetxattrIn { size: u32, padding: u32, }
     FallocateIn { fh: u64, offset: u64, length: u64, mode: u32, padding: u32, }
@@ -245,6 +250,8 @@ mod tests {
         assert_eq!(size_of::<ReleaseIn>(), 24);
         assert_eq!(size_of::<ReadIn>(), 40);
         assert_eq!(size_of::<WriteIn>(), 40);
+        assert_eq!(size_of::<SetxattrIn>(), 16);
+        assert_eq!(size_of::<ShortSetxattrIn>(), 8);
         assert_eq!(size_of::<StatfsOut>(), 80);
         assert_eq!(size_of::<FallocateIn>(), 32);
         assert_eq!(size_of::<LseekIn>(), 24);

@@ -215,7 +215,12 @@ impl Connection {
     ) -> io::Result<()> {
         let mut buffer = vec![0; self.buffer];
         loop {
-            match take(&self.device, &**handler, &mut buffer, &mut None)? {
+            match take(
+                &self.device,
+                (&**handler, self.parse()),
+                &mut buffer,
+                &mut None,
+            )? {
                 Taken::End => return Ok(()),
                 Taken::Message(op::FORGET | op::BATCH_FORGET) => std::thread::sleep(GATHER),
                 Taken::Message(op::INTERRUPT) | Taken::Noise => {}
@@ -234,9 +239,18 @@ impl Connection {
         watch: &Arc<OnceLock<Arc<Watch>>>,
     ) -> io::Result<JoinHandle<io::Result<()>>> {
         let (handler, size, watch) = (Arc::clone(handler), self.buffer, Arc::clone(watch));
+        let parse = self.parse();
         std::thread::Builder::new()
             .name(format!("unionfs-{number}"))
-            .spawn(move || work(&device, &*handler, size, &watch))
+            .spawn(move || work(&device, (&*handler, parse), size, &watch))
+    }
+
+    /// How the bodies of messages are read, after what was agreed on.
+    fn parse(&self) -> Parse {
+        match self.flags & init::SETXATTR_EXT {
+            0 => request::parse_short,
+            _ => request::parse,
+        }
     }
 
     fn another_device(&self) -> Arc<OwnedFd> {
@@ -249,6 +263,8 @@ impl Connection {
         }
     }
 }
+
+type Parse = for<'b> fn(u32, &'b [u8]) -> Request<'b>;
 
 fn end(worker: JoinHandle<io::Result<()>>) -> io::Result<()> {
     let panicked = |_| Err(io::Error::other("a worker panicked"));
@@ -361,7 +377,7 @@ enum Taken {
 /// A worker: takes messages until the file system is unmounted.
 fn work(
     device: &Arc<OwnedFd>,
-    handler: &dyn Handler,
+    handler: (&dyn Handler, Parse),
     size: usize,
     watch: &OnceLock<Arc<Watch>>,
 ) -> io::Result<()> {
@@ -381,7 +397,7 @@ fn work(
 /// Reads, parses and handles a message.
 fn take(
     device: &Arc<OwnedFd>,
-    handler: &dyn Handler,
+    (handler, parse): (&dyn Handler, Parse),
     buffer: &mut [u8],
     way: &mut Option<Place>,
 ) -> io::Result<Taken> {
@@ -401,7 +417,7 @@ fn take(
         true => Reply::new(Arc::clone(device), header.unique),
         false => Reply::none(),
     };
-    let request = request::parse(opcode, body);
+    let request = parse(opcode, body);
     if let Some(way) = way {
         way.took_from(header.pid, is_large(&request));
     }

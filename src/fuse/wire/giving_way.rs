@@ -12,6 +12,10 @@
 //! caller that is alone, and leave it when another one comes, or much data, of which the
 //! caller uses the first part while the next is read.
 //!
+//! A caller is looked up in /proc by its thread ID, for the CPU it runs on and nothing else. That
+//! may be another's by now, or lie: a thread of ours then runs on a CPU where it helps nobody. No
+//! right depends on it.
+//!
 //! A SCHED_IDLE thread gets next to nothing of a CPU that others want too, so the threads are
 //! that only while requests come in numbers and are answered. A watch looks every [`TICK`] and
 //! takes it back for a while when one of them could run all the time and hardly did, and when

@@ -17,7 +17,8 @@ pub(crate) struct Header {
     pub(crate) uid: u32,
     /// fsgid of the caller.
     pub(crate) gid: u32,
-    /// Thread id of the caller, 0 when it has none in our namespace.
+    /// Thread ID of the caller, 0 when it has none in our namespace. For `giving_way` only: it may
+    /// be another's by now, so nothing that a caller may do is decided from it.
     pub(crate) pid: u32,
 }
 
@@ -85,6 +86,8 @@ pub(crate) enum Request<'a> {
     Open {
         /// `O_` flags.
         flags: u32,
+        /// As for a write, for O_TRUNC.
+        kill_suid: bool,
     },
     OpenDir,
     Release {
@@ -101,6 +104,7 @@ pub(crate) enum Request<'a> {
     Write {
         offset: u64,
         data: &'a [u8],
+        /// The caller may not keep set-id bits (it lacks CAP_FSETID).
         kill_suid: bool,
         /// As for a read; never of pages that come from the kernel's cache.
         direct: bool,
@@ -125,6 +129,8 @@ pub(crate) enum Request<'a> {
         name: &'a [u8],
         value: &'a [u8],
         flags: u32,
+        /// Whether an ACL takes the file its set-group-ID bit; `None` where the kernel cannot say.
+        kill_sgid: Option<bool>,
     },
     GetXattr {
         name: &'a [u8],
@@ -212,6 +218,14 @@ pub(crate) fn is_answered(opcode: u32) -> bool {
 /// What the body of a message asks for.
 pub(crate) fn parse(opcode: u32, body: &[u8]) -> Request<'_> {
     parse_parts(opcode, body, &[])
+}
+
+/// [`parse`] where SETXATTR_EXT was not agreed on.
+pub(crate) fn parse_short(opcode: u32, body: &[u8]) -> Request<'_> {
+    match opcode {
+        op::SETXATTR => short_setxattr(Body(body, &[])).unwrap_or(Request::Malformed),
+        _ => parse(opcode, body),
+    }
 }
 
 /// [`parse`] of a body that lies in two places: first the operation's own struct, if it has
@@ -307,9 +321,11 @@ fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
         op::SETATTR => Request::SetAttr(body.take()?),
         op::READLINK => Request::ReadLink,
         op::STATFS => Request::StatFs,
-        op::OPEN => Request::Open {
-            flags: body.take::<abi::OpenIn>()?.flags,
-        },
+        op::OPEN => {
+            let abi::OpenIn { flags, open_flags } = body.take()?;
+            let kill_suid = open_flags & abi::OPEN_KILL_SUIDGID != 0;
+            Request::Open { flags, kill_suid }
+        }
         op::OPENDIR => Request::OpenDir,
         op::RELEASE => Request::Release {
             fh: body.take::<abi::ReleaseIn>()?.fh,
@@ -421,11 +437,12 @@ fn datasync(mut body: Body<'_>) -> Option<bool> {
 fn xattr<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
     Some(match opcode {
         op::SETXATTR => {
-            let abi::SetxattrIn { size, flags } = body.take()?;
+            let set: abi::SetxattrIn = body.take()?;
             Request::SetXattr {
                 name: body.name()?,
-                value: body.bytes(size)?,
-                flags,
+                value: body.bytes(set.size)?,
+                flags: set.flags,
+                kill_sgid: Some(set.setxattr_flags & abi::SETXATTR_ACL_KILL_SGID != 0),
             }
         }
         op::REMOVEXATTR => Request::RemoveXattr { name: body.name()? },
@@ -439,6 +456,16 @@ fn xattr<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
                 },
             }
         }
+    })
+}
+
+fn short_setxattr(mut body: Body<'_>) -> Option<Request<'_>> {
+    let abi::ShortSetxattrIn { size, flags } = body.take()?;
+    Some(Request::SetXattr {
+        name: body.name()?,
+        value: body.bytes(size)?,
+        flags,
+        kill_sgid: None,
     })
 }
 

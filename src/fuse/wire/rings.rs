@@ -308,6 +308,7 @@ fn answer(
     let handler = &*served.handler;
     let over = || served.over.load(Ordering::Relaxed);
     let rest = payload.get(..message.payload)?;
+    // A kernel that has rings has SETXATTR_EXT, which is asked for.
     if message.opcode == op::WRITE {
         let request = request::parse_parts(message.opcode, message.op, rest);
         handle(handler, (&message.header, message.opcode), request, reply);

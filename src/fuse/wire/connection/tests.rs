@@ -180,8 +180,14 @@ fn a_worker_survives_what_it_is_sent() {
     let (kernel, ours) = pair();
     let echo = Arc::new(Echo::default());
     let handler = Arc::clone(&echo);
-    let worker =
-        std::thread::spawn(move || work(&Arc::new(ours), &*handler, 8192, &OnceLock::new()));
+    let worker = std::thread::spawn(move || {
+        work(
+            &Arc::new(ours),
+            (&*handler, request::parse),
+            8192,
+            &OnceLock::new(),
+        )
+    });
     rustix::io::write(&kernel, b"noise").unwrap();
     send(&kernel, op::GETATTR, &[]);
     assert_eq!(answered(&kernel).0.error, -libc::EIO, "the bug is answered");
@@ -235,8 +241,14 @@ fn beside_the_rings_one_thread_reads_until_they_fail() {
 fn the_data_of_a_write_lies_as_disks_want_it() {
     let (kernel, ours) = pair();
     let handler = Arc::new(Echo::default());
-    let worker =
-        std::thread::spawn(move || work(&Arc::new(ours), &*handler, 8192, &OnceLock::new()));
+    let worker = std::thread::spawn(move || {
+        work(
+            &Arc::new(ours),
+            (&*handler, request::parse),
+            8192,
+            &OnceLock::new(),
+        )
+    });
     // As long as a message may be.
     for size in [1, 4096, 8192 - BEFORE_DATA as u32] {
         let write = abi::WriteIn {

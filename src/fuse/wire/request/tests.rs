@@ -100,14 +100,34 @@ fn data_is_as_long_as_it_says() {
         }
     ));
     assert!(matches!(parse(op::WRITE, &body[..42]), Request::Malformed));
-    let set = abi::SetxattrIn { size: 2, flags: 1 };
+    let set = abi::SetxattrIn {
+        size: 2,
+        flags: 1,
+        setxattr_flags: abi::SETXATTR_ACL_KILL_SGID,
+        padding: 0,
+    };
     assert!(matches!(
         parse(op::SETXATTR, &[set.as_bytes(), b"user.a\0vv"].concat()),
         Request::SetXattr {
             name: b"user.a",
             value: b"vv",
-            flags: 1
+            flags: 1,
+            kill_sgid: Some(true)
         }
+    ));
+    let set = abi::ShortSetxattrIn { size: 2, flags: 1 };
+    assert!(matches!(
+        parse_short(op::SETXATTR, &[set.as_bytes(), b"user.a\0vv"].concat()),
+        Request::SetXattr {
+            name: b"user.a",
+            value: b"vv",
+            flags: 1,
+            kill_sgid: None
+        }
+    ));
+    assert!(matches!(
+        parse_short(op::SETXATTR, set.as_bytes()),
+        Request::Malformed
     ));
 }
 
@@ -160,7 +180,7 @@ const WITH_BODY: &[(u32, usize)] = &[
     (op::FSYNCDIR, 16),
     (op::READDIR, 40),
     (op::READDIRPLUS, 40),
-    (op::SETXATTR, 9),
+    (op::SETXATTR, 17),
     (op::GETXATTR, 9),
     (op::LISTXATTR, 8),
     (op::REMOVEXATTR, 1),
@@ -224,7 +244,11 @@ fn a_body_in_two_places_is_the_same_request() {
         umask: 3,
         padding: 0,
     };
-    let set = abi::SetxattrIn { size: 2, flags: 1 };
+    let set = abi::SetxattrIn {
+        size: 2,
+        flags: 1,
+        ..abi::SetxattrIn::default()
+    };
     let cases: [(u32, &[u8], &[u8]); 6] = [
         (op::LOOKUP, b"", b"name\0"),
         (op::SYMLINK, b"", b"name\0target\0"),
