@@ -295,7 +295,8 @@ impl Builder<'_> {
         let fd = self.union.lower_fd(&file.dir)?;
         let at = At::new(fd.as_fd(), &file.name);
         let mut flags = record.flags.get() | xattr_flags(at);
-        if let Some((dir, name)) = file.data.as_deref() {
+        if file.data.is_some() {
+            let (dir, name) = file.data_place();
             let stat = At::new(self.union.lower_fd(dir)?.as_fd(), name).stat();
             let Some(data) = stat.ok().filter(|stat| is_plain(dir, stat)) else {
                 return Ok(None);

@@ -143,7 +143,7 @@ fn identity(layer: &layer::lower::Layer, stat: &Stat, flags: u32, ids: u32) -> L
         btime: born.sec.into(),
         ctime_nsec: stat.ctime.nsec.into(),
         btime_nsec: born.nsec.into(),
-        flags: (flags | format::dialect_bits(layer.dialect)).into(),
+        flags: (flags | format::dialect_bits(layer.dialect) | format::trust_bits(layer)).into(),
         ids: ids.into(),
     }
 }

@@ -86,7 +86,7 @@ records! {
         pub ctime_nsec: U32,
         /// Nanoseconds of `btime`.
         pub btime_nsec: U32,
-        /// Which markers were read: bits of [`dialect_bits`]; [`DATA_ONLY`].
+        /// Which markers were read: bits of [`dialect_bits`] and [`trust_bits`]; [`DATA_ONLY`].
         pub flags: U32,
         /// A digest of how the maker's user namespace maps IDs: owners are as he saw them.
         pub ids: U32,
@@ -217,6 +217,13 @@ pub fn dialect_bits(dialect: crate::layer::Dialect) -> u32 {
         | u32::from(dialect.user) << 1
         | u32::from(dialect.fuse_overlayfs) << 2
         | u32::from(dialect.wh_names) << 3
+}
+
+/// The flags that say whom a layer's markers were believed from ([`crate::layer::trust`]): not
+/// those of users, where there can be any; and metacopies only with their origin.
+pub fn trust_bits(layer: &crate::layer::lower::Layer) -> u32 {
+    let of_users = layer.dialect.user || layer.dialect.fuse_overlayfs;
+    u32::from(of_users && !layer.believes_user) << 4 | u32::from(layer.is_foreign) << 5
 }
 
 #[cfg(test)]

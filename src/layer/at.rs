@@ -5,13 +5,15 @@
 //! call can leave the directory it starts from. An empty name is the descriptor itself.
 
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, CWD, FileType, Gid, Mode, OFlags, StatxFlags, Timestamps, Uid};
+use rustix::fs::{
+    self, AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, StatxFlags, Timestamps, Uid,
+};
 use rustix::io::Errno;
 
 use super::types::{FileKind, Time};
-use crate::sys::xattrat;
+use crate::sys::{chmodat, xattrat};
 
 /// What `statx` says of a file in a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +54,19 @@ impl Stat {
     /// Character device 0:0: a whiteout in every dialect.
     pub fn is_chardev_whiteout(&self) -> bool {
         self.kind == FileKind::CharDevice && self.rdev == (0, 0)
+    }
+
+    /// Device and inode number: which file it is.
+    pub fn id(&self) -> (u64, u64) {
+        (self.dev, self.ino)
+    }
+
+    /// Whether `other` is this file, or another one of the same type that the same people may
+    /// reach: whoever was shown these attributes gains nothing by getting the other one. Some
+    /// file systems number a file anew, so that more cannot be asked of a lower.
+    pub fn is_or_resembles(&self, other: &Self) -> bool {
+        let access = |stat: &Self| (stat.kind, stat.perm, stat.uid, stat.gid);
+        self.kind == other.kind && self.id() == other.id() || access(self) == access(other)
     }
 }
 
@@ -120,11 +135,18 @@ impl<'a> At<'a> {
         if self.name.is_empty() || self.name.len() > NAME_MAX || !xattrat::is_available() {
             return None;
         }
+        Some(self.with_c_name(f))
+    }
+
+    /// Calls `f` with the name, for system calls that rustix lacks.
+    fn with_c_name<T>(&self, f: impl FnOnce(&CStr) -> Result<T, Errno>) -> Result<T, Errno> {
+        if self.name.len() > NAME_MAX {
+            return Err(Errno::NAMETOOLONG);
+        }
         let mut buf = [0u8; NAME_MAX + 1];
         buf[..self.name.len()].copy_from_slice(self.name);
         let name = buf.get(..=self.name.len()).unwrap_or_default();
-        let name = CStr::from_bytes_with_nul(name).map_err(|_| Errno::INVAL);
-        Some(name.and_then(f))
+        f(CStr::from_bytes_with_nul(name).map_err(|_| Errno::INVAL)?)
     }
 
     /// Attributes; ENOENT when there is no such name.
@@ -176,6 +198,30 @@ impl<'a> At<'a> {
             flags | OFlags::NOFOLLOW,
             Mode::from_raw_mode(mode),
         )
+    }
+
+    /// Holds whatever has the name (O_PATH): neither a fifo nor a device notices. What is held is
+    /// to be looked at, and then used by [`Self::fd`], which nobody can exchange any more.
+    ///
+    /// # Errors
+    /// ENOENT; EXDEV where somebody mounted something.
+    pub fn hold(&self) -> Result<OwnedFd, Errno> {
+        self.hold_as(OFlags::empty())
+    }
+
+    /// As [`Self::hold`], of a directory; ENOTDIR for anything else.
+    pub fn hold_dir(&self) -> Result<OwnedFd, Errno> {
+        self.hold_as(OFlags::DIRECTORY)
+    }
+
+    fn hold_as(&self, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let flags = flags | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let within = ResolveFlags::NO_XDEV | ResolveFlags::BENEATH;
+        match fs::openat2(self.dir, self.name, flags, Mode::empty(), within) {
+            // Before Linux 5.6.
+            Err(Errno::NOSYS) => self.open(flags, 0),
+            other => other,
+        }
     }
 
     /// Opens a directory as `O_PATH`; ENOTDIR for anything else.
@@ -261,13 +307,25 @@ impl<'a> At<'a> {
         })
     }
 
-    /// Changes permission bits; never call it on a symlink.
+    /// Changes permission bits; EOPNOTSUPP for a symlink, which is not followed.
     pub fn chmod(&self, perm: u32) -> Result<(), Errno> {
-        let mode = Mode::from_raw_mode(perm & 0o7777);
-        match self.name.is_empty() {
-            true => self.with_proc_path(|path| fs::chmod(path, mode)),
-            false => fs::chmodat(self.dir, self.name, mode, AtFlags::empty()),
+        match self.with_c_name(|name| chmodat::chmod(self.dir, name, perm)) {
+            Err(Errno::NOSYS) => self.chmod_by_path(perm),
+            other => other,
         }
+    }
+
+    /// As [`Self::chmod`], where the kernel has no call for it: of what is held, whatever becomes
+    /// of the name.
+    fn chmod_by_path(&self, perm: u32) -> Result<(), Errno> {
+        if !self.name.is_empty() {
+            let held = self.open(OFlags::PATH, 0)?;
+            return At::fd(held.as_fd()).chmod_by_path(perm);
+        }
+        if self.stat()?.kind == FileKind::Symlink {
+            return Err(Errno::OPNOTSUPP);
+        }
+        self.with_proc_path(|path| fs::chmod(path, Mode::from_raw_mode(perm & 0o7777)))
     }
 
     /// Changes owner and group; `None` leaves one alone.

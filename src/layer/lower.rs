@@ -13,13 +13,37 @@ use rustix::io::Errno;
 use super::at::{At, Stat};
 use super::fds::{FdCache, Slot};
 use super::markers::{Markers, WH_OPAQUE, WH_PREFIX};
+use super::trust::{believes_user_markers, is_foreign};
 use super::types::FileKind;
 use super::{Dialect, LayerSpec};
 use crate::sys::handle::fs_uuid;
 use crate::sys::mounts::sealed;
 
-/// The UUIDs of file systems, by device number.
-pub type Uuids = HashMap<u64, Option<[u8; 16]>>;
+/// What is known of file systems, by device number.
+pub type FileSystems = HashMap<u64, FileSystem>;
+
+/// A file system.
+#[derive(Clone, Copy, Debug)]
+pub struct FileSystem {
+    /// Its UUID, if that can be told.
+    pub uuid: Option<[u8; 16]>,
+    /// Whether a file keeps its inode number as long as it lives. Where it does not, another
+    /// number is no sign that somebody exchanged the file.
+    pub keeps_numbers: bool,
+}
+
+impl FileSystem {
+    fn of(root: &OwnedFd) -> Self {
+        /// linux/magic.h, where each is named: MSDOS, EXFAT, FUSE, CIFS, SMB2. Their numbers are
+        /// made anew when a file has left the kernel's memory.
+        const RENUMBER: [u64; 5] = [0x4d44, 0x2011_bab0, 0x6573_5546, 0xff53_4d42, 0xfe53_4d42];
+        let magic = rustix::fs::fstatfs(root).map(|s| s.f_type as u64 & 0xffff_ffff);
+        Self {
+            uuid: fs_uuid(root),
+            keeps_numbers: !magic.is_ok_and(|magic| RENUMBER.contains(&magic)),
+        }
+    }
+}
 
 /// An opened layer.
 #[derive(Debug)]
@@ -32,27 +56,69 @@ pub struct Layer {
     pub dialect: Dialect,
     /// UUID of its file system, if that can be told.
     pub uuid: Option<[u8; 16]>,
+    /// See [`FileSystem::keeps_numbers`].
+    pub keeps_numbers: bool,
     /// Attributes of the root.
     pub stat: Stat,
+    /// Whether redirects and metacopies in `user.*` are followed in it.
+    pub believes_user: bool,
+    /// It belongs to somebody who has not our rights, and may at least rename what is in it.
+    pub is_foreign: bool,
 }
 
 impl Layer {
+    /// The markers of a file in it that are to be obeyed.
+    ///
+    /// # Errors
+    /// Those of listxattr(2) and getxattr(2).
+    pub fn markers(&self, at: At<'_>) -> Result<Markers, Errno> {
+        let markers = Markers::read(at, self.dialect)?;
+        Ok(match self.believes_user {
+            true => markers,
+            false => markers.without_users(),
+        })
+    }
+
+    /// As [`Self::markers`], with the attributes of the same file. `stat` was seen before; where
+    /// the markers lead elsewhere, both are read again of what is held, so that nobody can
+    /// exchange the file between the two: the attributes decide who sees what is there.
+    ///
+    /// # Errors
+    /// As [`Self::markers`]; ENOENT when the name is gone.
+    pub fn described(&self, at: At<'_>, stat: Stat) -> Result<(Stat, Markers), Errno> {
+        let markers = self.markers(at)?;
+        if !markers.leads_elsewhere() || at.name.is_empty() {
+            return Ok((stat, markers));
+        }
+        let held = at.open(OFlags::PATH, 0)?;
+        let held = At::fd(held.as_fd());
+        let again = held.stat()?;
+        match again.kind == stat.kind {
+            true => Ok((again, self.markers(held)?)),
+            false => Err(Errno::STALE),
+        }
+    }
+
     /// Opens a layer; ENOENT or ENOTDIR when it is no directory.
     pub fn open(spec: &LayerSpec) -> Result<Self, Errno> {
-        Self::open_among(spec, &mut Uuids::new())
+        Self::open_among(spec, &mut FileSystems::new())
     }
 
     /// As [`Self::open`], one of many: a file system is asked for its UUID once.
-    pub fn open_among(spec: &LayerSpec, uuids: &mut Uuids) -> Result<Self, Errno> {
+    pub fn open_among(spec: &LayerSpec, known: &mut FileSystems) -> Result<Self, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, &spec.path, flags, Mode::empty())?;
         let stat = At::fd(root.as_fd()).stat()?;
-        let uuid = *uuids.entry(stat.dev).or_insert_with(|| fs_uuid(&root));
+        let system = known.entry(stat.dev);
+        let system = *system.or_insert_with(|| FileSystem::of(&root));
         Ok(Self {
             root,
             path: spec.path.clone(),
             dialect: spec.dialect,
-            uuid,
+            uuid: system.uuid,
+            keeps_numbers: system.keeps_numbers,
+            believes_user: believes_user_markers(stat.uid),
+            is_foreign: is_foreign(stat.uid),
             stat,
         })
     }
@@ -126,7 +192,7 @@ pub struct RawEntry {
 impl LowerDir {
     /// The root of a layer.
     pub fn root(layer: Arc<Layer>, index: usize) -> Result<Arc<Self>, Errno> {
-        let markers = Markers::read(At::fd(layer.root.as_fd()), layer.dialect)?;
+        let markers = layer.markers(At::fd(layer.root.as_fd()))?;
         Ok(Arc::new(Self {
             stat: layer.stat,
             layer,
@@ -183,12 +249,22 @@ impl LowerDir {
         }
         for dir in missing.iter().rev() {
             let open = || match (&fd, &dir.parent) {
-                (Some(parent), Some(_)) => At::new(parent.as_fd(), &dir.name).open_dir_path(),
+                (Some(parent), Some(_)) => dir.open_in(parent),
                 _ => At::fd(dir.layer.root.as_fd()).open_dir_path(),
             };
             fd = Some(fds.get(&dir.slot, |_| true, open)?);
         }
         fd.ok_or(Errno::IO)
+    }
+
+    /// Opens it by its name in `parent`; ESTALE when something else has the name by now that
+    /// others than those may look into who were told that they may.
+    fn open_in(&self, parent: &OwnedFd) -> Result<OwnedFd, Errno> {
+        let fd = At::new(parent.as_fd(), &self.name).open_dir_path()?;
+        match self.stat.is_or_resembles(&At::fd(fd.as_fd()).stat()?) {
+            true => Ok(fd),
+            false => Err(Errno::STALE),
+        }
     }
 
     /// What this directory says about `name`.
@@ -214,7 +290,7 @@ impl LowerDir {
             FileKind::Directory => self.found_dir(fds, at, stat, hidden_below),
             // Only regular files carry metacopy, and only empty ones are whiteouts.
             FileKind::Regular => {
-                let markers = Markers::read(at, self.layer.dialect)?;
+                let (stat, markers) = self.layer.described(at, stat)?;
                 match self.xwhiteouts && stat.size == 0 && markers.whiteout {
                     true => Ok(Single::Whiteout),
                     false => Ok(Single::File { stat, markers }),
@@ -234,7 +310,7 @@ impl LowerDir {
         stat: Stat,
         hidden_below: bool,
     ) -> Result<Single, Errno> {
-        let markers = Markers::read(at, self.layer.dialect)?;
+        let (stat, markers) = self.layer.described(at, stat)?;
         let dir = Arc::new(Self {
             layer: Arc::clone(&self.layer),
             index: self.index,
@@ -298,7 +374,7 @@ impl LowerDir {
             return Ok(false);
         };
         if self.xwhiteouts && stat.kind == FileKind::Regular && stat.size == 0 {
-            return Ok(Markers::read(at, self.layer.dialect)?.whiteout);
+            return Ok(self.layer.markers(at)?.whiteout);
         }
         Ok(stat.is_chardev_whiteout())
     }

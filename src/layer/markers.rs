@@ -36,13 +36,47 @@ pub struct Markers {
     pub whiteout: bool,
     /// `origin`: the encoded handle of the file this one was copied up from.
     pub origin: Option<Vec<u8>>,
+    /// `redirect`, `metacopy`, `origin`: those that anybody may set who may write the file.
+    pub from_user: FromUser,
     /// `impure`: the directory may hold files that were copied up.
     pub impure: bool,
     /// `nlink`: link count of an indexed file, relative to upper or lower.
     pub nlink: Option<Vec<u8>>,
 }
 
+/// Which markers were found in `user.*` only.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FromUser {
+    /// The redirect.
+    pub redirect: bool,
+    /// The metacopy.
+    pub metacopy: bool,
+    /// The origin.
+    pub origin: bool,
+    /// Where the data-only layers have the data of a metacopy that is not believed otherwise.
+    pub data: Option<Vec<u8>>,
+}
+
 impl Markers {
+    /// Without the redirect and the metacopy that came from `user.*`. Into data-only layers,
+    /// which show by no name of their own, they may lead all the same, as in overlayfs.
+    pub fn without_users(mut self) -> Self {
+        if self.from_user.metacopy {
+            let path = |to: &Vec<u8>| to.starts_with(b"/");
+            self.from_user.data = self.redirect.clone().filter(path);
+            self.metacopy = false;
+        }
+        if self.from_user.redirect {
+            self.redirect = None;
+        }
+        self
+    }
+
+    /// Whether they show under the name what is somewhere else.
+    pub fn leads_elsewhere(&self) -> bool {
+        self.metacopy || self.redirect.is_some() || self.from_user.data.is_some()
+    }
+
     /// Reads the markers of `at` in one or (when there are any) a few system calls.
     pub fn read(at: At<'_>, dialect: Dialect) -> Result<Self, Errno> {
         let list = match at.list_xattrs() {
@@ -63,7 +97,11 @@ impl Markers {
 
     fn add(&mut self, at: At<'_>, name: &[u8], suffix: &[u8]) -> Result<(), Errno> {
         match suffix {
-            b"metacopy" => self.metacopy = true,
+            b"metacopy" => {
+                let known = self.metacopy && !self.from_user.metacopy;
+                self.from_user.metacopy = !known && !name.starts_with(TRUSTED);
+                self.metacopy = true;
+            }
             b"whiteout" => self.whiteout = true,
             b"opaque" => match value(at, name) {
                 Ok(Some(value)) if value == b"y" => self.opaque = true,
@@ -74,10 +112,15 @@ impl Markers {
                 Err(e) => return Err(e),
             },
             b"impure" => self.impure = true,
-            b"redirect" => {
+            // What `trusted.*` says counts, in whatever order they are listed.
+            b"redirect" if self.redirect.is_none() || name.starts_with(TRUSTED) => {
                 self.redirect = value(at, name)?.filter(|r| is_valid_redirect(r));
+                self.from_user.redirect = self.redirect.is_some() && !name.starts_with(TRUSTED);
             }
-            b"origin" => self.origin = readable(value(at, name))?,
+            b"origin" if self.origin.is_none() || name.starts_with(TRUSTED) => {
+                self.origin = readable(value(at, name))?;
+                self.from_user.origin = self.origin.is_some() && !name.starts_with(TRUSTED);
+            }
             b"nlink" => self.nlink = readable(value(at, name))?,
             _ => {}
         }

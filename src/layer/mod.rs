@@ -6,6 +6,7 @@ pub mod fds;
 pub mod lower;
 pub mod markers;
 pub mod origin;
+pub mod trust;
 pub mod types;
 
 use std::path::PathBuf;

@@ -2,6 +2,7 @@
 //! Called by `layer` (file handles, private mounts), `fuse` (its device), `catalog` (its map),
 //! `union` (memory) and by the cli (processes).
 
+pub mod chmodat;
 pub mod fuse;
 pub mod handle;
 pub mod map;

@@ -30,7 +30,7 @@ pub fn sealed(dir: impl AsFd) -> Result<OwnedFd, Errno> {
         | OpenTreeFlags::AT_EMPTY_PATH;
     let copy = rustix::mount::open_tree(dir, c"", flags)?;
     let attr = MountAttr {
-        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME,
+        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME | libc::MOUNT_ATTR_NODEV,
         clear: libc::MOUNT_ATTR__ATIME,
         propagation: 0,
         userns: 0,

@@ -1,10 +1,57 @@
-//! Becoming a daemon: `fork` and `close_range`, which no safe wrapper offers.
-//! Called by the cli, once, before the program has a second thread.
+//! Processes: becoming a daemon (`fork` and `close_range`, which no safe wrapper offers), once and
+//! before the program has a second thread; and which rights we or a caller have.
 
 use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 
 use rustix::process::Pid;
+
+/// PROC_USER_INIT_INO of linux/proc_ns.h: the number of the user namespace of the machine.
+const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
+
+/// Whether this process is in the user namespace of the machine. Where that cannot be told it
+/// counts as being there: with all rights.
+pub fn in_initial_user_namespace() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let own = std::fs::metadata("/proc/self/ns/user");
+    own.map_or(true, |namespace| namespace.ino() == INITIAL_USER_NAMESPACE)
+}
+
+/// Whether a thread has CAP_SYS_ADMIN over the machine, and not only over a user namespace of
+/// its own. The kernel is asked about the thread (capget(2), and `PIDFD_GET_USER_NAMESPACE` of
+/// Linux 6.11), never the files that /proc shows of it.
+///
+/// It is for a thread that waits for our answer: as long as it does the number is its own, and
+/// should it end there is nobody to whom the answer would go. False where nothing can be told.
+pub fn administers_machine(thread: u32) -> bool {
+    use rustix::thread::CapabilitySet;
+    let pid = i32::try_from(thread).ok().and_then(Pid::from_raw);
+    let capable = |pid| {
+        let sets = rustix::thread::capabilities(Some(pid));
+        sets.is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+    };
+    pid.is_some_and(|pid| capable(pid) && user_namespace(pid) == Some(INITIAL_USER_NAMESPACE))
+}
+
+/// The number of the user namespace of a thread.
+#[allow(unsafe_code)]
+fn user_namespace(thread: Pid) -> Option<u64> {
+    use std::os::fd::FromRawFd;
+    /// PIDFD_THREAD of linux/pidfd.h, Linux 6.9.
+    const ONE_THREAD: u32 = libc::O_EXCL as u32;
+    /// PIDFD_GET_USER_NAMESPACE of linux/pidfd.h: `_IO(0xff, 9)`.
+    const GET_USER_NAMESPACE: libc::c_ulong = 0xff09;
+    let flags = rustix::process::PidfdFlags::from_bits_retain(ONE_THREAD);
+    let pidfd = rustix::process::pidfd_open(thread, flags).ok()?;
+    // SAFETY: the ioctl takes no argument; kernels that do not know it answer with an error.
+    let fd = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_USER_NAMESPACE as _, 0) };
+    if fd < 0 {
+        return None;
+    }
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    let namespace = unsafe { OwnedFd::from_raw_fd(fd) };
+    Some(rustix::fs::fstat(&namespace).ok()?.st_ino)
+}
 
 /// Which side of [`daemonize`] this process is.
 #[derive(Debug)]

@@ -34,7 +34,7 @@ impl Union {
             };
         }
         drop(loc);
-        let stat = self.with_upper(inode, |at| Ok(at.stat()?))?;
+        let stat = self.upper_stat(inode)?;
         Ok(upper_attr(inode, &inode.loc.read(), &stat))
     }
 

@@ -2,6 +2,7 @@
 //! layer to layer (fs/overlayfs/namei.c). Called by `resolve` and by `lower_view`.
 
 use std::borrow::Cow;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -9,10 +10,12 @@ use rustix::io::Errno;
 use super::Union;
 use super::catalogued::Lowers;
 use super::error::Result;
-use super::inode::{DataPlace, LowerFile};
+use super::inode::{Data, LowerFile};
 use super::types::FileKind;
-use crate::layer::at::Stat;
+use crate::layer::at::{At, Stat};
 use crate::layer::lower::{LowerDir, Single};
+use crate::layer::markers::Markers;
+use crate::layer::origin::Origin;
 
 /// What the lowers say about a name.
 pub(crate) enum Below {
@@ -20,6 +23,9 @@ pub(crate) enum Below {
     File(LowerFile),
     Dirs(Lowers),
 }
+
+/// Directory and name of what was found in a layer.
+type Place = (Arc<LowerDir>, Arc<[u8]>);
 
 /// Where to look in the next layer.
 #[derive(Clone)]
@@ -86,6 +92,7 @@ impl Union {
         let mut floor = 0;
         let mut dirs: Vec<Arc<LowerDir>> = Vec::new();
         let mut meta: Option<LowerFile> = None;
+        let mut claimed: Option<Vec<u8>> = None;
         loop {
             if matches!(target, Target::Path(_)) && !std::ptr::eq(stack, &*self.roots) {
                 (stack, next) = (&self.roots, 0);
@@ -117,8 +124,13 @@ impl Union {
                 }
                 Single::File { stat, markers } => {
                     let (at, at_name) = place;
-                    if !markers.metacopy || stat.kind != FileKind::Regular {
+                    self.check_claim(claimed.take().as_deref(), &at, &at_name)?;
+                    let data = self.only_data(&stat, &markers);
+                    if data.is_none() && (!markers.metacopy || stat.kind != FileKind::Regular) {
                         return Ok(Below::File(finish(meta, at, at_name, stat)));
+                    }
+                    if meta.is_none() && dir.layer.is_foreign {
+                        claimed = markers.origin.clone();
                     }
                     meta.get_or_insert(LowerFile {
                         dir: at,
@@ -127,6 +139,10 @@ impl Union {
                         data: None,
                         record: None,
                     });
+                    if let Some(path) = data {
+                        target.redirect(path);
+                        break;
+                    }
                     markers.redirect
                 }
             };
@@ -144,7 +160,7 @@ impl Union {
 
     /// Asks one layer for the target. Markers on the way (of an absolute path) change the
     /// target for the layers below.
-    fn look(&self, dir: &Arc<LowerDir>, target: &mut Target<'_>) -> Result<(DataPlace, Single)> {
+    fn look(&self, dir: &Arc<LowerDir>, target: &mut Target<'_>) -> Result<(Place, Single)> {
         let path = match target {
             Target::Name(name) => {
                 let single = dir.lookup(&self.fds, name)?;
@@ -193,6 +209,32 @@ impl Union {
         Ok(((at, last.as_slice().into()), single))
     }
 
+    /// Whoever owns a layer may give a metacopy the name of a file that they may not read. What
+    /// it was made of is in its origin, and only that is its data (`ovl_verify_origin`): EIO for
+    /// anything else. A layer of ours may be the copy of another, whose origins lead nowhere.
+    pub(crate) fn check_claim(
+        &self,
+        claimed: Option<&[u8]>,
+        dir: &LowerDir,
+        name: &[u8],
+    ) -> Result<()> {
+        let Some(claimed) = claimed.and_then(Origin::parse) else {
+            return Ok(());
+        };
+        let fd = dir.fd(&self.fds)?;
+        match Origin::of(At::new(fd.as_fd(), name), dir.layer.uuid) {
+            Ok(origin) if origin != claimed => Err(Errno::IO.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the data-only layers have the data of a file, when its metacopy is believed for
+    /// nothing else.
+    fn only_data<'m>(&self, stat: &Stat, markers: &'m Markers) -> Option<&'m [u8]> {
+        let data = markers.from_user.data.as_deref()?;
+        (stat.kind == FileKind::Regular && !self.data_roots.is_empty()).then_some(data)
+    }
+
     /// Completes a metacopy from the data-only layers; EIO when its data is nowhere.
     fn data_only(&self, mut meta: LowerFile, target: &Target<'_>) -> Result<LowerFile> {
         if let Target::Path(_) = target {
@@ -203,7 +245,8 @@ impl Union {
                     && stat.kind == FileKind::Regular
                     && !markers.metacopy
                 {
-                    meta.data = Some(Box::new((dir, name)));
+                    let ino = stat.ino;
+                    meta.data = Some(Box::new(Data { dir, name, ino }));
                     return Ok(meta);
                 }
             }
@@ -223,8 +266,8 @@ fn finish(meta: Option<LowerFile>, dir: Arc<LowerDir>, name: Arc<[u8]>, stat: St
             record: None,
         },
         Some(mut meta) => {
-            let data: DataPlace = (dir, name);
-            meta.data = Some(Box::new(data));
+            let ino = stat.ino;
+            meta.data = Some(Box::new(Data { dir, name, ino }));
             meta
         }
     }

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use super::acl;
 use super::below::Below;
-use super::inode::LowerFile;
+use super::inode::{Data, LowerFile};
 use super::inos::Inos;
 use super::listing::LayerEntry;
 use super::types::FileKind;
@@ -308,8 +308,12 @@ impl Catalog {
         }
         let data = match record.flags.get() & format::METACOPY != 0 {
             true => {
-                let (dir, name, _) = view.data(&record)?;
-                Some(Box::new((self.lower_dir(dir)?, name.into())))
+                let (dir, name, identity) = view.data(&record)?;
+                Some(Box::new(Data {
+                    dir: self.lower_dir(dir)?,
+                    name: name.into(),
+                    ino: identity.ino,
+                }))
             }
             false => None,
         };

@@ -4,11 +4,11 @@
 //! origin and times, and published by one link or rename; until then nothing shows and a
 //! failure leaves nothing. Data moves outside every lock but the inode's own `busy`.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{RenameFlags, XattrFlags};
+use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::Union;
@@ -16,7 +16,7 @@ use super::cache::Cached;
 use super::copy_data::{Copied as DataCopied, How, copy_file};
 use super::copy_metadata::{Copied, copy_metadata, first_perm};
 use super::error::Result;
-use super::inode::{Held, Inode, Link, LowerFile, Nlink, UpperState};
+use super::inode::{DataFd, Held, Inode, Link, LowerFile, Nlink, UpperState};
 use super::lookup::Hint;
 use super::types::{FileKind, Ino};
 use crate::layer::at::{At, is_valid_name, timestamps};
@@ -24,6 +24,23 @@ use crate::layer::markers::Marker;
 use crate::layer::origin::Origin;
 
 pub(crate) const CAPABILITY: &std::ffi::CStr = c"security.capability";
+
+/// What a copy is made from.
+enum Source {
+    /// Open for its data.
+    Data(Arc<DataFd>),
+    /// Without data.
+    Held(OwnedFd),
+}
+
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Data(data) => data.fd.as_fd(),
+            Self::Held(held) => held.as_fd(),
+        }
+    }
+}
 
 /// A name in a locked directory, and that directory in the upper.
 #[derive(Clone, Copy)]
@@ -133,8 +150,8 @@ impl Union {
 
     fn copy_up_node(&self, inode: &Arc<Inode>, file: &LowerFile) -> Result<()> {
         let upper = self.writable()?;
-        let source = file.dir.fd(&self.fds)?;
-        let from = At::new(source.as_fd(), &file.name);
+        let held = self.hold_lower(file)?;
+        let from = At::fd(held.as_fd());
         let staged = match file.stat.kind {
             FileKind::Symlink => {
                 let target = from.readlink()?;
@@ -151,7 +168,7 @@ impl Union {
         self.with_place(inode, |place| {
             // Unlinked meanwhile: nobody can reach it but by its number.
             let Some(place) = place else {
-                let fd = staged.at().open(rustix::fs::OFlags::PATH, 0)?;
+                let fd = staged.at().open(OFlags::PATH, 0)?;
                 return self.adopt_orphan(inode, fd);
             };
             let entry = index.as_deref();
@@ -168,12 +185,13 @@ impl Union {
         let (staged, fd) = upper.stage_file(first_perm(upper, &file.stat, 0o600))?;
         let dense = file.data.is_none() && file.stat.blocks >= file.stat.size.div_ceil(512);
         let data = self.copy_data(inode, (file.stat.size, dense), size, &fd)?;
-        let source = file.dir.fd(&self.fds)?;
-        let from = (
-            At::new(source.as_fd(), &file.name),
-            file.dir.layer.dialect,
-            &file.stat,
-        );
+        // What was copied from has the xattrs too, whatever has its name by now.
+        let data_of_it = file.data.is_none() && data != DataCopied::Written(0);
+        let source: Source = match data_of_it {
+            true => Source::Data(self.data_fd(inode, false)?),
+            false => Source::Held(self.hold_lower(file)?),
+        };
+        let from = (At::fd(source.as_fd()), file.dir.layer.dialect, &file.stat);
         let origin = self.origin_of(file)?;
         let to = (At::fd(fd.as_fd()), self.is_bare_below(inode));
         let copy = copy_metadata(upper, from, to, origin.as_ref())?;
@@ -195,6 +213,16 @@ impl Union {
         })?;
         inode.data_opt().inspect(|slot| slot.clear());
         Ok(())
+    }
+
+    /// Holds a lower file. ESTALE when another has its name by now, with attributes of its own.
+    pub(crate) fn hold_lower(&self, file: &LowerFile) -> Result<OwnedFd> {
+        let dir = file.dir.fd(&self.fds)?;
+        let held = At::new(dir.as_fd(), &file.name).open(OFlags::PATH, 0)?;
+        match file.stat.is_or_resembles(&At::fd(held.as_fd()).stat()?) {
+            true => Ok(held),
+            false => Err(Errno::STALE.into()),
+        }
     }
 
     /// Whether a lower inode is known to have no xattrs.
@@ -260,7 +288,7 @@ impl Union {
     ) -> Result<()> {
         let upper = self.writable()?;
         let (before, capability, fd) = self.with_upper(inode, |at| {
-            let fd = at.open(rustix::fs::OFlags::RDWR, 0)?;
+            let fd = at.open(OFlags::RDWR | OFlags::NONBLOCK, 0)?;
             Ok((at.stat()?, at.xattr(CAPABILITY)?, fd))
         })?;
         self.copy_data(inode, (file.stat.size.min(before.size), false), size, &fd)?;

@@ -18,7 +18,7 @@ use super::lookup::EntryRef;
 use super::resolve::{Resolved, UpperFound, WhiteoutKind};
 use super::table::Interned;
 use super::types::{Caller, FileKind, Ino};
-use super::upper::{StagedFile, Upper};
+use super::upper::{StagedFile, Upper, make_mark};
 use crate::layer::at::{At, Stat, is_valid_name};
 use crate::layer::markers::{Marker, WH_PREFIX};
 
@@ -229,7 +229,7 @@ impl Union {
             return Ok(false);
         }
         if caller.gid != gid {
-            let perm = self.with_upper(parent, |at| Ok(at.stat()?.perm))?;
+            let perm = self.upper_stat(parent)?.perm;
             if perm & 0o2000 == 0 {
                 return Ok(false);
             }
@@ -259,7 +259,7 @@ impl Union {
             upper.mark_opaque(staged.at())?;
         }
         match whiteout {
-            Some(WhiteoutKind::Node) if is_dir => staged.publish(at, RenameFlags::EXCHANGE)?,
+            Some(WhiteoutKind::Node) if is_dir => staged.replace(at, None)?,
             Some(WhiteoutKind::Node) => staged.publish(at, RenameFlags::empty())?,
             None => staged.publish(at, RenameFlags::NOREPLACE)?,
             Some(WhiteoutKind::WhName) => {
@@ -324,7 +324,7 @@ impl Union {
     }
 
     fn owned(&self, caller: &Caller, parent: &Inode, new: &New<'_>) -> Result<Owned> {
-        let stat = self.with_upper(parent, |at| Ok(at.stat()?))?;
+        let stat = self.upper_stat(parent)?;
         let is_dir = new.kind == FileKind::Directory;
         let setgid = stat.perm & 0o2000 != 0;
         let default = match new.kind {
@@ -407,9 +407,7 @@ impl Upper {
             // No xattrs: the form of AUFS.
             Err(Errno::OPNOTSUPP | Errno::PERM) => {
                 let dir = at.open_dir_path()?;
-                let flags = OFlags::WRONLY | OFlags::CREATE;
-                At::new(dir.as_fd(), crate::layer::markers::WH_OPAQUE).open(flags, 0o644)?;
-                Ok(())
+                make_mark(At::new(dir.as_fd(), crate::layer::markers::WH_OPAQUE))
             }
             other => other,
         }

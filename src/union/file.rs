@@ -194,7 +194,12 @@ impl Union {
             }
             let (dir, name) = file.data_place();
             let dir = dir.fd(&self.fds)?;
-            let fd = open_quietly(At::new(dir.as_fd(), name))?;
+            let held = At::new(dir.as_fd(), name).open(OFlags::PATH, 0)?;
+            // Whoever owns the layer may have put something else there.
+            if !file.has_data_of(&At::fd(held.as_fd()).stat()?) {
+                return Err(Errno::STALE.into());
+            }
+            let fd = open_quietly(At::fd(held.as_fd()))?;
             self.check_identity(&file, At::fd(fd.as_fd()))?;
             return Ok(DataFd::new(fd, false));
         }

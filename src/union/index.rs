@@ -26,6 +26,18 @@ impl Union {
         Ok(found.is_some_and(|s| (s.dev, s.ino) == (stat.dev, stat.ino)))
     }
 
+    /// Whether an origin in `user.*` is believed of an upper file that has another name than the
+    /// one it came from: where the upper's owner has our rights, or we put it into the index.
+    pub(crate) fn believes_origin(&self, origin: &Origin, stat: &Stat) -> Result<bool> {
+        let Some(upper) = &self.upper else {
+            return Ok(false);
+        };
+        if upper.layer.believes_user {
+            return Ok(true);
+        }
+        Ok(upper.index_is_ours()? && self.has_index_entry(origin, stat)?)
+    }
+
     /// The copied-up file of a lower file with several names.
     pub(crate) fn indexed(&self, file: &LowerFile) -> Result<Option<(Stat, Markers, Origin)>> {
         let Some(upper) = &self.upper else {
@@ -42,10 +54,13 @@ impl Union {
         let Some(stat) = at.stat_opt()? else {
             return Ok(None);
         };
-        let markers = Markers::read(at, upper.layer.dialect)?;
+        let markers = upper.layer.markers(at)?;
+        let forged =
+            markers.from_user.origin && !upper.layer.believes_user && !upper.index_is_ours()?;
         // A stale entry, or one that somebody made up, is not the file.
-        let true_entry =
-            stat.kind == file.stat.kind && markers.origin.as_deref() == Some(origin.as_bytes());
+        let true_entry = !forged
+            && stat.kind == file.stat.kind
+            && markers.origin.as_deref() == Some(origin.as_bytes());
         Ok(true_entry.then_some((stat, markers, origin)))
     }
 

@@ -34,20 +34,39 @@ pub(crate) struct LowerFile {
     /// Attributes.
     pub stat: Stat,
     /// Where the data is, when this is a metacopy.
-    pub data: Option<Box<DataPlace>>,
+    pub data: Option<Box<Data>>,
     /// The catalog's record of it, when it was found there.
     pub record: Option<u32>,
 }
 
-/// Where the data of a metacopy is.
-pub(crate) type DataPlace = (Arc<LowerDir>, Arc<[u8]>);
+/// The file that has the data of a metacopy.
+#[derive(Debug)]
+pub(crate) struct Data {
+    /// Directory it is in.
+    pub dir: Arc<LowerDir>,
+    /// Its name there.
+    pub name: Arc<[u8]>,
+    /// Its inode number: by no attribute of it could be told that it is another one now.
+    pub ino: u64,
+}
 
 impl LowerFile {
     /// Directory and name of the data.
     pub fn data_place(&self) -> (&Arc<LowerDir>, &[u8]) {
         match &self.data {
-            Some(place) => (&place.0, &place.1),
+            Some(data) => (&data.dir, &data.name),
             None => (&self.dir, &self.name),
+        }
+    }
+
+    /// Whether `stat` is that of the file with the data, or of one that shows nobody more.
+    pub fn has_data_of(&self, stat: &Stat) -> bool {
+        match &self.data {
+            Some(data) => {
+                let same = stat.ino == data.ino || !data.dir.layer.keeps_numbers;
+                same && stat.kind == FileKind::Regular
+            }
+            None => self.stat.is_or_resembles(stat),
         }
     }
 }

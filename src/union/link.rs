@@ -220,7 +220,10 @@ impl Union {
 
     /// A descriptor that keeps an upper file or directory (named `at`) while its name is
     /// removed: one that is open anyway, if there is one.
-    pub(crate) fn hold(&self, inode: &Inode, at: At<'_>) -> Result<Held, Errno> {
+    ///
+    /// # Errors
+    /// ESTALE when `at` is not the file `id` that the union knows; else those of open(2).
+    pub(crate) fn hold(&self, inode: &Inode, at: At<'_>, id: (u64, u64)) -> Result<Held> {
         let data = inode.data_opt().and_then(|slot| self.fds.cached(slot));
         // One that is not writable may be of a lower.
         if let Some(data) = data.filter(|data| data.writable) {
@@ -230,7 +233,9 @@ impl Union {
         if let Some(fd) = dir.and_then(|dir| self.fds.cached(&dir.upper_fd)) {
             return Ok(Held::Fd(fd));
         }
-        Ok(Held::Fd(Arc::new(at.open(rustix::fs::OFlags::PATH, 0)?)))
+        let held = at.hold()?;
+        self.check_upper(inode.kind, id, &At::fd(held.as_fd()).stat()?)?;
+        Ok(Held::Fd(Arc::new(held)))
     }
 
     /// Whether a lower file must be copied up before one of its names goes, so that the

@@ -407,9 +407,13 @@ impl Union {
             let child: &Inode = if i == 0 { inode } else { &missing[i - 1].0 };
             let name = &missing[i].1;
             let slot = &child.dir.as_ref().ok_or(Errno::NOTDIR)?.upper_fd;
-            fd = self
-                .fds
-                .get(slot, |_| true, || At::new(fd.as_fd(), name).open_dir_path())?;
+            let id = child.loc.read().upper.as_ref().ok_or(Errno::NOENT)?.id;
+            let open = || -> Result<OwnedFd> {
+                let held = At::new(fd.as_fd(), name).hold_dir().map_err(mounted_over)?;
+                self.check_upper(FileKind::Directory, id, &At::fd(held.as_fd()).stat()?)?;
+                Ok(held)
+            };
+            fd = self.fds.get(slot, |_| true, open)?;
         }
         if is_root && let Some(dir) = &inode.dir {
             fd = self.fds.get(
@@ -421,34 +425,73 @@ impl Union {
         Ok(fd)
     }
 
-    /// Calls `f` with the upper side of an inode, which cannot move meanwhile. ENOENT when
-    /// the inode has none.
+    /// Calls `f` with the upper side of an inode: a descriptor that is no more than a place
+    /// (O_PATH) of the file that the union knows, whatever has its name by now. ENOENT when the
+    /// inode has none, ESTALE when another file has its place.
     pub(crate) fn with_upper<T>(
         &self,
         inode: &Inode,
         f: impl FnOnce(At<'_>) -> Result<T>,
     ) -> Result<T> {
+        self.at_upper(inode, |at, id| {
+            if at.name.is_empty() {
+                return f(at);
+            }
+            let held = at.hold().map_err(mounted_over)?;
+            let held = At::fd(held.as_fd());
+            self.check_upper(inode.kind, id, &held.stat()?)?;
+            f(held)
+        })
+    }
+
+    /// Attributes of the upper side of an inode, with errors as [`Self::with_upper`].
+    pub(crate) fn upper_stat(&self, inode: &Inode) -> Result<Stat> {
+        self.at_upper(inode, |at, id| {
+            let stat = at.stat()?;
+            if !at.name.is_empty() {
+                self.check_upper(inode.kind, id, &stat)?;
+            }
+            Ok(stat)
+        })
+    }
+
+    /// Whether what is in a place of the upper is what the union knows there. Whoever owns the
+    /// upper may put something else there at any time, which may be nobody's but root's.
+    pub(crate) fn check_upper(&self, kind: FileKind, id: (u64, u64), found: &Stat) -> Result<()> {
+        let numbered = self.readable_upper()?.layer.keeps_numbers;
+        match found.kind == kind && (found.id() == id || !numbered) {
+            true => Ok(()),
+            false => Err(Errno::STALE.into()),
+        }
+    }
+
+    /// Calls `f` with the place of the upper side of an inode and what should be there; the
+    /// union does not move it meanwhile. ENOENT when the inode has none.
+    fn at_upper<T>(
+        &self,
+        inode: &Inode,
+        f: impl FnOnce(At<'_>, (u64, u64)) -> Result<T>,
+    ) -> Result<T> {
         if inode.dir.is_some() {
-            return f(At::fd(self.upper_dir(inode)?.as_fd()));
+            return f(At::fd(self.upper_dir(inode)?.as_fd()), (0, 0));
         }
         loop {
-            let (link, index) = {
+            let (link, index, id) = {
                 let loc = inode.loc.read();
-                if loc.upper.is_none() {
-                    return Err(Errno::NOENT.into());
-                }
+                let id = loc.upper.as_ref().ok_or(Errno::NOENT)?.id;
                 if let Some(orphan) = loc.orphan() {
-                    return f(At::fd(orphan.as_fd()));
+                    return f(At::fd(orphan.as_fd()), id);
                 }
                 (
                     loc.links.iter().find(|l| l.in_upper).cloned(),
                     loc.index().map(Box::<[u8]>::from),
+                    id,
                 )
             };
             let Some(link) = link else {
                 let name = index.ok_or(Errno::NOENT)?;
                 let dir = self.readable_upper()?.index_dir_opt()?;
-                return f(At::new(dir.ok_or(Errno::NOENT)?.as_fd(), &name));
+                return f(At::new(dir.ok_or(Errno::NOENT)?.as_fd(), &name), id);
             };
             let parent = self.upper_dir(&link.parent)?;
             let loc = inode.loc.read();
@@ -458,9 +501,18 @@ impl Union {
                     .iter()
                     .any(|l| l.in_upper && l.parent.ino == link.parent.ino && l.name == link.name);
             if still {
-                return f(At::new(parent.as_fd(), &link.name));
+                return f(At::new(parent.as_fd(), &link.name), id);
             }
         }
+    }
+}
+
+/// A mount in the upper is not followed, as little as by overlayfs: what the union knows there
+/// is out of reach.
+fn mounted_over(errno: Errno) -> Errno {
+    match errno {
+        Errno::XDEV => Errno::STALE,
+        other => other,
     }
 }
 

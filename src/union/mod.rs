@@ -58,7 +58,7 @@ use rustix::io::Errno;
 
 use crate::layer::at::At;
 use crate::layer::fds::{FdCache, IsExhausted};
-use crate::layer::lower::{Layer, LowerDir, Uuids};
+use crate::layer::lower::{FileSystems, Layer, LowerDir};
 use crate::layer::{LayerSpec, StackSpec, UpperSpec};
 use cache::LookupCache;
 use catalogued::{Catalog, Lowers};
@@ -174,10 +174,10 @@ impl Union {
         if stack.lowers.is_empty() {
             return Err(Error::from(Errno::INVAL).context("no lower layer in", "the stack"));
         }
-        let mut uuids = Uuids::new();
-        let roots = open_layers(&stack.lowers, (0, options.sealed), &mut uuids)?;
+        let mut systems = FileSystems::new();
+        let roots = open_layers(&stack.lowers, (0, options.sealed), &mut systems)?;
         let data = (roots.len(), options.sealed);
-        let data_roots = open_layers(&stack.data_only, data, &mut uuids)?;
+        let data_roots = open_layers(&stack.data_only, data, &mut systems)?;
         let upper = match &stack.upper {
             Some(spec) => Some(open_upper(spec)?),
             None => None,
@@ -185,12 +185,10 @@ impl Union {
         let layers = || roots.iter().chain(&data_roots).map(|root| &*root.layer);
         let all = || layers().chain(upper.as_ref().map(|u| &*u.layer));
         let mut asked = HashSet::new();
-        let systems = all().filter(|layer| asked.insert(layer.stat.dev));
-        let name_max = systems.map(name_max).max().unwrap_or(255);
+        let others = all().filter(|layer| asked.insert(layer.stat.dev));
+        let name_max = others.map(name_max).max().unwrap_or(255);
         let inos = Inos::new(all().map(|layer| layer.stat.dev));
-        let redirect_dir = options
-            .redirect_dir
-            .unwrap_or(upper.as_ref().is_some_and(|upper| upper.markers.trusted));
+        let redirect_dir = redirect_dir(options.redirect_dir, upper.as_ref())?;
         let catalog = options.catalog.as_deref();
         let catalog = catalog.and_then(|path| open_catalog(path, &roots, &data_roots));
         let union = Self {
@@ -314,6 +312,20 @@ impl Union {
     }
 }
 
+/// Whether redirects are written: not where they would not be followed.
+fn redirect_dir(asked: Option<bool>, upper: Option<&Upper>) -> Result<bool> {
+    let Some(upper) = upper else {
+        return Ok(false);
+    };
+    let followed = upper.markers.trusted || upper.layer.believes_user;
+    if asked == Some(true) && !followed && !upper.observed {
+        let what = "redirect_dir=on cannot be had with user.* attributes as markers, which are \
+            not followed where root mounts: take redirect_dir=off for";
+        return Err(Error::from(Errno::INVAL).context(what, &upper.layer.path));
+    }
+    Ok(asked.unwrap_or(upper.markers.trusted) && followed)
+}
+
 /// The catalog in `path`; whatever is wrong with it, the union does without.
 fn open_catalog(
     path: &Path,
@@ -334,10 +346,10 @@ fn open_catalog(
 fn open_layers(
     specs: &[LayerSpec],
     (first, sealed): (usize, bool),
-    uuids: &mut Uuids,
+    systems: &mut FileSystems,
 ) -> Result<Vec<Arc<LowerDir>>> {
     let open = |(i, spec): (usize, &LayerSpec)| {
-        let mut layer = Layer::open_among(spec, uuids);
+        let mut layer = Layer::open_among(spec, systems);
         if let (true, Ok(opened)) = (sealed, &mut layer) {
             opened.seal().map_err(|e| {
                 Error::from(e).context(

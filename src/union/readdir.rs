@@ -20,7 +20,7 @@ use super::resolve::Answer;
 use super::types::{FileKind, Ino};
 use crate::layer::at::At;
 use crate::layer::lower::{LowerDir, RawEntry, has_opaque_file, read_dir};
-use crate::layer::markers::{Markers, WH_PREFIX};
+use crate::layer::markers::WH_PREFIX;
 
 /// Entries handed out between two looks at the listing's lock.
 const BATCH: usize = 64;
@@ -313,8 +313,8 @@ impl Union {
             let Some(stat) = at.stat_opt()? else { continue };
             let empty_file = xattr_form && stat.kind == FileKind::Regular && stat.size == 0;
             entry.kind = Some(stat.kind);
-            entry.whiteout = stat.is_chardev_whiteout()
-                || (empty_file && Markers::read(at, upper.layer.dialect)?.whiteout);
+            entry.whiteout =
+                stat.is_chardev_whiteout() || (empty_file && upper.layer.markers(at)?.whiteout);
         }
         Ok(listing)
     }

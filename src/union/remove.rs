@@ -127,18 +127,22 @@ impl Union {
         let mut loc = inode.loc.write();
         let in_upper = loc.has_upper_link(parent, name);
         let at = At::new(dir.as_fd(), name);
-        let held = match in_upper {
-            true => Some(self.hold(inode, at)?),
-            false => None,
+        let id = loc.upper.as_ref().map(|upper| upper.id);
+        let held = match id.filter(|_| in_upper) {
+            Some(id) => Some(self.hold(inode, at, id)?),
+            None => None,
         };
         let whiteout = match (in_upper, hide) {
-            (true, true) => Some(replace_by_whiteout(upper, &dir, name, is_dir)?),
+            (true, true) => {
+                let dir_id = id.filter(|_| is_dir);
+                Some(replace_by_whiteout(upper, &dir, name, dir_id)?)
+            }
             (true, false) => {
                 let removed = if is_dir { at.rmdir() } else { at.unlink() };
                 match removed {
                     Err(Errno::NOTEMPTY | Errno::EXIST) if is_dir => {
                         (topology, loc) = self.empty_and_locked(inode, (topology, loc))?;
-                        remove_whole(upper, at)?;
+                        upper.remove_whole(at, id.ok_or(Errno::NOENT)?)?;
                     }
                     other => other?,
                 }
@@ -189,18 +193,18 @@ pub(crate) fn has_link(inode: &Inode, parent: &Inode, name: &[u8]) -> bool {
         .any(|l| l.parent.ino == parent.ino && *l.name == *name)
 }
 
-/// Puts a whiteout where the upper has the name.
+/// Puts a whiteout where the upper has the name, of the directory `dir_id` or of a file.
 fn replace_by_whiteout(
     upper: &Upper,
     dir: &OwnedFd,
     name: &[u8],
-    is_dir: bool,
+    dir_id: Option<(u64, u64)>,
 ) -> Result<WhiteoutKind, Errno> {
     let at = At::new(dir.as_fd(), name);
     if upper.form == WhiteoutForm::WhName {
         // The whiteout first: at no moment may the lower name show.
         let kind = upper.whiteout(dir.as_fd(), name)?;
-        remove_from_upper(upper, at, is_dir)?;
+        remove_from_upper(upper, at, dir_id)?;
         return Ok(kind);
     }
     if upper.form == WhiteoutForm::Xattr {
@@ -208,31 +212,27 @@ fn replace_by_whiteout(
     }
     // A directory, with the whiteouts it may hold, changes places with the whiteout and is
     // removed from the work directory.
-    let flags = if is_dir {
-        RenameFlags::EXCHANGE
-    } else {
-        RenameFlags::empty()
-    };
-    upper.stage_whiteout()?.publish(at, flags)?;
+    let whiteout = upper.stage_whiteout()?;
+    match dir_id {
+        Some(_) => whiteout.replace(at, dir_id)?,
+        None => whiteout.publish(at, RenameFlags::empty())?,
+    }
     Ok(WhiteoutKind::Node)
 }
 
-/// Removes a name from the upper; a directory may hold whiteouts.
-pub(crate) fn remove_from_upper(upper: &Upper, at: At<'_>, is_dir: bool) -> Result<(), Errno> {
-    if !is_dir {
+/// Removes a name from the upper; the directory `dir_id` may hold whiteouts.
+pub(crate) fn remove_from_upper(
+    upper: &Upper,
+    at: At<'_>,
+    dir_id: Option<(u64, u64)>,
+) -> Result<(), Errno> {
+    let Some(id) = dir_id else {
         return at.unlink();
-    }
+    };
     match at.rmdir() {
-        Err(Errno::NOTEMPTY | Errno::EXIST) => remove_whole(upper, at),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => upper.remove_whole(at, id),
         other => other,
     }
-}
-
-/// Removes a directory that holds nothing but whiteouts: it moves away whole and is removed
-/// there.
-fn remove_whole(upper: &Upper, at: At<'_>) -> Result<(), Errno> {
-    let away = upper.stage(|staged| at.rename_to(staged, RenameFlags::NOREPLACE));
-    away.map(drop)
 }
 
 /// Whether a directory of the upper has no entry at all, not even a whiteout.

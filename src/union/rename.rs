@@ -23,7 +23,7 @@ use super::resolve::WhiteoutKind;
 use super::types::{Ino, RenameFlags};
 use super::upper::{Upper, WhiteoutForm};
 use crate::layer::at::{At, is_valid_name};
-use crate::layer::markers::{Marker, Markers};
+use crate::layer::markers::Marker;
 
 /// Longest redirect we write, in bytes: a path the kernel can look up.
 const REDIRECT_LIMIT: usize = 4095;
@@ -191,10 +191,12 @@ impl Union {
         {
             self.bare(upper, target, new)?;
         }
-        let held = if target_in_upper {
-            target.map(|t| self.hold(t, new.at())).transpose()?
-        } else {
-            None
+        let (held, replaced) = match target.filter(|_| target_in_upper) {
+            Some(target) => {
+                let id = target.loc.read().upper.as_ref().ok_or(Errno::NOENT)?.id;
+                (Some(self.hold(target, new.at(), id)?), Some(id))
+            }
+            None => (None, None),
         };
         let below = self.has_lower_name(source, old.parent, old.name)?;
         let known = |t: &Arc<Inode>| t.loc.read().link(new.parent, new.name)?.below;
@@ -210,7 +212,7 @@ impl Union {
         let is_dir = source.dir.is_some();
         let kinds = Kinds {
             is_dir,
-            replaces: target_in_upper,
+            replaces: replaced,
             below,
         };
         let left = step(upper, old, new, kinds, whiteout)?;
@@ -337,9 +339,7 @@ impl Union {
     }
 
     fn redirect_of(&self, upper: &Upper, inode: &Arc<Inode>) -> Result<Option<Vec<u8>>> {
-        self.with_upper(inode, |at| {
-            Ok(Markers::read(at, upper.layer.dialect)?.redirect)
-        })
+        self.with_upper(inode, |at| Ok(upper.layer.markers(at)?.redirect))
     }
 
     /// The path of `name` in the lowers of `parent`, through the redirects on the way.
@@ -381,7 +381,11 @@ impl Union {
         upper.mark_opaque(staged.at())?;
         staged.at().chown(Some(stat.uid), Some(stat.gid))?;
         staged.at().chmod(stat.perm)?;
-        staged.publish(new.at(), Flags::EXCHANGE)?;
+        let bare = staged.at().stat()?.id();
+        staged.replace(new.at(), Some(stat.id()))?;
+        if let Some(upper) = &mut target.loc.write().upper {
+            upper.id = bare;
+        }
         if let Some(dir) = &target.dir {
             dir.upper_fd.clear();
         }

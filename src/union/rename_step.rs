@@ -32,8 +32,8 @@ impl Side<'_> {
 pub(super) struct Kinds {
     /// A directory moves.
     pub is_dir: bool,
-    /// The upper has something at the new place, and no whiteout.
-    pub replaces: bool,
+    /// What the upper has at the new place, when that is no whiteout.
+    pub replaces: Option<(u64, u64)>,
     /// A lower has the old name, so it must be hidden when the upper has it no more.
     pub below: bool,
 }
@@ -62,12 +62,12 @@ pub(super) fn step(
             old.at().unlink()?;
             None
         }
-        (false, false) if is_dir && replaces && upper.form == WhiteoutForm::WhName => {
-            replace_dir(upper, old, new)?;
+        (false, false) if is_dir && replaces.is_some() && upper.form == WhiteoutForm::WhName => {
+            replace_dir(upper, old, new, replaces)?;
             None
         }
         (false, _) => {
-            let flags = if node || replaces {
+            let flags = if node || replaces.is_some() {
                 Flags::empty()
             } else {
                 Flags::NOREPLACE
@@ -85,9 +85,14 @@ pub(super) fn step(
 
 /// Renames a directory over one that shows nothing but may hold whiteouts, which here are files
 /// in it: the two change places, and then that one goes.
-fn replace_dir(upper: &Upper, old: &Side<'_>, new: &Side<'_>) -> Result<(), Errno> {
+fn replace_dir(
+    upper: &Upper,
+    old: &Side<'_>,
+    new: &Side<'_>,
+    replaced: Option<(u64, u64)>,
+) -> Result<(), Errno> {
     old.at().rename_to(new.at(), Flags::EXCHANGE)?;
-    remove_from_upper(upper, old.at(), true)
+    remove_from_upper(upper, old.at(), replaced)
 }
 
 /// Renames and leaves a whiteout behind.
@@ -95,7 +100,7 @@ fn rename_and_hide(
     upper: &Upper,
     old: &Side<'_>,
     new: &Side<'_>,
-    (is_dir, replaces): (bool, bool),
+    (is_dir, replaces): (bool, Option<(u64, u64)>),
 ) -> Result<WhiteoutKind, Errno> {
     match upper.form {
         WhiteoutForm::CharDevice => {
@@ -109,24 +114,23 @@ fn rename_and_hide(
         WhiteoutForm::Xattr => upper.mark_xwhiteouts(old.dir.as_fd())?,
         WhiteoutForm::WhName => {
             let kind = upper.whiteout(old.dir.as_fd(), old.name)?;
-            if is_dir && replaces {
-                replace_dir(upper, old, new)?;
+            if is_dir && replaces.is_some() {
+                replace_dir(upper, old, new, replaces)?;
             } else {
                 old.at().rename_to(new.at(), Flags::empty())?;
             }
             return Ok(kind);
         }
     }
-    if replaces {
+    if replaces.is_some() {
         // The old name is hidden last: for a moment it shows what it replaced.
         old.at().rename_to(new.at(), Flags::EXCHANGE)?;
         let is_dir = old.at().stat()?.kind == FileKind::Directory;
-        let flags = if is_dir {
-            Flags::EXCHANGE
-        } else {
-            Flags::empty()
-        };
-        upper.stage_whiteout()?.publish(old.at(), flags)?;
+        let whiteout = upper.stage_whiteout()?;
+        match is_dir {
+            true => whiteout.replace(old.at(), replaces)?,
+            false => whiteout.publish(old.at(), Flags::empty())?,
+        }
     } else {
         upper
             .stage_whiteout()?

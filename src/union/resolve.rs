@@ -150,9 +150,9 @@ impl Union {
         // In a directory that never had anything below it nothing can carry a marker that
         // matters, but for its subdirectories' own impurity.
         let plain = dir.lowers.is_empty() && !dir.impure.load(std::sync::atomic::Ordering::Acquire);
-        let markers = match plain && stat.kind != FileKind::Directory {
-            true => Markers::default(),
-            false => Markers::read(at, upper.layer.dialect)?,
+        let (stat, markers) = match plain && stat.kind != FileKind::Directory {
+            true => (stat, Markers::default()),
+            false => upper.layer.described(at, stat)?,
         };
         let empty_file = stat.kind == FileKind::Regular && stat.size == 0;
         if markers.whiteout && empty_file && upper.may_have_xwhiteouts(dir) {
@@ -221,6 +221,9 @@ impl Union {
         if metacopy {
             match self.below(&dir.lowers, 0, name, markers.redirect.as_deref())? {
                 Below::File(found) if found.stat.kind == FileKind::Regular => {
+                    let foreign = self.readable_upper()?.layer.is_foreign;
+                    let claimed = markers.origin.as_deref().filter(|_| foreign);
+                    self.check_claim(claimed, &found.dir, &found.name)?;
                     file = Some(Arc::new(found));
                 }
                 // Metadata without data: never show zeros.
@@ -228,7 +231,12 @@ impl Union {
             }
         }
         let origin = markers.origin.as_deref().and_then(Origin::parse);
-        let lower = origin.as_ref().and_then(|o| self.origin_stat(dir, name, o));
+        let lower = match &origin {
+            Some(origin) => self.origin_stat((dir, name), (&stat, markers), origin)?,
+            None => None,
+        };
+        // A file of another type is not what it was copied from.
+        let lower = lower.filter(|lower| lower.kind == stat.kind);
         let mut index = None;
         let mut nlink = None;
         if let (Some(origin), Some(lower)) = (&origin, &lower)
@@ -302,7 +310,20 @@ impl Union {
     }
 
     /// Attributes of the lower file that an upper file was copied up from.
-    fn origin_stat(&self, dir: &Dir, name: &[u8], origin: &Origin) -> Option<Stat> {
+    ///
+    /// The handle in it opens any file of its file system, also outside of the layers. So one
+    /// that anybody may have written is opened only where the index, which is ours, has the file
+    /// under it; else it must be that of the lower file with the same name, whose place the upper
+    /// file has, and nobody else's.
+    fn origin_stat(
+        &self,
+        (dir, name): (&Dir, &[u8]),
+        (stat, markers): (&Stat, &Markers),
+        origin: &Origin,
+    ) -> Result<Option<Stat>> {
+        if markers.from_user.origin && !self.believes_origin(origin, stat)? {
+            return Ok(self.same_name_origin(dir, name, origin));
+        }
         let mut asked = Vec::new();
         for root in self.roots.iter() {
             let layer = &root.layer;
@@ -311,13 +332,13 @@ impl Union {
             }
             asked.push(layer.stat.dev);
             match origin.stat(&layer.root) {
-                Ok(stat) => return Some(stat),
+                Ok(stat) => return Ok(Some(stat)),
                 // Without the privilege: the file of the same name is the likely origin.
-                Err(Errno::PERM) => return self.same_name_origin(dir, name, origin),
+                Err(Errno::PERM) => return Ok(self.same_name_origin(dir, name, origin)),
                 Err(_) => {}
             }
         }
-        None
+        Ok(None)
     }
 
     fn same_name_origin(&self, dir: &Dir, name: &[u8], origin: &Origin) -> Option<Stat> {

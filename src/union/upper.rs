@@ -61,6 +61,9 @@ pub(crate) struct Upper {
     whiteout: Mutex<Option<Vec<u8>>>,
 }
 
+/// How names of what is staged begin, kernel overlayfs' as ours.
+const STAGED: &[u8] = b"#";
+
 fn open_dir(path: &Path, what: &'static str) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(CWD, path, flags, Mode::empty())
@@ -99,7 +102,7 @@ impl Upper {
         lock(&work_base, &spec.work)?;
         let mut upper = Self::unprobed(layer, work_base, spec)?;
         upper.volatile = volatile;
-        upper.staging = open_staging(upper.work_base.as_fd())
+        upper.staging = open_staging(upper.work_base.as_fd(), upper.own_ids)
             .map_err(|e| Error::from(e).context("cannot set up the work directory", &spec.work))?;
         upper.probe().map_err(|e| {
             Error::from(e).context("cannot write to the work directory", &spec.work)
@@ -134,7 +137,7 @@ impl Upper {
         let staging = At::fd(work_base.as_fd())
             .open_dir_path()
             .map_err(|e| Error::from(e).context("cannot open the work directory", &spec.work))?;
-        let root = Markers::read(At::fd(layer.root.as_fd()), layer.dialect)?;
+        let root = layer.markers(At::fd(layer.root.as_fd()))?;
         let tag = RandomState::new().hash_one(std::process::id());
         Ok(Self {
             markers: Writer { trusted: false },
@@ -185,7 +188,7 @@ impl Upper {
     /// A name nobody has used in the staging directory.
     fn unique(&self) -> Vec<u8> {
         let n = self.names.fetch_add(1, Ordering::Relaxed);
-        format!("#{:x}-{n:x}", self.tag).into_bytes()
+        [STAGED, format!("{:x}-{n:x}", self.tag).as_bytes()].concat()
     }
 
     /// The index directory, created when first needed.
@@ -198,17 +201,27 @@ impl Upper {
         Ok(self.open_index(false)?)
     }
 
+    /// Whether nobody else can put anything into the index, which is in a directory of the
+    /// upper's owner.
+    pub fn index_is_ours(&self) -> Result<bool, Errno> {
+        let Some(index) = self.open_index(false)? else {
+            return Ok(false);
+        };
+        let stat = At::fd(index.as_fd()).stat()?;
+        Ok(stat.uid == self.own_ids.0 && stat.perm & 0o022 == 0)
+    }
+
     fn open_index(&self, create: bool) -> Result<Option<Arc<OwnedFd>>, Errno> {
         let mut index = self.index.lock();
         if let Some(fd) = &*index {
             return Ok(Some(Arc::clone(fd)));
         }
         let at = At::new(self.work_base.as_fd(), b"index");
-        let opened = match at.open_dir_path() {
+        let opened = match at.hold_dir() {
             Err(Errno::NOENT) if !create => return Ok(None),
             Err(Errno::NOENT) => {
                 at.mkdir(0o700)?;
-                at.open_dir_path()
+                at.hold_dir()
             }
             other => other,
         };
@@ -265,9 +278,7 @@ impl Upper {
     /// Hides `name` in the upper directory `dir`, which has no such name.
     pub fn whiteout(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<WhiteoutKind, Errno> {
         if self.form == WhiteoutForm::WhName {
-            let name = [WH_PREFIX, name].concat();
-            let flags = OFlags::WRONLY | OFlags::CREATE;
-            At::new(dir, &name).open(flags, 0o644)?;
+            make_mark(At::new(dir, &[WH_PREFIX, name].concat()))?;
             return Ok(WhiteoutKind::WhName);
         }
         if self.form == WhiteoutForm::Xattr {
@@ -324,6 +335,29 @@ impl Upper {
             // No hard links here: it is used up by a rename.
             Err(_) => at.rename_to(to, RenameFlags::NOREPLACE),
         }
+    }
+
+    /// Whether what is staged at `at` may go with all that is in it: the directory `known`, or
+    /// anything that is no directory.
+    fn is_removable(&self, at: At<'_>, known: Option<(u64, u64)>) -> Result<bool, Errno> {
+        let stat = at.stat()?;
+        let same = known.is_some_and(|id| id == stat.id() || !self.layer.keeps_numbers);
+        Ok(stat.kind != FileKind::Directory || same)
+    }
+
+    /// Removes the directory `known`, which has the name `at` and holds nothing but whiteouts: it
+    /// moves away whole and is removed there.
+    ///
+    /// # Errors
+    /// ESTALE when another directory has the name by now, which keeps it; else those of rename(2).
+    pub fn remove_whole(&self, at: At<'_>, known: (u64, u64)) -> Result<(), Errno> {
+        let mut away = self.stage(|staged| at.rename_to(staged, RenameFlags::NOREPLACE))?;
+        if self.is_removable(away.at(), Some(known))? {
+            return Ok(());
+        }
+        away.armed = false;
+        away.at().rename_to(at, RenameFlags::NOREPLACE)?;
+        Err(Errno::STALE)
     }
 
     /// fsync of a file unless the mount is volatile.
@@ -383,14 +417,32 @@ impl Staged<'_> {
         At::new(self.upper.staging.as_fd(), &self.name)
     }
 
-    /// Moves it to its place. With EXCHANGE what was there is staged now, and removed.
+    /// Moves it to its place.
     pub fn publish(mut self, to: At<'_>, flags: RenameFlags) -> Result<(), Errno> {
-        match self.at().rename_to(to, flags) {
-            Err(Errno::ACCESS) => self.publish_unwritable(to, flags)?,
-            other => other?,
-        }
-        self.armed = flags.contains(RenameFlags::EXCHANGE);
+        self.give_place(to, flags)?;
+        self.armed = false;
         Ok(())
+    }
+
+    /// Changes places with what is there, which is removed then: the directory `known`, or
+    /// anything that is no directory.
+    ///
+    /// # Errors
+    /// ESTALE when another directory is there by now, which stays; else those of rename(2).
+    pub fn replace(self, to: At<'_>, known: Option<(u64, u64)>) -> Result<(), Errno> {
+        self.give_place(to, RenameFlags::EXCHANGE)?;
+        if self.upper.is_removable(self.at(), known)? {
+            return Ok(());
+        }
+        self.at().rename_to(to, RenameFlags::EXCHANGE)?;
+        Err(Errno::STALE)
+    }
+
+    fn give_place(&self, to: At<'_>, flags: RenameFlags) -> Result<(), Errno> {
+        match self.at().rename_to(to, flags) {
+            Err(Errno::ACCESS) => self.publish_unwritable(to, flags),
+            other => other,
+        }
     }
 
     /// A plain user may not move a directory that he may not write to another parent (its
@@ -422,11 +474,19 @@ impl Staged<'_> {
 impl Drop for Staged<'_> {
     fn drop(&mut self) {
         if self.armed
-            && let Err(e) = remove_tree(self.upper.staging.as_fd(), &self.name)
+            && let Err(e) = discard(self.upper.staging.as_fd(), &self.name)
             && e != Errno::NOENT
         {
             tracing::warn!("cannot clean up in the work directory: {e}");
         }
+    }
+}
+
+/// Makes an empty file that says something by its name; one that is there does, whatever it is.
+pub(crate) fn make_mark(at: At<'_>) -> Result<(), Errno> {
+    match at.mknod(FileKind::Regular, 0o644, (0, 0)) {
+        Err(Errno::EXIST) => Ok(()),
+        other => other,
     }
 }
 
@@ -437,62 +497,70 @@ fn unwritable_dir(at: At<'_>) -> Result<Option<u32>, Errno> {
     Ok(unwritable.then_some(stat.perm))
 }
 
-fn open_staging(base: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+/// The staging directory, emptied. Where others may write to the work directory (it is the
+/// upper's owner's), they must not be able to exchange what is being staged: it is ours alone,
+/// whoever made it.
+fn open_staging(base: BorrowedFd<'_>, (uid, gid): (u32, u32)) -> Result<OwnedFd, Errno> {
     let at = At::new(base, b"work");
     match at.mkdir(0o700) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(e) => return Err(e),
     }
-    // Kernel overlayfs makes it with mode 0, which stops an unprivileged owner.
-    if at.stat()?.perm & 0o700 != 0o700 {
-        at.chmod(0o700)?;
+    let held = at.hold_dir()?;
+    let held = At::fd(held.as_fd());
+    let stat = held.stat()?;
+    if stat.uid != uid && uid == 0 {
+        held.chown(Some(uid), Some(gid))?;
     }
-    let staging = at.open(OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
+    // Kernel overlayfs makes it with mode 0, which stops an unprivileged owner.
+    let (wanted, others) = (0o700, stat.perm & 0o077);
+    if stat.perm & wanted != wanted || uid == 0 && (stat.uid != uid || others != 0) {
+        held.chmod(wanted)?;
+    }
+    let staging = held.open(OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
     let mut left = Vec::new();
     read_dir(&staging, |entry| left.push(entry.name))?;
+    // Whoever owns the work directory may have made it of another one of somebody else's.
+    if At::fd(base).stat()?.uid != uid {
+        left.retain(|name| name.starts_with(STAGED));
+    }
     for name in left {
-        remove_tree(staging.as_fd(), &name)?;
+        if let Err(error) = discard(staging.as_fd(), &name) {
+            let name = String::from_utf8_lossy(&name);
+            tracing::warn!(%error, "left in the work directory: {name:?}");
+        }
     }
     Ok(staging)
 }
 
-type Names = Vec<Box<[u8]>>;
-
-/// Removes `name` and all below it, never following a symlink and without recursion.
-pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
-    match At::new(dir, name).unlink() {
+/// Removes something staged, never following a symlink: a file, or a directory with what is
+/// directly in it. Nothing of ours is deeper: directories are staged empty, or moved here with no
+/// more than whiteouts. What is deeper was put there by others, and is not removed.
+///
+/// # Errors
+/// ENOTEMPTY for what is deeper, EXDEV for what is mounted there; else those of unlink(2).
+fn discard(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    let at = At::new(dir, name);
+    match at.unlink() {
         Err(Errno::ISDIR | Errno::PERM) => {}
         other => return other,
     }
-    let mut stack: Vec<(OwnedFd, Box<[u8]>, Names)> = Vec::new();
-    let open = |at: At<'_>| -> Result<(OwnedFd, Names), Errno> {
-        let fd = at.open_dir_path()?;
-        let mut names = Vec::new();
-        if let Err(Errno::ACCESS) = read_dir(&fd, |entry| names.push(entry.name)) {
-            At::fd(fd.as_fd()).chmod(0o700)?;
-            read_dir(&fd, |entry| names.push(entry.name))?;
-        }
-        Ok((fd, names))
-    };
-    let (fd, names) = open(At::new(dir, name))?;
-    stack.push((fd, name.into(), names));
-    while let Some((fd, _, names)) = stack.last_mut() {
-        match names.pop() {
-            Some(child) => match At::new(fd.as_fd(), &child).unlink() {
-                Err(Errno::ISDIR | Errno::PERM) => {
-                    let (sub, names) = open(At::new(fd.as_fd(), &child))?;
-                    stack.push((sub, child, names));
-                }
-                other => other?,
-            },
-            None => {
-                let Some((_, done, _)) = stack.pop() else {
-                    break;
-                };
-                let parent = stack.last().map_or(dir, |(fd, ..)| fd.as_fd());
-                At::new(parent, &done).rmdir()?;
-            }
+    match at.rmdir() {
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        other => return other,
+    }
+    let held = at.hold_dir()?;
+    let mut names = Vec::new();
+    if let Err(Errno::ACCESS) = read_dir(&held, |entry| names.push(entry.name)) {
+        At::fd(held.as_fd()).chmod(0o700)?;
+        read_dir(&held, |entry| names.push(entry.name))?;
+    }
+    for name in names {
+        let entry = At::new(held.as_fd(), &name);
+        match entry.unlink() {
+            Err(Errno::ISDIR | Errno::PERM) => entry.rmdir()?,
+            other => other?,
         }
     }
-    Ok(())
+    at.rmdir()
 }

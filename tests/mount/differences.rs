@@ -38,7 +38,7 @@ fn without_redirects_directories_of_lowers_stay() {
 #[test]
 fn user_markers_turn_redirects_off() {
     need_mounts!();
-    for (options, answer) in [("userxattr", "EXDEV"), ("userxattr,redirect_dir=on", "")] {
+    for (options, answer) in [("userxattr", "EXDEV"), ("redirect_dir=on", "")] {
         let f = Fixture::with(&Fs::Unionfs(options), &standard(), Form::UserOpaque, true);
         f.expect(&[("rename merged m2", answer)]);
     }

@@ -9,6 +9,7 @@ mod common;
 
 mod acl;
 mod attr;
+mod believed;
 mod budgets;
 mod buildah;
 mod copy_file_range;
@@ -43,6 +44,7 @@ mod rmdir;
 mod several_file_systems;
 mod statfs;
 mod stats;
+mod swapped;
 mod symlink;
 mod syscalls;
 mod unlink;

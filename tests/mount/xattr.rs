@@ -3,7 +3,7 @@
 
 use crate::common::fixture::Fixture;
 use crate::common::layers::{self, Form, Layer, net_raw_capability};
-use crate::common::mount::Fs;
+use crate::common::mount::{Fs, KERNEL, subject};
 use crate::common::need_mounts;
 use crate::common::tree::{self, Mask, is_private};
 
@@ -35,6 +35,51 @@ fn set_get_list_remove() {
     f.expect(&check);
     f.remount();
     f.expect(&check);
+}
+
+/// Who lists a file: each has less than the one before.
+fn names_seen(path: &std::path::Path) -> Vec<String> {
+    let list = ["getfattr", "-h", "-d", "-m", "-"];
+    let callers: [&[&str]; 4] = [
+        &[],
+        &[
+            "setpriv",
+            "--bounding-set=-sys_admin",
+            "--inh-caps=-sys_admin",
+        ],
+        &["unshare", "--user", "--map-root-user"],
+        &["setpriv", "--reuid=4711", "--regid=4711", "--clear-groups"],
+    ];
+    let run = |caller: &&[&str]| {
+        let words: Vec<_> = caller.iter().chain(&list).collect();
+        let mut command = std::process::Command::new(words[0]);
+        let output = command.args(&words[1..]).arg(path).output().unwrap();
+        assert!(output.status.success(), "{caller:?}: {output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().filter(|line| !line.starts_with('#')).collect()
+    };
+    callers.iter().map(run).collect()
+}
+
+/// `trusted.*` is listed for who has CAP_SYS_ADMIN over the machine, as by the kernel: not for
+/// root of a container, with or without a user namespace of its own.
+#[test]
+fn trusted_names_are_for_administrators() {
+    need_mounts!();
+    let layers = layers::standard();
+    let kernel = Fixture::with(&KERNEL, &layers, Form::Kernel, true);
+    let expected = names_seen(&kernel.at("tagged"));
+    assert!(expected[0].contains("trusted.note"), "{expected:?}");
+    assert!(!expected[1].contains("trusted"), "{expected:?}");
+    let f = Fixture::with(&subject(), &layers, Form::Kernel, true);
+    assert_eq!(names_seen(&f.at("tagged")), expected);
+    for fixture in [&kernel, &f] {
+        fixture.ok("setxattr tagged trusted.new x");
+    }
+    assert_eq!(
+        names_seen(&f.at("tagged")),
+        names_seen(&kernel.at("tagged"))
+    );
 }
 
 /// The two-step protocol: a query for the length, and a buffer that is too small.
