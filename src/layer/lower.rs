@@ -155,6 +155,10 @@ pub struct LowerDir {
 
 /// What one lower directory says about a name.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, on the stack; a box would be an allocation for each lookup"
+)]
 pub enum Single {
     /// Nothing.
     Absent,
