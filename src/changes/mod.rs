@@ -30,7 +30,7 @@ use crate::layer::StackSpec;
 use crate::layer::fds::FdCache;
 use crate::layer::lower::{Layer, LowerDir};
 use crate::store::error::io_remedy;
-use crate::union::{self, Caller, Ino, Union};
+use crate::union::{self, Ino, Union};
 
 /// Result of looking at changes.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -72,9 +72,6 @@ pub enum Error {
         source: std::io::Error,
     },
 }
-
-/// All reading is done on behalf of root: nothing of the tree is hidden.
-const READER: Caller = Caller { uid: 0, gid: 0 };
 
 /// A tree, and what it was before its upper was written.
 pub struct Tree {

@@ -87,7 +87,7 @@ pub(crate) fn walk(union: &Union, mut limit: usize) -> BTreeMap<Vec<u8>, Result<
             let attr = *entry.attr();
             let ino = entry.surrender();
             let _ = union.getattr(ino);
-            let _ = union.listxattr(&ROOT, ino);
+            let _ = union.listxattr(ino, &|| true);
             let _ = union.getxattr(ino, b"user.colour");
             let full = [&path[..], b"/", &name].concat();
             match attr.kind {
