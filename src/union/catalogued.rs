@@ -477,8 +477,8 @@ impl Merged {
         }
     }
 
-    /// Its names, as the merge of the lowers has them.
-    pub fn entries(&self, inos: &Inos) -> Result<Vec<LayerEntry>> {
+    /// Hands out its names, as the merge of the lowers has them.
+    pub fn entries(&self, inos: &Inos, mut each: impl FnMut(LayerEntry)) -> Result<()> {
         let view = &self.catalog.view;
         let entry = |index| {
             let record = view.record(index)?;
@@ -492,6 +492,9 @@ impl Merged {
                 whiteout: false,
             })
         };
-        self.dir.entries().map(entry).collect()
+        for index in self.dir.entries() {
+            each(entry(index)?);
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,10 @@
 //! The merged listing of a directory. Entries are ordered by a keyed hash of their name,
 //! which is also their offset: an offset stays right whatever is created, removed or
 //! rebuilt meanwhile, so every name that stays is seen exactly once. Merging is pure.
+//!
+//! Of a directory with more names than are held at once a listing has a window: the names whose
+//! offsets are in it, which are gathered from all layers by their hash, so that memory is bounded
+//! however many names there are. The next window is read from the layers anew.
 //! Called by `readdir`; every operation that changes a name updates a listing in memory.
 
 use std::collections::BTreeMap;
@@ -35,11 +39,116 @@ pub(crate) struct Visible {
     pub source: Source,
 }
 
+/// Names whose offsets are behind `after`, up to and with `until`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Window {
+    after: u64,
+    until: u64,
+}
+
+impl Window {
+    /// All names.
+    const ALL: Self = Self::behind(0);
+
+    const fn behind(after: u64) -> Self {
+        let until = u64::MAX;
+        Self { after, until }
+    }
+
+    fn has(self, offset: u64) -> bool {
+        self.after < offset && offset <= self.until
+    }
+}
+
+/// The names of the layers on their way into a listing, so many at once.
+pub(crate) struct Gather<'h> {
+    hasher: &'h RandomState,
+    most: usize,
+    window: Window,
+    /// Those in `layers`.
+    kept: usize,
+    /// All that were seen.
+    seen: usize,
+    layers: Vec<LayerListing>,
+}
+
+impl<'h> Gather<'h> {
+    /// Names behind `after`, at most so many.
+    pub fn new(hasher: &'h RandomState, most: usize, after: u64) -> Self {
+        Self {
+            hasher,
+            most,
+            window: Window::behind(after),
+            kept: 0,
+            seen: 0,
+            layers: Vec::new(),
+        }
+    }
+
+    /// Whether a name belongs to the window.
+    pub fn wants(&mut self, name: &[u8]) -> bool {
+        self.seen += 1;
+        self.window == Window::ALL || self.window.has(hash(self.hasher, name))
+    }
+
+    /// Narrows the window where there are too many names, `current` and `hides` among them.
+    pub fn bound<T>(
+        &mut self,
+        current: &mut Vec<T>,
+        name: impl Fn(&T) -> &[u8],
+        hides: &mut Vec<Box<[u8]>>,
+    ) {
+        while self.kept + current.len() + hides.len() > self.most {
+            let Window { after, until } = self.window;
+            let until = after + (until.min(u64::MAX >> 1) - after) / 2;
+            let window = Window { after, until };
+            self.window = window;
+            let stays = |name: &[u8]| window.has(hash(self.hasher, name));
+            current.retain(|entry| stays(name(entry)));
+            hides.retain(|name| stays(name));
+            self.kept = 0;
+            for layer in &mut self.layers {
+                layer.entries.retain(|entry| stays(&entry.name));
+                layer.hides_below.retain(|name| stays(name));
+                self.kept += layer.entries.len() + layer.hides_below.len();
+            }
+            if until <= after + 1 {
+                return;
+            }
+        }
+    }
+
+    /// A layer is complete.
+    pub fn layer(&mut self, layer: LayerListing) {
+        self.kept += layer.entries.len() + layer.hides_below.len();
+        self.layers.push(layer);
+    }
+
+    /// The layers, top first.
+    pub fn into_layers(self) -> Vec<LayerListing> {
+        self.layers
+    }
+
+    /// The merge of the layers.
+    pub fn into_listing(self) -> Listing {
+        let mut listing = Listing::new(self.hasher.clone(), merge(self.layers));
+        (listing.window, listing.seen) = (self.window, self.seen);
+        listing
+    }
+}
+
+fn hash(hasher: &RandomState, name: &[u8]) -> u64 {
+    (hasher.hash_one(name) >> 1).max(FIRST_OFFSET)
+}
+
 /// The entries of a directory by offset.
 #[derive(Debug)]
 pub(crate) struct Listing {
     entries: BTreeMap<u64, Visible>,
     hasher: RandomState,
+    window: Window,
+    /// Names that the layers have, those outside of the window too.
+    seen: usize,
 }
 
 impl Listing {
@@ -47,8 +156,10 @@ impl Listing {
         let mut listing = Self {
             entries: BTreeMap::new(),
             hasher,
+            window: Window::ALL,
+            seen: 0,
         };
-        let free = |entry: Visible| (listing.hash(&entry.name), entry);
+        let free = |entry: Visible| (hash(&listing.hasher, &entry.name), entry);
         let mut entries: Vec<_> = entries.into_iter().map(free).collect();
         // A tree is made of sorted entries at once; those that collide come after.
         entries.sort_unstable_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
@@ -68,13 +179,9 @@ impl Listing {
         listing
     }
 
-    fn hash(&self, name: &[u8]) -> u64 {
-        (self.hasher.hash_one(name) >> 1).max(FIRST_OFFSET)
-    }
-
     /// The offset of `name`: its hash, or the next free one should two collide.
     fn offset(&self, name: &[u8]) -> u64 {
-        let mut offset = self.hash(name);
+        let mut offset = hash(&self.hasher, name);
         while self
             .entries
             .get(&offset)
@@ -86,6 +193,9 @@ impl Listing {
     }
 
     pub fn insert(&mut self, entry: Visible) {
+        if !self.is_whole() && !self.window.has(hash(&self.hasher, &entry.name)) {
+            return;
+        }
         let offset = self.offset(&entry.name);
         self.entries.insert(offset, entry);
     }
@@ -107,7 +217,33 @@ impl Listing {
             .collect()
     }
 
-    pub fn len(&self) -> usize {
+    /// Whether it has all names of the directory.
+    pub fn is_whole(&self) -> bool {
+        self.window == Window::ALL
+    }
+
+    /// Whether it has the names right behind `offset`.
+    pub fn covers(&self, offset: u64) -> bool {
+        let Window { after, until } = self.window;
+        let offset = if offset < FIRST_OFFSET { 0 } else { offset };
+        after <= offset && (offset < until || until == u64::MAX)
+    }
+
+    /// Behind which offset the next window begins; `None`: there is none.
+    pub fn next_window(&self) -> Option<u64> {
+        (self.window.until != u64::MAX).then_some(self.window.until)
+    }
+
+    /// Names of the directory, about.
+    pub fn length(&self) -> usize {
+        match self.is_whole() {
+            true => self.entries.len(),
+            false => self.seen,
+        }
+    }
+
+    /// Entries held.
+    pub fn held(&self) -> usize {
         self.entries.len()
     }
 
@@ -211,6 +347,65 @@ mod tests {
                 }
             }
             prop_assert_eq!(merged, expected);
+        }
+
+        /// Window after window has every name that there is, and holds only so many.
+        #[test]
+        fn windows_have_every_name_once(
+            layers in prop::collection::vec(
+                (prop::collection::btree_map(0u8..250, any::<bool>(), 0..200),
+                 prop::collection::btree_set(0u8..250, 0..9)),
+                1..4),
+            // A name and what hides it, in each layer.
+            most in 8usize..300,
+            batch in 1usize..20,
+        ) {
+            let listings = || layers.iter().enumerate().map(|(i, (entries, hides))| LayerListing {
+                source: Source::Lower(i),
+                entries: entries.iter().map(|(n, w)| entry(*n, *w)).collect(),
+                hides_below: hides.iter().map(|n| Box::from([*n])).collect(),
+            });
+            let hasher = RandomState::new();
+            let build = |after| {
+                let mut gather = Gather::new(&hasher, most, after);
+                for mut layer in listings() {
+                    let (mut current, mut hides) = (Vec::new(), Vec::new());
+                    for entry in layer.entries.drain(..) {
+                        if gather.wants(&entry.name) {
+                            current.push(entry);
+                            gather.bound(&mut current, |e| &e.name, &mut hides);
+                        }
+                    }
+                    for name in layer.hides_below.drain(..) {
+                        if gather.wants(&name) {
+                            hides.push(name);
+                            gather.bound(&mut current, |e| &e.name, &mut hides);
+                        }
+                    }
+                    (layer.entries, layer.hides_below) = (current, hides);
+                    gather.layer(layer);
+                }
+                gather.into_listing()
+            };
+            let (mut listing, mut seen, mut offset) = (build(0), Vec::new(), 2);
+            loop {
+                prop_assert!(listing.covers(offset) && listing.held() <= most);
+                let entries = listing.after(offset, batch);
+                match (entries.last(), listing.next_window()) {
+                    (Some((last, _)), _) => offset = *last,
+                    (None, Some(next)) => {
+                        offset = offset.max(next);
+                        listing = build(offset);
+                    }
+                    (None, None) => break,
+                }
+                seen.extend(entries.iter().map(|(_, e)| (e.name[0], e.source)));
+            }
+            seen.sort_by_key(|(name, _)| *name);
+            let mut expected: Vec<_> =
+                merge(listings().collect()).into_iter().map(|v| (v.name[0], v.source)).collect();
+            expected.sort_by_key(|(name, _)| *name);
+            prop_assert_eq!(seen, expected);
         }
 
         /// Whatever is inserted and removed between two reads, names that stay are seen once.

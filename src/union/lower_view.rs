@@ -143,7 +143,7 @@ impl Union {
 
     /// The names in a directory of the lowers.
     pub(crate) fn merged_names(&self, lowers: &Lowers) -> Result<Vec<Visible>> {
-        Ok(merge(self.list_lowers(lowers)?))
+        Ok(merge(self.all_of_lowers(lowers)?))
     }
 
     /// What the lowers say about one of these names, which the first `skip` do not have.

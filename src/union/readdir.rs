@@ -14,7 +14,7 @@ use super::Union;
 use super::catalogued::Lowers;
 use super::error::Result;
 use super::inode::{Dir, Inode, Link};
-use super::listing::{FIRST_OFFSET, LayerEntry, LayerListing, Listing, Source, Visible, merge};
+use super::listing::{FIRST_OFFSET, Gather, LayerEntry, LayerListing, Listing, Source, Visible};
 use super::lookup::{EntryRef, Hint};
 use super::resolve::Answer;
 use super::types::{FileKind, Ino};
@@ -24,6 +24,14 @@ use crate::layer::markers::WH_PREFIX;
 
 /// Entries handed out between two looks at the listing's lock.
 const BATCH: usize = 64;
+/// The same where another reader may want another window meanwhile, which is dear.
+const WINDOW_BATCH: usize = 512;
+/// Names of one directory in memory, at most: some 40 MiB. Of longer ones there is a window.
+const MOST: usize = 256 << 10;
+/// Names of all directories of a mount in memory, about.
+const MOST_OF_ALL: usize = 1 << 20;
+/// What a listing counts for besides its names.
+const EACH: usize = 16;
 
 /// One directory entry, offered to the sink of [`Union::readdir`].
 #[derive(Debug)]
@@ -76,7 +84,18 @@ fn wants_attributes(inode: &Inode, offset: u64, length: usize) -> bool {
 /// Directories whose listings stay in memory after they have been read: whoever lists a
 /// directory often empties and removes it next.
 #[derive(Default)]
-pub(crate) struct Recent(Mutex<VecDeque<Weak<Inode>>>);
+pub(crate) struct Recent {
+    kept: Mutex<VecDeque<Weak<Inode>>>,
+    /// Directories whose listings were built last, whether they are still there or not.
+    built: Mutex<Built>,
+}
+
+/// Directories with what their listings held, and the sum of that.
+#[derive(Default)]
+struct Built {
+    order: VecDeque<(Weak<Inode>, usize)>,
+    sum: usize,
+}
 
 impl Recent {
     /// How many, and how long they may be.
@@ -89,7 +108,7 @@ impl Recent {
             return false;
         }
         let this = Arc::downgrade(inode);
-        let mut kept = self.0.lock();
+        let mut kept = self.kept.lock();
         if kept.iter().any(|other| other.ptr_eq(&this)) {
             return true;
         }
@@ -100,11 +119,34 @@ impl Recent {
         };
         drop(kept);
         // One that is being read ends later.
-        let dir = oldest.as_ref().and_then(|inode| inode.dir.as_ref());
-        if let Some(mut listing) = dir.and_then(|dir| dir.listing.try_lock()) {
-            *listing = None;
-        }
+        drop_listing(oldest.as_deref());
         true
+    }
+
+    /// Notes that the listing of `inode`, which the caller has locked, was built, and drops those
+    /// built long ago where all together hold too much: whoever reads on builds them anew.
+    fn built(&self, inode: &Arc<Inode>, entries: usize) {
+        let mut built = self.built.lock();
+        built.sum += entries + EACH;
+        built
+            .order
+            .push_back((Arc::downgrade(inode), entries + EACH));
+        while built.sum > MOST_OF_ALL
+            && let Some((oldest, entries)) = built.order.pop_front()
+        {
+            built.sum = built.sum.saturating_sub(entries);
+            parking_lot::MutexGuard::unlocked(&mut built, || {
+                drop_listing(oldest.upgrade().as_deref());
+            });
+        }
+    }
+}
+
+/// Drops a listing, unless somebody is reading it.
+fn drop_listing(inode: Option<&Inode>) {
+    let dir = inode.and_then(|inode| inode.dir.as_ref());
+    if let Some(mut listing) = dir.and_then(|dir| dir.listing.try_lock()) {
+        *listing = None;
     }
 }
 
@@ -162,7 +204,7 @@ impl Union {
     }
 
     /// The next entries behind `offset`; at the end a long listing is dropped.
-    fn listed(&self, inode: &Arc<Inode>, offset: u64) -> Result<Batch> {
+    fn listed(&self, inode: &Arc<Inode>, mut offset: u64) -> Result<Batch> {
         let dir = inode.dir.as_ref().ok_or(Errno::NOTDIR)?;
         let names = dir.ns.read();
         if names.dead {
@@ -170,25 +212,45 @@ impl Union {
         }
         let mut held = dir.listing.lock();
         let end = [&dir.end[0], &dir.end[1]].map(|end| end.load(Ordering::Relaxed));
-        let listing = match &mut *held {
-            Some(listing) => listing,
-            // The kernel asks once more to hear that this was all.
-            None if offset > FIRST_OFFSET && end == [offset, names.version] => {
-                return Ok(Batch::default());
+        loop {
+            let listing = match &mut *held {
+                Some(listing) if listing.covers(offset) => listing,
+                // The kernel asks once more to hear that this was all.
+                None if offset > FIRST_OFFSET && end == [offset, names.version] => {
+                    return Ok(Batch::default());
+                }
+                other => {
+                    // Of another window it is known that there are several.
+                    let first = if other.is_none() { 0 } else { offset };
+                    *other = None;
+                    let mut listing = self.build_listing(inode, dir, first)?;
+                    if !listing.covers(offset) {
+                        listing = self.build_listing(inode, dir, offset)?;
+                    }
+                    self.recent.built(inode, listing.held());
+                    other.insert(listing)
+                }
+            };
+            let whole = listing.is_whole();
+            let batch = if whole { BATCH } else { WINDOW_BATCH };
+            let (entries, length) = (listing.after(offset, batch), listing.length());
+            if entries.is_empty()
+                && let Some(next) = listing.next_window()
+            {
+                offset = offset.max(next);
+                continue;
             }
-            none => none.insert(self.build_listing(inode, dir)?),
-        };
-        let (entries, length) = (listing.after(offset, BATCH), listing.len());
-        if entries.is_empty() && !self.recent.keep(inode, length) {
-            *held = None;
-            dir.end[0].store(offset, Ordering::Relaxed);
-            dir.end[1].store(names.version, Ordering::Relaxed);
+            if entries.is_empty() && !(whole && self.recent.keep(inode, length)) {
+                *held = None;
+                dir.end[0].store(offset, Ordering::Relaxed);
+                dir.end[1].store(names.version, Ordering::Relaxed);
+            }
+            return Ok(Batch {
+                entries,
+                length,
+                version: names.version,
+            });
         }
-        Ok(Batch {
-            entries,
-            length,
-            version: names.version,
-        })
     }
 
     /// One entry as the sink wants it; `None` when it vanished meanwhile.
@@ -243,72 +305,95 @@ impl Union {
         }))
     }
 
-    /// Merges the layers' listings; the caller holds the name lock.
-    pub(crate) fn build_listing(&self, inode: &Inode, dir: &Dir) -> Result<Listing> {
-        let mut layers = Vec::with_capacity(dir.lowers.len() + 1);
+    /// Merges the layers' listings, of a long directory those of the names behind `after`; the
+    /// caller holds the name lock.
+    pub(crate) fn build_listing(&self, inode: &Inode, dir: &Dir, after: u64) -> Result<Listing> {
+        let after = if after < FIRST_OFFSET { 0 } else { after };
+        let mut gather = Gather::new(&self.listing_order, MOST, after);
         if inode.in_upper() {
-            layers.push(self.list_upper(inode, dir)?);
+            self.list_upper(inode, dir, &mut gather)?;
         }
-        layers.extend(self.list_lowers(&dir.lowers)?);
-        Ok(Listing::new(self.listing_order.clone(), merge(layers)))
+        self.list_lowers(&dir.lowers, &mut gather)?;
+        Ok(gather.into_listing())
+    }
+
+    /// All names in the lowers.
+    pub(crate) fn all_of_lowers(&self, lowers: &Lowers) -> Result<Vec<LayerListing>> {
+        let mut gather = Gather::new(&self.listing_order, usize::MAX, 0);
+        self.list_lowers(lowers, &mut gather)?;
+        Ok(gather.into_layers())
     }
 
     /// The names in the lowers; one merged listing when the catalog has it.
-    pub(crate) fn list_lowers(&self, lowers: &Lowers) -> Result<Vec<LayerListing>> {
+    fn list_lowers(&self, lowers: &Lowers, gather: &mut Gather<'_>) -> Result<()> {
         if let Some(merged) = lowers.merged() {
-            match merged.entries(&self.inos) {
-                Ok(entries) => {
-                    return Ok(vec![LayerListing {
-                        source: Source::Lower(0),
-                        entries,
-                        hides_below: Vec::new(),
-                    }]);
+            let mut listing = LayerListing {
+                source: Source::Lower(0),
+                entries: Vec::new(),
+                hides_below: Vec::new(),
+            };
+            let LayerListing {
+                entries,
+                hides_below,
+                ..
+            } = &mut listing;
+            let gathered = merged.entries(&self.inos, |entry| {
+                if gather.wants(&entry.name) {
+                    entries.push(entry);
+                    gather.bound(entries, |entry| &entry.name, hides_below);
+                }
+            });
+            match gathered {
+                Ok(()) => {
+                    gather.layer(listing);
+                    return Ok(());
                 }
                 Err(damaged) => self.distrust(merged.catalog(), damaged),
             }
         }
-        let list = |(position, lower): (usize, &Arc<LowerDir>)| self.list_lower(lower, position);
-        lowers.all()?.iter().enumerate().map(list).collect()
+        for (position, lower) in lowers.all()?.iter().enumerate() {
+            self.list_lower(lower, position, gather)?;
+        }
+        Ok(())
     }
 
-    fn list_upper(&self, inode: &Inode, dir: &Dir) -> Result<LayerListing> {
+    fn list_upper(&self, inode: &Inode, dir: &Dir, gather: &mut Gather<'_>) -> Result<()> {
         let upper = self.readable_upper()?;
         let fd = self.upper_dir(inode)?;
         // Without anything below and without copied-up files, d_ino is the number.
         let plain = dir.lowers.is_empty() && !dir.impure.load(Ordering::Acquire);
         let dev = upper.layer.stat.dev;
-        let mut listing = LayerListing {
-            source: Source::Upper,
-            entries: Vec::new(),
-            hides_below: Vec::new(),
-        };
-        let mut suspects = Vec::new();
+        let (mut entries, mut hides_below) = (Vec::new(), Vec::new());
         let xattr_form = upper.may_have_xwhiteouts(dir);
         let wh_names = upper.layer.dialect.wh_names;
         read_dir(&fd, |raw| {
             if wh_names && let Some(name) = raw.name.strip_prefix(WH_PREFIX) {
-                listing.hides_below.push(name.into());
-                return;
+                if gather.wants(name) {
+                    hides_below.push(name.into());
+                }
+            } else if gather.wants(&raw.name) {
+                let ino = plain.then(|| self.inos.number_of(dev, raw.ino));
+                entries.push(LayerEntry {
+                    name: raw.name.into(),
+                    kind: raw.kind,
+                    ino,
+                    record: None,
+                    whiteout: false,
+                });
             }
-            let suspect = match raw.kind {
-                Some(FileKind::CharDevice) | None => true,
-                Some(FileKind::Regular) => xattr_form && !plain,
-                Some(_) => false,
-            };
-            if suspect {
-                suspects.push(listing.entries.len());
-            }
-            let ino = plain.then(|| self.inos.number_of(dev, raw.ino));
-            listing.entries.push(LayerEntry {
-                name: raw.name.into(),
-                kind: raw.kind,
-                ino,
-                record: None,
-                whiteout: false,
-            });
+            gather.bound(&mut entries, |entry| &entry.name, &mut hides_below);
         })?;
-        for i in suspects {
-            let entry = &mut listing.entries[i];
+        let mut listing = LayerListing {
+            source: Source::Upper,
+            entries,
+            hides_below,
+        };
+        let suspects = listing.entries.iter_mut().filter(|entry| match entry.kind {
+            Some(FileKind::CharDevice) | None => true,
+            Some(FileKind::Regular) => xattr_form && !plain,
+            Some(_) => false,
+        });
+        for entry in suspects {
             let at = At::new(fd.as_fd(), &entry.name);
             let Some(stat) = at.stat_opt()? else { continue };
             let empty_file = xattr_form && stat.kind == FileKind::Regular && stat.size == 0;
@@ -316,22 +401,31 @@ impl Union {
             entry.whiteout =
                 stat.is_chardev_whiteout() || (empty_file && upper.layer.markers(at)?.whiteout);
         }
-        Ok(listing)
+        gather.layer(listing);
+        Ok(())
     }
 
-    fn list_lower(&self, lower: &LowerDir, position: usize) -> Result<LayerListing> {
+    fn list_lower(&self, lower: &LowerDir, position: usize, gather: &mut Gather<'_>) -> Result<()> {
         let source = Source::Lower(position);
+        let wh_names = lower.layer.dialect.wh_names;
+        let (mut raws, mut hides_below): (Vec<RawEntry>, _) = (Vec::new(), Vec::new());
+        lower.read(&self.fds, |raw| {
+            match raw.name.strip_prefix(WH_PREFIX) {
+                Some(name) if wh_names => {
+                    if gather.wants(name) {
+                        hides_below.push(name.into());
+                    }
+                }
+                _ if gather.wants(&raw.name) => raws.push(raw),
+                _ => (),
+            }
+            gather.bound(&mut raws, |raw| &raw.name, &mut hides_below);
+        })?;
         let mut listing = LayerListing {
             source,
-            entries: Vec::new(),
-            hides_below: Vec::new(),
+            entries: Vec::with_capacity(raws.len()),
+            hides_below,
         };
-        let wh_names = lower.layer.dialect.wh_names;
-        let mut raws: Vec<RawEntry> = Vec::new();
-        lower.read(&self.fds, |raw| match raw.name.strip_prefix(WH_PREFIX) {
-            Some(name) if wh_names => listing.hides_below.push(name.into()),
-            _ => raws.push(raw),
-        })?;
         for raw in raws {
             let whiteout = lower.is_whiteout(&self.fds, &raw)?;
             let ino = Some(self.inos.number_of(lower.stat.dev, raw.ino));
@@ -343,16 +437,26 @@ impl Union {
                 whiteout,
             });
         }
-        Ok(listing)
+        gather.layer(listing);
+        Ok(())
     }
 
     /// Whether a directory shows nothing; the caller holds its name lock.
     pub(crate) fn is_empty_dir(&self, inode: &Inode) -> Result<bool> {
         let dir = inode.dir.as_ref().ok_or(Errno::NOTDIR)?;
-        if let Some(listing) = &*dir.listing.lock() {
+        if let Some(listing) = &*dir.listing.lock()
+            && (listing.is_whole() || !listing.is_empty())
+        {
             return Ok(listing.is_empty());
         }
-        Ok(self.build_listing(inode, dir)?.is_empty())
+        let mut after = 0;
+        loop {
+            let listing = self.build_listing(inode, dir, after)?;
+            match listing.next_window() {
+                Some(next) if listing.is_empty() => after = next,
+                _ => return Ok(listing.is_empty()),
+            }
+        }
     }
 
     /// Keeps a listing in memory right after `name` appeared in `parent`'s upper.

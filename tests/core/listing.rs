@@ -77,3 +77,42 @@ fn deleting_while_reading() {
     assert_eq!(seen.len(), total);
     assert!(world.names(ROOT_INO).unwrap().is_empty());
 }
+
+/// Longer than what is held at once: window after window, whiteouts among them.
+#[test]
+fn a_directory_of_several_windows() {
+    const NAMES: usize = 270_000;
+    let world = World::new(2, |n, dir| {
+        for i in 0..NAMES {
+            let (name, first) = (format!("f{i}"), format!("f{}", i / 50_000 * 50_000));
+            if i % 50_000 == 0 {
+                std::fs::write(dir.join(name), "").unwrap();
+            } else if n == 1 || i % 1000 == 0 {
+                std::fs::hard_link(dir.join(first), dir.join(name)).unwrap();
+            }
+        }
+    });
+    for i in 1..50 {
+        let name = format!("f{i}");
+        world.union.unlink(ROOT_INO, name.as_bytes()).unwrap();
+    }
+    let (mut names, mut offset) = (BTreeSet::new(), 0);
+    loop {
+        let mut room = 1000;
+        let from = offset;
+        let sink = &mut |item: unionfs::union::DirItem<'_, '_>| {
+            if room == 0 {
+                return false;
+            }
+            room -= 1;
+            offset = item.offset;
+            assert!(names.insert(item.name.to_vec()), "listed twice");
+            true
+        };
+        world.union.readdir(ROOT_INO, from, false, sink).unwrap();
+        if offset == from {
+            break;
+        }
+    }
+    assert_eq!(names.len(), NAMES - 49 + 2);
+}
