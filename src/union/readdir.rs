@@ -26,7 +26,8 @@ use crate::layer::markers::WH_PREFIX;
 const BATCH: usize = 64;
 /// The same where another reader may want another window meanwhile, which is dear.
 const WINDOW_BATCH: usize = 512;
-/// Names of one directory in memory, at most: some 40 MiB. Of longer ones there is a window.
+/// Names of one directory in memory, at most: some 40 MiB, 150 while they are gathered and sorted.
+/// Of longer ones there is a window.
 const MOST: usize = 256 << 10;
 /// Names of all directories of a mount in memory, about.
 const MOST_OF_ALL: usize = 1 << 20;
@@ -410,14 +411,12 @@ impl Union {
         let wh_names = lower.layer.dialect.wh_names;
         let (mut raws, mut hides_below): (Vec<RawEntry>, _) = (Vec::new(), Vec::new());
         lower.read(&self.fds, |raw| {
-            match raw.name.strip_prefix(WH_PREFIX) {
-                Some(name) if wh_names => {
-                    if gather.wants(name) {
-                        hides_below.push(name.into());
-                    }
+            if wh_names && let Some(name) = raw.name.strip_prefix(WH_PREFIX) {
+                if gather.wants(name) {
+                    hides_below.push(name.into());
                 }
-                _ if gather.wants(&raw.name) => raws.push(raw),
-                _ => (),
+            } else if gather.wants(&raw.name) {
+                raws.push(raw);
             }
             gather.bound(&mut raws, |raw| &raw.name, &mut hides_below);
         })?;
