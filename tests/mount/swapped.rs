@@ -621,6 +621,83 @@ fn in_a_lower_with_data_through_the_server() {
     attack_all("io=cached", "lower");
 }
 
+/// The same while names change all the time, so that some change in the middle of an operation.
+#[test]
+fn while_an_operation_goes_on() {
+    need_mounts!();
+    for options in ["io=passthrough", "io=cached"] {
+        for swap in SWAPS {
+            flip(options, swap);
+        }
+    }
+}
+
+/// Exchanges each name and what takes its place over and over.
+fn flip(options: &'static str, swap: Swap) {
+    let (scratch, stack, mounted) = mount(options, "upper");
+    let guarded = Guarded::new(scratch.dir("outside"));
+    look_up(&stack.mnt);
+    let layer = scratch.path().join("upper");
+    let mut pairs = Vec::new();
+    for n in 0..OPERATIONS.len() {
+        for name in SUBJECTS {
+            let (own, other) = (
+                layer.join(format!("{n}/{name}")),
+                layer.join(format!("{n}.{name}")),
+            );
+            std::fs::write(&other, "").unwrap();
+            guarded.swap(&other, swap, &format!("{n} {name}"));
+            pairs.push((own, other));
+        }
+    }
+    guarded.events();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                for (own, other) in &pairs {
+                    // Operations take names away.
+                    let _ = rename(own, other, RenameFlags::EXCHANGE);
+                    if swap == Swap::Absent {
+                        let _ = rename(own, other, RenameFlags::NOREPLACE);
+                        let _ = rename(other, own, RenameFlags::NOREPLACE);
+                    }
+                }
+            }
+        });
+        for (n, (operation, action)) in OPERATIONS.iter().enumerate() {
+            for name in SUBJECTS {
+                let what = format!("{operation} of a {name}: {options} {swap:?}");
+                let dir = stack.mnt.join(n.to_string());
+                let shown = run(*action, (USER, dir), name, &what).unwrap_or_default();
+                let told = shown.windows(6).any(|part| part == b"SECRET");
+                if told {
+                    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
+                assert!(!told, "{what}: {}", String::from_utf8_lossy(&shown));
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    mounted.unmount();
+    // The user removes names of a file of root's, which changes its count of links and no more.
+    let links_only = |event: &String| swap == Swap::HardLink && event.contains("ATTRIB");
+    let events: Vec<_> = guarded
+        .events()
+        .into_iter()
+        .filter(|e| !links_only(e))
+        .collect();
+    assert!(events.is_empty(), "{options} {swap:?}: {events:?}");
+    let secret = scratch.path().join("outside/secret");
+    let stat = secret.metadata().unwrap();
+    assert_eq!(
+        (stat.mode() & 0o7777, stat.uid()),
+        (0o600, 0),
+        "{options} {swap:?}"
+    );
+    assert_eq!(std::fs::read(secret).unwrap(), SECRET);
+}
+
 /// The work directory, and what is in it, which belong to the upper's owner.
 #[test]
 fn the_work_directory() {

@@ -39,7 +39,7 @@ fn set_get_list_remove() {
 
 /// Who lists a file: each has less than the one before.
 fn names_seen(path: &std::path::Path) -> Vec<String> {
-    let list = ["getfattr", "-h", "-d", "-m", "-"];
+    let list = ["getfattr", "-h", "-m", "-"];
     let callers: [&[&str]; 4] = [
         &[],
         &[
