@@ -169,7 +169,9 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let fresh = request.fresh.take();
     // After `fresh`, so it is dropped before.
     let mut held = std::mem::take(&mut request.held);
+    let config = config(&request);
     let options = union::Options {
+        noatime: config.flags.contains(MountFlags::NOATIME),
         volatile: request.options.volatile,
         redirect_dir: request.options.redirect_dir,
         // The kernel may be handed files of a lower. `auto` never does that.
@@ -177,7 +179,6 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
         catalog: request.catalog.as_ref().map(|catalog| catalog.path.clone()),
         ..union::Options::default()
     };
-    let config = config(&request);
     let union = Union::new(&request.stack, options).map_err(|e| explain(e, &request.stack))?;
     // One that is missing, stale or of an older version is made for the next mount.
     let wanted = request.catalog.take();

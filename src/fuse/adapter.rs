@@ -57,6 +57,9 @@ pub(super) struct Adapter {
     no_open: bool,
     /// Likewise for OPENDIR.
     no_opendir: bool,
+    /// The kernel collects writes, so that we do not know where data is; ENOSYS to LSEEK makes it
+    /// take all of a file for data.
+    no_lseek: bool,
     told: Told,
     /// The connection, for what is told to the kernel unasked.
     device: Arc<OwnedFd>,
@@ -84,6 +87,7 @@ impl Adapter {
             slow_now: AtomicUsize::new(0),
             no_open: flags & init::NO_OPEN_SUPPORT != 0,
             no_opendir: flags & init::NO_OPENDIR_SUPPORT != 0,
+            no_lseek: flags & init::WRITEBACK_CACHE != 0,
             told,
             device,
             opens,

@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -137,8 +138,9 @@ struct Open {
 pub(super) struct Opens {
     device: Arc<OwnedFd>,
     open: DashMap<Ino, Open>,
-    /// Those passed through to who could map them for writing since the kernel learnt of them.
-    mapped: DashMap<Ino, ()>,
+    /// Those passed through to who could map them for writing since the kernel learnt of them, and
+    /// whether it may have been told since that it can keep their attributes for a while.
+    mapped: DashMap<Ino, AtomicBool>,
 }
 
 impl Opens {
@@ -176,9 +178,9 @@ impl Opens {
     /// EINVAL for O_DIRECT where the file system of the data has none and the file is passed
     /// through already; those of [`Union::backing`].
     pub(super) fn open(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<OpenOut> {
-        let (out, is_first_mapper) = self.count(union, ino, flags)?;
-        if is_first_mapper {
-            // It may have been told that the attributes are valid for ever.
+        let (out, must_ask) = self.count(union, ino, flags)?;
+        if must_ask {
+            // From here on a mapping may change what it was told.
             notify::attributes_changed(&self.device, ino);
         }
         Ok(out)
@@ -198,7 +200,8 @@ impl Opens {
         Ok((out, self.lifetime(ino).max(MAPPED)))
     }
 
-    /// Counts an open; its answer, and whether it is the first that could map the file for writing.
+    /// Counts an open; its answer, and whether the file could be mapped for writing through it
+    /// while the kernel keeps attributes.
     fn count(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<(OpenOut, bool)> {
         let (kind, direct) = (kind(flags), flags & libc::O_DIRECT as u32 != 0);
         let known = self.open.get_mut(&ino).map(|mut open| open.add(kind));
@@ -215,12 +218,23 @@ impl Opens {
         };
         let passed = out.open_flags & FOPEN_PASSTHROUGH != 0;
         let maps = passed && kind & MAPPER != 0;
-        let is_first_mapper = maps && self.mapped.insert(ino, ()).is_none();
+        let must_ask = maps && self.takes_back(ino);
         if passed && direct && known.is_some() && !takes_direct(union, ino) {
             self.release(ino, out.fh);
             return Err(Errno::INVAL.into());
         }
-        Ok((out, is_first_mapper))
+        Ok((out, must_ask))
+    }
+
+    /// Whether the kernel may keep attributes of an inode that was just opened by a mapper: it was
+    /// told for ever before the first, for a while since the last.
+    fn takes_back(&self, ino: Ino) -> bool {
+        let told = self.mapped.get(&ino);
+        if let Some(told) = told {
+            return told.swap(false, Ordering::Relaxed);
+        }
+        self.mapped.insert(ino, AtomicBool::new(false));
+        true
     }
 
     fn choose(&self, union: &Union, ino: Ino, direct: bool) -> union::Result<Mode> {
@@ -274,9 +288,12 @@ impl Opens {
 
     /// How long the kernel may keep what it is told of an inode's attributes, in seconds.
     pub(super) fn lifetime(&self, ino: Ino) -> u64 {
-        if !self.mapped.contains_key(&ino) {
+        let Some(told) = self.mapped.get(&ino) else {
             return convert::FOREVER;
-        }
+        };
+        // Before the look at who has it open: a mapper that comes later finds it.
+        told.store(true, Ordering::Relaxed);
+        drop(told);
         match self.open.get(&ino) {
             Some(open) if open.mappers > 0 => 0,
             _ => MAPPED,

@@ -1,5 +1,5 @@
-//! A private copy of a mount, read-only and without access times: `open_tree(2)`, and
-//! `mount_setattr(2)`, which rustix lacks. Called by `layer::lower`.
+//! A private copy of a mount without access times, read-only if asked: `open_tree(2)`, and
+//! `mount_setattr(2)`, which rustix lacks.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -24,13 +24,28 @@ struct MountAttr {
 /// EPERM without CAP_SYS_ADMIN; EINVAL when the mount may not be copied (it is locked, or in
 /// another mount namespace); ENOSYS before Linux 5.12.
 pub fn sealed(dir: impl AsFd) -> Result<OwnedFd, Errno> {
+    copy(
+        dir,
+        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME | libc::MOUNT_ATTR_NODEV,
+    )
+}
+
+/// As [`sealed`], but files can be written through it.
+///
+/// # Errors
+/// As [`sealed`].
+pub fn quiet(dir: impl AsFd) -> Result<OwnedFd, Errno> {
+    copy(dir, libc::MOUNT_ATTR_NOATIME)
+}
+
+fn copy(dir: impl AsFd, set: u64) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_EMPTY_PATH;
     let copy = rustix::mount::open_tree(dir, c"", flags)?;
     let attr = MountAttr {
-        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME | libc::MOUNT_ATTR_NODEV,
+        set,
         clear: libc::MOUNT_ATTR__ATIME,
         propagation: 0,
         userns: 0,

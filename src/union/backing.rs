@@ -5,28 +5,37 @@
 //! that the upper has with all of its data, or any file of a union that cannot be written,
 //! whose lowers are sealed. Never a lower file that a later write would copy up.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::Union;
 use super::error::Result;
 use super::inode::DataFd;
 use super::types::{Ino, SetIdLoss};
+use crate::layer::at::At;
+use crate::sys::handle::{name_to_handle, open_by_handle};
 
 /// An open file of a layer.
 #[derive(Debug)]
-pub struct Backing(Arc<DataFd>);
+pub struct Backing {
+    data: Arc<DataFd>,
+    /// The same file, through a mount without access times.
+    quiet: Option<OwnedFd>,
+}
 
 impl AsFd for Backing {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.fd.as_fd()
+        self.quiet.as_ref().unwrap_or(&self.data.fd).as_fd()
     }
 }
 
 impl Backing {
     /// Whether its file system knows O_DIRECT.
     pub fn takes_direct(&self) -> bool {
-        self.0.has_direct()
+        self.data.has_direct()
     }
 }
 
@@ -41,7 +50,27 @@ impl Union {
         }
         // Writable: a descriptor of the lower may still be cached from before the copy-up.
         let data = self.data_fd(&inode, upper && self.is_writable())?;
-        Ok(Some(Backing(data)))
+        let quiet = match self.noatime && upper {
+            // EPERM: it cannot be handed out, which is no reason not to open it.
+            true => Some(self.quiet(&data.fd).map_err(|_| Errno::PERM)?),
+            false => None,
+        };
+        Ok(Some(Backing { data, quiet }))
+    }
+
+    /// Opens a file of the upper through the mount that has no access times: whoever reads what is
+    /// handed out opens it again with flags of its own, so that O_NOATIME does not help.
+    fn quiet(&self, file: &OwnedFd) -> Result<OwnedFd> {
+        let mount = self.quiet.as_ref().ok_or(Errno::PERM)?;
+        let handle = name_to_handle(file, c"")?;
+        let found = open_by_handle(mount, &handle)?;
+        let (at, found_at) = (At::fd(file.as_fd()), At::fd(found.as_fd()));
+        let (wanted, stat) = (at.stat()?, found_at.stat()?);
+        if (wanted.dev, wanted.ino) != (stat.dev, stat.ino) {
+            return Err(Errno::STALE.into());
+        }
+        let mode = rustix::fs::fcntl_getfl(file)? & OFlags::ACCMODE;
+        Ok(found_at.open(mode | OFlags::NONBLOCK, 0)?)
     }
 
     /// What opening for writing does to `ino`: copy-up.
@@ -72,7 +101,7 @@ impl Union {
     }
 
     /// An unnamed file of the upper, to try things with; `None` where there can be none.
-    pub fn sample(&self) -> Option<std::os::fd::OwnedFd> {
+    pub fn sample(&self) -> Option<OwnedFd> {
         let staged = self.writable().ok()?.stage_file(0o600).ok()?;
         Some(staged.1)
     }

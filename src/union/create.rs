@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{OFlags, RenameFlags, XattrFlags, fcntl_setfl};
 use rustix::io::Errno;
 
 use super::Union;
@@ -306,10 +306,20 @@ impl Union {
         inode.capability.set(false);
         if let Some(fd) = open {
             // Whoever creates a file writes to it next.
+            self.be_quiet(&fd);
             self.fds.put(inode.data(), DataFd::new(fd, true));
         }
         let attr = super::attr::attr(&inode, &inode.loc.read(), &stat);
         Ok(EntryRef::new(self, attr))
+    }
+
+    /// With `noatime`, for a file of our own: reading through `fd` leaves its access time.
+    fn be_quiet(&self, fd: &OwnedFd) {
+        if self.noatime
+            && let Err(error) = fcntl_setfl(fd, OFlags::NONBLOCK | OFlags::NOATIME)
+        {
+            tracing::debug!(%error, "access times of a new file move");
+        }
     }
 
     /// The default ACL of a directory in the upper.

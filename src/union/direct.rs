@@ -37,7 +37,7 @@ impl DataFd {
 
 /// A description of its own: the flag would else hold for the cached descriptor too.
 fn reopen(fd: &OwnedFd) -> Option<OwnedFd> {
-    let mode = rustix::fs::fcntl_getfl(fd).ok()? & OFlags::ACCMODE;
+    let mode = rustix::fs::fcntl_getfl(fd).ok()? & (OFlags::ACCMODE | OFlags::NOATIME);
     // Also of a file without a name, hence through its descriptor.
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let flags = mode | OFlags::DIRECT | OFlags::NONBLOCK | OFlags::CLOEXEC;

@@ -210,7 +210,13 @@ impl Union {
                 let writable = false;
                 return Ok(DataFd::new(fd, writable));
             }
-            match at.open(OFlags::RDWR | OFlags::NONBLOCK, 0) {
+            let quiet = match self.noatime {
+                true => at.open(OFlags::RDWR | OFlags::NOATIME | OFlags::NONBLOCK, 0),
+                // Another's file, and we are not root.
+                false => Err(Errno::PERM),
+            };
+            let open = |_| at.open(OFlags::RDWR | OFlags::NONBLOCK, 0);
+            match quiet.or_else(open) {
                 Ok(fd) => Ok(DataFd::new(fd, true)),
                 // Readable only: without privileges, or being executed.
                 Err(Errno::ACCESS | Errno::TXTBSY | Errno::ROFS | Errno::PERM) if !write => {

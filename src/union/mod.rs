@@ -48,7 +48,7 @@ pub use types::*;
 
 use std::collections::HashSet;
 use std::hash::RandomState;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -85,6 +85,8 @@ pub struct Options {
     /// Whether lowers are reached through private read-only mounts, so that files of theirs
     /// may be handed out ([`Union::backing`]); needs CAP_SYS_ADMIN. Default: false.
     pub sealed: bool,
+    /// Whether reading leaves the access times of the upper's files alone (`noatime`). Default: false.
+    pub noatime: bool,
     /// Catalog of the lower layers, used if it is one of exactly these ([`crate::catalog`]).
     pub catalog: Option<PathBuf>,
 }
@@ -97,6 +99,7 @@ impl Default for Options {
             lookup_cache: 16384,
             fd_cache: 256,
             sealed: false,
+            noatime: false,
             catalog: None,
         }
     }
@@ -122,6 +125,9 @@ pub struct Union {
     name_max: usize,
     redirect_dir: bool,
     sealed: bool,
+    noatime: bool,
+    /// The upper without access times, for files handed out; with `noatime`, where it can be had.
+    quiet: Option<OwnedFd>,
     /// Orders listings; one key per mount.
     listing_order: RandomState,
     /// Keys of directories without a lower, in the lookup cache.
@@ -206,6 +212,8 @@ impl Union {
             name_max,
             redirect_dir,
             sealed: options.sealed,
+            noatime: options.noatime,
+            quiet: quiet_upper(upper.as_ref().filter(|_| options.noatime)),
             listing_order: RandomState::new(),
             // The upper half of the key space: lower-based keys are inode numbers.
             next_key: AtomicU64::new(1 << 63),
@@ -343,6 +351,12 @@ fn open_catalog(
 }
 
 /// Opens layers; `first` is the position of the first of them in the stack.
+fn quiet_upper(upper: Option<&Upper>) -> Option<OwnedFd> {
+    let copy = crate::sys::mounts::quiet(&upper?.layer.root);
+    copy.map_err(|error| tracing::debug!(%error, "no copy of the upper without access times"))
+        .ok()
+}
+
 fn open_layers(
     specs: &[LayerSpec],
     (first, sealed): (usize, bool),

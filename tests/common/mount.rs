@@ -328,13 +328,21 @@ fn mount_long(stack: &Stack, options: &str) -> rustix::io::Result<()> {
 }
 
 fn mount_kernel(stack: &Stack, options: &str) -> Result<Mounted, String> {
-    let data = CString::new(options).unwrap();
-    let (mnt, none) = (&stack.mnt, MountFlags::empty());
+    // An option of every mount, which is no option of overlayfs.
+    let is_noatime = |option: &&str| *option == "noatime";
+    let (of_mount, own): (Vec<_>, Vec<_>) = options.split(',').partition(is_noatime);
+    let options = own.join(",");
+    let data = CString::new(&*options).unwrap();
+    let mnt = &stack.mnt;
+    let flags = match of_mount.is_empty() {
+        true => MountFlags::empty(),
+        false => MountFlags::NOATIME,
+    };
     let mount = || {
         if options.len() >= PAGE {
-            return mount_long(stack, options);
+            return mount_long(stack, &options);
         }
-        rustix::mount::mount("overlay", mnt, "overlay", none, Some(data.as_c_str()))
+        rustix::mount::mount("overlay", mnt, "overlay", flags, Some(data.as_c_str()))
     };
     // With the index an upper is busy as long as an unmounted overlay lives on in a mount
     // namespace that some other process made a copy of.

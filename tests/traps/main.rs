@@ -15,12 +15,14 @@ mod runner;
 #[allow(dead_code)]
 mod stats;
 
+mod access_times;
 mod creation_modes;
 mod data;
 mod durability;
 mod leftovers;
 mod limits;
 mod listing;
+mod mapped_times;
 mod markers;
 mod programs;
 mod renames;

@@ -292,6 +292,9 @@ impl Adapter {
 
     fn seek(&self, ino: u64, offset: u64, whence: u32, reply: Reply) {
         self.count(Op::Lseek);
+        if self.no_lseek {
+            return reply.error(libc::ENOSYS);
+        }
         // SEEK_DATA and SEEK_HOLE before the start of the file.
         if i64::try_from(offset).is_err() {
             return reply.error(libc::ENXIO);
