@@ -12,7 +12,7 @@ use std::path::Path;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use unionfs::changes::Tree;
-use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
+use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
 use unionfs::store::tarball::{Limits, rebuild, unpack};
 use unionfs::store::{Digest, Reference, chain};
 
@@ -44,10 +44,7 @@ fn tree(dir: &Path, files: usize, size: usize) {
 }
 
 fn layer(path: &Path) -> LayerSpec {
-    LayerSpec {
-        path: path.to_owned(),
-        dialect: Dialect::KERNEL,
-    }
+    LayerSpec::open(path, Dialect::KERNEL).unwrap()
 }
 
 fn tars(c: &mut Criterion) {
@@ -113,7 +110,7 @@ fn diff(c: &mut Criterion) {
             data_only: Vec::new(),
             upper: Some(UpperSpec {
                 layer: layer(&dir("upper")),
-                work: dir("work"),
+                work: OpenDir::open(dir("work")).unwrap(),
             }),
         };
         group.bench_function(BenchmarkId::from_parameter(files), |b| {

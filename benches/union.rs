@@ -24,10 +24,7 @@ fn stack(base: &Path, depth: usize) -> StackSpec {
         for i in 0..FILES {
             std::fs::write(path.join(format!("dir/l{n}-f{i}")), "").unwrap();
         }
-        LayerSpec {
-            path,
-            dialect: Dialect::KERNEL,
-        }
+        LayerSpec::open(path, Dialect::KERNEL).unwrap()
     };
     StackSpec {
         lowers: (0..depth).map(layer).collect(),

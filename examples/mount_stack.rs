@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use unionfs::fuse::{self, MountConfig};
-use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
+use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
 use unionfs::union::{Options, Union};
 
 const USAGE: &str = "usage: mount_stack MOUNTPOINT LOWER... [--upper UPPER WORK]";
@@ -22,9 +22,9 @@ fn main() -> Result<()> {
     let mut config = MountConfig::new(&mountpoint);
     config.fsname = "mount_stack".into();
     // For `unionfs ps`.
-    config.description.lowers = stack.lowers.iter().map(|l| l.path.clone()).collect();
+    config.description.lowers = stack.lowers.iter().map(|l| l.path().to_owned()).collect();
     match &stack.upper {
-        Some(upper) => config.description.upper = Some(upper.layer.path.clone()),
+        Some(upper) => config.description.upper = Some(upper.layer.path().to_owned()),
         None => _ = config.apply_option("ro".as_ref()),
     }
     fuse::raise_nofile_limit();
@@ -35,10 +35,7 @@ fn main() -> Result<()> {
 }
 
 fn parse(mut args: impl Iterator<Item = PathBuf>) -> Result<(PathBuf, StackSpec)> {
-    let layer = |path| LayerSpec {
-        path,
-        dialect: Dialect::ALL,
-    };
+    let layer = |path| LayerSpec::open(path, Dialect::ALL);
     let mountpoint = args.next().context(USAGE)?;
     let mut stack = StackSpec {
         lowers: Vec::new(),
@@ -48,11 +45,11 @@ fn parse(mut args: impl Iterator<Item = PathBuf>) -> Result<(PathBuf, StackSpec)
     while let Some(arg) = args.next() {
         if arg.as_os_str() == "--upper" {
             stack.upper = Some(UpperSpec {
-                layer: layer(args.next().context(USAGE)?),
-                work: args.next().context(USAGE)?,
+                layer: layer(args.next().context(USAGE)?)?,
+                work: OpenDir::open(args.next().context(USAGE)?)?,
             });
         } else {
-            stack.lowers.push(layer(arg));
+            stack.lowers.push(layer(arg)?);
         }
     }
     if stack.lowers.is_empty() {

@@ -124,7 +124,7 @@ impl Store {
                 Err(error) => one_line(&error),
                 Ok(image) => {
                     let stack = image.stack().unwrap_or_default();
-                    stack.iter().for_each(|layer| inside(&layer.path));
+                    stack.iter().for_each(|layer| inside(layer.path()));
                     assert!(image.history().len() >= image.layers.len());
                 }
             }
@@ -133,10 +133,10 @@ impl Store {
             Err(error) => one_line(&error),
             Ok(container) => {
                 if let Ok(stack) = container.stack(false) {
-                    stack.lowers.iter().for_each(|layer| inside(&layer.path));
+                    stack.lowers.iter().for_each(|layer| inside(layer.path()));
                 }
-                inside(&container.upper.work);
-                inside(&container.upper.layer.path);
+                inside(container.upper.work.path());
+                inside(container.upper.layer.path());
             }
         }
     }

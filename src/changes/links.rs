@@ -4,7 +4,7 @@
 
 use std::os::fd::AsFd as _;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{Error, Result};
@@ -16,13 +16,12 @@ use crate::layer::markers::Markers;
 /// Whether names that the upper has not may show files of the upper. Which ones is known
 /// only to the image, all of which must then be gone through.
 pub(super) fn reach_below(upper: &UpperSpec) -> Result<bool> {
-    let path = upper.work.join("index");
     let fail = |source| Error::Layer {
-        path: path.clone(),
+        path: upper.work.path().join("index"),
         source,
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let index = match rustix::fs::openat(CWD, &path, flags, Mode::empty()) {
+    let index = match rustix::fs::openat(&upper.work, c"index", flags, Mode::empty()) {
         Ok(index) => index,
         Err(Errno::NOENT) => return Ok(false),
         Err(e) => return Err(fail(e)),

@@ -109,7 +109,7 @@ impl Tree {
         };
         let root = Layer::open(&upper.layer).and_then(|l| LowerDir::root(Arc::new(l), 0));
         let root = root.map_err(|source| Error::Layer {
-            path: upper.layer.path.clone(),
+            path: upper.layer.path().to_owned(),
             source,
         })?;
         if stack.lowers.is_empty() {

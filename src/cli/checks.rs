@@ -5,37 +5,34 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::options::MAX_LOWERS;
 use crate::fuse;
-use crate::layer::StackSpec;
+use crate::layer::{OpenDir, StackSpec};
 
 /// What tells directories apart, whatever path leads to them: device and inode number.
 type Identity = (u32, u32, u64);
 
-/// A directory of the stack, opened by nobody: its identity and those above it.
+/// A directory of the stack: its identity and those above it.
 struct Place<'a> {
     role: &'static str,
-    path: &'a Path,
+    dir: &'a OpenDir,
     /// From the directory itself up to the root.
     line: Vec<Identity>,
 }
 
 impl<'a> Place<'a> {
-    fn new(role: &'static str, path: &'a Path, known: &mut Known) -> anyhow::Result<Self> {
-        Ok(Self {
-            role,
-            path,
-            line: known
-                .line(path)
-                .with_context(|| format!("cannot open {role} {}", path.display()))?,
-        })
+    fn new(role: &'static str, dir: &'a OpenDir, known: &mut Known) -> anyhow::Result<Self> {
+        let line = known.line(dir);
+        let line = line.with_context(|| format!("cannot look at {role} {}", shown(dir)))?;
+        Ok(Self { role, dir, line })
     }
 
     /// Whether this directory is `other` or lies somewhere below it.
@@ -47,62 +44,77 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Directories above others that were looked at; hundreds of layers have most in common.
-/// `None`: we may not search there, so nothing of ours lies above.
+fn shown(dir: &OpenDir) -> std::path::Display<'_> {
+    dir.path().display()
+}
+
+/// A directory as it is reached: two mounts of one directory have different ones above.
+type Reached = (u64, Identity);
+
+/// The directory above each that was looked at; hundreds of layers have most in common.
+/// `None`: it is the root, or we may not search it, so nothing of ours lies above.
 #[derive(Default)]
-struct Known(HashMap<PathBuf, Option<Identity>>);
+struct Known(HashMap<Reached, Option<Reached>>);
 
 impl Known {
-    /// The identities of a directory and of those above it. The path is resolved, so those
-    /// above are its beginnings, whatever is mounted where.
-    fn line(&mut self, path: &Path) -> rustix::io::Result<Vec<Identity>> {
-        let mut line = vec![identity(path)?];
-        for above in path.ancestors().skip(1) {
-            let known = match self.0.get(above) {
-                Some(known) => *known,
+    /// The identities of a directory and of those above it, found by `..`: names that change
+    /// meanwhile do not matter.
+    fn line(&mut self, dir: &OpenDir) -> rustix::io::Result<Vec<Identity>> {
+        let mut here = reached(dir.as_fd())?;
+        let mut line = vec![here.1];
+        // The descriptor of `here`, where it has been opened.
+        let mut opened: Option<OwnedFd> = None;
+        loop {
+            let above = match self.0.get(&here) {
+                Some(above) => {
+                    opened = None;
+                    *above
+                }
                 None => {
-                    let found = identity(above).ok();
-                    self.0.insert(above.to_owned(), found);
-                    found
+                    let fd = opened.as_ref().map_or(dir.as_fd(), |fd| fd.as_fd());
+                    let found = above(fd, here);
+                    self.0.insert(here, found.as_ref().map(|(_, above)| *above));
+                    let (fd, above) = found.unzip();
+                    opened = fd;
+                    above
                 }
             };
-            match known {
-                Some(identity) => line.push(identity),
-                None => break,
-            }
+            let Some(above) = above else {
+                return Ok(line);
+            };
+            line.push(above.1);
+            here = above;
         }
-        Ok(line)
     }
 }
 
-fn identity(dir: &Path) -> rustix::io::Result<Identity> {
-    let st = rustix::fs::statx(
-        CWD,
-        dir,
-        AtFlags::empty(),
-        StatxFlags::INO | StatxFlags::TYPE,
-    )?;
-    match FileType::from_raw_mode(st.stx_mode.into()) {
-        FileType::Directory => Ok((st.stx_dev_major, st.stx_dev_minor, st.stx_ino)),
-        _ => Err(Errno::NOTDIR),
-    }
+/// What is above the directory `here`, open as `dir`.
+fn above(dir: BorrowedFd<'_>, here: Reached) -> Option<(OwnedFd, Reached)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(dir, c"..", flags, Mode::empty()).ok()?;
+    let above = reached(fd.as_fd()).ok()?;
+    (above != here).then_some((fd, above))
 }
 
-/// Resolves a directory of the stack to an absolute path without symlinks.
-/// `option` is how the user names it, for the message.
-pub(super) fn resolve_dir(role: &str, path: &Path) -> anyhow::Result<PathBuf> {
+fn reached(dir: BorrowedFd<'_>) -> rustix::io::Result<Reached> {
+    let what = StatxFlags::INO | StatxFlags::MNT_ID;
+    let st = rustix::fs::statx(dir, c"", AtFlags::EMPTY_PATH, what)?;
+    let identity = (st.stx_dev_major, st.stx_dev_minor, st.stx_ino);
+    Ok((st.stx_mnt_id, identity))
+}
+
+/// Opens a directory of the stack, once. `role` is how the user names it, for the message.
+pub(super) fn open_dir(role: &str, path: &Path) -> anyhow::Result<OpenDir> {
     let shown = path.display();
-    let resolved = match path.canonicalize() {
-        Ok(resolved) => resolved,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+    match OpenDir::open(path) {
+        Ok(dir) => Ok(dir),
+        Err(e) if e.source == Errno::NOENT => {
             bail!("{role} {shown} does not exist: create it or correct the path")
         }
-        Err(e) => return Err(e).with_context(|| format!("cannot use {role} {shown}")),
-    };
-    match resolved.metadata() {
-        Ok(meta) if meta.is_dir() => Ok(resolved),
-        Ok(_) => bail!("{role} {shown} is not a directory: name a directory"),
-        Err(e) => Err(e).with_context(|| format!("cannot use {role} {shown}")),
+        Err(e) if e.source == Errno::NOTDIR => {
+            bail!("{role} {shown} is not a directory: name a directory")
+        }
+        Err(e) => Err(e.source).with_context(|| format!("cannot use {role} {shown}")),
     }
 }
 
@@ -121,27 +133,24 @@ pub(super) fn stack(stack: &StackSpec, mountpoint: &Path) -> anyhow::Result<()> 
     let mut layers = Vec::with_capacity(count + 2);
     let mut known = Known::default();
     for lower in stack.lowers.iter().chain(&stack.data_only) {
-        layers.push(Place::new("lower layer", &lower.path, &mut known)?);
+        layers.push(Place::new("lower layer", &lower.dir, &mut known)?);
     }
     let lowers = layers.len();
     if let Some(upper) = &stack.upper {
-        layers.push(Place::new(
-            "upper directory",
-            &upper.layer.path,
-            &mut known,
-        )?);
+        layers.push(Place::new("upper directory", &upper.layer.dir, &mut known)?);
         layers.push(Place::new("work directory", &upper.work, &mut known)?);
     }
     writable_side(&layers[..lowers], &layers[lowers..])?;
-    let target = Place::new("mountpoint", mountpoint, &mut known)?;
+    let mountpoint = open_dir("mountpoint", mountpoint)?;
+    let target = Place::new("mountpoint", &mountpoint, &mut known)?;
     for layer in &layers {
         if target.is_within(layer) {
             bail!(
                 "mountpoint {} is or lies inside {} {}: mounting over a layer would hide it, \
                  mount somewhere else",
-                target.path.display(),
+                shown(target.dir),
                 layer.role,
-                layer.path.display()
+                shown(layer.dir)
             );
         }
     }
@@ -156,9 +165,9 @@ fn writable_side(lowers: &[Place<'_>], writable: &[Place<'_>]) -> anyhow::Result
         anyhow::anyhow!(
             "{} {} is or lies inside {} {}: use separate directories",
             a.role,
-            a.path.display(),
+            shown(a.dir),
             b.role,
-            b.path.display()
+            shown(b.dir)
         )
     };
     let pairs = writable
@@ -173,27 +182,22 @@ fn writable_side(lowers: &[Place<'_>], writable: &[Place<'_>]) -> anyhow::Result
             return Err(overlap(b, a));
         }
     }
-    if mount_of(upper.path)? != mount_of(work.path)? {
+    if mount_of(upper.dir)? != mount_of(work.dir)? {
         bail!(
             "upper directory {} and work directory {} are on different file systems: \
              put the work directory beside the upper",
-            upper.path.display(),
-            work.path.display()
+            shown(upper.dir),
+            shown(work.dir)
         );
     }
     Ok(())
 }
 
 /// Renames work only within one mount of one file system, so both are compared.
-fn mount_of(path: &Path) -> anyhow::Result<(u32, u32, u64)> {
-    let st = rustix::fs::statx(
-        CWD,
-        path,
-        AtFlags::empty(),
-        StatxFlags::BASIC_STATS | StatxFlags::MNT_ID,
-    )
-    .with_context(|| format!("cannot look at {}", path.display()))?;
-    Ok((st.stx_dev_major, st.stx_dev_minor, st.stx_mnt_id))
+fn mount_of(dir: &OpenDir) -> anyhow::Result<(u32, u32, u64)> {
+    let (mount, (major, minor, _)) =
+        reached(dir.as_fd()).with_context(|| format!("cannot look at {}", shown(dir)))?;
+    Ok((major, minor, mount))
 }
 
 /// The absolute path of a mountpoint, found without touching what is mounted there, after

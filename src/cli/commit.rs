@@ -137,7 +137,7 @@ fn below(
         && !store.has_layer(parent)?
     {
         let holds = |from: &&&Store| {
-            let below = |layer: &Layer| layer.spec.path.starts_with(from.root());
+            let below = |layer: &Layer| layer.spec.path().starts_with(from.root());
             container.layers.iter().all(below)
         };
         match (stores.iter().find(holds), base) {

@@ -250,7 +250,7 @@ pub(super) fn stack(options: &MountOptions, read_only: bool) -> anyhow::Result<S
         Markers::Overlay => Dialect::KERNEL_USERXATTR,
     };
     let layer = |role: &str, path: &PathBuf| {
-        checks::resolve_dir(role, path).map(|path| LayerSpec { path, dialect })
+        checks::open_dir(role, path).map(|dir| LayerSpec { dir, dialect })
     };
     let layers = |paths: &[PathBuf]| -> anyhow::Result<Vec<LayerSpec>> {
         checks::lower_count(options.lower_count())?;
@@ -281,7 +281,7 @@ pub(super) fn stack(options: &MountOptions, read_only: bool) -> anyhow::Result<S
         )
         .into());
     };
-    let work = checks::resolve_dir("work directory", work)?;
+    let work = checks::open_dir("work directory", work)?;
     stack.upper = Some(UpperSpec { layer: upper, work });
     Ok(stack)
 }

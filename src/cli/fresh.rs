@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::layer::{Dialect, UpperSpec};
+use crate::layer::{Dialect, OpenDir, UpperSpec};
 use crate::store::Writable;
 use crate::store::ephemeral::{ephemeral_upper, remove_upper};
 use crate::store::roots::Environment;
@@ -28,7 +28,7 @@ enum Made {
 impl Fresh {
     /// Makes an upper in our own store, whose root looks like that of `top`.
     pub(super) fn make(
-        top: &Path,
+        top: &OpenDir,
         dialect: Dialect,
         ephemeral: bool,
     ) -> anyhow::Result<(Self, UpperSpec)> {
@@ -37,7 +37,7 @@ impl Fresh {
         let spec = upper.spec(dialect);
         let made = Made::Directory {
             dir: upper.dir().to_owned(),
-            diff: spec.layer.path.clone(),
+            diff: spec.layer.path().to_owned(),
         };
         Ok((Self { made, ephemeral }, spec))
     }

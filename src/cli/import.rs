@@ -112,15 +112,10 @@ fn from_directory(
     import: &Import<'_>,
     transfer: &Transfer,
 ) -> anyhow::Result<Digest> {
-    let absolute = dir
-        .canonicalize()
-        .with_context(|| format!("cannot open {dir:?}"))?;
+    // Files called .wh.x and device 0:0 are what they are.
+    let layer = LayerSpec::open(dir, Dialect::KERNEL)?;
     let tree = Tree::open(&StackSpec {
-        lowers: vec![LayerSpec {
-            path: absolute,
-            // Files called .wh.x and device 0:0 are what they are.
-            dialect: Dialect::KERNEL,
-        }],
+        lowers: vec![layer],
         data_only: Vec::new(),
         upper: None,
     })?;

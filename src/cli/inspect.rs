@@ -72,7 +72,7 @@ fn describe(image: &Image) -> String {
                 "{} {} {}",
                 layer.diff_id,
                 size(layer.size),
-                layer.spec.path.display()
+                layer.spec.path().display()
             ),
         );
     }

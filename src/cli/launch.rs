@@ -10,7 +10,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -72,8 +72,10 @@ pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
             text.map_or(Ok(()), |text| super::output::print(&text))
         });
     }
-    // Nothing else that holds a descriptor or a thread may live here: see `daemonize`.
-    match daemonize().context("cannot start the daemon")? {
+    // Nothing else that holds a descriptor, beside `held`, or a thread may live here: see
+    // `daemonize`.
+    let keep = request.stack.dirs().map(|dir| dir.as_fd());
+    match daemonize(&keep.collect::<Vec<_>>()).context("cannot start the daemon")? {
         Side::Parent { daemon, reply } => {
             // On failure the daemon is gone, and dropping the request removes its upper.
             await_daemon(daemon, reply)?;
@@ -217,8 +219,8 @@ fn explain(error: union::Error, stack: &StackSpec) -> anyhow::Error {
         Some(upper) if error.errno() == Errno::BUSY.raw_os_error() => anyhow::anyhow!(
             "upper directory {} or work directory {} is in use by another mount: unmount that \
              first (unionfs ps lists ours), or use other directories",
-            upper.layer.path.display(),
-            upper.work.display()
+            upper.layer.path().display(),
+            upper.work.path().display()
         ),
         _ => anyhow::Error::new(error).context("cannot stack the layers"),
     }
@@ -239,15 +241,15 @@ fn config(request: &Request) -> MountConfig {
         }
     }
     let paths = |layers: &[crate::layer::LayerSpec]| -> Vec<PathBuf> {
-        layers.iter().map(|layer| layer.path.clone()).collect()
+        layers.iter().map(|layer| layer.path().to_owned()).collect()
     };
     let upper = request.stack.upper.as_ref();
     config.description = fuse::Description {
         image: request.image.clone(),
         image_id: request.image_id.map(|id| id.to_string()),
         lowers: paths(&request.stack.lowers),
-        upper: upper.map(|upper| upper.layer.path.clone()),
-        work: upper.map(|upper| upper.work.clone()),
+        upper: upper.map(|upper| upper.layer.path().to_owned()),
+        work: upper.map(|upper| upper.work.path().to_owned()),
         options: request
             .option_texts
             .iter()

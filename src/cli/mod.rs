@@ -164,6 +164,8 @@ fn open_stores(root: Option<&Path>) -> anyhow::Result<Stores> {
 
 /// Parses the arguments, runs the command and reports errors on stderr.
 pub fn main() -> ExitCode {
+    // Each layer that was found is held open.
+    crate::fuse::raise_nofile_limit();
     let args: Vec<OsString> = std::env::args_os().collect();
     let outcome = match compat::recognise(&args, is_command) {
         Some(persona) => compat::run(persona, &args),

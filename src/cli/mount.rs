@@ -256,19 +256,19 @@ fn find(
 
 /// Puts a writable layer on top: the user's, or a fresh one.
 fn add_upper(stack: &mut StackSpec, args: &Args) -> anyhow::Result<Option<Fresh>> {
-    let Some(LayerSpec { path: top, .. }) = stack.lowers.first() else {
+    let Some(top) = stack.lowers.first() else {
         bail!("the image has no layers: nothing to mount");
     };
     let (fresh, upper) = match (&args.upper, &args.work) {
         (Some(upper), Some(work)) => {
-            let path = checks::resolve_dir("upper directory", upper)?;
-            let work = checks::resolve_dir("work directory", work)?;
+            let dir = checks::open_dir("upper directory", upper)?;
+            let work = checks::open_dir("work directory", work)?;
             let dialect = UPPER_DIALECT;
-            let layer = LayerSpec { path, dialect };
+            let layer = LayerSpec { dir, dialect };
             (None, UpperSpec { layer, work })
         }
         _ => {
-            let (fresh, spec) = Fresh::make(top, UPPER_DIALECT, args.ephemeral)?;
+            let (fresh, spec) = Fresh::make(&top.dir, UPPER_DIALECT, args.ephemeral)?;
             (Some(fresh), spec)
         }
     };

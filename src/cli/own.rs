@@ -125,7 +125,7 @@ impl Mounted {
     /// Where an image is mounted: its layers, all of them and none above, and not as another
     /// image that has the same.
     pub(super) fn image(&self, image: &Image) -> Option<PathBuf> {
-        let top = &image.layers.last()?.spec.path;
+        let top = &image.layers.last()?.spec.path();
         let id = image.id.to_string();
         let this = |other: &Option<String>| other.as_ref().is_none_or(|other| *other == id);
         let mut chains = self.chains.iter();
@@ -159,7 +159,7 @@ pub(super) fn find(
 /// Brings everything that was written through a live mount into its upper, from which it
 /// is about to be read.
 pub(super) fn flush(container: &Container) -> anyhow::Result<()> {
-    let Some(mountpoint) = Mounted::now().find(&container.upper.layer.path) else {
+    let Some(mountpoint) = Mounted::now().find(container.upper.layer.path()) else {
         return Ok(());
     };
     let flushed = std::fs::File::open(&mountpoint)

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{CWD, Mode, OFlags, RawDir};
+use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::at::{At, Stat};
@@ -49,7 +49,7 @@ impl FileSystem {
 #[derive(Debug)]
 pub struct Layer {
     /// Its root directory, opened for reading.
-    pub root: OwnedFd,
+    pub root: Arc<OwnedFd>,
     /// Where it is, for messages.
     pub path: PathBuf,
     /// How its markers are read.
@@ -106,14 +106,26 @@ impl Layer {
 
     /// As [`Self::open`], one of many: a file system is asked for its UUID once.
     pub fn open_among(spec: &LayerSpec, known: &mut FileSystems) -> Result<Self, Errno> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(CWD, &spec.path, flags, Mode::empty())?;
+        Self::rooted(spec, spec.dir.readable()?, known)
+    }
+
+    /// As [`Self::open`], with a descriptor that nobody shares, so that a lock on it is not
+    /// that of whoever has `spec`.
+    pub fn open_apart(spec: &LayerSpec) -> Result<Self, Errno> {
+        Self::rooted(spec, Arc::new(spec.dir.reopen()?), &mut FileSystems::new())
+    }
+
+    fn rooted(
+        spec: &LayerSpec,
+        root: Arc<OwnedFd>,
+        known: &mut FileSystems,
+    ) -> Result<Self, Errno> {
         let stat = At::fd(root.as_fd()).stat()?;
         let system = known.entry(stat.dev);
         let system = *system.or_insert_with(|| FileSystem::of(&root));
         Ok(Self {
             root,
-            path: spec.path.clone(),
+            path: spec.path().to_owned(),
             dialect: spec.dialect,
             uuid: system.uuid,
             keeps_numbers: system.keeps_numbers,
@@ -132,7 +144,7 @@ impl Layer {
     pub fn seal(&mut self) -> Result<(), Errno> {
         let copy = sealed(&self.root)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        self.root = rustix::fs::openat(&copy, c".", flags, Mode::empty())?;
+        self.root = Arc::new(rustix::fs::openat(&copy, c".", flags, Mode::empty())?);
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 //! Called by `union`, described by the store and the cli.
 
 pub mod at;
+pub mod dir;
 pub mod fds;
 pub mod lower;
 pub mod markers;
@@ -9,7 +10,9 @@ pub mod origin;
 pub mod trust;
 pub mod types;
 
-use std::path::PathBuf;
+use std::path::Path;
+
+pub use dir::{OpenDir, OpenError};
 
 /// Which on-disk markers a layer may carry; what is not read as a marker is data.
 ///
@@ -56,9 +59,25 @@ impl Dialect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerSpec {
     /// The directory that holds the layer's tree.
-    pub path: PathBuf,
+    pub dir: OpenDir,
     /// How its markers are read.
     pub dialect: Dialect,
+}
+
+impl LayerSpec {
+    /// Opens the directory in `path`, once: what happens to its name later does not matter.
+    ///
+    /// # Errors
+    /// [`OpenError`] when there is none, or it cannot be opened.
+    pub fn open(path: impl AsRef<Path>, dialect: Dialect) -> Result<Self, OpenError> {
+        let dir = OpenDir::open(path)?;
+        Ok(Self { dir, dialect })
+    }
+
+    /// What messages and records call its directory.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
 }
 
 /// A layer stack: what the store hands to the union.
@@ -72,11 +91,20 @@ pub struct StackSpec {
     pub upper: Option<UpperSpec>,
 }
 
+impl StackSpec {
+    /// All its directories: of the lowers, the upper, and the work directory.
+    pub fn dirs(&self) -> impl Iterator<Item = &OpenDir> {
+        let lowers = self.lowers.iter().chain(&self.data_only);
+        let upper = self.upper.iter().flat_map(|u| [&u.layer.dir, &u.work]);
+        lowers.map(|lower| &lower.dir).chain(upper)
+    }
+}
+
 /// The writable side of a stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpperSpec {
     /// The upper directory.
     pub layer: LayerSpec,
     /// The work directory: same file system as the upper, used for staging and the index.
-    pub work: PathBuf,
+    pub work: OpenDir,
 }

@@ -10,10 +10,12 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
+use crate::layer::OpenDir;
+use crate::layer::dir::{open_either, path_of};
 
 /// The most read from a file that holds one digest, ID or number, in bytes.
 pub(crate) const SMALL: u64 = 4 << 10;
@@ -30,11 +32,11 @@ pub(crate) struct Beneath {
 impl Beneath {
     /// Opens the root itself; only here may a symlink be followed.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let path = std::fs::canonicalize(path)
-            .map_err(|e| Error::io("open", path, Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(&path, flags, Mode::empty())
-            .map_err(|e| Error::io("open", &path, e))?;
+        let fd =
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::io("open", path, e))?;
+        // Of what is open, not of the name, which may be another directory's by now.
+        let path = path_of(&fd).ok_or_else(|| Error::io("open", path, Errno::NOENT))?;
         let links = Mutex::new(None);
         Ok(Self { path, fd, links })
     }
@@ -163,19 +165,25 @@ impl Beneath {
         }
     }
 
-    /// The absolute path of a layer's directory, after making sure that it is one.
-    pub(crate) fn layer_dir(&self, relative: impl AsRef<Path>) -> Result<PathBuf> {
+    /// A layer's directory, held open: names that change later lead nowhere else.
+    pub(crate) fn layer_dir(&self, relative: impl AsRef<Path>) -> Result<OpenDir> {
         let relative = relative.as_ref();
         let path = self.full(relative);
-        match self.dir(relative, OFlags::PATH) {
-            Ok(Some(_)) => Ok(path),
-            Ok(None) => Err(Error::LayerDirMissing { path }),
-            Err(Error::Io {
-                source: Errno::NOTDIR,
-                ..
-            }) => Err(Error::LayerNotDirectory { path }),
-            Err(error) => Err(error),
+        match open_either(|flags| self.open_at(relative, flags)) {
+            Ok(fd) => Ok(OpenDir::new(fd, &path)),
+            Err(Errno::NOENT) => Err(Error::LayerDirMissing { path }),
+            Err(Errno::NOTDIR) => Err(Error::LayerNotDirectory { path }),
+            Err(errno) => Err(self.error("open", relative, errno)),
         }
+    }
+
+    /// Whether something is mounted there, in this mount namespace.
+    pub(crate) fn is_mount_root(&self, relative: impl AsRef<Path>) -> bool {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
+        let look = |fd: OwnedFd| rustix::fs::statx(&fd, "", flags, StatxFlags::empty());
+        let found = self.open_at(relative.as_ref(), OFlags::PATH).and_then(look);
+        let mount_root = StatxAttributes::MOUNT_ROOT;
+        found.is_ok_and(|stat| stat.stx_attributes.contains(mount_root))
     }
 
     /// Where the symlink `name` in a directory points; `None` where there is no such
@@ -231,4 +239,34 @@ fn read_whole(mut file: File, size: u64, limit: u64) -> io::Result<Vec<u8>> {
             .read_to_end(&mut bytes)?;
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_recognised() {
+        let root = Beneath::open(Path::new("/")).unwrap();
+        assert!(root.is_mount_root("proc"));
+        assert!(!root.is_mount_root("proc/sys"));
+        assert!(!root.is_mount_root("no/such/directory"));
+    }
+
+    #[test]
+    fn a_layer_stays_what_it_was_when_it_was_opened() {
+        let temp = tempfile::tempdir().unwrap();
+        for name in ["layer", "other"] {
+            std::fs::create_dir(temp.path().join(name)).unwrap();
+            std::fs::write(temp.path().join(name).join("name"), name).unwrap();
+        }
+        let root = Beneath::open(temp.path()).unwrap();
+        let layer = root.layer_dir("layer").unwrap();
+        std::fs::rename(temp.path().join("layer"), temp.path().join("aside")).unwrap();
+        std::os::unix::fs::symlink("other", temp.path().join("layer")).unwrap();
+        let inside = std::fs::read_to_string(layer.by_descriptor().join("name"));
+        assert_eq!(inside.unwrap(), "layer");
+        let error = root.layer_dir("layer").unwrap_err();
+        assert!(matches!(error, Error::Symlink { .. }), "{error:?}");
+    }
 }

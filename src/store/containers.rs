@@ -4,7 +4,7 @@
 //! .dockerenv, etc/hosts …), which lies on the image's layers. Names are not in
 //! layerdb: they are read from `containers/<id>/config.v2.json` where that exists.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 
@@ -14,7 +14,7 @@ use super::image::{self, Layer};
 use super::layerdb::CacheId;
 use super::single::{Cache, Store, layer_of};
 use super::{Digest, Named, Source, json, roots};
-use crate::layer::{LayerSpec, StackSpec, UpperSpec};
+use crate::layer::{LayerSpec, OpenDir, StackSpec, UpperSpec};
 
 /// The most that is read of a config.v2.json, in bytes.
 const LIMIT: u64 = 8 << 20;
@@ -74,7 +74,7 @@ impl Container {
             return Err(Error::ContainerRunning { id });
         }
         if writable && !self.in_place {
-            let path = self.upper.layer.path.clone();
+            let path = self.upper.layer.path().to_owned();
             return Err(Error::NotAnUpper { path });
         }
         let mut stack = self.observed_stack();
@@ -87,7 +87,7 @@ impl Container {
     /// As [`Container::observed_stack`], to tell what the container has changed.
     pub fn changed_stack(&self) -> Result<StackSpec> {
         if self.whole {
-            let path = self.upper.layer.path.clone();
+            let path = self.upper.layer.path().to_owned();
             return Err(Error::WholeTree { path });
         }
         Ok(self.observed_stack())
@@ -175,9 +175,9 @@ pub(crate) fn load(store: &Store, id: &CacheId) -> Result<Container> {
             .map(|init| init.spec),
         in_place: work.is_some(),
         whole: own.below == Below::Nothing,
-        running: called_running || is_mounted(&own.spec.path.with_file_name("merged")),
+        running: called_running || is_mounted(store, &own.spec.dir),
         upper: UpperSpec {
-            work: work.unwrap_or_else(|| own.spec.path.clone()),
+            work: work.unwrap_or_else(|| own.spec.dir.clone()),
             layer: own.spec,
         },
     })
@@ -221,30 +221,15 @@ fn load_elsewhere(store: &Store, named: &Named, source: &Source) -> Result<Conta
         in_place: work.is_some(),
         whole: false,
         upper: UpperSpec {
-            work: work.unwrap_or_else(|| own.spec.path.clone()),
+            work: work.unwrap_or_else(|| own.spec.dir.clone()),
             layer: own.spec,
         },
     })
 }
 
-/// Whether a directory is a mount point in this mount namespace.
-fn is_mounted(path: &PathBuf) -> bool {
-    use rustix::fs::{AtFlags, CWD, StatxFlags};
-    let stat = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
-    stat.is_ok_and(|stat| {
-        let mount_root = rustix::fs::StatxAttributes::MOUNT_ROOT;
-        stat.stx_attributes.contains(mount_root)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_points_are_recognised() {
-        assert!(is_mounted(&PathBuf::from("/proc")));
-        assert!(!is_mounted(&PathBuf::from("/proc/self")));
-        assert!(!is_mounted(&PathBuf::from("/no/such/directory")));
-    }
+/// Whether the engine has the container mounted, beside its own layer, in this mount namespace.
+fn is_mounted(store: &Store, own: &OpenDir) -> bool {
+    let merged = own.path().with_file_name("merged");
+    let merged = merged.strip_prefix(store.root());
+    merged.is_ok_and(|merged| store.root.is_mount_root(merged))
 }

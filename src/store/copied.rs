@@ -37,7 +37,7 @@ pub fn copy_layers(
         let unpacked = staged.unpack_from(&Limits::default(), rebuilding, &mut passed)?;
         if unpacked.diff_id != layer.diff_id {
             return Err(Error::ChainMismatch {
-                path: layer.spec.path.clone(),
+                path: layer.spec.path().to_owned(),
                 found: format!("a layer whose tar has the digest {}", unpacked.diff_id),
                 expected: layer.diff_id.to_string(),
             });

@@ -7,27 +7,30 @@
 //!            work/          0700
 //! ```
 
+use std::ffi::CStr;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
-use crate::layer::{Dialect, LayerSpec, UpperSpec};
+use crate::layer::at::{At, timestamps};
+use crate::layer::{Dialect, LayerSpec, OpenDir, UpperSpec};
 
 /// An upper that nobody has a name for.
 #[derive(Debug)]
 pub struct Ephemeral {
     dir: PathBuf,
-    diff: PathBuf,
-    work: PathBuf,
+    diff: OpenDir,
+    work: OpenDir,
 }
 
 /// Makes an empty upper below `base` (see [`super::roots::Environment::own_root`]),
 /// whose root directory looks like that of `top`, the topmost lower.
-pub fn ephemeral_upper(base: &Path, top: &Path) -> Result<Ephemeral> {
+pub fn ephemeral_upper(base: &Path, top: &OpenDir) -> Result<Ephemeral> {
     let parent = base.join("rw");
     let fail = |path: &Path| {
         let path = path.to_owned();
@@ -44,85 +47,67 @@ pub fn ephemeral_upper(base: &Path, top: &Path) -> Result<Ephemeral> {
             Err(error) => return Err(fail(&dir)(error)),
         }
     };
-    let upper = Ephemeral {
-        diff: dir.join("diff"),
-        work: dir.join("work"),
-        dir,
-    };
-    match fill(&upper, top) {
-        Ok(()) => Ok(upper),
-        Err(error) => {
-            // The first failure is the one to report.
-            let _ = upper.remove();
-            Err(error)
-        }
+    let filled = fill(&dir, top);
+    if filled.is_err() {
+        // The first failure is the one to report.
+        let _ = remove_upper(&dir);
     }
+    let (diff, work) = filled?;
+    Ok(Ephemeral { dir, diff, work })
 }
 
-fn fill(upper: &Ephemeral, top: &Path) -> Result<()> {
-    let fail = |path: &Path| {
-        let path = path.to_owned();
-        move |error: io::Error| Error::io("create", &path, errno(&error))
+/// Makes `diff` and `work`.
+fn fill(dir: &Path, top: &OpenDir) -> Result<(OpenDir, OpenDir)> {
+    let make = |name: &str| {
+        let path = dir.join(name);
+        make_dir(false, &path).map_err(|e| Error::io("create", &path, errno(&e)))?;
+        OpenDir::open(&path).map_err(Error::open)
     };
-    make_dir(false, &upper.work).map_err(fail(&upper.work))?;
-    make_dir(false, &upper.diff).map_err(fail(&upper.diff))?;
-    dress_like(top, &upper.diff)
+    let work = make("work")?;
+    let diff = make("diff")?;
+    dress_like(top, &diff)?;
+    Ok((diff, work))
 }
 
 /// Gives an empty directory the owner, mode, times and xattrs of another, as far as this
 /// user may.
-pub(crate) fn dress_like(top: &Path, diff: &Path) -> Result<()> {
-    let like = top
-        .symlink_metadata()
-        .map_err(|error| Error::io("stat", top, errno(&error)))?;
-    let owner = (Uid::from_raw(like.uid()), Gid::from_raw(like.gid()));
-    match rustix::fs::chownat(
-        CWD,
-        diff,
-        Some(owner.0),
-        Some(owner.1),
-        AtFlags::SYMLINK_NOFOLLOW,
-    ) {
+pub(crate) fn dress_like(top: &OpenDir, diff: &OpenDir) -> Result<()> {
+    let (from, to) = (At::fd(top.as_fd()), At::fd(diff.as_fd()));
+    let fail = |action| move |errno| Error::io(action, diff.path(), errno);
+    let like = from
+        .stat()
+        .map_err(|errno| Error::io("stat", top.path(), errno))?;
+    match to.chown(Some(like.uid), Some(like.gid)) {
         // Only root may give a directory away; a user's own mount shows the user's.
         Ok(()) | Err(Errno::PERM | Errno::INVAL) => (),
-        Err(error) => return Err(Error::io("chown", diff, error)),
+        Err(errno) => return Err(fail("chown")(errno)),
     }
-    rustix::fs::chmod(diff, Mode::from_raw_mode(like.mode() & 0o7777))
-        .map_err(|error| Error::io("chmod", diff, error))?;
-    copy_xattrs(top, diff);
+    to.chmod(like.perm).map_err(fail("chmod"))?;
+    copy_xattrs(from, to);
     // Last, as nothing changes below any more. The access time does not matter.
-    let time = |tv_sec, tv_nsec| Timespec { tv_sec, tv_nsec };
-    let times = Timestamps {
-        last_access: time(like.atime(), like.atime_nsec()),
-        last_modification: time(like.mtime(), like.mtime_nsec()),
-    };
-    rustix::fs::utimensat(CWD, diff, &times, AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(|error| Error::io("set the times of", diff, error))
+    let times = timestamps(like.atime, like.mtime);
+    to.set_times(&times).map_err(fail("set the times of"))
 }
 
 /// Xattrs (ACLs, labels, users' own) as far as this user may set them; an overlay's
 /// markers belong to the layer they are in.
-fn copy_xattrs(from: &Path, to: &Path) {
+fn copy_xattrs(from: At<'_>, to: At<'_>) {
     let markers = [
         &b"trusted.overlay."[..],
         b"user.overlay.",
         b"user.fuseoverlayfs.",
     ];
-    // The kernel's limit for both a list and a value is 64 KiB.
-    let mut names = vec![0; 65536];
-    let Ok(length) = rustix::fs::llistxattr(from, &mut names[..]) else {
-        return;
-    };
-    names.truncate(length);
-    for name in names.split(|byte| *byte == 0).filter(|n| !n.is_empty()) {
-        let mut value = vec![0; 65536];
+    let names = from.list_xattrs().unwrap_or_default();
+    for name in names.split_inclusive(|byte| *byte == 0) {
+        let Ok(text) = CStr::from_bytes_with_nul(name) else {
+            continue;
+        };
         if markers.iter().any(|marker| name.starts_with(marker)) {
             continue;
         }
-        if let Ok(length) = rustix::fs::lgetxattr(from, name, &mut value[..]) {
-            value.truncate(length);
+        if let Ok(Some(value)) = from.xattr(text) {
             // Refused: a union without the label is better than none.
-            let _ = rustix::fs::lsetxattr(to, name, &value, XattrFlags::empty());
+            let _ = to.set_xattr(text, &value, XattrFlags::empty());
         }
     }
 }
@@ -132,7 +117,7 @@ impl Ephemeral {
     pub fn spec(&self, dialect: Dialect) -> UpperSpec {
         UpperSpec {
             layer: LayerSpec {
-                path: self.diff.clone(),
+                dir: self.diff.clone(),
                 dialect,
             },
             work: self.work.clone(),
@@ -198,6 +183,8 @@ fn errno(error: &io::Error) -> Errno {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     #[test]
@@ -210,18 +197,18 @@ mod tests {
             .and_then(|dir| dir.set_modified(std::time::UNIX_EPOCH))
             .unwrap();
         let base = temp.path().join("own/store");
-        let upper = ephemeral_upper(&base, &top).unwrap();
-        let other = ephemeral_upper(&base, &top).unwrap();
+        let upper = ephemeral_upper(&base, &OpenDir::open(&top).unwrap()).unwrap();
+        let other = ephemeral_upper(&base, &OpenDir::open(&top).unwrap()).unwrap();
         assert_ne!(upper.dir(), other.dir());
         let mode = |path: &Path| path.metadata().unwrap().mode() & 0o7777;
         let spec = upper.spec(Dialect::KERNEL);
-        assert_eq!(mode(&spec.layer.path), 0o1751);
+        assert_eq!(mode(spec.layer.path()), 0o1751);
         let modified = |path: &Path| path.metadata().unwrap().modified().unwrap();
-        assert_eq!(modified(&spec.layer.path), modified(&top));
+        assert_eq!(modified(spec.layer.path()), modified(&top));
         assert_eq!(mode(upper.dir()), 0o700);
-        assert_eq!(mode(&spec.work), 0o700);
+        assert_eq!(mode(spec.work.path()), 0o700);
 
-        let locked = spec.layer.path.join("locked/in");
+        let locked = spec.layer.path().join("locked/in");
         std::fs::create_dir_all(&locked).unwrap();
         std::os::unix::fs::symlink(&top, locked.join("link")).unwrap();
         std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o000)).unwrap();
@@ -234,8 +221,11 @@ mod tests {
     #[test]
     fn a_failure_leaves_nothing() {
         let temp = tempfile::tempdir().unwrap();
-        let error = ephemeral_upper(temp.path(), &temp.path().join("none")).unwrap_err();
-        assert_eq!(error.errno(), Some(Errno::NOENT));
+        // A descriptor of no type of file has no attributes to copy.
+        let no_file = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        let no_file = OpenDir::new(no_file, Path::new("eventfd"));
+        let error = ephemeral_upper(temp.path(), &no_file).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::IO));
         assert_eq!(
             std::fs::read_dir(temp.path().join("rw")).unwrap().count(),
             0

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
+use crate::layer::OpenError;
+
 use super::digest::Digest;
 
 /// Result of a store operation.
@@ -371,6 +373,10 @@ impl Error {
         let remedies = ["; restore the file", ": restore the store"];
         let found = remedies.iter().find_map(|remedy| text.strip_suffix(remedy));
         found.map(str::to_owned).unwrap_or(text)
+    }
+
+    pub(crate) fn open(error: OpenError) -> Self {
+        Self::io("open", &error.path, error.source)
     }
 
     /// The errno that a failing system call gave, if one did.

@@ -128,7 +128,7 @@ pub(crate) fn label(names: &[Name], id: &Digest) -> String {
 }
 
 fn spec_path<S: Serializer>(spec: &LayerSpec, s: S) -> std::result::Result<S::Ok, S::Error> {
-    lossy(&spec.path, s)
+    lossy(spec.path(), s)
 }
 
 /// JSON has no bytes: a root that is not UTF-8 is shown as far as it is.

@@ -126,13 +126,14 @@ impl Store {
         for chain in chains {
             let (id, seen) = lines.next()?.split_once(' ')?;
             let id = CacheId::parse(id.as_bytes())?;
+            let path = Path::new(self.driver()).join(id.as_str()).join(files);
+            let dir = self.root.layer_dir(path).ok()?;
+            // Of the directory that is open now, whatever was there a moment ago.
             if dirs.seen(chain, &id)? != seen {
                 return None;
             }
-            layers.push(LayerSpec {
-                path: dirs.path.join(id.as_str()).join(files),
-                dialect: self.driver.dialect(),
-            });
+            let dialect = self.driver.dialect();
+            layers.push(LayerSpec { dir, dialect });
         }
         lines.next().is_none().then_some(layers)
     }
@@ -158,8 +159,6 @@ impl Store {
 struct Dirs {
     layerdb: OwnedFd,
     driver: OwnedFd,
-    /// Of `driver`.
-    path: PathBuf,
 }
 
 impl Dirs {
@@ -169,7 +168,6 @@ impl Dirs {
         Some(Self {
             layerdb: open(&store.layerdb().dir.join("sha256"))?,
             driver: open(driver)?,
-            path: store.root.full(driver),
         })
     }
 

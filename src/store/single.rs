@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
-use rustix::fs::OFlags;
 
 use super::beneath::Beneath;
 use super::containers_storage::Records;
@@ -142,11 +141,9 @@ impl Store {
 
     /// What a layer's tar is made from again: the directory with its files, `diff`, and its
     /// tar-split, unzipped.
-    pub(crate) fn tar_sources(&self, layer: &Layer) -> Result<(OwnedFd, TarSplit)> {
-        let diff = &layer.spec.path;
-        let relative = diff.strip_prefix(self.root()).unwrap_or(diff);
-        let dir = self.root.dir(relative, OFlags::RDONLY)?;
-        let dir = dir.ok_or_else(|| Error::LayerDirMissing { path: diff.clone() })?;
+    pub(crate) fn tar_sources(&self, layer: &Layer) -> Result<(Arc<OwnedFd>, TarSplit)> {
+        let dir = layer.spec.dir.readable();
+        let dir = dir.map_err(|errno| Error::io("open", layer.spec.path(), errno))?;
         let file = self.tar_split(layer);
         let split = self.root.file(&file)?.ok_or_else(|| Error::LayerMissing {
             chain: layer.chain_id,

@@ -151,7 +151,7 @@ impl<'s> Verify<'s> {
         match store.image(id) {
             Ok(image) => {
                 let mut new = image.layers;
-                new.retain(|layer| self.podmans.insert(layer.spec.path.clone()));
+                new.retain(|layer| self.podmans.insert(layer.spec.path().to_owned()));
                 self.layers
                     .extend(new.into_iter().map(|layer| (store, layer)));
             }
@@ -293,7 +293,7 @@ fn content(
     found: &mut Vec<String>,
     hashed: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let path = &layer.spec.path;
+    let path = layer.spec.path();
     let (diff, split) = store.tar_sources(layer)?;
     let shown = store.root.full(store.tar_split(layer));
     let mut damages = Damages::default();

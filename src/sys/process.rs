@@ -2,7 +2,7 @@
 //! before the program has a second thread; and which rights we or a caller have.
 
 use std::io;
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use rustix::process::Pid;
 
@@ -65,19 +65,19 @@ pub enum Side {
     },
     /// The daemon.
     Daemon {
-        /// Writing end, the only descriptor left above standard error.
+        /// Writing end; above standard error only this is left and what was to be kept.
         reply: OwnedFd,
     },
 }
 
-/// Forks a daemon: its own session, standard streams on /dev/null, and no descriptor
-/// of the caller's: a shell that reads our output to its end does not wait for it.
+/// Forks a daemon: its own session, standard streams on /dev/null, and of the caller's
+/// descriptors only `keep`: a shell that reads our output to its end does not wait for it.
 ///
-/// No descriptor may be held open across the call: in the daemon it would be closed
+/// No other descriptor may be held open across the call: in the daemon it would be closed
 /// behind its owner's back. Fails with EBUSY once the process has several threads
 /// (the child would own locks that nobody releases), else with the errno of `pipe2`,
 /// `fork`, `setsid`, `open` or `close_range` (Linux 5.9).
-pub fn daemonize() -> io::Result<Side> {
+pub fn daemonize(keep: &[BorrowedFd<'_>]) -> io::Result<Side> {
     if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
         return Err(rustix::io::Errno::BUSY.into());
     }
@@ -90,7 +90,7 @@ pub fn daemonize() -> io::Result<Side> {
         None => {
             // `close_range` closes it: it must have no owner any more.
             let _ = read.into_raw_fd();
-            detach(&write)?;
+            detach(&write, keep)?;
             Ok(Side::Daemon { reply: write })
         }
     }
@@ -107,7 +107,7 @@ fn fork() -> io::Result<Option<Pid>> {
     }
 }
 
-fn detach(keep: &OwnedFd) -> io::Result<()> {
+fn detach(reply: &OwnedFd, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     rustix::process::setsid()?;
     let null = rustix::fs::open(
         "/dev/null",
@@ -123,11 +123,20 @@ fn detach(keep: &OwnedFd) -> io::Result<()> {
     } else {
         drop(null);
     }
-    let keep = keep.as_raw_fd().unsigned_abs();
-    if keep > 3 {
-        close_range(3, keep - 1)?;
+    let kept = keep.iter().map(|fd| fd.as_raw_fd());
+    let mut kept: Vec<u32> = kept
+        .chain([reply.as_raw_fd()])
+        .map(|fd| fd.unsigned_abs())
+        .collect();
+    kept.sort_unstable();
+    let mut next = 3;
+    for fd in kept.into_iter().filter(|fd| *fd > 2) {
+        if fd > next {
+            close_range(next, fd - 1)?;
+        }
+        next = fd + 1;
     }
-    close_range(keep.max(2) + 1, u32::MAX)
+    close_range(next, u32::MAX)
 }
 
 #[allow(unsafe_code)]

@@ -368,12 +368,12 @@ fn open_layers(
             opened.seal().map_err(|e| {
                 Error::from(e).context(
                     "io=passthrough needs a private mount of the lower layer",
-                    &spec.path,
+                    spec.path(),
                 )
             })?;
         }
         let root = layer.and_then(|layer| LowerDir::root(Arc::new(layer), first + i));
-        root.map_err(|e| Error::from(e).context("cannot open the lower layer", &spec.path))
+        root.map_err(|e| Error::from(e).context("cannot open the lower layer", spec.path()))
     };
     specs.iter().enumerate().map(open).collect()
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
@@ -64,10 +64,9 @@ pub(crate) struct Upper {
 /// How names of what is staged begin, kernel overlayfs' as ours.
 const STAGED: &[u8] = b"#";
 
-fn open_dir(path: &Path, what: &'static str) -> Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(CWD, path, flags, Mode::empty())
-        .map_err(|e| Error::from(e).context(what, path))
+fn open_work(spec: &UpperSpec) -> Result<OwnedFd> {
+    let opened = spec.work.reopen();
+    opened.map_err(|e| Error::from(e).context("cannot open the work directory", spec.work.path()))
 }
 
 /// How long a server that has been unmounted may take to finish.
@@ -94,34 +93,35 @@ fn lock(fd: impl AsFd, path: &Path) -> Result<()> {
 
 impl Upper {
     pub fn open(spec: &UpperSpec, volatile: bool) -> Result<Self> {
-        let layer = Layer::open(&spec.layer).map_err(|e| {
-            Error::from(e).context("cannot open the upper directory", &spec.layer.path)
+        let layer = Layer::open_apart(&spec.layer).map_err(|e| {
+            Error::from(e).context("cannot open the upper directory", spec.layer.path())
         })?;
-        let work_base = open_dir(&spec.work, "cannot open the work directory")?;
-        lock(&layer.root, &spec.layer.path)?;
-        lock(&work_base, &spec.work)?;
+        let work_base = open_work(spec)?;
+        lock(&layer.root, spec.layer.path())?;
+        lock(&work_base, spec.work.path())?;
         let mut upper = Self::unprobed(layer, work_base, spec)?;
         upper.volatile = volatile;
-        upper.staging = open_staging(upper.work_base.as_fd(), upper.own_ids)
-            .map_err(|e| Error::from(e).context("cannot set up the work directory", &spec.work))?;
+        upper.staging = open_staging(upper.work_base.as_fd(), upper.own_ids).map_err(|e| {
+            Error::from(e).context("cannot set up the work directory", spec.work.path())
+        })?;
         upper.probe().map_err(|e| {
-            Error::from(e).context("cannot write to the work directory", &spec.work)
+            Error::from(e).context("cannot write to the work directory", spec.work.path())
         })?;
         if upper.form == WhiteoutForm::WhName && !upper.layer.dialect.wh_names {
             let what = "whiteouts can only be .wh. files here, the file system taking neither \
                 device nodes nor xattrs, and without dialect=all these are data: \
                 take dialect=all or another upper directory than";
-            return Err(Error::from(Errno::OPNOTSUPP).context(what, &spec.layer.path));
+            return Err(Error::from(Errno::OPNOTSUPP).context(what, spec.layer.path()));
         }
         Ok(upper)
     }
 
     /// Opens an upper to look at it: see [`super::Union::observe`].
     pub fn observe(spec: &UpperSpec) -> Result<Self> {
-        let layer = Layer::open(&spec.layer).map_err(|e| {
-            Error::from(e).context("cannot open the upper directory", &spec.layer.path)
+        let layer = Layer::open_apart(&spec.layer).map_err(|e| {
+            Error::from(e).context("cannot open the upper directory", spec.layer.path())
         })?;
-        let work_base = open_dir(&spec.work, "cannot open the work directory")?;
+        let work_base = open_work(spec)?;
         let mut upper = Self::unprobed(layer, work_base, spec)?;
         upper.observed = true;
         Ok(upper)
@@ -132,11 +132,11 @@ impl Upper {
         let work_stat = At::fd(work_base.as_fd()).stat()?;
         if work_stat.dev != layer.stat.dev {
             let what = "not on the same file system as the upper directory: work directory";
-            return Err(Error::from(Errno::XDEV).context(what, &spec.work));
+            return Err(Error::from(Errno::XDEV).context(what, spec.work.path()));
         }
-        let staging = At::fd(work_base.as_fd())
-            .open_dir_path()
-            .map_err(|e| Error::from(e).context("cannot open the work directory", &spec.work))?;
+        let staging = At::fd(work_base.as_fd()).open_dir_path().map_err(|e| {
+            Error::from(e).context("cannot open the work directory", spec.work.path())
+        })?;
         let root = layer.markers(At::fd(layer.root.as_fd()))?;
         let tag = RandomState::new().hash_one(std::process::id());
         Ok(Self {

@@ -4,7 +4,7 @@
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
+use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
 use unionfs::union::{Options, SetAttr, Union};
 
 use crate::common::layers::{self, Form, Layer};
@@ -112,11 +112,8 @@ fn a_changed_file_is_not_copied_up() {
         let layer = if path == "d" { 0 } else { 1 };
         let (upper, work) = (world.scratch.dir("upper"), world.scratch.dir("work"));
         world.stack.upper = Some(UpperSpec {
-            layer: LayerSpec {
-                path: upper.clone(),
-                dialect: Dialect::ALL,
-            },
-            work,
+            layer: LayerSpec::open(&upper, Dialect::ALL).unwrap(),
+            work: OpenDir::open(work).unwrap(),
         });
         change(&world.lowers[layer]);
         let options = Options {

@@ -11,10 +11,7 @@ use zerocopy::{FromBytes, IntoBytes};
 pub(crate) const ROOT: Caller = Caller { uid: 0, gid: 0 };
 
 pub(crate) fn stack(lowers: &[PathBuf]) -> StackSpec {
-    let spec = |path: &PathBuf| LayerSpec {
-        path: path.clone(),
-        dialect: Dialect::ALL,
-    };
+    let spec = |path: &PathBuf| LayerSpec::open(path, Dialect::ALL).unwrap();
     StackSpec {
         lowers: lowers.iter().map(spec).collect(),
         data_only: Vec::new(),

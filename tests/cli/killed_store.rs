@@ -97,7 +97,7 @@ pub(crate) fn view(root: &Path, when: &str) -> View {
     for named in stores.named() {
         let (store, named) = named.unwrap();
         let container = store.load_named(&named).unwrap();
-        assert!(container.upper.work.is_dir(), "{when}");
+        assert!(container.upper.work.path().is_dir(), "{when}");
         view.insert(format!("named {}", named.name));
     }
     view
@@ -121,7 +121,7 @@ fn prune(root: &Path, when: &str) {
     let stores = Stores::discover(Some(root), &Environment::default()).unwrap();
     for image in stores.images().images {
         let layers = image.layers.iter();
-        dirs.extend(layers.map(|layer| layer.spec.path.parent().unwrap().to_owned()));
+        dirs.extend(layers.map(|layer| layer.spec.path().parent().unwrap().to_owned()));
     }
     let found = std::fs::read_dir(root.join("overlay2")).unwrap();
     let found: BTreeSet<_> = found

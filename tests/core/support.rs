@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
+use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
 use unionfs::union::{Caller, EntryRef, Ino, Options, Result, Union};
 
 /// The caller of every operation: who runs the test, so that no privilege is needed.
@@ -21,10 +21,7 @@ pub(crate) struct World {
 }
 
 fn layer(path: PathBuf) -> LayerSpec {
-    LayerSpec {
-        path,
-        dialect: Dialect::ALL,
-    }
+    LayerSpec::open(path, Dialect::ALL).unwrap()
 }
 
 impl World {
@@ -49,7 +46,7 @@ impl World {
             data_only: Vec::new(),
             upper: Some(UpperSpec {
                 layer: layer(make("upper".into())),
-                work: make("work".into()),
+                work: OpenDir::open(make("work".into())).unwrap(),
             }),
         };
         let options = Options {

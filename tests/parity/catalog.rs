@@ -140,10 +140,7 @@ fn tree(union: &Union) -> BTreeMap<Vec<u8>, Facts> {
 }
 
 fn stack(lowers: &[PathBuf], dialect: Dialect) -> StackSpec {
-    let spec = |path: &PathBuf| LayerSpec {
-        path: path.clone(),
-        dialect,
-    };
+    let spec = |path: &PathBuf| LayerSpec::open(path, dialect).unwrap();
     // An empty path: what follows is data-only.
     let mut parts = lowers.split(|path| path.as_os_str().is_empty());
     StackSpec {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use unionfs::changes::{self, Kind};
-use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
+use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
 use unionfs::store::tarball::{Limits, unpack};
 
 use crate::common::layers::{self, Form, Layer};
@@ -24,17 +24,14 @@ use crate::{random, scenarios};
 const METACOPY: Fs = Fs::Kernel("index=on,redirect_dir=on,metacopy=on,xino=auto");
 
 fn spec(stack: &Stack) -> StackSpec {
-    let layer = |path: &PathBuf| LayerSpec {
-        path: path.clone(),
-        dialect: Dialect::KERNEL,
-    };
+    let layer = |path: &PathBuf| LayerSpec::open(path, Dialect::KERNEL).unwrap();
     let (upper, work) = stack.upper.as_ref().unwrap();
     StackSpec {
         lowers: stack.lowers.iter().map(layer).collect(),
         data_only: Vec::new(),
         upper: Some(UpperSpec {
             layer: layer(upper),
-            work: work.clone(),
+            work: OpenDir::open(work).unwrap(),
         }),
     }
 }

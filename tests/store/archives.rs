@@ -406,7 +406,11 @@ fn loaded_files_are_the_saved_ones() {
     for name in ["sample:1", "sample:2"] {
         let (theirs, ours) = (theirs.find(name).unwrap(), ours.find(name).unwrap());
         let dirs = |image: &unionfs::store::Image| -> Vec<PathBuf> {
-            image.layers.iter().map(|l| l.spec.path.clone()).collect()
+            image
+                .layers
+                .iter()
+                .map(|l| l.spec.path().to_owned())
+                .collect()
         };
         for (theirs, ours) in dirs(&theirs).iter().zip(dirs(&ours)) {
             assert_eq!(tree(theirs), tree(&ours), "{theirs:?}");

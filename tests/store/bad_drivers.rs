@@ -31,7 +31,7 @@ fn whole_stores_of_whole_trees() {
         assert_eq!(image.driver, driver);
         let stack = image.stack().unwrap();
         assert_eq!(stack.len(), 1);
-        assert_eq!(stack[0].path, tree(driver, &layout, 2));
+        assert_eq!(stack[0].path(), tree(driver, &layout, 2));
         let found = container(&layout).unwrap();
         let lowers = found.observed_stack().lowers;
         // Of vfs the container's own tree hides the image's.
@@ -44,9 +44,9 @@ fn whole_stores_of_whole_trees() {
 fn what_vfs_does_not_record_is_refused() {
     let layout = Layout::docker("vfs");
     let found = container(&layout).unwrap();
-    let path = found.upper.layer.path.to_str().unwrap();
+    let path = found.upper.layer.path().to_str().unwrap();
     assert_eq!(
-        found.stack(false).unwrap().lowers[0].path.to_str(),
+        found.stack(false).unwrap().lowers[0].path().to_str(),
         Some(path)
     );
     let error = shown(found.changed_stack().map(drop), &[path, "use export"]);

@@ -258,8 +258,11 @@ fn containers_unknown_ambiguous_or_without_work() {
     assert!(matches!(error, Error::AmbiguousContainer { .. }));
 
     let work = stores.container(id).unwrap().upper.work;
-    std::fs::remove_dir(&work).unwrap();
-    let error = shown(stores.container(id).map(|_| ()), &[work.to_str().unwrap()]);
+    std::fs::remove_dir(work.path()).unwrap();
+    let error = shown(
+        stores.container(id).map(|_| ()),
+        &[work.path().to_str().unwrap()],
+    );
     assert!(matches!(error, Error::LayerDirMissing { .. }));
 }
 

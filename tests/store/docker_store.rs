@@ -104,13 +104,13 @@ impl KernelOverlay {
     pub(crate) fn new(lowers: &[LayerSpec]) -> Self {
         let temp = tempfile::tempdir().unwrap();
         if let [only] = lowers {
-            let path = only.path.clone();
+            let path = only.path().to_owned();
             return Self { temp, path };
         }
         let mut names = Vec::new();
         for (number, layer) in lowers.iter().enumerate() {
             let name = temp.path().join(number.to_string());
-            std::os::unix::fs::symlink(&layer.path, &name).unwrap();
+            std::os::unix::fs::symlink(layer.path(), &name).unwrap();
             names.push(name.to_str().unwrap().to_owned());
         }
         let path = temp.path().join("mnt");

@@ -31,10 +31,7 @@ fn lowers_of(data: &Value, with_upper: bool) -> Vec<LayerSpec> {
     upper
         .into_iter()
         .chain(lowers)
-        .map(|path| LayerSpec {
-            path: path.into(),
-            dialect: Dialect::KERNEL,
-        })
+        .map(|path| LayerSpec::open(path, Dialect::KERNEL).unwrap())
         .collect()
 }
 
@@ -185,11 +182,11 @@ fn containers_are_what_docker_inspect_says() {
         assert_eq!(stack.lowers, lowers_of(&fact, false), "{name}");
         let upper = stack.upper.unwrap();
         assert_eq!(
-            upper.layer.path,
+            upper.layer.path(),
             Path::new(text(&fact, "/GraphDriver/Data/UpperDir"))
         );
         assert_eq!(
-            upper.work,
+            upper.work.path(),
             Path::new(text(&fact, "/GraphDriver/Data/WorkDir"))
         );
         let image = stores.find(text(&fact, "/Image")).unwrap();

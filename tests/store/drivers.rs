@@ -72,8 +72,8 @@ fn first_overlay_store_of_dockerd() {
     let container = stores(&store).container("changed").unwrap();
     let stack = container.stack(true).unwrap();
     let upper = stack.upper.unwrap();
-    assert_eq!(upper.work, upper.layer.path.with_file_name("work"));
-    assert!(stack.lowers[0].path.ends_with("root") && stack.lowers.len() == 1);
+    assert_eq!(upper.work.path(), upper.layer.path().with_file_name("work"));
+    assert!(stack.lowers[0].path().ends_with("root") && stack.lowers.len() == 1);
 }
 
 /// Rewrites an overlay2 layer's markers as AUFS has them.

@@ -182,7 +182,7 @@ fn original_or_empty(path: &Path) -> Original {
 
 fn check_stack(root: &Path, stack: &[LayerSpec]) {
     for layer in stack {
-        check_path(root, &layer.path);
+        check_path(root, layer.path());
     }
 }
 
@@ -221,8 +221,8 @@ fn read_everything(root: &Path, ids: &[&str], container: &str) {
         match stores.container(text) {
             Ok(found) => {
                 check_stack(root, &found.stack(false).unwrap().lowers);
-                check_path(root, &found.upper.work);
-                check_path(root, &found.upper.layer.path);
+                check_path(root, found.upper.work.path());
+                check_path(root, found.upper.layer.path());
             }
             Err(error) => one_line(error.to_string()),
         }

@@ -130,7 +130,7 @@ fn a_writable_mount_shows_the_image_and_leaves_the_store_alone() {
         return;
     };
     let layers = stores(&store).find("app:2").unwrap().stack().unwrap();
-    let before: Vec<_> = layers.iter().map(|l| listing::of_dir(&l.path)).collect();
+    let before: Vec<_> = layers.iter().map(|l| listing::of_dir(l.path())).collect();
     let truth = listing::of_dir(KernelOverlay::new(&layers).path());
     let mount = Mounted::new(&store, &["--ephemeral", "app:2"]);
     listing::assert_same("app:2", &listing::of_dir(&mount.path()), &truth);
@@ -141,6 +141,6 @@ fn a_writable_mount_shows_the_image_and_leaves_the_store_alone() {
     assert_eq!(std::fs::read(data.join("keep")).unwrap(), b"changed\n");
     assert!(!data.join("names").exists() && !data.join("append").exists());
     mount.unmount();
-    let after: Vec<_> = layers.iter().map(|l| listing::of_dir(&l.path)).collect();
+    let after: Vec<_> = layers.iter().map(|l| listing::of_dir(l.path())).collect();
     assert!(before == after, "a layer of the image has changed");
 }

@@ -59,11 +59,11 @@ fn the_stack_is_top_first_and_the_sizes_add_up() {
     let stack = image.stack().unwrap();
     assert_eq!(stack.len(), 3);
     for (number, layer) in stack.iter().rev().enumerate() {
-        assert_eq!(layer.path, store.layer_dir(number).join("diff"));
+        assert_eq!(layer.path(), store.layer_dir(number).join("diff"));
         let kernel = [Dialect::KERNEL, Dialect::KERNEL_USERXATTR];
         assert!(kernel.contains(&layer.dialect));
     }
-    let top = &stack[0].path;
+    let top = stack[0].path();
     assert!(top.join("data/links/one").exists(), "{top:?}");
     assert_eq!(image.size, image.layers.iter().map(|l| l.size).sum::<u64>());
     assert!(image.layers.iter().all(|layer| layer.size > 0));
@@ -157,9 +157,9 @@ fn containers_are_found_by_id_prefix_and_name() {
 
     let writable = container.stack(true).unwrap();
     let upper = writable.upper.unwrap();
-    assert!(upper.layer.path.join("srv/from-the-container").exists());
-    assert_eq!(upper.work, upper.layer.path.with_file_name("work"));
-    assert!(writable.lowers[0].path.join(".dockerenv").exists());
+    assert!(upper.layer.path().join("srv/from-the-container").exists());
+    assert_eq!(upper.work.path(), upper.layer.path().with_file_name("work"));
+    assert!(writable.lowers[0].path().join(".dockerenv").exists());
     assert_eq!(writable.lowers[1..], image[..]);
 
     let read_only = container.stack(false).unwrap();

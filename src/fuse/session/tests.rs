@@ -47,10 +47,7 @@ impl Fixture {
 
     fn mount(&self, config: &MountConfig) -> Result<Mounted> {
         let stack = StackSpec {
-            lowers: vec![LayerSpec {
-                path: self.dir.path().join("lower"),
-                dialect: Dialect::ALL,
-            }],
+            lowers: vec![LayerSpec::open(self.dir.path().join("lower"), Dialect::ALL).unwrap()],
             data_only: Vec::new(),
             upper: None,
         };

@@ -206,7 +206,7 @@ impl<W: Write> Archive<'_, W> {
                 (true, false) => format!("{} bytes, not {size}", counted.count),
             };
             Err(Error::from(TarError::Damaged {
-                path: layer.spec.path.display().to_string(),
+                path: layer.spec.path().display().to_string(),
                 what,
             }))
         })?;

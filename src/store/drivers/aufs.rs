@@ -8,10 +8,10 @@
 //! (moby 20.10, daemon/graphdriver/aufs.) AUFS keeps `.wh..wh.aufs`, `.wh..wh.plnk` and
 //! `.wh..wh.orph` in a layer's root: as names that begin with `.wh.` they are not shown.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{Below, Driver, LayerDir};
-use crate::layer::{Dialect, LayerSpec};
+use crate::layer::{Dialect, LayerSpec, OpenDir};
 use crate::store::beneath::Beneath;
 use crate::store::chain::MAX_LAYERS;
 use crate::store::error::{Error, Result, excerpt};
@@ -40,7 +40,7 @@ impl Driver for Aufs {
     }
 
     fn layer(&self, root: &Beneath, id: &CacheId, parent: Option<&LayerDir>) -> Result<LayerDir> {
-        let path = root.layer_dir(Path::new("aufs/diff").join(id.as_str()))?;
+        let dir = root.layer_dir(Path::new("aufs/diff").join(id.as_str()))?;
         let file = Path::new("aufs/layers").join(id.as_str());
         let found = root.read(&file, LIMIT)?;
         let expected = parent.map_or("", |parent| parent.chain.as_str());
@@ -62,13 +62,13 @@ impl Driver for Aufs {
         }
         let dialect = DIALECT;
         Ok(LayerDir {
-            spec: LayerSpec { path, dialect },
+            spec: LayerSpec { dir, dialect },
             chain: format!("{id}\n{expected}"),
             below: Below::Layers,
         })
     }
 
-    fn work(&self, _: &Beneath, _: &CacheId) -> Result<Option<PathBuf>> {
+    fn work(&self, _: &Beneath, _: &CacheId) -> Result<Option<OpenDir>> {
         Ok(None)
     }
 }

@@ -7,12 +7,11 @@ mod overlay2;
 mod vfs;
 
 use std::fmt;
-use std::path::PathBuf;
 
 use super::beneath::{Beneath, SMALL};
 use super::error::Result;
 use super::layerdb::CacheId;
-use crate::layer::{Dialect, LayerSpec};
+use crate::layer::{Dialect, LayerSpec, OpenDir};
 
 /// The drivers whose stores can be read, in the order they are searched.
 pub(crate) const NAMES: [&str; 5] = ["overlay2", "fuse-overlayfs", "overlay", "aufs", "vfs"];
@@ -65,7 +64,7 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
 
     /// The work directory that belongs to a container's read-write layer; `None` where
     /// the driver's layers cannot be an upper.
-    fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<PathBuf>>;
+    fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<OpenDir>>;
 }
 
 /// The drivers of podman's stores that can be read.

@@ -13,7 +13,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Below, Driver, LayerDir, PLAIN, overlay2};
-use crate::layer::{Dialect, LayerSpec};
+use crate::layer::{Dialect, LayerSpec, OpenDir};
 use crate::store::beneath::{Beneath, SMALL};
 use crate::store::error::{Error, Result, excerpt};
 use crate::store::layerdb::CacheId;
@@ -50,10 +50,10 @@ impl Driver for Overlay {
         let lower = root.read(&file, SMALL)?;
         // An empty layer of an image may have been left as the overlay it was made in.
         if lower.is_none() || root.exists(&tree)? {
-            let path = root.layer_dir(tree)?;
+            let dir = root.layer_dir(tree)?;
             let dialect = PLAIN;
             return Ok(LayerDir {
-                spec: LayerSpec { path, dialect },
+                spec: LayerSpec { dir, dialect },
                 chain: id.to_string(),
                 below: Below::Nothing,
             });
@@ -66,16 +66,16 @@ impl Driver for Overlay {
                 expected: expected.unwrap_or("no parent").to_owned(),
             });
         }
-        let path = root.layer_dir(path(id, "upper"))?;
+        let dir = root.layer_dir(path(id, "upper"))?;
         let dialect = self.dialect;
         Ok(LayerDir {
-            spec: LayerSpec { path, dialect },
+            spec: LayerSpec { dir, dialect },
             chain: expected.unwrap_or_default().to_owned(),
             below: Below::Image,
         })
     }
 
-    fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<PathBuf>> {
+    fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<OpenDir>> {
         root.layer_dir(path(id, "work")).map(Some)
     }
 }

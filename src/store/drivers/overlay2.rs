@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use super::{Below, Driver, LayerDir};
-use crate::layer::{Dialect, LayerSpec};
+use crate::layer::{Dialect, LayerSpec, OpenDir};
 use crate::store::beneath::{Beneath, SMALL};
 use crate::store::error::{Error, Result, excerpt};
 use crate::store::layerdb::CacheId;
@@ -105,7 +105,7 @@ impl Driver for Overlay2 {
     }
 
     fn layer(&self, root: &Beneath, id: &CacheId, parent: Option<&LayerDir>) -> Result<LayerDir> {
-        let path = root.layer_dir(self.path(id, "diff"))?;
+        let dir = root.layer_dir(self.path(id, "diff"))?;
         let link = self.link(root, id)?;
         let file = self.path(id, "lower");
         let lower = root.read(&file, LOWER)?;
@@ -124,7 +124,7 @@ impl Driver for Overlay2 {
         };
         let dialect = self.dialect;
         Ok(LayerDir {
-            spec: LayerSpec { path, dialect },
+            spec: LayerSpec { dir, dialect },
             chain,
             below: Below::Layers,
         })
@@ -134,7 +134,7 @@ impl Driver for Overlay2 {
         Some("diff")
     }
 
-    fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<PathBuf>> {
+    fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<OpenDir>> {
         root.layer_dir(self.path(id, "work")).map(Some)
     }
 }

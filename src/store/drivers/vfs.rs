@@ -6,10 +6,10 @@
 //! ```
 //! (moby, daemon/graphdriver/vfs/driver.go.) The driver keeps no record of parents.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{Below, Driver, LayerDir, PLAIN};
-use crate::layer::{Dialect, LayerSpec};
+use crate::layer::{Dialect, LayerSpec, OpenDir};
 use crate::store::beneath::Beneath;
 use crate::store::error::Result;
 use crate::store::layerdb::CacheId;
@@ -27,16 +27,16 @@ impl Driver for Vfs {
     }
 
     fn layer(&self, root: &Beneath, id: &CacheId, _: Option<&LayerDir>) -> Result<LayerDir> {
-        let path = root.layer_dir(Path::new("vfs/dir").join(id.as_str()))?;
+        let dir = root.layer_dir(Path::new("vfs/dir").join(id.as_str()))?;
         let dialect = PLAIN;
         Ok(LayerDir {
-            spec: LayerSpec { path, dialect },
+            spec: LayerSpec { dir, dialect },
             chain: String::new(),
             below: Below::Nothing,
         })
     }
 
-    fn work(&self, _: &Beneath, _: &CacheId) -> Result<Option<PathBuf>> {
+    fn work(&self, _: &Beneath, _: &CacheId) -> Result<Option<OpenDir>> {
         Ok(None)
     }
 }

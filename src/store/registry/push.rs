@@ -231,7 +231,7 @@ impl Pushing<'_> {
         let actual = rebuild(split, diff.as_fd(), &mut gzip)?;
         if actual != layer.diff_id {
             return Err(TarError::Damaged {
-                path: layer.spec.path.display().to_string(),
+                path: layer.spec.path().display().to_string(),
                 what: format!("its files make a tar of {actual}, not {}", layer.diff_id),
             }
             .into());

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::staged::Made;
 use super::{DRIVER, Exclusive, files};
+use crate::layer::OpenDir;
 use crate::store::ephemeral::{dress_like, remove_upper};
 use crate::store::error::{Error, Result};
 use crate::store::named::{DIR, Named, Source};
@@ -41,7 +42,8 @@ impl Exclusive<'_> {
             files::new_dir(&made.dir.join("work"), 0o700)?;
         }
         if let Some(top) = stack.first() {
-            dress_like(&top.path, &made.dir.join("diff"))?;
+            let diff = made.dir.join("diff");
+            dress_like(&top.dir, &OpenDir::open(&diff).map_err(Error::open)?)?;
         }
         let named = Named {
             name: name.to_owned(),
