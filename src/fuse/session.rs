@@ -13,7 +13,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::process::Resource;
+use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -444,15 +444,33 @@ fn answers(mountpoint: &Path) -> io::Result<()> {
     }
 }
 
-/// Raises the soft limit of open files to the hard limit. Call once at start: the union's
-/// descriptor cache lives on it.
+/// No more open files are asked for: programs that we start may close as many one by one.
+const NOFILE: u64 = 1 << 20;
+
+/// Raises the limit of open files as far as it may be: the hard limit too for root. Call once at
+/// start: the union's descriptors live on it.
 pub fn raise_nofile_limit() {
-    let mut limit = rustix::process::getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        limit.current = limit.maximum;
-        if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
-            tracing::debug!(%error, "open files limit stays");
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let set = |maximum: Option<u64>| {
+        let wanted = Rlimit {
+            current: maximum,
+            maximum,
+        };
+        limit == wanted || rustix::process::setrlimit(Resource::Nofile, wanted).is_ok()
+    };
+    if let Some(hard) = limit.maximum.filter(|hard| *hard < NOFILE)
+        && rustix::process::geteuid().is_root()
+    {
+        // What the kernel lets any process have; more than that is refused.
+        let most = std::fs::read_to_string("/proc/sys/fs/nr_open");
+        let most = most.ok().and_then(|most| most.trim().parse().ok());
+        let most: u64 = most.map_or(hard, |most: u64| most.clamp(hard, NOFILE));
+        if set(Some(most)) {
+            return;
         }
+    }
+    if !set(limit.maximum) {
+        tracing::debug!("the limit of open files stays");
     }
 }
 

@@ -12,6 +12,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::fds::with_spare;
 use super::types::{FileKind, Time};
 use crate::sys::{chmodat, xattrat};
 
@@ -190,14 +191,10 @@ impl<'a> At<'a> {
     pub fn open(&self, flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::CLOEXEC;
         if self.name.is_empty() {
-            return self.with_proc_path(|p| fs::open(p, flags, Mode::empty()));
+            return self.with_proc_path(|p| with_spare(|| fs::open(p, flags, Mode::empty())));
         }
-        fs::openat(
-            self.dir,
-            self.name,
-            flags | OFlags::NOFOLLOW,
-            Mode::from_raw_mode(mode),
-        )
+        let (flags, mode) = (flags | OFlags::NOFOLLOW, Mode::from_raw_mode(mode));
+        with_spare(|| fs::openat(self.dir, self.name, flags, mode))
     }
 
     /// Holds whatever has the name (O_PATH): neither a fifo nor a device notices. What is held is
@@ -217,7 +214,8 @@ impl<'a> At<'a> {
     fn hold_as(&self, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let within = ResolveFlags::NO_XDEV | ResolveFlags::BENEATH;
-        match fs::openat2(self.dir, self.name, flags, Mode::empty(), within) {
+        let hold = || fs::openat2(self.dir, self.name, flags, Mode::empty(), within);
+        match with_spare(hold) {
             // Before Linux 5.6.
             Err(Errno::NOSYS) => self.open(flags, 0),
             other => other,

@@ -2,13 +2,45 @@
 //! union) has a slot; a clock closes those not used lately. Called by `lower` and `union`.
 //!
 //! A hit takes the slot's own lock only; the clock's lock is taken when something is opened.
+//!
+//! Descriptors are the process', so when it has none left ([`with_spare`]) all shared caches give
+//! half of theirs back, whoever it was that could not open something.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
+
+/// The caches that give back when the process is out of descriptors.
+static SHARED: RwLock<Vec<Weak<FdCache>>> = RwLock::new(Vec::new());
+
+/// How often it is tried again, with pauses that grow from a millisecond: requests that are being
+/// served give back theirs.
+const TRIES: u32 = 6;
+
+/// Calls `open`; when that fails because the process or the system is out of descriptors, gives
+/// back cached ones and tries again.
+///
+/// # Errors
+/// Those of `open`; EMFILE and ENFILE only when nothing helps for a while.
+pub fn with_spare<T>(mut open: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    let mut last = match open() {
+        Err(e) if e.is_exhausted() => e,
+        other => return other,
+    };
+    for n in 0..TRIES {
+        let caches: Vec<_> = SHARED.read().iter().filter_map(Weak::upgrade).collect();
+        caches.iter().for_each(|cache| cache.give_back());
+        match open() {
+            Err(e) if e.is_exhausted() => last = e,
+            other => return other,
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1 << n));
+    }
+    Err(last)
+}
 
 /// A place for one descriptor (or what else `T` wraps).
 #[derive(Debug)]
@@ -56,7 +88,7 @@ impl<T: Send + Sync + 'static> Evict for Slot<T> {
 /// The cache over all slots.
 pub struct FdCache {
     clock: Mutex<VecDeque<Weak<dyn Evict>>>,
-    capacity: AtomicUsize,
+    capacity: usize,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -66,10 +98,19 @@ impl FdCache {
     pub fn new(capacity: usize) -> Self {
         Self {
             clock: Mutex::new(VecDeque::new()),
-            capacity: AtomicUsize::new(capacity.max(16)),
+            capacity: capacity.max(16),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         }
+    }
+
+    /// As [`Self::new`], taking part in [`with_spare`].
+    pub fn shared(capacity: usize) -> Arc<Self> {
+        let cache = Arc::new(Self::new(capacity));
+        let mut shared = SHARED.write();
+        shared.retain(|other| other.strong_count() > 0);
+        shared.push(Arc::downgrade(&cache));
+        cache
     }
 
     /// The descriptor in `slot`, opened by `open` when there is none or it fails `fits`.
@@ -87,9 +128,9 @@ impl FdCache {
         }
         self.misses.fetch_add(1, Ordering::Relaxed);
         let opened = match open() {
-            // Out of descriptors: the limit is lower than we thought. Shrink and try again.
+            // Of whatever kind: what this cache holds goes first.
             Err(e) if e.is_exhausted() => {
-                self.shrink();
+                self.give_back();
                 open()?
             }
             other => other?,
@@ -122,23 +163,20 @@ impl FdCache {
     }
 
     fn admit(&self, slot: Weak<dyn Evict>) {
-        let capacity = self.capacity.load(Ordering::Relaxed);
         let mut clock = self.clock.lock();
         clock.push_back(slot);
         let rounds = clock.len() * 2;
-        let closing = turn(&mut clock, capacity, rounds, false);
+        let closing = turn(&mut clock, self.capacity, rounds, false);
         drop(clock);
         drop(closing);
     }
 
-    fn shrink(&self) {
+    /// Closes half of the descriptors that are not in use. The capacity stays: others may have
+    /// taken what is missing, and give it back.
+    fn give_back(&self) {
         let mut clock = self.clock.lock();
-        // What is open now is what the limit allows, however large the capacity was to be.
-        let open = self.capacity.load(Ordering::Relaxed).min(clock.len());
-        let half = (open / 2).max(16);
-        self.capacity.store(half, Ordering::Relaxed);
-        let rounds = clock.len();
-        let closing = turn(&mut clock, half, rounds, true);
+        let (left, rounds) = (clock.len() / 2, clock.len());
+        let closing = turn(&mut clock, left, rounds, true);
         drop(clock);
         drop(closing);
     }
@@ -212,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn shrinks_when_the_process_is_out_of_descriptors() {
+    fn gives_back_when_the_process_is_out_of_descriptors() {
         let cache = FdCache::new(4096);
         let slots: Vec<_> = (0..40).map(|_| Arc::new(Slot::<u32>::default())).collect();
         for slot in &slots {
@@ -226,5 +264,25 @@ mod tests {
         };
         assert_eq!(*cache.get(&last, |_| true, open).unwrap(), 2);
         assert!(slots.iter().filter(|s| s.held.lock().is_some()).count() <= 32);
+    }
+
+    #[test]
+    fn whoever_is_out_of_descriptors_gets_those_of_all() {
+        let cache = FdCache::shared(4096);
+        let slots: Vec<_> = (0..40).map(|_| Arc::new(Slot::<u32>::default())).collect();
+        for slot in &slots {
+            cache.get(slot, |_| true, || Ok::<_, Errno>(1)).unwrap();
+        }
+        let held = || slots.iter().filter(|s| s.held.lock().is_some()).count();
+        let open = || {
+            if held() > 8 {
+                Err(Errno::MFILE)
+            } else {
+                Ok(())
+            }
+        };
+        assert_eq!(with_spare(open), Ok(()));
+        assert_eq!(with_spare(|| Err::<(), _>(Errno::NFILE)), Err(Errno::NFILE));
+        assert_eq!(with_spare(|| Err::<(), _>(Errno::NOENT)), Err(Errno::NOENT));
     }
 }

@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::at::{At, Stat};
-use super::fds::{FdCache, Slot};
+use super::fds::{FdCache, Slot, with_spare};
 use super::markers::{Markers, WH_OPAQUE, WH_PREFIX};
 use super::trust::{believes_user_markers, is_foreign};
 use super::types::FileKind;
@@ -430,7 +430,7 @@ pub fn has_opaque_file(dir: impl AsFd) -> Result<bool, Errno> {
 /// where that is allowed (EPERM: it is another user's).
 pub fn read_dir(dir: &OwnedFd, mut each: impl FnMut(RawEntry)) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let open = |flags| rustix::fs::openat(dir, c".", flags, Mode::empty());
+    let open = |flags| with_spare(|| rustix::fs::openat(dir, c".", flags, Mode::empty()));
     let fd = match open(flags | OFlags::NOATIME) {
         Err(Errno::PERM) => open(flags)?,
         other => other?,

@@ -33,6 +33,9 @@ impl Union {
                 (None, None) => Err(Errno::IO.into()),
             };
         }
+        if let Some(stat) = loc.gone() {
+            return Ok(attr(inode, &loc, stat));
+        }
         drop(loc);
         let stat = self.upper_stat(inode)?;
         Ok(upper_attr(inode, &inode.loc.read(), &stat))
@@ -68,6 +71,9 @@ impl Union {
         };
         if *set == nothing {
             return self.drop_unasked(caller, &inode);
+        }
+        if inode.dir.is_some() && Self::set_gone(&inode, set) {
+            return self.attr_of(&inode);
         }
         // What is cut off need not be copied.
         self.copy_up_to(&inode, set.size)?;
@@ -256,7 +262,11 @@ pub(crate) fn attr(inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
             let parts = dir.lowers.len() + usize::from(loc.upper.is_some());
             if parts > 1 { 1 } else { stat.nlink }
         }
-        None => loc.nlink().map_or(stat.nlink, |n| n.union),
+        None => match loc.nlink() {
+            Some(nlink) => nlink.union,
+            // The name in the work directory is nobody's.
+            None => stat.nlink.saturating_sub(u32::from(loc.parked().is_some())),
+        },
     };
     // An upper file that lost its names knows its own count; others have only us to ask.
     let nameless = loc.links.is_empty() && inode.ino != super::ROOT_INO;

@@ -16,10 +16,12 @@ use super::cache::Cached;
 use super::copy_data::{Copied as DataCopied, How, copy_file};
 use super::copy_metadata::{Copied, copy_metadata, first_perm};
 use super::error::Result;
-use super::inode::{DataFd, Held, Inode, Link, LowerFile, Nlink, UpperState};
+use super::inode::{DataFd, Inode, Link, LowerFile, Nlink, UpperState};
 use super::lookup::Hint;
+use super::orphans::Keep;
 use super::types::{FileKind, Ino};
-use crate::layer::at::{At, is_valid_name, timestamps};
+use super::upper::StagedFile;
+use crate::layer::at::{At, Stat, is_valid_name, timestamps};
 use crate::layer::markers::Marker;
 use crate::layer::origin::Origin;
 
@@ -168,8 +170,8 @@ impl Union {
         self.with_place(inode, |place| {
             // Unlinked meanwhile: nobody can reach it but by its number.
             let Some(place) = place else {
-                let fd = staged.at().open(OFlags::PATH, 0)?;
-                return self.adopt_orphan(inode, fd);
+                let stat = staged.at().stat()?;
+                return self.adopt_orphan(inode, &stat, Keep::Parked(staged.park()));
             };
             let entry = index.as_deref();
             self.enter_index(inode, file, entry, |at| staged.at().link_to(at))?;
@@ -204,7 +206,12 @@ impl Union {
         }
         self.with_place(inode, |place| {
             let Some(place) = place else {
-                return self.adopt_orphan(inode, fd);
+                let stat = At::fd(fd.as_fd()).stat()?;
+                let keep = match staged {
+                    StagedFile::Unnamed => self.keep_nameless(upper, fd)?,
+                    StagedFile::Named(staged) => Keep::Parked(staged.park()),
+                };
+                return self.adopt_orphan(inode, &stat, keep);
             };
             let entry = index.as_deref();
             self.enter_index(inode, file, entry, |at| staged.link(&fd, at))?;
@@ -414,15 +421,14 @@ impl Union {
         Ok(())
     }
 
-    fn adopt_orphan(&self, inode: &Inode, fd: OwnedFd) -> Result<()> {
-        let stat = At::fd(fd.as_fd()).stat()?;
+    fn adopt_orphan(&self, inode: &Inode, stat: &Stat, keep: Keep) -> Result<()> {
         let mut loc = inode.loc.write();
         loc.upper = Some(Box::new(UpperState {
             id: (stat.dev, stat.ino),
             metacopy: None,
             origin: false,
         }));
-        loc.set_orphan(Some(Held::Fd(Arc::new(fd))));
+        loc.set_kept(keep);
         Ok(())
     }
 

@@ -12,9 +12,10 @@ use rustix::io::Errno;
 use super::Union;
 use super::acl;
 use super::error::Result;
-use super::inode::{DataFd, Dir, Held, Inode, Loc, UpperState};
+use super::inode::{DataFd, Dir, Inode, Loc, UpperState};
 use super::link::nothing_below;
 use super::lookup::EntryRef;
+use super::orphans::Keep;
 use super::resolve::{Resolved, UpperFound, WhiteoutKind};
 use super::table::Interned;
 use super::types::{Caller, FileKind, Ino};
@@ -146,7 +147,11 @@ impl Union {
             upper: Some(Box::new(state)),
             ..Loc::default()
         };
-        loc.set_orphan(Some(Held::Fd(Arc::new(fd))));
+        let mut keep = self.keep_nameless(upper, fd)?;
+        if let Keep::Parked(parked) = &mut keep {
+            parked.linkable = true;
+        }
+        loc.set_kept(keep);
         let ino = self.inos.number(&stat);
         self.generations.created(ino, stat.btime);
         let generation = self.generations.of(ino, stat.btime);

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
 use super::inode::DataFd;
+use crate::layer::fds::with_spare;
 
 /// Bytes; as much as any block device asks for.
 const ALIGN: usize = 4096;
@@ -41,7 +42,7 @@ fn reopen(fd: &OwnedFd) -> Option<OwnedFd> {
     // Also of a file without a name, hence through its descriptor.
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let flags = mode | OFlags::DIRECT | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).ok()
+    with_spare(|| rustix::fs::open(&*path, flags, Mode::empty())).ok()
 }
 
 /// Runs `job` with `data`, copied to aligned memory of this thread unless it lies so already.

@@ -13,6 +13,7 @@ use super::error::Result;
 use super::inode::{DataFd, Inode};
 use super::types::{FileKind, Ino, SetIdLoss};
 use crate::layer::at::At;
+use crate::layer::fds::with_spare;
 
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
@@ -88,6 +89,9 @@ impl Union {
     pub fn fsyncdir(&self, ino: Ino, datasync: bool) -> Result<()> {
         let inode = self.directory(ino)?;
         if self.upper.as_ref().is_none_or(|u| u.volatile) || !inode.in_upper() {
+            return Ok(());
+        }
+        if Self::is_gone(&inode) {
             return Ok(());
         }
         let fd = self.upper_dir(&inode)?;
@@ -179,7 +183,7 @@ impl Union {
         let place = {
             let loc = inode.loc.read();
             if let Some(pinned) = loc.rare().and_then(|rare| rare.pinned.as_ref()) {
-                let fd = rustix::io::fcntl_dupfd_cloexec(pinned, 0)?;
+                let fd = with_spare(|| rustix::io::fcntl_dupfd_cloexec(&pinned.0, 0))?;
                 return Ok(DataFd::new(fd, true));
             }
             loc.upper.as_ref().map(|upper| upper.metacopy.clone())
@@ -232,14 +236,18 @@ impl Union {
         })
     }
 
-    /// Keeps a writable descriptor of an upper file until the kernel forgets it.
+    /// Keeps a writable descriptor of an upper file until the kernel forgets it, as long as there
+    /// are not too many; then writing through what is open is refused (EACCES).
     pub(crate) fn pin_data(&self, inode: &Inode) -> Result<()> {
         if inode.loc.read().orphan().is_some() {
             return Ok(());
         }
+        let Some(permit) = self.orphans.take() else {
+            return Ok(());
+        };
         let opened = self.with_upper(inode, |at| Ok(at.open(OFlags::RDWR | OFlags::NONBLOCK, 0)));
         if let Ok(fd) = opened? {
-            inode.loc.write().rare_mut().pinned = Some(Arc::new(fd));
+            inode.loc.write().rare_mut().pinned = Some((fd, permit));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@
 //!
 //! File data is never copied or synced under 2 to 6.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 
 use super::catalogued::Lowers;
 use super::listing::Listing;
+use super::orphans::{Held, Keep, Parked, Permit};
 use super::types::{FileKind, Ino};
 use crate::layer::at::Stat;
 use crate::layer::fds::Slot;
@@ -149,9 +150,13 @@ pub(crate) type Links = SmallVec<[Link; 1]>;
 pub(crate) struct Rare {
     /// Holds an unlinked or unnamed upper file.
     pub orphan: Option<Held>,
+    /// The same without a descriptor; it stays when a name comes back or is found.
+    pub parked: Option<Parked>,
+    /// What is left of a removed directory that no descriptor holds.
+    pub gone: Option<Box<Stat>>,
     /// A writable descriptor kept for an unprivileged server whose file lost the
     /// permission to be opened again.
-    pub pinned: Option<Arc<OwnedFd>>,
+    pub pinned: Option<(OwnedFd, Permit)>,
     /// Name in the hard-link index.
     pub index: Option<Box<[u8]>>,
     /// Link counts of an indexed file.
@@ -179,12 +184,38 @@ impl Loc {
         self.rare()?.orphan.as_ref()
     }
 
-    /// Sets [`Rare::orphan`].
-    pub fn set_orphan(&mut self, orphan: Option<Held>) {
-        match (orphan, self.rare_opt()) {
-            (Some(held), _) => self.rare_mut().orphan = Some(held),
-            (None, Some(rare)) => rare.orphan = None,
-            (None, None) => {}
+    /// [`Rare::parked`].
+    pub fn parked(&self) -> Option<&Parked> {
+        self.rare()?.parked.as_ref()
+    }
+
+    /// [`Rare::gone`].
+    pub fn gone(&self) -> Option<&Stat> {
+        self.rare()?.gone.as_deref()
+    }
+
+    /// As [`Self::gone`], to change it.
+    pub fn gone_mut(&mut self) -> Option<&mut Stat> {
+        self.rare_opt()?.gone.as_deref_mut()
+    }
+
+    /// Keeps the inode, which has no name in the upper any more.
+    pub fn set_kept(&mut self, keep: Keep) {
+        match keep {
+            Keep::Known => {}
+            Keep::Held(held) => self.rare_mut().orphan = Some(held),
+            Keep::Parked(parked) => self.rare_mut().parked = Some(parked),
+            Keep::Gone(stat) => self.rare_mut().gone = Some(stat),
+        }
+    }
+
+    /// The upper has a name of it again: no descriptor need hold it.
+    pub fn is_named_again(&mut self) {
+        if let Some(rare) = self.rare_opt() {
+            rare.orphan = None;
+            if let Some(parked) = &mut rare.parked {
+                parked.linkable = false;
+            }
         }
     }
 
@@ -216,24 +247,6 @@ impl Loc {
     pub fn link(&self, parent: &Inode, name: &[u8]) -> Option<&Link> {
         let is_it = |l: &&Link| l.parent.ino == parent.ino && *l.name == *name;
         self.links.iter().find(is_it)
-    }
-}
-
-/// A descriptor that keeps an upper file or directory which has no name.
-#[derive(Clone, Debug)]
-pub(crate) enum Held {
-    /// Opened for that, or a directory's.
-    Fd(Arc<OwnedFd>),
-    /// The one through which its data is read and written.
-    Data(Arc<DataFd>),
-}
-
-impl AsFd for Held {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Fd(fd) => fd.as_fd(),
-            Self::Data(data) => data.fd.as_fd(),
-        }
     }
 }
 

@@ -8,8 +8,9 @@ use rustix::io::Errno;
 
 use super::Union;
 use super::error::Result;
-use super::inode::{Held, Inode, Link, Loc, Lower, Nlink};
+use super::inode::{Inode, Link, Loc, Lower, Nlink};
 use super::lookup::EntryRef;
+use super::orphans::Keep;
 use super::resolve::WhiteoutKind;
 use super::types::Ino;
 use super::upper::Upper;
@@ -19,6 +20,13 @@ use crate::layer::markers::{Marker, WH_PREFIX};
 /// What the absence of a name says about the lowers: with a whiteout anything.
 pub(crate) fn nothing_below(whiteout: Option<WhiteoutKind>) -> Option<bool> {
     whiteout.is_none().then_some(false)
+}
+
+/// Whether a file without a name must stay without one, though the upper's file system would give
+/// it another.
+fn is_removed(inode: &Inode) -> bool {
+    let loc = inode.loc.read();
+    loc.links.is_empty() && loc.parked().is_some_and(|parked| !parked.linkable)
 }
 
 impl Union {
@@ -44,6 +52,9 @@ impl Union {
         }
         let dir = self.upper_dir(&parent)?;
         self.store_nlink(upper, &inode)?;
+        if is_removed(&inode) {
+            return Err(Errno::NOENT.into());
+        }
         self.with_upper(&inode, |at| {
             let to = At::new(dir.as_fd(), name);
             match whiteout {
@@ -92,8 +103,8 @@ impl Union {
             if let Some(nlink) = &mut rare.nlink {
                 nlink.union = nlink.union.saturating_add(1);
             }
-            rare.orphan = None;
         }
+        loc.is_named_again();
     }
 
     /// Whether the lowers have the name of an inode, which a whiteout must then hide.
@@ -175,15 +186,15 @@ impl Union {
         })
     }
 
-    /// Takes a name from an inode after it vanished from the file systems. `held` keeps an
+    /// Takes a name from an inode after it vanished from the file systems. `keep` keeps an
     /// upper file that may have lost its last name. The removed link goes back to the caller,
     /// who gives its parent back (`Table::unlink`) once `loc` is unlocked.
     pub(crate) fn unlinked(
         &self,
-        loc: &mut Loc,
+        (inode, loc): (&Inode, &mut Loc),
         parent: &Inode,
         name: &[u8],
-        held: Option<Held>,
+        keep: Option<Keep>,
     ) -> Option<Link> {
         let position = loc
             .links
@@ -194,8 +205,11 @@ impl Union {
             nlink.union = nlink.union.saturating_sub(1);
         }
         if !loc.links.iter().any(|l| l.in_upper) {
-            if loc.upper.is_some() {
-                loc.set_orphan(held);
+            if let (Some(_), Some(keep)) = (&loc.upper, keep) {
+                if let (Keep::Gone(_), Some(dir)) = (&keep, &inode.dir) {
+                    dir.upper_fd.clear();
+                }
+                loc.set_kept(keep);
             }
             if loc.nlink().is_some_and(|n| n.union == 0) {
                 self.drop_index(loc);
@@ -216,26 +230,6 @@ impl Union {
         if let Err(e) = removed {
             tracing::warn!("cannot remove an index entry: {e}");
         }
-    }
-
-    /// A descriptor that keeps an upper file or directory (named `at`) while its name is
-    /// removed: one that is open anyway, if there is one.
-    ///
-    /// # Errors
-    /// ESTALE when `at` is not the file `id` that the union knows; else those of open(2).
-    pub(crate) fn hold(&self, inode: &Inode, at: At<'_>, id: (u64, u64)) -> Result<Held> {
-        let data = inode.data_opt().and_then(|slot| self.fds.cached(slot));
-        // One that is not writable may be of a lower.
-        if let Some(data) = data.filter(|data| data.writable) {
-            return Ok(Held::Data(data));
-        }
-        let dir = inode.dir.as_ref();
-        if let Some(fd) = dir.and_then(|dir| self.fds.cached(&dir.upper_fd)) {
-            return Ok(Held::Fd(fd));
-        }
-        let held = at.hold()?;
-        self.check_upper(inode.kind, id, &At::fd(held.as_fd()).stat()?)?;
-        Ok(Held::Fd(Arc::new(held)))
     }
 
     /// Whether a lower file must be copied up before one of its names goes, so that the

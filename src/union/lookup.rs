@@ -11,7 +11,8 @@ use smallvec::smallvec;
 use super::Union;
 use super::cache::Cached;
 use super::error::Result;
-use super::inode::{Dir, Held, Inode, Link, Loc, Lower, UpperState};
+use super::inode::{Dir, Inode, Link, Loc, Lower, UpperState};
+use super::orphans::Held;
 use super::readdir::ASKED_ENOUGH;
 use super::resolve::{Answer, Resolved, WhiteoutKind};
 use super::table::Interned;
@@ -354,7 +355,7 @@ impl Union {
         let mut loc = inode.loc.write();
         if !has(&loc) {
             if link.in_upper {
-                loc.set_orphan(None);
+                loc.is_named_again();
             }
             loc.links.push(link);
             return;
@@ -369,8 +370,8 @@ impl Union {
         if let Some(fd) = self.fds.cached(&dir.upper_fd) {
             return Ok(fd);
         }
-        if let Some(Held::Fd(orphan)) = inode.loc.read().orphan() {
-            return Ok(Arc::clone(orphan));
+        if let Some(fd) = inode.loc.read().orphan().and_then(Held::dir) {
+            return Ok(Arc::clone(fd));
         }
         let _topology = self.topology.read();
         self.upper_dir_stable(inode)
@@ -480,13 +481,13 @@ impl Union {
                 let loc = inode.loc.read();
                 let id = loc.upper.as_ref().ok_or(Errno::NOENT)?.id;
                 if let Some(orphan) = loc.orphan() {
-                    return f(At::fd(orphan.as_fd()), id);
+                    return f(orphan.at(), id);
                 }
-                (
-                    loc.links.iter().find(|l| l.in_upper).cloned(),
-                    loc.index().map(Box::<[u8]>::from),
-                    id,
-                )
+                let link = loc.links.iter().find(|l| l.in_upper).cloned();
+                if let (None, Some(parked)) = (&link, loc.parked()) {
+                    return f(parked.at(), id);
+                }
+                (link, loc.index().map(Box::<[u8]>::from), id)
             };
             let Some(link) = link else {
                 let name = index.ok_or(Errno::NOENT)?;

@@ -25,6 +25,7 @@ mod link;
 mod listing;
 mod lookup;
 mod lower_view;
+mod orphans;
 mod readdir;
 mod recorded;
 mod remove;
@@ -65,6 +66,7 @@ use catalogued::{Catalog, Lowers};
 use generation::Generations;
 use inode::{Dir, Inode, Loc, UpperState};
 use inos::Inos;
+use orphans::Budget;
 use table::{Interned, Table};
 use upper::Upper;
 
@@ -114,7 +116,9 @@ pub struct Union {
     catalog: Option<Arc<Catalog>>,
     table: Table,
     names: LookupCache,
-    fds: FdCache,
+    fds: Arc<FdCache>,
+    /// Descriptors that keep files without a name.
+    orphans: Arc<Budget>,
     inos: Inos,
     recent: readdir::Recent,
     topology: RwLock<()>,
@@ -203,7 +207,8 @@ impl Union {
             data_roots,
             table: Table::default(),
             names: LookupCache::new(options.lookup_cache),
-            fds: FdCache::new(options.fd_cache.min(spare_descriptors())),
+            fds: FdCache::shared(options.fd_cache.min(spare_descriptors())),
+            orphans: Budget::new(),
             inos,
             recent: readdir::Recent::default(),
             topology: RwLock::new(()),
@@ -334,6 +339,13 @@ fn redirect_dir(asked: Option<bool>, upper: Option<&Upper>) -> Result<bool> {
     Ok(asked.unwrap_or(upper.markers.trusted) && followed)
 }
 
+impl Drop for Union {
+    /// What the kernel never gave back leaves the work directory before its lock is.
+    fn drop(&mut self) {
+        self.table.clear();
+    }
+}
+
 /// The catalog in `path`; whatever is wrong with it, the union does without.
 fn open_catalog(
     path: &Path,
@@ -378,11 +390,11 @@ fn open_layers(
     specs.iter().enumerate().map(open).collect()
 }
 
-/// How many descriptors may be cached: half of what the process may open, so that reading
-/// directories, staging and unlinked files find some.
+/// How many descriptors may be cached: a quarter of what the process may open, so that reading
+/// directories, staging, unlinked files and the rings of io_uring find some.
 fn spare_descriptors() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let limit = limit.current.unwrap_or(u64::MAX) / 2;
+    let limit = limit.current.unwrap_or(u64::MAX) / 4;
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 

@@ -128,8 +128,8 @@ impl Union {
         let in_upper = loc.has_upper_link(parent, name);
         let at = At::new(dir.as_fd(), name);
         let id = loc.upper.as_ref().map(|upper| upper.id);
-        let held = match id.filter(|_| in_upper) {
-            Some(id) => Some(self.hold(inode, at, id)?),
+        let keep = match id.filter(|_| in_upper) {
+            Some(id) => Some(self.keep(upper, (inode, &loc), at, id)?),
             None => None,
         };
         let whiteout = match (in_upper, hide) {
@@ -151,7 +151,7 @@ impl Union {
             (false, _) => Some(upper.whiteout(dir.as_fd(), name)?),
         };
         self.note_whiteout(parent, whiteout);
-        let removed = self.unlinked(&mut loc, parent, name, held);
+        let removed = self.unlinked((inode, &mut loc), parent, name, keep);
         drop((loc, topology));
         self.names.put(parent.key, name, Cached::Negative(whiteout));
         Self::listing_remove(parent, name);

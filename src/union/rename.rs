@@ -191,12 +191,9 @@ impl Union {
         {
             self.bare(upper, target, new)?;
         }
-        let (held, replaced) = match target.filter(|_| target_in_upper) {
-            Some(target) => {
-                let id = target.loc.read().upper.as_ref().ok_or(Errno::NOENT)?.id;
-                (Some(self.hold(target, new.at(), id)?), Some(id))
-            }
-            None => (None, None),
+        let replaced = match target.filter(|_| target_in_upper) {
+            Some(target) => Some(target.loc.read().upper.as_ref().ok_or(Errno::NOENT)?.id),
+            None => None,
         };
         let below = self.has_lower_name(source, old.parent, old.name)?;
         let known = |t: &Arc<Inode>| t.loc.read().link(new.parent, new.name)?.below;
@@ -209,6 +206,13 @@ impl Union {
             }
             None => (source.loc.write(), None),
         };
+        // With the target's place locked: a further name of it is seen by nobody.
+        let keep = match (target, &target_loc, replaced) {
+            (Some(target), Some(loc), Some(id)) => {
+                Some(self.keep(upper, (target, loc), new.at(), id)?)
+            }
+            _ => None,
+        };
         let is_dir = source.dir.is_some();
         let kinds = Kinds {
             is_dir,
@@ -217,8 +221,8 @@ impl Union {
         };
         let left = step(upper, old, new, kinds, whiteout)?;
         let mut gone = Vec::new();
-        if let Some(target_loc) = &mut target_loc {
-            gone.extend(self.unlinked(target_loc, new.parent, new.name, held));
+        if let (Some(target), Some(loc)) = (target, &mut target_loc) {
+            gone.extend(self.unlinked((target, loc), new.parent, new.name, keep));
         }
         relink(&mut source_loc.links, (old, new), below_new, &mut gone);
         drop((source_loc, target_loc));

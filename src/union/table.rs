@@ -158,6 +158,14 @@ impl Table {
         }
     }
 
+    /// Drops all inodes; no chain of parents by recursion.
+    pub fn clear(&self) {
+        for inode in &self.map {
+            inode.loc.write().links.clear();
+        }
+        self.map.clear();
+    }
+
     /// Inodes in the table.
     pub fn len(&self) -> usize {
         self.map.len()

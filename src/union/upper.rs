@@ -17,10 +17,12 @@ use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use super::inode::Dir;
+use super::orphans::Parked;
 use super::resolve::WhiteoutKind;
 use super::types::FileKind;
 use crate::layer::UpperSpec;
 use crate::layer::at::At;
+use crate::layer::fds::with_spare;
 use crate::layer::lower::{Layer, read_dir};
 use crate::layer::markers::{Marker, Markers, WH_PREFIX, Writer};
 
@@ -51,7 +53,7 @@ pub(crate) struct Upper {
     /// Only looked at, perhaps while it is mounted: nothing may change it.
     pub observed: bool,
     work_base: OwnedFd,
-    staging: OwnedFd,
+    staging: Arc<OwnedFd>,
     index: Mutex<Option<Arc<OwnedFd>>>,
     tmpfile: AtomicBool,
     /// Nothing says yet that its file system cannot clone files.
@@ -101,9 +103,10 @@ impl Upper {
         lock(&work_base, spec.work.path())?;
         let mut upper = Self::unprobed(layer, work_base, spec)?;
         upper.volatile = volatile;
-        upper.staging = open_staging(upper.work_base.as_fd(), upper.own_ids).map_err(|e| {
+        let staging = open_staging(upper.work_base.as_fd(), upper.own_ids).map_err(|e| {
             Error::from(e).context("cannot set up the work directory", spec.work.path())
         })?;
+        upper.staging = Arc::new(staging);
         upper.probe().map_err(|e| {
             Error::from(e).context("cannot write to the work directory", spec.work.path())
         })?;
@@ -152,7 +155,7 @@ impl Upper {
             observed: false,
             layer: Arc::new(layer),
             work_base,
-            staging,
+            staging: Arc::new(staging),
             index: Mutex::new(None),
             tmpfile: AtomicBool::new(true),
             clones: AtomicBool::new(true),
@@ -235,7 +238,8 @@ impl Upper {
     pub fn stage_file(&self, perm: u32) -> Result<(StagedFile<'_>, OwnedFd), Errno> {
         if self.tmpfile.load(Ordering::Relaxed) {
             let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-            match rustix::fs::openat(&self.staging, c".", flags, Mode::from_raw_mode(perm)) {
+            let perm = Mode::from_raw_mode(perm);
+            match with_spare(|| rustix::fs::openat(&self.staging, c".", flags, perm)) {
                 Ok(fd) => return Ok((StagedFile::Unnamed, fd)),
                 Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
                     self.tmpfile.store(false, Ordering::Relaxed);
@@ -268,6 +272,11 @@ impl Upper {
         };
         make(staged.at())?;
         Ok(staged)
+    }
+
+    /// Gives what has no other name one that nobody else uses, until that is dropped.
+    pub fn park(&self, make: impl FnOnce(At<'_>) -> Result<(), Errno>) -> Result<Parked, Errno> {
+        self.stage(make).map(Staged::park)
     }
 
     /// A staged whiteout in the form of a node.
@@ -415,6 +424,12 @@ pub(crate) struct Staged<'u> {
 impl Staged<'_> {
     pub fn at(&self) -> At<'_> {
         At::new(self.upper.staging.as_fd(), &self.name)
+    }
+
+    /// It stays until what is returned is dropped. No directory.
+    pub fn park(mut self) -> Parked {
+        self.armed = false;
+        Parked::new(&self.upper.staging, std::mem::take(&mut self.name))
     }
 
     /// Moves it to its place.

@@ -25,6 +25,9 @@ impl Union {
         if let Some(errno) = self.known_absent(&inode, name) {
             return Err(errno.into());
         }
+        if Self::is_gone(&inode) {
+            return Err(Errno::NODATA.into());
+        }
         let is_capability = name == CAPABILITY.to_bytes();
         if is_capability && inode.capability.get() == Some(false) {
             return Err(Errno::NODATA.into());
@@ -54,6 +57,9 @@ impl Union {
         if let Some((catalog, record)) = self.catalog_record(&inode)
             && catalog.is_bare(record)
         {
+            return Ok(Vec::new());
+        }
+        if Self::is_gone(&inode) {
             return Ok(Vec::new());
         }
         let (stored, dialect) =

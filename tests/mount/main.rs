@@ -14,6 +14,7 @@ mod budgets;
 mod buildah;
 mod copy_file_range;
 mod create;
+mod descriptors;
 mod dialects;
 mod differences;
 mod fallocate;

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 
+use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::abi::op;
@@ -37,6 +38,9 @@ use crate::sys::uring::{self, Command, Entry, HEADER, Payload};
 
 /// The most threads of one CPU. Requests beyond that wait in the kernel.
 const MAX_THREADS: usize = 64;
+/// All together have no more rings than one in so many of the descriptors that there may be, for
+/// each is one.
+const SHARE: usize = 8;
 
 /// What all threads have in common once the mount is served.
 pub(super) struct Served {
@@ -76,6 +80,8 @@ struct Queue {
     device: Arc<OwnedFd>,
     payload: usize,
     threads: AtomicUsize,
+    /// No more threads than this.
+    most: usize,
     /// Threads that wait for a request, or are about to.
     idle: AtomicUsize,
     /// That it cannot grow.
@@ -102,6 +108,7 @@ impl Rings {
                 device: Arc::clone(device),
                 payload,
                 threads: AtomicUsize::new(1),
+                most: most_threads(cpus),
                 idle: AtomicUsize::new(0),
                 told: AtomicBool::new(false),
                 ends: ends.clone(),
@@ -163,7 +170,7 @@ fn lead(queue: Queue, ready: &Sender<io::Result<()>>, start: &Receiver<Arc<Serve
 
 /// The further ones; they inherit the CPU from the one that starts them.
 fn grow(queue: &Arc<Queue>, served: &Arc<Served>) {
-    let more = |threads| (threads < MAX_THREADS).then_some(threads + 1);
+    let more = |threads| (threads < queue.most).then_some(threads + 1);
     if queue
         .threads
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
@@ -209,6 +216,13 @@ fn possible_cpus() -> io::Result<u16> {
     let list = std::fs::read_to_string(LIST)
         .map_err(|error| io::Error::new(error.kind(), format!("{LIST}: {error}")))?;
     count(list.trim()).ok_or_else(|| io::Error::other(format!("{LIST}: not a list: {list:?}")))
+}
+
+/// The most threads of one of so many CPUs.
+fn most_threads(cpus: u16) -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let rings = usize::try_from(limit).unwrap_or(usize::MAX) / SHARE;
+    (rings / usize::from(cpus).max(1)).clamp(1, MAX_THREADS)
 }
 
 /// Of a list like `0-3,8`.

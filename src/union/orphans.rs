@@ -1,0 +1,295 @@
+//! What keeps a file whose last name in the upper is gone while somebody still has it open.
+//!
+//! The first of them are kept by a descriptor each, which costs least. Descriptors are the
+//! process' and for all users, so there is a [`Budget`]; what is beyond it has a name in the work
+//! directory (0700, swept by the next mount) that is removed when the kernel forgets the inode.
+//! That name is one link more on the upper's file system, which no user sees: see
+//! [`super::attr::attr`]. A removed directory has nothing in it, so beyond the budget its
+//! attributes are kept in memory.
+//!
+//! Invariant: a parked name exists as long as its inode's `Loc` has it, and both change with `loc`
+//! locked; so attributes read of the file and `loc` agree.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+
+use super::Union;
+use super::error::Result;
+use super::inode::{DataFd, Inode, Loc};
+use super::types::{SetAttr, SetTime};
+use super::upper::Upper;
+use crate::layer::at::{At, Stat};
+use crate::layer::fds::IsExhausted as _;
+use crate::layer::types::Time;
+
+/// No more descriptors than this keep orphans, however many the process may have.
+const MOST: usize = 256;
+/// Nor more than one in so many of those that it may have.
+const SHARE: usize = 8;
+/// How often the limit is looked at again, which prlimit(2) can change: each time so many more
+/// are taken.
+const LOOK_AGAIN: usize = 32;
+
+/// How many descriptors may keep orphans.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    taken: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Budget {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            taken: AtomicUsize::new(0),
+            most: AtomicUsize::new(allowed()),
+        })
+    }
+
+    /// One descriptor more, if there may be; given back when dropped.
+    pub fn take(self: &Arc<Self>) -> Option<Permit> {
+        self.take_below(1)
+    }
+
+    /// As [`Self::take`], for what cannot be kept without a descriptor.
+    fn take_reserve(self: &Arc<Self>) -> Option<Permit> {
+        self.take_below(2)
+    }
+
+    fn take_below(self: &Arc<Self>, times: usize) -> Option<Permit> {
+        let permit = Permit(Arc::clone(self));
+        let before = self.taken.fetch_add(1, Ordering::Relaxed);
+        if before > 0 && before.is_multiple_of(LOOK_AGAIN) {
+            self.most.store(allowed(), Ordering::Relaxed);
+        }
+        (before < self.most.load(Ordering::Relaxed).saturating_mul(times)).then_some(permit)
+    }
+}
+
+fn allowed() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit).map_or(MOST, |limit| (limit / SHARE).min(MOST))
+}
+
+/// A descriptor that is counted in a [`Budget`].
+#[derive(Debug)]
+pub(crate) struct Permit(Arc<Budget>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A name in the work directory, removed when dropped.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    staging: Arc<OwnedFd>,
+    name: Vec<u8>,
+    /// The file has never had another name, and may get one (O_TMPFILE).
+    pub linkable: bool,
+}
+
+impl Parked {
+    /// `name` in `staging` is there, and nobody else's.
+    pub fn new(staging: &Arc<OwnedFd>, name: Vec<u8>) -> Self {
+        Self {
+            staging: Arc::clone(staging),
+            name,
+            linkable: false,
+        }
+    }
+
+    pub fn at(&self) -> At<'_> {
+        At::new(self.staging.as_fd(), &self.name)
+    }
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        if let Err(error) = self.at().unlink() {
+            tracing::warn!(%error, "cannot remove a file from the work directory");
+        }
+    }
+}
+
+/// A descriptor that keeps an upper file or directory which has no name.
+#[derive(Debug)]
+pub(crate) struct Held {
+    by: By,
+    _counted: Permit,
+}
+
+#[derive(Debug)]
+enum By {
+    /// Opened for that, or a directory's.
+    Fd(Arc<OwnedFd>),
+    /// The one through which its data is read and written.
+    Data(Arc<DataFd>),
+}
+
+impl Held {
+    pub fn at(&self) -> At<'_> {
+        match &self.by {
+            By::Fd(fd) => At::fd(fd.as_fd()),
+            By::Data(data) => At::fd(data.fd.as_fd()),
+        }
+    }
+
+    /// The descriptor of a directory.
+    pub fn dir(&self) -> Option<&Arc<OwnedFd>> {
+        match &self.by {
+            By::Fd(fd) => Some(fd),
+            By::Data(_) => None,
+        }
+    }
+}
+
+/// What keeps an inode that loses its last name.
+#[derive(Debug)]
+pub(crate) enum Keep {
+    /// What it has already: the name it is parked under, or its entry in the index.
+    Known,
+    /// A descriptor.
+    Held(Held),
+    /// A name in the work directory.
+    Parked(Parked),
+    /// Memory of a directory.
+    Gone(Box<Stat>),
+}
+
+impl Keep {
+    fn held(by: By, counted: Permit) -> Self {
+        Self::Held(Held {
+            by,
+            _counted: counted,
+        })
+    }
+}
+
+impl Union {
+    /// What keeps an upper file or directory (named `at`) while its name is removed; `loc` is its
+    /// place, locked for a change, and `id` the file that the union knows.
+    ///
+    /// # Errors
+    /// ESTALE when `at` is another file; else those of open(2).
+    pub(crate) fn keep(
+        &self,
+        upper: &Upper,
+        (inode, loc): (&Inode, &Loc),
+        at: At<'_>,
+        id: (u64, u64),
+    ) -> Result<Keep> {
+        if loc.parked().is_some() {
+            return Ok(Keep::Known);
+        }
+        if let Some(permit) = self.orphans.take() {
+            match self.hold(inode, at, id) {
+                Err(e) if e.is_exhausted() => {}
+                by => return by.map(|by| Keep::held(by, permit)),
+            }
+        }
+        if inode.dir.is_some() {
+            let stat = at.stat()?;
+            self.check_upper(inode.kind, id, &stat)?;
+            return Ok(Keep::Gone(Box::new(stat)));
+        }
+        if loc.index().is_some() && loc.nlink().is_some_and(|nlink| nlink.union > 1) {
+            return Ok(Keep::Known);
+        }
+        match upper.park(|to| at.link_to(to)) {
+            Ok(parked) => {
+                self.check_upper(inode.kind, id, &parked.at().stat()?)?;
+                Ok(Keep::Parked(parked))
+            }
+            // No links here, or none more of this file, or no room for one.
+            Err(error) => match self.orphans.take_reserve() {
+                Some(permit) => self.hold(inode, at, id).map(|by| Keep::held(by, permit)),
+                None => Err(error.into()),
+            },
+        }
+    }
+
+    /// A descriptor of a file or directory: one that is open anyway, if there is one.
+    fn hold(&self, inode: &Inode, at: At<'_>, id: (u64, u64)) -> Result<By> {
+        let data = inode.data_opt().and_then(|slot| self.fds.cached(slot));
+        // One that is not writable may be of a lower.
+        if let Some(data) = data.filter(|data| data.writable) {
+            return Ok(By::Data(data));
+        }
+        let dir = inode.dir.as_ref();
+        if let Some(fd) = dir.and_then(|dir| self.fds.cached(&dir.upper_fd)) {
+            return Ok(By::Fd(fd));
+        }
+        let held = at.hold()?;
+        self.check_upper(inode.kind, id, &At::fd(held.as_fd()).stat()?)?;
+        Ok(By::Fd(Arc::new(held)))
+    }
+
+    /// What keeps a file of the upper that is open as `fd` and has no name.
+    pub(crate) fn keep_nameless(&self, upper: &Upper, fd: OwnedFd) -> Result<Keep, Errno> {
+        let permit = match self.orphans.take() {
+            Some(permit) => permit,
+            None => match upper.park(|to| At::fd(fd.as_fd()).link_to(to)) {
+                Ok(parked) => return Ok(Keep::Parked(parked)),
+                Err(error) => self.orphans.take_reserve().ok_or(error)?,
+            },
+        };
+        Ok(Keep::held(By::Fd(Arc::new(fd)), permit))
+    }
+
+    /// Changes the attributes of a removed directory that is kept in memory; `false` for any
+    /// other inode.
+    pub(crate) fn set_gone(inode: &Inode, set: &SetAttr) -> bool {
+        let mut loc = inode.loc.write();
+        let Some(stat) = loc.gone_mut() else {
+            return false;
+        };
+        let now = now();
+        let time = |set: Option<SetTime>, old| match set {
+            None => old,
+            Some(SetTime::Now) => now,
+            Some(SetTime::At(time)) => time,
+        };
+        stat.uid = set.uid.unwrap_or(stat.uid);
+        stat.gid = set.gid.unwrap_or(stat.gid);
+        stat.perm = set.perm.unwrap_or(stat.perm) & 0o7777;
+        (stat.atime, stat.mtime) = (time(set.atime, stat.atime), time(set.mtime, stat.mtime));
+        stat.ctime = now;
+        true
+    }
+
+    /// Whether an inode is a removed directory of which there are only the attributes.
+    pub(crate) fn is_gone(inode: &Inode) -> bool {
+        inode.dir.is_some() && inode.loc.read().gone().is_some()
+    }
+}
+
+fn now() -> Time {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    Time {
+        sec: now.tv_sec,
+        nsec: u32::try_from(now.tv_nsec).unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_than_the_budget_is_taken_and_all_comes_back() {
+        let budget = Budget::new();
+        let most = budget.most.load(Ordering::Relaxed);
+        let all: Vec<_> = (0..most).map(|_| budget.take().unwrap()).collect();
+        assert!(budget.take().is_none());
+        let reserve = budget.take_reserve();
+        assert!(reserve.is_some());
+        drop((all, reserve));
+        assert_eq!(budget.taken.load(Ordering::Relaxed), 0);
+        assert!(budget.take().is_some());
+    }
+}
