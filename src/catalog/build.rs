@@ -20,6 +20,7 @@ use super::{Error, file, place};
 use crate::layer::StackSpec;
 use crate::layer::at::{At, Stat};
 use crate::layer::lower::LowerDir;
+use crate::layer::markers::Protection;
 use crate::layer::types::FileKind;
 use crate::union::{Below, LowerDirs, LowerFile, Source, Union, Visible};
 
@@ -424,6 +425,7 @@ fn is_plain(dir: &LowerDir, stat: &Stat) -> bool {
         stat.btime,
     ];
     stat.dev == dir.layer.stat.dev
+        && stat.protection == Protection::NONE
         && u32::try_from(stat.blocks).is_ok()
         && times
             .into_iter()

@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::format::{self, Class, Data, Dir, Header, Layer, NONE, Record, Table};
 use crate::layer::at::{Stat, is_valid_name};
+use crate::layer::markers::Protection;
 use crate::layer::types::{FileKind, Time};
 
 /// Why bytes are no catalog, or not one of ours.
@@ -309,6 +310,8 @@ impl<B: AsRef<[u8]>> View<B> {
             ino: record.ino.get(),
             kind: FileKind::from_mode(class.mode.get()).ok_or(Damaged)?,
             perm: class.mode.get() & 0o7777,
+            // Of those that are protected there are no records.
+            protection: Protection::NONE,
             nlink: record.nlink.get(),
             uid: class.uid.get(),
             gid: class.gid.get(),

@@ -7,6 +7,7 @@
 //! are free for the next request it is done where it was read: to hand it on would cost
 //! another thread's wake-up. Else it goes to the pool with its reply.
 
+mod flags;
 mod handlers;
 mod names;
 mod opens;

@@ -2,8 +2,8 @@
 
 use super::wire::Header;
 use super::wire::abi::{
-    self, FATTR_ATIME, FATTR_ATIME_NOW, FATTR_GID, FATTR_KILL_SUIDGID, FATTR_MODE, FATTR_MTIME,
-    FATTR_MTIME_NOW, FATTR_SIZE, FATTR_UID, SetattrIn, SxTime,
+    self, FATTR_ATIME, FATTR_ATIME_NOW, FATTR_CTIME, FATTR_FH, FATTR_GID, FATTR_KILL_SUIDGID,
+    FATTR_MODE, FATTR_MTIME, FATTR_MTIME_NOW, FATTR_SIZE, FATTR_UID, SetattrIn, SxTime,
 };
 use crate::union::{Attr, Caller, EntryRef, RenameFlags, SetAttr, SetTime, Time, XattrFlags};
 
@@ -114,6 +114,7 @@ pub(super) fn set_attr(set: &SetattrIn) -> SetAttr {
         atime: time(FATTR_ATIME, FATTR_ATIME_NOW, set.atime, set.atimensec),
         mtime: time(FATTR_MTIME, FATTR_MTIME_NOW, set.mtime, set.mtimensec),
         drops_set_id: has(FATTR_KILL_SUIDGID),
+        of_writes: set.valid & !FATTR_FH == FATTR_MTIME | FATTR_CTIME,
     }
 }
 

@@ -218,6 +218,11 @@ impl Opens {
         };
         let passed = out.open_flags & FOPEN_PASSTHROUGH != 0;
         let maps = passed && kind & MAPPER != 0;
+        if maps && union.is_append_only(ino).unwrap_or(true) {
+            // It became that while it was open.
+            self.release(ino, out.fh);
+            return Err(Errno::PERM.into());
+        }
         let must_ask = maps && self.takes_back(ino);
         if passed && direct && known.is_some() && !takes_direct(union, ino) {
             self.release(ino, out.fh);
@@ -240,6 +245,10 @@ impl Opens {
     fn choose(&self, union: &Union, ino: Ino, direct: bool) -> union::Result<Mode> {
         // The kernel holds no pages of a file that may change behind its back.
         let cached = Mode::Cached { keep: false };
+        // A mapping that is passed through could change what is there.
+        if union.is_append_only(ino)? {
+            return Ok(cached);
+        }
         let backing = match union.backing(ino) {
             Ok(Some(backing)) => backing,
             Ok(None) => return Ok(Mode::Cached { keep: true }),

@@ -8,11 +8,13 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    self, AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, StatxFlags, Timestamps, Uid,
+    self, AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags,
+    Timestamps, Uid,
 };
 use rustix::io::Errno;
 
 use super::fds::with_spare;
+use super::markers::Protection;
 use super::types::{FileKind, Time};
 use crate::sys::{chmodat, xattrat};
 
@@ -27,6 +29,8 @@ pub struct Stat {
     pub kind: FileKind,
     /// `mode & 0o7777`.
     pub perm: u32,
+    /// What protects it.
+    pub protection: Protection,
     /// Hard links.
     pub nlink: u32,
     /// Owner.
@@ -163,6 +167,7 @@ impl<'a> At<'a> {
             ino: x.stx_ino,
             kind: FileKind::from_mode(u32::from(x.stx_mode)).ok_or(Errno::IO)?,
             perm: u32::from(x.stx_mode) & 0o7777,
+            protection: protection(x.stx_attributes.bits()),
             nlink: x.stx_nlink,
             uid: x.stx_uid,
             gid: x.stx_gid,
@@ -390,6 +395,19 @@ impl<'a> At<'a> {
     /// Renames with the flags of renameat2(2).
     pub fn rename_to(&self, to: At<'_>, flags: fs::RenameFlags) -> Result<(), Errno> {
         fs::renameat_with(self.dir, self.name, to.dir, to.name, flags)
+    }
+}
+
+/// From `stx_attributes`.
+fn protection(attributes: u64) -> Protection {
+    let bits = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
+    match attributes & bits.bits() {
+        0 => Protection::NONE,
+        some => {
+            let has = |flag: StatxAttributes| u32::from(some & flag.bits() != 0);
+            let (immutable, append) = (StatxAttributes::IMMUTABLE, StatxAttributes::APPEND);
+            Protection::of(has(immutable) | has(append) << 1, 1, 2)
+        }
     }
 }
 

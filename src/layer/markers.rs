@@ -42,6 +42,101 @@ pub struct Markers {
     pub impure: bool,
     /// `nlink`: link count of an indexed file, relative to upper or lower.
     pub nlink: Option<Vec<u8>>,
+    /// `protattr`: the union shows this file as immutable or append-only.
+    pub protection: Protection,
+}
+
+/// Whether a file is immutable, append-only, both or neither.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Protection(u8);
+
+impl Protection {
+    /// Neither.
+    pub const NONE: Self = Self(0);
+    const IMMUTABLE: u8 = 1;
+    const APPEND: u8 = 2;
+    /// The kernel reads no longer `protattr`.
+    const MOST: usize = 32;
+
+    /// From two bits of `flags`.
+    pub fn of(flags: u32, immutable: u32, append: u32) -> Self {
+        let has = |flag: u32, bit| if flags & flag != 0 { bit } else { 0 };
+        Self(has(immutable, Self::IMMUTABLE) | has(append, Self::APPEND))
+    }
+
+    /// As two bits.
+    pub fn bits(self, immutable: u32, append: u32) -> u32 {
+        let has = |is, flag| if is { flag } else { 0 };
+        has(self.is_immutable(), immutable) | has(self.is_append(), append)
+    }
+
+    /// As a number below 4.
+    pub fn number(self) -> u8 {
+        self.0
+    }
+
+    /// The inverse of [`Self::number`].
+    pub fn from_number(number: u8) -> Self {
+        Self(number & (Self::IMMUTABLE | Self::APPEND))
+    }
+
+    /// Nothing about the file may change.
+    pub fn is_immutable(self) -> bool {
+        self.0 & Self::IMMUTABLE != 0
+    }
+
+    /// Data may only be added at the end, names only be made.
+    pub fn is_append(self) -> bool {
+        self.0 & Self::APPEND != 0
+    }
+
+    /// The value of `protattr` for it.
+    pub fn text(self) -> &'static [u8] {
+        match (self.is_append(), self.is_immutable()) {
+            (true, true) => b"ai",
+            (true, false) => b"a",
+            (false, true) => b"i",
+            (false, false) => b"",
+        }
+    }
+
+    /// What a value of `protattr` says; nothing when it has anything that is not known.
+    fn parse(text: &[u8]) -> Self {
+        let mut bits = 0;
+        for byte in text {
+            bits |= match byte {
+                b'i' => Self::IMMUTABLE,
+                b'a' => Self::APPEND,
+                _ => return Self::NONE,
+            };
+        }
+        if text.len() > Self::MOST {
+            return Self::NONE;
+        }
+        Self(bits)
+    }
+
+    /// Reads the marker alone.
+    ///
+    /// # Errors
+    /// Those of getxattr(2).
+    pub fn read(at: At<'_>, dialect: Dialect) -> Result<Self, Errno> {
+        for (on, trusted) in [(dialect.trusted, true), (dialect.user, false)] {
+            let name = Writer { trusted }.name(Marker::Protattr);
+            if on && let Some(value) = readable(at.xattr(name))? {
+                return Ok(Self::parse(&value));
+            }
+        }
+        Ok(Self::NONE)
+    }
+}
+
+impl std::ops::BitOr for Protection {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 }
 
 /// Which markers were found in `user.*` only.
@@ -120,6 +215,10 @@ impl Markers {
             b"origin" if self.origin.is_none() || name.starts_with(TRUSTED) => {
                 self.origin = readable(value(at, name))?;
                 self.from_user.origin = self.origin.is_some() && !name.starts_with(TRUSTED);
+            }
+            b"protattr" => {
+                let value = readable(value(at, name))?;
+                self.protection = value.map_or(Protection::NONE, |v| Protection::parse(&v));
             }
             b"nlink" => self.nlink = readable(value(at, name))?,
             _ => {}
@@ -234,6 +333,7 @@ marker_names! {
     Origin => "origin";
     Impure => "impure";
     Nlink => "nlink";
+    Protattr => "protattr";
     Whiteout => "whiteout";
 }
 

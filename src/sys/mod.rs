@@ -3,6 +3,7 @@
 //! `union` (memory) and by the cli (processes).
 
 pub mod chmodat;
+pub mod fileattr;
 pub mod fuse;
 pub mod handle;
 pub mod map;

@@ -75,6 +75,7 @@ impl Union {
         if inode.dir.is_some() && Self::set_gone(&inode, set) {
             return self.attr_of(&inode);
         }
+        self.check_setattr(&inode, set)?;
         // What is cut off need not be copied.
         self.copy_up_to(&inode, set.size)?;
         self.pin_if_unwritable_later(&inode, set.perm)?;

@@ -73,9 +73,10 @@ impl Union {
         Ok(found_at.open(mode | OFlags::NONBLOCK, 0)?)
     }
 
-    /// What opening for writing does to `ino`: copy-up.
-    /// EROFS without an upper, else what the upper's file system answers.
-    pub fn open_for_writing(&self, ino: Ino) -> Result<()> {
+    /// What opening for writing with these `O_` flags does to `ino`: copy-up. EROFS without an
+    /// upper, EPERM for a protected file, else what the upper's file system answers.
+    pub fn open_for_writing(&self, ino: Ino, flags: u32) -> Result<()> {
+        self.check_open(&*self.inode(ino)?, flags)?;
         let inode = self.regular(ino)?;
         self.writable()?;
         self.copy_up(&inode)
@@ -85,6 +86,7 @@ impl Union {
     pub fn open_truncated(&self, ino: Ino, loss: Option<SetIdLoss<'_>>) -> Result<()> {
         self.writable()?;
         let inode = self.regular(ino)?;
+        self.check_changeable(&inode)?;
         self.copy_up_to(&inode, Some(0))?;
         self.truncate(&inode, 0, loss)
     }

@@ -59,6 +59,7 @@ impl Cached {
             origin: marked,
             impure: false,
             xwhiteouts: false,
+            protection: inode.protection.get(),
             index: None,
             nlink: None,
             named: true,

@@ -46,9 +46,16 @@ impl AsFd for Source {
 
 /// A name in a locked directory, and that directory in the upper.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+pub(super) struct Place<'a> {
     dir: &'a OwnedFd,
     link: &'a Link,
+}
+
+impl<'a> Place<'a> {
+    /// The directory, and the name in it.
+    pub fn name(&self) -> (&'a Arc<Inode>, &'a [u8]) {
+        (&self.link.parent, &self.link.name)
+    }
 }
 
 impl Union {
@@ -109,6 +116,8 @@ impl Union {
         }
         if !inode.in_upper() {
             self.check_lower(inode)?;
+            // The copy is marked with it.
+            self.protection(inode)?;
         }
         let metacopy = {
             let loc = inode.loc.read();
@@ -142,6 +151,7 @@ impl Union {
         let from = (At::fd(source.as_fd()), top.layer.dialect, &top.stat);
         let to = (staged.at(), self.is_bare_below(inode));
         let copy = copy_metadata(upper, from, to, origin.as_ref())?;
+        Self::protect_copy(upper, inode, to.0)?;
         self.with_place(inode, |place| {
             let place = place.ok_or(Errno::NOENT)?;
             self.publish(inode, place, copy, |to| {
@@ -197,6 +207,7 @@ impl Union {
         let origin = self.origin_of(file)?;
         let to = (At::fd(fd.as_fd()), self.is_bare_below(inode));
         let copy = copy_metadata(upper, from, to, origin.as_ref())?;
+        Self::protect_copy(upper, inode, to.0)?;
         let origin = origin.filter(|_| copy.marked);
         let index = self.index_entry(inode, file, origin.as_ref(), At::fd(fd.as_fd()))?;
         // File systems that clone log their changes in order: the extents, the metadata and then
@@ -352,7 +363,7 @@ impl Union {
 
     /// Calls `f` with one of the inode's names, its directory locked and in the upper; with
     /// `None` when the inode has no name any more.
-    fn with_place<T>(
+    pub(super) fn with_place<T>(
         &self,
         inode: &Arc<Inode>,
         f: impl FnOnce(Option<Place<'_>>) -> Result<T>,

@@ -21,7 +21,7 @@ use super::table::Interned;
 use super::types::{Caller, FileKind, Ino};
 use super::upper::{StagedFile, Upper, make_mark};
 use crate::layer::at::{At, Stat, is_valid_name};
-use crate::layer::markers::{Marker, WH_PREFIX};
+use crate::layer::markers::{Marker, Protection, WH_PREFIX};
 
 /// What is to be created.
 struct New<'a> {
@@ -121,6 +121,7 @@ impl Union {
     ) -> Result<EntryRef<'_>> {
         let upper = self.writable()?;
         let parent = self.directory(parent)?;
+        self.check_extensible(&parent)?;
         self.copy_up(&parent)?;
         let new = New {
             kind: FileKind::Regular,
@@ -156,7 +157,11 @@ impl Union {
         self.generations.created(ino, stat.btime);
         let generation = self.generations.of(ino, stat.btime);
         let keys = (self.fresh_key(), generation);
-        let make = || Inode::new(ino, FileKind::Regular, keys, loc, None);
+        let make = || {
+            let inode = Inode::new(ino, FileKind::Regular, keys, loc, None);
+            inode.protection.set(Protection::NONE);
+            inode
+        };
         match self.table.intern(ino, |_| false, make) {
             Interned::Created(inode) => Ok(EntryRef::new(
                 self,
@@ -191,6 +196,7 @@ impl Union {
         let parent = self.directory(parent)?;
         let upper = self.writable()?;
         self.check_new_name(upper, name)?;
+        self.check_extensible(&parent)?;
         self.copy_up(&parent)?;
         let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
         let names = dir.change_names();
@@ -290,6 +296,7 @@ impl Union {
             origin: false,
             impure: false,
             xwhiteouts: false,
+            protection: Some(Protection::NONE),
             index: None,
             nlink: None,
             named: true,

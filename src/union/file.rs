@@ -11,7 +11,7 @@ use super::Union;
 use super::direct::{aligned, aligned_into};
 use super::error::Result;
 use super::inode::{DataFd, Inode};
-use super::types::{FileKind, Ino, SetIdLoss};
+use super::types::{FileKind, Ino, SetIdLoss, Write};
 use crate::layer::at::At;
 use crate::layer::fds::with_spare;
 
@@ -31,26 +31,33 @@ impl Union {
         }
     }
 
-    /// Writes all of `data` (copy-up); `direct` as for [`Self::read`].
+    /// Writes all of `data` (copy-up).
     pub fn write(
         &self,
         ino: Ino,
         (offset, data): (u64, &[u8]),
-        direct: bool,
+        how: Write,
         loss: Option<&SetIdLoss<'_>>,
     ) -> Result<usize> {
         let inode = self.regular(ino)?;
         self.writable()?;
+        let skip = self.check_write(&inode, (offset, data.len()), (how.append, how.pages))?;
+        let (whole, offset) = (data.len(), offset.saturating_add(skip as u64));
+        let data = data.get(skip..).unwrap_or_default();
+        if data.is_empty() && skip > 0 {
+            return Ok(whole);
+        }
         self.copy_up(&inode)?;
         let file = self.data_fd(&inode, true)?;
         if let Some(loss) = loss {
             self.drop_set_id(&inode, At::fd(file.fd.as_fd()), loss)?;
         }
-        let fd = file.for_io(direct);
-        match direct {
+        let fd = file.for_io(how.direct);
+        let written = match how.direct {
             true => aligned(data, |data| write_all(fd, offset, data)),
             false => write_all(fd, offset, data),
-        }
+        };
+        written.map(|written| skip + written)
     }
 
     /// fsync / fdatasync of a file; nothing to do for one that is not in the upper, and on a
@@ -113,6 +120,7 @@ impl Union {
         let inode = self.regular(ino)?;
         self.writable()?;
         let mode = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
+        self.check_allocate(&inode, mode)?;
         self.copy_up(&inode)?;
         let data = self.data_fd(&inode, true)?;
         if let Some(loss) = loss {
@@ -132,6 +140,7 @@ impl Union {
         let source = self.regular(src.0)?;
         let target = self.regular(dst.0)?;
         self.writable()?;
+        self.check_changeable(&target)?;
         self.copy_up(&target)?;
         let from = self.data_fd(&source, false)?;
         let to = self.data_fd(&target, true)?;

@@ -24,6 +24,7 @@ use super::types::{FileKind, Ino};
 use crate::layer::at::Stat;
 use crate::layer::fds::Slot;
 use crate::layer::lower::LowerDir;
+use crate::layer::markers::Protection;
 
 /// A file below the upper.
 #[derive(Debug)]
@@ -290,6 +291,20 @@ impl Tristate {
     }
 }
 
+/// What protects an inode, once that is known.
+#[derive(Debug, Default)]
+pub(crate) struct Protected(AtomicU8);
+
+impl Protected {
+    pub fn get(&self) -> Option<Protection> {
+        let known = self.0.load(Ordering::Acquire).checked_sub(1)?;
+        Some(Protection::from_number(known))
+    }
+    pub fn set(&self, protection: Protection) {
+        self.0.store(protection.number() + 1, Ordering::Release);
+    }
+}
+
 /// What guards the names of a directory.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
@@ -341,6 +356,8 @@ pub(crate) struct Inode {
     data: OnceLock<Arc<Slot<DataFd>>>,
     /// It has a `security.capability`, which the kernel asks for before a first write.
     pub capability: Tristate,
+    /// See [`super::Union::protection`].
+    pub protection: Protected,
     /// Boxed: most inodes are none.
     pub dir: Option<Box<Dir>>,
 }
@@ -363,6 +380,7 @@ impl Inode {
             busy: Mutex::new(()),
             data: OnceLock::new(),
             capability: Tristate::default(),
+            protection: Protected::default(),
             dir: dir.map(Box::new),
         }
     }

@@ -40,6 +40,8 @@ impl Union {
         if inode.dir.is_some() {
             return Err(Errno::PERM.into());
         }
+        self.check_extensible(&parent)?;
+        self.check_changeable(&inode)?;
         self.copy_up(&inode)?;
         self.copy_up(&parent)?;
         let names = parent.dir.as_ref().ok_or(Errno::NOTDIR)?.change_names();
@@ -99,10 +101,8 @@ impl Union {
             in_upper: true,
             below,
         });
-        if let Some(rare) = loc.rare_opt() {
-            if let Some(nlink) = &mut rare.nlink {
-                nlink.union = nlink.union.saturating_add(1);
-            }
+        if let Some(nlink) = loc.rare_opt().and_then(|rare| rare.nlink.as_mut()) {
+            nlink.union = nlink.union.saturating_add(1);
         }
         loc.is_named_again();
     }

@@ -328,7 +328,11 @@ impl Union {
             Some(upper) => self.generations.of(ino, upper.stat.btime),
             None => 0,
         };
-        Inode::new(ino, resolved.kind, (key, generation), loc, dir)
+        let inode = Inode::new(ino, resolved.kind, (key, generation), loc, dir);
+        if let Some(protection) = upper.and_then(|upper| upper.protection) {
+            inode.protection.set(protection);
+        }
+        inode
     }
 
     /// A key no directory of this mount has had.

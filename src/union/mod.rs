@@ -26,6 +26,7 @@ mod listing;
 mod lookup;
 mod lower_view;
 mod orphans;
+mod protect;
 mod readdir;
 mod recorded;
 mod remove;
@@ -253,6 +254,10 @@ impl Union {
         };
         let dir = Dir::new(lowers, marks);
         let root = Inode::new(ROOT_INO, FileKind::Directory, (ROOT_INO, 0), loc, Some(dir));
+        if let Some(upper) = &self.upper {
+            let marked = upper.root.protection;
+            root.protection.set(marked | upper.layer.stat.protection);
+        }
         // Counted once for ever: the kernel never looks the root up.
         if let Interned::Conflict = self.table.intern(ROOT_INO, |_| false, || root) {
             unreachable!("the table is new");

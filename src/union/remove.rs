@@ -81,6 +81,8 @@ impl Union {
                 return Err(Errno::NOENT.into());
             };
             let inode = &counted.inode;
+            self.check_changeable(&parent)?;
+            self.check_changeable(inode)?;
             match (inode.dir.is_some(), want_dir) {
                 (true, false) => return Err(Errno::ISDIR.into()),
                 (false, true) => return Err(Errno::NOTDIR.into()),

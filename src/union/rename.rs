@@ -60,6 +60,15 @@ impl Union {
             {
                 return Ok(()); // two names of one file
             }
+            self.check_changeable(&from)?;
+            self.check_changeable(source)?;
+            match target {
+                Some(target) => {
+                    self.check_changeable(&to)?;
+                    self.check_changeable(target)?;
+                }
+                None => self.check_extensible(&to)?,
+            }
             check_kinds(source, target, flags)?;
             self.check_tree(source, target, (&from, &to), flags)?;
             self.check_movable(source)?;

@@ -14,7 +14,7 @@ use super::error::Result;
 use super::inode::{Dir, Inode, LowerFile, Nlink};
 use super::types::{FileKind, Ino};
 use crate::layer::at::{At, Stat};
-use crate::layer::markers::{Markers, WH_PREFIX};
+use crate::layer::markers::{Markers, Protection, WH_PREFIX};
 use crate::layer::origin::Origin;
 
 /// How the upper hides a name.
@@ -51,6 +51,8 @@ pub(crate) struct UpperFound {
     pub impure: bool,
     /// The directory may hold whiteouts in the xattr form.
     pub xwhiteouts: bool,
+    /// What protects it; `None`: its markers were not read.
+    pub protection: Option<Protection>,
     /// Name in the index, for a hard link that came from a lower.
     pub index: Option<Box<[u8]>>,
     /// Link counts of such a link.
@@ -150,7 +152,8 @@ impl Union {
         // In a directory that never had anything below it nothing can carry a marker that
         // matters, but for its subdirectories' own impurity.
         let plain = dir.lowers.is_empty() && !dir.impure.load(std::sync::atomic::Ordering::Acquire);
-        let (stat, markers) = match plain && stat.kind != FileKind::Directory {
+        let unread = plain && stat.kind != FileKind::Directory;
+        let (stat, markers) = match unread {
             true => (stat, Markers::default()),
             false => upper.layer.described(at, stat)?,
         };
@@ -158,7 +161,7 @@ impl Union {
         if markers.whiteout && empty_file && upper.may_have_xwhiteouts(dir) {
             return Ok(Some(Answer::Absent(Some(WhiteoutKind::Node))));
         }
-        let resolved = match stat.kind {
+        let mut resolved = match stat.kind {
             FileKind::Directory => {
                 let apart = dir.lowers.is_empty() && markers.redirect.is_none();
                 let opaque =
@@ -167,6 +170,9 @@ impl Union {
             }
             _ => self.upper_file(dir, name, stat, &markers, true)?,
         };
+        if unread && let Some(found) = &mut resolved.upper {
+            found.protection = None;
+        }
         Ok(Some(Answer::Found(Arc::new(resolved))))
     }
 
@@ -193,6 +199,7 @@ impl Union {
             origin: markers.origin.is_some(),
             impure: markers.impure,
             xwhiteouts: markers.xwhiteouts,
+            protection: Some(markers.protection | stat.protection),
             index: None,
             nlink: None,
             named: true,
@@ -248,12 +255,14 @@ impl Union {
         }
         let ino = self.inos.number(lower.as_ref().unwrap_or(&stat));
         let origin = origin.is_some();
+        let protection = Some(markers.protection | stat.protection);
         let upper = UpperFound {
             stat,
             metacopy,
             origin,
             impure: false,
             xwhiteouts: false,
+            protection,
             index,
             nlink,
             named,
@@ -285,6 +294,7 @@ impl Union {
                 origin,
                 impure,
                 xwhiteouts: false,
+                protection: Some(markers.protection | stat.protection),
                 index,
                 nlink,
                 named,

@@ -82,6 +82,8 @@ pub struct SetAttr {
     /// With a size or an owner: set-id bits fall, as the transport says that the caller may not
     /// keep them. A change of nothing at all says it by itself.
     pub drops_set_id: bool,
+    /// The time is that of writes which the kernel collected (`writeback`), and nobody's wish.
+    pub of_writes: bool,
 }
 
 /// `rename` flags, values as in `renameat2(2)`.
@@ -160,3 +162,18 @@ pub struct SetIdLoss<'c> {
     /// with bits that whoever asks for attributes still remembers.
     pub fell: &'c dyn Fn(Ino),
 }
+
+/// How data is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Write {
+    /// As through O_DIRECT, where the upper's file system knows it.
+    pub direct: bool,
+    /// By a descriptor with O_APPEND.
+    pub append: bool,
+    /// Of the kernel's cache, whole pages.
+    pub pages: bool,
+}
+
+/// The flags of a file that chattr(1) changes (`FS_` of linux/fs.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileFlags(pub u32);

@@ -114,6 +114,7 @@ impl Union {
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         let inode = self.inode(ino)?;
         self.writable()?;
+        self.check_changeable(&inode)?;
         // What is not there need not be copied up to be missed.
         self.with_top(&inode, |at, dialect| {
             Ok(at.xattr_raw(&Escape(dialect).stored(name)?)?)
@@ -133,6 +134,7 @@ impl Union {
             return Err(Errno::PERM.into());
         }
         let stored = Escape(dialect).stored(name)?;
+        self.check_changeable(&inode)?;
         self.copy_up(&inode)?;
         Ok((inode, stored))
     }

@@ -18,6 +18,7 @@ pub mod descriptor;
 pub mod disk;
 pub mod exec;
 pub mod fixture;
+pub mod ioctl;
 pub mod layers;
 pub mod map;
 pub mod mount;

@@ -1,7 +1,7 @@
 //! Exact lookup counts: whatever happened, after the last forget the table holds the
 //! root alone.
 
-use unionfs::union::{ROOT_INO, RenameFlags};
+use unionfs::union::{ROOT_INO, RenameFlags, Write};
 
 use crate::support::{World, caller};
 
@@ -157,7 +157,12 @@ fn unnamed_files() {
     let (lost, named) = (make(), make());
     let ino = named.attr().ino;
     assert_ne!(ino, lost.attr().ino);
-    assert_eq!(union.write(ino, (0, b"unnamed"), false, None).unwrap(), 7);
+    assert_eq!(
+        union
+            .write(ino, (0, b"unnamed"), Write::default(), None)
+            .unwrap(),
+        7
+    );
     assert_eq!(union.getattr(ino).unwrap().nlink, 0);
     assert!(world.names(ROOT_INO).unwrap().is_empty());
     drop(union.link(ino, ROOT_INO, b"named").unwrap());

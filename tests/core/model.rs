@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use unionfs::union::{FileKind, ROOT_INO, RenameFlags};
+use unionfs::union::{FileKind, ROOT_INO, RenameFlags, Write};
 
 use crate::support::{Held, World, caller};
 
@@ -197,7 +197,7 @@ fn perform(world: &World, op: &Op) -> Result<(), i32> {
                 return Err(libc::EISDIR);
             }
             union
-                .write(file.ino(), (0, &[*byte]), false, None)
+                .write(file.ino(), (0, &[*byte]), Write::default(), None)
                 .map(|_| ())
         }
         Op::Unlink(p) => union.unlink(ino(&dir(p)?), last(p).as_bytes()),

@@ -11,7 +11,7 @@ use crate::fuse::reply;
 use crate::fuse::wire::abi::{FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, SetattrIn};
 use crate::fuse::wire::{Handler, Header, Reply, Request};
 use crate::sys::process::administers_machine;
-use crate::union::Union;
+use crate::union::{Union, Write};
 
 impl Handler for Adapter {
     /// Names and what is asked most; the rest goes on to [`Adapter::file`].
@@ -95,7 +95,16 @@ impl Adapter {
                 data,
                 kill_suid,
                 direct,
-            } => self.write(header, (offset, data), (kill_suid, direct), reply),
+                append,
+                pages,
+            } => {
+                let how = Write {
+                    direct,
+                    append,
+                    pages,
+                };
+                self.write(header, (offset, data), how, kill_suid, reply);
+            }
             Request::Open { flags, kill_suid } => self.open(header, flags, kill_suid, reply),
             Request::OpenDir => {
                 self.count(Op::OpenDir);
@@ -180,6 +189,8 @@ impl Adapter {
             } => self.allocate(header, (offset, length), mode, reply),
             Request::Lseek { offset, whence } => self.seek(ino, offset, whence, reply),
             Request::CopyFileRange { .. } => self.copy_range(header, request, reply),
+            Request::Flags(cmd) => self.flags(ino, cmd, reply),
+            Request::SetFlags(new) => self.set_flags(ino, new, reply),
             Request::Destroy => {
                 self.count(Op::Destroy);
                 reply.ok();
@@ -229,14 +240,15 @@ impl Adapter {
         &self,
         header: &Header,
         (offset, data): (u64, &[u8]),
-        (kills, direct): (bool, bool),
+        how: Write,
+        kills: bool,
         reply: Reply,
     ) {
         self.count(Op::Write);
         let header = *header;
         let write = move |union: &Union, device: &OwnedFd, data: &[u8]| {
             let result = with_loss(device, &header, kills, |loss| {
-                union.write(header.ino, (offset, data), direct, loss)
+                union.write(header.ino, (offset, data), how, loss)
             });
             reply::written(reply, Op::Write, header.ino, result);
         };

@@ -35,7 +35,7 @@ impl Adapter {
                 (true, _) => with_loss(&device, &header, kills, |loss| {
                     union.open_truncated(ino, loss.copied())
                 }),
-                (false, true) => union.open_for_writing(ino),
+                (false, true) => union.open_for_writing(ino, flags),
                 (false, false) => Ok(()),
             };
             match ready.and_then(|()| opens.open(union, ino, flags)) {

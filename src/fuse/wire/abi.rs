@@ -111,8 +111,10 @@ constants! { u32:
     FATTR_SIZE = 1 << 3,
     FATTR_ATIME = 1 << 4,
     FATTR_MTIME = 1 << 5,
+    FATTR_FH = 1 << 6,
     FATTR_ATIME_NOW = 1 << 7,
     FATTR_MTIME_NOW = 1 << 8,
+    FATTR_CTIME = 1 << 10,
     FATTR_KILL_SUIDGID = 1 << 11,
     OPEN_KILL_SUIDGID = 1 << 0,
     FOPEN_DIRECT_IO = 1 << 0,
@@ -218,6 +220,9 @@ message! {
     /// Of LISTXATTR, too; and what both answer to size 0.
     GetxattrIn { size: u32, padding: u32, }
     FallocateIn { fh: u64, offset: u64, length: u64, mode: u32, padding: u32, }
+    /// What follows are `in_size` bytes.
+    IoctlIn { fh: u64, flags: u32, cmd: u32, arg: u64, in_size: u32, out_size: u32, }
+    IoctlOut { result: i32, flags: u32, in_iovs: u32, out_iovs: u32, }
     LseekIn { fh: u64, offset: u64, whence: u32, padding: u32, }
     CopyFileRangeIn {
         fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64,
@@ -254,6 +259,8 @@ mod tests {
         assert_eq!(size_of::<ShortSetxattrIn>(), 8);
         assert_eq!(size_of::<StatfsOut>(), 80);
         assert_eq!(size_of::<FallocateIn>(), 32);
+        assert_eq!(size_of::<IoctlIn>(), 32);
+        assert_eq!(size_of::<IoctlOut>(), 16);
         assert_eq!(size_of::<LseekIn>(), 24);
         assert_eq!(size_of::<CopyFileRangeIn>(), 56);
         assert_eq!(size_of::<Dirent>(), 24);

@@ -21,4 +21,4 @@ mod slot;
 
 pub(super) use connection::{Connection, Handler, Limits};
 pub(super) use reply::{DirBuffer, Reply};
-pub(super) use request::{Header, Request};
+pub(super) use request::{FlagsCmd, Header, NewFlags, Request};

@@ -5,6 +5,7 @@ use zerocopy::FromBytes;
 
 use super::abi::{self, InHeader, op};
 use crate::fuse::counters::Op;
+pub(crate) use ioctl::{FlagsCmd, NewFlags};
 
 /// Who asks, and about which inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +109,15 @@ pub(crate) enum Request<'a> {
         kill_suid: bool,
         /// As for a read; never of pages that come from the kernel's cache.
         direct: bool,
+        /// With O_APPEND.
+        append: bool,
+        /// Of pages that come from the kernel's cache.
+        pages: bool,
     },
+    /// The flags of a file or directory are asked for, in the form that `cmd` says.
+    Flags(FlagsCmd),
+    /// Those it is to have.
+    SetFlags(NewFlags),
     Fsync {
         datasync: bool,
     },
@@ -301,6 +310,8 @@ fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
                 data: body.bytes(size)?,
                 kill_suid,
                 direct: is_direct(flags) && write_flags & abi::WRITE_CACHE == 0,
+                append: flags & libc::O_APPEND.cast_unsigned() != 0,
+                pages: write_flags & abi::WRITE_CACHE != 0,
             }
         }
         op::READDIRPLUS => {
@@ -340,6 +351,7 @@ fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
             datasync: datasync(body)?,
         },
         op::SETXATTR | op::GETXATTR | op::LISTXATTR | op::REMOVEXATTR => xattr(opcode, body)?,
+        op::IOCTL => ioctl::parse(body)?,
         op::FALLOCATE | op::LSEEK | op::COPY_FILE_RANGE | op::COPY_FILE_RANGE_64 => {
             ranges(opcode, body)?
         }
@@ -514,7 +526,6 @@ fn refused(opcode: u32) -> Option<Request<'static>> {
         op::GETLK => (Op::GetLk, libc::ENOSYS),
         op::SETLK | op::SETLKW => (Op::SetLk, libc::ENOSYS),
         op::BMAP => (Op::Bmap, libc::ENOSYS),
-        op::IOCTL => (Op::Ioctl, libc::ENOTTY),
         op::POLL => (Op::Poll, libc::ENOSYS),
         // Nothing we do is worth interrupting: what waits for a disk cannot be.
         op::INTERRUPT => (Op::Interrupt, libc::ENOSYS),
@@ -523,5 +534,6 @@ fn refused(opcode: u32) -> Option<Request<'static>> {
     Some(Request::Refused(Some(op), errno))
 }
 
+mod ioctl;
 #[cfg(test)]
 mod tests;

@@ -96,7 +96,9 @@ fn data_is_as_long_as_it_says() {
             offset: 5,
             data: b"abc",
             kill_suid: true,
-            direct: false
+            direct: false,
+            append: false,
+            pages: false
         }
     ));
     assert!(matches!(parse(op::WRITE, &body[..42]), Request::Malformed));
@@ -132,6 +134,40 @@ fn data_is_as_long_as_it_says() {
 }
 
 #[test]
+fn only_the_kernels_own_ioctls_are_answered() {
+    let ioctl = |cmd, arg, (in_size, out_size), data: &[u8]| {
+        let head = abi::IoctlIn {
+            cmd,
+            arg,
+            in_size,
+            out_size,
+            ..abi::IoctlIn::default()
+        };
+        format!("{:?}", parse(op::IOCTL, &[head.as_bytes(), data].concat()))
+    };
+    let get = libc::FS_IOC_GETFLAGS as u32;
+    let set = libc::FS_IOC_SETFLAGS as u32;
+    let refused = format!("{:?}", Request::Refused(Some(Op::Ioctl), libc::ENOTTY));
+    assert_eq!(ioctl(get, 0, (0, 4), b""), "Flags(Flags)");
+    assert_eq!(
+        ioctl(set, 0, (4, 0), &7u32.to_ne_bytes()),
+        "SetFlags(Flags(7))"
+    );
+    assert_eq!(ioctl(0x801c_581f, 0, (0, 28), b""), "Flags(Xflags)");
+    assert!(ioctl(0x401c_5820, 0, (28, 0), &[1; 28]).starts_with("SetFlags(Xflags("));
+    // A program's own: its size, its address.
+    assert_eq!(ioctl(get, 0x1000, (0, 8), b""), refused);
+    assert_eq!(ioctl(set, 0x1000, (8, 0), &[0; 8]), refused);
+    assert_eq!(ioctl(set, 0, (8, 0), &[0; 8]), refused);
+    assert_eq!(ioctl(0x401c_5820, 0x1000, (28, 0), &[0; 28]), refused);
+    assert_eq!(ioctl(get, 0, (0, u32::MAX), b""), refused);
+    assert_eq!(ioctl(0x1234, 0, (0, 0), b""), refused);
+    // Less than it says.
+    assert_eq!(ioctl(set, 0, (4, 0), b"ab"), "Malformed");
+    assert_eq!(ioctl(set, 0, (u32::MAX, 0), b""), "Malformed");
+}
+
+#[test]
 fn forgets_are_counted_before_they_are_believed() {
     let batch = |count| abi::BatchForgetIn { count, dummy: 0 };
     let one = |nodeid, nlookup| abi::ForgetOne { nodeid, nlookup };
@@ -155,10 +191,6 @@ fn what_is_unknown_is_not_offered() {
             format!("Refused(None, {})", libc::ENOSYS)
         );
     }
-    assert_eq!(
-        shown(op::IOCTL, &[]),
-        format!("Refused(Some(Ioctl), {})", libc::ENOTTY)
-    );
 }
 
 /// Opcodes whose body has a minimum, and that minimum.
@@ -166,6 +198,7 @@ const WITH_BODY: &[(u32, usize)] = &[
     (op::LOOKUP, 1),
     (op::FORGET, 8),
     (op::SETATTR, 88),
+    (op::IOCTL, 32),
     (op::SYMLINK, 2),
     (op::MKNOD, 17),
     (op::MKDIR, 9),

@@ -1,0 +1,269 @@
+//! Inode flags: what chattr(1) sets and lsattr(1) shows, and the two of them that protect a file.
+//!
+//! As overlayfs has it: a file or directory is immutable or append-only when the topmost layer's
+//! is, or when the upper's says so by `overlay.protattr`, where chattr on the union puts it, as a
+//! file that is really immutable could not be copied up, linked or marked. All other flags are
+//! those of the file itself. FUSE has no flag for an immutable inode, so what the kernel would
+//! refuse is refused here, with EPERM and before anything is copied up.
+//!
+//! Who may change flags the kernel has decided (`vfs_fileattr_set`): the owner or CAP_FOWNER, and
+//! CAP_LINUX_IMMUTABLE for these two.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::Errno;
+
+use super::Union;
+use super::error::Result;
+use super::inode::{Inode, Lower};
+use super::types::{FileFlags, FileKind, Ino, SetAttr, SetTime};
+use super::upper::Upper;
+use crate::layer::at::At;
+use crate::layer::markers::{Marker, Protection};
+use crate::sys::fileattr::{self, FsxAttr};
+
+/// `FS_IMMUTABLE_FL` and `FS_APPEND_FL` of linux/fs.h.
+const IMMUTABLE_FL: u32 = 0x10;
+const APPEND_FL: u32 = 0x20;
+/// `FS_JOURNAL_DATA_FL`: ext4 lets only CAP_SYS_RESOURCE change it, which we have and the caller
+/// need not.
+const JOURNAL_DATA_FL: u32 = 0x4000;
+/// `FS_XFLAG_IMMUTABLE` and `FS_XFLAG_APPEND`.
+const IMMUTABLE_XFLAG: u32 = 0x8;
+const APPEND_XFLAG: u32 = 0x10;
+
+impl Union {
+    /// What protects an inode.
+    pub(crate) fn protection(&self, inode: &Inode) -> Result<Protection> {
+        if let Some(known) = inode.protection.get() {
+            return Ok(known);
+        }
+        if !matches!(inode.kind, FileKind::Regular | FileKind::Directory) {
+            return Ok(Protection::NONE);
+        }
+        if !inode.in_upper() {
+            let read = self.lower_protection(inode)?;
+            inode.protection.set(read);
+            return Ok(read);
+        }
+        // Of the upper, in a directory with nothing below: nobody has read its markers yet.
+        let dialect = self.readable_upper()?.layer.dialect;
+        let read = self.with_upper(inode, |at| {
+            Ok(Protection::read(at, dialect)? | at.stat()?.protection)
+        })?;
+        inode.protection.set(read);
+        Ok(read)
+    }
+
+    fn lower_protection(&self, inode: &Inode) -> Result<Protection> {
+        let loc = inode.loc.read();
+        match (&inode.dir, &loc.lower) {
+            (Some(dir), _) => Ok(dir.lowers.top().ok_or(Errno::IO)?.stat.protection),
+            (None, Some(Lower::File(file))) => Ok(file.stat.protection),
+            // Of those that are protected the catalog has no record.
+            (None, _) => Ok(Protection::NONE),
+        }
+    }
+
+    /// EPERM for what is immutable or append-only: it keeps its names, attributes and xattrs.
+    pub(crate) fn check_changeable(&self, inode: &Inode) -> Result<()> {
+        match self.protection(inode)? {
+            Protection::NONE => Ok(()),
+            _ => Err(Errno::PERM.into()),
+        }
+    }
+
+    /// EPERM for a directory that is immutable, in which nothing can be made.
+    pub(crate) fn check_extensible(&self, dir: &Inode) -> Result<()> {
+        match self.protection(dir)?.is_immutable() {
+            true => Err(Errno::PERM.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// EPERM for attributes that what protects the inode forbids to change (`may_setattr`).
+    pub(crate) fn check_setattr(&self, inode: &Inode, set: &SetAttr) -> Result<()> {
+        let protection = self.protection(inode)?;
+        if protection == Protection::NONE {
+            return Ok(());
+        }
+        let now = Some(SetTime::Now);
+        let touched = set.atime == now && set.mtime == now;
+        let other = set.perm.is_some() || set.uid.is_some() || set.gid.is_some();
+        let timed = (set.atime.is_some() || set.mtime.is_some()) && !touched && !set.of_writes;
+        match protection.is_immutable() || other || timed || set.size.is_some() {
+            true => Err(Errno::PERM.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// What of a write of `len` bytes at `offset` is to be written: all of it, but for an
+    /// append-only file, whose content cannot be changed. `appends`: by a descriptor with
+    /// O_APPEND; `pages`: from the kernel's cache, which may hold more than is new. The number
+    /// of bytes to leave out, or EPERM.
+    pub(crate) fn check_write(
+        &self,
+        inode: &Inode,
+        (offset, len): (u64, usize),
+        (appends, pages): (bool, bool),
+    ) -> Result<usize> {
+        let protection = self.protection(inode)?;
+        if protection == Protection::NONE {
+            return Ok(0);
+        }
+        if protection.is_immutable() || !(appends || pages) {
+            return Err(Errno::PERM.into());
+        }
+        let old = self.attr_of(inode)?.size.saturating_sub(offset);
+        match usize::try_from(old).unwrap_or(usize::MAX).min(len) {
+            0 => Ok(0),
+            known if pages => Ok(known),
+            _ => Err(Errno::PERM.into()),
+        }
+    }
+
+    /// EPERM for fallocate(2) of an immutable file, and for all but more room of an append-only one.
+    pub(crate) fn check_allocate(&self, inode: &Inode, mode: FallocateFlags) -> Result<()> {
+        let protection = self.protection(inode)?;
+        let adds = (mode - FallocateFlags::KEEP_SIZE).is_empty();
+        match protection.is_immutable() || protection.is_append() && !adds {
+            true => Err(Errno::PERM.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// EPERM for an open with these `O_` flags of a protected file.
+    pub(crate) fn check_open(&self, inode: &Inode, flags: u32) -> Result<()> {
+        let has = |flag: i32| flags & flag.cast_unsigned() != 0;
+        let protection = self.protection(inode)?;
+        let writes = has(libc::O_WRONLY | libc::O_RDWR);
+        let refused = match protection.is_immutable() {
+            true => writes || has(libc::O_TRUNC),
+            false => {
+                protection.is_append() && (writes && !has(libc::O_APPEND) || has(libc::O_TRUNC))
+            }
+        };
+        match refused {
+            true => Err(Errno::PERM.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a file may be written at its end only; ESTALE for a number not in use.
+    pub fn is_append_only(&self, ino: Ino) -> Result<bool> {
+        Ok(self.protection(&*self.inode(ino)?)?.is_append())
+    }
+
+    /// Marks a staged copy with what protects its inode. Where the upper has no xattrs it is not
+    /// protected, as on overlayfs.
+    pub(crate) fn protect_copy(upper: &Upper, inode: &Inode, to: At<'_>) -> Result<()> {
+        let Some(protection) = inode.protection.get().filter(|p| *p != Protection::NONE) else {
+            return Ok(());
+        };
+        match upper.markers.set(to, Marker::Protattr, protection.text()) {
+            Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    /// The flags of a file or directory. ENOTTY for other kinds and where its file system has
+    /// none.
+    pub fn file_flags(&self, ino: Ino) -> Result<FileFlags> {
+        let inode = self.inode(ino)?;
+        let protection = self.protection(&inode)?;
+        let flags = self.with_open(&inode, |fd| Ok(fileattr::flags(fd)?))?;
+        Ok(FileFlags(flags | protection.bits(IMMUTABLE_FL, APPEND_FL)))
+    }
+
+    /// The same as `struct fsxattr`.
+    pub fn file_xflags(&self, ino: Ino) -> Result<FsxAttr> {
+        let inode = self.inode(ino)?;
+        let protection = self.protection(&inode)?;
+        let mut attr = self.with_open(&inode, |fd| Ok(fileattr::fsx(fd)?))?;
+        attr.xflags |= protection.bits(IMMUTABLE_XFLAG, APPEND_XFLAG);
+        Ok(attr)
+    }
+
+    /// Changes the flags (copy-up), for a caller of whom the kernel knows that they may. EROFS,
+    /// EPERM for protecting a file where the upper has no xattrs, ENOTTY as above.
+    pub fn set_file_flags(&self, ino: Ino, flags: FileFlags) -> Result<()> {
+        let FileFlags(flags) = flags;
+        let protection = Protection::of(flags, IMMUTABLE_FL, APPEND_FL);
+        let rest = flags & !(IMMUTABLE_FL | APPEND_FL);
+        self.set_flags(ino, protection, |fd| {
+            if (fileattr::flags(fd)? ^ rest) & JOURNAL_DATA_FL != 0 {
+                return Err(Errno::PERM.into());
+            }
+            Ok(fileattr::set_flags(fd, rest)?)
+        })
+    }
+
+    /// The same from `struct fsxattr`.
+    pub fn set_file_xflags(&self, ino: Ino, mut attr: FsxAttr) -> Result<()> {
+        let protection = Protection::of(attr.xflags, IMMUTABLE_XFLAG, APPEND_XFLAG);
+        attr.xflags &= !(IMMUTABLE_XFLAG | APPEND_XFLAG);
+        self.set_flags(ino, protection, |fd| Ok(fileattr::set_fsx(fd, &attr)?))
+    }
+
+    fn set_flags(
+        &self,
+        ino: Ino,
+        protection: Protection,
+        set: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let inode = self.inode(ino)?;
+        let upper = self.writable()?;
+        if !matches!(inode.kind, FileKind::Regular | FileKind::Directory) {
+            return Err(Errno::NOTTY.into());
+        }
+        let before = self.protection(&inode)?;
+        self.copy_up(&inode)?;
+        self.with_place(&inode, |place| {
+            self.with_upper(&inode, |at| mark(upper, at, before, protection))?;
+            inode.protection.set(protection);
+            // What the cache says of it is no longer true; nobody puts it there meanwhile.
+            if let Some((parent, name)) = place.map(|place| place.name()) {
+                self.names.remove(parent.key, name);
+            }
+            Ok(())
+        })?;
+        self.with_open(&inode, set)
+    }
+
+    /// Calls `f` with a file or directory open for reading.
+    fn with_open<T>(
+        &self,
+        inode: &Arc<Inode>,
+        f: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> Result<T>,
+    ) -> Result<T> {
+        match inode.kind {
+            FileKind::Regular => f(self.data_fd(inode, false)?.fd.as_fd()),
+            FileKind::Directory => {
+                let dir = self.with_top(inode, |at, _| {
+                    Ok(at.open(OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK, 0)?)
+                })?;
+                f(dir.as_fd())
+            }
+            _ => Err(Errno::NOTTY.into()),
+        }
+    }
+}
+
+/// Writes what protects an upper file in place of what did before.
+fn mark(upper: &Upper, at: At<'_>, before: Protection, protection: Protection) -> Result<()> {
+    if protection != Protection::NONE {
+        return match upper.markers.set(at, Marker::Protattr, protection.text()) {
+            Err(Errno::OPNOTSUPP) => Err(Errno::PERM.into()),
+            other => Ok(other?),
+        };
+    }
+    if before == Protection::NONE {
+        return Ok(());
+    }
+    match upper.markers.clear(at, Marker::Protattr) {
+        Err(Errno::OPNOTSUPP | Errno::NODATA) => Ok(()),
+        other => Ok(other?),
+    }
+}
