@@ -182,7 +182,9 @@ fn lifetime(opens: Option<&Opens>, ino: u64) -> u64 {
 /// What to ask of the kernel, each where it offers it. FUSE_ATOMIC_O_TRUNC only together with
 /// passthrough (else there is no OPEN); never FUSE_AUTO_INVAL_DATA (it would drop cached pages;
 /// files change through the kernel only) or the lock flags (the kernel keeps locks itself).
-/// READDIRPLUS without
+/// FUSE_ASYNC_DIO only where files are passed through, whose pages the kernel's FUSE does not hold:
+/// it drops cached pages before a write of aio(7), and not once more when that is done, so that
+/// what others read meanwhile stays. READDIRPLUS without
 /// FUSE_READDIRPLUS_AUTO: with it, the pages of a listing after the first bring names only,
 /// and each name of them costs a LOOKUP (318 more messages for a walk of 1,624 files).
 pub(super) fn wanted(acl: bool, writeback: bool, stack_depth: u32) -> Limits {
@@ -194,13 +196,15 @@ pub(super) fn wanted(acl: bool, writeback: bool, stack_depth: u32) -> Limits {
         | init::NO_OPEN_SUPPORT
         | init::NO_OPENDIR_SUPPORT
         | init::EXPLICIT_INVAL_DATA
-        | init::ASYNC_DIO
         | init::DONT_MASK
         | init::HANDLE_KILLPRIV_V2
         | init::SETXATTR_EXT;
     let when = |wanted, flag| if wanted { flag } else { 0 };
     Limits {
-        flags: flags | when(acl, init::POSIX_ACL) | when(writeback, init::WRITEBACK_CACHE),
+        flags: flags
+            | when(acl, init::POSIX_ACL)
+            | when(writeback, init::WRITEBACK_CACHE)
+            | when(stack_depth != 0, init::ASYNC_DIO),
         max_io: MAX_IO,
         max_background: MAX_BACKGROUND,
         transport: None,

@@ -18,6 +18,7 @@ mod stats;
 mod access_times;
 mod creation_modes;
 mod data;
+mod direct_beside_cached;
 mod durability;
 mod leftovers;
 mod limits;
