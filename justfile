@@ -48,6 +48,10 @@ generate:
 parity N="1000":
     UNIONFS_PARITY_CASES={{N}} cargo test --test parity -- random:: deep::
 
+# attack live mounts with N random cases of each kind (root; see tests/attack)
+attack N="1000":
+    UNIONFS_ATTACK_CASES={{N}} cargo test --test attack -- --nocapture
+
 # N fsx operations in each of two ways with each I/O policy (see tests/suites/fsx.rs)
 fsx N="300000":
     ci/tools.sh

@@ -36,23 +36,22 @@ pub fn run(root: &Path, script: &[Op]) -> Vec<Answer> {
             )]
             rustix::thread::unshare(UnshareFlags::FS).unwrap();
             rustix::process::umask(Mode::from_raw_mode(0o022));
-            let mut runner = Runner {
-                root: root.to_path_buf(),
-                handles: HashMap::new(),
-            };
-            let answer = |op| match runner.run(op) {
-                Ok(value) => Ok(value),
-                Err(e) => Err(errno_name(e.raw_os_error().unwrap_or(0))),
-            };
-            script.iter().map(answer).collect()
+            let mut runner = Runner::new(root);
+            script.iter().map(|op| runner.step(op)).collect()
         });
         worker.join().unwrap()
     })
 }
 
-struct Runner {
+/// Where the paths of a script begin, and the descriptors that it keeps.
+pub struct Runner {
     root: PathBuf,
     handles: HashMap<usize, File>,
+}
+
+/// The answer that a result is.
+pub fn answer(result: io::Result<String>) -> Answer {
+    result.map_err(|e| errno_name(e.raw_os_error().unwrap_or(0)))
 }
 
 /// Bits of `open(2)` for the letters of a flags word.
@@ -154,7 +153,21 @@ fn time((sec, nsec): (i64, i64)) -> Timespec {
 }
 
 impl Runner {
-    fn at(&self, path: &[u8]) -> PathBuf {
+    /// One without descriptors.
+    pub fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_path_buf(),
+            handles: HashMap::new(),
+        }
+    }
+
+    /// Runs one operation.
+    pub fn step(&mut self, op: &Op) -> Answer {
+        answer(self.run(op))
+    }
+
+    /// A path of the script as one of the system.
+    pub fn at(&self, path: &[u8]) -> PathBuf {
         at(&self.root, path)
     }
 
@@ -165,7 +178,8 @@ impl Runner {
         Ok(File::from(fd))
     }
 
-    fn handle(&self, handle: usize) -> io::Result<&File> {
+    /// A kept descriptor; EBADF where there is none.
+    pub fn handle(&self, handle: usize) -> io::Result<&File> {
         let missing = || io::Error::from_raw_os_error(libc::EBADF);
         self.handles.get(&handle).ok_or_else(missing)
     }

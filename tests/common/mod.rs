@@ -14,6 +14,7 @@
 )]
 
 pub mod base;
+pub mod deliberate;
 pub mod descriptor;
 pub mod disk;
 pub mod exec;
@@ -107,7 +108,9 @@ pub fn errno_name(errno: i32) -> String {
         libc::ENOENT => "ENOENT",
         libc::EIO => "EIO",
         libc::ENXIO => "ENXIO",
+        libc::ENOEXEC => "ENOEXEC",
         libc::EBADF => "EBADF",
+        libc::EAGAIN => "EAGAIN",
         libc::EACCES => "EACCES",
         libc::EBUSY => "EBUSY",
         libc::EEXIST => "EEXIST",
@@ -129,6 +132,7 @@ pub fn errno_name(errno: i32) -> String {
         libc::ENODATA => "ENODATA",
         libc::EOVERFLOW => "EOVERFLOW",
         libc::EOPNOTSUPP => "EOPNOTSUPP",
+        libc::EDQUOT => "EDQUOT",
         libc::ESTALE => "ESTALE",
         libc::ENOTCONN => "ENOTCONN",
         other => return format!("errno {other}"),

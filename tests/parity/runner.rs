@@ -11,7 +11,7 @@
 use std::path::PathBuf;
 
 use crate::common::base::{Base, Refusing};
-use crate::common::descriptor::HOp;
+use crate::common::deliberate::{changes_by_descriptor, deliberate, ends};
 use crate::common::exec::{self, Answer};
 use crate::common::layers::{self, Form, Layer};
 use crate::common::mount::{Fs, Scratch, Stack};
@@ -161,68 +161,6 @@ fn section(lines: &mut Vec<String>, title: &str, found: Vec<String>) {
     }
 }
 
-/// Answers that may differ (docs/SEMANTICS.md says why, and names the tests).
-fn deliberate(op: &Op, kernel: &Answer, union: &Answer) -> bool {
-    match op {
-        // EINVAL is the kernel's for directories, where its FUSE client answers otherwise,
-        // never asking the server. The kernel's copy-up fills holes, ours keeps them.
-        Op::SeekData(..) | Op::SeekHole(..) | Op::Held(_, HOp::SeekData(_) | HOp::SeekHole(_)) => {
-            let end = u64::MAX;
-            let offset = |a: &Answer| a.as_ref().map_or(end, |n| n.parse().unwrap_or(end));
-            let (kernel_at, union_at) = (offset(kernel), offset(union));
-            *kernel == Err("EINVAL".into())
-                || match op {
-                    Op::SeekData(..) | Op::Held(_, HOp::SeekData(_)) => union_at > kernel_at,
-                    _ => union_at < kernel_at,
-                }
-        }
-        // A lower file unlinked while open has no name left.
-        Op::Held(_, HOp::Stat) => match (kernel, union) {
-            (Ok(k), Ok(u)) => k.replace(" nlink 1 ", " nlink 0 ") == *u,
-            _ => false,
-        },
-        // The kernel maps the lower file through a descriptor from before the copy-up.
-        Op::Held(_, HOp::MapRead(..)) => {
-            *kernel == Ok("not as read".into()) && *union == Ok("as read".into())
-        }
-        Op::In(_, op) => deliberate(op, kernel, union),
-        _ => false,
-    }
-}
-
-/// Where the kernel, asked through a descriptor to change a lower file that has been unlinked,
-/// copies it up to the name it had, and fails because something is there (EEXIST for files, ENOTDIR
-/// for directories, over a whiteout). What follows cannot be compared (docs/SEMANTICS.md, "Open files").
-fn copies_up_to_a_name_that_is_gone(op: &Op, kernel: &Answer, union: &Answer) -> bool {
-    let refused = [Err("EEXIST".into()), Err("ENOTDIR".into())];
-    // Where a new directory has the name of the removed one, it is the new one that is lost.
-    let overwritten = kernel.is_ok() && *union == Err("ENOENT".into());
-    changes_by_descriptor(op) && union != kernel && (refused.contains(kernel) || overwritten)
-}
-
-fn changes_by_descriptor(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Held(
-            _,
-            HOp::Chmod(_)
-                | HOp::Chown(..)
-                | HOp::Utimens(..)
-                | HOp::Touch
-                | HOp::Setxattr(..)
-                | HOp::Removexattr(_)
-                | HOp::Reopen(..)
-        )
-    )
-}
-
-/// Where the kernel may not link to a lower file, through a descriptor, because its metacopy
-/// would need a longer redirect than it writes (docs/SEMANTICS.md, "Renaming directories").
-fn needs_a_longer_redirect(op: &Op, kernel: &Answer, union: &Answer) -> bool {
-    let links = matches!(op, Op::Held(_, HOp::Link(_) | HOp::LinkEmpty(_)));
-    links && *kernel == Err("EXDEV".into()) && union.is_ok()
-}
-
 /// Whether the kernel brought back special files of a lower: removed while open, then changed
 /// through the descriptor, which copies them up to the name that they had, over the whiteout
 /// (docs/SEMANTICS.md, "Open files").
@@ -285,9 +223,7 @@ pub(crate) fn compare_on(
     };
     let both = l.answers.iter().zip(&r.answers);
     let mut rows = case.script.iter().zip(both);
-    let end = rows.position(|(op, (l, r))| {
-        copies_up_to_a_name_that_is_gone(op, l, r) || needs_a_longer_redirect(op, l, r)
-    });
+    let end = rows.position(|(op, (l, r))| ends(op, l, r));
     let last_change = || case.script.iter().rposition(changes_by_descriptor);
     let end = match end {
         None if brought_back(&l, &r) => last_change(),

@@ -1,0 +1,246 @@
+//! What an actor does in one step: an operation of the script language, or one of those that the
+//! language has not, because only here somebody looks at rights.
+
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, StatxFlags};
+use unionfs::sys::handle::{name_to_handle, open_by_handle};
+
+use crate::actor::Who;
+use crate::common::exec::{Answer, Runner, answer, show};
+use crate::common::script::{Op, P, word};
+use crate::data::{Way, change};
+
+/// Somebody does something.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) who: Who,
+    pub(crate) act: Act,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    Do(Op),
+    /// Changes the data of a file, and says what its mode is then.
+    Change(Way, P),
+    /// Runs a program, which says who it is.
+    Exec(P),
+    /// The mode alone, by a statx that refreshes nothing else.
+    Mode(P),
+    /// By its handle: opened, read.
+    Handle(P),
+    /// O_APPEND and O_DIRECT of a kept descriptor.
+    Fcntl(usize, bool, bool),
+    /// flock(2) without waiting: shared, exclusive, unlock.
+    Flock(usize, u8),
+    /// A POSIX lock on bytes: read, write, unlock.
+    Lock(usize, u8, i64),
+    /// FS_IOC_SETFLAGS with FS_NODUMP_FL.
+    Nodump(P),
+    /// The same below a new root.
+    Chroot(P, Box<Self>),
+    Cd(P),
+    /// With paths that start at the working directory.
+    Here(Op),
+    /// A marker that must be refused, whatever kernel overlayfs has to say about it.
+    Forge(P, Vec<u8>, Vec<u8>),
+}
+
+impl fmt::Display for Act {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Do(op) => write!(f, "{op}"),
+            Self::Change(way, p) => write!(f, "change {} {way:?}", word(p)),
+            Self::Exec(p) => write!(f, "exec {}", word(p)),
+            Self::Mode(p) => write!(f, "mode {}", word(p)),
+            Self::Handle(p) => write!(f, "handle {}", word(p)),
+            Self::Fcntl(h, append, direct) => {
+                write!(f, "fcntl {h} append={append} direct={direct}")
+            }
+            Self::Flock(h, kind) => write!(f, "flock {h} {kind}"),
+            Self::Lock(h, kind, at) => write!(f, "lock {h} {kind} {at}"),
+            Self::Nodump(p) => write!(f, "chattr +d {}", word(p)),
+            Self::Chroot(p, act) => write!(f, "chroot {} {act}", word(p)),
+            Self::Cd(p) => write!(f, "cd {}", word(p)),
+            Self::Here(op) => write!(f, "here {op}"),
+            Self::Forge(p, n, v) => write!(f, "forge {} {} {}", word(p), word(n), word(v)),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.who.name, self.act)
+    }
+}
+
+/// What an actor acts with.
+pub(crate) struct Hands {
+    runner: Runner,
+    here: Runner,
+}
+
+fn done(result: rustix::io::Result<()>) -> io::Result<String> {
+    Ok(result.map(|()| String::new())?)
+}
+
+/// The mode of a file as the caches have it.
+pub(crate) fn mode(path: &Path) -> io::Result<String> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::MODE)?;
+    Ok(format!("mode {:o}", stat.stx_mode))
+}
+
+impl Hands {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self {
+            runner: Runner::new(root),
+            here: Runner::new(Path::new(".")),
+        }
+    }
+
+    pub(crate) fn run(&mut self, act: &Act) -> Answer {
+        match act {
+            Act::Do(op) => self.runner.step(op),
+            Act::Here(op) => self.here.step(op),
+            Act::Chroot(p, act) => self.chroot(p, act),
+            other => answer(self.act(other)),
+        }
+    }
+
+    fn act(&mut self, act: &Act) -> io::Result<String> {
+        match act {
+            Act::Change(way, p) => {
+                let path = self.runner.at(p);
+                let source = self.runner.at(b"pub/source");
+                let changed = answer(change(*way, &path, &source));
+                let after = answer(mode(&path));
+                Ok(format!("{changed:?}, {after:?}"))
+            }
+            Act::Exec(p) => exec(&self.runner.at(p)),
+            Act::Mode(p) => mode(&self.runner.at(p)),
+            Act::Handle(p) => by_handle(&self.runner.at(b""), &self.runner.at(p)),
+            Act::Fcntl(h, append, direct) => {
+                let mut flags = OFlags::NONBLOCK;
+                flags.set(OFlags::APPEND, *append);
+                flags.set(OFlags::DIRECT, *direct);
+                done(rustix::fs::fcntl_setfl(self.runner.handle(*h)?, flags))
+            }
+            Act::Flock(h, kind) => {
+                use FlockOperation as F;
+                let kinds = [
+                    F::NonBlockingLockShared,
+                    F::NonBlockingLockExclusive,
+                    F::NonBlockingUnlock,
+                ];
+                let kind = kinds[usize::from(*kind)];
+                done(rustix::fs::flock(self.runner.handle(*h)?, kind))
+            }
+            Act::Lock(h, kind, at) => posix_lock(self.runner.handle(*h)?, *kind, *at),
+            Act::Nodump(p) => nodump(&self.runner.at(p)),
+            Act::Cd(p) => std::env::set_current_dir(self.runner.at(p)).map(|()| String::new()),
+            Act::Forge(p, name, value) => {
+                let (path, flags) = (self.runner.at(p), rustix::fs::XattrFlags::empty());
+                done(rustix::fs::lsetxattr(path, &name[..], value, flags))
+            }
+            other => panic!("no act: {other}"),
+        }
+    }
+
+    /// In a child, because there is no way back.
+    fn chroot(&mut self, root: &[u8], act: &Act) -> Answer {
+        let root = self.runner.at(root);
+        let (mut from, mut to) = io::pipe().unwrap();
+        // SAFETY: this process has one thread; the child leaves by _exit.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let entered = rustix::process::chroot(&root).map_err(io::Error::from);
+            let entered = entered.and_then(|()| std::env::set_current_dir("/"));
+            let found = match entered {
+                Ok(()) => Self::new(Path::new("/")).run(act),
+                Err(e) => answer(Err(e)).map_err(|e| format!("chroot: {e}")),
+            };
+            let _ = to.write_all(format!("{found:?}").as_bytes());
+            // SAFETY: ends the child at once.
+            unsafe { libc::_exit(0) };
+        }
+        drop(to);
+        let mut text = String::new();
+        from.read_to_string(&mut text).unwrap();
+        let child = rustix::process::Pid::from_raw(child).unwrap();
+        let options = rustix::process::WaitOptions::empty();
+        rustix::process::waitpid(Some(child), options).unwrap();
+        Ok(text)
+    }
+}
+
+/// Who a program is when it runs: `cat`, given its own status to read.
+fn exec(path: &Path) -> io::Result<String> {
+    let mut command = Command::new(path);
+    command.arg("/proc/self/status").stdin(Stdio::null());
+    let output = command.stderr(Stdio::null()).output()?;
+    if let Some(signal) = output.status.signal() {
+        return Ok(format!("signal {signal}"));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let keys = ["Uid:", "Gid:", "Groups:", "CapPrm:", "CapEff:"];
+    let lines = text.lines().filter(|l| keys.iter().any(|k| l.starts_with(k)));
+    let lines: Vec<_> = lines.map(|l| l.replace('\t', " ")).collect();
+    Ok(lines.join(", "))
+}
+
+fn by_handle(root: &Path, path: &Path) -> io::Result<String> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    let handle = name_to_handle(&file, c"")?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mount = rustix::fs::open(root, flags, Mode::empty())?;
+    let found: OwnedFd = open_by_handle(&mount, &handle)?;
+    let link = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::open(link, flags, Mode::empty())?);
+    let mut data = Vec::new();
+    file.read_to_end(&mut data)?;
+    Ok(show(&data))
+}
+
+fn posix_lock(file: &File, kind: u8, at: i64) -> io::Result<String> {
+    let kinds = [libc::F_RDLCK, libc::F_WRLCK, libc::F_UNLCK];
+    // SAFETY: plain numbers, of which zero is one.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kinds[usize::from(kind)] as i16;
+    (lock.l_start, lock.l_len) = (at, 2);
+    // SAFETY: F_SETLK reads one struct flock.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) } {
+        0 => Ok(String::new()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn nodump(path: &Path) -> io::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty())?;
+    let flags = rustix::fs::ioctl_getflags(&fd)? | rustix::fs::IFlags::NODUMP;
+    done(rustix::fs::ioctl_setflags(&fd, flags))
+}
+
+/// A pipe with something in it.
+pub(crate) fn filled_pipe(data: &[u8]) -> io::Result<OwnedFd> {
+    let mut ends = [0; 2];
+    // SAFETY: pipe2 writes two descriptors.
+    if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: both are new, and nobody else's.
+    let (from, to) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
+    File::from(to).write_all(data)?;
+    Ok(from)
+}

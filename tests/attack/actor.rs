@@ -1,0 +1,212 @@
+//! Users as processes of their own, since a user namespace is a process's: each forks from the
+//! test, takes its identity, and runs the steps that it is told the numbers of.
+//! Each step has a time limit; who does not answer is killed.
+
+#![allow(unsafe_code)]
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::{Gid, Pid, Signal, Uid};
+use rustix::thread::UnshareFlags;
+
+use crate::act::{Hands, Step};
+use crate::common::exec::Answer;
+use crate::common::map;
+
+/// What one step may take, on a machine that is busy with other things.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The answer of a step that did not come in time.
+pub(crate) const HANG: &str = "HANG";
+
+/// Who acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Who {
+    pub(crate) name: &'static str,
+    uid: u32,
+    groups: &'static [u32],
+    /// Root of a user namespace of its own, with all capabilities there.
+    user_ns: bool,
+    mount_ns: bool,
+    /// Acts on the layers and not on the mount.
+    pub(crate) behind: bool,
+}
+
+const fn who(name: &'static str, uid: u32, groups: &'static [u32], ns: (bool, bool)) -> Who {
+    Who {
+        name,
+        uid,
+        groups,
+        user_ns: ns.0,
+        mount_ns: ns.1,
+        behind: false,
+    }
+}
+
+/// Everybody; the upper belongs to `one`.
+pub(crate) const ALL: [Who; 6] = [
+    who("root", 0, &[], (false, false)),
+    who("one", 1000, &[2000, 2001], (false, false)),
+    who("two", 1001, &[2000], (false, false)),
+    who("root-in-ns", 0, &[], (true, true)),
+    who("one-in-ns", 1000, &[2000, 2001], (true, false)),
+    who("two-in-ns", 1001, &[2000], (true, true)),
+];
+
+/// The owner of the upper.
+pub(crate) const OWNER: u32 = 1000;
+
+/// A process that acts as somebody.
+pub(crate) struct Actor {
+    pid: Pid,
+    socket: UnixStream,
+}
+
+impl Actor {
+    /// Starts one that knows `script` and acts below `root`.
+    pub(crate) fn start(who: Who, root: &Path, script: &[Step]) -> Self {
+        let (socket, theirs) = UnixStream::pair().unwrap();
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        // SAFETY: the child has this thread only; it takes no lock that another thread could
+        // hold (memory is glibc's, which is in order after a fork) and leaves by _exit.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
+        if pid == 0 {
+            let serve = || serve(who, root, script, theirs);
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(serve));
+            // SAFETY: ends the child at once, without the parent's destructors.
+            unsafe { libc::_exit(0) };
+        }
+        let pid = Pid::from_raw(pid).unwrap();
+        Self { pid, socket }
+    }
+
+    /// Has it run step `number`.
+    pub(crate) fn run(&mut self, number: usize) -> Answer {
+        match self.ask(number) {
+            Ok(answer) => answer,
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                self.kill();
+                Err(HANG.into())
+            }
+            Err(e) => Err(format!("the actor is gone: {e}")),
+        }
+    }
+
+    fn ask(&mut self, number: usize) -> std::io::Result<Answer> {
+        self.socket.write_all(&(number as u32).to_le_bytes())?;
+        let mut head = [0; 5];
+        self.socket.read_exact(&mut head)?;
+        let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]);
+        let mut text = vec![0; len as usize];
+        self.socket.read_exact(&mut text)?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        Ok(if head[0] == 0 { Ok(text) } else { Err(text) })
+    }
+
+    fn kill(&self) {
+        let _ = rustix::process::kill_process(self.pid, Signal::KILL);
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        self.kill();
+        // One that waits in the kernel for a server is gone when the server is.
+        let options = rustix::process::WaitOptions::NOHANG;
+        let gone = || {
+            !matches!(
+                rustix::process::waitpid(Some(self.pid), options),
+                Ok(None)
+            )
+        };
+        crate::common::mount::poll(gone);
+    }
+}
+
+/// The child: until the parent hangs up.
+fn serve(who: Who, root: &Path, script: &[Step], mut socket: UnixStream) {
+    close_others(socket.as_raw_fd());
+    map::memory();
+    limit();
+    // Before rights and namespaces are left behind: relative paths never mean the machine's.
+    let entered = std::env::set_current_dir(root);
+    let identity = entered.and_then(|()| become_user(who));
+    let mut hands = Hands::new(root);
+    let mut number = [0; 4];
+    while socket.read_exact(&mut number).is_ok() {
+        let step = &script[u32::from_le_bytes(number) as usize];
+        let run = std::panic::AssertUnwindSafe(|| hands.run(&step.act));
+        let answer = match &identity {
+            Ok(()) => std::panic::catch_unwind(run).unwrap_or(Err("panic".into())),
+            Err(e) => Err(format!("cannot act as {}: {e}", who.name)),
+        };
+        let (kind, text) = match answer {
+            Ok(text) => (0, text),
+            Err(text) => (1, text),
+        };
+        let mut message = vec![kind];
+        message.extend((text.len() as u32).to_le_bytes());
+        message.extend(text.as_bytes());
+        if socket.write_all(&message).is_err() {
+            break;
+        }
+    }
+}
+
+/// Descriptors that other threads of the test had open.
+fn close_others(keep: RawFd) {
+    let keep = keep as u32;
+    // SAFETY: nothing in this process uses them any more.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 3, keep - 1, 0);
+        libc::syscall(libc::SYS_close_range, keep + 1, u32::MAX, 0);
+    }
+}
+
+/// A broken program must not run for ever.
+fn limit() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let seconds = Rlimit {
+        current: Some(10),
+        maximum: Some(10),
+    };
+    let _ = setrlimit(Resource::Cpu, seconds);
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let _ = setrlimit(Resource::Core, none);
+}
+
+fn become_user(who: Who) -> std::io::Result<()> {
+    let groups: Vec<_> = who.groups.iter().map(|g| Gid::from_raw(*g)).collect();
+    let (uid, gid) = (Uid::from_raw(who.uid), Gid::from_raw(who.uid));
+    rustix::thread::set_thread_groups(&groups)?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    // Its /proc/self must stay its own, and it must not outlive the test.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    if !who.user_ns {
+        return Ok(());
+    }
+    let mut flags = UnshareFlags::NEWUSER;
+    if who.mount_ns {
+        flags |= UnshareFlags::NEWNS;
+    }
+    #[expect(
+        deprecated,
+        reason = "the safe form; namespaces cannot invalidate memory"
+    )]
+    rustix::thread::unshare(flags)?;
+    let one = format!("0 {} 1", who.uid);
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", &one)?;
+    std::fs::write("/proc/self/gid_map", &one)
+}

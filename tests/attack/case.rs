@@ -1,0 +1,224 @@
+//! One case on kernel overlayfs and on unionfs in lockstep. Compared are the answer of each step,
+//! then the modes as the caches have them, then the whole trees, the upper as the kernel reads it,
+//! and what must not have changed: the lowers and what lies beside them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::act::{Act, Step, mode};
+use crate::actor::{Actor, HANG, OWNER};
+use crate::common::deliberate;
+use crate::common::exec::{Answer, answer};
+use crate::common::layers::{self, Form};
+use crate::common::mount::{Fs, KERNEL, Mounted, Scratch, Stack};
+use crate::common::tree::{self, Mask, Tree};
+use crate::decoys::{Decoys, copies_of_the_secret, leaks};
+use crate::generate::Plan;
+
+/// Root's mount with everything beside it.
+pub(crate) struct Scene {
+    pub(crate) actors: BTreeMap<&'static str, Actor>,
+    mounted: Option<Mounted>,
+    pub(crate) stack: Stack,
+    lowers: Vec<Tree>,
+    decoys: Decoys,
+    pub(crate) scratch: Scratch,
+}
+
+/// What set-id files have in them: `cat`, which says who it is when given its own status.
+pub(crate) fn program() -> Vec<u8> {
+    std::fs::read("/bin/cat").unwrap()
+}
+
+impl Scene {
+    /// Mounts `fs` over the layers of a plan.
+    pub(crate) fn set(fs: &Fs, plan: &Plan) -> Result<Self, String> {
+        let scratch = Scratch::tmpfs();
+        let lowers = layers::write_all(&plan.layers, scratch.path(), Form::Kernel);
+        let upper = (scratch.dir("upper"), scratch.dir("work"));
+        std::os::unix::fs::chown(&upper.0, Some(OWNER), Some(OWNER)).unwrap();
+        layers::set_mtime(&upper.0, (1_300_000_000, 5));
+        let decoys = Decoys::plant(scratch.dir("decoys"), &program());
+        // So deep that what a symlink in the upper leads to is nowhere from here.
+        let mnt = scratch.path().join("m/m/m/m/mnt");
+        std::fs::create_dir_all(&mnt).unwrap();
+        let stack = Stack {
+            lowers,
+            upper: Some(upper),
+            mnt,
+        };
+        let lowers = stack.lowers.iter().map(|l| tree::list_raw(l)).collect();
+        let mounted = Some(fs.try_mount(&stack)?);
+        Ok(Self {
+            actors: BTreeMap::new(),
+            mounted,
+            stack,
+            lowers,
+            decoys,
+            scratch,
+        })
+    }
+
+    /// The actor of a step, started when first needed.
+    pub(crate) fn actor(&mut self, script: &[Step], number: usize) -> &mut Actor {
+        let who = script[number].who;
+        let root = match who.behind {
+            true => self.scratch.path(),
+            false => &self.stack.mnt,
+        };
+        let start = || Actor::start(who, root, script);
+        self.actors.entry(who.name).or_insert_with(start)
+    }
+
+    /// Runs a step; what must never be answered goes to `found`.
+    fn run(&mut self, script: &[Step], number: usize, found: &mut Vec<String>) -> Answer {
+        let answer = self.actor(script, number).run(number);
+        found.extend(wrong(&script[number], number, &answer));
+        answer
+    }
+
+    pub(crate) fn mnt(&self) -> &Path {
+        &self.stack.mnt
+    }
+
+    pub(crate) fn mounted(&self) -> &Mounted {
+        self.mounted.as_ref().unwrap()
+    }
+
+    /// What has changed that nobody may change.
+    pub(crate) fn outside(&self) -> Vec<String> {
+        let mut found = self.decoys.changes();
+        for (n, (lower, before)) in self.stack.lowers.iter().zip(&self.lowers).enumerate() {
+            let mask = Mask {
+                ino: true,
+                ..Mask::ALL
+            };
+            let changes = tree::diff(before, &tree::list_raw(lower), &mask);
+            found.extend(changes.into_iter().map(|l| format!("lower {n}: {l}")));
+        }
+        found
+    }
+
+    pub(crate) fn unmount(&mut self) {
+        self.actors.clear();
+        self.mounted.take().unwrap().unmount();
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.actors.clear();
+        self.mounted = None;
+    }
+}
+
+/// What no implementation may answer.
+pub(crate) fn wrong(step: &Step, number: usize, answer: &Answer) -> Option<String> {
+    let text = match answer {
+        Ok(text) | Err(text) => text,
+    };
+    let is_wrong = text == HANG
+        || text == "panic"
+        || text.starts_with("the actor is gone")
+        || text.starts_with("cannot act")
+        || leaks(text, step.who.name == "root");
+    is_wrong.then(|| format!("{number}: {step}: {answer:?}"))
+}
+
+/// Answers that may differ.
+fn may_differ(act: &Act, kernel: &Answer, union: &Answer) -> bool {
+    match act {
+        Act::Do(op) | Act::Here(op) => deliberate::deliberate(op, kernel, union),
+        // Handles without nfs_export are a deliberate difference (docs/SEMANTICS.md, "File handles").
+        Act::Handle(_) => *kernel == Err("EOPNOTSUPP".into()),
+        // The flags of chattr are compared where they are answered.
+        Act::Nodump(_) => *union == Err("ENOTTY".into()),
+        // unionfs has no escape for these names and refuses them (docs/SEMANTICS.md, "Extended
+        // attributes"); the kernel's scene never runs the step.
+        Act::Forge(..) => union.is_err(),
+        _ => false,
+    }
+}
+
+fn ends(act: &Act, kernel: &Answer, union: &Answer) -> bool {
+    match act {
+        Act::Do(op) | Act::Here(op) => deliberate::ends(op, kernel, union),
+        _ => false,
+    }
+}
+
+/// Runs the scripts side by side until they differ; how many steps can be compared.
+fn answers(left: &mut Scene, right: &mut Scene, plan: &Plan, found: &mut Vec<String>) -> bool {
+    for (number, step) in plan.script.iter().enumerate() {
+        let theirs = match step.act {
+            Act::Forge(..) => Ok(String::new()),
+            _ => left.run(&plan.script, number, found),
+        };
+        let ours = right.run(&plan.script, number, found);
+        if ends(&step.act, &theirs, &ours) {
+            return false;
+        }
+        if theirs != ours && !may_differ(&step.act, &theirs, &ours) {
+            found.push(format!("{number}: {step}: left {theirs:?}, right {ours:?}"));
+        }
+        if !found.is_empty() {
+            return false;
+        }
+    }
+    true
+}
+
+/// The modes that the caches of `right` have, beside what is right.
+fn modes(tree: &Tree, right: &Path) -> Vec<String> {
+    let differs = |(path, entry): (&Vec<u8>, &tree::Entry)| {
+        let now = answer(mode(&tree::at(right, path)));
+        let expected = Ok(format!("mode {:o}", entry.mode));
+        let name = crate::common::escape(path);
+        (now != expected).then(|| format!("/{name}: cached {now:?}, left {expected:?}"))
+    };
+    tree.iter().filter_map(differs).collect()
+}
+
+/// Runs a plan on both; the differences, empty when there are none. `spoil` changes the right
+/// side before the trees are compared: the oracle's way to plant a difference.
+pub(crate) fn compare(
+    left: &Fs,
+    right: &Fs,
+    plan: &Plan,
+    spoil: Option<&dyn Fn(&Scene)>,
+) -> Vec<String> {
+    let mask = Mask::from_now();
+    let (mut left, mut right) = match (Scene::set(left, plan), Scene::set(right, plan)) {
+        (Ok(left), Ok(right)) => (left, right),
+        (left, right) => return left.err().into_iter().chain(right.err()).collect(),
+    };
+    let mut found = Vec::new();
+    let whole = answers(&mut left, &mut right, plan, &mut found);
+    // Mount namespaces of actors hold the mounts of both scenes.
+    left.actors.clear();
+    right.actors.clear();
+    if let Some(spoil) = spoil {
+        spoil(&right);
+    }
+    if whole {
+        let kernel = tree::list(left.mnt());
+        found.extend(modes(&kernel, right.mnt()));
+        let ours = tree::list(right.mnt());
+        found.extend(tree::diff(&kernel, &ours, &mask));
+        found.extend(copies_of_the_secret(&ours, right.scratch.path()));
+        right.unmount();
+        match KERNEL.try_mount(&right.stack) {
+            Ok(mounted) => {
+                let again = tree::diff(&ours, &tree::list(mounted.path()), &mask);
+                let again = again.into_iter().map(|l| format!("mounted by the kernel: {l}"));
+                found.extend(again);
+                mounted.unmount();
+            }
+            Err(e) => found.push(format!("the kernel does not mount the upper: {e}")),
+        }
+    }
+    for scene in [&left, &right] {
+        found.extend(scene.outside());
+    }
+    found
+}

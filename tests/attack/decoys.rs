@@ -1,0 +1,78 @@
+//! What lies beside the layers and must be neither changed nor shown: files with set-id bits, a
+//! secret of root's, a fifo, symlinks, a directory that nobody else may enter.
+
+use std::path::{Path, PathBuf};
+
+use crate::common::layers::Layer;
+use crate::common::tree::{self, Mask, Tree};
+
+/// What is in root's file outside of the layers. Nobody may see it through a mount.
+pub(crate) const OUTSIDE: &str = "the-secret-beside-the-layers";
+/// What is in root's file inside of a layer. Nobody but root may see it.
+pub(crate) const INSIDE: &str = "the-secret-inside";
+/// A name in root's directory beside the layers.
+pub(crate) const HIDDEN: &str = "hidden-name";
+
+/// Paths of the decoys, for those who aim at them.
+pub(crate) const TARGETS: [&str; 8] = [
+    "secret", "suid", "sgid", "fifo", "to-secret", "dir", "dir/hidden-name", "victim",
+];
+
+pub(crate) struct Decoys {
+    root: PathBuf,
+    before: Tree,
+}
+
+impl Decoys {
+    /// Makes them in a new directory.
+    pub(crate) fn plant(root: PathBuf, program: &[u8]) -> Self {
+        Layer::new()
+            .file("secret", OUTSIDE)
+            .mode(0o600)
+            .file("suid", program)
+            .mode(0o4755)
+            .file("sgid", program)
+            .mode(0o2755)
+            .own(0, 2000)
+            .fifo("fifo")
+            .symlink("to-secret", "secret")
+            .symlink("up", "..")
+            .char_dev("null", 1, 3)
+            .dir("dir")
+            .mode(0o700)
+            .file(format!("dir/{HIDDEN}"), OUTSIDE)
+            .file("victim", "victim\n")
+            .xattr("user.x", "mine")
+            .write(&root);
+        let before = tree::list_raw(&root);
+        Self { root, before }
+    }
+
+    /// What has changed, if anything.
+    pub(crate) fn changes(&self) -> Vec<String> {
+        let mask = Mask {
+            ino: true,
+            ..Mask::ALL
+        };
+        let now = tree::list_raw(&self.root);
+        let found = tree::diff(&self.before, &now, &mask);
+        found.into_iter().map(|l| format!("decoys: {l}")).collect()
+    }
+}
+
+/// Whether an answer shows what it must not; `privileged` is root of the machine.
+pub(crate) fn leaks(answer: &str, privileged: bool) -> bool {
+    answer.contains(OUTSIDE)
+        || answer.contains(HIDDEN)
+        || !privileged && answer.contains(INSIDE)
+}
+
+/// Files whose content is the secret: SHA-256 as trees have it.
+pub(crate) fn copies_of_the_secret(tree: &Tree, scratch: &Path) -> Vec<String> {
+    let secret = tree::hash(&scratch.join("decoys/secret")).unwrap();
+    let is_copy = |(_, e): &(&Vec<u8>, &tree::Entry)| e.content == secret;
+    let copies = tree.iter().filter(is_copy);
+    copies
+        .map(|(path, _)| format!("/{} has the secret", crate::common::escape(path)))
+        .collect()
+}

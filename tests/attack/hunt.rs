@@ -1,0 +1,148 @@
+//! Random cases beside kernel overlayfs, with the transport and the I/O policy chosen by the seed.
+
+use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use crate::case::{compare, program};
+use crate::common::mount::{Fs, KERNEL, subject};
+use crate::common::{escape, uring};
+use crate::generate::{Plan, plan};
+use crate::shrink::shrink;
+
+/// How long a hunt of the ordinary test run goes on, at most.
+const BUDGET: Duration = Duration::from_secs(25);
+
+/// How unionfs is mounted.
+const MODES: [Fs; 6] = [
+    Fs::Unionfs("transport=classic"),
+    Fs::Unionfs("transport=classic,io=cached"),
+    Fs::Unionfs("transport=classic,io=cached,writeback"),
+    Fs::Unionfs("transport=uring"),
+    Fs::Unionfs("transport=uring,io=cached"),
+    Fs::Unionfs("transport=uring,io=cached,writeback"),
+];
+
+/// Leaves the test where there are no user namespaces.
+macro_rules! need_namespaces {
+    () => {
+        $crate::common::need_mounts!();
+        let most = std::fs::read_to_string("/proc/sys/user/max_user_namespaces");
+        if most.is_ok_and(|n| n.trim() == "0") {
+            return $crate::common::skip("needs user namespaces");
+        }
+    };
+}
+pub(crate) use need_namespaces;
+
+/// The mode of a seed, among those that this machine has.
+pub(crate) fn fs_of(seed: u64) -> Fs {
+    if std::env::var_os("UNIONFS_TEST_AS").is_some() {
+        return subject();
+    }
+    let count = match uring::missing() {
+        None => MODES.len(),
+        Some(_) => MODES.len() / 2,
+    };
+    MODES[(seed % count as u64) as usize].clone()
+}
+
+/// How many cases were asked for; without, as many as fit in [`BUDGET`].
+fn cases() -> Option<u64> {
+    let set = std::env::var("UNIONFS_ATTACK_CASES").ok();
+    set.map(|n| n.parse().unwrap())
+}
+
+pub(crate) fn fresh() -> u64 {
+    let set = std::env::var("UNIONFS_ATTACK_SEED").ok();
+    let now = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.unwrap().as_micros() as u64
+    };
+    let seed = set.map_or_else(now, |n| n.parse().unwrap());
+    eprintln!("UNIONFS_ATTACK_SEED={seed}");
+    seed
+}
+
+/// A panic while a case runs is a failure of the case.
+pub(crate) fn caught(run: impl FnOnce() -> Vec<String>) -> Vec<String> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(found) => found,
+        Err(e) => {
+            let text = e.downcast_ref::<String>().cloned();
+            vec![format!("panic: {}", text.unwrap_or_default())]
+        }
+    }
+}
+
+/// Runs cases from a seed on, each with a seed of its own; fails with what was found.
+pub(crate) fn hunt(
+    seed: u64,
+    make: impl Fn(u64) -> Plan,
+    differences: impl Fn(u64, &Plan) -> Vec<String>,
+) {
+    let start = Instant::now();
+    let (most, mut count) = (cases(), 0);
+    while most.map_or(start.elapsed() < BUDGET, |most| count < most) {
+        let seed = seed.wrapping_add(count);
+        let plan = make(seed);
+        let found = differences(seed, &plan);
+        if !found.is_empty() {
+            let all = found.join("\n");
+            let (plan, found) = shrink(plan, found, |plan| differences(seed, plan));
+            let text = show(&plan);
+            let found = found.join("\n");
+            panic!("UNIONFS_ATTACK_SEED={seed}\n{text}{found}\nbefore it was made small:\n{all}");
+        }
+        count += 1;
+    }
+    eprintln!("{count} cases in {:?}", start.elapsed());
+}
+
+/// A plan as text.
+fn show(plan: &Plan) -> String {
+    let mut text = String::new();
+    for (n, layer) in plan.layers.iter().enumerate() {
+        for item in &layer.items {
+            let mut node = format!("{:?}", item.node);
+            node.truncate(40);
+            let xattrs: Vec<_> = item.xattrs.iter().map(|(name, _)| escape(name)).collect();
+            let _ = writeln!(
+                text,
+                "layer {n}: {} {node} mode {:o} owner {:?} opaque={} {xattrs:?}",
+                escape(&item.path),
+                item.mode,
+                item.owner,
+                item.opaque
+            );
+        }
+    }
+    for step in &plan.script {
+        let _ = writeln!(text, "    {step}");
+    }
+    text
+}
+
+fn beside_the_kernel(seed: u64) {
+    let program = program();
+    let differences = |seed: u64, plan: &Plan| {
+        let mut found = caught(|| compare(&KERNEL, &fs_of(seed), plan, None));
+        if !found.is_empty() {
+            found.insert(0, format!("left is {KERNEL:?}, right is {:?}", fs_of(seed)));
+        }
+        found
+    };
+    hunt(seed, |seed| plan(seed, &program), differences);
+}
+
+#[test]
+fn fixed_seed() {
+    need_namespaces!();
+    beside_the_kernel(20_261_128);
+}
+
+#[test]
+fn fresh_seed() {
+    need_namespaces!();
+    beside_the_kernel(fresh());
+}
