@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, StatxFlags};
 use unionfs::sys::handle::{name_to_handle, open_by_handle};
 
 use crate::actor::Who;
+use crate::behind::{Thing, flip, swap};
 use crate::common::exec::{Answer, Runner, answer, show};
 use crate::common::script::{Op, P, word};
 use crate::data::{Way, change};
@@ -52,6 +53,10 @@ pub(crate) enum Act {
     Here(Op),
     /// A marker that must be refused, whatever kernel overlayfs has to say about it.
     Forge(P, Vec<u8>, Vec<u8>),
+    /// Puts something else at a name.
+    Swap(P, Thing),
+    /// Exchanges two names again and again for a moment.
+    Flip(P, P),
 }
 
 impl fmt::Display for Act {
@@ -71,6 +76,8 @@ impl fmt::Display for Act {
             Self::Chroot(p, act) => write!(f, "chroot {} {act}", word(p)),
             Self::Cd(p) => write!(f, "cd {}", word(p)),
             Self::Here(op) => write!(f, "here {op}"),
+            Self::Swap(p, thing) => write!(f, "swap {} {thing:?}", word(p)),
+            Self::Flip(a, b) => write!(f, "flip {} {}", word(a), word(b)),
             Self::Forge(p, n, v) => write!(f, "forge {} {} {}", word(p), word(n), word(v)),
         }
     }
@@ -144,6 +151,8 @@ impl Hands {
                 let kind = kinds[usize::from(*kind)];
                 done(rustix::fs::flock(self.runner.handle(*h)?, kind))
             }
+            Act::Swap(p, thing) => swap(&self.runner.at(p), thing),
+            Act::Flip(a, b) => Ok(flip(&self.runner.at(a), &self.runner.at(b))),
             Act::Lock(h, kind, at) => posix_lock(self.runner.handle(*h)?, *kind, *at),
             Act::Nodump(p) => nodump(&self.runner.at(p)),
             Act::Cd(p) => std::env::set_current_dir(self.runner.at(p)).map(|()| String::new()),
@@ -192,7 +201,9 @@ fn exec(path: &Path) -> io::Result<String> {
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let keys = ["Uid:", "Gid:", "Groups:", "CapPrm:", "CapEff:"];
-    let lines = text.lines().filter(|l| keys.iter().any(|k| l.starts_with(k)));
+    let lines = text
+        .lines()
+        .filter(|l| keys.iter().any(|k| l.starts_with(k)));
     let lines: Vec<_> = lines.map(|l| l.replace('\t', " ")).collect();
     Ok(lines.join(", "))
 }

@@ -27,7 +27,7 @@ pub(crate) const HANG: &str = "HANG";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Who {
     pub(crate) name: &'static str,
-    uid: u32,
+    pub(crate) uid: u32,
     groups: &'static [u32],
     /// Root of a user namespace of its own, with all capabilities there.
     user_ns: bool,
@@ -56,6 +56,12 @@ pub(crate) const ALL: [Who; 6] = [
     who("one-in-ns", 1000, &[2000, 2001], (true, false)),
     who("two-in-ns", 1001, &[2000], (true, true)),
 ];
+
+/// Who acts on the layers, below the directory that has all of them.
+pub(crate) const BEHIND: Who = Who {
+    behind: true,
+    ..who("behind", OWNER, &[2000, 2001], (false, false))
+};
 
 /// The owner of the upper.
 pub(crate) const OWNER: u32 = 1000;
@@ -87,7 +93,18 @@ impl Actor {
 
     /// Has it run step `number`.
     pub(crate) fn run(&mut self, number: usize) -> Answer {
-        match self.ask(number) {
+        self.send(number);
+        self.receive()
+    }
+
+    /// Has it begin with step `number`; where it is gone, the answer says so.
+    pub(crate) fn send(&mut self, number: usize) {
+        let _ = self.socket.write_all(&(number as u32).to_le_bytes());
+    }
+
+    /// The answer of the step that was sent.
+    pub(crate) fn receive(&mut self) -> Answer {
+        match self.read() {
             Ok(answer) => answer,
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 self.kill();
@@ -97,8 +114,7 @@ impl Actor {
         }
     }
 
-    fn ask(&mut self, number: usize) -> std::io::Result<Answer> {
-        self.socket.write_all(&(number as u32).to_le_bytes())?;
+    fn read(&mut self) -> std::io::Result<Answer> {
         let mut head = [0; 5];
         self.socket.read_exact(&mut head)?;
         let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]);
@@ -118,12 +134,7 @@ impl Drop for Actor {
         self.kill();
         // One that waits in the kernel for a server is gone when the server is.
         let options = rustix::process::WaitOptions::NOHANG;
-        let gone = || {
-            !matches!(
-                rustix::process::waitpid(Some(self.pid), options),
-                Ok(None)
-            )
-        };
+        let gone = || !matches!(rustix::process::waitpid(Some(self.pid), options), Ok(None));
         crate::common::mount::poll(gone);
     }
 }

@@ -98,7 +98,14 @@ pub(crate) fn change(way: Way, path: &Path, source: &Path) -> io::Result<String>
         Way::Splice => {
             let (file, pipe, mut at) = (open(write)?, filled_pipe(b"xyz")?, BEYOND);
             let flags = rustix::pipe::SpliceFlags::empty();
-            counted(rustix::pipe::splice(&pipe, None, &file, Some(&mut at), 3, flags)?)
+            counted(rustix::pipe::splice(
+                &pipe,
+                None,
+                &file,
+                Some(&mut at),
+                3,
+                flags,
+            )?)
         }
         Way::Sendfile => {
             let from = File::from(rustix::fs::memfd_create("source", MemfdFlags::CLOEXEC)?);
@@ -109,7 +116,13 @@ pub(crate) fn change(way: Way, path: &Path, source: &Path) -> io::Result<String>
         Way::CopyRange => {
             let (from, to) = (File::open(source)?, open(write)?);
             let (mut a, mut b) = (0, BEYOND);
-            counted(rustix::fs::copy_file_range(&from, Some(&mut a), &to, Some(&mut b), 3)?)
+            counted(rustix::fs::copy_file_range(
+                &from,
+                Some(&mut a),
+                &to,
+                Some(&mut b),
+                3,
+            )?)
         }
         Way::Allocate => allocate(FallocateFlags::empty()),
         Way::Punch => allocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE),

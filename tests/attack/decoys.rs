@@ -15,7 +15,14 @@ pub(crate) const HIDDEN: &str = "hidden-name";
 
 /// Paths of the decoys, for those who aim at them.
 pub(crate) const TARGETS: [&str; 8] = [
-    "secret", "suid", "sgid", "fifo", "to-secret", "dir", "dir/hidden-name", "victim",
+    "secret",
+    "suid",
+    "sgid",
+    "fifo",
+    "to-secret",
+    "dir",
+    "dir/hidden-name",
+    "victim",
 ];
 
 pub(crate) struct Decoys {
@@ -62,9 +69,7 @@ impl Decoys {
 
 /// Whether an answer shows what it must not; `privileged` is root of the machine.
 pub(crate) fn leaks(answer: &str, privileged: bool) -> bool {
-    answer.contains(OUTSIDE)
-        || answer.contains(HIDDEN)
-        || !privileged && answer.contains(INSIDE)
+    answer.contains(OUTSIDE) || answer.contains(HIDDEN) || !privileged && answer.contains(INSIDE)
 }
 
 /// Files whose content is the secret: SHA-256 as trees have it.

@@ -70,7 +70,9 @@ const OWNERS: [(u32, u32); 7] = [
 /// The layers of a case; `program` is what set-id files have in them.
 pub(crate) fn layers(rng: &mut Rng, program: &[u8]) -> Vec<Layer> {
     let count = 1 + rng.below(2);
-    (0..count).map(|n| layer(rng, program, n + 1 < count)).collect()
+    (0..count)
+        .map(|n| layer(rng, program, n + 1 < count))
+        .collect()
 }
 
 fn layer(rng: &mut Rng, program: &[u8], over: bool) -> Layer {
@@ -327,8 +329,11 @@ pub(crate) fn act(rng: &mut Rng) -> Act {
         }),
         _ => Act::Forge(
             path(rng),
-            rng.pick(&["user.fuseoverlayfs.opaque", "user.fuseoverlayfs.override_stat"])
-                .into(),
+            rng.pick(&[
+                "user.fuseoverlayfs.opaque",
+                "user.fuseoverlayfs.override_stat",
+            ])
+            .into(),
             b"0:0:104755".to_vec(),
         ),
     }

@@ -6,9 +6,10 @@ use std::os::unix::fs::chown;
 
 use crate::act::{Act, Step};
 use crate::actor::{ALL, HANG, Who};
+use crate::behind;
 use crate::case::{Scene, compare, program, wrong};
 use crate::common::layers::{Layer, net_raw_capability, set_xattr};
-use crate::common::mount::{Fs, KERNEL, chmod};
+use crate::common::mount::{Fs, KERNEL, UNIONFS, chmod, poll};
 use crate::common::script::{Op, parse};
 use crate::decoys::{INSIDE, OUTSIDE};
 use crate::generate::{Plan, plan};
@@ -66,15 +67,25 @@ fn planted_differences_are_reported() {
         ("/pub/prog: owner", &|s| {
             chown(at(s, "pub/prog"), Some(1000), None).unwrap();
         }),
-        ("/pub/prog: size", &|s| fs::write(at(s, "pub/prog"), "x").unwrap()),
-        ("security.capability", &|s| {
-            set_xattr(&at(s, "pub/source"), b"security.capability", &net_raw_capability());
+        ("/pub/prog: size", &|s| {
+            fs::write(at(s, "pub/prog"), "x").unwrap()
         }),
-        ("has the secret", &|s| fs::write(at(s, "pub/new"), OUTSIDE).unwrap()),
+        ("security.capability", &|s| {
+            set_xattr(
+                &at(s, "pub/source"),
+                b"security.capability",
+                &net_raw_capability(),
+            );
+        }),
+        ("has the secret", &|s| {
+            fs::write(at(s, "pub/new"), OUTSIDE).unwrap()
+        }),
         ("decoys: /victim: content", &|s| {
             fs::write(s.scratch.path().join("decoys/victim"), "hurt").unwrap();
         }),
-        ("decoys: /suid: mode", &|s| chmod(&s.scratch.path().join("decoys/suid"), 0o755)),
+        ("decoys: /suid: mode", &|s| {
+            chmod(&s.scratch.path().join("decoys/suid"), 0o755)
+        }),
         ("lower 0: /pub/source", &|s| {
             fs::write(s.stack.lowers[0].join("pub/source"), "hurt").unwrap();
         }),
@@ -99,7 +110,11 @@ fn a_different_answer_is_found_and_made_small() {
     let (found, plan) = failing.find(|(found, _)| !found.is_empty()).unwrap();
     let steps = plan.script.len();
     let (plan, found) = shrink(plan, found, differences);
-    assert!(plan.script.len() <= 4, "{} of {steps}: {found:?}", plan.script.len());
+    assert!(
+        plan.script.len() <= 4,
+        "{} of {steps}: {found:?}",
+        plan.script.len()
+    );
     assert!(found.join("\n").contains("EXDEV"), "{found:?}");
 }
 
@@ -145,4 +160,39 @@ fn secrets_and_hangs_are_wrong() {
     assert!(is_wrong("one", INSIDE) && !is_wrong("root", INSIDE));
     assert!(is_wrong("one", OUTSIDE) && is_wrong("root", OUTSIDE));
     assert!(is_wrong("root", HANG) && !is_wrong("one", "text"));
+}
+
+/// What is asked for while the upper is changed from behind is noticed when it is not so.
+#[test]
+fn what_is_wrong_behind_is_reported() {
+    need_namespaces!();
+    let upper = |s: &Scene| s.stack.upper.as_ref().unwrap().0.clone();
+    type Plant<'a> = (&'a str, &'a dyn Fn(&Scene));
+    let plants: [Plant<'_>; 5] = [
+        ("", &|_| ()),
+        ("a new program of root's", &|s| {
+            fs::write(upper(s).join("shell"), "mine").unwrap();
+            chmod(&upper(s).join("shell"), 0o4755);
+        }),
+        ("decoys: /secret: content", &|s| {
+            fs::write(s.scratch.path().join("decoys/secret"), "hurt").unwrap();
+        }),
+        ("decoys: /dir/new: only right", &|s| {
+            fs::create_dir(s.scratch.path().join("decoys/dir/new")).unwrap();
+        }),
+        ("the server is gone", &|s| {
+            let pid = s.mounted().servers()[0].cast_signed();
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            let gone =
+                || !std::path::Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists();
+            assert!(poll(gone));
+        }),
+    ];
+    let plan = small("one", "stat pub/prog\nstat pub/source");
+    for (expected, spoil) in plants {
+        let found = behind::run(&UNIONFS, &plan, Some(spoil)).join("\n");
+        assert!(found.contains(expected), "no {expected:?} in:\n{found}");
+        assert_eq!(expected.is_empty(), found.is_empty(), "{found}");
+    }
 }
