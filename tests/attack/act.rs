@@ -16,6 +16,7 @@ use unionfs::sys::handle::{name_to_handle, open_by_handle};
 
 use crate::actor::Who;
 use crate::behind::{Thing, flip, swap};
+use crate::common::descriptor::HOp;
 use crate::common::exec::{Answer, Runner, answer, show};
 use crate::common::script::{Op, P, word};
 use crate::data::{Way, change};
@@ -116,11 +117,46 @@ impl Hands {
 
     pub(crate) fn run(&mut self, act: &Act) -> Answer {
         match act {
-            Act::Do(op) => self.runner.step(op),
+            Act::Do(op) => {
+                let done = self.runner.step(op);
+                match self.written(op) {
+                    None => done,
+                    Some(mode) => Ok(format!("{done:?}, {mode:?}")),
+                }
+            }
             Act::Here(op) => self.here.step(op),
             Act::Chroot(p, act) => self.chroot(p, act),
             other => answer(self.act(other)),
         }
+    }
+
+    /// The mode of what an operation writes to: it is compared at once.
+    fn written(&self, op: &Op) -> Option<Answer> {
+        match op {
+            Op::Write(p, ..) | Op::Truncate(p, _) | Op::Fallocate(p, ..) => {
+                Some(answer(mode(&self.runner.at(p))))
+            }
+            Op::Open(h, ..) | Op::Held(h, HOp::Reopen(..)) => Some(self.held_mode(*h)),
+            Op::Held(_, HOp::CopyRange(_, to, ..)) => Some(self.held_mode(*to)),
+            Op::Held(
+                h,
+                HOp::Write(..)
+                | HOp::Put(_)
+                | HOp::Append(_)
+                | HOp::MapWrite(..)
+                | HOp::Truncate(_)
+                | HOp::Fallocate(..),
+            ) => Some(self.held_mode(*h)),
+            _ => None,
+        }
+    }
+
+    fn held_mode(&self, h: usize) -> Answer {
+        let look = |file: &File| {
+            let stat = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MODE)?;
+            Ok(format!("mode {:o}", stat.stx_mode))
+        };
+        answer(self.runner.handle(h).and_then(look))
     }
 
     fn act(&mut self, act: &Act) -> io::Result<String> {

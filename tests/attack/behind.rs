@@ -15,7 +15,7 @@ use crate::actor::{ALL, BEHIND, OWNER};
 use crate::case::{Scene, program, wrong};
 use crate::common::layers::{Layer, Node};
 use crate::common::mount::Fs;
-use crate::common::script::{Op, P};
+use crate::common::script::{Flags, Op, P};
 use crate::common::tree::{self, Tree};
 use crate::decoys::TARGETS;
 use crate::generate::{self, DIRS, Plan, Rng};
@@ -160,7 +160,7 @@ fn roots(rng: &mut Rng, writes: bool) -> Act {
         5 => Act::Do(Op::Removexattr(path, b"user.x".to_vec())),
         6 => Act::Handle(path),
         7..=8 => match generate::namespace_op(rng) {
-            Op::Create(p, _, flags) => Act::Do(Op::Create(p, mode, flags)),
+            Op::Create(p, ..) => Act::Do(Op::Create(p, mode, Flags("n".into()))),
             op => Act::Do(op),
         },
         9..=10 if writes => Act::Change(rng.pick(&crate::data::WAYS), path),

@@ -108,6 +108,7 @@ pub fn errno_name(errno: i32) -> String {
         libc::ENOENT => "ENOENT",
         libc::EIO => "EIO",
         libc::ENXIO => "ENXIO",
+        libc::ENOMEM => "ENOMEM",
         libc::ENOTTY => "ENOTTY",
         libc::ENOEXEC => "ENOEXEC",
         libc::EBADF => "EBADF",

@@ -10,3 +10,4 @@ mod faults;
 mod full_disk;
 mod killed;
 mod power;
+mod unreadable;

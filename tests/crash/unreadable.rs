@@ -1,0 +1,84 @@
+//! Layers that cannot be read for a moment: each question is asked with each of its system calls
+//! failing in turn (EIO, ENOMEM). The answer is the right one or that error, never "there is none" or
+//! something else; and the next answer is right: no failure is remembered as a fact.
+
+use crate::common::need_mounts;
+use crate::common::strace::need_strace;
+use crate::faults::{Use, fault, start, uses};
+
+/// What reads a layer. Never read(2), by which requests come.
+const CALLS: &str = "openat,openat2,statx,newfstatat,readlinkat,getdents64,pread64,preadv,preadv2,\
+    getxattr,lgetxattr,fgetxattr,listxattr,llistxattr,flistxattr,name_to_handle_at,open_by_handle_at,\
+    copy_file_range,lseek";
+
+const ERRORS: [&str; 2] = ["EIO", "ENOMEM"];
+
+/// Asks with one call failing; whether it was made.
+fn ask((prepare, question): (&str, &str), one: &Use, error: &str, right: &[String]) -> bool {
+    let f = start(prepare);
+    let trace = fault(&f, CALLS, Some((one, error)));
+    let answers = f.run(question);
+    let calls = trace.end();
+    let Some(what) = calls.iter().find(|l| l.contains("INJECTED")) else {
+        return false;
+    };
+    for (answer, right) in answers.iter().zip(right) {
+        let fits = match answer {
+            Ok(value) => value == right,
+            Err(e) => e == error,
+        };
+        assert!(fits, "{question}: {answers:?} and not {right:?}, {what}");
+    }
+    assert_eq!(f.ok(question), right, "afterwards, {what}");
+    true
+}
+
+/// Asks with each call failing in turn, in a union that nobody has asked before.
+fn ask_each(prepare: &str, question: &str) {
+    need_mounts!();
+    need_strace!();
+    let (right, calls) = {
+        let f = start(prepare);
+        let trace = fault(&f, CALLS, None);
+        let right = f.ok(question);
+        (right, trace.end())
+    };
+    let uses = uses(&calls);
+    assert!(!uses.is_empty(), "nothing traced in {question}");
+    let mut failed = 0;
+    for (n, one) in uses.iter().enumerate() {
+        let error = ERRORS[(n + question.len()) % 2];
+        failed += usize::from(ask((prepare, question), one, error, &right));
+    }
+    eprintln!("{question}: {failed} faults at {} calls", uses.len());
+    assert!(failed > 0, "nothing failed in {question}");
+}
+
+#[test]
+fn names() {
+    ask_each("", "stat plain.txt");
+    ask_each("", "stat merged/sub/t");
+    ask_each("rename merged moved", "stat moved/sub/t");
+    ask_each("write h1 0 x", "stat h2");
+}
+
+#[test]
+fn listings() {
+    ask_each("", "readdir .");
+    ask_each("create merged/new 644\nunlink merged/top", "readdir merged");
+    ask_each("", "readdir opaque");
+}
+
+#[test]
+fn contents() {
+    ask_each("", "read plain.txt");
+    ask_each("write plain.txt 0 x", "read plain.txt");
+    ask_each("", "readlink link-rel");
+}
+
+#[test]
+fn attributes() {
+    ask_each("", "listxattr acl-dir");
+    ask_each("setxattr plain.txt user.x y", "getxattr plain.txt user.x");
+    ask_each("", "getxattr caps security.capability");
+}
