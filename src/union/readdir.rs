@@ -49,8 +49,6 @@ pub struct DirItem<'a, 'u> {
     /// With `plus`: the counted lookup; never for `.` and `..`, and not for most of a long
     /// directory. Taken by the sink when accepted.
     pub entry: Option<EntryRef<'u>>,
-    /// It is listed, but what it is cannot be found out.
-    pub unreadable: bool,
 }
 
 /// Some entries of a listing.
@@ -176,7 +174,6 @@ impl Union {
                 ino,
                 kind,
                 entry: None,
-                unreadable: false,
             }) {
                 return Ok(());
             }
@@ -269,7 +266,6 @@ impl Union {
             ino,
             kind,
             entry,
-            unreadable: false,
         };
         if !plus && let (Some(ino), Some(kind)) = (visible.ino, visible.kind) {
             return Ok(Some(item(ino, kind, None)));
@@ -290,14 +286,12 @@ impl Union {
             Ok(found) => found,
             Err(e) => {
                 tracing::debug!("listing {}: {e}", String::from_utf8_lossy(name));
+                // Who asks for it by name hears why; a name left out would be a file lost.
                 let (Some(kind), ino) = (visible.kind, visible.ino) else {
-                    return Ok(None);
+                    return Err(e);
                 };
                 let ino = ino.unwrap_or_else(|| self.inos.alias(parent.ino, name));
-                return Ok(Some(DirItem {
-                    unreadable: true,
-                    ..item(ino, kind, None)
-                }));
+                return Ok(Some(item(ino, kind, None)));
             }
         };
         Ok(found.map(|entry| {

@@ -102,7 +102,10 @@ fn done(result: rustix::io::Result<()>) -> io::Result<String> {
 
 /// The mode of a file as the caches have it.
 pub(crate) fn mode(path: &Path) -> io::Result<String> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    mode_with(path, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn mode_with(path: &Path, flags: AtFlags) -> io::Result<String> {
     let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::MODE)?;
     Ok(format!("mode {:o}", stat.stx_mode))
 }
@@ -134,7 +137,7 @@ impl Hands {
     fn written(&self, op: &Op) -> Option<Answer> {
         match op {
             Op::Write(p, ..) | Op::Truncate(p, _) | Op::Fallocate(p, ..) => {
-                Some(answer(mode(&self.runner.at(p))))
+                Some(answer(mode_with(&self.runner.at(p), AtFlags::empty())))
             }
             Op::Open(h, ..) | Op::Held(h, HOp::Reopen(..)) => Some(self.held_mode(*h)),
             Op::Held(_, HOp::CopyRange(_, to, ..)) => Some(self.held_mode(*to)),
@@ -165,7 +168,8 @@ impl Hands {
                 let path = self.runner.at(p);
                 let source = self.runner.at(b"pub/source");
                 let changed = answer(change(*way, &path, &source));
-                let after = answer(mode(&path));
+                // Of the file that was changed, not of a symlink to it.
+                let after = answer(mode_with(&path, AtFlags::empty()));
                 Ok(format!("{changed:?}, {after:?}"))
             }
             Act::Exec(p) => exec(&self.runner.at(p)),

@@ -13,10 +13,12 @@ use rustix::fs::{CWD, FileType, Mode, RenameFlags, XattrFlags, mknodat, renameat
 use crate::act::{Act, Step};
 use crate::actor::{ALL, BEHIND, OWNER};
 use crate::case::{Scene, program, wrong};
+use crate::common::descriptor::HOp;
 use crate::common::layers::{Layer, Node};
 use crate::common::mount::Fs;
 use crate::common::script::{Flags, Op, P};
 use crate::common::tree::{self, Tree};
+use crate::data::{WAYS, Way};
 use crate::decoys::TARGETS;
 use crate::generate::{self, DIRS, Plan, Rng};
 use crate::hunt::{caught, fresh, fs_of, hunt, need_namespaces};
@@ -163,7 +165,7 @@ fn roots(rng: &mut Rng, writes: bool) -> Act {
             Op::Create(p, ..) => Act::Do(Op::Create(p, mode, Flags("n".into()))),
             op => Act::Do(op),
         },
-        9..=10 if writes => Act::Change(rng.pick(&crate::data::WAYS), path),
+        9..=10 if writes => Act::Change(rng.pick(&WAYS), path),
         _ => Act::Do(generate::query_op(rng)),
     }
 }
@@ -220,9 +222,15 @@ fn contents(layers: &[Layer], scene: &Scene) -> BTreeSet<Vec<u8>> {
     all
 }
 
-/// Root changes what is in files in this plan.
-fn root_writes(plan: &Plan) -> bool {
-    let writes = |step: &Step| step.who.uid == 0 && matches!(step.act, Act::Change(..));
+/// Set-id programs may change in this plan without losing their bits: root writes to them, or a
+/// mapping, which drops none on any file system.
+fn bits_may_stay(plan: &Plan) -> bool {
+    let writes = |step: &Step| match &step.act {
+        Act::Change(way, _) => step.who.uid == 0 || *way == Way::Map,
+        Act::Do(Op::Held(_, HOp::MapWrite(..))) => true,
+        Act::Chroot(_, act) => matches!(**act, Act::Change(Way::Map, _)),
+        _ => false,
+    };
     plan.script.iter().any(writes)
 }
 
@@ -265,7 +273,7 @@ pub(crate) fn run(fs: &Fs, plan: &Plan, spoil: Option<&dyn Fn(&Scene)>) -> Vec<S
         found.push(format!("statfs: {e}"));
     }
     scene.actors.clear();
-    if !root_writes(plan) {
+    if !bits_may_stay(plan) {
         let known = contents(&plan.layers, &scene);
         let upper = tree::list_raw(&scene.stack.upper.as_ref().unwrap().0);
         let new = programs(&upper)

@@ -158,14 +158,12 @@ fn add_plus(
     item: DirItem<'_, '_>,
     lifetime: impl Fn(u64) -> u64,
 ) -> bool {
-    let (out, ino) = match &item.entry {
-        Some(entry) => (convert::entry(entry, lifetime(item.ino)), item.ino),
+    let out = match &item.entry {
+        Some(entry) => convert::entry(entry, lifetime(item.ino)),
         // Without a node, which would count as a lookup: the kernel takes the name only.
-        // readdir(3) leaves out what has no number, as what cannot be looked up.
-        None if item.unreadable => (EntryOut::default(), 0),
-        None => (EntryOut::default(), item.ino),
+        None => EntryOut::default(),
     };
-    let place = (ino, item.offset, item.kind as u32);
+    let place = (item.ino, item.offset, item.kind as u32);
     let fits = list.add(Some(&out), place, item.name);
     if fits && let Some(entry) = item.entry {
         entry.surrender();
