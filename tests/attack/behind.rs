@@ -66,9 +66,9 @@ pub(crate) fn swap(path: &Path, thing: &Thing) -> io::Result<String> {
             }
         }
     }
-    match renameat_with(CWD, beside, CWD, path, RenameFlags::EXCHANGE) {
-        Err(_) => std::fs::rename(beside, path)?,
-        Ok(()) => {}
+    // Where nothing was, nothing can be exchanged.
+    if renameat_with(CWD, beside, CWD, path, RenameFlags::EXCHANGE).is_err() {
+        std::fs::rename(beside, path)?;
     }
     Ok(String::new())
 }
