@@ -12,6 +12,8 @@
 //!
 //! [`catalog`] writes the merged view of a stack's lower layers down, for `union` to read.
 //!
+//! [`sandbox`] confines a process that serves a mount or unpacks layers.
+//!
 //! [`cli`] is the command line over all of them.
 
 pub mod catalog;
@@ -19,6 +21,7 @@ pub mod changes;
 pub mod cli;
 pub mod fuse;
 pub mod layer;
+pub mod sandbox;
 pub mod store;
 pub mod sys;
 pub mod union;

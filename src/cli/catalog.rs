@@ -3,14 +3,15 @@
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use rustix::net::{RecvFlags, SendFlags};
 use serde::Serialize;
 
 use super::error::Usage;
@@ -22,6 +23,7 @@ use crate::layer::StackSpec;
 use crate::store::roots::Environment;
 use crate::store::writable::{DRIVER, Garbage, Kind};
 use crate::store::{Chain, Container, Digest, Mountable};
+use crate::sys::process;
 
 /// Make and check catalogs: the merged view of an image's layers, for fast mounts
 ///
@@ -386,48 +388,65 @@ pub(super) fn of_directories(options: &MountOptions) -> Option<Catalogued> {
     }
 }
 
-/// A catalog being made beside a mount; dropping it stops that and waits for the end.
-pub(super) struct Building {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
+/// A process that makes a catalog beside a mount; dropping this stops it and waits for its end.
+pub(super) struct Building(OwnedFd);
 
 impl Catalogued {
-    /// Makes the catalog of the lowers of `stack` in a thread that gives way to everything.
-    pub(super) fn build_aside(self, stack: StackSpec) -> Option<Building> {
-        let label = self.label?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let work = move || {
-            crate::sys::schedule::idle_thread();
-            let mut step = |_| !stopped.load(Ordering::Relaxed);
-            match catalog::build(&stack, &label, &self.path, &mut step) {
-                Ok(built) => tracing::info!(?built, "catalog {} made", self.path.display()),
-                Err(catalog::Error::Stopped | catalog::Error::Busy(_)) => {}
-                Err(e) => tracing::warn!("no catalog is made of the layers: {e}"),
+    /// Starts a process that will make the catalog of the lowers of `stack`, giving way to
+    /// everything: one of its own, since a daemon in its sandbox could not. Call it before there
+    /// is a second thread.
+    pub(super) fn prepare_aside(self, stack: &StackSpec) -> Option<Building> {
+        let label = self.label.clone()?;
+        let work = |socket: OwnedFd| {
+            // Nothing is wanted when the mount fails.
+            if let Ok((1.., _)) = rustix::net::recv(&socket, &mut [0], RecvFlags::empty()) {
+                self.build_aside(stack, &label, socket);
             }
         };
-        let thread = std::thread::Builder::new().name("catalog".into());
-        match thread.spawn(work) {
-            Ok(thread) => Some(Building {
-                stop,
-                thread: Some(thread),
-            }),
+        let keep = stack.dirs().map(|dir| dir.as_fd());
+        match process::beside(&keep.collect::<Vec<_>>(), work) {
+            Ok(socket) => Some(Building(socket)),
             Err(e) => {
                 tracing::warn!("no catalog is made of the layers: {e}");
                 None
             }
         }
     }
+
+    fn build_aside(&self, stack: &StackSpec, label: &Label, socket: OwnedFd) {
+        crate::sys::schedule::idle_thread();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        // Ends with the process.
+        let _watch = std::thread::spawn(move || {
+            // The daemon sends no more; this is its end, or that of the mount.
+            let _ = rustix::net::recv(&socket, &mut [0], RecvFlags::empty());
+            stop.store(true, Ordering::Relaxed);
+            std::mem::forget(socket);
+        });
+        let mut step = |_| !stopped.load(Ordering::Relaxed);
+        match catalog::build(stack, label, &self.path, &mut step) {
+            Ok(built) => tracing::info!(?built, "catalog {} made", self.path.display()),
+            Err(catalog::Error::Stopped | catalog::Error::Busy(_)) => {}
+            Err(e) => tracing::warn!("no catalog is made of the layers: {e}"),
+        }
+    }
+}
+
+impl Building {
+    /// The mount is live.
+    pub(super) fn start(&self) {
+        if let Err(error) = rustix::net::send(&self.0, &[0], SendFlags::NOSIGNAL) {
+            tracing::warn!(%error, "no catalog is made of the layers");
+        }
+    }
 }
 
 impl Drop for Building {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // It does not panic; if it did, nothing is lost.
-            let _ = thread.join();
-        }
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write);
+        // Until it has closed its end by ending.
+        let _ = rustix::net::recv(&self.0, &mut [0], RecvFlags::empty());
     }
 }
 

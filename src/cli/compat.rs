@@ -101,6 +101,7 @@ Options:
   -o catalog=FILE                         names and attributes from this catalog
   -o volatile                             never sync the upper directory
   -o transport=auto|classic|uring         requests from /dev/fuse or over io_uring
+  -o sandbox=auto|off|strict              what keeps the daemon from anything but its work
   -o fsname=NAME                          the source shown in /proc/mounts
   -o ro,nodev,nosuid,noexec,noatime,allow_other,...
   -f                                      stay in the foreground

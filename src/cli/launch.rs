@@ -18,13 +18,14 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::process::{Pid, WaitOptions};
 
-use super::catalog::Catalogued;
+use super::catalog::{Building, Catalogued};
 use super::error::{self, Relayed};
 use super::fresh::Fresh;
 use super::options::MountOptions;
 use super::{checks, logging};
-use crate::fuse::{self, IoPolicy, MountConfig};
+use crate::fuse::{self, IoPolicy, MountConfig, Sandboxed};
 use crate::layer::StackSpec;
+use crate::sandbox::{Mode, daemon as sandbox};
 use crate::store::Digest;
 use crate::sys::process::{Side, daemonize};
 use crate::union::{self, Union};
@@ -181,37 +182,55 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
         catalog: request.catalog.as_ref().map(|catalog| catalog.path.clone()),
         ..union::Options::default()
     };
+    let mode = request.options.sandbox;
     let union = Union::new(&request.stack, options).map_err(|e| explain(e, &request.stack))?;
     // One that is missing, stale or of an older version is made for the next mount.
     let wanted = request.catalog.take();
     let wanted = wanted.filter(|catalog| catalog.renew || !union.is_catalogued());
-    let mut building = None;
-    let mounted = fuse::mount(union, &config)?;
-    let mut started = false;
-    let served = mounted.serve_with(|| {
-        started = true;
-        held.clear();
-        let live = live();
-        if live.is_ok() {
-            building = wanted.and_then(|catalog| catalog.build_aside(request.stack));
+    let building = wanted.and_then(|catalog| catalog.prepare_aside(&request.stack));
+    let (mounted, fresh) = match mode {
+        Mode::Off => (fuse::mount(union, &config)?, fresh),
+        _ => {
+            let afterwards = Box::new(move |had_answered| end_fresh(fresh, had_answered));
+            let enter = Box::new(|union: &Union| sandbox(mode, union).enter());
+            let sandbox = Sandboxed { enter, afterwards };
+            (fuse::mount_sandboxed(union, &config, sandbox)?, None)
         }
-        if let Err(e) = live {
-            tracing::error!("{}", error::line(&e));
-            // The way every mount ends: the handler unmounts.
-            let _ = rustix::process::kill_process(
-                rustix::process::getpid(),
-                rustix::process::Signal::TERM,
-            );
+    };
+    let mut had_answered = false;
+    let served = mounted.serve_with(|| {
+        had_answered = true;
+        held.clear();
+        match live() {
+            Ok(()) => building.iter().for_each(Building::start),
+            Err(e) => {
+                tracing::error!("{}", error::line(&e));
+                // The way every mount ends: the handler unmounts.
+                let _ = rustix::process::kill_process(
+                    rustix::process::getpid(),
+                    rustix::process::Signal::TERM,
+                );
+            }
         }
     });
     drop(building);
-    if let Some(fresh) = fresh {
-        match started {
-            true => fresh.after_unmount(),
-            false => drop(fresh),
-        }
-    }
+    end_fresh(fresh, had_answered);
     Ok(served?)
+}
+
+/// What becomes of an upper made for a mount, when that has ended.
+fn end_fresh(fresh: Option<Fresh>, had_answered: bool) {
+    match fresh {
+        Some(fresh) if had_answered => fresh.after_unmount(),
+        other => drop(other),
+    }
+}
+
+fn sandbox(mode: Mode, union: &Union) -> sandbox::Daemon {
+    sandbox::Daemon {
+        mode,
+        writable: union.is_writable(),
+    }
 }
 
 fn explain(error: union::Error, stack: &StackSpec) -> anyhow::Error {

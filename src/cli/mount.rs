@@ -65,7 +65,7 @@ pub(super) struct Args {
     in_place: bool,
     /// Mount options: ro, nodev, nosuid, noexec, noatime, allow_other, volatile, nonempty,
     /// fsname=NAME, redirect_dir=on|off, catalog=on|off, io=auto|cached|passthrough, writeback,
-    /// nobtime, noxattrs, transport=auto|classic|uring
+    /// nobtime, noxattrs, transport=auto|classic|uring, sandbox=auto|off|strict
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<OsString>,
     /// Stay in the foreground

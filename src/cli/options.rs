@@ -18,6 +18,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use crate::fuse::{IoPolicy, Transport};
+use crate::sandbox::Mode;
 
 /// The most lower layers a stack may have, data-only ones included; as overlayfs.
 pub const MAX_LOWERS: usize = 500;
@@ -79,6 +80,8 @@ pub struct MountOptions {
     pub transport: Option<Transport>,
     /// `catalog=on|off|FILE`.
     pub catalog: CatalogChoice,
+    /// `sandbox=auto|off|strict`.
+    pub sandbox: Mode,
     /// `fsname=`: the source shown in /proc/mounts.
     pub fsname: Option<OsString>,
     /// `debug`: log requests.
@@ -179,7 +182,7 @@ impl MountOptions {
             b"userxattr" => self.userxattr = true,
             b"squash_to_root" => return Err(mapping("squash_to_root")),
             b"lowerdir" | b"upperdir" | b"workdir" | b"fsname" | b"redirect_dir" | b"dialect"
-            | b"io" | b"transport" | b"catalog" | b"uidmapping" | b"gidmapping"
+            | b"io" | b"transport" | b"catalog" | b"sandbox" | b"uidmapping" | b"gidmapping"
             | b"squash_to_uid" | b"squash_to_gid" | b"xattr_permissions" => {
                 return Err(bad(format!("option {0} needs a value: {0}=…", show(key))));
             }
@@ -216,6 +219,7 @@ impl MountOptions {
                 }
             }
             b"transport" => self.transport = transport(value)?,
+            b"sandbox" => self.sandbox = sandbox(value)?,
             b"uidmapping" | b"gidmapping" => check_mapping(key, value)?,
             b"squash_to_uid" | b"squash_to_gid" => {
                 number(key, value)?;
@@ -386,6 +390,18 @@ fn transport(value: &[u8]) -> Result<Option<Transport>, OptionError> {
         b"uring" => Ok(Some(Transport::Uring)),
         _ => Err(bad(format!(
             "transport={} is not known: use transport=auto, transport=classic or transport=uring",
+            show(value)
+        ))),
+    }
+}
+
+fn sandbox(value: &[u8]) -> Result<Mode, OptionError> {
+    match value {
+        b"auto" => Ok(Mode::Auto),
+        b"off" => Ok(Mode::Off),
+        b"strict" => Ok(Mode::Strict),
+        _ => Err(bad(format!(
+            "sandbox={} is not known: use sandbox=auto, sandbox=off or sandbox=strict",
             show(value)
         ))),
     }

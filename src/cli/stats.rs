@@ -53,6 +53,9 @@ fn describe(stats: &Stats) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "transport         {}", stats.mount.transport.name());
     let _ = writeln!(text, "io                {}", stats.mount.io.name());
+    if let Some(sandbox) = &stats.mount.sandbox {
+        let _ = writeln!(text, "sandbox           {sandbox}");
+    }
     let _ = writeln!(text, "requests          {}", stats.total_requests());
     for (operation, count) in &stats.requests {
         let _ = writeln!(text, "  {operation:<16}{count}");

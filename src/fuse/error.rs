@@ -80,6 +80,14 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The sandbox could not be entered.
+    #[error("cannot mount on {}", path.display())]
+    Sandbox {
+        /// The mountpoint.
+        path: PathBuf,
+        /// What is missing.
+        source: io::Error,
+    },
     /// The mount did not answer once it was mounted.
     #[error("the mount on {} does not answer", path.display())]
     NotReady {

@@ -18,6 +18,7 @@ mod error;
 mod fusermount;
 #[doc(hidden)]
 pub mod fuzzing;
+mod keeper;
 mod mount;
 pub mod mountinfo;
 mod passthrough;
@@ -33,7 +34,9 @@ pub use config::{IoPolicy, MountConfig, Transport};
 pub use error::{Error, Result};
 pub use mount::preflight;
 pub use runtime::{Description, MountRecord, MountState};
-pub use session::{Background, Mounted, mount, raise_nofile_limit, wait_ready};
+pub use session::{
+    Background, Enter, Mounted, Sandboxed, mount, mount_sandboxed, raise_nofile_limit, wait_ready,
+};
 pub use unmount::{detach_dead, is_dead_mount, unmount};
 
 /// The file system type shown in /proc/mounts.

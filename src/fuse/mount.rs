@@ -3,18 +3,23 @@
 //! `Documentation/filesystems/fuse/fuse.rst`.
 
 use std::ffi::{CString, OsStr};
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use super::config::MountConfig;
 use super::error::{Error, Result};
-use super::{FS_TYPE, fusermount, mountinfo, unmount};
+use super::keeper::Keeper;
+use super::{FS_TYPE, FUSE_MAGIC, fusermount, mountinfo, unmount};
 
 /// A mount of ours. Dropping it takes the mount away (lazily) if it is still there.
 #[derive(Debug)]
@@ -23,6 +28,21 @@ pub(super) struct Attachment {
     pub(super) mountpoint: PathBuf,
     /// Device number of the mount, by which it is recognised.
     device: (u32, u32),
+    /// Of a server in a sandbox: what it can no longer reach by a path.
+    outside: Option<Outside>,
+    taken_away: AtomicBool,
+}
+
+/// What is opened before a server enters its sandbox.
+#[derive(Debug)]
+struct Outside {
+    keeper: Arc<Keeper>,
+    /// Of fusectl: ends the connection.
+    abort: Option<File>,
+    /// Of sysfs.
+    read_ahead: Option<File>,
+    /// The root of the mount, until it has answered: no longer, or it would be in use.
+    root: Mutex<Option<OwnedFd>>,
 }
 
 impl Attachment {
@@ -34,10 +54,81 @@ impl Attachment {
     /// Lets the kernel read ahead `kib` KiB of a file at a time, where it would take 128. Root
     /// may ask for that, where sysfs can be written.
     pub(super) fn read_ahead(&self, kib: u32) {
-        let (major, minor) = self.device;
-        let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-        if let Err(error) = std::fs::write(&file, kib.to_string()) {
+        let file = self.read_ahead_file();
+        let text = kib.to_string();
+        let written = match &self.outside {
+            None => std::fs::write(&file, text),
+            Some(Outside {
+                read_ahead: Some(file),
+                ..
+            }) => (&*file).write_all(text.as_bytes()),
+            Some(_) => Err(io::ErrorKind::PermissionDenied.into()),
+        };
+        if let Err(error) = written {
             tracing::debug!(file, %error, "readahead stays as it is");
+        }
+    }
+
+    fn read_ahead_file(&self) -> String {
+        let (major, minor) = self.device;
+        format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")
+    }
+
+    /// Opens what is needed after the sandbox has been entered; `keeper` does the rest.
+    pub(super) fn prepare_sandbox(&mut self, keeper: Arc<Keeper>) {
+        let write = |path: &str| File::options().write(true).open(path);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        self.outside = Some(Outside {
+            keeper,
+            abort: unmount::open_abort(self.minor())
+                .map_err(|error| tracing::debug!(%error, "the connection cannot be aborted"))
+                .ok(),
+            read_ahead: write(&self.read_ahead_file()).ok(),
+            root: Mutex::new(rustix::fs::open(&self.mountpoint, flags, Mode::empty()).ok()),
+        });
+    }
+
+    /// The keeper, of a server in a sandbox.
+    pub(super) fn keeper(&self) -> Option<&Arc<Keeper>> {
+        self.outside.as_ref().map(|outside| &outside.keeper)
+    }
+
+    /// The same mount for another process: what is opened for this one is left out.
+    pub(super) fn place(&self) -> Self {
+        Self {
+            mountpoint: self.mountpoint.clone(),
+            device: self.device,
+            outside: None,
+            taken_away: AtomicBool::new(false),
+        }
+    }
+
+    /// Asks the mount for an answer, which only a server can give. To be called once.
+    ///
+    /// # Errors
+    /// Those of statfs(2).
+    pub(super) fn answers(&self) -> io::Result<()> {
+        let root = self
+            .outside
+            .as_ref()
+            .and_then(|held| held.root.lock().take());
+        match root {
+            Some(root) => is_fuse(&rustix::fs::fstatfs(root)?),
+            None => is_fuse(&rustix::fs::statfs(&self.mountpoint)?),
+        }
+    }
+
+    /// What ends the connection, whoever still uses the mount.
+    pub(super) fn aborter(&self) -> impl Fn() -> io::Result<()> + Send + Sync + 'static {
+        let minor = self.minor();
+        let held = self.outside.as_ref().map(|held| {
+            let abort = held.abort.as_ref();
+            abort.and_then(|file| file.try_clone().ok())
+        });
+        move || match &held {
+            None => unmount::abort_connection(minor),
+            Some(Some(file)) => (&*file).write_all(b"1"),
+            Some(None) => Err(io::ErrorKind::PermissionDenied.into()),
         }
     }
 
@@ -46,9 +137,21 @@ impl Attachment {
         mountinfo::find(&self.mountpoint).is_some_and(|m| m.is_fuse() && m.device == self.device)
     }
 
+    /// The end: detaches the mount if it is still there. Once.
+    pub(super) fn take_away(&self) {
+        if self.taken_away.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = self.detach() {
+            tracing::warn!(%error, "mount left behind");
+        }
+    }
+
     /// Detaches the mount if it is there; what others mounted over it stays.
     pub(super) fn detach(&self) -> Result<()> {
-        if self.is_attached() {
+        if let Some(keeper) = self.keeper() {
+            keeper.detach(self)
+        } else if self.is_attached() {
             unmount(&self.mountpoint, true)
         } else {
             Ok(())
@@ -56,11 +159,25 @@ impl Attachment {
     }
 }
 
+fn is_fuse(answer: &rustix::fs::StatFs) -> io::Result<()> {
+    if u64::try_from(answer.f_type).ok() == Some(FUSE_MAGIC) {
+        Ok(())
+    } else {
+        Err(io::Error::other("no FUSE file system is mounted there"))
+    }
+}
+
+/// Waits until the mount on `mountpoint` answers.
+///
+/// # Errors
+/// Those of statfs(2), or that it is no FUSE file system.
+pub(super) fn answers(mountpoint: &Path) -> io::Result<()> {
+    is_fuse(&rustix::fs::statfs(mountpoint)?)
+}
+
 impl Drop for Attachment {
     fn drop(&mut self) {
-        if let Err(error) = self.detach() {
-            tracing::warn!(%error, "mount left behind");
-        }
+        self.take_away();
     }
 }
 
@@ -86,7 +203,15 @@ pub(super) fn attach(config: &MountConfig) -> Result<(OwnedFd, Attachment)> {
         .ok_or_else(|| Error::NotFuse {
             path: mountpoint.clone(),
         })?;
-    Ok((fd, Attachment { mountpoint, device }))
+    Ok((
+        fd,
+        Attachment {
+            mountpoint,
+            device,
+            outside: None,
+            taken_away: AtomicBool::new(false),
+        },
+    ))
 }
 
 /// `None`: this process may not mount.
@@ -139,6 +264,12 @@ fn open_device() -> Result<OwnedFd> {
 /// Whether workers can open the device again for descriptors of their own.
 pub(super) fn can_reopen_device() -> bool {
     open_device().is_ok()
+}
+
+/// The device, for `count` workers that could not open it themselves; fewer where it cannot be
+/// opened.
+pub(super) fn spare_devices(count: usize) -> Vec<OwnedFd> {
+    (0..count).map_while(|_| open_device().ok()).collect()
 }
 
 fn mount_data(config: &MountConfig, fd: i32) -> Result<CString> {

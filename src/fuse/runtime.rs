@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{IoPolicy, Transport};
 use super::error::{Error, Result};
 use super::mountinfo;
+use crate::sandbox::InForce;
 use crate::sys::schedule::stat;
 
 /// A record is small; a larger file is not one of ours.
@@ -70,6 +71,9 @@ pub struct MountRecord {
     /// How the data of files gets to programs: cached or passthrough.
     #[serde(default)]
     pub io: IoPolicy,
+    /// What keeps the server from doing anything else; `None`: nothing does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<InForce>,
     /// When it was mounted, seconds since 1970.
     pub since: u64,
     /// What is mounted.
@@ -114,6 +118,7 @@ impl MountRecord {
             read_only,
             transport: Transport::default(),
             io,
+            sandbox: None,
             since: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| d.as_secs()),
@@ -184,6 +189,17 @@ impl MountRecord {
     /// # Errors
     /// When no runtime directory can be used or the file cannot be written.
     pub fn write(&mut self) -> Result<()> {
+        let mut staged = self.stage()?;
+        self.fill(&mut staged)?;
+        self.publish()
+    }
+
+    /// Chooses the directory and makes the file that [`Self::fill`] writes to and
+    /// [`Self::publish`] gives its name.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub(super) fn stage(&mut self) -> Result<fs::File> {
         self.dir = usable_dir()?;
         // Of servers that were killed: their mount was replaced by this one.
         for old in recorded() {
@@ -191,16 +207,47 @@ impl MountRecord {
                 old.remove();
             }
         }
-        let file = self.file();
-        let staged = self.dir.join(format!("{}.tmp", self.id));
-        write_new(&staged, self)
-            .and_then(|()| fs::rename(&staged, &file))
-            .map_err(|source| Error::Runtime { path: file, source })
+        let path = self.staged();
+        // A leftover of an earlier process with this id.
+        let _ = fs::remove_file(&path);
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|source| Error::Runtime { path, source })
+    }
+
+    /// Writes the record as it is now.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`].
+    pub(super) fn fill(&self, staged: &mut fs::File) -> Result<()> {
+        serde_json::to_vec_pretty(self)
+            .map_err(io::Error::from)
+            .and_then(|text| staged.write_all(&text))
+            .map_err(|source| Error::Runtime {
+                path: self.staged(),
+                source,
+            })
+    }
+
+    /// Gives the staged record its name.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`].
+    pub(super) fn publish(&self) -> Result<()> {
+        let path = self.file();
+        fs::rename(self.staged(), &path).map_err(|source| Error::Runtime { path, source })
+    }
+
+    fn staged(&self) -> PathBuf {
+        self.dir.join(format!("{}.tmp", self.id))
     }
 
     /// Removes the record and the socket. What is already gone is no error.
     pub fn remove(&self) {
-        for path in [self.file(), self.socket()] {
+        for path in [self.file(), self.socket(), self.staged()] {
             if let Err(error) = fs::remove_file(&path)
                 && error.kind() != io::ErrorKind::NotFound
             {
@@ -275,17 +322,6 @@ fn read_record(path: &Path) -> io::Result<MountRecord> {
     let file = fs::File::open(path)?;
     file.take(MAX_RECORD).read_to_end(&mut bytes)?;
     Ok(serde_json::from_slice(&bytes)?)
-}
-
-fn write_new(path: &Path, record: &MountRecord) -> io::Result<()> {
-    // A leftover of an earlier process with this id.
-    let _ = fs::remove_file(path);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(&serde_json::to_vec_pretty(record)?)
 }
 
 /// Opens the log file of this process, `<pid>.log` in the runtime directory (0600, made
@@ -450,14 +486,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let write = |record: &MountRecord| {
             let path = dir.path().join(format!("{}.json", record.id));
-            write_new(&path, record).unwrap();
+            fs::write(&path, serde_json::to_vec(record).unwrap()).unwrap();
             path
         };
         let live = record();
         let mut renamed = record();
         renamed.id = "../outside".into();
         let live_file = write(&live);
-        write_new(&dir.path().join("other.json"), &renamed).unwrap();
+        let text = serde_json::to_vec(&renamed).unwrap();
+        fs::write(dir.path().join("other.json"), text).unwrap();
         fs::write(dir.path().join("broken.json"), b"{").unwrap();
         let mut records = Vec::new();
         read_dir(dir.path(), &mut records);

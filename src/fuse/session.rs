@@ -21,12 +21,14 @@ use super::adapter::{Adapter, MAX_IO, Told, wanted};
 use super::config::{IoPolicy, MountConfig, Transport};
 use super::counters::Counters;
 use super::error::{Error, Result};
+use super::keeper::Keeper;
 use super::mount::{self as attach, Attachment};
 use super::passthrough::{self, Opens};
 use super::pool::Pool;
 use super::runtime::MountRecord;
 use super::wire::Connection;
-use super::{FUSE_MAGIC, stats, unmount};
+use super::{stats, unmount::unmount};
+use crate::sandbox::InForce;
 use crate::union::Union;
 
 use late::Late;
@@ -48,6 +50,8 @@ pub struct Mounted {
     told: Told,
     signals: Option<Signals>,
     record: Option<MountRecord>,
+    /// Of a server in a sandbox; `Some(None)`: it could not have them.
+    files: Option<Option<late::Files>>,
 }
 
 /// What outlives the session until the end of the mount.
@@ -65,12 +69,41 @@ enum Event {
     Ended(io::Result<()>),
 }
 
+/// Enters a sandbox that fits the union.
+pub type Enter<'a> = Box<dyn FnOnce(&Union) -> io::Result<InForce> + 'a>;
+
+/// What a server in a sandbox brings along.
+pub struct Sandboxed<'a> {
+    /// Enters the sandbox: called when everything is open, before there is a second thread and
+    /// before anything from the kernel is read.
+    pub enter: Enter<'a>,
+    /// What is to be done outside of it when the mount has ended, or has failed before it
+    /// answered (`false`). Runs in another process, or nowhere when that was killed.
+    pub afterwards: Box<dyn FnOnce(bool)>,
+}
+
 /// Mounts `union`. Call before starting threads if the process is to be a daemon: fork
 /// first, then mount.
 ///
 /// # Errors
 /// See [`Error`]; nothing stays mounted.
 pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
+    mount_in(union, config, None)
+}
+
+/// As [`mount`], in a sandbox. The process must have one thread.
+///
+/// # Errors
+/// See [`Error`]; nothing stays mounted.
+pub fn mount_sandboxed(
+    union: Union,
+    config: &MountConfig,
+    sandbox: Sandboxed<'_>,
+) -> Result<Mounted> {
+    mount_in(union, config, Some(sandbox))
+}
+
+fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) -> Result<Mounted> {
     // From here on a signal finds a handler, and cannot leave a dead mount.
     let signals = config
         .handle_signals
@@ -92,7 +125,26 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
         true => 1 + u32::from(core.union.is_stacked()),
         false => 0,
     };
-    let (fd, attachment) = attach::attach(config)?;
+    let (fd, mut attachment) = attach::attach(config)?;
+    let mut record = config.register.then(|| {
+        MountRecord::new(
+            &attachment.mountpoint,
+            &config.fsname.to_string_lossy(),
+            config.is_read_only(),
+            IoPolicy::Cached,
+            config.description.clone(),
+        )
+    });
+    let mut prepared = None;
+    if let Some(sandbox) = sandbox {
+        prepared = Some(prepare(
+            &mut attachment,
+            &mut record,
+            config,
+            sandbox,
+            &core.union,
+        )?);
+    }
     // The kernel does not have both.
     let writeback = config.writeback && stack_depth == 0;
     let told = Told {
@@ -102,8 +154,13 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
     let acl = told.xattrs && core.union.has_acl();
     let mut limits = wanted(acl, writeback, stack_depth);
     limits.transport = config.transport;
-    let connection = Connection::open(fd, &limits)
+    let mut connection = Connection::open(fd, &limits)
         .map_err(|source| session_error(&attachment.mountpoint, source))?;
+    let mut files = None;
+    if let Some(prepared) = prepared {
+        connection = connection.with_spares(prepared.spares);
+        files = Some(prepared.files);
+    }
     if passes {
         let insists = config.io == IoPolicy::Passthrough;
         let place = (attachment.mountpoint.as_path(), insists);
@@ -113,16 +170,10 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
         Some(_) => IoPolicy::Passthrough,
         None => IoPolicy::Cached,
     };
-    let record = config.register.then(|| {
-        MountRecord::new(
-            &attachment.mountpoint,
-            &config.fsname.to_string_lossy(),
-            config.is_read_only(),
-            io,
-            config.description.clone(),
-        )
-        .over(connection.transport())
-    });
+    if let Some(record) = &mut record {
+        record.io = io;
+        record.transport = connection.transport();
+    }
     Ok(Mounted {
         connection,
         attachment,
@@ -131,7 +182,39 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
         told,
         signals,
         record,
+        files,
     })
+}
+
+/// What a server in a sandbox has opened before it entered.
+struct Prepared {
+    spares: Vec<OwnedFd>,
+    files: Option<late::Files>,
+}
+
+/// Opens what is needed, starts the keeper and enters the sandbox.
+fn prepare(
+    attachment: &mut Attachment,
+    record: &mut Option<MountRecord>,
+    config: &MountConfig,
+    sandbox: Sandboxed<'_>,
+    union: &Union,
+) -> Result<Prepared> {
+    let failed = |path: &Path, source| Error::Sandbox {
+        path: path.to_owned(),
+        source,
+    };
+    let spares = attach::spare_devices(config.threads.saturating_sub(1));
+    let files = late::Files::open(record);
+    Connection::look_around();
+    let keeper = Keeper::start(attachment, record.as_ref(), sandbox.afterwards);
+    let keeper = keeper.map_err(|error| failed(&attachment.mountpoint, error))?;
+    attachment.prepare_sandbox(Arc::new(keeper));
+    let in_force = (sandbox.enter)(union).map_err(|e| failed(&attachment.mountpoint, e))?;
+    if let Some(record) = record {
+        record.sandbox = Some(in_force);
+    }
+    Ok(Prepared { spares, files })
 }
 
 impl Core {
@@ -196,29 +279,44 @@ impl Mounted {
         let adapter = self.core.adapter(agreed, slow_workers, self.told);
         let serve = {
             let (connection, threads) = (self.connection, self.threads);
-            let minor = self.attachment.minor();
+            let aborter = self.attachment.aborter();
             let abort = move || {
-                if let Err(error) = unmount::abort_connection(minor) {
+                if let Err(error) = aborter() {
                     tracing::warn!(%error, "cannot abort the connection");
                 }
             };
+            let in_sandbox = self.attachment.keeper().is_some();
             let others = move || {
                 // Whether it came or not, or nobody waits any more.
                 let _ = settled.recv_timeout(SETTLE);
-                attach::can_reopen_device()
+                in_sandbox || attach::can_reopen_device()
             };
             move || connection.serve(Arc::new(adapter), threads, others, abort)
         };
-        let started = start(serve, &mountpoint, sender.clone());
+        let attachment = Arc::new(self.attachment);
+        let started = start(serve, Arc::clone(&attachment), sender.clone());
         // The rest while the mount is being asked for an answer. One large READ costs less than
         // eight small ones, also where half of it is not needed.
-        self.attachment.read_ahead(MAX_IO / 1024);
-        let mut late = Late::new(&mut self.record, &self.core, self.signals.take(), sender);
+        attachment.read_ahead(MAX_IO / 1024);
+        let files = match (self.files.take(), attachment.keeper()) {
+            (Some(files), Some(keeper)) => {
+                files.and_then(|files| files.publish(&self.record, keeper))
+            }
+            _ => late::Files::write(&mut self.record),
+        };
+        let mut late = Late::new(
+            files,
+            &self.record,
+            &self.core,
+            (self.signals.take(), sender),
+        );
+        let mut had_answered = false;
         let outcome = match started {
             Ok(()) => wait_for_end(
-                &self.attachment,
+                &attachment,
                 &events,
                 || {
+                    had_answered = true;
                     on_ready();
                     let _ = settle.send(());
                 },
@@ -227,13 +325,15 @@ impl Mounted {
             Err(error) => Err(session_error(&mountpoint, error)),
         };
         // A mount that never answered, or whose workers failed, is taken away here.
-        drop(self.attachment);
+        attachment.take_away();
         self.core.pool.drain();
         late.stop();
         // Last: whoever waits for the record to go may then use the upper again.
         drop(self.core);
-        if let Some(record) = &self.record {
-            record.remove();
+        match (attachment.keeper(), &self.record) {
+            (Some(keeper), _) => keeper.finish(had_answered),
+            (None, Some(record)) => record.remove(),
+            (None, None) => {}
         }
         outcome
     }
@@ -272,7 +372,7 @@ impl Mounted {
 /// Starts the workers, and asks the mount for an answer.
 fn start(
     serve: impl FnOnce() -> io::Result<()> + Send + 'static,
-    mountpoint: &Path,
+    attachment: Arc<Attachment>,
     sender: Sender<Event>,
 ) -> io::Result<()> {
     let ended = sender.clone();
@@ -281,12 +381,11 @@ fn start(
         .spawn(move || {
             let _ = ended.send(Event::Ended(serve()));
         })?;
-    let mountpoint = mountpoint.to_owned();
     // Blocks until a worker answers or the connection ends: not for this thread.
     std::thread::Builder::new()
         .name("unionfs-ready".into())
         .spawn(move || {
-            let _ = sender.send(Event::Ready(answers(&mountpoint)));
+            let _ = sender.send(Event::Ready(attachment.answers()));
         })?;
     Ok(())
 }
@@ -369,7 +468,7 @@ impl Ending {
         } else if !self.aborted {
             let path = attachment.mountpoint.display();
             tracing::warn!(mountpoint = %path, "still in use: aborting the connection");
-            if let Err(error) = unmount::abort_connection(attachment.minor()) {
+            if let Err(error) = attachment.aborter()() {
                 tracing::warn!(%error, "cannot abort the connection");
             }
             self.deadline = Some(Instant::now() + ABORT_TIME);
@@ -429,19 +528,10 @@ impl Drop for Background {
 /// # Errors
 /// [`Error::NotReady`] when it cannot answer, or when no FUSE file system is mounted there.
 pub fn wait_ready(mountpoint: &Path) -> Result<()> {
-    answers(mountpoint).map_err(|source| Error::NotReady {
+    attach::answers(mountpoint).map_err(|source| Error::NotReady {
         path: mountpoint.to_owned(),
         source,
     })
-}
-
-fn answers(mountpoint: &Path) -> io::Result<()> {
-    let answer = rustix::fs::statfs(mountpoint)?;
-    if u64::try_from(answer.f_type).ok() == Some(FUSE_MAGIC) {
-        Ok(())
-    } else {
-        Err(io::Error::other("no FUSE file system is mounted there"))
-    }
 }
 
 /// No more open files are asked for: programs that we start may close as many one by one.

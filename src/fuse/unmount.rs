@@ -1,7 +1,8 @@
 //! Unmounting, and recognising mounts whose server died. Called by `session` (signals)
 //! and by the cli (`umount`, and `mount` over a dead mount).
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -108,16 +109,24 @@ fn resolve(mountpoint: &Path) -> Result<PathBuf> {
 /// Aborts a FUSE connection through fusectl: its server reads ENODEV and ends, whoever
 /// still uses the mount gets ENOTCONN. `minor` is the minor device number of the mount.
 pub(super) fn abort_connection(minor: u32) -> io::Result<()> {
+    open_abort(minor)?.write_all(b"1")
+}
+
+/// The file of fusectl that aborts a connection when something is written to it.
+///
+/// # Errors
+/// Those of open(2), and of mounting fusectl where it is not.
+pub(super) fn open_abort(minor: u32) -> io::Result<File> {
     let file = PathBuf::from(minor.to_string()).join("abort");
     let usual = Path::new("/sys/fs/fuse/connections").join(&file);
-    match std::fs::write(&usual, b"1") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => abort_unlisted(&file),
+    match File::options().write(true).open(&usual) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => open_unlisted(&file),
         result => result,
     }
 }
 
 /// Where fusectl is not mounted (containers): a mount of it that is attached nowhere.
-fn abort_unlisted(file: &Path) -> io::Result<()> {
+fn open_unlisted(file: &Path) -> io::Result<File> {
     let context = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(&context)?;
     let root = rustix::mount::fsmount(
@@ -127,8 +136,7 @@ fn abort_unlisted(file: &Path) -> io::Result<()> {
     )?;
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let abort = rustix::fs::openat(&root, file, flags, Mode::empty())?;
-    rustix::io::write(&abort, b"1")?;
-    Ok(())
+    Ok(File::from(abort))
 }
 
 #[cfg(test)]

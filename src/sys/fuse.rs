@@ -20,6 +20,14 @@ const FUSE_DEV_IOC_CLONE: u32 = 0x8004_e500;
 pub fn clone_device(device: impl AsFd) -> io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let clone = rustix::fs::open("/dev/fuse", flags, Mode::empty())?;
+    join_device(clone, device)
+}
+
+/// As [`clone_device`], of an open /dev/fuse without a connection.
+///
+/// # Errors
+/// As [`clone_device`].
+pub fn join_device(clone: OwnedFd, device: impl AsFd) -> io::Result<OwnedFd> {
     let source = device.as_fd().as_raw_fd().unsigned_abs();
     // SAFETY: both descriptors are open for the call, and the kernel reads one u32 at the
     // given address, which lives until the call has returned.

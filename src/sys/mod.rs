@@ -2,6 +2,7 @@
 //! Called by `layer` (file handles, private mounts), `fuse` (its device), `catalog` (its map),
 //! `union` (memory) and by the cli (processes).
 
+pub mod capabilities;
 pub mod chmodat;
 pub mod fileattr;
 pub mod fuse;

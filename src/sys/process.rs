@@ -1,10 +1,12 @@
-//! Processes: becoming a daemon (`fork` and `close_range`, which no safe wrapper offers), once and
-//! before the program has a second thread; and which rights we or a caller have.
+//! Processes: becoming a daemon, and starting a helper beside it (`fork` and `close_range`, which
+//! no safe wrapper offers), both while there is one thread only; and which rights we or a caller
+//! have.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
-use rustix::process::Pid;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, WaitOptions};
 
 /// PROC_USER_INIT_INO of linux/proc_ns.h: the number of the user namespace of the machine.
 const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
@@ -78,9 +80,7 @@ pub enum Side {
 /// (the child would own locks that nobody releases), else with the errno of `pipe2`,
 /// `fork`, `setsid`, `open` or `close_range` (Linux 5.9).
 pub fn daemonize(keep: &[BorrowedFd<'_>]) -> io::Result<Side> {
-    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
-        return Err(rustix::io::Errno::BUSY.into());
-    }
+    require_one_thread()?;
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     match fork()? {
         Some(daemon) => Ok(Side::Parent {
@@ -90,16 +90,85 @@ pub fn daemonize(keep: &[BorrowedFd<'_>]) -> io::Result<Side> {
         None => {
             // `close_range` closes it: it must have no owner any more.
             let _ = read.into_raw_fd();
-            detach(&write, keep)?;
+            let mut kept: Vec<u32> = keep.iter().map(number).collect();
+            kept.push(number(&write));
+            detach(kept)?;
             Ok(Side::Daemon { reply: write })
         }
+    }
+}
+
+fn require_one_thread() -> io::Result<()> {
+    match std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
+        true => Err(rustix::io::Errno::BUSY.into()),
+        false => Ok(()),
+    }
+}
+
+/// Starts a helper: a copy of this process that runs `work` and ends. It has a session of its
+/// own, ignores the signals that end a daemon, has its standard streams on /dev/null, and no
+/// descriptors but those in `keep` and its end of a socket, which `work` is given. It is nobody's
+/// child, so nobody has to wait for it. Returns the other end of the socket, which keeps message
+/// boundaries.
+///
+/// Other descriptors are closed in the helper behind their owners' backs: `work` must not own
+/// any. Nothing is dropped when it ends.
+///
+/// # Errors
+/// EBUSY once the process has several threads, else those of `socketpair` and `fork`. When the
+/// helper cannot be set up it ends, and the socket is at its end.
+pub fn beside(keep: &[BorrowedFd<'_>], work: impl FnOnce(OwnedFd)) -> io::Result<OwnedFd> {
+    require_one_thread()?;
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    if let Some(between) = fork()? {
+        // Gone at once: the helper is its child, and then nobody's.
+        rustix::io::retry_on_intr(|| {
+            rustix::process::waitpid(Some(between), WaitOptions::empty()).map(drop)
+        })?;
+        std::mem::forget(work);
+        return Ok(ours);
+    }
+    if !matches!(fork(), Ok(None)) {
+        end();
+    }
+    ignore_signals();
+    let _ = ours.into_raw_fd();
+    let mut kept: Vec<u32> = keep.iter().map(number).collect();
+    kept.push(number(&theirs));
+    if detach(kept).is_ok() {
+        // A panic ends the helper as a return does.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            work(theirs);
+        }));
+    }
+    end()
+}
+
+/// Ends the process; nothing is dropped, no handler runs.
+#[allow(unsafe_code)]
+fn end() -> ! {
+    // SAFETY: ends the process at once; takes a number only.
+    unsafe { libc::_exit(0) }
+}
+
+/// The end of a daemon is not the end of its helper, which sees it by its socket.
+#[allow(unsafe_code)]
+fn ignore_signals() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPIPE] {
+        // SAFETY: no handler of ours is installed; the process has one thread.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }
 
 /// The child's pid in the parent, `None` in the child.
 #[allow(unsafe_code)]
 fn fork() -> io::Result<Option<Pid>> {
-    // SAFETY: the process has one thread (checked by the only caller), so the child's
+    // SAFETY: the process has one thread (both callers have checked), so the child's
     // memory is consistent and every lock is in the hands of the thread that goes on.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
@@ -107,7 +176,8 @@ fn fork() -> io::Result<Option<Pid>> {
     }
 }
 
-fn detach(reply: &OwnedFd, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+/// Closes all descriptors but the standard ones, which lead nowhere then, and `keep`.
+fn detach(mut keep: Vec<u32>) -> io::Result<()> {
     rustix::process::setsid()?;
     let null = rustix::fs::open(
         "/dev/null",
@@ -123,26 +193,25 @@ fn detach(reply: &OwnedFd, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     } else {
         drop(null);
     }
-    let kept = keep.iter().map(|fd| fd.as_raw_fd());
-    let mut kept: Vec<u32> = kept
-        .chain([reply.as_raw_fd()])
-        .map(|fd| fd.unsigned_abs())
-        .collect();
-    kept.sort_unstable();
+    keep.sort_unstable();
     let mut next = 3;
-    for fd in kept.into_iter().filter(|fd| *fd > 2) {
-        if fd > next {
-            close_range(next, fd - 1)?;
+    for kept in keep.into_iter().filter(|&kept| kept >= 3) {
+        if kept > next {
+            close_range(next, kept - 1)?;
         }
-        next = fd + 1;
+        next = kept + 1;
     }
     close_range(next, u32::MAX)
 }
 
+fn number(fd: &impl AsFd) -> u32 {
+    fd.as_fd().as_raw_fd().unsigned_abs()
+}
+
 #[allow(unsafe_code)]
 fn close_range(first: u32, last: u32) -> io::Result<()> {
-    // SAFETY: takes numbers only. The descriptors closed have no owner in this process:
-    // `daemonize` demands it of its caller.
+    // SAFETY: takes numbers only. The descriptors closed have no owner in this process, or one
+    // that never uses or drops them: `daemonize` and `beside` demand it of their callers.
     match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -1,13 +1,73 @@
 //! What a mount has besides its workers: the record, the control socket, the watch for signals.
-//! Called by `session`.
+//!
 
+use std::fs::File;
 use std::sync::mpsc::Sender;
 
 use signal_hook::iterator::Signals;
 
 use super::{Core, Event};
+use crate::fuse::error::Error;
+use crate::fuse::keeper::Keeper;
 use crate::fuse::runtime::MountRecord;
 use crate::fuse::stats;
+
+/// The record, which is not published yet, and the control socket. A mount without them works:
+/// failures are warnings.
+pub(super) struct Files {
+    staged: File,
+    socket: Option<stats::Socket>,
+}
+
+impl Files {
+    /// Opens them; a record that cannot be had is taken out.
+    pub(super) fn open(record: &mut Option<MountRecord>) -> Option<Self> {
+        let staged = match record.as_mut()?.stage() {
+            Ok(staged) => staged,
+            Err(error) => return not_recorded(record, &error),
+        };
+        let socket = record.as_ref().and_then(|record| {
+            stats::Socket::bind(&record.socket())
+                .map_err(|error| tracing::warn!(%error, "no control socket: stats will not work"))
+                .ok()
+        });
+        Some(Self { staged, socket })
+    }
+
+    /// Writes the record and has the keeper publish it.
+    pub(super) fn publish(mut self, record: &Option<MountRecord>, keeper: &Keeper) -> Option<Self> {
+        let record = record.as_ref()?;
+        let done = record
+            .fill(&mut self.staged)
+            .and_then(|()| keeper.publish(record));
+        match done {
+            Ok(()) => Some(self),
+            Err(error) => not_recorded(&mut None, &error),
+        }
+    }
+
+    /// Both, where nothing keeps us from it.
+    pub(super) fn write(record: &mut Option<MountRecord>) -> Option<Self> {
+        let mut files = Self::open(record)?;
+        let mounted = record.as_ref()?;
+        match mounted
+            .fill(&mut files.staged)
+            .and_then(|()| mounted.publish())
+        {
+            Ok(()) => Some(files),
+            Err(error) => {
+                mounted.remove();
+                not_recorded(record, &error)
+            }
+        }
+    }
+}
+
+fn not_recorded<T>(record: &mut Option<MountRecord>, error: &Error) -> Option<T> {
+    tracing::warn!(%error, "mount not recorded: ps and stats will not know it");
+    *record = None;
+    None
+}
 
 /// What waits until the mount answers: whoever mounts it waits for that, and for a processor.
 pub(super) struct Late {
@@ -20,27 +80,18 @@ pub(super) struct Late {
 }
 
 impl Late {
-    /// Writes the record and opens the control socket. A mount without them works: failures
-    /// are warnings.
+    /// Without files, `ps` and `stats` do not know the mount.
     pub(super) fn new(
-        record: &mut Option<MountRecord>,
+        files: Option<Files>,
+        record: &Option<MountRecord>,
         core: &Core,
-        signals: Option<Signals>,
-        sender: Sender<Event>,
+        (signals, sender): (Option<Signals>, Sender<Event>),
     ) -> Self {
-        if let Some(Err(error)) = record.as_mut().map(MountRecord::write) {
-            tracing::warn!(%error, "mount not recorded: ps and stats will not know it");
-            *record = None;
-        }
-        let socket = record.as_ref().and_then(|record| {
-            stats::Socket::bind(&record.socket())
-                .map_err(|error| tracing::warn!(%error, "no control socket: stats will not work"))
-                .ok()
-        });
+        let record = record.clone().filter(|_| files.is_some());
         Self {
             signals: signals.map(|signals| (signals, sender)),
-            socket,
-            answer: record.clone().map(|record| core.answer(record)),
+            socket: files.and_then(|files| files.socket),
+            answer: record.map(|record| core.answer(record)),
             watcher: None,
             server: None,
         }

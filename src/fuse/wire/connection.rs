@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
@@ -15,9 +16,9 @@ use super::abi::{self, InitIn, InitOut, init, init2, op};
 use super::giving_way::{Place, Watch};
 use super::reply::Reply;
 use super::request::{self, Header, Request};
-use super::rings::{Rings, Served};
+use super::rings::{self, Rings, Served};
 use crate::fuse::config::Transport;
-use crate::sys::fuse::clone_device;
+use crate::sys::fuse::{clone_device, join_device};
 
 /// Room for a request's header and arguments before the data of a WRITE.
 const HEADROOM: usize = 4096;
@@ -58,6 +59,8 @@ pub(crate) struct Connection {
     buffer: usize,
     /// The kernel was promised that they will be registered.
     rings: Option<Rings>,
+    /// Open devices without a connection, for workers that cannot open one; `None`: they can.
+    spares: Option<Mutex<Vec<OwnedFd>>>,
 }
 
 impl Connection {
@@ -110,9 +113,16 @@ impl Connection {
                     flags2: answer.flags2,
                     buffer,
                     rings,
+                    spares: None,
                 });
             }
         }
+    }
+
+    /// Reads what [`Self::open`] wants to know of the machine, for a process that will not be
+    /// able to read it then.
+    pub(crate) fn look_around() {
+        rings::look_around();
     }
 
     /// The flags both sides agreed on.
@@ -253,8 +263,21 @@ impl Connection {
         }
     }
 
+    /// Workers take their descriptors from these: the device itself is out of reach.
+    pub(crate) fn with_spares(mut self, spares: Vec<OwnedFd>) -> Self {
+        self.spares = Some(Mutex::new(spares));
+        self
+    }
+
     fn another_device(&self) -> Arc<OwnedFd> {
-        match clone_device(&*self.device) {
+        let another = match &self.spares {
+            None => clone_device(&*self.device),
+            Some(spares) => match spares.lock().pop() {
+                Some(spare) => join_device(spare, &*self.device),
+                None => Err(io::ErrorKind::NotFound.into()),
+            },
+        };
+        match another {
             Ok(device) => Arc::new(device),
             Err(error) => {
                 tracing::debug!(%error, "workers share a descriptor");

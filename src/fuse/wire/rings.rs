@@ -20,9 +20,9 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, OnceLock};
 
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -210,8 +210,23 @@ fn pin(cpu: u16) {
     }
 }
 
+/// Reads how many CPUs there are, while that can be read.
+pub(super) fn look_around() {
+    // Why not is told to who asks for rings.
+    let _ = possible_cpus();
+}
+
 /// How many CPUs the kernel counts with, which is how many queues it wants.
 fn possible_cpus() -> io::Result<u16> {
+    static KNOWN: OnceLock<u16> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(*known);
+    }
+    let read = read_possible_cpus()?;
+    Ok(*KNOWN.get_or_init(|| read))
+}
+
+fn read_possible_cpus() -> io::Result<u16> {
     const LIST: &str = "/sys/devices/system/cpu/possible";
     let list = std::fs::read_to_string(LIST)
         .map_err(|error| io::Error::new(error.kind(), format!("{LIST}: {error}")))?;

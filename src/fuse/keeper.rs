@@ -1,0 +1,188 @@
+//! The keeper: a process beside a server in a sandbox, which does what the server no longer can.
+//! It publishes the mount's record, detaches the mount, and tidies up after it, each on request;
+//! it decides nothing and reads nothing but the number of a request. It holds no descriptor but
+//! its socket.
+//!
+//! ```text
+//! server (sandbox) ── 1 byte: what ──► keeper (where the mount is)
+//!                  ◄─ empty, or why not ──
+//! ```
+//!
+//! It ends with the server. When the server was killed it leaves everything as it is: the mount
+//! is dead and shown as such, as without a keeper.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use parking_lot::Mutex;
+use rustix::net::{RecvFlags, SendFlags};
+use rustix::thread::CapabilitySet;
+
+use super::error::{Error, Result};
+use super::mount::Attachment;
+use super::runtime::MountRecord;
+use crate::sys::{capabilities, process};
+
+/// Detach the mount.
+const DETACH: u8 = b'd';
+/// Give the record, which has been written, its name.
+const PUBLISH: u8 = b'p';
+/// The mount has ended after it had answered: tidy up, and end.
+const ENDED: u8 = b'e';
+/// It never answered: the same.
+const FAILED: u8 = b'f';
+
+/// No message is longer.
+const MAX_MESSAGE: usize = 1024;
+
+/// What tidying up is, beside the record; told whether the mount had answered.
+pub(super) type Afterwards = Box<dyn FnOnce(bool)>;
+
+/// The server's side.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    /// Taken when there is nothing left to ask. Held over a request and its answer.
+    socket: Mutex<Option<OwnedFd>>,
+}
+
+impl Keeper {
+    /// Starts it. The process must have one thread.
+    ///
+    /// # Errors
+    /// Those of [`process::beside`].
+    pub(super) fn start(
+        attachment: &Attachment,
+        record: Option<&MountRecord>,
+        afterwards: Afterwards,
+    ) -> io::Result<Self> {
+        let place = std::mem::ManuallyDrop::new(attachment.place());
+        let record = record.cloned();
+        let socket = process::beside(&[], move |socket| {
+            confine();
+            keep(&socket, &place, record.as_ref(), afterwards);
+        })?;
+        Ok(Self {
+            socket: Mutex::new(Some(socket)),
+        })
+    }
+
+    /// Detaches the mount.
+    ///
+    /// # Errors
+    /// [`Error::Unmount`] with the reason, also when there is no keeper any more.
+    pub(super) fn detach(&self, attachment: &Attachment) -> Result<()> {
+        self.ask(DETACH).map_err(|error| Error::Unmount {
+            path: attachment.mountpoint.clone(),
+            text: error.to_string(),
+        })
+    }
+
+    /// Gives the record its name.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`].
+    pub(super) fn publish(&self, record: &MountRecord) -> Result<()> {
+        self.ask(PUBLISH).map_err(|source| Error::Runtime {
+            path: record.file(),
+            source,
+        })
+    }
+
+    /// Has everything tidied up; the keeper has ended then, or is about to.
+    pub(super) fn finish(&self, had_answered: bool) {
+        let last = match had_answered {
+            true => ENDED,
+            false => FAILED,
+        };
+        match self.ask(last) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+            Err(error) => tracing::warn!(%error, "the end of the mount is not tidied up"),
+        }
+        *self.socket.lock() = None;
+    }
+
+    fn ask(&self, what: u8) -> io::Result<()> {
+        let held = self.socket.lock();
+        let socket = held.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the keeper is gone");
+        rustix::io::retry_on_intr(|| rustix::net::send(socket, &[what], SendFlags::NOSIGNAL))
+            .map_err(|_| gone())?;
+        let mut answer = [0; MAX_MESSAGE];
+        let received = rustix::io::retry_on_intr(|| {
+            rustix::net::recv(socket, &mut answer, RecvFlags::empty())
+        });
+        // The first byte is there so that an answer is no end of file.
+        match received {
+            Ok((1.., size)) => match answer.get(1..size).unwrap_or_default() {
+                [] => Ok(()),
+                text => Err(io::Error::other(String::from_utf8_lossy(text).into_owned())),
+            },
+            _ => Err(gone()),
+        }
+    }
+}
+
+impl Drop for Keeper {
+    /// A mount that was given up.
+    fn drop(&mut self) {
+        self.finish(false);
+    }
+}
+
+/// The keeper's own rights: to unmount, to find the mountpoint, and to remove what a private
+/// upper holds. A plain user's keeper has none to give up, and needs fusermount3, a set-id
+/// program.
+fn confine() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let needed = CapabilitySet::SYS_ADMIN
+        | CapabilitySet::DAC_READ_SEARCH
+        | CapabilitySet::DAC_OVERRIDE
+        | CapabilitySet::FOWNER;
+    // The worst is a keeper with more rights than it needs; nobody hears its log.
+    let _ = capabilities::set_no_new_privs();
+    let _ = capabilities::keep_only(needed);
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+}
+
+/// The keeper's life.
+fn keep(
+    socket: &OwnedFd,
+    attachment: &Attachment,
+    record: Option<&MountRecord>,
+    afterwards: Afterwards,
+) {
+    let mut what = [0];
+    loop {
+        let received =
+            rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut what, RecvFlags::empty()));
+        let Ok((1.., _)) = received else {
+            return;
+        };
+        let outcome = match what[0] {
+            DETACH => attachment.detach(),
+            PUBLISH => record.map_or(Ok(()), MountRecord::publish),
+            last => {
+                if let Some(record) = record {
+                    record.remove();
+                }
+                afterwards(last == ENDED);
+                answer(socket, Ok(()));
+                return;
+            }
+        };
+        answer(socket, outcome);
+    }
+}
+
+fn answer(socket: &OwnedFd, outcome: Result<()>) {
+    let mut message = vec![0];
+    if let Err(error) = outcome {
+        message.extend_from_slice(error.to_string().as_bytes());
+        message.truncate(MAX_MESSAGE);
+    }
+    // A server that has gone does not want to know.
+    let _ = rustix::net::send(socket, &message, SendFlags::NOSIGNAL);
+}

@@ -1,0 +1,159 @@
+//! The sandbox of a process that serves a mount.
+
+use std::io;
+
+use rustix::thread::CapabilitySet;
+
+use super::{InForce, Mode, part};
+use crate::sys::capabilities;
+
+/// A capability a daemon of root's keeps, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// The capability.
+    pub capability: CapabilitySet,
+    /// Its name in capabilities(7), without `CAP_`.
+    pub name: &'static str,
+    /// Whether a mount that cannot be written needs it too.
+    pub for_reading: bool,
+    /// What fails without it.
+    pub reason: &'static str,
+}
+
+const fn kept(
+    capability: CapabilitySet,
+    name: &'static str,
+    for_reading: bool,
+    reason: &'static str,
+) -> Kept {
+    Kept {
+        capability,
+        name,
+        for_reading,
+        reason,
+    }
+}
+
+/// All that is kept; docs/ARCHITECTURE.md has the same table. Not among them, as it might be
+/// expected: CAP_SYS_RESOURCE, without which the upper's file system holds us to the quota of a
+/// file's owner; CAP_SYS_NICE, in place of which RLIMIT_NICE is raised; CAP_SETUID and
+/// CAP_SETGID, since we never act as somebody else.
+pub const KEPT: [Kept; 9] = [
+    kept(
+        CapabilitySet::CHOWN,
+        "CHOWN",
+        false,
+        "new files belong to the caller, copies to the owner of the original",
+    ),
+    kept(
+        CapabilitySet::DAC_OVERRIDE,
+        "DAC_OVERRIDE",
+        false,
+        "files are written whoever owns them; the kernel has checked the caller",
+    ),
+    kept(
+        CapabilitySet::DAC_READ_SEARCH,
+        "DAC_READ_SEARCH",
+        true,
+        "files are read whoever owns them; open_by_handle_at(2) for origins",
+    ),
+    kept(
+        CapabilitySet::FOWNER,
+        "FOWNER",
+        false,
+        "modes, times, ACLs and removal from sticky directories, whoever owns the file",
+    ),
+    kept(
+        CapabilitySet::FSETID,
+        "FSETID",
+        false,
+        "set-id bits stay where the kernel has not asked to drop them",
+    ),
+    kept(
+        CapabilitySet::LINUX_IMMUTABLE,
+        "LINUX_IMMUTABLE",
+        false,
+        "chattr +i and +a",
+    ),
+    kept(
+        CapabilitySet::SYS_ADMIN,
+        "SYS_ADMIN",
+        true,
+        "trusted.* xattrs (markers of layers), FUSE_DEV_IOC_BACKING_OPEN (passthrough)",
+    ),
+    kept(
+        CapabilitySet::MKNOD,
+        "MKNOD",
+        false,
+        "device nodes, whiteouts among them",
+    ),
+    kept(
+        CapabilitySet::SETFCAP,
+        "SETFCAP",
+        false,
+        "security.capability of files",
+    ),
+];
+
+/// What the sandbox is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Daemon {
+    /// How much is wanted.
+    pub mode: Mode,
+    /// Whether files can be changed.
+    pub writable: bool,
+}
+
+impl Daemon {
+    /// Enters the sandbox. To be called when everything is open, by the only thread.
+    ///
+    /// # Errors
+    /// With [`Mode::Strict`] that of the part that is not possible.
+    pub fn enter(&self) -> io::Result<InForce> {
+        let mut in_force = InForce::default();
+        if self.mode == Mode::Off {
+            return Ok(in_force);
+        }
+        let mode = self.mode;
+        part(mode, "RLIMIT_NICE", allow_way_back())?;
+        let done = capabilities::set_no_new_privs();
+        in_force.no_new_privs = part(mode, "no_new_privs", done)?.is_some();
+        let done = capabilities::keep_only(self.capabilities());
+        if let Some(kept) = part(mode, "capabilities", done)? {
+            in_force.capabilities = names(kept);
+        }
+        Ok(in_force)
+    }
+
+    fn capabilities(&self) -> CapabilitySet {
+        let needed = |kept: &&Kept| self.writable || kept.for_reading;
+        let all = KEPT.iter().filter(needed).map(|kept| kept.capability);
+        all.fold(CapabilitySet::empty(), |set, one| set | one)
+    }
+}
+
+fn names(set: CapabilitySet) -> Vec<String> {
+    let held = KEPT.iter().filter(|kept| set.contains(kept.capability));
+    held.map(|kept| kept.name.to_owned()).collect()
+}
+
+/// Threads that give way to their callers (SCHED_IDLE) need a way back, which is CAP_SYS_NICE or
+/// this limit. Whoever may not raise it never gives way.
+fn allow_way_back() -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use rustix::thread::capabilities;
+    let has = |capability| capabilities(None).is_ok_and(|sets| sets.effective.contains(capability));
+    if !has(CapabilitySet::SYS_NICE) || !has(CapabilitySet::SYS_RESOURCE) {
+        return Ok(());
+    }
+    // The limit counts from 20 down to the nice value that may be had, which is our own.
+    let nice = rustix::process::getpriority_process(None)?;
+    let own = u64::try_from(20 - nice).unwrap_or_default();
+    let limit = getrlimit(Resource::Nice);
+    let raised = |old: Option<u64>| old.map(|old| old.max(own));
+    let limit = Rlimit {
+        current: raised(limit.current),
+        maximum: raised(limit.maximum),
+    };
+    Ok(setrlimit(Resource::Nice, limit)?)
+}

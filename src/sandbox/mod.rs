@@ -1,0 +1,86 @@
+//! What a process may do once it has what it needs: capabilities, mount namespace, Landlock and
+//! a system call filter, and who keeps which. The mechanisms are in [`crate::sys`]; here is the
+//! policy. Nothing else in the library needs it: a caller of the library that does not ask for a
+//! sandbox gets none.
+//!
+//! Everything here holds for the calling thread and those it starts later, so it is entered
+//! while there is one thread. Nothing can be undone.
+
+pub mod daemon;
+
+use std::fmt;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+/// Option `sandbox=`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// What this kernel and our rights allow; what is missing is logged.
+    #[default]
+    Auto,
+    /// Nothing.
+    Off,
+    /// Everything, or an error that names what is missing.
+    Strict,
+}
+
+/// What is in force, as `stats` and `ps` show it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForce {
+    /// No program it starts can gain rights.
+    pub no_new_privs: bool,
+    /// The capabilities it has kept.
+    pub capabilities: Vec<String>,
+    /// It has a mount namespace that shows the layers only.
+    #[serde(default)]
+    pub mount_namespace: bool,
+    /// The ABI of Landlock whose rights are restricted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landlock: Option<u32>,
+    /// System calls are filtered.
+    #[serde(default)]
+    pub seccomp: bool,
+}
+
+impl fmt::Display for InForce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        if self.no_new_privs {
+            parts.push("no_new_privs".to_owned());
+        }
+        if self.mount_namespace {
+            parts.push("mount namespace".to_owned());
+        }
+        if let Some(abi) = self.landlock {
+            parts.push(format!("landlock {abi}"));
+        }
+        if self.seccomp {
+            parts.push("seccomp".to_owned());
+        }
+        parts.push(match self.capabilities.as_slice() {
+            [] => "no capabilities".to_owned(),
+            some => some.join(" "),
+        });
+        f.write_str(&parts.join(", "))
+    }
+}
+
+/// A part of the sandbox: its outcome as `mode` has it. `None`: it is missing, and that is to be
+/// lived with.
+fn part<T, E>(mode: Mode, what: &str, outcome: Result<T, E>) -> io::Result<Option<T>>
+where
+    E: Into<io::Error>,
+{
+    match outcome.map_err(Into::into) {
+        Ok(done) => Ok(Some(done)),
+        Err(error) if mode == Mode::Strict => {
+            let text = format!("sandbox=strict is not possible: {what}: {error}");
+            Err(io::Error::new(error.kind(), text))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the sandbox lacks a part: {what}");
+            Ok(None)
+        }
+    }
+}
