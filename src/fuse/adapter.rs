@@ -19,10 +19,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::convert;
 use super::counters::{Counters, Op};
+use super::keeper::Keeper;
 use super::passthrough::Opens;
 use super::pool::Pool;
 use super::wire::abi::init;
 use super::wire::{Header, Limits, Reply, notify};
+use crate::sys::process::administers_machine;
 use crate::union::{SetIdLoss, Union};
 
 /// The most bytes in one WRITE and in one READ.
@@ -66,6 +68,8 @@ pub(super) struct Adapter {
     device: Arc<OwnedFd>,
     /// What is open, under the policy `passthrough`.
     opens: Option<Arc<Opens>>,
+    /// Of a server in a sandbox.
+    keeper: Option<Arc<Keeper>>,
 }
 
 impl Adapter {
@@ -92,6 +96,21 @@ impl Adapter {
             told,
             device,
             opens,
+            keeper: None,
+        }
+    }
+
+    /// Of a server in a sandbox.
+    pub(super) fn with_keeper(mut self, keeper: Option<Arc<Keeper>>) -> Self {
+        self.keeper = keeper;
+        self
+    }
+
+    /// Whether the thread that waits for our answer has CAP_SYS_ADMIN over the machine.
+    fn is_administrator(&self, thread: u32) -> bool {
+        match &self.keeper {
+            Some(keeper) => keeper.administers_machine(thread),
+            None => administers_machine(thread),
         }
     }
 

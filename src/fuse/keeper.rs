@@ -1,6 +1,6 @@
 //! The keeper: a process beside a server in a sandbox, which does what the server no longer can.
 //! It publishes the mount's record, detaches the mount, and tidies up after it, each on request;
-//! it decides nothing and reads nothing but the number of a request. It holds no descriptor but
+//! it decides nothing and reads nothing but what is asked. It holds no descriptor but
 //! its socket.
 //!
 //! ```text
@@ -27,6 +27,9 @@ use crate::sys::{capabilities, process};
 const DETACH: u8 = b'd';
 /// Give the record, which has been written, its name.
 const PUBLISH: u8 = b'p';
+/// Whether the thread whose number follows has CAP_SYS_ADMIN over the machine: the kernel tells
+/// it to who may look at the thread.
+const ADMINISTERS: u8 = b'a';
 /// The mount has ended after it had answered: tidy up, and end.
 const ENDED: u8 = b'e';
 /// It never answered: the same.
@@ -102,11 +105,22 @@ impl Keeper {
         *self.socket.lock() = None;
     }
 
+    /// See [`process::administers_machine`]; false without a keeper.
+    pub(super) fn administers_machine(&self, thread: u32) -> bool {
+        let mut message = vec![ADMINISTERS];
+        message.extend_from_slice(&thread.to_ne_bytes());
+        self.say(&message).is_ok()
+    }
+
     fn ask(&self, what: u8) -> io::Result<()> {
+        self.say(&[what])
+    }
+
+    fn say(&self, message: &[u8]) -> io::Result<()> {
         let held = self.socket.lock();
         let socket = held.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the keeper is gone");
-        rustix::io::retry_on_intr(|| rustix::net::send(socket, &[what], SendFlags::NOSIGNAL))
+        rustix::io::retry_on_intr(|| rustix::net::send(socket, message, SendFlags::NOSIGNAL))
             .map_err(|_| gone())?;
         let mut answer = [0; MAX_MESSAGE];
         let received = rustix::io::retry_on_intr(|| {
@@ -130,8 +144,8 @@ impl Drop for Keeper {
     }
 }
 
-/// The keeper's own rights: to unmount, to find the mountpoint, and to remove what a private
-/// upper holds. A plain user's keeper has none to give up, and needs fusermount3, a set-id
+/// The keeper's own rights: to unmount, to find the mountpoint, to remove what a private upper
+/// holds, and to look at callers. A plain user's keeper has none to give up, and needs fusermount3, a set-id
 /// program.
 fn confine() {
     if !rustix::process::geteuid().is_root() {
@@ -140,7 +154,8 @@ fn confine() {
     let needed = CapabilitySet::SYS_ADMIN
         | CapabilitySet::DAC_READ_SEARCH
         | CapabilitySet::DAC_OVERRIDE
-        | CapabilitySet::FOWNER;
+        | CapabilitySet::FOWNER
+        | CapabilitySet::SYS_PTRACE;
     // The worst is a keeper with more rights than it needs; nobody hears its log.
     let _ = capabilities::set_no_new_privs();
     let _ = capabilities::keep_only(needed);
@@ -154,16 +169,23 @@ fn keep(
     record: Option<&MountRecord>,
     afterwards: Afterwards,
 ) {
-    let mut what = [0];
+    let mut what = [0; 5];
     loop {
         let received =
             rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut what, RecvFlags::empty()));
         let Ok((1.., _)) = received else {
             return;
         };
-        let outcome = match what[0] {
-            DETACH => attachment.detach(),
-            PUBLISH => record.map_or(Ok(()), MountRecord::publish),
+        let [first, thread @ ..] = what;
+        let outcome = match first {
+            ADMINISTERS => match process::administers_machine(u32::from_ne_bytes(thread)) {
+                true => Ok(()),
+                false => Err("no".to_owned()),
+            },
+            DETACH => attachment.detach().map_err(|error| error.to_string()),
+            PUBLISH => record
+                .map_or(Ok(()), MountRecord::publish)
+                .map_err(|error| error.to_string()),
             last => {
                 if let Some(record) = record {
                     record.remove();
@@ -177,10 +199,10 @@ fn keep(
     }
 }
 
-fn answer(socket: &OwnedFd, outcome: Result<()>) {
+fn answer(socket: &OwnedFd, outcome: std::result::Result<(), String>) {
     let mut message = vec![0];
     if let Err(error) = outcome {
-        message.extend_from_slice(error.to_string().as_bytes());
+        message.extend_from_slice(error.as_bytes());
         message.truncate(MAX_MESSAGE);
     }
     // A server that has gone does not want to know.

@@ -276,7 +276,10 @@ impl Mounted {
             Arc::clone(self.connection.device()),
             self.connection.flags(),
         );
-        let adapter = self.core.adapter(agreed, slow_workers, self.told);
+        let adapter = self
+            .core
+            .adapter(agreed, slow_workers, self.told)
+            .with_keeper(self.attachment.keeper().cloned());
         let serve = {
             let (connection, threads) = (self.connection, self.threads);
             let aborter = self.attachment.aborter();
