@@ -10,12 +10,7 @@ use crate::fuse::counters::Op;
 use crate::fuse::reply;
 use crate::fuse::wire::abi::{FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, SetattrIn};
 use crate::fuse::wire::{Handler, Header, Reply, Request};
-<<<<<<< HEAD
-use crate::sys::process::administers_machine;
 use crate::union::{Union, Write};
-=======
-use crate::union::Union;
->>>>>>> 0e2e78e (A daemon in its sandbox asks its keeper who administers the machine)
 
 impl Handler for Adapter {
     /// Names and what is asked most; the rest goes on to [`Adapter::file`].
