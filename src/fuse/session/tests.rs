@@ -160,7 +160,7 @@ fn detached_mounts_in_use_are_aborted_by_the_second_step() {
     let mount = mounted.spawn().unwrap();
     let open = File::open(mount.mountpoint().join("file")).unwrap();
     unmount(mount.mountpoint(), true).unwrap();
-    if let Err(error) = unmount::abort_connection(minor) {
+    if let Err(error) = crate::fuse::unmount::abort_connection(minor) {
         assert!(!rustix::process::geteuid().is_root(), "{error}");
         eprintln!("skipped: fusectl is not mounted, and only root can: {error}");
         return;

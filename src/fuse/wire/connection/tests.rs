@@ -216,6 +216,7 @@ fn beside_the_rings_one_thread_reads_until_they_fail() {
         flags2: 0,
         buffer: 8192,
         rings: None,
+        spares: None,
     };
     let echo = Arc::new(Echo::default());
     let handler: Arc<dyn Handler> = Arc::clone(&echo) as _;
