@@ -178,7 +178,7 @@ proptest! {
     #[test]
     fn random_bytes(mut bytes in prop::collection::vec(any::<u8>(), 264..4000), small in any::<bool>()) {
         bytes[..8].copy_from_slice(b"UNIONCAT");
-        bytes[8..12].copy_from_slice(&2u32.to_le_bytes());
+        bytes[8..12].copy_from_slice(&format::VERSION.to_le_bytes());
         bytes[12..16].copy_from_slice(&264u32.to_le_bytes());
         if small {
             // Tables that begin and end somewhere in the file.
