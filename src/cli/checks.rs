@@ -5,12 +5,12 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::options::MAX_LOWERS;
@@ -60,26 +60,19 @@ impl Known {
     /// The identities of a directory and of those above it, found by `..`: names that change
     /// meanwhile do not matter.
     fn line(&mut self, dir: &OpenDir) -> rustix::io::Result<Vec<Identity>> {
-        let mut here = reached(dir.as_fd())?;
+        let mut here = reached(dir.as_fd(), "")?;
         let mut line = vec![here.1];
-        // The descriptor of `here`, where it has been opened.
-        let mut opened: Option<OwnedFd> = None;
+        let mut up = String::new();
         loop {
-            let above = match self.0.get(&here) {
-                Some(above) => {
-                    opened = None;
-                    *above
-                }
-                None => {
-                    let fd = opened.as_ref().map_or(dir.as_fd(), |fd| fd.as_fd());
-                    let found = above(fd, here);
-                    self.0.insert(here, found.as_ref().map(|(_, above)| *above));
-                    let (fd, above) = found.unzip();
-                    opened = fd;
-                    above
-                }
-            };
-            let Some(above) = above else {
+            up.push_str("../");
+            if up.len() > PATH_MAX {
+                return Err(Errno::NAMETOOLONG);
+            }
+            let above = self.0.entry(here).or_insert_with(|| {
+                let above = reached(dir.as_fd(), &up).ok();
+                above.filter(|above| *above != here)
+            });
+            let Some(above) = *above else {
                 return Ok(line);
             };
             line.push(above.1);
@@ -88,17 +81,13 @@ impl Known {
     }
 }
 
-/// What is above the directory `here`, open as `dir`.
-fn above(dir: BorrowedFd<'_>, here: Reached) -> Option<(OwnedFd, Reached)> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(dir, c"..", flags, Mode::empty()).ok()?;
-    let above = reached(fd.as_fd()).ok()?;
-    (above != here).then_some((fd, above))
-}
+/// The longest path the kernel takes, in bytes.
+const PATH_MAX: usize = 4096;
 
-fn reached(dir: BorrowedFd<'_>) -> rustix::io::Result<Reached> {
+/// The directory at `path` from `dir`; an empty path is `dir` itself.
+fn reached(dir: BorrowedFd<'_>, path: &str) -> rustix::io::Result<Reached> {
     let what = StatxFlags::INO | StatxFlags::MNT_ID;
-    let st = rustix::fs::statx(dir, c"", AtFlags::EMPTY_PATH, what)?;
+    let st = rustix::fs::statx(dir, path, AtFlags::EMPTY_PATH, what)?;
     let identity = (st.stx_dev_major, st.stx_dev_minor, st.stx_ino);
     Ok((st.stx_mnt_id, identity))
 }
@@ -196,7 +185,7 @@ fn writable_side(lowers: &[Place<'_>], writable: &[Place<'_>]) -> anyhow::Result
 /// Renames work only within one mount of one file system, so both are compared.
 fn mount_of(dir: &OpenDir) -> anyhow::Result<(u32, u32, u64)> {
     let (mount, (major, minor, _)) =
-        reached(dir.as_fd()).with_context(|| format!("cannot look at {}", shown(dir)))?;
+        reached(dir.as_fd(), "").with_context(|| format!("cannot look at {}", shown(dir)))?;
     Ok((major, minor, mount))
 }
 

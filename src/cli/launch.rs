@@ -80,6 +80,8 @@ pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
         Side::Parent { daemon, reply } => {
             // On failure the daemon is gone, and dropping the request removes its upper.
             await_daemon(daemon, reply)?;
+            // Hundreds of descriptors, which the end of this process closes at once.
+            std::mem::forget(request.stack);
             let Some(fresh) = request.fresh else {
                 return Ok(());
             };

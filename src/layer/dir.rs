@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 /// Why a directory could not be opened.
@@ -27,6 +27,8 @@ pub struct OpenError {
 #[derive(Clone)]
 pub struct OpenDir {
     fd: Arc<OwnedFd>,
+    /// Whether `fd` is open for reading.
+    readable: bool,
     path: Arc<Path>,
 }
 
@@ -42,20 +44,33 @@ impl OpenDir {
             source,
         };
         let open = |flags| rustix::fs::openat(CWD, path, flags, Mode::empty());
-        let fd = open_either(open).map_err(fail)?;
-        let shown = match path_of(&fd) {
-            Some(shown) => shown,
-            None => std::path::absolute(path).map_err(|_| fail(Errno::INVAL))?,
-        };
-        Ok(Self::new(fd, &shown))
+        let mut dir = Self::open_by(path, open).map_err(fail)?;
+        match path_of(&dir.fd) {
+            Some(shown) => dir.path = shown.into(),
+            None => {
+                let shown = std::path::absolute(path).map_err(|_| fail(Errno::INVAL))?;
+                dir.path = shown.into();
+            }
+        }
+        Ok(dir)
     }
 
-    /// A directory that is open already; `path` is what messages and records call it.
-    pub fn new(fd: OwnedFd, path: &Path) -> Self {
-        Self {
+    /// Opens a directory for reading by a call that takes flags; where that is not allowed,
+    /// `O_PATH`. `path` is what messages and records call it.
+    pub(crate) fn open_by(
+        path: &Path,
+        open: impl Fn(OFlags) -> Result<OwnedFd, Errno>,
+    ) -> Result<Self, Errno> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let (fd, readable) = match open(flags | OFlags::RDONLY) {
+            Err(Errno::ACCESS) => (open(flags | OFlags::PATH)?, false),
+            opened => (opened?, true),
+        };
+        Ok(Self {
             fd: Arc::new(fd),
+            readable,
             path: path.into(),
-        }
+        })
     }
 
     /// What messages and records call it.
@@ -83,34 +98,10 @@ impl OpenDir {
     /// # Errors
     /// Those of open(2), such as EACCES.
     pub fn readable(&self) -> Result<Arc<OwnedFd>, Errno> {
-        match rustix::fs::fcntl_getfl(&*self.fd)?.contains(OFlags::PATH) {
-            true => self.reopen().map(Arc::new),
-            false => Ok(Arc::clone(&self.fd)),
+        match self.readable {
+            true => Ok(Arc::clone(&self.fd)),
+            false => self.reopen().map(Arc::new),
         }
-    }
-
-    /// Whether both are the same directory.
-    ///
-    /// # Errors
-    /// Those of fstat(2).
-    pub fn is_same(&self, other: &Self) -> Result<bool, Errno> {
-        let identity = |dir: &Self| -> Result<_, Errno> {
-            let stat = rustix::fs::statat(dir, "", AtFlags::EMPTY_PATH)?;
-            debug_assert!(FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-            Ok((stat.st_dev, stat.st_ino))
-        };
-        Ok(identity(self)? == identity(other)?)
-    }
-}
-
-/// Opens a directory for reading; where that is not allowed, `O_PATH`.
-pub(crate) fn open_either(
-    open: impl Fn(OFlags) -> Result<OwnedFd, Errno>,
-) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match open(flags | OFlags::RDONLY) {
-        Err(Errno::ACCESS) => open(flags | OFlags::PATH),
-        other => other,
     }
 }
 
@@ -133,7 +124,7 @@ impl fmt::Debug for OpenDir {
     }
 }
 
-/// By path, as records have it; [`OpenDir::is_same`] compares the directories.
+/// By path, as records have it. Two that are equal may be different directories.
 impl PartialEq for OpenDir {
     fn eq(&self, other: &Self) -> bool {
         self.path == other.path

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use crate::layer::OpenDir;
-use crate::layer::dir::{open_either, path_of};
+use crate::layer::dir::path_of;
 
 /// The most read from a file that holds one digest, ID or number, in bytes.
 pub(crate) const SMALL: u64 = 4 << 10;
@@ -169,8 +169,8 @@ impl Beneath {
     pub(crate) fn layer_dir(&self, relative: impl AsRef<Path>) -> Result<OpenDir> {
         let relative = relative.as_ref();
         let path = self.full(relative);
-        match open_either(|flags| self.open_at(relative, flags)) {
-            Ok(fd) => Ok(OpenDir::new(fd, &path)),
+        match OpenDir::open_by(&path, |flags| self.open_at(relative, flags)) {
+            Ok(dir) => Ok(dir),
             Err(Errno::NOENT) => Err(Error::LayerDirMissing { path }),
             Err(Errno::NOTDIR) => Err(Error::LayerNotDirectory { path }),
             Err(errno) => Err(self.error("open", relative, errno)),

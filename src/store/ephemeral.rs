@@ -222,8 +222,8 @@ mod tests {
     fn a_failure_leaves_nothing() {
         let temp = tempfile::tempdir().unwrap();
         // A descriptor of no type of file has no attributes to copy.
-        let no_file = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
-        let no_file = OpenDir::new(no_file, Path::new("eventfd"));
+        let eventfd = |_| rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
+        let no_file = OpenDir::open_by(Path::new("eventfd"), eventfd).unwrap();
         let error = ephemeral_upper(temp.path(), &no_file).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::IO));
         assert_eq!(
