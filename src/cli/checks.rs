@@ -189,14 +189,24 @@ fn mount_of(dir: &OpenDir) -> anyhow::Result<(u32, u32, u64)> {
     Ok((major, minor, mount))
 }
 
-/// The absolute path of a mountpoint, found without touching what is mounted there, after
+/// A mountpoint that was checked.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// Absolute, without symlinks.
+    pub(super) path: PathBuf,
+    /// Which directory it is, whatever the path leads to later.
+    pub(super) id: fuse::DirectoryId,
+}
+
+/// The mountpoint that `path` leads to, found without touching what is mounted there, after
 /// making sure that this process could mount on it.
-pub(super) fn target(path: &Path, rules: Rules) -> anyhow::Result<PathBuf> {
-    let path = fuse::mountinfo::absolute(path)
-        .with_context(|| format!("cannot use mountpoint {}", path.display()))?;
-    mountpoint(&path, rules)?;
-    fuse::preflight(&path)?;
-    Ok(path)
+pub(super) fn target(path: &Path, rules: Rules) -> anyhow::Result<Target> {
+    let place = mountpoint(path, rules)?;
+    fuse::preflight(place.path())?;
+    Ok(Target {
+        id: place.id()?,
+        path: place.path().to_owned(),
+    })
 }
 
 /// What a mountpoint may be; see [`target`].
@@ -208,37 +218,45 @@ pub(super) struct Rules {
     pub(super) stacked: bool,
 }
 
-/// Checks a resolved mountpoint. A dead unionfs found there is taken away first:
-/// its server was killed, nothing can be done with it.
-fn mountpoint(path: &Path, rules: Rules) -> anyhow::Result<()> {
+/// Opens and checks a mountpoint. A dead unionfs found there is taken away first: its server
+/// was killed, nothing can be done with it.
+fn mountpoint(path: &Path, rules: Rules) -> anyhow::Result<fuse::Mountpoint> {
     let shown = path.display();
-    fuse::detach_dead(path)?;
-    let meta = match path.metadata() {
-        Ok(meta) => meta,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            bail!("mountpoint {shown} does not exist: create it (mkdir {shown})")
-        }
-        Err(e) => return Err(e).with_context(|| format!("cannot use mountpoint {shown}")),
+    let (place, mounted) = match fuse::unmount::without_dead(path) {
+        Ok(found) => found,
+        Err(fuse::Error::Mountpoint { source, .. }) => match source.raw_os_error() {
+            Some(libc::ENOENT) => {
+                bail!("mountpoint {shown} does not exist: create it (mkdir {shown})")
+            }
+            Some(libc::ENOTDIR) => {
+                bail!("mountpoint {shown} is not a directory: name an empty directory")
+            }
+            _ => return Err(source).with_context(|| format!("cannot use mountpoint {shown}")),
+        },
+        Err(error) => return Err(error.into()),
     };
-    if !meta.is_dir() {
-        bail!("mountpoint {shown} is not a directory: name an empty directory");
-    }
-    if !rules.stacked
-        && fuse::mountinfo::may_be_mounted(path)
-        && fuse::mountinfo::find(path).is_some_and(|mount| mount.is_unionfs())
-    {
+    if !rules.stacked && mounted.is_some_and(|mount| mount.is_unionfs()) {
         bail!("a unionfs is mounted on {shown} already: unmount it first (unionfs umount {shown})");
     }
-    if !rules.nonempty
-        && let Ok(mut entries) = path.read_dir()
-        && entries.next().is_some()
-    {
+    if !rules.nonempty && has_entries(&place) {
         bail!(
             "mountpoint {shown} is not empty: use an empty directory, or -o nonempty to hide \
              its content"
         );
     }
-    Ok(())
+    Ok(place)
+}
+
+/// Where that cannot be known, it counts as empty.
+fn has_entries(place: &fuse::Mountpoint) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(place, c".", flags, Mode::empty())
+        .and_then(rustix::fs::Dir::new)
+        .is_ok_and(|entries| {
+            let name = |entry: rustix::fs::DirEntry| entry.file_name().to_bytes().to_vec();
+            let mut names = entries.filter_map(|entry| entry.ok().map(name));
+            names.any(|name| name != b"." && name != b"..")
+        })
 }
 
 /// Whether a name may stand in a table of mounts: mount(8) and the kernel separate by commas.

@@ -220,7 +220,7 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
     };
     Ok(Request {
         stack,
-        mountpoint: checks::target(Path::new(mountpoint), rules)?,
+        target: checks::target(Path::new(mountpoint), rules)?,
         read_only,
         source,
         image: None,

@@ -4,11 +4,14 @@
 use std::fmt;
 
 use super::output::one_line;
+use crate::fuse;
 
 /// Exit code of a command that failed.
 pub(super) const FAILURE: u8 = 1;
 /// Exit code of a command line that makes no sense.
 pub(super) const USAGE: u8 = 2;
+/// Exit code when a mount does not answer in time.
+pub(super) const SILENT: u8 = 3;
 
 /// A mistake in the command line itself: exit code 2.
 #[derive(Debug)]
@@ -48,8 +51,10 @@ pub(super) fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(relayed) = error.downcast_ref::<Relayed>() {
         return relayed.code;
     }
+    let silent = matches!(error.downcast_ref(), Some(fuse::Error::Silent { .. }));
     match error.downcast_ref::<Usage>() {
         Some(_) => USAGE,
+        None if silent => SILENT,
         None => FAILURE,
     }
 }

@@ -19,6 +19,7 @@ use rustix::mount::MountFlags;
 use rustix::process::{Pid, WaitOptions};
 
 use super::catalog::{Building, Catalogued};
+use super::checks::Target;
 use super::error::{self, Relayed};
 use super::fresh::Fresh;
 use super::options::MountOptions;
@@ -34,8 +35,7 @@ use crate::union::{self, Union};
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) stack: StackSpec,
-    /// [`checks::target`] has seen to it.
-    pub(super) mountpoint: PathBuf,
+    pub(super) target: Target,
     pub(super) read_only: bool,
     /// The source shown in /proc/mounts.
     pub(super) source: OsString,
@@ -59,13 +59,13 @@ pub(super) struct Request {
 
 /// Checks the request and mounts nothing.
 pub(super) fn check(request: Request) -> anyhow::Result<()> {
-    checks::stack(&request.stack, &request.mountpoint)
+    checks::stack(&request.stack, &request.target.path)
 }
 
 /// Mounts. Returns once the mount answers; in the foreground and in the daemon, once it
 /// has been unmounted.
 pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
-    checks::stack(&request.stack, &request.mountpoint)?;
+    checks::stack(&request.stack, &request.target.path)?;
     if request.foreground {
         logging::to_stderr(request.debug);
         let text = request.fresh.as_ref().and_then(Fresh::announcement);
@@ -248,7 +248,8 @@ fn explain(error: union::Error, stack: &StackSpec) -> anyhow::Error {
 }
 
 fn config(request: &Request) -> MountConfig {
-    let mut config = MountConfig::new(&request.mountpoint);
+    let mut config = MountConfig::new(&request.target.path);
+    config.checked = Some(request.target.id);
     config.writeback = request.options.writeback;
     config.births = !request.options.nobtime;
     config.xattrs = !request.options.noxattrs;
@@ -256,6 +257,9 @@ fn config(request: &Request) -> MountConfig {
     config.fsname.clone_from(&request.source);
     config.transport = request.options.transport;
     config.flags.set(MountFlags::RDONLY, request.read_only);
+    // What an image holds is not of this machine: `suid` and `dev` below believe it.
+    let restricted = MountFlags::NOSUID | MountFlags::NODEV;
+    config.flags.set(restricted, request.image.is_some());
     for option in &request.options.other {
         if !config.apply_option(option) {
             tracing::debug!(?option, "unknown option ignored");

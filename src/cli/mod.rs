@@ -4,7 +4,7 @@
 //! cannot work; `launch` forks the daemon and serves. Commands that change our own store
 //! go through `own`; the others only print.
 //!
-//! Exit codes: 0 done, 1 failed, 2 the command line makes no sense. A failure is one line
+//! Exit codes: 0 done, 1 failed, 2 the command line makes no sense, 3 a mount does not answer. A failure is one line
 //! on stderr that names what failed, on what, and the remedy.
 
 use std::ffi::{OsStr, OsString};
@@ -76,9 +76,11 @@ Examples:
   unionfs mount myapp:2 /mnt
   unionfs umount /mnt
 
-Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage.
+Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage, 3 a mount does not
+answer.
 Environment: UNIONFS_ROOT (our own store), UNIONFS_RUNTIME_DIR (records of mounts),
-UNIONFS_LOG (log filter, such as debug)."
+UNIONFS_TIMEOUT (seconds a mount may take to answer, else 5), UNIONFS_LOG (log filter, such as
+debug)."
 )]
 struct Cli {
     /// Look for images only in this data root [default: $UNIONFS_ROOT or /var/lib/unionfs, then

@@ -30,7 +30,14 @@ Without --read-only, --ephemeral or --upper, changes go to a new directory in
 /var/lib/unionfs/rw ($UNIONFS_ROOT/rw, for users $XDG_DATA_HOME/unionfs/rw), which stays
 after the unmount. With --name they go to a read-write layer in our own store, whichever
 store the image is in: unionfs ps -a lists these, unionfs rm removes them. Docker's store is
-never written to, save with --in-place.";
+never written to, save with --in-place.
+
+Set-id bits and file capabilities of an image give no rights and its devices cannot be opened,
+unless asked for (-o suid,dev). Mounted by root, all users may use the mount, as the modes of its
+files allow (allow_other).
+
+Exit codes: 0 mounted, 1 failed, 2 wrong usage, 3 a mount on MOUNTPOINT, or on the way to it, does
+not answer (within 5 seconds, or $UNIONFS_TIMEOUT).";
 
 /// Mount an image or a container
 #[derive(Debug, clap::Args)]
@@ -63,7 +70,7 @@ pub(super) struct Args {
     /// Write to the container's own layer; it must be stopped
     #[arg(long, requires = "container", conflicts_with_all = ["read_only", "ephemeral", "upper"])]
     in_place: bool,
-    /// Mount options: ro, nodev, nosuid, noexec, noatime, allow_other, volatile, nonempty,
+    /// Mount options: ro, suid, dev, noexec, noatime, allow_other, volatile, nonempty,
     /// fsname=NAME, redirect_dir=on|off, catalog=on|off, io=auto|cached|passthrough, writeback,
     /// nobtime, noxattrs, transport=auto|classic|uring, sandbox=auto|off|strict
     #[arg(short = 'o', value_name = "OPTS")]
@@ -116,7 +123,7 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         nonempty: options.nonempty,
         stacked: false,
     };
-    let mountpoint = checks::target(&mountpoint, rules)?;
+    let target = checks::target(&mountpoint, rules)?;
 
     if args.in_place {
         // The engine makes layers of what the upper's files are (docker commit), and would miss
@@ -135,7 +142,7 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
     };
     launch::run(Request {
         stack: found.stack,
-        mountpoint,
+        target,
         read_only,
         source,
         image: Some(found.label),

@@ -1,13 +1,14 @@
 //! `unionfs stats`: the counters of one mount. Called by `cli::main`.
 
 use std::fmt::Write as _;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
 use super::output::{print, print_json, size};
 use crate::fuse::stats::{Stats, query};
-use crate::fuse::{MountRecord, MountState, runtime};
+use crate::fuse::{self, MountRecord, MountState, runtime};
 use crate::union::Counters;
 
 /// Show a mount's counters: requests, cache hits, copy-ups
@@ -18,7 +19,8 @@ Examples:
   unionfs stats --json /mnt | jq .requests.LOOKUP
 
 Requests are the messages the kernel sent to the daemon since the mount; what its caches
-answered is not among them.")]
+answered is not among them. Exit code 3: the daemon does not answer (within 5 seconds, or
+$UNIONFS_TIMEOUT).")]
 pub(super) struct Args {
     /// Where it is mounted
     mountpoint: PathBuf,
@@ -38,7 +40,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 /// The record of a mount whose daemon runs.
 pub(super) fn live_record(mountpoint: &Path) -> anyhow::Result<MountRecord> {
     let shown = mountpoint.display();
-    let Some(record) = runtime::find(mountpoint)? else {
+    // A path that leads nowhere has no mount either.
+    let found = match runtime::find(mountpoint) {
+        Err(fuse::Error::Mountpoint { source, .. }) if source.kind() == ErrorKind::NotFound => None,
+        other => other?,
+    };
+    let Some(record) = found else {
         bail!("no unionfs of this user is mounted on {shown}: unionfs ps lists what is");
     };
     if record.state() == Some(MountState::Dead) {

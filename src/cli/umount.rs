@@ -1,5 +1,5 @@
 //! `unionfs umount`: unmounts and waits until the daemon has written everything and is
-//! gone. Called by `cli::main`.
+//! gone. A daemon that hangs is neither asked nor waited for.
 
 use std::path::{Path, PathBuf};
 
@@ -7,45 +7,72 @@ use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::fuse::{self, MountRecord, mountinfo, runtime};
+use crate::fuse::unmount::Health;
+use crate::fuse::{self, Mount, MountRecord, Mountpoint, runtime};
 
 /// Unmount
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Example:
+Examples:
   unionfs umount /mnt
+  unionfs umount --force /mnt    its daemon hangs
 
 Returns once the daemon has finished writing and is gone. With --lazy it returns at
-once: the mount disappears from the tree, and ends when its last user does.")]
+once: the mount disappears from the tree, and ends when its last user does. With --force
+the mount ends at once: whoever uses it gets ENOTCONN, and what the daemon had not written
+yet is lost. Neither asks the daemon anything.
+
+Exit codes: 0 unmounted, 1 failed, 2 wrong usage, 3 the mount does not answer (within 5 seconds,
+or $UNIONFS_TIMEOUT) and is still there.")]
 pub(super) struct Args {
     /// Where it is mounted
     mountpoint: PathBuf,
     /// Detach it even while it is in use, and do not wait
     #[arg(long, short = 'l')]
     lazy: bool,
+    /// Abort its connection, then detach it: for a daemon that hangs
+    #[arg(long, short = 'f', conflicts_with = "lazy")]
+    force: bool,
 }
 
 /// How long the daemon may take to end, in seconds.
 const PATIENCE: i64 = 30;
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let shown = args.mountpoint.display();
-    let path = mountinfo::absolute(&args.mountpoint)
-        .with_context(|| format!("cannot find mountpoint {shown}"))?;
-    match mountinfo::find(&path) {
-        Some(mount) if mount.is_unionfs() => {}
-        Some(mount) => bail!(
-            "what is mounted on {shown} is no unionfs but {}: use umount(8)",
-            mount.fs_type.display()
-        ),
-        None => bail!("nothing is mounted on {shown}: unionfs ps lists what is"),
+    let mount = find(&args.mountpoint)?;
+    if args.force {
+        mount.abort()?;
+        return Ok(mount.detach()?);
     }
-    let daemon = runtime::find(&path)?.and_then(Daemon::of);
-    let dead = fuse::is_dead_mount(&path);
-    fuse::unmount(&path, args.lazy || dead)?;
-    match daemon {
-        Some(daemon) if !args.lazy => daemon.wait(&path),
-        _ => Ok(()),
+    if args.lazy {
+        return Ok(mount.detach()?);
+    }
+    let path = mount.path().to_owned();
+    let daemon = runtime::of_mount(mount.id(), mount.entry()).and_then(Daemon::of);
+    match mount.health()? {
+        Health::Answers => mount.unmount()?,
+        Health::Dead => mount.detach()?,
+        Health::Silent => return Err(fuse::Error::Silent { path }.into()),
+    }
+    daemon.map_or(Ok(()), |daemon| daemon.wait(&path))
+}
+
+/// The unionfs that is mounted on a directory.
+fn find(mountpoint: &Path) -> anyhow::Result<Mount> {
+    let shown = mountpoint.display();
+    let place = match Mountpoint::open(mountpoint) {
+        Err(fuse::Error::Mountpoint { source, .. }) => {
+            return Err(source).with_context(|| format!("cannot find mountpoint {shown}"));
+        }
+        other => other?,
+    };
+    match place.mount()? {
+        Ok(mount) if mount.entry().is_unionfs() => Ok(mount),
+        Ok(mount) => bail!(
+            "what is mounted on {shown} is no unionfs but {}: use umount(8)",
+            mount.entry().fs_type.display()
+        ),
+        Err(_) => bail!("nothing is mounted on {shown}: unionfs ps lists what is"),
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
+use super::mountpoint::DirectoryId;
 use super::runtime::Description;
 
 /// How requests come from the kernel.
@@ -65,6 +66,9 @@ impl IoPolicy {
 pub struct MountConfig {
     /// The directory to mount on; relative to the working directory.
     pub mountpoint: PathBuf,
+    /// The directory that was checked: another one that is found there is not mounted on.
+    /// Default: whatever is there.
+    pub checked: Option<DirectoryId>,
     /// The source shown in /proc/mounts. Default: `unionfs`.
     pub fsname: OsString,
     /// mount(2) flags. Default: none; devices and set-id files work, as on overlayfs.
@@ -121,6 +125,7 @@ impl MountConfig {
     pub fn new(mountpoint: impl AsRef<Path>) -> Self {
         Self {
             mountpoint: mountpoint.as_ref().to_owned(),
+            checked: None,
             fsname: "unionfs".into(),
             flags: MountFlags::empty(),
             allow_other: rustix::process::geteuid().is_root(),

@@ -96,6 +96,28 @@ pub enum Error {
         /// The answer of statfs(2).
         source: io::Error,
     },
+    /// A mount did not answer in time.
+    #[error(
+        "the mount on {0} does not answer, its daemon is stopped or hangs: \
+         unionfs umount --force {0} cuts off who uses it, unionfs umount --lazy {0} detaches it",
+        path.display()
+    )]
+    Silent {
+        /// The mountpoint.
+        path: PathBuf,
+    },
+    /// The connection of a mount could not be aborted.
+    #[error(
+        "cannot abort the connection of {0}: it needs root or the user who mounted it, and fusectl \
+         (mount -t fusectl none /sys/fs/fuse/connections); unionfs umount --lazy {0} detaches it",
+        path.display()
+    )]
+    Abort {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
     /// Something else lies on the mountpoint.
     #[error("{} is not a FUSE mount", path.display())]
     NotFuse {

@@ -13,17 +13,18 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use parking_lot::Mutex;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::thread::CapabilitySet;
 
 use super::error::{Error, Result};
-use super::mount::Attachment;
+use super::own_mount::OwnMount;
 use super::runtime::MountRecord;
 use crate::sys::{capabilities, process};
 
-/// Detach the mount.
+/// Detach the mount; a byte follows, whether the connection lives.
 const DETACH: u8 = b'd';
 /// Give the record, which has been written, its name.
 const PUBLISH: u8 = b'p';
@@ -54,28 +55,29 @@ impl Keeper {
     /// # Errors
     /// Those of [`process::beside`].
     pub(super) fn start(
-        attachment: &Attachment,
+        mount: &OwnMount,
         record: Option<&MountRecord>,
         afterwards: Afterwards,
     ) -> io::Result<Self> {
-        let place = std::mem::ManuallyDrop::new(attachment.place());
+        let mount = mount.clone();
         let record = record.cloned();
         let socket = process::beside(&[], move |socket| {
             confine();
-            keep(&socket, &place, record.as_ref(), afterwards);
+            keep(&socket, &mount, record.as_ref(), afterwards);
         })?;
         Ok(Self {
             socket: Mutex::new(Some(socket)),
         })
     }
 
-    /// Detaches the mount.
+    /// Detaches the mount, which was put on `mountpoint`; see [`OwnMount::detach`].
     ///
     /// # Errors
     /// [`Error::Unmount`] with the reason, also when there is no keeper any more.
-    pub(super) fn detach(&self, attachment: &Attachment) -> Result<()> {
-        self.ask(DETACH).map_err(|error| Error::Unmount {
-            path: attachment.mountpoint.clone(),
+    pub(super) fn detach(&self, mountpoint: &Path, connected: bool) -> Result<()> {
+        let message = [DETACH, u8::from(connected)];
+        self.say(&message).map_err(|error| Error::Unmount {
+            path: mountpoint.to_owned(),
             text: error.to_string(),
         })
     }
@@ -163,12 +165,7 @@ fn confine() {
 }
 
 /// The keeper's life.
-fn keep(
-    socket: &OwnedFd,
-    attachment: &Attachment,
-    record: Option<&MountRecord>,
-    afterwards: Afterwards,
-) {
+fn keep(socket: &OwnedFd, mount: &OwnMount, record: Option<&MountRecord>, afterwards: Afterwards) {
     let mut what = [0; 5];
     loop {
         let received =
@@ -182,7 +179,10 @@ fn keep(
                 true => Ok(()),
                 false => Err("no".to_owned()),
             },
-            DETACH => attachment.detach().map_err(|error| error.to_string()),
+            DETACH => mount
+                .detach(thread[0] != 0)
+                .map(|_| ())
+                .map_err(|error| error.to_string()),
             PUBLISH => record
                 .map_or(Ok(()), MountRecord::publish)
                 .map_err(|error| error.to_string()),

@@ -12,6 +12,7 @@
 
 mod adapter;
 mod config;
+mod control;
 mod convert;
 mod counters;
 mod error;
@@ -21,23 +22,27 @@ pub mod fuzzing;
 mod keeper;
 mod mount;
 pub mod mountinfo;
+mod mountpoint;
+mod own_mount;
 mod passthrough;
 mod pool;
 mod reply;
 pub mod runtime;
 mod session;
 pub mod stats;
-mod unmount;
+pub mod unmount;
 mod wire;
 
 pub use config::{IoPolicy, MountConfig, Transport};
 pub use error::{Error, Result};
 pub use mount::preflight;
+pub use mountpoint::{DirectoryId, Mountpoint};
+pub use own_mount::{MountId, OwnMount};
 pub use runtime::{Description, MountRecord, MountState};
 pub use session::{
     Background, Enter, Mounted, Sandboxed, mount, mount_sandboxed, raise_nofile_limit, wait_ready,
 };
-pub use unmount::{detach_dead, is_dead_mount, unmount};
+pub use unmount::{Mount, unmount};
 
 /// The file system type shown in /proc/mounts.
 pub const FS_TYPE: &str = "fuse.unionfs";

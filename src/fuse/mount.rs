@@ -1,13 +1,12 @@
-//! Attaches a FUSE file system to its mountpoint: by mount(2) where this process may,
-//! else through fusermount3. Called by `session`. Options of the `fuse` type: Linux
-//! `Documentation/filesystems/fuse/fuse.rst`.
+//! Attaches a FUSE file system to its mountpoint: on the very directory that was opened and
+//! checked where this process may mount, else through fusermount3. Options of the `fuse` type:
+//! Linux `Documentation/filesystems/fuse/fuse.rst`.
 
-use std::ffi::{CString, OsStr};
-use std::fs::File;
-use std::io::{self, Write as _};
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,124 +16,61 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use super::config::MountConfig;
+use super::control::Control;
 use super::error::{Error, Result};
 use super::keeper::Keeper;
+use super::mountpoint::Mountpoint;
+use super::own_mount::{MountId, OwnMount};
 use super::{FS_TYPE, FUSE_MAGIC, fusermount, mountinfo, unmount};
+
+mod new_calls;
 
 /// A mount of ours. Dropping it takes the mount away (lazily) if it is still there.
 #[derive(Debug)]
 pub(super) struct Attachment {
-    /// Absolute, without symlinks.
-    pub(super) mountpoint: PathBuf,
-    /// Device number of the mount, by which it is recognised.
-    device: (u32, u32),
-    /// Of a server in a sandbox: what it can no longer reach by a path.
-    outside: Option<Outside>,
+    own: OwnMount,
+    control: Arc<Control>,
+    /// Its root, until somebody asks whether it answers: a mount with an open root is in use.
+    root: Mutex<Option<OwnedFd>>,
+    /// Of a server in a sandbox: detaches the mount for it.
+    keeper: Option<Arc<Keeper>>,
     taken_away: AtomicBool,
 }
 
-/// What is opened before a server enters its sandbox.
-#[derive(Debug)]
-struct Outside {
-    keeper: Arc<Keeper>,
-    /// Of fusectl: ends the connection.
-    abort: Option<File>,
-    /// Of sysfs.
-    read_ahead: Option<File>,
-    /// The root of the mount, until it has answered: no longer, or it would be in use.
-    root: Mutex<Option<OwnedFd>>,
-}
-
 impl Attachment {
-    /// Minor device number: the name of the connection in fusectl.
-    pub(super) fn minor(&self) -> u32 {
-        self.device.1
+    /// Where it was mounted: absolute, without symlinks.
+    pub(super) fn mountpoint(&self) -> &Path {
+        self.own.mountpoint()
     }
 
-    /// Lets the kernel read ahead `kib` KiB of a file at a time, where it would take 128. Root
-    /// may ask for that, where sysfs can be written.
-    pub(super) fn read_ahead(&self, kib: u32) {
-        let file = self.read_ahead_file();
-        let text = kib.to_string();
-        let written = match &self.outside {
-            None => std::fs::write(&file, text),
-            Some(Outside {
-                read_ahead: Some(file),
-                ..
-            }) => (&*file).write_all(text.as_bytes()),
-            Some(_) => Err(io::ErrorKind::PermissionDenied.into()),
-        };
-        if let Err(error) = written {
-            tracing::debug!(file, %error, "readahead stays as it is");
-        }
+    /// Who it is.
+    pub(super) fn own(&self) -> &OwnMount {
+        &self.own
     }
 
-    fn read_ahead_file(&self) -> String {
-        let (major, minor) = self.device;
-        format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")
+    /// Its connection.
+    pub(super) fn control(&self) -> &Arc<Control> {
+        &self.control
     }
 
     /// Opens what is needed after the sandbox has been entered; `keeper` does the rest.
     pub(super) fn prepare_sandbox(&mut self, keeper: Arc<Keeper>) {
-        let write = |path: &str| File::options().write(true).open(path);
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        self.outside = Some(Outside {
-            keeper,
-            abort: unmount::open_abort(self.minor())
-                .map_err(|error| tracing::debug!(%error, "the connection cannot be aborted"))
-                .ok(),
-            read_ahead: write(&self.read_ahead_file()).ok(),
-            root: Mutex::new(rustix::fs::open(&self.mountpoint, flags, Mode::empty()).ok()),
-        });
+        self.control.open_files();
+        self.keeper = Some(keeper);
     }
 
     /// The keeper, of a server in a sandbox.
     pub(super) fn keeper(&self) -> Option<&Arc<Keeper>> {
-        self.outside.as_ref().map(|outside| &outside.keeper)
-    }
-
-    /// The same mount for another process: what is opened for this one is left out.
-    pub(super) fn place(&self) -> Self {
-        Self {
-            mountpoint: self.mountpoint.clone(),
-            device: self.device,
-            outside: None,
-            taken_away: AtomicBool::new(false),
-        }
+        self.keeper.as_ref()
     }
 
     /// Asks the mount for an answer, which only a server can give. To be called once.
     ///
     /// # Errors
-    /// Those of statfs(2).
+    /// Those of statfs(2); ENOTCONN when it was asked before.
     pub(super) fn answers(&self) -> io::Result<()> {
-        let root = self
-            .outside
-            .as_ref()
-            .and_then(|held| held.root.lock().take());
-        match root {
-            Some(root) => is_fuse(&rustix::fs::fstatfs(root)?),
-            None => is_fuse(&rustix::fs::statfs(&self.mountpoint)?),
-        }
-    }
-
-    /// What ends the connection, whoever still uses the mount.
-    pub(super) fn aborter(&self) -> impl Fn() -> io::Result<()> + Send + Sync + 'static {
-        let minor = self.minor();
-        let held = self.outside.as_ref().map(|held| {
-            let abort = held.abort.as_ref();
-            abort.and_then(|file| file.try_clone().ok())
-        });
-        move || match &held {
-            None => unmount::abort_connection(minor),
-            Some(Some(file)) => (&*file).write_all(b"1"),
-            Some(None) => Err(io::ErrorKind::PermissionDenied.into()),
-        }
-    }
-
-    /// Whether our mount is on its mountpoint, and topmost there.
-    pub(super) fn is_attached(&self) -> bool {
-        mountinfo::find(&self.mountpoint).is_some_and(|m| m.is_fuse() && m.device == self.device)
+        let root = self.root.lock().take();
+        answers(root.ok_or(Errno::NOTCONN)?)
     }
 
     /// The end: detaches the mount if it is still there. Once.
@@ -147,32 +83,15 @@ impl Attachment {
         }
     }
 
-    /// Detaches the mount if it is there; what others mounted over it stays.
+    /// Detaches the mount if it is there; what others mounted over it stays, and what they
+    /// mounted in its place.
     pub(super) fn detach(&self) -> Result<()> {
-        if let Some(keeper) = self.keeper() {
-            keeper.detach(self)
-        } else if self.is_attached() {
-            unmount(&self.mountpoint, true)
-        } else {
-            Ok(())
+        let connected = self.control.is_connected();
+        match &self.keeper {
+            Some(keeper) => keeper.detach(self.mountpoint(), connected),
+            None => self.own.detach(connected).map(|_| ()),
         }
     }
-}
-
-fn is_fuse(answer: &rustix::fs::StatFs) -> io::Result<()> {
-    if u64::try_from(answer.f_type).ok() == Some(FUSE_MAGIC) {
-        Ok(())
-    } else {
-        Err(io::Error::other("no FUSE file system is mounted there"))
-    }
-}
-
-/// Waits until the mount on `mountpoint` answers.
-///
-/// # Errors
-/// Those of statfs(2), or that it is no FUSE file system.
-pub(super) fn answers(mountpoint: &Path) -> io::Result<()> {
-    is_fuse(&rustix::fs::statfs(mountpoint)?)
 }
 
 impl Drop for Attachment {
@@ -184,56 +103,93 @@ impl Drop for Attachment {
 /// Mounts, after detaching a dead mount left on the mountpoint. The descriptor is the
 /// connection: the kernel has queued INIT on it.
 pub(super) fn attach(config: &MountConfig) -> Result<(OwnedFd, Attachment)> {
-    let failed = |source: io::Error| Error::Mountpoint {
-        path: config.mountpoint.clone(),
+    let (place, _) = unmount::without_dead(&config.mountpoint)?;
+    if let Some(checked) = config.checked
+        && place.id()? != checked
+    {
+        return Err(Error::Mountpoint {
+            path: config.mountpoint.clone(),
+            source: io::Error::other("it was replaced by another directory after it was checked"),
+        });
+    }
+    let (device, root) = match mount_directly(config, &place)? {
+        Some(mounted) => mounted,
+        None => {
+            let device = fusermount::mount(config, place.path())?;
+            (device, root_on(place.path(), config)?)
+        }
+    };
+    let failed = |source: io::Error| Error::Session {
+        path: place.path().to_owned(),
         source,
     };
-    unmount::detach_dead(&config.mountpoint)?;
-    let mountpoint = config.mountpoint.canonicalize().map_err(failed)?;
-    if !mountpoint.metadata().map_err(failed)?.is_dir() {
-        return Err(failed(Errno::NOTDIR.into()));
-    }
-    let (fd, device) = match mount_directly(config, &mountpoint)? {
-        Some(fd) => (fd, mountinfo::device(&mountpoint)),
-        None => (fusermount::mount(config, &mountpoint)?, None),
+    let own = OwnMount::new(&root, place.path()).map_err(failed)?;
+    let control = Control::new(device.try_clone().map_err(failed)?, own.id().device);
+    let attachment = Attachment {
+        own,
+        control: Arc::new(control),
+        root: Mutex::new(Some(root)),
+        keeper: None,
+        taken_away: AtomicBool::new(false),
     };
-    let listed = || mountinfo::find(&mountpoint).filter(mountinfo::MountEntry::is_fuse);
-    let device = device
-        .or_else(|| listed().map(|m| m.device))
-        .ok_or_else(|| Error::NotFuse {
-            path: mountpoint.clone(),
-        })?;
-    Ok((
-        fd,
-        Attachment {
-            mountpoint,
-            device,
-            outside: None,
-            taken_away: AtomicBool::new(false),
-        },
-    ))
+    Ok((device, attachment))
 }
 
 /// `None`: this process may not mount.
-fn mount_directly(config: &MountConfig, mountpoint: &Path) -> Result<Option<OwnedFd>> {
-    // The helper opens the device with the user's rights: it cannot do better.
-    let fd = open_device()?;
-    let data = mount_data(config, fd.as_raw_fd())?;
+fn mount_directly(config: &MountConfig, place: &Mountpoint) -> Result<Option<(OwnedFd, OwnedFd)>> {
     // In a user namespace the kernel may insist on the second form.
     for extra in [MountFlags::empty(), MountFlags::NODEV | MountFlags::NOSUID] {
+        // The helper opens the device with the user's rights: it cannot do better.
+        let device = open_device()?;
         let flags = config.flags | extra;
-        match rustix::mount::mount(&config.fsname, mountpoint, FS_TYPE, flags, data.as_c_str()) {
-            Ok(()) => return Ok(Some(fd)),
-            Err(Errno::PERM) => {}
-            Err(error) => {
-                return Err(Error::Mount {
-                    path: mountpoint.to_owned(),
-                    source: error.into(),
-                });
-            }
+        match mount_once(config, flags, &device, place) {
+            Ok(root) => return Ok(Some((device, root))),
+            Err(Error::Mount { source, .. })
+                if source.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(None)
+}
+
+/// Mounts on the very directory that is open as `place`; the root of the new mount.
+fn mount_once(
+    config: &MountConfig,
+    flags: MountFlags,
+    device: &OwnedFd,
+    place: &Mountpoint,
+) -> Result<OwnedFd> {
+    let options = options(config)?;
+    let failed = |error: Errno| Error::Mount {
+        path: place.path().to_owned(),
+        source: error.into(),
+    };
+    if new_calls::can_hold(config, &options) {
+        match new_calls::mount(config, flags, &options, device, place) {
+            // Linux before 5.2, or a filter of system calls.
+            Err(Errno::NOSYS) => {}
+            other => return other.map_err(failed),
+        }
+    }
+    let data = mount_data(&options, device.as_raw_fd())?;
+    let target = place.proc_path();
+    rustix::mount::mount(&config.fsname, &target, FS_TYPE, flags, data.as_c_str())
+        .map_err(failed)?;
+    root_on(place.path(), config)
+}
+
+/// The root of the mount that was just put on `path`, where the kernel does not hand it out.
+fn root_on(path: &Path, config: &MountConfig) -> Result<OwnedFd> {
+    let not_fuse = || Error::NotFuse {
+        path: path.to_owned(),
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|_| not_fuse())?;
+    let id = MountId::of(&root).map_err(|_| not_fuse())?;
+    let mounts = mountinfo::list().map_err(|_| not_fuse())?;
+    let ours = |entry: &&mountinfo::MountEntry| entry.is_fuse() && entry.source == config.fsname;
+    id.entry(&mounts).filter(ours).ok_or_else(not_fuse)?;
+    Ok(root)
 }
 
 /// Tells before anything is made for a mount on `mountpoint` that it would fail: there is
@@ -272,26 +228,62 @@ pub(super) fn spare_devices(count: usize) -> Vec<OwnedFd> {
     (0..count).map_while(|_| open_device().ok()).collect()
 }
 
-fn mount_data(config: &MountConfig, fd: i32) -> Result<CString> {
+/// Asks the mount with this root for an answer. The root is closed then: a mount with an open root
+/// is in use.
+///
+/// # Errors
+/// Those of statfs(2), and when it is no FUSE mount.
+pub(super) fn answers(root: OwnedFd) -> io::Result<()> {
+    let answer = rustix::fs::fstatfs(&root)?;
+    match u64::try_from(answer.f_type).ok() == Some(FUSE_MAGIC) {
+        true => Ok(()),
+        false => Err(io::Error::other("no FUSE file system is mounted there")),
+    }
+}
+
+/// The options of the `fuse` type: a flag, or a name with its value.
+fn options(config: &MountConfig) -> Result<Vec<(&'static str, Option<OsString>)>> {
     if config.fsname.as_bytes().contains(&0) {
         return Err(Error::Option {
             option: "fsname",
             problem: "holds a NUL byte",
         });
     }
-    let mut data = format!(
-        "fd={fd},rootmode=40000,user_id={},group_id={},default_permissions",
-        rustix::process::getuid().as_raw(),
-        rustix::process::getgid().as_raw()
-    )
-    .into_bytes();
+    let uid = rustix::process::getuid().as_raw().to_string();
+    let gid = rustix::process::getgid().as_raw().to_string();
+    let mut options = vec![
+        ("rootmode", Some("40000".into())),
+        ("user_id", Some(uid.into())),
+        ("group_id", Some(gid.into())),
+        ("default_permissions", None),
+    ];
     if config.allow_other {
-        data.extend_from_slice(b",allow_other");
+        options.push(("allow_other", None));
     }
     if let Some(context) = selinux_context(config)? {
-        data.extend_from_slice(b",context=\"");
-        data.extend_from_slice(context.as_bytes());
-        data.push(b'"');
+        options.push(("context", Some(context.to_owned())));
+    }
+    Ok(options)
+}
+
+/// The options as mount(2) takes them.
+fn mount_data(options: &[(&'static str, Option<OsString>)], fd: i32) -> Result<CString> {
+    let mut data = format!("fd={fd}").into_bytes();
+    for (name, value) in options {
+        data.push(b',');
+        data.extend_from_slice(name.as_bytes());
+        match value {
+            Some(value) if *name == "context" => {
+                data.extend_from_slice(b"=\"");
+                data.extend_from_slice(value.as_bytes());
+                data.push(b'"');
+            }
+            Some(value) => {
+                data.push(b'=');
+                data.extend_from_slice(value.as_bytes());
+            }
+            None => {}
+        }
     }
     CString::new(data).map_err(|_| Error::Option {
         option: "context",
@@ -327,11 +319,12 @@ mod tests {
         let mut config = MountConfig::new("/mnt");
         config.allow_other = true;
         config.context = Some("u:r:t".into());
-        let data = mount_data(&config, 7).unwrap().into_string().unwrap();
+        let data = mount_data(&options(&config).unwrap(), 7).unwrap();
+        let data = data.into_string().unwrap();
         assert!(data.starts_with("fd=7,rootmode=40000,user_id="), "{data}");
         assert!(data.contains(",default_permissions,allow_other"), "{data}");
         config.context = Some("a\"b".into());
-        assert!(matches!(mount_data(&config, 7), Err(Error::Option { .. })));
+        assert!(matches!(options(&config), Err(Error::Option { .. })));
     }
 
     #[test]

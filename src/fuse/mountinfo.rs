@@ -1,17 +1,16 @@
-//! `/proc/self/mountinfo` (format: proc_pid_mountinfo(5)): asks the kernel about mounts
+//! `/proc/thread-self/mountinfo` (format: proc_pid_mountinfo(5)): asks the kernel about mounts
 //! without touching them, so a dead or hung server cannot block the question.
-//! Called by `session`, `unmount`, `runtime` and the cli.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Statx, StatxAttributes, StatxFlags};
-
 /// One mount of this mount namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
+    /// Number of the mount, used again once it is gone.
+    pub id: u64,
     /// Device number (major, minor) of the file system.
     pub device: (u32, u32),
     /// Where it is mounted, as seen from this process's root.
@@ -40,11 +39,11 @@ impl MountEntry {
 /// All mounts of this mount namespace, in mount order.
 ///
 /// # Errors
-/// When `/proc/self/mountinfo` cannot be read.
+/// When `/proc/thread-self/mountinfo` cannot be read.
 pub fn list() -> io::Result<Vec<MountEntry>> {
     // The file does not tell its size: in one read instead of a dozen that grow.
     let mut text = Vec::with_capacity(64 << 10);
-    std::fs::File::open("/proc/self/mountinfo")?.read_to_end(&mut text)?;
+    std::fs::File::open("/proc/thread-self/mountinfo")?.read_to_end(&mut text)?;
     Ok(text.split(|&b| b == b'\n').filter_map(parse_line).collect())
 }
 
@@ -57,37 +56,17 @@ pub fn find(mountpoint: &Path) -> Option<MountEntry> {
         .find(|m| m.mountpoint == mountpoint)
 }
 
-/// Whether something may be mounted on exactly `mountpoint`: `false` is sure. Costs one statx(2)
-/// where [`find`] has the kernel write a line for each mount.
-pub fn may_be_mounted(mountpoint: &Path) -> bool {
-    !look(mountpoint).is_ok_and(|st| {
-        st.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT)
-            && !st.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
-    })
-}
-
-/// The device number of what is mounted on `mountpoint`, without asking its server.
-pub(super) fn device(mountpoint: &Path) -> Option<(u32, u32)> {
-    let st = look(mountpoint).ok()?;
-    st.stx_attributes
-        .contains(StatxAttributes::MOUNT_ROOT)
-        .then_some((st.stx_dev_major, st.stx_dev_minor))
-}
-
-fn look(path: &Path) -> rustix::io::Result<Statx> {
-    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-    rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE)
-}
-
 /// `36 35 98:0 /root /mountpoint rw,noatime master:1 - type source superoptions`
 fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|&b| b == b' ');
-    let device = parse_device(fields.nth(2)?)?;
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = parse_device(fields.nth(1)?)?;
     let mountpoint = unescape(fields.nth(1)?);
     let options = unescape(fields.next()?);
     // Optional fields run up to a lone "-".
     fields.find(|f| *f == b"-")?;
     Some(MountEntry {
+        id,
         device,
         mountpoint: PathBuf::from(mountpoint),
         options,
@@ -130,33 +109,6 @@ fn octal(text: &[u8]) -> Option<u8> {
     u8::try_from(value).ok()
 }
 
-/// The absolute path of a mountpoint without touching what is mounted there, so that
-/// it also works on a dead mount: symlinks are resolved in the parents only, and in
-/// the last component when it is one.
-///
-/// # Errors
-/// When the parent does not exist or may not be searched.
-pub fn absolute(path: &Path) -> io::Result<PathBuf> {
-    let Some(name) = path.file_name().filter(|_| !ends_in_dot(path)) else {
-        return path.canonicalize();
-    };
-    let parent = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let full = parent.canonicalize()?.join(name);
-    match rustix::fs::readlink(&full, Vec::new()) {
-        Ok(_) => full.canonicalize(),
-        Err(_) => Ok(full),
-    }
-}
-
-/// `Path::file_name` looks through a trailing `/.`.
-fn ends_in_dot(path: &Path) -> bool {
-    let bytes = path.as_os_str().as_bytes();
-    bytes == b"." || bytes.ends_with(b"/.")
-}
-
 /// Bytes of a path or option as an `OsStr`; shared by the helpers of this module.
 pub(super) fn os(bytes: &[u8]) -> &OsStr {
     OsStr::from_bytes(bytes)
@@ -170,7 +122,7 @@ mod tests {
     fn line_with_escapes_and_optional_fields() {
         let line = br"36 35 0:52 / /mnt/a\040b\134 rw,noatime shared:1 master:2 - fuse.unionfs my\011src rw,user_id=0";
         let entry = parse_line(line).unwrap();
-        assert_eq!(entry.device, (0, 52));
+        assert_eq!((entry.id, entry.device), (36, (0, 52)));
         assert_eq!(entry.mountpoint, Path::new("/mnt/a b\\"));
         assert_eq!(entry.options, "rw,noatime");
         assert_eq!(entry.source, "my\tsrc");
@@ -194,19 +146,5 @@ mod tests {
     #[test]
     fn own_root_is_listed() {
         assert!(find(Path::new("/")).is_some());
-    }
-
-    #[test]
-    fn absolute_resolves_parents_and_a_final_symlink() {
-        let dir = tempfile::tempdir().unwrap();
-        let base = dir.path().canonicalize().unwrap();
-        std::fs::create_dir(base.join("real")).unwrap();
-        std::os::unix::fs::symlink("real", base.join("link")).unwrap();
-        assert_eq!(absolute(&base.join("link")).unwrap(), base.join("real"));
-        assert_eq!(absolute(&base.join("real/.")).unwrap(), base.join("real"));
-        assert_eq!(absolute(&base.join("link/..")).unwrap(), base);
-        assert_eq!(absolute(&base.join("absent")).unwrap(), base.join("absent"));
-        assert_eq!(absolute(Path::new("/")).unwrap(), Path::new("/"));
-        assert!(absolute(&base.join("no/absent")).is_err());
     }
 }

@@ -17,7 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use super::config::{IoPolicy, Transport};
 use super::error::{Error, Result};
-use super::mountinfo;
+use super::mountinfo::{self, MountEntry};
+use super::mountpoint::Mountpoint;
+use super::own_mount::{MountId, OwnMount};
 use crate::sandbox::InForce;
 use crate::sys::schedule::stat;
 
@@ -61,6 +63,12 @@ pub struct MountRecord {
     /// UTF-8, control characters and `%` are written as `%XX`.
     #[serde(with = "path_text")]
     pub mountpoint: PathBuf,
+    /// What tells it from other mounts; absent in records of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount_id: Option<MountId>,
+    /// Inode number of the mount namespace that it was made in.
+    #[serde(default)]
+    pub mount_ns: u64,
     /// The source shown in /proc/mounts.
     pub source: String,
     /// Whether the mount is read-only.
@@ -100,7 +108,7 @@ pub enum MountState {
 impl MountRecord {
     /// A record of a mount served by this process, not yet written.
     pub fn new(
-        mountpoint: &Path,
+        mount: &OwnMount,
         source: &str,
         read_only: bool,
         io: IoPolicy,
@@ -113,7 +121,9 @@ impl MountRecord {
             pid,
             pid_start: start_of(pid).unwrap_or_default(),
             pid_ns: pid_namespace().unwrap_or_default(),
-            mountpoint: mountpoint.to_owned(),
+            mountpoint: mount.mountpoint().to_owned(),
+            mount_id: Some(mount.id()),
+            mount_ns: mount_namespace().unwrap_or_default(),
             source: source.to_owned(),
             read_only,
             transport: Transport::default(),
@@ -157,18 +167,37 @@ impl MountRecord {
         self.state_among(&mountinfo::list().unwrap_or_default())
     }
 
-    fn state_among(&self, mounts: &[mountinfo::MountEntry]) -> Option<MountState> {
-        let topmost = mounts
-            .iter()
-            .rev()
-            .find(|m| m.mountpoint == self.mountpoint);
-        let mounted = topmost.is_some_and(mountinfo::MountEntry::is_unionfs);
-        match (self.is_running(), mounted) {
+    fn state_among(&self, mounts: &[MountEntry]) -> Option<MountState> {
+        match (self.is_running(), self.is_among(mounts)) {
             (true, true) => Some(MountState::Live),
             (true, false) => Some(MountState::Detached),
             (false, true) => Some(MountState::Dead),
             (false, false) => None,
         }
+    }
+
+    /// Whether it is mounted in this mount namespace. Elsewhere than where it was made it is a
+    /// copy with a number of its own, known by place and device, as long as the server runs.
+    fn is_among(&self, mounts: &[MountEntry]) -> bool {
+        match self.mount_id {
+            Some(id) if self.is_of_this_namespace() => id.entry(mounts).is_some(),
+            _ => {
+                let topmost = mounts
+                    .iter()
+                    .rev()
+                    .find(|entry| entry.mountpoint == self.mountpoint);
+                topmost.is_some_and(|entry| self.may_be(entry))
+            }
+        }
+    }
+
+    /// Whether a mount of another namespace may be this one.
+    fn may_be(&self, entry: &MountEntry) -> bool {
+        entry.is_unionfs() && self.mount_id.is_none_or(|id| id.device == entry.device)
+    }
+
+    fn is_of_this_namespace(&self) -> bool {
+        mount_namespace() == Some(self.mount_ns)
     }
 
     /// Waits until the server has finished what was pending, let go of the layers and
@@ -284,16 +313,33 @@ fn recorded() -> Vec<MountRecord> {
     records
 }
 
-/// The newest recorded mount on `mountpoint`, which may be relative or lead through symlinks.
+/// The record of what is mounted on `mountpoint`, which may be relative or lead through symlinks;
+/// if nothing of ours is there, of the newest mount that was detached from it.
 ///
 /// # Errors
-/// When the mountpoint's parent cannot be resolved.
+/// When the mountpoint cannot be opened.
 pub fn find(mountpoint: &Path) -> Result<Option<MountRecord>> {
-    let path = mountinfo::absolute(mountpoint).map_err(|source| Error::Mountpoint {
-        path: mountpoint.to_owned(),
-        source,
-    })?;
-    Ok(list().into_iter().rev().find(|r| r.mountpoint == path))
+    Ok(match Mountpoint::open(mountpoint)?.mount()? {
+        Ok(mount) if mount.entry().is_unionfs() => of_mount(mount.id(), mount.entry()),
+        Ok(mount) => detached(mount.path()),
+        Err(place) => detached(place.path()),
+    })
+}
+
+/// The record of this mount.
+pub fn of_mount(id: MountId, entry: &MountEntry) -> Option<MountRecord> {
+    let is = |record: &MountRecord| match record.mount_id {
+        Some(theirs) if record.is_of_this_namespace() => theirs.is(&id),
+        _ => record.mountpoint == entry.mountpoint && record.may_be(entry),
+    };
+    list().into_iter().rev().find(is)
+}
+
+fn detached(path: &Path) -> Option<MountRecord> {
+    let is = |record: &MountRecord| {
+        record.mountpoint == path && record.state() == Some(MountState::Detached)
+    };
+    list().into_iter().rev().find(is)
 }
 
 fn read_dir(dir: &Path, records: &mut Vec<MountRecord>) {
@@ -411,6 +457,12 @@ fn start_of(pid: u32) -> Option<u64> {
     stat.field(22)?.parse().ok()
 }
 
+fn mount_namespace() -> Option<u64> {
+    fs::metadata("/proc/thread-self/ns/mnt")
+        .ok()
+        .map(|m| m.ino())
+}
+
 fn pid_namespace() -> Option<u64> {
     fs::metadata("/proc/self/ns/pid").ok().map(|m| m.ino())
 }
@@ -426,7 +478,7 @@ mod tests {
     fn record() -> MountRecord {
         let odd = PathBuf::from(std::ffi::OsString::from_vec(b"/l\xff%\n".to_vec()));
         MountRecord::new(
-            Path::new("/mnt/p\u{e4}th 100%"),
+            &OwnMount::unmounted(Path::new("/mnt/p\u{e4}th 100%")),
             "unionfs",
             true,
             IoPolicy::Passthrough,

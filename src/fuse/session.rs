@@ -7,12 +7,13 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -23,11 +24,13 @@ use super::counters::Counters;
 use super::error::{Error, Result};
 use super::keeper::Keeper;
 use super::mount::{self as attach, Attachment};
+use super::own_mount::OwnMount;
 use super::passthrough::{self, Opens};
 use super::pool::Pool;
 use super::runtime::MountRecord;
+use super::stats;
+use super::unmount::Mount;
 use super::wire::Connection;
-use super::{stats, unmount::unmount};
 use crate::sandbox::InForce;
 use crate::union::Union;
 
@@ -128,7 +131,7 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
     let (fd, mut attachment) = attach::attach(config)?;
     let mut record = config.register.then(|| {
         MountRecord::new(
-            &attachment.mountpoint,
+            attachment.own(),
             &config.fsname.to_string_lossy(),
             config.is_read_only(),
             IoPolicy::Cached,
@@ -155,7 +158,7 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
     let mut limits = wanted(acl, writeback, stack_depth);
     limits.transport = config.transport;
     let mut connection = Connection::open(fd, &limits)
-        .map_err(|source| session_error(&attachment.mountpoint, source))?;
+        .map_err(|source| session_error(attachment.mountpoint(), source))?;
     let mut files = None;
     if let Some(prepared) = prepared {
         connection = connection.with_spares(prepared.spares);
@@ -163,7 +166,7 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
     }
     if passes {
         let insists = config.io == IoPolicy::Passthrough;
-        let place = (attachment.mountpoint.as_path(), insists);
+        let place = (attachment.mountpoint(), insists);
         core.opens = passthrough::start(&connection, &core.union, place)?.map(Arc::new);
     }
     let io = match core.opens {
@@ -207,10 +210,10 @@ fn prepare(
     let spares = attach::spare_devices(config.threads.saturating_sub(1));
     let files = late::Files::open(record);
     Connection::look_around();
-    let keeper = Keeper::start(attachment, record.as_ref(), sandbox.afterwards);
-    let keeper = keeper.map_err(|error| failed(&attachment.mountpoint, error))?;
+    let keeper = Keeper::start(attachment.own(), record.as_ref(), sandbox.afterwards);
+    let keeper = keeper.map_err(|error| failed(attachment.mountpoint(), error))?;
     attachment.prepare_sandbox(Arc::new(keeper));
-    let in_force = (sandbox.enter)(union).map_err(|e| failed(&attachment.mountpoint, e))?;
+    let in_force = (sandbox.enter)(union).map_err(|e| failed(attachment.mountpoint(), e))?;
     if let Some(record) = record {
         record.sandbox = Some(in_force);
     }
@@ -248,7 +251,7 @@ impl Core {
 impl Mounted {
     /// The mountpoint: absolute, without symlinks.
     pub fn mountpoint(&self) -> &Path {
-        &self.attachment.mountpoint
+        self.attachment.mountpoint()
     }
 
     /// Serves until the file system is unmounted or a signal ends it.
@@ -265,7 +268,7 @@ impl Mounted {
     /// As [`Mounted::serve`]; if the mount never answered, `on_ready` was not called.
     pub fn serve_with(mut self, on_ready: impl FnOnce()) -> Result<()> {
         let (sender, events) = mpsc::channel();
-        let mountpoint = self.attachment.mountpoint.clone();
+        let mountpoint = self.attachment.mountpoint().to_owned();
         let (settle, settled) = mpsc::channel();
         // A ring is served by one thread, which must not be busy for long.
         let slow_workers = match self.connection.transport() {
@@ -282,9 +285,9 @@ impl Mounted {
             .with_keeper(self.attachment.keeper().cloned());
         let serve = {
             let (connection, threads) = (self.connection, self.threads);
-            let aborter = self.attachment.aborter();
+            let control = Arc::clone(self.attachment.control());
             let abort = move || {
-                if let Err(error) = aborter() {
+                if let Err(error) = control.abort() {
                     tracing::warn!(%error, "cannot abort the connection");
                 }
             };
@@ -300,7 +303,7 @@ impl Mounted {
         let started = start(serve, Arc::clone(&attachment), sender.clone());
         // The rest while the mount is being asked for an answer. One large READ costs less than
         // eight small ones, also where half of it is not needed.
-        attachment.read_ahead(MAX_IO / 1024);
+        attachment.control().read_ahead(MAX_IO / 1024);
         let files = match (self.files.take(), attachment.keeper()) {
             (Some(files), Some(keeper)) => {
                 files.and_then(|files| files.publish(&self.record, keeper))
@@ -346,7 +349,8 @@ impl Mounted {
     /// # Errors
     /// As [`Mounted::serve`], when it fails before the mount answers.
     pub fn spawn(self) -> Result<Background> {
-        let mountpoint = self.attachment.mountpoint.clone();
+        let own = self.attachment.own().clone();
+        let mountpoint = own.mountpoint().to_owned();
         let (sender, ready) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("unionfs-mount".into())
@@ -357,7 +361,7 @@ impl Mounted {
             })
             .map_err(|source| session_error(&mountpoint, source))?;
         let background = Background {
-            mountpoint: mountpoint.clone(),
+            own,
             thread: Some(thread),
         };
         if ready.recv().is_ok() {
@@ -400,7 +404,7 @@ fn wait_for_end(
     on_ready: impl FnOnce(),
     late: &mut Late,
 ) -> Result<()> {
-    let path = &attachment.mountpoint;
+    let path = attachment.mountpoint();
     let mut on_ready = Some(on_ready);
     let mut ending = Ending::default();
     let mut outcome = Ok(());
@@ -419,7 +423,7 @@ fn wait_for_end(
             }
             Ok(Event::Ready(Err(source))) => {
                 outcome = Err(Error::NotReady {
-                    path: path.clone(),
+                    path: path.to_owned(),
                     source,
                 });
                 ending.advance(attachment);
@@ -469,9 +473,9 @@ impl Ending {
             }
             self.deadline = Some(Instant::now() + GRACE);
         } else if !self.aborted {
-            let path = attachment.mountpoint.display();
+            let path = attachment.mountpoint().display();
             tracing::warn!(mountpoint = %path, "still in use: aborting the connection");
-            if let Err(error) = attachment.aborter()() {
+            if let Err(error) = attachment.control().abort() {
                 tracing::warn!(%error, "cannot abort the connection");
             }
             self.deadline = Some(Instant::now() + ABORT_TIME);
@@ -482,14 +486,14 @@ impl Ending {
 
 /// A mount served by a thread of this process. Dropping it unmounts lazily.
 pub struct Background {
-    mountpoint: PathBuf,
+    own: OwnMount,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl Background {
     /// The mountpoint: absolute, without symlinks.
     pub fn mountpoint(&self) -> &Path {
-        &self.mountpoint
+        self.own.mountpoint()
     }
 
     /// Unmounts and waits for the end of the server.
@@ -497,7 +501,14 @@ impl Background {
     /// # Errors
     /// When the mount is in use (it stays), or the server failed.
     pub fn unmount(self) -> Result<()> {
-        unmount(&self.mountpoint, false)?;
+        let mount = Mount::at(self.mountpoint())?;
+        if !mount.id().is(&self.own.id()) {
+            return Err(Error::Unmount {
+                path: self.mountpoint().to_owned(),
+                text: "something else is mounted there".into(),
+            });
+        }
+        mount.unmount()?;
         self.join()
     }
 
@@ -511,7 +522,7 @@ impl Background {
         };
         thread.join().unwrap_or_else(|_| {
             let source = io::Error::other("the serving thread panicked");
-            Err(session_error(&self.mountpoint, source))
+            Err(session_error(self.mountpoint(), source))
         })
     }
 }
@@ -519,7 +530,7 @@ impl Background {
 impl Drop for Background {
     fn drop(&mut self) {
         if self.thread.as_ref().is_some_and(|t| !t.is_finished())
-            && let Err(error) = unmount(&self.mountpoint, true)
+            && let Err(error) = self.own.detach(true)
         {
             tracing::warn!(%error, "mount left behind");
         }
@@ -531,7 +542,10 @@ impl Drop for Background {
 /// # Errors
 /// [`Error::NotReady`] when it cannot answer, or when no FUSE file system is mounted there.
 pub fn wait_ready(mountpoint: &Path) -> Result<()> {
-    attach::answers(mountpoint).map_err(|source| Error::NotReady {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = rustix::fs::open(mountpoint, flags, Mode::empty());
+    let answer = root.map_err(io::Error::from).and_then(attach::answers);
+    answer.map_err(|source| Error::NotReady {
         path: mountpoint.to_owned(),
         source,
     })

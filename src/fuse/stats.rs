@@ -16,13 +16,15 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
 use super::runtime::MountRecord;
+use super::unmount::patience;
 use crate::union;
 
-/// A client or server that does not get on is left after this time.
+/// A client that does not get on is left after this time.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// No answer is longer.
 const MAX_ANSWER: u64 = 16 << 20;
@@ -53,15 +55,31 @@ impl Stats {
 /// Asks a mount's server for its counters.
 ///
 /// # Errors
-/// [`Error::Runtime`] with the socket's path when the server does not answer.
+/// [`Error::Silent`] when the server does not answer in time, [`Error::Runtime`] with the socket's
+/// path when it cannot be asked.
 pub fn query(record: &MountRecord) -> Result<Stats> {
     let path = record.socket();
-    ask(&path).map_err(|source| Error::Runtime { path, source })
+    ask(&path).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Silent {
+            path: record.mountpoint.clone(),
+        },
+        _ => Error::Runtime { path, source },
+    })
+}
+
+/// Does not wait where others wait for the server to let them in.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 fn ask(path: &Path) -> io::Result<Stats> {
-    let stream = with_short_path(path, |short| UnixStream::connect(short))?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
+    let stream = with_short_path(path, connect)?;
+    stream.set_read_timeout(Some(patience()))?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
     let mut stats: Stats = serde_json::from_slice(&answer)?;
@@ -158,7 +176,7 @@ fn send(mut stream: UnixStream, answer: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuse::{Description, IoPolicy};
+    use crate::fuse::{Description, IoPolicy, OwnMount};
 
     #[test]
     fn asks_and_answers_over_a_long_path() {
@@ -166,7 +184,7 @@ mod tests {
         let deep = dir.path().join("d".repeat(120));
         std::fs::create_dir(&deep).unwrap();
         let mut record = MountRecord::new(
-            Path::new("/m"),
+            &OwnMount::unmounted(Path::new("/m")),
             "s",
             false,
             IoPolicy::Auto,

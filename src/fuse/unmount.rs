@@ -1,142 +1,303 @@
-//! Unmounting, and recognising mounts whose server died. Called by `session` (signals)
-//! and by the cli (`umount`, and `mount` over a dead mount).
+//! What is mounted on a directory: whether it answers, and how it is taken away. A [`Mount`] is
+//! held open from the look at it until it is gone, so that nothing else is taken for it; nothing
+//! but asking whether it answers touches its server, and that has a time limit.
 
-use std::fs::File;
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags};
+use rustix::mount::UnmountFlags;
 
 use super::error::{Error, Result};
-use super::{fusermount, mountinfo, runtime};
+use super::mountinfo::MountEntry;
+use super::mountpoint::Mountpoint;
+use super::own_mount::MountId;
+use super::{control, fusermount, runtime};
+use crate::sys::probe::{self, Answer};
 
-/// Unmounts the FUSE file system on `mountpoint`: with umount2(2), or through fusermount3
-/// where this user may not. `lazy` detaches it even while in use (MNT_DETACH): its server
-/// then ends when the last user is gone.
+/// How long a mount may take to answer, unless `UNIONFS_TIMEOUT` says it, in seconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The time a mount, or whoever else is asked about one, may take to answer.
+pub fn patience() -> Duration {
+    let set = std::env::var("UNIONFS_TIMEOUT").ok();
+    set.and_then(|text| text.parse().ok())
+        .map_or(PATIENCE, Duration::from_secs)
+}
+
+/// How the server of a mount is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It answers.
+    Answers,
+    /// It is gone: every access says ENOTCONN.
+    Dead,
+    /// It did not answer in time.
+    Silent,
+}
+
+/// The topmost mount on a directory, of any type, held open.
+#[derive(Debug)]
+pub struct Mount {
+    place: Mountpoint,
+    id: MountId,
+    entry: MountEntry,
+}
+
+impl Mount {
+    pub(super) fn new(place: Mountpoint, id: MountId, entry: MountEntry) -> Self {
+        Self { place, id, entry }
+    }
+
+    /// What is mounted on the directory that `path` leads to. Nothing is asked of its server.
+    ///
+    /// # Errors
+    /// [`Error::NotFuse`] when nothing is mounted there; those of [`Mountpoint::open`].
+    pub fn at(path: &Path) -> Result<Self> {
+        Mountpoint::open(path)?
+            .mount()?
+            .map_err(|place| Error::NotFuse {
+                path: place.path().to_owned(),
+            })
+    }
+
+    /// Its line in the mount table.
+    pub fn entry(&self) -> &MountEntry {
+        &self.entry
+    }
+
+    /// What tells it from others.
+    pub fn id(&self) -> MountId {
+        self.id
+    }
+
+    /// Where it is mounted: absolute, without symlinks.
+    pub fn path(&self) -> &Path {
+        self.place.path()
+    }
+
+    /// The directory it is on, as what it shows.
+    pub fn into_place(self) -> Mountpoint {
+        self.place
+    }
+
+    /// How its server is doing.
+    ///
+    /// # Errors
+    /// When no process can be made to ask it.
+    pub fn health(&self) -> Result<Health> {
+        let answer = probe::statfs(&self.place, patience());
+        let answer = answer.map_err(|source| Error::NotReady {
+            path: self.path().to_owned(),
+            source,
+        })?;
+        Ok(match answer {
+            // The second while the server is just ending.
+            Answer::Fails(Errno::NOTCONN | Errno::CONNABORTED) => Health::Dead,
+            // Also one that lets only its owner in.
+            Answer::Works | Answer::Fails(_) => Health::Answers,
+            Answer::Silent => Health::Silent,
+        })
+    }
+
+    /// Aborts its connection: its server ends, and whoever uses the mount gets ENOTCONN.
+    ///
+    /// # Errors
+    /// [`Error::Abort`]: not permitted, or there is no fusectl.
+    pub fn abort(&self) -> Result<()> {
+        // The mount is held open, so the device number is its.
+        let abort = || -> io::Result<()> {
+            let file = control::open_abort(self.entry.device.1)?;
+            rustix::io::write(&file, b"1")?;
+            Ok(())
+        };
+        abort().map_err(|source| Error::Abort {
+            path: self.path().to_owned(),
+            source,
+        })
+    }
+
+    /// Takes it away even while it is in use (MNT_DETACH): its server ends when the last user is
+    /// gone. With umount2(2), or through fusermount3 where this user may not.
+    ///
+    /// # Errors
+    /// [`Error::Unmount`] with the system's reason; [`Error::NotFuse`] for other file systems.
+    pub fn detach(self) -> Result<()> {
+        self.check()?;
+        detach_open(self.place.as_fd(), self.place.path())
+    }
+
+    /// Takes it away if it is not in use. With umount2(2), or through fusermount3 where this user
+    /// may not.
+    ///
+    /// # Errors
+    /// [`Error::Unmount`] with the system's reason (in use, not permitted);
+    /// [`Error::NotFuse`] for other file systems.
+    pub fn unmount(self) -> Result<()> {
+        self.check()?;
+        let path = self.place.path().to_owned();
+        let moved = || failed(&path, "it was unmounted or moved meanwhile");
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(moved());
+        };
+        // A mount that is held open is in use. So the directory above is held: a name in it that
+        // has a mount on it can be neither moved nor replaced, and is not followed.
+        let above = Mountpoint::open(above)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let same = rustix::fs::openat(&above, name, flags, Mode::empty())
+            .ok()
+            .and_then(|root| MountId::of(root).ok())
+            .is_some_and(|id| id.is(&self.id));
+        drop(self.place);
+        if !same {
+            return Err(moved());
+        }
+        match rustix::mount::unmount(above.proc_path().join(name), UnmountFlags::NOFOLLOW) {
+            Ok(()) => Ok(()),
+            Err(Errno::PERM) => unmount_with_helper(&path, false),
+            Err(Errno::BUSY) => Err(failed(
+                &path,
+                "still in use (a process has a file open or works there); end it, or unmount \
+                 lazily",
+            )),
+            Err(error) => Err(failed(&path, &error.to_string())),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.entry.is_fuse() {
+            true => Ok(()),
+            false => Err(Error::NotFuse {
+                path: self.path().to_owned(),
+            }),
+        }
+    }
+}
+
+fn failed(path: &Path, text: &str) -> Error {
+    Error::Unmount {
+        path: path.to_owned(),
+        text: text.to_owned(),
+    }
+}
+
+/// Detaches the mount whose root is open as `root`, wherever names lead by now. `path` is where
+/// it is, for the message and for fusermount3.
+pub(super) fn detach_open(root: impl AsFd, path: &Path) -> Result<()> {
+    let link = format!("/proc/thread-self/fd/{}", root.as_fd().as_raw_fd());
+    match rustix::mount::unmount(link, UnmountFlags::DETACH) {
+        Ok(()) => Ok(()),
+        Err(Errno::PERM) => unmount_with_helper(path, true),
+        Err(error) => Err(failed(path, &error.to_string())),
+    }
+}
+
+/// Unmounts the FUSE file system on `mountpoint`; `lazy` as [`Mount::detach`], else as
+/// [`Mount::unmount`].
 ///
 /// # Errors
 /// [`Error::NotFuse`] when something else, or nothing, is mounted there;
 /// [`Error::Unmount`] with the system's reason (in use, not permitted).
 pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {
-    let path = resolve(mountpoint)?;
-    if !mountinfo::find(&path).is_some_and(|m| m.is_fuse()) {
-        return Err(Error::NotFuse { path });
-    }
-    let mut flags = UnmountFlags::NOFOLLOW;
-    if lazy {
-        flags |= UnmountFlags::DETACH;
-    }
-    match rustix::mount::unmount(&path, flags) {
-        Ok(()) => Ok(()),
-        Err(Errno::PERM) => unmount_with_helper(path, lazy),
-        Err(Errno::BUSY) => Err(Error::Unmount {
-            path,
-            text:
-                "still in use (a process has a file open or works there); end it, or unmount lazily"
-                    .into(),
-        }),
-        Err(error) => Err(Error::Unmount {
-            path,
-            text: error.to_string(),
-        }),
+    let mount = Mount::at(mountpoint)?;
+    match lazy {
+        true => mount.detach(),
+        false => mount.unmount(),
     }
 }
 
-fn unmount_with_helper(path: PathBuf, lazy: bool) -> Result<()> {
+fn unmount_with_helper(path: &Path, lazy: bool) -> Result<()> {
     let Some(helper) = fusermount::find_helper() else {
-        return Err(Error::Unmount {
+        return Err(failed(
             path,
-            text: "not permitted, and fusermount3 is not installed (install the package fuse3)"
-                .into(),
-        });
+            "not permitted, and fusermount3 is not installed (install the package fuse3)",
+        ));
     };
     let mut command = Command::new(helper);
     command.args(["-u", "-q"]);
     if lazy {
         command.arg("-z");
     }
-    command.arg("--").arg(&path);
+    command.arg("--").arg(path);
     command.stdin(Stdio::null()).stdout(Stdio::null());
-    match command.output() {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(Error::Unmount {
-            text: fusermount::message(&output.stderr),
-            path,
+    let outcome = command
+        .stderr(Stdio::piped())
+        .spawn()
+        .and_then(|child| end_of(child, patience()));
+    match outcome {
+        Ok(Some((true, _))) => Ok(()),
+        Ok(Some((false, text))) => Err(failed(path, &fusermount::message(&text))),
+        Ok(None) => Err(Error::Silent {
+            path: path.to_owned(),
         }),
-        Err(error) => Err(Error::Unmount {
-            path,
-            text: error.to_string(),
-        }),
+        Err(error) => Err(failed(path, &error.to_string())),
     }
 }
 
-/// Whether the server of a FUSE mount on `path` is gone: every access answers ENOTCONN,
-/// or ECONNABORTED while the server is just ending.
-pub fn is_dead_mount(path: &Path) -> bool {
-    matches!(
-        rustix::fs::statfs(path),
-        Err(Errno::NOTCONN | Errno::CONNABORTED)
-    )
+/// Whether a child succeeded, and what it said; `None`: it did not end in time, and was killed.
+fn end_of(mut child: Child, limit: Duration) -> io::Result<Option<(bool, Vec<u8>)>> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            let mut text = Vec::new();
+            if let Some(stderr) = &mut child.stderr {
+                stderr.read_to_end(&mut text)?;
+            }
+            return Ok(Some((status.success(), text)));
+        }
+        if start.elapsed() > limit {
+            // It may wait for the server where no signal reaches it.
+            let _ = child.kill();
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
-/// Detaches the dead mounts on `path`, all of them when they are stacked.
+/// Whether the mount with this root does not answer in time.
+pub(super) fn is_silent(root: impl AsFd) -> io::Result<bool> {
+    Ok(probe::statfs(root, patience())? == Answer::Silent)
+}
+
+/// The directory that `path` leads to, after the unionfs mounts on it whose servers are gone have
+/// been detached, all of them when they are stacked; and what FUSE mount is left there.
 ///
 /// # Errors
-/// As [`unmount`].
-pub fn detach_dead(path: &Path) -> Result<()> {
+/// As [`Mountpoint::open`] and [`Mount::detach`]; [`Error::Silent`] when a FUSE mount there does
+/// not answer.
+pub fn without_dead(path: &Path) -> Result<(Mountpoint, Option<MountEntry>)> {
     let mut found = false;
-    while is_dead_mount(path) {
-        unmount(path, true)?;
-        found = true;
-    }
+    let clear = loop {
+        let mount = match Mountpoint::open(path)?.mount()? {
+            Ok(mount) if mount.entry.is_fuse() => mount,
+            Ok(mount) => break (mount.into_place(), None),
+            Err(place) => break (place, None),
+        };
+        match mount.health()? {
+            Health::Dead if mount.entry.is_unionfs() => {
+                mount.detach()?;
+                found = true;
+            }
+            Health::Silent => {
+                return Err(Error::Silent {
+                    path: mount.path().to_owned(),
+                });
+            }
+            _ => {
+                let entry = mount.entry.clone();
+                break (mount.into_place(), Some(entry));
+            }
+        }
+    };
     if found {
-        // Drops their records, before a new mount here makes them look alive.
+        // Drops their records.
         runtime::list();
     }
-    Ok(())
-}
-
-fn resolve(mountpoint: &Path) -> Result<PathBuf> {
-    mountinfo::absolute(mountpoint).map_err(|source| Error::Mountpoint {
-        path: mountpoint.to_owned(),
-        source,
-    })
-}
-
-/// Aborts a FUSE connection through fusectl: its server reads ENODEV and ends, whoever
-/// still uses the mount gets ENOTCONN. `minor` is the minor device number of the mount.
-pub(super) fn abort_connection(minor: u32) -> io::Result<()> {
-    open_abort(minor)?.write_all(b"1")
-}
-
-/// The file of fusectl that aborts a connection when something is written to it.
-///
-/// # Errors
-/// Those of open(2), and of mounting fusectl where it is not.
-pub(super) fn open_abort(minor: u32) -> io::Result<File> {
-    let file = PathBuf::from(minor.to_string()).join("abort");
-    let usual = Path::new("/sys/fs/fuse/connections").join(&file);
-    match File::options().write(true).open(&usual) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => open_unlisted(&file),
-        result => result,
-    }
-}
-
-/// Where fusectl is not mounted (containers): a mount of it that is attached nowhere.
-fn open_unlisted(file: &Path) -> io::Result<File> {
-    let context = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    rustix::mount::fsconfig_create(&context)?;
-    let root = rustix::mount::fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )?;
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let abort = rustix::fs::openat(&root, file, flags, Mode::empty())?;
-    Ok(File::from(abort))
+    Ok(clear)
 }
 
 #[cfg(test)]
@@ -154,7 +315,25 @@ mod tests {
             unmount(&dir.path().join("a/b"), false),
             Err(Error::Mountpoint { .. })
         ));
-        assert!(!is_dead_mount(dir.path()));
-        assert!(detach_dead(dir.path()).is_ok());
+        assert!(matches!(
+            unmount(Path::new("/proc"), true),
+            Err(Error::NotFuse { .. })
+        ));
+        let (place, mount) = without_dead(dir.path()).unwrap();
+        assert_eq!(place.path(), dir.path().canonicalize().unwrap());
+        assert_eq!(mount, None);
+    }
+
+    #[test]
+    fn a_child_that_does_not_end_is_not_waited_for() {
+        let spawn = |program: &str, arg: &str| {
+            let mut command = Command::new(program);
+            command.arg(arg).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let limit = Duration::from_millis(50);
+        assert_eq!(end_of(spawn("sleep", "60"), limit).unwrap(), None);
+        let limit = Duration::from_secs(60);
+        let (ok, text) = end_of(spawn("ls", "/absent"), limit).unwrap().unwrap();
+        assert!(!ok && !text.is_empty());
     }
 }

@@ -10,6 +10,7 @@ pub mod handle;
 pub mod map;
 pub mod memory;
 pub mod mounts;
+pub mod probe;
 pub mod process;
 pub mod schedule;
 pub mod uring;

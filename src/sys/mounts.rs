@@ -1,5 +1,5 @@
 //! A private copy of a mount without access times, read-only if asked: `open_tree(2)`, and
-//! `mount_setattr(2)`, which rustix lacks.
+//! `mount_setattr(2)`, which rustix lacks; and whether a mount is still there: `statmount(2)`.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -64,6 +64,86 @@ fn copy(dir: impl AsFd, set: u64) -> Result<OwnedFd, Errno> {
     };
     match rc {
         0 => Ok(copy),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
+}
+
+/// `struct mnt_id_req` of linux/mount.h, first version.
+#[repr(C)]
+struct MountRequest {
+    size: u32,
+    spare: u32,
+    mount: u64,
+    param: u64,
+}
+
+/// The same on all architectures that the libc crate has no name for it on.
+const SYS_STATMOUNT: libc::c_long = 457;
+
+/// `STATMOUNT_MNT_BASIC`: the mount's numbers.
+const STATMOUNT_MNT_BASIC: u64 = 2;
+
+/// The beginning of `struct statmount` of linux/mount.h, and room for all of it.
+#[repr(C)]
+struct MountAnswer {
+    size: u32,
+    options: u32,
+    mask: u64,
+    device_major: u32,
+    device_minor: u32,
+    magic: u64,
+    superblock_flags: u32,
+    kind: u32,
+    mount: u64,
+    parent: u64,
+    old_id: u32,
+    old_parent: u32,
+    rest: [u64; 64],
+}
+
+/// The number in mountinfo of the mount with this unique number (`STATX_MNT_ID_UNIQUE`), if it is
+/// in this mount namespace. Asks no file system: `statmount(2)`.
+///
+/// # Errors
+/// ENOENT when there is no such mount; EPERM when it cannot be reached from this process's root;
+/// ENOSYS before Linux 6.8.
+pub fn number_of(unique: u64) -> Result<u64, Errno> {
+    let request = MountRequest {
+        size: 24,
+        spare: 0,
+        mount: unique,
+        param: STATMOUNT_MNT_BASIC,
+    };
+    let mut answer = MountAnswer {
+        size: 0,
+        options: 0,
+        mask: 0,
+        device_major: 0,
+        device_minor: 0,
+        magic: 0,
+        superblock_flags: 0,
+        kind: 0,
+        mount: 0,
+        parent: 0,
+        old_id: 0,
+        old_parent: 0,
+        rest: [0; 64],
+    };
+    // SAFETY: the kernel reads `request`, whose size it is told in its first field, and writes no
+    // more than the given size at `answer`; both live through the call. Any bytes are a valid
+    // `MountAnswer`.
+    let rc = unsafe {
+        libc::syscall(
+            SYS_STATMOUNT,
+            &raw const request,
+            &raw mut answer,
+            size_of::<MountAnswer>(),
+            0,
+        )
+    };
+    match rc {
+        0 if answer.mask & STATMOUNT_MNT_BASIC != 0 => Ok(answer.old_id.into()),
+        0 => Err(Errno::NOSYS),
         _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use rustix::mount::MountFlags;
 
 use super::*;
-use crate::fuse::{MountState, mountinfo, runtime};
+use crate::fuse::{MountState, mountinfo, runtime, unmount};
 use crate::layer::{Dialect, LayerSpec, StackSpec};
 use crate::union::Options;
 
@@ -156,15 +156,58 @@ fn detached_mounts_in_use_are_aborted_by_the_second_step() {
     let mut config = fixture.config();
     config.register = false;
     let mounted = fixture.mount(&config).unwrap();
-    let minor = mounted.attachment.minor();
+    let control = Arc::clone(mounted.attachment.control());
     let mount = mounted.spawn().unwrap();
     let open = File::open(mount.mountpoint().join("file")).unwrap();
     unmount(mount.mountpoint(), true).unwrap();
-    if let Err(error) = crate::fuse::unmount::abort_connection(minor) {
+    if let Err(error) = control.abort() {
         assert!(!rustix::process::geteuid().is_root(), "{error}");
         eprintln!("skipped: fusectl is not mounted, and only root can: {error}");
         return;
     }
     mount.join().unwrap();
     assert!(io::read_to_string(&open).is_err());
+    assert!(!control.is_connected());
+    // Whoever has the number by now.
+    control
+        .abort()
+        .unwrap_or_else(|error| assert_eq!(error.kind(), io::ErrorKind::NotFound));
+}
+
+/// The kernel gives the number of a file system that is gone to the next one.
+#[test]
+fn a_used_number_aborts_and_detaches_nothing() {
+    let (Some(first), Some(second)) = (Fixture::new(), Fixture::new()) else {
+        return;
+    };
+    let config = |fixture: &Fixture| {
+        let mut config = fixture.config();
+        config.register = false;
+        config
+    };
+    // Other tests take numbers too.
+    for _ in 0..200 {
+        let mounted = first.mount(&config(&first)).unwrap();
+        let control = Arc::clone(mounted.attachment.control());
+        let own = mounted.attachment.own().clone();
+        mounted.spawn().unwrap().unmount().unwrap();
+        let next = second.mount(&config(&second)).unwrap();
+        let same = next.attachment.own().id().device == own.id().device;
+        let next = next.spawn().unwrap();
+        if same {
+            let point = next.mountpoint().to_owned();
+            assert!(!own.is_there() && !own.detach(true).unwrap());
+            control.read_ahead(4);
+            control.abort().unwrap();
+            assert_eq!(fs::read(point.join("file")).unwrap(), b"content");
+            let (major, minor) = own.id().device;
+            let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+            if let Ok(text) = fs::read_to_string(file) {
+                assert_ne!(text.trim(), "4");
+            }
+            return next.unmount().unwrap();
+        }
+        next.unmount().unwrap();
+    }
+    panic!("the kernel gave no number again");
 }

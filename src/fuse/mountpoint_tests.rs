@@ -1,0 +1,110 @@
+//! Which paths lead to a mountpoint, and which are refused because another user decides on them.
+
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+
+use super::*;
+
+/// Somebody else.
+const OTHER: Option<u32> = Some(65534);
+
+/// `base/dir/m`, and `base/link` that leads to `dir`; `None` without root, who makes others' files.
+fn tree() -> Option<(tempfile::TempDir, PathBuf)> {
+    if !rustix::process::geteuid().is_root() || !in_first_user_namespace() {
+        assert!(std::env::var_os("CI").is_none(), "root is needed in CI");
+        eprintln!("SKIPPED: needs root");
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().canonicalize().unwrap();
+    std::fs::create_dir_all(base.join("dir/m")).unwrap();
+    symlink("dir", base.join("link")).unwrap();
+    Some((dir, base))
+}
+
+fn refused(path: &Path) {
+    match Mountpoint::open(path) {
+        Err(Error::Mountpoint { source, .. }) => {
+            assert_eq!(source.kind(), io::ErrorKind::PermissionDenied, "{source}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn names_lead_where_the_kernel_goes() {
+    let Some((_dir, base)) = tree() else { return };
+    let leads = |from: &str| {
+        Mountpoint::open(&base.join(from))
+            .unwrap()
+            .path()
+            .to_owned()
+    };
+    assert_eq!(leads("dir/m"), base.join("dir/m"));
+    assert_eq!(leads("link/m"), base.join("dir/m"));
+    assert_eq!(leads("link/m/.././m/."), base.join("dir/m"));
+    assert_eq!(leads("link"), base.join("dir"));
+    symlink(base.join("link"), base.join("absolute")).unwrap();
+    assert_eq!(leads("absolute/m"), base.join("dir/m"));
+    symlink("loop", base.join("loop")).unwrap();
+    let error = Mountpoint::open(&base.join("loop")).unwrap_err();
+    assert!(std::error::Error::source(&error).is_some(), "{error}");
+    std::fs::write(base.join("file"), "").unwrap();
+    for path in ["file", "file/m", "absent", "absent/m", "dir/absent"] {
+        let error = Mountpoint::open(&base.join(path)).unwrap_err();
+        assert!(matches!(error, Error::Mountpoint { .. }), "{path}: {error}");
+    }
+    assert_eq!(
+        Mountpoint::open(Path::new("/")).unwrap().path(),
+        Path::new("/")
+    );
+}
+
+#[test]
+fn what_another_user_decides_on_is_not_followed() {
+    let Some((_dir, base)) = tree() else { return };
+    let theirs = base.join("theirs");
+    std::fs::create_dir_all(theirs.join("real/m")).unwrap();
+    for path in ["", "real", "real/m"] {
+        chown(theirs.join(path), OTHER, OTHER).unwrap();
+    }
+    assert!(Mountpoint::open(&theirs.join("real/m")).is_ok());
+    // Whoever the link belongs to: its owner could have moved it there.
+    symlink(base.join("dir"), theirs.join("out")).unwrap();
+    refused(&theirs.join("out/m"));
+    refused(&theirs.join("out"));
+    refused(&theirs.join("real/../real/m"));
+    // Below a directory of root's that is not where root put it.
+    std::fs::create_dir(theirs.join("real/m/roots")).unwrap();
+    symlink(base.join("dir"), theirs.join("real/m/roots/out")).unwrap();
+    refused(&theirs.join("real/m/roots/out/m"));
+    // A directory that others can write to.
+    let open = base.join("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+    symlink("../dir", open.join("out")).unwrap();
+    refused(&open.join("out/m"));
+    // As /tmp.
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o1777)).unwrap();
+    assert!(Mountpoint::open(&open.join("out/m")).is_ok());
+    symlink("../dir", open.join("planted")).unwrap();
+    std::os::unix::fs::lchown(open.join("planted"), OTHER, OTHER).unwrap();
+    refused(&open.join("planted/m"));
+}
+
+#[test]
+fn a_directory_is_told_from_its_successor() {
+    let Some((_dir, base)) = tree() else { return };
+    let path = base.join("dir/m");
+    let first = Mountpoint::open(&path).unwrap();
+    let id = first.id().unwrap();
+    assert_eq!(Mountpoint::open(&path).unwrap().id().unwrap(), id);
+    std::fs::rename(&path, base.join("away")).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert_ne!(Mountpoint::open(&path).unwrap().id().unwrap(), id);
+    assert_eq!(
+        Mountpoint::open(&base.join("away")).unwrap().id().unwrap(),
+        id
+    );
+    assert!(!first.may_be_mount());
+    assert!(Mountpoint::open(Path::new("/proc")).unwrap().may_be_mount());
+}

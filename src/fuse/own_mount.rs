@@ -1,0 +1,251 @@
+//! One mount, told from every other: who it is, whether it is still there, how to take it away.
+//!
+//! A path and a device number do not tell a mount: the kernel gives the anonymous device of a
+//! file system that is gone to the next one, and the next mount may be on the same directory. So
+//! a mount is recognised by the number that `STATX_MNT_ID_UNIQUE` gives (Linux 6.8), which no
+//! other mount gets before the next boot. Older kernels have the number of mountinfo only,
+//! which is used again once the mount is gone; together with the device number it is sure as
+//! long as something keeps the mount or its connection alive ([`OwnMount::detach`] asks for that).
+//!
+//! Nothing here asks the mount's server, so one that hangs does not block it.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+use super::mountinfo::{self, MountEntry};
+use super::unmount;
+use crate::sys::mounts::number_of;
+
+/// `STATX_MNT_ID_UNIQUE` of linux/stat.h.
+const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+/// So often a mount is looked for again when names change meanwhile.
+const ATTEMPTS: usize = 8;
+
+/// What tells a mount from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountId {
+    /// Given once between two boots; `None` before Linux 6.8.
+    pub unique: Option<u64>,
+    /// The number in mountinfo: used again once the mount is gone.
+    pub number: u64,
+    /// The file system's device number: used again once the file system is gone.
+    pub device: (u32, u32),
+}
+
+impl MountId {
+    /// Of the mount that a descriptor is in. As long as that is open, no number is used again.
+    ///
+    /// # Errors
+    /// When /proc cannot be read, or the mount is in no mount table of this process.
+    pub fn of(dir: impl AsFd) -> io::Result<Self> {
+        let dir = dir.as_fd();
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        match rustix::fs::statx(dir, c"", flags, UNIQUE) {
+            Ok(st) => {
+                let granted = st.stx_mask & UNIQUE.bits() != 0;
+                Ok(Self {
+                    unique: granted.then_some(st.stx_mnt_id),
+                    number: number(dir)?,
+                    device: (st.stx_dev_major, st.stx_dev_minor),
+                })
+            }
+            // A FUSE mount of somebody who let nobody else in.
+            Err(Errno::ACCESS) => {
+                let number = number(dir)?;
+                let mounts = mountinfo::list()?;
+                let entry = mounts.into_iter().find(|entry| entry.id == number);
+                let entry = entry.ok_or(io::ErrorKind::NotFound)?;
+                Ok(Self {
+                    unique: None,
+                    number,
+                    device: entry.device,
+                })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether both are the same mount.
+    pub fn is(&self, other: &Self) -> bool {
+        match (self.unique, other.unique) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => (self.number, self.device) == (other.number, other.device),
+        }
+    }
+
+    /// This mount's line of the mount table, if it is in this mount namespace.
+    pub fn entry<'a>(&self, mounts: &'a [MountEntry]) -> Option<&'a MountEntry> {
+        let number = match self.unique.map(number_of) {
+            Some(Ok(number)) => number,
+            // Gone, or in another mount namespace.
+            Some(Err(Errno::NOENT)) => return None,
+            _ => self.number,
+        };
+        mounts
+            .iter()
+            .find(|entry| entry.id == number && entry.device == self.device)
+    }
+}
+
+/// The number of a descriptor's mount in mountinfo, whoever may look into the mount.
+fn number(dir: impl AsFd) -> io::Result<u64> {
+    let file = format!("/proc/thread-self/fdinfo/{}", dir.as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(file)?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
+        .ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
+/// A mount that is ours to take away.
+#[derive(Clone, Debug)]
+pub struct OwnMount {
+    id: MountId,
+    mountpoint: PathBuf,
+}
+
+impl OwnMount {
+    /// The mount whose root is open as `root`; it was put on `mountpoint`.
+    ///
+    /// # Errors
+    /// As [`MountId::of`].
+    pub fn new(root: impl AsFd, mountpoint: &Path) -> io::Result<Self> {
+        Ok(Self {
+            id: MountId::of(root)?,
+            mountpoint: mountpoint.to_owned(),
+        })
+    }
+
+    /// One that is nowhere.
+    #[cfg(test)]
+    pub(super) fn unmounted(mountpoint: &Path) -> Self {
+        let id = MountId {
+            unique: Some(u64::MAX),
+            number: u64::MAX,
+            device: (0, 0),
+        };
+        Self {
+            id,
+            mountpoint: mountpoint.to_owned(),
+        }
+    }
+
+    /// What tells it from others.
+    pub fn id(&self) -> MountId {
+        self.id
+    }
+
+    /// Where it was mounted: absolute, without symlinks.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Whether it is in the mount table, wherever its directory was moved to.
+    pub fn is_there(&self) -> bool {
+        mountinfo::list().is_ok_and(|mounts| self.id.entry(&mounts).is_some())
+    }
+
+    /// Takes it away, also while it is in use; no other mount is touched. `false`: there is
+    /// nothing to take away any more, or `connected` is false where only a live connection says
+    /// that the numbers are still ours (before Linux 6.8).
+    ///
+    /// # Errors
+    /// [`Error::Unmount`] with the reason: something is mounted over it, or not permitted.
+    pub fn detach(&self, connected: bool) -> Result<bool> {
+        if self.id.unique.is_none() && !connected {
+            return Ok(false);
+        }
+        let failed = |text: String| Error::Unmount {
+            path: self.mountpoint.clone(),
+            text,
+        };
+        for _ in 0..ATTEMPTS {
+            let mounts = mountinfo::list().map_err(|error| failed(error.to_string()))?;
+            let Some(entry) = self.id.entry(&mounts) else {
+                return Ok(false);
+            };
+            // Wherever the name leads by now: only what it finds counts.
+            if let Some(root) = self.open_at(&entry.mountpoint) {
+                return unmount::detach_open(&root, &entry.mountpoint).map(|()| true);
+            }
+        }
+        Err(failed("something else is mounted over it".into()))
+    }
+
+    /// The root of this mount, if `path` leads to it.
+    fn open_at(&self, path: &Path) -> Option<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+        let found = MountId::of(&root).ok()?;
+        self.id.is(&found).then_some(root)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> OwnedFd {
+        rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+    }
+
+    #[test]
+    fn a_mount_is_itself_and_in_the_table() {
+        let id = MountId::of(root()).unwrap();
+        let mounts = mountinfo::list().unwrap();
+        let entry = id.entry(&mounts).unwrap();
+        assert_eq!(entry.mountpoint, Path::new("/proc"));
+        assert!(id.is(&MountId::of(root()).unwrap()));
+        let json = serde_json::to_string(&id).unwrap();
+        assert_eq!(serde_json::from_str::<MountId>(&json).unwrap(), id);
+    }
+
+    /// Path, device and number may be the same: the unique number decides where there is one.
+    #[test]
+    fn equal_numbers_are_not_the_same_mount() {
+        let id = MountId::of(root()).unwrap();
+        let Some(unique) = id.unique else {
+            eprintln!("SKIPPED: the kernel has no unique mount numbers");
+            return;
+        };
+        let later = MountId {
+            unique: Some(unique + (1 << 40)),
+            ..id
+        };
+        assert!(!id.is(&later));
+        assert_eq!(later.entry(&mountinfo::list().unwrap()), None);
+        let own = OwnMount {
+            id: later,
+            mountpoint: "/proc".into(),
+        };
+        assert!(!own.is_there());
+        assert!(!own.detach(true).unwrap());
+    }
+
+    /// As on a kernel without unique numbers.
+    #[test]
+    fn without_unique_numbers_a_live_connection_is_needed() {
+        let id = MountId {
+            unique: None,
+            ..MountId::of(root()).unwrap()
+        };
+        assert!(id.entry(&mountinfo::list().unwrap()).is_some());
+        let own = OwnMount {
+            id,
+            mountpoint: "/proc".into(),
+        };
+        assert!(own.is_there());
+        assert!(!own.detach(false).unwrap());
+        let other = MountId {
+            device: (id.device.0, id.device.1 + 1),
+            ..id
+        };
+        assert!(!id.is(&other));
+        assert_eq!(other.entry(&mountinfo::list().unwrap()), None);
+    }
+}
