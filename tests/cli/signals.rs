@@ -55,6 +55,15 @@ fn command(home: &Home, args: &[&str]) -> Command {
     command
 }
 
+/// Whether the thread that waits for signals is there.
+fn handles_signals(process: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task"));
+    let mut tasks = tasks.into_iter().flatten().flatten();
+    tasks.any(|task| {
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "signals\n")
+    })
+}
+
 /// The beginning of a tar of one large file.
 fn beginning() -> Vec<u8> {
     let mut header = tar::Header::new_ustar();
@@ -119,7 +128,7 @@ fn load() {
     let start = || {
         let mut child = piped(&home, &["load"]);
         pipes.lock().unwrap().push(child.stdin.take());
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        wait_until("signals are waited for", || handles_signals(child.id()));
         child
     };
     ends_clean(&home, start, || true);

@@ -2,8 +2,9 @@
 //! and never wait for each other in a circle, in whatever order they meet the layers.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -108,12 +109,9 @@ fn all_end(mut children: Vec<Child>) -> Vec<String> {
     let mut texts = Vec::new();
     for mut child in children {
         let mut text = String::new();
-        child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut text)
-            .unwrap();
+        if let Some(mut stderr) = child.stderr.take() {
+            stderr.read_to_string(&mut text).unwrap();
+        }
         assert!(child.wait().unwrap().success(), "{text}");
         texts.push(text);
     }
@@ -146,7 +144,19 @@ fn pulls_of_one_image_share_its_downloads() {
         return;
     }
     let (home, server) = registry();
-    let proxy = slow(&server);
+    // No layer comes before all four have begun: each asks for the configuration first.
+    let config = id(&home, &home.text("maker"), "order:0");
+    let begun = AtomicUsize::new(0);
+    let proxy = Proxy::start(server.port, move |asked: &Asked| {
+        if asked.is_blob() && asked.path.ends_with(&config) {
+            begun.fetch_add(1, Ordering::SeqCst);
+        } else if asked.is_blob() {
+            crate::support::wait_until("all have begun", || begun.load(Ordering::SeqCst) == 4);
+            // Until they have met the downloads of each other.
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        Act::Pass
+    });
     let name = proxy.name("order:0");
     let children: Vec<Child> = (0..4).map(|_| start(&home, &["pull", &name])).collect();
     let processes: Vec<String> = children
@@ -223,12 +233,19 @@ fn what_a_killed_pull_has_begun_another_goes_on_with() {
         sizes.filter(|size| *size == 1000).count() == 3
     });
     let proxy = Proxy::start(server.port, |_: &Asked| Act::Pass);
-    let second = start(&home, &["pull", &proxy.name("order:1")]);
-    std::thread::sleep(Duration::from_millis(300));
+    let mut second = start(&home, &["pull", &proxy.name("order:1")]);
+    // Not before it waits for all three.
+    let mut lines = BufReader::new(second.stderr.take().unwrap()).lines();
+    let waiting = |line: &String| line.contains("waiting for the download");
+    let waits = lines.by_ref().map(Result::unwrap).filter(waiting).take(3);
+    assert_eq!(waits.count(), 3);
     first.kill().unwrap();
     first.wait().unwrap();
-    let texts = all_end(vec![second]);
-    assert!(texts[0].contains("waiting for the download"), "{texts:?}");
-    assert!(texts[0].contains("going on after 1.00kB"), "{texts:?}");
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    all_end(vec![second]);
+    let going_on = rest
+        .iter()
+        .filter(|line| line.contains("going on after 1.00kB"));
+    assert_eq!(going_on.count(), 3, "{rest:?}");
     assert_whole(&home, 1, 0);
 }
