@@ -149,14 +149,14 @@ fn change_behind(rng: &mut Rng) -> Act {
     }
 }
 
-/// What root does; `writes` is whether it also writes, after which the content of a set-id
-/// program says nothing any more.
-fn roots(rng: &mut Rng, writes: bool) -> Act {
+/// What root does. `writes` is whether it also writes, after which the content of a set-id program
+/// says nothing any more; `opens` whether it changes owners and modes, after which others may read.
+fn roots(rng: &mut Rng, (writes, opens): (bool, bool)) -> Act {
     let path = generate::path(rng);
     let mode = rng.pick(&[0o644u32, 0o755, 0o600, 0o777]);
     match rng.below(12) {
-        0..=1 => Act::Do(Op::Chmod(path, mode)),
-        2 => Act::Do(Op::Chown(path, 1000, 1000)),
+        0..=1 if opens => Act::Do(Op::Chmod(path, mode)),
+        2 if opens => Act::Do(Op::Chown(path, 1000, 1000)),
         3 => Act::Do(Op::Utimens(path, (1, 1), (2, 2))),
         4 => Act::Do(Op::Setxattr(path, b"user.x".to_vec(), b"root".to_vec(), 0)),
         5 => Act::Do(Op::Removexattr(path, b"user.x".to_vec())),
@@ -173,7 +173,7 @@ fn roots(rng: &mut Rng, writes: bool) -> Act {
 fn plan(seed: u64, program: &[u8]) -> Plan {
     let mut rng = Rng(seed);
     let layers = generate::layers(&mut rng, program);
-    let writes = rng.one_in(2);
+    let may = (rng.one_in(2), rng.one_in(2));
     let mut script = Vec::new();
     let mut push = |who, act| script.push(Step { who, act });
     // The upper has something.
@@ -186,7 +186,7 @@ fn plan(seed: u64, program: &[u8]) -> Plan {
     for _ in 0..15 + rng.below(40) {
         match rng.pick(&ALL) {
             _ if rng.one_in(3) => push(BEHIND, change_behind(&mut rng)),
-            who if who.uid == 0 => push(who, roots(&mut rng, writes)),
+            who if who.uid == 0 => push(who, roots(&mut rng, may)),
             who => push(who, generate::act(&mut rng)),
         }
     }
@@ -234,6 +234,12 @@ fn bits_may_stay(plan: &Plan) -> bool {
     plan.script.iter().any(writes)
 }
 
+/// Root lets others read files in this plan.
+fn opens_files(plan: &Plan) -> bool {
+    let opens = |step: &Step| matches!(step.act, Act::Do(Op::Chmod(..) | Op::Chown(..)));
+    plan.script.iter().any(|s| s.who.uid == 0 && opens(s))
+}
+
 /// Runs a plan; what went wrong. `spoil` plants something at the end, for the oracle.
 pub(crate) fn run(fs: &Fs, plan: &Plan, spoil: Option<&dyn Fn(&Scene)>) -> Vec<String> {
     let mut scene = match Scene::set(fs, plan) {
@@ -241,6 +247,7 @@ pub(crate) fn run(fs: &Fs, plan: &Plan, spoil: Option<&dyn Fn(&Scene)>) -> Vec<S
         Err(e) => return vec![e],
     };
     let (mut found, mut flipping) = (Vec::new(), None);
+    let opened = opens_files(plan);
     for (number, step) in plan.script.iter().enumerate() {
         let behind = step.who.behind;
         if let Some(flip) = flipping.take_if(|_| behind) {
@@ -248,6 +255,7 @@ pub(crate) fn run(fs: &Fs, plan: &Plan, spoil: Option<&dyn Fn(&Scene)>) -> Vec<S
                 &plan.script[flip],
                 flip,
                 &scene.actor(&plan.script, flip).receive(),
+                opened,
             ));
         }
         let actor = scene.actor(&plan.script, number);
@@ -256,7 +264,7 @@ pub(crate) fn run(fs: &Fs, plan: &Plan, spoil: Option<&dyn Fn(&Scene)>) -> Vec<S
             flipping = Some(number);
             continue;
         }
-        found.extend(wrong(step, number, &actor.receive()));
+        found.extend(wrong(step, number, &actor.receive(), opened));
         if !found.is_empty() {
             return found;
         }

@@ -156,7 +156,7 @@ fn secrets_and_hangs_are_wrong() {
         who: who(name),
         act: Act::Do(Op::Read(b"pub/secret".to_vec())),
     };
-    let is_wrong = |name, text: &str| wrong(&step(name), 0, &Ok(text.to_owned())).is_some();
+    let is_wrong = |name, text: &str| wrong(&step(name), 0, &Ok(text.to_owned()), false).is_some();
     assert!(is_wrong("one", INSIDE) && !is_wrong("root", INSIDE));
     assert!(is_wrong("one", OUTSIDE) && is_wrong("root", OUTSIDE));
     assert!(is_wrong("root", HANG) && !is_wrong("one", "text"));
