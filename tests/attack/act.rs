@@ -139,6 +139,7 @@ impl Hands {
             Op::Write(p, ..) | Op::Truncate(p, _) | Op::Fallocate(p, ..) => {
                 Some(answer(mode_with(&self.runner.at(p), AtFlags::empty())))
             }
+            Op::Chown(p, ..) => Some(answer(mode(&self.runner.at(p)))),
             Op::Open(h, ..) | Op::Held(h, HOp::Reopen(..)) => Some(self.held_mode(*h)),
             Op::Held(_, HOp::CopyRange(_, to, ..)) => Some(self.held_mode(*to)),
             Op::Held(

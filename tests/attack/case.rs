@@ -196,13 +196,28 @@ fn answers(left: &mut Scene, right: &mut Scene, plan: &Plan, found: &mut Vec<Str
     true
 }
 
+/// Without the bit that gives no right, see [`bits_fell_otherwise`].
+fn rights(mode: u32) -> u32 {
+    let no_right = mode & libc::S_IFMT == libc::S_IFREG && mode & 0o10 == 0;
+    if no_right { mode & !SGID } else { mode }
+}
+
+fn list(root: &Path) -> Tree {
+    let mut tree = tree::list(root);
+    for entry in tree.values_mut() {
+        entry.mode = rights(entry.mode);
+    }
+    tree
+}
+
 /// The modes that the caches of `right` have, beside what is right.
 fn modes(tree: &Tree, right: &Path) -> Vec<String> {
     let differs = |(path, entry): (&Vec<u8>, &tree::Entry)| {
         let now = answer(mode(&tree::at(right, path)));
-        let expected = Ok(format!("mode {:o}", entry.mode));
+        let expected = format!("mode {:o}", entry.mode);
+        let same = mode_of(&now).is_some_and(|(_, mode)| rights(mode) == entry.mode);
         let name = crate::common::escape(path);
-        (now != expected).then(|| format!("/{name}: cached {now:?}, left {expected:?}"))
+        (!same).then(|| format!("/{name}: cached {now:?}, left {expected:?}"))
     };
     tree.iter().filter_map(differs).collect()
 }
@@ -229,15 +244,15 @@ pub(crate) fn compare(
         spoil(&right);
     }
     if whole {
-        let kernel = tree::list(left.mnt());
+        let kernel = list(left.mnt());
         found.extend(modes(&kernel, right.mnt()));
-        let ours = tree::list(right.mnt());
+        let ours = list(right.mnt());
         found.extend(tree::diff(&kernel, &ours, &mask));
         found.extend(copies_of_the_secret(&ours, right.scratch.path()));
         right.unmount();
         match KERNEL.try_mount(&right.stack) {
             Ok(mounted) => {
-                let again = tree::diff(&ours, &tree::list(mounted.path()), &mask);
+                let again = tree::diff(&ours, &list(mounted.path()), &mask);
                 let again = again
                     .into_iter()
                     .map(|l| format!("mounted by the kernel: {l}"));
