@@ -150,3 +150,27 @@ fn sources(file: &Path) -> Vec<PathBuf> {
     all.extend(beside.is_file().then_some(beside));
     all
 }
+
+/// Links between the documents lead to files that exist.
+#[test]
+fn every_link_to_a_file_leads_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut documents: Vec<PathBuf> = ["", "docs", "docs/guide"]
+        .iter()
+        .flat_map(|folder| fs::read_dir(root.join(folder)).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    documents.retain(|path| path.extension().is_some_and(|e| e == "md"));
+    let mut broken = Vec::new();
+    for document in &documents {
+        let text = fs::read_to_string(document).unwrap();
+        let targets = text.split("](").skip(1);
+        for target in targets.filter_map(|rest| rest.split([')', '#']).next()) {
+            let is_file = !target.is_empty() && !target.contains("://");
+            if is_file && !document.parent().unwrap().join(target).exists() {
+                broken.push(format!("{}: {target}", document.display()));
+            }
+        }
+    }
+    assert!(documents.len() > 10 && broken.is_empty(), "{broken:#?}");
+}
