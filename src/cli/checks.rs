@@ -97,10 +97,10 @@ pub(super) fn open_dir(role: &str, path: &Path) -> anyhow::Result<OpenDir> {
     let shown = path.display();
     match OpenDir::open(path) {
         Ok(dir) => Ok(dir),
-        Err(e) if e.source == Errno::NOENT => {
+        Err(e) if e.is(Errno::NOENT) => {
             bail!("{role} {shown} does not exist: create it or correct the path")
         }
-        Err(e) if e.source == Errno::NOTDIR => {
+        Err(e) if e.is(Errno::NOTDIR) => {
             bail!("{role} {shown} is not a directory: name a directory")
         }
         Err(e) => Err(e.source).with_context(|| format!("cannot use {role} {shown}")),

@@ -1,32 +1,23 @@
 //! A directory named by a path, opened once: what is checked is what is then mounted on, or
 //! unmounted, whatever becomes of the names on the way.
 //!
-//! Names are followed as the kernel follows them, but for those that another user decides on.
-//! Where a directory on the way belongs to somebody else, or others may write to it, no symlink
-//! and no `..` is followed from there on: its owner could lead us anywhere. In a directory such as
-//! /tmp (sticky) symlinks of root and of ourselves are. In a user namespace, where we are nobody
-//! outside of it, all names are followed.
+//! Names are followed as [`crate::sys::walk`] follows them: not those that another user decides on.
 //!
 //! No server is asked about its own mountpoint, so a hung one can be opened. One that lies on the
 //! way to another is asked whether it answers first.
 
-use std::collections::VecDeque;
-use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
+use rustix::fs::{FileType, StatxFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
 use super::own_mount::MountId;
 use super::{mountinfo, unmount};
-
-/// As the kernel has it (MAXSYMLINKS).
-const MAX_LINKS: usize = 40;
+use crate::sys::walk::{self, Trust, is_mount_root, look};
 
 /// A directory to mount on, or what is mounted there.
 #[derive(Debug)]
@@ -53,25 +44,20 @@ impl Mountpoint {
             path: path.to_owned(),
             source,
         };
-        let mut walk = Walk::new(path).map_err(failed)?;
-        while let Some(name) = walk.todo.pop_front() {
-            walk.step(&name).map_err(|stop| match stop {
-                Stop::Failed(source) => failed(source),
-                Stop::Silent(path) => Error::Silent { path },
-            })?;
-        }
-        if walk.kind() != Some(FileType::Directory) {
+        let trust = Trust::in_first_user_namespace();
+        let dir = walk::open(path, trust, ask).map_err(|stop| match stop {
+            Stop::Failed(source) => failed(source),
+            Stop::Silent(path) => Error::Silent { path },
+        })?;
+        if walk::kind(&dir) != Some(FileType::Directory) {
             return Err(failed(Errno::NOTDIR.into()));
         }
-        let link = format!("/proc/thread-self/fd/{}", walk.dir.as_raw_fd());
+        let link = format!("/proc/thread-self/fd/{}", dir.as_raw_fd());
         let path = std::fs::read_link(link).map_err(failed)?;
         if !path.is_absolute() {
             return Err(failed(Errno::NOENT.into()));
         }
-        Ok(Self {
-            dir: walk.dir,
-            path,
-        })
+        Ok(Self { dir, path })
     }
 
     /// Its path: absolute, without symlinks. For messages and records, as it may lead somewhere
@@ -141,186 +127,23 @@ enum Stop {
     Silent(PathBuf),
 }
 
-impl<E: Into<io::Error>> From<E> for Stop {
-    fn from(error: E) -> Self {
-        Self::Failed(error.into())
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
     }
 }
 
-/// On the way to a directory, one name at a time.
-struct Walk {
-    dir: OwnedFd,
-    todo: VecDeque<OsString>,
-    links: usize,
-    /// Another user decides on names from here on.
-    foreign: bool,
-    /// Ours and root's; `None`: everybody.
-    trusted: Option<[u32; 2]>,
-}
-
-impl Walk {
-    fn new(path: &Path) -> io::Result<Self> {
-        let from = match path.is_absolute() {
-            true => "/",
-            false if path.as_os_str().is_empty() => return Err(Errno::NOENT.into()),
-            false => ".",
-        };
-        let mut walk = Self {
-            dir: rustix::fs::open(from, DIRECTORY, Mode::empty())?,
-            todo: names(path).collect(),
-            links: 0,
-            foreign: false,
-            trusted: in_first_user_namespace().then(|| [0, rustix::process::geteuid().as_raw()]),
-        };
-        walk.enter(look(walk.dir.as_fd(), OWNER)?);
-        Ok(walk)
+/// Of a mount on the way: it must answer, and only a unionfs says the owners that its layers have.
+fn ask(root: &OwnedFd) -> std::result::Result<bool, Stop> {
+    let id = MountId::of(root)?;
+    let mounts = mountinfo::list()?;
+    let Some(entry) = id.entry(&mounts).filter(|entry| entry.is_fuse()) else {
+        return Ok(false);
+    };
+    if unmount::is_silent(root)? {
+        return Err(Stop::Silent(entry.mountpoint.clone()));
     }
-
-    fn kind(&self) -> Option<FileType> {
-        match look(self.dir.as_fd(), StatxFlags::TYPE) {
-            Ok(st) => Some(FileType::from_raw_mode(st.stx_mode.into())),
-            // The root of somebody's FUSE mount.
-            Err(Errno::ACCESS) => Some(FileType::Directory),
-            Err(_) => None,
-        }
-    }
-
-    fn step(&mut self, name: &OsStr) -> std::result::Result<(), Stop> {
-        if name == ".." && self.foreign {
-            return Err(foreign("..").into());
-        }
-        let last = self.todo.is_empty();
-        // With O_DIRECTORY first: it has file systems mounted that wait for it (autofs).
-        let next = match rustix::fs::openat(&self.dir, name, DIRECTORY, Mode::empty()) {
-            Err(Errno::NOTDIR | Errno::LOOP) => {
-                rustix::fs::openat(&self.dir, name, ANYTHING, Mode::empty())?
-            }
-            other => other?,
-        };
-        let st = match look(next.as_fd(), OWNER) {
-            Err(Errno::ACCESS) if last => {
-                self.dir = next;
-                return Ok(());
-            }
-            other => other?,
-        };
-        match FileType::from_raw_mode(st.stx_mode.into()) {
-            FileType::Symlink => self.follow(&next, st.stx_uid, name)?,
-            FileType::Directory => {
-                if !last && is_mount_root(&st) && st.stx_dev_major == 0 {
-                    self.ask(&next)?;
-                }
-                self.dir = next;
-                self.enter(st);
-            }
-            _ if last => self.dir = next,
-            _ => return Err(Errno::NOTDIR.into()),
-        }
-        Ok(())
-    }
-
-    /// Who decides on the names in the directory that was entered.
-    fn enter(&mut self, st: Statx) {
-        let Some(trusted) = self.trusted else {
-            return;
-        };
-        self.foreign |= !trusted.contains(&st.stx_uid) || (open_to_others(&st) && !is_sticky(&st));
-    }
-
-    fn follow(
-        &mut self,
-        link: &OwnedFd,
-        owner: u32,
-        name: &OsStr,
-    ) -> std::result::Result<(), Stop> {
-        let trusted = self.trusted.is_none_or(|trusted| trusted.contains(&owner));
-        let shared = || look(self.dir.as_fd(), OWNER).is_ok_and(|st| open_to_others(&st));
-        if self.foreign || (!trusted && shared()) {
-            return Err(foreign(&name.to_string_lossy()).into());
-        }
-        self.links += 1;
-        if self.links > MAX_LINKS {
-            return Err(Errno::LOOP.into());
-        }
-        let target = rustix::fs::readlinkat(link, c"", Vec::new())?;
-        let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
-        if target.is_absolute() {
-            self.dir = rustix::fs::open("/", DIRECTORY, Mode::empty())?;
-        }
-        for name in names(&target).rev() {
-            self.todo.push_front(name);
-        }
-        Ok(())
-    }
-
-    /// Of a mount on the way: whether it answers, and whom it belongs to.
-    fn ask(&mut self, root: &OwnedFd) -> std::result::Result<(), Stop> {
-        let id = MountId::of(root)?;
-        let mounts = mountinfo::list()?;
-        let Some(entry) = id.entry(&mounts).filter(|entry| entry.is_fuse()) else {
-            return Ok(());
-        };
-        if unmount::is_silent(root)? {
-            return Err(Stop::Silent(entry.mountpoint.clone()));
-        }
-        // Its server says what owners it likes.
-        self.foreign |= self.trusted.is_some() && !entry.is_unionfs();
-        Ok(())
-    }
-}
-
-/// Names of a path in order. A dot leads nowhere.
-fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
-    path.components().filter_map(|part| match part {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        _ => None,
-    })
-}
-
-const ANYTHING: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-const DIRECTORY: OFlags = ANYTHING.union(OFlags::DIRECTORY);
-const OWNER: StatxFlags = StatxFlags::TYPE
-    .union(StatxFlags::MODE)
-    .union(StatxFlags::UID);
-
-fn look(file: BorrowedFd<'_>, mask: StatxFlags) -> rustix::io::Result<Statx> {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-    rustix::fs::statx(file, c"", flags, mask)
-}
-
-/// Before Linux 5.8 the kernel does not say.
-fn is_mount_root(st: &Statx) -> bool {
-    !st.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT)
-        || st.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
-}
-
-fn open_to_others(st: &Statx) -> bool {
-    st.stx_mode & 0o022 != 0
-}
-
-fn is_sticky(st: &Statx) -> bool {
-    st.stx_mode & 0o1000 != 0
-}
-
-fn foreign(name: &str) -> io::Error {
-    let text = format!(
-        "{name:?} on the way is in a directory that another user may change, and could lead \
-         anywhere: give the path without symlinks and .."
-    );
-    io::Error::new(io::ErrorKind::PermissionDenied, text)
-}
-
-/// Elsewhere our rights end where those of the namespace's owner do.
-fn in_first_user_namespace() -> bool {
-    std::fs::read("/proc/self/uid_map").is_ok_and(|map| {
-        let mut numbers = map
-            .split(|b| b.is_ascii_whitespace())
-            .filter(|n| !n.is_empty());
-        [&b"0"[..], b"0", b"4294967295"]
-            .into_iter()
-            .all(|wanted| numbers.next() == Some(wanted))
-    })
+    Ok(!entry.is_unionfs())
 }
 
 #[cfg(test)]

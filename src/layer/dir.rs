@@ -5,12 +5,15 @@
 //! Nothing is opened or decided by it.
 
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+
+use crate::sys::walk::{self, Trust};
 
 /// Why a directory could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +22,14 @@ pub struct OpenError {
     /// The path that was given.
     pub path: PathBuf,
     /// ENOENT, ENOTDIR, EACCES, or what else open(2) gives.
-    pub source: Errno,
+    pub source: io::Error,
+}
+
+impl OpenError {
+    /// Whether open(2) gave this error.
+    pub fn is(&self, errno: Errno) -> bool {
+        Errno::from_io_error(&self.source) == Some(errno)
+    }
 }
 
 /// A directory held open. Copies share the descriptor, which is open for reading where that is
@@ -33,17 +43,26 @@ pub struct OpenDir {
 }
 
 impl OpenDir {
-    /// Opens a directory, once. Its path is from then on the one the kernel knows.
+    /// Opens a directory, once. Its path is from then on the one the kernel knows. Root follows no
+    /// symlink on the way that another user decides on ([`walk`]).
     ///
     /// # Errors
-    /// [`OpenError`] when there is none, or it cannot be opened.
+    /// [`OpenError`] when there is none, it cannot be opened, or another user decides where the path
+    /// leads (EACCES).
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
-        let fail = |source| OpenError {
+        let fail = |source: Errno| OpenError {
+            path: path.to_owned(),
+            source: source.into(),
+        };
+        let found = walk::open_directory(path, Trust::of_root()).map_err(|source| OpenError {
             path: path.to_owned(),
             source,
+        })?;
+        let open = |flags: OFlags| match flags.contains(OFlags::PATH) {
+            true => rustix::io::fcntl_dupfd_cloexec(&found, 0),
+            false => rustix::fs::openat(&found, c".", flags, Mode::empty()),
         };
-        let open = |flags| rustix::fs::openat(CWD, path, flags, Mode::empty());
         let mut dir = Self::open_by(path, open).map_err(fail)?;
         match path_of(&dir.fd) {
             Some(shown) => dir.path = shown.into(),

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::error::{Error, Result};
 use crate::layer::OpenDir;
 use crate::layer::dir::path_of;
+use crate::sys::walk::{self, Trust};
 
 /// The most read from a file that holds one digest, ID or number, in bytes.
 pub(crate) const SMALL: u64 = 4 << 10;
@@ -32,9 +33,8 @@ pub(crate) struct Beneath {
 impl Beneath {
     /// Opens the root itself; only here may a symlink be followed.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd =
-            rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::io("open", path, e))?;
+        let fd = walk::open_directory(path, Trust::of_root())
+            .map_err(|source| Error::opening(path, source))?;
         // Of what is open, not of the name, which may be another directory's by now.
         let path = path_of(&fd).ok_or_else(|| Error::io("open", path, Errno::NOENT))?;
         let links = Mutex::new(None);

@@ -26,6 +26,14 @@ pub enum Error {
         /// The errno.
         source: Errno,
     },
+    /// Another user decides where a path leads that root was given.
+    #[error("cannot open {path:?}: {source}")]
+    Foreign {
+        /// The path.
+        path: PathBuf,
+        /// Which name on the way it is.
+        source: std::io::Error,
+    },
     /// A metadata file is larger than any real one.
     #[error("{path:?} is larger than {limit} bytes: not a metadata file of an image store")]
     TooLarge {
@@ -376,7 +384,17 @@ impl Error {
     }
 
     pub(crate) fn open(error: OpenError) -> Self {
-        Self::io("open", &error.path, error.source)
+        Self::opening(&error.path, error.source)
+    }
+
+    pub(crate) fn opening(path: &Path, source: std::io::Error) -> Self {
+        match Errno::from_io_error(&source) {
+            Some(errno) => Self::io("open", path, errno),
+            None => Self::Foreign {
+                path: path.to_owned(),
+                source,
+            },
+        }
     }
 
     /// The errno that a failing system call gave, if one did.

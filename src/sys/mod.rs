@@ -14,5 +14,6 @@ pub mod probe;
 pub mod process;
 pub mod schedule;
 pub mod uring;
+pub mod walk;
 pub mod writeback;
 pub mod xattrat;

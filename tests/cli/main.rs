@@ -18,6 +18,7 @@ mod killed_intake;
 mod killed_store;
 mod lifecycle;
 mod mount_cost;
+mod others_paths;
 mod output;
 mod own_store;
 mod plain_user;

@@ -1,0 +1,263 @@
+//! The way to a file, one name at a time: symlinks are followed as the kernel follows them, but for
+//! those that another user decides on.
+//!
+//! Where a directory on the way belongs to somebody else, or others may write to it, no symlink
+//! and no `..` is followed from there on: its owner could lead us anywhere. In a directory such as
+//! /tmp (sticky) symlinks of root and of ourselves are. In a user namespace, where we are nobody
+//! outside of it, all names are followed.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags,
+};
+use rustix::io::Errno;
+
+/// As the kernel has it (MAXSYMLINKS).
+const MAX_LINKS: usize = 40;
+
+/// Whom a directory on the way must belong to, so that symlinks in it are followed.
+#[derive(Clone, Copy, Debug)]
+pub enum Trust {
+    /// Everybody: our rights end where those of the user end.
+    All,
+    /// Root and ourselves.
+    RootAndUs,
+}
+
+impl Trust {
+    /// Of a process that may reach what other users cannot: one in the first user namespace.
+    pub fn in_first_user_namespace() -> Self {
+        match is_in_first_user_namespace() {
+            true => Self::RootAndUs,
+            false => Self::All,
+        }
+    }
+
+    /// The same, for root only: others reach by a symlink what they reach anyway.
+    pub fn of_root() -> Self {
+        match rustix::process::geteuid().is_root() {
+            true => Self::in_first_user_namespace(),
+            false => Self::All,
+        }
+    }
+}
+
+/// Opens what `path` leads to, as `O_PATH`. Told of each root of a mount on the way that has no disk,
+/// `on_mount` says whether another user decides on the names in it.
+///
+/// # Errors
+/// Those of openat(2); EACCES with a text when another user decides where the path leads; those of
+/// `on_mount`.
+pub fn open<E: From<io::Error>>(
+    path: &Path,
+    trust: Trust,
+    mut on_mount: impl FnMut(&OwnedFd) -> Result<bool, E>,
+) -> Result<OwnedFd, E> {
+    let mut walk = Walk::new(path, trust)?;
+    while let Some(name) = walk.todo.pop_front() {
+        walk.step(&name, &mut on_mount)?;
+    }
+    Ok(walk.dir)
+}
+
+/// A directory that root names, as `O_PATH`: symlinks that another user decides on are not
+/// followed. A path without symlinks costs one system call.
+///
+/// # Errors
+/// As [`open`]; ENOTDIR when it is no directory.
+pub fn open_directory(path: &Path, trust: Trust) -> io::Result<OwnedFd> {
+    let whole = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // A descriptor of ours: there is no name that somebody could exchange.
+    let ours = path.starts_with("/proc/self/fd") || path.starts_with("/proc/thread-self/fd");
+    if ours || matches!(trust, Trust::All) {
+        return Ok(rustix::fs::open(path, whole, Mode::empty())?);
+    }
+    if !path.components().any(|part| part == Component::ParentDir) {
+        let plain = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        match rustix::fs::openat2(CWD, path, whole, Mode::empty(), plain) {
+            Err(Errno::LOOP) => {}
+            other => return Ok(other?),
+        }
+    }
+    let found = open(path, trust, |_| Ok::<_, io::Error>(false))?;
+    match kind(&found) {
+        Some(FileType::Directory) => Ok(found),
+        _ => Err(Errno::NOTDIR.into()),
+    }
+}
+
+/// The type of an open file; `None` when the kernel does not say.
+pub fn kind(file: &OwnedFd) -> Option<FileType> {
+    match look(file.as_fd(), StatxFlags::TYPE) {
+        Ok(st) => Some(FileType::from_raw_mode(st.stx_mode.into())),
+        // The root of a FUSE mount of somebody who let nobody else in.
+        Err(Errno::ACCESS) => Some(FileType::Directory),
+        Err(_) => None,
+    }
+}
+
+/// On the way to a directory, one name at a time.
+struct Walk {
+    dir: OwnedFd,
+    todo: VecDeque<OsString>,
+    links: usize,
+    /// Another user decides on names from here on.
+    foreign: bool,
+    /// Ours and root's; `None`: everybody.
+    trusted: Option<[u32; 2]>,
+}
+
+impl Walk {
+    fn new(path: &Path, trust: Trust) -> io::Result<Self> {
+        let from = match path.is_absolute() {
+            true => "/",
+            false if path.as_os_str().is_empty() => return Err(Errno::NOENT.into()),
+            false => ".",
+        };
+        let mut walk = Self {
+            dir: rustix::fs::open(from, DIRECTORY, Mode::empty())?,
+            todo: names(path).collect(),
+            links: 0,
+            foreign: false,
+            trusted: match trust {
+                Trust::All => None,
+                Trust::RootAndUs => Some([0, rustix::process::geteuid().as_raw()]),
+            },
+        };
+        walk.enter(look(walk.dir.as_fd(), OWNER)?);
+        Ok(walk)
+    }
+
+    fn step<E: From<io::Error>>(
+        &mut self,
+        name: &OsStr,
+        on_mount: &mut impl FnMut(&OwnedFd) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let error = |errno: Errno| E::from(errno.into());
+        if name == ".." && self.foreign {
+            return Err(foreign("..").into());
+        }
+        let last = self.todo.is_empty();
+        // With O_DIRECTORY first: it has file systems mounted that wait for it (autofs).
+        let next = match rustix::fs::openat(&self.dir, name, DIRECTORY, Mode::empty()) {
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                rustix::fs::openat(&self.dir, name, ANYTHING, Mode::empty()).map_err(error)?
+            }
+            other => other.map_err(error)?,
+        };
+        let st = match look(next.as_fd(), OWNER) {
+            Err(Errno::ACCESS) if last => {
+                self.dir = next;
+                return Ok(());
+            }
+            other => other.map_err(error)?,
+        };
+        match FileType::from_raw_mode(st.stx_mode.into()) {
+            FileType::Symlink => self.follow(&next, st.stx_uid, name)?,
+            FileType::Directory => {
+                if !last && is_mount_root(&st) && st.stx_dev_major == 0 {
+                    // Its server says what owners it likes.
+                    self.foreign |= on_mount(&next)? && self.trusted.is_some();
+                }
+                self.dir = next;
+                self.enter(st);
+            }
+            _ if last => self.dir = next,
+            _ => return Err(error(Errno::NOTDIR)),
+        }
+        Ok(())
+    }
+
+    /// Who decides on the names in the directory that was entered.
+    fn enter(&mut self, st: Statx) {
+        let Some(trusted) = self.trusted else {
+            return;
+        };
+        self.foreign |= !trusted.contains(&st.stx_uid) || (open_to_others(&st) && !is_sticky(&st));
+    }
+
+    fn follow(&mut self, link: &OwnedFd, owner: u32, name: &OsStr) -> io::Result<()> {
+        let trusted = self.trusted.is_none_or(|trusted| trusted.contains(&owner));
+        let shared = || look(self.dir.as_fd(), OWNER).is_ok_and(|st| open_to_others(&st));
+        if self.foreign || (!trusted && shared()) {
+            return Err(foreign(&name.to_string_lossy()));
+        }
+        self.links += 1;
+        if self.links > MAX_LINKS {
+            return Err(Errno::LOOP.into());
+        }
+        let target = rustix::fs::readlinkat(link, c"", Vec::new())?;
+        let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+        if target.is_absolute() {
+            self.dir = rustix::fs::open("/", DIRECTORY, Mode::empty())?;
+        }
+        for name in names(&target).rev() {
+            self.todo.push_front(name);
+        }
+        Ok(())
+    }
+}
+
+/// Names of a path in order. A dot leads nowhere.
+fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
+    path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    })
+}
+
+const ANYTHING: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = ANYTHING.union(OFlags::DIRECTORY);
+const OWNER: StatxFlags = StatxFlags::TYPE
+    .union(StatxFlags::MODE)
+    .union(StatxFlags::UID);
+
+/// statx(2) of an open file, without asking a server.
+///
+/// # Errors
+/// Those of statx(2).
+pub fn look(file: BorrowedFd<'_>, mask: StatxFlags) -> rustix::io::Result<Statx> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    rustix::fs::statx(file, c"", flags, mask)
+}
+
+/// Whether a mount begins here; `false` is sure. Before Linux 5.8 the kernel does not say.
+pub fn is_mount_root(st: &Statx) -> bool {
+    !st.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT)
+        || st.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+}
+
+fn open_to_others(st: &Statx) -> bool {
+    st.stx_mode & 0o022 != 0
+}
+
+fn is_sticky(st: &Statx) -> bool {
+    st.stx_mode & 0o1000 != 0
+}
+
+fn foreign(name: &str) -> io::Error {
+    let text = format!(
+        "{name:?} on the way is in a directory that another user may change, and could lead \
+         anywhere: give the path without symlinks and .."
+    );
+    io::Error::new(io::ErrorKind::PermissionDenied, text)
+}
+
+/// Elsewhere our rights end where those of the namespace's owner do.
+fn is_in_first_user_namespace() -> bool {
+    std::fs::read("/proc/self/uid_map").is_ok_and(|map| {
+        let mut numbers = map
+            .split(|b| b.is_ascii_whitespace())
+            .filter(|n| !n.is_empty());
+        [&b"0"[..], b"0", b"4294967295"]
+            .into_iter()
+            .all(|wanted| numbers.next() == Some(wanted))
+    })
+}

@@ -1,0 +1,139 @@
+//! Root mounts what another user may change: a name that this user exchanges for a symlink leads
+//! root to nothing else, neither before the command looks nor between two looks.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use crate::support::{Home, can_mount};
+
+const USER: Option<u32> = Some(65534);
+/// Rounds of each race.
+const ROUNDS: usize = 150;
+
+/// A directory of the user's, and beside it one that only root may look into.
+fn with_secret() -> Home {
+    let home = Home::new();
+    home.dirs(&["theirs", "theirs/layer", "secret", "mnt", "u", "w"]);
+    fs::write(home.path("secret/root-only"), "secret").unwrap();
+    fs::set_permissions(home.path("secret"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(home.path("theirs/layer/fine"), "fine").unwrap();
+    symlink(home.path("secret"), home.path("theirs/out")).unwrap();
+    own(&home.path("theirs"));
+    home
+}
+
+fn own(path: &Path) {
+    std::os::unix::fs::lchown(path, USER, USER).unwrap();
+    if path.is_dir() && !path.is_symlink() {
+        for entry in fs::read_dir(path).unwrap() {
+            own(&entry.unwrap().path());
+        }
+    }
+    chown(path, USER, USER).unwrap_or(());
+}
+
+#[test]
+fn a_symlink_of_another_user_is_not_followed() {
+    if !can_mount() {
+        return;
+    }
+    let home = with_secret();
+    let (out, layer, mnt) = (
+        home.text("theirs/out"),
+        home.text("theirs/layer"),
+        home.text("mnt"),
+    );
+    let (u, w) = (home.text("u"), home.text("w"));
+    for options in [
+        format!("lowerdir={out}"),
+        format!("lowerdir={layer}:{out}"),
+        format!("lowerdir={layer}::{out}"),
+        format!("lowerdir={layer},upperdir={out},workdir={w}"),
+        format!("lowerdir={layer},upperdir={u},workdir={out}"),
+    ] {
+        home.run(["-o", &options, &mnt])
+            .failed(1, &["another user may change"]);
+    }
+    home.run(["--root", &out, "images"])
+        .failed(1, &["another user may change"]);
+    home.run(["-o", &format!("lowerdir={layer}"), &mnt]).ok();
+    assert!(home.path("mnt/fine").exists());
+}
+
+/// Exchanges `name` with a symlink to the secret as long as `job` runs.
+fn while_exchanged(home: &Home, name: &Path, mut job: impl FnMut()) {
+    let link: PathBuf = name.with_extension("link");
+    symlink(home.path("secret"), &link).unwrap();
+    std::os::unix::fs::lchown(&link, USER, USER).unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let flips = scope.spawn(|| {
+            let mut flips = 0;
+            while !over.load(Ordering::Relaxed) {
+                renameat_with(CWD, name, CWD, &link, RenameFlags::EXCHANGE).unwrap();
+                flips += 1;
+                std::thread::sleep(std::time::Duration::from_micros(200));
+            }
+            flips
+        });
+        job();
+        over.store(true, Ordering::Relaxed);
+        assert!(flips.join().unwrap() > ROUNDS, "the name was exchanged");
+    });
+}
+
+/// Mounts `ROUNDS` times; a mount shows the user's layer, or is refused.
+fn race(home: &Home, args: &[&str]) {
+    let (mut shown, mut refused) = (0, 0);
+    for _ in 0..ROUNDS {
+        match home.run(args).code {
+            Some(0) => {
+                assert!(!home.path("mnt/root-only").exists(), "the secret shows");
+                shown += usize::from(home.path("mnt/fine").exists());
+                home.run(["umount", "--lazy", &home.text("mnt")]).ok();
+            }
+            _ => refused += 1,
+        }
+    }
+    assert!(shown > 0 && refused > 0, "shown {shown}, refused {refused}");
+}
+
+#[test]
+fn a_lower_that_is_exchanged_shows_nothing_else() {
+    if !can_mount() {
+        return;
+    }
+    let home = with_secret();
+    let layer = home.path("theirs/layer");
+    let options = format!("lowerdir={}", layer.display());
+    while_exchanged(&home, &layer, || {
+        race(&home, &["-o", &options, &home.text("mnt")]);
+    });
+}
+
+#[test]
+fn a_layer_of_a_store_that_is_exchanged_shows_nothing_else() {
+    if !can_mount() {
+        return;
+    }
+    let home = with_secret();
+    let store = home.text("theirs/store");
+    let mut import = home.command(crate::support::PROGRAM);
+    import.env("UNIONFS_ROOT", &store);
+    import.args(["import", &home.text("theirs/layer"), "base:1"]);
+    assert!(import.output().unwrap().status.success());
+    own(&home.path("theirs/store"));
+    let layers = home.path("theirs/store/overlay2");
+    let diff = fs::read_dir(layers)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("diff"))
+        .find(|path| path.is_dir());
+    while_exchanged(&home, &diff.unwrap(), || {
+        let mnt = home.text("mnt");
+        race(&home, &["--root", &store, "mount", "-r", "base:1", &mnt]);
+    });
+}
