@@ -56,7 +56,10 @@ pub(crate) fn swap(path: &Path, thing: &Thing) -> io::Result<String> {
         Thing::Fifo => mknodat(CWD, beside, FileType::Fifo, mode, 0)?,
         Thing::Socket => mknodat(CWD, beside, FileType::Socket, mode, 0)?,
         Thing::Dir | Thing::Redirect(_) => std::fs::create_dir(beside)?,
-        Thing::File | Thing::Metacopy(_) => std::fs::write(beside, "mine\n")?,
+        // Never what is there already, which may be a fifo.
+        Thing::File | Thing::Metacopy(_) => {
+            io::Write::write_all(&mut std::fs::File::create_new(beside)?, b"mine\n")?;
+        }
     }
     if let Thing::Metacopy(to) | Thing::Redirect(to) = thing {
         for prefix in ["user.overlay", "user.fuseoverlayfs"] {
