@@ -221,7 +221,8 @@ pub(super) struct Rules {
 /// Opens and checks a mountpoint. A dead unionfs found there is taken away first: its server
 /// was killed, nothing can be done with it.
 fn mountpoint(path: &Path, rules: Rules) -> anyhow::Result<fuse::Mountpoint> {
-    let shown = path.display();
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let shown = absolute.display();
     let (place, mounted) = match fuse::unmount::without_dead(path) {
         Ok(found) => found,
         Err(fuse::Error::Mountpoint { source, .. }) => match source.raw_os_error() {
