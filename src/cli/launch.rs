@@ -24,7 +24,7 @@ use super::error::{self, Relayed};
 use super::fresh::Fresh;
 use super::options::MountOptions;
 use super::{checks, logging};
-use crate::fuse::{self, IoPolicy, MountConfig, Sandboxed};
+use crate::fuse::{self, IoPolicy, MountConfig, Sandboxed, Transport};
 use crate::layer::StackSpec;
 use crate::sandbox::{Mode, daemon as sandbox};
 use crate::store::Digest;
@@ -194,7 +194,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
         Mode::Off => (fuse::mount(union, &config)?, fresh),
         _ => {
             let afterwards = Box::new(move |had_answered| end_fresh(fresh, had_answered));
-            let enter = Box::new(|union: &Union| sandbox(mode, union).enter());
+            let enter = Box::new(|union: &Union| sandbox(&request, union).enter());
             let sandbox = Sandboxed { enter, afterwards };
             (fuse::mount_sandboxed(union, &config, sandbox)?, None)
         }
@@ -228,10 +228,13 @@ fn end_fresh(fresh: Option<Fresh>, had_answered: bool) {
     }
 }
 
-fn sandbox(mode: Mode, union: &Union) -> sandbox::Daemon {
+fn sandbox<'a>(request: &Request, union: &'a Union) -> sandbox::Daemon<'a> {
+    let (read, write) = union.places();
     sandbox::Daemon {
-        mode,
-        writable: union.is_writable(),
+        mode: request.options.sandbox,
+        read,
+        write,
+        rings: request.options.transport != Some(Transport::Classic),
     }
 }
 

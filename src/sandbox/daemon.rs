@@ -1,11 +1,14 @@
 //! The sandbox of a process that serves a mount.
 
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
+use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::thread::CapabilitySet;
 
-use super::{InForce, Mode, part};
-use crate::sys::capabilities;
+use super::{InForce, Mode, calls, part};
+use crate::sys::landlock::{Beneath, Network};
+use crate::sys::{capabilities, landlock, namespace, seccomp};
 
 /// A capability a daemon of root's keeps, and why.
 #[derive(Clone, Copy, Debug)]
@@ -96,37 +99,62 @@ pub const KEPT: [Kept; 9] = [
 ];
 
 /// What the sandbox is to be.
-#[derive(Clone, Copy, Debug)]
-pub struct Daemon {
+#[derive(Debug)]
+pub struct Daemon<'a> {
     /// How much is wanted.
     pub mode: Mode,
-    /// Whether files can be changed.
-    pub writable: bool,
+    /// Directories that are only read.
+    pub read: Vec<BorrowedFd<'a>>,
+    /// Directories that are changed; none, and the capabilities for that go too.
+    pub write: Vec<BorrowedFd<'a>>,
+    /// Whether the kernel may be talked to over io_uring, past the filter of system calls. The
+    /// other parts hold there too.
+    pub rings: bool,
 }
 
-impl Daemon {
-    /// Enters the sandbox. To be called when everything is open, by the only thread.
+impl Daemon<'_> {
+    /// Enters the sandbox. To be called when everything is open, by the only thread. Paths lead
+    /// nowhere then, except to `/proc`.
     ///
     /// # Errors
     /// With [`Mode::Strict`] that of the part that is not possible.
     pub fn enter(&self) -> io::Result<InForce> {
         let mut in_force = InForce::default();
-        if self.mode == Mode::Off {
+        let mode = self.mode;
+        if mode == Mode::Off {
             return Ok(in_force);
         }
-        let mode = self.mode;
         part(mode, "RLIMIT_NICE", allow_way_back())?;
+        if mode == Mode::Strict {
+            part(mode, "the mount namespace", namespace::leave())?;
+            in_force.mount_namespace = true;
+        }
         let done = capabilities::set_no_new_privs();
         in_force.no_new_privs = part(mode, "no_new_privs", done)?.is_some();
         let done = capabilities::keep_only(self.capabilities());
         if let Some(kept) = part(mode, "capabilities", done)? {
             in_force.capabilities = names(kept);
         }
+        if mode == Mode::Strict {
+            in_force.landlock = part(mode, "Landlock", self.restrict_files())?;
+            let done = seccomp::restrict(&calls::of_daemon(self.rings), calls::UNKNOWN);
+            in_force.seccomp = part(mode, "the filter of system calls", done)?.is_some();
+        }
         Ok(in_force)
     }
 
+    fn restrict_files(&self) -> io::Result<u32> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        // Our own descriptors are opened again through it, and callers' CPUs read.
+        let proc = rustix::fs::open("/proc", flags, FileMode::empty())?;
+        let mut places = vec![(proc.as_fd(), Beneath::Look)];
+        places.extend(self.read.iter().map(|dir| (*dir, Beneath::Read)));
+        places.extend(self.write.iter().map(|dir| (*dir, Beneath::Write)));
+        landlock::restrict(&places, Network::No)
+    }
+
     fn capabilities(&self) -> CapabilitySet {
-        let needed = |kept: &&Kept| self.writable || kept.for_reading;
+        let needed = |kept: &&Kept| !self.write.is_empty() || kept.for_reading;
         let all = KEPT.iter().filter(needed).map(|kept| kept.capability);
         all.fold(CapabilitySet::empty(), |set, one| set | one)
     }

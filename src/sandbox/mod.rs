@@ -6,6 +6,7 @@
 //! Everything here holds for the calling thread and those it starts later, so it is entered
 //! while there is one thread. Nothing can be undone.
 
+mod calls;
 pub mod daemon;
 
 use std::fmt;
@@ -16,12 +17,13 @@ use serde::{Deserialize, Serialize};
 /// Option `sandbox=`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// What this kernel and our rights allow; what is missing is logged.
+    /// no_new_privs and the few capabilities that are needed; what is missing is logged.
     #[default]
     Auto,
     /// Nothing.
     Off,
-    /// Everything, or an error that names what is missing.
+    /// The same, an empty mount namespace, Landlock and a filter of system calls, which kills the
+    /// process; or an error that names what is missing.
     Strict,
 }
 

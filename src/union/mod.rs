@@ -50,7 +50,7 @@ pub use types::*;
 
 use std::collections::HashSet;
 use std::hash::RandomState;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -322,6 +322,22 @@ impl Union {
         };
         self.upper.as_ref().is_some_and(|upper| can(&upper.layer))
             || self.roots.iter().any(|root| can(&root.layer))
+    }
+
+    /// The directories that are only read, and those that are changed.
+    pub fn places(&self) -> (Vec<BorrowedFd<'_>>, Vec<BorrowedFd<'_>>) {
+        let lowers = self.roots.iter().chain(&self.data_roots);
+        let mut read: Vec<_> = lowers.map(|root| root.layer.root.as_fd()).collect();
+        let mut write = Vec::new();
+        if let Some(upper) = &self.upper {
+            let places = if upper.observed {
+                &mut read
+            } else {
+                &mut write
+            };
+            places.extend([upper.layer.root.as_fd(), upper.work()]);
+        }
+        (read, write)
     }
 
     /// Whether there is an upper that may be changed.

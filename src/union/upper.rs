@@ -188,6 +188,11 @@ impl Upper {
         Ok(())
     }
 
+    /// The work directory.
+    pub fn work(&self) -> BorrowedFd<'_> {
+        self.work_base.as_fd()
+    }
+
     /// A name nobody has used in the staging directory.
     fn unique(&self) -> Vec<u8> {
         let n = self.names.fetch_add(1, Ordering::Relaxed);

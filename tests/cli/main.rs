@@ -24,6 +24,7 @@ mod own_store;
 mod plain_user;
 mod progress;
 mod recognised;
+mod sandbox;
 mod set_id_images;
 mod signals;
 mod support;

@@ -1,0 +1,304 @@
+//! The system calls of confined processes: found by running the tests under strace(1), with what
+//! libc and Rust's library do in their name (memory, threads, time, signals). The rest kills.
+
+use crate::sys::seccomp::Allowed;
+use Allowed::{Any, If};
+
+/// What every confined process may call, whatever the arguments.
+const COMMON: &[libc::c_long] = &[
+    // Data.
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_preadv2,
+    libc::SYS_pwritev2,
+    libc::SYS_lseek,
+    libc::SYS_copy_file_range,
+    libc::SYS_sendfile,
+    libc::SYS_splice,
+    libc::SYS_fallocate,
+    libc::SYS_ftruncate,
+    libc::SYS_truncate,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_syncfs,
+    libc::SYS_sync_file_range,
+    libc::SYS_fadvise64,
+    libc::SYS_readahead,
+    libc::SYS_close,
+    libc::SYS_close_range,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_pipe2,
+    libc::SYS_flock,
+    // Names and attributes.
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_getdents64,
+    libc::SYS_newfstatat,
+    libc::SYS_fstat,
+    libc::SYS_statx,
+    libc::SYS_statfs,
+    libc::SYS_fstatfs,
+    libc::SYS_readlinkat,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_unlinkat,
+    libc::SYS_symlinkat,
+    libc::SYS_linkat,
+    libc::SYS_renameat2,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    FCHMODAT2,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_utimensat,
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_fgetxattr,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_listxattr,
+    libc::SYS_llistxattr,
+    libc::SYS_flistxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+    SETXATTRAT,
+    GETXATTRAT,
+    LISTXATTRAT,
+    REMOVEXATTRAT,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_getcwd,
+    libc::SYS_umask,
+    // Memory.
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_msync,
+    libc::SYS_mincore,
+    libc::SYS_brk,
+    // Threads, signals, time.
+    libc::SYS_futex,
+    libc::SYS_set_robust_list,
+    libc::SYS_set_tid_address,
+    libc::SYS_rseq,
+    libc::SYS_membarrier,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_getscheduler,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_sched_getparam,
+    libc::SYS_getpriority,
+    libc::SYS_ioprio_set,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_getgroups,
+    libc::SYS_capget,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_getrusage,
+    libc::SYS_getrandom,
+    libc::SYS_getcpu,
+    libc::SYS_sysinfo,
+    libc::SYS_uname,
+    // Waiting, and what is said over sockets that are open.
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockopt,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+];
+
+/// The older forms of some of them, which newer architectures lack.
+#[cfg(target_arch = "x86_64")]
+const OLDER: &[libc::c_long] = &[
+    libc::SYS_open,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_access,
+    libc::SYS_readlink,
+    libc::SYS_mkdir,
+    libc::SYS_mknod,
+    libc::SYS_unlink,
+    libc::SYS_rmdir,
+    libc::SYS_symlink,
+    libc::SYS_link,
+    libc::SYS_rename,
+    libc::SYS_chmod,
+    libc::SYS_chown,
+    libc::SYS_lchown,
+    libc::SYS_poll,
+    libc::SYS_select,
+    libc::SYS_epoll_wait,
+    libc::SYS_dup2,
+    libc::SYS_time,
+    libc::SYS_renameat,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OLDER: &[libc::c_long] = &[];
+
+/// Newer than some C libraries' headers; the same on every architecture there is a filter for.
+const FCHMODAT2: libc::c_long = 452;
+const MAP_SHADOW_STACK: libc::c_long = 453;
+const MSEAL: libc::c_long = 462;
+const SETXATTRAT: libc::c_long = 463;
+const GETXATTRAT: libc::c_long = 464;
+const LISTXATTRAT: libc::c_long = 465;
+const REMOVEXATTRAT: libc::c_long = 466;
+
+/// What a C library may try and does without: clone3(2), whose arguments no filter can see.
+pub(super) const UNKNOWN: &[libc::c_long] = &[libc::SYS_clone3, MAP_SHADOW_STACK, MSEAL];
+
+/// FUSE_DEV_IOC_CLONE, FUSE_DEV_IOC_BACKING_OPEN, FUSE_DEV_IOC_BACKING_CLOSE (linux/fuse.h).
+const FUSE_IOCTLS: [u32; 3] = [0x8004_e500, 0x4010_e501, 0x4004_e502];
+/// FICLONE, FICLONERANGE, FIDEDUPERANGE, FS_IOC_FIEMAP, FS_IOC_GETFLAGS, FS_IOC_SETFLAGS,
+/// FS_IOC_GETVERSION, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, FS_IOC_GETFSUUID (linux/fs.h).
+const FILE_IOCTLS: [u32; 10] = [
+    0x4004_9409,
+    0x4020_940d,
+    0xc018_9436,
+    0xc020_660b,
+    0x8008_6601,
+    0x4008_6602,
+    0x8008_7601,
+    0x801c_581f,
+    0x401c_5820,
+    0x8011_1500,
+];
+/// TCGETS (is it a terminal?), TIOCGWINSZ, FIONREAD, FIONBIO.
+const OTHER_IOCTLS: [u32; 4] = [0x5401, 0x5413, 0x541b, 0x5421];
+
+/// What is asked of a descriptor; not who gets its signals.
+const FCNTLS: [libc::c_int; 13] = [
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_GETLK,
+    libc::F_SETLK,
+    libc::F_SETLKW,
+    libc::F_OFD_GETLK,
+    libc::F_OFD_SETLK,
+    libc::F_OFD_SETLKW,
+    libc::F_GETPIPE_SZ,
+];
+
+/// Where rustix finds the size of a page (linux/prctl.h).
+const PR_GET_AUXV: libc::c_int = 0x4155_5856;
+/// `PR_SET_VMA` names memory, `PR_SET_NAME` a thread.
+const PRCTLS: [libc::c_int; 5] = [
+    PR_GET_AUXV,
+    libc::PR_SET_NAME,
+    libc::PR_GET_NAME,
+    libc::PR_SET_VMA,
+    libc::PR_GET_DUMPABLE,
+];
+
+const ALL: u32 = u32::MAX;
+
+/// What every confined process may call.
+fn common() -> Vec<Allowed> {
+    let mut calls: Vec<Allowed> = COMMON.iter().chain(OLDER).map(|call| Any(*call)).collect();
+    let mut one_of = |call, argument, values: &[u32]| {
+        calls.extend(values.iter().map(|&value| If {
+            call,
+            argument,
+            mask: ALL,
+            value,
+        }));
+    };
+    one_of(libc::SYS_ioctl, 1, &FILE_IOCTLS);
+    one_of(libc::SYS_ioctl, 1, &OTHER_IOCTLS);
+    one_of(libc::SYS_fcntl, 1, &FCNTLS.map(i32::cast_unsigned));
+    one_of(libc::SYS_prctl, 0, &PRCTLS.map(i32::cast_unsigned));
+    // Signals and limits of this process only.
+    let own = std::process::id();
+    one_of(libc::SYS_kill, 0, &[own]);
+    one_of(libc::SYS_tgkill, 0, &[own]);
+    one_of(libc::SYS_prlimit64, 0, &[0]);
+    // No code comes in.
+    let exec = libc::PROT_EXEC.cast_unsigned();
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        calls.push(If {
+            call,
+            argument: 2,
+            mask: exec,
+            value: 0,
+        });
+    }
+    // Threads, and no processes or namespaces.
+    let thread = libc::CLONE_THREAD | libc::CLONE_VM;
+    let namespaces = libc::CLONE_NEWNS
+        | libc::CLONE_NEWCGROUP
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUSER
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWNET;
+    calls.push(If {
+        call: libc::SYS_clone,
+        argument: 0,
+        mask: (thread | namespaces).cast_unsigned(),
+        value: thread.cast_unsigned(),
+    });
+    calls
+}
+
+/// Of a process that serves a mount.
+pub(super) fn of_daemon(has_rings: bool) -> Vec<Allowed> {
+    let mut calls = common();
+    calls.extend(FUSE_IOCTLS.map(|value| If {
+        call: libc::SYS_ioctl,
+        argument: 1,
+        mask: ALL,
+        value,
+    }));
+    // The control socket, and origins.
+    calls.extend([libc::SYS_accept4, libc::SYS_open_by_handle_at].map(Any));
+    if has_rings {
+        let rings = [
+            libc::SYS_io_uring_setup,
+            libc::SYS_io_uring_enter,
+            libc::SYS_io_uring_register,
+        ];
+        calls.extend(rings.map(Any));
+    }
+    calls
+}

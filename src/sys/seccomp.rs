@@ -1,0 +1,80 @@
+//! Filters of system calls (seccomp(2)), for the calling thread and what it starts later.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+/// A system call that is allowed.
+#[derive(Clone, Copy, Debug)]
+pub enum Allowed {
+    /// Whatever its arguments are.
+    Any(libc::c_long),
+    /// When the bits `mask` of the argument at this position, counted from 0, are `value`. Several
+    /// of one call are alternatives.
+    If {
+        /// The call's number.
+        call: libc::c_long,
+        /// Position of the argument.
+        argument: u8,
+        /// Which bits of it count, of the lower 32.
+        mask: u32,
+        /// What they must be.
+        value: u32,
+    },
+}
+
+/// From now on every system call that is not among `allowed` kills the process, also those of
+/// another architecture's numbering; those of `unknown` answer ENOSYS.
+///
+/// # Errors
+/// Those of seccomp(2); [`io::ErrorKind::Unsupported`] on architectures without a filter.
+pub fn restrict(allowed: &[Allowed], unknown: &[libc::c_long]) -> io::Result<()> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)
+        .map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?;
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for call in allowed {
+        match *call {
+            Allowed::Any(call) => drop(rules.insert(call, Vec::new())),
+            Allowed::If {
+                call,
+                argument,
+                mask,
+                value,
+            } => {
+                let bits = SeccompCmpOp::MaskedEq(u64::from(mask));
+                let width = SeccompCmpArgLen::Dword;
+                let rule = SeccompCondition::new(argument, width, bits, u64::from(value))
+                    .and_then(|condition| SeccompRule::new(vec![condition]))
+                    .map_err(io::Error::other)?;
+                rules.entry(call).or_default().push(rule);
+            }
+        }
+    }
+    let refused: BTreeMap<_, _> = unknown.iter().map(|call| (*call, Vec::new())).collect();
+    // Of two filters' answers the kernel takes the stricter one.
+    rules.extend(refused.clone());
+    let enosys = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let kill = SeccompAction::KillProcess;
+    for program in [
+        compile(refused, SeccompAction::Allow, enosys, arch)?,
+        compile(rules, kill, SeccompAction::Allow, arch)?,
+    ] {
+        seccompiler::apply_filter(&program).map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+fn compile(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    otherwise: SeccompAction,
+    matching: SeccompAction,
+    arch: TargetArch,
+) -> io::Result<BpfProgram> {
+    SeccompFilter::new(rules, otherwise, matching, arch)
+        .and_then(BpfProgram::try_from)
+        .map_err(io::Error::other)
+}
