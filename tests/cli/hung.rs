@@ -94,6 +94,9 @@ fn umount_force_cuts_off() {
     }
     let hung = Hung::new();
     kill(hung.daemon, Signal::CONT);
+    // A first close tells the kernel that there is no FLUSH. Else a child of this process, which
+    // closes the file at its execve(2), would wait for the daemon for ever.
+    drop(std::fs::File::open(hung.home.path("mnt/file")).unwrap());
     let mut open = std::fs::File::open(hung.home.path("mnt/file")).unwrap();
     kill(hung.daemon, Signal::STOP);
     assert_eq!(hung.run(&["umount", "--force", "mnt"]).ok(), "");
