@@ -39,14 +39,19 @@ const fn kept(
 
 /// All that is kept; docs/ARCHITECTURE.md has the same table. Not among them, as it might be
 /// expected: CAP_SYS_RESOURCE, without which the upper's file system holds us to the quota of a
-/// file's owner; CAP_SYS_NICE, in place of which RLIMIT_NICE is raised; CAP_SETUID and
-/// CAP_SETGID, since we never act as somebody else.
-pub const KEPT: [Kept; 9] = [
+/// file's owner; CAP_SETUID and CAP_SETGID, since we never act as somebody else.
+pub const KEPT: [Kept; 10] = [
     kept(
         CapabilitySet::CHOWN,
         "CHOWN",
         false,
         "new files belong to the caller, copies to the owner of the original",
+    ),
+    kept(
+        CapabilitySet::SYS_NICE,
+        "SYS_NICE",
+        true,
+        "threads that give way to their callers (SCHED_IDLE) take their policy back",
     ),
     kept(
         CapabilitySet::DAC_OVERRIDE,
@@ -124,7 +129,6 @@ impl Daemon<'_> {
         if mode == Mode::Off {
             return Ok(in_force);
         }
-        part(mode, "RLIMIT_NICE", allow_way_back())?;
         if mode == Mode::Strict {
             part(mode, "the mount namespace", namespace::leave())?;
             in_force.mount_namespace = true;
@@ -163,25 +167,4 @@ impl Daemon<'_> {
 fn names(set: CapabilitySet) -> Vec<String> {
     let held = KEPT.iter().filter(|kept| set.contains(kept.capability));
     held.map(|kept| kept.name.to_owned()).collect()
-}
-
-/// Threads that give way to their callers (SCHED_IDLE) need a way back, which is CAP_SYS_NICE or
-/// this limit. Whoever may not raise it never gives way.
-fn allow_way_back() -> io::Result<()> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    use rustix::thread::capabilities;
-    let has = |capability| capabilities(None).is_ok_and(|sets| sets.effective.contains(capability));
-    if !has(CapabilitySet::SYS_NICE) || !has(CapabilitySet::SYS_RESOURCE) {
-        return Ok(());
-    }
-    // The limit counts from 20 down to the nice value that may be had, which is our own.
-    let nice = rustix::process::getpriority_process(None)?;
-    let own = u64::try_from(20 - nice).unwrap_or_default();
-    let limit = getrlimit(Resource::Nice);
-    let raised = |old: Option<u64>| old.map(|old| old.max(own));
-    let limit = Rlimit {
-        current: raised(limit.current),
-        maximum: raised(limit.maximum),
-    };
-    Ok(setrlimit(Resource::Nice, limit)?)
 }

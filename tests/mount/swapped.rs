@@ -680,8 +680,13 @@ fn flip(options: &'static str, swap: Swap) {
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     mounted.unmount();
-    // The user removes names of a file of root's, which changes its count of links and no more.
-    let links_only = |event: &String| swap == Swap::HardLink && event.contains("ATTRIB");
+    // The user removes names in the upper: that changes the count of links of a file of root's, or
+    // removes what was put there, and no more.
+    let links_only = |event: &String| match swap {
+        Swap::HardLink => event.contains("ATTRIB"),
+        Swap::Fifo => event.contains("ATTRIB") || event.contains("IGNORED"),
+        _ => false,
+    };
     let events: Vec<_> = guarded
         .events()
         .into_iter()
