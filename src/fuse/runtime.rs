@@ -4,11 +4,13 @@
 //!
 //! Directory, the first that can be used: `$UNIONFS_RUNTIME_DIR` (alone when set),
 //! `/run/unionfs` for root, `$XDG_RUNTIME_DIR/unionfs`, `/tmp/unionfs-<uid>`. It must
-//! belong to this user and be writable by nobody else; it is made with mode 0700.
+//! belong to this user and be writable by nobody else, and no symlink that another user decides
+//! on may lead there ([`directory`]); it is made with mode 0700.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -23,8 +25,7 @@ use super::own_mount::{MountId, OwnMount};
 use crate::sandbox::InForce;
 use crate::sys::schedule::stat;
 
-/// A record is small; a larger file is not one of ours.
-const MAX_RECORD: u64 = 16 << 20;
+use directory::Directory;
 
 /// What is mounted, for people: given by whoever mounts, shown by `unionfs ps`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -229,7 +230,8 @@ impl MountRecord {
     /// # Errors
     /// As [`Self::write`].
     pub(super) fn stage(&mut self) -> Result<fs::File> {
-        self.dir = usable_dir()?;
+        let (dir, path) = usable_dir()?;
+        self.dir = path;
         // Of servers that were killed: their mount was replaced by this one.
         for old in recorded() {
             if old.mountpoint == self.mountpoint && !old.is_running() {
@@ -237,13 +239,7 @@ impl MountRecord {
             }
         }
         let path = self.staged();
-        // A leftover of an earlier process with this id.
-        let _ = fs::remove_file(&path);
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
+        dir.create(name_of(&path))
             .map_err(|source| Error::Runtime { path, source })
     }
 
@@ -266,8 +262,10 @@ impl MountRecord {
     /// # Errors
     /// [`Error::Runtime`].
     pub(super) fn publish(&self) -> Result<()> {
-        let path = self.file();
-        fs::rename(self.staged(), &path).map_err(|source| Error::Runtime { path, source })
+        let (from, path) = (self.staged(), self.file());
+        Directory::open(&self.dir)
+            .and_then(|dir| dir.rename(name_of(&from), name_of(&path)))
+            .map_err(|source| Error::Runtime { path, source })
     }
 
     fn staged(&self) -> PathBuf {
@@ -276,14 +274,25 @@ impl MountRecord {
 
     /// Removes the record and the socket. What is already gone is no error.
     pub fn remove(&self) {
+        let told = |path: &Path, error: io::Error| {
+            tracing::warn!(path = %path.display(), %error, "cannot remove runtime file");
+        };
+        let dir = match Directory::open(&self.dir) {
+            Ok(dir) => dir,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Err(error) => return told(&self.dir, error),
+        };
         for path in [self.file(), self.socket(), self.staged()] {
-            if let Err(error) = fs::remove_file(&path)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %path.display(), %error, "cannot remove runtime file");
+            if let Err(error) = dir.remove(name_of(&path)) {
+                told(&path, error);
             }
         }
     }
+}
+
+/// The last name of a path of ours.
+fn name_of(path: &Path) -> &OsStr {
+    path.file_name().unwrap_or_default()
 }
 
 /// All recorded mounts of this user, oldest first. Records whose server and mount are
@@ -306,8 +315,8 @@ pub fn list() -> Vec<MountRecord> {
 fn recorded() -> Vec<MountRecord> {
     let mut records = Vec::new();
     for dir in candidates() {
-        if check_dir(&dir).is_ok() {
-            read_dir(&dir, &mut records);
+        if let Ok(open) = Directory::open(&dir) {
+            read_dir(&open, &dir, &mut records);
         }
     }
     records
@@ -342,32 +351,24 @@ fn detached(path: &Path) -> Option<MountRecord> {
     list().into_iter().rev().find(is)
 }
 
-fn read_dir(dir: &Path, records: &mut Vec<MountRecord>) {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if path.extension() != Some("json".as_ref()) {
+/// Adds the records in `dir`, whose path is `path`.
+fn read_dir(dir: &Directory, path: &Path, records: &mut Vec<MountRecord>) {
+    for name in dir.names() {
+        if name.extension() != Some("json".as_ref()) {
             continue;
         }
-        match read_record(&path) {
+        let bytes = dir.read(name.as_os_str());
+        let record = bytes.and_then(|bytes| Ok(serde_json::from_slice::<MountRecord>(&bytes)?));
+        match record {
             // The name decides which files are removed with the record.
-            Ok(mut record) if path.file_stem() == Some(record.id.as_ref()) => {
-                record.dir = dir.to_owned();
+            Ok(mut record) if name.file_stem() == Some(record.id.as_ref()) => {
+                record.dir = path.to_owned();
                 records.push(record);
             }
-            Ok(_) => tracing::debug!(path = %path.display(), "record under a foreign name"),
-            Err(error) => tracing::debug!(path = %path.display(), %error, "unreadable record"),
+            Ok(_) => tracing::debug!(name = %name.display(), "record under a foreign name"),
+            Err(error) => tracing::debug!(name = %name.display(), %error, "unreadable record"),
         }
     }
-}
-
-fn read_record(path: &Path) -> io::Result<MountRecord> {
-    let mut bytes = Vec::new();
-    let file = fs::File::open(path)?;
-    file.take(MAX_RECORD).read_to_end(&mut bytes)?;
-    Ok(serde_json::from_slice(&bytes)?)
 }
 
 /// Opens the log file of this process, `<pid>.log` in the runtime directory (0600, made
@@ -376,13 +377,9 @@ fn read_record(path: &Path) -> io::Result<MountRecord> {
 /// # Errors
 /// When no runtime directory can be used or the file cannot be written.
 pub fn log_file() -> Result<fs::File> {
-    let path = usable_dir()?.join(format!("{}.log", std::process::id()));
-    let _ = fs::remove_file(&path);
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)
+    let (dir, path) = usable_dir()?;
+    let path = path.join(format!("{}.log", std::process::id()));
+    dir.create(name_of(&path))
         .map_err(|source| Error::Runtime { path, source })
 }
 
@@ -404,48 +401,18 @@ fn candidates() -> Vec<PathBuf> {
     dirs
 }
 
-/// The directory records are written to: made if absent.
-fn usable_dir() -> Result<PathBuf> {
+/// The directory records are written to, made if absent, and its path.
+fn usable_dir() -> Result<(Directory, PathBuf)> {
     let mut reasons = Vec::new();
-    for dir in candidates() {
-        let made = DirBuilder::new().mode(0o700).create(&dir);
-        let usable = match made {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => check_dir(&dir).and_then(|()| check_writable(&dir)),
-        };
-        match usable {
-            Ok(()) => return Ok(dir),
-            Err(error) => reasons.push(format!("{}: {error}", dir.display())),
+    for path in candidates() {
+        match Directory::make(&path) {
+            Ok(dir) => return Ok((dir, path)),
+            Err(error) => reasons.push(format!("{}: {error}", path.display())),
         }
     }
     Err(Error::NoRuntimeDir {
         reasons: reasons.join("; "),
     })
-}
-
-/// A directory others can write to, or own, could feed us records of their making.
-fn check_dir(dir: &Path) -> io::Result<()> {
-    let meta = fs::symlink_metadata(dir)?;
-    let refuse = |why| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-    if !meta.is_dir() {
-        refuse("not a directory")
-    } else if meta.uid() != rustix::process::geteuid().as_raw() {
-        refuse("belongs to another user")
-    } else if meta.mode() & 0o022 != 0 {
-        refuse("writable by others")
-    } else {
-        Ok(())
-    }
-}
-
-fn check_writable(dir: &Path) -> io::Result<()> {
-    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
-    Ok(rustix::fs::accessat(
-        rustix::fs::CWD,
-        dir,
-        access,
-        rustix::fs::AtFlags::EACCESS,
-    )?)
 }
 
 /// Start time of a process in clock ticks since boot; `None` when there is no such process.
@@ -469,6 +436,8 @@ fn pid_namespace() -> Option<u64> {
 
 /// Paths in JSON: `%XX` for bytes that are not UTF-8, control characters and `%` itself.
 mod path_text;
+
+pub(super) mod directory;
 
 #[cfg(test)]
 mod tests {
@@ -549,25 +518,13 @@ mod tests {
         fs::write(dir.path().join("other.json"), text).unwrap();
         fs::write(dir.path().join("broken.json"), b"{").unwrap();
         let mut records = Vec::new();
-        read_dir(dir.path(), &mut records);
+        let open = Directory::open(dir.path()).unwrap();
+        read_dir(&open, dir.path(), &mut records);
         assert_eq!(records.len(), 1);
         assert_eq!(records[0].id, live.id);
         assert_eq!(records[0].file(), live_file);
         records[0].remove();
         assert!(!live_file.exists());
         records[0].remove();
-    }
-
-    #[test]
-    fn directories_of_others_are_refused() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        assert!(check_dir(dir.path()).is_ok());
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(check_dir(dir.path()).is_err());
-        let link = dir.path().join("link");
-        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
-        assert!(check_dir(&link).is_err());
-        assert!(check_dir(&dir.path().join("absent")).is_err());
     }
 }

@@ -9,18 +9,18 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
 use super::runtime::MountRecord;
+use super::runtime::directory::Directory;
 use super::unmount::patience;
 use crate::union;
 
@@ -87,15 +87,13 @@ fn ask(path: &Path) -> io::Result<Stats> {
     Ok(stats)
 }
 
-/// A socket's path may have 107 bytes only (unix(7)): long ones go through /proc/self/fd.
+/// In a runtime directory that is one: no other user can have put the socket there.
 fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = rustix::fs::open(dir, flags, Mode::empty())?;
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&dir);
-    act(&PathBuf::from(format!("/proc/self/fd/{fd}")).join(name))
+    let dir = Directory::open(dir)?;
+    act(&dir.path_to(name))
 }
 
 /// The control socket of a mount that is not served yet.
@@ -104,12 +102,15 @@ pub(super) struct Socket(UnixListener);
 impl Socket {
     /// Listens on `path` (0600).
     pub(super) fn bind(path: &Path) -> io::Result<Self> {
-        // A leftover of an earlier process with this id.
-        let _ = std::fs::remove_file(path);
-        // The directory is 0700: nobody gets in before the mode is set.
-        let listener = with_short_path(path, |short| UnixListener::bind(short))?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Self(listener))
+        let bind = |short: &Path| {
+            // A leftover of an earlier process with this id.
+            let _ = std::fs::remove_file(short);
+            let listener = UnixListener::bind(short)?;
+            // Nobody else could write to the directory meanwhile.
+            std::fs::set_permissions(short, std::fs::Permissions::from_mode(0o600))?;
+            Ok(Self(listener))
+        };
+        with_short_path(path, bind)
     }
 
     /// Answers from now on: each client gets what `answer` returns then.

@@ -11,6 +11,7 @@ mod catalog;
 mod commit;
 mod dangling;
 mod engines;
+mod exchanged_mountpoint;
 mod fuse_overlayfs_call;
 mod hung;
 mod in_use;

@@ -1,0 +1,201 @@
+//! A runtime directory, opened and checked once: its owner is this user, nobody else can write to
+//! it, and no symlink that another user decides on led there. What is made, read and removed in it
+//! goes by the descriptor, so that it cannot be exchanged for another directory meanwhile. Names in
+//! it are not followed.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::sys::walk::{self, Trust};
+
+/// A record is small; a larger file is not one of ours.
+const MAX_FILE: u64 = 16 << 20;
+
+/// The open directory.
+pub(in crate::fuse) struct Directory {
+    dir: OwnedFd,
+}
+
+impl Directory {
+    /// Opens a directory that is there.
+    ///
+    /// # Errors
+    /// Those of openat(2); EACCES with the reason for one that others could have changed.
+    pub(in crate::fuse) fn open(path: &Path) -> io::Result<Self> {
+        let (above, name) = above(path)?;
+        Self::open_in(&above, name)
+    }
+
+    /// Opens one to write to; it is made (0700) if absent.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when it cannot be written to.
+    pub(super) fn make(path: &Path) -> io::Result<Self> {
+        let (above, name) = above(path)?;
+        match rustix::fs::mkdirat(&above, name, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let made = Self::open_in(&above, name)?;
+        let access = Access::WRITE_OK | Access::EXEC_OK;
+        rustix::fs::accessat(&made.dir, c".", access, AtFlags::EACCESS)?;
+        Ok(made)
+    }
+
+    fn open_in(above: &OwnedFd, name: &OsStr) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(above, name, flags, Mode::empty())?;
+        let st = rustix::fs::fstat(&dir)?;
+        let refuse = |why| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        if st.st_uid != rustix::process::geteuid().as_raw() {
+            refuse("belongs to another user")
+        } else if st.st_mode & 0o022 != 0 {
+            refuse("writable by others")
+        } else {
+            Ok(Self { dir })
+        }
+    }
+
+    /// A new file (0600) to write to. A leftover with that name is removed.
+    ///
+    /// # Errors
+    /// Those of openat(2).
+    pub(super) fn create(&self, name: &OsStr) -> io::Result<File> {
+        self.remove(name)?;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        Ok(rustix::fs::openat(&self.dir, name, flags, mode)?.into())
+    }
+
+    /// Gives a file another name.
+    ///
+    /// # Errors
+    /// Those of renameat(2).
+    pub(super) fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::renameat(&self.dir, from, &self.dir, to)?)
+    }
+
+    /// Removes a file. That it is gone is no error.
+    ///
+    /// # Errors
+    /// Those of unlinkat(2).
+    pub(in crate::fuse) fn remove(&self, name: &OsStr) -> io::Result<()> {
+        match rustix::fs::unlinkat(&self.dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The content of a plain file.
+    ///
+    /// # Errors
+    /// Those of openat(2) and read(2); EINVAL for what is no plain file.
+    pub(super) fn read(&self, name: &OsStr) -> io::Result<Vec<u8>> {
+        // A fifo is not waited for.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.dir, name, flags, Mode::empty())?;
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
+        if kind != FileType::RegularFile {
+            return Err(Errno::INVAL.into());
+        }
+        let mut bytes = Vec::new();
+        File::from(file).take(MAX_FILE).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The names in it, as far as it can be read.
+    pub(super) fn names(&self) -> Vec<PathBuf> {
+        let entries = rustix::fs::Dir::read_from(&self.dir);
+        let entries = entries.into_iter().flatten().flatten();
+        let name = |entry: rustix::fs::DirEntry| {
+            PathBuf::from(OsStr::from_bytes(entry.file_name().to_bytes()))
+        };
+        entries.map(name).collect()
+    }
+
+    /// A short path to a name in it, good as long as this is open: a socket's may have 107 bytes
+    /// only (unix(7)).
+    pub(in crate::fuse) fn path_to(&self, name: &OsStr) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd())).join(name)
+    }
+}
+
+/// The directory above, and the name in it.
+fn above(path: &Path) -> io::Result<(OwnedFd, &OsStr)> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let above = match path.parent() {
+        Some(above) if above != Path::new("") => above,
+        _ => Path::new("."),
+    };
+    let dir = walk::open_directory(above, Trust::in_first_user_namespace())?;
+    Ok((dir, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    #[test]
+    fn directories_of_others_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Directory::open(dir.path()).is_ok());
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(Directory::open(dir.path()).is_err());
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let link = dir.path().join("link");
+        symlink(dir.path(), &link).unwrap();
+        assert!(Directory::open(&link).is_err() && Directory::make(&link).is_err());
+        assert!(Directory::open(&dir.path().join("absent")).is_err());
+        assert!(Directory::make(&dir.path().join("absent/below")).is_err());
+        assert!(Directory::make(&dir.path().join("absent")).is_ok());
+        let mode = dir.path().join("absent").metadata().unwrap().permissions();
+        assert_eq!(mode.mode() & 0o777, 0o700);
+    }
+
+    /// Root, with a directory of a user's on the way.
+    #[test]
+    fn nothing_is_made_behind_a_symlink_of_another_user() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "root is needed in CI");
+            eprintln!("SKIPPED: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (theirs, ours) = (dir.path().join("theirs"), dir.path().join("ours"));
+        fs::create_dir(&theirs).unwrap();
+        fs::create_dir(&ours).unwrap();
+        symlink(&ours, theirs.join("run")).unwrap();
+        std::os::unix::fs::chown(&theirs, Some(65534), Some(65534)).unwrap();
+        assert!(Directory::make(&theirs.join("run/unionfs")).is_err());
+        assert!(Directory::make(&theirs.join("run")).is_err());
+        assert_eq!(fs::read_dir(&ours).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn names_in_it_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = dir.path().join("outside");
+        fs::write(&outside, "untouched").unwrap();
+        let run = Directory::make(&dir.path().join("run")).unwrap();
+        let name = OsStr::new("1-0.json");
+        symlink(&outside, dir.path().join("run").join(name)).unwrap();
+        assert!(run.read(name).is_err());
+        drop(run.create(name).unwrap());
+        assert_eq!(run.read(name).unwrap(), b"");
+        assert_eq!(fs::read(&outside).unwrap(), b"untouched");
+        run.rename(name, OsStr::new("2")).unwrap();
+        assert!(run.names().contains(&PathBuf::from("2")));
+        run.remove(OsStr::new("2")).unwrap();
+        run.remove(OsStr::new("2")).unwrap();
+    }
+}
