@@ -5,7 +5,7 @@
 //! Directory, the first that can be used: `$UNIONFS_RUNTIME_DIR` (alone when set),
 //! `/run/unionfs` for root, `$XDG_RUNTIME_DIR/unionfs`, `/tmp/unionfs-<uid>`. It must
 //! belong to this user and be writable by nobody else, and no symlink that another user decides
-//! on may lead there ([`directory`]); it is made with mode 0700.
+//! on may lead there (`directory`); it is made with mode 0700.
 
 use std::ffi::OsStr;
 use std::fs;
