@@ -684,7 +684,7 @@ fn flip(options: &'static str, swap: Swap) {
     // removes what was put there, and no more.
     let links_only = |event: &String| match swap {
         Swap::HardLink => event.contains("ATTRIB"),
-        Swap::Fifo => event.contains("ATTRIB") || event.contains("IGNORED"),
+        Swap::Fifo | Swap::Device => event.contains("ATTRIB") || event.contains("IGNORED"),
         _ => false,
     };
     let events: Vec<_> = guarded
