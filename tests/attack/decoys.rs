@@ -13,7 +13,8 @@ pub(crate) const INSIDE: &str = "the-secret-inside";
 /// A name in root's directory beside the layers.
 pub(crate) const HIDDEN: &str = "hidden-name";
 
-/// Paths of the decoys, for those who aim at them.
+/// Paths of the decoys, for those who aim at them. [`HIDDEN`] is not among them: whoever makes a
+/// symlink may read its text again.
 pub(crate) const TARGETS: [&str; 8] = [
     "secret",
     "suid",
@@ -21,7 +22,7 @@ pub(crate) const TARGETS: [&str; 8] = [
     "fifo",
     "to-secret",
     "dir",
-    "dir/hidden-name",
+    "dir/known",
     "victim",
 ];
 
@@ -48,6 +49,7 @@ impl Decoys {
             .dir("dir")
             .mode(0o700)
             .file(format!("dir/{HIDDEN}"), OUTSIDE)
+            .file("dir/known", OUTSIDE)
             .file("victim", "victim\n")
             .xattr("user.x", "mine")
             .write(&root);
