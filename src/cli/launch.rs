@@ -110,6 +110,8 @@ fn daemon(request: Request, reply: File) -> anyhow::Result<()> {
         if logging::is_wanted(request.debug) {
             let file = fuse::runtime::log_file().context("cannot open a log file")?;
             logging::to_file(request.debug, file);
+        } else {
+            logging::to_system();
         }
         serve(request, || {
             // Nobody reads when the parent was killed: then nobody wants the mount.

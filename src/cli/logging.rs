@@ -1,13 +1,21 @@
-//! Where log lines go: stderr in the foreground, a file beside the mount's record for a
-//! daemon, nowhere unless asked for. Called once per process, by `launch`.
+//! Where log lines go: standard error in the foreground; for a daemon the system's log, or with `-d`
+//! or `UNIONFS_LOG` a file beside the mount's record. A line about a request ends with its operation,
+//! inode and process. Set up once per process, by `launch`.
 //!
 //! `UNIONFS_LOG` holds a filter as tracing-subscriber has it: `debug`, `unionfs=trace`.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::fmt::format::{DefaultFields, Format, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{EnvFilter, Registry};
+
+use super::system_log::SystemLog;
+use crate::fuse;
 
 const VARIABLE: &str = "UNIONFS_LOG";
 
@@ -16,29 +24,68 @@ pub(super) fn is_wanted(debug: bool) -> bool {
     debug || std::env::var_os(VARIABLE).is_some_and(|filter| !filter.is_empty())
 }
 
-/// Logs to stderr; without a filter, warnings and errors only.
+/// Logs to standard error; without a filter, warnings and errors only.
 pub(super) fn to_stderr(debug: bool) {
-    start(debug, io::stderr);
+    start(filter(debug), Format::default(), io::stderr);
 }
 
 /// Logs to `file`.
 pub(super) fn to_file(debug: bool, file: File) {
-    start(debug, std::sync::Mutex::new(file));
+    let writer = std::sync::Mutex::new(file);
+    start(filter(debug), Format::default(), writer);
 }
 
-fn start<W>(debug: bool, writer: W)
+/// Logs warnings and errors to the system's log, which adds the time; to nowhere where the system
+/// has none.
+pub(super) fn to_system() {
+    if let Some(log) = SystemLog::connect() {
+        let format = Format::default().without_time().with_level(false);
+        start(EnvFilter::new("warn"), format, log);
+    }
+}
+
+fn filter(debug: bool) -> EnvFilter {
+    match std::env::var(VARIABLE) {
+        Ok(text) if !text.is_empty() => EnvFilter::builder().parse_lossy(text),
+        _ => EnvFilter::new(if debug { "debug" } else { "warn" }),
+    }
+}
+
+fn start<F, W>(filter: EnvFilter, format: F, writer: W)
 where
+    F: FormatEvent<Registry, DefaultFields> + Send + Sync + 'static,
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let default = if debug { "debug" } else { "warn" };
-    let filter = match std::env::var(VARIABLE) {
-        Ok(text) if !text.is_empty() => EnvFilter::builder().parse_lossy(text),
-        _ => EnvFilter::new(default),
-    };
     // Fails only where a library user has set another logger up: that one is used.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
+        .event_format(WithRequest(format))
         .with_writer(writer)
         .try_init();
+}
+
+/// A format whose lines end with the request during which they were written, if any.
+struct WithRequest<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for WithRequest<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let Some(request) = fuse::current_request() else {
+            return self.0.format_event(context, writer, event);
+        };
+        let mut line = String::new();
+        self.0
+            .format_event(context, Writer::new(&mut line), event)?;
+        writeln!(writer, "{} {request}", line.trim_end_matches('\n'))
+    }
 }

@@ -53,6 +53,7 @@ mod rmi;
 mod save;
 mod stats;
 mod sync;
+mod system_log;
 mod tag;
 mod transfer;
 mod umount;

@@ -22,6 +22,7 @@ use super::counters::{Counters, Op};
 use super::keeper::Keeper;
 use super::passthrough::Opens;
 use super::pool::Pool;
+use super::request_scope;
 use super::wire::abi::init;
 use super::wire::{Header, Limits, Reply, notify};
 use crate::sys::process::administers_machine;
@@ -116,6 +117,7 @@ impl Adapter {
 
     fn count(&self, op: Op) {
         self.counters.count(op);
+        request_scope::is_a(op);
     }
 
     /// How long the kernel may keep an inode's attributes, in seconds.
@@ -136,7 +138,11 @@ impl Adapter {
             return job(&self.union);
         };
         let union = Arc::clone(&self.union);
-        self.pool.submit(room, move || job(&union));
+        let request = request_scope::current();
+        self.pool.submit(room, move || {
+            let _scope = request_scope::enter(request);
+            job(&union);
+        });
     }
 
     /// As [`Adapter::run`] of slow work, with data that lies in the worker's buffer: it is only
@@ -153,7 +159,11 @@ impl Adapter {
         };
         copy.extend_from_slice(data);
         let union = Arc::clone(&self.union);
-        self.pool.submit(room, move || job(&union, &copy));
+        let request = request_scope::current();
+        self.pool.submit(room, move || {
+            let _scope = request_scope::enter(request);
+            job(&union, &copy);
+        });
     }
 
     /// Whether this worker may be busy for long; it counts as such until the answer is dropped.

@@ -27,6 +27,7 @@ mod own_mount;
 mod passthrough;
 mod pool;
 mod reply;
+mod request_scope;
 pub mod runtime;
 mod session;
 pub mod stats;
@@ -38,6 +39,7 @@ pub use error::{Error, Result};
 pub use mount::preflight;
 pub use mountpoint::{DirectoryId, Mountpoint};
 pub use own_mount::{MountId, OwnMount};
+pub use request_scope::{Request as CurrentRequest, current as current_request};
 pub use runtime::{Description, MountRecord, MountState};
 pub use session::{
     Background, Enter, Mounted, Sandboxed, mount, mount_sandboxed, raise_nofile_limit, wait_ready,

@@ -2,37 +2,36 @@
 //! failures once. Called by `adapter`.
 
 use super::convert;
-use super::counters::Op;
 use super::wire::Reply;
 use super::wire::abi::{AttrOut, CreateOut, GetxattrIn, OpenOut, StatfsOut, StatxOut, WriteOut};
 use crate::union::{Attr, EntryRef, Error, Result, StatFs};
 
 /// Answers with the errno of a failed operation of the union.
-pub(super) fn fail(reply: Reply, op: Op, ino: u64, error: &Error) {
-    log(op, ino, error);
+pub(super) fn fail(reply: Reply, error: &Error) {
+    log(error);
     reply.error(error.errno());
 }
 
 /// What the user did wrong is told to the user by errno; what went wrong on our side or on
-/// the disk is for the administrator.
-fn log(op: Op, ino: u64, error: &Error) {
+/// the disk is for the administrator. The log adds which request it was (`request_scope`).
+fn log(error: &Error) {
     match error.errno() {
         libc::EIO | libc::EUCLEAN | libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ESTALE => {
-            tracing::warn!(op = op.name(), ino, %error);
+            tracing::warn!("{error}");
         }
-        _ => tracing::debug!(op = op.name(), ino, %error),
+        _ => tracing::debug!("{error}"),
     }
 }
 
-pub(super) fn empty(reply: Reply, op: Op, ino: u64, result: Result<()>) {
+pub(super) fn empty(reply: Reply, result: Result<()>) {
     match result {
         Ok(()) => reply.ok(),
-        Err(error) => fail(reply, op, ino, &error),
+        Err(error) => fail(reply, &error),
     }
 }
 
 /// `lifetime`: how long the kernel may keep the attributes, in seconds.
-pub(super) fn attr(reply: Reply, op: Op, ino: u64, result: Result<Attr>, lifetime: u64) {
+pub(super) fn attr(reply: Reply, result: Result<Attr>, lifetime: u64) {
     match result {
         Ok(attr) => {
             reply.message(&AttrOut {
@@ -41,12 +40,12 @@ pub(super) fn attr(reply: Reply, op: Op, ino: u64, result: Result<Attr>, lifetim
                 ..AttrOut::default()
             });
         }
-        Err(error) => fail(reply, op, ino, &error),
+        Err(error) => fail(reply, &error),
     }
 }
 
 /// `mask`: the `STATX_` bits asked for.
-pub(super) fn statx(reply: Reply, ino: u64, mask: u32, result: Result<Attr>, lifetime: u64) {
+pub(super) fn statx(reply: Reply, mask: u32, result: Result<Attr>, lifetime: u64) {
     match result {
         Ok(attr) => {
             reply.message(&StatxOut {
@@ -55,26 +54,20 @@ pub(super) fn statx(reply: Reply, ino: u64, mask: u32, result: Result<Attr>, lif
                 ..StatxOut::default()
             });
         }
-        Err(error) => fail(reply, Op::StatX, ino, &error),
+        Err(error) => fail(reply, &error),
     }
 }
 
 /// The kernel holds a lookup on the entry from the reply on. `lifetime`: of an inode's
 /// attributes, in seconds.
-pub(super) fn entry(
-    reply: Reply,
-    op: Op,
-    parent: u64,
-    result: Result<EntryRef<'_>>,
-    lifetime: impl Fn(u64) -> u64,
-) {
+pub(super) fn entry(reply: Reply, result: Result<EntryRef<'_>>, lifetime: impl Fn(u64) -> u64) {
     match result {
         Ok(entry) => {
             if reply.message(&convert::entry(&entry, lifetime(entry.attr().ino))) {
                 entry.surrender();
             }
         }
-        Err(error) => fail(reply, op, parent, &error),
+        Err(error) => fail(reply, &error),
     }
 }
 
@@ -91,7 +84,7 @@ pub(super) fn created(reply: Reply, entry: EntryRef<'_>, open: OpenOut, lifetime
     taken
 }
 
-pub(super) fn written(reply: Reply, op: Op, ino: u64, result: Result<usize>) {
+pub(super) fn written(reply: Reply, result: Result<usize>) {
     match result {
         Ok(count) => {
             reply.message(&WriteOut {
@@ -99,12 +92,12 @@ pub(super) fn written(reply: Reply, op: Op, ino: u64, result: Result<usize>) {
                 padding: 0,
             });
         }
-        Err(error) => fail(reply, op, ino, &error),
+        Err(error) => fail(reply, &error),
     }
 }
 
 /// `size` 0 asks for the length only; a value longer than `size` is ERANGE.
-pub(super) fn xattr(reply: Reply, op: Op, ino: u64, size: u32, result: Result<Vec<u8>>) {
+pub(super) fn xattr(reply: Reply, size: u32, result: Result<Vec<u8>>) {
     match result {
         Ok(value) => match u32::try_from(value.len()) {
             Ok(len) if size == 0 => {
@@ -118,11 +111,11 @@ pub(super) fn xattr(reply: Reply, op: Op, ino: u64, size: u32, result: Result<Ve
             }
             _ => reply.error(libc::ERANGE),
         },
-        Err(error) => fail(reply, op, ino, &error),
+        Err(error) => fail(reply, &error),
     }
 }
 
-pub(super) fn statfs(reply: Reply, ino: u64, result: Result<StatFs>) {
+pub(super) fn statfs(reply: Reply, result: Result<StatFs>) {
     match result {
         Ok(s) => {
             reply.message(&StatfsOut {
@@ -137,16 +130,16 @@ pub(super) fn statfs(reply: Reply, ino: u64, result: Result<StatFs>) {
                 ..StatfsOut::default()
             });
         }
-        Err(error) => fail(reply, Op::StatFs, ino, &error),
+        Err(error) => fail(reply, &error),
     }
 }
 
-pub(super) fn offset(reply: Reply, ino: u64, result: Result<u64>) {
+pub(super) fn offset(reply: Reply, result: Result<u64>) {
     match result.map(i64::try_from) {
         Ok(Ok(offset)) => {
             reply.message(&offset);
         }
         Ok(Err(_)) => reply.error(libc::EOVERFLOW),
-        Err(error) => fail(reply, Op::Lseek, ino, &error),
+        Err(error) => fail(reply, &error),
     }
 }

@@ -29,6 +29,7 @@ mod sandbox;
 mod set_id_images;
 mod signals;
 mod support;
+mod system_log;
 mod verify;
 
 // Trees that can be compared.

@@ -27,7 +27,7 @@ impl Adapter {
             Ok(answer) => {
                 reply.bytes(&answer);
             }
-            Err(error) => reply::fail(reply, Op::Ioctl, ino, &error),
+            Err(error) => reply::fail(reply, &error),
         }
     }
 
@@ -42,7 +42,7 @@ impl Adapter {
                 Ok(()) => {
                     reply.message(&IoctlOut::default());
                 }
-                Err(error) => reply::fail(reply, Op::Ioctl, ino, &error),
+                Err(error) => reply::fail(reply, &error),
             }
         });
     }

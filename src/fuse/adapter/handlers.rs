@@ -48,11 +48,11 @@ impl Handler for Adapter {
             Request::Link { ino: file, name } => self.link_name(file, ino, name, reply),
             Request::Unlink { name } => {
                 self.count(Op::Unlink);
-                reply::empty(reply, Op::Unlink, ino, self.union.unlink(ino, name));
+                reply::empty(reply, self.union.unlink(ino, name));
             }
             Request::RmDir { name } => {
                 self.count(Op::RmDir);
-                reply::empty(reply, Op::RmDir, ino, self.union.rmdir(ino, name));
+                reply::empty(reply, self.union.rmdir(ino, name));
             }
             Request::Rename {
                 name,
@@ -73,7 +73,7 @@ impl Adapter {
             Request::GetAttr => {
                 self.count(Op::GetAttr);
                 let attr = self.union.getattr(ino);
-                reply::attr(reply, Op::GetAttr, ino, attr, self.lifetime(ino));
+                reply::attr(reply, attr, self.lifetime(ino));
             }
             Request::StatX { mask } => {
                 self.count(Op::StatX);
@@ -81,7 +81,7 @@ impl Adapter {
                     return reply.error(libc::ENOSYS);
                 }
                 let attr = self.union.getattr(ino);
-                reply::statx(reply, ino, mask, attr, self.lifetime(ino));
+                reply::statx(reply, mask, attr, self.lifetime(ino));
             }
             Request::SetAttr(set) => self.set_attr(header, &set, reply),
             Request::Read {
@@ -117,19 +117,19 @@ impl Adapter {
             Request::Fsync { datasync } => {
                 self.count(Op::Fsync);
                 self.run(true, move |union| {
-                    reply::empty(reply, Op::Fsync, ino, union.fsync(ino, datasync));
+                    reply::empty(reply, union.fsync(ino, datasync));
                 });
             }
             Request::FsyncDir { datasync } => {
                 self.count(Op::FsyncDir);
                 self.run(true, move |union| {
-                    reply::empty(reply, Op::FsyncDir, ino, union.fsyncdir(ino, datasync));
+                    reply::empty(reply, union.fsyncdir(ino, datasync));
                 });
             }
             Request::SyncFs => {
                 self.count(Op::SyncFs);
                 self.run(true, move |union| {
-                    reply::empty(reply, Op::SyncFs, ino, union.syncfs());
+                    reply::empty(reply, union.syncfs());
                 });
             }
             other => self.other(header, other, reply),
@@ -146,7 +146,7 @@ impl Adapter {
                     return reply.error(libc::ENOSYS);
                 }
                 let result = self.union.getxattr(ino, name);
-                reply::xattr(reply, Op::GetXattr, ino, size, result);
+                reply::xattr(reply, size, result);
             }
             Request::ListXattr { size } => {
                 self.count(Op::ListXattr);
@@ -155,7 +155,7 @@ impl Adapter {
                 }
                 let is_admin = || header.uid == 0 && self.is_administrator(header.pid);
                 let result = self.union.listxattr(ino, &is_admin);
-                reply::xattr(reply, Op::ListXattr, ino, size, result);
+                reply::xattr(reply, size, result);
             }
             Request::SetXattr {
                 name,
@@ -174,12 +174,12 @@ impl Adapter {
                     Ok(target) => {
                         reply.bytes(&target);
                     }
-                    Err(error) => reply::fail(reply, Op::ReadLink, ino, &error),
+                    Err(error) => reply::fail(reply, &error),
                 }
             }
             Request::StatFs => {
                 self.count(Op::StatFs);
-                reply::statfs(reply, ino, self.union.statfs());
+                reply::statfs(reply, self.union.statfs());
             }
             Request::Fallocate {
                 offset,
@@ -211,7 +211,7 @@ impl Adapter {
         self.modify(ino, move |union| {
             let result = union.setattr(&caller, ino, &set);
             let lifetime = lifetime(opens.as_deref(), ino);
-            reply::attr(reply, Op::SetAttr, ino, result, lifetime);
+            reply::attr(reply, result, lifetime);
         });
     }
 
@@ -229,7 +229,7 @@ impl Adapter {
                 Ok(count) => {
                     reply.bytes(buffer.get(..count).unwrap_or_default());
                 }
-                Err(error) => reply::fail(reply, Op::Read, ino, &error),
+                Err(error) => reply::fail(reply, &error),
             }
         });
     }
@@ -249,7 +249,7 @@ impl Adapter {
             let result = with_loss(device, &header, kills, |loss| {
                 union.write(header.ino, (offset, data), how, loss)
             });
-            reply::written(reply, Op::Write, header.ino, result);
+            reply::written(reply, result);
         };
         if self.union.needs_copy_up(header.ino) {
             let device = Arc::clone(&self.device);
@@ -274,7 +274,7 @@ impl Adapter {
         let (name, value) = (name.to_vec(), value.to_vec());
         self.modify(ino, move |union| {
             let result = union.setxattr(ino, &name, &value, flags, kill_sgid);
-            reply::empty(reply, Op::SetXattr, ino, result);
+            reply::empty(reply, result);
         });
     }
 
@@ -286,7 +286,7 @@ impl Adapter {
         let name = name.to_vec();
         self.modify(ino, move |union| {
             let result = union.removexattr(ino, &name);
-            reply::empty(reply, Op::RemoveXattr, ino, result);
+            reply::empty(reply, result);
         });
     }
 
@@ -297,7 +297,7 @@ impl Adapter {
             let result = with_loss(&device, &header, kills_unsaid(&header), |loss| {
                 union.fallocate(ino, mode, range, loss)
             });
-            reply::empty(reply, Op::Fallocate, ino, result);
+            reply::empty(reply, result);
         });
     }
 
@@ -310,7 +310,7 @@ impl Adapter {
         if i64::try_from(offset).is_err() {
             return reply.error(libc::ENXIO);
         }
-        reply::offset(reply, ino, self.union.lseek(ino, offset, whence));
+        reply::offset(reply, self.union.lseek(ino, offset, whence));
     }
 
     fn copy_range(&self, header: &Header, request: Request<'_>, reply: Reply) {
@@ -337,7 +337,7 @@ impl Adapter {
                 Ok(count) if wide => {
                     reply.message(&(count as u64));
                 }
-                result => reply::written(reply, Op::CopyFileRange, to, result),
+                result => reply::written(reply, result),
             }
         });
     }

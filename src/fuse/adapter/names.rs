@@ -11,8 +11,8 @@ use crate::fuse::wire::{DirBuffer, Header, Reply};
 use crate::union::{DirItem, EntryRef, Result};
 
 impl Adapter {
-    fn entry(&self, reply: Reply, op: Op, parent: u64, result: Result<EntryRef<'_>>) {
-        reply::entry(reply, op, parent, result, |ino| self.lifetime(ino));
+    fn entry(&self, reply: Reply, result: Result<EntryRef<'_>>) {
+        reply::entry(reply, result, |ino| self.lifetime(ino));
     }
 
     pub(super) fn lookup_name(&self, parent: u64, name: &[u8], reply: Reply) {
@@ -22,12 +22,12 @@ impl Adapter {
             return self.find(parent, name == b"..", reply);
         }
         match self.union.lookup(parent, name) {
-            Ok(Some(entry)) => self.entry(reply, Op::Lookup, parent, Ok(entry)),
+            Ok(Some(entry)) => self.entry(reply, Ok(entry)),
             // Inode 0 and a validity: the kernel remembers that there is no such name.
             Ok(None) => {
                 reply.message(&convert::no_entry());
             }
-            Err(error) => reply::fail(reply, Op::Lookup, parent, &error),
+            Err(error) => reply::fail(reply, &error),
         }
     }
 
@@ -42,9 +42,7 @@ impl Adapter {
             match found {
                 // An old handle is nobody's fault, so nothing is logged.
                 Err(error) if error.errno() == libc::ESTALE => reply.error(libc::ESTALE),
-                found => reply::entry(reply, Op::Lookup, ino, found, |ino| {
-                    lifetime(opens.as_deref(), ino)
-                }),
+                found => reply::entry(reply, found, |ino| lifetime(opens.as_deref(), ino)),
             }
         });
     }
@@ -61,7 +59,7 @@ impl Adapter {
         let result = self
             .union
             .mknod(&caller(header), header.ino, name, mode, umask, rdev);
-        self.entry(reply, Op::MkNod, header.ino, result);
+        self.entry(reply, result);
     }
 
     pub(super) fn make_dir(
@@ -75,7 +73,7 @@ impl Adapter {
         let result = self
             .union
             .mkdir(&caller(header), header.ino, name, mode & 0o7777, umask);
-        self.entry(reply, Op::MkDir, header.ino, result);
+        self.entry(reply, result);
     }
 
     pub(super) fn make_symlink(&self, header: &Header, name: &[u8], target: &[u8], reply: Reply) {
@@ -83,7 +81,7 @@ impl Adapter {
         let result = self
             .union
             .symlink(&caller(header), header.ino, name, target);
-        self.entry(reply, Op::SymLink, header.ino, result);
+        self.entry(reply, result);
     }
 
     pub(super) fn rename_name(
@@ -102,7 +100,7 @@ impl Adapter {
         let (name, new_name) = (name.to_vec(), new_name.to_vec());
         self.run(slow, move |union| {
             let result = union.rename(parent, &name, new_parent, &new_name, flags);
-            reply::empty(reply, Op::Rename, parent, result);
+            reply::empty(reply, result);
         });
     }
 
@@ -112,7 +110,7 @@ impl Adapter {
         self.modify(ino, move |union| {
             let result = union.link(ino, new_parent, &new_name);
             let lifetime = |ino| lifetime(opens.as_deref(), ino);
-            reply::entry(reply, Op::Link, new_parent, result, lifetime);
+            reply::entry(reply, result, lifetime);
         });
     }
 
@@ -127,7 +125,7 @@ impl Adapter {
                 Ok(()) => {
                     reply.bytes(list.bytes());
                 }
-                Err(error) => reply::fail(reply, Op::ReadDir, ino, &error),
+                Err(error) => reply::fail(reply, &error),
             }
         });
     }
@@ -142,7 +140,7 @@ impl Adapter {
             match result {
                 // Entries already counted must reach the kernel; it meets the error next time.
                 Err(error) if list.bytes().is_empty() => {
-                    reply::fail(reply, Op::ReadDirPlus, ino, &error);
+                    reply::fail(reply, &error);
                 }
                 _ => {
                     reply.bytes(list.bytes());

@@ -44,7 +44,7 @@ impl Adapter {
                         opens.release(ino, out.fh);
                     }
                 }
-                Err(error) => reply::fail(reply, Op::Open, ino, &error),
+                Err(error) => reply::fail(reply, &error),
             }
         });
     }
@@ -83,14 +83,7 @@ impl Adapter {
         let result = self
             .union
             .mknod(&caller(header), header.ino, name, mode, umask, (0, 0));
-        created(
-            &self.union,
-            opens,
-            (Op::Create, header.ino),
-            result,
-            flags,
-            reply,
-        );
+        created(&self.union, opens, result, flags, reply);
     }
 
     /// A file without a name comes open.
@@ -107,33 +100,19 @@ impl Adapter {
             .tmpfile(&caller(header), header.ino, mode & 0o7777, umask);
         match (&self.opens, result) {
             (Some(opens), result) => {
-                created(
-                    &self.union,
-                    opens,
-                    (Op::TmpFile, header.ino),
-                    result,
-                    flags,
-                    reply,
-                );
+                created(&self.union, opens, result, flags, reply);
             }
             (None, Ok(entry)) => {
                 let lifetime = self.lifetime(entry.attr().ino);
                 reply::created(reply, entry, answer(FOPEN_KEEP_CACHE), lifetime);
             }
-            (None, Err(error)) => reply::fail(reply, Op::TmpFile, header.ino, &error),
+            (None, Err(error)) => reply::fail(reply, &error),
         }
     }
 }
 
 /// Opens what was created, and answers with both.
-fn created(
-    union: &Union,
-    opens: &Opens,
-    (op, parent): (Op, u64),
-    result: Result<EntryRef<'_>>,
-    flags: u32,
-    reply: Reply,
-) {
+fn created(union: &Union, opens: &Opens, result: Result<EntryRef<'_>>, flags: u32, reply: Reply) {
     let open = result.and_then(|entry| {
         let (out, lifetime) = opens.open_new(union, entry.attr().ino, flags)?;
         Ok((entry, out, lifetime))
@@ -145,7 +124,7 @@ fn created(
                 opens.release(ino, out.fh);
             }
         }
-        Err(error) => reply::fail(reply, op, parent, &error),
+        Err(error) => reply::fail(reply, &error),
     }
 }
 

@@ -18,6 +18,7 @@ use super::reply::Reply;
 use super::request::{self, Header, Request};
 use super::rings::{self, Rings, Served};
 use crate::fuse::config::Transport;
+use crate::fuse::request_scope;
 use crate::sys::fuse::{clone_device, join_device};
 
 /// Room for a request's header and arguments before the data of a WRITE.
@@ -466,9 +467,10 @@ pub(super) fn handle(
     request: Request<'_>,
     reply: Reply,
 ) {
+    let _scope = request_scope::begin(header.ino, header.pid);
     let handled = catch_unwind(AssertUnwindSafe(|| handler.handle(header, request, reply)));
     if handled.is_err() {
-        tracing::error!(opcode, ino = header.ino, "request panicked");
+        tracing::error!(opcode, "request panicked");
     }
 }
 

@@ -1,0 +1,99 @@
+//! Which request a thread is answering, for the log: a warning from deep inside the union says
+//! whose request met it without being told. Costs a request three stores into thread-local memory.
+//!
+//! A thread answers one request at a time. Work that moves to another thread takes the request
+//! with it: [`current`] there, [`enter`] here.
+
+use std::cell::Cell;
+use std::fmt;
+
+use super::counters::Op;
+
+/// A request, as the log shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    operation: Option<Op>,
+    ino: u64,
+    pid: u32,
+}
+
+thread_local! {
+    static CURRENT: Cell<Option<Request>> = const { Cell::new(None) };
+}
+
+/// The request that this thread answers; `None` outside of requests.
+pub fn current() -> Option<Request> {
+    CURRENT.get()
+}
+
+/// The thread answers the request until this is dropped.
+#[must_use]
+pub(super) struct Scope(Option<Request>);
+
+/// A new request about inode `ino` of process `pid`, in whose namespace the number means nothing.
+pub(super) fn begin(ino: u64, pid: u32) -> Scope {
+    enter(Some(Request {
+        operation: None,
+        ino,
+        pid,
+    }))
+}
+
+/// The thread goes on with a request that came to another.
+pub(super) fn enter(request: Option<Request>) -> Scope {
+    Scope(CURRENT.replace(request))
+}
+
+/// The current request is an `operation`.
+pub(super) fn is_a(operation: Op) {
+    if let Some(request) = CURRENT.get() {
+        let operation = Some(operation);
+        CURRENT.set(Some(Request {
+            operation,
+            ..request
+        }));
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        CURRENT.set(self.0);
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            operation,
+            ino,
+            pid,
+        } = self;
+        if let Some(operation) = operation {
+            write!(f, "operation={} ", operation.name())?;
+        }
+        write!(f, "inode={ino} pid={pid}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_lasts_as_long_as_its_scope() {
+        assert!(current().is_none());
+        let outer = begin(7, 1234);
+        is_a(Op::Write);
+        let carried = current();
+        let shown = || current().map(|request| request.to_string());
+        assert_eq!(shown().as_deref(), Some("operation=WRITE inode=7 pid=1234"));
+        {
+            let _inner = begin(8, 1);
+            assert_eq!(shown().as_deref(), Some("inode=8 pid=1"));
+        }
+        drop(outer);
+        assert!(current().is_none());
+        let _scope = enter(carried);
+        assert_eq!(shown().as_deref(), Some("operation=WRITE inode=7 pid=1234"));
+    }
+}
