@@ -207,13 +207,13 @@ impl Report {
             line(subject, &self.counted(|row| row.ratio(subject)));
         }
         let best = self.counted(|row| self.best(row));
-        line("unionfs, the best of its columns in each row", &best);
+        line("unionfs, the best column of each row", &best);
         for (name, mut rows) in [
             (
-                "unionfs as it comes",
+                "unionfs with default options",
                 self.counted(|row| row.ratio("unionfs")),
             ),
-            ("the best of its columns", best),
+            ("the best column", best),
         ] {
             rows.sort_by(|a, b| b.1.total_cmp(&a.1));
             let list = |rows: Vec<String>| match rows.is_empty() {
@@ -283,10 +283,11 @@ impl Report {
     /// The report with what one must know to read it.
     fn page(&self, plots: &str) -> String {
         let mut page = String::from(
-            "# Benchmarks\n\nThe last published run of `just bench --publish`: medians, half the \
-             range in percent, and the ratio to kernel overlayfs in the same run. Subjects take \
-             turns in every round, each after another one in each. Made by \
-             `benches/compare/report.rs`; do not edit.\n\n",
+            "# Benchmarks\n\nThis page is the last published run of `just bench --publish`. \
+             `benches/compare/report.rs` generates it; do not edit it. Each cell has the median, \
+             half the range in percent, and the ratio to kernel overlayfs in the same run \
+             (smaller is faster). The subjects take turns in every round, in another order in \
+             each round. [Where the time goes](PROFILE.md) explains the ratios.\n\n",
         );
         page += COLUMNS;
         let _ = writeln!(page, "{} rounds.\n", self.rounds);
@@ -339,24 +340,24 @@ impl Report {
 
 /// What the columns are.
 const COLUMNS: &str = "\
-- kernel: overlayfs of the kernel on the directories of the image's layers, in our store; mounted
-  by a program that makes the system call, as mount(8) does
-- unionfs: `unionfs mount IMAGE` as it comes to root: `io=auto`, which is `passthrough` here (the
-  kernel reads and writes the files; opening one costs a message), `transport=auto`, which
-  is `classic` unless root has switched io_uring on, and a catalog that is there already
-- unionfs io=cached: as it comes to others, and to root before Linux 6.9: opening a file costs
-  nothing, each write a message
-- unionfs writeback: the same with the option `writeback`, where that matters: the kernel
-  gathers writes, which are lost with the server until the file is closed or synced
-- unionfs transport=uring: as the first, over io_uring (`enable_uring` is Y while it is mounted)
-- fuse-overlayfs: on the same directories
-- plain: an ordinary directory with the same files, no union at all
+- kernel: kernel overlayfs on the directories of the image's layers in our own store. A program
+  makes the system call, as mount(8) does.
+- unionfs: `unionfs mount IMAGE` by root with default options, and with a catalog that exists
+  already. `io=auto` is `passthrough` here: the kernel reads and writes the files, and each open
+  costs a message. `transport=auto` is `classic` unless root has switched io_uring on.
+- unionfs io=cached: the default for plain users, and for root before Linux 6.9. An open costs no
+  message, and each write is a message.
+- unionfs writeback: `io=cached,writeback`, for the rows where it matters. The kernel collects
+  writes. They are lost with the server until the file is closed or synced.
+- unionfs transport=uring: as the first, over io_uring (`enable_uring` is Y).
+- fuse-overlayfs: on the same directories.
+- plain: an ordinary directory with the same files, without a union.
 
-Rows that begin with a space, amounts of memory and counts are not in the geometric mean. Why `auto`
-is `passthrough` for root: programs as a whole take as long either way, and data is written several
-times as fast. Where files are only opened and read again and again, ask for `io=cached`.
-Read-only mounts, as are the ten whose page cache is measured, are `cached` with `auto`; with
-`io=passthrough` they share the pages of the layers.
+The geometric mean leaves out rows that begin with a space, amounts of memory, and counts. `auto`
+is `passthrough` for root because whole programs take as long either way, and data is written
+several times as fast. `io=cached` is faster where files are mostly opened and read again.
+Read-only mounts are `cached` with `auto`, also the ten mounts whose page cache is measured. With
+`io=passthrough` these share the pages of the layers.
 
 ";
 

@@ -155,7 +155,7 @@ fn sources(file: &Path) -> Vec<PathBuf> {
 #[test]
 fn every_link_to_a_file_leads_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut documents: Vec<PathBuf> = ["", "docs", "docs/guide"]
+    let mut documents: Vec<PathBuf> = ["", "docs", "docs/bench", "docs/guide"]
         .iter()
         .flat_map(|folder| fs::read_dir(root.join(folder)).unwrap())
         .map(|entry| entry.unwrap().path())
