@@ -22,7 +22,7 @@ use crate::layer::at::{At, Stat};
 use crate::layer::lower::LowerDir;
 use crate::layer::markers::Protection;
 use crate::layer::types::FileKind;
-use crate::union::{Below, LowerDirs, LowerFile, Source, Union, Visible};
+use crate::union::{LowerDirs, LowerFile, LowerLookup, Source, Union, Visible};
 
 /// Whose layers a catalog is of.
 #[derive(Clone, Debug, Default)]
@@ -167,7 +167,7 @@ impl Builder<'_> {
             let index = self.writer.record(&record)?;
             self.known.insert((root.index, root.stat.ino), index);
         }
-        let lowers = LowerDirs::Known(Arc::clone(roots));
+        let lowers = LowerDirs::Layers(Arc::clone(roots));
         self.enqueue(lowers, (0..roots.len() as u32).collect())?;
         Ok(())
     }
@@ -258,9 +258,9 @@ impl Builder<'_> {
         let name: Box<[u8]> = (*visible.name).into();
         let below = self.union.merged_name(lowers, skip, &name);
         let (record, dirs) = match below {
-            Ok(Below::File(file)) => (self.file(&file)?, None),
-            Ok(Below::Dirs(dirs)) => self.dirs(dirs)?,
-            Ok(Below::Nothing) | Err(_) => (None, None),
+            Ok(LowerLookup::File(file)) => (self.file(&file)?, None),
+            Ok(LowerLookup::Dirs(dirs)) => self.dirs(dirs)?,
+            Ok(LowerLookup::Absent) | Err(_) => (None, None),
         };
         let record = match record {
             Some(record) => record,

@@ -10,7 +10,7 @@ use super::{Progress, Unusable, format};
 use crate::layer::StackSpec;
 use crate::layer::at::{At, Stat};
 use crate::layer::types::Time;
-use crate::union::{self, Below, LowerDirs, LowerFile, Source, Union, Visible};
+use crate::union::{self, LowerDirs, LowerFile, LowerLookup, Source, Union, Visible};
 
 /// Where a catalog and its layers do not agree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,20 +127,20 @@ impl Comparison<'_> {
     fn entry(
         &mut self,
         path: Vec<u8>,
-        truth: union::Result<Below>,
-        said: union::Result<Below>,
+        truth: union::Result<LowerLookup>,
+        said: union::Result<LowerLookup>,
         todo: &mut Todo,
     ) {
         match (truth, said) {
-            (Ok(Below::Nothing), Ok(Below::Nothing)) | (Err(_), Err(_)) => {}
-            (Ok(Below::File(a)), Ok(Below::File(b))) => {
+            (Ok(LowerLookup::Absent), Ok(LowerLookup::Absent)) | (Err(_), Err(_)) => {}
+            (Ok(LowerLookup::File(a)), Ok(LowerLookup::File(b))) => {
                 if !same(&a.stat, &b.stat) {
                     self.differ(path, "attributes");
                 } else if !self.same_place(&a, &b) {
                     self.differ(path, "where it is, or its data or xattrs");
                 }
             }
-            (Ok(Below::Dirs(a)), Ok(Below::Dirs(b))) => {
+            (Ok(LowerLookup::Dirs(a)), Ok(LowerLookup::Dirs(b))) => {
                 match (a.all(), b.all()) {
                     (Ok(x), Ok(y)) if x.len() == y.len() => {
                         if !x.iter().zip(y).all(|(a, b)| same_dir(a, b)) {

@@ -1,5 +1,5 @@
 //! Catalog files: which are taken, and whether one is of the layers at hand. Called by
-//! `union::catalogued` and the cli.
+//! `union::mounted_catalog` and the cli.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;

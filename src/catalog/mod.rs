@@ -2,7 +2,7 @@
 //! a mount asks nothing of the layers' directories, however many there are. docs/CATALOG.md
 //! has the format and says when a catalog is believed.
 //!
-//! [`build`] writes one by walking a union of the layers; `union::catalogued` reads it;
+//! [`build`] writes one by walking a union of the layers; `union::mounted_catalog` reads it;
 //! [`place`] knows where catalogs are kept. Called by the cli and the union.
 
 mod build;

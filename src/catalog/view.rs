@@ -1,6 +1,6 @@
 //! Reading a catalog: any bytes are taken, every access is checked against the tables'
 //! bounds, and whatever leads back is refused, so no walk goes on for ever. Called by
-//! `union::catalogued` for a mount, by `catalog::check`, and by the fuzzer.
+//! `union::mounted_catalog` for a mount, by `catalog::check`, and by the fuzzer.
 
 use std::collections::HashSet;
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! Memory that was freed, back to the system: `malloc_trim(3)`. Called by `union::table`.
+//! Memory that was freed, back to the system: `malloc_trim(3)`. Called by `union::inode_table`.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, Ordering};

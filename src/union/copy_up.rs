@@ -12,12 +12,12 @@ use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::Union;
-use super::cache::Cached;
 use super::copy_data::{Copied as DataCopied, How, copy_file};
 use super::copy_metadata::{Copied, copy_metadata, first_perm};
 use super::error::Result;
 use super::inode::{DataFd, Inode, Link, LowerFile, Nlink, UpperState};
 use super::lookup::Hint;
+use super::lookup_cache::Cached;
 use super::orphans::Keep;
 use super::types::{FileKind, Ino};
 use super::upper::StagedFile;
@@ -46,12 +46,12 @@ impl AsFd for Source {
 
 /// A name in a locked directory, and that directory in the upper.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct UpperName<'a> {
     dir: &'a OwnedFd,
     link: &'a Link,
 }
 
-impl<'a> Place<'a> {
+impl<'a> UpperName<'a> {
     /// The directory, and the name in it.
     pub fn name(&self) -> (&'a Arc<Inode>, &'a [u8]) {
         (&self.link.parent, &self.link.name)
@@ -321,7 +321,7 @@ impl Union {
         self.with_place(inode, |place| {
             // A cached answer says that the data is below.
             if let Some(Link { parent, name, .. }) = place.map(|place| place.link) {
-                self.names.remove(parent.key, name);
+                self.lookup_cache.remove(parent.key, name);
             }
             if let Some(upper) = &mut inode.loc.write().upper {
                 upper.metacopy = None;
@@ -366,7 +366,7 @@ impl Union {
     pub(super) fn with_place<T>(
         &self,
         inode: &Arc<Inode>,
-        f: impl FnOnce(Option<Place<'_>>) -> Result<T>,
+        f: impl FnOnce(Option<UpperName<'_>>) -> Result<T>,
     ) -> Result<T> {
         loop {
             let Some(link) = inode.loc.read().links.first().cloned() else {
@@ -381,7 +381,7 @@ impl Union {
             let _names = parent.change_names();
             let same = |l: &Link| l.parent.ino == link.parent.ino && l.name == link.name;
             if inode.loc.read().links.iter().any(same) {
-                return f(Some(Place {
+                return f(Some(UpperName {
                     dir: &dir,
                     link: &link,
                 }));
@@ -393,7 +393,7 @@ impl Union {
     fn publish(
         &self,
         inode: &Arc<Inode>,
-        place: Place<'_>,
+        place: UpperName<'_>,
         copy: Copied,
         give_name: impl FnOnce(At<'_>) -> Result<(), Errno>,
     ) -> Result<()> {
@@ -409,12 +409,12 @@ impl Union {
             tracing::debug!("copy-up: the times of its directory: {e}");
         }
         if !copy.marked && inode.dir.is_none() {
-            self.inos.keep(&copy.stat, inode.ino);
+            self.inode_numbers.keep(&copy.stat, inode.ino);
         }
         let mut loc = inode.loc.write();
         match Cached::copied(inode, &loc, (copy.stat, copy.marked)) {
-            Some(answer) => self.names.put(parent.key, name, answer),
-            None => self.names.remove(parent.key, name),
+            Some(answer) => self.lookup_cache.put(parent.key, name, answer),
+            None => self.lookup_cache.remove(parent.key, name),
         }
         loc.upper = Some(Box::new(UpperState {
             id: (copy.stat.dev, copy.stat.ino),
@@ -423,7 +423,7 @@ impl Union {
         }));
         for link in &mut loc.links {
             if link.parent.ino == parent.ino && link.name == *name {
-                (link.in_upper, link.below) = (true, Some(true));
+                (link.in_upper, link.in_lower) = (true, Some(true));
             }
         }
         drop(loc);
@@ -463,7 +463,7 @@ impl Union {
         // What the cache says of it is no longer true. Who is putting that there now looks at
         // `impure` after it.
         for link in &inode.loc.read().links {
-            self.names.remove(link.parent.key, &link.name);
+            self.lookup_cache.remove(link.parent.key, &link.name);
         }
         Ok(())
     }

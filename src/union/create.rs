@@ -13,11 +13,11 @@ use super::Union;
 use super::acl;
 use super::error::Result;
 use super::inode::{DataFd, Dir, Inode, Loc, UpperState};
-use super::link::nothing_below;
+use super::inode_table::Interned;
+use super::link::in_lower_after;
 use super::lookup::EntryRef;
 use super::orphans::Keep;
 use super::resolve::{Resolved, UpperFound, WhiteoutKind};
-use super::table::Interned;
 use super::types::{Caller, FileKind, Ino};
 use super::upper::{StagedFile, Upper, make_mark};
 use crate::layer::at::{At, Stat, is_valid_name};
@@ -153,7 +153,7 @@ impl Union {
             parked.linkable = true;
         }
         loc.set_kept(keep);
-        let ino = self.inos.number(&stat);
+        let ino = self.inode_numbers.number(&stat);
         self.generations.created(ino, stat.btime);
         let generation = self.generations.of(ino, stat.btime);
         let keys = (self.fresh_key(), generation);
@@ -230,7 +230,7 @@ impl Union {
             Some(file) => At::fd(file.as_fd()).stat()?,
             None => at.stat()?,
         };
-        self.created(&parent, name, (stat, open), nothing_below(whiteout))
+        self.created(&parent, name, (stat, open), in_lower_after(whiteout))
     }
 
     /// Whether creating in the parent itself gives the right owner and permissions.
@@ -282,13 +282,13 @@ impl Union {
     }
 
     /// Registers a name that now exists in the upper, and a file's descriptor; the caller
-    /// holds the name lock. `below` as in [`super::inode::Link`].
+    /// holds the name lock. `in_lower` is [`super::inode::Link::in_lower`].
     pub(crate) fn created(
         &self,
         parent: &Arc<Inode>,
         name: &[u8],
         (stat, open): (Stat, Option<OwnedFd>),
-        below: Option<bool>,
+        in_lower: Option<bool>,
     ) -> Result<EntryRef<'_>> {
         let upper = UpperFound {
             stat,
@@ -300,10 +300,10 @@ impl Union {
             index: None,
             nlink: None,
             named: true,
-            below,
+            in_lower,
         };
-        let ino = self.inos.number(&stat);
-        let dirs = super::catalogued::Lowers::default();
+        let ino = self.inode_numbers.number(&stat);
+        let dirs = super::LowerDirs::default();
         let resolved = Arc::new(Resolved {
             kind: stat.kind,
             upper: Some(Box::new(upper)),

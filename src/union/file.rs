@@ -8,7 +8,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Union;
-use super::direct::{aligned, aligned_into};
+use super::direct_io::{aligned, aligned_into};
 use super::error::Result;
 use super::inode::{DataFd, Inode};
 use super::types::{FileKind, Ino, SetIdLoss, Write};

@@ -17,8 +17,8 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use smallvec::SmallVec;
 
-use super::catalogued::Lowers;
 use super::listing::Listing;
+use super::mounted_catalog::LowerDirs;
 use super::orphans::{Held, Keep, Parked, Permit};
 use super::types::{FileKind, Ino};
 use crate::layer::at::Stat;
@@ -116,7 +116,7 @@ pub(crate) struct Link {
     pub in_upper: bool,
     /// Whether the lowers show something under this name, once that is known: it never
     /// changes.
-    pub below: Option<bool>,
+    pub in_lower: Option<bool>,
 }
 
 /// The upper side of an inode.
@@ -319,7 +319,7 @@ pub(crate) struct Names {
 #[derive(Debug)]
 pub(crate) struct Dir {
     /// Its lower directories, top first; never changes.
-    pub lowers: Lowers,
+    pub lowers: LowerDirs,
     pub ns: RwLock<Names>,
     pub listing: Mutex<Option<Listing>>,
     /// The offset after which a listing that is gone had no more, and the version of the
@@ -349,7 +349,7 @@ pub(crate) struct Inode {
     pub generation: u32,
     /// Key of this directory in the lookup cache.
     pub key: u64,
-    /// Lookups counted for the kernel plus links of children; see `table`.
+    /// Lookups counted for the kernel plus links of children; see `inode_table`.
     pub count: AtomicU64,
     pub loc: RwLock<Loc>,
     pub busy: Mutex<()>,
@@ -410,7 +410,7 @@ impl Inode {
 }
 
 impl Dir {
-    pub fn new(lowers: Lowers, (impure, xwhiteouts): (bool, bool)) -> Self {
+    pub fn new(lowers: LowerDirs, (impure, xwhiteouts): (bool, bool)) -> Self {
         Self {
             lowers,
             ns: RwLock::default(),

@@ -17,8 +17,9 @@ use super::upper::Upper;
 use crate::layer::at::At;
 use crate::layer::markers::{Marker, WH_PREFIX};
 
-/// What the absence of a name says about the lowers: with a whiteout anything.
-pub(crate) fn nothing_below(whiteout: Option<WhiteoutKind>) -> Option<bool> {
+/// [`Link::in_lower`] of a new name: no lower has it, unless there was a whiteout, which may
+/// or may not hide a lower file.
+pub(crate) fn in_lower_after(whiteout: Option<WhiteoutKind>) -> Option<bool> {
     whiteout.is_none().then_some(false)
 }
 
@@ -73,7 +74,7 @@ impl Union {
             }
             Ok(())
         })?;
-        self.linked(&inode, &parent, name, nothing_below(whiteout));
+        self.linked(&inode, &parent, name, in_lower_after(whiteout));
         Self::listing_add(&parent, name, inode.kind, inode.ino);
         drop(names);
         self.table.pin(&inode);
@@ -86,20 +87,20 @@ impl Union {
         }
     }
 
-    fn linked(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &[u8], below: Option<bool>) {
+    fn linked(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &[u8], in_lower: Option<bool>) {
         self.table.pin(parent);
         let mut loc = inode.loc.write();
         // Answers for a file with several names are not cached: see `Resolved::is_cacheable`.
-        self.names.remove(parent.key, name);
+        self.lookup_cache.remove(parent.key, name);
         for link in &loc.links {
-            self.names.remove(link.parent.key, &link.name);
+            self.lookup_cache.remove(link.parent.key, &link.name);
         }
         let (parent, name) = (Arc::clone(parent), Arc::from(name));
         loc.links.push(Link {
             parent,
             name,
             in_upper: true,
-            below,
+            in_lower,
         });
         if let Some(nlink) = loc.rare_opt().and_then(|rare| rare.nlink.as_mut()) {
             nlink.union = nlink.union.saturating_add(1);
@@ -118,11 +119,12 @@ impl Union {
             // A name that is not in the upper is in a lower.
             Some(link) if !link.in_upper => return Ok(true),
             Some(Link {
-                below: Some(below), ..
-            }) => return Ok(*below),
+                in_lower: Some(known),
+                ..
+            }) => return Ok(*known),
             _ => {}
         }
-        self.exists_below(parent, name)
+        self.exists_in_lower(parent, name)
     }
 
     /// Makes a name the one that copy-up publishes.
@@ -188,7 +190,7 @@ impl Union {
 
     /// Takes a name from an inode after it vanished from the file systems. `keep` keeps an
     /// upper file that may have lost its last name. The removed link goes back to the caller,
-    /// who gives its parent back (`Table::unlink`) once `loc` is unlocked.
+    /// who gives its parent back (`InodeTable::unlink`) once `loc` is unlocked.
     pub(crate) fn unlinked(
         &self,
         (inode, loc): (&Inode, &mut Loc),

@@ -9,13 +9,13 @@ use rustix::io::Errno;
 use smallvec::smallvec;
 
 use super::Union;
-use super::cache::Cached;
 use super::error::Result;
 use super::inode::{Dir, Inode, Link, Loc, Lower, UpperState};
+use super::inode_table::Interned;
+use super::lookup_cache::Cached;
 use super::orphans::Held;
 use super::readdir::ASKED_ENOUGH;
 use super::resolve::{Answer, Resolved, WhiteoutKind};
-use super::table::Interned;
 use super::types::{Attr, FileKind, Ino, ROOT_INO};
 use crate::layer::at::{At, Stat, is_valid_name};
 
@@ -65,7 +65,7 @@ impl Drop for EntryRef<'_> {
 }
 
 /// An inode that is counted as long as this lives: it cannot leave the table.
-pub(crate) struct Counted<'u> {
+pub(crate) struct CountedInode<'u> {
     union: &'u Union,
     pub inode: Arc<Inode>,
     /// Attributes that the lookup came by.
@@ -102,7 +102,7 @@ pub(crate) enum Hint<'a> {
 /// An inode, counted, and what was seen of it on the way.
 pub(super) type Found = (Arc<Inode>, Option<Seen>);
 
-impl Drop for Counted<'_> {
+impl Drop for CountedInode<'_> {
     fn drop(&mut self) {
         if !self.handed_on {
             self.union.table.release(self.inode.ino, 1);
@@ -133,7 +133,7 @@ impl Union {
         if ino != ROOT_INO {
             self.table.release(ino, count);
             if self.table.has_emptied() {
-                self.names.shrink();
+                self.lookup_cache.shrink();
                 crate::sys::memory::give_back();
             }
         }
@@ -150,7 +150,7 @@ impl Union {
         parent: &Arc<Inode>,
         name: &[u8],
         hint: Hint<'_>,
-    ) -> Result<Option<Counted<'_>>> {
+    ) -> Result<Option<CountedInode<'_>>> {
         let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
         let names = dir.ns.read();
         if names.dead {
@@ -164,7 +164,7 @@ impl Union {
             Some(found) => found,
             None => self.find(parent, name, hint)?,
         };
-        Ok(found.map(|(inode, stat)| Counted {
+        Ok(found.map(|(inode, stat)| CountedInode {
             union: self,
             inode,
             stat,
@@ -198,7 +198,7 @@ impl Union {
     /// Finds a name and counts its inode; the caller holds the parent's name lock. With the
     /// attributes of its upper side when it was not in the cache.
     fn find(&self, parent: &Arc<Inode>, name: &[u8], hint: Hint<'_>) -> Result<Option<Found>> {
-        let cached = self.names.get(parent.key, name);
+        let cached = self.lookup_cache.get(parent.key, name);
         if let (None, Hint::Linked) = (&cached, hint)
             && let Some(inode) = self.find_linked(parent, name)
         {
@@ -216,7 +216,8 @@ impl Union {
             }
             None => match self.resolve(parent, name, skip)? {
                 Answer::Absent(whiteout) => {
-                    self.names.put(parent.key, name, Cached::Negative(whiteout));
+                    self.lookup_cache
+                        .put(parent.key, name, Cached::Negative(whiteout));
                     return Ok(None);
                 }
                 Answer::Found(resolved) => {
@@ -232,7 +233,7 @@ impl Union {
             && dir.impure.load(Ordering::Acquire)
             && upper.is_some_and(|upper| !upper.impure)
         {
-            self.names.remove(parent.key, name);
+            self.lookup_cache.remove(parent.key, name);
         }
         Ok(Some((inode, upper.map(|upper| Seen::Upper(upper.stat)))))
     }
@@ -241,16 +242,16 @@ impl Union {
     pub(crate) fn remember(&self, parent: &Inode, name: &[u8], resolved: &Arc<Resolved>) {
         match resolved.is_cacheable() {
             true => self
-                .names
+                .lookup_cache
                 .put(parent.key, name, Cached::Positive(Arc::clone(resolved))),
-            false => self.names.remove(parent.key, name),
+            false => self.lookup_cache.remove(parent.key, name),
         }
     }
 
     /// What hides `name` in the upper, when the name is known to be absent; the caller
     /// holds the name lock.
     pub(crate) fn whiteout_at(&self, parent: &Inode, name: &[u8]) -> Result<Option<WhiteoutKind>> {
-        if let Some(Cached::Negative(whiteout)) = self.names.peek(parent.key, name) {
+        if let Some(Cached::Negative(whiteout)) = self.lookup_cache.peek(parent.key, name) {
             return Ok(whiteout);
         }
         match self.resolve(parent, name, None)? {
@@ -281,7 +282,7 @@ impl Union {
                 // The number belongs to another file: hostile layers, or layers that show
                 // one file twice. The second gets a number of its own.
                 Interned::Conflict => {
-                    let alias = self.inos.alias(parent.ino, name);
+                    let alias = self.inode_numbers.alias(parent.ino, name);
                     if ino == alias {
                         return Err(Errno::STALE.into());
                     }
@@ -298,7 +299,7 @@ impl Union {
             parent: Arc::clone(parent),
             name: resolved.shared_name(name).unwrap_or_else(|| name.into()),
             in_upper: upper.is_some_and(|u| u.named),
-            below: upper.and_then(|u| u.below),
+            in_lower: upper.and_then(|u| u.in_lower),
         };
         let mut loc = Loc {
             links: smallvec![link],
@@ -323,11 +324,11 @@ impl Union {
             false => ino,
         };
         // A number of the upper, which its file system gives again, and not of a lower.
-        let generation = match upper.filter(|u| self.inos.own_number(u.stat.dev, u.stat.ino) == ino)
-        {
-            Some(upper) => self.generations.of(ino, upper.stat.btime),
-            None => 0,
-        };
+        let generation =
+            match upper.filter(|u| self.inode_numbers.own_number(u.stat.dev, u.stat.ino) == ino) {
+                Some(upper) => self.generations.of(ino, upper.stat.btime),
+                None => 0,
+            };
         let inode = Inode::new(ino, resolved.kind, (key, generation), loc, dir);
         if let Some(protection) = upper.and_then(|upper| upper.protection) {
             inode.protection.set(protection);
@@ -354,7 +355,7 @@ impl Union {
             parent: Arc::clone(parent),
             name: Arc::from(name),
             in_upper: resolved.upper.as_ref().is_some_and(|u| u.named),
-            below: resolved.upper.as_ref().and_then(|u| u.below),
+            in_lower: resolved.upper.as_ref().and_then(|u| u.in_lower),
         };
         let mut loc = inode.loc.write();
         if !has(&loc) {

@@ -6,45 +6,46 @@
 mod acl;
 mod attr;
 mod backing;
-mod below;
-mod cache;
-mod catalogued;
+mod catalog_inode;
+mod catalog_lookup;
 mod copy_data;
 mod copy_metadata;
 mod copy_up;
 mod create;
-mod direct;
+mod direct_io;
 mod error;
 mod file;
-mod find;
 mod generation;
-mod index;
+mod handle_lookup;
+mod hardlink_index;
 mod inode;
-mod inos;
+mod inode_numbers;
+mod inode_table;
 mod link;
 mod listing;
 mod lookup;
-mod lower_view;
+mod lookup_cache;
+mod lower_lookup;
+mod merged_lowers;
+mod mounted_catalog;
 mod orphans;
 mod protect;
 mod readdir;
-mod recorded;
 mod remove;
 mod rename;
-mod rename_step;
+mod rename_upper;
 mod resolve;
-mod table;
 mod types;
 mod upper;
 mod xattr;
 
 pub use backing::Backing;
-pub(crate) use below::Below;
-pub(crate) use catalogued::Lowers as LowerDirs;
 pub use error::{Error, Result};
 pub(crate) use inode::LowerFile;
 pub(crate) use listing::{Source, Visible};
 pub use lookup::EntryRef;
+pub(crate) use lower_lookup::LowerLookup;
+pub(crate) use mounted_catalog::LowerDirs;
 pub use readdir::DirItem;
 pub use types::*;
 
@@ -62,13 +63,13 @@ use crate::layer::at::At;
 use crate::layer::fds::{FdCache, IsExhausted};
 use crate::layer::lower::{FileSystems, Layer, LowerDir};
 use crate::layer::{LayerSpec, StackSpec, UpperSpec};
-use cache::LookupCache;
-use catalogued::{Catalog, Lowers};
 use generation::Generations;
 use inode::{Dir, Inode, Loc, UpperState};
-use inos::Inos;
+use inode_numbers::InodeNumbers;
+use inode_table::{InodeTable, Interned};
+use lookup_cache::LookupCache;
+use mounted_catalog::MountedCatalog;
 use orphans::Budget;
-use table::{Interned, Table};
 use upper::Upper;
 
 /// Options of a union that are not part of its layers.
@@ -114,13 +115,13 @@ pub struct Union {
     /// Roots of the lower layers, top first.
     roots: Arc<[Arc<LowerDir>]>,
     data_roots: Vec<Arc<LowerDir>>,
-    catalog: Option<Arc<Catalog>>,
-    table: Table,
-    names: LookupCache,
+    catalog: Option<Arc<MountedCatalog>>,
+    table: InodeTable,
+    lookup_cache: LookupCache,
     fds: Arc<FdCache>,
     /// Descriptors that keep files without a name.
     orphans: Arc<Budget>,
-    inos: Inos,
+    inode_numbers: InodeNumbers,
     recent: readdir::Recent,
     topology: RwLock<()>,
     generations: Generations,
@@ -198,7 +199,7 @@ impl Union {
         let mut asked = HashSet::new();
         let others = all().filter(|layer| asked.insert(layer.stat.dev));
         let name_max = others.map(name_max).max().unwrap_or(255);
-        let inos = Inos::new(all().map(|layer| layer.stat.dev));
+        let inode_numbers = InodeNumbers::new(all().map(|layer| layer.stat.dev));
         let redirect_dir = redirect_dir(options.redirect_dir, upper.as_ref())?;
         let catalog = options.catalog.as_deref();
         let catalog = catalog.and_then(|path| open_catalog(path, &roots, &data_roots));
@@ -206,11 +207,11 @@ impl Union {
             catalog,
             roots: roots.into(),
             data_roots,
-            table: Table::default(),
-            names: LookupCache::new(options.lookup_cache),
+            table: InodeTable::default(),
+            lookup_cache: LookupCache::new(options.lookup_cache),
             fds: FdCache::shared(options.fd_cache.min(spare_descriptors())),
             orphans: Budget::new(),
-            inos,
+            inode_numbers,
             recent: readdir::Recent::default(),
             topology: RwLock::new(()),
             generations: Generations::default(),
@@ -240,10 +241,10 @@ impl Union {
             })
         });
         let lowers = match &self.upper {
-            Some(upper) if upper.root.opaque => Lowers::default(),
+            Some(upper) if upper.root.opaque => LowerDirs::default(),
             _ => {
                 let catalogued = self.catalog.as_ref().and_then(|c| c.root(&self.roots));
-                catalogued.unwrap_or_else(|| Lowers::Known(Arc::clone(&self.roots)))
+                catalogued.unwrap_or_else(|| LowerDirs::Layers(Arc::clone(&self.roots)))
             }
         };
         let root = self.upper.as_ref().map(|upper| &upper.root);
@@ -291,11 +292,11 @@ impl Union {
 
     /// Counters.
     pub fn counters(&self) -> Counters {
-        let (lookup_hits, lookup_negative_hits, lookup_misses) = self.names.counters();
+        let (lookup_hits, lookup_negative_hits, lookup_misses) = self.lookup_cache.counters();
         let (fd_hits, fd_misses) = self.fds.counters();
         Counters {
             inodes: self.table.len() as u64,
-            cached_names: self.names.len() as u64,
+            cached_names: self.lookup_cache.len() as u64,
             lookup_hits,
             lookup_negative_hits,
             lookup_misses,
@@ -372,8 +373,8 @@ fn open_catalog(
     path: &Path,
     roots: &[Arc<LowerDir>],
     data_roots: &[Arc<LowerDir>],
-) -> Option<Arc<Catalog>> {
-    match Catalog::open(path, roots, data_roots) {
+) -> Option<Arc<MountedCatalog>> {
+    match MountedCatalog::open(path, roots, data_roots) {
         Ok(catalog) => Some(catalog),
         Err(e) if e.is_absent() => None,
         Err(e) => {

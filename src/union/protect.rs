@@ -225,7 +225,7 @@ impl Union {
             inode.protection.set(protection);
             // What the cache says of it is no longer true; nobody puts it there meanwhile.
             if let Some((parent, name)) = place.map(|place| place.name()) {
-                self.names.remove(parent.key, name);
+                self.lookup_cache.remove(parent.key, name);
             }
             Ok(())
         })?;

@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::Union;
-use super::catalogued::Lowers;
 use super::error::Result;
 use super::inode::{Dir, Inode, Link};
 use super::listing::{FIRST_OFFSET, Gather, LayerEntry, LayerListing, Listing, Source, Visible};
 use super::lookup::{EntryRef, Hint};
+use super::mounted_catalog::LowerDirs;
 use super::resolve::Answer;
 use super::types::{FileKind, Ino};
 use crate::layer::at::At;
@@ -290,7 +290,7 @@ impl Union {
                 let (Some(kind), ino) = (visible.kind, visible.ino) else {
                     return Err(e);
                 };
-                let ino = ino.unwrap_or_else(|| self.inos.alias(parent.ino, name));
+                let ino = ino.unwrap_or_else(|| self.inode_numbers.alias(parent.ino, name));
                 return Ok(Some(item(ino, kind, None)));
             }
         };
@@ -313,15 +313,15 @@ impl Union {
     }
 
     /// All names in the lowers.
-    pub(crate) fn all_of_lowers(&self, lowers: &Lowers) -> Result<Vec<LayerListing>> {
+    pub(crate) fn all_of_lowers(&self, lowers: &LowerDirs) -> Result<Vec<LayerListing>> {
         let mut gather = Gather::new(&self.listing_order, usize::MAX, 0);
         self.list_lowers(lowers, &mut gather)?;
         Ok(gather.into_layers())
     }
 
     /// The names in the lowers; one merged listing when the catalog has it.
-    fn list_lowers(&self, lowers: &Lowers, gather: &mut Gather<'_>) -> Result<()> {
-        if let Some(merged) = lowers.merged() {
+    fn list_lowers(&self, lowers: &LowerDirs, gather: &mut Gather<'_>) -> Result<()> {
+        if let Some(merged) = lowers.catalog_dir() {
             let mut listing = LayerListing {
                 source: Source::Lower(0),
                 entries: Vec::new(),
@@ -332,7 +332,7 @@ impl Union {
                 hides_below,
                 ..
             } = &mut listing;
-            let gathered = merged.entries(&self.inos, |entry| {
+            let gathered = merged.entries(&self.inode_numbers, |entry| {
                 if gather.wants(&entry.name) {
                     entries.push(entry);
                     gather.bound(entries, |entry| &entry.name, hides_below);
@@ -367,7 +367,7 @@ impl Union {
                     hides_below.push(name.into());
                 }
             } else if gather.wants(&raw.name) {
-                let ino = plain.then(|| self.inos.number_of(dev, raw.ino));
+                let ino = plain.then(|| self.inode_numbers.number_of(dev, raw.ino));
                 entries.push(LayerEntry {
                     name: raw.name.into(),
                     kind: raw.kind,
@@ -421,7 +421,7 @@ impl Union {
         };
         for raw in raws {
             let whiteout = lower.is_whiteout(&self.fds, &raw)?;
-            let ino = Some(self.inos.number_of(lower.stat.dev, raw.ino));
+            let ino = Some(self.inode_numbers.number_of(lower.stat.dev, raw.ino));
             listing.entries.push(LayerEntry {
                 name: raw.name.into(),
                 kind: raw.kind,
@@ -499,8 +499,8 @@ impl Union {
         Ok(has_opaque_file(sub)?)
     }
 
-    /// What a name resolves to, without counting or caching it.
-    pub(crate) fn exists_below(&self, inode: &Inode, name: &[u8]) -> Result<bool> {
+    /// Whether the lowers show a file under `name`; nothing is counted or cached.
+    pub(crate) fn exists_in_lower(&self, inode: &Inode, name: &[u8]) -> Result<bool> {
         let dir = inode.dir.as_ref().ok_or(Errno::NOTDIR)?;
         if dir.lowers.is_empty() {
             return Ok(false);

@@ -9,10 +9,10 @@ use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
 use super::Union;
-use super::cache::Cached;
 use super::error::Result;
 use super::inode::{Inode, Loc, Names};
 use super::lookup::Hint;
+use super::lookup_cache::Cached;
 use super::resolve::WhiteoutKind;
 use super::types::Ino;
 use super::upper::{Upper, WhiteoutForm};
@@ -155,7 +155,8 @@ impl Union {
         self.note_whiteout(parent, whiteout);
         let removed = self.unlinked((inode, &mut loc), parent, name, keep);
         drop((loc, topology));
-        self.names.put(parent.key, name, Cached::Negative(whiteout));
+        self.lookup_cache
+            .put(parent.key, name, Cached::Negative(whiteout));
         Self::listing_remove(parent, name);
         self.table.unlink(removed);
         Ok(())

@@ -12,13 +12,13 @@ use rustix::fs::RenameFlags as Flags;
 use rustix::io::Errno;
 
 use super::Union;
-use super::cache::Cached;
 use super::error::Result;
 use super::inode::{Inode, Link, Loc};
-use super::link::nothing_below;
+use super::link::in_lower_after;
 use super::lookup::Hint;
+use super::lookup_cache::Cached;
 use super::remove::{NameLocks, has_link, is_bare, link_in_upper};
-use super::rename_step::{Kinds, Side, step};
+use super::rename_upper::{RenameSide, RenameStep, rename_in_upper};
 use super::resolve::WhiteoutKind;
 use super::types::{Ino, RenameFlags};
 use super::upper::{Upper, WhiteoutForm};
@@ -122,9 +122,9 @@ impl Union {
         }
     }
 
-    fn side<'a>(&self, parent: &'a Arc<Inode>, name: &'a [u8]) -> Result<Side<'a>> {
+    fn side<'a>(&self, parent: &'a Arc<Inode>, name: &'a [u8]) -> Result<RenameSide<'a>> {
         let dir = self.upper_dir(parent)?;
-        Ok(Side { parent, name, dir })
+        Ok(RenameSide { parent, name, dir })
     }
 
     fn looks_empty(&self, inode: &Inode) -> Result<bool> {
@@ -176,8 +176,8 @@ impl Union {
     fn replace(
         &self,
         upper: &Upper,
-        old: &Side<'_>,
-        new: &Side<'_>,
+        old: &RenameSide<'_>,
+        new: &RenameSide<'_>,
         source: &Arc<Inode>,
         target: Option<&Arc<Inode>>,
     ) -> Result<()> {
@@ -204,9 +204,9 @@ impl Union {
             Some(target) => Some(target.loc.read().upper.as_ref().ok_or(Errno::NOENT)?.id),
             None => None,
         };
-        let below = self.has_lower_name(source, old.parent, old.name)?;
-        let known = |t: &Arc<Inode>| t.loc.read().link(new.parent, new.name)?.below;
-        let below_new = target.map_or(nothing_below(whiteout), known);
+        let leaves_whiteout = self.has_lower_name(source, old.parent, old.name)?;
+        let known = |t: &Arc<Inode>| t.loc.read().link(new.parent, new.name)?.in_lower;
+        let new_in_lower = target.map_or(in_lower_after(whiteout), known);
         let _topology = source.dir.is_some().then(|| self.topology.write());
         let (mut source_loc, mut target_loc) = match target {
             Some(target) => {
@@ -223,17 +223,17 @@ impl Union {
             _ => None,
         };
         let is_dir = source.dir.is_some();
-        let kinds = Kinds {
+        let step = RenameStep {
             is_dir,
             replaces: replaced,
-            below,
+            leaves_whiteout,
         };
-        let left = step(upper, old, new, kinds, whiteout)?;
+        let left = rename_in_upper(upper, old, new, step, whiteout)?;
         let mut gone = Vec::new();
         if let (Some(target), Some(loc)) = (target, &mut target_loc) {
             gone.extend(self.unlinked((target, loc), new.parent, new.name, keep));
         }
-        relink(&mut source_loc.links, (old, new), below_new, &mut gone);
+        relink(&mut source_loc.links, (old, new), new_in_lower, &mut gone);
         drop((source_loc, target_loc));
         self.moved(source, old, new, left);
         self.table.unlink(gone);
@@ -244,18 +244,18 @@ impl Union {
     fn moved(
         &self,
         source: &Arc<Inode>,
-        old: &Side<'_>,
-        new: &Side<'_>,
+        old: &RenameSide<'_>,
+        new: &RenameSide<'_>,
         left: Option<WhiteoutKind>,
     ) {
         self.table.pin(new.parent);
         self.note_whiteout(old.parent, left);
-        let known = self.names.peek(old.parent.key, old.name);
-        self.names
+        let known = self.lookup_cache.peek(old.parent.key, old.name);
+        self.lookup_cache
             .put(old.parent.key, old.name, Cached::Negative(left));
         match known.and_then(Cached::moved) {
-            Some(answer) => self.names.put(new.parent.key, new.name, answer),
-            None => self.names.remove(new.parent.key, new.name),
+            Some(answer) => self.lookup_cache.put(new.parent.key, new.name, answer),
+            None => self.lookup_cache.remove(new.parent.key, new.name),
         }
         Self::listing_remove(old.parent, old.name);
         Self::listing_add(new.parent, new.name, source.kind, source.ino);
@@ -264,8 +264,8 @@ impl Union {
     fn exchange(
         &self,
         upper: &Upper,
-        old: &Side<'_>,
-        new: &Side<'_>,
+        old: &RenameSide<'_>,
+        new: &RenameSide<'_>,
         source: &Arc<Inode>,
         target: &Arc<Inode>,
     ) -> Result<()> {
@@ -282,7 +282,7 @@ impl Union {
         self.table.pin(new.parent);
         self.table.pin(old.parent);
         for side in [old, new] {
-            self.names.remove(side.parent.key, side.name);
+            self.lookup_cache.remove(side.parent.key, side.name);
             Self::listing_remove(side.parent, side.name);
         }
         Self::listing_add(new.parent, new.name, source.kind, source.ino);
@@ -296,8 +296,8 @@ impl Union {
         &self,
         upper: &Upper,
         inode: &Arc<Inode>,
-        old: &Side<'_>,
-        new: &Side<'_>,
+        old: &RenameSide<'_>,
+        new: &RenameSide<'_>,
     ) -> Result<()> {
         let origin = inode.loc.read().upper.as_ref().is_some_and(|u| u.origin);
         let lowers = inode.dir.as_ref().map_or(0, |dir| dir.lowers.len());
@@ -327,7 +327,7 @@ impl Union {
         &self,
         upper: &Upper,
         inode: &Arc<Inode>,
-        old: &Side<'_>,
+        old: &RenameSide<'_>,
         same_dir: bool,
     ) -> Result<()> {
         let current = self.redirect_of(upper, inode)?;
@@ -384,7 +384,7 @@ impl Union {
 
     /// Makes the upper side of an empty directory physically empty, so that rename can
     /// replace it: a bare opaque one takes its place (ovl_clear_empty).
-    fn bare(&self, upper: &Upper, target: &Arc<Inode>, new: &Side<'_>) -> Result<()> {
+    fn bare(&self, upper: &Upper, target: &Arc<Inode>, new: &RenameSide<'_>) -> Result<()> {
         let dir = self.upper_dir(target)?;
         if is_bare(&dir)? {
             return Ok(());
@@ -409,8 +409,8 @@ impl Union {
 /// Moves a link from one side to the other.
 fn relink(
     links: &mut [Link],
-    (old, new): (&Side<'_>, &Side<'_>),
-    below: Option<bool>,
+    (old, new): (&RenameSide<'_>, &RenameSide<'_>),
+    in_lower: Option<bool>,
     gone: &mut Vec<Link>,
 ) {
     let is_old = |l: &&mut Link| l.parent.ino == old.parent.ino && *l.name == *old.name;
@@ -422,7 +422,7 @@ fn relink(
                 parent,
                 name,
                 in_upper: true,
-                below,
+                in_lower,
             },
         ));
     }

@@ -1,5 +1,5 @@
 //! Resolving a name: what upper and lowers say about it, merged by the rules of overlayfs
-//! (fs/overlayfs/namei.c; of the lowers alone: `below`). Reads the layers only; makes no inode.
+//! (fs/overlayfs/namei.c; of the lowers alone: `lower_lookup`). Reads the layers only; makes no inode.
 //! Called by `lookup`, `readdir` and, to learn whether a name needs a whiteout, by `remove` and `rename`.
 
 use std::os::fd::AsFd;
@@ -8,10 +8,10 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::Union;
-use super::below::Below;
-use super::catalogued::Lowers;
 use super::error::Result;
 use super::inode::{Dir, Inode, LowerFile, Nlink};
+use super::lower_lookup::LowerLookup;
+use super::mounted_catalog::LowerDirs;
 use super::types::{FileKind, Ino};
 use crate::layer::at::{At, Stat};
 use crate::layer::markers::{Markers, Protection, WH_PREFIX};
@@ -35,7 +35,7 @@ pub(crate) struct Resolved {
     /// Lower file, where the upper has none or has only its metadata.
     pub file: Option<Arc<LowerFile>>,
     /// Lower directories, top first, of a directory.
-    pub dirs: Lowers,
+    pub dirs: LowerDirs,
     /// Inode number it should have.
     pub ino: Ino,
 }
@@ -59,8 +59,8 @@ pub(crate) struct UpperFound {
     pub nlink: Option<Nlink>,
     /// The name itself is in the upper (not only the index entry).
     pub named: bool,
-    /// As [`super::inode::Link::below`].
-    pub below: Option<bool>,
+    /// As [`super::inode::Link::in_lower`].
+    pub in_lower: Option<bool>,
 }
 
 impl Resolved {
@@ -109,11 +109,13 @@ impl Union {
         {
             return Ok(answer);
         }
-        match self.below(&dir.lowers, skip.unwrap_or(0), name, None)? {
-            Below::Nothing => Ok(Answer::Absent(None)),
-            Below::File(file) => Ok(Answer::Found(Arc::new(self.lower_file(file)?))),
-            Below::Dirs(dirs) => {
-                let ino = self.inos.number(&dirs.top().ok_or(Errno::IO)?.stat);
+        match self.lookup_lowers(&dir.lowers, skip.unwrap_or(0), name, None)? {
+            LowerLookup::Absent => Ok(Answer::Absent(None)),
+            LowerLookup::File(file) => Ok(Answer::Found(Arc::new(self.lower_file(file)?))),
+            LowerLookup::Dirs(dirs) => {
+                let ino = self
+                    .inode_numbers
+                    .number(&dirs.top().ok_or(Errno::IO)?.stat);
                 let kind = FileKind::Directory;
                 Ok(Answer::Found(Arc::new(Resolved {
                     kind,
@@ -185,14 +187,16 @@ impl Union {
         opaque: bool,
     ) -> Result<Resolved> {
         let below = match opaque {
-            true => Below::Nothing,
-            false => self.below(&dir.lowers, 0, name, markers.redirect.as_deref())?,
+            true => LowerLookup::Absent,
+            false => self.lookup_lowers(&dir.lowers, 0, name, markers.redirect.as_deref())?,
         };
         let dirs = match below {
-            Below::Dirs(dirs) => dirs,
-            Below::Nothing | Below::File(_) => Lowers::default(),
+            LowerLookup::Dirs(dirs) => dirs,
+            LowerLookup::Absent | LowerLookup::File(_) => LowerDirs::default(),
         };
-        let ino = self.inos.number(dirs.top().map_or(&stat, |top| &top.stat));
+        let ino = self
+            .inode_numbers
+            .number(dirs.top().map_or(&stat, |top| &top.stat));
         let upper = UpperFound {
             stat,
             metacopy: false,
@@ -203,7 +207,7 @@ impl Union {
             index: None,
             nlink: None,
             named: true,
-            below: None,
+            in_lower: None,
         };
         Ok(Resolved {
             kind: FileKind::Directory,
@@ -226,8 +230,8 @@ impl Union {
         let metacopy = markers.metacopy && stat.kind == FileKind::Regular;
         let mut file = None;
         if metacopy {
-            match self.below(&dir.lowers, 0, name, markers.redirect.as_deref())? {
-                Below::File(found) if found.stat.kind == FileKind::Regular => {
+            match self.lookup_lowers(&dir.lowers, 0, name, markers.redirect.as_deref())? {
+                LowerLookup::File(found) if found.stat.kind == FileKind::Regular => {
                     let foreign = self.readable_upper()?.layer.is_foreign;
                     let claimed = markers.origin.as_deref().filter(|_| foreign);
                     self.check_claim(claimed, &found.dir, &found.name)?;
@@ -253,7 +257,7 @@ impl Union {
             index = Some(origin.index_name().into_boxed_slice());
             nlink = Some(union_nlink(markers.nlink.as_deref(), lower, &stat));
         }
-        let ino = self.inos.number(lower.as_ref().unwrap_or(&stat));
+        let ino = self.inode_numbers.number(lower.as_ref().unwrap_or(&stat));
         let origin = origin.is_some();
         let protection = Some(markers.protection | stat.protection);
         let upper = UpperFound {
@@ -266,13 +270,13 @@ impl Union {
             index,
             nlink,
             named,
-            below: None,
+            in_lower: None,
         };
         Ok(Resolved {
             kind: stat.kind,
             upper: Some(Box::new(upper)),
             file,
-            dirs: Lowers::default(),
+            dirs: LowerDirs::default(),
             ino,
         })
     }
@@ -285,7 +289,7 @@ impl Union {
         {
             let nlink = Some(union_nlink(markers.nlink.as_deref(), &file.stat, &stat));
             let index = Some(origin.index_name().into_boxed_slice());
-            let ino = self.inos.number(&file.stat);
+            let ino = self.inode_numbers.number(&file.stat);
             let metacopy = markers.metacopy;
             let (origin, impure, named) = (true, false, false);
             let upper = Some(Box::new(UpperFound {
@@ -298,23 +302,23 @@ impl Union {
                 index,
                 nlink,
                 named,
-                below: None,
+                in_lower: None,
             }));
             let file = metacopy.then(|| Arc::new(file));
             return Ok(Resolved {
                 kind: stat.kind,
                 upper,
                 file,
-                dirs: Lowers::default(),
+                dirs: LowerDirs::default(),
                 ino,
             });
         }
-        let (kind, ino) = (file.stat.kind, self.inos.number(&file.stat));
+        let (kind, ino) = (file.stat.kind, self.inode_numbers.number(&file.stat));
         Ok(Resolved {
             kind,
             upper: None,
             file: Some(Arc::new(file)),
-            dirs: Lowers::default(),
+            dirs: LowerDirs::default(),
             ino,
         })
     }

@@ -36,8 +36,8 @@ impl Adapter {
         let opens = self.opens.clone();
         self.run(true, move |union| {
             let found = match parent {
-                true => union.find_parent(ino),
-                false => union.find_number(ino),
+                true => union.lookup_parent(ino),
+                false => union.lookup_by_number(ino),
             };
             match found {
                 // An old handle is nobody's fault, so nothing is logged.

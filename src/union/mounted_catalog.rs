@@ -15,10 +15,10 @@ use dashmap::mapref::entry::Entry;
 use rustix::io::Errno;
 
 use super::acl;
-use super::below::Below;
 use super::inode::{Data, LowerFile};
-use super::inos::Inos;
+use super::inode_numbers::InodeNumbers;
 use super::listing::LayerEntry;
+use super::lower_lookup::LowerLookup;
 use super::types::FileKind;
 use crate::catalog::format::{self, Record};
 use crate::catalog::view::{Damaged, DirRef, Identity, View};
@@ -31,17 +31,17 @@ type Result<T> = std::result::Result<T, Damaged>;
 
 /// The lower directories of a directory, top first.
 #[derive(Clone, Debug)]
-pub(crate) enum Lowers {
+pub(crate) enum LowerDirs {
     /// Found in the layers.
-    Known(Arc<[Arc<LowerDir>]>),
+    Layers(Arc<[Arc<LowerDir>]>),
     /// Found in the catalog.
-    Merged(Arc<Merged>),
+    Catalog(Arc<CatalogDir>),
 }
 
 /// A directory of the catalog.
 #[derive(Debug)]
-pub(crate) struct Merged {
-    catalog: Arc<Catalog>,
+pub(crate) struct CatalogDir {
+    catalog: Arc<MountedCatalog>,
     dir: DirRef,
     record: u32,
     top: Arc<LowerDir>,
@@ -49,24 +49,24 @@ pub(crate) struct Merged {
     all: OnceLock<Arc<[Arc<LowerDir>]>>,
 }
 
-impl Default for Lowers {
+impl Default for LowerDirs {
     fn default() -> Self {
-        Self::Known(Arc::default())
+        Self::Layers(Arc::default())
     }
 }
 
-impl From<Vec<Arc<LowerDir>>> for Lowers {
+impl From<Vec<Arc<LowerDir>>> for LowerDirs {
     fn from(dirs: Vec<Arc<LowerDir>>) -> Self {
-        Self::Known(dirs.into())
+        Self::Layers(dirs.into())
     }
 }
 
-impl Lowers {
+impl LowerDirs {
     /// In how many layers the directory is.
     pub fn len(&self) -> usize {
         match self {
-            Self::Known(dirs) => dirs.len(),
-            Self::Merged(merged) => merged.dir.part_count(),
+            Self::Layers(dirs) => dirs.len(),
+            Self::Catalog(merged) => merged.dir.part_count(),
         }
     }
 
@@ -77,16 +77,16 @@ impl Lowers {
     /// The topmost, whose attributes show.
     pub fn top(&self) -> Option<&Arc<LowerDir>> {
         match self {
-            Self::Known(dirs) => dirs.first(),
-            Self::Merged(merged) => Some(&merged.top),
+            Self::Layers(dirs) => dirs.first(),
+            Self::Catalog(merged) => Some(&merged.top),
         }
     }
 
     /// All of them; EIO where the catalog is damaged.
     pub fn all(&self) -> std::result::Result<&[Arc<LowerDir>], Errno> {
         let merged = match self {
-            Self::Known(dirs) => return Ok(dirs),
-            Self::Merged(merged) => merged,
+            Self::Layers(dirs) => return Ok(dirs),
+            Self::Catalog(merged) => merged,
         };
         if let Some(all) = merged.all.get() {
             return Ok(all);
@@ -103,9 +103,9 @@ impl Lowers {
     }
 
     /// The catalog's directory, as long as the catalog is believed.
-    pub fn merged(&self) -> Option<&Arc<Merged>> {
+    pub fn catalog_dir(&self) -> Option<&Arc<CatalogDir>> {
         match self {
-            Self::Merged(merged) if merged.catalog.is_believed() => Some(merged),
+            Self::Catalog(merged) if merged.catalog.is_believed() => Some(merged),
             _ => None,
         }
     }
@@ -149,9 +149,9 @@ impl Space {
 }
 
 /// What a record says about a name, as far as that is simple.
-pub(crate) enum Plain {
+pub(crate) enum CatalogEntry {
     /// There is no such name.
-    Nothing,
+    Absent,
     /// A file with one name and data of its own: record and attributes.
     File(u32, Stat),
     /// Something else.
@@ -159,7 +159,7 @@ pub(crate) enum Plain {
 }
 
 /// The catalog of a mount's lowers.
-pub(crate) struct Catalog {
+pub(crate) struct MountedCatalog {
     view: View<ReadOnly>,
     path: PathBuf,
     /// Roots of the layers, data-only ones last.
@@ -173,18 +173,18 @@ pub(crate) struct Catalog {
     given_up: AtomicBool,
 }
 
-impl std::fmt::Debug for Catalog {
+impl std::fmt::Debug for MountedCatalog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Catalog")
+        f.debug_struct("MountedCatalog")
             .field("path", &self.path)
             .finish_non_exhaustive()
     }
 }
 
-/// Below which number of directories nothing is tidied.
+/// LowerLookup which number of directories nothing is tidied.
 const TIDY_MIN: usize = 4096;
 
-impl Catalog {
+impl MountedCatalog {
     /// Opens the catalog in `path` if it is one of exactly these layers.
     pub fn open(
         path: &Path,
@@ -205,10 +205,10 @@ impl Catalog {
     }
 
     /// The root directory of the lowers.
-    pub fn root(self: &Arc<Self>, roots: &Arc<[Arc<LowerDir>]>) -> Option<Lowers> {
+    pub fn root(self: &Arc<Self>, roots: &Arc<[Arc<LowerDir>]>) -> Option<LowerDirs> {
         let dir = self.view.root().ok().filter(|dir| !dir.is_unlisted())?;
         (dir.part_count() == roots.len()).then(|| {
-            Lowers::Merged(Arc::new(Merged {
+            LowerDirs::Catalog(Arc::new(CatalogDir {
                 catalog: Arc::clone(self),
                 dir,
                 record: 0,
@@ -338,20 +338,20 @@ impl Catalog {
         self.view.stat(record, root.layer.stat.dev)
     }
 
-    /// As [`Merged::plain`], of a record.
-    pub fn plain_at(&self, index: u32) -> Result<Plain> {
+    /// As [`CatalogDir::plain`], of a record.
+    pub fn plain_at(&self, index: u32) -> Result<CatalogEntry> {
         self.plain(index, &self.view.record(index)?)
     }
 
-    fn plain(&self, index: u32, record: &Record) -> Result<Plain> {
+    fn plain(&self, index: u32, record: &Record) -> Result<CatalogEntry> {
         let special = format::LIVE | format::MERGED | format::METACOPY;
         if record.flags.get() & special != 0 || record.nlink.get() != 1 {
-            return Ok(Plain::Special);
+            return Ok(CatalogEntry::Special);
         }
         let stat = self.stat_in(record)?;
         match stat.kind {
             FileKind::Directory => Err(Damaged),
-            _ => Ok(Plain::File(index, stat)),
+            _ => Ok(CatalogEntry::File(index, stat)),
         }
     }
 
@@ -422,9 +422,9 @@ impl Catalog {
     }
 }
 
-impl Merged {
+impl CatalogDir {
     /// The catalog it is in.
-    pub fn catalog(&self) -> &Arc<Catalog> {
+    pub fn catalog(&self) -> &Arc<MountedCatalog> {
         &self.catalog
     }
 
@@ -439,11 +439,11 @@ impl Merged {
     }
 
     /// What the lowers say about a name; `None`: they must be asked.
-    pub fn below(&self, name: &[u8]) -> Result<Option<Below>> {
+    pub fn lookup(&self, name: &[u8]) -> Result<Option<LowerLookup>> {
         let catalog = &self.catalog;
         let view = &catalog.view;
         let Some((index, record)) = view.find(&self.dir, name)? else {
-            return Ok(Some(Below::Nothing));
+            return Ok(Some(LowerLookup::Absent));
         };
         let flags = record.flags.get();
         if flags & format::LIVE != 0 {
@@ -457,28 +457,34 @@ impl Merged {
             if dir.part_count() == 0 {
                 return Err(Damaged);
             }
-            return Ok(Some(Below::Dirs(Lowers::Merged(Arc::new(Self {
-                catalog: Arc::clone(catalog),
-                dir,
-                record: index,
-                top: catalog.lower_dir(index)?,
-                all: OnceLock::new(),
-            })))));
+            return Ok(Some(LowerLookup::Dirs(LowerDirs::Catalog(Arc::new(
+                Self {
+                    catalog: Arc::clone(catalog),
+                    dir,
+                    record: index,
+                    top: catalog.lower_dir(index)?,
+                    all: OnceLock::new(),
+                },
+            )))));
         }
-        Ok(Some(Below::File(catalog.file(index)?)))
+        Ok(Some(LowerLookup::File(catalog.file(index)?)))
     }
 
     /// A name's record and attributes, where it is a file of which these say all there is to
     /// know: one name, data of its own.
-    pub fn plain(&self, name: &[u8]) -> Result<Plain> {
+    pub fn plain(&self, name: &[u8]) -> Result<CatalogEntry> {
         match self.catalog.view.find(&self.dir, name)? {
             Some((index, record)) => self.catalog.plain(index, &record),
-            None => Ok(Plain::Nothing),
+            None => Ok(CatalogEntry::Absent),
         }
     }
 
     /// Hands out its names, as the merge of the lowers has them.
-    pub fn entries(&self, inos: &Inos, mut each: impl FnMut(LayerEntry)) -> Result<()> {
+    pub fn entries(
+        &self,
+        inode_numbers: &InodeNumbers,
+        mut each: impl FnMut(LayerEntry),
+    ) -> Result<()> {
         let view = &self.catalog.view;
         let entry = |index| {
             let record = view.record(index)?;
@@ -487,7 +493,7 @@ impl Merged {
             Ok(LayerEntry {
                 name: view.name(&record)?.into(),
                 kind,
-                ino: Some(inos.number_of(root.stat.dev, record.ino.get())),
+                ino: Some(inode_numbers.number_of(root.stat.dev, record.ino.get())),
                 record: Some(index),
                 whiteout: false,
             })

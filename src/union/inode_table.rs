@@ -18,7 +18,7 @@ use super::types::Ino;
 
 /// Inodes by number.
 #[derive(Default)]
-pub(crate) struct Table {
+pub(crate) struct InodeTable {
     /// Numbers come from file systems: a fast keyed hash will do.
     map: DashMap<Ino, Arc<Inode>, RandomState>,
     /// Inodes in `map`, or a moment ago.
@@ -32,7 +32,7 @@ pub(crate) struct Table {
 /// Tables that never had as many inodes give nothing back.
 const WORTH_SHRINKING: usize = 8192;
 
-/// What [`Table::intern`] found.
+/// What [`InodeTable::intern`] found.
 pub(crate) enum Interned {
     /// The inode was there; it has been counted.
     Existing(Arc<Inode>),
@@ -42,7 +42,7 @@ pub(crate) enum Interned {
     Conflict,
 }
 
-impl Table {
+impl InodeTable {
     /// The inode with this number.
     pub fn get(&self, ino: Ino) -> Option<Arc<Inode>> {
         self.map.get(&ino).map(|entry| Arc::clone(entry.value()))
@@ -184,7 +184,7 @@ mod tests {
                 parent: Arc::clone(p),
                 name: Arc::from(&b"x"[..]),
                 in_upper: true,
-                below: None,
+                in_lower: None,
             })
             .into_iter()
             .collect();
@@ -200,7 +200,7 @@ mod tests {
         )
     }
 
-    fn create(table: &Table, ino: Ino, parent: Option<&Arc<Inode>>) -> Arc<Inode> {
+    fn create(table: &InodeTable, ino: Ino, parent: Option<&Arc<Inode>>) -> Arc<Inode> {
         match table.intern(ino, |_| true, || inode(ino, parent)) {
             Interned::Created(inode) | Interned::Existing(inode) => inode,
             Interned::Conflict => unreachable!("always matches"),
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn parents_stay_as_long_as_their_children() {
-        let table = Table::default();
+        let table = InodeTable::default();
         let root = create(&table, 1, None);
         let dir = create(&table, 2, Some(&root));
         create(&table, 3, Some(&dir));
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_table_that_was_large_gives_back_and_a_small_one_does_not() {
-        let table = Table::default();
+        let table = InodeTable::default();
         let many = WORTH_SHRINKING as Ino;
         (1..=many).for_each(|ino| drop(create(&table, ino, None)));
         let room = table.map.capacity();
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn too_many_forgets_do_no_harm() {
-        let table = Table::default();
+        let table = InodeTable::default();
         create(&table, 5, None);
         table.release(5, u64::MAX);
         table.release(5, 1);
@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_number_taken_by_another_file_is_a_conflict() {
-        let table = Table::default();
+        let table = InodeTable::default();
         create(&table, 5, None);
         assert!(matches!(
             table.intern(5, |_| false, || inode(5, None)),

@@ -8,12 +8,9 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::Union;
-use super::below::Below;
-use super::catalogued::{Catalog, Lowers};
 use super::error::{Error, Result};
 use super::inode::{Inode, Lower, LowerFile};
-use super::listing::{Visible, merge};
-use super::types::{Ino, ROOT_INO};
+use super::mounted_catalog::{LowerDirs, MountedCatalog};
 use crate::catalog::XATTR_FLAGS;
 use crate::catalog::view::Identity;
 use crate::layer::at::{At, Stat};
@@ -62,23 +59,23 @@ impl Union {
     }
 
     /// The record of an inode that is in the lowers only.
-    pub(crate) fn catalog_record(&self, inode: &Inode) -> Option<(&Arc<Catalog>, u32)> {
+    pub(crate) fn catalog_record(&self, inode: &Inode) -> Option<(&Arc<MountedCatalog>, u32)> {
         let catalog = self.catalog.as_ref().filter(|c| c.is_believed())?;
         let loc = inode.loc.read();
         if loc.upper.is_some() {
             return None;
         }
         match (&inode.dir, &loc.lower) {
-            (Some(dir), _) => Some((catalog, dir.lowers.merged()?.record())),
+            (Some(dir), _) => Some((catalog, dir.lowers.catalog_dir()?.record())),
             (None, Some(lower)) => Some((catalog, lower.record()?)),
             (None, None) => None,
         }
     }
 
     /// Something in the catalog is wrong: from now on the layers are asked.
-    pub(crate) fn distrust(&self, catalog: &Catalog, why: impl std::fmt::Display) {
+    pub(crate) fn distrust(&self, catalog: &MountedCatalog, why: impl std::fmt::Display) {
         if catalog.give_up(why) {
-            self.names.clear();
+            self.lookup_cache.clear();
         }
     }
 
@@ -98,7 +95,7 @@ impl Union {
         }
     }
 
-    fn stale(&self, catalog: &Catalog, dir: &LowerDir, name: &[u8]) -> Error {
+    fn stale(&self, catalog: &MountedCatalog, dir: &LowerDir, name: &[u8]) -> Error {
         let (layer, name) = (dir.layer.path.display(), String::from_utf8_lossy(name));
         let why = format_args!("{name:?} in layer {layer} has been changed");
         self.distrust(catalog, why);
@@ -114,7 +111,7 @@ impl Union {
             let (dir, name) = file.data_place();
             return self.check_identity(&file, At::new(dir.fd(&self.fds)?.as_fd(), name));
         };
-        let Lowers::Merged(merged) = &dir.lowers else {
+        let LowerDirs::Catalog(merged) = &dir.lowers else {
             return Ok(());
         };
         let top = merged.top();
@@ -124,44 +121,6 @@ impl Union {
         }
         let name = top.place().map_or(&b"/"[..], |(_, name)| name);
         Err(self.stale(merged.catalog(), top, name))
-    }
-}
-
-/// The merged view of the lowers alone, for whoever writes it down or compares it.
-impl Union {
-    /// Roots of the layers, and of the data-only ones.
-    pub(crate) fn lower_roots(&self) -> (&Arc<[Arc<LowerDir>]>, &[Arc<LowerDir>]) {
-        (&self.roots, &self.data_roots)
-    }
-
-    /// The root directory's lowers.
-    pub(crate) fn root_lowers(&self) -> Result<Lowers> {
-        let root = self.directory(ROOT_INO)?;
-        let dir = root.dir.as_ref().ok_or(Errno::NOTDIR)?;
-        Ok(dir.lowers.clone())
-    }
-
-    /// The names in a directory of the lowers.
-    pub(crate) fn merged_names(&self, lowers: &Lowers) -> Result<Vec<Visible>> {
-        Ok(merge(self.all_of_lowers(lowers)?))
-    }
-
-    /// What the lowers say about one of these names, which the first `skip` do not have.
-    pub(crate) fn merged_name(&self, lowers: &Lowers, skip: usize, name: &[u8]) -> Result<Below> {
-        self.below(lowers, skip, name, None)
-    }
-
-    /// A descriptor for a directory of a layer.
-    pub(crate) fn lower_fd(
-        &self,
-        dir: &LowerDir,
-    ) -> std::result::Result<Arc<std::os::fd::OwnedFd>, Errno> {
-        dir.fd(&self.fds)
-    }
-
-    /// The number that a file with this inode number in the union has in its layer.
-    pub(crate) fn layer_ino(&self, ino: Ino) -> u64 {
-        self.inos.own(ino)
     }
 
     /// Whether the catalog's record of a file is of this data and these xattrs.

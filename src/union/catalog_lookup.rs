@@ -7,11 +7,11 @@ use rustix::io::Errno;
 use smallvec::smallvec;
 
 use super::Union;
-use super::catalogued::Plain;
 use super::error::Result;
 use super::inode::{Inode, Link, Loc, Lower};
+use super::inode_table::Interned;
 use super::lookup::{Found, Hint, Seen};
-use super::table::Interned;
+use super::mounted_catalog::CatalogEntry;
 use super::types::FileKind;
 use crate::layer::at::Stat;
 
@@ -25,7 +25,7 @@ impl Union {
         name: &[u8],
         hint: Hint<'_>,
     ) -> Result<Option<Option<Found>>> {
-        let Some(merged) = parent.dir.as_ref().and_then(|dir| dir.lowers.merged()) else {
+        let Some(merged) = parent.dir.as_ref().and_then(|dir| dir.lowers.catalog_dir()) else {
             return Ok(None);
         };
         let listed = match hint {
@@ -40,10 +40,10 @@ impl Union {
             None => merged.plain(name),
         };
         let (record, stat) = match plain {
-            Ok(Plain::File(record, stat)) => (record, stat),
-            Ok(Plain::Nothing) if name.len() <= self.name_max => return Ok(Some(None)),
+            Ok(CatalogEntry::File(record, stat)) => (record, stat),
+            Ok(CatalogEntry::Absent) if name.len() <= self.name_max => return Ok(Some(None)),
             // What is damaged is found so once more, and dealt with.
-            Ok(Plain::Nothing | Plain::Special) | Err(_) => return Ok(None),
+            Ok(CatalogEntry::Absent | CatalogEntry::Special) | Err(_) => return Ok(None),
         };
         let name = listed.map_or_else(|| Arc::from(name), |(_, name)| Arc::clone(name));
         let inode = self.intern_record(parent, &name, record, &stat)?;
@@ -64,7 +64,7 @@ impl Union {
                 parent: Arc::clone(parent),
                 name: Arc::clone(name),
                 in_upper: false,
-                below: None,
+                in_lower: None,
             };
             let loc = Loc {
                 links: smallvec![link],
@@ -74,13 +74,13 @@ impl Union {
             Inode::new(ino, stat.kind, (0, 0), loc, None)
         };
         let is_it = |inode: &Inode| is_linked(inode, parent, name, stat.kind);
-        let mut ino = self.inos.number(stat);
+        let mut ino = self.inode_numbers.number(stat);
         loop {
             match self.table.intern(ino, is_it, || make(ino)) {
                 Interned::Created(inode) | Interned::Existing(inode) => return Ok(inode),
                 // As in `intern`.
                 Interned::Conflict => {
-                    let alias = self.inos.alias(parent.ino, name);
+                    let alias = self.inode_numbers.alias(parent.ino, name);
                     if ino == alias {
                         return Err(Errno::STALE.into());
                     }
@@ -93,11 +93,11 @@ impl Union {
     /// The inode of a lower file that the kernel has looked up, by its number in the catalog:
     /// as long as it has the name, the layers need not be asked.
     pub(super) fn find_linked(&self, parent: &Arc<Inode>, name: &[u8]) -> Option<Arc<Inode>> {
-        let merged = parent.dir.as_ref()?.lowers.merged()?;
-        let Ok(Plain::File(_, stat)) = merged.plain(name) else {
+        let merged = parent.dir.as_ref()?.lowers.catalog_dir()?;
+        let Ok(CatalogEntry::File(_, stat)) = merged.plain(name) else {
             return None;
         };
-        let inode = self.table.count(self.inos.number(&stat))?;
+        let inode = self.table.count(self.inode_numbers.number(&stat))?;
         if is_linked(&inode, parent, name, stat.kind) {
             return Some(inode);
         }

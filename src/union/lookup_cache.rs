@@ -39,7 +39,7 @@ impl Cached {
         }
         let mut resolved = (*resolved).clone();
         if let Some(upper) = &mut resolved.upper {
-            upper.below = None;
+            upper.in_lower = None;
         }
         Some(Self::Positive(Arc::new(resolved)))
     }
@@ -63,7 +63,7 @@ impl Cached {
             index: None,
             nlink: None,
             named: true,
-            below: Some(true),
+            in_lower: Some(true),
         };
         Some(Self::Positive(Arc::new(Resolved {
             kind: inode.kind,

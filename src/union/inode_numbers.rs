@@ -19,7 +19,7 @@ const DEVICE_SHIFT: u32 = 48;
 const FRESH: u64 = 1 << 62;
 
 /// Makes inode numbers.
-pub(crate) struct Inos {
+pub(crate) struct InodeNumbers {
     devices: RwLock<Vec<u64>>,
     odd: DashMap<(u64, u64), Ino>,
     /// Copies in the upper that do not say where they came from, and the number they keep.
@@ -35,7 +35,7 @@ fn few<K: Eq + std::hash::Hash, V>() -> DashMap<K, V> {
     DashMap::with_shard_amount(16)
 }
 
-impl Inos {
+impl InodeNumbers {
     /// `devices`: the layers' file systems in a fixed order.
     pub fn new(devices: impl IntoIterator<Item = u64>) -> Self {
         let mut known = Vec::new();
@@ -125,16 +125,19 @@ mod tests {
 
     #[test]
     fn numbers_are_unique_across_devices_and_never_the_roots() {
-        let inos = Inos::new([10, 20, 10]);
-        assert_eq!(inos.number_of(10, 42), 42);
-        assert_ne!(inos.number_of(20, 42), 42);
-        assert_ne!(inos.number_of(20, 42), inos.number_of(30, 42));
-        assert_ne!(inos.number_of(10, 1), ROOT_INO);
-        assert_ne!(inos.number_of(10, 0), 0);
-        let huge = inos.number_of(10, u64::MAX);
-        assert_eq!(inos.number_of(10, u64::MAX), huge);
-        assert_ne!(inos.number_of(20, u64::MAX), huge);
-        assert_ne!(inos.alias(1, b"a"), inos.alias(1, b"b"));
-        assert_eq!(inos.alias(1, b"a"), inos.alias(1, b"a"));
+        let inode_numbers = InodeNumbers::new([10, 20, 10]);
+        assert_eq!(inode_numbers.number_of(10, 42), 42);
+        assert_ne!(inode_numbers.number_of(20, 42), 42);
+        assert_ne!(
+            inode_numbers.number_of(20, 42),
+            inode_numbers.number_of(30, 42)
+        );
+        assert_ne!(inode_numbers.number_of(10, 1), ROOT_INO);
+        assert_ne!(inode_numbers.number_of(10, 0), 0);
+        let huge = inode_numbers.number_of(10, u64::MAX);
+        assert_eq!(inode_numbers.number_of(10, u64::MAX), huge);
+        assert_ne!(inode_numbers.number_of(20, u64::MAX), huge);
+        assert_ne!(inode_numbers.alias(1, b"a"), inode_numbers.alias(1, b"b"));
+        assert_eq!(inode_numbers.alias(1, b"a"), inode_numbers.alias(1, b"a"));
     }
 }

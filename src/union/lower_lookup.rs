@@ -8,9 +8,9 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::Union;
-use super::catalogued::Lowers;
 use super::error::Result;
 use super::inode::{Data, LowerFile};
+use super::mounted_catalog::LowerDirs;
 use super::types::FileKind;
 use crate::layer::at::{At, Stat};
 use crate::layer::lower::{LowerDir, Single};
@@ -18,14 +18,14 @@ use crate::layer::markers::Markers;
 use crate::layer::origin::Origin;
 
 /// What the lowers say about a name.
-pub(crate) enum Below {
-    Nothing,
+pub(crate) enum LowerLookup {
+    Absent,
     File(LowerFile),
-    Dirs(Lowers),
+    Dirs(LowerDirs),
 }
 
-/// Directory and name of what was found in a layer.
-type Place = (Arc<LowerDir>, Arc<[u8]>);
+/// A file of a layer: its directory and its name.
+type LayerPath = (Arc<LowerDir>, Arc<[u8]>);
 
 /// Where to look in the next layer.
 #[derive(Clone)]
@@ -54,34 +54,34 @@ impl Target<'_> {
 impl Union {
     /// What `lowers` say about `name`, or about what `redirect` makes of it; the first `skip`
     /// of them are known not to have the name.
-    pub(crate) fn below(
+    pub(crate) fn lookup_lowers(
         &self,
-        lowers: &Lowers,
+        lowers: &LowerDirs,
         skip: usize,
         name: &[u8],
         redirect: Option<&[u8]>,
-    ) -> Result<Below> {
+    ) -> Result<LowerLookup> {
         // An absolute redirect leads through the layers' own directories, not the merged ones.
-        if let Some(merged) = lowers.merged()
+        if let Some(dir) = lowers.catalog_dir()
             && redirect.is_none_or(|to| !to.starts_with(b"/"))
         {
-            match merged.below(redirect.unwrap_or(name)) {
+            match dir.lookup(redirect.unwrap_or(name)) {
                 Ok(Some(below)) => return Ok(below),
                 Ok(None) => {}
-                Err(damaged) => self.distrust(merged.catalog(), damaged),
+                Err(damaged) => self.distrust(dir.catalog(), damaged),
             }
         }
         let lowers = lowers.all()?.get(skip..).unwrap_or_default();
-        self.below_layers(lowers, name, redirect)
+        self.lookup_layers(lowers, name, redirect)
     }
 
-    /// As [`Self::below`], by what is in the layers.
-    pub(crate) fn below_layers(
+    /// As [`Self::lookup_lowers`], by what is in the layers.
+    pub(crate) fn lookup_layers(
         &self,
         lowers: &[Arc<LowerDir>],
         name: &[u8],
         redirect: Option<&[u8]>,
-    ) -> Result<Below> {
+    ) -> Result<LowerLookup> {
         let mut target = Target::Name(Cow::Borrowed(name));
         if let Some(to) = redirect {
             target.redirect(to);
@@ -127,7 +127,7 @@ impl Union {
                     self.check_claim(claimed.take().as_deref(), &at, &at_name)?;
                     let data = self.only_data(&stat, &markers);
                     if data.is_none() && (!markers.metacopy || stat.kind != FileKind::Regular) {
-                        return Ok(Below::File(finish(meta, at, at_name, stat)));
+                        return Ok(LowerLookup::File(finish(meta, at, at_name, stat)));
                     }
                     if meta.is_none() && dir.layer.is_foreign {
                         claimed = markers.origin.clone();
@@ -152,15 +152,15 @@ impl Union {
             }
         }
         match (meta, dirs.is_empty()) {
-            (Some(meta), _) => self.data_only(meta, &target).map(Below::File),
-            (None, true) => Ok(Below::Nothing),
-            (None, false) => Ok(Below::Dirs(dirs.into())),
+            (Some(meta), _) => self.data_only(meta, &target).map(LowerLookup::File),
+            (None, true) => Ok(LowerLookup::Absent),
+            (None, false) => Ok(LowerLookup::Dirs(dirs.into())),
         }
     }
 
     /// Asks one layer for the target. Markers on the way (of an absolute path) change the
     /// target for the layers below.
-    fn look(&self, dir: &Arc<LowerDir>, target: &mut Target<'_>) -> Result<(Place, Single)> {
+    fn look(&self, dir: &Arc<LowerDir>, target: &mut Target<'_>) -> Result<(LayerPath, Single)> {
         let path = match target {
             Target::Name(name) => {
                 let single = dir.lookup(&self.fds, name)?;

@@ -24,7 +24,7 @@ struct Level<'u> {
 
 impl Union {
     /// The file with a number, counted; ESTALE when no name leads to it any more.
-    pub fn find_number(&self, ino: Ino) -> Result<EntryRef<'_>> {
+    pub fn lookup_by_number(&self, ino: Ino) -> Result<EntryRef<'_>> {
         if let Some(known) = self.counted(ino)? {
             // Removed, and nobody has it open: the kernel would know it. Only its FORGET has
             // not come yet.
@@ -59,7 +59,7 @@ impl Union {
 
     /// The directory a file is in, counted: of several the one known first; the root's is the
     /// root. ESTALE for a number not in use and for a file without a name.
-    pub fn find_parent(&self, ino: Ino) -> Result<EntryRef<'_>> {
+    pub fn lookup_parent(&self, ino: Ino) -> Result<EntryRef<'_>> {
         let inode = self.inode(ino)?;
         let link = inode.loc.read().links.first().cloned();
         let parent = match link {

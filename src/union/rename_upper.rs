@@ -1,5 +1,8 @@
-//! The one system call of a rename that changes what is visible, chosen by what is at both places
-//! and by the form in which the upper takes whiteouts. Called by `rename` with all locks held.
+//! The renameat2(2) of a rename in the upper directory, and the whiteout it must leave.
+//!
+//! One system call changes what is visible; which one depends on what both names have in the
+//! upper and on the form of whiteout that the upper uses. The caller holds all
+//! locks of both sides.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -14,45 +17,47 @@ use super::types::FileKind;
 use super::upper::{Upper, WhiteoutForm};
 use crate::layer::at::At;
 
-/// One side of a rename.
-pub(super) struct Side<'a> {
+/// One side of a rename: a name, and the upper directory that holds it.
+pub(super) struct RenameSide<'a> {
     pub parent: &'a Arc<Inode>,
     pub name: &'a [u8],
     pub dir: Arc<OwnedFd>,
 }
 
-impl Side<'_> {
+impl RenameSide<'_> {
     pub fn at(&self) -> At<'_> {
         At::new(self.dir.as_fd(), self.name)
     }
 }
 
-/// What decides about the step of a rename.
+/// The properties of a rename that select its system calls.
 #[derive(Clone, Copy)]
-pub(super) struct Kinds {
-    /// A directory moves.
+pub(super) struct RenameStep {
+    /// The source is a directory.
     pub is_dir: bool,
-    /// What the upper has at the new place, when that is no whiteout.
+    /// Device and inode number of what the upper has at the new name, unless it is a whiteout.
     pub replaces: Option<(u64, u64)>,
-    /// A lower has the old name, so it must be hidden when the upper has it no more.
-    pub below: bool,
+    /// A lower has the old name, so the rename must leave a whiteout there.
+    pub leaves_whiteout: bool,
 }
 
-/// The one step. Answers what hides the old name now.
-pub(super) fn step(
+/// Renames `old` to `new` in the upper. `whiteout` is the whiteout at the new name.
+/// Returns the whiteout left at the old name.
+pub(super) fn rename_in_upper(
     upper: &Upper,
-    old: &Side<'_>,
-    new: &Side<'_>,
-    Kinds {
-        is_dir,
-        replaces,
-        below,
-    }: Kinds,
+    old: &RenameSide<'_>,
+    new: &RenameSide<'_>,
+    step: RenameStep,
     whiteout: Option<WhiteoutKind>,
 ) -> Result<Option<WhiteoutKind>, Errno> {
     let node = whiteout == Some(WhiteoutKind::Node);
-    let left = match (below, node) {
-        // The whiteout at the new place goes to the old one, where it is needed or removed.
+    let RenameStep {
+        is_dir,
+        replaces,
+        leaves_whiteout,
+    } = step;
+    let left = match (leaves_whiteout, node) {
+        // The exchange moves the whiteout at the new name to the old one.
         (true, true) => {
             old.at().rename_to(new.at(), Flags::EXCHANGE)?;
             Some(WhiteoutKind::Node)
@@ -75,7 +80,7 @@ pub(super) fn step(
             old.at().rename_to(new.at(), flags)?;
             None
         }
-        (true, false) => Some(rename_and_hide(upper, old, new, (is_dir, replaces))?),
+        (true, false) => Some(rename_and_hide(upper, old, new, step)?),
     };
     if whiteout == Some(WhiteoutKind::WhName) {
         clear_wh_name(&new.dir, new.name)?;
@@ -83,30 +88,31 @@ pub(super) fn step(
     Ok(left)
 }
 
-/// Renames a directory over one that shows nothing but may hold whiteouts, which here are files
-/// in it: the two change places, and then that one goes.
+/// Renames a directory over one that is empty in the union but may contain `.wh.` files: the
+/// two are exchanged, then the replaced directory is removed.
 fn replace_dir(
     upper: &Upper,
-    old: &Side<'_>,
-    new: &Side<'_>,
+    old: &RenameSide<'_>,
+    new: &RenameSide<'_>,
     replaced: Option<(u64, u64)>,
 ) -> Result<(), Errno> {
     old.at().rename_to(new.at(), Flags::EXCHANGE)?;
     remove_from_upper(upper, old.at(), replaced)
 }
 
-/// Renames and leaves a whiteout behind.
+/// Renames, and leaves a whiteout at the old name.
 fn rename_and_hide(
     upper: &Upper,
-    old: &Side<'_>,
-    new: &Side<'_>,
-    (is_dir, replaces): (bool, Option<(u64, u64)>),
+    old: &RenameSide<'_>,
+    new: &RenameSide<'_>,
+    step: RenameStep,
 ) -> Result<WhiteoutKind, Errno> {
+    let replaces = step.replaces;
     match upper.form {
         WhiteoutForm::CharDevice => {
             match old.at().rename_to(new.at(), Flags::WHITEOUT) {
                 Ok(()) => return Ok(WhiteoutKind::Node),
-                // Not on this file system; then in two steps, below.
+                // The file system has no RENAME_WHITEOUT: two steps, below.
                 Err(Errno::INVAL | Errno::PERM | Errno::NOSYS) => {}
                 Err(e) => return Err(e),
             }
@@ -114,7 +120,7 @@ fn rename_and_hide(
         WhiteoutForm::Xattr => upper.mark_xwhiteouts(old.dir.as_fd())?,
         WhiteoutForm::WhName => {
             let kind = upper.whiteout(old.dir.as_fd(), old.name)?;
-            if is_dir && replaces.is_some() {
+            if step.is_dir && replaces.is_some() {
                 replace_dir(upper, old, new, replaces)?;
             } else {
                 old.at().rename_to(new.at(), Flags::empty())?;
@@ -123,13 +129,14 @@ fn rename_and_hide(
         }
     }
     if replaces.is_some() {
-        // The old name is hidden last: for a moment it shows what it replaced.
+        // Until the whiteout is in place, the old name shows the replaced file.
         old.at().rename_to(new.at(), Flags::EXCHANGE)?;
-        let is_dir = old.at().stat()?.kind == FileKind::Directory;
+        let replaced_is_dir = old.at().stat()?.kind == FileKind::Directory;
         let whiteout = upper.stage_whiteout()?;
-        match is_dir {
-            true => whiteout.replace(old.at(), replaces)?,
-            false => whiteout.publish(old.at(), Flags::empty())?,
+        if replaced_is_dir {
+            whiteout.replace(old.at(), replaces)?;
+        } else {
+            whiteout.publish(old.at(), Flags::empty())?;
         }
     } else {
         upper
