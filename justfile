@@ -44,6 +44,11 @@ generate:
     cargo run --quiet -- man target/man
     cargo run --quiet -- completions bash > target/unionfs.bash
 
+# record docs/session.svg, the terminal session of the README (root)
+session:
+    cargo build --quiet --bin unionfs --example sample-store
+    ci/session.py target/debug/unionfs target/debug/examples/sample-store
+
 # compare N random cases of each kind with kernel overlayfs (see tests/parity/random.rs)
 parity N="1000":
     UNIONFS_PARITY_CASES={{N}} cargo test --test parity -- random:: deep::
