@@ -1,7 +1,11 @@
-//! POSIX ACLs: inheritance for files that are staged outside their parent.
+//! POSIX ACLs: what a new file inherits from the default ACL of its parent.
 //!
-//! Format of the `system.posix_acl_*` xattrs: linux/posix_acl_xattr.h, version 2, entries
-//! of (tag u16, perm u16, id u32), little-endian. Inheritance: acl(5) and posix_acl_create().
+//! Files are created outside their parent directory and moved into it, so the kernel does not apply
+//! the parent's default ACL; this module computes the same result.
+//!
+//! The format of the `system.posix_acl_*` xattrs is that of linux/posix_acl_xattr.h, version 2:
+//! entries of (tag u16, perm u16, id u32), little-endian. The rules are those of acl(5) and of the
+//! kernel's `posix_acl_create()`.
 
 use std::ffi::CStr;
 
@@ -14,16 +18,16 @@ const GROUP_OBJ: u16 = 4;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
-/// What a new file gets from its parent's default ACL.
+/// What a new file inherits from its parent's default ACL.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Inherited {
-    /// Permission bits.
+    /// The permission bits.
     pub perm: u32,
-    /// The access ACL, where the bits alone do not say it all.
+    /// The access ACL, unless the permission bits express all of it.
     pub access: Option<Vec<u8>>,
 }
 
-/// Applies a default ACL to the mode a file is created with; `None` when it is malformed.
+/// Applies a default ACL to the mode of a new file. Returns `None` when the ACL is malformed.
 pub(crate) fn inherit(default: &[u8], mode: u32) -> Option<Inherited> {
     let (version, entries) = default.split_at_checked(4)?;
     if u32::from_le_bytes(version.try_into().ok()?) != VERSION || entries.len() % 8 != 0 {

@@ -13,7 +13,10 @@ use super::types::{Attr, Caller, FileKind, Ino, SetAttr, SetIdLoss, SetTime, Sta
 use crate::layer::at::{At, Stat};
 
 impl Union {
-    /// Attributes; ESTALE for a number that is not in use.
+    /// Returns the attributes of `ino`.
+    ///
+    /// # Errors
+    /// ESTALE when the number is not in use; else those of stat(2).
     pub fn getattr(&self, ino: Ino) -> Result<Attr> {
         self.attr_of(&*self.inode(ino)?)
     }
@@ -41,21 +44,26 @@ impl Union {
         Ok(upper_attr(inode, &inode.loc.read(), &stat))
     }
 
-    /// Attributes from those of the upper side, if they are of the file that is there now.
+    /// Computes attributes from a stat of the upper file. Returns `None` when the inode has another
+    /// upper file by now.
     pub(crate) fn upper_attr(inode: &Inode, stat: &Stat) -> Option<Attr> {
         let loc = inode.loc.read();
         let same = loc.upper.as_ref()?.id == (stat.dev, stat.ino);
         same.then(|| upper_attr(inode, &loc, stat))
     }
 
-    /// Attributes from those of the catalog, if the file is only in the lowers.
+    /// Computes attributes from the catalog's record. Returns `None` once the inode is in the
+    /// upper.
     pub(crate) fn record_attr(inode: &Inode, stat: &Stat) -> Option<Attr> {
         let loc = inode.loc.read();
         loc.upper.is_none().then(|| attr(inode, &loc, stat))
     }
 
-    /// Changes attributes (copy-up). EROFS without an upper, EINVAL for the size of
-    /// something that is no file, else what the upper's file system answers.
+    /// Changes attributes; copies the file up.
+    ///
+    /// # Errors
+    /// EROFS without an upper, EINVAL for the size of something that is not a regular file, ESTALE,
+    /// EPERM for a protected file; else those of the upper's file system.
     pub fn setattr(&self, caller: &Caller, ino: Ino, set: &SetAttr) -> Result<Attr> {
         self.writable()?;
         let inode = self.inode(ino)?;
@@ -76,11 +84,11 @@ impl Union {
             return self.attr_of(&inode);
         }
         self.check_setattr(&inode, set)?;
-        // What is cut off need not be copied.
+        // Data beyond the new size need not be copied.
         self.copy_up_to(&inode, set.size)?;
         self.pin_if_unwritable_later(&inode, set.perm)?;
         if let Some(size) = set.size {
-            // The bits that are left go back with the answer.
+            // The reply carries the new mode, so no separate notification is needed.
             let (caller, fell) = (*caller, &|_| ());
             let loss = set.drops_set_id.then_some(SetIdLoss { caller, fell });
             self.truncate(&inode, size, loss)?;
@@ -106,7 +114,7 @@ impl Union {
         self.attr_of(&inode)
     }
 
-    /// Gives a file that is in the upper a size.
+    /// Truncates or extends a file that is in the upper.
     pub(crate) fn truncate(
         &self,
         inode: &Arc<Inode>,
@@ -120,11 +128,11 @@ impl Union {
         Ok(rustix::fs::ftruncate(&data.fd, size)?)
     }
 
-    /// A change of nothing: what Linux sends before a write that takes a file its set-id bits, the
-    /// only word of it when the write itself is passed through, and for a chown that names nobody,
-    /// which takes them too. Before root's write to a file with a capability it sends the same, and
-    /// nothing tells which it is: the bits fall, unless set-group-ID means nothing (no group
-    /// execution) and root asks.
+    /// Handles a setattr without any attribute. Linux sends one before a write that drops set-id
+    /// bits (the only notice when the write itself is passed through), and for a chown to no owner,
+    /// which drops them too. It sends the same before root writes to a file with a capability, and
+    /// the request does not say which of these it is: the bits are dropped, unless the set-group-ID
+    /// bit has no effect (no group execution) and root asks.
     fn drop_unasked(&self, caller: &Caller, inode: &Arc<Inode>) -> Result<Attr> {
         let attr = self.attr_of(inode)?;
         if inode.kind == FileKind::Directory || attr.perm & SET_ID == 0 {
@@ -138,9 +146,9 @@ impl Union {
         self.attr_of(inode)
     }
 
-    /// Drops the set-id bits of the file `at`, which is that of `inode` in the upper, as a change
-    /// of its data by somebody without CAP_FSETID does. Capabilities go by themselves: the backing
-    /// file drops them.
+    /// Drops the set-id bits of the upper file `at` of `inode`, as a change of its data by a
+    /// process without CAP_FSETID does. Capabilities need nothing here: the backing file system
+    /// removes them.
     pub(crate) fn drop_set_id(
         &self,
         inode: &Inode,
@@ -154,7 +162,10 @@ impl Union {
         Ok(())
     }
 
-    /// File system statistics of the upper (or the top lower).
+    /// Returns file system statistics of the upper, or of the top lower without an upper.
+    ///
+    /// # Errors
+    /// Those of statvfs(3).
     pub fn statfs(&self) -> Result<StatFs> {
         let layer = match &self.upper {
             Some(upper) => &upper.layer,
@@ -174,8 +185,9 @@ impl Union {
         })
     }
 
-    /// A file whose owner loses the right to write it stays writable through descriptors
-    /// that are open: without privileges we keep one of our own for that.
+    /// Keeps a writable descriptor of a file whose owner loses the right to write it: descriptors
+    /// that are open must stay writable, and a server without privileges could not open the file
+    /// again.
     fn pin_if_unwritable_later(&self, inode: &Arc<Inode>, perm: Option<u32>) -> Result<()> {
         let Some(perm) = perm else { return Ok(()) };
         let privileged = self.writable()?.privileged;
@@ -187,18 +199,18 @@ impl Union {
 }
 
 const SET_ID: u32 = 0o6000;
-/// Set-group-ID, and group execution, without which it gives nobody a right.
+/// Set-group-ID, and group execution, without which set-group-ID grants nothing.
 const SET_GID: u32 = 0o2000;
 const GROUP_EXEC: u32 = 0o010;
 
-/// Whether set-group-ID is set and does nothing.
+/// Whether set-group-ID is set without group execution.
 fn is_bare(perm: u32) -> bool {
     perm & (SET_GID | GROUP_EXEC) == SET_GID
 }
 
-/// Takes a file its set-id bits; whether it had any to lose. Set-group-ID without group execution
-/// stays for members of the group (Linux 6.2, setattr_should_drop_sgid): of those only the ones are
-/// known whose fsgid it is, so others lose it too, unless told that it stays.
+/// Drops set-id bits and returns whether there were any to drop. Set-group-ID without group
+/// execution stays for members of the file's group (Linux 6.2, `setattr_should_drop_sgid`). Of a
+/// caller's groups only the fsgid is known, so other members lose the bit too, unless `keeps_bare`.
 fn drop_bits(at: At<'_>, stat: Stat, caller: &Caller, keeps_bare: bool) -> Result<bool, Errno> {
     let keeps_bare = keeps_bare || caller.gid == stat.gid;
     let lost = |perm| match is_bare(perm) && keeps_bare {
@@ -208,8 +220,8 @@ fn drop_bits(at: At<'_>, stat: Stat, caller: &Caller, keeps_bare: bool) -> Resul
     if lost(stat.perm) == 0 {
         return Ok(false);
     }
-    // One step of the kernel's, so that a chmod at the same time is not undone. It leaves what is
-    // bare, and some file systems do not hear of it.
+    // The kernel drops the bits in one step, so a concurrent chmod is not undone. It leaves a
+    // set-group-ID bit without group execution, and some file systems ignore the call.
     at.chown(None, None)?;
     let perm = at.stat()?.perm;
     if lost(perm) != 0 {
@@ -218,8 +230,9 @@ fn drop_bits(at: At<'_>, stat: Stat, caller: &Caller, keeps_bare: bool) -> Resul
     Ok(true)
 }
 
-/// chown(2), which takes a file its set-id bits. For us it leaves set-group-ID without group
-/// execution, which only root and members of the group keep.
+/// Calls chown(2), and drops set-id bits as the kernel would for the caller. For the server itself
+/// chown(2) leaves set-group-ID without group execution, which only root and members of the group
+/// may keep.
 fn change_owner(at: At<'_>, inode: &Inode, caller: &Caller, set: &SetAttr) -> Result<(), Errno> {
     let asks = set.drops_set_id && caller.uid != 0 && inode.kind != FileKind::Directory;
     let before = if asks { Some(at.stat()?) } else { None };
@@ -255,21 +268,21 @@ fn upper_attr(inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
     attr
 }
 
-/// The attributes the union shows for a file with `stat`.
+/// Computes the attributes that the union shows for a file with `stat`.
 pub(crate) fn attr(inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
     let nlink = match &inode.dir {
-        // As overlayfs: the number of subdirectories of a merge is not known.
+        // The number of subdirectories of a merged directory is not known; overlayfs reports 1 too.
         Some(dir) => {
             let parts = dir.lowers.len() + usize::from(loc.upper.is_some());
             if parts > 1 { 1 } else { stat.nlink }
         }
         None => match loc.nlink() {
             Some(nlink) => nlink.union,
-            // The name in the work directory is nobody's.
+            // The name in the work directory is not counted.
             None => stat.nlink.saturating_sub(u32::from(loc.parked().is_some())),
         },
     };
-    // An upper file that lost its names knows its own count; others have only us to ask.
+    // An upper file without names has its own link count; for others the union keeps it.
     let nameless = loc.links.is_empty() && inode.ino != super::ROOT_INO;
     let unlinked = nameless && (loc.upper.is_none() || inode.dir.is_some());
     Attr {

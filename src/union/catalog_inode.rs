@@ -1,6 +1,10 @@
-//! What the union asks of a catalog about an inode, the checks of files that it told about
-//! before they are used, and the merged view of the lowers for `crate::catalog`. Called by
-//! `file`, `xattr`, `copy_up`.
+//! Inodes whose lower side is a record of the catalog: the record becomes a `LowerFile` when one is
+//! needed, and what the catalog says about a file is checked against the layer before the file's
+//! data is used.
+//!
+//! A file that differs from its record gives ESTALE, and the catalog is abandoned
+//! ([`Union::distrust`]): attributes that the kernel has cached from it are wrong until it looks
+//! the name up again.
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -18,8 +22,8 @@ use crate::layer::lower::LowerDir;
 use crate::layer::markers::Escape;
 
 impl Union {
-    /// The answer for an xattr that a lower file or directory has not, as far as the
-    /// catalog knows; `None`: ask.
+    /// Returns the error that getxattr gives for an xattr that the catalog knows to be absent.
+    /// `None`: the file must be asked.
     pub(crate) fn known_absent(&self, inode: &Inode, name: &[u8]) -> Option<Errno> {
         let (catalog, record) = self.catalog_record(inode)?;
         let dialect = catalog.dialect(record).ok()?;
@@ -30,8 +34,11 @@ impl Union {
         })
     }
 
-    /// The file below of an inode; where the catalog has it, made for the first who wants it,
-    /// and kept from then on with the directories on its way. EIO where the catalog is damaged.
+    /// Returns the lower file of an inode. A `LowerFile` for a catalog record is made on first use
+    /// and then kept, with the directories on its path.
+    ///
+    /// # Errors
+    /// EIO when the catalog is damaged.
     pub(crate) fn lower_of(&self, inode: &Inode) -> Result<Option<Arc<LowerFile>>> {
         let record = match &inode.loc.read().lower {
             None => return Ok(None),
@@ -52,13 +59,16 @@ impl Union {
         Ok(Some(file))
     }
 
-    /// Attributes of the file of a record; EIO where the catalog is damaged.
+    /// Returns the attributes in a record.
+    ///
+    /// # Errors
+    /// EIO when the catalog is damaged.
     pub(crate) fn record_stat(&self, record: u32) -> Result<Stat> {
         let catalog = self.catalog.as_ref().ok_or(Errno::IO)?;
         Ok(catalog.stat(record).map_err(|_| Errno::IO)?)
     }
 
-    /// The record of an inode that is in the lowers only.
+    /// Returns the record of an inode that is in the lowers only.
     pub(crate) fn catalog_record(&self, inode: &Inode) -> Option<(&Arc<MountedCatalog>, u32)> {
         let catalog = self.catalog.as_ref().filter(|c| c.is_believed())?;
         let loc = inode.loc.read();
@@ -72,15 +82,17 @@ impl Union {
         }
     }
 
-    /// Something in the catalog is wrong: from now on the layers are asked.
+    /// Stops using the catalog because it contains an error: from now on the layers are read.
     pub(crate) fn distrust(&self, catalog: &MountedCatalog, why: impl std::fmt::Display) {
         if catalog.give_up(why) {
             self.lookup_cache.clear();
         }
     }
 
-    /// ESTALE for a file that is not what the catalog said it was: what the kernel was told
-    /// of it is wrong, and stays so until it looks the name up again.
+    /// Compares an open lower file with what the catalog says about it.
+    ///
+    /// # Errors
+    /// ESTALE when they differ: what the kernel was told about the file is wrong.
     pub(crate) fn check_identity(&self, file: &LowerFile, opened: At<'_>) -> Result<()> {
         let (Some(record), Some(catalog)) = (file.record, &self.catalog) else {
             return Ok(());
@@ -102,7 +114,10 @@ impl Union {
         Errno::STALE.into()
     }
 
-    /// As [`Self::check_identity`], of what is about to be copied up with what the catalog said.
+    /// Compares a lower file or directory that is about to be copied up with what the catalog says.
+    ///
+    /// # Errors
+    /// As [`Self::check_identity`].
     pub(crate) fn check_lower(&self, inode: &Inode) -> Result<()> {
         let Some(dir) = &inode.dir else {
             let Some(file) = self.lower_of(inode)?.filter(|file| file.record.is_some()) else {
@@ -123,7 +138,7 @@ impl Union {
         Err(self.stale(merged.catalog(), top, name))
     }
 
-    /// Whether the catalog's record of a file is of this data and these xattrs.
+    /// Whether the catalog's record of a file matches this data and these xattrs.
     pub(crate) fn record_is(&self, record: u32, data: &Stat, xattrs: u16) -> bool {
         self.catalog.as_ref().is_some_and(|catalog| {
             let said = catalog.identity(record);

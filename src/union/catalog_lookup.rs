@@ -1,5 +1,6 @@
-//! Names of plain files that the catalog answers: inodes made from a record, without a lookup
-//! cache and without the layers. Called by `lookup`.
+//! Lookup of plain files that are in the catalog: the inode is made from the record, without
+//! reading a layer and without the lookup cache, as a lookup in the catalog costs no more than one
+//! in the cache.
 
 use std::sync::Arc;
 
@@ -16,9 +17,9 @@ use super::types::FileKind;
 use crate::layer::at::Stat;
 
 impl Union {
-    /// As [`Self::find`], of a directory that is in the catalog, and of which the upper has
-    /// nothing to say: neither cached nor resolved, because asking the catalog is as cheap.
-    /// `None`: `find` knows.
+    /// Looks `name` up in the catalog, for a directory in which the upper is known not to have the
+    /// name. `Ok(None)`: the catalog cannot answer, use [`Self::find`]. `Ok(Some(None))`: no such
+    /// name.
     pub(super) fn find_record(
         &self,
         parent: &Arc<Inode>,
@@ -42,7 +43,7 @@ impl Union {
         let (record, stat) = match plain {
             Ok(CatalogEntry::File(record, stat)) => (record, stat),
             Ok(CatalogEntry::Absent) if name.len() <= self.name_max => return Ok(Some(None)),
-            // What is damaged is found so once more, and dealt with.
+            // `find` meets the same damage and abandons the catalog.
             Ok(CatalogEntry::Absent | CatalogEntry::Special) | Err(_) => return Ok(None),
         };
         let name = listed.map_or_else(|| Arc::from(name), |(_, name)| Arc::clone(name));
@@ -50,8 +51,8 @@ impl Union {
         Ok(Some(Some((inode, Some(Seen::Record(stat))))))
     }
 
-    /// The inode of a plain file of the catalog, counted. Whatever has the name is what the
-    /// name leads to: it may have been copied up by now.
+    /// Returns the inode of a plain file in the catalog, counted. An inode that has this name
+    /// already is the right one, even if it has been copied up since.
     fn intern_record(
         &self,
         parent: &Arc<Inode>,
@@ -78,7 +79,7 @@ impl Union {
         loop {
             match self.table.intern(ino, is_it, || make(ino)) {
                 Interned::Created(inode) | Interned::Existing(inode) => return Ok(inode),
-                // As in `intern`.
+                // The number is taken by another file: see `intern`.
                 Interned::Conflict => {
                     let alias = self.inode_numbers.alias(parent.ino, name);
                     if ino == alias {
@@ -90,8 +91,8 @@ impl Union {
         }
     }
 
-    /// The inode of a lower file that the kernel has looked up, by its number in the catalog:
-    /// as long as it has the name, the layers need not be asked.
+    /// Returns the inode of a lower file that the kernel has looked up, counted, found by its
+    /// number in the catalog. As long as that inode has the name, the layers need not be read.
     pub(super) fn find_linked(&self, parent: &Arc<Inode>, name: &[u8]) -> Option<Arc<Inode>> {
         let merged = parent.dir.as_ref()?.lowers.catalog_dir()?;
         let Ok(CatalogEntry::File(_, stat)) = merged.plain(name) else {
@@ -106,7 +107,7 @@ impl Union {
     }
 }
 
-/// Whether an inode in the table is the file of this kind that has the name.
+/// Whether the inode is a file of this kind and has this name.
 fn is_linked(inode: &Inode, parent: &Inode, name: &[u8], kind: FileKind) -> bool {
     inode.kind == kind && inode.dir.is_none() && inode.loc.read().link(parent, name).is_some()
 }

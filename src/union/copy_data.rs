@@ -1,5 +1,5 @@
-//! Moving file data on copy-up: a clone, else extent by extent, holes kept. Called by
-//! `copy_up`; knows descriptors only.
+//! Copies file data for copy-up: by reflink (FICLONE) where the file system can, else extent by
+//! extent, so that holes stay holes. Works on descriptors only.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,38 +7,41 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-/// Largest piece one copy_file_range or read is asked for, in bytes.
-/// Bytes copied at a time where the kernel cannot copy.
+/// Bytes copied per read and write where the kernel cannot copy.
 const CHUNK: usize = 1 << 20;
+/// Bytes asked of one copy_file_range(2).
 const PIECE: u64 = 16 << 20;
 
 /// How to copy.
 pub(crate) struct How<'a> {
-    /// All of the file.
+    /// Copy the whole file.
     pub whole: bool,
-    /// It has no holes worth looking for.
+    /// The file has no holes worth looking for.
     pub dense: bool,
     /// Nothing will be synced.
     pub volatile: bool,
-    /// Whether to try a clone; cleared when the target's file system cannot.
+    /// Whether to try a reflink; cleared once the target's file system has refused one.
     pub clones: &'a AtomicBool,
 }
 
-/// What was copied.
+/// The result of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Copied {
-    /// The file, by sharing its extents, which are on the disk: FICLONE writes dirty pages of
-    /// the source out first.
+    /// The extents are shared, and are on the disk: FICLONE writes the dirty pages of the source
+    /// back first.
     Cloned,
-    /// So many bytes of data, in pages that need not be on the disk yet.
+    /// So many bytes of data were written, which need not be on the disk yet.
     Written(u64),
 }
 
-/// Copies `len` bytes: a clone where the file system can, else extent by extent (holes stay
+/// Copies `len` bytes: by reflink where the file system can, else extent by extent (holes stay
 /// holes).
 ///
-/// Unless `volatile`, write-back of each piece begins while the next is copied, so that
-/// the fsync to come is short.
+/// Unless `volatile`, write-back of each piece begins while the next one is copied, which shortens
+/// the fsync that follows.
+///
+/// # Errors
+/// Those of read(2), write(2) and copy_file_range(2).
 pub(crate) fn copy_file(
     from: &OwnedFd,
     to: &OwnedFd,
@@ -49,7 +52,7 @@ pub(crate) fn copy_file(
         match rustix::fs::ioctl_ficlone(to, from) {
             Ok(()) => return Ok(Copied::Cloned),
             Err(Errno::OPNOTSUPP | Errno::NOTTY) => how.clones.store(false, Ordering::Relaxed),
-            // This file, or this pair of file systems.
+            // No reflink of this file, or between these file systems.
             Err(_) => {}
         }
     }
@@ -61,9 +64,9 @@ pub(crate) fn copy_file(
     while pos < len {
         let start = match rustix::fs::seek(from, SeekFrom::Data(pos)) {
             Ok(start) => start,
-            // Nothing but a hole up to the end.
+            // Only a hole up to the end.
             Err(Errno::NXIO) => break,
-            // The file system cannot tell: all is data.
+            // The file system does not report holes: everything is data.
             Err(_) => pos,
         };
         let end = match rustix::fs::seek(from, SeekFrom::Hole(start)) {

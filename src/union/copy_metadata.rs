@@ -1,5 +1,5 @@
-//! What a copy has beside its data: owner, mode, xattrs, origin, times. Called by `copy_up`
-//! for what it has staged.
+//! Copies everything but the data of a file to its staged copy: owner, mode, xattrs, origin,
+//! protection and times.
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
@@ -11,17 +11,17 @@ use crate::layer::at::{At, Stat, timestamps};
 use crate::layer::markers::{Escape, Marker};
 use crate::layer::origin::Origin;
 
-/// A copy before it has its name.
+/// A staged copy that has no name in the upper yet.
 #[derive(Clone, Copy)]
 pub(crate) struct Copied {
-    /// It says its origin.
+    /// The copy has an origin marker.
     pub marked: bool,
-    /// As it was made: only its identity and type are those of the copy.
+    /// The stat of the copy when it was created: only identity and type are still true.
     pub stat: Stat,
 }
 
-/// The mode in which a copy is made: its last one where nothing will have to change it, else
-/// `narrow`, as what is to be another's is nobody else's until it is.
+/// Returns the mode to create a copy with: the final one if no later step changes it, else
+/// `narrow`, so that nobody else can open a file whose owner is not set yet.
 pub(crate) fn first_perm(upper: &Upper, stat: &Stat, narrow: u32) -> u32 {
     match upper.privileged && (stat.uid, stat.gid) == upper.own_ids {
         true => stat.perm & 0o777,
@@ -29,7 +29,10 @@ pub(crate) fn first_perm(upper: &Upper, stat: &Stat, narrow: u32) -> u32 {
     }
 }
 
-/// Copies owner, xattrs, mode, origin and times. `bare`: there are no xattrs.
+/// Copies owner, xattrs, mode, origin and times. `bare`: the source has no xattrs.
+///
+/// # Errors
+/// Those of the upper's file system.
 pub(crate) fn copy_metadata(
     upper: &Upper,
     (from, dialect, stat): (At<'_>, Dialect, &Stat),
@@ -43,14 +46,14 @@ pub(crate) fn copy_metadata(
         to.chown(Some(stat.uid), Some(stat.gid))?;
     }
     let plain = bare || copy_xattrs(upper, (from, dialect), to)? == 0;
-    // A change of the owner drops set-id bits, an ACL brings permissions.
+    // A change of owner drops set-id bits, and an ACL changes permission bits.
     let settled = owned && plain && staged.perm == stat.perm;
     if stat.kind != FileKind::Symlink && !settled {
         to.chmod(stat.perm)?;
     }
     if let Some(origin) = origin {
         match upper.markers.set(to, Marker::Origin, origin.as_bytes()) {
-            // user.* xattrs exist on files and directories only; then there is no origin.
+            // Only files and directories can have user.* xattrs; other files get no origin.
             Ok(()) => marked = true,
             Err(Errno::OPNOTSUPP | Errno::PERM) => {}
             Err(e) => return Err(e),
@@ -63,8 +66,8 @@ pub(crate) fn copy_metadata(
     })
 }
 
-/// Copies all xattrs but markers. One the upper's file system does not know may be lost
-/// unless it decides about access, as overlayfs has it. How many there were.
+/// Copies all xattrs except markers and returns their number. An xattr that the upper's file system
+/// does not support is dropped, unless it affects access; overlayfs does the same.
 fn copy_xattrs(
     upper: &Upper,
     (from, dialect): (At<'_>, Dialect),
@@ -93,7 +96,7 @@ fn copy_xattrs(
         match to.set_xattr(&name, &value, XattrFlags::empty()) {
             Ok(()) => {}
             Err(Errno::OPNOTSUPP) if !must => {}
-            // Security labels are not a plain user's to set, nor in force for one (nosuid).
+            // A plain user may not set security labels, and they have no effect (nosuid).
             Err(Errno::PERM | Errno::OPNOTSUPP)
                 if !upper.privileged && visible.starts_with(b"security.") => {}
             Err(e) => return Err(e),

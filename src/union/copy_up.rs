@@ -1,8 +1,8 @@
 //! Copy-up: brings a lower file or directory into the upper before its first change.
 //!
-//! The copy is staged in the work directory, complete with data, owner, mode, xattrs,
-//! origin and times, and published by one link or rename; until then nothing shows and a
-//! failure leaves nothing. Data moves outside every lock but the inode's own `busy`.
+//! The copy is staged in the work directory, complete with data, owner, mode, xattrs, origin and
+//! times, and published by one link or rename. Until then it is invisible, and a failure leaves
+//! nothing behind. Data is copied with only the inode's own `busy` lock held.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -29,9 +29,9 @@ pub(crate) const CAPABILITY: &std::ffi::CStr = c"security.capability";
 
 /// What a copy is made from.
 enum Source {
-    /// Open for its data.
+    /// A file open for its data.
     Data(Arc<DataFd>),
-    /// Without data.
+    /// A file of which only metadata is copied.
     Held(OwnedFd),
 }
 
@@ -44,7 +44,7 @@ impl AsFd for Source {
     }
 }
 
-/// A name in a locked directory, and that directory in the upper.
+/// A name of an inode, with its parent directory locked and open in the upper.
 #[derive(Clone, Copy)]
 pub(super) struct UpperName<'a> {
     dir: &'a OwnedFd,
@@ -52,14 +52,15 @@ pub(super) struct UpperName<'a> {
 }
 
 impl<'a> UpperName<'a> {
-    /// The directory, and the name in it.
+    /// Returns the parent directory and the name.
     pub fn name(&self) -> (&'a Arc<Inode>, &'a [u8]) {
         (&self.link.parent, &self.link.name)
     }
 }
 
 impl Union {
-    /// Whether a modification of `ino` would first copy data up: slow, not for a request thread.
+    /// Whether a modification of `ino` first copies data up, which is too slow for a request
+    /// thread.
     pub fn needs_copy_up(&self, ino: Ino) -> bool {
         self.is_writable()
             && self
@@ -68,7 +69,7 @@ impl Union {
                 .is_some_and(|inode| inode.kind == FileKind::Regular && !inode.is_copied_up())
     }
 
-    /// As [`Self::needs_copy_up`] for a name.
+    /// As [`Self::needs_copy_up`], for the file with this name.
     pub fn needs_copy_up_name(&self, parent: Ino, name: &[u8]) -> bool {
         if !is_valid_name(name) {
             return false;
@@ -82,7 +83,11 @@ impl Union {
         }
     }
 
-    /// Makes sure that the upper has the inode, with its data.
+    /// Copies an inode up, with its data, unless it is in the upper already.
+    ///
+    /// # Errors
+    /// EROFS without an upper, ESTALE when the lower file is not the one that was looked up; else
+    /// those of the layers' file systems.
     pub(crate) fn copy_up(&self, inode: &Arc<Inode>) -> Result<()> {
         self.copy_up_to(inode, None)
     }
@@ -93,7 +98,7 @@ impl Union {
             return Ok(());
         }
         self.writable()?;
-        // Top down, without recursion.
+        // Ancestors first; a loop instead of recursion bounds the stack.
         let mut chain = vec![Arc::clone(inode)];
         while let Some(last) = chain.last() {
             let parent = last.loc.read().links.first().map(|l| Arc::clone(&l.parent));
@@ -116,7 +121,7 @@ impl Union {
         }
         if !inode.in_upper() {
             self.check_lower(inode)?;
-            // The copy is marked with it.
+            // Copying up writes the protection as a marker.
             self.protection(inode)?;
         }
         let metacopy = {
@@ -178,7 +183,7 @@ impl Union {
         let origin = origin.filter(|_| copy.marked);
         let index = self.index_entry(inode, file, origin.as_ref(), staged.at())?;
         self.with_place(inode, |place| {
-            // Unlinked meanwhile: nobody can reach it but by its number.
+            // It was unlinked meanwhile: only its inode number still leads to it.
             let Some(place) = place else {
                 let stat = staged.at().stat()?;
                 return self.adopt_orphan(inode, &stat, Keep::Parked(staged.park()));
@@ -197,7 +202,8 @@ impl Union {
         let (staged, fd) = upper.stage_file(first_perm(upper, &file.stat, 0o600))?;
         let dense = file.data.is_none() && file.stat.blocks >= file.stat.size.div_ceil(512);
         let data = self.copy_data(inode, (file.stat.size, dense), size, &fd)?;
-        // What was copied from has the xattrs too, whatever has its name by now.
+        // The xattrs come from the file whose data was copied, even if another file has its name by
+        // now.
         let data_of_it = file.data.is_none() && data != DataCopied::Written(0);
         let source: Source = match data_of_it {
             true => Source::Data(self.data_fd(inode, false)?),
@@ -210,8 +216,8 @@ impl Union {
         Self::protect_copy(upper, inode, to.0)?;
         let origin = origin.filter(|_| copy.marked);
         let index = self.index_entry(inode, file, origin.as_ref(), At::fd(fd.as_fd()))?;
-        // File systems that clone log their changes in order: the extents, the metadata and then
-        // the name. overlayfs does not sync a clone either.
+        // File systems with reflinks log their changes in order: extents, metadata, name. overlayfs
+        // does not sync a reflink either.
         if data != DataCopied::Cloned {
             upper.sync(&fd)?;
         }
@@ -233,7 +239,10 @@ impl Union {
         Ok(())
     }
 
-    /// Holds a lower file. ESTALE when another has its name by now, with attributes of its own.
+    /// Opens a lower file without data access.
+    ///
+    /// # Errors
+    /// ESTALE when another file has its name by now.
     pub(crate) fn hold_lower(&self, file: &LowerFile) -> Result<OwnedFd> {
         let dir = file.dir.fd(&self.fds)?;
         let held = At::new(dir.as_fd(), &file.name).open(OFlags::PATH, 0)?;
@@ -249,7 +258,8 @@ impl Union {
         record.is_some_and(|(catalog, record)| catalog.is_bare(record))
     }
 
-    /// The name in the index for the copy of a hard link, which is marked with its count.
+    /// Returns the index name for the copy of a hard link, after marking the copy with its link
+    /// count.
     fn index_entry(
         &self,
         inode: &Inode,
@@ -267,7 +277,7 @@ impl Union {
         Ok(Some(origin.index_name()))
     }
 
-    /// Gives the staged copy its entry in the index, if any, before it gets its name.
+    /// Links the staged copy into the index, if it needs an entry, before it is published.
     fn enter_index(
         &self,
         inode: &Inode,
@@ -288,7 +298,7 @@ impl Union {
         Ok(())
     }
 
-    /// Takes the index entry back: the copy did not get its name.
+    /// Removes the index entry of a copy that could not be published.
     fn leave_index(&self, inode: &Inode, index: Option<&[u8]>) {
         let Some(index) = index else { return };
         let mut loc = inode.loc.write();
@@ -296,8 +306,8 @@ impl Union {
         self.drop_index(&mut loc);
     }
 
-    /// Brings the data of an upper file that so far is metadata only. The marker goes last:
-    /// until then a crash leaves the metacopy as it was.
+    /// Copies the data of a metacopy that is in the upper. The metacopy marker is removed last, so
+    /// that a crash before leaves the metacopy intact.
     fn complete_metacopy(
         &self,
         inode: &Arc<Inode>,
@@ -319,7 +329,7 @@ impl Union {
         upper.sync(&fd)?;
         upper.markers.clear(at, Marker::Metacopy)?;
         self.with_place(inode, |place| {
-            // A cached answer says that the data is below.
+            // A cached answer says that the data is in a lower.
             if let Some(Link { parent, name, .. }) = place.map(|place| place.link) {
                 self.lookup_cache.remove(parent.key, name);
             }
@@ -332,7 +342,8 @@ impl Union {
         Ok(())
     }
 
-    /// `full`: how much there is, and whether it is known to have no holes.
+    /// Copies the data of a lower file. `full` is its size, and whether it is known to have no
+    /// holes.
     fn copy_data(
         &self,
         inode: &Inode,
@@ -361,8 +372,8 @@ impl Union {
         Ok(copied)
     }
 
-    /// Calls `f` with one of the inode's names, its directory locked and in the upper; with
-    /// `None` when the inode has no name any more.
+    /// Calls `f` with one of the inode's names, its parent locked and in the upper, or with `None`
+    /// when the inode has no name any more.
     pub(super) fn with_place<T>(
         &self,
         inode: &Arc<Inode>,
@@ -372,7 +383,7 @@ impl Union {
             let Some(link) = inode.loc.read().links.first().cloned() else {
                 return f(None);
             };
-            // A rename may have moved the name meanwhile, but only into the upper.
+            // A concurrent rename may have moved the name, but only into an upper directory.
             if !link.parent.in_upper() {
                 self.copy_up(&link.parent)?;
             }
@@ -389,7 +400,7 @@ impl Union {
         }
     }
 
-    /// Gives the staged copy its name and tells the inode. The parent keeps its times.
+    /// Publishes the staged copy and updates the inode. The parent directory keeps its times.
     fn publish(
         &self,
         inode: &Arc<Inode>,
@@ -403,8 +414,8 @@ impl Union {
         let before = dir.stat()?;
         let to = At::new(place.dir.as_fd(), name);
         give_name(to)?;
-        // As overlayfs, best effort: the copy has its name now, and that must be known. A
-        // plain user may not set the times of another's directory.
+        // Best effort, as in overlayfs: the copy has its name already. A plain user may not set the
+        // times of a directory of another user.
         if let Err(e) = dir.set_times(&timestamps(before.atime, before.mtime)) {
             tracing::debug!("copy-up: the times of its directory: {e}");
         }
@@ -427,7 +438,7 @@ impl Union {
             }
         }
         drop(loc);
-        // A listing in memory must not say any more that only a lower has the name.
+        // A listing in memory still says that only a lower has the name.
         Self::listing_add(parent, name, inode.kind, inode.ino);
         Ok(())
     }
@@ -443,7 +454,10 @@ impl Union {
         Ok(())
     }
 
-    /// Notes in the upper that a directory may hold copied-up files.
+    /// Marks an upper directory `impure`: it may hold copied-up files.
+    ///
+    /// # Errors
+    /// Those of setxattr(2), except where the file system has no xattrs.
     pub(crate) fn mark_impure(&self, inode: &Inode) -> Result<()> {
         let Some(dir) = &inode.dir else { return Ok(()) };
         if dir.impure.load(Ordering::Acquire) {
@@ -455,13 +469,13 @@ impl Union {
             .markers
             .set(At::fd(fd.as_fd()), Marker::Impure, b"y")
         {
-            // Without xattrs there are no origins either.
+            // A file system without xattrs stores no origins either.
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
             Err(e) => return Err(e.into()),
         }
         dir.impure.store(true, Ordering::Release);
-        // What the cache says of it is no longer true. Who is putting that there now looks at
-        // `impure` after it.
+        // Cached answers for the directory are out of date. A thread that inserts one concurrently
+        // reads `impure` after inserting.
         for link in &inode.loc.read().links {
             self.lookup_cache.remove(link.parent.key, &link.name);
         }

@@ -1,7 +1,8 @@
-//! Creating names: mknod, mkdir, symlink, unnamed files.
+//! Creates files: mknod, mkdir, symlink, O_TMPFILE.
 //!
-//! A new file is made in place when one system call gives it its final owner and mode and
-//! nothing hides in its place; otherwise it is staged and moved.
+//! A new file is created in place when one system call gives it its final owner and mode and the
+//! name has no whiteout. Otherwise it is staged in the work directory, completed, and moved to its
+//! name.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -23,10 +24,10 @@ use super::upper::{StagedFile, Upper, make_mark};
 use crate::layer::at::{At, Stat, is_valid_name};
 use crate::layer::markers::{Marker, Protection, WH_PREFIX};
 
-/// What is to be created.
+/// The file to be created.
 struct New<'a> {
     kind: FileKind,
-    /// Permission bits before the umask.
+    /// The permission bits, before the umask.
     mode: u32,
     umask: u32,
     rdev: (u32, u32),
@@ -43,8 +44,12 @@ struct Owned {
 }
 
 impl Union {
-    /// `mode` carries S_IFMT and permission bits, before the umask. EEXIST, EROFS; EPERM for
-    /// a character device 0:0 (a whiteout), as overlayfs answers; EINVAL for other types.
+    /// Creates a file of any kind but a directory or a symlink. `mode` has S_IFMT and the
+    /// permission bits, before the umask.
+    ///
+    /// # Errors
+    /// EEXIST, EROFS without an upper, EPERM for a character device 0:0 (a whiteout; overlayfs
+    /// answers the same), EINVAL for other types; else those of the upper's file system.
     pub fn mknod(
         &self,
         caller: &Caller,
@@ -72,7 +77,10 @@ impl Union {
         self.create_name(caller, parent, name, &new)
     }
 
-    /// `mode`: permission bits before the umask.
+    /// Creates a directory. `mode` has the permission bits, before the umask.
+    ///
+    /// # Errors
+    /// EEXIST, EROFS without an upper; else those of the upper's file system.
     pub fn mkdir(
         &self,
         caller: &Caller,
@@ -92,7 +100,10 @@ impl Union {
         self.create_name(caller, parent, name, &new)
     }
 
-    /// A symlink to `target`, which may be any bytes but NUL.
+    /// Creates a symlink to `target`, which may contain any bytes but NUL.
+    ///
+    /// # Errors
+    /// EEXIST, EROFS without an upper; else those of the upper's file system.
     pub fn symlink(
         &self,
         caller: &Caller,
@@ -111,7 +122,10 @@ impl Union {
         self.create_name(caller, parent, name, &new)
     }
 
-    /// An unnamed file in `parent` (O_TMPFILE); `link` can name it later.
+    /// Creates an unnamed file in `parent` (O_TMPFILE), which `link` can name later.
+    ///
+    /// # Errors
+    /// EROFS without an upper, EOPNOTSUPP where its file system has no O_TMPFILE.
     pub fn tmpfile(
         &self,
         caller: &Caller,
@@ -132,7 +146,7 @@ impl Union {
         };
         let owned = self.owned(caller, &parent, &new)?;
         let (staged, fd) = upper.stage_file(0o600)?;
-        // One with a name could not be linked later once it lost it.
+        // A staged file with a name could not be linked once that name is removed.
         if let StagedFile::Named(_) = staged {
             return Err(Errno::OPNOTSUPP.into());
         }
@@ -171,8 +185,11 @@ impl Union {
         }
     }
 
-    /// Refuses names that cannot be given in the upper. EINVAL for `.wh.` names where those
-    /// are whiteouts (as fuse-overlayfs answers).
+    /// Checks a name that is to be created in the upper.
+    ///
+    /// # Errors
+    /// EINVAL for a name with `/`, and for `.wh.` names where these are whiteouts (fuse-overlayfs
+    /// answers the same); ENAMETOOLONG.
     pub(crate) fn check_new_name(&self, upper: &Upper, name: &[u8]) -> Result<()> {
         if !is_valid_name(name) {
             return Err(Errno::INVAL.into());
@@ -215,7 +232,8 @@ impl Union {
                 };
                 open = make_open(at, new, mode)?;
                 if new.kind == FileKind::Directory && !dir.lowers.is_empty() {
-                    // Saves looking below; nothing is there, so it may as well be missing.
+                    // The marker only saves reading the lowers, which have no such directory: the
+                    // new directory is right without it.
                     if let Err(error) = upper.mark_opaque(at) {
                         tracing::debug!(%error, "a new directory is not marked opaque");
                     }
@@ -233,7 +251,7 @@ impl Union {
         self.created(&parent, name, (stat, open), in_lower_after(whiteout))
     }
 
-    /// Whether creating in the parent itself gives the right owner and permissions.
+    /// Whether a file created directly in the parent gets the right owner and permissions.
     fn in_place(&self, upper: &Upper, caller: &Caller, parent: &Inode) -> Result<bool> {
         let (uid, gid) = upper.own_ids;
         if caller.uid != uid {
@@ -259,7 +277,7 @@ impl Union {
     ) -> Result<()> {
         let at = At::new(fd.as_fd(), name);
         let is_dir = new.kind == FileKind::Directory;
-        // What is to be another's is nobody else's until it is.
+        // A file with another owner stays closed to everybody else until the owner is set.
         let perm = match (owned.uid, owned.gid) == upper.own_ids {
             true => owned.perm,
             false => owned.perm & 0o700,
@@ -281,8 +299,8 @@ impl Union {
         Ok(())
     }
 
-    /// Registers a name that now exists in the upper, and a file's descriptor; the caller
-    /// holds the name lock. `in_lower` is [`super::inode::Link::in_lower`].
+    /// Registers a name that has been created in the upper, and the descriptor of a file. The
+    /// caller holds the name lock. `in_lower` is [`super::inode::Link::in_lower`].
     pub(crate) fn created(
         &self,
         parent: &Arc<Inode>,
@@ -317,7 +335,7 @@ impl Union {
         Self::listing_add(parent, name, stat.kind, inode.ino);
         inode.capability.set(false);
         if let Some(fd) = open {
-            // Whoever creates a file writes to it next.
+            // A new file is usually written next.
             self.be_quiet(&fd);
             self.fds.put(inode.data(), DataFd::new(fd, true));
         }
@@ -325,7 +343,7 @@ impl Union {
         Ok(EntryRef::new(self, attr))
     }
 
-    /// With `noatime`, for a file of our own: reading through `fd` leaves its access time.
+    /// With `noatime`, sets O_NOATIME on a descriptor of a file that belongs to the server's user.
     fn be_quiet(&self, fd: &OwnedFd) {
         if self.noatime
             && let Err(error) = fcntl_setfl(fd, OFlags::NONBLOCK | OFlags::NOATIME)
@@ -334,7 +352,7 @@ impl Union {
         }
     }
 
-    /// The default ACL of a directory in the upper.
+    /// Returns the default ACL of a directory in the upper.
     fn default_acl(&self, parent: &Inode) -> Result<Option<Vec<u8>>> {
         let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
         if dir.default_acl.get() == Some(false) {
@@ -374,7 +392,7 @@ impl Union {
     }
 }
 
-/// Makes the node itself.
+/// Creates the file system object.
 fn make(at: At<'_>, new: &New<'_>, perm: u32) -> Result<(), Errno> {
     match new.kind {
         FileKind::Directory => at.mkdir(perm),
@@ -383,20 +401,20 @@ fn make(at: At<'_>, new: &New<'_>, perm: u32) -> Result<(), Errno> {
     }
 }
 
-/// As [`make`]; a regular file comes open for reading and writing.
+/// As [`make`]; a regular file is returned open for reading and writing.
 fn make_open(at: At<'_>, new: &New<'_>, perm: u32) -> Result<Option<OwnedFd>, Errno> {
     if new.kind != FileKind::Regular {
         return make(at, new, perm).map(|()| None);
     }
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
     match at.open(flags, perm) {
-        // Out of descriptors: it needs none to be made.
+        // No descriptor is free; creating the file needs none.
         Err(Errno::MFILE | Errno::NFILE) => make(at, new, perm).map(|()| None),
         other => other.map(Some),
     }
 }
 
-/// Gives a staged file its owner, ACLs and permissions.
+/// Sets owner, ACLs and permissions of a staged file.
 fn settle(at: At<'_>, new: &New<'_>, owned: &Owned) -> Result<(), Errno> {
     let stat = at.stat()?;
     let is_owned = (stat.uid, stat.gid) == (owned.uid, owned.gid);
@@ -418,15 +436,15 @@ fn settle(at: At<'_>, new: &New<'_>, owned: &Owned) -> Result<(), Errno> {
 }
 
 impl Upper {
-    /// Whether `.wh.` names are whiteouts here.
+    /// Whether `.wh.` names are whiteouts in this upper.
     pub(crate) fn takes_wh_names(&self) -> bool {
         self.layer.dialect.wh_names
     }
 
-    /// Makes a directory hide what is below it.
+    /// Marks a directory opaque: it hides the lower directories of its name.
     pub(crate) fn mark_opaque(&self, at: At<'_>) -> Result<(), Errno> {
         match self.markers.set(at, Marker::Opaque, b"y") {
-            // No xattrs: the form of AUFS.
+            // The file system has no xattrs: use the AUFS form.
             Err(Errno::OPNOTSUPP | Errno::PERM) => {
                 let dir = at.open_dir_path()?;
                 make_mark(At::new(dir.as_fd(), crate::layer::markers::WH_OPAQUE))

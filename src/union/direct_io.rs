@@ -1,10 +1,10 @@
-//! O_DIRECT: a second descriptor of a file's data that goes past the page cache, and memory
-//! aligned as disks want it. Used by `file`.
+//! O_DIRECT: a second descriptor of a file's data that bypasses the page cache, and buffers that
+//! are aligned for it.
 //!
-//! Offsets and sizes are the program's own and reach the backing file system unchanged, so
-//! its rules hold: EINVAL for what it calls misaligned. Where it knows no O_DIRECT the cache
-//! is used, as open(2) through kernel overlayfs would have said no (EINVAL) and we cannot:
-//! files are not opened by message.
+//! Offsets and sizes reach the backing file system unchanged, so its rules apply: EINVAL for what
+//! it considers misaligned. Where it has no O_DIRECT the page cache is used. Kernel overlayfs fails
+//! the open(2) with EINVAL there; the server cannot, because the kernel opens files without asking
+//! it.
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -14,11 +14,11 @@ use rustix::fs::{Mode, OFlags};
 use super::inode::DataFd;
 use crate::layer::fds::with_spare;
 
-/// Bytes; as much as any block device asks for.
+/// Alignment in bytes; no block device needs more.
 const ALIGN: usize = 4096;
 
 impl DataFd {
-    /// Of this file, past the cache if asked and possible.
+    /// Returns the descriptor for I/O, which bypasses the page cache if asked and possible.
     pub(crate) fn for_io(&self, direct: bool) -> BorrowedFd<'_> {
         if !direct {
             return self.fd.as_fd();
@@ -26,7 +26,7 @@ impl DataFd {
         self.reopened().as_ref().unwrap_or(&self.fd).as_fd()
     }
 
-    /// Whether it can be read and written past the cache.
+    /// Whether the file can be read and written with O_DIRECT.
     pub(crate) fn has_direct(&self) -> bool {
         self.reopened().is_some()
     }
@@ -36,16 +36,16 @@ impl DataFd {
     }
 }
 
-/// A description of its own: the flag would else hold for the cached descriptor too.
+/// Opens the file again: O_DIRECT on the cached descriptor would apply to all its users.
 fn reopen(fd: &OwnedFd) -> Option<OwnedFd> {
     let mode = rustix::fs::fcntl_getfl(fd).ok()? & (OFlags::ACCMODE | OFlags::NOATIME);
-    // Also of a file without a name, hence through its descriptor.
+    // Opening through the descriptor works for a file without a name too.
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let flags = mode | OFlags::DIRECT | OFlags::NONBLOCK | OFlags::CLOEXEC;
     with_spare(|| rustix::fs::open(&*path, flags, Mode::empty())).ok()
 }
 
-/// Runs `job` with `data`, copied to aligned memory of this thread unless it lies so already.
+/// Calls `job` with `data`, copied to an aligned buffer of this thread if it is not aligned.
 pub(crate) fn aligned<T>(data: &[u8], job: impl FnOnce(&[u8]) -> T) -> T {
     if is_aligned(data) {
         return job(data);
@@ -56,8 +56,8 @@ pub(crate) fn aligned<T>(data: &[u8], job: impl FnOnce(&[u8]) -> T) -> T {
     })
 }
 
-/// Runs `fill` on `into` where that is aligned, else on memory of this thread that is, and copies
-/// what it counted.
+/// Calls `fill` with `into` if that is aligned, else with an aligned buffer of this thread, from
+/// which the bytes counted by `fill` are copied.
 pub(crate) fn aligned_into<E>(
     into: &mut [u8],
     fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,

@@ -1,10 +1,11 @@
-//! The union core's error: what was done, where, and the raw errno. The
-//! transport maps it to an errno with [`Error::errno`]; the cli prints it.
+//! The error type of the union core: an errno, and for messages what was being done to which path.
+//!
+//! A transport replies with [`Error::errno`]; the command line prints the whole error.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Result of a union operation.
+/// The result of a union operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failed operation of the union.
@@ -21,13 +22,13 @@ struct Context {
 }
 
 impl Error {
-    /// The errno a system call on the union answers with; never 0.
+    /// Returns the errno for the reply to a system call; never 0.
     pub fn errno(&self) -> i32 {
         self.errno.raw_os_error()
     }
 
-    /// Adds what was being done and on which path, for people; the errno stays.
-    /// Not for the hot path: it allocates.
+    /// Adds the operation and the path for messages; the errno stays. Allocates, so it is not for
+    /// frequent errors.
     pub fn context(mut self, operation: &'static str, path: impl Into<PathBuf>) -> Self {
         self.context = Some(Box::new(Context {
             operation,
@@ -36,7 +37,7 @@ impl Error {
         self
     }
 
-    /// Whether the operation failed because there is no such file.
+    /// Whether the errno is ENOENT.
     pub fn is_not_found(&self) -> bool {
         self.errno == rustix::io::Errno::NOENT
     }

@@ -1,5 +1,6 @@
-//! File data: read, write, truncate's descriptor, sync, allocate, copy, seek. All by inode
-//! number; descriptors come from a small cache. The first modification copies up.
+//! File data: read, write, fsync, fallocate, copy_file_range, lseek, by inode number.
+//!
+//! Descriptors come from a bounded cache. The first modification copies the file up.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -19,9 +20,12 @@ const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 
 impl Union {
-    /// Reads at `offset` into `buf`; the number of bytes read, short only at the end of the file.
-    /// `direct`: as through O_DIRECT, where the file system of the data knows it (EINVAL for
-    /// what that calls misaligned).
+    /// Reads into `buf` at `offset` and returns the number of bytes, which is short only at the end
+    /// of the file. `direct`: use O_DIRECT, where the file system of the data has it.
+    ///
+    /// # Errors
+    /// EISDIR, EINVAL for what is no regular file or misaligned with `direct`, ESTALE; else those
+    /// of read(2).
     pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8], direct: bool) -> Result<usize> {
         let data = self.data_fd(&*self.regular(ino)?, false)?;
         let fd = data.for_io(direct);
@@ -31,7 +35,11 @@ impl Union {
         }
     }
 
-    /// Writes all of `data` (copy-up).
+    /// Writes all of `data` at `offset`; copies the file up.
+    ///
+    /// # Errors
+    /// EROFS without an upper, EPERM for a protected file, ESTALE; else those of write(2), when
+    /// nothing was written.
     pub fn write(
         &self,
         ino: Ino,
@@ -60,8 +68,11 @@ impl Union {
         written.map(|written| skip + written)
     }
 
-    /// fsync / fdatasync of a file; nothing to do for one that is not in the upper, and on a
-    /// `volatile` mount.
+    /// Calls fsync(2) or fdatasync(2) on a file. Does nothing for a file that is not in the upper,
+    /// and on a `volatile` mount.
+    ///
+    /// # Errors
+    /// ESTALE; else those of fsync(2).
     pub fn fsync(&self, ino: Ino, datasync: bool) -> Result<()> {
         let inode = self.inode(ino)?;
         if inode.dir.is_some() {
@@ -83,8 +94,11 @@ impl Union {
         }
     }
 
-    /// Writes everything of the upper's file system to its disk; nothing on a `volatile`
-    /// mount and without an upper.
+    /// Writes all dirty data of the upper's file system to disk. Does nothing on a `volatile` mount
+    /// and without an upper.
+    ///
+    /// # Errors
+    /// Those of syncfs(2).
     pub fn syncfs(&self) -> Result<()> {
         match self.upper.as_ref().filter(|u| !u.volatile) {
             Some(upper) => Ok(rustix::fs::syncfs(&upper.layer.root)?),
@@ -92,7 +106,10 @@ impl Union {
         }
     }
 
-    /// fsync of a directory.
+    /// Calls fsync(2) on a directory.
+    ///
+    /// # Errors
+    /// ENOTDIR, ESTALE; else those of fsync(2).
     pub fn fsyncdir(&self, ino: Ino, datasync: bool) -> Result<()> {
         let inode = self.directory(ino)?;
         if self.upper.as_ref().is_none_or(|u| u.volatile) || !inode.in_upper() {
@@ -109,7 +126,11 @@ impl Union {
         }
     }
 
-    /// fallocate(2), `mode` as there; EOPNOTSUPP for modes the upper does not know.
+    /// Calls fallocate(2) with its `mode`; copies the file up.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP for a mode that the upper's file system does not support, EPERM for a protected
+    /// file, EROFS without an upper; else those of fallocate(2).
     pub fn fallocate(
         &self,
         ino: Ino,
@@ -129,7 +150,10 @@ impl Union {
         Ok(rustix::fs::fallocate(&data.fd, mode, offset, len)?)
     }
 
-    /// copy_file_range(2); the destination is copied up.
+    /// Calls copy_file_range(2); copies the destination up.
+    ///
+    /// # Errors
+    /// EROFS without an upper, EPERM for a protected destination; else those of copy_file_range(2).
     pub fn copy_file_range(
         &self,
         src: (Ino, u64),
@@ -159,7 +183,10 @@ impl Union {
         Ok(copied)
     }
 
-    /// SEEK_DATA (3) and SEEK_HOLE (4); ENXIO behind the end.
+    /// Finds data (`whence` SEEK_DATA, 3) or a hole (SEEK_HOLE, 4).
+    ///
+    /// # Errors
+    /// ENXIO beyond the end, EINVAL for another `whence`; else those of lseek(2).
     pub fn lseek(&self, ino: Ino, offset: u64, whence: u32) -> Result<u64> {
         let data = self.data_fd(&*self.regular(ino)?, false)?;
         let to = match whence {
@@ -179,7 +206,7 @@ impl Union {
         }
     }
 
-    /// A descriptor for the data of a file, writable (of the upper) if asked.
+    /// Returns a descriptor of the data of a file, writable (and so of the upper) if asked.
     pub(crate) fn data_fd(&self, inode: &Inode, write: bool) -> Result<Arc<DataFd>> {
         self.fds.get(
             inode.data(),
@@ -208,7 +235,7 @@ impl Union {
             let (dir, name) = file.data_place();
             let dir = dir.fd(&self.fds)?;
             let held = At::new(dir.as_fd(), name).open(OFlags::PATH, 0)?;
-            // Whoever owns the layer may have put something else there.
+            // The layer's owner may have put another file there.
             if !file.has_data_of(&At::fd(held.as_fd()).stat()?) {
                 return Err(Errno::STALE.into());
             }
@@ -225,17 +252,17 @@ impl Union {
             }
             let quiet = match self.noatime {
                 true => at.open(OFlags::RDWR | OFlags::NOATIME | OFlags::NONBLOCK, 0),
-                // Another's file, and we are not root.
+                // The file belongs to another user, and the server is not privileged.
                 false => Err(Errno::PERM),
             };
             let open = |_| at.open(OFlags::RDWR | OFlags::NONBLOCK, 0);
             match quiet.or_else(open) {
                 Ok(fd) => Ok(DataFd::new(fd, true)),
-                // Readable only: without privileges, or being executed.
+                // It can be read only: it is being executed, or the server is not privileged.
                 Err(Errno::ACCESS | Errno::TXTBSY | Errno::ROFS | Errno::PERM) if !write => {
                     Ok(DataFd::new(open_quietly(at)?, false))
                 }
-                // Writable only.
+                // It can be written only.
                 Err(Errno::ACCESS) => {
                     let fd = at.open(OFlags::WRONLY | OFlags::NONBLOCK, 0)?;
                     Ok(DataFd::new(fd, true))
@@ -245,8 +272,8 @@ impl Union {
         })
     }
 
-    /// Keeps a writable descriptor of an upper file until the kernel forgets it, as long as there
-    /// are not too many; then writing through what is open is refused (EACCES).
+    /// Keeps a writable descriptor of an upper file until the kernel forgets the inode, if the
+    /// limit allows it; without one, later writes through open descriptors fail with EACCES.
     pub(crate) fn pin_data(&self, inode: &Inode) -> Result<()> {
         if inode.loc.read().orphan().is_some() {
             return Ok(());
@@ -285,7 +312,7 @@ fn write_all(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize> {
             Ok(0) => break,
             Ok(n) => done += n,
             Err(Errno::INTR) => {}
-            // What was written is reported; the next write meets the error.
+            // Reports what was written; the next write gets the error.
             Err(_) if done > 0 => break,
             Err(e) => return Err(e.into()),
         }
@@ -293,7 +320,7 @@ fn write_all(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize> {
     Ok(done)
 }
 
-/// Opens for reading without touching the access time, where that is allowed.
+/// Opens for reading, with O_NOATIME where that is permitted.
 fn open_quietly(at: At<'_>) -> Result<OwnedFd, Errno> {
     match at.open(OFlags::RDONLY | OFlags::NOATIME | OFlags::NONBLOCK, 0) {
         Err(Errno::PERM) => at.open(OFlags::RDONLY | OFlags::NONBLOCK, 0),

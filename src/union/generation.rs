@@ -1,10 +1,10 @@
-//! Generations of inode numbers: what tells a file from a later one to which the upper's file
-//! system gave the same number. They are part of file handles (name_to_handle_at(2)), so they
-//! are made from the file itself and are the same after it was forgotten, and after a remount.
+//! Generations of inode numbers: they tell a file from a later one that the upper's file system
+//! gave the same number. They are part of file handles (name_to_handle_at(2)), so they are computed
+//! from the file itself and stay the same after the inode was forgotten and after a remount.
 //!
-//! A number from a lower is never used again: generation 0. One from the upper has the time of
-//! birth, hashed; and as clocks tick in milliseconds, the file made over a number twice in one
-//! tick is told apart by a count, which is remembered. Called by `lookup` and `create`.
+//! Numbers of lower files are never reused: their generation is 0. The generation of an upper file
+//! is a hash of its birth time. File system clocks tick in milliseconds, so files created with the
+//! same number within one tick are told apart by a count, which is kept in memory.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,23 +14,23 @@ use parking_lot::Mutex;
 
 use super::types::{Ino, Time};
 
-/// Creations are counted in this many parts, so that they do not wait for each other.
+/// The number of shards; threads that create files in different shards do not contend.
 const SHARDS: usize = 16;
 
-/// Files made in the current tick, by number: how many.
+/// The number of files created in the current tick, by inode number.
 type Tick = (Time, HashMap<Ino, u32>);
 
-/// Tells reuses of a number apart.
+/// Generations of the upper's inode numbers.
 #[derive(Default)]
 pub(crate) struct Generations {
     ticks: [Mutex<Tick>; SHARDS],
-    /// Counts of the numbers that were used before in their tick.
+    /// How often each number had been used before in its tick.
     repeated: DashMap<Ino, u32>,
     any_repeated: AtomicBool,
 }
 
 impl Generations {
-    /// A file has been made in the upper.
+    /// Notes that a file has been created in the upper.
     pub fn created(&self, ino: Ino, birth: Option<Time>) {
         let Some(birth) = birth else { return };
         let mut tick = self.ticks[ino as usize % SHARDS].lock();
@@ -47,7 +47,7 @@ impl Generations {
         *before += 1;
     }
 
-    /// The generation of an upper file's number; 0 where its birth is not known.
+    /// Returns the generation of an upper file; 0 where its birth time is not known.
     pub fn of(&self, ino: Ino, birth: Option<Time>) -> u32 {
         let Some(birth) = birth else { return 0 };
         let count = match self.any_repeated.load(Ordering::Acquire) {
@@ -77,7 +77,7 @@ mod tests {
         for birth in [1, 1, 1, 2, 2, 900_000_000] {
             generations.created(7, at(birth));
             assert!(seen.insert(generations.of(7, at(birth))), "{birth}");
-            // Others between do no harm, and it stays the same.
+            // Files created in between do not matter: the generation stays the same.
             generations.created(7 + SHARDS as Ino, at(birth));
             assert!(!seen.insert(generations.of(7, at(birth))), "{birth}");
         }

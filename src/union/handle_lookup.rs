@@ -1,10 +1,9 @@
-//! From a number back to its file: what the kernel asks for (by looking up `.` and `..`) when
-//! a file handle leads to a file that it has forgotten. Called by the transport for
-//! open_by_handle_at(2) and NFS servers, never on the way of an ordinary request.
+//! Lookup by inode number: what the kernel asks for (by looking up `.` and `..`) when a file handle
+//! names a file that it has forgotten. Needed for open_by_handle_at(2) and NFS servers only.
 //!
-//! Nothing is kept for it: a number that is not in the table is searched for in the whole
-//! tree, by the numbers that directories list. That is as slow as `find -inum`, and costs
-//! nobody anything who has no handles.
+//! No index is kept for it. A number that is not in the inode table is searched for in the whole
+//! tree, by the numbers that directories list, which is as slow as `find -inum`. So other
+//! operations pay nothing for it.
 
 use std::sync::Arc;
 
@@ -16,24 +15,27 @@ use super::inode::Inode;
 use super::lookup::EntryRef;
 use super::types::{FileKind, Ino, ROOT_INO};
 
-/// A directory on the way down, and its subdirectories that are still to be searched.
+/// A directory on the current path, and its subdirectories that remain to be searched.
 struct Level<'u> {
     dir: EntryRef<'u>,
     todo: Vec<Box<[u8]>>,
 }
 
 impl Union {
-    /// The file with a number, counted; ESTALE when no name leads to it any more.
+    /// Returns the file with a number, counted.
+    ///
+    /// # Errors
+    /// ESTALE when no name leads to it any more.
     pub fn lookup_by_number(&self, ino: Ino) -> Result<EntryRef<'_>> {
         if let Some(known) = self.counted(ino)? {
-            // Removed, and nobody has it open: the kernel would know it. Only its FORGET has
-            // not come yet.
+            // It was removed and is not open, or the kernel would know it; its FORGET is still to
+            // come.
             return match known.attr().nlink {
                 0 => Err(Errno::STALE.into()),
                 _ => Ok(known),
             };
         }
-        // One search at a time: each may read the whole tree.
+        // One search at a time, because each may read the whole tree.
         let _one = self.searching.lock();
         let root = self.counted(ROOT_INO)?.ok_or(Errno::STALE)?;
         let mut stack = vec![];
@@ -50,15 +52,18 @@ impl Union {
                 return Err(Errno::STALE.into());
             };
             match level.todo.pop() {
-                // Whatever cannot be entered hides nothing that could be opened.
+                // A directory that cannot be entered contains no file that could be opened.
                 Some(name) => next = self.lookup(level.dir.attr().ino, &name).unwrap_or(None),
                 None => drop(stack.pop()),
             }
         }
     }
 
-    /// The directory a file is in, counted: of several the one known first; the root's is the
-    /// root. ESTALE for a number not in use and for a file without a name.
+    /// Returns the directory that contains a file, counted: for several, the first that is known;
+    /// for the root, itself.
+    ///
+    /// # Errors
+    /// ESTALE for a number that is not in use, and for a file without a name.
     pub fn lookup_parent(&self, ino: Ino) -> Result<EntryRef<'_>> {
         let inode = self.inode(ino)?;
         let link = inode.loc.read().links.first().cloned();
@@ -84,7 +89,7 @@ impl Union {
         }
     }
 
-    /// Looks for a number among the entries of a directory; else its subdirectories.
+    /// Searches the entries of a directory for a number. Returns the entry, and the subdirectories.
     fn search(&self, dir: Ino, ino: Ino) -> (Option<EntryRef<'_>>, Vec<Box<[u8]>>) {
         let (mut matches, mut dirs) = (Vec::new(), Vec::new());
         let listed = self.readdir(dir, 0, false, &mut |item| {

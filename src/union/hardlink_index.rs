@@ -1,6 +1,6 @@
-//! The hard-link index: a copied-up file that had several names in its lower layer is
-//! linked into `work/index` under the encoded handle of its origin, so that its other
-//! names find it. The format is kernel overlayfs' (`index=on`).
+//! The hard-link index: a copied-up file that had several names in its lower layer is linked into
+//! `work/index`, under the hex form of its origin (an encoded file handle), so that its other names
+//! find the copy. The format is that of kernel overlayfs with `index=on`.
 
 use std::os::fd::AsFd;
 
@@ -14,7 +14,7 @@ use crate::layer::markers::Markers;
 use crate::layer::origin::Origin;
 
 impl Union {
-    /// Whether the index has `stat`'s file under `origin`.
+    /// Whether the index has the file of `stat` under `origin`.
     pub(crate) fn has_index_entry(&self, origin: &Origin, stat: &Stat) -> Result<bool> {
         let Some(upper) = &self.upper else {
             return Ok(false);
@@ -26,8 +26,9 @@ impl Union {
         Ok(found.is_some_and(|s| (s.dev, s.ino) == (stat.dev, stat.ino)))
     }
 
-    /// Whether an origin in `user.*` is believed of an upper file that has another name than the
-    /// one it came from: where the upper's owner has our rights, or we put it into the index.
+    /// Whether an origin in `user.*` is trusted for an upper file that has another name than its
+    /// lower file: only if the upper's owner has the server's rights, or if the server put the file
+    /// into the index.
     pub(crate) fn believes_origin(&self, origin: &Origin, stat: &Stat) -> Result<bool> {
         let Some(upper) = &self.upper else {
             return Ok(false);
@@ -38,7 +39,7 @@ impl Union {
         Ok(upper.index_is_ours()? && self.has_index_entry(origin, stat)?)
     }
 
-    /// The copied-up file of a lower file with several names.
+    /// Returns the copy of a lower file with several names, if it was copied up.
     pub(crate) fn indexed(&self, file: &LowerFile) -> Result<Option<(Stat, Markers, Origin)>> {
         let Some(upper) = &self.upper else {
             return Ok(None);
@@ -57,14 +58,14 @@ impl Union {
         let markers = upper.layer.markers(at)?;
         let forged =
             markers.from_user.origin && !upper.layer.believes_user && !upper.index_is_ours()?;
-        // A stale entry, or one that somebody made up, is not the file.
+        // A stale or forged entry is not the file.
         let true_entry = !forged
             && stat.kind == file.stat.kind
             && markers.origin.as_deref() == Some(origin.as_bytes());
         Ok(true_entry.then_some((stat, markers, origin)))
     }
 
-    /// The encoded handle of a lower file; `None` where its file system has none.
+    /// Returns the encoded handle of a lower file; `None` where its file system has no handles.
     pub(crate) fn origin_of(&self, file: &LowerFile) -> Result<Option<Origin>> {
         let fd = file.dir.fd(&self.fds)?;
         match Origin::of(At::new(fd.as_fd(), &file.name), file.dir.layer.uuid) {
@@ -74,7 +75,7 @@ impl Union {
         }
     }
 
-    /// Whether copying the file up must go through the index.
+    /// Whether a copy of the file needs an index entry.
     pub(crate) fn wants_index(file: &LowerFile) -> bool {
         file.stat.nlink > 1
     }

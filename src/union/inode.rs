@@ -1,14 +1,14 @@
 //! An inode of the union: where its parts are, and the locks that guard them.
 //!
-//! Lock order (outer first); a later lock is never held while taking an earlier one:
+//! Lock order, outermost first. A thread that holds a lock never takes one with a smaller number:
 //! 1. `Inode::busy`      one copy-up of this inode at a time, held during the data copy
 //! 2. `Dir::ns`          the names of one directory; two directories in order of address
-//! 3. `Union::topology`  where upper directories hang in the tree
+//! 3. `Union::topology`  the tree of upper directories
 //! 4. inode table shard
-//! 5. `Inode::loc`       where this inode is
-//! 6. `Dir::listing`, lookup-cache shard, descriptor slots: leaves
+//! 5. `Inode::loc`       where this inode is; two inodes in order of address
+//! 6. `Dir::listing`, lookup cache shard, descriptor slots: no lock is taken while holding one
 //!
-//! File data is never copied or synced under 2 to 6.
+//! File data is never copied or synced with one of the locks 2 to 6 held.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -26,34 +26,34 @@ use crate::layer::fds::Slot;
 use crate::layer::lower::LowerDir;
 use crate::layer::markers::Protection;
 
-/// A file below the upper.
+/// A file of a lower layer.
 #[derive(Debug)]
 pub(crate) struct LowerFile {
-    /// Directory it is in.
+    /// The directory that contains the file.
     pub dir: Arc<LowerDir>,
-    /// Its name there.
+    /// The name in that directory.
     pub name: Arc<[u8]>,
-    /// Attributes.
+    /// The attributes.
     pub stat: Stat,
-    /// Where the data is, when this is a metacopy.
+    /// The file with the data, if this one is a metacopy.
     pub data: Option<Box<Data>>,
-    /// The catalog's record of it, when it was found there.
+    /// The catalog's record, if the file was found in the catalog.
     pub record: Option<u32>,
 }
 
 /// The file that has the data of a metacopy.
 #[derive(Debug)]
 pub(crate) struct Data {
-    /// Directory it is in.
+    /// The directory that contains the file.
     pub dir: Arc<LowerDir>,
-    /// Its name there.
+    /// The name in that directory.
     pub name: Arc<[u8]>,
-    /// Its inode number: by no attribute of it could be told that it is another one now.
+    /// The inode number, which identifies the file: its other attributes are never shown.
     pub ino: u64,
 }
 
 impl LowerFile {
-    /// Directory and name of the data.
+    /// Returns the directory and the name of the file with the data.
     pub fn data_place(&self) -> (&Arc<LowerDir>, &[u8]) {
         match &self.data {
             Some(data) => (&data.dir, &data.name),
@@ -61,7 +61,7 @@ impl LowerFile {
         }
     }
 
-    /// Whether `stat` is that of the file with the data, or of one that shows nobody more.
+    /// Whether `stat` is that of the file with the data, or of one that is at least as accessible.
     pub fn has_data_of(&self, stat: &Stat) -> bool {
         match &self.data {
             Some(data) => {
@@ -73,23 +73,23 @@ impl LowerFile {
     }
 }
 
-/// What an inode knows of its file below the upper.
+/// The lower file of an inode, as far as it has been needed.
 #[derive(Clone, Debug)]
 pub(crate) enum Lower {
-    /// All of it.
+    /// The file, with its directory.
     File(Arc<LowerFile>),
-    /// The catalog's record of a file with one name that is no metacopy, of which nobody has
-    /// wanted more than the catalog can say; see [`super::Union::lower_of`].
+    /// The catalog's record of a file with one name that is no metacopy, as long as the record was
+    /// all that was needed; see [`super::Union::lower_of`].
     Record(u32),
 }
 
 impl Lower {
-    /// Whether the file has other names too.
+    /// Whether the lower file has several names.
     pub fn is_link(&self) -> bool {
         matches!(self, Self::File(file) if file.stat.nlink > 1)
     }
 
-    /// The catalog's record of it, when it was found there.
+    /// Returns the catalog's record, if the file was found in the catalog.
     pub fn record(&self) -> Option<u32> {
         match self {
             Self::File(file) => file.record,
@@ -101,106 +101,107 @@ impl Lower {
 /// Link counts of a hard link that came from a lower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Nlink {
-    /// In the union.
+    /// The link count that the union shows.
     pub union: u32,
-    /// Of the lower file.
+    /// The link count of the lower file.
     pub lower: u32,
 }
 
-/// One name of an inode. The parent is counted in the table as long as the link exists.
+/// One name of an inode. The parent is counted in the inode table as long as the link exists.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
     pub parent: Arc<Inode>,
     pub name: Arc<[u8]>,
-    /// Whether the upper has this name (a hard link may be named only by a lower).
+    /// The upper has this name. A hard link that was copied up may have names that only a lower
+    /// has.
     pub in_upper: bool,
-    /// Whether the lowers show something under this name, once that is known: it never
-    /// changes.
+    /// Whether the lowers show a file under this name, once that is known. It never changes.
     pub in_lower: Option<bool>,
 }
 
 /// The upper side of an inode.
 #[derive(Clone, Debug)]
 pub(crate) struct UpperState {
-    /// Identity on the upper file system.
+    /// Device and inode number on the upper file system.
     pub id: (u64, u64),
-    /// It was copied up, and says from where.
+    /// The file was copied up and has an origin marker.
     pub origin: bool,
-    /// Where the data is as long as the upper file is a metacopy.
+    /// The file with the data, as long as the upper file is a metacopy.
     pub metacopy: Option<Arc<LowerFile>>,
 }
 
-/// Where an inode is.
+/// Where an inode is: its names, and its files in the layers.
 #[derive(Debug, Default)]
 pub(crate) struct Loc {
-    /// Its known names; a directory has one, the root none, an orphan none.
+    /// The known names. A directory has one; the root and an unlinked file have none.
     pub links: Links,
-    /// Set once it is in the upper.
+    /// The upper side, once there is one.
     pub upper: Option<Box<UpperState>>,
-    /// The file below, for non-directories that come from a lower.
+    /// The lower file, of a file that is no directory and comes from a lower.
     pub lower: Option<Lower>,
     /// See [`Self::rare`].
     pub rare: Option<Box<Rare>>,
 }
 
-/// Names of an inode: mostly one, which needs no memory of its own.
+/// The names of an inode; a single one needs no allocation.
 pub(crate) type Links = SmallVec<[Link; 1]>;
 
-/// What few inodes have.
+/// State that few inodes have.
 #[derive(Debug, Default)]
 pub(crate) struct Rare {
-    /// Holds an unlinked or unnamed upper file.
+    /// The descriptor that keeps an unlinked or unnamed upper file.
     pub orphan: Option<Held>,
-    /// The same without a descriptor; it stays when a name comes back or is found.
+    /// The name in the work directory that keeps such a file. It stays when the file gets a name
+    /// again.
     pub parked: Option<Parked>,
-    /// What is left of a removed directory that no descriptor holds.
+    /// The last attributes of a removed directory for which no descriptor is kept.
     pub gone: Option<Box<Stat>>,
-    /// A writable descriptor kept for an unprivileged server whose file lost the
-    /// permission to be opened again.
+    /// A writable descriptor, kept by an unprivileged server after the file lost the permission to
+    /// be opened again.
     pub pinned: Option<(OwnedFd, Permit)>,
-    /// Name in the hard-link index.
+    /// The name in the hard-link index.
     pub index: Option<Box<[u8]>>,
-    /// Link counts of an indexed file.
+    /// The link counts of an indexed file.
     pub nlink: Option<Nlink>,
 }
 
 impl Loc {
-    /// What few inodes have, if this one has any of it.
+    /// Returns the rare state, if the inode has any.
     pub fn rare(&self) -> Option<&Rare> {
         self.rare.as_deref()
     }
 
-    /// As [`Self::rare`], to take something away.
+    /// As [`Self::rare`], for removing some of it.
     pub fn rare_opt(&mut self) -> Option<&mut Rare> {
         self.rare.as_deref_mut()
     }
 
-    /// As [`Self::rare`], to add something.
+    /// As [`Self::rare`], for adding to it.
     pub fn rare_mut(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
     }
 
-    /// [`Rare::orphan`].
+    /// Returns [`Rare::orphan`].
     pub fn orphan(&self) -> Option<&Held> {
         self.rare()?.orphan.as_ref()
     }
 
-    /// [`Rare::parked`].
+    /// Returns [`Rare::parked`].
     pub fn parked(&self) -> Option<&Parked> {
         self.rare()?.parked.as_ref()
     }
 
-    /// [`Rare::gone`].
+    /// Returns [`Rare::gone`].
     pub fn gone(&self) -> Option<&Stat> {
         self.rare()?.gone.as_deref()
     }
 
-    /// As [`Self::gone`], to change it.
+    /// As [`Self::gone`], for changing it.
     pub fn gone_mut(&mut self) -> Option<&mut Stat> {
         self.rare_opt()?.gone.as_deref_mut()
     }
 
-    /// Keeps the inode, which has no name in the upper any more.
+    /// Records what keeps an inode that has no name in the upper any more.
     pub fn set_kept(&mut self, keep: Keep) {
         match keep {
             Keep::Known => {}
@@ -210,7 +211,7 @@ impl Loc {
         }
     }
 
-    /// The upper has a name of it again: no descriptor need hold it.
+    /// Notes that the upper has a name of the inode again, so that no descriptor needs to keep it.
     pub fn is_named_again(&mut self) {
         if let Some(rare) = self.rare_opt() {
             rare.orphan = None;
@@ -220,17 +221,17 @@ impl Loc {
         }
     }
 
-    /// [`Rare::index`].
+    /// Returns [`Rare::index`].
     pub fn index(&self) -> Option<&[u8]> {
         self.rare()?.index.as_deref()
     }
 
-    /// [`Rare::nlink`].
+    /// Returns [`Rare::nlink`].
     pub fn nlink(&self) -> Option<Nlink> {
         self.rare()?.nlink
     }
 
-    /// Sets what a hard link has in the index.
+    /// Sets index name and link counts of a hard link.
     pub fn set_index(&mut self, index: Option<Box<[u8]>>, nlink: Option<Nlink>) {
         if index.is_some() || nlink.is_some() || self.rare.is_some() {
             let rare = self.rare_mut();
@@ -244,7 +245,7 @@ impl Loc {
         self.links.iter().any(is_it)
     }
 
-    /// The link of this name.
+    /// Returns the link with this name.
     pub fn link(&self, parent: &Inode, name: &[u8]) -> Option<&Link> {
         let is_it = |l: &&Link| l.parent.ino == parent.ino && *l.name == *name;
         self.links.iter().find(is_it)
@@ -256,7 +257,7 @@ impl Loc {
 pub(crate) struct DataFd {
     pub fd: OwnedFd,
     pub writable: bool,
-    /// The same past the page cache, once somebody wanted it; `None`: impossible.
+    /// A second descriptor with O_DIRECT, opened on first use; `None` where that is impossible.
     pub direct: OnceLock<Option<OwnedFd>>,
 }
 
@@ -271,7 +272,7 @@ impl DataFd {
     }
 }
 
-/// Whether something is known, and what.
+/// A boolean that may be unknown.
 #[derive(Debug, Default)]
 pub(crate) struct Tristate(AtomicU8);
 
@@ -291,7 +292,7 @@ impl Tristate {
     }
 }
 
-/// What protects an inode, once that is known.
+/// The protection of an inode, once known.
 #[derive(Debug, Default)]
 pub(crate) struct Protected(AtomicU8);
 
@@ -305,32 +306,31 @@ impl Protected {
     }
 }
 
-/// What guards the names of a directory.
+/// The state of a directory that its name lock guards.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     /// The directory has been removed.
     pub dead: bool,
-    /// Changes whenever names may have changed: what was learnt about a name under an
-    /// earlier value may no longer be true.
+    /// Incremented whenever names may have changed. What was learnt about a name under another
+    /// value is out of date.
     pub version: u64,
 }
 
-/// The directory side of an inode.
+/// The part of an inode that only directories have.
 #[derive(Debug)]
 pub(crate) struct Dir {
-    /// Its lower directories, top first; never changes.
+    /// The lower directories, top first; constant.
     pub lowers: LowerDirs,
     pub ns: RwLock<Names>,
     pub listing: Mutex<Option<Listing>>,
-    /// The offset after which a listing that is gone had no more, and the version of the
-    /// names for which that was so; changed with `listing` locked.
+    /// End of a listing that has been dropped: the offset of its last entry, and the version of the
+    /// names at that time. Changed with `listing` locked.
     pub end: [AtomicU64; 2],
-    /// Names in it that were asked for one by one; not counted much beyond what `readdir`
-    /// wants to know.
+    /// How many names were looked up one by one; not counted beyond what `readdir` needs.
     pub asked: AtomicU32,
     /// The directory in the upper.
     pub upper_fd: Arc<Slot<OwnedFd>>,
-    /// The upper directory may hold copied-up files (marker `impure`).
+    /// The upper directory may contain copied-up files (marker `impure`).
     pub impure: AtomicBool,
     /// The upper directory was found with whiteouts in the xattr form (marker `opaque=x`).
     pub xwhiteouts: bool,
@@ -345,20 +345,20 @@ pub(crate) struct Dir {
 pub(crate) struct Inode {
     pub ino: Ino,
     pub kind: FileKind,
-    /// Tells reuses of the number apart; see `generation`.
+    /// Tells successive files with the same number apart; see `generation`.
     pub generation: u32,
-    /// Key of this directory in the lookup cache.
+    /// The key of this directory in the lookup cache.
     pub key: u64,
     /// Lookups counted for the kernel plus links of children; see `inode_table`.
     pub count: AtomicU64,
     pub loc: RwLock<Loc>,
     pub busy: Mutex<()>,
     data: OnceLock<Arc<Slot<DataFd>>>,
-    /// It has a `security.capability`, which the kernel asks for before a first write.
+    /// The file has a `security.capability`, which the kernel reads before a first write.
     pub capability: Tristate,
     /// See [`super::Union::protection`].
     pub protection: Protected,
-    /// Boxed: most inodes are none.
+    /// Boxed, because most inodes are not directories.
     pub dir: Option<Box<Dir>>,
 }
 
@@ -385,12 +385,12 @@ impl Inode {
         }
     }
 
-    /// Where the descriptor for its data goes.
+    /// Returns the slot for the descriptor of the file's data.
     pub fn data(&self) -> &Arc<Slot<DataFd>> {
         self.data.get_or_init(Arc::default)
     }
 
-    /// As [`Self::data`], if it was ever wanted.
+    /// As [`Self::data`], if it was ever used.
     pub fn data_opt(&self) -> Option<&Arc<Slot<DataFd>>> {
         self.data.get()
     }
@@ -399,7 +399,7 @@ impl Inode {
         self.loc.read().upper.is_some()
     }
 
-    /// Whether the upper has it with all of its data.
+    /// Whether the upper has the inode with all of its data.
     pub fn is_copied_up(&self) -> bool {
         self.loc
             .read()
@@ -438,8 +438,8 @@ mod tests {
     use super::super::resolve::Resolved;
     use super::*;
 
-    /// What a name costs that the kernel was told of (docs/PROFILE.md): with a catalog the inode
-    /// and its name, else also the file below and the cached answer.
+    /// Bounds the memory per looked-up name (docs/PROFILE.md): with a catalog the inode and its
+    /// name, else also the lower file and the cached answer.
     #[test]
     fn an_inode_is_small() {
         assert!(size_of::<Inode>() <= 144, "{}", size_of::<Inode>());

@@ -1,10 +1,16 @@
-//! Inode numbers of the union: made from (device, inode) of the file a name comes from,
-//! so that they are unique across file systems and stay the same across copy-up and
-//! remount. Called by `resolve` and `readdir`.
+//! Inode numbers of the union. A number is computed from device and inode number of the file that a
+//! name resolves to (of the lower file, once it is copied up), so it is unique across file systems
+//! and stays the same across copy-up and remount.
 //!
-//! The device is the position of its file system among the layers, in the upper 16 bits
-//! (as overlayfs' `xino`); numbers that do not fit get one from a table, which is stable
-//! for the life of the mount only.
+//! The upper 16 bits are the position of the file system among those of the layers, as with
+//! overlayfs' `xino`. A file whose numbers do not fit gets one from a table, which lasts as long as
+//! the mount:
+//!
+//! ```text
+//! first file system,  inode 42          -> 42
+//! second file system, inode 42          -> 1 << 48 | 42
+//! first file system,  inode 1 << 60     -> 1 << 62 | n
+//! ```
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -15,28 +21,29 @@ use super::types::{Ino, ROOT_INO};
 use crate::layer::at::Stat;
 
 const DEVICE_SHIFT: u32 = 48;
-/// Numbers from the table: bit 62, so that they fit a signed 64-bit `d_off`.
+/// The first number from the table: bit 62, so that numbers fit a signed 64-bit `d_off`.
 const FRESH: u64 = 1 << 62;
 
-/// Makes inode numbers.
+/// Assigns inode numbers.
 pub(crate) struct InodeNumbers {
     devices: RwLock<Vec<u64>>,
     odd: DashMap<(u64, u64), Ino>,
-    /// Copies in the upper that do not say where they came from, and the number they keep.
+    /// Numbers of copies in the upper that have no origin marker: those of their lower files.
     kept: DashMap<(u64, u64), Ino>,
     any_kept: AtomicBool,
-    /// Names whose number was taken by another file, by (parent, name).
+    /// Numbers of names whose own number is taken by another file, by (parent, name).
     aliases: DashMap<(Ino, Box<[u8]>), Ino>,
     next: AtomicU64,
 }
 
-/// A map for the odd case. How many shards another might like is read from a dozen files.
+/// A map that has few entries. The default number of shards would be computed by reading a dozen
+/// files in /sys.
 fn few<K: Eq + std::hash::Hash, V>() -> DashMap<K, V> {
     DashMap::with_shard_amount(16)
 }
 
 impl InodeNumbers {
-    /// `devices`: the layers' file systems in a fixed order.
+    /// `devices`: the layers' file systems, in the order of the layers.
     pub fn new(devices: impl IntoIterator<Item = u64>) -> Self {
         let mut known = Vec::new();
         for device in devices {
@@ -54,12 +61,12 @@ impl InodeNumbers {
         }
     }
 
-    /// The number of a file.
+    /// Returns the number of a file.
     pub fn number(&self, stat: &Stat) -> Ino {
         self.number_of(stat.dev, stat.ino)
     }
 
-    /// The number of a file on `dev`.
+    /// Returns the number of the file `ino` on `dev`.
     pub fn number_of(&self, dev: u64, ino: u64) -> Ino {
         if self.any_kept.load(Ordering::Acquire)
             && let Some(kept) = self.kept.get(&(dev, ino))
@@ -69,15 +76,15 @@ impl InodeNumbers {
         self.own_number(dev, ino)
     }
 
-    /// A file of the upper is from now on known by the number of the lower file it was copied
-    /// from, which only this remembers. Once the file is gone another may get its inode and with
-    /// it this number, which then is nobody else's.
+    /// Keeps the number of a lower file for its copy in the upper, which has no origin marker. If
+    /// the copy is removed and its inode number reused, the new file gets this number too; no other
+    /// file has it then.
     pub fn keep(&self, stat: &Stat, number: Ino) {
         self.kept.insert((stat.dev, stat.ino), number);
         self.any_kept.store(true, Ordering::Release);
     }
 
-    /// The number a file on `dev` has by itself, wherever it was copied from.
+    /// Returns the number that a file on `dev` has regardless of any origin.
     pub fn own_number(&self, dev: u64, ino: u64) -> Ino {
         let known = self.devices.read().iter().position(|d| *d == dev);
         let index = known.unwrap_or_else(|| {
@@ -97,7 +104,7 @@ impl InodeNumbers {
         *self.odd.entry((dev, ino)).or_insert_with(|| self.fresh())
     }
 
-    /// The file's own number of one that [`Self::number_of`] made.
+    /// Returns the inode number in its layer of a file with this number.
     pub fn own(&self, ino: Ino) -> u64 {
         let mut odd = self.odd.iter();
         match odd.find(|entry| *entry.value() == ino) {
@@ -110,7 +117,8 @@ impl InodeNumbers {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The number of a name whose own is taken by another file: no two files may share one.
+    /// Returns the number of a name whose own number is taken by another file: no two files share
+    /// one.
     pub fn alias(&self, parent: Ino, name: &[u8]) -> Ino {
         *self
             .aliases

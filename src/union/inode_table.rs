@@ -1,9 +1,9 @@
-//! The inode table: inode numbers to inodes, sharded (dashmap), with exact counts.
+//! The inode table: inode numbers to inodes, sharded, with exact reference counts.
 //!
-//! An inode's count is the number of lookups the kernel has not given back plus the
-//! number of links of other inodes that name it as parent; at zero it leaves the table,
-//! and its own links give back their parents. The count changes only under the shard
-//! lock of its entry, so no lookup can meet an inode on its way out.
+//! An inode's count is the number of lookups that the kernel has not forgotten plus the number of
+//! links of other inodes that name it as parent. At zero the inode leaves the table and releases
+//! the parents of its own links. The count changes only under the shard lock of its entry, so a
+//! lookup never returns an inode that is leaving.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,44 +19,44 @@ use super::types::Ino;
 /// Inodes by number.
 #[derive(Default)]
 pub(crate) struct InodeTable {
-    /// Numbers come from file systems: a fast keyed hash will do.
+    /// A fast keyed hash suffices: numbers come from file systems.
     map: DashMap<Ino, Arc<Inode>, RandomState>,
-    /// Inodes in `map`, or a moment ago.
+    /// The number of inodes in `map`; may lag behind.
     held: AtomicUsize,
-    /// The most there were since memory was last given back.
+    /// The highest `held` since memory was last given back.
     peak: AtomicUsize,
-    /// Most of them have left: memory is worth giving back.
+    /// Set when most inodes have left, so that memory should be given back.
     emptied: AtomicBool,
 }
 
-/// Tables that never had as many inodes give nothing back.
+/// A table that never had as many inodes gives no memory back.
 const WORTH_SHRINKING: usize = 8192;
 
-/// What [`InodeTable::intern`] found.
+/// The result of [`InodeTable::intern`].
 pub(crate) enum Interned {
-    /// The inode was there; it has been counted.
+    /// The inode was in the table; it has been counted.
     Existing(Arc<Inode>),
-    /// It was made; it has been counted, and so has its parent.
+    /// The inode was created; it has been counted, and so have the parents of its links.
     Created(Arc<Inode>),
     /// The number is taken by another file.
     Conflict,
 }
 
 impl InodeTable {
-    /// The inode with this number.
+    /// Returns the inode with this number.
     pub fn get(&self, ino: Ino) -> Option<Arc<Inode>> {
         self.map.get(&ino).map(|entry| Arc::clone(entry.value()))
     }
 
-    /// Counts the inode with this number, if it is there.
+    /// Counts the inode with this number, if it is in the table.
     pub fn count(&self, ino: Ino) -> Option<Arc<Inode>> {
-        // The guard keeps the entry from leaving.
+        // While the guard lives, the entry cannot leave.
         let entry = self.map.get_mut(&ino)?;
         entry.count.fetch_add(1, Ordering::Relaxed);
         Some(Arc::clone(entry.value()))
     }
 
-    /// Counts the inode with this number if it `matches`, or makes it.
+    /// Counts the inode with this number if it `matches`; creates it if there is none.
     pub fn intern(
         &self,
         ino: Ino,
@@ -75,7 +75,8 @@ impl InodeTable {
             Entry::Vacant(entry) => {
                 let inode = Arc::new(make());
                 inode.count.store(1, Ordering::Relaxed);
-                // Asked before anybody else can add a link, whose parent he counts himself.
+                // Read before another thread can add a link; that thread counts the link's parent
+                // itself.
                 let parents: SmallVec<[_; 1]> = {
                     let loc = inode.loc.read();
                     loc.links.iter().map(|l| Arc::clone(&l.parent)).collect()
@@ -89,13 +90,14 @@ impl InodeTable {
         Interned::Created(created)
     }
 
-    /// Counts a reference to an inode that its holder keeps in the table.
+    /// Counts a further reference to an inode.
     pub fn pin(&self, inode: &Arc<Inode>) {
         match self.map.entry(inode.ino) {
             Entry::Occupied(entry) => {
                 entry.get().count.fetch_add(1, Ordering::Relaxed);
             }
-            // It left meanwhile; put it back, so that there is only ever one.
+            // It left meanwhile: put it back, so that there is never a second inode with its
+            // number.
             Entry::Vacant(entry) => {
                 inode.count.store(1, Ordering::Relaxed);
                 entry.insert(Arc::clone(inode));
@@ -106,13 +108,13 @@ impl InodeTable {
 
     fn entered(&self) {
         let held = self.held.fetch_add(1, Ordering::Relaxed) + 1;
-        // Mostly a read: what was reached before is reached again.
+        // Usually only a load: the table rarely grows beyond its previous peak.
         if held > self.peak.load(Ordering::Relaxed) {
             self.peak.fetch_max(held, Ordering::Relaxed);
         }
     }
 
-    /// One inode has left.
+    /// Accounts for one inode that has left.
     fn left(&self) {
         let held = self.held.fetch_sub(1, Ordering::Relaxed).saturating_sub(1);
         let peak = self.peak.load(Ordering::Relaxed);
@@ -122,8 +124,8 @@ impl InodeTable {
         }
     }
 
-    /// Whether most inodes have left since memory was last given back; says so once, and has
-    /// shrunk then.
+    /// Whether most inodes have left since memory was last given back. Shrinks the map and returns
+    /// true once each time.
     pub fn has_emptied(&self) -> bool {
         if !self.emptied.load(Ordering::Relaxed) || !self.emptied.swap(false, Ordering::Relaxed) {
             return false;
@@ -132,7 +134,7 @@ impl InodeTable {
         true
     }
 
-    /// Gives back `count` references; at zero the inode leaves, and then perhaps its parents.
+    /// Drops `count` references. At zero the inode leaves, and then possibly its parents.
     pub fn release(&self, ino: Ino, count: u64) {
         let mut next = Some((ino, count));
         let mut todo = Vec::new();
@@ -151,14 +153,14 @@ impl InodeTable {
         }
     }
 
-    /// Gives back the parents of links that were removed.
+    /// Releases the parents of links that were removed.
     pub fn unlink(&self, links: impl IntoIterator<Item = Link>) {
         for link in links {
             self.release(link.parent.ino, 1);
         }
     }
 
-    /// Drops all inodes; no chain of parents by recursion.
+    /// Drops all inodes, without recursion along parents.
     pub fn clear(&self) {
         for inode in &self.map {
             inode.loc.write().links.clear();
@@ -166,7 +168,7 @@ impl InodeTable {
         self.map.clear();
     }
 
-    /// Inodes in the table.
+    /// Returns the number of inodes in the table.
     pub fn len(&self) -> usize {
         self.map.len()
     }

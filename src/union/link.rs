@@ -1,4 +1,8 @@
-//! Hard links, and the bookkeeping of link counts that unlink and rename share.
+//! Hard links, and the link counts that link, unlink and rename maintain.
+//!
+//! A file that had several names in its lower layer has one inode number and one link count in the
+//! union, whichever of its names were copied up. The count is kept relative to that of the upper or
+//! lower file (marker `nlink`), as in kernel overlayfs.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -23,16 +27,19 @@ pub(crate) fn in_lower_after(whiteout: Option<WhiteoutKind>) -> Option<bool> {
     whiteout.is_none().then_some(false)
 }
 
-/// Whether a file without a name must stay without one, though the upper's file system would give
-/// it another.
+/// Whether an unnamed file must stay unnamed, although the upper's file system would allow a new
+/// link to it.
 fn is_removed(inode: &Inode) -> bool {
     let loc = inode.loc.read();
     loc.links.is_empty() && loc.parked().is_some_and(|parked| !parked.linkable)
 }
 
 impl Union {
-    /// A further name for a file (copy-up). EPERM for a directory, EEXIST, EMLINK; ENOENT
-    /// for a file whose last name is gone.
+    /// Creates a further name for a file; copies it up.
+    ///
+    /// # Errors
+    /// EPERM for a directory or a protected file, EEXIST, EMLINK, EROFS without an upper; ENOENT
+    /// for a file whose last name was removed.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<EntryRef<'_>> {
         let inode = self.inode(ino)?;
         let parent = self.directory(parent)?;
@@ -90,7 +97,7 @@ impl Union {
     fn linked(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &[u8], in_lower: Option<bool>) {
         self.table.pin(parent);
         let mut loc = inode.loc.write();
-        // Answers for a file with several names are not cached: see `Resolved::is_cacheable`.
+        // Files with several names are not cached: see `Resolved::is_cacheable`.
         self.lookup_cache.remove(parent.key, name);
         for link in &loc.links {
             self.lookup_cache.remove(link.parent.key, &link.name);
@@ -108,7 +115,7 @@ impl Union {
         loc.is_named_again();
     }
 
-    /// Whether the lowers have the name of an inode, which a whiteout must then hide.
+    /// Whether the lowers have this name of the inode, so that its removal needs a whiteout.
     pub(crate) fn has_lower_name(
         &self,
         inode: &Inode,
@@ -127,7 +134,7 @@ impl Union {
         self.exists_in_lower(parent, name)
     }
 
-    /// Makes a name the one that copy-up publishes.
+    /// Makes this name of the inode the one that copy-up publishes.
     pub(crate) fn prefer_link(inode: &Inode, parent: &Inode, name: &[u8]) {
         let mut loc = inode.loc.write();
         let is_it = |l: &Link| l.parent.ino == parent.ino && *l.name == *name;
@@ -136,9 +143,9 @@ impl Union {
         }
     }
 
-    /// Gives a copied-up hard link the name in the upper that so far only a lower has, so that
-    /// removing or moving the name changes the upper's own count (ovl_link_up). The caller
-    /// holds the name lock; the directory is in the upper.
+    /// Creates in the upper a name of a copied-up hard link that only a lower has, so that removing
+    /// or moving the name changes the link count of the upper file (`ovl_link_up`). The caller
+    /// holds the name lock, and the directory is in the upper.
     pub(crate) fn ensure_alias(
         &self,
         upper: &Upper,
@@ -174,8 +181,9 @@ impl Union {
         Ok(())
     }
 
-    /// Before the link count of an indexed file changes together with the upper's own: notes
-    /// the difference, which then stays true (kernel overlayfs' ovl_nlink_start).
+    /// Stores the difference between the union's link count and the upper file's in the `nlink`
+    /// marker. Done before both change together, which leaves the difference the same
+    /// (`ovl_nlink_start`).
     pub(crate) fn store_nlink(&self, upper: &Upper, inode: &Inode) -> Result<()> {
         let Some(nlink) = inode.loc.read().nlink() else {
             return Ok(());
@@ -188,9 +196,9 @@ impl Union {
         })
     }
 
-    /// Takes a name from an inode after it vanished from the file systems. `keep` keeps an
-    /// upper file that may have lost its last name. The removed link goes back to the caller,
-    /// who gives its parent back (`InodeTable::unlink`) once `loc` is unlocked.
+    /// Removes a link from an inode after the name was removed from the file systems. `keep` keeps
+    /// an upper file that may have lost its last name. The caller gets the removed link and
+    /// releases its parent (`InodeTable::unlink`) once `loc` is unlocked.
     pub(crate) fn unlinked(
         &self,
         (inode, loc): (&Inode, &mut Loc),
@@ -234,8 +242,8 @@ impl Union {
         }
     }
 
-    /// Whether a lower file must be copied up before one of its names goes, so that the
-    /// link count can be remembered.
+    /// Whether a lower file must be copied up before one of its names is removed, so that the link
+    /// count can be stored.
     pub(crate) fn counts_links(&self, inode: &Inode) -> bool {
         let loc = inode.loc.read();
         loc.upper.is_none()

@@ -1,11 +1,13 @@
-//! The merged listing of a directory. Entries are ordered by a keyed hash of their name,
-//! which is also their offset: an offset stays right whatever is created, removed or
-//! rebuilt meanwhile, so every name that stays is seen exactly once. Merging is pure.
+//! The merged listing of a directory.
 //!
-//! Of a directory with more names than are held at once a listing has a window: the names whose
-//! offsets are in it, which are gathered from all layers by their hash, so that memory is bounded
-//! however many names there are. The next window is read from the layers anew.
-//! Called by `readdir`; every operation that changes a name updates a listing in memory.
+//! Entries are ordered by a keyed hash of their name, which is also their offset. An offset
+//! therefore stays valid whatever is created, removed or rebuilt between two reads, and every name
+//! that stays is returned exactly once. Merging is a pure function.
+//!
+//! A listing of a directory with more names than may be held at once is a window: the names whose
+//! offsets lie in a range. They are selected by hash while the layers are read, so memory is
+//! bounded however many names there are; the next window reads the layers again. Every operation
+//! that changes a name updates a listing that is in memory.
 
 use std::collections::BTreeMap;
 use std::collections::HashSet;
@@ -18,12 +20,12 @@ use super::types::{FileKind, Ino};
 /// Offsets 1 and 2 follow `.` and `..`.
 pub(crate) const FIRST_OFFSET: u64 = 3;
 
-/// Where an entry's file comes from.
+/// The layer that an entry's file comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// The upper has it (and perhaps lowers too): its number needs a lookup.
+    /// The upper has the name (lowers may have it too): the inode number needs a lookup.
     Upper,
-    /// The topmost lower directory (by position in the merge) that has it.
+    /// The topmost lower directory that has the name, by position in the merge.
     Lower(usize),
     /// The lowers, by the catalog's record of the name.
     Record(u32),
@@ -34,12 +36,12 @@ pub(crate) enum Source {
 pub(crate) struct Visible {
     pub name: Arc<[u8]>,
     pub kind: Option<FileKind>,
-    /// Inode number where it needs no lookup.
+    /// The inode number, where it needs no lookup.
     pub ino: Option<Ino>,
     pub source: Source,
 }
 
-/// Names whose offsets are behind `after`, up to and with `until`.
+/// A range of offsets: greater than `after`, at most `until`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Window {
     after: u64,
@@ -47,7 +49,7 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// All names.
+    /// The window that contains all names.
     const ALL: Self = Self::behind(0);
 
     const fn behind(after: u64) -> Self {
@@ -60,20 +62,20 @@ impl Window {
     }
 }
 
-/// The names of the layers on their way into a listing, so many at once.
+/// Collects the names of the layers for a listing, never more than a maximum at once.
 pub(crate) struct Gather<'h> {
     hasher: &'h RandomState,
     most: usize,
     window: Window,
-    /// Those in `layers`.
+    /// The number of names in `layers`.
     kept: usize,
-    /// All that were seen.
+    /// The number of names seen, in and outside of the window.
     seen: usize,
     layers: Vec<LayerListing>,
 }
 
 impl<'h> Gather<'h> {
-    /// Names behind `after`, at most so many.
+    /// Collects names whose offsets are greater than `after`, at most `most`.
     pub fn new(hasher: &'h RandomState, most: usize, after: u64) -> Self {
         Self {
             hasher,
@@ -85,13 +87,13 @@ impl<'h> Gather<'h> {
         }
     }
 
-    /// Whether a name belongs to the window.
+    /// Whether a name lies in the window.
     pub fn wants(&mut self, name: &[u8]) -> bool {
         self.seen += 1;
         self.window == Window::ALL || self.window.has(hash(self.hasher, name))
     }
 
-    /// Narrows the window where there are too many names, `current` and `hides` among them.
+    /// Narrows the window when more names are held than allowed, counting `current` and `hides`.
     pub fn bound<T>(
         &mut self,
         current: &mut Vec<T>,
@@ -118,18 +120,18 @@ impl<'h> Gather<'h> {
         }
     }
 
-    /// A layer is complete.
+    /// Adds a layer that has been read completely.
     pub fn layer(&mut self, layer: LayerListing) {
         self.kept += layer.entries.len() + layer.hides_below.len();
         self.layers.push(layer);
     }
 
-    /// The layers, top first.
+    /// Returns the layers, top first.
     pub fn into_layers(self) -> Vec<LayerListing> {
         self.layers
     }
 
-    /// The merge of the layers.
+    /// Merges the layers into a listing.
     pub fn into_listing(self) -> Listing {
         let mut listing = Listing::new(self.hasher.clone(), merge(self.layers));
         (listing.window, listing.seen) = (self.window, self.seen);
@@ -141,13 +143,13 @@ fn hash(hasher: &RandomState, name: &[u8]) -> u64 {
     (hasher.hash_one(name) >> 1).max(FIRST_OFFSET)
 }
 
-/// The entries of a directory by offset.
+/// The entries of a directory, by offset.
 #[derive(Debug)]
 pub(crate) struct Listing {
     entries: BTreeMap<u64, Visible>,
     hasher: RandomState,
     window: Window,
-    /// Names that the layers have, those outside of the window too.
+    /// The number of names that the layers have, in and outside of the window.
     seen: usize,
 }
 
@@ -161,7 +163,8 @@ impl Listing {
         };
         let free = |entry: Visible| (hash(&listing.hasher, &entry.name), entry);
         let mut entries: Vec<_> = entries.into_iter().map(free).collect();
-        // A tree is made of sorted entries at once; those that collide come after.
+        // Building the tree from sorted entries is fastest; colliding entries are inserted
+        // afterwards.
         entries.sort_unstable_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
         let mut colliding = Vec::new();
         let mut last = None;
@@ -179,7 +182,7 @@ impl Listing {
         listing
     }
 
-    /// The offset of `name`: its hash, or the next free one should two collide.
+    /// Returns the offset of `name`: its hash, or the next free one in case of a collision.
     fn offset(&self, name: &[u8]) -> u64 {
         let mut offset = hash(&self.hasher, name);
         while self
@@ -205,7 +208,7 @@ impl Listing {
         self.entries.remove(&offset);
     }
 
-    /// Up to `max` entries behind `offset`.
+    /// Returns up to `max` entries whose offsets are greater than `offset`.
     pub fn after(&self, offset: u64, max: usize) -> Vec<(u64, Visible)> {
         self.entries
             .range((
@@ -217,24 +220,24 @@ impl Listing {
             .collect()
     }
 
-    /// Whether it has all names of the directory.
+    /// Whether the listing has all names of the directory.
     pub fn is_whole(&self) -> bool {
         self.window == Window::ALL
     }
 
-    /// Whether it has the names right behind `offset`.
+    /// Whether the listing has the names that follow `offset`.
     pub fn covers(&self, offset: u64) -> bool {
         let Window { after, until } = self.window;
         let offset = if offset < FIRST_OFFSET { 0 } else { offset };
         after <= offset && (offset < until || until == u64::MAX)
     }
 
-    /// Behind which offset the next window begins; `None`: there is none.
+    /// Returns the offset after which the next window begins, if there is one.
     pub fn next_window(&self) -> Option<u64> {
         (self.window.until != u64::MAX).then_some(self.window.until)
     }
 
-    /// Names of the directory, about.
+    /// Returns the approximate number of names of the directory.
     pub fn length(&self) -> usize {
         match self.is_whole() {
             true => self.entries.len(),
@@ -242,7 +245,7 @@ impl Listing {
         }
     }
 
-    /// Entries held.
+    /// Returns the number of entries held.
     pub fn held(&self) -> usize {
         self.entries.len()
     }
@@ -252,18 +255,18 @@ impl Listing {
     }
 }
 
-/// An entry of one layer, as `merge` wants it.
+/// An entry of one layer, as `merge` takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LayerEntry {
     pub name: Arc<[u8]>,
     pub kind: Option<FileKind>,
     pub ino: Option<Ino>,
-    /// The catalog's record of it.
+    /// The catalog's record.
     pub record: Option<u32>,
     pub whiteout: bool,
 }
 
-/// One layer's contribution to a merged directory.
+/// The entries of one layer in a merged directory.
 #[derive(Clone, Debug)]
 pub(crate) struct LayerListing {
     pub source: Source,
@@ -272,8 +275,8 @@ pub(crate) struct LayerListing {
     pub hides_below: Vec<Box<[u8]>>,
 }
 
-/// Merges listings, top first: the first layer that has a name decides it; a whiteout
-/// hides the name in its own layer's place and below.
+/// Merges listings, top first. The topmost layer that has a name decides about it; a whiteout hides
+/// the name in its own layer and in those below.
 pub(crate) fn merge(layers: Vec<LayerListing>) -> Vec<Visible> {
     let mut visible = Vec::new();
     if let [only] = &layers[..] {
@@ -319,7 +322,7 @@ mod tests {
     }
 
     proptest! {
-        /// The merge of layers equals asking, name by name, layer by layer.
+        /// Merging gives what a lookup of every name in every layer gives.
         #[test]
         fn merge_agrees_with_lookup(
             layers in prop::collection::vec(
@@ -349,14 +352,14 @@ mod tests {
             prop_assert_eq!(merged, expected);
         }
 
-        /// Window after window has every name that there is, and holds only so many.
+        /// All windows together have every name once, and each holds no more names than allowed.
         #[test]
         fn windows_have_every_name_once(
             layers in prop::collection::vec(
                 (prop::collection::btree_map(0u8..250, any::<bool>(), 0..200),
                  prop::collection::btree_set(0u8..250, 0..9)),
                 1..4),
-            // A name and what hides it, in each layer.
+            // A name and the whiteout form that hides it, for each layer.
             most in 8usize..300,
             batch in 1usize..20,
         ) {
@@ -408,7 +411,7 @@ mod tests {
             prop_assert_eq!(seen, expected);
         }
 
-        /// Whatever is inserted and removed between two reads, names that stay are seen once.
+        /// Names that stay are seen once, whatever is inserted and removed between two reads.
         #[test]
         fn offsets_survive_changes(
             stay in prop::collection::btree_set(0u16..500, 1..60),

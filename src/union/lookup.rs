@@ -1,5 +1,7 @@
-//! Lookup: from a name to a counted inode, through the lookup cache and the layers; and
-//! the ways to the upper side of an inode that all other operations use.
+//! Lookup: from a name to a counted inode, through the lookup cache and the layers. Also access to
+//! the upper side of an inode, which all other operations use.
+//!
+//! Invariant: an inode that is returned is counted, so it stays in the table until it is released.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -19,8 +21,8 @@ use super::resolve::{Answer, Resolved, WhiteoutKind};
 use super::types::{Attr, FileKind, Ino, ROOT_INO};
 use crate::layer::at::{At, Stat, is_valid_name};
 
-/// An entry whose lookup has been counted for the kernel. Dropping it gives the
-/// count back; [`EntryRef::surrender`] hands it to the kernel, which returns it by
+/// An entry whose lookup is counted for the kernel. Dropping it releases the count;
+/// [`EntryRef::surrender`] passes the count to the kernel, which gives it back through
 /// [`Union::forget`].
 #[derive(Debug)]
 pub struct EntryRef<'u> {
@@ -30,7 +32,7 @@ pub struct EntryRef<'u> {
 }
 
 impl<'u> EntryRef<'u> {
-    /// Takes over a count that the table already holds.
+    /// Takes over a count that the table already has.
     pub(crate) fn new(union: &'u Union, attr: Attr) -> Self {
         Self {
             union,
@@ -39,17 +41,17 @@ impl<'u> EntryRef<'u> {
         }
     }
 
-    /// The attributes of the entry.
+    /// Returns the attributes of the entry.
     pub fn attr(&self) -> &Attr {
         &self.attr
     }
 
-    /// Distinguishes reuses of an inode number: another file has another one.
+    /// Returns the generation, which differs between successive files with the same inode number.
     pub fn generation(&self) -> u64 {
         self.attr.generation.into()
     }
 
-    /// The kernel has been told: the lookup stays counted until it forgets.
+    /// Passes the count to the kernel: the lookup stays counted until [`Union::forget`].
     pub fn surrender(mut self) -> Ino {
         self.counted = false;
         self.attr.ino
@@ -64,42 +66,42 @@ impl Drop for EntryRef<'_> {
     }
 }
 
-/// An inode that is counted as long as this lives: it cannot leave the table.
+/// An inode that stays counted, and so in the table, as long as this value exists.
 pub(crate) struct CountedInode<'u> {
     union: &'u Union,
     pub inode: Arc<Inode>,
-    /// Attributes that the lookup came by.
+    /// Attributes that were read during the lookup.
     stat: Option<Seen>,
     handed_on: bool,
 }
 
-/// Attributes that a lookup came by.
+/// Attributes that were read during a lookup.
 pub(crate) enum Seen {
-    /// Of its upper side.
+    /// Those of the upper file.
     Upper(Stat),
-    /// Of its file below.
+    /// Those in the catalog's record.
     Record(Stat),
 }
 
-/// What whoever looks a name up knows of it.
+/// What the caller of a lookup knows about the name.
 #[derive(Clone, Copy)]
 pub(crate) enum Hint<'a> {
     /// Nothing.
     Nothing,
-    /// The kernel has looked it up: its inode is probably in the table.
+    /// The kernel has looked it up, so its inode is probably in the table.
     Linked,
-    /// What a listing said that was true for `version` of the names, and is believed as long as
-    /// they are the same: the upper and the first `skip` lowers do not have it.
+    /// What a listing said, valid as long as the names have the same `version`: the upper and the
+    /// first `skip` lowers do not have the name.
     Listed {
         skip: usize,
         version: u64,
-        /// The catalog's record of it.
+        /// The catalog's record.
         record: Option<u32>,
         name: &'a Arc<[u8]>,
     },
 }
 
-/// An inode, counted, and what was seen of it on the way.
+/// An inode, counted, and the attributes read during the lookup.
 pub(super) type Found = (Arc<Inode>, Option<Seen>);
 
 impl Drop for CountedInode<'_> {
@@ -111,8 +113,12 @@ impl Drop for CountedInode<'_> {
 }
 
 impl Union {
-    /// `Ok(None)`: there is no such name (a negative answer that may be cached).
-    /// ENOTDIR when `parent` is no directory, ENAMETOOLONG, EINVAL for a name with `/`.
+    /// Looks up `name` in the directory `parent`. `Ok(None)`: there is no such name, which the
+    /// kernel may cache.
+    ///
+    /// # Errors
+    /// ENOTDIR when `parent` is no directory, ENAMETOOLONG, EINVAL for a name with `/`, ESTALE for
+    /// a number that is not in use; else those of the layers' file systems.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<EntryRef<'_>>> {
         if !is_valid_name(name) {
             return Err(Errno::INVAL.into());
@@ -127,9 +133,9 @@ impl Union {
         Ok(entry)
     }
 
-    /// Gives back `count` lookups of `ino`.
+    /// Drops `count` lookups of `ino`.
     pub fn forget(&self, ino: Ino, count: u64) {
-        // The root is counted by us alone.
+        // The kernel does not count the root.
         if ino != ROOT_INO {
             self.table.release(ino, count);
             if self.table.has_emptied() {
@@ -139,7 +145,7 @@ impl Union {
         }
     }
 
-    /// Whether somebody still counts `ino`.
+    /// Whether `ino` is in the inode table.
     pub fn is_known(&self, ino: Ino) -> bool {
         self.table.get(ino).is_some()
     }
@@ -195,8 +201,8 @@ impl Union {
         Ok(Some(EntryRef::new(self, attr)))
     }
 
-    /// Finds a name and counts its inode; the caller holds the parent's name lock. With the
-    /// attributes of its upper side when it was not in the cache.
+    /// Finds a name and counts its inode; the caller holds the parent's name lock. Includes the
+    /// attributes of the upper side when they were read from the layer.
     fn find(&self, parent: &Arc<Inode>, name: &[u8], hint: Hint<'_>) -> Result<Option<Found>> {
         let cached = self.lookup_cache.get(parent.key, name);
         if let (None, Hint::Linked) = (&cached, hint)
@@ -228,7 +234,7 @@ impl Union {
         };
         let inode = self.intern(parent, name, &resolved)?;
         let upper = resolved.upper.as_ref();
-        // It may have become impure since we read its markers: see `mark_impure`.
+        // The directory may have become impure since its markers were read: see `mark_impure`.
         if let Some(dir) = &inode.dir
             && dir.impure.load(Ordering::Acquire)
             && upper.is_some_and(|upper| !upper.impure)
@@ -238,7 +244,7 @@ impl Union {
         Ok(Some((inode, upper.map(|upper| Seen::Upper(upper.stat)))))
     }
 
-    /// Caches what a name resolved to, in place of what was known before.
+    /// Caches what a name resolved to, replacing any earlier answer.
     pub(crate) fn remember(&self, parent: &Inode, name: &[u8], resolved: &Arc<Resolved>) {
         match resolved.is_cacheable() {
             true => self
@@ -248,8 +254,11 @@ impl Union {
         }
     }
 
-    /// What hides `name` in the upper, when the name is known to be absent; the caller
-    /// holds the name lock.
+    /// Returns the whiteout that hides `name`, which must be absent; the caller holds the name
+    /// lock.
+    ///
+    /// # Errors
+    /// EEXIST when the name exists.
     pub(crate) fn whiteout_at(&self, parent: &Inode, name: &[u8]) -> Result<Option<WhiteoutKind>> {
         if let Some(Cached::Negative(whiteout)) = self.lookup_cache.peek(parent.key, name) {
             return Ok(whiteout);
@@ -260,7 +269,7 @@ impl Union {
         }
     }
 
-    /// The inode of a resolved name, counted; one per file however many names lead to it.
+    /// Returns the inode of a resolved name, counted; all names of a file lead to the same inode.
     pub(crate) fn intern(
         &self,
         parent: &Arc<Inode>,
@@ -279,8 +288,8 @@ impl Union {
                     self.add_link(&inode, parent, name, resolved);
                     return Ok(inode);
                 }
-                // The number belongs to another file: hostile layers, or layers that show
-                // one file twice. The second gets a number of its own.
+                // The number belongs to another file: the layers are hostile, or show one file
+                // twice. The second file gets a number of its own.
                 Interned::Conflict => {
                     let alias = self.inode_numbers.alias(parent.ino, name);
                     if ino == alias {
@@ -323,7 +332,7 @@ impl Union {
             true => self.fresh_key(),
             false => ino,
         };
-        // A number of the upper, which its file system gives again, and not of a lower.
+        // Only the upper's file system reuses numbers; those of lower files stay.
         let generation =
             match upper.filter(|u| self.inode_numbers.own_number(u.stat.dev, u.stat.ino) == ino) {
                 Some(upper) => self.generations.of(ino, upper.stat.btime),
@@ -336,7 +345,7 @@ impl Union {
         inode
     }
 
-    /// A key no directory of this mount has had.
+    /// Returns a lookup cache key that no directory of this mount has had.
     pub(crate) fn fresh_key(&self) -> u64 {
         self.next_key.fetch_add(1, Ordering::Relaxed)
     }
@@ -369,7 +378,10 @@ impl Union {
         self.table.release(parent.ino, 1);
     }
 
-    /// A descriptor for the upper side of a directory; ENOENT when it has none.
+    /// Returns a descriptor of the upper side of a directory.
+    ///
+    /// # Errors
+    /// ENOENT when the directory has no upper side; else as [`Self::with_upper`].
     pub(crate) fn upper_dir(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
         let dir = inode.dir.as_ref().ok_or(Errno::NOTDIR)?;
         if let Some(fd) = self.fds.cached(&dir.upper_fd) {
@@ -382,7 +394,7 @@ impl Union {
         self.upper_dir_stable(inode)
     }
 
-    /// As [`Self::upper_dir`], with the tree's shape locked.
+    /// As [`Self::upper_dir`]; the caller holds `topology`.
     pub(crate) fn upper_dir_stable(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
         let upper = self.readable_upper()?;
         // Up to the nearest ancestor with a descriptor, then down again.
@@ -408,7 +420,7 @@ impl Union {
             Some(fd) => fd,
             None => Arc::new(At::fd(upper.layer.root.as_fd()).open_dir_path()?),
         };
-        // `missing` pairs a parent with the name below it: skip the topmost parent itself.
+        // `missing` pairs a parent with the name in it; the topmost parent itself is skipped.
         for i in (0..missing.len()).rev() {
             let child: &Inode = if i == 0 { inode } else { &missing[i - 1].0 };
             let name = &missing[i].1;
@@ -431,9 +443,11 @@ impl Union {
         Ok(fd)
     }
 
-    /// Calls `f` with the upper side of an inode: a descriptor that is no more than a place
-    /// (O_PATH) of the file that the union knows, whatever has its name by now. ENOENT when the
-    /// inode has none, ESTALE when another file has its place.
+    /// Calls `f` with an O_PATH descriptor of the upper file of an inode. It is the file that the
+    /// union knows, whatever has its name by now.
+    ///
+    /// # Errors
+    /// ENOENT when the inode has no upper file, ESTALE when another file has its name.
     pub(crate) fn with_upper<T>(
         &self,
         inode: &Inode,
@@ -450,7 +464,10 @@ impl Union {
         })
     }
 
-    /// Attributes of the upper side of an inode, with errors as [`Self::with_upper`].
+    /// Returns the attributes of the upper file of an inode.
+    ///
+    /// # Errors
+    /// As [`Self::with_upper`].
     pub(crate) fn upper_stat(&self, inode: &Inode) -> Result<Stat> {
         self.at_upper(inode, |at, id| {
             let stat = at.stat()?;
@@ -461,8 +478,11 @@ impl Union {
         })
     }
 
-    /// Whether what is in a place of the upper is what the union knows there. Whoever owns the
-    /// upper may put something else there at any time, which may be nobody's but root's.
+    /// Checks that a file found in the upper is the one that the union knows there. The upper's
+    /// owner may replace it at any time by a file that only root may access.
+    ///
+    /// # Errors
+    /// ESTALE when it is another file.
     pub(crate) fn check_upper(&self, kind: FileKind, id: (u64, u64), found: &Stat) -> Result<()> {
         let numbered = self.readable_upper()?.layer.keeps_numbers;
         match found.kind == kind && (found.id() == id || !numbered) {
@@ -471,8 +491,11 @@ impl Union {
         }
     }
 
-    /// Calls `f` with the place of the upper side of an inode and what should be there; the
-    /// union does not move it meanwhile. ENOENT when the inode has none.
+    /// Calls `f` with directory and name of the upper file of an inode, and its identity. The union
+    /// does not move the file meanwhile.
+    ///
+    /// # Errors
+    /// ENOENT when the inode has no upper file.
     fn at_upper<T>(
         &self,
         inode: &Inode,
@@ -513,8 +536,8 @@ impl Union {
     }
 }
 
-/// A mount in the upper is not followed, as little as by overlayfs: what the union knows there
-/// is out of reach.
+/// Maps the error for a mount on a directory of the upper. Mounts there are not followed, as in
+/// overlayfs: the file that the union knows is out of reach.
 fn mounted_over(errno: Errno) -> Errno {
     match errno {
         Errno::XDEV => Errno::STALE,
@@ -522,7 +545,7 @@ fn mounted_over(errno: Errno) -> Errno {
     }
 }
 
-/// Whether an inode in the table is the file a name resolved to.
+/// Whether an inode in the table is the file that a name resolved to.
 fn is_same(inode: &Inode, parent: &Arc<Inode>, name: &[u8], resolved: &Resolved) -> bool {
     if inode.kind != resolved.kind {
         return false;
@@ -537,10 +560,10 @@ fn is_same(inode: &Inode, parent: &Arc<Inode>, name: &[u8], resolved: &Resolved)
     }
     let is_link = loc.lower.as_ref().is_some_and(Lower::is_link);
     match (&loc.upper, &resolved.upper) {
-        // By whatever names: a file known by one that is gone may have another.
+        // The names do not matter: a file whose known name was removed may have another.
         (Some(mine), Some(found)) => mine.id == (found.stat.dev, found.stat.ino),
-        // One name of a hard link was copied up, another is only now looked at. Without an
-        // index they are one file only as long as we remember both.
+        // One name of a hard link was copied up, and another is looked up only now. Without an
+        // index the two are one file only as long as the union remembers both.
         (Some(_), None) => is_link && (linked || loc.index().is_some()),
         (None, Some(found)) => is_link && found.index.is_some(),
         (None, None) => linked || is_link,

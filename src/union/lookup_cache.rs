@@ -1,6 +1,8 @@
-//! The lookup cache: what the layers said about a name, positive and negative; bounded
-//! (lru), sharded, and kept right by every operation that changes a name. It answers for
-//! names the kernel has forgotten, and tells CREATE what the LOOKUP before it found.
+//! The lookup cache: what the layers have under a name, positive and negative.
+//!
+//! It is bounded (LRU), sharded, and updated by every operation that changes a name. It answers for
+//! names that the kernel has forgotten, and saves CREATE a second lookup after the negative LOOKUP
+//! before it.
 
 use std::borrow::Borrow;
 use std::hash::{BuildHasher, Hash, Hasher};
@@ -20,15 +22,15 @@ use crate::layer::at::Stat;
 /// A cached answer.
 #[derive(Clone, Debug)]
 pub(crate) enum Cached {
-    /// There is no such name; perhaps because the upper holds a whiteout.
+    /// There is no such name; the upper may hold a whiteout.
     Negative(Option<WhiteoutKind>),
-    /// The name and where its parts are.
+    /// The name, and the files of the layers that it consists of.
     Positive(Arc<Resolved>),
 }
 
 impl Cached {
-    /// The answer for the name a file has now: the same, where all of it is in the upper. Not
-    /// for directories, whose markers a move may change.
+    /// Returns the answer for the new name of a file that was renamed: the same, where the upper
+    /// has all of the file. `None` for directories, because a rename may change their markers.
     pub fn moved(self) -> Option<Self> {
         let Self::Positive(resolved) = self else {
             return None;
@@ -44,8 +46,8 @@ impl Cached {
         Some(Self::Positive(Arc::new(resolved)))
     }
 
-    /// What may be said of a name from the copy-up of its file on. `stat` has the identity of
-    /// the copy; `marked`: it says its origin.
+    /// Returns the answer for a name whose file was just copied up. `stat` has the identity of the
+    /// copy; `marked`: the copy has an origin marker.
     pub fn copied(inode: &Inode, loc: &Loc, (stat, marked): (Stat, bool)) -> Option<Self> {
         let is_link = loc.lower.as_ref().is_some_and(Lower::is_link);
         if is_link || loc.index().is_some() || loc.links.len() != 1 {
@@ -53,7 +55,7 @@ impl Cached {
         }
         let dirs = inode.dir.as_ref().map(|dir| dir.lowers.clone());
         let upper = UpperFound {
-            // As an unnamed file its count was 0.
+            // The stat was made before the copy got its name, with a link count of 0.
             stat: Stat { nlink: 1, ..stat },
             metacopy: false,
             origin: marked,
@@ -81,7 +83,7 @@ struct Key {
     name: Arc<[u8]>,
 }
 
-/// A key that need not own its name, so that a lookup allocates nothing.
+/// A key that borrows its name, so that a lookup does not allocate.
 trait KeyView {
     fn view(&self) -> (u64, &[u8]);
 }
@@ -126,7 +128,7 @@ impl<'a> Borrow<dyn KeyView + 'a> for Key {
 
 const SHARDS: usize = 16;
 
-/// Of this many names one stays when the cache shrinks.
+/// When the cache shrinks, one name of so many stays.
 const KEPT: usize = 16;
 
 type Shard = Mutex<LruCache<Key, Cached>>;
@@ -141,7 +143,7 @@ pub(crate) struct LookupCache {
 }
 
 impl LookupCache {
-    /// A cache of at most about `capacity` names.
+    /// Creates a cache of at most about `capacity` names.
     pub fn new(capacity: usize) -> Self {
         let each = NonZeroUsize::new(capacity / SHARDS).unwrap_or(NonZeroUsize::MIN);
         let shard = |_| Mutex::new(LruCache::sparse(each));
@@ -158,7 +160,7 @@ impl LookupCache {
         &self.shards[self.hasher.hash_one((dir, name)) as usize % SHARDS]
     }
 
-    /// The cached answer, counted as hit or miss.
+    /// Returns the cached answer and counts a hit or a miss.
     pub fn get(&self, dir: u64, name: &[u8]) -> Option<Cached> {
         let found = self.peek(dir, name);
         let counter = match &found {
@@ -170,13 +172,13 @@ impl LookupCache {
         found
     }
 
-    /// The cached answer, for our own use: not counted.
+    /// Returns the cached answer without counting.
     pub fn peek(&self, dir: u64, name: &[u8]) -> Option<Cached> {
         let key: &dyn KeyView = &(dir, name);
         self.shard(dir, name).lock().get(key).cloned()
     }
 
-    /// Remembers an answer.
+    /// Caches an answer.
     pub fn put(&self, dir: u64, name: &[u8], answer: Cached) {
         let shared = match &answer {
             Cached::Positive(resolved) => resolved.shared_name(name),
@@ -186,19 +188,18 @@ impl LookupCache {
         self.shard(dir, &name).lock().put(Key { dir, name }, answer);
     }
 
-    /// Forgets an answer.
+    /// Removes an answer.
     pub fn remove(&self, dir: u64, name: &[u8]) {
         let key: &dyn KeyView = &(dir, name);
         self.shard(dir, name).lock().pop(key);
     }
 
-    /// Forgets all answers.
+    /// Removes all answers.
     pub fn clear(&self) {
         self.shards.iter().for_each(|shard| shard.lock().clear());
     }
 
-    /// Forgets most answers, and gives their memory back: the kernel has forgotten most of its
-    /// own.
+    /// Removes most answers and gives their memory back, after the kernel has forgotten most names.
     pub fn shrink(&self) {
         for shard in &self.shards {
             let mut shard = shard.lock();
@@ -209,18 +210,18 @@ impl LookupCache {
                 small.put(key, answer);
             }
             let old = std::mem::replace(&mut *shard, small);
-            // Thousands of names are dropped without the lock.
+            // Dropping thousands of names needs no lock.
             drop(shard);
             drop(old);
         }
     }
 
-    /// Names held now.
+    /// Returns the number of names held.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
-    /// Positive hits, negative hits, misses.
+    /// Returns positive hits, negative hits and misses.
     pub fn counters(&self) -> (u64, u64, u64) {
         let load = |c: &AtomicU64| c.load(Ordering::Relaxed);
         (

@@ -1,5 +1,13 @@
-//! What the lowers say about a name: directories merged, redirects and metacopies followed, from
-//! layer to layer (fs/overlayfs/namei.c). Called by `resolve` and by `lower_view`.
+//! Lookup of a name in the lowers: directories are merged, redirects and metacopies are followed
+//! from layer to layer, as in fs/overlayfs/namei.c.
+//!
+//! ```text
+//! top     usr/bin/   redirect=/opt/bin
+//! middle  opt/bin/   opaque=y
+//! bottom  opt/bin/
+//! ```
+//!
+//! Here `usr/bin` merges the directories of top and middle; the bottom one is hidden.
 
 use std::borrow::Cow;
 use std::os::fd::AsFd;
@@ -17,7 +25,7 @@ use crate::layer::lower::{LowerDir, Single};
 use crate::layer::markers::Markers;
 use crate::layer::origin::Origin;
 
-/// What the lowers say about a name.
+/// What the lowers have under a name.
 pub(crate) enum LowerLookup {
     Absent,
     File(LowerFile),
@@ -52,8 +60,12 @@ impl Target<'_> {
 }
 
 impl Union {
-    /// What `lowers` say about `name`, or about what `redirect` makes of it; the first `skip`
-    /// of them are known not to have the name.
+    /// Looks up `name`, or what `redirect` replaces it by, in `lowers`. The first `skip` of them
+    /// are known not to have the name.
+    ///
+    /// # Errors
+    /// EIO for a metacopy without data or with a forged redirect; else those of the layers' file
+    /// systems.
     pub(crate) fn lookup_lowers(
         &self,
         lowers: &LowerDirs,
@@ -61,7 +73,7 @@ impl Union {
         name: &[u8],
         redirect: Option<&[u8]>,
     ) -> Result<LowerLookup> {
-        // An absolute redirect leads through the layers' own directories, not the merged ones.
+        // An absolute redirect is resolved in the layers' own directories, not in the merged ones.
         if let Some(dir) = lowers.catalog_dir()
             && redirect.is_none_or(|to| !to.starts_with(b"/"))
         {
@@ -75,7 +87,7 @@ impl Union {
         self.lookup_layers(lowers, name, redirect)
     }
 
-    /// As [`Self::lookup_lowers`], by what is in the layers.
+    /// As [`Self::lookup_lowers`], without the catalog.
     pub(crate) fn lookup_layers(
         &self,
         lowers: &[Arc<LowerDir>],
@@ -88,7 +100,7 @@ impl Union {
         }
         let mut stack = lowers;
         let mut next = 0;
-        // Layers above this one are done.
+        // The number of layers that have been searched.
         let mut floor = 0;
         let mut dirs: Vec<Arc<LowerDir>> = Vec::new();
         let mut meta: Option<LowerFile> = None;
@@ -158,7 +170,7 @@ impl Union {
         }
     }
 
-    /// Asks one layer for the target. Markers on the way (of an absolute path) change the
+    /// Looks the target up in one layer. Markers of directories on an absolute path change the
     /// target for the layers below.
     fn look(&self, dir: &Arc<LowerDir>, target: &mut Target<'_>) -> Result<(LayerPath, Single)> {
         let path = match target {
@@ -209,9 +221,13 @@ impl Union {
         Ok(((at, last.as_slice().into()), single))
     }
 
-    /// Whoever owns a layer may give a metacopy the name of a file that they may not read. What
-    /// it was made of is in its origin, and only that is its data (`ovl_verify_origin`): EIO for
-    /// anything else. A layer of ours may be the copy of another, whose origins lead nowhere.
+    /// Checks that the data file of a metacopy is the one in its origin marker
+    /// (`ovl_verify_origin`). The owner of a layer could otherwise redirect a metacopy to a file
+    /// that they may not read. Not done for layers of trusted owners, which may be copies whose
+    /// origins are out of date.
+    ///
+    /// # Errors
+    /// EIO when it is another file.
     pub(crate) fn check_claim(
         &self,
         claimed: Option<&[u8]>,
@@ -228,14 +244,17 @@ impl Union {
         }
     }
 
-    /// Where the data-only layers have the data of a file, when its metacopy is believed for
-    /// nothing else.
+    /// Returns the path of a file's data in the data-only layers, from a metacopy whose `user.*`
+    /// markers are trusted for nothing else.
     fn only_data<'m>(&self, stat: &Stat, markers: &'m Markers) -> Option<&'m [u8]> {
         let data = markers.from_user.data.as_deref()?;
         (stat.kind == FileKind::Regular && !self.data_roots.is_empty()).then_some(data)
     }
 
-    /// Completes a metacopy from the data-only layers; EIO when its data is nowhere.
+    /// Completes a metacopy from the data-only layers.
+    ///
+    /// # Errors
+    /// EIO when no layer has the data.
     fn data_only(&self, mut meta: LowerFile, target: &Target<'_>) -> Result<LowerFile> {
         if let Target::Path(_) = target {
             for root in &self.data_roots {
@@ -255,7 +274,7 @@ impl Union {
     }
 }
 
-/// The file found, as the data of a metacopy above it or by itself.
+/// The file that was found: the data of the metacopy above it, or the file itself.
 fn finish(meta: Option<LowerFile>, dir: Arc<LowerDir>, name: Arc<[u8]>, stat: Stat) -> LowerFile {
     match meta {
         None => LowerFile {

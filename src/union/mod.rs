@@ -1,7 +1,7 @@
-//! The union core: overlay semantics over a layer stack, without any FUSE type.
-//! Called by the transports ([`crate::fuse`]) and by the core tests.
+//! The union core: overlayfs semantics over a stack of layers, without FUSE types.
 //!
-//! One file per family of operations; `inode` states the lock order.
+//! There is one file per family of operations. [`Union`] has the public ones; the transports
+//! ([`crate::fuse`]) and the core tests call them. The lock order is in `inode`.
 
 mod acl;
 mod attr;
@@ -72,26 +72,28 @@ use mounted_catalog::MountedCatalog;
 use orphans::Budget;
 use upper::Upper;
 
-/// Options of a union that are not part of its layers.
+/// Options of a union, apart from its layers.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Skip every fsync: a crash of the machine may lose or damage the upper
-    /// (option `volatile`). Default: false.
+    /// Skips every fsync (option `volatile`): a crash of the machine may lose or damage the upper.
+    /// Default: false.
     pub volatile: bool,
-    /// Whether merged directories may be renamed by writing `overlay.redirect`:
-    /// `None` picks what kernel overlayfs can read back (on with trusted markers,
-    /// off with user markers, where rename then answers EXDEV). Option `redirect_dir=on|off`.
+    /// Whether a merged directory may be renamed, which writes `overlay.redirect` (option
+    /// `redirect_dir=on|off`). `None` chooses what kernel overlayfs can read back: on with
+    /// `trusted.*` markers, off with `user.*` markers. Where it is off, the rename fails with
+    /// EXDEV.
     pub redirect_dir: Option<bool>,
-    /// Upper bound of names in the lookup cache.
+    /// The maximum number of names in the lookup cache.
     pub lookup_cache: usize,
-    /// Upper bound of cached descriptors; never more than half of RLIMIT_NOFILE.
+    /// The maximum number of cached descriptors; limited to a quarter of RLIMIT_NOFILE.
     pub fd_cache: usize,
-    /// Whether lowers are reached through private read-only mounts, so that files of theirs
-    /// may be handed out ([`Union::backing`]); needs CAP_SYS_ADMIN. Default: false.
+    /// Accesses lowers through private read-only mounts, so that their files may be passed to the
+    /// kernel ([`Union::backing`]). Needs CAP_SYS_ADMIN. Default: false.
     pub sealed: bool,
-    /// Whether reading leaves the access times of the upper's files alone (`noatime`). Default: false.
+    /// Whether reading leaves the access times of upper files unchanged (`noatime`). Default:
+    /// false.
     pub noatime: bool,
-    /// Catalog of the lower layers, used if it is one of exactly these ([`crate::catalog`]).
+    /// The catalog of the lower layers; used if it is one of exactly these ([`crate::catalog`]).
     pub catalog: Option<PathBuf>,
 }
 
@@ -112,31 +114,31 @@ impl Default for Options {
 /// The union of a layer stack.
 pub struct Union {
     upper: Option<Upper>,
-    /// Roots of the lower layers, top first.
+    /// The roots of the lower layers, top first.
     roots: Arc<[Arc<LowerDir>]>,
     data_roots: Vec<Arc<LowerDir>>,
     catalog: Option<Arc<MountedCatalog>>,
     table: InodeTable,
     lookup_cache: LookupCache,
     fds: Arc<FdCache>,
-    /// Descriptors that keep files without a name.
+    /// The limit of descriptors for files without a name.
     orphans: Arc<Budget>,
     inode_numbers: InodeNumbers,
     recent: readdir::Recent,
     topology: RwLock<()>,
     generations: Generations,
-    /// Held while a forgotten number is searched for; outermost.
+    /// Held during a search by inode number; the outermost lock.
     searching: Mutex<()>,
-    /// Longest name any layer takes, in bytes.
+    /// The longest name that any layer allows, in bytes.
     name_max: usize,
     redirect_dir: bool,
     sealed: bool,
     noatime: bool,
-    /// The upper without access times, for files handed out; with `noatime`, where it can be had.
+    /// The upper through a mount without access times, for files that are passed to the kernel.
     quiet: Option<OwnedFd>,
-    /// Orders listings; one key per mount.
+    /// The hash that orders listings, keyed per mount.
     listing_order: RandomState,
-    /// Keys of directories without a lower, in the lookup cache.
+    /// The next lookup cache key for a directory without lowers.
     next_key: AtomicU64,
     copy_ups: AtomicU64,
     copy_up_bytes: AtomicU64,
@@ -157,23 +159,30 @@ impl IsExhausted for Error {
 }
 
 impl Union {
-    /// Opens the layers, takes the lock on upper and work, cleans the work directory.
+    /// Opens the layers, locks upper and work directory, and empties the latter.
     ///
-    /// Errors name the path: ENOENT or ENOTDIR for a layer that is none, EBUSY for an upper
-    /// or work directory in use, EXDEV when they are on different file systems, EINVAL
-    /// without any lower layer.
+    /// # Errors
+    /// They name the path. ENOENT or ENOTDIR for a missing layer, EBUSY for an upper or work
+    /// directory in use, EXDEV when these are on different file systems, EINVAL without a lower
+    /// layer.
     pub fn new(stack: &StackSpec, options: Options) -> Result<Self> {
         let volatile = options.volatile;
         Self::build(stack, options, |spec| Upper::open(spec, volatile))
     }
 
-    /// A look at a stack that may be mounted: takes no lock, changes nothing. Whatever would
-    /// write is answered EROFS, and what a mount changes meanwhile may be seen or not.
+    /// Opens a stack for reading, which may be mounted: takes no lock and changes nothing.
+    /// Modifying operations fail with EROFS. Concurrent changes by a mount may or may not be seen.
+    ///
+    /// # Errors
+    /// As [`Self::new`], without EBUSY.
     pub fn observe(stack: &StackSpec) -> Result<Self> {
         Self::observe_with(stack, Options::default())
     }
 
     /// As [`Self::observe`], with options.
+    ///
+    /// # Errors
+    /// As [`Self::observe`].
     pub fn observe_with(stack: &StackSpec, options: Options) -> Result<Self> {
         Self::build(stack, options, Upper::observe)
     }
@@ -222,7 +231,7 @@ impl Union {
             noatime: options.noatime,
             quiet: quiet_upper(upper.as_ref().filter(|_| options.noatime)),
             listing_order: RandomState::new(),
-            // The upper half of the key space: lower-based keys are inode numbers.
+            // Directories with lowers use inode numbers as keys, which are smaller.
             next_key: AtomicU64::new(1 << 63),
             copy_ups: AtomicU64::new(0),
             copy_up_bytes: AtomicU64::new(0),
@@ -259,18 +268,24 @@ impl Union {
             let marked = upper.root.protection;
             root.protection.set(marked | upper.layer.stat.protection);
         }
-        // Counted once for ever: the kernel never looks the root up.
+        // The kernel never looks the root up; this count is never dropped.
         if let Interned::Conflict = self.table.intern(ROOT_INO, |_| false, || root) {
             unreachable!("the table is new");
         }
     }
 
-    /// The inode with a number the transport names; ESTALE when there is none.
+    /// Returns the inode with a number.
+    ///
+    /// # Errors
+    /// ESTALE when there is none.
     fn inode(&self, ino: Ino) -> Result<Arc<Inode>> {
         self.table.get(ino).ok_or_else(|| Errno::STALE.into())
     }
 
-    /// The directory with this number; ENOTDIR for another kind of file.
+    /// Returns the directory with a number.
+    ///
+    /// # Errors
+    /// ENOTDIR for another kind of file, ESTALE when there is none.
     fn directory(&self, ino: Ino) -> Result<Arc<Inode>> {
         let inode = self.inode(ino)?;
         match inode.dir {
@@ -279,18 +294,24 @@ impl Union {
         }
     }
 
-    /// The upper, to be changed; EROFS without one.
+    /// Returns the upper, for a change.
+    ///
+    /// # Errors
+    /// EROFS without an upper that may be changed.
     fn writable(&self) -> Result<&Upper> {
         let upper = self.upper.as_ref().filter(|upper| !upper.observed);
         upper.ok_or_else(|| Errno::ROFS.into())
     }
 
-    /// The upper, to be read; EROFS without one.
+    /// Returns the upper, for reading.
+    ///
+    /// # Errors
+    /// EROFS without one.
     fn readable_upper(&self) -> Result<&Upper> {
         self.upper.as_ref().ok_or_else(|| Errno::ROFS.into())
     }
 
-    /// Counters.
+    /// Returns the counters.
     pub fn counters(&self) -> Counters {
         let (lookup_hits, lookup_negative_hits, lookup_misses) = self.lookup_cache.counters();
         let (fd_hits, fd_misses) = self.fds.counters();
@@ -308,14 +329,14 @@ impl Union {
         }
     }
 
-    /// Whether the lowers' names and attributes come from a catalog.
+    /// Whether names and attributes of the lowers come from a catalog.
     pub fn is_catalogued(&self) -> bool {
         self.catalog
             .as_ref()
             .is_some_and(|catalog| catalog.is_believed())
     }
 
-    /// Whether POSIX ACLs are to be enabled on the mount: some layer can carry them.
+    /// Whether some layer can carry POSIX ACLs, so that the mount should enable them.
     pub fn has_acl(&self) -> bool {
         let can = |layer: &Layer| {
             let root = At::fd(layer.root.as_fd());
@@ -325,7 +346,7 @@ impl Union {
             || self.roots.iter().any(|root| can(&root.layer))
     }
 
-    /// The directories that are only read, and those that are changed.
+    /// Returns the directories that are only read, and those that are changed.
     pub fn places(&self) -> (Vec<BorrowedFd<'_>>, Vec<BorrowedFd<'_>>) {
         let lowers = self.roots.iter().chain(&self.data_roots);
         let mut read: Vec<_> = lowers.map(|root| root.layer.root.as_fd()).collect();
@@ -348,6 +369,9 @@ impl Union {
 }
 
 /// Whether redirects are written: not where they would not be followed.
+///
+/// # Errors
+/// EINVAL when redirects are asked for with `user.*` markers that are not followed.
 fn redirect_dir(asked: Option<bool>, upper: Option<&Upper>) -> Result<bool> {
     let Some(upper) = upper else {
         return Ok(false);
@@ -362,13 +386,13 @@ fn redirect_dir(asked: Option<bool>, upper: Option<&Upper>) -> Result<bool> {
 }
 
 impl Drop for Union {
-    /// What the kernel never gave back leaves the work directory before its lock is.
+    /// Orphans leave the work directory before its lock is released.
     fn drop(&mut self) {
         self.table.clear();
     }
 }
 
-/// The catalog in `path`; whatever is wrong with it, the union does without.
+/// Opens the catalog in `path`; the union works without it when it cannot be used.
 fn open_catalog(
     path: &Path,
     roots: &[Arc<LowerDir>],
@@ -384,13 +408,14 @@ fn open_catalog(
     }
 }
 
-/// Opens layers; `first` is the position of the first of them in the stack.
+/// Opens the upper through a mount without access times, where that is possible.
 fn quiet_upper(upper: Option<&Upper>) -> Option<OwnedFd> {
     let copy = crate::sys::mounts::quiet(&upper?.layer.root);
     copy.map_err(|error| tracing::debug!(%error, "no copy of the upper without access times"))
         .ok()
 }
 
+/// Opens layers; `first` is the position of the first one in the stack.
 fn open_layers(
     specs: &[LayerSpec],
     (first, sealed): (usize, bool),
@@ -412,8 +437,8 @@ fn open_layers(
     specs.iter().enumerate().map(open).collect()
 }
 
-/// How many descriptors may be cached: a quarter of what the process may open, so that reading
-/// directories, staging, unlinked files and the rings of io_uring find some.
+/// Returns how many descriptors may be cached: a quarter of the limit of the process, so that
+/// directory reads, staging, unlinked files and io_uring have some too.
 fn spare_descriptors() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let limit = limit.current.unwrap_or(u64::MAX) / 4;

@@ -1,9 +1,8 @@
-//! A mount's use of a catalog: the lower side of directories and files comes from it without
-//! a system call, as the very `LowerDir`s and `LowerFile`s that the layers' directories would
-//! give. Called by `resolve`, `readdir`, `xattr` and `file`.
+//! A catalog as a mount uses it: lower directories and files come from its records, without a
+//! system call, as the same `LowerDir` and `LowerFile` values that a lookup in the layers gives.
 //!
-//! Whatever the catalog cannot say is asked of the layers; once something in it turns out
-//! wrong, everything is.
+//! What the catalog cannot answer is looked up in the layers. Once an error is found in the
+//! catalog, everything is.
 
 use std::ffi::CStr;
 use std::path::{Path, PathBuf};
@@ -29,23 +28,23 @@ use crate::sys::map::ReadOnly;
 
 type Result<T> = std::result::Result<T, Damaged>;
 
-/// The lower directories of a directory, top first.
+/// The lower directories that are merged in a directory, top first.
 #[derive(Clone, Debug)]
 pub(crate) enum LowerDirs {
-    /// Found in the layers.
+    /// They were found in the layers.
     Layers(Arc<[Arc<LowerDir>]>),
-    /// Found in the catalog.
+    /// They were found in the catalog.
     Catalog(Arc<CatalogDir>),
 }
 
-/// A directory of the catalog.
+/// A merged directory of the catalog.
 #[derive(Debug)]
 pub(crate) struct CatalogDir {
     catalog: Arc<MountedCatalog>,
     dir: DirRef,
     record: u32,
     top: Arc<LowerDir>,
-    /// All of them, once somebody asks.
+    /// All lower directories, made on first use.
     all: OnceLock<Arc<[Arc<LowerDir>]>>,
 }
 
@@ -62,7 +61,7 @@ impl From<Vec<Arc<LowerDir>>> for LowerDirs {
 }
 
 impl LowerDirs {
-    /// In how many layers the directory is.
+    /// Returns the number of layers that have the directory.
     pub fn len(&self) -> usize {
         match self {
             Self::Layers(dirs) => dirs.len(),
@@ -74,7 +73,7 @@ impl LowerDirs {
         self.len() == 0
     }
 
-    /// The topmost, whose attributes show.
+    /// Returns the topmost directory, whose attributes the union shows.
     pub fn top(&self) -> Option<&Arc<LowerDir>> {
         match self {
             Self::Layers(dirs) => dirs.first(),
@@ -82,7 +81,10 @@ impl LowerDirs {
         }
     }
 
-    /// All of them; EIO where the catalog is damaged.
+    /// Returns all directories.
+    ///
+    /// # Errors
+    /// EIO when the catalog is damaged.
     pub fn all(&self) -> std::result::Result<&[Arc<LowerDir>], Errno> {
         let merged = match self {
             Self::Layers(dirs) => return Ok(dirs),
@@ -102,7 +104,7 @@ impl LowerDirs {
         Ok(merged.all.get_or_init(|| all.into()))
     }
 
-    /// The catalog's directory, as long as the catalog is believed.
+    /// Returns the catalog's directory, unless the catalog has been abandoned.
     pub fn catalog_dir(&self) -> Option<&Arc<CatalogDir>> {
         match self {
             Self::Catalog(merged) if merged.catalog.is_believed() => Some(merged),
@@ -111,7 +113,7 @@ impl LowerDirs {
     }
 }
 
-/// A namespace of xattrs whose absence a catalog knows.
+/// A namespace of xattrs whose absence a catalog records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Space {
     User,
@@ -148,13 +150,13 @@ impl Space {
     }
 }
 
-/// What a record says about a name, as far as that is simple.
+/// What the catalog has under a name.
 pub(crate) enum CatalogEntry {
     /// There is no such name.
     Absent,
-    /// A file with one name and data of its own: record and attributes.
+    /// A file with one name that has its own data: record and attributes.
     File(u32, Stat),
-    /// Something else.
+    /// Anything else.
     Special,
 }
 
@@ -162,13 +164,13 @@ pub(crate) enum CatalogEntry {
 pub(crate) struct MountedCatalog {
     view: View<ReadOnly>,
     path: PathBuf,
-    /// Roots of the layers, data-only ones last.
+    /// The roots of the layers, data-only layers last.
     roots: Vec<Arc<LowerDir>>,
     /// Directories of layers in use, by record.
     open: DashMap<u32, Weak<LowerDir>>,
-    /// How many make `open` worth tidying.
+    /// The size of `open` at which unused entries are removed.
     tidy_at: AtomicUsize,
-    /// How a file system (by device) says that a file has no such xattr.
+    /// The error that a file system (by device) gives for an absent xattr.
     absent: DashMap<(u64, FileKind, Space), Errno>,
     given_up: AtomicBool,
 }
@@ -181,11 +183,14 @@ impl std::fmt::Debug for MountedCatalog {
     }
 }
 
-/// LowerLookup which number of directories nothing is tidied.
+/// Unused entries are not removed below this size.
 const TIDY_MIN: usize = 4096;
 
 impl MountedCatalog {
-    /// Opens the catalog in `path` if it is one of exactly these layers.
+    /// Opens the catalog in `path`.
+    ///
+    /// # Errors
+    /// [`crate::catalog::Unusable`] when there is none, or it is not one of exactly these layers.
     pub fn open(
         path: &Path,
         roots: &[Arc<LowerDir>],
@@ -204,7 +209,7 @@ impl MountedCatalog {
         }))
     }
 
-    /// The root directory of the lowers.
+    /// Returns the root directory of the lowers, if the catalog has it.
     pub fn root(self: &Arc<Self>, roots: &Arc<[Arc<LowerDir>]>) -> Option<LowerDirs> {
         let dir = self.view.root().ok().filter(|dir| !dir.is_unlisted())?;
         (dir.part_count() == roots.len()).then(|| {
@@ -218,25 +223,25 @@ impl MountedCatalog {
         })
     }
 
-    /// Whether nothing in it has turned out wrong yet.
+    /// Whether no error has been found in the catalog.
     pub fn is_believed(&self) -> bool {
         !self.given_up.load(Ordering::Acquire)
     }
 
-    /// Believes nothing of it any more, and removes it so that the next mount does not
-    /// either. Whether this was the first to say so.
+    /// Abandons the catalog: its answers are used no more, and the file is removed so that the next
+    /// mount does not use it either. Returns whether this call was the first.
     pub fn give_up(&self, why: impl std::fmt::Display) -> bool {
         if self.given_up.swap(true, Ordering::AcqRel) {
             return false;
         }
         let path = self.path.display();
         tracing::warn!("catalog {path} is not used any more: {why}");
-        // Its directory may be read-only; then the next mount finds out too.
+        // The directory may be read-only; then the next mount finds the error itself.
         let _ = std::fs::remove_file(&self.path);
         true
     }
 
-    /// The directory of a layer that a record stands for.
+    /// Returns the directory of a layer that a record describes.
     fn lower_dir(&self, index: u32) -> Result<Arc<LowerDir>> {
         let mut missing = Vec::new();
         let mut at = index;
@@ -287,7 +292,7 @@ impl MountedCatalog {
         Ok(dir)
     }
 
-    /// Now and then, forgets directories that nobody uses any more.
+    /// Removes unused directories from `open` when there are many.
     fn tidy(&self) {
         if self.open.len() >= self.tidy_at.load(Ordering::Relaxed) {
             self.open.retain(|_, dir| dir.strong_count() > 0);
@@ -296,7 +301,7 @@ impl MountedCatalog {
         }
     }
 
-    /// The file of a record.
+    /// Returns the file that a record describes.
     pub fn file(&self, index: u32) -> Result<LowerFile> {
         let view = &self.view;
         let record = view.record(index)?;
@@ -326,7 +331,7 @@ impl MountedCatalog {
         })
     }
 
-    /// Attributes of the file of a record.
+    /// Returns the attributes in a record.
     pub fn stat(&self, index: u32) -> Result<Stat> {
         let record = self.view.record(index)?;
         self.stat_in(&record)
@@ -338,7 +343,7 @@ impl MountedCatalog {
         self.view.stat(record, root.layer.stat.dev)
     }
 
-    /// As [`CatalogDir::plain`], of a record.
+    /// As [`CatalogDir::plain`], by record.
     pub fn plain_at(&self, index: u32) -> Result<CatalogEntry> {
         self.plain(index, &self.view.record(index)?)
     }
@@ -355,7 +360,7 @@ impl MountedCatalog {
         }
     }
 
-    /// What the data of a file must still be when it is opened.
+    /// Returns what the data of a file must still be when the file is opened.
     pub fn identity(&self, record: u32) -> Result<Identity> {
         let record = self.view.record(record)?;
         if record.flags.get() & format::METACOPY != 0 {
@@ -364,32 +369,32 @@ impl MountedCatalog {
         Ok(Identity::from(&self.view.stat(&record, 0)?))
     }
 
-    /// The flags of a record.
+    /// Returns the flags of a record.
     pub fn flags(&self, record: u32) -> Result<u16> {
         Ok(self.view.record(record)?.flags.get())
     }
 
-    /// Target of a symlink.
+    /// Returns the target of a symlink.
     pub fn target(&self, record: u32) -> Result<Vec<u8>> {
         let record = self.view.record(record)?;
         Ok(self.view.target(&record)?.to_vec())
     }
 
-    /// How the markers of the layer of a record are read.
+    /// Returns the dialect of the layer that a record belongs to.
     pub fn dialect(&self, record: u32) -> Result<Dialect> {
         let (layer, _) = self.view.place(&self.view.record(record)?)?;
         let root = self.roots.get(layer as usize).ok_or(Damaged)?;
         Ok(root.layer.dialect)
     }
 
-    /// Whether the file of a record has no xattr at all.
+    /// Whether the file of a record is known to have no xattrs.
     pub fn is_bare(&self, record: u32) -> bool {
         let record = self.view.record(record);
         self.is_believed() && record.is_ok_and(|r| r.flags.get() & format::XATTRS == 0)
     }
 
-    /// The answer for an xattr that the file of a record has not; `None`: it may have it.
-    /// `ask` asks the layer, which is done once for each file system and kind of file.
+    /// Returns the error for an absent xattr of the file of a record, or `None` when the file may
+    /// have the xattr. `ask` asks the layer, once for each file system and kind of file.
     pub fn absent_xattr(
         &self,
         record: u32,
@@ -402,7 +407,7 @@ impl MountedCatalog {
             return None;
         }
         let stat = self.view.stat(&record, 0).ok()?;
-        // Who may not read a file is told so when asking for user.*, absent or not.
+        // The kernel refuses user.* xattrs of a file that the caller cannot read, present or not.
         if space == Space::User && stat.perm & 0o444 != 0o444 {
             return None;
         }
@@ -423,22 +428,22 @@ impl MountedCatalog {
 }
 
 impl CatalogDir {
-    /// The catalog it is in.
+    /// Returns the catalog.
     pub fn catalog(&self) -> &Arc<MountedCatalog> {
         &self.catalog
     }
 
-    /// The topmost of its directories in the layers.
+    /// Returns the topmost directory in the layers.
     pub fn top(&self) -> &Arc<LowerDir> {
         &self.top
     }
 
-    /// Its record.
+    /// Returns the record.
     pub fn record(&self) -> u32 {
         self.record
     }
 
-    /// What the lowers say about a name; `None`: they must be asked.
+    /// Looks a name up. `None`: the layers must be read.
     pub fn lookup(&self, name: &[u8]) -> Result<Option<LowerLookup>> {
         let catalog = &self.catalog;
         let view = &catalog.view;
@@ -470,8 +475,7 @@ impl CatalogDir {
         Ok(Some(LowerLookup::File(catalog.file(index)?)))
     }
 
-    /// A name's record and attributes, where it is a file of which these say all there is to
-    /// know: one name, data of its own.
+    /// Looks a name up, and returns record and attributes if these say everything about the file.
     pub fn plain(&self, name: &[u8]) -> Result<CatalogEntry> {
         match self.catalog.view.find(&self.dir, name)? {
             Some((index, record)) => self.catalog.plain(index, &record),
@@ -479,7 +483,7 @@ impl CatalogDir {
         }
     }
 
-    /// Hands out its names, as the merge of the lowers has them.
+    /// Calls `each` with every entry of the directory; the lowers are merged already.
     pub fn entries(
         &self,
         inode_numbers: &InodeNumbers,

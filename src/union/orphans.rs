@@ -1,14 +1,15 @@
-//! What keeps a file whose last name in the upper is gone while somebody still has it open.
+//! Orphans: upper files and directories that have lost their last name while the kernel still uses
+//! them.
 //!
-//! The first of them are kept by a descriptor each, which costs least. Descriptors are the
-//! process' and for all users, so there is a [`Budget`]; what is beyond it has a name in the work
-//! directory (0700, swept by the next mount) that is removed when the kernel forgets the inode.
-//! That name is one link more on the upper's file system, which no user sees: see
-//! [`super::attr::attr`]. A removed directory has nothing in it, so beyond the budget its
-//! attributes are kept in memory.
+//! A descriptor keeps each of them, which is cheapest. Descriptors are shared by the whole process,
+//! so their number is limited ([`Budget`]); a file beyond the limit gets a name in the work
+//! directory (mode 0700, emptied by the next mount), which is removed when the kernel forgets the
+//! inode. That name counts as a link on the upper's file system, which no user sees: see
+//! [`super::attr::attr`]. A removed directory is empty, so beyond the limit its attributes are kept
+//! in memory instead.
 //!
-//! Invariant: a parked name exists as long as its inode's `Loc` has it, and both change with `loc`
-//! locked; so attributes read of the file and `loc` agree.
+//! Invariant: a parked name exists as long as its inode's `Loc` has it. Both change with `loc`
+//! locked, so attributes read from the file agree with `loc`.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -26,15 +27,14 @@ use crate::layer::at::{At, Stat};
 use crate::layer::fds::IsExhausted as _;
 use crate::layer::types::Time;
 
-/// No more descriptors than this keep orphans, however many the process may have.
+/// The maximum number of descriptors for orphans.
 const MOST: usize = 256;
-/// Nor more than one in so many of those that it may have.
+/// Orphans take at most one in so many of the descriptors that the process may have.
 const SHARE: usize = 8;
-/// How often the limit is looked at again, which prlimit(2) can change: each time so many more
-/// are taken.
+/// The limit of the process, which prlimit(2) may change, is read again after so many.
 const LOOK_AGAIN: usize = 32;
 
-/// How many descriptors may keep orphans.
+/// The limit of descriptors that keep orphans.
 #[derive(Debug)]
 pub(crate) struct Budget {
     taken: AtomicUsize,
@@ -49,12 +49,13 @@ impl Budget {
         })
     }
 
-    /// One descriptor more, if there may be; given back when dropped.
+    /// Takes one descriptor from the budget, if one is left; it is returned when the permit is
+    /// dropped.
     pub fn take(self: &Arc<Self>) -> Option<Permit> {
         self.take_below(1)
     }
 
-    /// As [`Self::take`], for what cannot be kept without a descriptor.
+    /// As [`Self::take`], with a reserve for files that only a descriptor can keep.
     fn take_reserve(self: &Arc<Self>) -> Option<Permit> {
         self.take_below(2)
     }
@@ -94,7 +95,7 @@ pub(crate) struct Parked {
 }
 
 impl Parked {
-    /// `name` in `staging` is there, and nobody else's.
+    /// Takes over `name` in `staging`, which exists and has no other user.
     pub fn new(staging: &Arc<OwnedFd>, name: Vec<u8>) -> Self {
         Self {
             staging: Arc::clone(staging),
@@ -116,7 +117,7 @@ impl Drop for Parked {
     }
 }
 
-/// A descriptor that keeps an upper file or directory which has no name.
+/// A descriptor that keeps an upper file or directory without a name.
 #[derive(Debug)]
 pub(crate) struct Held {
     by: By,
@@ -125,9 +126,9 @@ pub(crate) struct Held {
 
 #[derive(Debug)]
 enum By {
-    /// Opened for that, or a directory's.
+    /// Opened for this purpose, or that of a directory.
     Fd(Arc<OwnedFd>),
-    /// The one through which its data is read and written.
+    /// The descriptor through which the file's data is read and written.
     Data(Arc<DataFd>),
 }
 
@@ -139,7 +140,7 @@ impl Held {
         }
     }
 
-    /// The descriptor of a directory.
+    /// Returns the descriptor of a directory.
     pub fn dir(&self) -> Option<&Arc<OwnedFd>> {
         match &self.by {
             By::Fd(fd) => Some(fd),
@@ -151,13 +152,13 @@ impl Held {
 /// What keeps an inode that loses its last name.
 #[derive(Debug)]
 pub(crate) enum Keep {
-    /// What it has already: the name it is parked under, or its entry in the index.
+    /// It is kept already: by the name it is parked under, or by its index entry.
     Known,
-    /// A descriptor.
+    /// A descriptor keeps it.
     Held(Held),
-    /// A name in the work directory.
+    /// A name in the work directory keeps it.
     Parked(Parked),
-    /// Memory of a directory.
+    /// The attributes of a directory are kept in memory.
     Gone(Box<Stat>),
 }
 
@@ -171,8 +172,8 @@ impl Keep {
 }
 
 impl Union {
-    /// What keeps an upper file or directory (named `at`) while its name is removed; `loc` is its
-    /// place, locked for a change, and `id` the file that the union knows.
+    /// Keeps the upper file or directory `at` while its name is removed. `loc` is its place, locked
+    /// for a change, and `id` the file that the union knows.
     ///
     /// # Errors
     /// ESTALE when `at` is another file; else those of open(2).
@@ -205,7 +206,7 @@ impl Union {
                 self.check_upper(inode.kind, id, &parked.at().stat()?)?;
                 Ok(Keep::Parked(parked))
             }
-            // No links here, or none more of this file, or no room for one.
+            // The file system has no links, or no further link of this file, or is full.
             Err(error) => match self.orphans.take_reserve() {
                 Some(permit) => self.hold(inode, at, id).map(|by| Keep::held(by, permit)),
                 None => Err(error.into()),
@@ -213,10 +214,10 @@ impl Union {
         }
     }
 
-    /// A descriptor of a file or directory: one that is open anyway, if there is one.
+    /// Returns a descriptor of a file or directory, reusing one that is open.
     fn hold(&self, inode: &Inode, at: At<'_>, id: (u64, u64)) -> Result<By> {
         let data = inode.data_opt().and_then(|slot| self.fds.cached(slot));
-        // One that is not writable may be of a lower.
+        // One that is not writable may be of a lower file.
         if let Some(data) = data.filter(|data| data.writable) {
             return Ok(By::Data(data));
         }
@@ -229,7 +230,7 @@ impl Union {
         Ok(By::Fd(Arc::new(held)))
     }
 
-    /// What keeps a file of the upper that is open as `fd` and has no name.
+    /// Keeps an upper file that is open as `fd` and has no name.
     pub(crate) fn keep_nameless(&self, upper: &Upper, fd: OwnedFd) -> Result<Keep, Errno> {
         let permit = match self.orphans.take() {
             Some(permit) => permit,
@@ -241,8 +242,8 @@ impl Union {
         Ok(Keep::held(By::Fd(Arc::new(fd)), permit))
     }
 
-    /// Changes the attributes of a removed directory that is kept in memory; `false` for any
-    /// other inode.
+    /// Changes the attributes of a removed directory that are kept in memory. Returns `false` for
+    /// any other inode.
     pub(crate) fn set_gone(inode: &Inode, set: &SetAttr) -> bool {
         let mut loc = inode.loc.write();
         let Some(stat) = loc.gone_mut() else {
@@ -262,7 +263,7 @@ impl Union {
         true
     }
 
-    /// Whether an inode is a removed directory of which there are only the attributes.
+    /// Whether the inode is a removed directory of which only the attributes are kept.
     pub(crate) fn is_gone(inode: &Inode) -> bool {
         inode.dir.is_some() && inode.loc.read().gone().is_some()
     }

@@ -1,12 +1,12 @@
-//! Inode flags: what chattr(1) sets and lsattr(1) shows, and the two of them that protect a file.
+//! Inode flags: what chattr(1) sets and lsattr(1) shows, and the two flags that protect a file.
 //!
-//! As overlayfs has it: a file or directory is immutable or append-only when the topmost layer's
-//! is, or when the upper's says so by `overlay.protattr`, where chattr on the union puts it, as a
-//! file that is really immutable could not be copied up, linked or marked. All other flags are
-//! those of the file itself. FUSE has no flag for an immutable inode, so what the kernel would
-//! refuse is refused here, with EPERM and before anything is copied up.
+//! As in overlayfs, a file or directory is immutable or append-only when the topmost layer's is, or
+//! when the upper's has the marker `protattr`. chattr on the union writes that marker, because a
+//! file that really is immutable could not be copied up, linked or marked. All other flags are
+//! those of the file itself. FUSE has no flag for an immutable inode, so the checks that the kernel
+//! would do are done here: EPERM, before anything is copied up.
 //!
-//! Who may change flags the kernel has decided (`vfs_fileattr_set`): the owner or CAP_FOWNER, and
+//! The kernel has checked who may change flags (`vfs_fileattr_set`): the owner or CAP_FOWNER, and
 //! CAP_LINUX_IMMUTABLE for these two.
 
 use std::os::fd::AsFd;
@@ -27,15 +27,18 @@ use crate::sys::fileattr::{self, FsxAttr};
 /// `FS_IMMUTABLE_FL` and `FS_APPEND_FL` of linux/fs.h.
 const IMMUTABLE_FL: u32 = 0x10;
 const APPEND_FL: u32 = 0x20;
-/// `FS_JOURNAL_DATA_FL`: ext4 lets only CAP_SYS_RESOURCE change it, which we have and the caller
-/// need not.
+/// `FS_JOURNAL_DATA_FL`: ext4 lets only CAP_SYS_RESOURCE change it, which the server has and the
+/// caller may lack.
 const JOURNAL_DATA_FL: u32 = 0x4000;
 /// `FS_XFLAG_IMMUTABLE` and `FS_XFLAG_APPEND`.
 const IMMUTABLE_XFLAG: u32 = 0x8;
 const APPEND_XFLAG: u32 = 0x10;
 
 impl Union {
-    /// What protects an inode.
+    /// Returns the protection of an inode.
+    ///
+    /// # Errors
+    /// Those of reading the marker.
     pub(crate) fn protection(&self, inode: &Inode) -> Result<Protection> {
         if let Some(known) = inode.protection.get() {
             return Ok(known);
@@ -48,7 +51,7 @@ impl Union {
             inode.protection.set(read);
             return Ok(read);
         }
-        // Of the upper, in a directory with nothing below: nobody has read its markers yet.
+        // The inode was looked up in an upper directory without lowers, where markers are not read.
         let dialect = self.readable_upper()?.layer.dialect;
         let read = self.with_upper(inode, |at| {
             Ok(Protection::read(at, dialect)? | at.stat()?.protection)
@@ -62,12 +65,15 @@ impl Union {
         match (&inode.dir, &loc.lower) {
             (Some(dir), _) => Ok(dir.lowers.top().ok_or(Errno::IO)?.stat.protection),
             (None, Some(Lower::File(file))) => Ok(file.stat.protection),
-            // Of those that are protected the catalog has no record.
+            // The catalog has no records of protected files.
             (None, _) => Ok(Protection::NONE),
         }
     }
 
-    /// EPERM for what is immutable or append-only: it keeps its names, attributes and xattrs.
+    /// Checks that names, attributes and xattrs of an inode may change.
+    ///
+    /// # Errors
+    /// EPERM for an immutable or append-only inode.
     pub(crate) fn check_changeable(&self, inode: &Inode) -> Result<()> {
         match self.protection(inode)? {
             Protection::NONE => Ok(()),
@@ -75,7 +81,10 @@ impl Union {
         }
     }
 
-    /// EPERM for a directory that is immutable, in which nothing can be made.
+    /// Checks that names may be created in a directory.
+    ///
+    /// # Errors
+    /// EPERM for an immutable directory.
     pub(crate) fn check_extensible(&self, dir: &Inode) -> Result<()> {
         match self.protection(dir)?.is_immutable() {
             true => Err(Errno::PERM.into()),
@@ -83,7 +92,10 @@ impl Union {
         }
     }
 
-    /// EPERM for attributes that what protects the inode forbids to change (`may_setattr`).
+    /// Checks that the inode's protection allows a change of attributes (`may_setattr`).
+    ///
+    /// # Errors
+    /// EPERM when it does not.
     pub(crate) fn check_setattr(&self, inode: &Inode, set: &SetAttr) -> Result<()> {
         let protection = self.protection(inode)?;
         if protection == Protection::NONE {
@@ -99,10 +111,12 @@ impl Union {
         }
     }
 
-    /// What of a write of `len` bytes at `offset` is to be written: all of it, but for an
-    /// append-only file, whose content cannot be changed. `appends`: by a descriptor with
-    /// O_APPEND; `pages`: from the kernel's cache, which may hold more than is new. The number
-    /// of bytes to leave out, or EPERM.
+    /// Returns how many of the `len` bytes at `offset` a write must skip: none, except for an
+    /// append-only file, whose content may not change. `appends`: the descriptor has O_APPEND.
+    /// `pages`: the data comes from the kernel's cache, which may contain more than is new.
+    ///
+    /// # Errors
+    /// EPERM when the write is not allowed.
     pub(crate) fn check_write(
         &self,
         inode: &Inode,
@@ -124,7 +138,10 @@ impl Union {
         }
     }
 
-    /// EPERM for fallocate(2) of an immutable file, and for all but more room of an append-only one.
+    /// Checks a fallocate(2).
+    ///
+    /// # Errors
+    /// EPERM for an immutable file, and for an append-only one unless only space is added.
     pub(crate) fn check_allocate(&self, inode: &Inode, mode: FallocateFlags) -> Result<()> {
         let protection = self.protection(inode)?;
         let adds = (mode - FallocateFlags::KEEP_SIZE).is_empty();
@@ -134,7 +151,10 @@ impl Union {
         }
     }
 
-    /// EPERM for an open with these `O_` flags of a protected file.
+    /// Checks an open with these `O_` flags.
+    ///
+    /// # Errors
+    /// EPERM when the file is protected against it.
     pub(crate) fn check_open(&self, inode: &Inode, flags: u32) -> Result<()> {
         let has = |flag: i32| flags & flag.cast_unsigned() != 0;
         let protection = self.protection(inode)?;
@@ -151,13 +171,16 @@ impl Union {
         }
     }
 
-    /// Whether a file may be written at its end only; ESTALE for a number not in use.
+    /// Whether a file may be written at its end only.
+    ///
+    /// # Errors
+    /// ESTALE for a number that is not in use.
     pub fn is_append_only(&self, ino: Ino) -> Result<bool> {
         Ok(self.protection(&*self.inode(ino)?)?.is_append())
     }
 
-    /// Marks a staged copy with what protects its inode. Where the upper has no xattrs it is not
-    /// protected, as on overlayfs.
+    /// Writes the protection marker of a staged copy. Where the upper has no xattrs the copy is not
+    /// protected, as in overlayfs.
     pub(crate) fn protect_copy(upper: &Upper, inode: &Inode, to: At<'_>) -> Result<()> {
         let Some(protection) = inode.protection.get().filter(|p| *p != Protection::NONE) else {
             return Ok(());
@@ -168,8 +191,10 @@ impl Union {
         }
     }
 
-    /// The flags of a file or directory. ENOTTY for other kinds and where its file system has
-    /// none.
+    /// Returns the flags of a file or directory.
+    ///
+    /// # Errors
+    /// ENOTTY for other kinds of files, and where the file system has no flags; ESTALE.
     pub fn file_flags(&self, ino: Ino) -> Result<FileFlags> {
         let inode = self.inode(ino)?;
         let protection = self.protection(&inode)?;
@@ -177,7 +202,10 @@ impl Union {
         Ok(FileFlags(flags | protection.bits(IMMUTABLE_FL, APPEND_FL)))
     }
 
-    /// The same as `struct fsxattr`.
+    /// Returns the flags as a `struct fsxattr`.
+    ///
+    /// # Errors
+    /// As [`Self::file_flags`].
     pub fn file_xflags(&self, ino: Ino) -> Result<FsxAttr> {
         let inode = self.inode(ino)?;
         let protection = self.protection(&inode)?;
@@ -186,8 +214,11 @@ impl Union {
         Ok(attr)
     }
 
-    /// Changes the flags (copy-up), for a caller of whom the kernel knows that they may. EROFS,
-    /// EPERM for protecting a file where the upper has no xattrs, ENOTTY as above.
+    /// Changes the flags, for a caller that the kernel has checked; copies the file up.
+    ///
+    /// # Errors
+    /// EROFS without an upper, EPERM for protecting a file where the upper has no xattrs; else as
+    /// [`Self::file_flags`].
     pub fn set_file_flags(&self, ino: Ino, flags: FileFlags) -> Result<()> {
         let FileFlags(flags) = flags;
         let protection = Protection::of(flags, IMMUTABLE_FL, APPEND_FL);
@@ -200,7 +231,10 @@ impl Union {
         })
     }
 
-    /// The same from `struct fsxattr`.
+    /// Changes the flags in a `struct fsxattr`.
+    ///
+    /// # Errors
+    /// As [`Self::set_file_flags`].
     pub fn set_file_xflags(&self, ino: Ino, mut attr: FsxAttr) -> Result<()> {
         let protection = Protection::of(attr.xflags, IMMUTABLE_XFLAG, APPEND_XFLAG);
         attr.xflags &= !(IMMUTABLE_XFLAG | APPEND_XFLAG);
@@ -223,7 +257,7 @@ impl Union {
         self.with_place(&inode, |place| {
             self.with_upper(&inode, |at| mark(upper, at, before, protection))?;
             inode.protection.set(protection);
-            // What the cache says of it is no longer true; nobody puts it there meanwhile.
+            // Removes the cached answer, which is out of date; nobody inserts another meanwhile.
             if let Some((parent, name)) = place.map(|place| place.name()) {
                 self.lookup_cache.remove(parent.key, name);
             }
@@ -251,7 +285,7 @@ impl Union {
     }
 }
 
-/// Writes what protects an upper file in place of what did before.
+/// Replaces the protection marker of an upper file.
 fn mark(upper: &Upper, at: At<'_>, before: Protection, protection: Protection) -> Result<()> {
     if protection != Protection::NONE {
         return match upper.markers.set(at, Marker::Protattr, protection.text()) {

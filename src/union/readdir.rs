@@ -1,6 +1,7 @@
-//! Reading directories: the merged listing is built from the layers on first use, kept up
-//! to date by our own operations, and dropped when it has been read to its end (the kernel
-//! caches it then).
+//! Directory reading.
+//!
+//! The merged listing of a directory is built from the layers on first use, updated by the union's
+//! own operations, and dropped after it has been read to its end, when the kernel caches it.
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -22,23 +23,22 @@ use crate::layer::at::At;
 use crate::layer::lower::{LowerDir, RawEntry, has_opaque_file, read_dir};
 use crate::layer::markers::WH_PREFIX;
 
-/// Entries handed out between two looks at the listing's lock.
+/// The number of entries returned per lock of the listing.
 const BATCH: usize = 64;
-/// The same where another reader may want another window meanwhile, which is dear.
+/// The same, where another reader may replace the window meanwhile, which is expensive.
 const WINDOW_BATCH: usize = 512;
-/// Names of one directory in memory, at most: some 40 MiB, 150 while they are gathered and sorted.
-/// Of longer ones there is a window.
+/// The maximum number of names of one directory in memory: about 40 MiB, and 150 MiB while they are
+/// collected and sorted. A longer directory is read in windows.
 const MOST: usize = 256 << 10;
-/// Names of all directories of a mount in memory, about.
+/// The approximate maximum number of names in memory for all directories of a mount.
 const MOST_OF_ALL: usize = 1 << 20;
-/// What a listing counts for besides its names.
+/// What a listing counts for, in addition to its names.
 const EACH: usize = 16;
 
 /// One directory entry, offered to the sink of [`Union::readdir`].
 #[derive(Debug)]
 pub struct DirItem<'a, 'u> {
-    /// Opaque position after this entry: pass it to `readdir` to go on behind it. At most
-    /// `i64::MAX`.
+    /// An opaque position after this entry; pass it to `readdir` to continue. At most `i64::MAX`.
     pub offset: u64,
     /// The name, raw bytes.
     pub name: &'a [u8],
@@ -46,31 +46,32 @@ pub struct DirItem<'a, 'u> {
     pub ino: Ino,
     /// File type (d_type).
     pub kind: FileKind,
-    /// With `plus`: the counted lookup; never for `.` and `..`, and not for most of a long
-    /// directory. Taken by the sink when accepted.
+    /// With `plus`: the counted lookup, which the sink takes when it accepts the entry. Never for
+    /// `.` and `..`, and not for most entries of a long directory.
     pub entry: Option<EntryRef<'u>>,
 }
 
-/// Some entries of a listing.
+/// A run of entries of a listing.
 #[derive(Default)]
 struct Batch {
-    /// With their offsets.
+    /// The entries with their offsets.
     entries: Vec<(u64, Visible)>,
-    /// How many the whole listing has.
+    /// The number of entries of the whole listing.
     length: usize,
-    /// The version of the names for which this is true.
+    /// The version of the names for which the run is true.
     version: u64,
 }
 
-/// Entries of a directory that come with their attributes in any case.
+/// The number of entries of a directory that always come with attributes.
 const WITH_ATTRIBUTES: u64 = 1024;
-/// Names asked for one by one after which a long directory comes with all attributes.
+/// After so many names were looked up one by one, all entries of a long directory come with
+/// attributes.
 pub(crate) const ASKED_ENOUGH: u32 = 32;
 
-/// Whether entries behind `offset` are to come with attributes. In a long directory, asking
-/// the layers for those of every name costs far more than naming them, and whoever lists it
-/// may want nothing else: then only the first do, until somebody has asked for some by name.
-/// Offsets are hashes, so they tell about how many entries come before.
+/// Whether entries after `offset` should include attributes. In a long directory, reading the
+/// attributes of every name costs far more than listing the names, and the reader may need only
+/// those. So only the first entries include them, until some names have been looked up one by one.
+/// Offsets are hashes, so they tell roughly how many entries come before.
 fn wants_attributes(inode: &Inode, offset: u64, length: usize) -> bool {
     let before = (u128::from(offset) * length as u128) >> 63;
     let asked = inode
@@ -80,16 +81,16 @@ fn wants_attributes(inode: &Inode, offset: u64, length: usize) -> bool {
     before < u128::from(WITH_ATTRIBUTES) || asked >= ASKED_ENOUGH
 }
 
-/// Directories whose listings stay in memory after they have been read: whoever lists a
-/// directory often empties and removes it next.
+/// Directories whose listings stay in memory after they have been read, because a directory that
+/// was listed is often emptied and removed next.
 #[derive(Default)]
 pub(crate) struct Recent {
     kept: Mutex<VecDeque<Weak<Inode>>>,
-    /// Directories whose listings were built last, whether they are still there or not.
+    /// The directories whose listings were built last, present or not.
     built: Mutex<Built>,
 }
 
-/// Directories with what their listings held, and the sum of that.
+/// Directories, the size of their listings, and the sum of these sizes.
 #[derive(Default)]
 struct Built {
     order: VecDeque<(Weak<Inode>, usize)>,
@@ -97,7 +98,7 @@ struct Built {
 }
 
 impl Recent {
-    /// How many, and how long they may be.
+    /// The number of listings that stay, and the maximum size of each.
     const DIRECTORIES: usize = 32;
     const ENTRIES: usize = 512;
 
@@ -117,13 +118,13 @@ impl Recent {
             false => None,
         };
         drop(kept);
-        // One that is being read ends later.
+        // One that is being read is dropped when the reader ends.
         drop_listing(oldest.as_deref());
         true
     }
 
-    /// Notes that the listing of `inode`, which the caller has locked, was built, and drops those
-    /// built long ago where all together hold too much: whoever reads on builds them anew.
+    /// Notes that the listing of `inode`, which the caller has locked, was built. Drops the
+    /// listings built longest ago while all together are too large; their readers build them again.
     fn built(&self, inode: &Arc<Inode>, entries: usize) {
         let mut built = self.built.lock();
         built.sum += entries + EACH;
@@ -141,7 +142,7 @@ impl Recent {
     }
 }
 
-/// Drops a listing, unless somebody is reading it.
+/// Drops a listing, unless it is in use.
 fn drop_listing(inode: Option<&Inode>) {
     let dir = inode.and_then(|inode| inode.dir.as_ref());
     if let Some(mut listing) = dir.and_then(|dir| dir.listing.try_lock()) {
@@ -150,8 +151,11 @@ fn drop_listing(inode: Option<&Inode>) {
 }
 
 impl Union {
-    /// Offers entries behind `offset` (0: from the start) to `sink` until it answers false
-    /// (the entry did not fit and was not taken).
+    /// Passes entries after `offset` (0: from the start) to `sink` until it returns false, which
+    /// means that the entry did not fit and was not taken.
+    ///
+    /// # Errors
+    /// ENOTDIR, ESTALE; else those of the layers' file systems.
     pub fn readdir<'u>(
         &'u self,
         ino: Ino,
@@ -201,7 +205,7 @@ impl Union {
         }
     }
 
-    /// The next entries behind `offset`; at the end a long listing is dropped.
+    /// Returns the next entries after `offset`; at the end drops a long listing.
     fn listed(&self, inode: &Arc<Inode>, mut offset: u64) -> Result<Batch> {
         let dir = inode.dir.as_ref().ok_or(Errno::NOTDIR)?;
         let names = dir.ns.read();
@@ -213,12 +217,12 @@ impl Union {
         loop {
             let listing = match &mut *held {
                 Some(listing) if listing.covers(offset) => listing,
-                // The kernel asks once more to hear that this was all.
+                // The kernel's last call, which confirms the end.
                 None if offset > FIRST_OFFSET && end == [offset, names.version] => {
                     return Ok(Batch::default());
                 }
                 other => {
-                    // Of another window it is known that there are several.
+                    // The directory is known to need several windows.
                     let first = if other.is_none() { 0 } else { offset };
                     *other = None;
                     let mut listing = self.build_listing(inode, dir, first)?;
@@ -251,7 +255,7 @@ impl Union {
         }
     }
 
-    /// One entry as the sink wants it; `None` when it vanished meanwhile.
+    /// Returns an entry as the sink takes it; `None` when it vanished meanwhile.
     fn item<'a>(
         &self,
         parent: &Arc<Inode>,
@@ -286,7 +290,8 @@ impl Union {
             Ok(found) => found,
             Err(e) => {
                 tracing::debug!("listing {}: {e}", String::from_utf8_lossy(name));
-                // Who asks for it by name hears why; a name left out would be a file lost.
+                // A lookup of the name reports the error; leaving the name out would make a file
+                // invisible.
                 let (Some(kind), ino) = (visible.kind, visible.ino) else {
                     return Err(e);
                 };
@@ -300,8 +305,8 @@ impl Union {
         }))
     }
 
-    /// Merges the layers' listings, of a long directory those of the names behind `after`; the
-    /// caller holds the name lock.
+    /// Merges the layers' listings (of a long directory, the window after `after`); the caller
+    /// holds the name lock.
     pub(crate) fn build_listing(&self, inode: &Inode, dir: &Dir, after: u64) -> Result<Listing> {
         let after = if after < FIRST_OFFSET { 0 } else { after };
         let mut gather = Gather::new(&self.listing_order, MOST, after);
@@ -312,14 +317,14 @@ impl Union {
         Ok(gather.into_listing())
     }
 
-    /// All names in the lowers.
+    /// Returns all names in the lowers.
     pub(crate) fn all_of_lowers(&self, lowers: &LowerDirs) -> Result<Vec<LayerListing>> {
         let mut gather = Gather::new(&self.listing_order, usize::MAX, 0);
         self.list_lowers(lowers, &mut gather)?;
         Ok(gather.into_layers())
     }
 
-    /// The names in the lowers; one merged listing when the catalog has it.
+    /// Collects the names in the lowers: one merged listing when the catalog has it.
     fn list_lowers(&self, lowers: &LowerDirs, gather: &mut Gather<'_>) -> Result<()> {
         if let Some(merged) = lowers.catalog_dir() {
             let mut listing = LayerListing {
@@ -355,7 +360,7 @@ impl Union {
     fn list_upper(&self, inode: &Inode, dir: &Dir, gather: &mut Gather<'_>) -> Result<()> {
         let upper = self.readable_upper()?;
         let fd = self.upper_dir(inode)?;
-        // Without anything below and without copied-up files, d_ino is the number.
+        // Without lowers and copied-up files, d_ino is the inode number.
         let plain = dir.lowers.is_empty() && !dir.impure.load(Ordering::Acquire);
         let dev = upper.layer.stat.dev;
         let (mut entries, mut hides_below) = (Vec::new(), Vec::new());
@@ -434,7 +439,7 @@ impl Union {
         Ok(())
     }
 
-    /// Whether a directory shows nothing; the caller holds its name lock.
+    /// Whether a directory is empty in the union; the caller holds its name lock.
     pub(crate) fn is_empty_dir(&self, inode: &Inode) -> Result<bool> {
         let dir = inode.dir.as_ref().ok_or(Errno::NOTDIR)?;
         if let Some(listing) = &*dir.listing.lock()
@@ -452,7 +457,7 @@ impl Union {
         }
     }
 
-    /// Keeps a listing in memory right after `name` appeared in `parent`'s upper.
+    /// Adds a name that was just created in the upper of `parent` to a listing in memory.
     pub(crate) fn listing_add(parent: &Inode, name: &[u8], kind: FileKind, ino: Ino) {
         let Some(dir) = &parent.dir else { return };
         if let Some(listing) = &mut *dir.listing.lock() {
@@ -467,7 +472,7 @@ impl Union {
         }
     }
 
-    /// Keeps a listing in memory right after `name` vanished from `parent`.
+    /// Removes a name that was just removed from `parent` from a listing in memory.
     pub(crate) fn listing_remove(parent: &Inode, name: &[u8]) {
         let Some(dir) = &parent.dir else { return };
         if let Some(listing) = &mut *dir.listing.lock() {
@@ -475,7 +480,7 @@ impl Union {
         }
     }
 
-    /// Whether the upper directory has `.wh.` entries (only asked where they are markers).
+    /// Whether the upper directory has `.wh.` entries; called only where these are markers.
     pub(crate) fn upper_has_wh(&self, dir: &Dir, fd: &std::os::fd::OwnedFd) -> Result<bool> {
         if let Some(known) = dir.upper_wh.get() {
             return Ok(known);
@@ -483,14 +488,14 @@ impl Union {
         let mut any = false;
         match read_dir(fd, |raw| any |= raw.name.starts_with(WH_PREFIX)) {
             Ok(()) => dir.upper_wh.set(any),
-            // It may be searched but not listed: then ask name by name.
+            // It can be searched but not listed: whiteouts are looked up name by name.
             Err(Errno::ACCESS) => any = true,
             Err(e) => return Err(e.into()),
         }
         Ok(any)
     }
 
-    /// Whether an upper subdirectory has the file that makes it opaque.
+    /// Whether an upper subdirectory contains the file that makes it opaque.
     pub(crate) fn upper_wh_opaque(&self, fd: &std::os::fd::OwnedFd, name: &[u8]) -> Result<bool> {
         if !self.readable_upper()?.layer.dialect.wh_names {
             return Ok(false);
@@ -508,7 +513,7 @@ impl Union {
         match self.resolve(inode, name, Some(0)) {
             Ok(Answer::Found(_)) => Ok(true),
             Ok(Answer::Absent(_)) => Ok(false),
-            // A broken metacopy is something that must be hidden too.
+            // A broken metacopy must be hidden too.
             Err(e) if e.errno() == Errno::IO.raw_os_error() => Ok(true),
             Err(e) => Err(e),
         }

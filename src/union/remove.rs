@@ -1,5 +1,5 @@
-//! Removing names: unlink and rmdir. One system call makes the name vanish, and where a
-//! lower has the name the same call puts a whiteout in its place.
+//! Removal of names: unlink and rmdir. One system call makes the name vanish; where a lower has the
+//! name, the same call puts a whiteout in its place.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use crate::layer::at::{At, is_valid_name};
 use crate::layer::lower::read_dir;
 use crate::layer::markers::WH_PREFIX;
 
-/// The tree's shape and an inode's place, locked for a change.
+/// Write guards of the topology and of an inode's `loc`.
 type Shape<'a> = (Option<RwLockWriteGuard<'a, ()>>, RwLockWriteGuard<'a, Loc>);
 
-/// Name locks of several directories, taken in one order by everybody.
+/// The name locks of several directories, taken in the order of their addresses.
 pub(crate) struct NameLocks<'a>(Vec<(*const Inode, RwLockWriteGuard<'a, Names>)>);
 
 impl<'a> NameLocks<'a> {
@@ -59,13 +59,20 @@ impl<'a> NameLocks<'a> {
 }
 
 impl Union {
-    /// Removes a name. ENOENT, EISDIR for a directory, EROFS.
+    /// Removes a name.
+    ///
+    /// # Errors
+    /// ENOENT, EISDIR for a directory, EPERM for a protected file or directory, EROFS without an
+    /// upper; else those of the upper's file system.
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
         self.remove(parent, name, false)
     }
 
-    /// Removes an empty directory, also one that holds nothing but whiteouts. ENOENT,
-    /// ENOTDIR, ENOTEMPTY, EROFS.
+    /// Removes a directory that is empty in the union: its upper may contain whiteouts.
+    ///
+    /// # Errors
+    /// ENOENT, ENOTDIR, ENOTEMPTY, EPERM for a protected directory, EROFS without an upper; else
+    /// those of the upper's file system.
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
         self.remove(parent, name, true)
     }
@@ -108,7 +115,7 @@ impl Union {
         }
     }
 
-    /// Removes the name with all locks held.
+    /// Removes the name; the caller holds all locks.
     fn remove_locked(
         &self,
         upper: &Upper,
@@ -119,12 +126,12 @@ impl Union {
         let dir = self.upper_dir(parent)?;
         let hide = self.has_lower_name(inode, parent, name)?;
         let is_dir = inode.dir.is_some();
-        // Where nothing is below, rmdir(2) itself tells whether anything is in it.
+        // Without lowers, rmdir(2) itself checks that the directory is empty.
         let plain = inode.dir.as_ref().is_some_and(|dir| dir.lowers.is_empty()) && !hide;
         if is_dir && !plain && !self.is_empty_dir(inode)? {
             return Err(Errno::NOTEMPTY.into());
         }
-        // The tree's shape changes only for directories.
+        // Only directories are part of the topology.
         let mut topology = is_dir.then(|| self.topology.write());
         let mut loc = inode.loc.write();
         let in_upper = loc.has_upper_link(parent, name);
@@ -162,8 +169,8 @@ impl Union {
         Ok(())
     }
 
-    /// Makes sure that a directory whose upper is not empty holds nothing but whiteouts. It is
-    /// listed without the locks; its names are locked.
+    /// Checks that an upper directory contains nothing but whiteouts. Releases the locks while it
+    /// lists the directory, whose names are locked.
     fn empty_and_locked<'a>(&'a self, inode: &'a Inode, locks: Shape<'a>) -> Result<Shape<'a>> {
         drop(locks);
         if !self.is_empty_dir(inode)? {
@@ -173,7 +180,7 @@ impl Union {
         Ok((Some(topology), inode.loc.write()))
     }
 
-    /// A directory that got a `.wh.` file knows that it has one.
+    /// Notes that a directory got a `.wh.` file.
     pub(crate) fn note_whiteout(&self, parent: &Inode, whiteout: Option<WhiteoutKind>) {
         if let (Some(WhiteoutKind::WhName), Some(dir)) = (whiteout, &parent.dir) {
             dir.upper_wh.set(true);
@@ -186,7 +193,7 @@ pub(crate) fn link_in_upper(inode: &Inode, parent: &Inode, name: &[u8]) -> bool 
     inode.loc.read().has_upper_link(parent, name)
 }
 
-/// Whether the inode is what the name means.
+/// Whether this is a name of the inode.
 pub(crate) fn has_link(inode: &Inode, parent: &Inode, name: &[u8]) -> bool {
     inode
         .loc
@@ -196,7 +203,7 @@ pub(crate) fn has_link(inode: &Inode, parent: &Inode, name: &[u8]) -> bool {
         .any(|l| l.parent.ino == parent.ino && *l.name == *name)
 }
 
-/// Puts a whiteout where the upper has the name, of the directory `dir_id` or of a file.
+/// Replaces a name in the upper, of the directory `dir_id` or of a file, by a whiteout.
 fn replace_by_whiteout(
     upper: &Upper,
     dir: &OwnedFd,
@@ -205,7 +212,7 @@ fn replace_by_whiteout(
 ) -> Result<WhiteoutKind, Errno> {
     let at = At::new(dir.as_fd(), name);
     if upper.form == WhiteoutForm::WhName {
-        // The whiteout first: at no moment may the lower name show.
+        // The whiteout first: the lower name must never show.
         let kind = upper.whiteout(dir.as_fd(), name)?;
         remove_from_upper(upper, at, dir_id)?;
         return Ok(kind);
@@ -213,8 +220,8 @@ fn replace_by_whiteout(
     if upper.form == WhiteoutForm::Xattr {
         upper.mark_xwhiteouts(dir.as_fd())?;
     }
-    // A directory, with the whiteouts it may hold, changes places with the whiteout and is
-    // removed from the work directory.
+    // The directory, with the whiteouts in it, is exchanged with the whiteout and then removed from
+    // the work directory.
     let whiteout = upper.stage_whiteout()?;
     match dir_id {
         Some(_) => whiteout.replace(at, dir_id)?,
@@ -223,7 +230,7 @@ fn replace_by_whiteout(
     Ok(WhiteoutKind::Node)
 }
 
-/// Removes a name from the upper; the directory `dir_id` may hold whiteouts.
+/// Removes a name from the upper; the directory `dir_id` may contain whiteouts.
 pub(crate) fn remove_from_upper(
     upper: &Upper,
     at: At<'_>,
@@ -238,14 +245,14 @@ pub(crate) fn remove_from_upper(
     }
 }
 
-/// Whether a directory of the upper has no entry at all, not even a whiteout.
+/// Whether an upper directory has no entry at all, not even a whiteout.
 pub(crate) fn is_bare(dir: &OwnedFd) -> Result<bool, Errno> {
     let mut any = false;
     read_dir(dir, |_| any = true)?;
     Ok(!any)
 }
 
-/// Removes the `.wh.` file that hid a name which is there again.
+/// Removes the `.wh.` file of a name that exists again.
 pub(crate) fn clear_wh_name(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     At::new(dir.as_fd(), &[WH_PREFIX, name].concat()).unlink()
 }

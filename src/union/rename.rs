@@ -1,8 +1,9 @@
-//! Rename: lock the directories involved, plan, make one renameat2, update memory.
+//! Rename: lock the directories, check, prepare, call renameat2(2) once, update the state in
+//! memory.
 //!
-//! What must be true before the one step is done first and is harmless if the step never
-//! comes: copy-up, the `redirect` of a merged directory (it points where the directory's
-//! lowers are anyway), `opaque` on a directory that has none.
+//! Preparation is harmless if the rename never follows: copy-up, the `redirect` marker of a merged
+//! directory (which names its lower directories in either case), `opaque` on a directory without
+//! lowers.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -25,13 +26,17 @@ use super::upper::{Upper, WhiteoutForm};
 use crate::layer::at::{At, is_valid_name};
 use crate::layer::markers::Marker;
 
-/// Longest redirect we write, in bytes: a path the kernel can look up.
+/// The maximum length of a redirect in bytes: that of a path.
 const REDIRECT_LIMIT: usize = 4095;
 
 impl Union {
-    /// Renames. EINVAL for RENAME_WHITEOUT (as overlayfs) and for a directory into itself,
-    /// EEXIST with NOREPLACE, ENOENT, ENOTEMPTY, EISDIR, ENOTDIR; EXDEV for a merged directory
-    /// when redirects are off.
+    /// Renames a file or directory.
+    ///
+    /// # Errors
+    /// EINVAL for RENAME_WHITEOUT (as overlayfs) and for a directory into itself; EEXIST with
+    /// RENAME_NOREPLACE; ENOENT, ENOTEMPTY, EISDIR, ENOTDIR; EXDEV for a merged directory when
+    /// redirects are off; EPERM for a protected file; EROFS without an upper; else those of the
+    /// upper's file system.
     pub fn rename(
         &self,
         parent: Ino,
@@ -143,7 +148,11 @@ impl Union {
         }
     }
 
-    /// EXDEV for a directory whose lowers the upper may not point to.
+    /// Checks that the inode is no directory whose lowers would need a redirect that may not be
+    /// written.
+    ///
+    /// # Errors
+    /// EXDEV.
     fn check_movable(&self, inode: &Inode) -> Result<()> {
         match &inode.dir {
             Some(dir) if !dir.lowers.is_empty() && !self.redirect_dir => Err(Errno::XDEV.into()),
@@ -151,7 +160,10 @@ impl Union {
         }
     }
 
-    /// A directory cannot move below itself, nor replace one that contains it.
+    /// Checks that a directory neither moves into itself nor replaces an ancestor.
+    ///
+    /// # Errors
+    /// EINVAL, ENOTEMPTY.
     fn check_tree(
         &self,
         source: &Arc<Inode>,
@@ -215,7 +227,7 @@ impl Union {
             }
             None => (source.loc.write(), None),
         };
-        // With the target's place locked: a further name of it is seen by nobody.
+        // The target's `loc` is locked, so the parked name does not show in its link count.
         let keep = match (target, &target_loc, replaced) {
             (Some(target), Some(loc), Some(id)) => {
                 Some(self.keep(upper, (target, loc), new.at(), id)?)
@@ -240,7 +252,7 @@ impl Union {
         Ok(())
     }
 
-    /// Memory after a rename: caches, listings, parents.
+    /// Updates the state in memory after a rename: caches, listings, parents.
     fn moved(
         &self,
         source: &Arc<Inode>,
@@ -291,7 +303,7 @@ impl Union {
         Ok(())
     }
 
-    /// Marks what is about to move so that it stays what it is at its new place.
+    /// Writes the markers that the inode needs under its new name.
     fn prepare_move(
         &self,
         upper: &Upper,
@@ -321,8 +333,8 @@ impl Union {
         Ok(())
     }
 
-    /// Writes where the lowers have the directory: a name while it stays in its directory,
-    /// else an absolute path (fs/overlayfs/dir.c, ovl_set_redirect).
+    /// Writes the `redirect` marker: a name while the directory stays in its parent, else an
+    /// absolute path (fs/overlayfs/dir.c, `ovl_set_redirect`).
     fn set_redirect(
         &self,
         upper: &Upper,
@@ -347,7 +359,7 @@ impl Union {
         let set = self.with_upper(inode, |at| {
             Ok(upper.markers.set(at, Marker::Redirect, &redirect))
         });
-        // No room for the attribute: the caller falls back to copying, as with overlayfs.
+        // No room for the xattr. EXDEV makes mv(1) copy, as with overlayfs.
         set?.map_err(|_| Errno::XDEV.into())
     }
 
@@ -355,7 +367,7 @@ impl Union {
         self.with_upper(inode, |at| Ok(upper.layer.markers(at)?.redirect))
     }
 
-    /// The path of `name` in the lowers of `parent`, through the redirects on the way.
+    /// Returns the path of `name` in the lowers of `parent`, following redirects.
     fn absolute_redirect(
         &self,
         upper: &Upper,
@@ -382,8 +394,8 @@ impl Union {
         Ok(parts.join(&b'/'))
     }
 
-    /// Makes the upper side of an empty directory physically empty, so that rename can
-    /// replace it: a bare opaque one takes its place (ovl_clear_empty).
+    /// Makes the upper side of an empty directory physically empty, so that a rename can replace
+    /// it: an empty opaque directory takes its place (`ovl_clear_empty`).
     fn bare(&self, upper: &Upper, target: &Arc<Inode>, new: &RenameSide<'_>) -> Result<()> {
         let dir = self.upper_dir(target)?;
         if is_bare(&dir)? {
@@ -428,7 +440,7 @@ fn relink(
     }
 }
 
-/// Locks two inodes, in the order of their addresses.
+/// Locks two inodes in the order of their addresses.
 fn lock_both<'a>(
     a: &'a Arc<Inode>,
     b: &'a Arc<Inode>,
@@ -442,7 +454,7 @@ fn lock_both<'a>(
     }
 }
 
-/// Whether `inode` is `ancestor` or below it.
+/// Whether `inode` is `ancestor` or lies in it.
 fn is_below(inode: &Arc<Inode>, ancestor: &Arc<Inode>) -> bool {
     let mut at = Some(Arc::clone(inode));
     while let Some(inode) = at {

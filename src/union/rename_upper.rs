@@ -1,8 +1,7 @@
 //! The renameat2(2) of a rename in the upper directory, and the whiteout it must leave.
 //!
-//! One system call changes what is visible; which one depends on what both names have in the
-//! upper and on the form of whiteout that the upper uses. The caller holds all
-//! locks of both sides.
+//! One system call changes what is visible. It depends on what the upper has under both names, and
+//! on the form of whiteout that the upper uses. The caller holds all locks of both sides.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;

@@ -1,6 +1,6 @@
-//! Resolving a name: what upper and lowers say about it, merged by the rules of overlayfs
-//! (fs/overlayfs/namei.c; of the lowers alone: `lower_lookup`). Reads the layers only; makes no inode.
-//! Called by `lookup`, `readdir` and, to learn whether a name needs a whiteout, by `remove` and `rename`.
+//! Resolution of a name: what upper and lowers have under it, merged by the rules of overlayfs
+//! (fs/overlayfs/namei.c). `lower_lookup` does the lowers alone. Only reads the layers, and creates
+//! no inode.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::layer::at::{At, Stat};
 use crate::layer::markers::{Markers, Protection, WH_PREFIX};
 use crate::layer::origin::Origin;
 
-/// How the upper hides a name.
+/// The form of whiteout by which the upper hides a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WhiteoutKind {
-    /// A node of that name: char 0:0 or the xattr form.
+    /// A file of that name: char 0:0, or the xattr form.
     Node,
     /// A `.wh.NAME` file.
     WhName,
@@ -30,13 +30,13 @@ pub(crate) enum WhiteoutKind {
 #[derive(Clone, Debug)]
 pub(crate) struct Resolved {
     pub kind: FileKind,
-    /// Boxed: most names in a lower have none.
+    /// The upper side; boxed, because most lower files have none.
     pub upper: Option<Box<UpperFound>>,
-    /// Lower file, where the upper has none or has only its metadata.
+    /// The lower file, where the upper has none or has only its metadata.
     pub file: Option<Arc<LowerFile>>,
-    /// Lower directories, top first, of a directory.
+    /// The lower directories, top first, of a directory.
     pub dirs: LowerDirs,
-    /// Inode number it should have.
+    /// The inode number that the inode should get.
     pub ino: Ino,
 }
 
@@ -45,27 +45,27 @@ pub(crate) struct Resolved {
 pub(crate) struct UpperFound {
     pub stat: Stat,
     pub metacopy: bool,
-    /// It was copied up, and says from where.
+    /// The file was copied up and has an origin marker.
     pub origin: bool,
     /// The directory may hold copied-up files.
     pub impure: bool,
     /// The directory may hold whiteouts in the xattr form.
     pub xwhiteouts: bool,
-    /// What protects it; `None`: its markers were not read.
+    /// The protection; `None`: markers were not read.
     pub protection: Option<Protection>,
-    /// Name in the index, for a hard link that came from a lower.
+    /// The name in the index, of a hard link that came from a lower.
     pub index: Option<Box<[u8]>>,
-    /// Link counts of such a link.
+    /// The link counts of such a hard link.
     pub nlink: Option<Nlink>,
-    /// The name itself is in the upper (not only the index entry).
+    /// The upper has the name itself, not only the index entry.
     pub named: bool,
-    /// As [`super::inode::Link::in_lower`].
+    /// See [`super::inode::Link::in_lower`].
     pub in_lower: Option<bool>,
 }
 
 impl Resolved {
-    /// Whether the answer stays true after the inode is forgotten: nothing but operations
-    /// on this very name can change it.
+    /// Whether the answer stays true after the inode is forgotten: only operations on this very
+    /// name can change it.
     pub fn is_cacheable(&self) -> bool {
         match (&self.upper, &self.file) {
             _ if self.kind == FileKind::Directory => true,
@@ -77,22 +77,22 @@ impl Resolved {
 }
 
 impl Resolved {
-    /// `name` without another copy of it, when its file has it.
+    /// Returns the lower file's copy of `name`, to share it.
     pub fn shared_name(&self, name: &[u8]) -> Option<Arc<[u8]>> {
         let file = self.file.as_ref().filter(|file| *file.name == *name)?;
         Some(Arc::clone(&file.name))
     }
 }
 
-/// A name or its absence.
+/// The answer for a name: present or absent.
 pub(crate) enum Answer {
     Found(Arc<Resolved>),
     Absent(Option<WhiteoutKind>),
 }
 
 impl Union {
-    /// Resolves `name` in `parent`; the caller holds `parent`'s name lock.
-    /// `skip`: the upper and this many lower directories are known not to have the name.
+    /// Resolves `name` in `parent`; the caller holds the name lock of `parent`. `skip`: the upper
+    /// and so many lower directories are known not to have the name.
     pub(crate) fn resolve(
         &self,
         parent: &Inode,
@@ -128,7 +128,7 @@ impl Union {
         }
     }
 
-    /// `None`: the upper says nothing about the name.
+    /// Resolves a name in the upper. `None`: the upper does not decide about it.
     fn resolve_upper(&self, parent: &Inode, dir: &Dir, name: &[u8]) -> Result<Option<Answer>> {
         let Some(upper) = &self.upper else {
             return Ok(None);
@@ -151,8 +151,8 @@ impl Union {
         if stat.is_chardev_whiteout() {
             return Ok(Some(Answer::Absent(Some(WhiteoutKind::Node))));
         }
-        // In a directory that never had anything below it nothing can carry a marker that
-        // matters, but for its subdirectories' own impurity.
+        // In a directory without lowers and copied-up files no marker matters, except that a
+        // subdirectory may be impure.
         let plain = dir.lowers.is_empty() && !dir.impure.load(std::sync::atomic::Ordering::Acquire);
         let unread = plain && stat.kind != FileKind::Directory;
         let (stat, markers) = match unread {
@@ -218,7 +218,7 @@ impl Union {
         })
     }
 
-    /// An upper file; `named` is false for one found only through the index.
+    /// Resolves an upper file. `named` is false for one that was found through the index only.
     pub(crate) fn upper_file(
         &self,
         dir: &Dir,
@@ -237,7 +237,7 @@ impl Union {
                     self.check_claim(claimed, &found.dir, &found.name)?;
                     file = Some(Arc::new(found));
                 }
-                // Metadata without data: never show zeros.
+                // Metadata without data: reading would return zeros.
                 _ => return Err(Errno::IO.into()),
             }
         }
@@ -246,7 +246,7 @@ impl Union {
             Some(origin) => self.origin_stat((dir, name), (&stat, markers), origin)?,
             None => None,
         };
-        // A file of another type is not what it was copied from.
+        // A file of another type is not the origin.
         let lower = lower.filter(|lower| lower.kind == stat.kind);
         let mut index = None;
         let mut nlink = None;
@@ -281,8 +281,8 @@ impl Union {
         })
     }
 
-    /// A lower file; a hard link that has been copied up under another name is found in
-    /// the index.
+    /// Resolves a lower file. A hard link that was copied up under another name is found in the
+    /// index.
     fn lower_file(&self, file: LowerFile) -> Result<Resolved> {
         if file.stat.nlink > 1
             && let Some((stat, markers, origin)) = self.indexed(&file)?
@@ -323,12 +323,12 @@ impl Union {
         })
     }
 
-    /// Attributes of the lower file that an upper file was copied up from.
+    /// Returns the attributes of the lower file that an upper file was copied up from.
     ///
-    /// The handle in it opens any file of its file system, also outside of the layers. So one
-    /// that anybody may have written is opened only where the index, which is ours, has the file
-    /// under it; else it must be that of the lower file with the same name, whose place the upper
-    /// file has, and nobody else's.
+    /// The origin is a file handle, which opens any file of its file system, also outside of the
+    /// layers. An origin that an untrusted user may have written is therefore opened only where the
+    /// index, which belongs to the server, has the file under it. Otherwise it must be the origin
+    /// of the lower file with the same name.
     fn origin_stat(
         &self,
         (dir, name): (&Dir, &[u8]),
@@ -347,7 +347,8 @@ impl Union {
             asked.push(layer.stat.dev);
             match origin.stat(&layer.root) {
                 Ok(stat) => return Ok(Some(stat)),
-                // Without the privilege: the file of the same name is the likely origin.
+                // Handles need a privilege that the server lacks: the file of the same name is the
+                // likely origin.
                 Err(Errno::PERM) => return Ok(self.same_name_origin(dir, name, origin)),
                 Err(_) => {}
             }
@@ -368,7 +369,7 @@ impl Union {
     }
 }
 
-/// The link count of an indexed file: `[UL][+-]N`, relative to the upper's or lower's own.
+/// Parses the link count of an indexed file: `[UL][+-]N`, relative to the upper or lower file's.
 fn union_nlink(marker: Option<&[u8]>, lower: &Stat, upper: &Stat) -> Nlink {
     let parse = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<i64>().ok();
     let (base, diff) = match marker.and_then(<[u8]>::split_first) {
@@ -376,7 +377,7 @@ fn union_nlink(marker: Option<&[u8]>, lower: &Stat, upper: &Stat) -> Nlink {
         Some((b'L', diff)) => (lower.nlink, parse(diff)),
         _ => (0, None),
     };
-    // A hostile marker may hold any number.
+    // A hostile marker may contain any number.
     let count = diff.and_then(|diff| i64::from(base).checked_add(diff));
     let union = count
         .and_then(|n| u32::try_from(n).ok())

@@ -1,17 +1,17 @@
-//! The plain values that go in and out of the union core. Used by every transport.
+//! The values that the union core takes and returns.
 
 pub use crate::layer::types::{FileKind, Time};
 
-/// An inode number of the union: what `stat` shows, and the number a transport
-/// hands back to name a file. Unique per mount, stable across copy-up and remount.
+/// An inode number of the union, which `stat` shows and a transport uses to name a file. It is
+/// unique within the mount, and stays the same across copy-up and remount.
 pub type Ino = u64;
 
 /// The inode number of the union's root directory.
 pub const ROOT_INO: Ino = 1;
 
-/// Who asks: the credentials for which the transport vouches. Nothing else is known of a caller:
-/// a process ID may name another process by now, and the capabilities that /proc shows may be
-/// those of a user namespace.
+/// The credentials of the caller, as the transport reports them. Nothing else is known of a caller:
+/// its process ID may have been reused, and the capabilities in /proc may be those of a user
+/// namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// fsuid of the caller.
@@ -25,13 +25,13 @@ pub struct Caller {
 pub struct Attr {
     /// Inode number in the union.
     pub ino: Ino,
-    /// Tells the files apart that had the number one after the other; of file handles.
+    /// Tells successive files with the same number apart, in file handles.
     pub generation: u32,
     /// File type.
     pub kind: FileKind,
     /// Permission bits, `mode & 0o7777`.
     pub perm: u32,
-    /// Number of hard links in the union; 1 for merged directories, as overlayfs answers.
+    /// Number of hard links in the union; 1 for merged directories, as with overlayfs.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,
@@ -47,15 +47,15 @@ pub struct Attr {
     pub blksize: u32,
     /// Last access.
     pub atime: Time,
-    /// Last data change.
+    /// Last change of data.
     pub mtime: Time,
-    /// Last status change.
+    /// Last change of status.
     pub ctime: Time,
-    /// Creation, where the backing file system records it.
+    /// Birth time, where the backing file system records one.
     pub btime: Option<Time>,
 }
 
-/// One time of a `setattr`.
+/// A time to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetTime {
     /// The server's current time.
@@ -64,7 +64,7 @@ pub enum SetTime {
     At(Time),
 }
 
-/// What a `setattr` changes; `None` leaves a value alone.
+/// The attributes that a `setattr` changes; `None` leaves one unchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SetAttr {
     /// New permission bits, `mode & 0o7777`.
@@ -79,10 +79,10 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// New modification time.
     pub mtime: Option<SetTime>,
-    /// With a size or an owner: set-id bits fall, as the transport says that the caller may not
-    /// keep them. A change of nothing at all says it by itself.
+    /// With a size or an owner: drop the set-id bits, which the caller may not keep. A `setattr`
+    /// without any attribute implies it.
     pub drops_set_id: bool,
-    /// The time is that of writes which the kernel collected (`writeback`), and nobody's wish.
+    /// The time is that of cached writes (`writeback`) and was not set by a program.
     pub of_writes: bool,
 }
 
@@ -93,7 +93,7 @@ pub struct RenameFlags {
     pub noreplace: bool,
     /// RENAME_EXCHANGE
     pub exchange: bool,
-    /// RENAME_WHITEOUT: answered EINVAL, as overlayfs does.
+    /// RENAME_WHITEOUT: fails with EINVAL, as in overlayfs.
     pub whiteout: bool,
 }
 
@@ -127,7 +127,7 @@ pub struct StatFs {
     pub frsize: u32,
 }
 
-/// Counters of a union since it was created; relaxed, each exact.
+/// Counters of a union since it was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Counters {
     /// Inodes in the inode table now.
@@ -153,24 +153,24 @@ pub struct Counters {
     pub catalogued: bool,
 }
 
-/// A change of data that takes a file its set-id bits.
+/// A change of data that drops the set-id bits of a file.
 #[derive(Clone, Copy)]
 pub struct SetIdLoss<'c> {
-    /// Who makes it.
+    /// The caller that makes the change.
     pub caller: Caller,
-    /// Called with the inode when bits fell, before its data changes: nobody may execute new data
-    /// with bits that whoever asks for attributes still remembers.
+    /// Called with the inode after bits were dropped and before data changes, so that cached
+    /// attributes can be invalidated: nobody may execute the new data with the old bits.
     pub fell: &'c dyn Fn(Ino),
 }
 
 /// How data is written.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Write {
-    /// As through O_DIRECT, where the upper's file system knows it.
+    /// Use O_DIRECT, where the upper's file system supports it.
     pub direct: bool,
-    /// By a descriptor with O_APPEND.
+    /// The descriptor has O_APPEND.
     pub append: bool,
-    /// Of the kernel's cache, whole pages.
+    /// The data comes from the kernel's page cache, in whole pages.
     pub pages: bool,
 }
 

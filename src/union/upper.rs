@@ -1,9 +1,9 @@
-//! The writable side: the upper layer, its work directory, and staging in it. Everything
-//! that has more than one step is built in the work directory under an exclusive name and
-//! published by one rename or link. Called by create, remove, rename, link and copy-up.
+//! The writable side: the upper layer, its work directory, and staging in it. A change that takes
+//! several steps is prepared in the work directory under an unused name and published by one
+//! rename or link.
 //!
-//! Layout of the work directory, as kernel overlayfs has it: `work/` for staging (emptied
-//! at every mount), `index/` for copied-up hard links.
+//! The layout of the work directory is that of kernel overlayfs: `work/` for staging (emptied by
+//! every mount), `index/` for copied-up hard links.
 
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,14 +26,14 @@ use crate::layer::fds::with_spare;
 use crate::layer::lower::{Layer, read_dir};
 use crate::layer::markers::{Marker, Markers, WH_PREFIX, Writer};
 
-/// The form in which this upper takes whiteouts.
+/// The form of whiteouts that this upper supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WhiteoutForm {
-    /// Character device 0:0.
+    /// A character device 0:0.
     CharDevice,
-    /// Empty file with the `whiteout` xattr, in a directory marked `opaque=x`.
+    /// An empty file with the `whiteout` xattr, in a directory marked `opaque=x`.
     Xattr,
-    /// `.wh.NAME`.
+    /// A file `.wh.NAME`.
     WhName,
 }
 
@@ -43,27 +43,27 @@ pub(crate) struct Upper {
     /// Writes markers in the right namespace.
     pub markers: Writer,
     pub form: WhiteoutForm,
-    /// Markers of the upper's root.
+    /// The markers of the upper's root.
     pub root: Markers,
-    /// Whether we may read and write what permission bits forbid.
+    /// Whether the server may ignore permission bits.
     pub privileged: bool,
-    /// User and group of this process, which never change.
+    /// User and group of this process; constant.
     pub own_ids: (u32, u32),
     pub volatile: bool,
-    /// Only looked at, perhaps while it is mounted: nothing may change it.
+    /// Opened by [`super::Union::observe`]: nothing may be changed.
     pub observed: bool,
     work_base: OwnedFd,
     staging: Arc<OwnedFd>,
     index: Mutex<Option<Arc<OwnedFd>>>,
     tmpfile: AtomicBool,
-    /// Nothing says yet that its file system cannot clone files.
+    /// Cleared once the file system has refused a reflink.
     pub clones: AtomicBool,
     names: AtomicU64,
     tag: u64,
     whiteout: Mutex<Option<Vec<u8>>>,
 }
 
-/// How names of what is staged begin, kernel overlayfs' as ours.
+/// The prefix of staged names, which kernel overlayfs uses too.
 const STAGED: &[u8] = b"#";
 
 fn open_work(spec: &UpperSpec) -> Result<OwnedFd> {
@@ -71,12 +71,12 @@ fn open_work(spec: &UpperSpec) -> Result<OwnedFd> {
     opened.map_err(|e| Error::from(e).context("cannot open the work directory", spec.work.path()))
 }
 
-/// How long a server that has been unmounted may take to finish.
+/// How long to wait for the server of a previous mount to finish.
 const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
 
-/// Takes the lock that keeps two mounts from sharing an upper or work directory. A server
-/// whose mount is gone may still be writing back: it gets a moment, since callers mount
-/// again as soon as umount has returned.
+/// Locks an upper or work directory, so that no two mounts share it. The server of a mount that was
+/// just removed may still be writing back, and callers mount again as soon as umount returns, so
+/// the lock is waited for.
 fn lock(fd: impl AsFd, path: &Path) -> Result<()> {
     let start = std::time::Instant::now();
     loop {
@@ -119,7 +119,7 @@ impl Upper {
         Ok(upper)
     }
 
-    /// Opens an upper to look at it: see [`super::Union::observe`].
+    /// Opens an upper for reading: see [`super::Union::observe`].
     pub fn observe(spec: &UpperSpec) -> Result<Self> {
         let layer = Layer::open_apart(&spec.layer).map_err(|e| {
             Error::from(e).context("cannot open the upper directory", spec.layer.path())
@@ -130,7 +130,8 @@ impl Upper {
         Ok(upper)
     }
 
-    /// Without a staging directory of its own, and not asked what it can do.
+    /// Opens an upper without staging directory, and without finding out what its file system
+    /// supports.
     fn unprobed(layer: Layer, work_base: OwnedFd, spec: &UpperSpec) -> Result<Self> {
         let work_stat = At::fd(work_base.as_fd()).stat()?;
         if work_stat.dev != layer.stat.dev {
@@ -165,11 +166,11 @@ impl Upper {
         })
     }
 
-    /// Learns which markers and whiteouts the upper's file system takes from us.
+    /// Finds out which markers and whiteouts the upper's file system supports.
     fn probe(&mut self) -> Result<(), Errno> {
         let name = self.unique();
         let at = At::new(self.staging.as_fd(), &name);
-        // A file takes what a directory takes, and costs a tenth.
+        // What a file supports a directory supports too, and a file is ten times faster.
         at.mknod(FileKind::Regular, 0o600, (0, 0))?;
         let wants_trusted = self.layer.dialect.trusted;
         let set = |trusted| Writer { trusted }.set(at, Marker::Opaque, b"n");
@@ -188,29 +189,29 @@ impl Upper {
         Ok(())
     }
 
-    /// The work directory.
+    /// Returns the work directory.
     pub fn work(&self) -> BorrowedFd<'_> {
         self.work_base.as_fd()
     }
 
-    /// A name nobody has used in the staging directory.
+    /// Returns an unused name in the staging directory.
     fn unique(&self) -> Vec<u8> {
         let n = self.names.fetch_add(1, Ordering::Relaxed);
         [STAGED, format!("{:x}-{n:x}", self.tag).as_bytes()].concat()
     }
 
-    /// The index directory, created when first needed.
+    /// Returns the index directory, which is created on first use.
     pub fn index_dir(&self) -> Result<Arc<OwnedFd>> {
         self.open_index(true)?.ok_or_else(|| Errno::NOENT.into())
     }
 
-    /// The index directory if there is one.
+    /// Returns the index directory, if there is one.
     pub fn index_dir_opt(&self) -> Result<Option<Arc<OwnedFd>>> {
         Ok(self.open_index(false)?)
     }
 
-    /// Whether nobody else can put anything into the index, which is in a directory of the
-    /// upper's owner.
+    /// Whether nobody but the server can change the index, which lies in a directory of the upper's
+    /// owner.
     pub fn index_is_ours(&self) -> Result<bool, Errno> {
         let Some(index) = self.open_index(false)? else {
             return Ok(false);
@@ -238,8 +239,8 @@ impl Upper {
         Ok(Some(fd))
     }
 
-    /// Opens an unnamed file of mode `perm` for reading and writing, or a staged one where the
-    /// file system has no O_TMPFILE.
+    /// Opens an unnamed file of mode `perm` for reading and writing, or a staged one where the file
+    /// system has no O_TMPFILE.
     pub fn stage_file(&self, perm: u32) -> Result<(StagedFile<'_>, OwnedFd), Errno> {
         if self.tmpfile.load(Ordering::Relaxed) {
             let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -265,7 +266,7 @@ impl Upper {
         ))
     }
 
-    /// Makes something under an exclusive staged name.
+    /// Creates something under an unused name in the staging directory.
     pub fn stage(
         &self,
         make: impl FnOnce(At<'_>) -> Result<(), Errno>,
@@ -279,17 +280,18 @@ impl Upper {
         Ok(staged)
     }
 
-    /// Gives what has no other name one that nobody else uses, until that is dropped.
+    /// Gives a file without a name an unused name in the work directory, which is removed when the
+    /// result is dropped.
     pub fn park(&self, make: impl FnOnce(At<'_>) -> Result<(), Errno>) -> Result<Parked, Errno> {
         self.stage(make).map(Staged::park)
     }
 
-    /// A staged whiteout in the form of a node.
+    /// Stages a whiteout that is a file of the hidden name.
     pub fn stage_whiteout(&self) -> Result<Staged<'_>, Errno> {
         self.stage(|at| self.make_whiteout_node(at))
     }
 
-    /// Hides `name` in the upper directory `dir`, which has no such name.
+    /// Creates a whiteout for `name`, which the upper directory `dir` does not have.
     pub fn whiteout(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<WhiteoutKind, Errno> {
         if self.form == WhiteoutForm::WhName {
             make_mark(At::new(dir, &[WH_PREFIX, name].concat()))?;
@@ -302,13 +304,13 @@ impl Upper {
         Ok(WhiteoutKind::Node)
     }
 
-    /// Whether empty files in an upper directory may be whiteouts: where they are written now,
-    /// and where the directory says that they were, by a mount on which no device could be made.
+    /// Whether empty files in an upper directory may be whiteouts: where the xattr form is in use,
+    /// and where the directory is marked by an earlier mount that used it.
     pub fn may_have_xwhiteouts(&self, dir: &Dir) -> bool {
         self.form == WhiteoutForm::Xattr || dir.xwhiteouts
     }
 
-    /// A directory that holds whiteouts in the xattr form says so.
+    /// Marks a directory that contains whiteouts in the xattr form.
     pub fn mark_xwhiteouts(&self, dir: BorrowedFd<'_>) -> Result<(), Errno> {
         let at = At::fd(dir);
         let name = self.markers.name(Marker::Opaque);
@@ -318,12 +320,12 @@ impl Upper {
         }
     }
 
-    /// Whiteouts are links to one inode, as kernel overlayfs makes them.
+    /// Creates a whiteout as a link to a shared inode, as kernel overlayfs does.
     fn make_whiteout_node(&self, to: At<'_>) -> Result<(), Errno> {
         let mut shared = self.whiteout.lock();
         if let Some(name) = &*shared {
             match At::new(self.staging.as_fd(), name).link_to(to) {
-                // Too many links, or somebody removed it: make a new one.
+                // The inode has too many links, or somebody removed it: a new one is created.
                 Err(Errno::MLINK | Errno::NOENT) => *shared = None,
                 other => return other,
             }
@@ -346,24 +348,25 @@ impl Upper {
                 *shared = Some(name);
                 Err(Errno::EXIST)
             }
-            // No hard links here: it is used up by a rename.
+            // The file system has no hard links: the shared whiteout is moved.
             Err(_) => at.rename_to(to, RenameFlags::NOREPLACE),
         }
     }
 
-    /// Whether what is staged at `at` may go with all that is in it: the directory `known`, or
-    /// anything that is no directory.
+    /// Whether the staged file `at` may be removed with its content: it is the directory `known`,
+    /// or no directory.
     fn is_removable(&self, at: At<'_>, known: Option<(u64, u64)>) -> Result<bool, Errno> {
         let stat = at.stat()?;
         let same = known.is_some_and(|id| id == stat.id() || !self.layer.keeps_numbers);
         Ok(stat.kind != FileKind::Directory || same)
     }
 
-    /// Removes the directory `known`, which has the name `at` and holds nothing but whiteouts: it
-    /// moves away whole and is removed there.
+    /// Removes the directory `known` with the name `at`, which contains nothing but whiteouts: it
+    /// is moved to the work directory and removed there.
     ///
     /// # Errors
-    /// ESTALE when another directory has the name by now, which keeps it; else those of rename(2).
+    /// ESTALE when another directory has the name, which is then left in place; else those of
+    /// rename(2).
     pub fn remove_whole(&self, at: At<'_>, known: (u64, u64)) -> Result<(), Errno> {
         let mut away = self.stage(|staged| at.rename_to(staged, RenameFlags::NOREPLACE))?;
         if self.is_removable(away.at(), Some(known))? {
@@ -374,7 +377,7 @@ impl Upper {
         Err(Errno::STALE)
     }
 
-    /// fsync of a file unless the mount is volatile.
+    /// Calls fsync(2), unless the mount is volatile.
     pub fn sync(&self, fd: impl AsFd) -> Result<(), Errno> {
         if self.volatile {
             Ok(())
@@ -387,13 +390,13 @@ impl Upper {
 impl Drop for Upper {
     fn drop(&mut self) {
         if let Some(name) = self.whiteout.lock().take() {
-            // Left behind it would only wait for the next mount's clean-up.
+            // If this fails, the next mount removes it.
             let _ = At::new(self.staging.as_fd(), &name).unlink();
         }
     }
 }
 
-/// A file being staged.
+/// A file that is being staged.
 pub(crate) enum StagedFile<'u> {
     /// It has no name and vanishes with its descriptor.
     Unnamed,
@@ -402,7 +405,10 @@ pub(crate) enum StagedFile<'u> {
 }
 
 impl StagedFile<'_> {
-    /// Gives the file (open as `fd`) its name; EEXIST when that is taken.
+    /// Gives the file (open as `fd`) its name.
+    ///
+    /// # Errors
+    /// EEXIST when the name is taken; else those of linkat(2).
     pub fn publish(self, fd: &OwnedFd, to: At<'_>) -> Result<(), Errno> {
         match self {
             Self::Unnamed => At::fd(fd.as_fd()).link_to(to),
@@ -410,7 +416,7 @@ impl StagedFile<'_> {
         }
     }
 
-    /// Links the file to a further name, keeping it staged.
+    /// Links the file to a further name; it stays staged.
     pub fn link(&self, fd: &OwnedFd, to: At<'_>) -> Result<(), Errno> {
         match self {
             Self::Unnamed => At::fd(fd.as_fd()).link_to(to),
@@ -419,7 +425,7 @@ impl StagedFile<'_> {
     }
 }
 
-/// Something in the staging directory, removed again when it is dropped.
+/// A file or directory in the staging directory, removed when dropped.
 pub(crate) struct Staged<'u> {
     upper: &'u Upper,
     name: Vec<u8>,
@@ -431,7 +437,7 @@ impl Staged<'_> {
         At::new(self.upper.staging.as_fd(), &self.name)
     }
 
-    /// It stays until what is returned is dropped. No directory.
+    /// Keeps the file, which is no directory, until the result is dropped.
     pub fn park(mut self) -> Parked {
         self.armed = false;
         Parked::new(&self.upper.staging, std::mem::take(&mut self.name))
@@ -444,11 +450,12 @@ impl Staged<'_> {
         Ok(())
     }
 
-    /// Changes places with what is there, which is removed then: the directory `known`, or
-    /// anything that is no directory.
+    /// Exchanges it with what is at `to`, which is then removed: the directory `known`, or anything
+    /// that is no directory.
     ///
     /// # Errors
-    /// ESTALE when another directory is there by now, which stays; else those of rename(2).
+    /// ESTALE when another directory is there, which is then left in place; else those of
+    /// rename(2).
     pub fn replace(self, to: At<'_>, known: Option<(u64, u64)>) -> Result<(), Errno> {
         self.give_place(to, RenameFlags::EXCHANGE)?;
         if self.upper.is_removable(self.at(), known)? {
@@ -465,8 +472,8 @@ impl Staged<'_> {
         }
     }
 
-    /// A plain user may not move a directory that he may not write to another parent (its
-    /// `..` changes), though it is his: it becomes writable for that moment.
+    /// Moves a directory that its owner may not write. A plain user may not move such a directory
+    /// of their own to another parent (its `..` changes), so it is made writable for the rename.
     fn publish_unwritable(&self, to: At<'_>, flags: RenameFlags) -> Result<(), Errno> {
         let ours = unwritable_dir(self.at())?;
         let theirs = match flags.contains(RenameFlags::EXCHANGE) {
@@ -481,7 +488,7 @@ impl Staged<'_> {
         chmod(self.at(), open(ours))?;
         chmod(to, open(theirs))?;
         match self.at().rename_to(to, flags) {
-            // What was there is removed next; it keeps the permission.
+            // The file that was exchanged is removed next and needs the permission.
             Ok(()) => chmod(to, ours),
             Err(e) => {
                 chmod(to, theirs)?;
@@ -502,7 +509,7 @@ impl Drop for Staged<'_> {
     }
 }
 
-/// Makes an empty file that says something by its name; one that is there does, whatever it is.
+/// Creates an empty file whose name is a marker; whatever has the name already will do.
 pub(crate) fn make_mark(at: At<'_>) -> Result<(), Errno> {
     match at.mknod(FileKind::Regular, 0o644, (0, 0)) {
         Err(Errno::EXIST) => Ok(()),
@@ -510,16 +517,16 @@ pub(crate) fn make_mark(at: At<'_>) -> Result<(), Errno> {
     }
 }
 
-/// The permissions of a directory that its owner may not write; `None` for all else.
+/// Returns the permissions of a directory that its owner may not write; `None` for anything else.
 fn unwritable_dir(at: At<'_>) -> Result<Option<u32>, Errno> {
     let stat = at.stat()?;
     let unwritable = stat.kind == FileKind::Directory && stat.perm & 0o200 == 0;
     Ok(unwritable.then_some(stat.perm))
 }
 
-/// The staging directory, emptied. Where others may write to the work directory (it is the
-/// upper's owner's), they must not be able to exchange what is being staged: it is ours alone,
-/// whoever made it.
+/// Opens the staging directory and empties it. Where others may write to the work directory (it
+/// belongs to the upper's owner), they must not be able to replace staged files: the staging
+/// directory is owned and accessible by the server alone, whoever created it.
 fn open_staging(base: BorrowedFd<'_>, (uid, gid): (u32, u32)) -> Result<OwnedFd, Errno> {
     let at = At::new(base, b"work");
     match at.mkdir(0o700) {
@@ -532,7 +539,7 @@ fn open_staging(base: BorrowedFd<'_>, (uid, gid): (u32, u32)) -> Result<OwnedFd,
     if stat.uid != uid && uid == 0 {
         held.chown(Some(uid), Some(gid))?;
     }
-    // Kernel overlayfs makes it with mode 0, which stops an unprivileged owner.
+    // Kernel overlayfs creates it with mode 0, which stops an unprivileged owner.
     let (wanted, others) = (0o700, stat.perm & 0o077);
     if stat.perm & wanted != wanted || uid == 0 && (stat.uid != uid || others != 0) {
         held.chmod(wanted)?;
@@ -540,7 +547,7 @@ fn open_staging(base: BorrowedFd<'_>, (uid, gid): (u32, u32)) -> Result<OwnedFd,
     let staging = held.open(OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
     let mut left = Vec::new();
     read_dir(&staging, |entry| left.push(entry.name))?;
-    // Whoever owns the work directory may have made it of another one of somebody else's.
+    // The work directory's owner may have moved another user's directory here.
     if At::fd(base).stat()?.uid != uid {
         left.retain(|name| name.starts_with(STAGED));
     }
@@ -553,12 +560,12 @@ fn open_staging(base: BorrowedFd<'_>, (uid, gid): (u32, u32)) -> Result<OwnedFd,
     Ok(staging)
 }
 
-/// Removes something staged, never following a symlink: a file, or a directory with what is
-/// directly in it. Nothing of ours is deeper: directories are staged empty, or moved here with no
-/// more than whiteouts. What is deeper was put there by others, and is not removed.
+/// Removes a staged file, or a directory with the files directly in it, without following symlinks.
+/// The server never stages anything deeper: directories are staged empty, or moved here with no
+/// more than whiteouts. Deeper content was put there by others and is not removed.
 ///
 /// # Errors
-/// ENOTEMPTY for what is deeper, EXDEV for what is mounted there; else those of unlink(2).
+/// ENOTEMPTY for deeper content, EXDEV for a mountpoint; else those of unlink(2).
 fn discard(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     let at = At::new(dir, name);
     match at.unlink() {

@@ -1,4 +1,4 @@
-//! Extended attributes. Markers are hidden from users and cannot be forged: see
+//! Extended attributes. Markers are hidden from users, and users cannot create them: see
 //! [`crate::layer::markers::Escape`].
 
 use std::ffi::CString;
@@ -19,7 +19,11 @@ use crate::layer::at::At;
 use crate::layer::markers::Escape;
 
 impl Union {
-    /// Value of an extended attribute; ENODATA when absent, EOPNOTSUPP where the layer has none.
+    /// Returns the value of an extended attribute.
+    ///
+    /// # Errors
+    /// ENODATA when it is absent, EOPNOTSUPP where the layer has none, ESTALE; else those of
+    /// getxattr(2).
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let inode = self.inode(ino)?;
         if let Some(errno) = self.known_absent(&inode, name) {
@@ -35,7 +39,7 @@ impl Union {
         let value = self.with_top(&inode, |at, dialect| {
             match Escape(dialect).stored(name) {
                 Ok(stored) => Ok(at.xattr_raw(&stored)?),
-                // A name that could only be a marker.
+                // Such a name could only be a marker.
                 Err(Errno::PERM) => Err(Errno::NODATA.into()),
                 Err(e) => Err(e.into()),
             }
@@ -49,9 +53,12 @@ impl Union {
         value
     }
 
-    /// Names, each followed by NUL. Those of `trusted.*` are for who has CAP_SYS_ADMIN over the
-    /// machine, as in every file system of the kernel, and not for root of a container: whether
-    /// the caller has is asked only where there are such names.
+    /// Returns the names, each followed by NUL. Those of `trusted.*` are shown only to callers with
+    /// CAP_SYS_ADMIN in the initial user namespace, as by every file system of the kernel.
+    /// `sees_trusted` is called only where there are such names.
+    ///
+    /// # Errors
+    /// ESTALE; else those of listxattr(2).
     pub fn listxattr(&self, ino: Ino, sees_trusted: &dyn Fn() -> bool) -> Result<Vec<u8>> {
         let inode = self.inode(ino)?;
         if let Some((catalog, record)) = self.catalog_record(&inode)
@@ -78,9 +85,12 @@ impl Union {
         Ok(visible)
     }
 
-    /// Sets an extended attribute (copy-up). An access ACL takes the file its set-group-ID bit
-    /// where `drops_set_gid`: it is set by somebody outside its group. EPERM for a name reserved
-    /// for markers.
+    /// Sets an extended attribute; copies the file up. Setting an access ACL with `drops_set_gid`
+    /// drops the set-group-ID bit: the caller is not in the file's group.
+    ///
+    /// # Errors
+    /// EPERM for a name reserved for markers and for a protected file, EROFS without an upper; else
+    /// those of setxattr(2).
     pub fn setxattr(
         &self,
         ino: Ino,
@@ -110,12 +120,15 @@ impl Union {
         Ok(())
     }
 
-    /// Removes an extended attribute (copy-up). ENODATA when absent.
+    /// Removes an extended attribute; copies the file up.
+    ///
+    /// # Errors
+    /// ENODATA when it is absent, EROFS without an upper; else those of removexattr(2).
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         let inode = self.inode(ino)?;
         self.writable()?;
         self.check_changeable(&inode)?;
-        // What is not there need not be copied up to be missed.
+        // No copy-up is needed to find that the xattr is absent.
         self.with_top(&inode, |at, dialect| {
             Ok(at.xattr_raw(&Escape(dialect).stored(name)?)?)
         })?;
@@ -166,7 +179,10 @@ impl Union {
         f(At::fd(held.as_fd()), file.dir.layer.dialect)
     }
 
-    /// Target of a symlink; EINVAL for anything else.
+    /// Returns the target of a symlink.
+    ///
+    /// # Errors
+    /// EINVAL for anything else, ESTALE.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         let inode = self.inode(ino)?;
         match inode.kind {
