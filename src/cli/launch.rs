@@ -26,7 +26,7 @@ use super::options::MountOptions;
 use super::{checks, logging};
 use crate::fuse::{self, IoPolicy, MountConfig, Sandboxed, Transport};
 use crate::layer::StackSpec;
-use crate::sandbox::{Mode, daemon as sandbox};
+use crate::sandbox::{self, Mode};
 use crate::store::Digest;
 use crate::sys::process::{Side, daemonize};
 use crate::union::{self, Union};
@@ -187,6 +187,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
         ..union::Options::default()
     };
     let mode = request.options.sandbox;
+    let private = sandbox::layers::enclose(mode, &mut request.stack, options.noatime)?;
     let union = Union::new(&request.stack, options).map_err(|e| explain(e, &request.stack))?;
     // One that is missing, stale or of an older version is made for the next mount.
     let wanted = request.catalog.take();
@@ -196,7 +197,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
         Mode::Off => (fuse::mount(union, &config)?, fresh),
         _ => {
             let afterwards = Box::new(move |had_answered| end_fresh(fresh, had_answered));
-            let enter = Box::new(|union: &Union| sandbox(&request, union).enter());
+            let enter = Box::new(|union: &Union| in_sandbox(&request, private, union).enter());
             let sandbox = Sandboxed { enter, afterwards };
             (fuse::mount_sandboxed(union, &config, sandbox)?, None)
         }
@@ -230,12 +231,17 @@ fn end_fresh(fresh: Option<Fresh>, had_answered: bool) {
     }
 }
 
-fn sandbox<'a>(request: &Request, union: &'a Union) -> sandbox::Daemon<'a> {
+fn in_sandbox<'a>(
+    request: &Request,
+    private_layers: bool,
+    union: &'a Union,
+) -> sandbox::daemon::Daemon<'a> {
     let (read, write) = union.places();
-    sandbox::Daemon {
+    sandbox::daemon::Daemon {
         mode: request.options.sandbox,
         read,
         write,
+        private_layers,
         rings: request.options.transport != Some(Transport::Classic),
     }
 }

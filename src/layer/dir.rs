@@ -13,6 +13,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::sys::mounts::Like;
 use crate::sys::walk::{self, Trust};
 
 /// Why a directory could not be opened.
@@ -40,6 +41,16 @@ pub struct OpenDir {
     /// Whether `fd` is open for reading.
     readable: bool,
     path: Arc<Path>,
+    /// Of one in a mount of its own.
+    mount: Option<Arc<Private>>,
+}
+
+/// A mount that nobody else sees.
+#[derive(Debug)]
+pub(super) struct Private {
+    /// Dropping it costs more than closing other descriptors: it waits for the end of the mount.
+    pub(super) tree: OwnedFd,
+    pub(super) like: Like,
 }
 
 impl OpenDir {
@@ -89,7 +100,32 @@ impl OpenDir {
             fd: Arc::new(fd),
             readable,
             path: path.into(),
+            mount: None,
         })
+    }
+
+    /// This directory, reached in `mount`, which is its own; `open` opens it there.
+    pub(super) fn moved_to(
+        &self,
+        mount: Arc<Private>,
+        open: impl Fn(OFlags) -> Result<OwnedFd, Errno>,
+    ) -> Result<Self, Errno> {
+        let mut moved = Self::open_by(&self.path, open)?;
+        moved.mount = Some(mount);
+        Ok(moved)
+    }
+
+    /// Whether it is in a mount of its own through which nothing can be written, and reading
+    /// changes no access time.
+    pub fn is_sealed(&self) -> bool {
+        let like = self.mount.as_ref().map(|mount| mount.like);
+        like.is_some_and(|like| like.read_only && like.no_atime)
+    }
+
+    /// Whether it is in a mount of its own in which reading changes no access time.
+    pub fn is_quiet(&self) -> bool {
+        let like = self.mount.as_ref().map(|mount| mount.like);
+        like.is_some_and(|like| like.no_atime)
     }
 
     /// What messages and records call it.
@@ -125,8 +161,8 @@ impl OpenDir {
 }
 
 /// Where the kernel says a descriptor's directory is; `None` where it has no path from here.
-pub(crate) fn path_of(fd: &OwnedFd) -> Option<PathBuf> {
-    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+pub(crate) fn path_of(fd: impl AsFd) -> Option<PathBuf> {
+    let link = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     let path = std::fs::read_link(link).ok()?;
     path.is_absolute().then_some(path)
 }

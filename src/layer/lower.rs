@@ -17,7 +17,6 @@ use super::trust::{believes_user_markers, is_foreign};
 use super::types::FileKind;
 use super::{Dialect, LayerSpec};
 use crate::sys::handle::fs_uuid;
-use crate::sys::mounts::sealed;
 
 /// What is known of file systems, by device number.
 pub type FileSystems = HashMap<u64, FileSystem>;
@@ -133,19 +132,6 @@ impl Layer {
             is_foreign: is_foreign(stat.uid),
             stat,
         })
-    }
-
-    /// Reaches the layer through a private mount from now on, which the kernel lets nobody
-    /// write through and which has no access times: for files handed to the kernel, whose
-    /// reads and writes no code of ours sees. To be called before anything in it is opened.
-    ///
-    /// # Errors
-    /// See [`sealed`].
-    pub fn seal(&mut self) -> Result<(), Errno> {
-        let copy = sealed(&self.root)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        self.root = Arc::new(rustix::fs::openat(&copy, c".", flags, Mode::empty())?);
-        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ pub mod fds;
 pub mod lower;
 pub mod markers;
 pub mod origin;
+pub mod private;
 pub mod trust;
 pub mod types;
 

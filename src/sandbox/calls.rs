@@ -6,6 +6,8 @@ use Allowed::{Any, If};
 
 /// What every confined process may call, whatever the arguments.
 const COMMON: &[libc::c_long] = &[
+    // None: what a tracer makes of a call that is not to be made.
+    u32::MAX as libc::c_long,
     // Data.
     libc::SYS_read,
     libc::SYS_write,

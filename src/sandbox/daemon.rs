@@ -112,6 +112,8 @@ pub struct Daemon<'a> {
     pub read: Vec<BorrowedFd<'a>>,
     /// Directories that are changed; none, and the capabilities for that go too.
     pub write: Vec<BorrowedFd<'a>>,
+    /// Whether [`super::layers::enclose`] has had them.
+    pub private_layers: bool,
     /// Whether the kernel may be talked to over io_uring, past the filter of system calls. The
     /// other parts hold there too.
     pub rings: bool,
@@ -129,21 +131,18 @@ impl Daemon<'_> {
         if mode == Mode::Off {
             return Ok(in_force);
         }
-        if mode == Mode::Strict {
-            part(mode, "the mount namespace", namespace::leave())?;
-            in_force.mount_namespace = true;
-        }
+        in_force.private_layers = self.private_layers;
+        let done = namespace::leave();
+        in_force.mount_namespace = part(mode, "the mount namespace", done)?.is_some();
         let done = capabilities::set_no_new_privs();
         in_force.no_new_privs = part(mode, "no_new_privs", done)?.is_some();
         let done = capabilities::keep_only(self.capabilities());
         if let Some(kept) = part(mode, "capabilities", done)? {
             in_force.capabilities = names(kept);
         }
-        if mode == Mode::Strict {
-            in_force.landlock = part(mode, "Landlock", self.restrict_files())?;
-            let done = seccomp::restrict(&calls::of_daemon(self.rings), calls::UNKNOWN);
-            in_force.seccomp = part(mode, "the filter of system calls", done)?.is_some();
-        }
+        in_force.landlock = part(mode, "Landlock", self.restrict_files())?;
+        let done = seccomp::restrict(&calls::of_daemon(self.rings), calls::UNKNOWN);
+        in_force.seccomp = part(mode, "the filter of system calls", done)?.is_some();
         Ok(in_force)
     }
 

@@ -8,6 +8,7 @@
 
 mod calls;
 pub mod daemon;
+pub mod layers;
 
 use std::fmt;
 use std::io;
@@ -17,13 +18,14 @@ use serde::{Deserialize, Serialize};
 /// Option `sandbox=`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// no_new_privs and the few capabilities that are needed; what is missing is logged.
+    /// no_new_privs, the few capabilities that are needed, an empty mount namespace, Landlock and a
+    /// filter of system calls, which kills the process. A part that cannot be had here is left out,
+    /// and a warning says so.
     #[default]
     Auto,
     /// Nothing.
     Off,
-    /// The same, an empty mount namespace, Landlock and a filter of system calls, which kills the
-    /// process; or an error that names what is missing.
+    /// All of `Auto`, or an error that names what is missing.
     Strict,
 }
 
@@ -37,6 +39,9 @@ pub struct InForce {
     /// It has a mount namespace that shows the layers only.
     #[serde(default)]
     pub mount_namespace: bool,
+    /// The layers are in private mounts: no `..` leads out of them, and lowers are read-only.
+    #[serde(default)]
+    pub private_layers: bool,
     /// The ABI of Landlock whose rights are restricted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub landlock: Option<u32>,
@@ -53,6 +58,9 @@ impl fmt::Display for InForce {
         }
         if self.mount_namespace {
             parts.push("mount namespace".to_owned());
+        }
+        if self.private_layers {
+            parts.push("private layers".to_owned());
         }
         if let Some(abi) = self.landlock {
             parts.push(format!("landlock {abi}"));
@@ -81,7 +89,13 @@ where
             Err(io::Error::new(error.kind(), text))
         }
         Err(error) => {
-            tracing::warn!(%error, "the sandbox lacks a part: {what}");
+            // Only what could have been expected is worth a warning: a plain user has no more.
+            match error.kind() {
+                io::ErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => {
+                    tracing::debug!(%error, "the sandbox lacks a part: {what}");
+                }
+                _ => tracing::warn!(%error, "the sandbox lacks a part: {what}"),
+            }
             Ok(None)
         }
     }

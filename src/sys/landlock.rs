@@ -47,9 +47,13 @@ pub enum Network {
 /// Restricts what may be done to `places`. Returns the version of the interface.
 ///
 /// # Errors
-/// [`io::ErrorKind::Unsupported`] without Landlock; EPERM without `no_new_privs`.
+/// [`io::ErrorKind::Unsupported`] without Landlock, and with its first version, which lets nobody
+/// rename from one directory to another; EPERM without `no_new_privs`.
 pub fn restrict(places: &[(BorrowedFd<'_>, Beneath)], network: Network) -> io::Result<u32> {
     let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::Refer)
+        .map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))
         .map_err(io::Error::other)?

@@ -1,5 +1,5 @@
-//! A private copy of a mount without access times, read-only if asked: `open_tree(2)`, and
-//! `mount_setattr(2)`, which rustix lacks; and whether a mount is still there: `statmount(2)`.
+//! A private mount of a directory: `open_tree(2)`, and `mount_setattr(2)`, which rustix lacks; and
+//! whether a mount is still there: `statmount(2)`.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -16,39 +16,47 @@ struct MountAttr {
     userns: u64,
 }
 
-/// The directory `dir` in a mount of its own, which nobody else sees and which goes away with
-/// the last descriptor on it, with what is mounted below: the kernel refuses to write through
-/// it (EROFS), and reading changes no access time.
-///
-/// # Errors
-/// EPERM without CAP_SYS_ADMIN; EINVAL when the mount may not be copied (it is locked, or in
-/// another mount namespace); ENOSYS before Linux 5.12.
-pub fn sealed(dir: impl AsFd) -> Result<OwnedFd, Errno> {
-    copy(
-        dir,
-        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME | libc::MOUNT_ATTR_NODEV,
-    )
+/// What a private mount is like, beside that no device can be opened in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Like {
+    /// The kernel refuses to write through it (EROFS), whoever asks.
+    pub read_only: bool,
+    /// Reading changes no access time.
+    pub no_atime: bool,
+    /// What is mounted below is there too.
+    pub recursive: bool,
 }
 
-/// As [`sealed`], but files can be written through it.
+/// The directory `dir` as the root of a mount of its own, which nobody else sees, in which `..` of
+/// the root leads nowhere, and which is gone when the last descriptor of it is closed.
 ///
 /// # Errors
-/// As [`sealed`].
-pub fn quiet(dir: impl AsFd) -> Result<OwnedFd, Errno> {
-    copy(dir, libc::MOUNT_ATTR_NOATIME)
-}
-
-fn copy(dir: impl AsFd, set: u64) -> Result<OwnedFd, Errno> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+/// EPERM without CAP_SYS_ADMIN, and where access times may not be changed (user namespaces);
+/// EINVAL when the mount may not be copied (it is locked, or in another mount namespace); ENOSYS
+/// before Linux 5.12.
+pub fn private(dir: impl AsFd, like: Like) -> Result<OwnedFd, Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, like.recursive);
     let copy = rustix::mount::open_tree(dir, c"", flags)?;
-    let attr = MountAttr {
-        set,
-        clear: libc::MOUNT_ATTR__ATIME,
-        propagation: 0,
+    let mut attr = MountAttr {
+        set: libc::MOUNT_ATTR_NODEV,
+        clear: 0,
+        propagation: libc::MS_PRIVATE,
         userns: 0,
+    };
+    if like.read_only {
+        attr.set |= libc::MOUNT_ATTR_RDONLY;
+    }
+    if like.no_atime {
+        attr.set |= libc::MOUNT_ATTR_NOATIME;
+        attr.clear |= libc::MOUNT_ATTR__ATIME;
+    }
+    let recursive = if like.recursive {
+        libc::AT_RECURSIVE
+    } else {
+        0
     };
     // SAFETY: the kernel reads `size` bytes at `attr`, which is a `struct mount_attr` of that
     // size and lives through the call, and an empty NUL-terminated path.
@@ -57,7 +65,7 @@ fn copy(dir: impl AsFd, set: u64) -> Result<OwnedFd, Errno> {
             libc::SYS_mount_setattr,
             copy.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            libc::AT_EMPTY_PATH | recursive,
             &raw const attr,
             size_of::<MountAttr>(),
         )

@@ -8,34 +8,27 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::Union;
 use super::error::Result;
 use super::inode::DataFd;
 use super::types::{Ino, SetIdLoss};
-use crate::layer::at::At;
-use crate::sys::handle::{name_to_handle, open_by_handle};
 
 /// An open file of a layer.
 #[derive(Debug)]
-pub struct Backing {
-    data: Arc<DataFd>,
-    /// The same file, through a mount without access times.
-    quiet: Option<OwnedFd>,
-}
+pub struct Backing(Arc<DataFd>);
 
 impl AsFd for Backing {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.quiet.as_ref().unwrap_or(&self.data.fd).as_fd()
+        self.0.fd.as_fd()
     }
 }
 
 impl Backing {
     /// Whether its file system knows O_DIRECT.
     pub fn takes_direct(&self) -> bool {
-        self.data.has_direct()
+        self.0.has_direct()
     }
 }
 
@@ -48,29 +41,14 @@ impl Union {
         if !upper && (self.is_writable() || !self.sealed) {
             return Ok(None);
         }
+        // Whoever reads what is handed out opens it again with flags of its own, so that O_NOATIME
+        // does not help. EPERM: that it cannot be handed out is no reason not to open it.
+        if upper && self.noatime && !self.is_quiet {
+            return Err(Errno::PERM.into());
+        }
         // Writable: a descriptor of the lower may still be cached from before the copy-up.
         let data = self.data_fd(&inode, upper && self.is_writable())?;
-        let quiet = match self.noatime && upper {
-            // EPERM: it cannot be handed out, which is no reason not to open it.
-            true => Some(self.quiet(&data.fd).map_err(|_| Errno::PERM)?),
-            false => None,
-        };
-        Ok(Some(Backing { data, quiet }))
-    }
-
-    /// Opens a file of the upper through the mount that has no access times: whoever reads what is
-    /// handed out opens it again with flags of its own, so that O_NOATIME does not help.
-    fn quiet(&self, file: &OwnedFd) -> Result<OwnedFd> {
-        let mount = self.quiet.as_ref().ok_or(Errno::PERM)?;
-        let handle = name_to_handle(file, c"")?;
-        let found = open_by_handle(mount, &handle)?;
-        let (at, found_at) = (At::fd(file.as_fd()), At::fd(found.as_fd()));
-        let (wanted, stat) = (at.stat()?, found_at.stat()?);
-        if (wanted.dev, wanted.ino) != (stat.dev, stat.ino) {
-            return Err(Errno::STALE.into());
-        }
-        let mode = rustix::fs::fcntl_getfl(file)? & OFlags::ACCMODE;
-        Ok(found_at.open(mode | OFlags::NONBLOCK, 0)?)
+        Ok(Some(Backing(data)))
     }
 
     /// What opening for writing with these `O_` flags does to `ino`: copy-up. EROFS without an

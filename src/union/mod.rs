@@ -51,7 +51,7 @@ pub use types::*;
 
 use std::collections::HashSet;
 use std::hash::RandomState;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -62,7 +62,7 @@ use rustix::io::Errno;
 use crate::layer::at::At;
 use crate::layer::fds::{FdCache, IsExhausted};
 use crate::layer::lower::{FileSystems, Layer, LowerDir};
-use crate::layer::{LayerSpec, StackSpec, UpperSpec};
+use crate::layer::{LayerSpec, StackSpec, UpperSpec, private};
 use generation::Generations;
 use inode::{Dir, Inode, Loc, UpperState};
 use inode_numbers::InodeNumbers;
@@ -90,8 +90,9 @@ pub struct Options {
     /// Accesses lowers through private read-only mounts, so that their files may be passed to the
     /// kernel ([`Union::backing`]). Needs CAP_SYS_ADMIN. Default: false.
     pub sealed: bool,
-    /// Whether reading leaves the access times of upper files unchanged (`noatime`). Default:
-    /// false.
+    /// Whether reading leaves the access times of upper files unchanged (`noatime`). Files are
+    /// passed to the kernel then only where the upper is in a mount without access times
+    /// ([`private::upper`]). Default: false.
     pub noatime: bool,
     /// The catalog of the lower layers; used if it is one of exactly these ([`crate::catalog`]).
     pub catalog: Option<PathBuf>,
@@ -134,8 +135,8 @@ pub struct Union {
     redirect_dir: bool,
     sealed: bool,
     noatime: bool,
-    /// The upper through a mount without access times, for files that are passed to the kernel.
-    quiet: Option<OwnedFd>,
+    /// The upper is accessed through a mount without access times.
+    is_quiet: bool,
     /// The hash that orders listings, keyed per mount.
     listing_order: RandomState,
     /// The next lookup cache key for a directory without lowers.
@@ -229,7 +230,7 @@ impl Union {
             redirect_dir,
             sealed: options.sealed,
             noatime: options.noatime,
-            quiet: quiet_upper(upper.as_ref().filter(|_| options.noatime)),
+            is_quiet: stack.upper.as_ref().is_some_and(|u| u.layer.dir.is_quiet()),
             listing_order: RandomState::new(),
             // Directories with lowers use inode numbers as keys, which are smaller.
             next_key: AtomicU64::new(1 << 63),
@@ -408,13 +409,6 @@ fn open_catalog(
     }
 }
 
-/// Opens the upper through a mount without access times, where that is possible.
-fn quiet_upper(upper: Option<&Upper>) -> Option<OwnedFd> {
-    let copy = crate::sys::mounts::quiet(&upper?.layer.root);
-    copy.map_err(|error| tracing::debug!(%error, "no copy of the upper without access times"))
-        .ok()
-}
-
 /// Opens layers; `first` is the position of the first one in the stack.
 fn open_layers(
     specs: &[LayerSpec],
@@ -422,19 +416,27 @@ fn open_layers(
     systems: &mut FileSystems,
 ) -> Result<Vec<Arc<LowerDir>>> {
     let open = |(i, spec): (usize, &LayerSpec)| {
-        let mut layer = Layer::open_among(spec, systems);
-        if let (true, Ok(opened)) = (sealed, &mut layer) {
-            opened.seal().map_err(|e| {
-                Error::from(e).context(
-                    "io=passthrough needs a private mount of the lower layer",
-                    spec.path(),
-                )
-            })?;
-        }
+        let private = match sealed && !spec.dir.is_sealed() {
+            true => Some(sealed_lower(spec)?),
+            false => None,
+        };
+        let layer = Layer::open_among(private.as_ref().unwrap_or(spec), systems);
         let root = layer.and_then(|layer| LowerDir::root(Arc::new(layer), first + i));
         root.map_err(|e| Error::from(e).context("cannot open the lower layer", spec.path()))
     };
     specs.iter().enumerate().map(open).collect()
+}
+
+/// A lower whose files may be handed to the kernel, whose reads no code of ours sees.
+fn sealed_lower(spec: &LayerSpec) -> Result<LayerSpec> {
+    let private = private::lower(spec).and_then(|private| match private.dir.is_sealed() {
+        true => Ok(private),
+        false => Err(Errno::PERM),
+    });
+    private.map_err(|e| {
+        let what = "io=passthrough needs a private mount of the lower layer";
+        Error::from(e).context(what, spec.path())
+    })
 }
 
 /// Returns how many descriptors may be cached: a quarter of the limit of the process, so that

@@ -78,6 +78,37 @@ fn archive(home: &Home, to: &str, with_device: bool) {
     std::fs::remove_dir_all(home.path("roots")).unwrap();
 }
 
+/// All of the sandbox but what needs mounts.
+#[test]
+fn the_daemon_of_a_plain_user_is_caged() {
+    let Some(home) = home() else { return };
+    let script = "mkdir data/lower data/upper data/work
+        ./unionfs -o lowerdir=data/lower,upperdir=data/upper,workdir=data/work mnt
+        echo new >mnt/file; mkdir mnt/dir; mv mnt/file mnt/dir/; mv mnt/dir mnt/moved
+        cat mnt/moved/file >out/read; ./unionfs ps --json; ./unionfs umount mnt";
+    let mounts: serde_json::Value = serde_json::from_str(&as_user(&home, script).ok()).unwrap();
+    let sandbox = &mounts[0]["sandbox"];
+    for part in ["no_new_privs", "seccomp"] {
+        assert_eq!(sandbox[part], true, "{sandbox}");
+    }
+    assert!(
+        sandbox["landlock"].as_u64().is_some_and(|abi| abi > 1),
+        "{sandbox}"
+    );
+    for part in ["mount_namespace", "private_layers"] {
+        assert_eq!(sandbox[part], false, "{sandbox}");
+    }
+    assert_eq!(
+        sandbox["capabilities"].as_array().map(Vec::len),
+        Some(0),
+        "{sandbox}"
+    );
+    assert_eq!(
+        std::fs::read_to_string(home.path("out/read")).unwrap(),
+        "new\n"
+    );
+}
+
 #[test]
 fn an_image_goes_all_the_way_without_root() {
     let Some(home) = home() else { return };

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-use crate::support::{Home, can_mount};
+use crate::support::{Home, PROGRAM, can_mount, has_tools};
 
 const TRANSPORTS: [&str; 2] = ["classic", "auto"];
 
@@ -51,7 +51,109 @@ fn a_daemon_keeps_ten_capabilities() {
         sandbox["capabilities"].as_array().unwrap().len(),
         KEPT.len()
     );
-    assert_eq!(sandbox["seccomp"], false);
+    for part in ["mount_namespace", "private_layers", "seccomp"] {
+        assert_eq!(sandbox[part], true, "{part}");
+    }
+    assert!(
+        sandbox["landlock"].as_u64().is_some_and(|abi| abi > 1),
+        "{sandbox}"
+    );
+    let shown = home.run(["stats", "mnt"]).ok();
+    for part in ["mount namespace", "private layers", "landlock", "seccomp"] {
+        assert!(shown.contains(part), "no {part} in {shown}");
+    }
+}
+
+/// What a daemon has of a directory: the mounts in which it has it, as mountinfo numbers them.
+fn mounts_of(pid: i32, dir: &std::path::Path) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let wanted = fs::metadata(dir).unwrap();
+    let mut found = Vec::new();
+    for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let fd = fd.unwrap();
+        let Ok(held) = fs::metadata(fd.path()) else {
+            continue;
+        };
+        if (held.dev(), held.ino()) == (wanted.dev(), wanted.ino()) {
+            let file = format!("/proc/{pid}/fdinfo/{}", fd.file_name().display());
+            let info = fs::read_to_string(file).unwrap();
+            let line = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+            found.push(line.unwrap().trim().to_owned());
+        }
+    }
+    found
+}
+
+/// No descriptor of a daemon is in a mount of the machine's, from where `..` would lead on.
+#[test]
+fn layers_are_in_mounts_of_their_own() {
+    if !can_mount() {
+        return;
+    }
+    for options in ["", "noatime", "io=passthrough", "io=cached,sandbox=strict"] {
+        let home = Home::with_layers();
+        let pid = mounted(&home, options);
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let known = |id: &String| table.lines().any(|line| line.split(' ').next() == Some(id));
+        for name in ["lower", "upper", "work"] {
+            let mounts = mounts_of(pid, &home.path(name));
+            assert!(!mounts.is_empty(), "{options}: {name}");
+            assert!(!mounts.iter().any(known), "{options}: {name} in {mounts:?}");
+        }
+        // Rename, link and copy-up go from one directory to the other.
+        fs::write(home.path("mnt/file"), "changed").unwrap();
+        fs::hard_link(home.path("mnt/file"), home.path("mnt/link")).unwrap();
+        assert_eq!(
+            fs::read_to_string(home.path("upper/link")).unwrap(),
+            "changed"
+        );
+        assert_eq!(
+            fs::read_to_string(home.path("lower/file")).unwrap(),
+            "lower\n"
+        );
+    }
+}
+
+/// Upper and work directory far from each other, and one below a symlink.
+#[test]
+fn upper_and_work_are_found_wherever_they_are() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::with_layers();
+    home.dirs(&["a/b/upper", "c/d/work"]);
+    symlink("c/d", home.path("link")).unwrap();
+    let options = "lowerdir=lower,upperdir=a/b/upper,workdir=link/work";
+    home.run(["-o", options, "mnt"]).ok();
+    let mounts = home.json(["ps", "--json"]);
+    assert_eq!(mounts[0]["sandbox"]["private_layers"], true, "{mounts}");
+    fs::rename(home.path("mnt/file"), home.path("mnt/moved")).unwrap();
+    assert_eq!(
+        fs::read_to_string(home.path("a/b/upper/moved")).unwrap(),
+        "lower\n"
+    );
+}
+
+/// Who has CAP_SYS_ADMIN in a user namespace of their own is as well caged.
+#[test]
+fn the_owner_of_a_user_namespace_has_all_parts() {
+    if !can_mount() || !has_tools(&["unshare"]) {
+        return;
+    }
+    let home = Home::with_layers();
+    let script = "\"$0\" -o lowerdir=lower,upperdir=upper,workdir=work,sandbox=strict mnt
+        echo changed >mnt/file; \"$0\" ps --json; \"$0\" umount mnt";
+    let mut command = home.command("unshare");
+    command.args(["-Urm", "sh", "-e", "-c", script, PROGRAM]);
+    let shown = crate::support::Outcome::from(command.output().unwrap()).ok();
+    let mounts: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    for part in ["mount_namespace", "private_layers", "seccomp"] {
+        assert_eq!(mounts[0]["sandbox"][part], true, "{part}");
+    }
+    assert_eq!(
+        fs::read_to_string(home.path("upper/file")).unwrap(),
+        "changed\n"
+    );
 }
 
 #[test]
@@ -70,17 +172,14 @@ fn without_a_sandbox_nothing_is_given_up() {
 
 /// Everything that a program does with files, in a daemon that can reach nothing but its layers.
 #[test]
-fn strict_leaves_what_a_mount_needs() {
+fn the_cage_leaves_what_a_mount_needs() {
     if !can_mount() {
         return;
     }
     for transport in TRANSPORTS {
         for io in ["auto", "cached"] {
             let home = Home::with_layers();
-            let pid = mounted(
-                &home,
-                &format!("sandbox=strict,transport={transport},io={io}"),
-            );
+            let pid = mounted(&home, &format!("transport={transport},io={io}"));
             assert_eq!(status(pid, "Seccomp"), "2");
             assert_eq!(status(pid, "NoNewPrivs"), "1");
             let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();

@@ -1,0 +1,47 @@
+//! The layers of a mount in mounts of their own ([`crate::layer::private`]): out of a layer leads no
+//! `..`, and a lower cannot be written. Landlock alone does not give that: it knows nothing of
+//! chmod(2), chown(2), setxattr(2), utimensat(2) and stat(2).
+
+use std::io;
+
+use rustix::io::Errno;
+
+use super::{Mode, part};
+use crate::layer::{LayerSpec, StackSpec, private};
+
+const WHAT: &str = "private mounts of the layers";
+
+/// Takes mounts of their own for the directories of `stack`, whose descriptors then are the only
+/// ones. Whether all have got one; where one has not, all stay as they are. With `no_atime`
+/// the upper is in one without access times, whatever the mode, where that is permitted.
+///
+/// # Errors
+/// With [`Mode::Strict`] the reason why there are none.
+pub fn enclose(mode: Mode, stack: &mut StackSpec, no_atime: bool) -> io::Result<bool> {
+    if mode == Mode::Off {
+        if no_atime {
+            enclose_upper(stack, true).unwrap_or_else(|error| {
+                tracing::debug!(%error, "the upper is in no mount without access times");
+            });
+        }
+        return Ok(false);
+    }
+    let enclosed = enclose_all(stack, no_atime);
+    Ok(part(mode, WHAT, enclosed)?.is_some())
+}
+
+fn enclose_all(stack: &mut StackSpec, no_atime: bool) -> Result<(), Errno> {
+    let all = |specs: &[LayerSpec]| specs.iter().map(private::lower).collect();
+    let lowers: Result<Vec<_>, _> = all(&stack.lowers);
+    let (lowers, data_only) = (lowers?, all(&stack.data_only)?);
+    enclose_upper(stack, no_atime)?;
+    (stack.lowers, stack.data_only) = (lowers, data_only);
+    Ok(())
+}
+
+fn enclose_upper(stack: &mut StackSpec, no_atime: bool) -> Result<(), Errno> {
+    if let Some(upper) = &mut stack.upper {
+        *upper = private::upper(upper, no_atime)?;
+    }
+    Ok(())
+}
