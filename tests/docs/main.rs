@@ -1,4 +1,5 @@
-//! Checks that every test which a document names exists.
+//! Checks that every test which a document names exists, that links lead somewhere, and that the
+//! guide agrees with the source (`guide`).
 //!
 //! A reference is a code span of one of these forms:
 //!
@@ -14,6 +15,8 @@
 //! In a table whose head says "test in `folder/file`", the last column names tests of that file.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+mod guide;
 
 use std::fs;
 use std::path::{Path, PathBuf};
