@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::path::PathBuf;
 
-use unionfs::catalog::format::{Header, Layer};
+use unionfs::catalog::format::{Header, LayerRecord};
 use unionfs::catalog::view::View;
 use unionfs::layer::StackSpec;
 use zerocopy::FromBytes as _;
@@ -51,7 +51,7 @@ impl Bench {
 
     /// Puts the layers as they are into a catalog, which says what they were in another run.
     fn adopt(&self, bytes: &mut [u8]) {
-        let (from, count) = (size_of::<Header>(), 2 * size_of::<Layer>());
+        let (from, count) = (size_of::<Header>(), 2 * size_of::<LayerRecord>());
         let layers = &self.catalog[from..from + count];
         if let Some(theirs) = bytes.get_mut(from..from + count) {
             theirs.copy_from_slice(layers);

@@ -1,6 +1,6 @@
-//! Making a catalog: a union of the layers is walked, directory by directory, by the code
-//! that answers a mount's lookups, and its answers are written down. What cannot be put into
-//! a record is marked to be asked of the layers. Called by the cli.
+//! Builds a catalog: walks a union of the layers, directory by directory, with the code that
+//! answers a mount's lookups, and writes the answers down. A name that a record cannot describe is
+//! marked, and a mount looks it up in the layers.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,44 +24,44 @@ use crate::layer::markers::Protection;
 use crate::layer::types::FileKind;
 use crate::union::{LowerDirs, LowerFile, LowerLookup, Source, Union, Visible};
 
-/// Whose layers a catalog is of.
+/// The layers that a catalog describes.
 #[derive(Clone, Debug, Default)]
 pub struct Label {
-    /// Chain ID of the topmost layer: the digest's bytes.
+    /// Chain ID of the topmost layer: the bytes of the digest.
     pub chain: [u8; 32],
     /// Root of the store.
     pub store: Vec<u8>,
-    /// Its driver.
+    /// Name of the store's driver.
     pub driver: Vec<u8>,
-    /// How the store found the layers, in words of its own; empty: it does not say.
+    /// The store's own notes about how it found the layers; may be empty.
     pub notes: Vec<u8>,
 }
 
-/// How far it is.
+/// Progress of a build.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Names written.
+    /// Number of names written.
     pub names: u64,
-    /// Directories written.
+    /// Number of directories written.
     pub dirs: u64,
 }
 
-/// A catalog that was made.
+/// Result of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Built {
-    /// What is in it.
+    /// The names and directories in the catalog.
     pub progress: Progress,
-    /// Names that the layers must be asked about.
+    /// The number of names that must be looked up in the layers.
     pub live: u64,
-    /// Bytes of the file.
+    /// The size of the file in bytes.
     pub bytes: u64,
 }
 
-/// Makes the catalog of the lowers of `stack` in `path`, in place of an older one. `step` is
-/// called for each directory and stops it by answering false.
+/// Writes the catalog of the lowers of `stack` to `path`, replacing an older one. `step` is called
+/// for each directory; returning false stops the build.
 ///
 /// # Errors
-/// [`Error`]; what was in `path` stays.
+/// [`Error`]; an older catalog stays.
 pub fn build(
     stack: &StackSpec,
     label: &Label,
@@ -94,7 +94,7 @@ pub fn build(
     })
 }
 
-/// Writes everything to `file`; what it wrote, and how many names are live.
+/// Writes everything to `file`. Returns the progress and the number of live names.
 fn walk(
     union: &Union,
     file: &File,
@@ -129,27 +129,27 @@ fn walk(
     Ok(done)
 }
 
-/// Names looked up between two calls of `step`.
+/// Number of names looked up between two calls of `step`.
 const STEP: usize = 1024;
 
-/// A merged directory whose entries are still to be written.
+/// A merged directory whose entries remain to be written.
 struct Todo {
     index: u32,
     lowers: LowerDirs,
 }
 
-/// An entry of a directory before it is written.
+/// An entry of a directory, before it is written.
 struct Pending {
     name: Box<[u8]>,
     record: Record,
-    /// Of a directory.
+    /// The lower directories, of a directory.
     dirs: Option<LowerDirs>,
 }
 
 struct Builder<'u> {
     union: &'u Union,
     writer: Writer<'u>,
-    /// Records of the layers' directories, by layer and inode number.
+    /// Records of directories of the layers, by layer and inode number.
     known: HashMap<(usize, u64), u32>,
     todo: Vec<Todo>,
     progress: Progress,
@@ -157,7 +157,7 @@ struct Builder<'u> {
 }
 
 impl Builder<'_> {
-    /// The roots of the layers, and the directory they make.
+    /// Writes the roots of the layers, and the directory that they merge to.
     fn roots(&mut self) -> io::Result<()> {
         let (roots, data_roots) = self.union.lower_roots();
         for root in roots.iter().chain(data_roots) {
@@ -172,7 +172,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// A directory with these parts; its number.
+    /// Adds a directory with these parts and returns its number.
     fn enqueue(&mut self, lowers: LowerDirs, parts: Vec<u32>) -> io::Result<u32> {
         let index = self.writer.reserve_dir()?;
         let first = self.writer.parts(&parts)?;
@@ -183,7 +183,7 @@ impl Builder<'_> {
         Ok(index)
     }
 
-    /// Writes the entries of a directory; false when it was told to stop.
+    /// Writes the entries of a directory. Returns false when it was told to stop.
     fn directory(
         &mut self,
         todo: &Todo,
@@ -209,7 +209,7 @@ impl Builder<'_> {
             pending.push(self.pending(&todo.lowers, name)?);
         }
         let first = self.writer.next_record();
-        // What numbers the directories among them will have is known only by asking for it.
+        // The numbers of subdirectories are known only after they have been added.
         let mut found = Vec::new();
         for (position, mut entry) in pending.into_iter().enumerate() {
             let text = self.writer.text(&entry.name)?;
@@ -231,7 +231,7 @@ impl Builder<'_> {
         Ok(true)
     }
 
-    /// Parts of a directory whose top part has been written as an entry.
+    /// Adds a directory whose topmost part has been written as an entry.
     fn found_dir(&mut self, index: u32, record: u32, lowers: LowerDirs) -> io::Result<()> {
         let mut parts = vec![record];
         for (position, dir) in lowers.all()?.iter().enumerate() {
@@ -249,7 +249,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// What the lowers say about a name.
+    /// Looks a name up in the lowers.
     fn pending(&mut self, lowers: &LowerDirs, visible: &Visible) -> io::Result<Pending> {
         let skip = match visible.source {
             Source::Lower(position) => position,
@@ -269,7 +269,8 @@ impl Builder<'_> {
         Ok(Pending { name, record, dirs })
     }
 
-    /// A name about which the layers must be asked: only what a listing shows is kept.
+    /// Returns the record of a name that must be looked up in the layers. It has only what a
+    /// directory listing shows.
     fn live(&mut self, lowers: &LowerDirs, skip: usize, visible: &Visible) -> io::Result<Record> {
         self.live += 1;
         let top = lowers.all()?.get(skip).ok_or(Errno::IO)?;
@@ -344,7 +345,8 @@ impl Builder<'_> {
         Ok((Some(record), Some(dirs)))
     }
 
-    /// The record of a directory of a layer, written if it has none, after those above it.
+    /// Returns the record of a directory of a layer, which is written with its ancestors if it has
+    /// none.
     fn part(&mut self, dir: &Arc<LowerDir>) -> io::Result<u32> {
         let mut missing = Vec::new();
         let mut at = dir;
@@ -370,9 +372,10 @@ impl Builder<'_> {
     }
 
     fn dir_flags(&self, dir: &Arc<LowerDir>) -> u16 {
-        let xwhiteouts = match dir.has_xwhiteouts() {
-            true => format::XWHITEOUTS,
-            false => 0,
+        let xwhiteouts = if dir.has_xwhiteouts() {
+            format::XWHITEOUTS
+        } else {
+            0
         };
         let xattrs = match self.union.lower_fd(dir) {
             Ok(fd) => xattr_flags(At::fd(fd.as_fd())),
@@ -381,7 +384,7 @@ impl Builder<'_> {
         xwhiteouts | xattrs
     }
 
-    /// The attributes of a file of a layer.
+    /// Returns a record with the attributes of a file of a layer.
     fn record(&mut self, layer: usize, stat: &Stat) -> io::Result<Record> {
         let class = Class {
             mode: (stat.kind.mode_bits() | stat.perm).into(),
@@ -412,11 +415,11 @@ impl Builder<'_> {
 
 fn set_name(record: &mut Record, text: Text) {
     record.name = text.offset.into();
-    // Names have at most 255 bytes on every file system of Linux.
+    // No Linux file system has names of more than 255 bytes.
     record.name_len = u16::try_from(text.len).unwrap_or(u16::MAX).into();
 }
 
-/// Whether a record can say it all.
+/// Whether a record can describe the file completely.
 fn is_plain(dir: &LowerDir, stat: &Stat) -> bool {
     let times = [
         Some(stat.atime),
@@ -433,7 +436,7 @@ fn is_plain(dir: &LowerDir, stat: &Stat) -> bool {
             .all(|t| nanoseconds(t).is_some())
 }
 
-/// Which xattrs a file has; all of them where that cannot be told.
+/// Returns flags for the xattrs that a file has; all flags when that cannot be determined.
 pub(super) fn xattr_flags(at: At<'_>) -> u16 {
     let Ok(list) = at.list_xattrs() else {
         return XATTR_FLAGS;

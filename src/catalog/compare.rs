@@ -1,5 +1,4 @@
-//! Comparing a catalog with the layers it is of, name by name. Called by the cli's
-//! `catalog verify`.
+//! Compares a catalog with the layers that it describes, name by name (`unionfs catalog verify`).
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
@@ -12,20 +11,20 @@ use crate::layer::at::{At, Stat};
 use crate::layer::types::Time;
 use crate::union::{self, LowerDirs, LowerFile, LowerLookup, Source, Union, Visible};
 
-/// Where a catalog and its layers do not agree.
+/// A difference between a catalog and its layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// Path in the union, without a leading slash.
+    /// The path in the union, without a leading slash.
     pub path: Vec<u8>,
-    /// What is different.
+    /// What differs.
     pub what: &'static str,
 }
 
-/// Finds the names of which the catalog says something else than the layers, up to `limit`.
-/// Access times may differ.
+/// Returns up to `limit` names for which the catalog differs from the layers. Access times are not
+/// compared.
 ///
 /// # Errors
-/// Where the layers cannot be read. A catalog that is not used at all is none of them.
+/// Those of reading the layers. A catalog that is not used at all is no error here.
 pub fn compare(
     stack: &StackSpec,
     path: &Path,
@@ -79,7 +78,7 @@ impl Comparison<'_> {
         self.found.push(Difference { path, what });
     }
 
-    /// Compares the names of a directory; how many there are.
+    /// Compares the names of a directory, and returns their number.
     fn directory(
         &mut self,
         path: &[u8],
@@ -93,14 +92,15 @@ impl Comparison<'_> {
         let mut known = by_name(self.catalog.merged_names(said)?);
         let names = match self.layers.merged_names(truth) {
             Ok(names) => by_name(names),
-            // Left out of the catalog too.
+            // The catalog has no such directory either.
             Err(_) => return Ok(0),
         };
         let count = names.len() as u64;
         for (name, visible) in names {
-            let path = match path.is_empty() {
-                true => name.to_vec(),
-                false => [path, b"/", &name].concat(),
+            let path = if path.is_empty() {
+                name.to_vec()
+            } else {
+                [path, b"/", &name].concat()
             };
             let Some(other) = known.remove(&name) else {
                 self.differ(path, "the catalog does not have it");
@@ -155,7 +155,7 @@ impl Comparison<'_> {
         }
     }
 
-    /// Whether the catalog's file is the layers' one, with the same data and xattrs.
+    /// Whether the catalog's file is that of the layers, with the same data and xattrs.
     fn same_place(&self, truth: &LowerFile, said: &LowerFile) -> bool {
         let at = |file: &LowerFile| {
             let (dir, name) = file.data_place();
@@ -184,7 +184,7 @@ fn same_dir(a: &crate::layer::lower::LowerDir, b: &crate::layer::lower::LowerDir
     a.index == b.index && same(&a.stat, &b.stat) && a.has_xwhiteouts() == b.has_xwhiteouts()
 }
 
-/// Equal but for the access time.
+/// Whether two stats are equal except for the access time.
 fn same(a: &Stat, b: &Stat) -> bool {
     let without = |stat: &Stat| Stat {
         atime: Time::default(),
@@ -193,7 +193,7 @@ fn same(a: &Stat, b: &Stat) -> bool {
     without(a) == without(b)
 }
 
-/// The flags of a record that say which xattrs there are.
+/// The flags of a record that describe its xattrs.
 pub(crate) const XATTR_FLAGS: u16 = format::XATTRS
     | format::USER
     | format::TRUSTED

@@ -10,7 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
-use super::format::{self, Layer};
+use super::format::{self, LayerRecord};
 use super::view::{Damaged, Refusal, View};
 use crate::layer;
 use crate::layer::at::{At, Stat};
@@ -93,7 +93,7 @@ pub(super) fn describe(
     roots: &[Arc<LowerDir>],
     data_roots: &[Arc<LowerDir>],
     stat: impl Fn(&layer::lower::Layer) -> Stat,
-) -> Vec<Layer> {
+) -> Vec<LayerRecord> {
     let ids = id_maps();
     let plain = roots.iter().map(|root| (root, 0));
     let data = data_roots.iter().map(|root| (root, format::DATA_ONLY));
@@ -134,9 +134,9 @@ fn read_id_maps() -> u32 {
 
 /// Device numbers change when a machine starts again, and paths when a disk is mounted
 /// elsewhere; these do not. A directory made anew, copied or changed has another change time.
-fn identity(layer: &layer::lower::Layer, stat: &Stat, flags: u32, ids: u32) -> Layer {
+fn identity(layer: &layer::lower::Layer, stat: &Stat, flags: u32, ids: u32) -> LayerRecord {
     let born = stat.btime.unwrap_or_default();
-    Layer {
+    LayerRecord {
         uuid: layer.uuid.unwrap_or_default(),
         ino: stat.ino.into(),
         ctime: stat.ctime.sec.into(),

@@ -1,17 +1,17 @@
-//! The bytes of a catalog, as docs/CATALOG.md has them: a header, then tables of records of
-//! fixed size, little-endian throughout. Called by `view`, which reads, and `write`.
+//! The bytes of a catalog, described in docs/CATALOG.md: a header, then tables of records of fixed
+//! size, little-endian.
 
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The first bytes of every catalog.
 pub const MAGIC: [u8; 8] = *b"UNIONCAT";
-/// The version of the format; others are not read.
+/// The version of the format; other versions are not read.
 pub const VERSION: u32 = 3;
-/// Stands for "none" where a record is named.
+/// A record number that means "none".
 pub const NONE: u32 = u32::MAX;
 
-/// Derives what a record of the file needs.
+/// Defines the structs of the file, which can be read from any bytes.
 macro_rules! records {
     ($($(#[$doc:meta])* pub struct $name:ident { $($(#[$field_doc:meta])* pub $field:ident: $kind:ty,)* })*) => {$(
         $(#[$doc])*
@@ -22,11 +22,11 @@ macro_rules! records {
 }
 
 records! {
-    /// Where a table is.
+    /// The position of a table.
     pub struct Table {
-        /// First byte, from the start of the file.
+        /// Offset of the first byte in the file.
         pub offset: U64,
-        /// Records in it (bytes, of `strings`).
+        /// Number of records (bytes, for `strings`).
         pub count: U64,
     }
 
@@ -36,104 +36,105 @@ records! {
         pub magic: [u8; 8],
         /// [`VERSION`]
         pub version: U32,
-        /// Bytes of the header, the table of layers and the notes, which `header_sum` covers.
+        /// Length of the header, the table of layers and the notes, which `header_sum` covers.
         pub header_len: U32,
-        /// Bytes of the file.
+        /// Length of the file in bytes.
         pub file_len: U64,
-        /// SHA-256 of the first `header_len` bytes with zeros in this place.
+        /// SHA-256 of the first `header_len` bytes, with this field zero.
         pub header_sum: [u8; 32],
-        /// SHA-256 of everything behind `header_len`.
+        /// SHA-256 of everything after `header_len`.
         pub body_sum: [u8; 32],
-        /// Chain ID of the layers (the digest's bytes); zeros where they have none.
+        /// Chain ID of the layers (the bytes of the digest); zero where they have none.
         pub chain: [u8; 32],
-        /// [`Layer`]s, top first, data-only ones last.
+        /// The [`LayerRecord`]s, top first, data-only layers last.
         pub layers: Table,
-        /// Bytes in which a store notes how it found the layers; they end at `header_len`.
+        /// The store's notes about how it found the layers; they end at `header_len`.
         pub notes: Table,
-        /// [`Record`]s; the first is the root.
+        /// The [`Record`]s; the first is the root.
         pub records: Table,
-        /// [`Dir`]s; the first is the root's.
+        /// The [`Dir`]s; the first is the root's.
         pub dirs: Table,
-        /// [`U32`] record numbers, the parts of directories.
+        /// Record numbers ([`U32`]): the parts of directories.
         pub parts: Table,
-        /// [`Class`]es.
+        /// The [`Class`]es.
         pub classes: Table,
-        /// [`Data`]
+        /// The [`Data`]s.
         pub data: Table,
         /// Names and symlink targets.
         pub strings: Table,
-        /// The root of the store the layers are in, in `strings`.
+        /// Root of the store that has the layers: offset in `strings`.
         pub store: U32,
-        /// Its length.
+        /// Length of the store's root.
         pub store_len: U32,
-        /// The store's driver, in `strings`.
+        /// The store's driver: offset in `strings`.
         pub driver: U32,
-        /// Its length.
+        /// Length of the driver.
         pub driver_len: U32,
     }
 
-    /// What tells a layer from another, and whether it has been replaced.
-    pub struct Layer {
-        /// UUID of the file system; zeros where it has none.
+    /// Identifies a layer, and tells whether it has been replaced.
+    pub struct LayerRecord {
+        /// UUID of the file system; zero where it has none.
         pub uuid: [u8; 16],
         /// Inode number of the layer's root directory.
         pub ino: U64,
-        /// Its change time, seconds.
+        /// Change time of the root directory, seconds.
         pub ctime: I64,
-        /// Its birth, seconds; zero where unknown.
+        /// Birth time of the root directory, seconds; zero where unknown.
         pub btime: I64,
         /// Nanoseconds of `ctime`.
         pub ctime_nsec: U32,
         /// Nanoseconds of `btime`.
         pub btime_nsec: U32,
-        /// Which markers were read: bits of [`dialect_bits`] and [`trust_bits`]; [`DATA_ONLY`].
+        /// The markers that were read: bits of [`dialect_bits`] and [`trust_bits`]; [`DATA_ONLY`].
         pub flags: U32,
-        /// A digest of how the maker's user namespace maps IDs: owners are as he saw them.
+        /// Digest of the ID mappings of the user namespace that made the catalog, in which the
+        /// owners of files are recorded.
         pub ids: U32,
     }
 
-    /// A file or directory of a layer. Those with a name in a merged directory stand
-    /// together, in the order of their names' bytes.
+    /// A file or directory of a layer. The entries of a merged directory are consecutive, in the
+    /// order of the bytes of their names.
     pub struct Record {
-        /// Inode number in its layer.
+        /// Inode number in the layer.
         pub ino: U64,
-        /// Bytes.
+        /// Size in bytes.
         pub size: U64,
-        /// Last access, nanoseconds since 1970, as all times here.
+        /// Last access, in nanoseconds since 1970, as are all times of a record.
         pub atime: I64,
         /// Last change of data.
         pub mtime: I64,
         /// Last change of the inode.
         pub ctime: I64,
-        /// Birth, where [`BORN`] is set.
+        /// Birth time; valid with [`BORN`].
         pub btime: I64,
         /// Blocks of 512 bytes.
         pub blocks: U32,
         /// Hard links.
         pub nlink: U32,
-        /// Number of its [`Class`].
+        /// Number of the [`Class`].
         pub class: U32,
-        /// Where its name starts in `strings`.
+        /// Offset of the name in `strings`.
         pub name: U32,
-        /// The directory it is in, in its layer: number of a record before this one;
-        /// [`NONE`] for the root of a layer.
+        /// The directory of the layer that contains it: a smaller record number, or [`NONE`] for
+        /// the root of a layer.
         pub parent: U32,
-        /// Of a directory with a name in a merged one: number of its [`Dir`]. Of a symlink:
-        /// where its target starts in `strings`. Of a metacopy: number of its [`Data`].
+        /// For an entry that is a directory, the number of its [`Dir`]; for a symlink, the offset
+        /// of its target in `strings`; for a metacopy, the number of its [`Data`].
         pub aux: U32,
         /// Length of a symlink's target.
         pub target_len: U16,
-        /// Length of the name; at most 255.
+        /// Length of the name, at most 255.
         pub name_len: U16,
-        /// Flags, below.
+        /// Flags: see the constants.
         pub flags: U16,
-        /// Zero.
+        /// Must be zero.
         pub spare: U16,
     }
 
-    /// What many files have in common.
+    /// Attributes that many files share.
     pub struct Class {
-        /// Type and permissions; without a type for one that is not known.
+        /// Type and permissions; no type where it is not known.
         pub mode: U32,
         /// Owner.
         pub uid: U32,
@@ -149,50 +150,50 @@ records! {
         pub layer: U32,
     }
 
-    /// A merged directory. Directories in it have higher numbers.
+    /// A merged directory. Its subdirectories have higher numbers.
     pub struct Dir {
-        /// Its first entry's record.
+        /// Number of the first entry's record.
         pub first: U32,
-        /// How many entries it has.
+        /// Number of entries.
         pub count: U32,
-        /// First of its directories in the layers, in `parts`, top first.
+        /// Offset in `parts` of its directories in the layers, top first.
         pub part: U32,
-        /// How many.
+        /// Number of its directories in the layers.
         pub part_count: U32,
-        /// [`UNLISTED`], or 0.
+        /// [`UNLISTED`] or 0.
         pub flags: U32,
     }
 
-    /// Where the data of a metacopy is, and what it was when the catalog was made.
+    /// The data of a metacopy, as it was when the catalog was made.
     pub struct Data {
-        /// Inode number.
+        /// Inode number of the file.
         pub ino: U64,
-        /// Bytes.
+        /// Size in bytes.
         pub size: U64,
         /// Last change of data.
         pub mtime: I64,
         /// Last change of the inode.
         pub ctime: I64,
-        /// The record of its directory.
+        /// Number of the directory's record.
         pub dir: U32,
-        /// Its name, in `strings`.
+        /// Offset of the name in `strings`.
         pub name: U32,
-        /// The name's length.
+        /// Length of the name.
         pub name_len: U32,
     }
 }
 
-/// The layers must be asked: the catalog cannot say it all.
+/// The record is incomplete: the name must be looked up in the layers.
 pub const LIVE: u16 = 1 << 0;
-/// `btime` is known.
+/// The birth time is known.
 pub const BORN: u16 = 1 << 1;
-/// A file whose data is elsewhere: `aux` names a [`Data`].
+/// A metacopy: `aux` is the number of a [`Data`].
 pub const METACOPY: u16 = 1 << 2;
-/// A directory that may hold whiteouts in the xattr form.
+/// A directory that may contain whiteouts in the xattr form.
 pub const XWHITEOUTS: u16 = 1 << 3;
-/// It has xattrs of some kind, or that could not be told.
+/// The file has xattrs, or may have some.
 pub const XATTRS: u16 = 1 << 4;
-/// It has `user.*`, or that could not be told; so with the others.
+/// The file has `user.*` xattrs, or may have some. The following flags likewise.
 pub const USER: u16 = 1 << 5;
 /// `trusted.*`
 pub const TRUSTED: u16 = 1 << 6;
@@ -202,16 +203,16 @@ pub const CAPABILITY: u16 = 1 << 7;
 pub const ACL: u16 = 1 << 8;
 /// `system.posix_acl_default`
 pub const DEFAULT_ACL: u16 = 1 << 9;
-/// A directory whose [`Dir`] is in `aux`.
+/// A directory: `aux` is the number of its [`Dir`].
 pub const MERGED: u16 = 1 << 10;
 
-/// Of a [`Dir`]: its entries could not be listed, the layers must be asked.
+/// Flag of a [`Dir`]: its entries could not be listed and must be read from the layers.
 pub const UNLISTED: u32 = 1;
 
-/// Of a [`Layer`]: searched through absolute redirects only.
+/// Flag of a [`LayerRecord`]: the layer is searched through absolute redirects only.
 pub const DATA_ONLY: u32 = 1 << 8;
 
-/// The flags that say how a layer's markers are read.
+/// Returns flags for the dialect in which a layer's markers were read.
 pub fn dialect_bits(dialect: crate::layer::Dialect) -> u32 {
     u32::from(dialect.trusted)
         | u32::from(dialect.user) << 1
@@ -219,8 +220,8 @@ pub fn dialect_bits(dialect: crate::layer::Dialect) -> u32 {
         | u32::from(dialect.wh_names) << 3
 }
 
-/// The flags that say whom a layer's markers were believed from ([`crate::layer::trust`]): not
-/// those of users, where there can be any; and metacopies only with their origin.
+/// Returns flags for the markers of a layer that were trusted ([`crate::layer::trust`]): without
+/// those in `user.*`, where the dialect has any; and metacopies only with their origin.
 pub fn trust_bits(layer: &crate::layer::lower::Layer) -> u32 {
     let of_users = layer.dialect.user || layer.dialect.fuse_overlayfs;
     u32::from(of_users && !layer.believes_user) << 4 | u32::from(layer.is_foreign) << 5
@@ -234,7 +235,7 @@ mod tests {
     fn records_have_the_sizes_of_the_document() {
         let sizes = [
             size_of::<Header>(),
-            size_of::<Layer>(),
+            size_of::<LayerRecord>(),
             size_of::<Record>(),
             size_of::<Class>(),
             size_of::<Dir>(),

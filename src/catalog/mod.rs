@@ -1,9 +1,9 @@
-//! The merged view of a stack's lower layers in one file that is mapped into memory, so that
-//! a mount asks nothing of the layers' directories, however many there are. docs/CATALOG.md
-//! has the format and says when a catalog is believed.
+//! Catalogs: the merged view of a stack's lower layers in one file, which is mapped into memory so
+//! that a mount need not read the layers' directories. docs/CATALOG.md describes the format, and
+//! when a catalog is trusted.
 //!
-//! [`build`] writes one by walking a union of the layers; `union::mounted_catalog` reads it;
-//! [`place`] knows where catalogs are kept. Called by the cli and the union.
+//! [`build`] writes a catalog by walking a union of the layers, `union::mounted_catalog` reads it,
+//! and [`place`] knows where catalogs are stored.
 
 mod build;
 mod compare;
@@ -29,18 +29,18 @@ pub enum Error {
     /// The file cannot be written.
     #[error("cannot write the catalog {path:?}: {source}")]
     Write {
-        /// Where it was to be.
+        /// The path of the catalog.
         path: PathBuf,
-        /// What failed.
+        /// The error of the file system.
         source: std::io::Error,
     },
     /// Another process is making the same catalog.
     #[error("another process is making the catalog {0:?}")]
     Busy(PathBuf),
-    /// A layer was changed meanwhile.
+    /// A layer was changed during the build.
     #[error("the layer {0:?} has been changed while its catalog was made")]
     Changed(PathBuf),
-    /// It was told to stop.
+    /// `step` returned false.
     #[error("stopped")]
     Stopped,
 }

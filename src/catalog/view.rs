@@ -1,6 +1,5 @@
-//! Reading a catalog: any bytes are taken, every access is checked against the tables'
-//! bounds, and whatever leads back is refused, so no walk goes on for ever. Called by
-//! `union::mounted_catalog` for a mount, by `catalog::check`, and by the fuzzer.
+//! Reads a catalog, whose bytes may be anything: every access is checked against the bounds of the
+//! tables, and a reference that could form a cycle is an error, so that every walk ends.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -9,36 +8,36 @@ use sha2::{Digest as _, Sha256};
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::format::{self, Class, Data, Dir, Header, Layer, NONE, Record, Table};
+use super::format::{self, Class, Data, Dir, Header, LayerRecord, NONE, Record, Table};
 use crate::layer::at::{Stat, is_valid_name};
 use crate::layer::markers::Protection;
 use crate::layer::types::{FileKind, Time};
 
-/// Why bytes are no catalog, or not one of ours.
+/// Why a file is not used as a catalog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Too short, or something else.
+    /// It is too short, or something else.
     #[error("it is no catalog")]
     NoCatalog,
-    /// Another version of the format.
+    /// It has another version of the format.
     #[error("it has format {0}, not {version}", version = format::VERSION)]
     Version(u32),
-    /// The file has not the length it says.
+    /// Its length differs from the one in the header.
     #[error("it is not complete")]
     Length,
-    /// The header is not what was written.
+    /// Its header is damaged.
     #[error("its header is damaged")]
     Header,
 }
 
-/// A number in the catalog leads nowhere.
+/// A number in the catalog points to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it is damaged")]
 pub struct Damaged;
 
 type Result<T> = std::result::Result<T, Damaged>;
 
-/// A catalog in `bytes`.
+/// The catalog in `bytes`.
 #[derive(Debug)]
 pub struct View<B> {
     bytes: B,
@@ -53,34 +52,34 @@ pub struct DirRef {
 }
 
 impl DirRef {
-    /// Its number.
+    /// Returns its number.
     pub fn index(&self) -> u32 {
         self.index
     }
 
-    /// Its entries are in the layers only.
+    /// Whether its entries must be read from the layers.
     pub fn is_unlisted(&self) -> bool {
         self.dir.flags.get() & format::UNLISTED != 0
     }
 
-    /// The records of its entries.
+    /// Returns the record numbers of its entries.
     pub fn entries(&self) -> Range<u32> {
         let first = self.dir.first.get();
         first..first.saturating_add(self.dir.count.get())
     }
 
-    /// In how many layers it is.
+    /// Returns the number of layers that have the directory.
     pub fn part_count(&self) -> usize {
         self.dir.part_count.get() as usize
     }
 }
 
-/// What the data of a file was when the catalog was made.
+/// Identifies the data of a file, as it was when the catalog was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Inode number.
     pub ino: u64,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
     /// Last change of data.
     pub mtime: Time,
@@ -100,8 +99,11 @@ impl From<&Stat> for Identity {
 }
 
 impl<B: AsRef<[u8]>> View<B> {
-    /// Takes bytes whose header is whole. The body is believed in part by part, as it is
-    /// read; [`View::verify`] checks all of it.
+    /// Checks the header of a catalog. The body is checked as it is read; [`View::verify`] checks
+    /// all of it.
+    ///
+    /// # Errors
+    /// [`Refusal`].
     pub fn parse(bytes: B) -> std::result::Result<Self, Refusal> {
         let all = bytes.as_ref();
         let (header, _) = Header::read_from_prefix(all).map_err(|_| Refusal::NoCatalog)?;
@@ -123,14 +125,17 @@ impl<B: AsRef<[u8]>> View<B> {
         Ok(Self { bytes, header })
     }
 
-    /// Whether the body is what was written; reads all of it.
+    /// Whether the body has the checksum in the header; reads all of it.
     pub fn verify(&self) -> bool {
         let body = self.all().get(self.header.header_len.get() as usize..);
         body.is_some_and(|body| Sha256::digest(body)[..] == self.header.body_sum)
     }
 
-    /// Follows every number once; [`Damaged`] for one that leads nowhere. How many names there
-    /// are. This says nothing about whether they are right: [`View::verify`] does.
+    /// Follows every reference once and returns the number of names. It does not check that these
+    /// are right: [`View::verify`] does.
+    ///
+    /// # Errors
+    /// [`Damaged`] for a reference to nothing.
     pub fn walk(&self) -> Result<u64> {
         let mut todo = vec![self.root()?];
         let mut seen = HashSet::new();
@@ -140,7 +145,7 @@ impl<B: AsRef<[u8]>> View<B> {
             if !seen.insert(dir.index) {
                 return Err(Damaged);
             }
-            // Else each of many directories might have all records for its entries.
+            // Otherwise each of many directories might claim all records as its entries.
             names += u64::from(dir.dir.count.get());
             if names > self.header.records.count.get() {
                 return Err(Damaged);
@@ -171,7 +176,7 @@ impl<B: AsRef<[u8]>> View<B> {
         Ok(names)
     }
 
-    /// From a record up to the root of its layer, or to one from which that was done before.
+    /// Follows the parents of a record up to the root of its layer, or to a record in `climbed`.
     fn climb(&self, index: u32, climbed: &mut HashSet<u32>) -> Result<()> {
         let mut next = Some(index);
         while let Some(index) = next.filter(|&index| climbed.insert(index)) {
@@ -190,17 +195,20 @@ impl<B: AsRef<[u8]>> View<B> {
         self.bytes.as_ref()
     }
 
-    /// Bytes of the whole file.
+    /// Returns the length of the file in bytes.
     pub fn file_len(&self) -> u64 {
         self.header.file_len.get()
     }
 
-    /// Chain ID of the layers: the digest's bytes, zeros for none.
+    /// Returns the chain ID of the layers: the bytes of the digest, zero for none.
     pub fn chain(&self) -> [u8; 32] {
         self.header.chain
     }
 
-    /// Root of the store and its driver; empty where the layers are in none.
+    /// Returns the root of the store and its driver; both are empty for layers outside of a store.
+    ///
+    /// # Errors
+    /// [`Damaged`].
     pub fn store(&self) -> Result<(&[u8], &[u8])> {
         let header = &self.header;
         Ok((
@@ -209,7 +217,10 @@ impl<B: AsRef<[u8]>> View<B> {
         ))
     }
 
-    /// What the store noted about the layers; only what `header_sum` covers.
+    /// Returns the store's notes about the layers, if `header_sum` covers them.
+    ///
+    /// # Errors
+    /// [`Damaged`].
     pub fn notes(&self) -> Result<&[u8]> {
         let table = self.header.notes;
         let end = table.offset.get().checked_add(table.count.get());
@@ -219,12 +230,12 @@ impl<B: AsRef<[u8]>> View<B> {
         self.all().get(range).ok_or(Damaged)
     }
 
-    /// How many layers there are, data-only ones included.
+    /// Returns the number of layers, data-only layers included.
     pub fn layer_count(&self) -> u64 {
         self.header.layers.count.get()
     }
 
-    /// How many names there are in all merged directories, and directories.
+    /// Returns the number of names in all merged directories, and the number of directories.
     pub fn counts(&self) -> (u64, u64) {
         (
             self.header.records.count.get(),
@@ -249,12 +260,15 @@ impl<B: AsRef<[u8]>> View<B> {
         Ok(record)
     }
 
-    /// A layer.
-    pub fn layer(&self, index: u32) -> Result<Layer> {
+    /// Returns a layer.
+    ///
+    /// # Errors
+    /// [`Damaged`], as for all that follow.
+    pub fn layer(&self, index: u32) -> Result<LayerRecord> {
         self.at(self.header.layers, index)
     }
 
-    /// A record.
+    /// Returns a record.
     pub fn record(&self, index: u32) -> Result<Record> {
         self.at(self.header.records, index)
     }
@@ -272,21 +286,23 @@ impl<B: AsRef<[u8]>> View<B> {
         self.all().get(start..stop).ok_or(Damaged)
     }
 
-    /// The name of a record: one component of a path.
+    /// Returns the name of a record: one component of a path.
     pub fn name(&self, record: &Record) -> Result<&[u8]> {
         let name = self.string(record.name.get(), record.name_len.get().into())?;
-        match is_valid_name(name) && name.len() <= 255 {
-            true => Ok(name),
-            false => Err(Damaged),
+        if is_valid_name(name) && name.len() <= 255 {
+            Ok(name)
+        } else {
+            Err(Damaged)
         }
     }
 
-    /// The target of a symlink.
+    /// Returns the target of a symlink.
     pub fn target(&self, record: &Record) -> Result<&[u8]> {
         self.string(record.aux.get(), record.target_len.get().into())
     }
 
-    /// Number of the directory a record is in; `None`: it is the root of a layer.
+    /// Returns the record number of the directory that contains a record; `None` for the root of a
+    /// layer.
     pub fn parent(&self, index: u32, record: &Record) -> Result<Option<u32>> {
         match record.parent.get() {
             NONE => Ok(None),
@@ -295,13 +311,14 @@ impl<B: AsRef<[u8]>> View<B> {
         }
     }
 
-    /// The layer of a record, and its type where that is known.
+    /// Returns the layer of a record, and its type where that is known.
     pub fn place(&self, record: &Record) -> Result<(u32, Option<FileKind>)> {
         let class: Class = self.at(self.header.classes, record.class.get())?;
         Ok((class.layer.get(), FileKind::from_mode(class.mode.get())))
     }
 
-    /// The attributes of a record that is not [`format::LIVE`]; `dev` is its layer's.
+    /// Returns the attributes in a record that is not [`format::LIVE`]; `dev` is the device of its
+    /// layer.
     pub fn stat(&self, record: &Record, dev: u64) -> Result<Stat> {
         let class: Class = self.at(self.header.classes, record.class.get())?;
         let born = record.flags.get() & format::BORN != 0;
@@ -310,7 +327,7 @@ impl<B: AsRef<[u8]>> View<B> {
             ino: record.ino.get(),
             kind: FileKind::from_mode(class.mode.get()).ok_or(Damaged)?,
             perm: class.mode.get() & 0o7777,
-            // Of those that are protected there are no records.
+            // Protected files have no records.
             protection: Protection::NONE,
             nlink: record.nlink.get(),
             uid: class.uid.get(),
@@ -326,7 +343,7 @@ impl<B: AsRef<[u8]>> View<B> {
         })
     }
 
-    /// Directory and name of a metacopy's data, and what that was.
+    /// Returns directory, name and identity of a metacopy's data.
     pub fn data(&self, record: &Record) -> Result<(u32, &[u8], Identity)> {
         let data: Data = self.at(self.header.data, record.aux.get())?;
         let name = self.string(data.name.get(), data.name_len.get())?;
@@ -342,39 +359,40 @@ impl<B: AsRef<[u8]>> View<B> {
         Ok((data.dir.get(), name, identity))
     }
 
-    /// The root directory.
+    /// Returns the root directory.
     pub fn root(&self) -> Result<DirRef> {
         self.dir_at(0)
     }
 
-    /// A directory all of whose entries and parts there are: their numbers may be believed.
+    /// Returns a directory after checking that all its entries and parts exist.
     fn dir_at(&self, index: u32) -> Result<DirRef> {
         let dir: Dir = self.at(self.header.dirs, index)?;
         let header = &self.header;
         let within = |first: U32, count: U32, table: Table| {
             u64::from(first.get()) + u64::from(count.get()) <= table.count.get()
         };
-        // It is in each layer once at most.
+        // Each layer has it at most once.
         let whole = within(dir.first, dir.count, header.records)
             && within(dir.part, dir.part_count, header.parts)
             && u64::from(dir.part_count.get()) <= header.layers.count.get();
-        match whole {
-            true => Ok(DirRef { index, dir }),
-            false => Err(Damaged),
+        if whole {
+            Ok(DirRef { index, dir })
+        } else {
+            Err(Damaged)
         }
     }
 
-    /// The merged directory of an entry of `parent`.
+    /// Returns the merged directory of an entry of `parent`.
     pub fn dir(&self, parent: &DirRef, record: &Record) -> Result<DirRef> {
         let index = record.aux.get();
-        // Numbers only grow on the way down: there are no cycles.
+        // Numbers grow on the way down, so there are no cycles.
         if index <= parent.index || record.flags.get() & format::MERGED == 0 {
             return Err(Damaged);
         }
         self.dir_at(index)
     }
 
-    /// A directory's parts, top first: record numbers.
+    /// Returns the record number of a directory of a layer, top first.
     pub fn part(&self, dir: &DirRef, position: usize) -> Result<u32> {
         let position = u32::try_from(position).map_err(|_| Damaged)?;
         if position >= dir.dir.part_count.get() {
@@ -385,7 +403,7 @@ impl<B: AsRef<[u8]>> View<B> {
         Ok(part.get())
     }
 
-    /// The entry of that name.
+    /// Returns the entry with a name.
     pub fn find(&self, dir: &DirRef, name: &[u8]) -> Result<Option<(u32, Record)>> {
         let Range { mut start, mut end } = dir.entries();
         while start < end {
@@ -401,10 +419,10 @@ impl<B: AsRef<[u8]>> View<B> {
     }
 }
 
-/// Whether all tables are within the file.
+/// Whether all tables lie within the file.
 fn tables_fit(header: &Header) -> bool {
     let tables = [
-        (header.layers, size_of::<Layer>()),
+        (header.layers, size_of::<LayerRecord>()),
         (header.notes, 1),
         (header.records, size_of::<Record>()),
         (header.dirs, size_of::<Dir>()),
@@ -420,7 +438,7 @@ fn tables_fit(header: &Header) -> bool {
     })
 }
 
-/// The checksum of a header, and the layers and notes behind it.
+/// Computes the checksum of a header, and of the layers and notes after it.
 pub fn header_sum(mut header: Header, covered: &[u8]) -> [u8; 32] {
     header.header_sum = [0; 32];
     let mut sum = Sha256::new();
@@ -438,7 +456,7 @@ fn time(nanoseconds: i64) -> Time {
     }
 }
 
-/// Nanoseconds since 1970; `None` for a time that they cannot say (before 1677, after 2262).
+/// Converts to nanoseconds since 1970; `None` outside of 1677 to 2262.
 pub fn nanoseconds(time: Time) -> Option<i64> {
     time.sec
         .checked_mul(SECOND)?
@@ -469,7 +487,7 @@ mod tests {
         for sec in [i64::MAX, i64::MIN, 10_000_000_000, -10_000_000_000] {
             assert_eq!(nanoseconds(Time { sec, nsec: 0 }), None);
         }
-        // Some file systems have been seen to show such.
+        // Some file systems return such times.
         assert_eq!(
             nanoseconds(Time {
                 sec: 0,

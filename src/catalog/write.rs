@@ -1,5 +1,5 @@
-//! Writing a catalog: records go to the file as they come, the smaller tables at the end,
-//! the header last. Called by `build`.
+//! Writes a catalog: records go to the file as they are made, the smaller tables at the end, and
+//! the header last.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use zerocopy::little_endian::U32;
 use zerocopy::{FromZeros as _, IntoBytes};
 
-use super::format::{self, Class, Data, Dir, Header, Layer, Record, Table};
+use super::format::{self, Class, Data, Dir, Header, LayerRecord, Record, Table};
 use super::view::header_sum;
 
 /// A catalog being written.
@@ -18,7 +18,7 @@ pub(super) struct Writer<'f> {
     file: &'f File,
     out: BufWriter<&'f File>,
     sum: Sha256,
-    layers: Vec<Layer>,
+    layers: Vec<LayerRecord>,
     notes: Vec<u8>,
     records: u32,
     classes: Vec<Class>,
@@ -29,14 +29,14 @@ pub(super) struct Writer<'f> {
     strings: Vec<u8>,
 }
 
-/// Bytes in `strings`.
+/// A range of `strings`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Text {
     pub(super) offset: u32,
     pub(super) len: u32,
 }
 
-/// More than 4 billion of something: such a catalog is not made.
+/// The error for more than 4 billion records: no catalog is made.
 fn too_large() -> io::Error {
     io::Error::from(io::ErrorKind::FileTooLarge)
 }
@@ -49,8 +49,8 @@ fn number(count: usize) -> io::Result<u32> {
 }
 
 impl<'f> Writer<'f> {
-    /// Into an empty file.
-    pub(super) fn new(file: &'f File, layers: Vec<Layer>, notes: &[u8]) -> io::Result<Self> {
+    /// Starts a catalog in an empty file.
+    pub(super) fn new(file: &'f File, layers: Vec<LayerRecord>, notes: &[u8]) -> io::Result<Self> {
         let header = vec![0; size_of::<Header>() + layers.as_bytes().len() + notes.len()];
         let mut out = BufWriter::with_capacity(1 << 18, file);
         out.write_all(&header)?;
@@ -70,7 +70,7 @@ impl<'f> Writer<'f> {
         })
     }
 
-    /// The number the next record gets.
+    /// Returns the number of the next record.
     pub(super) fn next_record(&self) -> u32 {
         self.records
     }
@@ -102,21 +102,21 @@ impl<'f> Writer<'f> {
         Ok(Text { offset, len })
     }
 
-    /// Makes room for a directory whose entries are written later.
+    /// Reserves the number of a directory whose entries are written later.
     pub(super) fn reserve_dir(&mut self) -> io::Result<u32> {
         let index = number(self.dirs.len())?;
         self.dirs.push(Dir::new_zeroed());
         Ok(index)
     }
 
-    /// A directory's parts; where they start.
+    /// Adds the parts of a directory, and returns the position of the first.
     pub(super) fn parts(&mut self, parts: &[u32]) -> io::Result<u32> {
         let first = number(self.parts.len())?;
         self.parts.extend(parts.iter().copied().map(U32::new));
         Ok(first)
     }
 
-    /// What is known of a reserved directory.
+    /// Returns a reserved directory, for filling it in.
     pub(super) fn dir(&mut self, index: u32) -> &mut Dir {
         &mut self.dirs[index as usize]
     }
@@ -132,10 +132,10 @@ impl<'f> Writer<'f> {
         self.out.write_all(bytes)
     }
 
-    /// Writes what is left. The file is a catalog only now; it is not synced.
+    /// Writes what remains. Only now is the file a catalog; it is not synced.
     pub(super) fn finish(mut self, chain: [u8; 32], store: &[u8], driver: &[u8]) -> io::Result<()> {
         let (store, driver) = (self.text(store)?, self.text(driver)?);
-        // What `header_sum` covers behind the header.
+        // What `header_sum` covers after the header.
         let covered = [self.layers.as_bytes(), &self.notes].concat();
         let header_len = size_of::<Header>() + covered.len();
         let mut header = Header::new_zeroed();

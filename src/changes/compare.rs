@@ -1,8 +1,8 @@
-//! Whether a file is another than it was. Called by `list`.
+//! Decides whether a file has changed.
 //!
-//! As `docker diff`: type, mode, owner, device number, and of all but directories size and
-//! modification time (moby, pkg/archive/changes_unix.go). Beyond it: xattrs, symlink
-//! targets, and the data where all else is equal.
+//! As in `docker diff`, type, mode, owner and device number are compared, and size and modification
+//! time of everything but directories (moby, pkg/archive/changes_unix.go). In addition xattrs and
+//! symlink targets are compared, and the data where all else is equal.
 
 use super::{Result, Tree, read_error};
 use crate::union::{Attr, FileKind, Ino, Union};
@@ -44,8 +44,8 @@ impl Tree {
     }
 }
 
-/// Whether both are the very same file, in both unions from the same layer. Numbers alone
-/// do not tell: the unions may count the layers' file systems differently.
+/// Whether both are the same file of the same layer. Inode numbers alone do not tell: the two
+/// unions may number the layers' file systems differently.
 pub(super) fn same_file(before: &Attr, after: &Attr) -> bool {
     (before.ino, before.ctime, before.btime) == (after.ino, after.ctime, after.btime)
 }
@@ -57,15 +57,15 @@ fn stat_differs(before: &Attr, after: &Attr) -> bool {
         || after.kind != FileKind::Directory && data(before) != data(after)
 }
 
-/// All extended attributes that users see, sorted by name.
+/// Returns all extended attributes that users see, sorted by name.
 pub(super) fn xattrs(union: &Union, ino: Ino) -> crate::union::Result<Vec<Xattr>> {
-    // Nothing of the tree is hidden.
+    // All names, as for a privileged caller.
     let list = union.listxattr(ino, &|| true)?;
     let mut found = Vec::new();
     for name in list.split(|b| *b == 0).filter(|name| !name.is_empty()) {
         match union.getxattr(ino, name) {
             Ok(value) => found.push((name.to_vec(), value)),
-            // Removed since it was listed.
+            // It was removed after it had been listed.
             Err(e) if e.errno() == rustix::io::Errno::NODATA.raw_os_error() => {}
             Err(e) => return Err(e),
         }

@@ -1,6 +1,6 @@
-//! Hard links that reach below the upper: a file of the image with several names, changed
-//! under one of them, shows its change under all (index=on), though the upper has only
-//! that one. Called by `Tree::open`.
+//! Hard links that reach into the lowers: a file of the image with several names that was changed
+//! under one of them shows its change under all (`index=on`), although the upper has only that one
+//! name.
 
 use std::os::fd::AsFd as _;
 
@@ -13,8 +13,8 @@ use crate::layer::at::At;
 use crate::layer::lower::read_dir;
 use crate::layer::markers::Markers;
 
-/// Whether names that the upper has not may show files of the upper. Which ones is known
-/// only to the image, all of which must then be gone through.
+/// Whether names that the upper does not have may show files of the upper. Only the image knows
+/// which, so all of its names must be visited then.
 pub(super) fn reach_below(upper: &UpperSpec) -> Result<bool> {
     let fail = |source| Error::Layer {
         path: upper.work.path().join("index"),
@@ -38,8 +38,9 @@ pub(super) fn reach_below(upper: &UpperSpec) -> Result<bool> {
     Ok(false)
 }
 
-/// `U-1`: the names are the upper's links but for the index's own, so the upper has all.
-/// A count relative to the lower does not tell.
+/// Whether an index entry's link count allows further names. `U-1` means that the names are those
+/// of the upper file without the index entry, so the upper has them all. A count relative to the
+/// lower file does not tell.
 fn more_names(nlink: &[u8]) -> bool {
     nlink != b"U-1"
 }

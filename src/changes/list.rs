@@ -1,23 +1,23 @@
-//! The list of changes: A, C or D per path. Called by the cli's `diff`.
+//! The list of changes: A, C or D per path (`unionfs diff`).
 
 use std::collections::BTreeMap;
 
 use super::walk::Scope;
 use super::{Result, Tree};
 
-/// What happened to a path, with the letters of `docker diff`.
+/// The kind of a change, as in `docker diff`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// It was not there.
+pub enum ChangeKind {
+    /// The path did not exist.
     Added,
-    /// It was there and is another, or holds what was changed.
+    /// The file has changed, or the directory contains changes.
     Changed,
-    /// It is no more, with all that was in it.
+    /// The path was removed, with everything in it.
     Deleted,
 }
 
-impl Kind {
-    /// `A`, `C` or `D`.
+impl ChangeKind {
+    /// Returns `A`, `C` or `D`.
     pub fn letter(self) -> char {
         match self {
             Self::Added => 'A',
@@ -30,30 +30,36 @@ impl Kind {
 /// A changed path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Absolute, as raw bytes.
+    /// The absolute path, as raw bytes.
     pub path: Vec<u8>,
-    /// What happened.
-    pub kind: Kind,
+    /// The kind of the change.
+    pub kind: ChangeKind,
 }
 
 impl Tree {
-    /// What the upper changed, sorted by path.
+    /// Returns what the upper changed, sorted by path.
     ///
-    /// As `docker diff` has it: of a deleted directory only itself is listed, of an added one
-    /// all that is in it; a directory with changes in it is changed, the root is never listed;
-    /// what was copied up and is as it was is no change.
+    /// As in `docker diff`: a deleted directory is listed without its content, an added one with
+    /// it; a directory that contains changes is listed as changed, except for the root; a copied-up
+    /// file that is otherwise unchanged is not listed.
+    ///
+    /// # Errors
+    /// [`Error::Read`] and [`Error::Layer`].
     pub fn changes(&self) -> Result<Vec<Change>> {
-        let mut found: BTreeMap<Vec<u8>, Kind> = BTreeMap::new();
+        let mut found: BTreeMap<Vec<u8>, ChangeKind> = BTreeMap::new();
         self.walk(Scope::Changes, &mut |step| {
             let kind = match (step.before, step.after) {
                 _ if step.path.is_empty() => return Ok(()),
                 (None, None) => return Ok(()),
-                (None, Some(_)) => Kind::Added,
-                (Some(_), None) => Kind::Deleted,
-                (Some(before), Some(after)) => match self.differs(step.path, before, after)? {
-                    true => Kind::Changed,
-                    false => return Ok(()),
-                },
+                (None, Some(_)) => ChangeKind::Added,
+                (Some(_), None) => ChangeKind::Deleted,
+                (Some(before), Some(after)) => {
+                    if self.differs(step.path, before, after)? {
+                        ChangeKind::Changed
+                    } else {
+                        return Ok(());
+                    }
+                }
             };
             found.insert([b"/", step.path].concat(), kind);
             Ok(())
@@ -64,14 +70,14 @@ impl Tree {
     }
 }
 
-/// A directory with changes in it is itself changed.
-fn add_parents(found: &mut BTreeMap<Vec<u8>, Kind>) {
+/// Marks the ancestors of all paths as changed.
+fn add_parents(found: &mut BTreeMap<Vec<u8>, ChangeKind>) {
     let mut missing = Vec::new();
     for path in found.keys() {
         let mut path = &path[..];
         while let Some(slash) = path.iter().rposition(|b| *b == b'/') {
             path = &path[..slash];
-            // Whoever added it has added its parents too.
+            // The ancestors of an added path have been added with it.
             if path.is_empty() || found.contains_key(path) || missing.last() == Some(&path.to_vec())
             {
                 break;
@@ -80,6 +86,6 @@ fn add_parents(found: &mut BTreeMap<Vec<u8>, Kind>) {
         }
     }
     for path in missing {
-        found.entry(path).or_insert(Kind::Changed);
+        found.entry(path).or_insert(ChangeKind::Changed);
     }
 }

@@ -1,14 +1,14 @@
-//! What an upper changed, and trees as tars. Called by the cli's `diff`, `commit` and
-//! `export`.
+//! What an upper changed, and trees as tars (`unionfs diff`, `commit`, `export`).
 //!
-//! Two read-only unions answer everything, without a mount: `before` of the lowers, and
-//! `after` with the upper on top. `walk` goes through the names that the upper has and asks
-//! both, so a list of changes costs what was changed, not what the image holds.
+//! Two read-only unions answer everything, without a mount: `before` has the lowers alone, `after`
+//! has the upper on top. `walk` visits the names that the upper has and asks both, so the cost
+//! depends on what was changed, not on the size of the image.
 //!
 //! ```text
 //!  upper's names ──walk──► (before, after) ──list──► A, C, D per path
 //!                                          └─tar───► layer tar (commit), flat tar (export)
 //! ```
+//!
 //! The upper may be mounted meanwhile: it is only read, and no lock is taken.
 
 mod compare;
@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-pub use self::list::{Change, Kind};
+pub use self::list::{Change, ChangeKind};
 
 use crate::layer::StackSpec;
 use crate::layer::fds::FdCache;
@@ -32,10 +32,10 @@ use crate::layer::lower::{Layer, LowerDir};
 use crate::store::error::io_remedy;
 use crate::union::{self, Ino, Union};
 
-/// Result of looking at changes.
+/// The result of an operation on changes.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why changes could not be listed or packed; one line that names the file.
+/// Why changes could not be listed or packed; the message is one line that names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A layer cannot be opened.
@@ -44,41 +44,41 @@ pub enum Error {
     /// A file of the tree cannot be read.
     #[error("cannot read {path:?} of the tree: {source}; check the layers' disk and permissions")]
     Read {
-        /// Path in the union, absolute.
+        /// The absolute path in the union.
         path: PathBuf,
-        /// What the union answered.
+        /// The error of the union.
         source: union::Error,
     },
     /// A layer cannot be read.
     #[error("cannot read {path:?}: {source}")]
     Layer {
-        /// Path of the layer or of a file in it.
+        /// The path of the layer, or of a file in it.
         path: PathBuf,
         /// The errno.
         source: Errno,
     },
-    /// The name means a deletion in a layer tar.
+    /// The name would be a whiteout in a layer tar.
     #[error("{path:?} cannot be in an image layer, where names in .wh. mean deletions: rename it")]
     WhName {
-        /// Path in the union, absolute.
+        /// The absolute path in the union.
         path: PathBuf,
     },
     /// The tar cannot be written.
     #[error("cannot write the tar at {path:?}: {source}{}", io_remedy(source))]
     Write {
-        /// Path in the union of the entry being written, absolute.
+        /// The absolute path in the union of the entry being written.
         path: PathBuf,
-        /// What writing answered.
+        /// The error of the writer.
         source: std::io::Error,
     },
 }
 
-/// A tree, and what it was before its upper was written.
+/// A tree, and the same tree without its upper.
 pub struct Tree {
-    /// `None`: there was nothing.
+    /// `None`: there are no lowers.
     before: Option<Union>,
     after: Union,
-    /// The upper's root; `None` for a tree without one.
+    /// The root of the upper; `None` for a tree without one.
     upper: Option<Arc<LowerDir>>,
     /// Every name may have changed, not only those that the upper has.
     everything: bool,
@@ -94,7 +94,10 @@ impl std::fmt::Debug for Tree {
 }
 
 impl Tree {
-    /// Opens a stack for reading, whether or not it is mounted.
+    /// Opens a stack for reading, mounted or not.
+    ///
+    /// # Errors
+    /// [`Error::Open`] and [`Error::Layer`].
     pub fn open(stack: &StackSpec) -> Result<Self> {
         let open = |stack: &StackSpec| Union::observe(stack).map_err(Error::Open);
         let fds = FdCache::new(FDS);
@@ -113,7 +116,7 @@ impl Tree {
             source,
         })?;
         if stack.lowers.is_empty() {
-            // An image without layers: the upper is all there is.
+            // An image without layers: the upper is the whole tree.
             let after = open(&StackSpec {
                 lowers: vec![upper.layer.clone()],
                 data_only: Vec::new(),
@@ -141,10 +144,10 @@ impl Tree {
     }
 }
 
-/// Descriptors kept of the upper's directories.
+/// The number of descriptors of upper directories that are kept.
 const FDS: usize = 256;
 
-/// The names in a directory of a union, unsorted.
+/// Returns the names in a directory of a union, unsorted.
 fn names(union: &Union, ino: Ino) -> union::Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     union.readdir(ino, 0, false, &mut |item| {
@@ -156,7 +159,7 @@ fn names(union: &Union, ino: Ino) -> union::Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
-/// The absolute form of a path in the union, for messages and lists.
+/// Returns the absolute form of a path in the union.
 fn absolute(path: &[u8]) -> PathBuf {
     OsString::from_vec([b"/", path].concat()).into()
 }

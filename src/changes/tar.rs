@@ -1,8 +1,8 @@
-//! Trees as tars: the layer that an upper is, and everything as one flat tar. Called by the
-//! cli's `commit` and `export`.
+//! Trees as tars: the layer that an upper contains (`unionfs commit`), and the whole tree as one
+//! flat tar (`unionfs export`).
 //!
-//! The order is that of the walk: directories before what is in them, names by their bytes,
-//! so that the same tree gives the same tar.
+//! Entries are in the order of the walk: a directory before its content, names in the order of
+//! their bytes, so that the same tree gives the same tar.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -12,40 +12,38 @@ use rustix::io::Errno;
 use super::compare::{Xattr, same_file, xattrs};
 use super::walk::{Scope, Step};
 use super::{Error, Result, Tree, absolute, read_error};
-use crate::layer::markers::{WH_OPAQUE, WH_PREFIX};
+use crate::layer::markers::{WH_OPAQUE, WH_PREFIX, is_marker_xattr};
 use crate::store::tarball::pack::{Content, Item, Packer};
 use crate::union::{Attr, FileKind, Ino};
 
 /// Bytes copied at a time.
 const CHUNK: usize = 256 << 10;
-/// `whence` of lseek(2).
+/// Values of `whence` for lseek(2).
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
-/// Xattrs that are the overlay's own, or mean something on this host only.
-const LEFT_OUT: [&[u8]; 5] = [
-    b"trusted.overlay.",
-    b"user.overlay.",
-    b"user.fuseoverlayfs.",
-    b"security.selinux",
-    b"security.evm",
-];
+/// Prefixes of xattrs that have a meaning on this host only.
+const HOST_XATTRS: [&[u8]; 2] = [b"security.selinux", b"security.evm"];
 
 impl Tree {
-    /// Writes the layer tar of the upper: everything that it holds, whiteouts as `.wh.NAME`
-    /// and `.wh..wh..opq` (OCI image specification, layer.md), directories that were moved
-    /// and files of which it has only the metadata with all there is in them. Hard links
-    /// from a moved directory to files of the image outside of it become copies.
+    /// Writes the layer tar of the upper: its whole content; whiteouts as `.wh.NAME` and
+    /// `.wh..wh..opq` (OCI image specification, layer.md); renamed directories, and files of which
+    /// the upper has only the metadata, with all their content. A hard link from a renamed
+    /// directory to a file of the image outside of it becomes a copy. Sockets are left out, as tars
+    /// have none.
     ///
     /// # Errors
-    /// [`Error::WhName`] for a name that would be a whiteout. Sockets are left out, as
-    /// everywhere: a tar has none.
+    /// [`Error::WhName`] for a name that would be a whiteout; else [`Error::Read`],
+    /// [`Error::Layer`] and [`Error::Write`].
     pub fn pack_layer(&self, out: impl Write) -> Result<()> {
         let mut sink = Sink::new(self, out, true);
         self.walk(Scope::Layer, &mut |step| sink.layer_step(step))?;
         sink.finish()
     }
 
-    /// Writes the whole tree as a flat tar. Sockets are left out.
+    /// Writes the whole tree as a flat tar, without sockets.
+    ///
+    /// # Errors
+    /// [`Error::Read`] and [`Error::Write`].
     pub fn pack_all(&self, out: impl Write) -> Result<()> {
         let mut sink = Sink::new(self, out, false);
         self.walk(Scope::All, &mut |step| match step.after {
@@ -60,9 +58,9 @@ struct Sink<'t, W> {
     tree: &'t Tree,
     out: Packer<W>,
     layer: bool,
-    /// Files with several names: the one each was packed under.
+    /// The names under which files with several names were packed.
     names: HashMap<Ino, Vec<u8>>,
-    /// Directories on the way to the current path that are not packed yet.
+    /// Directories on the current path that are not packed yet.
     skipped: Vec<(Vec<u8>, Attr)>,
     buffer: Vec<u8>,
 }
@@ -86,24 +84,23 @@ impl<'t, W: Write> Sink<'t, W> {
             return self.whiteout(step.path, WH_PREFIX);
         };
         let linked = || after.nlink > 1 && step.before.is_none_or(|b| !same_file(b, after));
-        // Without anything before, all there is came with the upper or was moved by it.
+        // Nothing was there before: everything was created in the upper, or renamed by it.
         if step.in_upper || step.before.is_none() || linked() {
             self.parents()?;
             self.entry(step.path, after)?;
         } else if after.kind == FileKind::Directory {
             self.skipped.push((step.path.to_vec(), *after));
         }
-        match step.opaque {
-            true => {
-                let path = [step.path, b"/", WH_OPAQUE].concat();
-                let entry = self.out.entry(&Item::empty(&path));
-                entry.map_err(|source| write_error(&path, source))
-            }
-            false => Ok(()),
+        if step.opaque {
+            let path = [step.path, b"/", WH_OPAQUE].concat();
+            let entry = self.out.entry(&Item::empty(&path));
+            entry.map_err(|source| write_error(&path, source))
+        } else {
+            Ok(())
         }
     }
 
-    /// A tar has the directory before what is in it.
+    /// Packs the pending directories: a tar has a directory before its content.
     fn parents(&mut self) -> Result<()> {
         for (path, attr) in std::mem::take(&mut self.skipped) {
             self.entry(&path, &attr)?;
@@ -129,9 +126,10 @@ impl<'t, W: Write> Sink<'t, W> {
         }
         let after = &self.tree.after;
         let fail = read_error(path);
-        let first = match attr.nlink > 1 && attr.kind != FileKind::Directory {
-            true => self.names.get(&attr.ino).cloned(),
-            false => None,
+        let first = if attr.nlink > 1 && attr.kind != FileKind::Directory {
+            self.names.get(&attr.ino).cloned()
+        } else {
+            None
         };
         let target = match attr.kind {
             FileKind::Symlink => after.readlink(attr.ino).map_err(&fail)?,
@@ -173,8 +171,8 @@ impl<'t, W: Write> Sink<'t, W> {
         }
     }
 
-    /// The data of a file, as long as its header says: one that is written meanwhile is cut
-    /// or filled with zeros, as every tar does it. Holes are not read.
+    /// Packs the data of a file, with the length in its header: a file that is written meanwhile is
+    /// cut or filled with zeros, as by other tar programs. Holes are not read.
     fn data(&mut self, path: &[u8], attr: &Attr) -> Result<()> {
         let (ino, size) = (attr.ino, attr.size);
         let after = &self.tree.after;
@@ -182,7 +180,7 @@ impl<'t, W: Write> Sink<'t, W> {
         while offset < size {
             let data = match after.lseek(ino, offset, SEEK_DATA) {
                 Err(e) if e.errno() == Errno::NXIO.raw_os_error() => size,
-                // A file system that knows no holes.
+                // The file system does not report holes.
                 Err(_) => offset,
                 Ok(data) => data.clamp(offset, size),
             };
@@ -200,7 +198,8 @@ impl<'t, W: Write> Sink<'t, W> {
         Ok(())
     }
 
-    /// Copies a stretch of data; where it ended, before the end for a file that was cut.
+    /// Copies a range of data and returns where it ended, which is early for a file that was
+    /// truncated.
     fn copy(&mut self, path: &[u8], ino: Ino, stretch: std::ops::Range<u64>) -> Result<u64> {
         let mut offset = stretch.start;
         while offset < stretch.end {
@@ -242,10 +241,9 @@ fn write_error(path: &[u8], source: std::io::Error) -> Error {
     Error::Write { path, source }
 }
 
-/// The xattrs that belong in a tar. One with `=` in its name has no pax record.
+/// Returns the xattrs that belong in a tar. A name with `=` cannot be written as a pax record.
 fn kept(mut xattrs: Vec<Xattr>) -> Vec<Xattr> {
-    xattrs.retain(|(name, _)| {
-        !name.contains(&b'=') && !LEFT_OUT.iter().any(|prefix| name.starts_with(prefix))
-    });
+    let is_host = |name: &[u8]| HOST_XATTRS.iter().any(|prefix| name.starts_with(prefix));
+    xattrs.retain(|(name, _)| !name.contains(&b'=') && !is_marker_xattr(name) && !is_host(name));
     xattrs
 }

@@ -1,9 +1,7 @@
-//! The walk through what an upper holds, beside the tree before and after. Called by `list`
-//! and `tar`.
+//! The walk through an upper, beside the tree without it and the tree with it.
 //!
-//! A directory of the upper that is merged with the one of the same path below decides
-//! only its own names. One that is not (opaque, moved here, or new where none was) is
-//! gone through completely.
+//! An upper directory that is merged with the lower one of the same path decides only about the
+//! names in it. One that is not (opaque, renamed, or new) is visited completely.
 
 use std::sync::Arc;
 
@@ -15,31 +13,31 @@ use crate::union::{Attr, EntryRef, FileKind, Ino, ROOT_INO, Union};
 /// Which names are visited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// Those that the upper may have changed. A directory that hides what was there is
-    /// gone through name by name, beside what was there.
+    /// Those that the upper may have changed. In a directory that hides a lower one, every name is
+    /// visited, with what it was before.
     Changes,
-    /// The same, but such a directory as if nothing had been there: the step says that it
-    /// is opaque.
+    /// The same, but in a directory that hides a lower one nothing existed before: the step says
+    /// that the directory is opaque.
     Layer,
-    /// All that there are now.
+    /// All names that exist now.
     All,
 }
 
 /// One name, before and after.
 pub(super) struct Step<'a> {
-    /// Path from the root, without a leading slash; empty for the root.
+    /// The path from the root, without a leading slash; empty for the root.
     pub path: &'a [u8],
-    /// What the name was.
+    /// The attributes before.
     pub before: Option<&'a Attr>,
-    /// What it is.
+    /// The attributes after.
     pub after: Option<&'a Attr>,
-    /// A directory that hides all there was in it; only with [`Scope::Layer`].
+    /// The directory hides everything that was in it; only with [`Scope::Layer`].
     pub opaque: bool,
     /// The upper has the name.
     pub in_upper: bool,
 }
 
-/// A directory of a union, kept from being forgotten.
+/// A directory of a union, counted so that it is not forgotten.
 struct Held<'u> {
     union: &'u Union,
     entry: Option<EntryRef<'u>>,
@@ -67,33 +65,33 @@ impl<'u> Held<'u> {
     }
 }
 
-/// What the upper says about a name.
+/// What the upper has under a name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Says {
-    /// Nothing: it is as it was, but for files changed under another name.
+    /// Nothing: the file is unchanged, unless it was changed under another name.
     Nothing,
-    /// It has a directory that is merged with what is below.
+    /// A directory that is merged with the lower one.
     Merged,
-    /// It has something in the place of what is below.
+    /// A file or directory that replaces the lower one.
     Replaced,
 }
 
-/// A directory being gone through.
+/// A directory on the current path.
 struct Frame<'u> {
     upper: Option<Arc<LowerDir>>,
     before: Option<Held<'u>>,
     after: Held<'u>,
-    /// Sorted, the last first.
+    /// The remaining names in descending order.
     names: Vec<Vec<u8>>,
-    /// Length of the directory's path.
+    /// The length of the directory's path.
     path: usize,
     /// Every name is compared, not only those of the upper.
     full: bool,
 }
 
 impl Tree {
-    /// Calls `visit` for the root and then, in order of their paths' components, for every
-    /// name that the upper may have changed; without an upper for every name there is.
+    /// Calls `visit` for the root and then for every name that the upper may have changed, in the
+    /// order of the components of their paths; without an upper, for every name.
     pub(super) fn walk(
         &self,
         scope: Scope,
@@ -119,7 +117,8 @@ impl Tree {
             full: false,
         };
         root.names = self.names(&root, &path)?;
-        // Not recursive: a hostile layer may nest deeper than a thread's stack.
+        // A loop instead of recursion: a hostile layer may nest deeper than the stack of a thread
+        // allows.
         let mut stack = vec![root];
         while let Some(frame) = stack.last_mut() {
             path.truncate(frame.path);
@@ -138,7 +137,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Visits one name; for a directory, what is to be gone through next.
+    /// Visits one name. For a directory, returns the frame to visit next.
     fn step<'t>(
         &'t self,
         frame: &Frame<'t>,
@@ -183,7 +182,7 @@ impl Tree {
         Ok(Some(below))
     }
 
-    /// The upper's directory of that name, if it is one, and what that makes of those below.
+    /// Returns the upper's directory of a name, if it is one, and how it relates to the lower one.
     fn in_upper(&self, frame: &Frame<'_>, name: &[u8]) -> Result<(Option<Arc<LowerDir>>, Says)> {
         let Some(upper) = &frame.upper else {
             return Ok((None, Says::Nothing));
@@ -198,16 +197,19 @@ impl Tree {
                 dir,
                 opaque,
                 redirect,
-            } => match opaque || redirect.is_some() {
-                true => (Some(dir), Says::Replaced),
-                false => (Some(dir), Says::Merged),
-            },
+            } => {
+                if opaque || redirect.is_some() {
+                    (Some(dir), Says::Replaced)
+                } else {
+                    (Some(dir), Says::Merged)
+                }
+            }
             Single::Absent => (None, Says::Nothing),
             _ => (None, Says::Replaced),
         })
     }
 
-    /// The names to look at in a directory, sorted, the last first.
+    /// Returns the names to visit in a directory, in descending order.
     fn names(&self, frame: &Frame<'_>, path: &[u8]) -> Result<Vec<Vec<u8>>> {
         let all = |dir: &Held<'_>| names(dir.union, dir.ino()).map_err(read_error(path));
         let mut found = match (&frame.before, &frame.upper) {

@@ -86,7 +86,7 @@ fn escape(path: &[u8], text: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::changes::Kind;
+    use crate::changes::ChangeKind;
 
     #[test]
     fn paths_keep_to_their_line_and_can_be_told_apart() {
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn json_has_the_bytes_of_names_that_are_no_text() {
         let of = |path: &[u8]| {
-            let kind = Kind::Added;
+            let kind = ChangeKind::Added;
             let path = path.to_vec();
             serde_json::to_value(row(&Change { path, kind })).unwrap()
         };

@@ -1,8 +1,8 @@
-//! One file, named by a directory descriptor and one name component: every system
-//! call the union makes on a layer. Called by the rest of `layer` and by `union`.
+//! A file of a layer, named by a directory descriptor and one name: all system calls that the union
+//! makes on layers are here.
 //!
-//! A name is a single component and is never followed when it is a symlink, so no
-//! call can leave the directory it starts from. An empty name is the descriptor itself.
+//! A name is a single component, and a symlink is never followed, so no call leaves the directory.
+//! An empty name is the file of the descriptor itself.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,20 +18,20 @@ use super::markers::Protection;
 use super::types::{FileKind, Time};
 use crate::sys::{chmodat, xattrat};
 
-/// What `statx` says of a file in a layer.
+/// The attributes of a file of a layer, from statx(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
-    /// Device the file lives on (`makedev` form, only compared).
+    /// Device number (`makedev` form); only compared.
     pub dev: u64,
-    /// Inode number there.
+    /// Inode number.
     pub ino: u64,
-    /// Type.
+    /// File type.
     pub kind: FileKind,
-    /// `mode & 0o7777`.
+    /// Permission bits, `mode & 0o7777`.
     pub perm: u32,
-    /// What protects it.
+    /// Protection by inode flags.
     pub protection: Protection,
-    /// Hard links.
+    /// Number of hard links.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,
@@ -39,36 +39,36 @@ pub struct Stat {
     pub gid: u32,
     /// Device number of a device node.
     pub rdev: (u32, u32),
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// 512-byte blocks.
+    /// Number of 512-byte blocks.
     pub blocks: u64,
     /// Preferred I/O size.
     pub blksize: u32,
     /// Last access.
     pub atime: Time,
-    /// Last data change.
+    /// Last change of data.
     pub mtime: Time,
-    /// Last status change.
+    /// Last change of status.
     pub ctime: Time,
-    /// Creation.
+    /// Birth time.
     pub btime: Option<Time>,
 }
 
 impl Stat {
-    /// Character device 0:0: a whiteout in every dialect.
+    /// Whether this is character device 0:0, a whiteout in every dialect.
     pub fn is_chardev_whiteout(&self) -> bool {
         self.kind == FileKind::CharDevice && self.rdev == (0, 0)
     }
 
-    /// Device and inode number: which file it is.
+    /// Returns device and inode number, which identify the file.
     pub fn id(&self) -> (u64, u64) {
         (self.dev, self.ino)
     }
 
-    /// Whether `other` is this file, or another one of the same type that the same people may
-    /// reach: whoever was shown these attributes gains nothing by getting the other one. Some
-    /// file systems number a file anew, so that more cannot be asked of a lower.
+    /// Whether `other` is this file, or a file of the same type that has the same owner and
+    /// permissions, so that reading it instead reveals nothing. Some file systems change inode
+    /// numbers, so more cannot be required of a lower file.
     pub fn is_or_resembles(&self, other: &Self) -> bool {
         let access = |stat: &Self| (stat.kind, stat.perm, stat.uid, stat.gid);
         self.kind == other.kind && self.id() == other.id() || access(self) == access(other)
@@ -80,21 +80,21 @@ impl Stat {
 pub struct At<'a> {
     /// The directory, or with an empty name the file itself.
     pub dir: BorrowedFd<'a>,
-    /// One component, or empty.
+    /// One path component, or empty.
     pub name: &'a [u8],
 }
 
-/// Longest component any Linux file system takes is 255 bytes; longer ones are answered
-/// with ENAMETOOLONG before a path is built.
+/// The longest name on Linux file systems is 255 bytes; longer ones give ENAMETOOLONG before a path
+/// is built.
 const NAME_MAX: usize = 255;
 
 impl<'a> At<'a> {
-    /// `name` in `dir`.
+    /// The file `name` in `dir`.
     pub fn new(dir: BorrowedFd<'a>, name: &'a [u8]) -> Self {
         Self { dir, name }
     }
 
-    /// The descriptor itself.
+    /// The file of the descriptor.
     pub fn fd(fd: BorrowedFd<'a>) -> Self {
         Self { dir: fd, name: b"" }
     }
@@ -107,8 +107,8 @@ impl<'a> At<'a> {
         }
     }
 
-    /// Calls `f` with `/proc/self/fd/N[/name]` for system calls that take only paths. With an
-    /// empty name the path must be followed, otherwise its last component must not be.
+    /// Calls `f` with `/proc/self/fd/N[/name]`, for system calls that only take paths. With an
+    /// empty name the path must be followed, else its last component must not be.
     fn with_proc_path<T>(&self, f: impl FnOnce(&CStr) -> Result<T, Errno>) -> Result<T, Errno> {
         use std::io::Write;
         if self.name.len() > NAME_MAX {
@@ -134,9 +134,10 @@ impl<'a> At<'a> {
         f(CStr::from_bytes_with_nul(&buf[..used]).map_err(|_| Errno::INVAL)?)
     }
 
-    /// Calls `f` with the name for the calls of `xattrat`; `None` where those do not serve.
+    /// Calls `f` with the name, for the calls in `xattrat`; returns `None` where these cannot be
+    /// used.
     fn with_name<T>(&self, f: impl FnOnce(&CStr) -> Result<T, Errno>) -> Option<Result<T, Errno>> {
-        // They refuse the descriptors that we have for directories as such (O_PATH).
+        // They refuse O_PATH descriptors themselves.
         if self.name.is_empty() || self.name.len() > NAME_MAX || !xattrat::is_available() {
             return None;
         }
@@ -154,7 +155,10 @@ impl<'a> At<'a> {
         f(CStr::from_bytes_with_nul(name).map_err(|_| Errno::INVAL)?)
     }
 
-    /// Attributes; ENOENT when there is no such name.
+    /// Returns the attributes.
+    ///
+    /// # Errors
+    /// ENOENT when there is no such name; else those of statx(2).
     pub fn stat(&self) -> Result<Stat, Errno> {
         let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
         let x = fs::statx(self.dir, self.name, self.flags(), mask)?;
@@ -182,8 +186,8 @@ impl<'a> At<'a> {
         })
     }
 
-    /// Like [`Self::stat`], but an absent name is `None`. A name too long for this file
-    /// system cannot exist in it and is absent too, as overlayfs has it.
+    /// As [`Self::stat`], but returns `None` for an absent name. A name that is too long for this
+    /// file system is absent too, as in overlayfs.
     pub fn stat_opt(&self) -> Result<Option<Stat>, Errno> {
         match self.stat() {
             Ok(stat) => Ok(Some(stat)),
@@ -192,7 +196,10 @@ impl<'a> At<'a> {
         }
     }
 
-    /// Opens without following a symlink; the descriptor is close-on-exec.
+    /// Opens the file without following a symlink; the descriptor is close-on-exec.
+    ///
+    /// # Errors
+    /// Those of openat(2).
     pub fn open(&self, flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::CLOEXEC;
         if self.name.is_empty() {
@@ -202,16 +209,19 @@ impl<'a> At<'a> {
         with_spare(|| fs::openat(self.dir, self.name, flags, mode))
     }
 
-    /// Holds whatever has the name (O_PATH): neither a fifo nor a device notices. What is held is
-    /// to be looked at, and then used by [`Self::fd`], which nobody can exchange any more.
+    /// Opens the file with O_PATH, which has no effect on a FIFO or device. The descriptor can be
+    /// examined and then used through [`Self::fd`]: nobody can replace its file.
     ///
     /// # Errors
-    /// ENOENT; EXDEV where somebody mounted something.
+    /// ENOENT; EXDEV for a mountpoint.
     pub fn hold(&self) -> Result<OwnedFd, Errno> {
         self.hold_as(OFlags::empty())
     }
 
-    /// As [`Self::hold`], of a directory; ENOTDIR for anything else.
+    /// As [`Self::hold`], for a directory.
+    ///
+    /// # Errors
+    /// As [`Self::hold`]; ENOTDIR for anything else.
     pub fn hold_dir(&self) -> Result<OwnedFd, Errno> {
         self.hold_as(OFlags::DIRECTORY)
     }
@@ -227,17 +237,20 @@ impl<'a> At<'a> {
         }
     }
 
-    /// Opens a directory as `O_PATH`; ENOTDIR for anything else.
+    /// Opens a directory with O_PATH.
+    ///
+    /// # Errors
+    /// ENOTDIR for anything else, ENOENT.
     pub fn open_dir_path(&self) -> Result<OwnedFd, Errno> {
         self.open(OFlags::PATH | OFlags::DIRECTORY, 0)
     }
 
-    /// The target of a symlink.
+    /// Returns the target of a symlink.
     pub fn readlink(&self) -> Result<Vec<u8>, Errno> {
         Ok(fs::readlinkat(self.dir, self.name, Vec::new())?.into_bytes())
     }
 
-    /// The value of an xattr; `None` when it is absent or the file system has no xattrs.
+    /// Returns the value of an xattr; `None` when it is absent or the file system has no xattrs.
     pub fn xattr(&self, name: &CStr) -> Result<Option<Vec<u8>>, Errno> {
         match self.xattr_raw(name) {
             Ok(value) => Ok(Some(value)),
@@ -246,7 +259,10 @@ impl<'a> At<'a> {
         }
     }
 
-    /// The value of an xattr with the errno as the file system gives it (ENODATA, EOPNOTSUPP).
+    /// Returns the value of an xattr.
+    ///
+    /// # Errors
+    /// Those of the file system, such as ENODATA and EOPNOTSUPP.
     pub fn xattr_raw(&self, name: &CStr) -> Result<Vec<u8>, Errno> {
         let quick =
             self.with_name(|file| grow(|buf: &mut [u8]| xattrat::get(self.dir, file, name, buf)));
@@ -254,15 +270,18 @@ impl<'a> At<'a> {
             return value;
         }
         self.with_proc_path(|path| {
-            let get = |buf: &mut [u8]| match self.name.is_empty() {
-                true => fs::getxattr(path, name, buf),
-                false => fs::lgetxattr(path, name, buf),
+            let get = |buf: &mut [u8]| {
+                if self.name.is_empty() {
+                    fs::getxattr(path, name, buf)
+                } else {
+                    fs::lgetxattr(path, name, buf)
+                }
             };
             grow(get)
         })
     }
 
-    /// The names of all xattrs, each followed by NUL; empty where there are none.
+    /// Returns the names of all xattrs, each followed by NUL; empty where there are none.
     pub fn list_xattrs(&self) -> Result<Vec<u8>, Errno> {
         let quick =
             self.with_name(|file| grow(|buf: &mut [u8]| xattrat::list(self.dir, file, buf)));
@@ -275,16 +294,19 @@ impl<'a> At<'a> {
 
     fn list_by_path(&self) -> Result<Vec<u8>, Errno> {
         if self.name.is_empty() {
-            // Not of a descriptor that is no more than a place (O_PATH).
+            // An O_PATH descriptor gives EBADF.
             match grow(|buf: &mut [u8]| fs::flistxattr(self.dir, buf)) {
                 Err(Errno::BADF) => {}
                 other => return other,
             }
         }
         self.with_proc_path(|path| {
-            let list = |buf: &mut [u8]| match self.name.is_empty() {
-                true => fs::listxattr(path, buf),
-                false => fs::llistxattr(path, buf),
+            let list = |buf: &mut [u8]| {
+                if self.name.is_empty() {
+                    fs::listxattr(path, buf)
+                } else {
+                    fs::llistxattr(path, buf)
+                }
             };
             grow(list)
         })
@@ -296,21 +318,33 @@ impl<'a> At<'a> {
         if let Some(done) = quick {
             return done;
         }
-        self.with_proc_path(|path| match self.name.is_empty() {
-            true => fs::setxattr(path, name, value, flags),
-            false => fs::lsetxattr(path, name, value, flags),
+        self.with_proc_path(|path| {
+            if self.name.is_empty() {
+                fs::setxattr(path, name, value, flags)
+            } else {
+                fs::lsetxattr(path, name, value, flags)
+            }
         })
     }
 
-    /// Removes an xattr; ENODATA when absent.
+    /// Removes an xattr.
+    ///
+    /// # Errors
+    /// ENODATA when it is absent.
     pub fn remove_xattr(&self, name: &CStr) -> Result<(), Errno> {
-        self.with_proc_path(|path| match self.name.is_empty() {
-            true => fs::removexattr(path, name),
-            false => fs::lremovexattr(path, name),
+        self.with_proc_path(|path| {
+            if self.name.is_empty() {
+                fs::removexattr(path, name)
+            } else {
+                fs::lremovexattr(path, name)
+            }
         })
     }
 
-    /// Changes permission bits; EOPNOTSUPP for a symlink, which is not followed.
+    /// Changes the permission bits.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP for a symlink, which is not followed.
     pub fn chmod(&self, perm: u32) -> Result<(), Errno> {
         match self.with_c_name(|name| chmodat::chmod(self.dir, name, perm)) {
             Err(Errno::NOSYS) => self.chmod_by_path(perm),
@@ -318,8 +352,8 @@ impl<'a> At<'a> {
         }
     }
 
-    /// As [`Self::chmod`], where the kernel has no call for it: of what is held, whatever becomes
-    /// of the name.
+    /// As [`Self::chmod`], where the kernel has no call for it: opens the file first, so that
+    /// replacing the name has no effect.
     fn chmod_by_path(&self, perm: u32) -> Result<(), Errno> {
         if !self.name.is_empty() {
             let held = self.open(OFlags::PATH, 0)?;
@@ -331,7 +365,7 @@ impl<'a> At<'a> {
         self.with_proc_path(|path| fs::chmod(path, Mode::from_raw_mode(perm & 0o7777)))
     }
 
-    /// Changes owner and group; `None` leaves one alone.
+    /// Changes owner and group; `None` leaves one unchanged.
     pub fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
         let uid = uid.map(Uid::from_raw);
         let gid = gid.map(Gid::from_raw);
@@ -340,13 +374,17 @@ impl<'a> At<'a> {
 
     /// Sets access and modification time.
     pub fn set_times(&self, times: &Timestamps) -> Result<(), Errno> {
-        match self.name.is_empty() {
-            true => self.with_proc_path(|p| fs::utimensat(CWD, p, times, AtFlags::empty())),
-            false => fs::utimensat(self.dir, self.name, times, AtFlags::SYMLINK_NOFOLLOW),
+        if self.name.is_empty() {
+            self.with_proc_path(|p| fs::utimensat(CWD, p, times, AtFlags::empty()))
+        } else {
+            fs::utimensat(self.dir, self.name, times, AtFlags::SYMLINK_NOFOLLOW)
         }
     }
 
-    /// Creates a node; EEXIST when the name is taken.
+    /// Creates a file, FIFO, socket or device node.
+    ///
+    /// # Errors
+    /// EEXIST when the name is taken.
     pub fn mknod(&self, kind: FileKind, perm: u32, rdev: (u32, u32)) -> Result<(), Errno> {
         let mode = Mode::from_raw_mode(perm & 0o7777);
         let dev = fs::makedev(rdev.0, rdev.1);
@@ -371,7 +409,7 @@ impl<'a> At<'a> {
         fs::symlinkat(target, self.dir, self.name)
     }
 
-    /// Removes a name that is no directory.
+    /// Removes a name of anything but a directory.
     pub fn unlink(&self) -> Result<(), Errno> {
         fs::unlinkat(self.dir, self.name, AtFlags::empty())
     }
@@ -381,8 +419,11 @@ impl<'a> At<'a> {
         fs::unlinkat(self.dir, self.name, AtFlags::REMOVEDIR)
     }
 
-    /// Gives the file a further name; EEXIST when that is taken. With an empty name (an
-    /// unnamed file) the link goes through /proc, which needs no capability.
+    /// Creates a further name for the file. With an empty name (an unnamed file) the link goes
+    /// through /proc, which needs no capability.
+    ///
+    /// # Errors
+    /// EEXIST when the name is taken.
     pub fn link_to(&self, to: At<'_>) -> Result<(), Errno> {
         if self.name.is_empty() {
             return self.with_proc_path(|path| {
@@ -392,7 +433,7 @@ impl<'a> At<'a> {
         fs::linkat(self.dir, self.name, to.dir, to.name, AtFlags::empty())
     }
 
-    /// Renames with the flags of renameat2(2).
+    /// Renames the file with the flags of renameat2(2).
     pub fn rename_to(&self, to: At<'_>, flags: fs::RenameFlags) -> Result<(), Errno> {
         fs::renameat_with(self.dir, self.name, to.dir, to.name, flags)
     }

@@ -1,8 +1,8 @@
-//! Markers: the xattrs and names that overlay file systems leave in their layers.
-//! Called by the union to read and write them, and to hide them from users.
+//! Markers: the xattrs and file names by which overlay file systems record whiteouts, opaque
+//! directories, redirects and the like in their layers. All prefixes and names are defined here.
 //!
-//! Sources: Linux fs/overlayfs (names under `trusted.overlay.` or, with `userxattr`,
-//! `user.overlay.`), fuse-overlayfs (`user.fuseoverlayfs.`), AUFS and OCI (`.wh.`).
+//! Sources: Linux fs/overlayfs (xattrs below `trusted.overlay.` or, with `userxattr`,
+//! `user.overlay.`), fuse-overlayfs (`user.fuseoverlayfs.`), AUFS and OCI (names with `.wh.`).
 
 use std::ffi::{CStr, CString};
 
@@ -12,65 +12,75 @@ use rustix::io::Errno;
 use super::Dialect;
 use super::at::At;
 
-/// Prefix of a file name that is a whiteout for the rest of the name.
+/// The prefix of a file name that is a whiteout for the rest of the name.
 pub const WH_PREFIX: &[u8] = b".wh.";
-/// The file that makes its directory opaque.
+/// The name of a file that makes its directory opaque.
 pub const WH_OPAQUE: &[u8] = b".wh..wh..opq";
+/// The prefix of files that AUFS keeps for itself, such as `.wh..wh.plnk`.
+pub const WH_AUFS_PREFIX: &[u8] = b".wh..wh.";
 
 const TRUSTED: &[u8] = b"trusted.overlay.";
 const USER: &[u8] = b"user.overlay.";
 const FUSE: &[u8] = b"user.fuseoverlayfs.";
 
-/// The markers found on one file or directory.
+/// Whether an xattr is a marker in some dialect.
+pub fn is_marker_xattr(name: &[u8]) -> bool {
+    [TRUSTED, USER, FUSE]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
+
+/// The markers of a file or directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Markers {
-    /// `opaque` = `y`: nothing below this directory shows through.
+    /// `opaque` = `y`: the directory hides the lower ones.
     pub opaque: bool,
-    /// `opaque` = `x`: the directory may hold whiteouts in the xattr form.
+    /// `opaque` = `x`: the directory may contain whiteouts in the xattr form.
     pub xwhiteouts: bool,
-    /// `redirect`: where the lower layers have this directory or file data.
+    /// `redirect`: the name or path of this directory or file data in the lower layers.
     pub redirect: Option<Vec<u8>>,
     /// `metacopy`: the data of this file is in a lower layer.
     pub metacopy: bool,
     /// `whiteout`: this file is a whiteout.
     pub whiteout: bool,
-    /// `origin`: the encoded handle of the file this one was copied up from.
+    /// `origin`: the encoded handle of the file that this one was copied up from.
     pub origin: Option<Vec<u8>>,
-    /// `redirect`, `metacopy`, `origin`: those that anybody may set who may write the file.
+    /// Which of `redirect`, `metacopy` and `origin` are in `user.*`, which anybody may set who may
+    /// write the file.
     pub from_user: FromUser,
-    /// `impure`: the directory may hold files that were copied up.
+    /// `impure`: the directory may contain copied-up files.
     pub impure: bool,
-    /// `nlink`: link count of an indexed file, relative to upper or lower.
+    /// `nlink`: link count of an indexed file, relative to that of the upper or lower file.
     pub nlink: Option<Vec<u8>>,
-    /// `protattr`: the union shows this file as immutable or append-only.
+    /// `protattr`: the union shows the file as immutable or append-only.
     pub protection: Protection,
 }
 
-/// Whether a file is immutable, append-only, both or neither.
+/// Whether a file is immutable, append-only, both, or neither.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Protection(u8);
 
 impl Protection {
-    /// Neither.
+    /// Neither immutable nor append-only.
     pub const NONE: Self = Self(0);
     const IMMUTABLE: u8 = 1;
     const APPEND: u8 = 2;
-    /// The kernel reads no longer `protattr`.
+    /// The longest `protattr` that the kernel reads, in bytes.
     const MOST: usize = 32;
 
-    /// From two bits of `flags`.
+    /// Makes a protection from two bits of `flags`.
     pub fn of(flags: u32, immutable: u32, append: u32) -> Self {
         let has = |flag: u32, bit| if flags & flag != 0 { bit } else { 0 };
         Self(has(immutable, Self::IMMUTABLE) | has(append, Self::APPEND))
     }
 
-    /// As two bits.
+    /// Returns the protection as two bits.
     pub fn bits(self, immutable: u32, append: u32) -> u32 {
         let has = |is, flag| if is { flag } else { 0 };
         has(self.is_immutable(), immutable) | has(self.is_append(), append)
     }
 
-    /// As a number below 4.
+    /// Returns the protection as a number below 4.
     pub fn number(self) -> u8 {
         self.0
     }
@@ -80,17 +90,17 @@ impl Protection {
         Self(number & (Self::IMMUTABLE | Self::APPEND))
     }
 
-    /// Nothing about the file may change.
+    /// Whether nothing about the file may change.
     pub fn is_immutable(self) -> bool {
         self.0 & Self::IMMUTABLE != 0
     }
 
-    /// Data may only be added at the end, names only be made.
+    /// Whether data may only be appended, and names only be created.
     pub fn is_append(self) -> bool {
         self.0 & Self::APPEND != 0
     }
 
-    /// The value of `protattr` for it.
+    /// Returns the value of `protattr`.
     pub fn text(self) -> &'static [u8] {
         match (self.is_append(), self.is_immutable()) {
             (true, true) => b"ai",
@@ -100,7 +110,7 @@ impl Protection {
         }
     }
 
-    /// What a value of `protattr` says; nothing when it has anything that is not known.
+    /// Parses a value of `protattr`; one with unknown content protects nothing.
     fn parse(text: &[u8]) -> Self {
         let mut bits = 0;
         for byte in text {
@@ -116,7 +126,7 @@ impl Protection {
         Self(bits)
     }
 
-    /// Reads the marker alone.
+    /// Reads `protattr` alone.
     ///
     /// # Errors
     /// Those of getxattr(2).
@@ -139,22 +149,22 @@ impl std::ops::BitOr for Protection {
     }
 }
 
-/// Which markers were found in `user.*` only.
+/// The markers that were found in `user.*` only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FromUser {
-    /// The redirect.
+    /// The redirect is from `user.*`.
     pub redirect: bool,
-    /// The metacopy.
+    /// The metacopy marker is from `user.*`.
     pub metacopy: bool,
-    /// The origin.
+    /// The origin is from `user.*`.
     pub origin: bool,
-    /// Where the data-only layers have the data of a metacopy that is not believed otherwise.
+    /// The path in the data-only layers of the data of a metacopy that is not trusted otherwise.
     pub data: Option<Vec<u8>>,
 }
 
 impl Markers {
-    /// Without the redirect and the metacopy that came from `user.*`. Into data-only layers,
-    /// which show by no name of their own, they may lead all the same, as in overlayfs.
+    /// Removes redirect and metacopy if they are from `user.*`. They may still lead into data-only
+    /// layers, whose files have no names of their own in the union, as in overlayfs.
     pub fn without_users(mut self) -> Self {
         if self.from_user.metacopy {
             let path = |to: &Vec<u8>| to.starts_with(b"/");
@@ -167,16 +177,19 @@ impl Markers {
         self
     }
 
-    /// Whether they show under the name what is somewhere else.
+    /// Whether the markers show another file under the name.
     pub fn leads_elsewhere(&self) -> bool {
         self.metacopy || self.redirect.is_some() || self.from_user.data.is_some()
     }
 
-    /// Reads the markers of `at` in one or (when there are any) a few system calls.
+    /// Reads the markers of `at`, in one system call if there are none.
+    ///
+    /// # Errors
+    /// Those of listxattr(2) and getxattr(2).
     pub fn read(at: At<'_>, dialect: Dialect) -> Result<Self, Errno> {
         let list = match at.list_xattrs() {
             Ok(list) => list,
-            // A directory or file of ours that we may not read carries no marker we could obey.
+            // No marker of a file that cannot be read can have an effect.
             Err(Errno::ACCESS | Errno::PERM) => return Ok(Self::default()),
             Err(e) => return Err(e),
         };
@@ -202,12 +215,12 @@ impl Markers {
                 Ok(Some(value)) if value == b"y" => self.opaque = true,
                 Ok(Some(value)) if value == b"x" => self.xwhiteouts = true,
                 Ok(_) => {}
-                // Too much hidden is better than what was removed showing again.
+                // Hiding too much is better than showing what was removed.
                 Err(Errno::ACCESS) => self.opaque = true,
                 Err(e) => return Err(e),
             },
             b"impure" => self.impure = true,
-            // What `trusted.*` says counts, in whatever order they are listed.
+            // `trusted.*` takes precedence, in whatever order the names are listed.
             b"redirect" if self.redirect.is_none() || name.starts_with(TRUSTED) => {
                 self.redirect = value(at, name)?.filter(|r| is_valid_redirect(r));
                 self.from_user.redirect = self.redirect.is_some() && !name.starts_with(TRUSTED);
@@ -227,8 +240,8 @@ impl Markers {
     }
 }
 
-/// `user.*` values are hidden from a plain user on a file without read permission, also
-/// his own; the file must show all the same.
+/// Maps an error of reading a marker. A plain user may not read `user.*` xattrs of a file without
+/// read permission, not even of their own; the file must be visible all the same.
 fn readable(value: Result<Option<Vec<u8>>, Errno>) -> Result<Option<Vec<u8>>, Errno> {
     match value {
         Err(Errno::ACCESS) => Ok(None),
@@ -241,7 +254,7 @@ fn value(at: At<'_>, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
     at.xattr(&name)
 }
 
-/// What follows the marker prefix of an xattr name, if `dialect` reads it as a marker.
+/// Returns the part of an xattr name after the marker prefix, if `dialect` reads it as a marker.
 fn marker_suffix(name: &[u8], dialect: Dialect) -> Option<&[u8]> {
     let strip = |on: bool, prefix: &[u8]| if on { name.strip_prefix(prefix) } else { None };
     strip(dialect.trusted, TRUSTED)
@@ -249,21 +262,30 @@ fn marker_suffix(name: &[u8], dialect: Dialect) -> Option<&[u8]> {
         .or_else(|| strip(dialect.fuse_overlayfs, FUSE))
 }
 
-/// A redirect is one component, or an absolute path without empty, `.` or `..` components.
+/// Whether a redirect is valid: one component, or an absolute path without empty, `.` and `..`
+/// components.
 fn is_valid_redirect(redirect: &[u8]) -> bool {
     let path = redirect.strip_prefix(b"/").unwrap_or(redirect);
     let relative_ok = redirect.starts_with(b"/") || !path.contains(&b'/');
     relative_ok && path.split(|&b| b == b'/').all(super::at::is_valid_name)
 }
 
-/// How users' xattr names map to stored ones: markers are hidden, and a user's attribute
-/// that looks like a marker is stored with an extra `overlay.` (Linux 6.7, "nesting").
+/// Maps users' xattr names to stored ones. Markers are hidden, and a user's xattr that looks like a
+/// marker is stored with an additional `overlay.` (Linux 6.7, "nesting").
+///
+/// ```text
+/// user's name            stored name
+/// user.comment           user.comment
+/// user.overlay.opaque    user.overlay.overlay.opaque
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Escape(pub Dialect);
 
 impl Escape {
-    /// The stored name of the attribute a user calls `name`; EPERM for names that cannot be
-    /// stored without becoming a marker.
+    /// Returns the stored name of the user's xattr `name`.
+    ///
+    /// # Errors
+    /// EPERM for a name that cannot be stored without becoming a marker.
     pub fn stored(&self, name: &[u8]) -> Result<CString, Errno> {
         let escaped = match self.prefix(name) {
             Some(FUSE) => return Err(Errno::PERM),
@@ -273,7 +295,7 @@ impl Escape {
         CString::new(escaped).map_err(|_| Errno::INVAL)
     }
 
-    /// The name a user sees for a stored one; `None` for a marker.
+    /// Returns the user's name of a stored xattr; `None` for a marker.
     pub fn visible(&self, stored: &[u8]) -> Option<Vec<u8>> {
         let Some(prefix) = self.prefix(stored) else {
             return Some(stored.to_vec());
@@ -295,24 +317,24 @@ impl Escape {
     }
 }
 
-/// Writes markers, in the namespace kernel overlayfs would use for this mount.
+/// Writes markers in the namespace that kernel overlayfs would use for this mount.
 #[derive(Clone, Copy, Debug)]
 pub struct Writer {
-    /// `trusted.overlay.*` if true, else `user.overlay.*`.
+    /// Use `trusted.overlay.*`, else `user.overlay.*`.
     pub trusted: bool,
 }
 
 macro_rules! marker_names {
     ($($name:ident => $text:literal;)*) => {
-        /// The markers we write.
+        /// The markers that are written.
         #[derive(Clone, Copy, Debug)]
         #[allow(missing_docs)]
         pub enum Marker { $($name,)* }
 
         impl Writer {
-            /// The full name of a marker.
+            /// Returns the full xattr name of a marker.
             pub fn name(&self, marker: Marker) -> &'static CStr {
-                // Both forms of every name are literals with their NUL, checked by a test.
+                // Both forms of every name are literals with their NUL; a test checks them.
                 let (trusted, user): (&[u8], &[u8]) = match marker {
                     $(Marker::$name => (
                         concat!("trusted.overlay.", $text, "\0").as_bytes(),
@@ -338,8 +360,11 @@ marker_names! {
 }
 
 impl Writer {
-    /// Sets a marker. On a file of its own that a plain user may not write, the kernel
-    /// refuses `user.*`: it becomes writable for that moment.
+    /// Sets a marker. The kernel refuses `user.*` xattrs on a file that a plain user owns but may
+    /// not write, so the file is made writable for the call.
+    ///
+    /// # Errors
+    /// Those of setxattr(2).
     pub fn set(&self, at: At<'_>, marker: Marker, value: &[u8]) -> Result<(), Errno> {
         let set = || at.set_xattr(self.name(marker), value, XattrFlags::empty());
         match set() {
@@ -356,7 +381,10 @@ impl Writer {
         done
     }
 
-    /// Removes a marker; absent is fine.
+    /// Removes a marker, if it is set.
+    ///
+    /// # Errors
+    /// Those of removexattr(2).
     pub fn clear(&self, at: At<'_>, marker: Marker) -> Result<(), Errno> {
         match at.remove_xattr(self.name(marker)) {
             Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
@@ -405,7 +433,7 @@ mod tests {
             escape.stored(b"user.fuseoverlayfs.opaque"),
             Err(Errno::PERM)
         );
-        // Privileged kernel overlayfs leaves user.overlay.* alone.
+        // Privileged kernel overlayfs does not use user.overlay.*.
         let kernel = Escape(Dialect::KERNEL);
         assert_eq!(
             kernel.visible(b"user.overlay.opaque"),

@@ -1,5 +1,4 @@
-//! One layer directory: how it is addressed, and which markers mean what.
-//! Called by `union`, described by the store and the cli.
+//! A layer directory: how its files are addressed, and which markers mean what.
 
 pub mod at;
 pub mod dir;
@@ -15,11 +14,11 @@ use std::path::Path;
 
 pub use dir::{OpenDir, OpenError};
 
-/// Which on-disk markers a layer may carry; what is not read as a marker is data.
+/// The on-disk markers that a layer may have; whatever is not read as a marker is data.
 ///
 /// Sources: Linux `Documentation/filesystems/overlayfs.rst` (char 0:0, `overlay.whiteout`,
-/// `overlay.opaque`), fuse-overlayfs (`user.fuseoverlayfs.opaque`), AUFS and the OCI
-/// image specification (`.wh.NAME`, `.wh..wh..opq`). Char 0:0 is a whiteout in every dialect.
+/// `overlay.opaque`), fuse-overlayfs (`user.fuseoverlayfs.opaque`), AUFS and the OCI image
+/// specification (`.wh.NAME`, `.wh..wh..opq`). Char 0:0 is a whiteout in every dialect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dialect {
     /// `trusted.overlay.*` xattrs are markers (privileged kernel overlayfs, dockerd's overlay2).
@@ -33,21 +32,21 @@ pub struct Dialect {
 }
 
 impl Dialect {
-    /// Everything that any known writer leaves: for plain directories and fuse-overlayfs stores.
+    /// All markers of all known writers: for plain directories and fuse-overlayfs stores.
     pub const ALL: Self = Self {
         trusted: true,
         user: true,
         fuse_overlayfs: true,
         wh_names: true,
     };
-    /// What privileged kernel overlayfs reads: Docker's overlay2 store.
+    /// The markers of privileged kernel overlayfs: Docker's overlay2 store.
     pub const KERNEL: Self = Self {
         trusted: true,
         user: false,
         fuse_overlayfs: false,
         wh_names: false,
     };
-    /// What kernel overlayfs reads with `userxattr`: rootless Docker's overlay2 store.
+    /// The markers of kernel overlayfs with `userxattr`: rootless Docker's overlay2 store.
     pub const KERNEL_USERXATTR: Self = Self {
         trusted: false,
         user: true,
@@ -56,17 +55,17 @@ impl Dialect {
     };
 }
 
-/// A layer as the store or the command line names it.
+/// A layer, as the store or the command line specifies it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerSpec {
-    /// The directory that holds the layer's tree.
+    /// The root directory of the layer.
     pub dir: OpenDir,
-    /// How its markers are read.
+    /// The markers that are read.
     pub dialect: Dialect,
 }
 
 impl LayerSpec {
-    /// Opens the directory in `path`, once: what happens to its name later does not matter.
+    /// Opens the directory in `path`; renaming it afterwards has no effect.
     ///
     /// # Errors
     /// [`OpenError`] when there is none, or it cannot be opened.
@@ -75,25 +74,25 @@ impl LayerSpec {
         Ok(Self { dir, dialect })
     }
 
-    /// What messages and records call its directory.
+    /// Returns the path for messages and records.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 }
 
-/// A layer stack: what the store hands to the union.
+/// A layer stack: what the store passes to the union.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StackSpec {
-    /// Lower layers, top first; at least one.
+    /// The lower layers, top first; at least one.
     pub lowers: Vec<LayerSpec>,
-    /// Data-only lowers (`lowerdir=a::data`), searched through absolute redirects only.
+    /// The data-only lowers (`lowerdir=a::data`), searched through absolute redirects only.
     pub data_only: Vec<LayerSpec>,
-    /// The writable layer and its work directory; `None` is a read-only union.
+    /// The writable layer and its work directory; `None` for a read-only union.
     pub upper: Option<UpperSpec>,
 }
 
 impl StackSpec {
-    /// All its directories: of the lowers, the upper, and the work directory.
+    /// Returns all directories: of the lowers, of the upper, and the work directory.
     pub fn dirs(&self) -> impl Iterator<Item = &OpenDir> {
         let lowers = self.lowers.iter().chain(&self.data_only);
         let upper = self.upper.iter().flat_map(|u| [&u.layer.dir, &u.work]);
@@ -106,6 +105,6 @@ impl StackSpec {
 pub struct UpperSpec {
     /// The upper directory.
     pub layer: LayerSpec,
-    /// The work directory: same file system as the upper, used for staging and the index.
+    /// The work directory, on the upper's file system; used for staging and the index.
     pub work: OpenDir,
 }

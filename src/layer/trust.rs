@@ -1,11 +1,10 @@
-//! Whom a layer's markers are believed from. Anybody may set `user.*` attributes on a file of
-//! their own, `trusted.*` ones need CAP_SYS_ADMIN.
+//! Which markers of a layer are trusted. Anybody may set `user.*` xattrs on their own files;
+//! `trusted.*` xattrs need CAP_SYS_ADMIN.
 //!
-//! A redirect and a metacopy make the union show under one name, with its owner and mode, what is
-//! somewhere else in the lowers. Whoever may write a layer could so get files shown that they may
-//! not read, wherever we have the right to read them and they have not. Kernel overlayfs follows
-//! none of `user.*` for this reason; nor do we, but where we have no more rights than the owner of
-//! the layer.
+//! Redirects and metacopies show a file of the lowers under another name, with the owner and mode
+//! of that name. The owner of a layer could so get files shown that they may not read but the
+//! server may. Kernel overlayfs follows no redirect or metacopy in `user.*` for this reason. Here
+//! they are followed only where the server has no more rights than the owner of the layer.
 
 use std::sync::OnceLock;
 
@@ -13,15 +12,15 @@ use rustix::thread::CapabilitySet;
 
 use crate::sys::process::in_initial_user_namespace;
 
-/// What this process may do that owners of layers may not. It never changes: what is dropped
-/// later makes nobody else's layer more believable.
+/// The rights of this process that owners of layers may lack. Determined once: dropping rights
+/// later makes no layer more trustworthy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Rights {
     /// User ID.
     user: u32,
-    /// Reads what permission bits forbid, whosever it is.
+    /// The process may read files regardless of their permission bits.
     overrides: bool,
-    /// Only in a user namespace of its own: whoever made that has all the rights in it.
+    /// The process has its rights only in a user namespace of its own, whose owner has them too.
     confined: bool,
 }
 
@@ -43,7 +42,7 @@ impl Rights {
     }
 
     fn believe(self, owner: u32) -> bool {
-        // root's layers say nothing that root could not.
+        // Root's layers contain nothing that root could not read.
         self.confined || !self.overrides && (owner == self.user || owner == 0)
     }
 }
@@ -54,7 +53,7 @@ pub fn believes_user_markers(owner: u32) -> bool {
     Rights::known().believe(owner)
 }
 
-/// Whether a layer whose root directory belongs to `owner` is that of somebody with less rights.
+/// Whether a layer whose root directory belongs to `owner` is that of a user with fewer rights.
 pub fn is_foreign(owner: u32) -> bool {
     let rights = Rights::known();
     !rights.confined && owner != rights.user && owner != 0

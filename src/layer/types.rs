@@ -1,8 +1,8 @@
-//! What a file is and when: values that a layer knows and the union hands on.
+//! File types and times.
 
 use std::fmt;
 
-/// File types; the values of `S_IFMT >> 12`.
+/// A file type; the value is that of `S_IFMT >> 12`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FileKind {
     /// FIFO
@@ -22,12 +22,12 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    /// From the `S_IFMT` bits of a mode; `None` when they name no type.
+    /// Returns the type in the `S_IFMT` bits of a mode; `None` for an unknown one.
     pub fn from_mode(mode: u32) -> Option<Self> {
         Self::from_dirent((mode >> 12 & 0xf) as u8)
     }
 
-    /// From a `d_type` byte of a directory entry; `None` for DT_UNKNOWN and DT_WHT.
+    /// Returns the type in the `d_type` of a directory entry; `None` for DT_UNKNOWN and DT_WHT.
     pub fn from_dirent(d_type: u8) -> Option<Self> {
         Some(match d_type {
             1 => Self::Fifo,
@@ -41,16 +41,16 @@ impl FileKind {
         })
     }
 
-    /// The `S_IFMT` bits.
+    /// Returns the `S_IFMT` bits.
     pub fn mode_bits(self) -> u32 {
         (self as u32) << 12
     }
 }
 
-/// A point in time: seconds since the epoch (negative before 1970) plus nanoseconds.
+/// A time: seconds since 1970 (negative before) and nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time {
-    /// Whole seconds, rounded towards minus infinity.
+    /// Seconds, rounded towards minus infinity.
     pub sec: i64,
     /// Nanoseconds, 0 to 999,999,999.
     pub nsec: u32,

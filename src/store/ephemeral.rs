@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use crate::layer::at::{At, timestamps};
+use crate::layer::markers::is_marker_xattr;
 use crate::layer::{Dialect, LayerSpec, OpenDir, UpperSpec};
 
 /// An upper that nobody has a name for.
@@ -92,17 +93,12 @@ pub(crate) fn dress_like(top: &OpenDir, diff: &OpenDir) -> Result<()> {
 /// Xattrs (ACLs, labels, users' own) as far as this user may set them; an overlay's
 /// markers belong to the layer they are in.
 fn copy_xattrs(from: At<'_>, to: At<'_>) {
-    let markers = [
-        &b"trusted.overlay."[..],
-        b"user.overlay.",
-        b"user.fuseoverlayfs.",
-    ];
     let names = from.list_xattrs().unwrap_or_default();
     for name in names.split_inclusive(|byte| *byte == 0) {
         let Ok(text) = CStr::from_bytes_with_nul(name) else {
             continue;
         };
-        if markers.iter().any(|marker| name.starts_with(marker)) {
+        if is_marker_xattr(name) {
             continue;
         }
         if let Ok(Some(value)) = from.xattr(text) {

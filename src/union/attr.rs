@@ -213,9 +213,12 @@ fn is_bare(perm: u32) -> bool {
 /// caller's groups only the fsgid is known, so other members lose the bit too, unless `keeps_bare`.
 fn drop_bits(at: At<'_>, stat: Stat, caller: &Caller, keeps_bare: bool) -> Result<bool, Errno> {
     let keeps_bare = keeps_bare || caller.gid == stat.gid;
-    let lost = |perm| match is_bare(perm) && keeps_bare {
-        true => perm & SET_ID & !SET_GID,
-        false => perm & SET_ID,
+    let lost = |perm| {
+        if is_bare(perm) && keeps_bare {
+            perm & SET_ID & !SET_GID
+        } else {
+            perm & SET_ID
+        }
     };
     if lost(stat.perm) == 0 {
         return Ok(false);

@@ -23,9 +23,10 @@ pub(crate) struct Copied {
 /// Returns the mode to create a copy with: the final one if no later step changes it, else
 /// `narrow`, so that nobody else can open a file whose owner is not set yet.
 pub(crate) fn first_perm(upper: &Upper, stat: &Stat, narrow: u32) -> u32 {
-    match upper.privileged && (stat.uid, stat.gid) == upper.own_ids {
-        true => stat.perm & 0o777,
-        false => narrow,
+    if upper.privileged && (stat.uid, stat.gid) == upper.own_ids {
+        stat.perm & 0o777
+    } else {
+        narrow
     }
 }
 

@@ -205,9 +205,10 @@ impl Union {
         // The xattrs come from the file whose data was copied, even if another file has its name by
         // now.
         let data_of_it = file.data.is_none() && data != DataCopied::Written(0);
-        let source: Source = match data_of_it {
-            true => Source::Data(self.data_fd(inode, false)?),
-            false => Source::Held(self.hold_lower(file)?),
+        let source: Source = if data_of_it {
+            Source::Data(self.data_fd(inode, false)?)
+        } else {
+            Source::Held(self.hold_lower(file)?)
         };
         let from = (At::fd(source.as_fd()), file.dir.layer.dialect, &file.stat);
         let origin = self.origin_of(file)?;
@@ -246,9 +247,10 @@ impl Union {
     pub(crate) fn hold_lower(&self, file: &LowerFile) -> Result<OwnedFd> {
         let dir = file.dir.fd(&self.fds)?;
         let held = At::new(dir.as_fd(), &file.name).open(OFlags::PATH, 0)?;
-        match file.stat.is_or_resembles(&At::fd(held.as_fd()).stat()?) {
-            true => Ok(held),
-            false => Err(Errno::STALE.into()),
+        if file.stat.is_or_resembles(&At::fd(held.as_fd()).stat()?) {
+            Ok(held)
+        } else {
+            Err(Errno::STALE.into())
         }
     }
 

@@ -278,9 +278,10 @@ impl Union {
         let at = At::new(fd.as_fd(), name);
         let is_dir = new.kind == FileKind::Directory;
         // A file with another owner stays closed to everybody else until the owner is set.
-        let perm = match (owned.uid, owned.gid) == upper.own_ids {
-            true => owned.perm,
-            false => owned.perm & 0o700,
+        let perm = if (owned.uid, owned.gid) == upper.own_ids {
+            owned.perm
+        } else {
+            owned.perm & 0o700
         };
         let staged = upper.stage(|at| make(at, new, perm))?;
         settle(staged.at(), new, owned)?;

@@ -29,9 +29,10 @@ impl Union {
     pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8], direct: bool) -> Result<usize> {
         let data = self.data_fd(&*self.regular(ino)?, false)?;
         let fd = data.for_io(direct);
-        match direct {
-            true => aligned_into(buf, |buf| read_all(fd, offset, buf)),
-            false => read_all(fd, offset, buf),
+        if direct {
+            aligned_into(buf, |buf| read_all(fd, offset, buf))
+        } else {
+            read_all(fd, offset, buf)
         }
     }
 
@@ -61,9 +62,10 @@ impl Union {
             self.drop_set_id(&inode, At::fd(file.fd.as_fd()), loss)?;
         }
         let fd = file.for_io(how.direct);
-        let written = match how.direct {
-            true => aligned(data, |data| write_all(fd, offset, data)),
-            false => write_all(fd, offset, data),
+        let written = if how.direct {
+            aligned(data, |data| write_all(fd, offset, data))
+        } else {
+            write_all(fd, offset, data)
         };
         written.map(|written| skip + written)
     }
@@ -88,9 +90,10 @@ impl Union {
             return Ok(rustix::fs::syncfs(&upper.layer.root)?);
         }
         let data = self.data_fd(&inode, false)?;
-        match datasync {
-            true => Ok(rustix::fs::fdatasync(&data.fd)?),
-            false => Ok(rustix::fs::fsync(&data.fd)?),
+        if datasync {
+            Ok(rustix::fs::fdatasync(&data.fd)?)
+        } else {
+            Ok(rustix::fs::fsync(&data.fd)?)
         }
     }
 
@@ -120,9 +123,10 @@ impl Union {
         }
         let fd = self.upper_dir(&inode)?;
         let dir = At::fd(fd.as_fd()).open(OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
-        match datasync {
-            true => Ok(rustix::fs::fdatasync(dir)?),
-            false => Ok(rustix::fs::fsync(dir)?),
+        if datasync {
+            Ok(rustix::fs::fdatasync(dir)?)
+        } else {
+            Ok(rustix::fs::fsync(dir)?)
         }
     }
 
@@ -250,10 +254,11 @@ impl Union {
                 let writable = false;
                 return Ok(DataFd::new(fd, writable));
             }
-            let quiet = match self.noatime {
-                true => at.open(OFlags::RDWR | OFlags::NOATIME | OFlags::NONBLOCK, 0),
+            let quiet = if self.noatime {
+                at.open(OFlags::RDWR | OFlags::NOATIME | OFlags::NONBLOCK, 0)
+            } else {
                 // The file belongs to another user, and the server is not privileged.
-                false => Err(Errno::PERM),
+                Err(Errno::PERM)
             };
             let open = |_| at.open(OFlags::RDWR | OFlags::NONBLOCK, 0);
             match quiet.or_else(open) {

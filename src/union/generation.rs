@@ -50,9 +50,10 @@ impl Generations {
     /// Returns the generation of an upper file; 0 where its birth time is not known.
     pub fn of(&self, ino: Ino, birth: Option<Time>) -> u32 {
         let Some(birth) = birth else { return 0 };
-        let count = match self.any_repeated.load(Ordering::Acquire) {
-            true => self.repeated.get(&ino).map_or(0, |count| *count),
-            false => 0,
+        let count = if self.any_repeated.load(Ordering::Acquire) {
+            self.repeated.get(&ino).map_or(0, |count| *count)
+        } else {
+            0
         };
         let nanos = birth.sec.cast_unsigned().wrapping_mul(1_000_000_000);
         let mixed = nanos

@@ -239,9 +239,10 @@ impl Listing {
 
     /// Returns the approximate number of names of the directory.
     pub fn length(&self) -> usize {
-        match self.is_whole() {
-            true => self.entries.len(),
-            false => self.seen,
+        if self.is_whole() {
+            self.entries.len()
+        } else {
+            self.seen
         }
     }
 

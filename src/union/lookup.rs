@@ -246,11 +246,11 @@ impl Union {
 
     /// Caches what a name resolved to, replacing any earlier answer.
     pub(crate) fn remember(&self, parent: &Inode, name: &[u8], resolved: &Arc<Resolved>) {
-        match resolved.is_cacheable() {
-            true => self
-                .lookup_cache
-                .put(parent.key, name, Cached::Positive(Arc::clone(resolved))),
-            false => self.lookup_cache.remove(parent.key, name),
+        if resolved.is_cacheable() {
+            self.lookup_cache
+                .put(parent.key, name, Cached::Positive(Arc::clone(resolved)))
+        } else {
+            self.lookup_cache.remove(parent.key, name)
         }
     }
 
@@ -328,9 +328,10 @@ impl Union {
         let is_dir = resolved.kind == FileKind::Directory;
         let marks = upper.map_or((false, false), |u| (u.impure, u.xwhiteouts));
         let dir = is_dir.then(|| Dir::new(resolved.dirs.clone(), marks));
-        let key = match resolved.dirs.is_empty() {
-            true => self.fresh_key(),
-            false => ino,
+        let key = if resolved.dirs.is_empty() {
+            self.fresh_key()
+        } else {
+            ino
         };
         // Only the upper's file system reuses numbers; those of lower files stay.
         let generation =
@@ -485,9 +486,10 @@ impl Union {
     /// ESTALE when it is another file.
     pub(crate) fn check_upper(&self, kind: FileKind, id: (u64, u64), found: &Stat) -> Result<()> {
         let numbered = self.readable_upper()?.layer.keeps_numbers;
-        match found.kind == kind && (found.id() == id || !numbered) {
-            true => Ok(()),
-            false => Err(Errno::STALE.into()),
+        if found.kind == kind && (found.id() == id || !numbered) {
+            Ok(())
+        } else {
+            Err(Errno::STALE.into())
         }
     }
 

@@ -311,16 +311,15 @@ impl MountedCatalog {
         if stat.kind == FileKind::Directory {
             return Err(Damaged);
         }
-        let data = match record.flags.get() & format::METACOPY != 0 {
-            true => {
-                let (dir, name, identity) = view.data(&record)?;
-                Some(Box::new(Data {
-                    dir: self.lower_dir(dir)?,
-                    name: name.into(),
-                    ino: identity.ino,
-                }))
-            }
-            false => None,
+        let data = if record.flags.get() & format::METACOPY != 0 {
+            let (dir, name, identity) = view.data(&record)?;
+            Some(Box::new(Data {
+                dir: self.lower_dir(dir)?,
+                name: name.into(),
+                ino: identity.ino,
+            }))
+        } else {
+            None
         };
         Ok(LowerFile {
             dir,

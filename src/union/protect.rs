@@ -86,9 +86,10 @@ impl Union {
     /// # Errors
     /// EPERM for an immutable directory.
     pub(crate) fn check_extensible(&self, dir: &Inode) -> Result<()> {
-        match self.protection(dir)?.is_immutable() {
-            true => Err(Errno::PERM.into()),
-            false => Ok(()),
+        if self.protection(dir)?.is_immutable() {
+            Err(Errno::PERM.into())
+        } else {
+            Ok(())
         }
     }
 
@@ -105,9 +106,10 @@ impl Union {
         let touched = set.atime == now && set.mtime == now;
         let other = set.perm.is_some() || set.uid.is_some() || set.gid.is_some();
         let timed = (set.atime.is_some() || set.mtime.is_some()) && !touched && !set.of_writes;
-        match protection.is_immutable() || other || timed || set.size.is_some() {
-            true => Err(Errno::PERM.into()),
-            false => Ok(()),
+        if protection.is_immutable() || other || timed || set.size.is_some() {
+            Err(Errno::PERM.into())
+        } else {
+            Ok(())
         }
     }
 
@@ -145,9 +147,10 @@ impl Union {
     pub(crate) fn check_allocate(&self, inode: &Inode, mode: FallocateFlags) -> Result<()> {
         let protection = self.protection(inode)?;
         let adds = (mode - FallocateFlags::KEEP_SIZE).is_empty();
-        match protection.is_immutable() || protection.is_append() && !adds {
-            true => Err(Errno::PERM.into()),
-            false => Ok(()),
+        if protection.is_immutable() || protection.is_append() && !adds {
+            Err(Errno::PERM.into())
+        } else {
+            Ok(())
         }
     }
 
@@ -159,15 +162,15 @@ impl Union {
         let has = |flag: i32| flags & flag.cast_unsigned() != 0;
         let protection = self.protection(inode)?;
         let writes = has(libc::O_WRONLY | libc::O_RDWR);
-        let refused = match protection.is_immutable() {
-            true => writes || has(libc::O_TRUNC),
-            false => {
-                protection.is_append() && (writes && !has(libc::O_APPEND) || has(libc::O_TRUNC))
-            }
+        let refused = if protection.is_immutable() {
+            writes || has(libc::O_TRUNC)
+        } else {
+            protection.is_append() && (writes && !has(libc::O_APPEND) || has(libc::O_TRUNC))
         };
-        match refused {
-            true => Err(Errno::PERM.into()),
-            false => Ok(()),
+        if refused {
+            Err(Errno::PERM.into())
+        } else {
+            Ok(())
         }
     }
 

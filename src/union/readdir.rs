@@ -113,9 +113,10 @@ impl Recent {
             return true;
         }
         kept.push_back(this);
-        let oldest = match kept.len() > Self::DIRECTORIES {
-            true => kept.pop_front().and_then(|oldest| oldest.upgrade()),
-            false => None,
+        let oldest = if kept.len() > Self::DIRECTORIES {
+            kept.pop_front().and_then(|oldest| oldest.upgrade())
+        } else {
+            None
         };
         drop(kept);
         // One that is being read is dropped when the reader ends.

@@ -176,9 +176,10 @@ impl Union {
         }
         match target {
             Some(target) if target.dir.is_some() && is_below(from, target) => {
-                match flags.exchange {
-                    true => Err(Errno::INVAL.into()),
-                    false => Err(Errno::NOTEMPTY.into()),
+                if flags.exchange {
+                    Err(Errno::INVAL.into())
+                } else {
+                    Err(Errno::NOTEMPTY.into())
                 }
             }
             _ => Ok(()),
@@ -349,9 +350,10 @@ impl Union {
             return Ok(());
         }
         let own = current.unwrap_or_else(|| old.name.to_vec());
-        let redirect = match same_dir {
-            true => own,
-            false => self.absolute_redirect(upper, old.parent, own)?,
+        let redirect = if same_dir {
+            own
+        } else {
+            self.absolute_redirect(upper, old.parent, own)?
         };
         if redirect.len() > REDIRECT_LIMIT {
             return Err(Errno::XDEV.into());

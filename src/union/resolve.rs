@@ -155,9 +155,10 @@ impl Union {
         // subdirectory may be impure.
         let plain = dir.lowers.is_empty() && !dir.impure.load(std::sync::atomic::Ordering::Acquire);
         let unread = plain && stat.kind != FileKind::Directory;
-        let (stat, markers) = match unread {
-            true => (stat, Markers::default()),
-            false => upper.layer.described(at, stat)?,
+        let (stat, markers) = if unread {
+            (stat, Markers::default())
+        } else {
+            upper.layer.described(at, stat)?
         };
         let empty_file = stat.kind == FileKind::Regular && stat.size == 0;
         if markers.whiteout && empty_file && upper.may_have_xwhiteouts(dir) {
@@ -186,9 +187,10 @@ impl Union {
         markers: &Markers,
         opaque: bool,
     ) -> Result<Resolved> {
-        let below = match opaque {
-            true => LowerLookup::Absent,
-            false => self.lookup_lowers(&dir.lowers, 0, name, markers.redirect.as_deref())?,
+        let below = if opaque {
+            LowerLookup::Absent
+        } else {
+            self.lookup_lowers(&dir.lowers, 0, name, markers.redirect.as_deref())?
         };
         let dirs = match below {
             LowerLookup::Dirs(dirs) => dirs,

@@ -476,9 +476,10 @@ impl Staged<'_> {
     /// of their own to another parent (its `..` changes), so it is made writable for the rename.
     fn publish_unwritable(&self, to: At<'_>, flags: RenameFlags) -> Result<(), Errno> {
         let ours = unwritable_dir(self.at())?;
-        let theirs = match flags.contains(RenameFlags::EXCHANGE) {
-            true => unwritable_dir(to)?,
-            false => None,
+        let theirs = if flags.contains(RenameFlags::EXCHANGE) {
+            unwritable_dir(to)?
+        } else {
+            None
         };
         if ours.is_none() && theirs.is_none() {
             return Err(Errno::ACCESS);

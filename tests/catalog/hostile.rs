@@ -253,7 +253,7 @@ fn entries_belong_to_one_directory() {
         header.magic = format::MAGIC;
         header.version = format::VERSION.into();
         header.layers = table(bytes.len(), 1);
-        bytes.extend(format::Layer::new_zeroed().as_bytes());
+        bytes.extend(format::LayerRecord::new_zeroed().as_bytes());
         header.header_len = (bytes.len() as u32).into();
         header.records = table(bytes.len(), all);
         bytes.extend(records.as_bytes());

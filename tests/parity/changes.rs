@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use unionfs::changes::{self, Kind};
+use unionfs::changes::{self, ChangeKind};
 use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
 use unionfs::store::tarball::{Limits, unpack};
 
@@ -257,5 +257,5 @@ fn a_wrong_list_is_reported() {
     let list = |path: &str, letter| BTreeMap::from([(path.as_bytes().to_vec(), letter)]);
     let found = compare_lists("x", &list("a", 'A'), &list("b", 'D'));
     assert_eq!(found.len(), 2, "{found:?}");
-    assert_eq!(Kind::Changed.letter(), 'C');
+    assert_eq!(ChangeKind::Changed.letter(), 'C');
 }

@@ -16,11 +16,11 @@ use rustix::io::Errno;
 use super::error::TarError;
 use super::expected::{Attributes, Expected, Node, Want};
 use super::header::Kind;
-use super::place::{DIR, MARKERS, open_beneath, open_in, split};
+use super::place::{DIR, open_beneath, open_in, split};
 use super::rebuild::Damage;
 use crate::layer::Dialect;
 use crate::layer::at::{At, Stat, is_valid_name};
-use crate::layer::markers::{Markers, WH_OPAQUE, WH_PREFIX};
+use crate::layer::markers::{Markers, WH_OPAQUE, WH_PREFIX, is_marker_xattr};
 use crate::layer::types::{FileKind, Time};
 use crate::store::error::excerpt;
 
@@ -231,12 +231,11 @@ impl<'r> Run<'r, '_> {
 
     fn xattrs(&self, path: &'r [u8], node: &Node, wrong: &mut Vec<String>) {
         let at = self.at(path);
-        let ours = |name: &[u8]| MARKERS.iter().any(|marker| name.starts_with(marker));
         for (name, value) in &node.xattrs {
             // A plain user has none of these; labels of this host are none of the image's.
             let free = name.starts_with(b"user.") || self.compare.owners;
             let label = [&b"security.selinux"[..], b"security.evm", b"security.ima"];
-            if ours(name) || !free || label.contains(&name.as_slice()) {
+            if is_marker_xattr(name) || !free || label.contains(&name.as_slice()) {
                 continue;
             }
             let Ok(c_name) = CString::new(name.as_slice()) else {
@@ -258,7 +257,8 @@ impl<'r> Run<'r, '_> {
         let Ok(list) = at.list_xattrs() else { return };
         for name in list.split(|&b| b == 0).filter(|name| !name.is_empty()) {
             let kept = name.starts_with(b"user.") || name == b"security.capability";
-            if kept && !ours(name) && !node.xattrs.iter().any(|(known, _)| known == name) {
+            if kept && !is_marker_xattr(name) && !node.xattrs.iter().any(|(known, _)| known == name)
+            {
                 wrong.push(format!("has an xattr {}", excerpt(name)));
             }
         }

@@ -10,7 +10,7 @@ use super::scan::Scan;
 use super::split::{Line, Reader};
 use super::unpack::Limits;
 use crate::layer::at::is_valid_name;
-use crate::layer::markers::{WH_OPAQUE, WH_PREFIX};
+use crate::layer::markers::{WH_AUFS_PREFIX, WH_OPAQUE, WH_PREFIX};
 use crate::layer::types::Time;
 
 /// Bytes of memory for what a tar has, at most: ten million files, more than any layer.
@@ -102,7 +102,7 @@ impl Expected {
             None => (&b""[..], &path[..]),
         };
         // Notes of AUFS, which nobody unpacks.
-        let note = |part: &[u8]| part.starts_with(b".wh..wh.");
+        let note = |part: &[u8]| part.starts_with(WH_AUFS_PREFIX);
         if parent.split(|&b| b == b'/').any(note) || (note(last) && last != WH_OPAQUE) {
             return;
         }

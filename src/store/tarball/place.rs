@@ -16,6 +16,7 @@ use super::header::{Entry, Kind};
 use super::late::{Directories, Late};
 use crate::layer::Dialect;
 use crate::layer::at::{At, is_valid_name, timestamps};
+use crate::layer::markers::is_marker_xattr;
 use crate::layer::types::FileKind;
 use crate::store::interrupt;
 
@@ -70,13 +71,6 @@ const MAX_REPLACED_DEPTH: usize = 256;
 
 /// What is made in a directory inherits it, so a directory gets it last.
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
-
-/// Xattrs by which overlays mark files.
-pub(super) const MARKERS: [&[u8]; 3] = [
-    b"trusted.overlay.",
-    b"user.overlay.",
-    b"user.fuseoverlayfs.",
-];
 
 pub(super) const DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
@@ -467,7 +461,7 @@ impl<'d> Place<'d> {
 fn xattrs(at: At<'_>, entry: &Entry, wanted: impl Fn(&[u8]) -> bool) -> Result<u64> {
     let mut lost = 0;
     for (name, value) in entry.xattrs.iter().filter(|(name, _)| wanted(name)) {
-        if MARKERS.iter().any(|marker| name.starts_with(marker)) {
+        if is_marker_xattr(name) {
             tracing::debug!(entry = ?entry.name.escape_ascii(), "overlay marker in a tar dropped");
             continue;
         }

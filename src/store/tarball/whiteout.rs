@@ -9,7 +9,7 @@ use super::error::{Result, TarError};
 use super::header::Entry;
 use super::place::{DIR, Place, open_in, split};
 use crate::layer::at::{At, is_valid_name};
-use crate::layer::markers::{Marker, WH_OPAQUE, WH_PREFIX, Writer};
+use crate::layer::markers::{Marker, WH_AUFS_PREFIX, WH_OPAQUE, WH_PREFIX, Writer};
 use crate::layer::types::FileKind;
 
 impl Place<'_> {
@@ -18,7 +18,7 @@ impl Place<'_> {
     pub(super) fn whiteout(&mut self, path: &[u8], entry: &Entry) -> Result<bool> {
         let (parent, last) = split(path);
         // Notes that AUFS keeps for itself, such as .wh..wh.plnk/ and what is in it.
-        let note = |part: &[u8]| part.starts_with(b".wh..wh.");
+        let note = |part: &[u8]| part.starts_with(WH_AUFS_PREFIX);
         if parent.split(|&b| b == b'/').any(note) || (note(last) && last != WH_OPAQUE) {
             return Ok(true);
         }
