@@ -4,7 +4,7 @@
 Mounts a small tree with UNIONFS, through /dev/fuse and over io_uring, and with kernel
 overlayfs, runs each workload on all of them, and writes OUT/profile.md (per operation: wall
 time, processor time of the client and of the server in user mode and in the kernel, and what
-is left: nobody ran, both waited to be woken) and OUT/flame-WORKLOAD[-uring].svg of client and
+is left: waiting, when neither ran) and OUT/flame-WORKLOAD[-uring].svg of client and
 server. With --publish the table and the graphs of PUBLISHED go to docs/ too. Called by `just
 profile`. Needs root, perf and inferno-* (`cargo install inferno`); build UNIONFS with frame
 pointers.
@@ -211,7 +211,7 @@ def mounted(unionfs, bed, subject, more_options):
 
 
 def table(rows):
-    yield "| operation | subject | wall | client | server, user | server, kernel | nobody ran |"
+    yield "| operation | subject | wall | client | server, user | server, kernel | waiting |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
     order = [w.__name__ for w in WORKLOADS]
     for name, subject, row in sorted(rows, key=lambda r: order.index(r[0])):
