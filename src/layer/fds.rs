@@ -162,6 +162,16 @@ impl FdCache {
         Some(fd)
     }
 
+    /// As [`Self::cached`], without waiting: `None` also while another thread uses the slot, which it
+    /// may do for as long as it takes to open the file, and with other locks of the caller needed
+    /// for that.
+    pub fn cached_if_free<T>(&self, slot: &Slot<T>) -> Option<Arc<T>> {
+        let fd = slot.held.try_lock()?.as_ref().map(Arc::clone)?;
+        slot.used.store(true, Ordering::Relaxed);
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        Some(fd)
+    }
+
     fn admit(&self, slot: Weak<dyn Evict>) {
         let mut clock = self.clock.lock();
         clock.push_back(slot);

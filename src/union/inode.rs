@@ -3,12 +3,14 @@
 //! Lock order, outermost first. A thread that holds a lock never takes one with a smaller number:
 //! 1. `Inode::busy`      one copy-up of this inode at a time, held during the data copy
 //! 2. `Dir::ns`          the names of one directory; two directories in order of address
-//! 3. `Union::topology`  the tree of upper directories
-//! 4. inode table shard
-//! 5. `Inode::loc`       where this inode is; two inodes in order of address
-//! 6. `Dir::listing`, lookup cache shard, descriptor slots: no lock is taken while holding one
+//! 3. the slot of `Inode::data`, held while the file is opened
+//! 4. `Union::topology`  the tree of upper directories
+//! 5. inode table shard
+//! 6. `Inode::loc`       where this inode is; two inodes in order of address
+//! 7. lookup cache shard, slots of directories: no other lock is taken while holding one
 //!
-//! File data is never copied or synced with one of the locks 2 to 6 held.
+//! `Dir::listing` is taken with `Dir::ns` of the same directory held, which keeps its users apart.
+//! File data is never copied or synced with one of the locks 2 to 7 held.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};

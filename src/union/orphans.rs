@@ -216,7 +216,9 @@ impl Union {
 
     /// Returns a descriptor of a file or directory, reusing one that is open.
     fn hold(&self, inode: &Inode, at: At<'_>, id: (u64, u64)) -> Result<By> {
-        let data = inode.data_opt().and_then(|slot| self.fds.cached(slot));
+        // Without waiting: a thread that opens the file holds the slot and waits for `loc`.
+        let slot = inode.data_opt();
+        let data = slot.and_then(|slot| self.fds.cached_if_free(slot));
         // One that is not writable may be of a lower file.
         if let Some(data) = data.filter(|data| data.writable) {
             return Ok(By::Data(data));

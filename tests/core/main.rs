@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod allocations;
+mod deadlocks;
 mod inode_table;
 mod listing;
 mod model;
