@@ -63,8 +63,7 @@ pub(super) fn rename_in_upper(
         }
         (false, true) if is_dir => {
             old.at().rename_to(new.at(), Flags::EXCHANGE)?;
-            old.at().unlink()?;
-            None
+            removed_or_left(old.at())
         }
         (false, false) if is_dir && replaces.is_some() && upper.form == WhiteoutForm::WhName => {
             replace_dir(upper, old, new, replaces)?;
@@ -81,10 +80,35 @@ pub(super) fn rename_in_upper(
         }
         (true, false) => Some(rename_and_hide(upper, old, new, step)?),
     };
-    if whiteout == Some(WhiteoutKind::WhName) {
-        clear_wh_name(&new.dir, new.name)?;
+    if whiteout == Some(WhiteoutKind::WhName)
+        && let Err(error) = clear_wh_name(&new.dir, new.name)
+    {
+        // It hides what is below, not what is beside it.
+        tracing::warn!(%error, "a whiteout stays beside what was renamed over it");
     }
     Ok(left)
+}
+
+/// Removes the whiteout that was exchanged with the renamed file. The rename has happened: if the
+/// removal fails, a whiteout stays that hides nothing.
+fn removed_or_left(whiteout: At<'_>) -> Option<WhiteoutKind> {
+    let error = whiteout.unlink().err()?;
+    tracing::warn!(%error, "a whiteout that hides nothing stays");
+    Some(WhiteoutKind::Node)
+}
+
+/// Passes on the result of the step after an exchange of two names. If that step failed, the
+/// exchange is undone.
+fn or_back(
+    old: &RenameSide<'_>,
+    new: &RenameSide<'_>,
+    done: Result<(), Errno>,
+) -> Result<(), Errno> {
+    let Err(error) = done else { return Ok(()) };
+    if let Err(error) = old.at().rename_to(new.at(), Flags::EXCHANGE) {
+        tracing::error!(%error, "cannot undo the first step of a failed rename");
+    }
+    Err(error)
 }
 
 /// Renames a directory over one that is empty in the union but may contain `.wh.` files: the
@@ -96,7 +120,7 @@ fn replace_dir(
     replaced: Option<(u64, u64)>,
 ) -> Result<(), Errno> {
     old.at().rename_to(new.at(), Flags::EXCHANGE)?;
-    remove_from_upper(upper, old.at(), replaced)
+    or_back(old, new, remove_from_upper(upper, old.at(), replaced))
 }
 
 /// Renames, and leaves a whiteout at the old name.
@@ -127,21 +151,23 @@ fn rename_and_hide(
             return Ok(kind);
         }
     }
+    let staged = upper.stage_whiteout()?;
     if replaces.is_some() {
+        let replaced_is_dir = new.at().stat()?.kind == FileKind::Directory;
         // Until the whiteout is in place, the old name shows the replaced file.
         old.at().rename_to(new.at(), Flags::EXCHANGE)?;
-        let replaced_is_dir = old.at().stat()?.kind == FileKind::Directory;
-        let whiteout = upper.stage_whiteout()?;
-        if replaced_is_dir {
-            whiteout.replace(old.at(), replaces)?;
-        } else {
-            whiteout.publish(old.at(), Flags::empty())?;
-        }
+        let hidden = match replaced_is_dir {
+            true => staged.replace(old.at(), replaces),
+            false => staged.publish(old.at(), Flags::empty()),
+        };
+        or_back(old, new, hidden)?;
     } else {
-        upper
-            .stage_whiteout()?
-            .publish(new.at(), Flags::NOREPLACE)?;
-        old.at().rename_to(new.at(), Flags::EXCHANGE)?;
+        staged.publish(new.at(), Flags::NOREPLACE)?;
+        if let Err(error) = old.at().rename_to(new.at(), Flags::EXCHANGE) {
+            // It would hide what is below there.
+            new.at().unlink()?;
+            return Err(error);
+        }
     }
     Ok(WhiteoutKind::Node)
 }

@@ -456,13 +456,17 @@ impl Staged<'_> {
     /// # Errors
     /// ESTALE when another directory is there, which is then left in place; else those of
     /// rename(2).
-    pub fn replace(self, to: At<'_>, known: Option<(u64, u64)>) -> Result<(), Errno> {
+    pub fn replace(mut self, to: At<'_>, known: Option<(u64, u64)>) -> Result<(), Errno> {
         self.give_place(to, RenameFlags::EXCHANGE)?;
-        if self.upper.is_removable(self.at(), known)? {
+        let removable = self.upper.is_removable(self.at(), known);
+        if removable == Ok(true) {
             return Ok(());
         }
-        self.at().rename_to(to, RenameFlags::EXCHANGE)?;
-        Err(Errno::STALE)
+        let back = self.at().rename_to(to, RenameFlags::EXCHANGE);
+        // What cannot go back is not ours to remove.
+        self.armed = back.is_ok();
+        back?;
+        Err(removable.err().unwrap_or(Errno::STALE))
     }
 
     fn give_place(&self, to: At<'_>, flags: RenameFlags) -> Result<(), Errno> {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use rustix::mount::{UnmountFlags, unmount};
 
-/// ext4 or xfs on an image file, mounted until dropped.
+/// ext4, xfs or btrfs on an image file, mounted until dropped.
 pub struct Disk {
     image: PathBuf,
     path: PathBuf,
@@ -16,7 +16,7 @@ impl Disk {
     /// Makes an image `NAME.img` of ext4 in `dir`, of so many MiB, and mounts it on `NAME`, with
     /// further mount options; why it cannot, if it cannot.
     pub fn new(dir: &Path, name: &str, size: u64, options: &str) -> Result<Self, String> {
-        Self::make("ext4", dir, name, size)?;
+        Self::make("ext4", dir, name, size, &[])?;
         Self::mount(
             "ext4",
             &dir.join(format!("{name}.img")),
@@ -27,17 +27,40 @@ impl Disk {
 
     /// The same of xfs, which clones files; 300 MiB, not less.
     pub fn xfs(dir: &Path, name: &str) -> Result<Self, String> {
-        Self::make("xfs", dir, name, 300)?;
+        Self::make("xfs", dir, name, 300, &[])?;
         let image = dir.join(format!("{name}.img"));
         Self::mount("xfs", &image, &dir.join(name), "nouuid")
     }
 
-    fn make(kind: &str, dir: &Path, name: &str, size: u64) -> Result<(), String> {
+    /// Of any kind, made with further arguments of mkfs.
+    pub fn made_with(
+        kind: &'static str,
+        dir: &Path,
+        name: &str,
+        size: u64,
+        args: &[&str],
+    ) -> Result<Self, String> {
+        Self::make(kind, dir, name, size, args)?;
+        let image = dir.join(format!("{name}.img"));
+        Self::mount(kind, &image, &dir.join(name), "rw")
+    }
+
+    /// Unmounts it, which must be possible, and mounts it again on the same directory.
+    pub fn again(&self) -> Result<(), String> {
+        unmount(&self.path, UnmountFlags::empty()).map_err(|e| format!("unmount: {e}"))?;
+        Self::attach(self.kind, &self.image, &self.path, "rw")
+    }
+
+    fn make(kind: &str, dir: &Path, name: &str, size: u64, args: &[&str]) -> Result<(), String> {
         let image = dir.join(format!("{name}.img"));
         let file = std::fs::File::create(&image).unwrap();
         file.set_len(size << 20).unwrap();
         let program = format!("mkfs.{kind}");
-        let made = Command::new(&program).arg("-q").arg(&image).status();
+        let made = Command::new(&program)
+            .arg("-q")
+            .args(args)
+            .arg(&image)
+            .status();
         match made.is_ok_and(|status| status.success()) {
             true => Ok(()),
             false => Err(format!("needs {program}")),
@@ -52,15 +75,20 @@ impl Disk {
         options: &str,
     ) -> Result<Self, String> {
         std::fs::create_dir(path).unwrap();
+        Self::attach(kind, image, path, options)?;
+        Ok(Self {
+            image: image.to_owned(),
+            path: path.to_owned(),
+            kind,
+        })
+    }
+
+    fn attach(kind: &str, image: &Path, path: &Path, options: &str) -> Result<(), String> {
         let mut mount = Command::new("mount");
         let mount = mount.args(["-t", kind, "-o", &format!("loop,{options}")]);
         let output = mount.arg(image).arg(path).output().unwrap();
         match output.status.success() {
-            true => Ok(Self {
-                image: image.to_owned(),
-                path: path.to_owned(),
-                kind,
-            }),
+            true => Ok(()),
             false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
         }
     }

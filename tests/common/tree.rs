@@ -219,6 +219,8 @@ fn xattrs(path: &Path) -> rustix::io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
 pub struct Mask {
     /// mtimes from here on are "recent"; see the module's header.
     pub recent: Stamp,
+    /// Compare mtimes of directories.
+    pub dir_mtimes: bool,
     /// Compare link counts of non-directories.
     pub nlink: bool,
     /// Compare inode numbers and the device.
@@ -229,6 +231,7 @@ impl Mask {
     /// Everything but inode numbers; nothing is recent.
     pub const ALL: Self = Self {
         recent: (i64::MAX, 0),
+        dir_mtimes: true,
         nlink: true,
         ino: false,
     };
@@ -256,8 +259,10 @@ impl Mask {
         let mut facts = vec![
             ("mode".into(), format!("{:o}", entry.mode)),
             ("owner".into(), format!("{}:{}", entry.uid, entry.gid)),
-            ("mtime".into(), self.mtime(entry)),
         ];
+        if self.dir_mtimes || !entry.is_dir() {
+            facts.push(("mtime".into(), self.mtime(entry)));
+        }
         if !entry.is_dir() {
             facts.push(("size".into(), entry.size.to_string()));
             facts.push(("content".into(), escape(&entry.content)));

@@ -6,8 +6,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod disks;
+mod fault_rows;
 mod faults;
+mod frozen;
 mod full_disk;
+mod full_file_systems;
 mod killed;
 mod power;
+mod shut_down;
 mod unreadable;

@@ -1,0 +1,121 @@
+//! Unions whose upper is on a file system of its own, an image on a loop device: what the tests of
+//! real disks share. All of it goes away when dropped, the last of it with the mount namespace of
+//! the test.
+
+use std::path::{Path, PathBuf};
+
+use crate::common::disk::Disk;
+use crate::common::exec::{self, Answer};
+use crate::common::layers::{self, Form};
+use crate::common::mount::{Fs, KERNEL, Mounted, Scratch, Stack};
+use crate::common::script;
+use crate::common::tree::{self, Tree};
+
+/// unionfs with each way of passing data on.
+pub(crate) const POLICIES: [Fs; 3] = [
+    Fs::Unionfs("io=passthrough"),
+    Fs::Unionfs("io=cached"),
+    Fs::Unionfs("io=cached,writeback"),
+];
+
+/// Kernel overlayfs, then unionfs with each policy.
+pub(crate) fn everybody() -> impl Iterator<Item = Fs> {
+    [KERNEL].into_iter().chain(POLICIES)
+}
+
+/// A union over the standard layers with the upper on a disk.
+pub(crate) struct Union {
+    mounted: Option<Mounted>,
+    pub(crate) stack: Stack,
+    pub(crate) disk: Disk,
+    pub(crate) scratch: Scratch,
+    pub(crate) fs: Fs,
+}
+
+impl Union {
+    /// On the disk that `make` makes in a directory; `Err`: why it cannot.
+    pub(crate) fn start(
+        fs: Fs,
+        make: impl FnOnce(&Path) -> Result<Disk, String>,
+    ) -> Result<Self, String> {
+        let scratch = Scratch::disk();
+        let disk = make(scratch.path())?;
+        let made = |name: &str| {
+            let path = disk.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            path
+        };
+        let stack = Stack {
+            lowers: layers::write_all(&layers::standard(), scratch.path(), Form::Kernel),
+            upper: Some((made("upper"), made("work"))),
+            mnt: scratch.dir("mnt"),
+        };
+        Ok(Self {
+            mounted: Some(fs.mount(&stack)),
+            stack,
+            disk,
+            scratch,
+            fs,
+        })
+    }
+
+    /// A path in the union.
+    pub(crate) fn at(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.stack.mnt.join(path)
+    }
+
+    /// Runs a script, whatever becomes of it.
+    pub(crate) fn run(&self, text: &str) -> Vec<Answer> {
+        exec::run(&self.stack.mnt, &script::parse(text))
+    }
+
+    /// The first error of a script, or `ok`.
+    pub(crate) fn outcome(&self, text: &str) -> String {
+        let error = self.run(text).into_iter().find_map(Result::err);
+        error.unwrap_or("ok".to_owned())
+    }
+
+    /// Runs a script that must succeed.
+    pub(crate) fn ok(&self, text: &str) {
+        assert_eq!(self.outcome(text), "ok", "{:?}: {text}", self.fs);
+    }
+
+    /// The union's tree.
+    pub(crate) fn tree(&self) -> Tree {
+        tree::list(&self.stack.mnt)
+    }
+
+    /// Whether a server still serves it; always with kernel overlayfs.
+    pub(crate) fn is_served(&self) -> bool {
+        let mut servers = self.mounted.as_ref().unwrap().servers().iter();
+        servers.all(|pid| Path::new(&format!("/proc/{pid}")).exists())
+    }
+
+    /// Unmounts, and waits for the server's end.
+    pub(crate) fn unmount(&mut self) {
+        self.mounted.take().unwrap().unmount();
+    }
+
+    /// Mounts what is on the disk with another implementation.
+    pub(crate) fn mount(&mut self, fs: &Fs) {
+        assert!(self.mounted.is_none());
+        self.mounted = Some(fs.mount(&self.stack));
+    }
+
+    /// What is being made in the work directory.
+    pub(crate) fn staged(&self) -> Vec<String> {
+        let work = self.stack.upper.as_ref().unwrap().1.join("work");
+        let entries = std::fs::read_dir(work).unwrap();
+        let name = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry.unwrap().file_name().to_string_lossy().into_owned()
+        };
+        entries.map(name).collect()
+    }
+}
+
+impl Drop for Union {
+    fn drop(&mut self) {
+        // Before the disk that it is on.
+        drop(self.mounted.take());
+    }
+}

@@ -1,0 +1,158 @@
+//! Uppers on real file systems that are full: no block, no inode, no quota left. What kernel
+//! overlayfs answers in the same place is the oracle, and so is the tree that it leaves. With
+//! room again all of it works.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use crate::common::disk::Disk;
+use crate::common::tree::{self, Mask};
+use crate::common::{need_mounts, skip};
+use crate::disks::{Union, everybody};
+
+/// Before the disk is full: something in the upper to be changed, and the whiteout that is shared.
+const PREPARE: &str = "
+    write both.txt 0 upper
+    create here 644
+    mkdir dir 755
+    create dir/f 644
+    unlink caps
+    unlink removed
+    ";
+
+/// What needs nothing that may be missing, each beside what does. The writes are synced: data that
+/// is written back later fails there.
+const CHANGES: [&str; 26] = [
+    "open 0 both.txt b\nhwrite 0 0 UPPER\nhsync 0",
+    "open 0 here b\nhwrite 0 0 x\nhsync 0",
+    "open 0 plain.txt b\nhwrite 0 0 x\nhsync 0",
+    "open 0 big.bin b\nhwrite 0 100 x\nhsync 0",
+    "open 0 both.txt b\nhfallocate 0 0 0 2000000",
+    "copyrange both.txt 0 here 0 300000",
+    "chmod tagged 600",
+    "chown merged/bottom 1 1",
+    "open 0 big.bin wt",
+    "create new 644",
+    "open 0 . wp 600\nhlink 0 named",
+    "mkdir newdir 755",
+    "symlink short newlink",
+    "mknod newfifo 10644 0 0",
+    "link here here2",
+    "link link-rel linked",
+    "unlink both.txt",
+    "unlink empty.txt",
+    "rmdir empty",
+    "rename dir moved",
+    "rename suid here",
+    "rename deep deeper",
+    "setxattr merged/sub user.x y",
+    "utimens acl.txt 1.1 2.2",
+    "unlink here",
+    "open 0 opaque/new b\nhwrite 0 0 x\nhsync 0",
+];
+
+/// What a full disk says.
+fn is_full(answer: &str) -> bool {
+    ["ENOSPC", "EDQUOT"].contains(&answer)
+}
+
+/// Takes all room that is left, as root; what gives it back when it is removed.
+fn fill_blocks(disk: &Path) -> PathBuf {
+    let path = disk.join("filler");
+    let mut file = File::create(&path).unwrap();
+    for size in [1 << 20, 4096, 512] {
+        while file.write_all(&vec![7; size]).is_ok() {}
+        let _ = file.sync_all();
+    }
+    path
+}
+
+fn fill_inodes(disk: &Path) -> PathBuf {
+    let path = disk.join("filler");
+    std::fs::create_dir(&path).unwrap();
+    let mut n = 0;
+    while File::create(path.join(n.to_string())).is_ok() {
+        n += 1;
+    }
+    assert!(n > 0);
+    path
+}
+
+fn remove(path: &Path) {
+    match path.is_dir() {
+        true => std::fs::remove_dir_all(path).unwrap(),
+        false => std::fs::remove_file(path).unwrap(),
+    }
+}
+
+/// Answers of everybody on a disk that is full, and with room again.
+fn compare(make: impl Fn(&Path) -> Result<Disk, String>, fill: fn(&Path) -> PathBuf, error: &str) {
+    let mask = Mask::from_now();
+    let mut first = None;
+    for fs in everybody() {
+        let mut union = match Union::start(fs.clone(), &make) {
+            Ok(union) => union,
+            Err(why) => return skip(&why),
+        };
+        for line in PREPARE.trim().lines() {
+            union.run(line);
+        }
+        rustix::fs::syncfs(File::open(union.disk.path()).unwrap()).unwrap();
+        let filler = fill(union.disk.path());
+        let mut answers = Vec::new();
+        for change in CHANGES {
+            let answer = union.outcome(change);
+            answers.push((change, answer));
+        }
+        assert!(union.is_served());
+        let full = union.tree();
+        remove(&filler);
+        let again: Vec<_> = answers
+            .iter()
+            .filter(|(_, answer)| is_full(answer))
+            .collect();
+        let again: Vec<_> = again
+            .into_iter()
+            .map(|(change, _)| (*change, union.outcome(change)))
+            .collect();
+        let room = union.tree();
+        union.unmount();
+        let staged = union.staged();
+        assert!(
+            staged
+                .iter()
+                .all(|name| fs.has("index=on") || name.is_empty()),
+            "{fs:?}: {staged:?} is left"
+        );
+        let Some((theirs, full_there, again_there, room_there)) = &first else {
+            let refused = answers.iter().filter(|(_, answer)| answer == error).count();
+            assert!(refused > 3, "the disk was not full: {answers:#?}");
+            first = Some((answers, full, again, room));
+            continue;
+        };
+        let differ = theirs.iter().zip(&answers).filter(|(a, b)| a != b);
+        let differ: Vec<_> = differ.collect();
+        assert!(differ.is_empty(), "{fs:?}, kernel first: {differ:#?}");
+        assert_eq!(again_there, &again, "{fs:?}, with room again");
+        // What could not be written back stays in the cache, as with any file system.
+        if !fs.has("writeback") {
+            tree::assert_same(&format!("{fs:?}, full"), full_there, &full, &mask);
+            tree::assert_same(&format!("{fs:?}, room"), room_there, &room, &mask);
+        }
+    }
+}
+
+#[test]
+fn without_blocks() {
+    need_mounts!();
+    let make = |dir: &Path| Disk::made_with("ext4", dir, "disk", 32, &["-m", "0"]);
+    compare(make, fill_blocks, "ENOSPC");
+}
+
+#[test]
+fn without_inodes() {
+    need_mounts!();
+    let make = |dir: &Path| Disk::made_with("ext4", dir, "disk", 32, &["-N", "128"]);
+    compare(make, fill_inodes, "ENOSPC");
+}
