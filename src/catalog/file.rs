@@ -1,12 +1,14 @@
 //! Catalog files: which are taken, and whether one is of the layers at hand. Called by
 //! `union::mounted_catalog` and the cli.
 
+use std::ffi::OsStr;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
@@ -16,6 +18,7 @@ use crate::layer;
 use crate::layer::at::{At, Stat};
 use crate::layer::lower::LowerDir;
 use crate::sys::map::ReadOnly;
+use crate::sys::walk::{self, Trust};
 
 /// Why a catalog is not used.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +26,9 @@ pub enum Unusable {
     /// There is none, or it cannot be opened.
     #[error("cannot open it: {0}")]
     Open(Errno),
+    /// Another user decides where its path leads.
+    #[error("cannot open it: {0}")]
+    Foreign(std::io::Error),
     /// Somebody else could have written it.
     #[error("it is not a file of this user that only this user may write")]
     NotOurs,
@@ -46,9 +52,23 @@ impl Unusable {
 
 /// Opens and maps a catalog. Only a regular file that belongs to this process's user, or to
 /// root, and that nobody else may write, is taken; symlinks are not followed.
+///
+/// # Errors
+/// Why it is not used.
 pub fn open(path: &Path) -> Result<View<ReadOnly>, Unusable> {
+    let (dir, name) = walk::open_parent(path, Trust::of_root()).map_err(|source| {
+        match source.raw_os_error() {
+            Some(_) => open_error(&source),
+            None => Unusable::Foreign(source),
+        }
+    })?;
+    open_at(&dir, &name)
+}
+
+/// As [`open`], in a directory.
+pub(super) fn open_at(dir: &OwnedFd, name: &OsStr) -> Result<View<ReadOnly>, Unusable> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(Unusable::Open)?;
+    let fd = rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(Unusable::Open)?;
     let file = File::from(fd);
     let meta = file.metadata().map_err(|e| open_error(&e))?;
     let user = rustix::process::geteuid().as_raw();

@@ -452,12 +452,7 @@ impl Drop for Building {
 
 /// Removes a catalog; whether there was one.
 pub(super) fn discard(path: &Path) -> anyhow::Result<bool> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        other => other
-            .map(|()| true)
-            .with_context(|| format!("cannot remove the catalog {path:?}")),
-    }
+    place::remove(path).with_context(|| format!("cannot remove the catalog {path:?}"))
 }
 
 /// What of our own place for catalogs nobody needs.

@@ -9,7 +9,6 @@ use super::catalog;
 use super::images::complain;
 use super::output::{Table, print, print_json, size};
 use super::{open_stores, own};
-use crate::store::writable::disk_usage;
 use crate::store::{Digest, Image, Listing, Stores};
 
 /// Show how much space images and read-write layers take
@@ -119,7 +118,7 @@ fn named(stores: &Stores, listing: &mut Listing) -> Vec<NamedRow> {
     for named in stores.named() {
         match named {
             Ok((store, named)) => rows.push(NamedRow {
-                size: disk_usage(&store.named_dir(&named)),
+                size: store.named_usage(&named),
                 name: named.name,
                 image: named.image_name,
                 root: store.root().to_string_lossy().into_owned(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::layer::{Dialect, OpenDir, UpperSpec};
 use crate::store::Writable;
-use crate::store::ephemeral::{ephemeral_upper, remove_upper};
+use crate::store::ephemeral::{self, ephemeral_upper};
 use crate::store::roots::Environment;
 
 /// Dropping it removes the upper with all that was written.
@@ -18,7 +18,10 @@ pub(super) struct Fresh {
 #[derive(Debug)]
 enum Made {
     /// A directory without a name; `diff` is where the changes are, for the user.
-    Directory { dir: PathBuf, diff: PathBuf },
+    Directory {
+        place: ephemeral::Place,
+        diff: PathBuf,
+    },
     /// A named layer of the store in `root`.
     Named { root: PathBuf, name: String },
     /// Somebody else's to remove.
@@ -36,7 +39,7 @@ impl Fresh {
         let upper = ephemeral_upper(&base, top)?;
         let spec = upper.spec(dialect);
         let made = Made::Directory {
-            dir: upper.dir().to_owned(),
+            place: upper.place().clone(),
             diff: spec.layer.path().to_owned(),
         };
         Ok((Self { made, ephemeral }, spec))
@@ -87,7 +90,7 @@ impl Fresh {
 impl Drop for Fresh {
     fn drop(&mut self) {
         let removed = match &self.made {
-            Made::Directory { dir, .. } => remove_upper(dir),
+            Made::Directory { place, .. } => place.remove(),
             Made::Named { root, name } => remove_named(root, name),
             Made::Nothing => Ok(()),
         };

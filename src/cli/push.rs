@@ -9,6 +9,7 @@ use super::pull::RegistryArgs;
 use super::{open_stores, own};
 use crate::store::Reference;
 use crate::store::registry::{Kind, PushOptions, push};
+use crate::store::writable::Staging;
 
 /// Bring an image to a registry
 ///
@@ -64,7 +65,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         parallel: args.registry.parallel,
         staging: match &ours {
             Some(ours) => ours.staging(),
-            None => std::env::temp_dir(),
+            None => Staging::temporary(),
         },
     };
     let blobs = Blobs::new(args.quiet, "pushed");

@@ -11,7 +11,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +26,7 @@ use super::error::{Error, Result};
 use super::wire::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, OpenOut, init2};
 use super::wire::{Connection, notify};
 use crate::sys::fuse::{close_backing, open_backing};
+use crate::sys::process::in_initial_user_namespace;
 use crate::union::{self, Ino, Union};
 
 /// How long the kernel may keep the attributes of a file that was passed through to who may map
@@ -44,13 +44,9 @@ pub(super) fn pays(union: &Union, config: &MountConfig) -> bool {
 
 /// CAP_SYS_ADMIN outside of user namespaces, which BACKING_OPEN wants (fs/fuse/backing.c).
 fn is_privileged() -> bool {
-    let initial = std::fs::metadata("/proc/self/ns/user").is_ok_and(|ns| ns.ino() == INITIAL);
     let has = |sets: CapabilitySets| sets.effective.contains(CapabilitySet::SYS_ADMIN);
-    initial && capabilities(None).is_ok_and(has)
+    in_initial_user_namespace() && capabilities(None).is_ok_and(has)
 }
-
-/// The number of the first user namespace (`PROC_USER_INIT_INO`, linux/proc_ns.h).
-const INITIAL: u64 = 0xEFFF_FFFD;
 
 /// Begins to pass files through on a fresh connection, unless this kernel cannot and nobody
 /// insists (`None`: it knows nothing of it then, and need not be sent an answer to OPEN).

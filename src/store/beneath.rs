@@ -1,6 +1,9 @@
-//! Reading below a store's root, and nowhere else: every path is resolved by the
-//! kernel with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`, every file's size
-//! is bounded before it is read. Called by the other files of `store`.
+//! Below a store's root, and nowhere else: every path is resolved by the kernel with
+//! `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`, every file's size is bounded before it is read.
+//! [`change`] has what writes.
+
+mod change;
+mod tree;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -33,8 +36,35 @@ pub(crate) struct Beneath {
 impl Beneath {
     /// Opens the root itself; only here may a symlink be followed.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let fd = walk::open_directory(path, Trust::of_root())
-            .map_err(|source| Error::opening(path, source))?;
+        Self::opened(path, walk::open_directory(path, Trust::of_root()))
+    }
+
+    /// As [`Self::open`]; `None` where there is none.
+    pub(crate) fn existing(path: &Path) -> Result<Option<Self>> {
+        match Self::open(path) {
+            Err(error) if error.errno() == Some(Errno::NOENT) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// As [`Self::open`], for our own store: what is missing is made, for us only.
+    pub(crate) fn make(path: &Path) -> Result<Self> {
+        Self::opened(path, walk::make_directory(path, Trust::of_root(), 0o700))
+    }
+
+    /// A directory that is open already.
+    pub(crate) fn of(dir: &OpenDir) -> Result<Self> {
+        let fd = rustix::io::fcntl_dupfd_cloexec(dir, 0)
+            .map_err(|errno| Error::io("open", dir.path(), errno))?;
+        Ok(Self {
+            path: dir.path().to_owned(),
+            fd,
+            links: Mutex::new(None),
+        })
+    }
+
+    fn opened(path: &Path, opened: io::Result<OwnedFd>) -> Result<Self> {
+        let fd = opened.map_err(|source| Error::opening(path, source))?;
         // Of what is open, not of the name, which may be another directory's by now.
         let path = path_of(&fd).ok_or_else(|| Error::io("open", path, Errno::NOENT))?;
         let links = Mutex::new(None);
@@ -67,6 +97,16 @@ impl Beneath {
             Errno::LOOP | Errno::XDEV => Error::Symlink { path },
             errno => Error::io(action, &path, errno),
         }
+    }
+
+    pub(crate) fn failed(&self, action: &'static str, relative: &Path, error: &io::Error) -> Error {
+        let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
+        Error::io(action, &self.full(relative), errno)
+    }
+
+    /// A path below the root as one that is relative to it; `None` for any other.
+    pub(crate) fn relative<'p>(&self, full: &'p Path) -> Option<&'p Path> {
+        full.strip_prefix(&self.path).ok()
     }
 
     /// A regular file, open for reading; `None` where there is none.

@@ -8,61 +8,86 @@
 //! ```
 
 use std::ffi::CStr;
-use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
+use super::beneath::Beneath;
 use super::error::{Error, Result};
+use super::random;
 use crate::layer::at::{At, timestamps};
 use crate::layer::markers::is_marker_xattr;
 use crate::layer::{Dialect, LayerSpec, OpenDir, UpperSpec};
 
+/// Where such uppers are, relative to the root.
+const DIR: &str = "rw";
+
 /// An upper that nobody has a name for.
 #[derive(Debug)]
 pub struct Ephemeral {
-    dir: PathBuf,
+    place: Place,
     diff: OpenDir,
     work: OpenDir,
 }
 
+/// Where an upper is that was made for a mount, for whoever removes it: another process perhaps,
+/// a long time later.
+#[derive(Clone, Debug)]
+pub struct Place {
+    root: PathBuf,
+    /// Device and inode of the directory that all such uppers are in.
+    parent: (u64, u64),
+    /// The upper's own, below that.
+    name: String,
+}
+
 /// Makes an empty upper below `base` (see [`super::roots::Environment::own_root`]),
 /// whose root directory looks like that of `top`, the topmost lower.
+///
+/// # Errors
+/// [`Error::NotSafe`] where we are root and another user could exchange it; else those of mkdir(2)
+/// and of copying the looks.
 pub fn ephemeral_upper(base: &Path, top: &OpenDir) -> Result<Ephemeral> {
-    let parent = base.join("rw");
-    let fail = |path: &Path| {
-        let path = path.to_owned();
-        move |error: io::Error| Error::io("create", &path, errno(&error))
-    };
-    make_dir(true, &parent).map_err(fail(&parent))?;
-    // Uppers must be absolute: the server leaves its working directory.
-    let parent = parent.canonicalize().map_err(fail(&parent))?;
-    let dir = loop {
-        let dir = parent.join(random_name()?);
-        match make_dir(false, &dir) {
-            Ok(()) => break dir,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (),
-            Err(error) => return Err(fail(&dir)(error)),
+    let root = Beneath::make(base)?;
+    root.require_ours("")?;
+    if !root.make_dir(DIR, 0o700)? {
+        root.require_ours(DIR)?;
+    }
+    let name = loop {
+        let name = random::hex(16)?;
+        if root.make_dir(Path::new(DIR).join(&name), 0o700)? {
+            break name;
         }
     };
-    let filled = fill(&dir, top);
+    let place = Place {
+        root: root.path().to_owned(),
+        parent: parent(&root)?,
+        name,
+    };
+    let filled = fill(&root, &place.relative(), top);
     if filled.is_err() {
         // The first failure is the one to report.
-        let _ = remove_upper(&dir);
+        let _ = root.remove_tree(place.relative());
     }
     let (diff, work) = filled?;
-    Ok(Ephemeral { dir, diff, work })
+    Ok(Ephemeral { place, diff, work })
+}
+
+/// Which directory all uppers are in.
+fn parent(root: &Beneath) -> Result<(u64, u64)> {
+    let gone = || Error::io("look up", &root.full(DIR), Errno::NOENT);
+    let stat = root.look(DIR)?.ok_or_else(gone)?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// Makes `diff` and `work`.
-fn fill(dir: &Path, top: &OpenDir) -> Result<(OpenDir, OpenDir)> {
+fn fill(root: &Beneath, dir: &Path, top: &OpenDir) -> Result<(OpenDir, OpenDir)> {
     let make = |name: &str| {
         let path = dir.join(name);
-        make_dir(false, &path).map_err(|e| Error::io("create", &path, errno(&e)))?;
-        OpenDir::open(&path).map_err(Error::open)
+        root.new_dir(&path, 0o700)?;
+        root.layer_dir(&path)
     };
     let work = make("work")?;
     let diff = make("diff")?;
@@ -120,66 +145,42 @@ impl Ephemeral {
         }
     }
 
-    /// The directory that holds it all, for whoever removes it from another process.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// Removes it with everything that was written. Nothing may use it any more.
-    pub fn remove(self) -> Result<()> {
-        remove_upper(&self.dir)
+    /// Where it is.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 }
 
-/// As [`Ephemeral::remove`], given [`Ephemeral::dir`]. Symlinks are removed, not followed.
-pub fn remove_upper(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // Directories that even their owner may not enter: open them up, once more.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => open_up(dir),
-        Err(_) => (),
+impl Place {
+    /// The directory that holds it all, for messages.
+    pub fn dir(&self) -> PathBuf {
+        self.root.join(self.relative())
     }
-    std::fs::remove_dir_all(dir).map_err(|error| Error::io("remove", dir, errno(&error)))
-}
 
-/// Gives the owner access to all directories of a tree that is about to be removed.
-fn open_up(dir: &Path) {
-    let mut todo = vec![dir.to_owned()];
-    while let Some(dir) = todo.pop() {
-        // What fails here fails again, and is reported, in the removal.
-        let _ = std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700));
-        let entries = std::fs::read_dir(&dir).into_iter().flatten().flatten();
-        let directories = entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
-        todo.extend(directories.map(|entry| entry.path()));
+    fn relative(&self) -> PathBuf {
+        Path::new(DIR).join(&self.name)
     }
-}
 
-fn make_dir(with_parents: bool, path: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(with_parents)
-        .mode(0o700)
-        .create(path)
-}
-
-fn random_name() -> Result<String> {
-    let mut bytes = [0u8; 16];
-    let flags = rustix::rand::GetRandomFlags::empty();
-    let filled = rustix::rand::getrandom(&mut bytes, flags);
-    match filled {
-        Ok(16) => Ok(format!("{:032x}", u128::from_ne_bytes(bytes))),
-        Ok(_) => Err(Error::io("read", Path::new("random bytes"), Errno::IO)),
-        Err(errno) => Err(Error::io("read", Path::new("random bytes"), errno)),
+    /// Removes it with everything that was written; what is gone is no error. Nothing may use it
+    /// any more. Symlinks are removed, not followed.
+    ///
+    /// # Errors
+    /// ESTALE where another directory is in the place of ours by now, EBUSY where something is
+    /// mounted in it, else those of unlink(2).
+    pub fn remove(&self) -> Result<()> {
+        let Some(root) = Beneath::existing(&self.root)? else {
+            return Ok(());
+        };
+        if parent(&root)? != self.parent {
+            return Err(Error::io("remove", &self.dir(), Errno::STALE));
+        }
+        root.remove_tree(self.relative())
     }
-}
-
-fn errno(error: &io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt as _;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
     use super::*;
 
@@ -195,23 +196,31 @@ mod tests {
         let base = temp.path().join("own/store");
         let upper = ephemeral_upper(&base, &OpenDir::open(&top).unwrap()).unwrap();
         let other = ephemeral_upper(&base, &OpenDir::open(&top).unwrap()).unwrap();
-        assert_ne!(upper.dir(), other.dir());
+        let dir = upper.place().dir();
+        assert_ne!(dir, other.place().dir());
         let mode = |path: &Path| path.metadata().unwrap().mode() & 0o7777;
         let spec = upper.spec(Dialect::KERNEL);
         assert_eq!(mode(spec.layer.path()), 0o1751);
         let modified = |path: &Path| path.metadata().unwrap().modified().unwrap();
         assert_eq!(modified(spec.layer.path()), modified(&top));
-        assert_eq!(mode(upper.dir()), 0o700);
+        assert_eq!(mode(&dir), 0o700);
+        assert_eq!(mode(&base), 0o700);
         assert_eq!(mode(spec.work.path()), 0o700);
 
         let locked = spec.layer.path().join("locked/in");
         std::fs::create_dir_all(&locked).unwrap();
         std::os::unix::fs::symlink(&top, locked.join("link")).unwrap();
         std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o000)).unwrap();
-        let dir = upper.dir().to_owned();
-        upper.remove().unwrap();
-        assert!(!dir.exists() && top.exists() && other.dir().exists());
-        remove_upper(&dir).unwrap();
+        upper.place().remove().unwrap();
+        assert!(!dir.exists() && top.exists() && other.place().dir().exists());
+        upper.place().remove().unwrap();
+
+        // Another directory of that name is not ours to empty.
+        std::fs::rename(base.join("rw"), base.join("aside")).unwrap();
+        std::fs::create_dir_all(other.place().dir()).unwrap();
+        let error = other.place().remove().unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::STALE));
+        assert!(other.place().dir().exists());
     }
 
     #[test]

@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use crate::layer::OpenError;
-
 use super::digest::Digest;
 
 /// Result of a store operation.
@@ -33,6 +31,16 @@ pub enum Error {
         path: PathBuf,
         /// Which name on the way it is.
         source: std::io::Error,
+    },
+    /// Root is to write to a store that another user could change meanwhile.
+    #[error("root writes to no store that another user may change: {path:?} {why}; {remedy}")]
+    NotSafe {
+        /// The store, or a directory of it.
+        path: PathBuf,
+        /// Whose it is, or who may write to it.
+        why: String,
+        /// What to do.
+        remedy: String,
     },
     /// A metadata file is larger than any real one.
     #[error("{path:?} is larger than {limit} bytes: not a metadata file of an image store")]
@@ -381,10 +389,6 @@ impl Error {
         let remedies = ["; restore the file", ": restore the store"];
         let found = remedies.iter().find_map(|remedy| text.strip_suffix(remedy));
         found.map(str::to_owned).unwrap_or(text)
-    }
-
-    pub(crate) fn open(error: OpenError) -> Self {
-        Self::opening(&error.path, error.source)
     }
 
     pub(crate) fn opening(path: &Path, source: std::io::Error) -> Self {

@@ -37,6 +37,7 @@ mod known;
 mod layerdb;
 mod listing;
 mod named;
+mod random;
 pub mod reference;
 pub mod registry;
 mod repositories;

@@ -143,6 +143,12 @@ impl Store {
         self.root.full(dir)
     }
 
+    /// Bytes that a layer takes on the disk; what cannot be read counts nothing.
+    pub fn named_usage(&self, named: &Named) -> u64 {
+        let dir = Path::new(self.driver()).join(named.mount_id.as_str());
+        self.root.disk_usage(dir)
+    }
+
     /// As [`Store::named`], also what a crash has left.
     pub(crate) fn named_record(&self, name: &str) -> Result<Option<Named>> {
         // Ours are never in podman's.

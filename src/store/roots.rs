@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -12,6 +12,7 @@ use super::containers_storage::Records;
 use super::drivers;
 use super::error::{Error, Result};
 use super::single::Store;
+use crate::sys::process;
 
 /// What of a process's environment decides where stores are.
 #[derive(Clone, Debug, Default)]
@@ -35,7 +36,7 @@ impl Environment {
             unionfs_root: var("UNIONFS_ROOT"),
             xdg_data_home: var("XDG_DATA_HOME"),
             home: var("HOME"),
-            root: privileged(),
+            root: process::is_root_of_machine(),
         }
     }
 
@@ -75,19 +76,6 @@ impl Environment {
         roots.extend(home.map(|home| home.join("containers/storage")));
         roots
     }
-}
-
-/// Whether this process is root outside of any user namespace.
-pub(crate) fn privileged() -> bool {
-    // Asked for each store; the maps of a process do not change.
-    static WHOLE: OnceLock<bool> = OnceLock::new();
-    let whole = |map: String| {
-        let mut words = map.split_ascii_whitespace();
-        [words.next(), words.next(), words.next()] == [Some("0"), Some("0"), Some("4294967295")]
-    };
-    // Without /proc or user namespaces, uid 0 is root.
-    let read = || std::fs::read_to_string("/proc/self/uid_map").map_or(true, whole);
-    rustix::process::geteuid().is_root() && *WHOLE.get_or_init(read)
 }
 
 /// The stores in one root, one per driver, in the order of [`drivers::NAMES`].

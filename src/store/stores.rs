@@ -62,7 +62,9 @@ impl Stores {
         let stores = roots::open(path)?;
         let known = |store: &Store| self.stores.iter().any(|s| s.root() == store.root());
         if !stores.iter().any(known) {
-            self.held.extend(writable::hold(path)?);
+            if let Some(store) = stores.first() {
+                self.held.extend(writable::hold(&store.root)?);
+            }
             self.stores.extend(stores);
         }
         Ok(())

@@ -9,25 +9,15 @@ use std::sync::OnceLock;
 
 use rustix::io::Errno;
 
-/// The number is the same on every architecture that numbers its calls as asm-generic does; the
-/// others take the other way.
-const HAS_NUMBER: bool = cfg!(any(
-    target_arch = "x86_64",
-    target_arch = "x86",
-    target_arch = "aarch64",
-    target_arch = "arm",
-    target_arch = "riscv64",
-    target_arch = "powerpc64",
-    target_arch = "s390x",
-    target_arch = "loongarch64"
-));
 const FCHMODAT2: libc::c_long = 452;
 
 /// Whether this kernel, and what filters our system calls, knows it.
 pub fn is_available() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
     // No descriptor has this number: a kernel that knows the call says EBADF.
-    *KNOWN.get_or_init(|| HAS_NUMBER && call(-1, c"", 0, libc::AT_EMPTY_PATH) == Err(Errno::BADF))
+    *KNOWN.get_or_init(|| {
+        super::NUMBERS_AS_GENERIC && call(-1, c"", 0, libc::AT_EMPTY_PATH) == Err(Errno::BADF)
+    })
 }
 
 /// Changes the permission bits of `name` in `dir`; of `dir` itself where the name is empty.

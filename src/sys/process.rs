@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, WaitOptions};
@@ -11,12 +12,24 @@ use rustix::process::{Pid, WaitOptions};
 /// PROC_USER_INIT_INO of linux/proc_ns.h: the number of the user namespace of the machine.
 const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
 
-/// Whether this process is in the user namespace of the machine. Where that cannot be told it
-/// counts as being there: with all rights.
+/// Whether this process is in the user namespace of the machine, the first one: only there its
+/// rights may go beyond those of the user who started it. Where that cannot be told (no /proc, a
+/// kernel without user namespaces) it counts as being there, with all rights.
+///
+/// The kernel is asked once: this process enters no other namespace.
 pub fn in_initial_user_namespace() -> bool {
     use std::os::unix::fs::MetadataExt;
-    let own = std::fs::metadata("/proc/self/ns/user");
-    own.map_or(true, |namespace| namespace.ino() == INITIAL_USER_NAMESPACE)
+    static INITIAL: OnceLock<bool> = OnceLock::new();
+    *INITIAL.get_or_init(|| {
+        let own = std::fs::metadata("/proc/self/ns/user");
+        own.map_or(true, |namespace| namespace.ino() == INITIAL_USER_NAMESPACE)
+    })
+}
+
+/// Whether this process is root of the machine, and not only of a user namespace: it may do what
+/// no other user may, so it must not be led by them.
+pub fn is_root_of_machine() -> bool {
+    rustix::process::geteuid().is_root() && in_initial_user_namespace()
 }
 
 /// Whether a thread has CAP_SYS_ADMIN over the machine, and not only over a user namespace of

@@ -18,6 +18,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::process;
+
 /// As the kernel has it (MAXSYMLINKS).
 const MAX_LINKS: usize = 40;
 
@@ -33,7 +35,7 @@ pub enum Trust {
 impl Trust {
     /// Of a process that may reach what other users cannot: one in the first user namespace.
     pub fn in_first_user_namespace() -> Self {
-        match is_in_first_user_namespace() {
+        match process::in_initial_user_namespace() {
             true => Self::RootAndUs,
             false => Self::All,
         }
@@ -90,6 +92,46 @@ pub fn open_directory(path: &Path, trust: Trust) -> io::Result<OwnedFd> {
         Some(FileType::Directory) => Ok(found),
         _ => Err(Errno::NOTDIR.into()),
     }
+}
+
+/// As [`open_directory`], but makes what is missing of the path, with `mode`, less the umask.
+///
+/// # Errors
+/// As [`open_directory`], and those of mkdir(2).
+pub fn make_directory(path: &Path, trust: Trust, mode: u32) -> io::Result<OwnedFd> {
+    let absent = |e: &io::Error| Errno::from_io_error(e) == Some(Errno::NOENT);
+    let missing = match open_directory(path, trust) {
+        Err(e) if absent(&e) => e,
+        other => return other,
+    };
+    let Some(Component::Normal(name)) = path.components().next_back() else {
+        return Err(missing);
+    };
+    let above = match path.parent() {
+        Some(above) if !above.as_os_str().is_empty() => make_directory(above, trust, mode)?,
+        _ => open_directory(Path::new("."), trust)?,
+    };
+    match rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(mode)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    // Whoever exchanged it in between has us in no other directory than one of this name.
+    Ok(rustix::fs::openat(&above, name, DIRECTORY, Mode::empty())?)
+}
+
+/// The directory that `path` is a name in, as [`open_directory`], and that name.
+///
+/// # Errors
+/// As [`open_directory`]; EINVAL for a path that ends in no name.
+pub fn open_parent(path: &Path, trust: Trust) -> io::Result<(OwnedFd, OsString)> {
+    let Some(Component::Normal(name)) = path.components().next_back() else {
+        return Err(Errno::INVAL.into());
+    };
+    let above = match path.parent() {
+        Some(above) if !above.as_os_str().is_empty() => above,
+        _ => Path::new("."),
+    };
+    Ok((open_directory(above, trust)?, name.to_owned()))
 }
 
 /// The type of an open file; `None` when the kernel does not say.
@@ -248,16 +290,4 @@ fn foreign(name: &str) -> io::Error {
          anywhere: give the path without symlinks and .."
     );
     io::Error::new(io::ErrorKind::PermissionDenied, text)
-}
-
-/// Elsewhere our rights end where those of the namespace's owner do.
-fn is_in_first_user_namespace() -> bool {
-    std::fs::read("/proc/self/uid_map").is_ok_and(|map| {
-        let mut numbers = map
-            .split(|b| b.is_ascii_whitespace())
-            .filter(|n| !n.is_empty());
-        [&b"0"[..], b"0", b"4294967295"]
-            .into_iter()
-            .all(|wanted| numbers.next() == Some(wanted))
-    })
 }

@@ -9,18 +9,6 @@ use std::sync::OnceLock;
 
 use rustix::io::Errno;
 
-/// The numbers are the same on every architecture that numbers its calls as asm-generic does;
-/// the others take the old way.
-const HAS_NUMBERS: bool = cfg!(any(
-    target_arch = "x86_64",
-    target_arch = "x86",
-    target_arch = "aarch64",
-    target_arch = "arm",
-    target_arch = "riscv64",
-    target_arch = "powerpc64",
-    target_arch = "s390x",
-    target_arch = "loongarch64"
-));
 const SETXATTRAT: libc::c_long = 463;
 const GETXATTRAT: libc::c_long = 464;
 const LISTXATTRAT: libc::c_long = 465;
@@ -43,7 +31,8 @@ pub fn is_available() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
     *KNOWN.get_or_init(|| {
         let root = rustix::fs::CWD;
-        HAS_NUMBERS && matches!(list(root, c"/", &mut []), Ok(_) | Err(Errno::OPNOTSUPP))
+        super::NUMBERS_AS_GENERIC
+            && matches!(list(root, c"/", &mut []), Ok(_) | Err(Errno::OPNOTSUPP))
     })
 }
 

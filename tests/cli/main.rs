@@ -12,6 +12,7 @@ mod commit;
 mod dangling;
 mod engines;
 mod exchanged_mountpoint;
+mod exchanged_store;
 mod fuse_overlayfs_call;
 mod hung;
 mod in_use;

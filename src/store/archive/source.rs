@@ -13,11 +13,13 @@ use tar::EntryType;
 
 use super::blob::{self, Compression};
 use super::error::ArchiveError;
+use crate::layer::OpenDir;
 use crate::store::beneath::Beneath;
 use crate::store::error::{Result, excerpt};
 use crate::store::interrupt;
 use crate::store::room::Watch;
 use crate::store::tarball::clean;
+use crate::store::writable::Staging;
 
 /// Entries of an archive, at most: images have some hundred layers.
 const MAX_ENTRIES: usize = 100_000;
@@ -85,7 +87,7 @@ impl Read for Section {
 impl Source {
     /// Opens a directory or a file, compressed or not. `tmp`: where a compressed one is
     /// spooled to, at most `limit` bytes.
-    pub fn open(path: &Path, tmp: &Path, limit: u64) -> Result<Self> {
+    pub fn open(path: &Path, tmp: &Staging, limit: u64) -> Result<Self> {
         let name = format!("{path:?}");
         let failed = |source| ArchiveError::read(&name, source);
         if path.is_dir() {
@@ -107,16 +109,20 @@ impl Source {
     }
 
     /// The files of a directory, under another name in messages.
-    pub(in crate::store) fn of_dir(path: &Path, name: &str) -> Result<Self> {
+    pub(in crate::store) fn of_dir(dir: &OpenDir, name: &str) -> Result<Self> {
         Ok(Self {
-            kind: Kind::Dir(Beneath::open(path)?),
+            kind: Kind::Dir(Beneath::of(dir)?),
             name: name.to_owned(),
         })
     }
 
     /// Reads an archive to its end, from a pipe say, into a file without a name in `tmp`, at
     /// most `limit` bytes.
-    pub fn from_reader(input: impl Read + Send + 'static, tmp: &Path, limit: u64) -> Result<Self> {
+    pub fn from_reader(
+        input: impl Read + Send + 'static,
+        tmp: &Staging,
+        limit: u64,
+    ) -> Result<Self> {
         Self::spool(
             input,
             "the archive on standard input".to_owned(),
@@ -128,12 +134,12 @@ impl Source {
     fn spool(
         input: impl Read + Send + 'static,
         name: String,
-        tmp: &Path,
+        tmp: &Staging,
         limit: u64,
     ) -> Result<Self> {
         let mut left = limit;
         let failed = |source| ArchiveError::read(&name, source);
-        let mut file = tempfile::tempfile_in(tmp).map_err(ArchiveError::Write)?;
+        let mut file = tmp.file()?;
         let mut input = blob::decompress(input).map_err(failed)?;
         let mut buffer = vec![0; 256 << 10];
         let mut room = Watch::new();

@@ -19,7 +19,7 @@ use crate::layer::{Dialect, LayerSpec, OpenDir};
 use crate::store::beneath::{Beneath, SMALL};
 use crate::store::error::{Error, Result, excerpt};
 use crate::store::layerdb::CacheId;
-use crate::store::roots::privileged;
+use crate::sys::process::is_root_of_machine;
 
 /// The most read of a `lower` file, in bytes: 500 layers of 29 bytes fit.
 const LOWER: u64 = 64 << 10;
@@ -143,7 +143,7 @@ impl Driver for Overlay2 {
 pub(super) fn kernel_dialect(owner: u32) -> Dialect {
     // A rootless dockerd mounts with `userxattr` and writes user.overlay.*; only a
     // privileged process can read trusted.overlay.* at all.
-    match owner == 0 && privileged() {
+    match owner == 0 && is_root_of_machine() {
         true => Dialect::KERNEL,
         false => Dialect::KERNEL_USERXATTR,
     }

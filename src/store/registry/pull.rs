@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use rustix::io::Errno;
 use serde::Serialize;
 use ureq::http::{Method, header};
 
@@ -256,11 +255,7 @@ impl Fetched<'_> {
     fn room(&self, store: &Writable, missing: &[&Blob]) -> Result<()> {
         let dir = store.downloads()?;
         let action = "ask for the free space of";
-        let opened = std::fs::File::open(&dir).map_err(|error| {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            Error::io(action, &dir, errno)
-        })?;
-        let room = Room::of(&opened).map_err(|errno| Error::io(action, &dir, errno))?;
+        let room = Room::of(&dir).map_err(|errno| Error::io(action, dir.path(), errno))?;
         let left = |blob: &&Blob| blob.size.saturating_sub(store.downloaded_of(&blob.digest));
         let needed = missing.iter().map(left).fold(0, u64::saturating_add);
         match needed <= room.bytes {

@@ -8,11 +8,9 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufWriter};
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use rustix::io::Errno;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use ureq::http::{Method, header};
@@ -26,8 +24,8 @@ use super::upload::{Content, mount, send, size_there};
 use super::{Event, Show};
 use crate::store::error::Result;
 use crate::store::tarball::{TarError, rebuild};
-use crate::store::writable::{Exclusive, Seen, seen};
-use crate::store::{Digest, Error, Image, Layer, Reference, Store};
+use crate::store::writable::{Exclusive, Seen, Staging, seen};
+use crate::store::{Digest, Image, Layer, Reference, Store};
 
 /// Blobs of a layer that are asked for before it is made anew.
 const MAX_ASKED: usize = 5;
@@ -44,7 +42,7 @@ pub struct PushOptions {
     /// Layers at once.
     pub parallel: usize,
     /// A directory for compressed layers, in files without a name.
-    pub staging: PathBuf,
+    pub staging: Staging,
 }
 
 /// An image that was pushed.
@@ -215,11 +213,8 @@ impl Pushing<'_> {
     /// A layer's tar, compressed: the file, its digest and length.
     fn compress(&self, layer: &Layer) -> Result<(File, Digest, u64)> {
         let staging = &self.options.staging;
-        let failed = |error: &io::Error| {
-            let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
-            Error::io("write in", staging, errno)
-        };
-        let file = tempfile::tempfile_in(staging).map_err(|e| failed(&e))?;
+        let failed = |error: &io::Error| staging.failed(error);
+        let file = staging.file()?;
         let hashed = Hashed {
             out: BufWriter::with_capacity(256 << 10, file),
             hash: Sha256::new(),

@@ -1,20 +1,20 @@
 //! Named read-write layers, made and removed; `named` has the format. Called by the
 //! cli's `mount --name` and `rm`.
 
-use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::staged::Made;
-use super::{DRIVER, Exclusive, files};
-use crate::layer::OpenDir;
-use crate::store::ephemeral::{dress_like, remove_upper};
+use super::{DRIVER, Exclusive};
+use crate::store::beneath::Beneath;
+use crate::store::ephemeral::dress_like;
 use crate::store::error::{Error, Result};
 use crate::store::named::{DIR, Named, Source};
-use crate::store::{CacheId, Image};
+use crate::store::{CacheId, Image, random};
 
 impl Exclusive<'_> {
     /// Makes an empty read-write layer on top of an image, of this store or another.
@@ -38,16 +38,16 @@ impl Exclusive<'_> {
         let parent = parent.map(|layer| layer.chain_id);
         let below = parent.map(|parent| self.resolve(&parent)).transpose()?;
         let mut made = self.make_layer_dir(below.as_ref().map(|b| b.dir.chain.as_str()))?;
+        let root = self.beneath();
         if parent.is_none() {
-            files::new_dir(&made.dir.join("work"), 0o700)?;
+            root.new_dir(made.dir.join("work"), 0o700)?;
         }
         if let Some(top) = stack.first() {
-            let diff = made.dir.join("diff");
-            dress_like(&top.dir, &OpenDir::open(&diff).map_err(Error::open)?)?;
+            dress_like(&top.dir, &root.layer_dir(made.dir.join("diff"))?)?;
         }
         let named = Named {
             name: name.to_owned(),
-            id: cache_id(&files::random_hex(32)?)?,
+            id: cache_id(&random::hex(32)?)?,
             mount_id: cache_id(&made.cache_id)?,
             image: image.id,
             image_name: image.label(),
@@ -61,11 +61,11 @@ impl Exclusive<'_> {
         };
         if let Some(parent) = &parent {
             let tmp = self.writable.image_dir("layerdb/tmp");
-            let record = tmp.join(format!("write-set-{}", files::random_hex(16)?));
+            let record = tmp.join(format!("write-set-{}", random::hex(16)?));
             let record: &Path = made.record.insert(record);
-            files::new_dir(record, 0o755)?;
-            files::write_new(&record.join("mount-id"), 0o644, made.cache_id.as_bytes())?;
-            files::write_new(&record.join("parent"), 0o644, parent.to_string().as_bytes())?;
+            root.new_dir(record, 0o755)?;
+            root.write_new(record.join("mount-id"), 0o644, made.cache_id.as_bytes())?;
+            root.write_new(record.join("parent"), 0o644, parent.to_string().as_bytes())?;
             self.mark_committed(parent)?;
         }
         self.publish_container(made, &named)?;
@@ -74,25 +74,25 @@ impl Exclusive<'_> {
 
     /// Makes a new layer one that is seen; undoes everything if that fails.
     fn publish_container(&self, made: Made, named: &Named) -> Result<()> {
-        let dir = File::open(&made.dir).map_err(files::io("open", &made.dir))?;
-        rustix::fs::syncfs(&dir).map_err(|errno| Error::io("sync", &made.dir, errno))?;
-        let path = self.writable.root().join(DIR).join(&named.name);
+        let root = self.beneath();
+        root.sync_all(&made.dir)?;
+        let path = Path::new(DIR).join(&named.name);
         let mounts = self.writable.image_dir("layerdb/mounts");
         let mount = mounts.join(named.id.as_str());
         let publish = || {
             // The record first: without `mounts/<id>` it does not count, while a container
             // without a name could not be removed.
             let json = named.to_json()?;
-            files::replace(&self.writable.ours("tmp"), &path, 0o600, &json)?;
+            root.replace(self.writable.ours("tmp"), &path, 0o600, &json)?;
             match &made.record {
-                Some(record) => files::publish(record, &mount),
+                Some(record) => root.publish(record, &mount),
                 None => Ok(()),
             }
         };
         if let Err(error) = publish() {
             // What cannot be removed does not count, and is found by prune.
-            let _ = remove_upper(&mount);
-            let _ = files::remove_file(&path);
+            let _ = root.remove_tree(&mount);
+            let _ = root.remove_file(&path);
             return Err(error);
         }
         made.keep();
@@ -110,28 +110,29 @@ impl Exclusive<'_> {
         };
         let named = self.store().named_record(name)?.ok_or_else(unknown)?;
         let dir = self.writable.layer_dir(named.mount_id.as_str());
+        let root = self.beneath();
         // Held until it is gone, so that no mount begins.
-        let _in_use = lock_upper(&dir.join("diff"), name)?;
+        let _in_use = lock_upper(root, &dir.join("diff"), name)?;
         let link = self.link_of(&named.mount_id);
         {
             let _readers = self.writable.exclude_readers()?;
             let mounts = self.writable.image_dir("layerdb/mounts");
             let mount = mounts.join(named.id.as_str());
-            if mount.symlink_metadata().is_ok() {
+            if root.look(&mount)?.is_some() {
                 let tmp = self.writable.image_dir("layerdb/tmp");
                 let aside = tmp.join(format!("{}-removing", named.id));
-                std::fs::rename(&mount, &aside).map_err(files::io("rename", &mount))?;
-                files::sync_parent(&mount)?;
-                remove_upper(&aside)?;
+                root.rename(&mount, &aside)?;
+                root.sync_names(&mount)?;
+                root.remove_tree(&aside)?;
             }
-            let record = self.writable.root().join(DIR).join(name);
-            files::remove_file(&record)?;
-            files::sync_parent(&record)?;
+            let record = Path::new(DIR).join(name);
+            root.remove_file(&record)?;
+            root.sync_names(&record)?;
         }
         if let Some(link) = link {
-            files::remove_file(&link)?;
+            root.remove_file(&link)?;
         }
-        remove_upper(&dir)?;
+        root.remove_tree(&dir)?;
         Ok(named)
     }
 }
@@ -144,11 +145,9 @@ fn cache_id(text: &str) -> Result<CacheId> {
 
 /// Takes the lock that every mount has on its upper (see `union::upper`); `None` where
 /// the directory is gone.
-fn lock_upper(path: &Path, name: &str) -> Result<Option<File>> {
-    let dir = match File::open(path) {
-        Ok(dir) => dir,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(files::io("open", path)(error)),
+fn lock_upper(root: &Beneath, diff: &Path, name: &str) -> Result<Option<OwnedFd>> {
+    let Some(dir) = root.dir(diff, OFlags::RDONLY)? else {
+        return Ok(None);
     };
     match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(dir)),
@@ -156,6 +155,6 @@ fn lock_upper(path: &Path, name: &str) -> Result<Option<File>> {
             what: format!("read-write layer {name:?}"),
             by: "it is mounted, unmount it first (unionfs ps shows where)".to_owned(),
         }),
-        Err(errno) => Err(Error::io("lock", path, errno)),
+        Err(errno) => Err(Error::io("lock", &root.full(diff), errno)),
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Exclusive, files};
+use super::Exclusive;
 use crate::store::error::Result;
 use crate::store::single::Store;
 use crate::store::{Digest, json};
@@ -66,17 +66,16 @@ impl Exclusive<'_> {
         let excess = notes.len().saturating_sub(MAX_NOTES);
         let by_digest = self.writable.image_dir("distribution/diffid-by-digest");
         let by_digest = by_digest.join("sha256").join(blob.hex());
-        let by_diff = self.writable.root().join(notes_path(self.store(), diff_id));
+        let by_diff = notes_path(self.store(), diff_id);
+        let root = self.beneath();
         for dir in [&by_digest, &by_diff] {
-            let parents: Vec<&Path> = dir.ancestors().skip(1).take(3).collect();
-            for parent in parents.iter().rev() {
-                files::make_dir(parent, 0o700)?;
-            }
+            dir.parent()
+                .map_or(Ok(()), |parent| root.make_dirs(parent, 0o700))?;
         }
         let tmp = self.writable.ours("tmp");
         let text = diff_id.to_string();
-        files::replace(&tmp, &by_digest, 0o644, text.as_bytes())?;
+        root.replace(&tmp, &by_digest, 0o644, text.as_bytes())?;
         let notes = serde_json::json!(&notes[excess..]).to_string();
-        files::replace(&tmp, &by_diff, 0o644, notes.as_bytes())
+        root.replace(&tmp, &by_diff, 0o644, notes.as_bytes())
     }
 }

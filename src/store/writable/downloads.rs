@@ -13,12 +13,15 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{FlockOperation, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::{Writable, files, flock};
-use crate::store::error::{Error, Result};
+use super::{Writable, flock};
+use crate::layer::OpenDir;
+use crate::store::beneath::Beneath;
+use crate::store::error::Result;
 use crate::store::single::Cache;
 use crate::store::{Digest, chain};
 
@@ -29,6 +32,9 @@ pub(super) const DIR: &str = "unionfs/downloads";
 #[derive(Debug)]
 pub(crate) struct Download {
     file: File,
+    root: Arc<Beneath>,
+    /// Relative to the root.
+    relative: PathBuf,
     path: PathBuf,
     /// Nobody else has it.
     writing: bool,
@@ -36,10 +42,11 @@ pub(crate) struct Download {
 
 impl Writable {
     /// Where downloads are; made if need be.
-    pub(crate) fn downloads(&self) -> Result<PathBuf> {
-        let dir = self.root().join(DIR);
-        files::make_dir(&dir, 0o700)?;
-        Ok(dir)
+    pub(crate) fn downloads(&self) -> Result<OpenDir> {
+        let root = self.beneath();
+        root.make_dir(DIR, 0o700)?;
+        root.require_ours(DIR)?;
+        root.layer_dir(DIR)
     }
 
     /// How many of these layers, base first, are there. Without the lock it is a guess.
@@ -55,20 +62,23 @@ impl Writable {
     /// Opens the file of a blob, making it if need be. It is held for writing; where another
     /// process has it, shared as soon as that is possible, and `Ok(None)` until then.
     pub(crate) fn download(&self, digest: &Digest) -> Result<Option<Download>> {
-        let path = self.downloads()?.join(digest.hex());
+        self.downloads()?;
+        let relative = relative(digest);
+        let root = self.beneath();
+        let path = root.full(&relative);
         loop {
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600))
-                .map_err(|errno| Error::io("open", &path, errno))?;
-            let file = File::from(file);
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK;
+            let file = root.open_file(&relative, flags, 0o600)?;
             let writing = try_flock(&file, &path, FlockOperation::NonBlockingLockExclusive)?;
             if !writing && !try_flock(&file, &path, FlockOperation::NonBlockingLockShared)? {
                 return Ok(None);
             }
             // Meanwhile it may have been removed.
-            if is_at(&file, &path)? {
+            if is_at(&file, root, &relative)? {
                 return Ok(Some(Download {
                     file,
+                    root: Arc::clone(root),
+                    relative,
                     path,
                     writing,
                 }));
@@ -78,24 +88,28 @@ impl Writable {
 
     /// Bytes that downloads have which a later `pull` could go on with.
     pub fn downloaded(&self) -> u64 {
-        let entries = std::fs::read_dir(self.root().join(DIR));
-        let entries = entries.into_iter().flatten().flatten();
-        let sizes = entries.filter_map(|entry| Some(entry.metadata().ok()?.len()));
-        sizes.sum()
+        let root = self.beneath();
+        let names = root.list(DIR).unwrap_or_default();
+        let looks = names
+            .iter()
+            .map(|name| root.look(Path::new(DIR).join(name)));
+        looks.flatten().flatten().map(|stat| size(&stat)).sum()
     }
 
     /// Of a blob, how many bytes are there; not yet hashed.
     pub(crate) fn downloaded_of(&self, digest: &Digest) -> u64 {
-        let path = self.root().join(DIR).join(digest.hex());
-        path.symlink_metadata().map_or(0, |meta| meta.len())
+        let found = self.beneath().look(relative(digest)).ok().flatten();
+        found.map_or(0, |stat| size(&stat))
     }
 
     /// Which process downloads a blob, where /proc/locks tells; for messages only.
     pub(crate) fn downloader(&self, digest: &Digest) -> Option<u32> {
-        let path = self.root().join(DIR).join(digest.hex());
-        let meta = path.symlink_metadata().ok()?;
-        let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
-        let file = format!("{major:02x}:{minor:02x}:{}", meta.ino());
+        let stat = self.beneath().look(relative(digest)).ok()??;
+        let (major, minor) = (
+            rustix::fs::major(stat.st_dev),
+            rustix::fs::minor(stat.st_dev),
+        );
+        let file = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
         let locks = std::fs::read_to_string("/proc/locks").ok()?;
         let line = locks.lines().find(|line| {
             let mut words = line.split_whitespace();
@@ -133,8 +147,9 @@ impl Download {
     /// It is not needed any more; who else has it removes it then.
     pub(crate) fn remove(self) -> Result<()> {
         let alone = FlockOperation::NonBlockingLockExclusive;
-        match try_flock(&self.file, &self.path, alone)? && is_at(&self.file, &self.path)? {
-            true => files::remove_file(&self.path),
+        let (root, relative) = (&self.root, &self.relative);
+        match try_flock(&self.file, &self.path, alone)? && is_at(&self.file, root, relative)? {
+            true => root.remove_file(relative),
             false => Ok(()),
         }
     }
@@ -149,27 +164,41 @@ fn try_flock(file: &File, path: &Path, operation: FlockOperation) -> Result<bool
     }
 }
 
-fn is_at(file: &File, path: &Path) -> Result<bool> {
-    let held = file.metadata().map_err(files::io("stat", path))?;
-    match path.symlink_metadata() {
-        Ok(there) => Ok((there.dev(), there.ino()) == (held.dev(), held.ino())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(files::io("stat", path)(error)),
-    }
+fn is_at(file: &File, root: &Beneath, relative: &Path) -> Result<bool> {
+    let held = file
+        .metadata()
+        .map_err(|e| root.failed("stat", relative, &e))?;
+    let there = root.look(relative)?;
+    Ok(there.is_some_and(|there| (there.st_dev, there.st_ino) == (held.dev(), held.ino())))
+}
+
+/// Where a blob's file is, relative to the root.
+fn relative(digest: &Digest) -> PathBuf {
+    Path::new(DIR).join(digest.hex())
+}
+
+fn size(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_size).unwrap_or(0)
 }
 
 /// Whether nobody downloads into it, now; then `then` is done while it stays so.
-pub(super) fn if_free(path: &Path, then: impl FnOnce() -> Result<()>) -> Result<bool> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(Errno::NOENT) => return Ok(false),
-        // Nothing that a download has made.
-        Err(Errno::LOOP | Errno::NXIO) => return then().map(|()| true),
-        Err(errno) => return Err(Error::io("open", path, errno)),
+pub(super) fn if_free(
+    root: &Beneath,
+    relative: &Path,
+    then: impl FnOnce() -> Result<()>,
+) -> Result<bool> {
+    let file = match root.open_file(relative, OFlags::RDONLY | OFlags::NONBLOCK, 0) {
+        Ok(file) => file,
+        Err(error) => match error.errno() {
+            Some(Errno::NOENT) => return Ok(false),
+            // Nothing that a download has made.
+            Some(Errno::LOOP | Errno::NXIO) => return then().map(|()| true),
+            _ => return Err(error),
+        },
     };
     let alone = FlockOperation::NonBlockingLockExclusive;
-    match try_flock(&file, path, alone)? && is_at(&file, path)? {
+    let path = root.full(relative);
+    match try_flock(&file, &path, alone)? && is_at(&file, root, relative)? {
         true => then().map(|()| true),
         false => Ok(false),
     }

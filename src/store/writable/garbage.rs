@@ -3,15 +3,14 @@
 
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use serde::Serialize;
 
-use super::{DRIVER, Exclusive, InUse, downloads, files};
+use super::{DRIVER, Exclusive, InUse, downloads};
 use crate::store::beneath::SMALL;
-use crate::store::ephemeral::remove_upper;
-use crate::store::error::Result;
+use crate::store::error::{Error, Result};
 use crate::store::image::lossy;
 use crate::store::named;
 use crate::store::{CacheId, Digest, Image};
@@ -159,30 +158,29 @@ impl<'e> Exclusive<'e> {
 
     /// Removes what [`Exclusive::garbage`] found, under the same lock.
     pub fn remove_garbage(&self, garbage: &Garbage) -> Result<()> {
+        let root = self.beneath();
+        let elsewhere = || Error::io("remove", &garbage.path, Errno::XDEV);
+        let path = root.relative(&garbage.path).ok_or_else(elsewhere)?;
         match (garbage.kind, &garbage.layer) {
             (Kind::Image, _) => garbage.image.iter().try_for_each(|id| self.forget(id)),
             (Kind::Layer, Some(layer)) => self.remove_layer(layer),
-            (Kind::ShortName | Kind::NameRecord, _) => files::remove_file(&garbage.path),
+            (Kind::ShortName | Kind::NameRecord, _) => root.remove_file(path),
             // One that a pull has begun to use again stays.
             (Kind::Download, _) => {
-                let path = &garbage.path;
-                downloads::if_free(path, || files::remove_file(path)).map(drop)
+                downloads::if_free(root, path, || root.remove_file(path)).map(drop)
             }
-            _ => match garbage.path.symlink_metadata() {
-                Ok(meta) if !meta.is_dir() => files::remove_file(&garbage.path),
-                _ => remove_upper(&garbage.path),
-            },
+            _ => root.remove_tree(path),
         }
     }
 }
 
 impl Search<'_> {
     fn add(&mut self, kind: Kind, relative: impl AsRef<Path>) {
-        let path = self.exclusive.writable.root().join(relative);
+        let root = self.exclusive.beneath();
         self.found.push(Garbage {
             kind,
-            bytes: disk_usage(&path),
-            path,
+            bytes: root.disk_usage(&relative),
+            path: root.full(relative),
             image: None,
             layer: None,
         });
@@ -257,7 +255,7 @@ impl Search<'_> {
         if let Some(garbage) = self.found.last_mut() {
             let dir = cache_id.as_ref();
             let dir = dir.map(|id| self.exclusive.writable.layer_dir(id.as_str()));
-            garbage.bytes += dir.map_or(0, |dir| disk_usage(&dir));
+            garbage.bytes += dir.map_or(0, |dir| self.exclusive.beneath().disk_usage(dir));
             garbage.layer = Some(chain);
         }
         Ok(cache_id)
@@ -265,7 +263,7 @@ impl Search<'_> {
 
     fn is_used(&self, cache_id: &CacheId) -> bool {
         let dir = self.exclusive.writable.layer_dir(cache_id.as_str());
-        (self.in_use)(&dir.join("diff")).is_some()
+        (self.in_use)(&self.exclusive.beneath().full(dir.join("diff"))).is_some()
     }
 
     fn directories(&mut self) -> Result<()> {
@@ -289,7 +287,7 @@ impl Search<'_> {
             .collect();
         for name in self.list("overlay2/l")? {
             let path = Path::new("overlay2/l").join(name);
-            if !known.contains(&self.exclusive.writable.root().join(&path)) {
+            if !known.contains(&path) {
                 self.add(Kind::ShortName, path);
             }
         }
@@ -299,8 +297,7 @@ impl Search<'_> {
     fn downloads(&mut self) -> Result<()> {
         for name in self.list(downloads::DIR)? {
             let relative = Path::new(downloads::DIR).join(name);
-            let path = self.exclusive.writable.root().join(&relative);
-            if downloads::if_free(&path, || Ok(()))? {
+            if downloads::if_free(self.exclusive.beneath(), &relative, || Ok(()))? {
                 self.add(Kind::Download, relative);
             }
         }
@@ -319,26 +316,4 @@ impl Search<'_> {
         }
         Ok(())
     }
-}
-
-/// Bytes a tree takes on the disk, each inode once; what cannot be read counts nothing.
-pub fn disk_usage(path: &Path) -> u64 {
-    let mut seen = HashSet::new();
-    let mut total = 0u64;
-    let mut todo = vec![path.to_owned()];
-    while let Some(path) = todo.pop() {
-        let Ok(meta) = path.symlink_metadata() else {
-            continue;
-        };
-        if meta.nlink() > 1 && !meta.is_dir() && !seen.insert((meta.dev(), meta.ino())) {
-            continue;
-        }
-        // st_blocks counts 512 bytes, whatever the file system's block is (stat(2)).
-        total = total.saturating_add(meta.blocks().saturating_mul(512));
-        if meta.is_dir() {
-            let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
-            todo.extend(entries.map(|entry| entry.path()));
-        }
-    }
-    total
 }

@@ -1,13 +1,13 @@
 //! Images and their names. Called by the cli and by whoever takes images in.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Exclusive, files};
+use super::Exclusive;
 use crate::store::error::{Error, Result};
 use crate::store::repositories::Repositories;
 use crate::store::single::Resolved;
-use crate::store::{Digest, Reference, imagedb};
+use crate::store::{Digest, Reference, imagedb, random};
 
 impl Exclusive<'_> {
     /// A layer, checked with all below it.
@@ -33,11 +33,12 @@ impl Exclusive<'_> {
         let id = Digest::of(config);
         let path = self.writable.image_dir("imagedb/content/sha256");
         let path = path.join(id.hex());
-        let parsed = imagedb::parse(&path, config)?;
+        let parsed = imagedb::parse(&self.beneath().full(&path), config)?;
         self.store()
             .layers(&parsed.diff_ids, &mut self.known.lock())?;
         if self.store().imagedb().config(&id).is_err() {
-            files::replace(&self.writable.ours("tmp"), &path, 0o600, config)?;
+            let tmp = self.writable.ours("tmp");
+            self.beneath().replace(tmp, &path, 0o600, config)?;
         }
         Ok(id)
     }
@@ -46,10 +47,11 @@ impl Exclusive<'_> {
     pub fn set_parent(&self, image: &Digest, parent: &Digest) -> Result<()> {
         let dir = self.writable.image_dir("imagedb/metadata/sha256");
         let dir = dir.join(image.hex());
-        files::make_dir(&dir, 0o700)?;
+        let root = self.beneath();
+        root.make_dir(&dir, 0o700)?;
         let text = parent.to_string();
-        let path = dir.join("parent");
-        files::replace(&self.writable.ours("tmp"), &path, 0o600, text.as_bytes())
+        let tmp = self.writable.ours("tmp");
+        root.replace(tmp, dir.join("parent"), 0o600, text.as_bytes())
     }
 
     pub(super) fn repositories(&self) -> Result<Repositories> {
@@ -59,9 +61,9 @@ impl Exclusive<'_> {
     }
 
     pub(super) fn write_repositories(&self, names: &Repositories) -> Result<()> {
-        let path = self.store().repositories_path();
+        let path = self.writable.image_dir("repositories.json");
         let tmp = self.writable.ours("tmp");
-        files::replace(&tmp, &path, 0o600, &names.to_json())
+        self.beneath().replace(tmp, path, 0o600, &names.to_json())
     }
 
     /// Gives images names, taken from those that had them, all by one rename.
@@ -96,18 +98,18 @@ impl Exclusive<'_> {
     /// Moves a damaged layer's record out of the way of a whole one. Its directory is
     /// an orphan then, which prune removes.
     pub(super) fn set_aside_damaged(&self, record: &Path) -> Result<()> {
-        if record.symlink_metadata().is_err() {
+        if self.beneath().look(record)?.is_none() {
             return Ok(());
         }
         let aside = removing_name(record)?;
-        std::fs::rename(record, &aside).map_err(files::io("rename", record))
+        self.beneath().rename(record, aside)
     }
 }
 
 /// Under which name a layer's record waits for its end, as in Docker:
 /// `<chain ID>-<random>-removing`.
-pub(super) fn removing_name(record: &Path) -> Result<std::path::PathBuf> {
+pub(super) fn removing_name(record: &Path) -> Result<PathBuf> {
     let mut name = record.file_name().unwrap_or_default().to_owned();
-    name.push(format!("-{}-removing", files::random_hex(8)?));
+    name.push(format!("-{}-removing", random::hex(8)?));
     Ok(record.with_file_name(name))
 }

@@ -1,9 +1,10 @@
 //! Making our own store, and telling it from everything else. Called by `Writable::open`.
 
-use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::{DRIVER, files};
+use rustix::io::Errno;
+
+use super::DRIVER;
 use crate::store::beneath::{Beneath, SMALL};
 use crate::store::error::{Error, Result, excerpt};
 
@@ -42,29 +43,17 @@ const DIRS: [(&str, u32); 15] = [
     ("overlay2/l", 0o700),
 ];
 
-fn marker(root: &Path) -> std::path::PathBuf {
-    root.join(OURS).join("format")
+fn marker() -> PathBuf {
+    Path::new(OURS).join("format")
 }
 
 /// Whether `root` is a store of ours; false where there is nothing yet.
 ///
 /// # Errors
 /// [`Error::NotOurs`] where there is something else.
-pub(super) fn is_ours(root: &Path) -> Result<bool> {
-    let entries = match std::fs::read_dir(root) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(files::io("open", root)(error)),
-    };
-    let marker = marker(root);
-    let marked = match marker.symlink_metadata() {
-        Ok(_) => true,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-        // Such as somebody else's store.
-        Err(error) => return Err(files::io("read", &marker)(error)),
-    };
-    for entry in entries {
-        let name = entry.map_err(files::io("list", root))?.file_name();
+pub(super) fn is_ours(root: &Beneath) -> Result<bool> {
+    let marked = root.look(marker())?.is_some();
+    for name in root.list(".")? {
         let name = name.to_string_lossy();
         let foreign = match marked {
             true => DOCKERS.contains(&&*name),
@@ -72,7 +61,7 @@ pub(super) fn is_ours(root: &Path) -> Result<bool> {
         };
         if foreign {
             return Err(Error::NotOurs {
-                path: root.to_owned(),
+                path: root.path().to_owned(),
                 found: name.chars().take(100).collect(),
             });
         }
@@ -80,49 +69,50 @@ pub(super) fn is_ours(root: &Path) -> Result<bool> {
     Ok(marked)
 }
 
-/// Makes what is missing of a store of ours. A crash leaves a root that this completes.
-pub(super) fn prepare(root: &Path) -> Result<()> {
+/// Makes what is missing of a store of ours, and makes sure that nobody else decides on what is in
+/// it. A crash leaves a root that this completes.
+///
+/// None of the directories may lead elsewhere: all that is written is written below them.
+pub(super) fn prepare(root: &Beneath) -> Result<()> {
     let new = !is_ours(root)?;
+    root.require_ours("")?;
     if new {
-        std::fs::create_dir_all(root).map_err(files::io("create", root))?;
-        files::make_dir(&root.join(OURS), 0o700)?;
-        files::make_dir(&root.join(TMP), 0o700)?;
-        let marker = marker(root);
+        make(root, OURS, 0o700)?;
+        make(root, TMP, 0o700)?;
         // First of all, so that whatever a crash leaves is known as ours.
-        files::replace(&root.join(TMP), &marker, 0o600, FORMAT)?;
-        files::sync_parent(&root.join(OURS))?;
+        root.replace(TMP, marker(), 0o600, FORMAT)?;
+        root.sync_names(OURS)?;
     }
-    let beneath = Beneath::open(root)?;
-    let format = beneath.read(Path::new(OURS).join("format"), SMALL)?;
+    let format = root.read(marker(), SMALL)?;
     if format.as_deref().map(<[u8]>::trim_ascii) != Some(FORMAT) {
         return Err(Error::NewerStore {
-            path: marker(beneath.path()),
+            path: root.full(marker()),
             found: excerpt(&format.unwrap_or_default()),
         });
     }
+    make(root, OURS, 0o700)?;
     for (dir, mode) in DIRS {
-        files::make_dir(&root.join(dir), mode)?;
+        make(root, dir, mode)?;
     }
     for lock in ["lock", "removing"] {
-        let path = root.join(OURS).join(lock);
-        match files::create(&path, 0o600) {
-            Err(error) if error.errno() != Some(rustix::io::Errno::EXIST) => return Err(error),
+        match root.create(Path::new(OURS).join(lock), 0o600) {
+            Err(error) if error.errno() != Some(Errno::EXIST) => return Err(error),
             _ => (),
         }
     }
-    let names = root.join("image").join(DRIVER).join("repositories.json");
-    if names.symlink_metadata().is_err() {
+    let names = Path::new("image").join(DRIVER).join("repositories.json");
+    if root.look(&names)?.is_none() {
         let empty = br#"{"Repositories":{}}"#;
-        files::replace(&root.join(TMP), &names, 0o600, empty)?;
+        root.replace(TMP, &names, 0o600, empty)?;
     }
     Ok(())
 }
 
-/// None of the directories may lead elsewhere: all that is written is written below them.
-pub(super) fn check(root: &Beneath) -> Result<()> {
-    root.layer_dir(OURS)?;
-    for (dir, _) in DIRS {
+/// Makes a directory; one that is there must be ours.
+fn make(root: &Beneath, dir: &str, mode: u32) -> Result<()> {
+    if !root.make_dir(dir, mode)? {
         root.layer_dir(dir)?;
+        root.require_ours(dir)?;
     }
     Ok(())
 }

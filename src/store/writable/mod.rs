@@ -19,7 +19,6 @@
 mod containers;
 mod distribution;
 mod downloads;
-mod files;
 mod fill;
 mod garbage;
 mod images;
@@ -27,21 +26,24 @@ mod intake;
 mod layout;
 mod remove;
 mod staged;
+mod staging;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 pub(crate) use distribution::{Seen, seen};
 pub(crate) use downloads::Download;
-pub use garbage::{Garbage, Kind, disk_usage};
+pub use garbage::{Garbage, Kind};
 pub use intake::Intake;
 pub use remove::{InUse, Removed, in_use_on};
 pub use staged::StagedLayer;
+pub use staging::Staging;
 
 use super::beneath::Beneath;
 use super::drivers;
@@ -68,18 +70,48 @@ pub struct Exclusive<'s> {
     _lock: File,
 }
 
+/// How long one may have the store to itself: readers (mounts until they are live, listings until
+/// they are printed) before a removal is given up, and removals before a reader gives up. Either
+/// may be somebody else, who never ends.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Keeps what is in a store of ours from being removed; `None` where the store is none of
 /// ours or of a user who has to take our reading as it comes.
-pub(super) fn hold(root: &Path) -> Result<Option<File>> {
-    let path = root.join(layout::OURS).join("removing");
-    // Whatever this may be in somebody else's directory: it must not hang, nor lead away.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let Ok(file) = rustix::fs::open(&path, flags, Mode::empty()) else {
+///
+/// # Errors
+/// [`Error::InUse`] where another process does not end removing.
+pub(super) fn hold(root: &Beneath) -> Result<Option<File>> {
+    let relative = Path::new(layout::OURS).join("removing");
+    let Ok(Some(file)) = root.file(&relative) else {
         return Ok(None);
     };
-    let file = File::from(file);
-    flock(&file, &path, FlockOperation::LockShared)?;
+    let path = root.full(relative);
+    with_patience(root.path(), "removes from it", || {
+        flock(&file, &path, FlockOperation::NonBlockingLockShared)
+    })?;
     Ok(Some(file))
+}
+
+/// Tries for a while to get a lock.
+fn with_patience<T>(
+    root: &Path,
+    doing: &'static str,
+    mut lock: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match lock() {
+            Err(error) if error.errno() == Some(Errno::WOULDBLOCK) => (),
+            other => return other,
+        }
+        if start.elapsed() >= PATIENCE {
+            return Err(Error::InUse {
+                what: format!("the store {root:?}"),
+                by: format!("another command {doing}, try again when that has ended"),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn flock(file: &File, path: &Path, operation: FlockOperation) -> Result<()> {
@@ -97,11 +129,15 @@ impl Writable {
     ///
     /// # Errors
     /// [`Error::NotOurs`] where something else is, a dockerd's data root above all,
-    /// [`Error::NewerStore`] for a layout of a later version.
+    /// [`Error::NewerStore`] for a layout of a later version, [`Error::NotSafe`] where we are
+    /// root and another user could change what is written.
     pub fn open(root: &Path) -> Result<Self> {
-        layout::prepare(root)?;
-        let root = Arc::new(Beneath::open(root)?);
-        layout::check(&root)?;
+        Self::at(Beneath::make(root)?)
+    }
+
+    fn at(root: Beneath) -> Result<Self> {
+        let root = Arc::new(root);
+        layout::prepare(&root)?;
         let owner = root.owner()?;
         let unknown = || Error::UnknownDriver {
             path: root.path().to_owned(),
@@ -119,9 +155,9 @@ impl Writable {
 
     /// As [`Writable::open`], but makes nothing: `None` where there is no store yet.
     pub fn existing(root: &Path) -> Result<Option<Self>> {
-        match layout::is_ours(root)? {
-            true => Self::open(root).map(Some),
-            false => Ok(None),
+        match Beneath::existing(root)? {
+            Some(root) if layout::is_ours(&root)? => Self::at(root).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -167,37 +203,37 @@ impl Writable {
     /// A lock that goes with the descriptor; each call opens anew, so threads exclude
     /// each other too.
     fn flock(&self, name: &str, operation: FlockOperation) -> Result<File> {
-        let path = self.ours(name);
-        let file = File::open(&path).map_err(files::io("open", &path))?;
+        let relative = self.ours(name);
+        let path = self.beneath().full(&relative);
+        let missing = || Error::io("open", &path, Errno::NOENT);
+        let file = self.beneath().file(&relative)?.ok_or_else(missing)?;
         flock(&file, &path, operation)?;
         Ok(file)
     }
 
-    /// Where files may be that have no name yet, on the store's file system.
-    pub fn staging(&self) -> PathBuf {
-        self.ours("tmp")
+    /// Where everything is that is written. All paths below are relative to it.
+    fn beneath(&self) -> &Arc<Beneath> {
+        &self.store.root
     }
 
     /// A path of `unionfs/`.
     fn ours(&self, name: &str) -> PathBuf {
-        self.root().join(layout::OURS).join(name)
+        Path::new(layout::OURS).join(name)
     }
 
     /// A path of `image/overlay2/`.
     fn image_dir(&self, name: &str) -> PathBuf {
-        let mut path = self.root().join("image");
-        path.extend([DRIVER, name]);
-        path
+        ["image", DRIVER, name].iter().collect()
     }
 
     /// A layer's directory.
     fn layer_dir(&self, cache_id: &str) -> PathBuf {
-        self.root().join(DRIVER).join(cache_id)
+        Path::new(DRIVER).join(cache_id)
     }
 
     /// The link that is a layer's short name.
     fn short_link(&self, link: &str) -> PathBuf {
-        self.root().join(DRIVER).join("l").join(link)
+        Path::new(DRIVER).join("l").join(link)
     }
 }
 
@@ -209,6 +245,10 @@ impl Exclusive<'_> {
 
     fn store(&self) -> &Store {
         &self.writable.store
+    }
+
+    fn beneath(&self) -> &Arc<Beneath> {
+        self.writable.beneath()
     }
 
     /// Whether the layer with this chain ID and all below it are there and consistent.

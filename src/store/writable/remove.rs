@@ -4,15 +4,12 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 
 use super::images::removing_name;
-use super::{Exclusive, Writable, files};
+use super::{Exclusive, Writable, with_patience};
 use crate::store::beneath::SMALL;
-use crate::store::ephemeral::remove_upper;
 use crate::store::error::{Error, Result};
 use crate::store::{CacheId, Digest, Name, Query, Reference, chain};
 
@@ -30,7 +27,7 @@ pub struct Removed {
     pub layers: Vec<Digest>,
 }
 
-/// A layer's record and directory on the way out.
+/// A layer's record, relative to the store's root, and directory on the way out.
 #[derive(Debug)]
 struct Going {
     record: PathBuf,
@@ -48,28 +45,13 @@ pub fn in_use_on(image: &Digest, mountpoint: &Path) -> Error {
     }
 }
 
-/// How long readers may take before a removal is given up: mounts until they are live,
-/// listings until they are printed.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 impl Writable {
     /// Waits until nobody reads what is about to go. Never while this process has a
     /// [`crate::store::Stores`] of the same store: it would wait for itself.
     pub(super) fn exclude_readers(&self) -> Result<File> {
-        let start = Instant::now();
-        loop {
-            match self.flock("removing", FlockOperation::NonBlockingLockExclusive) {
-                Err(error) if error.errno() == Some(Errno::WOULDBLOCK) => (),
-                other => return other,
-            }
-            if start.elapsed() >= PATIENCE {
-                return Err(Error::InUse {
-                    what: format!("the store {:?}", self.root()),
-                    by: "another command reads it, try again when that has ended".to_owned(),
-                });
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        with_patience(self.root(), "reads it", || {
+            self.flock("removing", FlockOperation::NonBlockingLockExclusive)
+        })
     }
 }
 
@@ -152,7 +134,7 @@ impl Exclusive<'_> {
         }
         for cache_id in going.iter().filter_map(|going| going.cache_id.as_ref()) {
             let diff = self.writable.layer_dir(cache_id.as_str()).join("diff");
-            if let Some(mountpoint) = in_use(&diff) {
+            if let Some(mountpoint) = in_use(&self.beneath().full(diff)) {
                 return Err(in_use_on(id, &mountpoint));
             }
         }
@@ -183,11 +165,11 @@ impl Exclusive<'_> {
 
     fn remove_config(&self, id: &Digest) -> Result<()> {
         let content = self.store().imagedb().content(id);
-        let content = self.writable.root().join(content);
-        files::remove_file(&content)?;
-        files::sync_parent(&content)?;
+        let root = self.beneath();
+        root.remove_file(&content)?;
+        root.sync_names(&content)?;
         let metadata = self.writable.image_dir("imagedb/metadata/sha256");
-        remove_upper(&metadata.join(id.hex()))
+        root.remove_tree(metadata.join(id.hex()))
     }
 
     /// Removes those of the layers, base first, that no image or container has: what was
@@ -270,7 +252,7 @@ impl Exclusive<'_> {
             cache_id: cache_id
                 .and_then(|bytes| CacheId::parse(bytes.trim_ascii()))
                 .filter(|id| Digest::from_hex(id.as_str()).is_some() && !kept.contains(id)),
-            record: self.writable.root().join(record),
+            record,
         }))
     }
 
@@ -279,23 +261,24 @@ impl Exclusive<'_> {
         self.known.lock().clear();
         for going in layers.iter_mut() {
             let aside = removing_name(&going.record)?;
-            std::fs::rename(&going.record, &aside).map_err(files::io("rename", &going.record))?;
+            self.beneath().rename(&going.record, &aside)?;
             going.record = aside;
         }
         // In one directory, all of them.
         layers
             .first()
-            .map_or(Ok(()), |going| files::sync_parent(&going.record))
+            .map_or(Ok(()), |going| self.beneath().sync_names(&going.record))
     }
 
     fn delete(&self, going: &Going) -> Result<()> {
+        let root = self.beneath();
         if let Some(cache_id) = &going.cache_id {
             if let Some(link) = self.link_of(cache_id) {
-                files::remove_file(&link)?;
+                root.remove_file(&link)?;
             }
-            remove_upper(&self.writable.layer_dir(cache_id.as_str()))?;
+            root.remove_tree(self.writable.layer_dir(cache_id.as_str()))?;
         }
-        remove_upper(&going.record)
+        root.remove_tree(&going.record)
     }
 
     /// The link in `overlay2/l/` that leads to a layer directory, where that names one.

@@ -5,17 +5,19 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
-use super::{Exclusive, files};
+use super::Exclusive;
 use crate::layer::Dialect;
-use crate::store::ephemeral::remove_upper;
+use crate::store::beneath::Beneath;
 use crate::store::error::{Error, Result};
 use crate::store::interrupt::{self, AtWork};
-use crate::store::{Digest, chain};
+use crate::store::{Digest, chain, random};
 
 /// A layer that nobody sees yet. Dropping it removes everything.
 #[derive(Debug)]
@@ -28,9 +30,11 @@ pub struct StagedLayer<'e> {
     split: GzEncoder<BufWriter<File>>,
 }
 
-/// A directory of the driver, before anything refers to it.
+/// A directory of the driver, before anything refers to it. Paths are relative to the store's
+/// root.
 #[derive(Debug)]
 pub(super) struct Made {
+    root: Arc<Beneath>,
     /// Name of the directory, 64 hexadecimal digits.
     pub(super) cache_id: String,
     /// `overlay2/<cache ID>`.
@@ -56,9 +60,9 @@ impl Drop for Made {
             return;
         }
         // What cannot be removed is an orphan, which prune finds.
-        let _ = files::remove_file(&self.link);
+        let _ = self.root.remove_file(&self.link);
         for dir in self.record.iter().chain([&self.dir]) {
-            if let Err(error) = remove_upper(dir) {
+            if let Err(error) = self.root.remove_tree(dir) {
                 tracing::warn!(%error, "staging left behind");
             }
         }
@@ -71,15 +75,15 @@ impl<'e> Exclusive<'e> {
         let below = parent.map(|parent| self.resolve(parent)).transpose()?;
         let mut made = self.make_layer_dir(below.as_ref().map(|b| b.dir.chain.as_str()))?;
         let tmp = self.writable.image_dir("layerdb/tmp");
-        let record = tmp.join(format!("write-set-{}", files::random_hex(16)?));
+        let record = tmp.join(format!("write-set-{}", random::hex(16)?));
         // From here on it is removed with the rest.
         let record: &Path = made.record.insert(record);
-        files::new_dir(record, 0o755)?;
-        let split = files::create(&record.join("tar-split.json.gz"), 0o644)?;
+        let root = self.beneath();
+        root.new_dir(record, 0o755)?;
+        let split = root.create(record.join("tar-split.json.gz"), 0o644)?;
         let path = made.dir.join("diff");
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let diff = rustix::fs::open(&path, flags, Mode::empty())
-            .map_err(|errno| Error::io("open", &path, errno))?;
+        let gone = || Error::io("open", &root.full(&path), Errno::NOENT);
+        let diff = root.dir(&path, OFlags::RDONLY)?.ok_or_else(gone)?;
         Ok(StagedLayer {
             exclusive: self,
             parent: parent.copied(),
@@ -92,9 +96,11 @@ impl<'e> Exclusive<'e> {
     /// Makes `overlay2/<new>/` with `diff`, `link`, and above other layers `lower` and
     /// `work`, and the link in `overlay2/l/`.
     pub(super) fn make_layer_dir(&self, lower: Option<&str>) -> Result<Made> {
-        let cache_id = files::random_hex(32)?;
-        let link = files::random_link()?;
+        let cache_id = random::hex(32)?;
+        let link = random::link()?;
+        let root = self.beneath();
         let made = Made {
+            root: Arc::clone(root),
             dir: self.writable.layer_dir(&cache_id),
             link: self.writable.short_link(&link),
             record: None,
@@ -102,14 +108,13 @@ impl<'e> Exclusive<'e> {
             _at_work: interrupt::begin()?,
             cache_id,
         };
-        files::new_dir(&made.dir, 0o710)?;
-        files::new_dir(&made.dir.join("diff"), 0o755)?;
-        let target = format!("../{}/diff", made.cache_id);
-        std::os::unix::fs::symlink(target, &made.link).map_err(files::io("create", &made.link))?;
-        files::write_new(&made.dir.join("link"), 0o644, link.as_bytes())?;
+        root.new_dir(&made.dir, 0o710)?;
+        root.new_dir(made.dir.join("diff"), 0o755)?;
+        root.make_link(&format!("../{}/diff", made.cache_id), &made.link)?;
+        root.write_new(made.dir.join("link"), 0o644, link.as_bytes())?;
         if let Some(lower) = lower {
-            files::write_new(&made.dir.join("lower"), 0o644, lower.as_bytes())?;
-            files::new_dir(&made.dir.join("work"), 0o700)?;
+            root.write_new(made.dir.join("lower"), 0o644, lower.as_bytes())?;
+            root.new_dir(made.dir.join("work"), 0o700)?;
         }
         Ok(made)
     }
@@ -118,8 +123,8 @@ impl<'e> Exclusive<'e> {
     pub(super) fn mark_committed(&self, layer: &Digest) -> Result<()> {
         let cache_id = self.resolve(layer)?.record.cache_id.clone();
         let path = self.writable.layer_dir(cache_id.as_str()).join("committed");
-        match files::create(&path, 0o600) {
-            Err(error) if error.errno() != Some(rustix::io::Errno::EXIST) => Err(error),
+        match self.beneath().create(&path, 0o600) {
+            Err(error) if error.errno() != Some(Errno::EXIST) => Err(error),
             _ => Ok(()),
         }
     }
@@ -131,9 +136,9 @@ impl StagedLayer<'_> {
         self.diff.as_fd()
     }
 
-    /// Its path.
+    /// Its path, for messages.
     pub fn diff_path(&self) -> PathBuf {
-        self.made.dir.join("diff")
+        self.made.root.full(self.made.dir.join("diff"))
     }
 
     /// How whiteouts and opaque directories are to be marked.
@@ -174,17 +179,16 @@ impl StagedLayer<'_> {
         if exclusive.has_layer(&chain)? {
             return Ok(chain);
         }
+        let root = exclusive.beneath();
         let record = made.record.clone().unwrap_or_default();
-        let file = record.join("tar-split.json.gz");
-        let write = files::io("write", &file);
-        let mut file = split.finish().map_err(write)?;
-        file.flush()
-            .map_err(files::io("write", &record.join("tar-split.json.gz")))?;
+        let split_file = record.join("tar-split.json.gz");
+        let written = split.finish().and_then(|mut file| file.flush());
+        written.map_err(|e| root.failed("write", &split_file, &e))?;
         let text = |name: &str, text: String| {
             let path = record.join(name);
-            let mut file = files::create(&path, 0o644)?;
+            let mut file = root.create(&path, 0o644)?;
             file.write_all(text.as_bytes())
-                .map_err(files::io("write", &path))
+                .map_err(|e| root.failed("write", &path, &e))
         };
         text("diff", diff_id.to_string())?;
         text("cache-id", made.cache_id.clone())?;
@@ -194,13 +198,14 @@ impl StagedLayer<'_> {
             exclusive.mark_committed(parent)?;
         }
         // Everything at once: a layer may have a million files.
-        rustix::fs::syncfs(&diff).map_err(|errno| Error::io("sync", &made.dir, errno))?;
+        rustix::fs::syncfs(&diff)
+            .map_err(|errno| Error::io("sync", &root.full(&made.dir), errno))?;
         let target = exclusive.writable.image_dir("layerdb/sha256");
         let target = target.join(chain.hex());
         exclusive.set_aside_damaged(&target)?;
-        std::fs::rename(&record, &target).map_err(files::io("rename", &target))?;
+        root.rename(&record, &target)?;
         made.keep();
-        files::sync_parent(&target)?;
+        root.sync_names(&target)?;
         Ok(chain)
     }
 }
