@@ -7,6 +7,7 @@ use std::fs;
 
 use unionfs::store::Digest;
 use unionfs::store::archive::{Source, images};
+use unionfs::store::writable::Staging;
 
 use super::one_line;
 
@@ -38,7 +39,9 @@ pub fn run(bytes: &[u8]) {
             fs::write(path, document).unwrap();
             digests[number] = digest;
         }
-        match Source::open(&root, dir.path(), 1 << 20).and_then(|source| images(&source, None)) {
+        match Source::open(&root, &Staging::temporary(), 1 << 20)
+            .and_then(|source| images(&source, None))
+        {
             Err(error) => one_line(&error),
             Ok(images) => {
                 for image in images {

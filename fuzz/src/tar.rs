@@ -14,6 +14,7 @@ use unionfs::layer::Dialect;
 use unionfs::store::Digest;
 use unionfs::store::archive::{Source, images};
 use unionfs::store::tarball::{self, Limits};
+use unionfs::store::writable::Staging;
 
 use super::{one_line, tar_built};
 
@@ -65,7 +66,6 @@ impl Site {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let diff = dir.path().join("layer/diff");
-        // What is spooled goes beside it.
         let archive = dir.path().join("archives/archive");
         fs::create_dir_all(&diff).unwrap();
         fs::create_dir(dir.path().join("archives")).unwrap();
@@ -122,8 +122,7 @@ impl Site {
 
     fn index(&self, tar: &[u8]) {
         fs::write(&self.archive, tar).unwrap();
-        let spool = self.dir.path().join("archives");
-        match Source::open(&self.archive, &spool, LIMITS.bytes) {
+        match Source::open(&self.archive, &Staging::temporary(), LIMITS.bytes) {
             Ok(source) => match images(&source, None) {
                 Ok(images) => assert!(images.len() < tar.len()),
                 Err(error) => one_line(&error),
