@@ -1,18 +1,14 @@
-//! Translates each request of the kernel to one call of the union and one reply. Called
-//! by the workers of `wire`; holds no state of files: the node id is the union's inode
-//! number and there are no file handles (no-open, no-opendir). Only under the policy
-//! `passthrough` files are opened by message (`opens`).
+//! A union as a file system for a transport: each operation is one call of the union and one answer.
+//! It holds no state of files: the node id is the union's inode number and there are no file handles
+//! (no-open, no-opendir). Only under the policy `passthrough` files are opened by message (`opens`).
 //!
 //! Work that would copy a file up, and every fsync, is slow. As long as enough other workers
 //! are free for the next request it is done where it was read: to hand it on would cost
 //! another thread's wake-up. Else it goes to the pool with its reply.
 
-mod flags;
-mod handlers;
-mod names;
 mod opens;
+mod operations;
 
-use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,24 +16,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::convert;
 use super::counters::{Counters, Op};
 use super::keeper::Keeper;
+use super::operations::{Context, Ino};
 use super::passthrough::Opens;
 use super::pool::Pool;
 use super::request_scope;
 use super::wire::abi::init;
-use super::wire::{Header, Limits, Reply, notify};
+use super::wire::{Limits, notify};
 use crate::sys::process::administers_machine;
-use crate::union::{SetIdLoss, Union};
+use crate::union::{Caller, SetIdLoss, Union};
 
 /// The most bytes in one WRITE and in one READ.
 pub(super) const MAX_IO: u32 = 1 << 20;
-/// Bytes; as much as any disk asks of memory for O_DIRECT.
-const PAGE: usize = 4096;
 /// Requests the kernel may have in flight for readahead and other background work.
 const MAX_BACKGROUND: u16 = 64;
 /// A copy of at least this many bytes is slow work.
 const SLOW_COPY: u64 = 1 << 20;
-/// The most one copy_file_range moves: the kernel's own limit for one call (MAX_RW_COUNT).
-const MAX_COPY: u64 = 0x7fff_f000;
 
 /// What is answered at all; where not, by ENOSYS, which is "never ask again".
 #[derive(Clone, Copy)]
@@ -115,11 +108,6 @@ impl Adapter {
         }
     }
 
-    fn count(&self, op: Op) {
-        self.counters.count(op);
-        request_scope::is_a(op);
-    }
-
     /// How long the kernel may keep an inode's attributes, in seconds.
     fn lifetime(&self, ino: u64) -> u64 {
         lifetime(self.opens.as_deref(), ino)
@@ -174,8 +162,8 @@ impl Adapter {
     }
 
     /// Runs a modification of `ino` that may first have to copy it up.
-    fn modify(&self, ino: u64, job: impl FnOnce(&Union) + Send + 'static) {
-        self.run(self.union.needs_copy_up(ino), job);
+    fn modify(&self, ino: Ino, job: impl FnOnce(&Union) + Send + 'static) {
+        self.run(self.union.needs_copy_up(ino.0), job);
     }
 }
 
@@ -192,16 +180,23 @@ impl Drop for SlowWorker<'_> {
 /// the mode it knows, hears of it before the data changes.
 fn with_loss<T>(
     device: &OwnedFd,
-    header: &Header,
+    context: Context,
     kills: bool,
     job: impl FnOnce(Option<&SetIdLoss<'_>>) -> T,
 ) -> T {
     let fell = |ino| notify::attributes_changed(device, ino);
     let loss = SetIdLoss {
-        caller: convert::caller(header),
+        caller: caller(context),
         fell: &fell,
     };
     job(kills.then_some(&loss))
+}
+
+fn caller(context: Context) -> Caller {
+    Caller {
+        uid: context.uid,
+        gid: context.gid,
+    }
 }
 
 fn lifetime(opens: Option<&Opens>, ino: u64) -> u64 {
@@ -239,27 +234,4 @@ pub(super) fn wanted(acl: bool, writeback: bool, stack_depth: u32) -> Limits {
         transport: None,
         stack_depth,
     }
-}
-
-/// Runs `job` with a buffer of this thread, reused between requests, that begins with a page,
-/// so that O_DIRECT can read into it. The size is never cut: a short answer would mean the end
-/// of the file to the kernel. Without memory the answer is ENOMEM.
-fn with_buffer(size: u32, reply: Reply, job: impl FnOnce(&mut [u8], Reply)) {
-    thread_local! {
-        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    }
-    let size = size as usize;
-    BUFFER.with_borrow_mut(|buffer| {
-        if let Some(more) = (size + PAGE).checked_sub(buffer.len()) {
-            if buffer.try_reserve(more).is_err() {
-                return reply.error(libc::ENOMEM);
-            }
-            buffer.resize(size + PAGE, 0);
-        }
-        let start = buffer.as_ptr().align_offset(PAGE);
-        job(
-            buffer.get_mut(start..start + size).unwrap_or_default(),
-            reply,
-        );
-    });
 }

@@ -1,23 +1,15 @@
 //! Between the union's plain values and the protocol's. Called by `adapter` and `reply`.
 
-use super::wire::Header;
 use super::wire::abi::{
     self, FATTR_ATIME, FATTR_ATIME_NOW, FATTR_CTIME, FATTR_FH, FATTR_GID, FATTR_KILL_SUIDGID,
     FATTR_MODE, FATTR_MTIME, FATTR_MTIME_NOW, FATTR_SIZE, FATTR_UID, SetattrIn, SxTime,
 };
-use crate::union::{Attr, Caller, EntryRef, RenameFlags, SetAttr, SetTime, Time, XattrFlags};
+use crate::union::{Attr, EntryRef, RenameFlags, SetAttr, SetTime, Time, XattrFlags};
 
 /// How long the kernel may keep entries, attributes and negative entries, in seconds: 136
 /// years. The union owns its layers, so what the kernel knows can only be changed by the
 /// kernel.
 pub(super) const FOREVER: u64 = u32::MAX as u64;
-
-pub(super) fn caller(header: &Header) -> Caller {
-    Caller {
-        uid: header.uid,
-        gid: header.gid,
-    }
-}
 
 /// The kernel takes the seconds as signed again.
 pub(super) fn attr(attr: &Attr) -> abi::Attr {

@@ -21,12 +21,12 @@ fn check(parsed: Request<'_>, body: &[u8]) -> bool {
             let bytes = forgets.iter().count() * size_of::<(u64, u64)>();
             debug_assert!(bytes <= body.len());
         }
-        Request::Write { data, .. } => debug_assert!(data.len() < body.len()),
+        Request::Write(write) => debug_assert!(write.data.len() < body.len()),
         Request::SetXattr { name, value, .. } => {
             plain(name);
             debug_assert!(value.len() < body.len());
         }
-        Request::Rename { name, new_name, .. } => [name, new_name].into_iter().for_each(plain),
+        Request::Rename { name, to, .. } => [name, to.name].into_iter().for_each(plain),
         Request::SymLink { name, target } => [name, target].into_iter().for_each(plain),
         Request::Lookup { name }
         | Request::MkNod { name, .. }

@@ -11,6 +11,7 @@
 //! is mounted, [`unmount()`] takes it away.
 
 mod adapter;
+mod buffer;
 mod config;
 mod control;
 mod convert;
@@ -23,10 +24,10 @@ mod keeper;
 mod mount;
 pub mod mountinfo;
 mod mountpoint;
+mod operations;
 mod own_mount;
 mod passthrough;
 mod pool;
-mod reply;
 mod request_scope;
 pub mod runtime;
 mod session;

@@ -23,7 +23,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
 use super::config::MountConfig;
 use super::convert;
 use super::error::{Error, Result};
-use super::wire::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, OpenOut, init2};
+use super::operations::{Handle, Opened};
+use super::wire::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, init2};
 use super::wire::{Connection, notify};
 use crate::sys::fuse::{close_backing, open_backing};
 use crate::sys::process::in_initial_user_namespace;
@@ -173,7 +174,7 @@ impl Opens {
     /// # Errors
     /// EINVAL for O_DIRECT where the file system of the data has none and the file is passed
     /// through already; those of [`Union::backing`].
-    pub(super) fn open(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<OpenOut> {
+    pub(super) fn open(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<Opened> {
         let (out, must_ask) = self.count(union, ino, flags)?;
         if must_ask {
             // From here on a mapping may change what it was told.
@@ -191,14 +192,14 @@ impl Opens {
         union: &Union,
         ino: Ino,
         flags: u32,
-    ) -> union::Result<(OpenOut, u64)> {
+    ) -> union::Result<(Opened, u64)> {
         let (out, _) = self.count(union, ino, flags)?;
         Ok((out, self.lifetime(ino).max(MAPPED)))
     }
 
     /// Counts an open; its answer, and whether the file could be mapped for writing through it
     /// while the kernel keeps attributes.
-    fn count(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<(OpenOut, bool)> {
+    fn count(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<(Opened, bool)> {
         let (kind, direct) = (kind(flags), flags & libc::O_DIRECT as u32 != 0);
         let known = self.open.get_mut(&ino).map(|mut open| open.add(kind));
         let out = match known {
@@ -212,16 +213,16 @@ impl Opens {
                 }
             }
         };
-        let passed = out.open_flags & FOPEN_PASSTHROUGH != 0;
+        let passed = out.flags & FOPEN_PASSTHROUGH != 0;
         let maps = passed && kind & MAPPER != 0;
         if maps && union.is_append_only(ino).unwrap_or(true) {
             // It became that while it was open.
-            self.release(ino, out.fh);
+            self.release(ino, out.handle.0);
             return Err(Errno::PERM.into());
         }
         let must_ask = maps && self.takes_back(ino);
         if passed && direct && known.is_some() && !takes_direct(union, ino) {
-            self.release(ino, out.fh);
+            self.release(ino, out.handle.0);
             return Err(Errno::INVAL.into());
         }
         Ok((out, must_ask))
@@ -325,7 +326,7 @@ impl Open {
         }
     }
 
-    fn add(&mut self, fh: u64) -> OpenOut {
+    fn add(&mut self, fh: u64) -> Opened {
         self.opens += 1;
         self.mappers += u64::from(fh & MAPPER != 0);
         self.executors += u64::from(fh & EXECUTOR != 0);
@@ -340,10 +341,10 @@ impl Open {
             Mode::Cached { keep: true } => (FOPEN_KEEP_CACHE, 0),
             Mode::Cached { keep: false } => (0, 0),
         };
-        OpenOut {
-            fh,
-            open_flags,
-            backing_id,
+        Opened {
+            handle: Handle(fh),
+            flags: open_flags,
+            backing: backing_id,
         }
     }
 }

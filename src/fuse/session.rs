@@ -30,7 +30,7 @@ use super::pool::Pool;
 use super::runtime::MountRecord;
 use super::stats;
 use super::unmount::Mount;
-use super::wire::Connection;
+use super::wire::{Connection, Dispatch};
 use crate::sandbox::InForce;
 use crate::union::Union;
 
@@ -297,7 +297,7 @@ impl Mounted {
                 let _ = settled.recv_timeout(SETTLE);
                 in_sandbox || attach::can_reopen_device()
             };
-            move || connection.serve(Arc::new(adapter), threads, others, abort)
+            move || connection.serve(Arc::new(Dispatch(adapter)), threads, others, abort)
         };
         let attachment = Arc::new(self.attachment);
         let started = start(serve, Arc::clone(&attachment), sender.clone());

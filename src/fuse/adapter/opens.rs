@@ -1,146 +1,142 @@
-//! What opens, creates and closes files. Called by `handlers`. Under the policy `cached` the
-//! kernel is told once that there is no OPEN and no CREATE (it then sends MKNOD), and asks no
-//! more; under `passthrough` it sends both, and RELEASE after them.
+//! What opens and creates files. Under the policy `cached` the kernel is told once that there is no
+//! OPEN and no CREATE (it then sends MKNOD), and asks no more; under `passthrough` it sends both, and
+//! RELEASE after them.
 
 use std::sync::Arc;
 
-use super::{Adapter, with_loss};
-use crate::fuse::convert::caller;
-use crate::fuse::counters::Op;
+use super::{Adapter, caller, with_loss};
+use crate::fuse::operations::{
+    Context, CreateReply, Handle, Ino, Name, NewMode, OpenFlags, OpenReply, Opened,
+};
 use crate::fuse::passthrough::{Opens, is_writer};
-use crate::fuse::reply;
-use crate::fuse::wire::abi::{FOPEN_KEEP_CACHE, OpenOut};
-use crate::fuse::wire::{Header, Reply};
+use crate::fuse::wire::abi::{FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE};
 use crate::union::{EntryRef, Result, Union};
 
 impl Adapter {
-    /// `kills`: O_TRUNC takes the file its set-id bits.
-    pub(super) fn open(&self, header: &Header, flags: u32, kills: bool, reply: Reply) {
-        self.count(Op::Open);
+    pub(super) fn open_file(
+        &self,
+        context: Context,
+        ino: Ino,
+        flags: OpenFlags,
+        kills: bool,
+        reply: impl OpenReply,
+    ) {
         let Some(opens) = &self.opens else {
             return opened(self.no_open, FOPEN_KEEP_CACHE, reply);
         };
-        let (ino, opens) = (header.ino, Arc::clone(opens));
-        let truncate = flags & libc::O_TRUNC as u32 != 0;
-        let writes = truncate || is_writer(flags);
+        let opens = Arc::clone(opens);
+        let truncate = flags.truncates();
+        let writes = truncate || is_writer(flags.0);
         // The kernel asks whether a program runs from it before an open for writing, but after one
         // for reading that truncates, when it is too late (do_open, fs/namei.c).
-        if truncate && !is_writer(flags) && opens.is_executed(ino) {
+        if truncate && !is_writer(flags.0) && opens.is_executed(ino.0) {
             return reply.error(libc::ETXTBSY);
         }
-        let slow = writes && self.union.needs_copy_up(ino);
-        let (header, device) = (*header, Arc::clone(&self.device));
+        let slow = writes && self.union.needs_copy_up(ino.0);
+        let device = Arc::clone(&self.device);
         self.run(slow, move |union| {
             let ready = match (truncate, writes) {
-                (true, _) => with_loss(&device, &header, kills, |loss| {
-                    union.open_truncated(ino, loss.copied())
+                (true, _) => with_loss(&device, context, kills, |loss| {
+                    union.open_truncated(ino.0, loss.copied())
                 }),
-                (false, true) => union.open_for_writing(ino, flags),
+                (false, true) => union.open_for_writing(ino.0, flags.0),
                 (false, false) => Ok(()),
             };
-            match ready.and_then(|()| opens.open(union, ino, flags)) {
+            match ready.and_then(|()| opens.open(union, ino.0, flags.0)) {
                 Ok(out) => {
-                    if !reply.message(&out) {
-                        opens.release(ino, out.fh);
+                    if !reply.opened(out) {
+                        opens.release(ino.0, out.handle.0);
                     }
                 }
-                Err(error) => reply::fail(reply, &error),
+                Err(error) => reply.fail(&error),
             }
         });
     }
 
-    pub(super) fn release(&self, ino: u64, fh: u64, reply: Reply) {
-        self.count(Op::Release);
-        if let Some(opens) = &self.opens {
-            opens.release(ino, fh);
-        }
-        reply.ok();
-    }
-
-    pub(super) fn forget(&self, ino: u64, count: u64) {
-        self.count(Op::Forget);
-        self.union.forget(ino, count);
-        if let Some(opens) = &self.opens {
-            opens.forget(&self.union, ino);
-        }
+    pub(super) fn open_dir(&self, reply: impl OpenReply) {
+        opened(self.no_opendir, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, reply);
     }
 
     /// What was just made keeps the mode it was made with, whatever the flags: O_TRUNC is for files
     /// that are there, and those are opened.
-    pub(super) fn create(
+    pub(super) fn create_file(
         &self,
-        header: &Header,
-        name: &[u8],
-        (mode, umask): (u32, u32),
-        flags: u32,
-        reply: Reply,
+        context: Context,
+        Name { parent, name }: Name<'_>,
+        NewMode { mode, umask }: NewMode,
+        flags: OpenFlags,
+        reply: impl CreateReply,
     ) {
-        self.count(Op::Create);
         let Some(opens) = &self.opens else {
             return reply.error(libc::ENOSYS);
         };
-        let mode = libc::S_IFREG | mode & 0o7777;
-        let result = self
+        let (caller, mode) = (caller(context), libc::S_IFREG | mode & 0o7777);
+        let made = self
             .union
-            .mknod(&caller(header), header.ino, name, mode, umask, (0, 0));
-        created(&self.union, opens, result, flags, reply);
+            .mknod(&caller, parent.0, name, mode, umask, (0, 0));
+        created(&self.union, opens, made, flags, reply);
     }
 
     /// A file without a name comes open.
-    pub(super) fn make_unnamed(
+    pub(super) fn create_unnamed(
         &self,
-        header: &Header,
-        (mode, umask): (u32, u32),
-        flags: u32,
-        reply: Reply,
+        context: Context,
+        parent: Ino,
+        NewMode { mode, umask }: NewMode,
+        flags: OpenFlags,
+        reply: impl CreateReply,
     ) {
-        self.count(Op::TmpFile);
-        let result = self
+        let made = self
             .union
-            .tmpfile(&caller(header), header.ino, mode & 0o7777, umask);
-        match (&self.opens, result) {
-            (Some(opens), result) => {
-                created(&self.union, opens, result, flags, reply);
-            }
+            .tmpfile(&caller(context), parent.0, mode & 0o7777, umask);
+        match (&self.opens, made) {
+            (Some(opens), made) => created(&self.union, opens, made, flags, reply),
             (None, Ok(entry)) => {
                 let lifetime = self.lifetime(entry.attr().ino);
-                reply::created(reply, entry, answer(FOPEN_KEEP_CACHE), lifetime);
+                reply.created(entry, without_handle(FOPEN_KEEP_CACHE), lifetime);
             }
-            (None, Err(error)) => reply::fail(reply, &error),
+            (None, Err(error)) => reply.fail(&error),
         }
     }
 }
 
 /// Opens what was created, and answers with both.
-fn created(union: &Union, opens: &Opens, result: Result<EntryRef<'_>>, flags: u32, reply: Reply) {
-    let open = result.and_then(|entry| {
-        let (out, lifetime) = opens.open_new(union, entry.attr().ino, flags)?;
+fn created(
+    union: &Union,
+    opens: &Opens,
+    made: Result<EntryRef<'_>>,
+    flags: OpenFlags,
+    reply: impl CreateReply,
+) {
+    let open = made.and_then(|entry| {
+        let (out, lifetime) = opens.open_new(union, entry.attr().ino, flags.0)?;
         Ok((entry, out, lifetime))
     });
     match open {
         Ok((entry, out, lifetime)) => {
             let ino = entry.attr().ino;
-            if !reply::created(reply, entry, out, lifetime) {
-                opens.release(ino, out.fh);
+            if !reply.created(entry, out, lifetime) {
+                opens.release(ino, out.handle.0);
             }
         }
-        Err(error) => reply::fail(reply, &error),
+        Err(error) => reply.fail(&error),
     }
 }
 
-fn answer(open_flags: u32) -> OpenOut {
-    OpenOut {
-        open_flags,
-        ..OpenOut::default()
+/// What needs no RELEASE.
+fn without_handle(flags: u32) -> Opened {
+    Opened {
+        handle: Handle(0),
+        flags,
+        backing: 0,
     }
 }
 
 /// The kernel takes ENOSYS as "opens always, never ask again" where it says so.
-pub(super) fn opened(never_again: bool, open_flags: u32, reply: Reply) {
-    match never_again {
-        true => reply.error(libc::ENOSYS),
-        false => {
-            reply.message(&answer(open_flags));
-        }
+fn opened(never_again: bool, flags: u32, reply: impl OpenReply) {
+    if never_again {
+        reply.error(libc::ENOSYS);
+    } else {
+        reply.opened(without_handle(flags));
     }
 }

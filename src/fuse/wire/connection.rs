@@ -454,7 +454,7 @@ fn is_large(request: &Request<'_>) -> bool {
     const LARGE: usize = 64 << 10;
     match request {
         Request::Read { size, .. } => *size as usize >= LARGE,
-        Request::Write { data, .. } => data.len() >= LARGE,
+        Request::Write(write) => write.data.len() >= LARGE,
         _ => false,
     }
 }

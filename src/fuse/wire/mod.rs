@@ -10,15 +10,17 @@
 //! Every byte read is checked: what is too short or lacks its NUL is answered EINVAL.
 
 pub(super) mod abi;
+mod answers;
 mod connection;
+mod dispatch;
 mod giving_way;
 pub(super) mod notify;
-pub(super) mod reply;
+mod reply;
 pub(super) mod request;
 mod ring_message;
 mod rings;
 mod slot;
 
-pub(super) use connection::{Connection, Handler, Limits};
-pub(super) use reply::{DirBuffer, Reply};
-pub(super) use request::{FlagsCmd, Header, NewFlags, Request};
+pub(super) use connection::{Connection, Limits};
+pub(super) use dispatch::Dispatch;
+pub(super) use request::Request;

@@ -1,5 +1,5 @@
 //! The answer to one request: exactly one, from any thread; in one writev(2), or left for
-//! the thread that took the request from a ring. Called by `adapter` and `fuse::reply`.
+//! the thread that took the request from a ring. What the answers say is in `answers`.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
@@ -50,11 +50,6 @@ impl Reply {
             to: None,
             unique: 0,
         }
-    }
-
-    /// Success without a value.
-    pub(crate) fn ok(self) {
-        self.bytes(&[]);
     }
 
     /// Failure. What is no errno becomes EIO.

@@ -1,11 +1,14 @@
-//! One message of the kernel, parsed where it lies. Called by `connection` for every
-//! buffer read; the fields go to `adapter` as they are.
+//! One message of the kernel, parsed where it lies, with the types of `operations` for its fields.
 
 use zerocopy::FromBytes;
 
 use super::abi::{self, InHeader, op};
 use crate::fuse::counters::Op;
-pub(crate) use ioctl::{FlagsCmd, NewFlags};
+use crate::fuse::operations::{
+    Allocation, Context, FlagsForm, Handle, Ino, InodeFlags, Name, NewMode, Offset, OpenFlags,
+    WriteData,
+};
+use crate::union::Write;
 
 /// Who asks, and about which inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,9 +21,19 @@ pub(crate) struct Header {
     pub(crate) uid: u32,
     /// fsgid of the caller.
     pub(crate) gid: u32,
-    /// Thread ID of the caller, 0 when it has none in our namespace. For `giving_way` only: it may
-    /// be another's by now, so nothing that a caller may do is decided from it.
+    /// Thread ID of the caller; see [`Context::pid`].
     pub(crate) pid: u32,
+}
+
+impl Header {
+    /// Who asks.
+    pub(crate) fn context(&self) -> Context {
+        Context {
+            uid: self.uid,
+            gid: self.gid,
+            pid: self.pid,
+        }
+    }
 }
 
 /// A request; names are without their NUL, and may hold any other byte.
@@ -46,26 +59,22 @@ pub(crate) enum Request<'a> {
     },
     MkNod {
         name: &'a [u8],
-        mode: u32,
-        umask: u32,
+        new: NewMode,
+        /// As the kernel encodes it.
         rdev: u32,
     },
     MkDir {
         name: &'a [u8],
-        mode: u32,
-        umask: u32,
+        new: NewMode,
     },
     TmpFile {
-        mode: u32,
-        umask: u32,
-        /// `O_` flags the file comes open with.
-        flags: u32,
+        new: NewMode,
+        flags: OpenFlags,
     },
     Create {
         name: &'a [u8],
-        mode: u32,
-        umask: u32,
-        flags: u32,
+        new: NewMode,
+        flags: OpenFlags,
     },
     Unlink {
         name: &'a [u8],
@@ -75,49 +84,39 @@ pub(crate) enum Request<'a> {
     },
     Rename {
         name: &'a [u8],
-        new_parent: u64,
-        new_name: &'a [u8],
+        to: Name<'a>,
+        /// `RENAME_` flags.
         flags: u32,
     },
     /// The header names the new parent.
     Link {
-        ino: u64,
+        ino: Ino,
         name: &'a [u8],
     },
     Open {
-        /// `O_` flags.
-        flags: u32,
+        flags: OpenFlags,
         /// As for a write, for O_TRUNC.
         kill_suid: bool,
     },
     OpenDir,
     Release {
-        /// What the open was answered with.
-        fh: u64,
+        handle: Handle,
     },
     ReleaseDir,
+    Flush,
     Read {
-        offset: u64,
+        offset: Offset,
         size: u32,
         /// The program opened the file with O_DIRECT, or set it since.
         direct: bool,
     },
-    Write {
-        offset: u64,
-        data: &'a [u8],
-        /// The caller may not keep set-id bits (it lacks CAP_FSETID).
-        kill_suid: bool,
-        /// As for a read; never of pages that come from the kernel's cache.
-        direct: bool,
-        /// With O_APPEND.
-        append: bool,
-        /// Of pages that come from the kernel's cache.
-        pages: bool,
-    },
-    /// The flags of a file or directory are asked for, in the form that `cmd` says.
-    Flags(FlagsCmd),
+    Write(WriteData<'a>),
+    /// The flags of a file or directory are asked for.
+    Flags(FlagsForm),
     /// Those it is to have.
-    SetFlags(NewFlags),
+    SetFlags(InodeFlags),
+    /// Any other IOCTL.
+    Ioctl,
     Fsync {
         datasync: bool,
     },
@@ -126,11 +125,11 @@ pub(crate) enum Request<'a> {
     },
     SyncFs,
     ReadDir {
-        offset: u64,
+        offset: Offset,
         size: u32,
     },
     ReadDirPlus {
-        offset: u64,
+        offset: Offset,
         size: u32,
     },
     StatFs,
@@ -151,28 +150,82 @@ pub(crate) enum Request<'a> {
     RemoveXattr {
         name: &'a [u8],
     },
-    Fallocate {
-        offset: u64,
-        length: u64,
-        mode: u32,
-    },
+    Fallocate(Allocation),
     Lseek {
-        offset: u64,
+        offset: Offset,
         whence: u32,
     },
     CopyFileRange {
-        offset: u64,
-        to: u64,
-        to_offset: u64,
-        len: u64,
+        offset: Offset,
+        to: Ino,
+        to_offset: Offset,
+        length: u64,
         flags: u64,
+        /// COPY_FILE_RANGE_64: the answer is, too.
         wide: bool,
     },
-    /// An operation this transport does not offer: its counter, if it has one, and the
-    /// errno. After ENOSYS the kernel does not send it again but does without.
-    Refused(Option<Op>, i32),
-    /// Too short, or without the NUL its names need: EINVAL.
+    Access,
+    GetLk,
+    SetLk,
+    Bmap,
+    Poll,
+    Interrupt,
+    /// An operation that this version of the protocol does not know.
+    Unknown,
+    /// Too short, or without the NUL its names need.
     Malformed,
+}
+
+impl Request<'_> {
+    /// What it counts as. A BATCH_FORGET is counted for each of its inodes.
+    pub(crate) fn operation(&self) -> Option<Op> {
+        Some(match self {
+            Self::Destroy => Op::Destroy,
+            Self::Lookup { .. } => Op::Lookup,
+            Self::Forget { .. } => Op::Forget,
+            Self::GetAttr => Op::GetAttr,
+            Self::StatX { .. } => Op::StatX,
+            Self::SetAttr(_) => Op::SetAttr,
+            Self::ReadLink => Op::ReadLink,
+            Self::SymLink { .. } => Op::SymLink,
+            Self::MkNod { .. } => Op::MkNod,
+            Self::MkDir { .. } => Op::MkDir,
+            Self::TmpFile { .. } => Op::TmpFile,
+            Self::Create { .. } => Op::Create,
+            Self::Unlink { .. } => Op::Unlink,
+            Self::RmDir { .. } => Op::RmDir,
+            Self::Rename { .. } => Op::Rename,
+            Self::Link { .. } => Op::Link,
+            Self::Open { .. } => Op::Open,
+            Self::OpenDir => Op::OpenDir,
+            Self::Release { .. } => Op::Release,
+            Self::ReleaseDir => Op::ReleaseDir,
+            Self::Flush => Op::Flush,
+            Self::Read { .. } => Op::Read,
+            Self::Write(_) => Op::Write,
+            Self::Flags(_) | Self::SetFlags(_) | Self::Ioctl => Op::Ioctl,
+            Self::Fsync { .. } => Op::Fsync,
+            Self::FsyncDir { .. } => Op::FsyncDir,
+            Self::SyncFs => Op::SyncFs,
+            Self::ReadDir { .. } => Op::ReadDir,
+            Self::ReadDirPlus { .. } => Op::ReadDirPlus,
+            Self::StatFs => Op::StatFs,
+            Self::SetXattr { .. } => Op::SetXattr,
+            Self::GetXattr { .. } => Op::GetXattr,
+            Self::ListXattr { .. } => Op::ListXattr,
+            Self::RemoveXattr { .. } => Op::RemoveXattr,
+            Self::Fallocate(_) => Op::Fallocate,
+            Self::Lseek { .. } => Op::Lseek,
+            Self::CopyFileRange { .. } => Op::CopyFileRange,
+            Self::Access => Op::Access,
+            Self::GetLk => Op::GetLk,
+            Self::SetLk => Op::SetLk,
+            Self::Bmap => Op::Bmap,
+            Self::Poll => Op::Poll,
+            Self::Interrupt => Op::Interrupt,
+            Self::BatchForget(_) | Self::Unknown | Self::Malformed => return None,
+        })
+    }
 }
 
 /// The inodes of a BATCH_FORGET.
@@ -291,9 +344,9 @@ fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
                 ..
             } = body.take()?;
             Request::Read {
-                offset,
+                offset: Offset(offset),
                 size,
-                direct: is_direct(flags),
+                direct: OpenFlags(flags).is_direct(),
             }
         }
         op::WRITE => {
@@ -304,23 +357,32 @@ fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
                 flags,
                 ..
             } = body.take()?;
-            let kill_suid = write_flags & abi::WRITE_KILL_SUIDGID != 0;
-            Request::Write {
-                offset,
+            let (flags, pages) = (OpenFlags(flags), write_flags & abi::WRITE_CACHE != 0);
+            Request::Write(WriteData {
+                offset: Offset(offset),
                 data: body.bytes(size)?,
-                kill_suid,
-                direct: is_direct(flags) && write_flags & abi::WRITE_CACHE == 0,
-                append: flags & libc::O_APPEND.cast_unsigned() != 0,
-                pages: write_flags & abi::WRITE_CACHE != 0,
-            }
+                how: Write {
+                    // Pages of the kernel's cache are never past it.
+                    direct: flags.is_direct() && !pages,
+                    append: flags.appends(),
+                    pages,
+                },
+                kills: write_flags & abi::WRITE_KILL_SUIDGID != 0,
+            })
         }
         op::READDIRPLUS => {
             let abi::ReadIn { offset, size, .. } = body.take()?;
-            Request::ReadDirPlus { offset, size }
+            Request::ReadDirPlus {
+                offset: Offset(offset),
+                size,
+            }
         }
         op::READDIR => {
             let abi::ReadIn { offset, size, .. } = body.take()?;
-            Request::ReadDir { offset, size }
+            Request::ReadDir {
+                offset: Offset(offset),
+                size,
+            }
         }
         op::FORGET => Request::Forget {
             count: body.take()?,
@@ -335,13 +397,23 @@ fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
         op::OPEN => {
             let abi::OpenIn { flags, open_flags } = body.take()?;
             let kill_suid = open_flags & abi::OPEN_KILL_SUIDGID != 0;
-            Request::Open { flags, kill_suid }
+            Request::Open {
+                flags: OpenFlags(flags),
+                kill_suid,
+            }
         }
         op::OPENDIR => Request::OpenDir,
         op::RELEASE => Request::Release {
-            fh: body.take::<abi::ReleaseIn>()?.fh,
+            handle: Handle(body.take::<abi::ReleaseIn>()?.fh),
         },
         op::RELEASEDIR => Request::ReleaseDir,
+        op::FLUSH => Request::Flush,
+        op::ACCESS => Request::Access,
+        op::GETLK => Request::GetLk,
+        op::SETLK | op::SETLKW => Request::SetLk,
+        op::BMAP => Request::Bmap,
+        op::POLL => Request::Poll,
+        op::INTERRUPT => Request::Interrupt,
         op::DESTROY => Request::Destroy,
         op::SYNCFS => Request::SyncFs,
         op::FSYNC => Request::Fsync {
@@ -355,10 +427,7 @@ fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
         op::FALLOCATE | op::LSEEK | op::COPY_FILE_RANGE | op::COPY_FILE_RANGE_64 => {
             ranges(opcode, body)?
         }
-        _ => match refused(opcode) {
-            Some(refused) => refused,
-            None => names(opcode, body)?,
-        },
+        _ => names(opcode, body)?,
     })
 }
 
@@ -375,8 +444,7 @@ fn names<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
             } = body.take()?;
             Request::MkNod {
                 name: body.name()?,
-                mode,
-                umask,
+                new: NewMode { mode, umask },
                 rdev,
             }
         }
@@ -384,8 +452,7 @@ fn names<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
             let abi::MkdirIn { mode, umask } = body.take()?;
             Request::MkDir {
                 name: body.name()?,
-                mode,
-                umask,
+                new: NewMode { mode, umask },
             }
         }
         // The name that follows is a placeholder.
@@ -393,7 +460,10 @@ fn names<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
             let abi::CreateIn {
                 flags, mode, umask, ..
             } = body.take()?;
-            Request::TmpFile { mode, umask, flags }
+            Request::TmpFile {
+                new: NewMode { mode, umask },
+                flags: OpenFlags(flags),
+            }
         }
         op::CREATE => {
             let abi::CreateIn {
@@ -401,9 +471,8 @@ fn names<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
             } = body.take()?;
             Request::Create {
                 name: body.name()?,
-                mode,
-                umask,
-                flags,
+                new: NewMode { mode, umask },
+                flags: OpenFlags(flags),
             }
         }
         op::UNLINK => Request::Unlink { name: body.name()? },
@@ -417,21 +486,20 @@ fn names<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
             rename(body, newdir, flags)?
         }
         op::LINK => Request::Link {
-            ino: body.take()?,
+            ino: Ino(body.take()?),
             name: body.name()?,
         },
-        _ => Request::Refused(None, libc::ENOSYS),
+        _ => Request::Unknown,
     })
 }
 
 fn rename(mut body: Body<'_>, new_parent: u64, flags: u32) -> Option<Request<'_>> {
     let (name, new_name) = (body.name()?, body.name()?);
-    Some(Request::Rename {
-        name,
-        new_parent,
-        new_name,
-        flags,
-    })
+    let to = Name {
+        parent: Ino(new_parent),
+        name: new_name,
+    };
+    Some(Request::Rename { name, to, flags })
 }
 
 fn batch_forget(mut body: Body<'_>) -> Option<Request<'_>> {
@@ -490,48 +558,31 @@ fn ranges<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
                 mode,
                 ..
             } = body.take()?;
-            Request::Fallocate {
-                offset,
+            Request::Fallocate(Allocation {
+                offset: Offset(offset),
                 length,
                 mode,
-            }
+            })
         }
         op::LSEEK => {
             let abi::LseekIn { offset, whence, .. } = body.take()?;
-            Request::Lseek { offset, whence }
+            Request::Lseek {
+                offset: Offset(offset),
+                whence,
+            }
         }
         _ => {
             let range: abi::CopyFileRangeIn = body.take()?;
             Request::CopyFileRange {
-                offset: range.off_in,
-                to: range.nodeid_out,
-                to_offset: range.off_out,
-                len: range.len,
+                offset: Offset(range.off_in),
+                to: Ino(range.nodeid_out),
+                to_offset: Offset(range.off_out),
+                length: range.len,
                 flags: range.flags,
                 wide: opcode == op::COPY_FILE_RANGE_64,
             }
         }
     })
-}
-
-/// Of the flags of an open file.
-fn is_direct(flags: u32) -> bool {
-    flags & libc::O_DIRECT as u32 != 0
-}
-
-fn refused(opcode: u32) -> Option<Request<'static>> {
-    let (op, errno) = match opcode {
-        op::FLUSH => (Op::Flush, libc::ENOSYS),
-        op::ACCESS => (Op::Access, libc::ENOSYS),
-        op::GETLK => (Op::GetLk, libc::ENOSYS),
-        op::SETLK | op::SETLKW => (Op::SetLk, libc::ENOSYS),
-        op::BMAP => (Op::Bmap, libc::ENOSYS),
-        op::POLL => (Op::Poll, libc::ENOSYS),
-        // Nothing we do is worth interrupting: what waits for a disk cannot be.
-        op::INTERRUPT => (Op::Interrupt, libc::ENOSYS),
-        _ => return None,
-    };
-    Some(Request::Refused(Some(op), errno))
 }
 
 mod ioctl;

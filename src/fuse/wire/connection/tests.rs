@@ -164,8 +164,8 @@ impl Handler for Echo {
             Request::Lookup { name } => {
                 reply.bytes(name);
             }
-            Request::Write { data, .. } => {
-                let past = (data.as_ptr().addr() % 4096) as u64;
+            Request::Write(write) => {
+                let past = (write.data.as_ptr().addr() % 4096) as u64;
                 reply.message(&past);
             }
             Request::GetAttr => panic!("expected by the test"),

@@ -7,27 +7,9 @@
 use zerocopy::FromBytes as _;
 
 use super::{Body, Request};
-use crate::fuse::counters::Op;
+use crate::fuse::operations::{FlagsForm, InodeFlags};
 use crate::fuse::wire::abi;
 use crate::sys::fileattr::{FSGETXATTR, FSSETXATTR, FsxAttr};
-
-/// In which form flags are asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FlagsCmd {
-    /// `FS_IOC_GETFLAGS`: 4 bytes.
-    Flags,
-    /// `FS_IOC_FSGETXATTR`.
-    Xflags,
-}
-
-/// The flags a file is to have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NewFlags {
-    /// `FS_IOC_SETFLAGS`.
-    Flags(u32),
-    /// `FS_IOC_FSSETXATTR`.
-    Xflags(FsxAttr),
-}
 
 /// What `FS_IOC_GETFLAGS` and `FS_IOC_SETFLAGS` carry, whatever size their number says.
 const FLAGS: u32 = size_of::<u32>() as u32;
@@ -36,23 +18,22 @@ const XFLAGS: u32 = size_of::<FsxAttr>() as u32;
 pub(super) fn parse(mut body: Body<'_>) -> Option<Request<'_>> {
     let head: abi::IoctlIn = body.take()?;
     let data = body.bytes(head.in_size)?;
-    let refused = Request::Refused(Some(Op::Ioctl), libc::ENOTTY);
     // The kernel has no address to pass.
     if head.arg != 0 {
-        return Some(refused);
+        return Some(Request::Ioctl);
     }
     let sizes = (head.in_size, head.out_size);
     Some(match (libc::Ioctl::from(head.cmd), sizes) {
-        (libc::FS_IOC_GETFLAGS, (0, FLAGS)) => Request::Flags(FlagsCmd::Flags),
+        (libc::FS_IOC_GETFLAGS, (0, FLAGS)) => Request::Flags(FlagsForm::Flags),
         (libc::FS_IOC_SETFLAGS, (FLAGS, 0)) => {
-            Request::SetFlags(NewFlags::Flags(u32::read_from_bytes(data).ok()?))
+            Request::SetFlags(InodeFlags::Flags(u32::read_from_bytes(data).ok()?))
         }
         _ => match (head.cmd, sizes) {
-            (FSGETXATTR, (0, XFLAGS)) => Request::Flags(FlagsCmd::Xflags),
+            (FSGETXATTR, (0, XFLAGS)) => Request::Flags(FlagsForm::Xflags),
             (FSSETXATTR, (XFLAGS, 0)) => {
-                Request::SetFlags(NewFlags::Xflags(FsxAttr::read_from_bytes(data).ok()?))
+                Request::SetFlags(InodeFlags::Xflags(FsxAttr::read_from_bytes(data).ok()?))
             }
-            _ => refused,
+            _ => Request::Ioctl,
         },
     })
 }

@@ -3,8 +3,9 @@
 use zerocopy::IntoBytes;
 
 use super::*;
+use crate::fuse::operations::{EmptyReply, Offset};
 use crate::fuse::wire::abi::{InHeader, ReadIn, UringEntInOut, WriteIn};
-use crate::fuse::wire::{Header, Request};
+use crate::fuse::wire::request::{Header, Request};
 
 #[test]
 fn cpus_are_counted() {
@@ -25,7 +26,7 @@ impl Handler for Odd {
     fn handle(&self, _: &Header, request: Request<'_>, reply: Reply) {
         match request {
             Request::Lookup { name } => assert!(reply.bytes(&[name, name].concat())),
-            Request::Write { data, .. } => assert!(reply.bytes(data)),
+            Request::Write(write) => assert!(reply.bytes(write.data)),
             Request::Unlink { name } => {
                 let name = name.to_vec();
                 std::thread::spawn(move || reply.bytes(&name));
@@ -33,9 +34,9 @@ impl Handler for Odd {
             Request::RmDir { .. } => assert!(!reply.bytes(&[0; 10_000])),
             Request::Read { offset, size, .. } => {
                 let fill = |room: &mut [u8]| {
-                    assert_ne!(offset, 2, "expected by the test");
+                    assert_ne!(offset, Offset(2), "expected by the test");
                     room.fill(b'x');
-                    (offset == 0).then_some(room.len() - 1)
+                    (offset == Offset(0)).then_some(room.len() - 1)
                 };
                 if let Some(reply) = reply.filled(size, fill) {
                     assert!(reply.bytes(b"copied"));
@@ -155,5 +156,5 @@ fn nobody_waits_for_slow_work_once_the_connection_is_gone() {
         assert!(waiting.join().unwrap().is_none());
     });
     // The answer that comes too late goes nowhere, and harms nobody.
-    keeper.0.lock().drain(..).for_each(Reply::ok);
+    keeper.0.lock().drain(..).for_each(EmptyReply::ok);
 }

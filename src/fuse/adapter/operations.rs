@@ -1,0 +1,380 @@
+//! Each operation as one call of the union and one answer. What opens, creates and closes files is in
+//! `opens`.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::{Adapter, SLOW_COPY, caller, lifetime, with_loss};
+use crate::fuse::counters::Op;
+use crate::fuse::operations::{
+    Allocation, AttrReply, Context, CopyRange, CreateReply, DataReply, DirectoryReply, EmptyReply,
+    EntryReply, FlagsForm, FlagsReply, Handle, Ino, InodeFlags, Name, NewMode, Offset, OffsetReply,
+    OpenFlags, OpenReply, Operations, ReadReply, StatfsReply, StatxReply, WriteData, WriteReply,
+    Xattr, XattrReply,
+};
+use crate::fuse::request_scope;
+use crate::union::{FileFlags, RenameFlags, SetAttr, Union, XattrFlags};
+
+/// The most one copy_file_range moves: the kernel's own limit for one call (MAX_RW_COUNT).
+const MAX_COPY: u64 = 0x7fff_f000;
+
+impl Operations for Adapter {
+    fn count(&self, operation: Op) {
+        self.counters.count(operation);
+        request_scope::is_a(operation);
+    }
+
+    fn lookup(&self, Name { parent, name }: Name<'_>, reply: impl EntryReply) {
+        if matches!(name, b"." | b"..") {
+            return self.find(parent, name == b"..", reply);
+        }
+        match self.union.lookup(parent.0, name) {
+            Ok(Some(entry)) => self.entry(Ok(entry), reply),
+            Ok(None) => reply.no_entry(),
+            Err(error) => reply.fail(&error),
+        }
+    }
+
+    fn forget(&self, ino: Ino, count: u64) {
+        self.union.forget(ino.0, count);
+        if let Some(opens) = &self.opens {
+            opens.forget(&self.union, ino.0);
+        }
+    }
+
+    fn getattr(&self, ino: Ino, reply: impl AttrReply) {
+        reply.result(self.union.getattr(ino.0), self.lifetime(ino.0));
+    }
+
+    fn statx(&self, ino: Ino, mask: u32, reply: impl StatxReply) {
+        if !self.told.births {
+            return reply.error(libc::ENOSYS);
+        }
+        match self.union.getattr(ino.0) {
+            Ok(attr) => reply.statx(&attr, mask, self.lifetime(ino.0)),
+            Err(error) => reply.fail(&error),
+        }
+    }
+
+    fn setattr(&self, context: Context, ino: Ino, change: SetAttr, reply: impl AttrReply) {
+        let opens = self.opens.clone();
+        self.modify(ino, move |union| {
+            let result = union.setattr(&caller(context), ino.0, &change);
+            reply.result(result, lifetime(opens.as_deref(), ino.0));
+        });
+    }
+
+    fn readlink(&self, ino: Ino, reply: impl DataReply) {
+        match self.union.readlink(ino.0) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.fail(&error),
+        }
+    }
+
+    fn symlink(&self, context: Context, new: Name<'_>, target: &[u8], reply: impl EntryReply) {
+        let Name { parent, name } = new;
+        let caller = caller(context);
+        self.entry(self.union.symlink(&caller, parent.0, name, target), reply);
+    }
+
+    fn mknod(
+        &self,
+        context: Context,
+        Name { parent, name }: Name<'_>,
+        NewMode { mode, umask }: NewMode,
+        rdev: (u32, u32),
+        reply: impl EntryReply,
+    ) {
+        let caller = caller(context);
+        let made = self.union.mknod(&caller, parent.0, name, mode, umask, rdev);
+        self.entry(made, reply);
+    }
+
+    fn mkdir(
+        &self,
+        context: Context,
+        Name { parent, name }: Name<'_>,
+        NewMode { mode, umask }: NewMode,
+        reply: impl EntryReply,
+    ) {
+        let (caller, mode) = (caller(context), mode & 0o7777);
+        let made = self.union.mkdir(&caller, parent.0, name, mode, umask);
+        self.entry(made, reply);
+    }
+
+    fn unlink(&self, Name { parent, name }: Name<'_>, reply: impl EmptyReply) {
+        reply.result(self.union.unlink(parent.0, name));
+    }
+
+    fn rmdir(&self, Name { parent, name }: Name<'_>, reply: impl EmptyReply) {
+        reply.result(self.union.rmdir(parent.0, name));
+    }
+
+    fn rename(&self, old: Name<'_>, new: Name<'_>, flags: RenameFlags, reply: impl EmptyReply) {
+        let copies = |name: Name<'_>| self.union.needs_copy_up_name(name.parent.0, name.name);
+        let slow = copies(old) || flags.exchange && copies(new);
+        let (from, to) = (old.parent.0, new.parent.0);
+        let (old, new) = (old.name.to_vec(), new.name.to_vec());
+        self.run(slow, move |union| {
+            reply.result(union.rename(from, &old, to, &new, flags));
+        });
+    }
+
+    fn link(&self, ino: Ino, Name { parent, name }: Name<'_>, reply: impl EntryReply) {
+        let (name, opens) = (name.to_vec(), self.opens.clone());
+        self.modify(ino, move |union| {
+            let linked = union.link(ino.0, parent.0, &name);
+            reply.result(linked, |ino| lifetime(opens.as_deref(), ino));
+        });
+    }
+
+    fn open(
+        &self,
+        context: Context,
+        ino: Ino,
+        flags: OpenFlags,
+        kills: bool,
+        reply: impl OpenReply,
+    ) {
+        self.open_file(context, ino, flags, kills, reply);
+    }
+
+    fn create(
+        &self,
+        context: Context,
+        name: Name<'_>,
+        new: NewMode,
+        flags: OpenFlags,
+        reply: impl CreateReply,
+    ) {
+        self.create_file(context, name, new, flags, reply);
+    }
+
+    fn tmpfile(
+        &self,
+        context: Context,
+        parent: Ino,
+        new: NewMode,
+        flags: OpenFlags,
+        reply: impl CreateReply,
+    ) {
+        self.create_unnamed(context, parent, new, flags, reply);
+    }
+
+    fn read(&self, ino: Ino, offset: Offset, size: u32, direct: bool, reply: impl ReadReply) {
+        if i64::try_from(offset.0).is_err() {
+            return reply.error(libc::EINVAL);
+        }
+        reply.read(size, |room| self.union.read(ino.0, offset.0, room, direct));
+    }
+
+    fn write(&self, context: Context, ino: Ino, request: WriteData<'_>, reply: impl WriteReply) {
+        let WriteData {
+            offset,
+            data,
+            how,
+            kills,
+        } = request;
+        let write = move |union: &Union, device: &OwnedFd, data: &[u8]| {
+            reply.result(with_loss(device, context, kills, |loss| {
+                union.write(ino.0, (offset.0, data), how, loss)
+            }));
+        };
+        if self.union.needs_copy_up(ino.0) {
+            let device = Arc::clone(&self.device);
+            self.run_with(data, move |union, data| write(union, &device, data));
+        } else {
+            write(&self.union, &self.device, data);
+        }
+    }
+
+    fn release(&self, ino: Ino, handle: Handle, reply: impl EmptyReply) {
+        if let Some(opens) = &self.opens {
+            opens.release(ino.0, handle.0);
+        }
+        reply.ok();
+    }
+
+    fn fsync(&self, ino: Ino, data_only: bool, reply: impl EmptyReply) {
+        self.run(true, move |union| {
+            reply.result(union.fsync(ino.0, data_only));
+        });
+    }
+
+    fn opendir(&self, _ino: Ino, reply: impl OpenReply) {
+        self.open_dir(reply);
+    }
+
+    fn readdir(&self, ino: Ino, offset: Offset, reply: impl DirectoryReply) {
+        reply.list(|add| {
+            self.union
+                .readdir(ino.0, offset.0, false, &mut |item| add(item, 0))
+        });
+    }
+
+    fn readdirplus(&self, ino: Ino, offset: Offset, reply: impl DirectoryReply) {
+        reply.list(|add| {
+            self.union.readdir(ino.0, offset.0, true, &mut |item| {
+                let lifetime = self.lifetime(item.ino);
+                add(item, lifetime)
+            })
+        });
+    }
+
+    fn fsyncdir(&self, ino: Ino, data_only: bool, reply: impl EmptyReply) {
+        self.run(true, move |union| {
+            reply.result(union.fsyncdir(ino.0, data_only));
+        });
+    }
+
+    fn statfs(&self, reply: impl StatfsReply) {
+        match self.union.statfs() {
+            Ok(statfs) => reply.statfs(&statfs),
+            Err(error) => reply.fail(&error),
+        }
+    }
+
+    fn syncfs(&self, reply: impl EmptyReply) {
+        self.run(true, move |union| reply.result(union.syncfs()));
+    }
+
+    fn setxattr(
+        &self,
+        context: Context,
+        ino: Ino,
+        Xattr { name, value }: Xattr<'_>,
+        flags: XattrFlags,
+        kill_sgid: Option<bool>,
+        reply: impl EmptyReply,
+    ) {
+        if !self.told.xattrs {
+            return reply.error(libc::ENOSYS);
+        }
+        // A kernel that cannot say it: as for most.
+        let kill_sgid = kill_sgid.unwrap_or(context.uid != 0);
+        let (name, value) = (name.to_vec(), value.to_vec());
+        self.modify(ino, move |union| {
+            reply.result(union.setxattr(ino.0, &name, &value, flags, kill_sgid));
+        });
+    }
+
+    fn getxattr(&self, ino: Ino, name: &[u8], reply: impl XattrReply) {
+        if !self.told.xattrs {
+            return reply.error(libc::ENOSYS);
+        }
+        reply.result(self.union.getxattr(ino.0, name));
+    }
+
+    fn listxattr(&self, context: Context, ino: Ino, reply: impl XattrReply) {
+        if !self.told.xattrs {
+            return reply.error(libc::ENOSYS);
+        }
+        let is_admin = || context.uid == 0 && self.is_administrator(context.pid);
+        reply.result(self.union.listxattr(ino.0, &is_admin));
+    }
+
+    fn removexattr(&self, ino: Ino, name: &[u8], reply: impl EmptyReply) {
+        if !self.told.xattrs {
+            return reply.error(libc::ENOSYS);
+        }
+        let name = name.to_vec();
+        self.modify(ino, move |union| {
+            reply.result(union.removexattr(ino.0, &name));
+        });
+    }
+
+    fn flags(&self, ino: Ino, form: FlagsForm, reply: impl FlagsReply) {
+        let flags = match form {
+            FlagsForm::Flags => {
+                let flags = self.union.file_flags(ino.0);
+                flags.map(|flags| InodeFlags::Flags(flags.0))
+            }
+            FlagsForm::Xflags => self.union.file_xflags(ino.0).map(InodeFlags::Xflags),
+        };
+        match flags {
+            Ok(flags) => reply.flags(flags),
+            Err(error) => reply.fail(&error),
+        }
+    }
+
+    fn set_flags(&self, ino: Ino, flags: InodeFlags, reply: impl EmptyReply) {
+        self.modify(ino, move |union| {
+            reply.result(match flags {
+                InodeFlags::Flags(flags) => union.set_file_flags(ino.0, FileFlags(flags)),
+                InodeFlags::Xflags(flags) => union.set_file_xflags(ino.0, flags),
+            });
+        });
+    }
+
+    fn fallocate(&self, context: Context, ino: Ino, range: Allocation, reply: impl EmptyReply) {
+        let device = Arc::clone(&self.device);
+        self.modify(ino, move |union| {
+            let extent = (range.offset.0, range.length);
+            reply.result(with_loss(&device, context, kills_unsaid(context), |loss| {
+                union.fallocate(ino.0, range.mode, extent, loss)
+            }));
+        });
+    }
+
+    fn lseek(&self, ino: Ino, offset: Offset, whence: u32, reply: impl OffsetReply) {
+        if self.no_lseek {
+            return reply.error(libc::ENOSYS);
+        }
+        // SEEK_DATA and SEEK_HOLE before the start of the file.
+        if i64::try_from(offset.0).is_err() {
+            return reply.error(libc::ENXIO);
+        }
+        match self.union.lseek(ino.0, offset.0, whence) {
+            Ok(offset) => reply.offset(offset),
+            Err(error) => reply.fail(&error),
+        }
+    }
+
+    fn copy_file_range(&self, context: Context, range: CopyRange, reply: impl WriteReply) {
+        if range.flags != 0 {
+            return reply.error(libc::EINVAL);
+        }
+        let device = Arc::clone(&self.device);
+        let length = range.length.min(MAX_COPY);
+        let slow = length >= SLOW_COPY || self.union.needs_copy_up(range.to.0);
+        self.run(slow, move |union| {
+            let from = (range.from.0, range.from_offset.0);
+            let to = (range.to.0, range.to_offset.0);
+            reply.result(with_loss(&device, context, kills_unsaid(context), |loss| {
+                union.copy_file_range(from, to, length, loss)
+            }));
+        });
+    }
+}
+
+impl Adapter {
+    fn entry(
+        &self,
+        result: crate::union::Result<crate::union::EntryRef<'_>>,
+        reply: impl EntryReply,
+    ) {
+        reply.result(result, |ino| self.lifetime(ino));
+    }
+
+    /// The node itself, which the kernel may have forgotten, or its parent.
+    fn find(&self, ino: Ino, parent: bool, reply: impl EntryReply) {
+        let opens = self.opens.clone();
+        self.run(true, move |union| {
+            let found = match parent {
+                true => union.lookup_parent(ino.0),
+                false => union.lookup_by_number(ino.0),
+            };
+            match found {
+                // An old handle is nobody's fault, so nothing is logged.
+                Err(error) if error.errno() == libc::ESTALE => reply.error(libc::ESTALE),
+                found => reply.result(found, |ino| lifetime(opens.as_deref(), ino)),
+            }
+        });
+    }
+}
+
+/// Whether a change that has no flag for it takes set-id bits. The kernel has said so before, by an
+/// empty SETATTR; kernels before 6.1 do not for fallocate, so it holds for all but root.
+fn kills_unsaid(context: Context) -> bool {
+    context.uid != 0
+}

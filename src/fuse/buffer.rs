@@ -1,0 +1,31 @@
+//! A buffer of each thread for what a request reads, kept between requests.
+
+use std::cell::RefCell;
+
+use super::operations::Failure;
+
+/// Bytes; as much as any disk asks of memory for O_DIRECT.
+const PAGE: usize = 4096;
+
+/// Runs `job` with a buffer of `size` bytes that begins with a page, so that O_DIRECT can read into it.
+/// The size is never cut: a short answer would mean the end of the file to the kernel. Without memory
+/// the answer is ENOMEM.
+pub(super) fn with_buffer<R: Failure>(size: u32, reply: R, job: impl FnOnce(&mut [u8], R)) {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let size = size as usize;
+    BUFFER.with_borrow_mut(|buffer| {
+        if let Some(more) = (size + PAGE).checked_sub(buffer.len()) {
+            if buffer.try_reserve(more).is_err() {
+                return reply.error(libc::ENOMEM);
+            }
+            buffer.resize(size + PAGE, 0);
+        }
+        let start = buffer.as_ptr().align_offset(PAGE);
+        job(
+            buffer.get_mut(start..start + size).unwrap_or_default(),
+            reply,
+        );
+    });
+}

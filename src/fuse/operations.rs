@@ -1,0 +1,522 @@
+//! What a transport asks of the file system and how it is answered: one method for each operation of
+//! FUSE, one trait for each form of answer. The adapter implements [`Operations`] over a union; the
+//! transports (`wire`: /dev/fuse and io_uring; `fuser`: the crate of that name) call it and implement
+//! the answers. Neither side knows the other, and no byte of the protocol passes here.
+//!
+//! Operations that have a default answer it as a file system does that lacks them; after ENOSYS the
+//! kernel does not send most of them again but does without.
+//!
+//! An answer is given exactly once, by any thread. One that is dropped is an I/O error of the caller.
+
+use super::counters::Op;
+use crate::sys::fileattr::FsxAttr;
+use crate::union::{
+    self, Attr, DirItem, EntryRef, RenameFlags, SetAttr, StatFs, Write, XattrFlags,
+};
+
+/// Number of an inode; 1 is the root of the mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ino(pub(super) u64);
+
+/// What an open was answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Handle(pub(super) u64);
+
+/// `O_` flags of an open file, and the kernel's own (`FMODE_EXEC`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OpenFlags(pub(super) u32);
+
+impl OpenFlags {
+    /// Whether the file is truncated.
+    pub(super) fn truncates(self) -> bool {
+        self.has(libc::O_TRUNC)
+    }
+
+    /// Whether data goes past the page cache.
+    pub(super) fn is_direct(self) -> bool {
+        self.has(libc::O_DIRECT)
+    }
+
+    /// Whether each write goes to the end of the file.
+    pub(super) fn appends(self) -> bool {
+        self.has(libc::O_APPEND)
+    }
+
+    fn has(self, flag: libc::c_int) -> bool {
+        self.0 & flag.cast_unsigned() != 0
+    }
+}
+
+/// A position in a file, in bytes, or in a directory, where it means nothing but itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Offset(pub(super) u64);
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Context {
+    /// fsuid of the caller.
+    pub(super) uid: u32,
+    /// fsgid of the caller.
+    pub(super) gid: u32,
+    /// Thread ID of the caller, 0 when it has none in our namespace. It may be another's by now, so
+    /// nothing that a caller may do is decided from what /proc says of it.
+    pub(super) pid: u32,
+}
+
+/// Mode and umask of a file to be made. The union applies the umask, unless a default ACL of the
+/// directory takes its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NewMode {
+    pub(super) mode: u32,
+    pub(super) umask: u32,
+}
+
+/// A range of a file to be allocated, or freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Allocation {
+    pub(super) offset: Offset,
+    /// Bytes.
+    pub(super) length: u64,
+    /// `FALLOC_FL_` flags.
+    pub(super) mode: u32,
+}
+
+/// Data to be copied from one file to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CopyRange {
+    pub(super) from: Ino,
+    pub(super) from_offset: Offset,
+    pub(super) to: Ino,
+    pub(super) to_offset: Offset,
+    /// Bytes.
+    pub(super) length: u64,
+    /// None is known.
+    pub(super) flags: u64,
+}
+
+/// The name of a directory entry with its directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Name<'a> {
+    pub(super) parent: Ino,
+    /// Any bytes but NUL and slash.
+    pub(super) name: &'a [u8],
+}
+
+/// Data to be written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WriteData<'a> {
+    pub(super) offset: Offset,
+    pub(super) data: &'a [u8],
+    pub(super) how: Write,
+    /// The file loses its set-id bits: the caller may not keep them (it lacks CAP_FSETID).
+    pub(super) kills: bool,
+}
+
+/// An extended attribute to be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Xattr<'a> {
+    pub(super) name: &'a [u8],
+    pub(super) value: &'a [u8],
+}
+
+/// In which form flags of chattr(1) are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FlagsForm {
+    /// `FS_IOC_GETFLAGS`: 4 bytes.
+    Flags,
+    /// `FS_IOC_FSGETXATTR`.
+    Xflags,
+}
+
+/// Flags of chattr(1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InodeFlags {
+    /// As `FS_IOC_GETFLAGS` and `FS_IOC_SETFLAGS` carry them.
+    Flags(u32),
+    /// As `FS_IOC_FSGETXATTR` and `FS_IOC_FSSETXATTR` do.
+    Xflags(FsxAttr),
+}
+
+/// The answer to an open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Opened {
+    pub(super) handle: Handle,
+    /// `FOPEN_` flags.
+    pub(super) flags: u32,
+    /// Number of the registered file that the kernel reads and writes itself, with the flag for it.
+    pub(super) backing: i32,
+}
+
+/// Any answer may be a failure.
+pub(super) trait Failure: Sized + Send + 'static {
+    /// Fails with a positive errno.
+    fn error(self, errno: i32);
+
+    /// Fails as the union did, and logs it once: what the user did wrong for those who debug, what
+    /// went wrong on our side or on the disk for the administrator.
+    fn fail(self, error: &union::Error) {
+        let errno = error.errno();
+        match errno {
+            libc::EIO
+            | libc::EUCLEAN
+            | libc::EMFILE
+            | libc::ENFILE
+            | libc::ENOMEM
+            | libc::ESTALE => tracing::warn!("{error}"),
+            _ => tracing::debug!("{error}"),
+        }
+        self.error(errno);
+    }
+}
+
+/// Success without a value.
+pub(super) trait EmptyReply: Failure {
+    fn ok(self);
+
+    /// Success or failure, as of the union.
+    fn result(self, result: union::Result<()>) {
+        match result {
+            Ok(()) => self.ok(),
+            Err(error) => self.fail(&error),
+        }
+    }
+}
+
+/// Bytes, of any length that was not said before.
+pub(super) trait DataReply: Failure {
+    fn data(self, data: &[u8]);
+}
+
+/// What was read of a file.
+pub(super) trait ReadReply: Failure {
+    /// Answers with what `read` puts into a buffer of `size` bytes, which begins with a page. It may
+    /// be called again, with another buffer, when it failed.
+    fn read(self, size: u32, read: impl FnMut(&mut [u8]) -> union::Result<usize>);
+}
+
+/// A directory entry.
+pub(super) trait EntryReply: Failure {
+    /// The kernel holds a lookup on the entry from now on. `lifetime`: how long it may keep the
+    /// attributes, in seconds.
+    fn entry(self, entry: EntryRef<'_>, lifetime: u64);
+    /// There is no such name; the kernel may remember it.
+    fn no_entry(self);
+
+    /// Success or failure, as of the union; `lifetime` of the inode that was found.
+    fn result(self, result: union::Result<EntryRef<'_>>, lifetime: impl Fn(u64) -> u64) {
+        match result {
+            Ok(entry) => {
+                let lifetime = lifetime(entry.attr().ino);
+                self.entry(entry, lifetime);
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+}
+
+/// Attributes.
+pub(super) trait AttrReply: Failure {
+    /// `lifetime`: how long the kernel may keep them, in seconds.
+    fn attr(self, attr: &Attr, lifetime: u64);
+
+    /// Success or failure, as of the union.
+    fn result(self, result: union::Result<Attr>, lifetime: u64) {
+        match result {
+            Ok(attr) => self.attr(&attr, lifetime),
+            Err(error) => self.fail(&error),
+        }
+    }
+}
+
+/// Attributes as statx(2) has them.
+pub(super) trait StatxReply: Failure {
+    /// `mask`: the `STATX_` bits asked for. `lifetime` as of [`AttrReply::attr`].
+    fn statx(self, attr: &Attr, mask: u32, lifetime: u64);
+}
+
+/// An open file.
+pub(super) trait OpenReply: Failure {
+    /// Whether the kernel took it; it sends no RELEASE otherwise.
+    fn opened(self, opened: Opened) -> bool;
+}
+
+/// A new file that is open.
+pub(super) trait CreateReply: Failure {
+    /// As [`EntryReply::entry`] and [`OpenReply::opened`].
+    fn created(self, entry: EntryRef<'_>, opened: Opened, lifetime: u64) -> bool;
+}
+
+/// How much was written or copied.
+pub(super) trait WriteReply: Failure {
+    fn written(self, count: usize);
+
+    /// Success or failure, as of the union.
+    fn result(self, result: union::Result<usize>) {
+        match result {
+            Ok(count) => self.written(count),
+            Err(error) => self.fail(&error),
+        }
+    }
+}
+
+/// Space and inodes of the file system.
+pub(super) trait StatfsReply: Failure {
+    fn statfs(self, statfs: &StatFs);
+}
+
+/// An extended attribute, or the names of all.
+pub(super) trait XattrReply: Failure {
+    /// Answers what was asked for: the length, the value, or ERANGE when that is too long.
+    fn value(self, value: &[u8]);
+
+    /// Success or failure, as of the union.
+    fn result(self, result: union::Result<Vec<u8>>) {
+        match result {
+            Ok(value) => self.value(&value),
+            Err(error) => self.fail(&error),
+        }
+    }
+}
+
+/// A position in a file.
+pub(super) trait OffsetReply: Failure {
+    /// One that the caller's `off_t` cannot hold is EOVERFLOW.
+    fn offset(self, offset: u64);
+}
+
+/// Flags of chattr(1).
+pub(super) trait FlagsReply: Failure {
+    fn flags(self, flags: InodeFlags);
+}
+
+/// A piece of a directory listing.
+pub(super) trait DirectoryReply: Failure {
+    /// Calls `list` with what adds an entry: of an inode whose attributes may be kept for so many
+    /// seconds, where it comes with them. It says `false` when the entry did not fit; its lookup is
+    /// not counted then. An error is answered unless entries were added, which must reach the
+    /// kernel; the next piece meets the error again.
+    fn list(self, list: impl FnOnce(&mut AddEntry<'_>) -> union::Result<()>);
+}
+
+/// Adds an entry to a listing.
+pub(super) type AddEntry<'l> = dyn FnMut(DirItem<'_, '_>, u64) -> bool + 'l;
+
+/// A file system. Methods are called by several threads at once.
+pub(super) trait Operations: Send + Sync + 'static {
+    /// An operation begins; of an inode that is forgotten, too.
+    fn count(&self, operation: Op);
+
+    /// LOOKUP. The names `.` and `..` ask for the directory itself, which the kernel may have
+    /// forgotten, and for its parent: file handles.
+    fn lookup(&self, name: Name<'_>, reply: impl EntryReply);
+
+    /// FORGET: the kernel gives `count` lookups back. Has no answer.
+    fn forget(&self, ino: Ino, count: u64);
+
+    /// GETATTR.
+    fn getattr(&self, ino: Ino, reply: impl AttrReply);
+
+    /// STATX, for what GETATTR cannot answer.
+    fn statx(&self, _ino: Ino, _mask: u32, reply: impl StatxReply) {
+        reply.error(libc::ENOSYS);
+    }
+
+    /// SETATTR.
+    fn setattr(&self, context: Context, ino: Ino, change: SetAttr, reply: impl AttrReply);
+
+    /// READLINK.
+    fn readlink(&self, ino: Ino, reply: impl DataReply);
+
+    /// SYMLINK.
+    fn symlink(&self, context: Context, name: Name<'_>, target: &[u8], reply: impl EntryReply);
+
+    /// MKNOD; `rdev` is major and minor.
+    fn mknod(
+        &self,
+        context: Context,
+        name: Name<'_>,
+        new: NewMode,
+        rdev: (u32, u32),
+        reply: impl EntryReply,
+    );
+
+    /// MKDIR.
+    fn mkdir(&self, context: Context, name: Name<'_>, new: NewMode, reply: impl EntryReply);
+
+    /// UNLINK.
+    fn unlink(&self, name: Name<'_>, reply: impl EmptyReply);
+
+    /// RMDIR.
+    fn rmdir(&self, name: Name<'_>, reply: impl EmptyReply);
+
+    /// RENAME.
+    fn rename(&self, old: Name<'_>, new: Name<'_>, flags: RenameFlags, reply: impl EmptyReply);
+
+    /// LINK.
+    fn link(&self, ino: Ino, name: Name<'_>, reply: impl EntryReply);
+
+    /// OPEN. `kills`: truncating takes the file its set-id bits.
+    fn open(
+        &self,
+        _context: Context,
+        _ino: Ino,
+        _flags: OpenFlags,
+        _kills: bool,
+        reply: impl OpenReply,
+    ) {
+        reply.error(libc::ENOSYS);
+    }
+
+    /// CREATE.
+    fn create(
+        &self,
+        _context: Context,
+        _name: Name<'_>,
+        _new: NewMode,
+        _flags: OpenFlags,
+        reply: impl CreateReply,
+    ) {
+        reply.error(libc::ENOSYS);
+    }
+
+    /// TMPFILE: a file without a name in the directory, open.
+    fn tmpfile(
+        &self,
+        _context: Context,
+        _parent: Ino,
+        _new: NewMode,
+        _flags: OpenFlags,
+        reply: impl CreateReply,
+    ) {
+        reply.error(libc::ENOSYS);
+    }
+
+    /// READ. `direct`: past the page cache.
+    fn read(&self, ino: Ino, offset: Offset, size: u32, direct: bool, reply: impl ReadReply);
+
+    /// WRITE.
+    fn write(&self, context: Context, ino: Ino, write: WriteData<'_>, reply: impl WriteReply);
+
+    /// FLUSH, at each close(2).
+    fn flush(&self, _ino: Ino, reply: impl EmptyReply) {
+        reply.error(libc::ENOSYS);
+    }
+
+    /// RELEASE, at the last one.
+    fn release(&self, _ino: Ino, _handle: Handle, reply: impl EmptyReply) {
+        reply.ok();
+    }
+
+    /// FSYNC. `data_only`: as fdatasync(2).
+    fn fsync(&self, ino: Ino, data_only: bool, reply: impl EmptyReply);
+
+    /// OPENDIR.
+    fn opendir(&self, _ino: Ino, reply: impl OpenReply) {
+        reply.error(libc::ENOSYS);
+    }
+
+    /// READDIR.
+    fn readdir(&self, ino: Ino, offset: Offset, reply: impl DirectoryReply);
+
+    /// READDIRPLUS: with the attributes.
+    fn readdirplus(&self, ino: Ino, offset: Offset, reply: impl DirectoryReply);
+
+    /// RELEASEDIR.
+    fn releasedir(&self, _ino: Ino, reply: impl EmptyReply) {
+        reply.ok();
+    }
+
+    /// FSYNCDIR. `data_only` as of FSYNC.
+    fn fsyncdir(&self, ino: Ino, data_only: bool, reply: impl EmptyReply);
+
+    /// STATFS.
+    fn statfs(&self, reply: impl StatfsReply);
+
+    /// SYNCFS: of all that was written.
+    fn syncfs(&self, reply: impl EmptyReply) {
+        reply.error(libc::ENOSYS);
+    }
+
+    /// SETXATTR. `kill_sgid`: whether an ACL takes the file its set-group-ID bit; `None` where the
+    /// kernel cannot say.
+    fn setxattr(
+        &self,
+        context: Context,
+        ino: Ino,
+        xattr: Xattr<'_>,
+        flags: XattrFlags,
+        kill_sgid: Option<bool>,
+        reply: impl EmptyReply,
+    );
+
+    /// GETXATTR.
+    fn getxattr(&self, ino: Ino, name: &[u8], reply: impl XattrReply);
+
+    /// LISTXATTR.
+    fn listxattr(&self, context: Context, ino: Ino, reply: impl XattrReply);
+
+    /// REMOVEXATTR.
+    fn removexattr(&self, ino: Ino, name: &[u8], reply: impl EmptyReply);
+
+    /// ACCESS. With `default_permissions` the kernel does not ask.
+    fn access(&self, _ino: Ino, reply: impl EmptyReply) {
+        reply.error(libc::ENOSYS);
+    }
+
+    /// GETLK. Without an answer the kernel keeps locks itself.
+    fn getlk(&self, _ino: Ino, reply: impl Failure) {
+        reply.error(libc::ENOSYS);
+    }
+
+    /// SETLK and SETLKW.
+    fn setlk(&self, _ino: Ino, reply: impl EmptyReply) {
+        reply.error(libc::ENOSYS);
+    }
+
+    /// BMAP, for file systems on a disk.
+    fn bmap(&self, _ino: Ino, reply: impl Failure) {
+        reply.error(libc::ENOSYS);
+    }
+
+    /// The IOCTLs that ask for the flags of a file.
+    fn flags(&self, _ino: Ino, _form: FlagsForm, reply: impl FlagsReply) {
+        reply.error(libc::ENOTTY);
+    }
+
+    /// The IOCTLs that change them.
+    fn set_flags(&self, _ino: Ino, _flags: InodeFlags, reply: impl EmptyReply) {
+        reply.error(libc::ENOTTY);
+    }
+
+    /// Other IOCTLs.
+    fn ioctl(&self, _ino: Ino, reply: impl Failure) {
+        reply.error(libc::ENOTTY);
+    }
+
+    /// POLL.
+    fn poll(&self, _ino: Ino, reply: impl Failure) {
+        reply.error(libc::ENOSYS);
+    }
+
+    /// INTERRUPT of a request that is being answered. Nothing here is worth it: what waits for a
+    /// disk cannot be interrupted.
+    fn interrupt(&self, reply: impl Failure) {
+        reply.error(libc::ENOSYS);
+    }
+
+    /// FALLOCATE.
+    fn fallocate(&self, context: Context, ino: Ino, range: Allocation, reply: impl EmptyReply);
+
+    /// LSEEK with SEEK_DATA or SEEK_HOLE; the kernel answers the others.
+    fn lseek(&self, _ino: Ino, _offset: Offset, _whence: u32, reply: impl OffsetReply) {
+        reply.error(libc::ENOSYS);
+    }
+
+    /// COPY_FILE_RANGE.
+    fn copy_file_range(&self, context: Context, range: CopyRange, reply: impl WriteReply);
+
+    /// DESTROY, at the end of some mounts.
+    fn destroy(&self, reply: impl EmptyReply) {
+        reply.ok();
+    }
+}

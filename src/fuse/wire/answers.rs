@@ -1,0 +1,269 @@
+//! The forms of answers as messages of the protocol. What an answer must know of its request beside
+//! its number (how much room there is, which form was asked for) is in a type around [`Reply`].
+
+use zerocopy::IntoBytes as _;
+
+use super::abi::{
+    AttrOut, CreateOut, EntryOut, GetxattrIn, IoctlOut, OpenOut, StatfsOut, StatxOut, WriteOut,
+};
+use super::reply::{DirBuffer, Reply};
+use crate::fuse::buffer::with_buffer;
+use crate::fuse::convert;
+use crate::fuse::operations::{
+    AddEntry, AttrReply, CreateReply, DataReply, DirectoryReply, EmptyReply, EntryReply, Failure,
+    FlagsReply, InodeFlags, OffsetReply, OpenReply, Opened, ReadReply, StatfsReply, StatxReply,
+    WriteReply, XattrReply,
+};
+use crate::union::{self, Attr, DirItem, EntryRef, StatFs};
+
+impl Failure for Reply {
+    fn error(self, errno: i32) {
+        Self::error(self, errno);
+    }
+}
+
+impl EmptyReply for Reply {
+    fn ok(self) {
+        self.bytes(&[]);
+    }
+}
+
+impl DataReply for Reply {
+    fn data(self, data: &[u8]) {
+        self.bytes(data);
+    }
+}
+
+impl ReadReply for Reply {
+    /// Over a ring without a copy.
+    fn read(self, size: u32, mut read: impl FnMut(&mut [u8]) -> union::Result<usize>) {
+        let Some(reply) = self.filled(size, |room| read(room).ok()) else {
+            return;
+        };
+        with_buffer(size, reply, |buffer, reply| match read(buffer) {
+            Ok(count) => {
+                reply.bytes(buffer.get(..count).unwrap_or_default());
+            }
+            Err(error) => reply.fail(&error),
+        });
+    }
+}
+
+impl EntryReply for Reply {
+    fn entry(self, entry: EntryRef<'_>, lifetime: u64) {
+        if self.message(&convert::entry(&entry, lifetime)) {
+            entry.surrender();
+        }
+    }
+
+    /// Inode 0 with a validity.
+    fn no_entry(self) {
+        self.message(&convert::no_entry());
+    }
+}
+
+impl AttrReply for Reply {
+    fn attr(self, attr: &Attr, lifetime: u64) {
+        self.message(&AttrOut {
+            attr_valid: lifetime,
+            attr: convert::attr(attr),
+            ..AttrOut::default()
+        });
+    }
+}
+
+impl StatxReply for Reply {
+    fn statx(self, attr: &Attr, mask: u32, lifetime: u64) {
+        self.message(&StatxOut {
+            attr_valid: lifetime,
+            stat: convert::statx(attr, mask),
+            ..StatxOut::default()
+        });
+    }
+}
+
+impl OpenReply for Reply {
+    fn opened(self, opened: Opened) -> bool {
+        self.message(&open_out(opened))
+    }
+}
+
+impl CreateReply for Reply {
+    fn created(self, entry: EntryRef<'_>, opened: Opened, lifetime: u64) -> bool {
+        let taken = self.message(&CreateOut {
+            entry: convert::entry(&entry, lifetime),
+            open: open_out(opened),
+        });
+        if taken {
+            entry.surrender();
+        }
+        taken
+    }
+}
+
+fn open_out(opened: Opened) -> OpenOut {
+    OpenOut {
+        fh: opened.handle.0,
+        open_flags: opened.flags,
+        backing_id: opened.backing,
+    }
+}
+
+impl WriteReply for Reply {
+    fn written(self, count: usize) {
+        self.message(&WriteOut {
+            size: u32::try_from(count).unwrap_or(u32::MAX),
+            padding: 0,
+        });
+    }
+}
+
+impl StatfsReply for Reply {
+    fn statfs(self, s: &StatFs) {
+        self.message(&StatfsOut {
+            blocks: s.blocks,
+            bfree: s.bfree,
+            bavail: s.bavail,
+            files: s.files,
+            ffree: s.ffree,
+            bsize: s.bsize,
+            namelen: s.namelen,
+            frsize: s.frsize,
+            ..StatfsOut::default()
+        });
+    }
+}
+
+impl OffsetReply for Reply {
+    fn offset(self, offset: u64) {
+        match i64::try_from(offset) {
+            Ok(offset) => {
+                self.message(&offset);
+            }
+            Err(_) => self.error(libc::EOVERFLOW),
+        }
+    }
+}
+
+/// The answer to an IOCTL.
+pub(super) struct IoctlReply(pub(super) Reply);
+
+impl Failure for IoctlReply {
+    fn error(self, errno: i32) {
+        self.0.error(errno);
+    }
+}
+
+impl EmptyReply for IoctlReply {
+    fn ok(self) {
+        self.0.message(&IoctlOut::default());
+    }
+}
+
+impl FlagsReply for IoctlReply {
+    fn flags(self, flags: InodeFlags) {
+        let head = IoctlOut::default();
+        let value = match &flags {
+            InodeFlags::Flags(flags) => flags.as_bytes(),
+            InodeFlags::Xflags(flags) => flags.as_bytes(),
+        };
+        self.0.bytes(&[head.as_bytes(), value].concat());
+    }
+}
+
+/// The answer to COPY_FILE_RANGE_64.
+pub(super) struct WideCount(pub(super) Reply);
+
+impl Failure for WideCount {
+    fn error(self, errno: i32) {
+        self.0.error(errno);
+    }
+}
+
+impl WriteReply for WideCount {
+    fn written(self, count: usize) {
+        self.0.message(&(count as u64));
+    }
+}
+
+/// The answer to GETXATTR or LISTXATTR.
+pub(super) struct Value {
+    pub(super) reply: Reply,
+    /// Bytes there is room for; 0 asks for the length only.
+    pub(super) size: u32,
+}
+
+impl Failure for Value {
+    fn error(self, errno: i32) {
+        self.reply.error(errno);
+    }
+}
+
+impl XattrReply for Value {
+    fn value(self, value: &[u8]) {
+        match u32::try_from(value.len()) {
+            Ok(len) if self.size == 0 => {
+                self.reply.message(&GetxattrIn {
+                    size: len,
+                    padding: 0,
+                });
+            }
+            Ok(len) if len <= self.size => {
+                self.reply.bytes(value);
+            }
+            _ => self.reply.error(libc::ERANGE),
+        }
+    }
+}
+
+/// The answer to READDIR or READDIRPLUS.
+pub(super) struct Listing {
+    pub(super) reply: Reply,
+    /// Bytes there is room for.
+    pub(super) size: u32,
+    /// Entries come with attributes.
+    pub(super) plus: bool,
+}
+
+impl Failure for Listing {
+    fn error(self, errno: i32) {
+        self.reply.error(errno);
+    }
+}
+
+impl DirectoryReply for Listing {
+    fn list(self, list: impl FnOnce(&mut AddEntry<'_>) -> union::Result<()>) {
+        let plus = self.plus;
+        with_buffer(self.size, self.reply, |buffer, reply| {
+            let mut listing = DirBuffer::new(buffer);
+            let result = list(&mut |item, lifetime| match plus {
+                true => add_plus(&mut listing, item, lifetime),
+                false => listing.add(None, place(&item), item.name),
+            });
+            match result {
+                Err(error) if listing.bytes().is_empty() => reply.fail(&error),
+                _ => {
+                    reply.bytes(listing.bytes());
+                }
+            }
+        });
+    }
+}
+
+fn place(item: &DirItem<'_, '_>) -> (u64, u64, u32) {
+    (item.ino, item.offset, item.kind as u32)
+}
+
+/// `false`: the entry did not fit, and its count is given back.
+fn add_plus(listing: &mut DirBuffer<'_>, item: DirItem<'_, '_>, lifetime: u64) -> bool {
+    let out = match &item.entry {
+        Some(entry) => convert::entry(entry, lifetime),
+        // Without a node, which would count as a lookup: the kernel takes the name only.
+        None => EntryOut::default(),
+    };
+    let fits = listing.add(Some(&out), place(&item), item.name);
+    if fits && let Some(entry) = item.entry {
+        entry.surrender();
+    }
+    fits
+}
