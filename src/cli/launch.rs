@@ -176,6 +176,8 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let fresh = request.fresh.take();
     // After `fresh`, so it is dropped before.
     let mut held = std::mem::take(&mut request.held);
+    // Asked once: what is asked for and what is allowed must agree.
+    request.options.transport = transport(request.options.transport);
     let config = config(&request);
     let options = union::Options {
         noatime: config.flags.contains(MountFlags::NOATIME),
@@ -243,6 +245,15 @@ fn in_sandbox<'a>(
         write,
         private_layers,
         rings: request.options.transport != Some(Transport::Classic),
+    }
+}
+
+/// The transport to ask for. io_uring goes past the filter of system calls, so that it is allowed
+/// only where it is used: not if the kernel would not offer it.
+fn transport(asked: Option<Transport>) -> Option<Transport> {
+    match asked {
+        None if !fuse::offers_rings() => Some(Transport::Classic),
+        asked => asked,
     }
 }
 

@@ -33,6 +33,13 @@ impl Transport {
     }
 }
 
+/// Whether the administrator has switched FUSE over io_uring on. `false` where that cannot be
+/// read.
+pub fn offers_rings() -> bool {
+    let switch = std::fs::read("/sys/module/fuse/parameters/enable_uring");
+    switch.is_ok_and(|text| text.starts_with(b"Y"))
+}
+
 /// How the data of files gets to programs (option `io=`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

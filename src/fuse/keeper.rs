@@ -1,33 +1,40 @@
 //! The keeper: a process beside a server in a sandbox, which does what the server no longer can.
 //! It publishes the mount's record, detaches the mount, and tidies up after it, each on request;
-//! it decides nothing and reads nothing but what is asked. It holds no descriptor but
-//! its socket.
+//! it decides nothing and reads nothing but what is asked. It holds no descriptors but
+//! its socket and, to find origins by their file handles, the root of a lower on each file system. A
+//! handle leads to any file of a file system, and whoever has that may change its mode; so only
+//! which file it is comes back.
 //!
 //! ```text
 //! server (sandbox) ── 1 byte: what ──► keeper (where the mount is)
-//!                  ◄─ empty, or why not ──
+//!                  ◄─ 0 and what was asked for, or 1 and why not ──
 //! ```
 //!
 //! It ends with the server. When the server was killed it leaves everything as it is: the mount
 //! is dead and shown as such, as without a keeper.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::thread::CapabilitySet;
 
 use super::error::{Error, Result};
 use super::own_mount::OwnMount;
 use super::runtime::MountRecord;
+use crate::layer::origin::{Origin, OriginFile};
+use crate::layer::types::FileKind;
 use crate::sys::{capabilities, process};
 
 /// Detach the mount; a byte follows, whether the connection lives.
 const DETACH: u8 = b'd';
 /// Give the record, which has been written, its name.
 const PUBLISH: u8 = b'p';
+/// Find an origin: the device number follows, and the origin. The answer is an [`OriginFile`].
+const ORIGIN: u8 = b'o';
 /// Whether the thread whose number follows has CAP_SYS_ADMIN over the machine: the kernel tells
 /// it to who may look at the thread.
 const ADMINISTERS: u8 = b'a';
@@ -35,6 +42,10 @@ const ADMINISTERS: u8 = b'a';
 const ENDED: u8 = b'e';
 /// It never answered: the same.
 const FAILED: u8 = b'f';
+
+/// How an answer begins.
+const DONE: u8 = 0;
+const REFUSED: u8 = 1;
 
 /// No message is longer.
 const MAX_MESSAGE: usize = 1024;
@@ -47,6 +58,8 @@ pub(super) type Afterwards = Box<dyn FnOnce(bool)>;
 pub(super) struct Keeper {
     /// Taken when there is nothing left to ask. Held over a request and its answer.
     socket: Mutex<Option<OwnedFd>>,
+    /// It may open file handles.
+    opens_handles: bool,
 }
 
 impl Keeper {
@@ -55,19 +68,38 @@ impl Keeper {
     /// # Errors
     /// Those of [`process::beside`].
     pub(super) fn start(
-        mount: &OwnMount,
-        record: Option<&MountRecord>,
+        (mount, record): (&OwnMount, Option<&MountRecord>),
+        file_systems: &[(u64, BorrowedFd<'_>)],
         afterwards: Afterwards,
     ) -> io::Result<Self> {
         let mount = mount.clone();
         let record = record.cloned();
-        let socket = process::beside(&[], move |socket| {
+        let own = rustix::thread::capabilities(None)?.effective;
+        let opens_handles = own.contains(CapabilitySet::DAC_READ_SEARCH);
+        let kept: Vec<_> = file_systems.iter().map(|(_, root)| *root).collect();
+        let socket = process::beside(&kept, move |socket| {
             confine();
-            keep(&socket, &mount, record.as_ref(), afterwards);
+            keep(&socket, (&mount, record.as_ref()), file_systems, afterwards);
         })?;
         Ok(Self {
             socket: Mutex::new(Some(socket)),
+            opens_handles,
         })
+    }
+
+    /// Finds the file of an origin on the file system with this device number.
+    ///
+    /// # Errors
+    /// EPERM where file handles may not be opened; ESTALE when there is no such file, or no keeper.
+    pub(super) fn find_origin(&self, dev: u64, origin: &Origin) -> rustix::io::Result<OriginFile> {
+        if !self.opens_handles {
+            return Err(Errno::PERM);
+        }
+        let mut message = vec![ORIGIN];
+        message.extend_from_slice(&dev.to_ne_bytes());
+        message.extend_from_slice(origin.as_bytes());
+        let answer = self.say(&message).map_err(|_| Errno::STALE)?;
+        decode(dev, &answer).ok_or(Errno::STALE)
     }
 
     /// Detaches the mount, which was put on `mountpoint`; see [`OwnMount::detach`].
@@ -76,7 +108,8 @@ impl Keeper {
     /// [`Error::Unmount`] with the reason, also when there is no keeper any more.
     pub(super) fn detach(&self, mountpoint: &Path, connected: bool) -> Result<()> {
         let message = [DETACH, u8::from(connected)];
-        self.say(&message).map_err(|error| Error::Unmount {
+        let said = self.say(&message).map(drop);
+        said.map_err(|error| Error::Unmount {
             path: mountpoint.to_owned(),
             text: error.to_string(),
         })
@@ -115,10 +148,11 @@ impl Keeper {
     }
 
     fn ask(&self, what: u8) -> io::Result<()> {
-        self.say(&[what])
+        self.say(&[what]).map(drop)
     }
 
-    fn say(&self, message: &[u8]) -> io::Result<()> {
+    /// Asks, and gives the answer.
+    fn say(&self, message: &[u8]) -> io::Result<Vec<u8>> {
         let held = self.socket.lock();
         let socket = held.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the keeper is gone");
@@ -128,13 +162,11 @@ impl Keeper {
         let received = rustix::io::retry_on_intr(|| {
             rustix::net::recv(socket, &mut answer, RecvFlags::empty())
         });
-        // The first byte is there so that an answer is no end of file.
-        match received {
-            Ok((1.., size)) => match answer.get(1..size).unwrap_or_default() {
-                [] => Ok(()),
-                text => Err(io::Error::other(String::from_utf8_lossy(text).into_owned())),
-            },
-            _ => Err(gone()),
+        let size = received.map_or(0, |(size, _)| size);
+        match answer.get(..size).and_then(<[u8]>::split_first) {
+            Some((&DONE, answer)) => Ok(answer.to_vec()),
+            Some((_, text)) => Err(io::Error::other(String::from_utf8_lossy(text).into_owned())),
+            None => Err(gone()),
         }
     }
 }
@@ -165,33 +197,39 @@ fn confine() {
 }
 
 /// The keeper's life.
-fn keep(socket: &OwnedFd, mount: &OwnMount, record: Option<&MountRecord>, afterwards: Afterwards) {
-    let mut what = [0; 5];
+fn keep(
+    socket: &OwnedFd,
+    (mount, record): (&OwnMount, Option<&MountRecord>),
+    file_systems: &[(u64, BorrowedFd<'_>)],
+    afterwards: Afterwards,
+) {
+    let mut message = [0; MAX_MESSAGE];
     loop {
-        let received =
-            rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut what, RecvFlags::empty()));
-        let Ok((1.., _)) = received else {
+        let received = rustix::io::retry_on_intr(|| {
+            rustix::net::recv(socket, &mut message, RecvFlags::empty())
+        });
+        let size = received.map_or(0, |(size, _)| size);
+        let Some((&first, rest)) = message.get(..size).and_then(<[u8]>::split_first) else {
             return;
         };
-        let [first, thread @ ..] = what;
+        let done = |outcome: Result<()>| match outcome {
+            Ok(()) => Ok(Vec::new()),
+            Err(error) => Err(error.to_string()),
+        };
         let outcome = match first {
-            ADMINISTERS => match process::administers_machine(u32::from_ne_bytes(thread)) {
-                true => Ok(()),
-                false => Err("no".to_owned()),
+            ORIGIN => found(rest, file_systems),
+            ADMINISTERS => match rest.first_chunk().map(|thread| u32::from_ne_bytes(*thread)) {
+                Some(thread) if process::administers_machine(thread) => Ok(Vec::new()),
+                _ => Err("no".to_owned()),
             },
-            DETACH => mount
-                .detach(thread[0] != 0)
-                .map(|_| ())
-                .map_err(|error| error.to_string()),
-            PUBLISH => record
-                .map_or(Ok(()), MountRecord::publish)
-                .map_err(|error| error.to_string()),
+            DETACH => done(mount.detach(rest.first() == Some(&1)).map(drop)),
+            PUBLISH => done(record.map_or(Ok(()), MountRecord::publish)),
             last => {
                 if let Some(record) = record {
                     record.remove();
                 }
                 afterwards(last == ENDED);
-                answer(socket, Ok(()));
+                answer(socket, Ok(Vec::new()));
                 return;
             }
         };
@@ -199,12 +237,48 @@ fn keep(socket: &OwnedFd, mount: &OwnMount, record: Option<&MountRecord>, afterw
     }
 }
 
-fn answer(socket: &OwnedFd, outcome: std::result::Result<(), String>) {
-    let mut message = vec![0];
-    if let Err(error) = outcome {
-        message.extend_from_slice(error.as_bytes());
-        message.truncate(MAX_MESSAGE);
-    }
+/// The file that an origin leads to, as it is sent.
+fn found(
+    message: &[u8],
+    file_systems: &[(u64, BorrowedFd<'_>)],
+) -> std::result::Result<Vec<u8>, String> {
+    let find = || {
+        let (dev, origin) = message.split_first_chunk()?;
+        let (dev, origin) = (u64::from_ne_bytes(*dev), Origin::parse(origin)?);
+        let (_, root) = file_systems.iter().find(|(known, _)| *known == dev)?;
+        let file = origin.find(root).ok().filter(|file| file.id.0 == dev)?;
+        Some(encode(&file))
+    };
+    find().ok_or_else(|| "there is no such file".to_owned())
+}
+
+/// An [`OriginFile`] without its device number: inode number, links, type.
+fn encode(file: &OriginFile) -> Vec<u8> {
+    let mut bytes = file.id.1.to_ne_bytes().to_vec();
+    bytes.extend_from_slice(&file.nlink.to_ne_bytes());
+    bytes.extend_from_slice(&file.kind.mode_bits().to_ne_bytes());
+    bytes
+}
+
+fn decode(dev: u64, bytes: &[u8]) -> Option<OriginFile> {
+    let (ino, rest) = bytes.split_first_chunk()?;
+    let (nlink, rest) = rest.split_first_chunk()?;
+    let (mode, _) = rest.split_first_chunk()?;
+    Some(OriginFile {
+        id: (dev, u64::from_ne_bytes(*ino)),
+        kind: FileKind::from_mode(u32::from_ne_bytes(*mode))?,
+        nlink: u32::from_ne_bytes(*nlink),
+    })
+}
+
+fn answer(socket: &OwnedFd, outcome: std::result::Result<Vec<u8>, String>) {
+    let (first, rest) = match outcome {
+        Ok(answer) => (DONE, answer),
+        Err(error) => (REFUSED, error.into_bytes()),
+    };
+    let mut message = vec![first];
+    message.extend_from_slice(&rest);
+    message.truncate(MAX_MESSAGE);
     // A server that has gone does not want to know.
     let _ = rustix::net::send(socket, &message, SendFlags::NOSIGNAL);
 }

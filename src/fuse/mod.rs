@@ -35,7 +35,7 @@ pub mod stats;
 pub mod unmount;
 mod wire;
 
-pub use config::{IoPolicy, MountConfig, Transport};
+pub use config::{IoPolicy, MountConfig, Transport, offers_rings};
 pub use error::{Error, Result};
 pub use mount::preflight;
 pub use mountpoint::{DirectoryId, Mountpoint};

@@ -210,9 +210,13 @@ fn prepare(
     let spares = attach::spare_devices(config.threads.saturating_sub(1));
     let files = late::Files::open(record);
     Connection::look_around();
-    let keeper = Keeper::start(attachment.own(), record.as_ref(), sandbox.afterwards);
-    let keeper = keeper.map_err(|error| failed(attachment.mountpoint(), error))?;
-    attachment.prepare_sandbox(Arc::new(keeper));
+    let places = union.file_systems();
+    let known = (attachment.own(), record.as_ref());
+    let keeper = Keeper::start(known, &places, sandbox.afterwards);
+    let keeper = Arc::new(keeper.map_err(|error| failed(attachment.mountpoint(), error))?);
+    let finder = Arc::clone(&keeper);
+    union.find_origins_by(Box::new(move |dev, origin| finder.find_origin(dev, origin)));
+    attachment.prepare_sandbox(keeper);
     let in_force = (sandbox.enter)(union).map_err(|e| failed(attachment.mountpoint(), e))?;
     if let Some(record) = record {
         record.sandbox = Some(in_force);

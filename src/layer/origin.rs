@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 
 use super::at::{At, Stat};
+use super::types::FileKind;
 use crate::sys::handle::{FileHandle, name_to_handle, open_by_handle};
 
 const MAGIC: u8 = 0xfb;
@@ -22,6 +23,27 @@ const HEADER: usize = 21;
 const FLAG_BIG_ENDIAN: u8 = 1;
 /// OVL_FH_FLAG_ANY_ENDIAN: the handle does not depend on byte order.
 const FLAG_ANY_ENDIAN: u8 = 2;
+
+/// What is asked of a file that an origin leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OriginFile {
+    /// Device and inode number.
+    pub id: (u64, u64),
+    /// Type.
+    pub kind: FileKind,
+    /// Hard links.
+    pub nlink: u32,
+}
+
+impl From<&Stat> for OriginFile {
+    fn from(stat: &Stat) -> Self {
+        Self {
+            id: stat.id(),
+            kind: stat.kind,
+            nlink: stat.nlink,
+        }
+    }
+}
 
 /// An encoded origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,9 +116,10 @@ impl Origin {
         open_by_handle(mount, &handle)
     }
 
-    /// Attributes of the origin on the file system of `mount`.
-    pub fn stat(&self, mount: impl AsFd) -> Result<Stat, Errno> {
-        At::fd(self.open(mount)?.as_fd()).stat()
+    /// The origin on the file system of `mount`. Errors as of [`Self::open`].
+    pub fn find(&self, mount: impl AsFd) -> Result<OriginFile, Errno> {
+        let stat = At::fd(self.open(mount)?.as_fd()).stat()?;
+        Ok(OriginFile::from(&stat))
     }
 }
 
@@ -117,9 +140,9 @@ mod tests {
         assert_eq!(Origin::parse(origin.as_bytes()), Some(origin.clone()));
         assert!(origin.on_file_system(Some([7; 16])) && !origin.on_file_system(None));
         assert_eq!(origin.index_name().len(), origin.as_bytes().len() * 2);
-        match origin.stat(&fd) {
+        match origin.find(&fd) {
             Err(Errno::PERM) => {} // not privileged
-            stat => assert_eq!(stat.unwrap().ino, at.stat().unwrap().ino),
+            found => assert_eq!(found.unwrap().id, at.stat().unwrap().id()),
         }
     }
 

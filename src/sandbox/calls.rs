@@ -205,6 +205,10 @@ const FILE_IOCTLS: [u32; 10] = [
 /// TCGETS (is it a terminal?), TIOCGWINSZ, FIONREAD, FIONBIO.
 const OTHER_IOCTLS: [u32; 4] = [0x5401, 0x5413, 0x541b, 0x5421];
 
+/// IORING_REGISTER_FILES, IORING_REGISTER_RESTRICTIONS, IORING_REGISTER_ENABLE_RINGS
+/// (linux/io_uring.h).
+const RING_REGISTERS: [u32; 3] = [2, 11, 12];
+
 /// What is asked of a descriptor; not who gets its signals.
 const FCNTLS: [libc::c_int; 13] = [
     libc::F_DUPFD,
@@ -292,15 +296,16 @@ pub(super) fn of_daemon(has_rings: bool) -> Vec<Allowed> {
         mask: ALL,
         value,
     }));
-    // The control socket, and origins.
-    calls.extend([libc::SYS_accept4, libc::SYS_open_by_handle_at].map(Any));
+    // The control socket. No open_by_handle_at(2): see `fuse::keeper`.
+    calls.push(Any(libc::SYS_accept4));
     if has_rings {
-        let rings = [
-            libc::SYS_io_uring_setup,
-            libc::SYS_io_uring_enter,
-            libc::SYS_io_uring_register,
-        ];
-        calls.extend(rings.map(Any));
+        calls.extend([libc::SYS_io_uring_setup, libc::SYS_io_uring_enter].map(Any));
+        calls.extend(RING_REGISTERS.map(|value| If {
+            call: libc::SYS_io_uring_register,
+            argument: 1,
+            mask: ALL,
+            value,
+        }));
     }
     calls
 }

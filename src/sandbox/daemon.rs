@@ -63,7 +63,7 @@ pub const KEPT: [Kept; 10] = [
         CapabilitySet::DAC_READ_SEARCH,
         "DAC_READ_SEARCH",
         true,
-        "files are read whoever owns them; open_by_handle_at(2) for origins",
+        "files are read whoever owns them",
     ),
     kept(
         CapabilitySet::FOWNER,
@@ -166,4 +166,21 @@ impl Daemon<'_> {
 fn names(set: CapabilitySet) -> Vec<String> {
     let held = KEPT.iter().filter(|kept| set.contains(kept.capability));
     held.map(|kept| kept.name.to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_table_is_what_is_kept() {
+        let text = include_str!("../../docs/ARCHITECTURE.md");
+        let (_, table) = text.split_once("| capability | read-only mount |").unwrap();
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let expected = KEPT.iter().map(|kept| {
+            let reading = if kept.for_reading { "yes" } else { "no" };
+            format!("| {} | {reading} | {} |", kept.name, kept.reason)
+        });
+        assert!(rows.eq(expected), "docs/ARCHITECTURE.md and KEPT differ");
+    }
 }

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use io_uring::register::Restriction;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 /// `FUSE_IO_URING_CMD_REGISTER`: a new entry waits for its first request.
@@ -133,9 +134,17 @@ impl Entry {
             // is done when it waits: no interrupt ever breaks into a handler.
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_r_disabled()
             .build(1)?;
-        ring.submitter()
-            .register_files(&[device.as_fd().as_raw_fd()])?;
+        let submitter = ring.submitter();
+        submitter.register_files(&[device.as_fd().as_raw_fd()])?;
+        // From here on the kernel takes nothing but commands for this device: whoever could write
+        // to the memory of the ring opens and connects nothing by it.
+        submitter.register_restrictions(&mut [
+            Restriction::sqe_op(opcode::UringCmd80::CODE),
+            Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()),
+        ])?;
+        submitter.register_enable_rings()?;
         let map = Arc::new(Map::new(payload)?);
         let payload = Payload(Arc::clone(&map));
         let entry = Self {
@@ -301,6 +310,29 @@ mod tests {
             .unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
         assert!(!entry.pending);
+    }
+
+    /// Neither another operation, nor another file, nor another change of the ring.
+    #[test]
+    fn a_ring_takes_nothing_but_commands_for_its_device() {
+        let Some((mut entry, _payload)) = entry(0) else {
+            return;
+        };
+        let path = c"/etc/passwd";
+        let open = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr()).build();
+        let nothing = opcode::Nop::new().build();
+        let other = null();
+        let command = opcode::UringCmd80::new(types::Fd(other.as_raw_fd()), REGISTER).build();
+        for refused in [open.into(), nothing.into(), command] {
+            // SAFETY: the path lives to the end; the others point to nothing.
+            unsafe { entry.ring.submission().push(&refused) }.unwrap();
+            assert_eq!(entry.completion().unwrap(), -libc::EACCES);
+        }
+        let submitter = entry.ring.submitter();
+        let changed = submitter.register_files(&[other.as_raw_fd()]).unwrap_err();
+        assert_eq!(changed.raw_os_error(), Some(libc::EACCES));
+        let lifted = submitter.register_restrictions(&mut []).unwrap_err();
+        assert!(lifted.raw_os_error().is_some(), "{lifted}");
     }
 
     #[test]

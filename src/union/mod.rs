@@ -53,8 +53,8 @@ use std::collections::HashSet;
 use std::hash::RandomState;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
@@ -62,6 +62,7 @@ use rustix::io::Errno;
 use crate::layer::at::At;
 use crate::layer::fds::{FdCache, IsExhausted};
 use crate::layer::lower::{FileSystems, Layer, LowerDir};
+use crate::layer::origin::{Origin, OriginFile};
 use crate::layer::{LayerSpec, StackSpec, UpperSpec, private};
 use generation::Generations;
 use inode::{Dir, Inode, Loc, UpperState};
@@ -71,6 +72,10 @@ use lookup_cache::LookupCache;
 use mounted_catalog::MountedCatalog;
 use orphans::Budget;
 use upper::Upper;
+
+/// Finds the file of an origin on the file system with a device number. Errors as those of
+/// [`Origin::find`].
+pub type FindOrigin = Box<dyn Fn(u64, &Origin) -> rustix::io::Result<OriginFile> + Send + Sync>;
 
 /// Options of a union, apart from its layers.
 #[derive(Clone, Debug)]
@@ -135,6 +140,8 @@ pub struct Union {
     redirect_dir: bool,
     sealed: bool,
     noatime: bool,
+    /// Finds origins, if the server may not do it.
+    finder: OnceLock<FindOrigin>,
     /// The upper is accessed through a mount without access times.
     is_quiet: bool,
     /// The hash that orders listings, keyed per mount.
@@ -230,6 +237,7 @@ impl Union {
             redirect_dir,
             sealed: options.sealed,
             noatime: options.noatime,
+            finder: OnceLock::new(),
             is_quiet: stack.upper.as_ref().is_some_and(|u| u.layer.dir.is_quiet()),
             listing_order: RandomState::new(),
             // Directories with lowers use inode numbers as keys, which are smaller.
@@ -361,6 +369,24 @@ impl Union {
             places.extend([upper.layer.root.as_fd(), upper.work()]);
         }
         (read, write)
+    }
+
+    /// Has origins found by `finder` from now on: for a server that may open no file handles, which
+    /// lead to any file of a file system. Later calls have no effect.
+    pub fn find_origins_by(&self, finder: FindOrigin) {
+        let _ = self.finder.set(finder);
+    }
+
+    /// The file systems of the lowers: device number, and the root of a layer there.
+    pub fn file_systems(&self) -> Vec<(u64, BorrowedFd<'_>)> {
+        let mut found: Vec<(u64, BorrowedFd<'_>)> = Vec::new();
+        for root in self.roots.iter() {
+            let layer = &root.layer;
+            if found.iter().all(|(dev, _)| *dev != layer.stat.dev) {
+                found.push((layer.stat.dev, layer.root.as_fd()));
+            }
+        }
+        found
     }
 
     /// Whether there is an upper that may be changed.

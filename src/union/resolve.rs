@@ -15,7 +15,7 @@ use super::mounted_catalog::LowerDirs;
 use super::types::{FileKind, Ino};
 use crate::layer::at::{At, Stat};
 use crate::layer::markers::{Markers, Protection, WH_PREFIX};
-use crate::layer::origin::Origin;
+use crate::layer::origin::{Origin, OriginFile};
 
 /// The form of whiteout by which the upper hides a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,9 +257,10 @@ impl Union {
             && self.has_index_entry(origin, &stat)?
         {
             index = Some(origin.index_name().into_boxed_slice());
-            nlink = Some(union_nlink(markers.nlink.as_deref(), lower, &stat));
+            nlink = Some(union_nlink(markers.nlink.as_deref(), lower.nlink, &stat));
         }
-        let ino = self.inode_numbers.number(lower.as_ref().unwrap_or(&stat));
+        let (dev, ino) = lower.map_or_else(|| stat.id(), |lower| lower.id);
+        let ino = self.inode_numbers.number_of(dev, ino);
         let origin = origin.is_some();
         let protection = Some(markers.protection | stat.protection);
         let upper = UpperFound {
@@ -289,7 +290,11 @@ impl Union {
         if file.stat.nlink > 1
             && let Some((stat, markers, origin)) = self.indexed(&file)?
         {
-            let nlink = Some(union_nlink(markers.nlink.as_deref(), &file.stat, &stat));
+            let nlink = Some(union_nlink(
+                markers.nlink.as_deref(),
+                file.stat.nlink,
+                &stat,
+            ));
             let index = Some(origin.index_name().into_boxed_slice());
             let ino = self.inode_numbers.number(&file.stat);
             let metacopy = markers.metacopy;
@@ -325,7 +330,7 @@ impl Union {
         })
     }
 
-    /// Returns the attributes of the lower file that an upper file was copied up from.
+    /// Returns the lower file that an upper file was copied up from.
     ///
     /// The origin is a file handle, which opens any file of its file system, also outside of the
     /// layers. An origin that an untrusted user may have written is therefore opened only where the
@@ -336,9 +341,15 @@ impl Union {
         (dir, name): (&Dir, &[u8]),
         (stat, markers): (&Stat, &Markers),
         origin: &Origin,
-    ) -> Result<Option<Stat>> {
+    ) -> Result<Option<OriginFile>> {
         if markers.from_user.origin && !self.believes_origin(origin, stat)? {
             return Ok(self.same_name_origin(dir, name, origin));
+        }
+        let finder = self.finder.get();
+        if finder.is_some()
+            && let Some(found) = self.same_name_origin(dir, name, origin)
+        {
+            return Ok(Some(found));
         }
         let mut asked = Vec::new();
         for root in self.roots.iter() {
@@ -347,8 +358,12 @@ impl Union {
                 continue;
             }
             asked.push(layer.stat.dev);
-            match origin.stat(&layer.root) {
-                Ok(stat) => return Ok(Some(stat)),
+            let found = match finder {
+                Some(finder) => finder(layer.stat.dev, origin),
+                None => origin.find(&layer.root),
+            };
+            match found {
+                Ok(found) => return Ok(Some(found)),
                 // Handles need a privilege that the server lacks: the file of the same name is the
                 // likely origin.
                 Err(Errno::PERM) => return Ok(self.same_name_origin(dir, name, origin)),
@@ -358,13 +373,13 @@ impl Union {
         Ok(None)
     }
 
-    fn same_name_origin(&self, dir: &Dir, name: &[u8], origin: &Origin) -> Option<Stat> {
+    fn same_name_origin(&self, dir: &Dir, name: &[u8], origin: &Origin) -> Option<OriginFile> {
         for lower in dir.lowers.all().ok()? {
             let fd = lower.fd(&self.fds).ok()?;
             let at = At::new(fd.as_fd(), name);
             if let Ok(Some(stat)) = at.stat_opt() {
                 let same = Origin::of(at, lower.layer.uuid).ok()? == *origin;
-                return same.then_some(stat);
+                return same.then(|| OriginFile::from(&stat));
             }
         }
         None
@@ -372,11 +387,11 @@ impl Union {
 }
 
 /// Parses the link count of an indexed file: `[UL][+-]N`, relative to the upper or lower file's.
-fn union_nlink(marker: Option<&[u8]>, lower: &Stat, upper: &Stat) -> Nlink {
+fn union_nlink(marker: Option<&[u8]>, lower: u32, upper: &Stat) -> Nlink {
     let parse = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<i64>().ok();
     let (base, diff) = match marker.and_then(<[u8]>::split_first) {
         Some((b'U', diff)) => (upper.nlink, parse(diff)),
-        Some((b'L', diff)) => (lower.nlink, parse(diff)),
+        Some((b'L', diff)) => (lower, parse(diff)),
         _ => (0, None),
     };
     // A hostile marker may contain any number.
@@ -385,8 +400,5 @@ fn union_nlink(marker: Option<&[u8]>, lower: &Stat, upper: &Stat) -> Nlink {
         .and_then(|n| u32::try_from(n).ok())
         .filter(|n| *n > 0)
         .unwrap_or(upper.nlink);
-    Nlink {
-        union,
-        lower: lower.nlink,
-    }
+    Nlink { union, lower }
 }

@@ -1,0 +1,212 @@
+//! What a server in its sandbox can still do, should somebody else decide what it does. Each attempt
+//! runs in a process of its own, which has real layers and has entered the sandbox as a daemon
+//! does; how it ends is compared with what is expected.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking; clippy.toml exempts only functions marked #[test]"
+)]
+
+mod attempts;
+#[path = "../common/mod.rs"]
+#[allow(dead_code, unused, unreachable_pub)]
+mod common;
+
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use attempts::{Attempt, Held, WITH_RINGS};
+use common::need_mounts;
+use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
+use unionfs::sandbox::daemon::Daemon;
+use unionfs::sandbox::{Mode, layers};
+use unionfs::sys::handle::name_to_handle;
+use unionfs::union::{Options, Union};
+
+/// How an attempt must end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The filter of system calls kills the process.
+    Killed,
+    /// With one of these errors.
+    Fails(&'static [i32]),
+    /// It must work: a mount needs it.
+    Works,
+}
+
+/// Names the attempt, in the process that is to make it.
+const ASKED: &str = "UNIONFS_TEST_ATTEMPT";
+/// Where the layers are, there.
+const PLACE: &str = "UNIONFS_TEST_PLACE";
+/// An exit code that is no error number.
+const BROKEN: i32 = 255;
+
+/// Layers, and a file beside them that nobody may reach.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["lower/dir", "layer/upper", "layer/work", "outside"] {
+            std::fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        for name in ["lower/file", "layer/upper/file", "outside/secret"] {
+            std::fs::write(dir.path().join(name), "content").unwrap();
+        }
+        let private = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(dir.path().join("outside/secret"), private).unwrap();
+        Self { dir }
+    }
+
+    /// All that an attempt could change where nothing may be changed.
+    fn untouchable(&self) -> Vec<String> {
+        let of = |name: &str| {
+            let path = self.dir.path().join(name);
+            let meta = path.symlink_metadata().unwrap();
+            let mut names = [0; 1024];
+            let size = rustix::fs::llistxattr(&path, &mut names[..]).unwrap();
+            let kept = (
+                meta.mode(),
+                meta.uid(),
+                meta.gid(),
+                meta.mtime(),
+                meta.ctime_nsec(),
+            );
+            let content = std::fs::read(&path).ok();
+            let listed = std::fs::read_dir(&path).ok().map(Iterator::count);
+            format!(
+                "{name} {kept:?} {:?} {content:?} {listed:?}",
+                &names[..size]
+            )
+        };
+        [
+            "lower",
+            "lower/file",
+            "lower/dir",
+            "outside",
+            "outside/secret",
+        ]
+        .map(of)
+        .to_vec()
+    }
+
+    fn try_it(&self, attempt: &Attempt) -> End {
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "in_the_sandbox",
+                "--nocapture",
+                "--test-threads=1",
+            ])
+            .env(ASKED, attempt.name)
+            .env(PLACE, self.dir.path())
+            .output()
+            .unwrap();
+        match (status.status.signal(), status.status.code()) {
+            (Some(libc::SIGSYS), _) => End::Killed,
+            (None, Some(0)) => End::Works,
+            // Leaked, so that it is `'static`: a handful of numbers.
+            (None, Some(errno)) if errno != BROKEN => End::Fails(Box::leak(Box::new([errno]))),
+            other => panic!("{}: {other:?} {status:?}", attempt.name),
+        }
+    }
+
+    fn check(&self, attempts: &[Attempt]) {
+        let before = self.untouchable();
+        let mut wrong = Vec::new();
+        for attempt in attempts {
+            let end = self.try_it(attempt);
+            let fits = match (attempt.end, end) {
+                (End::Fails(expected), End::Fails(seen)) => {
+                    seen.iter().all(|errno| expected.contains(errno))
+                }
+                (expected, end) => expected == end,
+            };
+            if !fits {
+                wrong.push(format!("{}: {end:?}, not {:?}", attempt.name, attempt.end));
+            }
+            assert_eq!(
+                self.untouchable(),
+                before,
+                "{} changed something",
+                attempt.name
+            );
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+}
+
+#[test]
+fn every_attempt_ends_as_expected() {
+    need_mounts!();
+    Place::new().check(&attempts::all());
+}
+
+#[test]
+fn requests_over_io_uring_reach_no_more() {
+    need_mounts!();
+    Place::new().check(WITH_RINGS);
+}
+
+/// No test of its own: what [`Place::try_it`] starts.
+#[test]
+fn in_the_sandbox() {
+    let (Some(name), Some(place)) = (std::env::var_os(ASKED), std::env::var_os(PLACE)) else {
+        return;
+    };
+    let known = attempts::all()
+        .into_iter()
+        .chain(WITH_RINGS.iter().copied());
+    let attempt = known
+        .into_iter()
+        .find(|attempt| name == attempt.name)
+        .unwrap();
+    std::process::exit(make(&attempt, &PathBuf::from(place)).unwrap_or(BROKEN));
+}
+
+/// Enters the sandbox and makes the attempt; gives its error number.
+fn make(attempt: &Attempt, place: &Path) -> Option<i32> {
+    let open = |name: &str| LayerSpec::open(place.join(name), Dialect::ALL).ok();
+    let mut stack = StackSpec {
+        lowers: vec![open("lower")?],
+        data_only: Vec::new(),
+        upper: Some(UpperSpec {
+            layer: open("layer/upper")?,
+            work: open("layer/work")?.dir,
+        }),
+    };
+    let secret = std::fs::File::open(place.join("outside/secret")).ok()?;
+    let handle = name_to_handle(&secret, c"").ok()?;
+    drop(secret);
+    let private_layers = layers::enclose(Mode::Strict, &mut stack, false).ok()?;
+    let union = Union::new(&stack, Options::default()).ok()?;
+    let (read, write) = union.places();
+    let in_force = Daemon {
+        mode: Mode::Strict,
+        read,
+        write,
+        private_layers,
+        rings: attempt.rings,
+    }
+    .enter()
+    .inspect_err(|error| eprintln!("{error}"))
+    .ok()?;
+    assert!(in_force.seccomp && in_force.private_layers, "{in_force}");
+    let upper = stack.upper.as_ref()?;
+    let held = Held {
+        lower: stack.lowers.first()?.dir.as_fd(),
+        upper: upper.layer.dir.as_fd(),
+        work: upper.work.as_fd(),
+        outside: place.join("outside/secret"),
+        handle,
+    };
+    match (attempt.make)(&held) {
+        Ok(()) => Some(0),
+        Err(error) => error.raw_os_error(),
+    }
+}
