@@ -176,7 +176,10 @@ mod tests {
     fn the_documented_table_is_what_is_kept() {
         let text = include_str!("../../docs/ARCHITECTURE.md");
         let (_, table) = text.split_once("| capability | read-only mount |").unwrap();
-        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let rows = table
+            .lines()
+            .skip(2)
+            .take_while(|line| line.starts_with('|'));
         let expected = KEPT.iter().map(|kept| {
             let reading = if kept.for_reading { "yes" } else { "no" };
             format!("| {} | {reading} | {} |", kept.name, kept.reason)
