@@ -9,7 +9,6 @@
 
 mod attempts;
 #[path = "../common/mod.rs"]
-#[allow(dead_code, unused, unreachable_pub)]
 mod common;
 
 use std::os::fd::AsFd as _;
