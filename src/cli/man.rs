@@ -1,5 +1,6 @@
 //! `unionfs man`: the manual pages, made from the help texts. Called by `cli::main`.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -7,6 +8,8 @@ use clap::{Command, CommandFactory as _};
 use clap_mangen::Man;
 
 use super::output::print_bytes;
+use super::whole_file::write_file;
+use crate::sys::walk::{self, Trust};
 
 /// Print the manual page, or write all pages into a directory
 #[derive(Debug, clap::Args)]
@@ -25,7 +28,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.dir {
         None => print_bytes(&page(&command)?),
         Some(dir) => {
-            std::fs::create_dir_all(dir)
+            walk::make_directory(dir, Trust::of_root(), 0o755)
                 .with_context(|| format!("cannot create {}", dir.display()))?;
             write_pages(dir, &command)
         }
@@ -35,8 +38,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 fn write_pages(dir: &Path, command: &Command) -> anyhow::Result<()> {
     let write = |name: &str, command: &Command| {
         let file = dir.join(format!("{name}.1"));
-        std::fs::write(&file, page(command)?)
-            .with_context(|| format!("cannot write {}", file.display()))
+        let page = page(command)?;
+        write_file(&file, |out| Ok(out.write_all(&page)?))
     };
     write("unionfs", command)?;
     for sub in command

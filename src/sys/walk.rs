@@ -134,6 +134,26 @@ pub fn open_parent(path: &Path, trust: Trust) -> io::Result<(OwnedFd, OsString)>
     Ok((open_directory(above, trust)?, name.to_owned()))
 }
 
+/// Makes sure that nobody else decides on what `name` in `dir` is: others may not write to the
+/// directory, or it is sticky and the name belongs to whom we trust.
+///
+/// # Errors
+/// EACCES with a text when another user may exchange it; those of stat(2).
+pub fn require_own_name(dir: BorrowedFd<'_>, name: &OsStr, trust: Trust) -> io::Result<()> {
+    let Trust::RootAndUs = trust else {
+        return Ok(());
+    };
+    let trusted = [0, rustix::process::geteuid().as_raw()];
+    let above = look(dir, OWNER)?;
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let found = rustix::fs::statx(dir, name, flags, OWNER)?;
+    let ours = !open_to_others(&above) || (is_sticky(&above) && trusted.contains(&found.stx_uid));
+    match trusted.contains(&above.stx_uid) && ours {
+        true => Ok(()),
+        false => Err(foreign(&name.to_string_lossy())),
+    }
+}
+
 /// The type of an open file; `None` when the kernel does not say.
 pub fn kind(file: &OwnedFd) -> Option<FileType> {
     match look(file.as_fd(), StatxFlags::TYPE) {

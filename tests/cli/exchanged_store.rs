@@ -319,3 +319,63 @@ fn no_path_into_the_store_is_given_to_the_kernel_but_to_open_a_directory_without
     // The directory of catalogs is opened so.
     assert!(checked > 1000 && opened > 0, "{checked} calls, {opened}");
 }
+
+#[test]
+fn what_another_user_put_in_the_place_of_an_output_file_is_not_written_to() {
+    if !can_mount() {
+        return;
+    }
+    let home = with_stores(&["own"]);
+    home.dirs(&["shared", "private"]);
+    fs::set_permissions(home.path("shared"), fs::Permissions::from_mode(0o1777)).unwrap();
+    fs::write(home.path("private/victim"), "content").unwrap();
+    let (out, victim) = (home.path("shared/out"), home.path("private/victim"));
+    let save = || {
+        run(
+            &home,
+            "own",
+            &["save", "-q", "-o", &home.text("shared/out"), "base:1"],
+        )
+    };
+    // A file that the symlink leads to stays; the symlink is replaced.
+    for theirs in [
+        |victim: &Path, out: &Path| symlink(victim, out),
+        |victim: &Path, out: &Path| fs::hard_link(victim, out),
+    ] {
+        theirs(&victim, &out).unwrap();
+        lchown(&out, USER, USER).unwrap();
+        save().ok();
+        assert_eq!(fs::read(&victim).unwrap(), b"content");
+        assert!(out.symlink_metadata().unwrap().is_file());
+        fs::remove_file(&out).unwrap();
+    }
+    // To a device, or a pipe of theirs, nothing is written.
+    symlink("/dev/null", &out).unwrap();
+    lchown(&out, USER, USER).unwrap();
+    save().failed(1, &["another user may change"]);
+    fs::remove_file(&out).unwrap();
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(CWD, &out, fifo, 0o666.into(), 0).unwrap();
+    lchown(&out, USER, USER).unwrap();
+    save().failed(1, &["another user may change"]);
+    fs::remove_file(&out).unwrap();
+    // Root's own symlink to a device is followed, and no staging is left.
+    symlink("/dev/null", &out).unwrap();
+    save().ok();
+    assert_eq!(fs::read_dir(home.path("shared")).unwrap().count(), 1);
+    run(&home, "own", &["save", "-q", "-o", "/dev/stdout", "base:1"])
+        .code
+        .filter(|code| *code == 0)
+        .unwrap();
+    // Manual pages, likewise.
+    symlink(&victim, home.path("shared/unionfs.1")).unwrap();
+    lchown(home.path("shared/unionfs.1"), USER, USER).unwrap();
+    run(&home, "own", &["man", &home.text("shared")]).ok();
+    assert_eq!(fs::read(&victim).unwrap(), b"content");
+    assert!(
+        home.path("shared/unionfs.1")
+            .symlink_metadata()
+            .unwrap()
+            .is_file()
+    );
+}
