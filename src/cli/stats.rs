@@ -78,6 +78,7 @@ fn describe(stats: &Stats) -> String {
         copy_up_bytes,
         fd_hits,
         fd_misses,
+        searches,
         catalogued,
     } = stats.union;
     let hits = lookup_hits + lookup_negative_hits;
@@ -88,6 +89,7 @@ fn describe(stats: &Stats) -> String {
          {lookup_misses} misses{}\n\
          descriptor cache  {fd_hits} hits, {fd_misses} misses{}\n\
          copy-ups          {copy_ups}, {} of data\n\
+         searches          {searches}\n\
          catalog           {}\n",
         rate(hits, lookup_misses),
         rate(fd_hits, fd_misses),

@@ -113,6 +113,15 @@ impl Adapter {
         lifetime(self.opens.as_deref(), ino)
     }
 
+    /// Whether what takes the lock of this inode's file may wait for others, who write to it past us.
+    /// Most of it waits in the kernel already, for the lock of the inode: opens, reads and what is
+    /// copied from it do not.
+    fn may_wait(&self, ino: Ino) -> bool {
+        self.opens
+            .as_ref()
+            .is_some_and(|opens| opens.may_wait(ino.0))
+    }
+
     /// Runs `job` here, or in the pool when it is slow and no worker can be spared.
     fn run(&self, slow: bool, job: impl FnOnce(&Union) + Send + 'static) {
         if !slow {
@@ -127,7 +136,7 @@ impl Adapter {
         };
         let union = Arc::clone(&self.union);
         let request = request_scope::current();
-        self.pool.submit(room, move || {
+        self.pool.submit(room, user_of(request), move || {
             let _scope = request_scope::enter(request);
             job(&union);
         });
@@ -148,7 +157,7 @@ impl Adapter {
         copy.extend_from_slice(data);
         let union = Arc::clone(&self.union);
         let request = request_scope::current();
-        self.pool.submit(room, move || {
+        self.pool.submit(room, user_of(request), move || {
             let _scope = request_scope::enter(request);
             job(&union, &copy);
         });
@@ -165,6 +174,11 @@ impl Adapter {
     fn modify(&self, ino: Ino, job: impl FnOnce(&Union) + Send + 'static) {
         self.run(self.union.needs_copy_up(ino.0), job);
     }
+}
+
+/// Whose request it is.
+fn user_of(request: Option<request_scope::Request>) -> u32 {
+    request.map_or(0, |request| request.user())
 }
 
 /// A worker that is counted in [`Adapter::slow_now`].

@@ -128,6 +128,7 @@ struct Open {
     opens: u64,
     mappers: u64,
     executors: u64,
+    writers: u64,
 }
 
 /// The inodes that are open.
@@ -274,10 +275,18 @@ impl Opens {
             open.opens = open.opens.saturating_sub(1);
             open.mappers = open.mappers.saturating_sub(u64::from(fh & MAPPER != 0));
             open.executors = open.executors.saturating_sub(u64::from(fh & EXECUTOR != 0));
+            open.writers = open.writers.saturating_sub(u64::from(fh & WRITER != 0));
             open.opens == 0
         });
         // Outside the shard.
         drop(last);
+    }
+
+    /// Whether somebody writes past us, or could: who does holds the lock of the layer's file, for as
+    /// long as the data takes to come, which is for ever if it lies in memory that never comes.
+    pub(super) fn may_wait(&self, ino: Ino) -> bool {
+        let waits = |open: &Open| open.writers > 0 && matches!(open.mode, Mode::Passed(_));
+        self.open.get(&ino).is_some_and(|open| waits(&open))
     }
 
     /// Whether a program runs from it, or is about to.
@@ -313,6 +322,8 @@ const MAPPER: u64 = 1;
 const EXECUTOR: u64 = 2;
 /// Of `fh`: the open has O_APPEND or O_DIRECT.
 const CHANGEABLE: u64 = 4;
+/// Of `fh`: the open is for writing.
+const WRITER: u64 = 8;
 /// Of the flags of an open to execute (`FMODE_EXEC`, linux/fs.h).
 const FMODE_EXEC: u32 = 0x20;
 
@@ -323,6 +334,7 @@ impl Open {
             opens: 0,
             mappers: 0,
             executors: 0,
+            writers: 0,
         }
     }
 
@@ -330,6 +342,7 @@ impl Open {
         self.opens += 1;
         self.mappers += u64::from(fh & MAPPER != 0);
         self.executors += u64::from(fh & EXECUTOR != 0);
+        self.writers += u64::from(fh & WRITER != 0);
         let (open_flags, backing_id) = match &self.mode {
             // The kernel opens the registered file with the flags of this open, and does not
             // follow when fcntl(2) takes these two away. So what is read and written comes to
@@ -374,7 +387,13 @@ fn kind(flags: u32) -> u64 {
     let maps = flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32;
     let executes = flags & FMODE_EXEC != 0;
     let changes = flags & (libc::O_APPEND | libc::O_DIRECT) as u32 != 0;
-    [(maps, MAPPER), (executes, EXECUTOR), (changes, CHANGEABLE)]
+    let kinds = [
+        (maps, MAPPER),
+        (executes, EXECUTOR),
+        (changes, CHANGEABLE),
+        (is_writer(flags), WRITER),
+    ];
+    kinds
         .into_iter()
         .filter_map(|(is, bit)| is.then_some(bit))
         .sum()

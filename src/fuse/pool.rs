@@ -1,26 +1,30 @@
-//! Threads for slow work (copy-up, fsync, large copies), so that it never occupies the
-//! threads that read requests. Threads are started on demand up to a limit, reused, and
-//! end after a time without work; beyond the limit work waits in the queue.
+//! Threads for slow work (copy-up, fsync, large copies, whatever may wait for other users), so that
+//! it never occupies the threads that read requests. Threads are started on demand up to a limit,
+//! reused, and end after a time without work; beyond the limit work waits in the queue.
 //!
-//! What waits is bounded, in jobs and in bytes of data that they hold: each is admitted first
-//! ([`Pool::admit`]), and where there is no room the caller does the work itself. It then reads no
-//! further request meanwhile, so whoever asks for much waits in the kernel, where it costs the
-//! kernel's memory of that process and none of ours. That cannot deadlock: a job that waits in the
-//! queue holds no lock, and one that runs waits for locks of running work only, never for the queue.
+//! Users take turns, and one of them has a part of the threads only: what waits for ever (for the
+//! lock of a file that its user holds, say) keeps no other user from working. Each job belongs to a
+//! request, for which a thread of the kernel waits, so their number is bounded by the kernel; the
+//! bytes of data that they hold are bounded here, where a job is admitted ([`Pool::admit`]). Where
+//! there is no room the caller does the work itself and reads no further request meanwhile. That
+//! cannot deadlock: a job that waits in the queue holds no lock, and one that runs waits for locks
+//! of running work only, never for the queue.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::sys::schedule::{self, Policy};
 
-/// Enough to keep a disk busy; each costs a stack and a thread.
-const MAX_THREADS: usize = 32;
-/// Jobs that wait or run, at most.
-const MAX_JOBS: usize = 1024;
+/// For several users at once; each costs a stack and a thread while there is work for it.
+const MAX_THREADS: usize = 256;
+/// Of one user. Enough to keep a disk busy.
+const MAX_OF_ONE: usize = 32;
+/// Jobs that wait or run, at most: more than there can be threads that wait for them.
+const MAX_JOBS: usize = 1 << 20;
 /// Bytes of data that they hold, at most.
 const MAX_HELD: usize = 64 << 20;
 /// How long a thread waits for more work.
@@ -37,6 +41,7 @@ struct Shared {
     work: Condvar,
     ended: Condvar,
     max_threads: usize,
+    max_of_one: usize,
     max_jobs: usize,
     idle_time: Duration,
     /// The CPUs and the policy of whoever made the pool: a thread that submits may be pinned to
@@ -45,9 +50,20 @@ struct Shared {
     policy: Option<Policy>,
 }
 
+/// The work of one user; there as long as some waits or runs.
+#[derive(Default)]
+struct Lane {
+    queue: VecDeque<(Room, Job)>,
+    running: usize,
+}
+
 #[derive(Default)]
 struct State {
-    queue: VecDeque<(Room, Job)>,
+    lanes: HashMap<u32, Lane>,
+    /// Users whose work waits and who may have another thread, each once.
+    turns: VecDeque<u32>,
+    /// Jobs that wait for nothing but a thread.
+    ready: usize,
     /// Jobs admitted that have not ended, and bytes that they hold.
     jobs: usize,
     held: usize,
@@ -57,6 +73,53 @@ struct State {
     idle: usize,
     /// No thread waits for work any more: they end when the queue is empty.
     draining: bool,
+}
+
+impl State {
+    /// Whether there is one more job now that waits for nothing but a thread.
+    fn add(&mut self, user: u32, job: (Room, Job), max_of_one: usize) -> bool {
+        let lane = self.lanes.entry(user).or_default();
+        lane.queue.push_back(job);
+        if lane.queue.len() + lane.running > max_of_one {
+            return false;
+        }
+        if lane.queue.len() == 1 {
+            self.turns.push_back(user);
+        }
+        self.ready += 1;
+        true
+    }
+
+    /// The next job of the user whose turn it is; [`Self::ended`] is to be told.
+    fn take(&mut self, max_of_one: usize) -> Option<(u32, (Room, Job))> {
+        let user = self.turns.pop_front()?;
+        let lane = self.lanes.get_mut(&user)?;
+        let next = lane.queue.pop_front()?;
+        lane.running += 1;
+        self.ready -= 1;
+        if !lane.queue.is_empty() && lane.running < max_of_one {
+            self.turns.push_back(user);
+        }
+        Some((user, next))
+    }
+
+    /// A job of this user has ended.
+    fn ended(&mut self, user: u32, max_of_one: usize) {
+        let Some(lane) = self.lanes.get_mut(&user) else {
+            return;
+        };
+        if lane.running == max_of_one && !lane.queue.is_empty() {
+            // The user had no turn.
+            self.turns.push_back(user);
+        }
+        if lane.queue.len() + lane.running > max_of_one {
+            self.ready += 1;
+        }
+        lane.running -= 1;
+        if lane.queue.is_empty() && lane.running == 0 {
+            self.lanes.remove(&user);
+        }
+    }
 }
 
 /// The right to submit one job; given back when that has ended, or when it is dropped.
@@ -75,15 +138,20 @@ impl Drop for Room {
 
 impl Pool {
     pub(super) fn new() -> Self {
-        Self::with_limits(MAX_THREADS, MAX_JOBS, IDLE)
+        Self::with_limits((MAX_THREADS, MAX_OF_ONE), MAX_JOBS, IDLE)
     }
 
-    fn with_limits(max_threads: usize, max_jobs: usize, idle_time: Duration) -> Self {
+    fn with_limits(
+        (max_threads, max_of_one): (usize, usize),
+        max_jobs: usize,
+        idle_time: Duration,
+    ) -> Self {
         Self(Arc::new(Shared {
             state: Mutex::default(),
             work: Condvar::new(),
             ended: Condvar::new(),
             max_threads,
+            max_of_one,
             max_jobs,
             idle_time,
             cpus: sched_getaffinity(None).ok(),
@@ -99,7 +167,8 @@ impl Pool {
         if state.jobs >= self.0.max_jobs || held > MAX_HELD {
             return None;
         }
-        state.queue.try_reserve(1).ok()?;
+        state.turns.try_reserve(1).ok()?;
+        state.lanes.try_reserve(1).ok()?;
         state.jobs += 1;
         state.held = held;
         drop(state);
@@ -109,12 +178,15 @@ impl Pool {
         })
     }
 
-    /// Queues a job. Only when no thread at all can be started it runs in the caller.
-    pub(super) fn submit(&self, room: Room, job: impl FnOnce() + Send + 'static) {
+    /// Queues a job of a user. Only when no thread at all can be started it runs in the caller.
+    pub(super) fn submit(&self, room: Room, user: u32, job: impl FnOnce() + Send + 'static) {
         let mut state = self.0.state.lock();
-        state.queue.push_back((room, Box::new(job)));
-        // Idle threads may each already be owed to an earlier job of the queue.
-        if state.queue.len() <= state.idle {
+        if !state.add(user, (room, Box::new(job)), self.0.max_of_one) {
+            // A thread that works for this user takes it afterwards.
+            return;
+        }
+        // Idle threads may each already be owed to an earlier job.
+        if state.ready <= state.idle {
             self.0.work.notify_one();
             return;
         }
@@ -138,9 +210,7 @@ impl Pool {
         let mut state = self.0.state.lock();
         state.threads -= 1;
         if state.threads == 0 {
-            while let Some(next) = state.queue.pop_front() {
-                parking_lot::MutexGuard::unlocked(&mut state, || end(next));
-            }
+            work(&self.0, &mut state);
         }
         self.0.ended.notify_all();
     }
@@ -165,7 +235,7 @@ impl Drop for Departure {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
         state.threads -= 1;
-        let orphaned = std::thread::panicking() && !state.queue.is_empty();
+        let orphaned = std::thread::panicking() && !state.turns.is_empty();
         if orphaned {
             state.threads += 1;
         }
@@ -177,9 +247,29 @@ impl Drop for Departure {
     }
 }
 
-/// Does a job; its room is given back after it, also when it panics.
-fn end((_room, job): (Room, Job)) {
-    job();
+/// Does all jobs that may be done now.
+fn work(shared: &Shared, state: &mut MutexGuard<'_, State>) {
+    while let Some((user, (room, job))) = state.take(shared.max_of_one) {
+        MutexGuard::unlocked(state, || {
+            let _turn = Turn { shared, user };
+            // Given back after the job, also when it panics.
+            let _room = room;
+            job();
+        });
+    }
+}
+
+/// Tells that a job has ended, also when it panics.
+struct Turn<'p> {
+    shared: &'p Shared,
+    user: u32,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        state.ended(self.user, self.shared.max_of_one);
+    }
 }
 
 fn run(departure: &Departure) {
@@ -189,16 +279,14 @@ fn run(departure: &Departure) {
     let _ = shared.policy.map(|policy| schedule::set_policy(0, policy));
     let mut state = shared.state.lock();
     loop {
-        while let Some(next) = state.queue.pop_front() {
-            parking_lot::MutexGuard::unlocked(&mut state, || end(next));
-        }
+        work(shared, &mut state);
         if state.draining {
             return;
         }
         state.idle += 1;
         let timeout = shared.work.wait_for(&mut state, shared.idle_time);
         state.idle -= 1;
-        if timeout.timed_out() && state.queue.is_empty() {
+        if timeout.timed_out() && state.turns.is_empty() {
             return;
         }
     }
@@ -212,13 +300,13 @@ mod tests {
 
     #[test]
     fn the_caller_never_waits_and_nothing_is_lost() {
-        let pool = Pool::with_limits(2, 100, Duration::from_secs(60));
+        let pool = Pool::with_limits((2, 2), 100, Duration::from_secs(60));
         let (open, gate) = mpsc::channel::<()>();
         let gate = Arc::new(Mutex::new(gate));
         let done = Arc::new(AtomicUsize::new(0));
         for _ in 0..10 {
             let (gate, done) = (Arc::clone(&gate), Arc::clone(&done));
-            pool.submit(pool.admit(0).unwrap(), move || {
+            pool.submit(pool.admit(0).unwrap(), 0, move || {
                 gate.lock().recv().unwrap();
                 done.fetch_add(1, Ordering::SeqCst);
             });
@@ -235,22 +323,48 @@ mod tests {
 
     #[test]
     fn blocked_jobs_do_not_delay_others() {
-        let pool = Pool::with_limits(4, 100, Duration::from_secs(60));
+        let pool = Pool::with_limits((4, 4), 100, Duration::from_secs(60));
         let (open, gate) = mpsc::channel::<()>();
-        pool.submit(pool.admit(0).unwrap(), move || gate.recv().unwrap());
+        pool.submit(pool.admit(0).unwrap(), 0, move || gate.recv().unwrap());
         let (tell, told) = mpsc::channel();
-        pool.submit(pool.admit(0).unwrap(), move || tell.send(()).unwrap());
+        pool.submit(pool.admit(0).unwrap(), 0, move || tell.send(()).unwrap());
         told.recv_timeout(Duration::from_secs(10)).unwrap();
         open.send(()).unwrap();
         pool.drain();
     }
 
     #[test]
+    fn a_user_whose_jobs_never_end_keeps_no_other_from_working() {
+        let pool = Pool::with_limits((3, 2), 100, Duration::from_secs(60));
+        let (open, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        for _ in 0..50 {
+            let gate = Arc::clone(&gate);
+            pool.submit(pool.admit(0).unwrap(), 1, move || {
+                gate.lock().recv().unwrap();
+            });
+        }
+        for user in [2, 3, 2] {
+            let (tell, told) = mpsc::channel();
+            pool.submit(pool.admit(0).unwrap(), user, move || tell.send(()).unwrap());
+            told.recv_timeout(Duration::from_secs(10)).unwrap();
+        }
+        assert_eq!(pool.0.state.lock().lanes[&1].running, 2);
+        for _ in 0..50 {
+            open.send(()).unwrap();
+        }
+        pool.drain();
+        let state = pool.0.state.lock();
+        assert_eq!((state.jobs, state.ready), (0, 0));
+        assert!(state.lanes.is_empty() && state.turns.is_empty());
+    }
+
+    #[test]
     fn idle_threads_are_reused_and_end() {
-        let pool = Pool::with_limits(8, 100, Duration::from_millis(200));
+        let pool = Pool::with_limits((8, 8), 100, Duration::from_millis(200));
         for _ in 0..20 {
             let (tell, told) = mpsc::channel();
-            pool.submit(pool.admit(0).unwrap(), move || tell.send(()).unwrap());
+            pool.submit(pool.admit(0).unwrap(), 0, move || tell.send(()).unwrap());
             told.recv_timeout(Duration::from_secs(10)).unwrap();
             while pool.0.state.lock().idle == 0 {
                 std::thread::yield_now();
@@ -271,22 +385,24 @@ mod tests {
 
     #[test]
     fn a_panicking_job_takes_no_other_with_it() {
-        let pool = Pool::with_limits(1, 100, Duration::from_secs(60));
+        let pool = Pool::with_limits((1, 1), 100, Duration::from_secs(60));
         let (tell, told) = mpsc::channel();
-        pool.submit(pool.admit(0).unwrap(), || panic!("expected by the test"));
-        pool.submit(pool.admit(0).unwrap(), move || tell.send(()).unwrap());
+        pool.submit(pool.admit(0).unwrap(), 0, || panic!("expected by the test"));
+        pool.submit(pool.admit(0).unwrap(), 0, move || tell.send(()).unwrap());
         told.recv_timeout(Duration::from_secs(10)).unwrap();
         pool.drain();
     }
 
     #[test]
     fn what_waits_is_bounded_and_room_comes_back() {
-        let pool = Pool::with_limits(1, 3, Duration::from_secs(60));
+        let pool = Pool::with_limits((1, 1), 3, Duration::from_secs(60));
         let (open, gate) = mpsc::channel::<()>();
         let half = MAX_HELD / 2;
-        pool.submit(pool.admit(half).unwrap(), move || gate.recv().unwrap());
+        pool.submit(pool.admit(half).unwrap(), 0, move || gate.recv().unwrap());
         assert!(pool.admit(half + 1).is_none(), "too many bytes");
-        pool.submit(pool.admit(half).unwrap(), || panic!("expected by the test"));
+        pool.submit(pool.admit(half).unwrap(), 0, || {
+            panic!("expected by the test")
+        });
         assert!(pool.admit(1).is_none(), "not one more byte");
         let unused = pool.admit(0).unwrap();
         assert!(pool.admit(0).is_none(), "too many jobs");

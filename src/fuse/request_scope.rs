@@ -15,6 +15,14 @@ pub struct Request {
     operation: Option<Op>,
     ino: u64,
     pid: u32,
+    user: u32,
+}
+
+impl Request {
+    /// The user who waits for it.
+    pub(super) fn user(&self) -> u32 {
+        self.user
+    }
 }
 
 thread_local! {
@@ -30,12 +38,14 @@ pub fn current() -> Option<Request> {
 #[must_use]
 pub(super) struct Scope(Option<Request>);
 
-/// A new request about inode `ino` of process `pid`, in whose namespace the number means nothing.
-pub(super) fn begin(ino: u64, pid: u32) -> Scope {
+/// A new request of a user about inode `ino`. Process `pid` sent it, in whose namespace the number
+/// means nothing.
+pub(super) fn begin(ino: u64, (pid, user): (u32, u32)) -> Scope {
     enter(Some(Request {
         operation: None,
         ino,
         pid,
+        user,
     }))
 }
 
@@ -67,6 +77,7 @@ impl fmt::Display for Request {
             operation,
             ino,
             pid,
+            user: _,
         } = self;
         if let Some(operation) = operation {
             write!(f, "operation={} ", operation.name())?;
@@ -82,13 +93,13 @@ mod tests {
     #[test]
     fn a_request_lasts_as_long_as_its_scope() {
         assert!(current().is_none());
-        let outer = begin(7, 1234);
+        let outer = begin(7, (1234, 1000));
         is_a(Op::Write);
         let carried = current();
         let shown = || current().map(|request| request.to_string());
         assert_eq!(shown().as_deref(), Some("operation=WRITE inode=7 pid=1234"));
         {
-            let _inner = begin(8, 1);
+            let _inner = begin(8, (1, 0));
             assert_eq!(shown().as_deref(), Some("inode=8 pid=1"));
         }
         drop(outer);

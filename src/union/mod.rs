@@ -56,7 +56,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use rustix::io::Errno;
 
 use crate::layer::at::At;
@@ -133,8 +133,8 @@ pub struct Union {
     recent: readdir::Recent,
     topology: RwLock<()>,
     generations: Generations,
-    /// Held during a search by inode number; the outermost lock.
-    searching: Mutex<()>,
+    /// Searches by inode number.
+    searches: handle_lookup::Searches,
     /// The longest name that any layer allows, in bytes.
     name_max: usize,
     redirect_dir: bool,
@@ -149,6 +149,8 @@ pub struct Union {
     /// The next lookup cache key for a directory without lowers.
     next_key: AtomicU64,
     copy_ups: AtomicU64,
+    /// Walks of the whole tree for an inode number.
+    searched: AtomicU64,
     copy_up_bytes: AtomicU64,
 }
 
@@ -232,7 +234,8 @@ impl Union {
             recent: readdir::Recent::default(),
             topology: RwLock::new(()),
             generations: Generations::default(),
-            searching: Mutex::new(()),
+            searches: handle_lookup::Searches::default(),
+            searched: AtomicU64::new(0),
             name_max,
             redirect_dir,
             sealed: options.sealed,
@@ -331,6 +334,7 @@ impl Union {
             lookup_negative_hits,
             lookup_misses,
             copy_ups: self.copy_ups.load(Ordering::Relaxed),
+            searches: self.searched.load(Ordering::Relaxed),
             copy_up_bytes: self.copy_up_bytes.load(Ordering::Relaxed),
             fd_hits,
             fd_misses,

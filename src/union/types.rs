@@ -148,6 +148,9 @@ pub struct Counters {
     pub fd_hits: u64,
     /// Descriptors opened because the cache had none.
     pub fd_misses: u64,
+    /// Walks through the whole tree for file handles whose files the kernel had forgotten.
+    #[serde(default)]
+    pub searches: u64,
     /// Whether names and attributes of the lowers come from a catalog.
     #[serde(default)]
     pub catalogued: bool,

@@ -28,6 +28,9 @@ pub struct Map {
     start: *mut libc::c_void,
 }
 
+// SAFETY: the mapping is only named by address, to the kernel.
+unsafe impl Sync for Map {}
+
 impl Map {
     pub fn shared(file: &File, writable: bool) -> io::Result<Self> {
         let write = if writable { libc::PROT_WRITE } else { 0 };
@@ -63,6 +66,13 @@ impl Map {
         let mut data = vec![0; len];
         memory().read_exact_at(&mut data, self.address(offset, len)?)?;
         Ok(data)
+    }
+
+    /// Writes the first page to a file, from the mapping itself: waits as long as the page does.
+    pub fn write_to(&self, file: &File) -> io::Result<usize> {
+        // SAFETY: the mapping is longer than a page, and the kernel reads it only.
+        let done = unsafe { libc::write(file.as_raw_fd(), self.start, 4096) };
+        usize::try_from(done).map_err(|_| io::Error::last_os_error())
     }
 
     /// Writes and syncs (msync).

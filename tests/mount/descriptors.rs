@@ -25,8 +25,8 @@ const FLOOD: usize = 300;
 const FLOODER: u32 = 1000;
 const WORKER: u32 = 1001;
 
-/// A thread of this user.
-fn as_user<T: Send>(uid: u32, job: impl FnOnce() -> T + Send) -> T {
+/// What a thread of this user does.
+pub(crate) fn as_user<T: Send>(uid: u32, job: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
             let (gid, id) = (

@@ -12,6 +12,7 @@ mod attr;
 mod believed;
 mod budgets;
 mod buildah;
+mod bystanders;
 mod copy_file_range;
 mod create;
 mod descriptors;

@@ -32,7 +32,8 @@ impl Adapter {
         if truncate && !is_writer(flags.0) && opens.is_executed(ino.0) {
             return reply.error(libc::ETXTBSY);
         }
-        let slow = writes && self.union.needs_copy_up(ino.0);
+        // The kernel holds no lock of the inode over an open.
+        let slow = writes && self.union.needs_copy_up(ino.0) || truncate && opens.may_wait(ino.0);
         let device = Arc::clone(&self.device);
         self.run(slow, move |union| {
             let ready = match (truncate, writes) {

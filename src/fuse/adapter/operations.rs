@@ -12,6 +12,7 @@ use crate::fuse::operations::{
     OpenFlags, OpenReply, Operations, ReadReply, StatfsReply, StatxReply, WriteData, WriteReply,
     Xattr, XattrReply,
 };
+use crate::fuse::passthrough::Opens;
 use crate::fuse::request_scope;
 use crate::union::{FileFlags, RenameFlags, SetAttr, Union, XattrFlags};
 
@@ -164,6 +165,11 @@ impl Operations for Adapter {
     fn read(&self, ino: Ino, offset: Offset, size: u32, direct: bool, reply: impl ReadReply) {
         if i64::try_from(offset.0).is_err() {
             return reply.error(libc::EINVAL);
+        }
+        if self.may_wait(ino) {
+            return self.run(true, move |union| {
+                reply.read(size, |room| union.read(ino.0, offset.0, room, direct));
+            });
         }
         reply.read(size, |room| self.union.read(ino.0, offset.0, room, direct));
     }
@@ -336,7 +342,9 @@ impl Operations for Adapter {
         }
         let device = Arc::clone(&self.device);
         let length = range.length.min(MAX_COPY);
-        let slow = length >= SLOW_COPY || self.union.needs_copy_up(range.to.0);
+        let slow = length >= SLOW_COPY
+            || self.union.needs_copy_up(range.to.0)
+            || self.may_wait(range.from);
         self.run(slow, move |union| {
             let from = (range.from.0, range.from_offset.0);
             let to = (range.to.0, range.to_offset.0);
@@ -358,18 +366,35 @@ impl Adapter {
 
     /// The node itself, which the kernel may have forgotten, or its parent.
     fn find(&self, ino: Ino, parent: bool, reply: impl EntryReply) {
-        let opens = self.opens.clone();
-        self.run(true, move |union| {
-            let found = match parent {
-                true => union.lookup_parent(ino.0),
-                false => union.lookup_by_number(ino.0),
-            };
-            match found {
-                // An old handle is nobody's fault, so nothing is logged.
-                Err(error) if error.errno() == libc::ESTALE => reply.error(libc::ESTALE),
-                found => reply.result(found, |ino| lifetime(opens.as_deref(), ino)),
+        if parent {
+            return found(
+                self.opens.as_deref(),
+                self.union.lookup_parent(ino.0),
+                reply,
+            );
+        }
+        match self.union.known_number(ino.0) {
+            Ok(Some(known)) => found(self.opens.as_deref(), Ok(known), reply),
+            Err(error) => found(self.opens.as_deref(), Err(error), reply),
+            Ok(None) => {
+                let (sought, opens) = (self.union.seek_number(ino.0), self.opens.clone());
+                self.run(true, move |union| {
+                    found(opens.as_deref(), union.find_sought(sought), reply);
+                });
             }
-        });
+        }
+    }
+}
+
+fn found(
+    opens: Option<&Opens>,
+    entry: crate::union::Result<crate::union::EntryRef<'_>>,
+    reply: impl EntryReply,
+) {
+    match entry {
+        // An old handle is nobody's fault, so nothing is logged.
+        Err(error) if error.errno() == libc::ESTALE => reply.error(libc::ESTALE),
+        entry => reply.result(entry, |ino| lifetime(opens, ino)),
     }
 }
 

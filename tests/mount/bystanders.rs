@@ -1,0 +1,235 @@
+//! What one user's requests wait for keeps no other user from working: a lock that is never given
+//! back, and searches for file handles that were made up.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, chown};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
+use unionfs::sys::handle::{FileHandle, name_to_handle, open_by_handle};
+
+use crate::common::fixture::Fixture;
+use crate::common::layers::Layer;
+use crate::common::map::Map;
+use crate::common::mount::{Fs, poll};
+use crate::common::need_mounts;
+use crate::descriptors::as_user;
+use crate::stats::stats;
+
+/// Many more than the server has workers, and more than its pool has threads for one user.
+const WAITING: usize = 100;
+/// The user who waits, and the one who works.
+const WAITER: u32 = 1000;
+const WORKER: u32 = 1001;
+/// Far more than the work takes, also on a busy machine.
+const LONG: Duration = Duration::from_secs(60);
+
+fn owned_by(user: u32, path: &PathBuf) {
+    fs::write(path, "old").unwrap();
+    chown(path, Some(user), Some(user)).unwrap();
+}
+
+/// Work of another user: names, data, a copy-up, and what goes to the pool.
+fn work(f: &Fixture) {
+    let dir = f.at("work");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let low = f.at("low");
+    as_user(WORKER, || {
+        fs::write(dir.join("new"), "new").unwrap();
+        File::open(dir.join("new")).unwrap().sync_all().unwrap();
+        fs::write(&low, "copied up").unwrap();
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        fs::remove_file(dir.join("new")).unwrap();
+    });
+    fs::remove_dir(&dir).unwrap();
+}
+
+/// [`work`] with a time limit, on a thread that is left behind when it hangs.
+fn works(f: &std::sync::Arc<Fixture>) -> bool {
+    let (tell, told) = mpsc::channel();
+    let f = std::sync::Arc::clone(f);
+    std::thread::spawn(move || {
+        work(&f);
+        tell.send(()).unwrap();
+    });
+    told.recv_timeout(LONG).is_ok()
+}
+
+fn layer() -> Layer {
+    Layer::new().file("low", "from below").own(WORKER, WORKER)
+}
+
+/// Whether no thread of a process runs any more.
+fn all_stopped(process: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    tasks.flatten().all(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.starts_with(" T"))
+    })
+}
+
+/// Data that does not come: a page of a file whose server is stopped. Goes on when dropped.
+struct Never {
+    page: Map,
+    server: Pid,
+    _mount: Fixture,
+}
+
+impl Never {
+    fn new() -> Self {
+        let mount = Fixture::with(
+            &Fs::Unionfs("io=cached"),
+            &[Layer::new().file("page", vec![7; 4096])],
+            crate::common::layers::Form::Kernel,
+            false,
+        );
+        let file = File::open(mount.at("page")).unwrap();
+        let page = Map::shared(&file, false).unwrap();
+        // Closed while the server can answer.
+        drop(file);
+        let number = mount.mounted().servers()[0];
+        let server = Pid::from_raw(number.cast_signed()).unwrap();
+        kill_process(server, Signal::STOP).unwrap();
+        assert!(poll(|| all_stopped(number)));
+        Self {
+            page,
+            server,
+            _mount: mount,
+        }
+    }
+}
+
+impl Drop for Never {
+    fn drop(&mut self) {
+        kill_process(self.server, Signal::CONT).unwrap();
+    }
+}
+
+/// A user writes, past the server, what never comes, and so holds the lock of the layer's file.
+/// `wait` is done by many threads meanwhile, and needs that lock in the server.
+fn a_lock_held(wait: impl Fn(&PathBuf) + Sync) {
+    let f = std::sync::Arc::new(Fixture::with(
+        &Fs::Unionfs("io=passthrough"),
+        &[layer()],
+        crate::common::layers::Form::Kernel,
+        true,
+    ));
+    let mine = f.at("mine");
+    owned_by(WAITER, &mine);
+    let never = Never::new();
+    let file = OpenOptions::new().write(true).open(&mine).unwrap();
+    let begun = AtomicUsize::new(0);
+    let worked = std::thread::scope(|scope| {
+        scope.spawn(|| as_user(WAITER, || never.page.write_to(&file)));
+        // It has the lock when its thread sleeps in the page fault: others wait for it.
+        let blocked = || {
+            let (file, tell) = (file.try_clone().unwrap(), mpsc::channel());
+            std::thread::spawn(move || {
+                file.set_len(3).unwrap();
+                let _ = tell.0.send(());
+            });
+            tell.1.recv_timeout(Duration::from_millis(300)).is_err()
+        };
+        assert!(poll(blocked), "the write does not wait");
+        for _ in 0..WAITING {
+            scope.spawn(|| {
+                as_user(WAITER, || {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    wait(&mine);
+                });
+            });
+        }
+        assert!(poll(|| begun.load(Ordering::SeqCst) == WAITING));
+        std::thread::sleep(Duration::from_millis(500));
+        let worked = works(&f);
+        kill_process(never.server, Signal::CONT).unwrap();
+        worked
+    });
+    assert!(worked, "another user cannot work meanwhile");
+    work(&f);
+}
+
+#[test]
+fn work_beside_opens_that_wait_for_a_writer() {
+    need_mounts!();
+    a_lock_held(|mine| {
+        let mut options = OpenOptions::new();
+        options.write(true).truncate(true).open(mine).unwrap();
+    });
+}
+
+#[test]
+fn work_beside_direct_reads_that_wait_for_a_writer() {
+    need_mounts!();
+    a_lock_held(|mine| {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).custom_flags(libc::O_DIRECT).open(mine);
+        let mut page = page_of_memory();
+        // Where the file is longer than what was read of it, or not: it must only come back.
+        let _ = file.unwrap().read_at(&mut page.0, 0).unwrap();
+    });
+}
+
+#[repr(align(4096))]
+struct Page([u8; 4096]);
+
+fn page_of_memory() -> Page {
+    Page([0; 4096])
+}
+
+/// Handles of directories that are not there. Root of a user namespace may ask for such; so does
+/// root here.
+#[test]
+fn work_beside_searches_for_made_up_handles() {
+    need_mounts!();
+    let mut below = layer();
+    for n in 0..300 {
+        below = below.dir(format!("dir{n}"));
+    }
+    let f = std::sync::Arc::new(Fixture::new(&[below]));
+    let root = File::open(f.root()).unwrap();
+    let known = name_to_handle(&root, c"dir1").unwrap();
+    let searches = || stats(f.root()).union["searches"];
+    assert_eq!(searches(), 0);
+    let made_up = |n: u64| {
+        let mut bytes = known.bytes.clone();
+        // As the kernel writes a node's number (fs/fuse/inode.c): the upper half first.
+        bytes[..4].copy_from_slice(&0u32.to_ne_bytes());
+        let number = 0x7000_0000 + u32::try_from(n).unwrap();
+        bytes[4..8].copy_from_slice(&number.to_ne_bytes());
+        FileHandle {
+            bytes,
+            ..known.clone()
+        }
+    };
+    let look = |n: u64| -> rustix::io::Result<OwnedFd> { open_by_handle(&root, &made_up(n)) };
+    let asked = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..WAITING {
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    let n = asked.fetch_add(1, Ordering::SeqCst);
+                    assert_eq!(look(n as u64).unwrap_err(), Errno::STALE);
+                }
+            });
+        }
+        assert!(works(&f), "another user cannot work meanwhile");
+    });
+    let (asked, searches) = (asked.into_inner() as u64, searches());
+    eprintln!("{asked} handles, {searches} searches");
+    assert!(
+        searches > 0 && searches < asked / 4,
+        "{searches} of {asked}"
+    );
+    let mut log = OpenOptions::new().append(true).open(f.at("low")).unwrap();
+    log.write_all(b".").unwrap();
+}
