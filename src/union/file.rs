@@ -12,6 +12,7 @@ use super::Union;
 use super::direct_io::{aligned, aligned_into};
 use super::error::Result;
 use super::inode::{DataFd, Inode};
+use super::lock_order::{self, rank};
 use super::types::{FileKind, Ino, SetIdLoss, Write};
 use crate::layer::at::At;
 use crate::layer::fds::with_spare;
@@ -212,8 +213,10 @@ impl Union {
 
     /// Returns a descriptor of the data of a file, writable (and so of the upper) if asked.
     pub(crate) fn data_fd(&self, inode: &Inode, write: bool) -> Result<Arc<DataFd>> {
+        let slot = inode.data();
+        let _order = lock_order::enter(rank::DATA, Arc::as_ptr(slot).addr());
         self.fds.get(
-            inode.data(),
+            slot,
             |held: &DataFd| held.writable || !write,
             || self.open_data(inode, write),
         )

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use super::Union;
 use super::error::Result;
 use super::inode::Inode;
+use super::lock_order::{self, rank};
 use super::lookup::EntryRef;
 use super::types::{FileKind, Ino, ROOT_INO};
 
@@ -37,7 +38,7 @@ pub struct Sought {
 #[derive(Default)]
 pub(crate) struct Searches {
     /// Held during a walk of the tree; the outermost lock.
-    walking: Mutex<()>,
+    walking: lock_order::Mutex<(), { rank::SEARCH }>,
     asked: Mutex<Asked>,
 }
 

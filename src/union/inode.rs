@@ -1,25 +1,29 @@
 //! An inode of the union: where its parts are, and the locks that guard them.
 //!
-//! Lock order, outermost first. A thread that holds a lock never takes one with a smaller number:
-//! 1. `Inode::busy`      one copy-up of this inode at a time, held during the data copy
-//! 2. `Dir::ns`          the names of one directory; two directories in order of address
-//! 3. the slot of `Inode::data`, held while the file is opened
-//! 4. `Union::topology`  the tree of upper directories
-//! 5. inode table shard
-//! 6. `Inode::loc`       where this inode is; two inodes in order of address
-//! 7. lookup cache shard, slots of directories: no other lock is taken while holding one
+//! Lock order, outermost first. A thread that holds a lock never takes one with a smaller number;
+//! `lock_order` checks this in debug builds.
+//! 1. `Searches::walking` one search by inode number at a time
+//! 2. `Inode::busy`      one copy-up of this inode at a time, held during the data copy; a file's
+//!    before that of its parent
+//! 3. `Dir::ns`          the names of one directory; two directories in order of address
+//! 4. `Dir::listing`     the listing of a directory, held while it is built
+//! 5. `Inode::data`      the slot of the file's descriptor, held while the file is opened
+//! 6. `Union::topology`  the tree of upper directories
+//! 7. inode table shard
+//! 8. `Inode::loc`       where this inode is; two inodes in order of address
+//! 9. lookup cache shard; no other lock is taken while holding one, nor while holding the slot of a
+//!    directory's descriptor
 //!
-//! `Dir::listing` is taken with `Dir::ns` of the same directory held, which keeps its users apart.
-//! File data is never copied or synced with one of the locks 2 to 7 held.
+//! File data is never copied or synced with one of the locks 3 to 9 held.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use smallvec::SmallVec;
 
 use super::listing::Listing;
+use super::lock_order::{Mutex, RwLock, RwLockWriteGuard, rank};
 use super::mounted_catalog::LowerDirs;
 use super::orphans::{Held, Keep, Parked, Permit};
 use super::types::{FileKind, Ino};
@@ -323,8 +327,8 @@ pub(crate) struct Names {
 pub(crate) struct Dir {
     /// The lower directories, top first; constant.
     pub lowers: LowerDirs,
-    pub ns: RwLock<Names>,
-    pub listing: Mutex<Option<Listing>>,
+    pub ns: RwLock<Names, { rank::NAMES }>,
+    pub listing: Mutex<Option<Listing>, { rank::LISTING }>,
     /// End of a listing that has been dropped: the offset of its last entry, and the version of the
     /// names at that time. Changed with `listing` locked.
     pub end: [AtomicU64; 2],
@@ -353,8 +357,8 @@ pub(crate) struct Inode {
     pub key: u64,
     /// Lookups counted for the kernel plus links of children; see `inode_table`.
     pub count: AtomicU64,
-    pub loc: RwLock<Loc>,
-    pub busy: Mutex<()>,
+    pub loc: RwLock<Loc, { rank::PLACE }>,
+    pub busy: Mutex<(), { rank::COPY_UP }>,
     data: OnceLock<Arc<Slot<DataFd>>>,
     /// The file has a `security.capability`, which the kernel reads before a first write.
     pub capability: Tristate,

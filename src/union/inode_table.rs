@@ -14,6 +14,7 @@ use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
 use super::inode::{Inode, Link};
+use super::lock_order::{self, Held, rank};
 use super::types::Ino;
 
 /// Inodes by number.
@@ -32,6 +33,11 @@ pub(crate) struct InodeTable {
 /// A table that never had as many inodes gives no memory back.
 const WORTH_SHRINKING: usize = 8192;
 
+/// Notes that a shard is locked; the map locks it by itself.
+fn shard() -> Held {
+    lock_order::enter(rank::TABLE, 0)
+}
+
 /// The result of [`InodeTable::intern`].
 pub(crate) enum Interned {
     /// The inode was in the table; it has been counted.
@@ -45,11 +51,13 @@ pub(crate) enum Interned {
 impl InodeTable {
     /// Returns the inode with this number.
     pub fn get(&self, ino: Ino) -> Option<Arc<Inode>> {
+        let _order = shard();
         self.map.get(&ino).map(|entry| Arc::clone(entry.value()))
     }
 
     /// Counts the inode with this number, if it is in the table.
     pub fn count(&self, ino: Ino) -> Option<Arc<Inode>> {
+        let _order = shard();
         // While the guard lives, the entry cannot leave.
         let entry = self.map.get_mut(&ino)?;
         entry.count.fetch_add(1, Ordering::Relaxed);
@@ -63,6 +71,7 @@ impl InodeTable {
         matches: impl FnOnce(&Inode) -> bool,
         make: impl FnOnce() -> Inode,
     ) -> Interned {
+        let order = shard();
         let (created, parents) = match self.map.entry(ino) {
             Entry::Occupied(entry) => {
                 let inode = entry.get();
@@ -86,12 +95,14 @@ impl InodeTable {
                 (inode, parents)
             }
         };
+        drop(order);
         parents.iter().for_each(|parent| self.pin(parent));
         Interned::Created(created)
     }
 
     /// Counts a further reference to an inode.
     pub fn pin(&self, inode: &Arc<Inode>) {
+        let _order = shard();
         match self.map.entry(inode.ino) {
             Entry::Occupied(entry) => {
                 entry.get().count.fetch_add(1, Ordering::Relaxed);
@@ -139,12 +150,14 @@ impl InodeTable {
         let mut next = Some((ino, count));
         let mut todo = Vec::new();
         while let Some((ino, count)) = next.take().or_else(|| todo.pop()) {
+            let order = shard();
             let gone = self.map.remove_if(&ino, |_, inode| {
                 let held = inode.count.load(Ordering::Relaxed);
                 let left = held.saturating_sub(count);
                 inode.count.store(left, Ordering::Relaxed);
                 left == 0
             });
+            drop(order);
             if let Some((_, inode)) = gone {
                 self.left();
                 let links = std::mem::take(&mut inode.loc.write().links);

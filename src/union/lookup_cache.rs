@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use foldhash::quality::RandomState;
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use super::inode::{Inode, Loc, Lower};
+use super::lock_order::{Mutex, rank};
 use super::resolve::{Resolved, UpperFound, WhiteoutKind};
 use super::types::FileKind;
 use crate::layer::at::Stat;
@@ -131,7 +131,7 @@ const SHARDS: usize = 16;
 /// When the cache shrinks, one name of so many stays.
 const KEPT: usize = 16;
 
-type Shard = Mutex<LruCache<Key, Cached>>;
+type Shard = Mutex<LruCache<Key, Cached>, { rank::LOOKUP_CACHE }>;
 
 /// Names to answers.
 pub(crate) struct LookupCache {

@@ -23,6 +23,7 @@ mod inode_numbers;
 mod inode_table;
 mod link;
 mod listing;
+mod lock_order;
 mod lookup;
 mod lookup_cache;
 mod lower_lookup;
@@ -56,7 +57,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::RwLock;
 use rustix::io::Errno;
 
 use crate::layer::at::At;
@@ -68,6 +68,7 @@ use generation::Generations;
 use inode::{Dir, Inode, Loc, UpperState};
 use inode_numbers::InodeNumbers;
 use inode_table::{InodeTable, Interned};
+use lock_order::{RwLock, rank};
 use lookup_cache::LookupCache;
 use mounted_catalog::MountedCatalog;
 use orphans::Budget;
@@ -131,7 +132,7 @@ pub struct Union {
     orphans: Arc<Budget>,
     inode_numbers: InodeNumbers,
     recent: readdir::Recent,
-    topology: RwLock<()>,
+    topology: RwLock<(), { rank::TOPOLOGY }>,
     generations: Generations,
     /// Searches by inode number.
     searches: handle_lookup::Searches,

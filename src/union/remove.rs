@@ -4,13 +4,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use parking_lot::RwLockWriteGuard;
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
 use super::Union;
 use super::error::Result;
-use super::inode::{Inode, Loc, Names};
+use super::inode::{Dir, Inode, Loc, Names};
+use super::lock_order::RwLockWriteGuard;
 use super::lookup::Hint;
 use super::lookup_cache::Cached;
 use super::resolve::WhiteoutKind;
@@ -29,16 +29,12 @@ pub(crate) struct NameLocks<'a>(Vec<(*const Inode, RwLockWriteGuard<'a, Names>)>
 impl<'a> NameLocks<'a> {
     /// Locks the names of all `inodes` that are directories.
     pub fn lock(inodes: &[&'a Arc<Inode>]) -> Self {
-        let mut sorted: Vec<&'a Arc<Inode>> = inodes.to_vec();
-        sorted.sort_by_key(|inode| Arc::as_ptr(inode));
-        sorted.dedup_by_key(|inode| Arc::as_ptr(inode));
-        let lock = |inode: &'a Arc<Inode>| {
-            inode
-                .dir
-                .as_ref()
-                .map(|dir| (Arc::as_ptr(inode), dir.change_names()))
-        };
-        Self(sorted.into_iter().filter_map(lock).collect())
+        let dir = |inode: &&'a Arc<Inode>| Some((Arc::as_ptr(inode), inode.dir.as_deref()?));
+        let mut dirs: Vec<_> = inodes.iter().filter_map(dir).collect();
+        dirs.sort_by_key(|(_, dir)| &raw const dir.ns);
+        dirs.dedup_by_key(|(inode, _)| *inode);
+        let lock = |(inode, dir): (_, &'a Dir)| (inode, dir.change_names());
+        Self(dirs.into_iter().map(lock).collect())
     }
 
     /// Whether a directory has been removed.

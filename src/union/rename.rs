@@ -8,7 +8,6 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use parking_lot::RwLockWriteGuard;
 use rustix::fs::RenameFlags as Flags;
 use rustix::io::Errno;
 
@@ -16,6 +15,7 @@ use super::Union;
 use super::error::Result;
 use super::inode::{Inode, Link, Loc};
 use super::link::in_lower_after;
+use super::lock_order::RwLockWriteGuard;
 use super::lookup::Hint;
 use super::lookup_cache::Cached;
 use super::remove::{NameLocks, has_link, is_bare, link_in_upper};
@@ -220,7 +220,7 @@ impl Union {
         let leaves_whiteout = self.has_lower_name(source, old.parent, old.name)?;
         let known = |t: &Arc<Inode>| t.loc.read().link(new.parent, new.name)?.in_lower;
         let new_in_lower = target.map_or(in_lower_after(whiteout), known);
-        let _topology = source.dir.is_some().then(|| self.topology.write());
+        let topology = source.dir.is_some().then(|| self.topology.write());
         let (mut source_loc, mut target_loc) = match target {
             Some(target) => {
                 let (source, target) = lock_both(source, target);
@@ -247,7 +247,7 @@ impl Union {
             gone.extend(self.unlinked((target, loc), new.parent, new.name, keep));
         }
         relink(&mut source_loc.links, (old, new), new_in_lower, &mut gone);
-        drop((source_loc, target_loc));
+        drop((source_loc, target_loc, topology));
         self.moved(source, old, new, left);
         self.table.unlink(gone);
         Ok(())
@@ -285,13 +285,13 @@ impl Union {
         self.prepare_move(upper, source, old, new)?;
         self.prepare_move(upper, target, new, old)?;
         let any_dir = source.dir.is_some() || target.dir.is_some();
-        let _topology = any_dir.then(|| self.topology.write());
+        let topology = any_dir.then(|| self.topology.write());
         let (mut source_loc, mut target_loc) = lock_both(source, target);
         old.at().rename_to(new.at(), Flags::EXCHANGE)?;
         let mut gone = Vec::new();
         relink(&mut source_loc.links, (old, new), None, &mut gone);
         relink(&mut target_loc.links, (new, old), None, &mut gone);
-        drop((source_loc, target_loc));
+        drop((source_loc, target_loc, topology));
         self.table.pin(new.parent);
         self.table.pin(old.parent);
         for side in [old, new] {
