@@ -161,9 +161,12 @@ mod tracked {
         let wrong = |&&(held, at): &&(u8, usize)| {
             held > rank || held == rank && (at == address || at > address && !upwards)
         };
-        if let Some((held, _)) = held.iter().flatten().find(wrong) {
-            panic!("lock order: a lock of rank {rank} is taken while one of rank {held} is held");
-        }
+        let found = held.iter().flatten().find(wrong).map(|(held, _)| held);
+        assert!(
+            found.is_none(),
+            "lock order: a lock of rank {rank} is taken while one of rank {} is held",
+            found.unwrap_or(&0)
+        );
     }
 
     pub(super) fn push(lock: (u8, usize)) {
@@ -210,9 +213,9 @@ mod tests {
             let _outer = outer.lock();
             let _inner = inner.write();
         }
-        let _inner = inner.read();
+        let guard = inner.read();
         drop(outer.try_lock());
-        drop(_inner);
+        drop(guard);
         let first = outer.lock();
         drop(first);
         assert!(outer.try_lock().is_some());
@@ -221,9 +224,9 @@ mod tests {
     #[test]
     fn locks_of_a_rank_are_taken_by_address() {
         let locks = [Mutex::<_, 11>::new(()), Mutex::new(())];
-        let _both = (locks[0].lock(), locks[1].lock());
+        let both = (locks[0].lock(), locks[1].lock());
         let wrong = || drop((locks[1].lock(), locks[0].lock()));
-        drop(_both);
+        drop(both);
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(wrong)).is_err());
     }
 }
