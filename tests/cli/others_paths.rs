@@ -137,3 +137,38 @@ fn a_layer_of_a_store_that_is_exchanged_shows_nothing_else() {
         race(&home, &["--root", &store, "mount", "-r", "base:1", &mnt]);
     });
 }
+
+/// An upper and a work directory of the user's, one of which is exchanged: nothing is written to
+/// the secret, nor removed there.
+fn race_of_uppers(exchanged: &str) {
+    let home = with_secret();
+    home.dirs(&["lower", "theirs/work"]);
+    fs::create_dir(home.path("secret/work")).unwrap();
+    fs::write(home.path("secret/work/kept"), "kept").unwrap();
+    own(&home.path("theirs"));
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        home.text("lower"),
+        home.text("theirs/layer"),
+        home.text("theirs/work")
+    );
+    while_exchanged(&home, &home.path(exchanged), || {
+        race(&home, &["-o", &options, &home.text("mnt")]);
+    });
+    let names = |dir: &str| fs::read_dir(home.path(dir)).unwrap().count();
+    assert_eq!((names("secret"), names("secret/work")), (2, 1));
+}
+
+#[test]
+fn an_upper_that_is_exchanged_leads_nowhere_else() {
+    if can_mount() {
+        race_of_uppers("theirs/layer");
+    }
+}
+
+#[test]
+fn a_work_directory_that_is_exchanged_leads_nowhere_else() {
+    if can_mount() {
+        race_of_uppers("theirs/work");
+    }
+}
