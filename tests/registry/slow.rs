@@ -10,8 +10,9 @@ use rustix::process::Signal;
 use unionfs::store::registry::{
     Access, CertificateDirs, CredentialFiles, Event, Patience, PullOptions, Retry, fetch,
 };
+use unionfs::store::roots::Environment;
 use unionfs::store::tarball::Limits;
-use unionfs::store::{Reference, Writable};
+use unionfs::store::{Reference, Stores, Writable};
 
 use crate::images::{assert_whole, home, id, serve, serve_large};
 use crate::proxy::{Act, Asked, Proxy};
@@ -51,29 +52,34 @@ fn head(stream: &mut std::net::TcpStream) -> std::io::Result<bool> {
     Ok(bytes.starts_with(b"GET /v2/ "))
 }
 
+/// How a registry is talked to here: with less patience than usual.
+fn hasty(plain_http: bool) -> Access {
+    let second = Duration::from_secs(1);
+    Access {
+        plain_http,
+        credentials: CredentialFiles::default(),
+        certificates: CertificateDirs::default(),
+        retry: Retry {
+            attempts: 2,
+            pause: Duration::ZERO,
+        },
+        patience: Patience {
+            silence: second / 2,
+            connect: second,
+            answer: second,
+            upload: second,
+            window: second / 2,
+            least: 4096,
+        },
+    }
+}
+
 /// Pulls from it with less patience than usual; the error, and what was told meanwhile.
 fn impatient(port: u16, plain_http: bool) -> (String, Vec<String>) {
     let home = Home::new();
     let store = Writable::open(&home.path("own")).unwrap();
-    let second = Duration::from_secs(1);
     let options = PullOptions {
-        access: Access {
-            plain_http,
-            credentials: CredentialFiles::default(),
-            certificates: CertificateDirs::default(),
-            retry: Retry {
-                attempts: 2,
-                pause: Duration::ZERO,
-            },
-            patience: Patience {
-                silence: second / 2,
-                connect: second,
-                answer: second,
-                upload: second,
-                window: second / 2,
-                least: 4096,
-            },
-        },
+        access: hasty(plain_http),
         platform: None,
         parallel: 1,
         limits: Limits::default(),
@@ -123,6 +129,35 @@ fn a_registry_that_drips_or_says_nothing_is_given_up() {
             told.iter().any(|event| event.starts_with("Later")),
             "nothing was said: {told:?}"
         );
+    }
+}
+
+/// One that hands out tokens a byte at a time, or never.
+#[test]
+fn a_token_that_drips_or_never_comes_is_given_up() {
+    fn serve(mut stream: std::net::TcpStream, token: &str) -> std::io::Result<()> {
+        if head(&mut stream)? {
+            let port = stream.local_addr()?.port();
+            let text = format!(
+                "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\
+                 WWW-Authenticate: Bearer realm=\"http://127.0.0.1:{port}/token\"\r\n\r\n"
+            );
+            return stream.write_all(text.as_bytes());
+        }
+        stream.write_all(token.as_bytes())?;
+        match token.is_empty() {
+            true => stream.read_to_end(&mut Vec::new()).map(drop),
+            false => drip(stream, " "),
+        }
+    }
+    let silent = server(|stream| serve(stream, ""));
+    let dripping =
+        server(|stream| serve(stream, "HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"));
+    for (port, why) in [(silent, "timeout"), (dripping, "stall")] {
+        let (error, told) = impatient(port, true);
+        assert!(error.contains(why), "no {why} in {error}");
+        let said = told.iter().any(|event| event.starts_with("Later"));
+        assert!(said, "nothing was said: {told:?}");
     }
 }
 

@@ -62,7 +62,9 @@ impl Pace {
         if self.waited < window {
             return Ok(());
         }
-        if self.bytes < least {
+        // A piece that took many windows must have as much for each.
+        let windows = self.waited.as_secs_f64() / window.as_secs_f64().max(f64::MIN_POSITIVE);
+        if (self.bytes as f64) < least as f64 * windows.floor() {
             let what = format!(
                 "only {} bytes in {:.0?}, which is taken for a stall",
                 self.bytes, self.waited
@@ -116,5 +118,9 @@ mod tests {
         let mut pace = Pace::new(patience);
         pace.passed(4096, patience.window).unwrap();
         pace.passed(1, patience.window).unwrap_err();
+        // Large pieces, as uploads have them.
+        let mut pace = Pace::new(patience);
+        pace.passed(128 << 10, 30 * patience.window).unwrap();
+        pace.passed(128 << 10, 40 * patience.window).unwrap_err();
     }
 }

@@ -12,6 +12,7 @@
 //! Everything read here is hostile: nothing is created outside of the directory, memory
 //! is bounded whatever the stream holds, and what is expanded is bounded by [`Limits`].
 
+mod checksum;
 mod compare;
 mod error;
 mod expected;

@@ -8,12 +8,13 @@ use std::os::unix::fs::FileExt as _;
 
 use rustix::io::Errno;
 
+use super::checksum::Checksum;
 use super::clean;
 use super::error::{Result, TarError};
 use super::header::{Entry, Kind, Sparse};
 use super::place::Place;
 use super::scan::Scan;
-use super::split::{CRC, PIECE, Writer};
+use super::split::{PIECE, Writer};
 use crate::layer::Dialect;
 use crate::store::room::{PER_FILE, Room, Watch};
 use crate::store::{Digest, interrupt};
@@ -167,7 +168,7 @@ impl<R: Read, W: Write> Unpacker<'_, R, W> {
             let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
             TarError::place(&entry.name, "write the file", errno)
         };
-        let mut crc = CRC.digest();
+        let mut crc = Checksum::new();
         let mut cursor = Cursor::new(entry.sparse.as_ref());
         loop {
             let most = cursor.room(&mut crc).min(self.buffer.len() as u64) as usize;
@@ -191,7 +192,7 @@ impl<R: Read, W: Write> Unpacker<'_, R, W> {
             cursor.zeros(map.size, &mut crc);
             file.set_len(map.size).map_err(fail)?;
         }
-        Ok(crc.finalize())
+        Ok(crc.finish())
     }
 }
 
@@ -203,8 +204,6 @@ struct Cursor<'m> {
     left: u64,
 }
 
-type Crc<'a> = crc::Digest<'a, u64, crc::Table<16>>;
-
 impl<'m> Cursor<'m> {
     fn new(map: Option<&'m Sparse>) -> Self {
         Self {
@@ -215,7 +214,7 @@ impl<'m> Cursor<'m> {
     }
 
     /// How much may be written at `offset`; steps over holes.
-    fn room(&mut self, crc: &mut Crc<'_>) -> u64 {
+    fn room(&mut self, crc: &mut Checksum) -> u64 {
         while self.left == 0 {
             let Some(&(offset, length)) = self.extents.as_mut().and_then(Iterator::next) else {
                 return 0;
@@ -232,12 +231,8 @@ impl<'m> Cursor<'m> {
     }
 
     /// Counts a hole up to `end` into the checksum.
-    fn zeros(&mut self, end: u64, crc: &mut Crc<'_>) {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        while self.offset < end {
-            let count = (end - self.offset).min(ZEROS.len() as u64);
-            crc.update(&ZEROS[..count as usize]);
-            self.offset += count;
-        }
+    fn zeros(&mut self, end: u64, crc: &mut Checksum) {
+        crc.zeros(end.saturating_sub(self.offset));
+        self.offset = self.offset.max(end);
     }
 }
