@@ -10,9 +10,8 @@ use rustix::process::Signal;
 use unionfs::store::registry::{
     Access, CertificateDirs, CredentialFiles, Event, Patience, PullOptions, Retry, fetch,
 };
-use unionfs::store::roots::Environment;
 use unionfs::store::tarball::Limits;
-use unionfs::store::{Reference, Stores, Writable};
+use unionfs::store::{Reference, Writable};
 
 use crate::images::{assert_whole, home, id, serve, serve_large};
 use crate::proxy::{Act, Asked, Proxy};
