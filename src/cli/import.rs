@@ -1,13 +1,13 @@
 //! `unionfs import`: a root file system as an image of our own store. Called by `cli::main`.
 
 use std::fs::{File, Metadata};
-use std::io::{IsTerminal as _, Read, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 
-use super::error::Usage;
+use super::caged::{Input, SandboxArgs};
 use super::own;
 use super::transfer::Transfer;
 use crate::changes::Tree;
@@ -44,6 +44,8 @@ pub(super) struct Args {
     /// Show no progress
     #[arg(long, short = 'q')]
     quiet: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -68,12 +70,16 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         derivation: &derivation,
         limits: Limits::default(),
     };
+    let mut cage = args.sandbox.cage()?;
     let store = own::open(root)?;
-    let store = own::writer(&store)?;
+    let typed = "a tar is not typed: give a file or a pipe";
+    let input = Input::of(&mut cage, Some(&args.rootfs), typed)?;
+    let store = cage.enter_with_store(store)?;
     let transfer = Arc::new(Transfer::new(args.quiet || args.json, "imported"));
-    let id = match args.rootfs.is_dir() {
-        true => from_directory(&store, &args.rootfs, &import, &transfer)?,
-        false => from_tar(&store, &args.rootfs, &import, &transfer)?,
+    let store = own::lock(&store)?;
+    let id = match input {
+        Input::At(dir) if dir.is_dir() => from_directory(&store, &dir, &import, &transfer)?,
+        input => from_tar(&store, input, &args.rootfs, &import, &transfer)?,
     };
     transfer.done(None);
     own::print_made(&id, &name, args.json)
@@ -81,18 +87,24 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
 
 fn from_tar(
     store: &Exclusive<'_>,
+    input: Input,
     path: &Path,
     import: &Import<'_>,
     transfer: &Arc<Transfer>,
 ) -> anyhow::Result<Digest> {
-    let (input, bytes): (Box<dyn Read + Send>, _) = if path != Path::new("-") {
-        let file = File::open(path).with_context(|| format!("cannot open {path:?}"))?;
-        let meta = file.metadata().ok().filter(Metadata::is_file);
-        (Box::new(file), meta.map(|meta| meta.len()))
-    } else if std::io::stdin().is_terminal() {
-        return Err(Usage("a tar is not typed: give a file or a pipe".into()).into());
-    } else {
-        (Box::new(std::io::stdin()), None)
+    let file = match input {
+        Input::Stdin => None,
+        Input::Open(file) => Some(file),
+        Input::At(place) => {
+            let file = File::open(place);
+            Some(file.with_context(|| format!("cannot open {path:?}"))?)
+        }
+    };
+    let meta = file.as_ref().and_then(|file| file.metadata().ok());
+    let bytes = meta.filter(Metadata::is_file).map(|meta| meta.len());
+    let input: Box<dyn Read + Send> = match file {
+        Some(file) => Box::new(file),
+        None => Box::new(std::io::stdin()),
     };
     transfer.begin(import.from, bytes);
     let passed = {

@@ -1,9 +1,8 @@
 //! `unionfs load`: images of an archive into our own store. Called by `cli::main`.
 
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
-use super::error::Usage;
+use super::caged::{Input, SandboxArgs};
 use super::output::{print, print_json};
 use super::own;
 use super::transfer::Transfer;
@@ -43,6 +42,8 @@ pub(super) struct Args {
     /// Show no progress
     #[arg(long, short = 'q')]
     quiet: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -51,22 +52,25 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let names = args.tag.iter().map(|name| own::new_name(name));
     let names = names.collect::<anyhow::Result<Vec<_>>>()?;
+    let mut cage = args.sandbox.cage()?;
+    let path = args.input.as_deref();
     let store = own::open(root)?;
+    let typed = "an archive is not typed: give -i ARCHIVE or a pipe";
+    let input = Input::of(&mut cage, path, typed)?;
+    let store = cage.enter_with_store(store)?;
     let tmp = store.staging();
     let limits = Limits {
         bytes: args.max_layer_size,
         ..Limits::default()
     };
-    let source = match args.input.as_deref() {
-        Some(path) if path != Path::new("-") => Source::open(path, &tmp, limits.bytes)?,
-        _ if std::io::stdin().is_terminal() => {
-            let what = "an archive is not typed: give -i ARCHIVE or a pipe";
-            return Err(Usage(what.into()).into());
-        }
-        _ => Source::from_reader(std::io::stdin(), &tmp, limits.bytes)?,
+    let shown = path.unwrap_or(Path::new("-"));
+    let source = match input {
+        Input::At(place) => Source::open_as(&place, shown, &tmp, limits.bytes)?,
+        Input::Open(file) => Source::of_file(file, shown, &tmp, limits.bytes)?,
+        Input::Stdin => Source::from_reader(std::io::stdin(), &tmp, limits.bytes)?,
     };
     let transfer = Transfer::new(args.quiet || args.json, "loaded");
-    let store = own::writer(&store)?;
+    let store = own::lock(&store)?;
     let wanted = Wanted {
         limits,
         platform: args.platform.as_ref(),

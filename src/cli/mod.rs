@@ -18,6 +18,7 @@ use crate::store::Stores;
 use crate::store::roots::Environment;
 
 mod blobs;
+mod caged;
 mod catalog;
 mod checks;
 mod commit;
@@ -81,7 +82,7 @@ Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage, 3 a m
 answer.
 Environment: UNIONFS_ROOT (our own store), UNIONFS_RUNTIME_DIR (records of mounts),
 UNIONFS_TIMEOUT (seconds a mount may take to answer, else 5), UNIONFS_LOG (log filter, such as
-debug)."
+debug), UNIONFS_SANDBOX (auto, strict or off, for commands that take --sandbox)."
 )]
 struct Cli {
     /// Look for images only in this data root [default: $UNIONFS_ROOT or /var/lib/unionfs, then
@@ -138,16 +139,14 @@ enum Command {
 }
 
 impl Command {
-    /// Whether it may be at it for long and leave something half done.
+    /// Whether it may be at it for long and leave something half done. Those that enter a sandbox
+    /// see to it themselves.
     fn moves_images(&self) -> bool {
         matches!(
             self,
             Self::Commit(_)
                 | Self::Export(_)
-                | Self::Load(_)
-                | Self::Import(_)
                 | Self::Save(_)
-                | Self::Pull(_)
                 | Self::Push(_)
         )
     }

@@ -2,6 +2,7 @@
 //! `named` and whatever else writes.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -85,12 +86,40 @@ pub(super) fn lock(store: &Writable) -> anyhow::Result<Exclusive<'_>> {
 /// half made.
 pub(super) fn writer(store: &Writable) -> anyhow::Result<Exclusive<'_>> {
     let locked = lock(store)?;
-    let mounted = Mounted::now();
+    sweep(&locked, &Mounted::now());
+    Ok(locked)
+}
+
+/// What killed commands have left half made, to be swept away from inside of the sandbox, where
+/// mounts are not seen.
+pub(super) struct Sweep {
+    lock: File,
+    mounted: Mounted,
+}
+
+impl Sweep {
+    /// Locks the store and looks which mounts there are. `None` while somebody else changes it: the
+    /// next command will do.
+    pub(super) fn begin(store: &Writable) -> anyhow::Result<Option<Self>> {
+        let locked = store.try_lock()?;
+        Ok(locked.map(|locked| Self {
+            lock: locked.into_lock(),
+            mounted: Mounted::now(),
+        }))
+    }
+
+    /// Does it, and lets go of the lock.
+    pub(super) fn run(self, store: &Writable) -> anyhow::Result<()> {
+        sweep(&store.locked_by(self.lock)?, &self.mounted);
+        Ok(())
+    }
+}
+
+fn sweep(locked: &Exclusive<'_>, mounted: &Mounted) {
     if let Err(error) = locked.sweep(&|diff| mounted.find(diff)) {
         // An image so damaged that its layers cannot be told; prune says so.
         tracing::debug!(%error, "leftovers are not looked for");
     }
-    Ok(locked)
 }
 
 /// The layers of live mounts, with where they are mounted.
@@ -162,7 +191,7 @@ pub(super) fn flush(container: &Container) -> anyhow::Result<()> {
     let Some(mountpoint) = Mounted::now().find(container.upper.layer.path()) else {
         return Ok(());
     };
-    let flushed = std::fs::File::open(&mountpoint)
+    let flushed = File::open(&mountpoint)
         .and_then(|dir| rustix::fs::syncfs(&dir).map_err(Into::into));
     flushed.with_context(|| {
         format!("cannot write back what is mounted on {mountpoint:?}; unmount it first")

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::blobs::Blobs;
+use super::caged::SandboxArgs;
 use super::output::{print, print_json, size};
 use super::transfer::Transfer;
 use super::{interrupt, own};
@@ -42,6 +43,8 @@ pub(super) struct Args {
     /// Show no progress
     #[arg(long, short = 'q')]
     quiet: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -79,7 +82,7 @@ impl RegistryArgs {
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let name = Reference::parse(&args.image)?;
-    let options = PullOptions {
+    let mut options = PullOptions {
         access: args.registry.access(),
         platform: args.platform.clone(),
         parallel: args.registry.parallel,
@@ -88,7 +91,11 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
             ..Limits::default()
         },
     };
+    let mut cage = args.sandbox.cage()?;
     let store = own::open(root)?;
+    options.access.look_up(&name)?;
+    cage.talk()?;
+    let store = cage.enter_with_store(store)?;
     let place = store.root().to_owned();
     interrupt::note(move || {
         let store = Writable::existing(&place).ok().flatten()?;
@@ -102,7 +109,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let show = |event: crate::store::registry::Event<'_>| blobs.show(event);
     let fetched = fetch(&store, &name, &options, &show)?;
     // Not before: others may use the store while blobs come in.
-    let locked = own::writer(&store)?;
+    let locked = own::lock(&store)?;
     let transfer = Transfer::new(args.quiet, "unpacked");
     let pulled = fetched.register(&locked, &|step| match step {
         // That was said before the downloads.

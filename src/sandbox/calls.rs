@@ -309,3 +309,48 @@ pub(super) fn of_daemon(has_rings: bool) -> Vec<Allowed> {
     }
     calls
 }
+
+/// The families of sockets with which servers are reached, and their addresses found: glibc asks
+/// the kernel (netlink) which families this machine has.
+pub(super) const INTERNET: [u32; 3] = [
+    libc::AF_INET.cast_unsigned(),
+    libc::AF_INET6.cast_unsigned(),
+    libc::AF_NETLINK.cast_unsigned(),
+];
+
+/// Of those for all, what has to do with other processes.
+const OF_OTHERS: [libc::c_long; 3] = [
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_ioprio_set,
+];
+
+/// As [`UNKNOWN`], for a command, which finds no file by its handle.
+pub(super) const UNKNOWN_TO_COMMANDS: &[libc::c_long] = &[
+    libc::SYS_clone3,
+    MAP_SHADOW_STACK,
+    MSEAL,
+    libc::SYS_open_by_handle_at,
+];
+
+/// Of a command that reads what nobody vouches for.
+pub(super) fn of_command(network: bool) -> Vec<Allowed> {
+    let mut calls = common();
+    calls.retain(|call| !matches!(call, Any(number) if OF_OTHERS.contains(number)));
+    // Signals come to a thread through a pair of sockets.
+    calls.push(Any(libc::SYS_socketpair));
+    if network {
+        // libc loads modules to find addresses.
+        let calls_of_libc = [
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_sendmmsg,
+            libc::SYS_recvmmsg,
+            libc::SYS_mmap,
+            libc::SYS_mprotect,
+        ];
+        calls.extend(calls_of_libc.map(Any));
+    }
+    calls
+}

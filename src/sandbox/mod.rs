@@ -7,6 +7,7 @@
 //! while there is one thread. Nothing can be undone.
 
 mod calls;
+pub mod command;
 pub mod daemon;
 pub mod layers;
 

@@ -12,6 +12,7 @@ pub(crate) mod map;
 pub mod memory;
 pub mod mounts;
 pub mod namespace;
+pub mod narrow;
 pub mod probe;
 pub(crate) mod process;
 pub mod schedule;

@@ -78,3 +78,22 @@ fn compile(
         .and_then(BpfProgram::try_from)
         .map_err(io::Error::other)
 }
+
+/// From now on only sockets of these families can be made; for others the answer is EAFNOSUPPORT.
+///
+/// # Errors
+/// As [`restrict`].
+pub fn refuse_sockets_but(families: &[u32]) -> io::Result<()> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)
+        .map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?;
+    let others = families.iter().map(|family| {
+        let width = SeccompCmpArgLen::Dword;
+        SeccompCondition::new(0, width, SeccompCmpOp::Ne, u64::from(*family))
+    });
+    let others = others.collect::<Result<Vec<_>, _>>();
+    let rule = others.and_then(SeccompRule::new).map_err(io::Error::other)?;
+    let rules = BTreeMap::from([(libc::SYS_socket, vec![rule])]);
+    let refused = SeccompAction::Errno(libc::EAFNOSUPPORT.unsigned_abs());
+    let program = compile(rules, SeccompAction::Allow, refused, arch)?;
+    seccompiler::apply_filter(&program).map_err(io::Error::other)
+}

@@ -88,15 +88,26 @@ impl Source {
     /// Opens a directory or a file, compressed or not. `tmp`: where a compressed one is
     /// spooled to, at most `limit` bytes.
     pub fn open(path: &Path, tmp: &Staging, limit: u64) -> Result<Self> {
-        let name = format!("{path:?}");
-        let failed = |source| ArchiveError::read(&name, source);
+        Self::open_as(path, path, tmp, limit)
+    }
+
+    /// As [`Source::open`], with another path in messages.
+    pub fn open_as(path: &Path, shown: &Path, tmp: &Staging, limit: u64) -> Result<Self> {
+        let name = format!("{shown:?}");
         if path.is_dir() {
             return Ok(Self {
                 kind: Kind::Dir(Beneath::open(path)?),
                 name,
             });
         }
-        let file = File::open(path).map_err(failed)?;
+        let file = File::open(path).map_err(|source| ArchiveError::read(&name, source))?;
+        Self::of_file(file, shown, tmp, limit)
+    }
+
+    /// As [`Source::open_as`], of a file that is open.
+    pub fn of_file(file: File, shown: &Path, tmp: &Staging, limit: u64) -> Result<Self> {
+        let name = format!("{shown:?}");
+        let failed = |source| ArchiveError::read(&name, source);
         let mut head = [0; blob::MAGIC];
         let seekable = file.metadata().map_err(failed)?.is_file();
         if seekable {

@@ -21,10 +21,12 @@ const LIMIT: u64 = 1 << 20;
 pub struct CertificateDirs {
     /// Paths; what is not there is skipped.
     pub paths: Vec<PathBuf>,
+    /// Those of a host that have been found already.
+    known: Option<(String, Certificates)>,
 }
 
 /// The certificates for one registry.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Certificates {
     /// The system's authorities, and those for this registry. None at all is an error only when
     /// one is needed.
@@ -48,11 +50,23 @@ impl CertificateDirs {
             .flat_map(|base| ["containers/certs.d", "docker/certs.d"].map(|name| base.join(name)));
         Self {
             paths: paths.collect(),
+            known: None,
         }
+    }
+
+    /// Reads those for a host; later no file is read for it.
+    pub(super) fn look_up(&mut self, host: &str) -> Result<()> {
+        self.known = Some((host.to_owned(), self.find(host)?));
+        Ok(())
     }
 
     /// The certificates for a host.
     pub(super) fn find(&self, host: &str) -> Result<Certificates> {
+        if let Some((known, certificates)) = &self.known
+            && known == host
+        {
+            return Ok(certificates.clone());
+        }
         let system = rustls_native_certs::load_native_certs();
         for error in &system.errors {
             tracing::debug!(%error, "a system certificate cannot be read");
@@ -177,6 +191,7 @@ AQH/MAoGCCqGSM49BAMCA0gAMEUCIEJinEnPm0mq2YHgYzDyUoya2nwzjIJGlnM+
         let (none, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let dirs = CertificateDirs {
             paths: [&none, &dir].map(|dir| dir.path().to_owned()).to_vec(),
+            known: None,
         };
         let of = |host: &str| dirs.find(host);
         let count = |host: &str| of(host).unwrap().authorities.len();

@@ -48,6 +48,18 @@ pub struct Access {
     pub patience: Patience,
 }
 
+impl Access {
+    /// Reads the certificates and credentials for the registry of an image now, so that neither
+    /// files are read nor helpers run for that later, in a sandbox.
+    ///
+    /// # Errors
+    /// [`RegistryError::Credentials`].
+    pub fn look_up(&mut self, name: &Reference) -> Result<()> {
+        self.certificates.look_up(endpoint::host_of(name.domain()))?;
+        self.credentials.look_up(name.domain(), name.path())
+    }
+}
+
 pub(super) type Response = http::Response<Body>;
 
 /// One repository of a registry.

@@ -70,6 +70,15 @@ impl fmt::Debug for Credential {
 pub struct CredentialFiles {
     /// Paths; what is not there is skipped.
     pub paths: Vec<PathBuf>,
+    known: Option<Known>,
+}
+
+/// What has been found already.
+#[derive(Clone, Debug)]
+struct Known {
+    host: String,
+    repository: String,
+    credential: Option<Credential>,
 }
 
 impl CredentialFiles {
@@ -90,11 +99,28 @@ impl CredentialFiles {
         ];
         Self {
             paths: paths.into_iter().flatten().collect(),
+            known: None,
         }
+    }
+
+    /// Looks for those of a repository; later no file is read for it, and no helper run.
+    pub(super) fn look_up(&mut self, host: &str, repository: &str) -> Result<()> {
+        self.known = Some(Known {
+            credential: self.find(host, repository)?,
+            host: host.to_owned(),
+            repository: repository.to_owned(),
+        });
+        Ok(())
     }
 
     /// The credentials for a repository: the nearest entry of the first file that has one.
     pub(super) fn find(&self, host: &str, repository: &str) -> Result<Option<Credential>> {
+        if let Some(known) = &self.known
+            && known.host == host
+            && known.repository == repository
+        {
+            return Ok(known.credential.clone());
+        }
         for path in &self.paths {
             if let Some(file) = read(path)?
                 && let Some(found) = file.find(path, host, repository)?
@@ -289,7 +315,8 @@ mod tests {
         let path = dir.path().join("config.json");
         std::fs::write(&path, text).unwrap();
         let paths = vec![dir.path().join("absent.json"), path];
-        (dir, CredentialFiles { paths })
+        let known = None;
+        (dir, CredentialFiles { paths, known })
     }
 
     fn password(user: &str, password: &str) -> Option<Credential> {

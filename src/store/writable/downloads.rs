@@ -164,7 +164,7 @@ fn try_flock(file: &File, path: &Path, operation: FlockOperation) -> Result<bool
     }
 }
 
-fn is_at(file: &File, root: &Beneath, relative: &Path) -> Result<bool> {
+pub(super) fn is_at(file: &File, root: &Beneath, relative: &Path) -> Result<bool> {
     let held = file
         .metadata()
         .map_err(|e| root.failed("stat", relative, &e))?;

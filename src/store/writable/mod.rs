@@ -67,7 +67,7 @@ pub struct Exclusive<'s> {
     writable: &'s Writable,
     /// Layers known to be whole.
     known: Mutex<Cache>,
-    _lock: File,
+    lock: File,
 }
 
 /// How long one may have the store to itself: readers (mounts until they are live, listings until
@@ -192,11 +192,24 @@ impl Writable {
         }
     }
 
+    /// As [`Writable::lock`], with what [`Exclusive::into_lock`] gave.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with ESTALE when that is the lock of another store.
+    pub fn locked_by(&self, lock: File) -> Result<Exclusive<'_>> {
+        let relative = self.ours("lock");
+        if downloads::is_at(&lock, self.beneath(), &relative)? {
+            return Ok(self.exclusive(lock));
+        }
+        let path = self.beneath().full(&relative);
+        Err(Error::io("lock", &path, Errno::STALE))
+    }
+
     fn exclusive(&self, lock: File) -> Exclusive<'_> {
         Exclusive {
             writable: self,
             known: Mutex::new(Cache::new()),
-            _lock: lock,
+            lock,
         }
     }
 
@@ -238,6 +251,11 @@ impl Writable {
 }
 
 impl Exclusive<'_> {
+    /// Only the lock, for [`Writable::locked_by`]: it holds no directory open.
+    pub fn into_lock(self) -> File {
+        self.lock
+    }
+
     /// The store that is locked.
     pub fn writable(&self) -> &Writable {
         self.writable

@@ -1,0 +1,252 @@
+//! The sandbox of a command that reads what nobody vouches for: archives, what a registry sends,
+//! the metadata of stores.
+//!
+//! The process confines itself, and no child: all that comes after the first byte of those is to
+//! be confined too, so there would be nothing left for a parent to do but to pass signals, the
+//! terminal and the exit code on.
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use rustix::fs::{Mode as FileMode, OFlags};
+use rustix::thread::CapabilitySet;
+
+use super::{InForce, Mode, calls};
+use crate::sys::landlock::{Beneath, Network};
+use crate::sys::narrow::{self, Place};
+use crate::sys::{capabilities, landlock, seccomp};
+
+/// A capability that root's command keeps, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// The capability.
+    pub capability: CapabilitySet,
+    /// Its name in capabilities(7), without `CAP_`.
+    pub name: &'static str,
+    /// Whether a command that changes nothing needs it too.
+    pub for_reading: bool,
+    /// What fails without it.
+    pub reason: &'static str,
+}
+
+const fn kept(
+    capability: CapabilitySet,
+    name: &'static str,
+    for_reading: bool,
+    reason: &'static str,
+) -> Kept {
+    Kept {
+        capability,
+        name,
+        for_reading,
+        reason,
+    }
+}
+
+/// All that is kept; docs/ARCHITECTURE.md has the same table.
+pub const KEPT: [Kept; 8] = [
+    kept(
+        CapabilitySet::CHOWN,
+        "CHOWN",
+        false,
+        "files of a layer belong to whom the archive says",
+    ),
+    kept(
+        CapabilitySet::DAC_OVERRIDE,
+        "DAC_OVERRIDE",
+        false,
+        "files are made in directories of other owners, whatever their modes",
+    ),
+    kept(
+        CapabilitySet::DAC_READ_SEARCH,
+        "DAC_READ_SEARCH",
+        true,
+        "files of layers are read whoever owns them",
+    ),
+    kept(
+        CapabilitySet::FOWNER,
+        "FOWNER",
+        false,
+        "modes, times, xattrs and removal of files that belong to others",
+    ),
+    kept(
+        CapabilitySet::FSETID,
+        "FSETID",
+        false,
+        "set-group-ID bits of files in other groups",
+    ),
+    kept(
+        CapabilitySet::MKNOD,
+        "MKNOD",
+        false,
+        "device nodes of a layer; they cannot be opened inside the sandbox",
+    ),
+    kept(
+        CapabilitySet::SETFCAP,
+        "SETFCAP",
+        false,
+        "security.capability of files",
+    ),
+    kept(
+        CapabilitySet::SYS_ADMIN,
+        "SYS_ADMIN",
+        true,
+        "trusted.* xattrs, which mark whiteouts and opaque directories",
+    ),
+];
+
+/// What a command may reach. Nothing at first.
+#[derive(Debug)]
+pub struct Command {
+    mode: Mode,
+    places: Vec<Place>,
+    network: bool,
+}
+
+impl Command {
+    /// A sandbox with nothing in it.
+    pub fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            places: Vec::new(),
+            network: false,
+        }
+    }
+
+    /// How much is wanted.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// A file, or a directory with all beneath it, may be read. The path is absolute and leads
+    /// through no symlinks.
+    ///
+    /// # Errors
+    /// Those of openat2(2).
+    pub fn read(&mut self, path: &Path) -> io::Result<()> {
+        self.place(path, |_| ())
+    }
+
+    /// As [`Command::read`], and code may be loaded from there.
+    ///
+    /// # Errors
+    /// Those of openat2(2).
+    pub fn load_code(&mut self, path: &Path) -> io::Result<()> {
+        self.place(path, |place| place.code = true)
+    }
+
+    /// As [`Command::read`], and it may be changed.
+    ///
+    /// # Errors
+    /// Those of openat2(2).
+    pub fn write(&mut self, path: &Path) -> io::Result<()> {
+        self.place(path, |place| place.writable = true)
+    }
+
+    fn place(&mut self, path: &Path, with: impl FnOnce(&mut Place)) -> io::Result<()> {
+        if self.mode == Mode::Off {
+            return Ok(());
+        }
+        if let Some(place) = self.places.iter_mut().find(|place| place.path() == path) {
+            with(place);
+            return Ok(());
+        }
+        let mut place = Place::at(path)?;
+        with(&mut place);
+        self.places.push(place);
+        Ok(())
+    }
+
+    /// Servers may be talked to over the internet protocols, and code that libc loads to find
+    /// their addresses may run.
+    pub fn talk(&mut self) {
+        self.network = true;
+    }
+
+    /// Enters the sandbox. To be called by the only thread, before anything is read and with no
+    /// directory open: a descriptor of one leads to where it always led. The working directory is
+    /// another one afterwards.
+    ///
+    /// With [`Mode::Auto`] a part that the kernel or the caller's rights do not allow is left out;
+    /// the others hold.
+    ///
+    /// # Errors
+    /// With [`Mode::Strict`] that of the part that is not possible.
+    pub fn enter(self) -> io::Result<InForce> {
+        let mut in_force = InForce::default();
+        let mode = self.mode;
+        if mode == Mode::Off {
+            return Ok(in_force);
+        }
+        let done = capabilities::set_no_new_privs();
+        in_force.no_new_privs = part(mode, "no_new_privs", done)?.is_some();
+        let done = narrow::keep_only(&self.places);
+        in_force.mount_namespace = part(mode, "the mount namespace", done)?.is_some();
+        in_force.landlock = part(mode, "Landlock", self.restrict_files())?;
+        let done = capabilities::keep_only(self.capabilities());
+        if let Some(kept) = part(mode, "capabilities", done)? {
+            in_force.capabilities = names(kept);
+        }
+        let done = self.filter();
+        in_force.seccomp = part(mode, "the filter of system calls", done)?.is_some();
+        Ok(in_force)
+    }
+
+    fn writes(&self) -> bool {
+        self.places.iter().any(|place| place.writable)
+    }
+
+    fn capabilities(&self) -> CapabilitySet {
+        let writes = self.writes();
+        let needed = |kept: &&Kept| writes || kept.for_reading;
+        let all = KEPT.iter().filter(needed).map(|kept| kept.capability);
+        all.fold(CapabilitySet::empty(), |set, one| set | one)
+    }
+
+    fn restrict_files(&self) -> io::Result<u32> {
+        // What it says of this process, and where locks are.
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let proc = rustix::fs::open("/proc", flags, FileMode::empty());
+        let proc = proc.as_ref().ok().map(|proc| (proc.as_fd(), Beneath::Look));
+        let places = self.places.iter().map(|place| {
+            let beneath = match place.writable {
+                true => Beneath::Write,
+                false => Beneath::Look,
+            };
+            (place.as_fd(), beneath)
+        });
+        let places: Vec<_> = proc.into_iter().chain(places).collect();
+        let network = match self.network {
+            true => Network::Connect,
+            false => Network::No,
+        };
+        landlock::restrict(&places, network)
+    }
+
+    fn filter(&self) -> io::Result<()> {
+        if self.network {
+            seccomp::refuse_sockets_but(&calls::INTERNET)?;
+        }
+        seccomp::restrict(&calls::of_command(self.network), calls::UNKNOWN_TO_COMMANDS)
+    }
+}
+
+/// As for a daemon, but said to nobody: a plain user never has all parts.
+fn part<T, E>(mode: Mode, what: &str, outcome: Result<T, E>) -> io::Result<Option<T>>
+where
+    E: Into<io::Error>,
+{
+    match (outcome.map_err(Into::into), mode) {
+        (Err(error), Mode::Auto) => {
+            tracing::debug!(%error, "the sandbox lacks a part: {what}");
+            Ok(None)
+        }
+        (outcome, _) => super::part(mode, what, outcome),
+    }
+}
+
+fn names(set: CapabilitySet) -> Vec<String> {
+    let held = KEPT.iter().filter(|kept| set.contains(kept.capability));
+    held.map(|kept| kept.name.to_owned()).collect()
+}

@@ -1,0 +1,271 @@
+//! A mount namespace in which only some places are left, each at its path, most of them read-only
+//! (mount_namespaces(7), mount_setattr(2)). It also holds back what Landlock does not know: modes,
+//! owners and xattrs cannot be changed on a read-only mount, and a device node that is made in a
+//! place leads to no device.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, OsStr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags,
+};
+use rustix::process::PidfdFlags;
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags};
+
+/// Something that is left: a file, or a directory with all that is mounted beneath it.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    file: OwnedFd,
+    kind: FileType,
+    /// Whether it may be changed.
+    pub writable: bool,
+    /// Whether code may come from there.
+    pub code: bool,
+}
+
+impl Place {
+    /// The place at `path`, which is absolute and leads through no symlinks. It may not be changed,
+    /// and holds no code.
+    ///
+    /// # Errors
+    /// Those of openat2(2): ELOOP where there is a symlink; EINVAL for a path that is not absolute.
+    pub fn at(path: &Path) -> Result<Self, Errno> {
+        if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
+            return Err(Errno::INVAL);
+        }
+        let file = open_plainly(path)?;
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            kind,
+            writable: false,
+            code: false,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.kind == FileType::Directory
+    }
+
+    /// The file or directory.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// The same file or directory as a mount of its own, which nothing holds yet.
+    fn mount(&self) -> Result<OwnedFd, Errno> {
+        // The descriptor is of a mount that is not in this namespace.
+        let file = open_plainly(&self.path)?;
+        let (was, is) = (rustix::fs::fstat(&self.file)?, rustix::fs::fstat(&file)?);
+        if (was.st_dev, was.st_ino) != (is.st_dev, is.st_ino) {
+            return Err(Errno::STALE);
+        }
+        let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        if !self.writable {
+            attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+        }
+        if !self.code {
+            attributes |= MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        }
+        clone(&file, attributes)
+    }
+}
+
+fn open_plainly(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let plain = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(CWD, path, flags, Mode::empty(), plain)
+}
+
+/// A copy of the mounts from `file` on, with `attributes` besides those they have.
+fn clone(file: &OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = rustix::mount::open_tree(file, "", flags)?;
+    set_attributes(tree.as_fd(), attributes)?;
+    Ok(tree)
+}
+
+/// Gives this process a mount namespace of its own with nothing but the places, and what /proc
+/// says of this process in `/proc/self`. The working directory is `/` then. Descriptors that are
+/// open still lead where they led: those of directories must be closed before or right after.
+///
+/// The process must have one thread. On failure it is where it was.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN; ESTALE where a place has been exchanged; EINVAL where the root
+/// directory of the namespace cannot be left; those of the system calls for mounts (Linux 5.12).
+pub fn keep_only(places: &[Place]) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let before = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())?;
+    let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open("/", path, Mode::empty())?;
+    let here = rustix::fs::open(".", path, Mode::empty())?;
+    // SAFETY: only the namespace is left, no table of descriptors.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    enter(places).inspect_err(|_| {
+        // Copies of all mounts would keep them from going away. Whoever was in a chroot stays there.
+        let kind = Some(LinkNameSpaceType::Mount);
+        let _ = rustix::thread::move_into_link_name_space(before.as_fd(), kind)
+            .and_then(|()| rustix::process::fchdir(&root))
+            .and_then(|()| rustix::process::chroot("."))
+            .and_then(|()| rustix::process::fchdir(&here));
+    })
+}
+
+fn enter(places: &[Place]) -> Result<(), Errno> {
+    // With the present root directory, which in a chroot is not that of the namespace.
+    let mut mounts: Vec<(&Path, bool, OwnedFd)> = Vec::new();
+    for place in places {
+        mounts.push((&place.path, place.is_dir(), place.mount()?));
+    }
+    let own = rustix::fs::open("/proc/self", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let own = clone(&own, sealed())?;
+    // Those beneath others after them.
+    mounts.sort_by_key(|(path, ..)| path.components().count());
+    let whole = mounts.iter().position(|(path, ..)| *path == Path::new("/"));
+    let root = match whole {
+        Some(at) => mounts.remove(at).2,
+        None => {
+            mounts.insert(0, (Path::new("/proc/self"), true, own));
+            empty_root()?
+        }
+    };
+    to_root_of_namespace()?;
+    // What is unmounted here is not unmounted elsewhere.
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private)?;
+    let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let old_root = rustix::fs::open("/", path, Mode::empty())?;
+    attach(&root, CWD, c"/")?;
+    for (path, is_dir, mount) in &mounts {
+        let target = mountpoint(&root, path, *is_dir)?;
+        attach(mount, target.as_fd(), c"")?;
+    }
+    rustix::process::fchdir(&root)?;
+    rustix::process::pivot_root(".", ".")?;
+    // The old root is on top of the new one, and "." would be the new one.
+    rustix::process::fchdir(&old_root)?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    rustix::process::chdir("/")?;
+    match whole {
+        Some(_) => Ok(()),
+        None => {
+            let flags = MountFlags::BIND
+                | MountFlags::RDONLY
+                | MountFlags::NOSUID
+                | MountFlags::NODEV
+                | MountFlags::NOEXEC;
+            rustix::mount::mount_remount("/", flags, "")
+        }
+    }
+}
+
+/// In a chroot the root directory may be no mount, so that nothing could be mounted on it alone.
+fn to_root_of_namespace() -> Result<(), Errno> {
+    let this = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+    rustix::thread::move_into_thread_name_spaces(this.as_fd(), ThreadNameSpaceType::MOUNT)
+}
+
+fn attach(mount: &OwnedFd, dir: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
+    let flags =
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", dir, path, flags)
+}
+
+/// Where `path` is below the new root, made if it is not there.
+fn mountpoint(root: &OwnedFd, path: &Path, is_dir: bool) -> Result<OwnedFd, Errno> {
+    let names: Vec<&OsStr> = path
+        .components()
+        .filter_map(|part| match part {
+            Component::Normal(name) => Some(name),
+            _ => None,
+        })
+        .collect();
+    let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let mut dir = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
+    for (at, name) in names.iter().enumerate() {
+        let made = match is_dir || at + 1 < names.len() {
+            true => rustix::fs::mkdirat(&dir, *name, Mode::from_raw_mode(0o755)),
+            false => {
+                let mode = Mode::from_raw_mode(0o444);
+                rustix::fs::mknodat(&dir, *name, FileType::RegularFile, mode, 0)
+            }
+        };
+        match made {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error),
+        }
+        dir = rustix::fs::openat2(&dir, *name, flags, Mode::empty(), within)?;
+    }
+    Ok(dir)
+}
+
+fn sealed() -> MountAttrFlags {
+    MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC
+}
+
+fn empty_root() -> Result<OwnedFd, Errno> {
+    let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in [("size", "64k"), ("nr_inodes", "1k"), ("mode", "0755")] {
+        rustix::mount::fsconfig_set_string(&context, key, value)?;
+    }
+    rustix::mount::fsconfig_create(&context)?;
+    let attributes = sealed() & !MountAttrFlags::MOUNT_ATTR_RDONLY;
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// `struct mount_attr` of linux/mount.h.
+#[repr(C)]
+struct Attributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// Adds attributes to a mount and all beneath it, and takes them out of what is shared.
+fn set_attributes(mount: BorrowedFd<'_>, add: MountAttrFlags) -> Result<(), Errno> {
+    /// AT_RECURSIVE of linux/fcntl.h.
+    const RECURSIVE: u32 = 0x8000;
+    let attributes = Attributes {
+        set: add.bits().into(),
+        clear: 0,
+        propagation: libc::MS_PRIVATE,
+        user_namespace: 0,
+    };
+    // SAFETY: the path is empty and the structure lives, both with the sizes that are given.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            AtFlags::EMPTY_PATH.bits() | RECURSIVE,
+            &raw const attributes,
+            size_of::<Attributes>(),
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
+}
