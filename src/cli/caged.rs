@@ -68,9 +68,8 @@ impl SandboxArgs {
             (Some(mode), _) => mode,
             (None, Some(text)) if !text.is_empty() => {
                 let known = text.to_str().and_then(|text| mode(text).ok());
-                known.ok_or_else(|| {
-                    Usage(format!("{VARIABLE}={text:?}: use auto, strict or off"))
-                })?
+                known
+                    .ok_or_else(|| Usage(format!("{VARIABLE}={text:?}: use auto, strict or off")))?
             }
             (None, _) => Mode::Auto,
         };
@@ -90,14 +89,18 @@ impl Cage {
     pub(super) fn talk(&mut self) -> anyhow::Result<()> {
         self.0.talk();
         for (paths, code) in [(&ADDRESSES[..], false), (&LIBRARIES, true)] {
-            for path in paths {
-                let done = match code {
-                    true => self.0.load_code(Path::new(path)),
-                    false => self.0.read(Path::new(path)),
+            for path in paths.iter().map(Path::new) {
+                // What is not there is not missed.
+                let Ok(place) = path.canonicalize() else {
+                    continue;
                 };
-                match done {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    done => done.with_context(|| format!("cannot keep {path} in the sandbox"))?,
+                let done = match code {
+                    true => self.0.load_code(&place),
+                    false => self.0.read(&place),
+                };
+                done.with_context(|| format!("cannot keep {path:?} in the sandbox"))?;
+                if place != path {
+                    self.0.link(path, &place);
                 }
             }
         }

@@ -144,10 +144,7 @@ impl Command {
     fn moves_images(&self) -> bool {
         matches!(
             self,
-            Self::Commit(_)
-                | Self::Export(_)
-                | Self::Save(_)
-                | Self::Push(_)
+            Self::Commit(_) | Self::Export(_) | Self::Save(_) | Self::Push(_)
         )
     }
 }

@@ -191,8 +191,8 @@ pub(super) fn flush(container: &Container) -> anyhow::Result<()> {
     let Some(mountpoint) = Mounted::now().find(container.upper.layer.path()) else {
         return Ok(());
     };
-    let flushed = File::open(&mountpoint)
-        .and_then(|dir| rustix::fs::syncfs(&dir).map_err(Into::into));
+    let flushed =
+        File::open(&mountpoint).and_then(|dir| rustix::fs::syncfs(&dir).map_err(Into::into));
     flushed.with_context(|| {
         format!("cannot write back what is mounted on {mountpoint:?}; unmount it first")
     })

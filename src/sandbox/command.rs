@@ -14,7 +14,7 @@ use rustix::thread::CapabilitySet;
 
 use super::{InForce, Mode, calls};
 use crate::sys::landlock::{Beneath, Network};
-use crate::sys::narrow::{self, Place};
+use crate::sys::narrow::{self, Link, Place};
 use crate::sys::{capabilities, landlock, seccomp};
 
 /// A capability that root's command keeps, and why.
@@ -101,6 +101,7 @@ pub const KEPT: [Kept; 8] = [
 pub struct Command {
     mode: Mode,
     places: Vec<Place>,
+    links: Vec<Link>,
     network: bool,
 }
 
@@ -110,6 +111,7 @@ impl Command {
         Self {
             mode,
             places: Vec::new(),
+            links: Vec::new(),
             network: false,
         }
     }
@@ -142,6 +144,14 @@ impl Command {
     /// Those of openat2(2).
     pub fn write(&mut self, path: &Path) -> io::Result<()> {
         self.place(path, |place| place.writable = true)
+    }
+
+    /// There is a symlink at `path` that leads to `target`, both absolute.
+    pub fn link(&mut self, path: &Path, target: &Path) {
+        self.links.push(Link {
+            path: path.to_owned(),
+            target: target.to_owned(),
+        });
     }
 
     fn place(&mut self, path: &Path, with: impl FnOnce(&mut Place)) -> io::Result<()> {
@@ -181,7 +191,7 @@ impl Command {
         }
         let done = capabilities::set_no_new_privs();
         in_force.no_new_privs = part(mode, "no_new_privs", done)?.is_some();
-        let done = narrow::keep_only(&self.places);
+        let done = narrow::keep_only(&self.places, &self.links);
         in_force.mount_namespace = part(mode, "the mount namespace", done)?.is_some();
         in_force.landlock = part(mode, "Landlock", self.restrict_files())?;
         let done = capabilities::keep_only(self.capabilities());

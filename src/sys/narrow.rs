@@ -84,6 +84,15 @@ impl Place {
     }
 }
 
+/// Another name of a place, as a symlink has it.
+#[derive(Debug)]
+pub struct Link {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Absolute too.
+    pub target: PathBuf,
+}
+
 fn open_plainly(path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let plain = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -101,7 +110,7 @@ fn clone(file: &OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
     Ok(tree)
 }
 
-/// Gives this process a mount namespace of its own with nothing but the places, and what /proc
+/// Gives this process a mount namespace of its own with nothing but the places, symlinks to them, and what /proc
 /// says of this process in `/proc/self`. The working directory is `/` then. Descriptors that are
 /// open still lead where they led: those of directories must be closed before or right after.
 ///
@@ -110,7 +119,7 @@ fn clone(file: &OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN; ESTALE where a place has been exchanged; EINVAL where the root
 /// directory of the namespace cannot be left; those of the system calls for mounts (Linux 5.12).
-pub fn keep_only(places: &[Place]) -> Result<(), Errno> {
+pub fn keep_only(places: &[Place], links: &[Link]) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let before = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())?;
     let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -118,7 +127,7 @@ pub fn keep_only(places: &[Place]) -> Result<(), Errno> {
     let here = rustix::fs::open(".", path, Mode::empty())?;
     // SAFETY: only the namespace is left, no table of descriptors.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
-    enter(places).inspect_err(|_| {
+    enter(places, links).inspect_err(|_| {
         // Copies of all mounts would keep them from going away. Whoever was in a chroot stays there.
         let kind = Some(LinkNameSpaceType::Mount);
         let _ = rustix::thread::move_into_link_name_space(before.as_fd(), kind)
@@ -128,7 +137,7 @@ pub fn keep_only(places: &[Place]) -> Result<(), Errno> {
     })
 }
 
-fn enter(places: &[Place]) -> Result<(), Errno> {
+fn enter(places: &[Place], links: &[Link]) -> Result<(), Errno> {
     // With the present root directory, which in a chroot is not that of the namespace.
     let mut mounts: Vec<(&Path, bool, OwnedFd)> = Vec::new();
     for place in places {
@@ -143,7 +152,9 @@ fn enter(places: &[Place]) -> Result<(), Errno> {
         Some(at) => mounts.remove(at).2,
         None => {
             mounts.insert(0, (Path::new("/proc/self"), true, own));
-            empty_root()?
+            let root = empty_root()?;
+            links.iter().try_for_each(|link| make_link(&root, link))?;
+            root
         }
     };
     to_root_of_namespace()?;
@@ -183,8 +194,7 @@ fn to_root_of_namespace() -> Result<(), Errno> {
 }
 
 fn attach(mount: &OwnedFd, dir: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
-    let flags =
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(mount, "", dir, path, flags)
 }
 
@@ -215,6 +225,17 @@ fn mountpoint(root: &OwnedFd, path: &Path, is_dir: bool) -> Result<OwnedFd, Errn
         dir = rustix::fs::openat2(&dir, *name, flags, Mode::empty(), within)?;
     }
     Ok(dir)
+}
+
+fn make_link(root: &OwnedFd, link: &Link) -> Result<(), Errno> {
+    let (Some(parent), Some(name)) = (link.path.parent(), link.path.file_name()) else {
+        return Err(Errno::INVAL);
+    };
+    let dir = mountpoint(root, parent, true)?;
+    match rustix::fs::symlinkat(&link.target, &dir, name) {
+        Err(Errno::EXIST) => Ok(()),
+        done => done,
+    }
 }
 
 fn sealed() -> MountAttrFlags {

@@ -91,7 +91,9 @@ pub fn refuse_sockets_but(families: &[u32]) -> io::Result<()> {
         SeccompCondition::new(0, width, SeccompCmpOp::Ne, u64::from(*family))
     });
     let others = others.collect::<Result<Vec<_>, _>>();
-    let rule = others.and_then(SeccompRule::new).map_err(io::Error::other)?;
+    let rule = others
+        .and_then(SeccompRule::new)
+        .map_err(io::Error::other)?;
     let rules = BTreeMap::from([(libc::SYS_socket, vec![rule])]);
     let refused = SeccompAction::Errno(libc::EAFNOSUPPORT.unsigned_abs());
     let program = compile(rules, SeccompAction::Allow, refused, arch)?;

@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod bounded;
+mod caged;
 mod catalog;
 mod commit;
 mod dangling;

@@ -113,6 +113,17 @@ impl Home {
         self.command(PROGRAM).args(args).output().unwrap().into()
     }
 
+    /// Runs a script of sh, which knows the program as `unionfs`.
+    pub(crate) fn run_script(&self, script: &str) -> Outcome {
+        let dir = Path::new(PROGRAM).parent().unwrap().as_os_str().to_owned();
+        let mut path = dir;
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        let mut command = self.command("sh");
+        command.args(["-e", "-c", script]).env("PATH", path);
+        command.output().unwrap().into()
+    }
+
     /// Runs what must be refused: nothing may be mounted or written.
     #[track_caller]
     pub(crate) fn refused<A: AsRef<OsStr>>(

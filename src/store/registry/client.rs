@@ -55,7 +55,8 @@ impl Access {
     /// # Errors
     /// [`RegistryError::Credentials`].
     pub fn look_up(&mut self, name: &Reference) -> Result<()> {
-        self.certificates.look_up(endpoint::host_of(name.domain()))?;
+        self.certificates
+            .look_up(endpoint::host_of(name.domain()))?;
         self.credentials.look_up(name.domain(), name.path())
     }
 }
