@@ -156,7 +156,13 @@ impl Input {
         let found = path.metadata().and_then(|meta| {
             // A file without a name has nothing to be found by.
             if (meta.is_file() || meta.is_dir())
-                && let Ok(place) = cage.read(path)
+                && let Some(place) =
+                    cage.read(path)
+                        .map(Some)
+                        .or_else(|error| match meta.is_dir() {
+                            true => Err(error),
+                            false => Ok(None),
+                        })?
             {
                 return Ok(Self::At(place));
             }

@@ -175,8 +175,8 @@ impl Command {
     }
 
     /// Enters the sandbox. To be called by the only thread, before anything is read and with no
-    /// directory open: a descriptor of one leads to where it always led. The working directory is
-    /// another one afterwards.
+    /// directory open: a descriptor of one leads to where it always led. Those that the process was
+    /// started with are closed. The working directory is another one afterwards.
     ///
     /// With [`Mode::Auto`] a part that the kernel or the caller's rights do not allow is left out;
     /// the others hold.
@@ -194,11 +194,15 @@ impl Command {
         let done = narrow::keep_only(&self.places, &self.links);
         in_force.mount_namespace = part(mode, "the mount namespace", done)?.is_some();
         in_force.landlock = part(mode, "Landlock", self.restrict_files())?;
-        let done = capabilities::keep_only(self.capabilities());
+        let (kept, network) = (self.capabilities(), self.network);
+        drop(self);
+        let done = narrow::close_inherited_directories();
+        part(mode, "closing of directories", done)?;
+        let done = capabilities::keep_only(kept);
         if let Some(kept) = part(mode, "capabilities", done)? {
             in_force.capabilities = names(kept);
         }
-        let done = self.filter();
+        let done = filter(network);
         in_force.seccomp = part(mode, "the filter of system calls", done)?.is_some();
         Ok(in_force)
     }
@@ -233,13 +237,13 @@ impl Command {
         };
         landlock::restrict(&places, network)
     }
+}
 
-    fn filter(&self) -> io::Result<()> {
-        if self.network {
-            seccomp::refuse_sockets_but(&calls::INTERNET)?;
-        }
-        seccomp::restrict(&calls::of_command(self.network), calls::UNKNOWN_TO_COMMANDS)
+fn filter(network: bool) -> io::Result<()> {
+    if network {
+        seccomp::refuse_sockets_but(&calls::INTERNET)?;
     }
+    seccomp::restrict(&calls::of_command(network), calls::UNKNOWN_TO_COMMANDS)
 }
 
 /// As for a daemon, but said to nobody: a plain user never has all parts.

@@ -255,6 +255,37 @@ fn empty_root() -> Result<OwnedFd, Errno> {
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
+/// Closes the directories that this process was started with, by which it could go elsewhere; not
+/// what are standard streams. The process must hold no directory open itself.
+///
+/// # Errors
+/// Those of openat(2) and getdents(2) on /proc.
+pub fn close_inherited_directories() -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let list = rustix::fs::open("/proc/self/fd", flags, Mode::empty())?;
+    let mut inherited = Vec::new();
+    for entry in rustix::fs::Dir::read_from(&list)? {
+        let number = entry?
+            .file_name()
+            .to_str()
+            .ok()
+            .and_then(|name| name.parse().ok());
+        inherited.extend(number.filter(|number: &i32| *number > 2));
+    }
+    inherited.retain(|number| *number != list.as_raw_fd());
+    for number in inherited {
+        // SAFETY: it is open, or fstat(2) says that it is not; it is not kept.
+        let file = unsafe { BorrowedFd::borrow_raw(number) };
+        let is_dir = rustix::fs::fstat(file)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+        if is_dir {
+            // SAFETY: nobody in this process owns it.
+            unsafe { rustix::io::close(number) };
+        }
+    }
+    Ok(())
+}
+
 /// `struct mount_attr` of linux/mount.h.
 #[repr(C)]
 struct Attributes {

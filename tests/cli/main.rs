@@ -25,6 +25,7 @@ mod others_paths;
 mod output;
 mod own_store;
 mod plain_user;
+mod probes;
 mod progress;
 mod recognised;
 mod sandbox;
