@@ -154,17 +154,13 @@ impl Input {
             };
         };
         let found = path.metadata().and_then(|meta| {
-            // A file without a name has nothing to be found by.
-            if (meta.is_file() || meta.is_dir())
-                && let Some(place) =
-                    cage.read(path)
-                        .map(Some)
-                        .or_else(|error| match meta.is_dir() {
-                            true => Err(error),
-                            false => Ok(None),
-                        })?
-            {
-                return Ok(Self::At(place));
+            if meta.is_file() || meta.is_dir() {
+                match cage.read(path) {
+                    Ok(place) => return Ok(Self::At(place)),
+                    Err(error) if meta.is_dir() => return Err(error),
+                    // A file without a name has nothing to be found by.
+                    Err(_) => {}
+                }
             }
             File::open(path).map(Self::Open)
         });

@@ -104,7 +104,7 @@ const PROBES: [(&str, Probe, End); 33] = [
     ),
     (
         "the root of the root",
-        |_| write_open(&Path::new("/proc/self/root").join(&outside().strip_prefix("/").unwrap())),
+        |_| write_open(&Path::new("/proc/self/root").join(outside().strip_prefix("/").unwrap())),
         End::Fails(Errno::NOENT),
     ),
     ("a device", device, End::Fails(Errno::ACCESS)),
