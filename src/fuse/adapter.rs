@@ -4,7 +4,9 @@
 //!
 //! Work that would copy a file up, and every fsync, is slow. As long as enough other workers
 //! are free for the next request it is done where it was read: to hand it on would cost
-//! another thread's wake-up. Else it goes to the pool with its reply.
+//! another thread's wake-up. Else it goes to the pool with its reply. Other changes go there only
+//! where all workers but one are busy with changes, so that a disk that takes no writes does not
+//! keep others from reading.
 
 mod opens;
 mod operations;
@@ -41,15 +43,26 @@ pub(super) struct Told {
     pub(super) xattrs: bool,
 }
 
+/// How many workers may be busy at the same time; further work goes to the pool.
+#[derive(Clone, Copy)]
+pub(super) struct Workers {
+    /// With slow work.
+    pub(super) slow: usize,
+    /// With any change. Fewer than there are: a disk that takes no writes for a while (frozen,
+    /// hung, throttled) must not keep everybody else from reading.
+    pub(super) busy: usize,
+}
+
 /// The kernel's view of a union.
 pub(super) struct Adapter {
     union: Arc<Union>,
     counters: Arc<Counters>,
     pool: Pool,
-    /// Workers that may do slow work at the same time.
-    slow_workers: usize,
-    /// Those that do it now.
+    workers: Workers,
+    /// Workers that do slow work now.
     slow_now: AtomicUsize,
+    /// Workers that change something now.
+    busy_now: AtomicUsize,
     /// The kernel takes ENOSYS to OPEN as "never ask again".
     no_open: bool,
     /// Likewise for OPENDIR.
@@ -67,12 +80,12 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    /// `pool`, and how many workers may do slow work beside it; `device` and `flags`: the
+    /// `pool`, and how many workers may be busy beside it; `device` and `flags`: the
     /// connection, and what the handshake agreed on.
     pub(super) fn new(
         union: Arc<Union>,
         counters: Arc<Counters>,
-        (pool, slow_workers): (Pool, usize),
+        (pool, workers): (Pool, Workers),
         (device, flags): (Arc<OwnedFd>, u32),
         told: Told,
         opens: Option<Arc<Opens>>,
@@ -82,8 +95,9 @@ impl Adapter {
             union,
             counters,
             pool,
-            slow_workers,
+            workers,
             slow_now: AtomicUsize::new(0),
+            busy_now: AtomicUsize::new(0),
             no_open: flags & init::NO_OPEN_SUPPORT != 0,
             no_opendir: flags & init::NO_OPENDIR_SUPPORT != 0,
             no_lseek: flags & init::WRITEBACK_CACHE != 0,
@@ -122,12 +136,9 @@ impl Adapter {
             .is_some_and(|opens| opens.may_wait(ino.0))
     }
 
-    /// Runs `job` here, or in the pool when it is slow and no worker can be spared.
+    /// Runs a change here, or in the pool when no worker can be spared for it.
     fn run(&self, slow: bool, job: impl FnOnce(&Union) + Send + 'static) {
-        if !slow {
-            return job(&self.union);
-        }
-        if let Some(_counted) = self.spare_worker() {
+        if let Some(_busy) = self.spare_worker(slow) {
             return job(&self.union);
         }
         // Where too much waits already it is done here: no further request is read meanwhile.
@@ -142,10 +153,10 @@ impl Adapter {
         });
     }
 
-    /// As [`Adapter::run`] of slow work, with data that lies in the worker's buffer: it is only
-    /// copied where the pool has room for it.
-    fn run_with(&self, data: &[u8], job: impl FnOnce(&Union, &[u8]) + Send + 'static) {
-        if let Some(_counted) = self.spare_worker() {
+    /// As [`Adapter::run`], with data or a name that lies in the worker's buffer: it is only copied
+    /// where the pool has room for it.
+    fn run_with(&self, slow: bool, data: &[u8], job: impl FnOnce(&Union, &[u8]) + Send + 'static) {
+        if let Some(_busy) = self.spare_worker(slow) {
             return job(&self.union, data);
         }
         let mut copy = Vec::new();
@@ -163,11 +174,20 @@ impl Adapter {
         });
     }
 
-    /// Whether this worker may be busy for long; it counts as such until the answer is dropped.
-    fn spare_worker(&self) -> Option<SlowWorker<'_>> {
-        let counted = SlowWorker(&self.slow_now);
-        let before = self.slow_now.fetch_add(1, Ordering::Relaxed);
-        (before < self.slow_workers).then_some(counted)
+    /// Whether this worker may be busy; it counts as such until the answer is dropped.
+    fn spare_worker(&self, slow: bool) -> Option<Busy<'_>> {
+        let busy = Busy {
+            adapter: self,
+            slow,
+        };
+        let busy_before = self.busy_now.fetch_add(1, Ordering::Relaxed);
+        let slow_before = if slow {
+            self.slow_now.fetch_add(1, Ordering::Relaxed)
+        } else {
+            0
+        };
+        let spare = busy_before < self.workers.busy && (!slow || slow_before < self.workers.slow);
+        spare.then_some(busy)
     }
 
     /// Runs a modification of `ino` that may first have to copy it up.
@@ -181,12 +201,18 @@ fn user_of(request: Option<request_scope::Request>) -> u32 {
     request.map_or(0, |request| request.user())
 }
 
-/// A worker that is counted in [`Adapter::slow_now`].
-struct SlowWorker<'a>(&'a AtomicUsize);
+/// A worker that is counted in [`Adapter::busy_now`], and in [`Adapter::slow_now`] if `slow`.
+struct Busy<'a> {
+    adapter: &'a Adapter,
+    slow: bool,
+}
 
-impl Drop for SlowWorker<'_> {
+impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.adapter.busy_now.fetch_sub(1, Ordering::Relaxed);
+        if self.slow {
+            self.adapter.slow_now.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::adapter::{Adapter, MAX_IO, Told, wanted};
+use super::adapter::{Adapter, MAX_IO, Told, Workers, wanted};
 use super::config::{IoPolicy, MountConfig, Transport};
 use super::counters::Counters;
 use super::error::{Error, Result};
@@ -225,12 +225,12 @@ fn prepare(
 }
 
 impl Core {
-    fn adapter(&self, agreed: (Arc<OwnedFd>, u32), slow_workers: usize, told: Told) -> Adapter {
+    fn adapter(&self, agreed: (Arc<OwnedFd>, u32), workers: Workers, told: Told) -> Adapter {
         let (union, counters) = (Arc::clone(&self.union), Arc::clone(&self.counters));
         Adapter::new(
             union,
             counters,
-            (self.pool.clone(), slow_workers),
+            (self.pool.clone(), workers),
             agreed,
             told,
             self.opens.clone(),
@@ -275,9 +275,16 @@ impl Mounted {
         let mountpoint = self.attachment.mountpoint().to_owned();
         let (settle, settled) = mpsc::channel();
         // A ring is served by one thread, which must not be busy for long.
-        let slow_workers = match self.connection.transport() {
-            Transport::Classic => self.threads / 2,
-            Transport::Uring => 0,
+        let workers = match self.connection.transport() {
+            Transport::Classic => Workers {
+                slow: self.threads / 2,
+                busy: self.threads.saturating_sub(1).max(1),
+            },
+            // Another ring is started before the last of a CPU is busy.
+            Transport::Uring => Workers {
+                slow: 0,
+                busy: usize::MAX,
+            },
         };
         let agreed = (
             Arc::clone(self.connection.device()),
@@ -285,7 +292,7 @@ impl Mounted {
         );
         let adapter = self
             .core
-            .adapter(agreed, slow_workers, self.told)
+            .adapter(agreed, workers, self.told)
             .with_keeper(self.attachment.keeper().cloned());
         let serve = {
             let (connection, threads) = (self.connection, self.threads);

@@ -1,16 +1,21 @@
-//! A file system that is frozen (fsfreeze) in the middle of copy-ups and syncs: all that waited ends
-//! well when it is thawed.
+//! A file system that is frozen (fsfreeze) in the middle of writes, copy-ups and syncs: what
+//! only reads goes on, nothing is lost, nothing happens twice, and all that waited ends well when
+//! it is thawed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::common::disk::Disk;
-use crate::common::mount::poll;
+use crate::common::mount::{KERNEL, poll};
+use crate::common::tree::{self, Mask};
 use crate::common::{ioctl, need_mounts};
 use crate::disks::{POLICIES, Union};
+
+/// Threads of each kind of work.
+const EACH: usize = 2;
 
 /// FIFREEZE and FITHAW. Asked for by ioctl(2): a command that is started closes the descriptors
 /// that it inherits, and that of a file on the mount may wait for the thaw.
@@ -31,6 +36,197 @@ impl Frozen {
 impl Drop for Frozen {
     fn drop(&mut self) {
         ioctl::with_room(&self.0, THAW, &mut [0; 2048]).unwrap();
+    }
+}
+
+/// Sets it when dropped, so that threads end also where the test fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// One line of a file that is appended to.
+fn line(n: usize) -> String {
+    format!("{n:07}\n")
+}
+
+/// What threads have done so far, each of them until told to end.
+struct Work {
+    end: AtomicBool,
+    counts: Vec<AtomicUsize>,
+}
+
+impl Work {
+    fn goes_on(&self, thread: usize) -> usize {
+        self.counts[thread].load(Ordering::SeqCst)
+    }
+
+    /// Does `one` with 0, 1, 2 and so on; at least once more after the end of the frost.
+    fn repeat(&self, thread: usize, mut one: impl FnMut(usize)) {
+        while !self.end.load(Ordering::SeqCst) {
+            one(self.goes_on(thread));
+            self.counts[thread].fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Names of the files that are copied up in turn.
+fn low(thread: usize, n: usize) -> String {
+    format!("merged/low{thread}-{n}")
+}
+
+const LOWS: usize = 60;
+
+fn start(union: &Union, work: &Work, kind: usize, thread: usize) {
+    let name = format!("file{thread}");
+    match kind {
+        // Appends, each synced.
+        0 => {
+            let mut options = OpenOptions::new();
+            let mut file = options
+                .create(true)
+                .append(true)
+                .open(union.at(&name))
+                .unwrap();
+            work.repeat(thread, |n| {
+                file.write_all(line(n).as_bytes()).unwrap();
+                file.sync_data().unwrap();
+            });
+        }
+        // Copy-ups.
+        1 => work.repeat(thread, |n| {
+            let path = union.at(low(thread, n % LOWS));
+            let mut file = OpenOptions::new().append(true).open(path).unwrap();
+            file.write_all(b"above\n").unwrap();
+        }),
+        // Names, in a directory that the kernel keeps locked meanwhile.
+        _ => work.repeat(thread, |n| {
+            let path = union.at(format!("sticky/new{thread}-{n}"));
+            fs::create_dir(&path).unwrap();
+            fs::rename(&path, union.at(format!("sticky/renamed{thread}-{n}"))).unwrap();
+        }),
+    }
+}
+
+/// Everything that was done is there, once.
+fn look(union: &Union, work: &Work) {
+    for thread in 0..3 * EACH {
+        let count = work.goes_on(thread);
+        match thread / EACH {
+            0 => {
+                let text = fs::read_to_string(union.at(format!("file{thread}"))).unwrap();
+                let expected: String = (0..count).map(line).collect();
+                assert!(text == expected, "file{thread}: {} bytes", text.len());
+            }
+            1 => {
+                for n in 0..LOWS {
+                    let text = fs::read_to_string(union.at(low(thread, n))).unwrap();
+                    let times = count / LOWS + usize::from(n < count % LOWS);
+                    assert_eq!(text, format!("below\n{}", "above\n".repeat(times)));
+                }
+            }
+            _ => {
+                for n in 0..count {
+                    assert!(!union.at(format!("sticky/new{thread}-{n}")).exists());
+                    let path = union.at(format!("sticky/renamed{thread}-{n}"));
+                    assert!(path.is_dir(), "{}", path.display());
+                }
+            }
+        }
+    }
+}
+
+/// What needs no writing is answered while all the others wait. Not in a directory in which something
+/// is being changed: that waits for the change.
+fn read(union: &Union) {
+    assert_eq!(
+        fs::read(union.at("plain.txt")).unwrap(),
+        b"plain file, lower only\n"
+    );
+    assert_eq!(fs::read(union.at("both.txt")).unwrap(), b"changed");
+    assert_eq!(fs::read_dir(union.at("deep/a/b")).unwrap().count(), 1);
+    assert!(union.at("deep/a/b/c/leaf").metadata().unwrap().is_file());
+}
+
+#[test]
+fn what_waits_ends_well() {
+    need_mounts!();
+    for fs in POLICIES {
+        let mut union = Union::start(fs.clone(), |dir| {
+            for thread in 0..3 * EACH {
+                for n in 0..LOWS {
+                    let path = dir.join("later");
+                    fs::create_dir_all(&path).unwrap();
+                    fs::write(path.join(format!("low{thread}-{n}")), "below\n").unwrap();
+                }
+            }
+            Disk::new(dir, "disk", 64, "noatime")
+        })
+        .unwrap();
+        // The lower that is mounted already must not change: these come as one more layer.
+        union.unmount();
+        let extra = union.scratch.dir("extra");
+        fs::rename(union.scratch.path().join("later"), extra.join("merged")).unwrap();
+        union.stack.lowers.push(extra);
+        union.mount(&fs);
+        union.ok("write both.txt 0 changed t");
+        let work = Work {
+            end: AtomicBool::new(false),
+            counts: (0..3 * EACH).map(|_| AtomicUsize::new(0)).collect(),
+        };
+        let reads = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for thread in 0..3 * EACH {
+                let (union, work) = (&union, &work);
+                scope.spawn(move || start(union, work, thread / EACH, thread));
+            }
+            let over = Over(&work.end);
+            scope.spawn({
+                let (union, work, reads) = (&union, &work, &reads);
+                move || {
+                    while !work.end.load(Ordering::SeqCst) {
+                        read(union);
+                        reads.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            });
+            let counts = || (0..3 * EACH).map(|t| work.goes_on(t)).collect::<Vec<_>>();
+            for _ in 0..2 {
+                let before = counts();
+                let moved = |now: &[usize]| now.iter().zip(&before).all(|(now, then)| now > then);
+                assert!(
+                    poll(|| moved(&counts())),
+                    "{fs:?}: {before:?}, {:?}",
+                    counts()
+                );
+                let frozen = Frozen::new(union.disk.path());
+                // Until nobody who writes gets on any more.
+                let (mut last, mut same) = (counts(), 0);
+                while same < 10 {
+                    std::thread::sleep(Duration::from_millis(20));
+                    let now = counts();
+                    same = if now == last { same + 1 } else { 0 };
+                    last = now;
+                }
+                let first = reads.load(Ordering::SeqCst);
+                let answered = poll(|| reads.load(Ordering::SeqCst) > first + 3);
+                // Before any complaint, which would wait for all threads.
+                drop(frozen);
+                assert!(answered, "{fs:?}: nothing can be read while writers wait");
+            }
+            drop(over);
+        });
+        assert!(union.is_served());
+        look(&union, &work);
+        assert_eq!(fs::read_dir(union.at("opaque")).unwrap().count(), 1);
+        let ours = union.tree();
+        union.unmount();
+        assert!(union.staged().is_empty(), "{fs:?}: {:?}", union.staged());
+        union.mount(&KERNEL);
+        tree::assert_same(&format!("{fs:?}"), &union.tree(), &ours, &Mask::ALL);
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Adapter, caller, with_loss};
+use super::{Adapter, caller, lifetime, with_loss};
 use crate::fuse::operations::{
     Context, CreateReply, Handle, Ino, Name, NewMode, OpenFlags, OpenReply, Opened,
 };
@@ -35,7 +35,7 @@ impl Adapter {
         // The kernel holds no lock of the inode over an open.
         let slow = writes && self.union.needs_copy_up(ino.0) || truncate && opens.may_wait(ino.0);
         let device = Arc::clone(&self.device);
-        self.run(slow, move |union| {
+        let open = move |union: &Union| {
             let ready = match (truncate, writes) {
                 (true, _) => with_loss(&device, context, kills, |loss| {
                     union.open_truncated(ino.0, loss.copied())
@@ -51,7 +51,12 @@ impl Adapter {
                 }
                 Err(error) => reply.fail(&error),
             }
-        });
+        };
+        if writes {
+            self.run(slow, open);
+        } else {
+            open(&self.union);
+        }
     }
 
     pub(super) fn open_dir(&self, reply: impl OpenReply) {
@@ -68,14 +73,14 @@ impl Adapter {
         flags: OpenFlags,
         reply: impl CreateReply,
     ) {
-        let Some(opens) = &self.opens else {
+        let Some(opens) = self.opens.clone() else {
             return reply.error(libc::ENOSYS);
         };
-        let (caller, mode) = (caller(context), libc::S_IFREG | mode & 0o7777);
-        let made = self
-            .union
-            .mknod(&caller, parent.0, name, mode, umask, (0, 0));
-        created(&self.union, opens, made, flags, reply);
+        self.run_with(false, name, move |union, name| {
+            let (caller, mode) = (caller(context), libc::S_IFREG | mode & 0o7777);
+            let made = union.mknod(&caller, parent.0, name, mode, umask, (0, 0));
+            created(union, &opens, made, flags, reply);
+        });
     }
 
     /// A file without a name comes open.
@@ -87,17 +92,18 @@ impl Adapter {
         flags: OpenFlags,
         reply: impl CreateReply,
     ) {
-        let made = self
-            .union
-            .tmpfile(&caller(context), parent.0, mode & 0o7777, umask);
-        match (&self.opens, made) {
-            (Some(opens), made) => created(&self.union, opens, made, flags, reply),
-            (None, Ok(entry)) => {
-                let lifetime = self.lifetime(entry.attr().ino);
-                reply.created(entry, without_handle(FOPEN_KEEP_CACHE), lifetime);
+        let opens = self.opens.clone();
+        self.run(false, move |union| {
+            let made = union.tmpfile(&caller(context), parent.0, mode & 0o7777, umask);
+            match (opens, made) {
+                (Some(opens), made) => created(union, &opens, made, flags, reply),
+                (None, Ok(entry)) => {
+                    let opened = without_handle(FOPEN_KEEP_CACHE);
+                    reply.created(entry, opened, lifetime(None, 0));
+                }
+                (None, Err(error)) => reply.fail(&error),
             }
-            (None, Err(error)) => reply.fail(&error),
-        }
+        });
     }
 }
 

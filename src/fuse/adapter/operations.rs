@@ -1,7 +1,6 @@
 //! Each operation as one call of the union and one answer. What opens, creates and closes files is in
 //! `opens`.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::{Adapter, SLOW_COPY, caller, lifetime, with_loss};
@@ -14,7 +13,7 @@ use crate::fuse::operations::{
 };
 use crate::fuse::passthrough::Opens;
 use crate::fuse::request_scope;
-use crate::union::{FileFlags, RenameFlags, SetAttr, Union, XattrFlags};
+use crate::union::{FileFlags, RenameFlags, SetAttr, XattrFlags};
 
 /// The most one copy_file_range moves: the kernel's own limit for one call (MAX_RW_COUNT).
 const MAX_COPY: u64 = 0x7fff_f000;
@@ -74,8 +73,11 @@ impl Operations for Adapter {
 
     fn symlink(&self, context: Context, new: Name<'_>, target: &[u8], reply: impl EntryReply) {
         let Name { parent, name } = new;
-        let caller = caller(context);
-        self.entry(self.union.symlink(&caller, parent.0, name, target), reply);
+        let (target, opens) = (target.to_vec(), self.opens.clone());
+        self.run_with(false, name, move |union, name| {
+            let made = union.symlink(&caller(context), parent.0, name, &target);
+            reply.result(made, |ino| lifetime(opens.as_deref(), ino));
+        });
     }
 
     fn mknod(
@@ -86,9 +88,11 @@ impl Operations for Adapter {
         rdev: (u32, u32),
         reply: impl EntryReply,
     ) {
-        let caller = caller(context);
-        let made = self.union.mknod(&caller, parent.0, name, mode, umask, rdev);
-        self.entry(made, reply);
+        let opens = self.opens.clone();
+        self.run_with(false, name, move |union, name| {
+            let made = union.mknod(&caller(context), parent.0, name, mode, umask, rdev);
+            reply.result(made, |ino| lifetime(opens.as_deref(), ino));
+        });
     }
 
     fn mkdir(
@@ -98,17 +102,23 @@ impl Operations for Adapter {
         NewMode { mode, umask }: NewMode,
         reply: impl EntryReply,
     ) {
-        let (caller, mode) = (caller(context), mode & 0o7777);
-        let made = self.union.mkdir(&caller, parent.0, name, mode, umask);
-        self.entry(made, reply);
+        let opens = self.opens.clone();
+        self.run_with(false, name, move |union, name| {
+            let made = union.mkdir(&caller(context), parent.0, name, mode & 0o7777, umask);
+            reply.result(made, |ino| lifetime(opens.as_deref(), ino));
+        });
     }
 
     fn unlink(&self, Name { parent, name }: Name<'_>, reply: impl EmptyReply) {
-        reply.result(self.union.unlink(parent.0, name));
+        self.run_with(false, name, move |union, name| {
+            reply.result(union.unlink(parent.0, name));
+        });
     }
 
     fn rmdir(&self, Name { parent, name }: Name<'_>, reply: impl EmptyReply) {
-        reply.result(self.union.rmdir(parent.0, name));
+        self.run_with(false, name, move |union, name| {
+            reply.result(union.rmdir(parent.0, name));
+        });
     }
 
     fn rename(&self, old: Name<'_>, new: Name<'_>, flags: RenameFlags, reply: impl EmptyReply) {
@@ -181,17 +191,12 @@ impl Operations for Adapter {
             how,
             kills,
         } = request;
-        let write = move |union: &Union, device: &OwnedFd, data: &[u8]| {
-            reply.result(with_loss(device, context, kills, |loss| {
+        let (slow, device) = (self.union.needs_copy_up(ino.0), Arc::clone(&self.device));
+        self.run_with(slow, data, move |union, data| {
+            reply.result(with_loss(&device, context, kills, |loss| {
                 union.write(ino.0, (offset.0, data), how, loss)
             }));
-        };
-        if self.union.needs_copy_up(ino.0) {
-            let device = Arc::clone(&self.device);
-            self.run_with(data, move |union, data| write(union, &device, data));
-        } else {
-            write(&self.union, &self.device, data);
-        }
+        });
     }
 
     fn release(&self, ino: Ino, handle: Handle, reply: impl EmptyReply) {
