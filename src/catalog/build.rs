@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -68,16 +68,32 @@ pub fn build(
     path: &Path,
     step: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Built, Error> {
+    build_confined(stack, label, path, |_| Ok(()), step)
+}
+
+/// As [`build`]. `confine` is called with the directory that is written to when everything is open
+/// and before anything of the layers is read: no path is needed after that.
+///
+/// # Errors
+/// As [`build`], and those of `confine`.
+pub fn build_confined(
+    stack: &StackSpec,
+    label: &Label,
+    path: &Path,
+    confine: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
+    step: &mut dyn FnMut(Progress) -> bool,
+) -> Result<Built, Error> {
     let lowers = StackSpec {
         upper: None,
         ..stack.clone()
     };
-    let union = Union::observe(&lowers)?;
     let staged = place::Staged::new(path)?;
     let write = |source| Error::Write {
         path: path.to_owned(),
         source,
     };
+    confine(staged.dir()).map_err(write)?;
+    let union = Union::observe(&lowers)?;
     let (roots, data_roots) = union.lower_roots();
     let before = file::describe(roots, data_roots, file::now);
     let (progress, live) = walk(&union, staged.file(), label, step, &write)?;

@@ -15,7 +15,7 @@ mod write;
 
 use std::path::PathBuf;
 
-pub use build::{Built, Label, Progress, build};
+pub use build::{Built, Label, Progress, build, build_confined};
 pub(crate) use compare::XATTR_FLAGS;
 pub use compare::{Difference, compare};
 pub use file::{Unusable, check_layers, open};

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use super::options::{CatalogChoice, MountOptions};
 use super::output::{Table, one_line, print, print_json, size};
 use crate::catalog::{self, Label, Progress, place};
 use crate::layer::StackSpec;
+use crate::sandbox::{self, Mode};
 use crate::store::roots::Environment;
 use crate::store::writable::{DRIVER, Garbage, Kind};
 use crate::store::{Chain, Container, Digest, Mountable};
@@ -395,12 +396,12 @@ impl Catalogued {
     /// Starts a process that will make the catalog of the lowers of `stack`, giving way to
     /// everything: one of its own, since a daemon in its sandbox could not. Call it before there
     /// is a second thread.
-    pub(super) fn prepare_aside(self, stack: &StackSpec) -> Option<Building> {
+    pub(super) fn prepare_aside(self, stack: &StackSpec, mode: Mode) -> Option<Building> {
         let label = self.label.clone()?;
         let work = |socket: OwnedFd| {
             // Nothing is wanted when the mount fails.
             if let Ok((1.., _)) = rustix::net::recv(&socket, &mut [0], RecvFlags::empty()) {
-                self.build_aside(stack, &label, socket);
+                self.build_aside(stack, &label, mode, socket);
             }
         };
         let keep = stack.dirs().map(|dir| dir.as_fd());
@@ -413,19 +414,26 @@ impl Catalogued {
         }
     }
 
-    fn build_aside(&self, stack: &StackSpec, label: &Label, socket: OwnedFd) {
+    fn build_aside(&self, stack: &StackSpec, label: &Label, mode: Mode, socket: OwnedFd) {
         crate::sys::schedule::idle_thread();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        // Ends with the process.
-        let _watch = std::thread::spawn(move || {
-            // The daemon sends no more; this is its end, or that of the mount.
-            let _ = rustix::net::recv(&socket, &mut [0], RecvFlags::empty());
-            stop.store(true, Ordering::Relaxed);
-            std::mem::forget(socket);
-        });
         let mut step = |_| !stopped.load(Ordering::Relaxed);
-        match catalog::build(stack, label, &self.path, &mut step) {
+        let confine = |catalogs: BorrowedFd<'_>| {
+            let layers = stack.lowers.iter().chain(&stack.data_only);
+            let layers: Vec<_> = layers.map(|layer| layer.dir.as_fd()).collect();
+            let in_force = sandbox::daemon::enter_beside(mode, &layers, catalogs)?;
+            tracing::debug!(%in_force, "sandbox of the process that makes a catalog");
+            // Ends with the process.
+            std::thread::spawn(move || {
+                // The daemon sends no more; this is its end, or that of the mount.
+                let _ = rustix::net::recv(&socket, &mut [0], RecvFlags::empty());
+                stop.store(true, Ordering::Relaxed);
+                std::mem::forget(socket);
+            });
+            Ok(())
+        };
+        match catalog::build_confined(stack, label, &self.path, confine, &mut step) {
             Ok(built) => tracing::info!(?built, "catalog {} made", self.path.display()),
             Err(catalog::Error::Stopped | catalog::Error::Busy(_)) => {}
             Err(e) => tracing::warn!("no catalog is made of the layers: {e}"),

@@ -194,7 +194,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     // One that is missing, stale or of an older version is made for the next mount.
     let wanted = request.catalog.take();
     let wanted = wanted.filter(|catalog| catalog.renew || !union.is_catalogued());
-    let building = wanted.and_then(|catalog| catalog.prepare_aside(&request.stack));
+    let building = wanted.and_then(|catalog| catalog.prepare_aside(&request.stack, mode));
     let (mounted, fresh) = match mode {
         Mode::Off => (fuse::mount(union, &config)?, fresh),
         _ => {

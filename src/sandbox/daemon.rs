@@ -132,35 +132,74 @@ impl Daemon<'_> {
             return Ok(in_force);
         }
         in_force.private_layers = self.private_layers;
-        let done = namespace::leave();
-        in_force.mount_namespace = part(mode, "the mount namespace", done)?.is_some();
-        let done = capabilities::set_no_new_privs();
-        in_force.no_new_privs = part(mode, "no_new_privs", done)?.is_some();
-        let done = capabilities::keep_only(self.capabilities());
-        if let Some(kept) = part(mode, "capabilities", done)? {
-            in_force.capabilities = names(kept);
-        }
-        in_force.landlock = part(mode, "Landlock", self.restrict_files())?;
-        let done = seccomp::restrict(&calls::of_daemon(self.rings), calls::UNKNOWN);
-        in_force.seccomp = part(mode, "the filter of system calls", done)?.is_some();
-        Ok(in_force)
-    }
-
-    fn restrict_files(&self) -> io::Result<u32> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        // Our own descriptors are opened again through it, and callers' CPUs read.
-        let proc = rustix::fs::open("/proc", flags, FileMode::empty())?;
-        let mut places = vec![(proc.as_fd(), Beneath::Look)];
-        places.extend(self.read.iter().map(|dir| (*dir, Beneath::Read)));
-        places.extend(self.write.iter().map(|dir| (*dir, Beneath::Write)));
-        landlock::restrict(&places, Network::No)
+        let places = (&self.read[..], &self.write[..]);
+        confine(mode, places, self.capabilities(), self.rings, in_force)
     }
 
     fn capabilities(&self) -> CapabilitySet {
-        let needed = |kept: &&Kept| !self.write.is_empty() || kept.for_reading;
-        let all = KEPT.iter().filter(needed).map(|kept| kept.capability);
-        all.fold(CapabilitySet::empty(), |set, one| set | one)
+        kept_for(!self.write.is_empty())
     }
+}
+
+/// Confines a process that makes a catalog beside a server: it reads layers and writes to one
+/// directory, which is its user's. To be called when everything is open, by the only thread.
+///
+/// # Errors
+/// As [`Daemon::enter`].
+pub fn enter_beside(
+    mode: Mode,
+    layers: &[BorrowedFd<'_>],
+    catalogs: BorrowedFd<'_>,
+) -> io::Result<InForce> {
+    let in_force = InForce::default();
+    if mode == Mode::Off {
+        return Ok(in_force);
+    }
+    confine(
+        mode,
+        (layers, &[catalogs]),
+        kept_for(false),
+        false,
+        in_force,
+    )
+}
+
+/// What is kept of a daemon's capabilities, to read layers or also to change the upper.
+fn kept_for(writing: bool) -> CapabilitySet {
+    let needed = |kept: &&Kept| writing || kept.for_reading;
+    let all = KEPT.iter().filter(needed).map(|kept| kept.capability);
+    all.fold(CapabilitySet::empty(), |set, one| set | one)
+}
+
+fn confine(
+    mode: Mode,
+    (read, write): (&[BorrowedFd<'_>], &[BorrowedFd<'_>]),
+    capabilities: CapabilitySet,
+    rings: bool,
+    mut in_force: InForce,
+) -> io::Result<InForce> {
+    let done = namespace::leave();
+    in_force.mount_namespace = part(mode, "the mount namespace", done)?.is_some();
+    let done = capabilities::set_no_new_privs();
+    in_force.no_new_privs = part(mode, "no_new_privs", done)?.is_some();
+    let done = capabilities::keep_only(capabilities);
+    if let Some(kept) = part(mode, "capabilities", done)? {
+        in_force.capabilities = names(kept);
+    }
+    in_force.landlock = part(mode, "Landlock", restrict_files(read, write))?;
+    let done = seccomp::restrict(&calls::of_daemon(rings), calls::UNKNOWN);
+    in_force.seccomp = part(mode, "the filter of system calls", done)?.is_some();
+    Ok(in_force)
+}
+
+fn restrict_files(read: &[BorrowedFd<'_>], write: &[BorrowedFd<'_>]) -> io::Result<u32> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    // Our own descriptors are opened again through it, and callers' CPUs read.
+    let proc = rustix::fs::open("/proc", flags, FileMode::empty())?;
+    let mut places = vec![(proc.as_fd(), Beneath::Look)];
+    places.extend(read.iter().map(|dir| (*dir, Beneath::Read)));
+    places.extend(write.iter().map(|dir| (*dir, Beneath::Write)));
+    landlock::restrict(&places, Network::No)
 }
 
 fn names(set: CapabilitySet) -> Vec<String> {

@@ -2,10 +2,11 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::own_store::fill;
-use crate::support::{Home, can_mount};
+use crate::support::{Home, PROGRAM, can_mount, has_tools, wait_until};
 
 fn home() -> Home {
     let home = Home::new();
@@ -67,6 +68,46 @@ fn the_first_mount_makes_what_the_next_uses() {
     assert!(!is_used(&home));
     home.run(["umount", "mnt"]).ok();
     assert_eq!(catalogs(&home).len(), 1);
+}
+
+/// The process that makes a catalog confines itself before it reads the first directory of a layer.
+#[test]
+fn a_catalog_is_made_in_a_sandbox() {
+    if !can_mount() || !has_tools(&["strace"]) {
+        return;
+    }
+    let home = home();
+    let calls = "trace=openat,getdents64,landlock_restrict_self,seccomp,capset";
+    let log = home.path("calls");
+    let log = log.to_str().unwrap();
+    let strace = ["-f", "-qq", "-o", log, "-e", calls, PROGRAM];
+    let mount = ["mount", "--read-only", "one", "mnt"];
+    let mut command = home.command("strace");
+    // The output is the daemon's, too: nobody waits for its end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut traced = command.args(strace).args(mount).spawn().unwrap();
+    wait_until("a catalog is made", || !catalogs(&home).is_empty());
+    home.run(["umount", "mnt"]).ok();
+    traced.wait().unwrap();
+    let text = std::fs::read_to_string(home.path("calls")).unwrap();
+    let made = |line: &&str| line.contains(".new\"") && line.contains("O_EXCL");
+    let line = text.lines().find(made).unwrap();
+    let pid = line.split(' ').next().unwrap();
+    let own = text
+        .lines()
+        .filter(|line| line.split(' ').next() == Some(pid));
+    let own: Vec<_> = own.skip_while(|line| !made(line)).collect();
+    let position = |what: &str| own.iter().position(|line| line.contains(what));
+    let first_read = position("getdents64(").unwrap();
+    for part in [
+        "landlock_restrict_self(",
+        "SECCOMP_SET_MODE_FILTER",
+        "capset(",
+    ] {
+        let entered = position(part).unwrap_or_else(|| panic!("{part}: {own:#?}"));
+        assert!(entered < first_read, "{part} {own:#?}");
+        assert!(own[entered].ends_with("= 0"), "{}", own[entered]);
+    }
 }
 
 #[test]

@@ -141,6 +141,68 @@ fn a_dead_mount_is_shown_and_replaced() {
     assert_eq!(home.mounts(), Vec::<String>::new());
 }
 
+/// Processes of the mount's program other than `daemon`: the keeper, which shares the daemon's environment.
+fn keepers(home: &Home, daemon: i32) -> Vec<i32> {
+    let own = format!("UNIONFS_RUNTIME_DIR={}", home.text("run"));
+    let environ = |pid: i32| std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let is_ours = |pid: &i32| {
+        let environ = environ(*pid);
+        let mut variables = environ.split(|byte| *byte == 0);
+        *pid != daemon && variables.any(|variable| variable == own.as_bytes())
+    };
+    let pids = std::fs::read_dir("/proc").unwrap();
+    let pids = pids.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    pids.filter(is_ours).collect()
+}
+
+#[test]
+fn a_mount_goes_on_without_its_keeper() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::with_layers();
+    home.mount();
+    let daemon = home.daemon();
+    let keepers = keepers(&home, daemon);
+    assert_eq!(keepers.len(), 1, "{keepers:?}");
+    kill(keepers[0], Signal::KILL);
+    wait_until("the keeper is dead", || !is_running(keepers[0]));
+    std::fs::write(home.path("mnt/file"), "changed\n").unwrap();
+    assert_eq!(home.json(["ps", "--json"])[0]["state"], "live");
+    home.run(["stats", "mnt"]).ok();
+    assert_eq!(home.run(["umount", "mnt"]).ok(), "");
+    wait_until("the daemon ends", || !is_running(daemon));
+    assert_eq!(home.mounts(), Vec::<String>::new());
+    home.mount();
+    let text = std::fs::read_to_string(home.path("mnt/file")).unwrap();
+    assert_eq!(text, "changed\n");
+    home.run(["umount", "mnt"]).ok();
+}
+
+#[test]
+fn a_mount_whose_daemon_and_keeper_are_killed_is_dead_and_replaced() {
+    if !can_mount() {
+        return;
+    }
+    let home = Home::with_layers();
+    home.mount();
+    let daemon = home.daemon();
+    let keepers = keepers(&home, daemon);
+    for pid in keepers.iter().chain([&daemon]) {
+        kill(*pid, Signal::KILL);
+    }
+    wait_until("both are dead", || {
+        keepers.iter().chain([&daemon]).all(|pid| !is_running(*pid))
+    });
+    assert_eq!(home.json(["ps", "--json"])[0]["state"], "dead");
+    home.run(["stats", "mnt"])
+        .failed(1, &["mnt", "killed", "unionfs umount"]);
+    home.mount();
+    assert_eq!(home.mounts().len(), 1, "the dead one is gone");
+    home.run(["umount", "mnt"]).ok();
+    assert_eq!(home.mounts(), Vec::<String>::new());
+}
+
 #[test]
 fn an_upper_in_use_is_refused() {
     if !can_mount() {
