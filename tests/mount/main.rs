@@ -19,6 +19,7 @@ mod descriptors;
 mod dialects;
 mod differences;
 mod fallocate;
+mod flooded;
 mod forget;
 mod fsync;
 mod giving_way;
