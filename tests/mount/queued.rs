@@ -89,7 +89,8 @@ fn writes_that_wait_for_copy_up_take_bounded_memory() {
     });
     let peak = memory(server, "VmHWM");
     eprintln!("{before} MiB before, {peak} MiB with {WRITERS} MiB to be written");
-    assert!(peak < before + 180, "{before} MiB, then {peak} MiB");
+    // 64 MiB of data, as much again in the arenas of malloc, and buffers; all of it would be 300.
+    assert!(peak < before + 240, "{before} MiB, then {peak} MiB");
     drop(files);
     for n in 0..WRITERS {
         let data = std::fs::read(f.at(format!("file{n}"))).unwrap();
