@@ -46,13 +46,9 @@ fn ends_clean(home: &Home, start: impl Fn() -> Child, begun: impl Fn() -> bool) 
     }
 }
 
-/// Signals have their default effect, also where the tests run in the background or under nohup(1), whose
-/// children ignore some.
 fn command(home: &Home, args: &[&str]) -> Command {
-    let mut command = home.command("env");
+    let mut command = home.signalled(PROGRAM);
     command
-        .arg("--default-signal=INT,TERM,HUP")
-        .arg(PROGRAM)
         .args(args)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

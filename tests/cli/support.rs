@@ -109,6 +109,14 @@ impl Home {
         command
     }
 
+    /// As [`Home::command`], with the default effect of signals, also where the tests run in the background
+    /// or under nohup(1), whose children ignore some.
+    pub(crate) fn signalled(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.command("env");
+        command.arg("--default-signal=INT,TERM,HUP").arg(program);
+        command
+    }
+
     pub(crate) fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Outcome {
         self.command(PROGRAM).args(args).output().unwrap().into()
     }

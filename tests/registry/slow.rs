@@ -386,7 +386,7 @@ fn a_pull_that_is_interrupted_says_what_it_keeps() {
             _ => Act::Pass,
         });
         let child = home
-            .command(PROGRAM)
+            .signalled(PROGRAM)
             .args(["pull", &stalled.name("large:1")])
             .stderr(Stdio::piped())
             .stdout(Stdio::piped())
