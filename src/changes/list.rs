@@ -44,7 +44,7 @@ impl Tree {
     /// file that is otherwise unchanged is not listed.
     ///
     /// # Errors
-    /// [`Error::Read`] and [`Error::Layer`].
+    /// [`Error::Read`](super::Error::Read) and [`Error::Layer`](super::Error::Layer).
     pub fn changes(&self) -> Result<Vec<Change>> {
         let mut found: BTreeMap<Vec<u8>, ChangeKind> = BTreeMap::new();
         self.walk(Scope::Changes, &mut |step| {
