@@ -54,7 +54,9 @@ fn writes_that_wait_for_copy_up_take_bounded_memory() {
         upper: Some(upper),
         mnt: scratch.dir("mnt"),
     };
-    let mut f = Fixture::over(&Fs::Unionfs("io=cached"), scratch, stack);
+    // Over io_uring each ring has 1 MiB beside that: as much as is to be written here.
+    let fs = Fs::Unionfs("io=cached,transport=classic");
+    let mut f = Fixture::over(&fs, scratch, stack);
     let server = f.mounted().servers()[0];
     let before = memory(server, "VmRSS");
     let files: Vec<_> = (0..WRITERS)
