@@ -138,19 +138,7 @@ impl Adapter {
 
     /// Runs a change here, or in the pool when no worker can be spared for it.
     fn run(&self, slow: bool, job: impl FnOnce(&Union) + Send + 'static) {
-        if let Some(_busy) = self.spare_worker(slow) {
-            return job(&self.union);
-        }
-        // Where too much waits already it is done here: no further request is read meanwhile.
-        let Some(room) = self.pool.admit(0) else {
-            return job(&self.union);
-        };
-        let union = Arc::clone(&self.union);
-        let request = request_scope::current();
-        self.pool.submit(room, user_of(request), move || {
-            let _scope = request_scope::enter(request);
-            job(&union);
-        });
+        self.run_with(slow, &[], |union, _| job(union));
     }
 
     /// As [`Adapter::run`], with data or a name that lies in the worker's buffer: it is only copied
@@ -159,6 +147,7 @@ impl Adapter {
         if let Some(_busy) = self.spare_worker(slow) {
             return job(&self.union, data);
         }
+        // Where too much waits already it is done here: no further request is read meanwhile.
         let mut copy = Vec::new();
         let room = self.pool.admit(data.len());
         let room = room.filter(|_| copy.try_reserve_exact(data.len()).is_ok());

@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::fmt;
 
 use super::counters::Op;
+use super::operations::Context;
 
 /// A request, as the log shows it.
 #[derive(Clone, Copy, Debug)]
@@ -38,14 +39,13 @@ pub fn current() -> Option<Request> {
 #[must_use]
 pub(super) struct Scope(Option<Request>);
 
-/// A new request of a user about inode `ino`. Process `pid` sent it, in whose namespace the number
-/// means nothing.
-pub(super) fn begin(ino: u64, (pid, user): (u32, u32)) -> Scope {
+/// A new request about inode `ino`. The number of the process means nothing in its own namespace.
+pub(super) fn begin(ino: u64, context: Context) -> Scope {
     enter(Some(Request {
         operation: None,
         ino,
-        pid,
-        user,
+        pid: context.pid,
+        user: context.uid,
     }))
 }
 
@@ -90,16 +90,20 @@ impl fmt::Display for Request {
 mod tests {
     use super::*;
 
+    fn from(pid: u32, uid: u32) -> Context {
+        Context { uid, gid: 0, pid }
+    }
+
     #[test]
     fn a_request_lasts_as_long_as_its_scope() {
         assert!(current().is_none());
-        let outer = begin(7, (1234, 1000));
+        let outer = begin(7, from(1234, 1000));
         is_a(Op::Write);
         let carried = current();
         let shown = || current().map(|request| request.to_string());
         assert_eq!(shown().as_deref(), Some("operation=WRITE inode=7 pid=1234"));
         {
-            let _inner = begin(8, (1, 0));
+            let _inner = begin(8, from(1, 0));
             assert_eq!(shown().as_deref(), Some("inode=8 pid=1"));
         }
         drop(outer);

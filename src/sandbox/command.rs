@@ -12,37 +12,10 @@ use std::path::Path;
 use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::thread::CapabilitySet;
 
-use super::{InForce, Mode, calls};
+use super::{InForce, Kept, Mode, calls, kept, kept_for, names};
 use crate::sys::landlock::{Beneath, Network};
 use crate::sys::narrow::{self, Link, Place};
 use crate::sys::{capabilities, landlock, seccomp};
-
-/// A capability that root's command keeps, and why.
-#[derive(Clone, Copy, Debug)]
-pub struct Kept {
-    /// The capability.
-    pub capability: CapabilitySet,
-    /// Its name in capabilities(7), without `CAP_`.
-    pub name: &'static str,
-    /// Whether a command that changes nothing needs it too.
-    pub for_reading: bool,
-    /// What fails without it.
-    pub reason: &'static str,
-}
-
-const fn kept(
-    capability: CapabilitySet,
-    name: &'static str,
-    for_reading: bool,
-    reason: &'static str,
-) -> Kept {
-    Kept {
-        capability,
-        name,
-        for_reading,
-        reason,
-    }
-}
 
 /// All that is kept; docs/ARCHITECTURE.md has the same table.
 pub const KEPT: [Kept; 8] = [
@@ -200,7 +173,7 @@ impl Command {
         part(mode, "closing of directories", done)?;
         let done = capabilities::keep_only(kept);
         if let Some(kept) = part(mode, "capabilities", done)? {
-            in_force.capabilities = names(kept);
+            in_force.capabilities = names(&KEPT, kept);
         }
         let done = filter(network);
         in_force.seccomp = part(mode, "the filter of system calls", done)?.is_some();
@@ -212,10 +185,7 @@ impl Command {
     }
 
     fn capabilities(&self) -> CapabilitySet {
-        let writes = self.writes();
-        let needed = |kept: &&Kept| writes || kept.for_reading;
-        let all = KEPT.iter().filter(needed).map(|kept| kept.capability);
-        all.fold(CapabilitySet::empty(), |set, one| set | one)
+        kept_for(&KEPT, self.writes())
     }
 
     fn restrict_files(&self) -> io::Result<u32> {
@@ -258,9 +228,4 @@ where
         }
         (outcome, _) => super::part(mode, what, outcome),
     }
-}
-
-fn names(set: CapabilitySet) -> Vec<String> {
-    let held = KEPT.iter().filter(|kept| set.contains(kept.capability));
-    held.map(|kept| kept.name.to_owned()).collect()
 }

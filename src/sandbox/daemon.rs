@@ -6,36 +6,9 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::thread::CapabilitySet;
 
-use super::{InForce, Mode, calls, part};
+use super::{InForce, Kept, Mode, calls, kept, kept_for, names, part};
 use crate::sys::landlock::{Beneath, Network};
 use crate::sys::{capabilities, landlock, namespace, seccomp};
-
-/// A capability a daemon of root's keeps, and why.
-#[derive(Clone, Copy, Debug)]
-pub struct Kept {
-    /// The capability.
-    pub capability: CapabilitySet,
-    /// Its name in capabilities(7), without `CAP_`.
-    pub name: &'static str,
-    /// Whether a mount that cannot be written needs it too.
-    pub for_reading: bool,
-    /// What fails without it.
-    pub reason: &'static str,
-}
-
-const fn kept(
-    capability: CapabilitySet,
-    name: &'static str,
-    for_reading: bool,
-    reason: &'static str,
-) -> Kept {
-    Kept {
-        capability,
-        name,
-        for_reading,
-        reason,
-    }
-}
 
 /// All that is kept; docs/ARCHITECTURE.md has the same table. Not among them, as it might be
 /// expected: CAP_SYS_RESOURCE, without which the upper's file system holds us to the quota of a
@@ -137,7 +110,7 @@ impl Daemon<'_> {
     }
 
     fn capabilities(&self) -> CapabilitySet {
-        kept_for(!self.write.is_empty())
+        kept_for(&KEPT, !self.write.is_empty())
     }
 }
 
@@ -158,17 +131,10 @@ pub fn enter_beside(
     confine(
         mode,
         (layers, &[catalogs]),
-        kept_for(false),
+        kept_for(&KEPT, false),
         false,
         in_force,
     )
-}
-
-/// What is kept of a daemon's capabilities, to read layers or also to change the upper.
-fn kept_for(writing: bool) -> CapabilitySet {
-    let needed = |kept: &&Kept| writing || kept.for_reading;
-    let all = KEPT.iter().filter(needed).map(|kept| kept.capability);
-    all.fold(CapabilitySet::empty(), |set, one| set | one)
 }
 
 fn confine(
@@ -184,7 +150,7 @@ fn confine(
     in_force.no_new_privs = part(mode, "no_new_privs", done)?.is_some();
     let done = capabilities::keep_only(capabilities);
     if let Some(kept) = part(mode, "capabilities", done)? {
-        in_force.capabilities = names(kept);
+        in_force.capabilities = names(&KEPT, kept);
     }
     in_force.landlock = part(mode, "Landlock", restrict_files(read, write))?;
     let done = seccomp::restrict(&calls::of_daemon(rings), calls::UNKNOWN);
@@ -200,11 +166,6 @@ fn restrict_files(read: &[BorrowedFd<'_>], write: &[BorrowedFd<'_>]) -> io::Resu
     places.extend(read.iter().map(|dir| (*dir, Beneath::Read)));
     places.extend(write.iter().map(|dir| (*dir, Beneath::Write)));
     landlock::restrict(&places, Network::No)
-}
-
-fn names(set: CapabilitySet) -> Vec<String> {
-    let held = KEPT.iter().filter(|kept| set.contains(kept.capability));
-    held.map(|kept| kept.name.to_owned()).collect()
 }
 
 #[cfg(test)]

@@ -14,7 +14,48 @@ pub mod layers;
 use std::fmt;
 use std::io;
 
+use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
+
+/// A capability that a confined process of root's keeps, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// The capability.
+    pub capability: CapabilitySet,
+    /// Its name in capabilities(7), without `CAP_`.
+    pub name: &'static str,
+    /// Whether a process that changes nothing needs it too.
+    pub for_reading: bool,
+    /// What fails without it.
+    pub reason: &'static str,
+}
+
+const fn kept(
+    capability: CapabilitySet,
+    name: &'static str,
+    for_reading: bool,
+    reason: &'static str,
+) -> Kept {
+    Kept {
+        capability,
+        name,
+        for_reading,
+        reason,
+    }
+}
+
+/// Returns what of a table is kept: to read only, or also to change something.
+fn kept_for(table: &[Kept], writing: bool) -> CapabilitySet {
+    let needed = |kept: &&Kept| writing || kept.for_reading;
+    let all = table.iter().filter(needed).map(|kept| kept.capability);
+    all.fold(CapabilitySet::empty(), |set, one| set | one)
+}
+
+/// Returns the names of those capabilities of a table that are in `set`.
+fn names(table: &[Kept], set: CapabilitySet) -> Vec<String> {
+    let held = table.iter().filter(|kept| set.contains(kept.capability));
+    held.map(|kept| kept.name.to_owned()).collect()
+}
 
 /// Option `sandbox=`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

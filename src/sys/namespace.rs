@@ -64,12 +64,22 @@ fn leave_root(own: OwnedFd) -> Result<(), Errno> {
         place,
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )?;
-    rustix::process::fchdir(&root)?;
+    pivot(&root, &old_root)?;
+    seal_root()
+}
+
+/// Makes the mount `root` the root directory; `old_root` is what it was before, which goes away.
+pub(super) fn pivot(root: &OwnedFd, old_root: &OwnedFd) -> Result<(), Errno> {
+    rustix::process::fchdir(root)?;
     rustix::process::pivot_root(".", ".")?;
     // The old root is on top of the new one, and "." would be the new one.
-    rustix::process::fchdir(&old_root)?;
+    rustix::process::fchdir(old_root)?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
-    rustix::process::chdir("/")?;
+    rustix::process::chdir("/")
+}
+
+/// Nothing is written to the root directory any more, nor executed or opened as a device there.
+pub(super) fn seal_root() -> Result<(), Errno> {
     let flags = MountFlags::BIND
         | MountFlags::RDONLY
         | MountFlags::NOSUID

@@ -11,11 +11,12 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
 };
 use rustix::process::PidfdFlags;
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags};
+
+use super::namespace;
 
 /// Something that is left: a file, or a directory with all that is mounted beneath it.
 #[derive(Debug)]
@@ -168,22 +169,10 @@ fn enter(places: &[Place], links: &[Link]) -> Result<(), Errno> {
         let target = mountpoint(&root, path, *is_dir)?;
         attach(mount, target.as_fd(), c"")?;
     }
-    rustix::process::fchdir(&root)?;
-    rustix::process::pivot_root(".", ".")?;
-    // The old root is on top of the new one, and "." would be the new one.
-    rustix::process::fchdir(&old_root)?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
-    rustix::process::chdir("/")?;
+    namespace::pivot(&root, &old_root)?;
     match whole {
         Some(_) => Ok(()),
-        None => {
-            let flags = MountFlags::BIND
-                | MountFlags::RDONLY
-                | MountFlags::NOSUID
-                | MountFlags::NODEV
-                | MountFlags::NOEXEC;
-            rustix::mount::mount_remount("/", flags, "")
-        }
+        None => namespace::seal_root(),
     }
 }
 

@@ -467,7 +467,7 @@ pub(super) fn handle(
     request: Request<'_>,
     reply: Reply,
 ) {
-    let _scope = request_scope::begin(header.ino, (header.pid, header.uid));
+    let _scope = request_scope::begin(header.ino, header.context());
     let handled = catch_unwind(AssertUnwindSafe(|| handler.handle(header, request, reply)));
     if handled.is_err() {
         tracing::error!(opcode, "request panicked");
