@@ -15,9 +15,23 @@ clippy:
 test *ARGS:
     ./ci/test.sh {{ARGS}}
 
-# licences, sources and duplicate crates (advisories need the network: `cargo deny check`)
+# licences, sources and duplicate crates
 deny:
-    cargo deny check licenses bans sources
+    ci/tools.sh cargo-deny
+    target/tools/bin/cargo-deny check licenses bans sources
+
+# known vulnerabilities of crates (needs github.com)
+advisories:
+    ci/tools.sh cargo-deny
+    target/tools/bin/cargo-deny check advisories
+
+# each test in a process of its own (needs cargo-nextest)
+nextest *ARGS:
+    cargo nextest run --profile ci {{ARGS}}
+
+# how much of the code the tests run (see docs/DEVELOPMENT.md for what it needs)
+coverage *ARGS:
+    ci/coverage.sh {{ARGS}}
 
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
@@ -57,9 +71,13 @@ parity N="1000":
 attack N="1000":
     UNIONFS_ATTACK_CASES={{N}} cargo test --test attack -- --nocapture
 
+# the union under the model checker shuttle: N orders of the threads for each test and scheduler
+model N="1000":
+    UNIONFS_MODEL_ORDERS={{N}} cargo test --test model --no-default-features --features model
+
 # N fsx operations in each of two ways with each I/O policy (see tests/suites/fsx.rs)
 fsx N="300000":
-    ci/tools.sh
+    ci/tools.sh fsx
     UNIONFS_FSX_OPERATIONS={{N}} cargo test --test suites -- fsx::
     UNIONFS_FSX_OPERATIONS={{N}} UNIONFS_TEST_IO=cached cargo test --test suites -- fsx::
 

@@ -13,8 +13,8 @@ use std::path::Path;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use unionfs::changes::Tree;
 use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
-use unionfs::store::tarball::{Limits, rebuild, unpack};
-use unionfs::store::{Digest, Reference, chain};
+use unionfs::layer_tar::{Limits, rebuild, unpack};
+use unionfs::oci::{Digest, Reference, chain_id};
 
 /// Files of the layers.
 const FILES: usize = 1000;
@@ -25,7 +25,7 @@ fn names(c: &mut Criterion) {
     let diffs: Vec<_> = (0..128_u8).map(|n| Digest::of(&[n])).collect();
     let mut group = c.benchmark_group("names");
     group.bench_function("chain IDs of 128 layers", |b| {
-        b.iter(|| chain::chain_ids(black_box(&diffs)));
+        b.iter(|| chain_id::chain_ids(black_box(&diffs)));
     });
     group.bench_function("reference", |b| {
         let name = "registry.example.com:5000/team/project/image:v1.2.3";

@@ -95,7 +95,12 @@ fn readdir(c: &mut Criterion) {
                         names += 1;
                         true
                     };
-                    union.readdir(dir(&union), 0, plus, sink).unwrap();
+                    let listed = if plus {
+                        union.readdirplus(dir(&union), 0, sink)
+                    } else {
+                        union.readdir(dir(&union), 0, sink)
+                    };
+                    listed.unwrap();
                     assert!(names >= depth * FILES);
                     union
                 };
@@ -117,7 +122,7 @@ fn catalogued(c: &mut Criterion) {
         let fresh = |cache| {
             let options = Options {
                 lookup_cache: cache,
-                catalog: Some(file.clone()),
+                names: Some(catalog::CatalogFile::source(&file)),
                 ..Options::default()
             };
             let union = Union::new(&stack, options).unwrap();
@@ -140,7 +145,7 @@ fn catalogued(c: &mut Criterion) {
                     names += 1;
                     names < FILES
                 };
-                union.readdir(dir(&union), 0, true, sink).unwrap();
+                union.readdirplus(dir(&union), 0, sink).unwrap();
                 assert_eq!(names, FILES);
                 union
             };

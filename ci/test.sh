@@ -11,13 +11,16 @@ command -v cargo >/dev/null || {
     exit 1
 }
 [ -z "${CI:-}${UNIONFS_REQUIRE_ALL:-}" ] || export CI=true UNIONFS_REQUIRE_ALL=1
+# What may be skipped there too, as words of the printed reason: what a kernel is too old for, npm (too large to
+# install for one test), and a test that needs another address than loopback.
+export UNIONFS_MAY_SKIP="the kernel has no,npm,no network but loopback"
 # fusermount3; dockerd and what its images are made with; fio for shared mappings; strace to
 # kill commands between two system calls and to see what is synced; those whose uppers we read
 # and who read ours; skopeo, umoci and podman (rootless: uidmap), which write podman's store;
 # the tools that tests/suites runs on the mount.
-packages=(fuse3 docker.io busybox-static libcap2-bin attr fio strace fuse-overlayfs buildah)
+packages=(fuse3 docker.io containerd busybox-static libcap2-bin attr fio strace fuse-overlayfs buildah)
 # Skopeo and podman also take our archives, and write some that we take.
-packages+=(skopeo umoci podman crun uidmap git python3-pip rpm sqlite3 e2fsprogs xfsprogs rsync acl)
+packages+=(skopeo umoci podman crun uidmap git python3-pip rpm sqlite3 e2fsprogs xfsprogs btrfs-progs rsync acl)
 # A registry and its certificate (tests/registry).
 packages+=(docker-registry openssl)
 if [ "$(id -u)" = 0 ] || [ -n "${UNIONFS_REQUIRE_ALL:-}" ]; then
@@ -26,12 +29,14 @@ else
     ci/install.sh "${packages[@]}" || echo "going on without them" >&2
 fi
 # Root only: nothing of these suites runs without mounts.
-[ "$(id -u)" != 0 ] || ci/tools.sh
+[ "$(id -u)" != 0 ] || ci/tools.sh pjdfstest fsx
 cargo test --quiet --no-fail-fast "$@"
 # Not when particular tests are asked for.
 [ $# = 0 ] || exit 0
+# The union under a model checker, whose locks take the place of ours.
+cargo test --quiet --test model --no-default-features --features model
 if [ "$(id -u)" != 0 ]; then
-    echo "not run once more with io=cached and over io_uring: needs root"
+    echo "not run once more with io=cached, over fuser and over io_uring: needs root"
     exit 0
 fi
 # Root's mounts pass data through by themselves. Once more as a plain user's are: what that can
@@ -39,6 +44,14 @@ fi
 data=(attr copy_file_range create differences fallocate fsync hardlinks link lseek open_unlinked)
 data+=(read_only read_write rename set_id data programs times fsx:: exerciser::)
 UNIONFS_TEST_IO=cached cargo test --quiet --test mount --test traps --test suites -- "${data[@]}"
+# What checks the messages and the trait of operations, over the crate `fuser`. It has neither times of
+# birth nor unnamed files; the tests of these are left out, and one that lasts.
+fuser=(acl:: attr:: copy_file_range:: create:: differences:: fallocate:: forget:: fsync:: handles::)
+fuser+=(hardlinks:: inode_numbers:: ioctls:: link:: lookup:: lseek:: mkdir:: mknod:: non_root::)
+fuser+=(open_unlinked:: read_only:: read_write:: readdir:: rename:: rmdir:: set_id:: statfs:: unlink::)
+fuser+=(creation_modes:: times:: renames:: listing:: programs:: pjdfstest:: faults::of_data of_set_id_bits)
+UNIONFS_TEST_TRANSPORT=fuser cargo test --quiet --test mount --test traps --test suites --test crash -- \
+    "${fuser[@]}" --skip birth --skip unnamed_files --skip names_that_stay
 # The transport's share once more over io_uring, which each mount switches on for itself.
 switch=/sys/module/fuse/parameters/enable_uring
 if [ ! -e $switch ]; then

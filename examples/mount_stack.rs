@@ -22,10 +22,9 @@ fn main() -> Result<()> {
     let mut config = MountConfig::new(&mountpoint);
     config.fsname = "mount_stack".into();
     // For `unionfs ps`.
-    config.description.lowers = stack.lowers.iter().map(|l| l.path().to_owned()).collect();
-    match &stack.upper {
-        Some(upper) => config.description.upper = Some(upper.layer.path().to_owned()),
-        None => _ = config.apply_option("ro".as_ref()),
+    config.description = fuse::Description::of(&stack);
+    if stack.upper.is_none() {
+        config.apply_option("ro".as_ref());
     }
     fuse::raise_nofile_limit();
     let union = Union::new(&stack, Options::default()).context("cannot open the layers")?;

@@ -1,8 +1,9 @@
-//! The `unionfs` program: hands the arguments to [`unionfs::cli`] and turns the
-//! outcome into an exit code. Called by users, podman, mount(8).
+//! The `unionfs` program: the command line over the library.
+
+mod cli;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    unionfs::cli::main()
+    cli::main()
 }

@@ -1,5 +1,5 @@
 //! What each row of the report is measured against: the most it may take, as a ratio to kernel
-//! overlayfs. Used by `report`; docs/PROFILE.md says why some are missed.
+//! overlayfs.
 
 /// The first whose beginning fits the row's name holds; [`OTHERS`] for the rest.
 const AIMS: &[(&str, f64)] = &[

@@ -1,5 +1,5 @@
-//! Copy-up of a large file, on the disk and on file systems of other kinds, and what becomes
-//! of other requests meanwhile. Used by `main`.
+//! Copy-up of a large file, on the disk and on file systems of other kinds, and what becomes of
+//! other requests meanwhile.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::mount::{UnmountFlags, unmount};
+use testkit::mount::Stack;
 
-use crate::bed::{Bed, NOTHING, sh};
-use crate::common::mount::Stack;
 use crate::layers::{LARGE, LARGE_NAME, fill};
 use crate::metadata::{percentile, timed};
 use crate::report::Sample;
+use crate::subjects::{Bed, NOTHING, sh};
 use crate::{Workload, row};
 
 pub(crate) const ALL: &[Workload] = &[

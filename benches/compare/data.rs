@@ -1,10 +1,10 @@
-//! Workloads on data: fio with the jobs of `benches/fio`. Used by `main`.
+//! Workloads on data: fio with the jobs of `benches/fio`.
 
 use std::path::Path;
 
-use crate::bed::{Bed, sh};
 use crate::layers::FIO_SIZE;
 use crate::report::Sample;
+use crate::subjects::{Bed, sh};
 use crate::{Workload, row};
 
 macro_rules! fio_rows {

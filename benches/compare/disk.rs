@@ -1,12 +1,11 @@
-//! Where everything is measured: on the file system that the repository is on, or on a new one
-//! with a journal, as a user's disk has, whatever this machine's is like. Used by `main` and
-//! `layers`.
+//! Where everything is measured: on the file system that the repository is on, or on a new one with
+//! a journal, as a user's disk has, whatever this machine's is like.
 
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{UnmountFlags, unmount};
 
-use crate::bed::sh;
+use crate::subjects::sh;
 
 /// A directory for images and beds; what is made of its own is unmounted when dropped.
 pub(crate) struct Disk {

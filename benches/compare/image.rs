@@ -1,14 +1,13 @@
-//! Makes an image of layer directories and loads it into a store of ours, as a user gets
-//! one. Used by `layers`.
+//! Makes an image of layer directories and loads it into a store of ours, as a user gets one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
+use testkit::program;
 
-use crate::bed::sh;
-use crate::common::mount::unionfs_binary;
+use crate::subjects::sh;
 
 /// Loads `stack` (top first) as image `name` into the store at `root`. `stack` is gone
 /// afterwards.
@@ -40,7 +39,7 @@ pub(crate) fn build_catalog(root: &Path, name: &str) {
 
 /// What `unionfs` prints, or says is wrong.
 fn unionfs(root: &Path, args: &[&str]) -> Result<String, String> {
-    let output = Command::new(unionfs_binary())
+    let output = Command::new(program())
         .args(args)
         .env("UNIONFS_ROOT", root)
         .output()

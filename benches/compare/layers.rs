@@ -1,6 +1,5 @@
-//! The files that are measured on: a Debian root file system spread over stacks of several
-//! depths, each loaded as an image into a store of ours, whose directories the other subjects
-//! mount. Used by `bed`.
+//! The files that are measured on: a Debian root file system spread over stacks of several depths,
+//! each loaded as an image into a store of ours, whose directories the other subjects mount.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,10 +7,11 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::bed::sh;
-use crate::common::mount::Scratch;
+use testkit::mount::Scratch;
+
 use crate::disk::Disk;
 use crate::image;
+use crate::subjects::sh;
 
 /// The files, in stacks of several depths; and somewhere to put more.
 pub(crate) struct Layers {

@@ -1,6 +1,5 @@
-//! unionfs beside kernel overlayfs, fuse-overlayfs and a plain directory over the same
-//! layers, in one run and interleaved, so that the ratios mean something on a busy machine.
-//! Called by hand: `just bench`, or `cargo bench --bench compare -- --help`. Needs root.
+//! unionfs beside kernel overlayfs, fuse-overlayfs and a plain directory over the same layers, in
+//! one run and interleaved, so that the ratios mean something on a busy machine. Needs root.
 //!
 //! ```text
 //! disk      the file system that all of it is on
@@ -15,20 +14,17 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
-#[path = "../../tests/common/mod.rs"]
-mod common;
-
 mod aims;
-mod bed;
 mod copy_up;
-mod cost;
 mod data;
 mod disk;
+mod footprint;
 mod image;
 mod layers;
 mod metadata;
 mod plot;
 mod report;
+mod subjects;
 mod work;
 
 use std::path::PathBuf;
@@ -37,10 +33,10 @@ use std::time::Instant;
 
 use clap::Parser as _;
 
-use bed::{Bed, Subject};
 use disk::Disk;
 use layers::{DEPTH, Layers, MILLION};
 use report::{Report, Sample};
+use subjects::{Bed, Subject};
 
 /// What a workload does on a mount, and how long it took; an error is reported, not fatal.
 type Run = fn(&mut Bed) -> Result<Sample, String>;
@@ -102,13 +98,13 @@ fn main() -> ExitCode {
     }
     let args = Args::parse();
     if let Some(places) = &args.mount_kernel {
-        bed::mount_kernel(places);
+        subjects::mount_kernel(places);
         return ExitCode::SUCCESS;
     }
     if let Some(files) = &args.diff {
         return report::diff(&files[0], &files[1]);
     }
-    if let Some(reason) = common::missing_privilege() {
+    if let Err(reason) = testkit::need::can_mount() {
         eprintln!("cannot measure: {reason}");
         return ExitCode::FAILURE;
     }
@@ -128,17 +124,15 @@ fn measure(args: &Args) -> Report {
         false => Disk::here(),
     };
     let layers = Layers::make(&disk, args.quick, |image| needs(args, image));
-    let mut subjects = bed::subjects(args.peer.clone());
-    subjects.retain(|s| {
-        args.subjects.is_empty() || s.name == "kernel" || args.subjects.contains(&s.name)
-    });
+    let mut subjects = subjects::subjects(args.peer.clone());
+    subjects.retain(|s| s.is_wanted(&args.subjects));
     let mut report = Report::new(&subjects, rounds, &disk.describe());
     let parts = [
         metadata::ALL,
         data::ALL,
         copy_up::ALL,
         work::ALL,
-        cost::ALL,
+        footprint::ALL,
         metadata::LAST,
     ];
     let workloads: Vec<Workload> = parts.concat();
@@ -178,7 +172,7 @@ fn wanted(args: &Args, name: &str) -> bool {
 /// Whether a row that is wanted is measured on `image`.
 fn needs(args: &Args, image: &str) -> bool {
     if image == MILLION {
-        return cost::MILLION.iter().any(|w| wanted(args, w.name));
+        return footprint::MILLION.iter().any(|w| wanted(args, w.name));
     }
     let depth = image.rsplit(':').next().unwrap_or(image);
     image == Layers::image(DEPTH)
@@ -206,7 +200,7 @@ fn on_the_stack(
     for workload in wanted {
         let outcome = (workload.run)(&mut bed);
         if let (0, Err(why)) = (round, &outcome)
-            && why != bed::NOTHING
+            && why != subjects::NOTHING
         {
             eprintln!("{} on {}: {why}", workload.name, subject.name);
         }
@@ -233,12 +227,12 @@ fn over_depths(args: &Args, layers: &Layers, subject: &Subject, report: &mut Rep
 /// What takes too long for every round.
 fn on_a_million(args: &Args, layers: &Layers, subject: &Subject, report: &mut Report) {
     let worth = |w: &Workload| wanted(args, w.name) && subject.takes(w.name);
-    let wanted = cost::MILLION.iter().any(worth);
+    let wanted = footprint::MILLION.iter().any(worth);
     if !wanted || subject.is_plain() || layers.stack(MILLION).is_none() {
         return;
     }
     let mut bed = Bed::new(layers, subject, MILLION);
-    for workload in cost::MILLION {
+    for workload in footprint::MILLION {
         report.add(workload.name, &subject.name, (workload.run)(&mut bed));
     }
 }

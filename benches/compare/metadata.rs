@@ -1,4 +1,4 @@
-//! Workloads on names and attributes. Used by `main`.
+//! Workloads on names and attributes.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Stat, lstat};
 
-use crate::bed::Bed;
 use crate::layers::{FIO_SIZE, MANY, MANY_NAME};
 use crate::report::Sample;
+use crate::subjects::Bed;
 use crate::{Run, Workload, row};
 
 /// In this order on one mount.

@@ -1,5 +1,6 @@
-//! The plots of a report as SVG: ratios of all workloads as bars, time over the number of
-//! layers, throughput over the size of a request. Used by `report`. Colours are distinct without colour vision too (Okabe and Ito).
+//! The plots of a report as SVG: ratios of all workloads as bars, time over the number of layers,
+//! throughput over the size of a request. Colours are distinct without colour vision too (Okabe and
+//! Ito).
 
 use std::fmt::Write as _;
 use std::path::Path;

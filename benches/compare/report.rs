@@ -1,5 +1,5 @@
 //! What was measured: medians, spread and ratios to kernel overlayfs; as JSON for programs,
-//! Markdown for people; and what changed between two reports. Used by `main`.
+//! Markdown for people; and what changed between two reports.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bed::{NOTHING, Subject};
+use crate::subjects::{NOTHING, Subject};
 use crate::{aims, plot};
 
 /// What a [`Sample`] counts; less is better for all of them.

@@ -1,10 +1,10 @@
-//! Real programs on the mount: what a user of a container does. Used by `main`. With
-//! `--quick` there is no root file system to run them in; they run beside it.
+//! Real programs on the mount: what a user of a container does. With `--quick` there is no root
+//! file system to run them in; they run beside it.
 
 use std::time::Instant;
 
-use crate::bed::{Bed, NOTHING, sh};
 use crate::report::Sample;
+use crate::subjects::{Bed, NOTHING, sh};
 use crate::{Workload, row};
 
 /// `$1` is the mount, `$2` a directory outside it; programs run in a chroot on the mount

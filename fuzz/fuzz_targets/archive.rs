@@ -4,5 +4,5 @@ mod common;
 
 libfuzzer_sys::fuzz_target!(
     init: common::write_seeds("archive"),
-    |bytes: &[u8]| unionfs_fuzz::archive::run(bytes)
+    |bytes: &[u8]| testkit::fuzz::archive::run(bytes)
 );

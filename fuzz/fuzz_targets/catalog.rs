@@ -4,5 +4,5 @@ mod common;
 
 libfuzzer_sys::fuzz_target!(
     init: common::write_seeds("catalog"),
-    |bytes: &[u8]| unionfs_fuzz::catalog::run(bytes)
+    |bytes: &[u8]| testkit::fuzz::catalog::run(bytes)
 );

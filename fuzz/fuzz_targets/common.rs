@@ -11,7 +11,7 @@ pub fn write_seeds(target: &str) {
     let Some(dir) = std::env::var_os("UNIONFS_SEEDS").map(PathBuf::from) else {
         return;
     };
-    let targets = unionfs_fuzz::TARGETS.iter();
+    let targets = testkit::fuzz::TARGETS.iter();
     let seeds = targets
         .filter(|t| t.name == target)
         .flat_map(|t| (t.seeds)());

@@ -4,5 +4,5 @@ mod common;
 
 libfuzzer_sys::fuzz_target!(
     init: common::write_seeds("metadata"),
-    |bytes: &[u8]| unionfs_fuzz::metadata::run(bytes)
+    |bytes: &[u8]| testkit::fuzz::metadata::run(bytes)
 );

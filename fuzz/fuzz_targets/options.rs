@@ -4,5 +4,5 @@ mod common;
 
 libfuzzer_sys::fuzz_target!(
     init: common::write_seeds("options"),
-    |bytes: &[u8]| unionfs_fuzz::options::run(bytes)
+    |bytes: &[u8]| testkit::fuzz::options::run(bytes)
 );

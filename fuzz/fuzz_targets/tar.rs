@@ -4,5 +4,5 @@ mod common;
 
 libfuzzer_sys::fuzz_target!(
     init: common::write_seeds("tar"),
-    |bytes: &[u8]| unionfs_fuzz::tar::run(bytes)
+    |bytes: &[u8]| testkit::fuzz::tar::run(bytes)
 );

@@ -4,5 +4,5 @@ mod common;
 
 libfuzzer_sys::fuzz_target!(
     init: common::write_seeds("tar_split"),
-    |bytes: &[u8]| unionfs_fuzz::tar_split::run(bytes)
+    |bytes: &[u8]| testkit::fuzz::tar_split::run(bytes)
 );

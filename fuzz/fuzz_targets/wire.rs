@@ -4,5 +4,5 @@ mod common;
 
 libfuzzer_sys::fuzz_target!(
     init: common::write_seeds("wire"),
-    |bytes: &[u8]| unionfs_fuzz::wire::run(bytes)
+    |bytes: &[u8]| testkit::fuzz::wire::run(bytes)
 );

@@ -1,9 +1,10 @@
-//! Builds a catalog: walks a union of the layers, directory by directory, with the code that
+//! Builds a catalog: walks the merged layers, directory by directory, with the code that
 //! answers a mount's lookups, and writes the answers down. A name that a record cannot describe is
 //! marked, and a mount looks it up in the layers.
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::hash::RandomState;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
@@ -16,16 +17,20 @@ use super::compare::XATTR_FLAGS;
 use super::format::{self, Class, Data, NONE, Record};
 use super::view::nanoseconds;
 use super::write::{Text, Writer};
-use super::{Error, file, place};
+use super::{Error, directory, file};
 use crate::layer::StackSpec;
 use crate::layer::at::{At, Stat};
+use crate::layer::fds::FdCache;
 use crate::layer::lower::LowerDir;
 use crate::layer::markers::Protection;
 use crate::layer::types::FileKind;
-use crate::union::{LowerDirs, LowerFile, LowerLookup, Source, Union, Visible};
+use crate::lowers::{
+    FoundIn, Gather, Layers, LowerDirs, LowerFile, LowerLookup, Lowers as _, OpenError, Seal,
+    Visible, merge,
+};
 
 /// The layers that a catalog describes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Label {
     /// Chain ID of the topmost layer: the bytes of the digest.
     pub chain: [u8; 32],
@@ -83,24 +88,19 @@ pub fn build_confined(
     confine: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
     step: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Built, Error> {
-    let lowers = StackSpec {
-        upper: None,
-        ..stack.clone()
-    };
-    let staged = place::Staged::new(path)?;
+    let staged = directory::Staged::new(path)?;
     let write = |source| Error::Write {
         path: path.to_owned(),
         source,
     };
     confine(staged.dir()).map_err(write)?;
-    let union = Union::observe(&lowers)?;
-    let (roots, data_roots) = union.lower_roots();
-    let before = file::describe(roots, data_roots, file::now);
-    let (progress, live) = walk(&union, staged.file(), label, step, &write)?;
-    let after = file::describe(roots, data_roots, file::now);
+    let layers = open_layers(stack)?;
+    let before = file::describe(&layers, file::now);
+    let (progress, live) = walk(&layers, staged.file(), label, step, &write)?;
+    let after = file::describe(&layers, file::now);
     if let Some(changed) = before.iter().zip(&after).position(|(a, b)| a != b) {
-        let all: Vec<_> = roots.iter().chain(data_roots).collect();
-        return Err(Error::Changed(all[changed].layer.path.clone()));
+        let path = layers.get(changed).map(|root| root.layer.path.clone());
+        return Err(Error::Changed(path.unwrap_or_default()));
     }
     let bytes = staged.publish().map_err(write)?;
     Ok(Built {
@@ -110,19 +110,43 @@ pub fn build_confined(
     })
 }
 
+/// The maximum number of directories of which descriptors are kept.
+const OPEN_DIRS: usize = 256;
+
+/// Opens the lowers of a stack.
+pub(super) fn open_layers(stack: &StackSpec) -> Result<Arc<Layers>, OpenError> {
+    Layers::open(stack, Seal::Never, FdCache::shared(OPEN_DIRS))
+}
+
+/// Returns the names in a merged directory.
+pub(super) fn names(dirs: &LowerDirs) -> Result<Vec<Visible>, Errno> {
+    let hasher = RandomState::new();
+    // The numbers in the layers are written down.
+    let mut gather = Gather::new(&hasher, &|_, ino| ino, usize::MAX, 0);
+    dirs.list(&mut gather)?;
+    Ok(merge(gather.into_layers()))
+}
+
+/// Returns the number of parts of a merged directory that are known not to have a name.
+pub(super) fn parts_without(visible: &Visible) -> usize {
+    match visible.found_in {
+        FoundIn::Lower(position) => position,
+        FoundIn::Upper | FoundIn::Known(_) => 0,
+    }
+}
+
 /// Writes everything to `file`. Returns the progress and the number of live names.
 fn walk(
-    union: &Union,
+    layers: &Arc<Layers>,
     file: &File,
     label: &Label,
     step: &mut dyn FnMut(Progress) -> bool,
     write: &dyn Fn(io::Error) -> Error,
 ) -> Result<(Progress, u64), Error> {
-    let (roots, data_roots) = union.lower_roots();
-    let layers = file::describe(roots, data_roots, file::now);
+    let described = file::describe(layers, file::now);
     let mut builder = Builder {
-        union,
-        writer: Writer::new(file, layers, &label.notes).map_err(write)?,
+        layers,
+        writer: Writer::new(file, described, &label.notes).map_err(write)?,
         known: HashMap::new(),
         todo: Vec::new(),
         progress: Progress::default(),
@@ -162,9 +186,9 @@ struct Pending {
     dirs: Option<LowerDirs>,
 }
 
-struct Builder<'u> {
-    union: &'u Union,
-    writer: Writer<'u>,
+struct Builder<'l> {
+    layers: &'l Arc<Layers>,
+    writer: Writer<'l>,
     /// Records of directories of the layers, by layer and inode number.
     known: HashMap<(usize, u64), u32>,
     todo: Vec<Todo>,
@@ -175,16 +199,16 @@ struct Builder<'u> {
 impl Builder<'_> {
     /// Writes the roots of the layers, and the directory that they merge to.
     fn roots(&mut self) -> io::Result<()> {
-        let (roots, data_roots) = self.union.lower_roots();
-        for root in roots.iter().chain(data_roots) {
+        let layers = self.layers;
+        for root in layers.all() {
             let mut record = self.record(root.index, &root.stat)?;
             record.parent = NONE.into();
             record.flags = (record.flags.get() | self.dir_flags(root)).into();
             let index = self.writer.record(&record)?;
             self.known.insert((root.index, root.stat.ino), index);
         }
-        let lowers = LowerDirs::Layers(Arc::clone(roots));
-        self.enqueue(lowers, (0..roots.len() as u32).collect())?;
+        let parts = (0..layers.roots().len() as u32).collect();
+        self.enqueue(layers.root(), parts)?;
         Ok(())
     }
 
@@ -206,7 +230,7 @@ impl Builder<'_> {
         step: &mut dyn FnMut(Progress) -> bool,
     ) -> io::Result<bool> {
         self.progress.dirs += 1;
-        let mut names = match self.union.merged_names(&todo.lowers) {
+        let mut names = match names(&todo.lowers) {
             Ok(names) => names,
             Err(e) => {
                 tracing::debug!("a directory is left out of the catalog: {e}");
@@ -267,12 +291,9 @@ impl Builder<'_> {
 
     /// Looks a name up in the lowers.
     fn pending(&mut self, lowers: &LowerDirs, visible: &Visible) -> io::Result<Pending> {
-        let skip = match visible.source {
-            Source::Lower(position) => position,
-            Source::Upper | Source::Record(_) => 0,
-        };
+        let skip = parts_without(visible);
         let name: Box<[u8]> = (*visible.name).into();
-        let below = self.union.merged_name(lowers, skip, &name);
+        let below = lowers.lookup(&name, None, skip);
         let (record, dirs) = match below {
             Ok(LowerLookup::File(file)) => (self.file(&file)?, None),
             Ok(LowerLookup::Dirs(dirs)) => self.dirs(dirs)?,
@@ -295,10 +316,7 @@ impl Builder<'_> {
         class.mode = visible.kind.map_or(0, FileKind::mode_bits).into();
         let mut record = Record::new_zeroed();
         record.class = self.writer.class(class)?;
-        record.ino = visible
-            .ino
-            .map_or(0, |ino| self.union.layer_ino(ino))
-            .into();
+        record.ino = visible.ino.unwrap_or_default().into();
         record.parent = self.part(top)?.into();
         record.flags = format::LIVE.into();
         Ok(record)
@@ -310,12 +328,12 @@ impl Builder<'_> {
         }
         let mut record = self.record(file.dir.index, &file.stat)?;
         record.parent = self.part(&file.dir)?.into();
-        let fd = self.union.lower_fd(&file.dir)?;
+        let fd = self.layers.fd(&file.dir)?;
         let at = At::new(fd.as_fd(), &file.name);
         let mut flags = record.flags.get() | xattr_flags(at);
         if file.data.is_some() {
             let (dir, name) = file.data_place();
-            let stat = At::new(self.union.lower_fd(dir)?.as_fd(), name).stat();
+            let stat = At::new(self.layers.fd(dir)?.as_fd(), name).stat();
             let Some(data) = stat.ok().filter(|stat| is_plain(dir, stat)) else {
                 return Ok(None);
             };
@@ -393,7 +411,7 @@ impl Builder<'_> {
         } else {
             0
         };
-        let xattrs = match self.union.lower_fd(dir) {
+        let xattrs = match self.layers.fd(dir) {
             Ok(fd) => xattr_flags(At::fd(fd.as_fd())),
             Err(_) => XATTR_FLAGS,
         };
@@ -459,15 +477,7 @@ pub(super) fn xattr_flags(at: At<'_>) -> u16 {
     };
     let mut flags = 0;
     for name in list.split(|&b| b == 0).filter(|n| !n.is_empty()) {
-        flags |= format::XATTRS;
-        flags |= match name {
-            b"security.capability" => format::CAPABILITY,
-            b"system.posix_acl_access" => format::ACL,
-            b"system.posix_acl_default" => format::DEFAULT_ACL,
-            name if name.starts_with(b"user.") => format::USER,
-            name if name.starts_with(b"trusted.") => format::TRUSTED,
-            _ => 0,
-        };
+        flags |= format::XATTRS | format::xattr_flag(name);
     }
     flags
 }

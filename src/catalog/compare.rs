@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use super::build::xattr_flags;
-use super::{Progress, Unusable, format};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::build::{names, open_layers, parts_without, xattr_flags};
+use super::{Mounted, Progress, Unusable, format};
 use crate::layer::StackSpec;
 use crate::layer::at::{At, Stat};
 use crate::layer::types::Time;
-use crate::union::{self, LowerDirs, LowerFile, LowerLookup, Source, Union, Visible};
+use crate::lowers::{Layers, LowerDirs, LowerFile, LowerLookup, Lowers as _, OpenError, Visible};
 
 /// A difference between a catalog and its layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,44 +34,34 @@ pub fn compare(
     path: &Path,
     limit: usize,
     step: &mut dyn FnMut(Progress),
-) -> union::Result<Result<Vec<Difference>, Unusable>> {
-    let lowers = StackSpec {
-        upper: None,
-        ..stack.clone()
+) -> Result<Result<Vec<Difference>, Unusable>, OpenError> {
+    let layers = open_layers(stack)?;
+    let catalog = match Mounted::open(path, &layers) {
+        Ok(catalog) => catalog,
+        Err(unusable) => return Ok(Err(unusable)),
     };
-    let layers = Union::observe(&lowers)?;
-    let (roots, data_roots) = layers.lower_roots();
-    let usable = super::open(path).and_then(|v| super::check_layers(&v, roots, data_roots));
-    if let Err(unusable) = usable {
-        return Ok(Err(unusable));
-    }
-    let options = union::Options {
-        catalog: Some(path.to_owned()),
-        ..union::Options::default()
-    };
-    let catalog = Union::observe_with(&lowers, options)?;
     let mut comparison = Comparison {
         layers: &layers,
         catalog: &catalog,
         found: Vec::new(),
     };
     let mut progress = Progress::default();
-    let mut todo = vec![(Vec::new(), layers.root_lowers()?, catalog.root_lowers()?)];
+    let mut todo = vec![(Vec::new(), layers.root(), catalog.root())];
     while let Some((path, truth, said)) = todo.pop() {
         if comparison.found.len() >= limit {
             break;
         }
         step(progress);
         progress.dirs += 1;
-        progress.names += comparison.directory(&path, &truth, &said, &mut todo)?;
+        progress.names += comparison.directory(&path, &truth, &said, &mut todo);
     }
     comparison.found.truncate(limit);
     Ok(Ok(comparison.found))
 }
 
-struct Comparison<'u> {
-    layers: &'u Union,
-    catalog: &'u Union,
+struct Comparison<'l> {
+    layers: &'l Arc<Layers>,
+    catalog: &'l Mounted,
     found: Vec<Difference>,
 }
 
@@ -85,16 +79,19 @@ impl Comparison<'_> {
         truth: &LowerDirs,
         said: &LowerDirs,
         todo: &mut Todo,
-    ) -> union::Result<u64> {
+    ) -> u64 {
         let by_name = |names: Vec<Visible>| -> BTreeMap<_, _> {
             names.into_iter().map(|v| (v.name.clone(), v)).collect()
         };
-        let mut known = by_name(self.catalog.merged_names(said)?);
-        let names = match self.layers.merged_names(truth) {
-            Ok(names) => by_name(names),
-            // The catalog has no such directory either.
-            Err(_) => return Ok(0),
+        // The catalog has no directory either that cannot be read.
+        let Ok(names_of_layers) = names(truth) else {
+            return 0;
         };
+        let Ok(known) = names(said) else {
+            self.differ(path.to_vec(), "the catalog cannot be read");
+            return 0;
+        };
+        let (names, mut known) = (by_name(names_of_layers), by_name(known));
         let count = names.len() as u64;
         for (name, visible) in names {
             let path = if path.is_empty() {
@@ -109,26 +106,22 @@ impl Comparison<'_> {
             if (visible.ino, visible.kind) != (other.ino, other.kind) {
                 self.differ(path.clone(), "type or inode number");
             }
-            let skip = match visible.source {
-                Source::Lower(position) => position,
-                Source::Upper | Source::Record(_) => 0,
-            };
-            let below = self.layers.merged_name(truth, skip, &name);
-            let said = self.catalog.merged_name(said, 0, &name);
+            let below = truth.lookup(&name, None, parts_without(&visible));
+            let said = said.lookup(&name, None, 0);
             self.entry(path, below, said, todo);
         }
         for name in known.into_keys() {
             let path = [path, b"/", &name].concat();
             self.differ(path, "only the catalog has it");
         }
-        Ok(count)
+        count
     }
 
     fn entry(
         &mut self,
         path: Vec<u8>,
-        truth: union::Result<LowerLookup>,
-        said: union::Result<LowerLookup>,
+        truth: Result<LowerLookup, Errno>,
+        said: Result<LowerLookup, Errno>,
         todo: &mut Todo,
     ) {
         match (truth, said) {
@@ -164,19 +157,19 @@ impl Comparison<'_> {
         if at(truth) != at(said) {
             return false;
         }
-        let Some(record) = said.record else {
+        let Some(id) = said.id else {
             return true;
         };
         let (dir, name) = truth.data_place();
-        let Ok(fd) = self.layers.lower_fd(dir) else {
+        let Ok(fd) = self.layers.fd(dir) else {
             return false;
         };
         let data = At::new(fd.as_fd(), name).stat();
-        let Ok(top) = self.layers.lower_fd(&truth.dir) else {
+        let Ok(top) = self.layers.fd(&truth.dir) else {
             return false;
         };
         let flags = xattr_flags(At::new(top.as_fd(), &truth.name));
-        data.is_ok_and(|data| self.catalog.record_is(record, &data, flags))
+        data.is_ok_and(|data| self.catalog.record_is(id, &data, flags))
     }
 }
 

@@ -1,12 +1,11 @@
-//! Catalog files: which are taken, and whether one is of the layers at hand. Called by
-//! `union::mounted_catalog` and the cli.
+//! Catalog files: which are taken, and whether one is of the layers at hand.
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -16,7 +15,7 @@ use super::format::{self, LayerRecord};
 use super::view::{Damaged, Refusal, View};
 use crate::layer;
 use crate::layer::at::{At, Stat};
-use crate::layer::lower::LowerDir;
+use crate::lowers::Layers;
 use crate::sys::map::ReadOnly;
 use crate::sys::walk::{self, Trust};
 
@@ -89,13 +88,12 @@ fn open_error(error: &std::io::Error) -> Unusable {
 }
 
 /// Whether a catalog is of exactly these layers, as they are now.
-pub fn check_layers<B: AsRef<[u8]>>(
-    view: &View<B>,
-    roots: &[Arc<LowerDir>],
-    data_roots: &[Arc<LowerDir>],
-) -> Result<(), Unusable> {
+///
+/// # Errors
+/// [`Unusable`] with the reason why it is of other layers.
+pub fn check_layers<B: AsRef<[u8]>>(view: &View<B>, layers: &Layers) -> Result<(), Unusable> {
     // They have been opened just now.
-    let layers = describe(roots, data_roots, |layer| layer.stat);
+    let layers = describe(layers, |layer| layer.stat);
     if view.layer_count() != layers.len() as u64 {
         return Err(Unusable::OtherLayers(layers.len()));
     }
@@ -110,13 +108,15 @@ pub fn check_layers<B: AsRef<[u8]>>(
 
 /// What identifies each layer.
 pub(super) fn describe(
-    roots: &[Arc<LowerDir>],
-    data_roots: &[Arc<LowerDir>],
+    layers: &Layers,
     stat: impl Fn(&layer::lower::Layer) -> Stat,
 ) -> Vec<LayerRecord> {
     let ids = id_maps();
-    let plain = roots.iter().map(|root| (root, 0));
-    let data = data_roots.iter().map(|root| (root, format::DATA_ONLY));
+    let plain = layers.roots().iter().map(|root| (root, 0));
+    let data = layers
+        .data_roots()
+        .iter()
+        .map(|root| (root, format::DATA_ONLY));
     plain
         .chain(data)
         .map(|(root, flags)| identity(&root.layer, &stat(&root.layer), flags, ids))

@@ -206,6 +206,18 @@ pub const DEFAULT_ACL: u16 = 1 << 9;
 /// A directory: `aux` is the number of its [`Dir`].
 pub const MERGED: u16 = 1 << 10;
 
+/// Returns the flag of the kind of xattr that a name belongs to; 0 for kinds without one.
+pub(super) fn xattr_flag(name: &[u8]) -> u16 {
+    match name {
+        b"security.capability" => CAPABILITY,
+        b"system.posix_acl_access" => ACL,
+        b"system.posix_acl_default" => DEFAULT_ACL,
+        name if name.starts_with(b"user.") => USER,
+        name if name.starts_with(b"trusted.") => TRUSTED,
+        _ => 0,
+    }
+}
+
 /// Flag of a [`Dir`]: its entries could not be listed and must be read from the layers.
 pub const UNLISTED: u32 = 1;
 

@@ -2,14 +2,39 @@
 //! that a mount need not read the layers' directories. docs/CATALOG.md describes the format, and
 //! when a catalog is trusted.
 //!
-//! [`build`] writes a catalog by walking a union of the layers, `union::mounted_catalog` reads it,
-//! and [`place`] knows where catalogs are stored.
+//! [`build`] writes a catalog by walking the merged layers, [`Mounted`] answers a mount's lookups
+//! from it, and [`directory`] knows where catalogs are stored.
+//!
+//! ```
+//! use unionfs::catalog::{self, CatalogFile, Label};
+//! use unionfs::layer::{Dialect, LayerSpec, StackSpec};
+//! use unionfs::union::{Options, Union};
+//!
+//! let dir = tempfile::tempdir()?;
+//! let lower = dir.path().join("lower");
+//! std::fs::create_dir(&lower)?;
+//! std::fs::write(lower.join("motd"), "hello")?;
+//! let stack = StackSpec {
+//!     lowers: vec![LayerSpec::open(lower, Dialect::ALL)?],
+//!     data_only: Vec::new(),
+//!     upper: None,
+//! };
+//! let path = dir.path().join("catalog");
+//! let built = catalog::build(&stack, &Label::default(), &path, &mut |_| true)?;
+//! assert_eq!(built.progress.names, 1);
+//!
+//! let mut options = Options::default();
+//! options.names = Some(CatalogFile::source(&path));
+//! assert!(Union::new(&stack, options)?.is_catalogued());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod build;
 mod compare;
+pub mod directory;
 mod file;
 pub mod format;
-pub mod place;
+mod mounted;
 pub mod view;
 mod write;
 
@@ -19,13 +44,15 @@ pub use build::{Built, Label, Progress, build, build_confined};
 pub(crate) use compare::XATTR_FLAGS;
 pub use compare::{Difference, compare};
 pub use file::{Unusable, check_layers, open};
+pub use mounted::{CatalogFile, Mounted};
 
 /// Why no catalog was made.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The layers cannot be read.
     #[error(transparent)]
-    Layers(#[from] crate::union::Error),
+    Layers(#[from] crate::lowers::OpenError),
     /// The file cannot be written.
     #[error("cannot write the catalog {path:?}: {source}")]
     Write {

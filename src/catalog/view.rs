@@ -17,7 +17,7 @@ use crate::layer::types::{FileKind, Time};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// It is too short, or something else.
-    #[error("it is no catalog")]
+    #[error("it is not a catalog")]
     NoCatalog,
     /// It has another version of the format.
     #[error("it has format {0}, not {version}", version = format::VERSION)]
@@ -269,6 +269,9 @@ impl<B: AsRef<[u8]>> View<B> {
     }
 
     /// Returns a record.
+    ///
+    /// # Errors
+    /// [`Damaged`] if a number or an offset leads out of the file.
     pub fn record(&self, index: u32) -> Result<Record> {
         self.at(self.header.records, index)
     }
@@ -287,6 +290,9 @@ impl<B: AsRef<[u8]>> View<B> {
     }
 
     /// Returns the name of a record: one component of a path.
+    ///
+    /// # Errors
+    /// [`Damaged`] if a number or an offset leads out of the file.
     pub fn name(&self, record: &Record) -> Result<&[u8]> {
         let name = self.string(record.name.get(), record.name_len.get().into())?;
         if is_valid_name(name) && name.len() <= 255 {
@@ -297,12 +303,18 @@ impl<B: AsRef<[u8]>> View<B> {
     }
 
     /// Returns the target of a symlink.
+    ///
+    /// # Errors
+    /// [`Damaged`] if a number or an offset leads out of the file.
     pub fn target(&self, record: &Record) -> Result<&[u8]> {
         self.string(record.aux.get(), record.target_len.get().into())
     }
 
     /// Returns the record number of the directory that contains a record; `None` for the root of a
     /// layer.
+    ///
+    /// # Errors
+    /// [`Damaged`] if a number or an offset leads out of the file.
     pub fn parent(&self, index: u32, record: &Record) -> Result<Option<u32>> {
         match record.parent.get() {
             NONE => Ok(None),
@@ -312,6 +324,9 @@ impl<B: AsRef<[u8]>> View<B> {
     }
 
     /// Returns the layer of a record, and its type where that is known.
+    ///
+    /// # Errors
+    /// [`Damaged`] if a number or an offset leads out of the file.
     pub fn place(&self, record: &Record) -> Result<(u32, Option<FileKind>)> {
         let class: Class = self.at(self.header.classes, record.class.get())?;
         Ok((class.layer.get(), FileKind::from_mode(class.mode.get())))
@@ -319,6 +334,9 @@ impl<B: AsRef<[u8]>> View<B> {
 
     /// Returns the attributes in a record that is not [`format::LIVE`]; `dev` is the device of its
     /// layer.
+    ///
+    /// # Errors
+    /// [`Damaged`] if a number or an offset leads out of the file.
     pub fn stat(&self, record: &Record, dev: u64) -> Result<Stat> {
         let class: Class = self.at(self.header.classes, record.class.get())?;
         let born = record.flags.get() & format::BORN != 0;
@@ -344,6 +362,9 @@ impl<B: AsRef<[u8]>> View<B> {
     }
 
     /// Returns directory, name and identity of a metacopy's data.
+    ///
+    /// # Errors
+    /// [`Damaged`] if a number or an offset leads out of the file.
     pub fn data(&self, record: &Record) -> Result<(u32, &[u8], Identity)> {
         let data: Data = self.at(self.header.data, record.aux.get())?;
         let name = self.string(data.name.get(), data.name_len.get())?;
@@ -360,6 +381,9 @@ impl<B: AsRef<[u8]>> View<B> {
     }
 
     /// Returns the root directory.
+    ///
+    /// # Errors
+    /// [`Damaged`] if a number or an offset leads out of the file.
     pub fn root(&self) -> Result<DirRef> {
         self.dir_at(0)
     }
@@ -383,6 +407,9 @@ impl<B: AsRef<[u8]>> View<B> {
     }
 
     /// Returns the merged directory of an entry of `parent`.
+    ///
+    /// # Errors
+    /// [`Damaged`] if a number or an offset leads out of the file.
     pub fn dir(&self, parent: &DirRef, record: &Record) -> Result<DirRef> {
         let index = record.aux.get();
         // Numbers grow on the way down, so there are no cycles.
@@ -393,6 +420,9 @@ impl<B: AsRef<[u8]>> View<B> {
     }
 
     /// Returns the record number of a directory of a layer, top first.
+    ///
+    /// # Errors
+    /// [`Damaged`] if a number or an offset leads out of the file.
     pub fn part(&self, dir: &DirRef, position: usize) -> Result<u32> {
         let position = u32::try_from(position).map_err(|_| Damaged)?;
         if position >= dir.dir.part_count.get() {
@@ -404,6 +434,9 @@ impl<B: AsRef<[u8]>> View<B> {
     }
 
     /// Returns the entry with a name.
+    ///
+    /// # Errors
+    /// [`Damaged`] if a number or an offset leads out of the file.
     pub fn find(&self, dir: &DirRef, name: &[u8]) -> Result<Option<(u32, Record)>> {
         let Range { mut start, mut end } = dir.entries();
         while start < end {

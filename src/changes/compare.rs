@@ -5,7 +5,7 @@
 //! symlink targets are compared, and the data where all else is equal.
 
 use super::{Result, Tree, read_error};
-use crate::union::{Attr, FileKind, Ino, Union};
+use crate::union::{Attr, Caching, FileKind, Ino, Union};
 
 /// Bytes compared at a time.
 const CHUNK: usize = 128 << 10;
@@ -36,7 +36,7 @@ impl Tree {
                 old == self.after.readlink(after.ino).map_err(&fail)?
             }
             FileKind::Regular => {
-                same_data((lower, before.ino), (&self.after, after.ino)).map_err(&fail)?
+                same_data(lower, before.ino, &self.after, after.ino).map_err(&fail)?
             }
             _ => true,
         };
@@ -77,18 +77,15 @@ pub(super) fn xattrs(union: &Union, ino: Ino) -> crate::union::Result<Vec<Xattr>
 /// Name and value.
 pub(super) type Xattr = (Vec<u8>, Vec<u8>);
 
-fn same_data(
-    (before, old): (&Union, Ino),
-    (after, new): (&Union, Ino),
-) -> crate::union::Result<bool> {
+fn same_data(before: &Union, old: Ino, after: &Union, new: Ino) -> crate::union::Result<bool> {
     let (mut left, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);
     let mut offset = 0;
     loop {
-        let read = before.read(old, offset, &mut left, false)?;
+        let read = before.read(old, offset, &mut left, Caching::Cached)?;
         let mut filled = 0;
         while filled < read {
             let at = offset + filled as u64;
-            match after.read(new, at, &mut right[filled..read], false)? {
+            match after.read(new, at, &mut right[filled..read], Caching::Cached)? {
                 0 => return Ok(false),
                 more => filled += more,
             }
@@ -97,7 +94,7 @@ fn same_data(
             return Ok(false);
         }
         if read == 0 {
-            return Ok(after.read(new, offset, &mut right, false)? == 0);
+            return Ok(after.read(new, offset, &mut right, Caching::Cached)? == 0);
         }
         offset += read as u64;
     }

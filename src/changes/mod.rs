@@ -10,6 +10,34 @@
 //! ```
 //!
 //! The upper may be mounted meanwhile: it is only read, and no lock is taken.
+//!
+//! ```
+//! use unionfs::changes::Tree;
+//! use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
+//!
+//! let dir = tempfile::tempdir()?;
+//! let path = |name: &str| dir.path().join(name);
+//! for name in ["lower", "upper", "work"] {
+//!     std::fs::create_dir(path(name))?;
+//! }
+//! std::fs::write(path("lower/hosts"), "old")?;
+//! std::fs::write(path("upper/hosts"), "new")?;
+//! std::fs::write(path("upper/motd"), "hello")?;
+//! let tree = Tree::open(&StackSpec {
+//!     lowers: vec![LayerSpec::open(path("lower"), Dialect::ALL)?],
+//!     data_only: Vec::new(),
+//!     upper: Some(UpperSpec {
+//!         layer: LayerSpec::open(path("upper"), Dialect::ALL)?,
+//!         work: OpenDir::open(path("work"))?,
+//!     }),
+//! })?;
+//! let changes = tree.changes()?;
+//! let shown = changes.iter().map(|change| {
+//!     format!("{} {}", change.kind.letter(), String::from_utf8_lossy(&change.path))
+//! });
+//! assert_eq!(shown.collect::<Vec<_>>(), ["C /hosts", "A /motd"]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod compare;
 mod links;
@@ -29,7 +57,8 @@ pub use self::list::{Change, ChangeKind};
 use crate::layer::StackSpec;
 use crate::layer::fds::FdCache;
 use crate::layer::lower::{Layer, LowerDir};
-use crate::store::error::io_remedy;
+use crate::layer::origin::{Origin, OriginFile};
+use crate::sys::remedy::io_remedy;
 use crate::union::{self, Ino, Union};
 
 /// The result of an operation on changes.
@@ -37,6 +66,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why changes could not be listed or packed; the message is one line that names the file.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A layer cannot be opened.
     #[error("{0}; check that the layer is complete")]
@@ -58,7 +88,9 @@ pub enum Error {
         source: Errno,
     },
     /// The name would be a whiteout in a layer tar.
-    #[error("{path:?} cannot be in an image layer, where names in .wh. mean deletions: rename it")]
+    #[error(
+        "{path:?} cannot be in an image layer, where names that begin with .wh. mean deletions: rename it"
+    )]
     WhName {
         /// The absolute path in the union.
         path: PathBuf,
@@ -144,13 +176,26 @@ impl Tree {
     }
 }
 
+impl Tree {
+    /// Has origins found by `finder` from now on: for a process that may open no file handles.
+    pub fn find_origins_by<F>(&self, finder: &Arc<F>)
+    where
+        F: Fn(u64, &Origin) -> rustix::io::Result<OriginFile> + Send + Sync + 'static,
+    {
+        for union in self.before.iter().chain([&self.after]) {
+            let finder = Arc::clone(finder);
+            union.find_origins_by(Box::new(move |dev, origin| finder(dev, origin)));
+        }
+    }
+}
+
 /// The number of descriptors of upper directories that are kept.
 const FDS: usize = 256;
 
 /// Returns the names in a directory of a union, unsorted.
 fn names(union: &Union, ino: Ino) -> union::Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
-    union.readdir(ino, 0, false, &mut |item| {
+    union.readdir(ino, 0, &mut |item| {
         if item.name != b"." && item.name != b".." {
             names.push(item.name.to_vec());
         }

@@ -13,8 +13,8 @@ use super::compare::{Xattr, same_file, xattrs};
 use super::walk::{Scope, Step};
 use super::{Error, Result, Tree, absolute, read_error};
 use crate::layer::markers::{WH_OPAQUE, WH_PREFIX, is_marker_xattr};
-use crate::store::tarball::pack::{Content, Item, Packer};
-use crate::union::{Attr, FileKind, Ino};
+use crate::layer_tar::tar_writer::{Content, Item, TarWriter};
+use crate::union::{Attr, Caching, FileKind, Ino};
 
 /// Bytes copied at a time.
 const CHUNK: usize = 256 << 10;
@@ -35,7 +35,7 @@ impl Tree {
     /// [`Error::WhName`] for a name that would be a whiteout; else [`Error::Read`],
     /// [`Error::Layer`] and [`Error::Write`].
     pub fn pack_layer(&self, out: impl Write) -> Result<()> {
-        let mut sink = Sink::new(self, out, true);
+        let mut sink = Sink::new(self, out, Form::Layer);
         self.walk(Scope::Layer, &mut |step| sink.layer_step(step))?;
         sink.finish()
     }
@@ -45,7 +45,7 @@ impl Tree {
     /// # Errors
     /// [`Error::Read`] and [`Error::Write`].
     pub fn pack_all(&self, out: impl Write) -> Result<()> {
-        let mut sink = Sink::new(self, out, false);
+        let mut sink = Sink::new(self, out, Form::Flat);
         self.walk(Scope::All, &mut |step| match step.after {
             Some(attr) => sink.entry(step.path, attr),
             None => Ok(()),
@@ -54,10 +54,19 @@ impl Tree {
     }
 }
 
+/// What a tar is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// A layer: `.wh.` names have a meaning.
+    Layer,
+    /// A tree with nothing below it.
+    Flat,
+}
+
 struct Sink<'t, W> {
     tree: &'t Tree,
-    out: Packer<W>,
-    layer: bool,
+    out: TarWriter<W>,
+    form: Form,
     /// The names under which files with several names were packed.
     names: HashMap<Ino, Vec<u8>>,
     /// Directories on the current path that are not packed yet.
@@ -66,11 +75,11 @@ struct Sink<'t, W> {
 }
 
 impl<'t, W: Write> Sink<'t, W> {
-    fn new(tree: &'t Tree, out: W, layer: bool) -> Self {
+    fn new(tree: &'t Tree, out: W, form: Form) -> Self {
         Self {
             tree,
-            out: Packer::new(out),
-            layer,
+            out: TarWriter::new(out),
+            form,
             names: HashMap::new(),
             skipped: Vec::new(),
             buffer: vec![0; CHUNK],
@@ -119,7 +128,7 @@ impl<'t, W: Write> Sink<'t, W> {
 
     fn entry(&mut self, path: &[u8], attr: &Attr) -> Result<()> {
         let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
-        if self.layer && name.starts_with(WH_PREFIX) {
+        if self.form == Form::Layer && name.starts_with(WH_PREFIX) {
             return Err(Error::WhName {
                 path: absolute(path),
             });
@@ -205,7 +214,7 @@ impl<'t, W: Write> Sink<'t, W> {
         while offset < stretch.end {
             let left = usize::try_from(stretch.end - offset).unwrap_or(usize::MAX);
             let buffer = &mut self.buffer[..left.min(CHUNK)];
-            let read = self.tree.after.read(ino, offset, buffer, false);
+            let read = self.tree.after.read(ino, offset, buffer, Caching::Cached);
             let read = read.map_err(read_error(path))?;
             if read == 0 {
                 break;

@@ -1,4 +1,4 @@
-//! `unionfs commit`: an image from what was changed. Called by `cli::main`.
+//! `unionfs commit`: an image from what was changed.
 //!
 //! ```text
 //!  upper ──pack──► pipe ──unpack──► the new layer's files, tar-split, diff ID
@@ -8,57 +8,66 @@
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
-use super::transfer::Transfer;
-use super::{open_stores, own};
-use crate::changes::Tree;
-use crate::store::derive::{Derivation, Draft};
-use crate::store::roots::Environment;
-use crate::store::tarball::Limits;
-use crate::store::writable::{Exclusive, Intake};
-use crate::store::{Container, Digest, Layer, Store, Stores, copy_layers};
+use super::command_sandbox::SandboxArgs;
+use super::layer_progress::Transfer;
+use super::outside_helper::Outside;
+use super::{command_sandbox, own_store};
+use unionfs::changes::Tree;
+use unionfs::layer_tar::Limits;
+use unionfs::oci::Digest;
+use unionfs::oci::derived_config::{Derivation, Draft};
+use unionfs::store::discovery::Environment;
+use unionfs::store::writable::{Exclusive, ImportTransaction};
+use unionfs::store::{Container, ImageLayer, Store, Stores, copy_layers};
 
-/// Make an image of our own store from what was changed
+/// Create an image from the changes of a container or named layer
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs commit web myapp:3
   unionfs commit web myapp:3 -m 'configured' --change 'CMD [\"/bin/app\"]' --change 'ENV A=b'
 
-The image's ID is printed. The layer may be mounted meanwhile: what was written before the
-command is in the image, what is written during it may be or not. --change takes the
-Dockerfile's CMD, ENTRYPOINT, ENV, LABEL, EXPOSE, VOLUME, USER, WORKDIR, STOPSIGNAL and
+The ID of the image is printed. The layer may be mounted: changes that were made before the command
+are in the image; changes that are made during it may be missing. --change takes the Dockerfile's CMD, ENTRYPOINT, ENV, LABEL, EXPOSE, VOLUME, USER, WORKDIR, STOPSIGNAL and
 ONBUILD.")]
 pub(super) struct Args {
-    /// The named layer: name, ID or start of an ID
+    /// The container or named layer: name, ID or ID prefix
     name: String,
-    /// The new image's name: name[:tag]
+    /// The name of the new image: name[:tag]
     image: String,
-    /// Say what was changed
+    /// Set the comment of the image
     #[arg(long, short = 'm', value_name = "TEXT")]
     message: Option<String>,
-    /// Say who changed it
+    /// Set the author of the image
     #[arg(long, short = 'a', value_name = "NAME")]
     author: Option<String>,
     /// Apply a Dockerfile instruction to the configuration; may be repeated
     #[arg(long, short = 'c', value_name = "INSTRUCTION")]
     change: Vec<String>,
-    /// Show no progress
+    /// Do not show progress
     #[arg(long, short = 'q')]
     quiet: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let name = own::new_name(&args.image)?;
-    let store = own::open(root)?;
-    let store = own::writer(&store)?;
+    let name = own_store::new_name(&args.image)?;
+    let mut cage = args.sandbox.cage("commit")?;
+    // Before the stores are looked for: it may be the first.
+    let store = own_store::open(root)?;
+    let places = cage.stores_of_containers(root)?;
+    let outside = Outside::start(None, Some(&places)).context("cannot start a process")?;
+    let store = cage.enter_to_take_in(store)?;
+    let store = own_store::lock(&store)?;
     // Before the stores that are read: what it takes away waits for them.
-    let mut intake = store.intake();
-    let stores = open_stores(root)?;
+    let mut intake = store.begin_import();
+    let stores = command_sandbox::open(places)?;
     let container = stores.container(&args.name)?;
     let base = base_of(&stores, &container)?;
     let source = container.source.as_ref();
@@ -72,8 +81,9 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let transfer = Transfer::new(args.quiet || args.json, "committed");
     let draft = draft(args, &all, base.as_ref())?;
     let below = below(&store, &mut intake, &container, &all, base.as_ref())?;
-    own::flush(&container)?;
+    outside.flush(&container)?;
     let tree = Tree::open(&container.changed_stack()?)?;
+    tree.find_origins_by(&outside.finder());
     let mut staged = store.stage_layer(container.parent.as_ref())?;
     transfer.begin(&args.name, None);
     let pack = |out: &mut dyn Write| anyhow::Ok(tree.pack_layer(out)?);
@@ -87,7 +97,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     }
     intake.finish([(&name, id)])?;
     transfer.done(Some(&unpacked.diff_id.short()));
-    own::print_made(&id, &name, args.json)
+    own_store::print_made(&id, &name, args.json)
 }
 
 /// The image below: the one that is recorded, else one with the same layers.
@@ -96,19 +106,18 @@ fn base_of(stores: &Stores, container: &Container) -> anyhow::Result<Option<Dige
         return Ok(container.image);
     }
     let listing = stores.images();
-    let top = |image: &&crate::store::Image| {
+    let top = |image: &&unionfs::store::Image| {
         image.layers.last().map(|layer| layer.chain_id) == container.parent
     };
     Ok(listing.images.iter().find(top).map(|image| image.id))
 }
 
 fn draft(args: &Args, stores: &[&Store], base: Option<&Digest>) -> anyhow::Result<Draft> {
-    let derivation = Derivation {
-        author: args.author.clone(),
-        comment: args.message.clone(),
-        created_by: format!("unionfs commit {}", args.name),
-        changes: args.change.clone(),
-    };
+    let mut derivation = Derivation::default();
+    derivation.author.clone_from(&args.author);
+    derivation.comment.clone_from(&args.message);
+    derivation.created_by = format!("unionfs commit {}", args.name);
+    derivation.changes.clone_from(&args.change);
     let Some(id) = base else {
         return Ok(derivation.draft(None)?);
     };
@@ -128,7 +137,7 @@ fn draft(args: &Args, stores: &[&Store], base: Option<&Digest>) -> anyhow::Resul
 /// The diff IDs of the layers below, base first; those of another store are taken in.
 fn below(
     store: &Exclusive<'_>,
-    intake: &mut Intake<'_>,
+    intake: &mut ImportTransaction<'_>,
     container: &Container,
     stores: &[&Store],
     base: Option<&Digest>,
@@ -137,7 +146,7 @@ fn below(
         && !store.has_layer(parent)?
     {
         let holds = |from: &&&Store| {
-            let below = |layer: &Layer| layer.spec.path().starts_with(from.root());
+            let below = |layer: &ImageLayer| layer.spec.path().starts_with(from.root());
             container.layers.iter().all(below)
         };
         match (stores.iter().find(holds), base) {
@@ -146,7 +155,7 @@ fn below(
                 copy_layers(from, &image, store, intake, |_| ())?;
             }
             _ => bail!(
-                "the image below is not in {:?} and cannot be told: load it there first",
+                "the image below is not in {:?} and is not known: load it there first",
                 store.writable().root()
             ),
         }

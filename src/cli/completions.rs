@@ -1,4 +1,4 @@
-//! `unionfs completions`: a shell's completion script. Called by `cli::main`.
+//! `unionfs completions`: a shell's completion script.
 
 use clap::CommandFactory as _;
 

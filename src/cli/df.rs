@@ -1,29 +1,32 @@
-//! `unionfs df`: what images and read-write layers take. Called by `cli::main`.
+//! `unionfs df`: what images and read-write layers take.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::catalog;
+use super::command_sandbox::{Missing, SandboxArgs};
 use super::images::complain;
 use super::output::{Table, print, print_json, size};
-use super::{open_stores, own};
-use crate::store::{Digest, Image, Listing, Stores};
+use unionfs::image_mounts::ImageCatalogs;
+use unionfs::oci::Digest;
+use unionfs::store::{Image, Listing, Stores, Writable};
 
-/// Show how much space images and read-write layers take
+/// Show the disk usage of images and read-write layers
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs df
   unionfs df --json | jq '.images[] | {id, own}'
 
-SIZE is all of an image's layers, SHARED those that other images have too, OWN what goes with
-the image. The total counts each layer once.")]
+SIZE counts all layers of an image, SHARED the layers that other images use too, OWN the bytes that
+are freed when the image is removed. The total counts each layer once.")]
 pub(super) struct Args {
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 #[derive(Serialize)]
@@ -79,7 +82,12 @@ impl ImageRow {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let stores = open_stores(root)?;
+    let mut cage = args.sandbox.cage("df")?;
+    let places = cage.stores(root)?;
+    let catalogs = cage.catalogs(Missing::Leave)?;
+    // None of ours, as with --root of Docker.
+    let own = cage.read_own(root).ok().flatten();
+    let stores = cage.enter_with_stores(places)?;
     let mut listing = stores.images();
     let named = named(&stores, &mut listing);
     let shown: Vec<&Image> = listing
@@ -99,16 +107,15 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         layers: layers.values().sum(),
         read_write: named.iter().map(|row| row.size).sum(),
         named,
-        catalogs: catalog::disk_usage(),
-        // None of ours, as with --root of Docker.
-        downloads: own::existing(root)
-            .ok()
-            .flatten()
+        catalogs: catalogs.map_or(0, |own| ImageCatalogs::of(own).disk_usage()),
+        downloads: own
+            .and_then(|own| Writable::to_look_at(&own).ok().flatten())
             .map_or(0, |store| store.downloaded()),
     };
-    match args.json {
-        true => print_json(&report)?,
-        false => print(&text(&report))?,
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&text(&report))?;
     }
     complain(&listing)
 }

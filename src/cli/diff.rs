@@ -1,29 +1,33 @@
-//! `unionfs diff`: what was changed in a container or named layer. Called by `cli::main`.
+//! `unionfs diff`: what was changed in a container or named layer.
 
 use std::path::Path;
 
+use anyhow::Context as _;
 use serde::Serialize;
 
-use super::open_stores;
-use super::output::{print_bytes, print_json};
-use crate::changes::{Change, Tree};
+use super::command_sandbox::SandboxArgs;
+use super::output::{is_unsafe, print, print_json};
+use super::outside_helper::Outside;
+use unionfs::changes::{Change, Tree};
 
-/// List what was changed since a container or named layer was made
+/// List the changes of a container or named layer
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs diff web
   unionfs diff --json web | jq -r '.[] | select(.kind == \"D\") | .path'
 
-A is added, C changed, D deleted, as with docker diff: of a deleted directory only itself is
-listed, of an added one all that is in it, and a directory with changes in it is changed.
-Control characters, backslashes and bytes that are no UTF-8 are written \\xNN.")]
+A means added, C changed, D deleted, as in docker diff. For a deleted directory only the directory is
+listed, for an added directory everything in it too. A directory that contains changes is changed.
+Control characters, backslashes and bytes that are not UTF-8 are printed as \\xNN.")]
 pub(super) struct Args {
-    /// Name, ID or start of an ID
+    /// The container or named layer: name, ID or ID prefix
     name: String,
     /// Print JSON: an array of kind and path, for paths that are not UTF-8 path_base64 too
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 #[derive(Serialize)]
@@ -35,8 +39,14 @@ struct Row {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let container = open_stores(root)?.container(&args.name)?;
-    let changes = Tree::open(&container.changed_stack()?)?.changes()?;
+    let mut cage = args.sandbox.cage("diff")?;
+    let places = cage.stores_of_containers(root)?;
+    let outside = Outside::start(None, Some(&places)).context("cannot start a process")?;
+    let stores = cage.enter_with_stores(places)?;
+    let container = stores.container(&args.name)?;
+    let tree = Tree::open(&container.changed_stack()?)?;
+    tree.find_origins_by(&outside.finder());
+    let changes = tree.changes()?;
     if args.json {
         let rows: Vec<Row> = changes.iter().map(row).collect();
         return print_json(&rows);
@@ -48,7 +58,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         escape(&change.path, &mut text);
         text.push('\n');
     }
-    print_bytes(text.as_bytes())
+    print(&text)
 }
 
 fn row(change: &Change) -> Row {
@@ -67,7 +77,7 @@ fn escape(path: &[u8], text: &mut String) {
     use std::fmt::Write as _;
     for chunk in path.utf8_chunks() {
         for c in chunk.valid().chars() {
-            if c.is_control() || c == '\\' {
+            if is_unsafe(c) || c == '\\' {
                 let mut bytes = [0; 4];
                 for byte in c.encode_utf8(&mut bytes).bytes() {
                     // Writing to a String cannot fail.
@@ -86,7 +96,7 @@ fn escape(path: &[u8], text: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::changes::ChangeKind;
+    use unionfs::changes::ChangeKind;
 
     #[test]
     fn paths_keep_to_their_line_and_can_be_told_apart() {

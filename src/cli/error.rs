@@ -1,10 +1,9 @@
-//! How a command fails: one line on stderr and an exit code. Called by `cli::main`
-//! and by the daemon, which sends both to the process that waits for it.
+//! How a command fails: one line on stderr and an exit code.
 
 use std::fmt;
 
 use super::output::one_line;
-use crate::fuse;
+use unionfs::{fuse, store};
 
 /// Exit code of a command that failed.
 pub(super) const FAILURE: u8 = 1;
@@ -46,6 +45,24 @@ impl fmt::Display for Relayed {
 
 impl std::error::Error for Relayed {}
 
+/// An image that containerd has pulled and not unpacked, as another process has said.
+#[derive(Debug)]
+pub(super) struct NotUnpacked(pub(super) Relayed);
+
+impl fmt::Display for NotUnpacked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for NotUnpacked {}
+
+/// Whether it is about an image that is not unpacked.
+pub(super) fn is_not_unpacked(error: &anyhow::Error) -> bool {
+    let of_store = error.downcast_ref::<store::Error>();
+    matches!(of_store, Some(store::Error::NotUnpacked { .. })) || error.is::<NotUnpacked>()
+}
+
 /// The exit code for `error`.
 pub(super) fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(relayed) = error.downcast_ref::<Relayed>() {
@@ -59,8 +76,11 @@ pub(super) fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// The whole chain of causes in one line. A cause that its successor already quotes
-/// is not repeated.
+/// Characters of a message, at most: names in it may be hostile, and megabytes long.
+const LONGEST: usize = 4000;
+
+/// The whole chain of causes in one line of bounded length. A cause that its successor already
+/// quotes is not repeated.
 pub(super) fn line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
@@ -70,6 +90,10 @@ pub(super) fn line(error: &anyhow::Error) -> String {
         } else if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
+    }
+    if let Some((end, _)) = text.char_indices().nth(LONGEST) {
+        text.truncate(end);
+        text.push('…');
     }
     one_line(&text)
 }
@@ -96,6 +120,8 @@ mod tests {
         );
         assert_eq!(exit_code(&e), FAILURE);
         assert_eq!(exit_code(&Usage("x".into()).into()), USAGE);
+        let long = anyhow!("ä\n".repeat(10_000));
+        assert_eq!(line(&long).chars().count(), LONGEST + 1);
         let relayed = Relayed {
             message: String::new(),
             code: 7,

@@ -1,35 +1,41 @@
-//! `unionfs export`: a tree as one flat tar. Called by `cli::main`.
+//! `unionfs export`: a tree as one flat tar.
 
 use std::io::{self, BufWriter, IsTerminal as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use anyhow::Context as _;
+
+use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
-use super::transfer::Transfer;
-use super::whole_file::write_file;
-use super::{open_stores, own};
-use crate::changes::{self, Tree};
-use crate::layer::StackSpec;
-use crate::store::{Error, Stores};
+use super::layer_progress::Transfer;
+use super::output_file::Output;
+use super::outside_helper::Outside;
+use unionfs::changes::{self, Tree};
+use unionfs::layer::StackSpec;
+use unionfs::store::{Error, Stores};
 
-/// Write the files of a container, named layer or image as a tar
+/// Export the files of a container, named layer or image as a tar
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs export web -o web.tar
   unionfs export myapp:2 | tar -t
 
-A name is first looked for among named layers and containers, then among images. It may be
-mounted meanwhile; what is written during the export may be in it or not. Sockets are left
-out: a tar has none.")]
+A name is searched first among named layers and containers, then among images. The layer may be
+mounted; changes that are made during the export may be missing. Sockets are left out, since a tar
+cannot contain them.")]
 pub(super) struct Args {
-    /// Name, ID or start of an ID
+    /// The container, named layer or image: name, ID or ID prefix
     name: String,
-    /// Write to this file, which appears when it is complete [default: standard output]
+    /// Write to this file; it appears when it is complete [default: standard output]
     #[arg(long, short = 'o', value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Show no progress
+    /// Do not show progress
     #[arg(long, short = 'q')]
     quiet: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
@@ -37,10 +43,21 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     if args.output.is_none() && stdout.is_terminal() {
         return Err(Usage("a tar is not for a terminal: give -o FILE or a pipe".into()).into());
     }
-    let tree = Tree::open(&stack(&open_stores(root)?, &args.name)?)?;
+    let mut cage = args.sandbox.cage("export")?.moves_images();
+    let places = cage.stores_of_containers(root)?;
+    let path = args.output.as_deref();
+    let output = path.map(|path| Output::open(path, Some(&places)));
+    let output = output.transpose()?;
+    let outside = match &output {
+        Some(output) => Arc::clone(output.outside()),
+        None => Outside::start(None, Some(&places)).context("cannot start a process")?,
+    };
+    let stores = cage.enter_with_stores(places)?;
+    let tree = Tree::open(&stack(&stores, &args.name, &outside)?)?;
+    tree.find_origins_by(&outside.finder());
     let transfer = Transfer::new(args.quiet, "exported");
     transfer.begin(&args.name, None);
-    let Some(path) = &args.output else {
+    let Some(output) = output else {
         let out = BufWriter::new(transfer.counted(stdout));
         match tree.pack_all(out) {
             // Whoever reads the pipe has seen enough.
@@ -54,16 +71,16 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         transfer.done(None);
         return Ok(());
     };
-    write_file(path, |out| Ok(tree.pack_all(transfer.counted(out))?))?;
+    output.write(|out| Ok(tree.pack_all(transfer.counted(out))?))?;
     transfer.done(None);
     Ok(())
 }
 
 /// What the name means: a container, else an image.
-fn stack(stores: &Stores, name: &str) -> anyhow::Result<StackSpec> {
+fn stack(stores: &Stores, name: &str, outside: &Outside) -> anyhow::Result<StackSpec> {
     match stores.container(name) {
         Ok(container) => {
-            own::flush(&container)?;
+            outside.flush(&container)?;
             Ok(container.observed_stack())
         }
         Err(Error::UnknownContainer { .. }) => Ok(StackSpec {

@@ -1,35 +1,42 @@
-//! `unionfs history`: how an image was built. Called by `cli::main`.
+//! `unionfs history`: how an image was built.
 
 use std::path::Path;
 
-use super::open_stores;
+use super::command_sandbox::SandboxArgs;
 use super::output::{Table, print, print_json, size};
-use crate::store::HistoryRow;
+use unionfs::store::HistoryRow;
 
-/// Show how an image was built, newest step first
+/// Show the build steps of an image, newest first
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   unionfs history myapp:2")]
 pub(super) struct Args {
-    /// Name, ID or start of an ID
+    /// The image: name, ID or ID prefix
     image: String,
-    /// Do not shorten the commands
+    /// Print whole commands
     #[arg(long)]
     no_trunc: bool,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 /// Characters of a command that are shown, as in `docker history`.
 const COMMAND: usize = 60;
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let rows = open_stores(root)?.find(&args.image)?.history();
-    match args.json {
-        true => print_json(&rows),
-        false => print(&table(&rows, args.no_trunc)),
+    let rows = args
+        .sandbox
+        .stores("history", root)?
+        .find(&args.image)?
+        .history();
+    if args.json {
+        print_json(&rows)
+    } else {
+        print(&table(&rows, args.no_trunc))
     }
 }
 

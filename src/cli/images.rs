@@ -1,14 +1,15 @@
-//! `unionfs images`: what is in the stores. Called by `cli::main`.
+//! `unionfs images`: what is in the stores.
 
 use std::path::Path;
 
 use anyhow::bail;
 use serde::Serialize;
 
-use super::names::shown;
+use super::command_sandbox::SandboxArgs;
+use super::digest_names::shown;
 use super::output::{Table, print, print_json, size};
-use super::{open_stores, warn};
-use crate::store::{Image, Listing, Name};
+use super::warn;
+use unionfs::store::{Image, Listing, Name};
 
 /// List images
 #[derive(Debug, clap::Args)]
@@ -17,12 +18,14 @@ Examples:
   unionfs images
   unionfs images --json | jq -r '.[].names[]'")]
 pub(super) struct Args {
-    /// Also the unnamed steps of builds
+    /// Include the unnamed intermediate images of builds
     #[arg(long, short = 'a')]
     all: bool,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 #[derive(Serialize)]
@@ -30,6 +33,8 @@ struct Row<'a> {
     id: String,
     names: &'a [Name],
     created: Option<&'a str>,
+    /// Whether its layers are directories; else their sizes are not known.
+    unpacked: bool,
     /// Number of layers.
     layers: usize,
     /// Bytes of all layers.
@@ -47,7 +52,8 @@ impl<'a> Row<'a> {
             id: image.id.to_string(),
             names: &image.names,
             created: image.config.created.as_deref(),
-            layers: image.layers.len(),
+            unpacked: image.unpacked,
+            layers: image.config.diff_ids.len(),
             size: image.size,
             unshared: own.map(|layer| layer.size).sum(),
             driver: image.driver,
@@ -57,20 +63,21 @@ impl<'a> Row<'a> {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let listing = open_stores(root)?.images();
+    let listing = args.sandbox.stores("images", root)?.images();
     let shown: Vec<&Image> = listing
         .images
         .iter()
         .filter(|image| args.all || !listing.is_intermediate(image))
         .collect();
-    match args.json {
-        true => print_json(
+    if args.json {
+        print_json(
             &shown
                 .iter()
                 .map(|image| Row::new(image))
                 .collect::<Vec<_>>(),
-        )?,
-        false => print(&table(&shown))?,
+        )?;
+    } else {
+        print(&table(&shown))?;
     }
     complain(&listing)
 }
@@ -79,6 +86,10 @@ fn table(images: &[&Image]) -> String {
     let mut table = Table::new(&["NAME", "ID", "LAYERS", "SIZE", "UNSHARED", "CREATED"]);
     for image in images {
         let row = Row::new(image);
+        let sizes = match row.unpacked {
+            true => [size(row.size), size(row.unshared)],
+            false => ["not unpacked".to_owned(), "-".to_owned()],
+        };
         let unnamed = [String::from("<none>")];
         let names: Vec<String> = shown(&image.names).map(ToString::to_string).collect();
         for name in if names.is_empty() {
@@ -90,8 +101,8 @@ fn table(images: &[&Image]) -> String {
                 name.clone(),
                 image.id.short(),
                 row.layers.to_string(),
-                size(row.size),
-                size(row.unshared),
+                sizes[0].clone(),
+                sizes[1].clone(),
                 super::history::day(row.created),
             ]);
         }

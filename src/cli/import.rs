@@ -1,4 +1,4 @@
-//! `unionfs import`: a root file system as an image of our own store. Called by `cli::main`.
+//! `unionfs import`: a root file system as an image of our own store.
 
 use std::fs::{File, Metadata};
 use std::io::{Read, Write};
@@ -7,20 +7,19 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
-use super::caged::{Input, SandboxArgs};
-use super::own;
-use super::transfer::Transfer;
-use crate::changes::Tree;
-use crate::layer::{Dialect, LayerSpec, StackSpec};
-use crate::store::Digest;
-use crate::store::archive::{self, Import};
-use crate::store::derive::Derivation;
-use crate::store::tarball::Limits;
-use crate::store::writable::Exclusive;
+use super::command_sandbox::{Input, SandboxArgs};
+use super::layer_progress::Transfer;
+use super::own_store;
+use unionfs::archive::{self, Import};
+use unionfs::changes::Tree;
+use unionfs::layer::{Dialect, LayerSpec, StackSpec};
+use unionfs::oci::Digest;
+use unionfs::oci::derived_config::Derivation;
+use unionfs::store::writable::Exclusive;
 
-/// Make an image of one layer from a root file system
+/// Create an image with one layer from a root file system
 ///
-/// The image appears, and takes its name from another, only when all of it is there.
+/// The image and its name appear when the import is complete. An image that had the name loses it then.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -35,13 +34,13 @@ pub(super) struct Args {
     rootfs: PathBuf,
     /// The image's name: name[:tag]
     image: String,
-    /// Say what it is
+    /// Set the comment of the image
     #[arg(long, short = 'm', value_name = "TEXT")]
     message: Option<String>,
     /// Apply a Dockerfile instruction to the configuration; may be repeated
     #[arg(long, short = 'c', value_name = "INSTRUCTION")]
     change: Vec<String>,
-    /// Show no progress
+    /// Do not show progress
     #[arg(long, short = 'q')]
     quiet: bool,
     #[command(flatten)]
@@ -52,37 +51,31 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let name = own::new_name(&args.image)?;
-    let from = match args.rootfs == Path::new("-") {
-        true => "standard input".to_owned(),
-        false => format!("{:?}", args.rootfs),
+    let name = own_store::new_name(&args.image)?;
+    let from = if args.rootfs == Path::new("-") {
+        "standard input".to_owned()
+    } else {
+        format!("{:?}", args.rootfs)
     };
     let comment = format!("Imported from {}", from.trim_matches('"'));
-    let derivation = Derivation {
-        author: None,
-        comment: Some(args.message.clone().unwrap_or(comment)),
-        created_by: String::new(),
-        changes: args.change.clone(),
-    };
-    let import = Import {
-        from: &from,
-        name: Some(&name),
-        derivation: &derivation,
-        limits: Limits::default(),
-    };
-    let mut cage = args.sandbox.cage()?;
-    let store = own::open(root)?;
+    let mut derivation = Derivation::default();
+    derivation.comment = Some(args.message.clone().unwrap_or(comment));
+    derivation.changes.clone_from(&args.change);
+    let mut import = Import::new(&from, &derivation);
+    import.name = Some(&name);
+    let mut cage = args.sandbox.cage("import")?;
+    let store = own_store::open(root)?;
     let typed = "a tar is not typed: give a file or a pipe";
     let input = Input::of(&mut cage, Some(&args.rootfs), typed)?;
-    let store = cage.enter_with_store(store)?;
+    let store = cage.enter_to_take_in(store)?;
     let transfer = Arc::new(Transfer::new(args.quiet || args.json, "imported"));
-    let store = own::lock(&store)?;
+    let store = own_store::lock(&store)?;
     let id = match input {
         Input::At(dir) if dir.is_dir() => from_directory(&store, &dir, &import, &transfer)?,
         input => from_tar(&store, input, &args.rootfs, &import, &transfer)?,
     };
     transfer.done(None);
-    own::print_made(&id, &name, args.json)
+    own_store::print_made(&id, &name, args.json)
 }
 
 fn from_tar(

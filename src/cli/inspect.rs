@@ -1,37 +1,41 @@
-//! `unionfs inspect`: everything known of one image. Called by `cli::main`.
+//! `unionfs inspect`: everything known of one image.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::open_stores;
+use super::command_sandbox::SandboxArgs;
 use super::output::{one_line, print, print_json, size};
-use crate::store::Image;
+use unionfs::store::Image;
 
-/// Show an image's configuration and layers
+/// Show the configuration and layers of an image
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs inspect myapp:2
   unionfs inspect --json myapp:2 | jq .config.Env")]
 pub(super) struct Args {
-    /// Name, ID or start of an ID
+    /// The image: name, ID or ID prefix
     image: String,
     /// Print JSON: the whole configuration, sizes in bytes
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let image = open_stores(root)?.find(&args.image)?;
-    match args.json {
-        true => print_json(&image),
-        false => print(&describe(&image)),
+    let image = args.sandbox.stores("inspect", root)?.find(&args.image)?;
+    if args.json {
+        print_json(&image)
+    } else {
+        print(&describe(&image))
     }
 }
 
 fn describe(image: &Image) -> String {
     let mut text = String::new();
     let mut line = |key: &str, value: &str| {
+        let key = one_line(key);
         let _ = writeln!(text, "{:<14}{}", format!("{key}:"), one_line(value));
     };
     line("ID", &image.id.to_string());

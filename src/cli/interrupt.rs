@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::store::interrupt;
+use unionfs::sys::interrupt;
 
 /// What the user is told at the end, whatever ends the command.
 type Note = Box<dyn Fn() -> Option<String> + Send>;

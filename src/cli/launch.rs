@@ -1,5 +1,5 @@
-//! From a request to a live mount: checks, then a daemon (or this very process with
-//! `-f`) that builds the union, mounts it and serves it. Called by `mount` and `compat`.
+//! From a request to a live mount: checks, then a daemon (or this very process with `-f`) that
+//! builds the union, mounts it and serves it.
 //!
 //! ```text
 //! caller ─ unionfs ─ checks ─ fork ┬─ daemon: union, mount, serve ── unmounted ─ exit
@@ -11,25 +11,26 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context;
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::process::{Pid, WaitOptions};
 
-use super::catalog::{Building, Catalogued};
-use super::checks::Target;
 use super::error::{self, Relayed};
-use super::fresh::Fresh;
+use super::logging;
+use super::mount_checks::{self, Target};
+use super::mount_upper::Fresh;
 use super::options::MountOptions;
-use super::{checks, logging};
-use crate::fuse::{self, IoPolicy, MountConfig, Sandboxed, Transport};
-use crate::layer::StackSpec;
-use crate::sandbox::{self, Mode};
-use crate::store::Digest;
-use crate::sys::process::{Side, daemonize};
-use crate::union::{self, Union};
+use unionfs::catalog::CatalogFile;
+use unionfs::fuse::{self, IoPolicy, MountConfig, Sandboxed, Transport};
+use unionfs::image_mounts::{BackgroundBuild, MountCatalog};
+use unionfs::layer::StackSpec;
+use unionfs::oci::Digest;
+use unionfs::sandbox::{self, Mode};
+use unionfs::sys::daemon::{Side, daemonize};
+use unionfs::union::{self, Union};
 
 /// A mount to be made; all paths are resolved, and the mountpoint is checked.
 #[derive(Debug)]
@@ -54,18 +55,18 @@ pub(super) struct Request {
     pub(super) option_texts: Vec<OsString>,
     pub(super) options: MountOptions,
     /// The catalog of the lowers.
-    pub(super) catalog: Option<Catalogued>,
+    pub(super) catalog: Option<MountCatalog>,
 }
 
 /// Checks the request and mounts nothing.
 pub(super) fn check(request: Request) -> anyhow::Result<()> {
-    checks::stack(&request.stack, &request.target.path)
+    mount_checks::stack(&request.stack, &request.target.path)
 }
 
 /// Mounts. Returns once the mount answers; in the foreground and in the daemon, once it
 /// has been unmounted.
 pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
-    checks::stack(&request.stack, &request.target.path)?;
+    mount_checks::stack(&request.stack, &request.target.path)?;
     if request.foreground {
         logging::to_stderr(request.debug);
         let text = request.fresh.as_ref().and_then(Fresh::announcement);
@@ -73,8 +74,7 @@ pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
             text.map_or(Ok(()), |text| super::output::print(&text))
         });
     }
-    // Nothing else that holds a descriptor, beside `held`, or a thread may live here: see
-    // `daemonize`.
+    // No other thread may live here: see `daemonize`.
     let keep = request.stack.dirs().map(|dir| dir.as_fd());
     match daemonize(&keep.collect::<Vec<_>>()).context("cannot start the daemon")? {
         Side::Parent { daemon, reply } => {
@@ -90,10 +90,8 @@ pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
             text.map_or(Ok(()), |text| super::output::print(&text))
         }
         Side::Daemon { reply } => {
-            // Closed behind their owners' backs; the other process has them open.
-            std::mem::take(&mut request.held)
-                .into_iter()
-                .for_each(std::mem::forget);
+            // They lead nowhere here. The other process holds them until the mount is live.
+            request.held.clear();
             if let Some(fresh) = &mut request.fresh {
                 fresh.leave_named();
             }
@@ -173,6 +171,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     // No directory is kept busy by our working there. All paths are absolute by now.
     std::env::set_current_dir("/").context("cannot change to /")?;
     fuse::raise_nofile_limit();
+    unionfs::sys::memory::limit_arenas();
     let fresh = request.fresh.take();
     // After `fresh`, so it is dropped before.
     let mut held = std::mem::take(&mut request.held);
@@ -185,7 +184,11 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
         redirect_dir: request.options.redirect_dir,
         // The kernel may be handed files of a lower. `auto` never does that.
         sealed: request.options.io == Some(IoPolicy::Passthrough),
-        catalog: request.catalog.as_ref().map(|catalog| catalog.path.clone()),
+        names: request
+            .catalog
+            .as_ref()
+            .map(|catalog| CatalogFile::source(catalog.path())),
+        locks: locks(),
         ..union::Options::default()
     };
     let mode = request.options.sandbox;
@@ -193,14 +196,15 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let union = Union::new(&request.stack, options).map_err(|e| explain(e, &request.stack))?;
     // One that is missing, stale or of an older version is made for the next mount.
     let wanted = request.catalog.take();
-    let wanted = wanted.filter(|catalog| catalog.renew || !union.is_catalogued());
-    let building = wanted.and_then(|catalog| catalog.prepare_aside(&request.stack, mode));
+    let wanted = wanted.filter(|catalog| catalog.is_outdated() || !union.is_catalogued());
+    let building =
+        wanted.and_then(|catalog| BackgroundBuild::prepare(catalog, &request.stack, mode));
     let (mounted, fresh) = match mode {
         Mode::Off => (fuse::mount(union, &config)?, fresh),
         _ => {
             let afterwards = Box::new(move |had_answered| end_fresh(fresh, had_answered));
             let enter = Box::new(|union: &Union| in_sandbox(&request, private, union).enter());
-            let sandbox = Sandboxed { enter, afterwards };
+            let sandbox = Sandboxed::new(enter, afterwards);
             (fuse::mount_sandboxed(union, &config, sandbox)?, None)
         }
     };
@@ -209,7 +213,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
         had_answered = true;
         held.clear();
         match live() {
-            Ok(()) => building.iter().for_each(Building::start),
+            Ok(()) => building.iter().for_each(BackgroundBuild::begin),
             Err(e) => {
                 tracing::error!("{}", error::line(&e));
                 // The way every mount ends: the handler unmounts.
@@ -223,6 +227,13 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     drop(building);
     end_fresh(fresh, had_answered);
     Ok(served?)
+}
+
+/// Where root's lock files go. Without that directory a mount has only the locks of its directories.
+fn locks() -> Option<Arc<OwnedFd>> {
+    let opened = fuse::runtime::lock_directory();
+    let warned = opened.inspect_err(|error| tracing::warn!(%error, "no lock files"));
+    warned.ok().flatten().map(Arc::new)
 }
 
 /// What becomes of an upper made for a mount, when that has ended.
@@ -239,13 +250,10 @@ fn in_sandbox<'a>(
     union: &'a Union,
 ) -> sandbox::daemon::Daemon<'a> {
     let (read, write) = union.places();
-    sandbox::daemon::Daemon {
-        mode: request.options.sandbox,
-        read,
-        write,
-        private_layers,
-        rings: request.options.transport != Some(Transport::Classic),
-    }
+    let mut daemon = sandbox::daemon::Daemon::new(request.options.sandbox, read, write);
+    daemon.private_layers = private_layers;
+    daemon.rings = matches!(request.options.transport, None | Some(Transport::Uring));
+    daemon
 }
 
 /// The transport to ask for. io_uring goes past the filter of system calls, so that it is allowed
@@ -287,21 +295,13 @@ fn config(request: &Request) -> MountConfig {
             tracing::debug!(?option, "unknown option ignored");
         }
     }
-    let paths = |layers: &[crate::layer::LayerSpec]| -> Vec<PathBuf> {
-        layers.iter().map(|layer| layer.path().to_owned()).collect()
-    };
-    let upper = request.stack.upper.as_ref();
-    config.description = fuse::Description {
-        image: request.image.clone(),
-        image_id: request.image_id.map(|id| id.to_string()),
-        lowers: paths(&request.stack.lowers),
-        upper: upper.map(|upper| upper.layer.path().to_owned()),
-        work: upper.map(|upper| upper.work.path().to_owned()),
-        options: request
-            .option_texts
-            .iter()
-            .map(|text| text.to_string_lossy().into_owned())
-            .collect(),
-    };
+    let mut description = fuse::Description::of(&request.stack);
+    description.image.clone_from(&request.image);
+    description.image_id = request.image_id.map(|id| id.to_string());
+    let options = request.option_texts.iter();
+    description.options = options
+        .map(|text| text.to_string_lossy().into_owned())
+        .collect();
+    config.description = description;
     config
 }

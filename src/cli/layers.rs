@@ -1,38 +1,42 @@
-//! `unionfs layers`: the tree of layers, with sizes and who shares them. Called by `cli::main`.
+//! `unionfs layers`: the tree of layers, with sizes and who shares them.
 
 use std::path::Path;
 
 use anyhow::bail;
 
+use super::command_sandbox::SandboxArgs;
 use super::output::{Table, print, print_json, size};
-use super::{open_stores, warn};
-use crate::store::LayerNode;
+use super::warn;
+use unionfs::store::LayerNode;
 
-/// Show layers as a tree, with sizes and sharing
+/// Show layers as a tree, with their sizes and the images that share them
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  unionfs layers            all layers, each below the one it builds on
-  unionfs layers myapp:2    those of one image")]
+  unionfs layers            all layers, each below its parent
+  unionfs layers myapp:2    the layers of one image")]
 pub(super) struct Args {
-    /// Only this image: name, ID or start of an ID
+    /// Show only the layers of this image: name, ID or ID prefix
     image: Option<String>,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let stores = open_stores(root)?;
+    let stores = args.sandbox.stores("layers", root)?;
     let image = args
         .image
         .as_ref()
         .map(|name| stores.find(name))
         .transpose()?;
     let tree = stores.layers(image.as_ref());
-    match args.json {
-        true => print_json(&tree.nodes)?,
-        false => print(&table(&tree.nodes))?,
+    if args.json {
+        print_json(&tree.nodes)?;
+    } else {
+        print(&table(&tree.nodes))?;
     }
     // Damage elsewhere is no concern of one image's layers.
     if image.is_some() {

@@ -1,20 +1,20 @@
-//! `unionfs load`: images of an archive into our own store. Called by `cli::main`.
+//! `unionfs load`: images of an archive into our own store.
 
 use std::path::{Path, PathBuf};
 
-use super::caged::{Input, SandboxArgs};
+use super::command_sandbox::{Input, SandboxArgs};
+use super::layer_progress::Transfer;
 use super::output::{print, print_json};
-use super::own;
-use super::transfer::Transfer;
-use super::warn;
-use crate::store::archive::{Platform, Source, Wanted, load};
-use crate::store::tarball::Limits;
+use super::{own_store, warn};
+use unionfs::archive::{Source, Wanted, load};
+use unionfs::layer_tar::Limits;
+use unionfs::oci::Platform;
 
-/// Take the images of an archive into our own store
+/// Load images from an archive into the own store
 ///
-/// Archives are those of `docker save` and `podman save`, OCI layouts as tar or directory, and
-/// what skopeo writes; also compressed with gzip or zstd. Every digest is checked. All images of
-/// an archive appear at once, when all of them are there; if one is bad, none does.
+/// The archive may come from `docker save`, `podman save` or skopeo, or be an OCI layout as a tar or
+/// a directory. It may be compressed with gzip or zstd. Every digest is checked. All images of an
+/// archive appear at the same time; if one of them is damaged, none appears.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -22,24 +22,24 @@ Examples:
   docker save myapp:2 | unionfs load
   unionfs load -i oci-layout-directory --tag myapp:2
 
-Of an index with several platforms the image for this machine is taken, or for --platform:
-on arm the newest variant that runs (v7, v6, v5), elsewhere the one without a variant first.
-A plain user's store keeps no owners: all files are the user's own. A layer with device
-nodes is refused there, and xattrs that need root are left out.")]
+From an index with several platforms, the image for this machine or for --platform is loaded: on
+arm the newest variant that runs (v7, v6, v5), on other machines the image without a variant first.
+In the store of a plain user all files belong to that user. A layer with device nodes is refused
+there, and xattrs that need root are left out.")]
 pub(super) struct Args {
-    /// The archive: file or directory; - or nothing: standard input
+    /// The archive, a file or a directory [default: -, standard input]
     #[arg(long, short = 'i', value_name = "ARCHIVE")]
     input: Option<PathBuf>,
-    /// Name the image so, not as the archive does; may be repeated
+    /// Give the image this name instead of the names in the archive; may be repeated
     #[arg(long, value_name = "NAME")]
     tag: Vec<String>,
-    /// Take the image for this platform: os/architecture[/variant]
-    #[arg(long, value_name = "PLATFORM", value_parser = own::platform)]
+    /// Load the image for this platform: os/architecture[/variant]
+    #[arg(long, value_name = "PLATFORM", value_parser = own_store::platform)]
     platform: Option<Platform>,
-    /// Refuse layers, and compressed archives, that expand to more bytes than this
+    /// Refuse layers and compressed archives that expand to more than this number of bytes
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
     max_layer_size: u64,
-    /// Show no progress
+    /// Do not show progress
     #[arg(long, short = 'q')]
     quiet: bool,
     #[command(flatten)]
@@ -50,14 +50,14 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let names = args.tag.iter().map(|name| own::new_name(name));
+    let names = args.tag.iter().map(|name| own_store::new_name(name));
     let names = names.collect::<anyhow::Result<Vec<_>>>()?;
-    let mut cage = args.sandbox.cage()?;
+    let mut cage = args.sandbox.cage("load")?;
     let path = args.input.as_deref();
-    let store = own::open(root)?;
+    let store = own_store::open(root)?;
     let typed = "an archive is not typed: give -i ARCHIVE or a pipe";
     let input = Input::of(&mut cage, path, typed)?;
-    let store = cage.enter_with_store(store)?;
+    let store = cage.enter_to_take_in(store)?;
     let tmp = store.staging();
     let limits = Limits {
         bytes: args.max_layer_size,
@@ -70,13 +70,12 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         Input::Stdin => Source::from_reader(std::io::stdin(), &tmp, limits.bytes)?,
     };
     let transfer = Transfer::new(args.quiet || args.json, "loaded");
-    let store = own::lock(&store)?;
-    let wanted = Wanted {
-        limits,
-        platform: args.platform.as_ref(),
-    };
+    let store = own_store::lock(&store)?;
+    let mut wanted = Wanted::default();
+    wanted.limits = limits;
+    wanted.platform = args.platform.as_ref();
     let loaded = load(&store, &source, &names, &wanted, &|step| {
-        transfer.show(step)
+        transfer.show(step);
     })?;
     let lost: u64 = loaded.iter().map(|image| image.lost_xattrs).sum();
     if lost > 0 {

@@ -14,8 +14,9 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter}
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, Registry};
 
+use super::output::one_line;
 use super::system_log::SystemLog;
-use crate::fuse;
+use unionfs::fuse;
 
 const VARIABLE: &str = "UNIONFS_LOG";
 
@@ -65,7 +66,8 @@ where
         .try_init();
 }
 
-/// A format whose lines end with the request during which they were written, if any.
+/// A format whose lines end with the request during which they were written, if any. File names,
+/// which anybody chooses, begin no lines and have no control characters.
 struct WithRequest<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for WithRequest<F>
@@ -80,12 +82,56 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let Some(request) = fuse::current_request() else {
-            return self.0.format_event(context, writer, event);
-        };
         let mut line = String::new();
         self.0
             .format_event(context, Writer::new(&mut line), event)?;
-        writeln!(writer, "{} {request}", line.trim_end_matches('\n'))
+        let line = one_line(line.trim_end_matches('\n'));
+        match fuse::current_request() {
+            Some(request) => writeln!(writer, "{line} {request}"),
+            None => writeln!(writer, "{line}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_name_makes_no_line_and_moves_no_cursor() {
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .event_format(WithRequest(Format::default().without_time()))
+            .with_writer(move || writer.clone())
+            .finish();
+        let hostile = "x\n2026-11-28 ERROR forged\x1b[2J\u{9b}m\u{202e}";
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(name = %hostile, other = hostile, "cannot open {hostile}");
+        });
+        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        assert!(
+            text.starts_with(" WARN") && text.ends_with('\n'),
+            "{text:?}"
+        );
+        let line = &text[..text.len() - 1];
+        assert_eq!(one_line(line), line);
     }
 }

@@ -1,4 +1,4 @@
-//! `unionfs man`: the manual pages, made from the help texts. Called by `cli::main`.
+//! `unionfs man`: the manual pages, made from the help texts.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,17 +8,17 @@ use clap::{Command, CommandFactory as _};
 use clap_mangen::Man;
 
 use super::output::print_bytes;
-use super::whole_file::write_file;
-use crate::sys::walk::{self, Trust};
+use super::output_file::Output;
+use unionfs::sys::walk::{self, Trust};
 
-/// Print the manual page, or write all pages into a directory
+/// Print the manual page, or write all manual pages to a directory
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs man | man -l -
   unionfs man /usr/local/share/man/man1")]
 pub(super) struct Args {
-    /// Write unionfs.1, unionfs-mount.1 and so on here; made if absent
+    /// Write unionfs.1, unionfs-mount.1 and the others to DIR, which is created if needed
     dir: Option<PathBuf>,
 }
 
@@ -39,7 +39,7 @@ fn write_pages(dir: &Path, command: &Command) -> anyhow::Result<()> {
     let write = |name: &str, command: &Command| {
         let file = dir.join(format!("{name}.1"));
         let page = page(command)?;
-        write_file(&file, |out| Ok(out.write_all(&page)?))
+        Output::open(&file, None)?.write(|out| Ok(out.write_all(&page)?))
     };
     write("unionfs", command)?;
     for sub in command

@@ -1,67 +1,71 @@
-//! The command line: one file per command. Called by `main.rs`.
+//! The command line: one file per command.
 //!
-//! `mount` and `compat` turn arguments into a `launch::Request`; `checks` refuses what
+//! `mount` and `fuse_overlayfs_args` turn arguments into a `launch::Request`; `mount_checks` refuses what
 //! cannot work; `launch` forks the daemon and serves. Commands that change our own store
-//! go through `own`; the others only print.
+//! go through `own_store`; the others only print.
 //!
 //! Exit codes: 0 done, 1 failed, 2 the command line makes no sense, 3 a mount does not answer. A failure is one line
 //! on stderr that names what failed, on what, and the remedy.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser as _};
 
-use crate::store::Stores;
-use crate::store::roots::Environment;
-
-mod blobs;
-mod caged;
+mod blob_progress;
 mod catalog;
-mod checks;
+mod command_sandbox;
 mod commit;
-mod compat;
 mod completions;
+mod confined_queries;
 mod df;
 mod diff;
+mod digest_names;
 mod error;
 mod export;
-mod fresh;
+mod fuse_overlayfs_args;
 mod history;
 mod images;
 mod import;
 mod inspect;
 mod interrupt;
 mod launch;
+mod layer_progress;
 mod layers;
 mod load;
 mod logging;
+mod lookup_answer;
 mod man;
 mod mount;
-mod named;
-mod names;
-pub mod options;
+mod mount_checks;
+mod mount_lookup;
+mod mount_upper;
+mod named_layers;
+mod options;
+#[cfg(test)]
+mod options_tests;
 mod output;
-mod own;
+mod output_file;
+mod outside_helper;
+mod own_store;
 mod prune;
 mod ps;
 mod pull;
 mod push;
 mod rm;
 mod rmi;
+mod sandbox_access;
 mod save;
 mod stats;
 mod sync;
 mod system_log;
 mod tag;
-mod transfer;
 mod umount;
 mod verify;
-mod whole_file;
 
-/// Union file systems in user space: container images and directories, layered and mounted
+/// Mount container images and layered directories as union file systems in user space
 #[derive(Debug, clap::Parser)]
 #[command(
     name = "unionfs",
@@ -78,15 +82,15 @@ Examples:
   unionfs mount myapp:2 /mnt
   unionfs umount /mnt
 
-Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage, 3 a mount does not
-answer.
-Environment: UNIONFS_ROOT (our own store), UNIONFS_RUNTIME_DIR (records of mounts),
-UNIONFS_TIMEOUT (seconds a mount may take to answer, else 5), UNIONFS_LOG (log filter, such as
-debug), UNIONFS_SANDBOX (auto, strict or off, for commands that take --sandbox)."
+Exit codes: 0 success, 1 failure (one line on stderr gives the reason), 2 wrong usage, 3 a mount does
+not answer.
+Environment: UNIONFS_ROOT (the store that unionfs writes to), UNIONFS_RUNTIME_DIR (records of
+mounts), UNIONFS_TIMEOUT (seconds to wait for a mount, default 5), UNIONFS_LOG (log filter, such as
+debug), UNIONFS_SANDBOX (auto, strict or off, for commands with --sandbox)."
 )]
 struct Cli {
-    /// Look for images only in this data root [default: $UNIONFS_ROOT or /var/lib/unionfs, then
-    /// Docker's, podman's]
+    /// Search for images only in the store at DIR [default: $UNIONFS_ROOT or /var/lib/unionfs, then
+    /// the stores of Docker and podman]
     #[arg(long, value_name = "DIR", global = true)]
     root: Option<PathBuf>,
     #[command(subcommand)]
@@ -138,36 +142,16 @@ enum Command {
     Man(man::Args),
 }
 
-impl Command {
-    /// Whether it may be at it for long and leave something half done. Those that enter a sandbox
-    /// see to it themselves.
-    fn moves_images(&self) -> bool {
-        matches!(
-            self,
-            Self::Commit(_) | Self::Export(_) | Self::Save(_) | Self::Push(_)
-        )
-    }
-}
-
 /// The command that is to be fast.
 const MOUNT: &str = "mount";
-
-/// The stores that images are looked for in; `root`: only there.
-fn open_stores(root: Option<&Path>) -> anyhow::Result<Stores> {
-    let stores = Stores::discover(root, &Environment::current())?;
-    for problem in stores.skipped() {
-        warn(problem);
-    }
-    Ok(stores)
-}
 
 /// Parses the arguments, runs the command and reports errors on stderr.
 pub fn main() -> ExitCode {
     // Each layer that was found is held open.
-    crate::fuse::raise_nofile_limit();
+    unionfs::fuse::raise_nofile_limit();
     let args: Vec<OsString> = std::env::args_os().collect();
-    let outcome = match compat::recognise(&args, is_command) {
-        Some(persona) => compat::run(persona, &args),
+    let outcome = match fuse_overlayfs_args::recognise(&args, is_command) {
+        Some(persona) => fuse_overlayfs_args::run(persona, &args),
         None => match parse(&args) {
             Ok(cli) => run(cli),
             Err(e) => {
@@ -180,7 +164,7 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            if let Some(signal) = crate::store::interrupt::signal() {
+            if let Some(signal) = unionfs::sys::interrupt::signal() {
                 interrupt::end(signal);
             }
             warn(interrupt::with_note(&error::line(&e)));
@@ -209,9 +193,6 @@ fn is_command(name: &OsStr) -> bool {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     let root = cli.root.as_deref();
-    if cli.command.moves_images() {
-        interrupt::watch();
-    }
     match cli.command {
         Command::Mount(args) => mount::run(args, root),
         Command::Umount(args) => umount::run(&args),

@@ -1,40 +1,38 @@
-//! `unionfs mount`: an image or a container by name. Called by `cli::main`.
+//! `unionfs mount`: an image or a container by name.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
 use super::error::Usage;
-use super::fresh::Fresh;
 use super::launch::{self, Request};
+use super::mount_lookup::{self, Asked};
+use super::mount_upper::Fresh;
 use super::options::MountOptions;
-use super::{catalog, checks, named, open_stores, own};
-use crate::catalog::Label;
-use crate::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
-use crate::store::{Chain, Digest, Stores};
+use super::{catalog, mount_checks};
+use unionfs::image_mounts::UPPER_DIALECT;
+use unionfs::layer::{LayerSpec, StackSpec, UpperSpec};
 
 const EXAMPLES: &str = "\
 Examples:
-  unionfs mount myapp:2 /mnt              changes are kept; their place is printed
-  unionfs mount --ephemeral myapp:2 /mnt  changes are gone after the unmount
+  unionfs mount myapp:2 /mnt              changes are kept; the directory is printed
+  unionfs mount --ephemeral myapp:2 /mnt  changes are discarded at unmount
   unionfs mount --read-only sha256:1f0c /mnt
   unionfs mount myapp:2 /mnt --upper /data/changes --work /data/work
-  unionfs mount --container web /mnt      what the container named web sees
-  unionfs mount --name work myapp:2 /mnt  changes are kept under that name
-  unionfs mount --name work /mnt          the same again, later
+  unionfs mount --container web /mnt      the files of the container web
+  unionfs mount --name work myapp:2 /mnt  changes are kept in the layer work
+  unionfs mount --name work /mnt          mounts the layer work again
 
-IMAGE is what Docker accepts: name[:tag][@digest], or an image ID or the start of one.
-Without --read-only, --ephemeral or --upper, changes go to a new directory in
-/var/lib/unionfs/rw ($UNIONFS_ROOT/rw, for users $XDG_DATA_HOME/unionfs/rw), which stays
-after the unmount. With --name they go to a read-write layer in our own store, whichever
-store the image is in: unionfs ps -a lists these, unionfs rm removes them. Docker's store is
-never written to, save with --in-place.
+IMAGE is name[:tag][@digest], an image ID or an ID prefix, as in Docker. Without --read-only,
+--ephemeral or --upper, changes go to a new directory in /var/lib/unionfs/rw ($UNIONFS_ROOT/rw, for
+plain users $XDG_DATA_HOME/unionfs/rw), which stays after unmount. With --name, changes go to a
+read-write layer in the own store, wherever the image is: unionfs ps -a lists these layers, unionfs
+rm removes them. Only --in-place writes to the store of Docker.
 
-Set-id bits and file capabilities of an image give no rights and its devices cannot be opened,
-unless asked for (-o suid,dev). Mounted by root, all users may use the mount, as the modes of its
-files allow (allow_other).
+Set-id bits and file capabilities of an image have no effect and its devices cannot be opened,
+except with -o suid,dev. If root mounts, all users may use the mount, as the modes of its files allow
+(allow_other).
 
 Exit codes: 0 mounted, 1 failed, 2 wrong usage, 3 a mount on MOUNTPOINT, or on the way to it, does
 not answer (within 5 seconds, or $UNIONFS_TIMEOUT).";
@@ -46,7 +44,7 @@ unionfs mount [OPTIONS] IMAGE MOUNTPOINT
        unionfs mount [OPTIONS] --name NAME [IMAGE] MOUNTPOINT
        unionfs mount [OPTIONS] --container ID MOUNTPOINT")]
 pub(super) struct Args {
-    /// The image, unless --container is given, and the directory to mount on
+    /// The image (not with --container) and the directory to mount it on
     #[arg(value_name = "IMAGE MOUNTPOINT", num_args = 1..=2, required = true)]
     operands: Vec<OsString>,
     /// Mount read-only
@@ -58,50 +56,29 @@ pub(super) struct Args {
     /// Work directory for --upper, on the same file system
     #[arg(long, value_name = "DIR", requires = "upper")]
     work: Option<PathBuf>,
-    /// Throw changes away at the unmount
+    /// Discard changes at unmount
     #[arg(long, conflicts_with = "read_only")]
     ephemeral: bool,
-    /// Keep changes in the read-write layer of this name, made if there is none
+    /// Keep changes in the read-write layer NAME; it is created if it does not exist
     #[arg(long, value_name = "NAME", conflicts_with_all = ["read_only", "ephemeral", "upper", "container"])]
     name: Option<String>,
-    /// Mount this container: an ID, the start of one, or a name
+    /// Mount the container with this name, ID or ID prefix
     #[arg(long, value_name = "ID")]
     container: Option<String>,
-    /// Write to the container's own layer; it must be stopped
+    /// Write to the container's own layer; the container must be stopped
     #[arg(long, requires = "container", conflicts_with_all = ["read_only", "ephemeral", "upper"])]
     in_place: bool,
     /// Mount options: ro, suid, dev, noexec, noatime, allow_other, volatile, nonempty,
     /// fsname=NAME, redirect_dir=on|off, catalog=on|off, io=auto|cached|passthrough, writeback,
-    /// nobtime, noxattrs, transport=auto|classic|uring, sandbox=auto|off|strict
+    /// nobtime, noxattrs, transport=auto|classic|uring|fuser, sandbox=auto|off|strict
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<OsString>,
     /// Stay in the foreground
     #[arg(long, short = 'f')]
     foreground: bool,
-    /// Log requests: to stderr in the foreground, else to a file in the runtime directory
+    /// Log requests to stderr in the foreground, otherwise to a file in the runtime directory
     #[arg(long, short = 'd')]
     debug: bool,
-}
-
-/// Of the uppers of images: what the union writes, as root or as a user, and nothing
-/// else, so that every file name stays usable.
-const UPPER_DIALECT: Dialect = Dialect {
-    trusted: true,
-    user: true,
-    fuse_overlayfs: false,
-    wh_names: false,
-};
-
-/// What was asked for, found in a store.
-struct Found {
-    stack: StackSpec,
-    label: String,
-    /// The image's ID, where it is known.
-    image: Option<Digest>,
-    /// Whose layers they are, where that decides what is in them.
-    chain: Option<Label>,
-    /// Of a named layer that was made.
-    fresh: Option<Fresh>,
 }
 
 pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
@@ -119,22 +96,30 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         return Err(Usage(text.into()).into());
     }
     // Before the store is read: nothing may be made for a mountpoint that cannot be used.
-    let rules = checks::Rules {
+    let rules = mount_checks::Rules {
         nonempty: options.nonempty,
         stacked: false,
     };
-    let target = checks::target(&mountpoint, rules)?;
+    let target = mount_checks::target(&mountpoint, rules)?;
 
     if args.in_place {
         // The engine makes layers of what the upper's files are (docker commit), and would miss
         // all that a renamed directory has below.
         options.redirect_dir.get_or_insert(false);
     }
-    let (mut found, held) = look_up(&args, &options, image.as_deref(), root)?;
-    checks::lower_count(found.stack.lowers.len())?;
-    let fresh = match read_only || found.stack.upper.is_some() {
-        true => found.fresh,
-        false => add_upper(&mut found.stack, &args)?,
+    let asked = Asked {
+        image: image.as_deref(),
+        name: args.name.as_deref(),
+        container: args.container.as_deref(),
+        in_place: args.in_place,
+        options: &options,
+    };
+    let (mut found, held) = mount_lookup::look_up(&asked, root)?;
+    mount_checks::lower_count(found.stack.lowers.len())?;
+    let fresh = if read_only || found.stack.upper.is_some() {
+        found.fresh
+    } else {
+        add_upper(&mut found.stack, &args)?
     };
     let source = match &options.fsname {
         Some(name) => name.clone(),
@@ -191,7 +176,7 @@ fn operands(args: &Args) -> Result<(Option<String>, PathBuf), Usage> {
         (None, [image, mountpoint]) => match image.to_str() {
             Some(image) => Ok((Some(image.to_owned()), mountpoint.into())),
             None => Err(Usage(format!(
-                "{} is no image name: names are ASCII",
+                "{} is not an image name: names are ASCII",
                 image.display()
             ))),
         },
@@ -201,66 +186,6 @@ fn operands(args: &Args) -> Result<(Option<String>, PathBuf), Usage> {
     }
 }
 
-/// The stack, and the locks that keep its layers where they are.
-fn look_up(
-    args: &Args,
-    options: &MountOptions,
-    image: Option<&str>,
-    root: Option<&Path>,
-) -> anyhow::Result<(Found, Vec<File>)> {
-    let Some(name) = &args.name else {
-        let stores = open_stores(root)?;
-        let found = find(&stores, args, options, image)?;
-        return Ok((found, stores.into_held()));
-    };
-    // Always in our own store, also when images are looked for elsewhere.
-    let own = own::open(None)?;
-    let locked = own::lock(&own)?;
-    let stores = open_stores(root)?;
-    let layer = named::find_or_make(&locked, &stores, name, image)?;
-    let found = Found {
-        stack: layer.stack,
-        label: layer.label,
-        image: Some(layer.image),
-        chain: layer.chain,
-        fresh: layer.fresh,
-    };
-    Ok((found, stores.into_held()))
-}
-
-fn find(
-    stores: &Stores,
-    args: &Args,
-    options: &MountOptions,
-    image: Option<&str>,
-) -> anyhow::Result<Found> {
-    if let Some(id) = &args.container {
-        let container = stores.container(id)?;
-        let name = container.name.clone();
-        return Ok(Found {
-            stack: container.stack(args.in_place)?,
-            label: name.unwrap_or_else(|| container.id.as_str().chars().take(12).collect()),
-            image: container.image,
-            chain: None,
-            fresh: None,
-        });
-    }
-    let noted = |chain: &Chain| catalog::note(options, chain);
-    let image = stores.mountable(image.unwrap_or_default(), noted)?;
-    let chain = Some(catalog::label(&image));
-    Ok(Found {
-        stack: StackSpec {
-            lowers: image.lowers,
-            data_only: Vec::new(),
-            upper: None,
-        },
-        label: image.label,
-        image: Some(image.id),
-        chain,
-        fresh: None,
-    })
-}
-
 /// Puts a writable layer on top: the user's, or a fresh one.
 fn add_upper(stack: &mut StackSpec, args: &Args) -> anyhow::Result<Option<Fresh>> {
     let Some(top) = stack.lowers.first() else {
@@ -268,8 +193,8 @@ fn add_upper(stack: &mut StackSpec, args: &Args) -> anyhow::Result<Option<Fresh>
     };
     let (fresh, upper) = match (&args.upper, &args.work) {
         (Some(upper), Some(work)) => {
-            let dir = checks::open_dir("upper directory", upper)?;
-            let work = checks::open_dir("work directory", work)?;
+            let dir = mount_checks::open_dir("upper directory", upper)?;
+            let work = mount_checks::open_dir("work directory", work)?;
             let dialect = UPPER_DIALECT;
             let layer = LayerSpec { dir, dialect };
             (None, UpperSpec { layer, work })

@@ -1,5 +1,5 @@
-//! The `-o` options of `unionfs mount` and of the fuse-overlayfs style call, parsed
-//! from bytes. Called by `mount` and `compat`. Nothing here touches the file system.
+//! The `-o` options of `unionfs mount` and of the fuse-overlayfs style call, parsed from bytes.
+//! Nothing here touches the file system.
 //!
 //! Grammar (sources: overlayfs.rst, mount(8), and what podman, buildah, Docker and
 //! containerd are seen to pass):
@@ -17,8 +17,8 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use crate::fuse::{IoPolicy, Transport};
-use crate::sandbox::Mode;
+use unionfs::fuse::{IoPolicy, Transport};
+use unionfs::sandbox::Mode;
 
 /// The most lower layers a stack may have, data-only ones included; as overlayfs.
 pub const MAX_LOWERS: usize = 500;
@@ -76,7 +76,7 @@ pub struct MountOptions {
     pub noxattrs: bool,
     /// `userxattr`: markers are `user.overlay.*`, also for root, as with kernel overlayfs.
     pub userxattr: bool,
-    /// `transport=classic|uring`; `auto` is not given.
+    /// `transport=classic|uring|fuser`; `auto` is not given.
     pub transport: Option<Transport>,
     /// `catalog=on|off|FILE`.
     pub catalog: CatalogChoice,
@@ -253,13 +253,14 @@ impl MountOptions {
         while let Some(part) = parts.next() {
             if !part.is_empty() {
                 let path = PathBuf::from(OsString::from_vec(unescape(part)));
-                match data {
-                    true => self.data_only.push(path),
-                    false => self.lowers.push(path),
+                if data {
+                    self.data_only.push(path);
+                } else {
+                    self.lowers.push(path);
                 }
                 if data && parts.peek().is_some_and(|next| !next.is_empty()) {
                     return Err(bad(format!(
-                        "lowerdir={}: a plain lower cannot stand below a data-only one: \
+                        "lowerdir={}: a plain lower cannot be below a data-only one: \
                          separate data-only directories by ::",
                         show(value)
                     )));
@@ -388,8 +389,10 @@ fn transport(value: &[u8]) -> Result<Option<Transport>, OptionError> {
         b"auto" => Ok(None),
         b"classic" => Ok(Some(Transport::Classic)),
         b"uring" => Ok(Some(Transport::Uring)),
+        b"fuser" => Ok(Some(Transport::Fuser)),
         _ => Err(bad(format!(
-            "transport={} is not known: use transport=auto, transport=classic or transport=uring",
+            "transport={} is not known: use transport=auto, transport=classic, transport=uring or \
+             transport=fuser",
             show(value)
         ))),
     }
@@ -450,24 +453,9 @@ fn check_mapping(key: &[u8], value: &[u8]) -> Result<(), OptionError> {
                 show(value)
             ))
         })?;
-    match numbers.chunks(3).all(|triple| triple[0] == triple[1]) {
-        true => Ok(()),
-        false => Err(mapping(&format!("{}={}", show(key), show(value)))),
+    if numbers.chunks(3).all(|triple| triple[0] == triple[1]) {
+        Ok(())
+    } else {
+        Err(mapping(&format!("{}={}", show(key), show(value))))
     }
 }
-
-/// Writes a path as one directory of a `lowerdir=` list, so that parsing gives it back.
-pub fn escape_path(path: &OsStr) -> OsString {
-    let mut out = Vec::with_capacity(path.len());
-    for &b in path.as_bytes() {
-        if matches!(b, b'\\' | b':' | b',') {
-            out.push(b'\\');
-        }
-        out.push(b);
-    }
-    OsString::from_vec(out)
-}
-
-#[cfg(test)]
-#[path = "options_tests.rs"]
-mod tests;

@@ -1,7 +1,13 @@
 //! Tests of the option parser: what callers are seen to pass, and properties.
 
-use super::*;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
+
 use proptest::prelude::*;
+
+use super::options::*;
+use unionfs::fuse::{IoPolicy, Transport};
 
 fn parse(text: &str) -> Result<MountOptions, OptionError> {
     let mut options = MountOptions::default();
@@ -17,6 +23,18 @@ fn refused(text: &str, why: &str) {
     let e = parse(text).expect_err(text);
     assert!(e.message.contains(why), "{text}: {e}");
     assert!(!e.message.contains('\n'), "one line: {e}");
+}
+
+/// A name as one directory of a `lowerdir=` list.
+fn escape(name: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(name.len());
+    for &b in name {
+        if matches!(b, b'\\' | b':' | b',') {
+            out.push(b'\\');
+        }
+        out.push(b);
+    }
+    out
 }
 
 fn paths(list: &[&str]) -> Vec<PathBuf> {
@@ -182,10 +200,9 @@ proptest! {
         upper in any_name(),
         fsname in any_name(),
     ) {
-        let escape = |name: &Vec<u8>| escape_path(OsStr::from_bytes(name)).into_vec();
         let path = |name: &Vec<u8>| PathBuf::from(OsString::from_vec(name.clone()));
         let mut text = b"ro,,lowerdir=".to_vec();
-        text.extend(lowers.iter().map(escape).collect::<Vec<_>>().join(&b':'));
+        text.extend(lowers.iter().map(|name| escape(name)).collect::<Vec<_>>().join(&b':'));
         for name in &data {
             text.extend_from_slice(b"::");
             text.extend(escape(name));

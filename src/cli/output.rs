@@ -1,16 +1,18 @@
-//! What the commands print: tables, JSON, sizes. Called by every command.
+//! What the commands print: tables, JSON, sizes.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use anyhow::Context as _;
 
-/// Writes to stdout. A reader that has gone away (`unionfs ps | head -1`) is no error.
+/// Writes lines to stdout, without control characters but those that end lines: names, tags and
+/// configurations of images are in them. A reader that has gone away (`unionfs ps | head -1`) is no
+/// error.
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
-    print_bytes(text.as_bytes())
+    print_bytes(plain(text, '\n').as_bytes())
 }
 
-/// As [`print`], for text that need not be UTF-8.
+/// As [`print`], for what is all our own and may be anything.
 pub(super) fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
@@ -21,9 +23,24 @@ pub(super) fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
 
 /// Prints `value` as indented JSON and a newline.
 pub(super) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    let mut text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
+    let text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
+    print_bytes(escaped(&text).as_bytes())
+}
+
+/// JSON in which no string has a character that could upset a terminal, and a newline. JSON itself
+/// escapes only those below U+0020.
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len() + 1);
+    for c in json.chars() {
+        if c != '\n' && is_unsafe(c) {
+            // All of them are in the basic plane. Writing to a String cannot fail.
+            let _ = write!(text, "\\u{:04x}", u32::from(c));
+        } else {
+            text.push(c);
+        }
+    }
     text.push('\n');
-    print(&text)
+    text
 }
 
 /// Columns padded to their widest cell, two spaces between them.
@@ -67,9 +84,29 @@ impl Table {
 
 /// Replaces control characters, so that hostile names cannot forge lines or colours.
 pub(super) fn one_line(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    plain(text, ' ')
+}
+
+/// Replaces all control characters but one.
+fn plain(text: &str, but: char) -> String {
+    let shown = |c| {
+        if c != but && is_unsafe(c) {
+            '\u{fffd}'
+        } else {
+            c
+        }
+    };
+    text.chars().map(shown).collect()
+}
+
+/// Whether a character moves what is shown elsewhere: control characters, those that change the
+/// direction of writing (Unicode's Bidi_Control), and separators of lines and paragraphs.
+pub(super) fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
 }
 
 /// Bytes in decimal units, as `docker images` prints them: `4.26MB`.
@@ -108,6 +145,20 @@ mod tests {
         for (bytes, text) in cases {
             assert_eq!(size(bytes), text, "{bytes}");
         }
+    }
+
+    #[test]
+    fn nothing_shown_upsets_a_terminal() {
+        let hostile = "a\x1b[2J\u{9b}b\u{7f}\r\u{202e}\u{2028}ä";
+        let shown = "a\u{fffd}[2J\u{fffd}b\u{fffd}\u{fffd}\u{fffd}\u{fffd}ä";
+        assert_eq!(one_line(hostile), shown);
+        assert_eq!(one_line("a\nb"), "a\u{fffd}b");
+        assert_eq!(plain("a\nb", '\n'), "a\nb");
+        let value = serde_json::json!({ hostile: [hostile] });
+        let json = escaped(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(!json.chars().any(|c| c != '\n' && is_unsafe(c)), "{json:?}");
+        let read: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(read, value);
     }
 
     #[test]

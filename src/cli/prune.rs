@@ -1,15 +1,18 @@
-//! `unionfs prune`: removes what nothing needs. Called by `cli::main`.
+//! `unionfs prune`: removes what nothing needs.
 
 use std::path::Path;
 
+use anyhow::Context as _;
 use serde::Serialize;
 
 use super::catalog;
+use super::command_sandbox::SandboxArgs;
 use super::output::{Table, print, print_json, size};
-use super::own::{self, Mounted};
-use crate::store::writable::{Garbage, Kind};
+use super::own_store::{self, Mounted};
+use unionfs::image_mounts::ImageCatalogs;
+use unionfs::store::writable::{Garbage, GarbageKind};
 
-/// Remove what crashes and removals have left in our own store
+/// Remove unused data from the own store
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -17,21 +20,22 @@ Examples:
   unionfs prune --dangling
   unionfs prune --json | jq .bytes
 
-Removed are layers that no image and no read-write layer has, directories and links of no
-layer, catalogs of layers that are gone, files of commands that were killed, and downloads that a
-pull could resume. Images without a name stay, as import makes them on purpose: unionfs rmi ID
-removes one, --dangling all that no image with a name was made from and nothing uses, such as
-those whose name another image has got, and what killed commands have left.")]
+The command removes layers that no image and no read-write layer has, directories and links without
+a layer, catalogs of removed layers, files of commands that were killed, and downloads that a pull
+could resume. Images without a name stay, since import creates them on purpose. unionfs rmi ID removes
+one of them; --dangling removes all that are not in use and that no image with a name was built from.")]
 pub(super) struct Args {
-    /// Only say what would be removed
+    /// Show what would be removed, and remove nothing
     #[arg(long, short = 'n')]
     dry_run: bool,
-    /// Also images without a name that nothing uses, and their layers
+    /// Also remove unused images without a name, and their layers
     #[arg(long)]
     dangling: bool,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 #[derive(Serialize)]
@@ -44,15 +48,33 @@ struct Report<'a> {
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     // Looking makes no store.
-    let store = own::existing(root)?;
-    let locked = store.as_ref().map(own::lock).transpose()?;
-    let mounted = Mounted::now();
+    let store = own_store::existing(root)?;
+    let mut cage = args.sandbox.cage("prune")?;
+    let catalogs = cage.catalogs_with_stores()?;
+    let (store, mounted) = match store {
+        Some(store) => {
+            let (store, lock, mounted) = cage.enter_with_mounts(store)?;
+            (Some((store, lock)), mounted)
+        }
+        None => {
+            cage.enter()?;
+            (None, Mounted::none())
+        }
+    };
+    let locked = match &store {
+        Some((store, lock)) => {
+            let lock = lock.try_clone().context("cannot keep the store locked")?;
+            Some(store.locked_by(lock)?)
+        }
+        None => None,
+    };
     let in_use = |diff: &Path| mounted.find(diff);
     let mut items = Vec::new();
     if let Some(store) = &locked {
-        let going = match args.dangling {
-            true => store.dangling(&|image| mounted.image(image).is_some())?,
-            false => Vec::new(),
+        let going = if args.dangling {
+            store.dangling(&|image| mounted.image(image).is_some())?
+        } else {
+            Vec::new()
         };
         items = store.garbage(&in_use, &going)?;
         for item in items.iter().filter(|_| !args.dry_run) {
@@ -60,7 +82,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         }
     }
     // Of every store, also of those that are only read.
-    let catalogs = catalog::garbage()?;
+    let catalogs = match &catalogs {
+        Some(own) => ImageCatalogs::of(own).garbage()?,
+        None => Vec::new(),
+    };
     for item in catalogs.iter().filter(|_| !args.dry_run) {
         catalog::discard(&item.path)?;
     }
@@ -70,17 +95,19 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         bytes: items.iter().map(|item| item.bytes).sum(),
         items: &items,
     };
-    match args.json {
-        true => print_json(&report),
-        false => print(&text(&report)),
+    if args.json {
+        print_json(&report)
+    } else {
+        print(&text(&report))
     }
 }
 
 fn text(report: &Report<'_>) -> String {
     let total = size(report.bytes);
-    let line = match report.dry_run {
-        true => format!("{total} can be reclaimed\n"),
-        false => format!("{total} reclaimed\n"),
+    let line = if report.dry_run {
+        format!("{total} can be reclaimed\n")
+    } else {
+        format!("{total} reclaimed\n")
     };
     if report.items.is_empty() {
         return line;
@@ -88,16 +115,16 @@ fn text(report: &Report<'_>) -> String {
     let mut table = Table::new(&["KIND", "SIZE", "PATH"]);
     for item in report.items {
         let kind = match item.kind {
-            Kind::Image => "image without a name",
-            Kind::Layer => "unused layer",
-            Kind::Removing => "half removed layer",
-            Kind::LayerDirectory => "directory of no layer",
-            Kind::ShortName => "link to no layer",
-            Kind::Staging => "unfinished file",
-            Kind::ImageMetadata => "notes on no image",
-            Kind::NameRecord => "unfinished read-write layer",
-            Kind::Catalog => "catalog of no layer",
-            Kind::Download => "download for a later pull",
+            GarbageKind::Image => "image without a name",
+            GarbageKind::Layer => "unused layer",
+            GarbageKind::Removing => "partly removed layer",
+            GarbageKind::LayerDirectory => "directory of no layer",
+            GarbageKind::ShortName => "link to no layer",
+            GarbageKind::Staging => "unfinished file",
+            GarbageKind::ImageMetadata => "notes on no image",
+            GarbageKind::NameRecord => "unfinished read-write layer",
+            GarbageKind::Catalog => "catalog of no layer",
+            GarbageKind::Download => "download for a later pull",
         };
         table.row([
             kind.into(),

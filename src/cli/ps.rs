@@ -1,17 +1,16 @@
-//! `unionfs ps`: what is mounted, and the read-write layers that are not. Called by
-//! `cli::main`.
+//! `unionfs ps`: what is mounted, and the read-write layers that are not.
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::command_sandbox::SandboxArgs;
 use super::images::complain;
 use super::output::{Table, print, print_json};
-use super::own;
-use crate::fuse::{MountRecord, MountState, runtime};
-use crate::store::{Listing, Named};
+use unionfs::fuse::{MountRecord, MountState, runtime};
+use unionfs::store::{Listing, NamedLayer, Writable};
 
-/// List this user's mounts
+/// List the mounts of this user
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -19,22 +18,24 @@ Examples:
   unionfs ps --all
   unionfs ps --json | jq -r '.[].mountpoint'
 
-A mount is live, detached (unmounted lazily, still in use) or dead (its daemon was
-killed: unmount it, or mount there again). A read-write layer of mount --name that is not
+The state of a mount is live, detached (unmounted lazily and still in use) or dead (its daemon was
+killed: unmount it, or mount on the directory again). A read-write layer of mount --name that is not
 mounted is stopped.")]
 pub(super) struct Args {
-    /// Also the read-write layers that are not mounted
+    /// Include read-write layers that are not mounted
     #[arg(long, short = 'a')]
     all: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 /// As [`MountState`], and without a mount.
 #[derive(Clone, Copy, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum State {
+enum RowState {
     Live,
     Detached,
     Dead,
@@ -43,7 +44,7 @@ enum State {
 
 #[derive(Serialize)]
 struct Row<'a> {
-    state: State,
+    state: RowState,
     /// The read-write layer's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,
@@ -64,9 +65,15 @@ struct Stopped<'a> {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let records = runtime::list();
+    let records: Vec<_> = runtime::list()
+        .into_iter()
+        .filter_map(|record| Some((record.state()?, record)))
+        .collect();
+    let mut cage = args.sandbox.cage("ps")?;
+    let own = cage.read_own(root);
+    cage.enter()?;
     let mut listing = Listing::default();
-    let named = match named(root, &mut listing) {
+    let named = match own.and_then(|own| named(own, &mut listing)) {
         Ok(named) => named,
         Err(error) if args.all => return Err(error),
         // Mounts are listed whatever has become of the store.
@@ -74,7 +81,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     };
     let mut rows: Vec<Row<'_>> = records
         .iter()
-        .filter_map(|record| Some(mounted(record, record.state()?, &named)))
+        .map(|(state, record)| mounted(record, *state, &named))
         .collect();
     if args.all {
         rows.extend(
@@ -83,19 +90,21 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
                 .filter_map(|(named, upper)| stopped(named, upper, &records)),
         );
     }
-    match args.json {
-        true => print_json(&rows)?,
-        false => print(&table(&rows, args.all))?,
+    if args.json {
+        print_json(&rows)?;
+    } else {
+        print(&table(&rows, args.all))?;
     }
-    match args.all {
-        true => complain(&listing),
-        false => Ok(()),
-    }
+    if args.all { complain(&listing) } else { Ok(()) }
 }
 
 /// The named layers of our own store, with their directories for changes.
-fn named(root: Option<&Path>, listing: &mut Listing) -> anyhow::Result<Vec<(Named, PathBuf)>> {
-    let Some(own) = own::existing(root)? else {
+fn named(
+    own: Option<PathBuf>,
+    listing: &mut Listing,
+) -> anyhow::Result<Vec<(NamedLayer, PathBuf)>> {
+    let own = own.map(|own| Writable::to_look_at(&own)).transpose()?;
+    let Some(own) = own.flatten() else {
         return Ok(Vec::new());
     };
     let mut all = Vec::new();
@@ -114,15 +123,15 @@ fn named(root: Option<&Path>, listing: &mut Listing) -> anyhow::Result<Vec<(Name
 fn mounted<'a>(
     record: &'a MountRecord,
     state: MountState,
-    named: &'a [(Named, PathBuf)],
+    named: &'a [(NamedLayer, PathBuf)],
 ) -> Row<'a> {
     let upper = record.description.upper.as_ref();
     let named = named.iter().find(|(_, theirs)| Some(theirs) == upper);
     Row {
         state: match state {
-            MountState::Live => State::Live,
-            MountState::Detached => State::Detached,
-            MountState::Dead => State::Dead,
+            MountState::Live => RowState::Live,
+            MountState::Detached => RowState::Detached,
+            MountState::Dead => RowState::Dead,
         },
         name: named.map(|(named, _)| named.name.as_str()),
         record: Some(record),
@@ -130,7 +139,11 @@ fn mounted<'a>(
     }
 }
 
-fn stopped<'a>(named: &'a Named, upper: &Path, records: &[MountRecord]) -> Option<Row<'a>> {
+fn stopped<'a>(
+    named: &'a NamedLayer,
+    upper: &Path,
+    records: &[(MountState, MountRecord)],
+) -> Option<Row<'a>> {
     let here = |record: &MountRecord| record.description.upper.as_deref() == Some(upper);
     let stopped = Stopped {
         image: &named.image_name,
@@ -138,8 +151,8 @@ fn stopped<'a>(named: &'a Named, upper: &Path, records: &[MountRecord]) -> Optio
         created: named.created,
         upper: upper.to_string_lossy().into_owned(),
     };
-    (!records.iter().any(here)).then_some(Row {
-        state: State::Stopped,
+    (!records.iter().any(|(_, record)| here(record))).then_some(Row {
+        state: RowState::Stopped,
         name: Some(&named.name),
         record: None,
         stopped: Some(stopped),
@@ -172,10 +185,10 @@ fn table(rows: &[Row<'_>], all: bool) -> String {
 
 fn cells(row: &Row<'_>) -> Vec<String> {
     let state = match row.state {
-        State::Live => "live",
-        State::Detached => "detached",
-        State::Dead => "dead",
-        State::Stopped => "stopped",
+        RowState::Live => "live",
+        RowState::Detached => "detached",
+        RowState::Dead => "dead",
+        RowState::Stopped => "stopped",
     };
     let none = || "-".to_owned();
     if let Some(stopped) = &row.stopped {

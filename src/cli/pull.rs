@@ -1,28 +1,26 @@
-//! `unionfs pull`: an image of a registry into our own store. Called by `cli::main`.
+//! `unionfs pull`: an image of a registry into our own store.
 
 use std::path::Path;
 
-use super::blobs::Blobs;
-use super::caged::SandboxArgs;
+use super::blob_progress::Blobs;
+use super::command_sandbox::SandboxArgs;
+use super::layer_progress::Transfer;
 use super::output::{print, print_json, size};
-use super::transfer::Transfer;
-use super::{interrupt, own};
-use crate::store::Reference;
-use crate::store::archive::{Platform, Progress};
-use crate::store::registry::{
-    Access, CertificateDirs, CredentialFiles, PARALLEL, Patience, PullOptions, Retry, fetch,
-};
-use crate::store::tarball::Limits;
-use crate::store::writable::Writable;
+use super::{interrupt, own_store};
+use unionfs::archive::Progress;
+use unionfs::layer_tar::Limits;
+use unionfs::oci::{Platform, Reference};
+use unionfs::registry::{Access, PARALLEL, PullOptions, fetch};
+use unionfs::store::writable::Writable;
 
-/// Take an image from a registry into our own store
+/// Pull an image from a registry into the own store
 ///
-/// Every digest is checked. Layers that are there are not downloaded, several others at once; what
-/// an interruption leaves is gone on with by the next pull (unionfs prune removes it). Registries
-/// are spoken to over https, with the system's certificates and those in HOST of containers/certs.d
-/// or docker/certs.d in ~/.config or /etc (ca.crt; client.cert and client.key to show them ours);
-/// those of this machine (localhost, 127.0.0.0/8) may be without. Logins are those of docker and
-/// podman: $REGISTRY_AUTH_FILE, ~/.docker/config.json, auth.json, credential helpers.
+/// Every digest is checked. Layers that the store has are not downloaded. After an interruption the
+/// next pull resumes the downloads (unionfs prune removes them). Registries are contacted over https
+/// with the certificates of the system and those in the directory HOST of containers/certs.d or
+/// docker/certs.d, in ~/.config or /etc: ca.crt, and client.cert with client.key for the client.
+/// Registries on this machine (localhost, 127.0.0.0/8) may use http. Logins of docker and podman are
+/// used: $REGISTRY_AUTH_FILE, ~/.docker/config.json, auth.json, credential helpers.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -30,17 +28,17 @@ Examples:
   unionfs pull --platform linux/arm64 registry.example.org/team/app:2
   unionfs pull localhost:5000/app@sha256:4fd4…")]
 pub(super) struct Args {
-    /// The image: [HOST/]NAME[:TAG][@DIGEST]; a digest is all that counts where there is one
+    /// The image: [HOST/]NAME[:TAG][@DIGEST]; with a digest, the tag has no effect
     image: String,
-    /// Which one of several: os/architecture[/variant] [default: this machine's]
-    #[arg(long, value_name = "PLATFORM", value_parser = own::platform)]
+    /// Pull the image for this platform: os/architecture[/variant] [default: this machine]
+    #[arg(long, value_name = "PLATFORM", value_parser = own_store::platform)]
     platform: Option<Platform>,
     #[command(flatten)]
     registry: RegistryArgs,
-    /// Refuse layers that unpack to more bytes
+    /// Refuse layers that expand to more than this number of bytes
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
     max_layer_size: u64,
-    /// Show no progress
+    /// Do not show progress
     #[arg(long, short = 'q')]
     quiet: bool,
     #[command(flatten)]
@@ -53,10 +51,10 @@ pub(super) struct Args {
 /// How a registry is talked to, for `pull` and `push`.
 #[derive(Debug, clap::Args)]
 pub(super) struct RegistryArgs {
-    /// Speak http, not https; credentials are then sent to this machine only
+    /// Use http, not https; credentials are then sent only to registries on this machine
     #[arg(long)]
     plain_http: bool,
-    /// Layers at once
+    /// Number of layers that are transferred at the same time
     #[arg(long, value_name = "N", default_value_t = PARALLEL, value_parser = at_once)]
     pub(super) parallel: usize,
 }
@@ -70,32 +68,24 @@ fn at_once(text: &str) -> Result<usize, String> {
 
 impl RegistryArgs {
     pub(super) fn access(&self) -> Access {
-        Access {
-            plain_http: self.plain_http,
-            credentials: CredentialFiles::of_user(),
-            certificates: CertificateDirs::of_user(),
-            retry: Retry::default(),
-            patience: Patience::default(),
-        }
+        let mut access = Access::default();
+        access.plain_http = self.plain_http;
+        access
     }
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let name = Reference::parse(&args.image)?;
-    let mut options = PullOptions {
-        access: args.registry.access(),
-        platform: args.platform.clone(),
-        parallel: args.registry.parallel,
-        limits: Limits {
-            bytes: args.max_layer_size,
-            ..Limits::default()
-        },
-    };
-    let mut cage = args.sandbox.cage()?;
-    let store = own::open(root)?;
+    let mut options = PullOptions::default();
+    options.access = args.registry.access();
+    options.platform.clone_from(&args.platform);
+    options.parallel = args.registry.parallel;
+    options.limits.bytes = args.max_layer_size;
+    let mut cage = args.sandbox.cage("pull")?;
+    let store = own_store::open(root)?;
     options.access.look_up(&name)?;
     cage.talk()?;
-    let store = cage.enter_with_store(store)?;
+    let store = cage.enter_to_take_in(store)?;
     let place = store.root().to_owned();
     interrupt::note(move || {
         let store = Writable::existing(&place).ok().flatten()?;
@@ -106,10 +96,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         ))
     });
     let blobs = Blobs::new(args.quiet, "downloaded");
-    let show = |event: crate::store::registry::Event<'_>| blobs.show(event);
+    let show = |event: unionfs::registry::Event<'_>| blobs.show(event);
     let fetched = fetch(&store, &name, &options, &show)?;
     // Not before: others may use the store while blobs come in.
-    let locked = own::lock(&store)?;
+    let locked = own_store::lock(&store)?;
     let transfer = Transfer::new(args.quiet, "unpacked");
     let pulled = fetched.register(&locked, &|step| match step {
         // That was said before the downloads.

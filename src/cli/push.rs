@@ -1,21 +1,23 @@
-//! `unionfs push`: an image of any store to a registry. Called by `cli::main`.
+//! `unionfs push`: an image of any store to a registry.
 
 use std::path::Path;
 
-use super::blobs::Blobs;
+use super::blob_progress::Blobs;
+use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
 use super::output::{print, print_json};
 use super::pull::RegistryArgs;
-use super::{open_stores, own};
-use crate::store::Reference;
-use crate::store::registry::{Kind, PushOptions, push};
-use crate::store::writable::Staging;
+use super::{command_sandbox, own_store};
+use unionfs::oci::Reference;
+use unionfs::registry::{ManifestFormat, PushOptions, push};
+use unionfs::store::writable::Staging;
 
-/// Bring an image to a registry
+/// Push an image to a registry
 ///
-/// Layers are rebuilt, checked, and compressed to the same bytes each time; what the registry has
-/// is not sent. An image that was pulled keeps its layers' digests there. Images of every store
-/// can be pushed, Docker's too. Logins and certificates are as with unionfs pull.
+/// Each layer is rebuilt, checked, and compressed to the same bytes each time. Blobs that the
+/// registry has are not sent. The layers of a pulled image keep their digests. Images of every
+/// store can be pushed, including those of Docker. Logins and certificates are those of unionfs
+/// pull.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -23,21 +25,23 @@ Examples:
   unionfs push myapp:2 localhost:5000/myapp:2
   unionfs push --json myapp:2 localhost:5000/myapp | jq -r .digest")]
 pub(super) struct Args {
-    /// The image: a name, an ID or the start of one
+    /// The image: name, ID or ID prefix
     image: String,
-    /// Where to: [HOST/]NAME[:TAG] [default: what the image is called]
+    /// The destination: [HOST/]NAME[:TAG] [default: the name of the image]
     destination: Option<String>,
     #[command(flatten)]
     registry: RegistryArgs,
     /// Media types of the manifest: docker: version 2, schema 2; oci: OCI
     #[arg(long, value_enum, default_value = "docker")]
     format: Format,
-    /// Show no progress
+    /// Do not show progress
     #[arg(long, short = 'q')]
     quiet: bool,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -48,46 +52,62 @@ enum Format {
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let name = match &args.destination {
-        Some(destination) => own::new_name(destination)?,
+        Some(destination) => own_store::new_name(destination)?,
         None => implied(&args.image)?,
     };
-    let stores = open_stores(root)?;
+    let mut access = args.registry.access();
+    let mut cage = args.sandbox.cage("push")?.moves_images();
+    let places = cage.stores(root)?;
+    // None of ours, as with --root of Docker: nothing is noted there.
+    let ours = own_store::existing(root).ok().flatten();
+    access.look_up(&name)?;
+    cage.talk()?;
+    let temporary = match &ours {
+        Some(_) => None,
+        None => Some(Staging::of_files(args.registry.parallel)?),
+    };
+    let ours = match ours {
+        Some(ours) => Some(cage.enter_with_own(ours)?),
+        None => {
+            cage.enter()?;
+            None
+        }
+    };
+    let stores = command_sandbox::open(places)?;
     let (store, id) = stores.locate(&args.image)?;
     let image = store.image(&id)?;
-    // None of ours, as with --root of Docker: nothing is noted there.
-    let ours = own::existing(root).ok().flatten();
-    let options = PushOptions {
-        access: args.registry.access(),
-        kind: match args.format {
-            Format::Docker => Kind::Docker,
-            Format::Oci => Kind::Oci,
-        },
-        parallel: args.registry.parallel,
-        staging: match &ours {
-            Some(ours) => ours.staging(),
-            None => Staging::temporary(),
-        },
+    let mut options = PushOptions::new(match (&ours, temporary) {
+        (Some(ours), _) => ours.staging(),
+        (None, Some(temporary)) => temporary,
+        (None, None) => Staging::of_files(args.registry.parallel)?,
+    });
+    options.access = access;
+    options.kind = match args.format {
+        Format::Docker => ManifestFormat::Docker,
+        Format::Oci => ManifestFormat::Oci,
     };
+    options.parallel = args.registry.parallel;
     let blobs = Blobs::new(args.quiet, "pushed");
     let pushed = push(store, &image, &name, &options, &|event| blobs.show(event))?;
     let noted = ours.filter(|ours| ours.root() == image.root);
     // Who waits for the lock must not keep others from removing.
     drop(stores);
     if let Some(ours) = noted {
-        pushed.note(&own::lock(&ours)?)?;
+        pushed.note(&own_store::lock(&ours)?)?;
     }
-    match args.json {
-        true => print_json(&pushed),
-        false => print(&format!(
+    if args.json {
+        print_json(&pushed)
+    } else {
+        print(&format!(
             "Digest: {}\nPushed: {}\n",
             pushed.digest, pushed.name
-        )),
+        ))
     }
 }
 
 /// The image's own name as the destination.
 fn implied(image: &str) -> anyhow::Result<Reference> {
-    use crate::store::Query;
+    use unionfs::oci::Query;
     let refused = |why: &str| Usage(format!("{image:?} {why}: give a destination"));
     match Query::parse(image)? {
         Query::Id(_) => Err(refused("is an ID").into()),

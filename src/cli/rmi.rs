@@ -1,54 +1,68 @@
-//! `unionfs rmi`: removes images of our own store. Called by `cli::main`.
+//! `unionfs rmi`: removes images of our own store.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
-use super::names;
+use super::command_sandbox::{Missing, SandboxArgs};
 use super::output::{print, print_json};
-use super::own::{self, Mounted};
-use super::{catalog, error, warn};
-use crate::store::writable::{Exclusive, Removed, in_use_on};
+use super::own_store::{self, Mounted};
+use super::{digest_names, error, warn};
+use unionfs::image_mounts::ImageCatalogs;
+use unionfs::store::Places;
+use unionfs::store::writable::{Exclusive, Removed, in_use_on};
 
-/// Remove names of images, and images without another name
+/// Remove images and their names
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs rmi myapp:1
   unionfs rmi --force 1f0c
 
-A name of several is only taken away. With the last name, or by ID, the image goes, with the
-layers that no other image has. Refused while the image is in use: while a read-write layer is
-on it (unionfs ps -a), or while it is mounted, by whatever name (unionfs ps). An image that others were made from may go while those are mounted: they
-keep its layers.")]
+If an image has several names, only the name is removed. With the last name, or by ID, the image is
+removed with the layers that no other image has. An image in use is not removed: one that a
+read-write layer is based on (unionfs ps -a), or that is mounted under any name (unionfs ps). An
+image that others were built from may be removed while those are mounted; they keep its layers.")]
 pub(super) struct Args {
-    /// Names or IDs
+    /// The images: names, IDs or ID prefixes
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
-    /// By ID: also an image with several names
+    /// Remove an image by ID even if it has several names
     #[arg(long, short = 'f')]
     force: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let store = own::must_exist(root)?;
-    let store = own::lock(&store)?;
-    let mounted = Mounted::now();
+    let store = own_store::must_exist(root)?;
+    let mut cage = args.sandbox.cage("rmi")?;
+    let places = cage.stores(root)?;
+    let catalogs = cage.catalogs(Missing::Leave)?;
+    let (store, lock, mounted) = cage.enter_with_mounts(store)?;
+    let store = store.locked_by(lock)?;
+    let within = Within {
+        store: &store,
+        mounted,
+        places,
+        catalogs,
+    };
     let mut removed = Vec::new();
     let mut failures = Vec::new();
     for image in &args.images {
-        match remove(&store, image, args.force, &mounted, root) {
+        match remove(&within, image, args.force) {
             Ok(done) => removed.push(done),
             Err(failure) => failures.push(failure),
         }
     }
-    match args.json {
-        true => print_json(&removed)?,
-        false => print(&text(&removed))?,
+    if args.json {
+        print_json(&removed)?;
+    } else {
+        print(&text(&removed))?;
     }
     // Each image for itself, as with rm(1).
     let Some(last) = failures.pop() else {
@@ -60,30 +74,32 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     Err(last)
 }
 
-fn remove(
-    store: &Exclusive<'_>,
-    image: &str,
-    force: bool,
-    mounted: &Mounted,
-    root: Option<&Path>,
-) -> anyhow::Result<Removed> {
-    let (id, name) = own::find(store, image, root)?;
+/// What there is inside of the sandbox.
+struct Within<'s> {
+    store: &'s Exclusive<'s>,
+    mounted: Mounted,
+    places: Places,
+    catalogs: Option<PathBuf>,
+}
+
+fn remove(within: &Within<'_>, image: &str, force: bool) -> anyhow::Result<Removed> {
+    let (store, mounted) = (within.store, &within.mounted);
+    let (id, name) = own_store::find(store, image, &within.places)?;
     let all = store.names(&id)?;
-    let split = name.as_ref().map(|name| names::split(&all, name));
+    let split = name.as_ref().map(|name| digest_names::split(&all, name));
     match split {
         Some((going, others)) if !others.is_empty() => {
             for name in &going {
-                store.untag(&crate::store::Reference::parse(&name.to_string())?)?;
+                store.untag(&unionfs::oci::Reference::parse(&name.to_string())?)?;
             }
-            return Ok(Removed {
-                untagged: going,
-                ..Removed::default()
-            });
+            let mut removed = Removed::default();
+            removed.untagged = going;
+            return Ok(removed);
         }
-        None if names::shown(&all).count() > 1 && !force => {
+        None if digest_names::shown(&all).count() > 1 && !force => {
             let names: Vec<String> = all.iter().map(ToString::to_string).collect();
             bail!(
-                "image {id} has several names ({}): give those to go, or --force",
+                "image {id} has several names ({}): name those to remove, or use --force",
                 names.join(", ")
             );
         }
@@ -95,7 +111,10 @@ fn remove(
         return Err(in_use_on(&id, &mountpoint).into());
     }
     let removed = store.remove_image(&id, &|diff| mounted.find(diff))?;
-    catalog::discard_of(store.writable().root(), &removed.layers);
+    if let Some(catalogs) = &within.catalogs {
+        let catalogs = ImageCatalogs::of(catalogs);
+        catalogs.remove_of_chains(store.writable().root(), &removed.layers);
+    }
     Ok(removed)
 }
 

@@ -1,19 +1,20 @@
-//! `unionfs save`: images as an archive. Called by `cli::main`.
+//! `unionfs save`: images as an archive.
 
 use std::io::{self, BufWriter, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 
+use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
-use super::open_stores;
-use super::transfer::Transfer;
-use super::whole_file::write_file;
-use crate::store::archive::{ArchiveError, Format, Outgoing, save};
-use crate::store::{Error, Reference, Stores};
+use super::layer_progress::Transfer;
+use super::output_file::Output;
+use unionfs::archive::{self, Format, Outgoing, save};
+use unionfs::oci::Reference;
+use unionfs::store::Stores;
 
-/// Write images as an archive
+/// Save images to an archive
 ///
-/// Layers are byte for byte what once came in; each is checked on the way. Images of every store
-/// can be saved, Docker's and podman's too.
+/// Each layer is rebuilt byte for byte and checked against its digest. Images of every store can
+/// be saved, including those of Docker and podman.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -21,18 +22,20 @@ Examples:
   unionfs save myapp:2 | docker load
   unionfs save myapp:2 --format oci | zstd > myapp.oci.tar.zst")]
 pub(super) struct Args {
-    /// The images: names, IDs or starts of IDs
+    /// The images: names, IDs or ID prefixes
     #[arg(required = true)]
     images: Vec<String>,
-    /// Write to this file, which appears when it is complete [default: -, standard output]
+    /// Write to this file; it appears when it is complete [default: -, standard output]
     #[arg(long, short = 'o', value_name = "FILE")]
     output: Option<PathBuf>,
-    /// docker: for docker load and podman load, an OCI layout as well; oci: only that
+    /// docker: for docker load and podman load, and an OCI layout too; oci: an OCI layout only
     #[arg(long, value_enum, default_value = "docker")]
     format: Kind,
-    /// Show no progress
+    /// Do not show progress
     #[arg(long, short = 'q')]
     quiet: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -48,7 +51,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         let what = "an archive is not for a terminal: give -o FILE or a pipe";
         return Err(Usage(what.into()).into());
     }
-    let stores = open_stores(root)?;
+    let mut cage = args.sandbox.cage("save")?.moves_images();
+    let places = cage.stores(root)?;
+    let output = output.map(|path| Output::open(path, None)).transpose()?;
+    let stores = cage.enter_with_stores(places)?;
     let images = outgoing(&stores, &args.images)?;
     let format = match args.format {
         Kind::Docker => Format::Docker,
@@ -57,14 +63,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let transfer = Transfer::new(args.quiet, "saved");
     let write = |out: &mut dyn Write| save(&images, format, out, &|step| transfer.show(step));
     match output {
-        Some(path) => write_file(path, |out| Ok(write(out)?)),
+        Some(output) => output.write(|out| Ok(write(out)?)),
         None => match write(&mut BufWriter::new(stdout.lock())) {
             // Whoever reads the pipe has seen enough.
-            Err(Error::Archive(ArchiveError::Write(e)))
-                if e.kind() == io::ErrorKind::BrokenPipe =>
-            {
-                Ok(())
-            }
+            Err(archive::Error::Write(e)) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             other => Ok(other?),
         },
     }
@@ -80,11 +82,7 @@ fn outgoing<'s>(stores: &'s Stores, texts: &[String]) -> anyhow::Result<Vec<Outg
         let name = name.filter(|n| n.digest().is_none() && image.names.iter().any(|i| i.is(n)));
         match images.iter_mut().find(|o| o.image.id == id) {
             Some(known) => known.names.extend(name),
-            None => images.push(Outgoing {
-                store,
-                image,
-                names: name.into_iter().collect(),
-            }),
+            None => images.push(Outgoing::new(store, image, name.into_iter().collect())),
         }
     }
     Ok(images)

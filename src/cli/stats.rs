@@ -1,4 +1,4 @@
-//! `unionfs stats`: the counters of one mount. Called by `cli::main`.
+//! `unionfs stats`: the counters of one mount.
 
 use std::fmt::Write as _;
 use std::io::ErrorKind;
@@ -6,34 +6,41 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
+use super::command_sandbox::SandboxArgs;
 use super::output::{print, print_json, size};
-use crate::fuse::stats::{Stats, query};
-use crate::fuse::{self, MountRecord, MountState, runtime};
-use crate::union::Counters;
+use unionfs::fuse::stats::{Stats, connect};
+use unionfs::fuse::{self, MountRecord, MountState, runtime};
+use unionfs::union::Counters;
 
-/// Show a mount's counters: requests, cache hits, copy-ups
+/// Show the counters of a mount: requests, cache hits, copy-ups
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs stats /mnt
   unionfs stats --json /mnt | jq .requests.LOOKUP
 
-Requests are the messages the kernel sent to the daemon since the mount; what its caches
-answered is not among them. Exit code 3: the daemon does not answer (within 5 seconds, or
-$UNIONFS_TIMEOUT).")]
+Requests are the messages that the kernel has sent to the daemon since the mount. Accesses that the
+caches of the kernel answered are not counted. Exit code 3: the daemon does not answer (within 5
+seconds, or $UNIONFS_TIMEOUT).")]
 pub(super) struct Args {
-    /// Where it is mounted
+    /// The directory that it is mounted on
     mountpoint: PathBuf,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let stats = query(&live_record(&args.mountpoint)?)?;
-    match args.json {
-        true => print_json(&stats),
-        false => print(&describe(&stats)),
+    let cage = args.sandbox.cage("stats")?;
+    let connection = connect(&live_record(&args.mountpoint)?)?;
+    cage.enter()?;
+    let stats = connection.answer()?;
+    if args.json {
+        print_json(&stats)
+    } else {
+        print(&describe(&stats))
     }
 }
 

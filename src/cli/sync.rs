@@ -1,5 +1,4 @@
-//! `unionfs sync`: what syncfs(2) on a mount would do if the kernel passed it on to FUSE
-//! servers. Called by `cli::main`.
+//! `unionfs sync`: what syncfs(2) on a mount would do if the kernel passed it on to FUSE servers.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -8,21 +7,22 @@ use anyhow::Context;
 use rustix::fs::{Mode, OFlags};
 
 use super::stats::live_record;
-use crate::fuse::unmount::Health;
-use crate::fuse::{self, Mountpoint};
+use unionfs::fuse::unmount::Health;
+use unionfs::fuse::{self, Mountpoint};
+use unionfs::sys::walk::{self, Trust};
 
-/// Bring everything written through a mount to the disk
+/// Write all changes made through a mount to the disk
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   unionfs sync /mnt
 
-The kernel does not pass on syncfs(2) (sync -f) of a FUSE mount; this syncs the file system
-that the upper directory is on. fsync(2) of a file or directory needs no help. It is done also
-where the mount itself never syncs (volatile). Exit code 3: the mount does not answer (within 5
-seconds, or $UNIONFS_TIMEOUT).")]
+Linux does not pass syncfs(2) (sync -f) of a FUSE mount to its daemon. This command syncs the file
+system of the upper directory. fsync(2) of a file or directory works without it. The command also
+syncs mounts with the option volatile. Exit code 3: the mount does not answer (within 5 seconds, or
+$UNIONFS_TIMEOUT).")]
 pub(super) struct Args {
-    /// Where it is mounted
+    /// The directory that it is mounted on
     mountpoint: PathBuf,
 }
 
@@ -32,22 +32,35 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if let Ok(mount) = Mountpoint::open(&args.mountpoint)?.mount()?
         && mount.entry().is_unionfs()
     {
-        let path = mount.path().to_owned();
-        if mount.health()? == Health::Silent {
-            return Err(fuse::Error::Silent { path }.into());
-        }
-        sync(mount.into_place(), Path::new("."), &path)?;
+        sync_mount(mount)?;
     }
     match record.description.upper.as_deref() {
-        Some(upper) => sync(rustix::fs::CWD, upper, upper),
+        Some(upper) => {
+            let failed = || format!("cannot open {upper:?}");
+            // As it was mounted: its path has no symlinks.
+            let dir = walk::open_directory(upper, Trust::of_root()).with_context(failed)?;
+            sync(&dir, upper)
+        }
         None => Ok(()),
     }
 }
 
-/// Syncs the file system that `name` in `dir` is on; `path` is what it is called.
-fn sync(dir: impl AsFd, name: &Path, path: &Path) -> anyhow::Result<()> {
+/// Brings what was written through a mount to its server.
+///
+/// # Errors
+/// [`fuse::Error::Silent`] if the server does not answer; those of openat(2) and syncfs(2).
+pub(super) fn sync_mount(mount: fuse::Mount) -> anyhow::Result<()> {
+    let path = mount.path().to_owned();
+    if mount.health()? == Health::Silent {
+        return Err(fuse::Error::Silent { path }.into());
+    }
+    sync(mount.into_place(), &path)
+}
+
+/// Syncs the file system that `dir` is on; `path` is what it is called.
+fn sync(dir: impl AsFd, path: &Path) -> anyhow::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let open = rustix::fs::openat(dir, name, flags, Mode::empty())
+    let open = rustix::fs::openat(dir, c".", flags, Mode::empty())
         .with_context(|| format!("cannot open {path:?}"))?;
     rustix::fs::syncfs(&open).with_context(|| format!("cannot sync the file system of {path:?}"))
 }

@@ -111,10 +111,9 @@ fn message(severity: u8, lost: u32, text: &[u8]) -> Vec<u8> {
         message.extend_from_slice(format!("({lost} lines before this are left out) ").as_bytes());
     }
     let text = text.trim_ascii();
-    let shown = text.iter().map(|byte| match byte.is_ascii_control() {
-        true => b'?',
-        false => *byte,
-    });
+    let shown = text
+        .iter()
+        .map(|byte| if byte.is_ascii_control() { b'?' } else { *byte });
     message.extend(shown.take(MAX_LINE.saturating_sub(message.len())));
     message
 }

@@ -1,29 +1,35 @@
-//! `unionfs tag`: another name for an image. Called by `cli::main`.
+//! `unionfs tag`: another name for an image.
 
 use std::path::Path;
 
-use super::own;
+use super::command_sandbox::SandboxArgs;
+use super::own_store;
 
-/// Give an image of our own store another name
+/// Add a name to an image of the own store
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs tag myapp:2 myapp:latest
   unionfs tag 1f0c example.org/team/myapp:2
 
-An image that had the name keeps its other names, and stays without any.")]
+An image that had the name before loses it. It stays in the store, also without a name.")]
 pub(super) struct Args {
-    /// The image: a name, an ID or the start of one
+    /// The image: name, ID or ID prefix
     image: String,
-    /// Its new name: name[:tag]
+    /// The new name: name[:tag]
     name: String,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let name = own::new_name(&args.name)?;
-    let store = own::must_exist(root)?;
-    let store = own::lock(&store)?;
-    let (id, _) = own::find(&store, &args.image, root)?;
+    let name = own_store::new_name(&args.name)?;
+    let store = own_store::must_exist(root)?;
+    let mut cage = args.sandbox.cage("tag")?;
+    let places = cage.stores(root)?;
+    let store = cage.enter_with_own(store)?;
+    let store = own_store::lock(&store)?;
+    let (id, _) = own_store::find(&store, &args.image, &places)?;
     store.tag(&name, &id)?;
     Ok(())
 }

@@ -7,30 +7,30 @@ use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::fuse::unmount::Health;
-use crate::fuse::{self, Mount, MountRecord, Mountpoint, runtime};
+use unionfs::fuse::unmount::Health;
+use unionfs::fuse::{self, Mount, MountRecord, Mountpoint, runtime};
 
-/// Unmount
+/// Unmount a file system
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs umount /mnt
-  unionfs umount --force /mnt    its daemon hangs
+  unionfs umount --force /mnt    for a daemon that hangs
 
-Returns once the daemon has finished writing and is gone. With --lazy it returns at
-once: the mount disappears from the tree, and ends when its last user does. With --force
-the mount ends at once: whoever uses it gets ENOTCONN, and what the daemon had not written
-yet is lost. Neither asks the daemon anything.
+The command returns when the daemon has finished writing and has ended. With --lazy it returns at
+once: the mount disappears from the tree, and ends when its last user does. With --force the mount
+ends at once: programs that use it get ENOTCONN, and data that the daemon had not written yet is
+lost. Neither option waits for the daemon.
 
 Exit codes: 0 unmounted, 1 failed, 2 wrong usage, 3 the mount does not answer (within 5 seconds,
 or $UNIONFS_TIMEOUT) and is still there.")]
 pub(super) struct Args {
-    /// Where it is mounted
+    /// The directory that it is mounted on
     mountpoint: PathBuf,
-    /// Detach it even while it is in use, and do not wait
+    /// Detach the mount even while it is in use, and do not wait
     #[arg(long, short = 'l')]
     lazy: bool,
-    /// Abort its connection, then detach it: for a daemon that hangs
+    /// Abort the connection to the daemon, then detach the mount: for a daemon that hangs
     #[arg(long, short = 'f', conflicts_with = "lazy")]
     force: bool,
 }
@@ -69,7 +69,7 @@ fn find(mountpoint: &Path) -> anyhow::Result<Mount> {
     match place.mount()? {
         Ok(mount) if mount.entry().is_unionfs() => Ok(mount),
         Ok(mount) => bail!(
-            "what is mounted on {shown} is no unionfs but {}: use umount(8)",
+            "the mount on {shown} is not a unionfs mount but {}: use umount(8)",
             mount.entry().fs_type.display()
         ),
         Err(_) => bail!("nothing is mounted on {shown}: unionfs ps lists what is"),

@@ -6,24 +6,28 @@
 //! are free for the next request it is done where it was read: to hand it on would cost
 //! another thread's wake-up. Else it goes to the pool with its reply. Other changes go there only
 //! where all workers but one are busy with changes, so that a disk that takes no writes does not
-//! keep others from reading.
+//! keep others from reading. Over io_uring all slow work goes there, and other changes where no
+//! thread of the CPU would be left.
 
+mod freed_room;
+mod leases;
 mod opens;
 mod operations;
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::convert;
 use super::counters::{Counters, Op};
 use super::keeper::Keeper;
-use super::operations::{Context, Ino};
+use super::operations::{Context, Ino, Notices};
 use super::passthrough::Opens;
-use super::pool::Pool;
+use super::pool::{Pool, Room};
+use super::protocol_values;
 use super::request_scope;
+use super::thread::{self, Thread};
+use super::transport::Agreed;
+use super::wire::Limits;
 use super::wire::abi::init;
-use super::wire::{Limits, notify};
 use crate::sys::process::administers_machine;
 use crate::union::{Caller, SetIdLoss, Union};
 
@@ -43,7 +47,7 @@ pub(super) struct Told {
     pub(super) xattrs: bool,
 }
 
-/// How many workers may be busy at the same time; further work goes to the pool.
+/// How many workers that read /dev/fuse may be busy at the same time; further work goes to the pool.
 #[derive(Clone, Copy)]
 pub(super) struct Workers {
     /// With slow work.
@@ -70,9 +74,12 @@ pub(super) struct Adapter {
     /// The kernel collects writes, so that we do not know where data is; ENOSYS to LSEEK makes it
     /// take all of a file for data.
     no_lseek: bool,
+    /// The kernel says with each change whether it takes a file its set-id bits. One that does not
+    /// takes them itself before, all but set-group-ID without group execution.
+    says_kills: bool,
     told: Told,
-    /// The connection, for what is told to the kernel unasked.
-    device: Arc<OwnedFd>,
+    /// For what is told to the kernel unasked.
+    notices: Arc<dyn Notices>,
     /// What is open, under the policy `passthrough`.
     opens: Option<Arc<Opens>>,
     /// Of a server in a sandbox.
@@ -80,17 +87,18 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    /// `pool`, and how many workers may be busy beside it; `device` and `flags`: the
-    /// connection, and what the handshake agreed on.
+    /// `workers`: how many of them may be busy beside the `pool`.
     pub(super) fn new(
         union: Arc<Union>,
         counters: Arc<Counters>,
-        (pool, workers): (Pool, Workers),
-        (device, flags): (Arc<OwnedFd>, u32),
+        pool: Pool,
+        workers: Workers,
+        agreed: Agreed,
         told: Told,
         opens: Option<Arc<Opens>>,
     ) -> Self {
         counters.count(Op::Init);
+        let Agreed { notices, flags } = agreed;
         Self {
             union,
             counters,
@@ -101,8 +109,9 @@ impl Adapter {
             no_open: flags & init::NO_OPEN_SUPPORT != 0,
             no_opendir: flags & init::NO_OPENDIR_SUPPORT != 0,
             no_lseek: flags & init::WRITEBACK_CACHE != 0,
+            says_kills: flags & init::HANDLE_KILLPRIV_V2 != 0,
             told,
-            device,
+            notices,
             opens,
             keeper: None,
         }
@@ -144,17 +153,13 @@ impl Adapter {
     /// As [`Adapter::run`], with data or a name that lies in the worker's buffer: it is only copied
     /// where the pool has room for it.
     fn run_with(&self, slow: bool, data: &[u8], job: impl FnOnce(&Union, &[u8]) + Send + 'static) {
-        if let Some(_busy) = self.spare_worker(slow) {
+        if let Some(_here) = self.may_run_here(slow) {
             return job(&self.union, data);
         }
         // Where too much waits already it is done here: no further request is read meanwhile.
-        let mut copy = Vec::new();
-        let room = self.pool.admit(data.len());
-        let room = room.filter(|_| copy.try_reserve_exact(data.len()).is_ok());
-        let Some(room) = room else {
+        let Some((room, copy)) = self.room_for(data) else {
             return job(&self.union, data);
         };
-        copy.extend_from_slice(data);
         let union = Arc::clone(&self.union);
         let request = request_scope::current();
         self.pool.submit(room, user_of(request), move || {
@@ -163,10 +168,32 @@ impl Adapter {
         });
     }
 
+    /// Whether this thread may do the work itself, for which it is busy until the answer is dropped.
+    fn may_run_here(&self, slow: bool) -> Option<Busy<'_>> {
+        let uncounted = Busy {
+            adapter: None,
+            slow,
+        };
+        match thread::current() {
+            Thread::Pool => Some(uncounted),
+            Thread::Ring { may_wait } => (may_wait && !slow).then_some(uncounted),
+            Thread::Worker => self.spare_worker(slow),
+        }
+    }
+
+    /// Room in the pool for a job with data, and a copy of that.
+    fn room_for(&self, data: &[u8]) -> Option<(Room, Vec<u8>)> {
+        let mut copy = Vec::new();
+        let room = self.pool.admit(data.len())?;
+        copy.try_reserve_exact(data.len()).ok()?;
+        copy.extend_from_slice(data);
+        Some((room, copy))
+    }
+
     /// Whether this worker may be busy; it counts as such until the answer is dropped.
     fn spare_worker(&self, slow: bool) -> Option<Busy<'_>> {
         let busy = Busy {
-            adapter: self,
+            adapter: Some(self),
             slow,
         };
         let busy_before = self.busy_now.fetch_add(1, Ordering::Relaxed);
@@ -190,17 +217,21 @@ fn user_of(request: Option<request_scope::Request>) -> u32 {
     request.map_or(0, |request| request.user())
 }
 
-/// A worker that is counted in [`Adapter::busy_now`], and in [`Adapter::slow_now`] if `slow`.
+/// A thread that does work. A worker is counted in [`Adapter::busy_now`], and in
+/// [`Adapter::slow_now`] if `slow`; others are not.
 struct Busy<'a> {
-    adapter: &'a Adapter,
+    adapter: Option<&'a Adapter>,
     slow: bool,
 }
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        self.adapter.busy_now.fetch_sub(1, Ordering::Relaxed);
+        let Some(adapter) = self.adapter else {
+            return;
+        };
+        adapter.busy_now.fetch_sub(1, Ordering::Relaxed);
         if self.slow {
-            self.adapter.slow_now.fetch_sub(1, Ordering::Relaxed);
+            adapter.slow_now.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -208,12 +239,12 @@ impl Drop for Busy<'_> {
 /// Calls `job` with what takes a file its set-id bits, if `kills`: the kernel, which goes on with
 /// the mode it knows, hears of it before the data changes.
 fn with_loss<T>(
-    device: &OwnedFd,
+    notices: &dyn Notices,
     context: Context,
     kills: bool,
     job: impl FnOnce(Option<&SetIdLoss<'_>>) -> T,
 ) -> T {
-    let fell = |ino| notify::attributes_changed(device, ino);
+    let fell = |ino| notices.attributes_changed(ino);
     let loss = SetIdLoss {
         caller: caller(context),
         fell: &fell,
@@ -229,7 +260,7 @@ fn caller(context: Context) -> Caller {
 }
 
 fn lifetime(opens: Option<&Opens>, ino: u64) -> u64 {
-    opens.map_or(convert::FOREVER, |opens| opens.lifetime(ino))
+    opens.map_or(protocol_values::FOREVER, |opens| opens.lifetime(ino))
 }
 
 /// What to ask of the kernel, each where it offers it. FUSE_ATOMIC_O_TRUNC only together with

@@ -14,6 +14,7 @@ use super::runtime::Description;
 /// How requests come from the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Transport {
     /// Read from /dev/fuse and answered there.
     #[default]
@@ -21,6 +22,9 @@ pub enum Transport {
     /// FUSE over io_uring: Linux 6.14 and newer, where the administrator has switched it on
     /// (`/sys/module/fuse/parameters/enable_uring`).
     Uring,
+    /// Read from /dev/fuse by the crate `fuser`, which is another implementation of the protocol
+    /// (cargo feature `fuser`).
+    Fuser,
 }
 
 impl Transport {
@@ -29,6 +33,7 @@ impl Transport {
         match self {
             Self::Classic => "classic",
             Self::Uring => "uring",
+            Self::Fuser => "fuser",
         }
     }
 }
@@ -43,6 +48,7 @@ pub fn offers_rings() -> bool {
 /// How the data of files gets to programs (option `io=`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum IoPolicy {
     /// Whatever serves ordinary work best where the mount is, by the numbers in
     /// docs/BENCHMARKS.md: [`IoPolicy::Passthrough`] for what can be written, where the kernel
@@ -70,6 +76,7 @@ impl IoPolicy {
 
 /// How and where to mount.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct MountConfig {
     /// The directory to mount on; relative to the working directory.
     pub mountpoint: PathBuf,

@@ -10,6 +10,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// A failure to mount, serve, unmount, or to read or write the runtime files.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// There is no FUSE device.
     #[error(
@@ -70,6 +71,14 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
+    /// `transport=fuser` was asked for and cannot be had, or does not go with other options.
+    #[error("transport=fuser is not possible on {}: {why}", path.display())]
+    Fuser {
+        /// The mountpoint.
+        path: PathBuf,
+        /// What is in its way.
+        why: &'static str,
+    },
     /// `io=passthrough` was asked for and cannot be had.
     #[error("io=passthrough is not possible on {}: {why}; use io=auto", path.display())]
     Passthrough {
@@ -99,7 +108,7 @@ pub enum Error {
     /// A mount did not answer in time.
     #[error(
         "the mount on {0} does not answer, its daemon is stopped or hangs: \
-         unionfs umount --force {0} cuts off who uses it, unionfs umount --lazy {0} detaches it",
+         unionfs umount --force {0} ends it for all its users, unionfs umount --lazy {0} detaches it",
         path.display()
     )]
     Silent {

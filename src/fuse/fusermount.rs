@@ -1,5 +1,4 @@
-//! The setuid helper fusermount3, which mounts and unmounts for plain users. Called by
-//! `mount` and `unmount`.
+//! The setuid helper fusermount3, which mounts and unmounts for plain users.
 //!
 //! Protocol (libfuse, util/fusermount.c): the environment variable `_FUSE_COMMFD` names an
 //! inherited Unix socket; the helper mounts and sends one byte with the open /dev/fuse in

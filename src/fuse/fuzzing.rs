@@ -1,8 +1,6 @@
-//! A way to the parser of the kernel's messages for fuzzing. No part of the interface; called
-//! by `fuzz/` and `tests/fuzz`. A panic is a finding.
+//! A way to the parser of the kernel's messages, for fuzzing (feature `fuzzing`). A panic is a finding.
 
-use super::wire::Request;
-use super::wire::request;
+use super::wire::request::{self, Request};
 
 /// Parses a message with its header. Whether it was well formed.
 pub fn message(bytes: &[u8]) -> bool {

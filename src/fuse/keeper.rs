@@ -26,8 +26,7 @@ use super::error::{Error, Result};
 use super::own_mount::OwnMount;
 use super::runtime::MountRecord;
 use crate::layer::origin::{Origin, OriginFile};
-use crate::layer::types::FileKind;
-use crate::sys::{capabilities, process};
+use crate::sys::{capabilities, daemon, process};
 
 /// Detach the mount; a byte follows, whether the connection lives.
 const DETACH: u8 = b'd';
@@ -66,9 +65,10 @@ impl Keeper {
     /// Starts it. The process must have one thread.
     ///
     /// # Errors
-    /// Those of [`process::beside`].
+    /// Those of [`daemon::bare_helper`].
     pub(super) fn start(
-        (mount, record): (&OwnMount, Option<&MountRecord>),
+        mount: &OwnMount,
+        record: Option<&MountRecord>,
         file_systems: &[(u64, BorrowedFd<'_>)],
         afterwards: Afterwards,
     ) -> io::Result<Self> {
@@ -77,9 +77,9 @@ impl Keeper {
         let own = rustix::thread::capabilities(None)?.effective;
         let opens_handles = own.contains(CapabilitySet::DAC_READ_SEARCH);
         let kept: Vec<_> = file_systems.iter().map(|(_, root)| *root).collect();
-        let socket = process::beside(&kept, move |socket| {
+        let socket = daemon::bare_helper(&kept, move |socket| {
             confine();
-            keep(&socket, (&mount, record.as_ref()), file_systems, afterwards);
+            keep(&socket, &mount, record.as_ref(), file_systems, afterwards);
         })?;
         Ok(Self {
             socket: Mutex::new(Some(socket)),
@@ -99,7 +99,7 @@ impl Keeper {
         message.extend_from_slice(&dev.to_ne_bytes());
         message.extend_from_slice(origin.as_bytes());
         let answer = self.say(&message).map_err(|_| Errno::STALE)?;
-        decode(dev, &answer).ok_or(Errno::STALE)
+        OriginFile::from_bytes(dev, &answer).ok_or(Errno::STALE)
     }
 
     /// Detaches the mount, which was put on `mountpoint`; see [`OwnMount::detach`].
@@ -128,10 +128,7 @@ impl Keeper {
 
     /// Has everything tidied up; the keeper has ended then, or is about to.
     pub(super) fn finish(&self, had_answered: bool) {
-        let last = match had_answered {
-            true => ENDED,
-            false => FAILED,
-        };
+        let last = if had_answered { ENDED } else { FAILED };
         match self.ask(last) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
@@ -199,7 +196,8 @@ fn confine() {
 /// The keeper's life.
 fn keep(
     socket: &OwnedFd,
-    (mount, record): (&OwnMount, Option<&MountRecord>),
+    mount: &OwnMount,
+    record: Option<&MountRecord>,
     file_systems: &[(u64, BorrowedFd<'_>)],
     afterwards: Afterwards,
 ) {
@@ -247,28 +245,9 @@ fn found(
         let (dev, origin) = (u64::from_ne_bytes(*dev), Origin::parse(origin)?);
         let (_, root) = file_systems.iter().find(|(known, _)| *known == dev)?;
         let file = origin.find(root).ok().filter(|file| file.id.0 == dev)?;
-        Some(encode(&file))
+        Some(file.to_bytes())
     };
     find().ok_or_else(|| "there is no such file".to_owned())
-}
-
-/// An [`OriginFile`] without its device number: inode number, links, type.
-fn encode(file: &OriginFile) -> Vec<u8> {
-    let mut bytes = file.id.1.to_ne_bytes().to_vec();
-    bytes.extend_from_slice(&file.nlink.to_ne_bytes());
-    bytes.extend_from_slice(&file.kind.mode_bits().to_ne_bytes());
-    bytes
-}
-
-fn decode(dev: u64, bytes: &[u8]) -> Option<OriginFile> {
-    let (ino, rest) = bytes.split_first_chunk()?;
-    let (nlink, rest) = rest.split_first_chunk()?;
-    let (mode, _) = rest.split_first_chunk()?;
-    Some(OriginFile {
-        id: (dev, u64::from_ne_bytes(*ino)),
-        kind: FileKind::from_mode(u32::from_ne_bytes(*mode))?,
-        nlink: u32::from_ne_bytes(*nlink),
-    })
 }
 
 fn answer(socket: &OwnedFd, outcome: std::result::Result<Vec<u8>, String>) {

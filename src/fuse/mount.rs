@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use super::config::MountConfig;
-use super::control::Control;
+use super::connection_control::Control;
 use super::error::{Error, Result};
 use super::keeper::Keeper;
 use super::mountpoint::Mountpoint;
@@ -232,12 +232,13 @@ pub(super) fn spare_devices(count: usize) -> Vec<OwnedFd> {
 /// is in use.
 ///
 /// # Errors
-/// Those of statfs(2), and when it is no FUSE mount.
+/// Those of statfs(2), and when it is not a FUSE mount.
 pub(super) fn answers(root: OwnedFd) -> io::Result<()> {
     let answer = rustix::fs::fstatfs(&root)?;
-    match u64::try_from(answer.f_type).ok() == Some(FUSE_MAGIC) {
-        true => Ok(()),
-        false => Err(io::Error::other("no FUSE file system is mounted there")),
+    if u64::try_from(answer.f_type).ok() == Some(FUSE_MAGIC) {
+        Ok(())
+    } else {
+        Err(io::Error::other("no FUSE file system is mounted there"))
     }
 }
 

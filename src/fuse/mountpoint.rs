@@ -37,7 +37,7 @@ impl Mountpoint {
     /// Opens what `path` leads to.
     ///
     /// # Errors
-    /// [`Error::Mountpoint`] when it does not exist, is no directory, or another user decides
+    /// [`Error::Mountpoint`] when it does not exist, is not a directory, or another user decides
     /// where the path leads; [`Error::Silent`] when a mount on the way does not answer.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |source: io::Error| Error::Mountpoint {

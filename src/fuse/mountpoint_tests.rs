@@ -2,25 +2,25 @@
 
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 
+use testkit::need;
+use testkit::need::{Needed, is_root};
+
 use super::*;
 
 /// Somebody else.
 const OTHER: Option<u32> = Some(65534);
 
-/// `base/dir/m`, and `base/link` that leads to `dir`; `None` without root, who makes others' files.
-fn tree() -> Option<(tempfile::TempDir, PathBuf)> {
-    if !rustix::process::geteuid().is_root()
-        || !matches!(Trust::in_first_user_namespace(), Trust::RootAndUs)
-    {
-        assert!(std::env::var_os("CI").is_none(), "root is needed in CI");
-        eprintln!("SKIPPED: needs root");
-        return None;
+/// `base/dir/m`, and `base/link` that leads to `dir`; needs root, who makes others' files.
+fn tree() -> Needed<(tempfile::TempDir, PathBuf)> {
+    is_root()?;
+    if !matches!(Trust::in_first_user_namespace(), Trust::RootAndUs) {
+        return Err("needs the first user namespace".into());
     }
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path().canonicalize().unwrap();
     std::fs::create_dir_all(base.join("dir/m")).unwrap();
     symlink("dir", base.join("link")).unwrap();
-    Some((dir, base))
+    Ok((dir, base))
 }
 
 fn refused(path: &Path) {
@@ -34,7 +34,7 @@ fn refused(path: &Path) {
 
 #[test]
 fn names_lead_where_the_kernel_goes() {
-    let Some((_dir, base)) = tree() else { return };
+    let (_dir, base) = need!(tree());
     let leads = |from: &str| {
         Mountpoint::open(&base.join(from))
             .unwrap()
@@ -63,7 +63,7 @@ fn names_lead_where_the_kernel_goes() {
 
 #[test]
 fn what_another_user_decides_on_is_not_followed() {
-    let Some((_dir, base)) = tree() else { return };
+    let (_dir, base) = need!(tree());
     let theirs = base.join("theirs");
     std::fs::create_dir_all(theirs.join("real/m")).unwrap();
     for path in ["", "real", "real/m"] {
@@ -95,7 +95,7 @@ fn what_another_user_decides_on_is_not_followed() {
 
 #[test]
 fn a_directory_is_told_from_its_successor() {
-    let Some((_dir, base)) = tree() else { return };
+    let (_dir, base) = need!(tree());
     let path = base.join("dir/m");
     let first = Mountpoint::open(&path).unwrap();
     let id = first.id().unwrap();

@@ -190,8 +190,9 @@ pub(super) trait DataReply: Failure {
 /// What was read of a file.
 pub(super) trait ReadReply: Failure {
     /// Answers with what `read` puts into a buffer of `size` bytes, which begins with a page. It may
-    /// be called again, with another buffer, when it failed.
-    fn read(self, size: u32, read: impl FnMut(&mut [u8]) -> union::Result<usize>);
+    /// be called again, with another buffer, when it failed. Nothing is answered, and the reply comes
+    /// back, when it fails with EAGAIN.
+    fn read(self, size: u32, read: impl FnMut(&mut [u8]) -> union::Result<usize>) -> Option<Self>;
 }
 
 /// A directory entry.
@@ -301,10 +302,27 @@ pub(super) trait DirectoryReply: Failure {
 /// Adds an entry to a listing.
 pub(super) type AddEntry<'l> = dyn FnMut(DirItem<'_, '_>, u64) -> bool + 'l;
 
+/// What a file system tells the kernel unasked. The transport has the connection.
+pub(super) trait Notices: Send + Sync + 'static {
+    /// Makes the kernel ask for the attributes of `ino` again, however long it was told that they are
+    /// valid; its pages stay. An answer that is on its way is dropped by the kernel.
+    fn attributes_changed(&self, ino: u64);
+}
+
 /// A file system. Methods are called by several threads at once.
 pub(super) trait Operations: Send + Sync + 'static {
     /// An operation begins; of an inode that is forgotten, too.
     fn count(&self, operation: Op);
+
+    /// Some regular files of which the kernel should know, a few of them.
+    fn known_files(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    /// Does a piece of work of a user on a thread that may wait; without one, on this.
+    fn elsewhere(&self, _user: u32, work: Box<dyn FnOnce() + Send>) {
+        work();
+    }
 
     /// LOOKUP. The names `.` and `..` ask for the directory itself, which the kernel may have
     /// forgotten, and for its parent: file handles.

@@ -1,6 +1,5 @@
-//! Opens that the kernel serves from the file of a layer itself (`FUSE_PASSTHROUGH`, Linux
-//! 6.9): no READ and no WRITE reaches us, unless fcntl(2) could change what it means (O_APPEND,
-//! O_DIRECT). Called by `adapter` and, to find out whether it works here, by `session`.
+//! Opens that the kernel serves from the file of a layer itself (`FUSE_PASSTHROUGH`, Linux 6.9): no
+//! READ and no WRITE reaches us, unless fcntl(2) could change what it means (O_APPEND, O_DIRECT).
 //!
 //! The kernel's rule (fs/fuse/iomode.c), broken by an open with EIO for the program: while an
 //! inode is open, all its opens are passed through to one registered file, or none is. So the
@@ -21,11 +20,11 @@ use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
 
 use super::config::MountConfig;
-use super::convert;
 use super::error::{Error, Result};
-use super::operations::{Handle, Opened};
+use super::operations::{Handle, Notices as _, Opened};
+use super::protocol_values;
+use super::wire::Connection;
 use super::wire::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, init2};
-use super::wire::{Connection, notify};
 use crate::sys::fuse::{close_backing, open_backing};
 use crate::sys::process::in_initial_user_namespace;
 use crate::union::{self, Ino, Union};
@@ -58,7 +57,8 @@ fn is_privileged() -> bool {
 pub(super) fn start(
     connection: &Connection,
     union: &Union,
-    (path, insists): (&Path, bool),
+    path: &Path,
+    insists: bool,
 ) -> Result<Option<Opens>> {
     let no = |why, source| {
         let path = path.to_owned();
@@ -66,7 +66,7 @@ pub(super) fn start(
     };
     if connection.flags2() & init2::PASSTHROUGH == 0 {
         let source = Errno::OPNOTSUPP.into();
-        let why = no("the kernel cannot (Linux 6.9 can)", source);
+        let why = no("the kernel does not support it (Linux 6.9 does)", source);
         return if insists { Err(why) } else { Ok(None) };
     }
     let opens = Opens::new(connection.device());
@@ -179,7 +179,7 @@ impl Opens {
         let (out, must_ask) = self.count(union, ino, flags)?;
         if must_ask {
             // From here on a mapping may change what it was told.
-            notify::attributes_changed(&self.device, ino);
+            self.device.attributes_changed(ino);
         }
         Ok(out)
     }
@@ -230,7 +230,7 @@ impl Opens {
     }
 
     /// Whether the kernel may keep attributes of an inode that was just opened by a mapper: it was
-    /// told for ever before the first, for a while since the last.
+    /// told forever before the first, for a while since the last.
     fn takes_back(&self, ino: Ino) -> bool {
         let told = self.mapped.get(&ino);
         if let Some(told) = told {
@@ -283,7 +283,7 @@ impl Opens {
     }
 
     /// Whether somebody writes past us, or could: who does holds the lock of the layer's file, for as
-    /// long as the data takes to come, which is for ever if it lies in memory that never comes.
+    /// long as the data takes to come, which is forever if it lies in memory that never comes.
     pub(super) fn may_wait(&self, ino: Ino) -> bool {
         let waits = |open: &Open| open.writers > 0 && matches!(open.mode, Mode::Passed(_));
         self.open.get(&ino).is_some_and(|open| waits(&open))
@@ -304,7 +304,7 @@ impl Opens {
     /// How long the kernel may keep what it is told of an inode's attributes, in seconds.
     pub(super) fn lifetime(&self, ino: Ino) -> u64 {
         let Some(told) = self.mapped.get(&ino) else {
-            return convert::FOREVER;
+            return protocol_values::FOREVER;
         };
         // Before the look at who has it open: a mapper that comes later finds it.
         told.store(true, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 //! it never occupies the threads that read requests. Threads are started on demand up to a limit,
 //! reused, and end after a time without work; beyond the limit work waits in the queue.
 //!
-//! Users take turns, and one of them has a part of the threads only: what waits for ever (for the
+//! Users take turns, and one of them has a part of the threads only: what waits forever (for the
 //! lock of a file that its user holds, say) keeps no other user from working. Each job belongs to a
 //! request, for which a thread of the kernel waits, so their number is bounded by the kernel; the
 //! bytes of data that they hold are bounded here, where a job is admitted ([`Pool::admit`]). Where
@@ -17,8 +17,12 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use super::thread::{self, Thread};
 use crate::sys::schedule::{self, Policy};
 
+/// The stack of a thread in bytes. Nothing here recurses, and there may be hundreds of threads in a
+/// process whose address space is limited.
+const STACK: usize = 1 << 20;
 /// For several users at once; each costs a stack and a thread while there is work for it.
 const MAX_THREADS: usize = 256;
 /// Of one user. Enough to keep a disk busy.
@@ -37,7 +41,7 @@ type Job = Box<dyn FnOnce() + Send>;
 pub(super) struct Pool(Arc<Shared>);
 
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     work: Condvar,
     ended: Condvar,
     max_threads: usize,
@@ -58,7 +62,7 @@ struct Lane {
 }
 
 #[derive(Default)]
-struct State {
+struct PoolState {
     lanes: HashMap<u32, Lane>,
     /// Users whose work waits and who may have another thread, each once.
     turns: VecDeque<u32>,
@@ -75,7 +79,7 @@ struct State {
     draining: bool,
 }
 
-impl State {
+impl PoolState {
     /// Whether there is one more job now that waits for nothing but a thread.
     fn add(&mut self, user: u32, job: (Room, Job), max_of_one: usize) -> bool {
         let lane = self.lanes.entry(user).or_default();
@@ -128,6 +132,13 @@ pub(super) struct Room {
     bytes: usize,
 }
 
+impl Room {
+    /// How many bytes the job holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 impl Drop for Room {
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
@@ -138,11 +149,12 @@ impl Drop for Room {
 
 impl Pool {
     pub(super) fn new() -> Self {
-        Self::with_limits((MAX_THREADS, MAX_OF_ONE), MAX_JOBS, IDLE)
+        Self::with_limits(MAX_THREADS, MAX_OF_ONE, MAX_JOBS, IDLE)
     }
 
     fn with_limits(
-        (max_threads, max_of_one): (usize, usize),
+        max_threads: usize,
+        max_of_one: usize,
         max_jobs: usize,
         idle_time: Duration,
     ) -> Self {
@@ -178,6 +190,13 @@ impl Pool {
         })
     }
 
+    /// Room for a job that takes up again what this one could not end; `None` also when all work is to
+    /// come to its end.
+    pub(super) fn admit_more(&self, bytes: usize) -> Option<Room> {
+        let draining = self.0.state.lock().draining;
+        self.admit(bytes).filter(|_| !draining)
+    }
+
     /// Queues a job of a user. Only when no thread at all can be started it runs in the caller.
     pub(super) fn submit(&self, room: Room, user: u32, job: impl FnOnce() + Send + 'static) {
         let mut state = self.0.state.lock();
@@ -202,6 +221,7 @@ impl Pool {
         let shared = Arc::clone(&self.0);
         let spawned = std::thread::Builder::new()
             .name("unionfs-slow".into())
+            .stack_size(STACK)
             .spawn(move || run(&Departure(shared)));
         let Err(error) = spawned else {
             return;
@@ -248,7 +268,7 @@ impl Drop for Departure {
 }
 
 /// Does all jobs that may be done now.
-fn work(shared: &Shared, state: &mut MutexGuard<'_, State>) {
+fn work(shared: &Shared, state: &mut MutexGuard<'_, PoolState>) {
     while let Some((user, (room, job))) = state.take(shared.max_of_one) {
         MutexGuard::unlocked(state, || {
             let _turn = Turn { shared, user };
@@ -274,6 +294,7 @@ impl Drop for Turn<'_> {
 
 fn run(departure: &Departure) {
     let shared = &departure.0;
+    thread::is(Thread::Pool);
     // Where it is refused the thread works all the same.
     let _ = shared.cpus.map(|cpus| sched_setaffinity(None, &cpus));
     let _ = shared.policy.map(|policy| schedule::set_policy(0, policy));
@@ -300,7 +321,7 @@ mod tests {
 
     #[test]
     fn the_caller_never_waits_and_nothing_is_lost() {
-        let pool = Pool::with_limits((2, 2), 100, Duration::from_secs(60));
+        let pool = Pool::with_limits(2, 2, 100, Duration::from_secs(60));
         let (open, gate) = mpsc::channel::<()>();
         let gate = Arc::new(Mutex::new(gate));
         let done = Arc::new(AtomicUsize::new(0));
@@ -323,7 +344,7 @@ mod tests {
 
     #[test]
     fn blocked_jobs_do_not_delay_others() {
-        let pool = Pool::with_limits((4, 4), 100, Duration::from_secs(60));
+        let pool = Pool::with_limits(4, 4, 100, Duration::from_secs(60));
         let (open, gate) = mpsc::channel::<()>();
         pool.submit(pool.admit(0).unwrap(), 0, move || gate.recv().unwrap());
         let (tell, told) = mpsc::channel();
@@ -335,7 +356,7 @@ mod tests {
 
     #[test]
     fn a_user_whose_jobs_never_end_keeps_no_other_from_working() {
-        let pool = Pool::with_limits((3, 2), 100, Duration::from_secs(60));
+        let pool = Pool::with_limits(3, 2, 100, Duration::from_secs(60));
         let (open, gate) = mpsc::channel::<()>();
         let gate = Arc::new(Mutex::new(gate));
         for _ in 0..50 {
@@ -361,7 +382,7 @@ mod tests {
 
     #[test]
     fn idle_threads_are_reused_and_end() {
-        let pool = Pool::with_limits((8, 8), 100, Duration::from_millis(200));
+        let pool = Pool::with_limits(8, 8, 100, Duration::from_millis(200));
         for _ in 0..20 {
             let (tell, told) = mpsc::channel();
             pool.submit(pool.admit(0).unwrap(), 0, move || tell.send(()).unwrap());
@@ -385,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_panicking_job_takes_no_other_with_it() {
-        let pool = Pool::with_limits((1, 1), 100, Duration::from_secs(60));
+        let pool = Pool::with_limits(1, 1, 100, Duration::from_secs(60));
         let (tell, told) = mpsc::channel();
         pool.submit(pool.admit(0).unwrap(), 0, || panic!("expected by the test"));
         pool.submit(pool.admit(0).unwrap(), 0, move || tell.send(()).unwrap());
@@ -395,7 +416,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_bounded_and_room_comes_back() {
-        let pool = Pool::with_limits((1, 1), 3, Duration::from_secs(60));
+        let pool = Pool::with_limits(1, 1, 3, Duration::from_secs(60));
         let (open, gate) = mpsc::channel::<()>();
         let half = MAX_HELD / 2;
         pool.submit(pool.admit(half).unwrap(), 0, move || gate.recv().unwrap());

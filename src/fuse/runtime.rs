@@ -1,6 +1,6 @@
 //! The runtime directory: one JSON record (`<id>.json`) and one control socket
-//! (`<id>.sock`, see [`super::stats`]) per mount. Written by `session`, read by
-//! `unionfs ps`, `umount` and `stats`.
+//! (`<id>.sock`, see [`super::stats`]) per mount, and lock files of root's uppers and work directories
+//! (see `union::upper_lock`). Written by `session`, read by `unionfs ps`, `umount` and `stats`.
 //!
 //! Directory, the first that can be used: `$UNIONFS_RUNTIME_DIR` (alone when set),
 //! `/run/unionfs` for root, `$XDG_RUNTIME_DIR/unionfs`, `/tmp/unionfs-<uid>`. It must
@@ -10,11 +10,13 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::config::{IoPolicy, Transport};
@@ -22,6 +24,8 @@ use super::error::{Error, Result};
 use super::mountinfo::{self, MountEntry};
 use super::mountpoint::Mountpoint;
 use super::own_mount::{MountId, OwnMount};
+use super::unmount::Mount;
+use crate::layer::StackSpec;
 use crate::sandbox::InForce;
 use crate::sys::schedule::stat;
 
@@ -29,6 +33,7 @@ use directory::Directory;
 
 /// What is mounted, for people: given by whoever mounts, shown by `unionfs ps`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Description {
     /// The image's name, when an image is mounted.
     pub image: Option<String>,
@@ -48,8 +53,23 @@ pub struct Description {
     pub options: Vec<String>,
 }
 
+impl Description {
+    /// Describes a stack; its image and options are not known.
+    pub fn of(stack: &StackSpec) -> Self {
+        let upper = stack.upper.as_ref();
+        let lowers = stack.lowers.iter();
+        Self {
+            lowers: lowers.map(|layer| layer.path().to_owned()).collect(),
+            upper: upper.map(|upper| upper.layer.path().to_owned()),
+            work: upper.map(|upper| upper.work.path().to_owned()),
+            ..Self::default()
+        }
+    }
+}
+
 /// The record of one mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct MountRecord {
     /// Name of the record: `<id>.json` and `<id>.sock` in the runtime directory.
     pub id: String,
@@ -88,6 +108,9 @@ pub struct MountRecord {
     /// What is mounted.
     #[serde(flatten)]
     pub description: Description,
+    /// Lock files of the mount, in the same directory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub locks: Vec<String>,
     /// The runtime directory the record lies in.
     #[serde(skip)]
     pub dir: PathBuf,
@@ -134,11 +157,20 @@ impl MountRecord {
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| d.as_secs()),
             description,
+            locks: Vec::new(),
             dir: PathBuf::new(),
         }
     }
 
+    /// The same, of a mount that holds these lock files.
+    #[must_use]
+    pub fn locking(mut self, locks: &[String]) -> Self {
+        self.locks = locks.to_vec();
+        self
+    }
+
     /// The same, of a mount over `transport`.
+    #[must_use]
     pub fn over(mut self, transport: Transport) -> Self {
         self.transport = transport;
         self
@@ -169,7 +201,7 @@ impl MountRecord {
     }
 
     fn state_among(&self, mounts: &[MountEntry]) -> Option<MountState> {
-        match (self.is_running(), self.is_among(mounts)) {
+        match (self.is_running(), self.entry_among(mounts).is_some()) {
             (true, true) => Some(MountState::Live),
             (true, false) => Some(MountState::Detached),
             (false, true) => Some(MountState::Dead),
@@ -177,18 +209,39 @@ impl MountRecord {
         }
     }
 
-    /// Whether it is mounted in this mount namespace. Elsewhere than where it was made it is a
-    /// copy with a number of its own, known by place and device, as long as the server runs.
-    fn is_among(&self, mounts: &[MountEntry]) -> bool {
+    /// Its line among `mounts`, those of this mount namespace. Elsewhere than where it was made it is
+    /// a copy with a number of its own, known by place and device, as long as the server runs.
+    fn entry_among<'a>(&self, mounts: &'a [MountEntry]) -> Option<&'a MountEntry> {
         match self.mount_id {
-            Some(id) if self.is_of_this_namespace() => id.entry(mounts).is_some(),
+            Some(id) if self.is_of_this_namespace() => id.entry(mounts),
             _ => {
-                let topmost = mounts
-                    .iter()
-                    .rev()
-                    .find(|entry| entry.mountpoint == self.mountpoint);
-                topmost.is_some_and(|entry| self.may_be(entry))
+                let mut topmost = mounts.iter().rev();
+                let topmost = topmost.find(|entry| entry.mountpoint == self.mountpoint)?;
+                self.may_be(topmost).then_some(topmost)
             }
+        }
+    }
+
+    /// The mount, opened where it is now: its directory may have been moved, and other things may
+    /// have its path. `None` if it is not mounted in this mount namespace.
+    ///
+    /// # Errors
+    /// When the mount table cannot be read; those of [`Mount::at`]; [`Error::Mountpoint`] with
+    /// ESTALE if it is moved meanwhile.
+    pub fn open_mount(&self) -> Result<Option<Mount>> {
+        let failed = |path: &Path, source| Error::Mountpoint {
+            path: path.to_owned(),
+            source,
+        };
+        let mounts = mountinfo::list().map_err(|source| failed(&self.mountpoint, source))?;
+        let Some(entry) = self.entry_among(&mounts) else {
+            return Ok(None);
+        };
+        let mount = Mount::at(&entry.mountpoint)?;
+        if (mount.entry().id, mount.entry().device) == (entry.id, entry.device) {
+            Ok(Some(mount))
+        } else {
+            Err(failed(&entry.mountpoint, Errno::STALE.into()))
         }
     }
 
@@ -272,7 +325,8 @@ impl MountRecord {
         self.dir.join(format!("{}.tmp", self.id))
     }
 
-    /// Removes the record and the socket. What is already gone is no error.
+    /// Removes the record, the socket, and lock files that no mount holds. What is already gone is no
+    /// error.
     pub fn remove(&self) {
         let told = |path: &Path, error: io::Error| {
             tracing::warn!(path = %path.display(), %error, "cannot remove runtime file");
@@ -285,6 +339,11 @@ impl MountRecord {
         for path in [self.file(), self.socket(), self.staged()] {
             if let Err(error) = dir.remove(name_of(&path)) {
                 told(&path, error);
+            }
+        }
+        for name in &self.locks {
+            if let Err(error) = dir.remove_lock(name) {
+                told(&self.dir.join(name), error);
             }
         }
     }
@@ -413,6 +472,25 @@ fn usable_dir() -> Result<(Directory, PathBuf)> {
     Err(Error::NoRuntimeDir {
         reasons: reasons.join("; "),
     })
+}
+
+/// Opens root's runtime directory, which is made if absent, for lock files
+/// ([`crate::union::Options::locks`]). A plain user has none that is the same in each session, and two
+/// mounts must look into the same: `None`.
+///
+/// # Errors
+/// Those of openat(2); EACCES with the reason for a directory that others could have changed.
+pub fn lock_directory() -> Result<Option<OwnedFd>> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let first = candidates().into_iter().next();
+    first
+        .map(|path| match Directory::make(&path) {
+            Ok(dir) => Ok(dir.into()),
+            Err(source) => Err(Error::Runtime { path, source }),
+        })
+        .transpose()
 }
 
 /// Start time of a process in clock ticks since boot; `None` when there is no such process.

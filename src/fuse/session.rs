@@ -1,4 +1,4 @@
-//! A mount's life: attach, handshake, serve, end. Called by the cli and by library users.
+//! A mount's life: attach, handshake, serve, end.
 //!
 //! It ends when the file system is unmounted (by anyone), or by a signal: that detaches
 //! the mount, waits [`GRACE`] for those who still use it, then aborts the connection.
@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::adapter::{Adapter, MAX_IO, Told, Workers, wanted};
-use super::config::{IoPolicy, MountConfig, Transport};
+use super::config::{IoPolicy, MountConfig};
 use super::counters::Counters;
 use super::error::{Error, Result};
 use super::keeper::Keeper;
@@ -29,12 +29,13 @@ use super::passthrough::{self, Opens};
 use super::pool::Pool;
 use super::runtime::MountRecord;
 use super::stats;
+use super::transport::{self, Agreed, Connection};
 use super::unmount::Mount;
-use super::wire::{Connection, Dispatch};
+use super::wire;
 use crate::sandbox::InForce;
 use crate::union::Union;
 
-use late::Late;
+use services::Late;
 
 /// How long a signal waits for users of the detached mount before they are cut off.
 const GRACE: Duration = Duration::from_secs(5);
@@ -45,6 +46,7 @@ const ABORT_TIME: Duration = Duration::from_secs(2);
 
 /// A mount that is attached and has shaken hands with the kernel: requests queue up until
 /// it is served. Dropped without being served, it is unmounted.
+#[must_use = "a mount that is not served is unmounted"]
 pub struct Mounted {
     connection: Connection,
     attachment: Attachment,
@@ -54,7 +56,7 @@ pub struct Mounted {
     signals: Option<Signals>,
     record: Option<MountRecord>,
     /// Of a server in a sandbox; `Some(None)`: it could not have them.
-    files: Option<Option<late::Files>>,
+    files: Option<Option<services::Files>>,
 }
 
 /// What outlives the session until the end of the mount.
@@ -76,6 +78,7 @@ enum Event {
 pub type Enter<'a> = Box<dyn FnOnce(&Union) -> io::Result<InForce> + 'a>;
 
 /// What a server in a sandbox brings along.
+#[non_exhaustive]
 pub struct Sandboxed<'a> {
     /// Enters the sandbox: called when everything is open, before there is a second thread and
     /// before anything from the kernel is read.
@@ -83,6 +86,14 @@ pub struct Sandboxed<'a> {
     /// What is to be done outside of it when the mount has ended, or has failed before it
     /// answered (`false`). Runs in another process, or nowhere when that was killed.
     pub afterwards: Box<dyn FnOnce(bool)>,
+}
+
+impl<'a> Sandboxed<'a> {
+    /// A server that calls `enter`, and in the end `afterwards`.
+    #[must_use]
+    pub fn new(enter: Enter<'a>, afterwards: Box<dyn FnOnce(bool)>) -> Self {
+        Self { enter, afterwards }
+    }
 }
 
 /// Mounts `union`. Call before starting threads if the process is to be a daemon: fork
@@ -107,6 +118,7 @@ pub fn mount_sandboxed(
 }
 
 fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) -> Result<Mounted> {
+    transport::check(config)?;
     // From here on a signal finds a handler, and cannot leave a dead mount.
     let signals = config
         .handle_signals
@@ -122,11 +134,12 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
     let passes = match config.io {
         IoPolicy::Passthrough => true,
         IoPolicy::Cached => false,
-        IoPolicy::Auto => passthrough::pays(&core.union, config),
+        IoPolicy::Auto => transport::passes(config) && passthrough::pays(&core.union, config),
     };
-    let stack_depth = match passes {
-        true => 1 + u32::from(core.union.is_stacked()),
-        false => 0,
+    let stack_depth = if passes {
+        1 + u32::from(core.union.is_stacked())
+    } else {
+        0
     };
     let (fd, mut attachment) = attach::attach(config)?;
     let mut record = config.register.then(|| {
@@ -137,6 +150,7 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
             IoPolicy::Cached,
             config.description.clone(),
         )
+        .locking(core.union.leave_lock_files())
     });
     let mut prepared = None;
     if let Some(sandbox) = sandbox {
@@ -157,7 +171,8 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
     let acl = told.xattrs && core.union.has_acl();
     let mut limits = wanted(acl, writeback, stack_depth);
     limits.transport = config.transport;
-    let mut connection = Connection::open(fd, &limits)
+    let reopens = prepared.is_none();
+    let mut connection = Connection::open(fd, &limits, config.threads, reopens)
         .map_err(|source| session_error(attachment.mountpoint(), source))?;
     let mut files = None;
     if let Some(prepared) = prepared {
@@ -166,8 +181,8 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
     }
     if passes {
         let insists = config.io == IoPolicy::Passthrough;
-        let place = (attachment.mountpoint(), insists);
-        core.opens = passthrough::start(&connection, &core.union, place)?.map(Arc::new);
+        let opens = connection.pass_through(&core.union, attachment.mountpoint(), insists)?;
+        core.opens = opens.map(Arc::new);
     }
     let io = match core.opens {
         Some(_) => IoPolicy::Passthrough,
@@ -192,7 +207,7 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
 /// What a server in a sandbox has opened before it entered.
 struct Prepared {
     spares: Vec<OwnedFd>,
-    files: Option<late::Files>,
+    files: Option<services::Files>,
 }
 
 /// Opens what is needed, starts the keeper and enters the sandbox.
@@ -208,11 +223,11 @@ fn prepare(
         source,
     };
     let spares = attach::spare_devices(config.threads.saturating_sub(1));
-    let files = late::Files::open(record);
-    Connection::look_around();
+    let files = services::Files::open(record);
+    wire::Connection::look_around();
     let places = union.file_systems();
-    let known = (attachment.own(), record.as_ref());
-    let keeper = Keeper::start(known, &places, sandbox.afterwards);
+    let own = attachment.own();
+    let keeper = Keeper::start(own, record.as_ref(), &places, sandbox.afterwards);
     let keeper = Arc::new(keeper.map_err(|error| failed(attachment.mountpoint(), error))?);
     let finder = Arc::clone(&keeper);
     union.find_origins_by(Box::new(move |dev, origin| finder.find_origin(dev, origin)));
@@ -225,12 +240,13 @@ fn prepare(
 }
 
 impl Core {
-    fn adapter(&self, agreed: (Arc<OwnedFd>, u32), workers: Workers, told: Told) -> Adapter {
+    fn adapter(&self, agreed: Agreed, workers: Workers, told: Told) -> Adapter {
         let (union, counters) = (Arc::clone(&self.union), Arc::clone(&self.counters));
         Adapter::new(
             union,
             counters,
-            (self.pool.clone(), workers),
+            self.pool.clone(),
+            workers,
             agreed,
             told,
             self.opens.clone(),
@@ -274,22 +290,11 @@ impl Mounted {
         let (sender, events) = mpsc::channel();
         let mountpoint = self.attachment.mountpoint().to_owned();
         let (settle, settled) = mpsc::channel();
-        // A ring is served by one thread, which must not be busy for long.
-        let workers = match self.connection.transport() {
-            Transport::Classic => Workers {
-                slow: self.threads / 2,
-                busy: self.threads.saturating_sub(1).max(1),
-            },
-            // Another ring is started before the last of a CPU is busy.
-            Transport::Uring => Workers {
-                slow: 0,
-                busy: usize::MAX,
-            },
+        let workers = Workers {
+            slow: self.threads / 2,
+            busy: self.threads.saturating_sub(1).max(1),
         };
-        let agreed = (
-            Arc::clone(self.connection.device()),
-            self.connection.flags(),
-        );
+        let agreed = self.connection.agreed();
         let adapter = self
             .core
             .adapter(agreed, workers, self.told)
@@ -308,7 +313,7 @@ impl Mounted {
                 let _ = settled.recv_timeout(SETTLE);
                 in_sandbox || attach::can_reopen_device()
             };
-            move || connection.serve(Arc::new(Dispatch(adapter)), threads, others, abort)
+            move || connection.serve(adapter, threads, others, abort)
         };
         let attachment = Arc::new(self.attachment);
         let started = start(serve, Arc::clone(&attachment), sender.clone());
@@ -319,14 +324,9 @@ impl Mounted {
             (Some(files), Some(keeper)) => {
                 files.and_then(|files| files.publish(&self.record, keeper))
             }
-            _ => late::Files::write(&mut self.record),
+            _ => services::Files::write(&mut self.record),
         };
-        let mut late = Late::new(
-            files,
-            &self.record,
-            &self.core,
-            (self.signals.take(), sender),
-        );
+        let mut late = Late::new(files, &self.record, &self.core, self.signals.take(), sender);
         let mut had_answered = false;
         let outcome = match started {
             Ok(()) => wait_for_end(
@@ -496,6 +496,7 @@ impl Ending {
 }
 
 /// A mount served by a thread of this process. Dropping it unmounts lazily.
+#[must_use = "the mount is unmounted when this is dropped"]
 pub struct Background {
     own: OwnMount,
     thread: Option<JoinHandle<Result<()>>>,
@@ -599,6 +600,6 @@ fn session_error(path: &Path, source: io::Error) -> Error {
     }
 }
 
-mod late;
+mod services;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -31,6 +31,7 @@ const MAX_ANSWER: u64 = 16 << 20;
 
 /// The counters of a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Stats {
     /// Requests received from the kernel since the mount, by FUSE operation; absent: none.
     pub requests: BTreeMap<String, u64>,
@@ -58,33 +59,75 @@ impl Stats {
 /// [`Error::Silent`] when the server does not answer in time, [`Error::Runtime`] with the socket's
 /// path when it cannot be asked.
 pub fn query(record: &MountRecord) -> Result<Stats> {
+    connect(record)?.answer()
+}
+
+/// A connection to a mount's server, which has been sent nothing yet that is read.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+    path: PathBuf,
+    mountpoint: PathBuf,
+}
+
+/// Connects to a mount's server, for [`Connection::answer`] in another place.
+///
+/// # Errors
+/// As [`query`].
+pub fn connect(record: &MountRecord) -> Result<Connection> {
     let path = record.socket();
-    ask(&path).map_err(|source| match source.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Silent {
-            path: record.mountpoint.clone(),
-        },
+    let stream = with_short_path(&path, connect_to).and_then(|stream| {
+        stream.set_read_timeout(Some(patience()))?;
+        Ok(stream)
+    });
+    let mountpoint = record.mountpoint.clone();
+    match stream {
+        Ok(stream) => Ok(Connection {
+            stream,
+            path,
+            mountpoint,
+        }),
+        Err(source) => Err(failed(source, path, mountpoint)),
+    }
+}
+
+impl Connection {
+    /// What the server says.
+    ///
+    /// # Errors
+    /// As [`query`].
+    pub fn answer(self) -> Result<Stats> {
+        let mut answer = Vec::new();
+        let stats = (&self.stream)
+            .take(MAX_ANSWER)
+            .read_to_end(&mut answer)
+            .and_then(|_| Ok(serde_json::from_slice::<Stats>(&answer)?));
+        match stats {
+            Ok(mut stats) => {
+                let dir = self.path.parent();
+                stats.mount.dir = dir.map(Path::to_owned).unwrap_or_default();
+                Ok(stats)
+            }
+            Err(source) => Err(failed(source, self.path, self.mountpoint)),
+        }
+    }
+}
+
+fn failed(source: io::Error, path: PathBuf, mountpoint: PathBuf) -> Error {
+    match source.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Silent { path: mountpoint },
         _ => Error::Runtime { path, source },
-    })
+    }
 }
 
 /// Does not wait where others wait for the server to let them in.
-fn connect(path: &Path) -> io::Result<UnixStream> {
+fn connect_to(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false)?;
     Ok(stream)
-}
-
-fn ask(path: &Path) -> io::Result<Stats> {
-    let stream = with_short_path(path, connect)?;
-    stream.set_read_timeout(Some(patience()))?;
-    let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
-    let mut stats: Stats = serde_json::from_slice(&answer)?;
-    stats.mount.dir = path.parent().map(Path::to_owned).unwrap_or_default();
-    Ok(stats)
 }
 
 /// In a runtime directory that is one: no other user can have put the socket there.

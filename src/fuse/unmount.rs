@@ -16,7 +16,7 @@ use super::error::{Error, Result};
 use super::mountinfo::MountEntry;
 use super::mountpoint::Mountpoint;
 use super::own_mount::MountId;
-use super::{control, fusermount, runtime};
+use super::{connection_control, fusermount, runtime};
 use crate::sys::probe::{self, Answer};
 
 /// How long a mount may take to answer, unless `UNIONFS_TIMEOUT` says it, in seconds.
@@ -111,7 +111,7 @@ impl Mount {
     pub fn abort(&self) -> Result<()> {
         // The mount is held open, so the device number is its.
         let abort = || -> io::Result<()> {
-            let file = control::open_abort(self.entry.device.1)?;
+            let file = connection_control::open_abort(self.entry.device.1)?;
             rustix::io::write(&file, b"1")?;
             Ok(())
         };
@@ -158,7 +158,7 @@ impl Mount {
         }
         match rustix::mount::unmount(above.proc_path().join(name), UnmountFlags::NOFOLLOW) {
             Ok(()) => Ok(()),
-            Err(Errno::PERM) => unmount_with_helper(&path, false),
+            Err(Errno::PERM) => unmount_with_helper(&path, &["-u", "-q"]),
             Err(Errno::BUSY) => Err(failed(
                 &path,
                 "still in use (a process has a file open or works there); end it, or unmount \
@@ -169,11 +169,12 @@ impl Mount {
     }
 
     fn check(&self) -> Result<()> {
-        match self.entry.is_fuse() {
-            true => Ok(()),
-            false => Err(Error::NotFuse {
+        if self.entry.is_fuse() {
+            Ok(())
+        } else {
+            Err(Error::NotFuse {
                 path: self.path().to_owned(),
-            }),
+            })
         }
     }
 }
@@ -191,26 +192,31 @@ pub(super) fn detach_open(root: impl AsFd, path: &Path) -> Result<()> {
     let link = format!("/proc/thread-self/fd/{}", root.as_fd().as_raw_fd());
     match rustix::mount::unmount(link, UnmountFlags::DETACH) {
         Ok(()) => Ok(()),
-        Err(Errno::PERM) => unmount_with_helper(path, true),
+        Err(Errno::PERM) => unmount_with_helper(path, &["-u", "-q", "-z"]),
         Err(error) => Err(failed(path, &error.to_string())),
     }
 }
 
-/// Unmounts the FUSE file system on `mountpoint`; `lazy` as [`Mount::detach`], else as
-/// [`Mount::unmount`].
+/// Unmounts the FUSE file system on `mountpoint`, as [`Mount::unmount`].
 ///
 /// # Errors
 /// [`Error::NotFuse`] when something else, or nothing, is mounted there;
 /// [`Error::Unmount`] with the system's reason (in use, not permitted).
-pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {
-    let mount = Mount::at(mountpoint)?;
-    match lazy {
-        true => mount.detach(),
-        false => mount.unmount(),
-    }
+pub fn unmount(mountpoint: &Path) -> Result<()> {
+    Mount::at(mountpoint)?.unmount()
 }
 
-fn unmount_with_helper(path: &Path, lazy: bool) -> Result<()> {
+/// Detaches the FUSE file system on `mountpoint`, as [`Mount::detach`].
+///
+/// # Errors
+/// [`Error::NotFuse`] when something else, or nothing, is mounted there;
+/// [`Error::Unmount`] with the system's reason (not permitted).
+pub fn detach(mountpoint: &Path) -> Result<()> {
+    Mount::at(mountpoint)?.detach()
+}
+
+/// `options`: of fusermount3.
+fn unmount_with_helper(path: &Path, options: &[&str]) -> Result<()> {
     let Some(helper) = fusermount::find_helper() else {
         return Err(failed(
             path,
@@ -218,11 +224,7 @@ fn unmount_with_helper(path: &Path, lazy: bool) -> Result<()> {
         ));
     };
     let mut command = Command::new(helper);
-    command.args(["-u", "-q"]);
-    if lazy {
-        command.arg("-z");
-    }
-    command.arg("--").arg(path);
+    command.args(options).arg("--").arg(path);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let outcome = command
         .stderr(Stdio::piped())
@@ -307,16 +309,13 @@ mod tests {
     #[test]
     fn what_is_no_fuse_mount_is_refused() {
         let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(unmount(dir.path()), Err(Error::NotFuse { .. })));
         assert!(matches!(
-            unmount(dir.path(), false),
-            Err(Error::NotFuse { .. })
-        ));
-        assert!(matches!(
-            unmount(&dir.path().join("a/b"), false),
+            unmount(&dir.path().join("a/b")),
             Err(Error::Mountpoint { .. })
         ));
         assert!(matches!(
-            unmount(Path::new("/proc"), true),
+            detach(Path::new("/proc")),
             Err(Error::NotFuse { .. })
         ));
         let (place, mount) = without_dead(dir.path()).unwrap();

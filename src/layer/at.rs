@@ -188,6 +188,9 @@ impl<'a> At<'a> {
 
     /// As [`Self::stat`], but returns `None` for an absent name. A name that is too long for this
     /// file system is absent too, as in overlayfs.
+    ///
+    /// # Errors
+    /// Those of statx(2), but for ENOENT and ENAMETOOLONG.
     pub fn stat_opt(&self) -> Result<Option<Stat>, Errno> {
         match self.stat() {
             Ok(stat) => Ok(Some(stat)),
@@ -245,12 +248,30 @@ impl<'a> At<'a> {
         self.open(OFlags::PATH | OFlags::DIRECTORY, 0)
     }
 
+    /// Opens a file for reading, without changing its access time where that is allowed (EPERM: it
+    /// is another user's). Does not wait for a FIFO.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn open_quietly(&self) -> Result<OwnedFd, Errno> {
+        match self.open(OFlags::RDONLY | OFlags::NOATIME | OFlags::NONBLOCK, 0) {
+            Err(Errno::PERM) => self.open(OFlags::RDONLY | OFlags::NONBLOCK, 0),
+            other => other,
+        }
+    }
+
     /// Returns the target of a symlink.
+    ///
+    /// # Errors
+    /// Those of readlinkat(2): EINVAL for what is not a symlink.
     pub fn readlink(&self) -> Result<Vec<u8>, Errno> {
         Ok(fs::readlinkat(self.dir, self.name, Vec::new())?.into_bytes())
     }
 
     /// Returns the value of an xattr; `None` when it is absent or the file system has no xattrs.
+    ///
+    /// # Errors
+    /// Those of getxattr(2), but for ENODATA and EOPNOTSUPP.
     pub fn xattr(&self, name: &CStr) -> Result<Option<Vec<u8>>, Errno> {
         match self.xattr_raw(name) {
             Ok(value) => Ok(Some(value)),
@@ -282,6 +303,9 @@ impl<'a> At<'a> {
     }
 
     /// Returns the names of all xattrs, each followed by NUL; empty where there are none.
+    ///
+    /// # Errors
+    /// Those of listxattr(2), but for EOPNOTSUPP.
     pub fn list_xattrs(&self) -> Result<Vec<u8>, Errno> {
         let quick =
             self.with_name(|file| grow(|buf: &mut [u8]| xattrat::list(self.dir, file, buf)));
@@ -313,6 +337,9 @@ impl<'a> At<'a> {
     }
 
     /// Sets an xattr.
+    ///
+    /// # Errors
+    /// Those of setxattr(2).
     pub fn set_xattr(&self, name: &CStr, value: &[u8], flags: fs::XattrFlags) -> Result<(), Errno> {
         let quick = self.with_name(|file| xattrat::set(self.dir, file, name, value, flags.bits()));
         if let Some(done) = quick {
@@ -366,6 +393,9 @@ impl<'a> At<'a> {
     }
 
     /// Changes owner and group; `None` leaves one unchanged.
+    ///
+    /// # Errors
+    /// Those of fchownat(2).
     pub fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
         let uid = uid.map(Uid::from_raw);
         let gid = gid.map(Gid::from_raw);
@@ -373,6 +403,9 @@ impl<'a> At<'a> {
     }
 
     /// Sets access and modification time.
+    ///
+    /// # Errors
+    /// Those of utimensat(2).
     pub fn set_times(&self, times: &Timestamps) -> Result<(), Errno> {
         if self.name.is_empty() {
             self.with_proc_path(|p| fs::utimensat(CWD, p, times, AtFlags::empty()))
@@ -400,21 +433,33 @@ impl<'a> At<'a> {
     }
 
     /// Creates a directory.
+    ///
+    /// # Errors
+    /// Those of mkdirat(2).
     pub fn mkdir(&self, perm: u32) -> Result<(), Errno> {
         fs::mkdirat(self.dir, self.name, Mode::from_raw_mode(perm & 0o7777))
     }
 
     /// Creates a symlink.
+    ///
+    /// # Errors
+    /// Those of symlinkat(2).
     pub fn symlink(&self, target: &[u8]) -> Result<(), Errno> {
         fs::symlinkat(target, self.dir, self.name)
     }
 
     /// Removes a name of anything but a directory.
+    ///
+    /// # Errors
+    /// Those of unlinkat(2).
     pub fn unlink(&self) -> Result<(), Errno> {
         fs::unlinkat(self.dir, self.name, AtFlags::empty())
     }
 
     /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// Those of unlinkat(2): ENOTEMPTY for a directory that has entries.
     pub fn rmdir(&self) -> Result<(), Errno> {
         fs::unlinkat(self.dir, self.name, AtFlags::REMOVEDIR)
     }
@@ -434,6 +479,9 @@ impl<'a> At<'a> {
     }
 
     /// Renames the file with the flags of renameat2(2).
+    ///
+    /// # Errors
+    /// Those of renameat2(2).
     pub fn rename_to(&self, to: At<'_>, flags: fs::RenameFlags) -> Result<(), Errno> {
         fs::renameat_with(self.dir, self.name, to.dir, to.name, flags)
     }

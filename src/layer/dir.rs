@@ -70,9 +70,12 @@ impl OpenDir {
             path: path.to_owned(),
             source,
         })?;
-        let open = |flags: OFlags| match flags.contains(OFlags::PATH) {
-            true => rustix::io::fcntl_dupfd_cloexec(&found, 0),
-            false => rustix::fs::openat(&found, c".", flags, Mode::empty()),
+        let open = |flags: OFlags| {
+            if flags.contains(OFlags::PATH) {
+                rustix::io::fcntl_dupfd_cloexec(&found, 0)
+            } else {
+                rustix::fs::openat(&found, c".", flags, Mode::empty())
+            }
         };
         let mut dir = Self::open_by(path, open).map_err(fail)?;
         match path_of(&dir.fd) {
@@ -153,15 +156,17 @@ impl OpenDir {
     /// # Errors
     /// Those of open(2), such as EACCES.
     pub fn readable(&self) -> Result<Arc<OwnedFd>, Errno> {
-        match self.readable {
-            true => Ok(Arc::clone(&self.fd)),
-            false => self.reopen().map(Arc::new),
+        if self.readable {
+            Ok(Arc::clone(&self.fd))
+        } else {
+            self.reopen().map(Arc::new)
         }
     }
 }
 
-/// Where the kernel says a descriptor's directory is; `None` where it has no path from here.
-pub(crate) fn path_of(fd: impl AsFd) -> Option<PathBuf> {
+/// Where the kernel says that the file or directory of a descriptor is (`/proc/self/fd`). `None` where it
+/// has no path from here, or /proc is missing. The path of one that was removed ends in ` (deleted)`.
+pub fn path_of(fd: impl AsFd) -> Option<PathBuf> {
     let link = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     let path = std::fs::read_link(link).ok()?;
     path.is_absolute().then_some(path)

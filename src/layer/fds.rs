@@ -1,5 +1,5 @@
-//! A bounded cache of descriptors: each owner (a directory of a layer, an open file of the
-//! union) has a slot; a clock closes those not used lately. Called by `lower` and `union`.
+//! A bounded cache of descriptors: each owner (a directory of a layer, an open file of the union)
+//! has a slot; a clock closes those not used lately.
 //!
 //! A hit takes the slot's own lock only; the clock's lock is taken when something is opened.
 //!
@@ -7,11 +7,12 @@
 //! half of theirs back, whoever it was that could not open something.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
+
+use crate::sys::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sys::sync::parking_lot::{Mutex, RwLock};
 
 /// The caches that give back when the process is out of descriptors.
 static SHARED: RwLock<Vec<Weak<FdCache>>> = RwLock::new(Vec::new());
@@ -65,18 +66,28 @@ impl<T> Slot<T> {
     }
 }
 
+/// Which descriptors are closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Evicted {
+    /// Those that were not used since the last round.
+    NotUsedLately,
+    /// Whichever come first.
+    Any,
+}
+
 /// What the clock sees of a slot.
 trait Evict: Send + Sync {
-    /// Takes the descriptor out unless it was used since the last round, or is in use.
-    fn evict(&self, force: bool) -> Option<Closing>;
+    /// Takes the descriptor out, if it is one of these and not in use.
+    fn evict(&self, which: Evicted) -> Option<Closing>;
 }
 
 /// Closed when dropped, which may take a while: not under a lock.
 type Closing = Option<Arc<dyn std::any::Any + Send + Sync>>;
 
 impl<T: Send + Sync + 'static> Evict for Slot<T> {
-    fn evict(&self, force: bool) -> Option<Closing> {
-        if self.used.swap(false, Ordering::Relaxed) && !force {
+    fn evict(&self, which: Evicted) -> Option<Closing> {
+        let used = self.used.swap(false, Ordering::Relaxed);
+        if used && which == Evicted::NotUsedLately {
             return None;
         }
         // A locked slot is in use right now.
@@ -114,6 +125,9 @@ impl FdCache {
     }
 
     /// The descriptor in `slot`, opened by `open` when there is none or it fails `fits`.
+    ///
+    /// # Errors
+    /// Those of `open`.
     pub fn get<T: Send + Sync + 'static, E: From<Errno> + IsExhausted>(
         &self,
         slot: &Arc<Slot<T>>,
@@ -176,7 +190,7 @@ impl FdCache {
         let mut clock = self.clock.lock();
         clock.push_back(slot);
         let rounds = clock.len() * 2;
-        let closing = turn(&mut clock, self.capacity, rounds, false);
+        let closing = turn(&mut clock, self.capacity, rounds, Evicted::NotUsedLately);
         drop(clock);
         drop(closing);
     }
@@ -186,7 +200,7 @@ impl FdCache {
     fn give_back(&self) {
         let mut clock = self.clock.lock();
         let (left, rounds) = (clock.len() / 2, clock.len());
-        let closing = turn(&mut clock, left, rounds, true);
+        let closing = turn(&mut clock, left, rounds, Evicted::Any);
         drop(clock);
         drop(closing);
     }
@@ -205,7 +219,7 @@ fn turn(
     clock: &mut VecDeque<Weak<dyn Evict>>,
     capacity: usize,
     mut rounds: usize,
-    force: bool,
+    which: Evicted,
 ) -> Vec<Closing> {
     let mut closing = Vec::new();
     while clock.len() > capacity && rounds > 0 {
@@ -216,7 +230,7 @@ fn turn(
         let Some(slot) = oldest.upgrade() else {
             continue;
         };
-        match slot.evict(force) {
+        match slot.evict(which) {
             Some(fd) => closing.push(fd),
             None => clock.push_back(oldest),
         }
@@ -268,9 +282,12 @@ mod tests {
         }
         let mut first = true;
         let last = Arc::new(Slot::default());
-        let open = || match std::mem::take(&mut first) {
-            true => Err(Errno::MFILE),
-            false => Ok(2),
+        let open = || {
+            if std::mem::take(&mut first) {
+                Err(Errno::MFILE)
+            } else {
+                Ok(2)
+            }
         };
         assert_eq!(*cache.get(&last, |_| true, open).unwrap(), 2);
         assert!(slots.iter().filter(|s| s.held.lock().is_some()).count() <= 32);

@@ -1,6 +1,5 @@
-//! Lower layers: opened roots, directories in them, and what one layer says about a name.
-//! Lower layers are immutable, so everything learnt about them stays true. Called by
-//! `union::resolve` and `union::readdir`.
+//! Lower layers: opened roots, directories in them, and what one layer says about a name. Lower
+//! layers are immutable, so everything learnt about them stays true.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -72,9 +71,10 @@ impl Layer {
     /// Those of listxattr(2) and getxattr(2).
     pub fn markers(&self, at: At<'_>) -> Result<Markers, Errno> {
         let markers = Markers::read(at, self.dialect)?;
-        Ok(match self.believes_user {
-            true => markers,
-            false => markers.without_users(),
+        Ok(if self.believes_user {
+            markers
+        } else {
+            markers.without_users()
         })
     }
 
@@ -92,24 +92,34 @@ impl Layer {
         let held = at.open(OFlags::PATH, 0)?;
         let held = At::fd(held.as_fd());
         let again = held.stat()?;
-        match again.kind == stat.kind {
-            true => Ok((again, self.markers(held)?)),
-            false => Err(Errno::STALE),
+        if again.kind == stat.kind {
+            Ok((again, self.markers(held)?))
+        } else {
+            Err(Errno::STALE)
         }
     }
 
-    /// Opens a layer; ENOENT or ENOTDIR when it is no directory.
+    /// Opens a layer; ENOENT or ENOTDIR when it is not a directory.
+    ///
+    /// # Errors
+    /// ENOENT or ENOTDIR if it is not a directory, else those of open(2) and statx(2).
     pub fn open(spec: &LayerSpec) -> Result<Self, Errno> {
         Self::open_among(spec, &mut FileSystems::new())
     }
 
     /// As [`Self::open`], one of many: a file system is asked for its UUID once.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
     pub fn open_among(spec: &LayerSpec, known: &mut FileSystems) -> Result<Self, Errno> {
         Self::rooted(spec, spec.dir.readable()?, known)
     }
 
     /// As [`Self::open`], with a descriptor that nobody shares, so that a lock on it is not
     /// that of whoever has `spec`.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
     pub fn open_apart(spec: &LayerSpec) -> Result<Self, Errno> {
         Self::rooted(spec, Arc::new(spec.dir.reopen()?), &mut FileSystems::new())
     }
@@ -162,7 +172,7 @@ pub enum Single {
     Absent,
     /// The name is deleted here: nothing below shows.
     Whiteout,
-    /// A file that is no directory.
+    /// A file that is not a directory.
     File {
         /// Attributes.
         stat: Stat,
@@ -193,6 +203,9 @@ pub struct RawEntry {
 
 impl LowerDir {
     /// The root of a layer.
+    ///
+    /// # Errors
+    /// Those of statx(2) and getxattr(2).
     pub fn root(layer: Arc<Layer>, index: usize) -> Result<Arc<Self>, Errno> {
         let markers = layer.markers(At::fd(layer.root.as_fd()))?;
         Ok(Arc::new(Self {
@@ -232,6 +245,9 @@ impl LowerDir {
     }
 
     /// A descriptor (`O_PATH`) for calls relative to the directory.
+    ///
+    /// # Errors
+    /// Those of open(2); ESTALE if the directory is not the same any more.
     pub fn fd(&self, fds: &FdCache) -> Result<Arc<OwnedFd>, Errno> {
         if let Some(fd) = fds.cached(&self.slot) {
             return Ok(fd);
@@ -263,13 +279,17 @@ impl LowerDir {
     /// others than those may look into who were told that they may.
     fn open_in(&self, parent: &OwnedFd) -> Result<OwnedFd, Errno> {
         let fd = At::new(parent.as_fd(), &self.name).open_dir_path()?;
-        match self.stat.is_or_resembles(&At::fd(fd.as_fd()).stat()?) {
-            true => Ok(fd),
-            false => Err(Errno::STALE),
+        if self.stat.is_or_resembles(&At::fd(fd.as_fd()).stat()?) {
+            Ok(fd)
+        } else {
+            Err(Errno::STALE)
         }
     }
 
     /// What this directory says about `name`.
+    ///
+    /// # Errors
+    /// Those of statx(2), getxattr(2) and [`Self::fd`]; a name that is absent is not an error.
     pub fn lookup(self: &Arc<Self>, fds: &FdCache, name: &[u8]) -> Result<Single, Errno> {
         if self.layer.dialect.wh_names && name.starts_with(WH_PREFIX) {
             return Ok(Single::Absent);
@@ -293,9 +313,10 @@ impl LowerDir {
             // Only regular files carry metacopy, and only empty ones are whiteouts.
             FileKind::Regular => {
                 let (stat, markers) = self.layer.described(at, stat)?;
-                match self.xwhiteouts && stat.size == 0 && markers.whiteout {
-                    true => Ok(Single::Whiteout),
-                    false => Ok(Single::File { stat, markers }),
+                if self.xwhiteouts && stat.size == 0 && markers.whiteout {
+                    Ok(Single::Whiteout)
+                } else {
+                    Ok(Single::File { stat, markers })
                 }
             }
             _ => Ok(Single::File {
@@ -361,6 +382,9 @@ impl LowerDir {
 
     /// Whether a listed entry that looks like an empty file or a character device is in
     /// truth a whiteout.
+    ///
+    /// # Errors
+    /// Those of statx(2), getxattr(2) and [`Self::fd`].
     pub fn is_whiteout(&self, fds: &FdCache, entry: &RawEntry) -> Result<bool, Errno> {
         let suspect = match entry.kind {
             Some(FileKind::CharDevice) | None => true,
@@ -382,6 +406,9 @@ impl LowerDir {
     }
 
     /// Calls `each` for every entry but `.` and `..`, in the order of the file system.
+    ///
+    /// # Errors
+    /// Those of open(2), getdents64(2) and [`Self::fd`].
     pub fn read(&self, fds: &FdCache, mut each: impl FnMut(RawEntry)) -> Result<(), Errno> {
         let mut has_wh = false;
         read_dir(&*self.fd(fds)?, |entry| {
@@ -405,6 +432,9 @@ impl Drop for LowerDir {
 
 /// Whether a directory has the file that makes it opaque. One that a plain user may not
 /// search shows nothing of what is in it.
+///
+/// # Errors
+/// Those of statx(2), but for ENOENT and EACCES.
 pub fn has_opaque_file(dir: impl AsFd) -> Result<bool, Errno> {
     match At::new(dir.as_fd(), WH_OPAQUE).stat_opt() {
         Err(Errno::ACCESS) => Ok(false),
@@ -414,6 +444,9 @@ pub fn has_opaque_file(dir: impl AsFd) -> Result<bool, Errno> {
 
 /// Reads a whole directory, given any descriptor for it, leaving its access time alone
 /// where that is allowed (EPERM: it is another user's).
+///
+/// # Errors
+/// Those of open(2) and getdents64(2).
 pub fn read_dir(dir: &OwnedFd, mut each: impl FnMut(RawEntry)) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open = |flags| with_spare(|| rustix::fs::openat(dir, c".", flags, Mode::empty()));

@@ -165,6 +165,7 @@ pub struct FromUser {
 impl Markers {
     /// Removes redirect and metacopy if they are from `user.*`. They may still lead into data-only
     /// layers, whose files have no names of their own in the union, as in overlayfs.
+    #[must_use]
     pub fn without_users(mut self) -> Self {
         if self.from_user.metacopy {
             let path = |to: &Vec<u8>| to.starts_with(b"/");
@@ -372,7 +373,7 @@ impl Writer {
             other => return other,
         }
         let stat = at.stat()?;
-        if stat.kind == crate::union::FileKind::Symlink || stat.perm & 0o200 != 0 {
+        if stat.kind == super::types::FileKind::Symlink || stat.perm & 0o200 != 0 {
             return Err(Errno::ACCESS);
         }
         at.chmod(stat.perm | 0o200)?;

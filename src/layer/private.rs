@@ -100,9 +100,10 @@ fn apart(upper: &Path, work: &Path) -> (usize, PathBuf, PathBuf) {
     let common = both.take_while(|(a, b)| a == b).count();
     let below = |path: &Path| -> PathBuf {
         let rest: PathBuf = path.components().skip(common).collect();
-        match rest.as_os_str().is_empty() {
-            true => PathBuf::from("."),
-            false => rest,
+        if rest.as_os_str().is_empty() {
+            PathBuf::from(".")
+        } else {
+            rest
         }
     };
     let steps = upper.components().count() - common;

@@ -1,10 +1,11 @@
 //! The system calls of confined processes: found by running the tests under strace(1), with what
 //! libc and Rust's library do in their name (memory, threads, time, signals). The rest kills.
 
-use crate::sys::seccomp::Allowed;
-use Allowed::{Any, If};
+use crate::sys::seccomp::Call;
+use Call::{Any, If};
 
-/// What every confined process may call, whatever the arguments.
+/// What every confined process may call, whatever the arguments. None of it changes a name or an
+/// attribute.
 const COMMON: &[libc::c_long] = &[
     // None: what a tracer makes of a call that is not to be made.
     u32::MAX as libc::c_long,
@@ -25,7 +26,6 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_splice,
     libc::SYS_fallocate,
     libc::SYS_ftruncate,
-    libc::SYS_truncate,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
     libc::SYS_syncfs,
@@ -50,34 +50,14 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_readlinkat,
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
-    libc::SYS_mkdirat,
-    libc::SYS_mknodat,
-    libc::SYS_unlinkat,
-    libc::SYS_symlinkat,
-    libc::SYS_linkat,
-    libc::SYS_renameat2,
-    libc::SYS_fchmod,
-    libc::SYS_fchmodat,
-    FCHMODAT2,
-    libc::SYS_fchown,
-    libc::SYS_fchownat,
-    libc::SYS_utimensat,
     libc::SYS_getxattr,
     libc::SYS_lgetxattr,
     libc::SYS_fgetxattr,
-    libc::SYS_setxattr,
-    libc::SYS_lsetxattr,
-    libc::SYS_fsetxattr,
     libc::SYS_listxattr,
     libc::SYS_llistxattr,
     libc::SYS_flistxattr,
-    libc::SYS_removexattr,
-    libc::SYS_lremovexattr,
-    libc::SYS_fremovexattr,
-    SETXATTRAT,
     GETXATTRAT,
     LISTXATTRAT,
-    REMOVEXATTRAT,
     libc::SYS_name_to_handle_at,
     libc::SYS_getcwd,
     libc::SYS_umask,
@@ -154,25 +134,61 @@ const OLDER: &[libc::c_long] = &[
     libc::SYS_lstat,
     libc::SYS_access,
     libc::SYS_readlink,
-    libc::SYS_mkdir,
-    libc::SYS_mknod,
-    libc::SYS_unlink,
-    libc::SYS_rmdir,
-    libc::SYS_symlink,
-    libc::SYS_link,
-    libc::SYS_rename,
-    libc::SYS_chmod,
-    libc::SYS_chown,
-    libc::SYS_lchown,
     libc::SYS_poll,
     libc::SYS_select,
     libc::SYS_epoll_wait,
     libc::SYS_dup2,
     libc::SYS_time,
-    libc::SYS_renameat,
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[libc::c_long] = &[];
+
+/// What changes names and attributes. A process that only reads is refused all of it ([`changes`]).
+const CHANGES: &[libc::c_long] = &[
+    libc::SYS_truncate,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_unlinkat,
+    libc::SYS_symlinkat,
+    libc::SYS_linkat,
+    libc::SYS_renameat2,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    FCHMODAT2,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_utimensat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+    SETXATTRAT,
+    REMOVEXATTRAT,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mkdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mknod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rmdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_symlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_link,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rename,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_renameat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+];
 
 /// Newer than some C libraries' headers; the same on every architecture there is a filter for.
 const FCHMODAT2: libc::c_long = 452;
@@ -188,20 +204,20 @@ pub(super) const UNKNOWN: &[libc::c_long] = &[libc::SYS_clone3, MAP_SHADOW_STACK
 
 /// FUSE_DEV_IOC_CLONE, FUSE_DEV_IOC_BACKING_OPEN, FUSE_DEV_IOC_BACKING_CLOSE (linux/fuse.h).
 const FUSE_IOCTLS: [u32; 3] = [0x8004_e500, 0x4010_e501, 0x4004_e502];
-/// FICLONE, FICLONERANGE, FIDEDUPERANGE, FS_IOC_FIEMAP, FS_IOC_GETFLAGS, FS_IOC_SETFLAGS,
-/// FS_IOC_GETVERSION, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, FS_IOC_GETFSUUID (linux/fs.h).
-const FILE_IOCTLS: [u32; 10] = [
+/// FICLONE, FICLONERANGE, FIDEDUPERANGE, FS_IOC_FIEMAP, FS_IOC_GETFLAGS, FS_IOC_GETVERSION,
+/// FS_IOC_FSGETXATTR, FS_IOC_GETFSUUID (linux/fs.h).
+const FILE_IOCTLS: [u32; 8] = [
     0x4004_9409,
     0x4020_940d,
     0xc018_9436,
     0xc020_660b,
     0x8008_6601,
-    0x4008_6602,
     0x8008_7601,
     0x801c_581f,
-    0x401c_5820,
     0x8011_1500,
 ];
+/// FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR: attributes of a file that is open, if only for reading.
+const CHANGING_IOCTLS: [u32; 2] = [0x4008_6602, 0x401c_5820];
 /// TCGETS (is it a terminal?), TIOCGWINSZ, FIONREAD, FIONBIO.
 const OTHER_IOCTLS: [u32; 4] = [0x5401, 0x5413, 0x541b, 0x5421];
 
@@ -239,9 +255,28 @@ const PRCTLS: [libc::c_int; 5] = [
 
 const ALL: u32 = u32::MAX;
 
+/// An ioctl of this number, of whatever file.
+fn ioctl(number: u32) -> Call {
+    If {
+        call: libc::SYS_ioctl,
+        argument: 1,
+        mask: ALL,
+        value: number,
+    }
+}
+
+/// What changes names and attributes, by a path or by a file that is open for reading.
+pub(super) fn changes() -> Vec<Call> {
+    let calls = CHANGES.iter().map(|call| Any(*call));
+    calls.chain(CHANGING_IOCTLS.map(ioctl)).collect()
+}
+
 /// What every confined process may call.
-fn common() -> Vec<Allowed> {
-    let mut calls: Vec<Allowed> = COMMON.iter().chain(OLDER).map(|call| Any(*call)).collect();
+fn common() -> Vec<Call> {
+    let calls = COMMON.iter().chain(OLDER).map(|call| Any(*call));
+    let mut calls: Vec<Call> = calls.chain(changes()).collect();
+    calls.extend(FILE_IOCTLS.map(ioctl));
+    calls.extend(OTHER_IOCTLS.map(ioctl));
     let mut one_of = |call, argument, values: &[u32]| {
         calls.extend(values.iter().map(|&value| If {
             call,
@@ -250,8 +285,6 @@ fn common() -> Vec<Allowed> {
             value,
         }));
     };
-    one_of(libc::SYS_ioctl, 1, &FILE_IOCTLS);
-    one_of(libc::SYS_ioctl, 1, &OTHER_IOCTLS);
     one_of(libc::SYS_fcntl, 1, &FCNTLS.map(i32::cast_unsigned));
     one_of(libc::SYS_prctl, 0, &PRCTLS.map(i32::cast_unsigned));
     // Signals and limits of this process only.
@@ -288,14 +321,9 @@ fn common() -> Vec<Allowed> {
 }
 
 /// Of a process that serves a mount.
-pub(super) fn of_daemon(has_rings: bool) -> Vec<Allowed> {
+pub(super) fn of_daemon(has_rings: bool) -> Vec<Call> {
     let mut calls = common();
-    calls.extend(FUSE_IOCTLS.map(|value| If {
-        call: libc::SYS_ioctl,
-        argument: 1,
-        mask: ALL,
-        value,
-    }));
+    calls.extend(FUSE_IOCTLS.map(ioctl));
     // The control socket. No open_by_handle_at(2): see `fuse::keeper`.
     calls.push(Any(libc::SYS_accept4));
     if has_rings {
@@ -334,7 +362,7 @@ pub(super) const UNKNOWN_TO_COMMANDS: &[libc::c_long] = &[
 ];
 
 /// Of a command that reads what nobody vouches for.
-pub(super) fn of_command(network: bool) -> Vec<Allowed> {
+pub(super) fn of_command(network: bool) -> Vec<Call> {
     let mut calls = common();
     calls.retain(|call| !matches!(call, Any(number) if OF_OTHERS.contains(number)));
     // Signals come to a thread through a pair of sockets.

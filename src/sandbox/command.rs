@@ -4,17 +4,29 @@
 //! The process confines itself, and no child: all that comes after the first byte of those is to
 //! be confined too, so there would be nothing left for a parent to do but to pass signals, the
 //! terminal and the exit code on.
+//!
+//! ```no_run
+//! use unionfs::sandbox::{Mode, command::Command};
+//!
+//! let mut sandbox = Command::new(Mode::Auto);
+//! sandbox.read("/var/lib/docker".as_ref())?;
+//! let in_force = sandbox.enter()?;
+//! println!("{in_force}");
+//! assert!(std::fs::read_dir("/home").is_err());
+//! # Ok::<(), std::io::Error>(())
+//! ```
 
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use rustix::fs::{Mode as FileMode, OFlags};
+use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
-use super::{InForce, Kept, Mode, calls, kept, kept_for, names};
+use super::{InForce, Kept, Mode, Needed, calls, kept, kept_for, names};
 use crate::sys::landlock::{Beneath, Network};
-use crate::sys::narrow::{self, Link, Place};
+use crate::sys::narrow::{self, KeptPath, Link};
 use crate::sys::{capabilities, landlock, seccomp};
 
 /// All that is kept; docs/ARCHITECTURE.md has the same table.
@@ -22,49 +34,49 @@ pub const KEPT: [Kept; 8] = [
     kept(
         CapabilitySet::CHOWN,
         "CHOWN",
-        false,
+        Needed::ToChange,
         "files of a layer belong to whom the archive says",
     ),
     kept(
         CapabilitySet::DAC_OVERRIDE,
         "DAC_OVERRIDE",
-        false,
+        Needed::ToChange,
         "files are made in directories of other owners, whatever their modes",
     ),
     kept(
         CapabilitySet::DAC_READ_SEARCH,
         "DAC_READ_SEARCH",
-        true,
+        Needed::Always,
         "files of layers are read whoever owns them",
     ),
     kept(
         CapabilitySet::FOWNER,
         "FOWNER",
-        false,
+        Needed::ToChange,
         "modes, times, xattrs and removal of files that belong to others",
     ),
     kept(
         CapabilitySet::FSETID,
         "FSETID",
-        false,
+        Needed::ToChange,
         "set-group-ID bits of files in other groups",
     ),
     kept(
         CapabilitySet::MKNOD,
         "MKNOD",
-        false,
+        Needed::ToChange,
         "device nodes of a layer; they cannot be opened inside the sandbox",
     ),
     kept(
         CapabilitySet::SETFCAP,
         "SETFCAP",
-        false,
+        Needed::ToChange,
         "security.capability of files",
     ),
     kept(
         CapabilitySet::SYS_ADMIN,
         "SYS_ADMIN",
-        true,
+        Needed::Always,
         "trusted.* xattrs, which mark whiteouts and opaque directories",
     ),
 ];
@@ -73,9 +85,10 @@ pub const KEPT: [Kept; 8] = [
 #[derive(Debug)]
 pub struct Command {
     mode: Mode,
-    places: Vec<Place>,
+    places: Vec<KeptPath>,
     links: Vec<Link>,
     network: bool,
+    quick: bool,
 }
 
 impl Command {
@@ -86,6 +99,18 @@ impl Command {
             places: Vec::new(),
             links: Vec::new(),
             network: false,
+            quick: false,
+        }
+    }
+
+    /// A sandbox that is entered quickly, for a process that only looks into stores and tells another
+    /// what it has found: without a mount namespace where Landlock is there, whose part it has then. What
+    /// Landlock does not know (modes, owners, xattrs), the filter refuses. Of processes the files
+    /// in /proc cannot be read, but for its own.
+    pub fn quick(mode: Mode) -> Self {
+        Self {
+            quick: true,
+            ..Self::new(mode)
         }
     }
 
@@ -127,7 +152,7 @@ impl Command {
         });
     }
 
-    fn place(&mut self, path: &Path, with: impl FnOnce(&mut Place)) -> io::Result<()> {
+    fn place(&mut self, path: &Path, with: impl FnOnce(&mut KeptPath)) -> io::Result<()> {
         if self.mode == Mode::Off {
             return Ok(());
         }
@@ -135,7 +160,7 @@ impl Command {
             with(place);
             return Ok(());
         }
-        let mut place = Place::at(path)?;
+        let mut place = KeptPath::at(path)?;
         with(&mut place);
         self.places.push(place);
         Ok(())
@@ -164,18 +189,24 @@ impl Command {
         }
         let done = capabilities::set_no_new_privs();
         in_force.no_new_privs = part(mode, "no_new_privs", done)?.is_some();
-        let done = narrow::keep_only(&self.places, &self.links);
-        in_force.mount_namespace = part(mode, "the mount namespace", done)?.is_some();
-        in_force.landlock = part(mode, "Landlock", self.restrict_files())?;
-        let (kept, network) = (self.capabilities(), self.network);
+        if self.quick && mode == Mode::Auto {
+            // There is only one try: what fails here fails below too.
+            in_force.landlock = self.restrict_files().ok();
+        }
+        if in_force.landlock.is_none() {
+            let done = narrow::keep_only(&self.places, &self.links);
+            in_force.mount_namespace = part(mode, "the mount namespace", done)?.is_some();
+            in_force.landlock = part(mode, "Landlock", self.restrict_files())?;
+        }
+        let (kept, network, writes) = (self.capabilities(), self.network, self.writes());
         drop(self);
-        let done = narrow::close_inherited_directories();
-        part(mode, "closing of directories", done)?;
+        let done = narrow::close_inherited();
+        part(mode, "closing of descriptors", done)?;
         let done = capabilities::keep_only(kept);
         if let Some(kept) = part(mode, "capabilities", done)? {
             in_force.capabilities = names(&KEPT, kept);
         }
-        let done = filter(network);
+        let done = filter(network, writes);
         in_force.seccomp = part(mode, "the filter of system calls", done)?.is_some();
         Ok(in_force)
     }
@@ -185,31 +216,42 @@ impl Command {
     }
 
     fn capabilities(&self) -> CapabilitySet {
-        kept_for(&KEPT, self.writes())
+        if self.quick {
+            CapabilitySet::DAC_READ_SEARCH
+        } else {
+            kept_for(&KEPT, self.writes())
+        }
     }
 
     fn restrict_files(&self) -> io::Result<u32> {
         // What it says of this process, and where locks are.
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let proc = rustix::fs::open("/proc", flags, FileMode::empty());
+        let proc = if self.quick { "/proc/self" } else { "/proc" };
+        let proc = rustix::fs::open(proc, flags, FileMode::empty());
         let proc = proc.as_ref().ok().map(|proc| (proc.as_fd(), Beneath::Look));
         let places = self.places.iter().map(|place| {
-            let beneath = match place.writable {
-                true => Beneath::Write,
-                false => Beneath::Look,
+            let beneath = if place.writable {
+                Beneath::Write
+            } else {
+                Beneath::Look
             };
             (place.as_fd(), beneath)
         });
         let places: Vec<_> = proc.into_iter().chain(places).collect();
-        let network = match self.network {
-            true => Network::Connect,
-            false => Network::No,
+        let network = if self.network {
+            Network::Connect
+        } else {
+            Network::No
         };
         landlock::restrict(&places, network)
     }
 }
 
-fn filter(network: bool) -> io::Result<()> {
+fn filter(network: bool, writes: bool) -> io::Result<()> {
+    if !writes {
+        // As on a file system that is read-only.
+        seccomp::refuse(&calls::changes(), Errno::ROFS)?;
+    }
     if network {
         seccomp::refuse_sockets_but(&calls::INTERNET)?;
     }
@@ -222,7 +264,7 @@ where
     E: Into<io::Error>,
 {
     match (outcome.map_err(Into::into), mode) {
-        (Err(error), Mode::Auto) => {
+        (Err(error), Mode::Auto) if !super::is_final(&error) => {
             tracing::debug!(%error, "the sandbox lacks a part: {what}");
             Ok(None)
         }

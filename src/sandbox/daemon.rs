@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::thread::CapabilitySet;
 
-use super::{InForce, Kept, Mode, calls, kept, kept_for, names, part};
+use super::{InForce, Kept, Mode, Needed, calls, kept, kept_for, names, part};
 use crate::sys::landlock::{Beneath, Network};
 use crate::sys::{capabilities, landlock, namespace, seccomp};
 
@@ -17,67 +17,68 @@ pub const KEPT: [Kept; 10] = [
     kept(
         CapabilitySet::CHOWN,
         "CHOWN",
-        false,
+        Needed::ToChange,
         "new files belong to the caller, copies to the owner of the original",
     ),
     kept(
         CapabilitySet::SYS_NICE,
         "SYS_NICE",
-        true,
+        Needed::Always,
         "threads that give way to their callers (SCHED_IDLE) take their policy back",
     ),
     kept(
         CapabilitySet::DAC_OVERRIDE,
         "DAC_OVERRIDE",
-        false,
+        Needed::ToChange,
         "files are written whoever owns them; the kernel has checked the caller",
     ),
     kept(
         CapabilitySet::DAC_READ_SEARCH,
         "DAC_READ_SEARCH",
-        true,
+        Needed::Always,
         "files are read whoever owns them",
     ),
     kept(
         CapabilitySet::FOWNER,
         "FOWNER",
-        false,
+        Needed::ToChange,
         "modes, times, ACLs and removal from sticky directories, whoever owns the file",
     ),
     kept(
         CapabilitySet::FSETID,
         "FSETID",
-        false,
+        Needed::ToChange,
         "set-id bits stay where the kernel has not asked to drop them",
     ),
     kept(
         CapabilitySet::LINUX_IMMUTABLE,
         "LINUX_IMMUTABLE",
-        false,
+        Needed::ToChange,
         "chattr +i and +a",
     ),
     kept(
         CapabilitySet::SYS_ADMIN,
         "SYS_ADMIN",
-        true,
+        Needed::Always,
         "trusted.* xattrs (markers of layers), FUSE_DEV_IOC_BACKING_OPEN (passthrough)",
     ),
     kept(
         CapabilitySet::MKNOD,
         "MKNOD",
-        false,
+        Needed::ToChange,
         "device nodes, whiteouts among them",
     ),
     kept(
         CapabilitySet::SETFCAP,
         "SETFCAP",
-        false,
+        Needed::ToChange,
         "security.capability of files",
     ),
 ];
 
 /// What the sandbox is to be.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Daemon<'a> {
     /// How much is wanted.
     pub mode: Mode,
@@ -92,7 +93,19 @@ pub struct Daemon<'a> {
     pub rings: bool,
 }
 
-impl Daemon<'_> {
+impl<'a> Daemon<'a> {
+    /// A sandbox for a server whose layers are not private, without io_uring.
+    #[must_use]
+    pub fn new(mode: Mode, read: Vec<BorrowedFd<'a>>, write: Vec<BorrowedFd<'a>>) -> Self {
+        Self {
+            mode,
+            read,
+            write,
+            private_layers: false,
+            rings: false,
+        }
+    }
+
     /// Enters the sandbox. To be called when everything is open, by the only thread. Paths lead
     /// nowhere then, except to `/proc`.
     ///
@@ -105,8 +118,15 @@ impl Daemon<'_> {
             return Ok(in_force);
         }
         in_force.private_layers = self.private_layers;
-        let places = (&self.read[..], &self.write[..]);
-        confine(mode, places, self.capabilities(), self.rings, in_force)
+        let capabilities = self.capabilities();
+        confine(
+            mode,
+            &self.read,
+            &self.write,
+            capabilities,
+            self.rings,
+            in_force,
+        )
     }
 
     fn capabilities(&self) -> CapabilitySet {
@@ -130,7 +150,8 @@ pub fn enter_beside(
     }
     confine(
         mode,
-        (layers, &[catalogs]),
+        layers,
+        &[catalogs],
         kept_for(&KEPT, false),
         false,
         in_force,
@@ -139,7 +160,8 @@ pub fn enter_beside(
 
 fn confine(
     mode: Mode,
-    (read, write): (&[BorrowedFd<'_>], &[BorrowedFd<'_>]),
+    read: &[BorrowedFd<'_>],
+    write: &[BorrowedFd<'_>],
     capabilities: CapabilitySet,
     rings: bool,
     mut in_force: InForce,
@@ -181,7 +203,10 @@ mod tests {
             .skip(2)
             .take_while(|line| line.starts_with('|'));
         let expected = KEPT.iter().map(|kept| {
-            let reading = if kept.for_reading { "yes" } else { "no" };
+            let reading = match kept.needed {
+                Needed::Always => "yes",
+                Needed::ToChange => "no",
+            };
             format!("| {} | {reading} | {} |", kept.name, kept.reason)
         });
         assert!(rows.eq(expected), "docs/ARCHITECTURE.md and KEPT differ");

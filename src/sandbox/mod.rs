@@ -14,39 +14,50 @@ pub mod layers;
 use std::fmt;
 use std::io;
 
+use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 /// A capability that a confined process of root's keeps, and why.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Kept {
     /// The capability.
     pub capability: CapabilitySet,
     /// Its name in capabilities(7), without `CAP_`.
     pub name: &'static str,
-    /// Whether a process that changes nothing needs it too.
-    pub for_reading: bool,
+    /// Which processes need it.
+    pub needed: Needed,
     /// What fails without it.
     pub reason: &'static str,
+}
+
+/// Which processes need a capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needed {
+    /// All.
+    Always,
+    /// Those that change something.
+    ToChange,
 }
 
 const fn kept(
     capability: CapabilitySet,
     name: &'static str,
-    for_reading: bool,
+    needed: Needed,
     reason: &'static str,
 ) -> Kept {
     Kept {
         capability,
         name,
-        for_reading,
+        needed,
         reason,
     }
 }
 
 /// Returns what of a table is kept: to read only, or also to change something.
 fn kept_for(table: &[Kept], writing: bool) -> CapabilitySet {
-    let needed = |kept: &&Kept| writing || kept.for_reading;
+    let needed = |kept: &&Kept| writing || kept.needed == Needed::Always;
     let all = table.iter().filter(needed).map(|kept| kept.capability);
     all.fold(CapabilitySet::empty(), |set, one| set | one)
 }
@@ -59,6 +70,7 @@ fn names(table: &[Kept], set: CapabilitySet) -> Vec<String> {
 
 /// Option `sandbox=`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Mode {
     /// no_new_privs, the few capabilities that are needed, an empty mount namespace, Landlock and a
     /// filter of system calls, which kills the process. A part that cannot be had here is left out,
@@ -73,6 +85,7 @@ pub enum Mode {
 
 /// What is in force, as `stats` and `ps` show it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct InForce {
     /// No program it starts can gain rights.
     pub no_new_privs: bool,
@@ -118,6 +131,11 @@ impl fmt::Display for InForce {
     }
 }
 
+/// Whether the process has been left where it must not go on: outside of its chroot.
+fn is_final(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::NOTRECOVERABLE.raw_os_error())
+}
+
 /// A part of the sandbox: its outcome as `mode` has it. `None`: it is missing, and that is to be
 /// lived with.
 fn part<T, E>(mode: Mode, what: &str, outcome: Result<T, E>) -> io::Result<Option<T>>
@@ -126,8 +144,12 @@ where
 {
     match outcome.map_err(Into::into) {
         Ok(done) => Ok(Some(done)),
-        Err(error) if mode == Mode::Strict => {
-            let text = format!("sandbox=strict is not possible: {what}: {error}");
+        // Where there is no way back nothing may go on.
+        Err(error) if mode == Mode::Strict || is_final(&error) => {
+            let text = match mode {
+                Mode::Strict => format!("sandbox=strict is not possible: {what}: {error}"),
+                _ => format!("the sandbox cannot be entered: {what}: {error}"),
+            };
             Err(io::Error::new(error.kind(), text))
         }
         Err(error) => {

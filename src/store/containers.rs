@@ -1,4 +1,4 @@
-//! Containers' read-write layers, through `layerdb/mounts`. Called by `stores`.
+//! Containers' read-write layers, through `layerdb/mounts`.
 //!
 //! A container's own layer lies on an init layer (files Docker puts over the image:
 //! .dockerenv, etc/hosts …), which lies on the image's layers. Names are not in
@@ -10,17 +10,20 @@ use serde::Deserialize;
 
 use super::drivers::Below;
 use super::error::{Error, Result};
-use super::image::{self, Layer};
+use super::image::{self, ImageLayer};
+use super::image_store::{Cache, Store, layer_of};
 use super::layerdb::CacheId;
-use super::single::{Cache, Store, layer_of};
-use super::{Digest, Named, Source, json, roots};
+use super::records::Records;
+use super::{NamedLayer, SourceStore, containerd, discovery};
 use crate::layer::{LayerSpec, OpenDir, StackSpec, UpperSpec};
+use crate::oci::{Digest, json};
 
 /// The most that is read of a config.v2.json, in bytes.
 const LIMIT: u64 = 8 << 20;
 
 /// A container's layers.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Container {
     /// Its full ID.
     pub id: CacheId,
@@ -29,11 +32,11 @@ pub struct Container {
     /// The image it was made from, where that is recorded.
     pub image: Option<Digest>,
     /// The store its image's layers are in, where that is another one than its own.
-    pub source: Option<Source>,
+    pub source: Option<SourceStore>,
     /// The chain ID of the image's top layer; `None` if the image has no layers.
     pub parent: Option<Digest>,
     /// The image's layers, base first.
-    pub layers: Vec<Layer>,
+    pub layers: Vec<ImageLayer>,
     /// Docker's layer between image and container; `None` also where the container's own
     /// layer holds a copy of it.
     pub init: Option<LayerSpec>,
@@ -66,25 +69,37 @@ struct RawState {
 }
 
 impl Container {
-    /// The stack to mount. Writable: changes go to the container's layer, which must
-    /// not be in use. Otherwise that layer is the topmost lower.
-    pub fn stack(&self, writable: bool) -> Result<StackSpec> {
-        if writable && self.running {
+    /// The stack to mount without a way to write to the container's layer, which is the topmost
+    /// lower.
+    pub fn stack(&self) -> StackSpec {
+        let mut stack = self.observed_stack();
+        if let Some(upper) = stack.upper.take() {
+            stack.lowers.insert(0, upper.layer);
+        }
+        stack
+    }
+
+    /// The stack to mount with the container's layer as the upper. That must not be in use.
+    ///
+    /// # Errors
+    /// [`Error::ContainerRunning`] if the container runs, [`Error::NotAnUpper`] if its driver keeps
+    /// no overlay.
+    pub fn stack_in_place(&self) -> Result<StackSpec> {
+        if self.running {
             let id = self.id.to_string();
             return Err(Error::ContainerRunning { id });
         }
-        if writable && !self.in_place {
+        if !self.in_place {
             let path = self.upper.layer.path().to_owned();
             return Err(Error::NotAnUpper { path });
         }
-        let mut stack = self.observed_stack();
-        if !writable && let Some(upper) = stack.upper.take() {
-            stack.lowers.insert(0, upper.layer);
-        }
-        Ok(stack)
+        Ok(self.observed_stack())
     }
 
     /// As [`Container::observed_stack`], to tell what the container has changed.
+    ///
+    /// # Errors
+    /// [`Error::WholeTree`] if the driver keeps whole trees, which do not tell what was changed.
     pub fn changed_stack(&self) -> Result<StackSpec> {
         if self.whole {
             let path = self.upper.layer.path().to_owned();
@@ -96,9 +111,10 @@ impl Container {
     /// The stack with the container's layer as the upper, to be looked at but not mounted:
     /// the container may be running. Of a `whole` layer nothing is below it.
     pub fn observed_stack(&self) -> StackSpec {
-        let below = match self.whole {
-            true => Vec::new(),
-            false => image::stack(&self.layers),
+        let below = if self.whole {
+            Vec::new()
+        } else {
+            image::stack(&self.layers)
         };
         StackSpec {
             lowers: self.init.iter().cloned().chain(below).collect(),
@@ -121,6 +137,10 @@ fn describe(store: &Store, id: &CacheId) -> Option<RawContainer> {
 
 /// Whether the container is called that, with or without Docker's leading slash.
 pub(crate) fn has_name(store: &Store, id: &CacheId, name: &str) -> bool {
+    if let Some(Records::Containerd(found)) = &store.records {
+        let name_here = found.records().map(|records| records.container_name(id));
+        return name_here.is_ok_and(|here| here == Some(name));
+    }
     let bare = |name: &str| name.strip_prefix('/').unwrap_or(name).to_owned();
     let theirs = describe(store, id).and_then(|raw| raw.name);
     theirs.is_some_and(|theirs| !theirs.is_empty() && bare(&theirs) == bare(name))
@@ -128,6 +148,46 @@ pub(crate) fn has_name(store: &Store, id: &CacheId, name: &str) -> bool {
 
 /// Reads and verifies a container's layers.
 pub(crate) fn load(store: &Store, id: &CacheId) -> Result<Container> {
+    match &store.records {
+        Some(Records::Containerd(found)) => load_of_containerd(store, found.records()?, id),
+        _ => load_of_docker(store, id),
+    }
+}
+
+/// A container of containerd, which cannot be written in place: whether its snapshot is in use is in
+/// no record.
+fn load_of_containerd(
+    store: &Store,
+    records: &containerd::Records,
+    id: &CacheId,
+) -> Result<Container> {
+    let found = records.container(id)?;
+    let layers = store.directories(found.layers, &mut Cache::new())?;
+    let layer = |id: &CacheId| store.driver.layer(&store.root, id, None);
+    let (own, init) = (layer(&found.own)?, found.init.as_ref().map(layer));
+    let is_whole = own.below == Below::Nothing;
+    Ok(Container {
+        id: id.clone(),
+        name: records.container_name(id).map(str::to_owned),
+        image: found.image,
+        source: None,
+        parent: layers.last().map(|layer| layer.record.chain_id),
+        layers: layers.iter().map(|layer| layer_of(layer)).collect(),
+        init: init
+            .transpose()?
+            .filter(|_| !is_whole)
+            .map(|init| init.spec),
+        upper: UpperSpec {
+            work: own.spec.dir.clone(),
+            layer: own.spec,
+        },
+        in_place: false,
+        whole: is_whole,
+        running: false,
+    })
+}
+
+fn load_of_docker(store: &Store, id: &CacheId) -> Result<Container> {
     let layerdb = store.layerdb();
     let mount = layerdb.mount(id)?.ok_or_else(|| Error::UnknownContainer {
         name: id.to_string(),
@@ -184,7 +244,7 @@ pub(crate) fn load(store: &Store, id: &CacheId) -> Result<Container> {
 }
 
 /// Reads and verifies the layers of a named layer of ours.
-pub(crate) fn load_named(store: &Store, named: &Named) -> Result<Container> {
+pub(crate) fn load_named(store: &Store, named: &NamedLayer) -> Result<Container> {
     let mut container = match &named.source {
         None => load(store, &named.id)?,
         Some(source) => load_elsewhere(store, named, source)?,
@@ -195,8 +255,8 @@ pub(crate) fn load_named(store: &Store, named: &Named) -> Result<Container> {
 }
 
 /// A layer of ours on an image of another store.
-fn load_elsewhere(store: &Store, named: &Named, source: &Source) -> Result<Container> {
-    let stores = roots::open(&source.root)?;
+fn load_elsewhere(store: &Store, named: &NamedLayer, source: &SourceStore) -> Result<Container> {
+    let stores = discovery::open(&source.root)?;
     // Docker's store and podman's may have the same root and driver.
     let here =
         |s: &&Store| s.driver() == source.driver && s.contains(&named.image).unwrap_or(false);

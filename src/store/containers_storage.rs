@@ -1,5 +1,5 @@
 //! The records of podman's, buildah's and skopeo's store (containers/storage): which
-//! images there are, which layers they have. Made by `roots`, used by `single`.
+//! images there are, which layers they have.
 //!
 //! ```text
 //! <driver>-images/images.json           [{"id", "names", "layer"}]
@@ -9,7 +9,7 @@
 //! <driver>-layers/<id>.tar-split.gz     as Docker's
 //! ```
 //! (containers/storage, images.go and layers.go; docs/containers-storage-layers.md.) A
-//! layer's ID is no digest of anything; the directories are those of overlay2 and vfs.
+//! layer's ID is not a digest of anything; the directories are those of overlay2 and vfs.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -18,12 +18,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
-use super::beneath::Beneath;
-use super::chain::{self, MAX_LAYERS};
-use super::error::{Error, Result, excerpt};
+use super::confined_dir::ConfinedDir;
+use super::error::{Error, Result};
 use super::layerdb::{CacheId, Record};
 use super::repositories::Repositories;
-use super::{Digest, json};
+use crate::oci::chain_id::{self, MAX_LAYERS};
+use crate::oci::text::excerpt;
+use crate::oci::{Digest, json};
 
 /// The most that is read of images.json or layers.json, in bytes.
 const LIMIT: u64 = 64 << 20;
@@ -61,7 +62,7 @@ pub(crate) struct Records {
 
 impl Records {
     /// Reads the records of a driver; `None` if the root has none.
-    pub(crate) fn open(root: &Beneath, driver: &str) -> Result<Option<Self>> {
+    pub(crate) fn open(root: &ConfinedDir, driver: &str) -> Result<Option<Self>> {
         let images_dir = PathBuf::from(format!("{driver}-images"));
         let layers_dir = PathBuf::from(format!("{driver}-layers"));
         let images_json = images_dir.join("images.json");
@@ -190,7 +191,7 @@ impl Records {
             ));
         }
         Ok(Record {
-            chain_id: chain::next(parent.as_ref(), diff),
+            chain_id: chain_id::next(parent.as_ref(), diff),
             diff_id: *diff,
             parent,
             cache_id,

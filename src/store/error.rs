@@ -1,18 +1,19 @@
 //! What can go wrong with a store: one kind per cause, each message one line that
-//! names the file or digest and says what to do. Called by everything in `store`;
-//! printed by the cli.
+//! names the file or digest and says what to do.
 
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::digest::Digest;
+use crate::oci::Digest;
+use crate::sys::remedy::{is_full, remedy};
 
 /// Result of a store operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A failed store operation.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A system call failed.
     #[error("cannot {action} {path:?}: {source}{}", remedy(*source))]
@@ -62,18 +63,6 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// Malformed JSON.
-    #[error("{path:?}, line {line}, column {column}: {message}; restore the file")]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: usize,
-        /// Column, from 1 (0: before the first).
-        column: usize,
-        /// What is wrong there.
-        message: String,
-    },
     /// A file's text has not the form it must have.
     #[error("{path:?} holds {found}, not {expected}: restore the store")]
     Malformed {
@@ -84,9 +73,9 @@ pub enum Error {
         /// What it must hold.
         expected: &'static str,
     },
-    /// `--root` or `$UNIONFS_ROOT` names something that is no store.
+    /// `--root` or `$UNIONFS_ROOT` names something that is not a store.
     #[error(
-        "{path:?} is not an image store: it has no image/<driver>/ with repositories.json or imagedb, and no <driver>-images/images.json; give the data root of Docker or podman"
+        "{path:?} is not an image store: it has no image/<driver>/ with repositories.json or imagedb, no <driver>-images/images.json and no io.containerd.metadata.v1.bolt/meta.db; give the data root of Docker, podman or containerd"
     )]
     NotAStore {
         /// The directory.
@@ -109,16 +98,8 @@ pub enum Error {
     /// Neither HOME nor XDG_DATA_HOME is set.
     #[error("cannot tell where this user's store is: HOME is not set; set UNIONFS_ROOT")]
     NoHome,
-    /// A text that no image can be called.
-    #[error("invalid image reference {text:?}: {reason}; write name[:tag][@digest] or an image ID")]
-    BadReference {
-        /// The text.
-        text: String,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
     /// No such image.
-    #[error("no image {name:?} in {}; `unionfs images` lists what there is", list(.searched))]
+    #[error("no image {name:?} in {}; `unionfs images` lists all images", list(.searched))]
     UnknownImage {
         /// As asked for.
         name: String,
@@ -159,19 +140,23 @@ pub enum Error {
         /// What its bytes hash to.
         actual: Digest,
     },
-    /// The configuration describes no layers this store could hold.
-    #[error("{path:?}: rootfs type is {found:?}, not \"layers\": not an image for Linux")]
-    ConfigRootfs {
-        /// The configuration.
+    /// A file of containerd's metadata that cannot be read.
+    #[error("{path:?}: {fault}; check the store with containerd's own tools")]
+    Bolt {
+        /// The file.
         path: PathBuf,
-        /// The type it states.
-        found: String,
+        /// What is wrong with it, and on which page.
+        fault: String,
     },
-    /// More layers than can be stacked.
-    #[error("{what} has more than {} layers: squash it", super::chain::MAX_LAYERS)]
-    TooManyLayers {
-        /// The image or layer, with its digest or file.
-        what: String,
+    /// An image of containerd's store of which a layer has no directory.
+    #[error(
+        "image {image:?} in {root:?} is not unpacked: mount it once, or unpack it there (ctr run, nerdctl run)"
+    )]
+    NotUnpacked {
+        /// Its name.
+        image: String,
+        /// The store's root.
+        root: PathBuf,
     },
     /// An image without any layer.
     #[error("image {id} has no layers: there is nothing to mount")]
@@ -263,14 +248,16 @@ pub enum Error {
     },
     /// A text that no read-write layer can be called.
     #[error(
-        "{name:?} is no name for a read-write layer: use up to 128 letters, digits, and _.- after the first"
+        "{name:?} is not a name for a read-write layer: use up to 128 letters, digits, and _.- after the first"
     )]
     BadName {
         /// The text.
         name: String,
     },
     /// No such read-write layer.
-    #[error("no read-write layer {name:?} in {root:?}; `unionfs ps -a` lists what there is")]
+    #[error(
+        "no read-write layer {name:?} in {root:?}; `unionfs ps -a` lists all read-write layers"
+    )]
     UnknownNamed {
         /// As asked for.
         name: String,
@@ -279,7 +266,7 @@ pub enum Error {
     },
     /// A name that another read-write layer has.
     #[error(
-        "there is a read-write layer {name:?} already: mount it (unionfs mount --name {name} MOUNTPOINT) or remove it (unionfs rm {name})"
+        "a read-write layer {name:?} exists already: mount it (unionfs mount --name {name} MOUNTPOINT) or remove it (unionfs rm {name})"
     )]
     NameTaken {
         /// The name.
@@ -313,29 +300,18 @@ pub enum Error {
         /// What it holds, quoted and shortened.
         found: String,
     },
-    /// A `--change` that is no instruction for a configuration.
-    #[error("cannot apply {text:?}: {reason}")]
-    BadInstruction {
-        /// The instruction, shortened.
-        text: String,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// A registry, or what it sends.
+    /// A reference, configuration or instruction is bad.
     #[error(transparent)]
-    Registry(#[from] super::registry::RegistryError),
+    Oci(#[from] crate::oci::Error),
     /// A layer's tar, or what is needed to make it again, is bad.
     #[error(transparent)]
-    Tar(#[from] super::tarball::TarError),
-    /// An image archive is bad.
-    #[error(transparent)]
-    Archive(#[from] super::archive::ArchiveError),
+    Tar(#[from] crate::layer_tar::Error),
     /// A signal ended it.
     #[error(transparent)]
-    Interrupted(#[from] super::interrupt::Interrupted),
+    Interrupted(#[from] crate::sys::interrupt::Interrupted),
     /// A container's layer that no union can write to: of the drivers aufs and vfs.
     #[error(
-        "{path:?} cannot be written in place: its driver keeps no overlay; leave --in-place out"
+        "{path:?} cannot be written in place: its driver keeps no overlay or no record of who uses it; leave --in-place out"
     )]
     NotAnUpper {
         /// The container's layer.
@@ -358,37 +334,13 @@ impl Error {
         }
     }
 
-    /// Whether there was no room for what was to be written.
-    pub(crate) fn is_full(&self) -> bool {
-        use super::{archive::ArchiveError, registry::RegistryError, tarball::TarError};
-        let full = |errno: Errno| matches!(errno, Errno::NOSPC | Errno::DQUOT);
-        let io = |e: &std::io::Error| Errno::from_io_error(e).is_some_and(full);
+    /// Tells whether there was no room for what was to be written.
+    pub fn is_full(&self) -> bool {
         match self {
-            Self::Io { source, .. } => full(*source),
-            Self::Registry(RegistryError::NoRoom { .. }) => true,
-            Self::Tar(TarError::NoRoom { .. }) => true,
-            Self::Tar(TarError::Place { source, .. }) => full(*source),
-            Self::Tar(TarError::Write { source, .. }) => io(source),
-            Self::Archive(ArchiveError::Layer { source, .. }) => source.is_full(),
-            Self::Archive(ArchiveError::Write(source)) => io(source),
+            Self::Io { source, .. } => is_full(*source),
+            Self::Tar(error) => error.is_full(),
             _ => false,
         }
-    }
-
-    /// The message for what is in no file of the store, so that nobody could restore it.
-    pub(crate) fn without_remedy(&self) -> String {
-        let text = match self {
-            Self::Json {
-                line,
-                column,
-                message,
-                ..
-            } => format!("its configuration, line {line}, column {column}: {message}"),
-            other => other.to_string(),
-        };
-        let remedies = ["; restore the file", ": restore the store"];
-        let found = remedies.iter().find_map(|remedy| text.strip_suffix(remedy));
-        found.map(str::to_owned).unwrap_or(text)
     }
 
     pub(crate) fn opening(path: &Path, source: std::io::Error) -> Self {
@@ -410,35 +362,10 @@ impl Error {
     }
 }
 
-/// What a user can do about a failed system call.
-fn remedy(errno: Errno) -> &'static str {
-    match errno {
-        Errno::ACCESS | Errno::PERM => "; run as the store's owner (root for /var/lib/docker)",
-        Errno::NOSYS => "; openat2 is needed: Linux 5.6 or newer, not blocked by a sandbox",
-        Errno::IO => "; check the disk",
-        Errno::NOSPC | Errno::DQUOT => "; free some space",
-        _ => "",
-    }
-}
-
-/// As [`remedy`], of what the standard library gives.
-pub(crate) fn io_remedy(error: &std::io::Error) -> &'static str {
-    Errno::from_io_error(error).map_or("", remedy)
-}
-
 fn list(paths: &[PathBuf]) -> String {
     if paths.is_empty() {
         return "any store".to_owned();
     }
     let shown: Vec<String> = paths.iter().map(|p| format!("{p:?}")).collect();
     shown.join(", ")
-}
-
-/// Hostile bytes for an error message: quoted, escaped, at most 100 bytes.
-pub(crate) fn excerpt(bytes: &[u8]) -> String {
-    let (head, more) = match bytes.get(..100) {
-        Some(head) if bytes.len() > 100 => (head, "…"),
-        _ => (bytes, ""),
-    };
-    format!("\"{}{more}\"", head.escape_ascii())
 }

@@ -1,12 +1,13 @@
-//! Ways into parsers that have no public one, for fuzzing: bytes in, nothing out. No part of
-//! the interface; called by `fuzz/` and `tests/fuzz`. What must hold is asserted there or here
-//! by `debug_assert`: a panic is a finding.
+//! Ways into parsers that have no public one, for fuzzing (feature `fuzzing`): bytes in, what was
+//! refused out. What must hold is checked by `debug_assert`: a panic is a finding.
 
 use std::path::Path;
 
-use super::derive::Derivation;
 use super::repositories::Repositories;
-use super::{Digest, Error, Named, Reference, imagedb};
+use super::{Error, NamedLayer, imagedb};
+use crate::oci::derived_config::Derivation;
+use crate::oci::image_config;
+use crate::oci::{Digest, Reference};
 
 /// For messages.
 fn path() -> &'static Path {
@@ -40,17 +41,17 @@ pub fn repositories(bytes: &[u8]) -> Vec<Error> {
 
 /// An image's configuration, as what it is and as the base of another one.
 pub fn config(bytes: &[u8]) -> Vec<Error> {
-    let config = match imagedb::parse(path(), bytes) {
+    let config = match image_config::parse(path(), bytes) {
         Ok(config) => config,
-        Err(error) => return vec![error],
+        Err(error) => return vec![error.into()],
     };
     match Derivation::default().draft(Some((path(), bytes))) {
-        Err(error) => vec![error],
+        Err(error) => vec![error.into()],
         Ok(draft) => {
             let derived = draft.with_layer(&config.diff_ids, &Digest::of(b""));
-            let derived = imagedb::parse(path(), &derived);
+            let derived = image_config::parse(path(), &derived);
             let more = derived.is_ok_and(|d| d.diff_ids.len() == config.diff_ids.len() + 1);
-            debug_assert!(more || config.diff_ids.len() >= super::chain::MAX_LAYERS);
+            debug_assert!(more || config.diff_ids.len() >= crate::oci::chain_id::MAX_LAYERS);
             Vec::new()
         }
     }
@@ -63,7 +64,7 @@ pub fn digest(bytes: &[u8]) -> Vec<Error> {
 
 /// The record of a named read-write layer.
 pub fn named(bytes: &[u8]) -> Vec<Error> {
-    Named::parse(path(), "name", bytes)
+    NamedLayer::parse(path(), "name", bytes)
         .err()
         .into_iter()
         .collect()

@@ -1,19 +1,19 @@
-//! An image that was found: configuration, layers on disk, history. Made by
-//! `single`, used by the cli.
+//! An image that was found: configuration, layers on disk, history.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
+use super::Name;
 use super::error::{Error, Result};
-use super::imagedb::{Config, Step};
 use super::layerdb::CacheId;
-use super::{Digest, Name};
 use crate::layer::LayerSpec;
+use crate::oci::{Config, Digest, Step};
 
 /// One layer of an image, verified and found on disk.
 #[derive(Clone, Debug, Serialize)]
-pub struct Layer {
+#[non_exhaustive]
+pub struct ImageLayer {
     /// Names this layer with all below it.
     pub chain_id: Digest,
     /// The SHA-256 of the layer's tar.
@@ -37,6 +37,7 @@ pub struct Layer {
 
 /// An image of a store.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Image {
     /// The image ID.
     pub id: Digest,
@@ -56,12 +57,15 @@ pub struct Image {
     /// Its configuration.
     #[serde(flatten)]
     pub config: Config,
-    /// Its layers, base first.
-    pub layers: Vec<Layer>,
+    /// Its layers, base first; none if it is not unpacked.
+    pub layers: Vec<ImageLayer>,
+    /// Whether its layers are directories; else containerd has pulled their blobs only.
+    pub unpacked: bool,
 }
 
 /// A line of `unionfs history`.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct HistoryRow {
     /// What the configuration says of this step.
     #[serde(flatten)]
@@ -73,7 +77,7 @@ pub struct HistoryRow {
 }
 
 /// What of these layers, base first, makes a union: top first, down to a whole tree.
-pub(crate) fn stack(layers: &[Layer]) -> Vec<LayerSpec> {
+pub(crate) fn stack(layers: &[ImageLayer]) -> Vec<LayerSpec> {
     let whole = layers.iter().rposition(|layer| layer.whole).unwrap_or(0);
     let shown = layers.iter().skip(whole).rev();
     shown.map(|layer| layer.spec.clone()).collect()
@@ -81,6 +85,9 @@ pub(crate) fn stack(layers: &[Layer]) -> Vec<LayerSpec> {
 
 impl Image {
     /// The layers' directories, top first, for a union.
+    ///
+    /// # Errors
+    /// [`Error::NoLayers`] if the image has none.
     pub fn stack(&self) -> Result<Vec<LayerSpec>> {
         if self.layers.is_empty() {
             return Err(Error::NoLayers { id: self.id });
@@ -93,9 +100,10 @@ impl Image {
     pub fn history(&self) -> Vec<HistoryRow> {
         let mut layers = self.layers.iter();
         let mut row = |step: &Step| {
-            let layer = match step.empty_layer {
-                true => None,
-                false => layers.next(),
+            let layer = if step.empty_layer {
+                None
+            } else {
+                layers.next()
             };
             HistoryRow {
                 step: step.clone(),

@@ -1,4 +1,4 @@
-//! `imagedb`: image configurations and their metadata. Called by `store`.
+//! `imagedb`: image configurations and their metadata.
 //!
 //! `content/sha256/<image id>` is the configuration (OCI image specification,
 //! config.md); the image ID is the SHA-256 of its bytes, which is checked.
@@ -6,72 +6,14 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
-use super::beneath::{Beneath, SMALL};
-use super::chain::MAX_LAYERS;
-use super::error::{Error, Result, excerpt};
-use super::{Digest, json};
+use super::confined_dir::{ConfinedDir, SMALL};
+use super::error::{Error, Result};
+use crate::oci::Digest;
+use crate::oci::image_config::{self, Config};
+use crate::oci::text::excerpt;
 
 /// The most that is read of a configuration, in bytes.
 const LIMIT: u64 = 32 << 20;
-
-/// What an image's configuration says, as far as anyone here asks.
-#[derive(Clone, Debug, Serialize)]
-pub struct Config {
-    /// When it was built, RFC 3339 as the file has it.
-    pub created: Option<String>,
-    /// Processor architecture, as Go calls it: `amd64`.
-    pub architecture: Option<String>,
-    /// Operating system: `linux`.
-    pub os: Option<String>,
-    /// Who built it.
-    pub author: Option<String>,
-    /// A remark of whoever built it.
-    pub comment: Option<String>,
-    /// How a container is to be run: Cmd, Env, Labels and so on.
-    pub config: Option<Value>,
-    /// How it was built, oldest first.
-    pub history: Vec<Step>,
-    /// The layers' diff IDs, base first.
-    pub diff_ids: Vec<Digest>,
-}
-
-/// One step of an image's history.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub struct Step {
-    /// When, RFC 3339 as the file has it.
-    pub created: Option<String>,
-    /// The command.
-    pub created_by: Option<String>,
-    /// Who did it.
-    pub author: Option<String>,
-    /// A remark.
-    pub comment: Option<String>,
-    /// Whether it made no layer.
-    #[serde(default)]
-    pub empty_layer: bool,
-}
-
-#[derive(Deserialize)]
-struct RawConfig {
-    created: Option<String>,
-    architecture: Option<String>,
-    os: Option<String>,
-    author: Option<String>,
-    comment: Option<String>,
-    config: Option<Value>,
-    history: Option<Vec<Step>>,
-    rootfs: RawRootFs,
-}
-
-#[derive(Deserialize)]
-struct RawRootFs {
-    #[serde(rename = "type")]
-    kind: String,
-    diff_ids: Option<Vec<Digest>>,
-}
 
 /// What Docker notes about an image beside its configuration.
 #[derive(Clone, Debug, Default)]
@@ -82,7 +24,7 @@ pub(crate) struct Metadata {
 
 /// The images of a store.
 pub(crate) struct ImageDb<'s> {
-    pub(crate) root: &'s Beneath,
+    pub(crate) root: &'s ConfinedDir,
     /// `image/<driver>/imagedb`.
     pub(crate) dir: PathBuf,
 }
@@ -128,12 +70,13 @@ impl ImageDb<'_> {
 }
 
 /// The configuration in a file below the root, verified to be that of the image.
-pub(crate) fn config_at(root: &Beneath, relative: &Path, id: &Digest) -> Result<Config> {
-    parse(&root.full(relative), &bytes_at(root, relative, id)?)
+pub(crate) fn config_at(root: &ConfinedDir, relative: &Path, id: &Digest) -> Result<Config> {
+    let bytes = bytes_at(root, relative, id)?;
+    Ok(image_config::parse(&root.full(relative), &bytes)?)
 }
 
 /// The configuration's bytes, which hash to the ID.
-pub(crate) fn bytes_at(root: &Beneath, relative: &Path, id: &Digest) -> Result<Vec<u8>> {
+pub(crate) fn bytes_at(root: &ConfinedDir, relative: &Path, id: &Digest) -> Result<Vec<u8>> {
     let path = root.full(relative);
     let Some(bytes) = root.read(relative, LIMIT)? else {
         return Err(Error::ConfigMissing { id: *id, path });
@@ -145,33 +88,6 @@ pub(crate) fn bytes_at(root: &Beneath, relative: &Path, id: &Digest) -> Result<V
     Ok(bytes)
 }
 
-/// Reads a configuration; `path` is for the message.
-pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Config> {
-    let raw: RawConfig = json::parse(path, bytes)?;
-    if raw.rootfs.kind != "layers" {
-        return Err(Error::ConfigRootfs {
-            path: path.to_owned(),
-            found: raw.rootfs.kind.chars().take(100).collect(),
-        });
-    }
-    let diff_ids = raw.rootfs.diff_ids.unwrap_or_default();
-    if diff_ids.len() > MAX_LAYERS {
-        return Err(Error::TooManyLayers {
-            what: format!("the image of {path:?}"),
-        });
-    }
-    Ok(Config {
-        created: raw.created,
-        architecture: raw.architecture,
-        os: raw.os,
-        author: raw.author,
-        comment: raw.comment,
-        config: raw.config,
-        history: raw.history.unwrap_or_default(),
-        diff_ids,
-    })
-}
-
 /// A file that holds one digest.
 pub(crate) fn digest(path: &Path, bytes: &[u8]) -> Result<Digest> {
     let text = std::str::from_utf8(bytes.trim_ascii()).ok();
@@ -181,41 +97,4 @@ pub(crate) fn digest(path: &Path, bytes: &[u8]) -> Result<Digest> {
             found: excerpt(bytes),
             expected: "a digest (sha256: and 64 hexadecimal digits)",
         })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn try_parse(text: &str) -> Result<Config> {
-        parse(Path::new("/s/content/x"), text.as_bytes())
-    }
-
-    #[test]
-    fn optional_parts_may_be_absent_or_null() {
-        let least = try_parse(r#"{"rootfs":{"type":"layers"}}"#).unwrap();
-        assert!(least.diff_ids.is_empty() && least.history.is_empty());
-        let nulls = r#"{"created":null,"config":null,"history":[{"created":null}],"rootfs":{"type":"layers","diff_ids":null}}"#;
-        assert_eq!(try_parse(nulls).unwrap().history.len(), 1);
-    }
-
-    #[test]
-    fn configurations_without_usable_layers_are_refused() {
-        for text in [
-            "{}",
-            "[]",
-            r#"{"rootfs":null}"#,
-            r#"{"rootfs":{"type":"layers","diff_ids":["../.."]}}"#,
-        ] {
-            assert!(matches!(try_parse(text), Err(Error::Json { .. })), "{text}");
-        }
-        let windows = r#"{"rootfs":{"type":"layers+base","diff_ids":[]}}"#;
-        assert!(matches!(
-            try_parse(windows),
-            Err(Error::ConfigRootfs { .. })
-        ));
-        let many = vec![format!("\"{}\"", Digest::of(b"")); MAX_LAYERS + 1].join(",");
-        let many = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":[{many}]}}}}"#);
-        assert!(matches!(try_parse(&many), Err(Error::TooManyLayers { .. })));
-    }
 }

@@ -1,5 +1,4 @@
 //! `layerdb`: the layers of a store and the read-write layers of containers.
-//! Called by `store` and `containers`.
 //!
 //! Format (moby, layer/filestore.go): `sha256/<chain id>/{cache-id,diff,size,parent}`,
 //! `parent` absent for a base layer; `mounts/<container>/{mount-id,init-id,parent}`.
@@ -10,10 +9,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
-use super::beneath::{Beneath, SMALL};
-use super::chain::{self, MAX_LAYERS};
-use super::error::{Error, Result, excerpt};
-use super::{Digest, imagedb};
+use super::confined_dir::{ConfinedDir, SMALL};
+use super::error::{Error, Result};
+use super::imagedb;
+use crate::oci::chain_id::{self, MAX_LAYERS};
+use crate::oci::text::excerpt;
+use crate::oci::{self, Digest};
 
 /// The name of a layer's directory in the storage driver's: one plain path component
 /// of `[A-Za-z0-9_.-]`, so it is safe in a path.
@@ -29,6 +30,11 @@ impl CacheId {
             return None;
         }
         Some(Self(std::str::from_utf8(bytes).ok()?.to_owned()))
+    }
+
+    /// A directory whose name is a number.
+    pub(super) fn number(number: u64) -> Self {
+        Self(number.to_string())
     }
 
     /// The component.
@@ -70,7 +76,7 @@ pub(crate) struct Mount {
 
 /// The layers of a store.
 pub(crate) struct LayerDb<'s> {
-    pub(crate) root: &'s Beneath,
+    pub(crate) root: &'s ConfinedDir,
     /// `image/<driver>/layerdb`.
     pub(crate) dir: PathBuf,
 }
@@ -136,7 +142,7 @@ impl LayerDb<'_> {
     /// A layer's record, checked: its diff ID is the expected one, its parent is the
     /// layer below, and its name is the chain ID of both.
     pub(crate) fn checked(&self, parent: Option<&Digest>, diff: &Digest) -> Result<Record> {
-        let record = self.record(&chain::next(parent, diff))?;
+        let record = self.record(&chain_id::next(parent, diff))?;
         let dir = self.root.full(self.layer(&record.chain_id));
         if record.diff_id != *diff {
             return Err(Error::ChainMismatch {
@@ -170,7 +176,7 @@ impl LayerDb<'_> {
             }
             if seen.len() > MAX_LAYERS {
                 let what = format!("layer {top}");
-                return Err(Error::TooManyLayers { what });
+                return Err(oci::Error::TooManyLayers { what }.into());
             }
             let record = self.record(&chain)?;
             diffs.push(record.diff_id);

@@ -1,5 +1,5 @@
-//! What `unionfs images` and `unionfs layers` show: all images of all stores and the
-//! tree of their layers. One damaged image does not hide the others. Called by the cli.
+//! What `unionfs images` and `unionfs layers` show: all images of all stores and the tree of their
+//! layers. One damaged image does not hide the others.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::error::{Error, Result};
-use super::image::{Image, Layer, lossy};
-use super::single::{Cache, Store};
-use super::{Digest, Name, Stores};
+use super::image::{Image, ImageLayer, lossy};
+use super::image_store::{Cache, Store};
+use super::{Name, Stores};
+use crate::oci::Digest;
 
 /// All images, and what was wrong with those that are not among them.
 #[derive(Debug, Default)]
@@ -32,10 +33,11 @@ impl Listing {
 
 /// A layer in the tree of all layers.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct LayerNode {
     /// The layer; its `shared_by` is set.
     #[serde(flatten)]
-    pub layer: Layer,
+    pub layer: ImageLayer,
     /// The store's root.
     #[serde(serialize_with = "lossy")]
     pub root: PathBuf,
@@ -49,6 +51,7 @@ pub struct LayerNode {
 
 /// The layers as a tree: each before those on top of it, base layers first.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct LayerTree {
     /// In the order of printing.
     pub nodes: Vec<LayerNode>,
@@ -112,7 +115,11 @@ fn list_store(store: &Store, listing: &mut Listing) -> Result<()> {
     let mut images = Vec::new();
     for id in ids {
         let names = names.remove(&id).unwrap_or_default();
-        match store.image_with(&id, names, &mut cache) {
+        let image = match store.image_with(&id, names.clone(), &mut cache) {
+            Err(Error::NotUnpacked { .. }) => store.packed_image(&id, names),
+            found => found,
+        };
+        match image {
             Ok(image) => images.push(image),
             Err(error) => listing.problems.push(error),
         }

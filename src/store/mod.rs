@@ -1,66 +1,69 @@
-//! Images on disk: from a name to a stack of layer directories. Called by the cli.
+//! Images on disk: from a name to a stack of layer directories.
 //!
 //! ```text
 //!  text ──reference──► Query ──repositories──► image ID ──imagedb──► diff IDs
 //!                                                                       │ chain
 //!  StackSpec ◄──drivers (diff/, link, lower, l/)◄── cache IDs ◄──layerdb─┘
 //! ```
-//! Stores are Docker's data roots or laid out like one, or podman's (`containers_storage`
-//! in place of `repositories`, `imagedb` and `layerdb`), and are only read. What is written
-//! goes to our own root: [`writable`] changes the store there, [`ephemeral`] makes uppers
-//! of plain mounts. [`archive`] and [`registry`] are where images come from and go to. Everything read is
-//! hostile: `beneath` opens every file without following symlinks and bounds its
-//! size, digests and cache IDs are types that cannot hold anything else, and chains
-//! are computed, not believed.
+//! Stores are Docker's data roots or laid out like one, podman's (`containers_storage` in place of
+//! `repositories`, `imagedb` and `layerdb`) or containerd's (`containerd`), and are only read. What is written
+//! goes to our own root: [`writable`] changes the store there, [`temporary_upper`] makes uppers
+//! of plain mounts. Everything read is hostile: `confined_dir` opens every file without following
+//! symlinks and bounds its size, digests and cache IDs are types that cannot hold anything else,
+//! and chains are computed, not believed.
 //!
 //! Start at [`Stores::discover`].
+//!
+//! ```
+//! use unionfs::store::discovery::Environment;
+//! use unionfs::store::{Error, Stores, Writable};
+//!
+//! let dir = tempfile::tempdir()?;
+//! // A store of our own, without images yet: [`crate::archive`] and [`crate::registry`] bring some.
+//! let own = Writable::open(&dir.path().join("store"))?;
+//! let stores = Stores::discover(Some(own.root()), &Environment::default())?;
+//! assert_eq!(stores.all().len(), 1);
+//! assert!(matches!(stores.find("busybox"), Err(Error::UnknownImage { .. })));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
-pub mod archive;
-pub(crate) mod beneath;
-pub mod chain;
+pub(crate) mod confined_dir;
+mod containerd;
 mod containers;
 mod containers_storage;
-mod copied;
-pub mod derive;
-pub mod digest;
+pub mod discovery;
 pub(crate) mod drivers;
-pub mod ephemeral;
 pub mod error;
-#[doc(hidden)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
-mod image;
-mod imagedb;
-mod instructions;
-pub mod interrupt;
-mod json;
-mod known;
+pub(crate) mod image;
+pub(crate) mod image_store;
+pub(crate) mod imagedb;
+mod layer_copy;
+mod layer_tar_source;
 mod layerdb;
 mod listing;
-mod named;
+mod location_note;
+mod named_layer;
+mod places;
 mod random;
-pub mod reference;
-pub mod registry;
+mod records;
 mod repositories;
-mod room;
-pub mod roots;
-mod single;
-mod stores;
-pub mod tarball;
+mod store_set;
+pub mod temporary_upper;
 pub mod verify;
 pub mod writable;
 
 pub use containers::Container;
-pub use copied::copy_layers;
-pub use digest::Digest;
 pub use error::{Error, Result};
-pub use image::{HistoryRow, Image, Layer};
-pub use imagedb::{Config, Step};
-pub use known::{Chain, Mountable};
+pub use image::{HistoryRow, Image, ImageLayer};
+pub use image_store::Store;
+pub use layer_copy::{copy_layers, unpack_image};
 pub use layerdb::CacheId;
 pub use listing::{LayerNode, LayerTree, Listing};
-pub use named::{Named, Source};
-pub use reference::{Query, Reference};
+pub use location_note::{Chain, Mountable};
+pub use named_layer::{NamedLayer, SourceStore};
+pub use places::{Places, Roots};
 pub use repositories::Name;
-pub use single::Store;
-pub use stores::Stores;
+pub use store_set::Stores;
 pub use writable::Writable;

@@ -1,4 +1,4 @@
-//! `repositories.json`: from image names to image IDs. Called by `store`.
+//! `repositories.json`: from image names to image IDs.
 //!
 //! Format (moby, reference/store.go):
 //! `{"Repositories": {"<familiar name>": {"<name>:<tag>": "sha256:<id>", "<name>@sha256:…": …}}}`
@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::Digest;
-use super::error::{Error, Result, excerpt};
-use super::json;
-use super::reference::Reference;
+use super::error::{Error, Result};
+use crate::oci::reference::Reference;
+use crate::oci::text::excerpt;
+use crate::oci::{Digest, json};
 
 /// The most that is read of a repositories.json, in bytes.
 pub(crate) const LIMIT: u64 = 64 << 20;
@@ -141,6 +141,7 @@ impl Repositories {
 
 /// One name of an image, as the store has it. Displays as `app:1` or `app@sha256:…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Name {
     /// The familiar name: `busybox`, `user/app`, `host:5000/app`.
     pub repository: String,
@@ -227,7 +228,10 @@ mod tests {
             r#"{"Repositories":[]}"#,
             r#"{"Repositories":{"a":{"a:1":1}}}"#,
         ] {
-            assert!(matches!(parse(text), Err(Error::Json { .. })), "{text}");
+            assert!(
+                matches!(parse(text), Err(Error::Oci(crate::oci::Error::Json { .. }))),
+                "{text}"
+            );
         }
         for text in ["{}", r#"{"Repositories":null}"#, r#"{"Repositories":{}}"#] {
             assert_eq!(parse(text).unwrap().all().count(), 0, "{text}");

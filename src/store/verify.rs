@@ -1,21 +1,25 @@
-//! Is everything in a store what it should be? Configurations against their IDs, chains
-//! of layers, the driver's links, every layer's files against its diff ID and the headers of
-//! its tar, sizes.
-//! Called by `unionfs verify`. Only reads; for Docker's and podman's stores as for ours.
+//! Is everything in a store what it should be? Configurations against their IDs, chains of layers,
+//! the driver's links, every layer's files against its diff ID and the headers of its tar, sizes.
+//! Only reads; for Docker's and podman's stores as for ours.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::error::{Error, Result, excerpt};
-use super::single::{Cache, Store, layer_of};
-use super::tarball::{self, Compare, Damage, TarError};
-use super::{Digest, Layer, Stores, chain, containers};
+use super::error::Result;
+use super::image_store::{Cache, Store, layer_of};
+use super::writable::Staging;
+use super::{ImageLayer, Stores, containers};
+use crate::layer_tar::{self, Compare, Damage};
+use crate::oci::text::excerpt;
+use crate::oci::{Digest, chain_id};
 
 /// Something that is damaged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Problem {
     /// The store's root.
     pub root: String,
@@ -27,6 +31,7 @@ pub struct Problem {
 
 /// What a verification found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// Images that were checked.
     pub images: usize,
@@ -42,6 +47,7 @@ pub struct Report {
 
 /// How far a verification is.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Progress {
     /// The layers that will be checked are known.
     Total {
@@ -62,19 +68,37 @@ pub enum Progress {
 impl Stores {
     /// Checks one image, or with `None` everything in every store. An error: there is no
     /// such image. Damage is in the report.
+    ///
+    /// # Errors
+    /// Those of [`Stores::find`].
     pub fn verify(
         &self,
         image: Option<&str>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Report> {
+        self.verify_with(image, &Staging::temporary(), progress)
+    }
+
+    /// As [`Stores::verify`]. What does not fit into memory goes to [`SCRATCH_FILES`] of `scratch`.
+    ///
+    /// # Errors
+    /// As [`Stores::verify`], and those of making the files.
+    pub fn verify_with(
+        &self,
+        image: Option<&str>,
+        scratch: &Staging,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Report> {
         let mut verify = Verify::default();
+        let file = || scratch.file();
+        let scratch = [file()?, file()?, file()?, file()?, file()?, file()?];
         if let Some(text) = image {
             let (store, id) = self.locate(text)?;
             verify.image(store, &id);
         } else {
             self.all().iter().for_each(|store| verify.store(store));
         }
-        verify.contents(progress);
+        verify.contents(scratch.each_ref(), progress);
         let mut report = verify.report;
         // What several images and containers share is found with each of them.
         let mut seen = HashSet::new();
@@ -84,10 +108,18 @@ impl Stores {
     }
 }
 
+/// How many files a verification takes for what does not fit into memory.
+pub const SCRATCH_FILES: usize = 6;
+/// Bytes of paths and of what is wrong, of the damaged files of one layer that are named, at most; of
+/// more only the number is told.
+const MAX_DAMAGES: usize = 8 << 20;
+/// Of these for each file, besides the texts.
+const DAMAGED: usize = 200;
+
 #[derive(Default)]
 struct Verify<'s> {
     report: Report,
-    layers: Vec<(&'s Store, Layer)>,
+    layers: Vec<(&'s Store, ImageLayer)>,
     known: HashSet<(PathBuf, &'static str, Digest)>,
     /// Directories of podman's layers: it may have a layer twice.
     podmans: HashSet<PathBuf>,
@@ -155,6 +187,8 @@ impl<'s> Verify<'s> {
                 self.layers
                     .extend(new.into_iter().map(|layer| (store, layer)));
             }
+            // Its blobs are checked when they are unpacked.
+            Err(super::Error::NotUnpacked { .. }) => {}
             Err(error) => self.problem(store, of, error),
         }
     }
@@ -172,7 +206,7 @@ impl<'s> Verify<'s> {
             }
             let of = format!("layer {id}");
             match store.layerdb().diffs_below(&id) {
-                Ok(diffs) if chain::chain_ids(&diffs).last() == Some(&id) => {
+                Ok(diffs) if chain_id::chain_ids(&diffs).last() == Some(&id) => {
                     self.stack(store, &diffs);
                 }
                 Ok(_) => {
@@ -212,7 +246,7 @@ impl<'s> Verify<'s> {
                 self.caches.len() - 1
             }
         };
-        let chains = chain::chain_ids(diffs);
+        let chains = chain_id::chain_ids(diffs);
         for (count, id) in (1..).zip(&chains) {
             let cache = &mut self.caches[at].1;
             let found = match store.layers(&diffs[..count], cache) {
@@ -237,7 +271,7 @@ impl<'s> Verify<'s> {
     }
 
     /// Rebuilds the tar of every layer.
-    fn contents(&mut self, progress: &mut dyn FnMut(Progress)) {
+    fn contents(&mut self, scratch: [&File; SCRATCH_FILES], progress: &mut dyn FnMut(Progress)) {
         let layers = std::mem::take(&mut self.layers);
         let sizes = layers.iter().map(|(_, layer)| layer.size);
         progress(Progress::Total {
@@ -255,7 +289,7 @@ impl<'s> Verify<'s> {
                 bytes = bytes.saturating_add(count);
                 progress(Progress::Bytes(count));
             };
-            if let Err(error) = content(store, &layer, &mut found, hashed) {
+            if let Err(error) = content(store, &layer, scratch, &mut found, hashed) {
                 found.push(error.to_string());
             }
             self.report.bytes = self.report.bytes.saturating_add(bytes);
@@ -271,34 +305,50 @@ impl<'s> Verify<'s> {
 struct Damages {
     order: Vec<Vec<u8>>,
     what: HashMap<Vec<u8>, Vec<String>>,
+    /// Bytes of all that.
+    kept: usize,
+    /// Files that are not kept, each as often as something is wrong with it.
+    more: u64,
 }
 
 impl Damages {
     fn add(&mut self, damage: Damage) {
-        let path = tarball::clean(&damage.path).unwrap_or(damage.path);
+        let path = layer_tar::clean(&damage.path).unwrap_or(damage.path);
+        let known = self.what.get(&path);
+        if known.is_some_and(|known| known.contains(&damage.what)) {
+            return;
+        }
+        let names = known.map_or(2 * path.len() + DAMAGED, |_| 0);
+        let kept = self.kept + damage.what.len() + names;
+        if kept > MAX_DAMAGES {
+            self.more += 1;
+            return;
+        }
+        self.kept = kept;
         let what = self.what.entry(path.clone()).or_insert_with(|| {
             self.order.push(path);
             Vec::new()
         });
-        if !what.contains(&damage.what) {
-            what.push(damage.what);
-        }
+        what.push(damage.what);
     }
 }
 
 /// Checks one layer's files; what is wrong goes to `found`.
 fn content(
     store: &Store,
-    layer: &Layer,
+    layer: &ImageLayer,
+    scratch: [&File; SCRATCH_FILES],
     found: &mut Vec<String>,
     hashed: &mut dyn FnMut(u64),
 ) -> Result<()> {
     let path = layer.spec.path();
-    let (diff, split) = store.tar_sources(layer)?;
-    let shown = store.root.full(store.tar_split(layer));
+    let diff = store.files_of(layer)?;
+    let shown = store.root.full(store.tar_source_path(layer)?);
+    let [compared @ .., split, paths] = scratch;
+    let splits = store.tar_splits(layer, split, paths)?;
     let mut damages = Damages::default();
-    let actual = match tarball::check(split, diff.as_fd(), |d| damages.add(d), hashed) {
-        Err(Error::Tar(error @ TarError::Split { .. })) => {
+    let actual = match layer_tar::check(splits.open()?, diff.as_fd(), |d| damages.add(d), hashed) {
+        Err(error @ layer_tar::Error::Split { .. }) => {
             found.push(format!("{shown:?}: {error}"));
             return Ok(());
         }
@@ -313,27 +363,39 @@ fn content(
     }
     // Other drivers have other files, and count otherwise.
     let mut size = None;
-    if matches!(store.driver(), "overlay2" | "fuse-overlayfs") {
-        let (_, split) = store.tar_sources(layer)?;
+    if matches!(store.driver(), "overlay2" | "fuse-overlayfs" | "overlayfs") {
+        let splits = [splits.open()?, splits.open()?];
         let compare = Compare {
             diff: diff.as_fd(),
             dialect: layer.spec.dialect,
             owners: store.root.owner()? == 0,
+            scratch: compared,
         };
-        match compare.run(split, &mut |d| damages.add(d)) {
-            Ok(counted) => size = Some(counted),
+        let compared = compare.run(splits, &mut |d| damages.add(d));
+        for file in scratch {
+            // Room that the next layer may not need.
+            if let Err(error) = file.set_len(0) {
+                tracing::warn!(%error, "a scratch file keeps its size");
+            }
+        }
+        match compared {
+            // A snapshotter counts blocks on the disk.
+            Ok(counted) => size = store.records.is_none().then_some(counted),
             // The digest is right, or the damage is told already: headers that Docker took
             // and we do not are no damage.
-            Err(error @ Error::Tar(TarError::Entry { .. } | TarError::Stream { .. })) => {
+            Err(error @ (layer_tar::Error::Entry { .. } | layer_tar::Error::Stream { .. })) => {
                 tracing::warn!(%error, ?path, "the files' metadata is not compared");
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
     }
     for name in &damages.order {
         let what = damages.what.get(name).map(|all| all.join(", "));
         let what = what.unwrap_or_default();
         found.push(format!("{path:?}: file {} {what}", excerpt(name)));
+    }
+    if damages.more > 0 {
+        found.push(format!("{path:?}: {} more files are damaged", damages.more));
     }
     if let Some(actual) = size.filter(|&size| size != layer.size) {
         let noted = layer.size;

@@ -1,5 +1,5 @@
 //! The flags of a file that chattr(1) changes (ioctl_iflags(2)) and their wider form, `struct
-//! fsxattr`. Used by `union`.
+//! fsxattr`.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd};

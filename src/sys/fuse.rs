@@ -1,6 +1,4 @@
-//! The ioctls of a FUSE connection (linux/fuse.h). Called by `fuse::wire`, where each worker
-//! with a descriptor of its own has its own queue of running requests, and by
-//! `fuse::passthrough`, which hands files to the kernel.
+//! The ioctls of a FUSE connection (linux/fuse.h).
 #![allow(unsafe_code)]
 
 use std::io;
@@ -15,7 +13,7 @@ const FUSE_DEV_IOC_CLONE: u32 = 0x8004_e500;
 /// descriptor its request was read from.
 ///
 /// # Errors
-/// Those of open(2) on /dev/fuse; EINVAL when `device` is no FUSE connection, ENOTTY before
+/// Those of open(2) on /dev/fuse; EINVAL when `device` is not a FUSE connection, ENOTTY before
 /// Linux 4.2.
 pub fn clone_device(device: impl AsFd) -> io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;

@@ -1,5 +1,4 @@
-//! File handles: `name_to_handle_at(2)`, `open_by_handle_at(2)`, and the UUID of a
-//! file system. Called by `layer::origin`, which stores them as kernel overlayfs does.
+//! File handles: `name_to_handle_at(2)`, `open_by_handle_at(2)`, and the UUID of a file system.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -31,6 +30,9 @@ fn last_errno() -> Errno {
 
 /// The handle of `name` in `dir`, symlinks not followed; an empty name means `dir` itself.
 /// EOPNOTSUPP where the file system has none.
+///
+/// # Errors
+/// EOPNOTSUPP if the file system has no handles, else those of name_to_handle_at(2).
 pub fn name_to_handle(dir: impl AsFd, name: &std::ffi::CStr) -> Result<FileHandle, Errno> {
     let mut raw = RawHandle {
         len: MAX_HANDLE as u32,
@@ -67,6 +69,10 @@ pub fn name_to_handle(dir: impl AsFd, name: &std::ffi::CStr) -> Result<FileHandl
 
 /// Opens a handle as `O_PATH` on the file system of `mount`. Needs CAP_DAC_READ_SEARCH
 /// (EPERM without); ESTALE when the file is gone, EINVAL for a malformed handle.
+///
+/// # Errors
+/// EPERM without CAP_DAC_READ_SEARCH, ESTALE if the file is gone, EINVAL for a malformed handle, else those of
+/// open_by_handle_at(2).
 pub fn open_by_handle(mount: impl AsFd, handle: &FileHandle) -> Result<OwnedFd, Errno> {
     if handle.bytes.len() > MAX_HANDLE {
         return Err(Errno::INVAL);

@@ -1,4 +1,4 @@
-//! A file mapped into memory for reading. Called by `catalog`.
+//! A file mapped into memory for reading.
 #![allow(unsafe_code)]
 
 use std::fs::File;

@@ -1,22 +1,44 @@
-//! The few system calls rustix lacks; the only place where `unsafe` is allowed.
-//! Called by `layer` (file handles, private mounts), `fuse` (its device), `catalog` (its map),
-//! `union` (memory) and by the cli (processes).
+//! What all other parts stand on: the system calls that rustix lacks, the signal that ends this
+//! process ([`interrupt`]) and the free space of a file system. The only place where `unsafe` is
+//! allowed.
 
+#[cfg(feature = "fuse")]
 pub mod capabilities;
 pub mod chmodat;
+#[cfg(feature = "fuse")]
+pub mod daemon;
 pub mod fileattr;
+#[cfg(feature = "store")]
+pub(crate) mod free_space;
+#[cfg(feature = "fuse")]
 pub mod fuse;
 pub mod handle;
+#[cfg(feature = "store")]
+pub mod interrupt;
+#[cfg(feature = "fuse")]
 pub mod landlock;
 pub(crate) mod map;
 pub mod memory;
+#[cfg(feature = "fuse")]
+pub mod mountinfo;
 pub mod mounts;
+#[cfg(feature = "fuse")]
 pub mod namespace;
+#[cfg(feature = "fuse")]
 pub mod narrow;
+#[cfg(feature = "fuse")]
 pub mod probe;
 pub(crate) mod process;
+#[cfg(feature = "store")]
+pub(crate) mod remedy;
+#[cfg(feature = "fuse")]
 pub mod schedule;
+#[cfg(feature = "fuse")]
 pub mod seccomp;
+#[cfg(feature = "fuse")]
+mod submounts;
+pub(crate) mod sync;
+#[cfg(feature = "fuse")]
 pub mod uring;
 pub mod walk;
 pub mod writeback;

@@ -1,7 +1,7 @@
 //! A mount namespace in which there is nothing (mount_namespaces(7), pivot_root(2)).
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -18,19 +18,25 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 /// The process must have one thread. On failure it is where it was.
 ///
 /// # Errors
-/// EPERM without CAP_SYS_ADMIN; EINVAL where the root directory is no mount that can be left;
-/// those of the system calls for mounts (Linux 5.12).
+/// EPERM without CAP_SYS_ADMIN; those of the system calls for mounts (Linux 5.12). After
+/// ENOTRECOVERABLE the process must end, see `in_new_namespace`.
 pub fn leave() -> Result<(), Errno> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let before = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())?;
     let own = own_process()?;
-    // SAFETY: only the namespace is left, no table of descriptors.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
-    leave_root(own).inspect_err(|_| {
-        // Copies of all mounts would keep them from going away.
-        let kind = Some(LinkNameSpaceType::Mount);
-        let _ = rustix::thread::move_into_link_name_space(before.as_fd(), kind);
-        let _ = rustix::process::chdir("/");
+    in_new_namespace(|| {
+        let root = empty_root()?;
+        replace_root(&root, || {
+            let (proc, place) = match all_processes() {
+                Ok(all) => (all, c"proc"),
+                Err(error) => {
+                    tracing::debug!(%error, "no proc of its own: threads follow no caller");
+                    rustix::fs::mkdirat(&root, "proc/self", Mode::from_raw_mode(0o555))?;
+                    (own, c"proc/self")
+                }
+            };
+            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            rustix::mount::move_mount(&proc, "", &root, place, flags)
+        })?;
+        seal_root()
     })
 }
 
@@ -41,35 +47,76 @@ fn own_process() -> Result<OwnedFd, Errno> {
     rustix::mount::open_tree(CWD, path, flags)
 }
 
-fn leave_root(own: OwnedFd) -> Result<(), Errno> {
+/// Calls `enter` in a mount namespace of its own, a copy of the present one. If that fails, the
+/// process goes back to the namespace, the root directory and the working directory that it had:
+/// to enter a namespace leads out of a chroot.
+///
+/// # Errors
+/// Those of `enter`; those of open(2) and unshare(2), which leave everything as it was.
+/// ENOTRECOVERABLE if there is no way back: the process must end, it may be outside of its chroot.
+pub(super) fn in_new_namespace(enter: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+    let before = present()?;
+    let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open("/", path, Mode::empty())?;
+    let here = rustix::fs::open(".", path, Mode::empty())?;
+    // SAFETY: only the namespace is left, no table of descriptors.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    enter().map_err(|error| match go_back(&before, &root, &here) {
+        Ok(()) => error,
+        Err(_) => Errno::NOTRECOVERABLE,
+    })
+}
+
+fn go_back(before: &OwnedFd, root: &OwnedFd, here: &OwnedFd) -> Result<(), Errno> {
+    // Copies of all mounts would keep them from going away. Who may not do this has not left the
+    // root directory either.
+    let kind = Some(LinkNameSpaceType::Mount);
+    let moved = rustix::thread::move_into_link_name_space(before.as_fd(), kind);
+    let back = rustix::process::fchdir(root).and_then(|()| rustix::process::chroot("."));
+    if let Err(error) = back {
+        let (is, was) = (rustix::fs::stat("/")?, rustix::fs::fstat(root)?);
+        if moved.is_ok() || (is.st_dev, is.st_ino) != (was.st_dev, was.st_ino) {
+            return Err(error);
+        }
+    }
+    rustix::process::fchdir(here)
+}
+
+/// Makes the mount `root` the root directory of this namespace, after `fill` has attached other
+/// mounts to it. What was mounted before goes away.
+///
+/// # Errors
+/// Those of `fill`, setns(2), mount(2), move_mount(2) and pivot_root(2).
+pub(super) fn replace_root(
+    root: &OwnedFd,
+    fill: impl FnOnce() -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    to_root_of_namespace()?;
     // What is unmounted here is not unmounted elsewhere.
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
     let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let old_root = rustix::fs::open("/", path, Mode::empty())?;
-    let root = empty_root()?;
-    rustix::mount::move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    let (proc, place) = match all_processes() {
-        Ok(all) => (all, c"proc".to_owned()),
-        Err(error) => {
-            tracing::debug!(%error, "no proc of its own: threads follow no caller");
-            rustix::fs::mkdirat(&root, "proc/self", Mode::from_raw_mode(0o555))?;
-            (own, c"proc/self".to_owned())
-        }
-    };
-    rustix::mount::move_mount(
-        &proc,
-        "",
-        &root,
-        place,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )?;
-    pivot(&root, &old_root)?;
-    seal_root()
+    rustix::mount::move_mount(root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    fill()?;
+    pivot(root, &old_root)
+}
+
+/// In a chroot the root directory may be no mount, so that nothing could be mounted on it alone.
+fn to_root_of_namespace() -> Result<(), Errno> {
+    let kind = Some(LinkNameSpaceType::Mount);
+    rustix::thread::move_into_link_name_space(present()?.as_fd(), kind)
+}
+
+/// The mount namespace that this thread is in. Not that of the process: a thread that has left it
+/// would be taken back, and what is meant for a namespace of its own would be done to all.
+fn present() -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open("/proc/thread-self/ns/mnt", flags, Mode::empty())
 }
 
 /// Makes the mount `root` the root directory; `old_root` is what it was before, which goes away.
-pub(super) fn pivot(root: &OwnedFd, old_root: &OwnedFd) -> Result<(), Errno> {
+fn pivot(root: &OwnedFd, old_root: &OwnedFd) -> Result<(), Errno> {
     rustix::process::fchdir(root)?;
     rustix::process::pivot_root(".", ".")?;
     // The old root is on top of the new one, and "." would be the new one.

@@ -4,23 +4,20 @@
 //! place leads to no device.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-};
-use rustix::process::PidfdFlags;
-use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
-use super::namespace;
+use super::{namespace, submounts};
 
-/// Something that is left: a file, or a directory with all that is mounted beneath it.
+/// Something that is left: a file, or a directory with all that is mounted beneath it but the root
+/// directories of containers.
 #[derive(Debug)]
-pub struct Place {
+pub struct KeptPath {
     path: PathBuf,
     file: OwnedFd,
     kind: FileType,
@@ -30,7 +27,7 @@ pub struct Place {
     pub code: bool,
 }
 
-impl Place {
+impl KeptPath {
     /// The place at `path`, which is absolute and leads through no symlinks. It may not be changed,
     /// and holds no code.
     ///
@@ -118,27 +115,14 @@ fn clone(file: &OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
 /// The process must have one thread. On failure it is where it was.
 ///
 /// # Errors
-/// EPERM without CAP_SYS_ADMIN; ESTALE where a place has been exchanged; EINVAL where the root
-/// directory of the namespace cannot be left; those of the system calls for mounts (Linux 5.12).
-pub fn keep_only(places: &[Place], links: &[Link]) -> Result<(), Errno> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let before = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())?;
-    let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open("/", path, Mode::empty())?;
-    let here = rustix::fs::open(".", path, Mode::empty())?;
-    // SAFETY: only the namespace is left, no table of descriptors.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
-    enter(places, links).inspect_err(|_| {
-        // Copies of all mounts would keep them from going away. Whoever was in a chroot stays there.
-        let kind = Some(LinkNameSpaceType::Mount);
-        let _ = rustix::thread::move_into_link_name_space(before.as_fd(), kind)
-            .and_then(|()| rustix::process::fchdir(&root))
-            .and_then(|()| rustix::process::chroot("."))
-            .and_then(|()| rustix::process::fchdir(&here));
-    })
+/// EPERM without CAP_SYS_ADMIN; ESTALE where a place has been exchanged; those of the system calls
+/// for mounts (Linux 5.12). After ENOTRECOVERABLE the process must end, see
+/// `namespace::in_new_namespace`.
+pub fn keep_only(places: &[KeptPath], links: &[Link]) -> Result<(), Errno> {
+    namespace::in_new_namespace(|| enter(places, links))
 }
 
-fn enter(places: &[Place], links: &[Link]) -> Result<(), Errno> {
+fn enter(places: &[KeptPath], links: &[Link]) -> Result<(), Errno> {
     // With the present root directory, which in a chroot is not that of the namespace.
     let mut mounts: Vec<(&Path, bool, OwnedFd)> = Vec::new();
     for place in places {
@@ -158,33 +142,22 @@ fn enter(places: &[Place], links: &[Link]) -> Result<(), Errno> {
             root
         }
     };
-    to_root_of_namespace()?;
-    // What is unmounted here is not unmounted elsewhere.
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private)?;
-    let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let old_root = rustix::fs::open("/", path, Mode::empty())?;
-    attach(&root, CWD, c"/")?;
-    for (path, is_dir, mount) in &mounts {
-        let target = mountpoint(&root, path, *is_dir)?;
-        attach(mount, target.as_fd(), c"")?;
+    namespace::replace_root(&root, || {
+        mounts.iter().try_for_each(|(path, is_dir, mount)| {
+            let target = mountpoint(&root, path, *is_dir)?;
+            attach(mount, target.as_fd())
+        })
+    })?;
+    if whole.is_some() {
+        return Ok(());
     }
-    namespace::pivot(&root, &old_root)?;
-    match whole {
-        Some(_) => Ok(()),
-        None => namespace::seal_root(),
-    }
+    submounts::detach_unions(places.iter().map(KeptPath::path))?;
+    namespace::seal_root()
 }
 
-/// In a chroot the root directory may be no mount, so that nothing could be mounted on it alone.
-fn to_root_of_namespace() -> Result<(), Errno> {
-    let this = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
-    rustix::thread::move_into_thread_name_spaces(this.as_fd(), ThreadNameSpaceType::MOUNT)
-}
-
-fn attach(mount: &OwnedFd, dir: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
+fn attach(mount: &OwnedFd, dir: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(mount, "", dir, path, flags)
+    rustix::mount::move_mount(mount, "", dir, "", flags)
 }
 
 /// Where `path` is below the new root, made if it is not there.
@@ -200,12 +173,11 @@ fn mountpoint(root: &OwnedFd, path: &Path, is_dir: bool) -> Result<OwnedFd, Errn
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let mut dir = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
     for (at, name) in names.iter().enumerate() {
-        let made = match is_dir || at + 1 < names.len() {
-            true => rustix::fs::mkdirat(&dir, *name, Mode::from_raw_mode(0o755)),
-            false => {
-                let mode = Mode::from_raw_mode(0o444);
-                rustix::fs::mknodat(&dir, *name, FileType::RegularFile, mode, 0)
-            }
+        let made = if is_dir || at + 1 < names.len() {
+            rustix::fs::mkdirat(&dir, *name, Mode::from_raw_mode(0o755))
+        } else {
+            let mode = Mode::from_raw_mode(0o444);
+            rustix::fs::mknodat(&dir, *name, FileType::RegularFile, mode, 0)
         };
         match made {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -244,30 +216,33 @@ fn empty_root() -> Result<OwnedFd, Errno> {
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
-/// Closes the directories that this process was started with, by which it could go elsewhere; not
-/// what are standard streams. The process must hold no directory open itself.
+/// Closes what this process was started with, by which it could go elsewhere, but the standard
+/// streams: all that a new program would keep (nothing of our own is kept by one), and directories.
+/// The process must hold no directory open itself.
 ///
 /// # Errors
 /// Those of openat(2) and getdents(2) on /proc.
-pub fn close_inherited_directories() -> Result<(), Errno> {
+pub fn close_inherited() -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let list = rustix::fs::open("/proc/self/fd", flags, Mode::empty())?;
-    let mut inherited = Vec::new();
+    let mut open = Vec::new();
     for entry in rustix::fs::Dir::read_from(&list)? {
         let number = entry?
             .file_name()
             .to_str()
             .ok()
             .and_then(|name| name.parse().ok());
-        inherited.extend(number.filter(|number: &i32| *number > 2));
+        open.extend(number.filter(|number: &i32| *number > 2));
     }
-    inherited.retain(|number| *number != list.as_raw_fd());
-    for number in inherited {
-        // SAFETY: it is open, or fstat(2) says that it is not; it is not kept.
+    open.retain(|number| *number != list.as_raw_fd());
+    for number in open {
+        // SAFETY: it is open, or the calls say that it is not; it is not kept.
         let file = unsafe { BorrowedFd::borrow_raw(number) };
+        let is_inherited = rustix::io::fcntl_getfd(file)
+            .is_ok_and(|flags| !flags.contains(rustix::io::FdFlags::CLOEXEC));
         let is_dir = rustix::fs::fstat(file)
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-        if is_dir {
+        if is_inherited || is_dir {
             // SAFETY: nobody in this process owns it.
             unsafe { rustix::io::close(number) };
         }

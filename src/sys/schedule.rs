@@ -1,6 +1,4 @@
-//! What the scheduler is told of single threads, and tells of them and of processes. Called by
-//! the cli (work in the background) and `fuse` (threads that give way, threads that must not
-//! inherit it, servers told apart by their start).
+//! What the scheduler is told of single threads, and tells of them and of processes.
 #![allow(unsafe_code)]
 
 use std::io;

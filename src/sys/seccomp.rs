@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use rustix::io::Errno;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
 };
 
-/// A system call that is allowed.
+/// A system call of a list: of those that are allowed, or refused.
 #[derive(Clone, Copy, Debug)]
-pub enum Allowed {
+pub enum Call {
     /// Whatever its arguments are.
     Any(libc::c_long),
     /// When the bits `mask` of the argument at this position, counted from 0, are `value`. Several
@@ -32,28 +33,9 @@ pub enum Allowed {
 ///
 /// # Errors
 /// Those of seccomp(2); [`io::ErrorKind::Unsupported`] on architectures without a filter.
-pub fn restrict(allowed: &[Allowed], unknown: &[libc::c_long]) -> io::Result<()> {
-    let arch = TargetArch::try_from(std::env::consts::ARCH)
-        .map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?;
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for call in allowed {
-        match *call {
-            Allowed::Any(call) => drop(rules.insert(call, Vec::new())),
-            Allowed::If {
-                call,
-                argument,
-                mask,
-                value,
-            } => {
-                let bits = SeccompCmpOp::MaskedEq(u64::from(mask));
-                let width = SeccompCmpArgLen::Dword;
-                let rule = SeccompCondition::new(argument, width, bits, u64::from(value))
-                    .and_then(|condition| SeccompRule::new(vec![condition]))
-                    .map_err(io::Error::other)?;
-                rules.entry(call).or_default().push(rule);
-            }
-        }
-    }
+pub fn restrict(allowed: &[Call], unknown: &[libc::c_long]) -> io::Result<()> {
+    let arch = architecture()?;
+    let mut rules = rules_of(allowed)?;
     let refused: BTreeMap<_, _> = unknown.iter().map(|call| (*call, Vec::new())).collect();
     // Of two filters' answers the kernel takes the stricter one.
     rules.extend(refused.clone());
@@ -68,6 +50,34 @@ pub fn restrict(allowed: &[Allowed], unknown: &[libc::c_long]) -> io::Result<()>
     Ok(())
 }
 
+fn architecture() -> io::Result<TargetArch> {
+    TargetArch::try_from(std::env::consts::ARCH)
+        .map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))
+}
+
+fn rules_of(calls: &[Call]) -> io::Result<BTreeMap<i64, Vec<SeccompRule>>> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for call in calls {
+        match *call {
+            Call::Any(call) => drop(rules.insert(call, Vec::new())),
+            Call::If {
+                call,
+                argument,
+                mask,
+                value,
+            } => {
+                let bits = SeccompCmpOp::MaskedEq(u64::from(mask));
+                let width = SeccompCmpArgLen::Dword;
+                let rule = SeccompCondition::new(argument, width, bits, u64::from(value))
+                    .and_then(|condition| SeccompRule::new(vec![condition]))
+                    .map_err(io::Error::other)?;
+                rules.entry(call).or_default().push(rule);
+            }
+        }
+    }
+    Ok(rules)
+}
+
 fn compile(
     rules: BTreeMap<i64, Vec<SeccompRule>>,
     otherwise: SeccompAction,
@@ -79,13 +89,26 @@ fn compile(
         .map_err(io::Error::other)
 }
 
-/// From now on only sockets of these families can be made; for others the answer is EAFNOSUPPORT.
+/// From now on these system calls answer with that error.
+///
+/// # Errors
+/// As [`restrict`].
+pub fn refuse(calls: &[Call], error: Errno) -> io::Result<()> {
+    let arch = architecture()?;
+    let rules = rules_of(calls)?;
+    let refused = SeccompAction::Errno(error.raw_os_error().unsigned_abs());
+    let program = compile(rules, SeccompAction::Allow, refused, arch)?;
+    seccompiler::apply_filter(&program).map_err(io::Error::other)
+}
+
+/// From now on only sockets of these families can be made; for others the answer is EAFNOSUPPORT. Of
+/// netlink(7) only routing, from which libc knows the addresses of this machine: the kernel has other
+/// services behind it.
 ///
 /// # Errors
 /// As [`restrict`].
 pub fn refuse_sockets_but(families: &[u32]) -> io::Result<()> {
-    let arch = TargetArch::try_from(std::env::consts::ARCH)
-        .map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?;
+    let arch = architecture()?;
     let others = families.iter().map(|family| {
         let width = SeccompCmpArgLen::Dword;
         SeccompCondition::new(0, width, SeccompCmpOp::Ne, u64::from(*family))
@@ -94,7 +117,19 @@ pub fn refuse_sockets_but(families: &[u32]) -> io::Result<()> {
     let rule = others
         .and_then(SeccompRule::new)
         .map_err(io::Error::other)?;
-    let rules = BTreeMap::from([(libc::SYS_socket, vec![rule])]);
+    let netlink = [
+        (0, SeccompCmpOp::Eq, libc::AF_NETLINK),
+        (2, SeccompCmpOp::Ne, libc::NETLINK_ROUTE),
+    ];
+    let netlink = netlink.into_iter().map(|(argument, how, value)| {
+        let width = SeccompCmpArgLen::Dword;
+        SeccompCondition::new(argument, width, how, u64::from(value.unsigned_abs()))
+    });
+    let other_netlink = netlink
+        .collect::<Result<Vec<_>, _>>()
+        .and_then(SeccompRule::new)
+        .map_err(io::Error::other)?;
+    let rules = BTreeMap::from([(libc::SYS_socket, vec![rule, other_netlink])]);
     let refused = SeccompAction::Errno(libc::EAFNOSUPPORT.unsigned_abs());
     let program = compile(rules, SeccompAction::Allow, refused, arch)?;
     seccompiler::apply_filter(&program).map_err(io::Error::other)

@@ -1,19 +1,34 @@
-//! One request of FUSE over io_uring at a time: a ring of its own, the memory the kernel
-//! writes requests to and reads answers from, and the one system call that gives an answer
-//! and takes the next request. Called by `fuse::wire`, from one thread per [`Entry`].
+//! FUSE over io_uring: rings, by which the kernel is given answers and gives requests, in one
+//! system call; and the memory of requests ([`Payload`]).
 //!
-//! Facts: Linux `include/uapi/linux/fuse.h` (`fuse_uring_req_header`, `fuse_uring_cmd_req`)
-//! and `Documentation/filesystems/fuse-io-uring.rst`.
+//! A ring belongs to the thread that made it. An entry (a place for one request, which the kernel
+//! knows by the memory it was registered with) belongs to whoever has its payload: it is registered
+//! by one ring and may be answered by another. One that is answered waits for its next request in
+//! the ring that carried the answer; there is no way to answer without that, nor to take it back.
+//!
+//! Facts: Linux `include/uapi/linux/fuse.h` (`fuse_uring_req_header`, `fuse_uring_cmd_req`),
+//! `Documentation/filesystems/fuse-io-uring.rst`, `fs/fuse/dev_uring.c`.
 #![allow(unsafe_code)]
 
+mod payload;
+
 use std::io;
-use std::ops::{Deref, DerefMut};
-use std::os::fd::{AsFd, AsRawFd};
-use std::ptr::NonNull;
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use io_uring::register::Restriction;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use rustix::event::{EventfdFlags, eventfd};
+
+pub use payload::Payload;
+
+/// Entries of the two queues of a ring, in numbers that are powers of two.
+#[derive(Clone, Copy, Debug)]
+struct Entries {
+    /// Of the queue of commands.
+    commands: u32,
+    /// Of the queue of completions.
+    completions: u32,
+}
 
 /// `FUSE_IO_URING_CMD_REGISTER`: a new entry waits for its first request.
 const REGISTER: u32 = 1;
@@ -21,12 +36,16 @@ const REGISTER: u32 = 1;
 const COMMIT_AND_FETCH: u32 = 2;
 /// Bytes of `struct fuse_uring_req_header`.
 pub const HEADER: usize = 288;
-/// Where the payload begins in the memory of an entry; before it the header, and behind
-/// that the two `struct iovec` that tell the kernel about both.
-const PAYLOAD_AT: usize = 4096;
-const IOVECS_AT: usize = 1024;
 /// Where `len` lies in `struct io_uring_sqe`; the crate has no setter for this command.
 const SQE_LEN_AT: usize = 24;
+/// Commands that a ring with a bell takes with one system call, and completions before the kernel has
+/// to keep some elsewhere.
+const ROOM: Entries = Entries {
+    commands: 64,
+    completions: 1024,
+};
+/// The user data of the bell; commands have small numbers.
+const BELL: u64 = u64::MAX;
 
 /// What travels beside the payload: `struct fuse_uring_req_header`.
 pub type Header = [u8; HEADER];
@@ -40,173 +59,271 @@ pub enum Command {
     Commit(u64),
 }
 
-/// The memory of an entry; given back when neither the entry nor its payload is left.
+/// Wakes the thread of a ring, from any thread.
 #[derive(Debug)]
-struct Map {
-    start: NonNull<u8>,
-    len: usize,
-}
+pub struct Bell(OwnedFd);
 
-// SAFETY: plain memory of this process; who may touch which part of it, and when, is the
-// business of `Entry` (header, iovecs) and `Payload` (payload), of which there is one each.
-unsafe impl Send for Map {}
-// SAFETY: as above; a shared `Map` gives access to nothing.
-unsafe impl Sync for Map {}
+impl Bell {
+    /// A new one, not rung yet.
+    ///
+    /// # Errors
+    /// Those of eventfd(2): EMFILE, ENFILE, ENOMEM.
+    pub fn new() -> io::Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Ok(Self(eventfd(0, flags)?))
+    }
 
-impl Map {
-    /// Zeroed, page-aligned; pages that are never touched take no memory.
-    fn new(payload: usize) -> io::Result<Self> {
-        let len = PAYLOAD_AT + payload;
-        let (access, kind) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-        );
-        // SAFETY: new memory wherever the kernel likes; nothing of ours is replaced.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, access, kind, -1, 0) };
-        match NonNull::new(start) {
-            Some(mapped) if start != libc::MAP_FAILED => Ok(Self {
-                start: mapped.cast(),
-                len,
-            }),
-            _ => Err(io::Error::last_os_error()),
-        }
+    /// Rings.
+    pub fn ring(&self) {
+        // EAGAIN after 2^64 times: it has been rung then.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 }
 
-impl Drop for Map {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this length, and nobody has a pointer into it left.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
-    }
-}
-
-/// Data of a request (names, values, what is written), then of its answer. There is one of
-/// each [`Entry`], and having it means that the kernel does not touch it.
+/// What happened in a ring.
 #[derive(Debug)]
-pub struct Payload(Arc<Map>);
-
-impl Deref for Payload {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        // SAFETY: the map is initialised and at least this long; no other `Payload` of it
-        // exists, and the kernel writes to it only while `Entry::exchange` has this one.
-        unsafe {
-            std::slice::from_raw_parts(
-                self.0.start.as_ptr().add(PAYLOAD_AT),
-                self.0.len - PAYLOAD_AT,
-            )
-        }
-    }
+pub enum Event {
+    /// Somebody rang the bell.
+    Rung,
+    /// A request came, whose header has been given and whose payload is this.
+    Came(Payload),
+    /// A command was refused.
+    Refused(Refused),
 }
 
-impl DerefMut for Payload {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`, and `self` is borrowed exclusively.
-        unsafe {
-            std::slice::from_raw_parts_mut(
-                self.0.start.as_ptr().add(PAYLOAD_AT),
-                self.0.len - PAYLOAD_AT,
-            )
-        }
-    }
+/// A command that the kernel did not carry out.
+#[derive(Debug)]
+pub struct Refused {
+    /// The command.
+    pub command: Command,
+    /// Why.
+    pub error: io::Error,
+    /// Its payload, with the header of the command; `None` if the ring itself failed, which keeps it.
+    pub payload: Option<Payload>,
 }
 
-/// A place for one request. The thread that makes it must be the one that uses it.
-pub struct Entry {
+/// A ring for commands of FUSE. The thread that makes it must be the one that uses it.
+pub struct Ring {
     ring: IoUring<squeue::Entry128, cqueue::Entry>,
-    map: Arc<Map>,
     queue: u16,
-    /// A command has no completion yet: the kernel may write to the map.
-    pending: bool,
+    /// Of commands without a completion: the kernel may write there. By their user data.
+    pending: Vec<Option<(Command, Payload)>>,
+    /// Places in `pending` that are free.
+    free: Vec<usize>,
 }
 
-impl Entry {
-    /// A ring for `device`, an open /dev/fuse, and memory for `payload` bytes. The kernel
-    /// knows nothing of it until it is registered. `queue`: the CPU whose requests come here.
+impl Ring {
+    /// For one command at a time to `device`, an open /dev/fuse. `queue`: the CPU whose requests
+    /// come here.
     ///
     /// # Errors
     /// Those of io_uring_setup(2) and io_uring_register(2): EPERM and ENOSYS where io_uring
     /// is forbidden (`kernel.io_uring_disabled`, seccomp), EINVAL before Linux 6.1; ENOMEM.
-    pub fn new(device: impl AsFd, queue: u16, payload: usize) -> io::Result<(Self, Payload)> {
+    pub fn new(device: impl AsFd, queue: u16) -> io::Result<Self> {
+        let files = [device.as_fd().as_raw_fd()];
+        let entries = Entries {
+            commands: 1,
+            completions: 2,
+        };
+        Self::build(&files, &[opcode::UringCmd80::CODE], queue, entries)
+    }
+
+    /// For many commands at a time. Its thread wakes when the bell is rung, too.
+    ///
+    /// # Errors
+    /// As [`Ring::new`], and those of io_uring_enter(2).
+    pub fn with_bell(device: impl AsFd, bell: &Bell, queue: u16) -> io::Result<Self> {
+        let files = [device.as_fd().as_raw_fd(), bell.0.as_raw_fd()];
+        let operations = [opcode::UringCmd80::CODE, opcode::PollAdd::CODE];
+        let mut ring = Self::build(&files, &operations, queue, ROOM)?;
+        ring.listen()?;
+        Ok(ring)
+    }
+
+    fn build(files: &[RawFd], operations: &[u8], queue: u16, entries: Entries) -> io::Result<Self> {
         let ring = IoUring::<squeue::Entry128, cqueue::Entry>::builder()
             // One thread submits and waits, and what the kernel has to do in that thread
             // is done when it waits: no interrupt ever breaks into a handler.
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_r_disabled()
-            .build(1)?;
+            .setup_cqsize(entries.completions)
+            .build(entries.commands)?;
         let submitter = ring.submitter();
-        submitter.register_files(&[device.as_fd().as_raw_fd()])?;
-        // From here on the kernel takes nothing but commands for this device: whoever could write
+        submitter.register_files(files)?;
+        // From here on the kernel takes nothing but commands for these files: whoever could write
         // to the memory of the ring opens and connects nothing by it.
-        submitter.register_restrictions(&mut [
-            Restriction::sqe_op(opcode::UringCmd80::CODE),
-            Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()),
-        ])?;
+        let fixed = Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits());
+        let mut allowed = vec![fixed];
+        allowed.extend(operations.iter().map(|code| Restriction::sqe_op(*code)));
+        submitter.register_restrictions(&mut allowed)?;
         submitter.register_enable_rings()?;
-        let map = Arc::new(Map::new(payload)?);
-        let payload = Payload(Arc::clone(&map));
-        let entry = Self {
+        Ok(Self {
             ring,
-            map,
             queue,
-            pending: false,
-        };
-        Ok((entry, payload))
+            pending: Vec::new(),
+            free: Vec::new(),
+        })
     }
 
-    /// Gives `command` to the kernel and waits for the next request, whose parts are in
-    /// `header` and the payload returned. Usually one system call.
+    /// Gives `command` to the kernel and waits for the next request of the same entry, whose parts
+    /// are in `header` and the payload returned. Usually one system call. For a ring that has no
+    /// other command.
     ///
     /// # Errors
-    /// ENOTCONN when the file system is unmounted or the connection was aborted; EINVAL for
-    /// a payload of another entry; else what the kernel says of the command. The payload is
-    /// gone then.
+    /// ENOTCONN when the file system is unmounted or the connection was aborted; else what the
+    /// kernel says of the command, or those of io_uring_enter(2).
     pub fn exchange(
         &mut self,
         command: Command,
         header: &mut Header,
         payload: Payload,
-    ) -> io::Result<Payload> {
-        if !Arc::ptr_eq(&payload.0, &self.map) || self.pending {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let shared = self.map.start.as_ptr();
-        // SAFETY: the first `HEADER` bytes of the map; only this function touches them, and
-        // the kernel does so only while a command is pending.
-        unsafe { std::ptr::copy_nonoverlapping(header.as_ptr(), shared, HEADER) };
-        let command = self.command(command);
-        // SAFETY: what the command points to lies in the map, which lives until its
-        // completion has been seen, or for ever (`drop`); the caller's payload is ours till
-        // then.
-        unsafe { self.ring.submission().push(&command) }
-            .map_err(|_| io::Error::from(io::ErrorKind::WouldBlock))?;
-        self.pending = true;
-        let result = self.completion()?;
-        self.pending = false;
-        if result < 0 {
-            return Err(io::Error::from_raw_os_error(-result));
-        }
-        // SAFETY: as above; the command is over.
-        unsafe { std::ptr::copy_nonoverlapping(shared, header.as_mut_ptr(), HEADER) };
-        Ok(payload)
+    ) -> Result<Payload, Refused> {
+        let pushed = self.push(command, Some(header), payload);
+        let done = pushed.and_then(|()| self.wait());
+        done.map_err(|error| Refused::by_ring(command, error))?;
+        self.completion(command, header)
     }
 
-    fn completion(&mut self) -> io::Result<i32> {
+    /// As [`Ring::exchange`], with one more system call. Calls `note` when the kernel has the command:
+    /// whether a request was there at once, which had waited for an entry.
+    ///
+    /// # Errors
+    /// As [`Ring::exchange`].
+    pub fn exchange_noting(
+        &mut self,
+        command: Command,
+        header: &mut Header,
+        payload: Payload,
+        note: impl FnOnce(bool),
+    ) -> Result<Payload, Refused> {
+        self.give(command, header, payload)
+            .map_err(|error| Refused::by_ring(command, error))?;
+        let at_once = !self.ring.completion().is_empty();
+        note(at_once);
+        self.completion(command, header)
+    }
+
+    fn completion(&mut self, command: Command, header: &mut Header) -> Result<Payload, Refused> {
+        let failed = |error| Refused::by_ring(command, error);
         loop {
-            match self.ring.submit_and_wait(1) {
-                Ok(_) => {}
-                Err(e) if is_passing(&e) => {}
+            match self.take(header).map_err(failed)? {
+                Some(Event::Came(payload)) => return Ok(payload),
+                Some(Event::Refused(refused)) => return Err(refused),
+                Some(Event::Rung) | None => self.wait().map_err(failed)?,
+            }
+        }
+    }
+
+    /// Gives `command` to the kernel and does not wait. A request that waited for an entry is there
+    /// at once: [`Ring::take`] has it.
+    ///
+    /// # Errors
+    /// Those of io_uring_enter(2). The payload is gone then.
+    pub fn give(&mut self, command: Command, header: &Header, payload: Payload) -> io::Result<()> {
+        self.push(command, Some(header), payload)?;
+        self.enter(0)
+    }
+
+    /// Gives a command that was refused to the kernel once more.
+    ///
+    /// # Errors
+    /// As [`Ring::give`]; that of the ring, if it has failed.
+    pub fn give_again(&mut self, refused: Refused) -> io::Result<()> {
+        let Some(payload) = refused.payload else {
+            return Err(refused.error);
+        };
+        self.push(refused.command, None, payload)?;
+        self.enter(0)
+    }
+
+    /// Waits until something happens.
+    ///
+    /// # Errors
+    /// Those of io_uring_enter(2).
+    pub fn wait(&mut self) -> io::Result<()> {
+        self.enter(1)
+    }
+
+    /// What has happened, with the header of the request if one has come.
+    ///
+    /// # Errors
+    /// Those of io_uring_enter(2), when the bell ended.
+    pub fn take(&mut self, header: &mut Header) -> io::Result<Option<Event>> {
+        let Some(completion) = self.ring.completion().next() else {
+            return Ok(None);
+        };
+        if completion.user_data() == BELL {
+            if !cqueue::more(completion.flags()) {
+                self.listen()?;
+            }
+            return Ok(Some(Event::Rung));
+        }
+        let number = usize::try_from(completion.user_data()).unwrap_or(usize::MAX);
+        let pending = self.pending.get_mut(number).and_then(Option::take);
+        let Some((command, payload)) = pending else {
+            return Err(io::Error::other("a completion of no command"));
+        };
+        self.free.push(number);
+        if completion.result() < 0 {
+            return Ok(Some(Event::Refused(Refused {
+                command,
+                error: io::Error::from_raw_os_error(-completion.result()),
+                payload: Some(payload),
+            })));
+        }
+        payload.read_header(header);
+        Ok(Some(Event::Came(payload)))
+    }
+
+    /// Starts to hear the bell. Each ring of it is a completion, until one says that it was the last.
+    fn listen(&mut self) -> io::Result<()> {
+        let poll = opcode::PollAdd::new(types::Fixed(1), libc::POLLIN as u32).multi(true);
+        let poll = poll.build().user_data(BELL).into();
+        // SAFETY: points to no memory.
+        unsafe { self.ring.submission().push(&poll) }
+            .map_err(|_| io::Error::from(io::ErrorKind::WouldBlock))?;
+        self.enter(0)
+    }
+
+    /// `header`: `None` if it is in the payload already.
+    fn push(
+        &mut self,
+        command: Command,
+        header: Option<&Header>,
+        mut payload: Payload,
+    ) -> io::Result<()> {
+        if let Some(header) = header {
+            payload.set_header(header);
+        }
+        let number = self.free.pop().unwrap_or(self.pending.len());
+        let built = self.command(command, &mut payload).user_data(number as u64);
+        // SAFETY: what the command points to lies in the map of the payload, which `pending` keeps
+        // until its completion has been seen, or forever (`drop`).
+        unsafe { self.ring.submission().push(&built) }
+            .map_err(|_| io::Error::from(io::ErrorKind::WouldBlock))?;
+        match self.pending.get_mut(number) {
+            Some(place) => *place = Some((command, payload)),
+            None => self.pending.push(Some((command, payload))),
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, want: usize) -> io::Result<()> {
+        loop {
+            match self.ring.submit_and_wait(want) {
+                Ok(_) => return Ok(()),
+                Err(error) if is_passing(&error) => {
+                    if !self.ring.completion().is_empty() {
+                        return Ok(());
+                    }
+                }
                 Err(error) => return Err(error),
             }
-            if let Some(completion) = self.ring.completion().next() {
-                return Ok(completion.result());
-            }
         }
     }
 
-    fn command(&self, command: Command) -> squeue::Entry128 {
+    fn command(&self, command: Command, payload: &mut Payload) -> squeue::Entry128 {
         let (number, commit_id) = match command {
             Command::Register => (REGISTER, 0),
             Command::Commit(id) => (COMMIT_AND_FETCH, id),
@@ -219,7 +336,7 @@ impl Entry {
         let Command::Register = command else {
             return build.build();
         };
-        let mut built = build.addr(Some(self.iovecs() as u64)).build();
+        let mut built = build.addr(Some(payload.iovecs())).build();
         // SAFETY: `Entry128` is `repr(C)` over the kernel's 128 bytes, of which these four
         // are `len`, aligned as in the kernel's struct.
         unsafe {
@@ -231,33 +348,23 @@ impl Entry {
         }
         built
     }
+}
 
-    /// Writes where header and payload are; the address of the two.
-    fn iovecs(&self) -> usize {
-        let start = self.map.start.as_ptr();
-        // SAFETY: the offsets lie in the map (its length is `PAYLOAD_AT` plus the payload),
-        // IOVECS_AT is aligned for `iovec` and behind the header; nobody else is there.
-        unsafe {
-            let iovecs = start.add(IOVECS_AT).cast::<libc::iovec>();
-            iovecs.write(libc::iovec {
-                iov_base: start.cast(),
-                iov_len: HEADER,
-            });
-            iovecs.add(1).write(libc::iovec {
-                iov_base: start.add(PAYLOAD_AT).cast(),
-                iov_len: self.map.len - PAYLOAD_AT,
-            });
-            iovecs as usize
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // The kernel may still write there: the memory is never used for anything else.
+        for (_, payload) in self.pending.drain(..).flatten() {
+            std::mem::forget(payload);
         }
     }
 }
 
-impl Drop for Entry {
-    fn drop(&mut self) {
-        if self.pending {
-            // Only after an error that io_uring_enter(2) does not have for us. The kernel
-            // may still write there: the memory is never used for anything else.
-            std::mem::forget(Arc::clone(&self.map));
+impl Refused {
+    fn by_ring(command: Command, error: io::Error) -> Self {
+        Self {
+            command,
+            error,
+            payload: None,
         }
     }
 }
@@ -271,112 +378,4 @@ fn is_passing(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn null() -> std::fs::File {
-        let mut options = std::fs::File::options();
-        options.read(true).write(true).open("/dev/null").unwrap()
-    }
-
-    /// Where io_uring is forbidden there is nothing to test.
-    fn entry(queue: u16) -> Option<(Entry, Payload)> {
-        match Entry::new(null(), queue, 8192) {
-            Ok(both) => Some(both),
-            Err(error) => {
-                assert!(std::env::var_os("CI").is_none(), "io_uring: {error}");
-                eprintln!("skipped: io_uring: {error}");
-                None
-            }
-        }
-    }
-
-    #[test]
-    fn a_device_that_is_not_fuse_ends_the_command() {
-        let Some((mut takes_all, mut payload)) = entry(0) else {
-            return;
-        };
-        assert_eq!(payload.len(), 8192);
-        let mut header = [3; HEADER];
-        // /dev/null says yes to every command.
-        for command in [Command::Register, Command::Commit(1)] {
-            payload = takes_all.exchange(command, &mut header, payload).unwrap();
-        }
-        assert_eq!(header, [3; HEADER]);
-        let (read, _write) = io::pipe().unwrap();
-        let (mut entry, payload) = Entry::new(read, 0, 8192).unwrap();
-        let error = entry
-            .exchange(Command::Register, &mut header, payload)
-            .unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
-        assert!(!entry.pending);
-    }
-
-    /// Neither another operation, nor another file, nor another change of the ring.
-    #[test]
-    fn a_ring_takes_nothing_but_commands_for_its_device() {
-        let Some((mut entry, _payload)) = entry(0) else {
-            return;
-        };
-        let path = c"/etc/passwd";
-        let open = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr()).build();
-        let nothing = opcode::Nop::new().build();
-        let other = null();
-        let command = opcode::UringCmd80::new(types::Fd(other.as_raw_fd()), REGISTER).build();
-        for refused in [open.into(), nothing.into(), command] {
-            // SAFETY: the path lives to the end; the others point to nothing.
-            unsafe { entry.ring.submission().push(&refused) }.unwrap();
-            assert_eq!(entry.completion().unwrap(), -libc::EACCES);
-        }
-        let submitter = entry.ring.submitter();
-        let changed = submitter.register_files(&[other.as_raw_fd()]).unwrap_err();
-        assert_eq!(changed.raw_os_error(), Some(libc::EACCES));
-        let lifted = submitter.register_restrictions(&mut []).unwrap_err();
-        assert!(lifted.raw_os_error().is_some(), "{lifted}");
-    }
-
-    #[test]
-    fn payloads_are_not_mixed_up() {
-        let (Some((mut one, mut first)), Some((_two, second))) = (entry(0), entry(1)) else {
-            return;
-        };
-        first.fill(7);
-        let mut header = [0; HEADER];
-        let error = one
-            .exchange(Command::Commit(1), &mut header, second)
-            .unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        drop(one);
-        // The memory outlives the entry as long as somebody has it.
-        assert!(first.iter().all(|&byte| byte == 7));
-    }
-
-    #[test]
-    fn the_command_is_what_the_kernel_reads() {
-        let Some((entry, _payload)) = entry(3) else {
-            return;
-        };
-        let bytes = |command: squeue::Entry128| -> [u8; 128] {
-            // SAFETY: 128 bytes, all initialised.
-            unsafe { std::mem::transmute(command) }
-        };
-        let word = |all: &[u8; 128], at: usize| {
-            u32::from_ne_bytes([all[at], all[at + 1], all[at + 2], all[at + 3]])
-        };
-        let register = bytes(entry.command(Command::Register));
-        // opcode, cmd_op, len, and the queue in the command's own bytes.
-        assert_eq!(register[0], opcode::UringCmd80::CODE);
-        assert_eq!(
-            (word(&register, 8), word(&register, SQE_LEN_AT)),
-            (REGISTER, 2)
-        );
-        assert_ne!(register[16..24], [0; 8]);
-        assert_eq!(word(&register, 48 + 16), 3);
-        let commit = bytes(entry.command(Command::Commit(0x1234)));
-        assert_eq!(
-            (word(&commit, 8), word(&commit, SQE_LEN_AT)),
-            (COMMIT_AND_FETCH, 0)
-        );
-        assert_eq!(word(&commit, 48 + 8), 0x1234);
-    }
-}
+mod tests;

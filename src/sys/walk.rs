@@ -8,8 +8,9 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -19,6 +20,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::process;
+
+/// What the kernel shows of owners that a user namespace does not have (fs.overflowuid).
+const OVERFLOW_UID: u32 = 65534;
 
 /// As the kernel has it (MAXSYMLINKS).
 const MAX_LINKS: usize = 40;
@@ -35,17 +39,19 @@ pub enum Trust {
 impl Trust {
     /// Of a process that may reach what other users cannot: one in the first user namespace.
     pub fn in_first_user_namespace() -> Self {
-        match process::in_initial_user_namespace() {
-            true => Self::RootAndUs,
-            false => Self::All,
+        if process::in_initial_user_namespace() {
+            Self::RootAndUs
+        } else {
+            Self::All
         }
     }
 
     /// The same, for root only: others reach by a symlink what they reach anyway.
     pub fn of_root() -> Self {
-        match rustix::process::geteuid().is_root() {
-            true => Self::in_first_user_namespace(),
-            false => Self::All,
+        if rustix::process::geteuid().is_root() {
+            Self::in_first_user_namespace()
+        } else {
+            Self::All
         }
     }
 }
@@ -72,7 +78,7 @@ pub fn open<E: From<io::Error>>(
 /// followed. A path without symlinks costs one system call.
 ///
 /// # Errors
-/// As [`open`]; ENOTDIR when it is no directory.
+/// As [`open`]; ENOTDIR when it is not a directory.
 pub fn open_directory(path: &Path, trust: Trust) -> io::Result<OwnedFd> {
     let whole = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     // A descriptor of ours: there is no name that somebody could exchange.
@@ -92,6 +98,76 @@ pub fn open_directory(path: &Path, trust: Trust) -> io::Result<OwnedFd> {
         Some(FileType::Directory) => Ok(found),
         _ => Err(Errno::NOTDIR.into()),
     }
+}
+
+/// A regular file that somebody names, open for reading: symlinks that another user decides on are
+/// not followed, and a FIFO or a device in its place is not opened. A descriptor of ours
+/// (`/dev/fd/N`, `/proc/self/fd/N`, `/dev/stdin`) may be anything: the shell opens a pipe for `<(…)`.
+///
+/// # Errors
+/// As [`open`]; EINVAL with a text when it is not a regular file.
+pub fn open_file(path: &Path, trust: Trust) -> io::Result<File> {
+    if is_own_descriptor(path) {
+        return File::open(path);
+    }
+    open_regular(open(path, trust, |_| Ok::<_, io::Error>(false))?)
+}
+
+/// As [`open_file`], of a name in a directory that is open; it is not a symlink.
+///
+/// # Errors
+/// As [`open_file`].
+pub fn open_file_in(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+    open_regular(rustix::fs::openat(dir, name, ANYTHING, Mode::empty())?)
+}
+
+/// Opens for reading, as open(2) does, what is held by `O_PATH`: a FIFO waits for a writer.
+///
+/// # Errors
+/// Those of open(2).
+pub fn open_again(found: &OwnedFd) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
+}
+
+/// As [`open_again`], if it is a regular file.
+fn open_regular(found: OwnedFd) -> io::Result<File> {
+    if kind(&found) != Some(FileType::RegularFile) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ));
+    }
+    // By its descriptor, as the name may be another file's by now.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let itself = format!("/proc/self/fd/{}", found.as_raw_fd());
+    Ok(File::from(rustix::fs::open(itself, flags, Mode::empty())?))
+}
+
+/// Whether a path names what this process has open already.
+pub fn is_own_descriptor(path: &Path) -> bool {
+    let number = |name: &OsStr| {
+        name.to_str()
+            .is_some_and(|name| name.parse::<u32>().is_ok())
+    };
+    let dirs = ["/dev/fd", "/proc/self/fd"].map(Path::new);
+    path == Path::new("/dev/stdin")
+        || (path.parent().is_some_and(|dir| dirs.contains(&dir))
+            && path.file_name().is_some_and(number))
+}
+
+/// Whether what a file says may be acted upon: it belongs to root or to us, and is for nobody else to
+/// write (a group that we are in, and root's, count as ours). In a user namespace root outside of it
+/// is nobody.
+///
+/// # Errors
+/// Those of statx(2).
+pub fn is_trusted(file: &File) -> io::Result<bool> {
+    let st = look(file.as_fd(), OWNER | StatxFlags::GID)?;
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    let nobody = st.stx_uid == OVERFLOW_UID && !process::in_initial_user_namespace();
+    let owner = nobody || [0, user.as_raw()].contains(&st.stx_uid);
+    let group = st.stx_mode & 0o020 == 0 || [0, group.as_raw()].contains(&st.stx_gid);
+    Ok(owner && group && st.stx_mode & 0o002 == 0)
 }
 
 /// As [`open_directory`], but makes what is missing of the path, with `mode`, less the umask.
@@ -148,9 +224,10 @@ pub fn require_own_name(dir: BorrowedFd<'_>, name: &OsStr, trust: Trust) -> io::
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let found = rustix::fs::statx(dir, name, flags, OWNER)?;
     let ours = !open_to_others(&above) || (is_sticky(&above) && trusted.contains(&found.stx_uid));
-    match trusted.contains(&above.stx_uid) && ours {
-        true => Ok(()),
-        false => Err(foreign(&name.to_string_lossy())),
+    if trusted.contains(&above.stx_uid) && ours {
+        Ok(())
+    } else {
+        Err(foreign(&name.to_string_lossy()))
     }
 }
 
@@ -177,10 +254,12 @@ struct Walk {
 
 impl Walk {
     fn new(path: &Path, trust: Trust) -> io::Result<Self> {
-        let from = match path.is_absolute() {
-            true => "/",
-            false if path.as_os_str().is_empty() => return Err(Errno::NOENT.into()),
-            false => ".",
+        let from = if path.is_absolute() {
+            "/"
+        } else if path.as_os_str().is_empty() {
+            return Err(Errno::NOENT.into());
+        } else {
+            "."
         };
         let mut walk = Self {
             dir: rustix::fs::open(from, DIRECTORY, Mode::empty())?,

@@ -1,5 +1,4 @@
-//! Starting write-back early, with `sync_file_range(2)`. Called by copy-up, whose fsync
-//! then waits for the tail only.
+//! Starting write-back early, with `sync_file_range(2)`.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd};

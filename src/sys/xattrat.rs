@@ -1,6 +1,6 @@
 //! `listxattrat(2)`, `getxattrat(2)` and `setxattrat(2)` (Linux 6.13): extended attributes of a
 //! name in a directory without the way through `/proc/self/fd`, which costs more than the call
-//! itself. Called by `layer::at`, which takes the old way where these are missing.
+//! itself.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -38,6 +38,9 @@ pub fn is_available() -> bool {
 
 /// The names of the extended attributes of `name` in `dir`, each followed by NUL; a symlink's
 /// own. With an empty buffer their length. ERANGE when they do not fit.
+///
+/// # Errors
+/// ERANGE if they do not fit, else those of listxattrat(2).
 pub fn list(dir: BorrowedFd<'_>, name: &CStr, names: &mut [u8]) -> Result<usize, Errno> {
     let (buffer, size) = (names.as_mut_ptr(), names.len());
     // SAFETY: `name` is NUL-terminated, and the kernel writes at most `size` bytes to `buffer`.
@@ -54,6 +57,9 @@ pub fn list(dir: BorrowedFd<'_>, name: &CStr, names: &mut [u8]) -> Result<usize,
 }
 
 /// The value of an extended attribute; a symlink's own. ERANGE when it does not fit.
+///
+/// # Errors
+/// ERANGE if it does not fit, ENODATA if there is none, else those of getxattrat(2).
 pub fn get(
     dir: BorrowedFd<'_>,
     name: &CStr,
@@ -70,6 +76,9 @@ pub fn get(
 }
 
 /// Sets an extended attribute, a symlink's own; `flags` as setxattr(2) has them.
+///
+/// # Errors
+/// Those of setxattrat(2).
 pub fn set(
     dir: BorrowedFd<'_>,
     name: &CStr,
@@ -115,10 +124,12 @@ mod tests {
     use super::*;
     use std::os::fd::AsFd;
 
+    use testkit::need::skip;
+
     #[test]
     fn agree_with_the_old_calls() {
         if !is_available() {
-            return;
+            return skip(&"the kernel has no setxattrat(2)");
         }
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("f"), "").unwrap();
@@ -126,7 +137,7 @@ mod tests {
         let fd = fd.as_fd();
         let path = dir.path().join("f");
         match set(fd, c"f", c"user.a", b"value", 0) {
-            Err(Errno::OPNOTSUPP) => return, // not on this file system
+            Err(Errno::OPNOTSUPP) => return skip(&"a file system without xattrs of users"),
             other => other.unwrap(),
         }
         let mut buffer = [0; 64];

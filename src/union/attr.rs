@@ -6,10 +6,12 @@ use std::sync::Arc;
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::Errno;
 
-use super::Union;
 use super::error::Result;
 use super::inode::{Inode, Loc, Lower};
+use super::orphans::Orphans;
+use super::stack::{Access, Stack};
 use super::types::{Attr, Caller, FileKind, Ino, SetAttr, SetIdLoss, SetTime, StatFs};
+use super::{Union, orphans, protect};
 use crate::layer::at::{At, Stat};
 
 impl Union {
@@ -18,45 +20,7 @@ impl Union {
     /// # Errors
     /// ESTALE when the number is not in use; else those of stat(2).
     pub fn getattr(&self, ino: Ino) -> Result<Attr> {
-        self.attr_of(&*self.inode(ino)?)
-    }
-
-    pub(crate) fn attr_of(&self, inode: &Inode) -> Result<Attr> {
-        let loc = inode.loc.read();
-        if loc.upper.is_none() {
-            return match (&inode.dir, &loc.lower) {
-                (Some(dir), _) => {
-                    let top = dir.lowers.top().ok_or(Errno::IO)?;
-                    Ok(attr(inode, &loc, &top.stat))
-                }
-                (None, Some(Lower::File(file))) => Ok(attr(inode, &loc, &file.stat)),
-                (None, Some(Lower::Record(record))) => {
-                    Ok(attr(inode, &loc, &self.record_stat(*record)?))
-                }
-                (None, None) => Err(Errno::IO.into()),
-            };
-        }
-        if let Some(stat) = loc.gone() {
-            return Ok(attr(inode, &loc, stat));
-        }
-        drop(loc);
-        let stat = self.upper_stat(inode)?;
-        Ok(upper_attr(inode, &inode.loc.read(), &stat))
-    }
-
-    /// Computes attributes from a stat of the upper file. Returns `None` when the inode has another
-    /// upper file by now.
-    pub(crate) fn upper_attr(inode: &Inode, stat: &Stat) -> Option<Attr> {
-        let loc = inode.loc.read();
-        let same = loc.upper.as_ref()?.id == (stat.dev, stat.ino);
-        same.then(|| upper_attr(inode, &loc, stat))
-    }
-
-    /// Computes attributes from the catalog's record. Returns `None` once the inode is in the
-    /// upper.
-    pub(crate) fn record_attr(inode: &Inode, stat: &Stat) -> Option<Attr> {
-        let loc = inode.loc.read();
-        loc.upper.is_none().then(|| attr(inode, &loc, stat))
+        attr_of(&self.stack, &*self.names.inode(ino)?)
     }
 
     /// Changes attributes; copies the file up.
@@ -65,8 +29,8 @@ impl Union {
     /// EROFS without an upper, EINVAL for the size of something that is not a regular file, ESTALE,
     /// EPERM for a protected file; else those of the upper's file system.
     pub fn setattr(&self, caller: &Caller, ino: Ino, set: &SetAttr) -> Result<Attr> {
-        self.writable()?;
-        let inode = self.inode(ino)?;
+        self.stack.writable()?;
+        let inode = self.names.inode(ino)?;
         if set.size.is_some() && inode.kind != FileKind::Regular {
             return Err(match inode.kind {
                 FileKind::Directory => Errno::ISDIR.into(),
@@ -80,28 +44,48 @@ impl Union {
         if *set == nothing {
             return self.drop_unasked(caller, &inode);
         }
-        if inode.dir.is_some() && Self::set_gone(&inode, set) {
-            return self.attr_of(&inode);
+        if inode.dir.is_some() && orphans::set_gone(&inode, set) {
+            return attr_of(&self.stack, &inode);
         }
-        self.check_setattr(&inode, set)?;
+        protect::check_setattr(&self.stack, &inode, set)?;
         // Data beyond the new size need not be copied.
-        self.copy_up_to(&inode, set.size)?;
-        self.pin_if_unwritable_later(&inode, set.perm)?;
+        self.copying().copy_up_to(&inode, set.size)?;
+        pin_if_unwritable_later(&self.stack, &self.orphans, &inode, set.perm)?;
         if let Some(size) = set.size {
             // The reply carries the new mode, so no separate notification is needed.
             let (caller, fell) = (*caller, &|_| ());
-            let loss = set.drops_set_id.then_some(SetIdLoss { caller, fell });
-            self.truncate(&inode, size, loss)?;
+            // A mode that comes with a size is what a kernel sends that takes set-id bits itself:
+            // they are gone before the data changes, those it keeps are set below.
+            let drops = set.drops_set_id || set.perm.is_some();
+            let loss = drops.then_some(SetIdLoss { caller, fell });
+            truncate(&self.stack, &inode, size, loss)?;
         }
-        self.with_upper(&inode, |at| {
-            if set.uid.is_some() || set.gid.is_some() {
-                change_owner(at, &inode, caller, set)?;
-            }
-            if let Some(perm) = set.perm {
-                match inode.kind {
-                    FileKind::Symlink => return Err(Errno::OPNOTSUPP.into()),
-                    _ => at.chmod(perm)?,
+        self.stack.with_upper(&inode, |at| {
+            let owner = set.uid.is_some() || set.gid.is_some();
+            // A truncation alone has dropped them above.
+            let asks = set.drops_set_id && (owner || set.perm.is_some());
+            let loses_bare = asks && loses_bare(at, &inode, caller)?;
+            let kept = |perm| {
+                if loses_bare && is_bare(perm) {
+                    perm & !SET_GID
+                } else {
+                    perm
                 }
+            };
+            if owner {
+                at.chown(set.uid, set.gid)?;
+            }
+            match (set.perm, inode.kind) {
+                (Some(_), FileKind::Symlink) => return Err(Errno::OPNOTSUPP.into()),
+                (Some(perm), _) => at.chmod(kept(perm))?,
+                // For the server itself chown(2) leaves the bit.
+                (None, _) if owner && loses_bare => {
+                    let perm = at.stat()?.perm;
+                    if kept(perm) != perm {
+                        at.chmod(kept(perm))?;
+                    }
+                }
+                (None, _) => {}
             }
             if set.atime.is_some() || set.mtime.is_some() {
                 at.set_times(&Timestamps {
@@ -111,21 +95,7 @@ impl Union {
             }
             Ok(())
         })?;
-        self.attr_of(&inode)
-    }
-
-    /// Truncates or extends a file that is in the upper.
-    pub(crate) fn truncate(
-        &self,
-        inode: &Arc<Inode>,
-        size: u64,
-        loss: Option<SetIdLoss<'_>>,
-    ) -> Result<()> {
-        let data = self.data_fd(inode, true)?;
-        if let Some(loss) = loss {
-            self.drop_set_id(inode, At::fd(data.fd.as_fd()), &loss)?;
-        }
-        Ok(rustix::fs::ftruncate(&data.fd, size)?)
+        attr_of(&self.stack, &inode)
     }
 
     /// Handles a setattr without any attribute. Linux sends one before a write that drops set-id
@@ -134,32 +104,17 @@ impl Union {
     /// the request does not say which of these it is: the bits are dropped, unless the set-group-ID
     /// bit has no effect (no group execution) and root asks.
     fn drop_unasked(&self, caller: &Caller, inode: &Arc<Inode>) -> Result<Attr> {
-        let attr = self.attr_of(inode)?;
+        let attr = attr_of(&self.stack, inode)?;
         if inode.kind == FileKind::Directory || attr.perm & SET_ID == 0 {
             return Ok(attr);
         }
-        self.copy_up(inode)?;
-        let keeps_bare = caller.uid == 0;
-        self.with_upper(inode, |at| {
-            Ok(drop_bits(at, at.stat()?, caller, keeps_bare)?)
+        self.copying().copy_up(inode)?;
+        self.stack.with_upper(inode, |at| {
+            let stat = at.stat()?;
+            let keeps_bare = caller.uid == 0 || caller.gid == stat.gid;
+            Ok(drop_bits(at, &stat, keeps_bare)?)
         })?;
-        self.attr_of(inode)
-    }
-
-    /// Drops the set-id bits of the upper file `at` of `inode`, as a change of its data by a
-    /// process without CAP_FSETID does. Capabilities need nothing here: the backing file system
-    /// removes them.
-    pub(crate) fn drop_set_id(
-        &self,
-        inode: &Inode,
-        at: At<'_>,
-        loss: &SetIdLoss<'_>,
-    ) -> Result<()> {
-        let stat = at.stat()?;
-        if stat.perm & SET_ID != 0 && drop_bits(at, stat, &loss.caller, false)? {
-            (loss.fell)(inode.ino);
-        }
-        Ok(())
+        attr_of(&self.stack, inode)
     }
 
     /// Returns file system statistics of the upper, or of the top lower without an upper.
@@ -167,9 +122,9 @@ impl Union {
     /// # Errors
     /// Those of statvfs(3).
     pub fn statfs(&self) -> Result<StatFs> {
-        let layer = match &self.upper {
+        let layer = match self.stack.upper() {
             Some(upper) => &upper.layer,
-            None => &self.roots[0].layer,
+            None => &self.stack.layers().roots()[0].layer,
         };
         let s = rustix::fs::fstatvfs(&layer.root)?;
         let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
@@ -180,22 +135,93 @@ impl Union {
             files: s.f_files,
             ffree: s.f_ffree,
             bsize: narrow(s.f_bsize),
-            namelen: u32::try_from(self.name_max).unwrap_or(255),
+            namelen: u32::try_from(self.stack.name_max()).unwrap_or(255),
             frsize: narrow(s.f_frsize),
         })
     }
+}
 
-    /// Keeps a writable descriptor of a file whose owner loses the right to write it: descriptors
-    /// that are open must stay writable, and a server without privileges could not open the file
-    /// again.
-    fn pin_if_unwritable_later(&self, inode: &Arc<Inode>, perm: Option<u32>) -> Result<()> {
-        let Some(perm) = perm else { return Ok(()) };
-        let privileged = self.writable()?.privileged;
-        if !privileged && inode.kind == FileKind::Regular && perm & 0o600 != 0o600 {
-            self.pin_data(inode)?;
-        }
-        Ok(())
+/// Returns the attributes of an inode.
+///
+/// # Errors
+/// Those of stat(2).
+pub(crate) fn attr_of(stack: &Stack, inode: &Inode) -> Result<Attr> {
+    let loc = inode.loc.read();
+    if loc.upper.is_none() {
+        return match (&inode.dir, &loc.lower) {
+            (Some(dir), _) => {
+                let top = dir.lowers.top().ok_or(Errno::IO)?;
+                Ok(attr(inode, &loc, &top.stat))
+            }
+            (None, Some(Lower::File(file))) => Ok(attr(inode, &loc, &file.stat)),
+            (None, Some(Lower::Id(id))) => Ok(attr(inode, &loc, &stack.lowers().stat(*id)?)),
+            (None, None) => Err(Errno::IO.into()),
+        };
     }
+    if let Some(stat) = loc.gone() {
+        return Ok(attr(inode, &loc, stat));
+    }
+    drop(loc);
+    let stat = stack.upper_stat(inode)?;
+    Ok(located_upper_attr(inode, &inode.loc.read(), &stat))
+}
+
+/// Computes attributes from a stat of the upper file. Returns `None` when the inode has another
+/// upper file by now.
+pub(crate) fn upper_attr(inode: &Inode, stat: &Stat) -> Option<Attr> {
+    let loc = inode.loc.read();
+    let same = loc.upper.as_ref()?.id == (stat.dev, stat.ino);
+    same.then(|| located_upper_attr(inode, &loc, stat))
+}
+
+/// Computes attributes from those of the lower file. Returns `None` once the inode is in the
+/// upper.
+pub(crate) fn lower_attr(inode: &Inode, stat: &Stat) -> Option<Attr> {
+    let loc = inode.loc.read();
+    loc.upper.is_none().then(|| attr(inode, &loc, stat))
+}
+
+/// Truncates or extends a file that is in the upper.
+pub(crate) fn truncate(
+    stack: &Stack,
+    inode: &Inode,
+    size: u64,
+    loss: Option<SetIdLoss<'_>>,
+) -> Result<()> {
+    let data = stack.data_fd(inode, Access::Write)?;
+    if let Some(loss) = loss {
+        drop_set_id(inode, At::fd(data.fd.as_fd()), &loss)?;
+    }
+    Ok(rustix::fs::ftruncate(&data.fd, size)?)
+}
+
+/// Drops the set-id bits of the upper file `at` of `inode`, as a change of its data by a
+/// process without CAP_FSETID does. Capabilities need nothing here: the backing file system
+/// removes them.
+pub(crate) fn drop_set_id(inode: &Inode, at: At<'_>, loss: &SetIdLoss<'_>) -> Result<()> {
+    let stat = at.stat()?;
+    let keeps_bare = loss.caller.gid == stat.gid;
+    if stat.perm & SET_ID != 0 && drop_bits(at, &stat, keeps_bare)? {
+        (loss.fell)(inode.ino);
+    }
+    Ok(())
+}
+
+/// Keeps a writable descriptor of a file whose owner loses the right to write it: descriptors
+/// that are open must stay writable, and a server without privileges could not open the file
+/// again.
+fn pin_if_unwritable_later(
+    stack: &Stack,
+    orphans: &Orphans,
+    inode: &Inode,
+    perm: Option<u32>,
+) -> Result<()> {
+    let Some(perm) = perm else { return Ok(()) };
+    let privileged = stack.writable()?.privileged;
+    if !privileged && inode.kind == FileKind::Regular && perm & 0o600 != 0o600 {
+        orphans.pin(stack, inode)?;
+    }
+    Ok(())
 }
 
 const SET_ID: u32 = 0o6000;
@@ -208,11 +234,11 @@ fn is_bare(perm: u32) -> bool {
     perm & (SET_GID | GROUP_EXEC) == SET_GID
 }
 
-/// Drops set-id bits and returns whether there were any to drop. Set-group-ID without group
-/// execution stays for members of the file's group (Linux 6.2, `setattr_should_drop_sgid`). Of a
-/// caller's groups only the fsgid is known, so other members lose the bit too, unless `keeps_bare`.
-fn drop_bits(at: At<'_>, stat: Stat, caller: &Caller, keeps_bare: bool) -> Result<bool, Errno> {
-    let keeps_bare = keeps_bare || caller.gid == stat.gid;
+/// Drops set-id bits and returns whether there were any to drop. With `keeps_bare`, set-group-ID
+/// without group execution stays, as for members of the file's group (Linux 6.2,
+/// `setattr_should_drop_sgid`). Of a caller's groups only the fsgid is known, so other members lose
+/// the bit too.
+fn drop_bits(at: At<'_>, stat: &Stat, keeps_bare: bool) -> Result<bool, Errno> {
     let lost = |perm| {
         if is_bare(perm) && keeps_bare {
             perm & SET_ID & !SET_GID
@@ -233,17 +259,11 @@ fn drop_bits(at: At<'_>, stat: Stat, caller: &Caller, keeps_bare: bool) -> Resul
     Ok(true)
 }
 
-/// Calls chown(2), and drops set-id bits as the kernel would for the caller. For the server itself
-/// chown(2) leaves set-group-ID without group execution, which only root and members of the group
-/// may keep.
-fn change_owner(at: At<'_>, inode: &Inode, caller: &Caller, set: &SetAttr) -> Result<(), Errno> {
-    let asks = set.drops_set_id && caller.uid != 0 && inode.kind != FileKind::Directory;
-    let before = if asks { Some(at.stat()?) } else { None };
-    at.chown(set.uid, set.gid)?;
-    if before.is_some_and(|before| is_bare(before.perm) && before.gid != caller.gid) {
-        at.chmod(at.stat()?.perm & !SET_GID)?;
-    }
-    Ok(())
+/// Whether the caller may not keep set-group-ID without group execution, which only root and members
+/// of the group may.
+fn loses_bare(at: At<'_>, inode: &Inode, caller: &Caller) -> Result<bool, Errno> {
+    let may = caller.uid == 0 || inode.kind == FileKind::Directory;
+    Ok(!may && at.stat()?.gid != caller.gid)
 }
 
 fn timespec(set: Option<SetTime>) -> Timespec {
@@ -263,7 +283,7 @@ fn timespec(set: Option<SetTime>) -> Timespec {
     }
 }
 
-fn upper_attr(inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
+fn located_upper_attr(inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
     let mut attr = attr(inode, loc, stat);
     if let Some(data) = loc.upper.as_ref().and_then(|u| u.metacopy.as_ref()) {
         attr.blocks = data.stat.blocks;

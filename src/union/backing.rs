@@ -1,5 +1,5 @@
-//! Files whose data may be read and written past the union: what a transport needs to hand
-//! them to the kernel. Called by `fuse::passthrough`.
+//! Files whose data may be read and written past the union: what a transport needs to hand them to
+//! the kernel.
 //!
 //! What is handed out stays the file of its inode for as long as the inode is known: a file
 //! that the upper has with all of its data, or any file of a union that cannot be written,
@@ -11,8 +11,11 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::Union;
+use super::attr::truncate;
 use super::error::Result;
 use super::inode::DataFd;
+use super::protect::{check_changeable, check_open};
+use super::stack::Access;
 use super::types::{Ino, SetIdLoss};
 
 /// An open file of a layer.
@@ -34,39 +37,52 @@ impl Backing {
 
 impl Union {
     /// The file that has the data of `ino` for good; `None` while a write would still copy it
-    /// up. ESTALE, EISDIR or EINVAL for what is no file, else errors of open(2).
+    /// up.
+    ///
+    /// # Errors
+    /// ESTALE, EISDIR or EINVAL for what is not a file, else those of open(2).
     pub fn backing(&self, ino: Ino) -> Result<Option<Backing>> {
-        let inode = self.regular(ino)?;
+        let inode = self.names.regular(ino)?;
         let upper = inode.is_copied_up();
-        if !upper && (self.is_writable() || !self.sealed) {
+        if !upper && (self.stack.is_writable() || !self.stack.is_sealed()) {
             return Ok(None);
         }
         // Whoever reads what is handed out opens it again with flags of its own, so that O_NOATIME
         // does not help. EPERM: that it cannot be handed out is no reason not to open it.
-        if upper && self.noatime && !self.is_quiet {
+        if upper && self.stack.guards_access_times() {
             return Err(Errno::PERM.into());
         }
         // Writable: a descriptor of the lower may still be cached from before the copy-up.
-        let data = self.data_fd(&inode, upper && self.is_writable())?;
+        let access = if upper && self.stack.is_writable() {
+            Access::Write
+        } else {
+            Access::Read
+        };
+        let data = self.stack.data_fd(&inode, access)?;
         Ok(Some(Backing(data)))
     }
 
-    /// What opening for writing with these `O_` flags does to `ino`: copy-up. EROFS without an
-    /// upper, EPERM for a protected file, else what the upper's file system answers.
+    /// What opening for writing with these `O_` flags does to `ino`: copy-up.
+    ///
+    /// # Errors
+    /// EROFS without an upper, EPERM for a protected file, else those of the upper's file system.
     pub fn open_for_writing(&self, ino: Ino, flags: u32) -> Result<()> {
-        self.check_open(&*self.inode(ino)?, flags)?;
-        let inode = self.regular(ino)?;
-        self.writable()?;
-        self.copy_up(&inode)
+        check_open(&self.stack, &*self.names.inode(ino)?, flags)?;
+        let inode = self.names.regular(ino)?;
+        self.stack.writable()?;
+        self.copying().copy_up(&inode)
     }
 
-    /// The same with O_TRUNC: copy-up, but of no data. Errors likewise.
+    /// The same with O_TRUNC: copy-up, but of no data.
+    ///
+    /// # Errors
+    /// Those of [`Self::open_for_writing`].
     pub fn open_truncated(&self, ino: Ino, loss: Option<SetIdLoss<'_>>) -> Result<()> {
-        self.writable()?;
-        let inode = self.regular(ino)?;
-        self.check_changeable(&inode)?;
-        self.copy_up_to(&inode, Some(0))?;
-        self.truncate(&inode, 0, loss)
+        self.stack.writable()?;
+        let inode = self.names.regular(ino)?;
+        check_changeable(&self.stack, &inode)?;
+        self.copying().copy_up_to(&inode, Some(0))?;
+        truncate(&self.stack, &inode, 0, loss)
     }
 
     /// Whether what [`Self::backing`] hands out can be on a file system that stacks others itself:
@@ -74,15 +90,15 @@ impl Union {
     pub fn is_stacked(&self) -> bool {
         let is =
             |root: BorrowedFd<'_>| rustix::fs::fstatfs(root).is_ok_and(|s| stacks(s.f_type as u64));
-        let mut layers = self.roots.iter().chain(&self.data_roots);
-        let upper = self.upper.as_ref().map(|upper| upper.layer.root.as_fd());
+        let mut layers = self.stack.layers().all();
+        let upper = self.stack.upper().map(|upper| upper.layer.root.as_fd());
         upper.is_some_and(is)
-            || !self.is_writable() && layers.any(|root| is(root.layer.root.as_fd()))
+            || !self.stack.is_writable() && layers.any(|root| is(root.layer.root.as_fd()))
     }
 
     /// An unnamed file of the upper, to try things with; `None` where there can be none.
     pub fn sample(&self) -> Option<OwnedFd> {
-        let staged = self.writable().ok()?.stage_file(0o600).ok()?;
+        let staged = self.stack.writable().ok()?.stage_file(0o600).ok()?;
         Some(staged.1)
     }
 }

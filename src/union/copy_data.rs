@@ -2,10 +2,11 @@
 //! extent, so that holes stay holes. Works on descriptors only.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
+
+use crate::sys::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes copied per read and write where the kernel cannot copy.
 const CHUNK: usize = 1 << 20;

@@ -5,7 +5,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::types::FileKind;
-use super::upper::Upper;
+use super::upper::{Owner, Upper};
 use crate::layer::Dialect;
 use crate::layer::at::{At, Stat, timestamps};
 use crate::layer::markers::{Escape, Marker};
@@ -23,30 +23,40 @@ pub(crate) struct Copied {
 /// Returns the mode to create a copy with: the final one if no later step changes it, else
 /// `narrow`, so that nobody else can open a file whose owner is not set yet.
 pub(crate) fn first_perm(upper: &Upper, stat: &Stat, narrow: u32) -> u32 {
-    if upper.privileged && (stat.uid, stat.gid) == upper.own_ids {
+    if upper.privileged && Owner::of(stat) == upper.own_ids {
         stat.perm & 0o777
     } else {
         narrow
     }
 }
 
-/// Copies owner, xattrs, mode, origin and times. `bare`: the source has no xattrs.
+/// The file that is copied.
+pub(crate) struct Original<'a> {
+    pub at: At<'a>,
+    pub dialect: Dialect,
+    pub stat: &'a Stat,
+    /// It is known to have no xattrs.
+    pub is_bare: bool,
+}
+
+/// Copies owner, xattrs, mode, origin and times.
 ///
 /// # Errors
 /// Those of the upper's file system.
 pub(crate) fn copy_metadata(
     upper: &Upper,
-    (from, dialect, stat): (At<'_>, Dialect, &Stat),
-    (to, bare): (At<'_>, bool),
+    from: &Original<'_>,
+    to: At<'_>,
     origin: Option<&Origin>,
 ) -> Result<Copied, Errno> {
+    let stat = from.stat;
     let mut marked = false;
     let staged = to.stat()?;
-    let owned = (staged.uid, staged.gid) == (stat.uid, stat.gid);
+    let owned = Owner::of(&staged) == Owner::of(stat);
     if !owned {
         to.chown(Some(stat.uid), Some(stat.gid))?;
     }
-    let plain = bare || copy_xattrs(upper, (from, dialect), to)? == 0;
+    let plain = from.is_bare || copy_xattrs(upper, from, to)? == 0;
     // A change of owner drops set-id bits, and an ACL changes permission bits.
     let settled = owned && plain && staged.perm == stat.perm;
     if stat.kind != FileKind::Symlink && !settled {
@@ -69,22 +79,19 @@ pub(crate) fn copy_metadata(
 
 /// Copies all xattrs except markers and returns their number. An xattr that the upper's file system
 /// does not support is dropped, unless it affects access; overlayfs does the same.
-fn copy_xattrs(
-    upper: &Upper,
-    (from, dialect): (At<'_>, Dialect),
-    to: At<'_>,
-) -> Result<usize, Errno> {
+fn copy_xattrs(upper: &Upper, from: &Original<'_>, to: At<'_>) -> Result<usize, Errno> {
     let mut count = 0;
     for stored in from
+        .at
         .list_xattrs()?
         .split(|&b| b == 0)
         .filter(|n| !n.is_empty())
     {
-        let Some(visible) = Escape(dialect).visible(stored) else {
+        let Some(visible) = Escape(from.dialect).visible(stored) else {
             continue;
         };
         let source = std::ffi::CString::new(stored).map_err(|_| Errno::INVAL)?;
-        let Some(value) = from.xattr(&source)? else {
+        let Some(value) = from.at.xattr(&source)? else {
             continue;
         };
         let name = match Escape(upper.layer.dialect).stored(&visible) {

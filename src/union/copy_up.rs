@@ -6,24 +6,28 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use rustix::fs::{OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags};
 use rustix::io::Errno;
 
-use super::Union;
 use super::copy_data::{Copied as DataCopied, How, copy_file};
-use super::copy_metadata::{Copied, copy_metadata, first_perm};
+use super::copy_metadata::{Copied, Original, copy_metadata, first_perm};
 use super::error::Result;
-use super::inode::{DataFd, Inode, Link, LowerFile, Nlink, UpperState};
+use super::hardlink_index::wants_index;
+use super::inode::{DataFd, Inode, Link, Nlink, UpperState};
 use super::lookup::Hint;
-use super::lookup_cache::Cached;
-use super::orphans::Keep;
+use super::names::Names;
+use super::orphans::{Keep, Orphans};
+use super::protect::{protect_copy, protection};
+use super::stack::{Access, Stack};
 use super::types::{FileKind, Ino};
 use super::upper::StagedFile;
+use super::{Union, listings};
 use crate::layer::at::{At, Stat, is_valid_name, timestamps};
 use crate::layer::markers::Marker;
 use crate::layer::origin::Origin;
+use crate::lowers::LowerFile;
+use crate::sys::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) const CAPABILITY: &std::ffi::CStr = c"security.capability";
 
@@ -44,6 +48,27 @@ impl AsFd for Source {
     }
 }
 
+/// The data of a lower file.
+struct SourceData {
+    /// Bytes.
+    size: u64,
+    /// It is known to have no holes.
+    is_dense: bool,
+}
+
+/// The times of a copy that lacks the end of its file, which a truncation cuts off: should nothing
+/// come after the copy, it is a truncated file.
+const MODIFIED_NOW: Timestamps = Timestamps {
+    last_access: Timespec {
+        tv_sec: 0,
+        tv_nsec: UTIME_OMIT,
+    },
+    last_modification: Timespec {
+        tv_sec: 0,
+        tv_nsec: UTIME_NOW,
+    },
+};
+
 /// A name of an inode, with its parent directory locked and open in the upper.
 #[derive(Clone, Copy)]
 pub(super) struct UpperName<'a> {
@@ -58,13 +83,42 @@ impl<'a> UpperName<'a> {
     }
 }
 
+/// How much was copied up.
+#[derive(Default)]
+pub(crate) struct CopyUpCounters {
+    inodes: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl CopyUpCounters {
+    /// Returns the number of files and directories that were copied up.
+    pub fn inodes(&self) -> u64 {
+        self.inodes.load(Ordering::Relaxed)
+    }
+
+    /// Returns the bytes of file data that were copied; holes do not count.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Copies inodes up. It has all that it changes: the layers, the names that lead to the copies, and
+/// what keeps a copy that lost its name meanwhile.
+#[derive(Clone, Copy)]
+pub(crate) struct CopyUp<'u> {
+    pub(super) stack: &'u Stack,
+    pub(super) names: &'u Names,
+    pub(super) orphans: &'u Orphans,
+    pub(super) counters: &'u CopyUpCounters,
+}
+
 impl Union {
     /// Whether a modification of `ino` first copies data up, which is too slow for a request
     /// thread.
     pub fn needs_copy_up(&self, ino: Ino) -> bool {
-        self.is_writable()
+        self.stack.is_writable()
             && self
-                .table
+                .names
                 .get(ino)
                 .is_some_and(|inode| inode.kind == FileKind::Regular && !inode.is_copied_up())
     }
@@ -75,29 +129,32 @@ impl Union {
             return false;
         }
         let found = self
+            .names
             .directory(parent)
-            .and_then(|parent| self.count_in(&parent, name, Hint::Linked));
+            .and_then(|parent| self.lookups().count_in(&parent, name, Hint::Linked));
         match found {
             Ok(Some(counted)) => self.needs_copy_up(counted.inode.ino),
             _ => false,
         }
     }
+}
 
+impl CopyUp<'_> {
     /// Copies an inode up, with its data, unless it is in the upper already.
     ///
     /// # Errors
     /// EROFS without an upper, ESTALE when the lower file is not the one that was looked up; else
     /// those of the layers' file systems.
-    pub(crate) fn copy_up(&self, inode: &Arc<Inode>) -> Result<()> {
+    pub fn copy_up(self, inode: &Arc<Inode>) -> Result<()> {
         self.copy_up_to(inode, None)
     }
 
     /// As [`Self::copy_up`], with no more than the first `size` bytes of data.
-    pub(crate) fn copy_up_to(&self, inode: &Arc<Inode>, size: Option<u64>) -> Result<()> {
+    pub fn copy_up_to(self, inode: &Arc<Inode>, size: Option<u64>) -> Result<()> {
         if inode.is_copied_up() {
             return Ok(());
         }
-        self.writable()?;
+        self.stack.writable()?;
         // Ancestors first; a loop instead of recursion bounds the stack.
         let mut chain = vec![Arc::clone(inode)];
         while let Some(last) = chain.last() {
@@ -114,21 +171,21 @@ impl Union {
         Ok(())
     }
 
-    fn copy_up_one(&self, inode: &Arc<Inode>, size: Option<u64>) -> Result<()> {
+    fn copy_up_one(self, inode: &Arc<Inode>, size: Option<u64>) -> Result<()> {
         let _busy = inode.busy.lock();
         if inode.is_copied_up() {
             return Ok(());
         }
         if !inode.in_upper() {
-            self.check_lower(inode)?;
+            self.stack.check_lower(inode)?;
             // Copying up writes the protection as a marker.
-            self.protection(inode)?;
+            protection(self.stack, inode)?;
         }
         let metacopy = {
             let loc = inode.loc.read();
             loc.upper.as_ref().and_then(|u| u.metacopy.clone())
         };
-        let lower = self.lower_of(inode)?;
+        let lower = self.stack.lower_of(inode)?;
         match (&inode.dir, metacopy, lower) {
             (_, Some(file), _) => self.complete_metacopy(inode, &file, size)?,
             (Some(_), ..) => self.copy_up_dir(inode)?,
@@ -138,25 +195,29 @@ impl Union {
             (None, _, Some(file)) => self.copy_up_node(inode, &file)?,
             (None, _, None) => return Err(Errno::IO.into()),
         }
-        self.copy_ups.fetch_add(1, Ordering::Relaxed);
+        self.counters.inodes.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    fn copy_up_dir(&self, inode: &Arc<Inode>) -> Result<()> {
-        let upper = self.writable()?;
+    fn copy_up_dir(self, inode: &Arc<Inode>) -> Result<()> {
+        let upper = self.stack.writable()?;
         let top = inode
             .dir
             .as_ref()
             .and_then(|d| d.lowers.top())
             .ok_or(Errno::IO)?;
-        let source = top.fd(&self.fds)?;
+        let source = self.stack.lowers().hold_dir(top)?;
         let perm = first_perm(upper, &top.stat, 0o700);
         let staged = upper.stage(|at| at.mkdir(perm))?;
         let origin = Origin::of(At::fd(source.as_fd()), top.layer.uuid).ok();
-        let from = (At::fd(source.as_fd()), top.layer.dialect, &top.stat);
-        let to = (staged.at(), self.is_bare_below(inode));
-        let copy = copy_metadata(upper, from, to, origin.as_ref())?;
-        Self::protect_copy(upper, inode, to.0)?;
+        let from = Original {
+            at: At::fd(source.as_fd()),
+            dialect: top.layer.dialect,
+            stat: &top.stat,
+            is_bare: self.is_bare_below(inode),
+        };
+        let copy = copy_metadata(upper, &from, staged.at(), origin.as_ref())?;
+        protect_copy(upper, inode, staged.at())?;
         self.with_place(inode, |place| {
             let place = place.ok_or(Errno::NOENT)?;
             self.publish(inode, place, copy, |to| {
@@ -165,9 +226,9 @@ impl Union {
         })
     }
 
-    fn copy_up_node(&self, inode: &Arc<Inode>, file: &LowerFile) -> Result<()> {
-        let upper = self.writable()?;
-        let held = self.hold_lower(file)?;
+    fn copy_up_node(self, inode: &Arc<Inode>, file: &LowerFile) -> Result<()> {
+        let upper = self.stack.writable()?;
+        let held = self.stack.lowers().hold(file)?;
         let from = At::fd(held.as_fd());
         let staged = match file.stat.kind {
             FileKind::Symlink => {
@@ -176,17 +237,21 @@ impl Union {
             }
             kind => upper.stage(|at| at.mknod(kind, 0o600, file.stat.rdev))?,
         };
-        let source = (from, file.dir.layer.dialect, &file.stat);
-        let origin = self.origin_of(file)?;
-        let to = (staged.at(), self.is_bare_below(inode));
-        let copy = copy_metadata(upper, source, to, origin.as_ref())?;
+        let source = Original {
+            at: from,
+            dialect: file.dir.layer.dialect,
+            stat: &file.stat,
+            is_bare: self.is_bare_below(inode),
+        };
+        let origin = self.stack.lowers().origin(file)?;
+        let copy = copy_metadata(upper, &source, staged.at(), origin.as_ref())?;
         let origin = origin.filter(|_| copy.marked);
         let index = self.index_entry(inode, file, origin.as_ref(), staged.at())?;
         self.with_place(inode, |place| {
             // It was unlinked meanwhile: only its inode number still leads to it.
             let Some(place) = place else {
                 let stat = staged.at().stat()?;
-                return self.adopt_orphan(inode, &stat, Keep::Parked(staged.park()));
+                return adopt_orphan(inode, &stat, Keep::Parked(staged.park()));
             };
             let entry = index.as_deref();
             self.enter_index(inode, file, entry, |at| staged.at().link_to(at))?;
@@ -197,24 +262,35 @@ impl Union {
         })
     }
 
-    fn copy_up_file(&self, inode: &Arc<Inode>, file: &LowerFile, size: Option<u64>) -> Result<()> {
-        let upper = self.writable()?;
+    fn copy_up_file(self, inode: &Arc<Inode>, file: &LowerFile, size: Option<u64>) -> Result<()> {
+        let upper = self.stack.writable()?;
         let (staged, fd) = upper.stage_file(first_perm(upper, &file.stat, 0o600))?;
-        let dense = file.data.is_none() && file.stat.blocks >= file.stat.size.div_ceil(512);
-        let data = self.copy_data(inode, (file.stat.size, dense), size, &fd)?;
+        let source = SourceData {
+            size: file.stat.size,
+            is_dense: file.data.is_none() && file.stat.blocks >= file.stat.size.div_ceil(512),
+        };
+        let data = self.copy_data(inode, source, size, &fd)?;
         // The xattrs come from the file whose data was copied, even if another file has its name by
         // now.
         let data_of_it = file.data.is_none() && data != DataCopied::Written(0);
         let source: Source = if data_of_it {
-            Source::Data(self.data_fd(inode, false)?)
+            Source::Data(self.stack.data_fd(inode, Access::Read)?)
         } else {
-            Source::Held(self.hold_lower(file)?)
+            Source::Held(self.stack.lowers().hold(file)?)
         };
-        let from = (At::fd(source.as_fd()), file.dir.layer.dialect, &file.stat);
-        let origin = self.origin_of(file)?;
-        let to = (At::fd(fd.as_fd()), self.is_bare_below(inode));
-        let copy = copy_metadata(upper, from, to, origin.as_ref())?;
-        Self::protect_copy(upper, inode, to.0)?;
+        let from = Original {
+            at: At::fd(source.as_fd()),
+            dialect: file.dir.layer.dialect,
+            stat: &file.stat,
+            is_bare: self.is_bare_below(inode),
+        };
+        let origin = self.stack.lowers().origin(file)?;
+        let to = At::fd(fd.as_fd());
+        let copy = copy_metadata(upper, &from, to, origin.as_ref())?;
+        if size.is_some_and(|size| size < file.stat.size) {
+            to.set_times(&MODIFIED_NOW)?;
+        }
+        protect_copy(upper, inode, to)?;
         let origin = origin.filter(|_| copy.marked);
         let index = self.index_entry(inode, file, origin.as_ref(), At::fd(fd.as_fd()))?;
         // File systems with reflinks log their changes in order: extents, metadata, name. overlayfs
@@ -226,10 +302,10 @@ impl Union {
             let Some(place) = place else {
                 let stat = At::fd(fd.as_fd()).stat()?;
                 let keep = match staged {
-                    StagedFile::Unnamed => self.keep_nameless(upper, fd)?,
+                    StagedFile::Unnamed => self.orphans.keep_unnamed(upper, fd)?,
                     StagedFile::Named(staged) => Keep::Parked(staged.park()),
                 };
-                return self.adopt_orphan(inode, &stat, keep);
+                return adopt_orphan(inode, &stat, keep);
             };
             let entry = index.as_deref();
             self.enter_index(inode, file, entry, |at| staged.link(&fd, at))?;
@@ -240,55 +316,41 @@ impl Union {
         Ok(())
     }
 
-    /// Opens a lower file without data access.
-    ///
-    /// # Errors
-    /// ESTALE when another file has its name by now.
-    pub(crate) fn hold_lower(&self, file: &LowerFile) -> Result<OwnedFd> {
-        let dir = file.dir.fd(&self.fds)?;
-        let held = At::new(dir.as_fd(), &file.name).open(OFlags::PATH, 0)?;
-        if file.stat.is_or_resembles(&At::fd(held.as_fd()).stat()?) {
-            Ok(held)
-        } else {
-            Err(Errno::STALE.into())
-        }
-    }
-
     /// Whether a lower inode is known to have no xattrs.
-    fn is_bare_below(&self, inode: &Inode) -> bool {
-        let record = self.catalog_record(inode);
-        record.is_some_and(|(catalog, record)| catalog.is_bare(record))
+    fn is_bare_below(self, inode: &Inode) -> bool {
+        let id = self.stack.lower_id(inode);
+        id.is_some_and(|id| self.stack.lowers().has_no_xattrs(id))
     }
 
     /// Returns the index name for the copy of a hard link, after marking the copy with its link
     /// count.
     fn index_entry(
-        &self,
+        self,
         inode: &Inode,
         file: &LowerFile,
         origin: Option<&Origin>,
         copy: At<'_>,
     ) -> Result<Option<Vec<u8>>> {
-        let Some(origin) = origin.filter(|_| Self::wants_index(file)) else {
+        let Some(origin) = origin.filter(|_| wants_index(file)) else {
             return Ok(None);
         };
         let known = inode.loc.read().nlink();
         let diff = known.map_or(0, |n| i64::from(n.union) - i64::from(n.lower));
-        let markers = &self.writable()?.markers;
+        let markers = &self.stack.writable()?.markers;
         markers.set(copy, Marker::Nlink, format!("L{diff:+}").as_bytes())?;
         Ok(Some(origin.index_name()))
     }
 
     /// Links the staged copy into the index, if it needs an entry, before it is published.
     fn enter_index(
-        &self,
+        self,
         inode: &Inode,
         file: &LowerFile,
         index: Option<&[u8]>,
         link: impl FnOnce(At<'_>) -> Result<(), Errno>,
     ) -> Result<()> {
         let Some(index) = index else { return Ok(()) };
-        let dir = self.writable()?.index_dir()?;
+        let dir = self.stack.writable()?.index_dir()?;
         link(At::new(dir.as_fd(), index))?;
         let mut loc = inode.loc.write();
         let lower = file.stat.nlink;
@@ -301,39 +363,48 @@ impl Union {
     }
 
     /// Removes the index entry of a copy that could not be published.
-    fn leave_index(&self, inode: &Inode, index: Option<&[u8]>) {
+    fn leave_index(self, inode: &Inode, index: Option<&[u8]>) {
         let Some(index) = index else { return };
         let mut loc = inode.loc.write();
         loc.set_index(Some(index.into()), None);
-        self.drop_index(&mut loc);
+        if let Some(upper) = self.stack.upper() {
+            upper.drop_index_entry(&mut loc);
+        }
     }
 
     /// Copies the data of a metacopy that is in the upper. The metacopy marker is removed last, so
     /// that a crash before leaves the metacopy intact.
     fn complete_metacopy(
-        &self,
+        self,
         inode: &Arc<Inode>,
         file: &LowerFile,
         size: Option<u64>,
     ) -> Result<()> {
-        let upper = self.writable()?;
-        let (before, capability, fd) = self.with_upper(inode, |at| {
+        let upper = self.stack.writable()?;
+        let (before, capability, fd) = self.stack.with_upper(inode, |at| {
             let fd = at.open(OFlags::RDWR | OFlags::NONBLOCK, 0)?;
             Ok((at.stat()?, at.xattr(CAPABILITY)?, fd))
         })?;
-        self.copy_data(inode, (file.stat.size.min(before.size), false), size, &fd)?;
+        let source = SourceData {
+            size: file.stat.size.min(before.size),
+            is_dense: false,
+        };
+        self.copy_data(inode, source, size, &fd)?;
         rustix::fs::ftruncate(&fd, size.map_or(before.size, |s| s.min(before.size)))?;
         let at = At::fd(fd.as_fd());
         if let Some(value) = capability {
             at.set_xattr(CAPABILITY, &value, XattrFlags::empty())?;
         }
         at.set_times(&timestamps(before.atime, before.mtime))?;
+        if size.is_some_and(|size| size < before.size) {
+            at.set_times(&MODIFIED_NOW)?;
+        }
         upper.sync(&fd)?;
         upper.markers.clear(at, Marker::Metacopy)?;
         self.with_place(inode, |place| {
             // A cached answer says that the data is in a lower.
             if let Some(Link { parent, name, .. }) = place.map(|place| place.link) {
-                self.lookup_cache.remove(parent.key, name);
+                self.names.forget_answer(parent, name);
             }
             if let Some(upper) = &mut inode.loc.write().upper {
                 upper.metacopy = None;
@@ -344,24 +415,23 @@ impl Union {
         Ok(())
     }
 
-    /// Copies the data of a lower file. `full` is its size, and whether it is known to have no
-    /// holes.
+    /// Copies the data of a lower file, or no more than the first `size` bytes.
     fn copy_data(
-        &self,
+        self,
         inode: &Inode,
-        (full, dense): (u64, bool),
+        source: SourceData,
         size: Option<u64>,
         to: &OwnedFd,
     ) -> Result<DataCopied> {
-        let len = size.map_or(full, |size| size.min(full));
+        let len = size.map_or(source.size, |size| size.min(source.size));
         if len == 0 {
             return Ok(DataCopied::Written(0));
         }
-        let from = self.data_fd(inode, false)?;
-        let upper = self.writable()?;
+        let from = self.stack.data_fd(inode, Access::Read)?;
+        let upper = self.stack.writable()?;
         let how = How {
-            whole: len == full,
-            dense,
+            whole: len == source.size,
+            dense: source.is_dense,
             volatile: upper.volatile,
             clones: &upper.clones,
         };
@@ -370,14 +440,14 @@ impl Union {
             DataCopied::Cloned => len,
             DataCopied::Written(bytes) => bytes,
         };
-        self.copy_up_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(copied)
     }
 
     /// Calls `f` with one of the inode's names, its parent locked and in the upper, or with `None`
     /// when the inode has no name any more.
-    pub(super) fn with_place<T>(
-        &self,
+    pub fn with_place<T>(
+        self,
         inode: &Arc<Inode>,
         f: impl FnOnce(Option<UpperName<'_>>) -> Result<T>,
     ) -> Result<T> {
@@ -389,7 +459,7 @@ impl Union {
             if !link.parent.in_upper() {
                 self.copy_up(&link.parent)?;
             }
-            let dir = self.upper_dir(&link.parent)?;
+            let dir = self.stack.upper_dir(&link.parent)?;
             let parent = link.parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
             let _names = parent.change_names();
             let same = |l: &Link| l.parent.ino == link.parent.ino && l.name == link.name;
@@ -404,7 +474,7 @@ impl Union {
 
     /// Publishes the staged copy and updates the inode. The parent directory keeps its times.
     fn publish(
-        &self,
+        self,
         inode: &Arc<Inode>,
         place: UpperName<'_>,
         copy: Copied,
@@ -412,7 +482,7 @@ impl Union {
     ) -> Result<()> {
         let Link { parent, name, .. } = &place.link;
         let dir = At::fd(place.dir.as_fd());
-        self.mark_impure(parent)?;
+        mark_impure(self.stack, self.names, parent)?;
         let before = dir.stat()?;
         let to = At::new(place.dir.as_fd(), name);
         give_name(to)?;
@@ -421,14 +491,8 @@ impl Union {
         if let Err(e) = dir.set_times(&timestamps(before.atime, before.mtime)) {
             tracing::debug!("copy-up: the times of its directory: {e}");
         }
-        if !copy.marked && inode.dir.is_none() {
-            self.inode_numbers.keep(&copy.stat, inode.ino);
-        }
         let mut loc = inode.loc.write();
-        match Cached::copied(inode, &loc, (copy.stat, copy.marked)) {
-            Some(answer) => self.lookup_cache.put(parent.key, name, answer),
-            None => self.lookup_cache.remove(parent.key, name),
-        }
+        self.names.remember_copy(place.link, inode, &loc, &copy);
         loc.upper = Some(Box::new(UpperState {
             id: (copy.stat.dev, copy.stat.ino),
             metacopy: None,
@@ -441,46 +505,47 @@ impl Union {
         }
         drop(loc);
         // A listing in memory still says that only a lower has the name.
-        Self::listing_add(parent, name, inode.kind, inode.ino);
+        listings::add(parent, name, inode.kind, inode.ino);
         Ok(())
     }
+}
 
-    fn adopt_orphan(&self, inode: &Inode, stat: &Stat, keep: Keep) -> Result<()> {
-        let mut loc = inode.loc.write();
-        loc.upper = Some(Box::new(UpperState {
-            id: (stat.dev, stat.ino),
-            metacopy: None,
-            origin: false,
-        }));
-        loc.set_kept(keep);
-        Ok(())
-    }
+/// Notes that the copy of an inode has no name, and what keeps it.
+fn adopt_orphan(inode: &Inode, stat: &Stat, keep: Keep) -> Result<()> {
+    let mut loc = inode.loc.write();
+    loc.upper = Some(Box::new(UpperState {
+        id: (stat.dev, stat.ino),
+        metacopy: None,
+        origin: false,
+    }));
+    loc.set_kept(keep);
+    Ok(())
+}
 
-    /// Marks an upper directory `impure`: it may hold copied-up files.
-    ///
-    /// # Errors
-    /// Those of setxattr(2), except where the file system has no xattrs.
-    pub(crate) fn mark_impure(&self, inode: &Inode) -> Result<()> {
-        let Some(dir) = &inode.dir else { return Ok(()) };
-        if dir.impure.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let fd = self.upper_dir(inode)?;
-        match self
-            .writable()?
-            .markers
-            .set(At::fd(fd.as_fd()), Marker::Impure, b"y")
-        {
-            // A file system without xattrs stores no origins either.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
-            Err(e) => return Err(e.into()),
-        }
-        dir.impure.store(true, Ordering::Release);
-        // Cached answers for the directory are out of date. A thread that inserts one concurrently
-        // reads `impure` after inserting.
-        for link in &inode.loc.read().links {
-            self.lookup_cache.remove(link.parent.key, &link.name);
-        }
-        Ok(())
+/// Marks an upper directory `impure`: it may hold copied-up files.
+///
+/// # Errors
+/// Those of setxattr(2), except where the file system has no xattrs.
+pub(crate) fn mark_impure(stack: &Stack, names: &Names, inode: &Inode) -> Result<()> {
+    let Some(dir) = &inode.dir else { return Ok(()) };
+    if dir.impure.load(Ordering::Acquire) {
+        return Ok(());
     }
+    let fd = stack.upper_dir(inode)?;
+    match stack
+        .writable()?
+        .markers
+        .set(At::fd(fd.as_fd()), Marker::Impure, b"y")
+    {
+        // A file system without xattrs stores no origins either.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
+        Err(e) => return Err(e.into()),
+    }
+    dir.impure.store(true, Ordering::Release);
+    // Cached answers for the directory are out of date. A thread that inserts one concurrently
+    // reads `impure` after inserting.
+    for link in &inode.loc.read().links {
+        names.forget_answer(&link.parent, &link.name);
+    }
+    Ok(())
 }

@@ -7,20 +7,22 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{OFlags, RenameFlags, XattrFlags, fcntl_setfl};
+use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
-use super::Union;
-use super::acl;
 use super::error::Result;
-use super::inode::{DataFd, Dir, Inode, Loc, UpperState};
-use super::inode_table::Interned;
+use super::inode::{Dir, Inode, Loc, UpperState};
 use super::link::in_lower_after;
 use super::lookup::EntryRef;
+use super::names::NameIn;
 use super::orphans::Keep;
+use super::protect::check_extensible;
+use super::remove::clear_wh_name;
 use super::resolve::{Resolved, UpperFound, WhiteoutKind};
+use super::stack::Stack;
 use super::types::{Caller, FileKind, Ino};
-use super::upper::{StagedFile, Upper, make_mark};
+use super::upper::{Owner, StagedFile, Upper, make_mark};
+use super::{Union, acl, listings};
 use crate::layer::at::{At, Stat, is_valid_name};
 use crate::layer::markers::{Marker, Protection, WH_PREFIX};
 
@@ -36,8 +38,7 @@ struct New<'a> {
 
 /// Owner and permissions of the new file.
 struct Owned {
-    uid: u32,
-    gid: u32,
+    owner: Owner,
     perm: u32,
     access: Option<Vec<u8>>,
     default: Option<Vec<u8>>,
@@ -133,10 +134,10 @@ impl Union {
         mode: u32,
         umask: u32,
     ) -> Result<EntryRef<'_>> {
-        let upper = self.writable()?;
-        let parent = self.directory(parent)?;
-        self.check_extensible(&parent)?;
-        self.copy_up(&parent)?;
+        let upper = self.stack.writable()?;
+        let parent = self.names.directory(parent)?;
+        check_extensible(&self.stack, &parent)?;
+        self.copying().copy_up(&parent)?;
         let new = New {
             kind: FileKind::Regular,
             mode,
@@ -144,7 +145,7 @@ impl Union {
             rdev: (0, 0),
             target: b"",
         };
-        let owned = self.owned(caller, &parent, &new)?;
+        let owned = owner_and_mode(&self.stack, caller, &parent, &new)?;
         let (staged, fd) = upper.stage_file(0o600)?;
         // A staged file with a name could not be linked once that name is removed.
         if let StagedFile::Named(_) = staged {
@@ -162,45 +163,14 @@ impl Union {
             upper: Some(Box::new(state)),
             ..Loc::default()
         };
-        let mut keep = self.keep_nameless(upper, fd)?;
+        let mut keep = self.orphans.keep_unnamed(upper, fd)?;
         if let Keep::Parked(parked) = &mut keep {
             parked.linkable = true;
         }
         loc.set_kept(keep);
-        let ino = self.inode_numbers.number(&stat);
-        self.generations.created(ino, stat.btime);
-        let generation = self.generations.of(ino, stat.btime);
-        let keys = (self.fresh_key(), generation);
-        let make = || {
-            let inode = Inode::new(ino, FileKind::Regular, keys, loc, None);
-            inode.protection.set(Protection::NONE);
-            inode
-        };
-        match self.table.intern(ino, |_| false, make) {
-            Interned::Created(inode) => Ok(EntryRef::new(
-                self,
-                super::attr::attr(&inode, &inode.loc.read(), &stat),
-            )),
-            _ => Err(Errno::STALE.into()),
-        }
-    }
-
-    /// Checks a name that is to be created in the upper.
-    ///
-    /// # Errors
-    /// EINVAL for a name with `/`, and for `.wh.` names where these are whiteouts (fuse-overlayfs
-    /// answers the same); ENAMETOOLONG.
-    pub(crate) fn check_new_name(&self, upper: &Upper, name: &[u8]) -> Result<()> {
-        if !is_valid_name(name) {
-            return Err(Errno::INVAL.into());
-        }
-        if name.len() > self.name_max {
-            return Err(Errno::NAMETOOLONG.into());
-        }
-        if upper.takes_wh_names() && name.starts_with(WH_PREFIX) {
-            return Err(Errno::INVAL.into());
-        }
-        Ok(())
+        let inode = self.names.add_unnamed(&stat, loc).ok_or(Errno::STALE)?;
+        let attr = super::attr::attr(&inode, &inode.loc.read(), &stat);
+        Ok(EntryRef::new(&self.names, attr))
     }
 
     fn create_name(
@@ -210,23 +180,23 @@ impl Union {
         name: &[u8],
         new: &New<'_>,
     ) -> Result<EntryRef<'_>> {
-        let parent = self.directory(parent)?;
-        let upper = self.writable()?;
-        self.check_new_name(upper, name)?;
-        self.check_extensible(&parent)?;
-        self.copy_up(&parent)?;
+        let parent = self.names.directory(parent)?;
+        let upper = self.stack.writable()?;
+        check_new_name(&self.stack, upper, name)?;
+        check_extensible(&self.stack, &parent)?;
+        self.copying().copy_up(&parent)?;
         let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
         let names = dir.change_names();
         if names.dead {
             return Err(Errno::NOENT.into());
         }
-        let whiteout = self.whiteout_at(&parent, name)?;
-        let fd = self.upper_dir(&parent)?;
+        let whiteout = self.lookups().whiteout_at(&parent, name)?;
+        let fd = self.stack.upper_dir(&parent)?;
         let at = At::new(fd.as_fd(), name);
         let mut open = None;
         match whiteout {
-            None if self.in_place(upper, caller, &parent)? => {
-                let mode = match self.default_acl(&parent)? {
+            None if can_be_in_place(&self.stack, upper, caller, &parent)? => {
+                let mode = match default_acl(&self.stack, &parent)? {
                     Some(_) => new.mode,
                     None => new.mode & !new.umask,
                 };
@@ -240,157 +210,157 @@ impl Union {
                 }
             }
             _ => {
-                let owned = self.owned(caller, &parent, new)?;
-                self.create_staged(upper, dir, (&fd, name), whiteout, new, &owned)?;
+                let owned = owner_and_mode(&self.stack, caller, &parent, new)?;
+                create_staged(upper, dir, at, whiteout, new, &owned)?;
             }
         }
         let stat = match &open {
             Some(file) => At::fd(file.as_fd()).stat()?,
             None => at.stat()?,
         };
-        self.created(&parent, name, (stat, open), in_lower_after(whiteout))
-    }
-
-    /// Whether a file created directly in the parent gets the right owner and permissions.
-    fn in_place(&self, upper: &Upper, caller: &Caller, parent: &Inode) -> Result<bool> {
-        let (uid, gid) = upper.own_ids;
-        if caller.uid != uid {
-            return Ok(false);
-        }
-        if caller.gid != gid {
-            let perm = self.upper_stat(parent)?.perm;
-            if perm & 0o2000 == 0 {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    fn create_staged(
-        &self,
-        upper: &Upper,
-        dir: &Dir,
-        (fd, name): (&Arc<OwnedFd>, &[u8]),
-        whiteout: Option<WhiteoutKind>,
-        new: &New<'_>,
-        owned: &Owned,
-    ) -> Result<()> {
-        let at = At::new(fd.as_fd(), name);
-        let is_dir = new.kind == FileKind::Directory;
-        // A file with another owner stays closed to everybody else until the owner is set.
-        let perm = if (owned.uid, owned.gid) == upper.own_ids {
-            owned.perm
-        } else {
-            owned.perm & 0o700
+        let at = NameIn {
+            parent: &parent,
+            name,
         };
-        let staged = upper.stage(|at| make(at, new, perm))?;
-        settle(staged.at(), new, owned)?;
-        if is_dir && !dir.lowers.is_empty() {
-            upper.mark_opaque(staged.at())?;
-        }
-        match whiteout {
-            Some(WhiteoutKind::Node) if is_dir => staged.replace(at, None)?,
-            Some(WhiteoutKind::Node) => staged.publish(at, RenameFlags::empty())?,
-            None => staged.publish(at, RenameFlags::NOREPLACE)?,
-            Some(WhiteoutKind::WhName) => {
-                staged.publish(at, RenameFlags::NOREPLACE)?;
-                At::new(fd.as_fd(), &[WH_PREFIX, name].concat()).unlink()?;
-            }
-        }
-        Ok(())
+        self.created(at, stat, open, in_lower_after(whiteout))
     }
 
     /// Registers a name that has been created in the upper, and the descriptor of a file. The
     /// caller holds the name lock. `in_lower` is [`super::inode::Link::in_lower`].
-    pub(crate) fn created(
+    fn created(
         &self,
-        parent: &Arc<Inode>,
-        name: &[u8],
-        (stat, open): (Stat, Option<OwnedFd>),
+        at: NameIn<'_>,
+        stat: Stat,
+        open: Option<OwnedFd>,
         in_lower: Option<bool>,
     ) -> Result<EntryRef<'_>> {
         let upper = UpperFound {
-            stat,
-            metacopy: false,
-            origin: false,
-            impure: false,
-            xwhiteouts: false,
             protection: Some(Protection::NONE),
-            index: None,
-            nlink: None,
-            named: true,
             in_lower,
+            ..UpperFound::new(stat)
         };
-        let ino = self.inode_numbers.number(&stat);
-        let dirs = super::LowerDirs::default();
-        let resolved = Arc::new(Resolved {
-            kind: stat.kind,
-            upper: Some(Box::new(upper)),
-            file: None,
-            dirs,
-            ino,
-        });
-        self.remember(parent, name, &resolved);
-        self.generations.created(ino, stat.btime);
-        let inode = self.intern(parent, name, &resolved)?;
-        Self::listing_add(parent, name, stat.kind, inode.ino);
+        let ino = self.names.numbers().number(&stat);
+        let resolved = Arc::new(Resolved::in_upper(stat.kind, upper, ino));
+        self.names.remember(at.parent, at.name, &resolved);
+        self.names.created(ino, stat.btime);
+        let inode = self.names.intern(at, &resolved);
+        listings::add(at.parent, at.name, stat.kind, inode.ino);
         inode.capability.set(false);
         if let Some(fd) = open {
             // A new file is usually written next.
-            self.be_quiet(&fd);
-            self.fds.put(inode.data(), DataFd::new(fd, true));
+            self.stack.put_data(&inode, fd);
         }
         let attr = super::attr::attr(&inode, &inode.loc.read(), &stat);
-        Ok(EntryRef::new(self, attr))
+        Ok(EntryRef::new(&self.names, attr))
     }
+}
 
-    /// With `noatime`, sets O_NOATIME on a descriptor of a file that belongs to the server's user.
-    fn be_quiet(&self, fd: &OwnedFd) {
-        if self.noatime
-            && let Err(error) = fcntl_setfl(fd, OFlags::NONBLOCK | OFlags::NOATIME)
-        {
-            tracing::debug!(%error, "access times of a new file move");
+/// Checks a name that is to be created in the upper.
+///
+/// # Errors
+/// EINVAL for a name with `/`, and for `.wh.` names where these are whiteouts (fuse-overlayfs
+/// answers the same); ENAMETOOLONG.
+pub(crate) fn check_new_name(stack: &Stack, upper: &Upper, name: &[u8]) -> Result<()> {
+    if !is_valid_name(name) {
+        return Err(Errno::INVAL.into());
+    }
+    if name.len() > stack.name_max() {
+        return Err(Errno::NAMETOOLONG.into());
+    }
+    if upper.takes_wh_names() && name.starts_with(WH_PREFIX) {
+        return Err(Errno::INVAL.into());
+    }
+    Ok(())
+}
+
+/// Whether a file created directly in the parent gets the right owner and permissions.
+fn can_be_in_place(stack: &Stack, upper: &Upper, caller: &Caller, parent: &Inode) -> Result<bool> {
+    let own = upper.own_ids;
+    if caller.uid != own.uid {
+        return Ok(false);
+    }
+    if caller.gid != own.gid {
+        let perm = stack.upper_stat(parent)?.perm;
+        if perm & 0o2000 == 0 {
+            return Ok(false);
         }
     }
+    Ok(true)
+}
 
-    /// Returns the default ACL of a directory in the upper.
-    fn default_acl(&self, parent: &Inode) -> Result<Option<Vec<u8>>> {
-        let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
-        if dir.default_acl.get() == Some(false) {
-            return Ok(None);
-        }
-        let acl = self.with_upper(parent, |at| Ok(at.xattr(acl::DEFAULT)?))?;
-        dir.default_acl.set(acl.is_some());
-        Ok(acl)
+/// Creates a file in the work directory and moves it to `at` when it is complete.
+fn create_staged(
+    upper: &Upper,
+    dir: &Dir,
+    at: At<'_>,
+    whiteout: Option<WhiteoutKind>,
+    new: &New<'_>,
+    owned: &Owned,
+) -> Result<()> {
+    let is_dir = new.kind == FileKind::Directory;
+    // A file with another owner stays closed to everybody else until the owner is set.
+    let perm = if owned.owner == upper.own_ids {
+        owned.perm
+    } else {
+        owned.perm & 0o700
+    };
+    let staged = upper.stage(|at| make(at, new, perm))?;
+    settle(staged.at(), new, owned)?;
+    if is_dir && !dir.lowers.is_empty() {
+        upper.mark_opaque(staged.at())?;
     }
-
-    fn owned(&self, caller: &Caller, parent: &Inode, new: &New<'_>) -> Result<Owned> {
-        let stat = self.upper_stat(parent)?;
-        let is_dir = new.kind == FileKind::Directory;
-        let setgid = stat.perm & 0o2000 != 0;
-        let default = match new.kind {
-            FileKind::Symlink => None,
-            _ => self.default_acl(parent)?,
-        };
-        let inherited = default
-            .as_deref()
-            .and_then(|acl| acl::inherit(acl, new.mode));
-        let (mut perm, access) = match inherited {
-            Some(inherited) => (inherited.perm, inherited.access),
-            None => (new.mode & !new.umask, None),
-        };
-        if is_dir && setgid {
-            perm |= 0o2000;
+    match whiteout {
+        Some(WhiteoutKind::Node) if is_dir => staged.replace(at, None)?,
+        Some(WhiteoutKind::Node) => staged.publish(at, RenameFlags::empty())?,
+        None => staged.publish(at, RenameFlags::NOREPLACE)?,
+        Some(WhiteoutKind::WhName) => {
+            staged.publish(at, RenameFlags::NOREPLACE)?;
+            clear_wh_name(at.dir, at.name)?;
         }
-        let gid = if setgid { stat.gid } else { caller.gid };
-        Ok(Owned {
+    }
+    Ok(())
+}
+
+/// Returns the default ACL of a directory in the upper.
+fn default_acl(stack: &Stack, parent: &Inode) -> Result<Option<Vec<u8>>> {
+    let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
+    if dir.default_acl.get() == Some(false) {
+        return Ok(None);
+    }
+    let acl = stack.with_upper(parent, |at| Ok(at.xattr(acl::DEFAULT)?))?;
+    dir.default_acl.set(acl.is_some());
+    Ok(acl)
+}
+
+/// Returns owner and permissions of a new file in a directory.
+fn owner_and_mode(stack: &Stack, caller: &Caller, parent: &Inode, new: &New<'_>) -> Result<Owned> {
+    let stat = stack.upper_stat(parent)?;
+    let is_dir = new.kind == FileKind::Directory;
+    let setgid = stat.perm & 0o2000 != 0;
+    let default = match new.kind {
+        FileKind::Symlink => None,
+        _ => default_acl(stack, parent)?,
+    };
+    let inherited = default
+        .as_deref()
+        .and_then(|acl| acl::inherit(acl, new.mode));
+    let (mut perm, access) = match inherited {
+        Some(inherited) => (inherited.perm, inherited.access),
+        None => (new.mode & !new.umask, None),
+    };
+    if is_dir && setgid {
+        perm |= 0o2000;
+    }
+    let gid = if setgid { stat.gid } else { caller.gid };
+    Ok(Owned {
+        owner: Owner {
             uid: caller.uid,
             gid,
-            perm,
-            access,
-            default: default.filter(|_| is_dir),
-        })
-    }
+        },
+        perm,
+        access,
+        default: default.filter(|_| is_dir),
+    })
 }
 
 /// Creates the file system object.
@@ -418,9 +388,9 @@ fn make_open(at: At<'_>, new: &New<'_>, perm: u32) -> Result<Option<OwnedFd>, Er
 /// Sets owner, ACLs and permissions of a staged file.
 fn settle(at: At<'_>, new: &New<'_>, owned: &Owned) -> Result<(), Errno> {
     let stat = at.stat()?;
-    let is_owned = (stat.uid, stat.gid) == (owned.uid, owned.gid);
+    let is_owned = Owner::of(&stat) == owned.owner;
     if !is_owned {
-        at.chown(Some(owned.uid), Some(owned.gid))?;
+        at.chown(Some(owned.owner.uid), Some(owned.owner.gid))?;
     }
     if new.kind == FileKind::Symlink {
         return Ok(());

@@ -29,6 +29,7 @@ impl Error {
 
     /// Adds the operation and the path for messages; the errno stays. Allocates, so it is not for
     /// frequent errors.
+    #[must_use]
     pub fn context(mut self, operation: &'static str, path: impl Into<PathBuf>) -> Self {
         self.context = Some(Box::new(Context {
             operation,
@@ -49,6 +50,12 @@ impl From<rustix::io::Errno> for Error {
             errno,
             context: None,
         }
+    }
+}
+
+impl From<crate::lowers::OpenError> for Error {
+    fn from(error: crate::lowers::OpenError) -> Self {
+        Self::from(error.errno).context(error.what, error.path)
     }
 }
 

@@ -4,22 +4,26 @@
 
 use std::os::fd::AsFd;
 
-use rustix::io::Errno;
-
-use super::Union;
 use super::error::Result;
-use super::inode::LowerFile;
+use super::inode::Loc;
+use super::upper::Upper;
 use crate::layer::at::{At, Stat};
 use crate::layer::markers::Markers;
 use crate::layer::origin::Origin;
+use crate::lowers::{LowerFile, Lowers};
 
-impl Union {
+/// The copy of a lower file, as the index has it.
+pub(crate) struct IndexedCopy {
+    pub stat: Stat,
+    pub markers: Markers,
+    /// The origin, from which the name in the index is made.
+    pub origin: Origin,
+}
+
+impl Upper {
     /// Whether the index has the file of `stat` under `origin`.
     pub(crate) fn has_index_entry(&self, origin: &Origin, stat: &Stat) -> Result<bool> {
-        let Some(upper) = &self.upper else {
-            return Ok(false);
-        };
-        let Some(index) = upper.index_dir_opt()? else {
+        let Some(index) = self.index_dir_opt()? else {
             return Ok(false);
         };
         let found = At::new(index.as_fd(), &origin.index_name()).stat_opt()?;
@@ -30,24 +34,22 @@ impl Union {
     /// lower file: only if the upper's owner has the server's rights, or if the server put the file
     /// into the index.
     pub(crate) fn believes_origin(&self, origin: &Origin, stat: &Stat) -> Result<bool> {
-        let Some(upper) = &self.upper else {
-            return Ok(false);
-        };
-        if upper.layer.believes_user {
+        if self.layer.believes_user {
             return Ok(true);
         }
-        Ok(upper.index_is_ours()? && self.has_index_entry(origin, stat)?)
+        Ok(self.index_is_ours()? && self.has_index_entry(origin, stat)?)
     }
 
     /// Returns the copy of a lower file with several names, if it was copied up.
-    pub(crate) fn indexed(&self, file: &LowerFile) -> Result<Option<(Stat, Markers, Origin)>> {
-        let Some(upper) = &self.upper else {
+    pub(crate) fn indexed(
+        &self,
+        lowers: &dyn Lowers,
+        file: &LowerFile,
+    ) -> Result<Option<IndexedCopy>> {
+        let Some(index) = self.index_dir_opt()? else {
             return Ok(None);
         };
-        let Some(index) = upper.index_dir_opt()? else {
-            return Ok(None);
-        };
-        let Some(origin) = self.origin_of(file)? else {
+        let Some(origin) = lowers.origin(file)? else {
             return Ok(None);
         };
         let name = origin.index_name();
@@ -55,28 +57,35 @@ impl Union {
         let Some(stat) = at.stat_opt()? else {
             return Ok(None);
         };
-        let markers = upper.layer.markers(at)?;
+        let markers = self.layer.markers(at)?;
         let forged =
-            markers.from_user.origin && !upper.layer.believes_user && !upper.index_is_ours()?;
+            markers.from_user.origin && !self.layer.believes_user && !self.index_is_ours()?;
         // A stale or forged entry is not the file.
-        let true_entry = !forged
+        let is_true = !forged
             && stat.kind == file.stat.kind
             && markers.origin.as_deref() == Some(origin.as_bytes());
-        Ok(true_entry.then_some((stat, markers, origin)))
+        Ok(is_true.then_some(IndexedCopy {
+            stat,
+            markers,
+            origin,
+        }))
     }
 
-    /// Returns the encoded handle of a lower file; `None` where its file system has no handles.
-    pub(crate) fn origin_of(&self, file: &LowerFile) -> Result<Option<Origin>> {
-        let fd = file.dir.fd(&self.fds)?;
-        match Origin::of(At::new(fd.as_fd(), &file.name), file.dir.layer.uuid) {
-            Ok(origin) => Ok(Some(origin)),
-            Err(Errno::OPNOTSUPP | Errno::OVERFLOW | Errno::NOSYS | Errno::PERM) => Ok(None),
-            Err(e) => Err(e.into()),
+    /// Removes the index entry of a file without names, which `loc` has.
+    pub(crate) fn drop_index_entry(&self, loc: &mut Loc) {
+        let Some(name) = loc.rare_opt().and_then(|rare| rare.index.take()) else {
+            return;
+        };
+        let removed = self
+            .index_dir()
+            .and_then(|dir| Ok(At::new(dir.as_fd(), &name).unlink()?));
+        if let Err(e) = removed {
+            tracing::warn!("cannot remove an index entry: {e}");
         }
     }
+}
 
-    /// Whether a copy of the file needs an index entry.
-    pub(crate) fn wants_index(file: &LowerFile) -> bool {
-        file.stat.nlink > 1
-    }
+/// Whether a copy of the file needs an index entry.
+pub(crate) fn wants_index(file: &LowerFile) -> bool {
+    file.stat.nlink > 1
 }

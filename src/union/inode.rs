@@ -8,7 +8,7 @@
 //! 3. `Dir::ns`          the names of one directory; two directories in order of address
 //! 4. `Dir::listing`     the listing of a directory, held while it is built
 //! 5. `Inode::data`      the slot of the file's descriptor, held while the file is opened
-//! 6. `Union::topology`  the tree of upper directories
+//! 6. `Stack::topology`  the tree of upper directories
 //! 7. inode table shard
 //! 8. `Inode::loc`       where this inode is; two inodes in order of address
 //! 9. lookup cache shard; no other lock is taken while holding one, nor while holding the slot of a
@@ -17,76 +17,28 @@
 //! File data is never copied or synced with one of the locks 3 to 9 held.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use smallvec::SmallVec;
 
-use super::listing::Listing;
+use super::listings::Listing;
 use super::lock_order::{Mutex, RwLock, RwLockWriteGuard, rank};
-use super::mounted_catalog::LowerDirs;
 use super::orphans::{Held, Keep, Parked, Permit};
 use super::types::{FileKind, Ino};
 use crate::layer::at::Stat;
 use crate::layer::fds::Slot;
-use crate::layer::lower::LowerDir;
 use crate::layer::markers::Protection;
-
-/// A file of a lower layer.
-#[derive(Debug)]
-pub(crate) struct LowerFile {
-    /// The directory that contains the file.
-    pub dir: Arc<LowerDir>,
-    /// The name in that directory.
-    pub name: Arc<[u8]>,
-    /// The attributes.
-    pub stat: Stat,
-    /// The file with the data, if this one is a metacopy.
-    pub data: Option<Box<Data>>,
-    /// The catalog's record, if the file was found in the catalog.
-    pub record: Option<u32>,
-}
-
-/// The file that has the data of a metacopy.
-#[derive(Debug)]
-pub(crate) struct Data {
-    /// The directory that contains the file.
-    pub dir: Arc<LowerDir>,
-    /// The name in that directory.
-    pub name: Arc<[u8]>,
-    /// The inode number, which identifies the file: its other attributes are never shown.
-    pub ino: u64,
-}
-
-impl LowerFile {
-    /// Returns the directory and the name of the file with the data.
-    pub fn data_place(&self) -> (&Arc<LowerDir>, &[u8]) {
-        match &self.data {
-            Some(data) => (&data.dir, &data.name),
-            None => (&self.dir, &self.name),
-        }
-    }
-
-    /// Whether `stat` is that of the file with the data, or of one that is at least as accessible.
-    pub fn has_data_of(&self, stat: &Stat) -> bool {
-        match &self.data {
-            Some(data) => {
-                let same = stat.ino == data.ino || !data.dir.layer.keeps_numbers;
-                same && stat.kind == FileKind::Regular
-            }
-            None => self.stat.is_or_resembles(stat),
-        }
-    }
-}
+use crate::lowers::{FileId, LowerDirs, LowerFile};
+use crate::sys::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// The lower file of an inode, as far as it has been needed.
 #[derive(Clone, Debug)]
 pub(crate) enum Lower {
     /// The file, with its directory.
     File(Arc<LowerFile>),
-    /// The catalog's record of a file with one name that is no metacopy, as long as the record was
-    /// all that was needed; see [`super::Union::lower_of`].
-    Record(u32),
+    /// The number of a file with one name that is no metacopy, as long as the number was all that
+    /// was needed; see [`super::stack::Stack::lower_of`].
+    Id(FileId),
 }
 
 impl Lower {
@@ -95,11 +47,11 @@ impl Lower {
         matches!(self, Self::File(file) if file.stat.nlink > 1)
     }
 
-    /// Returns the catalog's record, if the file was found in the catalog.
-    pub fn record(&self) -> Option<u32> {
+    /// Returns the number that the lowers gave the file.
+    pub fn id(&self) -> Option<FileId> {
         match self {
-            Self::File(file) => file.record,
-            Self::Record(record) => Some(*record),
+            Self::File(file) => file.id,
+            Self::Id(id) => Some(*id),
         }
     }
 }
@@ -143,7 +95,7 @@ pub(crate) struct Loc {
     pub links: Links,
     /// The upper side, once there is one.
     pub upper: Option<Box<UpperState>>,
-    /// The lower file, of a file that is no directory and comes from a lower.
+    /// The lower file, of a file that is not a directory and comes from a lower.
     pub lower: Option<Lower>,
     /// See [`Self::rare`].
     pub rare: Option<Box<Rare>>,
@@ -268,12 +220,20 @@ pub(crate) struct DataFd {
 }
 
 impl DataFd {
-    pub(crate) fn new(fd: OwnedFd, writable: bool) -> Self {
-        let direct = OnceLock::new();
+    /// Takes a descriptor of an upper file that may be written.
+    pub(crate) fn writable(fd: OwnedFd) -> Self {
         Self {
             fd,
-            writable,
-            direct,
+            writable: true,
+            direct: OnceLock::new(),
+        }
+    }
+
+    /// Takes a descriptor that is only read.
+    pub(crate) fn read_only(fd: OwnedFd) -> Self {
+        Self {
+            writable: false,
+            ..Self::writable(fd)
         }
     }
 }
@@ -290,9 +250,11 @@ impl Tristate {
             _ => None,
         }
     }
+
     pub fn set(&self, value: bool) {
         self.0.store(if value { 2 } else { 1 }, Ordering::Release);
     }
+
     pub fn forget(&self) {
         self.0.store(0, Ordering::Release);
     }
@@ -307,6 +269,7 @@ impl Protected {
         let known = self.0.load(Ordering::Acquire).checked_sub(1)?;
         Some(Protection::from_number(known))
     }
+
     pub fn set(&self, protection: Protection) {
         self.0.store(protection.number() + 1, Ordering::Release);
     }
@@ -314,7 +277,7 @@ impl Protected {
 
 /// The state of a directory that its name lock guards.
 #[derive(Debug, Default)]
-pub(crate) struct Names {
+pub(crate) struct DirNames {
     /// The directory has been removed.
     pub dead: bool,
     /// Incremented whenever names may have changed. What was learnt about a name under another
@@ -322,12 +285,21 @@ pub(crate) struct Names {
     pub version: u64,
 }
 
+/// Markers of an upper directory when it was found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct DirMarks {
+    /// See [`Dir::impure`].
+    pub impure: bool,
+    /// See [`Dir::xwhiteouts`].
+    pub xwhiteouts: bool,
+}
+
 /// The part of an inode that only directories have.
 #[derive(Debug)]
 pub(crate) struct Dir {
     /// The lower directories, top first; constant.
     pub lowers: LowerDirs,
-    pub ns: RwLock<Names, { rank::NAMES }>,
+    pub ns: RwLock<DirNames, { rank::NAMES }>,
     pub listing: Mutex<Option<Listing>, { rank::LISTING }>,
     /// End of a listing that has been dropped: the offset of its last entry, and the version of the
     /// names at that time. Changed with `listing` locked.
@@ -346,36 +318,47 @@ pub(crate) struct Dir {
     pub upper_wh: Tristate,
 }
 
+/// What never changes about an inode.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    pub ino: Ino,
+    pub kind: FileKind,
+    /// See [`Inode::generation`].
+    pub generation: u32,
+    /// See [`Inode::key`].
+    pub key: u64,
+}
+
 /// An inode of the union.
 #[derive(Debug)]
 pub(crate) struct Inode {
     pub ino: Ino,
     pub kind: FileKind,
-    /// Tells successive files with the same number apart; see `generation`.
+    /// Tells successive files with the same number apart; see `names::generations`.
     pub generation: u32,
     /// The key of this directory in the lookup cache.
     pub key: u64,
-    /// Lookups counted for the kernel plus links of children; see `inode_table`.
+    /// Lookups counted for the kernel plus links of children; see `names::inode_table`.
     pub count: AtomicU64,
     pub loc: RwLock<Loc, { rank::PLACE }>,
     pub busy: Mutex<(), { rank::COPY_UP }>,
     data: OnceLock<Arc<Slot<DataFd>>>,
     /// The file has a `security.capability`, which the kernel reads before a first write.
     pub capability: Tristate,
-    /// See [`super::Union::protection`].
+    /// See [`super::protect::protection`].
     pub protection: Protected,
     /// Boxed, because most inodes are not directories.
     pub dir: Option<Box<Dir>>,
 }
 
 impl Inode {
-    pub fn new(
-        ino: Ino,
-        kind: FileKind,
-        (key, generation): (u64, u32),
-        loc: Loc,
-        dir: Option<Dir>,
-    ) -> Self {
+    pub fn new(identity: Identity, loc: Loc, dir: Option<Dir>) -> Self {
+        let Identity {
+            ino,
+            kind,
+            generation,
+            key,
+        } = identity;
         Self {
             ino,
             kind,
@@ -405,6 +388,21 @@ impl Inode {
         self.loc.read().upper.is_some()
     }
 
+    /// Whether this is a name of the inode.
+    pub fn has_link(&self, parent: &Inode, name: &[u8]) -> bool {
+        self.loc.read().link(parent, name).is_some()
+    }
+
+    /// Whether the upper has the inode under this name.
+    pub fn has_upper_link(&self, parent: &Inode, name: &[u8]) -> bool {
+        self.loc.read().has_upper_link(parent, name)
+    }
+
+    /// Whether the inode is a removed directory of which only the attributes are kept.
+    pub fn is_gone(&self) -> bool {
+        self.dir.is_some() && self.loc.read().gone().is_some()
+    }
+
     /// Whether the upper has the inode with all of its data.
     pub fn is_copied_up(&self) -> bool {
         self.loc
@@ -416,7 +414,7 @@ impl Inode {
 }
 
 impl Dir {
-    pub fn new(lowers: LowerDirs, (impure, xwhiteouts): (bool, bool)) -> Self {
+    pub fn new(lowers: LowerDirs, marks: DirMarks) -> Self {
         Self {
             lowers,
             ns: RwLock::default(),
@@ -424,15 +422,15 @@ impl Dir {
             end: Default::default(),
             asked: AtomicU32::new(0),
             upper_fd: Arc::default(),
-            impure: AtomicBool::new(impure),
-            xwhiteouts,
+            impure: AtomicBool::new(marks.impure),
+            xwhiteouts: marks.xwhiteouts,
             default_acl: Tristate::default(),
             upper_wh: Tristate::default(),
         }
     }
 
     /// Locks the names for a change.
-    pub fn change_names(&self) -> RwLockWriteGuard<'_, Names> {
+    pub fn change_names(&self) -> RwLockWriteGuard<'_, DirNames> {
         let mut names = self.ns.write();
         names.version = names.version.wrapping_add(1);
         names

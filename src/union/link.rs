@@ -5,21 +5,28 @@
 //! lower file (marker `nlink`), as in kernel overlayfs.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
-use super::Union;
+use super::attr::attr_of;
+use super::copy_up::mark_impure;
+use super::create::check_new_name;
 use super::error::Result;
+use super::hardlink_index::wants_index;
 use super::inode::{Inode, Link, Loc, Lower, Nlink};
 use super::lookup::EntryRef;
+use super::names::{NameIn, Names};
 use super::orphans::Keep;
+use super::protect::{check_changeable, check_extensible};
+use super::remove::clear_wh_name;
 use super::resolve::WhiteoutKind;
+use super::stack::Stack;
 use super::types::Ino;
 use super::upper::Upper;
+use super::{Union, listings};
 use crate::layer::at::At;
-use crate::layer::markers::{Marker, WH_PREFIX};
+use crate::layer::markers::Marker;
 
 /// [`Link::in_lower`] of a new name: no lower has it, unless there was a whiteout, which may
 /// or may not hide a lower file.
@@ -41,31 +48,31 @@ impl Union {
     /// EPERM for a directory or a protected file, EEXIST, EMLINK, EROFS without an upper; ENOENT
     /// for a file whose last name was removed.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<EntryRef<'_>> {
-        let inode = self.inode(ino)?;
-        let parent = self.directory(parent)?;
-        let upper = self.writable()?;
-        self.check_new_name(upper, name)?;
+        let inode = self.names.inode(ino)?;
+        let parent = self.names.directory(parent)?;
+        let upper = self.stack.writable()?;
+        check_new_name(&self.stack, upper, name)?;
         if inode.dir.is_some() {
             return Err(Errno::PERM.into());
         }
-        self.check_extensible(&parent)?;
-        self.check_changeable(&inode)?;
-        self.copy_up(&inode)?;
-        self.copy_up(&parent)?;
+        check_extensible(&self.stack, &parent)?;
+        check_changeable(&self.stack, &inode)?;
+        self.copying().copy_up(&inode)?;
+        self.copying().copy_up(&parent)?;
         let names = parent.dir.as_ref().ok_or(Errno::NOTDIR)?.change_names();
         if names.dead {
             return Err(Errno::NOENT.into());
         }
-        let whiteout = self.whiteout_at(&parent, name)?;
+        let whiteout = self.lookups().whiteout_at(&parent, name)?;
         if inode.loc.read().upper.as_ref().is_some_and(|u| u.origin) {
-            self.mark_impure(&parent)?;
+            mark_impure(&self.stack, &self.names, &parent)?;
         }
-        let dir = self.upper_dir(&parent)?;
-        self.store_nlink(upper, &inode)?;
+        let dir = self.stack.upper_dir(&parent)?;
+        store_nlink(&self.stack, upper, &inode)?;
         if is_removed(&inode) {
             return Err(Errno::NOENT.into());
         }
-        self.with_upper(&inode, |at| {
+        self.stack.with_upper(&inode, |at| {
             let to = At::new(dir.as_fd(), name);
             match whiteout {
                 None => at.link_to(to)?,
@@ -76,180 +83,132 @@ impl Union {
                 }
                 Some(WhiteoutKind::WhName) => {
                     at.link_to(to)?;
-                    At::new(dir.as_fd(), &[WH_PREFIX, name].concat()).unlink()?;
+                    clear_wh_name(to.dir, name)?;
                 }
             }
             Ok(())
         })?;
-        self.linked(&inode, &parent, name, in_lower_after(whiteout));
-        Self::listing_add(&parent, name, inode.kind, inode.ino);
+        let at = NameIn {
+            parent: &parent,
+            name,
+        };
+        self.names.linked(&inode, at, in_lower_after(whiteout));
+        listings::add(&parent, name, inode.kind, inode.ino);
         drop(names);
-        self.table.pin(&inode);
-        match self.attr_of(&inode) {
-            Ok(attr) => Ok(EntryRef::new(self, attr)),
+        self.names.pin(&inode);
+        match attr_of(&self.stack, &inode) {
+            Ok(attr) => Ok(EntryRef::new(&self.names, attr)),
             Err(e) => {
-                self.table.release(inode.ino, 1);
+                self.names.release(inode.ino);
                 Err(e)
             }
         }
     }
+}
 
-    fn linked(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &[u8], in_lower: Option<bool>) {
-        self.table.pin(parent);
-        let mut loc = inode.loc.write();
-        // Files with several names are not cached: see `Resolved::is_cacheable`.
-        self.lookup_cache.remove(parent.key, name);
-        for link in &loc.links {
-            self.lookup_cache.remove(link.parent.key, &link.name);
-        }
-        let (parent, name) = (Arc::clone(parent), Arc::from(name));
-        loc.links.push(Link {
-            parent,
-            name,
-            in_upper: true,
-            in_lower,
-        });
-        if let Some(nlink) = loc.rare_opt().and_then(|rare| rare.nlink.as_mut()) {
-            nlink.union = nlink.union.saturating_add(1);
-        }
-        loc.is_named_again();
+/// Makes this name of the inode the one that copy-up publishes.
+pub(crate) fn prefer_link(inode: &Inode, parent: &Inode, name: &[u8]) {
+    let mut loc = inode.loc.write();
+    let is_it = |l: &Link| l.parent.ino == parent.ino && *l.name == *name;
+    if let Some(position) = loc.links.iter().position(is_it) {
+        loc.links.swap(0, position);
     }
+}
 
-    /// Whether the lowers have this name of the inode, so that its removal needs a whiteout.
-    pub(crate) fn has_lower_name(
-        &self,
-        inode: &Inode,
-        parent: &Inode,
-        name: &[u8],
-    ) -> Result<bool> {
-        match inode.loc.read().link(parent, name) {
-            // A name that is not in the upper is in a lower.
-            Some(link) if !link.in_upper => return Ok(true),
-            Some(Link {
-                in_lower: Some(known),
-                ..
-            }) => return Ok(*known),
-            _ => {}
-        }
-        self.exists_in_lower(parent, name)
-    }
-
-    /// Makes this name of the inode the one that copy-up publishes.
-    pub(crate) fn prefer_link(inode: &Inode, parent: &Inode, name: &[u8]) {
-        let mut loc = inode.loc.write();
-        let is_it = |l: &Link| l.parent.ino == parent.ino && *l.name == *name;
-        if let Some(position) = loc.links.iter().position(is_it) {
-            loc.links.swap(0, position);
-        }
-    }
-
-    /// Creates in the upper a name of a copied-up hard link that only a lower has, so that removing
-    /// or moving the name changes the link count of the upper file (`ovl_link_up`). The caller
-    /// holds the name lock, and the directory is in the upper.
-    pub(crate) fn ensure_alias(
-        &self,
-        upper: &Upper,
-        inode: &Inode,
-        parent: &Inode,
-        name: &[u8],
-    ) -> Result<()> {
-        let nlink = {
-            let loc = inode.loc.read();
-            let is_it = |l: &&Link| l.parent.ino == parent.ino && *l.name == *name;
-            let named = loc.links.iter().find(is_it).is_none_or(|l| l.in_upper);
-            if named || loc.upper.is_none() {
-                return Ok(());
-            }
-            loc.nlink()
-        };
-        self.mark_impure(parent)?;
-        let dir = self.upper_dir(parent)?;
-        let to = At::new(dir.as_fd(), name);
-        self.with_upper(inode, |at| {
-            if let Some(Nlink { union, lower }) = nlink {
-                let diff = i64::from(union) - i64::from(lower);
-                upper
-                    .markers
-                    .set(at, Marker::Nlink, format!("L{diff:+}").as_bytes())?;
-            }
-            Ok(at.link_to(to)?)
-        })?;
-        let mut loc = inode.loc.write();
-        for link in &mut loc.links {
-            link.in_upper |= link.parent.ino == parent.ino && *link.name == *name;
-        }
-        Ok(())
-    }
-
-    /// Stores the difference between the union's link count and the upper file's in the `nlink`
-    /// marker. Done before both change together, which leaves the difference the same
-    /// (`ovl_nlink_start`).
-    pub(crate) fn store_nlink(&self, upper: &Upper, inode: &Inode) -> Result<()> {
-        let Some(nlink) = inode.loc.read().nlink() else {
-            return Ok(());
-        };
-        self.with_upper(inode, |at| {
-            let diff = i64::from(nlink.union) - i64::from(at.stat()?.nlink);
-            Ok(upper
-                .markers
-                .set(at, Marker::Nlink, format!("U{diff:+}").as_bytes())?)
-        })
-    }
-
-    /// Removes a link from an inode after the name was removed from the file systems. `keep` keeps
-    /// an upper file that may have lost its last name. The caller gets the removed link and
-    /// releases its parent (`InodeTable::unlink`) once `loc` is unlocked.
-    pub(crate) fn unlinked(
-        &self,
-        (inode, loc): (&Inode, &mut Loc),
-        parent: &Inode,
-        name: &[u8],
-        keep: Option<Keep>,
-    ) -> Option<Link> {
-        let position = loc
-            .links
-            .iter()
-            .position(|l| l.parent.ino == parent.ino && *l.name == *name)?;
-        let link = loc.links.swap_remove(position);
-        if let Some(nlink) = loc.rare_opt().and_then(|rare| rare.nlink.as_mut()) {
-            nlink.union = nlink.union.saturating_sub(1);
-        }
-        if !loc.links.iter().any(|l| l.in_upper) {
-            if let (Some(_), Some(keep)) = (&loc.upper, keep) {
-                if let (Keep::Gone(_), Some(dir)) = (&keep, &inode.dir) {
-                    dir.upper_fd.clear();
-                }
-                loc.set_kept(keep);
-            }
-            if loc.nlink().is_some_and(|n| n.union == 0) {
-                self.drop_index(loc);
-            }
-        }
-        Some(link)
-    }
-
-    /// Removes the index entry of a file without names.
-    pub(crate) fn drop_index(&self, loc: &mut Loc) {
-        let Some(index) = loc.rare_opt().and_then(|rare| rare.index.take()) else {
-            return;
-        };
-        let removed = self
-            .writable()
-            .and_then(Upper::index_dir)
-            .and_then(|dir| Ok(At::new(dir.as_fd(), &index).unlink()?));
-        if let Err(e) = removed {
-            tracing::warn!("cannot remove an index entry: {e}");
-        }
-    }
-
-    /// Whether a lower file must be copied up before one of its names is removed, so that the link
-    /// count can be stored.
-    pub(crate) fn counts_links(&self, inode: &Inode) -> bool {
+/// Creates in the upper a name of a copied-up hard link that only a lower has, so that removing
+/// or moving the name changes the link count of the upper file (`ovl_link_up`). The caller
+/// holds the name lock, and the directory is in the upper.
+pub(crate) fn ensure_alias(
+    stack: &Stack,
+    names: &Names,
+    upper: &Upper,
+    inode: &Inode,
+    parent: &Inode,
+    name: &[u8],
+) -> Result<()> {
+    let nlink = {
         let loc = inode.loc.read();
-        loc.upper.is_none()
-            && loc
-                .lower
-                .as_ref()
-                .is_some_and(|lower| matches!(lower, Lower::File(file) if Self::wants_index(file)))
+        let is_it = |l: &&Link| l.parent.ino == parent.ino && *l.name == *name;
+        let named = loc.links.iter().find(is_it).is_none_or(|l| l.in_upper);
+        if named || loc.upper.is_none() {
+            return Ok(());
+        }
+        loc.nlink()
+    };
+    mark_impure(stack, names, parent)?;
+    let dir = stack.upper_dir(parent)?;
+    let to = At::new(dir.as_fd(), name);
+    stack.with_upper(inode, |at| {
+        if let Some(Nlink { union, lower }) = nlink {
+            let diff = i64::from(union) - i64::from(lower);
+            upper
+                .markers
+                .set(at, Marker::Nlink, format!("L{diff:+}").as_bytes())?;
+        }
+        Ok(at.link_to(to)?)
+    })?;
+    let mut loc = inode.loc.write();
+    for link in &mut loc.links {
+        link.in_upper |= link.parent.ino == parent.ino && *link.name == *name;
     }
+    Ok(())
+}
+
+/// Stores the difference between the union's link count and the upper file's in the `nlink`
+/// marker. Done before both change together, which leaves the difference the same
+/// (`ovl_nlink_start`).
+pub(crate) fn store_nlink(stack: &Stack, upper: &Upper, inode: &Inode) -> Result<()> {
+    let Some(nlink) = inode.loc.read().nlink() else {
+        return Ok(());
+    };
+    stack.with_upper(inode, |at| {
+        let diff = i64::from(nlink.union) - i64::from(at.stat()?.nlink);
+        Ok(upper
+            .markers
+            .set(at, Marker::Nlink, format!("U{diff:+}").as_bytes())?)
+    })
+}
+
+/// Removes a link from an inode after the name was removed from the file systems. `keep` keeps
+/// an upper file that may have lost its last name; `loc` is the place of `inode`. The caller gets the removed link and
+/// releases its parent ([`Names::unlink`]) once `loc` is unlocked.
+pub(crate) fn unlinked(
+    upper: &Upper,
+    inode: &Inode,
+    loc: &mut Loc,
+    parent: &Inode,
+    name: &[u8],
+    keep: Option<Keep>,
+) -> Option<Link> {
+    let position = loc
+        .links
+        .iter()
+        .position(|l| l.parent.ino == parent.ino && *l.name == *name)?;
+    let link = loc.links.swap_remove(position);
+    if let Some(nlink) = loc.rare_opt().and_then(|rare| rare.nlink.as_mut()) {
+        nlink.union = nlink.union.saturating_sub(1);
+    }
+    if !loc.links.iter().any(|l| l.in_upper) {
+        if let (Some(_), Some(keep)) = (&loc.upper, keep) {
+            if let (Keep::Gone(_), Some(dir)) = (&keep, &inode.dir) {
+                dir.upper_fd.clear();
+            }
+            loc.set_kept(keep);
+        }
+        if loc.nlink().is_some_and(|n| n.union == 0) {
+            upper.drop_index_entry(loc);
+        }
+    }
+    Some(link)
+}
+
+/// Whether a lower file must be copied up before one of its names is removed, so that the link
+/// count can be stored.
+pub(crate) fn counts_links(inode: &Inode) -> bool {
+    let loc = inode.loc.read();
+    loc.upper.is_none()
+        && loc
+            .lower
+            .as_ref()
+            .is_some_and(|lower| matches!(lower, Lower::File(file) if wants_index(file)))
 }

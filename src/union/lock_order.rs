@@ -14,6 +14,8 @@
 
 use std::ops::{Deref, DerefMut};
 
+use crate::sys::sync::parking_lot;
+
 /// The ranks of the locks, in the order in which they are taken. `inode` describes the locks.
 pub(crate) mod rank {
     /// `Searches::walking`
@@ -26,7 +28,7 @@ pub(crate) mod rank {
     pub(crate) const LISTING: u8 = 4;
     /// The slot of `Inode::data`
     pub(crate) const DATA: u8 = 5;
-    /// `Union::topology`
+    /// `Stack::topology`
     pub(crate) const TOPOLOGY: u8 = 6;
     /// A shard of the inode table
     pub(crate) const TABLE: u8 = 7;
@@ -151,12 +153,12 @@ mod tracked {
     /// No operation holds as many locks.
     const MOST: usize = 16;
 
-    thread_local! {
+    crate::sys::sync::thread_local! {
         static HELD: Cell<[Option<(u8, usize)>; MOST]> = const { Cell::new([None; MOST]) };
     }
 
     pub(super) fn check(rank: u8, address: usize) {
-        let held = HELD.get();
+        let held = HELD.with(Cell::get);
         let upwards = rank == super::rank::COPY_UP;
         let wrong = |&&(held, at): &&(u8, usize)| {
             held > rank || held == rank && (at == address || at > address && !upwards)
@@ -170,19 +172,19 @@ mod tracked {
     }
 
     pub(super) fn push(lock: (u8, usize)) {
-        let mut held = HELD.get();
+        let mut held = HELD.with(Cell::get);
         if let Some(free) = held.iter_mut().find(|entry| entry.is_none()) {
             *free = Some(lock);
         }
-        HELD.set(held);
+        HELD.with(|cell| cell.set(held));
     }
 
     pub(super) fn remove(lock: (u8, usize)) {
-        let mut held = HELD.get();
+        let mut held = HELD.with(Cell::get);
         if let Some(entry) = held.iter_mut().find(|entry| **entry == Some(lock)) {
             *entry = None;
         }
-        HELD.set(held);
+        HELD.with(|cell| cell.set(held));
     }
 }
 

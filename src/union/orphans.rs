@@ -8,24 +8,29 @@
 //! [`super::attr::attr`]. A removed directory is empty, so beyond the limit its attributes are kept
 //! in memory instead.
 //!
+//! These descriptors are the only ones that another process could not open again: one that takes over
+//! from a server needs them, and the numbers of their inodes.
+//!
 //! Invariant: a parked name exists as long as its inode's `Loc` has it. Both change with `loc`
 //! locked, so attributes read from the file agree with `loc`.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-use super::Union;
 use super::error::Result;
 use super::inode::{DataFd, Inode, Loc};
+use super::stack::Stack;
 use super::types::{SetAttr, SetTime};
 use super::upper::Upper;
 use crate::layer::at::{At, Stat};
 use crate::layer::fds::IsExhausted as _;
 use crate::layer::types::Time;
+use crate::sys::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// The maximum number of descriptors for orphans.
 const MOST: usize = 256;
@@ -34,24 +39,33 @@ const SHARE: usize = 8;
 /// The limit of the process, which prlimit(2) may change, is read again after so many.
 const LOOK_AGAIN: usize = 32;
 
+/// Keeps upper files that have lost their last name. What keeps one is in its inode
+/// ([`super::inode::Rare`]); here is how many descriptors do.
+pub(crate) struct Orphans {
+    budget: Arc<Budget>,
+}
+
 /// The limit of descriptors that keep orphans.
 #[derive(Debug)]
-pub(crate) struct Budget {
+struct Budget {
     taken: AtomicUsize,
     most: AtomicUsize,
+    /// When one was last taken: [`milliseconds`].
+    last: AtomicU64,
 }
 
 impl Budget {
-    pub fn new() -> Arc<Self> {
+    fn new() -> Arc<Self> {
         Arc::new(Self {
             taken: AtomicUsize::new(0),
             most: AtomicUsize::new(allowed()),
+            last: AtomicU64::new(0),
         })
     }
 
     /// Takes one descriptor from the budget, if one is left; it is returned when the permit is
     /// dropped.
-    pub fn take(self: &Arc<Self>) -> Option<Permit> {
+    fn take(self: &Arc<Self>) -> Option<Permit> {
         self.take_below(1)
     }
 
@@ -60,14 +74,29 @@ impl Budget {
         self.take_below(2)
     }
 
+    /// The time since one was taken; `None` if all have been given back.
+    fn since_last(&self) -> Option<Duration> {
+        let is_used = self.taken.load(Ordering::Relaxed) > 0;
+        let since = milliseconds().saturating_sub(self.last.load(Ordering::Relaxed));
+        is_used.then(|| Duration::from_millis(since))
+    }
+
     fn take_below(self: &Arc<Self>, times: usize) -> Option<Permit> {
         let permit = Permit(Arc::clone(self));
         let before = self.taken.fetch_add(1, Ordering::Relaxed);
+        self.last.store(milliseconds(), Ordering::Relaxed);
         if before > 0 && before.is_multiple_of(LOOK_AGAIN) {
             self.most.store(allowed(), Ordering::Relaxed);
         }
         (before < self.most.load(Ordering::Relaxed).saturating_mul(times)).then_some(permit)
     }
+}
+
+/// Of the monotonic clock, as exact as its ticks.
+fn milliseconds() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    let milliseconds = now.tv_sec * 1000 + now.tv_nsec / 1_000_000;
+    u64::try_from(milliseconds).unwrap_or(0)
 }
 
 fn allowed() -> usize {
@@ -171,31 +200,45 @@ impl Keep {
     }
 }
 
-impl Union {
-    /// Keeps the upper file or directory `at` while its name is removed. `loc` is its place, locked
-    /// for a change, and `id` the file that the union knows.
+impl Orphans {
+    pub fn new() -> Self {
+        Self {
+            budget: Budget::new(),
+        }
+    }
+
+    /// The time since a descriptor last began to keep a file without a name; `None` if none does. The
+    /// upper gets the room of such a file back once the kernel has forgotten it.
+    pub fn since_last(&self) -> Option<Duration> {
+        self.budget.since_last()
+    }
+
+    /// Keeps the upper file or directory `at` of `inode` while its name is removed. `loc` is the
+    /// place of the inode, locked for a change.
     ///
     /// # Errors
-    /// ESTALE when `at` is another file; else those of open(2).
-    pub(crate) fn keep(
+    /// ESTALE when `at` is another file than the union knows; else those of open(2).
+    pub fn keep(
         &self,
+        stack: &Stack,
         upper: &Upper,
-        (inode, loc): (&Inode, &Loc),
+        inode: &Inode,
+        loc: &Loc,
         at: At<'_>,
-        id: (u64, u64),
     ) -> Result<Keep> {
+        let id = loc.upper.as_ref().ok_or(Errno::NOENT)?.id;
         if loc.parked().is_some() {
             return Ok(Keep::Known);
         }
-        if let Some(permit) = self.orphans.take() {
-            match self.hold(inode, at, id) {
+        if let Some(permit) = self.budget.take() {
+            match hold(stack, inode, at, id) {
                 Err(e) if e.is_exhausted() => {}
                 by => return by.map(|by| Keep::held(by, permit)),
             }
         }
         if inode.dir.is_some() {
             let stat = at.stat()?;
-            self.check_upper(inode.kind, id, &stat)?;
+            stack.check_upper(inode.kind, id, &stat)?;
             return Ok(Keep::Gone(Box::new(stat)));
         }
         if loc.index().is_some() && loc.nlink().is_some_and(|nlink| nlink.union > 1) {
@@ -203,72 +246,87 @@ impl Union {
         }
         match upper.park(|to| at.link_to(to)) {
             Ok(parked) => {
-                self.check_upper(inode.kind, id, &parked.at().stat()?)?;
+                stack.check_upper(inode.kind, id, &parked.at().stat()?)?;
                 Ok(Keep::Parked(parked))
             }
             // The file system has no links, or no further link of this file, or is full.
-            Err(error) => match self.orphans.take_reserve() {
-                Some(permit) => self.hold(inode, at, id).map(|by| Keep::held(by, permit)),
+            Err(error) => match self.budget.take_reserve() {
+                Some(permit) => hold(stack, inode, at, id).map(|by| Keep::held(by, permit)),
                 None => Err(error.into()),
             },
         }
     }
 
-    /// Returns a descriptor of a file or directory, reusing one that is open.
-    fn hold(&self, inode: &Inode, at: At<'_>, id: (u64, u64)) -> Result<By> {
-        // Without waiting: a thread that opens the file holds the slot and waits for `loc`.
-        let slot = inode.data_opt();
-        let data = slot.and_then(|slot| self.fds.cached_if_free(slot));
-        // One that is not writable may be of a lower file.
-        if let Some(data) = data.filter(|data| data.writable) {
-            return Ok(By::Data(data));
-        }
-        let dir = inode.dir.as_ref();
-        if let Some(fd) = dir.and_then(|dir| self.fds.cached(&dir.upper_fd)) {
-            return Ok(By::Fd(fd));
-        }
-        let held = at.hold()?;
-        self.check_upper(inode.kind, id, &At::fd(held.as_fd()).stat()?)?;
-        Ok(By::Fd(Arc::new(held)))
-    }
-
     /// Keeps an upper file that is open as `fd` and has no name.
-    pub(crate) fn keep_nameless(&self, upper: &Upper, fd: OwnedFd) -> Result<Keep, Errno> {
-        let permit = match self.orphans.take() {
+    ///
+    /// # Errors
+    /// Those of linkat(2), beyond the limit of descriptors.
+    pub fn keep_unnamed(&self, upper: &Upper, fd: OwnedFd) -> Result<Keep, Errno> {
+        let permit = match self.budget.take() {
             Some(permit) => permit,
             None => match upper.park(|to| At::fd(fd.as_fd()).link_to(to)) {
                 Ok(parked) => return Ok(Keep::Parked(parked)),
-                Err(error) => self.orphans.take_reserve().ok_or(error)?,
+                Err(error) => self.budget.take_reserve().ok_or(error)?,
             },
         };
         Ok(Keep::held(By::Fd(Arc::new(fd)), permit))
     }
 
-    /// Changes the attributes of a removed directory that are kept in memory. Returns `false` for
-    /// any other inode.
-    pub(crate) fn set_gone(inode: &Inode, set: &SetAttr) -> bool {
-        let mut loc = inode.loc.write();
-        let Some(stat) = loc.gone_mut() else {
-            return false;
+    /// Keeps a writable descriptor of an upper file until the kernel forgets the inode, if the
+    /// limit allows it; without one, later writes through open descriptors fail with EACCES.
+    ///
+    /// # Errors
+    /// ESTALE when another file has its name.
+    pub fn pin(&self, stack: &Stack, inode: &Inode) -> Result<()> {
+        if inode.loc.read().orphan().is_some() {
+            return Ok(());
+        }
+        let Some(permit) = self.budget.take() else {
+            return Ok(());
         };
-        let now = now();
-        let time = |set: Option<SetTime>, old| match set {
-            None => old,
-            Some(SetTime::Now) => now,
-            Some(SetTime::At(time)) => time,
-        };
-        stat.uid = set.uid.unwrap_or(stat.uid);
-        stat.gid = set.gid.unwrap_or(stat.gid);
-        stat.perm = set.perm.unwrap_or(stat.perm) & 0o7777;
-        (stat.atime, stat.mtime) = (time(set.atime, stat.atime), time(set.mtime, stat.mtime));
-        stat.ctime = now;
-        true
+        let opened = stack.with_upper(inode, |at| Ok(at.open(OFlags::RDWR | OFlags::NONBLOCK, 0)));
+        if let Ok(fd) = opened? {
+            inode.loc.write().rare_mut().pinned = Some((fd, permit));
+        }
+        Ok(())
     }
+}
 
-    /// Whether the inode is a removed directory of which only the attributes are kept.
-    pub(crate) fn is_gone(inode: &Inode) -> bool {
-        inode.dir.is_some() && inode.loc.read().gone().is_some()
+/// Returns a descriptor of a file or directory, reusing one that is open.
+fn hold(stack: &Stack, inode: &Inode, at: At<'_>, id: (u64, u64)) -> Result<By> {
+    // Without waiting: a thread that opens the file holds the slot and waits for `loc`.
+    let data = stack.open_data_of(inode);
+    // One that is not writable may be of a lower file.
+    if let Some(data) = data.filter(|data| data.writable) {
+        return Ok(By::Data(data));
     }
+    if let Some(fd) = stack.open_dir_of(inode) {
+        return Ok(By::Fd(fd));
+    }
+    let held = at.hold()?;
+    stack.check_upper(inode.kind, id, &At::fd(held.as_fd()).stat()?)?;
+    Ok(By::Fd(Arc::new(held)))
+}
+
+/// Changes the attributes of a removed directory that are kept in memory. Returns `false` for
+/// any other inode.
+pub(crate) fn set_gone(inode: &Inode, set: &SetAttr) -> bool {
+    let mut loc = inode.loc.write();
+    let Some(stat) = loc.gone_mut() else {
+        return false;
+    };
+    let now = now();
+    let time = |set: Option<SetTime>, old| match set {
+        None => old,
+        Some(SetTime::Now) => now,
+        Some(SetTime::At(time)) => time,
+    };
+    stat.uid = set.uid.unwrap_or(stat.uid);
+    stat.gid = set.gid.unwrap_or(stat.gid);
+    stat.perm = set.perm.unwrap_or(stat.perm) & 0o7777;
+    (stat.atime, stat.mtime) = (time(set.atime, stat.atime), time(set.mtime, stat.mtime));
+    stat.ctime = now;
+    true
 }
 
 fn now() -> Time {

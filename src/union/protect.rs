@@ -10,15 +10,16 @@
 //! CAP_LINUX_IMMUTABLE for these two.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 use super::Union;
+use super::attr::attr_of;
 use super::error::Result;
 use super::inode::{Inode, Lower};
-use super::types::{FileFlags, FileKind, Ino, SetAttr, SetTime};
+use super::stack::{Access, Stack};
+use super::types::{FileFlags, FileKind, Ino, SetAttr, SetTime, Write};
 use super::upper::Upper;
 use crate::layer::at::At;
 use crate::layer::markers::{Marker, Protection};
@@ -35,163 +36,12 @@ const IMMUTABLE_XFLAG: u32 = 0x8;
 const APPEND_XFLAG: u32 = 0x10;
 
 impl Union {
-    /// Returns the protection of an inode.
-    ///
-    /// # Errors
-    /// Those of reading the marker.
-    pub(crate) fn protection(&self, inode: &Inode) -> Result<Protection> {
-        if let Some(known) = inode.protection.get() {
-            return Ok(known);
-        }
-        if !matches!(inode.kind, FileKind::Regular | FileKind::Directory) {
-            return Ok(Protection::NONE);
-        }
-        if !inode.in_upper() {
-            let read = self.lower_protection(inode)?;
-            inode.protection.set(read);
-            return Ok(read);
-        }
-        // The inode was looked up in an upper directory without lowers, where markers are not read.
-        let dialect = self.readable_upper()?.layer.dialect;
-        let read = self.with_upper(inode, |at| {
-            Ok(Protection::read(at, dialect)? | at.stat()?.protection)
-        })?;
-        inode.protection.set(read);
-        Ok(read)
-    }
-
-    fn lower_protection(&self, inode: &Inode) -> Result<Protection> {
-        let loc = inode.loc.read();
-        match (&inode.dir, &loc.lower) {
-            (Some(dir), _) => Ok(dir.lowers.top().ok_or(Errno::IO)?.stat.protection),
-            (None, Some(Lower::File(file))) => Ok(file.stat.protection),
-            // The catalog has no records of protected files.
-            (None, _) => Ok(Protection::NONE),
-        }
-    }
-
-    /// Checks that names, attributes and xattrs of an inode may change.
-    ///
-    /// # Errors
-    /// EPERM for an immutable or append-only inode.
-    pub(crate) fn check_changeable(&self, inode: &Inode) -> Result<()> {
-        match self.protection(inode)? {
-            Protection::NONE => Ok(()),
-            _ => Err(Errno::PERM.into()),
-        }
-    }
-
-    /// Checks that names may be created in a directory.
-    ///
-    /// # Errors
-    /// EPERM for an immutable directory.
-    pub(crate) fn check_extensible(&self, dir: &Inode) -> Result<()> {
-        if self.protection(dir)?.is_immutable() {
-            Err(Errno::PERM.into())
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Checks that the inode's protection allows a change of attributes (`may_setattr`).
-    ///
-    /// # Errors
-    /// EPERM when it does not.
-    pub(crate) fn check_setattr(&self, inode: &Inode, set: &SetAttr) -> Result<()> {
-        let protection = self.protection(inode)?;
-        if protection == Protection::NONE {
-            return Ok(());
-        }
-        let now = Some(SetTime::Now);
-        let touched = set.atime == now && set.mtime == now;
-        let other = set.perm.is_some() || set.uid.is_some() || set.gid.is_some();
-        let timed = (set.atime.is_some() || set.mtime.is_some()) && !touched && !set.of_writes;
-        if protection.is_immutable() || other || timed || set.size.is_some() {
-            Err(Errno::PERM.into())
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Returns how many of the `len` bytes at `offset` a write must skip: none, except for an
-    /// append-only file, whose content may not change. `appends`: the descriptor has O_APPEND.
-    /// `pages`: the data comes from the kernel's cache, which may contain more than is new.
-    ///
-    /// # Errors
-    /// EPERM when the write is not allowed.
-    pub(crate) fn check_write(
-        &self,
-        inode: &Inode,
-        (offset, len): (u64, usize),
-        (appends, pages): (bool, bool),
-    ) -> Result<usize> {
-        let protection = self.protection(inode)?;
-        if protection == Protection::NONE {
-            return Ok(0);
-        }
-        if protection.is_immutable() || !(appends || pages) {
-            return Err(Errno::PERM.into());
-        }
-        let old = self.attr_of(inode)?.size.saturating_sub(offset);
-        match usize::try_from(old).unwrap_or(usize::MAX).min(len) {
-            0 => Ok(0),
-            known if pages => Ok(known),
-            _ => Err(Errno::PERM.into()),
-        }
-    }
-
-    /// Checks a fallocate(2).
-    ///
-    /// # Errors
-    /// EPERM for an immutable file, and for an append-only one unless only space is added.
-    pub(crate) fn check_allocate(&self, inode: &Inode, mode: FallocateFlags) -> Result<()> {
-        let protection = self.protection(inode)?;
-        let adds = (mode - FallocateFlags::KEEP_SIZE).is_empty();
-        if protection.is_immutable() || protection.is_append() && !adds {
-            Err(Errno::PERM.into())
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Checks an open with these `O_` flags.
-    ///
-    /// # Errors
-    /// EPERM when the file is protected against it.
-    pub(crate) fn check_open(&self, inode: &Inode, flags: u32) -> Result<()> {
-        let has = |flag: i32| flags & flag.cast_unsigned() != 0;
-        let protection = self.protection(inode)?;
-        let writes = has(libc::O_WRONLY | libc::O_RDWR);
-        let refused = if protection.is_immutable() {
-            writes || has(libc::O_TRUNC)
-        } else {
-            protection.is_append() && (writes && !has(libc::O_APPEND) || has(libc::O_TRUNC))
-        };
-        if refused {
-            Err(Errno::PERM.into())
-        } else {
-            Ok(())
-        }
-    }
-
     /// Whether a file may be written at its end only.
     ///
     /// # Errors
     /// ESTALE for a number that is not in use.
     pub fn is_append_only(&self, ino: Ino) -> Result<bool> {
-        Ok(self.protection(&*self.inode(ino)?)?.is_append())
-    }
-
-    /// Writes the protection marker of a staged copy. Where the upper has no xattrs the copy is not
-    /// protected, as in overlayfs.
-    pub(crate) fn protect_copy(upper: &Upper, inode: &Inode, to: At<'_>) -> Result<()> {
-        let Some(protection) = inode.protection.get().filter(|p| *p != Protection::NONE) else {
-            return Ok(());
-        };
-        match upper.markers.set(to, Marker::Protattr, protection.text()) {
-            Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
-            other => Ok(other?),
-        }
+        Ok(protection(&self.stack, &*self.names.inode(ino)?)?.is_append())
     }
 
     /// Returns the flags of a file or directory.
@@ -199,9 +49,9 @@ impl Union {
     /// # Errors
     /// ENOTTY for other kinds of files, and where the file system has no flags; ESTALE.
     pub fn file_flags(&self, ino: Ino) -> Result<FileFlags> {
-        let inode = self.inode(ino)?;
-        let protection = self.protection(&inode)?;
-        let flags = self.with_open(&inode, |fd| Ok(fileattr::flags(fd)?))?;
+        let inode = self.names.inode(ino)?;
+        let protection = protection(&self.stack, &inode)?;
+        let flags = with_open(&self.stack, &inode, |fd| Ok(fileattr::flags(fd)?))?;
         Ok(FileFlags(flags | protection.bits(IMMUTABLE_FL, APPEND_FL)))
     }
 
@@ -210,9 +60,9 @@ impl Union {
     /// # Errors
     /// As [`Self::file_flags`].
     pub fn file_xflags(&self, ino: Ino) -> Result<FsxAttr> {
-        let inode = self.inode(ino)?;
-        let protection = self.protection(&inode)?;
-        let mut attr = self.with_open(&inode, |fd| Ok(fileattr::fsx(fd)?))?;
+        let inode = self.names.inode(ino)?;
+        let protection = protection(&self.stack, &inode)?;
+        let mut attr = with_open(&self.stack, &inode, |fd| Ok(fileattr::fsx(fd)?))?;
         attr.xflags |= protection.bits(IMMUTABLE_XFLAG, APPEND_XFLAG);
         Ok(attr)
     }
@@ -247,44 +97,197 @@ impl Union {
     fn set_flags(
         &self,
         ino: Ino,
-        protection: Protection,
+        wanted: Protection,
         set: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> Result<()>,
     ) -> Result<()> {
-        let inode = self.inode(ino)?;
-        let upper = self.writable()?;
+        let inode = self.names.inode(ino)?;
+        let upper = self.stack.writable()?;
         if !matches!(inode.kind, FileKind::Regular | FileKind::Directory) {
             return Err(Errno::NOTTY.into());
         }
-        let before = self.protection(&inode)?;
-        self.copy_up(&inode)?;
-        self.with_place(&inode, |place| {
-            self.with_upper(&inode, |at| mark(upper, at, before, protection))?;
-            inode.protection.set(protection);
+        let before = protection(&self.stack, &inode)?;
+        self.copying().copy_up(&inode)?;
+        self.copying().with_place(&inode, |place| {
+            self.stack
+                .with_upper(&inode, |at| mark(upper, at, before, wanted))?;
+            inode.protection.set(wanted);
             // Removes the cached answer, which is out of date; nobody inserts another meanwhile.
             if let Some((parent, name)) = place.map(|place| place.name()) {
-                self.lookup_cache.remove(parent.key, name);
+                self.names.forget_answer(parent, name);
             }
             Ok(())
         })?;
-        self.with_open(&inode, set)
+        with_open(&self.stack, &inode, set)
     }
+}
 
-    /// Calls `f` with a file or directory open for reading.
-    fn with_open<T>(
-        &self,
-        inode: &Arc<Inode>,
-        f: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> Result<T>,
-    ) -> Result<T> {
-        match inode.kind {
-            FileKind::Regular => f(self.data_fd(inode, false)?.fd.as_fd()),
-            FileKind::Directory => {
-                let dir = self.with_top(inode, |at, _| {
-                    Ok(at.open(OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK, 0)?)
-                })?;
-                f(dir.as_fd())
-            }
-            _ => Err(Errno::NOTTY.into()),
+/// Returns the protection of an inode.
+///
+/// # Errors
+/// Those of reading the marker.
+pub(crate) fn protection(stack: &Stack, inode: &Inode) -> Result<Protection> {
+    if let Some(known) = inode.protection.get() {
+        return Ok(known);
+    }
+    if !matches!(inode.kind, FileKind::Regular | FileKind::Directory) {
+        return Ok(Protection::NONE);
+    }
+    if !inode.in_upper() {
+        let read = lower_protection(inode)?;
+        inode.protection.set(read);
+        return Ok(read);
+    }
+    // The inode was looked up in an upper directory without lowers, where markers are not read.
+    let dialect = stack.readable_upper()?.layer.dialect;
+    let read = stack.with_upper(inode, |at| {
+        Ok(Protection::read(at, dialect)? | at.stat()?.protection)
+    })?;
+    inode.protection.set(read);
+    Ok(read)
+}
+
+fn lower_protection(inode: &Inode) -> Result<Protection> {
+    let loc = inode.loc.read();
+    match (&inode.dir, &loc.lower) {
+        (Some(dir), _) => Ok(dir.lowers.top().ok_or(Errno::IO)?.stat.protection),
+        (None, Some(Lower::File(file))) => Ok(file.stat.protection),
+        // Protected files have no numbers.
+        (None, _) => Ok(Protection::NONE),
+    }
+}
+
+/// Checks that names, attributes and xattrs of an inode may change.
+///
+/// # Errors
+/// EPERM for an immutable or append-only inode.
+pub(crate) fn check_changeable(stack: &Stack, inode: &Inode) -> Result<()> {
+    match protection(stack, inode)? {
+        Protection::NONE => Ok(()),
+        _ => Err(Errno::PERM.into()),
+    }
+}
+
+/// Checks that names may be created in a directory.
+///
+/// # Errors
+/// EPERM for an immutable directory.
+pub(crate) fn check_extensible(stack: &Stack, dir: &Inode) -> Result<()> {
+    if protection(stack, dir)?.is_immutable() {
+        Err(Errno::PERM.into())
+    } else {
+        Ok(())
+    }
+}
+
+/// Checks that the inode's protection allows a change of attributes (`may_setattr`).
+///
+/// # Errors
+/// EPERM when it does not.
+pub(crate) fn check_setattr(stack: &Stack, inode: &Inode, set: &SetAttr) -> Result<()> {
+    let protection = protection(stack, inode)?;
+    if protection == Protection::NONE {
+        return Ok(());
+    }
+    let now = Some(SetTime::Now);
+    let touched = set.atime == now && set.mtime == now;
+    let other = set.perm.is_some() || set.uid.is_some() || set.gid.is_some();
+    let timed = (set.atime.is_some() || set.mtime.is_some()) && !touched && !set.of_writes;
+    if protection.is_immutable() || other || timed || set.size.is_some() {
+        Err(Errno::PERM.into())
+    } else {
+        Ok(())
+    }
+}
+
+/// Returns how many of the `len` bytes at `offset` a write must skip: none, except for an
+/// append-only file, whose content may not change. Data from the kernel's cache may contain more
+/// than is new.
+///
+/// # Errors
+/// EPERM when the write is not allowed.
+pub(crate) fn check_write(
+    stack: &Stack,
+    inode: &Inode,
+    offset: u64,
+    len: usize,
+    how: Write,
+) -> Result<usize> {
+    let protection = protection(stack, inode)?;
+    if protection == Protection::NONE {
+        return Ok(0);
+    }
+    if protection.is_immutable() || !(how.append || how.pages) {
+        return Err(Errno::PERM.into());
+    }
+    let old = attr_of(stack, inode)?.size.saturating_sub(offset);
+    match usize::try_from(old).unwrap_or(usize::MAX).min(len) {
+        0 => Ok(0),
+        known if how.pages => Ok(known),
+        _ => Err(Errno::PERM.into()),
+    }
+}
+
+/// Checks a fallocate(2).
+///
+/// # Errors
+/// EPERM for an immutable file, and for an append-only one unless only space is added.
+pub(crate) fn check_allocate(stack: &Stack, inode: &Inode, mode: FallocateFlags) -> Result<()> {
+    let protection = protection(stack, inode)?;
+    let adds = (mode - FallocateFlags::KEEP_SIZE).is_empty();
+    if protection.is_immutable() || protection.is_append() && !adds {
+        Err(Errno::PERM.into())
+    } else {
+        Ok(())
+    }
+}
+
+/// Checks an open with these `O_` flags.
+///
+/// # Errors
+/// EPERM when the file is protected against it.
+pub(crate) fn check_open(stack: &Stack, inode: &Inode, flags: u32) -> Result<()> {
+    let has = |flag: i32| flags & flag.cast_unsigned() != 0;
+    let protection = protection(stack, inode)?;
+    let writes = has(libc::O_WRONLY | libc::O_RDWR);
+    let refused = if protection.is_immutable() {
+        writes || has(libc::O_TRUNC)
+    } else {
+        protection.is_append() && (writes && !has(libc::O_APPEND) || has(libc::O_TRUNC))
+    };
+    if refused {
+        Err(Errno::PERM.into())
+    } else {
+        Ok(())
+    }
+}
+
+/// Writes the protection marker of a staged copy. Where the upper has no xattrs the copy is not
+/// protected, as in overlayfs.
+pub(crate) fn protect_copy(upper: &Upper, inode: &Inode, to: At<'_>) -> Result<()> {
+    let Some(protection) = inode.protection.get().filter(|p| *p != Protection::NONE) else {
+        return Ok(());
+    };
+    match upper.markers.set(to, Marker::Protattr, protection.text()) {
+        Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Calls `f` with a file or directory open for reading.
+fn with_open<T>(
+    stack: &Stack,
+    inode: &Inode,
+    f: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> Result<T>,
+) -> Result<T> {
+    match inode.kind {
+        FileKind::Regular => f(stack.data_fd(inode, Access::Read)?.fd.as_fd()),
+        FileKind::Directory => {
+            let dir = stack.with_top(inode, |at, _| {
+                Ok(at.open(OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK, 0)?)
+            })?;
+            f(dir.as_fd())
         }
+        _ => Err(Errno::NOTTY.into()),
     }
 }
 

@@ -1,30 +1,39 @@
 //! Removal of names: unlink and rmdir. One system call makes the name vanish; where a lower has the
 //! name, the same call puts a whiteout in its place.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
-use super::Union;
 use super::error::Result;
-use super::inode::{Dir, Inode, Loc, Names};
+use super::inode::{Dir, DirNames, Inode, Loc};
+use super::link::{counts_links, ensure_alias, prefer_link, store_nlink, unlinked};
 use super::lock_order::RwLockWriteGuard;
 use super::lookup::Hint;
-use super::lookup_cache::Cached;
+use super::protect::check_changeable;
 use super::resolve::WhiteoutKind;
 use super::types::Ino;
 use super::upper::{Upper, WhiteoutForm};
+use super::{Union, listings};
 use crate::layer::at::{At, is_valid_name};
 use crate::layer::lower::read_dir;
 use crate::layer::markers::WH_PREFIX;
+
+/// What a removal expects under the name.
+#[derive(Clone, Copy)]
+enum Removed {
+    /// Anything but a directory.
+    File,
+    Directory,
+}
 
 /// Write guards of the topology and of an inode's `loc`.
 type Shape<'a> = (Option<RwLockWriteGuard<'a, ()>>, RwLockWriteGuard<'a, Loc>);
 
 /// The name locks of several directories, taken in the order of their addresses.
-pub(crate) struct NameLocks<'a>(Vec<(*const Inode, RwLockWriteGuard<'a, Names>)>);
+pub(crate) struct NameLocks<'a>(Vec<(*const Inode, RwLockWriteGuard<'a, DirNames>)>);
 
 impl<'a> NameLocks<'a> {
     /// Locks the names of all `inodes` that are directories.
@@ -61,7 +70,7 @@ impl Union {
     /// ENOENT, EISDIR for a directory, EPERM for a protected file or directory, EROFS without an
     /// upper; else those of the upper's file system.
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        self.remove(parent, name, false)
+        self.remove(parent, name, Removed::File)
     }
 
     /// Removes a directory that is empty in the union: its upper may contain whiteouts.
@@ -70,41 +79,41 @@ impl Union {
     /// ENOENT, ENOTDIR, ENOTEMPTY, EPERM for a protected directory, EROFS without an upper; else
     /// those of the upper's file system.
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        self.remove(parent, name, true)
+        self.remove(parent, name, Removed::Directory)
     }
 
-    fn remove(&self, parent: Ino, name: &[u8], want_dir: bool) -> Result<()> {
+    fn remove(&self, parent: Ino, name: &[u8], wanted: Removed) -> Result<()> {
         if !is_valid_name(name) {
             return Err(Errno::INVAL.into());
         }
-        let parent = self.directory(parent)?;
-        let upper = self.writable()?;
+        let parent = self.names.directory(parent)?;
+        let upper = self.stack.writable()?;
         loop {
-            let Some(counted) = self.count_in(&parent, name, Hint::Linked)? else {
+            let Some(counted) = self.lookups().count_in(&parent, name, Hint::Linked)? else {
                 return Err(Errno::NOENT.into());
             };
             let inode = &counted.inode;
-            self.check_changeable(&parent)?;
-            self.check_changeable(inode)?;
-            match (inode.dir.is_some(), want_dir) {
-                (true, false) => return Err(Errno::ISDIR.into()),
-                (false, true) => return Err(Errno::NOTDIR.into()),
+            check_changeable(&self.stack, &parent)?;
+            check_changeable(&self.stack, inode)?;
+            match (inode.dir.is_some(), wanted) {
+                (true, Removed::File) => return Err(Errno::ISDIR.into()),
+                (false, Removed::Directory) => return Err(Errno::NOTDIR.into()),
                 _ => {}
             }
-            self.copy_up(&parent)?;
-            if self.counts_links(inode) {
-                Self::prefer_link(inode, &parent, name);
-                self.copy_up(inode)?;
+            self.copying().copy_up(&parent)?;
+            if counts_links(inode) {
+                prefer_link(inode, &parent, name);
+                self.copying().copy_up(inode)?;
             }
             let mut locks = NameLocks::lock(&[&parent, inode]);
             if locks.is_dead(&parent) {
                 return Err(Errno::NOENT.into());
             }
-            if !has_link(inode, &parent, name) {
+            if !inode.has_link(&parent, name) {
                 continue; // renamed or replaced meanwhile
             }
-            self.ensure_alias(upper, inode, &parent, name)?;
-            self.store_nlink(upper, inode)?;
+            ensure_alias(&self.stack, &self.names, upper, inode, &parent, name)?;
+            store_nlink(&self.stack, upper, inode)?;
             self.remove_locked(upper, &parent, name, inode)?;
             locks.kill(inode);
             return Ok(());
@@ -119,8 +128,8 @@ impl Union {
         name: &[u8],
         inode: &Arc<Inode>,
     ) -> Result<()> {
-        let dir = self.upper_dir(parent)?;
-        let hide = self.has_lower_name(inode, parent, name)?;
+        let dir = self.stack.upper_dir(parent)?;
+        let hide = self.lookups().has_lower_name(inode, parent, name)?;
         let is_dir = inode.dir.is_some();
         // Without lowers, rmdir(2) itself checks that the directory is empty.
         let plain = inode.dir.as_ref().is_some_and(|dir| dir.lowers.is_empty()) && !hide;
@@ -128,13 +137,13 @@ impl Union {
             return Err(Errno::NOTEMPTY.into());
         }
         // Only directories are part of the topology.
-        let mut topology = is_dir.then(|| self.topology.write());
+        let mut topology = is_dir.then(|| self.stack.lock_tree());
         let mut loc = inode.loc.write();
         let in_upper = loc.has_upper_link(parent, name);
         let at = At::new(dir.as_fd(), name);
         let id = loc.upper.as_ref().map(|upper| upper.id);
         let keep = match id.filter(|_| in_upper) {
-            Some(id) => Some(self.keep(upper, (inode, &loc), at, id)?),
+            Some(_) => Some(self.orphans.keep(&self.stack, upper, inode, &loc, at)?),
             None => None,
         };
         let whiteout = match (in_upper, hide) {
@@ -155,13 +164,12 @@ impl Union {
             }
             (false, _) => Some(upper.whiteout(dir.as_fd(), name)?),
         };
-        self.note_whiteout(parent, whiteout);
-        let removed = self.unlinked((inode, &mut loc), parent, name, keep);
+        note_whiteout(parent, whiteout);
+        let removed = unlinked(upper, inode, &mut loc, parent, name, keep);
         drop((loc, topology));
-        self.lookup_cache
-            .put(parent.key, name, Cached::Negative(whiteout));
-        Self::listing_remove(parent, name);
-        self.table.unlink(removed);
+        self.names.remember_absent(parent, name, whiteout);
+        listings::remove(parent, name);
+        self.names.unlink(removed);
         Ok(())
     }
 
@@ -172,31 +180,16 @@ impl Union {
         if !self.is_empty_dir(inode)? {
             return Err(Errno::NOTEMPTY.into());
         }
-        let topology = self.topology.write();
+        let topology = self.stack.lock_tree();
         Ok((Some(topology), inode.loc.write()))
     }
+}
 
-    /// Notes that a directory got a `.wh.` file.
-    pub(crate) fn note_whiteout(&self, parent: &Inode, whiteout: Option<WhiteoutKind>) {
-        if let (Some(WhiteoutKind::WhName), Some(dir)) = (whiteout, &parent.dir) {
-            dir.upper_wh.set(true);
-        }
+/// Notes that a directory got a `.wh.` file.
+pub(crate) fn note_whiteout(parent: &Inode, whiteout: Option<WhiteoutKind>) {
+    if let (Some(WhiteoutKind::WhName), Some(dir)) = (whiteout, &parent.dir) {
+        dir.upper_wh.set(true);
     }
-}
-
-/// Whether the upper has the inode under this name.
-pub(crate) fn link_in_upper(inode: &Inode, parent: &Inode, name: &[u8]) -> bool {
-    inode.loc.read().has_upper_link(parent, name)
-}
-
-/// Whether this is a name of the inode.
-pub(crate) fn has_link(inode: &Inode, parent: &Inode, name: &[u8]) -> bool {
-    inode
-        .loc
-        .read()
-        .links
-        .iter()
-        .any(|l| l.parent.ino == parent.ino && *l.name == *name)
 }
 
 /// Replaces a name in the upper, of the directory `dir_id` or of a file, by a whiteout.
@@ -249,6 +242,6 @@ pub(crate) fn is_bare(dir: &OwnedFd) -> Result<bool, Errno> {
 }
 
 /// Removes the `.wh.` file of a name that exists again.
-pub(crate) fn clear_wh_name(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
-    At::new(dir.as_fd(), &[WH_PREFIX, name].concat()).unlink()
+pub(crate) fn clear_wh_name(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    At::new(dir, &[WH_PREFIX, name].concat()).unlink()
 }

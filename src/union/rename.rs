@@ -11,18 +11,22 @@ use std::sync::Arc;
 use rustix::fs::RenameFlags as Flags;
 use rustix::io::Errno;
 
-use super::Union;
+use super::copy_up::mark_impure;
+use super::create::check_new_name;
 use super::error::Result;
 use super::inode::{Inode, Link, Loc};
-use super::link::in_lower_after;
+use super::link::{counts_links, ensure_alias, in_lower_after, prefer_link, store_nlink, unlinked};
 use super::lock_order::RwLockWriteGuard;
 use super::lookup::Hint;
-use super::lookup_cache::Cached;
-use super::remove::{NameLocks, has_link, is_bare, link_in_upper};
+use super::names::Names;
+use super::protect::{check_changeable, check_extensible};
+use super::remove::{NameLocks, is_bare, note_whiteout};
 use super::rename_upper::{RenameSide, RenameStep, rename_in_upper};
 use super::resolve::WhiteoutKind;
+use super::stack::Stack;
 use super::types::{Ino, RenameFlags};
 use super::upper::{Upper, WhiteoutForm};
+use super::{Union, listings};
 use crate::layer::at::{At, is_valid_name};
 use crate::layer::markers::Marker;
 
@@ -48,16 +52,16 @@ impl Union {
         if flags.whiteout || (flags.exchange && flags.noreplace) || !is_valid_name(name) {
             return Err(Errno::INVAL.into());
         }
-        let upper = self.writable()?;
-        self.check_new_name(upper, new_name)?;
-        let from = self.directory(parent)?;
-        let to = self.directory(new_parent)?;
+        let upper = self.stack.writable()?;
+        check_new_name(&self.stack, upper, new_name)?;
+        let from = self.names.directory(parent)?;
+        let to = self.names.directory(new_parent)?;
         loop {
-            let Some(counted) = self.count_in(&from, name, Hint::Linked)? else {
+            let Some(counted) = self.lookups().count_in(&from, name, Hint::Linked)? else {
                 return Err(Errno::NOENT.into());
             };
             let source = &counted.inode;
-            let target = self.count_in(&to, new_name, Hint::Linked)?;
+            let target = self.lookups().count_in(&to, new_name, Hint::Linked)?;
             let target = target.as_ref().map(|counted| &counted.inode);
             if let Some(target) = target
                 && Arc::ptr_eq(target, source)
@@ -65,17 +69,17 @@ impl Union {
             {
                 return Ok(()); // two names of one file
             }
-            self.check_changeable(&from)?;
-            self.check_changeable(source)?;
+            check_changeable(&self.stack, &from)?;
+            check_changeable(&self.stack, source)?;
             match target {
                 Some(target) => {
-                    self.check_changeable(&to)?;
-                    self.check_changeable(target)?;
+                    check_changeable(&self.stack, &to)?;
+                    check_changeable(&self.stack, target)?;
                 }
-                None => self.check_extensible(&to)?,
+                None => check_extensible(&self.stack, &to)?,
             }
             check_kinds(source, target, flags)?;
-            self.check_tree(source, target, (&from, &to), flags)?;
+            check_tree(source, target, &from, &to, flags)?;
             self.check_movable(source)?;
             if let Some(target) = target
                 && !flags.exchange
@@ -83,17 +87,17 @@ impl Union {
             {
                 return Err(Errno::NOTEMPTY.into()); // before anything is copied up
             }
-            Self::prefer_link(source, &from, name);
-            self.copy_up(source)?;
-            self.copy_up(&from)?;
-            self.copy_up(&to)?;
+            prefer_link(source, &from, name);
+            self.copying().copy_up(source)?;
+            self.copying().copy_up(&from)?;
+            self.copying().copy_up(&to)?;
             if let Some(target) = target {
-                Self::prefer_link(target, &to, new_name);
+                prefer_link(target, &to, new_name);
                 if flags.exchange {
                     self.check_movable(target)?;
-                    self.copy_up(target)?;
-                } else if self.counts_links(target) {
-                    self.copy_up(target)?;
+                    self.copying().copy_up(target)?;
+                } else if counts_links(target) {
+                    self.copying().copy_up(target)?;
                 }
             }
             let mut involved = vec![&from, &to];
@@ -102,20 +106,20 @@ impl Union {
             if locks.is_dead(&from) || locks.is_dead(&to) {
                 return Err(Errno::NOENT.into());
             }
-            let unchanged = has_link(source, &from, name)
+            let unchanged = source.has_link(&from, name)
                 && match target {
-                    Some(target) => has_link(target, &to, new_name),
+                    Some(target) => target.has_link(&to, new_name),
                     None => self.is_absent(&to, new_name)?,
                 };
             if !unchanged {
                 continue;
             }
-            self.ensure_alias(upper, source, &from, name)?;
+            ensure_alias(&self.stack, &self.names, upper, source, &from, name)?;
             if let Some(target) = target {
-                self.ensure_alias(upper, target, &to, new_name)?;
+                ensure_alias(&self.stack, &self.names, upper, target, &to, new_name)?;
             }
-            let old = self.side(&from, name)?;
-            let new = self.side(&to, new_name)?;
+            let old = side(&self.stack, &from, name)?;
+            let new = side(&self.stack, &to, new_name)?;
             match (target, flags.exchange) {
                 (Some(target), true) => self.exchange(upper, &old, &new, source, target)?,
                 (target, _) => self.replace(upper, &old, &new, source, target)?,
@@ -127,11 +131,6 @@ impl Union {
         }
     }
 
-    fn side<'a>(&self, parent: &'a Arc<Inode>, name: &'a [u8]) -> Result<RenameSide<'a>> {
-        let dir = self.upper_dir(parent)?;
-        Ok(RenameSide { parent, name, dir })
-    }
-
     fn looks_empty(&self, inode: &Inode) -> Result<bool> {
         let Some(dir) = &inode.dir else {
             return Ok(true);
@@ -141,14 +140,14 @@ impl Union {
     }
 
     fn is_absent(&self, parent: &Inode, name: &[u8]) -> Result<bool> {
-        match self.whiteout_at(parent, name) {
+        match self.lookups().whiteout_at(parent, name) {
             Ok(_) => Ok(true),
             Err(e) if e.errno() == Errno::EXIST.raw_os_error() => Ok(false),
             Err(e) => Err(e),
         }
     }
 
-    /// Checks that the inode is no directory whose lowers would need a redirect that may not be
+    /// Checks that the inode is not a directory whose lowers would need a redirect that may not be
     /// written.
     ///
     /// # Errors
@@ -156,32 +155,6 @@ impl Union {
     fn check_movable(&self, inode: &Inode) -> Result<()> {
         match &inode.dir {
             Some(dir) if !dir.lowers.is_empty() && !self.redirect_dir => Err(Errno::XDEV.into()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Checks that a directory neither moves into itself nor replaces an ancestor.
-    ///
-    /// # Errors
-    /// EINVAL, ENOTEMPTY.
-    fn check_tree(
-        &self,
-        source: &Arc<Inode>,
-        target: Option<&Arc<Inode>>,
-        (from, to): (&Arc<Inode>, &Arc<Inode>),
-        flags: RenameFlags,
-    ) -> Result<()> {
-        if source.dir.is_some() && is_below(to, source) {
-            return Err(Errno::INVAL.into());
-        }
-        match target {
-            Some(target) if target.dir.is_some() && is_below(from, target) => {
-                if flags.exchange {
-                    Err(Errno::INVAL.into())
-                } else {
-                    Err(Errno::NOTEMPTY.into())
-                }
-            }
             _ => Ok(()),
         }
     }
@@ -198,29 +171,31 @@ impl Union {
             if target.dir.is_some() && !self.is_empty_dir(target)? {
                 return Err(Errno::NOTEMPTY.into());
             }
-            self.store_nlink(upper, target)?;
+            store_nlink(&self.stack, upper, target)?;
         }
         let whiteout = match target {
             Some(_) => None,
-            None => self.whiteout_at(new.parent, new.name)?,
+            None => self.lookups().whiteout_at(new.parent, new.name)?,
         };
-        self.prepare_move(upper, source, old, new)?;
-        let target_in_upper = target.is_some_and(|t| link_in_upper(t, new.parent, new.name));
+        prepare_move(&self.stack, &self.names, upper, source, old, new)?;
+        let target_in_upper = target.is_some_and(|t| t.has_upper_link(new.parent, new.name));
         if let Some(target) = target
             && target_in_upper
             && target.dir.is_some()
             && upper.form != WhiteoutForm::WhName
         {
-            self.bare(upper, target, new)?;
+            empty_upper_dir(&self.stack, upper, target, new)?;
         }
         let replaced = match target.filter(|_| target_in_upper) {
             Some(target) => Some(target.loc.read().upper.as_ref().ok_or(Errno::NOENT)?.id),
             None => None,
         };
-        let leaves_whiteout = self.has_lower_name(source, old.parent, old.name)?;
+        let leaves_whiteout = self
+            .lookups()
+            .has_lower_name(source, old.parent, old.name)?;
         let known = |t: &Arc<Inode>| t.loc.read().link(new.parent, new.name)?.in_lower;
         let new_in_lower = target.map_or(in_lower_after(whiteout), known);
-        let topology = source.dir.is_some().then(|| self.topology.write());
+        let topology = source.dir.is_some().then(|| self.stack.lock_tree());
         let (mut source_loc, mut target_loc) = match target {
             Some(target) => {
                 let (source, target) = lock_both(source, target);
@@ -230,8 +205,11 @@ impl Union {
         };
         // The target's `loc` is locked, so the parked name does not show in its link count.
         let keep = match (target, &target_loc, replaced) {
-            (Some(target), Some(loc), Some(id)) => {
-                Some(self.keep(upper, (target, loc), new.at(), id)?)
+            (Some(target), Some(loc), Some(_)) => {
+                Some(
+                    self.orphans
+                        .keep(&self.stack, upper, target, loc, new.at())?,
+                )
             }
             _ => None,
         };
@@ -244,12 +222,12 @@ impl Union {
         let left = rename_in_upper(upper, old, new, step, whiteout)?;
         let mut gone = Vec::new();
         if let (Some(target), Some(loc)) = (target, &mut target_loc) {
-            gone.extend(self.unlinked((target, loc), new.parent, new.name, keep));
+            gone.extend(unlinked(upper, target, loc, new.parent, new.name, keep));
         }
-        relink(&mut source_loc.links, (old, new), new_in_lower, &mut gone);
+        gone.extend(relink(&mut source_loc.links, old, new, new_in_lower));
         drop((source_loc, target_loc, topology));
         self.moved(source, old, new, left);
-        self.table.unlink(gone);
+        self.names.unlink(gone);
         Ok(())
     }
 
@@ -261,17 +239,11 @@ impl Union {
         new: &RenameSide<'_>,
         left: Option<WhiteoutKind>,
     ) {
-        self.table.pin(new.parent);
-        self.note_whiteout(old.parent, left);
-        let known = self.lookup_cache.peek(old.parent.key, old.name);
-        self.lookup_cache
-            .put(old.parent.key, old.name, Cached::Negative(left));
-        match known.and_then(Cached::moved) {
-            Some(answer) => self.lookup_cache.put(new.parent.key, new.name, answer),
-            None => self.lookup_cache.remove(new.parent.key, new.name),
-        }
-        Self::listing_remove(old.parent, old.name);
-        Self::listing_add(new.parent, new.name, source.kind, source.ino);
+        self.names.pin(new.parent);
+        note_whiteout(old.parent, left);
+        self.names.remember_move(old.name_in(), new.name_in(), left);
+        listings::remove(old.parent, old.name);
+        listings::add(new.parent, new.name, source.kind, source.ino);
     }
 
     fn exchange(
@@ -282,164 +254,199 @@ impl Union {
         source: &Arc<Inode>,
         target: &Arc<Inode>,
     ) -> Result<()> {
-        self.prepare_move(upper, source, old, new)?;
-        self.prepare_move(upper, target, new, old)?;
+        prepare_move(&self.stack, &self.names, upper, source, old, new)?;
+        prepare_move(&self.stack, &self.names, upper, target, new, old)?;
         let any_dir = source.dir.is_some() || target.dir.is_some();
-        let topology = any_dir.then(|| self.topology.write());
+        let topology = any_dir.then(|| self.stack.lock_tree());
         let (mut source_loc, mut target_loc) = lock_both(source, target);
         old.at().rename_to(new.at(), Flags::EXCHANGE)?;
-        let mut gone = Vec::new();
-        relink(&mut source_loc.links, (old, new), None, &mut gone);
-        relink(&mut target_loc.links, (new, old), None, &mut gone);
+        let gone = [
+            relink(&mut source_loc.links, old, new, None),
+            relink(&mut target_loc.links, new, old, None),
+        ];
         drop((source_loc, target_loc, topology));
-        self.table.pin(new.parent);
-        self.table.pin(old.parent);
+        self.names.pin(new.parent);
+        self.names.pin(old.parent);
         for side in [old, new] {
-            self.lookup_cache.remove(side.parent.key, side.name);
-            Self::listing_remove(side.parent, side.name);
+            self.names.forget_answer(side.parent, side.name);
+            listings::remove(side.parent, side.name);
         }
-        Self::listing_add(new.parent, new.name, source.kind, source.ino);
-        Self::listing_add(old.parent, old.name, target.kind, target.ino);
-        self.table.unlink(gone);
-        Ok(())
-    }
-
-    /// Writes the markers that the inode needs under its new name.
-    fn prepare_move(
-        &self,
-        upper: &Upper,
-        inode: &Arc<Inode>,
-        old: &RenameSide<'_>,
-        new: &RenameSide<'_>,
-    ) -> Result<()> {
-        let origin = inode.loc.read().upper.as_ref().is_some_and(|u| u.origin);
-        let lowers = inode.dir.as_ref().map_or(0, |dir| dir.lowers.len());
-        if origin || lowers > 0 {
-            self.mark_impure(new.parent)?;
-        }
-        if inode.dir.is_none() {
-            return Ok(());
-        }
-        if lowers > 0 {
-            return self.set_redirect(upper, inode, old, Arc::ptr_eq(old.parent, new.parent));
-        }
-        let merged_parent = new
-            .parent
-            .dir
-            .as_ref()
-            .is_some_and(|dir| !dir.lowers.is_empty());
-        if merged_parent {
-            self.with_upper(inode, |at| Ok(upper.mark_opaque(at)?))?;
-        }
-        Ok(())
-    }
-
-    /// Writes the `redirect` marker: a name while the directory stays in its parent, else an
-    /// absolute path (fs/overlayfs/dir.c, `ovl_set_redirect`).
-    fn set_redirect(
-        &self,
-        upper: &Upper,
-        inode: &Arc<Inode>,
-        old: &RenameSide<'_>,
-        same_dir: bool,
-    ) -> Result<()> {
-        let current = self.redirect_of(upper, inode)?;
-        if let Some(current) = &current
-            && (same_dir || current.starts_with(b"/"))
-        {
-            return Ok(());
-        }
-        let own = current.unwrap_or_else(|| old.name.to_vec());
-        let redirect = if same_dir {
-            own
-        } else {
-            self.absolute_redirect(upper, old.parent, own)?
-        };
-        if redirect.len() > REDIRECT_LIMIT {
-            return Err(Errno::XDEV.into());
-        }
-        let set = self.with_upper(inode, |at| {
-            Ok(upper.markers.set(at, Marker::Redirect, &redirect))
-        });
-        // No room for the xattr. EXDEV makes mv(1) copy, as with overlayfs.
-        set?.map_err(|_| Errno::XDEV.into())
-    }
-
-    fn redirect_of(&self, upper: &Upper, inode: &Arc<Inode>) -> Result<Option<Vec<u8>>> {
-        self.with_upper(inode, |at| Ok(upper.layer.markers(at)?.redirect))
-    }
-
-    /// Returns the path of `name` in the lowers of `parent`, following redirects.
-    fn absolute_redirect(
-        &self,
-        upper: &Upper,
-        parent: &Arc<Inode>,
-        name: Vec<u8>,
-    ) -> Result<Vec<u8>> {
-        let mut parts = vec![name];
-        let mut at = Arc::clone(parent);
-        loop {
-            let link = at.loc.read().links.first().cloned();
-            let Some(link) = link else { break };
-            match self.redirect_of(upper, &at)? {
-                Some(redirect) if redirect.starts_with(b"/") => {
-                    parts.push(redirect[1..].to_vec());
-                    break;
-                }
-                Some(redirect) => parts.push(redirect),
-                None => parts.push(link.name.to_vec()),
-            }
-            at = link.parent;
-        }
-        parts.push(Vec::new()); // the leading slash
-        parts.reverse();
-        Ok(parts.join(&b'/'))
-    }
-
-    /// Makes the upper side of an empty directory physically empty, so that a rename can replace
-    /// it: an empty opaque directory takes its place (`ovl_clear_empty`).
-    fn bare(&self, upper: &Upper, target: &Arc<Inode>, new: &RenameSide<'_>) -> Result<()> {
-        let dir = self.upper_dir(target)?;
-        if is_bare(&dir)? {
-            return Ok(());
-        }
-        let stat = At::fd(dir.as_fd()).stat()?;
-        let staged = upper.stage(|at| at.mkdir(0o700))?;
-        upper.mark_opaque(staged.at())?;
-        staged.at().chown(Some(stat.uid), Some(stat.gid))?;
-        staged.at().chmod(stat.perm)?;
-        let bare = staged.at().stat()?.id();
-        staged.replace(new.at(), Some(stat.id()))?;
-        if let Some(upper) = &mut target.loc.write().upper {
-            upper.id = bare;
-        }
-        if let Some(dir) = &target.dir {
-            dir.upper_fd.clear();
-        }
+        listings::add(new.parent, new.name, source.kind, source.ino);
+        listings::add(old.parent, old.name, target.kind, target.ino);
+        self.names.unlink(gone.into_iter().flatten());
         Ok(())
     }
 }
 
-/// Moves a link from one side to the other.
+fn side<'a>(stack: &Stack, parent: &'a Arc<Inode>, name: &'a [u8]) -> Result<RenameSide<'a>> {
+    let dir = stack.upper_dir(parent)?;
+    Ok(RenameSide { parent, name, dir })
+}
+
+/// Checks that a directory neither moves into itself nor replaces an ancestor.
+///
+/// # Errors
+/// EINVAL, ENOTEMPTY.
+fn check_tree(
+    source: &Arc<Inode>,
+    target: Option<&Arc<Inode>>,
+    from: &Arc<Inode>,
+    to: &Arc<Inode>,
+    flags: RenameFlags,
+) -> Result<()> {
+    if source.dir.is_some() && is_below(to, source) {
+        return Err(Errno::INVAL.into());
+    }
+    match target {
+        Some(target) if target.dir.is_some() && is_below(from, target) => {
+            if flags.exchange {
+                Err(Errno::INVAL.into())
+            } else {
+                Err(Errno::NOTEMPTY.into())
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes the markers that the inode needs under its new name.
+fn prepare_move(
+    stack: &Stack,
+    names: &Names,
+    upper: &Upper,
+    inode: &Arc<Inode>,
+    old: &RenameSide<'_>,
+    new: &RenameSide<'_>,
+) -> Result<()> {
+    let origin = inode.loc.read().upper.as_ref().is_some_and(|u| u.origin);
+    let lowers = inode.dir.as_ref().map_or(0, |dir| dir.lowers.len());
+    if origin || lowers > 0 {
+        mark_impure(stack, names, new.parent)?;
+    }
+    if inode.dir.is_none() {
+        return Ok(());
+    }
+    if lowers > 0 {
+        return set_redirect(stack, upper, inode, old, new);
+    }
+    let merged_parent = new
+        .parent
+        .dir
+        .as_ref()
+        .is_some_and(|dir| !dir.lowers.is_empty());
+    if merged_parent {
+        stack.with_upper(inode, |at| Ok(upper.mark_opaque(at)?))?;
+    }
+    Ok(())
+}
+
+/// Writes the `redirect` marker: a name while the directory stays in its parent, else an
+/// absolute path (fs/overlayfs/dir.c, `ovl_set_redirect`).
+fn set_redirect(
+    stack: &Stack,
+    upper: &Upper,
+    inode: &Inode,
+    old: &RenameSide<'_>,
+    new: &RenameSide<'_>,
+) -> Result<()> {
+    let same_dir = Arc::ptr_eq(old.parent, new.parent);
+    let current = redirect_of(stack, upper, inode)?;
+    if let Some(current) = &current
+        && (same_dir || current.starts_with(b"/"))
+    {
+        return Ok(());
+    }
+    let own = current.unwrap_or_else(|| old.name.to_vec());
+    let redirect = if same_dir {
+        own
+    } else {
+        absolute_redirect(stack, upper, old.parent, own)?
+    };
+    if redirect.len() > REDIRECT_LIMIT {
+        return Err(Errno::XDEV.into());
+    }
+    let set = stack.with_upper(inode, |at| {
+        Ok(upper.markers.set(at, Marker::Redirect, &redirect))
+    });
+    // No room for the xattr. EXDEV makes mv(1) copy, as with overlayfs.
+    set?.map_err(|_| Errno::XDEV.into())
+}
+
+fn redirect_of(stack: &Stack, upper: &Upper, inode: &Inode) -> Result<Option<Vec<u8>>> {
+    stack.with_upper(inode, |at| Ok(upper.layer.markers(at)?.redirect))
+}
+
+/// Returns the path of `name` in the lowers of `parent`, following redirects.
+fn absolute_redirect(
+    stack: &Stack,
+    upper: &Upper,
+    parent: &Arc<Inode>,
+    name: Vec<u8>,
+) -> Result<Vec<u8>> {
+    let mut parts = vec![name];
+    let mut at = Arc::clone(parent);
+    loop {
+        let link = at.loc.read().links.first().cloned();
+        let Some(link) = link else { break };
+        match redirect_of(stack, upper, &at)? {
+            Some(redirect) if redirect.starts_with(b"/") => {
+                parts.push(redirect[1..].to_vec());
+                break;
+            }
+            Some(redirect) => parts.push(redirect),
+            None => parts.push(link.name.to_vec()),
+        }
+        at = link.parent;
+    }
+    parts.push(Vec::new()); // the leading slash
+    parts.reverse();
+    Ok(parts.join(&b'/'))
+}
+
+/// Makes the upper side of an empty directory physically empty, so that a rename can replace
+/// it: an empty opaque directory takes its place (`ovl_clear_empty`).
+fn empty_upper_dir(
+    stack: &Stack,
+    upper: &Upper,
+    target: &Inode,
+    new: &RenameSide<'_>,
+) -> Result<()> {
+    let dir = stack.upper_dir(target)?;
+    if is_bare(&dir)? {
+        return Ok(());
+    }
+    let stat = At::fd(dir.as_fd()).stat()?;
+    let staged = upper.stage(|at| at.mkdir(0o700))?;
+    upper.mark_opaque(staged.at())?;
+    staged.at().chown(Some(stat.uid), Some(stat.gid))?;
+    staged.at().chmod(stat.perm)?;
+    let bare = staged.at().stat()?.id();
+    staged.replace(new.at(), Some(stat.id()))?;
+    if let Some(upper) = &mut target.loc.write().upper {
+        upper.id = bare;
+    }
+    if let Some(dir) = &target.dir {
+        dir.upper_fd.clear();
+    }
+    Ok(())
+}
+
+/// Moves a link from one side to the other. Returns the link as it was.
 fn relink(
     links: &mut [Link],
-    (old, new): (&RenameSide<'_>, &RenameSide<'_>),
+    old: &RenameSide<'_>,
+    new: &RenameSide<'_>,
     in_lower: Option<bool>,
-    gone: &mut Vec<Link>,
-) {
+) -> Option<Link> {
     let is_old = |l: &&mut Link| l.parent.ino == old.parent.ino && *l.name == *old.name;
-    if let Some(link) = links.iter_mut().find(is_old) {
-        let (parent, name) = (Arc::clone(new.parent), Arc::from(new.name));
-        gone.push(std::mem::replace(
-            link,
-            Link {
-                parent,
-                name,
-                in_upper: true,
-                in_lower,
-            },
-        ));
-    }
+    let link = links.iter_mut().find(is_old)?;
+    let moved = Link {
+        parent: Arc::clone(new.parent),
+        name: Arc::from(new.name),
+        in_upper: true,
+        in_lower,
+    };
+    Some(std::mem::replace(link, moved))
 }
 
 /// Locks two inodes in the order of their addresses.

@@ -10,6 +10,7 @@ use rustix::fs::RenameFlags as Flags;
 use rustix::io::Errno;
 
 use super::inode::Inode;
+use super::names::NameIn;
 use super::remove::{clear_wh_name, remove_from_upper};
 use super::resolve::WhiteoutKind;
 use super::types::FileKind;
@@ -23,7 +24,14 @@ pub(super) struct RenameSide<'a> {
     pub dir: Arc<OwnedFd>,
 }
 
-impl RenameSide<'_> {
+impl<'a> RenameSide<'a> {
+    pub fn name_in(&self) -> NameIn<'a> {
+        NameIn {
+            parent: self.parent,
+            name: self.name,
+        }
+    }
+
     pub fn at(&self) -> At<'_> {
         At::new(self.dir.as_fd(), self.name)
     }
@@ -81,7 +89,7 @@ pub(super) fn rename_in_upper(
         (true, false) => Some(rename_and_hide(upper, old, new, step)?),
     };
     if whiteout == Some(WhiteoutKind::WhName)
-        && let Err(error) = clear_wh_name(&new.dir, new.name)
+        && let Err(error) = clear_wh_name(new.dir.as_fd(), new.name)
     {
         // It hides what is below, not what is beside it.
         tracing::warn!(%error, "a whiteout stays beside what was renamed over it");
@@ -156,9 +164,10 @@ fn rename_and_hide(
         let replaced_is_dir = new.at().stat()?.kind == FileKind::Directory;
         // Until the whiteout is in place, the old name shows the replaced file.
         old.at().rename_to(new.at(), Flags::EXCHANGE)?;
-        let hidden = match replaced_is_dir {
-            true => staged.replace(old.at(), replaces),
-            false => staged.publish(old.at(), Flags::empty()),
+        let hidden = if replaced_is_dir {
+            staged.replace(old.at(), replaces)
+        } else {
+            staged.publish(old.at(), Flags::empty())
         };
         or_back(old, new, hidden)?;
     } else {

@@ -1,21 +1,24 @@
 //! Resolution of a name: what upper and lowers have under it, merged by the rules of overlayfs
-//! (fs/overlayfs/namei.c). `lower_lookup` does the lowers alone. Only reads the layers, and creates
+//! (fs/overlayfs/namei.c). [`crate::lowers`] does the lowers alone. Only reads the layers, and creates
 //! no inode.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::Union;
 use super::error::Result;
-use super::inode::{Dir, Inode, LowerFile, Nlink};
-use super::lower_lookup::LowerLookup;
-use super::mounted_catalog::LowerDirs;
+use super::hardlink_index::IndexedCopy;
+use super::inode::{Dir, Inode, Nlink};
+use super::names::InodeNumbers;
+use super::stack::Stack;
 use super::types::{FileKind, Ino};
+use super::upper::Upper;
 use crate::layer::at::{At, Stat};
+use crate::layer::lower::{has_opaque_file, read_dir};
 use crate::layer::markers::{Markers, Protection, WH_PREFIX};
 use crate::layer::origin::{Origin, OriginFile};
+use crate::lowers::{LowerDirs, LowerFile, LowerLookup};
 
 /// The form of whiteout by which the upper hides a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +66,36 @@ pub(crate) struct UpperFound {
     pub in_lower: Option<bool>,
 }
 
+impl UpperFound {
+    /// Describes a file that has its own data and no markers, under its own name.
+    pub fn new(stat: Stat) -> Self {
+        Self {
+            stat,
+            metacopy: false,
+            origin: false,
+            impure: false,
+            xwhiteouts: false,
+            protection: None,
+            index: None,
+            nlink: None,
+            named: true,
+            in_lower: None,
+        }
+    }
+}
+
 impl Resolved {
+    /// Returns what a name resolves to that only the upper has.
+    pub fn in_upper(kind: FileKind, upper: UpperFound, ino: Ino) -> Self {
+        Self {
+            kind,
+            upper: Some(Box::new(upper)),
+            file: None,
+            dirs: LowerDirs::default(),
+            ino,
+        }
+    }
+
     /// Whether the answer stays true after the inode is forgotten: only operations on this very
     /// name can change it.
     pub fn is_cacheable(&self) -> bool {
@@ -74,9 +106,7 @@ impl Resolved {
             (None, None) => false,
         }
     }
-}
 
-impl Resolved {
     /// Returns the lower file's copy of `name`, to share it.
     pub fn shared_name(&self, name: &[u8]) -> Option<Arc<[u8]>> {
         let file = self.file.as_ref().filter(|file| *file.name == *name)?;
@@ -90,32 +120,45 @@ pub(crate) enum Answer {
     Absent(Option<WhiteoutKind>),
 }
 
-impl Union {
+/// Reads what the layers have under a name.
+#[derive(Clone, Copy)]
+pub(crate) struct Resolver<'u> {
+    stack: &'u Stack,
+    numbers: &'u InodeNumbers,
+}
+
+/// An upper file, and the name in an upper directory under which it was found.
+struct UpperFile<'a> {
+    dir: &'a Dir,
+    name: &'a [u8],
+    stat: &'a Stat,
+    markers: &'a Markers,
+}
+
+impl<'u> Resolver<'u> {
+    pub fn new(stack: &'u Stack, numbers: &'u InodeNumbers) -> Self {
+        Self { stack, numbers }
+    }
+
     /// Resolves `name` in `parent`; the caller holds the name lock of `parent`. `skip`: the upper
     /// and so many lower directories are known not to have the name.
-    pub(crate) fn resolve(
-        &self,
-        parent: &Inode,
-        name: &[u8],
-        skip: Option<usize>,
-    ) -> Result<Answer> {
+    pub fn resolve(self, parent: &Inode, name: &[u8], skip: Option<usize>) -> Result<Answer> {
         let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
-        if name.len() > self.name_max {
+        if name.len() > self.stack.name_max() {
             return Err(Errno::NAMETOOLONG.into());
         }
         if skip.is_none()
             && parent.in_upper()
-            && let Some(answer) = self.resolve_upper(parent, dir, name)?
+            && let Some(upper) = self.stack.upper()
+            && let Some(answer) = self.resolve_upper(upper, parent, dir, name)?
         {
             return Ok(answer);
         }
-        match self.lookup_lowers(&dir.lowers, skip.unwrap_or(0), name, None)? {
+        match dir.lowers.lookup(name, None, skip.unwrap_or(0))? {
             LowerLookup::Absent => Ok(Answer::Absent(None)),
             LowerLookup::File(file) => Ok(Answer::Found(Arc::new(self.lower_file(file)?))),
             LowerLookup::Dirs(dirs) => {
-                let ino = self
-                    .inode_numbers
-                    .number(&dirs.top().ok_or(Errno::IO)?.stat);
+                let ino = self.numbers.number(&dirs.top().ok_or(Errno::IO)?.stat);
                 let kind = FileKind::Directory;
                 Ok(Answer::Found(Arc::new(Resolved {
                     kind,
@@ -129,17 +172,20 @@ impl Union {
     }
 
     /// Resolves a name in the upper. `None`: the upper does not decide about it.
-    fn resolve_upper(&self, parent: &Inode, dir: &Dir, name: &[u8]) -> Result<Option<Answer>> {
-        let Some(upper) = &self.upper else {
-            return Ok(None);
-        };
-        let fd = self.upper_dir(parent)?;
+    fn resolve_upper(
+        self,
+        upper: &Upper,
+        parent: &Inode,
+        dir: &Dir,
+        name: &[u8],
+    ) -> Result<Option<Answer>> {
+        let fd = self.stack.upper_dir(parent)?;
         let mut hidden = false;
         if upper.layer.dialect.wh_names {
             if name.starts_with(WH_PREFIX) {
                 return Ok(Some(Answer::Absent(None)));
             }
-            hidden = self.upper_has_wh(dir, &fd)?
+            hidden = has_wh(dir, &fd)?
                 && At::new(fd.as_fd(), &[WH_PREFIX, name].concat())
                     .stat_opt()?
                     .is_some();
@@ -153,7 +199,8 @@ impl Union {
         }
         // In a directory without lowers and copied-up files no marker matters, except that a
         // subdirectory may be impure.
-        let plain = dir.lowers.is_empty() && !dir.impure.load(std::sync::atomic::Ordering::Acquire);
+        let plain =
+            dir.lowers.is_empty() && !dir.impure.load(crate::sys::sync::atomic::Ordering::Acquire);
         let unread = plain && stat.kind != FileKind::Directory;
         let (stat, markers) = if unread {
             (stat, Markers::default())
@@ -164,14 +211,19 @@ impl Union {
         if markers.whiteout && empty_file && upper.may_have_xwhiteouts(dir) {
             return Ok(Some(Answer::Absent(Some(WhiteoutKind::Node))));
         }
+        let found = UpperFile {
+            dir,
+            name,
+            stat: &stat,
+            markers: &markers,
+        };
         let mut resolved = match stat.kind {
             FileKind::Directory => {
                 let apart = dir.lowers.is_empty() && markers.redirect.is_none();
-                let opaque =
-                    hidden || markers.opaque || apart || self.upper_wh_opaque(&fd, name)?;
-                self.merged_dir(dir, name, stat, &markers, opaque)?
+                let opaque = hidden || markers.opaque || apart || is_wh_opaque(upper, &fd, name)?;
+                self.merged_dir(&found, opaque)?
             }
-            _ => self.upper_file(dir, name, stat, &markers, true)?,
+            _ => self.upper_file(upper, &found)?,
         };
         if unread && let Some(found) = &mut resolved.upper {
             found.protection = None;
@@ -179,64 +231,72 @@ impl Union {
         Ok(Some(Answer::Found(Arc::new(resolved))))
     }
 
-    fn merged_dir(
-        &self,
-        dir: &Dir,
-        name: &[u8],
-        stat: Stat,
-        markers: &Markers,
-        opaque: bool,
-    ) -> Result<Resolved> {
+    /// Resolves an upper directory. `opaque`: it hides the lower directories of its name.
+    fn merged_dir(self, found: &UpperFile<'_>, opaque: bool) -> Result<Resolved> {
+        let (stat, markers) = (*found.stat, found.markers);
         let below = if opaque {
             LowerLookup::Absent
         } else {
-            self.lookup_lowers(&dir.lowers, 0, name, markers.redirect.as_deref())?
+            self.lookup_below(found)?
         };
         let dirs = match below {
             LowerLookup::Dirs(dirs) => dirs,
             LowerLookup::Absent | LowerLookup::File(_) => LowerDirs::default(),
         };
         let ino = self
-            .inode_numbers
+            .numbers
             .number(dirs.top().map_or(&stat, |top| &top.stat));
         let upper = UpperFound {
-            stat,
-            metacopy: false,
             origin: markers.origin.is_some(),
             impure: markers.impure,
             xwhiteouts: markers.xwhiteouts,
             protection: Some(markers.protection | stat.protection),
-            index: None,
-            nlink: None,
-            named: true,
-            in_lower: None,
+            ..UpperFound::new(stat)
         };
         Ok(Resolved {
-            kind: FileKind::Directory,
-            upper: Some(Box::new(upper)),
-            file: None,
             dirs,
-            ino,
+            ..Resolved::in_upper(FileKind::Directory, upper, ino)
         })
     }
 
-    /// Resolves an upper file. `named` is false for one that was found through the index only.
-    pub(crate) fn upper_file(
-        &self,
-        dir: &Dir,
-        name: &[u8],
-        stat: Stat,
-        markers: &Markers,
-        named: bool,
-    ) -> Result<Resolved> {
+    /// Whether the lowers show a file under `name`; nothing is counted or cached.
+    pub fn exists_in_lower(self, inode: &Inode, name: &[u8]) -> Result<bool> {
+        let dir = inode.dir.as_ref().ok_or(Errno::NOTDIR)?;
+        if dir.lowers.is_empty() {
+            return Ok(false);
+        }
+        match self.resolve(inode, name, Some(0)) {
+            Ok(Answer::Found(_)) => Ok(true),
+            Ok(Answer::Absent(_)) => Ok(false),
+            // A broken metacopy must be hidden too.
+            Err(e) if e.errno() == Errno::IO.raw_os_error() => Ok(true),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What is below a name of the upper with these markers.
+    fn lookup_below(self, found: &UpperFile<'_>) -> Result<LowerLookup> {
+        let redirect = found.markers.redirect.as_deref();
+        // From the roots of the layers, also where no layer has the directory that it is in.
+        if redirect.is_some_and(|to| to.starts_with(b"/")) {
+            let root = self.stack.lowers().root();
+            return Ok(root.lookup(found.name, redirect, 0)?);
+        }
+        Ok(found.dir.lowers.lookup(found.name, redirect, 0)?)
+    }
+
+    /// Resolves an upper file.
+    fn upper_file(self, upper: &Upper, at: &UpperFile<'_>) -> Result<Resolved> {
+        let (stat, markers) = (*at.stat, at.markers);
         let metacopy = markers.metacopy && stat.kind == FileKind::Regular;
         let mut file = None;
         if metacopy {
-            match self.lookup_lowers(&dir.lowers, 0, name, markers.redirect.as_deref())? {
+            match self.lookup_below(at)? {
                 LowerLookup::File(found) if found.stat.kind == FileKind::Regular => {
-                    let foreign = self.readable_upper()?.layer.is_foreign;
+                    let foreign = upper.layer.is_foreign;
                     let claimed = markers.origin.as_deref().filter(|_| foreign);
-                    self.check_claim(claimed, &found.dir, &found.name)?;
+                    let layers = self.stack.layers();
+                    layers.check_claim(claimed, &found.dir, &found.name)?;
                     file = Some(Arc::new(found));
                 }
                 // Metadata without data: reading would return zeros.
@@ -245,7 +305,7 @@ impl Union {
         }
         let origin = markers.origin.as_deref().and_then(Origin::parse);
         let lower = match &origin {
-            Some(origin) => self.origin_stat((dir, name), (&stat, markers), origin)?,
+            Some(origin) => self.origin_stat(upper, at, origin)?,
             None => None,
         };
         // A file of another type is not the origin.
@@ -254,73 +314,61 @@ impl Union {
         let mut nlink = None;
         if let (Some(origin), Some(lower)) = (&origin, &lower)
             && lower.nlink > 1
-            && self.has_index_entry(origin, &stat)?
+            && upper.has_index_entry(origin, &stat)?
         {
             index = Some(origin.index_name().into_boxed_slice());
             nlink = Some(union_nlink(markers.nlink.as_deref(), lower.nlink, &stat));
         }
         let (dev, ino) = lower.map_or_else(|| stat.id(), |lower| lower.id);
-        let ino = self.inode_numbers.number_of(dev, ino);
-        let origin = origin.is_some();
-        let protection = Some(markers.protection | stat.protection);
+        let ino = self.numbers.number_of(dev, ino);
         let upper = UpperFound {
-            stat,
             metacopy,
-            origin,
-            impure: false,
-            xwhiteouts: false,
-            protection,
+            origin: origin.is_some(),
+            protection: Some(markers.protection | stat.protection),
             index,
             nlink,
-            named,
-            in_lower: None,
+            ..UpperFound::new(stat)
         };
         Ok(Resolved {
-            kind: stat.kind,
-            upper: Some(Box::new(upper)),
             file,
-            dirs: LowerDirs::default(),
-            ino,
+            ..Resolved::in_upper(stat.kind, upper, ino)
         })
     }
 
     /// Resolves a lower file. A hard link that was copied up under another name is found in the
     /// index.
-    fn lower_file(&self, file: LowerFile) -> Result<Resolved> {
+    fn lower_file(self, file: LowerFile) -> Result<Resolved> {
         if file.stat.nlink > 1
-            && let Some((stat, markers, origin)) = self.indexed(&file)?
+            && let Some(upper) = self.stack.upper()
+            && let Some(copy) = upper.indexed(self.stack.lowers(), &file)?
         {
+            let IndexedCopy {
+                stat,
+                markers,
+                origin,
+            } = copy;
             let nlink = Some(union_nlink(
                 markers.nlink.as_deref(),
                 file.stat.nlink,
                 &stat,
             ));
             let index = Some(origin.index_name().into_boxed_slice());
-            let ino = self.inode_numbers.number(&file.stat);
-            let metacopy = markers.metacopy;
-            let (origin, impure, named) = (true, false, false);
-            let upper = Some(Box::new(UpperFound {
-                stat,
-                metacopy,
-                origin,
-                impure,
-                xwhiteouts: false,
+            let ino = self.numbers.number(&file.stat);
+            let upper = UpperFound {
+                metacopy: markers.metacopy,
+                origin: true,
                 protection: Some(markers.protection | stat.protection),
                 index,
                 nlink,
-                named,
-                in_lower: None,
-            }));
-            let file = metacopy.then(|| Arc::new(file));
+                named: false,
+                ..UpperFound::new(stat)
+            };
             return Ok(Resolved {
-                kind: stat.kind,
-                upper,
-                file,
-                dirs: LowerDirs::default(),
-                ino,
+                file: markers.metacopy.then(|| Arc::new(file)),
+                ..Resolved::in_upper(stat.kind, upper, ino)
             });
         }
-        let (kind, ino) = (file.stat.kind, self.inode_numbers.number(&file.stat));
+        let (kind, ino) = (file.stat.kind, self.numbers.number(&file.stat));
         Ok(Resolved {
             kind,
             upper: None,
@@ -337,22 +385,22 @@ impl Union {
     /// index, which belongs to the server, has the file under it. Otherwise it must be the origin
     /// of the lower file with the same name.
     fn origin_stat(
-        &self,
-        (dir, name): (&Dir, &[u8]),
-        (stat, markers): (&Stat, &Markers),
+        self,
+        upper: &Upper,
+        at: &UpperFile<'_>,
         origin: &Origin,
     ) -> Result<Option<OriginFile>> {
-        if markers.from_user.origin && !self.believes_origin(origin, stat)? {
-            return Ok(self.same_name_origin(dir, name, origin));
+        if at.markers.from_user.origin && !upper.believes_origin(origin, at.stat)? {
+            return Ok(self.same_name_origin(at, origin));
         }
-        let finder = self.finder.get();
+        let finder = self.stack.origin_finder();
         if finder.is_some()
-            && let Some(found) = self.same_name_origin(dir, name, origin)
+            && let Some(found) = self.same_name_origin(at, origin)
         {
             return Ok(Some(found));
         }
         let mut asked = Vec::new();
-        for root in self.roots.iter() {
+        for root in self.stack.layers().roots() {
             let layer = &root.layer;
             if asked.contains(&layer.stat.dev) || !origin.on_file_system(layer.uuid) {
                 continue;
@@ -366,17 +414,17 @@ impl Union {
                 Ok(found) => return Ok(Some(found)),
                 // Handles need a privilege that the server lacks: the file of the same name is the
                 // likely origin.
-                Err(Errno::PERM) => return Ok(self.same_name_origin(dir, name, origin)),
+                Err(Errno::PERM) => return Ok(self.same_name_origin(at, origin)),
                 Err(_) => {}
             }
         }
         Ok(None)
     }
 
-    fn same_name_origin(&self, dir: &Dir, name: &[u8], origin: &Origin) -> Option<OriginFile> {
-        for lower in dir.lowers.all().ok()? {
-            let fd = lower.fd(&self.fds).ok()?;
-            let at = At::new(fd.as_fd(), name);
+    fn same_name_origin(self, file: &UpperFile<'_>, origin: &Origin) -> Option<OriginFile> {
+        for lower in file.dir.lowers.all().ok()? {
+            let fd = self.stack.layers().fd(lower).ok()?;
+            let at = At::new(fd.as_fd(), file.name);
             if let Ok(Some(stat)) = at.stat_opt() {
                 let same = Origin::of(at, lower.layer.uuid).ok()? == *origin;
                 return same.then(|| OriginFile::from(&stat));
@@ -384,6 +432,30 @@ impl Union {
         }
         None
     }
+}
+
+/// Whether an upper directory has `.wh.` entries; called only where these are markers.
+fn has_wh(dir: &Dir, fd: &OwnedFd) -> Result<bool> {
+    if let Some(known) = dir.upper_wh.get() {
+        return Ok(known);
+    }
+    let mut any = false;
+    match read_dir(fd, |raw| any |= raw.name.starts_with(WH_PREFIX)) {
+        Ok(()) => dir.upper_wh.set(any),
+        // It can be searched but not listed: whiteouts are looked up name by name.
+        Err(Errno::ACCESS) => any = true,
+        Err(e) => return Err(e.into()),
+    }
+    Ok(any)
+}
+
+/// Whether an upper subdirectory contains the file that makes it opaque.
+fn is_wh_opaque(upper: &Upper, fd: &OwnedFd, name: &[u8]) -> Result<bool> {
+    if !upper.layer.dialect.wh_names {
+        return Ok(false);
+    }
+    let sub = At::new(fd.as_fd(), name).open_dir_path()?;
+    Ok(has_opaque_file(sub)?)
 }
 
 /// Parses the link count of an indexed file: `[UL][+-]N`, relative to the upper or lower file's.

@@ -104,6 +104,9 @@ pub struct XattrFlags {
     pub create: bool,
     /// XATTR_REPLACE: fail with ENODATA when it does not.
     pub replace: bool,
+    /// With an access ACL: drop the set-group-ID bit, because the caller is not in the file's group
+    /// (FUSE_SETXATTR_ACL_KILL_SGID).
+    pub drops_set_gid: bool,
 }
 
 /// Answer of `statfs`, in the units of `statvfs(3)`.
@@ -128,7 +131,8 @@ pub struct StatFs {
 }
 
 /// Counters of a union since it was created.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "fuse", derive(serde::Serialize, serde::Deserialize))]
 pub struct Counters {
     /// Inodes in the inode table now.
     pub inodes: u64,
@@ -149,10 +153,10 @@ pub struct Counters {
     /// Descriptors opened because the cache had none.
     pub fd_misses: u64,
     /// Walks through the whole tree for file handles whose files the kernel had forgotten.
-    #[serde(default)]
+    #[cfg_attr(feature = "fuse", serde(default))]
     pub searches: u64,
     /// Whether names and attributes of the lowers come from a catalog.
-    #[serde(default)]
+    #[cfg_attr(feature = "fuse", serde(default))]
     pub catalogued: bool,
 }
 
@@ -164,6 +168,25 @@ pub struct SetIdLoss<'c> {
     /// Called with the inode after bits were dropped and before data changes, so that cached
     /// attributes can be invalidated: nobody may execute the new data with the old bits.
     pub fell: &'c dyn Fn(Ino),
+}
+
+/// Where data is read from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Caching {
+    /// Through the page cache of the layer's file system.
+    #[default]
+    Cached,
+    /// With O_DIRECT, where the file system of the data supports it.
+    Direct,
+}
+
+/// A place in the data of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The file.
+    pub ino: Ino,
+    /// Offset in bytes.
+    pub offset: u64,
 }
 
 /// How data is written.

@@ -7,12 +7,9 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
@@ -20,11 +17,14 @@ use super::inode::Dir;
 use super::orphans::Parked;
 use super::resolve::WhiteoutKind;
 use super::types::FileKind;
+use super::upper_lock::{self, LockFiles};
 use crate::layer::UpperSpec;
-use crate::layer::at::At;
+use crate::layer::at::{At, Stat};
 use crate::layer::fds::with_spare;
 use crate::layer::lower::{Layer, read_dir};
 use crate::layer::markers::{Marker, Markers, WH_PREFIX, Writer};
+use crate::sys::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sys::sync::parking_lot::Mutex;
 
 /// The form of whiteouts that this upper supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,23 @@ pub(crate) enum WhiteoutForm {
     Xattr,
     /// A file `.wh.NAME`.
     WhName,
+}
+
+/// User and group of a file or process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl Owner {
+    /// Returns the owner of a file.
+    pub fn of(stat: &Stat) -> Self {
+        Self {
+            uid: stat.uid,
+            gid: stat.gid,
+        }
+    }
 }
 
 /// The upper layer and its work directory.
@@ -48,7 +65,7 @@ pub(crate) struct Upper {
     /// Whether the server may ignore permission bits.
     pub privileged: bool,
     /// User and group of this process; constant.
-    pub own_ids: (u32, u32),
+    pub own_ids: Owner,
     pub volatile: bool,
     /// Opened by [`super::Union::observe`]: nothing may be changed.
     pub observed: bool,
@@ -61,6 +78,7 @@ pub(crate) struct Upper {
     names: AtomicU64,
     tag: u64,
     whiteout: Mutex<Option<Vec<u8>>>,
+    lock_files: LockFiles,
 }
 
 /// The prefix of staged names, which kernel overlayfs uses too.
@@ -71,37 +89,23 @@ fn open_work(spec: &UpperSpec) -> Result<OwnedFd> {
     opened.map_err(|e| Error::from(e).context("cannot open the work directory", spec.work.path()))
 }
 
-/// How long to wait for the server of a previous mount to finish.
-const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
-
-/// Locks an upper or work directory, so that no two mounts share it. The server of a mount that was
-/// just removed may still be writing back, and callers mount again as soon as umount returns, so
-/// the lock is waited for.
-fn lock(fd: impl AsFd, path: &Path) -> Result<()> {
-    let start = std::time::Instant::now();
-    loop {
-        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(()),
-            Err(Errno::WOULDBLOCK) if start.elapsed() < LOCK_PATIENCE => {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-            Err(Errno::WOULDBLOCK) => {
-                return Err(Error::from(Errno::BUSY).context("in use by another mount:", path));
-            }
-            Err(e) => return Err(Error::from(e).context("cannot lock", path)),
-        }
-    }
-}
-
 impl Upper {
-    pub fn open(spec: &UpperSpec, volatile: bool) -> Result<Self> {
+    /// Opens and locks an upper and its work directory; see [`upper_lock`] for `locks`.
+    ///
+    /// # Errors
+    /// As [`super::Union::new`].
+    pub fn open(spec: &UpperSpec, volatile: bool, locks: Option<&Arc<OwnedFd>>) -> Result<Self> {
         let layer = Layer::open_apart(&spec.layer).map_err(|e| {
             Error::from(e).context("cannot open the upper directory", spec.layer.path())
         })?;
         let work_base = open_work(spec)?;
-        lock(&layer.root, spec.layer.path())?;
-        lock(&work_base, spec.work.path())?;
+        let dirs = [
+            (layer.root.as_fd(), spec.layer.path()),
+            (work_base.as_fd(), spec.work.path()),
+        ];
+        let lock_files = upper_lock::lock(&dirs, locks)?;
         let mut upper = Self::unprobed(layer, work_base, spec)?;
+        upper.lock_files = lock_files;
         upper.volatile = volatile;
         let staging = open_staging(upper.work_base.as_fd(), upper.own_ids).map_err(|e| {
             Error::from(e).context("cannot set up the work directory", spec.work.path())
@@ -112,8 +116,8 @@ impl Upper {
         })?;
         if upper.form == WhiteoutForm::WhName && !upper.layer.dialect.wh_names {
             let what = "whiteouts can only be .wh. files here, the file system taking neither \
-                device nodes nor xattrs, and without dialect=all these are data: \
-                take dialect=all or another upper directory than";
+                device nodes nor xattrs, and without dialect=all these are ordinary files: \
+                use dialect=all or another upper directory than";
             return Err(Error::from(Errno::OPNOTSUPP).context(what, spec.layer.path()));
         }
         Ok(upper)
@@ -148,10 +152,10 @@ impl Upper {
             form: WhiteoutForm::CharDevice,
             root,
             privileged: rustix::process::geteuid().is_root(),
-            own_ids: (
-                rustix::process::geteuid().as_raw(),
-                rustix::process::getegid().as_raw(),
-            ),
+            own_ids: Owner {
+                uid: rustix::process::geteuid().as_raw(),
+                gid: rustix::process::getegid().as_raw(),
+            },
             volatile: false,
             observed: false,
             layer: Arc::new(layer),
@@ -163,6 +167,7 @@ impl Upper {
             names: AtomicU64::new(0),
             tag,
             whiteout: Mutex::new(None),
+            lock_files: LockFiles::default(),
         })
     }
 
@@ -189,6 +194,11 @@ impl Upper {
         Ok(())
     }
 
+    /// See [`super::Union::leave_lock_files`].
+    pub fn leave_lock_files(&self) -> &[String] {
+        self.lock_files.leave()
+    }
+
     /// Returns the work directory.
     pub fn work(&self) -> BorrowedFd<'_> {
         self.work_base.as_fd()
@@ -202,41 +212,40 @@ impl Upper {
 
     /// Returns the index directory, which is created on first use.
     pub fn index_dir(&self) -> Result<Arc<OwnedFd>> {
-        self.open_index(true)?.ok_or_else(|| Errno::NOENT.into())
+        let mut index = self.index.lock();
+        if let Some(fd) = self.open_index(&mut index)? {
+            return Ok(fd);
+        }
+        At::new(self.work_base.as_fd(), b"index").mkdir(0o700)?;
+        let made = self.open_index(&mut index)?;
+        made.ok_or_else(|| Errno::NOENT.into())
     }
 
     /// Returns the index directory, if there is one.
     pub fn index_dir_opt(&self) -> Result<Option<Arc<OwnedFd>>> {
-        Ok(self.open_index(false)?)
+        Ok(self.open_index(&mut self.index.lock())?)
     }
 
     /// Whether nobody but the server can change the index, which lies in a directory of the upper's
     /// owner.
     pub fn index_is_ours(&self) -> Result<bool, Errno> {
-        let Some(index) = self.open_index(false)? else {
+        let Some(index) = self.open_index(&mut self.index.lock())? else {
             return Ok(false);
         };
         let stat = At::fd(index.as_fd()).stat()?;
-        Ok(stat.uid == self.own_ids.0 && stat.perm & 0o022 == 0)
+        Ok(stat.uid == self.own_ids.uid && stat.perm & 0o022 == 0)
     }
 
-    fn open_index(&self, create: bool) -> Result<Option<Arc<OwnedFd>>, Errno> {
-        let mut index = self.index.lock();
-        if let Some(fd) = &*index {
+    /// Returns the index directory, which is opened on first use; `None`: there is none.
+    fn open_index(&self, index: &mut Option<Arc<OwnedFd>>) -> Result<Option<Arc<OwnedFd>>, Errno> {
+        if let Some(fd) = index {
             return Ok(Some(Arc::clone(fd)));
         }
         let at = At::new(self.work_base.as_fd(), b"index");
-        let opened = match at.hold_dir() {
-            Err(Errno::NOENT) if !create => return Ok(None),
-            Err(Errno::NOENT) => {
-                at.mkdir(0o700)?;
-                at.hold_dir()
-            }
-            other => other,
-        };
-        let fd = Arc::new(opened?);
-        *index = Some(Arc::clone(&fd));
-        Ok(Some(fd))
+        match at.hold_dir() {
+            Err(Errno::NOENT) => Ok(None),
+            opened => Ok(Some(Arc::clone(index.insert(Arc::new(opened?))))),
+        }
     }
 
     /// Opens an unnamed file of mode `perm` for reading and writing, or a staged one where the file
@@ -437,7 +446,7 @@ impl Staged<'_> {
         At::new(self.upper.staging.as_fd(), &self.name)
     }
 
-    /// Keeps the file, which is no directory, until the result is dropped.
+    /// Keeps the file, which is not a directory, until the result is dropped.
     pub fn park(mut self) -> Parked {
         self.armed = false;
         Parked::new(&self.upper.staging, std::mem::take(&mut self.name))
@@ -451,7 +460,7 @@ impl Staged<'_> {
     }
 
     /// Exchanges it with what is at `to`, which is then removed: the directory `known`, or anything
-    /// that is no directory.
+    /// that is not a directory.
     ///
     /// # Errors
     /// ESTALE when another directory is there, which is then left in place; else those of
@@ -532,7 +541,7 @@ fn unwritable_dir(at: At<'_>) -> Result<Option<u32>, Errno> {
 /// Opens the staging directory and empties it. Where others may write to the work directory (it
 /// belongs to the upper's owner), they must not be able to replace staged files: the staging
 /// directory is owned and accessible by the server alone, whoever created it.
-fn open_staging(base: BorrowedFd<'_>, (uid, gid): (u32, u32)) -> Result<OwnedFd, Errno> {
+fn open_staging(base: BorrowedFd<'_>, own: Owner) -> Result<OwnedFd, Errno> {
     let at = At::new(base, b"work");
     match at.mkdir(0o700) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -541,19 +550,19 @@ fn open_staging(base: BorrowedFd<'_>, (uid, gid): (u32, u32)) -> Result<OwnedFd,
     let held = at.hold_dir()?;
     let held = At::fd(held.as_fd());
     let stat = held.stat()?;
-    if stat.uid != uid && uid == 0 {
-        held.chown(Some(uid), Some(gid))?;
+    if stat.uid != own.uid && own.uid == 0 {
+        held.chown(Some(own.uid), Some(own.gid))?;
     }
     // Kernel overlayfs creates it with mode 0, which stops an unprivileged owner.
     let (wanted, others) = (0o700, stat.perm & 0o077);
-    if stat.perm & wanted != wanted || uid == 0 && (stat.uid != uid || others != 0) {
+    if stat.perm & wanted != wanted || own.uid == 0 && (stat.uid != own.uid || others != 0) {
         held.chmod(wanted)?;
     }
     let staging = held.open(OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
     let mut left = Vec::new();
     read_dir(&staging, |entry| left.push(entry.name))?;
     // The work directory's owner may have moved another user's directory here.
-    if At::fd(base).stat()?.uid != uid {
+    if At::fd(base).stat()?.uid != own.uid {
         left.retain(|name| name.starts_with(STAGED));
     }
     for name in left {

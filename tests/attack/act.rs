@@ -12,13 +12,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, StatxFlags};
+use testkit::descriptor::HOp;
+use testkit::exec::{Answer, Runner, answer, show};
+use testkit::script::{Op, P, word};
 use unionfs::sys::handle::{name_to_handle, open_by_handle};
 
 use crate::actor::Who;
 use crate::behind::{Thing, flip, swap};
-use crate::common::descriptor::HOp;
-use crate::common::exec::{Answer, Runner, answer, show};
-use crate::common::script::{Op, P, word};
 use crate::data::{Way, change};
 
 /// Somebody does something.

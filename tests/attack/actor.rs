@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use rustix::process::{Gid, Pid, Signal, Uid};
 use rustix::thread::UnshareFlags;
+use testkit::exec::Answer;
+use testkit::map;
 
 use crate::act::{Hands, Step};
-use crate::common::exec::Answer;
-use crate::common::map;
 
 /// What one step may take, on a machine that is busy with other things.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -135,7 +135,7 @@ impl Drop for Actor {
         // One that waits in the kernel for a server is gone when the server is.
         let options = rustix::process::WaitOptions::NOHANG;
         let gone = || !matches!(rustix::process::waitpid(Some(self.pid), options), Ok(None));
-        crate::common::mount::poll(gone);
+        testkit::mount::poll(gone);
     }
 }
 
@@ -179,7 +179,7 @@ fn close_others(keep: RawFd) {
     }
 }
 
-/// A broken program must not run for ever.
+/// A broken program must not run forever.
 fn limit() {
     use rustix::process::{Resource, Rlimit, setrlimit};
     let seconds = Rlimit {

@@ -9,19 +9,21 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, XattrFlags, mknodat, renameat_with};
+use testkit::descriptor::HOp;
+use testkit::layers::{Layer, Node};
+use testkit::mount::Fs;
+use testkit::need::has_user_namespaces;
+use testkit::script::{Flags, Op, P};
+use testkit::tree::{self, Tree};
+use testkit::{need, need_mounts};
 
 use crate::act::{Act, Step};
 use crate::actor::{ALL, BEHIND, OWNER};
 use crate::case::{Scene, program, wrong};
-use crate::common::descriptor::HOp;
-use crate::common::layers::{Layer, Node};
-use crate::common::mount::Fs;
-use crate::common::script::{Flags, Op, P};
-use crate::common::tree::{self, Tree};
 use crate::data::{WAYS, Way};
 use crate::decoys::TARGETS;
 use crate::generate::{self, DIRS, Plan, Rng};
-use crate::hunt::{caught, fresh, fs_of, hunt, need_namespaces};
+use crate::hunt::{caught, fresh, fs_of, hunt};
 
 /// What comes to stand where something of the upper was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -312,12 +314,14 @@ fn from_behind(seed: u64) {
 
 #[test]
 fn fixed_seed() {
-    need_namespaces!();
+    need_mounts!();
+    need!(has_user_namespaces());
     from_behind(20_261_129);
 }
 
 #[test]
 fn fresh_seed() {
-    need_namespaces!();
+    need_mounts!();
+    need!(has_user_namespaces());
     from_behind(fresh());
 }

@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use testkit::deliberate;
+use testkit::exec::{Answer, answer};
+use testkit::layers::{self, Form};
+use testkit::mount::{Fs, KERNEL, Mounted, Scratch, Stack};
+use testkit::tree::{self, Mask, Tree};
+
 use crate::act::{Act, Step, mode};
 use crate::actor::{Actor, HANG, OWNER};
-use crate::common::deliberate;
-use crate::common::exec::{Answer, answer};
-use crate::common::layers::{self, Form};
-use crate::common::mount::{Fs, KERNEL, Mounted, Scratch, Stack};
-use crate::common::tree::{self, Mask, Tree};
 use crate::decoys::{Decoys, copies_of_the_secret, leaks};
 use crate::generate::Plan;
 
@@ -216,7 +217,7 @@ fn modes(tree: &Tree, right: &Path) -> Vec<String> {
         let now = answer(mode(&tree::at(right, path)));
         let expected = format!("mode {:o}", entry.mode);
         let same = mode_of(&now).is_some_and(|(_, mode)| rights(mode) == entry.mode);
-        let name = crate::common::escape(path);
+        let name = testkit::escape(path);
         (!same).then(|| format!("/{name}: cached {now:?}, left {expected:?}"))
     };
     tree.iter().filter_map(differs).collect()

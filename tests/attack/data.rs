@@ -7,8 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags};
 use rustix::io::ReadWriteFlags;
-
-use crate::common::map::Map;
+use testkit::map::Map;
 
 use crate::act::filled_pipe;
 

@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::layers::Layer;
-use crate::common::tree::{self, Mask, Tree};
+use testkit::layers::Layer;
+use testkit::tree::{self, Mask, Tree};
 
 /// What is in root's file outside of the layers. Nobody may see it through a mount.
 pub(crate) const OUTSIDE: &str = "the-secret-beside-the-layers";
@@ -80,6 +80,6 @@ pub(crate) fn copies_of_the_secret(tree: &Tree, scratch: &Path) -> Vec<String> {
     let is_copy = |(_, e): &(&Vec<u8>, &tree::Entry)| e.content == secret;
     let copies = tree.iter().filter(is_copy);
     copies
-        .map(|(path, _)| format!("/{} has the secret", crate::common::escape(path)))
+        .map(|(path, _)| format!("/{} has the secret", testkit::escape(path)))
         .collect()
 }

@@ -1,10 +1,11 @@
 //! Layers and scripts from a seed. The name space is small, so that everybody meets everybody.
 
+use testkit::descriptor::HOp;
+use testkit::layers::{self, Layer};
+use testkit::script::{Flags, Op, P};
+
 use crate::act::{Act, Step};
 use crate::actor::ALL;
-use crate::common::descriptor::HOp;
-use crate::common::layers::{self, Layer};
-use crate::common::script::{Flags, Op, P};
 use crate::data::WAYS;
 use crate::decoys::INSIDE;
 

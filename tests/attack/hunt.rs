@@ -2,11 +2,14 @@
 
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use testkit::mount::{Fs, KERNEL, subject};
+use testkit::need::has_user_namespaces;
+use testkit::{escape, need, need_mounts};
+
 use crate::case::{compare, program};
-use crate::common::mount::{Fs, KERNEL, subject};
-use crate::common::{escape, uring};
 use crate::generate::{Plan, plan};
 use crate::shrink::shrink;
 
@@ -23,26 +26,15 @@ const MODES: [Fs; 6] = [
     Fs::Unionfs("transport=uring,io=cached,writeback"),
 ];
 
-/// Leaves the test where there are no user namespaces.
-macro_rules! need_namespaces {
-    () => {
-        $crate::common::need_mounts!();
-        let most = std::fs::read_to_string("/proc/sys/user/max_user_namespaces");
-        if most.is_ok_and(|n| n.trim() == "0") {
-            return $crate::common::skip("needs user namespaces");
-        }
-    };
-}
-pub(crate) use need_namespaces;
-
 /// The mode of a seed, among those that this machine has.
 pub(crate) fn fs_of(seed: u64) -> Fs {
     if std::env::var_os("UNIONFS_TEST_AS").is_some() {
         return subject();
     }
-    let count = match uring::missing() {
-        None => MODES.len(),
-        Some(_) => MODES.len() / 2,
+    static RINGS: LazyLock<bool> = LazyLock::new(|| need::part(need::has_uring()));
+    let count = match *RINGS {
+        true => MODES.len(),
+        false => MODES.len() / 2,
     };
     MODES[(seed % count as u64) as usize].clone()
 }
@@ -137,12 +129,14 @@ fn beside_the_kernel(seed: u64) {
 
 #[test]
 fn fixed_seed() {
-    need_namespaces!();
+    need_mounts!();
+    need!(has_user_namespaces());
     beside_the_kernel(20_261_128);
 }
 
 #[test]
 fn fresh_seed() {
-    need_namespaces!();
+    need_mounts!();
+    need!(has_user_namespaces());
     beside_the_kernel(fresh());
 }

@@ -9,9 +9,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod act;
 mod actor;
 mod behind;

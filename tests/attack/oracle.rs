@@ -4,16 +4,19 @@
 use std::fs;
 use std::os::unix::fs::chown;
 
+use testkit::layers::{Layer, net_raw_capability, set_xattr};
+use testkit::mount::{Fs, KERNEL, UNIONFS, chmod, poll};
+use testkit::need::has_user_namespaces;
+use testkit::script::{Op, parse};
+use testkit::{need, need_mounts};
+
 use crate::act::{Act, Step};
 use crate::actor::{ALL, HANG, Who};
 use crate::behind;
 use crate::case::{Scene, compare, program, wrong};
-use crate::common::layers::{Layer, net_raw_capability, set_xattr};
-use crate::common::mount::{Fs, KERNEL, UNIONFS, chmod, poll};
-use crate::common::script::{Op, parse};
 use crate::decoys::{INSIDE, OUTSIDE};
 use crate::generate::{Plan, plan};
-use crate::hunt::{caught, need_namespaces};
+use crate::hunt::caught;
 use crate::shrink::shrink;
 
 fn who(name: &str) -> Who {
@@ -47,7 +50,8 @@ fn planted(spoil: impl Fn(&Scene)) -> String {
 
 #[test]
 fn the_kernel_equals_itself() {
-    need_namespaces!();
+    need_mounts!();
+    need!(has_user_namespaces());
     let program = program();
     for seed in 0..12 {
         let plan = plan(seed, &program);
@@ -58,7 +62,8 @@ fn the_kernel_equals_itself() {
 
 #[test]
 fn planted_differences_are_reported() {
-    need_namespaces!();
+    need_mounts!();
+    need!(has_user_namespaces());
     let at = |scene: &Scene, name: &str| scene.mnt().join(name);
     type Plant<'a> = (&'a str, &'a dyn Fn(&Scene));
     let plants: [Plant<'_>; 9] = [
@@ -68,7 +73,7 @@ fn planted_differences_are_reported() {
             chown(at(s, "pub/prog"), Some(1000), None).unwrap();
         }),
         ("/pub/prog: size", &|s| {
-            fs::write(at(s, "pub/prog"), "x").unwrap()
+            fs::write(at(s, "pub/prog"), "x").unwrap();
         }),
         ("security.capability", &|s| {
             set_xattr(
@@ -78,13 +83,13 @@ fn planted_differences_are_reported() {
             );
         }),
         ("has the secret", &|s| {
-            fs::write(at(s, "pub/new"), OUTSIDE).unwrap()
+            fs::write(at(s, "pub/new"), OUTSIDE).unwrap();
         }),
         ("decoys: /victim: content", &|s| {
             fs::write(s.scratch.path().join("decoys/victim"), "hurt").unwrap();
         }),
         ("decoys: /suid: mode", &|s| {
-            chmod(&s.scratch.path().join("decoys/suid"), 0o755)
+            chmod(&s.scratch.path().join("decoys/suid"), 0o755);
         }),
         ("lower 0: /pub/source", &|s| {
             fs::write(s.stack.lowers[0].join("pub/source"), "hurt").unwrap();
@@ -101,7 +106,8 @@ fn planted_differences_are_reported() {
 /// in the end.
 #[test]
 fn a_different_answer_is_found_and_made_small() {
-    need_namespaces!();
+    need_mounts!();
+    need!(has_user_namespaces());
     let other = Fs::Kernel("index=on,redirect_dir=off,metacopy=off");
     let program = program();
     let differences = |plan: &Plan| caught(|| compare(&KERNEL, &other, plan, None));
@@ -122,7 +128,8 @@ fn a_different_answer_is_found_and_made_small() {
 /// outside without.
 #[test]
 fn actors_are_who_they_say() {
-    need_namespaces!();
+    need_mounts!();
+    need!(has_user_namespaces());
     let mut plan = small("one", "");
     plan.script = ALL
         .iter()
@@ -165,7 +172,8 @@ fn secrets_and_hangs_are_wrong() {
 /// What is asked for while the upper is changed from behind is noticed when it is not so.
 #[test]
 fn what_is_wrong_behind_is_reported() {
-    need_namespaces!();
+    need_mounts!();
+    need!(has_user_namespaces());
     let upper = |s: &Scene| s.stack.upper.as_ref().unwrap().0.clone();
     type Plant<'a> = (&'a str, &'a dyn Fn(&Scene));
     let plants: [Plant<'_>; 5] = [

@@ -1,7 +1,8 @@
 //! Makes a failing plan small: steps and entries of layers are taken out, many at once first, as
 //! long as what is left still fails.
 
-use crate::common::layers::Node;
+use testkit::layers::Node;
+
 use crate::generate::Plan;
 
 /// How many smaller plans are tried at most.

@@ -3,15 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use testkit::catalogs::{build, observe, seal, stack, walk};
+use testkit::layers::{self, Form, Layer};
+use testkit::mount::Scratch;
+use testkit::need_mounts;
 use unionfs::catalog::format;
 use unionfs::catalog::view::{Refusal, View};
 use unionfs::layer::StackSpec;
 use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
-
-use crate::common::layers::{self, Form, Layer};
-use crate::common::mount::Scratch;
-use crate::common::need_mounts;
-use crate::support::{build, observe, seal, stack, walk};
 
 const SECRET: &[u8] = b"in no layer";
 

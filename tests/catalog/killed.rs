@@ -3,12 +3,11 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use testkit::catalogs::{observe, stack};
+use testkit::layers::{self, Form, Layer};
+use testkit::mount::Scratch;
+use testkit::{need_mounts, program};
 use unionfs::catalog;
-
-use crate::common::layers::{self, Form, Layer};
-use crate::common::mount::{Scratch, unionfs_binary};
-use crate::common::need_mounts;
-use crate::support::{observe, stack};
 
 #[test]
 fn killed_while_building() {
@@ -24,7 +23,7 @@ fn killed_while_building() {
     let path = scratch.path().join("catalogs/c");
     let names: Vec<_> = lowers.iter().map(|l| l.to_str().unwrap()).collect();
     let command = || {
-        let mut command = Command::new(unionfs_binary());
+        let mut command = Command::new(program());
         command
             .args(["catalog", "build", "-o"])
             .arg(format!("lowerdir={}", names.join(":")))

@@ -3,11 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod counters;
 mod hostile;
 mod killed;
 mod stale;
-mod support;

@@ -4,13 +4,12 @@
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
+use testkit::catalogs::{ROOT, build, find, observe, read, seal, stack};
+use testkit::layers::{self, Form, Layer};
+use testkit::mount::Scratch;
+use testkit::need_mounts;
 use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
 use unionfs::union::{Options, SetAttr, Union};
-
-use crate::common::layers::{self, Form, Layer};
-use crate::common::mount::Scratch;
-use crate::common::need_mounts;
-use crate::support::{ROOT, build, find, observe, read, seal, stack};
 
 fn layers() -> Vec<Layer> {
     let top = Layer::new().dir("d").file("d/top", "top");
@@ -109,7 +108,7 @@ fn a_changed_file_is_not_copied_up() {
     for (path, change) in changes {
         let mut world = World::new();
         // The topmost directory is the one that shows.
-        let layer = if path == "d" { 0 } else { 1 };
+        let layer = usize::from(path != "d");
         let (upper, work) = (world.scratch.dir("upper"), world.scratch.dir("work"));
         world.stack.upper = Some(UpperSpec {
             layer: LayerSpec::open(&upper, Dialect::ALL).unwrap(),
@@ -117,7 +116,7 @@ fn a_changed_file_is_not_copied_up() {
         });
         change(&world.lowers[layer]);
         let options = Options {
-            catalog: Some(world.catalog.clone()),
+            names: Some(unionfs::catalog::CatalogFile::source(&world.catalog)),
             ..Options::default()
         };
         let union = Union::new(&world.stack, options).unwrap();

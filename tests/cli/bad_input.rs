@@ -3,7 +3,9 @@
 
 use std::os::unix::fs::symlink;
 
-use crate::support::{Home, LAYERS, PROGRAM, can_mount, has_tools};
+use testkit::home::{Home, LAYERS};
+use testkit::need::{can_mount, has_tools};
+use testkit::{need, program};
 
 fn layers(options: &str) -> [&str; 3] {
     ["-o", options, "mnt"]
@@ -138,16 +140,15 @@ fn mounting_over_a_layer() {
 
 #[test]
 fn upper_and_work_on_different_file_systems() {
-    if !has_tools(&["unshare", "mount"]) || !can_mount() {
-        return;
-    }
+    need!(has_tools(&["unshare", "mount"]));
+    need!(can_mount());
     let home = Home::with_layers();
     // Another file system, then the same one mounted a second time.
     for mount in ["mount -t tmpfs none work", "mount --bind work work"] {
         let script = format!("{mount} && exec \"$0\" \"$@\"");
         let outcome = home
             .command("unshare")
-            .args(["-m", "sh", "-c", &script, PROGRAM])
+            .args(["-m", "sh", "-c", &script, program()])
             .args(LAYERS)
             .output()
             .unwrap();
@@ -156,7 +157,7 @@ fn upper_and_work_on_different_file_systems() {
             "work directory",
             "different file systems",
         ];
-        crate::support::Outcome::from(outcome).failed(1, &words);
+        testkit::home::Outcome::from(outcome).failed(1, &words);
     }
 }
 
@@ -227,7 +228,7 @@ fn nothing_mounted_there() {
     home.refused(
         1,
         ["umount", "/proc"],
-        &["/proc", "no unionfs", "umount(8)"],
+        &["/proc", "not a unionfs mount", "umount(8)"],
     );
     home.refused(1, ["stats", "mnt"], &["mnt", "unionfs ps"]);
 }
@@ -251,12 +252,12 @@ fn no_store_and_no_image() {
 }
 
 /// Runs the program in a mount namespace of its own, changed by `change` before.
-fn in_namespace(home: &Home, change: &str, prefix: &[&str]) -> crate::support::Outcome {
+fn in_namespace(home: &Home, change: &str, prefix: &[&str]) -> testkit::home::Outcome {
     let script = format!("{change} && exec \"$@\"");
     home.command("unshare")
         .args(["-m", "sh", "-c", &script, "sh"])
         .args(prefix)
-        .arg(PROGRAM)
+        .arg(program())
         .args(LAYERS)
         .output()
         .unwrap()
@@ -265,9 +266,8 @@ fn in_namespace(home: &Home, change: &str, prefix: &[&str]) -> crate::support::O
 
 #[test]
 fn no_fuse_device() {
-    if !has_tools(&["unshare", "mount"]) || !can_mount() {
-        return;
-    }
+    need!(has_tools(&["unshare", "mount"]));
+    need!(can_mount());
     let home = Home::with_layers();
     let before = home.snapshot();
     let outcome = in_namespace(&home, "mount -t tmpfs none /dev", &[]);
@@ -277,9 +277,8 @@ fn no_fuse_device() {
 
 #[test]
 fn no_fusermount() {
-    if !has_tools(&["unshare", "mount", "setpriv"]) || !can_mount() {
-        return;
-    }
+    need!(has_tools(&["unshare", "mount", "setpriv"]));
+    need!(can_mount());
     let home = Home::with_layers();
     let user = [
         "setpriv",
@@ -292,9 +291,9 @@ fn no_fusermount() {
     let before = home.snapshot();
     // The program must be within the user's reach, wherever it was built.
     let program = home.path("unionfs");
-    std::fs::copy(PROGRAM, &program).unwrap();
+    std::fs::copy(testkit::program(), &program).unwrap();
     let script = format!("{hide} && exec \"$@\"");
-    let outcome: crate::support::Outcome = home
+    let outcome: testkit::home::Outcome = home
         .command("unshare")
         .args(["-m", "sh", "-c", &script, "sh"])
         .args(user)

@@ -2,17 +2,19 @@
 //! wherever their stores and archives are.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::process::{Child, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use rustix::fs::{CWD, FileType, Mode};
-
-use crate::support::{Home, PROGRAM, can_mount, has_tools, wait_until};
+use rustix::mount::UnmountFlags;
+use testkit::home::{Home, wait_until};
+use testkit::need::{can_mount, has_tools};
+use testkit::{need, program};
 
 /// A line of /proc/PID/status.
-fn status(pid: u32, name: &str) -> String {
+pub(crate) fn status(pid: u32, name: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     line.unwrap_or_default()
@@ -22,7 +24,7 @@ fn status(pid: u32, name: &str) -> String {
 }
 
 /// CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SYS_ADMIN, MKNOD, SETFCAP.
-const KEPT: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 21 | 1 << 27 | 1 << 31;
+pub(crate) const KEPT: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 21 | 1 << 27 | 1 << 31;
 
 /// Whether it waits for the first byte of what it reads: in read(2), without having read from it.
 fn waits_to_read(pid: u32) -> bool {
@@ -34,9 +36,10 @@ fn waits_to_read(pid: u32) -> bool {
     number == Some(libc::SYS_read)
 }
 
-/// Whether all threads of a command are in a sandbox in which only its store can be changed.
+/// Whether all threads of a command are in a sandbox with these capabilities, in which only these
+/// places can be changed.
 #[track_caller]
-fn is_inside(home: &Home, pid: u32) {
+pub(crate) fn is_inside(pid: u32, kept: u64, may_be_changed: &[String]) {
     for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
         let thread = thread
             .unwrap()
@@ -50,7 +53,7 @@ fn is_inside(home: &Home, pid: u32) {
         for set in ["CapEff", "CapPrm", "CapBnd"] {
             assert_eq!(
                 u64::from_str_radix(&status(thread, set), 16),
-                Ok(KEPT),
+                Ok(kept),
                 "{set}"
             );
         }
@@ -70,9 +73,8 @@ fn is_inside(home: &Home, pid: u32) {
             .starts_with("rw,")
             .then_some((place, options.to_owned()))
     });
-    let own = home.text("own");
     for (place, options) in writable {
-        assert_eq!(place, own, "{mounts}");
+        assert!(may_be_changed.iter().any(|may| may == place), "{mounts}");
         for option in ["nosuid", "nodev", "noexec"] {
             assert!(options.contains(option), "{mounts}");
         }
@@ -121,9 +123,9 @@ fn archive(home: &Home) -> Vec<u8> {
 }
 
 /// Starts it with a directory open, as a careless caller does.
-fn start(home: &Home, args: &[&str]) -> Child {
+pub(crate) fn start(home: &Home, args: &[&str]) -> Child {
     let mut command = home.command("sh");
-    let script = ["-c", "exec 9< / && exec \"$@\"", "sh", PROGRAM];
+    let script = ["-c", "exec 9< / && exec \"$@\"", "sh", program()];
     let pipes = command.args(script).args(args).stdin(Stdio::piped());
     pipes
         .stdout(Stdio::piped())
@@ -134,9 +136,7 @@ fn start(home: &Home, args: &[&str]) -> Child {
 
 #[test]
 fn an_archive_is_read_inside_of_the_sandbox() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::new();
     let archive = archive(&home);
     let mut tar = tar::Builder::new(Vec::new());
@@ -171,7 +171,7 @@ fn an_archive_is_read_inside_of_the_sandbox() {
         wait_until("it reads", || {
             status(pid, "Threads") != "1" && tasks(pid).into_iter().any(waits_to_read)
         });
-        is_inside(&home, pid);
+        is_inside(pid, KEPT, &[home.text("own")]);
         input.write_all(content).unwrap();
         drop(input);
         let output = child.wait_with_output().unwrap();
@@ -191,16 +191,14 @@ fn tasks(pid: u32) -> Vec<u32> {
 
 #[test]
 fn a_registry_is_heard_inside_of_the_sandbox() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::new();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let name = format!("127.0.0.1:{}/app", listener.local_addr().unwrap().port());
     let mut child = start(&home, &["pull", "-q", &name]);
     // It has not heard a byte when it connects.
     let (_connection, _) = listener.accept().unwrap();
-    is_inside(&home, child.id());
+    is_inside(child.id(), KEPT, &[home.text("own")]);
     child.kill().unwrap();
     child.wait().unwrap();
 }
@@ -208,9 +206,8 @@ fn a_registry_is_heard_inside_of_the_sandbox() {
 /// What a command may be given, which its sandbox must not keep it from.
 #[test]
 fn where_things_may_be() {
-    if !can_mount() || !has_tools(&["sh", "mount", "umount", "unshare"]) {
-        return;
-    }
+    need!(can_mount());
+    need!(has_tools(&["sh", "mount", "umount", "unshare"]));
     let home = Home::new();
     let archive = archive(&home);
     home.dirs(&["disk", "real/own", "layout", "deep/er", "empty"]);
@@ -265,12 +262,11 @@ fn where_things_may_be() {
     home.run(["verify", "--all"]).ok();
 }
 
-/// In a root directory that is no mount, as a build service has it.
+/// In a root directory that is not a mount, as a build service has it.
 #[test]
 fn a_chroot_has_the_whole_sandbox() {
-    if !can_mount() || !has_tools(&["mount", "umount", "chroot", "sh"]) {
-        return;
-    }
+    need!(can_mount());
+    need!(has_tools(&["mount", "umount", "chroot", "sh"]));
     let home = Home::new();
     archive(&home);
     home.dirs(&["jail/proc", "jail/bin", "jail/usr", "jail/tmp"]);
@@ -282,4 +278,71 @@ fn a_chroot_has_the_whole_sandbox() {
     let undone = home.run_script("umount -l jail/usr jail/proc");
     assert!(outcome.ok().contains("no damage"));
     undone.ok();
+}
+
+/// Mounts something on a directory of a test until dropped.
+struct Beneath(PathBuf);
+
+impl Beneath {
+    fn mount(kind: &str, options: &str, path: &Path) -> Self {
+        fs::create_dir_all(path).unwrap();
+        let mut mount = Command::new("mount");
+        let mount = mount.args(["-t", kind, "-o", options, kind]).arg(path);
+        assert!(mount.status().unwrap().success());
+        Self(path.to_owned())
+    }
+
+    fn unmount(self) {
+        rustix::mount::unmount(&self.0, UnmountFlags::empty()).unwrap();
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Beneath {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+/// A command that is at a store for long keeps no container's upper in use; what else is mounted
+/// beneath the store is there.
+#[test]
+fn containers_that_end_meanwhile_leave_their_uppers() {
+    need!(can_mount());
+    let home = Home::new();
+    home.dirs(&["own", "rootfs", "lower"]);
+    let content = vec![7; 4 << 20];
+    fs::write(home.path("rootfs/file"), &content).unwrap();
+    home.run(["import", "-q", "rootfs", "base:1"]).ok();
+    // The layers are on a disk of their own.
+    fs::rename(home.path("own/overlay2"), home.path("layers")).unwrap();
+    let _disk = Beneath::mount("tmpfs", "size=64m", &home.path("own/overlay2"));
+    let copied = home
+        .command("cp")
+        .args(["-a", "layers/.", "own/overlay2"])
+        .status();
+    assert!(copied.unwrap().success());
+    let container = home.path("own/overlay2/container");
+    for name in ["upper", "work"] {
+        fs::create_dir_all(container.join(name)).unwrap();
+    }
+    let options = format!(
+        "index=on,lowerdir={},upperdir={dir}/upper,workdir={dir}/work",
+        home.path("lower").display(),
+        dir = container.display()
+    );
+    let merged = container.join("merged");
+    let running = Beneath::mount("overlay", &options, &merged);
+    let mut save = home.command(program());
+    let save = save.args(["save", "base:1"]);
+    let mut save = save.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = save.stdout.take().unwrap();
+    let mut archive = vec![0];
+    out.read_exact(&mut archive).unwrap();
+    // It waits for the reader now. With index=on an upper that is in use is refused.
+    running.unmount();
+    Beneath::mount("overlay", &options, &merged).unmount();
+    out.read_to_end(&mut archive).unwrap();
+    assert!(save.wait().unwrap().success());
+    assert!(archive.len() > content.len());
 }

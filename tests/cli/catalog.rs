@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use testkit::home::{Home, wait_until};
+use testkit::need::{can_mount, has_tools};
+use testkit::{need, program};
+
 use crate::own_store::fill;
-use crate::support::{Home, PROGRAM, can_mount, has_tools, wait_until};
 
 fn home() -> Home {
     let home = Home::new();
@@ -41,9 +44,7 @@ fn names(home: &Home) -> Vec<String> {
 
 #[test]
 fn the_first_mount_makes_what_the_next_uses() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     home.run(["mount", "--read-only", "one", "mnt"]).ok();
     assert!(!is_used(&home), "there was none");
@@ -73,14 +74,13 @@ fn the_first_mount_makes_what_the_next_uses() {
 /// The process that makes a catalog confines itself before it reads the first directory of a layer.
 #[test]
 fn a_catalog_is_made_in_a_sandbox() {
-    if !can_mount() || !has_tools(&["strace"]) {
-        return;
-    }
+    need!(can_mount());
+    need!(has_tools(&["strace"]));
     let home = home();
     let calls = "trace=openat,getdents64,landlock_restrict_self,seccomp,capset";
     let log = home.path("calls");
     let log = log.to_str().unwrap();
-    let strace = ["-f", "-qq", "-o", log, "-e", calls, PROGRAM];
+    let strace = ["-f", "-qq", "-o", log, "-e", calls, program()];
     let mount = ["mount", "--read-only", "one", "mnt"];
     let mut command = home.command("strace");
     // The output is the daemon's, too: nobody waits for its end.
@@ -112,9 +112,7 @@ fn a_catalog_is_made_in_a_sandbox() {
 
 #[test]
 fn without_being_asked_for_none_is_made() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     let off = ["mount", "--read-only", "-o", "catalog=off", "one", "mnt"];
     home.run(off).ok();
@@ -196,9 +194,7 @@ fn catalogs_go_with_their_image() {
 
 #[test]
 fn a_catalog_of_directories_is_used_where_it_is_named() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     home.dirs(&["a", "b"]);
     std::fs::write(home.path("a/in-a"), "").unwrap();
@@ -223,9 +219,7 @@ fn a_catalog_of_directories_is_used_where_it_is_named() {
 /// nobody has replaced one.
 #[test]
 fn where_the_layers_are_is_noted_until_a_record_is_replaced() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     home.run(["catalog", "build", "one"]).ok();
     let layers = home.path("own/image/overlay2/layerdb/sha256");

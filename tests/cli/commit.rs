@@ -8,12 +8,14 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use unionfs::store::roots::Environment;
-use unionfs::store::tarball::{Limits, unpack};
-use unionfs::store::{Reference, Stores, Writable};
-
-use crate::support::{Home, can_mount, has_tools};
-use crate::{listing, sample};
+use testkit::home::Home;
+use testkit::need;
+use testkit::need::{can_mount, has_tools};
+use testkit::store::{listing, sample};
+use unionfs::layer_tar::{Limits, unpack};
+use unionfs::oci::Reference;
+use unionfs::store::discovery::Environment;
+use unionfs::store::{Stores, Writable};
 
 /// A layer tar of a few directories and files.
 fn base_tar() -> Vec<u8> {
@@ -130,9 +132,7 @@ D /srv
 
 #[test]
 fn a_commit_mounts_as_what_was_committed() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     let mnt = home.path("mnt");
     assert_eq!(home.run(["diff", "work"]).ok(), "");
@@ -201,9 +201,8 @@ fn a_commit_mounts_as_what_was_committed() {
 
 #[test]
 fn an_export_is_the_mounted_tree() {
-    if !can_mount() || !has_tools(&["tar"]) {
-        return;
-    }
+    need!(can_mount());
+    need!(has_tools(&["tar"]));
     let home = home();
     let mnt = home.path("mnt");
     change(&mnt);
@@ -225,7 +224,7 @@ fn an_export_is_the_mounted_tree() {
     home.run(["umount", "mnt"]).ok();
     home.run(["commit", "-q", "work", "made:1"]).ok();
     let piped = home
-        .command(crate::support::PROGRAM)
+        .command(testkit::program())
         .args(["export", "-q", "made:1"])
         .output();
     let piped = piped.unwrap();
@@ -241,9 +240,7 @@ fn an_export_is_the_mounted_tree() {
 
 #[test]
 fn what_cannot_be_committed_is_refused_and_leaves_nothing() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     home.run(["diff", "nobody"]).failed(1, &["nobody"]);
     home.run(["export", "-q", "nobody"]).failed(1, &["nobody"]);
@@ -271,9 +268,7 @@ fn what_cannot_be_committed_is_refused_and_leaves_nothing() {
 /// The image is in Docker's store: its layers come along into ours.
 #[test]
 fn a_layer_on_an_image_of_another_store_is_committed_with_those_below() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::new();
     home.dirs(&["mnt"]);
     sample::make(&home.path("docker")).unwrap();

@@ -1,10 +1,12 @@
 //! `prune --dangling`: images without a name, those that go and those that stay.
 
 use serde_json::{Value, json};
-use unionfs::store::{Reference, Writable};
+use testkit::need;
+use testkit::need::can_mount;
+use unionfs::oci::Reference;
+use unionfs::store::Writable;
 
 use crate::own_store::{counts, home, image};
-use crate::support::can_mount;
 
 /// Image `two:1` made from one without a name, and one of three layers that nothing was made from.
 #[test]
@@ -26,7 +28,7 @@ fn images_without_a_name_go_when_asked_for_unless_something_needs_them() {
         let used = store.writable().store().image(&id("used:1")).unwrap();
         store.create_container("work", &used).unwrap();
     }
-    let mounts = can_mount();
+    let mounts = need::part(can_mount());
     if mounts {
         home.run(["mount", "-r", "-o", "catalog=off", "busy:1", "mnt"])
             .ok();

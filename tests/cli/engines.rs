@@ -5,14 +5,15 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
-
-use crate::support::{Home, can_mount, has_tools};
+use testkit::home::Home;
+use testkit::need;
+use testkit::need::{Needed, can_mount, has_tools};
 
 /// A home with `app:1`, which has a shell, and `app:2`, made of it by `unionfs commit`.
-fn home(tools: &[&str]) -> Option<Home> {
-    if !can_mount() || !has_tools(&["busybox"]) || !has_tools(tools) {
-        return None;
-    }
+fn home(tools: &[&str]) -> Needed<Home> {
+    can_mount()?;
+    has_tools(&["busybox"])?;
+    has_tools(tools)?;
     let home = Home::new();
     home.dirs(&["mnt", "answers"]);
     let rootfs = r#"
@@ -44,7 +45,7 @@ fn home(tools: &[&str]) -> Option<Home> {
         .ok();
     home.run(["save", "-q", "--format", "oci", "-o", "oci.tar", "app:2"])
         .ok();
-    Some(home)
+    Ok(home)
 }
 
 fn shell(home: &Home, script: &str) -> String {
@@ -87,14 +88,14 @@ fn our_image(home: &Home, name: &str) -> (String, Value) {
 }
 
 /// What the image has when it runs or is exported.
-const LOOK: &str = r#"
+const LOOK: &str = r"
     docker run --rm --network none app:2 /bin/sh -c 'cd /data; cat kept new; ls -R .; test ! -e gone' > run
     docker create --name made app:2 > /dev/null
     docker export made | tar -tf - data | sort > export
     docker rm made > /dev/null
     docker inspect app:2 > inspect
     docker history --no-trunc --format '{{.Comment}}' app:2 | head -1 > history
-"#;
+";
 
 fn check_looks(home: &Home) {
     assert_eq!(
@@ -114,9 +115,7 @@ fn check_looks(home: &Home) {
 
 #[test]
 fn a_dockerd_takes_over_a_store_with_a_committed_image() {
-    let Some(home) = home(&["dockerd", "docker"]) else {
-        return;
-    };
+    let home = need!(home(&["dockerd", "docker"]));
     shell(&home, "cp -a own copy");
     with_dockerd(
         &home,
@@ -131,12 +130,10 @@ fn a_dockerd_takes_over_a_store_with_a_committed_image() {
 
 #[test]
 fn docker_load_takes_our_archive_and_we_take_docker_saves() {
-    let Some(home) = home(&["dockerd", "docker", "skopeo"]) else {
-        return;
-    };
+    let home = need!(home(&["dockerd", "docker", "skopeo"]));
     home.dirs(&["docker-root"]);
     let script = format!(
-        r#"
+        r"
         docker load -i ../docker.tar > load
         {LOOK}
         docker save -o ../theirs.tar app:1 app:2
@@ -145,7 +142,7 @@ fn docker_load_takes_our_archive_and_we_take_docker_saves() {
         skopeo copy --quiet oci-archive:../oci.tar docker-archive:../from-oci.tar:app:2
         docker load -i ../from-oci.tar > /dev/null
         docker inspect app:2 > from-oci
-        "#
+        "
     );
     with_dockerd(&home, "docker-root", &script);
     assert_eq!(
@@ -170,9 +167,7 @@ fn docker_load_takes_our_archive_and_we_take_docker_saves() {
 
 #[test]
 fn podman_load_takes_both_forms() {
-    let Some(home) = home(&["podman"]) else {
-        return;
-    };
+    let home = need!(home(&["podman"]));
     let podman = format!(
         "podman --root {0}/root --runroot {0}/runroot --storage-driver vfs",
         home.text("podman")
@@ -194,9 +189,7 @@ fn podman_load_takes_both_forms() {
 
 #[test]
 fn skopeo_copies_from_both_forms_and_we_load_what_it_writes() {
-    let Some(home) = home(&["skopeo"]) else {
-        return;
-    };
+    let home = need!(home(&["skopeo"]));
     let ours = our_image(&home, "app:2");
     for (from, to) in [
         ("docker-archive:docker.tar:app:2", "oci:layout:app:2"),

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::mount::UnmountFlags;
-
-use crate::support::{Home, Outcome, can_mount};
+use testkit::home::{Home, Outcome};
+use testkit::need;
+use testkit::need::can_mount;
 
 const USER: Option<u32> = Some(65534);
 /// Rounds of the race.
@@ -87,9 +88,7 @@ fn is_refusal(outcome: &Outcome) -> bool {
 
 #[test]
 fn nothing_outside_is_mounted_on() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     let (mut mounted, mut refused) = (0, 0);
     while_exchanged(&home, || {
@@ -109,9 +108,7 @@ fn nothing_outside_is_mounted_on() {
 
 #[test]
 fn nothing_outside_is_unmounted() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     home.run(["-o", "lowerdir=lower", "outside/m"]).ok();
     let before = outside(&home);
@@ -138,9 +135,7 @@ fn nothing_outside_is_unmounted() {
 /// Not only when it changes at the wrong moment.
 #[test]
 fn a_symlink_that_stays_is_refused_by_all_commands() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     home.run(["-o", "lowerdir=lower", "outside/m"]).ok();
     let commands: [&[&str]; 6] = [

@@ -8,8 +8,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-
-use crate::support::{Home, Outcome, PROGRAM, can_mount, has_tools};
+use testkit::home::{Home, Outcome};
+use testkit::need::{can_mount, has_tools};
+use testkit::{need, program};
 
 const USER: Option<u32> = Some(65534);
 /// Rounds of the race, each of some ten commands.
@@ -17,7 +18,7 @@ const ROUNDS: usize = 25;
 
 /// A command with its own store in that directory of the home.
 fn command(home: &Home, store: &str, args: &[&str]) -> Command {
-    let mut command = home.command(PROGRAM);
+    let mut command = home.command(program());
     command.env("UNIONFS_ROOT", home.path(store)).args(args);
     command
 }
@@ -77,9 +78,7 @@ fn state_of(path: &Path) -> Vec<String> {
 
 #[test]
 fn nothing_is_written_where_the_name_of_the_store_leads_by_now() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = with_stores(&["theirs/store", "secret/store"]);
     fs::set_permissions(home.path("secret"), fs::Permissions::from_mode(0o700)).unwrap();
     let (name, link) = (home.path("theirs/store"), home.path("theirs/link"));
@@ -143,9 +142,7 @@ const WRITERS: [&[&str]; 8] = [
 
 #[test]
 fn root_does_not_write_to_a_store_of_another_user() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = with_stores(&["theirs"]);
     give_away(&home.path("theirs"));
     let before = state_of(&home.path("theirs"));
@@ -154,7 +151,7 @@ fn root_does_not_write_to_a_store_of_another_user() {
         run(&home, "theirs", args).failed(1, &words);
     }
     assert_eq!(state_of(&home.path("theirs")), before);
-    // Reading is no danger.
+    // Reading is not a danger.
     let images = run(&home, "theirs", &["images"]).ok();
     assert!(images.contains("base"), "{images}");
     run(&home, "theirs", &["mount", "--read-only", "base:1", "mnt"]).ok();
@@ -171,9 +168,7 @@ fn root_does_not_write_to_a_store_of_another_user() {
 
 #[test]
 fn root_does_not_write_to_a_store_that_others_may_write_to() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = with_stores(&["own"]);
     let chmod = |path: &str, mode| {
         fs::set_permissions(home.path(path), fs::Permissions::from_mode(mode)).unwrap();
@@ -249,9 +244,8 @@ const BY_PATH: [&str; 22] = [
 
 #[test]
 fn no_path_into_the_store_is_given_to_the_kernel_but_to_open_a_directory_without_symlinks() {
-    if !can_mount() || !has_tools(&["strace"]) {
-        return;
-    }
+    need!(can_mount());
+    need!(has_tools(&["strace"]));
     let home = with_stores(&["own"]);
     let tree = home.text("tree");
     run(
@@ -284,10 +278,10 @@ fn no_path_into_the_store_is_given_to_the_kernel_but_to_open_a_directory_without
         strace
             .args(["-f", "-s", "4096", "-o"])
             .arg(&trace)
-            .arg(PROGRAM);
+            .arg(program());
         let mut child = strace.args(args).stdout(Stdio::null()).spawn().unwrap();
         if args[0] == "mount" {
-            crate::support::wait_until("it is mounted", || {
+            testkit::home::wait_until("it is mounted", || {
                 home.run(["stats", "mnt"]).code == Some(0)
             });
             run(&home, "own", &["umount", "mnt"]).ok();
@@ -307,7 +301,7 @@ fn no_path_into_the_store_is_given_to_the_kernel_but_to_open_a_directory_without
                 "{args:?}: {line}"
             );
             if call.starts_with("openat2(") {
-                let plain = ["O_PATH|O_DIRECTORY", "RESOLVE_NO_SYMLINKS"];
+                let plain = ["O_PATH", "RESOLVE_NO_SYMLINKS"];
                 assert!(
                     plain.iter().all(|flag| call.contains(flag)),
                     "{args:?}: {line}"
@@ -322,9 +316,7 @@ fn no_path_into_the_store_is_given_to_the_kernel_but_to_open_a_directory_without
 
 #[test]
 fn what_another_user_put_in_the_place_of_an_output_file_is_not_written_to() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = with_stores(&["own"]);
     home.dirs(&["shared", "private"]);
     fs::set_permissions(home.path("shared"), fs::Permissions::from_mode(0o1777)).unwrap();

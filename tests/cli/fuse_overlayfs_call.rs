@@ -4,12 +4,14 @@
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use crate::support::{Home, Outcome, PROGRAM, can_mount};
+use testkit::home::{Home, Outcome};
+use testkit::need::can_mount;
+use testkit::{need, program};
 
 /// The program under another name.
 fn called(home: &Home, name: &str) -> PathBuf {
     let link = home.path(name);
-    symlink(PROGRAM, &link).unwrap();
+    symlink(program(), &link).unwrap();
     link
 }
 
@@ -43,9 +45,7 @@ fn help() {
 
 #[test]
 fn relative_layers_and_odd_names() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     home.dirs(&["l/a:b", "l/c,d", "l/e\\f", "u,u", "w w"]);
     for (name, file) in [("l/a:b", "1"), ("l/c,d", "2"), ("l/e\\f", "3")] {
@@ -68,9 +68,7 @@ fn relative_layers_and_odd_names() {
 /// fuse-overlayfs follows no redirects, so in its place none are written unless asked for.
 #[test]
 fn directories_of_lowers_stay_where_they_are() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     let link = called(&home, "fuse-overlayfs");
     home.dirs(&["lower/dir"]);
@@ -89,19 +87,17 @@ fn directories_of_lowers_stay_where_they_are() {
 
 #[test]
 fn two_positionals_and_the_source() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     let helper = called(&home, "mount.unionfs");
     let cases: [(PathBuf, &[&str], &str); 4] = [
         (
-            PROGRAM.into(),
+            program().into(),
             &["overlay", "mnt", "-o", "lowerdir=lower"],
             "unionfs",
         ),
         (
-            PROGRAM.into(),
+            program().into(),
             &["-olowerdir=lower,fsname=my src", "mnt"],
             "my\\040src",
         ),
@@ -135,9 +131,7 @@ fn two_positionals_and_the_source() {
 
 #[test]
 fn flags_of_the_mount() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     let layers = "lowerdir=lower,upperdir=upper,workdir=work";
     for (extra, present, absent) in [
@@ -163,9 +157,7 @@ fn flags_of_the_mount() {
 
 #[test]
 fn a_full_mountpoint_is_covered() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     std::fs::write(home.path("mnt/covered"), "").unwrap();
     home.mount();
@@ -176,9 +168,7 @@ fn a_full_mountpoint_is_covered() {
 
 #[test]
 fn five_hundred_lowers() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     let names: Vec<String> = (0..500).map(|n| format!("l/{n}")).collect();
     for name in &names {
@@ -198,9 +188,7 @@ fn five_hundred_lowers() {
 
 #[test]
 fn mount_helper_fake_mounts_nothing() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     let helper = called(&home, "mount.unionfs");
     let args = ["src", "mnt", "-f", "-o", "lowerdir=lower"];

@@ -4,8 +4,9 @@
 use std::io::Read as _;
 
 use rustix::process::Signal;
-
-use crate::support::{Home, LAYERS, Outcome, PROGRAM, can_mount, is_running, kill, wait_until};
+use testkit::home::{Home, LAYERS, Outcome, is_running, kill, wait_until};
+use testkit::need::can_mount;
+use testkit::{need, program};
 
 /// A mount whose daemon has stopped. It goes on when this is dropped.
 struct Hung {
@@ -30,7 +31,7 @@ impl Hung {
     /// Runs the program; one that hangs is killed after a minute.
     fn run(&self, args: &[&str]) -> Outcome {
         let mut command = self.home.command("timeout");
-        command.args(["-s", "KILL", "60", PROGRAM]).args(args);
+        command.args(["-s", "KILL", "60", program()]).args(args);
         command.env("UNIONFS_TIMEOUT", "1");
         command.output().unwrap().into()
     }
@@ -63,9 +64,7 @@ impl Drop for Hung {
 
 #[test]
 fn umount_tells() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let hung = Hung::new();
     hung.is_told(&["umount", "mnt"]);
     // On the way to what is asked for.
@@ -79,9 +78,7 @@ fn umount_tells() {
 
 #[test]
 fn umount_lazy_detaches() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let hung = Hung::new();
     assert_eq!(hung.run(&["umount", "--lazy", "mnt"]).ok(), "");
     hung.ends();
@@ -89,13 +86,11 @@ fn umount_lazy_detaches() {
 
 #[test]
 fn umount_force_cuts_off() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let hung = Hung::new();
     kill(hung.daemon, Signal::CONT);
     // A first close tells the kernel that there is no FLUSH. Else a child of this process, which
-    // closes the file at its execve(2), would wait for the daemon for ever.
+    // closes the file at its execve(2), would wait for the daemon forever.
     drop(std::fs::File::open(hung.home.path("mnt/file")).unwrap());
     let mut open = std::fs::File::open(hung.home.path("mnt/file")).unwrap();
     kill(hung.daemon, Signal::STOP);
@@ -117,9 +112,7 @@ fn umount_force_cuts_off() {
 
 #[test]
 fn stats_and_sync_tell() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let hung = Hung::new();
     hung.is_told(&["stats", "mnt"]);
     hung.is_told(&["stats", "--json", "mnt"]);
@@ -128,9 +121,7 @@ fn stats_and_sync_tell() {
 
 #[test]
 fn ps_does_not_ask() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let hung = Hung::new();
     let text = hung.run(&["ps"]).ok();
     assert!(text.contains(" live "), "{text}");
@@ -140,9 +131,7 @@ fn ps_does_not_ask() {
 
 #[test]
 fn mounting_over_it_and_below_it_tells() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let hung = Hung::new();
     hung.home.dirs(&["upper2", "work2"]);
     hung.is_told(&LAYERS);

@@ -2,17 +2,18 @@
 //! named layer; not those of which only other images are in use.
 
 use serde_json::{Value, json};
-use unionfs::store::{Reference, Writable};
+use testkit::home::Home;
+use testkit::need;
+use testkit::need::{Needed, can_mount};
+use unionfs::oci::Reference;
+use unionfs::store::Writable;
 
 use crate::own_store;
-use crate::support::{Home, can_mount};
 
 /// `one` of base, middle and top; `twin`, another image with these layers; `child` with one
 /// more; `base` with the lowest only.
-fn home() -> Option<Home> {
-    if !can_mount() {
-        return None;
-    }
+fn home() -> Needed<Home> {
+    can_mount()?;
     let home = Home::new();
     home.dirs(&["mnt"]);
     {
@@ -30,7 +31,7 @@ fn home() -> Option<Home> {
             .tag(&Reference::parse("twin:1").unwrap(), &twin)
             .unwrap();
     }
-    Some(home)
+    Ok(home)
 }
 
 fn read(home: &Home, name: &str) -> String {
@@ -39,12 +40,12 @@ fn read(home: &Home, name: &str) -> String {
 
 #[test]
 fn a_mounted_chain_keeps_every_image_that_is_it_and_no_other() {
-    let Some(home) = home() else { return };
+    let home = need!(home());
     home.run(["mount", "one:1", "mnt"]).ok();
     // The others only share layers with it.
     home.run(["rmi", "child:1"]).ok();
     home.run(["rmi", "base:1"]).ok();
-    // A name of several is no image.
+    // A name of several is not an image.
     assert_eq!(home.run(["rmi", "one:2"]).ok(), "Untagged: one:2\n");
     home.run(["rmi", "one:1"])
         .failed(1, &["in use", "is mounted on", "/mnt", "unionfs umount"]);
@@ -77,7 +78,7 @@ fn a_mounted_chain_keeps_every_image_that_is_it_and_no_other() {
 
 #[test]
 fn what_an_image_was_made_from_may_go_while_it_is_mounted() {
-    let Some(home) = home() else { return };
+    let home = need!(home());
     home.run(["mount", "--ephemeral", "child:1", "mnt"]).ok();
     home.run(["rmi", "-f", "one:1", "one:2", "twin:1", "base:1"])
         .ok();
@@ -95,7 +96,7 @@ fn what_an_image_was_made_from_may_go_while_it_is_mounted() {
 
 #[test]
 fn a_named_layer_keeps_its_image_mounted_or_not() {
-    let Some(home) = home() else { return };
+    let home = need!(home());
     home.run(["mount", "--name", "work", "one:1", "mnt"]).ok();
     home.run(["umount", "mnt"]).ok();
     home.run(["rmi", "one:2"]).ok();

@@ -4,14 +4,17 @@
 use std::path::Path;
 use std::process::Command;
 
+use testkit::home::{Home, Outcome};
+use testkit::need;
+use testkit::need::{Needed, can_mount, has_tools};
+
 use crate::killed_store::{View, fail_everywhere, home, kill_everywhere};
 use crate::own_store;
-use crate::support::{Home, Outcome, can_mount, has_tools};
 
 /// The home of the other tests, with the images to be loaded: an archive of `two:1`, which
 /// is there, and of `three:1` and `three:2`, which share a layer and have one of
 /// everything that a tar may hold.
-fn with_archive() -> Option<Home> {
+fn with_archive() -> Needed<Home> {
     let home = home()?;
     own_store::fill(&home.path("own"));
     std::fs::write(home.path("rootfs.tar"), rootfs()).unwrap();
@@ -25,7 +28,7 @@ fn with_archive() -> Option<Home> {
     let images = ["two:1", "three:1", "three:2"];
     run(&[&["save", "-q", "-o", "images.tar"][..], &images].concat()).ok();
     std::fs::remove_dir_all(home.path("own")).unwrap();
-    Some(home)
+    Ok(home)
 }
 
 /// A small root file system with one of everything.
@@ -68,18 +71,16 @@ const BEFORE: [&str; 3] = ["one:1", "one:latest", "two:1"];
 
 #[test]
 fn load() {
-    if let Some(home) = with_archive() {
-        let args = ["load", "-q", "-i", "images.tar"];
-        // Images come before their names, and all names at once.
-        kill_everywhere(&home, &args, |seen| names(seen) == BEFORE);
-    }
+    let home = need!(with_archive());
+    let args = ["load", "-q", "-i", "images.tar"];
+    // Images come before their names, and all names at once.
+    kill_everywhere(&home, &args, |seen| names(seen) == BEFORE);
 }
 
 #[test]
 fn a_load_that_fails_leaves_nothing() {
-    if let Some(home) = with_archive() {
-        fail_everywhere(&home, &["load", "-q", "-i", "images.tar"]);
-    }
+    let home = need!(with_archive());
+    fail_everywhere(&home, &["load", "-q", "-i", "images.tar"]);
 }
 
 /// Each run gives another ID: the time is in it.
@@ -96,18 +97,17 @@ fn one_more(seen: &View, name: &str) -> bool {
 
 #[test]
 fn import() {
-    if let Some(home) = home() {
-        std::fs::write(home.path("rootfs.tar"), rootfs()).unwrap();
-        let args = ["import", "-q", "rootfs.tar", "made:1"];
-        kill_everywhere(&home, &args, |seen| one_more(seen, "made:1"));
-        fail_everywhere(&home, &args);
-    }
+    let home = need!(home());
+    std::fs::write(home.path("rootfs.tar"), rootfs()).unwrap();
+    let args = ["import", "-q", "rootfs.tar", "made:1"];
+    kill_everywhere(&home, &args, |seen| one_more(seen, "made:1"));
+    fail_everywhere(&home, &args);
 }
 
 /// Where the directory cannot be read to its end, the name stays with the image that had it.
 #[test]
 fn an_import_that_fails_half_way_takes_no_name() {
-    let Some(home) = home() else { return };
+    let home = need!(home());
     std::fs::rename(home.path("template"), home.path("own")).unwrap();
     home.dirs(&["rootfs/a"]);
     std::fs::write(home.path("rootfs/a/first"), "first").unwrap();
@@ -123,7 +123,7 @@ fn an_import_that_fails_half_way_takes_no_name() {
         "-e",
         "inject=pread64,read,preadv2:error=EIO",
     ]);
-    command.args([crate::support::PROGRAM, "import", "-q", "rootfs", "one:1"]);
+    command.args([testkit::program(), "import", "-q", "rootfs", "one:1"]);
     let outcome = Outcome::from(command.output().unwrap());
     outcome.failed(1, &["/last", "Input/output error"]);
     assert_eq!(
@@ -138,7 +138,7 @@ fn an_import_that_fails_half_way_takes_no_name() {
 }
 
 /// With a named layer that has a change of every kind.
-fn with_changes() -> Option<Home> {
+fn with_changes() -> Needed<Home> {
     let home = home()?;
     std::fs::rename(home.path("template"), home.path("own")).unwrap();
     home.run(["mount", "--name", "work", "one:1", "mnt"]).ok();
@@ -152,30 +152,27 @@ fn with_changes() -> Option<Home> {
     rustix::fs::setxattr(mnt.join("new/file"), "user.note", b"value", flags).unwrap();
     home.run(["umount", "mnt"]).ok();
     std::fs::rename(home.path("own"), home.path("template")).unwrap();
-    Some(home)
+    Ok(home)
 }
 
 #[test]
 fn commit() {
-    if let Some(home) = with_changes() {
-        let args = ["commit", "-q", "work", "made:1"];
-        kill_everywhere(&home, &args, |seen| one_more(seen, "made:1"));
-    }
+    let home = need!(with_changes());
+    let args = ["commit", "-q", "work", "made:1"];
+    kill_everywhere(&home, &args, |seen| one_more(seen, "made:1"));
 }
 
 #[test]
 fn a_commit_that_fails_leaves_nothing() {
-    if let Some(home) = with_changes() {
-        fail_everywhere(&home, &["commit", "-q", "work", "made:1"]);
-    }
+    let home = need!(with_changes());
+    fail_everywhere(&home, &["commit", "-q", "work", "made:1"]);
 }
 
 /// A file system too small for the layers: a real full disk, in the middle of a layer.
 #[test]
 fn a_really_full_disk_is_one_error_and_no_residue() {
-    if !can_mount() || !has_tools(&["mount"]) {
-        return;
-    }
+    need!(can_mount());
+    need!(has_tools(&["mount"]));
     let home = Home::new();
     home.dirs(&["small", "rootfs"]);
     let mount = Command::new("mount")
@@ -206,7 +203,7 @@ fn a_really_full_disk_is_one_error_and_no_residue() {
     let piped = home
         .command("sh")
         .args(["-c", "cat big.tar | exec \"$0\" --root \"$1\" load -q"])
-        .args([crate::support::PROGRAM, &root])
+        .args([testkit::program(), &root])
         .output();
     Outcome::from(piped.unwrap()).failed(1, &["cannot write the archive", "free some space"]);
     assert_eq!(free(&home.path("small")), used, "something was left");

@@ -7,16 +7,13 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-
-use crate::support::{
-    Home, LAYERS, Outcome, PROGRAM, can_mount, has_tools, is_running, kill, wait_until,
-};
+use testkit::home::{Home, LAYERS, Outcome, is_running, kill, wait_until};
+use testkit::need::{can_mount, has_tools};
+use testkit::{need, program};
 
 #[test]
 fn live_at_once_and_gone_after_umount() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     for round in 0..5 {
         home.mount();
@@ -39,15 +36,13 @@ fn live_at_once_and_gone_after_umount() {
 
 #[test]
 fn the_daemon_holds_nothing_of_the_caller() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     // Pipes for stdout and stderr, and one more descriptor that is not close-on-exec.
     let (mut reader, writer) = std::io::pipe().unwrap();
     let mut command = home.command("sh");
     command
-        .args(["-c", "exec 7>&1 && exec \"$0\" \"$@\"", PROGRAM])
+        .args(["-c", "exec 7>&1 && exec \"$0\" \"$@\"", program()])
         .args(LAYERS)
         .stdout(writer.try_clone().unwrap())
         .stderr(writer);
@@ -73,9 +68,7 @@ fn the_daemon_holds_nothing_of_the_caller() {
 
 #[test]
 fn signals_unmount_and_leave_nothing() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     for signal in [Signal::TERM, Signal::INT] {
         home.mount();
@@ -94,9 +87,7 @@ fn signals_unmount_and_leave_nothing() {
 
 #[test]
 fn somebody_elses_unmount_ends_the_daemon() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     for flags in [
         rustix::mount::UnmountFlags::empty(),
@@ -112,9 +103,7 @@ fn somebody_elses_unmount_ends_the_daemon() {
 
 #[test]
 fn a_dead_mount_is_shown_and_replaced() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     home.mount();
     let daemon = home.daemon();
@@ -157,9 +146,7 @@ fn keepers(home: &Home, daemon: i32) -> Vec<i32> {
 
 #[test]
 fn a_mount_goes_on_without_its_keeper() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     home.mount();
     let daemon = home.daemon();
@@ -181,9 +168,7 @@ fn a_mount_goes_on_without_its_keeper() {
 
 #[test]
 fn a_mount_whose_daemon_and_keeper_are_killed_is_dead_and_replaced() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     home.mount();
     let daemon = home.daemon();
@@ -205,9 +190,7 @@ fn a_mount_whose_daemon_and_keeper_are_killed_is_dead_and_replaced() {
 
 #[test]
 fn an_upper_in_use_is_refused() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     home.dirs(&["mnt2", "upper2", "work2"]);
     home.mount();
@@ -227,9 +210,7 @@ fn an_upper_in_use_is_refused() {
 
 #[test]
 fn a_busy_mount_stays_unless_lazy() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     home.mount();
     let daemon = home.daemon();
@@ -249,12 +230,10 @@ fn a_busy_mount_stays_unless_lazy() {
 
 #[test]
 fn foreground() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     let mut child = home
-        .command(PROGRAM)
+        .command(program())
         .arg("-f")
         .args(LAYERS)
         .stdout(Stdio::piped())
@@ -275,9 +254,7 @@ fn foreground() {
 
 #[test]
 fn logs_only_when_asked() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     let log = |home: &Home| {
         let run = std::fs::read_dir(home.path("run")).unwrap();
@@ -296,9 +273,7 @@ fn logs_only_when_asked() {
 
 #[test]
 fn a_failed_mount_is_quick_and_leaves_nothing() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     let start = Instant::now();
     // The kernel refuses a source of a page or more; everything before it succeeds.
@@ -328,13 +303,12 @@ const PLAIN_USER: &str = r#"
 fn a_plain_user_mounts_directories() {
     const USER: Option<u32> = Some(65534);
     let tools = ["setpriv", "unshare", "mount", "fusermount3"];
-    if !can_mount() || !has_tools(&tools) {
-        return;
-    }
+    need!(can_mount());
+    need!(has_tools(&tools));
     let home = Home::with_layers();
     home.dirs(&["dev"]);
     // The program must be within the user's reach, wherever it was built.
-    std::fs::copy(PROGRAM, home.path("unionfs")).unwrap();
+    std::fs::copy(program(), home.path("unionfs")).unwrap();
     for name in ["run", "lower", "lower/file", "upper", "work", "mnt"] {
         std::os::unix::fs::chown(home.path(name), USER, USER).unwrap();
     }

@@ -10,12 +10,17 @@ mod bounded;
 mod caged;
 mod catalog;
 mod commit;
+mod confined;
+mod containerd;
 mod dangling;
 mod engines;
 mod exchanged_mountpoint;
 mod exchanged_store;
+mod foreign_locks;
 mod fuse_overlayfs_call;
+mod hostile_texts;
 mod hung;
+mod image_mounts;
 mod in_use;
 mod killed_intake;
 mod killed_store;
@@ -31,16 +36,5 @@ mod recognised;
 mod sandbox;
 mod set_id_images;
 mod signals;
-mod support;
 mod system_log;
 mod verify;
-
-// Trees that can be compared.
-#[path = "../store/listing.rs"]
-mod listing;
-
-// The maker of the sample store, shared with the example.
-#[path = "../../examples/sample-store/builder.rs"]
-mod builder;
-#[path = "../../examples/sample-store/sample.rs"]
-mod sample;

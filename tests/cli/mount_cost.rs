@@ -2,18 +2,18 @@
 //! strace. docs/BUDGETS.md says what for.
 
 use std::path::Path;
-use std::process::Stdio;
 
 use serde_json::json;
-use unionfs::store::Digest;
-
-use crate::support::{Home, PROGRAM, can_mount, has_tools, wait_until};
+use testkit::home::{Home, traced_mount};
+use testkit::need;
+use testkit::need::{can_mount, has_tools};
+use unionfs::oci::Digest;
 
 /// Layers of the two images that are compared.
 const FEW: usize = 4;
 const MANY: usize = 36;
 /// What a layer may cost: docs/BUDGETS.md.
-const BUDGET: usize = 16;
+const BUDGET: usize = 18;
 
 /// An archive as `docker save` writes it, with one image of so many layers for each name.
 fn archive(file: &Path, images: &[(&str, usize)]) {
@@ -53,22 +53,7 @@ fn append<W: std::io::Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u8]
 
 /// The calls of a mount and its unmount: of the command and of the server.
 fn calls(home: &Home, image: &str) -> usize {
-    let trace = home.path("trace");
-    let mut strace = home.command("strace");
-    let mut strace = strace
-        .args(["-f", "-o"])
-        .arg(&trace)
-        .args([PROGRAM, "mount", "--read-only", image, "mnt"])
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    wait_until("it is mounted", || {
-        home.run(["stats", "mnt"]).code == Some(0)
-    });
-    home.run(["umount", "mnt"]).ok();
-    assert!(strace.wait().unwrap().success());
-    let lines = std::fs::read(&trace).unwrap();
-    let lines = String::from_utf8_lossy(&lines).into_owned();
+    let lines = traced_mount(home, &[], &["--read-only", image]);
     // A debug build checks each descriptor before it closes it.
     let counted = |line: &&str| !line.contains(" resumed>") && !line.contains("F_GETFD");
     lines.lines().filter(counted).count()
@@ -76,9 +61,8 @@ fn calls(home: &Home, image: &str) -> usize {
 
 #[test]
 fn a_layer_costs_no_more_than_its_budget() {
-    if !can_mount() || !has_tools(&["strace"]) {
-        return;
-    }
+    need!(can_mount());
+    need!(has_tools(&["strace"]));
     let home = Home::new();
     home.dirs(&["mnt"]);
     let file = home.path("images.tar");

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use testkit::home::Home;
+use testkit::need;
+use testkit::need::can_mount;
 
 use crate::own_store::fill;
-use crate::support::{Home, can_mount};
 
 const USER: Option<u32> = Some(65534);
 /// Rounds of each race.
@@ -39,9 +41,7 @@ fn own(path: &Path) {
 
 #[test]
 fn a_symlink_of_another_user_is_not_followed() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = with_secret();
     let (out, layer, mnt) = (
         home.text("theirs/out"),
@@ -119,9 +119,7 @@ fn race_for(home: &Home, args: &[&str], fine: &str) {
 
 #[test]
 fn a_lower_that_is_exchanged_shows_nothing_else() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = with_secret();
     let layer = home.path("theirs/layer");
     let options = format!("lowerdir={}", layer.display());
@@ -132,12 +130,10 @@ fn a_lower_that_is_exchanged_shows_nothing_else() {
 
 #[test]
 fn a_layer_of_a_store_that_is_exchanged_shows_nothing_else() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = with_secret();
     let store = home.text("theirs/store");
-    let mut import = home.command(crate::support::PROGRAM);
+    let mut import = home.command(testkit::program());
     import.env("UNIONFS_ROOT", &store);
     import.args(["import", &home.text("theirs/layer"), "base:1"]);
     assert!(import.output().unwrap().status.success());
@@ -209,23 +205,20 @@ fn layer_with_lowers(layers: &Path) -> PathBuf {
 
 #[test]
 fn short_names_of_a_store_that_are_exchanged_show_nothing_else() {
-    if can_mount() {
-        race_of_stores(|layers| layers.join("l"));
-    }
+    need!(can_mount());
+    race_of_stores(|layers| layers.join("l"));
 }
 
 #[test]
 fn a_layers_directory_that_is_exchanged_shows_nothing_else() {
-    if can_mount() {
-        race_of_stores(layer_with_lowers);
-    }
+    need!(can_mount());
+    race_of_stores(layer_with_lowers);
 }
 
 #[test]
 fn all_layers_of_a_store_that_are_exchanged_show_nothing_else() {
-    if can_mount() {
-        race_of_stores(Path::to_owned);
-    }
+    need!(can_mount());
+    race_of_stores(Path::to_owned);
 }
 
 /// An upper and a work directory of the user's, one of which is exchanged: nothing is written to
@@ -251,14 +244,31 @@ fn race_of_uppers(exchanged: &str) {
 
 #[test]
 fn an_upper_that_is_exchanged_leads_nowhere_else() {
-    if can_mount() {
-        race_of_uppers("theirs/layer");
-    }
+    need!(can_mount());
+    race_of_uppers("theirs/layer");
 }
 
 #[test]
 fn a_work_directory_that_is_exchanged_leads_nowhere_else() {
-    if can_mount() {
-        race_of_uppers("theirs/work");
+    need!(can_mount());
+    race_of_uppers("theirs/work");
+}
+
+#[test]
+fn an_archive_is_not_what_another_user_makes_of_its_name() {
+    need!(can_mount());
+    let home = with_secret();
+    let link = home.path("theirs/a.tar");
+    symlink(home.path("secret/root-only"), &link).unwrap();
+    own(&home.path("theirs"));
+    home.run(["load", "-i", "theirs/a.tar"])
+        .failed(1, &["theirs/a.tar", "another user may change"]);
+    for name in ["theirs/a.tar", "theirs/out", "theirs/out/root-only"] {
+        home.run(["import", name, "x:1"])
+            .failed(1, &[name, "another user may change"]);
     }
+    // What is not a symlink is read, and root's own symlinks lead on.
+    home.run(["import", "-q", "theirs/layer", "x:1"]).ok();
+    symlink("theirs/layer", home.path("mine")).unwrap();
+    home.run(["import", "-q", "mine", "x:2"]).ok();
 }

@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 
 use serde_json::Value;
-
-use crate::sample::{self, Sample};
-use crate::support::{Home, Outcome, PROGRAM, can_mount};
+use testkit::home::{Home, Outcome};
+use testkit::need::{Needed, can_mount};
+use testkit::store::sample::{self, Sample};
+use testkit::{need, program};
 
 /// A home with the sample store in `store`.
 struct Shop {
@@ -16,15 +17,13 @@ struct Shop {
 }
 
 /// Its layers hold device nodes: only root can make them.
-fn shop() -> Option<Shop> {
-    if !can_mount() {
-        return None;
-    }
+fn shop() -> Needed<Shop> {
+    can_mount()?;
     let home = Home::new();
     home.dirs(&["mnt"]);
     let sample = sample::make(&home.path("store")).unwrap();
     let root = home.text("store");
-    Some(Shop { home, root, sample })
+    Ok(Shop { home, root, sample })
 }
 
 impl Shop {
@@ -60,7 +59,7 @@ fn strings(value: &Value) -> Vec<&str> {
 
 #[test]
 fn images() {
-    let Some(shop) = shop() else { return };
+    let shop = need!(shop());
     let rows = shop.json(&["images", "--json"]);
     let rows = rows.as_array().unwrap();
     assert_eq!(rows.len(), shop.sample.images.len());
@@ -86,7 +85,7 @@ fn images() {
 
 #[test]
 fn inspect_and_history() {
-    let Some(shop) = shop() else { return };
+    let shop = need!(shop());
     let (_, id) = &shop.sample.images[1];
     let image = shop.json(&["inspect", "--json", "sample:2"]);
     assert_eq!(image["id"], **id);
@@ -112,7 +111,7 @@ fn inspect_and_history() {
 
 #[test]
 fn layers() {
-    let Some(shop) = shop() else { return };
+    let shop = need!(shop());
     let nodes = shop.json(&["layers", "--json"]);
     let nodes = nodes.as_array().unwrap();
     // Two images of three layers share two.
@@ -130,7 +129,7 @@ fn layers() {
 
 #[test]
 fn what_is_not_there() {
-    let Some(shop) = shop() else { return };
+    let shop = need!(shop());
     for command in ["inspect", "history", "layers"] {
         shop.run(&[command, "absent:9"])
             .failed(1, &["absent:9", "unionfs images"]);
@@ -147,7 +146,7 @@ fn what_is_not_there() {
 
 #[test]
 fn damage_is_reported_and_hides_nothing_else() {
-    let Some(shop) = shop() else { return };
+    let shop = need!(shop());
     let (_, id) = &shop.sample.images[0];
     let hex = id.strip_prefix("sha256:").unwrap();
     let config = shop
@@ -163,9 +162,10 @@ fn damage_is_reported_and_hides_nothing_else() {
 
 #[test]
 fn a_reader_that_leaves_early_is_no_error() {
-    let Some(shop) = shop() else { return };
+    let shop = need!(shop());
     let script = format!(
-        "{PROGRAM} --root {} inspect sample:2 | true; exit ${{PIPESTATUS[0]}}",
+        "{} --root {} inspect sample:2 | true; exit ${{PIPESTATUS[0]}}",
+        program(),
         shop.root
     );
     let output = shop
@@ -192,7 +192,7 @@ fn completions_and_manual_pages() {
 
 #[test]
 fn a_mounted_image_keeps_changes_and_tells_where() {
-    let Some(shop) = shop() else { return };
+    let shop = need!(shop());
     let text = shop.run(&["mount", "sample:2", "mnt"]).ok();
     let diff = text
         .strip_prefix("changes are kept in ")
@@ -235,7 +235,7 @@ fn a_mounted_image_keeps_changes_and_tells_where() {
 
 #[test]
 fn ephemeral_changes_are_gone() {
-    let Some(shop) = shop() else { return };
+    let shop = need!(shop());
     assert_eq!(
         shop.run(&["mount", "--ephemeral", "sample:1", "mnt"]).ok(),
         ""
@@ -248,7 +248,7 @@ fn ephemeral_changes_are_gone() {
 
 #[test]
 fn read_only_makes_nothing() {
-    let Some(shop) = shop() else { return };
+    let shop = need!(shop());
     for flags in [&["--read-only"][..], &["-o", "ro"]] {
         assert_eq!(
             shop.run(&[&["mount", "sample:1", "mnt"], flags].concat())
@@ -265,7 +265,7 @@ fn read_only_makes_nothing() {
 
 #[test]
 fn a_failed_mount_takes_its_upper_back() {
-    let Some(shop) = shop() else { return };
+    let shop = need!(shop());
     let name = format!("fsname={}", "x".repeat(5000));
     shop.run(&["mount", "sample:1", "mnt", "-o", &name])
         .failed(1, &["mnt"]);
@@ -275,7 +275,7 @@ fn a_failed_mount_takes_its_upper_back() {
 
 #[test]
 fn containers() {
-    let Some(shop) = shop() else { return };
+    let shop = need!(shop());
     let file = "srv/from-the-container";
     let store = shop.home.path("store/overlay2");
     let in_store = || -> usize {

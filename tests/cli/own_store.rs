@@ -4,12 +4,14 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use unionfs::store::tarball::Limits;
+use testkit::home::Home;
+use testkit::need;
+use testkit::need::can_mount;
+use testkit::store::sample;
+use unionfs::layer_tar::Limits;
+use unionfs::oci::{Digest, Reference};
+use unionfs::store::Writable;
 use unionfs::store::writable::Exclusive;
-use unionfs::store::{Digest, Reference, Writable};
-
-use crate::sample;
-use crate::support::{Home, can_mount};
 
 /// Commits a layer with a file `name` that holds its own name.
 fn layer(store: &Exclusive<'_>, parent: Option<&Digest>, name: &str) -> Digest {
@@ -133,8 +135,8 @@ fn by_id_and_force_an_image_goes_with_all_its_names() {
 fn what_is_not_ours_is_not_touched() {
     let home = Home::new();
     let root = home.text("store");
-    home.refused(1, ["rmi", "x"], &["no store of ours", "own"]);
-    home.refused(1, ["rm", "x"], &["no store of ours"]);
+    home.refused(1, ["rmi", "x"], &["no unionfs store", "own"]);
+    home.refused(1, ["rm", "x"], &["no unionfs store"]);
     assert_eq!(home.json(["prune", "--json"])["bytes"], 0);
     assert_eq!(std::fs::read_dir(home.path("own")).unwrap().count(), 0);
     home.dirs(&["store/image/overlay2/imagedb"]);
@@ -154,9 +156,7 @@ fn what_is_not_ours_is_not_touched() {
 
 #[test]
 fn a_named_layer_keeps_its_content_until_it_is_removed() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     home.refused(
         1,
@@ -226,9 +226,7 @@ fn a_named_layer_keeps_its_content_until_it_is_removed() {
 
 #[test]
 fn a_layer_made_for_a_mount_that_fails_is_gone_again() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     let before = counts(&home);
     // Inside its own lower, which is found out after the layer was made.
@@ -247,9 +245,7 @@ fn a_layer_made_for_a_mount_that_fails_is_gone_again() {
 
 #[test]
 fn a_named_layer_on_an_image_of_another_store_is_in_ours() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::new();
     home.dirs(&["mnt"]);
     sample::make(&home.path("store")).unwrap();
@@ -282,9 +278,7 @@ fn a_named_layer_on_an_image_of_another_store_is_in_ours() {
 
 #[test]
 fn layers_of_live_mounts_stay() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     home.run(["mount", "--ephemeral", "two:1", "mnt"]).ok();
     home.run(["rmi", "two:1"])

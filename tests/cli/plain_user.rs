@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use crate::support::{Home, Outcome, PROGRAM, can_mount, has_tools};
+use testkit::home::{Home, Outcome};
+use testkit::need::{Needed, can_mount, has_tools};
+use testkit::{need, program};
 
 const USER: u32 = 65534;
 
@@ -52,20 +54,19 @@ fn as_user(home: &Home, script: &str) -> Outcome {
     command.output().unwrap().into()
 }
 
-fn home() -> Option<Home> {
+fn home() -> Needed<Home> {
     let tools = ["setpriv", "unshare", "mount", "fusermount3"];
-    if !can_mount() || !has_tools(&tools) {
-        return None;
-    }
+    can_mount()?;
+    has_tools(&tools)?;
     let home = Home::new();
     home.dirs(&["dev", "data", "mnt", "out"]);
     std::fs::remove_dir(home.path("own")).unwrap();
     // The program must be within the user's reach, wherever it was built.
-    std::fs::copy(PROGRAM, home.path("unionfs")).unwrap();
+    std::fs::copy(program(), home.path("unionfs")).unwrap();
     for name in ["run", "data", "mnt", "out"] {
         std::os::unix::fs::chown(home.path(name), Some(USER), Some(USER)).unwrap();
     }
-    Some(home)
+    Ok(home)
 }
 
 /// An archive that root made in a store of its own, of the image `app:1`.
@@ -81,7 +82,7 @@ fn archive(home: &Home, to: &str, with_device: bool) {
 /// All of the sandbox but what needs mounts.
 #[test]
 fn the_daemon_of_a_plain_user_is_caged() {
-    let Some(home) = home() else { return };
+    let home = need!(home());
     let script = "mkdir data/lower data/upper data/work
         ./unionfs -o lowerdir=data/lower,upperdir=data/upper,workdir=data/work mnt
         echo new >mnt/file; mkdir mnt/dir; mv mnt/file mnt/dir/; mv mnt/dir mnt/moved
@@ -111,11 +112,11 @@ fn the_daemon_of_a_plain_user_is_caged() {
 
 #[test]
 fn an_image_goes_all_the_way_without_root() {
-    let Some(home) = home() else { return };
+    let home = need!(home());
     archive(&home, "app.tar", false);
     let text = as_user(
         &home,
-        r#"
+        r"
         ./unionfs load -q -i app.tar
         test -d data/unionfs/overlay2
         ./unionfs verify --all | sed 's/, [^,]* hashed//'
@@ -140,7 +141,7 @@ fn an_image_goes_all_the_way_without_root() {
         ./unionfs prune
         ./unionfs images --json
         ls data/unionfs/overlay2
-        "#,
+        ",
     )
     .ok();
     let expected = "Loaded image: app:1\n\
@@ -171,7 +172,7 @@ fn an_image_goes_all_the_way_without_root() {
 
 #[test]
 fn device_nodes_are_refused_and_nothing_is_left() {
-    let Some(home) = home() else { return };
+    let home = need!(home());
     archive(&home, "dev.tar", true);
     for command in ["load -i dev.tar", "import rootfs.tar app:1"] {
         let outcome = as_user(&home, &format!("./unionfs {command}"));
@@ -193,7 +194,7 @@ fn device_nodes_are_refused_and_nothing_is_left() {
 /// What is not his, he neither changes nor believes to be changed.
 #[test]
 fn another_users_store_is_not_written_to() {
-    let Some(home) = home() else { return };
+    let home = need!(home());
     archive(&home, "app.tar", false);
     home.run(["load", "-q", "-i", "app.tar"]).ok();
     let root = home.text("own");

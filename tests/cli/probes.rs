@@ -11,9 +11,10 @@ use std::process::{Command, Stdio};
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
+use testkit::home::Home;
+use testkit::need;
+use testkit::need::{can_mount, has_tools};
 use unionfs::sandbox::{self, command};
-
-use crate::support::{Home, can_mount, has_tools};
 
 /// What a probe is to come to inside of the sandbox.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,12 +35,49 @@ enum Inside {
     Network,
     /// Of one that may only read it.
     Reading,
+    /// The same, of a process that only looks for something: without a mount namespace.
+    Looking,
+}
+
+impl Inside {
+    /// What comes of a probe there.
+    fn expected(self, name: &str, in_store: End) -> End {
+        let changes = [
+            "its work",
+            "make outside",
+            "remove outside",
+            "chmod outside",
+            "chown outside",
+            "xattr outside",
+            "chmod what is read",
+            "xattr of what is read",
+            "a device",
+            "a symlink outwards",
+        ];
+        let opens = [
+            "write outside",
+            "write from the store upwards",
+            "read outside",
+            "write what is read",
+            "memory by way of proc",
+            "the root of the root",
+            "what another process is",
+        ];
+        let sockets = ["a socket of this machine", "a socket of the kernel"];
+        match self {
+            Self::Network if name == "a socket" || name == "new code" => End::Done,
+            Self::Network if sockets.contains(&name) => End::Fails(Errno::AFNOSUPPORT),
+            Self::Reading | Self::Looking if changes.contains(&name) => End::Fails(Errno::ROFS),
+            Self::Looking if opens.contains(&name) => End::Fails(Errno::ACCESS),
+            _ => in_store,
+        }
+    }
 }
 
 type Probe = fn(&Path) -> io::Result<()>;
 
 /// By name; what comes of it in a store that may be changed.
-const PROBES: [(&str, Probe, End); 33] = [
+const PROBES: [(&str, Probe, End); 36] = [
     ("its work", work, End::Done),
     ("threads", threads, End::Done),
     (
@@ -51,6 +89,11 @@ const PROBES: [(&str, Probe, End); 33] = [
         "write from the store upwards",
         upwards,
         End::Fails(Errno::NOENT),
+    ),
+    (
+        "write what was inherited",
+        inherited,
+        End::Fails(Errno::BADF),
     ),
     (
         "make outside",
@@ -105,6 +148,11 @@ const PROBES: [(&str, Probe, End); 33] = [
     (
         "the root of the root",
         |_| write_open(&Path::new("/proc/self/root").join(outside().strip_prefix("/").unwrap())),
+        End::Fails(Errno::NOENT),
+    ),
+    (
+        "what another process is",
+        |_| fs::read("/proc/1/status").map(drop),
         End::Fails(Errno::NOENT),
     ),
     ("a device", device, End::Fails(Errno::ACCESS)),
@@ -174,6 +222,15 @@ const PROBES: [(&str, Probe, End); 33] = [
     (
         "a socket of this machine",
         |_| socket(libc::AF_UNIX),
+        End::Killed,
+    ),
+    (
+        "a socket of the kernel",
+        |_| {
+            let (family, kind) = (libc::AF_NETLINK as usize, libc::SOCK_RAW as usize);
+            let diagnosis = libc::NETLINK_SOCK_DIAG as usize;
+            call(libc::SYS_socket, [family, kind, diagnosis, 0, 0])
+        },
         End::Killed,
     ),
     ("new code", code, End::Killed),
@@ -271,6 +328,25 @@ fn upwards(_: &Path) -> io::Result<()> {
     Ok(rustix::fs::openat(dir.as_fd(), "../outside/file", flags, mode).map(drop)?)
 }
 
+/// Where a file outside is open, as a caller may have left it.
+const INHERITED: i32 = 99;
+
+#[allow(unsafe_code)]
+fn inherit() {
+    // Not close-on-exec.
+    let file = rustix::fs::open(outside(), OFlags::RDWR, Mode::empty()).unwrap();
+    // SAFETY: nobody else uses the number.
+    let done = unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&file), INHERITED) };
+    assert_eq!(done, INHERITED, "{}", io::Error::last_os_error());
+}
+
+#[allow(unsafe_code)]
+fn inherited(_: &Path) -> io::Result<()> {
+    // SAFETY: it is written to only, and the kernel says if it is not open.
+    let file = unsafe { std::os::fd::BorrowedFd::borrow_raw(INHERITED) };
+    Ok(rustix::io::write(file, b"x").map(drop)?)
+}
+
 fn link_out(_: &Path) -> io::Result<()> {
     let link = store().join("link-out");
     let _ = fs::remove_file(&link);
@@ -330,14 +406,18 @@ fn be_a_probe(name: &str) {
 /// Enters the sandbox and does it.
 fn try_it(name: &str) {
     let (home, inside) = (home_of_probe(), std::env::var(INSIDE).unwrap());
+    inherit();
     if inside != "Nothing" {
         let mode = match std::env::var_os("UNIONFS_TEST_PROBE_AUTO") {
             Some(_) => sandbox::Mode::Auto,
             None => sandbox::Mode::Strict,
         };
-        let mut command = command::Command::new(mode);
+        let mut command = match inside.as_str() {
+            "Looking" => command::Command::quick(sandbox::Mode::Auto),
+            _ => command::Command::new(mode),
+        };
         match inside.as_str() {
-            "Reading" => command.read(&store()).unwrap(),
+            "Reading" | "Looking" => command.read(&store()).unwrap(),
             _ => command.write(&store()).unwrap(),
         }
         command.read(&home.join("input")).unwrap();
@@ -398,29 +478,21 @@ fn nothing_outside_is_reached() {
     if let Ok(name) = std::env::var(PROBE) {
         return be_a_probe(&name);
     }
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home_of_probes();
     for (name, _, expected) in PROBES {
-        assert_eq!(
-            ends(&home, &[], name, Inside::Store, false),
-            expected,
-            "{name}"
-        );
-        let with_network = match name {
-            "a socket" | "new code" => End::Done,
-            "a socket of this machine" => End::Fails(Errno::AFNOSUPPORT),
-            _ => expected,
-        };
-        let end = ends(&home, &[], name, Inside::Network, false);
-        assert_eq!(end, with_network, "{name}, with the network");
-        let reading = match name {
-            "its work" | "a device" | "a symlink outwards" => End::Fails(Errno::ROFS),
-            _ => expected,
-        };
-        let end = ends(&home, &[], name, Inside::Reading, false);
-        assert_eq!(end, reading, "{name}, only reading");
+        for inside in [
+            Inside::Store,
+            Inside::Network,
+            Inside::Reading,
+            Inside::Looking,
+        ] {
+            assert_eq!(
+                ends(&home, &[], name, inside, false),
+                inside.expected(name, expected),
+                "{name}, {inside:?}"
+            );
+        }
     }
     assert_eq!(fs::read(home.path("outside/file")).unwrap(), b"outside");
     assert_eq!(
@@ -448,9 +520,8 @@ fn nothing_outside_is_reached() {
 /// As a plain user Landlock and the filter of system calls hold.
 #[test]
 fn a_plain_user_is_confined_too() {
-    if !can_mount() || !has_tools(&["setpriv", "sh"]) {
-        return;
-    }
+    need!(can_mount());
+    need!(has_tools(&["setpriv", "sh"]));
     let home = home_of_probes();
     for name in ["", "own", "outside", "outside/file", "input"] {
         chown(home.path(name), Some(65534), Some(65534)).unwrap();
@@ -481,6 +552,7 @@ fn a_plain_user_is_confined_too() {
             | "chmod what is read"
             | "xattr of what is read"
             | "its work"
+            | "what another process is"
             | "a device" => continue,
             _ => expected,
         };

@@ -1,8 +1,11 @@
 //! What is told while layers and trees go in and out: a line each on stderr where that is no
 //! terminal, a bar on one, nothing with `--quiet` and `--json`.
 
+use testkit::home::{Home, Outcome};
+use testkit::need::{can_mount, has_tools};
+use testkit::{need, program};
+
 use crate::own_store;
-use crate::support::{Home, Outcome, PROGRAM, can_mount, has_tools};
 
 /// A home with images, a named layer on `one:1`, a root file system and an archive.
 fn home() -> Home {
@@ -35,9 +38,7 @@ const COMMANDS: [(&[&str], &str); 6] = [
 
 #[test]
 fn each_step_is_a_line() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     let outcome = home.run(["load", "-i", "flat.tar"]);
     assert!(outcome.stderr.contains(": loaded, "), "{outcome:?}");
@@ -64,12 +65,11 @@ fn each_step_is_a_line() {
 
 #[test]
 fn a_terminal_gets_a_bar() {
-    if !can_mount() || !has_tools(&["script"]) {
-        return;
-    }
+    need!(can_mount());
+    need!(has_tools(&["script"]));
     let home = home();
     for (args, _) in &COMMANDS[..5] {
-        let command = format!("{PROGRAM} {} > out", args.join(" "));
+        let command = format!("{} {} > out", program(), args.join(" "));
         let outcome = home
             .command("script")
             .args(["-qec", &command, "/dev/null"])

@@ -6,8 +6,9 @@ use std::os::unix::fs::MetadataExt as _;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
-
-use crate::support::{Home, can_mount, is_running, kill, wait_until};
+use testkit::home::{Home, is_running, kill, wait_until};
+use testkit::need;
+use testkit::need::can_mount;
 
 /// A stopped process, which goes on when this is dropped.
 struct Stopped(i32);
@@ -61,9 +62,7 @@ fn assert_next(home: &Home) {
 
 #[test]
 fn an_ending_daemon_leaves_the_next_mount_alone() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     let mut same = 0;
     for round in 0..10 {
@@ -83,9 +82,7 @@ fn an_ending_daemon_leaves_the_next_mount_alone() {
 
 #[test]
 fn records_belong_to_their_mounts() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     let (stopped, _) = replaced(&home);
     let rows = home.json(["ps", "--json"]);
@@ -114,9 +111,7 @@ fn records_belong_to_their_mounts() {
 
 #[test]
 fn a_daemon_finds_its_mount_where_it_was_moved_to() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     home.dirs(&["a/m"]);
     let options = "lowerdir=lower,upperdir=upper,workdir=work";
@@ -134,9 +129,7 @@ fn a_daemon_finds_its_mount_where_it_was_moved_to() {
 
 #[test]
 fn what_is_mounted_over_it_stays_and_so_do_its_binds() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     home.dirs(&["bound"]);
     home.mount();

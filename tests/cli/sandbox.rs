@@ -3,9 +3,11 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-use crate::support::{Home, PROGRAM, can_mount, has_tools};
+use testkit::home::Home;
+use testkit::need::{can_mount, has_tools};
+use testkit::{need, program};
 
-const TRANSPORTS: [&str; 2] = ["classic", "auto"];
+const TRANSPORTS: [&str; 3] = ["classic", "auto", "fuser"];
 
 /// Mounts the home's layers with `options` and gives the daemon's process ID.
 fn mounted(home: &Home, options: &str) -> i32 {
@@ -32,9 +34,7 @@ const KEPT: [u32; 10] = [0, 1, 2, 3, 4, 9, 21, 23, 27, 31];
 
 #[test]
 fn a_daemon_keeps_ten_capabilities() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     let pid = mounted(&home, "");
     for set in ["CapEff", "CapPrm", "CapBnd"] {
@@ -87,9 +87,7 @@ fn mounts_of(pid: i32, dir: &std::path::Path) -> Vec<String> {
 /// No descriptor of a daemon is in a mount of the machine's, from where `..` would lead on.
 #[test]
 fn layers_are_in_mounts_of_their_own() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     for options in ["", "noatime", "io=passthrough", "io=cached,sandbox=strict"] {
         let home = Home::with_layers();
         let pid = mounted(&home, options);
@@ -117,9 +115,7 @@ fn layers_are_in_mounts_of_their_own() {
 /// Upper and work directory far from each other, and one below a symlink.
 #[test]
 fn upper_and_work_are_found_wherever_they_are() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     home.dirs(&["a/b/upper", "c/d/work"]);
     symlink("c/d", home.path("link")).unwrap();
@@ -137,15 +133,14 @@ fn upper_and_work_are_found_wherever_they_are() {
 /// Who has CAP_SYS_ADMIN in a user namespace of their own is as well caged.
 #[test]
 fn the_owner_of_a_user_namespace_has_all_parts() {
-    if !can_mount() || !has_tools(&["unshare"]) {
-        return;
-    }
+    need!(can_mount());
+    need!(has_tools(&["unshare"]));
     let home = Home::with_layers();
     let script = "\"$0\" -o lowerdir=lower,upperdir=upper,workdir=work,sandbox=strict mnt
         echo changed >mnt/file; \"$0\" ps --json; \"$0\" umount mnt";
     let mut command = home.command("unshare");
-    command.args(["-Urm", "sh", "-e", "-c", script, PROGRAM]);
-    let shown = crate::support::Outcome::from(command.output().unwrap()).ok();
+    command.args(["-Urm", "sh", "-e", "-c", script, program()]);
+    let shown = testkit::home::Outcome::from(command.output().unwrap()).ok();
     let mounts: serde_json::Value = serde_json::from_str(&shown).unwrap();
     for part in ["mount_namespace", "private_layers", "seccomp"] {
         assert_eq!(mounts[0]["sandbox"][part], true, "{part}");
@@ -158,9 +153,7 @@ fn the_owner_of_a_user_namespace_has_all_parts() {
 
 #[test]
 fn without_a_sandbox_nothing_is_given_up() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     let pid = mounted(&home, "sandbox=off");
     assert_eq!(
@@ -173,9 +166,7 @@ fn without_a_sandbox_nothing_is_given_up() {
 /// Everything that a program does with files, in a daemon that can reach nothing but its layers.
 #[test]
 fn the_cage_leaves_what_a_mount_needs() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     for transport in TRANSPORTS {
         for io in ["auto", "cached"] {
             let home = Home::with_layers();
@@ -224,4 +215,30 @@ fn the_cage_leaves_what_a_mount_needs() {
             assert!(!home.path("upper/link").exists());
         }
     }
+}
+
+/// In a root directory that is not a mount, which no part may lead out of.
+#[test]
+fn a_daemon_in_a_chroot_has_the_whole_sandbox() {
+    need!(can_mount());
+    need!(has_tools(&["mount", "umount", "chroot", "mknod", "sh"]));
+    let home = Home::new();
+    home.dirs(&[
+        "jail/proc",
+        "jail/usr",
+        "jail/dev",
+        "jail/lower",
+        "jail/mnt",
+        "jail/run",
+    ]);
+    let script = "cd jail; for dir in lib lib64; do test -e /$dir && ln -s usr/$dir $dir; done
+        mount --rbind /usr usr && mount -t proc none proc && cp $(command -v unionfs) .
+        mknod dev/fuse c 10 229; mknod dev/null c 1 3; chmod 666 dev/null; echo text >lower/file
+        cd ..; UNIONFS_RUNTIME_DIR=/run chroot jail ./unionfs -o lowerdir=/lower,sandbox=strict /mnt
+        cat jail/mnt/file; UNIONFS_RUNTIME_DIR=/run chroot jail ./unionfs umount /mnt";
+    let outcome = home.run_script(script);
+    let undone =
+        home.run_script("umount -l jail/mnt 2>/dev/null || true; umount -l jail/usr jail/proc");
+    assert_eq!(outcome.ok(), "text\n");
+    undone.ok();
 }

@@ -3,7 +3,9 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
-use crate::support::{Home, Outcome, can_mount, has_tools};
+use testkit::home::{Home, Outcome};
+use testkit::need;
+use testkit::need::{can_mount, has_tools};
 
 /// `id`, set-user-ID root, and a device like /dev/null that everybody may open.
 fn rootfs() -> Vec<u8> {
@@ -45,9 +47,8 @@ fn rights(home: &Home) -> (String, bool) {
 
 #[test]
 fn set_id_programs_and_devices_work_only_when_asked_for() {
-    if !can_mount() || !has_tools(&["setpriv", "id"]) {
-        return;
-    }
+    need!(can_mount());
+    need!(has_tools(&["setpriv", "id"]));
     let home = Home::new();
     home.dirs(&["mnt", "upper", "work", "plain"]);
     std::fs::write(home.path("rootfs.tar"), rootfs()).unwrap();

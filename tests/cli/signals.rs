@@ -8,9 +8,11 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::Signal;
 use serde_json::json;
-use unionfs::store::{Digest, Reference, Writable};
-
-use crate::support::{Home, PROGRAM, can_mount, kill, wait_until};
+use testkit::home::{Home, kill, wait_until};
+use testkit::need::can_mount;
+use testkit::{need, program};
+use unionfs::oci::{Digest, Reference};
+use unionfs::store::Writable;
 
 const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
 /// Large enough that no command is done with it before the signal; holes and zeros.
@@ -47,7 +49,7 @@ fn ends_clean(home: &Home, start: impl Fn() -> Child, begun: impl Fn() -> bool) 
 }
 
 fn command(home: &Home, args: &[&str]) -> Command {
-    let mut command = home.signalled(PROGRAM);
+    let mut command = home.signalled(program());
     command
         .args(args)
         .stdout(Stdio::piped())
@@ -172,9 +174,7 @@ fn load() {
 
 #[test]
 fn commit() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = home();
     home.run(["mount", "--name", "work", "small:1", "mnt"]).ok();
     let file = std::fs::File::create(home.path("mnt/large")).unwrap();
@@ -270,7 +270,11 @@ fn an_ignored_signal_stays_ignored() {
     let was = staged(&home);
     let mut child = home
         .command("sh")
-        .args(["-c", "trap '' HUP; exec \"$0\" import -q - made:1", PROGRAM])
+        .args([
+            "-c",
+            "trap '' HUP; exec \"$0\" import -q - made:1",
+            program(),
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()

@@ -4,7 +4,9 @@
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 
-use crate::support::{Home, PROGRAM, can_mount};
+use testkit::home::Home;
+use testkit::need::can_mount;
+use testkit::{need, program};
 
 /// Runs a shell script in a mount namespace whose /dev has a log, with the home's layers; the lines
 /// that were logged.
@@ -24,7 +26,7 @@ fn logged(home: &Home, script: &str) -> Vec<String> {
     let done = home
         .command("unshare")
         .args(shell)
-        .env("unionfs", PROGRAM)
+        .env("unionfs", program())
         .output()
         .unwrap();
     assert!(done.status.success(), "{done:?}");
@@ -50,9 +52,7 @@ const EXCHANGED: &str = "
 
 #[test]
 fn a_failed_request_is_logged_with_operation_inode_and_process() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     let lines = logged(&home, EXCHANGED);
     let of_request = lines.iter().find(|line| line.contains("operation=GETATTR"));
@@ -69,9 +69,7 @@ fn a_failed_request_is_logged_with_operation_inode_and_process() {
 
 #[test]
 fn a_daemon_with_a_log_file_leaves_the_systems_log_alone() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     let script = format!("export UNIONFS_LOG=warn\n{EXCHANGED}\ncat run/*.log");
     assert_eq!(logged(&home, &script), [""; 0]);
@@ -79,9 +77,7 @@ fn a_daemon_with_a_log_file_leaves_the_systems_log_alone() {
 
 #[test]
 fn a_system_without_a_log_mounts_all_the_same() {
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::with_layers();
     let script = format!("rm /dev/log\n{EXCHANGED}");
     assert_eq!(logged(&home, &script), [""; 0]);

@@ -1,16 +1,15 @@
 //! `unionfs verify`: what it prints, and that damage is exit code 1.
 
 use serde_json::Value;
-
-use crate::sample;
-use crate::support::{Home, can_mount};
+use testkit::home::Home;
+use testkit::need;
+use testkit::need::can_mount;
+use testkit::store::sample;
 
 #[test]
 fn damage_is_printed_and_exit_code_1() {
     // The sample's layers hold device nodes: only root can make them.
-    if !can_mount() {
-        return;
-    }
+    need!(can_mount());
     let home = Home::new();
     sample::make(&home.path("store")).unwrap();
     let root = home.text("store");

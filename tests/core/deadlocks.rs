@@ -1,10 +1,10 @@
-//! Operations on one file by two threads at once: neither may wait for the other for ever.
+//! Operations on one file by two threads at once: neither may wait for the other forever.
 
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use unionfs::union::{Ino, ROOT_INO, Union};
+use unionfs::union::{Caching, Ino, ROOT_INO, Union};
 
 use crate::support::{World, caller};
 
@@ -67,7 +67,7 @@ fn a_file_is_opened_while_it_is_removed() {
     let mut files: Vec<_> = (0..FILES).map(create).collect();
     files.truncate(FILES - CACHED);
     let read = |union: &Union, _: &str, ino| {
-        assert_eq!(union.read(ino, 0, &mut [0; 1], false).unwrap(), 0);
+        assert_eq!(union.read(ino, 0, &mut [0; 1], Caching::Cached).unwrap(), 0);
     };
     let remove = |union: &Union, name: &str, _| union.unlink(ROOT_INO, name.as_bytes()).unwrap();
     race(world, files, read, remove);

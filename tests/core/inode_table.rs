@@ -1,7 +1,7 @@
 //! Exact lookup counts: whatever happened, after the last forget the table holds the
 //! root alone.
 
-use unionfs::union::{ROOT_INO, RenameFlags, Write};
+use unionfs::union::{Caching, ROOT_INO, RenameFlags, Write};
 
 use crate::support::{World, caller};
 
@@ -110,7 +110,7 @@ fn readdirplus_counts_what_was_taken() {
         taken.extend(item.entry.take().map(unionfs::union::EntryRef::surrender));
         true
     };
-    world.union.readdir(ROOT_INO, 0, true, sink).unwrap();
+    world.union.readdirplus(ROOT_INO, 0, sink).unwrap();
     assert!(offered >= 41, "{offered}");
     assert_eq!(world.inodes(), empty + 40);
     for ino in taken {
@@ -138,7 +138,7 @@ fn replaced_entries_live_until_forgotten() {
     assert_eq!(found, a);
     // The replaced file goes on answering: somebody may have it open.
     let mut buf = [0; 8];
-    assert_eq!(union.read(b, 0, &mut buf, false).unwrap(), 1);
+    assert_eq!(union.read(b, 0, &mut buf, Caching::Cached).unwrap(), 1);
     assert_eq!(buf[0], b'b');
     assert_eq!(union.getattr(b).unwrap().nlink, 0);
     union.forget(b, 1);
@@ -159,7 +159,7 @@ fn unnamed_files() {
     assert_ne!(ino, lost.attr().ino);
     assert_eq!(
         union
-            .write(ino, (0, b"unnamed"), Write::default(), None)
+            .write(ino, 0, b"unnamed", Write::default(), None)
             .unwrap(),
         7
     );

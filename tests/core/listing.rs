@@ -35,7 +35,7 @@ fn inode_numbers_agree_with_lookup() {
             listed.push((item.name.to_vec(), item.ino, item.kind));
             true
         };
-        world.union.readdir(ROOT_INO, 0, false, sink).unwrap();
+        world.union.readdir(ROOT_INO, 0, sink).unwrap();
         for (name, ino, kind) in listed {
             if name == b"." || name == b".." {
                 continue;
@@ -63,7 +63,7 @@ fn deleting_while_reading() {
             batch.push(item.name.to_vec());
             true
         };
-        world.union.readdir(ROOT_INO, from, false, sink).unwrap();
+        world.union.readdir(ROOT_INO, from, sink).unwrap();
         if batch.is_empty() {
             break;
         }
@@ -109,7 +109,7 @@ fn a_directory_of_several_windows() {
             assert!(names.insert(item.name.to_vec()), "listed twice");
             true
         };
-        world.union.readdir(ROOT_INO, from, false, sink).unwrap();
+        world.union.readdir(ROOT_INO, from, sink).unwrap();
         if offset == from {
             break;
         }

@@ -7,5 +7,7 @@ mod allocations;
 mod deadlocks;
 mod inode_table;
 mod listing;
+mod lowers_in_memory;
 mod model;
+mod numbers_used_again;
 mod support;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use unionfs::union::{FileKind, ROOT_INO, RenameFlags, Write};
+use unionfs::union::{Caching, FileKind, ROOT_INO, RenameFlags, Write};
 
 use crate::support::{Held, World, caller};
 
@@ -197,7 +197,7 @@ fn perform(world: &World, op: &Op) -> Result<(), i32> {
                 return Err(libc::EISDIR);
             }
             union
-                .write(file.ino(), (0, &[*byte]), Write::default(), None)
+                .write(file.ino(), 0, &[*byte], Write::default(), None)
                 .map(|_| ())
         }
         Op::Unlink(p) => union.unlink(ino(&dir(p)?), last(p).as_bytes()),
@@ -226,7 +226,10 @@ fn snapshot(world: &World, dir: u64) -> Node {
             FileKind::Directory => snapshot(world, ino),
             _ => {
                 let mut data = vec![0; entry.attr().size as usize];
-                let n = world.union.read(ino, 0, &mut data, false).unwrap();
+                let n = world
+                    .union
+                    .read(ino, 0, &mut data, Caching::Cached)
+                    .unwrap();
                 assert_eq!(n, data.len());
                 Node::File(data)
             }

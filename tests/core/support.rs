@@ -83,7 +83,7 @@ impl World {
         loop {
             let before = names.len();
             let mut room = 7;
-            self.union.readdir(dir, offset, false, &mut |item| {
+            self.union.readdir(dir, offset, &mut |item| {
                 if room == 0 {
                     return false;
                 }

@@ -4,12 +4,12 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::disk::Disk;
-use crate::common::exec::{self, Answer};
-use crate::common::layers::{self, Form};
-use crate::common::mount::{Fs, KERNEL, Mounted, Scratch, Stack};
-use crate::common::script;
-use crate::common::tree::{self, Tree};
+use testkit::disk::Disk;
+use testkit::exec::{self, Answer};
+use testkit::layers::{self, Form};
+use testkit::mount::{Fs, KERNEL, Mounted, Scratch, Stack};
+use testkit::script;
+use testkit::tree::{self, Tree};
 
 /// unionfs with each way of passing data on.
 pub(crate) const POLICIES: [Fs; 3] = [

@@ -8,10 +8,10 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
 };
+use testkit::need::has_tools;
+use testkit::tree::{self, Mask};
+use testkit::{need, need_mounts};
 
-use crate::common::need_mounts;
-use crate::common::strace::need_strace;
-use crate::common::tree::{self, Mask};
 use crate::faults::{Setup, States, fail_each_call, fault, look, start};
 
 #[test]
@@ -75,7 +75,7 @@ fn of_set_id_bits() {
 #[test]
 fn of_set_id_bits_that_fall() {
     need_mounts!();
-    need_strace!();
+    need!(has_tools(&["strace"]));
     let change = "as 1001 1001\ntruncate suid 3";
     for call in ["fchownat", "ftruncate"] {
         let f = start("chmod suid 6777");
@@ -112,7 +112,7 @@ fn of_renames_without_devices() {
 }
 
 /// Has a system call fail each time, in this thread and what it starts: mknodat(2) for character
-/// devices; others not where the first argument is no descriptor, by which programs find out whether
+/// devices; others not where the first argument is not a descriptor, by which programs find out whether
 /// the kernel has them.
 pub(crate) fn refuse(call: i64, error: i32) {
     let (argument, operator, value) = match call {

@@ -7,12 +7,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::{Form, standard, write_all};
-use crate::common::mount::{KERNEL, Scratch, Stack, subject};
-use crate::common::need_mounts;
-use crate::common::strace::{Trace, need_strace};
-use crate::common::tree::{self, Mask, Tree};
+use testkit::fixture::Fixture;
+use testkit::layers::{Form, standard, write_all};
+use testkit::mount::{KERNEL, Scratch, Stack, subject};
+use testkit::need::has_tools;
+use testkit::strace::Trace;
+use testkit::tree::{self, Mask, Tree};
+use testkit::{need, need_mounts};
 
 /// What changes a disk, and what is opened for it.
 const CALLS: &str = "openat,openat2,linkat,renameat2,unlinkat,mkdirat,mknodat,symlinkat,\
@@ -199,7 +200,7 @@ fn fail(setup: Setup<'_>, change: &str, (one, error): (&Use, &str), states: &Sta
 /// Tries `change` with each of its calls failing in turn, after `prepare`.
 pub(crate) fn fail_each_call<'s>(setup: impl Into<Setup<'s>>, change: &str) {
     need_mounts!();
-    need_strace!();
+    need!(has_tools(&["strace"]));
     let setup = setup.into();
     let mask = Mask::from_now();
     let (old, new, calls) = {
@@ -289,7 +290,7 @@ fn of_attributes() {
     fail_each_call("chmod plain.txt 644", "chown plain.txt 1000 1000");
 }
 
-/// Half of the data of a write is no state of its own: each is one call.
+/// Half of the data of a write is not a state of its own: each is one call.
 #[test]
 fn of_data() {
     fail_each_call("", "truncate plain.txt 3");

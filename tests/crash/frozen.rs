@@ -6,12 +6,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use crate::common::disk::Disk;
-use crate::common::mount::{KERNEL, poll};
-use crate::common::tree::{self, Mask};
-use crate::common::{ioctl, need_mounts};
+use testkit::disk::Disk;
+use testkit::mount::{Fs, KERNEL, poll};
+use testkit::tree::{self, Mask};
+use testkit::{ioctl, need_mounts};
+
 use crate::disks::{POLICIES, Union};
 
 /// Threads of each kind of work.
@@ -151,10 +153,20 @@ fn read(union: &Union) {
     assert!(union.at("deep/a/b/c/leaf").metadata().unwrap().is_file());
 }
 
+/// With `writeback` the kernel sends the time of a file while writes of its data are under way. What the
+/// frost has held back may then get to the disk after it.
+fn times_on_the_disk(fs: &Fs) -> Mask {
+    match fs {
+        Fs::Unionfs(options) if options.contains("writeback") => Mask::from_now(),
+        _ => Mask::ALL,
+    }
+}
+
 #[test]
 fn what_waits_ends_well() {
     need_mounts!();
     for fs in POLICIES {
+        let mask = times_on_the_disk(&fs);
         let mut union = Union::start(fs.clone(), |dir| {
             for thread in 0..3 * EACH {
                 for n in 0..LOWS {
@@ -226,7 +238,7 @@ fn what_waits_ends_well() {
         union.unmount();
         assert!(union.staged().is_empty(), "{fs:?}: {:?}", union.staged());
         union.mount(&KERNEL);
-        tree::assert_same(&format!("{fs:?}"), &union.tree(), &ours, &Mask::ALL);
+        tree::assert_same(&format!("{fs:?}"), &union.tree(), &ours, &mask);
     }
 }
 
@@ -261,5 +273,120 @@ fn a_sync_waits() {
         let text = fs::read_to_string(union.at("plain.txt")).unwrap();
         assert_eq!(text, "plain file, lower only\nmore");
         assert_eq!(fs::read(union.at("new")).unwrap(), b"data");
+    }
+}
+
+/// How long something may take that does not wait for the thaw, and what is taken for waiting.
+const ANSWERED: Duration = Duration::from_secs(20);
+const WAITS: Duration = Duration::from_secs(1);
+
+/// Something that is done to a union; whether it succeeds.
+type Action = (&'static str, fn(&Union) -> bool);
+
+/// Changes in a directory, each of which waits for the thaw.
+const CHANGES: [Action; 4] = [
+    ("mkdir", |union| {
+        fs::create_dir(union.at("merged/new")).is_ok()
+    }),
+    ("copy-up", |union| {
+        let mut options = OpenOptions::new();
+        let file = options.append(true).open(union.at("merged/top"));
+        file.is_ok_and(|mut file| file.write_all(b"more").is_ok())
+    }),
+    ("unlink", |union| {
+        fs::remove_file(union.at("merged/middle")).is_ok()
+    }),
+    ("rename", |union| {
+        fs::rename(union.at("merged/top"), union.at("merged/renamed")).is_ok()
+    }),
+];
+
+/// Reads of that directory, by what they are of.
+const READS: [Action; 7] = [
+    ("attributes of a name that was looked up", |union| {
+        union.at("merged/known").symlink_metadata().is_ok()
+    }),
+    ("attributes of the directory", |union| {
+        union.at("merged").symlink_metadata().is_ok()
+    }),
+    ("data of a file that was looked up", |union| {
+        fs::read(union.at("merged/known")).is_ok()
+    }),
+    ("a name that was looked up below", |union| {
+        union.at("merged/inner/known").symlink_metadata().is_ok()
+    }),
+    ("another name below", |union| {
+        union.at("merged/inner/unknown").symlink_metadata().is_ok()
+    }),
+    ("another name", |union| {
+        union.at("merged/unknown").symlink_metadata().is_ok()
+    }),
+    ("a listing", |union| {
+        fs::read_dir(union.at("merged")).is_ok_and(|list| list.count() > 2)
+    }),
+];
+
+/// Does it on a thread of its own.
+fn begin(union: &Arc<Union>, (_, action): Action) -> mpsc::Receiver<bool> {
+    let (tell, told) = mpsc::channel();
+    let union = Arc::clone(union);
+    std::thread::spawn(move || {
+        let right = action(&union);
+        // Before it is told: the last one unmounts.
+        drop(union);
+        let _ = tell.send(right);
+    });
+    told
+}
+
+/// Which of `reads` are answered while `change` waits.
+fn answered(fs: &Fs, change: Action, reads: &[Action], patience: Duration) -> Vec<Action> {
+    let mut union = Union::start(fs.clone(), |dir| Disk::new(dir, "disk", 64, "noatime")).unwrap();
+    union.ok("mkdir merged/inner 755");
+    for name in ["known", "unknown", "inner/known", "inner/unknown"] {
+        union.ok(&format!("create merged/{name} 644"));
+    }
+    // Nothing is known but what is looked up now.
+    union.unmount();
+    union.mount(fs);
+    for name in ["known", "inner/known"] {
+        assert_eq!(fs::read(union.at("merged").join(name)).unwrap(), b"");
+    }
+    let union = Arc::new(union);
+    let frozen = Frozen::new(union.disk.path());
+    let changed = begin(&union, change);
+    let waits = changed.recv_timeout(WAITS).is_err();
+    let (mut found, mut late) = (Vec::new(), Vec::new());
+    for read in reads {
+        let told = begin(&union, *read);
+        match told.recv_timeout(patience) {
+            Ok(right) => {
+                assert!(right, "{fs:?}: {}", read.0);
+                found.push(*read);
+            }
+            Err(_) => late.push((read.0, told)),
+        }
+    }
+    drop(frozen);
+    assert!(waits, "{fs:?}: {} does not wait", change.0);
+    assert!(changed.recv_timeout(ANSWERED).unwrap(), "{}", change.0);
+    for (what, told) in late {
+        assert!(told.recv_timeout(ANSWERED).unwrap(), "{fs:?}: {what}");
+    }
+    found
+}
+
+/// In a directory in which a change waits: everything that overlayfs answers.
+#[test]
+fn what_the_kernel_answers_beside_a_change_that_waits() {
+    need_mounts!();
+    let names = |reads: &[Action]| reads.iter().map(|read| read.0).collect::<Vec<_>>();
+    for change in CHANGES {
+        let theirs = answered(&KERNEL, change, &READS, WAITS);
+        eprintln!("{}: overlayfs answers {:?}", change.0, names(&theirs));
+        for fs in POLICIES {
+            let ours = answered(&fs, change, &theirs, ANSWERED);
+            assert_eq!(names(&ours), names(&theirs), "{fs:?}, {}", change.0);
+        }
     }
 }

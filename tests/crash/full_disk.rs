@@ -3,8 +3,8 @@
 use std::fs;
 use std::io::Write;
 
-use crate::common::mount::{Scratch, Stack, UNIONFS};
-use crate::common::need_mounts;
+use testkit::mount::{Scratch, Stack, UNIONFS};
+use testkit::need_mounts;
 
 const DISK: &std::ffi::CStr = c"mode=755,size=4m";
 

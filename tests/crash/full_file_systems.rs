@@ -6,10 +6,11 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::common::disk::Disk;
-use crate::common::tree::{self, Mask};
-use crate::common::{need_mounts, skip};
-use crate::disks::{Union, everybody};
+use testkit::disk::Disk;
+use testkit::tree::{self, Mask};
+use testkit::{need, need_mounts};
+
+use crate::disks::{POLICIES, Union, everybody};
 
 /// Before the disk is full: something in the upper to be changed, and the whiteout that is shared.
 const PREPARE: &str = "
@@ -79,6 +80,16 @@ fn fill_inodes(disk: &Path) -> PathBuf {
     path
 }
 
+/// Has no quota left in a subvolume that has one.
+fn exhaust_quota(disk: &Path) -> PathBuf {
+    Disk::limit(disk, "1").unwrap();
+    disk.to_owned()
+}
+
+fn lift_quota(disk: &Path) {
+    Disk::limit(disk, "none").unwrap();
+}
+
 fn remove(path: &Path) {
     match path.is_dir() {
         true => std::fs::remove_dir_all(path).unwrap(),
@@ -87,18 +98,21 @@ fn remove(path: &Path) {
 }
 
 /// Answers of everybody on a disk that is full, and with room again.
-fn compare(make: impl Fn(&Path) -> Result<Disk, String>, fill: fn(&Path) -> PathBuf, error: &str) {
+fn compare(
+    make: impl Fn(&Path) -> Result<Disk, String>,
+    fill: fn(&Path) -> PathBuf,
+    free: fn(&Path),
+    error: &str,
+) {
     let mask = Mask::from_now();
     let mut first = None;
     for fs in everybody() {
-        let mut union = match Union::start(fs.clone(), &make) {
-            Ok(union) => union,
-            Err(why) => return skip(&why),
-        };
+        let mut union = need!(Union::start(fs.clone(), &make));
         for line in PREPARE.trim().lines() {
             union.run(line);
         }
         rustix::fs::syncfs(File::open(union.disk.path()).unwrap()).unwrap();
+        let staged = union.staged();
         let filler = fill(union.disk.path());
         let mut answers = Vec::new();
         for change in CHANGES {
@@ -106,8 +120,16 @@ fn compare(make: impl Fn(&Path) -> Result<Disk, String>, fill: fn(&Path) -> Path
             answers.push((change, answer));
         }
         assert!(union.is_served());
+        let left = union.staged();
+        let ours = !fs.has("index=on");
+        assert!(!ours || left == staged, "{fs:?}: {left:?}, not {staged:?}");
         let full = union.tree();
-        remove(&filler);
+        free(&filler);
+        if fs.has("writeback") {
+            // The kernel's cache could not set the time either, and tells the next who syncs of it: the
+            // server has answered every request since then.
+            union.run("open 0 both.txt b\nhsync 0");
+        }
         let again: Vec<_> = answers
             .iter()
             .filter(|(_, answer)| is_full(answer))
@@ -147,12 +169,43 @@ fn compare(make: impl Fn(&Path) -> Result<Disk, String>, fill: fn(&Path) -> Path
 fn without_blocks() {
     need_mounts!();
     let make = |dir: &Path| Disk::made_with("ext4", dir, "disk", 32, &["-m", "0"]);
-    compare(make, fill_blocks, "ENOSPC");
+    compare(make, fill_blocks, remove, "ENOSPC");
 }
 
 #[test]
 fn without_inodes() {
     need_mounts!();
     let make = |dir: &Path| Disk::made_with("ext4", dir, "disk", 32, &["-N", "128"]);
-    compare(make, fill_inodes, "ENOSPC");
+    compare(make, fill_inodes, remove, "ENOSPC");
+}
+
+#[test]
+fn without_quota() {
+    need_mounts!();
+    let make = |dir: &Path| Disk::with_quota(dir, "disk");
+    compare(make, exhaust_quota, lift_quota, "EDQUOT");
+}
+
+/// The kernel forgets a removed file by a message that the caller of unlink(2) does not wait for, and
+/// the file has its inode until then.
+#[test]
+fn a_removed_file_gives_its_inode_back_at_once() {
+    need_mounts!();
+    for fs in POLICIES {
+        let make = |dir: &Path| Disk::made_with("ext4", dir, "disk", 32, &["-N", "128"]);
+        let mut union = need!(Union::start(fs.clone(), make));
+        let path = |n: usize| union.at(format!("fill{n}"));
+        let mut files = 0;
+        while File::create(path(files)).is_ok() {
+            files += 1;
+        }
+        assert!(files > 20, "{fs:?}: {files}");
+        for round in 0..2000 {
+            let path = path(round % files);
+            std::fs::remove_file(&path).unwrap();
+            let made = File::create(&path);
+            assert!(made.is_ok(), "{fs:?}, round {round}: {made:?}");
+        }
+        union.unmount();
+    }
 }

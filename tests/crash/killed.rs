@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::common::layers::{self, Form};
-use crate::common::mount::{KERNEL, Scratch, Stack, UNIONFS, poll};
-use crate::common::need_mounts;
-use crate::common::tree::{self, Mask};
+use testkit::layers::{self, Form};
+use testkit::mount::{KERNEL, Scratch, Stack, UNIONFS, poll};
+use testkit::need_mounts;
+use testkit::tree::{self, Mask};
 
 const DIRS: [&str; 4] = [".", "merged", "merged/sub", "deep/a"];
 const ROUNDS: u64 = 4;

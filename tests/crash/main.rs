@@ -3,9 +3,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod disks;
 mod fault_rows;
 mod faults;

@@ -8,21 +8,17 @@ use std::os::unix::fs::{FileExt, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::disk::Disk;
-use crate::common::mount::{Fs, Mounted, Scratch, Stack, unionfs_binary};
-use crate::common::strace::{Trace, need_strace};
-use crate::common::{need_mounts, skip};
+use testkit::disk::Disk;
+use testkit::mount::{Fs, Mounted, Scratch, Stack};
+use testkit::need::{Needed, has_tools};
+use testkit::strace::Trace;
+use testkit::{need, need_mounts, program};
 
 /// ext4 writes nothing by itself within a test.
 const LAZY: &str = "commit=1000";
 
 fn big() -> Vec<u8> {
     (0..3u32 << 20).map(|n| (n % 241) as u8).collect()
-}
-
-/// The disk; `None` after saying why there is none.
-fn or_skip(made: Result<Disk, String>) -> Option<Disk> {
-    made.map_err(|why| skip(&why)).ok()
 }
 
 /// A union whose upper is on a disk of its own.
@@ -35,7 +31,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn start(options: &'static str) -> Option<Self> {
+    fn start(options: &'static str) -> Needed<Self> {
         let scratch = Scratch::disk();
         let low = scratch.dir("low");
         fs::create_dir(low.join("dir")).unwrap();
@@ -43,21 +39,21 @@ impl Machine {
             fs::write(low.join(name), big()).unwrap();
         }
         fs::write(low.join("config"), "old").unwrap();
-        let disk = or_skip(Disk::new(scratch.path(), "disk", 64, LAZY))?;
-        Some(Self::begin(scratch, disk, options))
+        let disk = Disk::new(scratch.path(), "disk", 64, LAZY)?;
+        Ok(Self::begin(scratch, disk, options))
     }
 
     /// One with the lower on the disk too, which clones files.
-    fn cloning() -> Option<Self> {
+    fn cloning() -> Needed<Self> {
         let scratch = Scratch::disk();
-        let disk = or_skip(Disk::xfs(scratch.path(), "disk"))?;
+        let disk = Disk::xfs(scratch.path(), "disk")?;
         let low = disk.path().join("low");
         fs::create_dir(&low).unwrap();
         std::os::unix::fs::symlink(&low, scratch.path().join("low")).unwrap();
         for name in ["big", "other"] {
             fs::write(low.join(name), big()).unwrap();
         }
-        Some(Self::begin(scratch, disk, ""))
+        Ok(Self::begin(scratch, disk, ""))
     }
 
     /// Mounts, with the upper on `disk`.
@@ -127,7 +123,7 @@ fn is_lost_once(lost: impl FnMut(u32) -> bool) -> bool {
 #[test]
 fn what_was_synced_is_there() {
     need_mounts!();
-    let Some(m) = Machine::start("") else { return };
+    let m = need!(Machine::start(""));
     m.write("new", true);
     let copied = OpenOptions::new().write(true).open(m.at("big")).unwrap();
     copied.write_all_at(b"CHANGED", 1000).unwrap();
@@ -158,7 +154,7 @@ fn what_was_synced_is_there() {
 #[test]
 fn a_replaced_file_is_the_old_or_the_new() {
     need_mounts!();
-    let Some(m) = Machine::start("") else { return };
+    let m = need!(Machine::start(""));
     let mut before = "old".to_owned();
     for n in 0..6 {
         let new = format!("config{n}");
@@ -179,10 +175,10 @@ fn a_replaced_file_is_the_old_or_the_new() {
 #[test]
 fn a_copy_up_is_whole_or_not_there() {
     need_mounts!();
-    let Some(m) = Machine::start("") else { return };
+    let m = need!(Machine::start(""));
     for (name, mode) in [("big", 0o600), ("other", 0o640), ("dir/f", 0o604)] {
         let path = m.at(name);
-        crate::common::mount::chmod(&path, mode);
+        testkit::mount::chmod(&path, mode);
         // A commit of the disk's journal at the worst moment: names first, data as it comes.
         let trigger = File::create(m.disk.path().join("trigger")).unwrap();
         trigger.sync_all().unwrap();
@@ -194,13 +190,13 @@ fn a_copy_up_is_whole_or_not_there() {
 #[test]
 fn a_clone_is_whole_or_not_there() {
     need_mounts!();
-    need_strace!();
-    let Some(m) = Machine::cloning() else { return };
+    need!(has_tools(&["strace"]));
+    let m = need!(Machine::cloning());
     let traced = ["-e", "trace=ioctl,fsync,fdatasync,linkat,renameat2"];
     let server = m.mounted.servers()[0];
     let trace = Trace::attach(server, m.scratch.path(), &traced);
     for (name, mode) in [("big", 0o600), ("other", 0o640)] {
-        crate::common::mount::chmod(&m.at(name), mode);
+        testkit::mount::chmod(&m.at(name), mode);
         let trigger = File::create(m.disk.path().join("trigger")).unwrap();
         trigger.sync_all().unwrap();
         let shown = m.cut(|root| (fs::read(root.join(name)).unwrap(), mode_of(root, name)));
@@ -220,9 +216,7 @@ fn mode_of(root: &Path, name: &str) -> u32 {
 #[test]
 fn volatile_and_sync() {
     need_mounts!();
-    let Some(m) = Machine::start("volatile") else {
-        return;
-    };
+    let m = need!(Machine::start("volatile"));
     let lost = is_lost_once(|n| {
         let name = format!("volatile{n}");
         m.write(&name, true);
@@ -231,7 +225,7 @@ fn volatile_and_sync() {
     });
     assert!(lost, "a volatile mount synced");
     m.write("kept", false);
-    let mut sync = Command::new(unionfs_binary());
+    let mut sync = Command::new(program());
     assert!(
         sync.arg("sync")
             .arg(m.mounted.path())

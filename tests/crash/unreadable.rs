@@ -2,8 +2,9 @@
 //! failing in turn (EIO, ENOMEM). The answer is the right one or that error, never "there is none" or
 //! something else; and the next answer is right: no failure is remembered as a fact.
 
-use crate::common::need_mounts;
-use crate::common::strace::need_strace;
+use testkit::need::has_tools;
+use testkit::{need, need_mounts};
+
 use crate::faults::{Use, fault, start, uses};
 
 /// What reads a layer. Never read(2), by which requests come.
@@ -36,7 +37,7 @@ fn ask((prepare, question): (&str, &str), one: &Use, error: &str, right: &[Strin
 /// Asks with each call failing in turn, in a union that nobody has asked before.
 fn ask_each(prepare: &str, question: &str) {
     need_mounts!();
-    need_strace!();
+    need!(has_tools(&["strace"]));
     let (right, calls) = {
         let f = start(prepare);
         let trace = fault(&f, CALLS, None);

@@ -1,5 +1,6 @@
 //! Checks that every test which a document names exists, that links lead somewhere, and that the
-//! guide agrees with the source (`guide`).
+//! guide agrees with the source (`guide`), that tests end early in one way only (`skips`), and that the parts of `src/` use each other in one
+//! direction (`walls`).
 //!
 //! A reference is a code span of one of these forms:
 //!
@@ -17,6 +18,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod guide;
+mod skips;
+mod walls;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -4,12 +4,9 @@
 // A finding is a panic.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-#[path = "../../fuzz/src/lib.rs"]
-mod targets;
-
 use std::path::Path;
 
-use targets::{Target, builder};
+use testkit::fuzz::{self as targets, Target};
 
 /// Damaged inputs for each one.
 const ROUNDS: u64 = 20;

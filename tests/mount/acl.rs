@@ -1,9 +1,7 @@
 //! POSIX ACLs: enforced, inherited, and in step with the mode.
 
-use crate::common::fixture::Fixture;
-use crate::common::layers;
-use crate::common::need_mounts;
-use crate::common::tree;
+use testkit::fixture::Fixture;
+use testkit::{layers, need_mounts, tree};
 
 #[test]
 fn a_named_user_is_let_in() {

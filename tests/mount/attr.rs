@@ -3,13 +3,11 @@
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
-
-use crate::common::fixture::Fixture;
-use crate::common::layers::{self, Form};
-use crate::common::mount::Fs;
-use crate::common::need_mounts;
-
-use super::stats::requests_of;
+use testkit::fixture::Fixture;
+use testkit::layers::{self, Form};
+use testkit::mount::Fs;
+use testkit::need_mounts;
+use testkit::stats::requests_of;
 
 #[test]
 fn modes_and_owners() {
@@ -114,8 +112,7 @@ fn birth_is_that_of_the_topmost_file() {
     let all = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     std::fs::write(f.at("merged/new"), b"x").unwrap();
     let Some(born) = birth(&f.upper("merged/new"), all) else {
-        eprintln!("skipped: the upper's file system records no birth");
-        return;
+        return testkit::need::skip(&"the upper's file system records no birth");
     };
     assert_eq!(birth(&f.at("merged/new"), all), Some(born));
     // Asked again, from the kernel's memory.

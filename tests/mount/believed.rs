@@ -4,10 +4,10 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::{Layer, Node};
-use crate::common::mount::{Fs, Scratch, Stack, subject};
-use crate::common::{need_mounts, tree};
+use testkit::fixture::Fixture;
+use testkit::layers::{Layer, Node};
+use testkit::mount::{Fs, Scratch, Stack, subject};
+use testkit::{need_mounts, tree};
 
 const USER: u32 = 4711;
 const SECRET: &str = "what root wrote";
@@ -261,15 +261,15 @@ fn a_forged_origin_takes_nobodys_number() {
         for (name, origin) in [("forged", &victim), ("forged2", &victim), ("distant", &far)] {
             let path = upper.join(name);
             std::fs::write(&path, name).unwrap();
-            crate::common::layers::set_xattr(&path, b"user.overlay.origin", origin);
-            crate::common::layers::set_xattr(&path, b"user.overlay.nlink", b"L+7");
+            testkit::layers::set_xattr(&path, b"user.overlay.origin", origin);
+            testkit::layers::set_xattr(&path, b"user.overlay.nlink", b"L+7");
         }
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         for (name, origin) in [("forged", &victim), ("distant", &far)] {
             std::fs::hard_link(upper.join(name), work.join("index").join(hex(origin))).unwrap();
         }
         let impure: &[u8] = b"y";
-        crate::common::layers::set_xattr(&upper, b"user.overlay.impure", impure);
+        testkit::layers::set_xattr(&upper, b"user.overlay.impure", impure);
         for dir in [&upper, &work, &work.join("index")] {
             std::os::unix::fs::chown(dir, Some(USER), Some(USER)).unwrap();
         }

@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::Form;
-use crate::common::mount::Fs;
-use crate::common::{layers, need_mounts};
-
-use super::forget::CACHES;
-use super::stats::requests_of;
+use testkit::caches;
+use testkit::fixture::Fixture;
+use testkit::layers::{self, Form};
+use testkit::mount::Fs;
+use testkit::need_mounts;
+use testkit::stats::requests_of;
 
 // Linux asks for the access time of a directory again after each READDIR (fs/fuse,
 // `fuse_invalidate_atime`), unless the mount is read-only. A walk that wants it, and
@@ -75,7 +74,7 @@ fn open_read_close(path: &Path) -> Vec<u8> {
 /// pressure from elsewhere may evict what the kernel holds: only what fails on three
 /// unions in a row is the server's fault.
 fn assert_silent_again(what: &str, make: fn() -> Fixture, action: impl Fn(&Fixture)) {
-    let _undisturbed = CACHES.read();
+    let _undisturbed = caches::undisturbed();
     let mut sent = BTreeMap::new();
     for _ in 0..3 {
         let f = make();
@@ -119,7 +118,7 @@ fn cached() -> Fixture {
 fn files_passed_through_send_what_they_must() {
     need_mounts!();
     const FILES: u64 = 20;
-    let _undisturbed = CACHES.read();
+    let _undisturbed = caches::undisturbed();
     let passthrough = Fs::Unionfs("io=passthrough");
     let f = Fixture::with(&passthrough, &layers::standard(), Form::Kernel, true);
     std::fs::create_dir(f.at("new")).unwrap();

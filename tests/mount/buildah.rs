@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::mount::{Scratch, fuse_overlayfs, unionfs_binary};
-use crate::common::tree::{self, Mask, Tree};
-use crate::common::{exec, need_mounts, script, skip};
+use testkit::mount::{Scratch, fuse_overlayfs};
+use testkit::need::has_tools;
+use testkit::tree::{self, Mask, Tree};
+use testkit::{exec, need, need_mounts, program, script};
 
 const BASE: &str = "
     mkdir d 755
@@ -93,14 +94,9 @@ impl Drop for Buildah {
 #[test]
 fn containers_show_the_same_with_every_mount_program() {
     need_mounts!();
-    if Command::new("buildah").arg("--version").output().is_err() {
-        return skip("needs buildah");
-    }
-    let fuse_overlayfs = match fuse_overlayfs() {
-        Ok(path) => path,
-        Err(why) => return skip(&why),
-    };
-    let programs = [None, fuse_overlayfs.to_str(), Some(unionfs_binary())];
+    need!(has_tools(&["buildah"]));
+    let fuse_overlayfs = need!(fuse_overlayfs());
+    let programs = [None, fuse_overlayfs.to_str(), Some(program())];
     for writer in programs {
         let buildah = Buildah {
             scratch: Scratch::disk(),
@@ -112,7 +108,7 @@ fn containers_show_the_same_with_every_mount_program() {
         let written = buildah.visit(writer, "work", CHANGES);
         // What the others make of each other is not ours: the kernel reads no opaque directory of
         // fuse-overlayfs 2.0.
-        let ours = Some(unionfs_binary());
+        let ours = Some(program());
         let readers = programs.into_iter();
         for reader in readers.filter(|r| *r == ours || writer == ours) {
             let shown = buildah.visit(reader, "work", "");

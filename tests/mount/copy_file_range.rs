@@ -1,8 +1,8 @@
 //! copy_file_range(2) between files of every layer.
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::big_data;
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::layers::big_data;
+use testkit::need_mounts;
 
 #[test]
 fn from_lower_to_lower_and_new() {

@@ -5,9 +5,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
-
-use crate::common::fixture::Fixture;
-use crate::common::{layers, need_mounts};
+use testkit::fixture::Fixture;
+use testkit::{layers, need_mounts};
 
 #[test]
 fn create_and_exclusive_create() {

@@ -11,11 +11,10 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, mkdirat, openat, statat, statvfs};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
-
-use crate::common::fixture::Fixture;
-use crate::common::mount::{Fs, Scratch, Stack, chmod, poll};
-use crate::common::uring::missing;
-use crate::common::{errno, need_mounts};
+use testkit::fixture::Fixture;
+use testkit::mount::{Fs, Scratch, Stack, chmod, poll};
+use testkit::need::has_uring;
+use testkit::{errno, need, need_mounts};
 
 /// What the server may have.
 const LIMIT: u64 = 256;
@@ -376,10 +375,7 @@ fn others_work_beside_a_flood_passed_through() {
 #[test]
 fn others_work_beside_a_flood_over_io_uring() {
     need_mounts!();
-    if let Some(reason) = missing() {
-        eprintln!("SKIPPED: {reason}");
-        return;
-    }
+    need!(has_uring());
     others_work_beside_a_flood("io=cached,transport=uring");
     others_work_beside_a_flood("io=passthrough,transport=uring");
 }

@@ -1,10 +1,10 @@
 //! Every way to write whiteouts and opaque directories reads as the same tree.
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::{self, FORMS, Form, Layer};
-use crate::common::mount::{KERNEL, subject};
-use crate::common::need_mounts;
-use crate::common::tree::{self, Mask};
+use testkit::fixture::Fixture;
+use testkit::layers::{self, FORMS, Form, Layer};
+use testkit::mount::{KERNEL, subject};
+use testkit::need_mounts;
+use testkit::tree::{self, Mask};
 
 /// The oracle reads its own form.
 #[test]
@@ -67,7 +67,7 @@ fn mixed_forms() {
             .file(format!("d/g{n}"), "")
     };
     let low = (0..FORMS.len()).fold(Layer::new().dir("d"), |l, n| l.file(format!("d/f{n}"), ""));
-    let scratch = crate::common::mount::Scratch::disk();
+    let scratch = testkit::mount::Scratch::disk();
     let mut lowers = Vec::new();
     for (n, form) in FORMS.into_iter().enumerate() {
         let dir = scratch.dir(&format!("l{n}"));
@@ -77,7 +77,7 @@ fn mixed_forms() {
     let bottom = scratch.dir("bottom");
     low.write(&bottom);
     lowers.push(bottom);
-    let stack = crate::common::mount::Stack {
+    let stack = testkit::mount::Stack {
         lowers,
         upper: None,
         mnt: scratch.dir("mnt"),

@@ -5,13 +5,11 @@ use std::os::fd::AsFd;
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
-
-use crate::common::fixture::Fixture;
-use crate::common::layers::{Form, Layer, big_data, net_raw_capability, standard};
-use crate::common::mount::{Fs, KERNEL, Scratch, Stack, UNIONFS};
-use crate::common::{need_mounts, tree};
-
-use super::stats::requests_of;
+use testkit::fixture::Fixture;
+use testkit::layers::{Form, Layer, big_data, net_raw_capability, standard};
+use testkit::mount::{Fs, KERNEL, Scratch, Stack, UNIONFS};
+use testkit::stats::requests_of;
+use testkit::{need_mounts, tree};
 
 const REDIRECT_OFF: Fs = Fs::Unionfs("redirect_dir=off");
 const KERNEL_DIALECT: Fs = Fs::Unionfs("dialect=overlay");
@@ -134,8 +132,8 @@ fn metacopies() -> (Scratch, Stack) {
     let stack = Stack::writable(&scratch, vec![low]);
     let kernel = Fs::Kernel("metacopy=on,redirect_dir=on,index=off").mount(&stack);
     let script = "chmod f 600\nchmod moved 600\nrename moved d/g";
-    let script = crate::common::script::parse(script);
-    let answers = crate::common::exec::run(kernel.path(), &script);
+    let script = testkit::script::parse(script);
+    let answers = testkit::exec::run(kernel.path(), &script);
     assert!(answers.iter().all(Result::is_ok), "{answers:?}");
     kernel.unmount();
     for name in ["f", "d/g"] {

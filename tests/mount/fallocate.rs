@@ -2,9 +2,9 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::big_data;
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::layers::big_data;
+use testkit::need_mounts;
 
 #[test]
 fn allocate_and_keep_size() {

@@ -9,9 +9,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
-
-use crate::common::mount::{Fs, Scratch, Stack, chmod, poll};
-use crate::common::{ioctl, need_mounts};
+use testkit::mount::{Fs, Scratch, Stack, chmod, poll};
+use testkit::{ioctl, need_mounts};
 
 /// The user who floods, and the one who works.
 const FLOODER: u32 = 1000;

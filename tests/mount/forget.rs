@@ -1,20 +1,11 @@
 //! What the kernel forgets leaves the inode table.
 
-use parking_lot::RwLock;
-
-use crate::common::fixture::Fixture;
-use crate::common::layers::{self, Form, Layer};
-use crate::common::mount::{Fs, Scratch, Stack, chmod, poll, subject};
-use crate::common::need_mounts;
-
-use super::stats::stats;
-
-/// Held by the tests that drop the kernel's caches, shared by those that count on them.
-pub(crate) static CACHES: RwLock<()> = RwLock::new(());
-
-fn drop_dentries() {
-    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
-}
+use testkit::caches::{self, drop_names_and_inodes};
+use testkit::fixture::Fixture;
+use testkit::layers::{self, Form, Layer};
+use testkit::mount::{Fs, Scratch, Stack, chmod, poll, subject};
+use testkit::need_mounts;
+use testkit::stats::stats;
 
 fn inodes(f: &Fixture) -> u64 {
     stats(f.root()).union["inodes"]
@@ -22,7 +13,7 @@ fn inodes(f: &Fixture) -> u64 {
 
 fn assert_shrinks_to_root(f: &Fixture) {
     let empty = poll(|| {
-        drop_dentries();
+        drop_names_and_inodes();
         inodes(f) == 1
     });
     assert!(empty, "{} inodes left after dropping caches", inodes(f));
@@ -31,7 +22,7 @@ fn assert_shrinks_to_root(f: &Fixture) {
 #[test]
 fn table_shrinks_to_the_root_after_a_walk() {
     need_mounts!();
-    let _alone = CACHES.write();
+    let _alone = caches::alone();
     let f = Fixture::standard();
     let entries = f.tree().len() as u64;
     // Three names share an inode.
@@ -56,7 +47,7 @@ fn resident(f: &Fixture) -> u64 {
 #[test]
 fn memory_is_given_back() {
     need_mounts!();
-    let _alone = CACHES.write();
+    let _alone = caches::alone();
     let names = (0..40_000).fold(Layer::new().dir("d"), |layer, n| {
         layer.file(format!("d/a-name-of-some-length-{n}"), "")
     });
@@ -81,7 +72,7 @@ fn memory_is_given_back() {
 #[test]
 fn table_shrinks_to_the_root_after_changes() {
     need_mounts!();
-    let _alone = CACHES.write();
+    let _alone = caches::alone();
     let f = Fixture::standard();
     for round in 0..20 {
         f.ok(&format!(
@@ -103,7 +94,7 @@ fn table_shrinks_to_the_root_after_changes() {
 #[test]
 fn an_open_unlinked_file_is_forgotten_at_close() {
     need_mounts!();
-    let _alone = CACHES.write();
+    let _alone = caches::alone();
     let f = Fixture::standard();
     let file = std::fs::File::open(f.at("plain.txt")).unwrap();
     std::fs::remove_file(f.at("plain.txt")).unwrap();
@@ -116,7 +107,7 @@ fn an_open_unlinked_file_is_forgotten_at_close() {
 #[test]
 fn a_completed_metacopy_stays_complete() {
     need_mounts!();
-    let _alone = CACHES.write();
+    let _alone = caches::alone();
     let scratch = Scratch::disk();
     let stack = Stack {
         lowers: layers::write_all(

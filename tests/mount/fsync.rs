@@ -4,9 +4,9 @@
 use std::fs::File;
 use std::io::Write;
 
-use crate::common::fixture::Fixture;
-use crate::common::mount::Fs;
-use crate::common::{layers, need_mounts};
+use testkit::fixture::Fixture;
+use testkit::mount::Fs;
+use testkit::{layers, need_mounts};
 
 fn write_and_sync(f: &Fixture) {
     let mut file = File::create(f.at("merged/new")).unwrap();

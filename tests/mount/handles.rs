@@ -6,14 +6,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use rustix::io::Errno;
+use testkit::caches;
+use testkit::disk::Disk;
+use testkit::fixture::Fixture;
+use testkit::mount::{Fs, Scratch, Stack, poll};
+use testkit::stats::stats;
+use testkit::{need, need_mounts};
 use unionfs::sys::handle::{FileHandle, name_to_handle, open_by_handle};
-
-use crate::common::disk::Disk;
-use crate::common::fixture::Fixture;
-use crate::common::mount::{Fs, Scratch, Stack, poll};
-use crate::common::{need_mounts, skip};
-use crate::forget::CACHES;
-use crate::stats::stats;
 
 fn handle(root: &File, path: &str) -> FileHandle {
     let path = std::ffi::CString::new(path).unwrap();
@@ -34,7 +33,7 @@ fn look(fd: &OwnedFd) -> (u64, Vec<u8>) {
 /// The kernel's caches of names and inodes dropped, until the union has only its root left.
 fn forget_everything(f: &Fixture) {
     let forgotten = || {
-        std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        caches::drop_names_and_inodes();
         stats(f.root()).union["inodes"] == 1
     };
     assert!(poll(forgotten), "{:?}", stats(f.root()).union);
@@ -74,7 +73,7 @@ fn a_handle_to_nothing_is_stale() {
 #[test]
 fn handles_survive_dropped_caches_and_remounts() {
     need_mounts!();
-    let _alone = CACHES.write();
+    let _alone = caches::alone();
     let mut f = Fixture::standard();
     f.ok("create merged/sub/new 644
           write merged/sub/new 0 new
@@ -140,18 +139,32 @@ fn handles_survive_dropped_caches_and_remounts() {
     assert_eq!(data, b"written by handle");
 }
 
-/// A handle of a removed file is stale for ever, though its number is given again at once, and
+/// Whether the handle of a removed file is stale. As long as the kernel has an inode it finds it by its
+/// handle, as that of any file that is removed but open: until the RELEASE of the last descriptor has been
+/// answered, which close(2) does not wait for.
+fn is_stale(root: &File, handle: &FileHandle) -> bool {
+    match open_by_handle(root, handle) {
+        Err(error) => {
+            assert_eq!(error, Errno::STALE);
+            true
+        }
+        Ok(found) => {
+            let links = rustix::fs::fstat(&found).unwrap().st_nlink;
+            assert_eq!(links, 0, "another file");
+            false
+        }
+    }
+}
+
+/// A handle of a removed file is stale forever, though its number is given again at once, and
 /// before and after the kernel forgets.
 #[test]
 fn a_number_used_again_is_another_file() {
     need_mounts!();
-    let _alone = CACHES.write();
+    let _alone = caches::alone();
     // With a journal: without one ext4 gives the numbers of files just deleted late or never.
     let place = Scratch::disk();
-    let disk = match Disk::new(place.path(), "disk", 64, "rw") {
-        Ok(disk) => disk,
-        Err(why) => return skip(&why),
-    };
+    let disk = need!(Disk::new(place.path(), "disk", 64, "rw"));
     let dir = |name: &str| {
         let path = disk.path().join(name);
         std::fs::create_dir(&path).unwrap();
@@ -173,10 +186,10 @@ fn a_number_used_again_is_another_file() {
         let number = ino(root.as_fd(), "y");
         again += u32::from(number == old.1);
         let new = handle(&root, "y");
-        assert_eq!(open_by_handle(&root, &old.0).unwrap_err(), Errno::STALE);
+        assert!(poll(|| is_stale(&root, &old.0)), "round {round}");
         assert_eq!(look(&open_by_handle(&root, &new).unwrap()).0, number);
         if round % 10 == 0 {
-            std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+            caches::drop_names_and_inodes();
             assert_eq!(open_by_handle(&root, &old.0).unwrap_err(), Errno::STALE);
             assert_eq!(look(&open_by_handle(&root, &new).unwrap()).0, number);
         }

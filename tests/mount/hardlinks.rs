@@ -3,9 +3,9 @@
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::{Layer, set_xattr};
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::layers::{Layer, set_xattr};
+use testkit::{need, need_mounts};
 
 const LINKS: [&str; 3] = ["h1", "h2", "merged/h3"];
 
@@ -64,7 +64,7 @@ fn links_come_and_go() {
     assert_linked(&f, &["removed.txt"], "HARD\n");
 }
 
-/// Equal content is no identity.
+/// Equal content is not an identity.
 #[test]
 fn different_files_are_not_linked() {
     need_mounts!();
@@ -107,9 +107,11 @@ fn a_failed_copy_up_leaves_nothing_in_the_index() {
         let chattr = Command::new("chattr").arg(flag).arg(f.upper("d")).status();
         chattr.is_ok_and(|status| status.success())
     };
-    if !immutable("+i") {
-        return crate::common::skip("needs chattr and a file system with immutable files");
-    }
+    // The disk of the tests has immutable files; a tmpfs has not.
+    need!(match immutable("+i") {
+        true => Ok(()),
+        false => Err("needs chattr and a file system with immutable files"),
+    });
     let answers = f.run("chmod d/a 600");
     assert!(immutable("-i"));
     assert_eq!(answers, [Err("EPERM".to_owned())]);

@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::{self, Form, Layer};
-use crate::common::mount::{Scratch, Stack, subject};
-use crate::common::need_mounts;
-use crate::common::tree;
+use testkit::fixture::Fixture;
+use testkit::layers::{self, Form, Layer};
+use testkit::mount::{Scratch, Stack, subject};
+use testkit::{need_mounts, tree};
 
 /// A union over layers that may name a directory outside, which holds `secret`.
 fn with_outside(make: impl FnOnce(&str) -> Vec<Layer>) -> (Fixture, PathBuf) {

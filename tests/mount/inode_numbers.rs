@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::Path;
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::Form;
-use crate::common::mount::Fs;
-use crate::common::need_mounts;
-use crate::common::tree::Tree;
+use testkit::fixture::Fixture;
+use testkit::layers::Form;
+use testkit::mount::Fs;
+use testkit::need_mounts;
+use testkit::tree::Tree;
 
 fn numbers(tree: &Tree) -> BTreeMap<Vec<u8>, u64> {
     tree.iter().map(|(p, e)| (p.clone(), e.ino)).collect()
@@ -89,7 +89,7 @@ fn stable_without_origins() {
     need_mounts!();
     let f = Fixture::with(
         &Fs::Unionfs("userxattr"),
-        &crate::common::layers::standard(),
+        &testkit::layers::standard(),
         Form::UserOpaque,
         true,
     );

@@ -10,14 +10,13 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
-
-use crate::common::fixture::Fixture;
-use crate::common::layers::{self, Form};
-use crate::common::mount::{Fs, Mounted, Scratch, Stack, poll, unionfs_binary};
-use crate::common::need_mounts;
-use crate::common::strace::{Trace, need_strace};
-
-use super::stats::requests_of;
+use testkit::fixture::Fixture;
+use testkit::layers::{self, Form};
+use testkit::mount::{Fs, Mounted, Scratch, Stack, poll};
+use testkit::need::has_tools;
+use testkit::stats::requests_of;
+use testkit::strace::Trace;
+use testkit::{need, need_mounts, program};
 
 const PASSTHROUGH: &str = "io=passthrough";
 
@@ -327,7 +326,7 @@ fn set_id_bits_fall_for_those_who_may_not_keep_them() {
 #[test]
 fn registrations_are_given_back() {
     need_mounts!();
-    need_strace!();
+    need!(has_tools(&["strace"]));
     // Over io_uring there are more descriptors, the more there are threads.
     let f = mounted("io=passthrough,transport=classic", true);
     let server = f.mounted().servers()[0];
@@ -397,7 +396,7 @@ fn without_the_privilege_there_is_no_passthrough() {
     let mnt = f.scratch.dir("mnt2");
     let output = Command::new("setpriv")
         .args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"])
-        .arg(unionfs_binary())
+        .arg(program())
         .arg("-o")
         .arg(format!("lowerdir={},io=passthrough", low.display()))
         .arg(&mnt)
@@ -419,10 +418,7 @@ fn the_policy_is_shown() {
 
 /// Which policy a mount of ours says that it has.
 fn policy_of(mnt: &Path) -> String {
-    let output = Command::new(unionfs_binary())
-        .arg("stats")
-        .arg(mnt)
-        .output();
+    let output = Command::new(program()).arg("stats").arg(mnt).output();
     let text = String::from_utf8(output.unwrap().stdout).unwrap();
     let line = text.lines().find(|line| line.starts_with("io ")).unwrap();
     line.split_whitespace().nth(1).unwrap().into()
@@ -515,7 +511,7 @@ fn a_mapping_of_a_known_file_moves_its_time() {
 #[test]
 fn auto_does_without_what_is_refused_later() {
     need_mounts!();
-    need_strace!();
+    need!(has_tools(&["strace"]));
     let scratch = Scratch::disk();
     let stack = Stack::writable(&scratch, vec![scratch.dir("lower")]);
     let (mnt, upper) = (&stack.mnt, scratch.path().join("upper"));
@@ -531,7 +527,7 @@ fn auto_does_without_what_is_refused_later() {
             "inject=ioctl:error=EPERM",
             "-o",
         ])
-        .args([Path::new("/dev/null"), Path::new(unionfs_binary())])
+        .args([Path::new("/dev/null"), Path::new(program())])
         .args(["-f", "-o", &options])
         .arg(mnt)
         .spawn()
@@ -570,7 +566,7 @@ fn auto_does_without_the_privilege() {
             script,
             "-",
         ])
-        .arg(unionfs_binary())
+        .arg(program())
         .arg(options)
         .arg(&stack.mnt)
         .output()

@@ -8,12 +8,11 @@ use std::os::unix::fs::chown;
 use std::process::Command;
 
 use rustix::fs::{IFlags, OFlags, ioctl_getflags};
-
-use crate::common::fixture::Fixture;
-use crate::common::ioctl::{with_file, with_room};
-use crate::common::map::Map;
-use crate::common::mount::{Fs, KERNEL, Scratch, Stack};
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::ioctl::{with_file, with_room};
+use testkit::map::Map;
+use testkit::mount::{Fs, KERNEL, Scratch, Stack};
+use testkit::need_mounts;
 
 use super::inode_flags::{FLAGS, Unprotected, answer, fill, flags_of, open, protect, set};
 

@@ -1,7 +1,7 @@
 //! Making hard links. What becomes of links across copy-up: `hardlinks.rs`.
 
-use crate::common::fixture::Fixture;
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::need_mounts;
 
 #[test]
 fn links_to_files_of_every_layer() {

@@ -1,8 +1,8 @@
 //! Lookup: which layer answers, what hides what, and that answers do not go stale.
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::Layer;
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::layers::Layer;
+use testkit::need_mounts;
 
 #[test]
 fn the_top_layer_wins_and_whiteouts_hide() {

@@ -2,10 +2,10 @@
 
 use std::os::unix::fs::FileExt;
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::big_data;
-use crate::common::need_mounts;
-use crate::common::tree::{self, Mask, Tree};
+use testkit::fixture::Fixture;
+use testkit::layers::big_data;
+use testkit::need_mounts;
+use testkit::tree::{self, Mask, Tree};
 
 fn lowers(f: &Fixture) -> Vec<Tree> {
     f.stack.lowers.iter().map(|l| tree::list_raw(l)).collect()

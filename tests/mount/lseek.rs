@@ -5,11 +5,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-
-use crate::common::fixture::Fixture;
-use crate::common::layers::{Form, Layer, standard};
-use crate::common::mount::{Fs, KERNEL, UNIONFS};
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::layers::{Form, Layer, standard};
+use testkit::mount::{Fs, KERNEL, UNIONFS};
+use testkit::need_mounts;
 
 const WRITEBACK: Fs = Fs::Unionfs("io=cached,writeback");
 

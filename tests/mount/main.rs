@@ -4,9 +4,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod acl;
 mod attr;
 mod believed;
@@ -22,6 +19,7 @@ mod fallocate;
 mod flooded;
 mod forget;
 mod fsync;
+mod fuser;
 mod giving_way;
 mod handles;
 mod hardlinks;
@@ -30,6 +28,7 @@ mod inode_flags;
 mod inode_numbers;
 mod io_policies;
 mod ioctls;
+mod leases;
 mod link;
 mod lookup;
 mod lower_unchanged;
@@ -48,7 +47,6 @@ mod rename;
 mod rmdir;
 mod several_file_systems;
 mod statfs;
-mod stats;
 mod swapped;
 mod symlink;
 mod syscalls;

@@ -1,7 +1,7 @@
 //! Creating directories; one over a whiteout must be empty.
 
-use crate::common::fixture::Fixture;
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::need_mounts;
 
 #[test]
 fn new_directories() {

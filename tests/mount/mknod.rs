@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use crate::common::fixture::Fixture;
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::need_mounts;
 
 #[test]
 fn every_type() {

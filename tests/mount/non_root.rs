@@ -5,8 +5,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::mount::{Scratch, chmod, unionfs_binary};
-use crate::common::{need_mounts, tree};
+use testkit::mount::{Scratch, chmod};
+use testkit::need::{Needed, has_tools};
+use testkit::{need, need_mounts, tree};
 
 /// Runs `script` as uid and gid 1000 in `dir`; its output.
 fn as_user(dir: &Path, script: &str) -> String {
@@ -28,15 +29,8 @@ fn as_user(dir: &Path, script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn prepare() -> Option<Scratch> {
-    let installed = |tool: &str| Command::new(tool).arg("--version").output().is_ok();
-    if !["unshare", "setpriv", "fusermount3"]
-        .iter()
-        .all(|t| installed(t))
-    {
-        crate::common::skip("needs unshare, setpriv and fusermount3");
-        return None;
-    }
+fn prepare() -> Needed<Scratch> {
+    has_tools(&["unshare", "setpriv", "fusermount3"])?;
     let scratch = Scratch::disk();
     for dir in ["low", "low/d", "upper", "work", "mnt"] {
         scratch.dir(dir);
@@ -46,7 +40,7 @@ fn prepare() -> Option<Scratch> {
     std::fs::write(low.join("d/g"), "lower\n").unwrap();
     // The build directory may be closed to other users.
     let program = scratch.path().join("unionfs");
-    std::fs::copy(unionfs_binary(), &program).unwrap();
+    std::fs::copy(testkit::program(), &program).unwrap();
     chmod(&program, 0o755);
     for path in [
         "", "low", "low/f", "low/d", "low/d/g", "upper", "work", "mnt",
@@ -54,7 +48,7 @@ fn prepare() -> Option<Scratch> {
         let path = scratch.path().join(path);
         std::os::unix::fs::chown(&path, Some(1000), Some(1000)).unwrap();
     }
-    Some(scratch)
+    Ok(scratch)
 }
 
 const MOUNT: &str = "./unionfs -o lowerdir=low,upperdir=upper,workdir=work mnt";
@@ -62,7 +56,7 @@ const MOUNT: &str = "./unionfs -o lowerdir=low,upperdir=upper,workdir=work mnt";
 #[test]
 fn a_user_mounts_changes_and_unmounts() {
     need_mounts!();
-    let Some(scratch) = prepare() else { return };
+    let scratch = need!(prepare());
     let script = format!(
         "{MOUNT}
         cat mnt/f
@@ -84,7 +78,7 @@ fn a_user_mounts_changes_and_unmounts() {
 #[test]
 fn markers_are_user_xattrs() {
     need_mounts!();
-    let Some(scratch) = prepare() else { return };
+    let scratch = need!(prepare());
     let script = format!("{MOUNT}\nrm -r mnt/d; mkdir mnt/d\nfusermount3 -u mnt");
     as_user(scratch.path(), &script);
     let opaque = tree::xattr(&scratch.path().join("upper/d"), b"user.overlay.opaque");
@@ -95,7 +89,7 @@ fn markers_are_user_xattrs() {
 #[test]
 fn files_without_permissions_can_be_looked_up() {
     need_mounts!();
-    let Some(scratch) = prepare() else { return };
+    let scratch = need!(prepare());
     scratch.dir("low/closed");
     scratch.dir("low/e");
     scratch.dir("low/ro");

@@ -1,9 +1,9 @@
 //! Open files survive unlink, rename and replacement: everything goes on working on
 //! the descriptor.
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::Layer;
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::layers::Layer;
+use testkit::need_mounts;
 
 fn everything_on_a_descriptor(f: &Fixture, path: &str, end: &str) {
     f.ok(&format!("write {path} 0 0123456789 t"));

@@ -2,10 +2,11 @@
 //! other, and can go on being changed there. Kernel overlayfs with `trusted.` and `user.`
 //! markers, Debian's fuse-overlayfs, unionfs with either.
 
-use crate::common::layers::{self, Form, Layer, Node};
-use crate::common::mount::{self, Fs, Mounted, Scratch, Stack};
-use crate::common::tree::{self, Mask, Tree};
-use crate::common::{exec, need_mounts, script, skip};
+use testkit::layers::{self, Form, Layer, Node};
+use testkit::mount::{self, Fs, Mounted, Scratch, Stack};
+use testkit::need::Needed;
+use testkit::tree::{self, Mask, Tree};
+use testkit::{exec, need, need_mounts, script};
 
 const TRUSTED: Fs = Fs::Kernel("index=off,redirect_dir=off,metacopy=off");
 const USER: Fs = Fs::Kernel("userxattr,index=off");
@@ -61,14 +62,8 @@ fn lowers() -> Vec<Layer> {
     layers
 }
 
-fn peer() -> Option<Fs> {
-    match mount::fuse_overlayfs() {
-        Ok(path) => Some(Fs::Program(path)),
-        Err(why) => {
-            skip(&why);
-            None
-        }
-    }
+fn peer() -> Needed<Fs> {
+    mount::fuse_overlayfs().map(Fs::Program)
 }
 
 /// The tree without what depends on who shows it: directories' mtimes changed in the test
@@ -146,7 +141,7 @@ fn user_markers_are_read_by_default() {
 #[test]
 fn fuse_overlayfs_of_debian() {
     need_mounts!();
-    let Some(peer) = peer() else { return };
+    let peer = need!(peer());
     both_ways(&peer, &OURS, Form::FuseOverlayfs);
     both_ways(&OURS, &peer, Form::Kernel);
     both_ways(&OURS_USER, &peer, Form::UserOpaque);

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::mount::{MountFlags, UnmountFlags};
-
-use crate::common::mount::{Scratch, unionfs_binary};
-use crate::common::tree::{self, Mask, Tree};
-use crate::common::{need_mounts, skip};
+use testkit::mount::Scratch;
+use testkit::need::has_tools;
+use testkit::tree::{self, Mask, Tree};
+use testkit::{need, need_mounts, program};
 
 /// What the image is made of. (Without hard links: podman mounts without an index, which parts
 /// them; docs/SEMANTICS.md, "Hard links".)
@@ -166,12 +166,9 @@ fn unified_cgroups() {
 #[test]
 fn a_container_is_the_same_whoever_mounts_it() {
     need_mounts!();
-    let has = |tool: &&str| Command::new(tool).arg("--version").output().is_ok();
-    if !["podman", "crun"].iter().all(has) {
-        return skip("needs podman and crun");
-    }
+    need!(has_tools(&["podman", "crun"]));
     unified_cgroups();
-    let ours = Some(unionfs_binary());
+    let ours = Some(program());
     // Each order to the end of the steps; the kernel alone is the truth.
     let orders = [
         [None, None, None],

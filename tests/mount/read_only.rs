@@ -1,9 +1,9 @@
 //! A union without an upper: everything reads, nothing changes.
 
-use crate::common::fixture::Fixture;
-use crate::common::mount::KERNEL;
-use crate::common::tree::{self, Mask};
-use crate::common::{layers, need_mounts};
+use testkit::fixture::Fixture;
+use testkit::mount::KERNEL;
+use testkit::tree::{self, Mask};
+use testkit::{layers, need_mounts};
 
 #[test]
 fn reads_as_the_kernels() {

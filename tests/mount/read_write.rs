@@ -6,10 +6,11 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::big_data;
-use crate::common::mount::{Scratch, Stack, subject};
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::layers::big_data;
+use testkit::mount::{Scratch, Stack, subject};
+use testkit::need::has_tools;
+use testkit::{need, need_mounts};
 
 #[test]
 fn writes_change_the_upper_only() {
@@ -163,9 +164,7 @@ fn direct_io_is_direct() {
 #[test]
 fn shared_mappings() {
     need_mounts!();
-    if Command::new("fio").arg("--version").output().is_err() {
-        return crate::common::skip("needs fio");
-    }
+    need!(has_tools(&["fio"]));
     let f = Fixture::standard();
     f.ok("chmod big.bin 666");
     let fio = Command::new("fio")

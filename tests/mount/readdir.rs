@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::Layer;
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::layers::Layer;
+use testkit::need_mounts;
 
 #[test]
 fn listings_are_merged() {

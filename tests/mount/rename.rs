@@ -1,8 +1,8 @@
 //! Renaming: files, merged directories, flags; the old name gone, the new one whole.
 
-use crate::common::fixture::Fixture;
-use crate::common::need_mounts;
-use crate::common::tree::{self, Mask};
+use testkit::fixture::Fixture;
+use testkit::need_mounts;
+use testkit::tree::{self, Mask};
 
 const PLAIN: &str = "\"plain\\x20file,\\x20lower\\x20only\\x0a\"";
 

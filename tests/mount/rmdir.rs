@@ -1,7 +1,7 @@
 //! Removing directories: empty in the union counts, whatever the layers hold.
 
-use crate::common::fixture::Fixture;
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::need_mounts;
 
 #[test]
 fn only_empty_directories_go() {

@@ -7,12 +7,12 @@ use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::disk::Disk;
-use crate::common::fixture::Fixture;
-use crate::common::layers::{Form, Layer, write_all};
-use crate::common::mount::{Fs, Scratch, Stack};
-use crate::common::tree::{self, Mask, Tree};
-use crate::common::{need_mounts, skip};
+use testkit::disk::Disk;
+use testkit::fixture::Fixture;
+use testkit::layers::{Form, Layer, write_all};
+use testkit::mount::{Fs, Scratch, Stack};
+use testkit::tree::{self, Mask, Tree};
+use testkit::{need, need_mounts};
 
 /// Three file systems, unmounted when dropped.
 struct Disks {
@@ -177,10 +177,7 @@ fn assert_programs(f: &Fixture) {
 
 fn check(ext4: bool, options: &'static str) {
     need_mounts!();
-    let disks = match disks(ext4) {
-        Ok(disks) => disks,
-        Err(why) => return skip(&why),
-    };
+    let disks = need!(disks(ext4));
     let mut f = fixture(&disks, options);
     let [one, two, three] = [0, 1, 2].map(|n| numbers_in(&disks.paths[n]));
     assert!(one.intersection(&two).count() > 20, "{one:?} {two:?}");

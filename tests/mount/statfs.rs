@@ -1,15 +1,15 @@
 //! statfs(2): the file system type, and the numbers of the upper's file system.
 
-use crate::common::fixture::Fixture;
-use crate::common::mount::{Fs, Scratch};
-use crate::common::{layers, need_mounts};
+use testkit::fixture::Fixture;
+use testkit::mount::{Fs, Scratch};
+use testkit::{layers, need_mounts};
 
 #[test]
 fn numbers_are_the_uppers() {
     need_mounts!();
     // A tmpfs nobody else writes to: the numbers stand still.
     let scratch = Scratch::tmpfs();
-    let stack = crate::common::mount::Stack {
+    let stack = testkit::mount::Stack {
         lowers: layers::write_all(&layers::standard(), scratch.path(), layers::Form::Kernel),
         upper: Some((scratch.dir("upper"), scratch.dir("work"))),
         mnt: scratch.dir("mnt"),

@@ -1,7 +1,7 @@
 //! Symbolic links: raw targets, in every layer, followed by the kernel alone.
 
-use crate::common::fixture::Fixture;
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::need_mounts;
 
 #[test]
 fn targets_are_kept() {

@@ -10,12 +10,12 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::common::fixture::Fixture;
-use crate::common::mount::{Fs, Scratch, Stack};
-use crate::common::need_mounts;
-use crate::common::strace::{Trace, need_strace};
-
-use super::forget::CACHES;
+use testkit::caches;
+use testkit::fixture::Fixture;
+use testkit::mount::{Fs, Scratch, Stack};
+use testkit::need::has_tools;
+use testkit::strace::Trace;
+use testkit::{need, need_mounts};
 
 /// How often each operation is done.
 const TIMES: usize = 40;
@@ -105,8 +105,8 @@ const OPERATIONS: &[Operation] = &[
         "lookup",
         |m| {
             each(&m.join("dir"), "look", |p| {
-                assert!(p.symlink_metadata().is_ok())
-            })
+                assert!(p.symlink_metadata().is_ok());
+            });
         },
         TIMES,
     ),
@@ -114,8 +114,8 @@ const OPERATIONS: &[Operation] = &[
         "lookup again",
         |m| {
             each(&m.join("dir"), "look", |p| {
-                assert!(p.symlink_metadata().is_ok())
-            })
+                assert!(p.symlink_metadata().is_ok());
+            });
         },
         TIMES,
     ),
@@ -133,7 +133,7 @@ const OPERATIONS: &[Operation] = &[
         "rename",
         |m| {
             each(&m.join("dir"), "new", |p| {
-                std::fs::rename(&p, p.with_extension("moved")).unwrap()
+                std::fs::rename(&p, p.with_extension("moved")).unwrap();
             });
         },
         TIMES,
@@ -142,8 +142,8 @@ const OPERATIONS: &[Operation] = &[
         "unlink",
         |m| {
             each(&m.join("dir"), "new", |p| {
-                std::fs::remove_file(p.with_extension("moved")).unwrap()
-            })
+                std::fs::remove_file(p.with_extension("moved")).unwrap();
+            });
         },
         TIMES,
     ),
@@ -156,8 +156,8 @@ const OPERATIONS: &[Operation] = &[
         "create over a whiteout",
         |m| {
             each(&m.join("dir"), "gone", |p| {
-                drop(File::create_new(p).unwrap())
-            })
+                drop(File::create_new(p).unwrap());
+            });
         },
         TIMES,
     ),
@@ -192,7 +192,7 @@ const OPERATIONS: &[Operation] = &[
         "in a new directory: rename",
         |m| {
             each(&m.join("new"), "new", |p| {
-                std::fs::rename(&p, p.with_extension("moved")).unwrap()
+                std::fs::rename(&p, p.with_extension("moved")).unwrap();
             });
         },
         TIMES,
@@ -201,7 +201,7 @@ const OPERATIONS: &[Operation] = &[
         "in a new directory: unlink",
         |m| {
             each(&m.join("new"), "new", |p| {
-                std::fs::remove_file(p.with_extension("moved")).unwrap()
+                std::fs::remove_file(p.with_extension("moved")).unwrap();
             });
         },
         TIMES,
@@ -265,14 +265,14 @@ const POLICIES: [(&str, &str); 2] = [
 
 fn keeps_to_the_budget(layers: usize) {
     need_mounts!();
-    need_strace!();
+    need!(has_tools(&["strace"]));
     for (policy, options) in POLICIES {
         keeps_to_it(layers, policy, options);
     }
 }
 
 fn keeps_to_it(layers: usize, policy: &str, options: &'static str) {
-    let _undisturbed = CACHES.read();
+    let _undisturbed = caches::undisturbed();
     let (scratch, stack) = stack(layers);
     let f = Fixture::over(&Fs::Unionfs(options), scratch, stack);
     // Each layer's directory is looked at once.

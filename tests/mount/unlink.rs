@@ -1,7 +1,7 @@
 //! Unlinking: what was below must not come back, also after a remount.
 
-use crate::common::fixture::Fixture;
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::need_mounts;
 
 #[test]
 fn unlinked_names_stay_away() {

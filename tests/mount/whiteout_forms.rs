@@ -2,12 +2,12 @@
 //! refuses to make one but takes `overlay.*` xattrs (escaped). Then the xattr form is written.
 //! Where xattrs are refused too, `.wh.` files are. (`parity/refused` does it at random.)
 
-use crate::common::base::{Base, Refusing};
-use crate::common::fixture::Fixture;
-use crate::common::layers::{self, Form, Layer};
-use crate::common::mount::{self, Fs, KERNEL, Scratch, Stack, UNIONFS};
-use crate::common::tree::{self, Mask};
-use crate::common::{exec, need_mounts, script, skip};
+use testkit::base::{Base, Refusing};
+use testkit::fixture::Fixture;
+use testkit::layers::{self, Form, Layer};
+use testkit::mount::{self, Fs, KERNEL, Scratch, Stack, UNIONFS};
+use testkit::tree::{self, Mask};
+use testkit::{exec, need, need_mounts, script};
 
 /// Without an upper there is no index.
 const KERNEL_READ_ONLY: Fs = Fs::Kernel("redirect_dir=follow,metacopy=off");
@@ -212,10 +212,7 @@ fn wh_files_hide_and_come_back() {
 #[test]
 fn wh_files_and_fuse_overlayfs() {
     need_mounts!();
-    let peer = match mount::fuse_overlayfs() {
-        Ok(path) => Fs::Program(path),
-        Err(why) => return skip(&why),
-    };
+    let peer = Fs::Program(need!(mount::fuse_overlayfs()));
     let changes = "unlink gone
         unlink d/f
         unlink d/h

@@ -1,13 +1,12 @@
 //! Extended attributes: set, listed, limits, and that overlay markers can neither be
 //! seen nor forged from inside.
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::{self, Form, Layer, net_raw_capability};
-use crate::common::mount::{Fs, KERNEL, subject};
-use crate::common::need_mounts;
-use crate::common::tree::{self, Mask, is_private};
-
-use super::stats::requests_of;
+use testkit::fixture::Fixture;
+use testkit::layers::{self, Form, Layer, net_raw_capability};
+use testkit::mount::{Fs, KERNEL, subject};
+use testkit::need_mounts;
+use testkit::stats::requests_of;
+use testkit::tree::{self, Mask, is_private};
 
 #[test]
 fn set_get_list_remove() {

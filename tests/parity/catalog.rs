@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use proptest::strategy::{Strategy, ValueTree};
+use testkit::layers::{self, FORMS, Form, Layer, Node};
+use testkit::mount::{Fs, Scratch};
+use testkit::need_mounts;
+use testkit::runner::{Case, compare, make_layer};
 use unionfs::catalog;
 use unionfs::layer::{Dialect, LayerSpec, StackSpec};
-use unionfs::union::{Attr, FileKind, Options, ROOT_INO, Time, Union};
+use unionfs::union::{Attr, Caching, FileKind, Options, ROOT_INO, Time, Union};
 
-use crate::common::layers::{self, FORMS, Form, Layer, Node};
-use crate::common::mount::{Fs, Scratch};
-use crate::common::need_mounts;
 use crate::deep::{Mode, OFF, ON, PLAIN};
 use crate::generate;
 use crate::random::{assert_none, cases, fresh, runner};
-use crate::runner::{Case, compare, make_layer};
 
 /// Everything a union says of a name.
 #[derive(Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ fn facts(union: &Union, dir: u64, name: &[u8], listed: (u64, FileKind)) -> (Fact
         FileKind::Symlink => union.readlink(attr.ino),
         FileKind::Regular => {
             let mut data = vec![0; attr.size as usize + 1];
-            let read = union.read(attr.ino, 0, &mut data, false);
+            let read = union.read(attr.ino, 0, &mut data, Caching::Cached);
             read.map(|n| data[..n].to_vec())
         }
         _ => Ok(Vec::new()),
@@ -99,7 +99,7 @@ fn tree(union: &Union) -> BTreeMap<Vec<u8>, Facts> {
     while let Some((path, dir)) = todo.pop() {
         let mut names = Vec::new();
         let mut plus = Vec::new();
-        let listed = union.readdir(dir, 0, false, &mut |item| {
+        let listed = union.readdir(dir, 0, &mut |item| {
             names.push((item.name.to_vec(), (item.ino, item.kind)));
             true
         });
@@ -108,7 +108,7 @@ fn tree(union: &Union) -> BTreeMap<Vec<u8>, Facts> {
             plus.push((item.name.to_vec(), item.entry.map(|e| *e.attr())));
             true
         };
-        union.readdir(dir, 0, true, &mut sink).unwrap();
+        union.readdirplus(dir, 0, &mut sink).unwrap();
         names.retain(|(name, _)| name != b"." && name != b"..");
         plus.retain(|(name, _)| name != b"." && name != b"..");
         for (name, listed) in names {
@@ -156,7 +156,7 @@ fn check(stack: &StackSpec, scratch: &Path) -> u64 {
     let label = catalog::Label::default();
     let built = catalog::build(stack, &label, &path, &mut |_| true).unwrap();
     let options = Options {
-        catalog: Some(path.clone()),
+        names: Some(catalog::CatalogFile::source(&path)),
         ..Options::default()
     };
     let with = Union::observe_with(stack, options).unwrap();

@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use testkit::layers::{self, Form, Layer};
+use testkit::mount::{Fs, KERNEL, Scratch, Stack, subject};
+use testkit::script::{self, Op};
+use testkit::tree::{self, Entry, Mask, Tree};
+use testkit::{escape, exec, need_mounts};
 use unionfs::changes::{self, ChangeKind};
 use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
-use unionfs::store::tarball::{Limits, unpack};
+use unionfs::layer_tar::{Limits, unpack};
 
-use crate::common::layers::{self, Form, Layer};
-use crate::common::mount::{Fs, KERNEL, Scratch, Stack, subject};
-use crate::common::script::{self, Op};
-use crate::common::tree::{self, Entry, Mask, Tree};
-use crate::common::{escape, exec, need_mounts};
 use crate::{random, scenarios};
 
 /// Copies only the metadata up where that is all that changes.

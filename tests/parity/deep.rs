@@ -8,15 +8,15 @@
 use std::fmt::Write as _;
 
 use proptest::strategy::{Strategy, ValueTree};
+use testkit::descriptor::HOp;
+use testkit::layers::{Item, Node};
+use testkit::mount::Fs;
+use testkit::need_mounts;
+use testkit::runner::{Case, compare};
+use testkit::script::Op;
 
-use crate::common::descriptor::HOp;
-use crate::common::layers::{Item, Node};
-use crate::common::mount::Fs;
-use crate::common::need_mounts;
-use crate::common::script::Op;
 use crate::generate::{self, Plan};
 use crate::random::{assert_none, cases, fresh, runner};
-use crate::runner::{Case, compare};
 use crate::shrink::shrink;
 
 /// A mode of kernel overlayfs, and unionfs set to match.

@@ -6,10 +6,9 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
-
-use crate::common::descriptor::HOp;
-use crate::common::layers::{self, Layer, Node};
-use crate::common::script::{Flags, Op};
+use testkit::descriptor::HOp;
+use testkit::layers::{self, Layer, Node};
+use testkit::script::{Flags, Op};
 
 /// Written layers (top first) and, below the script, what the kernel made of them: each
 /// script of `made` is run on a kernel overlay, whose upper is then the next layer.

@@ -3,9 +3,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod catalog;
 mod changes;
 mod deep;
@@ -14,6 +11,5 @@ mod oracle;
 mod random;
 mod refused;
 mod regressions;
-mod runner;
 mod scenarios;
 mod shrink;

@@ -1,10 +1,11 @@
 //! The runner proves itself: kernel overlayfs must equal kernel overlayfs, and things
 //! that are known to differ must be reported.
 
-use crate::common::layers::{self, Layer};
-use crate::common::mount::{Fs, KERNEL};
-use crate::common::{need_mounts, script};
-use crate::runner::{Case, compare};
+use testkit::layers::{self, Layer};
+use testkit::mount::{Fs, KERNEL};
+use testkit::runner::{Case, compare};
+use testkit::{need_mounts, script};
+
 use crate::scenarios;
 
 fn differences(left: &Fs, right: &Fs, layers: &[Layer], text: &str) -> Vec<String> {

@@ -10,12 +10,11 @@ use std::collections::BTreeMap;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
-
-use crate::common::layers::{Layer, Node};
-use crate::common::mount::{Fs, KERNEL, subject};
-use crate::common::need_mounts;
-use crate::common::script::{Flags, Op};
-use crate::runner::{Case, compare};
+use testkit::layers::{Layer, Node};
+use testkit::mount::{Fs, KERNEL, subject};
+use testkit::need_mounts;
+use testkit::runner::{Case, compare};
+use testkit::script::{Flags, Op};
 
 /// What a layer has under a name.
 #[derive(Clone, Debug)]
@@ -210,7 +209,7 @@ pub(crate) fn failure(result: Outcome, seed: u64) -> Option<String> {
         Err(TestError::Fail(reason, (layers, script))) => {
             let lines: Vec<_> = script.iter().map(ToString::to_string).collect();
             let items = layers.iter().enumerate().flat_map(|(n, layer)| {
-                let describe = move |i: &crate::common::layers::Item| {
+                let describe = move |i: &testkit::layers::Item| {
                     let path = String::from_utf8_lossy(&i.path).into_owned();
                     format!("layer {n}: {path} {:?} opaque={}", i.node, i.opaque)
                 };

@@ -4,13 +4,13 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use testkit::base::Refusing;
+use testkit::mount::Fs;
+use testkit::need_mounts;
+use testkit::runner::{Case, compare_on};
+use testkit::script::Op;
 
-use crate::common::base::Refusing;
-use crate::common::mount::Fs;
-use crate::common::need_mounts;
-use crate::common::script::Op;
 use crate::random::{assert_none, failure, fresh, layer, prune, runner, script};
-use crate::runner::{Case, compare_on};
 
 /// Redirects and links to lower files need xattrs.
 const KERNEL: Fs = Fs::Kernel("index=off,redirect_dir=off,metacopy=off,xino=auto");

@@ -1,9 +1,9 @@
 //! What the deep hunts found once, by name: the printed plan, pasted. (`<L255>` stands for a
 //! name of 255 bytes.)
 
-use crate::common::layers::{self, Layer, Node};
-use crate::common::need_mounts;
-use crate::common::script;
+use testkit::layers::{self, Layer, Node};
+use testkit::{need_mounts, script};
+
 use crate::deep::{LONG, Mode, OFF, ON, PLAIN, USER, differences};
 use crate::generate::Plan;
 

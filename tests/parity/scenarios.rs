@@ -1,10 +1,6 @@
 //! The scripted scenarios: each is a test that runs its script on kernel overlayfs and
 //! on unionfs, over [`layers::standard`]. The language is `common/script.rs`'s.
 
-use crate::common::mount::{Fs, KERNEL, subject};
-use crate::common::{layers, need_mounts, script};
-use crate::runner::{Case, compare};
-
 fn check(text: &str) {
     need_mounts!();
     let case = Case {
@@ -51,6 +47,10 @@ macro_rules! scenarios {
 
 mod files;
 mod names;
+
+use testkit::mount::{Fs, KERNEL, subject};
+use testkit::runner::{Case, compare};
+use testkit::{layers, need_mounts, script};
 
 /// Every scenario: name and script.
 pub(crate) fn all() -> impl Iterator<Item = &'static (&'static str, &'static str)> {

@@ -1,8 +1,9 @@
 //! Makes a failing plan small: parts are taken out, large ones first, as long as what is
 //! left still fails. Quicker than proptest's own way, which knows nothing of layers.
 
-use crate::common::layers::{Layer, Node};
-use crate::common::script::Op;
+use testkit::layers::{Layer, Node};
+use testkit::script::Op;
+
 use crate::generate::Plan;
 
 /// How many smaller plans are tried at most.

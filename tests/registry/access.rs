@@ -5,11 +5,12 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use testkit::home::{Home, Outcome};
+use testkit::{need, program};
 
 use crate::images::home;
 use crate::proxy::{Act, Asked, Proxy};
 use crate::server::{Server, can_serve};
-use crate::support::{Home, Outcome, PROGRAM};
 
 /// crypt(3) of "open sesame".
 const HTPASSWD: &str = "ali:$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW\n";
@@ -38,7 +39,7 @@ fn write_config(home: &Home, text: &str) {
 /// With those logins and no others.
 fn run(home: &Home, args: &[&str]) -> Outcome {
     let path = format!("{}:/usr/bin:/bin", home.text("bin"));
-    let mut command = home.command(PROGRAM);
+    let mut command = home.command(program());
     command
         .env("DOCKER_CONFIG", home.path("docker-config"))
         .env("HOME", home.path("nobody"))
@@ -56,9 +57,7 @@ fn push(home: &Home, to: &str) -> Outcome {
 
 #[test]
 fn a_password_opens_and_a_wrong_one_does_not() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = guarded(&home);
     let (host, name) = (format!("127.0.0.1:{}", server.port), server.name("app:1"));
@@ -79,9 +78,7 @@ fn a_password_opens_and_a_wrong_one_does_not() {
 
 #[test]
 fn a_credential_helper_is_asked() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = guarded(&home);
     let name = server.name("app:1");
@@ -146,9 +143,7 @@ fn tokens(asked: &Asked, port: &std::sync::OnceLock<u16>) -> Act {
 
 #[test]
 fn tokens_are_asked_for_with_what_is_stored() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = Server::start(&home);
     let port = std::sync::Arc::new(std::sync::OnceLock::new());
@@ -188,9 +183,7 @@ fn tokens_are_asked_for_with_what_is_stored() {
 
 #[test]
 fn no_credential_follows_a_redirect() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let open = Server::start(&home);
     push(&home, &open.name("app:1")).ok();
@@ -239,12 +232,9 @@ fn outside() -> Option<std::net::IpAddr> {
 
 #[test]
 fn http_to_another_machine_must_be_asked_for_and_gets_no_credentials() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let Some(address) = outside() else {
-        eprintln!("skipped: there is no network but loopback");
-        return;
+        return need::skip(&"there is no network but loopback");
     };
     let home = home();
     let listener = std::net::TcpListener::bind((address, 0)).unwrap();

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
-use unionfs::store::Digest;
+use testkit::home::{Home, kill, wait_until};
+use testkit::{need, program};
+use unionfs::oci::Digest;
 
 use crate::images::{assert_whole, home, id, serve, serve_large};
 use crate::proxy::{Act, Asked, Proxy};
 use crate::server::{Server, can_serve, inspect};
-use crate::support::{Home, PROGRAM, kill, wait_until};
 
 const LARGE: usize = 3 << 20;
 
@@ -61,9 +62,7 @@ fn downloads(home: &Home) -> Vec<std::path::PathBuf> {
 
 #[test]
 fn a_cut_connection_goes_on_where_it_was_cut() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let (home, server, expected, blob) = large();
     let cut = first(&blob, 2, || Act::Cut(1 << 20));
     let proxy = Proxy::start(server.port, cut);
@@ -84,15 +83,13 @@ fn a_cut_connection_goes_on_where_it_was_cut() {
 
 #[test]
 fn a_killed_pull_is_gone_on_with() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let (home, server, expected, blob) = large();
     let stall = first(&blob, 1, || Act::Stall(1 << 20));
     let proxy = Proxy::start(server.port, stall);
     let name = proxy.name("large:1");
     let mut child = home
-        .command(PROGRAM)
+        .command(program())
         .args(["pull", "-q", &name])
         .stderr(Stdio::null())
         .spawn()
@@ -101,14 +98,14 @@ fn a_killed_pull_is_gone_on_with() {
         let found = downloads(&home);
         found.len() == 1 && found[0].metadata().unwrap().size() == 1 << 20
     });
-    // While somebody is at it, it is no garbage, and others may change the store.
+    // While somebody is at it, it is not garbage, and others may change the store.
     assert_whole(&home, 0, 0);
     kill(i32::try_from(child.id()).unwrap(), Signal::KILL);
     child.wait().unwrap();
     assert_whole(&home, 0, 1);
     let output = home.run(["pull", &name]);
     assert_eq!(output.code, Some(0), "{output:?}");
-    assert!(output.stderr.contains("going on after "), "{output:?}");
+    assert!(output.stderr.contains("continuing after "), "{output:?}");
     assert_eq!(ranges(&proxy, &blob), [None, range(1 << 20)]);
     assert_eq!(id(&home, &home.text("own"), &name), expected);
     assert_whole(&home, 1, 0);
@@ -125,9 +122,7 @@ fn left_over(home: &Home, blob: &str, bytes: &[u8]) -> std::path::PathBuf {
 
 #[test]
 fn what_is_left_over_is_only_used_if_it_is_right() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let (home, server, expected, blob) = large();
     let proxy = Proxy::start(server.port, |_| Act::Pass);
     let ranges_of = |bytes: &[u8]| {
@@ -154,9 +149,7 @@ fn what_is_left_over_is_only_used_if_it_is_right() {
 
 #[test]
 fn a_registry_without_ranges_is_asked_for_everything() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let (home, server, expected, blob) = large();
     let times = AtomicUsize::new(0);
     let proxy = Proxy::start(server.port, move |asked| {
@@ -173,9 +166,7 @@ fn a_registry_without_ranges_is_asked_for_everything() {
 
 #[test]
 fn prune_removes_downloads_that_nobody_is_at() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let (home, server, ..) = large();
     home.run(["pull", "-q", &server.name("large:1")]).ok();
     let blob = Digest::of(b"some").to_string();
@@ -193,9 +184,7 @@ fn prune_removes_downloads_that_nobody_is_at() {
 
 #[test]
 fn false_answers_are_refused_and_leave_nothing() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let (home, server, _, blob) = large();
     let end = blob.clone();
     let flipped = Proxy::start(server.port, move |asked| match asked.path.ends_with(&end) {
@@ -231,9 +220,7 @@ fn false_answers_are_refused_and_leave_nothing() {
 /// A manifest whose layer is another one than its configuration tells of.
 #[test]
 fn a_layer_of_another_image_is_refused() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = Server::start(&home);
     serve(&home, &server, "1", "app:1", &["--format", "v2s2"]);
@@ -252,15 +239,13 @@ fn a_layer_of_another_image_is_refused() {
         .failed(1, &[&second, "app:swapped"]);
     assert_whole(&home, 0, 0);
     home.run(["pull", "-q", &server.name("app:short")])
-        .failed(1, &["3 layers", "manifest of 2"]);
+        .failed(1, &["3 layers", "manifest 2"]);
     assert_eq!(downloads(&home).len(), 0);
 }
 
 #[test]
 fn errors_that_pass_are_waited_out_and_others_not() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let (home, server, expected, blob) = large();
     let busy = || Act::Answer("503 Service Unavailable".to_owned(), "busy".to_owned());
     let proxy = Proxy::start(server.port, first(&blob, 2, busy));

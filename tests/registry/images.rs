@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use crate::sample;
+use testkit::home::Home;
+use testkit::store::sample;
+
 use crate::server::{Server, skopeo};
-use crate::support::Home;
 
 /// A home with a store laid out as Docker's in `docker`, holding the sample images.
 pub(crate) fn home() -> Home {

@@ -3,18 +3,19 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 
+use testkit::need::has_tools;
+use testkit::{need, program};
+
 use crate::images::{home, id, serve};
 use crate::server::{Server, can_serve};
-use crate::support::{PROGRAM, has_tools};
 
 /// What makes a change visible.
 const CALLS: &str = "?rename,?renameat,?renameat2,syncfs";
 
 #[test]
 fn a_pull_killed_at_any_step_of_taking_in_can_be_repeated() {
-    if !can_serve() || !has_tools(&["strace"]) {
-        return;
-    }
+    need!(can_serve());
+    need!(has_tools(&["strace"]));
     let home = home();
     let server = Server::start(&home);
     serve(&home, &server, "1", "app:1", &["--format", "v2s2"]);
@@ -31,7 +32,7 @@ fn a_pull_killed_at_any_step_of_taking_in_can_be_repeated() {
             .arg(format!("trace={CALLS}"))
             .arg("-e")
             .arg(format!("inject={CALLS}:signal=KILL:when={step}"))
-            .args([PROGRAM, "--root", &own, "pull", "-q", &name])
+            .args([program(), "--root", &own, "pull", "-q", &name])
             .output()
             .unwrap();
         let whole = || {

@@ -4,13 +4,12 @@
 
 // Tests may fail by panicking, also in their helpers.
 #![allow(clippy::unwrap_used, clippy::panic)]
-// Of the shared helpers not all are used here.
-#![allow(dead_code)]
 
 mod access;
 mod broken;
 mod images;
 mod killed;
+mod others_files;
 mod proxy;
 mod pull;
 mod push;
@@ -18,12 +17,3 @@ mod server;
 mod shared;
 mod slow;
 mod tls;
-
-#[path = "../cli/support.rs"]
-mod support;
-
-// The maker of the sample store, shared with the example.
-#[path = "../../examples/sample-store/builder.rs"]
-mod builder;
-#[path = "../../examples/sample-store/sample.rs"]
-mod sample;

@@ -41,6 +41,8 @@ pub(crate) enum Act {
     NoRange,
     /// This, not the registry's answer: status line and headers, body.
     Answer(String, String),
+    /// As that, but the registry gets the request.
+    Instead(String, String),
 }
 
 type Rule = dyn Fn(&Asked) -> Act + Send + Sync;
@@ -99,12 +101,7 @@ fn serve(
     log.lock().unwrap().push(asked.clone());
     let act = rule(&asked);
     if let Act::Answer(head, body) = &act {
-        let length = body.len();
-        write!(
-            client,
-            "HTTP/1.1 {head}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-        )?;
-        return client.shutdown(Shutdown::Write);
+        return answer(&mut client, head, body);
     }
     let mut upstream = TcpStream::connect(("127.0.0.1", to))?;
     write!(upstream, "{} {} HTTP/1.1\r\n", asked.method, asked.path)?;
@@ -131,9 +128,19 @@ fn serve(
             answer[body + at] ^= 1;
             client.write_all(&answer)?;
         }
+        Act::Instead(head, body) => return self::answer(&mut client, &head, &body),
         _ => client.write_all(&answer)?,
     }
     client.shutdown(Shutdown::Both)
+}
+
+fn answer(client: &mut TcpStream, head: &str, body: &str) -> std::io::Result<()> {
+    let length = body.len();
+    write!(
+        client,
+        "HTTP/1.1 {head}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )?;
+    client.shutdown(Shutdown::Write)
 }
 
 /// Reads a request; `None`: it is none.

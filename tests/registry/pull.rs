@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use unionfs::store::Digest;
+use testkit::need;
+use unionfs::oci::Digest;
 
 use crate::images::{assert_whole, home, id, serve, serve_large};
 use crate::proxy::{Act, Proxy};
@@ -21,9 +22,7 @@ const FORMATS: [&[&str]; 4] = [
 
 #[test]
 fn every_format_gives_the_same_image_and_pulling_again_moves_no_blob() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let docker = home.text("docker");
     let expected = id(&home, &docker, "sample:1");
@@ -70,9 +69,7 @@ fn every_format_gives_the_same_image_and_pulling_again_moves_no_blob() {
 
 #[test]
 fn shared_layers_are_not_downloaded() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = Server::start(&home);
     let proxy = Proxy::start(server.port, |_| Act::Pass);
@@ -98,7 +95,7 @@ fn shared_layers_are_not_downloaded() {
 }
 
 /// An index of sample:1 for linux/arm/v6, of sample:2 for v7, and what else indexes have.
-fn serve_index(home: &crate::support::Home, server: &Server) -> Digest {
+fn serve_index(home: &testkit::home::Home, server: &Server) -> Digest {
     let entry = |from: &str, platform: &str| {
         let (_, raw) = inspect(server, from);
         let (digest, size) = (Digest::of(raw.as_bytes()), raw.len());
@@ -127,9 +124,7 @@ fn serve_index(home: &crate::support::Home, server: &Server) -> Digest {
 
 #[test]
 fn an_index_gives_the_image_of_the_platform() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = Server::start(&home);
     let index = serve_index(&home, &server);
@@ -174,9 +169,7 @@ fn an_index_gives_the_image_of_the_platform() {
 
 #[test]
 fn so_many_blobs_at_once_as_asked_for() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = Server::start(&home);
     serve(&home, &server, "1", "app:1", FORMATS[0]);
@@ -208,18 +201,16 @@ fn so_many_blobs_at_once_as_asked_for() {
 
 #[test]
 fn what_is_not_there_is_said_so() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = Server::start(&home);
     let large = serve_large(&home, &server, "large:1", 100_000);
     let other = Digest::of(b"another");
     let run = |name: &str| home.run(["pull", "-q", name]);
     run(&server.name("large:2")).failed(1, &["large:2", "MANIFEST_UNKNOWN", "check the name"]);
-    run(&server.name("none")).failed(1, &["none:latest", "the registry has none"]);
+    run(&server.name("none")).failed(1, &["none:latest", "the registry does not have it"]);
     let by_digest = server.name(&format!("large@{other}"));
-    run(&by_digest).failed(1, &[&other.to_string(), "the registry has none"]);
+    run(&by_digest).failed(1, &[&other.to_string(), "the registry does not have it"]);
     run("127.0.0.1:1/app").failed(1, &["http://127.0.0.1:1/", "refused"]);
     run("no-such-host.invalid/app").failed(1, &["https://no-such-host.invalid/"]);
     run("App:1").failed(1, &["lower case"]);

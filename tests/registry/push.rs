@@ -1,6 +1,10 @@
 //! Images to a registry: what skopeo finds there, and what comes back.
 
-use unionfs::store::Digest;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::json;
+use testkit::need;
+use unionfs::oci::Digest;
 
 use crate::images::{assert_whole, home, id, serve};
 use crate::proxy::{Act, Proxy};
@@ -8,9 +12,7 @@ use crate::server::{Server, can_serve, inspect, skopeo};
 
 #[test]
 fn what_is_pushed_is_seen_copied_and_comes_back_the_same() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = Server::start(&home);
     let docker = home.text("docker");
@@ -84,9 +86,7 @@ fn what_is_pushed_is_seen_copied_and_comes_back_the_same() {
 
 #[test]
 fn what_was_pulled_goes_by_the_digests_it_had() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = Server::start(&home);
     serve(&home, &server, "1", "app:1", &["--format", "v2s2"]);
@@ -122,9 +122,7 @@ fn what_was_pulled_goes_by_the_digests_it_had() {
 /// What the notes say is only asked for: where it is not so, the layer is sent.
 #[test]
 fn a_blob_that_another_repository_has_not_any_more_is_sent() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = Server::start(&home);
     serve(&home, &server, "1", "app:1", &["--format", "v2s2"]);
@@ -153,9 +151,7 @@ fn a_blob_that_another_repository_has_not_any_more_is_sent() {
 
 #[test]
 fn names_by_digest_come_with_a_push() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = Server::start(&home);
     let archive = home.text("sample.tar");
@@ -185,20 +181,14 @@ fn names_by_digest_come_with_a_push() {
 
 #[test]
 fn uploads_are_tried_again_and_what_cannot_be_pushed_is_said() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = Server::start(&home);
     let docker = home.text("docker");
-    let times = std::sync::atomic::AtomicUsize::new(0);
+    let times = AtomicUsize::new(0);
     let proxy = Proxy::start(server.port, move |asked| {
         let upload = asked.method == "POST" || asked.method == "PUT";
-        match upload
-            && times
-                .fetch_add(1, std::sync::atomic::Ordering::SeqCst)
-                .is_multiple_of(3)
-        {
+        match upload && times.fetch_add(1, Ordering::SeqCst).is_multiple_of(3) {
             true => Act::Answer("502 Bad Gateway".to_owned(), String::new()),
             false => Act::Pass,
         }
@@ -218,12 +208,70 @@ fn uploads_are_tried_again_and_what_cannot_be_pushed_is_said() {
     push(&["sample:1", "127.0.0.1:1/x"]).failed(1, &["refused"]);
 }
 
+/// Two that push the same at once: the registry may refuse a blob that it has by then, and may
+/// not find for a moment what it has.
+#[test]
+fn what_another_push_brings_meanwhile_is_no_failure() {
+    need!(can_serve());
+    let home = home();
+    let server = Server::start(&home);
+    let docker = home.text("docker");
+    let refused = |code: &str| {
+        let body = json!({"errors": [{"code": code, "message": "of another push"}]});
+        ("400 Bad Request".to_owned(), body.to_string())
+    };
+    let answer = move |code| {
+        let (head, body) = refused(code);
+        Act::Answer(head, body)
+    };
+    let push = |name: &str| home.run(["--root", &docker, "push", "-q", "sample:2", name]);
+    for code in ["DIGEST_INVALID", "MANIFEST_BLOB_UNKNOWN"] {
+        let times = AtomicUsize::new(0);
+        let proxy = Proxy::start(server.port, move |asked| {
+            let manifest = asked.method == "PUT" && asked.path.contains("/manifests/");
+            match manifest && times.fetch_add(1, Ordering::SeqCst) < 2 {
+                true => answer(code),
+                false => Act::Pass,
+            }
+        });
+        push(&proxy.name("twice:1")).ok();
+    }
+    let other = Proxy::start(server.port, move |asked| {
+        match asked.method == "PUT" && asked.path.contains("/manifests/") {
+            true => answer("MANIFEST_INVALID"),
+            false => Act::Pass,
+        }
+    });
+    push(&other.name("twice:2")).failed(1, &["MANIFEST_INVALID"]);
+    // The registry has it when it refuses it.
+    let proxy = Proxy::start(server.port, move |asked| {
+        match asked.method == "PUT" && asked.path.contains("/uploads/") {
+            true => {
+                let (head, body) = refused("BLOB_UPLOAD_INVALID");
+                Act::Instead(head, body)
+            }
+            false => Act::Pass,
+        }
+    });
+    push(&proxy.name("late:1")).ok();
+    assert_eq!(
+        inspect(&server, "late:1").0["Digest"],
+        inspect(&server, "twice:1").0["Digest"]
+    );
+    // It has not.
+    let proxy = Proxy::start(server.port, move |asked| {
+        match asked.method == "PUT" && asked.path.contains("/uploads/") {
+            true => answer("BLOB_UPLOAD_INVALID"),
+            false => Act::Pass,
+        }
+    });
+    push(&proxy.name("never:1")).failed(1, &["BLOB_UPLOAD_INVALID"]);
+}
+
 /// A layer whose files were changed in the store is not what its digest says.
 #[test]
 fn a_damaged_layer_is_not_pushed() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = Server::start(&home);
     let docker = home.text("docker");
@@ -240,5 +288,5 @@ fn a_damaged_layer_is_not_pushed() {
     ])
     .failed(1, &["etc/passwd"]);
     home.run(["pull", "-q", &server.name("app:1")])
-        .failed(1, &["app:1", "the registry has none"]);
+        .failed(1, &["app:1", "the registry does not have it"]);
 }

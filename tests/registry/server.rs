@@ -6,12 +6,12 @@ use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use unionfs::store::Digest;
-
-use crate::support::{Home, has_tools, wait_until};
+use testkit::home::{Home, wait_until};
+use testkit::need::{Needed, has_tools};
+use unionfs::oci::Digest;
 
 /// Whether the registry and skopeo are installed.
-pub(crate) fn can_serve() -> bool {
+pub(crate) fn can_serve() -> Needed {
     has_tools(&["docker-registry", "skopeo"])
 }
 

@@ -8,13 +8,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use unionfs::store::tarball::Limits;
-use unionfs::store::{Reference, Writable};
+use testkit::home::Home;
+use testkit::{need, program};
+use unionfs::layer_tar::Limits;
+use unionfs::oci::Reference;
+use unionfs::store::Writable;
 
 use crate::images::{assert_whole, id};
 use crate::proxy::{Act, Asked, Proxy};
 use crate::server::{Server, can_serve};
-use crate::support::{Home, PROGRAM};
 
 /// The orders in which three layers can be in an image.
 const ORDERS: [[usize; 3]; 6] = [
@@ -86,7 +88,7 @@ fn slow(server: &Server) -> Proxy {
 }
 
 fn start(home: &Home, args: &[&str]) -> Child {
-    let mut command = home.command(PROGRAM);
+    let mut command = home.command(program());
     let command = command.args(args).stdout(Stdio::null());
     command.stderr(Stdio::piped()).spawn().unwrap()
 }
@@ -120,9 +122,7 @@ fn all_end(mut children: Vec<Child>) -> Vec<String> {
 
 #[test]
 fn each_pair_of_orders_at_once() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let (home, server) = registry();
     for (a, b) in [(0, 1), (0, 2), (3, 4), (1, 5), (2, 4), (0, 0)] {
         for parallel in ["1", "3"] {
@@ -140,9 +140,7 @@ fn each_pair_of_orders_at_once() {
 
 #[test]
 fn pulls_of_one_image_share_its_downloads() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let (home, server) = registry();
     // No layer comes before all four have begun: each asks for the configuration first.
     let config = id(&home, &home.text("maker"), "order:0");
@@ -151,7 +149,7 @@ fn pulls_of_one_image_share_its_downloads() {
         if asked.is_blob() && asked.path.ends_with(&config) {
             begun.fetch_add(1, Ordering::SeqCst);
         } else if asked.is_blob() {
-            crate::support::wait_until("all have begun", || begun.load(Ordering::SeqCst) == 4);
+            testkit::home::wait_until("all have begun", || begun.load(Ordering::SeqCst) == 4);
             // Until they have met the downloads of each other.
             std::thread::sleep(Duration::from_secs(1));
         }
@@ -187,9 +185,7 @@ fn pulls_of_one_image_share_its_downloads() {
 
 #[test]
 fn all_that_takes_in_and_gives_out_at_once() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let (home, server) = registry();
     let maker = home.text("maker");
     let save = [
@@ -217,9 +213,7 @@ fn all_that_takes_in_and_gives_out_at_once() {
 /// The other one is killed in the middle of a blob: whoever waits for it goes on with it.
 #[test]
 fn what_a_killed_pull_has_begun_another_goes_on_with() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let (home, server) = registry();
     let stalled = Proxy::start(server.port, |asked: &Asked| match asked.is_blob() {
         true => Act::Stall(1000),
@@ -227,7 +221,7 @@ fn what_a_killed_pull_has_begun_another_goes_on_with() {
     });
     let mut first = start(&home, &["pull", &stalled.name("order:0")]);
     let downloads = home.path("own/unionfs/downloads");
-    crate::support::wait_until("parts are there", || {
+    testkit::home::wait_until("parts are there", || {
         let entries = std::fs::read_dir(&downloads).into_iter().flatten();
         let sizes = entries.map(|entry| entry.unwrap().metadata().unwrap().len());
         sizes.filter(|size| *size == 1000).count() == 3
@@ -245,7 +239,7 @@ fn what_a_killed_pull_has_begun_another_goes_on_with() {
     all_end(vec![second]);
     let going_on = rest
         .iter()
-        .filter(|line| line.contains("going on after 1.00kB"));
+        .filter(|line| line.contains("continuing after 1.00kB"));
     assert_eq!(going_on.count(), 3, "{rest:?}");
     assert_whole(&home, 1, 0);
 }

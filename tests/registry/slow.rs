@@ -7,16 +7,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use unionfs::store::registry::{
-    Access, CertificateDirs, CredentialFiles, Event, Patience, PullOptions, Retry, fetch,
+use testkit::home::{Home, kill, wait_until};
+use testkit::need::can_mount;
+use testkit::{need, program};
+use unionfs::oci::Reference;
+use unionfs::registry::{
+    Access, CertificateDirs, CredentialFiles, Event, PullOptions, PushOptions, fetch, push,
 };
-use unionfs::store::tarball::Limits;
-use unionfs::store::{Reference, Writable};
+use unionfs::store::discovery::Environment;
+use unionfs::store::writable::Staging;
+use unionfs::store::{Stores, Writable};
 
 use crate::images::{assert_whole, home, id, serve, serve_large};
 use crate::proxy::{Act, Asked, Proxy};
 use crate::server::{Server, can_serve};
-use crate::support::{Home, PROGRAM, kill, wait_until};
 
 const LARGE: usize = 3 << 20;
 
@@ -54,35 +58,28 @@ fn head(stream: &mut std::net::TcpStream) -> std::io::Result<bool> {
 /// How a registry is talked to here: with less patience than usual.
 fn hasty(plain_http: bool) -> Access {
     let second = Duration::from_secs(1);
-    Access {
-        plain_http,
-        credentials: CredentialFiles::default(),
-        certificates: CertificateDirs::default(),
-        retry: Retry {
-            attempts: 2,
-            pause: Duration::ZERO,
-        },
-        patience: Patience {
-            silence: second / 2,
-            connect: second,
-            answer: second,
-            upload: second,
-            window: second / 2,
-            least: 4096,
-        },
-    }
+    let mut access = Access::default();
+    access.plain_http = plain_http;
+    access.credentials = CredentialFiles::default();
+    access.certificates = CertificateDirs::default();
+    access.retry.attempts = 2;
+    access.retry.pause = Duration::ZERO;
+    access.patience.silence = second / 2;
+    access.patience.connect = second;
+    access.patience.answer = second;
+    access.patience.upload = second;
+    access.patience.window = second / 2;
+    access.patience.least = 4096;
+    access
 }
 
 /// Pulls from it with less patience than usual; the error, and what was told meanwhile.
 fn impatient(port: u16, plain_http: bool) -> (String, Vec<String>) {
     let home = Home::new();
     let store = Writable::open(&home.path("own")).unwrap();
-    let options = PullOptions {
-        access: hasty(plain_http),
-        platform: None,
-        parallel: 1,
-        limits: Limits::default(),
-    };
+    let mut options = PullOptions::default();
+    options.access = hasty(plain_http);
+    options.parallel = 1;
     let name = Reference::parse(&format!("127.0.0.1:{port}/app:1")).unwrap();
     let told = std::sync::Mutex::new(Vec::new());
     let show = |event: Event<'_>| told.lock().unwrap().push(format!("{event:?}"));
@@ -91,7 +88,7 @@ fn impatient(port: u16, plain_http: bool) -> (String, Vec<String>) {
         Ok(_) => panic!("pulled"),
         Err(error) => error.to_string(),
     };
-    // Not a measurement: without a limit it would go on for ever.
+    // Not a measurement: without a limit it would go on forever.
     assert!(begun.elapsed() < Duration::from_secs(60), "{error}");
     (error, told.into_inner().unwrap())
 }
@@ -160,11 +157,100 @@ fn a_token_that_drips_or_never_comes_is_given_up() {
     }
 }
 
+/// One that takes an upload a byte at a time, or not at all, or never says that it has it.
+#[test]
+fn an_upload_that_drips_or_stalls_is_given_up() {
+    /// What comes before the upload.
+    fn begin(stream: &mut std::net::TcpStream) -> std::io::Result<bool> {
+        let mut bytes = Vec::new();
+        let mut byte = [0];
+        while !bytes.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte)?;
+            bytes.push(byte[0]);
+        }
+        let answer = match bytes.split(|b| *b == b' ').next() {
+            Some(b"PUT") => return Ok(true),
+            Some(b"HEAD") => "404 Not Found\r\nContent-Length: 0",
+            Some(b"POST") => "202 Accepted\r\nContent-Length: 0\r\nLocation: /v2/app/upload",
+            _ => "200 OK\r\nContent-Length: 0",
+        };
+        stream.write_all(format!("HTTP/1.1 {answer}\r\nConnection: close\r\n\r\n").as_bytes())?;
+        Ok(false)
+    }
+    let takes_nothing = server(|mut stream| {
+        if begin(&mut stream)? {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+        Ok(())
+    });
+    let takes_bytes = server(|mut stream| {
+        if begin(&mut stream)? {
+            while stream.read(&mut [0])? > 0 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    });
+    let says_nothing = server(|mut stream| {
+        if begin(&mut stream)? {
+            stream.read_to_end(&mut Vec::new())?;
+        }
+        Ok(())
+    });
+    let home = Home::new();
+    home.dirs(&["tree"]);
+    // More than sockets hold, and nothing that gets smaller.
+    let mut noise = std::fs::File::open("/dev/urandom").unwrap().take(11 << 20);
+    let mut file = std::fs::File::create(home.path("tree/noise")).unwrap();
+    std::io::copy(&mut noise, &mut file).unwrap();
+    home.run(["import", "-q", "tree", "large:1"]).ok();
+    let push_to = |port: u16| {
+        let own = Some(home.path("own"));
+        let stores = Stores::discover(own.as_deref(), &Environment::default()).unwrap();
+        let (store, image) = (&stores.all()[0], stores.find("large:1").unwrap());
+        let name = Reference::parse(&format!("127.0.0.1:{port}/app:1")).unwrap();
+        let mut options = PushOptions::new(Staging::of_files(1).unwrap());
+        options.access = hasty(true);
+        options.parallel = 1;
+        let told = std::sync::Mutex::new(Vec::new());
+        let show = |event: Event<'_>| {
+            let event = format!("{event:?}");
+            // Of the bytes there would be thousands.
+            if !event.starts_with("Bytes") {
+                told.lock().unwrap().push((event, Instant::now()));
+            }
+        };
+        let error = push(store, &image, &name, &options, &show)
+            .unwrap_err()
+            .to_string();
+        (error, told.into_inner().unwrap(), Instant::now())
+    };
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let servers = [takes_nothing, takes_bytes, says_nothing];
+        let pushes = servers.map(|port| scope.spawn(move || push_to(port)));
+        pushes.map(|push| push.join().unwrap()).into()
+    });
+    for (error, told, ended) in outcomes {
+        assert!(
+            error.contains("timeout") || error.contains("stall"),
+            "{error}"
+        );
+        let said = told.iter().any(|(event, _)| event.starts_with("Later"));
+        assert!(said, "nothing was said: {told:?}");
+        // Not a measurement: without a limit it would go on forever. What comes before the upload
+        // is compressing.
+        let begun = told.iter().find(|(event, _)| event.starts_with("Begin"));
+        let (_, begun) = begun.expect("an upload begins");
+        assert!(
+            ended.duration_since(*begun) < Duration::from_secs(60),
+            "{error}"
+        );
+    }
+}
+
 #[test]
 fn a_registry_that_wants_to_be_left_alone_is() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = Home::new();
     let server = Server::start(&home);
     let expected = serve_large(&home, &server, "large:1", LARGE);
@@ -193,14 +279,12 @@ fn a_registry_that_wants_to_be_left_alone_is() {
         )
     });
     home.run(["pull", "-q", &proxy.name("large:1")])
-        .failed(1, &["429", "asked again in 9999 s"]);
+        .failed(1, &["429", "new attempt in 9999 s"]);
 }
 
 #[test]
 fn what_is_no_registry_is_called_that() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = Server::start(&home);
     serve(&home, &server, "1", "app:1", &["--format", "v2s2"]);
@@ -218,7 +302,7 @@ fn what_is_no_registry_is_called_that() {
         true => Act::Answer("200 OK\r\nContent-Encoding: br".to_owned(), "xx".to_owned()),
     });
     home.run(["pull", "-q", &coded.name("app:1")])
-        .failed(1, &["coded as \"br\""]);
+        .failed(1, &["content coding \"br\""]);
     assert!(
         coded
             .asked()
@@ -239,7 +323,7 @@ fn what_is_no_registry_is_called_that() {
         match asked.path.contains("/manifests/") {
             false => Act::Answer("200 OK".to_owned(), "{".to_owned()),
             true => {
-                let digest = unionfs::store::Digest::of(b"{");
+                let digest = unionfs::oci::Digest::of(b"{");
                 let media = "application/vnd.docker.distribution.manifest.v2+json";
                 let config = format!(
                     r#"{{"mediaType":"application/vnd.docker.container.image.v1+json","size":1,"digest":"{digest}"}}"#
@@ -261,9 +345,7 @@ fn what_is_no_registry_is_called_that() {
 /// A manifest that is coded though nobody asked for it is undone.
 #[test]
 fn a_coded_manifest_is_undone() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     let home = home();
     let server = Server::start(&home);
     serve(&home, &server, "1", "app:1", &["--format", "v2s2"]);
@@ -335,9 +417,8 @@ impl Drop for Small {
 
 #[test]
 fn what_cannot_fit_is_refused_before_a_byte_comes() {
-    if !can_serve() || !crate::support::can_mount() {
-        return;
-    }
+    need!(can_serve());
+    need!(can_mount());
     let home = Home::new();
     let server = Server::start(&home);
     serve_large(&home, &server, "large:1", LARGE);
@@ -373,9 +454,7 @@ fn what_cannot_fit_is_refused_before_a_byte_comes() {
 /// A signal while blobs come in: the parts are kept, and all that shows them says so.
 #[test]
 fn a_pull_that_is_interrupted_says_what_it_keeps() {
-    if !can_serve() {
-        return;
-    }
+    need!(can_serve());
     use std::os::unix::process::ExitStatusExt as _;
     let home = Home::new();
     let server = Server::start(&home);
@@ -386,7 +465,7 @@ fn a_pull_that_is_interrupted_says_what_it_keeps() {
             _ => Act::Pass,
         });
         let child = home
-            .signalled(PROGRAM)
+            .signalled(program())
             .args(["pull", &stalled.name("large:1")])
             .stderr(Stdio::piped())
             .stdout(Stdio::piped())

@@ -3,9 +3,12 @@
 
 use std::process::Command;
 
+use testkit::home::{Home, Outcome};
+use testkit::need::has_tools;
+use testkit::{need, program};
+
 use crate::images::home;
 use crate::server::{Server, can_serve};
-use crate::support::{Home, Outcome, PROGRAM, has_tools};
 
 /// Runs openssl, which must succeed, in the home.
 fn openssl(home: &Home, args: &str) {
@@ -38,7 +41,7 @@ fn certificates(home: &Home) {
 
 /// With these certificates for the system's.
 fn run(home: &Home, known: &str, args: &[&str]) -> Outcome {
-    let mut command = home.command(PROGRAM);
+    let mut command = home.command(program());
     command
         .env("SSL_CERT_FILE", home.path(known))
         .env("HOME", home.path("nobody"))
@@ -48,9 +51,8 @@ fn run(home: &Home, known: &str, args: &[&str]) -> Outcome {
 
 #[test]
 fn a_known_authority_is_trusted_and_another_is_not() {
-    if !can_serve() || !has_tools(&["openssl"]) {
-        return;
-    }
+    need!(can_serve());
+    need!(has_tools(&["openssl"]));
     let home = home();
     certificates(&home);
     let (cert, key) = (home.path("leaf.pem"), home.path("leaf.key"));
@@ -75,9 +77,8 @@ fn a_known_authority_is_trusted_and_another_is_not() {
 /// By the certificates in certs.d, as docker and podman have them.
 #[test]
 fn a_registry_that_knows_its_clients_wants_their_certificate() {
-    if !can_serve() || !has_tools(&["openssl"]) {
-        return;
-    }
+    need!(can_serve());
+    need!(has_tools(&["openssl"]));
     let home = home();
     certificates(&home);
     let (cert, key, ca) = (

@@ -1,5 +1,5 @@
-//! What a server in its sandbox can still do, should somebody else decide what it does. Each attempt
-//! runs in a process of its own, which has real layers and has entered the sandbox as a daemon
+//! What a server in its sandbox can still do, should somebody else decide what it does; of commands
+//! see `commands`. Each attempt runs in a process of its own, which has real layers and has entered the sandbox as a daemon
 //! does; how it ends is compared with what is expected.
 #![allow(
     clippy::unwrap_used,
@@ -8,9 +8,10 @@
 )]
 
 mod attempts;
-#[path = "../common/mod.rs"]
-mod common;
+mod chroot;
+mod commands;
 
+use std::ffi::OsStr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::ExitStatusExt as _;
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use attempts::{Attempt, Held, WITH_RINGS};
-use common::need_mounts;
+use testkit::need_mounts;
 use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
 use unionfs::sandbox::daemon::Daemon;
 use unionfs::sandbox::{Mode, layers};
@@ -62,6 +63,10 @@ impl Place {
         Self { dir }
     }
 
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// All that an attempt could change where nothing may be changed.
     fn untouchable(&self) -> Vec<String> {
         let of = |name: &str| {
@@ -98,7 +103,7 @@ impl Place {
         let status = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                "in_the_sandbox",
+                "every_attempt_ends_as_expected",
                 "--nocapture",
                 "--test-threads=1",
             ])
@@ -142,6 +147,9 @@ impl Place {
 
 #[test]
 fn every_attempt_ends_as_expected() {
+    if let (Some(name), Some(place)) = (std::env::var_os(ASKED), std::env::var_os(PLACE)) {
+        be_an_attempt(&name, &PathBuf::from(place));
+    }
     need_mounts!();
     Place::new().check(&attempts::all());
 }
@@ -152,12 +160,8 @@ fn requests_over_io_uring_reach_no_more() {
     Place::new().check(WITH_RINGS);
 }
 
-/// No test of its own: what [`Place::try_it`] starts.
-#[test]
-fn in_the_sandbox() {
-    let (Some(name), Some(place)) = (std::env::var_os(ASKED), std::env::var_os(PLACE)) else {
-        return;
-    };
+/// What [`Place::try_it`] starts: the test as a process of its own.
+fn be_an_attempt(name: &OsStr, place: &Path) -> ! {
     let known = attempts::all()
         .into_iter()
         .chain(WITH_RINGS.iter().copied());
@@ -165,7 +169,7 @@ fn in_the_sandbox() {
         .into_iter()
         .find(|attempt| name == attempt.name)
         .unwrap();
-    std::process::exit(make(&attempt, &PathBuf::from(place)).unwrap_or(BROKEN));
+    std::process::exit(make(&attempt, place).unwrap_or(BROKEN));
 }
 
 /// Enters the sandbox and makes the attempt; gives its error number.
@@ -185,16 +189,11 @@ fn make(attempt: &Attempt, place: &Path) -> Option<i32> {
     let private_layers = layers::enclose(Mode::Strict, &mut stack, false).ok()?;
     let union = Union::new(&stack, Options::default()).ok()?;
     let (read, write) = union.places();
-    let in_force = Daemon {
-        mode: Mode::Strict,
-        read,
-        write,
-        private_layers,
-        rings: attempt.rings,
-    }
-    .enter()
-    .inspect_err(|error| eprintln!("{error}"))
-    .ok()?;
+    let mut daemon = Daemon::new(Mode::Strict, read, write);
+    daemon.private_layers = private_layers;
+    daemon.rings = attempt.rings;
+    let in_force = daemon.enter().inspect_err(|error| eprintln!("{error}"));
+    let in_force = in_force.ok()?;
     assert!(in_force.seccomp && in_force.private_layers, "{in_force}");
     let upper = stack.upper.as_ref()?;
     let held = Held {

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use unionfs::store::archive::{Format, Platform, Source, Wanted, load};
-use unionfs::store::{Digest, Reference, Result};
+use unionfs::archive::{Format, Result, Source, Wanted, load};
+use unionfs::oci::{Digest, Platform, Reference};
 
 use super::archives::{
     Case, assert_empty, assert_whole, edit, entries, load_bytes, put, saved, tar_of, texts,
@@ -19,10 +19,8 @@ fn load_for(own: &Own, archive: &[u8], platform: &str) -> Result<Vec<String>> {
     let source = Source::from_reader(input, &store.staging(), u64::MAX)?;
     let store = store.lock().unwrap();
     let platform = Platform::parse(platform).unwrap();
-    let wanted = Wanted {
-        platform: Some(&platform),
-        ..Wanted::default()
-    };
+    let mut wanted = Wanted::default();
+    wanted.platform = Some(&platform);
     let loaded = load(&store, &source, &[], &wanted, &|_| ())?;
     Ok(loaded.iter().map(|image| image.id.to_string()).collect())
 }

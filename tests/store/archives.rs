@@ -6,9 +6,10 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use unionfs::store::archive::{Format, Outgoing, Source, Wanted, load, save};
-use unionfs::store::tarball::Limits;
-use unionfs::store::{Digest, Reference, Result, Stores};
+use unionfs::archive::{Format, Outgoing, Result, Source, Wanted, load, save};
+use unionfs::layer_tar::Limits;
+use unionfs::oci::{Digest, Reference};
+use unionfs::store::Stores;
 
 use super::writable::Own;
 use super::{Fixture, discover};
@@ -18,11 +19,8 @@ pub(super) fn saved(stores: &Stores, names: &[&str], format: Format) -> Vec<u8> 
     let outgoing = |name: &&str| {
         let image = stores.find(name).unwrap();
         let store = stores.all().iter().find(|s| s.root() == image.root);
-        Outgoing {
-            store: store.unwrap(),
-            image,
-            names: vec![Reference::parse(name).unwrap()],
-        }
+        let names = vec![Reference::parse(name).unwrap()];
+        Outgoing::new(store.unwrap(), image, names)
     };
     let images: Vec<_> = names.iter().map(outgoing).collect();
     let mut archive = Vec::new();
@@ -43,10 +41,8 @@ fn load_limited(own: &Own, archive: &[u8], limits: &Limits) -> Result<Vec<Digest
         Limits::default().bytes,
     )?;
     let store = store.lock().unwrap();
-    let wanted = Wanted {
-        limits: *limits,
-        platform: None,
-    };
+    let mut wanted = Wanted::default();
+    wanted.limits = *limits;
     let loaded = load(&store, &source, &[], &wanted, &|_| ())?;
     Ok(loaded.into_iter().map(|image| image.id).collect())
 }
@@ -339,12 +335,12 @@ fn hostile_archives_are_refused() {
     refused(
         "a layer that is missing",
         manifest(|image| image["Layers"][1] = json!("blobs/sha256/none")),
-        "named but not there",
+        "listed but missing",
     );
     refused(
         "a layer too few",
         manifest(|image| drop(image["Layers"].as_array_mut().unwrap().pop())),
-        "the configuration tells of 3 layers, the manifest of 2",
+        "the configuration has 3 layers, the manifest 2",
     );
     refused(
         "layers that have changed places",
@@ -361,7 +357,7 @@ fn hostile_archives_are_refused() {
         |entries| {
             let name = format!("app@sha256:{}", "a".repeat(64));
             edit(entries, "manifest.json", |m| {
-                m[0]["RepoTags"] = json!([name])
+                m[0]["RepoTags"] = json!([name]);
             });
         },
         "has a digest",
@@ -369,7 +365,7 @@ fn hostile_archives_are_refused() {
     refused(
         "no manifest",
         |e| e.retain(|n, _| n.starts_with("blobs")),
-        "no image archive",
+        "is not an image archive",
     );
     refused(
         "no image",

@@ -4,10 +4,10 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use testkit::store::layouts::Layout;
 use unionfs::store::{Container, Error, Result};
 
 use super::bad_input::{fails, shown};
-use super::layouts::Layout;
 
 /// Where the tree of a layer of `sample:1` is, base first.
 fn tree(driver: &str, layout: &Layout, number: usize) -> std::path::PathBuf {
@@ -45,19 +45,16 @@ fn what_vfs_does_not_record_is_refused() {
     let layout = Layout::docker("vfs");
     let found = container(&layout).unwrap();
     let path = found.upper.layer.path().to_str().unwrap();
-    assert_eq!(
-        found.stack(false).unwrap().lowers[0].path().to_str(),
-        Some(path)
-    );
+    assert_eq!(found.stack().lowers[0].path().to_str(), Some(path));
     let error = shown(found.changed_stack().map(drop), &[path, "use export"]);
     assert!(matches!(error, Error::WholeTree { .. }));
-    let error = shown(found.stack(true).map(drop), &[path, "--in-place"]);
+    let error = shown(found.stack_in_place().map(drop), &[path, "--in-place"]);
     assert!(matches!(error, Error::NotAnUpper { .. }));
     // The first overlay driver does record what changed.
     let layout = Layout::docker("overlay");
     let found = container(&layout).unwrap();
     assert_eq!(found.changed_stack().unwrap(), found.observed_stack());
-    assert!(found.stack(true).unwrap().upper.is_some());
+    assert!(found.stack_in_place().unwrap().upper.is_some());
 }
 
 #[test]

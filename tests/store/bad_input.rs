@@ -4,9 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
-use unionfs::store::{Digest, Error, Result};
+use testkit::store::builder;
+use unionfs::oci::{self, Digest};
+use unionfs::store::{Error, Result};
 
-use super::{Fixture, builder, discover};
+use super::{Fixture, discover};
 
 /// The error of looking up `text`, after checking that its message is one line that
 /// holds all of `parts`.
@@ -66,7 +68,10 @@ fn texts_that_are_no_reference() {
         "sample@sha256:12",
     ] {
         let error = fails(&store, text, &["invalid image reference", "name[:tag]"]);
-        assert!(matches!(error, Error::BadReference { .. }), "{text:?}");
+        assert!(
+            matches!(error, Error::Oci(oci::Error::BadReference { .. })),
+            "{text:?}"
+        );
     }
 }
 
@@ -126,7 +131,10 @@ fn repositories_malformed() {
         let store = Fixture::new();
         replace(&repositories(&store), text);
         let error = fails(&store, "sample:1", &["repositories.json", place, "restore"]);
-        assert!(matches!(error, Error::Json { .. }), "{text:?}");
+        assert!(
+            matches!(error, Error::Oci(oci::Error::Json { .. })),
+            "{text:?}"
+        );
         let listing = store.stores().unwrap().images();
         assert_eq!((listing.images.len(), listing.problems.len()), (0, 1));
     }
@@ -217,13 +225,16 @@ fn configurations_that_hash_right_and_are_wrong() {
         r#"{"rootfs":{"type":"layers","diff_ids":["sha256:.."]}}"#,
     ] {
         let error = shown(with_config(text), &["imagedb", "line 1, column"]);
-        assert!(matches!(error, Error::Json { .. }), "{text}");
+        assert!(
+            matches!(error, Error::Oci(oci::Error::Json { .. })),
+            "{text}"
+        );
     }
     let error = shown(
         with_config(r#"{"rootfs":{"type":"\u001b[2J"}}"#),
         &["not \"layers\""],
     );
-    assert!(matches!(error, Error::ConfigRootfs { .. }));
+    assert!(matches!(error, Error::Oci(oci::Error::ConfigRootfs { .. })));
     let error = shown(
         with_config(r#"{"rootfs":{"type":"layers"}}"#),
         &["has no layers"],
@@ -236,7 +247,10 @@ fn too_many_layers() {
     let ids = vec![format!("\"{}\"", Digest::of(b"x")); 501].join(",");
     let text = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":[{ids}]}}}}"#);
     let error = shown(with_config(&text), &["more than 500 layers", "squash"]);
-    assert!(matches!(error, Error::TooManyLayers { .. }));
+    assert!(matches!(
+        error,
+        Error::Oci(oci::Error::TooManyLayers { .. })
+    ));
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use unionfs::store::{Digest, Error};
+use unionfs::oci::Digest;
+use unionfs::store::Error;
 
 use super::Fixture;
 use super::bad_input::{fails, replace, shown};
@@ -38,7 +39,7 @@ fn parent_absent_or_wrong() {
     std::fs::remove_file(store.layer(1).join("parent")).unwrap();
     let error = fails(&store, "sample:1", &["/parent", "no parent"]);
     assert!(matches!(error, Error::ChainMismatch { .. }));
-    // A parent that is no layer of the store, one that is the wrong one, one of a base.
+    // A parent that is not a layer of the store, one that is the wrong one, one of a base.
     for (layer, parent) in [
         (1, Digest::of(b"nobody").to_string()),
         (2, format!("sha256:{}", name_of(&Fixture::new().layer(0)))),

@@ -5,10 +5,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use serde_json::{Value, json};
-use unionfs::store::{Digest, Error};
+use testkit::store::layouts::Layout;
+use unionfs::oci::{self, Digest};
+use unionfs::store::Error;
 
 use super::bad_input::{fails, replace, shown};
-use super::layouts::Layout;
 
 /// The records are the same for both: those are broken with the first only.
 const DRIVERS: [&str; 2] = ["overlay", "vfs"];
@@ -75,7 +76,10 @@ fn records_that_are_no_json_or_too_large() {
             let name = format!("{driver}-{kind}/{kind}.json");
             replace(&layout.at(&name), text);
             let error = fails(&layout.store, "sample:1", &[&name, "line 1"]);
-            assert!(matches!(error, Error::Json { .. }), "{text:?}: {error}");
+            assert!(
+                matches!(error, Error::Oci(oci::Error::Json { .. })),
+                "{text:?}: {error}"
+            );
         }
         let layout = Layout::podman(driver);
         let name = format!("{driver}-{kind}/{kind}.json");
@@ -153,7 +157,7 @@ fn layers_that_are_not_the_configurations() {
         let layout = Layout::podman(driver);
         let id = top.map_or("", |number: usize| &layout.ids[number]);
         edit(&layout, driver, "images", |list| {
-            list[0]["layer"] = json!(id)
+            list[0]["layer"] = json!(id);
         });
         let error = fails(
             &layout.store,
@@ -181,7 +185,7 @@ fn ids_that_are_no_plain_component() {
             layer(&layout, list, 2)["id"] = json!(bad);
         });
         edit(&layout, driver, "images", |list| {
-            list[0]["layer"] = json!(bad)
+            list[0]["layer"] = json!(bad);
         });
         let error = fails(&layout.store, "sample:1", &["layers.json", "plain path"]);
         assert!(

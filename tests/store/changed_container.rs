@@ -5,6 +5,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use testkit::need;
+
 use super::docker_store::has_dockerd;
 
 /// Run beside a private dockerd; answers are files in the current directory.
@@ -47,9 +49,7 @@ fn read(dir: &Path, name: &str) -> String {
 
 #[test]
 fn dockerd_starts_diffs_and_commits_what_we_wrote() {
-    if !has_dockerd() {
-        return;
-    }
+    need!(has_dockerd());
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path();
     let root = dir.join("docker");
@@ -58,7 +58,7 @@ fn dockerd_starts_diffs_and_commits_what_we_wrote() {
         .arg(&root)
         .args(["sh", "-c", SESSION, "sh"])
         .arg(&root)
-        .env("UNIONFS", env!("CARGO_BIN_EXE_unionfs"))
+        .env("UNIONFS", testkit::program())
         .env("UNIONFS_ROOT", dir.join("own-store"))
         .current_dir(dir)
         .output()

@@ -1,6 +1,6 @@
 //! A store made by a real dockerd, by `ci/make-docker-store.sh`, kept in
-//! `target/docker-store/<driver>` until the script changes; and kernel overlayfs over its
-//! layers, the truth that mounts are compared with. Called by `dockerd` and `mounted`.
+//! `target/docker-store/<driver>` until the script changes; and kernel overlayfs over its layers,
+//! the truth that mounts are compared with.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,9 @@ use std::process::Command;
 use rustix::fs::FlockOperation;
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::Value;
+use testkit::need::{Needed, has_tools, is_root};
 use unionfs::layer::LayerSpec;
-use unionfs::store::Digest;
+use unionfs::oci::Digest;
 
 const SCRIPT: &str = include_str!("../../ci/make-docker-store.sh");
 
@@ -19,32 +20,21 @@ pub(crate) struct DockerStore {
     dir: PathBuf,
 }
 
-/// Whether a dockerd can be run. On CI it must be, elsewhere not is a printed skip.
-pub(crate) fn has_dockerd() -> bool {
-    let dockerd = Command::new("dockerd").arg("--version").output();
-    if rustix::process::geteuid().is_root() && dockerd.is_ok() {
-        return true;
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "CI must run as root, with docker.io"
-    );
-    eprintln!("SKIPPED: needs root and dockerd (Debian: docker.io)");
-    false
+/// A dockerd can be run (Debian: docker.io).
+pub(crate) fn has_dockerd() -> Needed {
+    is_root()?;
+    has_tools(&["dockerd"])
 }
 
 impl DockerStore {
-    /// Makes the store unless there is one. Without root or dockerd there is none: on CI
-    /// that is a failure, elsewhere a printed skip.
-    pub(crate) fn get() -> Option<Self> {
+    /// Makes the store unless there is one; that needs root and dockerd.
+    pub(crate) fn get() -> Needed<Self> {
         Self::of("overlay2")
     }
 
     /// As [`DockerStore::get`], of another storage driver.
-    pub(crate) fn of(driver: &str) -> Option<Self> {
-        if !has_dockerd() {
-            return None;
-        }
+    pub(crate) fn of(driver: &str) -> Needed<Self> {
+        has_dockerd()?;
         // Below the target directory, wherever that is.
         let base = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("docker-store");
         let base = base.join(driver);
@@ -64,7 +54,7 @@ impl DockerStore {
             let made = Command::new(script).arg(&dir).arg(driver).status().unwrap();
             assert!(made.success(), "{script} failed");
         }
-        Some(Self { dir })
+        Ok(Self { dir })
     }
 
     /// dockerd's data root.

@@ -6,18 +6,21 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::Value;
+use testkit::need;
+use testkit::need::Needed;
+use testkit::store::listing;
 use unionfs::changes::Tree;
 use unionfs::layer::{Dialect, LayerSpec};
-use unionfs::store::{Digest, Image, Stores};
+use unionfs::oci::Digest;
+use unionfs::store::{Image, Stores};
 
-use super::discover;
 use super::docker_store::{DockerStore, KernelOverlay, text};
-use super::{export, listing};
+use super::{discover, export};
 
-fn stores() -> Option<(DockerStore, Stores)> {
+fn stores() -> Needed<(DockerStore, Stores)> {
     let store = DockerStore::get()?;
     let stores = discover(&store.root()).unwrap();
-    Some((store, stores))
+    Ok((store, stores))
 }
 
 /// The layers as Docker names them, top first.
@@ -66,9 +69,7 @@ fn check_image(stores: &Stores, fact: &Value) -> Image {
 
 #[test]
 fn images_are_what_docker_inspect_says() {
-    let Some((store, stores)) = stores() else {
-        return;
-    };
+    let (store, stores) = need!(stores());
     let facts = store.facts("images.json");
     for fact in &facts {
         let image = check_image(&stores, fact);
@@ -91,9 +92,7 @@ fn images_are_what_docker_inspect_says() {
 
 #[test]
 fn steps_of_builds_are_hidden_and_shared_layers_counted() {
-    let Some((store, stores)) = stores() else {
-        return;
-    };
+    let (store, stores) = need!(stores());
     let listing = stores.images();
     let mut shown: Vec<_> = listing
         .images
@@ -131,9 +130,7 @@ fn steps_of_builds_are_hidden_and_shared_layers_counted() {
 
 #[test]
 fn history_is_what_docker_history_says() {
-    let Some((store, stores)) = stores() else {
-        return;
-    };
+    let (store, stores) = need!(stores());
     for name in [
         "base:1",
         "app:1",
@@ -167,9 +164,7 @@ fn history_is_what_docker_history_says() {
 
 #[test]
 fn containers_are_what_docker_inspect_says() {
-    let Some((store, stores)) = stores() else {
-        return;
-    };
+    let (store, stores) = need!(stores());
     for fact in store.facts("containers.json") {
         let id = text(&fact, "/Id");
         let container = stores.container(id).unwrap();
@@ -178,7 +173,7 @@ fn containers_are_what_docker_inspect_says() {
         assert_eq!(stores.container(name).unwrap().id, container.id);
         assert_eq!(container.name.as_deref(), name.strip_prefix('/'));
         assert_eq!(container.id.as_str(), id);
-        let stack = container.stack(true).unwrap();
+        let stack = container.stack_in_place().unwrap();
         assert_eq!(stack.lowers, lowers_of(&fact, false), "{name}");
         let upper = stack.upper.unwrap();
         assert_eq!(
@@ -196,12 +191,10 @@ fn containers_are_what_docker_inspect_says() {
 
 #[test]
 fn stacks_mounted_by_the_kernel_are_what_docker_exported() {
-    let Some((store, stores)) = stores() else {
-        return;
-    };
+    let (store, stores) = need!(stores());
     for fact in store.facts("containers.json") {
         let name = text(&fact, "/Name").trim_start_matches('/');
-        let stack = stores.container(name).unwrap().stack(false).unwrap();
+        let stack = stores.container(name).unwrap().stack();
         let mount = KernelOverlay::new(&stack.lowers);
         let found = export::as_exported(listing::of_dir(mount.path()));
         let expected = export::of_export(&store.file(&format!("truth/{name}.tar")));
@@ -211,9 +204,7 @@ fn stacks_mounted_by_the_kernel_are_what_docker_exported() {
 
 #[test]
 fn changes_are_what_docker_diff_says() {
-    let Some((store, stores)) = stores() else {
-        return;
-    };
+    let (store, stores) = need!(stores());
     let mut all = 0;
     for fact in store.facts("containers.json") {
         let name = text(&fact, "/Name").trim_start_matches('/');

@@ -9,17 +9,17 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use unionfs::store::roots::Environment;
+use testkit::need;
+use testkit::store::listing;
+use unionfs::store::discovery::Environment;
 use unionfs::store::{Error, Stores};
 
 use super::docker_store::{DockerStore, text};
-use super::{Mounted, export, listing, run, stores};
+use super::{Mounted, export, run, stores};
 
 /// Mounts everything of a store whose driver keeps whole trees at `tree(cache id)`.
 fn check_whole_trees(driver: &str, tree: fn(&str) -> String) {
-    let Some(store) = DockerStore::of(driver) else {
-        return;
-    };
+    let store = need!(DockerStore::of(driver));
     let stores = stores(&store);
     for tag in [
         "app:1",
@@ -55,22 +55,18 @@ fn check_whole_trees(driver: &str, tree: fn(&str) -> String) {
 #[test]
 fn vfs_store_of_dockerd() {
     check_whole_trees("vfs", |id| format!("vfs/dir/{id}"));
-    let Some(store) = DockerStore::of("vfs") else {
-        return;
-    };
+    let store = need!(DockerStore::of("vfs"));
     let container = stores(&store).container("changed").unwrap();
-    let error = container.stack(true).unwrap_err();
+    let error = container.stack_in_place().unwrap_err();
     assert!(matches!(error, Error::NotAnUpper { .. }), "{error}");
 }
 
 #[test]
 fn first_overlay_store_of_dockerd() {
     check_whole_trees("overlay", |id| format!("overlay/{id}/root"));
-    let Some(store) = DockerStore::of("overlay") else {
-        return;
-    };
+    let store = need!(DockerStore::of("overlay"));
     let container = stores(&store).container("changed").unwrap();
-    let stack = container.stack(true).unwrap();
+    let stack = container.stack_in_place().unwrap();
     let upper = stack.upper.unwrap();
     assert_eq!(upper.work.path(), upper.layer.path().with_file_name("work"));
     assert!(stack.lowers[0].path().ends_with("root") && stack.lowers.len() == 1);
@@ -146,9 +142,7 @@ fn aufs_store(overlay2: &Path, root: &Path) {
 
 #[test]
 fn aufs_store_shows_what_the_overlay2_store_shows() {
-    let Some(store) = DockerStore::get() else {
-        return;
-    };
+    let store = need!(DockerStore::get());
     let temp = tempfile::tempdir().unwrap();
     let root = temp.path().join("docker");
     aufs_store(&store.root(), &root);

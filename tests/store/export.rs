@@ -1,13 +1,12 @@
-//! What `docker export` wrote, as a listing. Called by `dockerd`.
+//! What `docker export` wrote, as a listing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-use unionfs::store::Digest;
-
-use super::listing::{Entry, Listing};
+use testkit::store::listing::{Entry, Listing};
+use unionfs::oci::Digest;
 
 /// Lists what `docker export` wrote. There is no entry for the root; times are whole
 /// seconds; of the xattrs only capabilities are kept.
@@ -19,7 +18,7 @@ pub(crate) fn of_export(tar: &Path) -> Listing {
         let mut entry = entry.unwrap();
         let name = entry.path_bytes().into_owned();
         let name = name.strip_suffix(b"/").unwrap_or(&name).to_vec();
-        let target = entry.link_name_bytes().map(|name| name.into_owned());
+        let target = entry.link_name_bytes().map(std::borrow::Cow::into_owned);
         let header = entry.header().clone();
         let kind = match header.entry_type() {
             tar::EntryType::Link => {

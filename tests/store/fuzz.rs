@@ -220,7 +220,7 @@ fn read_everything(root: &Path, ids: &[&str], container: &str) {
     for text in ["sample", container, &container[..6]] {
         match stores.container(text) {
             Ok(found) => {
-                check_stack(root, &found.stack(false).unwrap().lowers);
+                check_stack(root, &found.stack().lowers);
                 check_path(root, found.upper.work.path());
                 check_path(root, found.upper.layer.path());
             }

@@ -6,9 +6,9 @@ use std::sync::{LazyLock, Mutex};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use testkit::store::layouts::Layout;
 
 use super::fuzz::{Damage, Target, damage, hostile};
-use super::layouts::Layout;
 
 /// Also the lock for who changes its files.
 static STORE: LazyLock<Mutex<Target>> =

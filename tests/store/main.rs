@@ -5,11 +5,6 @@
 // Tests may fail by panicking, also in their helpers.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-#[path = "../../examples/sample-store/builder.rs"]
-mod builder;
-#[path = "../../examples/sample-store/sample.rs"]
-mod sample;
-
 mod archive_images;
 mod archives;
 mod bad_drivers;
@@ -19,11 +14,8 @@ mod bad_podman;
 mod docker_store;
 mod dockerd;
 mod export;
-mod fixture;
 mod fuzz;
 mod fuzz_podman;
-mod layouts;
-mod listing;
 mod tarball;
 mod tarball_gnu;
 mod tarball_hostile;
@@ -34,4 +26,4 @@ mod verify_metadata;
 mod writable;
 mod writable_dockerd;
 
-use fixture::{Fixture, children, discover};
+use testkit::store::fixture::{Fixture, children, discover};

@@ -8,7 +8,6 @@ mod changed_container;
 mod docker_store;
 mod drivers;
 mod export;
-mod listing;
 mod podman;
 mod podman_image;
 mod podman_rootless;
@@ -18,8 +17,10 @@ use std::process::Command;
 
 use docker_store::{DockerStore, KernelOverlay, text};
 use rustix::mount::UnmountFlags;
+use testkit::need;
+use testkit::store::listing;
 use unionfs::store::Stores;
-use unionfs::store::roots::Environment;
+use unionfs::store::discovery::Environment;
 
 /// A mount of ours, until dropped; uppers go to a directory of its own.
 struct Mounted {
@@ -44,7 +45,7 @@ impl Mounted {
     }
 
     fn unionfs(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_unionfs"));
+        let mut command = Command::new(testkit::program());
         command.env("UNIONFS_ROOT", self.temp.path().join("own"));
         command
     }
@@ -88,9 +89,7 @@ fn stores(store: &DockerStore) -> Stores {
 
 #[test]
 fn every_image_is_what_the_kernel_shows() {
-    let Some(store) = DockerStore::get() else {
-        return;
-    };
+    let store = need!(DockerStore::get());
     let stores = stores(&store);
     let mut count = 0;
     for fact in store.facts("images.json") {
@@ -109,13 +108,11 @@ fn every_image_is_what_the_kernel_shows() {
 
 #[test]
 fn every_container_is_what_the_kernel_shows() {
-    let Some(store) = DockerStore::get() else {
-        return;
-    };
+    let store = need!(DockerStore::get());
     let stores = stores(&store);
     for fact in store.facts("containers.json") {
         let name = text(&fact, "/Name").trim_start_matches('/');
-        let stack = stores.container(name).unwrap().stack(false).unwrap();
+        let stack = stores.container(name).unwrap().stack();
         let truth = KernelOverlay::new(&stack.lowers);
         let mount = Mounted::new(&store, &["--read-only", "--container", name]);
         let found = listing::of_dir(&mount.path());
@@ -126,9 +123,7 @@ fn every_container_is_what_the_kernel_shows() {
 
 #[test]
 fn a_writable_mount_shows_the_image_and_leaves_the_store_alone() {
-    let Some(store) = DockerStore::get() else {
-        return;
-    };
+    let store = need!(DockerStore::get());
     let layers = stores(&store).find("app:2").unwrap().stack().unwrap();
     let before: Vec<_> = layers.iter().map(|l| listing::of_dir(l.path())).collect();
     let truth = listing::of_dir(KernelOverlay::new(&layers).path());

@@ -8,11 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::mount::UnmountFlags;
-use unionfs::store::roots::Environment;
+use testkit::need;
+use testkit::need::Needed;
+use testkit::store::listing;
+use unionfs::oci;
+use unionfs::store::discovery::Environment;
 use unionfs::store::{Error, Image, Result, Stores};
 
 use super::podman_image::{Demo, NAME, as_compared};
-use super::{Mounted, is_mount, listing};
+use super::{Mounted, is_mount};
 
 /// A store with the image, below `data` as a user has it.
 struct Podman {
@@ -21,13 +25,13 @@ struct Podman {
 }
 
 impl Podman {
-    fn make(driver: &'static str) -> Option<Self> {
+    fn make(driver: &'static str) -> Needed<Self> {
         let demo = Demo::make()?;
         let root = "data/containers/storage";
         demo.sh(&format!(
             "skopeo copy -q oci:oci:demo \"containers-storage:[{driver}@$PWD/{root}+$PWD/run]{NAME}\""
         ));
-        Some(Self { demo, driver })
+        Ok(Self { demo, driver })
     }
 
     fn root(&self) -> PathBuf {
@@ -44,7 +48,7 @@ impl Podman {
 
     /// unionfs with a store of its own and podman's where it looks for it; its output.
     fn unionfs(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_unionfs"));
+        let mut command = Command::new(testkit::program());
         let command = command
             .args(arguments)
             .env("UNIONFS_ROOT", self.demo.at("own"))
@@ -83,9 +87,7 @@ impl Drop for Podman {
 #[test]
 fn podmans_image_is_what_umoci_unpacks() {
     for driver in ["overlay", "vfs"] {
-        let Some(podman) = Podman::make(driver) else {
-            return;
-        };
+        let podman = need!(Podman::make(driver));
         let image = podman.find(NAME).unwrap();
         assert_eq!((image.driver, image.layers.len()), (driver, 4));
         assert_eq!(podman.find(&image.id.hex()[..12]).unwrap().id, image.id);
@@ -111,7 +113,7 @@ fn damage(podman: &Podman, image: &Image) {
     let parent = |id: &str| format!("\"parent\":\"{id}\"");
     let cut = |text: String| text[..text.len() / 2].to_owned();
     let error = podman.broken(&layers, cut, &["layers.json", "line 1"]);
-    assert!(matches!(error, Error::Json { .. }));
+    assert!(matches!(error, Error::Oci(oci::Error::Json { .. })));
     // A cycle, a parent that is not there, one too few.
     for to in [ids[2], "../../etc", ""] {
         let edit = |text: String| text.replace(&parent(ids[0]), &parent(to));
@@ -141,9 +143,7 @@ fn damage(podman: &Podman, image: &Image) {
 #[test]
 fn podmans_layers_are_verified_and_saved() {
     for driver in ["overlay", "vfs"] {
-        let Some(podman) = Podman::make(driver) else {
-            return;
-        };
+        let podman = need!(Podman::make(driver));
         let image = podman.find(NAME).unwrap();
         let verify = || podman.stores().unwrap().verify(None, &mut |_| {}).unwrap();
         let report = verify();
@@ -172,9 +172,7 @@ fn podmans_layers_are_verified_and_saved() {
 #[test]
 fn a_named_layer_on_podmans_image_is_kept_and_committed() {
     for driver in ["overlay", "vfs"] {
-        let Some(podman) = Podman::make(driver) else {
-            return;
-        };
+        let podman = need!(Podman::make(driver));
         let before = listing::of_dir(&podman.root());
         let mnt = podman.demo.at("mnt");
         fs::create_dir(&mnt).unwrap();

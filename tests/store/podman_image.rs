@@ -1,11 +1,14 @@
-//! An image with every kind of change, packed by umoci, and the tree that umoci unpacks
-//! of it: what podman's stores are compared with. Called by `podman`, `podman_rootless`.
+//! An image with every kind of change, packed by umoci, and the tree that umoci unpacks of it: what
+//! podman's stores are compared with.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::listing::Listing;
-use super::{export, listing, run};
+use testkit::need::{Needed, has_tools, is_root};
+use testkit::store::listing;
+use testkit::store::listing::Listing;
+
+use super::{export, run};
 
 /// The image's name in podman's stores.
 pub(crate) const NAME: &str = "localhost/demo:1";
@@ -27,18 +30,10 @@ pub(crate) struct Demo {
 }
 
 impl Demo {
-    /// Without root or the tools there is none: on CI that is a failure.
-    pub(crate) fn make() -> Option<Self> {
-        let has = |tool: &&str| Command::new(tool).arg("--version").output().is_ok();
-        let tools = ["skopeo", "umoci", "podman", "unshare", "setpriv", "tar"];
-        if !rustix::process::geteuid().is_root() || !tools.iter().all(has) {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "CI must run as root, with {tools:?}"
-            );
-            eprintln!("SKIPPED: needs root and {tools:?}");
-            return None;
-        }
+    /// Needs root and the tools.
+    pub(crate) fn make() -> Needed<Self> {
+        is_root()?;
+        has_tools(&["skopeo", "umoci", "podman", "unshare", "setpriv", "tar"])?;
         let temp = tempfile::tempdir().unwrap();
         let made = Self { temp };
         made.sh("umoci init --layout oci; umoci new --image oci:demo");
@@ -53,7 +48,7 @@ impl Demo {
         made.sh("mkdir extra; echo new > extra/new; touch -d @5000 extra
              umoci insert --image oci:demo --opaque extra /hidden
              umoci unpack --image oci:demo truth");
-        Some(made)
+        Ok(made)
     }
 
     pub(crate) fn at(&self, name: impl AsRef<Path>) -> PathBuf {

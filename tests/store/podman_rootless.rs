@@ -7,9 +7,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use super::listing::Listing;
+use testkit::need;
+use testkit::store::listing;
+use testkit::store::listing::Listing;
+
+use super::export;
 use super::podman_image::{Demo, NAME};
-use super::{export, listing};
 
 /// The user, who is only known in the test's mount namespace, and his subordinate IDs.
 const UID: u32 = 23456;
@@ -47,7 +50,7 @@ fn prepare(demo: &Demo) {
         mknod -m 666 fuse-node c 10 229
         skopeo copy -q oci:oci:demo docker-archive:home/demo.tar:{NAME}"
     ));
-    std::fs::copy(env!("CARGO_BIN_EXE_unionfs"), demo.at("home/unionfs")).unwrap();
+    std::fs::copy(testkit::program(), demo.at("home/unionfs")).unwrap();
     demo.sh(&format!("chown -R {UID}:{UID} home; chmod 700 home/run"));
     let open = std::fs::Permissions::from_mode(0o711);
     std::fs::set_permissions(demo.at(""), open).unwrap();
@@ -76,7 +79,7 @@ fn check(how: &str, found: &Path, expected: &Listing) {
 
 /// Loads the image with podman, mounts it by name in both ways and compares.
 fn found_by_its_user(options: &str, driver: &str) {
-    let Some(demo) = Demo::make() else { return };
+    let demo = need!(Demo::make());
     prepare(&demo);
     as_user(
         &demo,

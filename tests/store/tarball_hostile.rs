@@ -1,11 +1,17 @@
 //! Layer tars made to harm: each is an error that names the entry, or harmless, and
 //! nothing outside of the layer is read or changed.
 
+use std::collections::BTreeMap;
 use std::fs;
 
-use unionfs::store::tarball::Limits;
+use serde_json::json;
+use testkit::need;
+use unionfs::layer_tar::Limits;
+use unionfs::oci::Digest;
 
-use super::tarball::{Site, Tar, is_root, pax_text};
+use super::archives::{assert_whole, load_bytes, tar_of};
+use super::tarball::{Site, Tar, pax_text};
+use super::writable::Own;
 
 /// Unpacks what must be refused; the message.
 fn refused(site: &Site, tar: &[u8]) -> String {
@@ -239,15 +245,13 @@ fn a_deep_directory_is_not_taken_down_level_by_level() {
     };
     Site::new().round(&replaced(200));
     let error = refused(&Site::new(), &replaced(300));
-    assert!(error.contains("in each other"), "{error}");
+    assert!(error.contains("hundreds of levels deep"), "{error}");
 }
 
 /// A device without a driver: opening it would be another error.
 #[test]
 fn a_device_in_place_of_a_file_is_not_opened() {
-    if !is_root() {
-        return;
-    }
+    need!(need::is_root());
     let site = Site::new();
     let (_, split) = site.round(&Tar::default().file("f", b"content").end());
     fs::remove_file(site.path("f")).unwrap();
@@ -264,4 +268,126 @@ fn a_device_in_place_of_a_file_is_not_opened() {
     let (_, damage) = site.damage(&split);
     assert_eq!(damage.len(), 1);
     assert_eq!(damage[0].what, "is a character device, not a file");
+}
+
+/// What is unpacked is what `verify` expects, whatever later entries replace.
+#[test]
+fn what_replaces_other_entries_is_verified() {
+    let tars = [
+        // A directory with an empty file, then a symlink, a file, a directory again in its place.
+        Tar::default()
+            .dir("s")
+            .file("s/t", b"")
+            .file("s/.wh.gone", b"")
+            .file("s/.wh..wh..opq", b"")
+            .dir("s/d")
+            .symlink("s", "elsewhere")
+            .end(),
+        Tar::default()
+            .dir("s")
+            .file("s/t", b"")
+            .file("s", b"text")
+            .end(),
+        Tar::default()
+            .file("s/t/u", b"")
+            .file("s", b"")
+            .dir("s")
+            .file("s/v", b"")
+            .end(),
+        // Whiteouts through a symlink.
+        Tar::default()
+            .dir("./")
+            .symlink("s", "/")
+            .file("s/.wh.gone", b"")
+            .file("s/.wh..wh..opq", b"")
+            .end(),
+        // Capabilities that the kernel would never give out again.
+        Tar::default()
+            .pax(&[("SCHILY.xattr.security.capability", b"")])
+            .file("f", b"text")
+            .end(),
+        // A whiteout as a device, then what it hides.
+        Tar::default().entry(b'3', b"d", b"", b"").dir("d").end(),
+        // Files that stay under the names of hard links to them.
+        Tar::default()
+            .file("a", b"")
+            .link("b", "a")
+            .link("c", "b")
+            .link("a", "b")
+            .file("a", b"text")
+            .end(),
+        Tar::default()
+            .dir("s")
+            .file("s/a", b"")
+            .link("b", "s/a")
+            .symlink("s", "elsewhere")
+            .end(),
+        // Two names of a symlink, one of which is replaced.
+        Tar::default()
+            .symlink("s", "somewhere else")
+            .link("h", "s")
+            .dir("h")
+            .end(),
+    ];
+    for tar in tars {
+        let own = Own::new();
+        let config = json!({
+            "architecture": "amd64", "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": [Digest::of(&tar).to_string()]},
+        });
+        let manifest = json!([{"Config": "c.json", "RepoTags": ["a:1"], "Layers": ["l.tar"]}]);
+        let archive = tar_of(&BTreeMap::from([
+            ("c.json".to_owned(), config.to_string().into_bytes()),
+            ("l.tar".to_owned(), tar),
+            (
+                "manifest.json".to_owned(),
+                manifest.to_string().into_bytes(),
+            ),
+        ]));
+        load_bytes(&own, &archive).unwrap();
+        assert_whole(&own);
+    }
+}
+
+/// A file that nobody could open by its path could not be given out again.
+#[test]
+fn paths_are_no_longer_than_any_can_be() {
+    let path = |length: usize| {
+        let mut path = "a/".repeat(length / 2);
+        path.truncate(length - 1);
+        path.push('f');
+        path
+    };
+    let tar = |length| {
+        Tar::default()
+            .pax(&[("path", path(length).as_bytes())])
+            .file("x", b"x")
+            .end()
+    };
+    let site = Site::new();
+    site.round(&tar(4095));
+    let error = refused(&Site::new(), &tar(4096));
+    assert!(error.contains("longer"), "{error}");
+}
+
+/// Holes of a file cost nothing when it is looked at again, whatever their length.
+#[test]
+fn holes_are_not_read_again() {
+    let size = 100u64 << 30;
+    let tar = Tar::default()
+        .pax(&[
+            ("GNU.sparse.size", size.to_string().as_bytes()),
+            ("GNU.sparse.map", format!("0,5,{},5", size - 5).as_bytes()),
+        ])
+        .file("f", b"hello12345")
+        .end();
+    let site = Site::new();
+    let (_, split) = site.round(&tar);
+    assert_eq!(site.damage(&split).1, []);
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(site.path("f"))
+        .unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"x", size / 2).unwrap();
+    assert_eq!(site.damage(&split).1.len(), 1);
 }

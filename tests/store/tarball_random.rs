@@ -2,7 +2,7 @@
 //! nor touch anything outside.
 
 use proptest::prelude::*;
-use unionfs::store::Digest;
+use unionfs::oci::Digest;
 
 use super::tarball::{Site, Tar};
 

@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::io::Read as _;
 
 use base64::Engine as _;
+use testkit::store::builder;
 use unionfs::layer::Dialect;
-use unionfs::store::roots::Environment;
-use unionfs::store::{Digest, Error, Stores};
+use unionfs::oci::Digest;
+use unionfs::store::discovery::Environment;
+use unionfs::store::{Error, Stores};
 
-use super::{Fixture, builder, children, discover};
+use super::{Fixture, children, discover};
 
 #[test]
 fn every_way_to_write_an_image_finds_it() {
@@ -155,14 +157,14 @@ fn containers_are_found_by_id_prefix_and_name() {
     let container = stores.container("sample").unwrap();
     let image = stores.find("sample:1").unwrap().stack().unwrap();
 
-    let writable = container.stack(true).unwrap();
+    let writable = container.stack_in_place().unwrap();
     let upper = writable.upper.unwrap();
     assert!(upper.layer.path().join("srv/from-the-container").exists());
     assert_eq!(upper.work.path(), upper.layer.path().with_file_name("work"));
     assert!(writable.lowers[0].path().join(".dockerenv").exists());
     assert_eq!(writable.lowers[1..], image[..]);
 
-    let read_only = container.stack(false).unwrap();
+    let read_only = container.stack();
     assert_eq!(read_only.upper, None);
     assert_eq!(read_only.lowers[0], upper.layer);
     assert_eq!(read_only.lowers[1..], writable.lowers[..]);
@@ -176,10 +178,10 @@ fn a_running_container_is_not_mounted_writable() {
     std::fs::write(store.path("containers/*/config.v2.json"), config).unwrap();
     let container = store.stores().unwrap().container("sample").unwrap();
     assert!(matches!(
-        container.stack(true),
+        container.stack_in_place(),
         Err(Error::ContainerRunning { .. })
     ));
-    assert!(container.stack(false).is_ok());
+    assert!(container.stack().upper.is_none());
 }
 
 #[test]
@@ -204,10 +206,8 @@ fn both_drivers_of_one_root_are_searched() {
 #[test]
 fn our_own_root_comes_first_and_is_found_by_the_environment() {
     let store = Fixture::new();
-    let environment = Environment {
-        unionfs_root: Some(store.root.clone().into()),
-        ..Environment::default()
-    };
+    let mut environment = Environment::default();
+    environment.unionfs_root = Some(store.root.clone().into());
     let stores = Stores::discover(None, &environment).unwrap();
     assert_eq!(stores.all()[0].root(), store.root);
     assert_eq!(stores.find("sample:1").unwrap().root, store.root);

@@ -6,14 +6,16 @@ use std::io::Read as _;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
+use testkit::need;
+use testkit::store::listing;
 use unionfs::layer::Dialect;
-use unionfs::store::tarball::{self, Limits};
+use unionfs::layer_tar::{self, Limits};
 use unionfs::store::verify::{Progress, Report};
 use unionfs::store::writable::Writable;
 
 use super::docker_store::DockerStore;
 use super::tarball::Tar;
-use super::{Fixture, children, discover, listing};
+use super::{Fixture, children, discover};
 
 fn verify(root: &Path, image: Option<&str>) -> Report {
     discover(root).unwrap().verify(image, &mut |_| {}).unwrap()
@@ -41,6 +43,7 @@ fn a_whole_store_has_no_problems() {
         Progress::Total { layers, bytes } => total = Some((layers, bytes)),
         Progress::Layer { .. } => layers += 1,
         Progress::Bytes(count) => hashed += count,
+        other => panic!("{other:?}"),
     };
     let stores = store.stores().unwrap();
     let report = stores.verify(None, &mut progress).unwrap();
@@ -196,7 +199,7 @@ fn a_store_of_ours_filled_from_tars_is_whole() {
         let mut staged = lock.stage_layer(parent.as_ref()).unwrap();
         let dialect = staged.dialect();
         let (diff, split) = staged.parts();
-        let done = tarball::unpack(&tar[..], diff, dialect, split, &Limits::default()).unwrap();
+        let done = layer_tar::unpack(&tar[..], diff, dialect, split, &Limits::default()).unwrap();
         parent = Some(staged.commit(done.diff_id, done.size).unwrap());
         diffs.push(format!("\"{}\"", done.diff_id));
     }
@@ -214,9 +217,7 @@ fn a_store_of_ours_filled_from_tars_is_whole() {
 
 #[test]
 fn dockers_own_store_is_whole_and_its_layers_unpack_to_the_same() {
-    let Some(store) = DockerStore::get() else {
-        return;
-    };
+    let store = need!(DockerStore::get());
     let report = verify(&store.root(), None);
     assert_eq!(report.problems, []);
     assert!(report.images >= 7 && report.layers > 40, "{report:?}");
@@ -234,12 +235,12 @@ fn dockers_own_store_is_whole_and_its_layers_unpack_to_the_same() {
             .unwrap();
         let mut tar = Vec::new();
         let dir = File::open(&theirs).unwrap();
-        tarball::rebuild(&split[..], dir.as_fd(), &mut tar).unwrap();
+        layer_tar::rebuild(&split[..], dir.as_fd(), &mut tar).unwrap();
         let ours = tempfile::tempdir().unwrap();
         let dir = File::open(ours.path()).unwrap();
         let mut again = Vec::new();
         let limits = Limits::default();
-        let done = tarball::unpack(&tar[..], dir.as_fd(), Dialect::KERNEL, &mut again, &limits);
+        let done = layer_tar::unpack(&tar[..], dir.as_fd(), Dialect::KERNEL, &mut again, &limits);
         let done = done.unwrap();
         assert_eq!(done.diff_id.to_string(), read("diff"));
         assert_eq!(done.size.to_string(), read("size"));

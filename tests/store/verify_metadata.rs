@@ -1,5 +1,5 @@
 //! `verify` compares every file with the headers of its layer's tar: each kind of difference
-//! is found and told with the path, and what is no damage is not.
+//! is found and told with the path, and what is not damage is not.
 
 use std::fs::{self, File, Permissions};
 use std::io::{Read as _, Write as _};
@@ -11,10 +11,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, makedev, mknodat, removexattr, setxattr};
 use tar::{EntryType, Header};
-use unionfs::store::Digest;
-use unionfs::store::tarball::Limits;
+use testkit::need;
+use testkit::store::builder::whiteout;
+use unionfs::layer_tar::Limits;
+use unionfs::oci::Digest;
 
-use super::builder::whiteout;
 use super::discover;
 use super::writable::Own;
 
@@ -144,26 +145,19 @@ fn replace(path: &Path, make: impl FnOnce(&Path)) {
     make(path);
 }
 
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-        || std::env::var_os("CI").is_some_and(|_| panic!("CI must run as root"))
-}
-
 #[test]
 fn attributes_are_compared() {
-    if !is_root() {
-        return;
-    }
+    need!(need::is_root());
     let mode =
         |mode| move |path: &Path| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     finds("dir/other", &["has mode 0600, not 0640"], mode(0o600));
     finds("fifo", &["has mode 4640, not 0640"], mode(0o4640));
     finds("dir", &["has mode 0700, not 0755"], mode(0o700));
     finds("null", &["belongs to 0:8, not 7:8"], |path| {
-        chown(path, Some(0), None).unwrap()
+        chown(path, Some(0), None).unwrap();
     });
     finds("symlink", &["belongs to 7:0, not 7:8"], |path| {
-        lchown(path, None, Some(0)).unwrap()
+        lchown(path, None, Some(0)).unwrap();
     });
     finds(
         "empty",
@@ -183,20 +177,18 @@ fn attributes_are_compared() {
 
 #[test]
 fn types_devices_and_targets_are_compared() {
-    if !is_root() {
-        return;
-    }
+    need!(need::is_root());
     finds("empty", &["is a directory, not a file"], |path| {
-        replace(path, |p| fs::create_dir(p).unwrap())
+        replace(path, |p| fs::create_dir(p).unwrap());
     });
     finds("symlink", &["is a file, not a symbolic link"], |path| {
-        replace(path, |p| fs::write(p, "x").unwrap())
+        replace(path, |p| fs::write(p, "x").unwrap());
     });
     finds("opaque", &["is a file, not a directory"], |path| {
-        replace(path, |p| fs::write(p, "").unwrap())
+        replace(path, |p| fs::write(p, "").unwrap());
     });
     finds("dir/other", &["is a symbolic link, not a file"], |path| {
-        replace(path, |p| symlink("x", p).unwrap())
+        replace(path, |p| symlink("x", p).unwrap());
     });
     finds(
         "symlink",
@@ -231,7 +223,7 @@ fn types_devices_and_targets_are_compared() {
         node(FileType::CharacterDevice, 1, 3),
     );
     finds("empty", &["is missing"], |path| {
-        fs::remove_file(path).unwrap()
+        fs::remove_file(path).unwrap();
     });
     // A directory that the tar has not is told by what was in it.
     finds("made/on/the/way", &["is missing"], |path| {
@@ -243,14 +235,12 @@ fn types_devices_and_targets_are_compared() {
 
 #[test]
 fn content_links_and_xattrs_are_compared() {
-    if !is_root() {
-        return;
-    }
+    need!(need::is_root());
     finds("dir/other", &["content is damaged"], |path| {
-        timed(path, |p| fs::write(p, "CONTENT").unwrap())
+        timed(path, |p| fs::write(p, "CONTENT").unwrap());
     });
     finds("dir/other", &["has 3 bytes, not 7"], |path| {
-        timed(path, |p| fs::write(p, "con").unwrap())
+        timed(path, |p| fs::write(p, "con").unwrap());
     });
     finds(
         "dir/other",
@@ -259,7 +249,7 @@ fn content_links_and_xattrs_are_compared() {
     );
     finds(
         "dir/hard",
-        &["is no hard link to \"dir/file\" any more"],
+        &["is not a hard link to \"dir/file\" any more"],
         |path| {
             replace(path, |p| fs::write(p, "content").unwrap());
         },
@@ -269,7 +259,7 @@ fn content_links_and_xattrs_are_compared() {
         &["is a hard link to \"dir/other\"", "has 7 bytes, not 0"],
         |path| {
             replace(path, |p| {
-                fs::hard_link(p.with_file_name("dir").join("other"), p).unwrap()
+                fs::hard_link(p.with_file_name("dir").join("other"), p).unwrap();
             });
         },
     );
@@ -287,7 +277,7 @@ fn content_links_and_xattrs_are_compared() {
         set("user.more", b""),
     );
     finds("dir/file", &["has no xattr \"user.note\""], |path| {
-        removexattr(path, "user.note").unwrap()
+        removexattr(path, "user.note").unwrap();
     });
     finds(
         "dir/other",
@@ -307,29 +297,27 @@ fn content_links_and_xattrs_are_compared() {
 
 #[test]
 fn whiteouts_and_files_that_the_tar_has_not_are_found() {
-    if !is_root() {
-        return;
-    }
+    need!(need::is_root());
     finds("extra", &["is not in the layer's tar"], |path| {
-        fs::write(path, "").unwrap()
+        fs::write(path, "").unwrap();
     });
     finds("made/on/extra", &["is not in the layer's tar"], |path| {
-        fs::write(path, "").unwrap()
+        fs::write(path, "").unwrap();
     });
     finds("dir/extra", &["is not in the layer's tar"], |path| {
-        whiteout(path).unwrap()
+        whiteout(path).unwrap();
     });
     finds("dir/extra", &["is not in the layer's tar"], |path| {
         fs::hard_link(path.with_file_name("file"), path).unwrap();
     });
     finds("hidden", &["was a whiteout, which is missing"], |path| {
-        fs::remove_file(path).unwrap()
+        fs::remove_file(path).unwrap();
     });
     finds("made/gone", &["is a file, not a whiteout"], |path| {
-        replace(path, |p| fs::write(p, "").unwrap())
+        replace(path, |p| fs::write(p, "").unwrap());
     });
     finds("opaque", &["is not opaque any more"], |path| {
-        removexattr(path, "trusted.overlay.opaque").unwrap()
+        removexattr(path, "trusted.overlay.opaque").unwrap();
     });
     finds("dir", &["is opaque"], |path| {
         setxattr(path, "trusted.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
@@ -339,9 +327,7 @@ fn whiteouts_and_files_that_the_tar_has_not_are_found() {
 /// Markers that an overlay leaves in lowers are not the tar's business.
 #[test]
 fn what_an_overlay_notes_is_no_damage() {
-    if !is_root() {
-        return;
-    }
+    need!(need::is_root());
     let layer = Layer::new(&everything());
     for name in ["origin", "impure", "uuid"] {
         let name = format!("trusted.overlay.{name}");
@@ -353,9 +339,7 @@ fn what_an_overlay_notes_is_no_damage() {
 /// The headers are part of the digest: who changes them in tar-split is found all the same.
 #[test]
 fn headers_that_were_changed_with_their_files_are_found() {
-    if !is_root() {
-        return;
-    }
+    need!(need::is_root());
     let layer = Layer::new(&everything());
     let other = String::from_utf8_lossy(&everything()).contains("dir/other");
     assert!(other);
@@ -397,9 +381,7 @@ fn headers_that_were_changed_with_their_files_are_found() {
 /// Headers and tar-split that claim exabytes, cut and garbled ones: an answer at once.
 #[test]
 fn hostile_headers_neither_hang_nor_panic() {
-    if !is_root() {
-        return;
-    }
+    need!(need::is_root());
     let layer = Layer::new(&everything());
     let dir = layer.own.root.join("image/overlay2/layerdb/sha256");
     let split = super::children(&dir)[0].join("tar-split.json.gz");

@@ -6,8 +6,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use unionfs::store::writable::{Exclusive, Kind};
-use unionfs::store::{Digest, Error, Reference, Writable};
+use testkit::need;
+use testkit::need::is_root;
+use unionfs::oci::{Digest, Reference};
+use unionfs::store::writable::{Exclusive, GarbageKind};
+use unionfs::store::{Error, Writable};
 
 use super::{children, discover};
 
@@ -180,10 +183,8 @@ fn only_a_store_of_ours_is_written_to() {
 #[test]
 fn a_full_disk_gives_its_error_and_leaves_nothing() {
     use rustix::mount::{MountFlags, UnmountFlags, mount};
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: needs root, for a tmpfs of its own");
-        return;
-    }
+    // A tmpfs of its own.
+    need!(is_root());
     let temp = tempfile::tempdir().unwrap();
     let root = temp.path().canonicalize().unwrap();
     let mut failures = 0;
@@ -201,7 +202,7 @@ fn a_full_disk_gives_its_error_and_leaves_nothing() {
             let store = Writable::open(&root).unwrap();
             let locked = store.lock().unwrap();
             for left in locked.garbage(&|_| None, &[]).unwrap() {
-                assert_eq!(left.kind, Kind::Layer, "{inodes} inodes: {left:?}");
+                assert_eq!(left.kind, GarbageKind::Layer, "{inodes} inodes: {left:?}");
             }
             drop(locked);
             write_image(&root).unwrap();

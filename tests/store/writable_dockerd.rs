@@ -7,10 +7,12 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
+use testkit::need;
+use testkit::store::builder::whiteout;
+use testkit::store::layer_tar;
+use unionfs::oci::{Digest, Reference};
 use unionfs::store::writable::Exclusive;
-use unionfs::store::{Digest, Reference};
 
-use super::builder::{layer_tar, whiteout};
 use super::docker_store::has_dockerd;
 use super::writable::Own;
 
@@ -59,7 +61,7 @@ fn change(dir: &Path) {
 }
 
 /// What is asked of dockerd; the answers are files in the current directory.
-const QUESTIONS: &str = r#"
+const QUESTIONS: &str = r"
 set -e
 docker images --no-trunc --format '{{.Repository}}:{{.Tag}} {{.ID}}' | sort > images
 docker inspect ours:1 > inspect
@@ -73,13 +75,11 @@ mkdir saved
 tar -xf save.tar -C saved
 docker tag ours:1 theirs:1
 docker rmi ours:1 ours:base > /dev/null
-"#;
+";
 
 #[test]
 fn a_dockerd_lists_runs_exports_and_saves_what_we_wrote() {
-    if !has_dockerd() {
-        return;
-    }
+    need!(has_dockerd());
     let own = Own::new();
     let store = own.open();
     let locked = store.lock().unwrap();

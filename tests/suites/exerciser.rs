@@ -6,10 +6,9 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use rustix::fs::FallocateFlags;
-
-use crate::common::fixture::Fixture;
-use crate::common::layers::{Layer, big_data};
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::layers::{Layer, big_data};
+use testkit::need_mounts;
 
 const FILES: usize = 4;
 const OPERATIONS: usize = 50_000;

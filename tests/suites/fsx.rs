@@ -8,11 +8,12 @@
 use std::path::Path;
 use std::process::Command;
 
+use testkit::fixture::Fixture;
+use testkit::layers::{Layer, big_data};
+use testkit::mount::{Scratch, subject};
+use testkit::{need, need_mounts};
+
 use super::support::{output_of, stack_in, tool};
-use crate::common::fixture::Fixture;
-use crate::common::layers::{Layer, big_data};
-use crate::common::mount::{Scratch, subject};
-use crate::common::{need_mounts, skip};
 
 /// Every operation that fsx has; sizes up to its default of 64 KiB.
 const WEIGHTS: &str = "
@@ -87,17 +88,13 @@ fn exercise(program: &Path, config: &str, seed: u32) {
 #[test]
 fn every_operation_on_a_file_of_a_lower() {
     need_mounts!();
-    match tool("fsx") {
-        Ok(program) => exercise(&program, WEIGHTS, 1),
-        Err(why) => skip(&why),
-    }
+    let program = need!(tool("fsx"));
+    exercise(&program, WEIGHTS, 1);
 }
 
 #[test]
 fn in_place_on_a_file_of_a_lower() {
     need_mounts!();
-    match tool("fsx") {
-        Ok(program) => exercise(&program, BLOCKMODE, 2),
-        Err(why) => skip(&why),
-    }
+    let program = need!(tool("fsx"));
+    exercise(&program, BLOCKMODE, 2);
 }

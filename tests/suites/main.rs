@@ -4,9 +4,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod exerciser;
 mod fsx;
 mod pjdfstest;

@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
+use testkit::layers::Layer;
+use testkit::mount::{Fs, KERNEL, Scratch, subject};
+use testkit::{need, need_mounts};
+
 use super::support::{stack_in, tool};
-use crate::common::layers::Layer;
-use crate::common::mount::{Fs, KERNEL, Scratch, subject};
-use crate::common::{need_mounts, skip};
 
 const CONFIG: &str = r#"
 [features]
@@ -89,10 +90,7 @@ fn failed(results: &Results) -> BTreeSet<String> {
 #[test]
 fn no_failure_that_the_kernel_does_not_have() {
     need_mounts!();
-    let program = match tool("pjdfstest") {
-        Ok(program) => program,
-        Err(why) => return skip(&why),
-    };
+    let program = need!(tool("pjdfstest"));
     let (kernel, ours) = (run(&KERNEL, &program), run(&subject(), &program));
     let more: Vec<_> = ours
         .iter()

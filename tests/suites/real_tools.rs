@@ -5,11 +5,13 @@
 use std::path::Path;
 use std::process::Command;
 
+use testkit::layers::Layer;
+use testkit::mount::{Fs, KERNEL, Scratch, subject};
+use testkit::need::{Needed, has_tools};
+use testkit::tree::{self, Mask, Tree};
+use testkit::{need, need_mounts};
+
 use super::support::{output_of, stack_in};
-use crate::common::layers::Layer;
-use crate::common::mount::{Fs, KERNEL, Scratch, subject};
-use crate::common::tree::{self, Mask, Tree};
-use crate::common::{need_mounts, skip};
 
 /// Runs shell scripts: `base` in the directory that becomes the lower, `change` in the
 /// union; `$1` is a directory of things made once by `prepare`.
@@ -66,23 +68,12 @@ fn compare(prepare: &str, base: &str, change: &str, stamped: &[&str]) {
     tree::assert_same("kernel, unionfs", &trees[0], &trees[1], &mask);
 }
 
-fn missing(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output();
-    let missing = !found.is_ok_and(|o| o.status.success());
-    if missing {
-        skip(&format!("needs {program}"));
-    }
-    missing
-}
-
 /// Two versions of a package with a conffile, a link, a directory that becomes another
 /// type; installed, upgraded, removed, purged.
 #[test]
 fn dpkg() {
     need_mounts!();
-    if missing("dpkg") {
-        return;
-    }
+    need!(has_tools(&["dpkg"]));
     let prepare = r#"
         umask 022
         for v in 1 2; do
@@ -114,9 +105,7 @@ fn dpkg() {
 #[test]
 fn rpm() {
     need_mounts!();
-    if missing("rpmbuild") {
-        return;
-    }
+    need!(has_tools(&["rpmbuild"]));
     let prepare = r#"
         for v in 1 2; do
             cat > trap$v.spec <<END
@@ -157,9 +146,7 @@ END
 #[test]
 fn git() {
     need_mounts!();
-    if missing("git") {
-        return;
-    }
+    need!(has_tools(&["git"]));
     let settings = "export GIT_AUTHOR_DATE='2020-01-01 00:00 +0000' GIT_COMMITTER_DATE='2020-01-01 00:00 +0000'
         export GIT_AUTHOR_NAME=x GIT_AUTHOR_EMAIL=x GIT_COMMITTER_NAME=x GIT_COMMITTER_EMAIL=x
         umask 022; git config --global safe.directory '*'; git config --global gc.auto 0
@@ -197,9 +184,7 @@ fn git() {
 #[test]
 fn sqlite() {
     need_mounts!();
-    if missing("sqlite3") {
-        return;
-    }
+    need!(has_tools(&["sqlite3"]));
     let base = "sqlite3 db 'pragma journal_mode=wal; create table t(a integer primary key, b);
         with recursive n(i) as (select 1 union all select i+1 from n where i<5000)
         insert into t select i, hex(zeroblob(40)) from n'";
@@ -220,18 +205,22 @@ fn sqlite() {
 }
 
 /// A wheel made here, installed, upgraded, and removed again.
+fn has_pip() -> Needed {
+    let asked = Command::new("/usr/bin/python3")
+        .args(["-m", "pip", "-V"])
+        .output();
+    match asked.is_ok_and(|output| output.status.success()) {
+        true => Ok(()),
+        false => Err("python3-pip is not installed".into()),
+    }
+}
+
 #[test]
 fn pip() {
     need_mounts!();
     let pip = "/usr/bin/python3 -m pip --disable-pip-version-check --no-cache-dir";
-    if Command::new("/usr/bin/python3")
-        .args(["-m", "pip", "-V"])
-        .output()
-        .is_ok_and(|o| !o.status.success())
-    {
-        return skip("needs python3-pip");
-    }
-    let prepare = r#"cat > make.py <<'END'
+    need!(has_pip());
+    let prepare = r"cat > make.py <<'END'
 import zipfile
 for v in '1', '2':
     with zipfile.ZipFile(f'trap-{v}-py3-none-any.whl', 'w') as z:
@@ -243,7 +232,7 @@ for v in '1', '2':
         z.writestr(info + 'WHEEL', 'Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
         z.writestr(info + 'RECORD', '')
 END
-/usr/bin/python3 make.py"#;
+/usr/bin/python3 make.py";
     let install = |v: u32| {
         format!(
             "{pip} install -q --no-index --root-user-action=ignore --upgrade --target site \"$1\"/trap-{v}-py3-none-any.whl"
@@ -263,15 +252,7 @@ END
 #[test]
 fn npm() {
     need_mounts!();
-    // Large to install for a test: where it is there.
-    if !Command::new("npm")
-        .arg("--version")
-        .output()
-        .is_ok_and(|o| o.status.success())
-    {
-        eprintln!("npm is not installed: not tried");
-        return;
-    }
+    need!(has_tools(&["npm"]));
     let prepare = r##"
         for v in 1 2; do
             mkdir -p p$v/lib; printf '{"name":"trap","version":"%s.0.0","bin":"x.js"}' $v > p$v/package.json
@@ -294,9 +275,7 @@ fn npm() {
 #[test]
 fn rsync() {
     need_mounts!();
-    if missing("rsync") {
-        return;
-    }
+    need!(has_tools(&["rsync"]));
     let prepare =
         "mkdir -p src/d/sub src/gone; cd src; echo 1 > d/f; ln d/f d/sub/linked; ln -s f d/link
         echo tool > tool; chown 12:34 tool; chmod 4711 tool; mkfifo pipe; mknod null c 1 3

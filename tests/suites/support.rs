@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::layers::{self, Form, Layer};
-use crate::common::mount::{Scratch, Stack};
+use testkit::layers::{self, Form, Layer};
+use testkit::mount::{Scratch, Stack};
 
 /// A program in `target/tools`, or a reason to skip.
 pub(crate) fn tool(name: &str) -> Result<PathBuf, String> {

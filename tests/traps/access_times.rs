@@ -6,10 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::{Form, Layer};
-use crate::common::mount::{Fs, KERNEL};
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::layers::{Form, Layer};
+use testkit::mount::{Fs, KERNEL};
+use testkit::need_mounts;
 
 /// Older than the modification, so that `relatime` would move it.
 fn age(path: &Path) {

@@ -3,8 +3,9 @@
 
 use std::fmt::Write as _;
 
-use crate::common::layers::{Layer, acl};
-use crate::common::need_mounts;
+use testkit::layers::{Layer, acl};
+use testkit::need_mounts;
+
 use crate::same_as_kernel;
 
 /// A directory of each kind, in a lower: the first creation copies it up.

@@ -6,14 +6,15 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::process::Command;
 
 use rustix::fs::{SeekFrom, XattrFlags};
+use testkit::fixture::Fixture;
+use testkit::layers::{Form, Layer, Node, big_data, standard};
+use testkit::map::Map;
+use testkit::mount::{KERNEL, UNIONFS};
+use testkit::need::has_tools;
+use testkit::stats::requests_of;
+use testkit::{errno, errno_name, need, need_mounts};
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::{Form, Layer, Node, big_data, standard};
-use crate::common::map::Map;
-use crate::common::mount::{KERNEL, UNIONFS};
-use crate::common::{errno, errno_name, need_mounts, skip};
 use crate::same_on_standard;
-use crate::stats::requests_of;
 
 /// Where data and holes begin.
 fn map(file: &File) -> Vec<(u64, u64)> {
@@ -237,9 +238,7 @@ assert os.pread(reader, 8, 12288) == b'renamed!'
 #[test]
 fn mappings_are_kept_across_copy_up() {
     need_mounts!();
-    if Command::new("/usr/bin/python3").arg("-V").output().is_err() {
-        return skip("needs python3");
-    }
+    need!(has_tools(&["python3"]));
     let mut f = Fixture::standard();
     let mut python = Command::new("/usr/bin/python3");
     let output = python.args(["-c", MAPPINGS]).arg(f.at("big.bin"));

@@ -6,10 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::{Form, Layer};
-use crate::common::mount::{Fs, KERNEL};
-use crate::common::{need_mounts, skip};
+use testkit::fixture::Fixture;
+use testkit::layers::{Form, Layer};
+use testkit::mount::{Fs, KERNEL};
+use testkit::need::has_tools;
+use testkit::{need, need_mounts};
 
 const SIZE: usize = 256 << 10;
 const ROUNDS: usize = 25;
@@ -62,9 +63,7 @@ fn stale(fs: &Fs) -> usize {
 #[test]
 fn readers_see_what_libaio_wrote() {
     need_mounts!();
-    if Command::new("fio").arg("--version").output().is_err() {
-        return skip("needs fio");
-    }
+    need!(has_tools(&["fio"]));
     assert_eq!(stale(&KERNEL), 0);
     for options in ["io=cached", "io=cached,writeback", "io=passthrough"] {
         assert_eq!(stale(&Fs::Unionfs(options)), 0, "{options}");

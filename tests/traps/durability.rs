@@ -7,11 +7,12 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::{self, Form};
-use crate::common::mount::{Fs, unionfs_binary};
-use crate::common::strace::{self, Trace, need_strace};
-use crate::common::{need_mounts, skip};
+use testkit::fixture::Fixture;
+use testkit::layers::{self, Form};
+use testkit::mount::Fs;
+use testkit::need::{Needed, has_tools};
+use testkit::strace::{self, Trace};
+use testkit::{need, need_mounts, program};
 
 const CALLS: &[&str] = &[
     "-y",
@@ -42,17 +43,14 @@ fn sync_everything(f: &Fixture) {
     lower.sync_all().unwrap();
 }
 
-fn traced(options: &'static str) -> Option<(Fixture, Vec<String>)> {
-    if !strace::is_installed() {
-        skip("needs strace");
-        return None;
-    }
+fn traced(options: &'static str) -> Needed<(Fixture, Vec<String>)> {
+    has_tools(&["strace"])?;
     let fs = Fs::Unionfs(options);
     let f = Fixture::with(&fs, &layers::standard(), Form::Kernel, true);
     let trace = Trace::of(&f, CALLS);
     sync_everything(&f);
     let calls = trace.end();
-    Some((f, calls))
+    Ok((f, calls))
 }
 
 /// Position of the first call of `name` on a path that ends in `path`.
@@ -68,9 +66,7 @@ fn position(calls: &[String], name: &str, path: &str) -> usize {
 fn syncs_reach_the_upper() {
     need_mounts!();
     // Under `passthrough` the kernel itself serves O_SYNC.
-    let Some((mut f, calls)) = traced("io=cached") else {
-        return;
-    };
+    let (mut f, calls) = need!(traced("io=cached"));
     position(&calls, "fsync", "/upper/merged/new");
     position(&calls, "fdatasync", "/upper/merged/new");
     position(&calls, "fsync", "/upper/merged");
@@ -80,11 +76,11 @@ fn syncs_reach_the_upper() {
     assert_eq!(std::fs::read(f.at("sync")).unwrap(), b"synchronous");
 }
 
-/// The end of a mount is no sync, so that ephemeral and temporary ones cost nothing.
+/// The end of a mount is not a sync, so that ephemeral and temporary ones cost nothing.
 #[test]
 fn unmounting_syncs_nothing() {
     need_mounts!();
-    need_strace!();
+    need!(has_tools(&["strace"]));
     let mut f = Fixture::standard();
     let trace = Trace::of(&f, CALLS);
     std::fs::write(f.at("new"), "data").unwrap();
@@ -100,7 +96,7 @@ fn unmounting_syncs_nothing() {
 #[test]
 fn syncfs_is_for_unionfs_sync() {
     need_mounts!();
-    need_strace!();
+    need!(has_tools(&["strace"]));
     for options in ["", "volatile"] {
         let fs = Fs::Unionfs(options);
         let f = Fixture::with(&fs, &layers::standard(), Form::Kernel, true);
@@ -114,7 +110,7 @@ fn syncfs_is_for_unionfs_sync() {
         let sync = Command::new("strace")
             .args(["-f", "-y", "-e", "trace=syncfs", "-o"])
             .arg(&file)
-            .args([unionfs_binary(), "sync"])
+            .args([program(), "sync"])
             .arg(f.root())
             .output()
             .unwrap();
@@ -123,7 +119,7 @@ fn syncfs_is_for_unionfs_sync() {
         // What is in the kernel's pages first, then the disk.
         assert!(position(&calls, "syncfs", "/mnt") < position(&calls, "syncfs", "/upper"));
     }
-    let none = Command::new(unionfs_binary()).args(["sync", "/"]).output();
+    let none = Command::new(program()).args(["sync", "/"]).output();
     let none = none.unwrap();
     let message = String::from_utf8_lossy(&none.stderr);
     assert!(
@@ -136,9 +132,7 @@ fn syncfs_is_for_unionfs_sync() {
 #[test]
 fn a_copy_is_synced_before_it_has_its_name() {
     need_mounts!();
-    let Some((_f, calls)) = traced("") else {
-        return;
-    };
+    let (_f, calls) = need!(traced(""));
     let named = calls
         .iter()
         .position(|c| {
@@ -157,9 +151,7 @@ fn a_copy_is_synced_before_it_has_its_name() {
 #[test]
 fn volatile_never_syncs() {
     need_mounts!();
-    let Some((mut f, calls)) = traced("volatile") else {
-        return;
-    };
+    let (mut f, calls) = need!(traced("volatile"));
     let syncs: Vec<_> = calls.iter().filter(|c| c.contains("sync")).collect();
     // Names of files contain the word too.
     let syncs: Vec<_> = syncs

@@ -4,11 +4,11 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::{self, Form, Layer};
-use crate::common::mount::{Scratch, Stack, subject};
-use crate::common::need_mounts;
-use crate::common::tree::{self, Mask};
+use testkit::fixture::Fixture;
+use testkit::layers::{self, Form, Layer};
+use testkit::mount::{Scratch, Stack, subject};
+use testkit::need_mounts;
+use testkit::tree::{self, Mask};
 
 /// Files and directories of every kind, some that cannot be entered, with names like those
 /// that staging takes and data that would be noticed.

@@ -1,11 +1,12 @@
 //! Names of 255 bytes in every operation, and what is longer: refused as the backing file
 //! system does.
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::Layer;
-use crate::common::mount::KERNEL;
-use crate::common::need_mounts;
-use crate::common::tree::{self, Mask};
+use testkit::fixture::Fixture;
+use testkit::layers::Layer;
+use testkit::mount::KERNEL;
+use testkit::need_mounts;
+use testkit::tree::{self, Mask};
+
 use crate::{same_as_kernel, same_on_standard};
 
 fn long(c: char) -> String {
@@ -141,7 +142,7 @@ fn long_paths_and_targets() {
         path(4400),
     );
     // tmpfs: ext4 takes no target longer than a block less one.
-    same_as_kernel(&crate::common::layers::standard(), &text, true);
+    same_as_kernel(&testkit::layers::standard(), &text, true);
 }
 
 /// Attribute values and names at the limits of the backing file system.

@@ -7,11 +7,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::Dir;
-
-use crate::common::fixture::Fixture;
-use crate::common::layers::{self, Form, Layer};
-use crate::common::mount::{Scratch, Stack, subject};
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::layers::{self, Form, Layer};
+use testkit::mount::{Scratch, Stack, subject};
+use testkit::need_mounts;
 
 /// In each of the two layers.
 const HALF: usize = 50_000;

@@ -5,16 +5,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../parity/runner.rs"]
-mod runner;
-
-// The counters of the union are the budgets' alone.
-#[path = "../mount/stats.rs"]
-#[allow(dead_code)]
-mod stats;
-
 mod access_times;
 mod creation_modes;
 mod data;
@@ -31,9 +21,9 @@ mod set_id;
 mod set_id_namespaces;
 mod times;
 
-use common::layers::{self, Layer};
-use common::mount::{KERNEL, subject};
-use common::script;
+use testkit::layers::{self, Layer};
+use testkit::mount::{KERNEL, subject};
+use testkit::{runner, script};
 
 /// Runs a script on kernel overlayfs and on unionfs over `layers`, on a tmpfs or on the
 /// disk: answers, trees, uppers, trees after remounts by both, and lowers must agree.

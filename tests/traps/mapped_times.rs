@@ -7,12 +7,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
-
-use crate::common::fixture::Fixture;
-use crate::common::layers::{Form, Layer};
-use crate::common::map::{self, Map};
-use crate::common::mount::{Fs, KERNEL};
-use crate::common::need_mounts;
+use testkit::fixture::Fixture;
+use testkit::layers::{Form, Layer};
+use testkit::map::{self, Map};
+use testkit::mount::{Fs, KERNEL};
+use testkit::need_mounts;
 
 /// As make(1) and rsync(1) look.
 fn stated(path: &Path) -> (i64, i64) {

@@ -1,14 +1,12 @@
 //! Things users make that look like markers: refused as overlayfs refuses them or kept
 //! faithfully, and never a marker at the next mount. And `.wh.` names of lowers, which are.
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::{Form, Layer, standard};
-use crate::common::mount::KERNEL;
-use crate::common::mount::{Fs, subject};
-use crate::common::need_mounts;
-use crate::common::script;
-use crate::common::tree::{self, Mask};
-use crate::runner::{Case, compare};
+use testkit::fixture::Fixture;
+use testkit::layers::{Form, Layer, standard};
+use testkit::mount::{Fs, KERNEL, subject};
+use testkit::runner::{Case, compare};
+use testkit::tree::{self, Mask};
+use testkit::{need_mounts, script};
 
 /// Private attributes of every kind, set on everything by root inside.
 #[test]

@@ -2,28 +2,50 @@
 //! written, as on kernel overlayfs. And file handles of it.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use testkit::caches;
+use testkit::fixture::Fixture;
+use testkit::layers::{Form, Layer};
+use testkit::mount::{Fs, KERNEL, subject};
+use testkit::{errno, errno_name, need_mounts};
 use unionfs::sys::handle::{name_to_handle, open_by_handle};
-
-use crate::common::fixture::Fixture;
-use crate::common::layers::{Form, Layer};
-use crate::common::mount::{Fs, KERNEL, subject};
-use crate::common::{errno, errno_name, need_mounts};
 
 fn layer() -> Layer {
     let sleep = std::fs::read("/bin/sleep").unwrap();
     Layer::new().file("sleep", sleep).mode(0o755)
 }
 
+/// Runs a program that nobody has open for writing.
 fn run(path: &Path) -> String {
-    errno_name(errno(Command::new(path).arg("0").status()))
+    errno_name(errno(once_idle(|| Command::new(path).arg("0").status())))
 }
 
 fn open_for_writing(path: &Path) -> String {
     errno_name(errno(OpenOptions::new().write(true).open(path)))
+}
+
+/// What `attempt` gives once `path` is no longer busy. It may be for a moment: after a program's
+/// end while somebody reads its `/proc/PID`, which holds its memory and so the file; after a
+/// writer's end while another thread's child, which has not yet executed its program, has the
+/// descriptor.
+fn once_idle<T>(mut attempt: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Err(error)
+                if error.kind() == ErrorKind::ExecutableFileBusy
+                    && start.elapsed() < Duration::from_secs(10) =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => return done,
+        }
+    }
 }
 
 /// What happens to `path` while it runs and while it is open for writing.
@@ -35,9 +57,9 @@ fn busy(path: &Path) -> Vec<String> {
     notes.push(format!("truncate: {}", errno_name(errno(truncated))));
     child.kill().unwrap();
     child.wait().unwrap();
-    notes.push(format!("open after it: {}", open_for_writing(path)));
-    let writer = OpenOptions::new().write(true).open(path).unwrap();
-    notes.push(format!("run while open: {}", run(path)));
+    let writer = once_idle(|| OpenOptions::new().write(true).open(path)).unwrap();
+    let while_open = Command::new(path).arg("0").status();
+    notes.push(format!("run while open: {}", errno_name(errno(while_open))));
     drop(writer);
     notes.push(format!("run: {}", run(path)));
     notes
@@ -120,7 +142,8 @@ fn handles_never_lead_to_another_file() {
     assert_eq!(opened(&dir), Ok(ino(&f, "merged")));
     let was = ino(&f, "top.txt");
     f.ok("unlink top.txt\ncreate top.txt 644\ncreate other 644");
-    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    let _alone = caches::alone();
+    caches::drop_names_and_inodes();
     for (handle, number) in [(&top, was), (&plain, ino(&f, "moved"))] {
         match opened(handle) {
             Ok(found) => assert_eq!(found, number),

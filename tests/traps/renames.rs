@@ -3,10 +3,11 @@
 
 use std::fmt::Write as _;
 
-use crate::common::layers::Layer;
-use crate::common::mount::{KERNEL, subject};
-use crate::common::{need_mounts, script};
-use crate::runner::{Case, compare};
+use testkit::layers::Layer;
+use testkit::mount::{KERNEL, subject};
+use testkit::runner::{Case, compare};
+use testkit::{need_mounts, script};
+
 use crate::same_on_standard;
 
 /// A kind of entry for each pair: named `KIND` with the number of the pair.

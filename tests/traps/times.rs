@@ -4,9 +4,11 @@
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-use crate::common::fixture::Fixture;
-use crate::common::layers::Layer;
-use crate::common::{need_mounts, skip};
+use testkit::fixture::Fixture;
+use testkit::layers::Layer;
+use testkit::need::has_tools;
+use testkit::{need, need_mounts};
+
 use crate::same_on_standard;
 
 /// On ext4 (years 1901 to 2446) and tmpfs alike: what the backing file system keeps.
@@ -102,9 +104,7 @@ fn stamps(f: &Fixture, name: &str) -> ((i64, i64), (i64, i64)) {
 #[test]
 fn a_mapped_write_moves_mtime() {
     need_mounts!();
-    if Command::new("fio").arg("--version").output().is_err() {
-        return skip("needs fio");
-    }
+    need!(has_tools(&["fio"]));
     let mut f = Fixture::standard();
     f.ok("create new 644\ntruncate new 262144\nutimens new 1000000000.5 1000000000.5");
     for name in ["big.bin", "new"] {

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::freed_room::with_freed_room;
 use super::{Adapter, caller, lifetime, with_loss};
 use crate::fuse::operations::{
     Context, CreateReply, Handle, Ino, Name, NewMode, OpenFlags, OpenReply, Opened,
@@ -34,28 +35,30 @@ impl Adapter {
         }
         // The kernel holds no lock of the inode over an open.
         let slow = writes && self.union.needs_copy_up(ino.0) || truncate && opens.may_wait(ino.0);
-        let device = Arc::clone(&self.device);
+        let notices = Arc::clone(&self.notices);
+        let table = Arc::clone(&opens);
         let open = move |union: &Union| {
-            let ready = match (truncate, writes) {
-                (true, _) => with_loss(&device, context, kills, |loss| {
+            match (truncate, writes) {
+                (true, _) => with_loss(&*notices, context, kills, |loss| {
                     union.open_truncated(ino.0, loss.copied())
                 }),
                 (false, true) => union.open_for_writing(ino.0, flags.0),
                 (false, false) => Ok(()),
-            };
-            match ready.and_then(|()| opens.open(union, ino.0, flags.0)) {
-                Ok(out) => {
-                    if !reply.opened(out) {
-                        opens.release(ino.0, out.handle.0);
-                    }
+            }?;
+            table.open(union, ino.0, flags.0)
+        };
+        let answer = move |result: Result<Opened>| match result {
+            Ok(out) => {
+                if !reply.opened(out) {
+                    opens.release(ino.0, out.handle.0);
                 }
-                Err(error) => reply.fail(&error),
             }
+            Err(error) => reply.fail(&error),
         };
         if writes {
-            self.run(slow, open);
+            self.attempt(slow, open, answer);
         } else {
-            open(&self.union);
+            self.attempt_here(open, answer);
         }
     }
 
@@ -78,7 +81,9 @@ impl Adapter {
         };
         self.run_with(false, name, move |union, name| {
             let (caller, mode) = (caller(context), libc::S_IFREG | mode & 0o7777);
-            let made = union.mknod(&caller, parent.0, name, mode, umask, (0, 0));
+            let made = with_freed_room(union, || {
+                union.mknod(&caller, parent.0, name, mode, umask, (0, 0))
+            });
             created(union, &opens, made, flags, reply);
         });
     }
@@ -94,7 +99,8 @@ impl Adapter {
     ) {
         let opens = self.opens.clone();
         self.run(false, move |union| {
-            let made = union.tmpfile(&caller(context), parent.0, mode & 0o7777, umask);
+            let (caller, mode) = (caller(context), mode & 0o7777);
+            let made = with_freed_room(union, || union.tmpfile(&caller, parent.0, mode, umask));
             match (opens, made) {
                 (Some(opens), made) => created(union, &opens, made, flags, reply),
                 (None, Ok(entry)) => {

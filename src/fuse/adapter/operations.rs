@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::freed_room::with_freed_room;
 use super::{Adapter, SLOW_COPY, caller, lifetime, with_loss};
 use crate::fuse::counters::Op;
 use crate::fuse::operations::{
@@ -13,15 +14,29 @@ use crate::fuse::operations::{
 };
 use crate::fuse::passthrough::Opens;
 use crate::fuse::request_scope;
-use crate::union::{FileFlags, RenameFlags, SetAttr, XattrFlags};
+use crate::union::{Caching, FileFlags, Position, RenameFlags, SetAttr, Union, XattrFlags};
 
 /// The most one copy_file_range moves: the kernel's own limit for one call (MAX_RW_COUNT).
 const MAX_COPY: u64 = 0x7fff_f000;
+
+/// As many as known files are asked for: one of them will do.
+const MANY_FILES: usize = 16;
 
 impl Operations for Adapter {
     fn count(&self, operation: Op) {
         self.counters.count(operation);
         request_scope::is_a(operation);
+    }
+
+    fn known_files(&self) -> Vec<u64> {
+        self.union.known_files(MANY_FILES)
+    }
+
+    fn elsewhere(&self, user: u32, work: Box<dyn FnOnce() + Send>) {
+        match self.pool.admit(0) {
+            Some(room) => self.pool.submit(room, user, work),
+            None => work(),
+        }
     }
 
     fn lookup(&self, Name { parent, name }: Name<'_>, reply: impl EntryReply) {
@@ -57,11 +72,23 @@ impl Operations for Adapter {
     }
 
     fn setattr(&self, context: Context, ino: Ino, change: SetAttr, reply: impl AttrReply) {
-        let opens = self.opens.clone();
-        self.modify(ino, move |union| {
-            let result = union.setattr(&caller(context), ino.0, &change);
-            reply.result(result, lifetime(opens.as_deref(), ino.0));
-        });
+        let mut change = change;
+        if !self.says_kills && (change.size, change.uid, change.gid) != (None, None, None) {
+            change.drops_set_id |= kills_unsaid(context);
+        }
+        let (opens, notices) = (self.opens.clone(), Arc::clone(&self.notices));
+        self.attempt(
+            self.union.needs_copy_up(ino.0),
+            move |union| union.setattr(&caller(context), ino.0, &change),
+            move |result| {
+                if result.is_err() {
+                    // What came before the error has been done: the kernel must not go on with what
+                    // it knew.
+                    notices.attributes_changed(ino.0);
+                }
+                reply.result(result, lifetime(opens.as_deref(), ino.0));
+            },
+        );
     }
 
     fn readlink(&self, ino: Ino, reply: impl DataReply) {
@@ -75,7 +102,8 @@ impl Operations for Adapter {
         let Name { parent, name } = new;
         let (target, opens) = (target.to_vec(), self.opens.clone());
         self.run_with(false, name, move |union, name| {
-            let made = union.symlink(&caller(context), parent.0, name, &target);
+            let caller = caller(context);
+            let made = with_freed_room(union, || union.symlink(&caller, parent.0, name, &target));
             reply.result(made, |ino| lifetime(opens.as_deref(), ino));
         });
     }
@@ -90,7 +118,10 @@ impl Operations for Adapter {
     ) {
         let opens = self.opens.clone();
         self.run_with(false, name, move |union, name| {
-            let made = union.mknod(&caller(context), parent.0, name, mode, umask, rdev);
+            let caller = caller(context);
+            let made = with_freed_room(union, || {
+                union.mknod(&caller, parent.0, name, mode, umask, rdev)
+            });
             reply.result(made, |ino| lifetime(opens.as_deref(), ino));
         });
     }
@@ -104,20 +135,21 @@ impl Operations for Adapter {
     ) {
         let opens = self.opens.clone();
         self.run_with(false, name, move |union, name| {
-            let made = union.mkdir(&caller(context), parent.0, name, mode & 0o7777, umask);
+            let (caller, mode) = (caller(context), mode & 0o7777);
+            let made = with_freed_room(union, || union.mkdir(&caller, parent.0, name, mode, umask));
             reply.result(made, |ino| lifetime(opens.as_deref(), ino));
         });
     }
 
     fn unlink(&self, Name { parent, name }: Name<'_>, reply: impl EmptyReply) {
         self.run_with(false, name, move |union, name| {
-            reply.result(union.unlink(parent.0, name));
+            reply.result(with_freed_room(union, || union.unlink(parent.0, name)));
         });
     }
 
     fn rmdir(&self, Name { parent, name }: Name<'_>, reply: impl EmptyReply) {
         self.run_with(false, name, move |union, name| {
-            reply.result(union.rmdir(parent.0, name));
+            reply.result(with_freed_room(union, || union.rmdir(parent.0, name)));
         });
     }
 
@@ -126,15 +158,14 @@ impl Operations for Adapter {
         let slow = copies(old) || flags.exchange && copies(new);
         let (from, to) = (old.parent.0, new.parent.0);
         let (old, new) = (old.name.to_vec(), new.name.to_vec());
-        self.run(slow, move |union| {
-            reply.result(union.rename(from, &old, to, &new, flags));
-        });
+        let rename = move |union: &Union| union.rename(from, &old, to, &new, flags);
+        self.attempt(slow, rename, |result| reply.result(result));
     }
 
     fn link(&self, ino: Ino, Name { parent, name }: Name<'_>, reply: impl EntryReply) {
         let (name, opens) = (name.to_vec(), self.opens.clone());
         self.modify(ino, move |union| {
-            let linked = union.link(ino.0, parent.0, &name);
+            let linked = with_freed_room(union, || union.link(ino.0, parent.0, &name));
             reply.result(linked, |ino| lifetime(opens.as_deref(), ino));
         });
     }
@@ -176,12 +207,28 @@ impl Operations for Adapter {
         if i64::try_from(offset.0).is_err() {
             return reply.error(libc::EINVAL);
         }
+        let range = (ino.0, offset.0, size);
         if self.may_wait(ino) {
             return self.run(true, move |union| {
-                reply.read(size, |room| union.read(ino.0, offset.0, room, direct));
+                if let Some(reply) = read(union, range, direct, reply) {
+                    reply.error(libc::EAGAIN);
+                }
             });
         }
-        reply.read(size, |room| self.union.read(ino.0, offset.0, room, direct));
+        let Some(reply) = read(&self.union, range, direct, reply) else {
+            return;
+        };
+        // What was opened stays open for a while, so nothing is read here.
+        let open = move |union: &Union| union.read(ino.0, offset.0, &mut [], Caching::Cached);
+        let union = Arc::clone(&self.union);
+        self.attempt(true, open, move |opened| match opened {
+            Ok(_) => {
+                if let Some(reply) = read(&union, range, direct, reply) {
+                    reply.error(libc::EAGAIN);
+                }
+            }
+            Err(error) => reply.fail(&error),
+        });
     }
 
     fn write(&self, context: Context, ino: Ino, request: WriteData<'_>, reply: impl WriteReply) {
@@ -191,12 +238,16 @@ impl Operations for Adapter {
             how,
             kills,
         } = request;
-        let (slow, device) = (self.union.needs_copy_up(ino.0), Arc::clone(&self.device));
-        self.run_with(slow, data, move |union, data| {
-            reply.result(with_loss(&device, context, kills, |loss| {
-                union.write(ino.0, (offset.0, data), how, loss)
-            }));
-        });
+        // Pages are written by nobody in particular.
+        let unsaid = !self.says_kills && !how.pages && kills_unsaid(context);
+        let kills = kills || unsaid;
+        let (slow, notices) = (self.union.needs_copy_up(ino.0), Arc::clone(&self.notices));
+        let write = move |union: &Union, data: &[u8]| {
+            with_loss(&*notices, context, kills, |loss| {
+                union.write(ino.0, offset.0, data, how, loss)
+            })
+        };
+        self.attempt_with(slow, data, write, |result| reply.result(result));
     }
 
     fn release(&self, ino: Ino, handle: Handle, reply: impl EmptyReply) {
@@ -219,13 +270,13 @@ impl Operations for Adapter {
     fn readdir(&self, ino: Ino, offset: Offset, reply: impl DirectoryReply) {
         reply.list(|add| {
             self.union
-                .readdir(ino.0, offset.0, false, &mut |item| add(item, 0))
+                .readdir(ino.0, offset.0, &mut |item| add(item, 0))
         });
     }
 
     fn readdirplus(&self, ino: Ino, offset: Offset, reply: impl DirectoryReply) {
         reply.list(|add| {
-            self.union.readdir(ino.0, offset.0, true, &mut |item| {
+            self.union.readdirplus(ino.0, offset.0, &mut |item| {
                 let lifetime = self.lifetime(item.ino);
                 add(item, lifetime)
             })
@@ -254,7 +305,7 @@ impl Operations for Adapter {
         context: Context,
         ino: Ino,
         Xattr { name, value }: Xattr<'_>,
-        flags: XattrFlags,
+        mut flags: XattrFlags,
         kill_sgid: Option<bool>,
         reply: impl EmptyReply,
     ) {
@@ -262,11 +313,11 @@ impl Operations for Adapter {
             return reply.error(libc::ENOSYS);
         }
         // A kernel that cannot say it: as for most.
-        let kill_sgid = kill_sgid.unwrap_or(context.uid != 0);
+        flags.drops_set_gid = kill_sgid.unwrap_or(context.uid != 0);
         let (name, value) = (name.to_vec(), value.to_vec());
-        self.modify(ino, move |union| {
-            reply.result(union.setxattr(ino.0, &name, &value, flags, kill_sgid));
-        });
+        let slow = self.union.needs_copy_up(ino.0);
+        let job = move |union: &Union| union.setxattr(ino.0, &name, &value, flags);
+        self.attempt(slow, job, |result| reply.result(result));
     }
 
     fn getxattr(&self, ino: Ino, name: &[u8], reply: impl XattrReply) {
@@ -289,9 +340,9 @@ impl Operations for Adapter {
             return reply.error(libc::ENOSYS);
         }
         let name = name.to_vec();
-        self.modify(ino, move |union| {
-            reply.result(union.removexattr(ino.0, &name));
-        });
+        let slow = self.union.needs_copy_up(ino.0);
+        let job = move |union: &Union| union.removexattr(ino.0, &name);
+        self.attempt(slow, job, |result| reply.result(result));
     }
 
     fn flags(&self, ino: Ino, form: FlagsForm, reply: impl FlagsReply) {
@@ -310,21 +361,23 @@ impl Operations for Adapter {
 
     fn set_flags(&self, ino: Ino, flags: InodeFlags, reply: impl EmptyReply) {
         self.modify(ino, move |union| {
-            reply.result(match flags {
+            reply.result(with_freed_room(union, || match flags {
                 InodeFlags::Flags(flags) => union.set_file_flags(ino.0, FileFlags(flags)),
                 InodeFlags::Xflags(flags) => union.set_file_xflags(ino.0, flags),
-            });
+            }));
         });
     }
 
     fn fallocate(&self, context: Context, ino: Ino, range: Allocation, reply: impl EmptyReply) {
-        let device = Arc::clone(&self.device);
-        self.modify(ino, move |union| {
-            let extent = (range.offset.0, range.length);
-            reply.result(with_loss(&device, context, kills_unsaid(context), |loss| {
-                union.fallocate(ino.0, range.mode, extent, loss)
-            }));
-        });
+        let notices = Arc::clone(&self.notices);
+        let allocate = move |union: &Union| {
+            let (offset, length) = (range.offset.0, range.length);
+            with_loss(&*notices, context, kills_unsaid(context), |loss| {
+                union.fallocate(ino.0, range.mode, offset, length, loss)
+            })
+        };
+        let slow = self.union.needs_copy_up(ino.0);
+        self.attempt(slow, allocate, |result| reply.result(result));
     }
 
     fn lseek(&self, ino: Ino, offset: Offset, whence: u32, reply: impl OffsetReply) {
@@ -335,28 +388,38 @@ impl Operations for Adapter {
         if i64::try_from(offset.0).is_err() {
             return reply.error(libc::ENXIO);
         }
-        match self.union.lseek(ino.0, offset.0, whence) {
-            Ok(offset) => reply.offset(offset),
-            Err(error) => reply.fail(&error),
-        }
+        self.attempt_here(
+            move |union| union.lseek(ino.0, offset.0, whence),
+            |found| match found {
+                Ok(offset) => reply.offset(offset),
+                Err(error) => reply.fail(&error),
+            },
+        );
     }
 
     fn copy_file_range(&self, context: Context, range: CopyRange, reply: impl WriteReply) {
         if range.flags != 0 {
             return reply.error(libc::EINVAL);
         }
-        let device = Arc::clone(&self.device);
+        let notices = Arc::clone(&self.notices);
         let length = range.length.min(MAX_COPY);
         let slow = length >= SLOW_COPY
             || self.union.needs_copy_up(range.to.0)
             || self.may_wait(range.from);
-        self.run(slow, move |union| {
-            let from = (range.from.0, range.from_offset.0);
-            let to = (range.to.0, range.to_offset.0);
-            reply.result(with_loss(&device, context, kills_unsaid(context), |loss| {
+        let copy = move |union: &Union| {
+            let from = Position {
+                ino: range.from.0,
+                offset: range.from_offset.0,
+            };
+            let to = Position {
+                ino: range.to.0,
+                offset: range.to_offset.0,
+            };
+            with_loss(&*notices, context, kills_unsaid(context), |loss| {
                 union.copy_file_range(from, to, length, loss)
-            }));
-        });
+            })
+        };
+        self.attempt(slow, copy, |result| reply.result(result));
     }
 }
 
@@ -389,6 +452,21 @@ impl Adapter {
             }
         }
     }
+}
+
+/// Reads so much of an inode into the answer. The reply comes back if a lease is in the way.
+fn read<R: ReadReply>(
+    union: &Union,
+    (ino, offset, size): (u64, u64, u32),
+    direct: bool,
+    reply: R,
+) -> Option<R> {
+    let caching = if direct {
+        Caching::Direct
+    } else {
+        Caching::Cached
+    };
+    reply.read(size, |room| union.read(ino, offset, room, caching))
 }
 
 fn found(

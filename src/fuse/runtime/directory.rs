@@ -14,6 +14,7 @@ use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::sys::walk::{self, Trust};
+use crate::union::upper_lock;
 
 /// A record is small; a larger file is not one of ours.
 const MAX_FILE: u64 = 16 << 20;
@@ -94,10 +95,21 @@ impl Directory {
         }
     }
 
+    /// Removes a lock file, unless somebody holds it.
+    ///
+    /// # Errors
+    /// EINVAL for a name of another kind; as [`upper_lock::remove`].
+    pub(super) fn remove_lock(&self, name: &str) -> io::Result<()> {
+        match name.strip_suffix(".lock") {
+            Some(key) if !key.contains('/') => Ok(upper_lock::remove(&self.dir, name)?),
+            _ => Err(Errno::INVAL.into()),
+        }
+    }
+
     /// The content of a plain file.
     ///
     /// # Errors
-    /// Those of openat(2) and read(2); EINVAL for what is no plain file.
+    /// Those of openat(2) and read(2); EINVAL for what is not a plain file.
     pub(super) fn read(&self, name: &OsStr) -> io::Result<Vec<u8>> {
         // A fifo is not waited for.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -128,6 +140,12 @@ impl Directory {
     }
 }
 
+impl From<Directory> for OwnedFd {
+    fn from(directory: Directory) -> Self {
+        directory.dir
+    }
+}
+
 /// The directory above, and the name in it.
 fn above(path: &Path) -> io::Result<(OwnedFd, &OsStr)> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
@@ -144,6 +162,9 @@ mod tests {
     use super::*;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use testkit::need;
+    use testkit::need::is_root;
 
     #[test]
     fn directories_of_others_are_refused() {
@@ -165,11 +186,7 @@ mod tests {
     /// Root, with a directory of a user's on the way.
     #[test]
     fn nothing_is_made_behind_a_symlink_of_another_user() {
-        if !rustix::process::geteuid().is_root() {
-            assert!(std::env::var_os("CI").is_none(), "root is needed in CI");
-            eprintln!("SKIPPED: needs root");
-            return;
-        }
+        need!(is_root());
         let dir = tempfile::tempdir().unwrap();
         let (theirs, ours) = (dir.path().join("theirs"), dir.path().join("ours"));
         fs::create_dir(&theirs).unwrap();

@@ -1,4 +1,4 @@
-//! Serde for paths of any bytes as readable JSON strings. Called by `runtime` only.
+//! Serde for paths of any bytes as readable JSON strings.
 
 use std::ffi::OsString;
 use std::fmt::Write;

@@ -5,9 +5,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 
 use rustix::mount::MountFlags;
+use testkit::need;
+use testkit::need::{Needed, fuse_device, is_root};
 
 use super::*;
-use crate::fuse::{MountState, mountinfo, runtime, unmount};
+use crate::fuse::{MountState, detach, mountinfo, runtime, unmount};
 use crate::layer::{Dialect, LayerSpec, StackSpec};
 use crate::union::Options;
 
@@ -16,26 +18,14 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new() -> Option<Self> {
-        if File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse")
-            .is_err()
-        {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "/dev/fuse is needed in CI"
-            );
-            eprintln!("skipped: /dev/fuse cannot be opened");
-            return None;
-        }
+    fn new() -> Needed<Self> {
+        fuse_device()?;
         let dir = tempfile::tempdir().unwrap();
         for name in ["lower", "mnt"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         fs::write(dir.path().join("lower/file"), b"content").unwrap();
-        Some(Self { dir })
+        Ok(Self { dir })
     }
 
     fn config(&self) -> MountConfig {
@@ -57,9 +47,7 @@ impl Fixture {
 
 #[test]
 fn mounted_serves_and_unmounts() {
-    let Some(fixture) = Fixture::new() else {
-        return;
-    };
+    let fixture = need!(Fixture::new());
     let mut config = fixture.config();
     config.fsname = "a source, with commas".into();
     config.register = false;
@@ -78,17 +66,15 @@ fn mounted_serves_and_unmounts() {
 
 #[test]
 fn a_mount_in_use_stays_until_it_is_released() {
-    let Some(fixture) = Fixture::new() else {
-        return;
-    };
+    let fixture = need!(Fixture::new());
     let mut config = fixture.config();
     config.register = false;
     let mount = fixture.mount(&config).unwrap().spawn().unwrap();
     let point = mount.mountpoint().to_owned();
     let open = File::open(point.join("file")).unwrap();
-    let error = unmount(&point, false).unwrap_err();
+    let error = unmount(&point).unwrap_err();
     assert!(error.to_string().contains("in use"), "{error}");
-    unmount(&point, true).unwrap();
+    detach(&point).unwrap();
     // Detached, and still served to those who have it open.
     assert_eq!(io::read_to_string(&open).unwrap(), "content");
     drop(open);
@@ -97,9 +83,7 @@ fn a_mount_in_use_stays_until_it_is_released() {
 
 #[test]
 fn what_is_not_served_does_not_stay_mounted() {
-    let Some(fixture) = Fixture::new() else {
-        return;
-    };
+    let fixture = need!(Fixture::new());
     let mounted = fixture.mount(&fixture.config()).unwrap();
     let point = mounted.mountpoint().to_owned();
     assert!(mountinfo::find(&point).is_some());
@@ -109,9 +93,7 @@ fn what_is_not_served_does_not_stay_mounted() {
 
 #[test]
 fn a_dropped_background_mount_is_unmounted() {
-    let Some(fixture) = Fixture::new() else {
-        return;
-    };
+    let fixture = need!(Fixture::new());
     let mut config = fixture.config();
     config.register = false;
     let mount = fixture.mount(&config).unwrap().spawn().unwrap();
@@ -122,9 +104,7 @@ fn a_dropped_background_mount_is_unmounted() {
 
 #[test]
 fn a_registered_mount_is_found_and_counted() {
-    let Some(fixture) = Fixture::new() else {
-        return;
-    };
+    let fixture = need!(Fixture::new());
     let mut config = fixture.config();
     config.description.image = Some("image:tag".into());
     let mount = fixture.mount(&config).unwrap().spawn().unwrap();
@@ -150,20 +130,18 @@ fn a_registered_mount_is_found_and_counted() {
 
 #[test]
 fn detached_mounts_in_use_are_aborted_by_the_second_step() {
-    let Some(fixture) = Fixture::new() else {
-        return;
-    };
+    let fixture = need!(Fixture::new());
     let mut config = fixture.config();
     config.register = false;
     let mounted = fixture.mount(&config).unwrap();
     let control = Arc::clone(mounted.attachment.control());
     let mount = mounted.spawn().unwrap();
     let open = File::open(mount.mountpoint().join("file")).unwrap();
-    unmount(mount.mountpoint(), true).unwrap();
+    detach(mount.mountpoint()).unwrap();
     if let Err(error) = control.abort() {
-        assert!(!rustix::process::geteuid().is_root(), "{error}");
-        eprintln!("skipped: fusectl is not mounted, and only root can: {error}");
-        return;
+        // fusectl is not mounted, and only root can mount it.
+        need!(is_root());
+        panic!("{error}");
     }
     mount.join().unwrap();
     assert!(io::read_to_string(&open).is_err());
@@ -177,9 +155,7 @@ fn detached_mounts_in_use_are_aborted_by_the_second_step() {
 /// The kernel gives the number of a file system that is gone to the next one.
 #[test]
 fn a_used_number_aborts_and_detaches_nothing() {
-    let (Some(first), Some(second)) = (Fixture::new(), Fixture::new()) else {
-        return;
-    };
+    let (first, second) = (need!(Fixture::new()), need!(Fixture::new()));
     let config = |fixture: &Fixture| {
         let mut config = fixture.config();
         config.register = false;

@@ -1,6 +1,5 @@
-//! The messages of the FUSE protocol as they lie in memory: Linux
-//! `include/uapi/linux/fuse.h`, whose names the structs, fields and constants have. Used by
-//! the rest of `wire`, and by `convert` and `adapter` to fill replies. Native byte order.
+//! The messages of the FUSE protocol as they lie in memory: Linux `include/uapi/linux/fuse.h`,
+//! whose names the structs, fields and constants have. Native byte order.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -129,6 +128,10 @@ constants! { u32:
 
 /// `enum fuse_notify_code`.
 pub(crate) const NOTIFY_INVAL_INODE: i32 = 2;
+/// Of the same.
+pub(crate) const NOTIFY_RETRIEVE: i32 = 5;
+/// FUSE_ROOT_ID.
+pub(crate) const ROOT: u64 = 1;
 
 macro_rules! message {
     ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty,)* })*) => {
@@ -152,6 +155,8 @@ message! {
     OutHeader { len: u32, error: i32, unique: u64, }
     /// After an [`OutHeader`] of request 0 whose error is [`NOTIFY_INVAL_INODE`].
     NotifyInvalInodeOut { ino: u64, off: i64, len: i64, }
+    /// Likewise with [`NOTIFY_RETRIEVE`].
+    NotifyRetrieveOut { notify_unique: u64, nodeid: u64, offset: u64, size: u32, padding: u32, }
     /// `fuse_init_in` up to 7.35; with INIT_EXT further flags follow.
     InitIn { major: u32, minor: u32, max_readahead: u32, flags: u32, }
     InitOut {
@@ -264,6 +269,7 @@ mod tests {
         assert_eq!(size_of::<LseekIn>(), 24);
         assert_eq!(size_of::<CopyFileRangeIn>(), 56);
         assert_eq!(size_of::<Dirent>(), 24);
+        assert_eq!(size_of::<NotifyRetrieveOut>(), 32);
         assert_eq!(256 + size_of::<UringEntInOut>(), 288);
     }
 }

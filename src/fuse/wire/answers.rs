@@ -7,13 +7,13 @@ use super::abi::{
     AttrOut, CreateOut, EntryOut, GetxattrIn, IoctlOut, OpenOut, StatfsOut, StatxOut, WriteOut,
 };
 use super::reply::{DirBuffer, Reply};
-use crate::fuse::buffer::with_buffer;
-use crate::fuse::convert;
+use crate::fuse::buffer::{answer_with_read, with_buffer};
 use crate::fuse::operations::{
     AddEntry, AttrReply, CreateReply, DataReply, DirectoryReply, EmptyReply, EntryReply, Failure,
     FlagsReply, InodeFlags, OffsetReply, OpenReply, Opened, ReadReply, StatfsReply, StatxReply,
     WriteReply, XattrReply,
 };
+use crate::fuse::protocol_values;
 use crate::union::{self, Attr, DirItem, EntryRef, StatFs};
 
 impl Failure for Reply {
@@ -36,29 +36,26 @@ impl DataReply for Reply {
 
 impl ReadReply for Reply {
     /// Over a ring without a copy.
-    fn read(self, size: u32, mut read: impl FnMut(&mut [u8]) -> union::Result<usize>) {
-        let Some(reply) = self.filled(size, |room| read(room).ok()) else {
-            return;
-        };
-        with_buffer(size, reply, |buffer, reply| match read(buffer) {
-            Ok(count) => {
-                reply.bytes(buffer.get(..count).unwrap_or_default());
-            }
-            Err(error) => reply.fail(&error),
-        });
+    fn read(
+        self,
+        size: u32,
+        mut read: impl FnMut(&mut [u8]) -> union::Result<usize>,
+    ) -> Option<Self> {
+        let reply = self.filled(size, |room| read(room).ok())?;
+        answer_with_read(size, reply, read)
     }
 }
 
 impl EntryReply for Reply {
     fn entry(self, entry: EntryRef<'_>, lifetime: u64) {
-        if self.message(&convert::entry(&entry, lifetime)) {
+        if self.message(&protocol_values::entry(&entry, lifetime)) {
             entry.surrender();
         }
     }
 
     /// Inode 0 with a validity.
     fn no_entry(self) {
-        self.message(&convert::no_entry());
+        self.message(&protocol_values::no_entry());
     }
 }
 
@@ -66,7 +63,7 @@ impl AttrReply for Reply {
     fn attr(self, attr: &Attr, lifetime: u64) {
         self.message(&AttrOut {
             attr_valid: lifetime,
-            attr: convert::attr(attr),
+            attr: protocol_values::attr(attr),
             ..AttrOut::default()
         });
     }
@@ -76,7 +73,7 @@ impl StatxReply for Reply {
     fn statx(self, attr: &Attr, mask: u32, lifetime: u64) {
         self.message(&StatxOut {
             attr_valid: lifetime,
-            stat: convert::statx(attr, mask),
+            stat: protocol_values::statx(attr, mask),
             ..StatxOut::default()
         });
     }
@@ -91,7 +88,7 @@ impl OpenReply for Reply {
 impl CreateReply for Reply {
     fn created(self, entry: EntryRef<'_>, opened: Opened, lifetime: u64) -> bool {
         let taken = self.message(&CreateOut {
-            entry: convert::entry(&entry, lifetime),
+            entry: protocol_values::entry(&entry, lifetime),
             open: open_out(opened),
         });
         if taken {
@@ -236,9 +233,12 @@ impl DirectoryReply for Listing {
         let plus = self.plus;
         with_buffer(self.size, self.reply, |buffer, reply| {
             let mut listing = DirBuffer::new(buffer);
-            let result = list(&mut |item, lifetime| match plus {
-                true => add_plus(&mut listing, item, lifetime),
-                false => listing.add(None, place(&item), item.name),
+            let result = list(&mut |item, lifetime| {
+                if plus {
+                    add_plus(&mut listing, item, lifetime)
+                } else {
+                    add(&mut listing, None, &item)
+                }
             });
             match result {
                 Err(error) if listing.bytes().is_empty() => reply.fail(&error),
@@ -246,22 +246,23 @@ impl DirectoryReply for Listing {
                     reply.bytes(listing.bytes());
                 }
             }
+            None::<()>
         });
     }
 }
 
-fn place(item: &DirItem<'_, '_>) -> (u64, u64, u32) {
-    (item.ino, item.offset, item.kind as u32)
+fn add(listing: &mut DirBuffer<'_>, entry: Option<&EntryOut>, item: &DirItem<'_, '_>) -> bool {
+    listing.add(entry, item.ino, item.offset, item.kind as u32, item.name)
 }
 
 /// `false`: the entry did not fit, and its count is given back.
 fn add_plus(listing: &mut DirBuffer<'_>, item: DirItem<'_, '_>, lifetime: u64) -> bool {
     let out = match &item.entry {
-        Some(entry) => convert::entry(entry, lifetime),
+        Some(entry) => protocol_values::entry(entry, lifetime),
         // Without a node, which would count as a lookup: the kernel takes the name only.
         None => EntryOut::default(),
     };
-    let fits = listing.add(Some(&out), place(&item), item.name);
+    let fits = add(listing, Some(&out), &item);
     if fits && let Some(entry) = item.entry {
         entry.surrender();
     }

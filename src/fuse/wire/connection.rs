@@ -1,5 +1,5 @@
 //! The connection to the kernel: the handshake, and the workers that read requests, alone or
-//! beside the `rings`. Called by `session`.
+//! beside the `rings`.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use super::abi::{self, InitIn, InitOut, init, init2, op};
-use super::giving_way::{Place, Watch};
+use super::idle_priority::{Membership, Watch};
 use super::reply::Reply;
 use super::request::{self, Header, Request};
 use super::rings::{self, Rings, Served};
@@ -33,6 +33,16 @@ const GATHER: Duration = Duration::from_millis(2);
 pub(crate) trait Handler: Send + Sync + 'static {
     /// One request. A dropped reply is EIO.
     fn handle(&self, header: &Header, request: Request<'_>, reply: Reply);
+
+    /// Some regular files of which the kernel should know, a few of them.
+    fn known_files(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    /// Does a piece of work of a user on a thread that may wait; without one, on this.
+    fn elsewhere(&self, _user: u32, work: Box<dyn FnOnce() + Send>) {
+        work();
+    }
 }
 
 /// What we ask for in the handshake.
@@ -152,7 +162,7 @@ impl Connection {
     /// Serves with `threads` workers until the file system is unmounted. The first starts now,
     /// the others once `others` returns: if true, with descriptors of their own where the kernel
     /// gives them. `abort` must end the connection: called when a request could otherwise wait
-    /// for ever.
+    /// forever.
     ///
     /// # Errors
     /// When no worker could be started, or one had to end early.
@@ -198,9 +208,10 @@ impl Connection {
             watch.get_or_init(|| new);
         }
         for number in 1..threads {
-            let device = match own_devices {
-                true => self.another_device(),
-                false => Arc::clone(&self.device),
+            let device = if own_devices {
+                self.another_device()
+            } else {
+                Arc::clone(&self.device)
             };
             match start(number, device) {
                 Ok(worker) => workers.push(worker),
@@ -228,13 +239,15 @@ impl Connection {
         loop {
             match take(
                 &self.device,
-                (&**handler, self.parse()),
+                &**handler,
+                self.parse(),
                 &mut buffer,
                 &mut None,
             )? {
                 Taken::End => return Ok(()),
                 Taken::Message(op::FORGET | op::BATCH_FORGET) => std::thread::sleep(GATHER),
-                Taken::Message(op::INTERRUPT) | Taken::Noise => {}
+                // NOTIFY_REPLY: a kernel that sends what the rings ask for on this way.
+                Taken::Message(op::INTERRUPT | op::NOTIFY_REPLY) | Taken::Noise => {}
                 Taken::Message(_) => break,
             }
         }
@@ -253,7 +266,7 @@ impl Connection {
         let parse = self.parse();
         std::thread::Builder::new()
             .name(format!("unionfs-{number}"))
-            .spawn(move || work(&device, (&*handler, parse), size, &watch))
+            .spawn(move || work(&device, &*handler, parse, size, &watch))
     }
 
     /// How the bodies of messages are read, after what was agreed on.
@@ -401,7 +414,8 @@ enum Taken {
 /// A worker: takes messages until the file system is unmounted.
 fn work(
     device: &Arc<OwnedFd>,
-    handler: (&dyn Handler, Parse),
+    handler: &dyn Handler,
+    parse: Parse,
     size: usize,
     watch: &OnceLock<Arc<Watch>>,
 ) -> io::Result<()> {
@@ -410,7 +424,7 @@ fn work(
     let start = buffer.as_ptr().align_offset(HEADROOM) + HEADROOM - BEFORE_DATA;
     let buffer = buffer.get_mut(start..).unwrap_or_default();
     let mut way = None;
-    while !matches!(take(device, handler, buffer, &mut way)?, Taken::End) {
+    while !matches!(take(device, handler, parse, buffer, &mut way)?, Taken::End) {
         if way.is_none() {
             way = watch.get().and_then(|watch| watch.join(0));
         }
@@ -421,9 +435,10 @@ fn work(
 /// Reads, parses and handles a message.
 fn take(
     device: &Arc<OwnedFd>,
-    (handler, parse): (&dyn Handler, Parse),
+    handler: &dyn Handler,
+    parse: Parse,
     buffer: &mut [u8],
-    way: &mut Option<Place>,
+    way: &mut Option<Membership>,
 ) -> io::Result<Taken> {
     let message = match receive(device, buffer) {
         Ok(message) => message,
@@ -437,15 +452,16 @@ fn take(
         );
         return Ok(Taken::Noise);
     };
-    let reply = match request::is_answered(opcode) {
-        true => Reply::new(Arc::clone(device), header.unique),
-        false => Reply::none(),
+    let reply = if request::is_answered(opcode) {
+        Reply::new(Arc::clone(device), header.unique)
+    } else {
+        Reply::none()
     };
     let request = parse(opcode, body);
     if let Some(way) = way {
         way.took_from(header.pid, is_large(&request));
     }
-    handle(handler, (&header, opcode), request, reply);
+    handle(handler, &header, opcode, request, reply);
     Ok(Taken::Message(opcode))
 }
 
@@ -463,7 +479,8 @@ fn is_large(request: &Request<'_>) -> bool {
 /// way, the reply has answered EIO.
 pub(super) fn handle(
     handler: &dyn Handler,
-    (header, opcode): (&Header, u32),
+    header: &Header,
+    opcode: u32,
     request: Request<'_>,
     reply: Reply,
 ) {

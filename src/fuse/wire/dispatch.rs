@@ -5,14 +5,22 @@ use super::answers::{IoctlReply, Listing, Value, WideCount};
 use super::connection::Handler;
 use super::reply::Reply;
 use super::request::{Header, Request};
-use crate::fuse::convert;
 use crate::fuse::counters::Op;
 use crate::fuse::operations::{CopyRange, Ino, Name, Operations, Xattr};
+use crate::fuse::protocol_values;
 
 /// Hands requests to operations.
 pub(crate) struct Dispatch<T>(pub(crate) T);
 
 impl<T: Operations> Handler for Dispatch<T> {
+    fn known_files(&self) -> Vec<u64> {
+        self.0.known_files()
+    }
+
+    fn elsewhere(&self, user: u32, work: Box<dyn FnOnce() + Send>) {
+        self.0.elsewhere(user, work);
+    }
+
     fn handle(&self, header: &Header, request: Request<'_>, reply: Reply) {
         let (fs, context, ino) = (&self.0, header.context(), Ino(header.ino));
         let within = |name| Name { parent: ino, name };
@@ -30,13 +38,21 @@ impl<T: Operations> Handler for Dispatch<T> {
             }
             Request::GetAttr => fs.getattr(ino, reply),
             Request::StatX { mask } => fs.statx(ino, mask, reply),
-            Request::SetAttr(set) => fs.setattr(context, ino, convert::set_attr(&set), reply),
+            Request::SetAttr(set) => {
+                fs.setattr(context, ino, protocol_values::set_attr(&set), reply);
+            }
             Request::ReadLink => fs.readlink(ino, reply),
             Request::SymLink { name, target } => {
                 fs.symlink(context, within(name), target, reply);
             }
             Request::MkNod { name, new, rdev } => {
-                fs.mknod(context, within(name), new, convert::decode_dev(rdev), reply);
+                fs.mknod(
+                    context,
+                    within(name),
+                    new,
+                    protocol_values::decode_dev(rdev),
+                    reply,
+                );
             }
             Request::MkDir { name, new } => fs.mkdir(context, within(name), new, reply),
             Request::TmpFile { new, flags } => fs.tmpfile(context, ino, new, flags, reply),
@@ -45,7 +61,7 @@ impl<T: Operations> Handler for Dispatch<T> {
             }
             Request::Unlink { name } => fs.unlink(within(name), reply),
             Request::RmDir { name } => fs.rmdir(within(name), reply),
-            Request::Rename { name, to, flags } => match convert::rename_flags(flags) {
+            Request::Rename { name, to, flags } => match protocol_values::rename_flags(flags) {
                 Some(flags) => fs.rename(within(name), to, flags, reply),
                 None => reply.error(libc::EINVAL),
             },
@@ -96,7 +112,7 @@ impl<T: Operations> Handler for Dispatch<T> {
                 flags,
                 kill_sgid,
             } => {
-                let flags = convert::xattr_flags(flags);
+                let flags = protocol_values::xattr_flags(flags);
                 fs.setxattr(context, ino, Xattr { name, value }, flags, kill_sgid, reply);
             }
             Request::GetXattr { name, size } => fs.getxattr(ino, name, Value { reply, size }),
@@ -126,9 +142,10 @@ impl<T: Operations> Handler for Dispatch<T> {
                     length,
                     flags,
                 };
-                match wide {
-                    true => fs.copy_file_range(context, range, WideCount(reply)),
-                    false => fs.copy_file_range(context, range, reply),
+                if wide {
+                    fs.copy_file_range(context, range, WideCount(reply));
+                } else {
+                    fs.copy_file_range(context, range, reply);
                 }
             }
             Request::Destroy => fs.destroy(reply),

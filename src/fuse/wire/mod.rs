@@ -1,6 +1,5 @@
 //! The FUSE kernel protocol, version 7.31 and later, without any library: the only code
-//! that knows its bytes. Called by `session` (the connection) and `adapter` (requests and
-//! replies). Source of the format: Linux `include/uapi/linux/fuse.h`.
+//! that knows its bytes. Source of the format: Linux `include/uapi/linux/fuse.h`.
 //!
 //! ```text
 //! worker: read(2) ──► request (parsed, borrowed) ──► Handler ──► reply: one writev(2)
@@ -13,7 +12,7 @@ pub(super) mod abi;
 mod answers;
 mod connection;
 mod dispatch;
-mod giving_way;
+mod idle_priority;
 pub(super) mod notify;
 mod reply;
 pub(super) mod request;
@@ -23,4 +22,3 @@ mod slot;
 
 pub(super) use connection::{Connection, Limits};
 pub(super) use dispatch::Dispatch;
-pub(super) use request::Request;

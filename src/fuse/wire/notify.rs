@@ -1,32 +1,59 @@
-//! What the server tells the kernel unasked. Called by `passthrough`.
+//! What the server tells the kernel unasked.
 
 use std::os::fd::OwnedFd;
 
 use rustix::io::{IoSlice, retry_on_intr, writev};
-use zerocopy::IntoBytes as _;
+use zerocopy::{Immutable, IntoBytes};
 
-use super::abi::{NOTIFY_INVAL_INODE, NotifyInvalInodeOut, OutHeader};
+use crate::fuse::operations::Notices;
 
-/// Makes the kernel ask for the attributes of `ino` again, whatever it was told of how long they
-/// are valid; its pages stay. An answer that is on its way is dropped by the kernel.
-pub(crate) fn attributes_changed(device: &OwnedFd, ino: u64) {
-    let body = NotifyInvalInodeOut {
-        ino,
-        // None of the data.
-        off: -1,
-        len: 0,
+use super::abi::{
+    NOTIFY_INVAL_INODE, NOTIFY_RETRIEVE, NotifyInvalInodeOut, NotifyRetrieveOut, OutHeader,
+};
+
+/// The device of a connection.
+impl Notices for OwnedFd {
+    fn attributes_changed(&self, ino: u64) {
+        let body = NotifyInvalInodeOut {
+            ino,
+            // None of the data.
+            off: -1,
+            len: 0,
+        };
+        // ENOENT: the kernel does not know the inode (yet); ENODEV: unmounted.
+        if let Err(error) = send(self, NOTIFY_INVAL_INODE, &body) {
+            tracing::debug!(ino, %error, "notification not taken");
+        }
+    }
+}
+
+/// Makes the kernel send a request with this number (NOTIFY_REPLY, with no data of inode `ino`), as if
+/// the calling thread had called something. Whether it does: not for an inode that it does not know,
+/// and from Linux 6.18 on only for regular files.
+pub(super) fn ask_for_request(device: &OwnedFd, number: u64, ino: u64) -> bool {
+    let body = NotifyRetrieveOut {
+        notify_unique: number,
+        nodeid: ino,
+        ..NotifyRetrieveOut::default()
     };
+    let sent = send(device, NOTIFY_RETRIEVE, &body);
+    if let Err(error) = &sent {
+        tracing::debug!(ino, %error, "no request to be had");
+    }
+    sent.is_ok()
+}
+
+fn send(
+    device: &OwnedFd,
+    code: i32,
+    body: &(impl IntoBytes + Immutable),
+) -> rustix::io::Result<usize> {
+    let body = body.as_bytes();
     let header = OutHeader {
-        len: (size_of::<OutHeader>() + size_of::<NotifyInvalInodeOut>()) as u32,
-        error: NOTIFY_INVAL_INODE,
+        len: (size_of::<OutHeader>() + body.len()) as u32,
+        error: code,
         unique: 0,
     };
-    let parts = [
-        IoSlice::new(header.as_bytes()),
-        IoSlice::new(body.as_bytes()),
-    ];
-    // ENOENT: the kernel does not know the inode (yet); ENODEV: unmounted.
-    if let Err(error) = retry_on_intr(|| writev(device, &parts)) {
-        tracing::debug!(ino, %error, "notification not taken");
-    }
+    let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(body)];
+    retry_on_intr(|| writev(device, &parts))
 }

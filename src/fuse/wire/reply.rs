@@ -14,7 +14,7 @@ use super::slot::Slot;
 const MAX_ERRNO: i32 = 511;
 
 /// Answers one request. Dropped without an answer, it answers EIO: the caller must not
-/// wait for ever.
+/// wait forever.
 #[derive(Debug)]
 pub(crate) struct Reply {
     /// Where the request came from; `None` once it has been answered.
@@ -52,7 +52,7 @@ impl Reply {
         }
     }
 
-    /// Failure. What is no errno becomes EIO.
+    /// Failure. What is not an errno becomes EIO.
     pub(crate) fn error(mut self, errno: i32) {
         self.send(errno, &[]);
     }
@@ -135,7 +135,9 @@ impl<'b> DirBuffer<'b> {
     pub(crate) fn add(
         &mut self,
         entry: Option<&EntryOut>,
-        (ino, off, kind): (u64, u64, u32),
+        ino: u64,
+        off: u64,
+        kind: u32,
         name: &[u8],
     ) -> bool {
         let Ok(namelen) = u32::try_from(name.len()) else {
@@ -209,9 +211,9 @@ mod tests {
     fn a_listing_ends_where_the_buffer_does() {
         let mut space = [0xff; 80];
         let mut list = DirBuffer::new(&mut space);
-        assert!(list.add(None, (1, 1, 4), b"."));
-        assert!(list.add(None, (2, 2, 8), b"eightchr"));
-        assert!(!list.add(None, (3, 3, 8), b"x"), "16 bytes are left");
+        assert!(list.add(None, 1, 1, 4, b"."));
+        assert!(list.add(None, 2, 2, 8, b"eightchr"));
+        assert!(!list.add(None, 3, 3, 8, b"x"), "16 bytes are left");
         assert_eq!(list.bytes().len(), 64);
         let (first, rest) = Dirent::read_from_prefix(list.bytes()).unwrap();
         assert_eq!(
@@ -221,7 +223,7 @@ mod tests {
         assert_eq!(&rest[..8], b".\0\0\0\0\0\0\0");
         let entry = EntryOut::default();
         let mut list = DirBuffer::new(&mut space);
-        assert!(!list.add(Some(&entry), (1, 1, 4), b"."));
+        assert!(!list.add(Some(&entry), 1, 1, 4, b"."));
         assert!(list.bytes().is_empty());
     }
 }

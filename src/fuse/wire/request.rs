@@ -332,7 +332,7 @@ impl<'a> Body<'a> {
     }
 }
 
-fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
+fn fields(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
     Some(match opcode {
         op::LOOKUP => Request::Lookup { name: body.name()? },
         op::GETATTR => Request::GetAttr,
@@ -432,7 +432,7 @@ fn fields<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
 }
 
 /// The operations that change names.
-fn names<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
+fn names(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
     Some(match opcode {
         op::SYMLINK => Request::SymLink {
             name: body.name()?,
@@ -514,7 +514,7 @@ fn datasync(mut body: Body<'_>) -> Option<bool> {
     Some(fsync_flags & abi::FSYNC_FDATASYNC != 0)
 }
 
-fn xattr<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
+fn xattr(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
     Some(match opcode {
         op::SETXATTR => {
             let set: abi::SetxattrIn = body.take()?;
@@ -549,7 +549,7 @@ fn short_setxattr(mut body: Body<'_>) -> Option<Request<'_>> {
     })
 }
 
-fn ranges<'a>(opcode: u32, mut body: Body<'a>) -> Option<Request<'a>> {
+fn ranges(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
     Some(match opcode {
         op::FALLOCATE => {
             let abi::FallocateIn {

@@ -1,5 +1,5 @@
 //! A request and its answer as they lie in the memory of a ring's entry: `struct
-//! fuse_uring_req_header` beside the payload. Called by `rings`.
+//! fuse_uring_req_header` beside the payload.
 //!
 //! ```text
 //! header   0 fuse_in_header, then fuse_out_header   128 the operation's struct

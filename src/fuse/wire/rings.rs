@@ -1,6 +1,12 @@
-//! The threads that take requests from io_uring instead of reading /dev/fuse. Called by
-//! `connection`, which keeps a reader beside them for FORGET and INTERRUPT, and starts more when
-//! the kernel refused a ring.
+//! The threads that take requests from io_uring instead of reading /dev/fuse. The connection keeps a
+//! reader beside them for FORGET and INTERRUPT, and starts more readers when the kernel refuses a ring.
+//!
+//! Invariants:
+//! - Who has the payload of an entry is the only one who may touch its memory; while a command is under
+//!   way, that is the kernel.
+//! - Each request that came in an entry is answered once, by the thread that took it or by the overflow
+//!   thread of its CPU, or the connection is gone.
+//! - A thread gives up its handle of the handler before it gives up its sender of `ends`.
 //!
 //! The kernel queues each request for the CPU its caller runs on. A thread of that CPU,
 //! pinned there, takes it: no other CPU has to be woken. Every thread has a ring of its own
@@ -9,38 +15,57 @@
 //! up to [`MAX_THREADS`]; so a CPU has as many as there were ever requests at once, and one.
 //!
 //! An answer is left in the thread's slot and goes to the kernel with the system call that
-//! waits for the next request. Slow work answers from the pool; the thread of the request
-//! waits for it (only it may use its ring) while others take the next ones.
+//! waits for the next request.
+//!
+//! **What waits keeps no thread.** Slow work answers from the pool. A few threads wait for that
+//! answer; where no other thread is idle, or these are too many, the thread goes on with another
+//! entry, and the answer is given by the overflow thread of the CPU (`overflow`). The last idle
+//! thread leaves changes to the pool, too. So the requests of one user that wait take memory (a
+//! spare entry each), but no thread that others need. The number of entries and the bytes of data
+//! that they hold are limited (`queue`).
 //!
 //! While requests come in numbers the threads are SCHED_IDLE, so that a caller stays on its CPU
-//! (`giving_way`). What they start inherits that and takes it back (`fuse::pool`).
+//! (`idle_priority`). What they start inherits that and takes it back (`fuse::pool`).
 //!
-//! Memory: address space of `payload` (1 MiB) for each thread, of which pages count once
-//! data of that size went through them; two pages of kernel memory for the ring.
+//! Memory: address space of `payload` (1 MiB) for each entry, of which pages count once
+//! data of that size went through them; two pages of kernel memory for the ring of a thread.
+
+mod machine;
+mod overflow;
+pub(super) mod queue;
+mod ring_thread;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
-use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::abi::op;
 use super::connection::{Handler, handle};
-use super::giving_way::{Watch, only};
+use super::idle_priority::Watch;
 use super::reply::Reply;
 use super::request;
 use super::ring_message;
 use super::slot::{Answer, Slot};
-use crate::sys::uring::{self, Command, Entry, HEADER, Payload};
+use crate::sys::uring::{self, Command, Payload};
 
-/// The most threads of one CPU. Requests beyond that wait in the kernel.
-const MAX_THREADS: usize = 64;
+pub(super) use machine::look_around;
+use machine::{may_keep_requests, pin, possible_cpus};
+use queue::Queue;
+use ring_thread::RingThread;
+
+/// The most threads of one CPU that serve requests. Enough to keep a disk busy; what comes beyond
+/// that goes to the pool.
+const MAX_THREADS: usize = 32;
 /// All together have no more rings than one in so many of the descriptors that there may be, for
 /// each is one.
 const SHARE: usize = 8;
+/// How long to wait before the kernel is asked again for memory that it did not have.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What all threads have in common once the mount is served.
 pub(super) struct Served {
@@ -49,6 +74,9 @@ pub(super) struct Served {
     abort: Box<dyn Fn() + Send + Sync>,
     /// The connection is gone: nobody waits for an answer any more.
     over: AtomicBool,
+    queues: OnceLock<Vec<Arc<Queue>>>,
+    /// The kernel lets requests of our own stay unanswered.
+    may_keep_requests: bool,
 }
 
 impl Served {
@@ -57,12 +85,23 @@ impl Served {
             handler,
             abort,
             over: AtomicBool::new(false),
+            queues: OnceLock::new(),
+            may_keep_requests: may_keep_requests(),
         }
     }
 
     /// Threads that wait for slow work's answer end without it.
     pub(super) fn give_up(&self) {
         self.over.store(true, Ordering::Relaxed);
+        self.queues
+            .get()
+            .into_iter()
+            .flatten()
+            .for_each(|q| q.end());
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
     }
 }
 
@@ -70,23 +109,8 @@ impl Served {
 #[derive(Debug)]
 pub(super) struct Rings {
     leaders: Vec<Sender<Arc<Served>>>,
+    queues: Vec<Arc<Queue>>,
     ends: Receiver<io::Result<()>>,
-    watch: Option<Arc<Watch>>,
-}
-
-/// The requests of one CPU.
-struct Queue {
-    cpu: u16,
-    device: Arc<OwnedFd>,
-    payload: usize,
-    threads: AtomicUsize,
-    /// No more threads than this.
-    most: usize,
-    /// Threads that wait for a request, or are about to.
-    idle: AtomicUsize,
-    /// That it cannot grow.
-    told: AtomicBool,
-    ends: Sender<io::Result<()>>,
     watch: Option<Arc<Watch>>,
 }
 
@@ -95,28 +119,21 @@ impl Rings {
     /// for each CPU the machine can have.
     ///
     /// # Errors
-    /// Those of [`Entry::new`] and of starting threads; when the CPUs cannot be counted.
+    /// Those of [`RingThread::new`] and of starting threads; when the CPUs cannot be counted.
     pub(super) fn prepare(device: &Arc<OwnedFd>, payload: usize) -> io::Result<Self> {
         let (ends, all_ends) = mpsc::channel();
         let (ready, answers) = mpsc::channel();
-        let mut leaders = Vec::new();
+        let (mut leaders, mut queues) = (Vec::new(), Vec::new());
         let cpus = possible_cpus()?;
         let watch = Watch::of_rings(cpus);
         for cpu in 0..cpus {
-            let queue = Queue {
-                cpu,
-                device: Arc::clone(device),
-                payload,
-                threads: AtomicUsize::new(1),
-                most: most_threads(cpus),
-                idle: AtomicUsize::new(0),
-                told: AtomicBool::new(false),
-                ends: ends.clone(),
-                watch: watch.clone(),
-            };
+            let most = most_threads(cpus);
+            let queue = Queue::new(cpu, device, payload, cpus, most, watch.clone())?;
+            let queue = Arc::new(queue);
+            queues.push(Arc::clone(&queue));
             let (start, started) = mpsc::channel();
-            let ready = ready.clone();
-            spawn(cpu, move || lead(queue, &ready, &started))?;
+            let (ready, ends) = (ready.clone(), ends.clone());
+            spawn(cpu, move || lead(queue, ends, &ready, &started))?;
             leaders.push(start);
         }
         drop(ready);
@@ -126,6 +143,7 @@ impl Rings {
         }
         Ok(Self {
             leaders,
+            queues,
             ends: all_ends,
             watch,
         })
@@ -137,6 +155,7 @@ impl Rings {
         if let Some(watch) = &self.watch {
             watch.start();
         }
+        served.queues.get_or_init(|| self.queues);
         for leader in self.leaders {
             // It waits for nothing else.
             let _ = leader.send(Arc::clone(served));
@@ -150,11 +169,22 @@ fn spawn(cpu: u16, thread: impl FnOnce() + Send + 'static) -> io::Result<()> {
     builder.spawn(thread).map(drop)
 }
 
+/// The most threads of one of so many CPUs.
+fn most_threads(cpus: u16) -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let rings = usize::try_from(limit).unwrap_or(usize::MAX) / SHARE;
+    (rings / usize::from(cpus).max(1)).clamp(1, MAX_THREADS)
+}
+
 /// The first thread of a queue.
-fn lead(queue: Queue, ready: &Sender<io::Result<()>>, start: &Receiver<Arc<Served>>) {
+fn lead(
+    queue: Arc<Queue>,
+    ends: Sender<io::Result<()>>,
+    ready: &Sender<io::Result<()>>,
+    start: &Receiver<Arc<Served>>,
+) {
     pin(queue.cpu);
-    let queue = Arc::new(queue);
-    let place = match Place::new(&queue) {
+    let place = match RingThread::new(queue, ends) {
         Ok(place) => place,
         Err(error) => {
             let _ = ready.send(Err(error));
@@ -164,204 +194,108 @@ fn lead(queue: Queue, ready: &Sender<io::Result<()>>, start: &Receiver<Arc<Serve
     let _ = ready.send(Ok(()));
     // Never, when the mount is given up before it is served.
     if let Ok(served) = start.recv() {
-        place.work(&served);
+        place.work(served);
     }
 }
 
-/// The further ones; they inherit the CPU from the one that starts them.
-fn grow(queue: &Arc<Queue>, served: &Arc<Served>) {
+/// Starts another thread; it inherits the CPU. Whether there will be one.
+fn grow(queue: &Arc<Queue>, served: &Arc<Served>, ends: &Sender<io::Result<()>>) -> bool {
     let more = |threads| (threads < queue.most).then_some(threads + 1);
     if queue
         .threads
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
         .is_err()
     {
-        return;
+        return false;
     }
-    let (new, served) = (Arc::clone(queue), Arc::clone(served));
-    let spawned = spawn(queue.cpu, move || match Place::new(&new) {
-        Ok(place) => place.work(&served),
-        Err(error) => new.cannot_grow(&error),
+    let (new, served, ends) = (Arc::clone(queue), Arc::clone(served), ends.clone());
+    let spawned = spawn(queue.cpu, move || {
+        match RingThread::new(Arc::clone(&new), ends.clone()) {
+            Ok(place) => place.work(served),
+            Err(error) => {
+                drop(served);
+                new.cannot_grow(&error);
+            }
+        }
+        // After `served`: see `RingThread::work`.
+        drop(ends);
     });
-    if let Err(error) = spawned {
-        queue.cannot_grow(&error);
+    if let Err(error) = &spawned {
+        queue.cannot_grow(error);
     }
+    spawned.is_ok()
 }
 
-impl Queue {
-    /// The next request tries again; what is told is told once.
-    fn cannot_grow(&self, error: &io::Error) {
-        self.threads.fetch_sub(1, Ordering::Relaxed);
-        if !self.told.swap(true, Ordering::Relaxed) {
-            let cpu = self.cpu;
-            tracing::warn!(%error, cpu, "no further thread: requests wait for each other");
-        }
-    }
+/// What became of a request.
+enum Outcome {
+    /// It was answered.
+    Answered(Answer, Payload),
+    /// The answer will come to the slot. The payload was lent to it, or is returned.
+    Waits(Option<Payload>),
+    /// It is one of our own (`overflow`), and is answered by nothing.
+    Ours(Payload),
 }
 
-/// Fails where the CPU is offline or not ours to use. Then the scheduler has its way.
-fn pin(cpu: u16) {
-    let cpu = usize::from(cpu);
-    if cpu >= CpuSet::MAX_CPU {
-        return;
-    }
-    if let Err(error) = sched_setaffinity(None, &only(cpu)) {
-        tracing::debug!(%error, cpu, "thread not pinned");
-    }
-}
-
-/// Reads how many CPUs there are, while that can be read.
-pub(super) fn look_around() {
-    // Why not is told to who asks for rings.
-    let _ = possible_cpus();
-}
-
-/// How many CPUs the kernel counts with, which is how many queues it wants.
-fn possible_cpus() -> io::Result<u16> {
-    static KNOWN: OnceLock<u16> = OnceLock::new();
-    if let Some(known) = KNOWN.get() {
-        return Ok(*known);
-    }
-    let read = read_possible_cpus()?;
-    Ok(*KNOWN.get_or_init(|| read))
-}
-
-fn read_possible_cpus() -> io::Result<u16> {
-    const LIST: &str = "/sys/devices/system/cpu/possible";
-    let list = std::fs::read_to_string(LIST)
-        .map_err(|error| io::Error::new(error.kind(), format!("{LIST}: {error}")))?;
-    count(list.trim()).ok_or_else(|| io::Error::other(format!("{LIST}: not a list: {list:?}")))
-}
-
-/// The most threads of one of so many CPUs.
-fn most_threads(cpus: u16) -> usize {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let rings = usize::try_from(limit).unwrap_or(usize::MAX) / SHARE;
-    (rings / usize::from(cpus).max(1)).clamp(1, MAX_THREADS)
-}
-
-/// Of a list like `0-3,8`.
-fn count(list: &str) -> Option<u16> {
-    let mut count = 0u16;
-    for range in list.split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
-        count = count.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
-    }
-    Some(count)
-}
-
-/// A thread's ring, and where its answers are left.
-struct Place {
-    queue: Arc<Queue>,
-    entry: Entry,
-    payload: Payload,
-    slot: Arc<Slot>,
-}
-
-impl Place {
-    fn new(queue: &Arc<Queue>) -> io::Result<Self> {
-        let (entry, payload) = Entry::new(&*queue.device, queue.cpu, queue.payload)?;
-        Ok(Self {
-            queue: Arc::clone(queue),
-            entry,
-            payload,
-            slot: Arc::default(),
-        })
-    }
-
-    fn work(self, served: &Arc<Served>) {
-        let queue = Arc::clone(&self.queue);
-        let end = self.serve(served);
-        if let Err(error) = &end {
-            // Requests of this CPU could wait for ever.
-            tracing::error!(%error, cpu = queue.cpu, "a ring failed: aborting the connection");
-            (served.abort)();
-        }
-        let _ = queue.ends.send(end);
-    }
-
-    /// Takes requests until the file system is unmounted.
-    fn serve(self, served: &Arc<Served>) -> io::Result<()> {
-        let Self {
-            queue,
-            mut entry,
-            mut payload,
-            slot,
-        } = self;
-        let mut header = [0; HEADER];
-        let mut command = Command::Register;
-        // Requests other than WRITE, so that the answer may be written over them.
-        let mut copy = Vec::new();
-        let mut way = queue.watch.as_ref().and_then(|w| w.join(queue.cpu));
-        loop {
-            queue.idle.fetch_add(1, Ordering::Relaxed);
-            let exchanged = entry.exchange(command, &mut header, payload);
-            let was_last = queue.idle.fetch_sub(1, Ordering::Relaxed) == 1;
-            payload = match exchanged {
-                Ok(payload) => payload,
-                Err(error) => return ended(command, error, queue.cpu),
-            };
-            if let Some(way) = &mut way {
-                way.took();
-            }
-            if was_last {
-                grow(&queue, served);
-            }
-            let commit_id = ring_message::commit_id(&header);
-            let answered = answer(served, &header, payload, &mut copy, &slot);
-            let Some((answer, back)) = answered else {
-                return Ok(());
-            };
-            payload = back;
-            ring_message::answer(&mut header, commit_id, answer.error, answer.len);
-            command = Command::Commit(commit_id);
-        }
-    }
-}
-
-/// Has the request in `header` and `payload` answered; `None`: the connection is over.
+/// Has the request in `header` and `payload` answered.
 fn answer(
     served: &Served,
     header: &uring::Header,
     payload: Payload,
     copy: &mut Vec<u8>,
     slot: &Arc<Slot>,
-) -> Option<(Answer, Payload)> {
-    let Some(message) = ring_message::read(header, payload.len()) else {
+) -> Outcome {
+    let message = ring_message::read(header, payload.len());
+    let rest = message.and_then(|message| payload.get(..message.payload));
+    let Some((message, rest)) = message.zip(rest) else {
         tracing::warn!("request with wrong lengths refused");
         let (error, len) = (-libc::EIO, 0);
-        return Some((Answer { error, len }, payload));
+        return Outcome::Answered(Answer { error, len }, payload);
     };
+    if message.opcode == op::NOTIFY_REPLY {
+        return Outcome::Ours(payload);
+    }
     let reply = Reply::to_slot(Arc::clone(slot), message.header.unique);
     let handler = &*served.handler;
-    let over = || served.over.load(Ordering::Relaxed);
-    let rest = payload.get(..message.payload)?;
     // A kernel that has rings has SETXATTR_EXT, which is asked for.
+    let mut kept = None;
     if message.opcode == op::WRITE {
         let request = request::parse_parts(message.opcode, message.op, rest);
-        handle(handler, (&message.header, message.opcode), request, reply);
-        return slot.wait(Some(payload), over);
+        handle(handler, &message.header, message.opcode, request, reply);
+        kept = Some(payload);
+    } else {
+        copy.clear();
+        copy.extend_from_slice(rest);
+        slot.lend(payload);
+        let request = request::parse_parts(message.opcode, message.op, copy);
+        handle(handler, &message.header, message.opcode, request, reply);
     }
-    copy.clear();
-    copy.extend_from_slice(rest);
-    slot.lend(payload);
-    let request = request::parse_parts(message.opcode, message.op, copy);
-    handle(handler, (&message.header, message.opcode), request, reply);
-    slot.wait(None, over)
+    match slot.take(&mut kept) {
+        Some((answer, payload)) => Outcome::Answered(answer, payload),
+        None => Outcome::Waits(kept),
+    }
 }
 
-/// How a thread ends whose command the kernel refused.
-fn ended(command: Command, error: io::Error, cpu: u16) -> io::Result<()> {
+/// What a refused command means.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    /// The file system was unmounted, or the connection was aborted.
+    Over,
+    /// There is no further entry. As long as a CPU has none at all, the kernel goes on with /dev/fuse.
+    NoEntry,
+    /// The answer did not get to the kernel for want of memory: it is to be given again.
+    NotNow,
+    /// Whoever waits for the answer would wait forever.
+    Broken,
+}
+
+fn refusal(command: Command, error: &io::Error) -> Refusal {
     match (error.raw_os_error(), command) {
-        // Unmounted or aborted.
-        (Some(libc::ENOTCONN | libc::ECONNABORTED | libc::ENODEV | libc::ECANCELED), _) => Ok(()),
-        // As long as a CPU has no ring the kernel goes on with /dev/fuse.
-        (_, Command::Register) => {
-            tracing::warn!(%error, cpu, "ring not registered");
-            Ok(())
+        (Some(libc::ENOTCONN | libc::ECONNABORTED | libc::ENODEV | libc::ECANCELED), _) => {
+            Refusal::Over
         }
-        (_, Command::Commit(_)) => Err(error),
+        (_, Command::Register) => Refusal::NoEntry,
+        (Some(libc::ENOMEM | libc::EAGAIN), Command::Commit(_)) => Refusal::NotNow,
+        (_, Command::Commit(_)) => Refusal::Broken,
     }
 }
 

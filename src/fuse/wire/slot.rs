@@ -1,29 +1,42 @@
-//! Where a thread that took a request from a ring finds the answer, whoever gives it.
-//! Called by `rings` (which waits) and `reply` (which answers, from any thread).
+//! Where a thread that took a request from a ring finds the answer, whoever gives it; or, where the
+//! thread has gone on with other requests, what the answer goes to the kernel with.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::rings::queue::{Due, Queue};
 use crate::sys::uring::Payload;
 
 /// How often a thread that waits for slow work looks whether anybody still wants it.
-const LOOK: Duration = Duration::from_millis(200);
+pub(super) const LOOK: Duration = Duration::from_millis(200);
 
 /// Holds the answer of one request after the other.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    state: Mutex<State>,
+    state: Mutex<SlotState>,
     answered: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct SlotState {
     /// Where the data of the answer goes, unless the request still lies there.
     payload: Option<Payload>,
     /// Where it goes then.
     beside: Vec<u8>,
     answer: Option<Answer>,
+    /// No thread waits here: the answer goes to the queue, with the payload.
+    parked: Option<Parked>,
+}
+
+/// A request whose thread does not wait for the answer.
+#[derive(Debug)]
+pub(super) struct Parked {
+    pub(super) queue: Arc<Queue>,
+    pub(super) commit_id: u64,
+    /// As in [`Due::held`].
+    pub(super) held: usize,
 }
 
 /// An answer; its data is in the payload.
@@ -32,6 +45,15 @@ pub(super) struct Answer {
     /// 0 or a negative errno.
     pub(super) error: i32,
     pub(super) len: usize,
+}
+
+impl Answer {
+    /// Success without data.
+    pub(super) const EMPTY: Self = Self { error: 0, len: 0 };
+    const EIO: Self = Self {
+        error: -libc::EIO,
+        len: 0,
+    };
 }
 
 impl Slot {
@@ -54,18 +76,15 @@ impl Slot {
                 true
             }
         };
-        state.answer = Some(match fits {
-            true => Answer {
+        state.answer = Some(if fits {
+            Answer {
                 error,
                 len: data.len(),
-            },
-            false => Answer {
-                error: -libc::EIO,
-                len: 0,
-            },
+            }
+        } else {
+            Answer::EIO
         });
-        drop(state);
-        self.answered.notify_one();
+        self.tell(state);
         fits
     }
 
@@ -78,38 +97,84 @@ impl Slot {
             return false;
         };
         state.answer = Some(Answer { error: 0, len });
-        drop(state);
-        self.answered.notify_one();
+        self.tell(state);
         true
     }
 
-    /// Waits for the answer; its data is in the payload returned: the one that was lent,
-    /// else `kept`. `None`: neither is there, or it is `over`.
+    fn tell(&self, mut state: parking_lot::MutexGuard<'_, SlotState>) {
+        let Some(parked) = state.parked.take() else {
+            drop(state);
+            self.answered.notify_one();
+            return;
+        };
+        let taken = state.take(&mut None);
+        drop(state);
+        if let Some((answer, payload)) = taken {
+            parked.queue.finish(Due {
+                payload,
+                commit_id: parked.commit_id,
+                answer,
+                held: parked.held,
+            });
+        }
+    }
+
+    /// The answer if it is there; its data is in the payload returned: the one that was lent, else
+    /// `kept`.
+    pub(super) fn take(&self, kept: &mut Option<Payload>) -> Option<(Answer, Payload)> {
+        self.state.lock().take(kept)
+    }
+
+    /// Waits for the answer. `None`: it is `over`.
     pub(super) fn wait(
         &self,
-        kept: Option<Payload>,
+        kept: &mut Option<Payload>,
         over: impl Fn() -> bool,
     ) -> Option<(Answer, Payload)> {
         let mut state = self.state.lock();
-        let mut answer = loop {
-            match state.answer.take() {
-                Some(answer) => break answer,
-                None if over() => return None,
-                None => self.answered.wait_for(&mut state, LOOK),
-            };
-        };
-        if let Some(payload) = state.payload.take() {
+        while state.answer.is_none() {
+            if over() {
+                return None;
+            }
+            self.answered.wait_for(&mut state, LOOK);
+        }
+        state.take(kept)
+    }
+
+    /// The answer, whose data may go to `kept` from now on, goes to the queue; if it is there
+    /// already, it is returned. The slot is used no more.
+    pub(super) fn park(
+        &self,
+        mut kept: Option<Payload>,
+        parked: Parked,
+    ) -> Option<(Answer, Payload)> {
+        let mut state = self.state.lock();
+        if let Some(taken) = state.take(&mut kept) {
+            return Some(taken);
+        }
+        if kept.is_some() {
+            state.payload = kept;
+        }
+        state.parked = Some(parked);
+        None
+    }
+}
+
+impl SlotState {
+    fn take(&mut self, kept: &mut Option<Payload>) -> Option<(Answer, Payload)> {
+        let mut answer = self.answer?;
+        if let Some(payload) = self.payload.take() {
+            self.answer = None;
             return Some((answer, payload));
         }
-        let mut payload = kept?;
-        match payload.get_mut(..answer.len) {
-            Some(place) => place.copy_from_slice(state.beside.get(..answer.len)?),
-            None => {
-                answer = Answer {
-                    error: -libc::EIO,
-                    len: 0,
-                }
-            }
+        let mut payload = kept.take()?;
+        self.answer = None;
+        match payload
+            .get_mut(..answer.len)
+            .zip(self.beside.get(..answer.len))
+        {
+            Some((place, data)) => place.copy_from_slice(data),
+            None => answer = Answer::EIO,
         }
         Some((answer, payload))
     }

@@ -12,9 +12,10 @@ use std::path::Path;
 
 use super::{Below, Driver, LayerDir};
 use crate::layer::{Dialect, LayerSpec, OpenDir};
-use crate::store::beneath::Beneath;
-use crate::store::chain::MAX_LAYERS;
-use crate::store::error::{Error, Result, excerpt};
+use crate::oci::chain_id::MAX_LAYERS;
+use crate::oci::text::excerpt;
+use crate::store::confined_dir::ConfinedDir;
+use crate::store::error::{Error, Result};
 use crate::store::layerdb::CacheId;
 
 /// The most read of a list of layers, in bytes: lines of 255 characters.
@@ -39,7 +40,12 @@ impl Driver for Aufs {
         DIALECT
     }
 
-    fn layer(&self, root: &Beneath, id: &CacheId, parent: Option<&LayerDir>) -> Result<LayerDir> {
+    fn layer(
+        &self,
+        root: &ConfinedDir,
+        id: &CacheId,
+        parent: Option<&LayerDir>,
+    ) -> Result<LayerDir> {
         let dir = root.layer_dir(Path::new("aufs/diff").join(id.as_str()))?;
         let file = Path::new("aufs/layers").join(id.as_str());
         let found = root.read(&file, LIMIT)?;
@@ -68,7 +74,7 @@ impl Driver for Aufs {
         })
     }
 
-    fn work(&self, _: &Beneath, _: &CacheId) -> Result<Option<OpenDir>> {
+    fn work(&self, _: &ConfinedDir, _: &CacheId) -> Result<Option<OpenDir>> {
         Ok(None)
     }
 }

@@ -1,14 +1,14 @@
-//! Storage drivers: where a layer's files are, given its cache ID. One file per
-//! directory layout. Called by `store` and `containers`.
+//! Storage drivers: where a layer's files are, given its cache ID. One file per directory layout.
 
 mod aufs;
 mod overlay;
 mod overlay2;
+mod snapshots;
 mod vfs;
 
 use std::fmt;
 
-use super::beneath::{Beneath, SMALL};
+use super::confined_dir::{ConfinedDir, SMALL};
 use super::error::Result;
 use super::layerdb::CacheId;
 use crate::layer::{Dialect, LayerSpec, OpenDir};
@@ -54,7 +54,12 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
 
     /// The directory of a layer on top of `parent`, after checking that the driver's
     /// own records agree with that.
-    fn layer(&self, root: &Beneath, id: &CacheId, parent: Option<&LayerDir>) -> Result<LayerDir>;
+    fn layer(
+        &self,
+        root: &ConfinedDir,
+        id: &CacheId,
+        parent: Option<&LayerDir>,
+    ) -> Result<LayerDir>;
 
     /// The directory with a layer's files below `<name>/<cache id>`, where that is a directory
     /// of the layer's own with all that [`Self::layer`] reads of it; `None`: it is elsewhere.
@@ -64,14 +69,18 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
 
     /// The work directory that belongs to a container's read-write layer; `None` where
     /// the driver's layers cannot be an upper.
-    fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<OpenDir>>;
+    fn work(&self, root: &ConfinedDir, id: &CacheId) -> Result<Option<OpenDir>>;
 }
 
 /// The drivers of podman's stores that can be read.
 pub(crate) const PODMAN: [&str; 2] = ["overlay", "vfs"];
 
 /// The driver of that name, of [`PODMAN`], for podman's store owned by `owner`.
-pub(crate) fn of_podman(root: &Beneath, name: &str, owner: u32) -> Result<Option<Box<dyn Driver>>> {
+pub(crate) fn of_podman(
+    root: &ConfinedDir,
+    name: &str,
+    owner: u32,
+) -> Result<Option<Box<dyn Driver>>> {
     if name != "overlay" {
         return Ok(by_name(name, owner));
     }
@@ -79,6 +88,15 @@ pub(crate) fn of_podman(root: &Beneath, name: &str, owner: u32) -> Result<Option
     let program = root.read("overlay/.has-mount-program", SMALL)?;
     let fuse = program.is_some_and(|text| text.trim_ascii() == b"true");
     Ok(Some(Box::new(overlay2::Overlay2::podman(owner, fuse))))
+}
+
+/// The directories of containerd's snapshotter of that name, of a store owned by `owner`.
+pub(crate) fn of_containerd(name: &'static str, owner: u32) -> Box<dyn Driver> {
+    let dialect = match name {
+        "fuse-overlayfs" => Dialect::ALL,
+        _ => overlay2::kernel_dialect(owner),
+    };
+    Box::new(snapshots::Snapshots::new(name, dialect))
 }
 
 /// The driver of that name for a store owned by `owner`; `None` if there is none.

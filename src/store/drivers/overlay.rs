@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 
 use super::{Below, Driver, LayerDir, PLAIN, overlay2};
 use crate::layer::{Dialect, LayerSpec, OpenDir};
-use crate::store::beneath::{Beneath, SMALL};
-use crate::store::error::{Error, Result, excerpt};
+use crate::oci::text::excerpt;
+use crate::store::confined_dir::{ConfinedDir, SMALL};
+use crate::store::error::{Error, Result};
 use crate::store::layerdb::CacheId;
 
 #[derive(Debug)]
@@ -44,7 +45,12 @@ impl Driver for Overlay {
         self.dialect
     }
 
-    fn layer(&self, root: &Beneath, id: &CacheId, parent: Option<&LayerDir>) -> Result<LayerDir> {
+    fn layer(
+        &self,
+        root: &ConfinedDir,
+        id: &CacheId,
+        parent: Option<&LayerDir>,
+    ) -> Result<LayerDir> {
         let tree = path(id, "root");
         let file = path(id, "lower-id");
         let lower = root.read(&file, SMALL)?;
@@ -75,7 +81,7 @@ impl Driver for Overlay {
         })
     }
 
-    fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<OpenDir>> {
+    fn work(&self, root: &ConfinedDir, id: &CacheId) -> Result<Option<OpenDir>> {
         root.layer_dir(path(id, "work")).map(Some)
     }
 }

@@ -16,8 +16,9 @@ use std::path::PathBuf;
 
 use super::{Below, Driver, LayerDir};
 use crate::layer::{Dialect, LayerSpec, OpenDir};
-use crate::store::beneath::{Beneath, SMALL};
-use crate::store::error::{Error, Result, excerpt};
+use crate::oci::text::excerpt;
+use crate::store::confined_dir::{ConfinedDir, SMALL};
+use crate::store::error::{Error, Result};
 use crate::store::layerdb::CacheId;
 use crate::sys::process::is_root_of_machine;
 
@@ -51,9 +52,10 @@ impl Overlay2 {
     pub(super) fn podman(owner: u32, fuse_overlayfs: bool) -> Self {
         Self {
             name: "overlay",
-            dialect: match fuse_overlayfs {
-                true => Dialect::ALL,
-                false => kernel_dialect(owner),
+            dialect: if fuse_overlayfs {
+                Dialect::ALL
+            } else {
+                kernel_dialect(owner)
             },
         }
     }
@@ -63,7 +65,7 @@ impl Overlay2 {
     }
 
     /// The layer's short name, checked to lead back to the layer.
-    fn link(&self, root: &Beneath, id: &CacheId) -> Result<String> {
+    fn link(&self, root: &ConfinedDir, id: &CacheId) -> Result<String> {
         let file = self.path(id, "link");
         let path = root.full(&file);
         let bytes = root
@@ -104,7 +106,12 @@ impl Driver for Overlay2 {
         self.dialect
     }
 
-    fn layer(&self, root: &Beneath, id: &CacheId, parent: Option<&LayerDir>) -> Result<LayerDir> {
+    fn layer(
+        &self,
+        root: &ConfinedDir,
+        id: &CacheId,
+        parent: Option<&LayerDir>,
+    ) -> Result<LayerDir> {
         let dir = root.layer_dir(self.path(id, "diff"))?;
         let link = self.link(root, id)?;
         let file = self.path(id, "lower");
@@ -134,7 +141,7 @@ impl Driver for Overlay2 {
         Some("diff")
     }
 
-    fn work(&self, root: &Beneath, id: &CacheId) -> Result<Option<OpenDir>> {
+    fn work(&self, root: &ConfinedDir, id: &CacheId) -> Result<Option<OpenDir>> {
         root.layer_dir(self.path(id, "work")).map(Some)
     }
 }
@@ -143,8 +150,9 @@ impl Driver for Overlay2 {
 pub(super) fn kernel_dialect(owner: u32) -> Dialect {
     // A rootless dockerd mounts with `userxattr` and writes user.overlay.*; only a
     // privileged process can read trusted.overlay.* at all.
-    match owner == 0 && is_root_of_machine() {
-        true => Dialect::KERNEL,
-        false => Dialect::KERNEL_USERXATTR,
+    if owner == 0 && is_root_of_machine() {
+        Dialect::KERNEL
+    } else {
+        Dialect::KERNEL_USERXATTR
     }
 }

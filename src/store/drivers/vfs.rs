@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::{Below, Driver, LayerDir, PLAIN};
 use crate::layer::{Dialect, LayerSpec, OpenDir};
-use crate::store::beneath::Beneath;
+use crate::store::confined_dir::ConfinedDir;
 use crate::store::error::Result;
 use crate::store::layerdb::CacheId;
 
@@ -26,7 +26,7 @@ impl Driver for Vfs {
         PLAIN
     }
 
-    fn layer(&self, root: &Beneath, id: &CacheId, _: Option<&LayerDir>) -> Result<LayerDir> {
+    fn layer(&self, root: &ConfinedDir, id: &CacheId, _: Option<&LayerDir>) -> Result<LayerDir> {
         let dir = root.layer_dir(Path::new("vfs/dir").join(id.as_str()))?;
         let dialect = PLAIN;
         Ok(LayerDir {
@@ -36,7 +36,7 @@ impl Driver for Vfs {
         })
     }
 
-    fn work(&self, _: &Beneath, _: &CacheId) -> Result<Option<OpenDir>> {
+    fn work(&self, _: &ConfinedDir, _: &CacheId) -> Result<Option<OpenDir>> {
         Ok(None)
     }
 }

@@ -1,5 +1,4 @@
-//! Named read-write layers, made and removed; `named` has the format. Called by the
-//! cli's `mount --name` and `rm`.
+//! Named read-write layers, made and removed; `named_layer` has the format.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -10,10 +9,10 @@ use rustix::io::Errno;
 
 use super::staged::Made;
 use super::{DRIVER, Exclusive};
-use crate::store::beneath::Beneath;
-use crate::store::ephemeral::dress_like;
+use crate::store::confined_dir::ConfinedDir;
 use crate::store::error::{Error, Result};
-use crate::store::named::{DIR, Named, Source};
+use crate::store::named_layer::{DIR, NamedLayer, SourceStore};
+use crate::store::temporary_upper::dress_like;
 use crate::store::{CacheId, Image, random};
 
 impl Exclusive<'_> {
@@ -21,8 +20,8 @@ impl Exclusive<'_> {
     ///
     /// # Errors
     /// [`Error::NameTaken`], [`Error::BadName`], [`Error::NoLayers`].
-    pub fn create_container(&self, name: &str, image: &Image) -> Result<Named> {
-        if !Named::is_name(name) {
+    pub fn create_container(&self, name: &str, image: &Image) -> Result<NamedLayer> {
+        if !NamedLayer::is_name(name) {
             return Err(Error::BadName {
                 name: name.to_owned(),
             });
@@ -38,14 +37,14 @@ impl Exclusive<'_> {
         let parent = parent.map(|layer| layer.chain_id);
         let below = parent.map(|parent| self.resolve(&parent)).transpose()?;
         let mut made = self.make_layer_dir(below.as_ref().map(|b| b.dir.chain.as_str()))?;
-        let root = self.beneath();
+        let root = self.confined_root();
         if parent.is_none() {
             root.new_dir(made.dir.join("work"), 0o700)?;
         }
         if let Some(top) = stack.first() {
             dress_like(&top.dir, &root.layer_dir(made.dir.join("diff"))?)?;
         }
-        let named = Named {
+        let named = NamedLayer {
             name: name.to_owned(),
             id: cache_id(&random::hex(32)?)?,
             mount_id: cache_id(&made.cache_id)?,
@@ -54,7 +53,7 @@ impl Exclusive<'_> {
             created: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs()),
-            source: (!ours).then(|| Source {
+            source: (!ours).then(|| SourceStore {
                 root: image.root.clone(),
                 driver: image.driver.to_owned(),
             }),
@@ -73,8 +72,8 @@ impl Exclusive<'_> {
     }
 
     /// Makes a new layer one that is seen; undoes everything if that fails.
-    fn publish_container(&self, made: Made, named: &Named) -> Result<()> {
-        let root = self.beneath();
+    fn publish_container(&self, made: Made, named: &NamedLayer) -> Result<()> {
+        let root = self.confined_root();
         root.sync_all(&made.dir)?;
         let path = Path::new(DIR).join(&named.name);
         let mounts = self.writable.image_dir("layerdb/mounts");
@@ -103,14 +102,14 @@ impl Exclusive<'_> {
     ///
     /// # Errors
     /// [`Error::UnknownNamed`]; [`Error::InUse`] while it is mounted.
-    pub fn remove_container(&self, name: &str) -> Result<Named> {
+    pub fn remove_container(&self, name: &str) -> Result<NamedLayer> {
         let unknown = || Error::UnknownNamed {
             name: name.to_owned(),
             root: self.writable.root().to_owned(),
         };
         let named = self.store().named_record(name)?.ok_or_else(unknown)?;
         let dir = self.writable.layer_dir(named.mount_id.as_str());
-        let root = self.beneath();
+        let root = self.confined_root();
         // Held until it is gone, so that no mount begins.
         let _in_use = lock_upper(root, &dir.join("diff"), name)?;
         let link = self.link_of(&named.mount_id);
@@ -145,7 +144,7 @@ fn cache_id(text: &str) -> Result<CacheId> {
 
 /// Takes the lock that every mount has on its upper (see `union::upper`); `None` where
 /// the directory is gone.
-fn lock_upper(root: &Beneath, diff: &Path, name: &str) -> Result<Option<OwnedFd>> {
+fn lock_upper(root: &ConfinedDir, diff: &Path, name: &str) -> Result<Option<OwnedFd>> {
     let Some(dir) = root.dir(diff, OFlags::RDONLY)? else {
         return Ok(None);
     };

@@ -1,5 +1,5 @@
-//! What Docker notes about layers that came from a registry or went to one: which
-//! compressed blob a layer is, and where that blob is known to be. Called by `registry`.
+//! What Docker notes about layers that came from a registry or went to one: which compressed blob a
+//! layer is, and where that blob is known to be.
 //!
 //! Format (moby, distribution/metadata): `distribution/diffid-by-digest/sha256/<hex>`, the diff
 //! ID as text; `distribution/v2metadata-by-diffid/sha256/<hex>`, a JSON list, newest last.
@@ -10,22 +10,23 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Exclusive;
+use crate::oci::{Digest, json};
 use crate::store::error::Result;
-use crate::store::single::Store;
-use crate::store::{Digest, json};
+use crate::store::image_store::Store;
 
 /// The most that is read of a note, in bytes.
 const LIMIT: u64 = 1 << 20;
 /// Notes on one layer, as Docker limits them.
 const MAX_NOTES: usize = 50;
 
-/// Where a layer's blob has been seen.
+/// A note that a layer is a blob of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub(crate) struct Seen {
-    pub(crate) digest: Digest,
-    /// `docker.io/library/app`.
-    pub(crate) source_repository: String,
+pub struct KnownBlob {
+    /// The digest of the compressed blob.
+    pub digest: Digest,
+    /// The repository: `docker.io/library/app`.
+    pub source_repository: String,
     /// Whose credentials it was pushed with; never ours.
     #[serde(rename = "HMAC", default, skip_serializing_if = "String::is_empty")]
     hmac: String,
@@ -37,8 +38,8 @@ fn notes_path(store: &Store, diff_id: &Digest) -> PathBuf {
     path.join(diff_id.hex())
 }
 
-/// The blobs that a layer is known as; none where the notes cannot be read.
-pub(crate) fn seen(store: &Store, diff_id: &Digest) -> Vec<Seen> {
+/// Returns the blobs that a layer is known as; none where the notes cannot be read.
+pub fn seen(store: &Store, diff_id: &Digest) -> Vec<KnownBlob> {
     let path = notes_path(store, diff_id);
     let bytes = store.root.read(&path, LIMIT).ok().flatten();
     let notes = bytes.and_then(|bytes| json::parse(&path, &bytes).ok());
@@ -47,13 +48,11 @@ pub(crate) fn seen(store: &Store, diff_id: &Digest) -> Vec<Seen> {
 
 impl Exclusive<'_> {
     /// Notes that a layer is this gzip-compressed blob of this repository.
-    pub(crate) fn note_blob(
-        &self,
-        diff_id: &Digest,
-        blob: &Digest,
-        repository: &str,
-    ) -> Result<()> {
-        let note = Seen {
+    ///
+    /// # Errors
+    /// [`crate::store::Error::Io`].
+    pub fn note_blob(&self, diff_id: &Digest, blob: &Digest, repository: &str) -> Result<()> {
+        let note = KnownBlob {
             digest: *blob,
             source_repository: repository.to_owned(),
             hmac: String::new(),
@@ -67,7 +66,7 @@ impl Exclusive<'_> {
         let by_digest = self.writable.image_dir("distribution/diffid-by-digest");
         let by_digest = by_digest.join("sha256").join(blob.hex());
         let by_diff = notes_path(self.store(), diff_id);
-        let root = self.beneath();
+        let root = self.confined_root();
         for dir in [&by_digest, &by_diff] {
             dir.parent()
                 .map_or(Ok(()), |parent| root.make_dirs(parent, 0o700))?;

@@ -1,5 +1,5 @@
-//! Blobs on their way from a registry: `unionfs/downloads/<hex of the digest>`, partial or
-//! whole, kept from one `pull` to the next. Called by `registry` and by `garbage`.
+//! Blobs on their way from a registry: `unionfs/downloads/<hex of the digest>`, partial or whole,
+//! kept from one `pull` to the next.
 //!
 //! Each belongs to whoever holds its flock, not to the holder of the store's lock: blobs come
 //! in while others change the store. What nobody holds, `prune` removes. Nothing in such a
@@ -20,19 +20,19 @@ use rustix::io::Errno;
 
 use super::{Writable, flock};
 use crate::layer::OpenDir;
-use crate::store::beneath::Beneath;
+use crate::oci::{Digest, chain_id};
+use crate::store::confined_dir::ConfinedDir;
 use crate::store::error::Result;
-use crate::store::single::Cache;
-use crate::store::{Digest, chain};
+use crate::store::image_store::Cache;
 
 /// Relative to the root.
 pub(super) const DIR: &str = "unionfs/downloads";
 
-/// A blob's file, held.
+/// The file of a blob that comes from a registry, locked by this process.
 #[derive(Debug)]
-pub(crate) struct Download {
+pub struct Download {
     file: File,
-    root: Arc<Beneath>,
+    root: Arc<ConfinedDir>,
     /// Relative to the root.
     relative: PathBuf,
     path: PathBuf,
@@ -41,30 +41,36 @@ pub(crate) struct Download {
 }
 
 impl Writable {
-    /// Where downloads are; made if need be.
-    pub(crate) fn downloads(&self) -> Result<OpenDir> {
-        let root = self.beneath();
+    /// Opens the directory of the downloads, and makes it if need be.
+    ///
+    /// # Errors
+    /// [`crate::store::Error::Io`], and [`crate::store::Error::NotSafe`] for a directory of another user.
+    pub fn downloads(&self) -> Result<OpenDir> {
+        let root = self.confined_root();
         root.make_dir(DIR, 0o700)?;
         root.require_ours(DIR)?;
         root.layer_dir(DIR)
     }
 
-    /// How many of these layers, base first, are there. Without the lock it is a guess.
-    pub(crate) fn present(&self, diff_ids: &[Digest]) -> usize {
+    /// Counts how many of these layers, base first, the store has. Without the lock it is a guess.
+    pub fn present(&self, diff_ids: &[Digest]) -> usize {
         let mut known = Cache::new();
         // The first that is missing ends it.
         let _ = self.store.layers(diff_ids, &mut known);
-        let chain = chain::chain_ids(diff_ids);
+        let chain = chain_id::chain_ids(diff_ids);
         let there = chain.iter().take_while(|id| known.contains_key(id));
         there.count()
     }
 
     /// Opens the file of a blob, making it if need be. It is held for writing; where another
     /// process has it, shared as soon as that is possible, and `Ok(None)` until then.
-    pub(crate) fn download(&self, digest: &Digest) -> Result<Option<Download>> {
+    ///
+    /// # Errors
+    /// As [`Writable::downloads`].
+    pub fn download(&self, digest: &Digest) -> Result<Option<Download>> {
         self.downloads()?;
         let relative = relative(digest);
-        let root = self.beneath();
+        let root = self.confined_root();
         let path = root.full(&relative);
         loop {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK;
@@ -88,7 +94,7 @@ impl Writable {
 
     /// Bytes that downloads have which a later `pull` could go on with.
     pub fn downloaded(&self) -> u64 {
-        let root = self.beneath();
+        let root = self.confined_root();
         let names = root.list(DIR).unwrap_or_default();
         let looks = names
             .iter()
@@ -96,15 +102,15 @@ impl Writable {
         looks.flatten().flatten().map(|stat| size(&stat)).sum()
     }
 
-    /// Of a blob, how many bytes are there; not yet hashed.
-    pub(crate) fn downloaded_of(&self, digest: &Digest) -> u64 {
-        let found = self.beneath().look(relative(digest)).ok().flatten();
+    /// Returns how many bytes of a blob are there; they are not yet hashed.
+    pub fn downloaded_of(&self, digest: &Digest) -> u64 {
+        let found = self.confined_root().look(relative(digest)).ok().flatten();
         found.map_or(0, |stat| size(&stat))
     }
 
-    /// Which process downloads a blob, where /proc/locks tells; for messages only.
-    pub(crate) fn downloader(&self, digest: &Digest) -> Option<u32> {
-        let stat = self.beneath().look(relative(digest)).ok()??;
+    /// Tells which process downloads a blob, if /proc/locks shows it; for messages only.
+    pub fn downloader(&self, digest: &Digest) -> Option<u32> {
+        let stat = self.confined_root().look(relative(digest)).ok()??;
         let (major, minor) = (
             rustix::fs::major(stat.st_dev),
             rustix::fs::minor(stat.st_dev),
@@ -121,36 +127,44 @@ impl Writable {
 }
 
 impl Download {
-    /// Its content.
-    pub(crate) fn file(&self) -> &File {
+    /// Returns the file.
+    pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Where it is, for messages.
-    pub(crate) fn path(&self) -> &Path {
+    /// Returns the path of the file, for messages.
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether it may be written to; else another process has it too, complete or given up.
-    pub(crate) fn is_writing(&self) -> bool {
+    /// Tells whether the file may be written to. If not, another process has it too, complete or
+    /// given up.
+    pub fn is_writing(&self) -> bool {
         self.writing
     }
 
-    /// It is complete: others may have it too.
-    pub(crate) fn share(&mut self) -> Result<()> {
+    /// Lets other processes use the file, which is complete.
+    ///
+    /// # Errors
+    /// [`crate::store::Error::Io`] of flock(2).
+    pub fn share(&mut self) -> Result<()> {
         // In between somebody else may have it for writing, who finds it complete.
         flock(&self.file, &self.path, FlockOperation::LockShared)?;
         self.writing = false;
         Ok(())
     }
 
-    /// It is not needed any more; who else has it removes it then.
-    pub(crate) fn remove(self) -> Result<()> {
+    /// Removes the file, unless another process uses it, which then removes it.
+    ///
+    /// # Errors
+    /// [`crate::store::Error::Io`] of flock(2) and unlink(2).
+    pub fn remove(self) -> Result<()> {
         let alone = FlockOperation::NonBlockingLockExclusive;
         let (root, relative) = (&self.root, &self.relative);
-        match try_flock(&self.file, &self.path, alone)? && is_at(&self.file, root, relative)? {
-            true => root.remove_file(relative),
-            false => Ok(()),
+        if try_flock(&self.file, &self.path, alone)? && is_at(&self.file, root, relative)? {
+            root.remove_file(relative)
+        } else {
+            Ok(())
         }
     }
 }
@@ -164,7 +178,7 @@ fn try_flock(file: &File, path: &Path, operation: FlockOperation) -> Result<bool
     }
 }
 
-pub(super) fn is_at(file: &File, root: &Beneath, relative: &Path) -> Result<bool> {
+pub(super) fn is_at(file: &File, root: &ConfinedDir, relative: &Path) -> Result<bool> {
     let held = file
         .metadata()
         .map_err(|e| root.failed("stat", relative, &e))?;
@@ -183,7 +197,7 @@ fn size(stat: &Stat) -> u64 {
 
 /// Whether nobody downloads into it, now; then `then` is done while it stays so.
 pub(super) fn if_free(
-    root: &Beneath,
+    root: &ConfinedDir,
     relative: &Path,
     then: impl FnOnce() -> Result<()>,
 ) -> Result<bool> {
@@ -198,8 +212,9 @@ pub(super) fn if_free(
     };
     let alone = FlockOperation::NonBlockingLockExclusive;
     let path = root.full(relative);
-    match try_flock(&file, &path, alone)? && is_at(&file, root, relative)? {
-        true => then().map(|()| true),
-        false => Ok(false),
+    if try_flock(&file, &path, alone)? && is_at(&file, root, relative)? {
+        then().map(|()| true)
+    } else {
+        Ok(false)
     }
 }

@@ -1,5 +1,4 @@
-//! What crashes and removals leave in our own store: found, measured, removed. Called by
-//! the cli's `prune`.
+//! What crashes and removals leave in our own store: found, measured, removed.
 
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt as _;
@@ -9,16 +8,16 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::{DRIVER, Exclusive, InUse, downloads};
-use crate::store::beneath::SMALL;
+use crate::oci::Digest;
+use crate::store::confined_dir::SMALL;
 use crate::store::error::{Error, Result};
 use crate::store::image::lossy;
-use crate::store::named;
-use crate::store::{CacheId, Digest, Image};
+use crate::store::{CacheId, Image, named_layer};
 
 /// What kind of thing is not needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum GarbageKind {
     /// An image without a name, where those are asked for.
     Image,
     /// A layer that no image and no container has.
@@ -43,18 +42,19 @@ pub enum Kind {
 
 /// Something that is not needed.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Garbage {
     /// What kind of thing.
-    pub kind: Kind,
+    pub kind: GarbageKind,
     /// Where it is.
     #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// Bytes on the disk.
     pub bytes: u64,
-    /// A [`Kind::Image`]'s ID.
+    /// A [`GarbageKind::Image`]'s ID.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<Digest>,
-    /// A [`Kind::Layer`]'s chain ID.
+    /// A [`GarbageKind::Layer`]'s chain ID.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<Digest>,
 }
@@ -74,6 +74,9 @@ impl<'e> Exclusive<'e> {
     /// Images without a name that none with a name was made from and that nothing uses, in an
     /// order in which they can be removed: what `docker image prune` removes. `mounted` tells
     /// of images that are. A killed command leaves such; importing without a name makes one.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and others if the records of the store are damaged: then nothing may be removed.
     pub fn dangling(&self, mounted: &dyn Fn(&Image) -> bool) -> Result<Vec<Digest>> {
         let store = self.store();
         let mut used: HashSet<Digest> = HashSet::new();
@@ -129,7 +132,7 @@ impl<'e> Exclusive<'e> {
         search.directories()?;
         search.short_names()?;
         for dir in ["image/overlay2/layerdb/tmp", "unionfs/tmp"] {
-            search.all_of(Kind::Staging, dir)?;
+            search.all_of(GarbageKind::Staging, dir)?;
         }
         search.metadata()?;
         search.downloads()?;
@@ -147,8 +150,10 @@ impl<'e> Exclusive<'e> {
     /// As [`Exclusive::garbage`].
     pub fn sweep(&self, in_use: InUse<'_>) -> Result<()> {
         for garbage in self.garbage(in_use, &[])? {
-            if let Kind::Removing | Kind::LayerDirectory | Kind::ShortName | Kind::Staging =
-                garbage.kind
+            if let GarbageKind::Removing
+            | GarbageKind::LayerDirectory
+            | GarbageKind::ShortName
+            | GarbageKind::Staging = garbage.kind
             {
                 self.remove_garbage(&garbage)?;
             }
@@ -157,16 +162,19 @@ impl<'e> Exclusive<'e> {
     }
 
     /// Removes what [`Exclusive::garbage`] found, under the same lock.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
     pub fn remove_garbage(&self, garbage: &Garbage) -> Result<()> {
-        let root = self.beneath();
+        let root = self.confined_root();
         let elsewhere = || Error::io("remove", &garbage.path, Errno::XDEV);
         let path = root.relative(&garbage.path).ok_or_else(elsewhere)?;
         match (garbage.kind, &garbage.layer) {
-            (Kind::Image, _) => garbage.image.iter().try_for_each(|id| self.forget(id)),
-            (Kind::Layer, Some(layer)) => self.remove_layer(layer),
-            (Kind::ShortName | Kind::NameRecord, _) => root.remove_file(path),
+            (GarbageKind::Image, _) => garbage.image.iter().try_for_each(|id| self.forget(id)),
+            (GarbageKind::Layer, Some(layer)) => self.remove_layer(layer),
+            (GarbageKind::ShortName | GarbageKind::NameRecord, _) => root.remove_file(path),
             // One that a pull has begun to use again stays.
-            (Kind::Download, _) => {
+            (GarbageKind::Download, _) => {
                 downloads::if_free(root, path, || root.remove_file(path)).map(drop)
             }
             _ => root.remove_tree(path),
@@ -175,8 +183,8 @@ impl<'e> Exclusive<'e> {
 }
 
 impl Search<'_> {
-    fn add(&mut self, kind: Kind, relative: impl AsRef<Path>) {
-        let root = self.exclusive.beneath();
+    fn add(&mut self, kind: GarbageKind, relative: impl AsRef<Path>) {
+        let root = self.exclusive.confined_root();
         self.found.push(Garbage {
             kind,
             bytes: root.disk_usage(&relative),
@@ -190,7 +198,7 @@ impl Search<'_> {
         self.exclusive.store().root.list(dir)
     }
 
-    fn all_of(&mut self, kind: Kind, dir: &str) -> Result<()> {
+    fn all_of(&mut self, kind: GarbageKind, dir: &str) -> Result<()> {
         for name in self.list(dir)? {
             self.add(kind, Path::new(dir).join(name));
         }
@@ -200,7 +208,7 @@ impl Search<'_> {
     fn images(&mut self) {
         let imagedb = self.exclusive.store().imagedb();
         for id in self.going {
-            self.add(Kind::Image, imagedb.content(id));
+            self.add(GarbageKind::Image, imagedb.content(id));
             if let Some(garbage) = self.found.last_mut() {
                 garbage.image = Some(*id);
             }
@@ -213,7 +221,10 @@ impl Search<'_> {
             if let Some(named) = store.named_record(&name)?
                 && !store.is_complete(&named)?
             {
-                self.add(Kind::NameRecord, Path::new(named::DIR).join(name));
+                self.add(
+                    GarbageKind::NameRecord,
+                    Path::new(named_layer::DIR).join(name),
+                );
             }
         }
         Ok(())
@@ -230,7 +241,9 @@ impl Search<'_> {
             match name.to_str().and_then(Digest::from_hex) {
                 Some(chain) if needed.contains(&chain) => (),
                 Some(chain) => going_too.extend(self.layer(chain, &path)?),
-                None if name.as_bytes().ends_with(b"-removing") => self.add(Kind::Removing, path),
+                None if name.as_bytes().ends_with(b"-removing") => {
+                    self.add(GarbageKind::Removing, path);
+                }
                 None => (),
             }
         }
@@ -251,11 +264,11 @@ impl Search<'_> {
         if cache_id.as_ref().is_some_and(|id| self.is_used(id)) {
             return Ok(cache_id);
         }
-        self.add(Kind::Layer, path);
+        self.add(GarbageKind::Layer, path);
         if let Some(garbage) = self.found.last_mut() {
             let dir = cache_id.as_ref();
             let dir = dir.map(|id| self.exclusive.writable.layer_dir(id.as_str()));
-            garbage.bytes += dir.map_or(0, |dir| self.exclusive.beneath().disk_usage(dir));
+            garbage.bytes += dir.map_or(0, |dir| self.exclusive.confined_root().disk_usage(dir));
             garbage.layer = Some(chain);
         }
         Ok(cache_id)
@@ -263,7 +276,7 @@ impl Search<'_> {
 
     fn is_used(&self, cache_id: &CacheId) -> bool {
         let dir = self.exclusive.writable.layer_dir(cache_id.as_str());
-        (self.in_use)(&self.exclusive.beneath().full(dir.join("diff"))).is_some()
+        (self.in_use)(&self.exclusive.confined_root().full(dir.join("diff"))).is_some()
     }
 
     fn directories(&mut self) -> Result<()> {
@@ -272,7 +285,10 @@ impl Search<'_> {
                 continue;
             };
             if id.as_str() != "l" && !self.kept.contains(&id) && !self.is_used(&id) {
-                self.add(Kind::LayerDirectory, Path::new(DRIVER).join(id.as_str()));
+                self.add(
+                    GarbageKind::LayerDirectory,
+                    Path::new(DRIVER).join(id.as_str()),
+                );
             }
         }
         Ok(())
@@ -288,7 +304,7 @@ impl Search<'_> {
         for name in self.list("overlay2/l")? {
             let path = Path::new("overlay2/l").join(name);
             if !known.contains(&path) {
-                self.add(Kind::ShortName, path);
+                self.add(GarbageKind::ShortName, path);
             }
         }
         Ok(())
@@ -297,8 +313,8 @@ impl Search<'_> {
     fn downloads(&mut self) -> Result<()> {
         for name in self.list(downloads::DIR)? {
             let relative = Path::new(downloads::DIR).join(name);
-            if downloads::if_free(self.exclusive.beneath(), &relative, || Ok(()))? {
-                self.add(Kind::Download, relative);
+            if downloads::if_free(self.exclusive.confined_root(), &relative, || Ok(()))? {
+                self.add(GarbageKind::Download, relative);
             }
         }
         Ok(())
@@ -311,7 +327,7 @@ impl Search<'_> {
             let id = name.to_str().and_then(Digest::from_hex);
             let Some(id) = id else { continue };
             if !imagedb.contains(&id)? {
-                self.add(Kind::ImageMetadata, Path::new(dir).join(name));
+                self.add(GarbageKind::ImageMetadata, Path::new(dir).join(name));
             }
         }
         Ok(())

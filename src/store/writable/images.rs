@@ -1,13 +1,14 @@
-//! Images and their names. Called by the cli and by whoever takes images in.
+//! Images and their names.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Exclusive;
+use crate::oci::{Digest, Reference, image_config};
 use crate::store::error::{Error, Result};
+use crate::store::image_store::Resolved;
+use crate::store::random;
 use crate::store::repositories::Repositories;
-use crate::store::single::Resolved;
-use crate::store::{Digest, Reference, imagedb, random};
 
 impl Exclusive<'_> {
     /// A layer, checked with all below it.
@@ -29,25 +30,32 @@ impl Exclusive<'_> {
     /// Adds an image, given its configuration; its layers must be there.
     ///
     /// Returns its ID, the SHA-256 of the configuration.
+    ///
+    /// # Errors
+    /// [`Error::Oci`] if it is not a configuration; those of [`Exclusive::image`] if a layer is missing or damaged;
+    /// [`Error::Io`].
     pub fn register_image(&self, config: &[u8]) -> Result<Digest> {
         let id = Digest::of(config);
         let path = self.writable.image_dir("imagedb/content/sha256");
         let path = path.join(id.hex());
-        let parsed = imagedb::parse(&self.beneath().full(&path), config)?;
+        let parsed = image_config::parse(&self.confined_root().full(&path), config)?;
         self.store()
             .layers(&parsed.diff_ids, &mut self.known.lock())?;
         if self.store().imagedb().config(&id).is_err() {
             let tmp = self.writable.ours("tmp");
-            self.beneath().replace(tmp, &path, 0o600, config)?;
+            self.confined_root().replace(tmp, &path, 0o600, config)?;
         }
         Ok(id)
     }
 
     /// Notes that `image` was made from `parent`, as `docker commit` does.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
     pub fn set_parent(&self, image: &Digest, parent: &Digest) -> Result<()> {
         let dir = self.writable.image_dir("imagedb/metadata/sha256");
         let dir = dir.join(image.hex());
-        let root = self.beneath();
+        let root = self.confined_root();
         root.make_dir(&dir, 0o700)?;
         let text = parent.to_string();
         let tmp = self.writable.ours("tmp");
@@ -63,7 +71,8 @@ impl Exclusive<'_> {
     pub(super) fn write_repositories(&self, names: &Repositories) -> Result<()> {
         let path = self.writable.image_dir("repositories.json");
         let tmp = self.writable.ours("tmp");
-        self.beneath().replace(tmp, path, 0o600, &names.to_json())
+        self.confined_root()
+            .replace(tmp, path, 0o600, &names.to_json())
     }
 
     /// Gives images names, taken from those that had them, all by one rename.
@@ -77,13 +86,18 @@ impl Exclusive<'_> {
             self.store().imagedb().config(&id)?;
             changed |= all.set(name, &id) != Some(id);
         }
-        match changed {
-            true => self.write_repositories(&all),
-            false => Ok(()),
+        if changed {
+            self.write_repositories(&all)
+        } else {
+            Ok(())
         }
     }
 
     /// Gives an image a name, taken from the image that had it, which is returned.
+    ///
+    /// # Errors
+    /// [`Error::ConfigMissing`] and others if there is no such image, or it is damaged; [`Error::Io`] and
+    /// [`Error::Malformed`] for the file of names.
     pub fn tag(&self, name: &Reference, id: &Digest) -> Result<Option<Digest>> {
         // Also a damaged image has no business getting a name.
         self.store().imagedb().config(id)?;
@@ -98,11 +112,11 @@ impl Exclusive<'_> {
     /// Moves a damaged layer's record out of the way of a whole one. Its directory is
     /// an orphan then, which prune removes.
     pub(super) fn set_aside_damaged(&self, record: &Path) -> Result<()> {
-        if self.beneath().look(record)?.is_none() {
+        if self.confined_root().look(record)?.is_none() {
             return Ok(());
         }
         let aside = removing_name(record)?;
-        self.beneath().rename(record, aside)
+        self.confined_root().rename(record, aside)
     }
 }
 

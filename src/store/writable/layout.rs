@@ -1,12 +1,13 @@
-//! Making our own store, and telling it from everything else. Called by `Writable::open`.
+//! Making our own store, and telling it from everything else.
 
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
 use super::DRIVER;
-use crate::store::beneath::{Beneath, SMALL};
-use crate::store::error::{Error, Result, excerpt};
+use crate::oci::text::excerpt;
+use crate::store::confined_dir::{ConfinedDir, SMALL};
+use crate::store::error::{Error, Result};
 
 /// The directory that no other program's store has.
 pub(super) const OURS: &str = "unionfs";
@@ -51,13 +52,14 @@ fn marker() -> PathBuf {
 ///
 /// # Errors
 /// [`Error::NotOurs`] where there is something else.
-pub(super) fn is_ours(root: &Beneath) -> Result<bool> {
+pub(super) fn is_ours(root: &ConfinedDir) -> Result<bool> {
     let marked = root.look(marker())?.is_some();
     for name in root.list(".")? {
         let name = name.to_string_lossy();
-        let foreign = match marked {
-            true => DOCKERS.contains(&&*name),
-            false => !HARMLESS.contains(&&*name),
+        let foreign = if marked {
+            DOCKERS.contains(&&*name)
+        } else {
+            !HARMLESS.contains(&&*name)
         };
         if foreign {
             return Err(Error::NotOurs {
@@ -73,7 +75,7 @@ pub(super) fn is_ours(root: &Beneath) -> Result<bool> {
 /// it. A crash leaves a root that this completes.
 ///
 /// None of the directories may lead elsewhere: all that is written is written below them.
-pub(super) fn prepare(root: &Beneath) -> Result<()> {
+pub(super) fn prepare(root: &ConfinedDir) -> Result<()> {
     let new = !is_ours(root)?;
     root.require_ours("")?;
     if new {
@@ -109,7 +111,7 @@ pub(super) fn prepare(root: &Beneath) -> Result<()> {
 }
 
 /// Makes a directory; one that is there must be ours.
-fn make(root: &Beneath, dir: &str, mode: u32) -> Result<()> {
+fn make(root: &ConfinedDir, dir: &str, mode: u32) -> Result<()> {
     if !root.make_dir(dir, mode)? {
         root.layer_dir(dir)?;
         root.require_ours(dir)?;

@@ -1,11 +1,10 @@
-//! A store that may be changed: ours, laid out as Docker's data root with the driver
-//! overlay2. Called by the cli and by the parts of `store` that take images in.
+//! A store that may be changed: ours, laid out as Docker's data root with the driver overlay2.
 //!
 //! ```text
 //! <root>/unionfs/format            "1": whose store this is; nothing is written without it
 //!                lock              flock: one writer at a time
 //!                removing          flock: readers shared, whoever takes away exclusive
-//!                containers/NAME   JSON: a named read-write layer (see `named`)
+//!                containers/NAME   JSON: a named read-write layer (see `named_layer`)
 //!                tmp/              files being written
 //!                downloads/        blobs from registries, partial or whole
 //!        image/overlay2/           repositories.json, imagedb, layerdb: as in Docker's
@@ -19,13 +18,13 @@
 mod containers;
 mod distribution;
 mod downloads;
-mod fill;
 mod garbage;
 mod images;
-mod intake;
+mod import_transaction;
 mod layout;
 mod remove;
 mod staged;
+mod staged_content;
 mod staging;
 
 use std::fs::File;
@@ -37,20 +36,20 @@ use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-pub(crate) use distribution::{Seen, seen};
-pub(crate) use downloads::Download;
-pub use garbage::{Garbage, Kind};
-pub use intake::Intake;
+pub use distribution::{KnownBlob, seen};
+pub use downloads::Download;
+pub use garbage::{Garbage, GarbageKind};
+pub use import_transaction::ImportTransaction;
 pub use remove::{InUse, Removed, in_use_on};
 pub use staged::StagedLayer;
 pub use staging::Staging;
 
-use super::beneath::Beneath;
-use super::drivers;
+use super::confined_dir::ConfinedDir;
 use super::error::{Error, Result};
-use super::single::{Cache, Store};
-use super::{Digest, Image};
+use super::image_store::{Cache, Store};
+use super::{Image, drivers};
 use crate::layer::Dialect;
+use crate::oci::Digest;
 
 /// The driver whose layout our own store has.
 pub const DRIVER: &str = "overlay2";
@@ -63,6 +62,7 @@ pub struct Writable {
 
 /// The right to change a store, until dropped. May be shared between threads.
 #[derive(Debug)]
+#[must_use = "the store is unlocked when this is dropped"]
 pub struct Exclusive<'s> {
     writable: &'s Writable,
     /// Layers known to be whole.
@@ -80,7 +80,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// [`Error::InUse`] where another process does not end removing.
-pub(super) fn hold(root: &Beneath) -> Result<Option<File>> {
+pub(super) fn hold(root: &ConfinedDir) -> Result<Option<File>> {
     let relative = Path::new(layout::OURS).join("removing");
     let Ok(Some(file)) = root.file(&relative) else {
         return Ok(None);
@@ -132,12 +132,16 @@ impl Writable {
     /// [`Error::NewerStore`] for a layout of a later version, [`Error::NotSafe`] where we are
     /// root and another user could change what is written.
     pub fn open(root: &Path) -> Result<Self> {
-        Self::at(Beneath::make(root)?)
+        Self::at(ConfinedDir::make(root)?)
     }
 
-    fn at(root: Beneath) -> Result<Self> {
+    fn at(root: ConfinedDir) -> Result<Self> {
         let root = Arc::new(root);
         layout::prepare(&root)?;
+        Self::of(root)
+    }
+
+    fn of(root: Arc<ConfinedDir>) -> Result<Self> {
         let owner = root.owner()?;
         let unknown = || Error::UnknownDriver {
             path: root.path().to_owned(),
@@ -154,9 +158,23 @@ impl Writable {
     }
 
     /// As [`Writable::open`], but makes nothing: `None` where there is no store yet.
+    ///
+    /// # Errors
+    /// Those of [`Writable::open`].
     pub fn existing(root: &Path) -> Result<Option<Self>> {
-        match Beneath::existing(root)? {
+        match ConfinedDir::existing(root)? {
             Some(root) if layout::is_ours(&root)? => Self::at(root).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// As [`Writable::existing`], where nothing can be written: nothing is made that is missing.
+    ///
+    /// # Errors
+    /// Those of reading it.
+    pub fn to_look_at(root: &Path) -> Result<Option<Self>> {
+        match ConfinedDir::existing(root)? {
+            Some(root) if layout::is_ours(&root)? => Self::of(Arc::new(root)).map(Some),
             _ => Ok(None),
         }
     }
@@ -178,12 +196,18 @@ impl Writable {
     }
 
     /// Waits until no other process changes the store.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the lock file cannot be opened or locked.
     pub fn lock(&self) -> Result<Exclusive<'_>> {
         let lock = self.flock("lock", FlockOperation::LockExclusive)?;
         Ok(self.exclusive(lock))
     }
 
     /// As [`Writable::lock`], but does not wait: `None` while another process has it.
+    ///
+    /// # Errors
+    /// Those of [`Writable::lock`].
     pub fn try_lock(&self) -> Result<Option<Exclusive<'_>>> {
         match self.flock("lock", FlockOperation::NonBlockingLockExclusive) {
             Ok(lock) => Ok(Some(self.exclusive(lock))),
@@ -198,10 +222,10 @@ impl Writable {
     /// [`Error::Io`] with ESTALE when that is the lock of another store.
     pub fn locked_by(&self, lock: File) -> Result<Exclusive<'_>> {
         let relative = self.ours("lock");
-        if downloads::is_at(&lock, self.beneath(), &relative)? {
+        if downloads::is_at(&lock, self.confined_root(), &relative)? {
             return Ok(self.exclusive(lock));
         }
-        let path = self.beneath().full(&relative);
+        let path = self.confined_root().full(&relative);
         Err(Error::io("lock", &path, Errno::STALE))
     }
 
@@ -217,15 +241,15 @@ impl Writable {
     /// each other too.
     fn flock(&self, name: &str, operation: FlockOperation) -> Result<File> {
         let relative = self.ours(name);
-        let path = self.beneath().full(&relative);
+        let path = self.confined_root().full(&relative);
         let missing = || Error::io("open", &path, Errno::NOENT);
-        let file = self.beneath().file(&relative)?.ok_or_else(missing)?;
+        let file = self.confined_root().file(&relative)?.ok_or_else(missing)?;
         flock(&file, &path, operation)?;
         Ok(file)
     }
 
     /// Where everything is that is written. All paths below are relative to it.
-    fn beneath(&self) -> &Arc<Beneath> {
+    fn confined_root(&self) -> &Arc<ConfinedDir> {
         &self.store.root
     }
 
@@ -265,12 +289,15 @@ impl Exclusive<'_> {
         &self.writable.store
     }
 
-    fn beneath(&self) -> &Arc<Beneath> {
-        self.writable.beneath()
+    fn confined_root(&self) -> &Arc<ConfinedDir> {
+        self.writable.confined_root()
     }
 
     /// Whether the layer with this chain ID and all below it are there and consistent.
     /// A damaged one counts as missing: committing it again replaces it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that cannot be told.
     pub fn has_layer(&self, chain: &Digest) -> Result<bool> {
         if self.known.lock().contains_key(chain) {
             return Ok(true);
@@ -283,6 +310,9 @@ impl Exclusive<'_> {
     }
 
     /// The image of that ID, with every layer verified.
+    ///
+    /// # Errors
+    /// Those of [`Store::image`].
     pub fn image(&self, id: &Digest) -> Result<Image> {
         self.store().image(id)
     }

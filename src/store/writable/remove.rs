@@ -1,5 +1,5 @@
-//! Images and layers, taken away: names first, then the image, then layers from the top
-//! that nothing else has. Called by the cli's `rmi` and by `garbage`.
+//! Images and layers, taken away: names first, then the image, then layers from the top that
+//! nothing else has.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -9,15 +9,17 @@ use rustix::fs::FlockOperation;
 
 use super::images::removing_name;
 use super::{Exclusive, Writable, with_patience};
-use crate::store::beneath::SMALL;
+use crate::oci::{Digest, Query, Reference, chain_id};
+use crate::store::confined_dir::SMALL;
 use crate::store::error::{Error, Result};
-use crate::store::{CacheId, Digest, Name, Query, Reference, chain};
+use crate::store::{CacheId, Name};
 
 /// Tells where a directory is in use as a layer of a live mount: its mountpoint.
 pub type InUse<'f> = &'f dyn Fn(&Path) -> Option<PathBuf>;
 
 /// What the removal of an image took away.
 #[derive(Clone, Debug, Default, serde::Serialize)]
+#[non_exhaustive]
 pub struct Removed {
     /// Its names.
     pub untagged: Vec<Name>,
@@ -57,6 +59,10 @@ impl Writable {
 
 impl Exclusive<'_> {
     /// The image a user means, of this store; whether by name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownImage`] or [`Error::AmbiguousImage`] if no image is meant; [`Error::Io`] and others for the
+    /// file of names.
     pub fn find(&self, text: &str) -> Result<(Digest, Option<Reference>)> {
         let unknown = || Error::UnknownImage {
             name: text.to_owned(),
@@ -86,6 +92,9 @@ impl Exclusive<'_> {
     }
 
     /// All names of an image.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Malformed`] for the file of names.
     pub fn names(&self, id: &Digest) -> Result<Vec<Name>> {
         let names = self.repositories()?;
         let all = names.all().filter_map(Result::ok);
@@ -93,6 +102,9 @@ impl Exclusive<'_> {
     }
 
     /// Takes a name away; returns the image that had it. The image stays.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Malformed`] for the file of names.
     pub fn untag(&self, name: &Reference) -> Result<Option<Digest>> {
         let mut names = self.repositories()?;
         let had = names.remove(name)?;
@@ -124,7 +136,7 @@ impl Exclusive<'_> {
         let needed = self.needed_layers(std::slice::from_ref(id))?;
         // Those of a damaged image cannot be told; prune finds them.
         let config = self.store().imagedb().config(id).ok();
-        let mut layers = chain::chain_ids(&config.map(|c| c.diff_ids).unwrap_or_default());
+        let mut layers = chain_id::chain_ids(&config.map(|c| c.diff_ids).unwrap_or_default());
         layers.retain(|layer| !needed.contains(layer));
         layers.reverse();
         let kept = self.needed_dirs(&needed)?;
@@ -134,7 +146,7 @@ impl Exclusive<'_> {
         }
         for cache_id in going.iter().filter_map(|going| going.cache_id.as_ref()) {
             let diff = self.writable.layer_dir(cache_id.as_str()).join("diff");
-            if let Some(mountpoint) = in_use(&self.beneath().full(diff)) {
+            if let Some(mountpoint) = in_use(&self.confined_root().full(diff)) {
                 return Err(in_use_on(id, &mountpoint));
             }
         }
@@ -165,7 +177,7 @@ impl Exclusive<'_> {
 
     fn remove_config(&self, id: &Digest) -> Result<()> {
         let content = self.store().imagedb().content(id);
-        let root = self.beneath();
+        let root = self.confined_root();
         root.remove_file(&content)?;
         root.sync_names(&content)?;
         let metadata = self.writable.image_dir("imagedb/metadata/sha256");
@@ -175,6 +187,9 @@ impl Exclusive<'_> {
     /// Removes those of the layers, base first, that no image or container has: what was
     /// committed for an image that then failed. Never while this process has a
     /// [`crate::store::Stores`] of the same store.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and others if the records of the store are damaged: then nothing may be removed.
     pub fn discard_layers(&self, layers: &[Digest]) -> Result<()> {
         let needed = self.needed_layers(&[])?;
         for layer in layers.iter().rev().filter(|l| !needed.contains(l)) {
@@ -199,14 +214,14 @@ impl Exclusive<'_> {
         let imagedb = self.store().imagedb();
         for id in imagedb.ids()? {
             if !except.contains(&id) {
-                needed.extend(chain::chain_ids(&imagedb.config(&id)?.diff_ids));
+                needed.extend(chain_id::chain_ids(&imagedb.config(&id)?.diff_ids));
             }
         }
         let layerdb = self.store().layerdb();
         for container in layerdb.containers()? {
             let mount = layerdb.mount(&container)?;
             if let Some(parent) = mount.and_then(|mount| mount.parent) {
-                needed.extend(chain::chain_ids(&layerdb.diffs_below(&parent)?));
+                needed.extend(chain_id::chain_ids(&layerdb.diffs_below(&parent)?));
             }
         }
         Ok(needed)
@@ -261,17 +276,17 @@ impl Exclusive<'_> {
         self.known.lock().clear();
         for going in layers.iter_mut() {
             let aside = removing_name(&going.record)?;
-            self.beneath().rename(&going.record, &aside)?;
+            self.confined_root().rename(&going.record, &aside)?;
             going.record = aside;
         }
         // In one directory, all of them.
-        layers
-            .first()
-            .map_or(Ok(()), |going| self.beneath().sync_names(&going.record))
+        layers.first().map_or(Ok(()), |going| {
+            self.confined_root().sync_names(&going.record)
+        })
     }
 
     fn delete(&self, going: &Going) -> Result<()> {
-        let root = self.beneath();
+        let root = self.confined_root();
         if let Some(cache_id) = &going.cache_id {
             if let Some(link) = self.link_of(cache_id) {
                 root.remove_file(&link)?;

@@ -1,5 +1,5 @@
-//! A layer being written: its directory below `overlay2/` and its record in
-//! `layerdb/tmp/`, both gone again unless committed. Called by whoever takes layers in.
+//! A layer being written: its directory below `overlay2/` and its record in `layerdb/tmp/`, both
+//! gone again unless committed.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -14,13 +14,15 @@ use rustix::io::Errno;
 
 use super::Exclusive;
 use crate::layer::Dialect;
-use crate::store::beneath::Beneath;
+use crate::oci::{Digest, chain_id};
+use crate::store::confined_dir::ConfinedDir;
 use crate::store::error::{Error, Result};
-use crate::store::interrupt::{self, AtWork};
-use crate::store::{Digest, chain, random};
+use crate::store::random;
+use crate::sys::interrupt::{self, AtWork};
 
 /// A layer that nobody sees yet. Dropping it removes everything.
 #[derive(Debug)]
+#[must_use = "the layer is removed when this is dropped"]
 pub struct StagedLayer<'e> {
     exclusive: &'e Exclusive<'e>,
     parent: Option<Digest>,
@@ -34,7 +36,7 @@ pub struct StagedLayer<'e> {
 /// root.
 #[derive(Debug)]
 pub(super) struct Made {
-    root: Arc<Beneath>,
+    root: Arc<ConfinedDir>,
     /// Name of the directory, 64 hexadecimal digits.
     pub(super) cache_id: String,
     /// `overlay2/<cache ID>`.
@@ -71,6 +73,9 @@ impl Drop for Made {
 
 impl<'e> Exclusive<'e> {
     /// An empty layer above the layer `parent`; `None`: a base layer.
+    ///
+    /// # Errors
+    /// Those of [`Exclusive::image`], for the layers below; [`Error::Io`] if it cannot be made.
     pub fn stage_layer(&'e self, parent: Option<&Digest>) -> Result<StagedLayer<'e>> {
         let below = parent.map(|parent| self.resolve(parent)).transpose()?;
         let mut made = self.make_layer_dir(below.as_ref().map(|b| b.dir.chain.as_str()))?;
@@ -78,7 +83,7 @@ impl<'e> Exclusive<'e> {
         let record = tmp.join(format!("write-set-{}", random::hex(16)?));
         // From here on it is removed with the rest.
         let record: &Path = made.record.insert(record);
-        let root = self.beneath();
+        let root = self.confined_root();
         root.new_dir(record, 0o755)?;
         let split = root.create(record.join("tar-split.json.gz"), 0o644)?;
         let path = made.dir.join("diff");
@@ -98,7 +103,7 @@ impl<'e> Exclusive<'e> {
     pub(super) fn make_layer_dir(&self, lower: Option<&str>) -> Result<Made> {
         let cache_id = random::hex(32)?;
         let link = random::link()?;
-        let root = self.beneath();
+        let root = self.confined_root();
         let made = Made {
             root: Arc::clone(root),
             dir: self.writable.layer_dir(&cache_id),
@@ -123,7 +128,7 @@ impl<'e> Exclusive<'e> {
     pub(super) fn mark_committed(&self, layer: &Digest) -> Result<()> {
         let cache_id = self.resolve(layer)?.record.cache_id.clone();
         let path = self.writable.layer_dir(cache_id.as_str()).join("committed");
-        match self.beneath().create(&path, 0o600) {
+        match self.confined_root().create(&path, 0o600) {
             Err(error) if error.errno() != Some(Errno::EXIST) => Err(error),
             _ => Ok(()),
         }
@@ -153,7 +158,7 @@ impl StagedLayer<'_> {
 
     /// The chain ID it will have with this diff ID.
     pub fn chain_with(&self, diff_id: &Digest) -> Digest {
-        chain::next(self.parent.as_ref(), diff_id)
+        chain_id::next(self.parent.as_ref(), diff_id)
     }
 
     /// [`StagedLayer::diff`] and [`StagedLayer::split`], to be used together.
@@ -167,6 +172,9 @@ impl StagedLayer<'_> {
     /// `size`: bytes of its files as Docker counts them.
     ///
     /// Returns the chain ID.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if something cannot be written, synced or renamed.
     pub fn commit(self, diff_id: Digest, size: u64) -> Result<Digest> {
         let Self {
             exclusive,
@@ -175,11 +183,11 @@ impl StagedLayer<'_> {
             diff,
             split,
         } = self;
-        let chain = chain::next(parent.as_ref(), &diff_id);
+        let chain = chain_id::next(parent.as_ref(), &diff_id);
         if exclusive.has_layer(&chain)? {
             return Ok(chain);
         }
-        let root = exclusive.beneath();
+        let root = exclusive.confined_root();
         let record = made.record.clone().unwrap_or_default();
         let split_file = record.join("tar-split.json.gz");
         let written = split.finish().and_then(|mut file| file.flush());

@@ -1,47 +1,83 @@
 //! Where files are that have no name: what is spooled, or compressed on its way out.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::Writable;
-use crate::store::beneath::Beneath;
+use crate::store::confined_dir::ConfinedDir;
 use crate::store::error::{Error, Result};
 
 /// A directory for files without a name.
 #[derive(Clone, Debug)]
-pub struct Staging(Place);
+pub struct Staging(SpoolLocation);
 
 #[derive(Clone, Debug)]
-enum Place {
+enum SpoolLocation {
     /// A directory below a store's root.
-    Store(Arc<Beneath>, PathBuf),
+    Store(Arc<ConfinedDir>, PathBuf),
     /// [`std::env::temp_dir`].
     Temporary,
+    /// Files that were made before, in [`std::env::temp_dir`].
+    Files(Arc<Mutex<Vec<File>>>),
 }
 
 impl Writable {
     /// On the store's file system.
     pub fn staging(&self) -> Staging {
-        Staging(Place::Store(Arc::clone(self.beneath()), self.ours("tmp")))
+        Staging(SpoolLocation::Store(
+            Arc::clone(self.confined_root()),
+            self.ours("tmp"),
+        ))
     }
 }
 
 impl Staging {
     /// Where all programs have their temporary files.
     pub fn temporary() -> Self {
-        Self(Place::Temporary)
+        Self(SpoolLocation::Temporary)
     }
 
-    /// A new file.
+    /// So many files at once where all programs have their temporary files, made now: a confined
+    /// process makes none there.
     ///
     /// # Errors
     /// Those of open(2).
+    pub fn of_files(count: usize) -> Result<Self> {
+        let staging = Self(SpoolLocation::Files(Arc::default()));
+        if let SpoolLocation::Files(files) = &staging.0 {
+            for _ in 0..count {
+                let file = tempfile::tempfile().map_err(|e| staging.failed(&e))?;
+                files.lock().push(file);
+            }
+        }
+        Ok(staging)
+    }
+
+    /// An empty file.
+    ///
+    /// # Errors
+    /// Those of open(2); EMFILE where all files are in use.
     pub(crate) fn file(&self) -> Result<File> {
-        match &self.0 {
-            Place::Store(root, dir) => root.temporary(dir),
-            Place::Temporary => tempfile::tempfile().map_err(|e| self.failed(&e)),
+        let files = match &self.0 {
+            SpoolLocation::Store(root, dir) => return root.temporary(dir),
+            SpoolLocation::Temporary => return tempfile::tempfile().map_err(|e| self.failed(&e)),
+            SpoolLocation::Files(files) => files,
+        };
+        let file = files.lock().pop();
+        let mut file = file.ok_or_else(|| self.failed(&rustix::io::Errno::MFILE.into()))?;
+        let emptied = file.set_len(0).and_then(|()| file.rewind());
+        emptied.map_err(|e| self.failed(&e))?;
+        Ok(file)
+    }
+
+    /// Takes a file back that is not needed any more.
+    pub fn done_with(&self, file: File) {
+        if let SpoolLocation::Files(files) = &self.0 {
+            files.lock().push(file);
         }
     }
 
@@ -49,8 +85,8 @@ impl Staging {
     pub(crate) fn failed(&self, error: &io::Error) -> Error {
         let errno = rustix::io::Errno::from_io_error(error).unwrap_or(rustix::io::Errno::IO);
         let place = match &self.0 {
-            Place::Store(root, dir) => root.full(dir),
-            Place::Temporary => std::env::temp_dir(),
+            SpoolLocation::Store(root, dir) => root.full(dir),
+            SpoolLocation::Temporary | SpoolLocation::Files(_) => std::env::temp_dir(),
         };
         Error::io("write in", &place, errno)
     }

@@ -183,7 +183,8 @@ fn a_worker_survives_what_it_is_sent() {
     let worker = std::thread::spawn(move || {
         work(
             &Arc::new(ours),
-            (&*handler, request::parse),
+            &*handler,
+            request::parse,
             8192,
             &OnceLock::new(),
         )
@@ -245,7 +246,8 @@ fn the_data_of_a_write_lies_as_disks_want_it() {
     let worker = std::thread::spawn(move || {
         work(
             &Arc::new(ours),
-            (&*handler, request::parse),
+            &*handler,
+            request::parse,
             8192,
             &OnceLock::new(),
         )

@@ -1,0 +1,255 @@
+//! Images of an archive become images of a store of ours.
+
+use serde::Serialize;
+
+use super::Progress;
+use super::blob::{Hashing, Pipeline};
+use super::error::{Error, Result};
+use super::manifest::{Incoming, LayerBlob, images};
+use super::source::Source;
+use crate::layer_tar::{self, Limits, Unpacked};
+use crate::oci::platform::Platform;
+use crate::oci::text::excerpt;
+use crate::oci::{Digest, Reference, chain_id};
+use crate::store::writable::{Exclusive, ImportTransaction, StagedLayer};
+use crate::store::{self};
+use crate::sys::free_space::FreeSpace;
+
+/// An image that was taken in.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Loaded {
+    /// Its ID.
+    pub id: Digest,
+    /// The names it got.
+    pub names: Vec<String>,
+    /// The chain IDs of layers that the store did not have.
+    pub new_layers: Vec<Digest>,
+    /// Xattrs that could not be set, as without root.
+    pub lost_xattrs: u64,
+}
+
+/// Takes in every image of an archive, as one: the images get their names, all by one rename,
+/// when all of them are there whole. After an error nothing is there that was not before, and
+/// every name has the image that it had. `names`: given to the only image instead of those
+/// that the archive has.
+///
+/// # Errors
+/// [`Error`] naming the entry and the digest, and what the store answers.
+pub fn load(
+    store: &Exclusive<'_>,
+    source: &Source,
+    names: &[Reference],
+    wanted: &Wanted<'_>,
+    progress: &(dyn Fn(Progress<'_>) + Sync),
+) -> Result<Vec<Loaded>> {
+    let mut incoming = images(source, wanted.platform)?;
+    if !names.is_empty() {
+        let [only] = incoming.as_mut_slice() else {
+            let what = format!(
+                "has {} images: a name can be given to one only",
+                incoming.len()
+            );
+            return Err(Error::entry(source.name(), "the archive", what));
+        };
+        only.names = names.to_vec();
+    }
+    let archive = Archive {
+        store,
+        source,
+        limits: &wanted.limits,
+        progress,
+    };
+    let mut intake = store.begin_import();
+    let mut loaded = Vec::new();
+    for image in &incoming {
+        loaded.push(archive.image(&mut intake, image)?);
+    }
+    let named = incoming.iter().zip(&loaded);
+    intake.finish(named.flat_map(|(image, loaded)| {
+        let named = image.names.iter();
+        named.map(|name| (name, loaded.id))
+    }))?;
+    Ok(loaded)
+}
+
+/// Takes in one image whose layers are blobs of `source`, all of it or nothing.
+///
+/// # Errors
+/// As [`load`].
+pub fn take(
+    store: &Exclusive<'_>,
+    source: &Source,
+    image: &Incoming,
+    names: &[Reference],
+    limits: &Limits,
+    progress: &(dyn Fn(Progress<'_>) + Sync),
+) -> Result<Loaded> {
+    let archive = Archive {
+        store,
+        source,
+        limits,
+        progress,
+    };
+    let mut intake = store.begin_import();
+    let mut loaded = archive.image(&mut intake, image)?;
+    loaded.names = names.iter().map(Reference::key).collect();
+    intake.finish(names.iter().map(|name| (name, loaded.id)))?;
+    Ok(loaded)
+}
+
+/// What is taken of an archive.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct Wanted<'p> {
+    /// What may be expanded.
+    pub limits: Limits,
+    /// Images for this platform; `None`: for this machine.
+    pub platform: Option<&'p Platform>,
+}
+
+/// An archive, and the store that takes its images in.
+struct Archive<'a> {
+    store: &'a Exclusive<'a>,
+    source: &'a Source,
+    limits: &'a Limits,
+    progress: &'a (dyn Fn(Progress<'_>) + Sync),
+}
+
+impl Archive<'_> {
+    /// Takes in the layers and the configuration, under the names that the archive has for it.
+    fn image(&self, intake: &mut ImportTransaction<'_>, image: &Incoming) -> Result<Loaded> {
+        let known = intake.new_layers().len();
+        let lost_xattrs = self.layers(intake, image)?;
+        Ok(Loaded {
+            id: intake.image(&image.config)?,
+            names: image.names.iter().map(Reference::key).collect(),
+            new_layers: intake.new_layers()[known..].to_vec(),
+            lost_xattrs,
+        })
+    }
+
+    /// Takes in the layers that the store has not; how many xattrs could not be set.
+    fn layers(&self, intake: &mut ImportTransaction<'_>, image: &Incoming) -> Result<u64> {
+        let mut lost = 0;
+        let chain = chain_id::chain_ids(&image.diff_ids);
+        let mut parent = None;
+        for ((diff_id, blob), chain) in image.diff_ids.iter().zip(&image.layers).zip(&chain) {
+            if self.store.has_layer(chain)? {
+                (self.progress)(Progress::Exists { diff_id });
+            } else {
+                let mut staged = self.store.stage_layer(parent)?;
+                let unpacked = self.layer(blob, diff_id, &mut staged)?;
+                lost += unpacked.lost_xattrs;
+                intake.layer(staged, &unpacked)?;
+                (self.progress)(Progress::Done);
+            }
+            parent = Some(chain);
+        }
+        Ok(lost)
+    }
+
+    fn layer(
+        &self,
+        blob: &LayerBlob,
+        diff_id: &Digest,
+        staged: &mut StagedLayer<'_>,
+    ) -> Result<Unpacked> {
+        let shown = excerpt(blob.path.as_bytes());
+        let unpacked = self.unpack(blob, diff_id, staged)?;
+        if unpacked.diff_id != *diff_id {
+            return Err(Error::Digest {
+                archive: self.source.name().to_owned(),
+                entry: shown,
+                expected: *diff_id,
+                actual: unpacked.diff_id,
+            });
+        }
+        Ok(unpacked)
+    }
+
+    fn unpack(
+        &self,
+        blob: &LayerBlob,
+        diff_id: &Digest,
+        staged: &mut StagedLayer<'_>,
+    ) -> Result<Unpacked> {
+        let shown = || excerpt(blob.path.as_bytes());
+        let entry = self.source.open_entry(&blob.path)?;
+        let entry = entry.ok_or_else(|| Error::Missing {
+            archive: self.source.name().to_owned(),
+            entry: shown(),
+        })?;
+        let bytes = entry.len();
+        if blob.size.is_some_and(|declared| declared != bytes) {
+            let what = format!("{bytes} bytes, not the {} declared", blob.size.unwrap_or(0));
+            return Err(Error::entry(self.source.name(), &shown(), what));
+        }
+        // What it unpacks to is not less; the files are counted as they come.
+        let room = FreeSpace::of(staged.diff());
+        let room =
+            room.map_err(|e| store::Error::io("ask for the space of", &staged.diff_path(), e))?;
+        if bytes > room.bytes {
+            return Err(layer_tar::Error::NoRoom {
+                entry: shown(),
+                needed: bytes,
+                free: room.bytes,
+            }
+            .into());
+        }
+        (self.progress)(Progress::Layer { diff_id, bytes });
+        let failed = |error| Error::read(self.source.name(), error);
+        let counter = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let passed = {
+            let counter = counter.clone();
+            move |bytes| {
+                counter.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+            }
+        };
+        let hashing = match &blob.digest {
+            None => Hashing::No,
+            // Whoever unpacks has it, unless what has this digest is compressed.
+            Some(digest) if digest == diff_id => Hashing::Compressed,
+            Some(_) => Hashing::Yes,
+        };
+        let pipeline = Pipeline::start(entry, hashing, passed).map_err(failed)?;
+        let mut stream = Told {
+            pipeline,
+            tell: || {
+                (self.progress)(Progress::Bytes(
+                    counter.swap(0, std::sync::atomic::Ordering::Relaxed),
+                ));
+            },
+        };
+        let unpacked = staged.unpack(&mut stream, self.limits);
+        let unpacked = unpacked.map_err(|error| Error::Layer {
+            archive: self.source.name().to_owned(),
+            entry: shown(),
+            diff_id: *diff_id,
+            source: Box::new(error),
+        })?;
+        let actual = stream.pipeline.finish().map_err(failed)?;
+        match (blob.digest, actual) {
+            (Some(expected), Some(actual)) if expected != actual => Err(Error::Digest {
+                archive: self.source.name().to_owned(),
+                entry: shown(),
+                expected,
+                actual,
+            }),
+            _ => Ok(unpacked),
+        }
+    }
+}
+
+/// Reports progress from the thread that may.
+struct Told<F> {
+    pipeline: Pipeline,
+    tell: F,
+}
+
+impl<F: FnMut()> std::io::Read for Told<F> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        (self.tell)();
+        self.pipeline.read(buf)
+    }
+}

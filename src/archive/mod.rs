@@ -1,0 +1,85 @@
+//! Image archives: into a store of ours and out of any (`unionfs load`, `import` and `save`).
+//!
+//! ```text
+//!  file, stdin, directory ──source──► named blobs ──manifest──► images: configuration, names,
+//!                                                                layers (where, which digest)
+//!  layer ──blob──► hashed, decompressed ──layer_tar::unpack──► a staged layer ──► a layer
+//!  image ──save──► tar: layers rebuilt byte for byte, configuration, manifests
+//! ```
+//! Read are `docker save` archives (old ones, with `<id>/layer.tar`, and OCI-style ones),
+//! OCI layouts as directories and tars, and what podman and skopeo write of both kinds.
+//! Everything is hostile: names are looked up in an index and never become paths outside,
+//! sizes are bounded, every digest that is declared is compared, and images get their names
+//! only after all that is in the archive is there.
+//!
+//! An image out of one store, through a file, into another:
+//!
+//! ```
+//! use unionfs::archive::{self, Format, Import, Outgoing, Source, Wanted};
+//! use unionfs::layer_tar::Limits;
+//! use unionfs::oci::Reference;
+//! use unionfs::oci::derived_config::Derivation;
+//! use unionfs::store::Writable;
+//!
+//! let dir = tempfile::tempdir()?;
+//! let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+//! let name = Reference::parse("empty:1")?;
+//!
+//! // An image of a tar that has nothing but its end.
+//! let store = Writable::open(&first)?;
+//! let derivation = Derivation::default();
+//! let mut import = Import::new("example", &derivation);
+//! import.name = Some(&name);
+//! let tar: &[u8] = &[0; 1024];
+//! let id = archive::import(&store.lock()?, &import, |layer| {
+//!     archive::fill_from_tar(layer, tar, &import, |_| ())
+//! })?;
+//!
+//! let file = dir.path().join("image.tar");
+//! let image = Outgoing::new(store.store(), store.store().image(&id)?, vec![name]);
+//! archive::save(&[image], Format::Docker, std::fs::File::create(&file)?, &|_| ())?;
+//!
+//! let store = Writable::open(&second)?;
+//! let source = Source::open(&file, &store.staging(), Limits::default().bytes)?;
+//! let loaded = archive::load(&store.lock()?, &source, &[], &Wanted::default(), &|_| ())?;
+//! assert_eq!(loaded[0].id, id);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod blob;
+mod error;
+mod import;
+mod load;
+mod manifest;
+mod save;
+mod source;
+
+pub use error::{Error, Result};
+pub use import::{Import, fill_from_tar, import};
+pub use load::{Loaded, Wanted, load, take};
+pub use manifest::{Incoming, LayerBlob, images};
+pub use save::{Format, Outgoing, save};
+
+pub use source::Source;
+
+/// What a caller may show while layers come in or go out.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Progress<'a> {
+    /// A layer is begun.
+    Layer {
+        /// Its diff ID.
+        diff_id: &'a crate::oci::Digest,
+        /// Bytes in the archive or of its files; 0 if unknown.
+        bytes: u64,
+    },
+    /// So many more bytes of it were read or written.
+    Bytes(u64),
+    /// It is done.
+    Done,
+    /// The store had it already.
+    Exists {
+        /// Its diff ID.
+        diff_id: &'a crate::oci::Digest,
+    },
+}

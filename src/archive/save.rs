@@ -1,0 +1,250 @@
+//! Images of any store become an archive: an OCI layout in a tar and, unless only that is
+//! wanted, `docker save`'s manifest beside it, as Docker writes it since version 25.
+//!
+//! Layers are put together from their files and their tar-split, or are what containerd's store has
+//! kept, so they are the same bytes that once came in, uncompressed; what is not fails, and names the
+//! damaged file.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+use tar::{Builder, Header};
+
+use super::Progress;
+use super::error::{Error, Result};
+use crate::layer_tar;
+use crate::oci::{Digest, Reference};
+use crate::store::Image;
+use crate::store::image::ImageLayer;
+use crate::store::image_store::Store;
+
+/// Which kind of archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For `docker load` and `podman load`, and an OCI layout too.
+    Docker,
+    /// An OCI layout only.
+    Oci,
+}
+
+/// An image to save.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Outgoing<'s> {
+    /// Where it is.
+    pub store: &'s Store,
+    /// It.
+    pub image: Image,
+    /// The names it is to have in the archive.
+    pub names: Vec<Reference>,
+}
+
+impl<'s> Outgoing<'s> {
+    /// An image of `store` that the archive has under these names.
+    #[must_use]
+    pub fn new(store: &'s Store, image: Image, names: Vec<Reference>) -> Self {
+        Self {
+            store,
+            image,
+            names,
+        }
+    }
+}
+
+/// Writes an archive of images. Nothing is staged: the caller keeps what is written away
+/// from its name until this has succeeded.
+///
+/// # Errors
+/// [`Error::Write`] if `out` fails; [`Error::Store`] if an image or a layer of it is damaged or cannot be read.
+pub fn save(
+    images: &[Outgoing<'_>],
+    format: Format,
+    out: impl Write,
+    progress: &dyn Fn(Progress<'_>),
+) -> Result<()> {
+    let mut archive = Archive {
+        tar: Builder::new(out),
+        written: HashMap::new(),
+        progress,
+    };
+    let (mut index, mut docker) = (Vec::new(), Vec::new());
+    for outgoing in images {
+        archive.image(outgoing, &mut index, &mut docker)?;
+    }
+    archive.file("oci-layout", &json!({"imageLayoutVersion": "1.0.0"}))?;
+    let media = "application/vnd.oci.image.index.v1+json";
+    archive.file(
+        "index.json",
+        &json!({"schemaVersion": 2, "mediaType": media, "manifests": index}),
+    )?;
+    if format == Format::Docker {
+        archive.file("manifest.json", &Value::Array(docker))?;
+    }
+    let mut out = archive.tar.into_inner().map_err(Error::Write)?;
+    out.flush().map_err(Error::Write)
+}
+
+struct Archive<'p, W: Write> {
+    tar: Builder<W>,
+    /// Blobs that are in it, with their lengths.
+    written: HashMap<Digest, u64>,
+    progress: &'p dyn Fn(Progress<'_>),
+}
+
+fn path(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+fn descriptor(kind: &str, digest: &Digest, size: u64) -> Value {
+    json!({
+        "mediaType": format!("application/vnd.oci.image.{kind}"),
+        "digest": digest,
+        "size": size,
+    })
+}
+
+impl<W: Write> Archive<'_, W> {
+    fn image(
+        &mut self,
+        outgoing: &Outgoing<'_>,
+        index: &mut Vec<Value>,
+        docker: &mut Vec<Value>,
+    ) -> Result<()> {
+        let mut layers = Vec::new();
+        for layer in &outgoing.image.layers {
+            let size = match self.written.get(&layer.diff_id) {
+                Some(size) => *size,
+                None => self.layer(outgoing.store, layer)?,
+            };
+            layers.push(descriptor("layer.v1.tar", &layer.diff_id, size));
+        }
+        let (_, config) = outgoing.store.config_bytes(&outgoing.image.id)?;
+        let config_descriptor =
+            descriptor("config.v1+json", &outgoing.image.id, config.len() as u64);
+        self.blob(&config)?;
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": config_descriptor,
+            "layers": layers,
+        });
+        let manifest = manifest.to_string().into_bytes();
+        let digest = self.blob(&manifest)?;
+        let mut entry = descriptor("manifest.v1+json", &digest, manifest.len() as u64);
+        for name in &outgoing.names {
+            entry["annotations"] = json!({
+                "io.containerd.image.name": name.to_string(),
+                "org.opencontainers.image.ref.name": name.tag().unwrap_or("latest"),
+            });
+            index.push(entry.clone());
+        }
+        if outgoing.names.is_empty() {
+            index.push(entry);
+        }
+        let tags: Vec<String> = outgoing.names.iter().map(Reference::key).collect();
+        let paths: Vec<String> = outgoing
+            .image
+            .layers
+            .iter()
+            .map(|l| path(&l.diff_id))
+            .collect();
+        docker.push(json!({
+            "Config": path(&outgoing.image.id),
+            "RepoTags": if tags.is_empty() { Value::Null } else { json!(tags) },
+            "Layers": paths,
+        }));
+        Ok(())
+    }
+
+    fn header(&mut self, name: &str, size: u64) -> Result<()> {
+        let mut header = Header::new_ustar();
+        header.set_size(size);
+        header.set_mode(0o644);
+        header.set_mtime(0);
+        let written = self.tar.append_data(&mut header, name, io::empty());
+        written.map_err(Error::Write)
+    }
+
+    fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.header(name, bytes.len() as u64)?;
+        self.content(bytes.len() as u64, |out| {
+            out.write_all(bytes).map_err(Error::Write)?;
+            Ok(())
+        })
+    }
+
+    fn file(&mut self, name: &str, value: &Value) -> Result<()> {
+        self.bytes(name, value.to_string().as_bytes())
+    }
+
+    fn blob(&mut self, bytes: &[u8]) -> Result<Digest> {
+        let digest = Digest::of(bytes);
+        if self.written.insert(digest, bytes.len() as u64).is_none() {
+            self.bytes(&path(&digest), bytes)?;
+        }
+        Ok(digest)
+    }
+
+    /// What `write` writes, as the content of the entry begun last, which has `size` bytes.
+    fn content(&mut self, size: u64, write: impl FnOnce(&mut W) -> Result<()>) -> Result<()> {
+        let out = self.tar.get_mut();
+        write(out)?;
+        let padding = (512 - size % 512) % 512;
+        let padding = io::copy(&mut io::Read::take(io::repeat(0), padding), out);
+        padding.map_err(Error::Write)?;
+        Ok(())
+    }
+
+    /// Adds a layer's tar; its length.
+    fn layer(&mut self, store: &Store, layer: &ImageLayer) -> Result<u64> {
+        let diff_id = &layer.diff_id;
+        let size = store.layer_tar_size(layer)?;
+        let progress = self.progress;
+        progress(Progress::Layer {
+            diff_id,
+            bytes: size,
+        });
+        self.header(&path(diff_id), size)?;
+        self.content(size, |out| {
+            let mut counted = CountingWriter {
+                out,
+                count: 0,
+                progress,
+            };
+            let actual = store.write_layer_tar(layer, &mut counted)?;
+            let what = match (actual == *diff_id, counted.count == size) {
+                (true, true) => return Ok(()),
+                (false, _) => format!("its files make a tar of {actual}, not {diff_id}"),
+                (true, false) => format!("{} bytes, not {size}", counted.count),
+            };
+            Err(Error::from(layer_tar::Error::Damaged {
+                path: layer.spec.path().display().to_string(),
+                what,
+            }))
+        })?;
+        progress(Progress::Done);
+        self.written.insert(*diff_id, size);
+        Ok(size)
+    }
+}
+
+/// Counts what passes.
+struct CountingWriter<'a, W> {
+    out: &'a mut W,
+    count: u64,
+    progress: &'a dyn Fn(Progress<'_>),
+}
+
+impl<W: Write> Write for CountingWriter<'_, W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(buf)?;
+        self.count += written as u64;
+        (self.progress)(Progress::Bytes(written as u64));
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}

@@ -1,0 +1,127 @@
+//! Questions about stores that are answered by a confined copy of this process, because this one must
+//! go on outside of a sandbox: what stores say in JSON is parsed there, and only a short answer comes
+//! back, which is checked here.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::error::{self, NotUnpacked, Relayed};
+use unionfs::catalog::directory;
+use unionfs::image_mounts::ImageCatalogs;
+use unionfs::sandbox::Mode;
+use unionfs::sandbox::command::Command;
+use unionfs::store::Places;
+use unionfs::sys::daemon;
+
+/// The first byte of an answer that is one; any other is the exit code of a failure, and a message
+/// follows.
+const ANSWERED: u8 = 0;
+
+/// The code for a failure by [`NotUnpacked`]; no command exits with it.
+const NOT_UNPACKED: u8 = 255;
+
+/// How many other stores the read-write layers of ours may be on.
+const MAX_SOURCES: usize = 64;
+
+/// The answer of `work`, of at most so many bytes, which runs in a copy of this process inside of the
+/// sandbox. Without a sandbox it runs in this process.
+///
+/// # Errors
+/// The failure of `work`, as a line and an exit code; those of [`daemon::answer_of`].
+pub(super) fn ask(
+    sandbox: Command,
+    limit: u64,
+    work: impl FnOnce() -> anyhow::Result<Vec<u8>>,
+) -> anyhow::Result<Vec<u8>> {
+    if sandbox.mode() == Mode::Off {
+        return work();
+    }
+    let answer = daemon::answer_of(limit + 1, |out| {
+        let outcome = sandbox
+            .enter()
+            .map_err(anyhow::Error::from)
+            .and_then(|in_force| {
+                tracing::debug!(%in_force, "sandbox entered, to look into a store");
+                work()
+            });
+        let answer = match outcome {
+            Ok(answer) => [&[ANSWERED], &*answer].concat(),
+            Err(e) => [&[code(&e)], error::line(&e).as_bytes()].concat(),
+        };
+        // Nobody listens any more.
+        let _ = File::from(out).write_all(&answer);
+    });
+    let answer = answer.context("the process that looks into the store has ended")?;
+    match answer.split_first() {
+        Some((&ANSWERED, answer)) => Ok(answer.to_vec()),
+        Some((&code, message)) => {
+            let message = super::output::one_line(&String::from_utf8_lossy(message));
+            match code {
+                NOT_UNPACKED => Err(NotUnpacked(Relayed {
+                    code: error::FAILURE,
+                    message,
+                })
+                .into()),
+                code => Err(Relayed { message, code }.into()),
+            }
+        }
+        None => anyhow::bail!("the process that looks into the store has ended"),
+    }
+}
+
+fn code(error: &anyhow::Error) -> u8 {
+    match error::is_not_unpacked(error) {
+        true => NOT_UNPACKED,
+        false => error::exit_code(error),
+    }
+}
+
+/// The roots of other stores that read-write layers in these places are on. A root that is not a store
+/// is left out, whatever a record says.
+pub(super) fn sources(places: &Places, mode: Mode) -> anyhow::Result<Vec<PathBuf>> {
+    if mode == Mode::Off || !places.have_named() {
+        return Ok(Vec::new());
+    }
+    let mut sandbox = Command::quick(mode);
+    for root in places.roots() {
+        sandbox
+            .read(root)
+            .with_context(|| format!("cannot open {root:?}"))?;
+    }
+    let answer = ask(sandbox, 1 << 20, || Ok(joined(&places.sources())));
+    // A store that cannot be read is the command's to report.
+    Ok(stores_in(&answer.unwrap_or_default()))
+}
+
+/// The roots of the stores that there are catalogs of, in our own store at `own`.
+pub(super) fn catalogued(own: &Path, mode: Mode) -> anyhow::Result<Vec<PathBuf>> {
+    if mode == Mode::Off {
+        return Ok(Vec::new());
+    }
+    let dir = directory::dir(own);
+    let mut sandbox = Command::quick(mode);
+    let failed = || format!("cannot open {dir:?}");
+    sandbox.read(&dir).with_context(failed)?;
+    let answer = ask(sandbox, 1 << 20, || {
+        Ok(joined(&ImageCatalogs::of(own).stores()?))
+    })?;
+    Ok(stores_in(&answer))
+}
+
+fn joined(roots: &[PathBuf]) -> Vec<u8> {
+    let roots = roots.iter().take(MAX_SOURCES);
+    let roots: Vec<&[u8]> = roots.map(|root| root.as_os_str().as_bytes()).collect();
+    roots.join(&0)
+}
+
+/// The stores in an answer.
+fn stores_in(answer: &[u8]) -> Vec<PathBuf> {
+    let parts = answer.split(|byte| *byte == 0).take(MAX_SOURCES);
+    let paths = parts.map(|part| Path::new(OsStr::from_bytes(part)));
+    paths.filter_map(Places::store_at).collect()
+}

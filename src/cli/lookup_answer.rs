@@ -1,0 +1,423 @@
+//! What `mount` has found in stores, as a confined process tells it to the one that mounts: a message of
+//! fixed form, in which layers are paths below the roots that were given out. The reader opens them
+//! itself, beneath those roots and through no symlink, so that the message can name nothing else. What
+//! is written to, and the work directory, must be where drivers have them.
+//!
+//! ```text
+//! text       u32 length, bytes            (little endian)
+//! layer      u8 root, text path, u8 dialect
+//! message    u16 count, layers (lowers); u8 1 and a layer, u8 root, text path (upper and work), or u8 0;
+//!            text label; 32 bytes (image ID) or nothing; chain or nothing; u8 whether it was made
+//! chain      32 bytes chain ID, u8 root, text driver, text notes
+//! ```
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::options::MAX_LOWERS;
+use unionfs::catalog::Label;
+use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
+use unionfs::oci::Digest;
+use unionfs::store::Roots;
+
+/// The longest label, in bytes: as an image's name has it, and more.
+const MAX_LABEL: usize = 4096;
+/// The longest note of where layers are, in bytes: some 200 for each layer.
+const MAX_NOTES: usize = 1 << 20;
+/// The longest message, in bytes.
+pub(super) const MAX: u64 = 8 << 20;
+
+/// What was asked for, found in a store.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) stack: StackSpec,
+    /// What to call it.
+    pub(super) label: String,
+    /// The image's ID, where it is known.
+    pub(super) image: Option<Digest>,
+    /// Whose layers they are, where that decides what is in them.
+    pub(super) chain: Option<Label>,
+    /// Whether a named layer was made for it.
+    pub(super) made: bool,
+}
+
+impl Found {
+    /// The message.
+    ///
+    /// # Errors
+    /// For a layer that is in none of the roots.
+    pub(super) fn to_bytes(&self, roots: &[PathBuf]) -> anyhow::Result<Vec<u8>> {
+        let mut out = Writer {
+            roots,
+            bytes: Vec::new(),
+        };
+        let count = u16::try_from(self.stack.lowers.len()).context("too many layers")?;
+        out.bytes.extend(count.to_le_bytes());
+        for lower in &self.stack.lowers {
+            out.layer(lower)?;
+        }
+        out.bytes.push(self.stack.upper.is_some().into());
+        if let Some(upper) = &self.stack.upper {
+            out.layer(&upper.layer)?;
+            out.place(upper.work.path())?;
+        }
+        out.text(self.label.as_bytes())?;
+        out.bytes.push(self.image.is_some().into());
+        out.bytes.extend(self.image.iter().flat_map(Digest::bytes));
+        out.bytes.push(self.chain.is_some().into());
+        if let Some(chain) = &self.chain {
+            out.bytes.extend(chain.chain);
+            out.place(Path::new(OsStr::from_bytes(&chain.store)))?;
+            out.text(&chain.driver)?;
+            out.text(&chain.notes)?;
+        }
+        out.bytes.push(self.made.into());
+        Ok(out.bytes)
+    }
+
+    /// Reads a message, and opens the layers it names.
+    ///
+    /// # Errors
+    /// For a message that is not of the form; those of opening the layers.
+    pub(super) fn from_bytes(bytes: &[u8], roots: &Roots) -> anyhow::Result<Self> {
+        let mut input = Reader { bytes, roots };
+        let found = input
+            .found()
+            .context("the process that looks into the store gave no answer that can be read")?;
+        anyhow::ensure!(
+            input.bytes.is_empty(),
+            "the answer of the process that looks into the store is too long"
+        );
+        Ok(found)
+    }
+}
+
+struct Writer<'w> {
+    roots: &'w [PathBuf],
+    bytes: Vec<u8>,
+}
+
+impl Writer<'_> {
+    fn text(&mut self, text: &[u8]) -> anyhow::Result<()> {
+        let length = u32::try_from(text.len()).context("too long")?;
+        self.bytes.extend(length.to_le_bytes());
+        self.bytes.extend(text);
+        Ok(())
+    }
+
+    /// The number of the root that it is in, the deepest of several, and the path from there.
+    fn place(&mut self, path: &Path) -> anyhow::Result<()> {
+        let roots = self.roots.iter().enumerate();
+        let within = roots.filter_map(|(at, root)| Some((at, root, path.strip_prefix(root).ok()?)));
+        let deepest = within.max_by_key(|(_, root, _)| root.components().count());
+        let (at, _, below) = deepest.with_context(|| format!("{path:?} is in no store"))?;
+        self.bytes
+            .push(u8::try_from(at).context("too many stores")?);
+        self.text(below.as_os_str().as_bytes())
+    }
+
+    fn layer(&mut self, layer: &LayerSpec) -> anyhow::Result<()> {
+        self.place(layer.path())?;
+        let Dialect {
+            trusted,
+            user,
+            fuse_overlayfs,
+            wh_names,
+        } = layer.dialect;
+        let bits = [trusted, user, fuse_overlayfs, wh_names]
+            .into_iter()
+            .enumerate();
+        let bits = bits.map(|(at, bit)| u8::from(bit) << at);
+        self.bytes.push(bits.sum());
+        Ok(())
+    }
+}
+
+struct Reader<'r> {
+    bytes: &'r [u8],
+    roots: &'r Roots,
+}
+
+impl<'r> Reader<'r> {
+    fn found(&mut self) -> anyhow::Result<Found> {
+        let count = usize::from(u16::from_le_bytes(self.array()?));
+        // One more than may be mounted, so that the usual message is given.
+        anyhow::ensure!(count <= MAX_LOWERS + 2, "{count} layers");
+        let mut lowers = Vec::with_capacity(count);
+        for _ in 0..count {
+            lowers.push(self.layer()?);
+        }
+        let upper = if self.flag()? {
+            Some(self.upper()?)
+        } else {
+            None
+        };
+        let label = String::from_utf8_lossy(self.text(MAX_LABEL)?).into_owned();
+        let image = if self.flag()? {
+            Some(Digest::from_bytes(self.array()?))
+        } else {
+            None
+        };
+        let chain = if self.flag()? {
+            Some(self.chain()?)
+        } else {
+            None
+        };
+        Ok(Found {
+            stack: StackSpec {
+                lowers,
+                data_only: Vec::new(),
+                upper,
+            },
+            label,
+            image,
+            chain,
+            made: self.flag()?,
+        })
+    }
+
+    fn chain(&mut self) -> anyhow::Result<Label> {
+        let chain = self.array()?;
+        let (root, below) = self.place()?;
+        anyhow::ensure!(below.as_os_str().is_empty(), "a store below a store");
+        Ok(Label {
+            chain,
+            store: self
+                .roots
+                .path(root)
+                .unwrap_or(Path::new(""))
+                .as_os_str()
+                .as_bytes()
+                .to_vec(),
+            driver: self.text(64)?.to_vec(),
+            notes: self.text(MAX_NOTES)?.to_vec(),
+        })
+    }
+
+    fn take(&mut self, count: usize) -> anyhow::Result<&'r [u8]> {
+        let (taken, rest) = self
+            .bytes
+            .split_at_checked(count)
+            .context("it ends too early")?;
+        self.bytes = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> anyhow::Result<[u8; N]> {
+        Ok(self.take(N)?.try_into()?)
+    }
+
+    fn flag(&mut self) -> anyhow::Result<bool> {
+        match self.array()? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            [other] => anyhow::bail!("{other} for yes or no"),
+        }
+    }
+
+    fn text(&mut self, most: usize) -> anyhow::Result<&'r [u8]> {
+        let length = u32::from_le_bytes(self.array()?) as usize;
+        anyhow::ensure!(length <= most, "a text of {length} bytes");
+        self.take(length)
+    }
+
+    fn place(&mut self) -> anyhow::Result<(usize, &'r Path)> {
+        let [root] = self.array()?;
+        let root = usize::from(root);
+        anyhow::ensure!(self.roots.path(root).is_some(), "there is no store {root}");
+        let path = Path::new(OsStr::from_bytes(self.text(libc::PATH_MAX as usize)?));
+        anyhow::ensure!(path.is_relative(), "{path:?} is not below a store");
+        Ok((root, path))
+    }
+
+    /// A directory below a root, and that root and the path.
+    fn dir(&mut self) -> anyhow::Result<(OpenDir, (usize, &'r Path))> {
+        let (root, path) = self.place()?;
+        anyhow::ensure!(!path.as_os_str().is_empty(), "a layer without a name");
+        Ok((self.roots.layer_dir(root, path)?, (root, path)))
+    }
+
+    /// What is written to, and a directory in which all is removed: both must be where drivers have them.
+    fn upper(&mut self) -> anyhow::Result<UpperSpec> {
+        let (layer, (root, path)) = self.layer_at()?;
+        let (work, work_at) = self.dir()?;
+        let parts: Vec<&OsStr> = path.iter().collect();
+        let is_upper = matches!(parts[..], [_, _, name] if name == "diff" || name == "upper");
+        anyhow::ensure!(is_upper, "{path:?} for a layer to write to");
+        let beside = path.with_file_name("work");
+        anyhow::ensure!(
+            work_at == (root, &beside),
+            "{:?} for the work directory of {path:?}",
+            work_at.1
+        );
+        Ok(UpperSpec { layer, work })
+    }
+
+    fn layer(&mut self) -> anyhow::Result<LayerSpec> {
+        Ok(self.layer_at()?.0)
+    }
+
+    fn layer_at(&mut self) -> anyhow::Result<(LayerSpec, (usize, &'r Path))> {
+        let (dir, at) = self.dir()?;
+        let [bits] = self.array()?;
+        anyhow::ensure!(bits < 16, "{bits} for a dialect");
+        let dialect = Dialect {
+            trusted: bits & 1 != 0,
+            user: bits & 2 != 0,
+            fuse_overlayfs: bits & 4 != 0,
+            wh_names: bits & 8 != 0,
+        };
+        Ok((LayerSpec { dir, dialect }, at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(root: &Path) -> Found {
+        for name in ["overlay2/a/diff", "overlay2/b/diff", "overlay2/b/work"] {
+            std::fs::create_dir_all(root.join(name)).unwrap();
+        }
+        let dir = |name: &str| OpenDir::open(root.join(name)).unwrap();
+        let layer = |name: &str, dialect| LayerSpec {
+            dir: dir(name),
+            dialect,
+        };
+        Found {
+            stack: StackSpec {
+                lowers: vec![layer("overlay2/a/diff", Dialect::KERNEL)],
+                data_only: Vec::new(),
+                upper: Some(UpperSpec {
+                    layer: layer("overlay2/b/diff", Dialect::ALL),
+                    work: dir("overlay2/b/work"),
+                }),
+            },
+            label: "app:1".to_owned(),
+            image: Some(Digest::of(b"image")),
+            chain: Some(Label {
+                chain: [7; 32],
+                store: root.as_os_str().as_bytes().to_vec(),
+                driver: "overlay2".into(),
+                notes: b"a note".to_vec(),
+            }),
+            made: true,
+        }
+    }
+
+    #[test]
+    fn a_message_says_what_was_found() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().canonicalize().unwrap();
+        let paths = vec![PathBuf::from("/"), root.clone()];
+        let found = sample(&root);
+        let bytes = found.to_bytes(&paths).unwrap();
+        let roots = Roots::open(&paths).unwrap();
+        let read = Found::from_bytes(&bytes, &roots).unwrap();
+        let shown = |found: &Found| {
+            let paths: Vec<_> = found
+                .stack
+                .dirs()
+                .map(|dir| dir.path().to_owned())
+                .collect();
+            let dialects: Vec<_> = found
+                .stack
+                .lowers
+                .iter()
+                .map(|layer| layer.dialect)
+                .collect();
+            (
+                paths,
+                dialects,
+                found.label.clone(),
+                found.image,
+                found.chain.clone(),
+                found.made,
+            )
+        };
+        assert_eq!(shown(&read), shown(&found));
+        // No part of it is taken for the whole, and no byte can make it name another place.
+        for length in 0..bytes.len() {
+            assert!(
+                Found::from_bytes(&bytes[..length], &roots).is_err(),
+                "{length}"
+            );
+        }
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut changed = bytes.clone();
+                changed[at] ^= 1 << bit;
+                if let Ok(found) = Found::from_bytes(&changed, &roots) {
+                    let inside = |dir: &OpenDir| dir.path().starts_with(&root);
+                    assert!(found.stack.dirs().all(inside), "{at} {bit}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_names_nothing_outside_of_the_stores() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().canonicalize().unwrap();
+        sample(&root);
+        std::os::unix::fs::symlink("/etc", root.join("link")).unwrap();
+        let roots = Roots::open(&[root]).unwrap();
+        for path in [
+            "..",
+            "overlay2/../..",
+            "/etc",
+            "link",
+            "link/ssl",
+            "",
+            "overlay2/none",
+        ] {
+            let mut bytes = vec![1, 0, 0];
+            bytes.extend(u32::try_from(path.len()).unwrap().to_le_bytes());
+            bytes.extend(path.as_bytes());
+            // The rest of a message that is right: no upper, no label, no image, no chain, not made.
+            bytes.extend([1, 0, 0, 0, 0, 0, 0, 0, 0]);
+            assert!(Found::from_bytes(&bytes, &roots).is_err(), "{path}");
+        }
+        assert!(Found::from_bytes(&[1, 0, 9, 0, 0, 0, 0, 1, 0], &roots).is_err());
+    }
+
+    /// A mount empties its work directory.
+    #[test]
+    fn a_message_has_nothing_written_but_a_layer_and_emptied_but_its_work_directory() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().canonicalize().unwrap();
+        sample(&root);
+        for name in [
+            "overlay2/a/work",
+            "volumes/data/work",
+            "volumes/a/data/diff",
+        ] {
+            std::fs::create_dir_all(root.join(name)).unwrap();
+        }
+        let roots = [root.clone()];
+        let opened = Roots::open(&roots).unwrap();
+        let written = |upper: &str, work: &str| {
+            let mut found = sample(&root);
+            let open = |name: &str| OpenDir::open(root.join(name)).unwrap();
+            let spec = found.stack.upper.as_mut().unwrap();
+            (spec.layer.dir, spec.work) = (open(upper), open(work));
+            Found::from_bytes(&found.to_bytes(&roots).unwrap(), &opened)
+        };
+        assert!(written("overlay2/b/diff", "overlay2/b/work").is_ok());
+        for (upper, work) in [
+            ("overlay2/b/diff", "overlay2/a/work"),
+            ("overlay2/b/diff", "volumes/data/work"),
+            ("overlay2/b/diff", "overlay2/b/diff"),
+            ("overlay2/b/diff", "overlay2"),
+            ("overlay2/b", "overlay2/b/work"),
+            ("overlay2/b/work", "overlay2/b/work"),
+            ("volumes/a/data/diff", "volumes/a/data/diff"),
+            ("volumes/data", "volumes/data/work"),
+        ] {
+            assert!(written(upper, work).is_err(), "{upper} {work}");
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What is refused before anything is mounted or written: layers that are missing or lie inside
+//! each other, work directories elsewhere than the upper, too many lowers, mountpoints in use. Each
+//! message names the path and the remedy.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+
+use super::options::MAX_LOWERS;
+use unionfs::fuse;
+use unionfs::layer::{OpenDir, StackSpec};
+
+/// What tells directories apart, whatever path leads to them: device and inode number.
+type Identity = (u32, u32, u64);
+
+/// A directory of the stack: its identity and those above it.
+struct CheckedDir<'a> {
+    role: &'static str,
+    dir: &'a OpenDir,
+    /// From the directory itself up to the root.
+    line: Vec<Identity>,
+}
+
+impl<'a> CheckedDir<'a> {
+    fn new(role: &'static str, dir: &'a OpenDir, known: &mut Known) -> anyhow::Result<Self> {
+        let line = known.line(dir);
+        let line = line.with_context(|| format!("cannot look at {role} {}", shown(dir)))?;
+        Ok(Self { role, dir, line })
+    }
+
+    /// Whether this directory is `other` or lies somewhere below it.
+    fn is_within(&self, other: &CheckedDir<'_>) -> bool {
+        other
+            .line
+            .first()
+            .is_some_and(|identity| self.line.contains(identity))
+    }
+}
+
+fn shown(dir: &OpenDir) -> std::path::Display<'_> {
+    dir.path().display()
+}
+
+/// A directory as it is reached: two mounts of one directory have different ones above.
+type Reached = (u64, Identity);
+
+/// The directory above each that was looked at; hundreds of layers have most in common.
+/// `None`: it is the root, or we may not search it, so nothing of ours lies above.
+#[derive(Default)]
+struct Known(HashMap<Reached, Option<Reached>>);
+
+impl Known {
+    /// The identities of a directory and of those above it, found by `..`: names that change
+    /// meanwhile do not matter.
+    fn line(&mut self, dir: &OpenDir) -> rustix::io::Result<Vec<Identity>> {
+        let mut here = reached(dir.as_fd(), "")?;
+        let mut line = vec![here.1];
+        let mut up = String::new();
+        loop {
+            up.push_str("../");
+            if up.len() > PATH_MAX {
+                return Err(Errno::NAMETOOLONG);
+            }
+            let above = self.0.entry(here).or_insert_with(|| {
+                let above = reached(dir.as_fd(), &up).ok();
+                above.filter(|above| *above != here)
+            });
+            let Some(above) = *above else {
+                return Ok(line);
+            };
+            line.push(above.1);
+            here = above;
+        }
+    }
+}
+
+/// The longest path the kernel takes, in bytes.
+const PATH_MAX: usize = 4096;
+
+/// The directory at `path` from `dir`; an empty path is `dir` itself.
+fn reached(dir: BorrowedFd<'_>, path: &str) -> rustix::io::Result<Reached> {
+    let what = StatxFlags::INO | StatxFlags::MNT_ID;
+    let st = rustix::fs::statx(dir, path, AtFlags::EMPTY_PATH, what)?;
+    let identity = (st.stx_dev_major, st.stx_dev_minor, st.stx_ino);
+    Ok((st.stx_mnt_id, identity))
+}
+
+/// Opens a directory of the stack, once. `role` is how the user names it, for the message.
+pub(super) fn open_dir(role: &str, path: &Path) -> anyhow::Result<OpenDir> {
+    let shown = path.display();
+    match OpenDir::open(path) {
+        Ok(dir) => Ok(dir),
+        Err(e) if e.is(Errno::NOENT) => {
+            bail!("{role} {shown} does not exist: create it or correct the path")
+        }
+        Err(e) if e.is(Errno::NOTDIR) => {
+            bail!("{role} {shown} is not a directory: name a directory")
+        }
+        Err(e) => Err(e.source).with_context(|| format!("cannot use {role} {shown}")),
+    }
+}
+
+/// Refuses more lower layers than there may be.
+pub(super) fn lower_count(count: usize) -> anyhow::Result<()> {
+    if count > MAX_LOWERS {
+        bail!("{count} lower layers are too many: unionfs takes up to {MAX_LOWERS}, merge some");
+    }
+    Ok(())
+}
+
+/// Refuses stacks that cannot work, or would destroy a layer. All paths are resolved.
+pub(super) fn stack(stack: &StackSpec, mountpoint: &Path) -> anyhow::Result<()> {
+    let count = stack.lowers.len() + stack.data_only.len();
+    lower_count(count)?;
+    let mut layers = Vec::with_capacity(count + 2);
+    let mut known = Known::default();
+    for lower in stack.lowers.iter().chain(&stack.data_only) {
+        layers.push(CheckedDir::new("lower layer", &lower.dir, &mut known)?);
+    }
+    let lowers = layers.len();
+    if let Some(upper) = &stack.upper {
+        layers.push(CheckedDir::new(
+            "upper directory",
+            &upper.layer.dir,
+            &mut known,
+        )?);
+        layers.push(CheckedDir::new("work directory", &upper.work, &mut known)?);
+    }
+    writable_side(&layers[..lowers], &layers[lowers..])?;
+    let mountpoint = open_dir("mountpoint", mountpoint)?;
+    let target = CheckedDir::new("mountpoint", &mountpoint, &mut known)?;
+    for layer in &layers {
+        if target.is_within(layer) {
+            bail!(
+                "mountpoint {} is or lies inside {} {}: mounting over a layer would hide it, \
+                 mount somewhere else",
+                shown(target.dir),
+                layer.role,
+                shown(layer.dir)
+            );
+        }
+    }
+    Ok(())
+}
+
+fn writable_side(lowers: &[CheckedDir<'_>], writable: &[CheckedDir<'_>]) -> anyhow::Result<()> {
+    let [upper, work] = writable else {
+        return Ok(());
+    };
+    let overlap = |a: &CheckedDir<'_>, b: &CheckedDir<'_>| {
+        anyhow::anyhow!(
+            "{} {} is or lies inside {} {}: use separate directories",
+            a.role,
+            shown(a.dir),
+            b.role,
+            shown(b.dir)
+        )
+    };
+    let pairs = writable
+        .iter()
+        .flat_map(|side| lowers.iter().map(move |lower| (side, lower)))
+        .chain([(upper, work)]);
+    for (a, b) in pairs {
+        if a.is_within(b) {
+            return Err(overlap(a, b));
+        }
+        if b.is_within(a) {
+            return Err(overlap(b, a));
+        }
+    }
+    if mount_of(upper.dir)? != mount_of(work.dir)? {
+        bail!(
+            "upper directory {} and work directory {} are on different file systems: \
+             put the work directory beside the upper",
+            shown(upper.dir),
+            shown(work.dir)
+        );
+    }
+    Ok(())
+}
+
+/// Renames work only within one mount of one file system, so both are compared.
+fn mount_of(dir: &OpenDir) -> anyhow::Result<(u32, u32, u64)> {
+    let (mount, (major, minor, _)) =
+        reached(dir.as_fd(), "").with_context(|| format!("cannot look at {}", shown(dir)))?;
+    Ok((major, minor, mount))
+}
+
+/// A mountpoint that was checked.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// Absolute, without symlinks.
+    pub(super) path: PathBuf,
+    /// Which directory it is, whatever the path leads to later.
+    pub(super) id: fuse::DirectoryId,
+}
+
+/// The mountpoint that `path` leads to, found without touching what is mounted there, after
+/// making sure that this process could mount on it.
+pub(super) fn target(path: &Path, rules: Rules) -> anyhow::Result<Target> {
+    let place = mountpoint(path, rules)?;
+    fuse::preflight(place.path())?;
+    Ok(Target {
+        id: place.id()?,
+        path: place.path().to_owned(),
+    })
+}
+
+/// What a mountpoint may be; see [`target`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    /// Whether it may have entries, which the mount hides.
+    pub(super) nonempty: bool,
+    /// Whether a live unionfs may be there already, which the mount covers.
+    pub(super) stacked: bool,
+}
+
+/// Opens and checks a mountpoint. A dead unionfs found there is taken away first: its server
+/// was killed, nothing can be done with it.
+fn mountpoint(path: &Path, rules: Rules) -> anyhow::Result<fuse::Mountpoint> {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let shown = absolute.display();
+    let (place, mounted) = match fuse::unmount::without_dead(path) {
+        Ok(found) => found,
+        Err(fuse::Error::Mountpoint { source, .. }) => match source.raw_os_error() {
+            Some(libc::ENOENT) => {
+                bail!("mountpoint {shown} does not exist: create it (mkdir {shown})")
+            }
+            Some(libc::ENOTDIR) => {
+                bail!("mountpoint {shown} is not a directory: name an empty directory")
+            }
+            _ => return Err(source).with_context(|| format!("cannot use mountpoint {shown}")),
+        },
+        Err(error) => return Err(error.into()),
+    };
+    if !rules.stacked && mounted.is_some_and(|mount| mount.is_unionfs()) {
+        bail!(
+            "a unionfs mount exists on {shown} already: unmount it first (unionfs umount {shown})"
+        );
+    }
+    if !rules.nonempty && has_entries(&place) {
+        bail!(
+            "mountpoint {shown} is not empty: use an empty directory, or -o nonempty to hide \
+             its content"
+        );
+    }
+    Ok(place)
+}
+
+/// Where that cannot be known, it counts as empty.
+fn has_entries(place: &fuse::Mountpoint) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(place, c".", flags, Mode::empty())
+        .and_then(rustix::fs::Dir::new)
+        .is_ok_and(|entries| {
+            let name = |entry: rustix::fs::DirEntry| entry.file_name().to_bytes().to_vec();
+            let mut names = entries.filter_map(|entry| entry.ok().map(name));
+            names.any(|name| name != b"." && name != b"..")
+        })
+}
+
+/// Whether a name may stand in a table of mounts: mount(8) and the kernel separate by commas.
+pub(super) fn is_plain_source(name: &OsStr) -> bool {
+    !name.is_empty()
+        && !name
+            .as_bytes()
+            .iter()
+            .any(|b| matches!(b, b',' | b'\n' | 0))
+}

@@ -1,0 +1,80 @@
+//! The read-write layer of `unionfs mount --name`: found again or made.
+
+use anyhow::bail;
+
+use super::lookup_answer::Found;
+use unionfs::image_mounts::label_below_container;
+use unionfs::store::writable::Exclusive;
+use unionfs::store::{Image, NamedLayer, Store, Stores};
+
+/// The layer of that name; on `image`, where one is given. `None` if there is none.
+///
+/// `own` is our own store, in which the layer is, and `stores` where images are.
+pub(super) fn find(
+    own: &Stores,
+    stores: &Stores,
+    name: &str,
+    image: Option<&str>,
+) -> anyhow::Result<Option<Found>> {
+    for store in own.all() {
+        if let Some(named) = store.named(name)? {
+            let image = image.map(|image| stores.find(image)).transpose()?;
+            check(&named, image.as_ref())?;
+            return found(store, named, false).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// As [`find`], but makes it if there is none; without `image` it must exist.
+pub(super) fn find_or_make(
+    locked: &Exclusive<'_>,
+    stores: &Stores,
+    name: &str,
+    image: Option<&str>,
+) -> anyhow::Result<Found> {
+    let store = locked.writable().store();
+    let existing = store.named(name)?;
+    let image = image.map(|image| stores.find(image)).transpose()?;
+    match (existing, image) {
+        (Some(named), image) => {
+            check(&named, image.as_ref())?;
+            found(store, named, false)
+        }
+        (None, Some(image)) => found(store, locked.create_container(name, &image)?, true),
+        (None, None) => bail!(
+            "no read-write layer {name:?} in {:?}: name an image to make it \
+             (unionfs mount --name {name} IMAGE MOUNTPOINT), or see unionfs ps -a",
+            store.root()
+        ),
+    }
+}
+
+fn found(store: &Store, named: NamedLayer, made: bool) -> anyhow::Result<Found> {
+    let container = store.load_named(&named)?;
+    Ok(Found {
+        chain: label_below_container(store.root(), &container),
+        stack: container.stack_in_place()?,
+        label: named.image_name,
+        image: Some(named.image),
+        made,
+    })
+}
+
+/// A name stands for one layer on one image.
+fn check(named: &NamedLayer, image: Option<&Image>) -> anyhow::Result<()> {
+    if let Some(image) = image
+        && image.id != named.image
+    {
+        bail!(
+            "read-write layer {0:?} is on {1} ({2}), not on {3} ({4}): use another name, or \
+             unionfs rm {0}",
+            named.name,
+            named.image_name,
+            named.image.short(),
+            image.label(),
+            image.id.short()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! What each command may touch once it is in its sandbox: one row a command, none without one.
+//! docs/ARCHITECTURE.md has the same table.
+//!
+//! A row is what [`super::command_sandbox::Cage`] grants, so that a command cannot take more than its row says.
+
+use Use::{No, Read, Write};
+
+/// How far a kind of place may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Use {
+    No,
+    Read,
+    Write,
+}
+
+impl Use {
+    #[cfg(test)]
+    fn text(self) -> &'static str {
+        match self {
+            Self::No => "-",
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+}
+
+/// The row of a command.
+#[derive(Debug)]
+pub(super) struct Reach {
+    pub(super) command: &'static str,
+    /// Stores that images and containers are looked for in; only that of `--root` where given.
+    pub(super) stores: Use,
+    /// Our own store.
+    pub(super) own: Use,
+    /// The directory of catalogs.
+    pub(super) catalogs: Use,
+    /// Servers.
+    pub(super) network: bool,
+    /// What else is there. `None`: it enters no sandbox, and `why` says why.
+    pub(super) confined: bool,
+    /// What is opened before, or why there is no sandbox: for the table.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "compared with the documented table")
+    )]
+    note: &'static str,
+}
+
+const fn row(command: &'static str, stores: Use, own: Use, note: &'static str) -> Reach {
+    Reach {
+        command,
+        stores,
+        own,
+        catalogs: No,
+        network: false,
+        confined: true,
+        note,
+    }
+}
+
+const fn outside(command: &'static str, note: &'static str) -> Reach {
+    Reach {
+        confined: false,
+        ..row(command, No, No, note)
+    }
+}
+
+const fn with_catalogs(catalogs: Use, row: Reach) -> Reach {
+    Reach { catalogs, ..row }
+}
+
+const fn with_network(row: Reach) -> Reach {
+    Reach {
+        network: true,
+        ..row
+    }
+}
+
+/// All commands, as `unionfs --help` lists them.
+pub(super) const TABLE: [Reach; 26] = [
+    outside(
+        "mount",
+        "finds the layers in a confined process; its daemon has a sandbox of its own",
+    ),
+    outside(
+        "umount",
+        "reads nothing but records of the runtime directory",
+    ),
+    row("images", Read, No, ""),
+    row("inspect", Read, No, ""),
+    row("history", Read, No, ""),
+    row("layers", Read, No, ""),
+    row("verify", Read, No, ""),
+    row("ps", No, Read, "mounts are looked at before"),
+    row("diff", Read, No, "origins are found by a process outside"),
+    row(
+        "commit",
+        Read,
+        Write,
+        "a process outside syncs a mounted layer and finds origins",
+    ),
+    row(
+        "export",
+        Read,
+        No,
+        "the output; a process outside gives it its name, syncs a mounted layer and finds origins",
+    ),
+    row("load", No, Write, "the archive (read)"),
+    row("import", No, Write, "the tar or directory (read)"),
+    row(
+        "save",
+        Read,
+        No,
+        "the output; a process outside gives it its name",
+    ),
+    with_network(row(
+        "pull",
+        No,
+        Write,
+        "logins and certificates, read before",
+    )),
+    with_network(row(
+        "push",
+        Read,
+        Write,
+        "logins and certificates, read before; files without a name if there is no store of ours",
+    )),
+    row("stats", No, No, "the daemon's socket"),
+    outside("sync", "reads nothing but records of the runtime directory"),
+    row("tag", Read, Write, ""),
+    with_catalogs(
+        Write,
+        row("rmi", Read, Write, "live mounts are looked at before"),
+    ),
+    row("rm", No, Write, ""),
+    with_catalogs(
+        Write,
+        row("prune", Read, Write, "live mounts are looked at before"),
+    ),
+    with_catalogs(Read, row("df", Read, Read, "")),
+    with_catalogs(
+        Write,
+        row(
+            "catalog",
+            Read,
+            No,
+            "with -o: the layers (read), the file's directory",
+        ),
+    ),
+    outside("completions", "reads nothing"),
+    outside("man", "reads nothing"),
+];
+
+/// The row of a command.
+pub(super) fn of(command: &str) -> Option<&'static Reach> {
+    TABLE.iter().find(|row| row.command == command)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_row_and_the_option_that_goes_with_it() {
+        let mut cli = super::super::Cli::command();
+        cli.build();
+        let commands = cli.get_subcommands().filter(|sub| sub.get_name() != "help");
+        let commands: Vec<_> = commands.collect();
+        let names: Vec<&str> = commands.iter().map(|sub| sub.get_name()).collect();
+        let rows: Vec<&str> = TABLE.iter().map(|row| row.command).collect();
+        assert_eq!(names, rows, "in the order of unionfs --help");
+        for (command, row) in commands.iter().zip(&TABLE) {
+            let takes = |command: &clap::Command| {
+                command.get_arguments().any(|arg| arg.get_id() == "sandbox")
+            };
+            let subs: Vec<_> = command
+                .get_subcommands()
+                .filter(|s| s.get_name() != "help")
+                .collect();
+            let takes_it = if subs.is_empty() {
+                takes(command)
+            } else {
+                subs.iter().all(|sub| takes(sub))
+            };
+            assert_eq!(takes_it, row.confined, "--sandbox of {}", row.command);
+        }
+    }
+
+    #[test]
+    fn the_documented_table_is_what_commands_get() {
+        let text = include_str!("../../docs/ARCHITECTURE.md");
+        let (_, table) = text.split_once("| command | stores | own store |").unwrap();
+        let rows: Vec<&str> = table
+            .lines()
+            .skip(2)
+            .take_while(|line| line.starts_with('|'))
+            .collect();
+        let expected = TABLE.iter().map(|row| {
+            let network = if row.network { "servers" } else { "-" };
+            let cells = if row.confined {
+                [
+                    row.stores.text(),
+                    row.own.text(),
+                    row.catalogs.text(),
+                    network,
+                ]
+            } else {
+                ["no sandbox", "", "", ""]
+            };
+            format!("| {} | {} | {} |", row.command, cells.join(" | "), row.note)
+        });
+        let expected: Vec<String> = expected.collect();
+        assert_eq!(rows, expected);
+    }
+}

@@ -1,0 +1,140 @@
+//! What is set from outside of a FUSE connection, through files that have its device number as
+//! their name: aborting it, reading ahead.
+//!
+//! The number belongs to the next file system as soon as ours is gone. So the file is opened
+//! first, and used only if the connection still lives then: the number was ours when it was
+//! opened, and an open file does not become another's.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+
+/// The connection of a mount.
+#[derive(Debug)]
+pub(super) struct Control {
+    /// /dev/fuse, on the connection.
+    device: OwnedFd,
+    number: (u32, u32),
+    /// Opened before a sandbox was entered, from which they cannot be reached.
+    files: OnceLock<Files>,
+}
+
+/// `None`: it could not be opened.
+#[derive(Debug)]
+struct Files {
+    abort: Option<OwnedFd>,
+    read_ahead: Option<OwnedFd>,
+}
+
+impl Control {
+    /// Of the connection that `device` is open on; `number` is its file system's.
+    pub(super) fn new(device: OwnedFd, number: (u32, u32)) -> Self {
+        Self {
+            device,
+            number,
+            files: OnceLock::new(),
+        }
+    }
+
+    /// Opens what [`Self::abort`] and [`Self::read_ahead`] write to. To be called before a sandbox
+    /// is entered.
+    pub(super) fn open_files(&self) {
+        self.files.get_or_init(|| Files {
+            abort: open_abort(self.number.1)
+                .map_err(|error| tracing::debug!(%error, "the connection cannot be aborted"))
+                .ok(),
+            read_ahead: self.open_read_ahead().ok(),
+        });
+    }
+
+    /// Whether the file system is neither gone nor aborted.
+    pub(super) fn is_connected(&self) -> bool {
+        let mut fds = [PollFd::new(&self.device, PollFlags::IN)];
+        let now = Timespec::default();
+        rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now))).is_ok()
+            && !fds[0].revents().contains(PollFlags::ERR)
+    }
+
+    /// Lets the kernel read ahead `kib` KiB of a file at a time, where it would take 128. Root
+    /// may ask for that, where sysfs can be written.
+    pub(super) fn read_ahead(&self, kib: u32) {
+        let opened;
+        let file = match self.files.get() {
+            Some(files) => files.read_ahead.as_ref().ok_or(Errno::ACCESS),
+            None => {
+                opened = self.open_read_ahead();
+                opened.as_ref().map_err(|error| *error)
+            }
+        };
+        if let Err(error) = file.and_then(|file| self.write(file, kib.to_string().as_bytes())) {
+            tracing::debug!(%error, "readahead stays as it is");
+        }
+    }
+
+    fn open_read_ahead(&self) -> rustix::io::Result<OwnedFd> {
+        let (major, minor) = self.number;
+        let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        rustix::fs::open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+    }
+
+    /// Aborts the connection: its server reads ENODEV and ends, whoever still uses the mount
+    /// gets ENOTCONN. Nothing happens to one that is gone.
+    ///
+    /// # Errors
+    /// Those of [`open_abort`], and of write(2).
+    pub(super) fn abort(&self) -> io::Result<()> {
+        let opened;
+        let file = match self.files.get() {
+            Some(files) => files.abort.as_ref().ok_or(Errno::ACCESS)?,
+            None => {
+                opened = open_abort(self.number.1)?;
+                &opened
+            }
+        };
+        match self.write(file, b"1") {
+            Err(Errno::NODEV) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    fn write(&self, file: &OwnedFd, bytes: &[u8]) -> rustix::io::Result<()> {
+        if self.is_connected() {
+            rustix::io::write(file, bytes).map(|_| ())
+        } else {
+            Err(Errno::NODEV)
+        }
+    }
+}
+
+/// The file that aborts the connection of the file system with this minor device number. It is
+/// that connection's for good: make sure of the number after this.
+///
+/// # Errors
+/// ENOENT when there is no such connection, EACCES when it is another user's, EPERM where
+/// fusectl is not mounted and may not be.
+pub(super) fn open_abort(minor: u32) -> io::Result<OwnedFd> {
+    let file = PathBuf::from(minor.to_string()).join("abort");
+    let usual = Path::new("/sys/fs/fuse/connections").join(&file);
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    match rustix::fs::open(&usual, flags, Mode::empty()) {
+        // Where fusectl is not mounted (containers): a mount of it that is attached nowhere.
+        Err(Errno::NOENT) => Ok(rustix::fs::openat(fusectl()?, &file, flags, Mode::empty())?),
+        result => Ok(result?),
+    }
+}
+
+fn fusectl() -> rustix::io::Result<OwnedFd> {
+    let context = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(&context)?;
+    rustix::mount::fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
+}

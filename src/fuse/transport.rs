@@ -1,0 +1,176 @@
+//! The transport of a mount: which one it gets, the handshake, and what serves its requests.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::adapter::Adapter;
+use super::config::{IoPolicy, MountConfig, Transport};
+use super::error::{Error, Result};
+use super::operations::Notices;
+use super::passthrough::{self, Opens};
+use super::wire::{self, Dispatch, Limits};
+#[cfg(feature = "fuser")]
+use super::{fuser, mount::can_reopen_device};
+use crate::union::Union;
+
+/// A connection that has shaken hands.
+pub(super) enum Connection {
+    /// `transport=classic` and `transport=uring`.
+    Wire(wire::Connection),
+    /// `transport=fuser`.
+    #[cfg(feature = "fuser")]
+    Fuser(Box<fuser::Connection<Adapter>>),
+}
+
+/// Whether the transport that is asked for can be had and goes with the rest.
+///
+/// # Errors
+/// [`Error::Fuser`] when not.
+pub(super) fn check(config: &MountConfig) -> Result<()> {
+    let why = match (config.transport, config.io) {
+        (Some(Transport::Fuser), _) if !cfg!(feature = "fuser") => {
+            "it was left out of this unionfs (cargo feature fuser); use transport=auto"
+        }
+        (Some(Transport::Fuser), IoPolicy::Passthrough) => {
+            "it does not pass files through; use io=auto, or another transport"
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::Fuser {
+        path: config.mountpoint.clone(),
+        why,
+    })
+}
+
+/// Whether files can be passed through with this transport.
+pub(super) fn passes(config: &MountConfig) -> bool {
+    config.transport != Some(Transport::Fuser)
+}
+
+/// What a connection has agreed on with the kernel.
+pub(super) struct Agreed {
+    /// What is told to the kernel unasked goes there.
+    pub(super) notices: Arc<dyn Notices>,
+    /// The flags of INIT that both sides know (`init`).
+    pub(super) flags: u32,
+}
+
+impl Connection {
+    /// Answers INIT, which the kernel sends first. `limits` are those of a mount that was checked;
+    /// `reopens`: whether the process can still open /dev/fuse for its `threads`.
+    ///
+    /// # Errors
+    /// ENODEV when it was unmounted meanwhile, EPROTO when the kernel speaks a version older than 7.31
+    /// or something else than FUSE; when io_uring is asked for and impossible.
+    pub(super) fn open(
+        device: OwnedFd,
+        limits: &Limits,
+        threads: usize,
+        reopens: bool,
+    ) -> io::Result<Self> {
+        match limits.transport {
+            #[cfg(feature = "fuser")]
+            Some(Transport::Fuser) => {
+                let own_devices = reopens && can_reopen_device();
+                let connection = fuser::Connection::open(device, limits, threads, own_devices)?;
+                Ok(Self::Fuser(Box::new(connection)))
+            }
+            _ => {
+                let _ = (threads, reopens);
+                Ok(Self::Wire(wire::Connection::open(device, limits)?))
+            }
+        }
+    }
+
+    /// Which one it is.
+    pub(super) fn transport(&self) -> Transport {
+        match self {
+            Self::Wire(connection) => connection.transport(),
+            #[cfg(feature = "fuser")]
+            Self::Fuser(_) => Transport::Fuser,
+        }
+    }
+
+    pub(super) fn agreed(&self) -> Agreed {
+        match self {
+            Self::Wire(connection) => Agreed {
+                notices: Arc::<OwnedFd>::clone(connection.device()),
+                flags: connection.flags(),
+            },
+            #[cfg(feature = "fuser")]
+            Self::Fuser(connection) => Agreed {
+                notices: connection.notices(),
+                flags: connection.flags(),
+            },
+        }
+    }
+
+    /// As [`passthrough::start`]. Nothing is passed through by a transport that cannot.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub(super) fn pass_through(
+        &self,
+        union: &Union,
+        path: &Path,
+        insists: bool,
+    ) -> Result<Option<Opens>> {
+        match self {
+            Self::Wire(connection) => passthrough::start(connection, union, path, insists),
+            #[cfg(feature = "fuser")]
+            Self::Fuser(_) => Ok(None),
+        }
+    }
+
+    /// As [`wire::Connection::with_spares`].
+    pub(super) fn with_spares(self, spares: Vec<OwnedFd>) -> Self {
+        match self {
+            Self::Wire(connection) => Self::Wire(connection.with_spares(spares)),
+            #[cfg(feature = "fuser")]
+            Self::Fuser(connection) => Self::Fuser(connection),
+        }
+    }
+
+    /// Serves until the file system is unmounted, as [`wire::Connection::serve`].
+    ///
+    /// # Errors
+    /// When no worker could be started, or one had to end early.
+    pub(super) fn serve(
+        self,
+        adapter: Adapter,
+        threads: usize,
+        others: impl FnOnce() -> bool,
+        abort: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<()> {
+        match self {
+            Self::Wire(connection) => {
+                connection.serve(Arc::new(Dispatch(adapter)), threads, others, abort)
+            }
+            #[cfg(feature = "fuser")]
+            Self::Fuser(connection) => connection.serve(adapter),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuser_is_refused_where_it_cannot_be_had() {
+        let mut config = MountConfig::new("/mnt");
+        assert!(check(&config).is_ok() && passes(&config));
+        config.transport = Some(Transport::Fuser);
+        let answer = check(&config).map_err(|error| error.to_string());
+        assert_eq!(answer.is_ok(), cfg!(feature = "fuser"), "{answer:?}");
+        assert!(!passes(&config));
+        config.io = IoPolicy::Passthrough;
+        let refused = check(&config).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("transport=fuser is not possible on /mnt: "),
+            "{refused}"
+        );
+    }
+}

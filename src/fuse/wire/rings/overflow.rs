@@ -1,0 +1,251 @@
+//! The overflow thread of a CPU: gives the kernel the answers to requests whose threads have gone on
+//! with others, and offers entries when no thread of the CPU is free. What comes in these it hands to
+//! the pool: it never waits for anything but its ring.
+//!
+//! **Spare entries.** An answer makes its entry wait for a further request in the ring of the thread
+//! that gives it, and the kernel uses the entry next that has come last. Too many of them would wait
+//! here, and all requests would go through the pool. So after each answer the thread asks the kernel
+//! for a request of our own, for which nobody waits (FUSE_NOTIFY_RETRIEVE, of no data of some file). It
+//! comes in that entry, and is not answered until the entry is wanted again: it is spare.
+//!
+//! **Requests that wait in the kernel.** With no entry free the kernel keeps a request, and gives one
+//! of them out with each answer of this CPU, however many entries are registered meanwhile. If those
+//! that have an entry wait for something, none would ever come. So when the last idle thread has taken
+//! a request, spare entries are answered until one of them gets no request at once.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+
+use super::super::abi::{ROOT, op};
+use super::super::notify;
+use super::super::ring_message;
+use super::super::slot::{Answer, Parked};
+use super::queue::{Due, Queue};
+use super::{Outcome, PAUSE, Refusal, Served, answer, refusal};
+use crate::sys::uring::{Command, Event, HEADER, Header, Payload, Ring};
+
+/// Data of a request that counts: less is as much as an entry has anyway.
+const MUCH: usize = 64 << 10;
+/// Of the numbers of our own requests, which are none of the kernel's: those count from 0.
+const OURS: u64 = 1 << 62;
+
+struct Overflow {
+    queue: Arc<Queue>,
+    served: Arc<Served>,
+    ring: Ring,
+    header: Header,
+    /// Entries that wait for a request in our ring.
+    open: usize,
+    /// Requests may wait in the kernel.
+    starved: bool,
+    /// Our next own request is to be answered at once: it may fetch one that waits.
+    probing: bool,
+    asked: u64,
+    /// The file that we asked of last.
+    file: u64,
+}
+
+/// Starts the thread, once.
+pub(super) fn start(queue: &Arc<Queue>, served: &Arc<Served>, ends: &Sender<io::Result<()>>) {
+    if !served.may_keep_requests || !queue.wants_overflow() {
+        return;
+    }
+    let (new, served, ends) = (Arc::clone(queue), Arc::clone(served), ends.clone());
+    let builder = std::thread::Builder::new().name(format!("unionfs-over{}", queue.cpu));
+    if let Err(error) = builder.spawn(move || run(new, served, &ends)) {
+        queue.cannot_overflow(&error);
+    }
+}
+
+fn run(queue: Arc<Queue>, served: Arc<Served>, ends: &Sender<io::Result<()>>) {
+    queue.take_policy();
+    let ring = match Ring::with_bell(&*queue.device, queue.bell(), queue.cpu) {
+        Ok(ring) => ring,
+        Err(error) => return queue.cannot_overflow(&error),
+    };
+    queue.overflow_is_there();
+    let mut overflow = Overflow {
+        queue,
+        served: Arc::clone(&served),
+        ring,
+        header: [0; HEADER],
+        open: 0,
+        starved: false,
+        probing: false,
+        asked: 0,
+        file: ROOT,
+    };
+    let end = overflow.serve();
+    if let Err(error) = &end {
+        tracing::error!(%error, cpu = overflow.queue.cpu, "a ring failed: aborting the connection");
+        (served.abort)();
+    }
+    let _ = ends.send(end);
+}
+
+impl Overflow {
+    /// Until the connection is gone.
+    fn serve(&mut self) -> io::Result<()> {
+        loop {
+            if self.queue.is_over() {
+                return Ok(());
+            }
+            let answers = self.queue.all_due();
+            let mut given = answers.len();
+            for due in answers {
+                self.give(due)?;
+            }
+            self.starved |= self.queue.was_starved();
+            self.starved |= self.open == 0 && self.queue.idle.load(Ordering::Relaxed) == 0;
+            if self.starved && !self.queue.is_full() {
+                self.starved = false;
+                given += usize::from(self.probe()?);
+            }
+            if self.queue.idle.load(Ordering::Relaxed) > 0 {
+                for _ in 0..given {
+                    self.ask();
+                }
+            }
+            self.ring.wait()?;
+            if !self.take_all()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Gives an answer, by which its entry is offered again.
+    fn give(&mut self, due: Due) -> io::Result<()> {
+        let Answer { error, len } = due.answer;
+        ring_message::answer(&mut self.header, due.commit_id, error, len);
+        self.ring
+            .give(Command::Commit(due.commit_id), &self.header, due.payload)?;
+        self.open += 1;
+        Ok(())
+    }
+
+    /// Offers entries until one gets no request at once: then none waits in the kernel. Whether there
+    /// was one.
+    fn probe(&mut self) -> io::Result<bool> {
+        while let Some(spare) = self.queue.spare() {
+            self.give(spare)?;
+            let before = self.open;
+            self.take_all()?;
+            let is_open = self.open >= before;
+            self.starved |= !is_open;
+            if is_open || self.queue.is_full() {
+                return Ok(is_open);
+            }
+        }
+        if self.open == 0 {
+            match self.queue.new_payload() {
+                Ok(payload) => {
+                    self.ring.give(Command::Register, &self.header, payload)?;
+                    self.open += 1;
+                }
+                // What is answered next helps.
+                Err(error) => self.queue.tell(&error),
+            }
+        }
+        // It comes in the entry that is open: the answer to it fetches what waits.
+        self.probing = self.open > 0 && self.ask();
+        Ok(false)
+    }
+
+    /// Asks for a request of our own. Whether it will come: not where the kernel wants a regular file
+    /// for it and knows none.
+    fn ask(&mut self) -> bool {
+        if self.ask_of(self.file) {
+            return true;
+        }
+        for file in self.served.handler.known_files() {
+            if self.ask_of(file) {
+                self.file = file;
+                return true;
+            }
+        }
+        false
+    }
+
+    fn ask_of(&mut self, file: u64) -> bool {
+        self.asked += 1;
+        let number = OURS | u64::from(self.queue.cpu) << 40 | self.asked << 1;
+        notify::ask_for_request(&self.queue.device, number, file)
+    }
+
+    /// Takes what has come. `false`: the connection is gone.
+    fn take_all(&mut self) -> io::Result<bool> {
+        while let Some(event) = self.ring.take(&mut self.header)? {
+            match event {
+                Event::Rung => {}
+                Event::Came(payload) => self.came(payload)?,
+                Event::Refused(refused) => match refusal(refused.command, &refused.error) {
+                    Refusal::Over => return Ok(false),
+                    Refusal::NoEntry => {
+                        self.open -= 1;
+                        self.queue.lost_entry(&refused.error);
+                        std::thread::sleep(PAUSE);
+                    }
+                    Refusal::NotNow => {
+                        std::thread::sleep(PAUSE);
+                        self.ring.give_again(refused)?;
+                    }
+                    Refusal::Broken => return Err(refused.error),
+                },
+            }
+        }
+        Ok(true)
+    }
+
+    fn came(&mut self, payload: Payload) -> io::Result<()> {
+        self.open -= 1;
+        // Our own request, or one that came before it.
+        self.starved |= std::mem::take(&mut self.probing);
+        let commit_id = ring_message::commit_id(&self.header);
+        let message = ring_message::read(&self.header, payload.len());
+        let is_ours = message.is_some_and(|m| m.opcode == op::NOTIFY_REPLY);
+        if is_ours {
+            self.queue.keep(Due {
+                payload,
+                commit_id,
+                answer: Answer::EMPTY,
+                held: 0,
+            });
+            return Ok(());
+        }
+        let user = message.map_or(0, |message| message.header.context().uid);
+        let bytes = message.map_or(0, |message| message.payload);
+        let held = if bytes > MUCH { bytes } else { 0 };
+        self.queue.hold(held);
+        let (served, header) = (Arc::clone(&self.served), self.header);
+        let parked = Parked {
+            queue: Arc::clone(&self.queue),
+            commit_id,
+            held,
+        };
+        let job = move || serve_here(&served, &header, payload, parked);
+        self.served.handler.elsewhere(user, Box::new(job));
+        Ok(())
+    }
+}
+
+/// Serves a request on a thread of the pool.
+fn serve_here(served: &Served, header: &Header, payload: Payload, parked: Parked) {
+    let (queue, commit_id, held) = (Arc::clone(&parked.queue), parked.commit_id, parked.held);
+    let slot = Arc::default();
+    let answered = match answer(served, header, payload, &mut Vec::new(), &slot) {
+        Outcome::Answered(answer, payload) => Some((answer, payload)),
+        Outcome::Waits(kept) => slot.park(kept, parked),
+        // Not of the pool.
+        Outcome::Ours(payload) => Some((Answer::EMPTY, payload)),
+    };
+    if let Some((answer, payload)) = answered {
+        queue.finish(Due {
+            payload,
+            commit_id,
+            answer,
+            held,
+        });
+    }
+}

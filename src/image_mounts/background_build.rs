@@ -1,0 +1,84 @@
+//! A catalog that is built beside a live mount: by a process of its own, since a daemon in its sandbox
+//! may write to no store, and at idle priority.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::net::{RecvFlags, SendFlags};
+
+use super::image_catalogs::MountCatalog;
+use crate::catalog::{self, Label};
+use crate::layer::StackSpec;
+use crate::sandbox::{self, Mode};
+use crate::sys::daemon;
+
+/// A process that builds a catalog. Dropping this stops it and waits for its end.
+#[derive(Debug)]
+#[must_use = "the build is stopped when this is dropped"]
+pub struct BackgroundBuild(OwnedFd);
+
+impl BackgroundBuild {
+    /// Starts a process that will build the catalog of the lowers of `stack` after
+    /// [`BackgroundBuild::begin`]. The calling process must have one thread. `None`: the catalog is one
+    /// that is not built, or there is no process (a warning says why).
+    pub fn prepare(catalog: MountCatalog, stack: &StackSpec, mode: Mode) -> Option<Self> {
+        let label = catalog.label.clone()?;
+        let work = |socket: OwnedFd| {
+            // Nothing is wanted when the mount fails.
+            if let Ok((1.., _)) = rustix::net::recv(&socket, &mut [0], RecvFlags::empty()) {
+                build(&catalog, stack, &label, mode, socket);
+            }
+        };
+        let keep = stack.dirs().map(|dir| dir.as_fd());
+        match daemon::bare_helper(&keep.collect::<Vec<_>>(), work) {
+            Ok(socket) => Some(Self(socket)),
+            Err(error) => {
+                tracing::warn!(%error, "no catalog is built of the layers");
+                None
+            }
+        }
+    }
+
+    /// Begins, once the mount is live.
+    pub fn begin(&self) {
+        if let Err(error) = rustix::net::send(&self.0, &[0], SendFlags::NOSIGNAL) {
+            tracing::warn!(%error, "no catalog is built of the layers");
+        }
+    }
+}
+
+impl Drop for BackgroundBuild {
+    fn drop(&mut self) {
+        // It has ended already where this fails.
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write);
+        // Until it has closed its side by ending.
+        let _ = rustix::net::recv(&self.0, &mut [0], RecvFlags::empty());
+    }
+}
+
+fn build(catalog: &MountCatalog, stack: &StackSpec, label: &Label, mode: Mode, socket: OwnedFd) {
+    crate::sys::schedule::idle_thread();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let mut step = |_| !stopped.load(Ordering::Relaxed);
+    let confine = |catalogs: BorrowedFd<'_>| {
+        let layers = stack.lowers.iter().chain(&stack.data_only);
+        let layers: Vec<_> = layers.map(|layer| layer.dir.as_fd()).collect();
+        let in_force = sandbox::daemon::enter_beside(mode, &layers, catalogs)?;
+        tracing::debug!(%in_force, "sandbox of the process that builds a catalog");
+        // Ends with the process.
+        std::thread::spawn(move || {
+            // The mount's process sends no more; this is its end, or that of the mount.
+            let _ = rustix::net::recv(&socket, &mut [0], RecvFlags::empty());
+            stop.store(true, Ordering::Relaxed);
+            std::mem::forget(socket);
+        });
+        Ok(())
+    };
+    match catalog::build_confined(stack, label, catalog.path(), confine, &mut step) {
+        Ok(built) => tracing::info!(?built, "catalog {} built", catalog.path().display()),
+        Err(catalog::Error::Stopped | catalog::Error::Busy(_)) => {}
+        Err(error) => tracing::warn!(%error, "no catalog is built of the layers"),
+    }
+}

@@ -1,0 +1,206 @@
+//! Catalogs of images: which one a mount uses, whose layers it is of, and which nobody needs any more.
+//! They lie in the user's own store (`catalog::directory`), one for each chain of layers of each store.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use super::error::{Error, Result};
+use crate::catalog::{self, Label, directory};
+use crate::oci::Digest;
+use crate::store::writable::{DRIVER, Garbage, GarbageKind};
+use crate::store::{Chain, Container, Mountable};
+
+/// Returns whose layers those of an image are.
+pub fn label_of_image(image: &Mountable) -> Label {
+    Label {
+        notes: image.note.clone().unwrap_or_default(),
+        ..label_of_chain(&image.chain)
+    }
+}
+
+fn label_of_chain(chain: &Chain) -> Label {
+    Label {
+        chain: chain.id.bytes(),
+        store: chain.root.as_os_str().as_bytes().to_vec(),
+        driver: chain.driver.into(),
+        notes: Vec::new(),
+    }
+}
+
+/// Returns whose layers those below a read-write layer of the store in `root` are; `None` where a
+/// layer of its own is between them.
+pub fn label_below_container(root: &Path, container: &Container) -> Option<Label> {
+    let chain = container.parent.filter(|_| container.init.is_none())?;
+    let (store, driver) = match &container.source {
+        Some(source) => (source.root.as_path(), source.driver.as_str()),
+        None => (root, DRIVER),
+    };
+    Some(Label {
+        chain: chain.bytes(),
+        store: store.as_os_str().as_bytes().to_vec(),
+        driver: driver.into(),
+        notes: Vec::new(),
+    })
+}
+
+/// The catalog of a mount.
+#[derive(Clone, Debug)]
+pub struct MountCatalog {
+    pub(super) path: PathBuf,
+    /// Whose layers it is of; `None`: it is used, but not built.
+    pub(super) label: Option<Label>,
+    renew: bool,
+}
+
+impl MountCatalog {
+    /// The catalog in a file, which is used if it fits, and never built.
+    ///
+    /// # Errors
+    /// [`Error::Path`] when the working directory is gone.
+    pub fn file(path: &Path) -> Result<Self> {
+        let absolute = std::path::absolute(path).map_err(|source| Error::Path {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            path: absolute,
+            label: None,
+            renew: false,
+        })
+    }
+
+    /// Returns the path of the file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns whether it is to be built although the mount can use it: it lacks a note of where the
+    /// layers are, or has an old one.
+    pub fn is_outdated(&self) -> bool {
+        self.renew
+    }
+}
+
+/// The catalogs in a store of ours.
+///
+/// ```
+/// use unionfs::image_mounts::ImageCatalogs;
+///
+/// let own = tempfile::tempdir()?;
+/// let catalogs = ImageCatalogs::of(own.path());
+/// assert_eq!(catalogs.disk_usage(), 0);
+/// assert!(catalogs.garbage()?.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ImageCatalogs {
+    own_root: PathBuf,
+}
+
+impl ImageCatalogs {
+    /// Those in the store with this root, which need not exist.
+    pub fn of(own_root: impl Into<PathBuf>) -> Self {
+        Self {
+            own_root: own_root.into(),
+        }
+    }
+
+    /// Returns the catalog that a mount of these layers uses, and builds where there is none.
+    pub fn choose(&self, label: Label) -> MountCatalog {
+        MountCatalog {
+            path: directory::path(&self.own_root, &label),
+            renew: !label.notes.is_empty(),
+            label: Some(label),
+        }
+    }
+
+    /// Returns what the catalog of a chain has noted of where its layers are; see
+    /// [`crate::store::Stores::mountable`].
+    pub fn note(&self, chain: &Chain) -> Option<Vec<u8>> {
+        let path = directory::path(&self.own_root, &label_of_chain(chain));
+        let view = catalog::open(&path).ok()?;
+        view.notes().ok().map(<[u8]>::to_vec)
+    }
+
+    /// Returns the roots of the stores that there are catalogs of.
+    ///
+    /// # Errors
+    /// [`Error::Catalogs`].
+    pub fn stores(&self) -> Result<Vec<PathBuf>> {
+        let labels = self.list()?.into_iter().filter_map(|kept| kept.label);
+        let mut roots: Vec<PathBuf> = labels
+            .map(|label| PathBuf::from(OsString::from_vec(label.store)))
+            .collect();
+        roots.sort();
+        roots.dedup();
+        Ok(roots)
+    }
+
+    /// Returns the catalogs that nobody needs: those of removed layers, and damaged ones.
+    ///
+    /// # Errors
+    /// [`Error::Catalogs`].
+    pub fn garbage(&self) -> Result<Vec<Garbage>> {
+        let is_garbage = |kept: &directory::Kept| !kept.label.as_ref().is_some_and(is_needed);
+        let unneeded = self.list()?.into_iter().filter(is_garbage);
+        let garbage = unneeded.map(|kept| Garbage {
+            kind: GarbageKind::Catalog,
+            path: kept.path,
+            bytes: kept.bytes,
+            image: None,
+            layer: None,
+        });
+        Ok(garbage.collect())
+    }
+
+    /// Removes the catalogs of chains that have been removed from the store in `root`, which is one of
+    /// ours. What cannot be removed is garbage.
+    pub fn remove_of_chains(&self, root: &Path, chains: &[Digest]) {
+        for chain in chains {
+            let label = Label {
+                chain: chain.bytes(),
+                store: root.as_os_str().as_bytes().to_vec(),
+                driver: DRIVER.into(),
+                notes: Vec::new(),
+            };
+            let path = directory::path(&self.own_root, &label);
+            if let Err(error) = directory::remove(&path) {
+                tracing::debug!(%error, path = %path.display(), "a catalog stays");
+            }
+        }
+    }
+
+    /// Returns the bytes that all catalogs take on the disk; 0 where they cannot be listed.
+    pub fn disk_usage(&self) -> u64 {
+        let kept = directory::list(&self.own_root).ok();
+        kept.into_iter().flatten().map(|kept| kept.bytes).sum()
+    }
+
+    /// Returns all files in the directory of catalogs.
+    ///
+    /// # Errors
+    /// [`Error::Catalogs`].
+    pub fn list(&self) -> Result<Vec<directory::Kept>> {
+        directory::list(&self.own_root).map_err(|source| Error::Catalogs {
+            path: directory::dir(&self.own_root),
+            source,
+        })
+    }
+}
+
+/// Whether the chain of a catalog is still there: in a store laid out as Docker's it has a record;
+/// others keep their catalogs as long as they are there themselves.
+fn is_needed(label: &Label) -> bool {
+    let store = PathBuf::from(OsString::from_vec(label.store.clone()));
+    let driver = OsString::from_vec(label.driver.clone());
+    let layers = store.join("image").join(driver).join("layerdb/sha256");
+    if layers.is_dir() {
+        layers
+            .join(Digest::from_bytes(label.chain).hex())
+            .symlink_metadata()
+            .is_ok()
+    } else {
+        store.is_dir()
+    }
+}

@@ -1,0 +1,21 @@
+//! Mounts of images by name: an image of a store, its catalog, a layer for changes, and the mount.
+//!
+//! [`ImageMount`] does all of it, as `unionfs mount IMAGE` does. The parts are of use alone too:
+//! [`ImageCatalogs`] says which catalog a mount uses, and [`BackgroundBuild`] builds one beside a mount.
+//!
+//! ```no_run
+//! use unionfs::image_mounts::ImageMount;
+//!
+//! ImageMount::find("myapp:2")?.mount("/mnt")?.serve()?;
+//! # Ok::<(), unionfs::image_mounts::Error>(())
+//! ```
+
+mod background_build;
+mod error;
+mod image_catalogs;
+mod image_mount;
+
+pub use background_build::BackgroundBuild;
+pub use error::{Error, Result};
+pub use image_catalogs::{ImageCatalogs, MountCatalog, label_below_container, label_of_image};
+pub use image_mount::{ImageMount, MountedImage, UPPER_DIALECT};

@@ -1,0 +1,427 @@
+//! Are a layer's files what the headers of its tar say, and are there no others?
+//!
+//! What differs without damage is allowed for: a plain user's store has no owners and adds
+//! permissions for him, times that a file system cannot hold, the two ways in which Docker
+//! and we unpack hard links whose headers contradict each other.
+//!
+//! Invariant: memory is bounded, however many files there are. The tar and the directory are gone
+//! through in the order of paths, sorted by way of files.
+
+mod linked;
+mod unexpected;
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::BufRead;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::ResolveFlags;
+use rustix::io::Errno;
+
+use super::error::Error;
+use super::expected::{Attributes, Node, Want, value_of};
+use super::expected_entries::ExpectedEntries;
+use super::extractor::{DIR, open_beneath, open_in, split};
+use super::header::EntryKind;
+use super::rebuild::Damage;
+use crate::layer::Dialect;
+use crate::layer::at::{At, Stat};
+use crate::layer::markers::{Markers, WH_OPAQUE, WH_PREFIX, is_marker_xattr};
+use crate::layer::types::{FileKind, Time};
+use crate::oci::text::excerpt;
+use linked::Linked;
+
+/// What is known of a layer directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Compare<'d> {
+    /// The directory.
+    pub diff: BorrowedFd<'d>,
+    /// Its markers.
+    pub dialect: Dialect,
+    /// Whether files have the owners of the tar: in root's stores.
+    pub owners: bool,
+    /// Files for what does not fit into memory, which are written over.
+    pub scratch: [&'d File; 4],
+}
+
+impl Compare<'_> {
+    /// Compares every file with the headers that the tar-split (lines, not compressed) has, which is
+    /// given twice: some tars take two passes. Gives the layer's size as Docker counts it: bytes of
+    /// everything but directories, each inode once.
+    ///
+    /// # Errors
+    /// For headers that cannot be read, or are too many to be compared; directories that cannot be
+    /// listed; scratch files that cannot be used.
+    pub fn run(
+        &self,
+        splits: [impl BufRead; 2],
+        damaged: &mut dyn FnMut(Damage),
+    ) -> Result<u64, Error> {
+        let [headers, names, inodes, directories] = self.scratch;
+        let mut expected = ExpectedEntries::read(splits, headers, names)?;
+        let mut run = Run {
+            compare: *self,
+            parent: None,
+            elsewhere: Vec::new(),
+            opaque_elsewhere: Vec::new(),
+            linked: Linked::new(inodes),
+            damaged,
+        };
+        if expected.has_opaque() {
+            run.find_opaque(&mut expected)?;
+        }
+        while let Some(want) = expected.current() {
+            if want.is_named()
+                && let Err(what) = run.path(want, expected.has_below(&want.path))
+            {
+                run.damage(&want.path, what);
+            }
+            run.is_within_bounds()?;
+            if want.opaque {
+                run.opaque(&want.path);
+            }
+            expected.advance()?;
+        }
+        run.linked_twice(&mut expected)?;
+        run.elsewhere.sort_unstable();
+        expected.again()?;
+        unexpected::find(&mut run, &mut expected, [names, inodes, directories])
+    }
+}
+
+/// Inodes that the tar reaches through symlinks, at most.
+const MAX_ELSEWHERE: usize = 1 << 20;
+
+type Found<T> = Result<T, String>;
+
+struct Run<'r, 'd> {
+    compare: Compare<'d>,
+    /// The directory used last; whether it was found without symlinks.
+    parent: Option<(Vec<u8>, OwnedFd, bool)>,
+    /// Inodes of files that are in the tar under a path that leads through a symlink.
+    elsewhere: Vec<u64>,
+    /// Inodes of directories that the tar makes opaque under such a path, sorted.
+    opaque_elsewhere: Vec<u64>,
+    /// Files with several names that are in the tar as files of their own.
+    linked: Linked<'d>,
+    damaged: &'r mut dyn FnMut(Damage),
+}
+
+impl Run<'_, '_> {
+    fn is_within_bounds(&mut self) -> Result<(), Error> {
+        self.linked.check()?;
+        match self.elsewhere.len().max(self.opaque_elsewhere.len()) {
+            0..=MAX_ELSEWHERE => Ok(()),
+            _ => Err(Error::Limit {
+                what: "files that are reached through symlinks",
+                limit: MAX_ELSEWHERE as u64,
+            }),
+        }
+    }
+
+    fn damage(&mut self, path: &[u8], what: String) {
+        (self.damaged)(Damage {
+            path: path.to_vec(),
+            what,
+        });
+    }
+
+    /// Looks at what is at a path.
+    fn stat(&mut self, path: &[u8]) -> Found<(Stat, bool)> {
+        let missing = |errno| match errno {
+            Errno::NOENT | Errno::NOTDIR => "is missing".to_owned(),
+            errno => format!("cannot be read: {errno}"),
+        };
+        if path.is_empty() {
+            let stat = At::fd(self.compare.diff).stat().map_err(missing)?;
+            return Ok((stat, true));
+        }
+        let (parent, last) = split(path);
+        let known = self
+            .parent
+            .as_ref()
+            .is_some_and(|(known, ..)| known == parent);
+        if !known {
+            let diff = self.compare.diff;
+            let (dir, plain) = match open_beneath(diff, parent, DIR, ResolveFlags::NO_SYMLINKS) {
+                Err(Errno::LOOP) => (open_in(diff, parent, DIR), false),
+                other => (other, true),
+            };
+            self.parent = Some((parent.to_vec(), dir.map_err(missing)?, plain));
+        }
+        let Some((_, dir, plain)) = &self.parent else {
+            return Err("is missing".to_owned());
+        };
+        let stat = At::new(dir.as_fd(), last).stat().map_err(missing)?;
+        Ok((stat, *plain))
+    }
+
+    /// The file that was looked at last.
+    fn at<'p>(&'p self, path: &'p [u8]) -> At<'p> {
+        match &self.parent {
+            Some((_, dir, _)) if !path.is_empty() => At::new(dir.as_fd(), split(path).1),
+            _ => At::fd(self.compare.diff),
+        }
+    }
+
+    fn path(&mut self, want: &Want, has_below: bool) -> Found<()> {
+        let path = want.path.as_slice();
+        let Some(node) = &want.node else {
+            return self.whiteout(path, has_below);
+        };
+        let (stat, plain) = self.stat(path)?;
+        if !plain {
+            self.elsewhere.push(stat.ino);
+        }
+        if node.kind == EntryKind::HardLink {
+            let target = self.stat(&node.link);
+            let same = target.is_ok_and(|(t, _)| (t.ino, t.dev) == (stat.ino, stat.dev));
+            let link = excerpt(&node.link);
+            return if same {
+                Ok(())
+            } else {
+                Err(format!("is not a hard link to {link} any more"))
+            };
+        }
+        let mut wrong = Vec::new();
+        let kind = kind_of(node.kind);
+        if stat.kind != kind {
+            return Err(format!("is a {}, not a {kind}", stat.kind));
+        }
+        if stat.nlink > 1 && kind != FileKind::Directory {
+            self.linked.add(stat.ino);
+        }
+        self.content(path, node, &stat, &mut wrong);
+        self.attributes(want, node, &stat, &mut wrong);
+        self.xattrs(path, node, &mut wrong);
+        let opaque =
+            want.opaque || want.whiteout || self.opaque_elsewhere.binary_search(&stat.ino).is_ok();
+        if kind == FileKind::Directory && !opaque {
+            let markers = Markers::read(self.at(path), self.compare.dialect);
+            if markers.is_ok_and(|markers| markers.opaque) {
+                wrong.push("is opaque".to_owned());
+            }
+        }
+        if wrong.is_empty() {
+            Ok(())
+        } else {
+            Err(wrong.join(", "))
+        }
+    }
+
+    /// Length, target, device number.
+    fn content(&self, path: &[u8], node: &Node, stat: &Stat, wrong: &mut Vec<String>) {
+        match node.kind {
+            EntryKind::Regular if stat.size != node.size => {
+                wrong.push(format!("has {} bytes, not {}", stat.size, node.size));
+            }
+            EntryKind::Symlink => match self.at(path).readlink() {
+                Ok(target) if *target == *node.link => {}
+                Ok(target) => wrong.push(format!(
+                    "leads to {}, not to {}",
+                    excerpt(&target),
+                    excerpt(&node.link)
+                )),
+                Err(errno) => wrong.push(format!("cannot be read: {errno}")),
+            },
+            EntryKind::CharDevice | EntryKind::BlockDevice if stat.rdev != node.device => {
+                let (is, not) = (stat.rdev, node.device);
+                wrong.push(format!(
+                    "is device {}:{}, not {}:{}",
+                    is.0, is.1, not.0, not.1
+                ));
+            }
+            _ => {}
+        }
+    }
+
+    fn attributes(&self, want: &Want, node: &Node, stat: &Stat, wrong: &mut Vec<String>) {
+        let (path, relinked) = (&want.path, &want.relinked);
+        let want = &node.attributes;
+        let or = relinked.as_ref().unwrap_or(want);
+        let extra = match (self.compare.owners, node.kind) {
+            (true, _) => 0,
+            // So that he can read and remove what is his.
+            (false, EntryKind::Directory) => 0o700,
+            (false, _) => 0o400,
+        };
+        let fits = |want: &Attributes| stat.perm == want.perm || stat.perm == want.perm | extra;
+        if node.kind != EntryKind::Symlink && !fits(want) && !fits(or) {
+            wrong.push(format!("has mode {:04o}, not {:04o}", stat.perm, want.perm));
+        }
+        let owned = |want: &Attributes| (stat.uid, stat.gid) == (want.uid, want.gid);
+        if self.compare.owners && !owned(want) && !owned(or) {
+            wrong.push(format!(
+                "belongs to {}:{}, not {}:{}",
+                stat.uid, stat.gid, want.uid, want.gid
+            ));
+        }
+        // Docker makes the layer's root anew when it has unpacked it.
+        let timed = path.is_empty() || same_time(stat.mtime, want.mtime);
+        if !timed && !same_time(stat.mtime, or.mtime) {
+            let text = |t: Time| format!("{}.{:09}", t.sec, t.nsec);
+            wrong.push(format!(
+                "was changed at {}, not {}",
+                text(stat.mtime),
+                text(want.mtime)
+            ));
+        }
+    }
+
+    fn xattrs(&self, path: &[u8], node: &Node, wrong: &mut Vec<String>) {
+        let at = self.at(path);
+        for (name, value) in &node.xattrs {
+            // A plain user has none of these; labels of this host are none of the image's.
+            let free = name.starts_with(b"user.") || self.compare.owners;
+            let label = [&b"security.selinux"[..], b"security.evm", b"security.ima"];
+            if is_marker_xattr(name) || !free || label.contains(&name.as_slice()) {
+                continue;
+            }
+            let Ok(c_name) = CString::new(name.as_slice()) else {
+                continue;
+            };
+            // ACLs come back in the kernel's own form, or as a mode.
+            let acl = name.starts_with(b"system.");
+            match at.xattr_raw(&c_name) {
+                Ok(found) if acl || value_of(&found) == *value => {}
+                Err(_) if acl => {}
+                // Nor can the file system, or this kind of file, have it.
+                Err(Errno::OPNOTSUPP | Errno::PERM) => {}
+                Err(Errno::NODATA) if name.starts_with(b"user.") && !user_xattrs(node.kind) => {}
+                Ok(_) => wrong.push(format!("has another xattr {}", excerpt(name))),
+                Err(Errno::NODATA) => wrong.push(format!("has no xattr {}", excerpt(name))),
+                Err(errno) => wrong.push(format!("has an unreadable xattr: {errno}")),
+            }
+        }
+        let Ok(list) = at.list_xattrs() else { return };
+        for name in list.split(|&b| b == 0).filter(|name| !name.is_empty()) {
+            let kept = name.starts_with(b"user.") || name == b"security.capability";
+            if kept && !is_marker_xattr(name) && !node.xattrs.iter().any(|(known, _)| known == name)
+            {
+                wrong.push(format!("has an xattr {}", excerpt(name)));
+            }
+        }
+    }
+
+    fn whiteout(&mut self, path: &[u8], has_below: bool) -> Found<()> {
+        let gone = || "was a whiteout, which is missing".to_owned();
+        match self.stat(path) {
+            Ok((stat, plain)) if stat.is_chardev_whiteout() => {
+                if !plain {
+                    self.elsewhere.push(stat.ino);
+                }
+                Ok(())
+            }
+            // It hides what is below a directory that others' paths made.
+            Ok((stat, _)) if stat.kind == FileKind::Directory && has_below => Ok(()),
+            Ok((stat, _)) => Err(format!("is a {}, not a whiteout", stat.kind)),
+            Err(_) if self.compare.dialect.wh_names => {
+                let (parent, last) = split(path);
+                let name = [WH_PREFIX, last].concat();
+                let file = if parent.is_empty() {
+                    name
+                } else {
+                    [parent, &name].join(&b'/')
+                };
+                self.stat(&file).map(drop).map_err(|_| gone())
+            }
+            Err(_) => Err(gone()),
+        }
+    }
+
+    /// Notes which opaque directories the tar reaches through symlinks.
+    fn find_opaque(&mut self, expected: &mut ExpectedEntries<'_>) -> Result<(), Error> {
+        let diff = self.compare.diff;
+        while let Some(want) = expected.current() {
+            if want.opaque
+                && open_beneath(diff, &want.path, DIR, ResolveFlags::NO_SYMLINKS)
+                    .is_err_and(|errno| errno == Errno::LOOP)
+                && let Ok(dir) = open_in(diff, &want.path, DIR)
+                && let Ok(stat) = At::fd(dir.as_fd()).stat()
+            {
+                self.opaque_elsewhere.push(stat.ino);
+                self.is_within_bounds()?;
+            }
+            expected.advance()?;
+        }
+        self.opaque_elsewhere.sort_unstable();
+        expected.again()
+    }
+
+    fn opaque(&mut self, path: &[u8]) {
+        if let Ok((stat, _)) = self.stat(path)
+            && stat.kind == FileKind::Symlink
+            && let Ok(dir) = open_in(self.compare.diff, path, DIR)
+        {
+            let markers = Markers::read(At::fd(dir.as_fd()), self.compare.dialect);
+            if !markers.is_ok_and(|markers| markers.opaque) {
+                self.damage(path, "is not opaque any more".to_owned());
+            }
+            return;
+        }
+        // One that is missing was told already, or is made for others' sake.
+        if !matches!(self.stat(path), Ok((stat, _)) if stat.kind == FileKind::Directory) {
+            return self.damage(path, "was an opaque directory, which is missing".to_owned());
+        }
+        let marked = Markers::read(self.at(path), self.compare.dialect);
+        let file = [path, b"/", WH_OPAQUE].concat();
+        let by_file = self.compare.dialect.wh_names && self.stat(&file).is_ok();
+        if !marked.is_ok_and(|markers| markers.opaque) && !by_file {
+            self.damage(path, "is not opaque any more".to_owned());
+        }
+    }
+
+    /// Finds files of the tar that are one file here.
+    fn linked_twice(&mut self, expected: &mut ExpectedEntries<'_>) -> Result<(), Error> {
+        let mut first = self.linked.twice()?;
+        if first.is_empty() {
+            return Ok(());
+        }
+        expected.again()?;
+        while let Some(want) = expected.current() {
+            let is_file =
+                |node: &Node| !matches!(node.kind, EntryKind::HardLink | EntryKind::Directory);
+            if want.node.as_ref().is_some_and(is_file)
+                && let Ok((stat, _)) = self.stat(&want.path)
+                && let Some(path) = first.get_mut(&stat.ino)
+            {
+                match path {
+                    None => *path = Some(want.path.clone()),
+                    Some(path) => {
+                        let what = format!("is a hard link to {}", excerpt(path));
+                        self.damage(&want.path, what);
+                    }
+                }
+            }
+            expected.advance()?;
+        }
+        Ok(())
+    }
+}
+
+fn user_xattrs(kind: EntryKind) -> bool {
+    matches!(kind, EntryKind::Regular | EntryKind::Directory)
+}
+
+fn kind_of(kind: EntryKind) -> FileKind {
+    match kind {
+        EntryKind::Regular | EntryKind::HardLink | EntryKind::Global => FileKind::Regular,
+        EntryKind::Symlink => FileKind::Symlink,
+        EntryKind::CharDevice => FileKind::CharDevice,
+        EntryKind::BlockDevice => FileKind::BlockDevice,
+        EntryKind::Directory => FileKind::Directory,
+        EntryKind::Fifo => FileKind::Fifo,
+    }
+}
+
+/// Whether a file's time is the one of the tar, as far as a file system can have that:
+/// those before 1970 and far ahead are the epoch with Docker and what fits elsewhere.
+fn same_time(found: Time, want: Time) -> bool {
+    // Of ext4, the year 2446; Docker takes nanoseconds that fit 63 bits.
+    const LAST: i64 = (1 << 34) - (1 << 31);
+    found == want
+        || (want.sec < 0 && (found == Time::default() || found.sec >= -(1 << 31) && found.sec <= 0))
+        || (want.sec >= i64::MAX / 1_000_000_000 || want.sec >= LAST)
+        // ext4 with small inodes has no fractions.
+        || (found.sec == want.sec && found.nsec == 0)
+}

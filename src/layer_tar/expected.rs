@@ -1,0 +1,181 @@
+//! What the headers of a layer's tar say of paths.
+
+use super::clean;
+use super::error::{Error, Result};
+use super::header::{Entry, EntryKind};
+use crate::layer::at::is_valid_name;
+use crate::layer::markers::{WH_AUFS_PREFIX, WH_OPAQUE, WH_PREFIX, is_marker_xattr};
+use crate::layer::types::Time;
+use crate::oci::Digest;
+
+/// Bytes of a path, the NUL at its end included, at most: PATH_MAX.
+const MAX_PATH: usize = 4096;
+/// Bytes of an xattr's value that are kept as they are; of longer values the digest is kept.
+const MAX_VALUE: usize = 64;
+/// Bytes that are kept of any xattr's value, at most.
+pub(super) const KEPT_VALUE: usize = 80;
+
+/// Attributes that a header gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Attributes {
+    pub(super) perm: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Time,
+}
+
+/// A file that a tar has.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) kind: EntryKind,
+    pub(super) attributes: Attributes,
+    /// Bytes of a regular file, holes included.
+    pub(super) size: u64,
+    pub(super) device: (u32, u32),
+    /// A symlink's target, or the cleaned path that a hard link is to.
+    pub(super) link: Box<[u8]>,
+    /// Name and [`value_of`] the value. Markers of layers are left out.
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// What stands for an xattr's value: the value, or its digest if it is long.
+pub(super) fn value_of(value: &[u8]) -> Vec<u8> {
+    match value.len() {
+        0..=MAX_VALUE => value.to_vec(),
+        _ => Digest::of(value).to_string().into_bytes(),
+    }
+}
+
+/// What a path is to be. Without a node and a whiteout: only a directory that is opaque.
+#[derive(Debug, Default)]
+pub(super) struct Want {
+    /// Cleaned.
+    pub(super) path: Vec<u8>,
+    pub(super) node: Option<Node>,
+    /// A whiteout of it is in the tar too.
+    pub(super) whiteout: bool,
+    /// It is an opaque directory.
+    pub(super) opaque: bool,
+    /// Attributes of the last hard link to it: Docker sets those, we keep the file's own.
+    pub(super) relinked: Option<Attributes>,
+}
+
+impl Want {
+    /// Whether the tar has it, or a whiteout of it.
+    pub(super) fn is_named(&self) -> bool {
+        self.node.is_some() || self.whiteout
+    }
+
+    /// Whether it is below that path.
+    pub(super) fn is_below(&self, path: &[u8]) -> bool {
+        let rest = self.path.strip_prefix(path);
+        rest.is_some_and(|rest| rest.starts_with(b"/") || (path.is_empty() && !rest.is_empty()))
+    }
+}
+
+/// What an entry is about, with the cleaned path.
+pub(super) enum Subject {
+    File(Vec<u8>),
+    /// The path that it hides.
+    Whiteout(Vec<u8>),
+    /// The directory that is opaque.
+    Opaque(Vec<u8>),
+    /// Nothing that is unpacked.
+    Nothing,
+}
+
+impl Subject {
+    /// # Errors
+    /// [`Error::Entry`] for a path that no file can have.
+    pub(super) fn of(entry: &Entry) -> Result<Self> {
+        let Some(path) = clean(&entry.name).filter(|_| entry.kind != EntryKind::Global) else {
+            return Ok(Self::Nothing);
+        };
+        if path.contains(&0) || path.len() >= MAX_PATH {
+            let what = "no file can have such a path: it has a NUL, or 4096 bytes or more";
+            return Err(Error::entry(&entry.name, what));
+        }
+        let slash = path.iter().rposition(|&b| b == b'/');
+        let (parent, last) = match slash {
+            Some(slash) => (&path[..slash], &path[slash + 1..]),
+            None => (&b""[..], &path[..]),
+        };
+        // Notes of AUFS, which nobody unpacks.
+        let note = |part: &[u8]| part.starts_with(WH_AUFS_PREFIX);
+        if parent.split(|&b| b == b'/').any(note) || (note(last) && last != WH_OPAQUE) {
+            return Ok(Self::Nothing);
+        }
+        if last == WH_OPAQUE {
+            return Ok(Self::Opaque(parent.to_vec()));
+        }
+        let hidden = last.strip_prefix(WH_PREFIX);
+        Ok(match hidden.filter(|name| is_valid_name(name)) {
+            Some(hidden) if parent.is_empty() => Self::Whiteout(hidden.to_vec()),
+            Some(hidden) => Self::Whiteout([parent, hidden].join(&b'/')),
+            None => Self::File(path),
+        })
+    }
+}
+
+/// The attributes of an entry.
+pub(super) fn attributes_of(entry: &Entry) -> Attributes {
+    Attributes {
+        perm: entry.perm,
+        uid: entry.uid,
+        gid: entry.gid,
+        mtime: entry.mtime,
+    }
+}
+
+/// The path that a hard link names, cleaned.
+///
+/// # Errors
+/// As [`Subject::of`].
+pub(super) fn target_of(entry: &Entry) -> Result<Vec<u8>> {
+    let target = clean(&entry.link).unwrap_or_default();
+    match target.len() {
+        0..MAX_PATH => Ok(target),
+        _ => Err(Error::entry(
+            &entry.name,
+            "it links to a path of 4096 bytes or more",
+        )),
+    }
+}
+
+impl Node {
+    /// Of an entry; `target`: what a hard link is to.
+    ///
+    /// # Errors
+    /// As [`Subject::of`].
+    pub(super) fn of(entry: Entry, target: Option<Vec<u8>>) -> Result<Self> {
+        let attributes = attributes_of(&entry);
+        let link = match (target, entry.kind) {
+            (Some(target), _) => target,
+            (None, EntryKind::Symlink) if entry.link.len() >= MAX_PATH => {
+                return Err(Error::entry(
+                    &entry.name,
+                    "its target has 4096 bytes or more",
+                ));
+            }
+            (None, EntryKind::Symlink) => entry.link,
+            (None, _) => Vec::new(),
+        };
+        let xattrs = entry.xattrs.into_iter();
+        let xattrs = xattrs.filter(|(name, _)| !is_marker_xattr(name));
+        Ok(Self {
+            kind: entry.kind,
+            attributes,
+            size: entry.sparse.map_or(entry.stored, |map| map.size),
+            device: entry.device,
+            link: link.into_boxed_slice(),
+            xattrs: xattrs
+                .map(|(name, value)| (name, value_of(&value)))
+                .collect(),
+        })
+    }
+
+    /// Whether it is a device that is a whiteout, as `.wh.NAME` is.
+    pub(super) fn is_whiteout(&self) -> bool {
+        self.kind == EntryKind::CharDevice && self.device == (0, 0)
+    }
+}

@@ -1,0 +1,314 @@
+//! What a layer's tar says its files are, in the order of paths. However many files there are, memory is
+//! bounded: headers are sorted by way of a file.
+//!
+//! A tar that replaces a file to which another entry is a hard link is read by [`ExpectedTree`] first,
+//! which knows under which name that file stays.
+
+use std::fs::File;
+use std::io::{self, BufRead};
+
+use super::error::{Error, Result};
+use super::expected::{Node, Subject, Want, attributes_of, target_of};
+use super::expected_record as record;
+use super::expected_tree::ExpectedTree;
+use super::external_sort::{self, ExternalSort, Sorted};
+use super::header::{Entry, EntryKind};
+use super::link_targets::LinkTargets;
+use super::split_headers;
+
+/// The order of paths here: that of a walk, which has what is in a directory right after it.
+pub(super) fn order(path: &[u8]) -> Vec<u8> {
+    path.iter()
+        .map(|&b| if b == b'/' { 0 } else { b })
+        .collect()
+}
+
+/// The path of such a key.
+pub(super) fn path_of(key: &[u8]) -> Vec<u8> {
+    key.iter().map(|&b| if b == 0 { b'/' } else { b }).collect()
+}
+
+/// Whether a key is that of a path below another.
+fn is_below(key: &[u8], above: &[u8]) -> bool {
+    match key.strip_prefix(above) {
+        Some(rest) => rest.first() == Some(&0) || (above.is_empty() && !rest.is_empty()),
+        None => false,
+    }
+}
+
+/// Everything that a tar has, path by path, in the order of [`order`].
+pub(super) struct ExpectedEntries<'f> {
+    sorted: Sorted<'f>,
+    has_opaque: bool,
+    /// Whether a file was replaced to which another entry is a hard link.
+    replaced: bool,
+    /// The next record.
+    record: Option<(Vec<u8>, Vec<u8>)>,
+    /// Paths on the way to the next one at which there is no directory from some entry on: the keys,
+    /// and how many entries came before.
+    cuts: Vec<(Vec<u8>, u64)>,
+    current: Option<Want>,
+    ahead: Option<Want>,
+}
+
+impl<'f> ExpectedEntries<'f> {
+    /// Reads the headers, from the second tar-split, which is the same, where it takes two passes. What
+    /// does not fit into memory goes to `file`, and to `links` what hard links are to: both are
+    /// written over.
+    ///
+    /// # Errors
+    /// Those of the headers; [`Error::Limit`] for more of them than are compared; [`Error::Write`]
+    /// where the files cannot be used.
+    pub(super) fn read(
+        [first, second]: [impl BufRead; 2],
+        file: &'f File,
+        links: &'f File,
+    ) -> Result<Self> {
+        let mut collecting = Collecting::new(file, links);
+        split_headers::each(first, |entry| collecting.add(entry))?;
+        let has_links = collecting.has_links;
+        let mut entries = collecting.finish()?;
+        if has_links {
+            while entries.current.is_some() {
+                entries.advance()?;
+            }
+            if entries.replaced {
+                let mut collecting = Collecting::new(file, links);
+                collecting.tree(ExpectedTree::read(second)?)?;
+                return collecting.finish();
+            }
+            entries.again()?;
+        }
+        Ok(entries)
+    }
+
+    /// Starts from the first path again.
+    ///
+    /// # Errors
+    /// Those of reading the file.
+    pub(super) fn again(&mut self) -> Result<()> {
+        self.sorted.again().map_err(kept)?;
+        self.record = self.sorted.next().map_err(kept)?;
+        self.cuts.clear();
+        self.ahead = self.group()?;
+        self.advance()
+    }
+
+    /// Whether a directory is opaque.
+    pub(super) fn has_opaque(&self) -> bool {
+        self.has_opaque
+    }
+
+    /// Goes on to the next path.
+    ///
+    /// # Errors
+    /// Those of reading the file.
+    pub(super) fn advance(&mut self) -> Result<()> {
+        let next = self.group()?;
+        self.current = std::mem::replace(&mut self.ahead, next);
+        Ok(())
+    }
+
+    /// The path that is at hand; `None` at the end.
+    pub(super) fn current(&self) -> Option<&Want> {
+        self.current.as_ref()
+    }
+
+    /// Whether something is below that path, which is the one at hand, or between it and the one
+    /// before.
+    pub(super) fn has_below(&self, path: &[u8]) -> bool {
+        let mut near = self.current.iter().chain(&self.ahead);
+        near.any(|want| want.is_below(path))
+    }
+
+    /// All records of the next path that is in the tar.
+    fn group(&mut self) -> Result<Option<Want>> {
+        while let Some((key, value)) = self.record.take() {
+            self.cuts.retain(|(above, _)| is_below(&key, above));
+            let gone = self.cuts.iter().map(|(_, cut)| *cut).max().unwrap_or(0);
+            let mut path = OnePath::new(&key, gone);
+            let mut value = Some(value);
+            while let Some(record) = value.take() {
+                path.take(&record)?;
+                match self.sorted.next().map_err(kept)? {
+                    Some((next, more)) if next == key => value = Some(more),
+                    next => self.record = next,
+                }
+            }
+            self.replaced |= path.replaced;
+            if path.cut > 0 {
+                self.cuts.push((key, path.cut));
+            }
+            if path.want.is_named() || path.want.opaque {
+                return Ok(Some(path.want));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The records of one path, as they came.
+struct OnePath {
+    want: Want,
+    /// What came before this record is gone with a directory above.
+    gone: u64,
+    /// What is below and came before this record is gone.
+    cut: u64,
+    /// The first hard link to it.
+    linked: Option<u64>,
+    replaced: bool,
+}
+
+impl OnePath {
+    fn new(key: &[u8], gone: u64) -> Self {
+        let want = Want {
+            path: path_of(key),
+            ..Want::default()
+        };
+        Self {
+            want,
+            gone,
+            cut: 0,
+            linked: None,
+            replaced: false,
+        }
+    }
+
+    fn take(&mut self, value: &[u8]) -> Result<()> {
+        let (number, record) = record::number(value)?;
+        if record::is_relinked(record) {
+            self.linked.get_or_insert(number);
+            self.replaced |= self.gone > number;
+            return record::take(&mut self.want, record);
+        }
+        if number < self.gone {
+            return Ok(());
+        }
+        let was = self.want.node.take();
+        record::take(&mut self.want, record)?;
+        if !record::is_node(record) {
+            self.want.node = was;
+            return Ok(());
+        }
+        self.replaced |= self.linked.is_some();
+        let was_symlink = was
+            .as_ref()
+            .is_some_and(|node| node.kind == EntryKind::Symlink);
+        self.want.whiteout |= was.is_some_and(|node| node.is_whiteout());
+        let now = self.want.node.as_ref();
+        let is_directory = now.is_some_and(|node| node.kind == EntryKind::Directory);
+        // Such a layer is not unpacked: what was placed through the symlink is kept.
+        if !is_directory && !was_symlink {
+            self.cut = number;
+            self.want.opaque = false;
+        }
+        Ok(())
+    }
+}
+
+/// Headers on their way into the order of paths. What an earlier entry put below a path goes when
+/// something else takes the place of that directory.
+struct Collecting<'f> {
+    sorter: ExternalSort<'f>,
+    links: LinkTargets<'f>,
+    /// How many records there are, from which an order of all of them follows.
+    count: u64,
+    has_opaque: bool,
+    has_links: bool,
+}
+
+impl<'f> Collecting<'f> {
+    fn new(file: &'f File, links: &'f File) -> Self {
+        Self {
+            sorter: ExternalSort::new(file),
+            links: LinkTargets::new(links),
+            count: 0,
+            has_opaque: false,
+            has_links: false,
+        }
+    }
+
+    fn finish(self) -> Result<ExpectedEntries<'f>> {
+        let mut entries = ExpectedEntries {
+            has_opaque: self.has_opaque,
+            replaced: false,
+            sorted: self.sorter.finish().map_err(kept)?,
+            record: None,
+            cuts: Vec::new(),
+            current: None,
+            ahead: None,
+        };
+        entries.again()?;
+        Ok(entries)
+    }
+
+    fn put(&mut self, path: &[u8], value: &[u8]) -> Result<()> {
+        self.count += 1;
+        let value = record::numbered(self.count, value);
+        self.sorter.push(&order(path), &value).map_err(kept)
+    }
+
+    fn add(&mut self, entry: Entry) -> Result<()> {
+        match Subject::of(&entry)? {
+            Subject::Nothing => Ok(()),
+            Subject::Opaque(path) => {
+                self.has_opaque = true;
+                self.put(&path, record::OPAQUE)
+            }
+            Subject::Whiteout(path) => self.put(&path, record::WHITEOUT),
+            Subject::File(path) => self.file(&path, entry),
+        }
+    }
+
+    fn file(&mut self, path: &[u8], entry: Entry) -> Result<()> {
+        let mut target = None;
+        if entry.kind == EntryKind::HardLink {
+            let to = self.links.origin(target_of(&entry)?).map_err(kept)?;
+            if to == path {
+                // The same link once more.
+                return Ok(());
+            }
+            self.links.add(path, &to).map_err(kept)?;
+            self.has_links = true;
+            self.put(&to, &record::of_relinked(&attributes_of(&entry)))?;
+            target = Some(to);
+        } else {
+            self.links.forget(path);
+        }
+        self.put(path, &record::of_node(&Node::of(entry, target)?))
+    }
+
+    /// Takes what is left when all entries have had their effect. A path comes before those below it.
+    fn tree(&mut self, tree: ExpectedTree) -> Result<()> {
+        for (path, entry) in &tree.paths {
+            if let Some(node) = &entry.node {
+                self.put(path, &record::of_node(node))?;
+            }
+            if entry.whiteout {
+                self.put(path, record::WHITEOUT)?;
+            }
+        }
+        for (path, attributes) in &tree.relinked {
+            self.put(path, &record::of_relinked(attributes))?;
+        }
+        for path in &tree.opaque {
+            self.has_opaque = true;
+            self.put(path, record::OPAQUE)?;
+        }
+        Ok(())
+    }
+}
+
+/// What cannot be kept in a file.
+pub(super) fn kept(source: io::Error) -> Error {
+    match source.kind() {
+        io::ErrorKind::FileTooLarge => Error::Limit {
+            what: "bytes of notes about the layer's files",
+            limit: external_sort::MOST,
+        },
+        _ => Error::Write {
+            what: "notes in the directory for temporary files",
+            source,
+        },
+    }
+}

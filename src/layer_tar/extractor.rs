@@ -1,0 +1,487 @@
+//! Makes files from the entries of a tar, below one directory and nowhere else.
+//!
+//! A parent directory is found by `openat2(RESOLVE_IN_ROOT)`: symlinks on the way, as an
+//! earlier entry may have made them, mean what they mean to a process whose root is the
+//! layer, which is how Docker unpacks. The last component is never followed.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Dir, Mode, OFlags, ResolveFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::clean;
+use super::directory_metadata::{DeferredDirectories, DirectoryMetadata};
+use super::error::{Error, Result};
+use super::header::{Entry, EntryKind};
+use crate::layer::Dialect;
+use crate::layer::at::{At, is_valid_name, timestamps};
+use crate::layer::markers::is_marker_xattr;
+use crate::layer::types::FileKind;
+use crate::oci::text::excerpt;
+use crate::sys::interrupt;
+
+/// Where files of a layer are made.
+pub(super) struct Extractor<'d> {
+    pub(super) root: BorrowedFd<'d>,
+    pub(super) dialect: Dialect,
+    /// Only root can give files away; anybody else keeps them.
+    owners: bool,
+    /// The parent used last.
+    parent: Option<(Vec<u8>, OwnedFd)>,
+    /// Whether a file was placed through a symlink: its tar-split line needs that to stay.
+    through_symlink: bool,
+    /// Modes and times of directories, which are set when all is in them.
+    directories: DeferredDirectories<'d>,
+    /// Bytes of files, each inode once, and of symlinks' targets.
+    size: u64,
+    /// Xattrs that could not be set.
+    lost: u64,
+}
+
+/// Opens a path of the layer as a process would whose root is the layer.
+pub(super) fn open_in(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+) -> std::result::Result<OwnedFd, Errno> {
+    open_beneath(root, path, flags, ResolveFlags::empty())
+}
+
+pub(super) fn open_beneath(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> std::result::Result<OwnedFd, Errno> {
+    let path: &[u8] = if path.is_empty() { b"." } else { path };
+    let flags = flags | OFlags::CLOEXEC;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    // EAGAIN: something was renamed meanwhile, elsewhere on the system.
+    loop {
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), inside | resolve) {
+            Err(Errno::AGAIN) => {}
+            other => return other,
+        }
+    }
+}
+
+/// How deep a directory may be that a later entry replaces. Through symlinks a tar makes deeper
+/// ones than any path can name, each level of which takes a descriptor here, and stack.
+const MAX_REPLACED_DEPTH: usize = 256;
+
+/// What is made in a directory inherits it, so a directory gets it last.
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+pub(super) const DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
+
+/// A path's directory and its last component.
+pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&b| b == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+impl<'d> Extractor<'d> {
+    pub(super) fn new(root: BorrowedFd<'d>, dialect: Dialect) -> Self {
+        Self {
+            root,
+            dialect,
+            owners: rustix::process::geteuid().is_root(),
+            parent: None,
+            through_symlink: false,
+            directories: DeferredDirectories::new(root),
+            size: 0,
+            lost: 0,
+        }
+    }
+
+    /// What Docker calls the layer's size.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How many xattrs the file system, or a plain user, could not have.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// The directory of that path, made where it is missing.
+    pub(super) fn directory(&mut self, entry: &[u8], path: &[u8]) -> Result<&OwnedFd> {
+        let known = self.parent.as_ref().is_some_and(|(known, _)| known == path);
+        if !known {
+            let found = match open_beneath(self.root, path, DIR, ResolveFlags::NO_SYMLINKS) {
+                Err(Errno::LOOP) => {
+                    self.through_symlink = true;
+                    open_in(self.root, path, DIR)
+                }
+                other => other,
+            };
+            let fd = match found {
+                Err(Errno::NOENT) => self.make_parents(entry, path)?,
+                other => other.map_err(|e| Error::place(entry, "open the directory of it", e))?,
+            };
+            self.parent = Some((path.to_vec(), fd));
+        }
+        match &self.parent {
+            Some((_, fd)) => Ok(fd),
+            None => Err(Error::place(
+                entry,
+                "open the directory of it",
+                Errno::NOENT,
+            )),
+        }
+    }
+
+    fn make_parents(&self, entry: &[u8], path: &[u8]) -> Result<OwnedFd> {
+        let fail = |action| move |e| Error::place(entry, action, e);
+        let mut above = open_in(self.root, b"", DIR).map_err(fail("open the layer for it"))?;
+        let ends = path.iter().enumerate().filter(|&(_, &b)| b == b'/');
+        for end in ends.map(|(at, _)| at).chain([path.len()]) {
+            let part = &path[..end];
+            let next = match open_in(self.root, part, DIR) {
+                Err(Errno::NOENT) => {
+                    // A dangling symlink is EEXIST here.
+                    let at = At::new(above.as_fd(), split(part).1);
+                    at.mkdir(0o755)
+                        .and_then(|()| at.chmod(0o755))
+                        .map_err(fail("create the directory of it"))?;
+                    at.open_dir_path()
+                }
+                other => other,
+            };
+            above = next.map_err(fail("open the directory of it"))?;
+        }
+        Ok(above)
+    }
+
+    /// Where an entry goes; `None` for the layer's root.
+    fn target<'p>(&mut self, name: &[u8], path: &'p [u8]) -> Result<Option<(&OwnedFd, &'p [u8])>> {
+        if path.is_empty() {
+            return Ok(None);
+        }
+        let (parent, last) = split(path);
+        Ok(Some((self.directory(name, parent)?, last)))
+    }
+
+    /// Makes an entry that has no content; a whiteout included. `path`: its cleaned name.
+    pub(super) fn node(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        if path.is_empty() {
+            return self.root_entry(entry);
+        }
+        match entry.kind {
+            EntryKind::Directory => self.make_directory(path, entry),
+            EntryKind::HardLink => self.hard_link(path, entry),
+            EntryKind::Symlink => {
+                self.make(path, entry, "create the symlink", |at| {
+                    at.symlink(&entry.link)
+                })?;
+                self.size += entry.link.len() as u64;
+                // It may lie on the way to what was opened by the same path.
+                self.parent = None;
+                self.metadata(path, entry)
+            }
+            EntryKind::CharDevice | EntryKind::BlockDevice | EntryKind::Fifo => {
+                let kind = match entry.kind {
+                    EntryKind::CharDevice => FileKind::CharDevice,
+                    EntryKind::BlockDevice => FileKind::BlockDevice,
+                    _ => FileKind::Fifo,
+                };
+                let action = match kind {
+                    FileKind::Fifo => "create the fifo",
+                    _ => "create the device node",
+                };
+                self.make(path, entry, action, |at| {
+                    at.mknod(kind, entry.perm, entry.device)
+                })?;
+                self.metadata(path, entry)
+            }
+            EntryKind::Regular | EntryKind::Global => Ok(()),
+        }
+    }
+
+    fn root_entry(&mut self, entry: &Entry) -> Result<()> {
+        match entry.kind {
+            EntryKind::Directory => self.metadata(b"", entry),
+            EntryKind::Global => Ok(()),
+            _ => {
+                let what = "replaces the layer's root; not a valid layer";
+                Err(Error::entry(&entry.name, what))
+            }
+        }
+    }
+
+    /// Calls `make` on the path, after removing what an earlier entry put there.
+    fn make<T>(
+        &mut self,
+        path: &[u8],
+        entry: &Entry,
+        action: &'static str,
+        make: impl Fn(At<'_>) -> std::result::Result<T, Errno>,
+    ) -> Result<T> {
+        for again in [true, false] {
+            let Some((dir, last)) = self.target(&entry.name, path)? else {
+                break;
+            };
+            match make(At::new(dir.as_fd(), last)) {
+                Err(Errno::EXIST) if again => self.replace(path, entry)?,
+                other => return other.map_err(|e| Error::place(&entry.name, action, e)),
+            }
+        }
+        Err(Error::place(&entry.name, action, Errno::EXIST))
+    }
+
+    /// Creates the file of a regular entry, to be written by the caller.
+    pub(super) fn create(&mut self, path: &[u8], entry: &Entry) -> Result<OwnedFd> {
+        if path.is_empty() {
+            self.root_entry(entry)?;
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        self.make(path, entry, "create the file", |at| at.open(flags, 0o600))
+    }
+
+    /// Ends a regular file: its owner, mode, xattrs and times.
+    pub(super) fn finish_file(&mut self, entry: &Entry, fd: &OwnedFd, size: u64) -> Result<()> {
+        self.size = self.size.saturating_add(size);
+        let at = At::fd(fd.as_fd());
+        self.own(at, entry)?;
+        self.lost += xattrs(at, entry, |_| true)?;
+        let fail = |action| move |e| Error::place(&entry.name, action, e);
+        let mode = Mode::from_raw_mode(self.mode(entry));
+        rustix::fs::fchmod(fd, mode).map_err(fail("set the mode"))?;
+        let times = timestamps(entry.atime, entry.mtime);
+        rustix::fs::futimens(fd, &times).map_err(fail("set the times"))
+    }
+
+    fn make_directory(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        let fail = |e| Error::place(&entry.name, "create the directory", e);
+        let mut opaque = false;
+        let merged = {
+            let Some((dir, last)) = self.target(&entry.name, path)? else {
+                return Ok(());
+            };
+            let at = At::new(dir.as_fd(), last);
+            match at.mkdir(0o700) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => {
+                    let stat = at.stat().map_err(fail)?;
+                    opaque = stat.is_chardev_whiteout();
+                    stat.kind == FileKind::Directory
+                }
+                Err(e) => return Err(fail(e)),
+            }
+        };
+        if !merged {
+            self.make(path, entry, "create the directory", |at| at.mkdir(0o700))?;
+        }
+        if opaque {
+            // `.wh.NAME` came before NAME: what the lower layers have stays hidden.
+            self.set_opaque(&entry.name, path)?;
+        }
+        self.metadata(path, entry)
+    }
+
+    fn hard_link(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        let Some(source) = clean(&entry.link).filter(|link| !link.is_empty()) else {
+            let link = excerpt(&entry.link);
+            let what = format!("is a hard link to {link}, outside of the layer; refused");
+            return Err(Error::entry(&entry.name, what));
+        };
+        if source == path {
+            return Ok(());
+        }
+        let fail = |e| Error::place(&entry.name, "find the target of the hard link", e);
+        let (parent, last) = split(&source);
+        let from = open_in(self.root, parent, DIR).map_err(fail)?;
+        let from = At::new(from.as_fd(), last);
+        let target = from.stat().map_err(fail)?;
+        let there = self.target(&entry.name, path)?;
+        let there = there.map(|(dir, last)| At::new(dir.as_fd(), last).stat());
+        if there.is_some_and(|stat| stat.is_ok_and(|s| (s.dev, s.ino) == (target.dev, target.ino)))
+        {
+            // The same link once more.
+            return Ok(());
+        }
+        self.make(path, entry, "create the hard link", |at| from.link_to(at))
+    }
+
+    /// Owner, mode, xattrs and times of anything but a regular file; `path` names it.
+    fn metadata(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        let (parent, last) = split(path);
+        let root = self.root;
+        let at = match path {
+            b"" => None,
+            _ => Some(self.directory(&entry.name, parent)?.try_clone()),
+        };
+        let parent = at.transpose().map_err(|e| {
+            let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
+            Error::place(&entry.name, "open the directory of it", errno)
+        })?;
+        let at = match &parent {
+            None => At::fd(root),
+            Some(dir) => At::new(dir.as_fd(), last),
+        };
+        self.own(at, entry)?;
+        self.lost += xattrs(at, entry, |name| name != DEFAULT_ACL)?;
+        let fail = |action| move |e| Error::place(&entry.name, action, e);
+        if entry.kind == EntryKind::Directory {
+            // Until all is in it, we must be able to write to it.
+            at.chmod(entry.perm | 0o700).map_err(fail("set the mode"))?;
+            let mut xattrs = entry.xattrs.iter();
+            let acl = xattrs.find(|(name, _)| name == DEFAULT_ACL);
+            let late = DirectoryMetadata {
+                perm: self.mode(entry),
+                atime: entry.atime,
+                mtime: entry.mtime,
+                acl: acl.map(|(_, value)| value.clone()),
+            };
+            self.directories.insert(path, late)?;
+            return Ok(());
+        }
+        if entry.kind != EntryKind::Symlink {
+            at.chmod(self.mode(entry)).map_err(fail("set the mode"))?;
+        }
+        let times = timestamps(entry.atime, entry.mtime);
+        at.set_times(&times).map_err(fail("set the times"))
+    }
+
+    /// The mode an entry gets. A user who is not root must be able to read his layers, and
+    /// to remove them.
+    fn mode(&self, entry: &Entry) -> u32 {
+        match entry.kind {
+            _ if self.owners => entry.perm,
+            EntryKind::Directory => entry.perm | 0o700,
+            _ => entry.perm | 0o400,
+        }
+    }
+
+    fn own(&self, at: At<'_>, entry: &Entry) -> Result<()> {
+        if !self.owners {
+            return Ok(());
+        }
+        at.chown(Some(entry.uid), Some(entry.gid))
+            .map_err(|e| Error::place(&entry.name, "set the owner", e))
+    }
+
+    /// Sets the modes and times of directories, inner ones first.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        self.parent = None;
+        let (root, mut lost) = (self.root, 0);
+        self.directories.drain(|path, late| {
+            interrupt::check()?;
+            let (parent, last) = split(path);
+            // What is not a directory any more was replaced by a later entry.
+            let Ok(dir) = open_in(root, parent, DIR) else {
+                return Ok(());
+            };
+            let dir = match path {
+                b"" => Ok(dir),
+                _ => At::new(dir.as_fd(), last).open_dir_path(),
+            };
+            let Ok(dir) = dir else {
+                return Ok(());
+            };
+            let fail = |action| move |e| Error::place(path, action, e);
+            let at = At::fd(dir.as_fd());
+            if late.perm & 0o700 != 0o700 {
+                at.chmod(late.perm).map_err(fail("set the mode"))?;
+            }
+            if let Some(acl) = &late.acl {
+                lost += xattr(at, path, DEFAULT_ACL, acl)?;
+            }
+            let times = timestamps(late.atime, late.mtime);
+            at.set_times(&times).map_err(fail("set the times"))
+        })?;
+        self.lost += lost;
+        Ok(())
+    }
+
+    /// Removes what an earlier entry left at a path.
+    fn replace(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        self.parent = None;
+        let (parent, last) = split(path);
+        let dir = open_in(self.root, parent, DIR)
+            .map_err(|e| Error::place(&entry.name, "open the directory of it", e))?;
+        self.remove(At::new(dir.as_fd(), last), &entry.name, 0)
+    }
+
+    /// Content that would be lost for the tar-split must not go.
+    fn remove(&mut self, at: At<'_>, name: &[u8], depth: usize) -> Result<()> {
+        let fail = |e| Error::place(name, "replace the earlier entry", e);
+        let stat = at.stat().map_err(fail)?;
+        match stat.kind {
+            FileKind::Regular if stat.size > 0 => {
+                let what = "replaces a file that the same layer has before it; \
+                            such layers are not supported, flatten the image";
+                return Err(Error::entry(name, what));
+            }
+            FileKind::Directory if depth >= MAX_REPLACED_DEPTH => {
+                let what = "replaces a directory tree that is hundreds of levels deep; \
+                            such layers are not supported, flatten the image";
+                return Err(Error::entry(name, what));
+            }
+            FileKind::Directory => {
+                self.empty(at, name, depth)?;
+                return at.rmdir().map_err(fail);
+            }
+            FileKind::Symlink if self.through_symlink => {
+                let what = "replaces a symlink, and files were placed through one; \
+                            such layers are not supported, flatten the image";
+                return Err(Error::entry(name, what));
+            }
+            // Another name of it may stay.
+            FileKind::Symlink if stat.nlink == 1 => {
+                self.size = self.size.saturating_sub(stat.size);
+            }
+            _ => {}
+        }
+        at.unlink().map_err(fail)
+    }
+
+    fn empty(&mut self, at: At<'_>, name: &[u8], depth: usize) -> Result<()> {
+        let fail = |e| Error::place(name, "replace the earlier entry", e);
+        let fd = at
+            .open(OFlags::RDONLY | OFlags::DIRECTORY, 0)
+            .map_err(fail)?;
+        let mut names = Vec::new();
+        for found in Dir::read_from(&fd).map_err(fail)? {
+            let found = found.map_err(fail)?.file_name().to_bytes().to_vec();
+            if is_valid_name(&found) {
+                names.push(found);
+            }
+        }
+        for inner in names {
+            self.remove(At::new(fd.as_fd(), &inner), name, depth + 1)?;
+        }
+        Ok(())
+    }
+}
+
+/// Sets the xattrs of an entry. Markers of an overlay are not taken from a tar: a layer
+/// says what it hides by whiteouts. How many could not be set.
+fn xattrs(at: At<'_>, entry: &Entry, wanted: impl Fn(&[u8]) -> bool) -> Result<u64> {
+    let mut lost = 0;
+    for (name, value) in entry.xattrs.iter().filter(|(name, _)| wanted(name)) {
+        if is_marker_xattr(name) {
+            tracing::debug!(entry = ?entry.name.escape_ascii(), "overlay marker in a tar dropped");
+            continue;
+        }
+        lost += xattr(at, &entry.name, name, value)?;
+    }
+    Ok(lost)
+}
+
+/// Sets one; 1 where it could not be set.
+fn xattr(at: At<'_>, entry: &[u8], name: &[u8], value: &[u8]) -> Result<u64> {
+    let Ok(name) = CString::new(name) else {
+        let what = "xattr with NUL in its name; not a valid layer";
+        return Err(Error::entry(entry, what));
+    };
+    match at.set_xattr(&name, value, XattrFlags::empty()) {
+        Ok(()) => Ok(0),
+        // The file system or a plain user cannot have it; as Docker, go on without.
+        Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(1),
+        Err(e) => Err(Error::place(entry, "set an xattr", e)),
+    }
+}

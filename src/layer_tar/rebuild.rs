@@ -1,0 +1,242 @@
+//! tar-split and the files of a layer become the layer's tar again, byte for byte.
+
+use std::fs::File;
+use std::io::{BufRead, Read as _, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+
+use rustix::fs::{OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::checksum::Checksum;
+use super::clean;
+use super::error::{Error, Result};
+use super::extractor::open_in;
+use super::hash::Hasher;
+use super::tar_split::{TarSplitLine, TarSplitReader};
+use crate::layer::types::FileKind;
+use crate::oci::Digest;
+use crate::oci::text::excerpt;
+use crate::sys::interrupt;
+
+/// Bytes of content read at a time.
+const CHUNK: usize = 256 << 10;
+
+/// A file of a layer that is not what the layer's tar-split says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Damage {
+    /// Its name in the tar.
+    pub path: Vec<u8>,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+/// Writes the tar that was unpacked into `diff` with this tar-split (lines, not
+/// compressed), and gives its digest, which the caller compares with the diff ID. A
+/// damaged file is an error that names it.
+///
+/// # Errors
+/// [`Error::Split`] for a malformed tar-split; [`Error::Damaged`] for a file that is not what the tar-split says;
+/// [`Error::Write`] if `out` fails; [`Error::Hash`] if there is no thread to hash.
+pub fn rebuild(split: impl BufRead, diff: BorrowedFd<'_>, out: impl Write) -> Result<Digest> {
+    let stop = |damage: Damage| {
+        Err(Error::Damaged {
+            path: excerpt(&damage.path),
+            what: damage.what,
+        })
+    };
+    Rebuild::new(diff, out, stop)?.run(split)
+}
+
+/// As [`rebuild`], but writes nothing and goes on after damage: every damaged file is
+/// given to `damaged`. The digest means something only if there is none. `progress` is
+/// called with the number of bytes hashed since its last call.
+///
+/// # Errors
+/// [`Error::Split`] for a malformed tar-split; [`Error::Hash`] if there is no thread to hash.
+pub fn check(
+    split: impl BufRead,
+    diff: BorrowedFd<'_>,
+    mut damaged: impl FnMut(Damage),
+    progress: impl FnMut(u64),
+) -> Result<Digest> {
+    let note = |damage| {
+        damaged(damage);
+        Ok(())
+    };
+    let out = Counter(progress);
+    Rebuild::new(diff, out, note)?.run(split)
+}
+
+/// Tells how much is written to it.
+struct Counter<F>(F);
+
+impl<F: FnMut(u64)> Write for Counter<F> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        (self.0)(bytes.len() as u64);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Rebuild<'d, W, F> {
+    diff: BorrowedFd<'d>,
+    out: W,
+    damaged: F,
+    hasher: Hasher,
+    buffer: Vec<u8>,
+}
+
+impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
+    fn new(diff: BorrowedFd<'d>, out: W, damaged: F) -> Result<Self> {
+        Ok(Self {
+            diff,
+            out,
+            damaged,
+            hasher: Hasher::new()?,
+            buffer: vec![0; CHUNK],
+        })
+    }
+
+    fn run(mut self, split: impl BufRead) -> Result<Digest> {
+        let mut lines = TarSplitReader::new(split);
+        while let Some(line) = lines.next_line()? {
+            match line {
+                TarSplitLine::Segment(bytes) => {
+                    self.hasher.update(&bytes)?;
+                    self.out.write_all(&bytes).map_err(Error::writing_tar)?;
+                }
+                TarSplitLine::File { name, size, crc } if size > 0 || crc.is_some() => {
+                    if let Err(what) = self.file(&name, size, crc)? {
+                        (self.damaged)(Damage { path: name, what })?;
+                    }
+                }
+                TarSplitLine::File { .. } => {}
+            }
+        }
+        self.out.flush().map_err(Error::writing_tar)?;
+        self.hasher.finish()
+    }
+
+    /// The content of a file, into the tar unless `size` is 0, when it is only summed up. The inner
+    /// error: what is wrong with the file.
+    fn file(
+        &mut self,
+        name: &[u8],
+        size: u64,
+        crc: Option<u64>,
+    ) -> Result<std::result::Result<(), String>> {
+        let (mut file, length) = match self.open(name, size) {
+            Ok(opened) => opened,
+            Err(what) => return Ok(Err(what)),
+        };
+        let mut sum = Checksum::new();
+        if size == 0 {
+            // Its content is in tar-split, and it may be sparse, of any length.
+            let read = sum_sparse(&file, length, &mut self.buffer, &mut sum);
+            return Ok(match read {
+                Ok(()) => fits(crc, sum),
+                Err(e) => Err(format!("cannot be read: {e}")),
+            });
+        }
+        let mut left = size;
+        while left > 0 {
+            let most = left.min(CHUNK as u64) as usize;
+            let read = match file.read(&mut self.buffer[..most]) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => return Ok(Err(format!("cannot be read: {e}"))),
+            };
+            let bytes = &self.buffer[..read];
+            sum.update(bytes);
+            self.hasher.update(bytes)?;
+            self.out.write_all(bytes).map_err(Error::writing_tar)?;
+            left -= read as u64;
+        }
+        match left {
+            0 => Ok(fits(crc, sum)),
+            _ => Ok(Err(format!("is shorter than {size} bytes"))),
+        }
+    }
+
+    /// A regular file, and how long it is.
+    fn open(&self, name: &[u8], size: u64) -> std::result::Result<(File, u64), String> {
+        let path = clean(name).ok_or("its path leads out of the layer")?;
+        let open = |flags| {
+            open_in(self.diff, &path, flags | OFlags::NOFOLLOW).map_err(|errno| match errno {
+                Errno::NOENT | Errno::NOTDIR => "is missing".to_owned(),
+                errno => format!("cannot be opened: {errno}"),
+            })
+        };
+        let regular = |fd: &OwnedFd| {
+            let stat = rustix::fs::fstat(fd).map_err(|e| format!("cannot be read: {e}"))?;
+            match FileKind::from_mode(stat.st_mode) {
+                Some(FileKind::Regular) => Ok(stat),
+                Some(kind) => Err(format!("is a {kind}, not a file")),
+                None => Err("is of no known type".to_owned()),
+            }
+        };
+        // Before that is known it is not opened: to open a device may do anything.
+        regular(&open(OFlags::PATH)?)?;
+        // NONBLOCK: what became a fifo meanwhile must not hang.
+        let fd = open(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
+        let stat = regular(&fd)?;
+        let length = u64::try_from(stat.st_size).unwrap_or(0);
+        if size > 0 && length != size {
+            return Err(format!("has {length} bytes, not {size}"));
+        }
+        Ok((File::from(fd), length))
+    }
+}
+
+fn fits(crc: Option<u64>, sum: Checksum) -> std::result::Result<(), String> {
+    match crc {
+        Some(crc) if crc != sum.finish() => Err("its content is damaged".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// Sums up a file. Its holes are not read.
+fn sum_sparse(
+    file: &File,
+    length: u64,
+    buffer: &mut [u8],
+    sum: &mut Checksum,
+) -> std::io::Result<()> {
+    let mut at = 0;
+    while at < length {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data.min(length),
+            Err(Errno::NXIO) => length,
+            // A file system that cannot say.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+            Err(errno) => return Err(errno.into()),
+        };
+        sum.zeros(data.saturating_sub(at));
+        at = data.max(at);
+        let hole = match rustix::fs::seek(file, SeekFrom::Hole(at)) {
+            Ok(hole) if hole > at => hole.min(length),
+            _ => length,
+        };
+        while at < hole {
+            interrupt::check()?;
+            let most = (hole - at).min(buffer.len() as u64) as usize;
+            let room = buffer.get_mut(..most).unwrap_or_default();
+            match file.read_at(room, at) {
+                Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => {
+                    sum.update(&room[..read]);
+                    at += read as u64;
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,314 @@
+//! A layer tar becomes a layer directory, and its tar-split is written while it does.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+
+use rustix::io::Errno;
+
+use super::checksum::Checksum;
+use super::clean;
+use super::error::{Error, Result};
+use super::extractor::Extractor;
+use super::header::{Entry, EntryKind, Sparse};
+use super::path_set::Room;
+use super::tar_reader::TarReader;
+use super::tar_split::{PIECE, TarSplitWriter};
+use super::whiteout;
+use crate::layer::Dialect;
+use crate::oci::Digest;
+use crate::oci::text::excerpt;
+use crate::sys::free_space::{FreeSpace, FreeSpaceWatch, PER_FILE};
+use crate::sys::interrupt;
+
+/// Bytes of content read at a time.
+const CHUNK: usize = 256 << 10;
+
+/// Bytes of a path, at most (PATH_MAX of linux/limits.h, less a NUL).
+const LONGEST: usize = 4095;
+
+/// What is expanded of one layer, at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the uncompressed tar, and of its sparse files with their holes.
+    pub bytes: u64,
+    /// Entries.
+    pub entries: u64,
+}
+
+impl Default for Limits {
+    /// More than any real layer: 256 GiB, 16 million entries.
+    fn default() -> Self {
+        Self {
+            bytes: 256 << 30,
+            entries: 16 << 20,
+        }
+    }
+}
+
+/// What was unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unpacked {
+    /// The SHA-256 of the tar.
+    pub diff_id: Digest,
+    /// Bytes of the layer as Docker counts them: of files, each inode once, and of the
+    /// targets of symlinks.
+    pub size: u64,
+    /// Entries of the tar.
+    pub entries: u64,
+    /// Length of the tar.
+    pub bytes: u64,
+    /// Xattrs of the tar that could not be set, as `security.capability` without root; worth
+    /// a warning.
+    pub lost_xattrs: u64,
+}
+
+/// Unpacks a layer tar, which is not compressed any more, into `diff`, an empty directory,
+/// and writes tar-split (lines, not compressed) to `split`.
+///
+/// Whiteouts become those of `dialect`: char 0:0 and an opaque xattr where it has them.
+/// Overlay markers among the xattrs of the tar are dropped. Without root, files belong to
+/// the caller, who can always read them and write to directories, and devices are an error. Nothing outside of `diff` is touched, whatever the
+/// tar holds. Memory is bounded, however many entries there are: what does not fit is in files
+/// without a name in `diff` until the end. A reserve of the file system stays free. The caller syncs the file system, and removes `diff` after an error.
+///
+/// # Errors
+/// [`Error::Read`], [`Error::Stream`] and [`Error::Entry`] for what is not the tar of a layer; [`Error::Limit`] for
+/// more than `limits` allow; [`Error::NoRoom`] and [`Error::Place`] if something cannot be put into `diff`;
+/// [`Error::Write`] for `split` and for notes; [`Error::Interrupted`] after a signal.
+pub fn unpack(
+    tar: impl Read,
+    diff: BorrowedFd<'_>,
+    dialect: Dialect,
+    split: impl Write,
+    limits: &Limits,
+) -> Result<Unpacked> {
+    let split = TarSplitWriter::new(split, Room::Beside(diff));
+    let mut unpacker = Unpacker::new(tar, diff, split, limits)?;
+    unpacker.place = Some(Extractor::new(diff, dialect));
+    while let Some(entry) = unpacker.scan.next()? {
+        unpacker.entry(&entry)?;
+    }
+    let (mut size, mut lost_xattrs) = (0, 0);
+    if let Some(place) = &mut unpacker.place {
+        place.finish()?;
+        (size, lost_xattrs) = (place.size(), place.lost());
+    }
+    let entries = unpacker.scan.entries();
+    let (diff_id, bytes) = unpacker.finish()?;
+    Ok(Unpacked {
+        diff_id,
+        size,
+        entries,
+        bytes,
+        lost_xattrs,
+    })
+}
+
+/// Writes the tar-split (lines, not compressed) of a layer tar that has been unpacked already. Returns
+/// the digest of the tar. What does not fit into memory goes to `scratch`, which is written over.
+///
+/// # Errors
+/// As [`unpack`], but for those of making files.
+pub fn write_split(
+    tar: impl Read,
+    scratch: &File,
+    split: impl Write,
+    limits: &Limits,
+) -> Result<Digest> {
+    let split = TarSplitWriter::new(split, Room::In(scratch));
+    let mut unpacker = Unpacker::new(tar, scratch.as_fd(), split, limits)?;
+    while let Some(entry) = unpacker.scan.next()? {
+        unpacker.entry(&entry)?;
+    }
+    Ok(unpacker.finish()?.0)
+}
+
+/// Whether to go on with so many more bytes on the file system of `root`; `what`, for messages, is
+/// what they are of.
+fn go_on(room: &mut FreeSpaceWatch, root: BorrowedFd<'_>, what: &[u8], bytes: u64) -> Result<()> {
+    interrupt::check()?;
+    let fail = |errno| Error::place(what, "ask for free space for it", errno);
+    if room.allows(root, bytes).map_err(fail)? {
+        return Ok(());
+    }
+    let room = FreeSpace::of(root).map_err(fail)?;
+    Err(match room.files {
+        Some(0) => Error::place(what, "create the file", Errno::NOSPC),
+        _ => Error::NoRoom {
+            entry: excerpt(what),
+            needed: bytes,
+            free: room.bytes,
+        },
+    })
+}
+
+struct Unpacker<'a, R, W> {
+    scan: TarReader<'a, R>,
+    /// `None`: no files are made.
+    place: Option<Extractor<'a>>,
+    /// A file or directory of the file system that is written to.
+    root: BorrowedFd<'a>,
+    split: TarSplitWriter<'a, W>,
+    room: FreeSpaceWatch,
+    buffer: Vec<u8>,
+}
+
+impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
+    fn new(
+        tar: R,
+        root: BorrowedFd<'a>,
+        split: TarSplitWriter<'a, W>,
+        limits: &'a Limits,
+    ) -> Result<Self> {
+        Ok(Self {
+            scan: TarReader::new(tar, limits)?,
+            place: None,
+            root,
+            split,
+            room: FreeSpaceWatch::new(),
+            buffer: vec![0; CHUNK],
+        })
+    }
+
+    /// Takes the end of the tar; its digest and length.
+    fn finish(mut self) -> Result<(Digest, u64)> {
+        let (room, root) = (&mut self.room, self.root);
+        let go_on = |bytes| go_on(room, root, b"the end of the archive", bytes);
+        let end = self.scan.finish(&mut self.split, go_on)?;
+        self.split.finish()?;
+        Ok(end)
+    }
+
+    /// Whether to go on with so many more bytes of an entry.
+    fn go_on(&mut self, entry: &Entry, bytes: u64) -> Result<()> {
+        go_on(&mut self.room, self.root, &entry.name, bytes)
+    }
+
+    fn entry(&mut self, entry: &Entry) -> Result<()> {
+        // What it says of its size is refused before a byte of it is there.
+        self.go_on(entry, entry.stored.saturating_add(PER_FILE))?;
+        self.split.segments(self.scan.raw())?;
+        self.scan.raw().clear();
+        let Some(path) = clean(&entry.name) else {
+            let what = "its path leads out of the layer; refused";
+            return Err(Error::entry(&entry.name, what));
+        };
+        if path.len() > LONGEST {
+            let what = "its path is longer than any program can name; refused";
+            return Err(Error::entry(&entry.name, what));
+        }
+        let first = self.split.first(&path)?;
+        if !first || entry.sparse.is_some() {
+            // Its content is kept twice.
+            self.go_on(entry, entry.stored.saturating_mul(2))?;
+        }
+        let is_whiteout = match &mut self.place {
+            Some(place) => entry.kind != EntryKind::Global && place.whiteout(&path, entry)?,
+            None => entry.kind != EntryKind::Global && whiteout::is_marker(&path),
+        };
+        if is_whiteout || entry.kind != EntryKind::Regular {
+            if let (Some(place), false) = (&mut self.place, is_whiteout) {
+                place.node(&path, entry)?;
+            }
+            self.content(entry, None, true)?;
+            return self.line(entry, first, 0, None);
+        }
+        let made = self.place.as_mut().map(|place| place.create(&path, entry));
+        let file = made.transpose()?.map(File::from);
+        let apart = !first || entry.sparse.is_some();
+        let crc = self.content(entry, file.as_ref(), apart)?;
+        let size = entry.sparse.as_ref().map_or(entry.stored, |map| map.size);
+        if let (Some(place), Some(file)) = (&mut self.place, file) {
+            place.finish_file(entry, &OwnedFd::from(file), size)?;
+        }
+        let noted = if apart { 0 } else { size };
+        self.line(entry, first, noted, (size > 0).then_some(crc))
+    }
+
+    /// A path has one line: Docker refuses a second one.
+    fn line(&mut self, entry: &Entry, first: bool, size: u64, crc: Option<u64>) -> Result<()> {
+        if first {
+            self.split.file(&entry.name, size, crc)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Reads the content of an entry into `file` and, `apart` from the files, into
+    /// tar-split. The CRC-64 of what the file holds then.
+    fn content(&mut self, entry: &Entry, file: Option<&File>, apart: bool) -> Result<u64> {
+        let fail = |e: std::io::Error| {
+            let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
+            Error::place(&entry.name, "write the file", errno)
+        };
+        let mut crc = Checksum::new();
+        let mut cursor = Cursor::new(entry.sparse.as_ref());
+        loop {
+            let most = cursor.room(&mut crc).min(self.buffer.len() as u64) as usize;
+            let read = self.scan.data(&mut self.buffer[..most])?;
+            if read == 0 {
+                break;
+            }
+            interrupt::check()?;
+            let bytes = &self.buffer[..read];
+            crc.update(bytes);
+            if let Some(file) = file {
+                file.write_all_at(bytes, cursor.offset).map_err(fail)?;
+            }
+            if apart {
+                debug_assert!(read <= PIECE);
+                self.split.segment(bytes)?;
+            }
+            cursor.advance(read as u64);
+        }
+        if let (Some(map), Some(file)) = (&entry.sparse, file) {
+            cursor.zeros(map.size, &mut crc);
+            file.set_len(map.size).map_err(fail)?;
+        }
+        Ok(crc.finish())
+    }
+}
+
+/// Where the next byte of content belongs in its file.
+struct Cursor<'m> {
+    offset: u64,
+    extents: Option<std::slice::Iter<'m, (u64, u64)>>,
+    /// Bytes until the current extent ends.
+    left: u64,
+}
+
+impl<'m> Cursor<'m> {
+    fn new(map: Option<&'m Sparse>) -> Self {
+        Self {
+            offset: 0,
+            left: if map.is_some() { 0 } else { u64::MAX },
+            extents: map.map(|map| map.extents.iter()),
+        }
+    }
+
+    /// How much may be written at `offset`; steps over holes.
+    fn room(&mut self, crc: &mut Checksum) -> u64 {
+        while self.left == 0 {
+            let Some(&(offset, length)) = self.extents.as_mut().and_then(Iterator::next) else {
+                return 0;
+            };
+            self.zeros(offset, crc);
+            self.left = length;
+        }
+        self.left
+    }
+
+    fn advance(&mut self, count: u64) {
+        self.offset += count;
+        self.left = self.left.saturating_sub(count);
+    }
+
+    /// Counts a hole up to `end` into the checksum.
+    fn zeros(&mut self, end: u64, crc: &mut Checksum) {
+        crc.zeros(end.saturating_sub(self.offset));
+        self.offset = self.offset.max(end);
+    }
+}

@@ -1,0 +1,304 @@
+//! The merged lower layers: which names they have, what is behind a name, and how it is opened.
+//!
+//! This is the seam between the union and whatever knows the lowers. [`Layers`] reads the layers'
+//! directories; [`crate::catalog::Mounted`] answers from a file, and asks [`Layers`] for what the
+//! file does not say. Another implementation needs no change in [`crate::union`]: implement
+//! [`Lowers`] and [`MergedDir`], and give the union a [`Source`] that opens it.
+//!
+//! ```text
+//! union ──► Lowers, MergedDir ◄── Layers           directories
+//!                             ◄── catalog::Mounted one file
+//! ```
+//!
+//! Lowers never change while they are in use, so every answer stays true. An implementation that
+//! finds out that one was wrong says so by [`Lowers::when_wrong`].
+
+mod file;
+mod gather;
+mod layers;
+
+use std::ffi::CStr;
+use std::fmt::Debug;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+pub use file::{DataPlace, LowerFile};
+#[cfg(test)]
+pub(crate) use gather::tests::listings as sample_listings;
+pub(crate) use gather::{FIRST_OFFSET, Window, offset_of};
+pub use gather::{FoundIn, Gather, LayerEntry, LayerListing, Visible, merge};
+pub use layers::{Layers, OpenError, Seal};
+
+use crate::layer::at::Stat;
+use crate::layer::lower::LowerDir;
+use crate::layer::origin::Origin;
+
+/// The number that an implementation of [`Lowers`] gives a file. [`Layers`] gives none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId(pub u32);
+
+/// What the lowers have under a name.
+#[derive(Debug)]
+pub enum LowerLookup {
+    /// Nothing.
+    Absent,
+    /// A file that is not a directory.
+    File(LowerFile),
+    /// A directory, merged from one or more layers.
+    Dirs(LowerDirs),
+}
+
+/// What a number or name says about a file without reading a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plain {
+    /// There is no such name.
+    Absent,
+    /// A file with one name that has its own data: its number and its attributes.
+    File(FileId, Stat),
+    /// This must be looked up.
+    Unknown,
+}
+
+/// The lowers of a mount.
+///
+/// Methods that take a [`FileId`] are called only with numbers that the implementation gave.
+pub trait Lowers: Debug + Send + Sync {
+    /// Returns the layers' directories.
+    fn layers(&self) -> &Arc<Layers>;
+
+    /// Returns the root directory, merged from all layers.
+    fn root(&self) -> LowerDirs;
+
+    /// Whether names and attributes come from elsewhere than the layers' directories. It may
+    /// become false, and does not become true again.
+    fn is_indexed(&self) -> bool {
+        false
+    }
+
+    /// Has `call` called when answers turn out to have been wrong. Everything that was derived
+    /// from answers is to be forgotten then; from now on answers are right.
+    fn when_wrong(&self, call: Box<dyn Fn() + Send + Sync>) {
+        drop(call);
+    }
+
+    /// Returns what is known about a file without reading a layer.
+    fn plain(&self, file: FileId) -> Plain {
+        let _ = file;
+        Plain::Unknown
+    }
+
+    /// Returns a file.
+    ///
+    /// # Errors
+    /// EIO when the number leads nowhere.
+    fn file(&self, file: FileId) -> Result<LowerFile, Errno> {
+        let _ = file;
+        Err(Errno::IO)
+    }
+
+    /// Returns the attributes of a file.
+    ///
+    /// # Errors
+    /// EIO when the number leads nowhere.
+    fn stat(&self, file: FileId) -> Result<Stat, Errno> {
+        let _ = file;
+        Err(Errno::IO)
+    }
+
+    /// Returns the target of a symlink, where it is known without reading a layer.
+    fn target(&self, file: FileId) -> Option<Vec<u8>> {
+        let _ = file;
+        None
+    }
+
+    /// Whether a file or directory is known to have no xattrs.
+    fn has_no_xattrs(&self, file: FileId) -> bool {
+        let _ = file;
+        false
+    }
+
+    /// Returns the error for an xattr of a file or directory that is known to be absent; `None`
+    /// when the file may have it. `ask` asks the layer for the xattr by its name there.
+    fn absent_xattr(
+        &self,
+        file: FileId,
+        name: &[u8],
+        ask: &mut dyn FnMut(&CStr) -> Result<(), Errno>,
+    ) -> Option<Errno> {
+        let _ = (file, name, ask);
+        None
+    }
+
+    /// Opens a directory of a layer for its metadata (`O_PATH`).
+    ///
+    /// # Errors
+    /// ESTALE when another directory has its name by now; else those of openat2(2).
+    fn hold_dir(&self, dir: &LowerDir) -> Result<Arc<OwnedFd>, Errno> {
+        self.layers().fd(dir)
+    }
+
+    /// Returns the encoded handle of a file, from which its copy in the upper is marked; `None`
+    /// where there are no handles.
+    ///
+    /// # Errors
+    /// Those of name_to_handle_at(2).
+    fn origin(&self, file: &LowerFile) -> Result<Option<Origin>, Errno> {
+        self.layers().origin_of(file)
+    }
+
+    /// Opens a file for its metadata, without access to its data (`O_PATH`).
+    ///
+    /// # Errors
+    /// ESTALE when another file has its name by now; else those of openat2(2).
+    fn hold(&self, file: &LowerFile) -> Result<OwnedFd, Errno> {
+        self.layers().hold_file(file)
+    }
+
+    /// Opens the data of a file for reading.
+    ///
+    /// # Errors
+    /// ESTALE when another file has its name by now, or the file was changed; else those of
+    /// open(2).
+    fn open(&self, file: &LowerFile) -> Result<OwnedFd, Errno> {
+        self.layers().open_data(file)
+    }
+
+    /// Checks that a file still is what was said about it; called before it is copied up.
+    ///
+    /// # Errors
+    /// ESTALE when it is not.
+    fn check(&self, file: &LowerFile) -> Result<(), Errno> {
+        let _ = file;
+        Ok(())
+    }
+}
+
+/// A directory that is merged from lower layers, top first.
+pub trait MergedDir: Debug + Send + Sync {
+    /// Returns the number of layers that have the directory, at least 1.
+    fn parts(&self) -> usize;
+
+    /// Returns the topmost directory, whose attributes the union shows.
+    fn top(&self) -> &Arc<LowerDir>;
+
+    /// Returns the directories of all layers that have it.
+    ///
+    /// # Errors
+    /// EIO when the lowers are damaged.
+    fn all(&self) -> Result<&[Arc<LowerDir>], Errno>;
+
+    /// Returns the number of the directory.
+    fn id(&self) -> Option<FileId> {
+        None
+    }
+
+    /// Looks up `name`, or what `redirect` replaces it by. The first `skip` parts are known not to
+    /// have the name.
+    ///
+    /// # Errors
+    /// EIO for a metacopy without data or with a forged redirect; else those of the layers' file
+    /// systems.
+    fn lookup(
+        &self,
+        name: &[u8],
+        redirect: Option<&[u8]>,
+        skip: usize,
+    ) -> Result<LowerLookup, Errno>;
+
+    /// Returns what is known about a name without reading a layer.
+    fn plain(&self, name: &[u8]) -> Plain {
+        let _ = name;
+        Plain::Unknown
+    }
+
+    /// Collects the names.
+    ///
+    /// # Errors
+    /// Those of the layers' file systems.
+    fn list(&self, gather: &mut Gather<'_>) -> Result<(), Errno>;
+
+    /// Checks that the directory still is what was said about it; called before it is copied up.
+    ///
+    /// # Errors
+    /// ESTALE when it is not.
+    fn check(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+/// Opens the [`Lowers`] of a mount once its layers are open.
+pub trait Source: Debug + Send + Sync {
+    /// Returns the lowers; `None` when the layers' directories are to be used, which is logged.
+    fn open(&self, layers: &Arc<Layers>) -> Option<Arc<dyn Lowers>>;
+}
+
+/// The lower side of a directory: none, or one merged directory.
+#[derive(Clone, Debug, Default)]
+pub struct LowerDirs(Option<Arc<dyn MergedDir>>);
+
+impl<D: MergedDir + 'static> From<Arc<D>> for LowerDirs {
+    fn from(dir: Arc<D>) -> Self {
+        Self(Some(dir))
+    }
+}
+
+impl LowerDirs {
+    /// Returns the merged directory, if the lowers have one.
+    pub fn merged(&self) -> Option<&dyn MergedDir> {
+        self.0.as_deref()
+    }
+
+    /// Returns the number of layers that have the directory.
+    pub fn len(&self) -> usize {
+        self.merged().map_or(0, MergedDir::parts)
+    }
+
+    /// Whether no layer has the directory.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// As [`MergedDir::top`].
+    pub fn top(&self) -> Option<&Arc<LowerDir>> {
+        self.merged().map(MergedDir::top)
+    }
+
+    /// As [`MergedDir::all`].
+    ///
+    /// # Errors
+    /// As [`MergedDir::all`].
+    pub fn all(&self) -> Result<&[Arc<LowerDir>], Errno> {
+        self.merged().map_or(Ok(&[]), MergedDir::all)
+    }
+
+    /// As [`MergedDir::id`].
+    pub fn id(&self) -> Option<FileId> {
+        self.merged()?.id()
+    }
+
+    /// As [`MergedDir::lookup`].
+    ///
+    /// # Errors
+    /// As [`MergedDir::lookup`].
+    pub fn lookup(
+        &self,
+        name: &[u8],
+        redirect: Option<&[u8]>,
+        skip: usize,
+    ) -> Result<LowerLookup, Errno> {
+        match self.merged() {
+            Some(dir) => dir.lookup(name, redirect, skip),
+            None => Ok(LowerLookup::Absent),
+        }
+    }
+
+    /// As [`MergedDir::list`].
+    ///
+    /// # Errors
+    /// As [`MergedDir::list`].
+    pub fn list(&self, gather: &mut Gather<'_>) -> Result<(), Errno> {
+        self.merged().map_or(Ok(()), |dir| dir.list(gather))
+    }
+}

@@ -1,0 +1,274 @@
+//! Whom a registry is believed to be, and who it believes we are: certificates.
+//!
+//! Directories are opened once, and no symlink of another user is followed. Files of another user
+//! are not believed, so that root with a user's `$HOME` does not trust an authority of that user.
+//!
+//! Format: Docker's certs.d, which containers-certs.d(5) describes too: in a directory named like
+//! the host, port included, `*.crt` are authorities, `NAME.cert` with `NAME.key` is a client's
+//! certificate and its key, all PEM.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use ureq::tls::{Certificate, ClientCert, PemItem};
+
+use super::error::{Error, Result};
+use crate::sys::walk::{self, Trust};
+
+/// The most that is read of a certificate's or key's file, in bytes.
+const LIMIT: u64 = 1 << 20;
+
+/// Directories with one for each registry that has certificates of its own; the first that has
+/// the registry's counts.
+#[derive(Clone, Debug, Default)]
+pub struct CertificateDirs {
+    /// Paths; what is not there is skipped.
+    pub paths: Vec<PathBuf>,
+    /// Those of a host that have been found already.
+    known: Option<(String, Certificates)>,
+}
+
+/// The certificates for one registry.
+#[derive(Clone, Debug)]
+pub(super) struct Certificates {
+    /// The system's authorities, and those for this registry. None at all is an error only when
+    /// one is needed.
+    pub(super) authorities: Vec<Certificate<'static>>,
+    /// What this client shows of itself.
+    pub(super) client: Option<ClientCert>,
+}
+
+impl CertificateDirs {
+    /// Those of this process's user: `containers/certs.d` and `docker/certs.d` in
+    /// `$XDG_CONFIG_HOME` (`~/.config`), then those in `/etc`.
+    pub fn of_user() -> Self {
+        let dir = |name| {
+            let value = std::env::var_os(name).filter(|value| !value.is_empty());
+            value.map(PathBuf::from).filter(|path| path.is_absolute())
+        };
+        let home = || dir("HOME").map(|home| home.join(".config"));
+        let config = dir("XDG_CONFIG_HOME").or_else(home);
+        let bases = config.into_iter().chain([PathBuf::from("/etc")]);
+        let paths = bases
+            .flat_map(|base| ["containers/certs.d", "docker/certs.d"].map(|name| base.join(name)));
+        Self {
+            paths: paths.collect(),
+            known: None,
+        }
+    }
+
+    /// Reads those for a host; later no file is read for it.
+    pub(super) fn look_up(&mut self, host: &str) -> Result<()> {
+        self.known = Some((host.to_owned(), self.find(host)?));
+        Ok(())
+    }
+
+    /// The certificates for a host.
+    pub(super) fn find(&self, host: &str) -> Result<Certificates> {
+        if let Some((known, certificates)) = &self.known
+            && known == host
+        {
+            return Ok(certificates.clone());
+        }
+        let system = rustls_native_certs::load_native_certs();
+        for error in &system.errors {
+            tracing::debug!(%error, "a system certificate cannot be read");
+        }
+        let system = system.certs.iter();
+        let mut found = Certificates {
+            authorities: system
+                .map(|der| Certificate::from_der(der.as_ref()).to_owned())
+                .collect(),
+            client: None,
+        };
+        for path in self.paths.iter().map(|dir| dir.join(host)) {
+            match walk::open_directory(&path, Trust::of_root()) {
+                Ok(dir) => {
+                    found.add(&Dir { path, dir })?;
+                    break;
+                }
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(unreadable(&path, &error)),
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Whether there is no directory of that name.
+fn is_absent(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory)
+}
+
+/// A directory with the certificates of one registry, held open.
+struct Dir {
+    path: PathBuf,
+    dir: OwnedFd,
+}
+
+impl Dir {
+    /// The names in it, in order.
+    fn names(&self) -> Result<Vec<OsString>> {
+        let list = || -> io::Result<Vec<OsString>> {
+            let mut names = Vec::new();
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let dir = rustix::fs::openat(&self.dir, ".", flags, Mode::empty())?;
+            for entry in rustix::fs::Dir::new(dir)? {
+                names.push(OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned());
+            }
+            names.sort();
+            Ok(names)
+        };
+        list().map_err(|e| unreadable(&self.path, &e))
+    }
+
+    /// What a file of it holds. Only root's files and our own are believed: an authority decides
+    /// who may give us images.
+    fn read(&self, name: &OsStr) -> Result<Vec<u8>> {
+        let path = self.path.join(name);
+        let failed = |error| unreadable(&path, &error);
+        // A symlink leads on as any other that root names.
+        let file = match walk::open_file_in(self.dir.as_fd(), name) {
+            Err(_) if path.is_symlink() => walk::open_file(&path, Trust::of_root()),
+            other => other,
+        };
+        let file = file.map_err(failed)?;
+        if !walk::is_trusted(&file).map_err(failed)? {
+            let why = "belongs to another user or can be written by others: it is ignored";
+            return Err(bad(&path, why));
+        }
+        let mut bytes = Vec::new();
+        file.take(LIMIT).read_to_end(&mut bytes).map_err(failed)?;
+        Ok(bytes)
+    }
+}
+
+impl Certificates {
+    fn add(&mut self, dir: &Dir) -> Result<()> {
+        let names = dir.names()?;
+        for name in &names {
+            let path = Path::new(name);
+            let beside = |end: &str| names.contains(&path.with_extension(end).into_os_string());
+            match path.extension().and_then(OsStr::to_str) {
+                Some("crt") => self.authorities.extend(certificates(dir, name)?),
+                // Of several the first by name: which one is wanted cannot be known before.
+                Some("cert") if self.client.is_none() && !beside("key") => {
+                    let key = dir.path.join(path.with_extension("key"));
+                    let why = format!("its key {key:?} is missing; authorities are named NAME.crt");
+                    return Err(bad(&dir.path.join(name), why));
+                }
+                Some("cert") if self.client.is_none() => self.client = Some(client(dir, name)?),
+                Some("key") if !beside("cert") => {
+                    let why = "has no client certificate of its name beside it (NAME.cert)";
+                    return Err(bad(&dir.path.join(name), why));
+                }
+                _ => (),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A client's certificate, with its key beside it.
+fn client(dir: &Dir, name: &OsStr) -> Result<ClientCert> {
+    let key_name = Path::new(name).with_extension("key");
+    let chain = certificates(dir, name)?;
+    let mut key = None;
+    for item in ureq::tls::parse_pem(&dir.read(key_name.as_os_str())?) {
+        // EC keys may come with their parameters before them.
+        if let Ok(PemItem::PrivateKey(found)) = item {
+            key = Some(found);
+        }
+    }
+    let key = key.ok_or_else(|| {
+        bad(
+            &dir.path.join(&key_name),
+            "holds no private key in PEM (PKCS #1, 8 or SEC1)",
+        )
+    })?;
+    Ok(ClientCert::new_with_certs(&chain, key))
+}
+
+fn certificates(dir: &Dir, name: &OsStr) -> Result<Vec<Certificate<'static>>> {
+    let path = &dir.path.join(name);
+    let mut all = Vec::new();
+    for item in ureq::tls::parse_pem(&dir.read(name)?) {
+        match item.map_err(|e| bad(path, format!("is not PEM: {e}")))? {
+            PemItem::Certificate(certificate) => all.push(certificate),
+            _ => return Err(bad(path, "holds something other than certificates")),
+        }
+    }
+    if all.is_empty() {
+        Err(bad(path, "holds no certificate in PEM"))
+    } else {
+        Ok(all)
+    }
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Error {
+    bad(path, format!("cannot be read: {error}"))
+}
+
+fn bad(path: &Path, why: impl Into<String>) -> Error {
+    Error::Credentials {
+        what: format!("certificate {path:?}"),
+        why: why.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Any certificate (openssl req -x509 -newkey ec).
+    const PEM: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBdTCCARugAwIBAgIUDh7jVOq3fl3/gKoLSxVoNrX7g3wwCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjQxMjEyNDVaGA8yMTI2MTAzMTEyMTI0
+NVowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABDdK
+b0/XZa5wN+YOAh0ho8k1R5FdL1wufj0QaBKvGOMhfmWAXSiWx0HZbeH8Lf9hORnw
+ixgm9muPq2bTPYkROD2jUzBRMB0GA1UdDgQWBBSNQuXp3W8onB4AaINebnVyPHew
+RzAfBgNVHSMEGDAWgBSNQuXp3W8onB4AaINebnVyPHewRzAPBgNVHRMBAf8EBTAD
+AQH/MAoGCCqGSM49BAMCA0gAMEUCIEJinEnPm0mq2YHgYzDyUoya2nwzjIJGlnM+
+8pHAM1XjAiEAmUJyrQ9tdsreGoSxqqQUkmJMmKAzutQrcCLQaff30Us=
+-----END CERTIFICATE-----
+";
+
+    #[test]
+    fn a_registry_has_certificates_of_its_own() {
+        let (none, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let dirs = CertificateDirs {
+            paths: [&none, &dir].map(|dir| dir.path().to_owned()).to_vec(),
+            known: None,
+        };
+        let of = |host: &str| dirs.find(host);
+        let count = |host: &str| of(host).unwrap().authorities.len();
+        let system = count("r.example:5000");
+        let own = dir.path().join("r.example:5000");
+        std::fs::create_dir(&own).unwrap();
+        std::fs::write(own.join("ca.crt"), PEM).unwrap();
+        std::fs::write(own.join("note.txt"), "something else").unwrap();
+        assert_eq!(count("r.example:5000"), system + 1);
+        assert_eq!(count("r.example"), system);
+        let refused = |name: &str, content: &str, expected: &str| {
+            std::fs::write(own.join(name), content).unwrap();
+            let error = of("r.example:5000").unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            std::fs::remove_file(own.join(name)).unwrap();
+        };
+        refused("bad.crt", &PEM[..100], "bad.crt");
+        refused("empty.crt", "", "empty.crt\": holds no certificate");
+        refused("client.cert", PEM, "client.key");
+        refused("client.key", "any", "client.key\": has no client");
+        std::fs::write(own.join("client.key"), PEM).unwrap();
+        refused("client.cert", PEM, "client.key\": holds no private key");
+        // What lies in a directory that comes first counts alone.
+        std::fs::create_dir(none.path().join("r.example:5000")).unwrap();
+        assert_eq!(count("r.example:5000"), system);
+    }
+}

@@ -1,0 +1,594 @@
+//! A registry's HTTP API for one repository: requests, redirects, authorization, and what an answer
+//! means.
+//!
+//! Format: OCI distribution specification, spec.md.
+//!
+//! Credentials go to the registry's own origin and to the realm it names, over https or
+//! to this machine; never after a redirect to anybody else.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::RwLock;
+use serde::Deserialize;
+use ureq::http::{self, HeaderMap, Method, StatusCode, Uri, header};
+use ureq::{Agent, Body, SendBody};
+
+use super::auth::{self, Challenge};
+use super::certificates::CertificateDirs;
+use super::credentials::{Credential, CredentialFiles};
+use super::error::{Error, Result, said};
+use super::pace::{Pace, Paced, Patience};
+use super::retry::{Failure, Outcome, Retry, transport};
+use super::{Event, Show, endpoint};
+use crate::oci::{Digest, Reference};
+use crate::sys::interrupt;
+
+/// Redirects that are followed.
+const MAX_REDIRECTS: usize = 5;
+/// Of an error's text, in bytes.
+const MAX_MESSAGE: u64 = 64 << 10;
+
+/// How a registry is talked to.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Access {
+    /// No TLS. This machine's registries may do without in any case.
+    pub plain_http: bool,
+    /// Where credentials are.
+    pub credentials: CredentialFiles,
+    /// Where certificates are, besides the system's.
+    pub certificates: CertificateDirs,
+    /// Of what fails in passing.
+    pub retry: Retry,
+    /// How slow it may be.
+    pub patience: Patience,
+}
+
+impl Default for Access {
+    /// With the credentials and certificates of this user.
+    fn default() -> Self {
+        Self {
+            plain_http: false,
+            credentials: CredentialFiles::of_user(),
+            certificates: CertificateDirs::of_user(),
+            retry: Retry::default(),
+            patience: Patience::default(),
+        }
+    }
+}
+
+impl Access {
+    /// Reads the certificates and credentials for the registry of an image now, so that neither
+    /// files are read nor helpers run for that later, in a sandbox.
+    ///
+    /// # Errors
+    /// [`Error::Credentials`].
+    pub fn look_up(&mut self, name: &Reference) -> Result<()> {
+        self.certificates
+            .look_up(endpoint::host_of(name.domain()))?;
+        self.credentials.look_up(name.domain(), name.path())
+    }
+}
+
+pub(super) type Response = http::Response<Body>;
+
+/// One repository of a registry.
+pub(super) struct Client<'s> {
+    agent: Agent,
+    /// Scheme and authority.
+    origin: Uri,
+    /// `library/app`.
+    repository: String,
+    /// The image's name, for messages.
+    name: String,
+    /// As the user writes it.
+    domain: String,
+    credential: Option<Credential>,
+    /// What is done there: `pull` or `pull,push`.
+    actions: &'static str,
+    /// Other repositories, of which blobs are taken over.
+    sources: Vec<String>,
+    /// The header of that name.
+    authorization: RwLock<Option<String>>,
+    pub(super) retry: Retry,
+    pub(super) patience: Patience,
+    show: Show<'s>,
+    /// It has answered before.
+    known: AtomicBool,
+}
+
+/// What is sent.
+pub(super) enum Payload<'p> {
+    None,
+    Bytes(&'p [u8]),
+    /// The whole file; `passed` is told of the bytes that are sent.
+    File {
+        file: &'p File,
+        size: u64,
+        passed: &'p dyn Fn(u64),
+    },
+}
+
+pub(super) struct Request<'r> {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    /// For messages.
+    pub(super) what: String,
+    pub(super) headers: Vec<(header::HeaderName, String)>,
+    pub(super) body: Payload<'r>,
+}
+
+impl<'s> Client<'s> {
+    /// Finds out how the registry of `name` is reached. `sources`: other repositories that are
+    /// read.
+    pub(super) fn open(
+        name: &Reference,
+        actions: &'static str,
+        sources: &[String],
+        access: &Access,
+        show: Show<'s>,
+    ) -> Result<Self> {
+        let host = endpoint::host_of(name.domain());
+        let schemes: &[&str] = match (access.plain_http, endpoint::is_loopback(host)) {
+            (true, _) => &["http"],
+            (false, true) => &["https", "http"],
+            (false, false) => &["https"],
+        };
+        let mut last = None;
+        for scheme in schemes {
+            let malformed = |_| Error::malformed(host, "is not a host of a registry");
+            let client = Self {
+                agent: endpoint::agent(host, &access.certificates, access.patience)?,
+                origin: format!("{scheme}://{host}/").parse().map_err(malformed)?,
+                repository: name.path().to_owned(),
+                name: name.to_string(),
+                domain: name.domain().to_owned(),
+                credential: access.credentials.find(name.domain(), name.path())?,
+                actions,
+                sources: sources.to_vec(),
+                authorization: RwLock::new(None),
+                retry: access.retry,
+                patience: access.patience,
+                show,
+                known: AtomicBool::new(false),
+            };
+            match client.ask(host, || client.ping()) {
+                Ok(()) => return Ok(client),
+                // No TLS there: on this machine that is allowed.
+                Err(error @ Error::Unreachable { .. }) => {
+                    last = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::malformed(host, "has no address")))
+    }
+
+    /// Does it until it succeeds or there is no point; says so before each further attempt.
+    pub(super) fn ask<T>(&self, what: &str, attempt: impl FnMut() -> Outcome<T>) -> Result<T> {
+        let show = |why: &Error, pause| (self.show)(Event::Later { what, why, pause });
+        self.retry.run(show, attempt)
+    }
+
+    /// Asks whether it is a registry, and gets authorized.
+    fn ping(&self) -> Outcome<()> {
+        let request = self.request(Method::GET, "/v2/", format!("registry {}", self.domain))?;
+        match self.exchange(&request) {
+            // Some have no such page, and what is asked for next says more.
+            Ok(_) | Err(Failure::Final(Error::NotFound { .. })) => Ok(()),
+            // Whoever has no login may still see what is public: the image itself is asked for.
+            Err(Failure::Final(Error::Unauthorized { .. })) if self.credential.is_none() => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// A request of this repository's API; `path` begins with `/v2/`.
+    pub(super) fn request<'r>(
+        &self,
+        method: Method,
+        path: &str,
+        what: String,
+    ) -> Result<Request<'r>> {
+        let uri = endpoint::resolve(&self.origin, path);
+        let bad = || Error::malformed(what.as_str(), "is not an address of a registry");
+        Ok(Request {
+            method,
+            uri: uri.ok_or_else(bad)?,
+            what,
+            headers: Vec::new(),
+            body: Payload::None,
+        })
+    }
+
+    /// The path of something in this repository: `blobs/sha256:…`.
+    pub(super) fn path(&self, what: &str) -> String {
+        format!("/v2/{}/{what}", self.repository)
+    }
+
+    /// For messages: a blob of this image.
+    pub(super) fn blob_name(&self, digest: &Digest) -> String {
+        format!("{}, blob {digest}", self.name)
+    }
+
+    /// The image's name, for messages.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Sends a request, authorized, and takes only success for an answer.
+    pub(super) fn exchange(&self, request: &Request<'_>) -> Outcome<Response> {
+        let mut challenged = false;
+        loop {
+            let (ours, response) = self.follow(request)?;
+            if response.status() == StatusCode::UNAUTHORIZED && ours && !challenged {
+                challenged = true;
+                self.authorize(&request.what, response.headers())?;
+                continue;
+            }
+            return self.checked(request, response);
+        }
+    }
+
+    /// Sends a request and follows redirects; whether the answer is the registry's own.
+    fn follow(&self, request: &Request<'_>) -> Outcome<(bool, Response)> {
+        let mut uri = request.uri.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let ours = endpoint::same_origin(&uri, &self.origin);
+            let response = self.send(request, &uri, ours)?;
+            let location = response.headers().get(header::LOCATION);
+            let (true, Some(location)) = (response.status().is_redirection(), location) else {
+                return Ok((ours, response));
+            };
+            let refused = |why: &str| Error::malformed(request.what.as_str(), why);
+            if !matches!(request.method, Method::GET | Method::HEAD) {
+                return Err(refused("the registry sends uploads elsewhere: refused").into());
+            }
+            let next = location.to_str().ok();
+            let next = next.and_then(|location| endpoint::resolve(&uri, location));
+            let next = next.ok_or_else(|| refused("the registry redirects without an address"))?;
+            if uri.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
+                return Err(refused("the registry redirects from https to http: refused").into());
+            }
+            uri = next;
+        }
+        Err(Error::malformed(request.what.as_str(), "too many redirects").into())
+    }
+
+    fn send(&self, request: &Request<'_>, uri: &Uri, ours: bool) -> Outcome<Response> {
+        let mut builder = http::Request::builder()
+            .method(request.method.clone())
+            .uri(uri.clone());
+        // Content is hashed as it comes.
+        builder = builder.header(header::ACCEPT_ENCODING, "identity");
+        for (name, value) in &request.headers {
+            builder = builder.header(name, value);
+        }
+        if ours && let Some(value) = self.authorization.read().as_ref() {
+            builder = builder.header(header::AUTHORIZATION, value);
+        }
+        let bad = |e: http::Error| Error::malformed(request.what.as_str(), e.to_string());
+        let answer = match &request.body {
+            Payload::None => self.agent.run(builder.body(()).map_err(bad)?),
+            Payload::Bytes(bytes) => self.agent.run(builder.body(*bytes).map_err(bad)?),
+            Payload::File { file, size, passed } => {
+                builder = builder.header(header::CONTENT_LENGTH, *size);
+                let mut content = FileReader {
+                    file,
+                    at: 0,
+                    passed: *passed,
+                    pace: Pace::new(self.patience),
+                    since: Instant::now(),
+                    last: 0,
+                };
+                let body = SendBody::from_reader(&mut content);
+                let request = builder.body(body).map_err(bad)?;
+                let request = self.agent.configure_request(request);
+                let patient = request.timeout_recv_response(Some(self.patience.upload));
+                self.agent.run(patient.build())
+            }
+        };
+        self.came(uri, answer)
+    }
+
+    /// An answer, or what came instead of it.
+    fn came(
+        &self,
+        uri: &Uri,
+        answer: std::result::Result<Response, ureq::Error>,
+    ) -> Outcome<Response> {
+        let known = self.known.load(Ordering::Relaxed);
+        let answer = answer.map_err(|error| transport(&endpoint::shown(uri), error, known))?;
+        self.known.store(true, Ordering::Relaxed);
+        Ok(answer)
+    }
+
+    fn checked(&self, request: &Request<'_>, mut response: Response) -> Outcome<Response> {
+        let status = response.status();
+        if status.is_success() {
+            return if is_html(&response) && request.uri.path() != "/v2/" {
+                Err(self.html(request).into())
+            } else {
+                Ok(response)
+            };
+        }
+        let what = request.what.clone();
+        let Refusal { code, message } = refusal(&mut response, self.patience);
+        Err(match status {
+            StatusCode::NOT_FOUND => Error::NotFound { what, message }.into(),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                self.unauthorized(&what, message).into()
+            }
+            _ => {
+                let after = retry_after(&response);
+                let limited = status == StatusCode::TOO_MANY_REQUESTS && after.is_some();
+                let transient = status.is_server_error() || limited;
+                let status = status.as_u16();
+                let error = Error::Status {
+                    what,
+                    status,
+                    code,
+                    message,
+                    after,
+                };
+                if transient {
+                    Failure::Transient(error)
+                } else {
+                    error.into()
+                }
+            }
+        })
+    }
+
+    fn html(&self, request: &Request<'_>) -> Error {
+        let why = format!(
+            "an HTML page came instead of it: {} is not a registry, or a login page or proxy is in \
+             between",
+            self.domain
+        );
+        Error::malformed(request.what.as_str(), why)
+    }
+
+    /// The credential, where it may be used.
+    fn credential(&self) -> Option<&Credential> {
+        let usable = endpoint::is_private(&self.origin);
+        self.credential.as_ref().filter(|_| usable)
+    }
+
+    fn unauthorized(&self, what: &str, message: String) -> Error {
+        let host = &self.domain;
+        let (who, remedy) = match (self.credential(), &self.credential) {
+            (Some(credential), _) => (
+                credential.who(),
+                format!("log in again (docker login {host}) as a user who may do this"),
+            ),
+            (None, Some(_)) => (
+                "anonymous access".to_owned(),
+                "stored credentials are not sent over http to another machine".to_owned(),
+            ),
+            (None, None) => (
+                "anonymous access".to_owned(),
+                format!("check the name, or log in (docker login {host}, podman login {host})"),
+            ),
+        };
+        Error::Unauthorized {
+            what: what.to_owned(),
+            who,
+            message,
+            remedy,
+        }
+    }
+
+    /// Answers a challenge: what is sent from now on.
+    fn authorize(&self, what: &str, headers: &HeaderMap) -> Outcome<()> {
+        let challenges = headers.get_all(header::WWW_AUTHENTICATE).iter();
+        let value = match Challenge::of(challenges.filter_map(|value| value.to_str().ok())) {
+            None => None,
+            Some(Challenge::Basic) => self.credential().and_then(Credential::basic),
+            Some(Challenge::Bearer { realm, service, .. }) => {
+                let token = self.token(&realm, service.as_deref())?;
+                Some(format!("Bearer {token}"))
+            }
+        };
+        let value = value.ok_or_else(|| self.unauthorized(what, String::new()))?;
+        *self.authorization.write() = Some(value);
+        Ok(())
+    }
+
+    /// Gets a token for this repository.
+    fn token(&self, realm: &str, service: Option<&str>) -> Outcome<String> {
+        let what = format!("a token for {}", self.name);
+        let uri: Option<Uri> = realm.parse().ok();
+        let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("https" | "http")));
+        let uri = uri.filter(|uri| uri.authority().is_some());
+        let bad = || Error::malformed(what.as_str(), "the registry names no address for it");
+        let uri = uri.ok_or_else(bad)?;
+        if self.origin.scheme_str() == Some("https") && uri.scheme_str() != Some("https") {
+            let why = "the registry offers it over http only: refused";
+            return Err(Error::malformed(what, why).into());
+        }
+        let own = format!("repository:{}:{}", self.repository, self.actions);
+        let sources = self.sources.iter();
+        let sources = sources.map(|source| format!("repository:{source}:pull"));
+        let scopes: Vec<String> = std::iter::once(own).chain(sources).collect();
+        // One parameter each; in a form one for all (distribution, docs/spec/auth).
+        let each = |scope: &String| format!("scope={}", auth::escape(scope));
+        let credential = self.credential().filter(|_| endpoint::is_private(&uri));
+        let mut query = match credential {
+            Some(Credential::Identity(_)) => each(&scopes.join(" ")),
+            _ => scopes.iter().map(each).collect::<Vec<_>>().join("&"),
+        };
+        if let Some(service) = service {
+            query += &format!("&service={}", auth::escape(service));
+        }
+        let answer = match credential {
+            Some(Credential::Identity(token)) => {
+                let form = format!(
+                    "grant_type=refresh_token&client_id=unionfs&{query}&refresh_token={}",
+                    auth::escape(token)
+                );
+                let form_type = "application/x-www-form-urlencoded";
+                let request = self.agent.post(&uri);
+                request.header(header::CONTENT_TYPE, form_type).send(form)
+            }
+            credential => {
+                let between = if uri.query().is_some() { '&' } else { '?' };
+                let mut request = self.agent.get(format!("{uri}{between}{query}"));
+                if let Some(value) = credential.and_then(Credential::basic) {
+                    request = request.header(header::AUTHORIZATION, value);
+                }
+                request.call()
+            }
+        };
+        let mut answer = self.came(&uri, answer)?;
+        if !answer.status().is_success() {
+            let request = self.request(Method::GET, "/", what.clone())?;
+            return Err(match self.checked(&request, answer) {
+                Err(failure) => failure,
+                Ok(_) => bad().into(),
+            });
+        }
+        let bytes = read_all(&mut answer, auth::MAX_TOKEN, &what, self.patience)?;
+        let none = || Error::malformed(what.as_str(), "the answer has none");
+        Ok(auth::token(&bytes).ok_or_else(none)?)
+    }
+}
+
+/// A file from its beginning, wherever others read it.
+struct FileReader<'p> {
+    file: &'p File,
+    at: u64,
+    passed: &'p dyn Fn(u64),
+    pace: Pace,
+    /// When the last piece was handed over, and how large it was: asked for the next, it is gone.
+    since: Instant,
+    last: u64,
+}
+
+impl io::Read for FileReader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        interrupt::check()?;
+        self.pace.passed(self.last, self.since.elapsed())?;
+        let got = self.file.read_at(buf, self.at)?;
+        self.at += got as u64;
+        (self.passed)(got as u64);
+        (self.since, self.last) = (Instant::now(), got as u64);
+        Ok(got)
+    }
+}
+
+/// The coding of an answer's content, which nobody asked for (RFC 9110, section 8.4).
+pub(super) fn coding(response: &Response) -> Option<String> {
+    let value = response.headers().get(header::CONTENT_ENCODING)?;
+    let value = value.to_str().unwrap_or("one that is not text").trim();
+    let plain = value.is_empty() || value.eq_ignore_ascii_case("identity");
+    (!plain).then(|| crate::oci::text::excerpt(value.as_bytes()))
+}
+
+fn is_html(response: &Response) -> bool {
+    let value = response.headers().get(header::CONTENT_TYPE);
+    let value = value.and_then(|value| value.to_str().ok());
+    value.is_some_and(|value| value.trim_start().to_lowercase().starts_with("text/html"))
+}
+
+/// How long a registry wants to be left alone (RFC 9110, section 10.2.3); a date is not read.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let value = response.headers().get(header::RETRY_AFTER)?;
+    value
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+        .map(Duration::from_secs)
+}
+
+/// A small answer, whole: text, which is undone where it is coded all the same.
+pub(super) fn read_all(
+    response: &mut Response,
+    limit: u64,
+    what: &str,
+    patience: Patience,
+) -> Outcome<Vec<u8>> {
+    let coding = coding(response);
+    let bytes = read_raw(response, limit, what, patience)?;
+    match (coding, bytes.as_slice()) {
+        (None, _) => Ok(bytes),
+        (Some(_), [0x1f, 0x8b, ..]) => {
+            let mut plain = Vec::new();
+            let mut decoder = flate2::read::MultiGzDecoder::new(bytes.as_slice()).take(limit + 1);
+            let read = decoder.read_to_end(&mut plain);
+            match read {
+                Ok(_) if plain.len() as u64 <= limit => Ok(plain),
+                _ => Err(Error::malformed(what, "its gzip coding is damaged").into()),
+            }
+        }
+        // Said, but not done.
+        (Some(_), [b'{' | b'[', ..]) => Ok(bytes),
+        (Some(coding), _) => {
+            let why = format!(
+                "the registry sends it with the content coding {coding}, which was not asked for"
+            );
+            Err(Error::malformed(what, why).into())
+        }
+    }
+}
+
+fn read_raw(
+    response: &mut Response,
+    limit: u64,
+    what: &str,
+    patience: Patience,
+) -> Outcome<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let body = response.body_mut().with_config().limit(u64::MAX).reader();
+    let body = Paced::new(body, patience);
+    match body.take(limit + 1).read_to_end(&mut bytes) {
+        Err(error) => Err(Failure::Transient(Error::Unreachable {
+            url: what.to_owned(),
+            why: error.to_string(),
+        })),
+        Ok(_) if bytes.len() as u64 > limit => {
+            let why = format!("the answer has more than {limit} bytes: refused");
+            Err(Error::malformed(what, why).into())
+        }
+        Ok(_) => Ok(bytes),
+    }
+}
+
+#[derive(Deserialize)]
+struct Complaints {
+    errors: Vec<Complaint>,
+}
+
+#[derive(Deserialize)]
+struct Complaint {
+    code: Option<String>,
+    message: Option<String>,
+}
+
+/// What a registry says about a failure.
+#[derive(Default)]
+struct Refusal {
+    code: String,
+    /// Code and text, in parentheses.
+    message: String,
+}
+
+fn refusal(response: &mut Response, patience: Patience) -> Refusal {
+    let bytes = read_all(response, MAX_MESSAGE, "the answer", patience).unwrap_or_default();
+    let complaints: Option<Complaints> = serde_json::from_slice(&bytes).ok();
+    let first = complaints.and_then(|c| c.errors.into_iter().next());
+    let Some(first) = first else {
+        return Refusal::default();
+    };
+    let code = first.code.clone().unwrap_or_default();
+    let parts: Vec<String> = [first.code, first.message].into_iter().flatten().collect();
+    Refusal {
+        code,
+        message: said(&parts.join(": ")),
+    }
+}

@@ -1,0 +1,402 @@
+//! Users and passwords that `docker login` and `podman login` have stored.
+//!
+//! The files may be another user's, as where root has that user's `$HOME`. Then they are read, but no
+//! program is run that they name, and no symlink of that user is followed.
+//!
+//! Formats: docker/cli, `config.json` (`auths`, `credsStore`, `credHelpers`); containers-auth.json(5);
+//! docker-credential-helpers (server on stdin, `{ServerURL, Username, Secret}` on stdout).
+//! What is secret is in no message and no Debug output.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use serde::Deserialize;
+
+use super::error::{Error, Result};
+use crate::oci::text::excerpt;
+use crate::sys::walk::{self, Trust};
+
+/// The most that is read of a file with credentials, in bytes.
+const LIMIT: u64 = 4 << 20;
+/// Under which name Docker Hub's are stored.
+const HUB: &str = "https://index.docker.io/v1/";
+/// A helper's user name for a token.
+const TOKEN: &str = "<token>";
+
+/// What a user logs in with.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Credential {
+    Password {
+        user: String,
+        password: String,
+    },
+    /// What `docker login` got instead of a password: an OAuth 2 refresh token.
+    Identity(String),
+}
+
+impl Credential {
+    /// For messages.
+    pub(super) fn who(&self) -> String {
+        match self {
+            Self::Password { user, .. } => {
+                format!("the credentials of user {}", excerpt(user.as_bytes()))
+            }
+            Self::Identity(_) => "the stored login".to_owned(),
+        }
+    }
+
+    /// A header's value (RFC 7617); `None` for a token.
+    pub(super) fn basic(&self) -> Option<String> {
+        match self {
+            Self::Password { user, password } => {
+                let pair = STANDARD.encode(format!("{user}:{password}"));
+                Some(format!("Basic {pair}"))
+            }
+            Self::Identity(_) => None,
+        }
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credential")
+    }
+}
+
+/// The files where credentials may be, first come first served.
+#[derive(Clone, Debug, Default)]
+pub struct CredentialFiles {
+    /// Paths; what is not there is skipped.
+    pub paths: Vec<PathBuf>,
+    known: Option<Known>,
+}
+
+/// What has been found already.
+#[derive(Clone, Debug)]
+struct Known {
+    host: String,
+    repository: String,
+    credential: Option<Credential>,
+}
+
+impl CredentialFiles {
+    /// Those of this process's user: `$REGISTRY_AUTH_FILE`, `$DOCKER_CONFIG/config.json` or
+    /// `~/.docker/config.json`, and podman's.
+    pub fn of_user() -> Self {
+        let var = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let dir = |name| var(name).map(PathBuf::from);
+        let home = dir("HOME");
+        let below = |base: &Option<PathBuf>, name: &str| base.as_ref().map(|b| b.join(name));
+        let config = dir("XDG_CONFIG_HOME").or_else(|| below(&home, ".config"));
+        let docker = dir("DOCKER_CONFIG").or_else(|| below(&home, ".docker"));
+        let paths = [
+            dir("REGISTRY_AUTH_FILE"),
+            below(&docker, "config.json"),
+            below(&dir("XDG_RUNTIME_DIR"), "containers/auth.json"),
+            below(&config, "containers/auth.json"),
+        ];
+        Self {
+            paths: paths.into_iter().flatten().collect(),
+            known: None,
+        }
+    }
+
+    /// Looks for those of a repository; later no file is read for it, and no helper run.
+    pub(super) fn look_up(&mut self, host: &str, repository: &str) -> Result<()> {
+        self.known = Some(Known {
+            credential: self.find(host, repository)?,
+            host: host.to_owned(),
+            repository: repository.to_owned(),
+        });
+        Ok(())
+    }
+
+    /// The credentials for a repository: the nearest entry of the first file that has one.
+    pub(super) fn find(&self, host: &str, repository: &str) -> Result<Option<Credential>> {
+        if let Some(known) = &self.known
+            && known.host == host
+            && known.repository == repository
+        {
+            return Ok(known.credential.clone());
+        }
+        for path in &self.paths {
+            if let Some((file, trusted)) = read(path)?
+                && let Some(found) = file.find(path, trusted, host, repository)?
+            {
+                tracing::debug!(?path, host, "credentials found");
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Config {
+    #[serde(default)]
+    auths: BTreeMap<String, Option<Entry>>,
+    creds_store: Option<String>,
+    #[serde(default)]
+    cred_helpers: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Helped {
+    username: String,
+    secret: String,
+}
+
+fn bad(what: impl Into<String>, why: impl Into<String>) -> Error {
+    Error::Credentials {
+        what: what.into(),
+        why: why.into(),
+    }
+}
+
+/// The configuration in a file, and whether that file may name a program to be run: it belongs to
+/// root or to us.
+fn read(path: &Path) -> Result<Option<(Config, bool)>> {
+    use std::io::Read as _;
+    let shown = || format!("{path:?}");
+    let unreadable = |error| bad(shown(), format!("cannot be read: {error}"));
+    let file = match walk::open_file(path, Trust::of_root()) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(error)),
+    };
+    let trusted = walk::is_trusted(&file).map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    let read = file.take(LIMIT).read_to_end(&mut bytes);
+    read.map_err(unreadable)?;
+    if bytes.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    // Without serde's message, which may quote a password.
+    let config = serde_json::from_slice(&bytes).map_err(|e| {
+        let place = format!("line {}, column {}", e.line(), e.column());
+        bad(shown(), format!("{place}: not the JSON of `docker login`"))
+    })?;
+    Ok(Some((config, trusted)))
+}
+
+/// The names that may stand for a repository, the nearest first.
+fn keys(host: &str, repository: &str) -> Vec<String> {
+    let mut keys = Vec::new();
+    let mut path = repository;
+    // Namespaces: containers-auth.json(5).
+    while !path.is_empty() {
+        keys.push(format!("{host}/{path}"));
+        path = path.rsplit_once('/').map_or("", |(up, _)| up);
+    }
+    keys.push(host.to_owned());
+    if host == "docker.io" {
+        keys.extend([HUB, "index.docker.io"].map(str::to_owned));
+    }
+    for scheme in ["https", "http"] {
+        for end in ["", "/", "/v1/", "/v2/"] {
+            keys.push(format!("{scheme}://{host}{end}"));
+        }
+    }
+    keys
+}
+
+impl Config {
+    /// That for a repository of a host; `trusted`: whether the file, which is at `path`, may name a
+    /// helper.
+    fn find(
+        &self,
+        path: &Path,
+        trusted: bool,
+        host: &str,
+        repository: &str,
+    ) -> Result<Option<Credential>> {
+        let keys = keys(host, repository);
+        let server = if host == "docker.io" { HUB } else { host };
+        let ask = |helper: &str| {
+            if trusted {
+                ask(helper, server)
+            } else {
+                let why = format!(
+                    "names the credential helper {}, and belongs to another user or can be written \
+                 by others: no program is run for it",
+                    excerpt(helper.as_bytes())
+                );
+                Err(bad(format!("{path:?}"), why))
+            }
+        };
+        if let Some(helper) = keys.iter().find_map(|key| self.cred_helpers.get(key)) {
+            return ask(helper);
+        }
+        let entries = keys.iter().filter_map(|key| self.auths.get(key)?.as_ref());
+        for entry in entries {
+            if let Some(found) = entry.credential(path, host)? {
+                return Ok(Some(found));
+            }
+        }
+        match &self.creds_store {
+            Some(helper) if !helper.is_empty() => ask(helper),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Entry {
+    fn credential(&self, path: &Path, host: &str) -> Result<Option<Credential>> {
+        if let Some(token) = self.identitytoken.as_ref().filter(|t| !t.is_empty()) {
+            return Ok(Some(Credential::Identity(token.clone())));
+        }
+        if let (Some(user), Some(password)) = (&self.username, &self.password) {
+            return Ok(Some(Credential::Password {
+                user: user.clone(),
+                password: password.clone(),
+            }));
+        }
+        // Empty where a helper has it.
+        let Some(auth) = self.auth.as_ref().filter(|auth| !auth.is_empty()) else {
+            return Ok(None);
+        };
+        let decoded = STANDARD.decode(auth);
+        let decoded = decoded.or_else(|_| STANDARD_NO_PAD.decode(auth)).ok();
+        let text = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
+        let pair = text.as_deref().and_then(|text| text.split_once(':'));
+        let (user, password) = pair.ok_or_else(|| {
+            let why = format!("\"auth\" of {host} is not base64 of user:password; log in again");
+            bad(format!("{path:?}"), why)
+        })?;
+        Ok(Some(Credential::Password {
+            user: user.to_owned(),
+            // Old dockers padded.
+            password: password.trim_end_matches('\0').to_owned(),
+        }))
+    }
+}
+
+/// Asks a credential helper.
+fn ask(helper: &str, server: &str) -> Result<Option<Credential>> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    let program = format!("docker-credential-{helper}");
+    if !helper.bytes().all(plain) {
+        return Err(bad(
+            excerpt(helper.as_bytes()),
+            "is not a name of a credential helper",
+        ));
+    }
+    let failed = |error: std::io::Error| {
+        let why = format!("cannot be run ({error}): install it, or log in without a helper");
+        bad(program.as_str(), why)
+    };
+    let mut child = Command::new(&program)
+        .arg("get")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that reads nothing says by its exit code what it thinks.
+        let _ = writeln!(stdin, "{server}");
+    }
+    let output = child.wait_with_output().map_err(failed)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stdout);
+        // The helpers' protocol has this text and no code for it.
+        if said.contains("credentials not found") {
+            return Ok(None);
+        }
+        let why = format!("has failed for {server}: see `{program} get`");
+        return Err(bad(program.as_str(), why));
+    }
+    let helped: Helped = serde_json::from_slice(&output.stdout)
+        .map_err(|_| bad(program.as_str(), "has not answered with JSON"))?;
+    Ok(Some(match helped.username.as_str() {
+        TOKEN => Credential::Identity(helped.secret),
+        _ => Credential::Password {
+            user: helped.username,
+            password: helped.secret,
+        },
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(text: &str) -> (tempfile::TempDir, CredentialFiles) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, text).unwrap();
+        let paths = vec![dir.path().join("absent.json"), path];
+        let known = None;
+        (dir, CredentialFiles { paths, known })
+    }
+
+    fn password(user: &str, password: &str) -> Option<Credential> {
+        Some(Credential::Password {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        })
+    }
+
+    #[test]
+    fn the_nearest_entry_is_taken() {
+        // a:b, c:d:e
+        let (_dir, files) = files(
+            r#"{"auths":{
+                "r.example:5000":{"auth":"YTpi"},
+                "r.example:5000/team":{"auth":"YzpkOmU="},
+                "https://index.docker.io/v1/":{"identitytoken":"T"},
+                "http://other.example/v1/":{"username":"u","password":"p","auth":"!"},
+                "empty.example":{},"null.example":null}}"#,
+        );
+        let find = |host, repository| files.find(host, repository).unwrap();
+        assert_eq!(find("r.example:5000", "app"), password("a", "b"));
+        assert_eq!(find("r.example:5000", "team/x/app"), password("c", "d:e"));
+        assert_eq!(find("r.example:5000", "teams"), password("a", "b"));
+        assert_eq!(
+            find("docker.io", "library/app"),
+            Some(Credential::Identity("T".into()))
+        );
+        assert_eq!(find("other.example", "app"), password("u", "p"));
+        for host in ["r.example", "empty.example", "null.example", "x"] {
+            assert_eq!(find(host, "app"), None, "{host}");
+        }
+    }
+
+    #[test]
+    fn no_message_has_a_secret() {
+        for text in [
+            r#"{"auths":{"h":{"auth":"c2VjcmV0"}}}"#,
+            r#"{"auths":{"h":"secret"}}"#,
+            r#"{"auths":{"h":{"auth":["secret"]}}}"#,
+            r#"{"credsStore":"secret-that-is-not-installed"}"#,
+            r#"{"credsStore":"../x"}"#,
+        ] {
+            let (_dir, files) = files(text);
+            let error = files.find("h", "app").unwrap_err().to_string();
+            assert!(!error.contains("secret\""), "{error}");
+            assert!(
+                error.contains("config.json")
+                    || error.contains("docker-credential-")
+                    || error.contains("credential helper"),
+                "{error}"
+            );
+        }
+        let debug = format!("{:?}", password("u", "hidden"));
+        assert!(!debug.contains("hidden"), "{debug}");
+    }
+}

@@ -1,0 +1,304 @@
+//! Manifests and indexes of a registry, read and written.
+//!
+//! Formats: OCI image specification, manifest.md and image-index.md; distribution,
+//! "Image Manifest Version 2, Schema 2", whose fields are the same.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+use crate::oci::chain_id::MAX_LAYERS;
+use crate::oci::text::excerpt;
+use crate::oci::{Digest, Platform, json};
+
+/// Bytes of a manifest, as registries limit it.
+pub(super) const MAX_MANIFEST: u64 = 4 << 20;
+/// Bytes of a configuration.
+pub(super) const MAX_CONFIG: u64 = 32 << 20;
+/// Indexes within indexes, at most.
+pub(super) const MAX_DEPTH: usize = 4;
+/// Images of an index, at most.
+const MAX_IMAGES: usize = 10_000;
+
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+/// What is accepted, for the header of that name.
+pub(super) fn accepted() -> String {
+    [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST].join(", ")
+}
+
+/// Which media types a pushed image has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ManifestFormat {
+    /// Docker's version 2, schema 2: every registry takes it.
+    Docker,
+    /// OCI's.
+    Oci,
+}
+
+impl ManifestFormat {
+    pub(super) fn manifest(self) -> &'static str {
+        match self {
+            Self::Docker => DOCKER_MANIFEST,
+            Self::Oci => OCI_MANIFEST,
+        }
+    }
+
+    pub(super) fn config(self) -> &'static str {
+        match self {
+            Self::Docker => "application/vnd.docker.container.image.v1+json",
+            Self::Oci => "application/vnd.oci.image.config.v1+json",
+        }
+    }
+
+    pub(super) fn layer(self) -> &'static str {
+        match self {
+            Self::Docker => "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            Self::Oci => "application/vnd.oci.image.layer.v1.tar+gzip",
+        }
+    }
+}
+
+/// A blob: what it is, its digest, its length in bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Blob {
+    pub(super) media_type: String,
+    pub(super) size: u64,
+    pub(super) digest: Digest,
+}
+
+impl Blob {
+    /// Whether it is compressed with gzip, as all that Docker itself pushes.
+    pub(super) fn is_gzip(&self) -> bool {
+        self.media_type.ends_with("gzip")
+    }
+}
+
+/// What one image is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Manifest {
+    pub(super) config: Blob,
+    /// Base first.
+    pub(super) layers: Vec<Blob>,
+}
+
+/// What a reference leads to.
+#[derive(Debug)]
+pub(super) enum Document {
+    Image(Manifest),
+    /// The digest of the one for the platform that was asked for.
+    Index(Digest),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDocument {
+    schema_version: Option<u32>,
+    media_type: Option<String>,
+    manifests: Option<Vec<RawEntry>>,
+    config: Option<RawBlob>,
+    layers: Option<Vec<RawBlob>>,
+}
+
+#[derive(Deserialize)]
+struct RawEntry {
+    digest: String,
+    platform: Option<Platform>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawBlob {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    size: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Written<'m> {
+    schema_version: u32,
+    media_type: &'m str,
+    config: &'m Blob,
+    layers: &'m [Blob],
+}
+
+/// Reads a manifest or index; `what` is for messages, `declared` the answer's media type.
+pub(super) fn parse(
+    what: &str,
+    declared: &str,
+    bytes: &[u8],
+    platform: &Platform,
+) -> Result<Document> {
+    let malformed = |why: String| Error::malformed(what, why);
+    let raw: RawDocument = json::parse(Path::new("its manifest"), bytes)
+        .map_err(|error| malformed(error.to_string()))?;
+    if raw.schema_version != Some(2) {
+        let why = "its manifest is of version 1 or none of an image: push it again with a tool \
+                   of this decade";
+        return Err(malformed(why.to_owned()));
+    }
+    // Both at once would be read differently by others.
+    let media = raw.media_type.as_deref().unwrap_or(declared);
+    let is_index = match (&raw.manifests, &raw.config) {
+        (Some(_), None) => true,
+        (None, Some(_)) => false,
+        _ => {
+            return Err(malformed(
+                "its manifest is neither image nor index".to_owned(),
+            ));
+        }
+    };
+    if is_index != matches!(media, OCI_INDEX | DOCKER_LIST)
+        && [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST].contains(&media)
+    {
+        let why = format!("its manifest is not what its media type {media} says");
+        return Err(malformed(why));
+    }
+    match (raw.manifests, raw.config) {
+        (Some(entries), _) => choose(what, &entries, platform).map(Document::Index),
+        (None, Some(config)) => {
+            let layers = raw.layers.unwrap_or_default();
+            if layers.len() > MAX_LAYERS {
+                let why = format!("its manifest has more than {MAX_LAYERS} layers");
+                return Err(malformed(why));
+            }
+            let layers = layers.into_iter().map(|layer| blob(what, layer));
+            Ok(Document::Image(Manifest {
+                config: blob(what, config)?,
+                layers: layers.collect::<Result<_>>()?,
+            }))
+        }
+        (None, None) => Err(malformed("its manifest is empty".to_owned())),
+    }
+}
+
+fn blob(what: &str, raw: RawBlob) -> Result<Blob> {
+    Ok(Blob {
+        digest: digest(what, &raw.digest)?,
+        media_type: raw.media_type,
+        size: raw.size,
+    })
+}
+
+fn digest(what: &str, text: &str) -> Result<Digest> {
+    let malformed = || {
+        let why = format!("{} is not a SHA-256 digest", excerpt(text.as_bytes()));
+        Error::malformed(what, why)
+    };
+    Digest::parse(text).ok_or_else(malformed)
+}
+
+/// The entry that fits best, the first of equals.
+fn choose(what: &str, entries: &[RawEntry], wanted: &Platform) -> Result<Digest> {
+    let considered = entries.iter().take(MAX_IMAGES);
+    let fitting = considered.filter_map(|entry| {
+        let suits = wanted.suits(entry.platform.as_ref()?)?;
+        Some((suits, entry))
+    });
+    // Of equals the first: `max_by_key` alone takes the last.
+    let best = fitting.rev().max_by_key(|(suits, _)| *suits);
+    if let Some((_, entry)) = best {
+        return digest(what, &entry.digest);
+    }
+    // One alone that says nothing can only be meant.
+    if let [
+        RawEntry {
+            digest: only,
+            platform: None,
+        },
+    ] = entries
+    {
+        return digest(what, only);
+    }
+    let offered: Vec<String> = entries
+        .iter()
+        .filter_map(|entry| entry.platform.as_ref())
+        // Attestations.
+        .filter(|p| p.os != "unknown")
+        .take(30)
+        .map(|p| {
+            let text = p.to_string();
+            text.chars()
+                .filter(|c| c.is_ascii_graphic())
+                .take(60)
+                .collect()
+        })
+        .collect();
+    Err(Error::NoPlatform {
+        what: what.to_owned(),
+        wanted: wanted.to_string(),
+        offered: if offered.is_empty() {
+            "none".to_owned()
+        } else {
+            offered.join(", ")
+        },
+    })
+}
+
+/// A manifest's bytes.
+pub(super) fn write(kind: ManifestFormat, manifest: &Manifest) -> Result<Vec<u8>> {
+    let written = Written {
+        schema_version: 2,
+        media_type: kind.manifest(),
+        config: &manifest.config,
+        layers: &manifest.layers,
+    };
+    let failed = |e: serde_json::Error| Error::malformed("the manifest", e.to_string());
+    serde_json::to_vec(&written).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Document> {
+        let platform = Platform::parse("linux/arm/v7").unwrap();
+        parse("app:1", OCI_INDEX, text.as_bytes(), &platform)
+    }
+
+    #[test]
+    fn the_best_platform_is_chosen() {
+        let (six, seven) = (Digest::of(b"6"), Digest::of(b"7"));
+        let text = format!(
+            r#"{{"schemaVersion":2,"manifests":[
+              {{"digest":"{six}","platform":{{"os":"linux","architecture":"arm","variant":"v6"}}}},
+              {{"digest":"{seven}","platform":{{"os":"linux","architecture":"arm","variant":"v7"}}}},
+              {{"digest":"x","platform":{{"os":"unknown","architecture":"unknown"}}}}]}}"#
+        );
+        assert!(matches!(read(&text).unwrap(), Document::Index(d) if d == seven));
+        let error = read(&text.replace("v6", "v8").replace("v7", "v9"));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("linux/arm/v8, linux/arm/v9:"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_manifest_is_refused() {
+        let d = Digest::of(b"");
+        let config = format!(r#""config":{{"digest":"{d}","size":1}}"#);
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"{"schemaVersion":1,"fsLayers":[]}"#,
+            r#"{"schemaVersion":2}"#,
+            r#"{"schemaVersion":2,"manifests":[]}"#,
+            &format!(r#"{{"schemaVersion":2,"manifests":[],{config}}}"#),
+            r#"{"schemaVersion":2,"config":{"digest":"sha256:../..","size":1}}"#,
+            &format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}",{config}}}"#),
+            &format!(r#"{{"schemaVersion":2,{config}}}"#),
+            &format!(r#"{{"schemaVersion":2,"config":{{"digest":"{d}","size":-1}}}}"#),
+        ] {
+            assert!(read(text).is_err(), "{text}");
+        }
+        let good = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}",{config}}}"#);
+        assert!(matches!(read(&good).unwrap(), Document::Image(m) if m.layers.is_empty()));
+    }
+}

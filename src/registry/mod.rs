@@ -1,0 +1,116 @@
+//! Images from registries and to them (`unionfs pull` and `push`).
+//!
+//! ```text
+//!  name ──client──► manifest (index: platform) ──► configuration, blobs
+//!  blob ──download──► unionfs/downloads/<digest>, hashed, resumed, several at once
+//!  blobs ──archive::Intake──► layers, image, names          (only here the store is locked)
+//!  image ──push──► layers rebuilt and compressed, or known there ──upload──► manifest
+//! ```
+//! `client` speaks HTTP: `endpoint` knows hosts, `certificates` whom to trust, `auth` challenges and
+//! tokens, `credentials` what `docker login` has stored, `retry` what may be tried again.
+//! All that comes is hostile: sizes are bounded, every digest is compared, redirects get no
+//! credentials. The client is blocking (ureq): a few threads wait for a few blobs.
+//!
+//! ```no_run
+//! use unionfs::oci::Reference;
+//! use unionfs::registry::{PullOptions, fetch};
+//! use unionfs::store::Writable;
+//!
+//! let store = Writable::open("/var/lib/unionfs".as_ref())?;
+//! let options = PullOptions::default();
+//! let fetched = fetch(&store, &Reference::parse("busybox")?, &options, &|_| ())?;
+//! // Other processes may use the store while blobs are downloaded. Now it is locked.
+//! let pulled = fetched.register(&store.lock()?, &|_| ())?;
+//! println!("{}", pulled.id);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod auth;
+mod certificates;
+mod client;
+mod credentials;
+mod download;
+mod endpoint;
+mod error;
+mod manifest;
+mod pace;
+mod parallel;
+mod pull;
+mod push;
+mod retry;
+mod upload;
+
+pub use certificates::CertificateDirs;
+pub use client::Access;
+pub use credentials::CredentialFiles;
+pub use error::{Error, Result};
+pub use manifest::ManifestFormat;
+pub use pace::Patience;
+pub use pull::{Fetched, PullOptions, Pulled, fetch};
+pub use push::{PushOptions, Pushed, PushedLayer, push};
+pub use retry::Retry;
+
+use crate::oci::Digest;
+
+/// How many blobs are on the way at once, as in Docker.
+pub const PARALLEL: usize = 3;
+
+/// What a caller may show while blobs come in or go out, from several threads.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A blob is begun.
+    Begin {
+        /// Its digest.
+        digest: &'a Digest,
+        /// Its bytes.
+        size: u64,
+        /// Those that are there from an earlier time.
+        have: u64,
+    },
+    /// So many more bytes of it have passed.
+    Bytes {
+        /// Its digest.
+        digest: &'a Digest,
+        /// How many.
+        count: u64,
+    },
+    /// It goes on after a failure.
+    Again {
+        /// Its digest.
+        digest: &'a Digest,
+        /// The failure.
+        why: &'a Error,
+        /// Bytes that have passed and count.
+        have: u64,
+    },
+    /// Another process is at it: whatever that brings is taken.
+    Elsewhere {
+        /// Its digest.
+        digest: &'a Digest,
+        /// Which process, where that can be told.
+        process: Option<u32>,
+    },
+    /// A request is made again.
+    Later {
+        /// What was asked for.
+        what: &'a str,
+        /// The failure.
+        why: &'a Error,
+        /// After so long.
+        pause: std::time::Duration,
+    },
+    /// It is there.
+    Done {
+        /// Its digest.
+        digest: &'a Digest,
+    },
+    /// A layer that needs no transfer.
+    Exists {
+        /// Its diff ID.
+        diff_id: &'a Digest,
+    },
+}
+
+/// Shows events.
+pub type Show<'s> = &'s (dyn Fn(Event<'_>) + Sync);

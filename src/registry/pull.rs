@@ -1,0 +1,378 @@
+//! An image of a registry becomes one of a store of ours: first everything is downloaded,
+//! without keeping anybody from the store, then it is taken in under the store's lock.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use serde::Serialize;
+use ureq::http::{Method, header};
+
+use super::client::{Access, Client, read_all};
+use super::download::{Fetch, is_worth_keeping};
+use super::error::{Error, Result};
+use super::manifest::{self, Blob, Document, Manifest};
+use super::parallel::each;
+use super::{Event, Show};
+use crate::archive::{Incoming, LayerBlob, Progress, Source, take};
+use crate::layer_tar::Limits;
+use crate::oci::image_config;
+use crate::oci::{Digest, Platform, Reference};
+use crate::store::writable::{Download, Exclusive};
+use crate::store::{self, Writable};
+use crate::sys::free_space::FreeSpace;
+
+/// What is pulled, and how.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PullOptions {
+    /// How the registry is talked to.
+    pub access: Access,
+    /// Which of an index; `None`: for this machine, and a single image whatever it is for.
+    pub platform: Option<Platform>,
+    /// Blobs at once.
+    pub parallel: usize,
+    /// Of each layer.
+    pub limits: Limits,
+}
+
+impl Default for PullOptions {
+    /// The image for this machine, as this user.
+    fn default() -> Self {
+        Self {
+            access: Access::default(),
+            platform: None,
+            parallel: super::PARALLEL,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// An image that was pulled.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Pulled {
+    /// Its ID.
+    pub id: Digest,
+    /// What the name leads to in the registry: the digest of manifest or index.
+    pub digest: Digest,
+    /// The names it got.
+    pub names: Vec<String>,
+    /// The chain IDs of layers that the store did not have.
+    pub new_layers: Vec<Digest>,
+    /// Bytes of the compressed layers that were needed.
+    pub needed: u64,
+}
+
+/// An image whose blobs are in our store's downloads.
+#[must_use = "only `register` makes it an image"]
+pub struct Fetched<'o> {
+    client: Client<'o>,
+    options: &'o PullOptions,
+    name: Reference,
+    digest: Digest,
+    manifest: Manifest,
+    config: Vec<u8>,
+    diff_ids: Vec<Digest>,
+    held: BTreeMap<Digest, Download>,
+    show: Show<'o>,
+}
+
+/// Downloads what the store has not. Nothing of the store changes but its downloads; what
+/// an interruption leaves of those is gone on with by the next call.
+///
+/// # Errors
+/// [`Error`], naming image, blob and digest.
+pub fn fetch<'o>(
+    store: &Writable,
+    name: &Reference,
+    options: &'o PullOptions,
+    show: Show<'o>,
+) -> Result<Fetched<'o>> {
+    let client = Client::open(name, "pull", &[], &options.access, show)?;
+    let (digest, manifest, chosen) = resolve(&client, name, options)?;
+    let config = config(&client, store, &manifest.config)?;
+    let what = client.name().to_owned();
+    let parsed = image_config::parse(Path::new("its configuration"), &config)
+        .map_err(|error| Error::malformed(what.as_str(), error.without_remedy()))?;
+    let (told, given) = (parsed.diff_ids.len(), manifest.layers.len());
+    if told != given {
+        let why = format!("its configuration has {told} layers, its manifest {given}");
+        return Err(Error::malformed(what, why));
+    }
+    // What an index says counts more than what its images say.
+    if let Some(wanted) = options.platform.as_ref().filter(|_| !chosen) {
+        let declared = Platform {
+            os: parsed.os.unwrap_or_else(|| "linux".to_owned()),
+            architecture: parsed.architecture.unwrap_or_default(),
+            // Configurations seldom say.
+            variant: wanted.variant.clone(),
+        };
+        if wanted.suits(&declared).is_none() {
+            return Err(Error::NoPlatform {
+                what,
+                wanted: wanted.to_string(),
+                offered: format!("only {}/{}", declared.os, declared.architecture),
+            });
+        }
+    }
+    let mut fetched = Fetched {
+        client,
+        options,
+        name: name.clone(),
+        digest,
+        manifest,
+        config,
+        diff_ids: parsed.diff_ids,
+        held: BTreeMap::new(),
+        show,
+    };
+    let present = store.present(&fetched.diff_ids);
+    for diff_id in &fetched.diff_ids[..present] {
+        show(Event::Exists { diff_id });
+    }
+    fetched.layers(store)?;
+    Ok(fetched)
+}
+
+/// The digest of what the name itself leads to, the manifest meant, and whether an index
+/// led there.
+fn resolve(
+    client: &Client<'_>,
+    name: &Reference,
+    options: &PullOptions,
+) -> Result<(Digest, Manifest, bool)> {
+    let platform = options.platform.clone().unwrap_or_else(Platform::host);
+    let what = client.name();
+    let mut expected = match name.digest() {
+        None => None,
+        Some(text) => {
+            let why = "a digest that is not SHA-256 cannot be compared";
+            let digest = Digest::parse(text);
+            Some(digest.ok_or_else(|| Error::malformed(what, why))?)
+        }
+    };
+    let mut first = None;
+    for _ in 0..=manifest::MAX_DEPTH {
+        let (digest, media, bytes) = get_manifest(client, name, expected)?;
+        let top = *first.get_or_insert(digest);
+        match manifest::parse(what, &media, &bytes, &platform)? {
+            Document::Image(image) => return Ok((top, image, digest != top)),
+            Document::Index(next) => expected = Some(next),
+        }
+    }
+    Err(Error::malformed(what, "too many indexes within indexes"))
+}
+
+/// A manifest's digest, media type and bytes.
+fn get_manifest(
+    client: &Client<'_>,
+    name: &Reference,
+    expected: Option<Digest>,
+) -> Result<(Digest, String, Vec<u8>)> {
+    let wanted = match &expected {
+        Some(digest) => digest.to_string(),
+        None => name.tag().unwrap_or("latest").to_owned(),
+    };
+    let what = match &expected {
+        Some(digest) => format!("{}, manifest {digest}", client.name()),
+        None => client.name().to_owned(),
+    };
+    let path = client.path(&format!("manifests/{wanted}"));
+    let mut request = client.request(Method::GET, &path, what.clone())?;
+    request.headers.push((header::ACCEPT, manifest::accepted()));
+    let (promised, media, bytes) = client.ask(&what, || {
+        let mut response = client.exchange(&request)?;
+        let text = |name: &str| {
+            let value = response.headers().get(name).and_then(|v| v.to_str().ok());
+            value.unwrap_or_default().to_owned()
+        };
+        let promised = Digest::parse(&text("docker-content-digest"));
+        let media = text("content-type");
+        let bytes = read_all(
+            &mut response,
+            manifest::MAX_MANIFEST,
+            &what,
+            client.patience,
+        )?;
+        Ok((promised, media, bytes))
+    })?;
+    let actual = Digest::of(&bytes);
+    match expected.or(promised) {
+        Some(expected) if expected != actual => Err(Error::Digest {
+            what,
+            expected,
+            actual,
+        }),
+        _ => Ok((actual, media, bytes)),
+    }
+}
+
+/// The configuration, from the store if it has the image.
+fn config(client: &Client<'_>, store: &Writable, blob: &Blob) -> Result<Vec<u8>> {
+    if let Ok((_, bytes)) = store.store().config_bytes(&blob.digest) {
+        return Ok(bytes);
+    }
+    let what = client.blob_name(&blob.digest);
+    if blob.size > manifest::MAX_CONFIG {
+        let why = format!("{} bytes are too many for a configuration", blob.size);
+        return Err(Error::malformed(what, why));
+    }
+    let path = client.path(&format!("blobs/{}", blob.digest));
+    let request = client.request(Method::GET, &path, what.clone())?;
+    let bytes = client.ask(&what, || {
+        let mut response = client.exchange(&request)?;
+        read_all(&mut response, blob.size, &what, client.patience)
+    })?;
+    let actual = Digest::of(&bytes);
+    if actual == blob.digest {
+        Ok(bytes)
+    } else {
+        Err(Error::Digest {
+            what,
+            expected: blob.digest,
+            actual,
+        })
+    }
+}
+
+impl Fetched<'_> {
+    /// Downloads the blobs of layers that the store has not, as far as they are not held.
+    /// Without the store's lock it may change at once: `register` looks again.
+    fn layers(&mut self, store: &Writable) -> Result<()> {
+        let present = store.present(&self.diff_ids);
+        let mut once: HashSet<Digest> = self.held.keys().copied().collect();
+        let missing = self.manifest.layers.iter().skip(present);
+        let missing: Vec<&Blob> = missing.filter(|blob| once.insert(blob.digest)).collect();
+        let limit = self.options.limits.bytes;
+        if let Some(blob) = missing.iter().find(|blob| blob.size > limit) {
+            let what = self.client.blob_name(&blob.digest);
+            let why = format!("{} bytes, of which {limit} are allowed", blob.size);
+            return Err(Error::malformed(what, why));
+        }
+        self.room(store, &missing)?;
+        let this = &*self;
+        let held = each(&missing, self.options.parallel, |blob, stop| {
+            this.blob(store, blob, stop)
+        })?;
+        let held = missing.iter().zip(held);
+        let held: Vec<_> = held
+            .filter_map(|(blob, download)| Some((blob.digest, download?)))
+            .collect();
+        self.held.extend(held);
+        Ok(())
+    }
+
+    /// Refuses what cannot fit before a byte of it comes.
+    fn room(&self, store: &Writable, missing: &[&Blob]) -> Result<()> {
+        let dir = store.downloads()?;
+        let action = "ask for the free space of";
+        let room =
+            FreeSpace::of(&dir).map_err(|errno| store::Error::io(action, dir.path(), errno))?;
+        let left = |blob: &&Blob| blob.size.saturating_sub(store.downloaded_of(&blob.digest));
+        let needed = missing.iter().map(left).fold(0, u64::saturating_add);
+        if needed <= room.bytes {
+            Ok(())
+        } else {
+            Err(Error::NoRoom {
+                what: self.client.name().to_owned(),
+                needed,
+                free: room.bytes,
+                store: store.root().to_owned(),
+            })
+        }
+    }
+
+    fn blob(&self, store: &Writable, blob: &Blob, stop: &AtomicBool) -> Result<Option<Download>> {
+        let fetch = Fetch {
+            client: &self.client,
+            blob,
+            show: self.show,
+            stop,
+        };
+        fetch.run(store)
+    }
+
+    /// Makes it an image of the store, all of it or nothing. What was downloaded is removed.
+    ///
+    /// # Errors
+    /// [`Error::Archive`] if the image cannot be taken in: its configuration or a layer is not what the manifest
+    /// says, or the store cannot be written to; those of [`fetch`] if a layer is to be downloaded again.
+    pub fn register(
+        mut self,
+        store: &Exclusive<'_>,
+        progress: &(dyn Fn(Progress<'_>) + Sync),
+    ) -> Result<Pulled> {
+        let outcome = self.take(store, progress);
+        let keep = outcome.as_ref().err().is_some_and(is_worth_keeping);
+        for (_, download) in std::mem::take(&mut self.held) {
+            if !keep && let Err(error) = download.remove() {
+                tracing::warn!(%error, "a download stays");
+            }
+        }
+        outcome
+    }
+
+    fn take(
+        &mut self,
+        store: &Exclusive<'_>,
+        progress: &(dyn Fn(Progress<'_>) + Sync),
+    ) -> Result<Pulled> {
+        let writable = store.writable();
+        // A layer that was there may have been removed since; now nothing is any more.
+        self.layers(writable)?;
+        let blobs = self.manifest.layers.iter();
+        let incoming = Incoming {
+            config: self.config.clone(),
+            diff_ids: self.diff_ids.clone(),
+            layers: blobs
+                .clone()
+                .map(|blob| LayerBlob {
+                    path: blob.digest.hex(),
+                    digest: Some(blob.digest),
+                    size: Some(blob.size),
+                })
+                .collect(),
+            names: Vec::new(),
+        };
+        let source = Source::of_dir(&writable.downloads()?, self.client.name())?;
+        let limits = &self.options.limits;
+        let loaded = take(store, &source, &incoming, &self.names()?, limits, progress)?;
+        for (diff_id, blob) in self.diff_ids.iter().zip(blobs.clone()) {
+            if blob.is_gzip() {
+                note(store, diff_id, &blob.digest, &self.name);
+            }
+        }
+        let needed = blobs.filter(|blob| self.held.contains_key(&blob.digest));
+        Ok(Pulled {
+            id: loaded.id,
+            digest: self.digest,
+            names: loaded.names,
+            new_layers: loaded.new_layers,
+            needed: needed.map(|blob| blob.size).sum(),
+        })
+    }
+
+    /// As in Docker: the tag, if none but that was asked for, and what it meant today.
+    fn names(&self) -> Result<Vec<Reference>> {
+        let by_digest = digest_name(&self.name, &self.digest)?;
+        Ok(match self.name.digest() {
+            Some(_) => vec![by_digest],
+            None => vec![self.name.clone(), by_digest],
+        })
+    }
+}
+
+/// `name@digest`.
+pub(super) fn digest_name(name: &Reference, digest: &Digest) -> Result<Reference> {
+    let text = format!("{}/{}@{digest}", name.domain(), name.path());
+    Ok(Reference::parse(&text)?)
+}
+
+/// Notes for a later `push` that a layer is that blob there; not noting it does no harm.
+pub(super) fn note(store: &Exclusive<'_>, diff_id: &Digest, blob: &Digest, name: &Reference) {
+    let repository = format!("{}/{}", name.domain(), name.path());
+    if let Err(error) = store.note_blob(diff_id, blob, &repository) {
+        tracing::warn!(%error, "cannot note which blob a layer is");
+    }
+}

@@ -1,0 +1,358 @@
+//! An image of any store goes to a registry.
+//!
+//! A layer that the registry is known to have goes by its digest there, so that pulling and
+//! pushing keeps it; others are rebuilt from their files and compressed, always to the same
+//! bytes. Each is checked against its diff ID on the way.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, BufWriter};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use ureq::http::{Method, header};
+
+use super::client::{Access, Client, Payload};
+use super::error::{Error, Result};
+use super::manifest::{self, Blob, Manifest, ManifestFormat};
+use super::parallel::each;
+use super::pull::{digest_name, note};
+use super::retry::Failure;
+use super::upload::{Content, mount, send, size_there};
+use super::{Event, Show};
+use crate::layer_tar;
+use crate::oci::{Digest, Reference};
+use crate::store::writable::{Exclusive, KnownBlob, Staging, seen};
+use crate::store::{Image, ImageLayer, Store};
+
+/// Blobs of a layer that are asked for before it is made anew.
+const MAX_ASKED: usize = 5;
+/// Repositories that blobs may be taken over from: each makes the question for a token longer.
+const MAX_SOURCES: usize = 8;
+
+/// How an image is pushed.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PushOptions {
+    /// How the registry is talked to.
+    pub access: Access,
+    /// The manifest's media type.
+    pub kind: ManifestFormat,
+    /// Layers at once.
+    pub parallel: usize,
+    /// A directory for compressed layers, in files without a name.
+    pub staging: Staging,
+}
+
+impl PushOptions {
+    /// A manifest of version 2, schema 2, pushed as this user.
+    #[must_use]
+    pub fn new(staging: Staging) -> Self {
+        Self {
+            access: Access::default(),
+            kind: ManifestFormat::Docker,
+            parallel: super::PARALLEL,
+            staging,
+        }
+    }
+}
+
+/// An image that was pushed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Pushed {
+    /// Under which name.
+    pub name: String,
+    /// The manifest's digest.
+    pub digest: Digest,
+    /// The image's ID.
+    pub id: Digest,
+    /// Its layers, base first.
+    pub layers: Vec<PushedLayer>,
+    #[serde(skip)]
+    reference: Reference,
+}
+
+/// A layer in the registry.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct PushedLayer {
+    /// Of its tar.
+    pub diff_id: Digest,
+    /// Of the compressed blob.
+    pub digest: Digest,
+    /// The blob's bytes.
+    pub size: u64,
+    /// Whether the registry had it not.
+    pub sent: bool,
+    /// The repository of the registry from which it was taken over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mounted: Option<String>,
+}
+
+/// Brings an image to the registry of `name`, whose tag then means it.
+///
+/// # Errors
+/// [`Error`]; [`layer_tar::Error::Damaged`] for a layer that is not what came in.
+pub fn push(
+    store: &Store,
+    image: &Image,
+    name: &Reference,
+    options: &PushOptions,
+    show: Show<'_>,
+) -> Result<Pushed> {
+    let mut different: Vec<&ImageLayer> = Vec::new();
+    for layer in &image.layers {
+        if !different.iter().any(|known| known.diff_id == layer.diff_id) {
+            different.push(layer);
+        }
+    }
+    let sources = sources(store, &different, name);
+    let client = Client::open(name, "pull,push", &sources, &options.access, show)?;
+    let pushing = Pushing {
+        client: &client,
+        store,
+        name,
+        options,
+        show,
+    };
+    let done = each(&different, options.parallel, |layer, _| {
+        pushing.layer(layer)
+    })?;
+    let all = image.layers.iter();
+    let layers: Vec<PushedLayer> = all
+        .filter_map(|layer| done.iter().find(|done| done.diff_id == layer.diff_id))
+        .cloned()
+        .collect();
+    let (_, config) = store.config_bytes(&image.id)?;
+    if size_there(&client, &image.id)?.is_none() {
+        send(&client, &image.id, Content::Bytes(&config), &|_| ())?;
+    }
+    let manifest = Manifest {
+        config: Blob {
+            media_type: options.kind.config().to_owned(),
+            size: config.len() as u64,
+            digest: image.id,
+        },
+        layers: layers
+            .iter()
+            .map(|layer| Blob {
+                media_type: options.kind.layer().to_owned(),
+                size: layer.size,
+                digest: layer.digest,
+            })
+            .collect(),
+    };
+    let digest = pushing.manifest(&manifest)?;
+    Ok(Pushed {
+        name: name.to_string(),
+        digest,
+        id: image.id,
+        layers,
+        reference: name.clone(),
+    })
+}
+
+struct Pushing<'p> {
+    client: &'p Client<'p>,
+    store: &'p Store,
+    name: &'p Reference,
+    options: &'p PushOptions,
+    show: Show<'p>,
+}
+
+impl Pushing<'_> {
+    fn layer(&self, layer: &ImageLayer) -> Result<PushedLayer> {
+        let diff_id = layer.diff_id;
+        if let Some(known) = self.known(&diff_id)? {
+            (self.show)(Event::Exists { diff_id: &diff_id });
+            return Ok(known);
+        }
+        let (file, digest, size) = self.compress(layer)?;
+        let sent = size_there(self.client, &digest)?.is_none();
+        if sent {
+            let digest = &digest;
+            (self.show)(Event::Begin {
+                digest,
+                size,
+                have: 0,
+            });
+            send(self.client, digest, Content::File(&file, size), &|count| {
+                (self.show)(Event::Bytes { digest, count });
+            })?;
+            (self.show)(Event::Done { digest });
+        } else {
+            (self.show)(Event::Exists { diff_id: &diff_id });
+        }
+        self.options.staging.done_with(file);
+        Ok(PushedLayer {
+            diff_id,
+            digest,
+            size,
+            sent,
+            mounted: None,
+        })
+    }
+
+    /// The blob that a layer is known to be, if it still is in this repository, or in another
+    /// of the registry, which then gives it to this one.
+    fn known(&self, diff_id: &Digest) -> Result<Option<PushedLayer>> {
+        let found = |digest: &Digest, size, mounted| PushedLayer {
+            diff_id: *diff_id,
+            digest: *digest,
+            size,
+            sent: false,
+            mounted,
+        };
+        let notes = seen(self.store, diff_id);
+        let (here, elsewhere): (Vec<_>, Vec<_>) = notes
+            .iter()
+            .rev()
+            .filter_map(|note| Some((&note.digest, repository_of(note, self.name)?)))
+            .partition(|(_, repository)| *repository == self.name.path());
+        for (digest, _) in here.iter().take(MAX_ASKED) {
+            if let Some(size) = size_there(self.client, digest)? {
+                return Ok(Some(found(digest, size, None)));
+            }
+        }
+        for (digest, from) in elsewhere.iter().take(MAX_ASKED) {
+            if mount(self.client, digest, from)?
+                && let Some(size) = size_there(self.client, digest)?
+            {
+                return Ok(Some(found(digest, size, Some((*from).to_owned()))));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A layer's tar, compressed: the file, its digest and length.
+    fn compress(&self, layer: &ImageLayer) -> Result<(File, Digest, u64)> {
+        let staging = &self.options.staging;
+        let failed = |error: &io::Error| staging.failed(error);
+        let file = staging.file()?;
+        let hashed = Hashed {
+            out: BufWriter::with_capacity(256 << 10, file),
+            hash: Sha256::new(),
+            length: 0,
+        };
+        // No name, no time: equal tars give equal blobs.
+        let mut gzip = GzEncoder::new(hashed, Compression::default());
+        let actual = self.store.write_layer_tar(layer, &mut gzip)?;
+        if actual != layer.diff_id {
+            return Err(layer_tar::Error::Damaged {
+                path: layer.spec.path().display().to_string(),
+                what: format!("its files make a tar of {actual}, not {}", layer.diff_id),
+            }
+            .into());
+        }
+        let hashed = gzip.finish().map_err(|e| failed(&e))?;
+        let (digest, length) = (Digest::from_hash(hashed.hash), hashed.length);
+        let file = hashed.out.into_inner();
+        Ok((file.map_err(|e| failed(e.error()))?, digest, length))
+    }
+
+    /// Publishes the manifest; its digest.
+    fn manifest(&self, manifest: &Manifest) -> Result<Digest> {
+        let kind = self.options.kind;
+        let bytes = manifest::write(kind, manifest)?;
+        let digest = Digest::of(&bytes);
+        let tag = self.name.tag().unwrap_or("latest");
+        let path = self.client.path(&format!("manifests/{tag}"));
+        let what = self.client.name().to_owned();
+        let mut request = self.client.request(Method::PUT, &path, what)?;
+        let media = kind.manifest().to_owned();
+        request.headers.push((header::CONTENT_TYPE, media));
+        request.body = Payload::Bytes(&bytes);
+        let response = self.client.ask(&request.what, || {
+            self.client.exchange(&request).map_err(contradiction)
+        })?;
+        let told = response.headers().get("docker-content-digest");
+        let told = told.and_then(|value| Digest::parse(value.to_str().ok()?));
+        match told {
+            Some(actual) if actual != digest => Err(Error::Digest {
+                what: self.client.name().to_owned(),
+                expected: digest,
+                actual,
+            }),
+            _ => Ok(digest),
+        }
+    }
+}
+
+impl Pushed {
+    /// Notes in the image's own store what it is called in the registry, as Docker does.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the names of the store cannot be read or written.
+    pub fn note(&self, store: &Exclusive<'_>) -> Result<()> {
+        for layer in &self.layers {
+            note(store, &layer.diff_id, &layer.digest, &self.reference);
+        }
+        let repository = self.reference.familiar_name();
+        let names = store.names(&self.id)?;
+        // Of a repository that the image is not called after it gets no name.
+        if names.iter().any(|name| name.repository == repository) {
+            store.tag(&digest_name(&self.reference, &self.digest)?, &self.id)?;
+        }
+        Ok(())
+    }
+}
+
+/// A registry that has just said that it has every blob of the manifest may find one of them unknown
+/// or its digest no digest, while somebody else pushes the same blob there: the registry of the
+/// distribution project truncates the file that links a repository to a blob before it writes it
+/// (distribution/distribution#4489). That passes.
+fn contradiction(failure: Failure) -> Failure {
+    const CODES: [&str; 3] = ["DIGEST_INVALID", "MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"];
+    let is_one = |error: &Error| match error {
+        Error::Status { status, code, .. } => *status == 400 && CODES.contains(&code.as_str()),
+        _ => false,
+    };
+    match failure {
+        Failure::Final(error) if is_one(&error) => Failure::Transient(error),
+        other => other,
+    }
+}
+
+/// The repository of a note, if it is one of the registry of `name`. Notes are only as good as
+/// the store they are in.
+fn repository_of<'n>(note: &'n KnownBlob, name: &Reference) -> Option<&'n str> {
+    let reference = Reference::parse(&note.source_repository).ok()?;
+    let path = note.source_repository.strip_prefix(name.domain())?;
+    let path = path.strip_prefix('/')?;
+    (reference.domain() == name.domain() && reference.path() == path).then_some(path)
+}
+
+/// Repositories of the registry that layers of the image are known to be in: to take blobs over
+/// from them they must be readable.
+fn sources(store: &Store, layers: &[&ImageLayer], name: &Reference) -> Vec<String> {
+    let mut sources = BTreeSet::new();
+    for layer in layers {
+        let notes = seen(store, &layer.diff_id);
+        let known = notes.iter().rev().take(MAX_ASKED);
+        let known = known.filter_map(|note| repository_of(note, name));
+        sources.extend(known.filter(|path| *path != name.path()).map(str::to_owned));
+    }
+    sources.into_iter().take(MAX_SOURCES).collect()
+}
+
+/// Hashes and counts what is written.
+struct Hashed {
+    out: BufWriter<File>,
+    hash: Sha256,
+    length: u64,
+}
+
+impl io::Write for Hashed {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(buf)?;
+        self.hash.update(&buf[..written]);
+        self.length += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}

@@ -1,0 +1,218 @@
+//! Finds stores: `--root`, `$UNIONFS_ROOT`, our own default, Docker's, podman's, containerd's.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::confined_dir::ConfinedDir;
+use super::error::{Error, Result};
+use super::image_store::Store;
+use super::records::Records;
+use super::{containerd, containers_storage, drivers};
+use crate::sys::process;
+
+/// The store of a containerd that dockerd has started, below Docker's data root.
+pub(super) const DOCKERS_CONTAINERD: &str = "containerd/daemon";
+
+/// What of a process's environment decides where stores are.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Environment {
+    /// `$UNIONFS_ROOT`: our own store.
+    pub unionfs_root: Option<OsString>,
+    /// `$XDG_DATA_HOME`; ignored unless absolute (XDG base directory specification).
+    pub xdg_data_home: Option<OsString>,
+    /// `$HOME`.
+    pub home: Option<OsString>,
+    /// Whether the process is root outside of any user namespace: in `podman unshare` and
+    /// the like the places are the user's.
+    pub root: bool,
+}
+
+impl Environment {
+    /// This process's.
+    pub fn current() -> Self {
+        let var = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        Self {
+            unionfs_root: var("UNIONFS_ROOT"),
+            xdg_data_home: var("XDG_DATA_HOME"),
+            home: var("HOME"),
+            root: process::is_root_of_machine(),
+        }
+    }
+
+    fn data_home(&self) -> Option<PathBuf> {
+        let xdg = self.xdg_data_home.as_ref().map(PathBuf::from);
+        let home = self.home.as_ref().map(PathBuf::from);
+        xdg.filter(|path| path.is_absolute()).or_else(|| {
+            let home = home.filter(|path| path.is_absolute())?;
+            Some(home.join(".local/share"))
+        })
+    }
+
+    /// The root of our own store, where uppers go too: `$UNIONFS_ROOT`, else
+    /// `/var/lib/unionfs` for root, `$XDG_DATA_HOME/unionfs` for others. It need not exist.
+    ///
+    /// # Errors
+    /// [`Error::NoHome`] if neither of the variables nor HOME is set.
+    pub fn own_root(&self) -> Result<PathBuf> {
+        if let Some(root) = &self.unionfs_root {
+            return Ok(PathBuf::from(root));
+        }
+        if self.root {
+            return Ok(PathBuf::from("/var/lib/unionfs"));
+        }
+        let home = self.data_home().ok_or(Error::NoHome)?;
+        Ok(home.join("unionfs"))
+    }
+
+    /// Every place a store may be, in search order: our own, Docker's, podman's, containerd's.
+    pub fn candidates(&self) -> Vec<PathBuf> {
+        let mut roots = Vec::new();
+        roots.extend(self.own_root().ok());
+        roots.push(PathBuf::from("/var/lib/docker"));
+        roots.extend(self.data_home().map(|home| home.join("docker")));
+        if self.root {
+            // Of no other user: it would only be a warning each time.
+            roots.push(PathBuf::from("/var/lib/containers/storage"));
+        }
+        let home = self.data_home();
+        roots.extend(home.as_ref().map(|home| home.join("containers/storage")));
+        if self.root {
+            roots.push(PathBuf::from("/var/lib/containerd"));
+            roots.push(Path::new("/var/lib/docker").join(DOCKERS_CONTAINERD));
+        }
+        roots.extend(home.iter().map(|home| home.join("containerd")));
+        roots.extend(home.map(|home| home.join("docker").join(DOCKERS_CONTAINERD)));
+        roots
+    }
+}
+
+/// The stores in one root, one per driver, in the order of [`drivers::NAMES`].
+pub(crate) fn open(path: &Path) -> Result<Vec<Store>> {
+    let root = Arc::new(ConfinedDir::open(path)?);
+    let owner = root.owner()?;
+    let mut stores = Vec::new();
+    let mut unknown = None;
+    for name in root.list("image")? {
+        let dir = Path::new("image").join(&name);
+        if !root.exists(dir.join("repositories.json"))? && !root.exists(dir.join("imagedb"))? {
+            continue;
+        }
+        match name.to_str().and_then(|n| drivers::by_name(n, owner)) {
+            Some(driver) => stores.push(Store {
+                root: root.clone(),
+                driver,
+                records: None,
+            }),
+            None => unknown = Some(name),
+        }
+    }
+    for name in drivers::PODMAN {
+        if let Some(records) = containers_storage::Records::open(&root, name)? {
+            stores.extend(drivers::of_podman(&root, name, owner)?.map(|driver| Store {
+                root: root.clone(),
+                driver,
+                records: Some(Records::Podman(records)),
+            }));
+        }
+    }
+    stores.sort_by_key(|store| drivers::NAMES.iter().position(|n| *n == store.driver()));
+    stores.extend(containerd::open(&root)?.into_iter().map(|found| Store {
+        root: root.clone(),
+        driver: drivers::of_containerd(found.name, owner),
+        records: Some(Records::Containerd(found)),
+    }));
+    match (stores.is_empty(), unknown) {
+        (false, _) => Ok(stores),
+        (true, Some(driver)) => Err(Error::UnknownDriver {
+            path: root.path().to_owned(),
+            driver: driver.to_string_lossy().into_owned(),
+        }),
+        (true, None) => Err(Error::NotAStore {
+            path: root.path().to_owned(),
+        }),
+    }
+}
+
+/// Whether a root that was not asked for may be passed over without a word.
+pub(crate) fn is_absent(error: &Error) -> bool {
+    matches!(error, Error::NotAStore { .. })
+        || matches!(error.errno(), Some(Errno::NOENT | Errno::NOTDIR))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(
+        unionfs_root: Option<&str>,
+        xdg: Option<&str>,
+        home: Option<&str>,
+        root: bool,
+    ) -> Environment {
+        Environment {
+            unionfs_root: unionfs_root.map(Into::into),
+            xdg_data_home: xdg.map(Into::into),
+            home: home.map(Into::into),
+            root,
+        }
+    }
+
+    #[test]
+    fn roots_are_searched_in_order() {
+        let candidates = |e: Environment| -> Vec<String> {
+            let paths = e.candidates();
+            paths.iter().map(|p| p.display().to_string()).collect()
+        };
+        assert_eq!(
+            candidates(environment(None, None, Some("/root"), true)),
+            [
+                "/var/lib/unionfs",
+                "/var/lib/docker",
+                "/root/.local/share/docker",
+                "/var/lib/containers/storage",
+                "/root/.local/share/containers/storage",
+                "/var/lib/containerd",
+                "/var/lib/docker/containerd/daemon",
+                "/root/.local/share/containerd",
+                "/root/.local/share/docker/containerd/daemon"
+            ]
+        );
+        assert_eq!(
+            candidates(environment(None, Some("/x"), Some("/home/u"), false)),
+            [
+                "/x/unionfs",
+                "/var/lib/docker",
+                "/x/docker",
+                "/x/containers/storage",
+                "/x/containerd",
+                "/x/docker/containerd/daemon"
+            ]
+        );
+        assert_eq!(
+            candidates(environment(
+                Some("/s"),
+                Some("relative"),
+                Some("/home/u"),
+                false
+            )),
+            [
+                "/s",
+                "/var/lib/docker",
+                "/home/u/.local/share/docker",
+                "/home/u/.local/share/containers/storage",
+                "/home/u/.local/share/containerd",
+                "/home/u/.local/share/docker/containerd/daemon"
+            ]
+        );
+        assert_eq!(
+            candidates(environment(None, None, None, false)),
+            ["/var/lib/docker"]
+        );
+        let homeless = environment(None, None, None, false);
+        assert!(matches!(homeless.own_root(), Err(Error::NoHome)));
+    }
+}

@@ -1,0 +1,78 @@
+//! The directories of containerd's snapshotters. Which snapshot a layer is, and on which others it
+//! lies, is in containerd's metadata ([`crate::store::containerd`]). Called through [`super::Driver`].
+//!
+//! ```text
+//! io.containerd.snapshotter.v1.overlayfs/snapshots/<n>/fs      what differs from the layer below
+//! io.containerd.snapshotter.v1.overlayfs/snapshots/<n>/work    of a snapshot that is written to
+//! io.containerd.snapshotter.v1.native/snapshots/<n>/           the whole tree
+//! ```
+//! (containerd: snapshots/overlay/overlay.go, snapshots/native/native.go; fuse-overlayfs-snapshotter
+//! has the directories of overlayfs.)
+
+use std::path::PathBuf;
+
+use super::{Below, Driver, LayerDir, PLAIN};
+use crate::layer::{Dialect, LayerSpec, OpenDir};
+use crate::store::confined_dir::ConfinedDir;
+use crate::store::containerd::snapshotter_dir;
+use crate::store::error::Result;
+use crate::store::layerdb::CacheId;
+
+/// A snapshotter.
+#[derive(Debug)]
+pub(super) struct Snapshots {
+    name: &'static str,
+    /// What its layers are marked with.
+    dialect: Dialect,
+}
+
+impl Snapshots {
+    /// That of this name, whose layers have markers of this dialect unless they are whole trees.
+    pub(super) fn new(name: &'static str, dialect: Dialect) -> Self {
+        let dialect = if name == "native" { PLAIN } else { dialect };
+        Self { name, dialect }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.name == "native"
+    }
+
+    fn snapshot(&self, id: &CacheId) -> PathBuf {
+        let snapshots = snapshotter_dir(self.name).join("snapshots");
+        snapshots.join(id.as_str())
+    }
+}
+
+impl Driver for Snapshots {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    fn layer(&self, root: &ConfinedDir, id: &CacheId, _: Option<&LayerDir>) -> Result<LayerDir> {
+        let snapshot = self.snapshot(id);
+        let (dir, below) = match self.is_whole() {
+            true => (snapshot, Below::Nothing),
+            false => (snapshot.join("fs"), Below::Layers),
+        };
+        let spec = LayerSpec {
+            dir: root.layer_dir(dir)?,
+            dialect: self.dialect,
+        };
+        Ok(LayerDir {
+            spec,
+            chain: String::new(),
+            below,
+        })
+    }
+
+    fn work(&self, root: &ConfinedDir, id: &CacheId) -> Result<Option<OpenDir>> {
+        match self.is_whole() {
+            true => Ok(None),
+            false => root.layer_dir(self.snapshot(id).join("work")).map(Some),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Layers of another store, taken into ours.
+//!
+//! ```text
+//!  their files + tar-split ──rebuild──► pipe ──unpack──► a staged layer of ours
+//!  their blob ──decompress──►
+//! ```
+//! What arrives is the layer's tar, byte for byte, and its digest is checked.
+
+use std::io::Write;
+use std::path::Path;
+
+use super::error::Result;
+use super::layer_tar_source::expect_tar;
+use super::writable::{Exclusive, ImportTransaction};
+use super::{Image, Store, Stores};
+use crate::layer_tar::Limits;
+use crate::oci::{Digest, chain_id, image_config};
+
+/// Takes in the layers of an image that are missing, base first. `passed` is told how many
+/// more bytes of their tars went by.
+///
+/// # Errors
+/// [`super::Error::LayerMissing`] for a layer without tar-split, [`super::Error::ChainMismatch`] and
+/// [`super::Error::Tar`] for a damaged one.
+pub fn copy_layers(
+    from: &Store,
+    image: &Image,
+    to: &Exclusive<'_>,
+    intake: &mut ImportTransaction<'_>,
+    mut passed: impl FnMut(u64),
+) -> Result<()> {
+    for layer in &image.layers {
+        let coming = Coming {
+            chain: &layer.chain_id,
+            parent: layer.parent.as_ref(),
+            diff: &layer.diff_id,
+            from: layer.spec.path(),
+        };
+        let write = |out: &mut dyn Write| from.write_layer_tar(layer, out);
+        take_layer(to, intake, &coming, write, &mut passed)?;
+    }
+    Ok(())
+}
+
+/// Takes in an image that containerd has pulled and not unpacked, from its blobs, without a name. Returns
+/// its ID, by which it is found in our store then.
+///
+/// # Errors
+/// As [`Stores::find`] and [`copy_layers`].
+pub fn unpack_image(stores: &Stores, text: &str, to: &Exclusive<'_>) -> Result<Digest> {
+    let (from, id) = stores.locate(text)?;
+    let (path, config) = from.config_bytes(&id)?;
+    let diffs = image_config::parse(&path, &config)?.diff_ids;
+    let mut intake = to.begin_import();
+    let chains = chain_id::chain_ids(&diffs);
+    let parents = std::iter::once(None).chain(chains.iter().map(Some));
+    for ((diff, chain), parent) in diffs.iter().zip(&chains).zip(parents) {
+        let coming = Coming {
+            chain,
+            parent,
+            diff,
+            from: from.root(),
+        };
+        let write = |out: &mut dyn Write| from.write_blob_tar(chain, out);
+        take_layer(to, &mut intake, &coming, write, |_| {})?;
+    }
+    let id = intake.image(&config)?;
+    intake.finish(std::iter::empty())?;
+    Ok(id)
+}
+
+/// A layer of another store.
+struct Coming<'l> {
+    chain: &'l Digest,
+    parent: Option<&'l Digest>,
+    diff: &'l Digest,
+    /// Where it is, for messages.
+    from: &'l Path,
+}
+
+/// Takes in a layer whose tar `write` writes, unless it is here.
+fn take_layer(
+    to: &Exclusive<'_>,
+    intake: &mut ImportTransaction<'_>,
+    layer: &Coming<'_>,
+    write: impl FnOnce(&mut dyn Write) -> Result<Digest> + Send,
+    passed: impl FnMut(u64),
+) -> Result<()> {
+    if to.has_layer(layer.chain)? {
+        return Ok(());
+    }
+    let mut staged = to.stage_layer(layer.parent)?;
+    let writing = |out: &mut dyn Write| write(out).map(drop);
+    let unpacked = staged.unpack_from(&Limits::default(), writing, passed)?;
+    expect_tar(&unpacked.diff_id, layer.diff, layer.from)?;
+    intake.layer(staged, &unpacked)?;
+    Ok(())
+}

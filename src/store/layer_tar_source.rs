@@ -1,0 +1,260 @@
+//! What a layer's tar is made from: its files and its tar-split, or the blob that it came in.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek as _, Write};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flate2::bufread::MultiGzDecoder;
+use sha2::{Digest as _, Sha256};
+
+use super::error::{Error, Result};
+use super::image::ImageLayer;
+use super::image_store::Store;
+use super::records::Records;
+use crate::layer_tar::compression::decompress;
+use crate::layer_tar::tar_split::{TarSplitLine, TarSplitReader};
+use crate::layer_tar::{self, Limits, rebuild};
+use crate::oci::Digest;
+use crate::sys::interrupt;
+
+/// Bytes that are copied at a time.
+const CHUNK: usize = 256 << 10;
+
+/// A layer's tar-split, unzipped.
+pub(super) type TarSplit = BufReader<MultiGzDecoder<BufReader<File>>>;
+
+/// Where the tar comes from.
+enum Source {
+    /// Docker's way, and podman's.
+    Split(Box<TarSplit>),
+    /// Containerd's.
+    Blob(BlobTar),
+}
+
+/// A layer's tar out of its blob.
+struct BlobTar {
+    /// Of the blob.
+    path: PathBuf,
+    tar: Box<dyn Read + Send>,
+}
+
+/// A tar-split that can be read several times.
+pub(super) enum Splits<'s> {
+    Kept(&'s Store, &'s ImageLayer),
+    Made(&'s File),
+}
+
+impl Splits<'_> {
+    /// Its lines, from the first one on.
+    pub(super) fn open(&self) -> Result<Box<dyn BufRead + '_>> {
+        match self {
+            Self::Kept(store, layer) => Ok(Box::new(store.kept_split(layer)?)),
+            Self::Made(file) => {
+                let reader = FromStart { file, offset: 0 };
+                Ok(Box::new(BufReader::with_capacity(CHUNK, reader)))
+            }
+        }
+    }
+}
+
+/// Reads a file from its beginning, whatever else reads it.
+struct FromStart<'f> {
+    file: &'f File,
+    offset: u64,
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(bytes, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}
+
+impl Store {
+    /// Where the source is, below the root.
+    pub(super) fn tar_source_path(&self, layer: &ImageLayer) -> Result<PathBuf> {
+        match &self.records {
+            Some(Records::Podman(records)) => Ok(records.tar_split(&layer.cache_id)),
+            Some(Records::Containerd(found)) => {
+                let blob = found.records()?.layer_blob(&layer.chain_id);
+                blob.ok_or_else(|| self.layer_missing(&layer.chain_id, self.root().to_owned()))
+            }
+            None => Ok(self.layerdb().tar_split(&layer.chain_id)),
+        }
+    }
+
+    fn layer_missing(&self, chain: &Digest, path: PathBuf) -> Error {
+        let chain = *chain;
+        Error::LayerMissing { chain, path }
+    }
+
+    /// The directory with a layer's files, opened for reading.
+    pub(super) fn files_of(&self, layer: &ImageLayer) -> Result<Arc<OwnedFd>> {
+        let dir = layer.spec.dir.readable();
+        dir.map_err(|errno| Error::io("open", layer.spec.path(), errno))
+    }
+
+    /// A layer's tar-split, to be read several times. Where the store keeps the tar itself it is made
+    /// from that and written to `made`; what does not fit into memory meanwhile goes to `paths`.
+    pub(super) fn tar_splits<'s>(
+        &'s self,
+        layer: &'s ImageLayer,
+        made: &'s File,
+        paths: &File,
+    ) -> Result<Splits<'s>> {
+        let Source::Blob(blob) = self.tar_source(layer)? else {
+            return Ok(Splits::Kept(self, layer));
+        };
+        made.set_len(0).map_err(layer_tar::Error::writing_tar)?;
+        let mut made_at = made;
+        let begin = made_at.rewind();
+        begin.map_err(layer_tar::Error::writing_tar)?;
+        let out = BufWriter::with_capacity(CHUNK, made_at);
+        let digest = layer_tar::write_split(blob.tar, paths, out, &Limits::default())?;
+        expect_tar(&digest, &layer.diff_id, &blob.path)?;
+        Ok(Splits::Made(made))
+    }
+
+    fn tar_source(&self, layer: &ImageLayer) -> Result<Source> {
+        match self.blob_tar(&layer.chain_id)? {
+            Some(blob) => Ok(Source::Blob(blob)),
+            None => Ok(Source::Split(Box::new(self.kept_split(layer)?))),
+        }
+    }
+
+    /// The tar-split of a store that keeps it.
+    fn kept_split(&self, layer: &ImageLayer) -> Result<TarSplit> {
+        let file = self.layer_file(&layer.chain_id, &self.tar_source_path(layer)?)?;
+        let split = MultiGzDecoder::new(BufReader::new(file));
+        Ok(BufReader::with_capacity(64 << 10, split))
+    }
+
+    /// The tar of a layer, unpacked or not, in a store that keeps blobs; `None` in others.
+    fn blob_tar(&self, chain: &Digest) -> Result<Option<BlobTar>> {
+        let Some(Records::Containerd(found)) = &self.records else {
+            return Ok(None);
+        };
+        let blob = found.records()?.layer_blob(chain);
+        let blob = blob.ok_or_else(|| self.layer_missing(chain, self.root().to_owned()))?;
+        let file = self.layer_file(chain, &blob)?;
+        let path = self.root.full(blob);
+        let tar = decompress(file).map_err(|error| unreadable(&path, &error))?;
+        Ok(Some(BlobTar { path, tar }))
+    }
+
+    fn layer_file(&self, chain: &Digest, path: &Path) -> Result<File> {
+        let file = self.root.file(path)?;
+        file.ok_or_else(|| self.layer_missing(chain, self.root.full(path)))
+    }
+
+    /// Writes a layer's tar and returns its digest, which the caller compares with the diff ID.
+    ///
+    /// # Errors
+    /// [`Error::LayerMissing`] where the tar-split or blob is missing; [`Error::Tar`] for damaged files,
+    /// and when `out` fails.
+    pub fn write_layer_tar(&self, layer: &ImageLayer, out: impl Write) -> Result<Digest> {
+        match self.tar_source(layer)? {
+            Source::Split(split) => {
+                let files = self.files_of(layer)?;
+                Ok(rebuild(split, files.as_fd(), out)?)
+            }
+            Source::Blob(blob) => blob.copy_to(out),
+        }
+    }
+
+    /// Writes the tar of a layer that need not be unpacked, from its blob, and returns its digest.
+    ///
+    /// # Errors
+    /// [`Error::LayerMissing`] where there is no blob, also in stores that keep none; else as
+    /// [`Store::write_layer_tar`].
+    pub(super) fn write_blob_tar(&self, chain: &Digest, out: impl Write) -> Result<Digest> {
+        match self.blob_tar(chain)? {
+            Some(blob) => blob.copy_to(out),
+            None => Err(self.layer_missing(chain, self.root().to_owned())),
+        }
+    }
+
+    /// The length of a layer's tar in bytes.
+    ///
+    /// # Errors
+    /// As [`Store::write_layer_tar`].
+    pub fn layer_tar_size(&self, layer: &ImageLayer) -> Result<u64> {
+        let split = match self.tar_source(layer)? {
+            Source::Split(split) => split,
+            Source::Blob(blob) => {
+                let mut counted = Counted(0);
+                blob.copy_to(&mut counted)?;
+                return Ok(counted.0);
+            }
+        };
+        let mut lines = TarSplitReader::new(split);
+        let mut sum = 0_u64;
+        while let Some(line) = lines.next_line()? {
+            sum = sum.saturating_add(match line {
+                TarSplitLine::Segment(bytes) => bytes.len() as u64,
+                TarSplitLine::File { size, .. } => size,
+            });
+        }
+        Ok(sum)
+    }
+}
+
+impl BlobTar {
+    /// Writes the tar; its digest.
+    fn copy_to(mut self, mut out: impl Write) -> Result<Digest> {
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            interrupt::check()?;
+            let read = match self.tar.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(unreadable(&self.path, &error)),
+            };
+            hash.update(&buffer[..read]);
+            let written = out.write_all(&buffer[..read]);
+            written.map_err(layer_tar::Error::writing_tar)?;
+        }
+        out.flush().map_err(layer_tar::Error::writing_tar)?;
+        Ok(Digest::from_hash(hash))
+    }
+}
+
+/// Compares the digest of a tar that comes from `from` with the diff ID.
+pub(super) fn expect_tar(actual: &Digest, diff: &Digest, from: &Path) -> Result<()> {
+    if actual == diff {
+        return Ok(());
+    }
+    Err(Error::ChainMismatch {
+        path: from.to_owned(),
+        found: format!("a layer whose tar has the digest {actual}"),
+        expected: diff.to_string(),
+    })
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Error {
+    layer_tar::Error::Damaged {
+        path: path.display().to_string(),
+        what: format!("it cannot be decompressed: {error}"),
+    }
+    .into()
+}
+
+/// Counts bytes.
+struct Counted(u64);
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

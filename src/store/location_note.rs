@@ -1,0 +1,202 @@
+//! Layers that were found and verified before: a note of where they are, kept with their catalog,
+//! spares the next mount to read six files of each.
+//!
+//! A note has a line for each layer, base first: its cache ID, then inode number and change time
+//! (seconds, nanoseconds) of the two directories whose files said so, `layerdb/sha256/<chain ID>`
+//! and `<driver>/<cache ID>`. A file in them that is replaced, added or removed changes that time,
+//! and so does another directory of files; then the note is nothing worth, and the layers are
+//! found the long way. What is not noticed is a file that was written over in place: the layers are
+//! then those that its old content named, which were verified.
+
+use std::fmt::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
+
+use super::error::{Error, Result};
+use super::image::{self, Image};
+use super::image_store::Store;
+use super::layerdb::CacheId;
+use super::store_set::Stores;
+use crate::layer::LayerSpec;
+use crate::oci::Digest;
+use crate::oci::chain_id::chain_ids;
+
+/// Whose layers a stack has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// Chain ID of the topmost layer.
+    pub id: Digest,
+    /// Root of the store.
+    pub root: PathBuf,
+    /// Its driver.
+    pub driver: &'static str,
+}
+
+/// What of an image is mounted.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Mountable {
+    /// The image's ID.
+    pub id: Digest,
+    /// What to call it in a message.
+    pub label: String,
+    /// Its layers' directories, top first.
+    pub lowers: Vec<LayerSpec>,
+    /// Whose they are.
+    pub chain: Chain,
+    /// What to note for the next mount; `None`: it is noted already.
+    pub note: Option<Vec<u8>>,
+}
+
+impl Stores {
+    /// The image a user means, as [`Stores::find`] has it, found by what `noted` knows of its
+    /// layers where that is still right.
+    ///
+    /// # Errors
+    /// As [`Stores::find`] and [`Image::stack`].
+    pub fn mountable(
+        &self,
+        text: &str,
+        noted: impl FnOnce(&Chain) -> Option<Vec<u8>>,
+    ) -> Result<Mountable> {
+        let (store, id) = self.locate(text)?;
+        if let Some(found) = store.known_image(&id, noted)? {
+            return Ok(found);
+        }
+        let (store, image) = match store.image(&id) {
+            // Ours has it from an earlier mount.
+            Err(error @ Error::NotUnpacked { .. }) => self.unpacked(&id).ok_or(error)?,
+            image => (store, image?),
+        };
+        let Some(top) = image.layers.last() else {
+            return Err(Error::NoLayers { id });
+        };
+        Ok(Mountable {
+            id,
+            label: image.label(),
+            lowers: image.stack()?,
+            chain: Chain {
+                id: top.chain_id,
+                root: image.root.clone(),
+                driver: image.driver,
+            },
+            note: Some(store.note(&image).unwrap_or_default()),
+        })
+    }
+
+    /// An image in whatever store has unpacked it.
+    fn unpacked(&self, id: &Digest) -> Option<(&Store, Image)> {
+        let has_it = |store: &&Store| store.contains(id).unwrap_or(false);
+        let mut stores = self.all().iter().filter(has_it);
+        stores.find_map(|store| Some((store, store.image(id).ok()?)))
+    }
+}
+
+impl Store {
+    /// The image, if its layers are where the note says; its configuration is verified as ever.
+    fn known_image(
+        &self,
+        id: &Digest,
+        noted: impl FnOnce(&Chain) -> Option<Vec<u8>>,
+    ) -> Result<Option<Mountable>> {
+        if self.records.is_some() || self.driver.own_dir().is_none() {
+            return Ok(None);
+        }
+        let config = self.imagedb().config(id)?;
+        let chains = chain_ids(&config.diff_ids);
+        let Some(top) = chains.last() else {
+            return Err(Error::NoLayers { id: *id });
+        };
+        let chain = Chain {
+            id: *top,
+            root: self.root().to_owned(),
+            driver: self.driver(),
+        };
+        let layers = noted(&chain).and_then(|note| self.noted_layers(&chains, &note));
+        let Some(mut lowers) = layers else {
+            return Ok(None);
+        };
+        lowers.reverse();
+        let names = self.names_of(id)?;
+        Ok(Some(Mountable {
+            id: *id,
+            label: image::label(&names, id),
+            lowers,
+            chain,
+            note: None,
+        }))
+    }
+
+    /// The layers of these chain IDs, base first, where the note says, if it is still right.
+    fn noted_layers(&self, chains: &[Digest], note: &[u8]) -> Option<Vec<LayerSpec>> {
+        let files = self.driver.own_dir()?;
+        let dirs = Dirs::open(self)?;
+        let mut lines = std::str::from_utf8(note).ok()?.lines();
+        let mut layers = Vec::with_capacity(chains.len());
+        for chain in chains {
+            let (id, seen) = lines.next()?.split_once(' ')?;
+            let id = CacheId::parse(id.as_bytes())?;
+            let path = Path::new(self.driver()).join(id.as_str()).join(files);
+            let dir = self.root.layer_dir(path).ok()?;
+            // Of the directory that is open now, whatever was there a moment ago.
+            if dirs.seen(chain, &id)? != seen {
+                return None;
+            }
+            let dialect = self.driver.dialect();
+            layers.push(LayerSpec { dir, dialect });
+        }
+        lines.next().is_none().then_some(layers)
+    }
+
+    /// What to note of the layers of an image; `None` where a store or driver keeps them in
+    /// another way.
+    pub(super) fn note(&self, image: &Image) -> Option<Vec<u8>> {
+        if self.records.is_some() {
+            return None;
+        }
+        self.driver.own_dir()?;
+        let dirs = Dirs::open(self)?;
+        let mut note = String::new();
+        for layer in &image.layers {
+            let seen = dirs.seen(&layer.chain_id, &layer.cache_id)?;
+            writeln!(note, "{} {seen}", layer.cache_id).ok()?;
+        }
+        Some(note.into_bytes())
+    }
+}
+
+/// Where the directories of layers are, reached without symlinks.
+struct Dirs {
+    layerdb: OwnedFd,
+    driver: OwnedFd,
+}
+
+impl Dirs {
+    fn open(store: &Store) -> Option<Self> {
+        let open = |path: &Path| store.root.dir(path, OFlags::PATH).ok()?;
+        let driver = Path::new(store.driver());
+        Some(Self {
+            layerdb: open(&store.layerdb().dir.join("sha256"))?,
+            driver: open(driver)?,
+        })
+    }
+
+    /// What the two directories of a layer are now, as a note has it.
+    fn seen(&self, chain: &Digest, id: &CacheId) -> Option<String> {
+        let record = identity(&self.layerdb, &chain.hex())?;
+        let dir = identity(&self.driver, id.as_str())?;
+        Some(format!("{record} {dir}"))
+    }
+}
+
+fn identity(parent: &OwnedFd, name: &str) -> Option<String> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    let what = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::CTIME;
+    let st = rustix::fs::statx(parent.as_fd(), name, flags, what).ok()?;
+    let kind = FileType::from_raw_mode(st.stx_mode.into());
+    let time = st.stx_ctime;
+    (kind == FileType::Directory)
+        .then(|| format!("{} {} {}", st.stx_ino, time.tv_sec, time.tv_nsec))
+}

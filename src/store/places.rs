@@ -1,0 +1,211 @@
+//! Where stores may be: directories that are found and opened before anything in them is read, so that
+//! a process can confine itself to them first, or open in them what a confined process has found.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+use super::confined_dir::ConfinedDir;
+use super::discovery::{self, Environment};
+use super::error::{Error, Result};
+use super::{containerd, drivers, named_layer, writable};
+use crate::layer::OpenDir;
+
+/// Where stores may be: directories that are there, of which nothing has been read.
+#[derive(Debug, Default)]
+pub struct Places {
+    pub(super) roots: Vec<PathBuf>,
+    /// Those that were asked about.
+    pub(super) searched: Vec<PathBuf>,
+    pub(super) skipped: Vec<Error>,
+    pub(super) explicit: bool,
+    /// Where nothing is looked for, but what is found may lead to.
+    others: Vec<PathBuf>,
+}
+
+impl Places {
+    /// Only `explicit` where given (`--root`), else all of [`Environment::candidates`] that are
+    /// there.
+    ///
+    /// # Errors
+    /// That of opening `explicit`.
+    pub fn find(explicit: Option<&Path>, environment: &Environment) -> Result<Self> {
+        let mut places = Self {
+            explicit: explicit.is_some(),
+            ..Self::default()
+        };
+        if let Some(path) = explicit {
+            places.add(path)?;
+            // Docker may keep its images in a containerd of its own.
+            match places.add(&path.join(discovery::DOCKERS_CONTAINERD)) {
+                Err(error) if !discovery::is_absent(&error) => places.skipped.push(error),
+                _ => {}
+            }
+            return Ok(places);
+        }
+        places.searched = environment.candidates();
+        for path in places.searched.clone() {
+            match places.add(&path) {
+                Ok(()) => (),
+                Err(error) if discovery::is_absent(&error) => (),
+                Err(error) => places.skipped.push(error),
+            }
+        }
+        Ok(places)
+    }
+
+    /// Two candidates may be one directory.
+    fn add(&mut self, path: &Path) -> Result<()> {
+        let root = ConfinedDir::open(path)?;
+        if !self.roots.iter().any(|known| known == root.path()) {
+            self.roots.push(root.path().to_owned());
+        }
+        Ok(())
+    }
+
+    /// The same places once more, without the reasons why others are left out.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self {
+            roots: self.roots.clone(),
+            searched: self.searched.clone(),
+            skipped: Vec::new(),
+            explicit: self.explicit,
+            others: self.others.clone(),
+        }
+    }
+
+    /// Why places that may hold a store could not be opened; worth a warning. Once.
+    pub fn take_skipped(&mut self) -> Vec<Error> {
+        if self.roots.is_empty() {
+            // Then that is the failure.
+            Vec::new()
+        } else {
+            std::mem::take(&mut self.skipped)
+        }
+    }
+
+    /// Whether there is a record of a named read-write layer in one of them, whatever is in it.
+    pub fn have_named(&self) -> bool {
+        let records =
+            |root: &PathBuf| ConfinedDir::open(root).and_then(|root| root.list(named_layer::DIR));
+        let mut found = self.roots.iter().map(records);
+        found.any(|names| names.is_ok_and(|names| !names.is_empty()))
+    }
+
+    /// The roots of other stores that named read-write layers in these places are on, as their records
+    /// have them. What is damaged is left out.
+    pub fn sources(&self) -> Vec<PathBuf> {
+        let mut sources = Vec::new();
+        let stores = self.roots.iter().flat_map(|root| discovery::open(root));
+        for store in stores.flatten() {
+            let named = store.all_named().into_iter().flatten().flatten();
+            sources.extend(named.filter_map(|named| Some(named.source?.root)));
+        }
+        sources.sort();
+        sources.dedup();
+        sources
+    }
+
+    /// The directory there, absolute and without symlinks, if there could be a store in it.
+    pub fn store_at(path: &Path) -> Option<PathBuf> {
+        if !path.is_absolute() {
+            return None;
+        }
+        let root = ConfinedDir::open(path).ok()?;
+        let podmans = drivers::PODMAN.iter().map(|name| format!("{name}-images"));
+        let mut places = podmans.chain(["image", containerd::METADATA].map(str::to_owned));
+        let found = places.any(|place| root.exists(place).unwrap_or(false));
+        found.then(|| root.path().to_owned())
+    }
+
+    /// The directories, absolute and without symlinks.
+    pub fn roots(&self) -> &[PathBuf] {
+        &self.roots
+    }
+
+    /// Adds stores in which nothing is looked for, but to which layers may lead.
+    pub fn add_others(&mut self, others: Vec<PathBuf>) {
+        self.others = others;
+    }
+
+    /// A directory on each file system that layers may be on, opened for reading, with its device
+    /// number: of the stores and of the drivers' directories in them.
+    pub fn file_systems(&self) -> Vec<(u64, OwnedFd)> {
+        let mut found: Vec<(u64, OwnedFd)> = Vec::new();
+        for root in self.roots.iter().chain(&self.others) {
+            let Ok(root) = ConfinedDir::open(root) else {
+                continue;
+            };
+            let dockers = [".", "overlay2", "overlay", "fuse-overlayfs", "vfs", "aufs"];
+            let snapshots = containerd::SNAPSHOTTERS.map(containerd::snapshotter_dir);
+            for place in dockers.map(PathBuf::from).into_iter().chain(snapshots) {
+                let Ok(Some(dir)) = root.dir(&place, OFlags::RDONLY) else {
+                    continue;
+                };
+                let dev = rustix::fs::fstat(&dir).map(|stat| stat.st_dev);
+                if let Ok(dev) = dev
+                    && !found.iter().any(|(known, _)| *known == dev)
+                {
+                    found.push((dev, dir));
+                }
+            }
+        }
+        found
+    }
+}
+
+/// Roots of stores, held open.
+#[derive(Debug)]
+pub struct Roots(Vec<ConfinedDir>);
+
+impl Roots {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// Those of opening one; [`Error::Io`] with ESTALE where the path leads elsewhere by now.
+    pub fn open(paths: &[PathBuf]) -> Result<Self> {
+        let open = |path: &PathBuf| {
+            let root = ConfinedDir::open(path)?;
+            if root.path() == path {
+                Ok(root)
+            } else {
+                Err(Error::io("open", path, rustix::io::Errno::STALE))
+            }
+        };
+        Ok(Self(paths.iter().map(open).collect::<Result<_>>()?))
+    }
+
+    /// Where one is.
+    pub fn path(&self, number: usize) -> Option<&Path> {
+        self.0.get(number).map(ConfinedDir::path)
+    }
+
+    /// A directory below one of them, reached through no symlink.
+    ///
+    /// # Errors
+    /// Those of openat2(2); [`Error::NotAStore`] where there is no such root.
+    pub fn layer_dir(&self, number: usize, path: &Path) -> Result<OpenDir> {
+        match self.0.get(number) {
+            Some(root) => root.layer_dir(path),
+            None => Err(Error::NotAStore {
+                path: path.to_owned(),
+            }),
+        }
+    }
+
+    /// As [`super::Stores::into_held`].
+    ///
+    /// # Errors
+    /// [`Error::InUse`] where another process does not end removing.
+    pub fn hold(&self) -> Result<Vec<File>> {
+        let held = self
+            .0
+            .iter()
+            .map(writable::hold)
+            .collect::<Result<Vec<_>>>()?;
+        Ok(held.into_iter().flatten().collect())
+    }
+}

@@ -1,0 +1,283 @@
+//! All stores of a user, searched as one.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use super::containers::{self, Container};
+use super::discovery::{self, Environment};
+use super::error::{Error, Result};
+use super::image::Image;
+use super::image_store::Store;
+use super::records::Records;
+use super::{CacheId, NamedLayer, Places, writable};
+use crate::oci::Digest;
+use crate::oci::reference::{Query, Reference};
+
+/// How many candidates an ambiguous prefix lists.
+const CANDIDATES: usize = 20;
+
+/// The stores that were found, in search order.
+#[derive(Debug, Default)]
+pub struct Stores {
+    stores: Vec<Store>,
+    skipped: Vec<Error>,
+    /// Keep what was found from being removed, see [`Stores::into_held`].
+    held: Vec<File>,
+}
+
+/// What looking for a name gave.
+enum ByName<'s> {
+    Found(&'s Store, Digest),
+    Unknown,
+    /// No store has a repositories.json; this is where the first should be.
+    NoNames(PathBuf),
+}
+
+impl Stores {
+    /// Finds the stores: only `explicit` where given (`--root`), else all of
+    /// [`Environment::candidates`]. Having none is an error.
+    ///
+    /// # Errors
+    /// Those of [`Places::find`] and of [`Stores::open`].
+    pub fn discover(explicit: Option<&Path>, environment: &Environment) -> Result<Self> {
+        Self::open(Places::find(explicit, environment)?)
+    }
+
+    /// Opens the stores in these places. Having none is an error.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`] if there is none; what is wrong with the only place that may hold one.
+    pub fn open(places: Places) -> Result<Self> {
+        let mut found = Self {
+            skipped: places.skipped,
+            ..Self::default()
+        };
+        let mut of_explicit = None;
+        for path in &places.roots {
+            match found.add(path) {
+                Ok(()) => (),
+                // A root of Docker may have its images in the containerd below it.
+                Err(error) if places.explicit => drop(of_explicit.get_or_insert(error)),
+                Err(error) if discovery::is_absent(&error) => (),
+                Err(error) => found.skipped.push(error),
+            }
+        }
+        if let Some(error) = of_explicit.filter(|_| found.stores.is_empty()) {
+            return Err(error);
+        }
+        match (found.stores.is_empty(), found.skipped.is_empty()) {
+            (false, _) => Ok(found),
+            (true, true) => Err(Error::NoStore {
+                searched: places.searched,
+            }),
+            (true, false) => Err(found.skipped.swap_remove(0)),
+        }
+    }
+
+    /// Two stores may have one root: it is searched once.
+    fn add(&mut self, path: &Path) -> Result<()> {
+        let stores = discovery::open(path)?;
+        if let Some(store) = stores.first() {
+            self.held.extend(writable::hold(&store.root)?);
+        }
+        self.stores.extend(stores);
+        Ok(())
+    }
+
+    /// What keeps other processes from removing images and layers of a store of ours as
+    /// long as it is open: `Stores` does while it lives, a mount until it is live.
+    pub fn into_held(self) -> Vec<File> {
+        self.held
+    }
+
+    /// The stores, in search order.
+    pub fn all(&self) -> &[Store] {
+        &self.stores
+    }
+
+    /// Why places that may hold a store could not be read; worth a warning.
+    pub fn skipped(&self) -> &[Error] {
+        &self.skipped
+    }
+
+    fn roots(&self) -> Vec<PathBuf> {
+        let mut roots: Vec<PathBuf> = Vec::new();
+        for store in &self.stores {
+            if roots.last().is_none_or(|last| last != store.root()) {
+                roots.push(store.root().to_owned());
+            }
+        }
+        roots
+    }
+
+    /// The image a user means: a name wins over an ID prefix, the first store that
+    /// has the name wins over others, as in Docker.
+    ///
+    /// # Errors
+    /// [`Error::UnknownImage`], [`Error::AmbiguousImage`] or [`Error::NoRepositories`] if no image is meant;
+    /// those of [`Store::image`] if the image is damaged; [`Error::Oci`] for a text that is not a reference.
+    pub fn find(&self, text: &str) -> Result<Image> {
+        let (store, id) = self.locate(text)?;
+        store.image(&id)
+    }
+
+    /// As [`Stores::find`], but only the store that has the image, and its ID: the image may be damaged.
+    ///
+    /// # Errors
+    /// Those of [`Stores::find`] but for what is wrong with the image itself.
+    pub fn locate(&self, text: &str) -> Result<(&Store, Digest)> {
+        let unknown = || Error::UnknownImage {
+            name: text.to_owned(),
+            searched: self.roots(),
+        };
+        match Query::parse(text)? {
+            Query::Id(id) => {
+                for store in &self.stores {
+                    if let Some(id) = store.meant_by(&id)? {
+                        return Ok((store, id));
+                    }
+                }
+                Err(unknown())
+            }
+            Query::Name { reference, prefix } => {
+                let by_name = self.by_name(&reference)?;
+                if let ByName::Found(store, id) = by_name {
+                    return Ok((store, id));
+                }
+                if let Some(prefix) = prefix
+                    && let Some((store, id)) = self.by_prefix(&prefix)?
+                {
+                    return Ok((store, id));
+                }
+                match by_name {
+                    ByName::NoNames(path) => Err(Error::NoRepositories {
+                        name: text.to_owned(),
+                        path,
+                    }),
+                    _ => Err(unknown()),
+                }
+            }
+        }
+    }
+
+    fn by_name(&self, name: &Reference) -> Result<ByName<'_>> {
+        let mut any = false;
+        for store in &self.stores {
+            if let Some(repositories) = store.repositories()? {
+                any = true;
+                let found = repositories.get(name)?;
+                // As in podman, a short name is also that of an image built here.
+                let has_local = store.records.as_ref().is_some_and(Records::has_local_names);
+                let local = name.local().filter(|_| has_local);
+                let found = match (found, local) {
+                    (None, Some(local)) => repositories.get(&local)?,
+                    (found, _) => found,
+                };
+                if let Some(id) = found {
+                    return Ok(ByName::Found(store, id));
+                }
+            }
+        }
+        Ok(match self.stores.first() {
+            Some(store) if !any => ByName::NoNames(store.repositories_path()),
+            _ => ByName::Unknown,
+        })
+    }
+
+    fn by_prefix(&self, prefix: &str) -> Result<Option<(&Store, Digest)>> {
+        let mut matches: BTreeMap<Digest, &Store> = BTreeMap::new();
+        for store in &self.stores {
+            for (digest, id) in store.digests()? {
+                if digest.hex().starts_with(prefix) {
+                    matches.entry(id).or_insert(store);
+                }
+            }
+        }
+        if matches.len() <= 1 {
+            return Ok(matches.pop_first().map(|(id, store)| (store, id)));
+        }
+        let mut candidates = Vec::new();
+        for (id, store) in matches.iter().take(CANDIDATES) {
+            let names = match store.repositories()? {
+                Some(repositories) => repositories
+                    .all()
+                    .filter_map(Result::ok)
+                    .filter(|(_, i)| i == id)
+                    .map(|(name, _)| name.to_string())
+                    .collect::<Vec<_>>(),
+                None => Vec::new(),
+            };
+            candidates.push(if names.is_empty() {
+                id.to_string()
+            } else {
+                format!("{id} ({})", names.join(" "))
+            });
+        }
+        if matches.len() > CANDIDATES {
+            candidates.push(format!("{} more", matches.len() - CANDIDATES));
+        }
+        Err(Error::AmbiguousImage {
+            prefix: prefix.to_owned(),
+            candidates,
+        })
+    }
+
+    /// All named layers, with their stores; damaged records as errors.
+    pub fn named(&self) -> Vec<Result<(&Store, NamedLayer)>> {
+        let mut all = Vec::new();
+        for store in &self.stores {
+            match store.all_named() {
+                Ok(named) => all.extend(named.into_iter().map(|n| n.map(|n| (store, n)))),
+                Err(error) => all.push(Err(error)),
+            }
+        }
+        all
+    }
+
+    /// The container or named layer a user means: a full ID wins over a name, a name over
+    /// an ID prefix.
+    ///
+    /// # Errors
+    /// [`Error::UnknownContainer`] or [`Error::AmbiguousContainer`] if no container is meant; those of [`Store::image`]
+    /// if one of its layers is damaged.
+    pub fn container(&self, text: &str) -> Result<Container> {
+        for store in &self.stores {
+            if let Some(named) = store.named(text)? {
+                return containers::load_named(store, &named);
+            }
+        }
+        let mut prefixed: Vec<(&Store, CacheId)> = Vec::new();
+        let mut named = None;
+        for store in &self.stores {
+            for id in store.containers()? {
+                if id.as_str() == text {
+                    return containers::load(store, &id);
+                }
+                if named.is_none() && containers::has_name(store, &id, text) {
+                    named = Some((store, id));
+                } else if !text.is_empty() && id.as_str().starts_with(text) {
+                    prefixed.push((store, id));
+                }
+            }
+        }
+        if let Some((store, id)) = named {
+            return containers::load(store, &id);
+        }
+        match prefixed.as_slice() {
+            [] => Err(Error::UnknownContainer {
+                name: text.to_owned(),
+                searched: self.roots(),
+            }),
+            [(store, id)] => containers::load(store, id),
+            several => Err(Error::AmbiguousContainer {
+                prefix: text.to_owned(),
+                candidates: several
+                    .iter()
+                    .take(CANDIDATES)
+                    .map(|(_, id)| id.to_string())
+                    .collect(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! A private upper for a mount without one of its own: made below our own root, removed when the
+//! mount ends.
+//!
+//! ```text
+//! <own root>/rw/<32 hex>/   0700
+//!            diff/          mode, owner, times, xattrs of the topmost lower's root
+//!            work/          0700
+//! ```
+
+use std::ffi::CStr;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::confined_dir::ConfinedDir;
+use super::error::{Error, Result};
+use super::random;
+use crate::layer::at::{At, timestamps};
+use crate::layer::markers::is_marker_xattr;
+use crate::layer::{Dialect, LayerSpec, OpenDir, UpperSpec};
+
+/// Where such uppers are, relative to the root.
+const DIR: &str = "rw";
+
+/// An upper that nobody has a name for.
+#[derive(Debug)]
+pub struct TemporaryUpper {
+    place: UpperLocation,
+    diff: OpenDir,
+    work: OpenDir,
+}
+
+/// Where an upper is that was made for a mount, for whoever removes it: another process perhaps,
+/// a long time later.
+#[derive(Clone, Debug)]
+pub struct UpperLocation {
+    root: PathBuf,
+    /// Device and inode of the directory that all such uppers are in.
+    parent: (u64, u64),
+    /// The upper's own, below that.
+    name: String,
+}
+
+/// Makes an empty upper below `base` (see [`super::discovery::Environment::own_root`]),
+/// whose root directory looks like that of `top`, the topmost lower.
+///
+/// # Errors
+/// [`Error::NotSafe`] where we are root and another user could exchange it; else those of mkdir(2)
+/// and of copying the looks.
+pub fn make_temporary_upper(base: &Path, top: &OpenDir) -> Result<TemporaryUpper> {
+    let root = ConfinedDir::make(base)?;
+    root.require_ours("")?;
+    if !root.make_dir(DIR, 0o700)? {
+        root.require_ours(DIR)?;
+    }
+    let name = loop {
+        let name = random::hex(16)?;
+        if root.make_dir(Path::new(DIR).join(&name), 0o700)? {
+            break name;
+        }
+    };
+    let place = UpperLocation {
+        root: root.path().to_owned(),
+        parent: parent(&root)?,
+        name,
+    };
+    let filled = fill(&root, &place.relative(), top);
+    if filled.is_err() {
+        // The first failure is the one to report.
+        let _ = root.remove_tree(place.relative());
+    }
+    let (diff, work) = filled?;
+    Ok(TemporaryUpper { place, diff, work })
+}
+
+/// Which directory all uppers are in.
+fn parent(root: &ConfinedDir) -> Result<(u64, u64)> {
+    let gone = || Error::io("look up", &root.full(DIR), Errno::NOENT);
+    let stat = root.look(DIR)?.ok_or_else(gone)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Makes `diff` and `work`.
+fn fill(root: &ConfinedDir, dir: &Path, top: &OpenDir) -> Result<(OpenDir, OpenDir)> {
+    let make = |name: &str| {
+        let path = dir.join(name);
+        root.new_dir(&path, 0o700)?;
+        root.layer_dir(&path)
+    };
+    let work = make("work")?;
+    let diff = make("diff")?;
+    dress_like(top, &diff)?;
+    Ok((diff, work))
+}
+
+/// Gives an empty directory the owner, mode, times and xattrs of another, as far as this
+/// user may.
+pub(crate) fn dress_like(top: &OpenDir, diff: &OpenDir) -> Result<()> {
+    let (from, to) = (At::fd(top.as_fd()), At::fd(diff.as_fd()));
+    let fail = |action| move |errno| Error::io(action, diff.path(), errno);
+    let like = from
+        .stat()
+        .map_err(|errno| Error::io("stat", top.path(), errno))?;
+    match to.chown(Some(like.uid), Some(like.gid)) {
+        // Only root may give a directory away; a user's own mount shows the user's.
+        Ok(()) | Err(Errno::PERM | Errno::INVAL) => (),
+        Err(errno) => return Err(fail("chown")(errno)),
+    }
+    to.chmod(like.perm).map_err(fail("chmod"))?;
+    copy_xattrs(from, to);
+    // Last, as nothing changes below any more. The access time does not matter.
+    let times = timestamps(like.atime, like.mtime);
+    to.set_times(&times).map_err(fail("set the times of"))
+}
+
+/// Xattrs (ACLs, labels, users' own) as far as this user may set them; an overlay's
+/// markers belong to the layer they are in.
+fn copy_xattrs(from: At<'_>, to: At<'_>) {
+    let names = from.list_xattrs().unwrap_or_default();
+    for name in names.split_inclusive(|byte| *byte == 0) {
+        let Ok(text) = CStr::from_bytes_with_nul(name) else {
+            continue;
+        };
+        if is_marker_xattr(name) {
+            continue;
+        }
+        if let Ok(Some(value)) = from.xattr(text) {
+            // Refused: a union without the label is better than none.
+            let _ = to.set_xattr(text, &value, XattrFlags::empty());
+        }
+    }
+}
+
+impl TemporaryUpper {
+    /// What to give to the union.
+    pub fn spec(&self, dialect: Dialect) -> UpperSpec {
+        UpperSpec {
+            layer: LayerSpec {
+                dir: self.diff.clone(),
+                dialect,
+            },
+            work: self.work.clone(),
+        }
+    }
+
+    /// Where it is.
+    pub fn place(&self) -> &UpperLocation {
+        &self.place
+    }
+}
+
+impl UpperLocation {
+    /// The directory that holds it all, for messages.
+    pub fn dir(&self) -> PathBuf {
+        self.root.join(self.relative())
+    }
+
+    fn relative(&self) -> PathBuf {
+        Path::new(DIR).join(&self.name)
+    }
+
+    /// Removes it with everything that was written; what is gone is no error. Nothing may use it
+    /// any more. Symlinks are removed, not followed.
+    ///
+    /// # Errors
+    /// ESTALE where another directory is in the place of ours by now, EBUSY where something is
+    /// mounted in it, else those of unlink(2).
+    pub fn remove(&self) -> Result<()> {
+        let Some(root) = ConfinedDir::existing(&self.root)? else {
+            return Ok(());
+        };
+        if parent(&root)? != self.parent {
+            return Err(Error::io("remove", &self.dir(), Errno::STALE));
+        }
+        root.remove_tree(self.relative())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    use super::*;
+
+    #[test]
+    fn an_upper_is_private_looks_like_the_top_layer_and_goes_away() {
+        let temp = tempfile::tempdir().unwrap();
+        let top = temp.path().join("top");
+        std::fs::create_dir(&top).unwrap();
+        std::fs::set_permissions(&top, std::fs::Permissions::from_mode(0o1751)).unwrap();
+        std::fs::File::open(&top)
+            .and_then(|dir| dir.set_modified(std::time::UNIX_EPOCH))
+            .unwrap();
+        let base = temp.path().join("own/store");
+        let upper = make_temporary_upper(&base, &OpenDir::open(&top).unwrap()).unwrap();
+        let other = make_temporary_upper(&base, &OpenDir::open(&top).unwrap()).unwrap();
+        let dir = upper.place().dir();
+        assert_ne!(dir, other.place().dir());
+        let mode = |path: &Path| path.metadata().unwrap().mode() & 0o7777;
+        let spec = upper.spec(Dialect::KERNEL);
+        assert_eq!(mode(spec.layer.path()), 0o1751);
+        let modified = |path: &Path| path.metadata().unwrap().modified().unwrap();
+        assert_eq!(modified(spec.layer.path()), modified(&top));
+        assert_eq!(mode(&dir), 0o700);
+        assert_eq!(mode(&base), 0o700);
+        assert_eq!(mode(spec.work.path()), 0o700);
+
+        let locked = spec.layer.path().join("locked/in");
+        std::fs::create_dir_all(&locked).unwrap();
+        std::os::unix::fs::symlink(&top, locked.join("link")).unwrap();
+        std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o000)).unwrap();
+        upper.place().remove().unwrap();
+        assert!(!dir.exists() && top.exists() && other.place().dir().exists());
+        upper.place().remove().unwrap();
+
+        // Another directory of that name is not ours to empty.
+        std::fs::rename(base.join("rw"), base.join("aside")).unwrap();
+        std::fs::create_dir_all(other.place().dir()).unwrap();
+        let error = other.place().remove().unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::STALE));
+        assert!(other.place().dir().exists());
+    }
+
+    #[test]
+    fn a_failure_leaves_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        // A descriptor of no type of file has no attributes to copy.
+        let eventfd = |_| rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
+        let no_file = OpenDir::open_by(Path::new("eventfd"), eventfd).unwrap();
+        let error = make_temporary_upper(temp.path(), &no_file).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::IO));
+        assert_eq!(
+            std::fs::read_dir(temp.path().join("rw")).unwrap().count(),
+            0
+        );
+    }
+}

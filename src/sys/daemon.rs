@@ -1,0 +1,294 @@
+//! Copies of this process: a daemon, a helper beside it, and one that answers a question. They are made
+//! with fork(2), for which there is no safe wrapper. All of them need a process with one thread.
+//!
+//! Invariant of what is public: no descriptor is closed that may have an owner in the copy. What the copy
+//! must not hold is replaced by /dev/null, so that the number stays in use.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+
+use rustix::fs::OFlags;
+use rustix::io::{DupFlags, Errno, FdFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, WaitOptions};
+
+/// Which side of [`daemonize`] this process is.
+#[derive(Debug)]
+pub enum Side {
+    /// The process that was started; `reply` reads what the daemon writes.
+    Parent {
+        /// The daemon.
+        daemon: Pid,
+        /// Reading end; end of file once the daemon has closed its end or is gone.
+        reply: OwnedFd,
+    },
+    /// The daemon.
+    Daemon {
+        /// Writing end.
+        reply: OwnedFd,
+    },
+}
+
+/// Forks a daemon: its own session, standard streams on /dev/null, and of the caller's
+/// descriptors only `keep`: a shell that reads our output to its end does not wait for it. Those
+/// without FD_CLOEXEC, which this program was started with, are closed in the daemon; all others lead
+/// to /dev/null there.
+///
+/// # Errors
+/// EBUSY once the process has several threads (the daemon would have locks that nobody releases),
+/// else those of open(2) on /proc/self, pipe2(2), fork(2), setsid(2) and dup3(2).
+pub fn daemonize(keep: &[BorrowedFd<'_>]) -> io::Result<Side> {
+    require_one_thread()?;
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    if let Some(daemon) = fork()? {
+        let reply = read;
+        return Ok(Side::Parent { daemon, reply });
+    }
+    drop(read);
+    detach(Others::LeadNowhere, keep, &write)?;
+    Ok(Side::Daemon { reply: write })
+}
+
+fn require_one_thread() -> io::Result<()> {
+    let mut tasks = std::fs::read_dir("/proc/self/task")?;
+    if tasks.nth(1).is_some() {
+        return Err(Errno::BUSY.into());
+    }
+    Ok(())
+}
+
+/// Starts a helper: a copy of this process that runs `work` and ends. It has a session of its
+/// own, ignores the signals that end a daemon, has its standard streams on /dev/null, and no
+/// descriptors but those in `keep` and its end of a socket, which `work` is given; the others are
+/// closed or lead to /dev/null, as in a daemon. It is nobody's child, so nobody has to wait for it. Returns the other end of the
+/// socket, which keeps message boundaries.
+///
+/// Nothing is dropped when the helper ends. In this process, `work` is neither run nor dropped.
+///
+/// # Errors
+/// EBUSY once the process has several threads, else those of open(2) on /proc/self, socketpair(2)
+/// and fork(2). When the helper cannot be set up it ends, and the socket is at its end.
+pub fn helper(keep: &[BorrowedFd<'_>], work: impl FnOnce(OwnedFd)) -> io::Result<OwnedFd> {
+    start_helper(Others::LeadNowhere, keep, work)
+}
+
+/// As [`helper`], with one system call for all other descriptors: they are closed. `work` must not own
+/// any.
+///
+/// # Errors
+/// Those of [`helper`].
+pub(crate) fn bare_helper(
+    keep: &[BorrowedFd<'_>],
+    work: impl FnOnce(OwnedFd),
+) -> io::Result<OwnedFd> {
+    start_helper(Others::Close, keep, work)
+}
+
+fn start_helper(
+    others: Others,
+    keep: &[BorrowedFd<'_>],
+    work: impl FnOnce(OwnedFd),
+) -> io::Result<OwnedFd> {
+    require_one_thread()?;
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    if let Some(between) = fork()? {
+        // Gone at once: the helper is its child, and then nobody's.
+        rustix::io::retry_on_intr(|| {
+            rustix::process::waitpid(Some(between), WaitOptions::empty()).map(drop)
+        })?;
+        std::mem::forget(work);
+        return Ok(ours);
+    }
+    if !matches!(fork(), Ok(None)) {
+        end();
+    }
+    ignore_signals();
+    drop(ours);
+    if detach(others, keep, &theirs).is_ok() {
+        // A panic ends the helper as a return does.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            work(theirs);
+        }));
+    }
+    end()
+}
+
+/// Runs `work` in a copy of this process, and gives what it writes to the descriptor that it is given.
+/// The copy has all that this process has open. Nothing is dropped when it ends. It is killed when this
+/// process ends: it may hold locks, and may be in the hands of whoever made what it reads. In this
+/// process, `work` is neither run nor dropped.
+///
+/// # Errors
+/// EBUSY once the process has several threads, else those of open(2) on /proc/self, pipe(2), fork(2) and
+/// read(2);
+/// [`io::ErrorKind::FileTooLarge`] after more than `limit` bytes; [`io::ErrorKind::BrokenPipe`] if
+/// the copy was killed.
+pub fn answer_of(limit: u64, work: impl FnOnce(OwnedFd)) -> io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    require_one_thread()?;
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let parent = rustix::process::getpid();
+    let Some(child) = fork()? else {
+        drop(read);
+        if end_with(parent).is_err() {
+            end();
+        }
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || work(write)));
+        end();
+    };
+    drop(write);
+    std::mem::forget(work);
+    let mut answer = Vec::new();
+    let mut bounded = std::fs::File::from(read).take(limit + 1);
+    let heard = bounded.read_to_end(&mut answer);
+    // One that still writes is told that nobody reads.
+    drop(bounded);
+    let status =
+        rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(child), WaitOptions::empty()))?;
+    heard?;
+    if answer.len() as u64 > limit {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    match status {
+        Some((_, status)) if status.exit_status() == Some(0) => Ok(answer),
+        _ => Err(io::ErrorKind::BrokenPipe.into()),
+    }
+}
+
+/// Ends the process; nothing is dropped, no handler runs.
+#[allow(unsafe_code)]
+fn end() -> ! {
+    // SAFETY: ends the process at once; takes a number only.
+    unsafe { libc::_exit(0) }
+}
+
+/// This process is killed when its parent ends.
+fn end_with(parent: Pid) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    if rustix::process::getppid() != Some(parent) {
+        // It has ended before.
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(())
+}
+
+/// The end of a daemon is not the end of its helper, which sees it by its socket.
+#[allow(unsafe_code)]
+fn ignore_signals() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPIPE] {
+        // SAFETY: no handler of ours is installed; the process has one thread.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+/// The child's pid in the parent, `None` in the child.
+#[allow(unsafe_code)]
+fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: the process has one thread (all callers have checked), so the child's
+    // memory is consistent and every lock is in the hands of the thread that goes on.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(Pid::from_raw(pid)),
+    }
+}
+
+/// What becomes of the descriptors that a copy does not keep.
+#[derive(Clone, Copy, Debug)]
+enum Others {
+    /// They lead to /dev/null: whoever owns one owns an open descriptor as before.
+    LeadNowhere,
+    /// They are closed behind their owners' backs.
+    Close,
+}
+
+/// Begins a session, with the standard streams on /dev/null and no descriptors but `keep` and `own`.
+fn detach(others: Others, keep: &[BorrowedFd<'_>], own: &OwnedFd) -> io::Result<()> {
+    rustix::process::setsid()?;
+    let null = rustix::fs::open(
+        "/dev/null",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    let mut kept: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    kept.extend([0, 1, 2, own.as_raw_fd()]);
+    kept.sort_unstable();
+    kept.dedup();
+    let outcome = match others {
+        Others::LeadNowhere => lead_nowhere(&kept, &null),
+        Others::Close => close_between(&kept, &null),
+    };
+    if null.as_raw_fd() <= 2 {
+        // The caller had closed a standard stream; the number is in use as that now.
+        let _ = null.into_raw_fd();
+    }
+    outcome
+}
+
+/// Closes what this program was started with, and replaces all other descriptors by `null`, but those in
+/// `kept`, which is sorted.
+fn lead_nowhere(kept: &[RawFd], null: &OwnedFd) -> io::Result<()> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.parse().ok());
+        numbers.push(number.ok_or(io::ErrorKind::InvalidData)?);
+    }
+    numbers.retain(|number| *number != null.as_raw_fd() && kept.binary_search(number).is_err());
+    numbers.into_iter().try_for_each(|fd| give_up(fd, null))
+}
+
+/// Closes or replaces a descriptor, if it is open: the directory that it was read from is closed by now.
+///
+/// What has no FD_CLOEXEC came through execve(2) and has no owner here, since all that this program opens
+/// has it. To keep its number would take it from the server, and a caller may have any number of them.
+#[allow(unsafe_code)]
+fn give_up(fd: RawFd, null: &OwnedFd) -> io::Result<()> {
+    // SAFETY: the number is closed by this function only if it has no owner: whoever owns it owns an
+    // open descriptor afterwards too. The process has one thread, so nobody closes it meanwhile.
+    let mut fd = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(fd) });
+    match rustix::io::fcntl_getfd(&*fd) {
+        Ok(flags) if flags.contains(FdFlags::CLOEXEC) => {
+            Ok(rustix::io::dup3(null, &mut fd, DupFlags::CLOEXEC)?)
+        }
+        Ok(_) => {
+            drop(ManuallyDrop::into_inner(fd));
+            Ok(())
+        }
+        Err(Errno::BADF) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Closes all descriptors but those in `kept`, which is sorted, and `null`.
+fn close_between(kept: &[RawFd], null: &OwnedFd) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.unsigned_abs()).collect();
+    kept.push(null.as_raw_fd().unsigned_abs());
+    kept.sort_unstable();
+    let mut next = 0;
+    for kept in kept {
+        if kept > next {
+            close_range(next, kept - 1)?;
+        }
+        next = kept + 1;
+    }
+    close_range(next, u32::MAX)
+}
+
+#[allow(unsafe_code)]
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: takes numbers only. The descriptors closed have no owner in this process, or one
+    // that never uses or drops them: `bare_helper` demands it of its callers.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

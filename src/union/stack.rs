@@ -1,0 +1,239 @@
+//! The layers of a union, opened: the upper, the lowers, and descriptors in both. Knows where an
+//! inode's files are ([`super::inode::Loc`]) and opens them; knows no names, numbers or counts.
+//!
+//! | file | access to |
+//! |---|---|
+//! | `upper_side` | the upper file or directory of an inode |
+//! | `lower_side` | the lower file or directory, and the one whose metadata is shown |
+//! | `data` | the data of a file, through a cache of descriptors |
+//!
+//! Nothing here outlives a process that a new one would miss: all descriptors can be opened again,
+//! except those that keep files without names ([`super::orphans`]), which belong to their inodes.
+
+mod data;
+mod lower_side;
+mod upper_side;
+
+pub(crate) use data::Access;
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, OnceLock};
+
+use rustix::io::Errno;
+
+use super::acl;
+use super::error::{Error, Result};
+use super::lock_order::{RwLock, RwLockWriteGuard, rank};
+use super::upper::Upper;
+use super::{FindOrigin, Options};
+use crate::layer::at::At;
+use crate::layer::fds::FdCache;
+use crate::layer::lower::Layer;
+use crate::layer::{StackSpec, UpperSpec};
+use crate::lowers::{Layers, LowerDirs, Lowers, Seal};
+
+/// The opened layers of a union.
+pub(crate) struct Stack {
+    upper: Option<Upper>,
+    lowers: Arc<dyn Lowers>,
+    fds: Arc<FdCache>,
+    /// Where upper directories are in the tree: held while a directory moves or is removed.
+    topology: RwLock<(), { rank::TOPOLOGY }>,
+    /// The longest name that any layer allows, in bytes.
+    name_max: usize,
+    sealed: bool,
+    noatime: bool,
+    /// The upper is accessed through a mount without access times.
+    is_quiet: bool,
+    /// Finds origins, if the server may not do it.
+    finder: OnceLock<FindOrigin>,
+}
+
+impl Stack {
+    /// Opens the layers.
+    ///
+    /// # Errors
+    /// As [`super::Union::new`].
+    pub fn open(
+        spec: &StackSpec,
+        options: &Options,
+        open_upper: impl Fn(&UpperSpec) -> Result<Upper>,
+    ) -> Result<Self> {
+        if spec.lowers.is_empty() {
+            return Err(Error::from(Errno::INVAL).context("no lower layer in", "the stack"));
+        }
+        let fds = FdCache::shared(options.fd_cache.min(spare_descriptors()));
+        let seal = if options.sealed {
+            Seal::Always
+        } else {
+            Seal::Never
+        };
+        let layers = Layers::open(spec, seal, Arc::clone(&fds))?;
+        let upper = match &spec.upper {
+            Some(spec) => Some(open_upper(spec)?),
+            None => None,
+        };
+        let known = options.names.as_ref();
+        let known = known.and_then(|source| source.open(&layers));
+        let mut stack = Self {
+            upper,
+            lowers: known.unwrap_or_else(|| Arc::new(layers)),
+            fds,
+            topology: RwLock::new(()),
+            name_max: 255,
+            sealed: options.sealed,
+            noatime: options.noatime,
+            is_quiet: spec.upper.as_ref().is_some_and(|u| u.layer.dir.is_quiet()),
+            finder: OnceLock::new(),
+        };
+        let mut asked = HashSet::new();
+        let systems = stack.all().filter(|layer| asked.insert(layer.stat.dev));
+        stack.name_max = systems.map(name_max).max().unwrap_or(255);
+        Ok(stack)
+    }
+
+    /// Returns all layers: the lowers from the top, data-only layers, the upper.
+    fn all(&self) -> impl Iterator<Item = &Layer> {
+        let lowers = self.layers().all().map(|root| &*root.layer);
+        lowers.chain(self.upper.as_ref().map(|upper| &*upper.layer))
+    }
+
+    /// Returns the device numbers of all layers, in their order.
+    pub fn devices(&self) -> impl Iterator<Item = u64> {
+        self.all().map(|layer| layer.stat.dev)
+    }
+
+    /// Returns the merged lowers.
+    pub fn lowers(&self) -> &dyn Lowers {
+        &*self.lowers
+    }
+
+    /// Returns the directories of the lower layers.
+    pub fn layers(&self) -> &Arc<Layers> {
+        self.lowers.layers()
+    }
+
+    /// Returns the upper, whether it may be changed or not.
+    pub fn upper(&self) -> Option<&Upper> {
+        self.upper.as_ref()
+    }
+
+    /// Returns the upper, for a change.
+    ///
+    /// # Errors
+    /// EROFS without an upper that may be changed.
+    pub fn writable(&self) -> Result<&Upper> {
+        let upper = self.upper.as_ref().filter(|upper| !upper.observed);
+        upper.ok_or_else(|| Errno::ROFS.into())
+    }
+
+    /// Whether there is an upper that may be changed.
+    pub fn is_writable(&self) -> bool {
+        self.writable().is_ok()
+    }
+
+    /// Returns the upper, for reading.
+    ///
+    /// # Errors
+    /// EROFS without one.
+    pub fn readable_upper(&self) -> Result<&Upper> {
+        self.upper.as_ref().ok_or_else(|| Errno::ROFS.into())
+    }
+
+    /// Returns the root directory, merged from the lowers that the upper does not hide.
+    pub fn lower_root(&self) -> LowerDirs {
+        match &self.upper {
+            Some(upper) if upper.root.opaque => LowerDirs::default(),
+            _ => self.lowers.root(),
+        }
+    }
+
+    /// Returns the longest name that any layer allows, in bytes.
+    pub fn name_max(&self) -> usize {
+        self.name_max
+    }
+
+    /// Whether files of the lowers may be handed to the kernel ([`Options::sealed`]).
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
+    /// Whether access times of upper files would change if somebody else read them, and must not
+    /// ([`Options::noatime`]).
+    pub fn guards_access_times(&self) -> bool {
+        self.noatime && !self.is_quiet
+    }
+
+    /// Locks the tree of upper directories, to move or remove one of them.
+    pub fn lock_tree(&self) -> RwLockWriteGuard<'_, ()> {
+        self.topology.write()
+    }
+
+    /// Has origins found by `finder` from now on. Later calls have no effect.
+    pub fn find_origins_by(&self, finder: FindOrigin) {
+        let _ = self.finder.set(finder);
+    }
+
+    /// Returns what finds origins for the server, if it may not do it itself.
+    pub fn origin_finder(&self) -> Option<&FindOrigin> {
+        self.finder.get()
+    }
+
+    /// Returns hits and misses of the cache of descriptors.
+    pub fn fd_counters(&self) -> (u64, u64) {
+        self.fds.counters()
+    }
+
+    /// Whether some layer can carry POSIX ACLs.
+    pub fn has_acl(&self) -> bool {
+        let can = |layer: &Layer| {
+            let root = At::fd(layer.root.as_fd());
+            !matches!(root.xattr_raw(acl::DEFAULT), Err(Errno::OPNOTSUPP))
+        };
+        let lowers = self.layers().roots().iter().map(|root| &*root.layer);
+        let upper = self.upper.as_ref().map(|upper| &*upper.layer);
+        upper.into_iter().chain(lowers).any(can)
+    }
+
+    /// Returns the directories that are only read, and those that are changed.
+    pub fn places(&self) -> (Vec<BorrowedFd<'_>>, Vec<BorrowedFd<'_>>) {
+        let lowers = self.layers().all();
+        let mut read: Vec<_> = lowers.map(|root| root.layer.root.as_fd()).collect();
+        let mut write = Vec::new();
+        if let Some(upper) = &self.upper {
+            let places = if upper.observed {
+                &mut read
+            } else {
+                &mut write
+            };
+            places.extend([upper.layer.root.as_fd(), upper.work()]);
+        }
+        (read, write)
+    }
+
+    /// Returns the file systems of the lowers: device number, and the root of a layer there.
+    pub fn file_systems(&self) -> Vec<(u64, BorrowedFd<'_>)> {
+        let mut found: Vec<(u64, BorrowedFd<'_>)> = Vec::new();
+        for root in self.layers().roots() {
+            let layer = &root.layer;
+            if found.iter().all(|(dev, _)| *dev != layer.stat.dev) {
+                found.push((layer.stat.dev, layer.root.as_fd()));
+            }
+        }
+        found
+    }
+}
+
+/// Returns how many descriptors may be cached: a quarter of the limit of the process, so that
+/// directory reads, staging, unlinked files and io_uring have some too.
+fn spare_descriptors() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let limit = limit.current.unwrap_or(u64::MAX) / 4;
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+fn name_max(layer: &Layer) -> usize {
+    let max = rustix::fs::fstatvfs(&layer.root).map_or(255, |s| s.f_namemax);
+    usize::try_from(max).unwrap_or(255)
+}

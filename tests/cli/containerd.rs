@@ -1,0 +1,474 @@
+//! Images, snapshots and damage in a store of containerd, which the tests run themselves.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::Value;
+
+use testkit::home::{Home, Outcome, wait_until};
+use testkit::need;
+use testkit::need::{Needed, can_mount, has_tools};
+use testkit::store::listing;
+
+/// Where overlayfs has its snapshots, below the root.
+const SNAPSHOTS: &str = "ctd/root/io.containerd.snapshotter.v1.overlayfs/snapshots";
+const META: &str = "ctd/root/io.containerd.metadata.v1.bolt/meta.db";
+
+/// A containerd with a store of its own in `ctd/root` of a home; killed when dropped.
+struct Containerd {
+    home: Home,
+    daemon: Child,
+}
+
+impl Containerd {
+    fn start() -> Needed<Self> {
+        can_mount()?;
+        has_tools(&["containerd", "ctr"])?;
+        let home = Home::new();
+        home.dirs(&["ctd/root", "ctd/state", "mnt", "other"]);
+        let config = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\n  address = {:?}\n",
+            home.text("ctd/root"),
+            home.text("ctd/state"),
+            home.text("ctd/socket"),
+        );
+        std::fs::write(home.path("ctd/config.toml"), config).unwrap();
+        let daemon = start(&home);
+        Ok(Self { home, daemon })
+    }
+
+    fn ctr(&self, args: &[&str]) -> String {
+        let output = ctr(&self.home).args(args).output().unwrap();
+        assert!(output.status.success(), "ctr {args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The program with containerd's store only.
+    fn run(&self, args: &[&str]) -> Outcome {
+        let root = ["--root", "ctd/root"];
+        self.home.run(root.iter().chain(args))
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.run(args).ok()).unwrap()
+    }
+
+    /// The key of the topmost snapshot of an image.
+    fn top(&self, image: &str) -> String {
+        let layers = &self.json(&["inspect", "--json", image])["layers"];
+        let top = layers.as_array().unwrap().last().unwrap();
+        top["chain_id"].as_str().unwrap().to_owned()
+    }
+
+    fn umount(&self) {
+        self.home.run(["umount", "mnt"]).ok();
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+fn ctr(home: &Home) -> Command {
+    let mut command = home.command("ctr");
+    command.args(["--address", &home.text("ctd/socket")]);
+    command
+}
+
+fn start(home: &Home) -> Child {
+    let log = std::fs::File::create(home.path("ctd/log")).unwrap();
+    let mut command = home.command("containerd");
+    command.args(["--config", &home.text("ctd/config.toml")]);
+    let daemon = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    wait_until("containerd answers", || {
+        let asked = ctr(home).arg("version").output().unwrap();
+        asked.status.success()
+    });
+    daemon
+}
+
+fn shell(home: &Home, script: &str) {
+    let output = home.command("sh").args(["-e", "-c", script]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{script}: {output:?}");
+}
+
+/// `app:1` with all kinds of files, and `app:2` with a layer that changes and removes some of them, in
+/// our own store and in `app.tar`.
+fn make_images(home: &Home) {
+    shell(
+        home,
+        "mkdir -p rootfs/etc rootfs/data/sub rootfs/gone/deep rootfs/opaque
+         echo one > rootfs/etc/one; echo two > rootfs/etc/two; ln rootfs/etc/one rootfs/etc/linked
+         echo old > rootfs/opaque/old; echo deep > rootfs/gone/deep/file
+         ln -s ../etc/one rootfs/data/link; mkfifo rootfs/data/fifo; mknod rootfs/data/null c 1 3
+         echo x > rootfs/data/owned; chown 12:34 rootfs/data/owned; chmod 4750 rootfs/data/owned
+         setfattr -n user.note -v yes rootfs/data/owned; touch -d 2001-02-03T04:05:06.789 rootfs/etc/two
+         printf '\\303\\251' > rootfs/data/$(printf '\\303\\251')",
+    );
+    home.run(["import", "-q", "rootfs", "app:1"]).ok();
+    home.run(["mount", "--name", "work", "app:1", "mnt"]).ok();
+    shell(
+        home,
+        "cd mnt; echo changed >> etc/two; rm -r gone; rm -r opaque; mkdir opaque; echo new > opaque/new
+         rm data/fifo; mv etc/linked etc/renamed; chmod 700 data/sub",
+    );
+    home.run(["umount", "mnt"]).ok();
+    home.run(["commit", "-q", "work", "app:2"]).ok();
+    home.run(["save", "-q", "-o", "app.tar", "app:1", "app:2"])
+        .ok();
+}
+
+/// A containerd with both images, unpacked.
+fn with_images() -> Needed<Containerd> {
+    let containerd = Containerd::start()?;
+    make_images(&containerd.home);
+    containerd.ctr(&["images", "import", &containerd.home.text("app.tar")]);
+    Ok(containerd)
+}
+
+#[test]
+fn images_are_what_our_own_store_has() {
+    let containerd = need!(with_images());
+    let home = &containerd.home;
+    for name in ["app:1", "app:2"] {
+        home.run(["mount", "-r", name, "mnt"]).ok();
+        let own = listing::of_dir(&home.path("mnt"));
+        containerd.umount();
+        containerd.run(&["mount", "-r", name, "mnt"]).ok();
+        let theirs = listing::of_dir(&home.path("mnt"));
+        containerd.umount();
+        for (path, entry) in &own {
+            // The tar has no entry for the root, which each makes anew.
+            if !path.is_empty() {
+                assert_eq!(Some(entry), theirs.get(path), "{name}: {path:?}");
+            }
+        }
+        assert_eq!(own.len(), theirs.len(), "{name}");
+        let own = home.json(["inspect", "--json", name]);
+        let theirs = containerd.json(&["inspect", "--json", name]);
+        for field in ["id", "config", "names"] {
+            assert_eq!(own[field], theirs[field], "{name}: {field}");
+        }
+        assert_eq!(theirs["driver"], "overlayfs");
+        let history = |outcome: Outcome| outcome.ok().lines().count();
+        let ours = home.run(["history", name]);
+        assert_eq!(history(ours), history(containerd.run(&["history", name])));
+    }
+    let images = containerd.json(&["images", "--json"]);
+    assert_eq!(images.as_array().unwrap().len(), 2, "{images}");
+    // Layers are shared, and shown once.
+    let layers = containerd.json(&["layers", "--json"]);
+    assert_eq!(layers.as_array().unwrap().len(), 2, "{layers}");
+    containerd.run(&["df"]).ok();
+    let image = &containerd.json(&["inspect", "--json", "app:2"])["id"];
+    let prefix = &image.as_str().unwrap()["sha256:".len()..][..12];
+    containerd.run(&["inspect", prefix]).ok();
+    // Docker shows the digest to which the name leads as the image's ID.
+    let listed = containerd.ctr(&["images", "ls", "name==docker.io/library/app:2"]);
+    let target = listed
+        .split_whitespace()
+        .find(|word| word.starts_with("sha256:"));
+    let target = target.unwrap();
+    for text in [target, &target["sha256:".len()..][..12]] {
+        let found = containerd.json(&["inspect", "--json", text]);
+        assert_eq!(found["id"], *image, "{text}");
+    }
+}
+
+#[test]
+fn what_is_saved_is_what_came_in() {
+    let containerd = need!(with_images());
+    let home = &containerd.home;
+    containerd
+        .run(&["save", "-q", "-o", "again.tar", "app:1", "app:2"])
+        .ok();
+    let same = home.command("cmp").args(["app.tar", "again.tar"]).output();
+    assert!(same.unwrap().status.success(), "the archives differ");
+    containerd
+        .run(&["export", "-o", "app2.tar", "app:2"])
+        .ok_with_progress();
+    // All goes the way back.
+    home.run(["rm", "work"]).ok();
+    home.run(["rmi", "app:1", "app:2"]).ok();
+    home.run(["load", "-q", "-i", "again.tar"]).ok();
+    home.run(["verify", "--all"]).ok();
+}
+
+#[test]
+fn damage_is_found_in_blobs_and_in_snapshots() {
+    let containerd = need!(with_images());
+    let home = &containerd.home;
+    let text = containerd.run(&["verify", "--all"]).ok();
+    assert!(text.contains("2 images, 2 layers"), "{text}");
+    let base = containerd.json(&["inspect", "--json", "app:1"])["layers"][0].clone();
+    let path = Path::new(base["path"].as_str().unwrap());
+    assert!(path.starts_with(home.path(SNAPSHOTS)), "{base}");
+    let times = "-d 2001-02-03T04:05:06.789";
+    let two = path.join("etc/two");
+    shell(
+        home,
+        &format!("printf 'TWO\\n' > {two:?}; touch {times} {two:?}"),
+    );
+    containerd
+        .run(&["verify", "app:2"])
+        .failed_with_output(&["1 problem found"]);
+    shell(
+        home,
+        &format!("printf 'two\\n' > {two:?}; touch {times} {two:?}"),
+    );
+    containerd.run(&["verify", "--all"]).ok();
+    shell(
+        home,
+        &format!(
+            "rm {:?}; touch {:?}",
+            path.join("data/fifo"),
+            path.join("data/more")
+        ),
+    );
+    let verified = containerd.run(&["verify", "app:1"]);
+    for word in ["data/fifo", "data/more"] {
+        assert!(verified.stdout.contains(word), "{verified:?}");
+    }
+    // A blob that is another: neither saved nor believed.
+    let blobs = home.path("ctd/root/io.containerd.content.v1.content/blobs/sha256");
+    let diff = base["diff_id"].as_str().unwrap();
+    let blob = blobs.join(&diff["sha256:".len()..]);
+    let mut bytes = std::fs::read(&blob).unwrap();
+    let end = bytes.len() - 1;
+    bytes[end] ^= 1;
+    std::fs::write(&blob, &bytes).unwrap();
+    containerd
+        .run(&["save", "-q", "-o", "bad.tar", "app:1"])
+        .failed(1, &["not"]);
+    assert!(!home.path("bad.tar").exists());
+    containerd
+        .run(&["verify", "app:1"])
+        .failed_with_output(&["problem"]);
+    std::fs::remove_file(&blob).unwrap();
+    containerd
+        .run(&["save", "-q", "-o", "bad.tar", "app:1"])
+        .failed(1, &["missing"]);
+    // Its directories are mounted as before.
+    containerd.run(&["mount", "-r", "app:1", "mnt"]).ok();
+    containerd.umount();
+}
+
+#[test]
+fn snapshots_that_are_written_to_are_containers() {
+    let containerd = need!(with_images());
+    let home = &containerd.home;
+    let top = containerd.top("app:2");
+    containerd.ctr(&["snapshots", "prepare", "written", &top]);
+    // Docker makes one for its init layer, and commits it.
+    containerd.ctr(&["snapshots", "prepare", "init", &top]);
+    containerd.ctr(&["snapshots", "commit", "box-init", "init"]);
+    containerd.ctr(&["snapshots", "prepare", "box", "box-init"]);
+    for (key, added) in [("written", "a"), ("box", "b")] {
+        let mounts = containerd.ctr(&["snapshots", "mounts", &home.text("other"), key]);
+        let script = format!("{mounts}\ntouch other/{added}; rm other/etc/two; umount other");
+        shell(home, &script);
+        let diff = containerd.run(&["diff", key]).ok();
+        assert_eq!(diff, format!("A /{added}\nC /etc\nD /etc/two\n"), "{key}");
+        containerd
+            .run(&["mount", "-r", "--container", key, "mnt"])
+            .ok();
+        assert!(home.path("mnt").join(added).exists());
+        assert!(!home.path("mnt/etc/two").exists() && home.path("mnt/etc/one").exists());
+        containerd.umount();
+        containerd
+            .run(&["mount", "--container", key, "--in-place", "mnt"])
+            .failed(1, &["cannot be written in place"]);
+        containerd
+            .run(&["export", "-o", "box.tar", key])
+            .ok_with_progress();
+    }
+    // A container names its snapshot.
+    let image = "docker.io/library/app:2";
+    containerd.ctr(&["containers", "create", image, "made", "/bin/sh"]);
+    assert_eq!(containerd.run(&["diff", "made"]).ok(), "");
+    containerd
+        .run(&["diff", "nothing"])
+        .failed(1, &["no container"]);
+}
+
+#[test]
+fn what_is_not_unpacked_is_unpacked_into_our_store() {
+    let containerd = need!(Containerd::start());
+    let home = &containerd.home;
+    make_images(home);
+    containerd.ctr(&["images", "import", "--no-unpack", &home.text("app.tar")]);
+    home.run(["mount", "-r", "app:2", "mnt"]).ok();
+    let own = listing::of_dir(&home.path("mnt"));
+    containerd.umount();
+    home.run(["rm", "work"]).ok();
+    home.run(["rmi", "app:1", "app:2"]).ok();
+    let images = containerd.json(&["images", "--json"]);
+    for image in images.as_array().unwrap() {
+        assert_eq!(
+            (&image["unpacked"], &image["size"]),
+            (&false.into(), &0.into())
+        );
+    }
+    assert_eq!(images.as_array().unwrap().len(), 2, "{images}");
+    containerd.run(&["verify", "--all"]).ok();
+    containerd
+        .run(&["inspect", "app:2"])
+        .failed(1, &["not unpacked"]);
+    // In a sandbox and without one.
+    for options in ["sandbox=strict", "sandbox=off"] {
+        let mount = ["mount", "-r", "-o", options, "app:2", "mnt"];
+        let said = containerd.run(&mount).ok();
+        let expected = format!("app:2 is unpacked into {}\n", home.text("own"));
+        assert_eq!(said, expected, "{options}");
+        let theirs = listing::of_dir(&home.path("mnt"));
+        assert_eq!(own.len(), theirs.len());
+        // The tar has no entry for the root.
+        let named = own.iter().filter(|(path, _)| !path.is_empty());
+        for (path, entry) in named {
+            assert_eq!(Some(entry), theirs.get(path), "{path:?}");
+        }
+        containerd.umount();
+    }
+    home.run(["verify", "--all"]).ok();
+    let all = home.json(["images", "--json", "--all"]);
+    assert_eq!(all.as_array().unwrap().len(), 1, "{all}");
+    home.run(["mount", "-r", all[0]["id"].as_str().unwrap(), "mnt"])
+        .ok();
+    containerd.umount();
+    let named = ["mount", "--name", "more", "app:1", "mnt"];
+    containerd.run(&named).ok();
+    containerd.umount();
+    home.run(["mount", "--name", "more", "mnt"]).ok();
+    containerd.umount();
+    home.run(["rm", "more"]).ok();
+    home.run(["prune", "--dangling"]).ok();
+    let all = home.json(["images", "--json", "--all"]);
+    assert_eq!(all.as_array().unwrap().len(), 0, "{all}");
+}
+
+#[test]
+fn namespaces_are_searched_in_order() {
+    let containerd = need!(with_images());
+    let home = &containerd.home;
+    // In Docker's, app:1 is what is app:2 elsewhere.
+    let archive = home.text("app.tar");
+    containerd.ctr(&["--namespace", "moby", "images", "import", &archive]);
+    let tag = ["docker.io/library/app:2", "docker.io/library/app:1"];
+    let args = [
+        "--namespace",
+        "moby",
+        "images",
+        "tag",
+        "--force",
+        tag[0],
+        tag[1],
+    ];
+    containerd.ctr(&args);
+    let id = |name: &str| containerd.json(&["inspect", "--json", name])["id"].clone();
+    assert_eq!(id("app:1"), id("app:2"));
+    // Below Docker's data root it is found as Docker has it.
+    home.dirs(&["docker/containerd"]);
+    std::fs::rename(home.path("ctd/root"), home.path("docker/containerd/daemon")).unwrap();
+    let moved = home.run(["--root", "docker", "images", "--json"]).ok();
+    let moved: Value = serde_json::from_str(&moved).unwrap();
+    assert!(moved.as_array().unwrap().len() >= 2, "{moved}");
+    home.run(["--root", "docker", "mount", "-r", "app:2", "mnt"])
+        .ok();
+    containerd.umount();
+    std::fs::rename(home.path("docker/containerd/daemon"), home.path("ctd/root")).unwrap();
+}
+
+/// One namespace has pulled it, another one has unpacked it too.
+#[test]
+fn an_image_is_taken_where_it_is_unpacked() {
+    let containerd = need!(with_images());
+    let archive = containerd.home.text("app.tar");
+    let import = ["--namespace", "moby", "images", "import", "--no-unpack"];
+    containerd.ctr(&[&import[..], &[&archive]].concat());
+    let mounted = containerd.run(&["mount", "-r", "app:2", "mnt"]);
+    assert_eq!(mounted.ok(), "", "nothing is unpacked");
+    containerd.umount();
+    let images = containerd.json(&["images", "--json"]);
+    for image in images.as_array().unwrap() {
+        assert_eq!(image["unpacked"], true, "{images}");
+    }
+}
+
+/// Reads again and again while images come and go: each answer is whole.
+#[test]
+fn a_containerd_that_writes_meanwhile_disturbs_nobody() {
+    let containerd = need!(with_images());
+    let home = &containerd.home;
+    let archive = home.text("app.tar");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..15 {
+                let namespace = format!("n{round}");
+                containerd.ctr(&["--namespace", &namespace, "images", "import", &archive]);
+                let names = ["docker.io/library/app:1", "docker.io/library/app:2"];
+                let remove = ["--namespace", &namespace, "images", "rm", "--sync"];
+                containerd.ctr(&[&remove[..], &names].concat());
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let mut looks = 0;
+        while !done.load(Ordering::Relaxed) {
+            let image = containerd.json(&["inspect", "--json", "app:2"]);
+            assert_eq!(image["layers"].as_array().unwrap().len(), 2);
+            looks += 1;
+        }
+        assert!(looks > 5, "{looks}");
+    });
+    containerd.run(&["verify", "--all"]).ok();
+}
+
+/// Every byte of the metadata may be another: an answer or one line, never a panic or a hang.
+#[test]
+fn damaged_metadata_is_refused() {
+    let containerd = need!(with_images());
+    let home = &containerd.home;
+    let snapshots = "ctd/root/io.containerd.snapshotter.v1.overlayfs/metadata.db";
+    let whole: Vec<(PathBuf, Vec<u8>)> = [META, snapshots]
+        .map(|name| (home.path(name), std::fs::read(home.path(name)).unwrap()))
+        .into();
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = |most: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed % most as u64) as usize
+    };
+    for round in 0..60 {
+        let (path, bytes) = &whole[round % 2];
+        let mut bytes = bytes.clone();
+        match round {
+            0 | 1 => bytes.truncate(5000),
+            2 | 3 => bytes.fill(0),
+            4 | 5 => bytes.clear(),
+            // Both meta pages stay; what they lead to does not.
+            _ => (0..40).for_each(|_| {
+                let at = 8192 + next(bytes.len() - 8192);
+                bytes[at] = next(256) as u8;
+            }),
+        }
+        std::fs::write(path, &bytes).unwrap();
+        for args in [&["images"][..], &["inspect", "app:2"], &["verify", "--all"]] {
+            let outcome = containerd.run(args);
+            assert!(
+                matches!(outcome.code, Some(0 | 1)),
+                "{round}, {args:?}: {outcome:?}"
+            );
+            assert!(!outcome.stderr.contains("panicked"), "{round}: {outcome:?}");
+        }
+        std::fs::write(path, &whole[round % 2].1).unwrap();
+    }
+    containerd.run(&["verify", "--all"]).ok();
+}

@@ -1,0 +1,158 @@
+//! File systems of a test's own, on images.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::mount::{UnmountFlags, unmount};
+
+/// ext4, xfs or btrfs on an image file, mounted until dropped.
+pub struct Disk {
+    image: PathBuf,
+    mountpoint: PathBuf,
+    kind: &'static str,
+    /// Where its files are: on the mountpoint, or in a subvolume.
+    path: PathBuf,
+}
+
+impl Disk {
+    /// Makes an image `NAME.img` of ext4 in `dir`, of so many MiB, and mounts it on `NAME`, with
+    /// further mount options; why it cannot, if it cannot.
+    pub fn new(dir: &Path, name: &str, size: u64, options: &str) -> Result<Self, String> {
+        Self::make("ext4", dir, name, size, &[])?;
+        Self::mount(
+            "ext4",
+            &dir.join(format!("{name}.img")),
+            &dir.join(name),
+            options,
+        )
+    }
+
+    /// The same of xfs, which clones files; 300 MiB, not less.
+    pub fn xfs(dir: &Path, name: &str) -> Result<Self, String> {
+        Self::make("xfs", dir, name, 300, &[])?;
+        let image = dir.join(format!("{name}.img"));
+        Self::mount("xfs", &image, &dir.join(name), "nouuid")
+    }
+
+    /// Of any kind, made with further arguments of mkfs.
+    pub fn made_with(
+        kind: &'static str,
+        dir: &Path,
+        name: &str,
+        size: u64,
+        args: &[&str],
+    ) -> Result<Self, String> {
+        Self::make(kind, dir, name, size, args)?;
+        let image = dir.join(format!("{name}.img"));
+        Self::mount(kind, &image, &dir.join(name), "rw")
+    }
+
+    /// A subvolume of btrfs with a quota, for [`Self::limit`].
+    pub fn with_quota(dir: &Path, name: &str) -> Result<Self, String> {
+        let mut disk = Self::made_with("btrfs", dir, name, 256, &[])?;
+        btrfs(&["quota", "enable"], &disk.mountpoint)?;
+        disk.path = disk.mountpoint.join("subvolume");
+        btrfs(&["subvolume", "create"], &disk.path)?;
+        Ok(disk)
+    }
+
+    /// Limits the subvolume to so many bytes, or to `none`; to be given what [`Self::path`] gives.
+    pub fn limit(subvolume: &Path, bytes: &str) -> Result<(), String> {
+        // Not by way of the subvolume: the new limit would count against the old one.
+        let top = subvolume.parent().unwrap();
+        btrfs(&["qgroup", "limit", bytes, FIRST_SUBVOLUME], top)
+    }
+
+    /// Unmounts it, which must be possible, and mounts it again on the same directory.
+    pub fn again(&self) -> Result<(), String> {
+        unmount(&self.mountpoint, UnmountFlags::empty()).map_err(|e| format!("unmount: {e}"))?;
+        Self::attach(self.kind, &self.image, &self.mountpoint, "rw")
+    }
+
+    fn make(kind: &str, dir: &Path, name: &str, size: u64, args: &[&str]) -> Result<(), String> {
+        let image = dir.join(format!("{name}.img"));
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(size << 20).unwrap();
+        let program = format!("mkfs.{kind}");
+        let made = Command::new(&program)
+            .arg("-q")
+            .args(args)
+            .arg(&image)
+            .status();
+        match made.is_ok_and(|status| status.success()) {
+            true => Ok(()),
+            false => Err(format!("needs {program}")),
+        }
+    }
+
+    /// Mounts an image on a directory that is made for it.
+    pub fn mount(
+        kind: &'static str,
+        image: &Path,
+        path: &Path,
+        options: &str,
+    ) -> Result<Self, String> {
+        std::fs::create_dir(path).unwrap();
+        Self::attach(kind, image, path, options)?;
+        Ok(Self {
+            image: image.to_owned(),
+            mountpoint: path.to_owned(),
+            kind,
+            path: path.to_owned(),
+        })
+    }
+
+    fn attach(kind: &str, image: &Path, path: &Path, options: &str) -> Result<(), String> {
+        let mut mount = Command::new("mount");
+        let mount = mount.args(["-t", kind, "-o", &format!("loop,{options}")]);
+        let output = mount.arg(image).arg(path).output().unwrap();
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// Where its files are.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What a power cut at this moment would leave, mounted beside it on `name`.
+    pub fn cut(&self, name: &str) -> Self {
+        let (image, path) = (
+            self.image.with_file_name(format!("{name}.img")),
+            self.mountpoint.with_file_name(name),
+        );
+        let mut cp = Command::new("cp");
+        let cp = cp.arg("--sparse=always").arg(&self.image).arg(&image);
+        assert!(cp.status().unwrap().success());
+        // The copy has the UUID of what is mounted.
+        let options = match self.kind {
+            "xfs" => "nouuid",
+            _ => "rw",
+        };
+        Self::mount(self.kind, &image, &path, options).unwrap_or_else(|e| panic!("{e}"))
+    }
+}
+
+/// The quota group of the first subvolume of a btrfs.
+const FIRST_SUBVOLUME: &str = "0/256";
+
+/// Runs btrfs(8) on a path; why it cannot.
+fn btrfs(args: &[&str], path: &Path) -> Result<(), String> {
+    let output = Command::new("btrfs").args(args).arg(path).output();
+    let output = output.map_err(|e| format!("needs btrfs: {e}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!(
+            "btrfs {args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        )),
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = unmount(&self.mountpoint, UnmountFlags::DETACH);
+    }
+}

@@ -1,0 +1,491 @@
+//! Mounts as values: kernel overlayfs, unionfs and fuse-overlayfs over the same
+//! kind of stack, unmounted when dropped (also when the test fails), and scratch
+//! directories to put them in.
+
+use std::ffi::CString;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::uring::Switch;
+use crate::program;
+
+/// f_type of a FUSE file system (Linux `include/uapi/linux/magic.h`).
+const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
+/// f_type of overlayfs.
+const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
+/// How long anything may take that is waited for by polling.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Polls `done` until it answers true; false when patience ran out.
+pub fn poll(mut done: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if done() {
+            return true;
+        }
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Gives the calling thread, and what it starts, a mount namespace of its own. A container
+/// started elsewhere meanwhile begins with a copy of its starter's namespace, and what is
+/// mounted in a copy lives on after its unmount: servers would not end, uppers stay busy.
+pub fn own_namespace() {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    thread_local! {
+        static DONE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    }
+    if DONE.replace(true) {
+        return;
+    }
+    #[expect(
+        deprecated,
+        reason = "the safe form; mounts and CLONE_FS cannot invalidate memory"
+    )]
+    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+    let propagation = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    mount_change("/", propagation).unwrap();
+    let_go_of_others();
+}
+
+/// Detaches the copies of unions and overlays that tests in other processes have mounted: their servers would not end
+/// as long as this namespace is there.
+fn let_go_of_others() {
+    let mounts = std::fs::read_to_string("/proc/thread-self/mounts").unwrap();
+    let scratch = std::env::temp_dir();
+    // Those above first.
+    for line in mounts.lines().rev() {
+        let mut words = line.split(' ').skip(1);
+        let (Some(target), Some(kind)) = (words.next(), words.next()) else {
+            continue;
+        };
+        if Path::new(target).starts_with(&scratch)
+            && (kind.starts_with("fuse") || kind == "overlay")
+        {
+            // Its owner may have taken it away, or a name with an octal escape is not found: then it stays.
+            let _ = rustix::mount::unmount(target, UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// A directory that goes away with its contents, on the disk or on a tmpfs of its own.
+pub struct Scratch {
+    dir: tempfile::TempDir,
+    tmpfs: bool,
+}
+
+impl Scratch {
+    /// On the file system of `$TMPDIR`: a real disk in CI and here.
+    pub fn disk() -> Self {
+        Self::beneath(&std::env::temp_dir())
+    }
+
+    /// In `parent`.
+    pub fn beneath(parent: &Path) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("unionfs-test.")
+            .tempdir_in(parent)
+            .unwrap();
+        // Scripts also run as other users.
+        chmod(dir.path(), 0o755);
+        Self { dir, tmpfs: false }
+    }
+
+    /// On a tmpfs of its own: unmounting an overlay then has no disk to sync.
+    pub fn tmpfs() -> Self {
+        let mut scratch = Self::disk();
+        rustix::mount::mount(
+            "tmpfs",
+            scratch.path(),
+            "tmpfs",
+            MountFlags::empty(),
+            Some(c"mode=755"),
+        )
+        .unwrap();
+        scratch.tmpfs = true;
+        scratch
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A new directory in it, mode 0755.
+    pub fn dir(&self, name: &str) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        chmod(&path, 0o755);
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.tmpfs {
+            // A failed test may still hold files open in it.
+            let _ = rustix::mount::unmount(self.path(), UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// Sets permission bits.
+pub fn chmod(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// A layer stack with a place to mount it.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    /// Lower directories, top first.
+    pub lowers: Vec<PathBuf>,
+    /// Upper and work directory.
+    pub upper: Option<(PathBuf, PathBuf)>,
+    /// The mountpoint.
+    pub mnt: PathBuf,
+}
+
+impl Stack {
+    /// These lowers under a new upper, work directory and mountpoint in `scratch`.
+    pub fn writable(scratch: &Scratch, lowers: Vec<PathBuf>) -> Self {
+        Self {
+            lowers,
+            upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+            mnt: scratch.dir("mnt"),
+        }
+    }
+
+    /// `lowerdir=…,upperdir=…,workdir=…`; the paths hold no character that needs escaping.
+    pub fn options(&self) -> String {
+        let lowers: Vec<_> = self.lowers.iter().map(|p| p.to_str().unwrap()).collect();
+        let mut options = format!("lowerdir={}", lowers.join(":"));
+        if let Some((upper, work)) = &self.upper {
+            options += &format!(",upperdir={},workdir={}", upper.display(), work.display());
+        }
+        options
+    }
+}
+
+/// An implementation of overlay mounts.
+#[derive(Clone, Debug)]
+pub enum Fs {
+    /// Kernel overlayfs with the given options.
+    Kernel(&'static str),
+    /// The program under test, with further options.
+    Unionfs(&'static str),
+    /// As [`Fs::Unionfs`], with a catalog of the lowers, made anew for each mount.
+    Catalogued(&'static str),
+    /// A program called like fuse-overlayfs.
+    Program(PathBuf),
+}
+
+impl Fs {
+    /// Whether an option is among its options.
+    pub fn has(&self, option: &str) -> bool {
+        match self {
+            Self::Kernel(options) | Self::Unionfs(options) | Self::Catalogued(options) => {
+                options.split(',').any(|o| o == option)
+            }
+            Self::Program(_) => false,
+        }
+    }
+}
+
+/// The oracle: what unionfs promises to be equal to.
+pub const KERNEL: Fs = Fs::Kernel("index=on,redirect_dir=on,metacopy=off,xino=auto");
+/// unionfs without further options.
+pub const UNIONFS: Fs = Fs::Unionfs("");
+
+/// What the tests are about: unionfs. To check a test's own expectations, or to see how
+/// another program does, `UNIONFS_TEST_AS=kernel` takes kernel overlayfs instead,
+/// `catalog` unionfs with a catalog of the lowers, and any other value is the path of a
+/// program called like fuse-overlayfs.
+pub fn subject() -> Fs {
+    match std::env::var_os("UNIONFS_TEST_AS") {
+        None => UNIONFS,
+        Some(name) if name == "catalog" => Fs::Catalogued(""),
+        Some(name) if name == "kernel" => KERNEL,
+        Some(program) => Fs::Program(program.into()),
+    }
+}
+
+/// The I/O policy that `UNIONFS_TEST_IO` asks all tests to run with, where the mount does not
+/// name one itself.
+pub fn io_policy() -> Option<String> {
+    std::env::var("UNIONFS_TEST_IO").ok()
+}
+
+/// What else to ask of a mount of ours with `options`: [`io_policy`], and the transport that
+/// `UNIONFS_TEST_TRANSPORT` names (`uring`, `classic`, `fuser`), where it does not say it itself.
+/// Never left to the machine, whose administrator may have switched io_uring on: what a test counts
+/// would depend on it. `fuser` passes no files through, so such mounts are not asked for it.
+fn asked_of_all(options: &str) -> String {
+    let mut transport = std::env::var("UNIONFS_TEST_TRANSPORT").unwrap_or("classic".into());
+    if transport == "fuser" && options.contains("io=passthrough") {
+        transport = "classic".into();
+    }
+    [("io", io_policy()), ("transport", Some(transport))]
+        .into_iter()
+        .filter(|(key, _)| !options.contains(&format!("{key}=")))
+        .filter_map(|(key, value)| Some(format!(",{key}={}", value?)))
+        .collect()
+}
+
+/// Where fuse-overlayfs is: Debian's, or what `UNIONFS_TEST_FUSE_OVERLAYFS` names, such as a
+/// newer one.
+pub fn fuse_overlayfs() -> Result<PathBuf, String> {
+    let named = std::env::var_os("UNIONFS_TEST_FUSE_OVERLAYFS");
+    let path = PathBuf::from(named.unwrap_or_else(|| "/usr/bin/fuse-overlayfs".into()));
+    match path.exists() {
+        true => Ok(path),
+        false => Err(format!("{} is not installed", path.display())),
+    }
+}
+
+impl Fs {
+    /// Mounts, or says why not.
+    pub fn try_mount(&self, stack: &Stack) -> Result<Mounted, String> {
+        let mut options = stack.options();
+        let (program, more) = match self {
+            Self::Kernel(more) => (None, *more),
+            Self::Unionfs(more) => (Some(PathBuf::from(program())), *more),
+            Self::Catalogued(more) => (Some(PathBuf::from(program())), *more),
+            Self::Program(path) => (Some(path.clone()), ""),
+        };
+        if let Self::Catalogued(_) = self {
+            options += &format!(",catalog={}", make_catalog(stack)?.display());
+        }
+        if !more.is_empty() {
+            options += &format!(",{more}");
+        }
+        if let Self::Unionfs(_) | Self::Catalogued(_) = self {
+            options += &asked_of_all(more);
+        }
+        let _switch = (options.contains("transport=uring")).then(|| Switch::set("Y"));
+        let Some(program) = program else {
+            return mount_kernel(stack, &options);
+        };
+        let output = Command::new(&program)
+            .args(["-o", &options])
+            .arg(&stack.mnt)
+            .output()
+            .map_err(|e| format!("{}: {e}", program.display()))?;
+        if !output.status.success() {
+            return Err(describe(&program, &output));
+        }
+        // Ours promises to be live when it returns; fuse-overlayfs 2.0 is not.
+        let live = match self {
+            Self::Unionfs(_) | Self::Catalogued(_) => magic(&stack.mnt) == FUSE_SUPER_MAGIC,
+            _ => poll(|| magic(&stack.mnt) == FUSE_SUPER_MAGIC),
+        };
+        if !live {
+            let why = describe(&program, &output);
+            return Err(format!("not live after its return: {why}"));
+        }
+        Ok(Mounted::new(&stack.mnt, true))
+    }
+
+    /// Mounts; a failure fails the test.
+    pub fn mount(&self, stack: &Stack) -> Mounted {
+        match self.try_mount(stack) {
+            Ok(mounted) => mounted,
+            Err(e) => panic!("mount {self:?} {}: {e}", stack.options()),
+        }
+    }
+}
+
+/// Makes a catalog of a stack's lowers beside its mountpoint.
+fn make_catalog(stack: &Stack) -> Result<PathBuf, String> {
+    let file = stack.mnt.with_extension("catalog");
+    let lowers = Stack {
+        upper: None,
+        ..stack.clone()
+    };
+    let output = Command::new(program())
+        .args(["catalog", "build", "-o", &lowers.options()])
+        .arg(&file)
+        .output();
+    match output {
+        Ok(output) if output.status.success() => Ok(file),
+        Ok(output) => Err(describe(Path::new("catalog build"), &output)),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// How long other processes may keep an unmounted overlay alive.
+const BUSY_PATIENCE: Duration = Duration::from_secs(20);
+
+/// mount(2) takes no more options than this.
+const PAGE: usize = 4096;
+
+/// Layer by layer (`lowerdir+`, Linux 6.5), so that their number has no limit.
+fn mount_long(stack: &Stack, options: &str) -> rustix::io::Result<()> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
+    use rustix::mount::{fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount};
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let set = |key: &str, value: &Path| fsconfig_set_string(context.as_fd(), key, value);
+    for lower in &stack.lowers {
+        set("lowerdir+", lower)?;
+    }
+    for option in options.split(',').filter(|o| !o.starts_with("lowerdir=")) {
+        let (key, value) = option.split_once('=').unwrap();
+        set(key, Path::new(value))?;
+    }
+    fsconfig_create(context.as_fd())?;
+    let (flags, attributes) = (FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
+    let mount = fsmount(context.as_fd(), flags, attributes)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(mount.as_fd(), "", rustix::fs::CWD, &stack.mnt, flags)
+}
+
+fn mount_kernel(stack: &Stack, options: &str) -> Result<Mounted, String> {
+    // An option of every mount, which is not an option of overlayfs.
+    let is_noatime = |option: &&str| *option == "noatime";
+    let (of_mount, own): (Vec<_>, Vec<_>) = options.split(',').partition(is_noatime);
+    let options = own.join(",");
+    let data = CString::new(&*options).unwrap();
+    let mnt = &stack.mnt;
+    let flags = match of_mount.is_empty() {
+        true => MountFlags::empty(),
+        false => MountFlags::NOATIME,
+    };
+    let mount = || {
+        if options.len() >= PAGE {
+            return mount_long(stack, &options);
+        }
+        rustix::mount::mount("overlay", mnt, "overlay", flags, Some(data.as_c_str()))
+    };
+    // With the index an upper is busy as long as an unmounted overlay lives on in a mount
+    // namespace that some other process made a copy of.
+    let start = Instant::now();
+    let mut mounted = mount();
+    while mounted == Err(rustix::io::Errno::BUSY) && start.elapsed() < BUSY_PATIENCE {
+        std::thread::sleep(Duration::from_millis(20));
+        mounted = mount();
+    }
+    mounted.map_err(|e| format!("kernel overlayfs: {e}"))?;
+    Ok(Mounted::new(&stack.mnt, false))
+}
+
+fn describe(program: &Path, output: &Output) -> String {
+    format!(
+        "{} ended with {}, stderr: {}",
+        program.display(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    )
+}
+
+fn magic(path: &Path) -> i64 {
+    // ENOTCONN of a dead mount counts as "not live".
+    rustix::fs::statfs(path).map_or(0, |s| s.f_type)
+}
+
+/// Whether kernel overlayfs is mounted at `path`.
+pub fn is_kernel_overlay(path: &Path) -> bool {
+    magic(path) == OVERLAYFS_SUPER_MAGIC
+}
+
+/// A live mount.
+pub struct Mounted {
+    mnt: PathBuf,
+    /// The processes that serve it.
+    servers: Vec<u32>,
+    live: bool,
+}
+
+impl Mounted {
+    /// What somebody has mounted at `mnt`; `served` by processes that were called with it.
+    pub fn new(mnt: &Path, served: bool) -> Self {
+        Self {
+            mnt: mnt.to_path_buf(),
+            servers: if served { servers_of(mnt) } else { Vec::new() },
+            live: true,
+        }
+    }
+
+    /// The mountpoint.
+    pub fn path(&self) -> &Path {
+        &self.mnt
+    }
+
+    /// The server's process ids; empty for kernel overlayfs.
+    pub fn servers(&self) -> &[u32] {
+        &self.servers
+    }
+
+    /// Unmounts and waits until the server has gone, so that its upper is free.
+    pub fn unmount(mut self) {
+        if let Err(e) = self.end() {
+            panic!("{e}");
+        }
+    }
+
+    fn end(&mut self) -> Result<(), String> {
+        if !std::mem::take(&mut self.live) {
+            return Ok(());
+        }
+        // A reply on its way or a forgotten descriptor makes it busy for a moment.
+        let mut last = Ok(());
+        let end = Instant::now() + Duration::from_secs(2);
+        loop {
+            last = match rustix::mount::unmount(&self.mnt, UnmountFlags::empty()) {
+                Err(e) if e == rustix::io::Errno::BUSY && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                }
+                other => other.and(last),
+            };
+            break;
+        }
+        if let Err(e) = last {
+            let _ = rustix::mount::unmount(&self.mnt, UnmountFlags::DETACH);
+            return Err(format!("unmount {}: {e}", self.mnt.display()));
+        }
+        let servers = std::mem::take(&mut self.servers);
+        if poll(|| !servers.iter().any(|pid| serves(*pid, &self.mnt))) {
+            Ok(())
+        } else {
+            Err(format!(
+                "server {servers:?} still there after the unmount of {}",
+                self.mnt.display()
+            ))
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(e) = self.end() {
+            eprintln!("{e}");
+        }
+    }
+}
+
+/// Processes with the mountpoint among their arguments: the server keeps the
+/// command line it was called with.
+fn servers_of(mnt: &Path) -> Vec<u32> {
+    let pids = std::fs::read_dir("/proc").unwrap().filter_map(|e| {
+        let name = e.ok()?.file_name();
+        name.to_str()?.parse().ok()
+    });
+    pids.filter(|pid| *pid != std::process::id() && serves(*pid, mnt))
+        .collect()
+}
+
+fn serves(pid: u32, mnt: &Path) -> bool {
+    let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
+        return false;
+    };
+    line.split(|b| *b == 0)
+        .any(|arg| arg == mnt.as_os_str().as_bytes())
+}

@@ -1,0 +1,8 @@
+//! The sample store: made, in other layouts, and compared.
+
+pub mod builder;
+pub mod fixture;
+pub mod layer_tar;
+pub mod layouts;
+pub mod listing;
+pub mod sample;

@@ -1,0 +1,84 @@
+//! strace on a server: what it asks of the system.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::fixture::Fixture;
+use super::mount::poll;
+use super::task::tasks;
+
+/// strace, attached to all threads of a process.
+pub struct Trace {
+    strace: Child,
+    file: PathBuf,
+    process: u32,
+}
+
+impl Trace {
+    /// On the server of a fixture, with further arguments.
+    pub fn of(f: &Fixture, args: &[&str]) -> Self {
+        Self::attach(f.mounted().servers()[0], f.scratch.path(), args)
+    }
+
+    /// Returns when strace holds every thread. Its files go to `dir`.
+    pub fn attach(process: u32, dir: &Path, args: &[&str]) -> Self {
+        let (file, log) = (dir.join("trace"), dir.join("strace.err"));
+        let strace = Command::new("strace")
+            .arg("-f")
+            .args(args)
+            .args(["-p", &process.to_string(), "-o"])
+            .arg(&file)
+            .stderr(Stdio::from(File::create(&log).unwrap()))
+            .spawn()
+            .unwrap();
+        let attached = || text(&log).contains("attached");
+        assert!(poll(attached), "strace: {}", text(&log));
+        Self {
+            strace,
+            file,
+            process,
+        }
+    }
+
+    /// What it has written so far.
+    pub fn text(&self) -> String {
+        text(&self.file)
+    }
+
+    /// Detaches; the lines it has written, but those of the thread that watches how the others
+    /// are scheduled (`fuse/wire/idle_priority`): what it asks depends on how long all takes.
+    pub fn end(mut self) -> Vec<String> {
+        // It may have ended by itself.
+        let is_there = Path::new(&format!("/proc/{}", self.process)).exists();
+        let mut watch = match is_there {
+            true => tasks(self.process),
+            false => Vec::new(),
+        };
+        watch.retain(|task| task.name == "unionfs-watch");
+        kill_process(Pid::from_child(&self.strace), Signal::INT).unwrap();
+        self.strace.wait().unwrap();
+        let text = self.text();
+        let is_its = |line: &str| watch.iter().any(|t| line.split(' ').next() == Some(&t.id));
+        let lines = text.lines().filter(|line| !is_its(line));
+        lines.map(str::to_owned).collect()
+    }
+
+    /// As [`Self::end`]: the names of the calls, in order.
+    pub fn calls(self) -> Vec<String> {
+        let name = |line: &String| {
+            let (_, call) = line.split_once(' ')?;
+            let (name, _) = call.trim_start().split_once('(')?;
+            let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            is_name.then(|| name.to_owned())
+        };
+        self.end().iter().filter_map(name).collect()
+    }
+}
+
+/// A file of strace's, which may quote any bytes; empty while there is none.
+pub fn text(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+}
