@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 use testkit::home::Home;
 use testkit::need::{can_mount, has_tools};
-use testkit::{need, program};
+use testkit::{need, program, strace};
 use unionfs::oci::{Digest, Reference};
 use unionfs::store::Writable;
 
@@ -41,8 +41,7 @@ fn calls_of_one_diff(home: &Home) -> usize {
     let changes = String::from_utf8(output.stdout).unwrap();
     // The three directories as well.
     assert_eq!(changes.lines().count(), 10 + 3, "{changes}");
-    let calls = std::fs::read(home.path("calls")).unwrap();
-    calls.iter().filter(|byte| **byte == b'\n').count()
+    strace::text(&home.path("calls")).lines().count()
 }
 
 /// System calls of `unionfs diff` after ten changes to an image of so many files: the least of several

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use testkit::home::{Home, wait_until};
 use testkit::need::{can_mount, has_tools};
-use testkit::{need, program};
+use testkit::{need, program, strace};
 
 use crate::own_store::fill;
 
@@ -71,6 +71,32 @@ fn the_first_mount_makes_what_the_next_uses() {
     assert_eq!(catalogs(&home).len(), 1);
 }
 
+/// What strace writes of two tasks at once is read as one call a line (`strace::text`).
+#[test]
+fn calls_cut_in_two_are_whole() {
+    let cut = "\
+7  openat(3, \"a\" <unfinished ...>
+8  read(4,  <unfinished ...>
+7  <... openat resumed>, O_RDONLY) = 5
+9  close(1) = 0
+7  futex(0x1, FUTEX_WAIT, 1, NULL <unfinished ...>
+8  <... read resumed>\"x\", 10) = 1
+7  +++ exited with 0 +++
+";
+    let whole = "\
+7  openat(3, \"a\", O_RDONLY) = 5
+8  read(4, \"x\", 10) = 1
+9  close(1) = 0
+7  futex(0x1, FUTEX_WAIT, 1, NULL <unfinished ...>
+7  +++ exited with 0 +++
+";
+    let home = Home::new();
+    for text in [cut, whole] {
+        std::fs::write(home.path("calls"), text).unwrap();
+        assert_eq!(strace::text(&home.path("calls")), whole);
+    }
+}
+
 /// The process that makes a catalog confines itself before it reads the first directory of a layer.
 #[test]
 fn a_catalog_is_made_in_a_sandbox() {
@@ -89,7 +115,7 @@ fn a_catalog_is_made_in_a_sandbox() {
     wait_until("a catalog is made", || !catalogs(&home).is_empty());
     home.run(["umount", "mnt"]).ok();
     traced.wait().unwrap();
-    let text = std::fs::read_to_string(home.path("calls")).unwrap();
+    let text = strace::text(&home.path("calls"));
     let made = |line: &&str| line.contains(".new\"") && line.contains("O_EXCL");
     let line = text.lines().find(made).unwrap();
     let pid = line.split(' ').next().unwrap();

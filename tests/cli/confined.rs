@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use rustix::fs::FlockOperation;
 use testkit::home::{Home, traced_mount, wait_until};
 use testkit::need::{can_mount, has_tools};
-use testkit::{need, program};
+use testkit::{need, program, strace};
 
 use crate::caged::{KEPT, is_inside, start, status};
 
@@ -329,7 +329,7 @@ fn a_layer_of_a_failed_mount_is_removed_in_a_sandbox() {
         );
         let failed = home.run_script(&script);
         assert!(failed.stderr.contains("lies inside"), "{}", failed.stderr);
-        let trace = fs::read_to_string(home.path("trace")).unwrap();
+        let trace = strace::text(&home.path("trace"));
         if sandbox == "auto" {
             assert!(reads_in_sandboxes(&trace) > 2, "{trace}");
         }

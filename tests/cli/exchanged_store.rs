@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use testkit::home::{Home, Outcome};
 use testkit::need::{can_mount, has_tools};
-use testkit::{need, program};
+use testkit::{need, program, strace};
 
 const USER: Option<u32> = Some(65534);
 /// Rounds of the race, each of some ten commands.
@@ -287,8 +287,7 @@ fn no_path_into_the_store_is_given_to_the_kernel_but_to_open_a_directory_without
             run(&home, "own", &["umount", "mnt"]).ok();
         }
         assert!(child.wait().unwrap().success(), "{args:?}");
-        let lines = fs::read(&trace).unwrap();
-        for line in String::from_utf8_lossy(&lines).lines() {
+        for line in strace::text(&trace).lines() {
             let call = line
                 .split_once(' ')
                 .map_or("", |(_, call)| call.trim_start());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::program;
+use crate::{program, strace};
 
 /// What a run of the program gave.
 #[derive(Debug)]
@@ -277,5 +277,5 @@ pub fn traced_mount(home: &Home, strace: &[&str], mount: &[&str]) -> String {
     });
     home.run(["umount", "mnt"]).ok();
     assert!(child.wait().unwrap().success());
-    String::from_utf8_lossy(&std::fs::read(&trace).unwrap()).into_owned()
+    strace::text(&trace)
 }

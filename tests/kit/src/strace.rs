@@ -1,5 +1,6 @@
 //! strace on a server: what it asks of the system.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -78,7 +79,33 @@ impl Trace {
     }
 }
 
-/// A file of strace's, which may quote any bytes; empty while there is none.
+/// A file of strace's, which may quote any bytes; empty while there is none. With `-f` strace cuts a call
+/// into two lines when another task comes between: they are one line here, where the call began.
 pub fn text(path: &Path) -> String {
-    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+    whole_calls(&String::from_utf8_lossy(
+        &std::fs::read(path).unwrap_or_default(),
+    ))
+}
+
+fn whole_calls(text: &str) -> String {
+    const CUT: &str = " <unfinished ...>";
+    let mut lines: Vec<String> = Vec::new();
+    let mut begun: HashMap<&str, usize> = HashMap::new();
+    for line in text.lines() {
+        let (task, call) = line.split_once(' ').unwrap_or((line, ""));
+        let end = call.trim_start().strip_prefix("<... ");
+        let end = end.and_then(|end| end.split_once(" resumed>"));
+        if let Some(((_, end), at)) = end.zip(begun.remove(task)) {
+            let whole = &mut lines[at];
+            whole.truncate(whole.len() - CUT.len());
+            whole.push_str(end);
+            continue;
+        }
+        if line.ends_with(CUT) {
+            begun.insert(task, lines.len());
+        }
+        lines.push(line.to_owned());
+    }
+    lines.push(String::new());
+    lines.join("\n")
 }
