@@ -2,6 +2,7 @@
 
 use std::fs::{File, Metadata};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,13 +10,13 @@ use anyhow::Context as _;
 
 use super::command_sandbox::{Input, SandboxArgs};
 use super::layer_progress::Transfer;
-use super::own_store;
+use super::{own_store, warn};
 use unionfs::archive::{self, Import};
 use unionfs::changes::Tree;
 use unionfs::layer::{Dialect, LayerSpec, StackSpec};
 use unionfs::oci::Digest;
 use unionfs::oci::derived_config::Derivation;
-use unionfs::store::writable::Exclusive;
+use unionfs::store::writable::{Exclusive, StagedLayer};
 
 /// Create an image with one layer from a root file system
 ///
@@ -28,7 +29,9 @@ Examples:
   docker export web | unionfs import - web:flat
 
 The image's ID is printed. --change takes the Dockerfile's CMD, ENTRYPOINT, ENV, LABEL, EXPOSE,
-VOLUME, USER, WORKDIR, STOPSIGNAL and ONBUILD.")]
+VOLUME, USER, WORKDIR, STOPSIGNAL and ONBUILD.
+The image's / has the mode and owner of the directory, or of the entry ./ of the tar; without that
+entry it has mode 0755 and belongs to root. A mode that keeps others out is warned of.")]
 pub(super) struct Args {
     /// A tar, compressed or not, a directory, or - for standard input
     rootfs: PathBuf,
@@ -104,10 +107,15 @@ fn from_tar(
         let transfer = transfer.clone();
         move |count| transfer.add(count)
     };
+    let mut kept_out = None;
     let taken = archive::import(store, import, |staged| {
-        archive::fill_from_tar(staged, input, import, passed)
+        let unpacked = archive::fill_from_tar(staged, input, import, passed)?;
+        kept_out = mode_for_its_owner(staged);
+        Ok::<_, archive::Error>(unpacked)
     });
-    Ok(taken?)
+    let id = taken?;
+    warn_of_mode(kept_out);
+    Ok(id)
 }
 
 /// Packs the directory as if it were the only layer, and takes that tar in, both at once.
@@ -125,8 +133,29 @@ fn from_directory(
         upper: None,
     })?;
     transfer.begin(import.from, None);
-    let pack = |out: &mut dyn Write| Ok(tree.pack_all(out)?);
-    archive::import(store, import, |staged| {
-        staged.unpack_from(&import.limits, pack, |count| transfer.add(count))
-    })
+    let pack = |out: &mut dyn Write| Ok::<_, anyhow::Error>(tree.pack_all(out)?);
+    let mut kept_out = None;
+    let id = archive::import(store, import, |staged| {
+        let unpacked = staged.unpack_from(&import.limits, pack, |count| transfer.add(count))?;
+        kept_out = mode_for_its_owner(staged);
+        Ok::<_, anyhow::Error>(unpacked)
+    })?;
+    warn_of_mode(kept_out);
+    Ok(id)
+}
+
+/// The mode of the layer's own directory, if not everybody may enter it.
+fn mode_for_its_owner(staged: &StagedLayer<'_>) -> Option<u32> {
+    let dir = File::from(staged.diff().try_clone_to_owned().ok()?);
+    let mode = dir.metadata().ok()?.permissions().mode() & 0o7777;
+    (mode & 0o001 == 0).then_some(mode)
+}
+
+fn warn_of_mode(mode: Option<u32>) {
+    if let Some(mode) = mode {
+        warn(format_args!(
+            "the image's / has mode {mode:04o}, as the root file system says: other users cannot \
+             enter it; if they should, chmod 755 that directory and import it again"
+        ));
+    }
 }

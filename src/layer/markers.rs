@@ -30,6 +30,15 @@ pub fn is_marker_xattr(name: &[u8]) -> bool {
         .any(|prefix| name.starts_with(prefix))
 }
 
+/// Whether the name of an xattr is that of an opaque directory's marker.
+pub fn is_opaque_xattr(name: &[u8]) -> bool {
+    let prefixes = [TRUSTED, USER, FUSE];
+    let marker = prefixes
+        .iter()
+        .find_map(|prefix| name.strip_prefix(*prefix));
+    marker == Some(b"opaque")
+}
+
 /// The markers of a file or directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Markers {

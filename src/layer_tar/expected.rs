@@ -3,8 +3,10 @@
 use super::clean;
 use super::error::{Error, Result};
 use super::header::{Entry, EntryKind};
+use super::unpack::is_nothing;
+use super::whiteout::is_note;
 use crate::layer::at::is_valid_name;
-use crate::layer::markers::{WH_AUFS_PREFIX, WH_OPAQUE, WH_PREFIX, is_marker_xattr};
+use crate::layer::markers::{WH_OPAQUE, WH_PREFIX, is_marker_xattr, is_opaque_xattr};
 use crate::layer::types::Time;
 use crate::oci::Digest;
 
@@ -36,6 +38,8 @@ pub(super) struct Node {
     pub(super) link: Box<[u8]>,
     /// Name and [`value_of`] the value. Markers of layers are left out.
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Among them is one of an opaque directory, which Docker sets and we do not.
+    pub(super) may_be_opaque: bool,
 }
 
 /// What stands for an xattr's value: the value, or its digest if it is long.
@@ -56,6 +60,9 @@ pub(super) struct Want {
     pub(super) whiteout: bool,
     /// It is an opaque directory.
     pub(super) opaque: bool,
+    /// There may be a whiteout of it: engines make one of a note of AUFS (`.wh..wh.plnk`: of
+    /// `.wh.plnk`), we do not.
+    pub(super) maybe_whiteout: bool,
     /// Attributes of the last hard link to it: Docker sets those, we keep the file's own.
     pub(super) relinked: Option<Attributes>,
 }
@@ -80,6 +87,8 @@ pub(super) enum Subject {
     Whiteout(Vec<u8>),
     /// The directory that is opaque.
     Opaque(Vec<u8>),
+    /// The path that a note of AUFS would hide.
+    Note(Vec<u8>),
     /// Nothing that is unpacked.
     Nothing,
 }
@@ -100,18 +109,21 @@ impl Subject {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&b""[..], &path[..]),
         };
-        // Notes of AUFS, which nobody unpacks.
-        let note = |part: &[u8]| part.starts_with(WH_AUFS_PREFIX);
-        if parent.split(|&b| b == b'/').any(note) || (note(last) && last != WH_OPAQUE) {
+        if is_nothing(entry, &path) {
             return Ok(Self::Nothing);
         }
         if last == WH_OPAQUE {
             return Ok(Self::Opaque(parent.to_vec()));
         }
         let hidden = last.strip_prefix(WH_PREFIX);
-        Ok(match hidden.filter(|name| is_valid_name(name)) {
-            Some(hidden) if parent.is_empty() => Self::Whiteout(hidden.to_vec()),
-            Some(hidden) => Self::Whiteout([parent, hidden].join(&b'/')),
+        let hidden = hidden.filter(|name| is_valid_name(name));
+        let hidden = hidden.map(|hidden| match parent {
+            b"" => hidden.to_vec(),
+            parent => [parent, hidden].join(&b'/'),
+        });
+        Ok(match hidden {
+            Some(hidden) if is_note(last) => Self::Note(hidden),
+            Some(hidden) => Self::Whiteout(hidden),
             None => Self::File(path),
         })
     }
@@ -160,6 +172,7 @@ impl Node {
             (None, EntryKind::Symlink) => entry.link,
             (None, _) => Vec::new(),
         };
+        let may_be_opaque = entry.xattrs.iter().any(|(name, _)| is_opaque_xattr(name));
         let xattrs = entry.xattrs.into_iter();
         let xattrs = xattrs.filter(|(name, _)| !is_marker_xattr(name));
         Ok(Self {
@@ -171,6 +184,7 @@ impl Node {
             xattrs: xattrs
                 .map(|(name, value)| (name, value_of(&value)))
                 .collect(),
+            may_be_opaque,
         })
     }
 

@@ -139,7 +139,7 @@ impl<'f> ExpectedEntries<'f> {
             if path.cut > 0 {
                 self.cuts.push((key, path.cut));
             }
-            if path.want.is_named() || path.want.opaque {
+            if path.want.is_named() || path.want.opaque || path.want.maybe_whiteout {
                 return Ok(Some(path.want));
             }
         }
@@ -256,6 +256,7 @@ impl<'f> Collecting<'f> {
                 self.put(&path, record::OPAQUE)
             }
             Subject::Whiteout(path) => self.put(&path, record::WHITEOUT),
+            Subject::Note(path) => self.put(&path, record::MAYBE_WHITEOUT),
             Subject::File(path) => self.file(&path, entry),
         }
     }
@@ -286,6 +287,9 @@ impl<'f> Collecting<'f> {
             }
             if entry.whiteout {
                 self.put(path, record::WHITEOUT)?;
+            }
+            if entry.maybe_whiteout {
+                self.put(path, record::MAYBE_WHITEOUT)?;
             }
         }
         for (path, attributes) in &tree.relinked {

@@ -1,9 +1,9 @@
 //! What a header says of a path, as bytes that can be sorted and written to a file.
 //!
 //! ```text
-//! u8 1 node: u8 kind, attributes, u64 size, u32 u32 device, text link, then text name, text value
+//! u8 1 node: u8 kind, attributes, u64 size, u32 u32 device, u8 may be opaque, text link, then text name, text value
 //!            of each xattr
-//! u8 2 whiteout      u8 3 opaque      u8 4 attributes of a hard link to it
+//! u8 2 whiteout    u8 3 opaque    u8 4 attributes of a hard link to it    u8 5 maybe a whiteout
 //! attributes: u32 mode, u32 uid, u32 gid, i64 seconds, u32 nanoseconds
 //! text: u32 length, bytes
 //! ```
@@ -19,6 +19,8 @@ const RELINKED: u8 = 4;
 pub(super) const WHITEOUT: &[u8] = &[2];
 /// Of an opaque directory.
 pub(super) const OPAQUE: &[u8] = &[3];
+/// Of what may be a whiteout.
+pub(super) const MAYBE_WHITEOUT: &[u8] = &[5];
 
 const KINDS: [EntryKind; 8] = [
     EntryKind::Regular,
@@ -53,6 +55,7 @@ pub(super) fn of_node(node: &Node) -> Vec<u8> {
     out.extend(node.size.to_ne_bytes());
     out.extend(node.device.0.to_ne_bytes());
     out.extend(node.device.1.to_ne_bytes());
+    out.push(u8::from(node.may_be_opaque));
     put_text(&mut out, &node.link);
     for (name, value) in &node.xattrs {
         put_text(&mut out, name);
@@ -108,6 +111,7 @@ pub(super) fn take(want: &mut Want, record: &[u8]) -> Result<()> {
             [RELINKED] => want.relinked = Some(input.attributes()?),
             [tag] if WHITEOUT == [tag] => want.whiteout = true,
             [tag] if OPAQUE == [tag] => want.opaque = true,
+            [tag] if MAYBE_WHITEOUT == [tag] => want.maybe_whiteout = true,
             _ => return None,
         }
         Some(())
@@ -156,6 +160,7 @@ impl<'i> Input<'i> {
             attributes: self.attributes()?,
             size: u64::from_ne_bytes(self.array()?),
             device: (self.number()?, self.number()?),
+            may_be_opaque: self.array()? != [0],
             link: self.text()?.into(),
             xattrs: Vec::new(),
         };
@@ -184,6 +189,7 @@ mod tests {
             attributes,
             size: u64::MAX,
             device: (3, 4),
+            may_be_opaque: true,
             link: b"to".as_slice().into(),
             xattrs: vec![
                 (b"user.a".to_vec(), b"\0".to_vec()),
@@ -195,12 +201,13 @@ mod tests {
             &of_node(&node)[..],
             WHITEOUT,
             OPAQUE,
+            MAYBE_WHITEOUT,
             &of_relinked(&attributes),
         ] {
             take(&mut want, record).unwrap();
         }
         assert_eq!(format!("{:?}", want.node), format!("{:?}", Some(&node)));
-        assert!(want.whiteout && want.opaque);
+        assert!(want.whiteout && want.opaque && want.maybe_whiteout);
         assert_eq!(want.relinked, Some(attributes));
         take(&mut want, &of_node(&node)[..9]).unwrap_err();
         take(&mut want, &[]).unwrap_err();

@@ -18,12 +18,14 @@ const NODE: usize = 200;
 /// Hard links whose file another entry has replaced, each counted as often, at most.
 const MAX_MOVED: usize = 10_000_000;
 
-/// What a path is to be. Without a node: a whiteout.
+/// What a path is to be. Without a node: a whiteout, or maybe one.
 #[derive(Debug, Default)]
 pub(super) struct TreeEntry {
     pub(super) node: Option<Node>,
     /// A whiteout of it is in the tar too.
     pub(super) whiteout: bool,
+    /// There may be one.
+    pub(super) maybe_whiteout: bool,
 }
 
 /// Everything that a tar has, by its cleaned paths.
@@ -82,6 +84,10 @@ impl ExpectedTree {
             }
             Subject::Whiteout(path) => {
                 self.paths.entry(path).or_default().whiteout = true;
+                return Ok(());
+            }
+            Subject::Note(path) => {
+                self.paths.entry(path).or_default().maybe_whiteout = true;
                 return Ok(());
             }
             Subject::File(path) => path,

@@ -58,7 +58,7 @@ pub mod tar_writer;
 mod unpack;
 mod whiteout;
 
-pub use compare::Compare;
+pub use compare::{Compare, RootDirectory};
 pub use error::{Error, Result};
 pub use rebuild::{Damage, check, rebuild};
 pub use unpack::{Limits, Unpacked, unpack, write_split};

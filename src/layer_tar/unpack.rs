@@ -126,6 +126,20 @@ pub fn write_split(
     Ok(unpacker.finish()?.0)
 }
 
+/// Whether an entry has no name, or only `.`, and is no directory: Docker, podman and containerd pass
+/// over it.
+pub(super) fn is_nothing(entry: &Entry, path: &[u8]) -> bool {
+    let name = &entry.name;
+    let says_nothing = || {
+        name.split(|&b| b == b'/')
+            .all(|part| matches!(part, b"" | b"."))
+    };
+    path.is_empty()
+        && entry.kind != EntryKind::Directory
+        && !name.starts_with(b"/")
+        && says_nothing()
+}
+
 /// Whether to go on with so many more bytes on the file system of `root`; `what`, for messages, is
 /// what they are of.
 fn go_on(room: &mut FreeSpaceWatch, root: BorrowedFd<'_>, what: &[u8], bytes: u64) -> Result<()> {
@@ -205,12 +219,14 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
             // Its content is kept twice.
             self.go_on(entry, entry.stored.saturating_mul(2))?;
         }
-        let is_whiteout = match &mut self.place {
-            Some(place) => entry.kind != EntryKind::Global && place.whiteout(&path, entry)?,
-            None => entry.kind != EntryKind::Global && whiteout::is_marker(&path),
+        let is_no_file = match &mut self.place {
+            _ if entry.kind == EntryKind::Global => false,
+            _ if is_nothing(entry, &path) => true,
+            Some(place) => place.whiteout(&path, entry)?,
+            None => whiteout::is_marker(&path),
         };
-        if is_whiteout || entry.kind != EntryKind::Regular {
-            if let (Some(place), false) = (&mut self.place, is_whiteout) {
+        if is_no_file || entry.kind != EntryKind::Regular {
+            if let (Some(place), false) = (&mut self.place, is_no_file) {
                 place.node(&path, entry)?;
             }
             self.content(entry, None, true)?;

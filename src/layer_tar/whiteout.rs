@@ -1,27 +1,34 @@
 //! Whiteouts of a tar, `.wh.NAME` and `.wh..wh..opq`, become those of a layer directory. Source:
 //! OCI image specification, layer.md.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use super::extractor::{DIR, Extractor, open_in, split};
 use super::header::Entry;
+use crate::layer::Dialect;
 use crate::layer::at::{At, is_valid_name};
 use crate::layer::markers::{Marker, WH_AUFS_PREFIX, WH_OPAQUE, WH_PREFIX, Writer};
 use crate::layer::types::FileKind;
 
-/// Whether an entry of this path is a whiteout, or a note that AUFS keeps for itself, such as
-/// `.wh..wh.plnk/` and what is in it.
+/// Whether an entry of this path is a whiteout or a note, which are no files in the layer.
 pub(super) fn is_marker(path: &[u8]) -> bool {
-    let (parent, last) = split(path);
-    is_note(parent, last) || last.starts_with(WH_PREFIX)
+    split(path).1.starts_with(WH_PREFIX)
 }
 
-fn is_note(parent: &[u8], last: &[u8]) -> bool {
-    let note = |part: &[u8]| part.starts_with(WH_AUFS_PREFIX);
-    parent.split(|&b| b == b'/').any(note) || (note(last) && last != WH_OPAQUE)
+/// Whether a name is one that AUFS keeps for itself, such as `.wh..wh.plnk` or `.wh..wh.aufs`. Nothing
+/// is made of such an entry. What is in such a directory are files: hard links of other names lead to
+/// them.
+pub(super) fn is_note(last: &[u8]) -> bool {
+    last.starts_with(WH_AUFS_PREFIX) && last != WH_OPAQUE
+}
+
+/// Whether a path leads through a directory of such a name.
+pub(super) fn is_below_note(path: &[u8]) -> bool {
+    let mut parts = split(path).0.split(|&b| b == b'/');
+    parts.any(|part| part.starts_with(WH_AUFS_PREFIX))
 }
 
 impl Extractor<'_> {
@@ -29,7 +36,7 @@ impl Extractor<'_> {
     /// `false` if it is another entry.
     pub(super) fn whiteout(&mut self, path: &[u8], entry: &Entry) -> Result<bool> {
         let (parent, last) = split(path);
-        if is_note(parent, last) {
+        if is_note(last) {
             return Ok(true);
         }
         if last == WH_OPAQUE {
@@ -46,6 +53,10 @@ impl Extractor<'_> {
         }
         let fail = |e| Error::place(&entry.name, "create the whiteout", e);
         let wh_names = self.dialect.wh_names;
+        if is_whited_out(self.root, self.dialect, parent) {
+            // What is below the whiteout is hidden already: old umoci has written such layers.
+            return Ok(true);
+        }
         let dir = self.directory(&entry.name, parent)?;
         let at = At::new(dir.as_fd(), hidden);
         match at.mknod(FileKind::CharDevice, 0, (0, 0)) {
@@ -82,6 +93,30 @@ impl Extractor<'_> {
         }
         Err(fail(last))
     }
+}
+
+/// Whether this layer has a whiteout in place of the directory, or of one on the way to it.
+pub(super) fn is_whited_out(root: BorrowedFd<'_>, dialect: Dialect, dir: &[u8]) -> bool {
+    // The usual case first: one call.
+    if dir.is_empty() || open_in(root, dir, DIR).is_ok() {
+        return false;
+    }
+    let ends = dir.iter().enumerate().filter(|&(_, &b)| b == b'/');
+    for end in ends.map(|(at, _)| at).chain([dir.len()]) {
+        let (above, name) = split(&dir[..end]);
+        let Ok(above) = open_in(root, above, DIR) else {
+            return false;
+        };
+        match At::new(above.as_fd(), name).stat() {
+            Ok(stat) if stat.kind == FileKind::Directory => {}
+            Ok(stat) => return stat.is_chardev_whiteout(),
+            Err(_) => {
+                let file = [WH_PREFIX, name].concat();
+                return dialect.wh_names && At::new(above.as_fd(), &file).stat().is_ok();
+            }
+        }
+    }
+    false
 }
 
 fn empty_file(at: At<'_>) -> std::result::Result<(), Errno> {

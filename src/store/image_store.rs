@@ -14,6 +14,7 @@ use super::imagedb::{self, ImageDb, Metadata};
 use super::layerdb::{CacheId, LayerDb, Record};
 use super::records::Records;
 use super::repositories::{self, Repositories};
+use super::writable;
 use crate::oci::{Config, Digest};
 
 /// One image store: Docker's data root or one laid out like it, podman's or containerd's; one driver.
@@ -39,6 +40,11 @@ impl Store {
     /// The store's root directory.
     pub fn root(&self) -> &Path {
         self.root.path()
+    }
+
+    /// Whether it is a store of ours, which no engine has changed.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.records.is_none() && writable::is_ours(&self.root)
     }
 
     /// The storage driver's name.

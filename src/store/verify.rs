@@ -13,7 +13,7 @@ use super::error::Result;
 use super::image_store::{Cache, Store, layer_of};
 use super::writable::Staging;
 use super::{ImageLayer, Stores, containers};
-use crate::layer_tar::{self, Compare, Damage};
+use crate::layer_tar::{self, Compare, Damage, RootDirectory};
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, chain_id};
 
@@ -369,6 +369,10 @@ fn content(
             diff: diff.as_fd(),
             dialect: layer.spec.dialect,
             owners: store.root.owner()? == 0,
+            root: match store.is_ours() {
+                true => RootDirectory::OfTar,
+                false => RootDirectory::OfEngine,
+            },
             scratch: compared,
         };
         let compared = compare.run(splits, &mut |d| damages.add(d));

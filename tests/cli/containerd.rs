@@ -16,13 +16,13 @@ const SNAPSHOTS: &str = "ctd/root/io.containerd.snapshotter.v1.overlayfs/snapsho
 const META: &str = "ctd/root/io.containerd.metadata.v1.bolt/meta.db";
 
 /// A containerd with a store of its own in `ctd/root` of a home; killed when dropped.
-struct Containerd {
+pub(super) struct Containerd {
     home: Home,
     daemon: Child,
 }
 
 impl Containerd {
-    fn start() -> Needed<Self> {
+    pub(super) fn start() -> Needed<Self> {
         can_mount()?;
         has_tools(&["containerd", "ctr"])?;
         let home = Home::new();
@@ -40,14 +40,14 @@ impl Containerd {
         Ok(Self { home, daemon })
     }
 
-    fn ctr(&self, args: &[&str]) -> String {
+    pub(super) fn ctr(&self, args: &[&str]) -> String {
         let output = ctr(&self.home).args(args).output().unwrap();
         assert!(output.status.success(), "ctr {args:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
     /// The program with containerd's store only.
-    fn run(&self, args: &[&str]) -> Outcome {
+    pub(super) fn run(&self, args: &[&str]) -> Outcome {
         let root = ["--root", "ctd/root"];
         self.home.run(root.iter().chain(args))
     }

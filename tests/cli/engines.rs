@@ -59,7 +59,7 @@ fn shell(home: &Home, script: &str) -> String {
 }
 
 /// Runs a script with a dockerd on `root`, in the directory of its answers.
-fn with_dockerd(home: &Home, root: &str, script: &str) {
+pub(super) fn with_dockerd(home: &Home, root: &str, script: &str) {
     let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/ci/with-dockerd.sh"));
     command
         .arg(home.path(root))

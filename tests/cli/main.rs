@@ -26,6 +26,7 @@ mod killed_intake;
 mod killed_store;
 mod lifecycle;
 mod mount_cost;
+mod odd_layers;
 mod others_paths;
 mod output;
 mod own_store;

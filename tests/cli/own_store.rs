@@ -1,6 +1,7 @@
 //! The commands that change our own store: names, images and named read-write layers come
 //! and go, what is in use stays, and what is left behind is pruned.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -69,6 +70,27 @@ pub(crate) fn home() -> Home {
 pub(crate) fn counts(home: &Home) -> (usize, usize) {
     let count = |dir: &str| std::fs::read_dir(home.path(dir)).unwrap().count();
     (count("own/overlay2") - 1, count("own/overlay2/l"))
+}
+
+#[test]
+fn an_import_that_others_cannot_enter_is_warned_of() {
+    need!(can_mount());
+    let home = Home::new();
+    home.dirs(&["rootfs"]);
+    let set = |mode| {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(home.path("rootfs"), mode).unwrap();
+    };
+    set(0o700);
+    let tar = home.run_script("tar -C rootfs -cf rootfs.tar .");
+    assert_eq!(tar.code, Some(0), "{tar:?}");
+    for from in ["rootfs", "rootfs.tar"] {
+        let made = home.run(["import", "-q", from, "app:1"]);
+        assert_eq!(made.code, Some(0), "{made:?}");
+        assert!(made.stderr.contains("/ has mode 0700"), "{made:?}");
+    }
+    set(0o711);
+    home.run(["import", "-q", "rootfs", "app:2"]).ok();
 }
 
 #[test]

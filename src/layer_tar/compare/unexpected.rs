@@ -63,7 +63,7 @@ pub(super) fn find(
             What::Directory => {
                 want.is_some() || expected.has_below(&path) || !run.elsewhere.is_empty()
             }
-            What::Other => has(Want::is_named),
+            What::Other => has(|want| want.is_named() || want.maybe_whiteout),
             What::Whiteout => has(|want| want.whiteout),
             What::Opaque => has(|want| want.opaque),
         };
@@ -149,13 +149,15 @@ impl Walk<'_> {
     fn name(&mut self, above: &[u8], name: &[u8], stat: &Stat) -> Result<(), Error> {
         let mut path = join(above, name);
         let mut what = What::Other;
+        // A device that is a whiteout hides what it is called, `.wh.x` too.
+        let wh_names = self.wh_names && !stat.is_chardev_whiteout();
         if stat.kind == FileKind::Directory {
             self.pending.push(&path).map_err(kept)?;
             what = What::Directory;
-        } else if self.wh_names && name == WH_OPAQUE {
+        } else if wh_names && name == WH_OPAQUE {
             path = above.to_vec();
             what = What::Opaque;
-        } else if self.wh_names
+        } else if wh_names
             && let Some(hidden) = name.strip_prefix(WH_PREFIX)
             && is_valid_name(hidden)
         {

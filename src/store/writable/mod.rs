@@ -124,6 +124,11 @@ fn flock(file: &File, path: &Path, operation: FlockOperation) -> Result<()> {
     }
 }
 
+/// Whether a store is ours, and no engine has changed it.
+pub(super) fn is_ours(root: &ConfinedDir) -> bool {
+    matches!(layout::is_ours(root), Ok(true))
+}
+
 impl Writable {
     /// Opens the store in `root`, making it if `root` does not exist or is empty.
     ///

@@ -1,0 +1,312 @@
+//! Layers that real images have and no careful program writes: entries of `./` with other modes and
+//! owners, xattrs without a value, notes of AUFS, markers of overlayfs, entries without a name,
+//! whiteouts below whiteouts. Docker and containerd unpack them first; what they leave is no damage,
+//! and ours is the same where their users can see it.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use testkit::home::{Home, Outcome};
+use testkit::need;
+use testkit::need::{can_mount, has_tools};
+use unionfs::oci::Digest;
+
+use super::containerd::Containerd;
+use super::engines::with_dockerd;
+
+/// An entry of a layer: its name as it stands in the header.
+struct Entry {
+    name: &'static str,
+    kind: u8,
+    link: &'static str,
+    data: &'static str,
+    mode: u32,
+    owner: u64,
+    xattrs: &'static [(&'static str, &'static str)],
+}
+
+fn entry(kind: u8, name: &'static str) -> Entry {
+    Entry {
+        name,
+        kind,
+        link: "",
+        data: "",
+        mode: if kind == b'5' { 0o755 } else { 0o644 },
+        owner: 0,
+        xattrs: &[],
+    }
+}
+
+fn dir(name: &'static str) -> Entry {
+    entry(b'5', name)
+}
+
+fn file(name: &'static str, data: &'static str) -> Entry {
+    Entry {
+        data,
+        ..entry(b'0', name)
+    }
+}
+
+fn link(name: &'static str, link: &'static str) -> Entry {
+    Entry {
+        link,
+        ..entry(b'1', name)
+    }
+}
+
+fn layer(entries: &[Entry]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for entry in entries {
+        let records = entry.xattrs.iter().map(|(name, value)| {
+            let key = format!("SCHILY.xattr.{name}");
+            (key, value.as_bytes())
+        });
+        let records: Vec<_> = records.collect();
+        if !records.is_empty() {
+            let records = records.iter().map(|(key, value)| (key.as_str(), *value));
+            tar.append_pax_extensions(records).unwrap();
+        }
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::new(entry.kind));
+        header.set_mode(entry.mode);
+        header.set_uid(entry.owner);
+        header.set_gid(entry.owner);
+        header.set_mtime(1_500_000_000);
+        header.set_size(entry.data.len() as u64);
+        // Not by the crate's own calls, which refuse a name like these.
+        let old = header.as_old_mut();
+        old.name[..entry.name.len()].copy_from_slice(entry.name.as_bytes());
+        old.linkname[..entry.link.len()].copy_from_slice(entry.link.as_bytes());
+        header.set_cksum();
+        tar.append(&header, entry.data.as_bytes()).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+/// Writes a `docker save` archive of one image.
+fn archive(path: &Path, name: &str, layers: &[Vec<u8>]) {
+    let mut tar = tar::Builder::new(fs::File::create(path).unwrap());
+    let mut add = |name: &str, data: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o644);
+        header.set_size(data.len() as u64);
+        tar.append_data(&mut header, name, data).unwrap();
+    };
+    let diff_ids: Vec<String> = layers.iter().map(|l| Digest::of(l).to_string()).collect();
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["/x"]},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    });
+    let config = config.to_string().into_bytes();
+    let config_name = format!("{}.json", Digest::of(&config).hex());
+    add(&config_name, &config);
+    let names = (0..layers.len()).map(|number| format!("{number}/layer.tar"));
+    let names: Vec<String> = names.collect();
+    for (name, layer) in names.iter().zip(layers) {
+        add(name, layer);
+    }
+    let manifest = json!([{"Config": config_name, "RepoTags": [name], "Layers": names}]);
+    add("manifest.json", manifest.to_string().as_bytes());
+    tar.finish().unwrap();
+}
+
+fn base() -> Vec<u8> {
+    layer(&[
+        dir("dir"),
+        file("dir/low", "low"),
+        dir("gone"),
+        file("gone/low", "low"),
+    ])
+}
+
+/// The images, by the names after `odd:`.
+fn images() -> Vec<(&'static str, Vec<u8>)> {
+    let root = Entry {
+        mode: 0o700,
+        owner: 5,
+        xattrs: &[("user.root", "x")],
+        ..dir("./")
+    };
+    let empty = Entry {
+        xattrs: &[("user.empty", ""), ("user.note", "value")],
+        ..file("empty", "")
+    };
+    let opaque = Entry {
+        xattrs: &[("trusted.overlay.opaque", "y")],
+        ..dir("dir")
+    };
+    vec![
+        ("root", layer(&[root, file("a", "a")])),
+        ("empty", layer(&[empty])),
+        (
+            "plnk",
+            layer(&[
+                file(".wh..wh.aufs", ""),
+                dir(".wh..wh.orph"),
+                dir(".wh..wh.plnk"),
+                file(".wh..wh.plnk/12.34", "linked"),
+                link("dir/h", ".wh..wh.plnk/12.34"),
+                link("dir/i", ".wh..wh.plnk/12.34"),
+                file("dir/b", "b"),
+            ]),
+        ),
+        (
+            "deep",
+            layer(&[
+                dir("dir"),
+                file("dir/.wh..wh.aufs", ""),
+                dir("dir/.wh..wh.plnk"),
+                file("dir/.wh..wh.plnk/1", "linked"),
+            ]),
+        ),
+        ("opaque", layer(&[opaque, file("dir/new", "new")])),
+        ("nameless", layer(&[file("", ""), file("after", "x")])),
+    ]
+}
+
+fn home() -> Home {
+    let home = Home::new();
+    home.dirs(&["mnt", "answers", "docker"]);
+    for (name, top) in images() {
+        let path = home.path(&format!("{name}.tar"));
+        archive(&path, &format!("odd:{name}"), &[base(), top]);
+    }
+    home
+}
+
+/// The directory of an image's topmost layer.
+fn top(home: &Home, root: &str, name: &str) -> PathBuf {
+    let args = ["--root", root, "inspect", "--json", name];
+    let image = home.json(args);
+    let layers = image["layers"].as_array().unwrap();
+    PathBuf::from(layers.last().unwrap()["path"].as_str().unwrap())
+}
+
+/// `verify` has found damage, and says these words.
+#[track_caller]
+fn damage(verified: &Outcome, words: &[&str]) {
+    assert_eq!(verified.code, Some(1), "{verified:?}");
+    for word in words {
+        assert!(
+            verified.stdout.contains(word),
+            "no {word:?} in {verified:?}"
+        );
+    }
+}
+
+#[test]
+fn what_docker_leaves_of_odd_layers_is_no_damage() {
+    need!(can_mount());
+    need!(has_tools(&["dockerd"]));
+    let home = home();
+    with_dockerd(
+        &home,
+        "docker",
+        "for archive in ../*.tar; do docker load -i $archive; done",
+    );
+    home.run(["--root", "docker", "verify", "--all"]).ok();
+    // The very files: what is wrong with one of them is found.
+    let plnk = top(&home, "docker", "odd:plnk");
+    fs::write(plnk.join("dir/h"), "LINKED").unwrap();
+    let verified = home.run(["--root", "docker", "verify", "--all"]);
+    damage(&verified, &["12.34", "content is damaged"]);
+    fs::write(plnk.join("dir/h"), "linked").unwrap();
+    let extra = plnk.join(".wh..wh.orph");
+    fs::create_dir(&extra).unwrap();
+    let verified = home.run(["--root", "docker", "verify", "--all"]);
+    damage(&verified, &[".wh..wh.orph", "is not in the layer's tar"]);
+}
+
+#[test]
+fn what_containerd_leaves_of_odd_layers_is_no_damage() {
+    let containerd = need!(Containerd::start());
+    let home = home();
+    for (name, _) in images() {
+        let archive = home.text(&format!("{name}.tar"));
+        containerd.ctr(&["images", "import", &archive]);
+    }
+    containerd.run(&["verify", "--all"]).ok();
+}
+
+#[test]
+fn odd_layers_are_taken_in() {
+    need!(can_mount());
+    let home = home();
+    for (name, _) in images() {
+        let archive = format!("{name}.tar");
+        home.run(["load", "-q", "-i", &archive]).ok();
+    }
+    home.run(["verify", "--all"]).ok();
+    for (name, _) in images() {
+        // The same layers come out.
+        let out = format!("{name}.out");
+        home.run(["save", "-q", "-o", &out, &format!("odd:{name}")])
+            .ok();
+        let again = Home::new();
+        let out = home.text(&out);
+        again.run(["load", "-q", "-i", &out]).ok();
+        let image = format!("odd:{name}");
+        let id = |home: &Home| home.json(["inspect", "--json", &image])["id"].clone();
+        assert_eq!(id(&home), id(&again));
+    }
+    home.run(["mount", "odd:plnk", "mnt"]).ok();
+    let (h, i) = (home.path("mnt/dir/h"), home.path("mnt/dir/i"));
+    assert_eq!(fs::read_to_string(&h).unwrap(), "linked");
+    assert_eq!(h.metadata().unwrap().ino(), i.metadata().unwrap().ino());
+    home.run(["umount", "mnt"]).ok();
+    // The topmost layer decides of what mode and whose `/` is.
+    home.run(["mount", "odd:root", "mnt"]).ok();
+    let root = home.path("mnt").metadata().unwrap();
+    assert_eq!((root.mode() & 0o7777, root.uid()), (0o700, 5));
+    home.run(["umount", "mnt"]).ok();
+}
+
+/// In a store of ours the layer's own directory has what the tar says.
+#[test]
+fn a_changed_root_directory_of_ours_is_damage() {
+    need!(can_mount());
+    let home = home();
+    home.run(["load", "-q", "-i", "root.tar"]).ok();
+    let dir = top(&home, &home.text("own"), "odd:root");
+    fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
+    let verified = home.run(["verify", "--all"]);
+    damage(&verified, &["has mode 0755, not 0700"]);
+}
+
+/// Old umoci writes a whiteout of a directory and of what was in it. podman passes over the second.
+#[test]
+fn a_whiteout_below_a_whiteout_is_passed_over() {
+    need!(can_mount());
+    need!(has_tools(&["podman"]));
+    let home = Home::new();
+    home.dirs(&["mnt"]);
+    let top_layer = layer(&[
+        file(".wh.gone", ""),
+        file("gone/.wh.low", ""),
+        file("after", "x"),
+    ]);
+    archive(&home.path("below.tar"), "odd:below", &[base(), top_layer]);
+    let podman = home
+        .command("podman")
+        .args(["--root", "podman", "--runroot", "run"])
+        .args(["--storage-driver", "vfs", "load", "-q", "-i", "below.tar"])
+        .output()
+        .unwrap();
+    assert!(podman.status.success(), "{podman:?}");
+    home.run(["load", "-q", "-i", "below.tar"]).ok();
+    home.run(["verify", "--all"]).ok();
+    home.run(["mount", "odd:below", "mnt"]).ok();
+    let names = fs::read_dir(home.path("mnt")).unwrap();
+    let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["after", "dir"]);
+    home.run(["umount", "mnt"]).ok();
+    // The first whiteout gone, the second one counts.
+    let dir = top(&home, &home.text("own"), "odd:below");
+    fs::remove_file(dir.join("gone")).unwrap();
+    let verified = home.run(["verify", "--all"]);
+    damage(&verified, &["was a whiteout, which is missing"]);
+}
