@@ -14,9 +14,10 @@ use super::image::{self, ImageLayer};
 use super::image_store::{Cache, Store, layer_of};
 use super::layerdb::CacheId;
 use super::records::Records;
-use super::{NamedLayer, SourceStore, containerd, discovery};
+use super::{NamedLayer, SourceStore, discovery};
 use crate::layer::{LayerSpec, OpenDir, StackSpec, UpperSpec};
 use crate::oci::{Digest, json};
+use crate::sys::process::is_root_of_machine;
 
 /// The most that is read of a config.v2.json, in bytes.
 const LIMIT: u64 = 8 << 20;
@@ -137,9 +138,9 @@ fn describe(store: &Store, id: &CacheId) -> Option<RawContainer> {
 
 /// Whether the container is called that, with or without Docker's leading slash.
 pub(crate) fn has_name(store: &Store, id: &CacheId, name: &str) -> bool {
-    if let Some(Records::Containerd(found)) = &store.records {
-        let name_here = found.records().map(|records| records.container_name(id));
-        return name_here.is_ok_and(|here| here == Some(name));
+    if let Some(records) = &store.records {
+        let names = records.container_names(id);
+        return names.is_ok_and(|names| names.contains(&name));
     }
     let bare = |name: &str| name.strip_prefix('/').unwrap_or(name).to_owned();
     let theirs = describe(store, id).and_then(|raw| raw.name);
@@ -149,42 +150,56 @@ pub(crate) fn has_name(store: &Store, id: &CacheId, name: &str) -> bool {
 /// Reads and verifies a container's layers.
 pub(crate) fn load(store: &Store, id: &CacheId) -> Result<Container> {
     match &store.records {
-        Some(Records::Containerd(found)) => load_of_containerd(store, found.records()?, id),
-        _ => load_of_docker(store, id),
+        Some(records) => load_of_records(store, records, id),
+        None => load_of_docker(store, id),
     }
 }
 
-/// A container of containerd, which cannot be written in place: whether its snapshot is in use is in
-/// no record.
-fn load_of_containerd(
-    store: &Store,
-    records: &containerd::Records,
-    id: &CacheId,
-) -> Result<Container> {
+/// A container of podman or containerd.
+fn load_of_records(store: &Store, records: &Records, id: &CacheId) -> Result<Container> {
     let found = records.container(id)?;
     let layers = store.directories(found.layers, &mut Cache::new())?;
-    let layer = |id: &CacheId| store.driver.layer(&store.root, id, None);
-    let (own, init) = (layer(&found.own)?, found.init.as_ref().map(layer));
+    let top = layers.last().map(|layer| &layer.dir);
+    let init = found.init.as_ref();
+    let init = init.map(|init| store.driver.layer(&store.root, init, top));
+    let init = init.transpose()?;
+    let own = store
+        .driver
+        .layer(&store.root, &found.own, init.as_ref().or(top))?;
     let is_whole = own.below == Below::Nothing;
+    let work = if tells_use(store, records) {
+        store.driver.work(&store.root, &found.own)?
+    } else {
+        None
+    };
+    let name = records
+        .container_names(id)?
+        .first()
+        .map(|&name| name.into());
     Ok(Container {
         id: id.clone(),
-        name: records.container_name(id).map(str::to_owned),
+        name,
         image: found.image,
         source: None,
         parent: layers.last().map(|layer| layer.record.chain_id),
         layers: layers.iter().map(|layer| layer_of(layer)).collect(),
-        init: init
-            .transpose()?
-            .filter(|_| !is_whole)
-            .map(|init| init.spec),
+        init: init.filter(|_| !is_whole).map(|init| init.spec),
+        in_place: work.is_some(),
+        whole: is_whole,
+        running: is_mounted(store, &own.spec.dir),
         upper: UpperSpec {
-            work: own.spec.dir.clone(),
+            work: work.unwrap_or_else(|| own.spec.dir.clone()),
             layer: own.spec,
         },
-        in_place: false,
-        whole: is_whole,
-        running: false,
     })
+}
+
+/// Whether it can be told that a container's layer is in use: nothing is recorded, so its mount must be
+/// seen. Those of containerd are in other places, those of a rootless podman in a mount namespace of
+/// its own.
+fn tells_use(store: &Store, records: &Records) -> bool {
+    let is_roots = store.root.owner().is_ok_and(|owner| owner == 0);
+    matches!(records, Records::Podman(_)) && is_roots && is_root_of_machine()
 }
 
 fn load_of_docker(store: &Store, id: &CacheId) -> Result<Container> {

@@ -10,6 +10,7 @@ use super::confined_dir::ConfinedDir;
 use super::error::{Error, Result};
 use super::image_store::Store;
 use super::records::Records;
+use super::storage_conf::Configured;
 use super::{containerd, containers_storage, drivers};
 use crate::sys::process;
 
@@ -24,8 +25,16 @@ pub struct Environment {
     pub unionfs_root: Option<OsString>,
     /// `$XDG_DATA_HOME`; ignored unless absolute (XDG base directory specification).
     pub xdg_data_home: Option<OsString>,
+    /// `$XDG_CONFIG_HOME`; ignored unless absolute.
+    pub xdg_config_home: Option<OsString>,
     /// `$HOME`.
     pub home: Option<OsString>,
+    /// `$USER`.
+    pub user: Option<OsString>,
+    /// `$CONTAINERS_STORAGE_CONF`: the only storage.conf that counts.
+    pub storage_conf: Option<OsString>,
+    /// The system's storage.conf: of these files the first that is there.
+    pub system_storage_conf: Vec<PathBuf>,
     /// Whether the process is root outside of any user namespace: in `podman unshare` and
     /// the like the places are the user's.
     pub root: bool,
@@ -38,17 +47,31 @@ impl Environment {
         Self {
             unionfs_root: var("UNIONFS_ROOT"),
             xdg_data_home: var("XDG_DATA_HOME"),
+            xdg_config_home: var("XDG_CONFIG_HOME"),
             home: var("HOME"),
+            user: var("USER"),
+            storage_conf: var("CONTAINERS_STORAGE_CONF"),
+            system_storage_conf: ["/etc", "/usr/share"]
+                .map(|dir| Path::new(dir).join("containers/storage.conf"))
+                .into(),
             root: process::is_root_of_machine(),
         }
     }
 
     fn data_home(&self) -> Option<PathBuf> {
-        let xdg = self.xdg_data_home.as_ref().map(PathBuf::from);
+        self.below_home(self.xdg_data_home.as_ref(), ".local/share")
+    }
+
+    pub(super) fn config_home(&self) -> Option<PathBuf> {
+        self.below_home(self.xdg_config_home.as_ref(), ".config")
+    }
+
+    fn below_home(&self, xdg: Option<&OsString>, default: &str) -> Option<PathBuf> {
+        let xdg = xdg.map(PathBuf::from);
         let home = self.home.as_ref().map(PathBuf::from);
         xdg.filter(|path| path.is_absolute()).or_else(|| {
             let home = home.filter(|path| path.is_absolute())?;
-            Some(home.join(".local/share"))
+            Some(home.join(default))
         })
     }
 
@@ -68,12 +91,24 @@ impl Environment {
         Ok(home.join("unionfs"))
     }
 
-    /// Every place a store may be, in search order: our own, Docker's, podman's, containerd's.
+    /// Every place a store may be, in search order: our own, Docker's, podman's, containerd's. Those that
+    /// storage.conf names (containers-storage.conf(5)) come before podman's default places.
     pub fn candidates(&self) -> Vec<PathBuf> {
+        self.places(Configured::read(self).roots)
+    }
+
+    /// As [`Environment::candidates`], and why a storage.conf could not be used.
+    pub(super) fn candidates_and_problems(&self) -> (Vec<PathBuf>, Vec<Error>) {
+        let Configured { roots, problems } = Configured::read(self);
+        (self.places(roots), problems)
+    }
+
+    fn places(&self, podmans: Vec<PathBuf>) -> Vec<PathBuf> {
         let mut roots = Vec::new();
         roots.extend(self.own_root().ok());
         roots.push(PathBuf::from("/var/lib/docker"));
         roots.extend(self.data_home().map(|home| home.join("docker")));
+        roots.extend(podmans);
         if self.root {
             // Of no other user: it would only be a warning each time.
             roots.push(PathBuf::from("/var/lib/containers/storage"));
@@ -145,6 +180,8 @@ pub(crate) fn is_absent(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn environment(
@@ -158,6 +195,7 @@ mod tests {
             xdg_data_home: xdg.map(Into::into),
             home: home.map(Into::into),
             root,
+            ..Environment::default()
         }
     }
 
@@ -212,7 +250,54 @@ mod tests {
             candidates(environment(None, None, None, false)),
             ["/var/lib/docker"]
         );
-        let homeless = environment(None, None, None, false);
+        let temp = tempfile::tempdir().unwrap();
+        let conf = |name: &str, text: &str| {
+            let file = temp.path().join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(&file, text).unwrap();
+            file
+        };
+        let system = conf(
+            "storage.conf",
+            "[storage]\ngraphroot = '/g'\nrootless_storage_path = '$HOME/r/${UID}'\n\
+             [storage.options]\nadditionalimagestores = ['/a', 'relative', '/b/$NONE']\n",
+        );
+        conf(
+            "home/.config/containers/storage.conf",
+            "[storage]\ngraphroot = '/own'\nimagestore = '/images'\n",
+        );
+        let home = temp.path().join("home").display().to_string();
+        let uid = rustix::process::geteuid().as_raw();
+        let configured = |root: bool, only: Option<&Path>| {
+            let mut environment = environment(None, Some("/x"), Some(&home), root);
+            let absent = temp.path().join("absent.conf");
+            environment.system_storage_conf = vec![absent, system.clone()];
+            environment.storage_conf = only.map(Into::into);
+            let all = candidates(environment);
+            let from = all.iter().position(|path| path == "/x/docker").unwrap() + 1;
+            let to = all.iter().position(|path| path == "/x/containers/storage");
+            all[from..to.unwrap()].to_vec()
+        };
+        assert_eq!(
+            configured(true, None),
+            ["/g", "/a", "/b/$NONE", "/var/lib/containers/storage"]
+        );
+        let rootless = format!("{home}/r/{uid}");
+        assert_eq!(
+            configured(false, None),
+            ["/images", "/own", &rootless, "/a", "/b/$NONE"]
+        );
+        let only = conf("only.conf", "[storage]\ngraphroot = '/only'\n");
+        assert_eq!(configured(false, Some(&only)), ["/only"]);
+        let bad = conf("bad.conf", "[storage\n");
+        let environment = Environment {
+            storage_conf: Some(bad.clone().into()),
+            ..environment(None, None, None, false)
+        };
+        let (roots, problems) = environment.candidates_and_problems();
+        assert_eq!(roots, [PathBuf::from("/var/lib/docker")]);
+        assert!(problems[0].to_string().contains("bad.conf"), "{problems:?}");
+        let homeless = self::environment(None, None, None, false);
         assert!(matches!(homeless.own_root(), Err(Error::NoHome)));
     }
 }

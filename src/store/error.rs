@@ -33,6 +33,16 @@ pub enum Error {
         /// Which name on the way it is.
         source: std::io::Error,
     },
+    /// A storage.conf that cannot be read.
+    #[error(
+        "{path:?} is not a storage.conf: {reason}; podman's stores are looked for in the default places"
+    )]
+    StorageConf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Root is to write to a store that another user could change meanwhile.
     #[error("root writes to no store that another user may change: {path:?} {why}; {remedy}")]
     NotSafe {
@@ -309,6 +319,14 @@ pub enum Error {
     /// A signal ended it.
     #[error(transparent)]
     Interrupted(#[from] crate::sys::interrupt::Interrupted),
+    /// A layer of podman's that is an image of composefs.
+    #[error(
+        "{path:?}: the layer is an image of composefs, which unionfs does not read; copy the image with skopeo to a store without use_composefs, or pull it with unionfs"
+    )]
+    Composefs {
+        /// What the layer has in the place of files.
+        path: PathBuf,
+    },
     /// A container's layer that no union can write to: of the drivers aufs and vfs.
     #[error(
         "{path:?} cannot be written in place: its driver keeps no overlay or no record of who uses it; leave --in-place out"

@@ -249,6 +249,15 @@ impl Store {
         Ok(out)
     }
 
+    /// The root that a layer's files are in.
+    pub(super) fn root_of(&self, id: &CacheId) -> &ConfinedDir {
+        let elsewhere = self
+            .records
+            .as_ref()
+            .and_then(|records| records.root_of(id));
+        elsewhere.unwrap_or(&self.root)
+    }
+
     /// Finds the directories of layers whose records are known, base first.
     pub(super) fn directories(
         &self,
@@ -264,7 +273,8 @@ impl Store {
                 continue;
             }
             let below = out.last().map(|below| &below.dir);
-            let dir = self.driver.layer(&self.root, &record.cache_id, below)?;
+            let root = self.root_of(&record.cache_id);
+            let dir = self.driver.layer(root, &record.cache_id, below)?;
             let resolved = Arc::new(Resolved { record, dir });
             cache.insert(resolved.record.chain_id, resolved.clone());
             out.push(resolved);

@@ -75,7 +75,7 @@ impl Read for FromStart<'_> {
 }
 
 impl Store {
-    /// Where the source is, below the root.
+    /// Where the source is, below the root that the layer is in.
     pub(super) fn tar_source_path(&self, layer: &ImageLayer) -> Result<PathBuf> {
         match &self.records {
             Some(Records::Podman(records)) => Ok(records.tar_split(&layer.cache_id)),
@@ -128,7 +128,10 @@ impl Store {
 
     /// The tar-split of a store that keeps it.
     fn kept_split(&self, layer: &ImageLayer) -> Result<TarSplit> {
-        let file = self.layer_file(&layer.chain_id, &self.tar_source_path(layer)?)?;
+        let root = self.root_of(&layer.cache_id);
+        let path = self.tar_source_path(layer)?;
+        let file = root.file(&path)?;
+        let file = file.ok_or_else(|| self.layer_missing(&layer.chain_id, root.full(path)))?;
         let split = MultiGzDecoder::new(BufReader::new(file));
         Ok(BufReader::with_capacity(64 << 10, split))
     }
@@ -140,15 +143,11 @@ impl Store {
         };
         let blob = found.records()?.layer_blob(chain);
         let blob = blob.ok_or_else(|| self.layer_missing(chain, self.root().to_owned()))?;
-        let file = self.layer_file(chain, &blob)?;
-        let path = self.root.full(blob);
+        let path = self.root.full(&blob);
+        let file = self.root.file(&blob)?;
+        let file = file.ok_or_else(|| self.layer_missing(chain, path.clone()))?;
         let tar = decompress(file).map_err(|error| unreadable(&path, &error))?;
         Ok(Some(BlobTar { path, tar }))
-    }
-
-    fn layer_file(&self, chain: &Digest, path: &Path) -> Result<File> {
-        let file = self.root.file(path)?;
-        file.ok_or_else(|| self.layer_missing(chain, self.root.full(path)))
     }
 
     /// Writes a layer's tar and returns its digest, which the caller compares with the diff ID.

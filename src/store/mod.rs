@@ -49,6 +49,7 @@ mod places;
 mod random;
 mod records;
 mod repositories;
+mod storage_conf;
 mod store_set;
 pub mod temporary_upper;
 pub mod verify;

@@ -45,7 +45,7 @@ impl Places {
             }
             return Ok(places);
         }
-        places.searched = environment.candidates();
+        (places.searched, places.skipped) = environment.candidates_and_problems();
         for path in places.searched.clone() {
             match places.add(&path) {
                 Ok(()) => (),

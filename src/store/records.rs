@@ -1,7 +1,9 @@
 //! The records of stores that are not laid out like Docker's: podman's and containerd's.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use super::confined_dir::ConfinedDir;
 use super::error::Result;
 use super::layerdb::{CacheId, Record};
 use super::repositories::Repositories;
@@ -13,6 +15,18 @@ use crate::oci::Digest;
 pub(crate) enum Records {
     Podman(containers_storage::Records),
     Containerd(containerd::Snapshotter),
+}
+
+/// The layers of a container.
+pub(crate) struct ContainerLayers {
+    /// Its own.
+    pub(crate) own: CacheId,
+    /// The layer between it and the image.
+    pub(crate) init: Option<CacheId>,
+    /// The image's ID; `None`: it lies on nothing.
+    pub(crate) image: Option<Digest>,
+    /// Those of the image, base first.
+    pub(crate) layers: Vec<Record>,
 }
 
 impl Records {
@@ -40,11 +54,45 @@ impl Records {
         }
     }
 
-    /// The IDs of the containers whose layers can be read, sorted.
+    /// The IDs of the containers, sorted.
     pub(crate) fn containers(&self) -> Result<Vec<CacheId>> {
         match self {
-            Self::Podman(_) => Ok(Vec::new()),
+            Self::Podman(records) => records.containers(),
             Self::Containerd(found) => Ok(found.records()?.containers()),
+        }
+    }
+
+    /// The names of a container, the one that is shown first.
+    pub(crate) fn container_names(&self, id: &CacheId) -> Result<Vec<&str>> {
+        match self {
+            Self::Podman(records) => records.container_names(id),
+            Self::Containerd(found) => {
+                Ok(found.records()?.container_name(id).into_iter().collect())
+            }
+        }
+    }
+
+    /// The layers of a container.
+    pub(crate) fn container(&self, id: &CacheId) -> Result<ContainerLayers> {
+        match self {
+            Self::Podman(records) => records.container(id),
+            Self::Containerd(found) => found.records()?.container(id),
+        }
+    }
+
+    /// The layers of podman's store, for others of podman's.
+    pub(crate) fn podmans_layers(&self) -> Option<containers_storage::LayerList> {
+        match self {
+            Self::Podman(records) => records.layer_list(),
+            Self::Containerd(_) => None,
+        }
+    }
+
+    /// The root that a layer's files are in, where that may be another one than the store's.
+    pub(crate) fn root_of(&self, id: &CacheId) -> Option<&Arc<ConfinedDir>> {
+        match self {
+            Self::Podman(records) => Some(records.root_of(id)),
+            Self::Containerd(_) => None,
         }
     }
 

@@ -63,6 +63,7 @@ impl Stores {
                 Err(error) => found.skipped.push(error),
             }
         }
+        found.join_podmans();
         if let Some(error) = of_explicit.filter(|_| found.stores.is_empty()) {
             return Err(error);
         }
@@ -83,6 +84,20 @@ impl Stores {
         }
         self.stores.extend(stores);
         Ok(())
+    }
+
+    /// Images of one store of podman's may lie on layers of another (`additionalimagestores`).
+    fn join_podmans(&mut self) {
+        let records = self
+            .stores
+            .iter()
+            .filter_map(|store| store.records.as_ref());
+        let lists: Vec<_> = records.filter_map(Records::podmans_layers).collect();
+        for store in &mut self.stores {
+            if let Some(Records::Podman(records)) = &mut store.records {
+                records.add_layers_of(lists.iter());
+            }
+        }
     }
 
     /// What keeps other processes from removing images and layers of a store of ours as

@@ -343,7 +343,8 @@ fn content(
 ) -> Result<()> {
     let path = layer.spec.path();
     let diff = store.files_of(layer)?;
-    let shown = store.root.full(store.tar_source_path(layer)?);
+    let root = store.root_of(&layer.cache_id);
+    let shown = root.full(store.tar_source_path(layer)?);
     let [compared @ .., split, paths] = scratch;
     let splits = store.tar_splits(layer, split, paths)?;
     let mut damages = Damages::default();

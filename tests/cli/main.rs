@@ -31,6 +31,7 @@ mod others_paths;
 mod output;
 mod own_store;
 mod plain_user;
+mod podman;
 mod probes;
 mod progress;
 mod recognised;

@@ -59,6 +59,61 @@ fn whole_stores() {
 }
 
 #[test]
+fn containers_whose_records_are_damaged() {
+    for driver in DRIVERS {
+        let layout = Layout::podman(driver);
+        let found = |name: &str| layout.store.stores().unwrap().container(name);
+        let container = found("web").unwrap();
+        assert_eq!(container.id.as_str(), layout.store.sample.container);
+        assert_eq!(
+            (container.layers.len(), container.whole),
+            (3, driver == "vfs")
+        );
+        let own = container.upper.layer.path();
+        assert!(own.display().to_string().contains(&layout.mount_id));
+        let cases: [(&str, Value, &str); 8] = [
+            ("layer", json!("../../etc"), "no such layer"),
+            ("layer", json!(""), "no layer"),
+            ("layer", json!(layout.ids[0]), "0 layers for image"),
+            ("layer", json!(3), "line 1"),
+            ("image", json!(layout.store.id(1)), "layer"),
+            ("names", json!(["other"]), "web"),
+            ("names", json!(null), "web"),
+            ("id", json!("../../etc"), "web"),
+        ];
+        for (field, value, words) in cases {
+            let layout = Layout::podman(driver);
+            edit(&layout, driver, "containers", |list| {
+                list[0][field] = value.clone();
+            });
+            let error = layout.store.stores().unwrap().container("web").unwrap_err();
+            assert!(
+                error.to_string().contains(words),
+                "{field} {value}: {error}"
+            );
+        }
+        // A record that its store has twice, and an image that is in no record.
+        let layout = Layout::podman(driver);
+        edit(&layout, driver, "containers", |list| {
+            list.push(list[0].clone());
+            list[0]["layer"] = json!("none");
+            list[1]["image"] = json!("f".repeat(64));
+        });
+        let container = layout.store.stores().unwrap().container("web").unwrap();
+        assert_eq!(container.layers.len(), 3);
+    }
+}
+
+#[test]
+fn a_layer_that_is_an_image_of_composefs_is_refused() {
+    let layout = Layout::podman("overlay");
+    let dir = format!("overlay/{}/composefs-data", layout.ids[1]);
+    fs::create_dir(layout.at(&dir)).unwrap();
+    let error = fails(&layout.store, "sample:1", &[&dir, "skopeo"]);
+    assert!(matches!(error, Error::Composefs { .. }));
+}
+
+#[test]
 fn records_that_are_no_json_or_too_large() {
     let driver = DRIVERS[0];
     for kind in ["images", "layers"] {

@@ -15,7 +15,11 @@ static STORE: LazyLock<Mutex<Target>> =
     LazyLock::new(|| Mutex::new(Target::new(Layout::podman("overlay").store)));
 
 /// The records, of which the first is damaged most.
-const RECORDS: [&str; 2] = ["overlay-layers/layers.json", "overlay-images/images.json"];
+const RECORDS: [&str; 3] = [
+    "overlay-layers/layers.json",
+    "overlay-images/images.json",
+    "overlay-containers/containers.json",
+];
 
 /// One change to a list of records.
 #[derive(Clone, Debug)]
@@ -54,7 +58,15 @@ fn edit() -> impl Strategy<Value = Edit> {
 }
 
 /// The fields that are read; any may be set where it was not.
-const FIELDS: [&str; 6] = ["id", "parent", "diff-digest", "diff-size", "names", "layer"];
+const FIELDS: [&str; 7] = [
+    "id",
+    "parent",
+    "diff-digest",
+    "diff-size",
+    "names",
+    "layer",
+    "image",
+];
 
 fn field(number: usize) -> &'static str {
     FIELDS[number % FIELDS.len()]
@@ -97,7 +109,7 @@ proptest! {
 
     #[test]
     fn no_records_of_podmans_make_reading_panic_or_leave_the_root(
-        which in prop::sample::select(&[0usize, 0, 1][..]),
+        which in prop::sample::select(&[0usize, 0, 1, 2][..]),
         edits in prop::collection::vec(edit(), 1..5)
     ) {
         let target = STORE.lock().unwrap();

@@ -13,19 +13,8 @@ use crate::oci::Digest;
 use crate::oci::text::excerpt;
 use crate::store::error::{Error, Result};
 use crate::store::imagedb;
-use crate::store::layerdb::{CacheId, Record};
-
-/// The layers of a container.
-pub(crate) struct ContainerLayers {
-    /// Its own.
-    pub(crate) own: CacheId,
-    /// The layer between it and the image.
-    pub(crate) init: Option<CacheId>,
-    /// The image's ID; `None`: it lies on nothing.
-    pub(crate) image: Option<Digest>,
-    /// Those of the image, base first.
-    pub(crate) layers: Vec<Record>,
-}
+use crate::store::layerdb::CacheId;
+use crate::store::records::ContainerLayers;
 
 impl Records {
     /// The IDs of the containers, and the keys of other snapshots that are written to, sorted. What is

@@ -21,7 +21,7 @@ mod metadata;
 mod records;
 
 pub(crate) use content::blob;
-pub(crate) use records::{Records, Snapshotter, open};
+pub(crate) use records::{Snapshotter, open};
 
 use std::path::PathBuf;
 

@@ -29,6 +29,8 @@ const LOWER: u64 = 64 << 10;
 pub(super) struct Overlay2 {
     name: &'static str,
     dialect: Dialect,
+    /// Whether layers may be images of composefs, as podman's.
+    may_be_composefs: bool,
 }
 
 impl Overlay2 {
@@ -37,6 +39,7 @@ impl Overlay2 {
         Self {
             name: "overlay2",
             dialect: kernel_dialect(owner),
+            may_be_composefs: false,
         }
     }
 
@@ -45,6 +48,7 @@ impl Overlay2 {
         Self {
             name: "fuse-overlayfs",
             dialect: Dialect::ALL,
+            may_be_composefs: false,
         }
     }
 
@@ -57,6 +61,7 @@ impl Overlay2 {
             } else {
                 kernel_dialect(owner)
             },
+            may_be_composefs: true,
         }
     }
 
@@ -113,6 +118,10 @@ impl Driver for Overlay2 {
         parent: Option<&LayerDir>,
     ) -> Result<LayerDir> {
         let dir = root.layer_dir(self.path(id, "diff"))?;
+        if self.may_be_composefs && root.exists(self.path(id, "composefs-data"))? {
+            let path = root.full(self.path(id, "composefs-data"));
+            return Err(Error::Composefs { path });
+        }
         let link = self.link(root, id)?;
         let file = self.path(id, "lower");
         let lower = root.read(&file, LOWER)?;

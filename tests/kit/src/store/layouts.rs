@@ -97,7 +97,15 @@ impl Layout {
                 }
             }
         }
+        layers.push(json!({"id": layout.mount_id, "parent": layout.ids[2]}));
         fs::write(layer_dir.join("layers.json"), json!(layers).to_string()).unwrap();
+        let containers = root.join(format!("{driver}-containers"));
+        fs::create_dir(&containers).unwrap();
+        let container = json!([{
+            "id": layout.store.sample.container, "names": ["web"], "image": images[0].id.hex(),
+            "layer": layout.mount_id, "metadata": "{}", "created": "2026-11-24T11:35:42.249742915Z",
+        }]);
+        fs::write(containers.join("containers.json"), container.to_string()).unwrap();
         let records = images.iter().map(image_record).collect();
         let records = Value::Array(records).to_string();
         fs::write(image_dir.join("images.json"), records).unwrap();
@@ -111,10 +119,11 @@ impl Layout {
     fn podman_dirs(&self, driver: &str) {
         let root = &self.store.root;
         let from = root.join("overlay2");
-        for id in [self.mount_id.clone(), format!("{}-init", self.mount_id)] {
-            fs::remove_dir_all(from.join(id)).unwrap();
-        }
+        fs::remove_dir_all(from.join(format!("{}-init", self.mount_id))).unwrap();
         if driver == "overlay" {
+            let text = |file: &str| fs::read_to_string(from.join(&self.ids[2]).join(file)).unwrap();
+            let lower = format!("l/{}:{}", text("link"), text("lower"));
+            fs::write(from.join(&self.mount_id).join("lower"), lower).unwrap();
             fs::write(from.join(".has-mount-program"), "false").unwrap();
             return fs::rename(&from, root.join("overlay")).unwrap();
         }

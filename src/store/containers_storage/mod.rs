@@ -1,23 +1,34 @@
-//! The records of podman's, buildah's and skopeo's store (containers/storage): which
-//! images there are, which layers they have.
+//! The records of podman's, buildah's, skopeo's and CRI-O's store (containers/storage): which
+//! images there are, which layers they have, which containers lie on them.
 //!
 //! ```text
-//! <driver>-images/images.json           [{"id", "names", "layer"}]
-//! <driver>-images/<id>/=<base64(key)>   the configuration, key `sha256:<id>`
-//! <driver>-layers/layers.json           [{"id", "parent", "diff-digest", "diff-size"}]
-//! <driver>-layers/volatile-layers.json  more of them; may be absent
-//! <driver>-layers/<id>.tar-split.gz     as Docker's
+//! <driver>-images/images.json                   [{"id", "names", "layer"}]
+//! <driver>-images/<id>/=<base64(key)>           the configuration, key `sha256:<id>`
+//! <driver>-layers/layers.json                   [{"id", "parent", "diff-digest", "diff-size"}]
+//! <driver>-layers/volatile-layers.json          more of them; may be absent
+//! <driver>-layers/<id>.tar-split.gz             as Docker's
+//! <driver>-containers/containers.json           [{"id", "names", "image", "layer"}]
+//! <driver>-containers/volatile-containers.json  more of them; may be absent
 //! ```
-//! (containers/storage, images.go and layers.go; docs/containers-storage-layers.md.) A
-//! layer's ID is not a digest of anything; the directories are those of overlay2 and vfs.
+//! (containers/storage, images.go, layers.go and containers.go; docs/containers-storage-layers.md.) A
+//! layer's ID is not a digest of anything; the directories are those of overlay2 and vfs. Images may lie
+//! on layers of additional stores (`additionalimagestores` of storage.conf), which are stores like this
+//! one in other roots.
+
+mod containers;
+mod layers;
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
+use self::containers::RawContainer;
+use self::layers::{Layers, RawLayer};
 use super::confined_dir::ConfinedDir;
 use super::error::{Error, Result};
 use super::layerdb::{CacheId, Record};
@@ -36,62 +47,71 @@ struct RawImage {
     layer: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
-struct RawLayer {
-    id: String,
-    parent: Option<String>,
-    #[serde(rename = "diff-digest")]
-    diff_digest: Option<String>,
-    #[serde(rename = "diff-size")]
-    diff_size: Option<u64>,
-}
-
 /// What the records say; single bad ones are only errors when they are used.
 #[derive(Debug)]
 pub(crate) struct Records {
+    root: Arc<ConfinedDir>,
+    driver: String,
     images_json: PathBuf,
-    layers_json: PathBuf,
-    /// Both below the root.
+    /// Below the root.
     images_dir: PathBuf,
-    layers_dir: PathBuf,
     /// As in the file; of records with one ID, and of images with one name, the last counts.
     images: Vec<(Digest, RawImage)>,
     by_id: HashMap<Digest, usize>,
-    layers: HashMap<String, RawLayer>,
+    /// Those of this store, then those of stores that its images may lie on.
+    layers: Vec<Arc<Layers>>,
+    /// Read when they are first asked for.
+    containers: OnceLock<Vec<RawContainer>>,
 }
 
 impl Records {
     /// Reads the records of a driver; `None` if the root has none.
-    pub(crate) fn open(root: &ConfinedDir, driver: &str) -> Result<Option<Self>> {
+    pub(crate) fn open(root: &Arc<ConfinedDir>, driver: &str) -> Result<Option<Self>> {
         let images_dir = PathBuf::from(format!("{driver}-images"));
-        let layers_dir = PathBuf::from(format!("{driver}-layers"));
         let images_json = images_dir.join("images.json");
-        let Some(bytes) = root.read(&images_json, LIMIT)? else {
+        let Some(images) = list::<RawImage>(root, &images_json)? else {
             return Ok(None);
         };
-        let images: Option<Vec<RawImage>> = json::parse(&root.full(&images_json), &bytes)?;
-        let images = images.into_iter().flatten();
+        let images = images.into_iter();
         let images = images.filter_map(|image| Some((Digest::from_hex(&image.id)?, image)));
         let images: Vec<(Digest, RawImage)> = images.collect();
-        let mut layers = HashMap::new();
-        for name in ["layers.json", "volatile-layers.json"] {
-            let file = layers_dir.join(name);
-            let Some(bytes) = root.read(&file, LIMIT)? else {
-                continue;
-            };
-            let more: Option<Vec<RawLayer>> = json::parse(&root.full(&file), &bytes)?;
-            let more = more.into_iter().flatten();
-            layers.extend(more.map(|layer| (layer.id.clone(), layer)));
-        }
         Ok(Some(Self {
+            root: root.clone(),
+            driver: driver.to_owned(),
             images_json: root.full(images_json),
-            layers_json: root.full(layers_dir.join("layers.json")),
             images_dir,
-            layers_dir,
             by_id: images.iter().map(|(id, _)| *id).zip(0..).collect(),
             images,
-            layers,
+            layers: vec![Arc::new(Layers::read(root, driver)?)],
+            containers: OnceLock::new(),
         }))
+    }
+
+    /// Lets images lie on layers of these other stores of podman's, where they have the same driver.
+    pub(crate) fn add_layers_of<'r>(&mut self, others: impl Iterator<Item = &'r LayerList>) {
+        for other in others.filter(|other| other.driver == self.driver) {
+            if !self
+                .layers
+                .iter()
+                .any(|own| Arc::ptr_eq(own, &other.layers))
+            {
+                self.layers.push(other.layers.clone());
+            }
+        }
+    }
+
+    /// What other stores need to lie on the layers of this one.
+    pub(crate) fn layer_list(&self) -> Option<LayerList> {
+        let layers = self.layers.first()?.clone();
+        let driver = self.driver.clone();
+        Some(LayerList { driver, layers })
+    }
+
+    /// The root that a layer's directory and tar-split are in.
+    pub(crate) fn root_of(&self, id: &CacheId) -> &Arc<ConfinedDir> {
+        let mut lists = self.layers.iter();
+        let found = lists.find(|layers| layers.get(id.as_str()).is_some());
+        found.map_or(&self.root, |layers| layers.root())
     }
 
     /// The IDs of all images, sorted. What has no digest for an ID is none.
@@ -129,13 +149,18 @@ impl Records {
 
     /// Where a layer's tar-split is, below the root.
     pub(crate) fn tar_split(&self, id: &CacheId) -> PathBuf {
-        self.layers_dir.join(format!("{id}.tar-split.gz"))
+        layers::dir(&self.driver).join(format!("{id}.tar-split.gz"))
     }
 
     /// The records of an image's layers, base first; they must have these diff IDs.
     pub(crate) fn layers(&self, id: &Digest, diffs: &[Digest]) -> Result<Vec<Record>> {
         let image = self.by_id.get(id).and_then(|at| self.images.get(*at));
         let top = image.and_then(|(_, image)| image.layer.as_deref());
+        self.records(id, &self.chain_from(top)?, diffs)
+    }
+
+    /// A layer and all below it, base first.
+    fn chain_from(&self, top: Option<&str>) -> Result<Vec<&RawLayer>> {
         let mut below = Vec::new();
         let mut seen = HashSet::new();
         let mut next = top.filter(|id| !id.is_empty());
@@ -154,15 +179,25 @@ impl Records {
             next = record.parent.as_deref().filter(|id| !id.is_empty());
         }
         below.reverse();
-        if below.len() != diffs.len() {
+        Ok(below)
+    }
+
+    /// The records of layers, base first, which must be those of an image with these diff IDs.
+    fn records(
+        &self,
+        image: &Digest,
+        layers: &[&RawLayer],
+        diffs: &[Digest],
+    ) -> Result<Vec<Record>> {
+        if layers.len() != diffs.len() {
             return Err(self.mismatch(
-                format!("{} layers for image {}", below.len(), id.short()),
+                format!("{} layers for image {}", layers.len(), image.short()),
                 &diffs.len().to_string(),
             ));
         }
         let mut parent = None;
         let mut records = Vec::with_capacity(diffs.len());
-        for (layer, diff) in below.iter().zip(diffs) {
+        for (layer, diff) in layers.iter().zip(diffs) {
             let record = self.record(layer, parent, diff)?;
             parent = Some(record.chain_id);
             records.push(record);
@@ -171,17 +206,20 @@ impl Records {
     }
 
     fn layer(&self, id: &str) -> Result<&RawLayer> {
-        self.layers.get(id).ok_or_else(|| {
+        let mut lists = self.layers.iter();
+        lists.find_map(|layers| layers.get(id)).ok_or_else(|| {
             let id = excerpt(id.as_bytes());
             self.mismatch("no such layer".to_owned(), &format!("layer {id}"))
         })
     }
 
+    fn layers_json(&self) -> PathBuf {
+        self.root
+            .full(layers::dir(&self.driver).join("layers.json"))
+    }
+
     fn record(&self, layer: &RawLayer, parent: Option<Digest>, diff: &Digest) -> Result<Record> {
-        let cache_id = CacheId::parse(layer.id.as_bytes()).ok_or_else(|| Error::BadCacheId {
-            path: self.layers_json.clone(),
-            found: excerpt(layer.id.as_bytes()),
-        })?;
+        let cache_id = self.cache_id(layer)?;
         let stated = layer.diff_digest.as_deref();
         if stated.and_then(Digest::parse) != Some(*diff) {
             let stated = stated.map_or("nothing".to_owned(), |s| excerpt(s.as_bytes()));
@@ -199,11 +237,34 @@ impl Records {
         })
     }
 
+    fn cache_id(&self, layer: &RawLayer) -> Result<CacheId> {
+        CacheId::parse(layer.id.as_bytes()).ok_or_else(|| Error::BadCacheId {
+            path: self.layers_json(),
+            found: excerpt(layer.id.as_bytes()),
+        })
+    }
+
     fn mismatch(&self, found: String, expected: &str) -> Error {
         Error::ChainMismatch {
-            path: self.layers_json.clone(),
+            path: self.layers_json(),
             found,
             expected: expected.to_owned(),
         }
     }
+}
+
+/// The layers of a store, for others.
+#[derive(Clone, Debug)]
+pub(crate) struct LayerList {
+    driver: String,
+    layers: Arc<Layers>,
+}
+
+/// A file with a list of records; `None` where there is no such file.
+fn list<T: DeserializeOwned>(root: &ConfinedDir, file: &Path) -> Result<Option<Vec<T>>> {
+    let Some(bytes) = root.read(file, LIMIT)? else {
+        return Ok(None);
+    };
+    let records: Option<Vec<T>> = json::parse(&root.full(file), &bytes)?;
+    Ok(Some(records.unwrap_or_default()))
 }

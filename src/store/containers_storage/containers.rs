@@ -1,0 +1,112 @@
+//! Containers of podman, buildah and CRI-O: a layer that is written to, on those of an image.
+//!
+//! The topmost layer of the image may be a copy with other owners, which podman makes for containers
+//! with user namespaces: the records below a container's own layer say which layers those are.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{RawLayer, Records, list};
+use crate::oci::Digest;
+use crate::store::error::{Error, Result};
+use crate::store::imagedb;
+use crate::store::layerdb::CacheId;
+use crate::store::records::ContainerLayers;
+
+/// A record of a container.
+#[derive(Debug, Deserialize)]
+pub(super) struct RawContainer {
+    id: String,
+    names: Option<Vec<String>>,
+    image: Option<String>,
+    layer: Option<String>,
+}
+
+impl Records {
+    /// As in the files; of records with one ID the last counts.
+    fn all_containers(&self) -> Result<&[RawContainer]> {
+        if let Some(containers) = self.containers.get() {
+            return Ok(containers);
+        }
+        let dir = format!("{}-containers", self.driver);
+        let mut containers = Vec::new();
+        for name in ["containers.json", "volatile-containers.json"] {
+            containers.extend(
+                list(&self.root, &Path::new(&dir).join(name))?
+                    .into_iter()
+                    .flatten(),
+            );
+        }
+        Ok(self.containers.get_or_init(|| containers))
+    }
+
+    /// The IDs of the containers, sorted. What is not one plain path component is left out.
+    ///
+    /// # Errors
+    /// Those of reading the files.
+    pub(crate) fn containers(&self) -> Result<Vec<CacheId>> {
+        let containers = self.all_containers()?.iter();
+        let ids = containers.filter_map(|container| CacheId::parse(container.id.as_bytes()));
+        let mut ids: Vec<CacheId> = ids.collect();
+        ids.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        ids.dedup();
+        Ok(ids)
+    }
+
+    fn raw_container(&self, id: &CacheId) -> Result<Option<&RawContainer>> {
+        let mut containers = self.all_containers()?.iter().rev();
+        Ok(containers.find(|container| container.id == id.as_str()))
+    }
+
+    /// The names of a container.
+    ///
+    /// # Errors
+    /// As [`Records::containers`].
+    pub(crate) fn container_names(&self, id: &CacheId) -> Result<Vec<&str>> {
+        let container = self.raw_container(id)?;
+        let names = container.and_then(|container| container.names.as_ref());
+        Ok(names.into_iter().flatten().map(String::as_str).collect())
+    }
+
+    /// The layers of a container.
+    ///
+    /// # Errors
+    /// [`Error::UnknownContainer`], [`Error::ChainMismatch`] where its layers are not those of its image,
+    /// and those of reading the files.
+    pub(crate) fn container(&self, id: &CacheId) -> Result<ContainerLayers> {
+        let container = self.raw_container(id)?;
+        let container = container.ok_or_else(|| Error::UnknownContainer {
+            name: id.to_string(),
+            searched: vec![self.root.path().to_owned()],
+        })?;
+        let mut chain = self.chain_from(container.layer.as_deref())?;
+        let own = chain.pop();
+        let own = own.ok_or_else(|| self.mismatch("no layer".to_owned(), "one of its own"))?;
+        let own = self.cache_id(own)?;
+        let image = container.image.as_deref().and_then(Digest::from_hex);
+        let layers = match &image {
+            Some(image) if self.contains(image) => {
+                let path = self.config_path(image);
+                let config = imagedb::config_at(&self.root, &path, image)?;
+                self.records(image, &chain, &config.diff_ids)?
+            }
+            // It lies on nothing, or its image is in an additional store, or gone while its layers stayed.
+            _ => self.records(&Digest::of(b""), &chain, &self.diffs(&chain)?)?,
+        };
+        Ok(ContainerLayers {
+            own,
+            init: None,
+            image,
+            layers,
+        })
+    }
+
+    fn diffs(&self, layers: &[&RawLayer]) -> Result<Vec<Digest>> {
+        let diff = |layer: &&RawLayer| {
+            let stated = layer.diff_digest.as_deref().and_then(Digest::parse);
+            stated.ok_or_else(|| self.mismatch("no diff-digest".to_owned(), "one of each layer"))
+        };
+        layers.iter().map(diff).collect()
+    }
+}

@@ -1,0 +1,242 @@
+//! Containers of podman, and images on layers of its additional stores, made by podman itself: mounted,
+//! compared with what podman shows, exported, committed, written in place.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use rustix::mount::UnmountFlags;
+use testkit::home::{Home, Outcome};
+use testkit::need;
+use testkit::need::{Needed, can_mount, has_tools};
+
+/// podman with stores in a home, which storage.conf names.
+struct Podman {
+    home: Home,
+    driver: &'static str,
+}
+
+impl Podman {
+    /// With the image `app:1` of two layers in its store.
+    fn start(driver: &'static str) -> Needed<Self> {
+        can_mount()?;
+        has_tools(&["podman", "busybox"])?;
+        let home = Home::new();
+        home.dirs(&["mnt", "base/etc", "more"]);
+        let podman = Self { home, driver };
+        podman.conf("storage.conf", "store", &[]);
+        podman.shell(
+            "cp $(command -v busybox) base/busybox
+            echo one > base/etc/one; echo two > base/etc/two; mkdir base/dir; echo in > base/dir/in
+            tar -C base -cf base.tar .
+            podman import -q base.tar localhost/base:1
+            id=$(podman create localhost/base:1 /busybox)
+            m=$(podman mount $id); rm $m/etc/two; echo three > $m/etc/three; podman umount $id
+            podman commit -q $id localhost/app:1; podman rm $id",
+        );
+        Ok(podman)
+    }
+
+    /// Writes a storage.conf for the store `name`, with additional stores.
+    fn conf(&self, file: &str, name: &str, additional: &[&str]) {
+        let additional: Vec<String> = additional.iter().map(|name| self.home.text(name)).collect();
+        let text = format!(
+            "[storage]\ndriver = {:?}\ngraphroot = {:?}\nrunroot = {:?}\n[storage.options]\n\
+             additionalimagestores = {additional:?}\n",
+            self.driver,
+            self.home.text(name),
+            self.home.text(&format!("{name}-run")),
+        );
+        fs::write(self.home.path(file), text).unwrap();
+    }
+
+    /// Runs a script, which knows podman with these stores; its output.
+    fn shell(&self, script: &str) -> String {
+        self.shell_with("storage.conf", script)
+    }
+
+    fn shell_with(&self, conf: &str, script: &str) -> String {
+        let mut command = self.home.command("sh");
+        command.env("CONTAINERS_STORAGE_CONF", self.home.path(conf));
+        let output = command.args(["-e", "-c", script]).output().unwrap();
+        assert!(output.status.success(), "{script}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn run(&self, args: &[&str]) -> Outcome {
+        let mut command = self.home.command(testkit::program());
+        command.env("CONTAINERS_STORAGE_CONF", self.home.path("storage.conf"));
+        command.args(args).output().unwrap().into()
+    }
+
+    /// What a directory has: the names of all files and what is in them.
+    fn tree(&self, dir: &str) -> String {
+        self.shell(&format!(
+            "cd {dir}; find . -printf '%p %y %m %U:%G %s\\n' | sort; find . -type f | sort | xargs sha256sum"
+        ))
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        // After a failed test; and containers/storage bind-mounts its directories on themselves.
+        for line in self.home.mounts().iter().rev() {
+            let _ = rustix::mount::unmount(line.as_str(), UnmountFlags::DETACH);
+        }
+        for store in ["store", "shared"] {
+            let dir = self.home.path(store).join(self.driver);
+            let _ = rustix::mount::unmount(dir, UnmountFlags::DETACH);
+        }
+    }
+}
+
+fn lines(text: &str) -> BTreeSet<&str> {
+    text.lines().collect()
+}
+
+#[test]
+fn podmans_containers_are_what_podman_shows() {
+    for driver in ["overlay", "vfs"] {
+        let podman = need!(Podman::start(driver));
+        let home = &podman.home;
+        let changes =
+            "rm -r $m/dir $m/etc/one; echo new > $m/new; mkdir $m/dir; echo x > $m/dir/other";
+        let id = podman.shell("podman create --name web localhost/app:1 /busybox");
+        let id = id.trim();
+        let merged = podman.shell(&format!(
+            "m=$(podman mount web); {changes}; cp -a $m shown; podman umount web >/dev/null; echo $m"
+        ));
+        let shown = podman.tree("shown");
+        for name in ["web", id, &id[..12]] {
+            podman
+                .run(&["mount", "-r", "--container", name, "mnt"])
+                .ok();
+            assert_eq!(podman.tree("mnt"), shown, "{driver} {name}");
+            home.run(["umount", "mnt"]).ok();
+        }
+        podman
+            .run(&["diff", "nothing"])
+            .failed(1, &["no container", "nothing"]);
+        podman.run(&["export", "-q", "-o", "ours.tar", "web"]).ok();
+        podman.shell("mkdir ours; tar -C ours -xf ours.tar");
+        assert_eq!(podman.tree("ours"), shown, "{driver}");
+        if driver == "vfs" {
+            podman.run(&["diff", "web"]).failed(1, &["whole tree"]);
+            podman
+                .run(&["mount", "--container", "web", "--in-place", "mnt"])
+                .failed(1, &["cannot be written in place"]);
+            continue;
+        }
+        // Podman says of a directory that was made anew that it was deleted.
+        let theirs = podman.shell("podman diff web");
+        let ours = podman.run(&["diff", "web"]).ok();
+        let expected = "C /dir\nA /dir/other\nC /etc\nD /etc/one\nA /new\nD /dir/in\n";
+        assert_eq!(lines(&ours), lines(expected));
+        let elsewhere = |text| -> BTreeSet<&str> {
+            let mut lines = lines(text);
+            lines.retain(|line| !line.contains("/dir"));
+            lines
+        };
+        assert_eq!(elsewhere(&theirs), elsewhere(expected));
+        podman.run(&["commit", "-q", "web", "made:1"]).ok();
+        home.run(["verify", "made:1"]).ok_with_progress();
+        home.run(["mount", "-r", "made:1", "mnt"]).ok();
+        assert_eq!(podman.tree("mnt"), shown);
+        home.run(["umount", "mnt"]).ok();
+        // While podman has it mounted it is not written to.
+        podman.shell("podman mount web");
+        let in_place = ["mount", "--container", "web", "--in-place", "mnt"];
+        podman.run(&in_place).failed(1, &["is running"]);
+        podman.shell("podman umount web");
+        assert!(!merged.trim().is_empty());
+        podman.run(&in_place).ok();
+        podman.shell("echo ours > mnt/ours; rm mnt/new");
+        home.run(["umount", "mnt"]).ok();
+        let seen = podman.shell("m=$(podman mount web); cat $m/ours; ls $m; podman umount web");
+        assert!(
+            seen.starts_with("ours\n") && !seen.contains("new\n"),
+            "{seen}"
+        );
+        // What is damaged is named.
+        let records = home.path("store/overlay-containers/containers.json");
+        let good = fs::read_to_string(&records).unwrap();
+        for (bad, words) in [
+            (
+                good.replace("\"layer\":\"", "\"layer\":\"0"),
+                ["layers.json", "no such layer"],
+            ),
+            (
+                good.replace("\"layer\":", "\"none\":"),
+                ["layers.json", "no layer"],
+            ),
+            ("[".to_owned(), ["containers.json", "line 1"]),
+        ] {
+            assert_ne!(bad, good);
+            fs::write(&records, bad).unwrap();
+            podman.run(&["diff", "web"]).failed(1, &words);
+        }
+    }
+}
+
+/// A store of images for all, which one's own storage.conf names: its images are found, and images and
+/// containers of one's own lie on its layers.
+#[test]
+fn images_of_additional_stores_and_on_their_layers() {
+    for driver in ["overlay", "vfs"] {
+        let podman = need!(Podman::start(driver));
+        let home = &podman.home;
+        podman.conf("shared.conf", "shared", &[]);
+        podman.shell_with(
+            "shared.conf",
+            "echo shared > base/shared; tar -C base -cf shared.tar .
+            podman import -q shared.tar localhost/shared:1",
+        );
+        podman.conf("storage.conf", "store", &["shared"]);
+        podman.shell(
+            "podman create --name on-shared localhost/shared:1 /busybox
+            m=$(podman mount on-shared); echo mine > $m/mine; cp -a $m shown; podman umount on-shared
+            podman commit -q on-shared localhost/derived:1",
+        );
+        let shown = podman.tree("shown");
+        let images = podman.run(&["images"]).ok();
+        for name in ["localhost/shared", "localhost/derived", "localhost/app"] {
+            assert!(images.contains(name), "{driver} {name}: {images}");
+        }
+        podman.run(&["mount", "-r", "derived:1", "mnt"]).ok();
+        assert_eq!(podman.tree("mnt"), shown, "{driver}");
+        home.run(["umount", "mnt"]).ok();
+        podman
+            .run(&["mount", "-r", "--container", "on-shared", "mnt"])
+            .ok();
+        assert_eq!(podman.tree("mnt"), shown, "{driver}");
+        home.run(["umount", "mnt"]).ok();
+        let verified = podman.run(&["verify", "derived:1"]);
+        assert_eq!(verified.code, Some(0), "{driver} {verified:?}");
+        podman
+            .run(&["save", "-q", "-o", "derived.tar", "derived:1"])
+            .ok();
+        home.run(["load", "-q", "-i", "derived.tar"]).ok();
+        if driver == "overlay" {
+            podman.run(&["commit", "-q", "on-shared", "made:1"]).ok();
+            home.run(["mount", "-r", "made:1", "mnt"]).ok();
+            assert_eq!(podman.tree("mnt"), shown, "{driver}");
+            home.run(["umount", "mnt"]).ok();
+        }
+        // Without the other store the message says which layer is missing.
+        let root = home.text("store");
+        podman
+            .run(&["--root", &root, "mount", "-r", "derived:1", "mnt"])
+            .failed(1, &["layers.json", "no such layer"]);
+    }
+}
+
+#[test]
+fn a_storage_conf_that_is_damaged_is_named_and_passed_over() {
+    let podman = need!(Podman::start("overlay"));
+    fs::write(podman.home.path("storage.conf"), "[storage\n").unwrap();
+    podman.home.dirs(&["base2"]);
+    podman.home.run(["import", "-q", "base", "own:1"]).ok();
+    let listed = podman.run(&["images"]);
+    assert_eq!(listed.code, Some(0), "{listed:?}");
+    assert!(listed.stdout.contains("own"), "{listed:?}");
+    assert!(listed.stderr.contains("storage.conf"), "{listed:?}");
+}
