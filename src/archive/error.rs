@@ -35,6 +35,26 @@ pub enum Error {
         /// The archive.
         archive: String,
     },
+    /// It holds something else than images.
+    #[error(
+        "{archive} has no image: it holds {kind}; get that with the tool that made it, such as helm, oras or cosign"
+    )]
+    NoImage {
+        /// The archive.
+        archive: String,
+        /// What it holds.
+        kind: String,
+    },
+    /// It has not the image, or not only the one, that was asked for.
+    #[error("{archive} has {wanted}; there are: {offered}")]
+    NoReference {
+        /// The archive.
+        archive: String,
+        /// What was asked for.
+        wanted: String,
+        /// What the archive calls its images.
+        offered: String,
+    },
     /// Something it names is not in it.
     #[error("{archive}: {entry} is listed but missing; the archive is incomplete")]
     Missing {

@@ -4,11 +4,10 @@ use serde::Serialize;
 
 use super::Progress;
 use super::blob::{Hashing, Pipeline};
+use super::contents::{Contents, Incoming, LayerBlob, Wanted, contents};
 use super::error::{Error, Result};
-use super::manifest::{Incoming, LayerBlob, images};
 use super::source::Source;
 use crate::layer_tar::{self, Limits, Unpacked};
-use crate::oci::platform::Platform;
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, Reference, chain_id};
 use crate::store::writable::{Exclusive, ImportTransaction, StagedLayer};
@@ -43,11 +42,27 @@ pub fn load(
     wanted: &Wanted<'_>,
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Vec<Loaded>> {
-    let mut incoming = images(source, wanted.platform)?;
+    let contents = contents(source, wanted)?;
+    load_contents(store, source, contents, names, &wanted.limits, progress)
+}
+
+/// As [`load`], of contents that were looked at before.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_contents(
+    store: &Exclusive<'_>,
+    source: &Source,
+    contents: Contents,
+    names: &[Reference],
+    limits: &Limits,
+    progress: &(dyn Fn(Progress<'_>) + Sync),
+) -> Result<Vec<Loaded>> {
+    let mut incoming = contents.images;
     if !names.is_empty() {
         let [only] = incoming.as_mut_slice() else {
             let what = format!(
-                "has {} images: a name can be given to one only",
+                "has {} images: a name can be given to one only; choose it with --ref",
                 incoming.len()
             );
             return Err(Error::entry(source.name(), "the archive", what));
@@ -57,7 +72,7 @@ pub fn load(
     let archive = Archive {
         store,
         source,
-        limits: &wanted.limits,
+        limits,
         progress,
     };
     let mut intake = store.begin_import();
@@ -96,16 +111,6 @@ pub fn take(
     loaded.names = names.iter().map(Reference::key).collect();
     intake.finish(names.iter().map(|name| (name, loaded.id)))?;
     Ok(loaded)
-}
-
-/// What is taken of an archive.
-#[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
-pub struct Wanted<'p> {
-    /// What may be expanded.
-    pub limits: Limits,
-    /// Images for this platform; `None`: for this machine.
-    pub platform: Option<&'p Platform>,
 }
 
 /// An archive, and the store that takes its images in.

@@ -1,13 +1,15 @@
 //! Image archives: into a store of ours and out of any (`unionfs load`, `import` and `save`).
 //!
 //! ```text
-//!  file, stdin, directory ──source──► named blobs ──manifest──► images: configuration, names,
+//!  file, stdin, directory ──source──► named blobs ──contents──► images: configuration, names,
 //!                                                                layers (where, which digest)
+//!                                                               artifacts, which are left out
 //!  layer ──blob──► hashed, decompressed ──layer_tar::unpack──► a staged layer ──► a layer
 //!  image ──save──► tar: layers rebuilt byte for byte, configuration, manifests
 //! ```
 //! Read are `docker save` archives (old ones, with `<id>/layer.tar`, and OCI-style ones),
-//! OCI layouts as directories and tars, and what podman and skopeo write of both kinds.
+//! OCI layouts as directories and tars, `dir:` directories, and what podman and skopeo write of
+//! these kinds.
 //! Everything is hostile: names are looked up in an index and never become paths outside,
 //! sizes are bounded, every digest that is declared is compared, and images get their names
 //! only after all that is in the archive is there.
@@ -46,18 +48,23 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub(crate) mod artifact;
 mod blob;
+mod contents;
+mod docker_archive;
+mod entries;
 mod error;
 mod import;
+mod layout;
 mod load;
-mod manifest;
 mod save;
 mod source;
 
+pub use artifact::Artifact;
+pub use contents::{Contents, Incoming, LayerBlob, Wanted, contents, find, images};
 pub use error::{Error, Result};
 pub use import::{Import, fill_from_tar, import};
-pub use load::{Loaded, Wanted, load, take};
-pub use manifest::{Incoming, LayerBlob, images};
+pub use load::{Loaded, load, load_contents, take};
 pub use save::{Format, Outgoing, save};
 
 pub use source::Source;

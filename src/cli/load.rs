@@ -6,21 +6,26 @@ use super::command_sandbox::{Input, SandboxArgs};
 use super::layer_progress::Transfer;
 use super::output::{print, print_json};
 use super::{own_store, warn};
-use unionfs::archive::{Source, Wanted, load};
+use unionfs::archive::{Source, Wanted, contents, load_contents};
 use unionfs::layer_tar::Limits;
 use unionfs::oci::Platform;
 
 /// Load images from an archive into the own store
 ///
-/// The archive may come from `docker save`, `podman save` or skopeo, or be an OCI layout as a tar or
-/// a directory. It may be compressed with gzip or zstd. Every digest is checked. All images of an
+/// The archive may come from `docker save`, `podman save` or skopeo, be an OCI layout as a tar or a
+/// directory, or a directory of skopeo's kind `dir:`. It may be compressed with gzip or zstd. Every digest is checked. All images of an
 /// archive appear at the same time; if one of them is damaged, none appears.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs load -i myapp.tar
   docker save myapp:2 | unionfs load
-  unionfs load -i oci-layout-directory --tag myapp:2
+  unionfs load -i layout                      all images, named layout:TAG
+  unionfs load -i layout --ref v2 --tag myapp:2
+
+In an OCI layout an image often has only a tag. Then its name is the layout's file name and that tag,
+as umoci and skopeo call it (layout:v2). Signatures, SBOMs and other artifacts are left out with a
+line for each.
 
 From an index with several platforms, the image for this machine or for --platform is loaded: on
 arm the newest variant that runs (v7, v6, v5), on other machines the image without a variant first.
@@ -33,6 +38,10 @@ pub(super) struct Args {
     /// Give the image this name instead of the names in the archive; may be repeated
     #[arg(long, value_name = "NAME")]
     tag: Vec<String>,
+    /// Load only the image that the archive calls so: its tag in a layout, its name, or @N, its number
+    /// from 0 on; may be repeated
+    #[arg(long = "ref", value_name = "REF")]
+    references: Vec<String>,
     /// Load the image for this platform: os/architecture[/variant]
     #[arg(long, value_name = "PLATFORM", value_parser = own_store::platform)]
     platform: Option<Platform>,
@@ -53,6 +62,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let names = args.tag.iter().map(|name| own_store::new_name(name));
     let names = names.collect::<anyhow::Result<Vec<_>>>()?;
     let mut cage = args.sandbox.cage("load")?;
+    let repository = args.input.as_deref().and_then(repository);
     let path = args.input.as_deref();
     let store = own_store::open(root)?;
     let typed = "an archive is not typed: give -i ARCHIVE or a pipe";
@@ -74,9 +84,28 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let mut wanted = Wanted::default();
     wanted.limits = limits;
     wanted.platform = args.platform.as_ref();
-    let loaded = load(&store, &source, &names, &wanted, &|step| {
+    wanted.references = &args.references;
+    wanted.repository = repository.as_deref();
+    let contents = contents(&source, &wanted)?;
+    for artifact in &contents.artifacts {
+        warn(format_args!("{artifact} is no image and left out"));
+    }
+    let nameless = contents
+        .images
+        .iter()
+        .filter(|image| image.names.is_empty());
+    let tags = nameless
+        .filter(|_| names.is_empty())
+        .flat_map(|image| &image.references);
+    let tags: Vec<String> = tags.cloned().collect();
+    let loaded = load_contents(&store, &source, contents, &names, &limits, &|step| {
         transfer.show(step);
     })?;
+    for tag in tags {
+        warn(format_args!(
+            "the image with the tag {tag:?} got no name: give it one with --ref {tag} --tag NAME"
+        ));
+    }
     let lost: u64 = loaded.iter().map(|image| image.lost_xattrs).sum();
     if lost > 0 {
         warn(format_args!(
@@ -97,4 +126,23 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         }
     }
     print(&text)
+}
+
+/// The repository of images that only have a tag: the archive's file name without what says its kind.
+fn repository(archive: &Path) -> Option<String> {
+    // `.` and `..` have none of their own.
+    let full = archive.canonicalize().ok()?;
+    let name = full.file_name()?.to_str()?.to_ascii_lowercase();
+    let kinds = [".gz", ".zst", ".xz", ".bz2", ".tar", ".tgz", ".oci"];
+    let mut stem = name.as_str();
+    while let Some(shorter) = kinds.iter().find_map(|kind| stem.strip_suffix(kind)) {
+        stem = shorter;
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let text: String = stem
+        .chars()
+        .map(|c| if allowed(c) { c } else { '-' })
+        .collect();
+    let text = text.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+    (!text.is_empty()).then(|| text.to_owned())
 }

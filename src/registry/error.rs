@@ -45,6 +45,16 @@ pub enum Error {
         /// What it says of ours.
         why: String,
     },
+    /// It is something else than an image.
+    #[error(
+        "{what} is no image: it is {kind}; get it with the tool that made it, such as helm, oras or cosign"
+    )]
+    NoImage {
+        /// The image's name.
+        what: String,
+        /// What it is.
+        kind: String,
+    },
     /// The registry has no such thing, or does not show it to this user.
     #[error(
         "{what}: the registry does not have it{message}; check the name, and that the user may see it"

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use crate::archive::artifact::{self, MediaTypes};
 use crate::oci::chain_id::MAX_LAYERS;
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, Platform, json};
@@ -101,13 +102,16 @@ pub(super) enum Document {
 struct RawDocument {
     schema_version: Option<u32>,
     media_type: Option<String>,
+    artifact_type: Option<String>,
     manifests: Option<Vec<RawEntry>>,
     config: Option<RawBlob>,
     layers: Option<Vec<RawBlob>>,
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct RawEntry {
+    artifact_type: Option<String>,
     digest: String,
     platform: Option<Platform>,
 }
@@ -166,6 +170,18 @@ pub(super) fn parse(
         (Some(entries), _) => choose(what, &entries, platform).map(Document::Index),
         (None, Some(config)) => {
             let layers = raw.layers.unwrap_or_default();
+            let types: Vec<&str> = layers.iter().map(|blob| blob.media_type.as_str()).collect();
+            let types = MediaTypes {
+                artifact: raw.artifact_type.as_deref().unwrap_or_default(),
+                config: Some(&config.media_type),
+                layers: &types,
+            };
+            if let Some(kind) = types.no_image() {
+                return Err(Error::NoImage {
+                    what: what.to_owned(),
+                    kind,
+                });
+            }
             if layers.len() > MAX_LAYERS {
                 let why = format!("its manifest has more than {MAX_LAYERS} layers");
                 return Err(malformed(why));
@@ -199,6 +215,8 @@ fn digest(what: &str, text: &str) -> Result<Digest> {
 /// The entry that fits best, the first of equals.
 fn choose(what: &str, entries: &[RawEntry], wanted: &Platform) -> Result<Digest> {
     let considered = entries.iter().take(MAX_IMAGES);
+    let artifact = |entry: &RawEntry| entry.artifact_type.as_deref().map(artifact::kind);
+    let considered = considered.filter(|entry| artifact(entry).is_none());
     let fitting = considered.filter_map(|entry| {
         let suits = wanted.suits(entry.platform.as_ref()?)?;
         Some((suits, entry))
@@ -213,10 +231,20 @@ fn choose(what: &str, entries: &[RawEntry], wanted: &Platform) -> Result<Digest>
         RawEntry {
             digest: only,
             platform: None,
+            artifact_type: None,
         },
     ] = entries
     {
         return digest(what, only);
+    }
+    let mut kinds = entries.iter().map(artifact);
+    if let Some(Some(kind)) = kinds.next()
+        && kinds.all(|kind| kind.is_some())
+    {
+        return Err(Error::NoImage {
+            what: what.to_owned(),
+            kind: format!("an index of artifacts, {kind}"),
+        });
     }
     let offered: Vec<String> = entries
         .iter()

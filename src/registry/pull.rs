@@ -323,6 +323,7 @@ impl Fetched<'_> {
         self.layers(writable)?;
         let blobs = self.manifest.layers.iter();
         let incoming = Incoming {
+            references: Vec::new(),
             config: self.config.clone(),
             diff_ids: self.diff_ids.clone(),
             layers: blobs

@@ -48,7 +48,7 @@ fn home(tools: &[&str]) -> Needed<Home> {
     Ok(home)
 }
 
-fn shell(home: &Home, script: &str) -> String {
+pub(super) fn shell(home: &Home, script: &str) -> String {
     let output = home
         .command("sh")
         .args(["-e", "-c", script])

@@ -24,6 +24,7 @@ mod image_mounts;
 mod in_use;
 mod killed_intake;
 mod killed_store;
+mod layouts;
 mod lifecycle;
 mod mount_cost;
 mod odd_layers;

@@ -229,3 +229,48 @@ fn what_is_not_there_is_said_so() {
     run(&server.name("large:1")).ok();
     assert_eq!(id(&home, &home.text("own"), &server.name("large:1")), large);
 }
+
+#[test]
+fn what_is_no_image_is_called_what_it_is() {
+    need!(can_serve());
+    let home = home();
+    let server = Server::start(&home);
+    serve(&home, &server, "1", "app:1", &[]);
+    let (_, raw) = inspect(&server, "app:1");
+    let image: serde_json::Value = serde_json::from_str(&raw).unwrap();
+    let layer = &image["layers"][0];
+    let media = "application/vnd.oci.image.manifest.v1+json";
+    let put = |tag: &str, artifact: Option<&str>, config: &str, layer_media: &str| {
+        let mut config_blob = image["config"].clone();
+        config_blob["mediaType"] = serde_json::json!(config);
+        let mut layer = layer.clone();
+        layer["mediaType"] = serde_json::json!(layer_media);
+        let mut manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": media, "config": config_blob, "layers": [layer],
+        });
+        if let Some(artifact) = artifact {
+            manifest["artifactType"] = serde_json::json!(artifact);
+        }
+        server.put_manifest("app", tag, media, &manifest.to_string());
+    };
+    let helm = "application/vnd.cncf.helm.config.v1+json";
+    let chart = "application/vnd.cncf.helm.chart.content.v1.tar+gzip";
+    put("chart", None, helm, chart);
+    let config = "application/vnd.oci.image.config.v1+json";
+    let signature = "application/vnd.dev.cosign.simplesigning.v1+json";
+    put("signature", None, config, signature);
+    let empty = "application/vnd.oci.empty.v1+json";
+    put("oras", Some("application/vnd.example"), empty, "text/plain");
+    for (tag, kind) in [
+        (
+            "chart",
+            "a Helm chart (application/vnd.cncf.helm.config.v1+json)",
+        ),
+        ("signature", "a signature of cosign"),
+        ("oras", "an artifact (application/vnd.example)"),
+    ] {
+        let name = server.name(&format!("app:{tag}"));
+        let refused = home.run(["pull", "-q", &name]);
+        refused.failed(1, &["is no image: it is", kind, "oras"]);
+    }
+}

@@ -1,0 +1,305 @@
+//! What an archive holds: its images, all of them or those that are asked for, and what is none.
+
+use std::collections::HashMap;
+
+use super::artifact::Artifact;
+use super::docker_archive;
+use super::error::{Error, Result};
+use super::layout;
+use super::source::Source;
+use crate::layer_tar::Limits;
+use crate::oci::platform::Platform;
+use crate::oci::text::excerpt;
+use crate::oci::{Digest, Reference};
+
+/// Bytes that are read to know the images, at most: enough for all of them, as usual ones are.
+pub(super) const MAX_KNOWN: usize = 256 << 20;
+/// Of these a layer takes, and a name besides its text.
+const EACH: usize = 256;
+/// Names that a message lists.
+const SHOWN: usize = 20;
+
+/// An image that an archive offers.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Incoming {
+    /// Its configuration; the image ID is its SHA-256.
+    pub config: Vec<u8>,
+    /// The diff IDs of its layers, base first.
+    pub diff_ids: Vec<Digest>,
+    /// As many layers.
+    pub layers: Vec<LayerBlob>,
+    /// Names it asks for.
+    pub names: Vec<Reference>,
+    /// What the archive calls it: tags of a layout, as `oci:DIR:TAG` has them, or whole names.
+    pub references: Vec<String>,
+}
+
+/// Where a layer's tar is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LayerBlob {
+    /// The entry.
+    pub path: String,
+    /// What the entry, compressed as it is, must hash to; `None`: nothing says so.
+    pub digest: Option<Digest>,
+    /// Its length in bytes, where declared.
+    pub size: Option<u64>,
+}
+
+/// What is taken of an archive.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct Wanted<'p> {
+    /// What may be expanded.
+    pub limits: Limits,
+    /// Images for this platform; `None`: for this machine.
+    pub platform: Option<&'p Platform>,
+    /// Only the images that the archive calls so: a tag or name as it has it, or `@N`, its number from
+    /// 0 on. Empty: all.
+    pub references: &'p [String],
+    /// The repository of names for images of which a layout has only a tag: `app` gives `app:TAG`.
+    /// `None`: these get no name.
+    pub repository: Option<&'p str>,
+}
+
+/// What an archive holds.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Contents {
+    /// Images. No two of them ask for one name.
+    pub images: Vec<Incoming>,
+    /// What else is there.
+    pub artifacts: Vec<Artifact>,
+}
+
+/// What an archive holds of what is wanted.
+///
+/// # Errors
+/// [`Error::NoImage`] if there are artifacts only, [`Error::NoReference`] if something that was asked
+/// for is not there; others for what is no archive, is incomplete, or contradicts itself.
+pub fn contents(source: &Source, wanted: &Wanted<'_>) -> Result<Contents> {
+    let host = wanted.platform.is_none().then(Platform::host);
+    let Some(platform) = wanted.platform.or(host.as_ref()) else {
+        return Ok(Contents::default());
+    };
+    let mut found = Found::new(source, wanted);
+    match source.metadata("manifest.json")? {
+        Some(bytes) if bytes.trim_ascii_start().starts_with(b"{") => {
+            layout::directory(source, &bytes, platform, &mut found)?;
+        }
+        Some(bytes) => docker_archive::read(source, &bytes, &mut found)?,
+        None => match source.metadata("index.json")? {
+            Some(bytes) => layout::read(source, &bytes, platform, &mut found)?,
+            None => {
+                return Err(Error::NotAnArchive {
+                    archive: source.name().to_owned(),
+                });
+            }
+        },
+    }
+    found.finish()
+}
+
+/// Every image of an archive that is for `platform`; `None`: for this machine.
+///
+/// # Errors
+/// Those of [`contents`].
+pub fn images(source: &Source, platform: Option<&Platform>) -> Result<Vec<Incoming>> {
+    let wanted = Wanted {
+        platform,
+        ..Wanted::default()
+    };
+    Ok(contents(source, &wanted)?.images)
+}
+
+/// The one image that the archive calls so, as skopeo's `oci:DIR:REF` and `docker-archive:FILE:REF`
+/// mean it: a tag or name as the archive has it, or `@N`, its number from 0 on. `None`: the only image.
+///
+/// ```no_run
+/// # use unionfs::archive::{self, Source};
+/// # use unionfs::store::Writable;
+/// # let (dir, store) = (std::path::Path::new("layout"), Writable::open("own".as_ref())?);
+/// let source = Source::open(dir, &store.staging(), u64::MAX)?;
+/// let image = archive::find(&source, Some("v1"), None)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`Error::NoReference`], with what there is, if there is none or more than one; those of
+/// [`contents`].
+pub fn find(
+    source: &Source,
+    reference: Option<&str>,
+    platform: Option<&Platform>,
+) -> Result<Incoming> {
+    let references: Vec<String> = reference.iter().map(|&text| text.to_owned()).collect();
+    let wanted = Wanted {
+        platform,
+        references: &references,
+        ..Wanted::default()
+    };
+    let mut images = contents(source, &wanted)?.images;
+    match (images.len(), images.pop()) {
+        (1, Some(only)) => Ok(only),
+        (_, last) => Err(Error::NoReference {
+            archive: source.name().to_owned(),
+            wanted: match reference {
+                Some(text) => format!("more than one image {}", excerpt(text.as_bytes())),
+                None => format!("{} images", images.len() + last.iter().len()),
+            },
+            offered: offered(
+                images
+                    .iter()
+                    .chain(&last)
+                    .flat_map(|image| &image.references),
+            ),
+        }),
+    }
+}
+
+fn offered<'t>(texts: impl Iterator<Item = &'t String>) -> String {
+    let mut shown: Vec<String> = texts
+        .take(SHOWN + 1)
+        .map(|text| excerpt(text.as_bytes()))
+        .collect();
+    if shown.len() > SHOWN {
+        shown[SHOWN] = "others".to_owned();
+    }
+    match shown.is_empty() {
+        true => "none with a name".to_owned(),
+        false => shown.join(", "),
+    }
+}
+
+/// The images so far. One that comes twice counts once, with all names. Of two that ask for one name,
+/// one would take it from the other.
+pub(super) struct Found<'w> {
+    source: &'w Source,
+    wanted: &'w Wanted<'w>,
+    contents: Contents,
+    /// Where each image is in the list.
+    places: HashMap<Digest, usize>,
+    /// Which image asks for a name.
+    names: HashMap<String, Digest>,
+    /// What was read for all that, in bytes.
+    size: usize,
+    /// References that were asked for and found.
+    met: Vec<bool>,
+    /// Those that there are, for a message.
+    seen: Vec<String>,
+}
+
+impl<'w> Found<'w> {
+    fn new(source: &'w Source, wanted: &'w Wanted<'w>) -> Self {
+        Self {
+            source,
+            wanted,
+            contents: Contents::default(),
+            places: HashMap::new(),
+            names: HashMap::new(),
+            size: 0,
+            met: vec![false; wanted.references.len()],
+            seen: Vec::new(),
+        }
+    }
+
+    /// Whether the image with this number, which the archive calls so, is wanted.
+    pub(super) fn wants(&mut self, number: usize, called: &[&str]) -> bool {
+        if self.wanted.references.is_empty() {
+            return true;
+        }
+        if self.seen.len() <= SHOWN {
+            self.seen.extend(called.iter().map(|&text| text.to_owned()));
+        }
+        let mut any = false;
+        for (wanted, met) in self.wanted.references.iter().zip(&mut self.met) {
+            let key = |text: &str| Reference::parse(text).ok().map(|name| name.key());
+            let is_it = wanted.strip_prefix('@').and_then(|n| n.parse().ok()) == Some(number)
+                || called.contains(&wanted.as_str())
+                || called.iter().any(|text| {
+                    text.contains([':', '/']) && key(text).is_some_and(|k| key(wanted) == Some(k))
+                });
+            *met |= is_it;
+            any |= is_it;
+        }
+        any
+    }
+
+    /// The name of an image for which the archive has a tag only.
+    pub(super) fn of_tag(&self, tag: &str) -> Option<Reference> {
+        let repository = self.wanted.repository?;
+        Reference::parse(&format!("{repository}:{tag}")).ok()
+    }
+
+    pub(super) fn artifact(&mut self, artifact: Artifact) -> Result<()> {
+        self.size += artifact.kind.len() + EACH;
+        self.contents.artifacts.push(artifact);
+        self.is_within_bounds()
+    }
+
+    fn is_within_bounds(&self) -> Result<()> {
+        if self.size <= MAX_KNOWN {
+            return Ok(());
+        }
+        let what = format!("what its images say of themselves takes more than {MAX_KNOWN} bytes");
+        Err(Error::entry(self.source.name(), "the archive", what))
+    }
+
+    pub(super) fn add(&mut self, mut image: Incoming) -> Result<()> {
+        let id = Digest::of(&image.config);
+        // Also of one that is here already: it was read again.
+        self.size += image.config.len() + image.layers.len() * EACH;
+        self.size += image.references.iter().map(String::len).sum::<usize>();
+        let mut new = Vec::new();
+        for name in std::mem::take(&mut image.names) {
+            let key = name.key();
+            match self.names.get(&key) {
+                None => {
+                    self.size += key.len() + EACH;
+                    self.names.insert(key, id);
+                    new.push(name);
+                }
+                Some(other) if *other == id => {}
+                Some(other) => {
+                    let what = format!(
+                        "two images ask for the name {name}, {other} and {id}: nothing was loaded; \
+                         make the archive again with a name for each"
+                    );
+                    return Err(Error::entry(self.source.name(), "the archive", what));
+                }
+            }
+        }
+        let known = self.places.get(&id).copied();
+        match known.and_then(|at| self.contents.images.get_mut(at)) {
+            Some(known) => {
+                known.names.extend(new);
+                known.references.extend(image.references);
+            }
+            None => {
+                self.places.insert(id, self.contents.images.len());
+                image.names = new;
+                self.contents.images.push(image);
+            }
+        }
+        self.is_within_bounds()
+    }
+
+    fn finish(self) -> Result<Contents> {
+        let mut asked = self.wanted.references.iter().zip(&self.met);
+        if let Some((missing, _)) = asked.find(|(_, met)| !**met) {
+            return Err(Error::NoReference {
+                archive: self.source.name().to_owned(),
+                wanted: format!("no image {}", excerpt(missing.as_bytes())),
+                offered: offered(self.seen.iter()),
+            });
+        }
+        match self.contents.artifacts.first() {
+            Some(first) if self.contents.images.is_empty() => Err(Error::NoImage {
+                archive: self.source.name().to_owned(),
+                kind: first.kind.clone(),
+            }),
+            _ => Ok(self.contents),
+        }
+    }
+}
