@@ -13,7 +13,7 @@ use unionfs::oci::Platform;
 /// Load images from an archive into the own store
 ///
 /// The archive may come from `docker save`, `podman save` or skopeo, be an OCI layout as a tar or a
-/// directory, or a directory of skopeo's kind `dir:`. It may be compressed with gzip or zstd. Every digest is checked. All images of an
+/// directory, or a directory of skopeo's kind `dir:`. It may be compressed with gzip, zstd, xz or bzip2. Every digest is checked. All images of an
 /// archive appear at the same time; if one of them is damaged, none appears.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

@@ -2,15 +2,19 @@
 
 use std::io::{self, BufReader, Read};
 
+use bzip2::bufread::MultiBzDecoder;
 use flate2::bufread::MultiGzDecoder;
+use lzma_rust2::XzReader;
 
 /// Bytes that tell a compression.
-pub(crate) const MAGIC: usize = 6;
+pub(crate) const MAGIC: usize = 10;
 /// Bytes read at a time.
 const CHUNK: usize = 256 << 10;
 /// The largest window of a zstd frame, as a power of two: 128 MiB, which every decoder has to
 /// support up to level 22; a frame may ask for much more memory.
 const MAX_WINDOW: u32 = 27;
+/// KiB that an xz stream may ask for: a dictionary of as much, twice that of `xz -9`, and some besides.
+const MAX_XZ: u32 = (128 << 10) + 1024;
 
 /// How a stream is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,18 +22,24 @@ pub(crate) enum Compression {
     None,
     Gzip,
     Zstd,
-    /// One that no image specification has; its name.
-    Other(&'static str),
+    Xz,
+    Bzip2,
 }
 
 impl Compression {
-    /// By the first bytes (RFC 1952, RFC 8878).
+    /// By the first bytes (RFC 1952, RFC 8878, the .xz file format 1.2.1). Those of bzip2 alone could
+    /// be a file's name in a tar, so the mark of the first block counts too.
     pub(crate) fn of(head: &[u8]) -> Self {
         match head {
             [0x1f, 0x8b, ..] => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
-            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Other("xz"),
-            [b'B', b'Z', b'h', ..] => Self::Other("bzip2"),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
+            [b'B', b'Z', b'h', b'1'..=b'9', block @ ..]
+                if block.starts_with(b"\x31\x41\x59\x26\x53\x59")
+                    || block.starts_with(b"\x17\x72\x45\x38\x50\x90") =>
+            {
+                Self::Bzip2
+            }
             _ => Self::None,
         }
     }
@@ -68,9 +78,41 @@ pub(crate) fn decompress_as<'r>(
             decoder.window_log_max(MAX_WINDOW)?;
             Box::new(decoder)
         }
-        Compression::Other(name) => {
-            let what = format!("compressed with {name}, which images are not: unpack it first");
-            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
-        }
+        Compression::Xz => Box::new(Xz(XzReader::new_mem_limit(input, true, MAX_XZ))),
+        Compression::Bzip2 => Box::new(MultiBzDecoder::new(input)),
     })
+}
+
+/// Names what is wrong with a stream that asks for more memory than there may be.
+struct Xz<R: Read>(XzReader<R>);
+
+impl<R: Read> Read for Xz<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf).map_err(|error| match error.kind() {
+            io::ErrorKind::OutOfMemory => {
+                let what = format!(
+                    "the xz stream asks for more than {} MiB of memory: compress it with a smaller \
+                     dictionary",
+                    MAX_XZ >> 10
+                );
+                io::Error::new(io::ErrorKind::Unsupported, what)
+            }
+            _ => error,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_in_a_tar_may_be_called_like_a_compression() {
+        let of = |head: &[u8]| Compression::of(head);
+        assert_eq!(of(b"BZh9-notes"), Compression::None);
+        assert_eq!(of(b"BZh9\x31\x41\x59\x26\x53\x59"), Compression::Bzip2);
+        assert_eq!(of(b"BZh1\x17\x72\x45\x38\x50\x90"), Compression::Bzip2);
+        assert_eq!(of(b"\xfd7zXZ\0"), Compression::Xz);
+        assert_eq!(of(b"\xfd7zX"), Compression::None);
+    }
 }

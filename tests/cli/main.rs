@@ -10,6 +10,7 @@ mod bounded;
 mod caged;
 mod catalog;
 mod commit;
+mod compressions;
 mod confined;
 mod containerd;
 mod dangling;
