@@ -24,6 +24,8 @@ pub struct Loaded {
     pub names: Vec<String>,
     /// The chain IDs of layers that the store did not have.
     pub new_layers: Vec<Digest>,
+    /// The chain IDs of damaged layers that got new files ([`Exclusive::distrust`]).
+    pub repaired_layers: Vec<Digest>,
     /// Xattrs that could not be set, as without root.
     pub lost_xattrs: u64,
 }
@@ -125,11 +127,13 @@ impl Archive<'_> {
     /// Takes in the layers and the configuration, under the names that the archive has for it.
     fn image(&self, intake: &mut ImportTransaction<'_>, image: &Incoming) -> Result<Loaded> {
         let known = intake.new_layers().len();
+        let repaired = self.store.repaired().len();
         let lost_xattrs = self.layers(intake, image)?;
         Ok(Loaded {
             id: intake.image(&image.config)?,
             names: image.names.iter().map(Reference::key).collect(),
             new_layers: intake.new_layers()[known..].to_vec(),
+            repaired_layers: self.store.repaired().split_off(repaired),
             lost_xattrs,
         })
     }

@@ -42,6 +42,9 @@ pub(super) struct Args {
     /// from 0 on; may be repeated
     #[arg(long = "ref", value_name = "REF")]
     references: Vec<String>,
+    /// Check the layers that the store has already, and replace the files of damaged ones
+    #[arg(long)]
+    repair: bool,
     /// Load the image for this platform: os/architecture[/variant]
     #[arg(long, value_name = "PLATFORM", value_parser = own_store::platform)]
     platform: Option<Platform>,
@@ -67,7 +70,13 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let store = own_store::open(root)?;
     let typed = "an archive is not typed: give -i ARCHIVE or a pipe";
     let input = Input::of(&mut cage, path, typed)?;
-    let store = cage.enter_to_take_in(store)?;
+    let (store, held) = match args.repair {
+        true => {
+            let (store, lock, mounted) = cage.moves_images().enter_with_mounts(store)?;
+            (store, Some((lock, mounted)))
+        }
+        false => (cage.enter_to_take_in(store)?, None),
+    };
     let tmp = store.staging();
     let limits = Limits {
         bytes: args.max_layer_size,
@@ -80,7 +89,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         Input::Stdin => Source::from_reader(std::io::stdin(), &tmp, limits.bytes)?,
     };
     let transfer = Transfer::new(args.quiet || args.json, "loaded");
-    let store = own_store::lock(&store)?;
+    let (locked, mounted) = match held {
+        Some((lock, mounted)) => (store.locked_by(lock)?, Some(mounted)),
+        None => (own_store::lock(&store)?, None),
+    };
     let mut wanted = Wanted::default();
     wanted.limits = limits;
     wanted.platform = args.platform.as_ref();
@@ -98,7 +110,13 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         .filter(|_| names.is_empty())
         .flat_map(|image| &image.references);
     let tags: Vec<String> = tags.cloned().collect();
-    let loaded = load_contents(&store, &source, contents, &names, &limits, &|step| {
+    if let Some(mounted) = mounted {
+        for image in &contents.images {
+            let damaged = store.damaged_layers(&image.diff_ids)?;
+            locked.distrust(damaged, &|diff| mounted.find(diff))?;
+        }
+    }
+    let loaded = load_contents(&locked, &source, contents, &names, &limits, &|step| {
         transfer.show(step);
     })?;
     for tag in tags {
@@ -118,6 +136,9 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     }
     let mut text = String::new();
     for image in &loaded {
+        for layer in &image.repaired_layers {
+            text += &format!("Repaired layer: {layer}\n");
+        }
         for name in &image.names {
             text += &format!("Loaded image: {name}\n");
         }

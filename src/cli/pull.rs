@@ -6,6 +6,7 @@ use super::blob_progress::Blobs;
 use super::command_sandbox::SandboxArgs;
 use super::layer_progress::Transfer;
 use super::output::{print, print_json, size};
+use super::own_store::Mounted;
 use super::{interrupt, own_store};
 use unionfs::archive::Progress;
 use unionfs::layer_tar::Limits;
@@ -35,6 +36,9 @@ pub(super) struct Args {
     platform: Option<Platform>,
     #[command(flatten)]
     registry: RegistryArgs,
+    /// Check the layers that the store has already, and replace the files of damaged ones
+    #[arg(long)]
+    repair: bool,
     /// Refuse layers that expand to more than this number of bytes
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
     max_layer_size: u64,
@@ -81,10 +85,12 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     options.platform.clone_from(&args.platform);
     options.parallel = args.registry.parallel;
     options.limits.bytes = args.max_layer_size;
+    options.repair = args.repair;
     let mut cage = args.sandbox.cage("pull")?;
     let store = own_store::open(root)?;
     options.access.look_up(&name)?;
     cage.talk()?;
+    let mounted = args.repair.then(Mounted::now);
     let store = cage.enter_to_take_in(store)?;
     let place = store.root().to_owned();
     interrupt::note(move || {
@@ -100,6 +106,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let fetched = fetch(&store, &name, &options, &show)?;
     // Not before: others may use the store while blobs come in.
     let locked = own_store::lock(&store)?;
+    if let Some(mounted) = mounted {
+        let damaged = fetched.damaged().to_vec();
+        locked.distrust(damaged, &|diff| mounted.find(diff))?;
+    }
     let transfer = Transfer::new(args.quiet, "unpacked");
     let pulled = fetched.register(&locked, &|step| match step {
         // That was said before the downloads.
@@ -109,8 +119,12 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     if args.json {
         return print_json(&pulled);
     }
+    let repaired = pulled.repaired_layers.iter();
+    let repaired: String = repaired
+        .map(|layer| format!("Repaired layer: {layer}\n"))
+        .collect();
     print(&format!(
-        "Digest: {}\nPulled image: {}\n",
+        "{repaired}Digest: {}\nPulled image: {}\n",
         pulled.digest,
         pulled.names.first().unwrap_or(&args.image)
     ))

@@ -25,7 +25,10 @@ use unionfs::store::writable::Staging;
 Examples:
   unionfs verify myapp:2
   unionfs verify --all --json | jq '.problems[]'
-  unionfs --root /var/lib/docker verify --all"
+  unionfs --root /var/lib/docker verify --all
+
+unionfs pull --repair IMAGE and unionfs load --repair -i ARCHIVE replace damaged layers of the own
+store. Layers of other stores are repaired by their engine."
 )]
 pub(super) struct Args {
     /// The image: name, ID or ID prefix
@@ -53,10 +56,17 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     } else {
         print(&text(&report))?;
     }
+    let remedy = match report.in_own_stores {
+        0 => "",
+        _ => {
+            "; `unionfs pull --repair IMAGE` and `unionfs load --repair -i ARCHIVE` replace damaged \
+             layers"
+        }
+    };
     match report.problems.len() {
         0 => Ok(()),
-        1 => bail!("1 problem found"),
-        count => bail!("{count} problems found"),
+        1 => bail!("1 problem found{remedy}"),
+        count => bail!("{count} problems found{remedy}"),
     }
 }
 

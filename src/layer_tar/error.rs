@@ -70,7 +70,7 @@ pub enum Error {
     #[error(transparent)]
     Interrupted(#[from] crate::sys::interrupt::Interrupted),
     /// Malformed tar-split.
-    #[error("tar-split, line {line}: {what}; load or pull the image again")]
+    #[error("tar-split, line {line}: {what}; load or pull the image again with --repair")]
     Split {
         /// Line, from 1.
         line: u64,
@@ -78,7 +78,7 @@ pub enum Error {
         what: String,
     },
     /// A layer's file is not what the tar-split says.
-    #[error("layer file {path}: {what}; load or pull the image again")]
+    #[error("layer file {path}: {what}; load or pull the image again with --repair")]
     Damaged {
         /// The path in the layer, quoted and shortened.
         path: String,

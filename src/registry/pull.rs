@@ -16,6 +16,7 @@ use super::parallel::each;
 use super::{Event, Show};
 use crate::archive::{Incoming, LayerBlob, Progress, Source, take};
 use crate::layer_tar::Limits;
+use crate::oci::chain_id::chain_ids;
 use crate::oci::image_config;
 use crate::oci::{Digest, Platform, Reference};
 use crate::store::writable::{Download, Exclusive};
@@ -34,6 +35,8 @@ pub struct PullOptions {
     pub parallel: usize,
     /// Of each layer.
     pub limits: Limits,
+    /// Whether layers that the store has are checked, and downloaded again where they are damaged.
+    pub repair: bool,
 }
 
 impl Default for PullOptions {
@@ -44,6 +47,7 @@ impl Default for PullOptions {
             platform: None,
             parallel: super::PARALLEL,
             limits: Limits::default(),
+            repair: false,
         }
     }
 }
@@ -60,6 +64,8 @@ pub struct Pulled {
     pub names: Vec<String>,
     /// The chain IDs of layers that the store did not have.
     pub new_layers: Vec<Digest>,
+    /// The chain IDs of damaged layers that got new files.
+    pub repaired_layers: Vec<Digest>,
     /// Bytes of the compressed layers that were needed.
     pub needed: u64,
 }
@@ -75,6 +81,8 @@ pub struct Fetched<'o> {
     config: Vec<u8>,
     diff_ids: Vec<Digest>,
     held: BTreeMap<Digest, Download>,
+    /// The chain IDs of layers that are there and damaged.
+    damaged: Vec<Digest>,
     show: Show<'o>,
 }
 
@@ -125,11 +133,18 @@ pub fn fetch<'o>(
         config,
         diff_ids: parsed.diff_ids,
         held: BTreeMap::new(),
+        damaged: Vec::new(),
         show,
     };
+    if options.repair {
+        fetched.damaged = store.damaged_layers(&fetched.diff_ids)?;
+    }
     let present = store.present(&fetched.diff_ids);
-    for diff_id in &fetched.diff_ids[..present] {
-        show(Event::Exists { diff_id });
+    let chain = chain_ids(&fetched.diff_ids);
+    for (diff_id, chain) in fetched.diff_ids.iter().zip(&chain).take(present) {
+        if !fetched.damaged.contains(chain) {
+            show(Event::Exists { diff_id });
+        }
     }
     fetched.layers(store)?;
     Ok(fetched)
@@ -242,7 +257,11 @@ impl Fetched<'_> {
     fn layers(&mut self, store: &Writable) -> Result<()> {
         let present = store.present(&self.diff_ids);
         let mut once: HashSet<Digest> = self.held.keys().copied().collect();
-        let missing = self.manifest.layers.iter().skip(present);
+        let chain = chain_ids(&self.diff_ids);
+        let layers = self.manifest.layers.iter().zip(&chain).enumerate();
+        let missing =
+            layers.filter(|(at, (_, chain))| *at >= present || self.damaged.contains(chain));
+        let missing = missing.map(|(_, (blob, _))| blob);
         let missing: Vec<&Blob> = missing.filter(|blob| once.insert(blob.digest)).collect();
         let limit = self.options.limits.bytes;
         if let Some(blob) = missing.iter().find(|blob| blob.size > limit) {
@@ -291,6 +310,12 @@ impl Fetched<'_> {
             stop,
         };
         fetch.run(store)
+    }
+
+    /// The chain IDs of layers that the store has and that are damaged, for
+    /// [`Exclusive::distrust`]. Empty without [`PullOptions::repair`].
+    pub fn damaged(&self) -> &[Digest] {
+        &self.damaged
     }
 
     /// Makes it an image of the store, all of it or nothing. What was downloaded is removed.
@@ -350,6 +375,7 @@ impl Fetched<'_> {
             digest: self.digest,
             names: loaded.names,
             new_layers: loaded.new_layers,
+            repaired_layers: loaded.repaired_layers,
             needed: needed.map(|blob| blob.size).sum(),
         })
     }

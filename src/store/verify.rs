@@ -43,6 +43,9 @@ pub struct Report {
     pub bytes: u64,
     /// Everything that is wrong; empty if all is well.
     pub problems: Vec<Problem>,
+    /// How many of these are in stores of ours, which `load` and `pull` can repair.
+    #[serde(skip)]
+    pub in_own_stores: usize,
 }
 
 /// How far a verification is.
@@ -104,6 +107,12 @@ impl Stores {
         let mut seen = HashSet::new();
         let new = |p: &Problem| seen.insert((p.what.clone(), p.root.clone()));
         report.problems.retain(new);
+        let ours = self.all().iter().filter(|store| store.is_ours());
+        let ours: HashSet<_> = ours.map(|store| store.root().to_string_lossy()).collect();
+        let problems = report.problems.iter();
+        report.in_own_stores = problems
+            .filter(|problem| ours.contains(problem.root.as_str()))
+            .count();
         Ok(report)
     }
 }
@@ -331,6 +340,19 @@ impl Damages {
         });
         what.push(damage.what);
     }
+}
+
+/// What is wrong with one layer's files.
+pub(super) fn damage_of(
+    store: &Store,
+    layer: &ImageLayer,
+    scratch: [&File; SCRATCH_FILES],
+) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Err(error) = content(store, layer, scratch, &mut found, &mut |_| ()) {
+        found.push(error.to_string());
+    }
+    found
 }
 
 /// Checks one layer's files; what is wrong goes to `found`.

@@ -37,6 +37,7 @@ mod podman;
 mod probes;
 mod progress;
 mod recognised;
+mod repair;
 mod sandbox;
 mod set_id_images;
 mod signals;

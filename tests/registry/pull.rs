@@ -274,3 +274,28 @@ fn what_is_no_image_is_called_what_it_is() {
         refused.failed(1, &["is no image: it is", kind, "oras"]);
     }
 }
+
+#[test]
+fn a_damaged_layer_is_pulled_again_where_that_is_asked_for() {
+    need!(can_serve());
+    let home = home();
+    let server = Server::start(&home);
+    serve(&home, &server, "1", "app:1", &[]);
+    let name = server.name("app:1");
+    home.run(["pull", "-q", &name]).ok();
+    let image = home.json(["inspect", "--json", &name]);
+    let top = image["layers"].as_array().unwrap().last().unwrap()["path"].clone();
+    std::fs::write(
+        std::path::Path::new(top.as_str().unwrap()).join("extra"),
+        "",
+    )
+    .unwrap();
+    home.run(["pull", "-q", &name]).ok();
+    let verified = home.run(["verify", &name]);
+    verified.failed_with_output(&["unionfs pull --repair IMAGE"]);
+    let text = home.run(["pull", "-q", "--repair", &name]).ok();
+    assert_eq!(text.matches("Repaired layer: ").count(), 1, "{text}");
+    assert_whole(&home, 1, 0);
+    let text = home.run(["pull", "-q", "--repair", &name]).ok();
+    assert!(!text.contains("Repaired"), "{text}");
+}

@@ -13,7 +13,7 @@ use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::{ConfinedDir, tree};
@@ -175,6 +175,26 @@ impl ConfinedDir {
         self.at("rename", to, |new, name| {
             rustix::fs::renameat(&old, &was, new, name)
         })
+    }
+
+    /// Exchanges two names, at once where the file system can; else one after the other.
+    pub(crate) fn exchange(&self, one: impl AsRef<Path>, other: impl AsRef<Path>) -> Result<()> {
+        let (one, other) = (one.as_ref(), other.as_ref());
+        let (dir, name) = self
+            .above(one)
+            .map_err(|errno| self.error("rename", one, errno))?;
+        let exchanged = self.at("rename", other, |new, to| {
+            rustix::fs::renameat_with(&dir, &name, new, to, RenameFlags::EXCHANGE)
+        });
+        match exchanged {
+            Err(error) if error.errno() == Some(Errno::INVAL) => {
+                let aside = one.with_extension("replaced");
+                self.rename(other, &aside)?;
+                self.rename(one, other)?;
+                self.rename(aside, one)
+            }
+            exchanged => exchanged,
+        }
     }
 
     /// Renames what is synced already, and makes the new name durable.

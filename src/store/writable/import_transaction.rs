@@ -39,7 +39,8 @@ impl ImportTransaction<'_> {
     /// Those of [`StagedLayer::commit`].
     pub fn layer(&mut self, staged: StagedLayer<'_>, unpacked: &Unpacked) -> Result<Digest> {
         let chain = staged.chain_with(&unpacked.diff_id);
-        if !self.exclusive.has_layer(&chain)? {
+        let is_repair = self.exclusive.is_distrusted(&chain);
+        if !is_repair && !self.exclusive.has_layer(&chain)? {
             // Also when it is published and only its directory cannot be synced.
             self.layers.push(chain);
         }

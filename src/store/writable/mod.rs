@@ -23,6 +23,7 @@ mod images;
 mod import_transaction;
 mod layout;
 mod remove;
+mod repair;
 mod staged;
 mod staged_content;
 mod staging;
@@ -67,6 +68,8 @@ pub struct Exclusive<'s> {
     writable: &'s Writable,
     /// Layers known to be whole.
     known: Mutex<Cache>,
+    /// Layers that are to get new files.
+    distrusted: Mutex<repair::Distrusted>,
     lock: File,
 }
 
@@ -238,6 +241,7 @@ impl Writable {
         Exclusive {
             writable: self,
             known: Mutex::new(Cache::new()),
+            distrusted: Mutex::default(),
             lock,
         }
     }
@@ -304,6 +308,9 @@ impl Exclusive<'_> {
     /// # Errors
     /// [`Error::Io`] if that cannot be told.
     pub fn has_layer(&self, chain: &Digest) -> Result<bool> {
+        if self.is_distrusted(chain) {
+            return Ok(false);
+        }
         if self.known.lock().contains_key(chain) {
             return Ok(true);
         }

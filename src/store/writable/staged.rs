@@ -39,7 +39,7 @@ pub(super) struct Made {
     root: Arc<ConfinedDir>,
     /// Name of the directory, 64 hexadecimal digits.
     pub(super) cache_id: String,
-    /// `overlay2/<cache ID>`.
+    /// `overlay2/<cache ID>`, relative to the store's root.
     pub(super) dir: PathBuf,
     link: PathBuf,
     /// What else belongs to it: the record in `layerdb/tmp/`.
@@ -198,6 +198,7 @@ impl StagedLayer<'_> {
             file.write_all(text.as_bytes())
                 .map_err(|e| root.failed("write", &path, &e))
         };
+        let damaged = exclusive.is_distrusted(&chain);
         text("diff", diff_id.to_string())?;
         text("cache-id", made.cache_id.clone())?;
         text("size", size.to_string())?;
@@ -208,6 +209,10 @@ impl StagedLayer<'_> {
         // Everything at once: a layer may have a million files.
         rustix::fs::syncfs(&diff)
             .map_err(|errno| Error::io("sync", &root.full(&made.dir), errno))?;
+        if damaged {
+            exclusive.replace_files(&chain, &made, &record)?;
+            return Ok(chain);
+        }
         let target = exclusive.writable.image_dir("layerdb/sha256");
         let target = target.join(chain.hex());
         exclusive.set_aside_damaged(&target)?;

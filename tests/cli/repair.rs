@@ -1,0 +1,146 @@
+//! Damaged layers of our own store get new files by `load --repair`, and what lies on them goes on.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use testkit::home::Home;
+use testkit::need;
+use testkit::need::{Needed, can_mount};
+
+use super::engines::shell;
+
+/// A home with `app:1`, `app:2` on the same layer, both also in `app.tar`, and the read-write layer
+/// `work` on `app:2`, which has changed a file.
+fn home() -> Needed<Home> {
+    can_mount()?;
+    let home = Home::new();
+    home.dirs(&["mnt", "rootfs"]);
+    shell(
+        &home,
+        "cd rootfs; mkdir dir; seq 1000 > dir/file; echo x > other; chmod 640 other; ln other dir/linked",
+    );
+    home.run(["import", "-q", "rootfs", "app:1"]).ok();
+    home.run(["mount", "--name", "made", "app:1", "mnt"]).ok();
+    fs::write(home.path("mnt/top"), "top").unwrap();
+    home.run(["umount", "mnt"]).ok();
+    home.run(["commit", "-q", "made", "app:2"]).ok();
+    home.run(["rm", "made"]).ok();
+    home.run(["save", "-q", "-o", "app.tar", "app:1", "app:2"])
+        .ok();
+    home.run(["mount", "--name", "work", "app:2", "mnt"]).ok();
+    fs::write(home.path("mnt/work"), "work").unwrap();
+    home.run(["umount", "mnt"]).ok();
+    Ok(home)
+}
+
+fn base(home: &Home) -> PathBuf {
+    let image = home.json(["inspect", "--json", "app:1"]);
+    PathBuf::from(image["layers"][0]["path"].as_str().unwrap())
+}
+
+/// Everything is whole, and shows what it did.
+fn assert_whole(home: &Home) {
+    assert!(home.run(["verify", "--all"]).ok().ends_with("no damage\n"));
+    home.run(["mount", "--name", "work", "mnt"]).ok();
+    for (file, content) in [("work", "work"), ("top", "top"), ("other", "x\n")] {
+        let found = fs::read_to_string(home.path("mnt").join(file)).unwrap();
+        assert_eq!(found, content);
+    }
+    let lines = fs::read_to_string(home.path("mnt/dir/file")).unwrap();
+    assert_eq!(lines.lines().count(), 1000);
+    home.run(["umount", "mnt"]).ok();
+}
+
+#[test]
+fn a_damaged_layer_gets_new_files() {
+    let home = need!(home());
+    assert_whole(&home);
+    let base = base(&home);
+    let split = {
+        let records = home.path("own/image/overlay2/layerdb/sha256");
+        let records = fs::read_dir(records)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let id = base
+            .parent()
+            .unwrap()
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
+        let mut records =
+            records.filter(|path| fs::read_to_string(path.join("cache-id")).unwrap() == id);
+        records.next().unwrap().join("tar-split.json.gz")
+    };
+    let damages: [(&str, &dyn Fn()); 5] = [
+        ("content", &|| {
+            fs::write(base.join("dir/file"), "damaged").unwrap()
+        }),
+        ("missing", &|| fs::remove_dir_all(base.join("dir")).unwrap()),
+        ("extra", &|| fs::write(base.join("extra"), "").unwrap()),
+        ("mode", &|| {
+            let mode = fs::Permissions::from_mode(0o600);
+            fs::set_permissions(base.join("other"), mode).unwrap();
+        }),
+        ("tar-split", &|| fs::write(&split, "garbage").unwrap()),
+    ];
+    for (what, damage) in damages {
+        damage();
+        let verified = home.run(["verify", "--all"]);
+        verified.failed_with_output(&["unionfs load --repair -i ARCHIVE"]);
+        // Layers that are there count, unless they are looked at.
+        home.run(["load", "-q", "-i", "app.tar"]).ok();
+        assert_eq!(home.run(["verify", "--all"]).code, Some(1), "{what}");
+        let text = home.run(["load", "-q", "--repair", "-i", "app.tar"]).ok();
+        assert_eq!(
+            text.matches("Repaired layer: ").count(),
+            1,
+            "{what}: {text}"
+        );
+        assert_whole(&home);
+    }
+    let text = home.run(["load", "-q", "--repair", "-i", "app.tar"]).ok();
+    assert!(!text.contains("Repaired"), "{text}");
+    let left = fs::read_dir(home.path("own/overlay2")).unwrap().count();
+    // Two layers, one that is read-write, and the short names.
+    assert_eq!(left, 4);
+    let pruned = home.run(["prune"]).ok();
+    assert_whole(&home);
+    assert!(!pruned.contains("layer"), "{pruned}");
+}
+
+#[test]
+fn files_of_a_mounted_layer_stay() {
+    let home = need!(home());
+    let base = base(&home);
+    fs::write(base.join("extra"), "").unwrap();
+    home.run(["mount", "app:2", "mnt"]).ok();
+    let refused = home.run(["load", "-q", "--repair", "-i", "app.tar"]);
+    refused.failed(1, &["damaged layer sha256:", "unionfs umount"]);
+    assert!(home.path("mnt/dir/file").exists());
+    home.run(["umount", "mnt"]).ok();
+    home.run(["load", "-q", "--repair", "-i", "app.tar"]).ok();
+    assert_whole(&home);
+}
+
+/// Another archive does not have the layer's bytes: nothing changes.
+#[test]
+fn what_cannot_be_repaired_stays_as_it_is() {
+    let home = need!(home());
+    let base = base(&home);
+    fs::write(base.join("extra"), "").unwrap();
+    let mut archive = fs::read(home.path("app.tar")).unwrap();
+    let seen = archive
+        .windows(8)
+        .position(|bytes| bytes == b"999\n1000")
+        .unwrap();
+    archive[seen] = b'8';
+    fs::write(home.path("bad.tar"), archive).unwrap();
+    let refused = home.run(["load", "-q", "--repair", "-i", "bad.tar"]);
+    refused.failed(1, &["its SHA-256 is"]);
+    assert!(base.join("dir/file").exists() && base.join("extra").exists());
+    home.run(["load", "-q", "--repair", "-i", "app.tar"]).ok();
+    assert_whole(&home);
+}
