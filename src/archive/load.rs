@@ -28,6 +28,8 @@ pub struct Loaded {
     pub repaired_layers: Vec<Digest>,
     /// Xattrs that could not be set, as without root.
     pub lost_xattrs: u64,
+    /// Device nodes that are kept as empty files, as without root.
+    pub kept_devices: u64,
 }
 
 /// Takes in every image of an archive, as one: the images get their names, all by one rename,
@@ -115,6 +117,13 @@ pub fn take(
     Ok(loaded)
 }
 
+/// What the files on the disk have not.
+#[derive(Default)]
+struct Lost {
+    xattrs: u64,
+    devices: u64,
+}
+
 /// An archive, and the store that takes its images in.
 struct Archive<'a> {
     store: &'a Exclusive<'a>,
@@ -128,19 +137,20 @@ impl Archive<'_> {
     fn image(&self, intake: &mut ImportTransaction<'_>, image: &Incoming) -> Result<Loaded> {
         let known = intake.new_layers().len();
         let repaired = self.store.repaired().len();
-        let lost_xattrs = self.layers(intake, image)?;
+        let lost = self.layers(intake, image)?;
         Ok(Loaded {
             id: intake.image(&image.config)?,
             names: image.names.iter().map(Reference::key).collect(),
             new_layers: intake.new_layers()[known..].to_vec(),
             repaired_layers: self.store.repaired().split_off(repaired),
-            lost_xattrs,
+            lost_xattrs: lost.xattrs,
+            kept_devices: lost.devices,
         })
     }
 
-    /// Takes in the layers that the store has not; how many xattrs could not be set.
-    fn layers(&self, intake: &mut ImportTransaction<'_>, image: &Incoming) -> Result<u64> {
-        let mut lost = 0;
+    /// Takes in the layers that the store has not.
+    fn layers(&self, intake: &mut ImportTransaction<'_>, image: &Incoming) -> Result<Lost> {
+        let mut lost = Lost::default();
         let chain = chain_id::chain_ids(&image.diff_ids);
         let mut parent = None;
         for ((diff_id, blob), chain) in image.diff_ids.iter().zip(&image.layers).zip(&chain) {
@@ -149,7 +159,8 @@ impl Archive<'_> {
             } else {
                 let mut staged = self.store.stage_layer(parent)?;
                 let unpacked = self.layer(blob, diff_id, &mut staged)?;
-                lost += unpacked.lost_xattrs;
+                lost.xattrs += unpacked.lost_xattrs;
+                lost.devices += unpacked.kept_devices;
                 intake.layer(staged, &unpacked)?;
                 (self.progress)(Progress::Done);
             }

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 
 use super::command_sandbox::{Input, SandboxArgs};
 use super::layer_progress::Transfer;
+use super::load::warn_of_devices;
 use super::{own_store, warn};
 use unionfs::archive::{self, Import};
 use unionfs::changes::Tree;
@@ -107,14 +108,16 @@ fn from_tar(
         let transfer = transfer.clone();
         move |count| transfer.add(count)
     };
-    let mut kept_out = None;
+    let (mut kept_out, mut devices) = (None, 0);
     let taken = archive::import(store, import, |staged| {
         let unpacked = archive::fill_from_tar(staged, input, import, passed)?;
         kept_out = mode_for_its_owner(staged);
+        devices = unpacked.kept_devices;
         Ok::<_, archive::Error>(unpacked)
     });
     let id = taken?;
     warn_of_mode(kept_out);
+    warn_of_devices(devices);
     Ok(id)
 }
 
@@ -134,13 +137,15 @@ fn from_directory(
     })?;
     transfer.begin(import.from, None);
     let pack = |out: &mut dyn Write| Ok::<_, anyhow::Error>(tree.pack_all(out)?);
-    let mut kept_out = None;
+    let (mut kept_out, mut devices) = (None, 0);
     let id = archive::import(store, import, |staged| {
         let unpacked = staged.unpack_from(&import.limits, pack, |count| transfer.add(count))?;
         kept_out = mode_for_its_owner(staged);
+        devices = unpacked.kept_devices;
         Ok::<_, anyhow::Error>(unpacked)
     })?;
     warn_of_mode(kept_out);
+    warn_of_devices(devices);
     Ok(id)
 }
 

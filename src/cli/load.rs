@@ -29,8 +29,8 @@ line for each.
 
 From an index with several platforms, the image for this machine or for --platform is loaded: on
 arm the newest variant that runs (v7, v6, v5), on other machines the image without a variant first.
-In the store of a plain user all files belong to that user. A layer with device nodes is refused
-there, and xattrs that need root are left out.")]
+In the store of a plain user all files belong to that user, device nodes are empty files, and xattrs
+that need root are left out; save still has them all.")]
 pub(super) struct Args {
     /// The archive, a file or a directory [default: -, standard input]
     #[arg(long, short = 'i', value_name = "ARCHIVE")]
@@ -131,6 +131,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
              system; `unionfs save` still has them"
         ));
     }
+    warn_of_devices(loaded.iter().map(|image| image.kept_devices).sum());
     if args.json {
         return print_json(&loaded);
     }
@@ -147,6 +148,16 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         }
     }
     print(&text)
+}
+
+/// Says that device nodes are files.
+pub(super) fn warn_of_devices(count: u64) {
+    if count > 0 {
+        warn(format_args!(
+            "{count} device nodes are kept as empty files, since only root can make them; \
+             `unionfs save` still has them"
+        ));
+    }
 }
 
 /// The repository of images that only have a tag: the archive's file name without what says its kind.

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::blob_progress::Blobs;
 use super::command_sandbox::SandboxArgs;
 use super::layer_progress::Transfer;
+use super::load::warn_of_devices;
 use super::output::{print, print_json, size};
 use super::own_store::Mounted;
 use super::{interrupt, own_store};
@@ -116,6 +117,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         Progress::Exists { .. } => (),
         step => transfer.show(step),
     })?;
+    warn_of_devices(pulled.kept_devices);
     if args.json {
         return print_json(&pulled);
     }

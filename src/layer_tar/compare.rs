@@ -18,6 +18,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::ResolveFlags;
 use rustix::io::Errno;
 
+use super::device_stand_in;
 use super::error::Error;
 use super::expected::{Attributes, Node, Want, value_of};
 use super::expected_entries::ExpectedEntries;
@@ -203,6 +204,14 @@ impl Run<'_, '_> {
         }
         let mut wrong = Vec::new();
         let kind = kind_of(node.kind);
+        if device_stand_in::is_for(self.at(path), &stat, node) {
+            self.attributes(want, node, &stat, &mut wrong);
+            return if wrong.is_empty() {
+                Ok(())
+            } else {
+                Err(wrong.join(", "))
+            };
+        }
         if stat.kind != kind {
             return Err(format!("is a {}, not a {kind}", stat.kind));
         }

@@ -11,6 +11,7 @@ use rustix::fs::{Dir, Mode, OFlags, ResolveFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::clean;
+use super::device_stand_in;
 use super::directory_metadata::{DeferredDirectories, DirectoryMetadata};
 use super::error::{Error, Result};
 use super::header::{Entry, EntryKind};
@@ -37,6 +38,8 @@ pub(super) struct Extractor<'d> {
     size: u64,
     /// Xattrs that could not be set.
     lost: u64,
+    /// Device nodes that are empty files.
+    stand_ins: u64,
 }
 
 /// Opens a path of the layer as a process would whose root is the layer.
@@ -94,6 +97,7 @@ impl<'d> Extractor<'d> {
             directories: DeferredDirectories::new(root),
             size: 0,
             lost: 0,
+            stand_ins: 0,
         }
     }
 
@@ -105,6 +109,11 @@ impl<'d> Extractor<'d> {
     /// How many xattrs the file system, or a plain user, could not have.
     pub(super) fn lost(&self) -> u64 {
         self.lost
+    }
+
+    /// How many device nodes are empty files, since only root can make them.
+    pub(super) fn stand_ins(&self) -> u64 {
+        self.stand_ins
     }
 
     /// The directory of that path, made where it is missing.
@@ -192,9 +201,18 @@ impl<'d> Extractor<'d> {
                     FileKind::Fifo => "create the fifo",
                     _ => "create the device node",
                 };
-                self.make(path, entry, action, |at| {
-                    at.mknod(kind, entry.perm, entry.device)
+                let made = self.make(path, entry, action, |at| {
+                    match at.mknod(kind, entry.perm, entry.device) {
+                        // A whiteout has no stand-in.
+                        Err(Errno::PERM) if entry.device != (0, 0) && kind != FileKind::Fifo => {
+                            at.mknod(FileKind::Regular, 0o600, (0, 0))?;
+                            device_stand_in::set(at, entry)?;
+                            Ok(FileKind::Regular)
+                        }
+                        made => made.map(|()| kind),
+                    }
                 })?;
+                self.stand_ins += u64::from(made != kind);
                 self.metadata(path, entry)
             }
             EntryKind::Regular | EntryKind::Global => Ok(()),

@@ -36,6 +36,7 @@
 mod checksum;
 mod compare;
 pub(crate) mod compression;
+mod device_stand_in;
 mod directory_metadata;
 mod error;
 mod expected;

@@ -63,6 +63,8 @@ pub struct Unpacked {
     /// Xattrs of the tar that could not be set, as `security.capability` without root; worth
     /// a warning.
     pub lost_xattrs: u64,
+    /// Device nodes that are kept as empty files, since only root can make them; worth a warning.
+    pub kept_devices: u64,
 }
 
 /// Unpacks a layer tar, which is not compressed any more, into `diff`, an empty directory,
@@ -70,7 +72,8 @@ pub struct Unpacked {
 ///
 /// Whiteouts become those of `dialect`: char 0:0 and an opaque xattr where it has them.
 /// Overlay markers among the xattrs of the tar are dropped. Without root, files belong to
-/// the caller, who can always read them and write to directories, and devices are an error. Nothing outside of `diff` is touched, whatever the
+/// the caller, who can always read them and write to directories, and a device is an empty file that
+/// notes what it stands for. Nothing outside of `diff` is touched, whatever the
 /// tar holds. Memory is bounded, however many entries there are: what does not fit is in files
 /// without a name in `diff` until the end. A reserve of the file system stays free. The caller syncs the file system, and removes `diff` after an error.
 ///
@@ -91,10 +94,11 @@ pub fn unpack(
     while let Some(entry) = unpacker.scan.next()? {
         unpacker.entry(&entry)?;
     }
-    let (mut size, mut lost_xattrs) = (0, 0);
+    let (mut size, mut lost_xattrs, mut kept_devices) = (0, 0, 0);
     if let Some(place) = &mut unpacker.place {
         place.finish()?;
         (size, lost_xattrs) = (place.size(), place.lost());
+        kept_devices = place.stand_ins();
     }
     let entries = unpacker.scan.entries();
     let (diff_id, bytes) = unpacker.finish()?;
@@ -104,6 +108,7 @@ pub fn unpack(
         entries,
         bytes,
         lost_xattrs,
+        kept_devices,
     })
 }
 

@@ -66,6 +66,8 @@ pub struct Pulled {
     pub new_layers: Vec<Digest>,
     /// The chain IDs of damaged layers that got new files.
     pub repaired_layers: Vec<Digest>,
+    /// Device nodes that are kept as empty files, as without root.
+    pub kept_devices: u64,
     /// Bytes of the compressed layers that were needed.
     pub needed: u64,
 }
@@ -376,6 +378,7 @@ impl Fetched<'_> {
             names: loaded.names,
             new_layers: loaded.new_layers,
             repaired_layers: loaded.repaired_layers,
+            kept_devices: loaded.kept_devices,
             needed: needed.map(|blob| blob.size).sum(),
         })
     }

@@ -76,15 +76,21 @@ fn a_damaged_layer_gets_new_files() {
     };
     let damages: [(&str, &dyn Fn()); 5] = [
         ("content", &|| {
-            fs::write(base.join("dir/file"), "damaged").unwrap()
+            fs::write(base.join("dir/file"), "damaged").unwrap();
         }),
-        ("missing", &|| fs::remove_dir_all(base.join("dir")).unwrap()),
-        ("extra", &|| fs::write(base.join("extra"), "").unwrap()),
+        ("missing", &|| {
+            fs::remove_dir_all(base.join("dir")).unwrap();
+        }),
+        ("extra", &|| {
+            fs::write(base.join("extra"), "").unwrap();
+        }),
         ("mode", &|| {
             let mode = fs::Permissions::from_mode(0o600);
             fs::set_permissions(base.join("other"), mode).unwrap();
         }),
-        ("tar-split", &|| fs::write(&split, "garbage").unwrap()),
+        ("tar-split", &|| {
+            fs::write(&split, "garbage").unwrap();
+        }),
     ];
     for (what, damage) in damages {
         damage();

@@ -329,11 +329,9 @@ fn owners_devices_and_capabilities_need_root() {
         .end();
     let site = Site::new();
     if !is_root() {
-        let error = site.unpack(&tar).0.unwrap_err().to_string();
-        assert!(
-            error.contains("\"null\"") && error.contains("needs root"),
-            "{error}"
-        );
+        let done = site.round(&tar).0;
+        assert_eq!(done.kept_devices, 1);
+        assert!(site.stat("null").is_file());
         return testkit::need::skip(&"needs root for the rest");
     }
     assert_eq!(site.round(&tar).0.lost_xattrs, 0);
