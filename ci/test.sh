@@ -21,6 +21,8 @@ export UNIONFS_MAY_SKIP="the kernel has no,npm,no network but loopback"
 packages=(fuse3 docker.io containerd busybox-static libcap2-bin attr fio strace fuse-overlayfs buildah)
 # Skopeo and podman also take our archives, and write some that we take.
 packages+=(skopeo umoci podman crun uidmap git python3-pip rpm sqlite3 e2fsprogs xfsprogs btrfs-progs rsync acl)
+# Thin pools of Docker's driver devicemapper (tests/cli/devicemapper.rs).
+packages+=(thin-provisioning-tools)
 # A registry and its certificate (tests/registry).
 packages+=(docker-registry openssl)
 if [ "$(id -u)" = 0 ] || [ -n "${UNIONFS_REQUIRE_ALL:-}" ]; then

@@ -219,7 +219,7 @@ impl<W: Write> Archive<'_, W> {
                 (true, false) => format!("{} bytes, not {size}", counted.count),
             };
             Err(Error::from(layer_tar::Error::Damaged {
-                path: layer.spec.path().display().to_string(),
+                path: layer.place.path().display().to_string(),
                 what,
             }))
         })?;

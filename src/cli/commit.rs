@@ -146,7 +146,7 @@ fn below(
         && !store.has_layer(parent)?
     {
         let holds = |from: &&&Store| {
-            let below = |layer: &ImageLayer| layer.spec.path().starts_with(from.root());
+            let below = |layer: &ImageLayer| layer.place.path().starts_with(from.root());
             container.layers.iter().all(below)
         };
         match (stores.iter().find(holds), base) {

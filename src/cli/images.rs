@@ -33,7 +33,8 @@ struct Row<'a> {
     id: String,
     names: &'a [Name],
     created: Option<&'a str>,
-    /// Whether its layers are directories; else their sizes are not known.
+    /// Whether its layers are directories. Else they are on thin devices, or there are only their blobs, whose
+    /// sizes are not known.
     unpacked: bool,
     /// Number of layers.
     layers: usize,
@@ -86,7 +87,8 @@ fn table(images: &[&Image]) -> String {
     let mut table = Table::new(&["NAME", "ID", "LAYERS", "SIZE", "UNSHARED", "CREATED"]);
     for image in images {
         let row = Row::new(image);
-        let sizes = match row.unpacked {
+        let has_sizes = image.unpacked || !image.layers.is_empty();
+        let sizes = match has_sizes {
             true => [size(row.size), size(row.unshared)],
             false => ["not unpacked".to_owned(), "-".to_owned()],
         };

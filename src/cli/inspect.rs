@@ -76,7 +76,7 @@ fn describe(image: &Image) -> String {
                 "{} {} {}",
                 layer.diff_id,
                 size(layer.size),
-                layer.spec.path().display()
+                layer.place.path().display()
             ),
         );
     }

@@ -50,6 +50,7 @@ mod output;
 mod output_file;
 mod outside_helper;
 mod own_store;
+mod pool;
 mod prune;
 mod ps;
 mod pull;

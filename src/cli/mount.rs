@@ -10,6 +10,7 @@ use super::launch::{self, Request};
 use super::mount_lookup::{self, Asked};
 use super::mount_upper::Fresh;
 use super::options::MountOptions;
+use super::pool::PoolArgs;
 use super::{catalog, mount_checks};
 use unionfs::image_mounts::UPPER_DIALECT;
 use unionfs::layer::{LayerSpec, StackSpec, UpperSpec};
@@ -68,6 +69,8 @@ pub(super) struct Args {
     /// Write to the container's own layer; the container must be stopped
     #[arg(long, requires = "container", conflicts_with_all = ["read_only", "ephemeral", "upper"])]
     in_place: bool,
+    #[command(flatten)]
+    pool: PoolArgs,
     /// Mount options: ro, suid, dev, noexec, noatime, allow_other, volatile, nonempty,
     /// fsname=NAME, redirect_dir=on|off, catalog=on|off, io=auto|cached|passthrough, writeback,
     /// nobtime, noxattrs, transport=auto|classic|uring|fuser, sandbox=auto|off|strict
@@ -113,6 +116,7 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         container: args.container.as_deref(),
         in_place: args.in_place,
         options: &options,
+        pool: &args.pool,
     };
     let (mut found, held) = mount_lookup::look_up(&asked, root)?;
     mount_checks::lower_count(found.stack.lowers.len())?;

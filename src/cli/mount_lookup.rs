@@ -13,6 +13,7 @@ use super::error::is_not_unpacked;
 use super::lookup_answer::{self, Found};
 use super::mount_upper::Fresh;
 use super::options::MountOptions;
+use super::pool::PoolArgs;
 use super::{catalog, command_sandbox, named_layers, output, own_store};
 use unionfs::catalog::{Label, directory};
 use unionfs::image_mounts::label_of_image;
@@ -32,6 +33,8 @@ pub(super) struct Asked<'a> {
     pub(super) container: Option<&'a str>,
     pub(super) in_place: bool,
     pub(super) options: &'a MountOptions,
+    /// For an image on devices.
+    pub(super) pool: &'a PoolArgs,
 }
 
 /// What is to be mounted.
@@ -46,8 +49,8 @@ pub(super) struct ToMount {
     pub(super) fresh: Option<Fresh>,
 }
 
-/// Finds it; also the locks that keep its layers where they are. An image that containerd has not
-/// unpacked is unpacked into our own store before.
+/// Finds it; also the locks that keep its layers where they are. An image whose layers are no
+/// directories is unpacked into our own store before.
 pub(super) fn look_up(
     asked: &Asked<'_>,
     root: Option<&Path>,
@@ -86,7 +89,8 @@ fn unpack(
     let own_root = own.root().to_owned();
     // It holds directories open.
     drop(own);
-    let places = Places::find(root, &Environment::current())?;
+    let mut places = Places::find(root, &Environment::current())?;
+    asked.pool.open(&mut places)?;
     let mut sandbox = Command::new(mode);
     if mode != Mode::Off {
         grant(&mut sandbox, places.roots())?;

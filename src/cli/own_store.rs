@@ -152,7 +152,7 @@ impl Mounted {
     /// Where an image is mounted: its layers, all of them and none above, and not as another
     /// image that has the same.
     pub(super) fn image(&self, image: &Image) -> Option<PathBuf> {
-        let top = &image.layers.last()?.spec.path();
+        let top = &image.layers.last()?.place.path();
         let id = image.id.to_string();
         let this = |other: &Option<String>| other.as_ref().is_none_or(|other| *other == id);
         let mut chains = self.chains.iter();

@@ -6,6 +6,7 @@ use super::blob_progress::Blobs;
 use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
 use super::output::{print, print_json};
+use super::pool::PoolArgs;
 use super::pull::RegistryArgs;
 use super::{command_sandbox, own_store};
 use unionfs::oci::Reference;
@@ -41,6 +42,8 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    pool: PoolArgs,
+    #[command(flatten)]
     sandbox: SandboxArgs,
 }
 
@@ -57,7 +60,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     };
     let mut access = args.registry.access();
     let mut cage = args.sandbox.cage("push")?.moves_images();
-    let places = cage.stores(root)?;
+    let mut places = cage.stores(root)?;
+    args.pool.open(&mut places)?;
     // None of ours, as with --root of Docker: nothing is noted there.
     let ours = own_store::existing(root).ok().flatten();
     access.look_up(&name)?;

@@ -7,6 +7,7 @@ use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
 use super::layer_progress::Transfer;
 use super::output_file::Output;
+use super::pool::PoolArgs;
 use unionfs::archive::{self, Format, Outgoing, save};
 use unionfs::oci::Reference;
 use unionfs::store::Stores;
@@ -35,6 +36,8 @@ pub(super) struct Args {
     #[arg(long, short = 'q')]
     quiet: bool,
     #[command(flatten)]
+    pool: PoolArgs,
+    #[command(flatten)]
     sandbox: SandboxArgs,
 }
 
@@ -52,7 +55,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         return Err(Usage(what.into()).into());
     }
     let mut cage = args.sandbox.cage("save")?.moves_images();
-    let places = cage.stores(root)?;
+    let mut places = cage.stores(root)?;
+    args.pool.open(&mut places)?;
     let output = output.map(|path| Output::open(path, None)).transpose()?;
     let stores = cage.enter_with_stores(places)?;
     let images = outgoing(&stores, &args.images)?;

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::command_sandbox::SandboxArgs;
 use super::output::{one_line, print, print_json, size};
+use super::pool::PoolArgs;
 use unionfs::store::verify::{Progress, Report, SCRATCH_FILES};
 use unionfs::store::writable::Staging;
 
@@ -41,13 +42,18 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    pool: PoolArgs,
+    #[command(flatten)]
     sandbox: SandboxArgs,
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     // Before the sandbox is entered, which has no directory for them.
     let scratch = Staging::of_files(SCRATCH_FILES)?;
-    let stores = args.sandbox.stores("verify", root)?;
+    let mut cage = args.sandbox.cage("verify")?;
+    let mut places = cage.stores(root)?;
+    args.pool.open(&mut places)?;
+    let stores = cage.enter_with_stores(places)?;
     let bar = Bar::new();
     let report = stores.verify_with(args.image.as_deref(), &scratch, &mut |step| bar.step(step))?;
     bar.0.finish_and_clear();

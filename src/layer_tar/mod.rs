@@ -47,6 +47,7 @@ mod external_sort;
 mod extractor;
 mod hash;
 mod header;
+pub(crate) mod layer_files;
 mod link_targets;
 mod path_set;
 mod rebuild;
@@ -62,6 +63,7 @@ mod whiteout;
 pub use compare::{Compare, RootDirectory};
 pub use error::{Error, Result};
 pub use rebuild::{Damage, check, rebuild};
+pub(crate) use rebuild::{check_from, rebuild_from};
 pub use unpack::{Limits, Unpacked, unpack, write_split};
 
 /// A path within a layer, without empty, `.` and `..` components; empty for the layer's

@@ -1,23 +1,16 @@
 //! tar-split and the files of a layer become the layer's tar again, byte for byte.
 
-use std::fs::File;
 use std::io::{BufRead, Read as _, Write};
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt as _;
-
-use rustix::fs::{OFlags, SeekFrom};
-use rustix::io::Errno;
+use std::os::fd::BorrowedFd;
 
 use super::checksum::Checksum;
 use super::clean;
 use super::error::{Error, Result};
-use super::extractor::open_in;
 use super::hash::Hasher;
+use super::layer_files::{DirFiles, LayerFile, LayerFiles};
 use super::tar_split::{TarSplitLine, TarSplitReader};
-use crate::layer::types::FileKind;
 use crate::oci::Digest;
 use crate::oci::text::excerpt;
-use crate::sys::interrupt;
 
 /// Bytes of content read at a time.
 const CHUNK: usize = 256 << 10;
@@ -40,13 +33,22 @@ pub struct Damage {
 /// [`Error::Split`] for a malformed tar-split; [`Error::Damaged`] for a file that is not what the tar-split says;
 /// [`Error::Write`] if `out` fails; [`Error::Hash`] if there is no thread to hash.
 pub fn rebuild(split: impl BufRead, diff: BorrowedFd<'_>, out: impl Write) -> Result<Digest> {
+    rebuild_from(split, &mut DirFiles(diff), out)
+}
+
+/// As [`rebuild`], of a layer whose files need not be in a directory.
+pub(crate) fn rebuild_from(
+    split: impl BufRead,
+    files: &mut dyn LayerFiles,
+    out: impl Write,
+) -> Result<Digest> {
     let stop = |damage: Damage| {
         Err(Error::Damaged {
             path: excerpt(&damage.path),
             what: damage.what,
         })
     };
-    Rebuild::new(diff, out, stop)?.run(split)
+    Rebuild::new(files, out, stop)?.run(split)
 }
 
 /// As [`rebuild`], but writes nothing and goes on after damage: every damaged file is
@@ -58,6 +60,16 @@ pub fn rebuild(split: impl BufRead, diff: BorrowedFd<'_>, out: impl Write) -> Re
 pub fn check(
     split: impl BufRead,
     diff: BorrowedFd<'_>,
+    damaged: impl FnMut(Damage),
+    progress: impl FnMut(u64),
+) -> Result<Digest> {
+    check_from(split, &mut DirFiles(diff), damaged, progress)
+}
+
+/// As [`check`], of a layer whose files need not be in a directory.
+pub(crate) fn check_from(
+    split: impl BufRead,
+    files: &mut dyn LayerFiles,
     mut damaged: impl FnMut(Damage),
     progress: impl FnMut(u64),
 ) -> Result<Digest> {
@@ -66,7 +78,7 @@ pub fn check(
         Ok(())
     };
     let out = Counter(progress);
-    Rebuild::new(diff, out, note)?.run(split)
+    Rebuild::new(files, out, note)?.run(split)
 }
 
 /// Tells how much is written to it.
@@ -84,7 +96,7 @@ impl<F: FnMut(u64)> Write for Counter<F> {
 }
 
 struct Rebuild<'d, W, F> {
-    diff: BorrowedFd<'d>,
+    files: &'d mut dyn LayerFiles,
     out: W,
     damaged: F,
     hasher: Hasher,
@@ -92,9 +104,9 @@ struct Rebuild<'d, W, F> {
 }
 
 impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
-    fn new(diff: BorrowedFd<'d>, out: W, damaged: F) -> Result<Self> {
+    fn new(files: &'d mut dyn LayerFiles, out: W, damaged: F) -> Result<Self> {
         Ok(Self {
-            diff,
+            files,
             out,
             damaged,
             hasher: Hasher::new()?,
@@ -130,15 +142,14 @@ impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
         size: u64,
         crc: Option<u64>,
     ) -> Result<std::result::Result<(), String>> {
-        let (mut file, length) = match self.open(name, size) {
+        let mut file = match open(self.files, name, size) {
             Ok(opened) => opened,
             Err(what) => return Ok(Err(what)),
         };
         let mut sum = Checksum::new();
         if size == 0 {
             // Its content is in tar-split, and it may be sparse, of any length.
-            let read = sum_sparse(&file, length, &mut self.buffer, &mut sum);
-            return Ok(match read {
+            return Ok(match file.sum(&mut self.buffer, &mut sum) {
                 Ok(()) => fits(crc, sum),
                 Err(e) => Err(format!("cannot be read: {e}")),
             });
@@ -146,7 +157,7 @@ impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
         let mut left = size;
         while left > 0 {
             let most = left.min(CHUNK as u64) as usize;
-            let read = match file.read(&mut self.buffer[..most]) {
+            let read = match file.content.read(&mut self.buffer[..most]) {
                 Ok(0) => break,
                 Ok(read) => read,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
@@ -163,35 +174,20 @@ impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
             _ => Ok(Err(format!("is shorter than {size} bytes"))),
         }
     }
+}
 
-    /// A regular file, and how long it is.
-    fn open(&self, name: &[u8], size: u64) -> std::result::Result<(File, u64), String> {
-        let path = clean(name).ok_or("its path leads out of the layer")?;
-        let open = |flags| {
-            open_in(self.diff, &path, flags | OFlags::NOFOLLOW).map_err(|errno| match errno {
-                Errno::NOENT | Errno::NOTDIR => "is missing".to_owned(),
-                errno => format!("cannot be opened: {errno}"),
-            })
-        };
-        let regular = |fd: &OwnedFd| {
-            let stat = rustix::fs::fstat(fd).map_err(|e| format!("cannot be read: {e}"))?;
-            match FileKind::from_mode(stat.st_mode) {
-                Some(FileKind::Regular) => Ok(stat),
-                Some(kind) => Err(format!("is a {kind}, not a file")),
-                None => Err("is of no known type".to_owned()),
-            }
-        };
-        // Before that is known it is not opened: to open a device may do anything.
-        regular(&open(OFlags::PATH)?)?;
-        // NONBLOCK: what became a fifo meanwhile must not hang.
-        let fd = open(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
-        let stat = regular(&fd)?;
-        let length = u64::try_from(stat.st_size).unwrap_or(0);
-        if size > 0 && length != size {
-            return Err(format!("has {length} bytes, not {size}"));
-        }
-        Ok((File::from(fd), length))
+/// A regular file, of `size` bytes unless that is 0.
+fn open<'f>(
+    files: &'f mut dyn LayerFiles,
+    name: &[u8],
+    size: u64,
+) -> std::result::Result<LayerFile<'f>, String> {
+    let path = clean(name).ok_or("its path leads out of the layer")?;
+    let file = files.open(&path)?;
+    if size > 0 && file.length != size {
+        return Err(format!("has {} bytes, not {size}", file.length));
     }
+    Ok(file)
 }
 
 fn fits(crc: Option<u64>, sum: Checksum) -> std::result::Result<(), String> {
@@ -199,44 +195,4 @@ fn fits(crc: Option<u64>, sum: Checksum) -> std::result::Result<(), String> {
         Some(crc) if crc != sum.finish() => Err("its content is damaged".to_owned()),
         _ => Ok(()),
     }
-}
-
-/// Sums up a file. Its holes are not read.
-fn sum_sparse(
-    file: &File,
-    length: u64,
-    buffer: &mut [u8],
-    sum: &mut Checksum,
-) -> std::io::Result<()> {
-    let mut at = 0;
-    while at < length {
-        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(data) => data.min(length),
-            Err(Errno::NXIO) => length,
-            // A file system that cannot say.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
-            Err(errno) => return Err(errno.into()),
-        };
-        sum.zeros(data.saturating_sub(at));
-        at = data.max(at);
-        let hole = match rustix::fs::seek(file, SeekFrom::Hole(at)) {
-            Ok(hole) if hole > at => hole.min(length),
-            _ => length,
-        };
-        while at < hole {
-            interrupt::check()?;
-            let most = (hole - at).min(buffer.len() as u64) as usize;
-            let room = buffer.get_mut(..most).unwrap_or_default();
-            match file.read_at(room, at) {
-                Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                Ok(read) => {
-                    sum.update(&room[..read]);
-                    at += read as u64;
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-    Ok(())
 }

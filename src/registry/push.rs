@@ -241,7 +241,7 @@ impl Pushing<'_> {
         let actual = self.store.write_layer_tar(layer, &mut gzip)?;
         if actual != layer.diff_id {
             return Err(layer_tar::Error::Damaged {
-                path: layer.spec.path().display().to_string(),
+                path: layer.place.path().display().to_string(),
                 what: format!("its files make a tar of {actual}, not {}", layer.diff_id),
             }
             .into());

@@ -115,7 +115,8 @@ impl Container {
         let below = if self.whole {
             Vec::new()
         } else {
-            image::stack(&self.layers)
+            // They are directories: else the container was not loaded.
+            image::stack(&self.layers).unwrap_or_default()
         };
         StackSpec {
             lowers: self.init.iter().cloned().chain(below).collect(),
@@ -176,6 +177,8 @@ fn load_of_records(store: &Store, records: &Records, id: &CacheId) -> Result<Con
         .container_names(id)?
         .first()
         .map(|&name| name.into());
+    let init = init.filter(|_| !is_whole);
+    let own = own.place.into_dir()?;
     Ok(Container {
         id: id.clone(),
         name,
@@ -183,13 +186,13 @@ fn load_of_records(store: &Store, records: &Records, id: &CacheId) -> Result<Con
         source: None,
         parent: layers.last().map(|layer| layer.record.chain_id),
         layers: layers.iter().map(|layer| layer_of(layer)).collect(),
-        init: init.filter(|_| !is_whole).map(|init| init.spec),
+        init: init.map(|init| init.place.into_dir()).transpose()?,
         in_place: work.is_some(),
         whole: is_whole,
-        running: is_mounted(store, &own.spec.dir),
+        running: is_mounted(store, &own.dir),
         upper: UpperSpec {
-            work: work.unwrap_or_else(|| own.spec.dir.clone()),
-            layer: own.spec,
+            work: work.unwrap_or_else(|| own.dir.clone()),
+            layer: own,
         },
     })
 }
@@ -235,6 +238,9 @@ fn load_of_docker(store: &Store, id: &CacheId) -> Result<Container> {
     let work = driver.work(&store.root, &mount.mount_id)?;
     let raw = describe(store, id).unwrap_or_default();
     let called_running = raw.state.and_then(|s| s.running).unwrap_or(false);
+    let below = own.below;
+    let init = init.filter(|_| below == Below::Layers);
+    let own = own.place.into_dir()?;
     Ok(Container {
         id: id.clone(),
         image: raw.image.as_deref().and_then(Digest::parse),
@@ -245,15 +251,13 @@ fn load_of_docker(store: &Store, id: &CacheId) -> Result<Container> {
             .filter(|name| !name.is_empty()),
         parent: mount.parent,
         layers: layers.iter().map(|layer| layer_of(layer)).collect(),
-        init: init
-            .filter(|_| own.below == Below::Layers)
-            .map(|init| init.spec),
+        init: init.map(|init| init.place.into_dir()).transpose()?,
         in_place: work.is_some(),
-        whole: own.below == Below::Nothing,
-        running: called_running || is_mounted(store, &own.spec.dir),
+        whole: below == Below::Nothing,
+        running: called_running || is_mounted(store, &own.dir),
         upper: UpperSpec {
-            work: work.unwrap_or_else(|| own.spec.dir.clone()),
-            layer: own.spec,
+            work: work.unwrap_or_else(|| own.dir.clone()),
+            layer: own,
         },
     })
 }
@@ -282,7 +286,10 @@ fn load_elsewhere(store: &Store, named: &NamedLayer, source: &SourceStore) -> Re
             searched: vec![source.root.clone()],
         })?
         .image(&named.image)?;
+    // All of them must be directories.
+    image.stack()?;
     let own = store.driver.layer(&store.root, &named.mount_id, None)?;
+    let own = own.place.into_dir()?;
     let work = store.driver.work(&store.root, &named.mount_id)?;
     Ok(Container {
         id: named.id.clone(),
@@ -296,8 +303,8 @@ fn load_elsewhere(store: &Store, named: &NamedLayer, source: &SourceStore) -> Re
         in_place: work.is_some(),
         whole: false,
         upper: UpperSpec {
-            work: work.unwrap_or_else(|| own.spec.dir.clone()),
-            layer: own.spec,
+            work: work.unwrap_or_else(|| own.dir.clone()),
+            layer: own,
         },
     })
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::confined_dir::ConfinedDir;
+use super::drivers::devicemapper::{self, PoolFiles};
 use super::error::{Error, Result};
 use super::image_store::Store;
 use super::records::Records;
@@ -127,6 +128,11 @@ impl Environment {
 
 /// The stores in one root, one per driver, in the order of [`drivers::NAMES`].
 pub(crate) fn open(path: &Path) -> Result<Vec<Store>> {
+    open_with(path, None)
+}
+
+/// As [`open`]; `pool`: the files of the pool of the driver devicemapper, where they are known.
+pub(super) fn open_with(path: &Path, pool: Option<Arc<PoolFiles>>) -> Result<Vec<Store>> {
     let root = Arc::new(ConfinedDir::open(path)?);
     let owner = root.owner()?;
     let mut stores = Vec::new();
@@ -136,7 +142,12 @@ pub(crate) fn open(path: &Path) -> Result<Vec<Store>> {
         if !root.exists(dir.join("repositories.json"))? && !root.exists(dir.join("imagedb"))? {
             continue;
         }
-        match name.to_str().and_then(|n| drivers::by_name(n, owner)) {
+        let driver = match (name.to_str(), &pool) {
+            (Some(devicemapper::NAME), Some(pool)) => Some(drivers::of_pool(Some(pool.clone()))),
+            (Some(name), _) => drivers::by_name(name, owner),
+            (None, _) => None,
+        };
+        match driver {
             Some(driver) => stores.push(Store {
                 root: root.clone(),
                 driver,

@@ -158,15 +158,33 @@ pub enum Error {
         /// What is wrong with it, and on which page.
         fault: String,
     },
-    /// An image of containerd's store of which a layer has no directory.
-    #[error(
-        "image {image:?} in {root:?} is not unpacked: mount it once, or unpack it there (ctr run, nerdctl run)"
-    )]
+    /// An image of which a layer has no directory: in containerd's store, or of the driver devicemapper.
+    #[error("image {image:?} in {root:?} is not unpacked: {remedy}")]
     NotUnpacked {
         /// Its name.
         image: String,
         /// The store's root.
         root: PathBuf,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// What a thin pool or a device of it holds cannot be read.
+    #[error("{path:?}: {fault}; {remedy}")]
+    Pool {
+        /// The file or device, or the record of the thin device.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A container's layer on a thin device.
+    #[error(
+        "{path:?}: containers of the driver devicemapper cannot be read, only images; make an image of it first (docker commit)"
+    )]
+    OnDevice {
+        /// The record of the device.
+        path: PathBuf,
     },
     /// An image without any layer.
     #[error("image {id} has no layers: there is nothing to mount")]

@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::Name;
 use super::error::{Error, Result};
+use super::layer_place::LayerPlace;
 use super::layerdb::CacheId;
 use crate::layer::LayerSpec;
 use crate::oci::{Config, Digest, Step};
@@ -24,9 +25,9 @@ pub struct ImageLayer {
     pub cache_id: CacheId,
     /// Bytes of the layer's files as Docker counts them: each inode once.
     pub size: u64,
-    /// The layer's directory and dialect.
-    #[serde(rename = "path", serialize_with = "spec_path")]
-    pub spec: LayerSpec,
+    /// Where its files are.
+    #[serde(rename = "path")]
+    pub place: LayerPlace,
     /// Whether its directory holds the files of all layers below it too.
     #[serde(skip)]
     pub whole: bool,
@@ -57,9 +58,9 @@ pub struct Image {
     /// Its configuration.
     #[serde(flatten)]
     pub config: Config,
-    /// Its layers, base first; none if it is not unpacked.
+    /// Its layers, base first; none where containerd has only pulled their blobs.
     pub layers: Vec<ImageLayer>,
-    /// Whether its layers are directories; else containerd has pulled their blobs only.
+    /// Whether its layers are directories; else there are only their blobs, or they are on devices.
     pub unpacked: bool,
 }
 
@@ -76,23 +77,28 @@ pub struct HistoryRow {
     pub size: u64,
 }
 
-/// What of these layers, base first, makes a union: top first, down to a whole tree.
-pub(crate) fn stack(layers: &[ImageLayer]) -> Vec<LayerSpec> {
+/// What of these layers, base first, makes a union: top first, down to a whole tree. `None` where one of
+/// them is no directory.
+pub(crate) fn stack(layers: &[ImageLayer]) -> Option<Vec<LayerSpec>> {
     let whole = layers.iter().rposition(|layer| layer.whole).unwrap_or(0);
     let shown = layers.iter().skip(whole).rev();
-    shown.map(|layer| layer.spec.clone()).collect()
+    shown.map(|layer| layer.place.dir().cloned()).collect()
 }
 
 impl Image {
     /// The layers' directories, top first, for a union.
     ///
     /// # Errors
-    /// [`Error::NoLayers`] if the image has none.
+    /// [`Error::NoLayers`] if the image has none, [`Error::NotUnpacked`] if they are no directories.
     pub fn stack(&self) -> Result<Vec<LayerSpec>> {
         if self.layers.is_empty() {
             return Err(Error::NoLayers { id: self.id });
         }
-        Ok(stack(&self.layers))
+        stack(&self.layers).ok_or_else(|| Error::NotUnpacked {
+            image: self.label(),
+            root: self.root.clone(),
+            remedy: "its layers are on thin devices; mount it once, which takes it into the own store",
+        })
     }
 
     /// How the image was built, newest step first, as `docker history` shows it.
@@ -133,10 +139,6 @@ pub(crate) fn label(names: &[Name], id: &Digest) -> String {
         Some(name) => name.to_string(),
         None => id.short(),
     }
-}
-
-fn spec_path<S: Serializer>(spec: &LayerSpec, s: S) -> std::result::Result<S::Ok, S::Error> {
-    lossy(spec.path(), s)
 }
 
 /// JSON has no bytes: a root that is not UTF-8 is shown as far as it is.

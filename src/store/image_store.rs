@@ -221,8 +221,8 @@ impl Store {
             last_updated: None,
             size: layers.iter().fold(0, |sum, l| sum.saturating_add(l.size)),
             config,
+            unpacked: layers.iter().all(|layer| layer.place.dir().is_some()),
             layers,
-            unpacked: true,
         }
     }
 
@@ -292,7 +292,7 @@ pub(crate) fn layer_of(resolved: &Resolved) -> ImageLayer {
         parent: record.parent,
         cache_id: record.cache_id.clone(),
         size: record.size,
-        spec: resolved.dir.spec.clone(),
+        place: resolved.dir.place.clone(),
         whole: resolved.dir.below == Below::Nothing,
         shared_by: None,
     }

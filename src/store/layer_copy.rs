@@ -9,7 +9,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::error::Result;
+use super::error::{Error, Result};
 use super::layer_tar_source::expect_tar;
 use super::writable::{Exclusive, ImportTransaction};
 use super::{Image, Store, Stores};
@@ -34,7 +34,7 @@ pub fn copy_layers(
             chain: &layer.chain_id,
             parent: layer.parent.as_ref(),
             diff: &layer.diff_id,
-            from: layer.spec.path(),
+            from: layer.place.path(),
         };
         let write = |out: &mut dyn Write| from.write_layer_tar(layer, out);
         take_layer(to, intake, &coming, write, &mut passed)?;
@@ -42,17 +42,37 @@ pub fn copy_layers(
     Ok(())
 }
 
-/// Takes in an image that containerd has pulled and not unpacked, from its blobs, without a name. Returns
-/// its ID, by which it is found in our store then.
+/// Takes in an image whose layers are no directories, without a name: one that containerd has pulled and
+/// not unpacked, from its blobs, or one of the driver devicemapper, from its devices. Returns its ID, by
+/// which it is found in our store then.
 ///
 /// # Errors
 /// As [`Stores::find`] and [`copy_layers`].
 pub fn unpack_image(stores: &Stores, text: &str, to: &Exclusive<'_>) -> Result<Digest> {
     let (from, id) = stores.locate(text)?;
     let (path, config) = from.config_bytes(&id)?;
-    let diffs = image_config::parse(&path, &config)?.diff_ids;
     let mut intake = to.begin_import();
-    let chains = chain_id::chain_ids(&diffs);
+    match from.image(&id) {
+        Ok(image) => copy_layers(from, &image, to, &mut intake, |_| {})?,
+        Err(Error::NotUnpacked { .. }) => {
+            let diffs = image_config::parse(&path, &config)?.diff_ids;
+            copy_blobs(from, &diffs, to, &mut intake)?;
+        }
+        Err(error) => return Err(error),
+    }
+    let id = intake.image(&config)?;
+    intake.finish(std::iter::empty())?;
+    Ok(id)
+}
+
+/// Takes in the layers of these diff IDs from their blobs.
+fn copy_blobs(
+    from: &Store,
+    diffs: &[Digest],
+    to: &Exclusive<'_>,
+    intake: &mut ImportTransaction<'_>,
+) -> Result<()> {
+    let chains = chain_id::chain_ids(diffs);
     let parents = std::iter::once(None).chain(chains.iter().map(Some));
     for ((diff, chain), parent) in diffs.iter().zip(&chains).zip(parents) {
         let coming = Coming {
@@ -62,11 +82,9 @@ pub fn unpack_image(stores: &Stores, text: &str, to: &Exclusive<'_>) -> Result<D
             from: from.root(),
         };
         let write = |out: &mut dyn Write| from.write_blob_tar(chain, out);
-        take_layer(to, &mut intake, &coming, write, |_| {})?;
+        take_layer(to, intake, &coming, write, |_| {})?;
     }
-    let id = intake.image(&config)?;
-    intake.finish(std::iter::empty())?;
-    Ok(id)
+    Ok(())
 }
 
 /// A layer of another store.

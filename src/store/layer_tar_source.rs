@@ -2,10 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek as _, Write};
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
@@ -15,8 +13,9 @@ use super::image::ImageLayer;
 use super::image_store::Store;
 use super::records::Records;
 use crate::layer_tar::compression::decompress;
+use crate::layer_tar::layer_files::{DirFiles, LayerFiles};
 use crate::layer_tar::tar_split::{TarSplitLine, TarSplitReader};
-use crate::layer_tar::{self, Limits, rebuild};
+use crate::layer_tar::{self, Limits, rebuild_from};
 use crate::oci::Digest;
 use crate::sys::interrupt;
 
@@ -92,10 +91,14 @@ impl Store {
         Error::LayerMissing { chain, path }
     }
 
-    /// The directory with a layer's files, opened for reading.
-    pub(super) fn files_of(&self, layer: &ImageLayer) -> Result<Arc<OwnedFd>> {
-        let dir = layer.spec.dir.readable();
-        dir.map_err(|errno| Error::io("open", layer.spec.path(), errno))
+    /// The files of a layer.
+    pub(super) fn files_of(&self, layer: &ImageLayer) -> Result<Box<dyn LayerFiles>> {
+        let Some(spec) = layer.place.dir() else {
+            return self.driver.device_files(&self.root, &layer.cache_id);
+        };
+        let dir = spec.dir.readable();
+        let dir = dir.map_err(|errno| Error::io("open", spec.path(), errno))?;
+        Ok(Box::new(DirFiles(dir)))
     }
 
     /// A layer's tar-split, to be read several times. Where the store keeps the tar itself it is made
@@ -158,8 +161,8 @@ impl Store {
     pub fn write_layer_tar(&self, layer: &ImageLayer, out: impl Write) -> Result<Digest> {
         match self.tar_source(layer)? {
             Source::Split(split) => {
-                let files = self.files_of(layer)?;
-                Ok(rebuild(split, files.as_fd(), out)?)
+                let mut files = self.files_of(layer)?;
+                Ok(rebuild_from(split, &mut *files, out)?)
             }
             Source::Blob(blob) => blob.copy_to(out),
         }

@@ -65,10 +65,20 @@ impl Stores {
         if let Some(found) = store.known_image(&id, noted)? {
             return Ok(found);
         }
-        let (store, image) = match store.image(&id) {
+        let whole = |store: &Store| {
+            let image = store.image(&id)?;
+            let lowers = image.stack()?;
+            Ok((image, lowers))
+        };
+        let (store, (image, lowers)) = match whole(store) {
             // Ours has it from an earlier mount.
-            Err(error @ Error::NotUnpacked { .. }) => self.unpacked(&id).ok_or(error)?,
-            image => (store, image?),
+            Err(error @ Error::NotUnpacked { .. }) => {
+                let has_it = |store: &&Store| store.contains(&id).unwrap_or(false);
+                let mut stores = self.all().iter().filter(has_it);
+                let found = stores.find_map(|store| Some((store, whole(store).ok()?)));
+                found.ok_or(error)?
+            }
+            found => (store, found?),
         };
         let Some(top) = image.layers.last() else {
             return Err(Error::NoLayers { id });
@@ -76,7 +86,7 @@ impl Stores {
         Ok(Mountable {
             id,
             label: image.label(),
-            lowers: image.stack()?,
+            lowers,
             chain: Chain {
                 id: top.chain_id,
                 root: image.root.clone(),
@@ -84,13 +94,6 @@ impl Stores {
             },
             note: Some(store.note(&image).unwrap_or_default()),
         })
-    }
-
-    /// An image in whatever store has unpacked it.
-    fn unpacked(&self, id: &Digest) -> Option<(&Store, Image)> {
-        let has_it = |store: &&Store| store.contains(id).unwrap_or(false);
-        let mut stores = self.all().iter().filter(has_it);
-        stores.find_map(|store| Some((store, store.image(id).ok()?)))
     }
 }
 

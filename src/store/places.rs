@@ -4,11 +4,13 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
 use super::confined_dir::ConfinedDir;
 use super::discovery::{self, Environment};
+use super::drivers::devicemapper::{self, PoolFiles};
 use super::error::{Error, Result};
 use super::{containerd, drivers, named_layer, writable};
 use crate::layer::OpenDir;
@@ -23,6 +25,8 @@ pub struct Places {
     pub(super) explicit: bool,
     /// Where nothing is looked for, but what is found may lead to.
     others: Vec<PathBuf>,
+    /// Of stores of the driver devicemapper.
+    pools: Vec<(PathBuf, Arc<PoolFiles>)>,
 }
 
 impl Places {
@@ -74,6 +78,7 @@ impl Places {
             skipped: Vec::new(),
             explicit: self.explicit,
             others: self.others.clone(),
+            pools: self.pools.clone(),
         }
     }
 
@@ -85,6 +90,38 @@ impl Places {
         } else {
             std::mem::take(&mut self.skipped)
         }
+    }
+
+    /// Opens the files of the pools of stores of the driver devicemapper, for a process that confines
+    /// itself before it reads them: `given`, or those that the stores have in themselves. Only here is
+    /// seen whether the kernel has them in use.
+    ///
+    /// # Errors
+    /// Those of opening what a store has; none where it has nothing.
+    pub fn open_pools(&mut self, given: Option<Arc<PoolFiles>>) -> Result<()> {
+        for path in &self.roots {
+            let root = ConfinedDir::open(path)?;
+            if !root.exists(Path::new("image").join(devicemapper::NAME))? {
+                continue;
+            }
+            let files = match &given {
+                Some(given) => Arc::clone(given),
+                None => match PoolFiles::of_store(&root) {
+                    Ok(files) => Arc::new(files),
+                    // Said when it is needed.
+                    Err(Error::Pool { .. }) => continue,
+                    Err(error) => return Err(error),
+                },
+            };
+            self.pools.push((path.clone(), files));
+        }
+        Ok(())
+    }
+
+    pub(super) fn pool(&self, root: &Path) -> Option<Arc<PoolFiles>> {
+        let mut pools = self.pools.iter();
+        let (_, files) = pools.find(|(path, _)| path == root)?;
+        Some(Arc::clone(files))
     }
 
     /// Whether there is a record of a named read-write layer in one of them, whatever is in it.

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::containers::{self, Container};
 use super::discovery::{self, Environment};
+use super::drivers::devicemapper::PoolFiles;
 use super::error::{Error, Result};
 use super::image::Image;
 use super::image_store::Store;
@@ -48,14 +50,14 @@ impl Stores {
     ///
     /// # Errors
     /// [`Error::NoStore`] if there is none; what is wrong with the only place that may hold one.
-    pub fn open(places: Places) -> Result<Self> {
+    pub fn open(mut places: Places) -> Result<Self> {
         let mut found = Self {
-            skipped: places.skipped,
+            skipped: std::mem::take(&mut places.skipped),
             ..Self::default()
         };
         let mut of_explicit = None;
         for path in &places.roots {
-            match found.add(path) {
+            match found.add(path, places.pool(path)) {
                 Ok(()) => (),
                 // A root of Docker may have its images in the containerd below it.
                 Err(error) if places.explicit => drop(of_explicit.get_or_insert(error)),
@@ -77,8 +79,8 @@ impl Stores {
     }
 
     /// Two stores may have one root: it is searched once.
-    fn add(&mut self, path: &Path) -> Result<()> {
-        let stores = discovery::open(path)?;
+    fn add(&mut self, path: &Path, pool: Option<Arc<PoolFiles>>) -> Result<()> {
+        let stores = discovery::open_with(path, pool)?;
         if let Some(store) = stores.first() {
             self.held.extend(writable::hold(&store.root)?);
         }

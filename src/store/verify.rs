@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::error::Result;
+use super::error::{Error, Result};
 use super::image_store::{Cache, Store, layer_of};
 use super::writable::Staging;
 use super::{ImageLayer, Stores, containers};
@@ -192,12 +192,12 @@ impl<'s> Verify<'s> {
         match store.image(id) {
             Ok(image) => {
                 let mut new = image.layers;
-                new.retain(|layer| self.podmans.insert(layer.spec.path().to_owned()));
+                new.retain(|layer| self.podmans.insert(layer.place.path().to_owned()));
                 self.layers
                     .extend(new.into_iter().map(|layer| (store, layer)));
             }
             // Its blobs are checked when they are unpacked.
-            Err(super::Error::NotUnpacked { .. }) => {}
+            Err(Error::NotUnpacked { .. }) => {}
             Err(error) => self.problem(store, of, error),
         }
     }
@@ -363,20 +363,21 @@ fn content(
     found: &mut Vec<String>,
     hashed: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let path = layer.spec.path();
-    let diff = store.files_of(layer)?;
+    let path = layer.place.path();
+    let mut files = store.files_of(layer)?;
     let root = store.root_of(&layer.cache_id);
     let shown = root.full(store.tar_source_path(layer)?);
     let [compared @ .., split, paths] = scratch;
     let splits = store.tar_splits(layer, split, paths)?;
     let mut damages = Damages::default();
-    let actual = match layer_tar::check(splits.open()?, diff.as_fd(), |d| damages.add(d), hashed) {
-        Err(error @ layer_tar::Error::Split { .. }) => {
-            found.push(format!("{shown:?}: {error}"));
-            return Ok(());
-        }
-        other => other?,
-    };
+    let actual =
+        match layer_tar::check_from(splits.open()?, &mut *files, |d| damages.add(d), hashed) {
+            Err(error @ layer_tar::Error::Split { .. }) => {
+                found.push(format!("{shown:?}: {error}"));
+                return Ok(());
+            }
+            other => other?,
+        };
     if actual != layer.diff_id && damages.order.is_empty() {
         let (tar, diff) = (actual, layer.diff_id);
         found.push(format!(
@@ -386,11 +387,15 @@ fn content(
     }
     // Other drivers have other files, and count otherwise.
     let mut size = None;
-    if matches!(store.driver(), "overlay2" | "fuse-overlayfs" | "overlayfs") {
+    if matches!(store.driver(), "overlay2" | "fuse-overlayfs" | "overlayfs")
+        && let Some(spec) = layer.place.dir()
+    {
+        let diff = spec.dir.readable();
+        let diff = diff.map_err(|errno| Error::io("open", path, errno))?;
         let splits = [splits.open()?, splits.open()?];
         let compare = Compare {
             diff: diff.as_fd(),
-            dialect: layer.spec.dialect,
+            dialect: spec.dialect,
             owners: store.root.owner()? == 0,
             root: match store.is_ours() {
                 true => RootDirectory::OfTar,

@@ -123,7 +123,7 @@ fn prune(root: &Path, when: &str) {
     let stores = Stores::discover(Some(root), &Environment::default()).unwrap();
     for image in stores.images().images {
         let layers = image.layers.iter();
-        dirs.extend(layers.map(|layer| layer.spec.path().parent().unwrap().to_owned()));
+        dirs.extend(layers.map(|layer| layer.place.path().parent().unwrap().to_owned()));
     }
     let found = std::fs::read_dir(root.join("overlay2")).unwrap();
     let found: BTreeSet<_> = found

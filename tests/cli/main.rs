@@ -14,6 +14,7 @@ mod compressions;
 mod confined;
 mod containerd;
 mod dangling;
+mod devicemapper;
 mod engines;
 mod exchanged_mountpoint;
 mod exchanged_store;

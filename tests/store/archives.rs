@@ -405,7 +405,7 @@ fn loaded_files_are_the_saved_ones() {
             image
                 .layers
                 .iter()
-                .map(|l| l.spec.path().to_owned())
+                .map(|l| l.place.path().to_owned())
                 .collect()
         };
         for (theirs, ours) in dirs(&theirs).iter().zip(dirs(&ours)) {

@@ -154,7 +154,7 @@ fn podmans_layers_are_verified_and_saved() {
         podman.unionfs(&["load", "-i", "saved.tar"]);
         let own = Stores::discover(Some(&podman.demo.at("own")), &Environment::default());
         assert_eq!(own.unwrap().find(NAME).unwrap().id, image.id);
-        let file = image.layers[2].spec.path().join("gone");
+        let file = image.layers[2].place.path().join("gone");
         fs::write(&file, "bacK\n").unwrap();
         let report = verify();
         assert_eq!(report.problems.len(), 1, "{report:?}");

@@ -80,11 +80,11 @@ fn an_image_written_is_found_with_its_layers() {
     let found = discover(&own.root).unwrap().find("app:1").unwrap();
     assert_eq!((found.id, found.size), (id, 7));
     assert_eq!(
-        std::fs::read(found.layers[1].spec.path().join("file")).unwrap(),
+        std::fs::read(found.layers[1].place.path().join("file")).unwrap(),
         b"top"
     );
-    let base = found.layers[0].spec.path().parent().unwrap();
-    let top = found.layers[1].spec.path().parent().unwrap();
+    let base = found.layers[0].place.path().parent().unwrap();
+    let top = found.layers[1].place.path().parent().unwrap();
     let has = |dir: &Path, name: &str| dir.join(name).exists();
     assert_eq!(
         base.join("committed").metadata().unwrap().mode() & 0o777,
@@ -140,11 +140,14 @@ fn a_damaged_layer_is_replaced_by_a_whole_one() {
     let store = own.open();
     let id = image(&store.lock().unwrap(), "app", &["base", "top"]);
     let stores = discover(&own.root).unwrap();
-    let lost = stores.find("app").unwrap().layers[1].spec.path().to_owned();
+    let lost = stores.find("app").unwrap().layers[1]
+        .place
+        .path()
+        .to_owned();
     std::fs::remove_dir_all(&lost).unwrap();
     assert!(stores.find("app").is_err());
     assert_eq!(image(&store.lock().unwrap(), "app", &["base", "top"]), id);
-    assert_ne!(stores.find("app").unwrap().layers[1].spec.path(), lost);
+    assert_ne!(stores.find("app").unwrap().layers[1].place.path(), lost);
 }
 
 #[test]

@@ -270,6 +270,7 @@ impl Records {
                 return Err(Error::NotUnpacked {
                     image: found.named.name.clone(),
                     root: self.store.root.path().to_owned(),
+                    remedy: "mount it once, or unpack it there (ctr run, nerdctl run)",
                 });
             };
             let expected = below.as_ref().map(|(_, name)| name);

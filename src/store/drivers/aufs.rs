@@ -16,6 +16,7 @@ use crate::oci::chain_id::MAX_LAYERS;
 use crate::oci::text::excerpt;
 use crate::store::confined_dir::ConfinedDir;
 use crate::store::error::{Error, Result};
+use crate::store::layer_place::LayerPlace;
 use crate::store::layerdb::CacheId;
 
 /// The most read of a list of layers, in bytes: lines of 255 characters.
@@ -68,7 +69,7 @@ impl Driver for Aufs {
         }
         let dialect = DIALECT;
         Ok(LayerDir {
-            spec: LayerSpec { dir, dialect },
+            place: LayerPlace::Dir(LayerSpec { dir, dialect }),
             chain: format!("{id}\n{expected}"),
             below: Below::Layers,
         })

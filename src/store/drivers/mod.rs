@@ -1,20 +1,32 @@
 //! Storage drivers: where a layer's files are, given its cache ID. One file per directory layout.
 
 mod aufs;
+pub(crate) mod devicemapper;
 mod overlay;
 mod overlay2;
 mod snapshots;
 mod vfs;
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::confined_dir::{ConfinedDir, SMALL};
-use super::error::Result;
+use super::error::{Error, Result};
+use super::layer_place::LayerPlace;
 use super::layerdb::CacheId;
-use crate::layer::{Dialect, LayerSpec, OpenDir};
+use crate::layer::{Dialect, OpenDir};
+use crate::layer_tar::layer_files::LayerFiles;
+use devicemapper::PoolFiles;
 
 /// The drivers whose stores can be read, in the order they are searched.
-pub(crate) const NAMES: [&str; 5] = ["overlay2", "fuse-overlayfs", "overlay", "aufs", "vfs"];
+pub(crate) const NAMES: [&str; 6] = [
+    "overlay2",
+    "fuse-overlayfs",
+    "overlay",
+    "aufs",
+    "vfs",
+    devicemapper::NAME,
+];
 
 /// Of whole trees: nothing in them is a marker.
 const PLAIN: Dialect = Dialect {
@@ -38,7 +50,7 @@ pub(crate) enum Below {
 /// A layer found on disk and checked against its parent.
 #[derive(Clone, Debug)]
 pub(crate) struct LayerDir {
-    pub(crate) spec: LayerSpec,
+    pub(crate) place: LayerPlace,
     /// How a layer created on top names this one and all below it; the driver's own form.
     pub(crate) chain: String,
     pub(crate) below: Below,
@@ -65,6 +77,12 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// of the layer's own with all that [`Self::layer`] reads of it; `None`: it is elsewhere.
     fn own_dir(&self) -> Option<&'static str> {
         None
+    }
+
+    /// The files of a layer that is on a device and in no directory.
+    fn device_files(&self, root: &ConfinedDir, id: &CacheId) -> Result<Box<dyn LayerFiles>> {
+        let path = root.full(id.as_str());
+        Err(Error::LayerDirMissing { path })
     }
 
     /// The work directory that belongs to a container's read-write layer; `None` where
@@ -99,6 +117,11 @@ pub(crate) fn of_containerd(name: &'static str, owner: u32) -> Box<dyn Driver> {
     Box::new(snapshots::Snapshots::new(name, dialect))
 }
 
+/// The driver devicemapper, of a pool with these files; `None`: the store has them.
+pub(crate) fn of_pool(files: Option<Arc<PoolFiles>>) -> Box<dyn Driver> {
+    Box::new(devicemapper::DeviceMapper::new(files))
+}
+
 /// The driver of that name for a store owned by `owner`; `None` if there is none.
 pub(crate) fn by_name(name: &str, owner: u32) -> Option<Box<dyn Driver>> {
     match name {
@@ -107,6 +130,7 @@ pub(crate) fn by_name(name: &str, owner: u32) -> Option<Box<dyn Driver>> {
         "overlay" => Some(Box::new(overlay::Overlay::new(owner))),
         "aufs" => Some(Box::new(aufs::Aufs)),
         "vfs" => Some(Box::new(vfs::Vfs)),
+        devicemapper::NAME => Some(of_pool(None)),
         _ => None,
     }
 }

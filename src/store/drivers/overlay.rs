@@ -17,6 +17,7 @@ use crate::layer::{Dialect, LayerSpec, OpenDir};
 use crate::oci::text::excerpt;
 use crate::store::confined_dir::{ConfinedDir, SMALL};
 use crate::store::error::{Error, Result};
+use crate::store::layer_place::LayerPlace;
 use crate::store::layerdb::CacheId;
 
 #[derive(Debug)]
@@ -59,7 +60,7 @@ impl Driver for Overlay {
             let dir = root.layer_dir(tree)?;
             let dialect = PLAIN;
             return Ok(LayerDir {
-                spec: LayerSpec { dir, dialect },
+                place: LayerPlace::Dir(LayerSpec { dir, dialect }),
                 chain: id.to_string(),
                 below: Below::Nothing,
             });
@@ -75,7 +76,7 @@ impl Driver for Overlay {
         let dir = root.layer_dir(path(id, "upper"))?;
         let dialect = self.dialect;
         Ok(LayerDir {
-            spec: LayerSpec { dir, dialect },
+            place: LayerPlace::Dir(LayerSpec { dir, dialect }),
             chain: expected.unwrap_or_default().to_owned(),
             below: Below::Image,
         })

@@ -19,6 +19,7 @@ use crate::layer::{Dialect, LayerSpec, OpenDir};
 use crate::oci::text::excerpt;
 use crate::store::confined_dir::{ConfinedDir, SMALL};
 use crate::store::error::{Error, Result};
+use crate::store::layer_place::LayerPlace;
 use crate::store::layerdb::CacheId;
 use crate::sys::process::is_root_of_machine;
 
@@ -140,7 +141,7 @@ impl Driver for Overlay2 {
         };
         let dialect = self.dialect;
         Ok(LayerDir {
-            spec: LayerSpec { dir, dialect },
+            place: LayerPlace::Dir(LayerSpec { dir, dialect }),
             chain,
             below: Below::Layers,
         })

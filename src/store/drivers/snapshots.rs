@@ -16,6 +16,7 @@ use crate::layer::{Dialect, LayerSpec, OpenDir};
 use crate::store::confined_dir::ConfinedDir;
 use crate::store::containerd::snapshotter_dir;
 use crate::store::error::Result;
+use crate::store::layer_place::LayerPlace;
 use crate::store::layerdb::CacheId;
 
 /// A snapshotter.
@@ -63,7 +64,7 @@ impl Driver for Snapshots {
             dialect: self.dialect,
         };
         Ok(LayerDir {
-            spec,
+            place: LayerPlace::Dir(spec),
             chain: String::new(),
             below,
         })

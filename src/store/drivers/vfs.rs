@@ -12,6 +12,7 @@ use super::{Below, Driver, LayerDir, PLAIN};
 use crate::layer::{Dialect, LayerSpec, OpenDir};
 use crate::store::confined_dir::ConfinedDir;
 use crate::store::error::Result;
+use crate::store::layer_place::LayerPlace;
 use crate::store::layerdb::CacheId;
 
 #[derive(Debug)]
@@ -30,7 +31,7 @@ impl Driver for Vfs {
         let dir = root.layer_dir(Path::new("vfs/dir").join(id.as_str()))?;
         let dialect = PLAIN;
         Ok(LayerDir {
-            spec: LayerSpec { dir, dialect },
+            place: LayerPlace::Dir(LayerSpec { dir, dialect }),
             chain: String::new(),
             below: Below::Nothing,
         })
