@@ -1,6 +1,6 @@
 #!/bin/bash
 # fuzz.sh TARGET [SECONDS] : searches one parser for inputs that break it, by default for ten
-# minutes. Targets: tar tar_split metadata archive catalog wire options. Needs a nightly compiler and
+# minutes. Targets: tar tar_split metadata archive catalog wire options thin_pool. Needs a nightly compiler and
 # cargo-fuzz. What is found stays in fuzz/artifacts/TARGET; what was learnt in fuzz/corpus/TARGET.
 set -euo pipefail
 cd "$(dirname "$0")/.."

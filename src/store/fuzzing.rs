@@ -57,6 +57,14 @@ pub fn config(bytes: &[u8]) -> Vec<Error> {
     }
 }
 
+/// A thin pool in memory with one device, of `size` bytes, from which files of these names are read.
+pub fn thin_pool(metadata: &[u8], data: &[u8], size: u64, names: &[&[u8]]) -> Vec<Error> {
+    match super::drivers::devicemapper::read_all(metadata, data, size, names) {
+        Ok(refused) => refused,
+        Err(error) => vec![error],
+    }
+}
+
 /// A file that holds a digest.
 pub fn digest(bytes: &[u8]) -> Vec<Error> {
     imagedb::digest(path(), bytes).err().into_iter().collect()

@@ -122,6 +122,11 @@ fn options() {
     replay("options");
 }
 
+#[test]
+fn thin_pool() {
+    replay("thin_pool");
+}
+
 /// A fuzzer that runs nothing finds nothing: the corpus gets to where files are made.
 #[test]
 fn every_target_has_a_test() {
@@ -133,6 +138,7 @@ fn every_target_has_a_test() {
         "catalog",
         "wire",
         "options",
+        "thin_pool",
     ];
     let names = targets::TARGETS.map(|target| target.name);
     assert_eq!(names, tested);

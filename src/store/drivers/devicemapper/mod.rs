@@ -23,6 +23,8 @@ mod pool;
 mod pool_file;
 mod record;
 mod superblock;
+#[cfg(test)]
+mod tests;
 mod thin_device;
 
 pub use pool_file::PoolFiles;
@@ -116,4 +118,35 @@ impl Driver for DeviceMapper {
         record::expect_done(&record, &at, pool.transaction())?;
         Ok(Box::new(Ext4Tree::open(pool.device(&record, &at)?)?))
     }
+}
+
+/// Reads files of these names from the device 1, of `size` bytes, of a pool in memory. What was refused.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_all(
+    metadata: &[u8],
+    data: &[u8],
+    size: u64,
+    names: &[&[u8]],
+) -> Result<Vec<Error>> {
+    use std::io::Read as _;
+
+    let files = PoolFiles {
+        metadata: pool_file::PoolFile::in_memory("/metadata", metadata)?,
+        data: pool_file::PoolFile::in_memory("/data", data)?,
+        holder: None,
+    };
+    let at = Path::new("/record");
+    let record = DeviceRecord::of_device(1, size);
+    let mut tree = Ext4Tree::open(Pool::open(&files)?.device(&record, at)?)?;
+    let mut refused = Vec::new();
+    for name in names {
+        let read = tree.open(name).and_then(|file| {
+            let mut content = Vec::new();
+            // No file here is longer, and those that say so are read in part.
+            let read = file.content.take(1 << 20).read_to_end(&mut content);
+            read.map_err(|error| error.to_string())
+        });
+        refused.extend(read.err().map(|fault| bad(at, fault, "")));
+    }
+    Ok(refused)
 }

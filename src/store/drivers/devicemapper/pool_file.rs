@@ -47,6 +47,18 @@ impl PoolFile {
         Self::new(path_of(&found).unwrap_or_else(|| path.to_owned()), file)
     }
 
+    /// One that is only in memory.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn in_memory(path: &str, bytes: &[u8]) -> Result<Self> {
+        use std::io::Write as _;
+
+        let path = PathBuf::from(path);
+        let made = rustix::fs::memfd_create("pool", rustix::fs::MemfdFlags::CLOEXEC);
+        let mut file = File::from(made.map_err(|errno| Error::io("make", &path, errno))?);
+        file.write_all(bytes).map_err(|e| unreadable(&path, &e))?;
+        Self::new(path, file)
+    }
+
     /// Bytes.
     pub(super) fn length(&self) -> Result<u64> {
         let end = (&self.file).seek(SeekFrom::End(0));

@@ -49,6 +49,18 @@ pub(super) fn path_of(id: &CacheId) -> PathBuf {
 }
 
 impl DeviceRecord {
+    /// Of a device that is in no store.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn of_device(device_id: u32, size: u64) -> Self {
+        Self {
+            device_id,
+            size,
+            transaction_id: 0,
+            initialized: true,
+            deleted: false,
+        }
+    }
+
     /// That of a layer.
     pub(super) fn read(root: &ConfinedDir, id: &CacheId) -> Result<Self> {
         let path = path_of(id);

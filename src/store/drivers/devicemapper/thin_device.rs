@@ -76,7 +76,7 @@ impl ThinDevice {
     }
 
     /// Where a block is in the data; `None`: it was never written.
-    fn mapped(&mut self, block: u64) -> Result<Option<u64>> {
+    pub(super) fn mapped(&mut self, block: u64) -> Result<Option<u64>> {
         if let Some((known, found)) = self.last
             && known == block
         {

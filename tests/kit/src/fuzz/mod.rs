@@ -11,6 +11,7 @@ pub mod options;
 pub mod tar;
 pub mod tar_built;
 pub mod tar_split;
+pub mod thin_pool;
 pub mod wire;
 
 // The command line is no part of the library.
@@ -26,7 +27,7 @@ pub struct Target {
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target {
         name: "tar",
         run: tar::run,
@@ -61,6 +62,11 @@ pub const TARGETS: [Target; 7] = [
         name: "options",
         run: options::run,
         seeds: options::seeds,
+    },
+    Target {
+        name: "thin_pool",
+        run: thin_pool::run,
+        seeds: thin_pool::seeds,
     },
 ];
 

@@ -83,6 +83,11 @@ impl ThinPool {
         bytes
     }
 
+    /// A device with these blocks, whatever is in them.
+    pub fn map(&mut self, id: u32, mappings: Mappings) {
+        self.devices.insert(id, mappings);
+    }
+
     /// Makes the metadata, of a pool that has done so many transactions.
     pub fn finish(&self, transaction: u64) {
         let mut xml = format!(
@@ -138,4 +143,83 @@ fn crc32c(bytes: &[u8]) -> u32 {
             (sum >> 1) ^ (0x82f6_3b78 * (sum & 1))
         })
     })
+}
+
+/// Entries that a node has room for, as the kernel counts.
+pub fn room(value_size: usize) -> usize {
+    let room = (METADATA_BLOCK - 32) / (8 + value_size);
+    room - room % 3
+}
+
+/// A pool in memory.
+pub struct ByHand {
+    pub metadata: Vec<u8>,
+    pub data: Vec<u8>,
+}
+
+/// A pool with one device, of ID 1, whose bytes these are. Its metadata are six blocks: the superblock, the
+/// devices, their details, and the tree of the device, an inner node with two leaves. No tool is needed; there
+/// are no space maps, which only writers use.
+pub fn by_hand(bytes: &[u8]) -> ByHand {
+    let blocks: Vec<&[u8]> = bytes.chunks(BLOCK).collect();
+    let count = blocks.len() as u64;
+    let mut data = vec![0; blocks.len() * BLOCK];
+    let mut mapped = Vec::new();
+    for (number, block) in (0..).zip(&blocks) {
+        if block.iter().any(|byte| *byte != 0) {
+            let at = count - 1 - number;
+            let start = at as usize * BLOCK;
+            data[start..start + block.len()].copy_from_slice(block);
+            mapped.push((number, (at << 24 | 1).to_le_bytes().to_vec()));
+        }
+    }
+    let (low, high) = mapped.split_at(mapped.len() / 2);
+    let lead_to = |block: u64| block.to_le_bytes().to_vec();
+    let first = |entries: &[(u64, Vec<u8>)]| entries.first().map_or(0, |(key, _)| *key);
+    let mut superblock = vec![0; METADATA_BLOCK];
+    let mut put = |at: usize, bytes: &[u8]| superblock[at..at + bytes.len()].copy_from_slice(bytes);
+    put(32, &27_022_010_u64.to_le_bytes());
+    put(40, &2_u32.to_le_bytes());
+    put(64, &count.to_le_bytes());
+    put(320, &1_u64.to_le_bytes());
+    put(328, &2_u64.to_le_bytes());
+    put(336, &((BLOCK / 512) as u32).to_le_bytes());
+    put(340, &((METADATA_BLOCK / 512) as u32).to_le_bytes());
+    put(344, &6_u64.to_le_bytes());
+    seal(&mut superblock, Salt::Superblock);
+    let nodes = [
+        node(1, 2, 8, &[(1, lead_to(3))]),
+        node(2, 2, 24, &[(1, vec![0; 24])]),
+        node(
+            3,
+            1,
+            8,
+            &[(first(low), lead_to(4)), (first(high), lead_to(5))],
+        ),
+        node(4, 2, 8, low),
+        node(5, 2, 8, high),
+    ];
+    ByHand {
+        metadata: [vec![superblock], nodes.into()].concat().concat(),
+        data,
+    }
+}
+
+/// A node of a tree in that block.
+fn node(number: u64, flags: u32, value_size: usize, entries: &[(u64, Vec<u8>)]) -> Vec<u8> {
+    let room = room(value_size);
+    assert!(entries.len() <= room);
+    let mut node = vec![0; METADATA_BLOCK];
+    let mut put = |at: usize, bytes: &[u8]| node[at..at + bytes.len()].copy_from_slice(bytes);
+    put(4, &flags.to_le_bytes());
+    put(8, &number.to_le_bytes());
+    for (at, field) in [(16, entries.len()), (20, room), (24, value_size)] {
+        put(at, &(field as u32).to_le_bytes());
+    }
+    for (at, (key, value)) in entries.iter().enumerate() {
+        put(32 + 8 * at, &key.to_le_bytes());
+        put(32 + 8 * room + value_size * at, value);
+    }
+    seal(&mut node, Salt::Node);
+    node
 }
