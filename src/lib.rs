@@ -13,11 +13,12 @@
 //! * [`fuse`] is the transport that connects [`union`] to the kernel.
 //! * [`image_mounts`] mounts an image of a store by its name.
 //! * [`sandbox`] confines a process that serves a mount or unpacks layers.
+//! * [`progress`] is what the parts report of long work.
 //!
 //! The cargo features `fuse` (with `sandbox`), `store` (with `oci`, `layer_tar`, `archive` and
 //! `changes`) and `registry` choose the parts; all are on by default. `image_mounts` is there with
-//! both `fuse` and `store`. Without features, the library has `sys`, `layer`, `lowers`, `catalog` and
-//! `union`.
+//! both `fuse` and `store`. Without features, the library has `sys`, `progress`, `layer`, `lowers`,
+//! `catalog` and `union`.
 //!
 //! The command line over all of them is no part of the library: it belongs to the program `unionfs`,
 //! which the feature `cli` builds (also on by default).
@@ -37,6 +38,7 @@ pub mod layer_tar;
 pub mod lowers;
 #[cfg(feature = "store")]
 pub mod oci;
+pub mod progress;
 #[cfg(feature = "registry")]
 pub mod registry;
 #[cfg(feature = "fuse")]

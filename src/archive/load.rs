@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-use super::Progress;
 use super::blob::{Hashing, Pipeline};
 use super::contents::{Contents, Incoming, LayerBlob, Wanted, contents};
 use super::error::{Error, Result};
@@ -10,6 +9,7 @@ use super::source::Source;
 use crate::layer_tar::{self, Limits, Unpacked};
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, Reference, chain_id};
+use crate::progress::Progress;
 use crate::store::writable::{Exclusive, ImportTransaction, StagedLayer};
 use crate::store::{self};
 use crate::sys::free_space::FreeSpace;
@@ -44,7 +44,7 @@ pub fn load(
     source: &Source,
     names: &[Reference],
     wanted: &Wanted<'_>,
-    progress: &(dyn Fn(Progress<'_>) + Sync),
+    progress: &(dyn Fn(Progress<'_, &Digest>) + Sync),
 ) -> Result<Vec<Loaded>> {
     let contents = contents(source, wanted)?;
     load_contents(store, source, contents, names, &wanted.limits, progress)
@@ -60,7 +60,7 @@ pub fn load_contents(
     contents: Contents,
     names: &[Reference],
     limits: &Limits,
-    progress: &(dyn Fn(Progress<'_>) + Sync),
+    progress: &(dyn Fn(Progress<'_, &Digest>) + Sync),
 ) -> Result<Vec<Loaded>> {
     let mut incoming = contents.images;
     if !names.is_empty() {
@@ -102,7 +102,7 @@ pub fn take(
     image: &Incoming,
     names: &[Reference],
     limits: &Limits,
-    progress: &(dyn Fn(Progress<'_>) + Sync),
+    progress: &(dyn Fn(Progress<'_, &Digest>) + Sync),
 ) -> Result<Loaded> {
     let archive = Archive {
         store,
@@ -129,7 +129,7 @@ struct Archive<'a> {
     store: &'a Exclusive<'a>,
     source: &'a Source,
     limits: &'a Limits,
-    progress: &'a (dyn Fn(Progress<'_>) + Sync),
+    progress: &'a (dyn Fn(Progress<'_, &Digest>) + Sync),
 }
 
 impl Archive<'_> {
@@ -155,14 +155,14 @@ impl Archive<'_> {
         let mut parent = None;
         for ((diff_id, blob), chain) in image.diff_ids.iter().zip(&image.layers).zip(&chain) {
             if self.store.has_layer(chain)? {
-                (self.progress)(Progress::Exists { diff_id });
+                (self.progress)(Progress::Exists { item: diff_id });
             } else {
                 let mut staged = self.store.stage_layer(parent)?;
                 let unpacked = self.layer(blob, diff_id, &mut staged)?;
                 lost.xattrs += unpacked.lost_xattrs;
                 lost.devices += unpacked.kept_devices;
                 intake.layer(staged, &unpacked)?;
-                (self.progress)(Progress::Done);
+                (self.progress)(Progress::Done { item: diff_id });
             }
             parent = Some(chain);
         }
@@ -217,7 +217,11 @@ impl Archive<'_> {
             }
             .into());
         }
-        (self.progress)(Progress::Layer { diff_id, bytes });
+        (self.progress)(Progress::Begin {
+            item: diff_id,
+            size: bytes,
+            have: 0,
+        });
         let failed = |error| Error::read(self.source.name(), error);
         let counter = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
         let passed = {
@@ -236,9 +240,10 @@ impl Archive<'_> {
         let mut stream = Told {
             pipeline,
             tell: || {
-                (self.progress)(Progress::Bytes(
-                    counter.swap(0, std::sync::atomic::Ordering::Relaxed),
-                ));
+                (self.progress)(Progress::Advance {
+                    item: diff_id,
+                    count: counter.swap(0, std::sync::atomic::Ordering::Relaxed),
+                });
             },
         };
         let unpacked = staged.unpack(&mut stream, self.limits);

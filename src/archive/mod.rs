@@ -66,27 +66,4 @@ pub use error::{Error, Result};
 pub use import::{Import, fill_from_tar, import};
 pub use load::{Loaded, load, load_contents, take};
 pub use save::{Format, Outgoing, save};
-
 pub use source::Source;
-
-/// What a caller may show while layers come in or go out.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub enum Progress<'a> {
-    /// A layer is begun.
-    Layer {
-        /// Its diff ID.
-        diff_id: &'a crate::oci::Digest,
-        /// Bytes in the archive or of its files; 0 if unknown.
-        bytes: u64,
-    },
-    /// So many more bytes of it were read or written.
-    Bytes(u64),
-    /// It is done.
-    Done,
-    /// The store had it already.
-    Exists {
-        /// Its diff ID.
-        diff_id: &'a crate::oci::Digest,
-    },
-}

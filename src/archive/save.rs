@@ -11,10 +11,10 @@ use std::io::{self, Write};
 use serde_json::{Value, json};
 use tar::{Builder, Header};
 
-use super::Progress;
 use super::error::{Error, Result};
 use crate::layer_tar;
 use crate::oci::{Digest, Reference};
+use crate::progress::Progress;
 use crate::store::Image;
 use crate::store::image::ImageLayer;
 use crate::store::image_store::Store;
@@ -61,7 +61,7 @@ pub fn save(
     images: &[Outgoing<'_>],
     format: Format,
     out: impl Write,
-    progress: &dyn Fn(Progress<'_>),
+    progress: &dyn Fn(Progress<'_, &Digest>),
 ) -> Result<()> {
     let mut archive = Archive {
         tar: Builder::new(out),
@@ -89,7 +89,7 @@ struct Archive<'p, W: Write> {
     tar: Builder<W>,
     /// Blobs that are in it, with their lengths.
     written: HashMap<Digest, u64>,
-    progress: &'p dyn Fn(Progress<'_>),
+    progress: &'p dyn Fn(Progress<'_, &Digest>),
 }
 
 fn path(digest: &Digest) -> String {
@@ -198,24 +198,26 @@ impl<W: Write> Archive<'_, W> {
 
     /// Adds a layer's tar; its length.
     fn layer(&mut self, store: &Store, layer: &ImageLayer) -> Result<u64> {
-        let diff_id = &layer.diff_id;
+        let item = &layer.diff_id;
         let size = store.layer_tar_size(layer)?;
         let progress = self.progress;
-        progress(Progress::Layer {
-            diff_id,
-            bytes: size,
+        progress(Progress::Begin {
+            item,
+            size,
+            have: 0,
         });
-        self.header(&path(diff_id), size)?;
+        self.header(&path(item), size)?;
         self.content(size, |out| {
             let mut counted = CountingWriter {
                 out,
                 count: 0,
+                item,
                 progress,
             };
             let actual = store.write_layer_tar(layer, &mut counted)?;
-            let what = match (actual == *diff_id, counted.count == size) {
+            let what = match (actual == *item, counted.count == size) {
                 (true, true) => return Ok(()),
-                (false, _) => format!("its files make a tar of {actual}, not {diff_id}"),
+                (false, _) => format!("its files make a tar of {actual}, not {item}"),
                 (true, false) => format!("{} bytes, not {size}", counted.count),
             };
             Err(Error::from(layer_tar::Error::Damaged {
@@ -223,8 +225,8 @@ impl<W: Write> Archive<'_, W> {
                 what,
             }))
         })?;
-        progress(Progress::Done);
-        self.written.insert(*diff_id, size);
+        progress(Progress::Done { item });
+        self.written.insert(*item, size);
         Ok(size)
     }
 }
@@ -233,14 +235,18 @@ impl<W: Write> Archive<'_, W> {
 struct CountingWriter<'a, W> {
     out: &'a mut W,
     count: u64,
-    progress: &'a dyn Fn(Progress<'_>),
+    item: &'a Digest,
+    progress: &'a dyn Fn(Progress<'_, &Digest>),
 }
 
 impl<W: Write> Write for CountingWriter<'_, W> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let written = self.out.write(buf)?;
         self.count += written as u64;
-        (self.progress)(Progress::Bytes(written as u64));
+        (self.progress)(Progress::Advance {
+            item: self.item,
+            count: written as u64,
+        });
         Ok(written)
     }
 

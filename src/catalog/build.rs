@@ -28,6 +28,7 @@ use crate::lowers::{
     FoundIn, Gather, Layers, LowerDirs, LowerFile, LowerLookup, Lowers as _, OpenError, Seal,
     Visible, merge,
 };
+use crate::progress::Progress;
 
 /// The layers that a catalog describes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,20 +43,13 @@ pub struct Label {
     pub notes: Vec<u8>,
 }
 
-/// Progress of a build.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Number of names written.
-    pub names: u64,
-    /// Number of directories written.
-    pub dirs: u64,
-}
-
 /// Result of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Built {
-    /// The names and directories in the catalog.
-    pub progress: Progress,
+    /// The number of names in the catalog.
+    pub names: u64,
+    /// The number of directories in the catalog.
+    pub directories: u64,
     /// The number of names that must be looked up in the layers.
     pub live: u64,
     /// The size of the file in bytes.
@@ -63,7 +57,8 @@ pub struct Built {
 }
 
 /// Writes the catalog of the lowers of `stack` to `path`, replacing an older one. `step` is called
-/// for each directory; returning false stops the build.
+/// for each directory with the number of names since the last call. It stops the build by returning
+/// false.
 ///
 /// # Errors
 /// [`Error`]; an older catalog stays.
@@ -71,7 +66,7 @@ pub fn build(
     stack: &StackSpec,
     label: &Label,
     path: &Path,
-    step: &mut dyn FnMut(Progress) -> bool,
+    step: &mut dyn FnMut(Progress<'_, ()>) -> bool,
 ) -> Result<Built, Error> {
     build_confined(stack, label, path, |_| Ok(()), step)
 }
@@ -86,7 +81,7 @@ pub fn build_confined(
     label: &Label,
     path: &Path,
     confine: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
-    step: &mut dyn FnMut(Progress) -> bool,
+    step: &mut dyn FnMut(Progress<'_, ()>) -> bool,
 ) -> Result<Built, Error> {
     let staged = directory::Staged::new(path)?;
     let write = |source| Error::Write {
@@ -96,7 +91,7 @@ pub fn build_confined(
     confine(staged.dir()).map_err(write)?;
     let layers = open_layers(stack)?;
     let before = file::describe(&layers, file::now);
-    let (progress, live) = walk(&layers, staged.file(), label, step, &write)?;
+    let counts = walk(&layers, staged.file(), label, step, &write)?;
     let after = file::describe(&layers, file::now);
     if let Some(changed) = before.iter().zip(&after).position(|(a, b)| a != b) {
         let path = layers.get(changed).map(|root| root.layer.path.clone());
@@ -104,8 +99,9 @@ pub fn build_confined(
     }
     let bytes = staged.publish().map_err(write)?;
     Ok(Built {
-        progress,
-        live,
+        names: counts.names,
+        directories: counts.directories,
+        live: counts.live,
         bytes,
     })
 }
@@ -135,38 +131,38 @@ pub(super) fn parts_without(visible: &Visible) -> usize {
     }
 }
 
-/// Writes everything to `file`. Returns the progress and the number of live names.
+/// Writes everything to `file`.
 fn walk(
     layers: &Arc<Layers>,
     file: &File,
     label: &Label,
-    step: &mut dyn FnMut(Progress) -> bool,
+    step: &mut dyn FnMut(Progress<'_, ()>) -> bool,
     write: &dyn Fn(io::Error) -> Error,
-) -> Result<(Progress, u64), Error> {
+) -> Result<Counts, Error> {
     let described = file::describe(layers, file::now);
     let mut builder = Builder {
         layers,
         writer: Writer::new(file, described, &label.notes).map_err(write)?,
         known: HashMap::new(),
         todo: Vec::new(),
-        progress: Progress::default(),
-        live: 0,
+        counts: Counts::default(),
+        reported: 0,
     };
     builder.roots().map_err(write)?;
     while let Some(dir) = builder.todo.pop() {
-        if !step(builder.progress) {
+        if !builder.report(step) {
             return Err(Error::Stopped);
         }
         if !builder.directory(&dir, step).map_err(write)? {
             return Err(Error::Stopped);
         }
     }
-    let done = (builder.progress, builder.live);
+    let counts = builder.counts;
     let finished = builder
         .writer
         .finish(label.chain, &label.store, &label.driver);
     finished.map_err(write)?;
-    Ok(done)
+    Ok(counts)
 }
 
 /// Number of names looked up between two calls of `step`.
@@ -192,7 +188,16 @@ struct Builder<'l> {
     /// Records of directories of the layers, by layer and inode number.
     known: HashMap<(usize, u64), u32>,
     todo: Vec<Todo>,
-    progress: Progress,
+    counts: Counts,
+    /// The number of names that were reported.
+    reported: u64,
+}
+
+/// What has been written. See [`Built`].
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    names: u64,
+    directories: u64,
     live: u64,
 }
 
@@ -223,18 +228,25 @@ impl Builder<'_> {
         Ok(index)
     }
 
+    /// Reports the names since the last report. Returns false if the build is to stop.
+    fn report(&mut self, step: &mut dyn FnMut(Progress<'_, ()>) -> bool) -> bool {
+        let count = self.counts.names - self.reported;
+        self.reported = self.counts.names;
+        step(Progress::Advance { item: (), count })
+    }
+
     /// Writes the entries of a directory. Returns false when it was told to stop.
     fn directory(
         &mut self,
         todo: &Todo,
-        step: &mut dyn FnMut(Progress) -> bool,
+        step: &mut dyn FnMut(Progress<'_, ()>) -> bool,
     ) -> io::Result<bool> {
-        self.progress.dirs += 1;
+        self.counts.directories += 1;
         let mut names = match names(&todo.lowers) {
             Ok(names) => names,
             Err(e) => {
                 tracing::debug!("a directory is left out of the catalog: {e}");
-                self.live += 1;
+                self.counts.live += 1;
                 self.writer.dir(todo.index).flags = format::UNLISTED.into();
                 return Ok(true);
             }
@@ -243,7 +255,7 @@ impl Builder<'_> {
         names.dedup_by(|a, b| a.name == b.name);
         let mut pending = Vec::with_capacity(names.len());
         for (position, name) in names.iter().enumerate() {
-            if position % STEP == STEP - 1 && !step(self.progress) {
+            if position % STEP == STEP - 1 && !self.report(step) {
                 return Ok(false);
             }
             pending.push(self.pending(&todo.lowers, name)?);
@@ -260,7 +272,7 @@ impl Builder<'_> {
                 found.push((index, first + position as u32, lowers));
             }
             self.writer.record(&entry.record)?;
-            self.progress.names += 1;
+            self.counts.names += 1;
         }
         let count = self.writer.next_record() - first;
         let dir = self.writer.dir(todo.index);
@@ -309,7 +321,7 @@ impl Builder<'_> {
     /// Returns the record of a name that must be looked up in the layers. It has only what a
     /// directory listing shows.
     fn live(&mut self, lowers: &LowerDirs, skip: usize, visible: &Visible) -> io::Result<Record> {
-        self.live += 1;
+        self.counts.live += 1;
         let top = lowers.all()?.get(skip).ok_or(Errno::IO)?;
         let mut class = Class::new_zeroed();
         class.layer = (top.index as u32).into();

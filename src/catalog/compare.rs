@@ -9,11 +9,12 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::build::{names, open_layers, parts_without, xattr_flags};
-use super::{Mounted, Progress, Unusable, format};
+use super::{Mounted, Unusable, format};
 use crate::layer::StackSpec;
 use crate::layer::at::{At, Stat};
 use crate::layer::types::Time;
 use crate::lowers::{Layers, LowerDirs, LowerFile, LowerLookup, Lowers as _, OpenError, Visible};
+use crate::progress::Progress;
 
 /// A difference between a catalog and its layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub struct Difference {
 }
 
 /// Returns up to `limit` names for which the catalog differs from the layers. Access times are not
-/// compared.
+/// compared. `step` is called for each directory with the number of its names.
 ///
 /// # Errors
 /// Those of reading the layers. A catalog that is not used at all is no error here.
@@ -33,7 +34,7 @@ pub fn compare(
     stack: &StackSpec,
     path: &Path,
     limit: usize,
-    step: &mut dyn FnMut(Progress),
+    step: &mut dyn FnMut(Progress<'_, ()>),
 ) -> Result<Result<Vec<Difference>, Unusable>, OpenError> {
     let layers = open_layers(stack)?;
     let catalog = match Mounted::open(path, &layers) {
@@ -45,15 +46,13 @@ pub fn compare(
         catalog: &catalog,
         found: Vec::new(),
     };
-    let mut progress = Progress::default();
     let mut todo = vec![(Vec::new(), layers.root(), catalog.root())];
     while let Some((path, truth, said)) = todo.pop() {
         if comparison.found.len() >= limit {
             break;
         }
-        step(progress);
-        progress.dirs += 1;
-        progress.names += comparison.directory(&path, &truth, &said, &mut todo);
+        let count = comparison.directory(&path, &truth, &said, &mut todo);
+        step(Progress::Advance { item: (), count });
     }
     comparison.found.truncate(limit);
     Ok(Ok(comparison.found))

@@ -21,7 +21,7 @@
 //! };
 //! let path = dir.path().join("catalog");
 //! let built = catalog::build(&stack, &Label::default(), &path, &mut |_| true)?;
-//! assert_eq!(built.progress.names, 1);
+//! assert_eq!(built.names, 1);
 //!
 //! let mut options = Options::default();
 //! options.names = Some(CatalogFile::source(&path));
@@ -40,7 +40,7 @@ mod write;
 
 use std::path::PathBuf;
 
-pub use build::{Built, Label, Progress, build, build_confined};
+pub use build::{Built, Label, build, build_confined};
 pub(crate) use compare::XATTR_FLAGS;
 pub use compare::{Difference, compare};
 pub use file::{Unusable, check_layers, open};

@@ -2,21 +2,21 @@
 //! mount choose.
 
 use std::ffi::OsString;
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::command_sandbox::{Cage, Missing, SandboxArgs};
 use super::error::Usage;
 use super::options::{CatalogChoice, MountOptions};
 use super::output::{Table, one_line, print, print_json, size};
-use unionfs::catalog::{self, Label, Progress, directory};
+use super::progress::Work;
+use unionfs::catalog::{self, Label, directory};
 use unionfs::image_mounts::{ImageCatalogs, MountCatalog, label_of_image};
 use unionfs::layer::{LayerSpec, StackSpec};
 use unionfs::oci::Digest;
+use unionfs::progress::Progress;
 use unionfs::store::Chain;
 use unionfs::store::discovery::Environment;
 
@@ -176,17 +176,17 @@ struct BuildReport {
 
 fn build(what: &What, root: Option<&Path>) -> anyhow::Result<()> {
     let target = target(what, root, Missing::Make)?;
-    let bar = spinner();
+    let work = Work::in_names();
     let built = catalog::build(&target.stack, &target.label, &target.path, &mut |step| {
-        show(&bar, step);
+        work.show(step);
         true
     })?;
-    bar.finish_and_clear();
+    work.done();
     let report = BuildReport {
         path: target.path.to_string_lossy().into_owned(),
         layers: target.stack.lowers.len() + target.stack.data_only.len(),
-        names: built.progress.names,
-        directories: built.progress.dirs,
+        names: built.names,
+        directories: built.directories,
         live: built.live,
         bytes: built.bytes,
     };
@@ -232,13 +232,13 @@ fn verify(what: &What, root: Option<&Path>) -> anyhow::Result<()> {
     };
     match catalog::open(&target.path) {
         Ok(view) if view.verify() && view.walk().is_ok() => {
-            let bar = spinner();
-            let mut step = |step| show(&bar, step);
-            match catalog::compare(&target.stack, &target.path, SHOWN, &mut step)? {
+            let work = Work::in_names();
+            let mut show = |step: Progress<'_, ()>| work.show(step);
+            match catalog::compare(&target.stack, &target.path, SHOWN, &mut show)? {
                 Ok(found) => report.differences = found.iter().map(DifferenceRow::new).collect(),
                 Err(unusable) => report.unusable = Some(unusable.to_string()),
             }
-            bar.finish_and_clear();
+            work.done();
         }
         Ok(_) => report.unusable = Some("it is damaged".into()),
         Err(e) => report.unusable = Some(e.to_string()),
@@ -326,21 +326,6 @@ fn list(args: &List) -> anyhow::Result<()> {
         ]);
     }
     print(&table.render())
-}
-
-fn spinner() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {pos} names {msg}") {
-        bar.set_style(style);
-    }
-    bar
-}
-
-fn show(bar: &ProgressBar, step: Progress) {
-    bar.set_position(step.names);
 }
 
 /// The catalogs in our own store.

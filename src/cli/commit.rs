@@ -11,8 +11,8 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 
 use super::command_sandbox::SandboxArgs;
-use super::layer_progress::Transfer;
 use super::outside_helper::Outside;
+use super::progress::Items;
 use super::{command_sandbox, own_store};
 use unionfs::changes::Tree;
 use unionfs::layer_tar::Limits;
@@ -78,16 +78,16 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         .chain(&source)
         .flat_map(Stores::all)
         .collect();
-    let transfer = Transfer::new(args.quiet || args.json, "committed");
     let draft = draft(args, &all, base.as_ref())?;
     let below = below(&store, &mut intake, &container, &all, base.as_ref())?;
     outside.flush(&container)?;
     let tree = Tree::open(&container.changed_stack()?)?;
     tree.find_origins_by(&outside.finder());
     let mut staged = store.stage_layer(container.parent.as_ref())?;
-    transfer.begin(&args.name, None);
+    let items = Items::new(args.quiet || args.json, "committed");
+    let layer = items.begin(&args.name, None);
     let pack = |out: &mut dyn Write| anyhow::Ok(tree.pack_layer(out)?);
-    let unpacked = staged.unpack_from(&Limits::default(), pack, |count| transfer.add(count))?;
+    let unpacked = staged.unpack_from(&Limits::default(), pack, |count| layer.add(count))?;
     intake.layer(staged, &unpacked)?;
     let id = intake.image(&draft.with_layer(&below, &unpacked.diff_id))?;
     if let Some(base) = &base
@@ -96,7 +96,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         store.set_parent(&id, base)?;
     }
     intake.finish([(&name, id)])?;
-    transfer.done(Some(&unpacked.diff_id.short()));
+    layer.done_as(&unpacked.diff_id.short());
     own_store::print_made(&id, &name, args.json)
 }
 

@@ -8,9 +8,9 @@ use anyhow::Context as _;
 
 use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
-use super::layer_progress::Transfer;
 use super::output_file::Output;
 use super::outside_helper::Outside;
+use super::progress::Items;
 use unionfs::changes::{self, Tree};
 use unionfs::layer::StackSpec;
 use unionfs::store::{Error, Stores};
@@ -55,10 +55,9 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let stores = cage.enter_with_stores(places)?;
     let tree = Tree::open(&stack(&stores, &args.name, &outside)?)?;
     tree.find_origins_by(&outside.finder());
-    let transfer = Transfer::new(args.quiet, "exported");
-    transfer.begin(&args.name, None);
+    let tar = Items::new(args.quiet, "exported").begin(&args.name, None);
     let Some(output) = output else {
-        let out = BufWriter::new(transfer.counted(stdout));
+        let out = BufWriter::new(tar.counted(stdout));
         match tree.pack_all(out) {
             // Whoever reads the pipe has seen enough.
             Err(changes::Error::Write { source, .. })
@@ -68,11 +67,11 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
             }
             other => other?,
         }
-        transfer.done(None);
+        tar.done();
         return Ok(());
     };
-    output.write(|out| Ok(tree.pack_all(transfer.counted(out))?))?;
-    transfer.done(None);
+    output.write(|out| Ok(tree.pack_all(tar.counted(out))?))?;
+    tar.done();
     Ok(())
 }
 

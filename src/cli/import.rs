@@ -9,8 +9,8 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use super::command_sandbox::{Input, SandboxArgs};
-use super::layer_progress::Transfer;
 use super::load::warn_of_devices;
+use super::progress::Items;
 use super::{own_store, warn};
 use unionfs::archive::{self, Import};
 use unionfs::changes::Tree;
@@ -72,13 +72,12 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let typed = "a tar is not typed: give a file or a pipe";
     let input = Input::of(&mut cage, Some(&args.rootfs), typed)?;
     let store = cage.enter_to_take_in(store)?;
-    let transfer = Arc::new(Transfer::new(args.quiet || args.json, "imported"));
+    let items = Items::new(args.quiet || args.json, "imported");
     let store = own_store::lock(&store)?;
     let id = match input {
-        Input::At(dir) if dir.is_dir() => from_directory(&store, &dir, &import, &transfer)?,
-        input => from_tar(&store, input, &args.rootfs, &import, &transfer)?,
+        Input::At(dir) if dir.is_dir() => from_directory(&store, &dir, &import, &items)?,
+        input => from_tar(&store, input, &args.rootfs, &import, &items)?,
     };
-    transfer.done(None);
     own_store::print_made(&id, &name, args.json)
 }
 
@@ -87,7 +86,7 @@ fn from_tar(
     input: Input,
     path: &Path,
     import: &Import<'_>,
-    transfer: &Arc<Transfer>,
+    items: &Items,
 ) -> anyhow::Result<Digest> {
     let file = match input {
         Input::Stdin => None,
@@ -103,19 +102,19 @@ fn from_tar(
         Some(file) => Box::new(file),
         None => Box::new(std::io::stdin()),
     };
-    transfer.begin(import.from, bytes);
+    let item = Arc::new(items.begin(import.from, bytes));
     let passed = {
-        let transfer = transfer.clone();
-        move |count| transfer.add(count)
+        let item = item.clone();
+        move |count| item.add(count)
     };
     let (mut kept_out, mut devices) = (None, 0);
-    let taken = archive::import(store, import, |staged| {
+    let id = archive::import(store, import, |staged| {
         let unpacked = archive::fill_from_tar(staged, input, import, passed)?;
         kept_out = mode_for_its_owner(staged);
         devices = unpacked.kept_devices;
         Ok::<_, archive::Error>(unpacked)
-    });
-    let id = taken?;
+    })?;
+    item.done();
     warn_of_mode(kept_out);
     warn_of_devices(devices);
     Ok(id)
@@ -126,7 +125,7 @@ fn from_directory(
     store: &Exclusive<'_>,
     dir: &Path,
     import: &Import<'_>,
-    transfer: &Transfer,
+    items: &Items,
 ) -> anyhow::Result<Digest> {
     // Files called .wh.x and device 0:0 are what they are.
     let layer = LayerSpec::open(dir, Dialect::KERNEL)?;
@@ -135,15 +134,16 @@ fn from_directory(
         data_only: Vec::new(),
         upper: None,
     })?;
-    transfer.begin(import.from, None);
-    let pack = |out: &mut dyn Write| Ok::<_, anyhow::Error>(tree.pack_all(out)?);
+    let item = items.begin(import.from, None);
+    let pack = |out: &mut dyn Write| anyhow::Ok(tree.pack_all(out)?);
     let (mut kept_out, mut devices) = (None, 0);
     let id = archive::import(store, import, |staged| {
-        let unpacked = staged.unpack_from(&import.limits, pack, |count| transfer.add(count))?;
+        let unpacked = staged.unpack_from(&import.limits, pack, |count| item.add(count))?;
         kept_out = mode_for_its_owner(staged);
         devices = unpacked.kept_devices;
-        Ok::<_, anyhow::Error>(unpacked)
+        anyhow::Ok(unpacked)
     })?;
+    item.done();
     warn_of_mode(kept_out);
     warn_of_devices(devices);
     Ok(id)

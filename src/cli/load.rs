@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::command_sandbox::{Input, SandboxArgs};
-use super::layer_progress::Transfer;
 use super::output::{print, print_json};
+use super::progress::Items;
 use super::{own_store, warn};
 use unionfs::archive::{Source, Wanted, contents, load_contents};
 use unionfs::layer_tar::Limits;
@@ -88,7 +88,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         Input::Open(file) => Source::of_file(file, shown, &tmp, limits.bytes)?,
         Input::Stdin => Source::from_reader(std::io::stdin(), &tmp, limits.bytes)?,
     };
-    let transfer = Transfer::new(args.quiet || args.json, "loaded");
+    let layers = Items::new(args.quiet || args.json, "loaded");
     let (locked, mounted) = match held {
         Some((lock, mounted)) => (store.locked_by(lock)?, Some(mounted)),
         None => (own_store::lock(&store)?, None),
@@ -117,7 +117,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         }
     }
     let loaded = load_contents(&locked, &source, contents, &names, &limits, &|step| {
-        transfer.show(step);
+        layers.show(step);
     })?;
     for tag in tags {
         warn(format_args!(

@@ -14,7 +14,6 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser as _};
 
-mod blob_progress;
 mod catalog;
 mod command_sandbox;
 mod commit;
@@ -32,7 +31,6 @@ mod import;
 mod inspect;
 mod interrupt;
 mod launch;
-mod layer_progress;
 mod layers;
 mod load;
 mod logging;
@@ -51,6 +49,7 @@ mod output_file;
 mod outside_helper;
 mod own_store;
 mod pool;
+mod progress;
 mod prune;
 mod ps;
 mod pull;

@@ -2,16 +2,15 @@
 
 use std::path::Path;
 
-use super::blob_progress::Blobs;
 use super::command_sandbox::SandboxArgs;
-use super::layer_progress::Transfer;
 use super::load::warn_of_devices;
 use super::output::{print, print_json, size};
 use super::own_store::Mounted;
+use super::progress::Items;
 use super::{interrupt, own_store};
-use unionfs::archive::Progress;
 use unionfs::layer_tar::Limits;
-use unionfs::oci::{Platform, Reference};
+use unionfs::oci::{Digest, Platform, Reference};
+use unionfs::progress::Progress;
 use unionfs::registry::{Access, PARALLEL, PullOptions, fetch};
 use unionfs::store::writable::Writable;
 
@@ -102,8 +101,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
             size(kept)
         ))
     });
-    let blobs = Blobs::new(args.quiet, "downloaded");
-    let show = |event: unionfs::registry::Event<'_>| blobs.show(event);
+    let downloads = Items::new(args.quiet, "downloaded");
+    let show = |step: Progress<'_, &Digest>| downloads.show(step);
     let fetched = fetch(&store, &name, &options, &show)?;
     // Not before: others may use the store while blobs come in.
     let locked = own_store::lock(&store)?;
@@ -111,11 +110,11 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         let damaged = fetched.damaged().to_vec();
         locked.distrust(damaged, &|diff| mounted.find(diff))?;
     }
-    let transfer = Transfer::new(args.quiet, "unpacked");
+    let layers = Items::new(args.quiet, "unpacked");
     let pulled = fetched.register(&locked, &|step| match step {
         // That was said before the downloads.
         Progress::Exists { .. } => (),
-        step => transfer.show(step),
+        step => layers.show(step),
     })?;
     warn_of_devices(pulled.kept_devices);
     if args.json {

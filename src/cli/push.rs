@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use super::blob_progress::Blobs;
 use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
 use super::output::{print, print_json};
 use super::pool::PoolArgs;
+use super::progress::Items;
 use super::pull::RegistryArgs;
 use super::{command_sandbox, own_store};
 use unionfs::oci::Reference;
@@ -91,8 +91,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         Format::Oci => ManifestFormat::Oci,
     };
     options.parallel = args.registry.parallel;
-    let blobs = Blobs::new(args.quiet, "pushed");
-    let pushed = push(store, &image, &name, &options, &|event| blobs.show(event))?;
+    let blobs = Items::new(args.quiet, "pushed");
+    let pushed = push(store, &image, &name, &options, &|step| blobs.show(step))?;
     let noted = ours.filter(|ours| ours.root() == image.root);
     // Who waits for the lock must not keep others from removing.
     drop(stores);

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
-use super::layer_progress::Transfer;
 use super::output_file::Output;
 use super::pool::PoolArgs;
+use super::progress::Items;
 use unionfs::archive::{self, Format, Outgoing, save};
 use unionfs::oci::Reference;
 use unionfs::store::Stores;
@@ -64,8 +64,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         Kind::Docker => Format::Docker,
         Kind::Oci => Format::Oci,
     };
-    let transfer = Transfer::new(args.quiet, "saved");
-    let write = |out: &mut dyn Write| save(&images, format, out, &|step| transfer.show(step));
+    let layers = Items::new(args.quiet, "saved");
+    let write = |out: &mut dyn Write| save(&images, format, out, &|step| layers.show(step));
     match output {
         Some(output) => output.write(|out| Ok(write(out)?)),
         None => match write(&mut BufWriter::new(stdout.lock())) {

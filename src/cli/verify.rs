@@ -1,16 +1,14 @@
 //! `unionfs verify`: is a store whole?
 
-use std::io::IsTerminal as _;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::bail;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::command_sandbox::SandboxArgs;
 use super::output::{one_line, print, print_json, size};
 use super::pool::PoolArgs;
-use unionfs::store::verify::{Progress, Report, SCRATCH_FILES};
+use super::progress::Work;
+use unionfs::store::verify::{Report, SCRATCH_FILES};
 use unionfs::store::writable::Staging;
 
 /// Check images and layers for damage
@@ -54,9 +52,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let mut places = cage.stores(root)?;
     args.pool.open(&mut places)?;
     let stores = cage.enter_with_stores(places)?;
-    let bar = Bar::new();
-    let report = stores.verify_with(args.image.as_deref(), &scratch, &mut |step| bar.step(step))?;
-    bar.0.finish_and_clear();
+    let work = Work::in_bytes();
+    let report =
+        stores.verify_with(args.image.as_deref(), &scratch, &mut |step| work.show(step))?;
+    work.done();
     if args.json {
         print_json(&report)?;
     } else {
@@ -100,42 +99,4 @@ fn text(report: &Report) -> String {
     };
     let hashed = size(report.bytes);
     text + &format!("{images}, {layers}, {hashed} hashed{unchecked}: {outcome}\n")
-}
-
-/// A progress bar on a terminal, else nothing.
-struct Bar(ProgressBar);
-
-impl Bar {
-    fn new() -> Self {
-        if !std::io::stderr().is_terminal() {
-            return Self(ProgressBar::hidden());
-        }
-        let bar = ProgressBar::new(0);
-        let form = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}";
-        if let Ok(style) = ProgressStyle::with_template(form) {
-            bar.set_style(style);
-        }
-        bar.enable_steady_tick(Duration::from_millis(100));
-        Self(bar)
-    }
-
-    fn step(&self, step: Progress) {
-        match step {
-            Progress::Total { bytes, .. } => self.0.set_length(bytes),
-            Progress::Layer { chain } => self.0.set_message(chain.short()),
-            Progress::Bytes(count) => {
-                self.0.inc(count);
-                // Headers are not in the layers' sizes.
-                if self
-                    .0
-                    .length()
-                    .is_some_and(|length| length < self.0.position())
-                {
-                    self.0.set_length(self.0.position());
-                }
-            }
-            // Nothing is shown of what a later version of the library tells.
-            _ => {}
-        }
-    }
 }

@@ -61,7 +61,6 @@ fn build(catalog: &MountCatalog, stack: &StackSpec, label: &Label, mode: Mode, s
     crate::sys::schedule::idle_thread();
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
-    let mut step = |_| !stopped.load(Ordering::Relaxed);
     let confine = |catalogs: BorrowedFd<'_>| {
         let layers = stack.lowers.iter().chain(&stack.data_only);
         let layers: Vec<_> = layers.map(|layer| layer.dir.as_fd()).collect();
@@ -76,7 +75,10 @@ fn build(catalog: &MountCatalog, stack: &StackSpec, label: &Label, mode: Mode, s
         });
         Ok(())
     };
-    match catalog::build_confined(stack, label, catalog.path(), confine, &mut step) {
+    let built = catalog::build_confined(stack, label, catalog.path(), confine, &mut |_| {
+        !stopped.load(Ordering::Relaxed)
+    });
+    match built {
         Ok(built) => tracing::info!(?built, "catalog {} built", catalog.path().display()),
         Err(catalog::Error::Stopped | catalog::Error::Busy(_)) => {}
         Err(error) => tracing::warn!(%error, "no catalog is built of the layers"),

@@ -23,8 +23,9 @@ use super::credentials::{Credential, CredentialFiles};
 use super::error::{Error, Result, said};
 use super::pace::{Pace, Paced, Patience};
 use super::retry::{Failure, Outcome, Retry, transport};
-use super::{Event, Show, endpoint};
+use super::{Show, endpoint};
 use crate::oci::{Digest, Reference};
+use crate::progress::Progress;
 use crate::sys::interrupt;
 
 /// Redirects that are followed.
@@ -170,7 +171,7 @@ impl<'s> Client<'s> {
 
     /// Does it until it succeeds or there is no point; says so before each further attempt.
     pub(super) fn ask<T>(&self, what: &str, attempt: impl FnMut() -> Outcome<T>) -> Result<T> {
-        let show = |why: &Error, pause| (self.show)(Event::Later { what, why, pause });
+        let show = |why: &Error, pause| (self.show)(Progress::Later { what, why, pause });
         self.retry.run(show, attempt)
     }
 

@@ -11,13 +11,14 @@ use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use ureq::http::{Method, StatusCode, header};
 
+use super::Show;
 use super::client::{Client, Response, coding};
 use super::error::{Error, Result};
 use super::manifest::Blob;
 use super::pace::Paced;
 use super::retry::{Failure, Outcome, sleep};
-use super::{Event, Show};
 use crate::oci::Digest;
+use crate::progress::Progress;
 use crate::store::writable::Download;
 use crate::store::{self, Writable};
 use crate::sys::free_space::{FreeSpace, FreeSpaceWatch};
@@ -28,7 +29,7 @@ const CHUNK: usize = 128 << 10;
 /// How often it is looked whether another process is done with a blob.
 const LOOK: Duration = Duration::from_millis(10);
 /// An attempt that brought so many bytes was none in vain.
-const PROGRESS: u64 = 64 << 10;
+const WORTHWHILE: u64 = 64 << 10;
 
 /// One blob on its way.
 pub(super) struct Fetch<'a> {
@@ -84,17 +85,17 @@ impl Fetch<'_> {
                     if state.have == self.blob.size
                         && Digest::from_hash(state.hash) == self.blob.digest
                     {
-                        (self.show)(Event::Done {
-                            digest: &self.blob.digest,
+                        (self.show)(Progress::Done {
+                            item: &self.blob.digest,
                         });
                         return Ok(Some(download));
                     }
                 }
                 None if !said => {
                     said = true;
-                    let digest = &self.blob.digest;
-                    let process = store.downloader(digest);
-                    (self.show)(Event::Elsewhere { digest, process });
+                    let item = &self.blob.digest;
+                    let process = store.downloader(item);
+                    (self.show)(Progress::Elsewhere { item, process });
                 }
                 None => (),
             }
@@ -129,13 +130,17 @@ impl Fetch<'_> {
         let mut state = self.there(download)?;
         let mut old = state.have > 0;
         let have = state.have;
-        (self.show)(Event::Begin { digest, size, have });
+        (self.show)(Progress::Begin {
+            item: digest,
+            size,
+            have,
+        });
         let mut failed = 0;
         while !self.stop.load(Ordering::Relaxed) {
             if state.have == size {
                 let actual = Digest::from_hash(state.hash.clone());
                 if actual == *digest {
-                    (self.show)(Event::Done { digest });
+                    (self.show)(Progress::Done { item: digest });
                     return Ok(true);
                 }
                 let error = Error::Digest {
@@ -149,8 +154,8 @@ impl Fetch<'_> {
                 // What was there before may have been wrong; now all of it comes anew.
                 old = false;
                 state.restart(download)?;
-                (self.show)(Event::Again {
-                    digest,
+                (self.show)(Progress::Again {
+                    item: digest,
                     why: &error,
                     have: 0,
                 });
@@ -160,15 +165,15 @@ impl Fetch<'_> {
                 Ok(()) => (),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Transient(error)) => {
-                    if state.have >= before.saturating_add(PROGRESS) {
+                    if state.have >= before.saturating_add(WORTHWHILE) {
                         failed = 0;
                     }
                     failed += 1;
                     let Some(pause) = self.client.retry.pause(failed, &error) else {
                         return Err(error);
                     };
-                    (self.show)(Event::Again {
-                        digest,
+                    (self.show)(Progress::Again {
+                        item: digest,
                         why: &error,
                         have: state.have,
                     });
@@ -310,7 +315,10 @@ impl Fetch<'_> {
             state.hash.update(&buffer[..got]);
             state.have += got as u64;
             let count = got as u64;
-            (self.show)(Event::Bytes { digest, count });
+            (self.show)(Progress::Advance {
+                item: digest,
+                count,
+            });
         }
         Ok(())
     }

@@ -51,66 +51,10 @@ pub use push::{PushOptions, Pushed, PushedLayer, push};
 pub use retry::Retry;
 
 use crate::oci::Digest;
+use crate::progress::Progress;
 
 /// How many blobs are on the way at once, as in Docker.
 pub const PARALLEL: usize = 3;
 
-/// What a caller may show while blobs come in or go out, from several threads.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub enum Event<'a> {
-    /// A blob is begun.
-    Begin {
-        /// Its digest.
-        digest: &'a Digest,
-        /// Its bytes.
-        size: u64,
-        /// Those that are there from an earlier time.
-        have: u64,
-    },
-    /// So many more bytes of it have passed.
-    Bytes {
-        /// Its digest.
-        digest: &'a Digest,
-        /// How many.
-        count: u64,
-    },
-    /// It goes on after a failure.
-    Again {
-        /// Its digest.
-        digest: &'a Digest,
-        /// The failure.
-        why: &'a Error,
-        /// Bytes that have passed and count.
-        have: u64,
-    },
-    /// Another process is at it: whatever that brings is taken.
-    Elsewhere {
-        /// Its digest.
-        digest: &'a Digest,
-        /// Which process, where that can be told.
-        process: Option<u32>,
-    },
-    /// A request is made again.
-    Later {
-        /// What was asked for.
-        what: &'a str,
-        /// The failure.
-        why: &'a Error,
-        /// After so long.
-        pause: std::time::Duration,
-    },
-    /// It is there.
-    Done {
-        /// Its digest.
-        digest: &'a Digest,
-    },
-    /// A layer that needs no transfer.
-    Exists {
-        /// Its diff ID.
-        diff_id: &'a Digest,
-    },
-}
-
-/// Shows events.
-pub type Show<'s> = &'s (dyn Fn(Event<'_>) + Sync);
+/// Shows the progress of blobs, from several threads.
+pub type Show<'s> = &'s (dyn Fn(Progress<'_, &Digest>) + Sync);

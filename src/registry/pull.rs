@@ -8,17 +8,18 @@ use std::sync::atomic::AtomicBool;
 use serde::Serialize;
 use ureq::http::{Method, header};
 
+use super::Show;
 use super::client::{Access, Client, read_all};
 use super::download::{Fetch, is_worth_keeping};
 use super::error::{Error, Result};
 use super::manifest::{self, Blob, Document, Manifest};
 use super::parallel::each;
-use super::{Event, Show};
-use crate::archive::{Incoming, LayerBlob, Progress, Source, take};
+use crate::archive::{Incoming, LayerBlob, Source, take};
 use crate::layer_tar::Limits;
 use crate::oci::chain_id::chain_ids;
 use crate::oci::image_config;
 use crate::oci::{Digest, Platform, Reference};
+use crate::progress::Progress;
 use crate::store::writable::{Download, Exclusive};
 use crate::store::{self, Writable};
 use crate::sys::free_space::FreeSpace;
@@ -145,7 +146,7 @@ pub fn fetch<'o>(
     let chain = chain_ids(&fetched.diff_ids);
     for (diff_id, chain) in fetched.diff_ids.iter().zip(&chain).take(present) {
         if !fetched.damaged.contains(chain) {
-            show(Event::Exists { diff_id });
+            show(Progress::Exists { item: diff_id });
         }
     }
     fetched.layers(store)?;
@@ -325,11 +326,7 @@ impl Fetched<'_> {
     /// # Errors
     /// [`Error::Archive`] if the image cannot be taken in: its configuration or a layer is not what the manifest
     /// says, or the store cannot be written to; those of [`fetch`] if a layer is to be downloaded again.
-    pub fn register(
-        mut self,
-        store: &Exclusive<'_>,
-        progress: &(dyn Fn(Progress<'_>) + Sync),
-    ) -> Result<Pulled> {
+    pub fn register(mut self, store: &Exclusive<'_>, progress: Show<'_>) -> Result<Pulled> {
         let outcome = self.take(store, progress);
         let keep = outcome.as_ref().err().is_some_and(is_worth_keeping);
         for (_, download) in std::mem::take(&mut self.held) {
@@ -340,11 +337,7 @@ impl Fetched<'_> {
         outcome
     }
 
-    fn take(
-        &mut self,
-        store: &Exclusive<'_>,
-        progress: &(dyn Fn(Progress<'_>) + Sync),
-    ) -> Result<Pulled> {
+    fn take(&mut self, store: &Exclusive<'_>, progress: Show<'_>) -> Result<Pulled> {
         let writable = store.writable();
         // A layer that was there may have been removed since; now nothing is any more.
         self.layers(writable)?;

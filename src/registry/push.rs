@@ -14,6 +14,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use ureq::http::{Method, header};
 
+use super::Show;
 use super::client::{Access, Client, Payload};
 use super::error::{Error, Result};
 use super::manifest::{self, Blob, Manifest, ManifestFormat};
@@ -21,9 +22,9 @@ use super::parallel::each;
 use super::pull::{digest_name, note};
 use super::retry::Failure;
 use super::upload::{Content, mount, send, size_there};
-use super::{Event, Show};
 use crate::layer_tar;
 use crate::oci::{Digest, Reference};
+use crate::progress::Progress;
 use crate::store::writable::{Exclusive, KnownBlob, Staging, seen};
 use crate::store::{Image, ImageLayer, Store};
 
@@ -166,24 +167,24 @@ impl Pushing<'_> {
     fn layer(&self, layer: &ImageLayer) -> Result<PushedLayer> {
         let diff_id = layer.diff_id;
         if let Some(known) = self.known(&diff_id)? {
-            (self.show)(Event::Exists { diff_id: &diff_id });
+            (self.show)(Progress::Exists { item: &diff_id });
             return Ok(known);
         }
         let (file, digest, size) = self.compress(layer)?;
         let sent = size_there(self.client, &digest)?.is_none();
         if sent {
-            let digest = &digest;
-            (self.show)(Event::Begin {
-                digest,
+            let item = &digest;
+            (self.show)(Progress::Begin {
+                item,
                 size,
                 have: 0,
             });
-            send(self.client, digest, Content::File(&file, size), &|count| {
-                (self.show)(Event::Bytes { digest, count });
+            send(self.client, item, Content::File(&file, size), &|count| {
+                (self.show)(Progress::Advance { item, count });
             })?;
-            (self.show)(Event::Done { digest });
+            (self.show)(Progress::Done { item });
         } else {
-            (self.show)(Event::Exists { diff_id: &diff_id });
+            (self.show)(Progress::Exists { item: &diff_id });
         }
         self.options.staging.done_with(file);
         Ok(PushedLayer {

@@ -16,6 +16,7 @@ use super::{ImageLayer, Stores, containers};
 use crate::layer_tar::{self, Compare, Damage, RootDirectory};
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, chain_id};
+use crate::progress::Progress;
 
 /// Something that is damaged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -48,36 +49,16 @@ pub struct Report {
     pub in_own_stores: usize,
 }
 
-/// How far a verification is.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub enum Progress {
-    /// The layers that will be checked are known.
-    Total {
-        /// How many.
-        layers: usize,
-        /// Bytes of their files.
-        bytes: u64,
-    },
-    /// A layer is begun.
-    Layer {
-        /// Its chain ID.
-        chain: Digest,
-    },
-    /// So many more bytes were hashed.
-    Bytes(u64),
-}
-
 impl Stores {
     /// Checks one image, or with `None` everything in every store. An error: there is no
-    /// such image. Damage is in the report.
+    /// such image. Damage is in the report. The items of `progress` are chain IDs.
     ///
     /// # Errors
     /// Those of [`Stores::find`].
     pub fn verify(
         &self,
         image: Option<&str>,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(Progress<'_, &Digest>),
     ) -> Result<Report> {
         self.verify_with(image, &Staging::temporary(), progress)
     }
@@ -90,7 +71,7 @@ impl Stores {
         &self,
         image: Option<&str>,
         scratch: &Staging,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(Progress<'_, &Digest>),
     ) -> Result<Report> {
         let mut verify = Verify::default();
         let file = || scratch.file();
@@ -280,23 +261,34 @@ impl<'s> Verify<'s> {
     }
 
     /// Rebuilds the tar of every layer.
-    fn contents(&mut self, scratch: [&File; SCRATCH_FILES], progress: &mut dyn FnMut(Progress)) {
+    fn contents(
+        &mut self,
+        scratch: [&File; SCRATCH_FILES],
+        progress: &mut dyn FnMut(Progress<'_, &Digest>),
+    ) {
         let layers = std::mem::take(&mut self.layers);
         let sizes = layers.iter().map(|(_, layer)| layer.size);
         progress(Progress::Total {
-            layers: layers.len(),
-            bytes: sizes.fold(0, u64::saturating_add),
+            items: layers.len(),
+            size: sizes.fold(0, u64::saturating_add),
         });
         for (store, layer) in layers {
             let chain = layer.chain_id;
-            progress(Progress::Layer { chain });
+            progress(Progress::Begin {
+                item: &chain,
+                size: layer.size,
+                have: 0,
+            });
             self.report.layers += 1;
             let of = format!("layer {chain}");
             let mut found = Vec::new();
             let mut bytes = 0u64;
             let hashed = &mut |count| {
                 bytes = bytes.saturating_add(count);
-                progress(Progress::Bytes(count));
+                progress(Progress::Advance {
+                    item: &chain,
+                    count,
+                });
             };
             if let Err(error) = content(store, &layer, scratch, &mut found, hashed) {
                 found.push(error.to_string());

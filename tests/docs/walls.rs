@@ -21,17 +21,24 @@ const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {
 }
 
 /// The wanted order. Every room may be used by `cli`.
-const ROOMS: [Room; 15] = [
+const ROOMS: [Room; 16] = [
     room("sys", &[]),
+    room("progress", &[]),
     room("layer", &["sys"]),
     room("lowers", &["layer"]),
-    room("catalog", &["sys", "layer", "lowers"]),
+    room("catalog", &["sys", "progress", "layer", "lowers"]),
     room("union", &["sys", "layer", "lowers"]),
     room("oci", &[]),
     room("layer_tar", &["sys", "layer", "oci"]),
-    room("store", &["sys", "layer", "oci", "layer_tar"]),
-    room("archive", &["sys", "layer", "oci", "layer_tar", "store"]),
-    room("registry", &["sys", "oci", "layer_tar", "store", "archive"]),
+    room("store", &["sys", "progress", "layer", "oci", "layer_tar"]),
+    room(
+        "archive",
+        &["sys", "progress", "layer", "oci", "layer_tar", "store"],
+    ),
+    room(
+        "registry",
+        &["sys", "progress", "oci", "layer_tar", "store", "archive"],
+    ),
     room("changes", &["sys", "layer", "union", "layer_tar"]),
     room("sandbox", &["sys", "layer"]),
     room("fuse", &["sys", "layer", "union", "sandbox"]),
@@ -45,6 +52,7 @@ const ROOMS: [Room; 15] = [
         "cli",
         &[
             "sys",
+            "progress",
             "layer",
             "catalog",
             "union",

@@ -10,9 +10,10 @@ use rustix::process::Signal;
 use testkit::home::{Home, kill, wait_until};
 use testkit::need::can_mount;
 use testkit::{need, program};
-use unionfs::oci::Reference;
+use unionfs::oci::{Digest, Reference};
+use unionfs::progress::Progress;
 use unionfs::registry::{
-    Access, CertificateDirs, CredentialFiles, Event, PullOptions, PushOptions, fetch, push,
+    Access, CertificateDirs, CredentialFiles, PullOptions, PushOptions, fetch, push,
 };
 use unionfs::store::discovery::Environment;
 use unionfs::store::writable::Staging;
@@ -82,7 +83,7 @@ fn impatient(port: u16, plain_http: bool) -> (String, Vec<String>) {
     options.parallel = 1;
     let name = Reference::parse(&format!("127.0.0.1:{port}/app:1")).unwrap();
     let told = std::sync::Mutex::new(Vec::new());
-    let show = |event: Event<'_>| told.lock().unwrap().push(format!("{event:?}"));
+    let show = |event: Progress<'_, &Digest>| told.lock().unwrap().push(format!("{event:?}"));
     let begun = Instant::now();
     let error = match fetch(&store, &name, &options, &show) {
         Ok(_) => panic!("pulled"),
@@ -213,10 +214,10 @@ fn an_upload_that_drips_or_stalls_is_given_up() {
         options.access = hasty(true);
         options.parallel = 1;
         let told = std::sync::Mutex::new(Vec::new());
-        let show = |event: Event<'_>| {
+        let show = |event: Progress<'_, &Digest>| {
             let event = format!("{event:?}");
             // Of the bytes there would be thousands.
-            if !event.starts_with("Bytes") {
+            if !event.starts_with("Advance") {
                 told.lock().unwrap().push((event, Instant::now()));
             }
         };
@@ -323,7 +324,7 @@ fn what_is_no_registry_is_called_that() {
         match asked.path.contains("/manifests/") {
             false => Act::Answer("200 OK".to_owned(), "{".to_owned()),
             true => {
-                let digest = unionfs::oci::Digest::of(b"{");
+                let digest = Digest::of(b"{");
                 let media = "application/vnd.docker.distribution.manifest.v2+json";
                 let config = format!(
                     r#"{{"mediaType":"application/vnd.docker.container.image.v1+json","size":1,"digest":"{digest}"}}"#

@@ -10,7 +10,9 @@ use testkit::need;
 use testkit::store::listing;
 use unionfs::layer::Dialect;
 use unionfs::layer_tar::{self, Limits};
-use unionfs::store::verify::{Progress, Report};
+use unionfs::oci::Digest;
+use unionfs::progress::Progress;
+use unionfs::store::verify::Report;
 use unionfs::store::writable::Writable;
 
 use super::docker_store::DockerStore;
@@ -39,10 +41,10 @@ fn a_whole_store_has_no_problems() {
     let mut total = None;
     let mut layers = 0;
     let mut hashed = 0;
-    let mut progress = |step| match step {
-        Progress::Total { layers, bytes } => total = Some((layers, bytes)),
-        Progress::Layer { .. } => layers += 1,
-        Progress::Bytes(count) => hashed += count,
+    let mut progress = |step: Progress<'_, &Digest>| match step {
+        Progress::Total { items, size } => total = Some((items, size)),
+        Progress::Begin { .. } => layers += 1,
+        Progress::Advance { count, .. } => hashed += count,
         other => panic!("{other:?}"),
     };
     let stores = store.stores().unwrap();
