@@ -1,7 +1,6 @@
 //! Lower layers: opened roots, directories in them, and what one layer says about a name. Lower
 //! layers are immutable, so everything learnt about them stays true.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -11,37 +10,11 @@ use rustix::io::Errno;
 
 use super::at::{At, Stat};
 use super::fds::{FdCache, Slot, with_spare};
+use super::file_system::{FileSystem, FileSystems};
 use super::markers::{Markers, WH_OPAQUE, WH_PREFIX};
 use super::trust::{believes_user_markers, is_foreign};
 use super::types::FileKind;
 use super::{Dialect, LayerSpec};
-use crate::sys::handle::fs_uuid;
-
-/// What is known of file systems, by device number.
-pub type FileSystems = HashMap<u64, FileSystem>;
-
-/// A file system.
-#[derive(Clone, Copy, Debug)]
-pub struct FileSystem {
-    /// Its UUID, if that can be told.
-    pub uuid: Option<[u8; 16]>,
-    /// Whether a file keeps its inode number as long as it lives. Where it does not, another
-    /// number is no sign that somebody exchanged the file.
-    pub keeps_numbers: bool,
-}
-
-impl FileSystem {
-    fn of(root: &OwnedFd) -> Self {
-        /// linux/magic.h, where each is named: MSDOS, EXFAT, FUSE, CIFS, SMB2. Their numbers are
-        /// made anew when a file has left the kernel's memory.
-        const RENUMBER: [u64; 5] = [0x4d44, 0x2011_bab0, 0x6573_5546, 0xff53_4d42, 0xfe53_4d42];
-        let magic = rustix::fs::fstatfs(root).map(|s| s.f_type as u64 & 0xffff_ffff);
-        Self {
-            uuid: fs_uuid(root),
-            keeps_numbers: !magic.is_ok_and(|magic| RENUMBER.contains(&magic)),
-        }
-    }
-}
 
 /// An opened layer.
 #[derive(Debug)]

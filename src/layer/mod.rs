@@ -3,6 +3,7 @@
 pub mod at;
 pub mod dir;
 pub mod fds;
+pub mod file_system;
 pub mod lower;
 pub mod markers;
 pub mod origin;

@@ -22,7 +22,8 @@ use super::gather::{FoundIn, Gather, LayerEntry, LayerListing};
 use super::{DataPlace, LowerDirs, LowerFile, LowerLookup, Lowers, MergedDir};
 use crate::layer::at::{At, Stat};
 use crate::layer::fds::FdCache;
-use crate::layer::lower::{FileSystems, Layer, LowerDir, RawEntry, Single};
+use crate::layer::file_system::FileSystems;
+use crate::layer::lower::{Layer, LowerDir, RawEntry, Single};
 use crate::layer::markers::{Markers, WH_PREFIX};
 use crate::layer::origin::Origin;
 use crate::layer::types::FileKind;
@@ -229,7 +230,7 @@ impl Layers {
                 }
                 Single::File { stat, markers } => {
                     let (at, at_name) = place;
-                    self.check_claim(claimed.take().as_deref(), &at, &at_name)?;
+                    Self::check_claim(self, claimed.take().as_deref(), &at, &at_name)?;
                     let data = self.only_data(&stat, &markers);
                     if data.is_none() && (!markers.metacopy || stat.kind != FileKind::Regular) {
                         return Ok(LowerLookup::File(finish(meta, at, at_name, stat)));
@@ -312,29 +313,6 @@ impl Layers {
             other => other,
         };
         Ok(((at, last.as_slice().into()), single))
-    }
-
-    /// Checks that the data file of a metacopy is the one in its origin marker
-    /// (`ovl_verify_origin`). The owner of a layer could otherwise redirect a metacopy to a file
-    /// that they may not read. Not done for layers of trusted owners, which may be copies whose
-    /// origins are out of date.
-    ///
-    /// # Errors
-    /// EIO when it is another file.
-    pub(crate) fn check_claim(
-        &self,
-        claimed: Option<&[u8]>,
-        dir: &LowerDir,
-        name: &[u8],
-    ) -> Result<()> {
-        let Some(claimed) = claimed.and_then(Origin::parse) else {
-            return Ok(());
-        };
-        let fd = dir.fd(&self.fds)?;
-        match Origin::of(At::new(fd.as_fd(), name), dir.layer.uuid) {
-            Ok(origin) if origin != claimed => Err(Errno::IO),
-            _ => Ok(()),
-        }
     }
 
     /// Returns the path of a file's data in the data-only layers, from a metacopy whose `user.*`

@@ -2,8 +2,9 @@
 //!
 //! This is the seam between the union and whatever knows the lowers. [`Layers`] reads the layers'
 //! directories; [`crate::catalog::Mounted`] answers from a file, and asks [`Layers`] for what the
-//! file does not say. Another implementation needs no change in [`crate::union`]: implement
-//! [`Lowers`] and [`MergedDir`], and give the union a [`Source`] that opens it.
+//! file does not say. The union itself never reads a directory of a layer. Another implementation
+//! needs no change in [`crate::union`]: implement [`Lowers`] and [`MergedDir`], and give the union a
+//! [`Source`] that opens it.
 //!
 //! ```text
 //! union ──► Lowers, MergedDir ◄── Layers           directories
@@ -14,14 +15,17 @@
 //! finds out that one was wrong says so by [`Lowers::when_wrong`].
 
 mod file;
+mod file_systems;
 mod gather;
 mod layers;
+mod origins;
 
 use std::ffi::CStr;
 use std::fmt::Debug;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::fs::StatVfs;
 use rustix::io::Errno;
 
 pub use file::{DataPlace, LowerFile};
@@ -30,10 +34,11 @@ pub(crate) use gather::tests::listings as sample_listings;
 pub(crate) use gather::{FIRST_OFFSET, Window, offset_of};
 pub use gather::{FoundIn, Gather, LayerEntry, LayerListing, Visible, merge};
 pub use layers::{Layers, OpenError, Seal};
+pub use origins::FindOrigin;
 
 use crate::layer::at::Stat;
 use crate::layer::lower::LowerDir;
-use crate::layer::origin::Origin;
+use crate::layer::origin::{Origin, OriginFile};
 
 /// The number that an implementation of [`Lowers`] gives a file. [`Layers`] gives none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,7 +70,8 @@ pub enum Plain {
 ///
 /// Methods that take a [`FileId`] are called only with numbers that the implementation gave.
 pub trait Lowers: Debug + Send + Sync {
-    /// Returns the layers' directories.
+    /// Returns the layers' directories. Only the provided methods of this trait call it: an
+    /// implementation that replaces each method that reads a layer needs no such directories.
     fn layers(&self) -> &Arc<Layers>;
 
     /// Returns the root directory, merged from all layers.
@@ -146,6 +152,83 @@ pub trait Lowers: Debug + Send + Sync {
     /// Those of name_to_handle_at(2).
     fn origin(&self, file: &LowerFile) -> Result<Option<Origin>, Errno> {
         self.layers().origin_of(file)
+    }
+
+    /// Returns the encoded handle of a directory that [`Lowers::hold_dir`] opened as `held`; `None`
+    /// where there are no handles.
+    fn dir_origin(&self, dir: &LowerDir, held: BorrowedFd<'_>) -> Option<Origin> {
+        origins::of_dir(dir, held)
+    }
+
+    /// Returns the file that an origin leads to. `finder` opens origins for a process that may not
+    /// do it itself.
+    ///
+    /// # Errors
+    /// EPERM where the process lacks the privilege to open origins, and there is no `finder`.
+    fn find_origin(
+        &self,
+        origin: &Origin,
+        finder: Option<&FindOrigin>,
+    ) -> Result<Option<OriginFile>, Errno> {
+        Layers::find_origin(self.layers(), origin, finder)
+    }
+
+    /// Returns the topmost file of the name in a directory, if `origin` is its origin.
+    fn same_name_origin(
+        &self,
+        dir: &LowerDirs,
+        name: &[u8],
+        origin: &Origin,
+    ) -> Option<OriginFile> {
+        Layers::same_name_origin(self.layers(), dir, name, origin)
+    }
+
+    /// Checks that a metacopy of the upper, which claims an origin, has the data of that file. The
+    /// owner of the upper could otherwise redirect it to a file that they may not read.
+    ///
+    /// # Errors
+    /// EIO when `file` is another one.
+    fn check_claim(&self, claimed: &[u8], file: &LowerFile) -> Result<(), Errno> {
+        Layers::check_claim(self.layers(), Some(claimed), &file.dir, &file.name)
+    }
+
+    /// Returns statistics of the file system of the topmost layer.
+    ///
+    /// # Errors
+    /// Those of fstatvfs(3).
+    fn statfs(&self) -> Result<StatVfs, Errno> {
+        Layers::statfs(self.layers())
+    }
+
+    /// Returns the device numbers of all layers, top first.
+    fn devices(&self) -> Vec<u64> {
+        Layers::devices(self.layers())
+    }
+
+    /// Returns the longest name that any layer allows, in bytes.
+    fn name_max(&self) -> usize {
+        Layers::name_max(self.layers())
+    }
+
+    /// Whether some layer can carry POSIX ACLs.
+    fn has_acl(&self) -> bool {
+        Layers::has_acl(self.layers())
+    }
+
+    /// Whether the data of some file is on a file system that stacks others itself.
+    fn is_stacked(&self) -> bool {
+        Layers::is_stacked(self.layers())
+    }
+
+    /// Returns the directories that the lowers read, for a sandbox that allows only these.
+    fn places(&self) -> Vec<BorrowedFd<'_>> {
+        Layers::places(self.layers())
+    }
+
+    /// Returns the file systems on which [`Lowers::find_origin`] searches: the device number, and a
+    /// directory there.
+    fn file_systems(&self) -> Vec<(u64, BorrowedFd<'_>)> {
+        Layers::file_systems(self.layers())
     }
 
     /// Opens a file for its metadata, without access to its data (`O_PATH`).

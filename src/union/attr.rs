@@ -122,11 +122,10 @@ impl Union {
     /// # Errors
     /// Those of statvfs(3).
     pub fn statfs(&self) -> Result<StatFs> {
-        let layer = match self.stack.upper() {
-            Some(upper) => &upper.layer,
-            None => &self.stack.layers().roots()[0].layer,
+        let s = match self.stack.upper() {
+            Some(upper) => rustix::fs::fstatvfs(&upper.layer.root)?,
+            None => self.stack.lowers().statfs()?,
         };
-        let s = rustix::fs::fstatvfs(&layer.root)?;
         let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(StatFs {
             blocks: s.f_blocks,

@@ -88,12 +88,9 @@ impl Union {
     /// Whether what [`Self::backing`] hands out can be on a file system that stacks others itself:
     /// the upper's, or any layer's where nothing can be written.
     pub fn is_stacked(&self) -> bool {
-        let is =
-            |root: BorrowedFd<'_>| rustix::fs::fstatfs(root).is_ok_and(|s| stacks(s.f_type as u64));
-        let mut layers = self.stack.layers().all();
-        let upper = self.stack.upper().map(|upper| upper.layer.root.as_fd());
-        upper.is_some_and(is)
-            || !self.stack.is_writable() && layers.any(|root| is(root.layer.root.as_fd()))
+        let upper = self.stack.upper();
+        upper.is_some_and(|upper| upper.layer.is_stacked())
+            || !self.stack.is_writable() && self.stack.lowers().is_stacked()
     }
 
     /// An unnamed file of the upper, to try things with; `None` where there can be none.
@@ -101,10 +98,4 @@ impl Union {
         let staged = self.stack.writable().ok()?.stage_file(0o600).ok()?;
         Some(staged.1)
     }
-}
-
-/// File system types with a stack depth of their own: overlayfs, eCryptfs (linux/magic.h), and
-/// FUSE, which has one when it passes through.
-fn stacks(magic: u64) -> bool {
-    matches!(magic, 0x794c_7630 | 0xf15f | 0x6573_5546)
 }

@@ -209,7 +209,7 @@ impl CopyUp<'_> {
         let source = self.stack.lowers().hold_dir(top)?;
         let perm = first_perm(upper, &top.stat, 0o700);
         let staged = upper.stage(|at| at.mkdir(perm))?;
-        let origin = Origin::of(At::fd(source.as_fd()), top.layer.uuid).ok();
+        let origin = self.stack.lowers().dir_origin(top, source.as_fd());
         let from = Original {
             at: At::fd(source.as_fd()),
             dialect: top.layer.dialect,

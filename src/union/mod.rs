@@ -84,6 +84,8 @@ pub use lookup::EntryRef;
 pub use readdir::DirItem;
 pub use types::*;
 
+pub use crate::lowers::FindOrigin;
+
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,7 +93,6 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::layer::fds::IsExhausted;
-use crate::layer::origin::{Origin, OriginFile};
 use crate::layer::{StackSpec, UpperSpec};
 use crate::lowers;
 use copy_up::{CopyUp, CopyUpCounters};
@@ -103,10 +104,6 @@ use names::Names;
 use orphans::Orphans;
 use stack::Stack;
 use upper::Upper;
-
-/// Finds the file of an origin on the file system with a device number. Errors as those of
-/// [`Origin::find`].
-pub type FindOrigin = Box<dyn Fn(u64, &Origin) -> rustix::io::Result<OriginFile> + Send + Sync>;
 
 /// Options of a union, apart from its layers.
 #[derive(Clone, Debug)]

@@ -294,9 +294,9 @@ impl<'u> Resolver<'u> {
             match self.lookup_below(at)? {
                 LowerLookup::File(found) if found.stat.kind == FileKind::Regular => {
                     let foreign = upper.layer.is_foreign;
-                    let claimed = markers.origin.as_deref().filter(|_| foreign);
-                    let layers = self.stack.layers();
-                    layers.check_claim(claimed, &found.dir, &found.name)?;
+                    if let Some(claimed) = markers.origin.as_deref().filter(|_| foreign) {
+                        self.stack.lowers().check_claim(claimed, &found)?;
+                    }
                     file = Some(Arc::new(found));
                 }
                 // Metadata without data: reading would return zeros.
@@ -399,38 +399,17 @@ impl<'u> Resolver<'u> {
         {
             return Ok(Some(found));
         }
-        let mut asked = Vec::new();
-        for root in self.stack.layers().roots() {
-            let layer = &root.layer;
-            if asked.contains(&layer.stat.dev) || !origin.on_file_system(layer.uuid) {
-                continue;
-            }
-            asked.push(layer.stat.dev);
-            let found = match finder {
-                Some(finder) => finder(layer.stat.dev, origin),
-                None => origin.find(&layer.root),
-            };
-            match found {
-                Ok(found) => return Ok(Some(found)),
-                // Handles need a privilege that the server lacks: the file of the same name is the
-                // likely origin.
-                Err(Errno::PERM) => return Ok(self.same_name_origin(at, origin)),
-                Err(_) => {}
-            }
+        match self.stack.lowers().find_origin(origin, finder) {
+            // Handles need a privilege that the server lacks: the file of the same name is the
+            // likely origin.
+            Err(Errno::PERM) => Ok(self.same_name_origin(at, origin)),
+            found => Ok(found?),
         }
-        Ok(None)
     }
 
     fn same_name_origin(self, file: &UpperFile<'_>, origin: &Origin) -> Option<OriginFile> {
-        for lower in file.dir.lowers.all().ok()? {
-            let fd = self.stack.layers().fd(lower).ok()?;
-            let at = At::new(fd.as_fd(), file.name);
-            if let Ok(Some(stat)) = at.stat_opt() {
-                let same = Origin::of(at, lower.layer.uuid).ok()? == *origin;
-                return same.then(|| OriginFile::from(&stat));
-            }
-        }
-        None
+        let lowers = self.stack.lowers();
+        lowers.same_name_origin(&file.dir.lowers, file.name, origin)
     }
 }
 

@@ -16,20 +16,16 @@ mod upper_side;
 
 pub(crate) use data::Access;
 
-use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, OnceLock};
 
 use rustix::io::Errno;
 
-use super::acl;
 use super::error::{Error, Result};
 use super::lock_order::{RwLock, RwLockWriteGuard, rank};
 use super::upper::Upper;
 use super::{FindOrigin, Options};
-use crate::layer::at::At;
 use crate::layer::fds::FdCache;
-use crate::layer::lower::Layer;
 use crate::layer::{StackSpec, UpperSpec};
 use crate::lowers::{Layers, LowerDirs, Lowers, Seal};
 
@@ -87,31 +83,31 @@ impl Stack {
             is_quiet: spec.upper.as_ref().is_some_and(|u| u.layer.dir.is_quiet()),
             finder: OnceLock::new(),
         };
-        let mut asked = HashSet::new();
-        let systems = stack.all().filter(|layer| asked.insert(layer.stat.dev));
-        stack.name_max = systems.map(name_max).max().unwrap_or(255);
+        stack.name_max = stack.longest_name();
         Ok(stack)
     }
 
-    /// Returns all layers: the lowers from the top, data-only layers, the upper.
-    fn all(&self) -> impl Iterator<Item = &Layer> {
-        let lowers = self.layers().all().map(|root| &*root.layer);
-        lowers.chain(self.upper.as_ref().map(|upper| &*upper.layer))
+    fn longest_name(&self) -> usize {
+        let lowers = self.lowers.name_max();
+        match &self.upper {
+            Some(upper) if !self.lowers.devices().contains(&upper.layer.stat.dev) => {
+                lowers.max(upper.layer.name_max())
+            }
+            _ => lowers,
+        }
     }
 
-    /// Returns the device numbers of all layers, in their order.
-    pub fn devices(&self) -> impl Iterator<Item = u64> {
-        self.all().map(|layer| layer.stat.dev)
+    /// Returns the device numbers of all layers: the lowers from the top, data-only layers, the
+    /// upper.
+    pub fn devices(&self) -> Vec<u64> {
+        let mut devices = self.lowers.devices();
+        devices.extend(self.upper.as_ref().map(|upper| upper.layer.stat.dev));
+        devices
     }
 
     /// Returns the merged lowers.
     pub fn lowers(&self) -> &dyn Lowers {
         &*self.lowers
-    }
-
-    /// Returns the directories of the lower layers.
-    pub fn layers(&self) -> &Arc<Layers> {
-        self.lowers.layers()
     }
 
     /// Returns the upper, whether it may be changed or not.
@@ -187,19 +183,13 @@ impl Stack {
 
     /// Whether some layer can carry POSIX ACLs.
     pub fn has_acl(&self) -> bool {
-        let can = |layer: &Layer| {
-            let root = At::fd(layer.root.as_fd());
-            !matches!(root.xattr_raw(acl::DEFAULT), Err(Errno::OPNOTSUPP))
-        };
-        let lowers = self.layers().roots().iter().map(|root| &*root.layer);
-        let upper = self.upper.as_ref().map(|upper| &*upper.layer);
-        upper.into_iter().chain(lowers).any(can)
+        let upper = self.upper.as_ref();
+        upper.is_some_and(|upper| upper.layer.has_acl()) || self.lowers.has_acl()
     }
 
     /// Returns the directories that are only read, and those that are changed.
     pub fn places(&self) -> (Vec<BorrowedFd<'_>>, Vec<BorrowedFd<'_>>) {
-        let lowers = self.layers().all();
-        let mut read: Vec<_> = lowers.map(|root| root.layer.root.as_fd()).collect();
+        let mut read = self.lowers.places();
         let mut write = Vec::new();
         if let Some(upper) = &self.upper {
             let places = if upper.observed {
@@ -214,14 +204,7 @@ impl Stack {
 
     /// Returns the file systems of the lowers: device number, and the root of a layer there.
     pub fn file_systems(&self) -> Vec<(u64, BorrowedFd<'_>)> {
-        let mut found: Vec<(u64, BorrowedFd<'_>)> = Vec::new();
-        for root in self.layers().roots() {
-            let layer = &root.layer;
-            if found.iter().all(|(dev, _)| *dev != layer.stat.dev) {
-                found.push((layer.stat.dev, layer.root.as_fd()));
-            }
-        }
-        found
+        self.lowers.file_systems()
     }
 }
 
@@ -231,9 +214,4 @@ fn spare_descriptors() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let limit = limit.current.unwrap_or(u64::MAX) / 4;
     usize::try_from(limit).unwrap_or(usize::MAX)
-}
-
-fn name_max(layer: &Layer) -> usize {
-    let max = rustix::fs::fstatvfs(&layer.root).map_or(255, |s| s.f_namemax);
-    usize::try_from(max).unwrap_or(255)
 }

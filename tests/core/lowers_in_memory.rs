@@ -1,25 +1,29 @@
 //! Lowers that are neither directories nor a catalog: names, attributes and data in memory, as an
-//! image would be whose data is fetched when it is read. The union is the same over all three.
+//! image would be whose data is fetched when it is read. The union is the same over all three, and
+//! never reads the directory of the layer that the lowers in memory stand for.
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::io::Write as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, StatVfs, StatVfsMountFlags};
 use rustix::io::Errno;
+use testkit::layers::set_xattr;
+use testkit::need;
+use testkit::need::is_root;
 use unionfs::catalog::{self, CatalogFile, Label};
 use unionfs::layer::at::Stat;
 use unionfs::layer::lower::LowerDir;
-use unionfs::layer::origin::Origin;
+use unionfs::layer::origin::{Origin, OriginFile};
 use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
 use unionfs::lowers::{
-    FileId, FoundIn, Gather, LayerEntry, LayerListing, Layers, LowerDirs, LowerFile, LowerLookup,
-    Lowers, MergedDir, Plain, Source,
+    FileId, FindOrigin, FoundIn, Gather, LayerEntry, LayerListing, Layers, LowerDirs, LowerFile,
+    LowerLookup, Lowers, MergedDir, Plain, Source,
 };
 use unionfs::union::{
     Caching, FileKind, Ino, Options, ROOT_INO, RenameFlags, Result, Union, Write, XattrFlags,
@@ -55,15 +59,37 @@ struct Memory(Arc<Nodes>);
 
 #[derive(Debug)]
 struct Nodes {
-    layers: Arc<Layers>,
     nodes: Vec<Node>,
-    opened: Arc<AtomicUsize>,
+    source: InMemory,
 }
 
-/// Opens [`Memory`], and counts how often data is opened.
+/// Opens [`Memory`], and counts what it is asked.
 #[derive(Clone, Debug, Default)]
 struct InMemory {
-    opened: Arc<AtomicUsize>,
+    calls: Arc<Calls>,
+    /// Whether the process may not search for origins.
+    is_unprivileged: bool,
+}
+
+#[derive(Debug, Default)]
+struct Calls {
+    opened: AtomicUsize,
+    searched: AtomicUsize,
+    looked_up: AtomicUsize,
+    compared: AtomicUsize,
+}
+
+/// The file system that the lowers in memory are.
+const DEVICE: u64 = u64::MAX;
+const UUID: [u8; 16] = [7; 16];
+const BLOCKS: u64 = 4711;
+const NAME_MAX: usize = 300;
+
+/// The origin of a node: `struct ovl_fb` with its number as the handle.
+fn origin_of(id: FileId) -> Origin {
+    let head = [0, 0xfb, 25, 0, 1];
+    let bytes = [&head[..], &UUID, &id.0.to_ne_bytes()].concat();
+    Origin::parse(&bytes).unwrap()
 }
 
 /// A directory of [`Memory`].
@@ -91,7 +117,7 @@ impl Source for InMemory {
             let over = nodes[parent].dir.clone().unwrap();
             let stat = Stat {
                 // A file system of its own: its numbers are not those of another one.
-                dev: u64::MAX,
+                dev: DEVICE,
                 ino: 100 + n as u64,
                 kind,
                 perm,
@@ -111,9 +137,8 @@ impl Source for InMemory {
             });
         }
         Some(Arc::new(Memory(Arc::new(Nodes {
-            layers: Arc::clone(layers),
             nodes,
-            opened: Arc::clone(&self.opened),
+            source: self.clone(),
         }))))
     }
 }
@@ -144,7 +169,7 @@ impl Memory {
 
 impl Lowers for Memory {
     fn layers(&self) -> &Arc<Layers> {
-        &self.0.layers
+        panic!("a layer is read")
     }
 
     fn root(&self) -> LowerDirs {
@@ -194,11 +219,94 @@ impl Lowers for Memory {
 
     fn hold_dir(&self, _: &LowerDir) -> Result<Arc<OwnedFd>, Errno> {
         // No directory has xattrs, and the layer's root has none either.
-        Ok(Arc::clone(&self.0.layers.roots()[0].layer.root))
+        Ok(Arc::clone(
+            &self.0.nodes[0].dir.as_ref().unwrap().layer.root,
+        ))
     }
 
-    fn origin(&self, _: &LowerFile) -> Result<Option<Origin>, Errno> {
-        Ok(None)
+    fn origin(&self, file: &LowerFile) -> Result<Option<Origin>, Errno> {
+        Ok(Some(origin_of(self.id_of(file))))
+    }
+
+    fn dir_origin(&self, _: &LowerDir, _: BorrowedFd<'_>) -> Option<Origin> {
+        None
+    }
+
+    fn find_origin(
+        &self,
+        origin: &Origin,
+        _: Option<&FindOrigin>,
+    ) -> Result<Option<OriginFile>, Errno> {
+        self.0.source.calls.searched.fetch_add(1, Ordering::Relaxed);
+        if self.0.source.is_unprivileged {
+            return Err(Errno::PERM);
+        }
+        let mut ids = (0..self.0.nodes.len()).map(|n| FileId(n as u32));
+        let found = ids.find(|id| origin_of(*id) == *origin);
+        Ok(found.map(|id| OriginFile::from(&self.node(id).stat)))
+    }
+
+    fn same_name_origin(
+        &self,
+        dir: &LowerDirs,
+        name: &[u8],
+        origin: &Origin,
+    ) -> Option<OriginFile> {
+        let calls = &self.0.source.calls;
+        calls.looked_up.fetch_add(1, Ordering::Relaxed);
+        let parent = dir.id()?.0 as usize;
+        let mut children = self.children(parent);
+        let (id, node) = children.find(|(_, node)| *node.name == *name)?;
+        (origin_of(id) == *origin).then(|| OriginFile::from(&node.stat))
+    }
+
+    fn check_claim(&self, claimed: &[u8], file: &LowerFile) -> Result<(), Errno> {
+        self.0.source.calls.compared.fetch_add(1, Ordering::Relaxed);
+        if origin_of(self.id_of(file)).as_bytes() == claimed {
+            Ok(())
+        } else {
+            Err(Errno::IO)
+        }
+    }
+
+    fn statfs(&self) -> Result<StatVfs, Errno> {
+        Ok(StatVfs {
+            f_bsize: 4096,
+            f_frsize: 4096,
+            f_blocks: BLOCKS,
+            f_bfree: 0,
+            f_bavail: 0,
+            f_files: self.0.nodes.len() as u64,
+            f_ffree: 0,
+            f_favail: 0,
+            f_fsid: 0,
+            f_flag: StatVfsMountFlags::RDONLY,
+            f_namemax: NAME_MAX as u64,
+        })
+    }
+
+    fn devices(&self) -> Vec<u64> {
+        vec![DEVICE]
+    }
+
+    fn name_max(&self) -> usize {
+        NAME_MAX
+    }
+
+    fn has_acl(&self) -> bool {
+        false
+    }
+
+    fn is_stacked(&self) -> bool {
+        true
+    }
+
+    fn places(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    fn file_systems(&self) -> Vec<(u64, BorrowedFd<'_>)> {
+        Vec::new()
     }
 
     fn hold(&self, file: &LowerFile) -> Result<OwnedFd, Errno> {
@@ -213,7 +321,7 @@ impl Lowers for Memory {
     }
 
     fn open(&self, file: &LowerFile) -> Result<OwnedFd, Errno> {
-        self.0.opened.fetch_add(1, Ordering::Relaxed);
+        self.0.source.calls.opened.fetch_add(1, Ordering::Relaxed);
         let fd = rustix::fs::memfd_create("data", MemfdFlags::CLOEXEC)?;
         let mut data = std::fs::File::from(fd);
         let content = self.node(self.id_of(file)).content;
@@ -350,6 +458,10 @@ impl World {
     }
 
     fn union(&self) -> Union {
+        self.union_of(&self.stack())
+    }
+
+    fn union_of(&self, stack: &StackSpec) -> Union {
         let names: Option<Arc<dyn Source>> = match &self.names {
             Names::Directories => None,
             Names::Catalog => Some(CatalogFile::source(self.path("catalog"))),
@@ -361,7 +473,7 @@ impl World {
             names,
             ..Options::default()
         };
-        let union = Union::new(&self.stack(), options).unwrap();
+        let union = Union::new(stack, options).unwrap();
         assert_eq!(union.is_catalogued(), is_indexed);
         union
     }
@@ -514,7 +626,7 @@ fn a_third_kind_of_lowers_needs_no_change_in_the_union() {
 #[test]
 fn data_in_memory_is_opened_on_demand() {
     let source = InMemory::default();
-    let opened = || source.opened.load(Ordering::Relaxed);
+    let opened = || source.calls.opened.load(Ordering::Relaxed);
     let world = World::new(Names::Memory(source.clone()));
     let union = world.union();
     tree(&union, |_| String::new());
@@ -539,4 +651,117 @@ fn data_in_memory_is_opened_on_demand() {
     let copy = std::fs::read(world.path("upper/etc/conf")).unwrap();
     assert_eq!(copy, b"Key=value");
     assert_eq!(std::fs::read_dir(world.path("lower")).unwrap().count(), 0);
+}
+
+/// A copy in the upper keeps the inode number of its lower file, also under another name, because its
+/// origin leads there. A process that may not search asks for the file of the same name.
+#[test]
+fn origins_of_files_in_memory_are_found() {
+    let number = |union: &Union, path: &str| find(union, path, |ino| ino);
+    let copied_up = |source: &InMemory| {
+        let world = World::new(Names::Memory(source.clone()));
+        let union = world.union();
+        let numbers = ["a", "etc/conf"].map(|path| number(&union, path));
+        for path in ["a", "etc/conf"] {
+            let written = find(&union, path, |ino| {
+                union.write(ino, 0, b"X", Write::default(), None)
+            });
+            written.unwrap();
+        }
+        find(&union, "etc", |etc| {
+            union.rename(etc, b"conf", ROOT_INO, b"moved", RenameFlags::default())
+        })
+        .unwrap();
+        drop(union);
+        (world, numbers)
+    };
+
+    let source = InMemory::default();
+    let (world, numbers) = copied_up(&source);
+    let calls = &source.calls;
+    assert_eq!(
+        calls.searched.load(Ordering::Relaxed),
+        0,
+        "nothing was copied up before"
+    );
+    // What opens handles for a process that may not do it is given to the lowers, which need none.
+    let union = world.union();
+    union.find_origins_by(Box::new(|_, _| panic!("memory has no handles")));
+    assert_eq!(["a", "moved"].map(|path| number(&union, path)), numbers);
+    assert_eq!(calls.looked_up.load(Ordering::Relaxed), 2, "first by name");
+    assert_eq!(calls.searched.load(Ordering::Relaxed), 1, "then by origin");
+    drop(union);
+    let union = world.union();
+    assert_eq!(["a", "moved"].map(|path| number(&union, path)), numbers);
+    assert_eq!(calls.looked_up.load(Ordering::Relaxed), 2);
+    assert_eq!(calls.searched.load(Ordering::Relaxed), 3);
+
+    let source = InMemory {
+        is_unprivileged: true,
+        ..InMemory::default()
+    };
+    let (world, numbers) = copied_up(&source);
+    let union = world.union();
+    assert_eq!(number(&union, "a"), numbers[0]);
+    assert_ne!(number(&union, "moved"), numbers[1], "it has another name");
+    let calls = &source.calls;
+    assert_eq!(calls.searched.load(Ordering::Relaxed), 2);
+    assert_eq!(calls.looked_up.load(Ordering::Relaxed), 2);
+}
+
+/// The owner of the upper gets no data of a file that they did not copy up: the lowers compare the
+/// origin that a metacopy claims.
+#[test]
+fn claims_of_metacopies_are_checked_in_memory() {
+    need!(is_root());
+    let source = InMemory::default();
+    let world = World::new(Names::Memory(source.clone()));
+    let upper = world.path("upper");
+    let id = |path: &str| TREE.iter().position(|(other, ..)| *other == path).unwrap() + 1;
+    let claim = |name: &str, of: &str| {
+        let path = upper.join(name);
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len("key=value".len() as u64).unwrap();
+        let set = |marker: &str, value: &[u8]| {
+            set_xattr(&path, format!("trusted.overlay.{marker}").as_bytes(), value);
+        };
+        set("metacopy", b"");
+        set("redirect", b"/etc/conf");
+        set("origin", origin_of(FileId(id(of) as u32)).as_bytes());
+    };
+    claim("right", "etc/conf");
+    claim("wrong", "a");
+    std::os::unix::fs::chown(&upper, Some(4711), Some(4711)).unwrap();
+    let union = world.union();
+    let data = find(&union, "right", |ino| read(&union, ino));
+    assert_eq!(data, "key=value");
+    let refused = union.lookup(ROOT_INO, b"wrong").unwrap_err();
+    assert_eq!(refused.errno(), Errno::IO.raw_os_error());
+    assert_eq!(source.calls.compared.load(Ordering::Relaxed), 2);
+}
+
+/// Without an upper, the file system that the union shows is that of the lowers.
+#[test]
+fn memory_is_the_file_system_of_a_union_without_an_upper() {
+    let world = World::new(Names::Memory(InMemory::default()));
+    let union = world.union_of(&StackSpec {
+        upper: None,
+        ..world.stack()
+    });
+    let shown = union.statfs().unwrap();
+    assert_eq!(shown.blocks, BLOCKS);
+    assert_eq!(shown.namelen as usize, NAME_MAX);
+    assert!(union.is_stacked());
+    assert!(!union.has_acl());
+    assert!(union.file_systems().is_empty());
+    let (read, write) = union.places();
+    assert_eq!((read.len(), write.len()), (0, 0));
+
+    let writable = world.union();
+    assert_ne!(
+        writable.statfs().unwrap().blocks,
+        BLOCKS,
+        "that of the upper"
+    );
+    assert_eq!(writable.statfs().unwrap().namelen as usize, NAME_MAX);
 }
