@@ -57,9 +57,10 @@ impl Disk {
     pub(crate) fn describe(&self) -> String {
         let kind = sh("findmnt -no FSTYPE -T \"$1\"", &[&self.dir]);
         let kind = kind.map_or("unknown".into(), |k| k.trim().to_owned());
-        match self.own {
-            true => format!("{kind} with a journal, on a loop device (--loop)"),
-            false => kind,
+        if self.own {
+            format!("{kind} with a journal, on a loop device (--loop)")
+        } else {
+            kind
         }
     }
 }

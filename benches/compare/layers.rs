@@ -56,9 +56,12 @@ impl Layers {
         let mut tree = None;
         for depth in DEPTHS.into_iter().filter(|d| wanted(&Self::image(*d))) {
             layers.keep(&Self::image(depth), |scratch| {
-                let tree = tree.get_or_insert_with(|| match quick {
-                    true => made_tree(&scratch.dir("tree")),
-                    false => rootfs(&Disk::here().path().join("rootfs")),
+                let tree = tree.get_or_insert_with(|| {
+                    if quick {
+                        made_tree(&scratch.dir("tree"))
+                    } else {
+                        rootfs(&Disk::here().path().join("rootfs"))
+                    }
                 });
                 let stack = spread(tree, &scratch.path().join(format!("stack-{depth}")), depth);
                 if depth == DEPTH {

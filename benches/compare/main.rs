@@ -119,9 +119,10 @@ fn main() -> ExitCode {
 
 fn measure(args: &Args) -> Report {
     let rounds = args.rounds;
-    let disk = match args.on_loop {
-        true => Disk::of_its_own(),
-        false => Disk::here(),
+    let disk = if args.on_loop {
+        Disk::of_its_own()
+    } else {
+        Disk::here()
     };
     let layers = Layers::make(&disk, args.quick, |image| needs(args, image));
     let mut subjects = subjects::subjects(args.peer.clone());

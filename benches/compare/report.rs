@@ -216,9 +216,12 @@ impl Report {
             ("the best column", best),
         ] {
             rows.sort_by(|a, b| b.1.total_cmp(&a.1));
-            let list = |rows: Vec<String>| match rows.is_empty() {
-                true => "nothing".into(),
-                false => rows.join(", "),
+            let list = |rows: Vec<String>| {
+                if rows.is_empty() {
+                    "nothing".into()
+                } else {
+                    rows.join(", ")
+                }
             };
             let far = rows.iter().filter(|(_, ratio)| *ratio > 3.0);
             let far = list(

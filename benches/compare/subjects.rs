@@ -297,9 +297,10 @@ impl<'l> Bed<'l> {
 
     /// A file of the top layer where it lies.
     pub(crate) fn below(&self, name: &str) -> PathBuf {
-        match self.subject.is_plain() {
-            true => self.path().join(name),
-            false => self.stack.lowers[0].join(name),
+        if self.subject.is_plain() {
+            self.path().join(name)
+        } else {
+            self.stack.lowers[0].join(name)
         }
     }
 
@@ -310,9 +311,10 @@ impl<'l> Bed<'l> {
 
     /// Fails on the plain directory: there is nothing of this kind to measure.
     pub(crate) fn need_mount(&self) -> Result<(), String> {
-        match self.subject.is_plain() {
-            true => Err(NOTHING.into()),
-            false => Ok(()),
+        if self.subject.is_plain() {
+            Err(NOTHING.into())
+        } else {
+            Ok(())
         }
     }
 

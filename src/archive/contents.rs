@@ -166,9 +166,10 @@ fn offered<'t>(texts: impl Iterator<Item = &'t String>) -> String {
     if shown.len() > SHOWN {
         shown[SHOWN] = "others".to_owned();
     }
-    match shown.is_empty() {
-        true => "none with a name".to_owned(),
-        false => shown.join(", "),
+    if shown.is_empty() {
+        "none with a name".to_owned()
+    } else {
+        shown.join(", ")
     }
 }
 

@@ -87,9 +87,10 @@ pub(super) fn read(
             Some(media) if !is_index(&descriptor.media_type) => {
                 // Of an image that says what it is for, too: only its manifest tells.
                 let told = || Meant::Other(artifact::kind(media));
-                match layout.is_there(descriptor)? {
-                    true => layout.descriptor(descriptor, 0)?,
-                    false => told(),
+                if layout.is_there(descriptor)? {
+                    layout.descriptor(descriptor, 0)?
+                } else {
+                    told()
                 }
             }
             _ => layout.descriptor(descriptor, 0)?,

@@ -75,9 +75,10 @@ pub(super) fn ask(
 }
 
 fn code(error: &anyhow::Error) -> u8 {
-    match error::is_not_unpacked(error) {
-        true => NOT_UNPACKED,
-        false => error::exit_code(error),
+    if error::is_not_unpacked(error) {
+        NOT_UNPACKED
+    } else {
+        error::exit_code(error)
     }
 }
 

@@ -88,9 +88,10 @@ fn table(images: &[&Image]) -> String {
     for image in images {
         let row = Row::new(image);
         let has_sizes = image.unpacked || !image.layers.is_empty();
-        let sizes = match has_sizes {
-            true => [size(row.size), size(row.unshared)],
-            false => ["not unpacked".to_owned(), "-".to_owned()],
+        let sizes = if has_sizes {
+            [size(row.size), size(row.unshared)]
+        } else {
+            ["not unpacked".to_owned(), "-".to_owned()]
         };
         let unnamed = [String::from("<none>")];
         let names: Vec<String> = shown(&image.names).map(ToString::to_string).collect();

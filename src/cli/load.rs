@@ -70,12 +70,11 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let store = own_store::open(root)?;
     let typed = "an archive is not typed: give -i ARCHIVE or a pipe";
     let input = Input::of(&mut cage, path, typed)?;
-    let (store, held) = match args.repair {
-        true => {
-            let (store, lock, mounted) = cage.moves_images().enter_with_mounts(store)?;
-            (store, Some((lock, mounted)))
-        }
-        false => (cage.enter_to_take_in(store)?, None),
+    let (store, held) = if args.repair {
+        let (store, lock, mounted) = cage.moves_images().enter_with_mounts(store)?;
+        (store, Some((lock, mounted)))
+    } else {
+        (cage.enter_to_take_in(store)?, None)
     };
     let tmp = store.staging();
     let limits = Limits {

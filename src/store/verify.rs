@@ -389,9 +389,10 @@ fn content(
             diff: diff.as_fd(),
             dialect: spec.dialect,
             owners: store.root.owner()? == 0,
-            root: match store.is_ours() {
-                true => RootDirectory::OfTar,
-                false => RootDirectory::OfEngine,
+            root: if store.is_ours() {
+                RootDirectory::OfTar
+            } else {
+                RootDirectory::OfEngine
             },
             scratch: compared,
         };

@@ -120,9 +120,10 @@ fn thing(rng: &mut Rng, path: &[u8]) -> Thing {
 
 /// What the owner of the upper does to it.
 fn change_behind(rng: &mut Rng) -> Act {
-    let path = match rng.one_in(3) {
-        true => rng.pick(&DIRS).0.into(),
-        false => generate::path(rng),
+    let path = if rng.one_in(3) {
+        rng.pick(&DIRS).0.into()
+    } else {
+        generate::path(rng)
     };
     let other = generate::path(rng);
     match rng.below(10) {

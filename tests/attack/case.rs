@@ -63,9 +63,10 @@ impl Scene {
     /// The actor of a step, started when first needed.
     pub(crate) fn actor(&mut self, script: &[Step], number: usize) -> &mut Actor {
         let who = script[number].who;
-        let root = match who.behind {
-            true => self.scratch.path(),
-            false => &self.stack.mnt,
+        let root = if who.behind {
+            self.scratch.path()
+        } else {
+            &self.stack.mnt
         };
         let start = || Actor::start(who, root, script);
         self.actors.entry(who.name).or_insert_with(start)

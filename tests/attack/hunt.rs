@@ -32,10 +32,7 @@ pub(crate) fn fs_of(seed: u64) -> Fs {
         return subject();
     }
     static RINGS: LazyLock<bool> = LazyLock::new(|| need::part(need::has_uring()));
-    let count = match *RINGS {
-        true => MODES.len(),
-        false => MODES.len() / 2,
-    };
+    let count = if *RINGS { MODES.len() } else { MODES.len() / 2 };
     MODES[(seed % count as u64) as usize].clone()
 }
 

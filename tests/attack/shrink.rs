@@ -25,9 +25,10 @@ pub(crate) fn shrink(
                     let mut smaller = plan.clone();
                     cut(&mut smaller, part, at, step);
                     tries += 1;
-                    let now = match len(&smaller, part) == len(&plan, part) {
-                        true => Vec::new(),
-                        false => fails(&smaller),
+                    let now = if len(&smaller, part) == len(&plan, part) {
+                        Vec::new()
+                    } else {
+                        fails(&smaller)
                     };
                     if now.is_empty() {
                         at += step;

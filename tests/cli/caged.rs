@@ -158,14 +158,15 @@ fn an_archive_is_read_inside_of_the_sandbox() {
     ];
     for (args, content) in cases {
         let mut child = start(&home, args);
-        let mut input: Box<dyn io::Write> = match args.contains(&"fifo") {
-            true => Box::new(
+        let mut input: Box<dyn io::Write> = if args.contains(&"fifo") {
+            Box::new(
                 fs::File::options()
                     .write(true)
                     .open(home.path("fifo"))
                     .unwrap(),
-            ),
-            false => Box::new(child.stdin.take().unwrap()),
+            )
+        } else {
+            Box::new(child.stdin.take().unwrap())
         };
         let pid = child.id();
         wait_until("it reads", || {

@@ -49,9 +49,10 @@ fn images_without_a_name_go_when_asked_for_unless_something_needs_them() {
             .map(|item| item["kind"].as_str().unwrap().to_owned())
             .collect()
     };
-    let expected = match mounts {
-        true => ["image", "image", "layer", "layer"].as_slice(),
-        false => ["image", "image", "image", "layer", "layer", "layer"].as_slice(),
+    let expected = if mounts {
+        ["image", "image", "layer", "layer"].as_slice()
+    } else {
+        ["image", "image", "image", "layer", "layer", "layer"].as_slice()
     };
     let dry = home.json(["prune", "--dangling", "-n", "--json"]);
     assert_eq!(kinds(&dry), expected, "{dry}");

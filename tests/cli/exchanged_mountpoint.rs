@@ -93,9 +93,10 @@ fn nothing_outside_is_mounted_on() {
     let (mut mounted, mut refused) = (0, 0);
     while_exchanged(&home, || {
         let outcome = home.run(["-o", "lowerdir=lower", "theirs/real/m"]);
-        match is_refusal(&outcome) {
-            true => refused += 1,
-            false => mounted += 1,
+        if is_refusal(&outcome) {
+            refused += 1;
+        } else {
+            mounted += 1;
         }
         assert_eq!(outside(&home), Vec::<String>::new());
         clear(&home);

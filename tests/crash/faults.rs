@@ -67,9 +67,10 @@ pub(crate) fn uses(calls: &[String]) -> Vec<Use> {
 /// Lines that make a tree neither the old nor the new.
 fn differences(old: &Tree, new: &Tree, now: &Tree, mask: &Mask) -> Vec<String> {
     let from_old = tree::diff(old, now, mask);
-    match from_old.is_empty() || tree::diff(new, now, mask).is_empty() {
-        true => Vec::new(),
-        false => from_old,
+    if from_old.is_empty() || tree::diff(new, now, mask).is_empty() {
+        Vec::new()
+    } else {
+        from_old
     }
 }
 

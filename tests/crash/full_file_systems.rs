@@ -91,9 +91,10 @@ fn lift_quota(disk: &Path) {
 }
 
 fn remove(path: &Path) {
-    match path.is_dir() {
-        true => std::fs::remove_dir_all(path).unwrap(),
-        false => std::fs::remove_file(path).unwrap(),
+    if path.is_dir() {
+        std::fs::remove_dir_all(path).unwrap();
+    } else {
+        std::fs::remove_file(path).unwrap();
     }
 }
 

@@ -93,21 +93,20 @@ fn look(union: &Union, synced: &[String], about: &str) {
     for path in synced {
         let found = fs::read(union.at(path)).unwrap_or_else(|e| panic!("{about}: {path}: {e}"));
         let (dir, name) = path.split_once('/').unwrap();
-        match name.starts_with("new") {
-            true => assert!(
+        if name.starts_with("new") {
+            assert!(
                 found == content(name),
                 "{about}: {path}: {} bytes",
                 found.len()
-            ),
-            false => {
-                let lower = content(&format!("{dir}{name}"));
-                let rest = found.strip_prefix(&*lower);
-                let more = rest.unwrap_or_else(|| panic!("{about}: {path}: not the lower's"));
-                assert!(
-                    more.starts_with(b"more"),
-                    "{about}: {path}: the change is lost"
-                );
-            }
+            );
+        } else {
+            let lower = content(&format!("{dir}{name}"));
+            let rest = found.strip_prefix(&*lower);
+            let more = rest.unwrap_or_else(|| panic!("{about}: {path}: not the lower's"));
+            assert!(
+                more.starts_with(b"more"),
+                "{about}: {path}: the change is lost"
+            );
         }
     }
     for thread in 0..THREADS {

@@ -35,9 +35,10 @@ fn every_test_that_a_document_names_exists() {
     for document in DOCUMENTS {
         let text = fs::read_to_string(root.join(document)).unwrap();
         for reference in references(&text) {
-            match exists(root, &reference) {
-                true => found += 1,
-                false => missing.push(format!("{document}: {reference}")),
+            if exists(root, &reference) {
+                found += 1;
+            } else {
+                missing.push(format!("{document}: {reference}"));
             }
         }
     }

@@ -56,9 +56,10 @@ fn union(prefix: &str, in_upper: bool, options: &'static str) -> Fixture {
     base().write(&low);
     claims(prefix).write(&claimed);
     std::os::unix::fs::chown(&claimed, Some(USER), Some(USER)).unwrap();
-    let (lowers, upper) = match in_upper {
-        true => (vec![low], claimed),
-        false => (vec![claimed, low], scratch.dir("upper")),
+    let (lowers, upper) = if in_upper {
+        (vec![low], claimed)
+    } else {
+        (vec![claimed, low], scratch.dir("upper"))
     };
     let stack = Stack {
         lowers,

@@ -422,9 +422,12 @@ fn links_are_counted_beyond_the_budget() {
     let mut all = Vec::new();
     for n in 0..FLOOD / 2 {
         for below in [true, false] {
-            let at = |name: &str| match below {
-                true => f.at(format!("root/{name}{n}")),
-                false => f.at(format!("root/up{name}{n}")),
+            let at = |name: &str| {
+                if below {
+                    f.at(format!("root/{name}{n}"))
+                } else {
+                    f.at(format!("root/up{name}{n}"))
+                }
             };
             if !below {
                 fs::write(at("a"), "linked").unwrap();

@@ -23,9 +23,10 @@ fn handle(root: &File, path: &str) -> FileHandle {
 fn look(fd: &OwnedFd) -> (u64, Vec<u8>) {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let meta = std::fs::metadata(&path).unwrap();
-    let data = match meta.is_file() {
-        true => std::fs::read(&path).unwrap(),
-        false => Vec::new(),
+    let data = if meta.is_file() {
+        std::fs::read(&path).unwrap()
+    } else {
+        Vec::new()
     };
     (meta.ino(), data)
 }

@@ -108,9 +108,10 @@ fn a_failed_copy_up_leaves_nothing_in_the_index() {
         chattr.is_ok_and(|status| status.success())
     };
     // The disk of the tests has immutable files; a tmpfs has not.
-    need!(match immutable("+i") {
-        true => Ok(()),
-        false => Err("needs chattr and a file system with immutable files"),
+    need!(if immutable("+i") {
+        Ok(())
+    } else {
+        Err("needs chattr and a file system with immutable files")
     });
     let answers = f.run("chmod d/a 600");
     assert!(immutable("-i"));

@@ -724,12 +724,11 @@ fn the_work_directory() {
                 "" => work.clone(),
                 part => work.join(part),
             };
-            match place.exists() {
-                true => guarded.swap(&place, swap, "w"),
-                false => {
-                    std::fs::create_dir(&place).unwrap();
-                    guarded.swap(&place, swap, "w");
-                }
+            if place.exists() {
+                guarded.swap(&place, swap, "w");
+            } else {
+                std::fs::create_dir(&place).unwrap();
+                guarded.swap(&place, swap, "w");
             }
             guarded.events();
             for (n, (operation, action)) in OPERATIONS.iter().enumerate() {

@@ -323,9 +323,10 @@ fn unmounting_and_sigterm_end_it_under_load() {
             rounds
         });
         std::thread::sleep(Duration::from_millis(100));
-        match by_signal {
-            true => signal(server, Signal::TERM),
-            false => rustix::mount::unmount(f.root(), UnmountFlags::DETACH).unwrap(),
+        if by_signal {
+            signal(server, Signal::TERM);
+        } else {
+            rustix::mount::unmount(f.root(), UnmountFlags::DETACH).unwrap();
         }
         assert!(poll(|| !is_running(server)), "by signal: {by_signal}");
         stop.send(()).unwrap();

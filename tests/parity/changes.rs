@@ -162,9 +162,10 @@ fn tars(spec: &StackSpec) -> Result<(Vec<u8>, Vec<u8>), String> {
     tree.pack_layer(&mut layer).map_err(|e| e.to_string())?;
     tree.pack_layer(&mut again).map_err(|e| e.to_string())?;
     tree.pack_all(&mut flat).map_err(|e| e.to_string())?;
-    match layer == again {
-        true => Ok((layer, flat)),
-        false => Err("the same layer gave another tar".into()),
+    if layer == again {
+        Ok((layer, flat))
+    } else {
+        Err("the same layer gave another tar".into())
     }
 }
 

@@ -32,9 +32,10 @@ fn hunt(refusing: Refusing, seed: u64) -> Option<String> {
             made: None,
         };
         let found = compare_on(&KERNEL, &UNION, &case, Some(refusing));
-        match found.is_empty() {
-            true => Ok(()),
-            false => Err(TestCaseError::fail(found.join("\n"))),
+        if found.is_empty() {
+            Ok(())
+        } else {
+            Err(TestCaseError::fail(found.join("\n")))
         }
     });
     failure(result, seed)

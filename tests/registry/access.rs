@@ -123,9 +123,10 @@ fn tokens(asked: &Asked, port: &std::sync::OnceLock<u16>) -> Act {
             && asked.body.contains("refresh_token=re%2Ffresh");
         let scope = "scope=repository%3Aapp%3Apull";
         let scoped = asked.path.contains(scope) || asked.body.contains(scope);
-        return match (by_password || by_token) && scoped {
-            true => answer("200 OK", r#"{"token":"good"}"#),
-            false => answer("401 Unauthorized", r#"{"details":"no"}"#),
+        return if (by_password || by_token) && scoped {
+            answer("200 OK", r#"{"token":"good"}"#)
+        } else {
+            answer("401 Unauthorized", r#"{"details":"no"}"#)
         };
     }
     match asked.header("authorization") {
@@ -196,15 +197,16 @@ fn no_credential_follows_a_redirect() {
             let challenge = "401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"cave\"";
             return Act::Answer(challenge.to_owned(), String::new());
         }
-        match asked.is_blob() {
-            true => Act::Answer(
+        if asked.is_blob() {
+            Act::Answer(
                 format!(
                     "307 Elsewhere\r\nLocation: http://127.0.0.1:{to}{}?signed",
                     asked.path
                 ),
                 String::new(),
-            ),
-            false => Act::Pass,
+            )
+        } else {
+            Act::Pass
         }
     });
     log_in(

@@ -35,9 +35,15 @@ fn first(
     act: impl Fn() -> Act + Send + Sync + 'static,
 ) -> impl Fn(&Asked) -> Act + Send + Sync + 'static {
     let (end, count) = (blob.to_owned(), AtomicUsize::new(0));
-    move |asked| match asked.is_blob() && asked.path.ends_with(&end) {
-        true if count.fetch_add(1, Ordering::SeqCst) < times => act(),
-        _ => Act::Pass,
+    move |asked| {
+        if asked.is_blob()
+            && asked.path.ends_with(&end)
+            && count.fetch_add(1, Ordering::SeqCst) < times
+        {
+            act()
+        } else {
+            Act::Pass
+        }
     }
 }
 
@@ -153,10 +159,12 @@ fn a_registry_without_ranges_is_asked_for_everything() {
     let (home, server, expected, blob) = large();
     let times = AtomicUsize::new(0);
     let proxy = Proxy::start(server.port, move |asked| {
-        match asked.is_blob() && asked.path.ends_with(&blob) {
-            true if times.fetch_add(1, Ordering::SeqCst) == 0 => Act::Cut(1 << 20),
-            true => Act::NoRange,
-            false => Act::Pass,
+        if !asked.is_blob() || !asked.path.ends_with(&blob) {
+            Act::Pass
+        } else if times.fetch_add(1, Ordering::SeqCst) == 0 {
+            Act::Cut(1 << 20)
+        } else {
+            Act::NoRange
         }
     });
     let pulled = home.json(["pull", "-q", "--json", &proxy.name("large:1")]);
@@ -187,9 +195,12 @@ fn false_answers_are_refused_and_leave_nothing() {
     need!(can_serve());
     let (home, server, _, blob) = large();
     let end = blob.clone();
-    let flipped = Proxy::start(server.port, move |asked| match asked.path.ends_with(&end) {
-        true => Act::Flip(LARGE / 2),
-        false => Act::Pass,
+    let flipped = Proxy::start(server.port, move |asked| {
+        if asked.path.ends_with(&end) {
+            Act::Flip(LARGE / 2)
+        } else {
+            Act::Pass
+        }
     });
     home.run(["pull", "-q", &flipped.name("large:1")])
         .failed(1, &[&blob, "refused", &flipped.name("large:1")]);
@@ -198,17 +209,19 @@ fn false_answers_are_refused_and_leave_nothing() {
     let config = id(&home, &home.text("maker"), "large:1");
     let end = config.clone();
     let flipped = Proxy::start(server.port, move |asked| {
-        match asked.is_blob() && asked.path.ends_with(&end) {
-            true => Act::Flip(20),
-            false => Act::Pass,
+        if asked.is_blob() && asked.path.ends_with(&end) {
+            Act::Flip(20)
+        } else {
+            Act::Pass
         }
     });
     home.run(["pull", "-q", &flipped.name("large:1")])
         .failed(1, &[&config, "refused"]);
     let flipped = Proxy::start(server.port, |asked| {
-        match asked.path.contains("/manifests/") {
-            true => Act::Flip(20),
-            false => Act::Pass,
+        if asked.path.contains("/manifests/") {
+            Act::Flip(20)
+        } else {
+            Act::Pass
         }
     });
     home.run(["pull", "-q", &flipped.name("large:1")])

@@ -188,9 +188,10 @@ fn uploads_are_tried_again_and_what_cannot_be_pushed_is_said() {
     let times = AtomicUsize::new(0);
     let proxy = Proxy::start(server.port, move |asked| {
         let upload = asked.method == "POST" || asked.method == "PUT";
-        match upload && times.fetch_add(1, Ordering::SeqCst).is_multiple_of(3) {
-            true => Act::Answer("502 Bad Gateway".to_owned(), String::new()),
-            false => Act::Pass,
+        if upload && times.fetch_add(1, Ordering::SeqCst).is_multiple_of(3) {
+            Act::Answer("502 Bad Gateway".to_owned(), String::new())
+        } else {
+            Act::Pass
         }
     });
     let args = ["--root", &docker, "push", "-q", "--json", "sample:2"];
@@ -229,28 +230,29 @@ fn what_another_push_brings_meanwhile_is_no_failure() {
         let times = AtomicUsize::new(0);
         let proxy = Proxy::start(server.port, move |asked| {
             let manifest = asked.method == "PUT" && asked.path.contains("/manifests/");
-            match manifest && times.fetch_add(1, Ordering::SeqCst) < 2 {
-                true => answer(code),
-                false => Act::Pass,
+            if manifest && times.fetch_add(1, Ordering::SeqCst) < 2 {
+                answer(code)
+            } else {
+                Act::Pass
             }
         });
         push(&proxy.name("twice:1")).ok();
     }
     let other = Proxy::start(server.port, move |asked| {
-        match asked.method == "PUT" && asked.path.contains("/manifests/") {
-            true => answer("MANIFEST_INVALID"),
-            false => Act::Pass,
+        if asked.method == "PUT" && asked.path.contains("/manifests/") {
+            answer("MANIFEST_INVALID")
+        } else {
+            Act::Pass
         }
     });
     push(&other.name("twice:2")).failed(1, &["MANIFEST_INVALID"]);
     // The registry has it when it refuses it.
     let proxy = Proxy::start(server.port, move |asked| {
-        match asked.method == "PUT" && asked.path.contains("/uploads/") {
-            true => {
-                let (head, body) = refused("BLOB_UPLOAD_INVALID");
-                Act::Instead(head, body)
-            }
-            false => Act::Pass,
+        if asked.method == "PUT" && asked.path.contains("/uploads/") {
+            let (head, body) = refused("BLOB_UPLOAD_INVALID");
+            Act::Instead(head, body)
+        } else {
+            Act::Pass
         }
     });
     push(&proxy.name("late:1")).ok();
@@ -260,9 +262,10 @@ fn what_another_push_brings_meanwhile_is_no_failure() {
     );
     // It has not.
     let proxy = Proxy::start(server.port, move |asked| {
-        match asked.method == "PUT" && asked.path.contains("/uploads/") {
-            true => answer("BLOB_UPLOAD_INVALID"),
-            false => Act::Pass,
+        if asked.method == "PUT" && asked.path.contains("/uploads/") {
+            answer("BLOB_UPLOAD_INVALID")
+        } else {
+            Act::Pass
         }
     });
     push(&proxy.name("never:1")).failed(1, &["BLOB_UPLOAD_INVALID"]);

@@ -215,9 +215,12 @@ fn all_that_takes_in_and_gives_out_at_once() {
 fn what_a_killed_pull_has_begun_another_goes_on_with() {
     need!(can_serve());
     let (home, server) = registry();
-    let stalled = Proxy::start(server.port, |asked: &Asked| match asked.is_blob() {
-        true => Act::Stall(1000),
-        false => Act::Pass,
+    let stalled = Proxy::start(server.port, |asked: &Asked| {
+        if asked.is_blob() {
+            Act::Stall(1000)
+        } else {
+            Act::Pass
+        }
     });
     let mut first = start(&home, &["pull", &stalled.name("order:0")]);
     let downloads = home.path("own/unionfs/downloads");

@@ -104,11 +104,10 @@ fn a_registry_that_drips_or_says_nothing_is_given_up() {
             "HTTP/1.1 200 OK\r\nX: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy",
         )
     });
-    let body = server(|mut stream| match head(&mut stream)? {
-        true => {
+    let body = server(|mut stream| {
+        if head(&mut stream)? {
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        }
-        false => {
+        } else {
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n")?;
             drip(stream, " ")
         }
@@ -142,9 +141,10 @@ fn a_token_that_drips_or_never_comes_is_given_up() {
             return stream.write_all(text.as_bytes());
         }
         stream.write_all(token.as_bytes())?;
-        match token.is_empty() {
-            true => stream.read_to_end(&mut Vec::new()).map(drop),
-            false => drip(stream, " "),
+        if token.is_empty() {
+            stream.read_to_end(&mut Vec::new()).map(drop)
+        } else {
+            drip(stream, " ")
         }
     }
     let silent = server(|stream| serve(stream, ""));
@@ -298,9 +298,12 @@ fn what_is_no_registry_is_called_that() {
     });
     home.run(["pull", "-q", &html.name("app:1")])
         .failed(1, &["an HTML page came", &html.name("app:1")]);
-    let coded = Proxy::start(server.port, |asked: &Asked| match asked.is_blob() {
-        false => Act::Pass,
-        true => Act::Answer("200 OK\r\nContent-Encoding: br".to_owned(), "xx".to_owned()),
+    let coded = Proxy::start(server.port, |asked: &Asked| {
+        if asked.is_blob() {
+            Act::Answer("200 OK\r\nContent-Encoding: br".to_owned(), "xx".to_owned())
+        } else {
+            Act::Pass
+        }
     });
     home.run(["pull", "-q", &coded.name("app:1")])
         .failed(1, &["content coding \"br\""]);
@@ -321,21 +324,20 @@ fn what_is_no_registry_is_called_that() {
     home.run(["pull", "-q", &login.name("app:1")]).ok();
     // A configuration that is none.
     let bad = Proxy::start(server.port, |asked: &Asked| {
-        match asked.path.contains("/manifests/") {
-            false => Act::Answer("200 OK".to_owned(), "{".to_owned()),
-            true => {
-                let digest = Digest::of(b"{");
-                let media = "application/vnd.docker.distribution.manifest.v2+json";
-                let config = format!(
-                    r#"{{"mediaType":"application/vnd.docker.container.image.v1+json","size":1,"digest":"{digest}"}}"#
-                );
-                Act::Answer(
-                    format!("200 OK\r\nContent-Type: {media}"),
-                    format!(
-                        r#"{{"schemaVersion":2,"mediaType":"{media}","config":{config},"layers":[]}}"#
-                    ),
-                )
-            }
+        if asked.path.contains("/manifests/") {
+            let digest = Digest::of(b"{");
+            let media = "application/vnd.docker.distribution.manifest.v2+json";
+            let config = format!(
+                r#"{{"mediaType":"application/vnd.docker.container.image.v1+json","size":1,"digest":"{digest}"}}"#
+            );
+            Act::Answer(
+                format!("200 OK\r\nContent-Type: {media}"),
+                format!(
+                    r#"{{"schemaVersion":2,"mediaType":"{media}","config":{config},"layers":[]}}"#
+                ),
+            )
+        } else {
+            Act::Answer("200 OK".to_owned(), "{".to_owned())
         }
     });
     let failed = home.run(["pull", "-q", &bad.name("app:9")]);
@@ -461,9 +463,12 @@ fn a_pull_that_is_interrupted_says_what_it_keeps() {
     let server = Server::start(&home);
     serve_large(&home, &server, "large:1", LARGE);
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
-        let stalled = Proxy::start(server.port, |asked: &Asked| match asked.is_blob() {
-            true if asked.header("range").is_none() => Act::Stall(1 << 20),
-            _ => Act::Pass,
+        let stalled = Proxy::start(server.port, |asked: &Asked| {
+            if asked.is_blob() && asked.header("range").is_none() {
+                Act::Stall(1 << 20)
+            } else {
+                Act::Pass
+            }
         });
         let child = home
             .signalled(program())

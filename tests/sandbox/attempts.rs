@@ -176,9 +176,10 @@ const OUTSIDE: &[Attempt] = &[
     // There is nothing above: `..` is the layer itself.
     attempt("go up from a lower", Works, |held| {
         let up = rustix::fs::statat(held.lower, "../../..", AtFlags::empty())?;
-        match up.st_ino == rustix::fs::fstat(held.lower)?.st_ino {
-            true => Ok(()),
-            false => Err(Errno::NOTUNIQ.into()),
+        if up.st_ino == rustix::fs::fstat(held.lower)?.st_ino {
+            Ok(())
+        } else {
+            Err(Errno::NOTUNIQ.into())
         }
     }),
     attempt("up from a lower: open", NOT_THERE, |held| {

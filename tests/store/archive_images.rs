@@ -155,17 +155,16 @@ fn for_platforms(case: &Case, nested: bool, platforms: &[&str]) -> (Vec<u8>, Vec
         all.push(descriptor);
         ids.push(id);
     }
-    let index = match nested {
-        false => json!({"schemaVersion": 2, "manifests": all}),
-        true => {
-            let media = "application/vnd.oci.image.index.v1+json";
-            let inner = json!({"schemaVersion": 2, "mediaType": media, "manifests": all});
-            let (digest, size) = put(&mut archive, inner.to_string().into_bytes());
-            let annotations = &first["annotations"];
-            json!({"schemaVersion": 2, "manifests": [
-                {"mediaType": media, "digest": digest, "size": size, "annotations": annotations},
-            ]})
-        }
+    let index = if nested {
+        let media = "application/vnd.oci.image.index.v1+json";
+        let inner = json!({"schemaVersion": 2, "mediaType": media, "manifests": all});
+        let (digest, size) = put(&mut archive, inner.to_string().into_bytes());
+        let annotations = &first["annotations"];
+        json!({"schemaVersion": 2, "manifests": [
+            {"mediaType": media, "digest": digest, "size": size, "annotations": annotations},
+        ]})
+    } else {
+        json!({"schemaVersion": 2, "manifests": all})
     };
     archive.insert("index.json".into(), index.to_string().into_bytes());
     (tar_of(&archive), ids)

@@ -103,11 +103,12 @@ fn metadata(root: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     while let Some(dir) = todo.pop() {
         for path in children(&dir) {
-            match path.symlink_metadata().unwrap().is_dir() {
-                true if path.ends_with("diff") => (),
-                true => todo.push(path),
-                false if path.extension().is_some_and(|e| e == "gz") => (),
-                false => files.push(path),
+            if path.symlink_metadata().unwrap().is_dir() {
+                if !path.ends_with("diff") {
+                    todo.push(path);
+                }
+            } else if path.extension().is_none_or(|e| e != "gz") {
+                files.push(path);
             }
         }
     }
@@ -174,9 +175,10 @@ fn apply(damage: &Damage, files: &[PathBuf], path: &Path, before: &Original) {
 }
 
 fn original_or_empty(path: &Path) -> Original {
-    match path.is_dir() || path.symlink_metadata().is_err() {
-        true => Original::File(Vec::new()),
-        false => original(path),
+    if path.is_dir() || path.symlink_metadata().is_err() {
+        Original::File(Vec::new())
+    } else {
+        original(path)
     }
 }
 

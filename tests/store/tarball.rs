@@ -25,16 +25,18 @@ pub(crate) fn is_root() -> bool {
 
 /// What a process like this one would use in a store of its own.
 fn dialect() -> Dialect {
-    match is_root() {
-        true => Dialect::KERNEL,
-        false => Dialect::KERNEL_USERXATTR,
+    if is_root() {
+        Dialect::KERNEL
+    } else {
+        Dialect::KERNEL_USERXATTR
     }
 }
 
 fn opaque() -> &'static str {
-    match is_root() {
-        true => "trusted.overlay.opaque",
-        false => "user.overlay.opaque",
+    if is_root() {
+        "trusted.overlay.opaque"
+    } else {
+        "user.overlay.opaque"
     }
 }
 

@@ -138,9 +138,10 @@ fn timed(path: &Path, change: impl FnOnce(&Path)) {
 }
 
 fn replace(path: &Path, make: impl FnOnce(&Path)) {
-    match path.symlink_metadata().unwrap().is_dir() {
-        true => fs::remove_dir_all(path).unwrap(),
-        false => fs::remove_file(path).unwrap(),
+    if path.symlink_metadata().unwrap().is_dir() {
+        fs::remove_dir_all(path).unwrap();
+    } else {
+        fs::remove_file(path).unwrap();
     }
     make(path);
 }

@@ -209,9 +209,10 @@ fn has_pip() -> Needed {
     let asked = Command::new("/usr/bin/python3")
         .args(["-m", "pip", "-V"])
         .output();
-    match asked.is_ok_and(|output| output.status.success()) {
-        true => Ok(()),
-        false => Err("python3-pip is not installed".into()),
+    if asked.is_ok_and(|output| output.status.success()) {
+        Ok(())
+    } else {
+        Err("python3-pip is not installed".into())
     }
 }
 

@@ -10,9 +10,10 @@ use testkit::mount::{Scratch, Stack};
 pub(crate) fn tool(name: &str) -> Result<PathBuf, String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin");
     let path = path.join(name);
-    match path.exists() {
-        true => Ok(path),
-        false => Err(format!("needs {}: run ci/tools.sh", path.display())),
+    if path.exists() {
+        Ok(path)
+    } else {
+        Err(format!("needs {}: run ci/tools.sh", path.display()))
     }
 }
 

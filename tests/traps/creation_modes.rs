@@ -45,9 +45,10 @@ fn probe(text: &mut String, umask: u32) {
         {
             // A few stay, for the trees and the remounts.
             let keep = umask.is_multiple_of(73);
-            let path = match keep {
-                true => format!("{dir}/{umask:o}-{n}"),
-                false => format!("{dir}/x"),
+            let path = if keep {
+                format!("{dir}/{umask:o}-{n}")
+            } else {
+                format!("{dir}/x")
             };
             let create = kind.replace("{p}", &path);
             writeln!(text, "{create}\nstat {path}").unwrap();

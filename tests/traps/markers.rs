@@ -158,9 +158,10 @@ fn the_order_of_lookups_changes_nothing() {
             for backwards in [false, true] {
                 f.remount();
                 for n in 0..names.len() {
-                    let n = match backwards {
-                        true => first + names.len() - n,
-                        false => first + n,
+                    let n = if backwards {
+                        first + names.len() - n
+                    } else {
+                        first + n
                     };
                     let name = names[n % names.len()];
                     let found = std::fs::symlink_metadata(f.at(name)).is_ok();

@@ -187,9 +187,10 @@ fn ids(path: &Path) -> String {
         let mut command = Command::new(MEMBER[0]);
         let command = command.args(&MEMBER[1..]).arg(path).arg(option);
         let output = command.output().unwrap();
-        match output.status.success() {
-            true => String::from_utf8(output.stdout).unwrap().trim().to_owned(),
-            false => "not executed".to_owned(),
+        if output.status.success() {
+            String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        } else {
+            "not executed".to_owned()
         }
     };
     format!("{} {}", id("-u"), id("-g"))

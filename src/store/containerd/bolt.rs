@@ -332,13 +332,14 @@ impl<'f> Transaction<'f> {
 
 impl Page {
     fn is_branch(&self) -> Result<bool, Fault> {
-        match self.bytes.len() >= HEADER {
-            true => match u16_at(&self.bytes, 8) {
+        if self.bytes.len() >= HEADER {
+            match u16_at(&self.bytes, 8) {
                 BRANCH => Ok(true),
                 LEAF => Ok(false),
                 _ => Err(damaged(self.number, "it is neither branch nor leaf")),
-            },
-            false => Err(damaged(self.number, "it has no header")),
+            }
+        } else {
+            Err(damaged(self.number, "it has no header"))
         }
     }
 
@@ -349,9 +350,10 @@ impl Page {
     /// An element's place, and `lengths` bytes `at` an offset from it.
     fn element(&self, at: usize) -> Result<usize, Fault> {
         let place = HEADER + at * HEADER;
-        match place + HEADER <= self.bytes.len() {
-            true => Ok(place),
-            false => Err(self.outside()),
+        if place + HEADER <= self.bytes.len() {
+            Ok(place)
+        } else {
+            Err(self.outside())
         }
     }
 

@@ -55,9 +55,10 @@ impl Driver for Snapshots {
 
     fn layer(&self, root: &ConfinedDir, id: &CacheId, _: Option<&LayerDir>) -> Result<LayerDir> {
         let snapshot = self.snapshot(id);
-        let (dir, below) = match self.is_whole() {
-            true => (snapshot, Below::Nothing),
-            false => (snapshot.join("fs"), Below::Layers),
+        let (dir, below) = if self.is_whole() {
+            (snapshot, Below::Nothing)
+        } else {
+            (snapshot.join("fs"), Below::Layers)
         };
         let spec = LayerSpec {
             dir: root.layer_dir(dir)?,
@@ -71,9 +72,10 @@ impl Driver for Snapshots {
     }
 
     fn work(&self, root: &ConfinedDir, id: &CacheId) -> Result<Option<OpenDir>> {
-        match self.is_whole() {
-            true => Ok(None),
-            false => root.layer_dir(self.snapshot(id).join("work")).map(Some),
+        if self.is_whole() {
+            Ok(None)
+        } else {
+            root.layer_dir(self.snapshot(id).join("work")).map(Some)
         }
     }
 }

@@ -79,9 +79,10 @@ impl Disk {
             .args(args)
             .arg(&image)
             .status();
-        match made.is_ok_and(|status| status.success()) {
-            true => Ok(()),
-            false => Err(format!("needs {program}")),
+        if made.is_ok_and(|status| status.success()) {
+            Ok(())
+        } else {
+            Err(format!("needs {program}"))
         }
     }
 
@@ -106,9 +107,10 @@ impl Disk {
         let mut mount = Command::new("mount");
         let mount = mount.args(["-t", kind, "-o", &format!("loop,{options}")]);
         let output = mount.arg(image).arg(path).output().unwrap();
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
         }
     }
 
@@ -142,12 +144,13 @@ const FIRST_SUBVOLUME: &str = "0/256";
 fn btrfs(args: &[&str], path: &Path) -> Result<(), String> {
     let output = Command::new("btrfs").args(args).arg(path).output();
     let output = output.map_err(|e| format!("needs btrfs: {e}"))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!(
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!(
             "btrfs {args:?}: {}",
             String::from_utf8_lossy(&output.stderr)
-        )),
+        ))
     }
 }
 

@@ -56,9 +56,10 @@ impl Map {
         let inside = offset
             .checked_add(len as u64)
             .is_some_and(|end| end <= LEN as u64);
-        match inside {
-            true => Ok(self.start as u64 + offset),
-            false => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        if inside {
+            Ok(self.start as u64 + offset)
+        } else {
+            Err(io::Error::from_raw_os_error(libc::EINVAL))
         }
     }
 

@@ -245,9 +245,10 @@ fn asked_of_all(options: &str) -> String {
 pub fn fuse_overlayfs() -> Result<PathBuf, String> {
     let named = std::env::var_os("UNIONFS_TEST_FUSE_OVERLAYFS");
     let path = PathBuf::from(named.unwrap_or_else(|| "/usr/bin/fuse-overlayfs".into()));
-    match path.exists() {
-        true => Ok(path),
-        false => Err(format!("{} is not installed", path.display())),
+    if path.exists() {
+        Ok(path)
+    } else {
+        Err(format!("{} is not installed", path.display()))
     }
 }
 
@@ -354,9 +355,10 @@ fn mount_kernel(stack: &Stack, options: &str) -> Result<Mounted, String> {
     let options = own.join(",");
     let data = CString::new(&*options).unwrap();
     let mnt = &stack.mnt;
-    let flags = match of_mount.is_empty() {
-        true => MountFlags::empty(),
-        false => MountFlags::NOATIME,
+    let flags = if of_mount.is_empty() {
+        MountFlags::empty()
+    } else {
+        MountFlags::NOATIME
     };
     let mount = || {
         if options.len() >= PAGE {

@@ -65,9 +65,10 @@ pub fn part(needed: Needed) -> bool {
 
 /// The effective user is root.
 pub fn is_root() -> Needed {
-    match geteuid().is_root() {
-        true => Ok(()),
-        false => Err("needs root".into()),
+    if geteuid().is_root() {
+        Ok(())
+    } else {
+        Err("needs root".into())
     }
 }
 

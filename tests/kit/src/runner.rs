@@ -83,13 +83,15 @@ impl Side {
         refusing: Option<Refusing>,
         mask: &Mask,
     ) -> Result<Self, String> {
-        let scratch = match case.tmpfs {
-            true => Scratch::tmpfs(),
-            false => Scratch::disk(),
+        let scratch = if case.tmpfs {
+            Scratch::tmpfs()
+        } else {
+            Scratch::disk()
         };
-        let form = match fs.has("userxattr") {
-            true => Form::UserOpaque,
-            false => Form::Kernel,
+        let form = if fs.has("userxattr") {
+            Form::UserOpaque
+        } else {
+            Form::Kernel
         };
         let mut lowers = layers::write_all(case.layers, scratch.path(), form);
         if let Some((maker, scripts)) = case.made {

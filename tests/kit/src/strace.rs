@@ -54,9 +54,10 @@ impl Trace {
     pub fn end(mut self) -> Vec<String> {
         // It may have ended by itself.
         let is_there = Path::new(&format!("/proc/{}", self.process)).exists();
-        let mut watch = match is_there {
-            true => tasks(self.process),
-            false => Vec::new(),
+        let mut watch = if is_there {
+            tasks(self.process)
+        } else {
+            Vec::new()
         };
         watch.retain(|task| task.name == "unionfs-watch");
         kill_process(Pid::from_child(&self.strace), Signal::INT).unwrap();

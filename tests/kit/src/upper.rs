@@ -52,11 +52,11 @@ pub fn view(upper: &std::path::Path, (base, after): (&Tree, &Tree), mask: &Mask)
             .iter()
             .any(|t| t.get(&path).is_some_and(|e| e.group.is_some()));
         // A copy-up without a change may since have been renamed with its directory.
-        let unchanged = match copied {
-            true => base
-                .values()
-                .any(|before| repeats(&entry, Some(before), mask)),
-            false => repeats(&entry, base.get(&path), mask),
+        let unchanged = if copied {
+            base.values()
+                .any(|before| repeats(&entry, Some(before), mask))
+        } else {
+            repeats(&entry, base.get(&path), mask)
         };
         if !linked && !unchanged {
             tree.insert(path, entry);

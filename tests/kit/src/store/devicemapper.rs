@@ -89,9 +89,10 @@ pub fn convert(root: &Path, options: Options) -> Devices {
             &tree.join("rootfs"),
         );
         let below = layer.below.as_ref().map_or(BASE, |below| ids[below]);
-        let bytes = match options.xfs && layer.below.is_none() {
-            true => xfs(&tree),
-            false => ext4(&tree),
+        let bytes = if options.xfs && layer.below.is_none() {
+            xfs(&tree)
+        } else {
+            ext4(&tree)
         };
         pool.device(next, &bytes, Some(below));
         record(&layer.cache_id, next);

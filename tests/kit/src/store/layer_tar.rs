@@ -100,10 +100,10 @@ impl Writer<'_> {
         let pairs = value
             .iter()
             .map(|v| ("SCHILY.xattr.user.sample", v.as_slice()));
-        match value.is_some() {
-            true => self.tar.append_pax_extensions(pairs),
-            false => Ok(()),
+        if value.is_none() {
+            return Ok(());
         }
+        self.tar.append_pax_extensions(pairs)
     }
 }
 
@@ -135,9 +135,10 @@ pub fn size_of(diff: &Path) -> io::Result<u64> {
         for entry in std::fs::read_dir(dir)? {
             let path = entry?.path();
             let meta = path.symlink_metadata()?;
-            match meta.is_dir() {
-                true => todo.push(path),
-                false => drop(inodes.insert(meta.ino(), meta.len())),
+            if meta.is_dir() {
+                todo.push(path);
+            } else {
+                inodes.insert(meta.ino(), meta.len());
             }
         }
     }
