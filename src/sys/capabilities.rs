@@ -1,5 +1,6 @@
-//! Giving up capabilities (capabilities(7)) and `no_new_privs`, for the calling thread and what
-//! it starts later. What is given up here cannot be taken back.
+//! This module gives up capabilities (capabilities(7)) and sets `no_new_privs`, for the calling
+//! thread and the threads and processes that it starts later. Nothing that is given up can be taken
+//! back.
 
 use rustix::io::Errno;
 use rustix::thread::{
@@ -7,9 +8,9 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities,
 };
 
-/// Keeps those of `wanted` that are effective now, and no other, in every set. Returns what is
-/// kept. The bounding set stays as it is where CAP_SETPCAP is missing: with `no_new_privs` it
-/// gives nothing.
+/// Keeps the capabilities of `wanted` that are effective now, in every set, and drops all others.
+/// Returns the kept ones. Without CAP_SETPCAP the bounding set stays as it is. Under `no_new_privs`
+/// it has no effect.
 ///
 /// # Errors
 /// Those of prctl(2) and capset(2).
@@ -24,14 +25,14 @@ pub fn keep_only(wanted: CapabilitySet) -> Result<CapabilitySet, Errno> {
             }
             match remove_capability_from_bounding_set(one) {
                 Ok(()) => {}
-                // Behind the last one that this kernel knows.
+                // The number is greater than the last one that this kernel knows.
                 Err(Errno::INVAL) => break,
                 Err(error) => return Err(error),
             }
         }
     }
     match clear_ambient_capability_set() {
-        // Before Linux 4.3 there is none.
+        // Linux before 4.3 has no ambient set.
         Ok(()) | Err(Errno::INVAL) => {}
         Err(error) => return Err(error),
     }
@@ -44,7 +45,8 @@ pub fn keep_only(wanted: CapabilitySet) -> Result<CapabilitySet, Errno> {
     Ok(keep)
 }
 
-/// No program started from now on gains a right by being set-id or having file capabilities.
+/// Sets `no_new_privs`: programs that are started from now on gain no rights from set-id bits or
+/// file capabilities.
 ///
 /// # Errors
 /// EINVAL before Linux 3.5.

@@ -1,6 +1,6 @@
-//! `fchmodat2(2)` (Linux 6.6): the permission bits of a name that may be a symlink by now, which
-//! fchmodat(2) would follow, or of a descriptor that is no more than a place (O_PATH). Whoever
-//! calls it takes another way where it is missing.
+//! `fchmodat2(2)` (Linux 6.6) changes the permission bits of a name without following a symlink,
+//! which fchmodat(2) would follow, or of a descriptor that was opened with O_PATH. Callers must
+//! have another way for kernels without it.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -11,19 +11,19 @@ use rustix::io::Errno;
 
 const FCHMODAT2: libc::c_long = 452;
 
-/// Whether this kernel, and what filters our system calls, knows it.
+/// Whether the kernel, and the filter of system calls, knows the call.
 pub fn is_available() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
-    // No descriptor has this number: a kernel that knows the call says EBADF.
+    // No descriptor has this number: a kernel that knows the call answers EBADF.
     *KNOWN.get_or_init(|| {
         super::NUMBERS_AS_GENERIC && call(-1, c"", 0, libc::AT_EMPTY_PATH) == Err(Errno::BADF)
     })
 }
 
-/// Changes the permission bits of `name` in `dir`; of `dir` itself where the name is empty.
+/// Changes the permission bits of `name` in `dir`, or of `dir` itself if the name is empty.
 ///
 /// # Errors
-/// EOPNOTSUPP for a symlink; ENOSYS where it is not [available](is_available), else those of
+/// EOPNOTSUPP for a symlink; ENOSYS where the call is not [available](is_available); else those of
 /// chmod(2).
 pub fn chmod(dir: BorrowedFd<'_>, name: &CStr, perm: u32) -> Result<(), Errno> {
     if !is_available() {

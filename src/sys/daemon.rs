@@ -1,8 +1,9 @@
-//! Copies of this process: a daemon, a helper beside it, and one that answers a question. They are made
-//! with fork(2), for which there is no safe wrapper. All of them need a process with one thread.
+//! This module makes copies of this process with fork(2): a daemon, a helper, and a process that
+//! answers one question. fork(2) has no safe wrapper. All functions need a process with one thread.
 //!
-//! Invariant of what is public: no descriptor is closed that may have an owner in the copy. What the copy
-//! must not hold is replaced by /dev/null, so that the number stays in use.
+//! Invariant of the public functions: the copy closes no descriptor that may have an owner in it. A
+//! descriptor that the copy must not hold is replaced by /dev/null, so that its number stays in
+//! use.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -13,30 +14,30 @@ use rustix::io::{DupFlags, Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, WaitOptions};
 
-/// Which side of [`daemonize`] this process is.
+/// The side of [`daemonize`] that this process is.
 #[derive(Debug)]
 pub enum Side {
-    /// The process that was started; `reply` reads what the daemon writes.
+    /// The process that was started. `reply` reads the output of the daemon.
     Parent {
         /// The daemon.
         daemon: Pid,
-        /// Reading end; end of file once the daemon has closed its end or is gone.
+        /// The reading end. It is at its end after the daemon has closed its end or has exited.
         reply: OwnedFd,
     },
     /// The daemon.
     Daemon {
-        /// Writing end.
+        /// The writing end.
         reply: OwnedFd,
     },
 }
 
-/// Forks a daemon: its own session, standard streams on /dev/null, and of the caller's
-/// descriptors only `keep`: a shell that reads our output to its end does not wait for it. Those
-/// without FD_CLOEXEC, which this program was started with, are closed in the daemon; all others lead
-/// to /dev/null there.
+/// Forks a daemon. It has its own session, standard streams on /dev/null, and of the caller's
+/// descriptors only `keep`, so a shell that reads our output to its end does not wait for it. The
+/// daemon closes descriptors without FD_CLOEXEC, which this program was started with. All others
+/// lead to /dev/null there.
 ///
 /// # Errors
-/// EBUSY once the process has several threads (the daemon would have locks that nobody releases),
+/// EBUSY if the process has several threads (the daemon would have locks that no thread releases);
 /// else those of open(2) on /proc/self, pipe2(2), fork(2), setsid(2) and dup3(2).
 pub fn daemonize(keep: &[BorrowedFd<'_>]) -> io::Result<Side> {
     require_one_thread()?;
@@ -58,23 +59,22 @@ fn require_one_thread() -> io::Result<()> {
     Ok(())
 }
 
-/// Starts a helper: a copy of this process that runs `work` and ends. It has a session of its
-/// own, ignores the signals that end a daemon, has its standard streams on /dev/null, and no
-/// descriptors but those in `keep` and its end of a socket, which `work` is given; the others are
-/// closed or lead to /dev/null, as in a daemon. It is nobody's child, so nobody has to wait for it. Returns the other end of the
-/// socket, which keeps message boundaries.
+/// Starts a helper: a copy of this process that runs `work` and ends. The helper has its own
+/// session, ignores the signals that end a daemon, and has standard streams on /dev/null. It has
+/// only the descriptors in `keep` and its end of a socket, which `work` gets. The others are closed
+/// or lead to /dev/null, as in a daemon. The helper is not a child of this process, so nothing has
+/// to wait for it. Returns the other end of the socket, which keeps message boundaries.
 ///
-/// Nothing is dropped when the helper ends. In this process, `work` is neither run nor dropped.
+/// The helper drops nothing at its end. This process neither runs nor drops `work`.
 ///
 /// # Errors
-/// EBUSY once the process has several threads, else those of open(2) on /proc/self, socketpair(2)
-/// and fork(2). When the helper cannot be set up it ends, and the socket is at its end.
+/// EBUSY if the process has several threads; else those of open(2) on /proc/self, socketpair(2) and
+/// fork(2). A helper that cannot be set up ends, and the socket is at its end.
 pub fn helper(keep: &[BorrowedFd<'_>], work: impl FnOnce(OwnedFd)) -> io::Result<OwnedFd> {
     start_helper(Others::LeadNowhere, keep, work)
 }
 
-/// As [`helper`], with one system call for all other descriptors: they are closed. `work` must not own
-/// any.
+/// As [`helper`], but one system call closes all other descriptors. `work` must not own any.
 ///
 /// # Errors
 /// Those of [`helper`].
@@ -98,7 +98,8 @@ fn start_helper(
         None,
     )?;
     if let Some(between) = fork()? {
-        // Gone at once: the helper is its child, and then nobody's.
+        // This child ends at once. The helper is its child and then has no parent that waits for
+        // it.
         rustix::io::retry_on_intr(|| {
             rustix::process::waitpid(Some(between), WaitOptions::empty()).map(drop)
         })?;
@@ -111,7 +112,7 @@ fn start_helper(
     ignore_signals();
     drop(ours);
     if detach(others, keep, &theirs).is_ok() {
-        // A panic ends the helper as a return does.
+        // After a panic the helper ends as after a return.
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
             work(theirs);
         }));
@@ -119,16 +120,15 @@ fn start_helper(
     end()
 }
 
-/// Runs `work` in a copy of this process, and gives what it writes to the descriptor that it is given.
-/// The copy has all that this process has open. Nothing is dropped when it ends. It is killed when this
-/// process ends: it may hold locks, and may be in the hands of whoever made what it reads. In this
-/// process, `work` is neither run nor dropped.
+/// Runs `work` in a copy of this process, and returns the bytes that `work` writes to the
+/// descriptor that it gets. The copy has all descriptors of this process. It drops nothing at its
+/// end. It is killed when this process ends, because it may hold locks, and because hostile input
+/// may control it. This process neither runs nor drops `work`.
 ///
 /// # Errors
-/// EBUSY once the process has several threads, else those of open(2) on /proc/self, pipe(2), fork(2) and
-/// read(2);
-/// [`io::ErrorKind::FileTooLarge`] after more than `limit` bytes; [`io::ErrorKind::BrokenPipe`] if
-/// the copy was killed.
+/// EBUSY if the process has several threads; else those of open(2) on /proc/self, pipe(2), fork(2)
+/// and read(2); [`io::ErrorKind::FileTooLarge`] after more than `limit` bytes;
+/// [`io::ErrorKind::BrokenPipe`] if the copy was killed.
 pub fn answer_of(limit: u64, work: impl FnOnce(OwnedFd)) -> io::Result<Vec<u8>> {
     use std::io::Read as _;
     require_one_thread()?;
@@ -147,7 +147,7 @@ pub fn answer_of(limit: u64, work: impl FnOnce(OwnedFd)) -> io::Result<Vec<u8>> 
     let mut answer = Vec::new();
     let mut bounded = std::fs::File::from(read).take(limit + 1);
     let heard = bounded.read_to_end(&mut answer);
-    // One that still writes is told that nobody reads.
+    // A copy that still writes gets an error from now on.
     drop(bounded);
     let status =
         rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(child), WaitOptions::empty()))?;
@@ -161,24 +161,25 @@ pub fn answer_of(limit: u64, work: impl FnOnce(OwnedFd)) -> io::Result<Vec<u8>> 
     }
 }
 
-/// Ends the process; nothing is dropped, no handler runs.
+/// Ends the process without dropping anything and without running handlers.
 #[allow(unsafe_code)]
 fn end() -> ! {
     // SAFETY: ends the process at once; takes a number only.
     unsafe { libc::_exit(0) }
 }
 
-/// This process is killed when its parent ends.
+/// Has this process killed when its parent ends.
 fn end_with(parent: Pid) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     if rustix::process::getppid() != Some(parent) {
-        // It has ended before.
+        // The parent has ended already.
         return Err(io::ErrorKind::NotFound.into());
     }
     Ok(())
 }
 
-/// The end of a daemon is not the end of its helper, which sees it by its socket.
+/// Makes the process ignore the signals that end a daemon. A helper ends when the socket is at its
+/// end.
 #[allow(unsafe_code)]
 fn ignore_signals() {
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPIPE] {
@@ -187,7 +188,7 @@ fn ignore_signals() {
     }
 }
 
-/// The child's pid in the parent, `None` in the child.
+/// Forks. Returns the child's pid in the parent, and `None` in the child.
 #[allow(unsafe_code)]
 fn fork() -> io::Result<Option<Pid>> {
     // SAFETY: the process has one thread (all callers have checked), so the child's
@@ -198,16 +199,16 @@ fn fork() -> io::Result<Option<Pid>> {
     }
 }
 
-/// What becomes of the descriptors that a copy does not keep.
+/// The fate of the descriptors that a copy does not keep.
 #[derive(Clone, Copy, Debug)]
 enum Others {
-    /// They lead to /dev/null: whoever owns one owns an open descriptor as before.
+    /// They lead to /dev/null. Their owners own open descriptors as before.
     LeadNowhere,
-    /// They are closed behind their owners' backs.
+    /// They are closed without the knowledge of their owners.
     Close,
 }
 
-/// Begins a session, with the standard streams on /dev/null and no descriptors but `keep` and `own`.
+/// Begins a session with standard streams on /dev/null and only the descriptors `keep` and `own`.
 fn detach(others: Others, keep: &[BorrowedFd<'_>], own: &OwnedFd) -> io::Result<()> {
     rustix::process::setsid()?;
     let null = rustix::fs::open(
@@ -227,14 +228,14 @@ fn detach(others: Others, keep: &[BorrowedFd<'_>], own: &OwnedFd) -> io::Result<
         Others::Close => close_between(&kept, &null),
     };
     if null.as_raw_fd() <= 2 {
-        // The caller had closed a standard stream; the number is in use as that now.
+        // The caller had closed a standard stream. Now the number is used for that.
         let _ = null.into_raw_fd();
     }
     outcome
 }
 
-/// Closes what this program was started with, and replaces all other descriptors by `null`, but those in
-/// `kept`, which is sorted.
+/// Closes the descriptors that this program was started with, and replaces all others by `null`,
+/// except those in `kept`, which is sorted.
 fn lead_nowhere(kept: &[RawFd], null: &OwnedFd) -> io::Result<()> {
     let mut numbers = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
@@ -246,10 +247,11 @@ fn lead_nowhere(kept: &[RawFd], null: &OwnedFd) -> io::Result<()> {
     numbers.into_iter().try_for_each(|fd| give_up(fd, null))
 }
 
-/// Closes or replaces a descriptor, if it is open: the directory that it was read from is closed by now.
+/// Closes or replaces a descriptor if it is open. The directory that listed it is closed by now.
 ///
-/// What has no FD_CLOEXEC came through execve(2) and has no owner here, since all that this program opens
-/// has it. To keep its number would take it from the server, and a caller may have any number of them.
+/// A descriptor without FD_CLOEXEC came through execve(2) and has no owner here, since this program
+/// opens all of its own with that flag. It is closed: there may be many, and each would keep a
+/// number from the server.
 #[allow(unsafe_code)]
 fn give_up(fd: RawFd, null: &OwnedFd) -> io::Result<()> {
     // SAFETY: the number is closed by this function only if it has no owner: whoever owns it owns an
@@ -268,7 +270,7 @@ fn give_up(fd: RawFd, null: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Closes all descriptors but those in `kept`, which is sorted, and `null`.
+/// Closes all descriptors except `null` and those in `kept`, which is sorted.
 fn close_between(kept: &[RawFd], null: &OwnedFd) -> io::Result<()> {
     let mut kept: Vec<u32> = kept.iter().map(|fd| fd.unsigned_abs()).collect();
     kept.push(null.as_raw_fd().unsigned_abs());

@@ -1,4 +1,4 @@
-//! The flags of a file that chattr(1) changes (ioctl_iflags(2)) and their wider form, `struct
+//! The flags of a file that chattr(1) changes (ioctl_iflags(2)), and their wider form, `struct
 //! fsxattr`.
 #![allow(unsafe_code)]
 
@@ -18,9 +18,9 @@ pub struct FsxAttr {
     pub xflags: u32,
     /// Hint for the size of extents.
     pub extsize: u32,
-    /// Extents; only read.
+    /// The number of extents. It can only be read.
     pub nextents: u32,
-    /// Project of quotas.
+    /// The project for quotas.
     pub projid: u32,
     /// Hint for the size of extents that are copied on write.
     pub cowextsize: u32,
@@ -33,15 +33,15 @@ pub const FSGETXATTR: u32 = 0x801c_581f;
 /// `_IOW('X', 32, struct fsxattr)`.
 pub const FSSETXATTR: u32 = 0x401c_5820;
 
-/// The `FS_` flags of an open file or directory.
+/// Returns the `FS_` flags of an open file or directory.
 ///
 /// # Errors
-/// ENOTTY or EOPNOTSUPP where the file system has none.
+/// ENOTTY or EOPNOTSUPP if the file system has none.
 pub fn flags(fd: impl AsFd) -> Result<u32, Errno> {
     rustix::fs::ioctl_getflags(fd).map(|flags| flags.bits())
 }
 
-/// Sets them.
+/// Sets the `FS_` flags of an open file or directory.
 ///
 /// # Errors
 /// As [`flags`]; EPERM, EROFS, EINVAL for flags that the file system does not take.
@@ -49,7 +49,7 @@ pub fn set_flags(fd: impl AsFd, flags: u32) -> Result<(), Errno> {
     rustix::fs::ioctl_setflags(fd, IFlags::from_bits_retain(flags))
 }
 
-/// The flags as `struct fsxattr`.
+/// Returns the flags as `struct fsxattr`.
 ///
 /// # Errors
 /// As [`flags`].
@@ -67,7 +67,7 @@ pub fn fsx(fd: impl AsFd) -> Result<FsxAttr, Errno> {
     done(result).map(|()| attr)
 }
 
-/// Sets them.
+/// Sets the flags from `struct fsxattr`.
 ///
 /// # Errors
 /// As [`set_flags`].

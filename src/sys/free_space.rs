@@ -1,28 +1,28 @@
-//! Space on the file system of a store: what comes in must fit and leave a reserve, so that
-//! nothing from outside fills the disk that the system itself is on.
+//! The free space on the file system of a store. Data from outside must fit and leave a reserve, so
+//! that it never fills the disk of the system.
 
 use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
-/// Bytes that stay free, at most; on small file systems it is a twentieth of it.
+/// The maximum reserve in bytes. On small file systems the reserve is a twentieth of the size.
 const RESERVE: u64 = 256 << 20;
-/// Which part of the file system, and of its inodes, stays free.
+/// The reserve is this fraction of the file system and of its inodes.
 const PART: u64 = 20;
-/// Inodes that stay free, at most.
+/// The maximum reserve in inodes.
 const INODES: u64 = 10_000;
 
-/// What a file system has left, without the reserve.
+/// The free space of a file system without the reserve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FreeSpace {
-    /// Bytes that may come.
+    /// The number of bytes that may be written.
     pub(crate) bytes: u64,
-    /// Files that may be made; `None`: it does not count them.
+    /// The number of files that may be made. `None`: the file system does not count them.
     pub(crate) files: Option<u64>,
 }
 
 impl FreeSpace {
-    /// Of the file system that `file` is on.
+    /// Returns the free space of the file system of `file`.
     pub(crate) fn of(file: impl AsFd) -> Result<Self, Errno> {
         let stat = rustix::fs::fstatvfs(file)?;
         let unit = stat.f_frsize.max(1);
@@ -39,7 +39,7 @@ impl FreeSpace {
     }
 }
 
-/// A count of bytes for a message, exact enough to compare two.
+/// Formats a number of bytes for a message, precise enough to compare two of them.
 pub(crate) fn shown(bytes: u64) -> String {
     match bytes {
         0..0x10_0000 => format!("{bytes} bytes"),
@@ -48,23 +48,23 @@ pub(crate) fn shown(bytes: u64) -> String {
     }
 }
 
-/// Looks from time to time whether there is still room, while something is written.
+/// Checks the free space from time to time during writes.
 #[derive(Debug)]
 pub(crate) struct FreeSpaceWatch {
     left: u64,
 }
 
-/// Bytes between two looks, and what a new file counts for.
+/// The number of bytes between two checks. A new file counts as this number of bytes.
 const STEP: u64 = 16 << 20;
 pub(crate) const PER_FILE: u64 = 4096;
 
 impl FreeSpaceWatch {
-    /// Looks at once.
+    /// Creates a watch that checks at its first use.
     pub(crate) fn new() -> Self {
         Self { left: 0 }
     }
 
-    /// So many bytes are about to be written; false: there is no room any more.
+    /// Whether there is room for `more` bytes that are about to be written.
     pub(crate) fn allows(&mut self, file: impl AsFd, bytes: u64) -> Result<bool, Errno> {
         if bytes < self.left {
             self.left -= bytes;

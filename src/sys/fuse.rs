@@ -9,8 +9,8 @@ use rustix::fs::{Mode, OFlags};
 /// `_IOR(229, 0, uint32_t)` of linux/fuse.h.
 const FUSE_DEV_IOC_CLONE: u32 = 0x8004_e500;
 
-/// Opens /dev/fuse again, on the connection of `device`. A reply must be written to the
-/// descriptor its request was read from.
+/// Opens /dev/fuse again, on the connection of `device`. A reply must be written to the descriptor
+/// from which its request was read.
 ///
 /// # Errors
 /// Those of open(2) on /dev/fuse; EINVAL when `device` is not a FUSE connection, ENOTTY before
@@ -21,7 +21,7 @@ pub fn clone_device(device: impl AsFd) -> io::Result<OwnedFd> {
     join_device(clone, device)
 }
 
-/// As [`clone_device`], of an open /dev/fuse without a connection.
+/// As [`clone_device`], for an open /dev/fuse without a connection.
 ///
 /// # Errors
 /// As [`clone_device`].
@@ -55,13 +55,13 @@ const FUSE_DEV_IOC_BACKING_OPEN: u32 = 0x4010_e501;
 /// `_IOW(229, 2, uint32_t)`.
 const FUSE_DEV_IOC_BACKING_CLOSE: u32 = 0x4004_e502;
 
-/// Registers `file` as one that opens may be passed through to; its number on the connection.
-/// The kernel keeps the file until [`close_backing`].
+/// Registers `file` for passthrough and returns its number on the connection. The kernel keeps the
+/// file until [`close_backing`].
 ///
 /// # Errors
-/// EPERM without CAP_SYS_ADMIN in the first user namespace, or when the handshake did not
-/// agree on passthrough; ELOOP when the file's file system stacks others as deep as the
-/// handshake allowed; ENOTTY before Linux 6.9.
+/// EPERM without CAP_SYS_ADMIN in the first user namespace, or if the handshake did not agree on
+/// passthrough; ELOOP if the file system of the file stacks others as deep as the handshake
+/// allowed; ENOTTY before Linux 6.9.
 pub fn open_backing(device: impl AsFd, file: impl AsFd) -> io::Result<i32> {
     let map = BackingMap {
         fd: file.as_fd().as_raw_fd(),
@@ -84,7 +84,7 @@ pub fn open_backing(device: impl AsFd, file: impl AsFd) -> io::Result<i32> {
     }
 }
 
-/// Gives back a number of [`open_backing`]. What is open stays passed through.
+/// Gives a number of [`open_backing`] back. Open files stay passed through.
 ///
 /// # Errors
 /// ENOENT for a number that is not in use; EPERM as above.

@@ -28,8 +28,8 @@ fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
-/// The handle of `name` in `dir`, symlinks not followed; an empty name means `dir` itself.
-/// EOPNOTSUPP where the file system has none.
+/// Returns the handle of `name` in `dir` without following symlinks. An empty name means `dir`
+/// itself.
 ///
 /// # Errors
 /// EOPNOTSUPP if the file system has no handles, else those of name_to_handle_at(2).
@@ -67,12 +67,11 @@ pub fn name_to_handle(dir: impl AsFd, name: &std::ffi::CStr) -> Result<FileHandl
     })
 }
 
-/// Opens a handle as `O_PATH` on the file system of `mount`. Needs CAP_DAC_READ_SEARCH
-/// (EPERM without); ESTALE when the file is gone, EINVAL for a malformed handle.
+/// Opens a handle with `O_PATH` on the file system of `mount`.
 ///
 /// # Errors
-/// EPERM without CAP_DAC_READ_SEARCH, ESTALE if the file is gone, EINVAL for a malformed handle, else those of
-/// open_by_handle_at(2).
+/// EPERM without CAP_DAC_READ_SEARCH; ESTALE if the file no longer exists; EINVAL for a malformed
+/// handle; else those of open_by_handle_at(2).
 pub fn open_by_handle(mount: impl AsFd, handle: &FileHandle) -> Result<OwnedFd, Errno> {
     if handle.bytes.len() > MAX_HANDLE {
         return Err(Errno::INVAL);
@@ -110,8 +109,8 @@ struct FsUuid {
 /// `FS_IOC_GETFSUUID`: `_IOR(0x15, 0, struct fsuuid2)`, Linux 6.9.
 const FS_IOC_GETFSUUID: libc::c_ulong = (2 << 30) | (17 << 16) | (0x15 << 8);
 
-/// The UUID of the file system of `fd` (opened for reading), `None` where it has none or the
-/// kernel cannot say.
+/// Returns the UUID of the file system of `fd`, which is open for reading. `None`: the file system
+/// has none, or the kernel does not tell it.
 pub fn fs_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
     let mut out = FsUuid {
         len: 0,

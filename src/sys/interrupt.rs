@@ -1,20 +1,20 @@
-//! A signal that ends a command that changes a store: whoever waits for it says so by
-//! [`raise`]; what is half done hears of it, fails, and takes away what it has made. A process that
-//! never calls `raise`, such as one that uses the library, is never interrupted.
+//! Signals that end a command which changes a store. The thread that waits for signals calls
+//! [`raise`]. Unfinished work notices it, fails, and removes what it has made. A process that never
+//! calls `raise`, such as a user of the library, is never interrupted.
 //!
 //! ```text
 //!  work:   begin() ── counted, then asks whether it is interrupted ──► make something ─► drop
 //!  signal: raise() ── noted, then asks how much is at work ──► nothing: the process may end
 //! ```
-//! Both write before they read, so one of them sees the other: nothing is made after the process
-//! has found that there is nothing to take away.
+//! Both sides write before they read, so one of them sees the other. Nothing is made after the
+//! process has found that there is nothing to remove.
 
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
 
-/// What was being done was ended by a signal.
+/// A signal ended the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted by a signal")]
 pub struct Interrupted;
@@ -25,21 +25,21 @@ impl From<Interrupted> for std::io::Error {
     }
 }
 
-/// Notes a signal; whether something has to be taken away before the process ends.
+/// Records a signal. Returns whether something must be removed before the process ends.
 pub fn raise(signal: i32) -> bool {
     SIGNAL.store(signal, Ordering::SeqCst);
     AT_WORK.load(Ordering::SeqCst) > 0
 }
 
-/// The signal that ends this process, if there is one.
+/// Returns the signal that ends this process, if there is one.
 pub fn signal() -> Option<i32> {
     Some(SIGNAL.load(Ordering::SeqCst)).filter(|signal| *signal != 0)
 }
 
-/// Whether to go on.
+/// Checks that the work may continue.
 ///
 /// # Errors
-/// [`Interrupted`].
+/// [`Interrupted`] if it may not.
 pub fn check() -> Result<(), Interrupted> {
     match SIGNAL.load(Ordering::Relaxed) {
         0 => Ok(()),
@@ -47,7 +47,7 @@ pub fn check() -> Result<(), Interrupted> {
     }
 }
 
-/// Something that must be taken away when the process is interrupted, as long as this lives.
+/// Work whose result must be removed if the process is interrupted during the life of this value.
 #[derive(Debug)]
 #[must_use = "the work counts as done when this is dropped"]
 pub struct AtWork(());
@@ -55,7 +55,7 @@ pub struct AtWork(());
 /// Begins such work.
 ///
 /// # Errors
-/// [`Interrupted`]: it must not begin any more.
+/// [`Interrupted`] if the work must not begin.
 pub fn begin() -> Result<AtWork, Interrupted> {
     AT_WORK.fetch_add(1, Ordering::SeqCst);
     let at_work = AtWork(());

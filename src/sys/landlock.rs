@@ -1,6 +1,7 @@
-//! Landlock (landlock(7)): which files the calling thread, and what it starts later, may open,
-//! make, remove and move; no TCP, no abstract sockets and no signals to others where the kernel
-//! knows of these. It holds beside permission bits and capabilities.
+//! Landlock (landlock(7)) restricts which files the calling thread, and threads and processes that
+//! it starts later, may open, make, remove and move. It also forbids TCP, abstract sockets and
+//! signals to other processes, if the kernel can do that. It adds to permission bits and
+//! capabilities.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -10,18 +11,18 @@ use landlock::{
     PathBeneath, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetStatus, Scope,
 };
 
-/// The newest version of the interface that is asked for; older kernels restrict less.
+/// The newest version of the interface that is used. Older kernels restrict less.
 const NEWEST: ABI = ABI::V6;
 
-/// What may be done beneath a directory.
+/// The rights beneath a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beneath {
-    /// Files are read, directories listed. Executing counts: the kernel opens a passed-through
-    /// program in the name of the server.
+    /// Files may be read and executed, and directories listed. The kernel opens a program that is
+    /// passed through with the rights of the server, so executing is needed.
     Read,
-    /// Files are read, and nothing is executed.
+    /// Files may be read, but not executed.
     Look,
-    /// All but opening devices for their ioctls.
+    /// Everything is allowed except ioctls on devices.
     Write,
 }
 
@@ -35,19 +36,19 @@ impl Beneath {
     }
 }
 
-/// Who may be reached over the network.
+/// The hosts that may be reached over the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
-    /// Nobody.
+    /// None.
     No,
-    /// Anybody, by connecting to them.
+    /// All, by connecting to them.
     Connect,
 }
 
-/// Restricts what may be done to `places`. Returns the version of the interface.
+/// Restricts the process to `places`. Returns the version of the interface.
 ///
 /// # Errors
-/// [`io::ErrorKind::Unsupported`] without Landlock, and with its first version, which lets nobody
+/// [`io::ErrorKind::Unsupported`] without Landlock, and with its first version, which forbids every
 /// rename from one directory to another; EPERM without `no_new_privs`.
 pub fn restrict(places: &[(BorrowedFd<'_>, Beneath)], network: Network) -> io::Result<u32> {
     let mut ruleset = Ruleset::default()

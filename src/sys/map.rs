@@ -7,8 +7,8 @@ use std::ptr::NonNull;
 
 use rustix::io::Errno;
 
-/// The bytes of a file as they were when it was mapped. Whoever maps it vouches that
-/// nobody shortens or rewrites it meanwhile: reading behind a new end kills the process.
+/// The bytes of a file at the time when it was mapped. The caller that maps it guarantees that no
+/// process shortens or rewrites the file: reading behind a new end kills the process.
 #[derive(Debug)]
 pub struct ReadOnly {
     start: NonNull<u8>,
@@ -21,7 +21,7 @@ unsafe impl Send for ReadOnly {}
 unsafe impl Sync for ReadOnly {}
 
 impl ReadOnly {
-    /// Maps the first `len` bytes; EINVAL for none, ENOMEM.
+    /// Maps the first `len` bytes. EINVAL for no bytes; ENOMEM.
     pub fn new(file: &File, len: usize) -> Result<Self, Errno> {
         if len == 0 {
             return Err(Errno::INVAL);

@@ -1,26 +1,26 @@
-//! The C library's memory: how much address space it reserves, and giving back what was freed
-//! (mallopt(3), malloc_trim(3)).
+//! The memory of the C library: limits for the address space that it reserves, and the return of
+//! freed memory to the system (mallopt(3), malloc_trim(3)).
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The number of arenas of malloc. Threads share them; few of them allocate at the same time.
+/// The number of arenas of malloc. Threads share them, since few threads allocate at the same time.
 #[cfg(target_env = "gnu")]
 const ARENAS: i32 = 4;
-/// Allocations of this size and more, in bytes, are mapped on their own.
+/// Allocations of this number of bytes and more get a mapping of their own.
 #[cfg(target_env = "gnu")]
 const MAPPED: i32 = 256 << 10;
 
-/// Keeps malloc from holding memory that nobody uses. To be called before threads are started. Nothing
-/// happens with another C library than glibc.
+/// Keeps malloc from holding unused memory. The caller must not have started threads yet. With
+/// another C library than glibc, this has no effect.
 ///
-/// Limits the arenas. Each reserves 64 MiB of address space, and glibc would make eight
-/// for each CPU: a process with a limit of its address space (RLIMIT_AS) has none left for the
-/// stacks of its threads then.
+/// It limits the arenas. Each reserves 64 MiB of address space, and glibc makes up to eight for each
+/// CPU. A process with a limit of its address space (RLIMIT_AS) would have none left for the stacks
+/// of its threads.
 ///
-/// Has large allocations mapped, as they are at first: when the first of them is freed, glibc would take
-/// all up to its size from the arenas from then on. Of the data of many waiting writes (1 MiB each, copied
-/// for the pool) the arenas kept as much again.
+/// It keeps large allocations mapped. By default, when the first of them is freed, glibc takes
+/// all up to its size from the arenas from then on. With many waiting writes (1 MiB each, copied
+/// for the pool) the arenas kept the same amount once more.
 pub fn limit_arenas() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes no pointers.
@@ -30,9 +30,9 @@ pub fn limit_arenas() {
     }
 }
 
-/// Starts giving back what was freed, in a thread of its own: with much to give back it takes
-/// milliseconds, for which nobody who waits for an answer should wait. One at a time; where
-/// there is no thread to be had, or another C library than glibc, nothing happens.
+/// Starts a thread that returns freed memory to the system. With much memory this takes
+/// milliseconds, and no request should wait for that. One such thread runs at a time. If there can
+/// be no thread, or with another C library than glibc, this has no effect.
 pub fn give_back() {
     static RUNNING: AtomicBool = AtomicBool::new(false);
     if RUNNING.swap(true, Ordering::AcqRel) {
@@ -40,7 +40,7 @@ pub fn give_back() {
     }
     let thread = std::thread::Builder::new().name("unionfs-trim".into());
     let started = thread.spawn(|| {
-        // Until here what comes after counts as a further request.
+        // From here on a new call starts another run.
         RUNNING.store(false, Ordering::Release);
         trim();
     });

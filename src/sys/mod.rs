@@ -1,6 +1,5 @@
-//! What all other parts stand on: the system calls that rustix lacks, the signal that ends this
-//! process ([`interrupt`]) and the free space of a file system. The only place where `unsafe` is
-//! allowed.
+//! The base of all other parts: the system calls that rustix lacks, the signal that ends this
+//! process ([`interrupt`]), and the free space of a file system. `unsafe` is allowed only here.
 
 #[cfg(feature = "fuse")]
 pub mod capabilities;
@@ -44,8 +43,8 @@ pub mod walk;
 pub mod writeback;
 pub mod xattrat;
 
-/// Whether this architecture numbers new system calls as asm-generic does: the same number
-/// everywhere. Where it does not, calls that libc has no number for count as missing.
+/// Whether this architecture numbers new system calls as asm-generic does, with the same numbers
+/// everywhere. Elsewhere, calls for which libc has no number count as missing.
 const NUMBERS_AS_GENERIC: bool = cfg!(any(
     target_arch = "x86_64",
     target_arch = "x86",

@@ -1,70 +1,70 @@
-//! `/proc/thread-self/mountinfo` (format: proc_pid_mountinfo(5)): asks the kernel about mounts
-//! without touching them, so a dead or hung server cannot block the question.
+//! `/proc/thread-self/mountinfo` (format: proc_pid_mountinfo(5)) lists mounts without touching
+//! them, so a dead or hung server cannot block the caller.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// What mounts of ours are in the mount table.
+/// The file system type of our mounts in the mount table.
 pub(crate) const UNIONFS: &str = "fuse.unionfs";
 
 /// One mount of this mount namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MountEntry {
-    /// Number of the mount, used again once it is gone.
+    /// The number of the mount. The kernel uses it again after the mount is gone.
     pub id: u64,
-    /// Device number (major, minor) of the file system.
+    /// The device number (major, minor) of the file system.
     pub device: (u32, u32),
-    /// Where it is mounted, as seen from this process's root.
+    /// The mountpoint, as seen from the root directory of this process.
     pub mountpoint: PathBuf,
-    /// Options of this mount (`rw,nosuid,...`).
+    /// The options of this mount (`rw,nosuid,...`).
     pub options: OsString,
-    /// File system type with subtype (`fuse.unionfs`).
+    /// The file system type with its subtype (`fuse.unionfs`).
     pub fs_type: OsString,
     /// The source shown in /proc/mounts.
     pub source: OsString,
 }
 
 impl MountEntry {
-    /// Whether it is a FUSE file system of any subtype.
+    /// Whether the mount is a FUSE file system of any subtype.
     pub fn is_fuse(&self) -> bool {
         let kind = self.fs_type.as_bytes();
         kind == b"fuse" || kind.starts_with(b"fuse.")
     }
 
-    /// Whether it is one of ours.
+    /// Whether the mount is one of unionfs.
     pub fn is_unionfs(&self) -> bool {
         self.fs_type == UNIONFS
     }
 }
 
-/// All mounts of this mount namespace, in mount order.
+/// Returns all mounts of this mount namespace, in mount order.
 ///
 /// # Errors
-/// When `/proc/thread-self/mountinfo` cannot be read.
+/// Those of reading `/proc/thread-self/mountinfo`.
 pub fn list() -> io::Result<Vec<MountEntry>> {
     read_list("/proc/thread-self/mountinfo")
 }
 
-/// The mounts of the whole process's mount namespace, in mount order. A command's sandbox has
-/// nothing of /proc but `/proc/self`.
+/// Returns the mounts of the mount namespace of the whole process, in mount order. The sandbox of a
+/// command has only `/proc/self` of /proc.
 ///
 /// # Errors
-/// When `/proc/self/mountinfo` cannot be read.
+/// Those of reading `/proc/self/mountinfo`.
 pub(super) fn list_of_process() -> io::Result<Vec<MountEntry>> {
     read_list("/proc/self/mountinfo")
 }
 
 fn read_list(path: &str) -> io::Result<Vec<MountEntry>> {
-    // The file does not tell its size: in one read instead of a dozen that grow.
+    // The file does not tell its size: one large read replaces a dozen growing ones.
     let mut text = Vec::with_capacity(64 << 10);
     std::fs::File::open(path)?.read_to_end(&mut text)?;
     Ok(text.split(|&b| b == b'\n').filter_map(parse_line).collect())
 }
 
-/// The topmost mount on exactly `mountpoint` (an absolute path without symlinks).
+/// Returns the topmost mount on exactly `mountpoint` (an absolute path without symlinks).
 pub fn find(mountpoint: &Path) -> Option<MountEntry> {
     list()
         .ok()?
@@ -97,7 +97,7 @@ fn parse_device(field: &[u8]) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// The kernel writes space, tab, newline, backslash (and `#`) as `\ooo`.
+/// Decodes a field. The kernel writes space, tab, newline, backslash (and `#`) as `\ooo`.
 fn unescape(field: &[u8]) -> OsString {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -126,7 +126,7 @@ fn octal(text: &[u8]) -> Option<u8> {
     u8::try_from(value).ok()
 }
 
-/// Bytes of a path or option as an `OsStr`; shared by the helpers of this module.
+/// Converts the bytes of a path or option to an `OsStr`.
 pub(crate) fn os(bytes: &[u8]) -> &OsStr {
     OsStr::from_bytes(bytes)
 }

@@ -1,5 +1,5 @@
-//! A private mount of a directory: `open_tree(2)`, and `mount_setattr(2)`, which rustix lacks; and
-//! whether a mount is still there: `statmount(2)`.
+//! A private mount of a directory, with `open_tree(2)` and `mount_setattr(2)`, which rustix lacks;
+//! and whether a mount still exists, with `statmount(2)`.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -16,24 +16,24 @@ struct MountAttr {
     userns: u64,
 }
 
-/// What a private mount is like, beside that no device can be opened in it.
+/// Properties of a private mount. No private mount allows opening devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Like {
-    /// The kernel refuses to write through it (EROFS), whoever asks.
+    /// The kernel refuses all writes through it (EROFS).
     pub read_only: bool,
-    /// Reading changes no access time.
+    /// Reads change no access times.
     pub no_atime: bool,
-    /// What is mounted below is there too.
+    /// Mounts below the directory are included.
     pub recursive: bool,
 }
 
-/// The directory `dir` as the root of a mount of its own, which nobody else sees, in which `..` of
-/// the root leads nowhere, and which is gone when the last descriptor of it is closed.
+/// Returns `dir` as the root of a mount of its own, which no other process sees. Its `..` leads
+/// nowhere. The mount disappears with its last descriptor.
 ///
 /// # Errors
-/// EPERM without CAP_SYS_ADMIN, and where access times may not be changed (user namespaces);
-/// EINVAL when the mount may not be copied (it is locked, or in another mount namespace); ENOSYS
-/// before Linux 5.12.
+/// EPERM without CAP_SYS_ADMIN, and where access times may not be changed (user namespaces); EINVAL
+/// if the mount may not be copied (it is locked, or in another mount namespace); ENOSYS before
+/// Linux 5.12.
 pub fn private(dir: impl AsFd, like: Like) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -85,13 +85,13 @@ struct MountRequest {
     param: u64,
 }
 
-/// The same on all architectures that the libc crate has no name for it on.
+/// The number is the same on all architectures for which the libc crate lacks it.
 const SYS_STATMOUNT: libc::c_long = 457;
 
-/// `STATMOUNT_MNT_BASIC`: the mount's numbers.
+/// `STATMOUNT_MNT_BASIC`: the numbers of the mount.
 const STATMOUNT_MNT_BASIC: u64 = 2;
 
-/// The beginning of `struct statmount` of linux/mount.h, and room for all of it.
+/// The beginning of `struct statmount` of linux/mount.h, and room for the whole answer.
 #[repr(C)]
 struct MountAnswer {
     size: u32,
@@ -109,12 +109,12 @@ struct MountAnswer {
     rest: [u64; 64],
 }
 
-/// The number in mountinfo of the mount with this unique number (`STATX_MNT_ID_UNIQUE`), if it is
-/// in this mount namespace. Asks no file system: `statmount(2)`.
+/// Returns the number in mountinfo of the mount with this unique number (`STATX_MNT_ID_UNIQUE`), if
+/// it is in this mount namespace. `statmount(2)` asks no file system.
 ///
 /// # Errors
-/// ENOENT when there is no such mount; EPERM when it cannot be reached from this process's root;
-/// ENOSYS before Linux 6.8.
+/// ENOENT if there is no such mount; EPERM if it cannot be reached from the root directory of this
+/// process; ENOSYS before Linux 6.8.
 pub fn number_of(unique: u64) -> Result<u64, Errno> {
     let request = MountRequest {
         size: 24,

@@ -1,4 +1,4 @@
-//! A mount namespace in which there is nothing (mount_namespaces(7), pivot_root(2)).
+//! An empty mount namespace (mount_namespaces(7), pivot_root(2)).
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,15 +11,15 @@ use rustix::mount::{
 };
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
-/// Gives this process a mount namespace of its own with an empty root directory that cannot be
-/// written to. In it is only `proc`: the processes, without the rest of /proc, or where that may
-/// not be mounted this process alone. What is open stays open, and leads where it led before.
+/// Gives this process a mount namespace of its own with an empty, read-only root directory. It
+/// contains only `proc`: the processes without the rest of /proc, or, where that may not be
+/// mounted, only this process. Open files stay open and lead where they led before.
 ///
-/// The process must have one thread. On failure it is where it was.
+/// The process must have one thread. After an error it is in the namespace where it was.
 ///
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN; those of the system calls for mounts (Linux 5.12). After
-/// ENOTRECOVERABLE the process must end, see `in_new_namespace`.
+/// ENOTRECOVERABLE the process must end; see `in_new_namespace`.
 pub fn leave() -> Result<(), Errno> {
     let own = own_process()?;
     in_new_namespace(|| {
@@ -40,20 +40,20 @@ pub fn leave() -> Result<(), Errno> {
     })
 }
 
-/// What /proc says of this process, as a mount of its own.
+/// Returns the /proc of this process as a mount of its own.
 fn own_process() -> Result<OwnedFd, Errno> {
     let path = format!("/proc/{}", std::process::id());
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     rustix::mount::open_tree(CWD, path, flags)
 }
 
-/// Calls `enter` in a mount namespace of its own, a copy of the present one. If that fails, the
-/// process goes back to the namespace, the root directory and the working directory that it had:
-/// to enter a namespace leads out of a chroot.
+/// Calls `enter` in a new mount namespace, a copy of the present one. If `enter` fails, the process
+/// returns to the namespace, the root directory and the working directory that it had: entering a
+/// namespace leads out of a chroot.
 ///
 /// # Errors
-/// Those of `enter`; those of open(2) and unshare(2), which leave everything as it was.
-/// ENOTRECOVERABLE if there is no way back: the process must end, it may be outside of its chroot.
+/// Those of `enter`; those of open(2) and unshare(2), which change nothing. ENOTRECOVERABLE if the
+/// process cannot return. It must end then, because it may be outside of its chroot.
 pub(super) fn in_new_namespace(enter: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
     let before = present()?;
     let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -68,8 +68,8 @@ pub(super) fn in_new_namespace(enter: impl FnOnce() -> Result<(), Errno>) -> Res
 }
 
 fn go_back(before: &OwnedFd, root: &OwnedFd, here: &OwnedFd) -> Result<(), Errno> {
-    // Copies of all mounts would keep them from going away. Who may not do this has not left the
-    // root directory either.
+    // Copies of all mounts would keep the mounts alive. A process without the right to do this has
+    // not left the root directory either.
     let kind = Some(LinkNameSpaceType::Mount);
     let moved = rustix::thread::move_into_link_name_space(before.as_fd(), kind);
     let back = rustix::process::fchdir(root).and_then(|()| rustix::process::chroot("."));
@@ -83,7 +83,7 @@ fn go_back(before: &OwnedFd, root: &OwnedFd, here: &OwnedFd) -> Result<(), Errno
 }
 
 /// Makes the mount `root` the root directory of this namespace, after `fill` has attached other
-/// mounts to it. What was mounted before goes away.
+/// mounts to it. All earlier mounts leave the namespace.
 ///
 /// # Errors
 /// Those of `fill`, setns(2), mount(2), move_mount(2) and pivot_root(2).
@@ -92,7 +92,7 @@ pub(super) fn replace_root(
     fill: impl FnOnce() -> Result<(), Errno>,
 ) -> Result<(), Errno> {
     to_root_of_namespace()?;
-    // What is unmounted here is not unmounted elsewhere.
+    // Unmounts here have no effect on other namespaces.
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
     let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -102,30 +102,30 @@ pub(super) fn replace_root(
     pivot(root, &old_root)
 }
 
-/// In a chroot the root directory may be no mount, so that nothing could be mounted on it alone.
+/// In a chroot the root directory may not be a mount. Then nothing could be mounted on it alone.
 fn to_root_of_namespace() -> Result<(), Errno> {
     let kind = Some(LinkNameSpaceType::Mount);
     rustix::thread::move_into_link_name_space(present()?.as_fd(), kind)
 }
 
-/// The mount namespace that this thread is in. Not that of the process: a thread that has left it
-/// would be taken back, and what is meant for a namespace of its own would be done to all.
+/// Opens the mount namespace of this thread. That of the process may be another one: a thread that
+/// has left it would return to it, and what is meant for a new namespace would affect all threads.
 fn present() -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     rustix::fs::open("/proc/thread-self/ns/mnt", flags, Mode::empty())
 }
 
-/// Makes the mount `root` the root directory; `old_root` is what it was before, which goes away.
+/// Makes the mount `root` the root directory and unmounts `old_root`, which was the root before.
 fn pivot(root: &OwnedFd, old_root: &OwnedFd) -> Result<(), Errno> {
     rustix::process::fchdir(root)?;
     rustix::process::pivot_root(".", ".")?;
-    // The old root is on top of the new one, and "." would be the new one.
+    // The old root is on top of the new one, so "." would be the new one.
     rustix::process::fchdir(old_root)?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")
 }
 
-/// Nothing is written to the root directory any more, nor executed or opened as a device there.
+/// Forbids writing to the root directory, executing from it, and opening devices in it.
 pub(super) fn seal_root() -> Result<(), Errno> {
     let flags = MountFlags::BIND
         | MountFlags::RDONLY
@@ -149,7 +149,7 @@ fn empty_root() -> Result<OwnedFd, Errno> {
     Ok(root)
 }
 
-/// A proc of nothing but processes, which nobody writes to.
+/// Returns a read-only proc that contains only processes.
 fn all_processes() -> Result<OwnedFd, Errno> {
     let context = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_set_string(&context, "subset", "pid")?;

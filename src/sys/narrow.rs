@@ -1,7 +1,7 @@
-//! A mount namespace in which only some places are left, each at its path, most of them read-only
-//! (mount_namespaces(7), mount_setattr(2)). It also holds back what Landlock does not know: modes,
-//! owners and xattrs cannot be changed on a read-only mount, and a device node that is made in a
-//! place leads to no device.
+//! A mount namespace that contains only some places, each at its path, most of them read-only
+//! (mount_namespaces(7), mount_setattr(2)). It also covers what Landlock does not know: modes,
+//! owners and xattrs cannot be changed on a read-only mount, and a device node in a place cannot be
+//! opened.
 #![allow(unsafe_code)]
 
 use std::ffi::OsStr;
@@ -14,7 +14,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, O
 
 use super::{namespace, submounts};
 
-/// Something that is left: a file, or a directory with all that is mounted beneath it but the root
+/// A place that stays: a file, or a directory with all mounts beneath it except the root
 /// directories of containers.
 #[derive(Debug)]
 pub struct KeptPath {
@@ -23,16 +23,16 @@ pub struct KeptPath {
     kind: FileType,
     /// Whether it may be changed.
     pub writable: bool,
-    /// Whether code may come from there.
+    /// Whether code may be executed from it.
     pub code: bool,
 }
 
 impl KeptPath {
-    /// The place at `path`, which is absolute and leads through no symlinks. It may not be changed,
-    /// and holds no code.
+    /// Opens the place at `path`, which is absolute and has no symlinks. It is read-only, and no
+    /// code may be executed from it.
     ///
     /// # Errors
-    /// Those of openat2(2): ELOOP where there is a symlink; EINVAL for a path that is not absolute.
+    /// Those of openat2(2): ELOOP if there is a symlink; EINVAL for a path that is not absolute.
     pub fn at(path: &Path) -> Result<Self, Errno> {
         if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
             return Err(Errno::INVAL);
@@ -48,24 +48,24 @@ impl KeptPath {
         })
     }
 
-    /// Where it is.
+    /// Returns the path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether it is a directory.
+    /// Whether the place is a directory.
     pub fn is_dir(&self) -> bool {
         self.kind == FileType::Directory
     }
 
-    /// The file or directory.
+    /// Returns the file or directory.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    /// The same file or directory as a mount of its own, which nothing holds yet.
+    /// Returns the same file or directory as a new mount.
     fn mount(&self) -> Result<OwnedFd, Errno> {
-        // The descriptor is of a mount that is not in this namespace.
+        // The mount of the descriptor is not in this namespace.
         let file = open_plainly(&self.path)?;
         let (was, is) = (rustix::fs::fstat(&self.file)?, rustix::fs::fstat(&file)?);
         if (was.st_dev, was.st_ino) != (is.st_dev, is.st_ino) {
@@ -82,12 +82,12 @@ impl KeptPath {
     }
 }
 
-/// Another name of a place, as a symlink has it.
+/// Another name of a place, which becomes a symlink.
 #[derive(Debug)]
 pub struct Link {
-    /// Absolute.
+    /// The name, an absolute path.
     pub path: PathBuf,
-    /// Absolute too.
+    /// The target, an absolute path.
     pub target: PathBuf,
 }
 
@@ -97,7 +97,7 @@ fn open_plainly(path: &Path) -> Result<OwnedFd, Errno> {
     rustix::fs::openat2(CWD, path, flags, Mode::empty(), plain)
 }
 
-/// A copy of the mounts from `file` on, with `attributes` besides those they have.
+/// Copies the mounts from `file` on, and adds `attributes` to them.
 fn clone(file: &OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -108,29 +108,30 @@ fn clone(file: &OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
     Ok(tree)
 }
 
-/// Gives this process a mount namespace of its own with nothing but the places, symlinks to them, and what /proc
-/// says of this process in `/proc/self`. The working directory is `/` then. Descriptors that are
-/// open still lead where they led: those of directories must be closed before or right after.
+/// Gives this process a mount namespace of its own that contains only the places, symlinks to them,
+/// and the /proc files of this process in `/proc/self`. The working directory is then `/`. Open
+/// descriptors still lead where they led: those of directories must be closed before or right after
+/// the call.
 ///
-/// The process must have one thread. On failure it is where it was.
+/// The process must have one thread. After an error it is in the namespace where it was.
 ///
 /// # Errors
-/// EPERM without CAP_SYS_ADMIN; ESTALE where a place has been exchanged; those of the system calls
-/// for mounts (Linux 5.12). After ENOTRECOVERABLE the process must end, see
+/// EPERM without CAP_SYS_ADMIN; ESTALE if a place was exchanged; those of the system calls for
+/// mounts (Linux 5.12). After ENOTRECOVERABLE the process must end; see
 /// `namespace::in_new_namespace`.
 pub fn keep_only(places: &[KeptPath], links: &[Link]) -> Result<(), Errno> {
     namespace::in_new_namespace(|| enter(places, links))
 }
 
 fn enter(places: &[KeptPath], links: &[Link]) -> Result<(), Errno> {
-    // With the present root directory, which in a chroot is not that of the namespace.
+    // Paths begin at the present root directory, which in a chroot is not that of the namespace.
     let mut mounts: Vec<(&Path, bool, OwnedFd)> = Vec::new();
     for place in places {
         mounts.push((&place.path, place.is_dir(), place.mount()?));
     }
     let own = rustix::fs::open("/proc/self", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let own = clone(&own, sealed())?;
-    // Those beneath others after them.
+    // Places beneath others come after them.
     mounts.sort_by_key(|(path, ..)| path.components().count());
     let whole = mounts.iter().position(|(path, ..)| *path == Path::new("/"));
     let root = match whole {
@@ -160,7 +161,7 @@ fn attach(mount: &OwnedFd, dir: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::mount::move_mount(mount, "", dir, "", flags)
 }
 
-/// Where `path` is below the new root, made if it is not there.
+/// Opens `path` below the new root, and makes it if it does not exist.
 fn mountpoint(root: &OwnedFd, path: &Path, is_dir: bool) -> Result<OwnedFd, Errno> {
     let names: Vec<&OsStr> = path
         .components()
@@ -216,9 +217,9 @@ fn empty_root() -> Result<OwnedFd, Errno> {
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
-/// Closes what this process was started with, by which it could go elsewhere, but the standard
-/// streams: all that a new program would keep (nothing of our own is kept by one), and directories.
-/// The process must hold no directory open itself.
+/// Closes the descriptors by which the process could leave the namespace, except the standard
+/// streams: those that a new program would inherit (this program opens none of these), and
+/// directories. The process itself must have no directory open.
 ///
 /// # Errors
 /// Those of openat(2) and getdents(2) on /proc.
@@ -236,14 +237,14 @@ pub fn close_inherited() -> Result<(), Errno> {
     }
     open.retain(|number| *number != list.as_raw_fd());
     for number in open {
-        // SAFETY: it is open, or the calls say that it is not; it is not kept.
+        // SAFETY: the descriptor is open, or the calls return an error; it is not kept.
         let file = unsafe { BorrowedFd::borrow_raw(number) };
         let is_inherited = rustix::io::fcntl_getfd(file)
             .is_ok_and(|flags| !flags.contains(rustix::io::FdFlags::CLOEXEC));
         let is_dir = rustix::fs::fstat(file)
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
         if is_inherited || is_dir {
-            // SAFETY: nobody in this process owns it.
+            // SAFETY: this process has no owner of it.
             unsafe { rustix::io::close(number) };
         }
     }
@@ -259,7 +260,7 @@ struct Attributes {
     user_namespace: u64,
 }
 
-/// Adds attributes to a mount and all beneath it, and takes them out of what is shared.
+/// Adds attributes to a mount and all mounts beneath it, and makes them private.
 fn set_attributes(mount: BorrowedFd<'_>, add: MountAttrFlags) -> Result<(), Errno> {
     /// AT_RECURSIVE of linux/fcntl.h.
     const RECURSIVE: u32 = 0x8000;

@@ -1,6 +1,6 @@
-//! A question that may never be answered, asked in a child process: statfs(2) of a FUSE mount
-//! whose server hangs. A thread would not do, since a process that has one waiting in the kernel
-//! can neither go on to be a daemon nor end.
+//! A child process asks a question that may never be answered: statfs(2) of a FUSE mount whose
+//! server hangs. A thread cannot do it, because a process with a thread that waits in the kernel
+//! can neither become a daemon nor end.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -10,25 +10,25 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 
-/// How a file system answered.
+/// The answer of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// It works.
     Works,
     /// It answered with an error.
     Fails(Errno),
-    /// Nothing came in time.
+    /// It did not answer in time.
     Silent,
 }
 
-/// How often the child is looked after: at once, then ever more rarely.
+/// The intervals at which the child is checked: at once, then less and less often.
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
-/// Whether the file system that `dir` is on answers within `limit`.
+/// Asks whether the file system of `dir` answers within `limit`.
 ///
 /// # Errors
-/// When no child can be made.
+/// Those of fork(2).
 pub fn statfs(dir: impl AsFd, limit: Duration) -> io::Result<Answer> {
     let fd = dir.as_fd().as_raw_fd();
     // SAFETY: the child makes two system calls on memory of its own and ends; it takes no lock
@@ -51,8 +51,8 @@ pub fn statfs(dir: impl AsFd, limit: Duration) -> io::Result<Answer> {
             }
             Ok(None) if start.elapsed() < limit => std::thread::sleep(pause),
             Ok(None) => {
-                // A question that the server has read already cannot be taken back: such a child
-                // ends when the connection does, and is nobody's to wait for until then.
+                // A question that the server has read cannot be taken back. Such a child ends with
+                // the connection, and nothing waits for it until then.
                 let _ = rustix::process::kill_process(child, Signal::KILL);
                 std::thread::sleep(LONGEST_PAUSE);
                 let _ = waitpid(Some(child), WaitOptions::NOHANG);
@@ -65,8 +65,8 @@ pub fn statfs(dir: impl AsFd, limit: Duration) -> io::Result<Answer> {
     }
 }
 
-/// The errno of fstatfs(2), 0 for success, as the exit status. Errnos that say something of a
-/// FUSE mount are all below 256.
+/// Returns the errno of fstatfs(2), or 0 for success, as the exit status. All errnos that a FUSE
+/// mount can give are below 256.
 fn ask_and_end(fd: i32) -> ! {
     let mut answer = std::mem::MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: the kernel writes at most one `statfs` at the address, which lives through the call.

@@ -1,18 +1,18 @@
-//! Which rights this process or a caller has.
+//! The rights of this process or of a caller.
 
 use std::sync::OnceLock;
 
 #[cfg(feature = "fuse")]
 use rustix::process::Pid;
 
-/// PROC_USER_INIT_INO of linux/proc_ns.h: the number of the user namespace of the machine.
+/// PROC_USER_INIT_INO of linux/proc_ns.h: the number of the first user namespace.
 const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
 
-/// Whether this process is in the user namespace of the machine, the first one: only there its
-/// rights may go beyond those of the user who started it. Where that cannot be told (no /proc, a
-/// kernel without user namespaces) it counts as being there, with all rights.
+/// Whether this process is in the first user namespace, that of the machine. Only there may it have
+/// more rights than the user who started it. If this cannot be found out (no /proc, a kernel
+/// without user namespaces), the process counts as being there with all rights.
 ///
-/// The kernel is asked once: this process enters no other namespace.
+/// One question to the kernel is enough, since this process enters no other namespace.
 pub fn in_initial_user_namespace() -> bool {
     use std::os::unix::fs::MetadataExt;
     static INITIAL: OnceLock<bool> = OnceLock::new();
@@ -22,19 +22,19 @@ pub fn in_initial_user_namespace() -> bool {
     })
 }
 
-/// Whether this process is root of the machine, and not only of a user namespace: it may do what
-/// no other user may, so it must not be led by them.
+/// Whether this process is root of the machine, not only of a user namespace. Then it may do what
+/// no other user may, so other users must not decide where it writes.
 #[cfg(feature = "store")]
 pub fn is_root_of_machine() -> bool {
     rustix::process::geteuid().is_root() && in_initial_user_namespace()
 }
 
-/// Whether a thread has CAP_SYS_ADMIN over the machine, and not only over a user namespace of
-/// its own. The kernel is asked about the thread (capget(2), and `PIDFD_GET_USER_NAMESPACE` of
-/// Linux 6.11), never the files that /proc shows of it.
+/// Whether a thread has CAP_SYS_ADMIN over the machine, not only over a user namespace of its own.
+/// The kernel is asked about the thread (capget(2), and `PIDFD_GET_USER_NAMESPACE` of Linux 6.11).
+/// The thread's files in /proc are not read.
 ///
-/// It is for a thread that waits for our answer: as long as it does the number is its own, and
-/// should it end there is nobody to whom the answer would go. False where nothing can be told.
+/// The thread must wait for our answer: as long as it waits, it keeps its number, and if it ends,
+/// no process gets the answer. False if this cannot be found out.
 #[cfg(feature = "fuse")]
 pub fn administers_machine(thread: u32) -> bool {
     use rustix::thread::CapabilitySet;
@@ -46,7 +46,7 @@ pub fn administers_machine(thread: u32) -> bool {
     pid.is_some_and(|pid| capable(pid) && user_namespace(pid) == Some(INITIAL_USER_NAMESPACE))
 }
 
-/// The number of the user namespace of a thread.
+/// Returns the number of the user namespace of a thread.
 #[cfg(feature = "fuse")]
 #[allow(unsafe_code)]
 fn user_namespace(thread: Pid) -> Option<u64> {

@@ -1,4 +1,4 @@
-//! What the scheduler is told of single threads, and tells of them and of processes.
+//! The scheduling of single threads, and the states of threads and processes in /proc.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -6,29 +6,29 @@ use std::io;
 /// A scheduling policy of sched(7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// `SCHED_OTHER`, what threads have by default.
+    /// `SCHED_OTHER`, the default.
     Other,
-    /// `SCHED_IDLE`: whatever else wants the CPU goes first.
+    /// `SCHED_IDLE`: all other threads that want the CPU run first.
     Idle,
 }
 
-/// The number of the calling thread.
+/// Returns the number of the calling thread.
 pub fn this_thread() -> i32 {
     rustix::thread::gettid().as_raw_nonzero().get()
 }
 
-/// Gives a thread of this process a policy; its nice value stays.
+/// Sets the policy of a thread of this process. Its nice value stays the same.
 ///
 /// # Errors
-/// EPERM for a way back from [`Policy::Idle`] that RLIMIT_NICE does not allow and
-/// CAP_SYS_NICE is missing for; ESRCH for a thread that has ended.
+/// EPERM for leaving [`Policy::Idle`] if RLIMIT_NICE does not allow it and CAP_SYS_NICE is missing;
+/// ESRCH for a thread that has ended.
 pub fn set_policy(thread: i32, policy: Policy) -> io::Result<()> {
     let number = match policy {
         Policy::Other => libc::SCHED_OTHER,
         Policy::Idle => libc::SCHED_IDLE,
     };
     let param = libc::sched_param { sched_priority: 0 };
-    // Not by libc's function, which musl does not have.
+    // libc's function does not exist in musl.
     // SAFETY: `param` lives through the call, which only reads it.
     let result = unsafe {
         libc::syscall(
@@ -44,7 +44,7 @@ pub fn set_policy(thread: i32, policy: Policy) -> io::Result<()> {
     }
 }
 
-/// The policy of a thread of this process; `None` for those that are not ours to change.
+/// Returns the policy of a thread of this process; `None` for a policy that we do not change.
 ///
 /// # Errors
 /// ESRCH for a thread that has ended.
@@ -59,27 +59,27 @@ pub fn policy(thread: i32) -> io::Result<Option<Policy>> {
     }
 }
 
-/// What `/proc/OF/stat` says of a process or thread (proc_pid_stat(5)), behind its name.
+/// The fields of `/proc/OF/stat` of a process or thread (proc_pid_stat(5)), after its name.
 #[derive(Debug)]
 pub struct Stat(String);
 
-/// Reads it; `None` when there is no such process or thread.
+/// Reads them. `None` if there is no such process or thread.
 pub fn stat(of: impl std::fmt::Display) -> Option<Stat> {
     let stat = std::fs::read(format!("/proc/{of}/stat")).ok()?;
-    // Field 2, the name, may hold spaces and parentheses: fields count from the last ')'.
+    // Field 2, the name, may contain spaces and parentheses: fields count from the last ')'.
     let after = stat.rsplit(|&b| b == b')').next()?;
     Some(Stat(String::from_utf8(after.to_vec()).ok()?))
 }
 
 impl Stat {
-    /// A field by its number in the manual, which is 3 or more.
+    /// Returns a field by its number in the manual, which is 3 or more.
     pub fn field(&self, number: usize) -> Option<&str> {
         self.0.split_ascii_whitespace().nth(number.checked_sub(3)?)
     }
 }
 
-/// Lets everything else on the machine go before the calling thread, for its processor
-/// (SCHED_IDLE) and its disk (ioprio_set(2), class idle), as far as the kernel allows.
+/// Gives all other work precedence over the calling thread, for the processor (SCHED_IDLE) and the
+/// disk (ioprio_set(2), class idle), as far as the kernel allows it.
 pub fn idle_thread() {
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
     const IOPRIO_CLASS_IDLE: libc::c_int = 3 << 13;

@@ -1,4 +1,5 @@
-//! Filters of system calls (seccomp(2)), for the calling thread and what it starts later.
+//! Filters of system calls (seccomp(2)) for the calling thread, and for threads and processes that
+//! it starts later.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,27 +10,27 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-/// A system call of a list: of those that are allowed, or refused.
+/// A system call in a list of allowed or refused calls.
 #[derive(Clone, Copy, Debug)]
 pub enum Call {
-    /// Whatever its arguments are.
+    /// It matches with all arguments.
     Any(libc::c_long),
-    /// When the bits `mask` of the argument at this position, counted from 0, are `value`. Several
-    /// of one call are alternatives.
+    /// It matches if the bits `mask` of the argument at this position, counted from 0, equal
+    /// `value`. Several entries for one call are alternatives.
     If {
-        /// The call's number.
+        /// The number of the call.
         call: libc::c_long,
-        /// Position of the argument.
+        /// The position of the argument.
         argument: u8,
-        /// Which bits of it count, of the lower 32.
+        /// The bits that are compared, of the lower 32.
         mask: u32,
-        /// What they must be.
+        /// The wanted value of these bits.
         value: u32,
     },
 }
 
-/// From now on every system call that is not among `allowed` kills the process, also those of
-/// another architecture's numbering; those of `unknown` answer ENOSYS.
+/// Has every system call killed that is not among `allowed`, with the process. This includes calls
+/// with the numbers of another architecture. Those of `unknown` fail with ENOSYS.
 ///
 /// # Errors
 /// Those of seccomp(2); [`io::ErrorKind::Unsupported`] on architectures without a filter.
@@ -37,7 +38,7 @@ pub fn restrict(allowed: &[Call], unknown: &[libc::c_long]) -> io::Result<()> {
     let arch = architecture()?;
     let mut rules = rules_of(allowed)?;
     let refused: BTreeMap<_, _> = unknown.iter().map(|call| (*call, Vec::new())).collect();
-    // Of two filters' answers the kernel takes the stricter one.
+    // If two filters disagree, the kernel takes the stricter answer.
     rules.extend(refused.clone());
     let enosys = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let kill = SeccompAction::KillProcess;
@@ -89,7 +90,7 @@ fn compile(
         .map_err(io::Error::other)
 }
 
-/// From now on these system calls answer with that error.
+/// Makes these system calls fail with that error.
 ///
 /// # Errors
 /// As [`restrict`].
@@ -101,9 +102,9 @@ pub fn refuse(calls: &[Call], error: Errno) -> io::Result<()> {
     seccompiler::apply_filter(&program).map_err(io::Error::other)
 }
 
-/// From now on only sockets of these families can be made; for others the answer is EAFNOSUPPORT. Of
-/// netlink(7) only routing, from which libc knows the addresses of this machine: the kernel has other
-/// services behind it.
+/// Allows only sockets of these families. Others fail with EAFNOSUPPORT. Of netlink(7) only routing
+/// is allowed, from which libc learns the addresses of this machine: the kernel has other services
+/// behind netlink.
 ///
 /// # Errors
 /// As [`restrict`].

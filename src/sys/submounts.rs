@@ -7,12 +7,12 @@ use rustix::mount::UnmountFlags;
 
 use super::mountinfo::{self, MountEntry, UNIONFS};
 
-/// Types of the file systems that containers have as their root directory.
+/// The types of file systems that containers have as their root directories.
 const UNIONS: [&str; 5] = ["overlay", "aufs", "fuse", UNIONFS, "fuse.fuse-overlayfs"];
 
-/// Takes the root directories of containers beneath `places` out of this namespace, which is a copy
-/// that nobody else is in: a copy of such a mount keeps its upper in use after the container's end.
-/// One that may not be taken out stays.
+/// Unmounts the root directories of containers beneath `places` in this namespace, which is a copy
+/// that no other process uses. A copy of such a mount would keep its upper in use after the
+/// container has ended. A mount that cannot be removed stays.
 ///
 /// # Errors
 /// Those of [`mountinfo::list_of_process`].
@@ -22,13 +22,13 @@ pub(super) fn detach_unions<'p>(
     let failed = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     let mounts = mountinfo::list_of_process().map_err(failed)?;
     let unions = mounts.into_iter().filter_map(union_of);
-    // Not one in which a place is.
+    // A mount that contains a place is kept.
     let is_above = |path: &PathBuf| places.clone().any(|place| place.starts_with(path));
     let is_beneath = |path: &PathBuf| places.clone().any(|place| path.starts_with(place));
     let unions: Vec<PathBuf> = unions
         .filter(|path| is_beneath(path) && !is_above(path))
         .collect();
-    // Those on top of others first.
+    // Mounts on top of others come first.
     for path in unions.iter().rev() {
         let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         if let Err(error) = rustix::mount::unmount(path, flags) {
@@ -38,7 +38,7 @@ pub(super) fn detach_unions<'p>(
     Ok(())
 }
 
-/// Where a mount is, if it is a union.
+/// Returns the mountpoint, if the mount is a union.
 fn union_of(entry: MountEntry) -> Option<PathBuf> {
     let is_union = UNIONS.iter().any(|kind| entry.fs_type == **kind);
     is_union.then_some(entry.mountpoint)

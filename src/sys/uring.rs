@@ -1,10 +1,11 @@
-//! FUSE over io_uring: rings, by which the kernel is given answers and gives requests, in one
-//! system call; and the memory of requests ([`Payload`]).
+//! FUSE over io_uring: rings that give answers to the kernel and take requests from it in one
+//! system call, and the memory of requests ([`Payload`]).
 //!
-//! A ring belongs to the thread that made it. An entry (a place for one request, which the kernel
-//! knows by the memory it was registered with) belongs to whoever has its payload: it is registered
-//! by one ring and may be answered by another. One that is answered waits for its next request in
-//! the ring that carried the answer; there is no way to answer without that, nor to take it back.
+//! A ring belongs to the thread that made it. An entry is a place for one request; the kernel knows
+//! it by the memory that was registered. It belongs to the owner of its payload: one ring registers
+//! it, and another may answer it. After an answer, the entry waits for its next request in the ring
+//! that carried the answer. The kernel offers no answer without this, and no way to take an entry
+//! back.
 //!
 //! Facts: Linux `include/uapi/linux/fuse.h` (`fuse_uring_req_header`, `fuse_uring_cmd_req`),
 //! `Documentation/filesystems/fuse-io-uring.rst`, `fs/fuse/dev_uring.c`.
@@ -21,50 +22,51 @@ use rustix::event::{EventfdFlags, eventfd};
 
 pub use payload::Payload;
 
-/// Entries of the two queues of a ring, in numbers that are powers of two.
+/// The numbers of entries in the two queues of a ring. They are powers of two.
 #[derive(Clone, Copy, Debug)]
 struct Entries {
-    /// Of the queue of commands.
+    /// The queue of commands.
     commands: u32,
-    /// Of the queue of completions.
+    /// The queue of completions.
     completions: u32,
 }
 
 /// `FUSE_IO_URING_CMD_REGISTER`: a new entry waits for its first request.
 const REGISTER: u32 = 1;
-/// `FUSE_IO_URING_CMD_COMMIT_AND_FETCH`: an answer, and wait for the next request.
+/// `FUSE_IO_URING_CMD_COMMIT_AND_FETCH`: the entry carries an answer, then waits for the next
+/// request.
 const COMMIT_AND_FETCH: u32 = 2;
-/// Bytes of `struct fuse_uring_req_header`.
+/// The size of `struct fuse_uring_req_header`.
 pub const HEADER: usize = 288;
-/// Where `len` lies in `struct io_uring_sqe`; the crate has no setter for this command.
+/// The offset of `len` in `struct io_uring_sqe`. The crate has no setter for this command.
 const SQE_LEN_AT: usize = 24;
-/// Commands that a ring with a bell takes with one system call, and completions before the kernel has
-/// to keep some elsewhere.
+/// The number of commands that a ring with a bell takes with one system call, and of completions
+/// before the kernel keeps some elsewhere.
 const ROOM: Entries = Entries {
     commands: 64,
     completions: 1024,
 };
-/// The user data of the bell; commands have small numbers.
+/// The user data of the bell. Commands have small numbers.
 const BELL: u64 = u64::MAX;
 
-/// What travels beside the payload: `struct fuse_uring_req_header`.
+/// The header of a request, `struct fuse_uring_req_header`. It travels beside the payload.
 pub type Header = [u8; HEADER];
 
-/// What the kernel is told.
+/// A command to the kernel.
 #[derive(Clone, Copy, Debug)]
 pub enum Command {
-    /// Here is a place for requests. The first command of an entry.
+    /// Registers a place for requests. This is the first command of an entry.
     Register,
     /// The header and the payload hold the answer to the request with this commit ID.
     Commit(u64),
 }
 
-/// Wakes the thread of a ring, from any thread.
+/// Wakes the thread of a ring. Any thread may ring it.
 #[derive(Debug)]
 pub struct Bell(OwnedFd);
 
 impl Bell {
-    /// A new one, not rung yet.
+    /// Creates a bell that was not rung yet.
     ///
     /// # Errors
     /// Those of eventfd(2): EMFILE, ENFILE, ENOMEM.
@@ -73,19 +75,19 @@ impl Bell {
         Ok(Self(eventfd(0, flags)?))
     }
 
-    /// Rings.
+    /// Rings the bell.
     pub fn ring(&self) {
-        // EAGAIN after 2^64 times: it has been rung then.
+        // EAGAIN comes after 2^64 rings that were not heard: it has been rung then.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 }
 
-/// What happened in a ring.
+/// An event in a ring.
 #[derive(Debug)]
 pub enum Event {
-    /// Somebody rang the bell.
+    /// The bell was rung.
     Rung,
-    /// A request came, whose header has been given and whose payload is this.
+    /// A request came. Its header was stored, and this is its payload.
     Came(Payload),
     /// A command was refused.
     Refused(Refused),
@@ -96,29 +98,29 @@ pub enum Event {
 pub struct Refused {
     /// The command.
     pub command: Command,
-    /// Why.
+    /// The reason.
     pub error: io::Error,
-    /// Its payload, with the header of the command; `None` if the ring itself failed, which keeps it.
+    /// The payload, with the header of the command. `None`: the ring itself failed and keeps it.
     pub payload: Option<Payload>,
 }
 
-/// A ring for commands of FUSE. The thread that makes it must be the one that uses it.
+/// A ring for FUSE commands. Only the thread that makes it may use it.
 pub struct Ring {
     ring: IoUring<squeue::Entry128, cqueue::Entry>,
     queue: u16,
-    /// Of commands without a completion: the kernel may write there. By their user data.
+    /// Payloads of commands without a completion, by their user data: the kernel may write there.
     pending: Vec<Option<(Command, Payload)>>,
-    /// Places in `pending` that are free.
+    /// Free places in `pending`.
     free: Vec<usize>,
 }
 
 impl Ring {
-    /// For one command at a time to `device`, an open /dev/fuse. `queue`: the CPU whose requests
-    /// come here.
+    /// Creates a ring for one command at a time to `device`, an open /dev/fuse. `queue` is the CPU
+    /// whose requests it gets.
     ///
     /// # Errors
-    /// Those of io_uring_setup(2) and io_uring_register(2): EPERM and ENOSYS where io_uring
-    /// is forbidden (`kernel.io_uring_disabled`, seccomp), EINVAL before Linux 6.1; ENOMEM.
+    /// Those of io_uring_setup(2) and io_uring_register(2): EPERM and ENOSYS if io_uring is
+    /// forbidden (`kernel.io_uring_disabled`, seccomp); EINVAL before Linux 6.1; ENOMEM.
     pub fn new(device: impl AsFd, queue: u16) -> io::Result<Self> {
         let files = [device.as_fd().as_raw_fd()];
         let entries = Entries {
@@ -128,7 +130,7 @@ impl Ring {
         Self::build(&files, &[opcode::UringCmd80::CODE], queue, entries)
     }
 
-    /// For many commands at a time. Its thread wakes when the bell is rung, too.
+    /// Creates a ring for many commands at a time. The bell also wakes its thread.
     ///
     /// # Errors
     /// As [`Ring::new`], and those of io_uring_enter(2).
@@ -142,8 +144,8 @@ impl Ring {
 
     fn build(files: &[RawFd], operations: &[u8], queue: u16, entries: Entries) -> io::Result<Self> {
         let ring = IoUring::<squeue::Entry128, cqueue::Entry>::builder()
-            // One thread submits and waits, and what the kernel has to do in that thread
-            // is done when it waits: no interrupt ever breaks into a handler.
+            // One thread submits and waits, and the kernel's own work in that thread is done when
+            // the thread waits. So no interrupt stops a handler.
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_r_disabled()
@@ -151,8 +153,8 @@ impl Ring {
             .build(entries.commands)?;
         let submitter = ring.submitter();
         submitter.register_files(files)?;
-        // From here on the kernel takes nothing but commands for these files: whoever could write
-        // to the memory of the ring opens and connects nothing by it.
+        // From here on the kernel takes only commands for these files. A process that could write
+        // to the memory of the ring can open and connect nothing with it.
         let fixed = Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits());
         let mut allowed = vec![fixed];
         allowed.extend(operations.iter().map(|code| Restriction::sqe_op(*code)));
@@ -166,13 +168,13 @@ impl Ring {
         })
     }
 
-    /// Gives `command` to the kernel and waits for the next request of the same entry, whose parts
-    /// are in `header` and the payload returned. Usually one system call. For a ring that has no
-    /// other command.
+    /// Gives `command` to the kernel and waits for the next request of the same entry. Stores its
+    /// header in `header` and returns its payload. This usually takes one system call. The ring
+    /// must have no other command.
     ///
     /// # Errors
-    /// ENOTCONN when the file system is unmounted or the connection was aborted; else what the
-    /// kernel says of the command, or those of io_uring_enter(2).
+    /// ENOTCONN if the file system is unmounted or the connection was aborted; else the kernel's
+    /// error for the command, or those of io_uring_enter(2).
     pub fn exchange(
         &mut self,
         command: Command,
@@ -185,8 +187,8 @@ impl Ring {
         self.completion(command, header)
     }
 
-    /// As [`Ring::exchange`], with one more system call. Calls `note` when the kernel has the command:
-    /// whether a request was there at once, which had waited for an entry.
+    /// As [`Ring::exchange`], with one more system call. When the kernel has the command, calls
+    /// `note` with whether a request was there at once, which had waited for an entry.
     ///
     /// # Errors
     /// As [`Ring::exchange`].
@@ -215,20 +217,20 @@ impl Ring {
         }
     }
 
-    /// Gives `command` to the kernel and does not wait. A request that waited for an entry is there
-    /// at once: [`Ring::take`] has it.
+    /// Gives `command` to the kernel and does not wait. If a request waited for an entry,
+    /// [`Ring::take`] returns it at once.
     ///
     /// # Errors
-    /// Those of io_uring_enter(2). The payload is gone then.
+    /// Those of io_uring_enter(2). The payload is lost then.
     pub fn give(&mut self, command: Command, header: &Header, payload: Payload) -> io::Result<()> {
         self.push(command, Some(header), payload)?;
         self.enter(0)
     }
 
-    /// Gives a command that was refused to the kernel once more.
+    /// Gives a refused command to the kernel once more.
     ///
     /// # Errors
-    /// As [`Ring::give`]; that of the ring, if it has failed.
+    /// As [`Ring::give`]; the error of the ring, if it has failed.
     pub fn give_again(&mut self, refused: Refused) -> io::Result<()> {
         let Some(payload) = refused.payload else {
             return Err(refused.error);
@@ -237,7 +239,7 @@ impl Ring {
         self.enter(0)
     }
 
-    /// Waits until something happens.
+    /// Waits until an event comes.
     ///
     /// # Errors
     /// Those of io_uring_enter(2).
@@ -245,10 +247,10 @@ impl Ring {
         self.enter(1)
     }
 
-    /// What has happened, with the header of the request if one has come.
+    /// Returns the next event. Stores the header of a request in `header`.
     ///
     /// # Errors
-    /// Those of io_uring_enter(2), when the bell ended.
+    /// Those of io_uring_enter(2) by which listening to the bell ended.
     pub fn take(&mut self, header: &mut Header) -> io::Result<Option<Event>> {
         let Some(completion) = self.ring.completion().next() else {
             return Ok(None);
@@ -276,7 +278,8 @@ impl Ring {
         Ok(Some(Event::Came(payload)))
     }
 
-    /// Starts to hear the bell. Each ring of it is a completion, until one says that it was the last.
+    /// Starts to listen to the bell. Each ring gives a completion, until one says that it was the
+    /// last.
     fn listen(&mut self) -> io::Result<()> {
         let poll = opcode::PollAdd::new(types::Fixed(1), libc::POLLIN as u32).multi(true);
         let poll = poll.build().user_data(BELL).into();
@@ -286,7 +289,7 @@ impl Ring {
         self.enter(0)
     }
 
-    /// `header`: `None` if it is in the payload already.
+    /// Submits a command. `header` is `None` if it is in the payload already.
     fn push(
         &mut self,
         command: Command,
@@ -352,7 +355,7 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        // The kernel may still write there: the memory is never used for anything else.
+        // The kernel may still write there, so the memory is never freed or used again.
         for (_, payload) in self.pending.drain(..).flatten() {
             std::mem::forget(payload);
         }
@@ -369,7 +372,7 @@ impl Refused {
     }
 }
 
-/// A signal, or no memory for the moment.
+/// Whether the error is a signal, or a temporary lack of memory.
 fn is_passing(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

@@ -1,9 +1,9 @@
-//! The way to a file, one name at a time: symlinks are followed as the kernel follows them, but for
-//! those that another user decides on.
+//! Opens a path one name at a time. Symlinks are followed as the kernel follows them, except those
+//! that another user controls.
 //!
-//! Where a directory on the way belongs to somebody else, or others may write to it, no symlink
-//! and no `..` is followed from there on: its owner could lead us anywhere. In a directory such as
-//! /tmp (sticky) symlinks of root and of ourselves are. In a user namespace, where we are nobody
+//! After a directory that belongs to another user, or that others may write to, no symlink and no
+//! `..` is followed: its owner could lead us anywhere. In a directory such as /tmp (sticky),
+//! symlinks of root and of this user are followed. In a user namespace, where we have no rights
 //! outside of it, all names are followed.
 
 use std::collections::VecDeque;
@@ -21,23 +21,25 @@ use rustix::io::Errno;
 
 use super::process;
 
-/// What the kernel shows of owners that a user namespace does not have (fs.overflowuid).
+/// The number that the kernel shows for owners that a user namespace does not have
+/// (fs.overflowuid).
 const OVERFLOW_UID: u32 = 65534;
 
-/// As the kernel has it (MAXSYMLINKS).
+/// The limit of the kernel (MAXSYMLINKS).
 const MAX_LINKS: usize = 40;
 
-/// Whom a directory on the way must belong to, so that symlinks in it are followed.
+/// The users whose directories may contain symlinks that are followed.
 #[derive(Clone, Copy, Debug)]
 pub enum Trust {
-    /// Everybody: our rights end where those of the user end.
+    /// All users: our rights end where those of the user end.
     All,
-    /// Root and ourselves.
+    /// Root and this user.
     RootAndUs,
 }
 
 impl Trust {
-    /// Of a process that may reach what other users cannot: one in the first user namespace.
+    /// The rule for a process that may reach what other users cannot: one in the first user
+    /// namespace.
     pub fn in_first_user_namespace() -> Self {
         if process::in_initial_user_namespace() {
             Self::RootAndUs
@@ -46,7 +48,7 @@ impl Trust {
         }
     }
 
-    /// The same, for root only: others reach by a symlink what they reach anyway.
+    /// The rule for root only: other users reach by a symlink only what they reach anyway.
     pub fn of_root() -> Self {
         if rustix::process::geteuid().is_root() {
             Self::in_first_user_namespace()
@@ -56,11 +58,11 @@ impl Trust {
     }
 }
 
-/// Opens what `path` leads to, as `O_PATH`. Told of each root of a mount on the way that has no disk,
-/// `on_mount` says whether another user decides on the names in it.
+/// Opens the file that `path` leads to, as `O_PATH`. For each root of a mount without a disk on the
+/// way, `on_mount` decides whether another user controls the names in it.
 ///
 /// # Errors
-/// Those of openat(2); EACCES with a text when another user decides where the path leads; those of
+/// Those of openat(2); EACCES with a text if another user decides where the path leads; those of
 /// `on_mount`.
 pub fn open<E: From<io::Error>>(
     path: &Path,
@@ -74,14 +76,14 @@ pub fn open<E: From<io::Error>>(
     Ok(walk.dir)
 }
 
-/// A directory that root names, as `O_PATH`: symlinks that another user decides on are not
+/// Opens a directory that root names, as `O_PATH`. Symlinks that another user controls are not
 /// followed. A path without symlinks costs one system call.
 ///
 /// # Errors
-/// As [`open`]; ENOTDIR when it is not a directory.
+/// As [`open`]; ENOTDIR if it is not a directory.
 pub fn open_directory(path: &Path, trust: Trust) -> io::Result<OwnedFd> {
     let whole = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    // A descriptor of ours: there is no name that somebody could exchange.
+    // It is a descriptor of this process: there is no name that another user could exchange.
     let ours = path.starts_with("/proc/self/fd") || path.starts_with("/proc/thread-self/fd");
     if ours || matches!(trust, Trust::All) {
         return Ok(rustix::fs::open(path, whole, Mode::empty())?);
@@ -100,12 +102,13 @@ pub fn open_directory(path: &Path, trust: Trust) -> io::Result<OwnedFd> {
     }
 }
 
-/// A regular file that somebody names, open for reading: symlinks that another user decides on are
-/// not followed, and a FIFO or a device in its place is not opened. A descriptor of ours
-/// (`/dev/fd/N`, `/proc/self/fd/N`, `/dev/stdin`) may be anything: the shell opens a pipe for `<(…)`.
+/// Opens a regular file that a user names, for reading. Symlinks that another user controls are not
+/// followed, and a FIFO or a device in its place is not opened. A descriptor of this process
+/// (`/dev/fd/N`, `/proc/self/fd/N`, `/dev/stdin`) may be anything: the shell opens a pipe for
+/// `<(…)`.
 ///
 /// # Errors
-/// As [`open`]; EINVAL with a text when it is not a regular file.
+/// As [`open`]; EINVAL with a text if it is not a regular file.
 pub fn open_file(path: &Path, trust: Trust) -> io::Result<File> {
     if is_own_descriptor(path) {
         return File::open(path);
@@ -113,7 +116,7 @@ pub fn open_file(path: &Path, trust: Trust) -> io::Result<File> {
     open_regular(open(path, trust, |_| Ok::<_, io::Error>(false))?)
 }
 
-/// As [`open_file`], of a name in a directory that is open; it is not a symlink.
+/// As [`open_file`], for a name in an open directory. The name must not be a symlink.
 ///
 /// # Errors
 /// As [`open_file`].
@@ -121,7 +124,7 @@ pub fn open_file_in(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
     open_regular(rustix::fs::openat(dir, name, ANYTHING, Mode::empty())?)
 }
 
-/// Opens for reading, as open(2) does, what is held by `O_PATH`: a FIFO waits for a writer.
+/// Opens a file that is held by `O_PATH`, for reading, as open(2) does: a FIFO waits for a writer.
 ///
 /// # Errors
 /// Those of open(2).
@@ -129,7 +132,7 @@ pub fn open_again(found: &OwnedFd) -> io::Result<File> {
     File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
 }
 
-/// As [`open_again`], if it is a regular file.
+/// As [`open_again`], for a regular file only.
 fn open_regular(found: OwnedFd) -> io::Result<File> {
     if kind(&found) != Some(FileType::RegularFile) {
         return Err(io::Error::new(
@@ -137,13 +140,13 @@ fn open_regular(found: OwnedFd) -> io::Result<File> {
             "it is not a regular file",
         ));
     }
-    // By its descriptor, as the name may be another file's by now.
+    // The descriptor is opened, as the name may belong to another file by now.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let itself = format!("/proc/self/fd/{}", found.as_raw_fd());
     Ok(File::from(rustix::fs::open(itself, flags, Mode::empty())?))
 }
 
-/// Whether a path names what this process has open already.
+/// Whether a path names a descriptor of this process.
 pub fn is_own_descriptor(path: &Path) -> bool {
     let number = |name: &OsStr| {
         name.to_str()
@@ -155,9 +158,9 @@ pub fn is_own_descriptor(path: &Path) -> bool {
             && path.file_name().is_some_and(number))
 }
 
-/// Whether what a file says may be acted upon: it belongs to root or to us, and is for nobody else to
-/// write (a group that we are in, and root's, count as ours). In a user namespace root outside of it
-/// is nobody.
+/// Whether the content of a file may be trusted: it belongs to root or to this user, and no other
+/// user may write to it (root's group and groups of this process are allowed). In a user namespace,
+/// root outside of it counts as another user.
 ///
 /// # Errors
 /// Those of statx(2).
@@ -170,7 +173,7 @@ pub fn is_trusted(file: &File) -> io::Result<bool> {
     Ok(owner && group && st.stx_mode & 0o002 == 0)
 }
 
-/// As [`open_directory`], but makes what is missing of the path, with `mode`, less the umask.
+/// As [`open_directory`], but makes missing directories of the path, with `mode` and the umask.
 ///
 /// # Errors
 /// As [`open_directory`], and those of mkdir(2).
@@ -191,14 +194,15 @@ pub fn make_directory(path: &Path, trust: Trust, mode: u32) -> io::Result<OwnedF
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno.into()),
     }
-    // Whoever exchanged it in between has us in no other directory than one of this name.
+    // A user who exchanged it meanwhile can lead us only to a directory of this name.
     Ok(rustix::fs::openat(&above, name, DIRECTORY, Mode::empty())?)
 }
 
-/// The directory that `path` is a name in, as [`open_directory`], and that name.
+/// Opens the directory that contains the last name of `path`, as [`open_directory`]; returns it
+/// with that name.
 ///
 /// # Errors
-/// As [`open_directory`]; EINVAL for a path that ends in no name.
+/// As [`open_directory`]; EINVAL for a path that does not end in a name.
 pub fn open_parent(path: &Path, trust: Trust) -> io::Result<(OwnedFd, OsString)> {
     let Some(Component::Normal(name)) = path.components().next_back() else {
         return Err(Errno::INVAL.into());
@@ -210,11 +214,11 @@ pub fn open_parent(path: &Path, trust: Trust) -> io::Result<(OwnedFd, OsString)>
     Ok((open_directory(above, trust)?, name.to_owned()))
 }
 
-/// Makes sure that nobody else decides on what `name` in `dir` is: others may not write to the
-/// directory, or it is sticky and the name belongs to whom we trust.
+/// Checks that no other user can exchange `name` in `dir`: others may not write to the directory,
+/// or it is sticky and the name belongs to a trusted user.
 ///
 /// # Errors
-/// EACCES with a text when another user may exchange it; those of stat(2).
+/// EACCES with a text if another user may exchange it; those of stat(2).
 pub fn require_own_name(dir: BorrowedFd<'_>, name: &OsStr, trust: Trust) -> io::Result<()> {
     let Trust::RootAndUs = trust else {
         return Ok(());
@@ -231,24 +235,24 @@ pub fn require_own_name(dir: BorrowedFd<'_>, name: &OsStr, trust: Trust) -> io::
     }
 }
 
-/// The type of an open file; `None` when the kernel does not say.
+/// Returns the type of an open file; `None` if the kernel does not tell it.
 pub fn kind(file: &OwnedFd) -> Option<FileType> {
     match look(file.as_fd(), StatxFlags::TYPE) {
         Ok(st) => Some(FileType::from_raw_mode(st.stx_mode.into())),
-        // The root of a FUSE mount of somebody who let nobody else in.
+        // It is the root of a FUSE mount whose owner allows no other user.
         Err(Errno::ACCESS) => Some(FileType::Directory),
         Err(_) => None,
     }
 }
 
-/// On the way to a directory, one name at a time.
+/// The state of a walk to a directory, one name at a time.
 struct Walk {
     dir: OwnedFd,
     todo: VecDeque<OsString>,
     links: usize,
-    /// Another user decides on names from here on.
+    /// Another user controls the names from here on.
     foreign: bool,
-    /// Ours and root's; `None`: everybody.
+    /// The trusted owners; `None`: all.
     trusted: Option<[u32; 2]>,
 }
 
@@ -285,7 +289,7 @@ impl Walk {
             return Err(foreign("..").into());
         }
         let last = self.todo.is_empty();
-        // With O_DIRECTORY first: it has file systems mounted that wait for it (autofs).
+        // The first try is with O_DIRECTORY, which mounts file systems that wait for it (autofs).
         let next = match rustix::fs::openat(&self.dir, name, DIRECTORY, Mode::empty()) {
             Err(Errno::NOTDIR | Errno::LOOP) => {
                 rustix::fs::openat(&self.dir, name, ANYTHING, Mode::empty()).map_err(error)?
@@ -303,7 +307,7 @@ impl Walk {
             FileType::Symlink => self.follow(&next, st.stx_uid, name)?,
             FileType::Directory => {
                 if !last && is_mount_root(&st) && st.stx_dev_major == 0 {
-                    // Its server says what owners it likes.
+                    // The server of such a mount can show any owners.
                     self.foreign |= on_mount(&next)? && self.trusted.is_some();
                 }
                 self.dir = next;
@@ -315,7 +319,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Who decides on the names in the directory that was entered.
+    /// Decides who controls the names in the directory that was entered.
     fn enter(&mut self, st: Statx) {
         let Some(trusted) = self.trusted else {
             return;
@@ -345,7 +349,7 @@ impl Walk {
     }
 }
 
-/// Names of a path in order. A dot leads nowhere.
+/// Returns the names of a path in order, without dots.
 fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
     path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
@@ -360,7 +364,7 @@ const OWNER: StatxFlags = StatxFlags::TYPE
     .union(StatxFlags::MODE)
     .union(StatxFlags::UID);
 
-/// statx(2) of an open file, without asking a server.
+/// Calls statx(2) for an open file without asking a server.
 ///
 /// # Errors
 /// Those of statx(2).
@@ -369,7 +373,7 @@ pub fn look(file: BorrowedFd<'_>, mask: StatxFlags) -> rustix::io::Result<Statx>
     rustix::fs::statx(file, c"", flags, mask)
 }
 
-/// Whether a mount begins here; `false` is sure. Before Linux 5.8 the kernel does not say.
+/// Whether a mount begins here. `false` is certain. Before Linux 5.8 the kernel does not tell it.
 pub fn is_mount_root(st: &Statx) -> bool {
     !st.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT)
         || st.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)

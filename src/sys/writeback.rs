@@ -1,10 +1,10 @@
-//! Starting write-back early, with `sync_file_range(2)`.
+//! Starts write-back early, with `sync_file_range(2)`.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Asks the kernel to begin writing `len` bytes at `offset` to the disk; waits for nothing.
-/// A hint: file systems that cannot are none the worse, so there is no error to report.
+/// Asks the kernel to begin writing `len` bytes at `offset` to the disk, and waits for nothing.
+/// This is a hint that some file systems ignore, so there is no error to report.
 pub fn start(fd: impl AsFd, offset: u64, len: u64) {
     let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
         return;

@@ -1,5 +1,5 @@
-//! `listxattrat(2)`, `getxattrat(2)` and `setxattrat(2)` (Linux 6.13): extended attributes of a
-//! name in a directory without the way through `/proc/self/fd`, which costs more than the call
+//! `listxattrat(2)`, `getxattrat(2)` and `setxattrat(2)` (Linux 6.13) access the extended
+//! attributes of a name in a directory. The way through `/proc/self/fd` costs more than the call
 //! itself.
 #![allow(unsafe_code)]
 
@@ -26,7 +26,7 @@ fn result(rc: libc::c_long) -> Result<usize, Errno> {
         .map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
 
-/// Whether this kernel, and what filters our system calls, knows them.
+/// Whether the kernel, and the filter of system calls, knows them.
 pub fn is_available() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
     *KNOWN.get_or_init(|| {
@@ -36,8 +36,8 @@ pub fn is_available() -> bool {
     })
 }
 
-/// The names of the extended attributes of `name` in `dir`, each followed by NUL; a symlink's
-/// own. With an empty buffer their length. ERANGE when they do not fit.
+/// Returns the names of the extended attributes of `name` in `dir`, each followed by NUL; of a
+/// symlink itself, if it is one. With an empty buffer, returns their length.
 ///
 /// # Errors
 /// ERANGE if they do not fit, else those of listxattrat(2).
@@ -56,7 +56,7 @@ pub fn list(dir: BorrowedFd<'_>, name: &CStr, names: &mut [u8]) -> Result<usize,
     })
 }
 
-/// The value of an extended attribute; a symlink's own. ERANGE when it does not fit.
+/// Returns the value of an extended attribute; of a symlink itself, if it is one.
 ///
 /// # Errors
 /// ERANGE if it does not fit, ENODATA if there is none, else those of getxattrat(2).
@@ -75,7 +75,7 @@ pub fn get(
     unsafe { with_args(GETXATTRAT, dir, name, attribute, &args) }
 }
 
-/// Sets an extended attribute, a symlink's own; `flags` as setxattr(2) has them.
+/// Sets an extended attribute; of a symlink itself, if it is one. `flags` are those of setxattr(2).
 ///
 /// # Errors
 /// Those of setxattrat(2).
@@ -96,7 +96,7 @@ pub fn set(
 }
 
 /// # Safety
-/// `args` must tell of memory that the call `number` may read or write.
+/// `args` must describe memory that the call `number` may read or write.
 unsafe fn with_args(
     number: libc::c_long,
     dir: BorrowedFd<'_>,

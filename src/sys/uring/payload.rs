@@ -1,8 +1,8 @@
-//! The memory of one entry of a ring: the header of a request, two `struct iovec` that tell the kernel
-//! where header and payload are, and the payload.
+//! The memory of one entry of a ring: the header of a request, two `struct iovec` that tell the
+//! kernel the places of header and payload, and the payload.
 //!
-//! An entry belongs to no ring. Whoever has its [`Payload`] may answer the request in it, by any ring
-//! of the process; while a command is under way, the ring of that command has the payload.
+//! An entry belongs to no ring. The owner of its [`Payload`] may answer the request in it, by any
+//! ring of the process. While a command is running, its ring has the payload.
 
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -10,13 +10,13 @@ use std::ptr::NonNull;
 
 use super::{HEADER, Header};
 
-/// Where the payload begins in the memory of an entry; before it the header, and behind
-/// that the two `struct iovec`.
+/// The offset of the payload in the memory of an entry. The header and the two `struct iovec` are
+/// before it.
 const PAYLOAD_AT: usize = 4096;
 const IOVECS_AT: usize = 1024;
 
-/// Data of a request (names, values, what is written), then of its answer. There is one for each
-/// entry, and having it means that the kernel does not touch the entry's memory.
+/// The data of a request (names, values, data to write), then of its answer. Each entry has exactly
+/// one. Its owner knows that the kernel does not touch the memory of the entry.
 #[derive(Debug)]
 pub struct Payload {
     start: NonNull<u8>,
@@ -30,8 +30,8 @@ unsafe impl Send for Payload {}
 unsafe impl Sync for Payload {}
 
 impl Payload {
-    /// Memory for an entry of which the kernel does not know yet, with a payload of `size` bytes.
-    /// Zeroed, page-aligned; pages that are never touched take no memory.
+    /// Allocates memory for an entry that the kernel does not know yet, with a payload of `size`
+    /// bytes. It is zeroed and page-aligned. Pages that are never touched take no memory.
     ///
     /// # Errors
     /// Those of mmap(2): ENOMEM, also where the address space is limited.
@@ -50,7 +50,7 @@ impl Payload {
         }
     }
 
-    /// Gives the memory of the data back to the system; the payload is zeroes then.
+    /// Returns the memory of the data to the system. The payload is then zeroes.
     pub fn release(&mut self) {
         let start = self.as_mut_ptr().cast();
         // SAFETY: private anonymous pages of this map, to which nobody else has a reference: they
@@ -58,19 +58,19 @@ impl Payload {
         unsafe { libc::madvise(start, self.len - PAYLOAD_AT, libc::MADV_DONTNEED) };
     }
 
-    /// Puts the header where the kernel reads it.
+    /// Stores the header where the kernel reads it.
     pub(super) fn set_header(&mut self, header: &Header) {
         // SAFETY: the first `HEADER` bytes of the map, of which we are the only owner.
         unsafe { std::ptr::copy_nonoverlapping(header.as_ptr(), self.start.as_ptr(), HEADER) };
     }
 
-    /// Takes the header that the kernel has written.
+    /// Returns the header that the kernel has written.
     pub(super) fn read_header(&self, header: &mut Header) {
         // SAFETY: as above.
         unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr(), header.as_mut_ptr(), HEADER) };
     }
 
-    /// Writes where header and payload are; the address of the two.
+    /// Writes the places of header and payload; returns the address of the two.
     pub(super) fn iovecs(&mut self) -> u64 {
         let start = self.start.as_ptr();
         // SAFETY: the offsets lie in the map (its length is `PAYLOAD_AT` plus the payload),

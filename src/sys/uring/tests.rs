@@ -19,14 +19,14 @@ fn a_device_that_is_not_fuse_ends_the_command() {
     let (mut takes_all, mut payload) = need!(ring(0));
     assert_eq!(payload.len(), 8192);
     let mut header = [3; HEADER];
-    // /dev/null says yes to every command.
+    // /dev/null accepts every command.
     for command in [Command::Register, Command::Commit(1)] {
         payload = takes_all.exchange(command, &mut header, payload).unwrap();
     }
     assert_eq!(header, [3; HEADER]);
     let (read, _write) = io::pipe().unwrap();
     let mut ring = Ring::new(read, 0).unwrap();
-    // What is refused comes back, with all that is needed to try again.
+    // A refused command comes back with everything that another try needs.
     payload[0] = 9;
     let mut refused = ring
         .exchange(Command::Commit(7), &mut header, payload)
@@ -48,7 +48,7 @@ fn a_device_that_is_not_fuse_ends_the_command() {
     assert_eq!(kept, header);
 }
 
-/// Neither another operation, nor another file, nor another change of the ring.
+/// The ring allows no other operation, no other file, and no change of itself.
 #[test]
 fn a_ring_takes_nothing_but_commands_for_its_device() {
     let (mut ring, _payload) = need!(ring(0));
@@ -71,7 +71,7 @@ fn a_ring_takes_nothing_but_commands_for_its_device() {
     assert!(lifted.raw_os_error().is_some(), "{lifted}");
 }
 
-/// Requests and rings of the bell come in one, and a command of any entry goes by any ring.
+/// Requests and rings of the bell come in one ring, and any ring takes a command of any entry.
 #[test]
 fn a_bell_wakes_the_thread_of_a_ring() {
     need!(ring(0));
@@ -87,7 +87,7 @@ fn a_bell_wakes_the_thread_of_a_ring() {
         assert!(matches!(many.take(&mut header).unwrap(), Some(Event::Rung)));
         while many.take(&mut header).unwrap().is_some() {}
     }
-    // More than the ring takes at once.
+    // This is more than the ring takes at once.
     let mut came = 0;
     for n in 0..200u64 {
         let mut payload = Payload::new(8192).unwrap();
