@@ -1,5 +1,5 @@
-//! A catalog that is built beside a live mount: by a process of its own, since a daemon in its sandbox
-//! may write to no store, and at idle priority.
+//! A process that builds a catalog beside a live mount, at idle priority. The daemon itself may
+//! write to no store, because of its sandbox.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -20,12 +20,12 @@ pub struct BackgroundBuild(OwnedFd);
 
 impl BackgroundBuild {
     /// Starts a process that will build the catalog of the lowers of `stack` after
-    /// [`BackgroundBuild::begin`]. The calling process must have one thread. `None`: the catalog is one
-    /// that is not built, or there is no process (a warning says why).
+    /// [`BackgroundBuild::begin`]. The calling process must have one thread. `None`: this catalog
+    /// is not to be built, or the process cannot be started (a warning gives the reason).
     pub fn prepare(catalog: MountCatalog, stack: &StackSpec, mode: Mode) -> Option<Self> {
         let label = catalog.label.clone()?;
         let work = |socket: OwnedFd| {
-            // Nothing is wanted when the mount fails.
+            // If the mount fails, nothing is built.
             if let Ok((1.., _)) = rustix::net::recv(&socket, &mut [0], RecvFlags::empty()) {
                 build(&catalog, stack, &label, mode, socket);
             }
@@ -40,7 +40,7 @@ impl BackgroundBuild {
         }
     }
 
-    /// Begins, once the mount is live.
+    /// Begins the build. Call it after the mount is live.
     pub fn begin(&self) {
         if let Err(error) = rustix::net::send(&self.0, &[0], SendFlags::NOSIGNAL) {
             tracing::warn!(%error, "no catalog is built of the layers");
@@ -50,9 +50,9 @@ impl BackgroundBuild {
 
 impl Drop for BackgroundBuild {
     fn drop(&mut self) {
-        // It has ended already where this fails.
+        // This fails if the process has ended already.
         let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write);
-        // Until it has closed its side by ending.
+        // The end of the process closes its side.
         let _ = rustix::net::recv(&self.0, &mut [0], RecvFlags::empty());
     }
 }
@@ -66,9 +66,9 @@ fn build(catalog: &MountCatalog, stack: &StackSpec, label: &Label, mode: Mode, s
         let layers: Vec<_> = layers.map(|layer| layer.dir.as_fd()).collect();
         let in_force = sandbox::daemon::enter_beside(mode, &layers, catalogs)?;
         tracing::debug!(%in_force, "sandbox of the process that builds a catalog");
-        // Ends with the process.
+        // This thread ends with the process.
         std::thread::spawn(move || {
-            // The mount's process sends no more; this is its end, or that of the mount.
+            // The process of the mount sends no more. This is its end, or that of the mount.
             let _ = rustix::net::recv(&socket, &mut [0], RecvFlags::empty());
             stop.store(true, Ordering::Relaxed);
             std::mem::forget(socket);

@@ -1,4 +1,4 @@
-//! Why an image cannot be mounted.
+//! The reasons why an image cannot be mounted.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,11 +6,11 @@ use std::path::PathBuf;
 /// Result of mounting an image.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A failure while an image is mounted, or while its catalogs are looked at.
+/// A failure of mounting an image or of listing catalogs.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No store has the image, or its layers are not what they should be.
+    /// No store has the image, or its layers are damaged.
     #[error(transparent)]
     Store(#[from] crate::store::Error),
     /// The layers cannot be stacked.
@@ -30,12 +30,12 @@ pub enum Error {
         /// The error of the file system.
         source: io::Error,
     },
-    /// A relative path means nothing.
+    /// A relative path has no meaning.
     #[error("cannot make {path:?} absolute: {source}")]
     Path {
         /// The path as given.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
 }

@@ -1,5 +1,6 @@
-//! Catalogs of images: which one a mount uses, whose layers it is of, and which nobody needs any more.
-//! They lie in the user's own store (`catalog::directory`), one for each chain of layers of each store.
+//! The catalogs of images: the one that a mount uses, the layers that it describes, and those that
+//! are not needed any more. They are in the user's own store (`catalog::directory`), one for each
+//! chain of layers of each store.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -11,7 +12,7 @@ use crate::oci::Digest;
 use crate::store::writable::{DRIVER, Garbage, GarbageKind};
 use crate::store::{Chain, Container, Mountable};
 
-/// Returns whose layers those of an image are.
+/// Returns the label of the catalog of an image.
 pub fn label_of_image(image: &Mountable) -> Label {
     Label {
         notes: image.note.clone().unwrap_or_default(),
@@ -28,8 +29,8 @@ fn label_of_chain(chain: &Chain) -> Label {
     }
 }
 
-/// Returns whose layers those below a read-write layer of the store in `root` are; `None` where a
-/// layer of its own is between them.
+/// Returns the label of the catalog for the layers below a read-write layer of the store in `root`.
+/// `None`: another layer is between them.
 pub fn label_below_container(root: &Path, container: &Container) -> Option<Label> {
     let chain = container.parent.filter(|_| container.init.is_none())?;
     let (store, driver) = match &container.source {
@@ -48,16 +49,16 @@ pub fn label_below_container(root: &Path, container: &Container) -> Option<Label
 #[derive(Clone, Debug)]
 pub struct MountCatalog {
     pub(super) path: PathBuf,
-    /// Whose layers it is of; `None`: it is used, but not built.
+    /// The label of the layers. `None`: the catalog is used, but not built.
     pub(super) label: Option<Label>,
     renew: bool,
 }
 
 impl MountCatalog {
-    /// The catalog in a file, which is used if it fits, and never built.
+    /// Returns the catalog in a file. It is used if it fits the layers, and never built.
     ///
     /// # Errors
-    /// [`Error::Path`] when the working directory is gone.
+    /// [`Error::Path`] if the working directory does not exist any more.
     pub fn file(path: &Path) -> Result<Self> {
         let absolute = std::path::absolute(path).map_err(|source| Error::Path {
             path: path.to_owned(),
@@ -75,14 +76,14 @@ impl MountCatalog {
         &self.path
     }
 
-    /// Returns whether it is to be built although the mount can use it: it lacks a note of where the
-    /// layers are, or has an old one.
+    /// Whether the catalog is to be built although the mount can use it: it has no note of the
+    /// places of the layers, or an old one.
     pub fn is_outdated(&self) -> bool {
         self.renew
     }
 }
 
-/// The catalogs in a store of ours.
+/// The catalogs in a store of unionfs.
 ///
 /// ```
 /// use unionfs::image_mounts::ImageCatalogs;
@@ -99,14 +100,14 @@ pub struct ImageCatalogs {
 }
 
 impl ImageCatalogs {
-    /// Those in the store with this root, which need not exist.
+    /// Returns the catalogs in the store with this root. The store need not exist.
     pub fn of(own_root: impl Into<PathBuf>) -> Self {
         Self {
             own_root: own_root.into(),
         }
     }
 
-    /// Returns the catalog that a mount of these layers uses, and builds where there is none.
+    /// Returns the catalog that a mount of these layers uses, or builds if there is none.
     pub fn choose(&self, label: Label) -> MountCatalog {
         MountCatalog {
             path: directory::path(&self.own_root, &label),
@@ -115,7 +116,7 @@ impl ImageCatalogs {
         }
     }
 
-    /// Returns what the catalog of a chain has noted of where its layers are; see
+    /// Returns the note in the catalog of a chain about the places of its layers; see
     /// [`crate::store::Stores::mountable`].
     pub fn note(&self, chain: &Chain) -> Option<Vec<u8>> {
         let path = directory::path(&self.own_root, &label_of_chain(chain));
@@ -123,7 +124,7 @@ impl ImageCatalogs {
         view.notes().ok().map(<[u8]>::to_vec)
     }
 
-    /// Returns the roots of the stores that there are catalogs of.
+    /// Returns the roots of the stores that have catalogs here.
     ///
     /// # Errors
     /// [`Error::Catalogs`].
@@ -137,7 +138,7 @@ impl ImageCatalogs {
         Ok(roots)
     }
 
-    /// Returns the catalogs that nobody needs: those of removed layers, and damaged ones.
+    /// Returns the catalogs that are not needed: those of removed layers, and damaged ones.
     ///
     /// # Errors
     /// [`Error::Catalogs`].
@@ -154,8 +155,8 @@ impl ImageCatalogs {
         Ok(garbage.collect())
     }
 
-    /// Removes the catalogs of chains that have been removed from the store in `root`, which is one of
-    /// ours. What cannot be removed is garbage.
+    /// Removes the catalogs of chains that were removed from the store in `root`, a store of
+    /// unionfs. A catalog that cannot be removed becomes garbage.
     pub fn remove_of_chains(&self, root: &Path, chains: &[Digest]) {
         for chain in chains {
             let label = Label {
@@ -171,7 +172,7 @@ impl ImageCatalogs {
         }
     }
 
-    /// Returns the bytes that all catalogs take on the disk; 0 where they cannot be listed.
+    /// Returns the disk space of all catalogs in bytes; 0 if they cannot be listed.
     pub fn disk_usage(&self) -> u64 {
         let kept = directory::list(&self.own_root).ok();
         kept.into_iter().flatten().map(|kept| kept.bytes).sum()
@@ -189,8 +190,8 @@ impl ImageCatalogs {
     }
 }
 
-/// Whether the chain of a catalog is still there: in a store laid out as Docker's it has a record;
-/// others keep their catalogs as long as they are there themselves.
+/// Whether the chain of a catalog still exists. A store with Docker's layout has a record of it.
+/// The catalogs of other stores are kept as long as the store exists.
 fn is_needed(label: &Label) -> bool {
     let store = PathBuf::from(OsString::from_vec(label.store.clone()));
     let driver = OsString::from_vec(label.driver.clone());

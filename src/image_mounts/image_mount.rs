@@ -1,4 +1,4 @@
-//! One mount of an image, from its name to the mountpoint.
+//! A mount of an image, from its name to the mountpoint.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,8 +16,8 @@ use crate::store::temporary_upper::{UpperLocation, make_temporary_upper};
 use crate::store::{Mountable, Stores};
 use crate::union::{self, Union};
 
-/// The markers in uppers of images: those that the union writes, as root or as a plain user, and no
-/// others, so that every file name can be used.
+/// The markers in uppers of images: only those that the union writes, as root or as a plain user,
+/// so that every file name can be used.
 pub const UPPER_DIALECT: Dialect = Dialect {
     trusted: true,
     user: true,
@@ -25,7 +25,7 @@ pub const UPPER_DIALECT: Dialect = Dialect {
     wh_names: false,
 };
 
-/// An image that is to be mounted.
+/// An image to mount.
 ///
 /// ```no_run
 /// use unionfs::image_mounts::ImageMount;
@@ -45,16 +45,16 @@ pub struct ImageMount {
     stack: StackSpec,
     read_only: bool,
     catalog: MountCatalog,
-    /// The root of the user's own store, where uppers are made.
+    /// The root of the user's own store, in which uppers are made.
     own_root: PathBuf,
-    /// Keep the layers from being removed.
+    /// Files that keep the layers from being removed.
     held: Vec<File>,
 }
 
 impl ImageMount {
-    /// Finds an image by name or ID in the stores of this machine that this user may read.
+    /// Finds an image by name or ID in the stores of this machine that the user may read.
     ///
-    /// This process reads the stores itself; `unionfs mount` has a confined process do that.
+    /// This process reads the stores itself. `unionfs mount` has a confined process that does it.
     ///
     /// # Errors
     /// [`super::Error::Store`].
@@ -64,8 +64,8 @@ impl ImageMount {
         Self::find_in(Stores::discover(None, &environment)?, name, own_root)
     }
 
-    /// As [`ImageMount::find`], in these stores. `own_root` is the root of the store in which catalogs
-    /// are, and uppers are made; it need not exist.
+    /// As [`ImageMount::find`], in these stores. `own_root` is the root of the store for catalogs
+    /// and uppers; it need not exist.
     ///
     /// # Errors
     /// [`super::Error::Store`].
@@ -104,8 +104,8 @@ impl ImageMount {
         self
     }
 
-    /// Builds the catalog of the layers if there is none that can be used. A mount without one reads the
-    /// layers' directories.
+    /// Builds the catalog of the layers, if no usable one exists. A mount without a catalog reads
+    /// the directories of the layers.
     ///
     /// # Errors
     /// [`super::Error::Catalog`].
@@ -123,8 +123,8 @@ impl ImageMount {
     /// is to be a daemon.
     ///
     /// # Errors
-    /// [`super::Error::Store`] when no upper can be made, [`super::Error::Union`] for layers that cannot
-    /// be stacked, [`super::Error::Mount`]; nothing is left behind.
+    /// [`super::Error::Store`] if no upper can be made; [`super::Error::Union`] for layers that
+    /// cannot be stacked; [`super::Error::Mount`]. After an error no mount is left.
     pub fn mount(mut self, mountpoint: impl AsRef<Path>) -> Result<MountedImage> {
         let made = self.add_upper()?;
         let mounted = self.attach(mountpoint.as_ref());
@@ -176,7 +176,7 @@ impl ImageMount {
     }
 }
 
-/// A mounted image; requests wait until it is served. Dropped without that, it is unmounted.
+/// A mounted image. Requests wait until it is served. Dropping it without serving unmounts it.
 #[must_use = "a mount that is not served is unmounted"]
 pub struct MountedImage {
     mounted: Mounted,
@@ -204,11 +204,11 @@ impl MountedImage {
     /// # Errors
     /// [`super::Error::Mount`].
     pub fn serve(self) -> Result<()> {
-        // The record of the mount, which is there by then, keeps the layers.
+        // The record of the mount exists by then and keeps the layers.
         Ok(self.mounted.serve_with(|| drop(self.held))?)
     }
 
-    /// Serves on a thread of its own; returns when the mount answers.
+    /// Serves on a new thread. Returns when the mount answers.
     ///
     /// # Errors
     /// [`super::Error::Mount`].

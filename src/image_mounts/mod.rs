@@ -1,7 +1,9 @@
-//! Mounts of images by name: an image of a store, its catalog, a layer for changes, and the mount.
+//! Mounts of images by name: the image in a store, its catalog, an upper for changes, and the
+//! mount.
 //!
-//! [`ImageMount`] does all of it, as `unionfs mount IMAGE` does. The parts are of use alone too:
-//! [`ImageCatalogs`] says which catalog a mount uses, and [`BackgroundBuild`] builds one beside a mount.
+//! [`ImageMount`] does all of it, as `unionfs mount IMAGE` does. The parts can be used alone:
+//! [`ImageCatalogs`] knows the catalog of a mount, and [`BackgroundBuild`] builds one beside a
+//! mount.
 //!
 //! ```no_run
 //! use unionfs::image_mounts::ImageMount;

@@ -1,5 +1,5 @@
-//! Chain IDs: the names of layer stacks, computed from the layers' diff IDs, never taken from a
-//! file.
+//! Chain IDs name stacks of layers. They are computed from the diff IDs of the layers, and never
+//! read from a file.
 //!
 //! The first layer's chain ID is its diff ID; that of layer n is the SHA-256 of
 //! `"<chain ID of layer n-1> <diff ID of layer n>"` over the textual digests
@@ -7,10 +7,10 @@
 
 use super::digest::Digest;
 
-/// The most layers an image may have: what kernel overlayfs stacks (OVL_MAX_STACK).
+/// The maximum number of layers of an image: the limit of kernel overlayfs (OVL_MAX_STACK).
 pub const MAX_LAYERS: usize = 500;
 
-/// The chain ID of a layer on top of `parent`.
+/// Returns the chain ID of a layer on top of `parent`.
 pub fn next(parent: Option<&Digest>, diff: &Digest) -> Digest {
     match parent {
         None => *diff,
@@ -18,7 +18,7 @@ pub fn next(parent: Option<&Digest>, diff: &Digest) -> Digest {
     }
 }
 
-/// The chain IDs of layers given base first.
+/// Returns the chain IDs of layers, which are given base first.
 pub fn chain_ids(diffs: &[Digest]) -> Vec<Digest> {
     let mut parent = None;
     diffs
@@ -31,7 +31,7 @@ pub fn chain_ids(diffs: &[Digest]) -> Vec<Digest> {
 mod tests {
     use super::*;
 
-    /// Computed with sha256sum(1).
+    /// The expected values are from sha256sum(1).
     #[test]
     fn chain_ids_are_those_of_the_specification() {
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));

@@ -1,7 +1,7 @@
-//! The configuration of an image made from another and one more layer.
+//! The configuration of an image that is made from another image and one more layer.
 //!
-//! Everything the image below says stays as it is, also what is unknown here (OCI image
-//! specification, config.md; moby, image/image.go).
+//! All fields of the image below stay as they are, also unknown ones (OCI image specification,
+//! config.md; moby, image/image.go).
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,13 +10,13 @@ use serde_json::{Map, Value, json};
 
 use super::{Digest, Result, instructions, json};
 
-/// What is new in an image.
+/// The differences of an image from the image below.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Derivation {
-    /// Who made it.
+    /// The author.
     pub author: Option<String>,
-    /// What for.
+    /// The comment.
     pub comment: Option<String>,
     /// The command that made it.
     pub created_by: String,
@@ -24,7 +24,7 @@ pub struct Derivation {
     pub changes: Vec<String>,
 }
 
-/// A configuration to which the layer is still to be added.
+/// A configuration to which the layer has not been added yet.
 #[derive(Clone, Debug)]
 pub struct Draft {
     config: Map<String, Value>,
@@ -32,17 +32,18 @@ pub struct Draft {
 }
 
 impl Derivation {
-    /// From the configuration of the image below; `None`: there is none.
+    /// Makes it from the configuration of the image below. `None`: there is none.
     ///
     /// # Errors
-    /// [`Json`](super::Error::Json) for one that is none, [`BadInstruction`](super::Error::BadInstruction) for a bad change.
+    /// [`Json`](super::Error::Json) for a malformed configuration,
+    /// [`BadInstruction`](super::Error::BadInstruction) for a malformed change.
     pub fn draft(&self, base: Option<(&Path, &[u8])>) -> Result<Draft> {
         let mut config: Map<String, Value> = match base {
             Some((path, bytes)) => json::parse(path, bytes)?,
             None => Map::new(),
         };
         let now = rfc3339(SystemTime::now());
-        // They tell of the container that the image below was made from.
+        // These fields describe the container that the image below was made from.
         for old in [
             "id",
             "container",
@@ -77,7 +78,8 @@ impl Derivation {
 }
 
 impl Draft {
-    /// The configuration's bytes, with the layer on top of `below`, base first.
+    /// Returns the bytes of the configuration, with the layer on top of `below`, which is base
+    /// first.
     pub fn with_layer(mut self, below: &[Digest], diff_id: &Digest) -> Vec<u8> {
         let diffs: Vec<&Digest> = below.iter().chain([diff_id]).collect();
         self.config.insert(
@@ -93,7 +95,7 @@ impl Draft {
     }
 }
 
-/// As Go calls this machine.
+/// The name of this machine's architecture in Go.
 pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -105,8 +107,8 @@ pub(crate) fn architecture() -> &'static str {
     }
 }
 
-/// A time as `2026-01-31T23:59:59.123456789Z`. The clock of Linux is a signed 64-bit number of nanoseconds, so
-/// none is later than the year 2262; a time before 1970 gives 1970.
+/// Formats a time as `2026-01-31T23:59:59.123456789Z`. Linux has a signed 64-bit number of
+/// nanoseconds, so no time is later than the year 2262. A time before 1970 becomes 1970.
 fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_nanos(time.max(UNIX_EPOCH)).to_string()
 }
@@ -116,7 +118,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// Computed with date(1).
+    /// The expected values are from date(1).
     #[test]
     fn times_are_those_of_the_calendar() {
         let at = |seconds| rfc3339(UNIX_EPOCH + Duration::new(seconds, 5));

@@ -14,22 +14,22 @@ use sha2::{Digest as _, Sha256};
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// The digest of some bytes.
+    /// Returns the digest of some bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// Of all that went into a hash.
+    /// Returns the digest of all bytes that were hashed.
     pub(crate) fn from_hash(hash: Sha256) -> Self {
         Self(hash.finalize().into())
     }
 
-    /// From `sha256:<64 hex>`; `None` for any other form.
+    /// Parses `sha256:<64 hex>`; `None` for any other form.
     pub fn parse(text: &str) -> Option<Self> {
         Self::from_hex(text.strip_prefix("sha256:")?)
     }
 
-    /// From 64 lower-case hexadecimal digits; `None` for any other form.
+    /// Parses 64 lower-case hexadecimal digits; `None` for any other form.
     pub fn from_hex(text: &str) -> Option<Self> {
         let text = text.as_bytes();
         if text.len() != 64 {
@@ -45,17 +45,17 @@ impl Digest {
         Some(Self(out))
     }
 
-    /// Its bytes.
+    /// Returns the bytes.
     pub fn bytes(&self) -> [u8; 32] {
         self.0
     }
 
-    /// From its bytes.
+    /// Makes a digest from its bytes.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The 64 hexadecimal digits, as used in file names.
+    /// Returns the 64 hexadecimal digits, as used in file names.
     pub fn hex(&self) -> String {
         let mut out = String::with_capacity(64);
         let halves = self.0.iter().flat_map(|byte| [byte >> 4, byte & 15]);
@@ -63,7 +63,7 @@ impl Digest {
         out
     }
 
-    /// The 12 digits that Docker prints.
+    /// Returns the 12 digits that Docker prints.
     pub fn short(&self) -> String {
         let mut hex = self.hex();
         hex.truncate(12);

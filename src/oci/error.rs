@@ -1,13 +1,13 @@
-//! What can be wrong with a reference, a configuration or an instruction.
+//! Errors in a reference, a configuration or an instruction.
 
 use std::path::PathBuf;
 
 use super::chain_id::MAX_LAYERS;
 
-/// Result of reading something of an image.
+/// The result of parsing a part of an image.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A text or document that does not describe an image. The message is one line.
+/// The text or document does not describe an image. The message is one line.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,47 +16,47 @@ pub enum Error {
     Json {
         /// The file.
         path: PathBuf,
-        /// Line, from 1.
+        /// The line, from 1.
         line: usize,
-        /// Column, from 1 (0: before the first).
+        /// The column, from 1 (0: before the first).
         column: usize,
-        /// What is wrong there.
+        /// The error.
         message: String,
     },
-    /// A text that no image can be called.
+    /// The text cannot be the name of an image.
     #[error("invalid image reference {text:?}: {reason}; write name[:tag][@digest] or an image ID")]
     BadReference {
         /// The text.
         text: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: &'static str,
     },
-    /// The configuration describes no layers that a store could hold.
+    /// The configuration has no layers that a store could hold.
     #[error("{path:?}: rootfs type is {found:?}, not \"layers\": not an image for Linux")]
     ConfigRootfs {
         /// The configuration.
         path: PathBuf,
-        /// The type it states.
+        /// The type in the configuration.
         found: String,
     },
-    /// More layers than can be stacked.
+    /// There are more layers than can be stacked.
     #[error("{what} has more than {MAX_LAYERS} layers: squash it")]
     TooManyLayers {
         /// The image or layer, with its digest or file.
         what: String,
     },
-    /// A `--change` that is not an instruction for a configuration.
+    /// A `--change` is not an instruction for a configuration.
     #[error("cannot apply {text:?}: {reason}")]
     BadInstruction {
         /// The instruction, shortened.
         text: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: &'static str,
     },
 }
 
 impl Error {
-    /// Returns the message for a configuration that is in no file, so that nobody could restore it.
+    /// Returns the message for a configuration that is not in a file, and so cannot be restored.
     pub fn without_remedy(&self) -> String {
         match self {
             Self::Json {

@@ -1,4 +1,4 @@
-//! Image configurations (OCI image specification, config.md): what this program reads of them.
+//! The fields of image configurations that this program reads (OCI image specification, config.md).
 
 use std::path::Path;
 
@@ -8,41 +8,41 @@ use serde_json::Value;
 use super::chain_id::MAX_LAYERS;
 use super::{Digest, Error, Result, json};
 
-/// What an image's configuration says, as far as anyone here asks.
+/// The fields of the configuration of an image that are used.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Config {
-    /// When it was built, RFC 3339 as the file has it.
+    /// The build time, RFC 3339, as in the file.
     pub created: Option<String>,
-    /// Processor architecture, as Go calls it: `amd64`.
+    /// The processor architecture, as in Go: `amd64`.
     pub architecture: Option<String>,
-    /// Operating system: `linux`.
+    /// The operating system: `linux`.
     pub os: Option<String>,
-    /// Who built it.
+    /// The author.
     pub author: Option<String>,
-    /// A remark of whoever built it.
+    /// The comment of the author.
     pub comment: Option<String>,
-    /// How a container is to be run: Cmd, Env, Labels and so on.
+    /// The settings for containers: Cmd, Env, Labels and so on.
     pub config: Option<Value>,
-    /// How it was built, oldest first.
+    /// The steps of the build, oldest first.
     pub history: Vec<Step>,
-    /// The layers' diff IDs, base first.
+    /// The diff IDs of the layers, base first.
     pub diff_ids: Vec<Digest>,
 }
 
-/// One step of an image's history.
+/// One step in the history of an image.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct Step {
-    /// When, RFC 3339 as the file has it.
+    /// The time, RFC 3339, as in the file.
     pub created: Option<String>,
     /// The command.
     pub created_by: Option<String>,
-    /// Who did it.
+    /// The author.
     pub author: Option<String>,
-    /// A remark.
+    /// The comment.
     pub comment: Option<String>,
-    /// Whether it made no layer.
+    /// Whether the step made no layer.
     #[serde(default)]
     pub empty_layer: bool,
 }
@@ -66,7 +66,7 @@ struct RawRootFs {
     diff_ids: Option<Vec<Digest>>,
 }
 
-/// Reads a configuration; `path` is for the message.
+/// Parses a configuration. `path` is for messages.
 pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Config> {
     let raw: RawConfig = json::parse(path, bytes)?;
     if raw.rootfs.kind != "layers" {

@@ -1,20 +1,20 @@
-//! Dockerfile instructions that change how an image is run: `commit --change` and the like.
+//! Dockerfile instructions that change the settings for containers: `commit --change` and the like.
 //!
-//! The same as `docker commit` takes (moby, builder/dockerfile; Dockerfile reference): CMD,
+//! They are those of `docker commit` (moby, builder/dockerfile; Dockerfile reference): CMD,
 //! ENTRYPOINT, ENV, LABEL, EXPOSE, VOLUME, USER, WORKDIR, STOPSIGNAL, ONBUILD. `$NAME` and
-//! `${NAME}` stand for the image's variables, but for CMD, ENTRYPOINT and ONBUILD.
+//! `${NAME}` are replaced by the variables of the image, except in CMD, ENTRYPOINT and ONBUILD.
 
 use serde_json::{Map, Value, json};
 
 use super::{Error, Result};
 
-/// The `config` object of an image's configuration.
+/// The `config` object of the configuration of an image.
 pub(crate) type RunConfig = Map<String, Value>;
 
 /// Applies instructions in order.
 ///
 /// # Errors
-/// [`Error::BadInstruction`] for one that Docker would not take either.
+/// [`Error::BadInstruction`] for an instruction that Docker refuses too.
 pub(crate) fn apply(config: &mut RunConfig, instructions: &[String]) -> Result<()> {
     let mut cmd_set = false;
     for text in instructions {
@@ -27,7 +27,7 @@ pub(crate) fn apply(config: &mut RunConfig, instructions: &[String]) -> Result<(
             None => return Err(fail("it has no argument")),
         };
         if keyword == "ENTRYPOINT" && !cmd_set {
-            // An entry point has no use for the arguments meant for another.
+            // A new entry point must not get the arguments of another one.
             config.remove("Cmd");
         }
         cmd_set |= keyword == "CMD";
@@ -93,7 +93,7 @@ fn one(config: &mut RunConfig, keyword: &str, rest: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// The error is the reason.
+/// Applies one instruction. The error is the reason.
 type Outcome<T> = std::result::Result<T, &'static str>;
 
 fn set(config: &mut RunConfig, key: &str, value: Value) {
@@ -122,12 +122,12 @@ fn array<'c>(config: &'c mut RunConfig, key: &str) -> &'c mut Vec<Value> {
     }
 }
 
-/// `["a", "b"]`; `None` for anything else.
+/// Parses `["a", "b"]`; `None` for anything else.
 fn list(text: &str) -> Option<Vec<String>> {
     serde_json::from_str(text).ok()
 }
 
-/// The exec form as it is, the shell form as an argument of the shell.
+/// Returns the exec form as it is, and the shell form as an argument of the shell.
 fn command(text: &str) -> Outcome<Value> {
     match list(text) {
         Some(words) => Ok(json!(words)),
@@ -155,7 +155,7 @@ fn set_variable(config: &mut RunConfig, name: &str, value: &str) {
     }
 }
 
-/// `NAME=VALUE …`, or for the old form `NAME VALUE` one pair.
+/// Parses `NAME=VALUE …`, or the old form `NAME VALUE` as one pair.
 fn pairs(config: &RunConfig, text: &str) -> Outcome<Vec<(String, String)>> {
     let first = text.split(char::is_whitespace).next().unwrap_or_default();
     let found = if first.contains('=') {
@@ -182,7 +182,7 @@ fn single(config: &RunConfig, text: &str) -> Outcome<String> {
     one_word(config, text)
 }
 
-/// Quotes taken off, variables filled in, blanks kept.
+/// Removes quotes and expands variables. Blanks stay.
 fn one_word(config: &RunConfig, text: &str) -> Outcome<String> {
     let words = split(config, text, Blanks::Kept)?;
     words.into_iter().next().ok_or("it has no argument")
@@ -192,7 +192,7 @@ fn words(config: &RunConfig, text: &str) -> Outcome<Vec<String>> {
     split(config, text, Blanks::Separate)
 }
 
-/// What blanks mean that are not quoted.
+/// The meaning of blanks that are not quoted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Blanks {
     /// A word ends.
@@ -201,7 +201,7 @@ enum Blanks {
     Kept,
 }
 
-/// Splits into words, without their quotes, and expands variables.
+/// Splits a text into words without their quotes, and expands variables.
 fn split(config: &RunConfig, text: &str, blanks: Blanks) -> Outcome<Vec<String>> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -220,7 +220,7 @@ fn split(config: &RunConfig, text: &str, blanks: Blanks) -> Outcome<Vec<String>>
             (None | Some('"'), '\\') => {
                 let next = chars.next().ok_or("a backslash at its end")?;
                 let word = word.get_or_insert_default();
-                // Within quotes a backslash quotes only what is special there.
+                // Within quotes a backslash quotes only special characters.
                 if quote.is_some() && !matches!(next, '"' | '\\' | '$') {
                     word.push('\\');
                 }
@@ -240,7 +240,7 @@ fn split(config: &RunConfig, text: &str, blanks: Blanks) -> Outcome<Vec<String>>
     Ok(words)
 }
 
-/// What stands behind a `$`.
+/// Expands the variable after a `$`.
 fn expand(
     config: &RunConfig,
     chars: &mut std::iter::Peekable<std::str::Chars<'_>>,
@@ -263,7 +263,7 @@ fn expand(
     Ok(variable(config, &name).unwrap_or_default().to_owned())
 }
 
-/// `80` is `80/tcp`.
+/// Completes a port: `80` becomes `80/tcp`.
 fn port(text: &str) -> Outcome<String> {
     let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let protocol = protocol.to_ascii_lowercase();
@@ -275,7 +275,7 @@ fn port(text: &str) -> Outcome<String> {
     }
 }
 
-/// A path relative to the working directory; `.` and `..` are resolved.
+/// Resolves a path relative to the working directory, with `.` and `..`.
 fn joined(current: &str, dir: &str) -> String {
     let whole = if dir.starts_with('/') {
         dir.to_owned()

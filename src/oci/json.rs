@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::text::shown;
 use super::{Error, Result};
 
-/// Reads a value; `path` is for the message.
+/// Parses a value. `path` is for messages.
 pub(crate) fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|error| {
         let text = error.to_string();
@@ -17,7 +17,7 @@ pub(crate) fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T>
             path: path.to_owned(),
             line: error.line(),
             column: error.column(),
-            // The message may quote the file, which may hold anything, of any length.
+            // The message may quote the file, which may contain any bytes of any length.
             message: shown(message),
         }
     })

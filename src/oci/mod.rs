@@ -1,8 +1,8 @@
-//! What images are made of, whichever store or registry they are in: digests, references, chain
-//! IDs, platforms, configurations and the instructions that change them.
+//! The parts of images that do not depend on a store or registry: digests, references, chain IDs,
+//! platforms, configurations and the instructions that change them.
 //!
-//! Nothing here reads a file or a socket: bytes come in, values or an error go out. All bytes are
-//! hostile.
+//! This module reads no file and no socket. It parses bytes and returns values or errors. All bytes
+//! are hostile.
 //!
 //! ```
 //! use unionfs::oci::{Digest, Platform, Reference, chain_id};

@@ -1,7 +1,7 @@
-//! What machine an image is for: `os/architecture[/variant]`.
+//! The platform of an image: `os/architecture[/variant]`.
 //!
-//! Sources: OCI image specification, image-index.md ("platform") for the words; containerd,
-//! platforms package, for what a missing variant means and which variants a machine takes.
+//! Sources: OCI image specification, image-index.md ("platform"), for the words; containerd,
+//! platforms package, for the meaning of a missing variant and the variants that a machine runs.
 
 use std::fmt;
 
@@ -9,26 +9,26 @@ use serde::Deserialize;
 
 use super::derived_config::architecture;
 
-/// A platform, with the words of Go.
+/// A platform, in the words of Go.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[non_exhaustive]
 pub struct Platform {
-    /// "linux"; nothing else is mounted here.
+    /// "linux". No other system is mounted here.
     pub os: String,
     /// "amd64", "arm64", "arm" …
     pub architecture: String,
-    /// "v7" of arm, "v3" of amd64 …; often missing.
+    /// "v7" of arm, "v3" of amd64 …. It is often missing.
     #[serde(default)]
     pub variant: Option<String>,
 }
 
 impl Platform {
-    /// That of this machine.
+    /// Returns the platform of this machine.
     pub fn host() -> Self {
         let machine = rustix::system::uname();
         let machine = machine.machine().to_bytes();
         let variant = match architecture() {
-            // What the kernel calls it: armv6l, armv7l, armv8l, aarch64.
+            // The names of the kernel: armv6l, armv7l, armv8l, aarch64.
             "arm" => Some(match machine {
                 [b'a', b'r', b'm', b'v', version @ b'5'..=b'8', ..] => {
                     format!("v{}", char::from(*version))
@@ -45,7 +45,7 @@ impl Platform {
         }
     }
 
-    /// `os/architecture[/variant]`, or only the architecture with its variant.
+    /// Parses `os/architecture[/variant]`, or only the architecture with its variant.
     pub fn parse(text: &str) -> Option<Self> {
         let valid = |word: &&str| {
             let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
@@ -63,7 +63,7 @@ impl Platform {
             }
             _ => return None,
         };
-        // As the kernel calls them.
+        // The names of the kernel.
         let (architecture, implied) = match architecture {
             "x86_64" | "x86-64" => ("amd64", None),
             "aarch64" => ("arm64", None),
@@ -80,11 +80,12 @@ impl Platform {
         platform.level().map(|_| platform)
     }
 
-    /// How well an image for `other` suits this one, more is better; `None`: not at all.
+    /// Returns how well an image for `other` runs on this platform; a higher number is better.
+    /// `None`: it does not run.
     ///
-    /// An arm takes its own variant and older ones, the newest first; without a variant it
-    /// is v7. Elsewhere a missing variant is the baseline (v1 of amd64, v8 of arm64), which
-    /// comes first, as Docker chooses; one that was asked for must fit exactly.
+    /// An arm machine runs its own variant and older ones, the newest first. Without a variant it
+    /// is v7. On other machines a missing variant is the baseline (v1 of amd64, v8 of arm64), which
+    /// comes first, as in Docker. A variant that was asked for must be equal.
     pub fn suits(&self, other: &Self) -> Option<u32> {
         if (&self.os, &self.architecture) != (&other.os, &other.architecture) {
             return None;
@@ -97,7 +98,7 @@ impl Platform {
         }
     }
 
-    /// The variant's number; `None` for one that nobody has.
+    /// Returns the number of the variant; `None` for an unknown one.
     fn level(&self) -> Option<u32> {
         let default = match self.architecture.as_str() {
             "arm" => "v7",
@@ -109,7 +110,7 @@ impl Platform {
             .as_deref()
             .filter(|variant| !variant.is_empty());
         let variant = variant.unwrap_or(default);
-        // arm64 has v8.1 and so on, which are v8 and more.
+        // arm64 has v8.1 and so on, which are v8 with additions.
         let number = variant.strip_prefix('v')?;
         let (major, minor) = number.split_once('.').unwrap_or((number, "0"));
         let number = |text: &str| text.parse::<u8>().ok().map(u32::from);

@@ -1,29 +1,30 @@
 //! Image references as Docker writes them: `name[:tag][@digest]` with familiar names, image IDs and
 //! ID prefixes.
 //!
-//! Grammar (distribution's "reference" package documentation): a host is the part
-//! before the first `/` if it holds a `.` or `:`, an upper-case letter, or is
-//! `localhost`; without one it is `docker.io`, where a name of one component means
+//! Grammar (documentation of distribution's package "reference"): the part before the first `/` is
+//! a host if it contains a `.`, a `:` or an upper-case letter, or is `localhost`. Without a host,
+//! it is `docker.io`, where a name of one component means `library/<name>`. repositories.json has
+//! the familiar (short) form.
 //! `library/<name>`. repositories.json keeps the familiar (short) form.
 
 use super::{Error, Result};
 
-/// What a user may mean by a text.
+/// The possible meanings of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Query {
-    /// A full image ID, `sha256:<64 hex>` or just the 64 digits: never a name.
+    /// A full image ID, `sha256:<64 hex>` or only the 64 digits. It is never a name.
     Id(super::Digest),
-    /// A name, or (if none matches) the beginning of an ID.
+    /// A name, or, if no image has it, the beginning of an ID.
     Name {
         /// The text as a name, if it can be one.
         reference: Reference,
-        /// The text as the beginning of an ID, if it can be that: lower-case hex.
+        /// The text as the beginning of an ID, if it is lower-case hex.
         prefix: Option<String>,
     },
 }
 
 impl Query {
-    /// Reads an image reference or ID.
+    /// Parses an image reference or ID.
     ///
     /// # Errors
     /// [`Error::BadReference`] with the reason.
@@ -53,7 +54,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Reads `name[:tag][@digest]`.
+    /// Parses `name[:tag][@digest]`.
     ///
     /// # Errors
     /// [`Error::BadReference`] with the reason.
@@ -64,7 +65,7 @@ impl Reference {
         })
     }
 
-    /// The name as repositories.json has it: `busybox`, `user/app`, `host:5000/app`.
+    /// Returns the name in the form of repositories.json: `busybox`, `user/app`, `host:5000/app`.
     pub fn familiar_name(&self) -> String {
         if self.domain != "docker.io" {
             return format!("{}/{}", self.domain, self.path);
@@ -75,7 +76,8 @@ impl Reference {
         }
     }
 
-    /// The key in repositories.json: a digest wins over a tag, no tag means `latest`.
+    /// Returns the key in repositories.json. A digest has precedence over a tag; no tag means
+    /// `latest`.
     pub fn key(&self) -> String {
         let name = self.familiar_name();
         match (&self.digest, &self.tag) {
@@ -85,7 +87,8 @@ impl Reference {
         }
     }
 
-    /// The name under `localhost/`, where podman puts what it builds, of one without a host.
+    /// For a name without a host, returns the name under `localhost/`, where podman stores the
+    /// images that it builds.
     pub(crate) fn local(&self) -> Option<Self> {
         (self.domain == "docker.io").then(|| Self {
             domain: "localhost".to_owned(),
@@ -94,28 +97,28 @@ impl Reference {
         })
     }
 
-    /// The registry's host, `docker.io` unless one was given.
+    /// Returns the host of the registry, `docker.io` unless another was given.
     pub fn domain(&self) -> &str {
         &self.domain
     }
 
-    /// The name on that host: `library/busybox`.
+    /// Returns the name on that host: `library/busybox`.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// The tag, if one was given.
+    /// Returns the tag, if one was given.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
 
-    /// The digest, if one was given: `sha256:<64 hex>`.
+    /// Returns the digest, if one was given: `sha256:<64 hex>`.
     pub fn digest(&self) -> Option<&str> {
         self.digest.as_deref()
     }
 }
 
-/// The full form: `docker.io/library/busybox:latest`.
+/// Returns the full form: `docker.io/library/busybox:latest`.
 impl std::fmt::Display for Reference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.domain, self.path)?;
@@ -141,7 +144,7 @@ fn parse(text: &str) -> Parsed<Reference> {
         Some((rest, digest)) => (rest, Some(checked_digest(digest)?)),
         None => (text, None),
     };
-    // A colon after the last slash starts the tag; one before it is a port.
+    // A colon after the last slash starts the tag. One before it belongs to a port.
     let start = rest.rfind('/').map_or(0, |slash| slash + 1);
     let (name, tag) = match rest[start..].find(':') {
         Some(colon) => (
@@ -171,7 +174,7 @@ fn parse(text: &str) -> Parsed<Reference> {
     if !path.split('/').all(is_component) {
         return Err("the name is malformed");
     }
-    // Its short form, under which it would be kept, is another name or none.
+    // The short form, which would be stored, is another name or no name.
     if domain == "docker.io" && path.split('/').next().is_some_and(is_host) {
         return Err("a name on docker.io cannot begin with a host");
     }
@@ -183,7 +186,7 @@ fn parse(text: &str) -> Parsed<Reference> {
     })
 }
 
-/// Whether what comes before the first slash is a host.
+/// Whether the part before the first slash is a host.
 fn is_host(first: &str) -> bool {
     first.contains(['.', ':'])
         || first == "localhost"
@@ -231,7 +234,7 @@ fn checked_digest(digest: &str) -> Parsed<&str> {
     }
 }
 
-/// `host`, `host.name`, `[::1]`, each with an optional `:port`.
+/// Whether the text is `host`, `host.name` or `[::1]`, each with an optional `:port`.
 fn is_domain(domain: &str) -> bool {
     let (host, port) = match domain.rfind(':') {
         Some(colon) if !domain.ends_with(']') => (&domain[..colon], Some(&domain[colon + 1..])),
@@ -251,7 +254,8 @@ fn is_domain(domain: &str) -> bool {
     })
 }
 
-/// Lower-case letters and digits, with single `.` or `_`, `__` or any number of `-` between.
+/// Whether the text is lower-case letters and digits, with single `.` or `_`, `__` or any number of
+/// `-` between them.
 fn is_component(part: &str) -> bool {
     let alnum = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = part.as_bytes();
@@ -365,7 +369,7 @@ mod tests {
         let long_tag = format!("a:{}", "t".repeat(129));
         let long_name = "n".repeat(256);
         for text in [
-            // Their short forms are names of another registry, or none.
+            // The short forms are names of another registry, or no names.
             "docker.io/a.b/c",
             "docker.io/localhost/c",
             "index.docker.io/a_b.c/d:1",

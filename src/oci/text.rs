@@ -1,6 +1,6 @@
-//! Hostile text in messages: on one line, of bounded length, without control characters.
+//! Formats hostile text for messages: on one line, of bounded length, without control characters.
 
-/// Bytes for a message: quoted, escaped, at most 100 of them.
+/// Formats bytes for a message: quoted, escaped, at most 100 of them.
 pub(crate) fn excerpt(bytes: &[u8]) -> String {
     let (head, more) = match bytes.get(..100) {
         Some(head) if bytes.len() > 100 => (head, "…"),
@@ -9,13 +9,13 @@ pub(crate) fn excerpt(bytes: &[u8]) -> String {
     format!("\"{}{more}\"", head.escape_ascii())
 }
 
-/// A message of another program, at most 200 characters of it.
+/// Formats a message of another program, at most 200 characters of it.
 pub(crate) fn shown(message: &str) -> String {
     message.chars().take(200).flat_map(printable).collect()
 }
 
-/// Escapes what is not printable ASCII; most of it is other writing, some would upset a
-/// terminal or break the line.
+/// Escapes all characters that are not printable ASCII: some of them would affect a terminal or
+/// break the line.
 fn printable(c: char) -> impl Iterator<Item = char> {
     let plain = (' '..='~').contains(&c).then_some(c);
     let escape = plain.is_none().then(|| c.escape_unicode());

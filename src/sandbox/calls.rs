@@ -1,13 +1,14 @@
-//! The system calls of confined processes: found by running the tests under strace(1), with what
-//! libc and Rust's library do in their name (memory, threads, time, signals). The rest kills.
+//! The system calls that confined processes may use. They were found by running the tests under
+//! strace(1), with the calls of libc and Rust's library (memory, threads, time, signals). All other
+//! calls kill the process.
 
 use crate::sys::seccomp::Call;
 use Call::{Any, If};
 
-/// What every confined process may call, whatever the arguments. None of it changes a name or an
-/// attribute.
+/// The calls that every confined process may use with any arguments. None of them changes a name or
+/// an attribute.
 const COMMON: &[libc::c_long] = &[
-    // None: what a tracer makes of a call that is not to be made.
+    // This number is no call: a tracer uses it for a call that is to be skipped.
     u32::MAX as libc::c_long,
     // Data.
     libc::SYS_read,
@@ -108,7 +109,7 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_getcpu,
     libc::SYS_sysinfo,
     libc::SYS_uname,
-    // Waiting, and what is said over sockets that are open.
+    // Waiting, and messages over open sockets.
     libc::SYS_ppoll,
     libc::SYS_pselect6,
     libc::SYS_epoll_create1,
@@ -126,7 +127,7 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_getpeername,
 ];
 
-/// The older forms of some of them, which newer architectures lack.
+/// Older forms of some of these calls. Newer architectures do not have them.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[libc::c_long] = &[
     libc::SYS_open,
@@ -143,7 +144,8 @@ const OLDER: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[libc::c_long] = &[];
 
-/// What changes names and attributes. A process that only reads is refused all of it ([`changes`]).
+/// The calls that change names and attributes. A process that only reads may use none of them
+/// ([`changes`]).
 const CHANGES: &[libc::c_long] = &[
     libc::SYS_truncate,
     libc::SYS_mkdirat,
@@ -190,7 +192,8 @@ const CHANGES: &[libc::c_long] = &[
     libc::SYS_lchown,
 ];
 
-/// Newer than some C libraries' headers; the same on every architecture there is a filter for.
+/// Calls that are newer than the headers of some C libraries. Their numbers are the same on every
+/// architecture that has a filter.
 const FCHMODAT2: libc::c_long = 452;
 const MAP_SHADOW_STACK: libc::c_long = 453;
 const MSEAL: libc::c_long = 462;
@@ -199,7 +202,7 @@ const GETXATTRAT: libc::c_long = 464;
 const LISTXATTRAT: libc::c_long = 465;
 const REMOVEXATTRAT: libc::c_long = 466;
 
-/// What a C library may try and does without: clone3(2), whose arguments no filter can see.
+/// A call that a C library may try but does not need: clone3(2), whose arguments no filter can see.
 pub(super) const UNKNOWN: &[libc::c_long] = &[libc::SYS_clone3, MAP_SHADOW_STACK, MSEAL];
 
 /// FUSE_DEV_IOC_CLONE, FUSE_DEV_IOC_BACKING_OPEN, FUSE_DEV_IOC_BACKING_CLOSE (linux/fuse.h).
@@ -216,7 +219,8 @@ const FILE_IOCTLS: [u32; 8] = [
     0x801c_581f,
     0x8011_1500,
 ];
-/// FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR: attributes of a file that is open, if only for reading.
+/// FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR: they change attributes also of a file that is open for
+/// reading.
 const CHANGING_IOCTLS: [u32; 2] = [0x4008_6602, 0x401c_5820];
 /// TCGETS (is it a terminal?), TIOCGWINSZ, FIONREAD, FIONBIO.
 const OTHER_IOCTLS: [u32; 4] = [0x5401, 0x5413, 0x541b, 0x5421];
@@ -225,7 +229,7 @@ const OTHER_IOCTLS: [u32; 4] = [0x5401, 0x5413, 0x541b, 0x5421];
 /// (linux/io_uring.h).
 const RING_REGISTERS: [u32; 3] = [2, 11, 12];
 
-/// What is asked of a descriptor; not who gets its signals.
+/// Commands of fcntl(2) that concern a descriptor. The owner of its signals is not among them.
 const FCNTLS: [libc::c_int; 13] = [
     libc::F_DUPFD,
     libc::F_DUPFD_CLOEXEC,
@@ -242,7 +246,7 @@ const FCNTLS: [libc::c_int; 13] = [
     libc::F_GETPIPE_SZ,
 ];
 
-/// Where rustix finds the size of a page (linux/prctl.h).
+/// rustix reads the size of a page by this (linux/prctl.h).
 const PR_GET_AUXV: libc::c_int = 0x4155_5856;
 /// `PR_SET_VMA` names memory, `PR_SET_NAME` a thread.
 const PRCTLS: [libc::c_int; 5] = [
@@ -255,7 +259,7 @@ const PRCTLS: [libc::c_int; 5] = [
 
 const ALL: u32 = u32::MAX;
 
-/// An ioctl of this number, of whatever file.
+/// An ioctl with this number, on any file.
 fn ioctl(number: u32) -> Call {
     If {
         call: libc::SYS_ioctl,
@@ -265,13 +269,13 @@ fn ioctl(number: u32) -> Call {
     }
 }
 
-/// What changes names and attributes, by a path or by a file that is open for reading.
+/// The calls that change names and attributes, by a path or by a file that is open for reading.
 pub(super) fn changes() -> Vec<Call> {
     let calls = CHANGES.iter().map(|call| Any(*call));
     calls.chain(CHANGING_IOCTLS.map(ioctl)).collect()
 }
 
-/// What every confined process may call.
+/// The calls that every confined process may use.
 fn common() -> Vec<Call> {
     let calls = COMMON.iter().chain(OLDER).map(|call| Any(*call));
     let mut calls: Vec<Call> = calls.chain(changes()).collect();
@@ -292,7 +296,7 @@ fn common() -> Vec<Call> {
     one_of(libc::SYS_kill, 0, &[own]);
     one_of(libc::SYS_tgkill, 0, &[own]);
     one_of(libc::SYS_prlimit64, 0, &[0]);
-    // No code comes in.
+    // No new code may be mapped.
     let exec = libc::PROT_EXEC.cast_unsigned();
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         calls.push(If {
@@ -302,7 +306,7 @@ fn common() -> Vec<Call> {
             value: 0,
         });
     }
-    // Threads, and no processes or namespaces.
+    // Threads are allowed, but not processes or namespaces.
     let thread = libc::CLONE_THREAD | libc::CLONE_VM;
     let namespaces = libc::CLONE_NEWNS
         | libc::CLONE_NEWCGROUP
@@ -320,11 +324,11 @@ fn common() -> Vec<Call> {
     calls
 }
 
-/// Of a process that serves a mount.
+/// The calls of a process that serves a mount.
 pub(super) fn of_daemon(has_rings: bool) -> Vec<Call> {
     let mut calls = common();
     calls.extend(FUSE_IOCTLS.map(ioctl));
-    // The control socket. No open_by_handle_at(2): see `fuse::keeper`.
+    // The control socket. open_by_handle_at(2) is not allowed: see `fuse::keeper`.
     calls.push(Any(libc::SYS_accept4));
     if has_rings {
         calls.extend([libc::SYS_io_uring_setup, libc::SYS_io_uring_enter].map(Any));
@@ -338,22 +342,22 @@ pub(super) fn of_daemon(has_rings: bool) -> Vec<Call> {
     calls
 }
 
-/// The families of sockets with which servers are reached, and their addresses found: glibc asks
-/// the kernel (netlink) which families this machine has.
+/// The families of sockets that reach servers and find their addresses. glibc asks the kernel
+/// (netlink) for the families that this machine has.
 pub(super) const INTERNET: [u32; 3] = [
     libc::AF_INET.cast_unsigned(),
     libc::AF_INET6.cast_unsigned(),
     libc::AF_NETLINK.cast_unsigned(),
 ];
 
-/// Of those for all, what has to do with other processes.
+/// Of the calls for all processes, those that concern other processes.
 const OF_OTHERS: [libc::c_long; 3] = [
     libc::SYS_sched_setaffinity,
     libc::SYS_sched_setscheduler,
     libc::SYS_ioprio_set,
 ];
 
-/// As [`UNKNOWN`], for a command, which finds no file by its handle.
+/// As [`UNKNOWN`], for a command, which opens no file by its handle.
 pub(super) const UNKNOWN_TO_COMMANDS: &[libc::c_long] = &[
     libc::SYS_clone3,
     MAP_SHADOW_STACK,
@@ -361,11 +365,11 @@ pub(super) const UNKNOWN_TO_COMMANDS: &[libc::c_long] = &[
     libc::SYS_open_by_handle_at,
 ];
 
-/// Of a command that reads what nobody vouches for.
+/// The calls of a command that reads untrusted input.
 pub(super) fn of_command(network: bool) -> Vec<Call> {
     let mut calls = common();
     calls.retain(|call| !matches!(call, Any(number) if OF_OTHERS.contains(number)));
-    // Signals come to a thread through a pair of sockets.
+    // Signals reach a thread through a pair of sockets.
     calls.push(Any(libc::SYS_socketpair));
     if network {
         // libc loads modules to find addresses.

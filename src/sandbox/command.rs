@@ -1,9 +1,8 @@
-//! The sandbox of a command that reads what nobody vouches for: archives, what a registry sends,
-//! the metadata of stores.
+//! The sandbox of a command that reads untrusted input: archives, answers of registries, the
+//! metadata of stores.
 //!
-//! The process confines itself, and no child: all that comes after the first byte of those is to
-//! be confined too, so there would be nothing left for a parent to do but to pass signals, the
-//! terminal and the exit code on.
+//! The process confines itself, and has no confined child: everything after the first byte of such
+//! input is to be confined, so a parent would only forward signals, the terminal and the exit code.
 //!
 //! ```no_run
 //! use unionfs::sandbox::{Mode, command::Command};
@@ -29,7 +28,7 @@ use crate::sys::landlock::{Beneath, Network};
 use crate::sys::narrow::{self, KeptPath, Link};
 use crate::sys::{capabilities, landlock, seccomp};
 
-/// All that is kept; docs/ARCHITECTURE.md has the same table.
+/// All capabilities that are kept. docs/ARCHITECTURE.md has the same table.
 pub const KEPT: [Kept; 8] = [
     kept(
         CapabilitySet::CHOWN,
@@ -81,7 +80,7 @@ pub const KEPT: [Kept; 8] = [
     ),
 ];
 
-/// What a command may reach. Nothing at first.
+/// The files and hosts that a command may reach. It is empty at first.
 #[derive(Debug)]
 pub struct Command {
     mode: Mode,
@@ -92,7 +91,7 @@ pub struct Command {
 }
 
 impl Command {
-    /// A sandbox with nothing in it.
+    /// Creates an empty sandbox.
     pub fn new(mode: Mode) -> Self {
         Self {
             mode,
@@ -103,10 +102,10 @@ impl Command {
         }
     }
 
-    /// A sandbox that is entered quickly, for a process that only looks into stores and tells another
-    /// what it has found: without a mount namespace where Landlock is there, whose part it has then. What
-    /// Landlock does not know (modes, owners, xattrs), the filter refuses. Of processes the files
-    /// in /proc cannot be read, but for its own.
+    /// Creates a sandbox that is entered quickly, for a process that only reads stores and reports
+    /// what it finds. If Landlock is available, it replaces the mount namespace, and the filter
+    /// refuses what Landlock does not know (modes, owners, xattrs). The process can read only its
+    /// own files in /proc.
     pub fn quick(mode: Mode) -> Self {
         Self {
             quick: true,
@@ -114,13 +113,13 @@ impl Command {
         }
     }
 
-    /// How much is wanted.
+    /// Returns the mode.
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// A file, or a directory with all beneath it, may be read. The path is absolute and leads
-    /// through no symlinks.
+    /// Allows reading a file, or a directory with everything beneath it. The path is absolute and
+    /// has no symlinks.
     ///
     /// # Errors
     /// Those of openat2(2).
@@ -128,7 +127,7 @@ impl Command {
         self.place(path, |_| ())
     }
 
-    /// As [`Command::read`], and code may be loaded from there.
+    /// As [`Command::read`], and allows loading code from there.
     ///
     /// # Errors
     /// Those of openat2(2).
@@ -136,7 +135,7 @@ impl Command {
         self.place(path, |place| place.code = true)
     }
 
-    /// As [`Command::read`], and it may be changed.
+    /// As [`Command::read`], and allows changes.
     ///
     /// # Errors
     /// Those of openat2(2).
@@ -144,7 +143,7 @@ impl Command {
         self.place(path, |place| place.writable = true)
     }
 
-    /// There is a symlink at `path` that leads to `target`, both absolute.
+    /// Makes a symlink at `path` that leads to `target`. Both are absolute.
     pub fn link(&mut self, path: &Path, target: &Path) {
         self.links.push(Link {
             path: path.to_owned(),
@@ -166,21 +165,21 @@ impl Command {
         Ok(())
     }
 
-    /// Servers may be talked to over the internet protocols, and code that libc loads to find
-    /// their addresses may run.
+    /// Allows connections to servers over the internet protocols, and the code that libc loads to
+    /// find their addresses.
     pub fn talk(&mut self) {
         self.network = true;
     }
 
-    /// Enters the sandbox. To be called by the only thread, before anything is read and with no
-    /// directory open: a descriptor of one leads to where it always led. Those that the process was
-    /// started with are closed. The working directory is another one afterwards.
+    /// Enters the sandbox. The process must have one thread, and must not have read any input or
+    /// opened any directory: the descriptor of a directory leads where it led before. Descriptors
+    /// that the process was started with are closed. The working directory changes.
     ///
-    /// With [`Mode::Auto`] a part that the kernel or the caller's rights do not allow is left out;
-    /// the others hold.
+    /// With [`Mode::Auto`], a part that the kernel or the caller's rights do not allow is left out.
+    /// The other parts hold.
     ///
     /// # Errors
-    /// With [`Mode::Strict`] that of the part that is not possible.
+    /// With [`Mode::Strict`], the error of the part that is not possible.
     pub fn enter(self) -> io::Result<InForce> {
         let mut in_force = InForce::default();
         let mode = self.mode;
@@ -190,7 +189,7 @@ impl Command {
         let done = capabilities::set_no_new_privs();
         in_force.no_new_privs = part(mode, "no_new_privs", done)?.is_some();
         if self.quick && mode == Mode::Auto {
-            // There is only one try: what fails here fails below too.
+            // One try is enough: what fails here also fails below.
             in_force.landlock = self.restrict_files().ok();
         }
         if in_force.landlock.is_none() {
@@ -224,7 +223,7 @@ impl Command {
     }
 
     fn restrict_files(&self) -> io::Result<u32> {
-        // What it says of this process, and where locks are.
+        // The files about this process, and the directory of locks.
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let proc = if self.quick { "/proc/self" } else { "/proc" };
         let proc = rustix::fs::open(proc, flags, FileMode::empty());
@@ -249,7 +248,7 @@ impl Command {
 
 fn filter(network: bool, writes: bool) -> io::Result<()> {
     if !writes {
-        // As on a file system that is read-only.
+        // The error is that of a read-only file system.
         seccomp::refuse(&calls::changes(), Errno::ROFS)?;
     }
     if network {
@@ -258,7 +257,7 @@ fn filter(network: bool, writes: bool) -> io::Result<()> {
     seccomp::restrict(&calls::of_command(network), calls::UNKNOWN_TO_COMMANDS)
 }
 
-/// As for a daemon, but said to nobody: a plain user never has all parts.
+/// As for a daemon, but without a warning: a plain user never has all parts.
 fn part<T, E>(mode: Mode, what: &str, outcome: Result<T, E>) -> io::Result<Option<T>>
 where
     E: Into<io::Error>,

@@ -10,9 +10,9 @@ use super::{InForce, Kept, Mode, Needed, calls, kept, kept_for, names, part};
 use crate::sys::landlock::{Beneath, Network};
 use crate::sys::{capabilities, landlock, namespace, seccomp};
 
-/// All that is kept; docs/ARCHITECTURE.md has the same table. Not among them, as it might be
-/// expected: CAP_SYS_RESOURCE, without which the upper's file system holds us to the quota of a
-/// file's owner; CAP_SETUID and CAP_SETGID, since we never act as somebody else.
+/// All capabilities that are kept. docs/ARCHITECTURE.md has the same table. These are missing on
+/// purpose: CAP_SYS_RESOURCE, so that the upper's file system applies the quota of a file's owner;
+/// CAP_SETUID and CAP_SETGID, since the daemon never acts as another user.
 pub const KEPT: [Kept; 10] = [
     kept(
         CapabilitySet::CHOWN,
@@ -76,25 +76,26 @@ pub const KEPT: [Kept; 10] = [
     ),
 ];
 
-/// What the sandbox is to be.
+/// The settings of the sandbox.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Daemon<'a> {
-    /// How much is wanted.
+    /// The mode.
     pub mode: Mode,
-    /// Directories that are only read.
+    /// The directories that are only read.
     pub read: Vec<BorrowedFd<'a>>,
-    /// Directories that are changed; none, and the capabilities for that go too.
+    /// The directories that are changed. If there are none, the capabilities for changes are
+    /// dropped too.
     pub write: Vec<BorrowedFd<'a>>,
-    /// Whether [`super::layers::enclose`] has had them.
+    /// Whether [`super::layers::enclose`] has put the layers into private mounts.
     pub private_layers: bool,
-    /// Whether the kernel may be talked to over io_uring, past the filter of system calls. The
-    /// other parts hold there too.
+    /// Whether io_uring may be used for requests to the kernel, which the filter of system calls
+    /// does not see. The other parts hold for it.
     pub rings: bool,
 }
 
 impl<'a> Daemon<'a> {
-    /// A sandbox for a server whose layers are not private, without io_uring.
+    /// Creates a sandbox for a server whose layers are not private, without io_uring.
     #[must_use]
     pub fn new(mode: Mode, read: Vec<BorrowedFd<'a>>, write: Vec<BorrowedFd<'a>>) -> Self {
         Self {
@@ -106,11 +107,11 @@ impl<'a> Daemon<'a> {
         }
     }
 
-    /// Enters the sandbox. To be called when everything is open, by the only thread. Paths lead
-    /// nowhere then, except to `/proc`.
+    /// Enters the sandbox. The process must have one thread and must have opened everything that it
+    /// needs. Afterwards only paths in `/proc` lead somewhere.
     ///
     /// # Errors
-    /// With [`Mode::Strict`] that of the part that is not possible.
+    /// With [`Mode::Strict`], the error of the part that is not possible.
     pub fn enter(&self) -> io::Result<InForce> {
         let mut in_force = InForce::default();
         let mode = self.mode;
@@ -134,8 +135,9 @@ impl<'a> Daemon<'a> {
     }
 }
 
-/// Confines a process that makes a catalog beside a server: it reads layers and writes to one
-/// directory, which is its user's. To be called when everything is open, by the only thread.
+/// Confines a process that builds a catalog beside a server. It reads layers and writes to one
+/// directory of its user. The process must have one thread and must have opened everything that it
+/// needs.
 ///
 /// # Errors
 /// As [`Daemon::enter`].
@@ -182,7 +184,7 @@ fn confine(
 
 fn restrict_files(read: &[BorrowedFd<'_>], write: &[BorrowedFd<'_>]) -> io::Result<u32> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    // Our own descriptors are opened again through it, and callers' CPUs read.
+    // The process opens its own descriptors again through it, and reads the CPUs of callers.
     let proc = rustix::fs::open("/proc", flags, FileMode::empty())?;
     let mut places = vec![(proc.as_fd(), Beneath::Look)];
     places.extend(read.iter().map(|dir| (*dir, Beneath::Read)));

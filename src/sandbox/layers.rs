@@ -1,5 +1,5 @@
-//! The layers of a mount in mounts of their own ([`crate::layer::private`]): out of a layer leads no
-//! `..`, and a lower cannot be written. Landlock alone does not give that: it knows nothing of
+//! Private mounts for the layers of a mount ([`crate::layer::private`]): no `..` leads out of a
+//! layer, and a lower cannot be written. Landlock alone is not enough, because it does not restrict
 //! chmod(2), chown(2), setxattr(2), utimensat(2) and stat(2).
 
 use std::io;
@@ -11,12 +11,12 @@ use crate::layer::{LayerSpec, StackSpec, private};
 
 const WHAT: &str = "private mounts of the layers";
 
-/// Takes mounts of their own for the directories of `stack`, whose descriptors then are the only
-/// ones. Whether all have got one; where one has not, all stay as they are. With `no_atime`
-/// the upper is in one without access times, whatever the mode, where that is permitted.
+/// Replaces the directories of `stack` by private mounts of them. Returns whether all were
+/// replaced; if one cannot be, none is. With `no_atime` the upper gets a mount without access times
+/// in every mode, if that is permitted.
 ///
 /// # Errors
-/// With [`Mode::Strict`] the reason why there are none.
+/// With [`Mode::Strict`], the reason why private mounts are not possible.
 pub fn enclose(mode: Mode, stack: &mut StackSpec, no_atime: bool) -> io::Result<bool> {
     if mode == Mode::Off {
         if no_atime {

@@ -1,10 +1,10 @@
-//! What a process may do once it has what it needs: capabilities, mount namespace, Landlock and
-//! a system call filter, and who keeps which. The mechanisms are in [`crate::sys`]; here is the
-//! policy. Nothing else in the library needs it: a caller of the library that does not ask for a
-//! sandbox gets none.
+//! The rights of a process that has opened what it needs: capabilities, a mount namespace, Landlock
+//! and a filter of system calls, and which process keeps which. The mechanisms are in
+//! [`crate::sys`]; this is the policy. Nothing else in the library needs it: a program that does
+//! not ask for a sandbox gets none.
 //!
-//! Everything here holds for the calling thread and those it starts later, so it is entered
-//! while there is one thread. Nothing can be undone.
+//! A sandbox holds for the calling thread and threads that it starts later, so it is entered while
+//! there is one thread. It cannot be left.
 
 mod calls;
 pub mod command;
@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
-/// A capability that a confined process of root's keeps, and why.
+/// A capability that a confined process of root keeps, and the reason.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Kept {
@@ -26,18 +26,18 @@ pub struct Kept {
     pub capability: CapabilitySet,
     /// Its name in capabilities(7), without `CAP_`.
     pub name: &'static str,
-    /// Which processes need it.
+    /// The processes that need it.
     pub needed: Needed,
-    /// What fails without it.
+    /// The operation that fails without it.
     pub reason: &'static str,
 }
 
-/// Which processes need a capability.
+/// The processes that need a capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needed {
     /// All.
     Always,
-    /// Those that change something.
+    /// Those that change files.
     ToChange,
 }
 
@@ -55,7 +55,7 @@ const fn kept(
     }
 }
 
-/// Returns what of a table is kept: to read only, or also to change something.
+/// Returns the capabilities of a table that are kept for reading only, or also for changes.
 fn kept_for(table: &[Kept], writing: bool) -> CapabilitySet {
     let needed = |kept: &&Kept| writing || kept.needed == Needed::Always;
     let all = table.iter().filter(needed).map(|kept| kept.capability);
@@ -68,30 +68,30 @@ fn names(table: &[Kept], set: CapabilitySet) -> Vec<String> {
     held.map(|kept| kept.name.to_owned()).collect()
 }
 
-/// Option `sandbox=`.
+/// The option `sandbox=`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Mode {
-    /// no_new_privs, the few capabilities that are needed, an empty mount namespace, Landlock and a
-    /// filter of system calls, which kills the process. A part that cannot be had here is left out,
-    /// and a warning says so.
+    /// no_new_privs, the few capabilities that are needed, an empty mount namespace, Landlock, and
+    /// a filter of system calls that kills the process. A part that is not possible is left out
+    /// with a warning.
     #[default]
     Auto,
-    /// Nothing.
+    /// No sandbox.
     Off,
-    /// All of `Auto`, or an error that names what is missing.
+    /// All parts of `Auto`, or an error that names the missing part.
     Strict,
 }
 
-/// What is in force, as `stats` and `ps` show it.
+/// The parts that are in force, as `stats` and `ps` show them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct InForce {
-    /// No program it starts can gain rights.
+    /// No program that it starts can gain rights.
     pub no_new_privs: bool,
-    /// The capabilities it has kept.
+    /// The capabilities that it has kept.
     pub capabilities: Vec<String>,
-    /// It has a mount namespace that shows the layers only.
+    /// Its mount namespace shows only the layers.
     #[serde(default)]
     pub mount_namespace: bool,
     /// The layers are in private mounts: no `..` leads out of them, and lowers are read-only.
@@ -131,20 +131,19 @@ impl fmt::Display for InForce {
     }
 }
 
-/// Whether the process has been left where it must not go on: outside of its chroot.
+/// Whether the process is outside of its chroot and must end.
 fn is_final(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::NOTRECOVERABLE.raw_os_error())
 }
 
-/// A part of the sandbox: its outcome as `mode` has it. `None`: it is missing, and that is to be
-/// lived with.
+/// Returns the result of a part of the sandbox. `None`: the part is missing, which `mode` permits.
 fn part<T, E>(mode: Mode, what: &str, outcome: Result<T, E>) -> io::Result<Option<T>>
 where
     E: Into<io::Error>,
 {
     match outcome.map_err(Into::into) {
         Ok(done) => Ok(Some(done)),
-        // Where there is no way back nothing may go on.
+        // A process that cannot return must end.
         Err(error) if mode == Mode::Strict || is_final(&error) => {
             let text = match mode {
                 Mode::Strict => format!("sandbox=strict is not possible: {what}: {error}"),
@@ -153,7 +152,7 @@ where
             Err(io::Error::new(error.kind(), text))
         }
         Err(error) => {
-            // Only what could have been expected is worth a warning: a plain user has no more.
+            // A warning is given only for a part that could be expected. A plain user has no more.
             match error.kind() {
                 io::ErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => {
                     tracing::debug!(%error, "the sandbox lacks a part: {what}");
