@@ -1,5 +1,5 @@
-//! `unionfs catalog`: builds, checks, lists and removes catalogs; and which catalog the options of a
-//! mount choose.
+//! `unionfs catalog` builds, checks, lists and removes catalogs. This module also chooses the
+//! catalog of a mount from its options.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -88,17 +88,17 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     }
 }
 
-/// Layers, and where their catalog is.
+/// Layers and the place of their catalog.
 struct Target {
     stack: StackSpec,
     label: Label,
     path: PathBuf,
-    /// Keep the layers from being removed.
+    /// Locks that keep the layers from being removed.
     _held: Vec<std::fs::File>,
 }
 
-/// Enters the sandbox and finds what is meant there. `missing`: what becomes of a directory of the
-/// catalog that is not there.
+/// Enters the sandbox and finds the layers there. `missing` says what to do if the directory of the
+/// catalog does not exist.
 fn target(what: &What, root: Option<&Path>, missing: Missing) -> anyhow::Result<Target> {
     let mut cage = what.sandbox.cage("catalog")?;
     if !what.options.is_empty() {
@@ -136,7 +136,7 @@ fn of_directories_in(mut cage: Cage, what: &What, missing: Missing) -> anyhow::R
     for text in &what.options {
         options.parse(text).map_err(Usage::from)?;
     }
-    // Opened once more inside, by the paths they have.
+    // The layers are opened again inside, by their paths there.
     let stack = super::fuse_overlayfs_args::stack(&options, true)?;
     let found = |layers: &[LayerSpec], cage: &mut Cage| -> anyhow::Result<Vec<PathBuf>> {
         let paths = layers.iter().map(|layer| layer.path());
@@ -163,14 +163,14 @@ fn of_directories_in(mut cage: Cage, what: &What, missing: Missing) -> anyhow::R
 #[derive(Serialize)]
 struct BuildReport {
     path: String,
-    /// Layers it is of.
+    /// The number of layers.
     layers: usize,
-    /// Names in it.
+    /// The number of names.
     names: u64,
     directories: u64,
-    /// Names about which the layers are still asked.
+    /// The number of names that are still looked up in the layers.
     live: u64,
-    /// Bytes of the file.
+    /// The size of the file in bytes.
     bytes: u64,
 }
 
@@ -206,13 +206,13 @@ fn build(what: &What, root: Option<&Path>) -> anyhow::Result<()> {
     ))
 }
 
-/// How many differences `verify` shows.
+/// The maximum number of differences that `verify` shows.
 const SHOWN: usize = 100;
 
 #[derive(Serialize)]
 struct VerifyReport {
     path: String,
-    /// Why it would not be used at all.
+    /// The reason why no mount would use it.
     unusable: Option<String>,
     differences: Vec<DifferenceRow>,
 }
@@ -288,9 +288,9 @@ fn remove(what: &What, root: Option<&Path>) -> anyhow::Result<()> {
 #[derive(Serialize)]
 struct Row {
     path: String,
-    /// Bytes on the disk.
+    /// The disk space in bytes.
     bytes: u64,
-    /// Chain ID of the layers; none: it is not a catalog that this version reads.
+    /// The chain ID of the layers. None: this version cannot read the catalog.
     chain: Option<Digest>,
     store: Option<String>,
     driver: Option<String>,
@@ -328,7 +328,7 @@ fn list(args: &List) -> anyhow::Result<()> {
     print(&table.render())
 }
 
-/// The catalogs in our own store.
+/// Returns the catalogs in the own store.
 fn own_catalogs() -> Option<ImageCatalogs> {
     Environment::current()
         .own_root()
@@ -336,7 +336,7 @@ fn own_catalogs() -> Option<ImageCatalogs> {
         .map(ImageCatalogs::of)
 }
 
-/// What the catalog of a chain, as the options have it, has noted of its layers.
+/// Returns the note of a catalog about its layers. The options choose the catalog of the chain.
 pub(super) fn note(options: &MountOptions, chain: &Chain) -> Option<Vec<u8>> {
     match options.catalog {
         CatalogChoice::On => own_catalogs()?.note(chain),
@@ -344,7 +344,7 @@ pub(super) fn note(options: &MountOptions, chain: &Chain) -> Option<Vec<u8>> {
     }
 }
 
-/// The catalog of a mounted image, as the options have it.
+/// Returns the catalog of a mounted image, chosen by the options.
 pub(super) fn of_image(options: &MountOptions, chain: Option<Label>) -> Option<MountCatalog> {
     match &options.catalog {
         CatalogChoice::On => Some(own_catalogs()?.choose(chain?)),
@@ -352,7 +352,7 @@ pub(super) fn of_image(options: &MountOptions, chain: Option<Label>) -> Option<M
     }
 }
 
-/// The catalog of mounted directories: only one that is named.
+/// Returns the catalog of mounted directories, which exists only if it is named.
 pub(super) fn of_directories(options: &MountOptions) -> Option<MountCatalog> {
     match &options.catalog {
         CatalogChoice::File(path) => MountCatalog::file(path).ok(),
@@ -360,7 +360,7 @@ pub(super) fn of_directories(options: &MountOptions) -> Option<MountCatalog> {
     }
 }
 
-/// Removes a catalog; whether there was one.
+/// Removes a catalog. Returns whether there was one.
 pub(super) fn discard(path: &Path) -> anyhow::Result<bool> {
     directory::remove(path).with_context(|| format!("cannot remove the catalog {path:?}"))
 }

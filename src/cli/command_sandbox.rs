@@ -1,6 +1,6 @@
-//! Commands that read what nobody vouches for enter their sandbox here: before the first byte of
-//! it, and before there is a second thread. What is opened before is closed again; paths that are
-//! used afterwards are absolute and lead through no symlinks, since the working directory goes.
+//! Commands that read untrusted input enter their sandbox here, before its first byte and before
+//! there is a second thread. Directories that were opened before are closed. Later paths are
+//! absolute and have no symlinks, since the working directory changes.
 //!
 //! Invariant: nothing is granted that the command's row in [`super::sandbox_access`] does not have.
 
@@ -25,7 +25,7 @@ use unionfs::sys::walk::{self, Trust};
 
 const VARIABLE: &str = "UNIONFS_SANDBOX";
 
-/// Where libc finds the addresses of hosts, and the modules it loads for that.
+/// The files from which libc learns the addresses of hosts, and the modules that it loads for that.
 const ADDRESSES: [&str; 10] = [
     "/etc/resolv.conf",
     "/etc/hosts",
@@ -36,7 +36,7 @@ const ADDRESSES: [&str; 10] = [
     "/etc/protocols",
     "/etc/networks",
     "/etc/ld.so.cache",
-    // Who downloads a blob, for a message.
+    // The name of the program that downloads a blob, for a message.
     "/proc/locks",
 ];
 const LIBRARIES: [&str; 6] = [
@@ -48,7 +48,7 @@ const LIBRARIES: [&str; 6] = [
     "/gnu/store",
 ];
 
-/// How the sandbox of a command is chosen.
+/// The option that chooses the sandbox of a command.
 #[derive(Debug, clap::Args)]
 pub(super) struct SandboxArgs {
     /// Confine the command: auto (as far as the system allows), strict (fully, or fail), off [default: $UNIONFS_SANDBOX, else auto]
@@ -65,7 +65,7 @@ fn mode(text: &str) -> Result<Mode, String> {
     }
 }
 
-/// What becomes of a directory that is missing.
+/// What to do with a missing directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Missing {
     Make,
@@ -77,12 +77,12 @@ pub(super) enum Missing {
 pub(super) struct Cage {
     sandbox: Command,
     reach: &'static Reach,
-    /// Whether signals wait until what is half done has been taken away.
+    /// Whether signals wait until unfinished work has been removed.
     moves_images: bool,
 }
 
 impl SandboxArgs {
-    /// A sandbox with nothing in it, for a command that has a row.
+    /// Creates an empty sandbox for a command that has a row in the table.
     pub(super) fn cage(&self, command: &str) -> anyhow::Result<Cage> {
         let reach = sandbox_access::of(command).filter(|row| row.confined);
         Ok(Cage {
@@ -92,7 +92,7 @@ impl SandboxArgs {
         })
     }
 
-    /// Enters the sandbox of a command that reads stores and nothing else, and opens them.
+    /// Enters the sandbox of a command that only reads stores, and opens them.
     pub(super) fn stores(&self, command: &str, root: Option<&Path>) -> anyhow::Result<Stores> {
         let mut cage = self.cage(command)?;
         let places = cage.stores(root)?;
@@ -114,18 +114,19 @@ impl SandboxArgs {
 }
 
 impl Cage {
-    /// How much is wanted.
+    /// Returns the mode.
     pub(super) fn mode(&self) -> Mode {
         self.sandbox.mode()
     }
 
-    /// For a command that may be at it for long and leave something half done.
+    /// Marks a command that may run for long and leave something unfinished.
     pub(super) fn moves_images(mut self) -> Self {
         self.moves_images = true;
         self
     }
 
-    /// What is there may be read; its path from then on. The path is absolute and without symlinks.
+    /// Allows reading a path. Returns the path to use from then on, which is absolute and has no
+    /// symlinks.
     pub(super) fn read(&mut self, path: &Path) -> io::Result<PathBuf> {
         self.sandbox.read(path)?;
         Ok(path.to_owned())
@@ -137,7 +138,7 @@ impl Cage {
         Ok(())
     }
 
-    /// The stores may be read in which images are looked for; `root`: only there.
+    /// Allows reading the stores in which images are searched. `root`: only this store.
     pub(super) fn stores(&mut self, root: Option<&Path>) -> anyhow::Result<Places> {
         self.require(self.reach.stores, Use::Read, "stores")?;
         let places = Places::find(root, &Environment::current())?;
@@ -147,7 +148,7 @@ impl Cage {
         Ok(places)
     }
 
-    /// As [`Self::stores`], and the stores that read-write layers of these are on.
+    /// As [`Self::stores`], with the stores below the read-write layers of these.
     pub(super) fn stores_of_containers(&mut self, root: Option<&Path>) -> anyhow::Result<Places> {
         let mut places = self.stores(root)?;
         let others = confined_queries::sources(&places, self.mode())?;
@@ -163,8 +164,8 @@ impl Cage {
         self.sandbox.read(path).with_context(failed)
     }
 
-    /// The catalogs may be used as the row says: the root of our own store, in which they are.
-    /// `None` where there are none, unless the directory is to be made.
+    /// Allows using the catalogs as the row of the command says. Returns the root of the own store,
+    /// in which they are. `None`: there are none, and the directory is not to be made.
     pub(super) fn catalogs(&mut self, missing: Missing) -> anyhow::Result<Option<PathBuf>> {
         self.require(self.reach.catalogs, Use::Read, "catalogs")?;
         let own = Environment::current().own_root().ok();
@@ -185,7 +186,7 @@ impl Cage {
         Ok(Some(own))
     }
 
-    /// As [`Self::catalogs`], and the stores that they are of may be read.
+    /// As [`Self::catalogs`], and allows reading the stores that the catalogs describe.
     pub(super) fn catalogs_with_stores(&mut self) -> anyhow::Result<Option<PathBuf>> {
         let own = self.catalogs(Missing::Leave)?;
         if let Some(own) = &own {
@@ -196,8 +197,8 @@ impl Cage {
         Ok(own)
     }
 
-    /// A file may be replaced, and whatever else is in its directory: its path from then on. `missing`:
-    /// what becomes of a directory that is not there.
+    /// Allows replacing a file and all others in its directory. Returns the path to use from then
+    /// on. `missing` says what to do if the directory does not exist.
     pub(super) fn file_to_replace(
         &mut self,
         path: &Path,
@@ -219,7 +220,7 @@ impl Cage {
         Ok(dir.join(name))
     }
 
-    /// Our own store may be read, if there is one: its root.
+    /// Allows reading the own store, if it exists. Returns its root.
     pub(super) fn read_own(&mut self, root: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
         self.require(self.reach.own, Use::Read, "our own store")?;
         let Some(store) = own_store::existing(root)? else {
@@ -229,7 +230,7 @@ impl Cage {
         Ok(Some(store.root().to_owned()))
     }
 
-    /// Servers may be talked to.
+    /// Allows connections to servers.
     pub(super) fn talk(&mut self) -> anyhow::Result<()> {
         anyhow::ensure!(
             self.reach.network,
@@ -239,7 +240,7 @@ impl Cage {
         self.sandbox.talk();
         for (paths, code) in [(&ADDRESSES[..], false), (&LIBRARIES, true)] {
             for path in paths.iter().map(Path::new) {
-                // What is not there is not missed.
+                // A missing file needs no permission.
                 let Ok(place) = path.canonicalize() else {
                     continue;
                 };
@@ -257,7 +258,7 @@ impl Cage {
         Ok(())
     }
 
-    /// Enters it.
+    /// Enters the sandbox.
     pub(super) fn enter(self) -> anyhow::Result<()> {
         let in_force = self.sandbox.enter()?;
         tracing::debug!(%in_force, "sandbox entered");
@@ -267,17 +268,17 @@ impl Cage {
         Ok(())
     }
 
-    /// Enters it, and opens the stores.
+    /// Enters the sandbox and opens the stores.
     pub(super) fn enter_with_stores(self, places: Places) -> anyhow::Result<Stores> {
         self.enter()?;
         open(places)
     }
 
-    /// Enters it with our own store, which may be changed.
+    /// Enters the sandbox with the own store, which may be changed.
     pub(super) fn enter_with_own(mut self, store: Writable) -> anyhow::Result<Writable> {
         self.require(self.reach.own, Use::Write, "our own store")?;
         let root = store.root().to_owned();
-        // It holds directories open.
+        // The opened store holds directories.
         drop(store);
         let failed = || format!("cannot open {root:?}");
         self.sandbox.write(&root).with_context(failed)?;
@@ -309,14 +310,14 @@ impl Cage {
     }
 }
 
-/// Says what keeps stores from being found, once.
+/// Warns once about what keeps stores from being found.
 pub(super) fn warn_of(places: &mut Places) {
     for problem in places.take_skipped() {
         warn(problem);
     }
 }
 
-/// Opens the stores that were found, and says what keeps others from being read.
+/// Opens the stores that were found, and warns about those that cannot be read.
 pub(super) fn open(places: Places) -> anyhow::Result<Stores> {
     let stores = Stores::open(places)?;
     for problem in stores.skipped() {
@@ -325,19 +326,19 @@ pub(super) fn open(places: Places) -> anyhow::Result<Stores> {
     Ok(stores)
 }
 
-/// What a command reads.
+/// The input of a command.
 #[derive(Debug)]
 pub(super) enum Input {
     Stdin,
-    /// A file or a directory, which is opened inside of the sandbox.
+    /// A file or a directory. It is opened inside of the sandbox.
     At(PathBuf),
-    /// A FIFO, a device, a descriptor of the shell's.
+    /// A FIFO, a device, or a descriptor from the shell.
     Open(File),
 }
 
 impl Input {
-    /// That of `path`; standard input where there is none, or for `-`. `typed`: what is said when
-    /// that is a terminal.
+    /// Opens the input at `path`; without a path, and for `-`, standard input. `typed` is the
+    /// message if that is a terminal.
     pub(super) fn of(cage: &mut Cage, path: Option<&Path>, typed: &str) -> anyhow::Result<Self> {
         let Some(path) = path.filter(|path| *path != Path::new("-")) else {
             return if io::stdin().is_terminal() {
@@ -350,7 +351,8 @@ impl Input {
         opened.with_context(|| format!("cannot read {path:?}"))
     }
 
-    /// What root names is not what another user makes of it: symlinks of others are not followed.
+    /// Another user may not redirect a path that root gives: symlinks of other users are not
+    /// followed.
     fn named(cage: &mut Cage, path: &Path) -> io::Result<Self> {
         if walk::is_own_descriptor(path) && !path.is_dir() {
             return File::open(path).map(Self::Open);
@@ -368,7 +370,7 @@ impl Input {
                 Ok(Some(place)) => return Ok(Self::At(place)),
                 Err(error) if is_dir => return Err(error),
                 _ if is_dir => return Err(io::ErrorKind::NotFound.into()),
-                // A file without a name has nothing to be found by.
+                // A file without a name cannot be found by a path.
                 _ => {}
             }
         }

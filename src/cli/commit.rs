@@ -1,4 +1,4 @@
-//! `unionfs commit`: an image from what was changed.
+//! `unionfs commit` makes an image from changes.
 //!
 //! ```text
 //!  upper ──pack──► pipe ──unpack──► the new layer's files, tar-split, diff ID
@@ -59,13 +59,13 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let name = own_store::new_name(&args.image)?;
     let mut cage = args.sandbox.cage("commit")?;
-    // Before the stores are looked for: it may be the first.
+    // This happens before stores are searched: the own store may be the first.
     let store = own_store::open(root)?;
     let places = cage.stores_of_containers(root)?;
     let outside = Outside::start(None, Some(&places)).context("cannot start a process")?;
     let store = cage.enter_to_take_in(store)?;
     let store = own_store::lock(&store)?;
-    // Before the stores that are read: what it takes away waits for them.
+    // This happens before stores are read: the removal of leftovers waits for readers.
     let mut intake = store.begin_import();
     let stores = command_sandbox::open(places)?;
     let container = stores.container(&args.name)?;
@@ -100,7 +100,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     own_store::print_made(&id, &name, args.json)
 }
 
-/// The image below: the one that is recorded, else one with the same layers.
+/// Returns the image below: the recorded one, else one with the same layers.
 fn base_of(stores: &Stores, container: &Container) -> anyhow::Result<Option<Digest>> {
     if container.image.is_some() {
         return Ok(container.image);
@@ -134,7 +134,7 @@ fn draft(args: &Args, stores: &[&Store], base: Option<&Digest>) -> anyhow::Resul
     }
 }
 
-/// The diff IDs of the layers below, base first; those of another store are taken in.
+/// Returns the diff IDs of the layers below, base first. Layers of another store are copied.
 fn below(
     store: &Exclusive<'_>,
     intake: &mut ImportTransaction<'_>,

@@ -1,4 +1,4 @@
-//! `unionfs completions`: a shell's completion script.
+//! `unionfs completions` prints the completion script of a shell.
 
 use clap::CommandFactory as _;
 

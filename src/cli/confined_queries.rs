@@ -1,6 +1,6 @@
-//! Questions about stores that are answered by a confined copy of this process, because this one must
-//! go on outside of a sandbox: what stores say in JSON is parsed there, and only a short answer comes
-//! back, which is checked here.
+//! A confined copy of this process answers questions about stores, because this process must
+//! continue outside of a sandbox. The copy parses the JSON of the stores and returns only a short
+//! answer, which is checked here.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -18,21 +18,21 @@ use unionfs::sandbox::command::Command;
 use unionfs::store::Places;
 use unionfs::sys::daemon;
 
-/// The first byte of an answer that is one; any other is the exit code of a failure, and a message
+/// The first byte of an answer. Any other first byte is the exit code of a failure, and a message
 /// follows.
 const ANSWERED: u8 = 0;
 
-/// The code for a failure by [`NotUnpacked`]; no command exits with it.
+/// The code for a failure by [`NotUnpacked`]. No command exits with it.
 const NOT_UNPACKED: u8 = 255;
 
-/// How many other stores the read-write layers of ours may be on.
+/// The maximum number of other stores below the read-write layers of ours.
 const MAX_SOURCES: usize = 64;
 
-/// The answer of `work`, of at most so many bytes, which runs in a copy of this process inside of the
-/// sandbox. Without a sandbox it runs in this process.
+/// Runs `work` in a copy of this process inside of the sandbox, and returns its answer, which has
+/// at most this number of bytes. Without a sandbox, `work` runs in this process.
 ///
 /// # Errors
-/// The failure of `work`, as a line and an exit code; those of [`daemon::answer_of`].
+/// The failure of `work`, with its message and exit code; those of [`daemon::answer_of`].
 pub(super) fn ask(
     sandbox: Command,
     limit: u64,
@@ -53,7 +53,7 @@ pub(super) fn ask(
             Ok(answer) => [&[ANSWERED], &*answer].concat(),
             Err(e) => [&[code(&e)], error::line(&e).as_bytes()].concat(),
         };
-        // Nobody listens any more.
+        // The reader may be gone.
         let _ = File::from(out).write_all(&answer);
     });
     let answer = answer.context("the process that looks into the store has ended")?;
@@ -82,8 +82,8 @@ fn code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// The roots of other stores that read-write layers in these places are on. A root that is not a store
-/// is left out, whatever a record says.
+/// Returns the roots of other stores below the read-write layers in these places. A root that is
+/// not a store is left out, even if a record names it.
 pub(super) fn sources(places: &Places, mode: Mode) -> anyhow::Result<Vec<PathBuf>> {
     if mode == Mode::Off || !places.have_named() {
         return Ok(Vec::new());
@@ -95,11 +95,11 @@ pub(super) fn sources(places: &Places, mode: Mode) -> anyhow::Result<Vec<PathBuf
             .with_context(|| format!("cannot open {root:?}"))?;
     }
     let answer = ask(sandbox, 1 << 20, || Ok(joined(&places.sources())));
-    // A store that cannot be read is the command's to report.
+    // The command itself reports a store that cannot be read.
     Ok(stores_in(&answer.unwrap_or_default()))
 }
 
-/// The roots of the stores that there are catalogs of, in our own store at `own`.
+/// Returns the roots of the stores that have catalogs in our own store at `own`.
 pub(super) fn catalogued(own: &Path, mode: Mode) -> anyhow::Result<Vec<PathBuf>> {
     if mode == Mode::Off {
         return Ok(Vec::new());
@@ -120,7 +120,7 @@ fn joined(roots: &[PathBuf]) -> Vec<u8> {
     roots.join(&0)
 }
 
-/// The stores in an answer.
+/// Returns the stores in an answer.
 fn stores_in(answer: &[u8]) -> Vec<PathBuf> {
     let parts = answer.split(|byte| *byte == 0).take(MAX_SOURCES);
     let paths = parts.map(|part| Path::new(OsStr::from_bytes(part)));

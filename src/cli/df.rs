@@ -1,4 +1,4 @@
-//! `unionfs df`: what images and read-write layers take.
+//! `unionfs df` shows the disk space of images and read-write layers.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -32,15 +32,15 @@ pub(super) struct Args {
 #[derive(Serialize)]
 struct Report {
     images: Vec<ImageRow>,
-    /// Read-write layers made by mount --name.
+    /// The read-write layers made by mount --name.
     named: Vec<NamedRow>,
-    /// Bytes of all layers of images, each once.
+    /// The size of all layers of images, each counted once.
     layers: u64,
-    /// Bytes of all read-write layers.
+    /// The size of all read-write layers.
     read_write: u64,
-    /// Bytes of all catalogs.
+    /// The size of all catalogs.
     catalogs: u64,
-    /// Bytes that the next pull goes on with.
+    /// The size of unfinished downloads, which the next pull continues.
     downloads: u64,
 }
 
@@ -48,11 +48,11 @@ struct Report {
 struct ImageRow {
     id: String,
     names: Vec<String>,
-    /// Bytes of all layers.
+    /// The size of all layers.
     size: u64,
-    /// Bytes of the layers that other images have too.
+    /// The size of the layers that other images have too.
     shared: u64,
-    /// Bytes of the layers that no other image has.
+    /// The size of the layers that no other image has.
     own: u64,
     root: String,
 }
@@ -61,7 +61,7 @@ struct ImageRow {
 struct NamedRow {
     name: String,
     image: String,
-    /// Bytes on the disk.
+    /// The disk space in bytes.
     size: u64,
     root: String,
 }
@@ -85,7 +85,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let mut cage = args.sandbox.cage("df")?;
     let places = cage.stores(root)?;
     let catalogs = cage.catalogs(Missing::Leave)?;
-    // None of ours, as with --root of Docker.
+    // The given root is not a store of unionfs, as with --root of Docker.
     let own = cage.read_own(root).ok().flatten();
     let stores = cage.enter_with_stores(places)?;
     let mut listing = stores.images();

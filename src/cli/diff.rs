@@ -1,4 +1,4 @@
-//! `unionfs diff`: what was changed in a container or named layer.
+//! `unionfs diff` lists the changes in a container or named layer.
 
 use std::path::Path;
 
@@ -72,7 +72,7 @@ fn row(change: &Change) -> Row {
     }
 }
 
-/// A path on one line, from which its bytes can be told.
+/// Formats a path on one line, from which its bytes can be recovered.
 fn escape(path: &[u8], text: &mut String) {
     use std::fmt::Write as _;
     for chunk in path.utf8_chunks() {

@@ -1,10 +1,10 @@
-//! Names by digest beside tags: `app@sha256:…` says what a tag of `app` meant when it was pulled or
-//! pushed.
+//! Names by digest beside tags: `app@sha256:…` records the meaning of a tag of `app` when it was
+//! pulled or pushed.
 
 use unionfs::oci::Reference;
 use unionfs::store::Name;
 
-/// The names to show: those by digest only where their repository has no tag here.
+/// Returns the names to show. Names by digest are shown only if their repository has no tag here.
 pub(super) fn shown(names: &[Name]) -> impl Iterator<Item = &Name> {
     let has_tag = |repository: &str| {
         let mut tags = names.iter().filter(|name| name.tag.is_some());
@@ -14,8 +14,8 @@ pub(super) fn shown(names: &[Name]) -> impl Iterator<Item = &Name> {
     all.filter(move |name| name.tag.is_some() || !has_tag(&name.repository))
 }
 
-/// The names that are taken away with `asked`, and the others. As in Docker, a name by
-/// digest does not outlive the last tag of its repository.
+/// Splits names into those that are removed with `asked`, and the others. As in Docker, a name by
+/// digest is removed with the last tag of its repository.
 pub(super) fn split(names: &[Name], asked: &Reference) -> (Vec<Name>, Vec<Name>) {
     let repository = asked.familiar_name();
     let mut near = names.iter().filter(|n| n.repository == repository);

@@ -1,18 +1,18 @@
-//! How a command fails: one line on stderr and an exit code.
+//! The failures of commands: one line on stderr and an exit code.
 
 use std::fmt;
 
 use super::output::one_line;
 use unionfs::{fuse, store};
 
-/// Exit code of a command that failed.
+/// The exit code of a command that failed.
 pub(super) const FAILURE: u8 = 1;
-/// Exit code of a command line that makes no sense.
+/// The exit code of a wrong command line.
 pub(super) const USAGE: u8 = 2;
-/// Exit code when a mount does not answer in time.
+/// The exit code if a mount does not answer in time.
 pub(super) const SILENT: u8 = 3;
 
-/// A mistake in the command line itself: exit code 2.
+/// A wrong command line: exit code 2.
 #[derive(Debug)]
 pub(super) struct Usage(pub(super) String);
 
@@ -30,7 +30,7 @@ impl From<super::options::OptionError> for Usage {
     }
 }
 
-/// A failure that another process met and described.
+/// A failure of another process, with its message.
 #[derive(Debug)]
 pub(super) struct Relayed {
     pub(super) message: String,
@@ -45,7 +45,7 @@ impl fmt::Display for Relayed {
 
 impl std::error::Error for Relayed {}
 
-/// An image that containerd has pulled and not unpacked, as another process has said.
+/// An image that containerd has pulled but not unpacked. Another process has found it.
 #[derive(Debug)]
 pub(super) struct NotUnpacked(pub(super) Relayed);
 
@@ -57,13 +57,13 @@ impl fmt::Display for NotUnpacked {
 
 impl std::error::Error for NotUnpacked {}
 
-/// Whether it is about an image that is not unpacked.
+/// Whether the error is that an image is not unpacked.
 pub(super) fn is_not_unpacked(error: &anyhow::Error) -> bool {
     let of_store = error.downcast_ref::<store::Error>();
     matches!(of_store, Some(store::Error::NotUnpacked { .. })) || error.is::<NotUnpacked>()
 }
 
-/// The exit code for `error`.
+/// Returns the exit code for `error`.
 pub(super) fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(relayed) = error.downcast_ref::<Relayed>() {
         return relayed.code;
@@ -76,11 +76,11 @@ pub(super) fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// Characters of a message, at most: names in it may be hostile, and megabytes long.
+/// The maximum number of characters of a message. Names in it may be hostile and megabytes long.
 const LONGEST: usize = 4000;
 
-/// The whole chain of causes in one line of bounded length. A cause that its successor already
-/// quotes is not repeated.
+/// Formats the whole chain of causes in one line of bounded length. A cause is left out if the
+/// message before it quotes it already.
 pub(super) fn line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {

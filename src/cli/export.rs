@@ -1,4 +1,4 @@
-//! `unionfs export`: a tree as one flat tar.
+//! `unionfs export` writes a tree as one flat tar.
 
 use std::io::{self, BufWriter, IsTerminal as _};
 use std::path::{Path, PathBuf};
@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let Some(output) = output else {
         let out = BufWriter::new(tar.counted(stdout));
         match tree.pack_all(out) {
-            // Whoever reads the pipe has seen enough.
+            // The reader of the pipe has closed it.
             Err(changes::Error::Write { source, .. })
                 if source.kind() == io::ErrorKind::BrokenPipe =>
             {
@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the name means: a container, else an image.
+/// Finds the container with this name, else the image.
 fn stack(stores: &Stores, name: &str, outside: &Outside) -> anyhow::Result<StackSpec> {
     match stores.container(name) {
         Ok(container) => {

@@ -1,7 +1,7 @@
-//! The call other programs make: `PROG [SOURCE] TARGET -o lowerdir=…`, as fuse-overlayfs, mount(8)
-//! helpers and mount.fuse3 are called.
+//! The command line of other programs: `PROG [SOURCE] TARGET -o lowerdir=…`, as for fuse-overlayfs,
+//! mount(8) helpers and mount.fuse3.
 //!
-//! `unionfs images` and the like never come here: a subcommand is recognised first.
+//! Subcommands such as `unionfs images` are recognised first and never come here.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -13,14 +13,14 @@ use super::options::{Markers, MountOptions};
 use super::{catalog, mount_checks, output};
 use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
 
-/// As whom the program is called.
+/// The name by which the program was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Persona {
-    /// Under any other name.
+    /// Any other name.
     Unionfs,
-    /// `fuse-overlayfs`: programs parse our version.
+    /// `fuse-overlayfs`: callers parse the version.
     FuseOverlayfs,
-    /// `mount.unionfs`, `mount.fuse…`: called by mount(8) as `PROG SOURCE TARGET [-sfnv] -o …`.
+    /// `mount.unionfs`, `mount.fuse…`: mount(8) calls `PROG SOURCE TARGET [-sfnv] -o …`.
     MountHelper,
 }
 
@@ -35,7 +35,7 @@ impl Persona {
     }
 }
 
-/// What the arguments ask for.
+/// The parsed arguments.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Call {
     options: MountOptions,
@@ -46,11 +46,11 @@ struct Call {
     debug: bool,
     help: bool,
     version: bool,
-    /// mount(8) `-f`: check everything, mount nothing.
+    /// mount(8) `-f`: check everything, but do not mount.
     fake: bool,
 }
 
-/// Whether `args` (program name first) are such a call; `commands` are the subcommands.
+/// Whether `args` (program name first) have this form. `commands` are the subcommands.
 pub(super) fn recognise(args: &[OsString], is_command: impl Fn(&OsStr) -> bool) -> Option<Persona> {
     let program = args.first()?;
     match Persona::of(program) {
@@ -68,7 +68,7 @@ pub(super) fn recognise(args: &[OsString], is_command: impl Fn(&OsStr) -> bool) 
     }
 }
 
-/// Runs the call.
+/// Runs the command line.
 pub(super) fn run(persona: Persona, args: &[OsString]) -> anyhow::Result<()> {
     let call = parse(persona, args.get(1..).unwrap_or_default())?;
     if call.help {
@@ -114,7 +114,7 @@ Example:
 See unionfs help for images and everything else.
 ";
 
-/// Parsers look for a version of at least 1.10 behind the last space of this very line.
+/// Callers look for a version of at least 1.10 behind the last space of exactly this line.
 fn version(persona: Persona) -> String {
     let ours = format!("unionfs {}\n", env!("CARGO_PKG_VERSION"));
     match persona {
@@ -151,7 +151,7 @@ fn unknown(arg: &OsStr) -> Usage {
 }
 
 impl Call {
-    /// Letters may stand together (`-fd`); what follows an `o` is its argument.
+    /// Letters may be joined (`-fd`). The text after an `o` is its argument.
     fn letters<'a>(
         &mut self,
         persona: Persona,
@@ -173,13 +173,14 @@ impl Call {
                     self.texts.push(text);
                     return Ok(());
                 }
-                // mount(8): namespace and type; the type is known, the namespace entered.
+                // mount(8) gives namespace and type. The type is known, and the namespace was
+                // entered.
                 b't' | b'N' if mount_helper => return argument().map(|_| ()),
                 b'f' if mount_helper => self.fake = true,
                 b'n' | b'v' if mount_helper => {}
                 b'f' => self.foreground = true,
                 b'd' => self.debug = true,
-                // libfuse's single thread, mount(8)'s tolerance of unknown options.
+                // These are libfuse's single thread, and mount(8)'s tolerance of unknown options.
                 b's' => {}
                 b'h' => self.help = true,
                 b'V' => self.version = true,
@@ -193,7 +194,7 @@ impl Call {
 fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
     call.options.check().map_err(Usage::from)?;
     if persona == Persona::FuseOverlayfs {
-        // Uppers go to and fro between it and us, and it follows no redirects.
+        // Both programs use the same uppers, and fuse-overlayfs follows no redirects.
         call.options.redirect_dir.get_or_insert(false);
     }
     let (source, mountpoint) = match call.positionals.as_slice() {
@@ -206,7 +207,7 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
     };
     let source = match (&call.options.fsname, source) {
         (Some(name), _) => name.clone(),
-        // mount.fuse3 passes a type or anything here; mount(8) what the user wrote.
+        // mount.fuse3 passes a type or any text here, and mount(8) the source that the user gave.
         (None, Some(name))
             if persona == Persona::MountHelper && mount_checks::is_plain_source(name) =>
         {
@@ -237,7 +238,7 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
     })
 }
 
-/// The stack as the options name it, its paths resolved.
+/// Returns the stack of the options, with resolved paths.
 pub(super) fn stack(options: &MountOptions, read_only: bool) -> anyhow::Result<StackSpec> {
     if options.lowers.is_empty() {
         return Err(Usage("no lower layers given: add -o lowerdir=TOP:…:BOTTOM".into()).into());
@@ -272,7 +273,7 @@ pub(super) fn stack(options: &MountOptions, read_only: bool) -> anyhow::Result<S
     };
     let upper = layer("upper directory", upper)?;
     if read_only {
-        // Shown, but nothing is written, so nothing is locked and no work directory needed.
+        // The upper is shown but not written, so it needs no lock and no work directory.
         stack.lowers.insert(0, upper);
         return Ok(stack);
     }

@@ -1,4 +1,4 @@
-//! `unionfs history`: how an image was built.
+//! `unionfs history` shows the build steps of an image.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ pub(super) struct Args {
     sandbox: SandboxArgs,
 }
 
-/// Characters of a command that are shown, as in `docker history`.
+/// The number of characters of a command that are shown, as in `docker history`.
 const COMMAND: usize = 60;
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
@@ -58,7 +58,7 @@ fn table(rows: &[HistoryRow], whole: bool) -> String {
     table.render()
 }
 
-/// The day of an RFC 3339 time.
+/// Returns the day of an RFC 3339 time.
 pub(super) fn day(created: Option<&str>) -> String {
     let day = created.and_then(|time| time.split('T').next());
     day.filter(|day| !day.is_empty()).unwrap_or("-").to_owned()

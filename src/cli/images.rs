@@ -1,4 +1,4 @@
-//! `unionfs images`: what is in the stores.
+//! `unionfs images` lists the images in the stores.
 
 use std::path::Path;
 
@@ -33,14 +33,14 @@ struct Row<'a> {
     id: String,
     names: &'a [Name],
     created: Option<&'a str>,
-    /// Whether its layers are directories. Else they are on thin devices, or there are only their blobs, whose
-    /// sizes are not known.
+    /// Whether its layers are directories. Otherwise they are on thin devices, or only their blobs
+    /// exist, whose sizes are not known.
     unpacked: bool,
-    /// Number of layers.
+    /// The number of layers.
     layers: usize,
-    /// Bytes of all layers.
+    /// The size of all layers.
     size: u64,
-    /// Bytes of the layers no other image of the store has.
+    /// The size of the layers that no other image of the store has.
     unshared: u64,
     driver: &'static str,
     root: String,
@@ -113,7 +113,7 @@ fn table(images: &[&Image]) -> String {
     table.render()
 }
 
-/// Damaged images do not hide the others, but they are a failure.
+/// Damaged images do not hide the others, but the command fails.
 pub(super) fn complain(listing: &Listing) -> anyhow::Result<()> {
     let Some((last, others)) = listing.problems.split_last() else {
         return Ok(());

@@ -1,4 +1,4 @@
-//! `unionfs import`: a root file system as an image of our own store.
+//! `unionfs import` makes an image of the own store from a root file system.
 
 use std::fs::{File, Metadata};
 use std::io::{Read, Write};
@@ -120,14 +120,14 @@ fn from_tar(
     Ok(id)
 }
 
-/// Packs the directory as if it were the only layer, and takes that tar in, both at once.
+/// Packs the directory like a single layer and unpacks that tar into the store at the same time.
 fn from_directory(
     store: &Exclusive<'_>,
     dir: &Path,
     import: &Import<'_>,
     items: &Items,
 ) -> anyhow::Result<Digest> {
-    // Files called .wh.x and device 0:0 are what they are.
+    // Files called .wh.x and devices 0:0 are ordinary files here.
     let layer = LayerSpec::open(dir, Dialect::KERNEL)?;
     let tree = Tree::open(&StackSpec {
         lowers: vec![layer],
@@ -149,7 +149,7 @@ fn from_directory(
     Ok(id)
 }
 
-/// The mode of the layer's own directory, if not everybody may enter it.
+/// Returns the mode of the root directory of the layer, if other users may not enter it.
 fn mode_for_its_owner(staged: &StagedLayer<'_>) -> Option<u32> {
     let dir = File::from(staged.diff().try_clone_to_owned().ok()?);
     let mode = dir.metadata().ok()?.permissions().mode() & 0o7777;

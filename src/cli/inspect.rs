@@ -1,4 +1,4 @@
-//! `unionfs inspect`: everything known of one image.
+//! `unionfs inspect` shows an image.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -59,7 +59,7 @@ fn describe(image: &Image) -> String {
     line("Driver", image.driver);
     let run = config.config.as_ref().and_then(|value| value.as_object());
     for (key, value) in run.into_iter().flatten() {
-        // What is empty or absent says nothing; --json has it.
+        // Empty fields are left out. --json has them.
         let empty = value.is_null()
             || value == false
             || value.as_str() == Some("")

@@ -1,6 +1,6 @@
-//! SIGINT, SIGTERM and SIGHUP for the commands that move images: what is half done is taken away
-//! first, then the process dies of the signal, as its caller expects. A second signal does not wait;
-//! what that leaves, the next command that takes images in sweeps away.
+//! SIGINT, SIGTERM and SIGHUP for the commands that move images. Unfinished work is removed first.
+//! Then the signal ends the process, as its caller expects. A second signal does not wait. The next
+//! command that takes images in removes what is left then.
 
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,14 +11,13 @@ use signal_hook::iterator::Signals;
 
 use unionfs::sys::interrupt;
 
-/// What the user is told at the end, whatever ends the command.
+/// The last message to the user, whatever ends the command.
 type Note = Box<dyn Fn() -> Option<String> + Send>;
 
 static NOTE: Mutex<Option<Note>> = Mutex::new(None);
 static ENDED: AtomicBool = AtomicBool::new(false);
 
-/// From now on signals are handled so. One that the caller wants ignored, as nohup(1) does, stays
-/// ignored.
+/// Handles signals from now on. A signal that the caller ignores, as nohup(1) does, stays ignored.
 pub(super) fn watch() {
     let ignored = ignored();
     let wanted = [SIGINT, SIGTERM, SIGHUP];
@@ -40,7 +39,7 @@ pub(super) fn watch() {
     }
 }
 
-/// The signals that this process ignores, by bit.
+/// Returns the signals that this process ignores, by bit.
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -48,12 +47,12 @@ fn ignored() -> u64 {
         .unwrap_or(0)
 }
 
-/// Something that is to be said when the command fails or is interrupted.
+/// Sets the message for a command that fails or is interrupted.
 pub(super) fn note(text: impl Fn() -> Option<String> + Send + 'static) {
     *NOTE.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(text));
 }
 
-/// A line for the user, with that at its end.
+/// Appends that message to a line for the user.
 pub(super) fn with_note(line: &str) -> String {
     let note = NOTE.lock().unwrap_or_else(PoisonError::into_inner).take();
     match note.and_then(|note| note()) {
@@ -62,16 +61,16 @@ pub(super) fn with_note(line: &str) -> String {
     }
 }
 
-/// Dies of the signal; everything has been taken away, or nobody waits for that.
+/// Ends the process by the signal. Everything has been removed, or a second signal came.
 pub(super) fn end(signal: i32) -> ! {
     if ENDED.swap(true, Ordering::SeqCst) {
-        // Another thread is at it.
+        // Another thread does it already.
         loop {
             std::thread::park();
         }
     }
     let line = with_note("interrupted");
-    // Whether or not anybody reads it.
+    // A failure to write does not matter.
     let _ = writeln!(std::io::stderr(), "unionfs: {line}");
     let _ = signal_hook::low_level::emulate_default_handler(signal);
     std::process::exit(128 + signal)

@@ -1,5 +1,5 @@
-//! From a request to a live mount: checks, then a daemon (or this very process with `-f`) that
-//! builds the union, mounts it and serves it.
+//! From a request to a live mount: this module makes checks, then starts a daemon (with `-f`, it
+//! uses this process) that builds the union, mounts it and serves it.
 //!
 //! ```text
 //! caller ─ unionfs ─ checks ─ fork ┬─ daemon: union, mount, serve ── unmounted ─ exit
@@ -32,7 +32,7 @@ use unionfs::sandbox::{self, Mode};
 use unionfs::sys::daemon::{Side, daemonize};
 use unionfs::union::{self, Union};
 
-/// A mount to be made; all paths are resolved, and the mountpoint is checked.
+/// A requested mount. All paths are resolved, and the mountpoint is checked.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) stack: StackSpec,
@@ -42,12 +42,12 @@ pub(super) struct Request {
     pub(super) source: OsString,
     /// The image or container, for `unionfs ps`.
     pub(super) image: Option<String>,
-    /// The image's ID, where it is known.
+    /// The ID of the image, if it is known.
     pub(super) image_id: Option<Digest>,
-    /// Locks that keep the layers from being removed until the mount is live; dropped
-    /// before `fresh`, which may want them.
+    /// Locks that keep the layers from being removed until the mount is live. They are dropped
+    /// before `fresh`, which may need them.
     pub(super) held: Vec<File>,
-    /// An upper made for this mount.
+    /// An upper that was made for this mount.
     pub(super) fresh: Option<Fresh>,
     pub(super) foreground: bool,
     pub(super) debug: bool,
@@ -58,13 +58,12 @@ pub(super) struct Request {
     pub(super) catalog: Option<MountCatalog>,
 }
 
-/// Checks the request and mounts nothing.
+/// Checks the request without mounting.
 pub(super) fn check(request: Request) -> anyhow::Result<()> {
     mount_checks::stack(&request.stack, &request.target.path)
 }
 
-/// Mounts. Returns once the mount answers; in the foreground and in the daemon, once it
-/// has been unmounted.
+/// Mounts. Returns when the mount answers; in the foreground and in the daemon, after the unmount.
 pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
     mount_checks::stack(&request.stack, &request.target.path)?;
     if request.foreground {
@@ -74,13 +73,13 @@ pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
             text.map_or(Ok(()), |text| super::output::print(&text))
         });
     }
-    // No other thread may live here: see `daemonize`.
+    // There must be no other thread: see `daemonize`.
     let keep = request.stack.dirs().map(|dir| dir.as_fd());
     match daemonize(&keep.collect::<Vec<_>>()).context("cannot start the daemon")? {
         Side::Parent { daemon, reply } => {
-            // On failure the daemon is gone, and dropping the request removes its upper.
+            // After a failure the daemon has ended, and dropping the request removes its upper.
             await_daemon(daemon, reply)?;
-            // Hundreds of descriptors, which the end of this process closes at once.
+            // These may be hundreds of descriptors, which the end of this process closes at once.
             std::mem::forget(request.stack);
             let Some(fresh) = request.fresh else {
                 return Ok(());
@@ -90,7 +89,8 @@ pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
             text.map_or(Ok(()), |text| super::output::print(&text))
         }
         Side::Daemon { reply } => {
-            // They lead nowhere here. The other process holds them until the mount is live.
+            // These descriptors lead to /dev/null here. The other process holds them until the
+            // mount is live.
             request.held.clear();
             if let Some(fresh) = &mut request.fresh {
                 fresh.leave_named();
@@ -100,8 +100,8 @@ pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
     }
 }
 
-/// The daemon's life. Errors before the mount is live go to the waiting parent, later
-/// ones to the log.
+/// Runs the daemon. Errors before the mount is live go to the waiting parent, later errors to the
+/// log.
 fn daemon(request: Request, reply: File) -> anyhow::Result<()> {
     let mut reply = Some(reply);
     let outcome = (|| {
@@ -112,7 +112,7 @@ fn daemon(request: Request, reply: File) -> anyhow::Result<()> {
             logging::to_system();
         }
         serve(request, || {
-            // Nobody reads when the parent was killed: then nobody wants the mount.
+            // If the parent was killed, there is no reader, and the mount is not wanted.
             let mut reply = reply.take().context("started twice")?;
             reply
                 .write_all(&[LIVE])
@@ -129,8 +129,8 @@ fn daemon(request: Request, reply: File) -> anyhow::Result<()> {
     outcome
 }
 
-/// The byte a daemon writes once it serves; any other is the exit code of its failure,
-/// followed by the message.
+/// The byte that a daemon writes when it serves. Any other byte is the exit code of its failure,
+/// and the message follows.
 const LIVE: u8 = 0;
 
 fn await_daemon(daemon: Pid, reply: OwnedFd) -> anyhow::Result<()> {
@@ -141,7 +141,7 @@ fn await_daemon(daemon: Pid, reply: OwnedFd) -> anyhow::Result<()> {
     if answer == [LIVE] {
         return Ok(());
     }
-    // It is about to end: what it leaves must be gone when we return.
+    // The daemon is about to end. It must have cleaned up before this process returns.
     let status = rustix::process::waitpid(Some(daemon), WaitOptions::empty());
     let relayed = match answer.split_first() {
         Some((&code, message)) => Relayed {
@@ -162,27 +162,26 @@ fn await_daemon(daemon: Pid, reply: OwnedFd) -> anyhow::Result<()> {
     Err(relayed.into())
 }
 
-/// Builds the union, mounts and serves it; `live` is called when the mount answers, and
-/// its failure ends the mount. Returns after the unmount.
+/// Builds the union, mounts it and serves it. Calls `live` when the mount answers; if `live` fails,
+/// the mount ends. Returns after the unmount.
 fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    // The modes that callers ask for are the modes files get: the kernel has applied
-    // their umask already.
+    // Files get exactly the modes that callers ask for: the kernel has applied their umask already.
     rustix::process::umask(rustix::fs::Mode::empty());
-    // No directory is kept busy by our working there. All paths are absolute by now.
+    // The working directory must not keep a file system busy. All paths are absolute by now.
     std::env::set_current_dir("/").context("cannot change to /")?;
     fuse::raise_nofile_limit();
     unionfs::sys::memory::limit_arenas();
     let fresh = request.fresh.take();
-    // After `fresh`, so it is dropped before.
+    // This is declared after `fresh`, so it is dropped before.
     let mut held = std::mem::take(&mut request.held);
-    // Asked once: what is asked for and what is allowed must agree.
+    // The answer is used for all decisions below, so that they agree.
     request.options.transport = transport(request.options.transport);
     let config = config(&request);
     let options = union::Options {
         noatime: config.flags.contains(MountFlags::NOATIME),
         volatile: request.options.volatile,
         redirect_dir: request.options.redirect_dir,
-        // The kernel may be handed files of a lower. `auto` never does that.
+        // The kernel may get files of a lower. `auto` never does that.
         sealed: request.options.io == Some(IoPolicy::Passthrough),
         names: request
             .catalog
@@ -194,7 +193,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let mode = request.options.sandbox;
     let private = sandbox::layers::enclose(mode, &mut request.stack, options.noatime)?;
     let union = Union::new(&request.stack, options).map_err(|e| explain(e, &request.stack))?;
-    // One that is missing, stale or of an older version is made for the next mount.
+    // A missing, stale or older catalog is built for the next mount.
     let wanted = request.catalog.take();
     let wanted = wanted.filter(|catalog| catalog.is_outdated() || !union.is_catalogued());
     let building =
@@ -216,7 +215,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
             Ok(()) => building.iter().for_each(BackgroundBuild::begin),
             Err(e) => {
                 tracing::error!("{}", error::line(&e));
-                // The way every mount ends: the handler unmounts.
+                // Every mount ends in this way: the handler unmounts.
                 let _ = rustix::process::kill_process(
                     rustix::process::getpid(),
                     rustix::process::Signal::TERM,
@@ -229,14 +228,15 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     Ok(served?)
 }
 
-/// Where root's lock files go. Without that directory a mount has only the locks of its directories.
+/// Returns the directory of root's lock files. Without it, a mount has only the locks of its
+/// directories.
 fn locks() -> Option<Arc<OwnedFd>> {
     let opened = fuse::runtime::lock_directory();
     let warned = opened.inspect_err(|error| tracing::warn!(%error, "no lock files"));
     warned.ok().flatten().map(Arc::new)
 }
 
-/// What becomes of an upper made for a mount, when that has ended.
+/// What happens to an upper that was made for a mount, when the mount has ended.
 fn end_fresh(fresh: Option<Fresh>, had_answered: bool) {
     match fresh {
         Some(fresh) if had_answered => fresh.after_unmount(),
@@ -256,8 +256,8 @@ fn in_sandbox<'a>(
     daemon
 }
 
-/// The transport to ask for. io_uring goes past the filter of system calls, so that it is allowed
-/// only where it is used: not if the kernel would not offer it.
+/// Returns the transport to use. io_uring bypasses the filter of system calls, so the filter allows
+/// it only if it will be used: not if the kernel does not offer it.
 fn transport(asked: Option<Transport>) -> Option<Transport> {
     match asked {
         None if !fuse::offers_rings() => Some(Transport::Classic),
@@ -287,7 +287,8 @@ fn config(request: &Request) -> MountConfig {
     config.fsname.clone_from(&request.source);
     config.transport = request.options.transport;
     config.flags.set(MountFlags::RDONLY, request.read_only);
-    // What an image holds is not of this machine: `suid` and `dev` below believe it.
+    // Files of an image are not trusted like files of this machine. `suid` and `dev` below trust
+    // them.
     let restricted = MountFlags::NOSUID | MountFlags::NODEV;
     config.flags.set(restricted, request.image.is_some());
     for option in &request.options.other {

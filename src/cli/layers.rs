@@ -1,4 +1,4 @@
-//! `unionfs layers`: the tree of layers, with sizes and who shares them.
+//! `unionfs layers` shows the tree of layers, with their sizes and the images that share them.
 
 use std::path::Path;
 
@@ -38,7 +38,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     } else {
         print(&table(&tree.nodes))?;
     }
-    // Damage elsewhere is no concern of one image's layers.
+    // Damage elsewhere does not matter for the layers of one image.
     if image.is_some() {
         return Ok(());
     }
@@ -64,15 +64,15 @@ fn table(nodes: &[LayerNode]) -> String {
     table.render()
 }
 
-/// The lines before each node. A chain of only children keeps its column: an image of
-/// forty layers would otherwise leave the screen.
+/// Returns the lines before each node. A chain of only children keeps its column, because the
+/// layers of an image with forty layers would otherwise not fit on the screen.
 fn branches(nodes: &[LayerNode]) -> Vec<String> {
     let depths: Vec<usize> = nodes.iter().map(|node| node.depth).collect();
     draw(&depths)
 }
 
 fn draw(depths: &[usize]) -> Vec<String> {
-    // For each open ancestor: whether it has several children, and how many are to come.
+    // For each open ancestor: whether it has several children, and how many remain.
     let children = |at: usize| {
         let below = depths[at + 1..].iter().take_while(|d| **d > depths[at]);
         below.filter(|d| **d == depths[at] + 1).count()

@@ -1,4 +1,4 @@
-//! `unionfs load`: images of an archive into our own store.
+//! `unionfs load` stores images of an archive in the own store.
 
 use std::path::{Path, PathBuf};
 
@@ -149,7 +149,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     print(&text)
 }
 
-/// Says that device nodes are files.
+/// Warns that device nodes are stored as files.
 pub(super) fn warn_of_devices(count: u64) {
     if count > 0 {
         warn(format_args!(
@@ -159,9 +159,10 @@ pub(super) fn warn_of_devices(count: u64) {
     }
 }
 
-/// The repository of images that only have a tag: the archive's file name without what says its kind.
+/// Returns the repository for images that only have a tag: the name of the archive without its
+/// suffix.
 fn repository(archive: &Path) -> Option<String> {
-    // `.` and `..` have none of their own.
+    // The names `.` and `..` give no repository.
     let full = archive.canonicalize().ok()?;
     let name = full.file_name()?.to_str()?.to_ascii_lowercase();
     let kinds = [".gz", ".zst", ".xz", ".bz2", ".tar", ".tgz", ".oci"];

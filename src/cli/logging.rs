@@ -1,8 +1,8 @@
-//! Where log lines go: standard error in the foreground; for a daemon the system's log, or with `-d`
-//! or `UNIONFS_LOG` a file beside the mount's record. A line about a request ends with its operation,
-//! inode and process. Set up once per process, by `launch`.
+//! The destination of log lines: standard error in the foreground; for a daemon the log of the
+//! system, or with `-d` or `UNIONFS_LOG` a file beside the record of the mount. A line about a
+//! request ends with its operation, inode and process. `launch` sets it up once per process.
 //!
-//! `UNIONFS_LOG` holds a filter as tracing-subscriber has it: `debug`, `unionfs=trace`.
+//! `UNIONFS_LOG` contains a filter of tracing-subscriber: `debug`, `unionfs=trace`.
 
 use std::fmt;
 use std::fs::File;
@@ -20,12 +20,12 @@ use unionfs::fuse;
 
 const VARIABLE: &str = "UNIONFS_LOG";
 
-/// Whether a daemon is to write a log file.
+/// Whether a daemon writes a log file.
 pub(super) fn is_wanted(debug: bool) -> bool {
     debug || std::env::var_os(VARIABLE).is_some_and(|filter| !filter.is_empty())
 }
 
-/// Logs to standard error; without a filter, warnings and errors only.
+/// Logs to standard error. Without a filter, only warnings and errors are logged.
 pub(super) fn to_stderr(debug: bool) {
     start(filter(debug), Format::default(), io::stderr);
 }
@@ -36,8 +36,8 @@ pub(super) fn to_file(debug: bool, file: File) {
     start(filter(debug), Format::default(), writer);
 }
 
-/// Logs warnings and errors to the system's log, which adds the time; to nowhere where the system
-/// has none.
+/// Logs warnings and errors to the log of the system, which adds the time. If the system has no
+/// log, the lines are lost.
 pub(super) fn to_system() {
     if let Some(log) = SystemLog::connect() {
         let format = Format::default().without_time().with_level(false);
@@ -57,7 +57,7 @@ where
     F: FormatEvent<Registry, DefaultFields> + Send + Sync + 'static,
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    // Fails only where a library user has set another logger up: that one is used.
+    // This fails only if a user of the library has set another logger up, which is then used.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
@@ -66,8 +66,8 @@ where
         .try_init();
 }
 
-/// A format whose lines end with the request during which they were written, if any. File names,
-/// which anybody chooses, begin no lines and have no control characters.
+/// A format whose lines end with the request during which they were written, if any. Hostile file
+/// names cannot begin a line and have no control characters.
 struct WithRequest<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for WithRequest<F>

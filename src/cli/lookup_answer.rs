@@ -1,7 +1,7 @@
-//! What `mount` has found in stores, as a confined process tells it to the one that mounts: a message of
-//! fixed form, in which layers are paths below the roots that were given out. The reader opens them
-//! itself, beneath those roots and through no symlink, so that the message can name nothing else. What
-//! is written to, and the work directory, must be where drivers have them.
+//! The answer of a confined process about what `mount` asked for, in a message of fixed form.
+//! Layers in it are paths below the given roots. The reader opens them itself, beneath those roots
+//! and without following symlinks, so the message can name nothing else. The upper and the work
+//! directory must be where drivers have them.
 //!
 //! ```text
 //! text       u32 length, bytes            (little endian)
@@ -23,32 +23,33 @@ use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
 use unionfs::oci::Digest;
 use unionfs::store::Roots;
 
-/// The longest label, in bytes: as an image's name has it, and more.
+/// The maximum length of the label, in bytes. It is longer than any image name.
 const MAX_LABEL: usize = 4096;
-/// The longest note of where layers are, in bytes: some 200 for each layer.
+/// The maximum length of the note about the places of the layers, in bytes: about 200 for each
+/// layer.
 const MAX_NOTES: usize = 1 << 20;
-/// The longest message, in bytes.
+/// The maximum length of the message, in bytes.
 pub(super) const MAX: u64 = 8 << 20;
 
-/// What was asked for, found in a store.
+/// An image or container that was found in a store.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) stack: StackSpec,
-    /// What to call it.
+    /// Its name for the user.
     pub(super) label: String,
-    /// The image's ID, where it is known.
+    /// The ID of the image, if it is known.
     pub(super) image: Option<Digest>,
-    /// Whose layers they are, where that decides what is in them.
+    /// The label of the layers, if it determines their content.
     pub(super) chain: Option<Label>,
     /// Whether a named layer was made for it.
     pub(super) made: bool,
 }
 
 impl Found {
-    /// The message.
+    /// Returns the message.
     ///
     /// # Errors
-    /// For a layer that is in none of the roots.
+    /// An error for a layer that is in none of the roots.
     pub(super) fn to_bytes(&self, roots: &[PathBuf]) -> anyhow::Result<Vec<u8>> {
         let mut out = Writer {
             roots,
@@ -78,10 +79,10 @@ impl Found {
         Ok(out.bytes)
     }
 
-    /// Reads a message, and opens the layers it names.
+    /// Parses a message and opens the layers that it names.
     ///
     /// # Errors
-    /// For a message that is not of the form; those of opening the layers.
+    /// An error for a message of another form; those of opening the layers.
     pub(super) fn from_bytes(bytes: &[u8], roots: &Roots) -> anyhow::Result<Self> {
         let mut input = Reader { bytes, roots };
         let found = input
@@ -108,7 +109,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// The number of the root that it is in, the deepest of several, and the path from there.
+    /// Returns the number of the root that contains it, the deepest of several, and the path from
+    /// there.
     fn place(&mut self, path: &Path) -> anyhow::Result<()> {
         let roots = self.roots.iter().enumerate();
         let within = roots.filter_map(|(at, root)| Some((at, root, path.strip_prefix(root).ok()?)));
@@ -144,7 +146,7 @@ struct Reader<'r> {
 impl<'r> Reader<'r> {
     fn found(&mut self) -> anyhow::Result<Found> {
         let count = usize::from(u16::from_le_bytes(self.array()?));
-        // One more than may be mounted, so that the usual message is given.
+        // The limit is one more than may be mounted, so that the usual message is given.
         anyhow::ensure!(count <= MAX_LOWERS + 2, "{count} layers");
         let mut lowers = Vec::with_capacity(count);
         for _ in 0..count {
@@ -233,14 +235,14 @@ impl<'r> Reader<'r> {
         Ok((root, path))
     }
 
-    /// A directory below a root, and that root and the path.
+    /// A directory below a root, with that root and the path.
     fn dir(&mut self) -> anyhow::Result<(OpenDir, (usize, &'r Path))> {
         let (root, path) = self.place()?;
         anyhow::ensure!(!path.as_os_str().is_empty(), "a layer without a name");
         Ok((self.roots.layer_dir(root, path)?, (root, path)))
     }
 
-    /// What is written to, and a directory in which all is removed: both must be where drivers have them.
+    /// The upper and a directory whose content is removed. Both must be where drivers have them.
     fn upper(&mut self) -> anyhow::Result<UpperSpec> {
         let (layer, (root, path)) = self.layer_at()?;
         let (work, work_at) = self.dir()?;
@@ -339,7 +341,8 @@ mod tests {
             )
         };
         assert_eq!(shown(&read), shown(&found));
-        // No part of it is taken for the whole, and no byte can make it name another place.
+        // A part of a message is never taken for a whole one, and no byte can make it name another
+        // place.
         for length in 0..bytes.len() {
             assert!(
                 Found::from_bytes(&bytes[..length], &roots).is_err(),
@@ -377,7 +380,7 @@ mod tests {
             let mut bytes = vec![1, 0, 0];
             bytes.extend(u32::try_from(path.len()).unwrap().to_le_bytes());
             bytes.extend(path.as_bytes());
-            // The rest of a message that is right: no upper, no label, no image, no chain, not made.
+            // The rest of a correct message: no upper, no label, no image, no chain, not made.
             bytes.extend([1, 0, 0, 0, 0, 0, 0, 0, 0]);
             assert!(Found::from_bytes(&bytes, &roots).is_err(), "{path}");
         }

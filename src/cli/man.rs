@@ -1,4 +1,4 @@
-//! `unionfs man`: the manual pages, made from the help texts.
+//! `unionfs man` makes the manual pages from the help texts.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

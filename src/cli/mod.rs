@@ -1,11 +1,12 @@
 //! The command line: one file per command.
 //!
-//! `mount` and `fuse_overlayfs_args` turn arguments into a `launch::Request`; `mount_checks` refuses what
-//! cannot work; `launch` forks the daemon and serves. Commands that change our own store
-//! go through `own_store`; the others only print.
+//! `mount` and `fuse_overlayfs_args` make a `launch::Request` from arguments. `mount_checks`
+//! refuses requests that cannot work. `launch` forks the daemon and serves. Commands that change
+//! the own store use `own_store`. All other commands only print.
 //!
-//! Exit codes: 0 done, 1 failed, 2 the command line makes no sense, 3 a mount does not answer. A failure is one line
-//! on stderr that names what failed, on what, and the remedy.
+//! Exit codes: 0 for success, 1 for a failure, 2 for a wrong command line, 3 for a mount that does
+//! not answer. A failure is one line on stderr that names the failed action, its object, and the
+//! remedy.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
@@ -97,7 +98,8 @@ struct Cli {
     command: Command,
 }
 
-/// What of [`Cli`] a mount needs: to set up all the other commands takes longer than to mount.
+/// The part of [`Cli`] that a mount needs. Setting all other commands up takes longer than
+/// mounting.
 #[derive(Debug, clap::Parser)]
 #[command(name = "unionfs")]
 struct OnlyMount {
@@ -142,12 +144,12 @@ enum Command {
     Man(man::Args),
 }
 
-/// The command that is to be fast.
+/// The command that must be fast.
 const MOUNT: &str = "mount";
 
 /// Parses the arguments, runs the command and reports errors on stderr.
 pub fn main() -> ExitCode {
-    // Each layer that was found is held open.
+    // Each layer that was found holds a descriptor.
     unionfs::fuse::raise_nofile_limit();
     let args: Vec<OsString> = std::env::args_os().collect();
     let outcome = match fuse_overlayfs_args::recognise(&args, is_command) {
@@ -155,7 +157,7 @@ pub fn main() -> ExitCode {
         None => match parse(&args) {
             Ok(cli) => run(cli),
             Err(e) => {
-                // Help and version go to stdout, mistakes to stderr; either may be closed.
+                // Help and version go to stdout, mistakes to stderr. Either may be closed.
                 let _ = e.print();
                 return ExitCode::from(if e.use_stderr() { error::USAGE } else { 0 });
             }
@@ -181,7 +183,7 @@ fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
         let command = Command::Mount(args);
         return Ok(Cli { root, command });
     }
-    // Help, and mistakes with it, are of the whole.
+    // Help and mistakes need the whole command line.
     let mut command = Cli::command();
     let matches = command.try_get_matches_from_mut(args)?;
     Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
@@ -223,7 +225,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// One line on stderr, whether or not anybody reads it.
+/// Writes one line to stderr. A failure to write does not matter.
 fn warn(what: impl std::fmt::Display) {
     let line = output::one_line(&what.to_string());
     let _ = writeln!(std::io::stderr(), "unionfs: {line}");
