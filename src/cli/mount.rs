@@ -1,4 +1,4 @@
-//! `unionfs mount`: an image or a container by name.
+//! `unionfs mount` mounts an image or a container by name.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -98,7 +98,7 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         let text = "-o ro contradicts --upper, --name, --ephemeral and --in-place";
         return Err(Usage(text.into()).into());
     }
-    // Before the store is read: nothing may be made for a mountpoint that cannot be used.
+    // This happens before the store is read: nothing may be made for an unusable mountpoint.
     let rules = mount_checks::Rules {
         nonempty: options.nonempty,
         stacked: false,
@@ -106,8 +106,8 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
     let target = mount_checks::target(&mountpoint, rules)?;
 
     if args.in_place {
-        // The engine makes layers of what the upper's files are (docker commit), and would miss
-        // all that a renamed directory has below.
+        // The engine makes layers from the files of the upper (docker commit). It would lose
+        // everything below a renamed directory.
         options.redirect_dir.get_or_insert(false);
     }
     let asked = Asked {
@@ -146,7 +146,7 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
     })
 }
 
-/// The image names the layers, and changes have flags of their own.
+/// The image determines the layers, and changes have options of their own.
 fn refuse_layers(options: &MountOptions) -> Result<(), Usage> {
     let refuse = |what: &str| {
         Err(Usage(format!(
@@ -190,7 +190,7 @@ fn operands(args: &Args) -> Result<(Option<String>, PathBuf), Usage> {
     }
 }
 
-/// Puts a writable layer on top: the user's, or a fresh one.
+/// Adds an upper: the user's, or a new one.
 fn add_upper(stack: &mut StackSpec, args: &Args) -> anyhow::Result<Option<Fresh>> {
     let Some(top) = stack.lowers.first() else {
         bail!("the image has no layers: nothing to mount");

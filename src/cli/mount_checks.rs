@@ -1,6 +1,6 @@
-//! What is refused before anything is mounted or written: layers that are missing or lie inside
-//! each other, work directories elsewhere than the upper, too many lowers, mountpoints in use. Each
-//! message names the path and the remedy.
+//! Checks before anything is mounted or written. Refused are layers that are missing or lie inside
+//! each other, work directories on another file system than the upper, too many lowers, and
+//! mountpoints in use. Each message names the path and the remedy.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -16,14 +16,14 @@ use super::options::MAX_LOWERS;
 use unionfs::fuse;
 use unionfs::layer::{OpenDir, StackSpec};
 
-/// What tells directories apart, whatever path leads to them: device and inode number.
+/// The identity of a directory, whatever path leads to it: device and inode number.
 type Identity = (u32, u32, u64);
 
-/// A directory of the stack: its identity and those above it.
+/// A directory of the stack: its identity and those of its ancestors.
 struct CheckedDir<'a> {
     role: &'static str,
     dir: &'a OpenDir,
-    /// From the directory itself up to the root.
+    /// The identities from the directory itself up to the root.
     line: Vec<Identity>,
 }
 
@@ -34,7 +34,7 @@ impl<'a> CheckedDir<'a> {
         Ok(Self { role, dir, line })
     }
 
-    /// Whether this directory is `other` or lies somewhere below it.
+    /// Whether this directory is `other` or is below it.
     fn is_within(&self, other: &CheckedDir<'_>) -> bool {
         other
             .line
@@ -47,16 +47,16 @@ fn shown(dir: &OpenDir) -> std::path::Display<'_> {
     dir.path().display()
 }
 
-/// A directory as it is reached: two mounts of one directory have different ones above.
+/// A directory as it is reached. Two mounts of one directory have different ancestors.
 type Reached = (u64, Identity);
 
-/// The directory above each that was looked at; hundreds of layers have most in common.
-/// `None`: it is the root, or we may not search it, so nothing of ours lies above.
+/// The ancestor of each known directory. Hundreds of layers have most of them in common. `None`:
+/// the directory is the root, or it may not be searched, so no other layer is above it.
 #[derive(Default)]
 struct Known(HashMap<Reached, Option<Reached>>);
 
 impl Known {
-    /// The identities of a directory and of those above it, found by `..`: names that change
+    /// Returns the identities of a directory and of its ancestors, found by `..`. Names that change
     /// meanwhile do not matter.
     fn line(&mut self, dir: &OpenDir) -> rustix::io::Result<Vec<Identity>> {
         let mut here = reached(dir.as_fd(), "")?;
@@ -80,10 +80,10 @@ impl Known {
     }
 }
 
-/// The longest path the kernel takes, in bytes.
+/// The length of the longest path that the kernel takes, in bytes.
 const PATH_MAX: usize = 4096;
 
-/// The directory at `path` from `dir`; an empty path is `dir` itself.
+/// Opens the directory at `path` from `dir`. An empty path is `dir` itself.
 fn reached(dir: BorrowedFd<'_>, path: &str) -> rustix::io::Result<Reached> {
     let what = StatxFlags::INO | StatxFlags::MNT_ID;
     let st = rustix::fs::statx(dir, path, AtFlags::EMPTY_PATH, what)?;
@@ -91,7 +91,7 @@ fn reached(dir: BorrowedFd<'_>, path: &str) -> rustix::io::Result<Reached> {
     Ok((st.stx_mnt_id, identity))
 }
 
-/// Opens a directory of the stack, once. `role` is how the user names it, for the message.
+/// Opens a directory of the stack, once. `role` is the user's word for it, for the message.
 pub(super) fn open_dir(role: &str, path: &Path) -> anyhow::Result<OpenDir> {
     let shown = path.display();
     match OpenDir::open(path) {
@@ -106,7 +106,7 @@ pub(super) fn open_dir(role: &str, path: &Path) -> anyhow::Result<OpenDir> {
     }
 }
 
-/// Refuses more lower layers than there may be.
+/// Refuses more lower layers than are allowed.
 pub(super) fn lower_count(count: usize) -> anyhow::Result<()> {
     if count > MAX_LOWERS {
         bail!("{count} lower layers are too many: unionfs takes up to {MAX_LOWERS}, merge some");
@@ -114,7 +114,7 @@ pub(super) fn lower_count(count: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses stacks that cannot work, or would destroy a layer. All paths are resolved.
+/// Refuses stacks that cannot work or would destroy a layer. All paths are resolved.
 pub(super) fn stack(stack: &StackSpec, mountpoint: &Path) -> anyhow::Result<()> {
     let count = stack.lowers.len() + stack.data_only.len();
     lower_count(count)?;
@@ -195,14 +195,14 @@ fn mount_of(dir: &OpenDir) -> anyhow::Result<(u32, u32, u64)> {
 /// A mountpoint that was checked.
 #[derive(Debug)]
 pub(super) struct Target {
-    /// Absolute, without symlinks.
+    /// The path, absolute and without symlinks.
     pub(super) path: PathBuf,
-    /// Which directory it is, whatever the path leads to later.
+    /// The directory itself, whatever the path leads to later.
     pub(super) id: fuse::DirectoryId,
 }
 
-/// The mountpoint that `path` leads to, found without touching what is mounted there, after
-/// making sure that this process could mount on it.
+/// Returns the mountpoint that `path` leads to, without touching a file system that is mounted
+/// there. Checks that this process may mount on it.
 pub(super) fn target(path: &Path, rules: Rules) -> anyhow::Result<Target> {
     let place = mountpoint(path, rules)?;
     fuse::preflight(place.path())?;
@@ -212,17 +212,17 @@ pub(super) fn target(path: &Path, rules: Rules) -> anyhow::Result<Target> {
     })
 }
 
-/// What a mountpoint may be; see [`target`].
+/// The allowed states of a mountpoint; see [`target`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
     /// Whether it may have entries, which the mount hides.
     pub(super) nonempty: bool,
-    /// Whether a live unionfs may be there already, which the mount covers.
+    /// Whether a live unionfs may be mounted there, which the mount covers.
     pub(super) stacked: bool,
 }
 
-/// Opens and checks a mountpoint. A dead unionfs found there is taken away first: its server
-/// was killed, nothing can be done with it.
+/// Opens and checks a mountpoint. A dead unionfs that is mounted there is removed first: its server
+/// was killed, so it is of no use.
 fn mountpoint(path: &Path, rules: Rules) -> anyhow::Result<fuse::Mountpoint> {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let shown = absolute.display();
@@ -253,7 +253,7 @@ fn mountpoint(path: &Path, rules: Rules) -> anyhow::Result<fuse::Mountpoint> {
     Ok(place)
 }
 
-/// Where that cannot be known, it counts as empty.
+/// If this cannot be found out, the directory counts as empty.
 fn has_entries(place: &fuse::Mountpoint) -> bool {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(place, c".", flags, Mode::empty())
@@ -265,7 +265,7 @@ fn has_entries(place: &fuse::Mountpoint) -> bool {
         })
 }
 
-/// Whether a name may stand in a table of mounts: mount(8) and the kernel separate by commas.
+/// Whether a name may be in a table of mounts: commas separate options for mount(8) and the kernel.
 pub(super) fn is_plain_source(name: &OsStr) -> bool {
     !name.is_empty()
         && !name

@@ -1,7 +1,8 @@
-//! What `mount` is to mount, found in the stores: by a confined copy of this process, which parses what
-//! the stores say and answers with a [`Found`]. This process opens the layers, beneath the stores.
+//! Finds an image or container for `mount` in the stores. A confined copy of this process parses
+//! the metadata of the stores and answers with a [`Found`]. This process opens the layers, beneath
+//! the stores.
 //!
-//! Without a sandbox (`sandbox=off`) this process looks itself.
+//! Without a sandbox (`sandbox=off`), this process searches itself.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -24,33 +25,33 @@ use unionfs::sandbox::command::Command;
 use unionfs::store::discovery::Environment;
 use unionfs::store::{Chain, Places, Roots, Stores, Writable, unpack_image};
 
-/// What is asked for.
+/// A request.
 #[derive(Clone, Copy)]
 pub(super) struct Asked<'a> {
     pub(super) image: Option<&'a str>,
-    /// Of a named read-write layer.
+    /// The request for a named read-write layer.
     pub(super) name: Option<&'a str>,
     pub(super) container: Option<&'a str>,
     pub(super) in_place: bool,
     pub(super) options: &'a MountOptions,
-    /// For an image on devices.
+    /// The pool, for an image on devices.
     pub(super) pool: &'a PoolArgs,
 }
 
-/// What is to be mounted.
+/// The image or container to mount.
 pub(super) struct ToMount {
     pub(super) stack: StackSpec,
     pub(super) label: String,
-    /// The image's ID, where it is known.
+    /// The ID of the image, if it is known.
     pub(super) image: Option<Digest>,
-    /// Whose layers they are, where that decides what is in them.
+    /// The label of the layers, if it determines their content.
     pub(super) chain: Option<Label>,
-    /// Of a named layer that was made.
+    /// The named layer, if one was made.
     pub(super) fresh: Option<Fresh>,
 }
 
-/// Finds it; also the locks that keep its layers where they are. An image whose layers are no
-/// directories is unpacked into our own store before.
+/// Finds it, and returns it with the locks that keep its layers. An image whose layers are not
+/// directories is unpacked into the own store before.
 pub(super) fn look_up(
     asked: &Asked<'_>,
     root: Option<&Path>,
@@ -77,7 +78,7 @@ pub(super) fn look_up(
     Ok((found, held))
 }
 
-/// Unpacks an image from its blobs into our own store, in a confined copy of this process.
+/// Unpacks an image from its blobs into the own store, in a confined copy of this process.
 fn unpack(
     asked: &Asked<'_>,
     image: &str,
@@ -87,7 +88,7 @@ fn unpack(
     let own = own_store::open(None)?;
     let lock = own_store::lock(&own)?.into_lock();
     let own_root = own.root().to_owned();
-    // It holds directories open.
+    // The opened store holds directories.
     drop(own);
     let mut places = Places::find(root, &Environment::current())?;
     asked.pool.open(&mut places)?;
@@ -113,11 +114,11 @@ fn look_up_once(asked: &Asked<'_>, root: Option<&Path>) -> anyhow::Result<(ToMou
         let (found, held) = find(asked, root)?;
         return Ok((of(found, None), held));
     };
-    // Always in our own store, also when images are looked for elsewhere.
+    // The own store is used also if images are searched elsewhere.
     let own = own_store::open(None)?;
     let lock = own_store::lock(&own)?.into_lock();
     let own_root = own.root().to_owned();
-    // It holds directories open.
+    // The opened store holds directories.
     drop(own);
     let (found, held) = find_or_make(asked, name, root, &own_root, &lock)?;
     let upper = found.stack.upper.as_ref();
@@ -139,7 +140,7 @@ fn of(found: Found, fresh: Option<Fresh>) -> ToMount {
     }
 }
 
-/// An image or a container.
+/// Searches for an image or a container.
 fn find(asked: &Asked<'_>, root: Option<&Path>) -> anyhow::Result<(Found, Vec<File>)> {
     let mode = asked.options.sandbox;
     let mut places = Places::find(root, &Environment::current())?;
@@ -154,7 +155,7 @@ fn find(asked: &Asked<'_>, root: Option<&Path>) -> anyhow::Result<(Found, Vec<Fi
         roots.extend(sources(&places, mode)?);
     }
     let opened = Roots::open(&roots)?;
-    // Before anything is looked for: what is found stays.
+    // The lock is taken before the search, so that the result stays valid.
     let held = opened.hold()?;
     let mut sandbox = Command::quick(mode);
     grant(&mut sandbox, &roots)?;
@@ -217,7 +218,7 @@ fn find_in(stores: &Stores, asked: &Asked<'_>) -> anyhow::Result<Found> {
     })
 }
 
-/// A named read-write layer of our own store, which is locked.
+/// Searches for a named read-write layer of the own store, which is locked.
 fn find_or_make(
     asked: &Asked<'_>,
     name: &str,
@@ -244,13 +245,13 @@ fn find_or_make(
     roots.extend(sources(&ours, mode)?);
     let opened = Roots::open(&roots)?;
     let held = opened.hold()?;
-    // One that is there is found without a right to write.
+    // An existing layer is found without the right to write.
     let mut sandbox = Command::quick(mode);
     grant(&mut sandbox, &roots)?;
     let again = places.again();
     let answer = ask(sandbox, lookup_answer::MAX, || {
         let Ok(own) = Stores::open(ours) else {
-            // What is wrong is said when it is to be changed.
+            // A fault of the store is reported when the store is to be changed.
             return Ok(Vec::new());
         };
         let stores = command_sandbox::open(again)?;

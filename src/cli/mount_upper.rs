@@ -1,5 +1,5 @@
-//! An upper made for one mount, and its end: removed when the mount fails, and after the
-//! unmount of an ephemeral one; else kept.
+//! An upper that is made for one mount, and its end: it is removed if the mount fails, and after
+//! the unmount if it is ephemeral; otherwise it is kept.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use unionfs::store::Writable;
 use unionfs::store::discovery::Environment;
 use unionfs::store::temporary_upper::{self, make_temporary_upper};
 
-/// Dropping it removes the upper with all that was written.
+/// Dropping it removes the upper with all changes.
 #[derive(Debug)]
 pub(super) struct Fresh {
     made: Made,
@@ -21,7 +21,7 @@ pub(super) struct Fresh {
 
 #[derive(Debug)]
 enum Made {
-    /// A directory without a name; `diff` is where the changes are, for the user.
+    /// A directory without a name in the store. `diff` contains the changes, for the user.
     Directory {
         place: temporary_upper::UpperLocation,
         diff: PathBuf,
@@ -32,12 +32,12 @@ enum Made {
         name: String,
         mode: Mode,
     },
-    /// Somebody else's to remove.
+    /// Another process removes it.
     Nothing,
 }
 
 impl Fresh {
-    /// Makes an upper in our own store, whose root looks like that of `top`.
+    /// Makes an upper in the own store, whose root has the attributes of `top`.
     pub(super) fn make(
         top: &OpenDir,
         dialect: Dialect,
@@ -53,7 +53,7 @@ impl Fresh {
         Ok((Self { made, ephemeral }, spec))
     }
 
-    /// A named layer that was made for this mount, in the store in `root`.
+    /// Takes a named layer that was made for this mount, in the store in `root`.
     pub(super) fn named(root: &Path, name: &str, mode: Mode) -> Self {
         Self {
             made: Made::Named {
@@ -65,7 +65,7 @@ impl Fresh {
         }
     }
 
-    /// What the user has to know once the mount is live.
+    /// Returns the message for the user when the mount is live.
     pub(super) fn announcement(&self) -> Option<String> {
         match &self.made {
             Made::Directory { diff, .. } if !self.ephemeral => {
@@ -75,15 +75,15 @@ impl Fresh {
         }
     }
 
-    /// In the daemon: a named layer is left to the process that waits, since the store's
-    /// locks are with that one.
+    /// In the daemon: leaves a named layer to the waiting process, which has the locks of the
+    /// store.
     pub(super) fn leave_named(&mut self) {
         if let Made::Named { .. } = self.made {
             self.made = Made::Nothing;
         }
     }
 
-    /// The mount lives: its daemon decides from now on.
+    /// The mount is live. Its daemon decides from now on.
     pub(super) fn release(mut self) {
         self.made = Made::Nothing;
     }
@@ -109,10 +109,11 @@ impl Drop for Fresh {
     }
 }
 
-/// The longest message of a failed removal, in bytes.
+/// The maximum length of the message about a failed removal, in bytes.
 const MAX_MESSAGE: u64 = 16 << 10;
 
-/// Which directories belong to it is in its record, which a confined process reads, and has written.
+/// The record of the layer names its directories. A confined process reads the record and has
+/// written it.
 fn remove_named(root: &Path, name: &str, mode: Mode) -> anyhow::Result<()> {
     let mut sandbox = Command::new(mode);
     sandbox.write(root)?;

@@ -1,4 +1,4 @@
-//! The read-write layer of `unionfs mount --name`: found again or made.
+//! The read-write layer of `unionfs mount --name`, which is found or made.
 
 use anyhow::bail;
 
@@ -7,9 +7,9 @@ use unionfs::image_mounts::label_below_container;
 use unionfs::store::writable::Exclusive;
 use unionfs::store::{Image, NamedLayer, Store, Stores};
 
-/// The layer of that name; on `image`, where one is given. `None` if there is none.
+/// Returns the layer with that name, on `image` if one is given. `None` if there is none.
 ///
-/// `own` is our own store, in which the layer is, and `stores` where images are.
+/// `own` is the own store, which contains the layer. `stores` are searched for images.
 pub(super) fn find(
     own: &Stores,
     stores: &Stores,
@@ -26,7 +26,7 @@ pub(super) fn find(
     Ok(None)
 }
 
-/// As [`find`], but makes it if there is none; without `image` it must exist.
+/// As [`find`], but makes a missing layer. Without `image` the layer must exist.
 pub(super) fn find_or_make(
     locked: &Exclusive<'_>,
     stores: &Stores,
@@ -61,7 +61,7 @@ fn found(store: &Store, named: NamedLayer, made: bool) -> anyhow::Result<Found> 
     })
 }
 
-/// A name stands for one layer on one image.
+/// Checks that the layer is on this image: a name means one layer on one image.
 fn check(named: &NamedLayer, image: Option<&Image>) -> anyhow::Result<()> {
     if let Some(image) = image
         && image.id != named.image

@@ -20,45 +20,45 @@ use std::path::PathBuf;
 use unionfs::fuse::{IoPolicy, Transport};
 use unionfs::sandbox::Mode;
 
-/// The most lower layers a stack may have, data-only ones included; as overlayfs.
+/// The maximum number of lower layers of a stack with data-only ones, as in overlayfs.
 pub const MAX_LOWERS: usize = 500;
 
-/// How the markers of plain directories are read (`dialect=`).
+/// The markers that are read in plain directories (`dialect=`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Markers {
-    /// Whatever any known writer leaves (`dialect=all`).
+    /// The markers of all known writers (`dialect=all`).
     #[default]
     All,
-    /// Only what kernel overlayfs would read (`dialect=overlay`).
+    /// Only the markers of kernel overlayfs (`dialect=overlay`).
     Overlay,
 }
 
-/// Whether a catalog is used (`catalog=`).
+/// The catalog that is used (`catalog=`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CatalogChoice {
-    /// That of the image, where an image is mounted, made if there is none (`catalog=on`).
+    /// The catalog of the mounted image, which is built if there is none (`catalog=on`).
     #[default]
     On,
-    /// None (`catalog=off`).
+    /// No catalog (`catalog=off`).
     Off,
-    /// The one in this file, if it is of the layers that are mounted.
+    /// The catalog in this file, if it describes the mounted layers.
     File(PathBuf),
 }
 
 /// The options after parsing. `None` means that the option was not given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
-    /// Lower directories, top first.
+    /// The lower directories, top first.
     pub lowers: Vec<PathBuf>,
-    /// Data-only lower directories.
+    /// The data-only lower directories.
     pub data_only: Vec<PathBuf>,
     /// The writable directory.
     pub upper: Option<PathBuf>,
-    /// Its work directory.
+    /// The work directory.
     pub work: Option<PathBuf>,
-    /// `ro` (true) or `rw` (false); the last one wins.
+    /// `ro` (true) or `rw` (false). The last one has effect.
     pub read_only: Option<bool>,
-    /// `nonempty`: mounting over a directory with entries is wanted.
+    /// `nonempty`: mounting over a directory with entries is allowed.
     pub nonempty: bool,
     /// `volatile`: never fsync the upper.
     pub volatile: bool,
@@ -70,9 +70,9 @@ pub struct MountOptions {
     pub io: Option<IoPolicy>,
     /// `writeback`: the kernel collects writes.
     pub writeback: bool,
-    /// `nobtime`: nobody is told when files were born.
+    /// `nobtime`: times of birth are not shown.
     pub nobtime: bool,
-    /// `noxattrs`: files have no extended attributes, ACLs and capabilities among them.
+    /// `noxattrs`: files have no extended attributes, and so no ACLs and capabilities.
     pub noxattrs: bool,
     /// `userxattr`: markers are `user.overlay.*`, also for root, as with kernel overlayfs.
     pub userxattr: bool,
@@ -86,15 +86,15 @@ pub struct MountOptions {
     pub fsname: Option<OsString>,
     /// `debug`: log requests.
     pub debug: bool,
-    /// Everything else, in order, quotes and backslashes as given: options of the mount
-    /// itself (`nodev`, `context=…`), and what nobody knows.
+    /// All other options in order, with quotes and backslashes as given: options of the mount
+    /// itself (`nodev`, `context=…`), and unknown ones.
     pub other: Vec<OsString>,
 }
 
-/// A bad option.
+/// A wrong option.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionError {
-    /// The message, complete with remedy.
+    /// The message with the remedy.
     pub message: String,
 }
 
@@ -116,7 +116,7 @@ fn show(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
     String::from_utf8_lossy(bytes)
 }
 
-/// The value of an option that may also stand alone.
+/// Returns the value of an option whose value may be missing.
 fn switch(key: &[u8], value: &[u8]) -> Result<bool, OptionError> {
     match value {
         b"0" => Ok(false),
@@ -142,7 +142,7 @@ impl MountOptions {
         Ok(())
     }
 
-    /// Options that exclude each other.
+    /// Refuses options that exclude each other.
     pub fn check(&self) -> Result<(), OptionError> {
         if self.writeback && self.io == Some(IoPolicy::Passthrough) {
             return Err(bad(
@@ -153,7 +153,7 @@ impl MountOptions {
         Ok(())
     }
 
-    /// All lower layers, data-only ones included.
+    /// Returns all lower layers, including data-only ones.
     pub fn lower_count(&self) -> usize {
         self.lowers.len() + self.data_only.len()
     }
@@ -194,7 +194,8 @@ impl MountOptions {
     fn valued(&mut self, key: &[u8], value: &[u8]) -> Result<(), OptionError> {
         match key {
             b"lowerdir" => self.set_lowers(value)?,
-            // The form of fsconfig(2): one directory a call, nothing escaped but for mount(8).
+            // The form of fsconfig(2): one directory for each option. Only mount(8) escapes
+            // anything.
             b"lowerdir+" => self.lowers.push(dir(key, value)?),
             b"datadir+" => self.data_only.push(dir(key, value)?),
             b"upperdir" => self.upper = Some(dir(key, value)?),
@@ -203,7 +204,7 @@ impl MountOptions {
             b"catalog" => self.catalog = catalog(value)?,
             b"redirect_dir" => self.redirect_dir = redirect_dir(value)?,
             b"io" => self.io = Some(io_policy(value)?),
-            // As fuse-overlayfs has it.
+            // This is the rule of fuse-overlayfs.
             b"writeback" => self.writeback = switch(key, value)?,
             b"noxattrs" => self.noxattrs = switch(key, value)?,
             b"dialect" => {
@@ -246,7 +247,7 @@ impl MountOptions {
     fn set_lowers(&mut self, value: &[u8]) -> Result<(), OptionError> {
         self.lowers.clear();
         self.data_only.clear();
-        // Behind the first "::" every directory is data-only, each led by "::".
+        // After the first "::" every directory is data-only, and "::" precedes each.
         let mut data = false;
         let mut parts = split_unescaped(value, b':').into_iter().peekable();
         let mut first = true;
@@ -279,7 +280,7 @@ impl MountOptions {
     }
 }
 
-/// Splits the first option off; quotes and backslashes protect commas.
+/// Splits the first option off. Quotes and backslashes protect commas.
 fn next_option(text: &[u8]) -> (&[u8], &[u8]) {
     let key_end = text.iter().position(|&b| b == b'=' || b == b',');
     if let Some(at) = key_end
@@ -301,7 +302,7 @@ fn next_option(text: &[u8]) -> (&[u8], &[u8]) {
     (text, &[])
 }
 
-/// Paths may begin with a quote themselves, so quoting means nothing in them.
+/// Paths may begin with a quote, so quotes have no meaning in them.
 fn is_path_key(key: &[u8]) -> bool {
     matches!(
         key,
@@ -315,7 +316,7 @@ fn is_path_key(key: &[u8]) -> bool {
     )
 }
 
-/// Length of a leading `"…"` that is a whole value, quotes included.
+/// Returns the length of a leading `"…"` that is a whole value, including the quotes.
 fn quoted(value: &[u8]) -> Option<usize> {
     if value.first() != Some(&b'"') {
         return None;
@@ -372,7 +373,7 @@ fn catalog(value: &[u8]) -> Result<CatalogChoice, OptionError> {
     }
 }
 
-/// Values as overlayfs has them; `follow` and `nofollow` write no redirects.
+/// Parses the values of overlayfs. `follow` and `nofollow` write no redirects.
 fn redirect_dir(value: &[u8]) -> Result<Option<bool>, OptionError> {
     match value {
         b"on" => Ok(Some(true)),
@@ -437,7 +438,7 @@ fn number(key: &[u8], value: &[u8]) -> Result<u32, OptionError> {
         .ok_or_else(|| bad(format!("{}={}: not a number", show(key), show(value))))
 }
 
-/// `[:]INSIDE:OUTSIDE:LENGTH[:…]`, as fuse-overlayfs has it; only INSIDE == OUTSIDE passes.
+/// Parses `[:]INSIDE:OUTSIDE:LENGTH[:…]`, as in fuse-overlayfs. Only INSIDE == OUTSIDE is accepted.
 fn check_mapping(key: &[u8], value: &[u8]) -> Result<(), OptionError> {
     let triples = value.strip_prefix(b":").unwrap_or(value);
     let numbers = triples

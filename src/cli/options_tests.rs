@@ -1,4 +1,4 @@
-//! Tests of the option parser: what callers are seen to pass, and properties.
+//! Tests of the option parser: the options of known callers, and properties.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -165,7 +165,7 @@ fn an_open_quote_protects_nothing() {
     assert_eq!(ok("upperdir=\"a,b\"").upper, Some("\"a".into()));
 }
 
-/// Any file name but the empty one and NUL, often with the bytes that matter here.
+/// Any file name except the empty one and those with NUL, often with special bytes.
 fn any_name() -> impl Strategy<Value = Vec<u8>> {
     let byte = prop_oneof![
         3 => prop::sample::select(br#"\:,="a/"#.to_vec()),

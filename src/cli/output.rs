@@ -1,18 +1,18 @@
-//! What the commands print: tables, JSON, sizes.
+//! The output of commands: tables, JSON, sizes.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use anyhow::Context as _;
 
-/// Writes lines to stdout, without control characters but those that end lines: names, tags and
-/// configurations of images are in them. A reader that has gone away (`unionfs ps | head -1`) is no
-/// error.
+/// Writes lines to stdout. Control characters except newlines are replaced, because names, tags and
+/// configurations of images may contain them. A reader that has closed the pipe (`unionfs ps | head
+/// -1`) is no error.
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
     print_bytes(plain(text, '\n').as_bytes())
 }
 
-/// As [`print`], for what is all our own and may be anything.
+/// As [`print`], for output that contains no text from outside.
 pub(super) fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
@@ -27,8 +27,8 @@ pub(super) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print_bytes(escaped(&text).as_bytes())
 }
 
-/// JSON in which no string has a character that could upset a terminal, and a newline. JSON itself
-/// escapes only those below U+0020.
+/// Returns JSON with a newline in which no string has a character that could affect a terminal.
+/// JSON itself escapes only those below U+0020.
 fn escaped(json: &str) -> String {
     let mut text = String::with_capacity(json.len() + 1);
     for c in json.chars() {
@@ -43,7 +43,7 @@ fn escaped(json: &str) -> String {
     text
 }
 
-/// Columns padded to their widest cell, two spaces between them.
+/// Columns that are padded to their widest cell, with two spaces between them.
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
 }
@@ -99,8 +99,9 @@ fn plain(text: &str, but: char) -> String {
     text.chars().map(shown).collect()
 }
 
-/// Whether a character moves what is shown elsewhere: control characters, those that change the
-/// direction of writing (Unicode's Bidi_Control), and separators of lines and paragraphs.
+/// Whether a character affects other parts of the screen: control characters, characters that
+/// change the direction of writing (Unicode's Bidi_Control), and separators of lines and
+/// paragraphs.
 pub(super) fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -109,7 +110,7 @@ pub(super) fn is_unsafe(c: char) -> bool {
         )
 }
 
-/// Bytes in decimal units, as `docker images` prints them: `4.26MB`.
+/// Formats bytes in decimal units, as `docker images` does: `4.26MB`.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let (mut value, mut unit) = (bytes as f64, 0);

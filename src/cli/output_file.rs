@@ -1,4 +1,4 @@
-//! A file that has its name only when it is complete.
+//! A file that gets its name only when it is complete.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,7 +15,7 @@ use unionfs::store::Places;
 use unionfs::sys::interrupt;
 use unionfs::sys::walk::{self, Trust};
 
-/// A file that fails when a signal ends the command, so that it is removed.
+/// A writer that fails when a signal ends the command, so that the file is removed.
 pub(super) struct Ending(File);
 
 impl Write for Ending {
@@ -29,24 +29,25 @@ impl Write for Ending {
     }
 }
 
-/// Where a command writes to, opened before it enters its sandbox.
+/// The output of a command, opened before the sandbox is entered.
 #[derive(Debug)]
 pub(super) struct Output {
     path: PathBuf,
     file: File,
-    /// A device or a pipe, which has its name.
+    /// A device or a pipe, which has its name already.
     is_special: bool,
     outside: Arc<Outside>,
 }
 
 impl Output {
-    /// A file that gets its name when it is complete. A device or a pipe is written to.
+    /// Opens a file that gets its name when it is complete. A device or a pipe is written to
+    /// directly.
     ///
-    /// The name may be in a directory that others write to, such as /tmp: the file is a new one, beside
-    /// its place, and what is in that place is replaced, never written through. Root writes to no
-    /// device or pipe, and through no symlink, that another user could have put there.
+    /// The name may be in a directory that others write to, such as /tmp. The file is therefore a
+    /// new one beside its place, and a file in that place is replaced, never written to. Root
+    /// writes to no device or pipe, and through no symlink, that another user could have put there.
     ///
-    /// With `places`, layers that are mounted there can be flushed.
+    /// With `places`, mounts of layers in them can be flushed.
     pub(super) fn open(path: &Path, places: Option<&Places>) -> anyhow::Result<Self> {
         let failed = || format!("cannot write {path:?}");
         let (dir, name) = walk::open_parent(path, Trust::of_root()).with_context(failed)?;
@@ -73,7 +74,7 @@ impl Output {
         &self.outside
     }
 
-    /// Writes it, and gives it its name.
+    /// Calls `write` with the file, then gives the file its name.
     pub(super) fn write(
         self,
         write: impl FnOnce(&mut BufWriter<Ending>) -> anyhow::Result<()>,
@@ -92,8 +93,8 @@ impl Output {
     }
 }
 
-/// Whether a path leads to what is open already, as /dev/stdout does: then its name is none that a file
-/// could take the place of, whatever is open there.
+/// Whether a path leads to an open descriptor, as /dev/stdout does. Then no file can take the place
+/// of that name.
 fn is_descriptor(path: &Path) -> bool {
     let mut path = path.to_owned();
     for _ in 0..8 {
@@ -115,16 +116,16 @@ fn is_descriptor(path: &Path) -> bool {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        // The failure that led here is the one to report.
+        // The failure that led here is reported.
         let _ = self.outside.discard();
     }
 }
 
-/// A file under a name of its own, which is removed unless it gets its real one.
+/// A file with a temporary name. It is removed unless it gets its real name.
 #[derive(Debug)]
 pub(super) struct Temporary {
     dir: OwnedFd,
-    /// `None`: it is somebody else's to remove.
+    /// `None`: another process removes it.
     temporary: Option<String>,
     name: OsString,
 }
@@ -140,18 +141,18 @@ impl Temporary {
         Ok((Self::again(dir, temporary, name), File::from(file)))
     }
 
-    /// The directory it is in.
+    /// Returns the directory that contains it.
     pub(super) fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 
-    /// Its name and the one it is to get, for another process that has the directory.
+    /// Returns its name and its real name, for another process that has the directory.
     pub(super) fn into_names(mut self) -> (String, OsString) {
         let temporary = self.temporary.take().unwrap_or_default();
         (temporary, std::mem::take(&mut self.name))
     }
 
-    /// The one of these names.
+    /// Takes the file with these names.
     pub(super) fn again(dir: OwnedFd, temporary: String, name: OsString) -> Self {
         Self {
             dir,
@@ -173,7 +174,7 @@ impl Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if let Some(temporary) = &self.temporary {
-            // The failure that led here is the one to report.
+            // The failure that led here is reported.
             let _ = rustix::fs::unlinkat(&self.dir, &**temporary, AtFlags::empty());
         }
     }

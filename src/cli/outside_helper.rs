@@ -1,10 +1,10 @@
-//! A process outside of the sandbox of a command that does the few things the command may not:
-//! it gives the finished output its name, or takes the unfinished one away, syncs mounts, and finds origins
-//! by their file handles, which lead to any file of a file system: only which file it is comes back.
+//! A process outside of the sandbox does what a command may not do: it gives the finished output
+//! its name or removes an unfinished one, syncs mounts, and finds origins by their file handles.
+//! Handles lead to any file of a file system, so it returns only the identity of the file.
 //!
-//! Invariant: it acts on what was fixed before the command had read anything, and is only told which
-//! of these to do, by messages of a byte and a number or a handle. When the command has ended, it ends too, and
-//! takes away what is unfinished, also after a SIGKILL.
+//! Invariant: it acts only on objects that were fixed before the command had read any input.
+//! Messages of a byte and a number or a handle choose among these. It ends with the command, and
+//! removes what is unfinished, also after a SIGKILL.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -24,29 +24,29 @@ use unionfs::sys::daemon;
 
 /// Gives the output its name.
 const PUBLISH: u8 = b'p';
-/// Takes the output away.
+/// Removes the output.
 const DISCARD: u8 = b'd';
 /// Syncs the mount of this number.
 const SYNC: u8 = b's';
-/// Finds an origin by its file handle: the device number follows, and the origin. The answer is an
-/// [`OriginFile`].
+/// Finds an origin by its file handle. The message contains the device number and the origin, the
+/// answer an [`OriginFile`].
 const ORIGIN: u8 = b'o';
 
-/// No message is longer.
+/// The maximum length of a message.
 const MAX_MESSAGE: usize = 512;
 
-/// The end of a command.
+/// The command's end of the connection.
 #[derive(Debug)]
 pub(super) struct Outside {
-    /// `None`: there is nothing to be done outside. Held over a request and its answer.
+    /// `None`: there is no process outside. It is locked during a request and its answer.
     socket: Option<Mutex<OwnedFd>>,
     /// Mounts whose uppers are in the stores.
     mounts: Vec<MountRecord>,
 }
 
 impl Outside {
-    /// Starts the process if it is needed: for `output`, or because a layer of these places is
-    /// mounted, or to find origins. To be called before there is a second thread.
+    /// Starts the process if it is needed: for `output`, for mounts of layers in these places, or
+    /// to find origins. There must be no second thread yet.
     pub(super) fn start(
         output: Option<Temporary>,
         places: Option<&Places>,
@@ -85,13 +85,13 @@ impl Outside {
         self.ask(&[PUBLISH]).map(drop)
     }
 
-    /// Takes the output away, unless it has its name.
+    /// Removes the output, unless it has its name.
     pub(super) fn discard(&self) -> io::Result<()> {
         self.ask(&[DISCARD]).map(drop)
     }
 
-    /// Brings everything that was written through a live mount into its upper, from which it is
-    /// about to be read.
+    /// Flushes everything that was written through a live mount to its upper, which is about to be
+    /// read.
     pub(super) fn flush(&self, container: &Container) -> anyhow::Result<()> {
         let upper = container.upper.layer.path();
         let is_its = |record: &MountRecord| record.description.upper.as_deref() == Some(upper);
@@ -106,8 +106,8 @@ impl Outside {
         })
     }
 
-    /// Finds origins by their file handles, which this process may not open: only which file it is
-    /// comes back.
+    /// Returns a function that finds origins by their file handles, which this process may not
+    /// open. It returns only the identity of the file.
     pub(super) fn finder(
         self: &Arc<Self>,
     ) -> Arc<impl Fn(u64, &Origin) -> rustix::io::Result<OriginFile> + Send + Sync + 'static> {
@@ -120,7 +120,7 @@ impl Outside {
         })
     }
 
-    /// Asks, and gives what comes after the error number, if that is none.
+    /// Sends a request. Returns the answer after the error number, if that is 0.
     fn ask(&self, message: &[u8]) -> io::Result<Vec<u8>> {
         let Some(socket) = &self.socket else {
             return Ok(Vec::new());
@@ -140,7 +140,7 @@ impl Outside {
     }
 }
 
-/// The life of the process outside.
+/// Runs the process outside.
 fn serve(
     socket: &OwnedFd,
     mut output: Option<Temporary>,
@@ -148,7 +148,7 @@ fn serve(
     file_systems: &[(u64, BorrowedFd<'_>)],
 ) {
     let mut message = [0; MAX_MESSAGE];
-    // Its end is that of the command: dropping the output takes it away.
+    // It ends with the command. Dropping the output removes it.
     while let Ok((size, _)) =
         rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut message, RecvFlags::empty()))
         && let Some((&what, rest)) = message.get(..size).and_then(<[u8]>::split_first)
@@ -177,7 +177,7 @@ fn serve(
     }
 }
 
-/// The mounts whose uppers are in these places.
+/// Returns the mounts whose uppers are in these places.
 fn mounted_in(places: &Places) -> Vec<MountRecord> {
     let mut mounts = runtime::list();
     mounts.retain(|record| {
@@ -193,7 +193,7 @@ fn sync(message: &[u8], mounts: &[MountRecord]) -> io::Result<()> {
         .map(|number| u32::from_ne_bytes(*number));
     let record = number.and_then(|number| mounts.get(number as usize));
     let record = record.ok_or(io::ErrorKind::InvalidInput)?;
-    // Not by its path, which may be a FIFO or another user's mount by now.
+    // The path is not opened, as it may lead to a FIFO or to another user's mount by now.
     let Some(mount) = record.open_mount().map_err(io::Error::other)? else {
         return Ok(());
     };
@@ -203,7 +203,7 @@ fn sync(message: &[u8], mounts: &[MountRecord]) -> io::Result<()> {
     })
 }
 
-/// The file that an origin leads to.
+/// Returns the file that an origin leads to.
 fn find(message: &[u8], file_systems: &[(u64, BorrowedFd<'_>)]) -> Result<Vec<u8>, Errno> {
     let (dev, origin) = message.split_first_chunk().ok_or(Errno::INVAL)?;
     let dev = u64::from_ne_bytes(*dev);

@@ -1,4 +1,4 @@
-//! Our own store, for the commands that change it.
+//! The own store, for the commands that change it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,12 +13,12 @@ use unionfs::store::discovery::Environment;
 use unionfs::store::writable::{Exclusive, Writable};
 use unionfs::store::{Error, Image, Places};
 
-/// Opens the store that is written to, making it if there is none.
+/// Opens the own store for writing, and makes it if it does not exist.
 pub(super) fn open(root: Option<&Path>) -> anyhow::Result<Writable> {
     Ok(Writable::open(&place(root)?)?)
 }
 
-/// As [`open`], for what must be there already.
+/// As [`open`], for a store that must exist.
 pub(super) fn must_exist(root: Option<&Path>) -> anyhow::Result<Writable> {
     match existing(root)? {
         Some(store) => Ok(store),
@@ -42,7 +42,7 @@ fn place(root: Option<&Path>) -> anyhow::Result<PathBuf> {
     })
 }
 
-/// A name that an image is to get.
+/// Parses a new name for an image.
 pub(super) fn new_name(text: &str) -> anyhow::Result<Reference> {
     let name = Reference::parse(text)?;
     if name.digest().is_some() {
@@ -52,13 +52,13 @@ pub(super) fn new_name(text: &str) -> anyhow::Result<Reference> {
     Ok(name)
 }
 
-/// A platform, for `--platform`.
+/// Parses a platform, for `--platform`.
 pub(super) fn platform(text: &str) -> Result<Platform, String> {
     let what = "write os/architecture[/variant], such as linux/arm/v7";
     Platform::parse(text).ok_or_else(|| what.to_owned())
 }
 
-/// Prints the image that a command has made: its ID, or with its name as JSON.
+/// Prints the image that a command has made: its ID, or JSON with its name.
 pub(super) fn print_made(id: &Digest, name: &Reference, json: bool) -> anyhow::Result<()> {
     if json {
         print_json(&serde_json::json!({"id": id, "name": name.key()}))
@@ -67,8 +67,8 @@ pub(super) fn print_made(id: &Digest, name: &Reference, json: bool) -> anyhow::R
     }
 }
 
-/// Locks it; says so when that takes a while. Before any `Stores` is opened: who removes
-/// something waits for those with the lock in hand.
+/// Locks the store, with a message if that takes a while. No `Stores` may be open: a process that
+/// removes layers waits for readers while it holds the lock.
 pub(super) fn lock(store: &Writable) -> anyhow::Result<Exclusive<'_>> {
     if let Some(locked) = store.try_lock()? {
         return Ok(locked);
@@ -80,16 +80,16 @@ pub(super) fn lock(store: &Writable) -> anyhow::Result<Exclusive<'_>> {
     Ok(store.lock()?)
 }
 
-/// What killed commands have left half made, to be swept away from inside of the sandbox, where
-/// mounts are not seen.
+/// Leftovers of killed commands, which are removed inside of the sandbox, where mounts are not
+/// visible.
 pub(super) struct Sweep {
     lock: File,
     mounted: Mounted,
 }
 
 impl Sweep {
-    /// Locks the store and looks which mounts there are. `None` while somebody else changes it: the
-    /// next command will do.
+    /// Locks the store and lists the mounts. `None`: another command changes the store; the next
+    /// command removes the leftovers.
     pub(super) fn begin(store: &Writable) -> anyhow::Result<Option<Self>> {
         let locked = store.try_lock()?;
         Ok(locked.map(|locked| Self {
@@ -98,7 +98,7 @@ impl Sweep {
         }))
     }
 
-    /// Does it, and lets go of the lock.
+    /// Removes the leftovers and unlocks the store.
     pub(super) fn run(self, store: &Writable) -> anyhow::Result<()> {
         sweep(&store.locked_by(self.lock)?, &self.mounted);
         Ok(())
@@ -107,16 +107,16 @@ impl Sweep {
 
 fn sweep(locked: &Exclusive<'_>, mounted: &Mounted) {
     if let Err(error) = locked.sweep(&|diff| mounted.find(diff)) {
-        // An image so damaged that its layers cannot be told; prune says so.
+        // The image is so damaged that its layers are not known; prune reports it.
         tracing::debug!(%error, "leftovers are not looked for");
     }
 }
 
-/// The layers of live mounts, with where they are mounted.
+/// The layers of live mounts, with the mountpoints.
 pub(super) struct Mounted {
     layers: HashMap<PathBuf, PathBuf>,
-    /// The topmost lower of each mount, which stands for the whole chain, where it is mounted,
-    /// and the image's ID if that is known.
+    /// The topmost lower of each mount, which represents the whole chain, with the mountpoint, and
+    /// the ID of the image if it is known.
     chains: Vec<(PathBuf, PathBuf, Option<String>)>,
 }
 
@@ -144,13 +144,13 @@ impl Mounted {
         }
     }
 
-    /// Where the layer in this directory is mounted.
+    /// Returns the mountpoint of the layer in this directory.
     pub(super) fn find(&self, diff: &Path) -> Option<PathBuf> {
         self.layers.get(diff).cloned()
     }
 
-    /// Where an image is mounted: its layers, all of them and none above, and not as another
-    /// image that has the same.
+    /// Returns the mountpoint of an image: of exactly its layers, and not of another image with the
+    /// same layers.
     pub(super) fn image(&self, image: &Image) -> Option<PathBuf> {
         let top = &image.layers.last()?.place.path();
         let id = image.id.to_string();
@@ -161,7 +161,7 @@ impl Mounted {
     }
 }
 
-/// An image of the store that is to be changed; whether it was asked for by that name.
+/// Finds the image of the store that is to be changed; whether the text is one of its names.
 pub(super) fn find(
     store: &Exclusive<'_>,
     text: &str,

@@ -1,4 +1,4 @@
-//! `unionfs prune`: removes what nothing needs.
+//! `unionfs prune` removes unused data.
 
 use std::path::Path;
 
@@ -41,13 +41,13 @@ pub(super) struct Args {
 #[derive(Serialize)]
 struct Report<'a> {
     dry_run: bool,
-    /// Bytes on the disk, of all items.
+    /// The disk space of all items in bytes.
     bytes: u64,
     items: &'a [Garbage],
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    // Looking makes no store.
+    // A dry run makes no store.
     let store = own_store::existing(root)?;
     let mut cage = args.sandbox.cage("prune")?;
     let catalogs = cage.catalogs_with_stores()?;
@@ -81,7 +81,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
             store.remove_garbage(item)?;
         }
     }
-    // Of every store, also of those that are only read.
+    // Catalogs of all stores are listed, also of those that are only read.
     let catalogs = match &catalogs {
         Some(own) => ImageCatalogs::of(own).garbage()?,
         None => Vec::new(),

@@ -1,4 +1,4 @@
-//! `unionfs ps`: what is mounted, and the read-write layers that are not.
+//! `unionfs ps` lists mounts, and read-write layers that are not mounted.
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,7 @@ pub(super) struct Args {
     sandbox: SandboxArgs,
 }
 
-/// As [`MountState`], and without a mount.
+/// The state: that of [`MountState`], or without a mount.
 #[derive(Clone, Copy, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum RowState {
@@ -45,7 +45,7 @@ enum RowState {
 #[derive(Serialize)]
 struct Row<'a> {
     state: RowState,
-    /// The read-write layer's name.
+    /// The name of the read-write layer.
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,
     #[serde(flatten)]
@@ -54,12 +54,12 @@ struct Row<'a> {
     stopped: Option<Stopped<'a>>,
 }
 
-/// What there is to say of a layer without a mount.
+/// The row of a layer without a mount.
 #[derive(Serialize)]
 struct Stopped<'a> {
     image: &'a str,
     image_id: String,
-    /// When it was made, in seconds since 1970.
+    /// The time of its creation, in seconds since 1970.
     created: u64,
     upper: String,
 }
@@ -76,7 +76,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let named = match own.and_then(|own| named(own, &mut listing)) {
         Ok(named) => named,
         Err(error) if args.all => return Err(error),
-        // Mounts are listed whatever has become of the store.
+        // Mounts are listed also if the store is damaged.
         Err(_) => Vec::new(),
     };
     let mut rows: Vec<Row<'_>> = records
@@ -98,7 +98,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     if args.all { complain(&listing) } else { Ok(()) }
 }
 
-/// The named layers of our own store, with their directories for changes.
+/// Returns the named layers of the own store, with their directories for changes.
 fn named(
     own: Option<PathBuf>,
     listing: &mut Listing,

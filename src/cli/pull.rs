@@ -1,4 +1,4 @@
-//! `unionfs pull`: an image of a registry into our own store.
+//! `unionfs pull` copies an image of a registry to the own store.
 
 use std::path::Path;
 
@@ -52,7 +52,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// How a registry is talked to, for `pull` and `push`.
+/// Options for the connection to a registry, for `pull` and `push`.
 #[derive(Debug, clap::Args)]
 pub(super) struct RegistryArgs {
     /// Use http, not https; credentials are then sent only to registries on this machine
@@ -104,7 +104,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let downloads = Items::new(args.quiet, "downloaded");
     let show = |step: Progress<'_, &Digest>| downloads.show(step);
     let fetched = fetch(&store, &name, &options, &show)?;
-    // Not before: others may use the store while blobs come in.
+    // The store is locked late, so that others may use it during downloads.
     let locked = own_store::lock(&store)?;
     if let Some(mounted) = mounted {
         let damaged = fetched.damaged().to_vec();
@@ -112,7 +112,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     }
     let layers = Items::new(args.quiet, "unpacked");
     let pulled = fetched.register(&locked, &|step| match step {
-        // That was said before the downloads.
+        // This was shown before the downloads.
         Progress::Exists { .. } => (),
         step => layers.show(step),
     })?;

@@ -1,4 +1,4 @@
-//! `unionfs push`: an image of any store to a registry.
+//! `unionfs push` copies an image of any store to a registry.
 
 use std::path::Path;
 
@@ -62,7 +62,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let mut cage = args.sandbox.cage("push")?.moves_images();
     let mut places = cage.stores(root)?;
     args.pool.open(&mut places)?;
-    // None of ours, as with --root of Docker: nothing is noted there.
+    // The given root is not a store of unionfs, as with --root of Docker: no blobs are recorded
+    // there.
     let ours = own_store::existing(root).ok().flatten();
     access.look_up(&name)?;
     cage.talk()?;
@@ -94,7 +95,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let blobs = Items::new(args.quiet, "pushed");
     let pushed = push(store, &image, &name, &options, &|step| blobs.show(step))?;
     let noted = ours.filter(|ours| ours.root() == image.root);
-    // Who waits for the lock must not keep others from removing.
+    // While this process waits for the lock, it must not keep others from removing layers.
     drop(stores);
     if let Some(ours) = noted {
         pushed.note(&own_store::lock(&ours)?)?;
@@ -109,7 +110,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     }
 }
 
-/// The image's own name as the destination.
+/// Returns the name of the image as the destination.
 fn implied(image: &str) -> anyhow::Result<Reference> {
     use unionfs::oci::Query;
     let refused = |why: &str| Usage(format!("{image:?} {why}: give a destination"));

@@ -1,4 +1,4 @@
-//! `unionfs rm`: removes named read-write layers.
+//! `unionfs rm` removes named read-write layers.
 
 use std::path::Path;
 

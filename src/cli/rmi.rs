@@ -1,4 +1,4 @@
-//! `unionfs rmi`: removes images of our own store.
+//! `unionfs rmi` removes images of the own store.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     } else {
         print(&text(&removed))?;
     }
-    // Each image for itself, as with rm(1).
+    // Each image is removed independently, as with rm(1).
     let Some(last) = failures.pop() else {
         return Ok(());
     };
@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     Err(last)
 }
 
-/// What there is inside of the sandbox.
+/// The state inside of the sandbox.
 struct Within<'s> {
     store: &'s Exclusive<'s>,
     mounted: Mounted,
@@ -105,7 +105,7 @@ fn remove(within: &Within<'_>, image: &str, force: bool) -> anyhow::Result<Remov
         }
         _ => (),
     }
-    // Also where its layers would stay, for other images that have them.
+    // A mounted image is refused also if its layers would stay for other images.
     let whole = store.image(&id).ok();
     if let Some(mountpoint) = whole.and_then(|image| mounted.image(&image)) {
         return Err(in_use_on(&id, &mountpoint).into());

@@ -1,11 +1,11 @@
-//! What each command may touch once it is in its sandbox: one row a command, none without one.
+//! The files and hosts that each command may use in its sandbox: one row for each command.
 //! docs/ARCHITECTURE.md has the same table.
 //!
-//! A row is what [`super::command_sandbox::Cage`] grants, so that a command cannot take more than its row says.
+//! [`super::command_sandbox::Cage`] grants only what the row of the command contains.
 
 use Use::{No, Read, Write};
 
-/// How far a kind of place may be used.
+/// How a kind of place may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Use {
     No,
@@ -28,17 +28,18 @@ impl Use {
 #[derive(Debug)]
 pub(super) struct Reach {
     pub(super) command: &'static str,
-    /// Stores that images and containers are looked for in; only that of `--root` where given.
+    /// The stores in which images and containers are searched; only that of `--root` if it is
+    /// given.
     pub(super) stores: Use,
-    /// Our own store.
+    /// The own store.
     pub(super) own: Use,
     /// The directory of catalogs.
     pub(super) catalogs: Use,
     /// Servers.
     pub(super) network: bool,
-    /// What else is there. `None`: it enters no sandbox, and `why` says why.
+    /// Other places. `None`: the command enters no sandbox; `why` gives the reason.
     pub(super) confined: bool,
-    /// What is opened before, or why there is no sandbox: for the table.
+    /// The files that are opened before, or the reason for no sandbox, for the table.
     #[cfg_attr(
         not(test),
         expect(dead_code, reason = "compared with the documented table")
@@ -76,7 +77,7 @@ const fn with_network(row: Reach) -> Reach {
     }
 }
 
-/// All commands, as `unionfs --help` lists them.
+/// All commands, in the order of `unionfs --help`.
 pub(super) const TABLE: [Reach; 26] = [
     outside(
         "mount",
@@ -151,7 +152,7 @@ pub(super) const TABLE: [Reach; 26] = [
     outside("man", "reads nothing"),
 ];
 
-/// The row of a command.
+/// Returns the row of a command.
 pub(super) fn of(command: &str) -> Option<&'static Reach> {
     TABLE.iter().find(|row| row.command == command)
 }

@@ -1,4 +1,4 @@
-//! `unionfs save`: images as an archive.
+//! `unionfs save` writes images to an archive.
 
 use std::io::{self, BufWriter, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
@@ -69,14 +69,14 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     match output {
         Some(output) => output.write(|out| Ok(write(out)?)),
         None => match write(&mut BufWriter::new(stdout.lock())) {
-            // Whoever reads the pipe has seen enough.
+            // The reader of the pipe has closed it.
             Err(archive::Error::Write(e)) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             other => Ok(other?),
         },
     }
 }
 
-/// The images meant, each once, with the names they were asked for by.
+/// Returns the images, each once, with the names by which they were asked for.
 fn outgoing<'s>(stores: &'s Stores, texts: &[String]) -> anyhow::Result<Vec<Outgoing<'s>>> {
     let mut images: Vec<Outgoing<'s>> = Vec::new();
     for text in texts {

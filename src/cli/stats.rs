@@ -1,4 +1,4 @@
-//! `unionfs stats`: the counters of one mount.
+//! `unionfs stats` shows the counters of a mount.
 
 use std::fmt::Write as _;
 use std::io::ErrorKind;
@@ -44,10 +44,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// The record of a mount whose daemon runs.
+/// Returns the record of a mount whose daemon runs.
 pub(super) fn live_record(mountpoint: &Path) -> anyhow::Result<MountRecord> {
     let shown = mountpoint.display();
-    // A path that leads nowhere has no mount either.
+    // A path that leads nowhere is not a mount either.
     let found = match runtime::find(mountpoint) {
         Err(fuse::Error::Mountpoint { source, .. }) if source.kind() == ErrorKind::NotFound => None,
         other => other?,
@@ -74,7 +74,7 @@ fn describe(stats: &Stats) -> String {
     for (operation, count) in &stats.requests {
         let _ = writeln!(text, "  {operation:<16}{count}");
     }
-    // Every counter is named: a new one cannot be forgotten here.
+    // The pattern names every counter, so that a new one cannot be forgotten here.
     let Counters {
         inodes,
         cached_names,
@@ -106,7 +106,7 @@ fn describe(stats: &Stats) -> String {
     text
 }
 
-/// `, 98.5% hits`; nothing where nothing was asked.
+/// Formats `, 98.5% hits`; empty without any requests.
 fn rate(hits: u64, misses: u64) -> String {
     match hits + misses {
         0 => String::new(),

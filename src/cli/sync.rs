@@ -1,4 +1,5 @@
-//! `unionfs sync`: what syncfs(2) on a mount would do if the kernel passed it on to FUSE servers.
+//! `unionfs sync` does what syncfs(2) on a mount would do if the kernel passed it on to FUSE
+//! servers.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let record = live_record(&args.mountpoint)?;
-    // What is written through mappings goes to the server first.
+    // Data that was written through mappings goes to the server first.
     if let Ok(mount) = Mountpoint::open(&args.mountpoint)?.mount()?
         && mount.entry().is_unionfs()
     {
@@ -37,7 +38,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     match record.description.upper.as_deref() {
         Some(upper) => {
             let failed = || format!("cannot open {upper:?}");
-            // As it was mounted: its path has no symlinks.
+            // The path is that of the mount record and has no symlinks.
             let dir = walk::open_directory(upper, Trust::of_root()).with_context(failed)?;
             sync(&dir, upper)
         }
@@ -45,7 +46,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// Brings what was written through a mount to its server.
+/// Flushes data that was written through a mount to its server.
 ///
 /// # Errors
 /// [`fuse::Error::Silent`] if the server does not answer; those of openat(2) and syncfs(2).
@@ -57,7 +58,7 @@ pub(super) fn sync_mount(mount: fuse::Mount) -> anyhow::Result<()> {
     sync(mount.into_place(), &path)
 }
 
-/// Syncs the file system that `dir` is on; `path` is what it is called.
+/// Syncs the file system of `dir`. `path` is its name for messages.
 fn sync(dir: impl AsFd, path: &Path) -> anyhow::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open = rustix::fs::openat(dir, c".", flags, Mode::empty())

@@ -1,9 +1,10 @@
-//! The system's log (syslogd, or the journal in its place), by the datagram socket /dev/log and
-//! messages as syslog(3) sends them: `<PRIORITY>unionfs[PID]: TEXT`, facility daemon.
+//! The log of the system (syslogd, or the journal in its place), reached by the datagram socket
+//! /dev/log with messages in the form of syslog(3): `<PRIORITY>unionfs[PID]: TEXT`, facility
+//! daemon.
 //!
-//! The socket is opened before a sandbox is entered, in which no path leads to it. Nothing here waits
-//! or fails: a log that is full or gone loses lines. What users of a mount can cause is limited to a
-//! [`BURST`] and then one line a second.
+//! The socket is opened before a sandbox is entered, from which no path leads to it. No function
+//! here waits or fails: if the log is full or gone, lines are lost. Users of a mount can cause
+//! lines, so there is a limit: a [`BURST`], and then one line a second.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
@@ -14,7 +15,7 @@ use parking_lot::Mutex;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Where syslog(3) connects to (paths.h: _PATH_LOG).
+/// The socket of syslog(3) (paths.h: _PATH_LOG).
 const SOCKET: &str = "/dev/log";
 /// LOG_DAEMON of syslog.h.
 const FACILITY: u8 = 3 << 3;
@@ -23,14 +24,15 @@ const ERROR: u8 = 3;
 const WARNING: u8 = 4;
 const INFO: u8 = 6;
 const DEBUG: u8 = 7;
-/// Lines that go out at once.
+/// The number of lines that are sent without a pause.
 const BURST: u32 = 100;
-/// How long it takes until one more may.
+/// The time after which one more line may be sent.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Bytes of a line; the rest is cut off. Every syslogd takes as much (RFC 5424, 6.1).
+/// The maximum length of a line in bytes; the rest is cut off. Every syslogd accepts this (RFC
+/// 5424, 6.1).
 const MAX_LINE: usize = 2048;
 
-/// A connection to the log; clones share it.
+/// A connection to the log. Clones share it.
 #[derive(Clone)]
 pub(super) struct SystemLog(Arc<Shared>);
 
@@ -40,7 +42,7 @@ struct Shared {
 }
 
 impl SystemLog {
-    /// `None`: this system has no log, or one that takes no datagrams.
+    /// Connects to the log. `None`: this system has no log, or one that takes no datagrams.
     pub(super) fn connect() -> Option<Self> {
         let connected = || -> io::Result<UnixDatagram> {
             let socket = UnixDatagram::unbound()?;
@@ -81,14 +83,14 @@ impl SystemLog {
     }
 }
 
-/// A line of one severity.
+/// A writer of lines with one severity.
 pub(super) struct Line {
     log: SystemLog,
     severity: u8,
 }
 
 impl Write for Line {
-    /// Takes a whole line. A log that takes nothing now is no error.
+    /// Sends a whole line. If the log takes nothing now, the line is lost.
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         let shared = &self.log.0;
         if let Some(lost) = shared.allowance.lock().take(Instant::now()) {
@@ -103,7 +105,7 @@ impl Write for Line {
     }
 }
 
-/// A line as a message. File names are in it, so control characters are replaced.
+/// Formats a line as a message. It may contain file names, so control characters are replaced.
 fn message(severity: u8, lost: u32, text: &[u8]) -> Vec<u8> {
     let pid = std::process::id();
     let mut message = format!("<{}>unionfs[{pid}]: ", FACILITY | severity).into_bytes();
@@ -118,13 +120,13 @@ fn message(severity: u8, lost: u32, text: &[u8]) -> Vec<u8> {
     message
 }
 
-/// How many lines may go out now.
+/// The number of lines that may be sent now.
 #[derive(Debug)]
 struct Allowance {
     left: u32,
-    /// When the last one was added.
+    /// The time of the last increase.
     since: Instant,
-    /// Lines that were left out.
+    /// The number of lines that were left out.
     lost: u32,
 }
 
@@ -137,7 +139,7 @@ impl Allowance {
         }
     }
 
-    /// Whether a line may go out, and how many before it did not.
+    /// Whether a line may be sent, and how many were left out before it.
     fn take(&mut self, now: Instant) -> Option<u32> {
         let gained = now.saturating_duration_since(self.since).as_secs() / INTERVAL.as_secs();
         let gained = u32::try_from(gained).unwrap_or(u32::MAX);

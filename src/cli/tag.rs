@@ -1,4 +1,4 @@
-//! `unionfs tag`: another name for an image.
+//! `unionfs tag` gives an image another name.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! `unionfs umount`: unmounts and waits until the daemon has written everything and is
-//! gone. A daemon that hangs is neither asked nor waited for.
+//! `unionfs umount` unmounts and waits until the daemon has written everything and has ended. It
+//! does not ask a daemon that hangs, and does not wait for it.
 
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,7 @@ pub(super) struct Args {
     force: bool,
 }
 
-/// How long the daemon may take to end, in seconds.
+/// The maximum time in which the daemon ends, in seconds.
 const PATIENCE: i64 = 30;
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
@@ -57,7 +57,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     daemon.map_or(Ok(()), |daemon| daemon.wait(&path))
 }
 
-/// The unionfs that is mounted on a directory.
+/// Returns the unionfs that is mounted on a directory.
 fn find(mountpoint: &Path) -> anyhow::Result<Mount> {
     let shown = mountpoint.display();
     let place = match Mountpoint::open(mountpoint) {
@@ -76,7 +76,8 @@ fn find(mountpoint: &Path) -> anyhow::Result<Mount> {
     }
 }
 
-/// The server of a mount, held so that a later process with its id is not taken for it.
+/// The server of a mount. Its descriptor prevents confusion with a later process of the same
+/// number.
 struct Daemon {
     pidfd: std::os::fd::OwnedFd,
 }
@@ -85,12 +86,12 @@ impl Daemon {
     fn of(record: MountRecord) -> Option<Self> {
         let pid = Pid::from_raw(i32::try_from(record.pid).ok()?)?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        // Checked behind the open: if it still runs now, the descriptor is its.
+        // The check comes after the open: if the server still runs now, the descriptor is its own.
         record.is_running().then_some(Self { pidfd })
     }
 
-    /// A mount that other mount namespaces have copies of is served on after it is gone
-    /// from ours, for as long as they like: that is not waited for.
+    /// A mount that other mount namespaces have copied is served after it is gone from ours, as
+    /// long as they keep it. Nothing waits for that.
     fn wait(&self, path: &Path) -> anyhow::Result<()> {
         let limit = Timespec {
             tv_sec: PATIENCE,

@@ -1,4 +1,4 @@
-//! `unionfs verify`: is a store whole?
+//! `unionfs verify` checks stores for damage.
 
 use std::path::Path;
 
@@ -46,7 +46,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    // Before the sandbox is entered, which has no directory for them.
+    // This happens before the sandbox is entered, which has no directory for the files.
     let scratch = Staging::of_files(SCRATCH_FILES)?;
     let mut cage = args.sandbox.cage("verify")?;
     let mut places = cage.stores(root)?;
@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     }
 }
 
-/// One line a problem, then what was checked.
+/// Formats one line for each problem, then the totals.
 fn text(report: &Report) -> String {
     let mut text = String::new();
     for problem in &report.problems {
