@@ -151,12 +151,14 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
 
 /// Warns that device nodes are stored as files.
 pub(super) fn warn_of_devices(count: u64) {
-    if count > 0 {
-        warn(format_args!(
-            "{count} device nodes are kept as empty files, since only root can make them; \
-             `unionfs save` still has them"
-        ));
-    }
+    let what = match count {
+        0 => return,
+        1 => "1 device node is kept as an empty file".to_owned(),
+        count => format!("{count} device nodes are kept as empty files"),
+    };
+    warn(format_args!(
+        "{what}: only root can make device nodes; `unionfs save` still has them"
+    ));
 }
 
 /// Returns the repository for images that only have a tag: the name of the archive without its

@@ -181,7 +181,8 @@ impl Run<'_, '_> {
     fn path(&mut self, want: &Want, has_below: bool) -> Found<()> {
         let path = want.path.as_slice();
         let Some(node) = &want.node else {
-            return self.whiteout(path, has_below);
+            // A directory that only its own mark has made, too.
+            return self.whiteout(path, has_below || want.opaque);
         };
         let (stat, plain) = match self.stat(path) {
             // Versions before this one did not unpack it; the content of a file that was is looked at

@@ -310,3 +310,14 @@ fn a_whiteout_below_a_whiteout_is_passed_over() {
     let verified = home.run(["verify", "--all"]);
     damage(&verified, &["was a whiteout, which is missing"]);
 }
+
+/// A directory that only its own mark makes, and a whiteout of it after that.
+#[test]
+fn an_opaque_directory_that_is_whited_out_is_no_damage() {
+    need!(can_mount());
+    let home = Home::new();
+    let top_layer = layer(&[file("gone/.wh..wh..opq", ""), file(".wh.gone", "")]);
+    archive(&home.path("both.tar"), "odd:both", &[base(), top_layer]);
+    home.run(["load", "-q", "-i", "both.tar"]).ok();
+    home.run(["verify", "--all"]).ok();
+}

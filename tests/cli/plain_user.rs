@@ -181,7 +181,7 @@ fn device_nodes_are_kept_beside_a_file() {
         assert!(
             outcome
                 .stderr
-                .contains("1 device nodes are kept as empty files"),
+                .contains("1 device node is kept as an empty file"),
             "{outcome:?}"
         );
         let text = as_user(

@@ -1,11 +1,11 @@
 //! The manifests of image archives, in a directory. After the first byte (even: `manifest.json`,
-//! odd: OCI `index.json`) come documents between NULs: the first is that file, the others are
+//! odd: OCI `index.json`; with the second bit, blobs lie beside it as `dir:` has them) come documents between NULs: the first is that file, the others are
 //! blobs, to which `@1`, `@2` and so on in an earlier document refer: their digests.
 
 use std::cell::RefCell;
 use std::fs;
 
-use unionfs::archive::{Source, images};
+use unionfs::archive::{Source, Wanted, contents, find};
 use unionfs::oci::Digest;
 use unionfs::store::writable::Staging;
 
@@ -24,7 +24,10 @@ pub fn run(bytes: &[u8]) {
     };
     DIR.with_borrow(|dir| {
         let root = dir.path().join("archive");
-        let blobs = root.join("blobs/sha256");
+        let blobs = match mode & 2 {
+            0 => root.join("blobs/sha256"),
+            _ => root.clone(),
+        };
         fs::create_dir_all(&blobs).unwrap();
         let mut digests = vec![String::new(); MAX];
         let documents: Vec<&[u8]> = bytes.splitn(MAX, |&b| b == 0).collect();
@@ -39,14 +42,24 @@ pub fn run(bytes: &[u8]) {
             fs::write(path, document).unwrap();
             digests[number] = digest;
         }
-        match Source::open(&root, &Staging::temporary(), 1 << 20)
-            .and_then(|source| images(&source, None))
-        {
+        let source = Source::open(&root, &Staging::temporary(), 1 << 20).unwrap();
+        let mut wanted = Wanted::default();
+        wanted.repository = Some("layout");
+        match contents(&source, &wanted) {
             Err(error) => one_line(&error),
-            Ok(images) => {
-                for image in images {
+            Ok(found) => {
+                for image in &found.images {
                     assert_eq!(image.layers.len(), image.diff_ids.len());
                     assert!(image.names.iter().all(|name| name.digest().is_none()));
+                    for reference in image.references.iter().take(2) {
+                        // Several may be called so.
+                        if let Err(error) = find(&source, Some(reference), None) {
+                            one_line(&error);
+                        }
+                    }
+                }
+                for artifact in &found.artifacts {
+                    assert_eq!(artifact.to_string().lines().count(), 1, "{artifact:?}");
                 }
             }
         }
@@ -84,12 +97,32 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let manifest_below =
         r#"{"config":{"digest":"sha256:@3"},"layers":[{"digest":"sha256:@4","size":5}]}"#;
     let index_below = index.replace("@1", "@2");
+    let tagged = index
+        .replace("docker.io/library/a:1", "")
+        .replace("b:2", "tag");
+    let signature = manifest.replace(
+        r#""layers":[{"#,
+        r#""layers":[{"mediaType":"application/vnd.dev.cosign.simplesigning.v1+json","#,
+    );
+    let artifact = r#"{"manifests":[{"digest":"sha256:@1","artifactType":"application/spdx+json"},{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:@2"}]}"#;
+    let plain = r#"{"schemaVersion":2,"config":{"digest":"sha256:@1","size":2},"layers":[{"digest":"sha256:@2","size":5}]}"#;
     let joined =
         |mode: u8, documents: &[&str]| [&[mode][..], documents.join("\0").as_bytes()].concat();
     vec![
         joined(0, &[docker, &config, "layer"]),
         joined(0, &[old, &config]),
         joined(1, &[index, manifest, &config, "layer"]),
+        joined(1, &[&tagged, manifest, &config, "layer"]),
+        joined(1, &[&tagged, &signature, &config, "layer"]),
+        joined(
+            1,
+            &[
+                artifact,
+                "{}",
+                r#"{"manifests":[{"digest":"sha256:@3","artifactType":"x"}]}"#,
+            ],
+        ),
+        joined(2, &[plain, &config, "layer"]),
         joined(1, &[nested, &index_below, manifest_below, &config, "layer"]),
     ]
 }
