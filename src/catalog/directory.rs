@@ -1,8 +1,8 @@
-//! Where catalogs are kept: `unionfs/catalogs` in our own store, one file for each chain of
-//! layers of each store.
+//! The place of catalogs: `unionfs/catalogs` in the own store, one file for each chain of layers of
+//! each store.
 //!
-//! Invariant: the directory is opened once, by no symlink that another user decides on; everything
-//! else is done in what is open.
+//! Invariant: the directory is opened once, through no symlink that another user controls. All
+//! further calls use its descriptor.
 //!
 //! ```text
 //! catalogs/<chain ID>-<store>        a catalog; never changed, only replaced or removed
@@ -24,17 +24,18 @@ use super::{Error, Label, Unusable};
 use crate::layer::dir::path_of;
 use crate::sys::walk::{self, Trust};
 
-/// Where catalogs are below the root of our own store.
+/// The path of the catalogs below the root of the own store.
 const DIR: &str = "unionfs/catalogs";
-/// What the name of a catalog that is being written ends in.
+/// The suffix of a catalog that is being written.
 const NEW: &str = ".new";
 
-/// The directory of all catalogs, which need not exist.
+/// Returns the directory of all catalogs. It need not exist.
 pub fn dir(own_root: &Path) -> PathBuf {
     own_root.join(DIR)
 }
 
-/// The root of our own store, absolute and without symlinks, if there is a directory of catalogs in it.
+/// Returns the root of the own store, absolute and without symlinks, if it contains a directory of
+/// catalogs.
 pub fn existing(own_root: &Path) -> Option<PathBuf> {
     let own = walk::open_directory(own_root, Trust::of_root()).ok()?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -43,9 +44,9 @@ pub fn existing(own_root: &Path) -> Option<PathBuf> {
     path_of(&own)
 }
 
-/// Where the catalog of a chain is. Stores have catalogs of their own, also of the same
-/// chain: its files have other inode numbers there. So have user namespaces that map IDs
-/// otherwise: its files have other owners there.
+/// Returns the path of the catalog of a chain. Each store has its own catalogs, also for the same
+/// chain, because its files have other inode numbers. So has each user namespace with another ID
+/// mapping, because the files have other owners there.
 pub fn path(own_root: &Path, label: &Label) -> PathBuf {
     let mut store = Sha256::new();
     store.update(&label.store);
@@ -63,15 +64,15 @@ fn hex(bytes: &[u8]) -> String {
 /// A file in the directory of catalogs.
 #[derive(Debug)]
 pub struct Kept {
-    /// Where it is.
+    /// The path.
     pub path: PathBuf,
-    /// Bytes on the disk.
+    /// The disk space in bytes.
     pub bytes: u64,
-    /// Whose layers it is of; `None`: it is not a catalog, or was never finished.
+    /// The label of its layers. `None`: it is not a catalog, or was never finished.
     pub label: Option<Label>,
 }
 
-/// Everything in the directory of catalogs, sorted; nothing where there is none.
+/// Lists the directory of catalogs, sorted; empty if it does not exist.
 ///
 /// # Errors
 /// Those of opening and reading it.
@@ -88,7 +89,7 @@ pub fn list(own_root: &Path) -> io::Result<Vec<Kept>> {
         if name == "." || name == ".." {
             continue;
         }
-        // Gone meanwhile.
+        // The file was removed meanwhile.
         let Ok(stat) = rustix::fs::statat(&found, name, AtFlags::SYMLINK_NOFOLLOW) else {
             continue;
         };
@@ -107,16 +108,16 @@ pub fn list(own_root: &Path) -> io::Result<Vec<Kept>> {
     Ok(kept)
 }
 
-/// The same directory, open for reading.
+/// Opens the same directory for reading.
 fn readable(dir: &OwnedFd) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(dir, c".", flags, Mode::empty())?)
 }
 
-/// Removes a catalog; whether there was one. A symlink is removed, not followed.
+/// Removes a catalog. Returns whether there was one. A symlink is removed, not followed.
 ///
 /// # Errors
-/// Those of unlink(2), and of opening the directory it is in.
+/// Those of unlink(2), and of opening the directory that contains it.
 pub fn remove(path: &Path) -> io::Result<bool> {
     let removed = walk::open_parent(path, Trust::of_root())
         .and_then(|(dir, name)| Ok(rustix::fs::unlinkat(dir, name, AtFlags::empty())?));
@@ -126,13 +127,13 @@ pub fn remove(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// A file as it is, for looking and for locks: nothing is waited for.
+/// Opens a file for reading and for locks, without waiting.
 fn open_for_lock(dir: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
-/// Whether somebody is writing it right now.
+/// Whether another process is writing it.
 fn is_locked(dir: &OwnedFd, name: &OsStr) -> bool {
     let lock = |file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
     open_for_lock(dir, name).is_ok_and(|file| lock(file) == Err(Errno::WOULDBLOCK))
@@ -149,10 +150,10 @@ fn label_of(dir: &OwnedFd, name: &OsStr) -> Result<Label, Unusable> {
     })
 }
 
-/// A catalog being written; dropped without [`Staged::publish`], it is removed.
+/// A catalog that is being written. If it is dropped without [`Staged::publish`], it is removed.
 pub(super) struct Staged {
     file: File,
-    /// What both names are in.
+    /// The directory of both names.
     dir: OwnedFd,
     staged: OsString,
     name: OsString,
@@ -160,8 +161,8 @@ pub(super) struct Staged {
 }
 
 impl Staged {
-    /// Starts a catalog that is to be at `path`, and locks others out. The file is always a new
-    /// one: what a killed writer has left, or another user has put there, is removed first.
+    /// Starts a catalog for `path`, and locks it. The file is always a new one: a file that a
+    /// killed writer or another user has left there is removed first.
     pub(super) fn new(path: &Path) -> Result<Self, Error> {
         let fail = |source: io::Error| Error::Write {
             path: path.to_owned(),
@@ -186,18 +187,18 @@ impl Staged {
             other => other,
         };
         let file = match file {
-            // Another was quicker.
+            // Another process was faster.
             Err(Errno::EXIST) => return Err(busy()),
             other => other.map_err(|errno| fail(errno.into()))?,
         };
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            // Somebody looks whether it is stale.
+            // Another process checks whether it is stale.
             Err(Errno::WOULDBLOCK) => return Err(busy()),
             Err(errno) => return Err(fail(errno.into())),
         }
         if !is_at(&file, &dir, &staged) {
-            // It was taken for stale before it was locked.
+            // It was removed as stale before it was locked.
             return Err(busy());
         }
         Ok(Self {
@@ -213,12 +214,12 @@ impl Staged {
         &self.file
     }
 
-    /// The directory it is in.
+    /// Returns the directory that contains it.
     pub(super) fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 
-    /// Makes it the catalog, durably; its length in bytes.
+    /// Makes it the catalog, durably. Returns its length in bytes.
     pub(super) fn publish(mut self) -> io::Result<u64> {
         self.file.sync_all()?;
         rustix::fs::renameat(&self.dir, &self.staged, &self.dir, &self.name)?;
@@ -233,17 +234,17 @@ fn create(dir: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))
 }
 
-/// Removes what nobody is writing; false where somebody is.
+/// Removes a file that no process is writing. Returns false if one is.
 fn remove_stale(dir: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
     let held = match open_for_lock(dir, name) {
         Ok(file) => match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) if is_at(&file, dir, name) => Some(file),
-            // Published or removed meanwhile: whoever did so has made a catalog.
+            // It was published or removed meanwhile, and there is a catalog.
             Ok(()) | Err(Errno::WOULDBLOCK) => return Ok(false),
             Err(errno) => return Err(errno),
         },
         Err(Errno::NOENT) => return Ok(true),
-        // No writer has made that: a symlink, a socket, a file of somebody else's.
+        // No writer has made this: a symlink, a socket, or a file of another user.
         Err(Errno::LOOP | Errno::NXIO | Errno::ACCESS) => None,
         Err(errno) => return Err(errno),
     };
@@ -265,7 +266,7 @@ fn is_at(file: &OwnedFd, dir: &OwnedFd, name: &OsStr) -> bool {
 impl Drop for Staged {
     fn drop(&mut self) {
         if !self.published {
-            // What stays is found by prune, and by the next to make this catalog.
+            // The next builder of this catalog, or prune, finds what stays.
             let _ = rustix::fs::unlinkat(&self.dir, &self.staged, AtFlags::empty());
         }
     }
@@ -287,7 +288,7 @@ mod tests {
         Staged::new(&path).unwrap().publish().unwrap();
         let kept = list(root.path()).unwrap();
         assert!(kept.len() == 1 && kept[0].label.is_none());
-        // A killed writer's file is no obstacle.
+        // The file of a killed writer is no obstacle.
         std::fs::write(root.path().join(format!("{}.new", path.display())), "x").unwrap();
         assert_eq!(list(root.path()).unwrap().len(), 2);
         Staged::new(&path).unwrap().publish().unwrap();

@@ -1,4 +1,4 @@
-//! Catalog files: which are taken, and whether one is of the layers at hand.
+//! Catalog files: which files are accepted, and whether a catalog describes the given layers.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -19,41 +19,41 @@ use crate::lowers::Layers;
 use crate::sys::map::ReadOnly;
 use crate::sys::walk::{self, Trust};
 
-/// Why a catalog is not used.
+/// The reason why a catalog is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// There is none, or it cannot be opened.
+    /// It does not exist or cannot be opened.
     #[error("cannot open it: {0}")]
     Open(Errno),
     /// Another user decides where its path leads.
     #[error("cannot open it: {0}")]
     Foreign(std::io::Error),
-    /// Somebody else could have written it.
+    /// Another user could have written it.
     #[error("it is not a file of this user that only this user may write")]
     NotOurs,
-    /// It is not what was written, or no catalog.
+    /// It is damaged, or not a catalog.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// A number in it leads nowhere.
+    /// A number in it points to nothing.
     #[error(transparent)]
     Damaged(#[from] Damaged),
-    /// It is of other layers, or they have been replaced.
+    /// It describes other layers, or they were replaced.
     #[error("layer {0} is not the one it was made from")]
     OtherLayers(usize),
 }
 
 impl Unusable {
-    /// Whether there simply is none.
+    /// Whether there is no catalog at all.
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Open(Errno::NOENT))
     }
 }
 
-/// Opens and maps a catalog. Only a regular file that belongs to this process's user, or to
-/// root, and that nobody else may write, is taken; symlinks are not followed.
+/// Opens and maps a catalog. It must be a regular file that belongs to the user of this process or
+/// to root, and that no other user may write. Symlinks are not followed.
 ///
 /// # Errors
-/// Why it is not used.
+/// [`Unusable`] with the reason.
 pub fn open(path: &Path) -> Result<View<ReadOnly>, Unusable> {
     let (dir, name) = walk::open_parent(path, Trust::of_root()).map_err(|source| {
         match source.raw_os_error() {
@@ -87,12 +87,12 @@ fn open_error(error: &std::io::Error) -> Unusable {
     Unusable::Open(Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 
-/// Whether a catalog is of exactly these layers, as they are now.
+/// Checks that a catalog describes exactly these layers in their present state.
 ///
 /// # Errors
-/// [`Unusable`] with the reason why it is of other layers.
+/// [`Unusable`] with the difference.
 pub fn check_layers<B: AsRef<[u8]>>(view: &View<B>, layers: &Layers) -> Result<(), Unusable> {
-    // They have been opened just now.
+    // The layers have been opened just now.
     let layers = describe(layers, |layer| layer.stat);
     if view.layer_count() != layers.len() as u64 {
         return Err(Unusable::OtherLayers(layers.len()));
@@ -106,7 +106,7 @@ pub fn check_layers<B: AsRef<[u8]>>(view: &View<B>, layers: &Layers) -> Result<(
     Ok(())
 }
 
-/// What identifies each layer.
+/// Returns the identity of each layer.
 pub(super) fn describe(
     layers: &Layers,
     stat: impl Fn(&layer::lower::Layer) -> Stat,
@@ -123,16 +123,16 @@ pub(super) fn describe(
         .collect()
 }
 
-/// A layer's root as it is now: it may have been opened long ago.
+/// Reads the attributes of the root of a layer again: it may have been opened long ago.
 pub(super) fn now(layer: &layer::lower::Layer) -> Stat {
     let stat = At::fd(std::os::fd::AsFd::as_fd(&layer.root)).stat();
     stat.unwrap_or(layer.stat)
 }
 
-/// Tells user namespaces apart in which the same files have other owners, such as that of
-/// `podman unshare` (user_namespaces(7), "User and group ID mappings").
+/// Distinguishes user namespaces in which the same files have other owners, such as that of `podman
+/// unshare` (user_namespaces(7), "User and group ID mappings").
 pub(super) fn id_maps() -> u32 {
-    // Those of a process do not change.
+    // The mappings of a process do not change.
     static MAPS: OnceLock<u32> = OnceLock::new();
     *MAPS.get_or_init(read_id_maps)
 }
@@ -140,7 +140,7 @@ pub(super) fn id_maps() -> u32 {
 fn read_id_maps() -> u32 {
     let mut hash = Sha256::new();
     for map in ["/proc/self/uid_map", "/proc/self/gid_map"] {
-        // What cannot be read counts as one more mapping.
+        // If the mappings cannot be read, that counts as one more mapping.
         let map = std::fs::read_to_string(map).unwrap_or_default();
         for number in map.split_whitespace() {
             hash.update(number);
@@ -152,8 +152,9 @@ fn read_id_maps() -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
-/// Device numbers change when a machine starts again, and paths when a disk is mounted
-/// elsewhere; these do not. A directory made anew, copied or changed has another change time.
+/// Device numbers may change when a machine starts again, and paths when a disk is mounted
+/// elsewhere. The compared fields do not. A directory that was made again, copied or changed has
+/// another change time.
 fn identity(layer: &layer::lower::Layer, stat: &Stat, flags: u32, ids: u32) -> LayerRecord {
     let born = stat.btime.unwrap_or_default();
     LayerRecord {

@@ -1,7 +1,7 @@
-//! A directory that is held open: what was checked is what is used, whoever moves or replaces
-//! names meanwhile.
+//! A directory that is held open: the checked directory is the used one, even if names are moved or
+//! replaced meanwhile.
 //!
-//! Invariant: after the directory has been opened, its path serves messages and records only.
+//! Invariant: after the directory has been opened, its path is only used in messages and records.
 //! Nothing is opened or decided by it.
 
 use std::fmt;
@@ -16,13 +16,13 @@ use rustix::io::Errno;
 use crate::sys::mounts::Like;
 use crate::sys::walk::{self, Trust};
 
-/// Why a directory could not be opened.
+/// The failure to open a directory.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot open the directory {path:?}: {source}")]
 pub struct OpenError {
     /// The path that was given.
     pub path: PathBuf,
-    /// ENOENT, ENOTDIR, EACCES, or what else open(2) gives.
+    /// ENOENT, ENOTDIR, EACCES, or another error of open(2).
     pub source: io::Error,
 }
 
@@ -33,33 +33,34 @@ impl OpenError {
     }
 }
 
-/// A directory held open. Copies share the descriptor, which is open for reading where that is
-/// allowed, else `O_PATH`.
+/// A directory that is held open. Copies share the descriptor. It is open for reading where that is
+/// allowed, else with `O_PATH`.
 #[derive(Clone)]
 pub struct OpenDir {
     fd: Arc<OwnedFd>,
     /// Whether `fd` is open for reading.
     readable: bool,
     path: Arc<Path>,
-    /// Of one in a mount of its own.
+    /// The private mount that contains it.
     mount: Option<Arc<Private>>,
 }
 
-/// A mount that nobody else sees.
+/// A private mount, which no other process sees.
 #[derive(Debug)]
 pub(super) struct Private {
-    /// Dropping it costs more than closing other descriptors: it waits for the end of the mount.
+    /// The descriptor of the mount. Closing it takes longer than others, since it waits for the end
+    /// of the mount.
     pub(super) tree: OwnedFd,
     pub(super) like: Like,
 }
 
 impl OpenDir {
-    /// Opens a directory, once. Its path is from then on the one the kernel knows. Root follows no
-    /// symlink on the way that another user decides on ([`walk`]).
+    /// Opens a directory once. From then on it has the path that the kernel knows. Root follows no
+    /// symlink on the way that another user controls ([`walk`]).
     ///
     /// # Errors
-    /// [`OpenError`] when there is none, it cannot be opened, or another user decides where the path
-    /// leads (EACCES).
+    /// [`OpenError`] if it does not exist, cannot be opened, or if another user decides where the
+    /// path leads (EACCES).
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let fail = |source: Errno| OpenError {
@@ -88,8 +89,8 @@ impl OpenDir {
         Ok(dir)
     }
 
-    /// Opens a directory for reading by a call that takes flags; where that is not allowed,
-    /// `O_PATH`. `path` is what messages and records call it.
+    /// Opens a directory for reading by a call that takes flags; with `O_PATH` where reading is not
+    /// allowed. `path` is its name in messages and records.
     pub(crate) fn open_by(
         path: &Path,
         open: impl Fn(OFlags) -> Result<OwnedFd, Errno>,
@@ -107,7 +108,7 @@ impl OpenDir {
         })
     }
 
-    /// This directory, reached in `mount`, which is its own; `open` opens it there.
+    /// Returns this directory in `mount`, its private mount. `open` opens it there.
     pub(super) fn moved_to(
         &self,
         mount: Arc<Private>,
@@ -118,31 +119,30 @@ impl OpenDir {
         Ok(moved)
     }
 
-    /// Whether it is in a mount of its own through which nothing can be written, and reading
-    /// changes no access time.
+    /// Whether it is in a private mount that allows no writes, and in which reads change no access
+    /// time.
     pub fn is_sealed(&self) -> bool {
         let like = self.mount.as_ref().map(|mount| mount.like);
         like.is_some_and(|like| like.read_only && like.no_atime)
     }
 
-    /// Whether it is in a mount of its own in which reading changes no access time.
+    /// Whether it is in a private mount in which reads change no access time.
     pub fn is_quiet(&self) -> bool {
         let like = self.mount.as_ref().map(|mount| mount.like);
         like.is_some_and(|like| like.no_atime)
     }
 
-    /// What messages and records call it.
+    /// Returns its name for messages and records.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What to open it by once more, for code that takes paths only: it leads to the
-    /// descriptor, not to the name.
+    /// Returns a path for code that takes only paths. It leads to the descriptor, not to the name.
     pub fn by_descriptor(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
 
-    /// The same directory, opened for reading once more: with locks of its own (flock).
+    /// Opens the same directory for reading once more, with its own locks (flock).
     ///
     /// # Errors
     /// Those of open(2), such as EACCES.
@@ -151,7 +151,7 @@ impl OpenDir {
         rustix::fs::openat(self, c".", flags, Mode::empty())
     }
 
-    /// A descriptor for reading, perhaps one that others use too.
+    /// Returns a descriptor for reading. It may be shared.
     ///
     /// # Errors
     /// Those of open(2), such as EACCES.
@@ -164,8 +164,8 @@ impl OpenDir {
     }
 }
 
-/// Where the kernel says that the file or directory of a descriptor is (`/proc/self/fd`). `None` where it
-/// has no path from here, or /proc is missing. The path of one that was removed ends in ` (deleted)`.
+/// Returns the path of a descriptor's file in the kernel (`/proc/self/fd`). `None` if it has no
+/// path from here, or if /proc is missing. The path of a removed file ends in ` (deleted)`.
 pub fn path_of(fd: impl AsFd) -> Option<PathBuf> {
     let link = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     let path = std::fs::read_link(link).ok()?;
@@ -184,7 +184,7 @@ impl fmt::Debug for OpenDir {
     }
 }
 
-/// By path, as records have it. Two that are equal may be different directories.
+/// Compares by path, as records do. Equal values may be different directories.
 impl PartialEq for OpenDir {
     fn eq(&self, other: &Self) -> bool {
         self.path == other.path

@@ -1,10 +1,10 @@
-//! A bounded cache of descriptors: each owner (a directory of a layer, an open file of the union)
-//! has a slot; a clock closes those not used lately.
+//! A bounded cache of descriptors. Each owner (a directory of a layer, an open file of the union)
+//! has a slot. A clock algorithm closes those that were not used lately.
 //!
-//! A hit takes the slot's own lock only; the clock's lock is taken when something is opened.
+//! A hit takes only the lock of the slot. Opening takes the lock of the clock.
 //!
-//! Descriptors are the process', so when it has none left ([`with_spare`]) all shared caches give
-//! half of theirs back, whoever it was that could not open something.
+//! The limit of descriptors is that of the process. If none is left ([`with_spare`]), all shared
+//! caches close half of theirs, also if the failed call was not their own.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -14,18 +14,18 @@ use rustix::io::Errno;
 use crate::sys::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::sync::parking_lot::{Mutex, RwLock};
 
-/// The caches that give back when the process is out of descriptors.
+/// The caches that close descriptors when the process has none left.
 static SHARED: RwLock<Vec<Weak<FdCache>>> = RwLock::new(Vec::new());
 
-/// How often it is tried again, with pauses that grow from a millisecond: requests that are being
-/// served give back theirs.
+/// The number of further tries, with pauses that grow from a millisecond. Other requests return
+/// their descriptors meanwhile.
 const TRIES: u32 = 6;
 
-/// Calls `open`; when that fails because the process or the system is out of descriptors, gives
-/// back cached ones and tries again.
+/// Calls `open`. If that fails because the process or the system has no descriptor left, closes
+/// cached ones and tries again.
 ///
 /// # Errors
-/// Those of `open`; EMFILE and ENFILE only when nothing helps for a while.
+/// Those of `open`; EMFILE and ENFILE only after all tries.
 pub fn with_spare<T>(mut open: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     let mut last = match open() {
         Err(e) if e.is_exhausted() => e,
@@ -43,7 +43,7 @@ pub fn with_spare<T>(mut open: impl FnMut() -> Result<T, Errno>) -> Result<T, Er
     Err(last)
 }
 
-/// A place for one descriptor (or what else `T` wraps).
+/// A place for one descriptor (or another value that `T` wraps).
 #[derive(Debug)]
 pub struct Slot<T> {
     held: Mutex<Option<Arc<T>>>,
@@ -60,28 +60,29 @@ impl<T> Default for Slot<T> {
 }
 
 impl<T> Slot<T> {
-    /// Forgets the descriptor; users that hold it keep it.
+    /// Removes the descriptor. Users that hold it keep it.
     pub fn clear(&self) {
         *self.held.lock() = None;
     }
 }
 
-/// Which descriptors are closed.
+/// The descriptors to close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Evicted {
     /// Those that were not used since the last round.
     NotUsedLately,
-    /// Whichever come first.
+    /// Any.
     Any,
 }
 
-/// What the clock sees of a slot.
+/// A slot as the clock sees it.
 trait Evict: Send + Sync {
     /// Takes the descriptor out, if it is one of these and not in use.
     fn evict(&self, which: Evicted) -> Option<Closing>;
 }
 
-/// Closed when dropped, which may take a while: not under a lock.
+/// A descriptor that is closed when this is dropped. This may take long and must not happen under a
+/// lock.
 type Closing = Option<Arc<dyn std::any::Any + Send + Sync>>;
 
 impl<T: Send + Sync + 'static> Evict for Slot<T> {
@@ -90,7 +91,7 @@ impl<T: Send + Sync + 'static> Evict for Slot<T> {
         if used && which == Evicted::NotUsedLately {
             return None;
         }
-        // A locked slot is in use right now.
+        // A locked slot is in use.
         let mut held = self.held.try_lock()?;
         Some(held.take().map(|fd| fd as _))
     }
@@ -105,7 +106,7 @@ pub struct FdCache {
 }
 
 impl FdCache {
-    /// A cache of at most `capacity` (at least 16) descriptors.
+    /// Creates a cache of at most `capacity` (at least 16) descriptors.
     pub fn new(capacity: usize) -> Self {
         Self {
             clock: Mutex::new(VecDeque::new()),
@@ -115,7 +116,7 @@ impl FdCache {
         }
     }
 
-    /// As [`Self::new`], taking part in [`with_spare`].
+    /// As [`Self::new`], for a cache that takes part in [`with_spare`].
     pub fn shared(capacity: usize) -> Arc<Self> {
         let cache = Arc::new(Self::new(capacity));
         let mut shared = SHARED.write();
@@ -124,7 +125,8 @@ impl FdCache {
         cache
     }
 
-    /// The descriptor in `slot`, opened by `open` when there is none or it fails `fits`.
+    /// Returns the descriptor in `slot`. Opens it with `open` if there is none, or if it fails
+    /// `fits`.
     ///
     /// # Errors
     /// Those of `open`.
@@ -142,7 +144,7 @@ impl FdCache {
         }
         self.misses.fetch_add(1, Ordering::Relaxed);
         let opened = match open() {
-            // Of whatever kind: what this cache holds goes first.
+            // Descriptors of all kinds may be missing, so this cache closes its own first.
             Err(e) if e.is_exhausted() => {
                 self.give_back();
                 open()?
@@ -159,7 +161,7 @@ impl FdCache {
         Ok(fd)
     }
 
-    /// Puts a descriptor that is open already into `slot`.
+    /// Puts an open descriptor into `slot`.
     pub fn put<T: Send + Sync + 'static>(&self, slot: &Arc<Slot<T>>, opened: T) {
         let known = slot.held.lock().replace(Arc::new(opened)).is_some();
         if !known {
@@ -168,7 +170,7 @@ impl FdCache {
         }
     }
 
-    /// The descriptor in `slot`, if it is open.
+    /// Returns the descriptor in `slot`, if it is open.
     pub fn cached<T>(&self, slot: &Slot<T>) -> Option<Arc<T>> {
         let fd = slot.held.lock().as_ref().map(Arc::clone)?;
         slot.used.store(true, Ordering::Relaxed);
@@ -176,9 +178,8 @@ impl FdCache {
         Some(fd)
     }
 
-    /// As [`Self::cached`], without waiting: `None` also while another thread uses the slot, which it
-    /// may do for as long as it takes to open the file, and with other locks of the caller needed
-    /// for that.
+    /// As [`Self::cached`], without waiting: also `None` while another thread uses the slot. That
+    /// thread may be opening the file, which takes long, and may need locks that the caller holds.
     pub fn cached_if_free<T>(&self, slot: &Slot<T>) -> Option<Arc<T>> {
         let fd = slot.held.try_lock()?.as_ref().map(Arc::clone)?;
         slot.used.store(true, Ordering::Relaxed);
@@ -195,8 +196,8 @@ impl FdCache {
         drop(closing);
     }
 
-    /// Closes half of the descriptors that are not in use. The capacity stays: others may have
-    /// taken what is missing, and give it back.
+    /// Closes half of the descriptors that are not in use. The capacity stays the same: other parts
+    /// of the process may have taken the missing ones and will return them.
     fn give_back(&self) {
         let mut clock = self.clock.lock();
         let (left, rounds) = (clock.len() / 2, clock.len());
@@ -205,7 +206,7 @@ impl FdCache {
         drop(closing);
     }
 
-    /// Hits and misses since the start.
+    /// Returns hits and misses since the start.
     pub fn counters(&self) -> (u64, u64) {
         (
             self.hits.load(Ordering::Relaxed),
@@ -214,7 +215,7 @@ impl FdCache {
     }
 }
 
-/// Takes slots off the clock until `capacity` are left, in so many rounds at most.
+/// Removes slots from the clock until `capacity` are left, in at most this number of rounds.
 fn turn(
     clock: &mut VecDeque<Weak<dyn Evict>>,
     capacity: usize,
@@ -238,9 +239,9 @@ fn turn(
     closing
 }
 
-/// Errors that say the process is out of descriptors.
+/// Errors that can mean that no descriptor is left.
 pub trait IsExhausted {
-    /// EMFILE or ENFILE.
+    /// Whether the error is EMFILE or ENFILE.
     fn is_exhausted(&self) -> bool;
 }
 

@@ -1,5 +1,5 @@
-//! Lower layers: opened roots, directories in them, and what one layer says about a name. Lower
-//! layers are immutable, so everything learnt about them stays true.
+//! Lower layers: opened roots, their directories, and the meaning of a name in one layer. Lower
+//! layers do not change, so everything that was read from them stays true.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -19,13 +19,13 @@ use super::{Dialect, LayerSpec};
 /// An opened layer.
 #[derive(Debug)]
 pub struct Layer {
-    /// Its root directory, opened for reading.
+    /// The root directory, opened for reading.
     pub root: Arc<OwnedFd>,
-    /// Where it is, for messages.
+    /// The path, for messages.
     pub path: PathBuf,
-    /// How its markers are read.
+    /// The markers that are read.
     pub dialect: Dialect,
-    /// UUID of its file system, if that can be told.
+    /// The UUID of the file system, if it is known.
     pub uuid: Option<[u8; 16]>,
     /// See [`FileSystem::keeps_numbers`].
     pub keeps_numbers: bool,
@@ -33,12 +33,12 @@ pub struct Layer {
     pub stat: Stat,
     /// Whether redirects and metacopies in `user.*` are followed in it.
     pub believes_user: bool,
-    /// It belongs to somebody who has not our rights, and may at least rename what is in it.
+    /// Whether the layer belongs to a user with fewer rights, who may at least rename its files.
     pub is_foreign: bool,
 }
 
 impl Layer {
-    /// The markers of a file in it that are to be obeyed.
+    /// Returns the markers of a file in the layer that have an effect.
     ///
     /// # Errors
     /// Those of listxattr(2) and getxattr(2).
@@ -51,12 +51,12 @@ impl Layer {
         })
     }
 
-    /// As [`Self::markers`], with the attributes of the same file. `stat` was seen before; where
-    /// the markers lead elsewhere, both are read again of what is held, so that nobody can
-    /// exchange the file between the two: the attributes decide who sees what is there.
+    /// As [`Self::markers`], with the attributes of the same file. `stat` was read before. If the
+    /// markers lead to another file, both are read again from a held descriptor, so that the file
+    /// cannot be exchanged between the two reads: the attributes decide who may see the content.
     ///
     /// # Errors
-    /// As [`Self::markers`]; ENOENT when the name is gone.
+    /// As [`Self::markers`]; ENOENT if the name no longer exists.
     pub fn described(&self, at: At<'_>, stat: Stat) -> Result<(Stat, Markers), Errno> {
         let markers = self.markers(at)?;
         if !markers.leads_elsewhere() || at.name.is_empty() {
@@ -72,7 +72,7 @@ impl Layer {
         }
     }
 
-    /// Opens a layer; ENOENT or ENOTDIR when it is not a directory.
+    /// Opens a layer.
     ///
     /// # Errors
     /// ENOENT or ENOTDIR if it is not a directory, else those of open(2) and statx(2).
@@ -80,7 +80,7 @@ impl Layer {
         Self::open_among(spec, &mut FileSystems::new())
     }
 
-    /// As [`Self::open`], one of many: a file system is asked for its UUID once.
+    /// As [`Self::open`], for one of many: each file system is asked for its UUID once.
     ///
     /// # Errors
     /// Those of [`Self::open`].
@@ -88,8 +88,7 @@ impl Layer {
         Self::rooted(spec, spec.dir.readable()?, known)
     }
 
-    /// As [`Self::open`], with a descriptor that nobody shares, so that a lock on it is not
-    /// that of whoever has `spec`.
+    /// As [`Self::open`], with a descriptor of its own, so that a lock on it is not that of `spec`.
     ///
     /// # Errors
     /// Those of [`Self::open`].
@@ -121,61 +120,61 @@ impl Layer {
 /// A directory of a lower layer.
 #[derive(Debug)]
 pub struct LowerDir {
-    /// The layer it is in.
+    /// The layer that contains it.
     pub layer: Arc<Layer>,
-    /// Position of the layer in the stack, 0 on top.
+    /// The position of the layer in the stack, 0 on top.
     pub index: usize,
     parent: Option<Arc<LowerDir>>,
     name: Box<[u8]>,
-    /// Attributes.
+    /// The attributes.
     pub stat: Stat,
     xwhiteouts: bool,
     has_wh: OnceLock<bool>,
     slot: Arc<Slot<OwnedFd>>,
 }
 
-/// What one lower directory says about a name.
+/// The meaning of a name in one lower directory.
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
     reason = "one at a time, on the stack; a box would be an allocation for each lookup"
 )]
 pub enum Single {
-    /// Nothing.
+    /// The directory does not have the name.
     Absent,
-    /// The name is deleted here: nothing below shows.
+    /// The name is deleted here. Layers below do not show it.
     Whiteout,
     /// A file that is not a directory.
     File {
-        /// Attributes.
+        /// The attributes.
         stat: Stat,
-        /// Markers (metacopy and redirect matter).
+        /// The markers, of which metacopy and redirect have an effect.
         markers: Markers,
     },
     /// A directory.
     Dir {
         /// The directory.
         dir: Arc<LowerDir>,
-        /// It hides everything below it.
+        /// Whether it hides everything below it.
         opaque: bool,
-        /// Where layers below have it.
+        /// The name or path of the directory in the layers below.
         redirect: Option<Vec<u8>>,
     },
 }
 
-/// A raw entry of a layer directory.
+/// An entry of a directory of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawEntry {
-    /// Name.
+    /// The name.
     pub name: Box<[u8]>,
-    /// Type; `None` where the file system does not tell.
+    /// The type; `None` if the file system does not tell it.
     pub kind: Option<FileKind>,
-    /// Inode number.
+    /// The inode number.
     pub ino: u64,
 }
 
 impl LowerDir {
-    /// The root of a layer.
+    /// Returns the root of a layer.
     ///
     /// # Errors
     /// Those of statx(2) and getxattr(2).
@@ -193,7 +192,7 @@ impl LowerDir {
         }))
     }
 
-    /// A directory in `parent` about which everything is known already.
+    /// Returns a directory in `parent` whose properties are all known.
     pub fn known(parent: &Arc<Self>, name: &[u8], stat: Stat, xwhiteouts: bool) -> Arc<Self> {
         Arc::new(Self {
             layer: Arc::clone(&parent.layer),
@@ -207,26 +206,26 @@ impl LowerDir {
         })
     }
 
-    /// The directory it is in, and its name there; `None` for the root of a layer.
+    /// Returns the directory that contains it, and its name there; `None` for the root of a layer.
     pub fn place(&self) -> Option<(&Arc<Self>, &[u8])> {
         self.parent.as_ref().map(|parent| (parent, &*self.name))
     }
 
-    /// Whether it may hold whiteouts in the xattr form.
+    /// Whether it may contain whiteouts in the xattr form.
     pub fn has_xwhiteouts(&self) -> bool {
         self.xwhiteouts
     }
 
-    /// A descriptor (`O_PATH`) for calls relative to the directory.
+    /// Returns a descriptor (`O_PATH`) for calls relative to the directory.
     ///
     /// # Errors
-    /// Those of open(2); ESTALE if the directory is not the same any more.
+    /// Those of open(2); ESTALE if another directory has the name by now.
     pub fn fd(&self, fds: &FdCache) -> Result<Arc<OwnedFd>, Errno> {
         if let Some(fd) = fds.cached(&self.slot) {
             return Ok(fd);
         }
-        // Walk up to the nearest ancestor with a descriptor without recursing: paths have
-        // no depth limit.
+        // The loop goes up to the nearest ancestor with a descriptor. It does not recurse, because
+        // paths have no depth limit.
         let mut missing = vec![self];
         let mut fd: Option<Arc<OwnedFd>> = None;
         let mut next = self.parent.as_deref();
@@ -248,8 +247,8 @@ impl LowerDir {
         fd.ok_or(Errno::IO)
     }
 
-    /// Opens it by its name in `parent`; ESTALE when something else has the name by now that
-    /// others than those may look into who were told that they may.
+    /// Opens the directory by its name in `parent`. ESTALE if another directory has the name by now
+    /// that other users may look into.
     fn open_in(&self, parent: &OwnedFd) -> Result<OwnedFd, Errno> {
         let fd = At::new(parent.as_fd(), &self.name).open_dir_path()?;
         if self.stat.is_or_resembles(&At::fd(fd.as_fd()).stat()?) {
@@ -259,10 +258,10 @@ impl LowerDir {
         }
     }
 
-    /// What this directory says about `name`.
+    /// Looks `name` up in this directory.
     ///
     /// # Errors
-    /// Those of statx(2), getxattr(2) and [`Self::fd`]; a name that is absent is not an error.
+    /// Those of statx(2), getxattr(2) and [`Self::fd`]. An absent name is not an error.
     pub fn lookup(self: &Arc<Self>, fds: &FdCache, name: &[u8]) -> Result<Single, Errno> {
         if self.layer.dialect.wh_names && name.starts_with(WH_PREFIX) {
             return Ok(Single::Absent);
@@ -325,7 +324,8 @@ impl LowerDir {
         })
     }
 
-    /// Whether the directory has any `.wh.` entry; scanned once, for layers that may.
+    /// Whether the directory has any `.wh.` entry. It is read once, in layers that may have such
+    /// entries.
     fn has_wh_entries(&self, fds: &FdCache) -> Result<bool, Errno> {
         if !self.layer.dialect.wh_names {
             return Ok(false);
@@ -334,7 +334,7 @@ impl LowerDir {
             return Ok(*known);
         }
         match self.read(fds, |_| {}) {
-            // A directory that may be searched but not listed: then ask name by name.
+            // The directory may be searched but not listed. Each name is looked up.
             Err(Errno::ACCESS) => Ok(*self.has_wh.get_or_init(|| true)),
             read => read.map(|()| self.has_wh.get() == Some(&true)),
         }
@@ -346,15 +346,14 @@ impl LowerDir {
     }
 
     fn has_wh_opaque(&self, fds: &FdCache) -> Result<bool, Errno> {
-        // Not worth reading the directory for: that is done by whoever looks into it.
+        // This alone does not justify reading the directory: a lookup in it does that.
         if !self.layer.dialect.wh_names || self.has_wh.get() == Some(&false) {
             return Ok(false);
         }
         has_opaque_file(&*self.fd(fds)?)
     }
 
-    /// Whether a listed entry that looks like an empty file or a character device is in
-    /// truth a whiteout.
+    /// Whether a listed entry that looks like an empty file or a character device is a whiteout.
     ///
     /// # Errors
     /// Those of statx(2), getxattr(2) and [`Self::fd`].
@@ -378,7 +377,7 @@ impl LowerDir {
         Ok(stat.is_chardev_whiteout())
     }
 
-    /// Calls `each` for every entry but `.` and `..`, in the order of the file system.
+    /// Calls `each` for every entry except `.` and `..`, in the order of the file system.
     ///
     /// # Errors
     /// Those of open(2), getdents64(2) and [`Self::fd`].
@@ -394,7 +393,7 @@ impl LowerDir {
 }
 
 impl Drop for LowerDir {
-    /// Without recursion: a hostile layer may nest deeper than a thread's stack.
+    /// This does not recurse: directories of a hostile layer may nest deeper than a thread's stack.
     fn drop(&mut self) {
         let mut next = self.parent.take();
         while let Some(parent) = next {
@@ -403,11 +402,11 @@ impl Drop for LowerDir {
     }
 }
 
-/// Whether a directory has the file that makes it opaque. One that a plain user may not
-/// search shows nothing of what is in it.
+/// Whether a directory has the file that makes it opaque. A directory that a plain user may not
+/// search shows no entries anyway.
 ///
 /// # Errors
-/// Those of statx(2), but for ENOENT and EACCES.
+/// Those of statx(2), except ENOENT and EACCES.
 pub fn has_opaque_file(dir: impl AsFd) -> Result<bool, Errno> {
     match At::new(dir.as_fd(), WH_OPAQUE).stat_opt() {
         Err(Errno::ACCESS) => Ok(false),
@@ -415,8 +414,8 @@ pub fn has_opaque_file(dir: impl AsFd) -> Result<bool, Errno> {
     }
 }
 
-/// Reads a whole directory, given any descriptor for it, leaving its access time alone
-/// where that is allowed (EPERM: it is another user's).
+/// Reads a whole directory, given any descriptor of it. Its access time stays the same where that
+/// is allowed (EPERM: it belongs to another user).
 ///
 /// # Errors
 /// Those of open(2) and getdents64(2).

@@ -16,7 +16,7 @@ use super::at::At;
 pub const WH_PREFIX: &[u8] = b".wh.";
 /// The name of a file that makes its directory opaque.
 pub const WH_OPAQUE: &[u8] = b".wh..wh..opq";
-/// The prefix of files that AUFS keeps for itself, such as `.wh..wh.plnk`.
+/// The prefix of AUFS' own files, such as `.wh..wh.plnk`.
 pub const WH_AUFS_PREFIX: &[u8] = b".wh..wh.";
 
 const TRUSTED: &[u8] = b"trusted.overlay.";
@@ -54,8 +54,8 @@ pub struct Markers {
     pub whiteout: bool,
     /// `origin`: the encoded handle of the file that this one was copied up from.
     pub origin: Option<Vec<u8>>,
-    /// Which of `redirect`, `metacopy` and `origin` are in `user.*`, which anybody may set who may
-    /// write the file.
+    /// Which of `redirect`, `metacopy` and `origin` are in `user.*`, which every user may set who
+    /// may write the file.
     pub from_user: FromUser,
     /// `impure`: the directory may contain copied-up files.
     pub impure: bool,

@@ -1,4 +1,4 @@
-//! A layer directory: how its files are addressed, and which markers mean what.
+//! A layer directory: access to its files, and the meaning of markers.
 
 pub mod at;
 pub mod dir;
@@ -15,7 +15,7 @@ use std::path::Path;
 
 pub use dir::{OpenDir, OpenError};
 
-/// The on-disk markers that a layer may have; whatever is not read as a marker is data.
+/// The markers on disk that a layer may have. Everything else is data.
 ///
 /// Sources: Linux `Documentation/filesystems/overlayfs.rst` (char 0:0, `overlay.whiteout`,
 /// `overlay.opaque`), fuse-overlayfs (`user.fuseoverlayfs.opaque`), AUFS and the OCI image
@@ -56,7 +56,7 @@ impl Dialect {
     };
 }
 
-/// A layer, as the store or the command line specifies it.
+/// A layer as the store or the command line specifies it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerSpec {
     /// The root directory of the layer.
@@ -69,7 +69,7 @@ impl LayerSpec {
     /// Opens the directory in `path`; renaming it afterwards has no effect.
     ///
     /// # Errors
-    /// [`OpenError`] when there is none, or it cannot be opened.
+    /// [`OpenError`] if it does not exist or cannot be opened.
     pub fn open(path: impl AsRef<Path>, dialect: Dialect) -> Result<Self, OpenError> {
         let dir = OpenDir::open(path)?;
         Ok(Self { dir, dialect })
@@ -106,6 +106,6 @@ impl StackSpec {
 pub struct UpperSpec {
     /// The upper directory.
     pub layer: LayerSpec,
-    /// The work directory, on the upper's file system; used for staging and the index.
+    /// The work directory, on the file system of the upper. It is used for staging and the index.
     pub work: OpenDir,
 }

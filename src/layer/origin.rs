@@ -1,4 +1,5 @@
-//! Origin: how kernel overlayfs remembers, on a copied-up file, which lower file it came from.
+//! Origins: a copied-up file records in an xattr which lower file it was copied from, as in kernel
+//! overlayfs.
 //!
 //! `struct ovl_fb` of Linux fs/overlayfs/overlayfs.h, as stored in the `origin` xattr:
 //!
@@ -22,19 +23,19 @@ const FLAG_BIG_ENDIAN: u8 = 1;
 /// OVL_FH_FLAG_ANY_ENDIAN: the handle does not depend on byte order.
 const FLAG_ANY_ENDIAN: u8 = 2;
 
-/// What is asked of a file that an origin leads to.
+/// The properties of a file that an origin leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OriginFile {
-    /// Device and inode number.
+    /// The device and inode number.
     pub id: (u64, u64),
-    /// Type.
+    /// The type.
     pub kind: FileKind,
-    /// Hard links.
+    /// The number of hard links.
     pub nlink: u32,
 }
 
 impl OriginFile {
-    /// Without its device number, for another process: inode number, links, type.
+    /// Encodes it without its device number, for another process: inode number, links, type.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = self.id.1.to_ne_bytes().to_vec();
         bytes.extend_from_slice(&self.nlink.to_ne_bytes());
@@ -42,7 +43,7 @@ impl OriginFile {
         bytes
     }
 
-    /// Of such bytes, on the file system with this device number.
+    /// Decodes such bytes for a file on the file system with this device number.
     pub fn from_bytes(dev: u64, bytes: &[u8]) -> Option<Self> {
         let (ino, rest) = bytes.split_first_chunk()?;
         let (nlink, rest) = rest.split_first_chunk()?;
@@ -72,8 +73,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// The origin of `at`, on a file system with `uuid` (zero when unknown); EOPNOTSUPP
-    /// where the file system has no handles.
+    /// Returns the origin of `at`, on a file system with `uuid` (zero if it is not known).
     ///
     /// # Errors
     /// EOPNOTSUPP if the file system has no handles, else those of name_to_handle_at(2).
@@ -94,7 +94,7 @@ impl Origin {
         Ok(Self { bytes })
     }
 
-    /// Parses the value of an `origin` xattr; `None` for anything malformed or foreign.
+    /// Parses the value of an `origin` xattr; `None` for a malformed or foreign one.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let ours = if cfg!(target_endian = "big") {
             FLAG_BIG_ENDIAN
@@ -111,12 +111,12 @@ impl Origin {
         })
     }
 
-    /// The xattr value.
+    /// Returns the xattr value.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The name of the index entry for this origin (lower-case hex).
+    /// Returns the name of the index entry for this origin (lower-case hex).
     pub fn index_name(&self) -> Vec<u8> {
         self.bytes
             .iter()
@@ -129,11 +129,11 @@ impl Origin {
         self.bytes[5..HEADER] == uuid.unwrap_or_default()
     }
 
-    /// Opens the origin on the file system of `mount` (a descriptor opened for reading).
-    /// EPERM without CAP_DAC_READ_SEARCH, ESTALE when it is gone.
+    /// Opens the origin on the file system of `mount`, a descriptor opened for reading.
     ///
     /// # Errors
-    /// EPERM without CAP_DAC_READ_SEARCH, ESTALE if the file is gone, else those of open_by_handle_at(2).
+    /// EPERM without CAP_DAC_READ_SEARCH; ESTALE if the file no longer exists; else those of
+    /// open_by_handle_at(2).
     pub fn open(&self, mount: impl AsFd) -> Result<OwnedFd, Errno> {
         let handle = FileHandle {
             kind: i32::from(self.bytes[4]),
@@ -142,7 +142,7 @@ impl Origin {
         open_by_handle(mount, &handle)
     }
 
-    /// The origin on the file system of `mount`. Errors as of [`Self::open`].
+    /// Finds the origin on the file system of `mount`.
     ///
     /// # Errors
     /// Those of [`Self::open`].

@@ -1,9 +1,8 @@
-//! Layers in mounts of their own, as kernel overlayfs has them: `..` of a layer's root leads
-//! nowhere, a lower cannot be written whatever the server is made to do, and no device in a layer
-//! can be opened.
+//! Layers in private mounts, as in kernel overlayfs: `..` of the root of a layer leads nowhere, a
+//! lower cannot be written even if the server is attacked, and no device in a layer can be opened.
 //!
-//! Upper and work directory are in one mount, since rename(2) and link(2) do not go from one to
-//! another: that of the directory nearest to both that has both below it.
+//! Upper and work directory are in one mount, since rename(2) and link(2) do not work between
+//! mounts. It is a mount of the nearest directory that contains both.
 
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
@@ -17,10 +16,11 @@ use super::dir::{OpenDir, Private, path_of};
 use super::{LayerSpec, UpperSpec};
 use crate::sys::mounts::{self, Like};
 
-/// So often upper and work directory are looked for again when somebody renames what is above.
+/// The number of searches for upper and work directory, if another process renames directories
+/// above.
 const ATTEMPTS: usize = 4;
 
-/// A lower in a mount of its own, with what is mounted below it.
+/// Puts a lower into a private mount, with the mounts below it.
 ///
 /// # Errors
 /// See [`mounts::private`].
@@ -39,11 +39,12 @@ pub fn lower(spec: &LayerSpec) -> Result<LayerSpec, Errno> {
     })
 }
 
-/// An upper and its work directory in a mount of their own; with `no_atime` one without access
-/// times, where that is permitted.
+/// Puts an upper and its work directory into a private mount; with `no_atime` into one without
+/// access times, where that is permitted.
 ///
 /// # Errors
-/// See [`mounts::private`]; EXDEV when they are in different mounts, ESTALE when their place
+/// See [`mounts::private`]; EXDEV if they are in different mounts; ESTALE if their places change
+/// all the time.
 /// changes all the time.
 pub fn upper(spec: &UpperSpec, no_atime: bool) -> Result<UpperSpec, Errno> {
     let mut last = Errno::STALE;
@@ -60,7 +61,8 @@ fn upper_once(spec: &UpperSpec, no_atime: bool) -> Result<UpperSpec, Errno> {
     let (upper, work) = (&spec.layer.dir, &spec.work);
     let place = |dir: &OpenDir| path_of(dir.as_fd()).ok_or(Errno::STALE);
     let (above, upper_below, work_below) = apart(&place(upper)?, &place(work)?);
-    // By the descriptor: nobody can lead it elsewhere, and whether it was right is seen below.
+    // The descriptor is used: no other process can redirect it. Whether it was right is checked
+    // below.
     let way = match above {
         0 => PathBuf::from("."),
         steps => std::iter::repeat_n(Component::ParentDir, steps).collect(),
@@ -93,8 +95,8 @@ fn upper_once(spec: &UpperSpec, no_atime: bool) -> Result<UpperSpec, Errno> {
     })
 }
 
-/// How many steps up from `upper` the directory is that has both below it, and where they are
-/// there.
+/// Returns the number of steps up from `upper` to the directory that contains both, and their paths
+/// from there.
 fn apart(upper: &Path, work: &Path) -> (usize, PathBuf, PathBuf) {
     let both = upper.components().zip(work.components());
     let common = both.take_while(|(a, b)| a == b).count();
@@ -112,7 +114,7 @@ fn apart(upper: &Path, work: &Path) -> (usize, PathBuf, PathBuf) {
 
 fn mount(dir: impl AsFd, mut like: Like) -> Result<Arc<Private>, Errno> {
     let tree = match mounts::private(&dir, like) {
-        // In a user namespace the access times of mounts from outside may not be changed.
+        // A user namespace may not change the access times of mounts from outside.
         Err(Errno::PERM) if like.no_atime => {
             like.no_atime = false;
             mounts::private(&dir, like)?
