@@ -1,13 +1,14 @@
-//! A union as a file system for a transport: each operation is one call of the union and one answer.
-//! It holds no state of files: the node id is the union's inode number and there are no file handles
-//! (no-open, no-opendir). Only under the policy `passthrough` files are opened by message (`opens`).
+//! A union as a file system for a transport. Each operation is one call of the union and one
+//! answer. The adapter has no state of files: the node ID is the union's inode number, and there
+//! are no file handles (no-open, no-opendir). Only under the policy `passthrough` files are opened
+//! by message (`opens`).
 //!
-//! Work that would copy a file up, and every fsync, is slow. As long as enough other workers
-//! are free for the next request it is done where it was read: to hand it on would cost
-//! another thread's wake-up. Else it goes to the pool with its reply. Other changes go there only
-//! where all workers but one are busy with changes, so that a disk that takes no writes does not
-//! keep others from reading. Over io_uring all slow work goes there, and other changes where no
-//! thread of the CPU would be left.
+//! Work that may copy a file up, and every fsync, is slow. While enough other workers are free for
+//! the next request, the worker that has read the request does it, because another thread would
+//! have to wake up first. Otherwise it goes to the pool with its reply. Other changes go to the
+//! pool only if all workers but one are busy with changes, so that a disk that takes no writes does
+//! not prevent reads. Over io_uring all slow work goes to the pool, and other changes if no thread
+//! of the CPU would be left.
 
 mod freed_room;
 mod leases;
@@ -31,14 +32,15 @@ use super::wire::abi::init;
 use crate::sys::process::administers_machine;
 use crate::union::{Caller, SetIdLoss, Union};
 
-/// The most bytes in one WRITE and in one READ.
+/// The maximum number of bytes in one WRITE and in one READ.
 pub(super) const MAX_IO: u32 = 1 << 20;
-/// Requests the kernel may have in flight for readahead and other background work.
+/// The maximum number of requests in flight for readahead and other background work.
 const MAX_BACKGROUND: u16 = 64;
 /// A copy of at least this many bytes is slow work.
 const SLOW_COPY: u64 = 1 << 20;
 
-/// What is answered at all; where not, by ENOSYS, which is "never ask again".
+/// Operations that are answered. Others get ENOSYS, after which the kernel does not send them
+/// again.
 #[derive(Clone, Copy)]
 pub(super) struct Told {
     /// STATX.
@@ -47,42 +49,43 @@ pub(super) struct Told {
     pub(super) xattrs: bool,
 }
 
-/// How many workers that read /dev/fuse may be busy at the same time; further work goes to the pool.
+/// How many workers that read /dev/fuse may be busy at the same time. Further work goes to the
+/// pool.
 #[derive(Clone, Copy)]
 pub(super) struct Workers {
     /// With slow work.
     pub(super) slow: usize,
-    /// With any change. Fewer than there are: a disk that takes no writes for a while (frozen,
-    /// hung, throttled) must not keep everybody else from reading.
+    /// The limit for any changes. It is lower than the number of workers: a disk that takes no
+    /// writes for a while (frozen, hung, throttled) must not keep all other users from reading.
     pub(super) busy: usize,
 }
 
-/// The kernel's view of a union.
+/// The union as the kernel sees it.
 pub(super) struct Adapter {
     union: Arc<Union>,
     counters: Arc<Counters>,
     pool: Pool,
     workers: Workers,
-    /// Workers that do slow work now.
+    /// The number of workers that do slow work now.
     slow_now: AtomicUsize,
-    /// Workers that change something now.
+    /// The number of workers that change something now.
     busy_now: AtomicUsize,
-    /// The kernel takes ENOSYS to OPEN as "never ask again".
+    /// Whether the kernel sends no OPEN after ENOSYS.
     no_open: bool,
-    /// Likewise for OPENDIR.
+    /// Whether the kernel sends no OPENDIR after ENOSYS.
     no_opendir: bool,
-    /// The kernel collects writes, so that we do not know where data is; ENOSYS to LSEEK makes it
-    /// take all of a file for data.
+    /// Whether the kernel collects writes, so that the places of data are not known. After ENOSYS
+    /// to LSEEK it takes the whole file for data.
     no_lseek: bool,
-    /// The kernel says with each change whether it takes a file its set-id bits. One that does not
-    /// takes them itself before, all but set-group-ID without group execution.
+    /// Whether the kernel tells with each change if the change drops the set-id bits. A kernel that
+    /// does not tell it drops them itself before, except set-group-ID without group execution.
     says_kills: bool,
     told: Told,
-    /// For what is told to the kernel unasked.
+    /// Sends notifications to the kernel.
     notices: Arc<dyn Notices>,
-    /// What is open, under the policy `passthrough`.
+    /// The open files, under the policy `passthrough`.
     opens: Option<Arc<Opens>>,
-    /// Of a server in a sandbox.
+    /// The keeper of a server in a sandbox.
     keeper: Option<Arc<Keeper>>,
 }
 
@@ -117,7 +120,7 @@ impl Adapter {
         }
     }
 
-    /// Of a server in a sandbox.
+    /// Sets the keeper of a server in a sandbox.
     pub(super) fn with_keeper(mut self, keeper: Option<Arc<Keeper>>) -> Self {
         self.keeper = keeper;
         self
@@ -131,32 +134,32 @@ impl Adapter {
         }
     }
 
-    /// How long the kernel may keep an inode's attributes, in seconds.
+    /// Returns how long the kernel may keep the attributes of an inode, in seconds.
     fn lifetime(&self, ino: u64) -> u64 {
         lifetime(self.opens.as_deref(), ino)
     }
 
-    /// Whether what takes the lock of this inode's file may wait for others, who write to it past us.
-    /// Most of it waits in the kernel already, for the lock of the inode: opens, reads and what is
-    /// copied from it do not.
+    /// Whether work that takes the lock of this inode's file may wait for programs that write to it
+    /// by passthrough. Most such work waits in the kernel already, for the lock of the inode.
+    /// Opens, reads and copies from the file do not.
     fn may_wait(&self, ino: Ino) -> bool {
         self.opens
             .as_ref()
             .is_some_and(|opens| opens.may_wait(ino.0))
     }
 
-    /// Runs a change here, or in the pool when no worker can be spared for it.
+    /// Runs a change in this thread, or in the pool if no worker is free for it.
     fn run(&self, slow: bool, job: impl FnOnce(&Union) + Send + 'static) {
         self.run_with(slow, &[], |union, _| job(union));
     }
 
-    /// As [`Adapter::run`], with data or a name that lies in the worker's buffer: it is only copied
-    /// where the pool has room for it.
+    /// As [`Adapter::run`], with data or a name in the worker's buffer. The data is copied only if
+    /// the pool has room for it.
     fn run_with(&self, slow: bool, data: &[u8], job: impl FnOnce(&Union, &[u8]) + Send + 'static) {
         if let Some(_here) = self.may_run_here(slow) {
             return job(&self.union, data);
         }
-        // Where too much waits already it is done here: no further request is read meanwhile.
+        // If too much waits already, this thread does it. It reads no further request meanwhile.
         let Some((room, copy)) = self.room_for(data) else {
             return job(&self.union, data);
         };
@@ -168,7 +171,7 @@ impl Adapter {
         });
     }
 
-    /// Whether this thread may do the work itself, for which it is busy until the answer is dropped.
+    /// Whether this thread may do the work itself. It counts as busy until the answer is dropped.
     fn may_run_here(&self, slow: bool) -> Option<Busy<'_>> {
         let uncounted = Busy {
             adapter: None,
@@ -181,7 +184,7 @@ impl Adapter {
         }
     }
 
-    /// Room in the pool for a job with data, and a copy of that.
+    /// Returns room in the pool for a job with data, and a copy of the data.
     fn room_for(&self, data: &[u8]) -> Option<(Room, Vec<u8>)> {
         let mut copy = Vec::new();
         let room = self.pool.admit(data.len())?;
@@ -190,7 +193,7 @@ impl Adapter {
         Some((room, copy))
     }
 
-    /// Whether this worker may be busy; it counts as such until the answer is dropped.
+    /// Whether this worker may be busy. It counts as busy until the answer is dropped.
     fn spare_worker(&self, slow: bool) -> Option<Busy<'_>> {
         let busy = Busy {
             adapter: Some(self),
@@ -212,13 +215,13 @@ impl Adapter {
     }
 }
 
-/// Whose request it is.
+/// The user of the request.
 fn user_of(request: Option<request_scope::Request>) -> u32 {
     request.map_or(0, |request| request.user())
 }
 
-/// A thread that does work. A worker is counted in [`Adapter::busy_now`], and in
-/// [`Adapter::slow_now`] if `slow`; others are not.
+/// A thread that works. A worker is counted in [`Adapter::busy_now`], and in [`Adapter::slow_now`]
+/// if `slow`. Other threads are not counted.
 struct Busy<'a> {
     adapter: Option<&'a Adapter>,
     slow: bool,
@@ -236,8 +239,8 @@ impl Drop for Busy<'_> {
     }
 }
 
-/// Calls `job` with what takes a file its set-id bits, if `kills`: the kernel, which goes on with
-/// the mode it knows, hears of it before the data changes.
+/// Calls `job` with the change that drops a file's set-id bits, if `kills`. The kernel continues
+/// with the mode that it knows, so it is notified before the data changes.
 fn with_loss<T>(
     notices: &dyn Notices,
     context: Context,
@@ -263,14 +266,14 @@ fn lifetime(opens: Option<&Opens>, ino: u64) -> u64 {
     opens.map_or(protocol_values::FOREVER, |opens| opens.lifetime(ino))
 }
 
-/// What to ask of the kernel, each where it offers it. FUSE_ATOMIC_O_TRUNC only together with
-/// passthrough (else there is no OPEN); never FUSE_AUTO_INVAL_DATA (it would drop cached pages;
-/// files change through the kernel only) or the lock flags (the kernel keeps locks itself).
-/// FUSE_ASYNC_DIO only where files are passed through, whose pages the kernel's FUSE does not hold:
-/// it drops cached pages before a write of aio(7), and not once more when that is done, so that
-/// what others read meanwhile stays. READDIRPLUS without
-/// FUSE_READDIRPLUS_AUTO: with it, the pages of a listing after the first bring names only,
-/// and each name of them costs a LOOKUP (318 more messages for a walk of 1,624 files).
+/// Returns the flags to ask the kernel for, where it offers them. FUSE_ATOMIC_O_TRUNC is used only
+/// with passthrough, since there is no OPEN otherwise. FUSE_AUTO_INVAL_DATA is never used, because
+/// it drops cached pages although files change only through the kernel; nor are the lock flags,
+/// because the kernel keeps locks itself. FUSE_ASYNC_DIO is used only where files are passed
+/// through and FUSE has no pages of them: it drops cached pages before a write of aio(7) but not
+/// after it, so pages that others read meanwhile would stay. READDIRPLUS is used without
+/// FUSE_READDIRPLUS_AUTO: with it, only the first page of a listing has attributes, and each later
+/// name costs a LOOKUP (318 more messages for a walk of 1,624 files).
 pub(super) fn wanted(acl: bool, writeback: bool, stack_depth: u32) -> Limits {
     let flags = init::ASYNC_READ
         | init::EXPORT_SUPPORT

@@ -1,16 +1,16 @@
-//! A buffer of each thread for what a request reads, kept between requests.
+//! A buffer of each thread for the data that a request reads. It is kept between requests.
 
 use std::cell::RefCell;
 
 use super::operations::{DataReply, Failure};
 use crate::union;
 
-/// Bytes; as much as any disk asks of memory for O_DIRECT.
+/// The alignment in bytes: the largest that any disk requires for O_DIRECT.
 const PAGE: usize = 4096;
 
-/// Runs `job` with a buffer of `size` bytes that begins with a page, so that O_DIRECT can read into it.
-/// The size is never cut: a short answer would mean the end of the file to the kernel. Without memory
-/// the answer is ENOMEM, else what `job` returns is returned.
+/// Runs `job` with a buffer of `size` bytes that begins at a page, so that O_DIRECT can read into
+/// it. The size is never reduced: for the kernel, a short answer would mean the end of the file.
+/// Returns ENOMEM without memory, else the result of `job`.
 pub(super) fn with_buffer<R: Failure, T>(
     size: u32,
     reply: R,
@@ -36,8 +36,8 @@ pub(super) fn with_buffer<R: Failure, T>(
     })
 }
 
-/// Answers with what `read` puts into such a buffer, or with its error. Nothing is answered, and the reply
-/// comes back, when it fails with EAGAIN.
+/// Answers with the data that `read` puts into such a buffer, or with its error. For EAGAIN it
+/// returns the reply without answering.
 pub(super) fn answer_with_read<R: DataReply>(
     size: u32,
     reply: R,

@@ -1,5 +1,5 @@
-//! How a union is mounted. Filled by the cli (or a library user), read by `mount` and
-//! `session`.
+//! The settings of a mount. The cli or a user of the library fills them in; `mount` and `session`
+//! read them.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -11,24 +11,24 @@ use serde::{Deserialize, Serialize};
 use super::mountpoint::DirectoryId;
 use super::runtime::Description;
 
-/// How requests come from the kernel.
+/// The transport of requests from the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Transport {
-    /// Read from /dev/fuse and answered there.
+    /// Requests are read from /dev/fuse and answered there.
     #[default]
     Classic,
-    /// FUSE over io_uring: Linux 6.14 and newer, where the administrator has switched it on
+    /// FUSE over io_uring: Linux 6.14 and newer, if the administrator has switched it on
     /// (`/sys/module/fuse/parameters/enable_uring`).
     Uring,
-    /// Read from /dev/fuse by the crate `fuser`, which is another implementation of the protocol
-    /// (cargo feature `fuser`).
+    /// The crate `fuser` reads requests from /dev/fuse. It is an independent implementation of the
+    /// protocol (cargo feature `fuser`).
     Fuser,
 }
 
 impl Transport {
-    /// The value of `-o transport=`.
+    /// Returns the value of `-o transport=`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Classic => "classic",
@@ -38,33 +38,32 @@ impl Transport {
     }
 }
 
-/// Whether the administrator has switched FUSE over io_uring on. `false` where that cannot be
-/// read.
+/// Whether the administrator has switched FUSE over io_uring on. `false` if this cannot be read.
 pub fn offers_rings() -> bool {
     let switch = std::fs::read("/sys/module/fuse/parameters/enable_uring");
     switch.is_ok_and(|text| text.starts_with(b"Y"))
 }
 
-/// How the data of files gets to programs (option `io=`).
+/// The path of file data to programs (option `io=`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum IoPolicy {
-    /// Whatever serves ordinary work best where the mount is, by the numbers in
-    /// docs/BENCHMARKS.md: [`IoPolicy::Passthrough`] for what can be written, where the kernel
-    /// lets us and an overlay still fits on top of it; else [`IoPolicy::Cached`].
+    /// The fastest policy for ordinary work at this mount, by the numbers in docs/BENCHMARKS.md:
+    /// [`IoPolicy::Passthrough`] for writable mounts, if the kernel permits it and an overlay still
+    /// fits on top of it; else [`IoPolicy::Cached`].
     #[default]
     Auto,
-    /// Files are opened without a message; their data goes through us, and the kernel's page
-    /// cache keeps it.
+    /// Files are opened without a message. The server reads and writes their data, and the kernel
+    /// caches it in its page cache.
     Cached,
-    /// The kernel reads and writes the layers' files itself where it may (Linux 6.9,
-    /// CAP_SYS_ADMIN); opening one costs a message.
+    /// The kernel reads and writes the files of layers itself where it may (Linux 6.9,
+    /// CAP_SYS_ADMIN). Each open costs a message.
     Passthrough,
 }
 
 impl IoPolicy {
-    /// As the option has it.
+    /// Parses the value of the option.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -74,68 +73,69 @@ impl IoPolicy {
     }
 }
 
-/// How and where to mount.
+/// The settings of a mount.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct MountConfig {
-    /// The directory to mount on; relative to the working directory.
+    /// The directory to mount on, relative to the working directory.
     pub mountpoint: PathBuf,
-    /// The directory that was checked: another one that is found there is not mounted on.
-    /// Default: whatever is there.
+    /// The directory that was checked. If another one is found there, the mount fails. Default: any
+    /// directory.
     pub checked: Option<DirectoryId>,
     /// The source shown in /proc/mounts. Default: `unionfs`.
     pub fsname: OsString,
     /// mount(2) flags. Default: none; devices and set-id files work, as on overlayfs.
     /// [`MountFlags::RDONLY`] is a read-only mount.
     pub flags: MountFlags,
-    /// Whether users other than the mounting one may use the mount. Default: for root.
-    /// A plain user needs `user_allow_other` in /etc/fuse.conf.
+    /// Whether users other than the mounting one may use the mount. Default: yes for root. A plain
+    /// user needs `user_allow_other` in /etc/fuse.conf.
     pub allow_other: bool,
     /// SELinux context of all files (`context=`), without quotes. Default: none.
     pub context: Option<OsString>,
-    /// Worker threads; each holds one request at a time. Default: one per CPU, at least 4.
+    /// The number of worker threads. Each handles one request at a time. Default: one per CPU, at
+    /// least 4.
     pub threads: usize,
-    /// How requests are to come; `None`, the default: io_uring where the kernel offers it
-    /// and this process may use it. Asked for and impossible, it is an error.
+    /// The transport. `None`, the default: io_uring if the kernel offers it and this process may
+    /// use it. A transport that is given but not possible is an error.
     pub transport: Option<Transport>,
-    /// Whether SIGTERM, SIGINT and SIGHUP unmount. Default: true. Their handlers stay
-    /// installed until the process ends.
+    /// Whether SIGTERM, SIGINT and SIGHUP unmount. Default: true. Their handlers stay installed
+    /// until the process ends.
     pub handle_signals: bool,
     /// Whether to write a record and a control socket into the runtime directory, for
     /// `unionfs ps` and `stats`. Default: true.
     pub register: bool,
-    /// How the data of files gets to programs. Default: auto.
+    /// The path of file data to programs. Default: auto.
     pub io: IoPolicy,
-    /// Whether the kernel collects writes (option `writeback`); not together with
-    /// [`IoPolicy::Passthrough`]. Default: false. What a program wrote reaches the upper when it
-    /// closes or syncs the file, or later (mappings); until then it dies with the server, and
-    /// ENOSPC comes that late too.
+    /// Whether the kernel collects writes (option `writeback`). Not possible with
+    /// [`IoPolicy::Passthrough`]. Default: false. Written data reaches the upper when the program
+    /// closes or syncs the file, or later for mappings. Until then it is lost if the server dies,
+    /// and ENOSPC comes late too.
     pub writeback: bool,
-    /// Whether statx tells when a file was born (option `nobtime`: it does not). Default: true.
-    /// The kernel has no other place for it than the answer to a STATX, so a program that wants
-    /// to know costs a message for the first stat of each file.
+    /// Whether statx returns times of birth (option `nobtime`: no). Default: true. Only the answer
+    /// to STATX has them, so a program that asks for them costs a message for the first stat of
+    /// each file.
     pub births: bool,
-    /// Whether files have extended attributes, and with them ACLs and capabilities (option
-    /// `noxattrs`: they have not). Default: true. Linux asks for the capability of each file
-    /// before the first write and before each change of the owner.
+    /// Whether files have extended attributes, and so ACLs and capabilities (option `noxattrs`:
+    /// no). Default: true. Linux asks for the capability of each file before the first write and
+    /// before each change of the owner.
     pub xattrs: bool,
-    /// What is mounted, for the record.
+    /// A description of the mounted object, for the record.
     pub description: Description,
 }
 
-/// One for each CPU, and 4 at least.
+/// Returns one for each CPU, and at least 4.
 fn default_threads() -> usize {
     const LEAST: usize = 4;
     let ours = rustix::thread::sched_getaffinity(None).map(|set| set.count());
     match ours {
         Ok(cpus) if cpus as usize <= LEAST => LEAST,
-        // This asks the cgroups too, which takes two dozen system calls.
+        // This also reads the cgroups, which takes two dozen system calls.
         _ => std::thread::available_parallelism().map_or(LEAST, |n| n.get().max(LEAST)),
     }
 }
 
 impl MountConfig {
-    /// The defaults, for a mount on `mountpoint`.
+    /// Returns the defaults for a mount on `mountpoint`.
     pub fn new(mountpoint: impl AsRef<Path>) -> Self {
         Self {
             mountpoint: mountpoint.as_ref().to_owned(),
@@ -161,8 +161,8 @@ impl MountConfig {
         self.flags.contains(MountFlags::RDONLY)
     }
 
-    /// Applies one option of `-o` (mount(8) and mount.fuse3(8) names; quotes around the
-    /// value of `context` are dropped). `false`: it is not an option of the mount itself.
+    /// Applies one option of `-o` (names of mount(8) and mount.fuse3(8); quotes around the value of
+    /// `context` are removed). Returns `false` if it is not an option of the mount itself.
     pub fn apply_option(&mut self, option: &std::ffi::OsStr) -> bool {
         let bytes = option.as_bytes();
         if let Some((flag, set)) = flag_of(bytes) {
@@ -178,14 +178,14 @@ impl MountConfig {
                 .unwrap_or(context);
             self.context = Some(super::mountinfo::os(bare).to_owned());
         } else {
-            // Always on; named so that callers need not filter it.
+            // This is always on. It is accepted so that callers need not filter it.
             return bytes == b"default_permissions";
         }
         true
     }
 }
 
-/// The flag behind a mount(8) option, and whether the option sets or clears it.
+/// Returns the flag of a mount(8) option, and whether the option sets or clears it.
 fn flag_of(option: &[u8]) -> Option<(MountFlags, bool)> {
     Some(match option {
         b"ro" => (MountFlags::RDONLY, true),
@@ -210,7 +210,7 @@ fn flag_of(option: &[u8]) -> Option<(MountFlags, bool)> {
     })
 }
 
-/// The mount(8) names of the flags that are set; the inverse of [`flag_of`].
+/// Returns the mount(8) names of the flags that are set; the inverse of [`flag_of`].
 pub(super) fn flag_names(flags: MountFlags) -> Vec<&'static str> {
     [
         "ro",

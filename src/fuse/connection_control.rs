@@ -1,9 +1,9 @@
-//! What is set from outside of a FUSE connection, through files that have its device number as
-//! their name: aborting it, reading ahead.
+//! Controls a FUSE connection from outside, through files that have its device number as their
+//! name: aborting, and reading ahead.
 //!
-//! The number belongs to the next file system as soon as ours is gone. So the file is opened
-//! first, and used only if the connection still lives then: the number was ours when it was
-//! opened, and an open file does not become another's.
+//! After the file system is gone, the next one may get the same number. So the file is opened
+//! first, and used only if the connection still lives then: the number was ours when the file was
+//! opened, and an open file stays the same.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,7 +21,7 @@ pub(super) struct Control {
     /// /dev/fuse, on the connection.
     device: OwnedFd,
     number: (u32, u32),
-    /// Opened before a sandbox was entered, from which they cannot be reached.
+    /// Files that were opened before the sandbox was entered, from which no path leads to them.
     files: OnceLock<Files>,
 }
 
@@ -33,7 +33,7 @@ struct Files {
 }
 
 impl Control {
-    /// Of the connection that `device` is open on; `number` is its file system's.
+    /// Returns the connection of `device`. `number` is the device number of its file system.
     pub(super) fn new(device: OwnedFd, number: (u32, u32)) -> Self {
         Self {
             device,
@@ -42,8 +42,8 @@ impl Control {
         }
     }
 
-    /// Opens what [`Self::abort`] and [`Self::read_ahead`] write to. To be called before a sandbox
-    /// is entered.
+    /// Opens the files for [`Self::abort`] and [`Self::read_ahead`]. Call it before a sandbox is
+    /// entered.
     pub(super) fn open_files(&self) {
         self.files.get_or_init(|| Files {
             abort: open_abort(self.number.1)
@@ -61,8 +61,8 @@ impl Control {
             && !fds[0].revents().contains(PollFlags::ERR)
     }
 
-    /// Lets the kernel read ahead `kib` KiB of a file at a time, where it would take 128. Root
-    /// may ask for that, where sysfs can be written.
+    /// Has the kernel read ahead `kib` KiB of a file at a time; its default is 128. Root may ask
+    /// for this, if sysfs can be written.
     pub(super) fn read_ahead(&self, kib: u32) {
         let opened;
         let file = match self.files.get() {
@@ -83,8 +83,8 @@ impl Control {
         rustix::fs::open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
     }
 
-    /// Aborts the connection: its server reads ENODEV and ends, whoever still uses the mount
-    /// gets ENOTCONN. Nothing happens to one that is gone.
+    /// Aborts the connection. Its server reads ENODEV and ends, and programs that use the mount get
+    /// ENOTCONN. It has no effect on a connection that is gone.
     ///
     /// # Errors
     /// Those of [`open_abort`], and of write(2).
@@ -112,18 +112,18 @@ impl Control {
     }
 }
 
-/// The file that aborts the connection of the file system with this minor device number. It is
-/// that connection's for good: make sure of the number after this.
+/// Opens the file that aborts the connection with this minor device number. The file belongs to
+/// that connection for ever. The caller must check the number after this.
 ///
 /// # Errors
-/// ENOENT when there is no such connection, EACCES when it is another user's, EPERM where
-/// fusectl is not mounted and may not be.
+/// ENOENT if there is no such connection; EACCES if it belongs to another user; EPERM if fusectl is
+/// not mounted and may not be.
 pub(super) fn open_abort(minor: u32) -> io::Result<OwnedFd> {
     let file = PathBuf::from(minor.to_string()).join("abort");
     let usual = Path::new("/sys/fs/fuse/connections").join(&file);
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     match rustix::fs::open(&usual, flags, Mode::empty()) {
-        // Where fusectl is not mounted (containers): a mount of it that is attached nowhere.
+        // fusectl is not mounted (containers): this mount of it is attached nowhere.
         Err(Errno::NOENT) => Ok(rustix::fs::openat(fusectl()?, &file, flags, Mode::empty())?),
         result => Ok(result?),
     }

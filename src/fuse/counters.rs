@@ -1,5 +1,5 @@
-//! One counter per FUSE operation, so that tests and users can see how many messages a
-//! workload costs. Counted by `adapter`, read by `stats`.
+//! One counter for each FUSE operation, so that tests and users can see the number of messages that
+//! a workload costs.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -92,7 +92,7 @@ impl Counters {
         }
     }
 
-    /// The operations seen at least once, with their numbers.
+    /// Returns the operations that came at least once, with their numbers.
     pub(super) fn snapshot(&self) -> BTreeMap<&'static str, u64> {
         NAMES
             .iter()

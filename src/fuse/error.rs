@@ -1,11 +1,10 @@
-//! What can go wrong around a mount: each message says what failed, where, and the
-//! remedy; the system's own words are the error's source. Returned by [`super::mount()`], [`super::unmount`] and [`super::runtime`];
-//! printed by the cli.
+//! The failures of mounts. Each message names the failed action, its object, and the remedy. The
+//! source of the error has the text of the system.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Result of mounting, serving and unmounting.
+/// The result of mounting, serving and unmounting.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A failure to mount, serve, unmount, or to read or write the runtime files.
@@ -25,20 +24,20 @@ pub enum Error {
     /// The mountpoint cannot be used.
     #[error("mountpoint {}", path.display())]
     Mountpoint {
-        /// The mountpoint as given.
+        /// The mountpoint, as given.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
-    /// mount(2) refused.
+    /// mount(2) failed.
     #[error("cannot mount on {}", path.display())]
     Mount {
         /// The mountpoint.
         path: PathBuf,
-        /// The answer of mount(2).
+        /// The error of mount(2).
         source: io::Error,
     },
-    /// This user may not mount, and the helper that could is not installed.
+    /// The user may not mount, and the helper that may is not installed.
     #[error(
         "cannot mount on {} without privileges: fusermount3 is not installed (install the package fuse3)",
         path.display()
@@ -47,7 +46,7 @@ pub enum Error {
         /// The mountpoint.
         path: PathBuf,
     },
-    /// fusermount3 failed; its own words.
+    /// fusermount3 failed.
     #[error("cannot mount on {}: {text}", path.display())]
     Fusermount {
         /// The mountpoint.
@@ -55,12 +54,12 @@ pub enum Error {
         /// What fusermount3 wrote to stderr.
         text: String,
     },
-    /// A mount option holds a byte that no option can hold.
+    /// A mount option contains a byte that no option may contain.
     #[error("mount option {option}: {problem}")]
     Option {
-        /// The option's name.
+        /// The name of the option.
         option: &'static str,
-        /// What is wrong with its value.
+        /// The fault of its value.
         problem: &'static str,
     },
     /// The kernel and the server could not agree, or a worker could not be started.
@@ -71,22 +70,22 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
-    /// `transport=fuser` was asked for and cannot be had, or does not go with other options.
+    /// `transport=fuser` was asked for and is not possible, or not together with other options.
     #[error("transport=fuser is not possible on {}: {why}", path.display())]
     Fuser {
         /// The mountpoint.
         path: PathBuf,
-        /// What is in its way.
+        /// The reason.
         why: &'static str,
     },
-    /// `io=passthrough` was asked for and cannot be had.
+    /// `io=passthrough` was asked for and is not possible.
     #[error("io=passthrough is not possible on {}: {why}; use io=auto", path.display())]
     Passthrough {
         /// The mountpoint.
         path: PathBuf,
-        /// What is missing.
+        /// The missing part.
         why: &'static str,
-        /// The kernel's answer.
+        /// The error of the kernel.
         source: io::Error,
     },
     /// The sandbox could not be entered.
@@ -94,7 +93,7 @@ pub enum Error {
     Sandbox {
         /// The mountpoint.
         path: PathBuf,
-        /// What is missing.
+        /// The missing part.
         source: io::Error,
     },
     /// The mount did not answer once it was mounted.
@@ -127,7 +126,7 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
-    /// Something else lies on the mountpoint.
+    /// Another file system is mounted on the mountpoint.
     #[error("{} is not a FUSE mount", path.display())]
     NotFuse {
         /// The mountpoint.
@@ -138,7 +137,7 @@ pub enum Error {
     Unmount {
         /// The mountpoint.
         path: PathBuf,
-        /// The answer of umount2(2) or of fusermount3.
+        /// The error of umount2(2) or of fusermount3.
         text: String,
     },
     /// A runtime file could not be written or read.
@@ -152,7 +151,7 @@ pub enum Error {
     /// No directory for runtime files can be used.
     #[error("no runtime directory can be used ({reasons}); set UNIONFS_RUNTIME_DIR")]
     NoRuntimeDir {
-        /// Each candidate with its problem.
+        /// Each candidate with the reason.
         reasons: String,
     },
 }

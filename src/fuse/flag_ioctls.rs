@@ -1,13 +1,14 @@
-//! The ioctls that are answered: four of fixed size, in the very form in which the kernel sends
-//! them for itself (`fuse_fileattr_get` and `fuse_fileattr_set`, fs/fuse/ioctl.c), after it has
-//! found that the caller may. The transports refuse every other one with ENOTTY.
+//! The ioctls that are answered: four of fixed size, in exactly the form in which the kernel sends
+//! them by itself (`fuse_fileattr_get` and `fuse_fileattr_set`, fs/fuse/ioctl.c), after it has
+//! checked that the caller may. The transports refuse all others with ENOTTY.
 
 use zerocopy::FromBytes as _;
 
 use super::operations::{FlagsForm, InodeFlags};
 use crate::sys::fileattr::{FSGETXATTR, FSSETXATTR, FsxAttr};
 
-/// What `FS_IOC_GETFLAGS` and `FS_IOC_SETFLAGS` carry, whatever size their number says.
+/// The size of the value of `FS_IOC_GETFLAGS` and `FS_IOC_SETFLAGS`, whatever size their number
+/// contains.
 const FLAGS: usize = size_of::<u32>();
 const XFLAGS: usize = size_of::<FsxAttr>();
 
@@ -17,7 +18,8 @@ pub(super) enum FlagIoctl {
     Set(InodeFlags),
 }
 
-/// `None`: it is another ioctl, or has another size. `data` goes in, `out_size` bytes come out.
+/// Parses an ioctl with the input `data` and an output of `out_size` bytes. `None`: it is another
+/// ioctl, or has another size.
 pub(super) fn parse(cmd: u32, data: &[u8], out_size: u32) -> Option<FlagIoctl> {
     let sizes = (data.len(), usize::try_from(out_size).ok()?);
     match (libc::Ioctl::from(cmd), sizes) {

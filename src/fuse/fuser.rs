@@ -1,9 +1,9 @@
-//! The transport `fuser`: the crate of that name reads requests and writes answers, instead of `wire`.
-//! It is an implementation of the protocol by others, so the tests that run over it check our own, and
-//! the trait `Operations`, too.
+//! The transport `fuser`: the crate of that name reads requests and writes answers, instead of
+//! `wire`. It is an independent implementation of the protocol, so tests that run over it also
+//! check our own implementation and the trait `Operations`.
 //!
-//! The crate gets the connection of a mount that was made by us; it never mounts. What it does not pass
-//! on is not agreed on with the kernel ([`NOT_PASSED_ON`]), which then does without. A panic in an
+//! The crate gets the connection of a mount that this process made. It never mounts. Features that
+//! it does not pass on are not agreed on with the kernel ([`NOT_PASSED_ON`]). A panic in an
 //! operation ends neither a thread of the crate nor the mount.
 
 mod answers;
@@ -21,17 +21,17 @@ use super::operations::{Notices, Operations};
 use super::wire::Limits;
 use super::wire::abi::{self, init};
 
-/// What the crate cannot carry, of what we ask for. Without HANDLE_KILLPRIV_V2 the kernel takes files
-/// their set-id bits by a SETATTR before it sends a change: the crate drops the flags that would leave
-/// it to us. SETXATTR_EXT makes a message longer than the crate knows. READDIRPLUS of the crate has no
-/// entries without attributes, of which a listing has some.
+/// The features that the crate cannot carry. Without HANDLE_KILLPRIV_V2 the kernel drops set-id
+/// bits by a SETATTR before it sends a change: the crate drops the flags that would leave this to
+/// the server. SETXATTR_EXT makes a message longer than the crate knows. READDIRPLUS of the crate
+/// has no entries without attributes, which a listing may have.
 const NOT_PASSED_ON: u32 = init::HANDLE_KILLPRIV_V2 | init::SETXATTR_EXT | init::DO_READDIRPLUS;
 
-/// The first kernels (Linux 5.14) that send the ioctls for flags of files only for themselves, after
+/// The first kernels (Linux 5.14) that send the ioctls for flags of files only by themselves, after
 /// they have checked that the caller may. The crate does not show the difference.
 const CHECKED_FLAGS: Version = Version(abi::MAJOR, 34);
 
-/// A connection that has shaken hands.
+/// A connection after the handshake.
 pub(super) struct Connection<T: Operations> {
     session: Session<Filesystem<T>>,
     shared: Arc<Shared<T>>,
@@ -43,24 +43,24 @@ struct Filesystem<T> {
     shared: Arc<Shared<T>>,
 }
 
-/// What is known later than the crate has its file system.
+/// Values that are known only after the crate has its file system.
 struct Shared<T> {
-    /// Flags of `abi::init`, by the handshake.
+    /// The flags of `abi::init`, set by the handshake.
     flags: OnceLock<u32>,
     /// Whether only the kernel sends ioctls for flags of files.
     checks_flags: OnceLock<bool>,
-    /// From the beginning of service on.
+    /// The operations, set when the service begins.
     operations: OnceLock<T>,
 }
 
 impl<T: Operations> Connection<T> {
-    /// Answers INIT, which the kernel sends first. The transport of `limits` is not looked at, and no
-    /// file is passed through. `threads` will serve, with descriptors of their own where the process can
+    /// Answers INIT, which the kernel sends first. The transport in `limits` has no effect, and no
+    /// file is passed through. `threads` will serve, with their own descriptors if the process can
     /// open /dev/fuse.
     ///
     /// # Errors
-    /// ENODEV when it was unmounted meanwhile, EPROTO when the kernel speaks a version older than 7.31
-    /// or something else than FUSE.
+    /// ENODEV if it was unmounted meanwhile; EPROTO if the kernel has a version older than 7.31 or
+    /// sends another message.
     pub(super) fn open(
         device: OwnedFd,
         limits: &Limits,
@@ -79,17 +79,17 @@ impl<T: Operations> Connection<T> {
         let mut config = Config::default();
         config.n_threads = Some(threads);
         config.clone_fd = own_devices;
-        // The kernel lets nobody in who may not.
+        // The kernel checks who may use the mount.
         let session = Session::from_fd(filesystem, device, SessionACL::All, config)?;
         Ok(Self { session, shared })
     }
 
-    /// The flags both sides agreed on.
+    /// Returns the flags that both sides agreed on.
     pub(super) fn flags(&self) -> u32 {
         self.shared.flags.get().copied().unwrap_or_default()
     }
 
-    /// For what is told to the kernel unasked.
+    /// Returns the sender of notifications to the kernel.
     pub(super) fn notices(&self) -> Arc<dyn Notices> {
         Arc::new(self.session.notifier())
     }
@@ -97,7 +97,7 @@ impl<T: Operations> Connection<T> {
     /// Serves until the file system is unmounted.
     ///
     /// # Errors
-    /// When the threads could not be started, or one had to end early.
+    /// An error if the threads could not be started, or if one ended early.
     pub(super) fn serve(self, operations: T) -> io::Result<()> {
         let Self { session, shared } = self;
         // Set once: here.
@@ -117,7 +117,7 @@ impl Notices for Notifier {
 }
 
 impl<T> Filesystem<T> {
-    /// Agrees on what both sides can, and remembers it.
+    /// Agrees on the common features, and stores them.
     fn agree(&self, config: &mut KernelConfig) -> io::Result<()> {
         if config.kernel_abi() < Version(abi::MAJOR, abi::MIN_MINOR) {
             return Err(Errno::PROTO.into());
@@ -129,7 +129,7 @@ impl<T> Filesystem<T> {
             .add_capabilities(agreed)
             .map_err(|_| io::Error::from(Errno::PROTO))?;
         config.set_max_write(self.limits.max_io).map_err(refused)?;
-        // Refused where the kernel offers less, which is then taken.
+        // The kernel offers less, which is then used.
         let _ = config.set_max_readahead(self.limits.max_io);
         let _ = config.set_max_background(self.limits.max_background);
         let _ = self.shared.flags.set(agreed.bits() as u32);

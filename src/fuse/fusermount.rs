@@ -18,7 +18,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use super::config::{self, MountConfig};
 use super::error::{Error, Result};
 
-/// fusermount3, or its predecessor, in PATH or the usual places.
+/// Finds fusermount3, or its predecessor, in PATH or the usual places.
 pub(super) fn find_helper() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs: Vec<PathBuf> = std::env::split_paths(&path)
@@ -32,7 +32,7 @@ pub(super) fn find_helper() -> Option<PathBuf> {
         })
 }
 
-/// Mounts through the helper; the descriptor is the connection.
+/// Mounts through the helper. The returned descriptor is the connection.
 pub(super) fn mount(config: &MountConfig, mountpoint: &Path) -> Result<OwnedFd> {
     let helper = find_helper().ok_or_else(|| Error::NoFusermount {
         path: mountpoint.to_owned(),
@@ -42,8 +42,9 @@ pub(super) fn mount(config: &MountConfig, mountpoint: &Path) -> Result<OwnedFd> 
         text,
     };
     let (ours, theirs) = UnixStream::pair().map_err(|e| failed(e.to_string()))?;
-    // As its stdin the socket is inherited without any descriptor of ours losing CLOEXEC.
-    // The command is a temporary: it holds the other end, and must close before we wait.
+    // The helper inherits the socket as its stdin, so no other descriptor loses CLOEXEC. The
+    // command is a temporary value: it holds the other end, which must be closed before this
+    // process waits.
     let child = Command::new(&helper)
         .arg("-o")
         .arg(options(config))
@@ -66,7 +67,7 @@ pub(super) fn mount(config: &MountConfig, mountpoint: &Path) -> Result<OwnedFd> 
     }
 }
 
-/// What the helper said, as one line.
+/// Returns the output of the helper as one line.
 pub(super) fn message(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let lines: Vec<&str> = text

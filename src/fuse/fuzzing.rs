@@ -1,8 +1,8 @@
-//! A way to the parser of the kernel's messages, for fuzzing (feature `fuzzing`). A panic is a finding.
+//! Access to the parser of kernel messages for fuzzing (feature `fuzzing`). A panic is a finding.
 
 use super::wire::request::{self, Request};
 
-/// Parses a message with its header. Whether it was well formed.
+/// Parses a message with its header. Returns whether it was well formed.
 pub fn message(bytes: &[u8]) -> bool {
     let Some((_, opcode, body)) = request::split(bytes) else {
         return false;

@@ -1,17 +1,17 @@
-//! The keeper: a process beside a server in a sandbox, which does what the server no longer can.
-//! It publishes the mount's record, detaches the mount, and tidies up after it, each on request;
-//! it decides nothing and reads nothing but what is asked. It holds no descriptors but
-//! its socket and, to find origins by their file handles, the root of a lower on each file system. A
-//! handle leads to any file of a file system, and whoever has that may change its mode; so only
-//! which file it is comes back.
+//! The keeper is a process beside a server in a sandbox. It does what the server may not do: it
+//! publishes the record of the mount, detaches the mount, and cleans up after it, each on request.
+//! It decides nothing and reads only these requests. Its only descriptors are its socket and, to
+//! find origins by their file handles, the root of a lower on each file system. A handle leads to
+//! any file of a file system, and the holder of its descriptor may change its mode, so only the
+//! identity of the file is returned.
 //!
 //! ```text
 //! server (sandbox) ── 1 byte: what ──► keeper (where the mount is)
 //!                  ◄─ 0 and what was asked for, or 1 and why not ──
 //! ```
 //!
-//! It ends with the server. When the server was killed it leaves everything as it is: the mount
-//! is dead and shown as such, as without a keeper.
+//! It ends with the server. If the server was killed, it changes nothing: the mount is dead and
+//! shown as dead, as without a keeper.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -28,41 +28,42 @@ use super::runtime::MountRecord;
 use crate::layer::origin::{Origin, OriginFile};
 use crate::sys::{capabilities, daemon, process};
 
-/// Detach the mount; a byte follows, whether the connection lives.
+/// Detach the mount. A byte follows: whether the connection lives.
 const DETACH: u8 = b'd';
-/// Give the record, which has been written, its name.
+/// Give the written record its name.
 const PUBLISH: u8 = b'p';
-/// Find an origin: the device number follows, and the origin. The answer is an [`OriginFile`].
+/// Find an origin. The device number and the origin follow. The answer is an [`OriginFile`].
 const ORIGIN: u8 = b'o';
-/// Whether the thread whose number follows has CAP_SYS_ADMIN over the machine: the kernel tells
-/// it to who may look at the thread.
+/// Whether the thread whose number follows has CAP_SYS_ADMIN over the machine. The kernel tells it
+/// only to a process that may inspect the thread.
 const ADMINISTERS: u8 = b'a';
-/// The mount has ended after it had answered: tidy up, and end.
+/// The mount has ended after it had answered: clean up, and end.
 const ENDED: u8 = b'e';
-/// It never answered: the same.
+/// The mount never answered: clean up, and end.
 const FAILED: u8 = b'f';
 
-/// How an answer begins.
+/// The first byte of an answer.
 const DONE: u8 = 0;
 const REFUSED: u8 = 1;
 
-/// No message is longer.
+/// The maximum length of a message.
 const MAX_MESSAGE: usize = 1024;
 
-/// What tidying up is, beside the record; told whether the mount had answered.
+/// Cleans up everything but the record. The argument is whether the mount had answered.
 pub(super) type Afterwards = Box<dyn FnOnce(bool)>;
 
-/// The server's side.
+/// The server's end of the connection.
 #[derive(Debug)]
 pub(super) struct Keeper {
-    /// Taken when there is nothing left to ask. Held over a request and its answer.
+    /// The socket, until there is nothing left to ask. It is locked during a request and its
+    /// answer.
     socket: Mutex<Option<OwnedFd>>,
-    /// It may open file handles.
+    /// Whether the keeper may open file handles.
     opens_handles: bool,
 }
 
 impl Keeper {
-    /// Starts it. The process must have one thread.
+    /// Starts the keeper. The process must have one thread.
     ///
     /// # Errors
     /// Those of [`daemon::bare_helper`].
@@ -90,7 +91,7 @@ impl Keeper {
     /// Finds the file of an origin on the file system with this device number.
     ///
     /// # Errors
-    /// EPERM where file handles may not be opened; ESTALE when there is no such file, or no keeper.
+    /// EPERM if file handles may not be opened; ESTALE if there is no such file, or no keeper.
     pub(super) fn find_origin(&self, dev: u64, origin: &Origin) -> rustix::io::Result<OriginFile> {
         if !self.opens_handles {
             return Err(Errno::PERM);
@@ -102,10 +103,10 @@ impl Keeper {
         OriginFile::from_bytes(dev, &answer).ok_or(Errno::STALE)
     }
 
-    /// Detaches the mount, which was put on `mountpoint`; see [`OwnMount::detach`].
+    /// Detaches the mount on `mountpoint`; see [`OwnMount::detach`].
     ///
     /// # Errors
-    /// [`Error::Unmount`] with the reason, also when there is no keeper any more.
+    /// [`Error::Unmount`] with the reason, also if the keeper has ended.
     pub(super) fn detach(&self, mountpoint: &Path, connected: bool) -> Result<()> {
         let message = [DETACH, u8::from(connected)];
         let said = self.say(&message).map(drop);
@@ -126,7 +127,7 @@ impl Keeper {
         })
     }
 
-    /// Has everything tidied up; the keeper has ended then, or is about to.
+    /// Has the keeper clean up. It has ended then, or is about to.
     pub(super) fn finish(&self, had_answered: bool) {
         let last = if had_answered { ENDED } else { FAILED };
         match self.ask(last) {
@@ -148,7 +149,7 @@ impl Keeper {
         self.say(&[what]).map(drop)
     }
 
-    /// Asks, and gives the answer.
+    /// Sends a request and returns the answer.
     fn say(&self, message: &[u8]) -> io::Result<Vec<u8>> {
         let held = self.socket.lock();
         let socket = held.as_ref().ok_or(io::ErrorKind::NotConnected)?;
@@ -175,9 +176,9 @@ impl Drop for Keeper {
     }
 }
 
-/// The keeper's own rights: to unmount, to find the mountpoint, to remove what a private upper
-/// holds, and to look at callers. A plain user's keeper has none to give up, and needs fusermount3, a set-id
-/// program.
+/// Drops the rights of the keeper except those to unmount, to find the mountpoint, to remove the
+/// content of a private upper, and to inspect callers. A plain user's keeper has none to drop,
+/// and needs fusermount3, a set-id program.
 fn confine() {
     if !rustix::process::geteuid().is_root() {
         return;
@@ -187,13 +188,13 @@ fn confine() {
         | CapabilitySet::DAC_OVERRIDE
         | CapabilitySet::FOWNER
         | CapabilitySet::SYS_PTRACE;
-    // The worst is a keeper with more rights than it needs; nobody hears its log.
+    // In the worst case the keeper has more rights than it needs. Its log reaches nobody.
     let _ = capabilities::set_no_new_privs();
     let _ = capabilities::keep_only(needed);
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
-/// The keeper's life.
+/// Runs the keeper.
 fn keep(
     socket: &OwnedFd,
     mount: &OwnMount,
@@ -235,7 +236,7 @@ fn keep(
     }
 }
 
-/// The file that an origin leads to, as it is sent.
+/// Encodes the file that an origin leads to.
 fn found(
     message: &[u8],
     file_systems: &[(u64, BorrowedFd<'_>)],
@@ -258,6 +259,6 @@ fn answer(socket: &OwnedFd, outcome: std::result::Result<Vec<u8>, String>) {
     let mut message = vec![first];
     message.extend_from_slice(&rest);
     message.truncate(MAX_MESSAGE);
-    // A server that has gone does not want to know.
+    // The server may have ended.
     let _ = rustix::net::send(socket, &message, SendFlags::NOSIGNAL);
 }

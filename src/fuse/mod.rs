@@ -5,9 +5,9 @@
 //!                                                 └─ pool (copy-up, fsync) ─ union
 //! ```
 //!
-//! [`mount()`] attaches the file system and shakes hands with the kernel;
-//! [`Mounted::serve`] answers requests until it is unmounted. [`runtime`] records what
-//! is mounted, [`unmount()`] and [`detach()`] take it away.
+//! [`mount()`] attaches the file system and does the handshake with the kernel. [`Mounted::serve`]
+//! answers requests until it is unmounted. [`runtime`] records mounts. [`unmount()`] and
+//! [`detach()`] remove them.
 //!
 //! ```no_run
 //! use unionfs::fuse::{self, MountConfig};

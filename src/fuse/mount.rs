@@ -1,5 +1,5 @@
-//! Attaches a FUSE file system to its mountpoint: on the very directory that was opened and
-//! checked where this process may mount, else through fusermount3. Options of the `fuse` type:
+//! Attaches a FUSE file system to its mountpoint: if this process may mount, on exactly the
+//! directory that was opened and checked; else through fusermount3. Options of the `fuse` type:
 //! Linux `Documentation/filesystems/fuse/fuse.rst`.
 
 use std::ffi::{CString, OsStr, OsString};
@@ -25,55 +25,55 @@ use super::{FS_TYPE, FUSE_MAGIC, fusermount, mountinfo, unmount};
 
 mod new_calls;
 
-/// A mount of ours. Dropping it takes the mount away (lazily) if it is still there.
+/// A mount of this process. Dropping it detaches the mount if it still exists.
 #[derive(Debug)]
 pub(super) struct Attachment {
     own: OwnMount,
     control: Arc<Control>,
-    /// Its root, until somebody asks whether it answers: a mount with an open root is in use.
+    /// Its root, until the mount is asked for an answer: an open root keeps the mount in use.
     root: Mutex<Option<OwnedFd>>,
-    /// Of a server in a sandbox: detaches the mount for it.
+    /// The keeper of a server in a sandbox, which detaches the mount for it.
     keeper: Option<Arc<Keeper>>,
     taken_away: AtomicBool,
 }
 
 impl Attachment {
-    /// Where it was mounted: absolute, without symlinks.
+    /// The mountpoint, absolute and without symlinks.
     pub(super) fn mountpoint(&self) -> &Path {
         self.own.mountpoint()
     }
 
-    /// Who it is.
+    /// Returns its identity.
     pub(super) fn own(&self) -> &OwnMount {
         &self.own
     }
 
-    /// Its connection.
+    /// Returns its connection.
     pub(super) fn control(&self) -> &Arc<Control> {
         &self.control
     }
 
-    /// Opens what is needed after the sandbox has been entered; `keeper` does the rest.
+    /// Opens the files that are needed after the sandbox has been entered. `keeper` does the rest.
     pub(super) fn prepare_sandbox(&mut self, keeper: Arc<Keeper>) {
         self.control.open_files();
         self.keeper = Some(keeper);
     }
 
-    /// The keeper, of a server in a sandbox.
+    /// Returns the keeper of a server in a sandbox.
     pub(super) fn keeper(&self) -> Option<&Arc<Keeper>> {
         self.keeper.as_ref()
     }
 
-    /// Asks the mount for an answer, which only a server can give. To be called once.
+    /// Asks the mount for an answer, which only a server can give. Call it once.
     ///
     /// # Errors
-    /// Those of statfs(2); ENOTCONN when it was asked before.
+    /// Those of statfs(2); ENOTCONN if it was asked before.
     pub(super) fn answers(&self) -> io::Result<()> {
         let root = self.root.lock().take();
         answers(root.ok_or(Errno::NOTCONN)?)
     }
 
-    /// The end: detaches the mount if it is still there. Once.
+    /// Detaches the mount if it still exists. This happens once.
     pub(super) fn take_away(&self) {
         if self.taken_away.swap(true, Ordering::Relaxed) {
             return;
@@ -83,8 +83,7 @@ impl Attachment {
         }
     }
 
-    /// Detaches the mount if it is there; what others mounted over it stays, and what they
-    /// mounted in its place.
+    /// Detaches the mount if it exists. Mounts of others on top of it or in its place stay.
     pub(super) fn detach(&self) -> Result<()> {
         let connected = self.control.is_connected();
         match &self.keeper {
@@ -100,8 +99,8 @@ impl Drop for Attachment {
     }
 }
 
-/// Mounts, after detaching a dead mount left on the mountpoint. The descriptor is the
-/// connection: the kernel has queued INIT on it.
+/// Mounts, after detaching a dead mount on the mountpoint. The descriptor is the connection, in
+/// which the kernel has queued INIT.
 pub(super) fn attach(config: &MountConfig) -> Result<(OwnedFd, Attachment)> {
     let (place, _) = unmount::without_dead(&config.mountpoint)?;
     if let Some(checked) = config.checked
@@ -139,7 +138,7 @@ pub(super) fn attach(config: &MountConfig) -> Result<(OwnedFd, Attachment)> {
 fn mount_directly(config: &MountConfig, place: &Mountpoint) -> Result<Option<(OwnedFd, OwnedFd)>> {
     // In a user namespace the kernel may insist on the second form.
     for extra in [MountFlags::empty(), MountFlags::NODEV | MountFlags::NOSUID] {
-        // The helper opens the device with the user's rights: it cannot do better.
+        // The helper opens the device with the rights of the user, so it would fail too.
         let device = open_device()?;
         let flags = config.flags | extra;
         match mount_once(config, flags, &device, place) {
@@ -152,7 +151,7 @@ fn mount_directly(config: &MountConfig, place: &Mountpoint) -> Result<Option<(Ow
     Ok(None)
 }
 
-/// Mounts on the very directory that is open as `place`; the root of the new mount.
+/// Mounts on exactly the directory of `place`. Returns the root of the new mount.
 fn mount_once(
     config: &MountConfig,
     flags: MountFlags,
@@ -178,7 +177,7 @@ fn mount_once(
     root_on(place.path(), config)
 }
 
-/// The root of the mount that was just put on `path`, where the kernel does not hand it out.
+/// Returns the root of the new mount on `path`, if the kernel does not return it.
 fn root_on(path: &Path, config: &MountConfig) -> Result<OwnedFd> {
     let not_fuse = || Error::NotFuse {
         path: path.to_owned(),
@@ -192,8 +191,8 @@ fn root_on(path: &Path, config: &MountConfig) -> Result<OwnedFd> {
     Ok(root)
 }
 
-/// Tells before anything is made for a mount on `mountpoint` that it would fail: there is
-/// no FUSE device, or no helper for a user who needs one.
+/// Checks, before anything is made for a mount on `mountpoint`, that there is a FUSE device, and a
+/// helper for a user who needs one.
 ///
 /// # Errors
 /// [`Error::NoDevice`], [`Error::Device`], [`Error::NoFusermount`].
@@ -222,17 +221,15 @@ pub(super) fn can_reopen_device() -> bool {
     open_device().is_ok()
 }
 
-/// The device, for `count` workers that could not open it themselves; fewer where it cannot be
-/// opened.
+/// Opens the device for `count` workers that cannot open it themselves; fewer if that fails.
 pub(super) fn spare_devices(count: usize) -> Vec<OwnedFd> {
     (0..count).map_while(|_| open_device().ok()).collect()
 }
 
-/// Asks the mount with this root for an answer. The root is closed then: a mount with an open root
-/// is in use.
+/// Asks the mount with this root for an answer. Closes the root, which would keep the mount in use.
 ///
 /// # Errors
-/// Those of statfs(2), and when it is not a FUSE mount.
+/// Those of statfs(2); an error if it is not a FUSE mount.
 pub(super) fn answers(root: OwnedFd) -> io::Result<()> {
     let answer = rustix::fs::fstatfs(&root)?;
     if u64::try_from(answer.f_type).ok() == Some(FUSE_MAGIC) {
@@ -242,7 +239,7 @@ pub(super) fn answers(root: OwnedFd) -> io::Result<()> {
     }
 }
 
-/// The options of the `fuse` type: a flag, or a name with its value.
+/// An option of the `fuse` type: a flag, or a name with its value.
 fn options(config: &MountConfig) -> Result<Vec<(&'static str, Option<OsString>)>> {
     if config.fsname.as_bytes().contains(&0) {
         return Err(Error::Option {
@@ -267,7 +264,7 @@ fn options(config: &MountConfig) -> Result<Vec<(&'static str, Option<OsString>)>
     Ok(options)
 }
 
-/// The options as mount(2) takes them.
+/// Returns the options in the form of mount(2).
 fn mount_data(options: &[(&'static str, Option<OsString>)], fd: i32) -> Result<CString> {
     let mut data = format!("fd={fd}").into_bytes();
     for (name, value) in options {
@@ -292,8 +289,8 @@ fn mount_data(options: &[(&'static str, Option<OsString>)], fd: i32) -> Result<C
     })
 }
 
-/// The `context=` to pass on. Without SELinux the kernel would refuse the option, and it
-/// means nothing: podman passes it only where SELinux is on.
+/// Returns the `context=` to pass on. Without SELinux the kernel would refuse the option, and it
+/// has no meaning: podman passes it only if SELinux is on.
 fn selinux_context(config: &MountConfig) -> Result<Option<&OsStr>> {
     let Some(context) = config.context.as_deref() else {
         return Ok(None);

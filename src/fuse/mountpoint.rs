@@ -1,10 +1,10 @@
-//! A directory named by a path, opened once: what is checked is what is then mounted on, or
-//! unmounted, whatever becomes of the names on the way.
+//! A directory that a path names, opened once: the checked directory is the one that is mounted on
+//! or unmounted, even if names on the way change.
 //!
-//! Names are followed as [`crate::sys::walk`] follows them: not those that another user decides on.
+//! Names are followed as in [`crate::sys::walk`], except those that another user controls.
 //!
-//! No server is asked about its own mountpoint, so a hung one can be opened. One that lies on the
-//! way to another is asked whether it answers first.
+//! Opening a mountpoint does not ask its own server, so that of a hung server can be opened. A
+//! mount on the way must answer first.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -19,14 +19,14 @@ use super::own_mount::MountId;
 use super::{mountinfo, unmount};
 use crate::sys::walk::{self, Trust, is_mount_root, look};
 
-/// A directory to mount on, or what is mounted there.
+/// A directory to mount on, or the root of a mount there.
 #[derive(Debug)]
 pub struct Mountpoint {
     dir: OwnedFd,
     path: PathBuf,
 }
 
-/// What tells a directory from others as long as it exists.
+/// The identity of a directory as long as it exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirectoryId {
     mount: MountId,
@@ -34,11 +34,11 @@ pub struct DirectoryId {
 }
 
 impl Mountpoint {
-    /// Opens what `path` leads to.
+    /// Opens the directory that `path` leads to.
     ///
     /// # Errors
-    /// [`Error::Mountpoint`] when it does not exist, is not a directory, or another user decides
-    /// where the path leads; [`Error::Silent`] when a mount on the way does not answer.
+    /// [`Error::Mountpoint`] if it does not exist, is not a directory, or if another user decides
+    /// where the path leads; [`Error::Silent`] if a mount on the way does not answer.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |source: io::Error| Error::Mountpoint {
             path: path.to_owned(),
@@ -60,16 +60,16 @@ impl Mountpoint {
         Ok(Self { dir, path })
     }
 
-    /// Its path: absolute, without symlinks. For messages and records, as it may lead somewhere
-    /// else by now.
+    /// Returns its path, absolute and without symlinks, for messages and records. It may lead to
+    /// another directory by now.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What tells it from others.
+    /// Returns its identity.
     ///
     /// # Errors
-    /// [`Error::Mountpoint`] when the kernel does not say.
+    /// [`Error::Mountpoint`] if the kernel does not tell it.
     pub fn id(&self) -> Result<DirectoryId> {
         let inode = || -> io::Result<DirectoryId> {
             Ok(DirectoryId {
@@ -83,13 +83,13 @@ impl Mountpoint {
         })
     }
 
-    /// Whether a mount begins here; `false` is sure.
+    /// Whether a mount begins here. `false` is certain.
     pub fn may_be_mount(&self) -> bool {
         // EACCES comes from a FUSE mount that lets only its owner in.
         look(self.dir.as_fd(), StatxFlags::TYPE).map_or(true, |st| is_mount_root(&st))
     }
 
-    /// The mount that begins here, if one does.
+    /// Returns the mount that begins here, if one does.
     ///
     /// # Errors
     /// [`Error::Mountpoint`] when the mount table cannot be read.

@@ -1,21 +1,21 @@
-//! Waiting for the room of removed files. A caller goes on as soon as its unlink(2) is answered, but
-//! the kernel forgets the inode by a message of its own, which nobody waits for. Until that has come
-//! the file keeps its blocks and its inode, so that the next change may find a full disk that is not
-//! full on overlayfs: that change is tried again for a short time.
+//! Waits for the room of removed files. A caller continues when its unlink(2) is answered, but the
+//! kernel forgets the inode by a later message, for which nothing waits. Until that message comes,
+//! the file keeps its blocks and its inode. So the next change may find a full disk that is not
+//! full on overlayfs. That change is tried again for a short time.
 
 use std::time::{Duration, Instant};
 
 use crate::union::{Error, Result, Union};
 
-/// A file that was removed so lately may be one of which the message is still on its way. It takes
-/// microseconds, but on a busy machine whoever reads it waits for a processor.
+/// If a file was removed within this time, its message may still be on its way. It takes
+/// microseconds, but on a busy machine the thread that reads it waits for a processor.
 const LATELY: Duration = Duration::from_secs(2);
-/// How long it is tried then.
+/// The time for further tries after such a removal.
 const LONG: Duration = Duration::from_secs(1);
-/// How long it is tried while removed files have been in use for longer: what a change on a full disk
-/// takes then.
+/// The time for further tries if removed files have been in use for longer. Each change on a full
+/// disk takes this long then.
 const SHORT: Duration = Duration::from_millis(20);
-/// Pauses between two tries, the first and the longest.
+/// The first and the longest pause between two tries.
 const FIRST: Duration = Duration::from_micros(100);
 const LONGEST: Duration = Duration::from_millis(10);
 
@@ -23,9 +23,10 @@ fn is_full(error: &Error) -> bool {
     matches!(error.errno(), libc::ENOSPC | libc::EDQUOT)
 }
 
-/// The result of `change`, which is tried again once if there is no room for it, and as long as the
-/// union keeps removed files. Where it then fails otherwise, what was said of room stays the answer:
-/// a first try may have changed what a second one meets. The thread holds no lock while it waits.
+/// Returns the result of `change`. If there is no room for it, it is tried again once, and further
+/// while the union keeps removed files. If a later try fails in another way, the error about room
+/// is returned, because the first try may have changed something. The thread holds no lock while it
+/// waits.
 pub(super) fn with_freed_room<T>(
     union: &Union,
     mut change: impl FnMut() -> Result<T>,
@@ -41,7 +42,7 @@ pub(super) fn with_freed_room<T>(
     let limit = if is_late { SHORT } else { LONG };
     let mut pause = FIRST;
     while began.elapsed() < limit {
-        // Asked before: the last one may go meanwhile.
+        // This is asked before the try, since the last removed file may go meanwhile.
         let are_kept = union.since_last_removal().is_some();
         std::thread::sleep(pause);
         pause = (pause * 2).min(LONGEST);

@@ -1,8 +1,8 @@
-//! Waiting for leases. Who has a lease of a file (fcntl(2), F_SETLEASE; its owner may have one) is asked
-//! to give it up when somebody opens the file, and has some time for that. Kernel overlayfs waits in
-//! the open. Layers' files are opened so that nothing waits, since the thread would hold locks of the
-//! inode meanwhile; the open is EAGAIN then, and the whole operation is tried again, from the pool and
-//! without a lock, until the kernel has taken the lease away.
+//! Waits for leases. The holder of a lease of a file (fcntl(2), F_SETLEASE; the owner of the file
+//! may have one) is asked to give it up when another process opens the file, and has some time for
+//! that. Kernel overlayfs waits in the open. The union opens files of layers without waiting, since
+//! the thread would hold locks of the inode. The open gives EAGAIN, and the whole operation is
+//! tried again, from the pool and without a lock, until the kernel has removed the lease.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,9 +13,9 @@ use crate::fuse::pool::{Pool, Room};
 use crate::fuse::request_scope;
 use crate::union::{Error, Result, Union};
 
-/// How long it is tried. The kernel takes a lease away after 45 s (fs.lease-break-time).
+/// The time for tries. The kernel removes a lease after 45 s (fs.lease-break-time).
 const LIMIT: Duration = Duration::from_secs(60);
-/// Pauses between two tries, the first and the longest: a thread of the pool is held that long.
+/// The first and the longest pause between two tries, during which a thread of the pool is in use.
 const FIRST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_millis(50);
 
@@ -25,8 +25,8 @@ fn is_leased(error: &Error) -> bool {
 }
 
 impl Adapter {
-    /// As [`Adapter::run`], for what opens files of layers: again, until no lease is in its way and
-    /// removed files have given their room back.
+    /// As [`Adapter::run`], for an operation that opens files of layers. It is repeated until no
+    /// lease prevents it and removed files have returned their room.
     pub(super) fn attempt<T>(
         &self,
         slow: bool,
@@ -36,7 +36,7 @@ impl Adapter {
         self.attempt_with(slow, &[], move |union, _| job(union), answer);
     }
 
-    /// As [`Adapter::attempt`], with data that lies in the worker's buffer.
+    /// As [`Adapter::attempt`], with data in the worker's buffer.
     pub(super) fn attempt_with<T>(
         &self,
         slow: bool,
@@ -68,7 +68,7 @@ impl Adapter {
         }
     }
 
-    /// As [`Adapter::attempt`], for what is done here first, whatever else waits.
+    /// As [`Adapter::attempt`], for an operation that this thread tries first, whatever else waits.
     pub(super) fn attempt_here<T>(
         &self,
         mut job: impl FnMut(&Union) -> Result<T> + Send + 'static,
@@ -102,7 +102,8 @@ struct Attempts {
 }
 
 impl Attempts {
-    /// Tries once after a pause; what is still leased goes to the end of its user's queue.
+    /// Tries once after a pause. If the file is still leased, the operation goes to the end of its
+    /// user's queue.
     fn submit<T>(
         self,
         room: Room,

@@ -1,5 +1,5 @@
-//! What opens and creates files. Under the policy `cached` the kernel is told once that there is no
-//! OPEN and no CREATE (it then sends MKNOD), and asks no more; under `passthrough` it sends both, and
+//! Operations that open and create files. Under the policy `cached` the kernel learns once that
+//! there is no OPEN and no CREATE, and sends MKNOD instead. Under `passthrough` it sends both, and
 //! RELEASE after them.
 
 use std::sync::Arc;
@@ -28,12 +28,13 @@ impl Adapter {
         let opens = Arc::clone(opens);
         let truncate = flags.truncates();
         let writes = truncate || is_writer(flags.0);
-        // The kernel asks whether a program runs from it before an open for writing, but after one
-        // for reading that truncates, when it is too late (do_open, fs/namei.c).
+        // Before an open for writing, the kernel checks whether a program runs from the file. For
+        // an open for reading that truncates, it checks after the open, which is too late (do_open,
+        // fs/namei.c).
         if truncate && !is_writer(flags.0) && opens.is_executed(ino.0) {
             return reply.error(libc::ETXTBSY);
         }
-        // The kernel holds no lock of the inode over an open.
+        // The kernel holds no lock of the inode during an open.
         let slow = writes && self.union.needs_copy_up(ino.0) || truncate && opens.may_wait(ino.0);
         let notices = Arc::clone(&self.notices);
         let table = Arc::clone(&opens);
@@ -66,8 +67,8 @@ impl Adapter {
         opened(self.no_opendir, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, reply);
     }
 
-    /// What was just made keeps the mode it was made with, whatever the flags: O_TRUNC is for files
-    /// that are there, and those are opened.
+    /// A new file keeps its mode whatever the flags: O_TRUNC is for existing files, which are
+    /// opened.
     pub(super) fn create_file(
         &self,
         context: Context,
@@ -88,7 +89,7 @@ impl Adapter {
         });
     }
 
-    /// A file without a name comes open.
+    /// A file without a name is open from the start.
     pub(super) fn create_unnamed(
         &self,
         context: Context,
@@ -113,7 +114,7 @@ impl Adapter {
     }
 }
 
-/// Opens what was created, and answers with both.
+/// Opens the created file and answers with both.
 fn created(
     union: &Union,
     opens: &Opens,
@@ -136,7 +137,7 @@ fn created(
     }
 }
 
-/// What needs no RELEASE.
+/// An open that needs no RELEASE.
 fn without_handle(flags: u32) -> Opened {
     Opened {
         handle: Handle(0),
@@ -145,7 +146,7 @@ fn without_handle(flags: u32) -> Opened {
     }
 }
 
-/// The kernel takes ENOSYS as "opens always, never ask again" where it says so.
+/// If the kernel supports it, it takes ENOSYS as "every open succeeds, send no more of them".
 fn opened(never_again: bool, flags: u32, reply: impl OpenReply) {
     if never_again {
         reply.error(libc::ENOSYS);

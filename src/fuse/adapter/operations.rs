@@ -1,5 +1,5 @@
-//! Each operation as one call of the union and one answer. What opens, creates and closes files is in
-//! `opens`.
+//! Each operation as one call of the union and one answer. `opens` has the operations that open,
+//! create and close files.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use crate::fuse::passthrough::Opens;
 use crate::fuse::request_scope;
 use crate::union::{Caching, FileFlags, Position, RenameFlags, SetAttr, Union, XattrFlags};
 
-/// The most one copy_file_range moves: the kernel's own limit for one call (MAX_RW_COUNT).
+/// The maximum length of one copy_file_range: the limit of the kernel for one call (MAX_RW_COUNT).
 const MAX_COPY: u64 = 0x7fff_f000;
 
-/// As many as known files are asked for: one of them will do.
+/// The number of known files that are asked for. One of them is enough.
 const MANY_FILES: usize = 16;
 
 impl Operations for Adapter {
@@ -82,7 +82,8 @@ impl Operations for Adapter {
             move |union| union.setattr(&caller(context), ino.0, &change),
             move |result| {
                 if result.is_err() {
-                    // What came before the error has been done: the kernel must not go on with what
+                    // The parts before the error have been done, so the attributes in the kernel
+                    // are not valid any more.
                     // it knew.
                     notices.attributes_changed(ino.0);
                 }
@@ -218,7 +219,7 @@ impl Operations for Adapter {
         let Some(reply) = read(&self.union, range, direct, reply) else {
             return;
         };
-        // What was opened stays open for a while, so nothing is read here.
+        // The opened file stays open for a while, so nothing is read here.
         let open = move |union: &Union| union.read(ino.0, offset.0, &mut [], Caching::Cached);
         let union = Arc::clone(&self.union);
         self.attempt(true, open, move |opened| match opened {
@@ -238,7 +239,7 @@ impl Operations for Adapter {
             how,
             kills,
         } = request;
-        // Pages are written by nobody in particular.
+        // No particular process writes pages.
         let unsaid = !self.says_kills && !how.pages && kills_unsaid(context);
         let kills = kills || unsaid;
         let (slow, notices) = (self.union.needs_copy_up(ino.0), Arc::clone(&self.notices));
@@ -312,7 +313,7 @@ impl Operations for Adapter {
         if !self.told.xattrs {
             return reply.error(libc::ENOSYS);
         }
-        // A kernel that cannot say it: as for most.
+        // The kernel cannot tell it, so the most common case is assumed.
         flags.drops_set_gid = kill_sgid.unwrap_or(context.uid != 0);
         let (name, value) = (name.to_vec(), value.to_vec());
         let slow = self.union.needs_copy_up(ino.0);
@@ -384,7 +385,7 @@ impl Operations for Adapter {
         if self.no_lseek {
             return reply.error(libc::ENOSYS);
         }
-        // SEEK_DATA and SEEK_HOLE before the start of the file.
+        // SEEK_DATA and SEEK_HOLE came with an offset before the start of the file.
         if i64::try_from(offset.0).is_err() {
             return reply.error(libc::ENXIO);
         }
@@ -454,7 +455,8 @@ impl Adapter {
     }
 }
 
-/// Reads so much of an inode into the answer. The reply comes back if a lease is in the way.
+/// Reads this number of bytes of an inode into the answer. Returns the reply if a lease prevents
+/// it.
 fn read<R: ReadReply>(
     union: &Union,
     (ino, offset, size): (u64, u64, u32),
@@ -475,14 +477,14 @@ fn found(
     reply: impl EntryReply,
 ) {
     match entry {
-        // An old handle is nobody's fault, so nothing is logged.
+        // A stale handle is no fault of the server, so it is not logged.
         Err(error) if error.errno() == libc::ESTALE => reply.error(libc::ESTALE),
         entry => reply.result(entry, |ino| lifetime(opens, ino)),
     }
 }
 
-/// Whether a change that has no flag for it takes set-id bits. The kernel has said so before, by an
-/// empty SETATTR; kernels before 6.1 do not for fallocate, so it holds for all but root.
+/// Whether a change that has no flag for it drops set-id bits. The kernel has said so before, by an
+/// empty SETATTR. Kernels before 6.1 do not for fallocate, so it drops them for all users but root.
 fn kills_unsaid(context: Context) -> bool {
     context.uid != 0
 }

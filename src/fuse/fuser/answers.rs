@@ -1,5 +1,5 @@
-//! The forms of answers by the crate's replies. The crate does not say whether the kernel took an
-//! answer; it only fails to when the connection is at its end, so what is counted stays counted.
+//! The answers by the replies of the crate. The crate does not say whether the kernel took an
+//! answer. That fails only when the connection has ended, so counted references stay counted.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -87,8 +87,8 @@ impl AttrReply for ReplyAttr {
     }
 }
 
-/// The flags of an answer to an open; `None` for one that would pass a file through, which the
-/// handshake did not agree on.
+/// Returns the flags of an answer to an open; `None` for one that would pass a file through, which
+/// the handshake did not agree on.
 fn open_flags(opened: Opened) -> Option<FopenFlags> {
     let flags = FopenFlags::from_bits_retain(opened.flags);
     (!flags.contains(FopenFlags::FOPEN_PASSTHROUGH)).then_some(flags)
@@ -106,7 +106,7 @@ impl OpenReply for ReplyOpen {
 }
 
 impl CreateReply for ReplyCreate {
-    /// The crate has one lifetime, of the name and the attributes.
+    /// The crate has one lifetime for the name and the attributes.
     fn created(self, entry: EntryRef<'_>, opened: Opened, lifetime: u64) -> bool {
         let Some(flags) = open_flags(opened) else {
             Failure::error(self, libc::EIO);
@@ -170,7 +170,7 @@ impl FlagsReply for ReplyIoctl {
 /// The answer to GETXATTR or LISTXATTR.
 pub(super) struct Value {
     pub(super) reply: ReplyXattr,
-    /// Bytes there is room for; 0 asks for the length only.
+    /// The size of the buffer in bytes; 0 asks only for the length.
     pub(super) size: u32,
 }
 

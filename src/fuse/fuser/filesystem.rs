@@ -1,6 +1,6 @@
-//! From the crate's calls to operations. What it has no call for (STATX, TMPFILE, SYNCFS,
-//! COPY_FILE_RANGE_64, INTERRUPT) it answers itself, by ENOSYS. Calls that are left out here are those
-//! that the handshake does not agree on.
+//! Converts the calls of the crate to operations. Messages for which it has no call (STATX,
+//! TMPFILE, SYNCFS, COPY_FILE_RANGE_64, INTERRUPT) get ENOSYS from the crate itself. Calls that are
+//! missing here are those that the handshake does not agree on.
 
 use std::ffi::OsStr;
 use std::io;
@@ -30,8 +30,8 @@ use crate::fuse::{protocol_values, request_scope};
 use crate::union::Write;
 
 impl<T: Operations> Filesystem<T> {
-    /// Begins an operation. A bug in one must not end the mount for the others; dropped on the way,
-    /// the crate's reply answers EIO.
+    /// Begins an operation. A fault in one must not end the mount for others: if its reply is
+    /// dropped, the crate answers EIO.
     fn begin(
         &self,
         request: &Request,
@@ -83,7 +83,7 @@ impl<T: Operations> ::fuser::Filesystem for Filesystem<T> {
         });
     }
 
-    /// The crate hands a BATCH_FORGET over one by one.
+    /// The crate passes a BATCH_FORGET on one by one.
     fn forget(&self, r: &Request, ino: INodeNo, count: u64) {
         self.begin(r, Op::Forget, ino, |fs, _, ino| fs.forget(ino, count));
     }
@@ -211,7 +211,7 @@ impl<T: Operations> ::fuser::Filesystem for Filesystem<T> {
         });
     }
 
-    /// The crate drops OPEN_KILL_SUIDGID, which the kernel sends only where the handshake agreed that
+    /// The crate drops OPEN_KILL_SUIDGID, which the kernel sends only if the handshake agreed that
     /// an open truncates.
     fn open(&self, r: &Request, ino: INodeNo, how: OpenFlags, reply: ReplyOpen) {
         self.begin(r, Op::Open, ino, |fs, context, ino| {

@@ -1,4 +1,4 @@
-//! Between the union's values and the crate's.
+//! Converts between the values of the union and those of the crate.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,7 +7,7 @@ use ::fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 use crate::fuse::protocol_values;
 use crate::union::{Attr, FileKind, SetAttr, SetTime, Time};
 
-/// No such name, to be remembered: inode 0, of which nothing else counts.
+/// An absent name, which the kernel may remember: inode 0. The other fields have no meaning.
 pub(super) const NO_FILE: FileAttr = FileAttr {
     ino: INodeNo(0),
     size: 0,
@@ -70,8 +70,8 @@ fn time(time: Time) -> SystemTime {
         .unwrap_or(UNIX_EPOCH)
 }
 
-/// What was asked for, from what the crate makes of it: of a time before 1970 it takes the
-/// nanoseconds off where they are to be added (fuser 0.18, `system_time_from_time`).
+/// Corrects a time of the crate: for a time before 1970 the crate subtracts the nanoseconds instead
+/// of adding them (fuser 0.18, `system_time_from_time`).
 fn asked_time(time: SystemTime) -> Time {
     let (sec, rest) = match time.duration_since(UNIX_EPOCH) {
         Ok(since) => (i64::try_from(since.as_secs()).ok(), since),
@@ -118,7 +118,7 @@ pub(super) fn set_attr(asked: &Asked) -> SetAttr {
         size: asked.size,
         atime: asked.atime.map(set_time),
         mtime: asked.mtime.map(set_time),
-        // Not agreed on: the kernel says the mode.
+        // This is not agreed on: the kernel sends the mode.
         drops_set_id: false,
         of_writes: at && asked.ctime.is_some() && !others,
     }
@@ -150,7 +150,7 @@ mod tests {
             let expected = i128::from(sec) * 1_000_000_000 + i128::from(nsec);
             assert_eq!(exact, expected, "{sec} {nsec}");
         }
-        // Layers may hold anything there.
+        // Layers may contain any value.
         let odd = time(Time {
             sec: 5,
             nsec: u32::MAX,
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn asked_times_are_exact() {
         for (sec, nsec) in TIMES {
-            // As fuser 0.18 does it.
+            // fuser 0.18 does the same.
             let at = Duration::new(sec.unsigned_abs(), nsec);
             let made = match sec {
                 0.. => UNIX_EPOCH + at,

@@ -1,5 +1,5 @@
-//! Mounting by fsopen(2), fsconfig(2), fsmount(2) and move_mount(2) (Linux 5.2): the mount is
-//! there, and known, before it is put on a directory, which is given as a descriptor.
+//! Mounts by fsopen(2), fsconfig(2), fsmount(2) and move_mount(2) (Linux 5.2). The mount exists and
+//! is known before it is put on a directory, which is given as a descriptor.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -12,10 +12,10 @@ use rustix::mount::{
 
 use super::{MountConfig, Mountpoint};
 
-/// fsconfig(2) takes values up to this length, its NUL included.
+/// The maximum length of a value for fsconfig(2), including its NUL.
 const LONGEST: usize = 256;
 
-/// Whether all values can be handed over this way.
+/// Whether all values can be passed in this way.
 pub(super) fn can_hold(config: &MountConfig, options: &[(&str, Option<OsString>)]) -> bool {
     let values = options.iter().filter_map(|(_, value)| value.as_ref());
     values
@@ -23,7 +23,7 @@ pub(super) fn can_hold(config: &MountConfig, options: &[(&str, Option<OsString>)
         .all(|value| value.len() < LONGEST)
 }
 
-/// Mounts; the root of the new mount.
+/// Mounts. Returns the root of the new mount.
 pub(super) fn mount(
     config: &MountConfig,
     flags: MountFlags,
@@ -55,14 +55,14 @@ pub(super) fn mount(
     Ok(root)
 }
 
-/// Flags that are the file system's, and read-only, which is both's.
+/// The flags of the file system, and read-only, which belongs to both.
 const OF_THE_FILE_SYSTEM: [(MountFlags, &str); 3] = [
     (MountFlags::RDONLY, "ro"),
     (MountFlags::SYNCHRONOUS, "sync"),
     (MountFlags::DIRSYNC, "dirsync"),
 ];
 
-/// Flags that are the mount's. Without one of them access times are as with `relatime`.
+/// The flags of the mount. Without one of them, access times are as with `relatime`.
 const OF_THE_MOUNT: [(MountFlags, MountAttrFlags); 6] = [
     (MountFlags::RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
     (MountFlags::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
@@ -80,7 +80,7 @@ fn attributes(flags: MountFlags) -> MountAttrFlags {
     for (flag, attribute) in OF_THE_MOUNT {
         attributes.set(attribute, flags.contains(flag));
     }
-    // As mount(2) has it: the later one wins.
+    // As in mount(2), the later flag has effect.
     if flags.contains(MountFlags::STRICTATIME) {
         attributes.remove(MountAttrFlags::MOUNT_ATTR_NOATIME);
         attributes.insert(MountAttrFlags::MOUNT_ATTR_STRICTATIME);
