@@ -1,5 +1,6 @@
 //! `unionfs load` stores images of an archive in the own store.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::command_sandbox::{Input, SandboxArgs};
@@ -110,8 +111,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         .flat_map(|image| &image.references);
     let tags: Vec<String> = tags.cloned().collect();
     if let Some(mounted) = mounted {
+        // Images share layers.
+        let mut checked = HashSet::new();
         for image in &contents.images {
-            let damaged = store.damaged_layers(&image.diff_ids)?;
+            let damaged = store.damaged_layers(&image.diff_ids, &mut checked)?;
             locked.distrust(damaged, &|diff| mounted.find(diff))?;
         }
     }

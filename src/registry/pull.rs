@@ -140,7 +140,7 @@ pub fn fetch<'o>(
         show,
     };
     if options.repair {
-        fetched.damaged = store.damaged_layers(&fetched.diff_ids)?;
+        fetched.damaged = store.damaged_layers(&fetched.diff_ids, &mut HashSet::new())?;
     }
     let present = store.present(&fetched.diff_ids);
     let chain = chain_ids(&fetched.diff_ids);

@@ -321,3 +321,28 @@ fn an_opaque_directory_that_is_whited_out_is_no_damage() {
     home.run(["load", "-q", "-i", "both.tar"]).ok();
     home.run(["verify", "--all"]).ok();
 }
+
+/// `commit` writes the `/` of the read-write layer, which begins as the image's.
+#[test]
+fn commit_keeps_the_root_directory_as_it_was_seen() {
+    need!(can_mount());
+    let home = home();
+    home.run(["load", "-q", "-i", "root.tar"]).ok();
+    let root = || {
+        let root = home.path("mnt").metadata().unwrap();
+        (root.mode() & 0o7777, root.uid())
+    };
+    for (name, mode) in [("same", None), ("changed", Some(0o711))] {
+        home.run(["mount", "--name", name, "odd:root", "mnt"]).ok();
+        assert_eq!(root(), (0o700, 5));
+        fs::write(home.path("mnt/new"), "").unwrap();
+        if let Some(mode) = mode {
+            fs::set_permissions(home.path("mnt"), Permissions::from_mode(mode)).unwrap();
+        }
+        home.run(["umount", "mnt"]).ok();
+        home.run(["commit", "-q", name, &format!("{name}:1")]).ok();
+        home.run(["mount", "-r", &format!("{name}:1"), "mnt"]).ok();
+        assert_eq!(root(), (mode.unwrap_or(0o700), 5), "{name}");
+        home.run(["umount", "mnt"]).ok();
+    }
+}

@@ -28,12 +28,16 @@ pub(super) struct Distrusted {
 }
 
 impl Writable {
-    /// Hashes and compares the files of those of these layers, base first, that are there. Gives the
-    /// chain IDs of the damaged ones.
+    /// Hashes and compares the files of those of these layers, base first, that are there and not among
+    /// the `checked`, to which they are added. Gives the chain IDs of the damaged ones.
     ///
     /// # Errors
     /// [`Error::Io`] if a scratch file cannot be made; [`Error::Interrupted`] after a signal.
-    pub fn damaged_layers(&self, diff_ids: &[Digest]) -> Result<Vec<Digest>> {
+    pub fn damaged_layers(
+        &self,
+        diff_ids: &[Digest],
+        checked: &mut HashSet<Digest>,
+    ) -> Result<Vec<Digest>> {
         let scratch = self.staging();
         let file = || scratch.file();
         let scratch = [file()?, file()?, file()?, file()?, file()?, file()?];
@@ -44,6 +48,9 @@ impl Writable {
             .iter()
             .zip(chain_id::chain_ids(there))
         {
+            if !checked.insert(chain) {
+                continue;
+            }
             interrupt::check()?;
             let found = damage_of(&self.store, &layer_of(layer), scratch.each_ref());
             for what in &found {
