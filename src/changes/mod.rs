@@ -53,6 +53,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 pub use self::list::{Change, ChangeKind};
+pub use self::tar::pack_nothing;
 
 use crate::layer::StackSpec;
 use crate::layer::fds::FdCache;

@@ -54,6 +54,21 @@ impl Tree {
     }
 }
 
+/// Writes the tar of a tree without layers: the end of a tar.
+///
+/// # Errors
+/// [`Error::Write`].
+pub fn pack_nothing(mut out: impl Write) -> Result<()> {
+    let written = out.write_all(&[0; END]).and_then(|()| out.flush());
+    written.map_err(|source| Error::Write {
+        path: absolute(b""),
+        source,
+    })
+}
+
+/// Bytes of zeros that end a tar: two blocks (POSIX, pax).
+const END: usize = 1024;
+
 /// What a tar is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {

@@ -118,7 +118,9 @@ fn target(what: &What, root: Option<&Path>, missing: Missing) -> anyhow::Result<
     };
     let stores = cage.enter_with_stores(places)?;
     let image = stores.mountable(name, |_| None)?;
-    let label = label_of_image(&image);
+    let Some(label) = label_of_image(&image) else {
+        bail!("{name} has no layers: there is nothing for a catalog");
+    };
     Ok(Target {
         stack: StackSpec {
             lowers: image.lowers,

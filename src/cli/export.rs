@@ -53,12 +53,24 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         None => Outside::start(None, Some(&places)).context("cannot start a process")?,
     };
     let stores = cage.enter_with_stores(places)?;
-    let tree = Tree::open(&stack(&stores, &args.name, &outside)?)?;
-    tree.find_origins_by(&outside.finder());
+    let stack = stack(&stores, &args.name, &outside)?;
+    // `None`: an image without layers.
+    let tree = stack
+        .dirs()
+        .next()
+        .map(|_| Tree::open(&stack))
+        .transpose()?;
+    if let Some(tree) = &tree {
+        tree.find_origins_by(&outside.finder());
+    }
+    let pack = |out: &mut dyn io::Write| match &tree {
+        Some(tree) => tree.pack_all(out),
+        None => changes::pack_nothing(out),
+    };
     let tar = Items::new(args.quiet, "exported").begin(&args.name, None);
     let Some(output) = output else {
-        let out = BufWriter::new(tar.counted(stdout));
-        match tree.pack_all(out) {
+        let mut out = BufWriter::new(tar.counted(stdout));
+        match pack(&mut out) {
             // The reader of the pipe has closed it.
             Err(changes::Error::Write { source, .. })
                 if source.kind() == io::ErrorKind::BrokenPipe =>
@@ -70,7 +82,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         tar.done();
         return Ok(());
     };
-    output.write(|out| Ok(tree.pack_all(tar.counted(out))?))?;
+    output.write(|out| Ok(pack(&mut tar.counted(out))?))?;
     tar.done();
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::Context as _;
 
 use super::error::Usage;
 use super::launch::{self, Request};
@@ -14,6 +14,8 @@ use super::pool::PoolArgs;
 use super::{catalog, mount_checks};
 use unionfs::image_mounts::UPPER_DIALECT;
 use unionfs::layer::{LayerSpec, StackSpec, UpperSpec};
+use unionfs::store::discovery::Environment;
+use unionfs::store::temporary_upper::empty_layer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -119,6 +121,10 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         pool: &args.pool,
     };
     let (mut found, held) = mount_lookup::look_up(&asked, root)?;
+    if found.stack.lowers.is_empty() {
+        let base = Environment::current().own_root()?;
+        found.stack.lowers.push(empty_layer(&base)?);
+    }
     mount_checks::lower_count(found.stack.lowers.len())?;
     let fresh = if read_only || found.stack.upper.is_some() {
         found.fresh
@@ -192,9 +198,7 @@ fn operands(args: &Args) -> Result<(Option<String>, PathBuf), Usage> {
 
 /// Adds an upper: the user's, or a new one.
 fn add_upper(stack: &mut StackSpec, args: &Args) -> anyhow::Result<Option<Fresh>> {
-    let Some(top) = stack.lowers.first() else {
-        bail!("the image has no layers: nothing to mount");
-    };
+    let top = stack.lowers.first().context("the stack has no layers")?;
     let (fresh, upper) = match (&args.upper, &args.work) {
         (Some(upper), Some(work)) => {
             let dir = mount_checks::open_dir("upper directory", upper)?;

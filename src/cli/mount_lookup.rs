@@ -204,7 +204,7 @@ fn find_in(stores: &Stores, asked: &Asked<'_>) -> anyhow::Result<Found> {
     }
     let noted = |chain: &Chain| catalog::note(asked.options, chain);
     let image = stores.mountable(asked.image.unwrap_or_default(), noted)?;
-    let chain = Some(label_of_image(&image));
+    let chain = label_of_image(&image);
     Ok(Found {
         stack: StackSpec {
             lowers: image.lowers,

@@ -12,12 +12,12 @@ use crate::oci::Digest;
 use crate::store::writable::{DRIVER, Garbage, GarbageKind};
 use crate::store::{Chain, Container, Mountable};
 
-/// Returns the label of the catalog of an image.
-pub fn label_of_image(image: &Mountable) -> Label {
-    Label {
+/// Returns the label of the catalog of an image; `None` if it has no layers.
+pub fn label_of_image(image: &Mountable) -> Option<Label> {
+    Some(Label {
         notes: image.note.clone().unwrap_or_default(),
-        ..label_of_chain(&image.chain)
-    }
+        ..label_of_chain(image.chain.as_ref()?)
+    })
 }
 
 fn label_of_chain(chain: &Chain) -> Label {

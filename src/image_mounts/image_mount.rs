@@ -12,7 +12,7 @@ use crate::fuse::{self, Background, MountConfig, Mounted};
 use crate::layer::{Dialect, StackSpec, UpperSpec};
 use crate::oci::Digest;
 use crate::store::discovery::Environment;
-use crate::store::temporary_upper::{UpperLocation, make_temporary_upper};
+use crate::store::temporary_upper::{UpperLocation, empty_layer, make_temporary_upper};
 use crate::store::{Mountable, Stores};
 use crate::union::{self, Union};
 
@@ -44,7 +44,8 @@ pub struct ImageMount {
     image: Digest,
     stack: StackSpec,
     read_only: bool,
-    catalog: MountCatalog,
+    /// `None`: there are no layers.
+    catalog: Option<MountCatalog>,
     /// The root of the user's own store, in which uppers are made.
     own_root: PathBuf,
     /// Files that keep the layers from being removed.
@@ -72,7 +73,7 @@ impl ImageMount {
     pub fn find_in(stores: Stores, name: &str, own_root: PathBuf) -> Result<Self> {
         let catalogs = ImageCatalogs::of(&own_root);
         let found = stores.mountable(name, |chain| catalogs.note(chain))?;
-        let catalog = catalogs.choose(label_of_image(&found));
+        let catalog = label_of_image(&found).map(|label| catalogs.choose(label));
         let Mountable {
             id, label, lowers, ..
         } = found;
@@ -110,10 +111,12 @@ impl ImageMount {
     /// # Errors
     /// [`super::Error::Catalog`].
     pub fn with_catalog(self) -> Result<Self> {
-        if let Some(label) = &self.catalog.label {
-            let usable = catalog::open(self.catalog.path()).is_ok();
-            if !usable || self.catalog.is_outdated() {
-                catalog::build(&self.stack, label, self.catalog.path(), &mut |_| true)?;
+        if let Some(chosen) = &self.catalog
+            && let Some(label) = &chosen.label
+        {
+            let usable = catalog::open(chosen.path()).is_ok();
+            if !usable || chosen.is_outdated() {
+                catalog::build(&self.stack, label, chosen.path(), &mut |_| true)?;
             }
         }
         Ok(self)
@@ -126,6 +129,9 @@ impl ImageMount {
     /// [`super::Error::Store`] if no upper can be made; [`super::Error::Union`] for layers that
     /// cannot be stacked; [`super::Error::Mount`]. After an error no mount is left.
     pub fn mount(mut self, mountpoint: impl AsRef<Path>) -> Result<MountedImage> {
+        if self.stack.lowers.is_empty() {
+            self.stack.lowers.push(empty_layer(&self.own_root)?);
+        }
         let made = self.add_upper()?;
         let mounted = self.attach(mountpoint.as_ref());
         if let (Err(_), Some(made)) = (&mounted, &made)
@@ -159,7 +165,7 @@ impl ImageMount {
 
     fn attach(&self, mountpoint: &Path) -> Result<Mounted> {
         let options = union::Options {
-            names: Some(CatalogFile::source(self.catalog.path())),
+            names: (self.catalog.as_ref()).map(|catalog| CatalogFile::source(catalog.path())),
             ..union::Options::default()
         };
         let union = Union::new(&self.stack, options)?;

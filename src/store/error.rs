@@ -186,12 +186,6 @@ pub enum Error {
         /// The record of the device.
         path: PathBuf,
     },
-    /// An image without any layer.
-    #[error("image {id} has no layers: there is nothing to mount")]
-    NoLayers {
-        /// The image.
-        id: Digest,
-    },
     /// A layer that the store should hold is not there.
     #[error("layer {chain}: {path:?} is missing; load or pull the image again")]
     LayerMissing {
@@ -337,6 +331,14 @@ pub enum Error {
     /// A signal ended it.
     #[error(transparent)]
     Interrupted(#[from] crate::sys::interrupt::Interrupted),
+    /// The directory that is the lower of images without layers has files.
+    #[error(
+        "{path:?} is to be empty, as the layers of an image without layers are; remove what is in it"
+    )]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A layer of podman's that is an image of composefs.
     #[error(
         "{path:?}: the layer is an image of composefs, which unionfs does not read; copy the image with skopeo to a store without use_composefs, or pull it with unionfs"

@@ -86,14 +86,12 @@ pub(crate) fn stack(layers: &[ImageLayer]) -> Option<Vec<LayerSpec>> {
 }
 
 impl Image {
-    /// The layers' directories, top first, for a union.
+    /// The layers' directories, top first, for a union; none for an image without layers
+    /// ([`super::temporary_upper::empty_layer`] is below the upper then).
     ///
     /// # Errors
-    /// [`Error::NoLayers`] if the image has none, [`Error::NotUnpacked`] if they are no directories.
+    /// [`Error::NotUnpacked`] if they are no directories.
     pub fn stack(&self) -> Result<Vec<LayerSpec>> {
-        if self.layers.is_empty() {
-            return Err(Error::NoLayers { id: self.id });
-        }
         stack(&self.layers).ok_or_else(|| Error::NotUnpacked {
             image: self.label(),
             root: self.root.clone(),

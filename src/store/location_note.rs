@@ -42,10 +42,10 @@ pub struct Mountable {
     pub id: Digest,
     /// What to call it in a message.
     pub label: String,
-    /// Its layers' directories, top first.
+    /// Its layers' directories, top first; none of an image without layers ([`super::temporary_upper::empty_layer`]).
     pub lowers: Vec<LayerSpec>,
-    /// Whose they are.
-    pub chain: Chain,
+    /// Whose they are; `None`: there are none.
+    pub chain: Option<Chain>,
     /// What to note for the next mount; `None`: it is noted already.
     pub note: Option<Vec<u8>>,
 }
@@ -55,7 +55,7 @@ impl Stores {
     /// layers where that is still right.
     ///
     /// # Errors
-    /// As [`Stores::find`] and [`Image::stack`].
+    /// As [`Stores::find`].
     pub fn mountable(
         &self,
         text: &str,
@@ -80,18 +80,16 @@ impl Stores {
             }
             found => (store, found?),
         };
-        let Some(top) = image.layers.last() else {
-            return Err(Error::NoLayers { id });
-        };
+        let chain = image.layers.last().map(|top| Chain {
+            id: top.chain_id,
+            root: image.root.clone(),
+            driver: image.driver,
+        });
         Ok(Mountable {
             id,
             label: image.label(),
             lowers,
-            chain: Chain {
-                id: top.chain_id,
-                root: image.root.clone(),
-                driver: image.driver,
-            },
+            chain,
             note: Some(store.note(&image).unwrap_or_default()),
         })
     }
@@ -110,7 +108,7 @@ impl Store {
         let config = self.imagedb().config(id)?;
         let chains = chain_ids(&config.diff_ids);
         let Some(top) = chains.last() else {
-            return Err(Error::NoLayers { id: *id });
+            return Ok(None);
         };
         let chain = Chain {
             id: *top,
@@ -127,7 +125,7 @@ impl Store {
             id: *id,
             label: image::label(&names, id),
             lowers,
-            chain,
+            chain: Some(chain),
             note: None,
         }))
     }

@@ -1,10 +1,11 @@
 //! A private upper for a mount without one of its own: made below our own root, removed when the
-//! mount ends.
+//! mount ends. And an empty directory, which is the lower of images without layers (`FROM scratch`).
 //!
 //! ```text
 //! <own root>/rw/<32 hex>/   0700
 //!            diff/          mode, owner, times, xattrs of the topmost lower's root
 //!            work/          0700
+//! <own root>/rw/empty/      0755
 //! ```
 
 use std::ffi::CStr;
@@ -23,6 +24,9 @@ use crate::layer::{Dialect, LayerSpec, OpenDir, UpperSpec};
 
 /// Where such uppers are, relative to the root.
 const DIR: &str = "rw";
+
+/// The lower of images without layers, in [`DIR`].
+const EMPTY: &str = "empty";
 
 /// An upper that nobody has a name for.
 #[derive(Debug)]
@@ -50,11 +54,7 @@ pub struct UpperLocation {
 /// [`Error::NotSafe`] where we are root and another user could exchange it; else those of mkdir(2)
 /// and of copying the looks.
 pub fn make_temporary_upper(base: &Path, top: &OpenDir) -> Result<TemporaryUpper> {
-    let root = ConfinedDir::make(base)?;
-    root.require_ours("")?;
-    if !root.make_dir(DIR, 0o700)? {
-        root.require_ours(DIR)?;
-    }
+    let root = private_root(base)?;
     let name = loop {
         let name = random::hex(16)?;
         if root.make_dir(Path::new(DIR).join(&name), 0o700)? {
@@ -73,6 +73,36 @@ pub fn make_temporary_upper(base: &Path, top: &OpenDir) -> Result<TemporaryUpper
     }
     let (diff, work) = filled?;
     Ok(TemporaryUpper { place, diff, work })
+}
+
+/// The lower of an image without layers: an empty directory below `base`, mode 0755 as the root of such an
+/// image of Docker. It is made if it is not there.
+///
+/// # Errors
+/// [`Error::NotSafe`] where we are root and another user could exchange it; [`Error::NotEmpty`] where
+/// somebody has put files into it; else those of mkdir(2).
+pub fn empty_layer(base: &Path) -> Result<LayerSpec> {
+    let root = private_root(base)?;
+    let path = Path::new(DIR).join(EMPTY);
+    root.make_dir(&path, 0o755)?;
+    if !root.list(&path)?.is_empty() {
+        let path = root.full(path);
+        return Err(Error::NotEmpty { path });
+    }
+    Ok(LayerSpec {
+        dir: root.layer_dir(&path)?,
+        dialect: Dialect::KERNEL,
+    })
+}
+
+/// Our own root, with the directory that all uppers are in.
+fn private_root(base: &Path) -> Result<ConfinedDir> {
+    let root = ConfinedDir::make(base)?;
+    root.require_ours("")?;
+    if !root.make_dir(DIR, 0o700)? {
+        root.require_ours(DIR)?;
+    }
+    Ok(root)
 }
 
 /// Which directory all uppers are in.

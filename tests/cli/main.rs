@@ -40,6 +40,7 @@ mod progress;
 mod recognised;
 mod repair;
 mod sandbox;
+mod scratch_images;
 mod set_id_images;
 mod signals;
 mod system_log;

@@ -19,7 +19,7 @@ impl Exclusive<'_> {
     /// Makes an empty read-write layer on top of an image, of this store or another.
     ///
     /// # Errors
-    /// [`Error::NameTaken`], [`Error::BadName`], [`Error::NoLayers`].
+    /// [`Error::NameTaken`], [`Error::BadName`].
     pub fn create_container(&self, name: &str, image: &Image) -> Result<NamedLayer> {
         if !NamedLayer::is_name(name) {
             return Err(Error::BadName {
@@ -58,14 +58,16 @@ impl Exclusive<'_> {
                 driver: image.driver.to_owned(),
             }),
         };
-        if let Some(parent) = &parent {
+        if ours {
             let tmp = self.writable.image_dir("layerdb/tmp");
             let record = tmp.join(format!("write-set-{}", random::hex(16)?));
             let record: &Path = made.record.insert(record);
             root.new_dir(record, 0o755)?;
             root.write_new(record.join("mount-id"), 0o644, made.cache_id.as_bytes())?;
-            root.write_new(record.join("parent"), 0o644, parent.to_string().as_bytes())?;
-            self.mark_committed(parent)?;
+            if let Some(parent) = &parent {
+                root.write_new(record.join("parent"), 0o644, parent.to_string().as_bytes())?;
+                self.mark_committed(parent)?;
+            }
         }
         self.publish_container(made, &named)?;
         Ok(named)
