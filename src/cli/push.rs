@@ -10,7 +10,7 @@ use super::progress::Items;
 use super::pull::RegistryArgs;
 use super::{command_sandbox, own_store};
 use unionfs::oci::Reference;
-use unionfs::registry::{ManifestFormat, PushOptions, push};
+use unionfs::registry::{LayerCompression, ManifestFormat, PushOptions, push};
 use unionfs::store::writable::Staging;
 
 /// Push an image to a registry
@@ -24,6 +24,7 @@ use unionfs::store::writable::Staging;
 Examples:
   unionfs push registry.example.org/team/app:2
   unionfs push myapp:2 localhost:5000/myapp:2
+  unionfs push --compression zstd myapp:2 localhost:5000/myapp:2
   unionfs push --json myapp:2 localhost:5000/myapp | jq -r .digest")]
 pub(super) struct Args {
     /// The image: name, ID or ID prefix
@@ -32,9 +33,15 @@ pub(super) struct Args {
     destination: Option<String>,
     #[command(flatten)]
     registry: RegistryArgs,
-    /// Media types of the manifest: docker: version 2, schema 2; oci: OCI
-    #[arg(long, value_enum, default_value = "docker")]
-    format: Format,
+    /// Media types of the manifest: docker: version 2, schema 2; oci: OCI [default: docker, with zstd oci]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Compress layers that the registry does not have with this; zstd needs the media types of OCI
+    #[arg(long, value_enum, default_value = "gzip")]
+    compression: Compression,
+    /// From 1 (fast) to 9 for gzip, to 20 for zstd (small) [default: 6 for gzip, 3 for zstd]
+    #[arg(long, value_name = "LEVEL")]
+    compression_level: Option<u32>,
     /// Do not show progress
     #[arg(long, short = 'q')]
     quiet: bool,
@@ -53,7 +60,41 @@ enum Format {
     Oci,
 }
 
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Compression {
+    Gzip,
+    Zstd,
+}
+
+/// How the arguments want the image: the kind of its manifest, and the compression of its layers.
+fn wanted(args: &Args) -> Result<(ManifestFormat, LayerCompression), Usage> {
+    let level = args.compression_level;
+    let (compression, last, default) = match args.compression {
+        Compression::Gzip => (
+            LayerCompression::Gzip(level.unwrap_or(6)),
+            9,
+            Format::Docker,
+        ),
+        Compression::Zstd => {
+            let level = level.and_then(|level| i32::try_from(level).ok());
+            (LayerCompression::Zstd(level.unwrap_or(3)), 20, Format::Oci)
+        }
+    };
+    if let Some(level) = level.filter(|level| !(1..=last).contains(level)) {
+        let text = format!("--compression-level {level}: levels go from 1 to {last}");
+        return Err(Usage(text));
+    }
+    match (args.format.unwrap_or(default), compression) {
+        (Format::Docker, LayerCompression::Zstd(_)) => Err(Usage(
+            "--compression zstd needs --format oci: Docker's media types have no zstd".into(),
+        )),
+        (Format::Docker, _) => Ok((ManifestFormat::Docker, compression)),
+        (Format::Oci, _) => Ok((ManifestFormat::Oci, compression)),
+    }
+}
+
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    let (kind, compression) = wanted(args)?;
     let name = match &args.destination {
         Some(destination) => own_store::new_name(destination)?,
         None => implied(&args.image)?,
@@ -87,10 +128,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         (None, None) => Staging::of_files(args.registry.parallel)?,
     });
     options.access = access;
-    options.kind = match args.format {
-        Format::Docker => ManifestFormat::Docker,
-        Format::Oci => ManifestFormat::Oci,
-    };
+    (options.kind, options.compression) = (kind, compression);
     options.parallel = args.registry.parallel;
     let blobs = Items::new(args.quiet, "pushed");
     let pushed = push(store, &image, &name, &options, &|step| blobs.show(step))?;

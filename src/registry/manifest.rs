@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::compress::LayerCompression;
 use super::error::{Error, Result};
 use crate::archive::artifact::{self, MediaTypes};
 use crate::oci::chain_id::MAX_LAYERS;
@@ -57,11 +58,18 @@ impl ManifestFormat {
         }
     }
 
-    pub(super) fn layer(self) -> &'static str {
-        match self {
-            Self::Docker => "application/vnd.docker.image.rootfs.diff.tar.gzip",
-            Self::Oci => "application/vnd.oci.image.layer.v1.tar+gzip",
+    /// Of a layer; what is not allowed has the type of gzip.
+    pub(super) fn layer(self, compression: LayerCompression) -> &'static str {
+        match (self, compression) {
+            (Self::Docker, _) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            (Self::Oci, LayerCompression::Gzip(_)) => "application/vnd.oci.image.layer.v1.tar+gzip",
+            (Self::Oci, LayerCompression::Zstd(_)) => "application/vnd.oci.image.layer.v1.tar+zstd",
         }
+    }
+
+    /// Whether its manifests may have layers that are compressed so.
+    pub(super) fn allows(self, compression: LayerCompression) -> bool {
+        self == Self::Oci || matches!(compression, LayerCompression::Gzip(_))
     }
 }
 

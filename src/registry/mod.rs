@@ -28,6 +28,7 @@
 mod auth;
 mod certificates;
 mod client;
+mod compress;
 mod credentials;
 mod download;
 mod endpoint;
@@ -42,6 +43,7 @@ mod upload;
 
 pub use certificates::CertificateDirs;
 pub use client::Access;
+pub use compress::LayerCompression;
 pub use credentials::CredentialFiles;
 pub use error::{Error, Result};
 pub use manifest::ManifestFormat;

@@ -1,21 +1,20 @@
 //! An image of any store goes to a registry.
 //!
 //! A layer that the registry is known to have goes by its digest there, so that pulling and
-//! pushing keeps it; others are rebuilt from their files and compressed, always to the same
+//! pushing keeps it; others are rebuilt from their files and compressed (`compress`), always to the same
 //! bytes. Each is checked against its diff ID on the way.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufWriter};
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use ureq::http::{Method, header};
 
 use super::Show;
 use super::client::{Access, Client, Payload};
+use super::compress::{Compressor, LayerCompression};
 use super::error::{Error, Result};
 use super::manifest::{self, Blob, Manifest, ManifestFormat};
 use super::parallel::each;
@@ -41,6 +40,8 @@ pub struct PushOptions {
     pub access: Access,
     /// The manifest's media type.
     pub kind: ManifestFormat,
+    /// Of layers that the registry does not have; zstd only with [`ManifestFormat::Oci`].
+    pub compression: LayerCompression,
     /// Layers at once.
     pub parallel: usize,
     /// A directory for compressed layers, in files without a name.
@@ -54,6 +55,7 @@ impl PushOptions {
         Self {
             access: Access::default(),
             kind: ManifestFormat::Docker,
+            compression: LayerCompression::default(),
             parallel: super::PARALLEL,
             staging,
         }
@@ -73,6 +75,8 @@ pub struct Pushed {
     pub layers: Vec<PushedLayer>,
     #[serde(skip)]
     reference: Reference,
+    #[serde(skip)]
+    compression: LayerCompression,
 }
 
 /// A layer in the registry.
@@ -109,6 +113,10 @@ pub fn push(
             different.push(layer);
         }
     }
+    if !options.kind.allows(options.compression) {
+        let why = "manifests of Docker's version 2, schema 2 have no layers in zstd";
+        return Err(Error::malformed(name.to_string(), why));
+    }
     let sources = sources(store, &different, name);
     let client = Client::open(name, "pull,push", &sources, &options.access, show)?;
     let pushing = Pushing {
@@ -139,7 +147,7 @@ pub fn push(
         layers: layers
             .iter()
             .map(|layer| Blob {
-                media_type: options.kind.layer().to_owned(),
+                media_type: options.kind.layer(options.compression).to_owned(),
                 size: layer.size,
                 digest: layer.digest,
             })
@@ -152,6 +160,7 @@ pub fn push(
         id: image.id,
         layers,
         reference: name.clone(),
+        compression: options.compression,
     })
 }
 
@@ -206,6 +215,10 @@ impl Pushing<'_> {
             sent: false,
             mounted,
         };
+        // Those that are noted are all compressed with gzip.
+        let LayerCompression::Gzip(_) = self.options.compression else {
+            return Ok(None);
+        };
         let notes = seen(self.store, diff_id);
         let (here, elsewhere): (Vec<_>, Vec<_>) = notes
             .iter()
@@ -237,9 +250,9 @@ impl Pushing<'_> {
             hash: Sha256::new(),
             length: 0,
         };
-        // No name, no time: equal tars give equal blobs.
-        let mut gzip = GzEncoder::new(hashed, Compression::default());
-        let actual = self.store.write_layer_tar(layer, &mut gzip)?;
+        let blob = Compressor::new(self.options.compression, hashed);
+        let mut blob = blob.map_err(|error| failed(&error))?;
+        let actual = self.store.write_layer_tar(layer, &mut blob)?;
         if actual != layer.diff_id {
             return Err(layer_tar::Error::Damaged {
                 path: layer.place.path().display().to_string(),
@@ -247,7 +260,7 @@ impl Pushing<'_> {
             }
             .into());
         }
-        let hashed = gzip.finish().map_err(|e| failed(&e))?;
+        let hashed = blob.finish().map_err(|error| failed(&error))?;
         let (digest, length) = (Digest::from_hash(hashed.hash), hashed.length);
         let file = hashed.out.into_inner();
         Ok((file.map_err(|e| failed(e.error()))?, digest, length))
@@ -287,7 +300,8 @@ impl Pushed {
     /// # Errors
     /// [`Error::Store`] if the names of the store cannot be read or written.
     pub fn note(&self, store: &Exclusive<'_>) -> Result<()> {
-        for layer in &self.layers {
+        let is_gzip = matches!(self.compression, LayerCompression::Gzip(_));
+        for layer in self.layers.iter().filter(|_| is_gzip) {
             note(store, &layer.diff_id, &layer.digest, &self.reference);
         }
         let repository = self.reference.familiar_name();

@@ -10,6 +10,79 @@ use crate::images::{assert_whole, home, id, serve};
 use crate::proxy::{Act, Proxy};
 use crate::server::{Server, can_serve, inspect, skopeo};
 
+/// Others read layers in zstd, and a layer that is there in gzip is sent once more.
+#[test]
+fn layers_are_pushed_in_zstd_and_at_other_levels() {
+    need!(can_serve());
+    let home = home();
+    let server = Server::start(&home);
+    let docker = home.text("docker");
+    let expected = id(&home, &docker, "sample:1");
+    let push = |to: &str, more: &[&str]| {
+        let name = server.name(to);
+        let args = [
+            &["--root", &docker, "push", "-q", "--json"],
+            more,
+            &["sample:1", &name],
+        ];
+        home.json(args.concat())
+    };
+    let gzip = push("packed:gzip", &[]);
+    for level in [None, Some("1"), Some("20")] {
+        let level = level.map_or(Vec::new(), |level| vec!["--compression-level", level]);
+        let more = [&["--compression", "zstd"], &level[..]].concat();
+        let pushed = push("packed:zstd", &more);
+        let (about, raw) = inspect(&server, "packed:zstd");
+        assert_eq!(about["Digest"], pushed["digest"]);
+        let manifest: serde_json::Value = serde_json::from_str(&raw).unwrap();
+        for (layer, gzip) in manifest["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .zip(gzip["layers"].as_array().unwrap())
+        {
+            assert_eq!(
+                layer["mediaType"],
+                "application/vnd.oci.image.layer.v1.tar+zstd"
+            );
+            assert_ne!(layer["digest"], gzip["digest"]);
+        }
+        assert_eq!(push("packed:again", &more)["layers"][0]["sent"], false);
+        let archive = format!("oci-archive:{}", home.text("zstd.tar"));
+        let url = server.url("packed:zstd");
+        skopeo(&["copy", "-q", "--src-tls-verify=false", &url, &archive]);
+        let own = home.text("own-zstd");
+        let name = server.name("packed:zstd");
+        let pulled = home.json(["--root", &own, "pull", "-q", "--json", &name]);
+        assert_eq!(pulled["id"], expected);
+        // What was pulled goes by gzip unless it is asked for, and is the same blob as ever.
+        let name = server.name("packed:back");
+        let back = home.json(["--root", &own, "push", "-q", "--json", &expected, &name]);
+        assert_eq!(back["layers"][0]["digest"], gzip["layers"][0]["digest"]);
+    }
+    let fast = push("fast:1", &["--compression-level", "1"]);
+    let url = server.url("fast:1");
+    let archive = format!("docker-archive:{}", home.text("fast.tar"));
+    skopeo(&["copy", "-q", "--src-tls-verify=false", &url, &archive]);
+    assert_eq!(fast["id"], expected);
+    let name = server.name("fast:1");
+    for (args, words) in [
+        (
+            &["--compression", "zstd", "--format", "docker"][..],
+            "--format oci",
+        ),
+        (&["--compression-level", "10"], "from 1 to 9"),
+        (&["--compression-level", "0"], "from 1 to 9"),
+        (
+            &["--compression", "zstd", "--compression-level", "21"],
+            "from 1 to 20",
+        ),
+    ] {
+        let args = [&["--root", &docker, "push"], args, &["sample:1", &name]].concat();
+        home.run(args).failed(2, &[words]);
+    }
+}
+
 #[test]
 fn what_is_pushed_is_seen_copied_and_comes_back_the_same() {
     need!(can_serve());

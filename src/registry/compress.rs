@@ -1,0 +1,349 @@
+//! A layer's tar into the compressed blob that is pushed: always the same bytes for the same tar, on
+//! several threads.
+//!
+//! gzip (RFC 1952): the tar is cut into blocks of a fixed size. Each is compressed by itself, with the
+//! end of the block before it as the dictionary, to a piece of one deflate stream (RFC 1951; pieces end at
+//! a byte, by an empty stored block). The bytes depend on neither the number of threads nor their order.
+//! zstd (RFC 8878): the library does the same by its own jobs.
+//!
+//! ```text
+//! write ─ block ─┬─ thread ─┬─ pieces in order ─ out
+//!                └─ thread ─┘
+//! ```
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::num::NonZero;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use flate2::{Compress, Crc, FlushCompress, Status};
+use parking_lot::Mutex;
+
+/// Bytes of a block. Smaller ones compress worse, larger ones keep threads waiting.
+const BLOCK: usize = 512 << 10;
+/// Bytes that deflate looks back (RFC 1951).
+const WINDOW: usize = 32 << 10;
+/// Threads that compress one layer, at most: several layers are compressed at once.
+const MAX_THREADS: usize = 8;
+
+/// How layers that the registry does not have are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LayerCompression {
+    /// gzip, which every engine reads; levels 1 to 9.
+    Gzip(u32),
+    /// zstd, with OCI media types; levels 1 to 20.
+    Zstd(i32),
+}
+
+impl Default for LayerCompression {
+    fn default() -> Self {
+        Self::Gzip(6)
+    }
+}
+
+/// A writer of a compressed blob.
+pub(super) enum Compressor<W: Write> {
+    Gzip(Gzip<W>),
+    Zstd(zstd::Encoder<'static, W>),
+}
+
+impl<W: Write> Compressor<W> {
+    /// Begins a blob.
+    ///
+    /// # Errors
+    /// Those of starting threads and of writing.
+    pub(super) fn new(compression: LayerCompression, out: W) -> io::Result<Self> {
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self::with_threads(compression, out, threads.min(MAX_THREADS))
+    }
+
+    fn with_threads(compression: LayerCompression, out: W, threads: usize) -> io::Result<Self> {
+        match compression {
+            LayerCompression::Gzip(level) => Ok(Self::Gzip(Gzip::new(level, out, threads)?)),
+            LayerCompression::Zstd(level) => {
+                let mut encoder = zstd::Encoder::new(out, level)?;
+                // Not 0, which gives other bytes.
+                encoder.multithread(u32::try_from(threads).unwrap_or(1))?;
+                Ok(Self::Zstd(encoder))
+            }
+        }
+    }
+
+    /// Writes the end; the writer below.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub(super) fn finish(self) -> io::Result<W> {
+        match self {
+            Self::Gzip(gzip) => gzip.finish(),
+            Self::Zstd(encoder) => encoder.finish(),
+        }
+    }
+}
+
+impl<W: Write> Write for Compressor<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Gzip(gzip) => gzip.write(bytes),
+            Self::Zstd(encoder) => encoder.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            // What is written counts when it is finished.
+            Self::Gzip(_) => Ok(()),
+            Self::Zstd(encoder) => encoder.flush(),
+        }
+    }
+}
+
+/// A piece of the stream that is to be made.
+struct Job {
+    block: Vec<u8>,
+    /// The end of the block before.
+    dictionary: Vec<u8>,
+    end: FlushCompress,
+    piece: SyncSender<io::Result<Vec<u8>>>,
+}
+
+/// A gzip stream of one member.
+pub(super) struct Gzip<W> {
+    out: W,
+    block: Vec<u8>,
+    dictionary: Vec<u8>,
+    crc: Crc,
+    /// `None`: no more come.
+    jobs: Option<SyncSender<Job>>,
+    /// Those whose pieces are not written yet, in order.
+    pending: VecDeque<Receiver<io::Result<Vec<u8>>>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<W: Write> Gzip<W> {
+    fn new(level: u32, mut out: W, threads: usize) -> io::Result<Self> {
+        // No name, no time, no system: equal tars give equal blobs.
+        out.write_all(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff])?;
+        let (jobs, taken) = sync_channel::<Job>(threads);
+        let taken = Arc::new(Mutex::new(taken));
+        let spawn = |number: usize| {
+            let taken = Arc::clone(&taken);
+            let thread = std::thread::Builder::new().name(format!("unionfs-gzip-{number}"));
+            thread.spawn(move || work(&taken, level))
+        };
+        Ok(Self {
+            out,
+            block: Vec::with_capacity(BLOCK),
+            dictionary: Vec::new(),
+            crc: Crc::new(),
+            jobs: Some(jobs),
+            pending: VecDeque::new(),
+            threads: (0..threads).map(spawn).collect::<io::Result<_>>()?,
+        })
+    }
+
+    /// Gives the block to a thread; writes pieces where too many wait.
+    fn dispatch(&mut self, end: FlushCompress) -> io::Result<()> {
+        let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
+        let from = block.len().saturating_sub(WINDOW);
+        let next = block.get(from..).unwrap_or_default().to_vec();
+        let (piece, answer) = sync_channel(1);
+        let job = Job {
+            dictionary: std::mem::replace(&mut self.dictionary, next),
+            block,
+            end,
+            piece,
+        };
+        let sent = self.jobs.as_ref().map(|jobs| jobs.send(job));
+        if !matches!(sent, Some(Ok(()))) {
+            return Err(io::Error::other("the threads that compress have ended"));
+        }
+        self.pending.push_back(answer);
+        while self.pending.len() > 2 * self.threads.len() {
+            self.write_piece()?;
+        }
+        Ok(())
+    }
+
+    /// Writes the oldest piece that is not written yet.
+    fn write_piece(&mut self) -> io::Result<()> {
+        let Some(answer) = self.pending.pop_front() else {
+            return Ok(());
+        };
+        let ended = |_| io::Error::other("a thread that compresses has ended");
+        self.out.write_all(&answer.recv().map_err(ended)??)
+    }
+
+    fn finish(mut self) -> io::Result<W> {
+        self.dispatch(FlushCompress::Finish)?;
+        // The threads end when no more jobs can come.
+        self.jobs = None;
+        while !self.pending.is_empty() {
+            self.write_piece()?;
+        }
+        for thread in self.threads.drain(..) {
+            let ended = thread.join();
+            ended.map_err(|_| io::Error::other("a thread that compresses has panicked"))?;
+        }
+        self.out.write_all(&self.crc.sum().to_le_bytes())?;
+        // Modulo 2^32 (RFC 1952).
+        self.out.write_all(&self.crc.amount().to_le_bytes())?;
+        Ok(self.out)
+    }
+}
+
+impl<W: Write> Write for Gzip<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.block.len() == BLOCK {
+            self.dispatch(FlushCompress::Sync)?;
+        }
+        let taken = bytes.len().min(BLOCK - self.block.len());
+        let taken = bytes.get(..taken).unwrap_or_default();
+        self.crc.update(taken);
+        self.block.extend_from_slice(taken);
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Compresses until no more jobs come.
+fn work(jobs: &Mutex<Receiver<Job>>, level: u32) {
+    loop {
+        // The lock is held while it waits: one thread waits for a job, the others for the lock.
+        let Ok(job) = jobs.lock().recv() else {
+            return;
+        };
+        let piece = compressed(&job, level);
+        // Nobody takes it where writing has failed.
+        let _ = job.piece.send(piece);
+    }
+}
+
+/// A piece of a raw deflate stream.
+fn compressed(job: &Job, level: u32) -> io::Result<Vec<u8>> {
+    let mut compress = Compress::new(flate2::Compression::new(level), false);
+    if !job.dictionary.is_empty() {
+        compress.set_dictionary(&job.dictionary)?;
+    }
+    let mut piece = Vec::with_capacity(job.block.len() / 2 + 64);
+    loop {
+        let read = usize::try_from(compress.total_in()).unwrap_or(usize::MAX);
+        let rest = job.block.get(read..).unwrap_or_default();
+        let status = compress.compress_vec(rest, &mut piece, job.end)?;
+        let room = piece.len() < piece.capacity();
+        // With room left, a flush is complete.
+        match status {
+            Status::StreamEnd => return Ok(piece),
+            _ if room && job.end == FlushCompress::Sync => return Ok(piece),
+            _ => piece.reserve(64 << 10),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use flate2::read::GzDecoder;
+
+    use super::*;
+
+    /// Bytes that compress in part, the same each time.
+    fn sample(length: usize) -> Vec<u8> {
+        let mut state = 1_u64;
+        let mut next = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 56) as u8
+        };
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let random = next();
+            let run = usize::from(next() % 40);
+            bytes.extend(std::iter::repeat_n(random, run));
+            bytes.extend((0..20).map(|_| next()));
+        }
+        bytes.truncate(length);
+        bytes
+    }
+
+    fn blob(compression: LayerCompression, bytes: &[u8], threads: usize, step: usize) -> Vec<u8> {
+        let mut out = Compressor::with_threads(compression, Vec::new(), threads).unwrap();
+        for part in bytes.chunks(step) {
+            out.write_all(part).unwrap();
+        }
+        out.finish().unwrap()
+    }
+
+    #[test]
+    fn blobs_are_the_same_for_every_number_of_threads_and_give_the_tar_back() {
+        for length in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 77] {
+            let bytes = sample(length);
+            let gzip = LayerCompression::default();
+            let one = blob(gzip, &bytes, 1, usize::MAX);
+            for (threads, step) in [(1, 1000), (2, 4096), (7, 300_000)] {
+                assert!(
+                    blob(gzip, &bytes, threads, step) == one,
+                    "{length} {threads}"
+                );
+            }
+            let mut back = Vec::new();
+            // One member: some readers stop after the first.
+            GzDecoder::new(one.as_slice())
+                .read_to_end(&mut back)
+                .unwrap();
+            assert!(back == bytes, "{length}");
+            let zstd = LayerCompression::Zstd(3);
+            let one = blob(zstd, &bytes, 1, usize::MAX);
+            assert!(blob(zstd, &bytes, 3, 1000) == one, "{length}");
+            assert!(zstd::decode_all(one.as_slice()).unwrap() == bytes);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_compressed_grows_little_and_what_repeats_across_blocks_is_found() {
+        let mut bytes = vec![0; 3 * BLOCK];
+        let mut state = 1_u32;
+        for byte in &mut bytes {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *byte = (state >> 24) as u8;
+        }
+        let out = blob(LayerCompression::default(), &bytes, 2, BLOCK);
+        assert!(out.len() < bytes.len() + bytes.len() / 500, "{}", out.len());
+        // The begin of the second block is the end of the first.
+        let mut repeated = bytes[..BLOCK].to_vec();
+        repeated.extend_from_slice(&bytes[BLOCK - WINDOW / 2..BLOCK]);
+        let out = blob(LayerCompression::default(), &repeated, 2, BLOCK);
+        assert!(out.len() < BLOCK + WINDOW / 4, "{}", out.len());
+    }
+
+    #[test]
+    fn a_writer_that_fails_ends_it() {
+        struct Full(usize);
+        impl Write for Full {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0 = self.0.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?;
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let bytes = sample(20 * BLOCK);
+        for compression in [LayerCompression::default(), LayerCompression::Zstd(3)] {
+            let out = Compressor::with_threads(compression, Full(2), 2);
+            let written = out.and_then(|mut out| {
+                out.write_all(&bytes)?;
+                out.finish().map(drop)
+            });
+            assert_eq!(written.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        }
+    }
+}
