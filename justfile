@@ -49,6 +49,10 @@ bench-diff OLD NEW:
 bench-load *ARGS:
     benches/load/run.sh {{ARGS}}
 
+# how long `unionfs push` takes, beside podman (root)
+bench-push *ARGS:
+    benches/push/run.sh {{ARGS}}
+
 # the parts of the core and of the store by themselves (criterion)
 bench-parts *ARGS:
     cargo bench --bench union --bench store {{ARGS}}

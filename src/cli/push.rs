@@ -39,7 +39,7 @@ pub(super) struct Args {
     /// Compress layers that the registry does not have with this; zstd needs the media types of OCI
     #[arg(long, value_enum, default_value = "gzip")]
     compression: Compression,
-    /// From 1 (fast) to 9 for gzip, to 20 for zstd (small) [default: 6 for gzip, 3 for zstd]
+    /// From 1 (fast) to 9 for gzip, to 20 for zstd (small) [default: 4 for gzip, 3 for zstd]
     #[arg(long, value_name = "LEVEL")]
     compression_level: Option<u32>,
     /// Do not show progress
@@ -71,7 +71,7 @@ fn wanted(args: &Args) -> Result<(ManifestFormat, LayerCompression), Usage> {
     let level = args.compression_level;
     let (compression, last, default) = match args.compression {
         Compression::Gzip => (
-            LayerCompression::Gzip(level.unwrap_or(6)),
+            LayerCompression::Gzip(level.unwrap_or(4)),
             9,
             Format::Docker,
         ),

@@ -3,7 +3,7 @@
 //!
 //! gzip (RFC 1952): the tar is cut into blocks of a fixed size. Each is compressed by itself, with the
 //! end of the block before it as the dictionary, to a piece of one deflate stream (RFC 1951; pieces end at
-//! a byte, by an empty stored block). The bytes depend on neither the number of threads nor their order.
+//! a byte, by an empty stored block). What deflate makes nothing of is stored. The bytes depend on neither the number of threads nor their order.
 //! zstd (RFC 8878): the library does the same by its own jobs.
 //!
 //! ```text
@@ -23,6 +23,10 @@ use parking_lot::Mutex;
 
 /// Bytes of a block. Smaller ones compress worse, larger ones keep threads waiting.
 const BLOCK: usize = 512 << 10;
+/// Bytes that are looked at by themselves: whether they are worth the time. A stored block may have them.
+const SEGMENT: usize = 32 << 10;
+/// Bytes of a segment that are compressed to see what comes of it.
+const SAMPLE: usize = 4 << 10;
 /// Bytes that deflate looks back (RFC 1951).
 const WINDOW: usize = 32 << 10;
 /// Threads that compress one layer, at most: several layers are compressed at once.
@@ -40,7 +44,7 @@ pub enum LayerCompression {
 
 impl Default for LayerCompression {
     fn default() -> Self {
-        Self::Gzip(6)
+        Self::Gzip(4)
     }
 }
 
@@ -106,8 +110,15 @@ struct Job {
     block: Vec<u8>,
     /// The end of the block before.
     dictionary: Vec<u8>,
-    end: FlushCompress,
+    place: Place,
     piece: SyncSender<io::Result<Vec<u8>>>,
+}
+
+/// Which part of the stream a piece is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Inner,
+    Last,
 }
 
 /// A gzip stream of one member.
@@ -146,7 +157,7 @@ impl<W: Write> Gzip<W> {
     }
 
     /// Gives the block to a thread; writes pieces where too many wait.
-    fn dispatch(&mut self, end: FlushCompress) -> io::Result<()> {
+    fn dispatch(&mut self, place: Place) -> io::Result<()> {
         let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
         let from = block.len().saturating_sub(WINDOW);
         let next = block.get(from..).unwrap_or_default().to_vec();
@@ -154,7 +165,7 @@ impl<W: Write> Gzip<W> {
         let job = Job {
             dictionary: std::mem::replace(&mut self.dictionary, next),
             block,
-            end,
+            place,
             piece,
         };
         let sent = self.jobs.as_ref().map(|jobs| jobs.send(job));
@@ -178,7 +189,7 @@ impl<W: Write> Gzip<W> {
     }
 
     fn finish(mut self) -> io::Result<W> {
-        self.dispatch(FlushCompress::Finish)?;
+        self.dispatch(Place::Last)?;
         // The threads end when no more jobs can come.
         self.jobs = None;
         while !self.pending.is_empty() {
@@ -198,7 +209,7 @@ impl<W: Write> Gzip<W> {
 impl<W: Write> Write for Gzip<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.block.len() == BLOCK {
-            self.dispatch(FlushCompress::Sync)?;
+            self.dispatch(Place::Inner)?;
         }
         let taken = bytes.len().min(BLOCK - self.block.len());
         let taken = bytes.get(..taken).unwrap_or_default();
@@ -227,21 +238,91 @@ fn work(jobs: &Mutex<Receiver<Job>>, level: u32) {
 
 /// A piece of a raw deflate stream.
 fn compressed(job: &Job, level: u32) -> io::Result<Vec<u8>> {
-    let mut compress = Compress::new(flate2::Compression::new(level), false);
-    if !job.dictionary.is_empty() {
-        compress.set_dictionary(&job.dictionary)?;
+    let block = job.block.as_slice();
+    let mut piece = Vec::with_capacity(block.len() / 2 + 64);
+    let mut segments = block.chunks(SEGMENT).peekable();
+    let mut at = 0;
+    while let Some(segment) = segments.next() {
+        if is_noise(segment)? {
+            store(segment, &mut piece);
+            at += segment.len();
+            continue;
+        }
+        let from = at;
+        at += segment.len();
+        while let Some(next) = segments.peek()
+            && !is_noise(next)?
+        {
+            at += next.len();
+            segments.next();
+        }
+        let before = match from {
+            0 => job.dictionary.as_slice(),
+            from => block
+                .get(from.saturating_sub(WINDOW)..from)
+                .unwrap_or_default(),
+        };
+        let run = block.get(from..at).unwrap_or_default();
+        deflate(run, before, level, FlushCompress::Sync, &mut piece)?;
     }
-    let mut piece = Vec::with_capacity(job.block.len() / 2 + 64);
+    if job.place == Place::Last {
+        deflate(&[], &[], level, FlushCompress::Finish, &mut piece)?;
+    }
+    Ok(piece)
+}
+
+/// Whether deflate would make nothing of it: pictures, archives, what is compressed already. Each byte value is
+/// about as frequent as the others, and a sample does not become shorter.
+fn is_noise(segment: &[u8]) -> io::Result<bool> {
+    let mut counts = [0_u64; 256];
+    for byte in segment {
+        if let Some(count) = counts.get_mut(usize::from(*byte)) {
+            *count += 1;
+        }
+    }
+    let length = segment.len() as u64;
+    // The sum of squares is smallest for equal counts: length² / 256.
+    let squares: u64 = counts.iter().map(|count| count * count).sum();
+    if segment.len() < SEGMENT || squares * 256 > length * length * 21 / 20 {
+        return Ok(false);
+    }
+    let sample = segment.get(..SAMPLE).unwrap_or(segment);
+    let mut out = Vec::with_capacity(sample.len() + 64);
+    deflate(sample, &[], 1, FlushCompress::Finish, &mut out)?;
+    Ok(out.len() > sample.len() - sample.len() / 50)
+}
+
+/// A stored block (RFC 1951, section 3.2.4), which begins at a byte.
+fn store(segment: &[u8], piece: &mut Vec<u8>) {
+    // A segment is not longer.
+    let length = u16::try_from(segment.len()).unwrap_or(u16::MAX);
+    piece.push(0);
+    piece.extend_from_slice(&length.to_le_bytes());
+    piece.extend_from_slice(&(!length).to_le_bytes());
+    piece.extend_from_slice(segment);
+}
+
+/// Adds compressed bytes, which may refer to what is `before` them; with `Sync` they end at a byte.
+fn deflate(
+    bytes: &[u8],
+    before: &[u8],
+    level: u32,
+    flush: FlushCompress,
+    piece: &mut Vec<u8>,
+) -> io::Result<()> {
+    let mut compress = Compress::new(flate2::Compression::new(level), false);
+    if !before.is_empty() {
+        compress.set_dictionary(before)?;
+    }
     loop {
+        // More than a flush needs, so that it is not begun twice.
+        piece.reserve(1 << 10);
         let read = usize::try_from(compress.total_in()).unwrap_or(usize::MAX);
-        let rest = job.block.get(read..).unwrap_or_default();
-        let status = compress.compress_vec(rest, &mut piece, job.end)?;
-        let room = piece.len() < piece.capacity();
-        // With room left, a flush is complete.
-        match status {
-            Status::StreamEnd => return Ok(piece),
-            _ if room && job.end == FlushCompress::Sync => return Ok(piece),
-            _ => piece.reserve(64 << 10),
+        let rest = bytes.get(read..).unwrap_or_default();
+        let status = compress.compress_vec(rest, piece, flush)?;
+        let is_flushed = flush == FlushCompress::Sync && piece.len() < piece.capacity();
+        if status == Status::StreamEnd || is_flushed {
+            return Ok(());
         }
     }
 }
@@ -322,6 +403,16 @@ mod tests {
         repeated.extend_from_slice(&bytes[BLOCK - WINDOW / 2..BLOCK]);
         let out = blob(LayerCompression::default(), &repeated, 2, BLOCK);
         assert!(out.len() < BLOCK + WINDOW / 4, "{}", out.len());
+    }
+
+    #[test]
+    fn equal_counts_alone_are_no_noise() {
+        let counted: Vec<u8> = (0..SEGMENT).map(|at| at as u8).collect();
+        assert!(!is_noise(&counted).unwrap());
+        let text: Vec<u8> = sample(SEGMENT).iter().map(|byte| byte % 64).collect();
+        assert!(!is_noise(&text).unwrap());
+        let out = blob(LayerCompression::default(), &counted, 2, BLOCK);
+        assert!(out.len() < 1000, "{}", out.len());
     }
 
     #[test]

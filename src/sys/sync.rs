@@ -3,7 +3,10 @@
 //! thread continues. `union/model_tests.rs` runs the union in this way.
 
 #[cfg(not(feature = "model"))]
-pub(crate) use {dashmap, parking_lot, std::sync::atomic, std::thread_local};
+pub(crate) use {dashmap, parking_lot, std::sync::atomic};
+/// Only the ranks of locks are kept by thread.
+#[cfg(all(not(feature = "model"), debug_assertions))]
+pub(crate) use std::thread_local;
 
 /// A concurrent map whose keys no attacker chooses.
 #[cfg(not(feature = "model"))]

@@ -1,0 +1,89 @@
+#!/bin/bash
+# run.sh [-n ROUNDS] [-s MIB] [-l LAYERS] [-d DIR] [PROGRAM] : how long `unionfs push` takes to a registry
+# that has nothing of the image (made by ../load/make-image.py, by default 600 MiB in 8 layers), beside
+# `podman push`, each with gzip and with zstd. Takes turns for ROUNDS (5), in DIR (a temporary one), and
+# prints medians: seconds, seconds of CPU, and the bytes that the registry has then. PROGRAM:
+# target/release/unionfs, which is built. Root. Called by `just bench-push`.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+rounds=5 mib=600 layers=8 dir=
+while getopts n:s:l:d: option; do
+    case $option in
+    n) rounds=$OPTARG ;;
+    s) mib=$OPTARG ;;
+    l) layers=$OPTARG ;;
+    d) dir=$OPTARG ;;
+    *) sed -n '2,7p' "$0" >&2; exit 2 ;;
+    esac
+done
+shift $((OPTIND - 1))
+program=${1:-}
+if [ -z "$program" ]; then
+    cargo build --release --quiet --bin unionfs
+    program=$PWD/target/release/unionfs
+fi
+ci/install.sh podman python3 docker-registry
+work=$(mktemp -d "${dir:-${TMPDIR:-/tmp}}/bench-push.XXXXXX")
+registry=
+finish() {
+    [ -z "$registry" ] || kill "$registry"
+    umount "$work/podman/overlay" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap finish EXIT
+image=$work/image.tar
+python3 benches/load/make-image.py "$image" "$mib" "$layers"
+
+ours=("$program" --root "$work/own")
+theirs=(podman --root "$work/podman" --runroot "$work/run" --storage-driver overlay)
+"${ours[@]}" load -q -i "$image" >/dev/null
+"${theirs[@]}" load -q -i "$image" >/dev/null
+rm "$image"
+
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+to=127.0.0.1:$port/bench:1
+cat >"$work/registry.yml" <<END
+version: 0.1
+log: {level: error, accesslog: {disabled: true}}
+storage: {filesystem: {rootdirectory: "$work/registry"}}
+http: {addr: "127.0.0.1:$port", secret: bench}
+END
+
+unionfs_gzip() { "${ours[@]}" push -q bench-load:1 "$to"; }
+unionfs_zstd() { "${ours[@]}" push -q --compression zstd bench-load:1 "$to"; }
+podman_gzip() { "${theirs[@]}" push -q --tls-verify=false bench-load:1 "$to"; }
+podman_zstd() { "${theirs[@]}" push -q --tls-verify=false --compression-format zstd bench-load:1 "$to"; }
+
+# once CONTESTANT : runs it with an empty registry, and notes its times.
+once() {
+    docker-registry serve "$work/registry.yml" >/dev/null 2>&1 &
+    registry=$!
+    until python3 -c "import socket; socket.create_connection(('127.0.0.1', $port))" 2>/dev/null; do
+        sleep 0.05
+    done
+    sync
+    { time "$1" >/dev/null; } 2>"$work/time"
+    cat "$work/time" >&2
+    kill "$registry"
+    wait "$registry" || true
+    registry=
+    echo "$(tail -n 1 "$work/time") $(du -sb "$work/registry" | cut -f1)" >>"$work/$1.times"
+    rm -rf "$work/registry"
+}
+# median COLUMN CONTESTANT
+median() {
+    cut -d' ' -f"$1" "$work/$2.times" | sort -n | sed -n "$(((rounds + 1) / 2))p"
+}
+
+TIMEFORMAT='%R %U %S'
+contestants=(unionfs_gzip podman_gzip unionfs_zstd podman_zstd)
+for ((round = 0; round < rounds; round++)); do
+    for ((turn = 0; turn < 4; turn++)); do
+        once "${contestants[(round + turn) % 4]}"
+    done
+done
+for contestant in "${contestants[@]}"; do
+    printf '%-13s %6s s, CPU %s s user, %s s system, %s bytes\n' "$contestant" \
+        "$(median 1 "$contestant")" "$(median 2 "$contestant")" "$(median 3 "$contestant")" \
+        "$(median 4 "$contestant")"
+done
