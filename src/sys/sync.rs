@@ -2,11 +2,11 @@
 //! feature `model` they are those of the model checker shuttle, which decides at each of them which
 //! thread continues. `union/model_tests.rs` runs the union in this way.
 
-#[cfg(not(feature = "model"))]
-pub(crate) use {dashmap, parking_lot, std::sync::atomic};
 /// Only the ranks of locks are kept by thread.
 #[cfg(all(not(feature = "model"), debug_assertions))]
 pub(crate) use std::thread_local;
+#[cfg(not(feature = "model"))]
+pub(crate) use {dashmap, parking_lot, std::sync::atomic};
 
 /// A concurrent map whose keys no attacker chooses.
 #[cfg(not(feature = "model"))]
