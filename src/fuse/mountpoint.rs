@@ -108,7 +108,7 @@ impl Mountpoint {
         })
     }
 
-    /// A path that leads to this very directory as long as it is open.
+    /// Returns a path that leads to exactly this directory as long as it is open.
     pub(super) fn proc_path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/thread-self/fd/{}", self.dir.as_raw_fd()))
     }
@@ -120,7 +120,7 @@ impl AsFd for Mountpoint {
     }
 }
 
-/// Why a walk does not get on.
+/// The reason why a walk stops.
 enum Stop {
     Failed(io::Error),
     /// The mount on this path does not answer.
@@ -133,7 +133,7 @@ impl From<io::Error> for Stop {
     }
 }
 
-/// Of a mount on the way: it must answer, and only a unionfs says the owners that its layers have.
+/// Checks a mount on the way: it must answer. Only unionfs shows the owners of its layers' files.
 fn ask(root: &OwnedFd) -> std::result::Result<bool, Stop> {
     let id = MountId::of(root)?;
     let mounts = mountinfo::list()?;

@@ -1,4 +1,4 @@
-//! Which paths lead to a mountpoint, and which are refused because another user decides on them.
+//! Paths that lead to a mountpoint, and paths that are refused because another user controls them.
 
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 
@@ -7,10 +7,10 @@ use testkit::need::{Needed, is_root};
 
 use super::*;
 
-/// Somebody else.
+/// Another user.
 const OTHER: Option<u32> = Some(65534);
 
-/// `base/dir/m`, and `base/link` that leads to `dir`; needs root, who makes others' files.
+/// `base/dir/m`, and `base/link` that leads to `dir`. Only root can make files of other users.
 fn tree() -> Needed<(tempfile::TempDir, PathBuf)> {
     is_root()?;
     if !matches!(Trust::in_first_user_namespace(), Trust::RootAndUs) {
@@ -70,22 +70,22 @@ fn what_another_user_decides_on_is_not_followed() {
         chown(theirs.join(path), OTHER, OTHER).unwrap();
     }
     assert!(Mountpoint::open(&theirs.join("real/m")).is_ok());
-    // Whoever the link belongs to: its owner could have moved it there.
+    // The owner of the link does not matter: the owner of the directory could have moved it there.
     symlink(base.join("dir"), theirs.join("out")).unwrap();
     refused(&theirs.join("out/m"));
     refused(&theirs.join("out"));
     refused(&theirs.join("real/../real/m"));
-    // Below a directory of root's that is not where root put it.
+    // It is below a directory of root that root has not put there.
     std::fs::create_dir(theirs.join("real/m/roots")).unwrap();
     symlink(base.join("dir"), theirs.join("real/m/roots/out")).unwrap();
     refused(&theirs.join("real/m/roots/out/m"));
-    // A directory that others can write to.
+    // Other users can write to the directory.
     let open = base.join("open");
     std::fs::create_dir(&open).unwrap();
     std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
     symlink("../dir", open.join("out")).unwrap();
     refused(&open.join("out/m"));
-    // As /tmp.
+    // This is like /tmp.
     std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o1777)).unwrap();
     assert!(Mountpoint::open(&open.join("out/m")).is_ok());
     symlink("../dir", open.join("planted")).unwrap();

@@ -1,12 +1,12 @@
-//! What a transport asks of the file system and how it is answered: one method for each operation of
-//! FUSE, one trait for each form of answer. The adapter implements [`Operations`] over a union; the
-//! transports (`wire`: /dev/fuse and io_uring; `fuser`: the crate of that name) call it and implement
-//! the answers. Neither side knows the other, and no byte of the protocol passes here.
+//! The requests of a transport to the file system, and the answers: one method for each operation
+//! of FUSE, one trait for each form of answer. The adapter implements [`Operations`] over a union.
+//! The transports (`wire`: /dev/fuse and io_uring; `fuser`: the crate of that name) call it and
+//! implement the answers. Neither side knows the other, and no bytes of the protocol pass here.
 //!
-//! Operations that have a default answer it as a file system does that lacks them; after ENOSYS the
-//! kernel does not send most of them again but does without.
+//! Operations with a default are answered by it as by a file system that lacks them. After ENOSYS
+//! the kernel does not send most of them again.
 //!
-//! An answer is given exactly once, by any thread. One that is dropped is an I/O error of the caller.
+//! Any thread gives an answer exactly once. If an answer is dropped, the caller gets an I/O error.
 
 use super::counters::Op;
 use crate::sys::fileattr::FsxAttr;
@@ -14,11 +14,11 @@ use crate::union::{
     self, Attr, DirItem, EntryRef, RenameFlags, SetAttr, StatFs, Write, XattrFlags,
 };
 
-/// Number of an inode; 1 is the root of the mount.
+/// The number of an inode; 1 is the root of the mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ino(pub(super) u64);
 
-/// What an open was answered with.
+/// The handle that answered an open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Handle(pub(super) u64);
 
@@ -32,7 +32,7 @@ impl OpenFlags {
         self.has(libc::O_TRUNC)
     }
 
-    /// Whether data goes past the page cache.
+    /// Whether data bypasses the page cache.
     pub(super) fn is_direct(self) -> bool {
         self.has(libc::O_DIRECT)
     }
@@ -47,50 +47,50 @@ impl OpenFlags {
     }
 }
 
-/// A position in a file, in bytes, or in a directory, where it means nothing but itself.
+/// A position in a file, in bytes, or in a directory, where it has no other meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Offset(pub(super) u64);
 
-/// Who asks.
+/// The caller of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Context {
-    /// fsuid of the caller.
+    /// The fsuid of the caller.
     pub(super) uid: u32,
-    /// fsgid of the caller.
+    /// The fsgid of the caller.
     pub(super) gid: u32,
-    /// Thread ID of the caller, 0 when it has none in our namespace. It may be another's by now, so
-    /// nothing that a caller may do is decided from what /proc says of it.
+    /// The thread ID of the caller; 0 if it has none in our namespace. Another thread may have it
+    /// by now, so no right of a caller is derived from its files in /proc.
     pub(super) pid: u32,
 }
 
-/// Mode and umask of a file to be made. The union applies the umask, unless a default ACL of the
-/// directory takes its place.
+/// The mode and umask of a new file. The union applies the umask, unless a default ACL of the
+/// directory replaces it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NewMode {
     pub(super) mode: u32,
     pub(super) umask: u32,
 }
 
-/// A range of a file to be allocated, or freed.
+/// A range of a file to allocate or free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Allocation {
     pub(super) offset: Offset,
-    /// Bytes.
+    /// The length in bytes.
     pub(super) length: u64,
     /// `FALLOC_FL_` flags.
     pub(super) mode: u32,
 }
 
-/// Data to be copied from one file to another.
+/// Data to copy from one file to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CopyRange {
     pub(super) from: Ino,
     pub(super) from_offset: Offset,
     pub(super) to: Ino,
     pub(super) to_offset: Offset,
-    /// Bytes.
+    /// The length in bytes.
     pub(super) length: u64,
-    /// None is known.
+    /// No flags are defined.
     pub(super) flags: u64,
 }
 
@@ -98,28 +98,28 @@ pub(super) struct CopyRange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Name<'a> {
     pub(super) parent: Ino,
-    /// Any bytes but NUL and slash.
+    /// Any bytes except NUL and slash.
     pub(super) name: &'a [u8],
 }
 
-/// Data to be written.
+/// Data to write.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WriteData<'a> {
     pub(super) offset: Offset,
     pub(super) data: &'a [u8],
     pub(super) how: Write,
-    /// The file loses its set-id bits: the caller may not keep them (it lacks CAP_FSETID).
+    /// Whether the file loses its set-id bits, because the caller lacks CAP_FSETID.
     pub(super) kills: bool,
 }
 
-/// An extended attribute to be set.
+/// An extended attribute to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Xattr<'a> {
     pub(super) name: &'a [u8],
     pub(super) value: &'a [u8],
 }
 
-/// In which form flags of chattr(1) are asked for.
+/// The form of a request for the flags of chattr(1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FlagsForm {
     /// `FS_IOC_GETFLAGS`: 4 bytes.
@@ -131,9 +131,9 @@ pub(super) enum FlagsForm {
 /// Flags of chattr(1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InodeFlags {
-    /// As `FS_IOC_GETFLAGS` and `FS_IOC_SETFLAGS` carry them.
+    /// The form of `FS_IOC_GETFLAGS` and `FS_IOC_SETFLAGS`.
     Flags(u32),
-    /// As `FS_IOC_FSGETXATTR` and `FS_IOC_FSSETXATTR` do.
+    /// The form of `FS_IOC_FSGETXATTR` and `FS_IOC_FSSETXATTR`.
     Xflags(FsxAttr),
 }
 
@@ -143,17 +143,17 @@ pub(super) struct Opened {
     pub(super) handle: Handle,
     /// `FOPEN_` flags.
     pub(super) flags: u32,
-    /// Number of the registered file that the kernel reads and writes itself, with the flag for it.
+    /// The number of the registered file that the kernel reads and writes itself, with its flag.
     pub(super) backing: i32,
 }
 
-/// Any answer may be a failure.
+/// The failure of an operation, which every answer can be.
 pub(super) trait Failure: Sized + Send + 'static {
     /// Fails with a positive errno.
     fn error(self, errno: i32);
 
-    /// Fails as the union did, and logs it once: what the user did wrong for those who debug, what
-    /// went wrong on our side or on the disk for the administrator.
+    /// Fails with the error of the union, and logs it once: faults of the user for debugging,
+    /// faults of the server or the disk for the administrator.
     fn fail(self, error: &union::Error) {
         let errno = error.errno();
         match errno {
@@ -182,25 +182,25 @@ pub(super) trait EmptyReply: Failure {
     }
 }
 
-/// Bytes, of any length that was not said before.
+/// Bytes of any length.
 pub(super) trait DataReply: Failure {
     fn data(self, data: &[u8]);
 }
 
-/// What was read of a file.
+/// Data of a file.
 pub(super) trait ReadReply: Failure {
-    /// Answers with what `read` puts into a buffer of `size` bytes, which begins with a page. It may
-    /// be called again, with another buffer, when it failed. Nothing is answered, and the reply comes
-    /// back, when it fails with EAGAIN.
+    /// Answers with the data that `read` puts into a buffer of `size` bytes, which begins at a
+    /// page. After a failure it may be called again with another buffer. For EAGAIN it returns the
+    /// reply without answering.
     fn read(self, size: u32, read: impl FnMut(&mut [u8]) -> union::Result<usize>) -> Option<Self>;
 }
 
 /// A directory entry.
 pub(super) trait EntryReply: Failure {
-    /// The kernel holds a lookup on the entry from now on. `lifetime`: how long it may keep the
+    /// From now on the kernel holds a lookup on the entry. `lifetime` is how long it may keep the
     /// attributes, in seconds.
     fn entry(self, entry: EntryRef<'_>, lifetime: u64);
-    /// There is no such name; the kernel may remember it.
+    /// There is no such name. The kernel may remember that.
     fn no_entry(self);
 
     /// Success or failure, as of the union; `lifetime` of the inode that was found.
@@ -229,25 +229,25 @@ pub(super) trait AttrReply: Failure {
     }
 }
 
-/// Attributes as statx(2) has them.
+/// Attributes in the form of statx(2).
 pub(super) trait StatxReply: Failure {
-    /// `mask`: the `STATX_` bits asked for. `lifetime` as of [`AttrReply::attr`].
+    /// `mask`: the requested `STATX_` bits. `lifetime`: see [`AttrReply::attr`].
     fn statx(self, attr: &Attr, mask: u32, lifetime: u64);
 }
 
 /// An open file.
 pub(super) trait OpenReply: Failure {
-    /// Whether the kernel took it; it sends no RELEASE otherwise.
+    /// Returns whether the kernel took the answer. Otherwise it sends no RELEASE.
     fn opened(self, opened: Opened) -> bool;
 }
 
-/// A new file that is open.
+/// A new file, which is open.
 pub(super) trait CreateReply: Failure {
     /// As [`EntryReply::entry`] and [`OpenReply::opened`].
     fn created(self, entry: EntryRef<'_>, opened: Opened, lifetime: u64) -> bool;
 }
 
-/// How much was written or copied.
+/// The number of bytes that were written or copied.
 pub(super) trait WriteReply: Failure {
     fn written(self, count: usize);
 
@@ -260,14 +260,14 @@ pub(super) trait WriteReply: Failure {
     }
 }
 
-/// Space and inodes of the file system.
+/// The space and the inodes of the file system.
 pub(super) trait StatfsReply: Failure {
     fn statfs(self, statfs: &StatFs);
 }
 
-/// An extended attribute, or the names of all.
+/// An extended attribute, or the names of all of them.
 pub(super) trait XattrReply: Failure {
-    /// Answers what was asked for: the length, the value, or ERANGE when that is too long.
+    /// Answers with the requested length or value, or with ERANGE if the value is too long.
     fn value(self, value: &[u8]);
 
     /// Success or failure, as of the union.
@@ -281,7 +281,7 @@ pub(super) trait XattrReply: Failure {
 
 /// A position in a file.
 pub(super) trait OffsetReply: Failure {
-    /// One that the caller's `off_t` cannot hold is EOVERFLOW.
+    /// A position that the caller's `off_t` cannot hold gives EOVERFLOW.
     fn offset(self, offset: u64);
 }
 
@@ -290,51 +290,51 @@ pub(super) trait FlagsReply: Failure {
     fn flags(self, flags: InodeFlags);
 }
 
-/// A piece of a directory listing.
+/// A part of a directory listing.
 pub(super) trait DirectoryReply: Failure {
-    /// Calls `list` with what adds an entry: of an inode whose attributes may be kept for so many
-    /// seconds, where it comes with them. It says `false` when the entry did not fit; its lookup is
-    /// not counted then. An error is answered unless entries were added, which must reach the
-    /// kernel; the next piece meets the error again.
+    /// Calls `list` with a function that adds an entry. If the entry has attributes, they may be
+    /// kept for a number of seconds. The function returns `false` if the entry did not fit; its
+    /// lookup is then not counted. An error is the answer unless entries were added, which must
+    /// reach the kernel. The next part meets the error again.
     fn list(self, list: impl FnOnce(&mut AddEntry<'_>) -> union::Result<()>);
 }
 
 /// Adds an entry to a listing.
 pub(super) type AddEntry<'l> = dyn FnMut(DirItem<'_, '_>, u64) -> bool + 'l;
 
-/// What a file system tells the kernel unasked. The transport has the connection.
+/// Notifications to the kernel. The transport has the connection.
 pub(super) trait Notices: Send + Sync + 'static {
-    /// Makes the kernel ask for the attributes of `ino` again, however long it was told that they are
-    /// valid; its pages stay. An answer that is on its way is dropped by the kernel.
+    /// Makes the kernel ask for the attributes of `ino` again, even if they are still valid. Its
+    /// pages stay. The kernel drops an answer that is on its way.
     fn attributes_changed(&self, ino: u64);
 }
 
-/// A file system. Methods are called by several threads at once.
+/// A file system. Several threads call its methods at the same time.
 pub(super) trait Operations: Send + Sync + 'static {
-    /// An operation begins; of an inode that is forgotten, too.
+    /// Counts an operation that begins, or an inode that is forgotten.
     fn count(&self, operation: Op);
 
-    /// Some regular files of which the kernel should know, a few of them.
+    /// Returns a few regular files that the kernel should know.
     fn known_files(&self) -> Vec<u64> {
         Vec::new()
     }
 
-    /// Does a piece of work of a user on a thread that may wait; without one, on this.
+    /// Runs work of a user on a thread that may wait; if there is none, on this thread.
     fn elsewhere(&self, _user: u32, work: Box<dyn FnOnce() + Send>) {
         work();
     }
 
-    /// LOOKUP. The names `.` and `..` ask for the directory itself, which the kernel may have
-    /// forgotten, and for its parent: file handles.
+    /// LOOKUP. The names `.` and `..` mean the directory itself, which the kernel may have
+    /// forgotten, and its parent. Callers with file handles need them.
     fn lookup(&self, name: Name<'_>, reply: impl EntryReply);
 
-    /// FORGET: the kernel gives `count` lookups back. Has no answer.
+    /// FORGET: the kernel returns `count` lookups. It has no answer.
     fn forget(&self, ino: Ino, count: u64);
 
     /// GETATTR.
     fn getattr(&self, ino: Ino, reply: impl AttrReply);
 
-    /// STATX, for what GETATTR cannot answer.
+    /// STATX, for fields that GETATTR does not have.
     fn statx(&self, _ino: Ino, _mask: u32, reply: impl StatxReply) {
         reply.error(libc::ENOSYS);
     }
@@ -373,7 +373,7 @@ pub(super) trait Operations: Send + Sync + 'static {
     /// LINK.
     fn link(&self, ino: Ino, name: Name<'_>, reply: impl EntryReply);
 
-    /// OPEN. `kills`: truncating takes the file its set-id bits.
+    /// OPEN. `kills`: truncating drops the set-id bits of the file.
     fn open(
         &self,
         _context: Context,
@@ -397,7 +397,7 @@ pub(super) trait Operations: Send + Sync + 'static {
         reply.error(libc::ENOSYS);
     }
 
-    /// TMPFILE: a file without a name in the directory, open.
+    /// TMPFILE: creates an open file without a name in the directory.
     fn tmpfile(
         &self,
         _context: Context,
@@ -409,7 +409,7 @@ pub(super) trait Operations: Send + Sync + 'static {
         reply.error(libc::ENOSYS);
     }
 
-    /// READ. `direct`: past the page cache.
+    /// READ. `direct`: bypasses the page cache.
     fn read(&self, ino: Ino, offset: Offset, size: u32, direct: bool, reply: impl ReadReply);
 
     /// WRITE.
@@ -420,7 +420,7 @@ pub(super) trait Operations: Send + Sync + 'static {
         reply.error(libc::ENOSYS);
     }
 
-    /// RELEASE, at the last one.
+    /// RELEASE, after the last close(2).
     fn release(&self, _ino: Ino, _handle: Handle, reply: impl EmptyReply) {
         reply.ok();
     }
@@ -450,13 +450,13 @@ pub(super) trait Operations: Send + Sync + 'static {
     /// STATFS.
     fn statfs(&self, reply: impl StatfsReply);
 
-    /// SYNCFS: of all that was written.
+    /// SYNCFS: syncs all written data.
     fn syncfs(&self, reply: impl EmptyReply) {
         reply.error(libc::ENOSYS);
     }
 
-    /// SETXATTR. `kill_sgid`: whether an ACL takes the file its set-group-ID bit; `None` where the
-    /// kernel cannot say.
+    /// SETXATTR. `kill_sgid`: whether an ACL drops the set-group-ID bit of the file; `None` if the
+    /// kernel does not tell it.
     fn setxattr(
         &self,
         context: Context,
@@ -481,7 +481,7 @@ pub(super) trait Operations: Send + Sync + 'static {
         reply.error(libc::ENOSYS);
     }
 
-    /// GETLK. Without an answer the kernel keeps locks itself.
+    /// GETLK. By default the kernel keeps locks itself.
     fn getlk(&self, _ino: Ino, reply: impl Failure) {
         reply.error(libc::ENOSYS);
     }
@@ -496,12 +496,12 @@ pub(super) trait Operations: Send + Sync + 'static {
         reply.error(libc::ENOSYS);
     }
 
-    /// The IOCTLs that ask for the flags of a file.
+    /// The IOCTLs that return the flags of a file.
     fn flags(&self, _ino: Ino, _form: FlagsForm, reply: impl FlagsReply) {
         reply.error(libc::ENOTTY);
     }
 
-    /// The IOCTLs that change them.
+    /// The IOCTLs that change the flags of a file.
     fn set_flags(&self, _ino: Ino, _flags: InodeFlags, reply: impl EmptyReply) {
         reply.error(libc::ENOTTY);
     }
@@ -516,8 +516,8 @@ pub(super) trait Operations: Send + Sync + 'static {
         reply.error(libc::ENOSYS);
     }
 
-    /// INTERRUPT of a request that is being answered. Nothing here is worth it: what waits for a
-    /// disk cannot be interrupted.
+    /// INTERRUPT of a running request. It has no effect here: work that waits for a disk cannot be
+    /// interrupted.
     fn interrupt(&self, reply: impl Failure) {
         reply.error(libc::ENOSYS);
     }

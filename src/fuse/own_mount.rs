@@ -1,13 +1,13 @@
-//! One mount, told from every other: who it is, whether it is still there, how to take it away.
+//! The identity of a mount: whether it still exists, and how to detach it.
 //!
-//! A path and a device number do not tell a mount: the kernel gives the anonymous device of a
-//! file system that is gone to the next one, and the next mount may be on the same directory. So
-//! a mount is recognised by the number that `STATX_MNT_ID_UNIQUE` gives (Linux 6.8), which no
-//! other mount gets before the next boot. Older kernels have the number of mountinfo only,
-//! which is used again once the mount is gone; together with the device number it is sure as
-//! long as something keeps the mount or its connection alive ([`OwnMount::detach`] asks for that).
+//! A path and a device number do not identify a mount: after a file system is gone, the kernel
+//! gives its anonymous device number to the next one, and the next mount may be on the same
+//! directory. So a mount is identified by the number of `STATX_MNT_ID_UNIQUE` (Linux 6.8), which no
+//! other mount gets before the next boot. Older kernels only have the number in mountinfo, which is
+//! used again once the mount is gone. Together with the device number it is reliable as long as
+//! something keeps the mount or its connection alive ([`OwnMount::detach`] asks for that).
 //!
-//! Nothing here asks the mount's server, so one that hangs does not block it.
+//! No function here asks the server of the mount, so a hung server does not block it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -24,25 +24,26 @@ use crate::sys::mounts::number_of;
 
 /// `STATX_MNT_ID_UNIQUE` of linux/stat.h.
 const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
-/// So often a mount is looked for again when names change meanwhile.
+/// The number of tries to find a mount if names change meanwhile.
 const ATTEMPTS: usize = 8;
 
-/// What tells a mount from others.
+/// The identity of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountId {
-    /// Given once between two boots; `None` before Linux 6.8.
+    /// The unique number since the last boot; `None` before Linux 6.8.
     pub unique: Option<u64>,
-    /// The number in mountinfo: used again once the mount is gone.
+    /// The number in mountinfo, which is used again once the mount is gone.
     pub number: u64,
-    /// The file system's device number: used again once the file system is gone.
+    /// The device number of the file system, which is used again once the file system is gone.
     pub device: (u32, u32),
 }
 
 impl MountId {
-    /// Of the mount that a descriptor is in. As long as that is open, no number is used again.
+    /// Returns the identity of the mount of a descriptor. While that is open, no number is used
+    /// again.
     ///
     /// # Errors
-    /// When /proc cannot be read, or the mount is in no mount table of this process.
+    /// Those of reading /proc; an error if the mount is in no mount table of this process.
     pub fn of(dir: impl AsFd) -> io::Result<Self> {
         let dir = dir.as_fd();
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
@@ -55,7 +56,7 @@ impl MountId {
                     device: (st.stx_dev_major, st.stx_dev_minor),
                 })
             }
-            // A FUSE mount of somebody who let nobody else in.
+            // It is a FUSE mount whose owner allows no other user.
             Err(Errno::ACCESS) => {
                 let number = number(dir)?;
                 let mounts = mountinfo::list()?;
@@ -79,11 +80,11 @@ impl MountId {
         }
     }
 
-    /// This mount's line of the mount table, if it is in this mount namespace.
+    /// Returns the line of this mount in the mount table, if it is in this mount namespace.
     pub fn entry<'a>(&self, mounts: &'a [MountEntry]) -> Option<&'a MountEntry> {
         let number = match self.unique.map(number_of) {
             Some(Ok(number)) => number,
-            // Gone, or in another mount namespace.
+            // It is gone, or in another mount namespace.
             Some(Err(Errno::NOENT)) => return None,
             _ => self.number,
         };
@@ -93,7 +94,7 @@ impl MountId {
     }
 }
 
-/// The number of a descriptor's mount in mountinfo, whoever may look into the mount.
+/// Returns the number in mountinfo of the mount of a descriptor, whoever may look into the mount.
 fn number(dir: impl AsFd) -> io::Result<u64> {
     let file = format!("/proc/thread-self/fdinfo/{}", dir.as_fd().as_raw_fd());
     let text = std::fs::read_to_string(file)?;
@@ -102,7 +103,7 @@ fn number(dir: impl AsFd) -> io::Result<u64> {
         .ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
-/// A mount that is ours to take away.
+/// A mount that this process may detach.
 #[derive(Clone, Debug)]
 pub struct OwnMount {
     id: MountId,
@@ -110,7 +111,7 @@ pub struct OwnMount {
 }
 
 impl OwnMount {
-    /// The mount whose root is open as `root`; it was put on `mountpoint`.
+    /// Returns the mount with the open `root`. It was put on `mountpoint`.
     ///
     /// # Errors
     /// As [`MountId::of`].
@@ -121,7 +122,7 @@ impl OwnMount {
         })
     }
 
-    /// One that is nowhere.
+    /// Returns a mount that does not exist.
     #[cfg(test)]
     pub(super) fn unmounted(mountpoint: &Path) -> Self {
         let id = MountId {
@@ -135,27 +136,27 @@ impl OwnMount {
         }
     }
 
-    /// What tells it from others.
+    /// Returns its identity.
     pub fn id(&self) -> MountId {
         self.id
     }
 
-    /// Where it was mounted: absolute, without symlinks.
+    /// Returns its first mountpoint, absolute and without symlinks.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
     }
 
-    /// Whether it is in the mount table, wherever its directory was moved to.
+    /// Whether it is in the mount table, wherever its directory was moved.
     pub fn is_there(&self) -> bool {
         mountinfo::list().is_ok_and(|mounts| self.id.entry(&mounts).is_some())
     }
 
-    /// Takes it away, also while it is in use; no other mount is touched. `false`: there is
-    /// nothing to take away any more, or `connected` is false where only a live connection says
-    /// that the numbers are still ours (before Linux 6.8).
+    /// Detaches it, also while it is in use, and touches no other mount. Returns `false` if it does
+    /// not exist any more, or if `connected` is false and only a live connection proves that the
+    /// numbers are still ours (before Linux 6.8).
     ///
     /// # Errors
-    /// [`Error::Unmount`] with the reason: something is mounted over it, or not permitted.
+    /// [`Error::Unmount`] with the reason: another mount covers it, or detaching is not permitted.
     pub fn detach(&self, connected: bool) -> Result<bool> {
         if self.id.unique.is_none() && !connected {
             return Ok(false);
@@ -169,7 +170,7 @@ impl OwnMount {
             let Some(entry) = self.id.entry(&mounts) else {
                 return Ok(false);
             };
-            // Wherever the name leads by now: only what it finds counts.
+            // The name may lead anywhere by now. Only the mount that it finds is compared.
             if let Some(root) = self.open_at(&entry.mountpoint) {
                 return unmount::detach_open(&root, &entry.mountpoint).map(|()| true);
             }
@@ -177,7 +178,7 @@ impl OwnMount {
         Err(failed("something else is mounted over it".into()))
     }
 
-    /// The root of this mount, if `path` leads to it.
+    /// Returns the root of this mount, if `path` leads to it.
     fn open_at(&self, path: &Path) -> Option<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).ok()?;
@@ -207,7 +208,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<MountId>(&json).unwrap(), id);
     }
 
-    /// Path, device and number may be the same: the unique number decides where there is one.
+    /// Path, device and number may be equal. The unique number decides, if there is one.
     #[test]
     fn equal_numbers_are_not_the_same_mount() {
         let id = MountId::of(root()).unwrap();
@@ -228,7 +229,7 @@ mod tests {
         assert!(!own.detach(true).unwrap());
     }
 
-    /// As on a kernel without unique numbers.
+    /// This simulates a kernel without unique numbers.
     #[test]
     fn without_unique_numbers_a_live_connection_is_needed() {
         let id = MountId {

@@ -1,11 +1,13 @@
-//! Opens that the kernel serves from the file of a layer itself (`FUSE_PASSTHROUGH`, Linux 6.9): no
-//! READ and no WRITE reaches us, unless fcntl(2) could change what it means (O_APPEND, O_DIRECT).
+//! Opens that the kernel serves from the file of a layer itself (`FUSE_PASSTHROUGH`, Linux 6.9). No
+//! READ and no WRITE reaches the server, unless fcntl(2) could change the meaning (O_APPEND,
+//! O_DIRECT).
 //!
-//! The kernel's rule (fs/fuse/iomode.c), broken by an open with EIO for the program: while an
-//! inode is open, all its opens are passed through to one registered file, or none is. So the
-//! first open decides, the others follow, and the decision falls with the last RELEASE. A
-//! file of a lower on a writable mount is not passed through: whoever has it open must see
-//! what a later writer makes of it. Locks: one shard of the table, never during a system
+//! The kernel has a rule (fs/fuse/iomode.c), and an open that breaks it fails with EIO: while an
+//! inode is open, all its opens are passed through to one registered file, or none is. So the first
+//! open decides, the others follow, and the decision ends with the last RELEASE. A file of a lower
+//! on a writable mount is not passed through: programs that have it open must see the changes of a
+//! later writer. Locks: one shard of the table, never during a system call except the close of a
+//! registration.
 //! call but the close of a registration.
 
 use std::io;
@@ -29,31 +31,32 @@ use crate::sys::fuse::{close_backing, open_backing};
 use crate::sys::process::in_initial_user_namespace;
 use crate::union::{self, Ino, Union};
 
-/// How long the kernel may keep the attributes of a file that was passed through to who may map
-/// it for writing, in seconds, when it is not open so any more (not at all while it is): what a
-/// mapping does to its times reaches the kernel's FUSE only when it asks.
+/// How long the kernel may keep the attributes of a file that was passed through to a program that
+/// may map it for writing, in seconds, after that open has ended; during the open it may not keep
+/// them at all. The kernel's FUSE learns of changed times by a mapping only when it asks.
 const MAPPED: u64 = 1;
 
-/// Whether `io=auto` tries it: it gains most for what is written, nobody asked for `writeback`,
-/// which excludes it, the kernel will not refuse for want of privilege, and there is room for an
-/// overlay on top of this mount.
+/// Whether `io=auto` tries passthrough: written files gain most by it, `writeback` was not
+/// requested, which excludes it, the process has the privilege, and an overlay still fits on top of
+/// this mount.
 pub(super) fn pays(union: &Union, config: &MountConfig) -> bool {
     let written = union.is_writable() && !config.is_read_only() && !config.writeback;
     written && is_privileged() && !union.is_stacked()
 }
 
-/// CAP_SYS_ADMIN outside of user namespaces, which BACKING_OPEN wants (fs/fuse/backing.c).
+/// Whether the process has CAP_SYS_ADMIN outside of user namespaces, which BACKING_OPEN needs
+/// (fs/fuse/backing.c).
 fn is_privileged() -> bool {
     let has = |sets: CapabilitySets| sets.effective.contains(CapabilitySet::SYS_ADMIN);
     in_initial_user_namespace() && capabilities(None).is_ok_and(has)
 }
 
-/// Begins to pass files through on a fresh connection, unless this kernel cannot and nobody
-/// insists (`None`: it knows nothing of it then, and need not be sent an answer to OPEN).
+/// Begins to pass files through on a new connection. `None`: the kernel cannot, and it was not
+/// requested explicitly; the kernel does not know of it then and needs no answer to OPEN.
 ///
 /// # Errors
-/// [`Error::Passthrough`] when somebody insists, and the kernel or our privileges do not allow
-/// it, or the upper's file system does not.
+/// [`Error::Passthrough`] if it was requested explicitly, and the kernel, our privileges or the
+/// upper's file system do not allow it.
 pub(super) fn start(
     connection: &Connection,
     union: &Union,
@@ -81,14 +84,14 @@ pub(super) fn start(
     if insists {
         return Err(no(why, error));
     }
-    // It is agreed that OPEN truncates, so there has to be OPEN; each is answered as what cannot
-    // be passed through is.
+    // The handshake agreed that OPEN truncates, so there must be OPEN. Each is answered like a file
+    // that cannot be passed through.
     let path = path.display();
     tracing::warn!(%error, "{path}: files are not passed through, each read is a message: {why}");
     Ok(Some(opens))
 }
 
-/// A file registered with the kernel; given back when dropped.
+/// A file registered with the kernel. Dropping it ends the registration.
 #[derive(Debug)]
 struct Registered {
     device: Arc<OwnedFd>,
@@ -106,17 +109,17 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         if let Err(error) = close_backing(&self.device, self.id) {
-            // The connection is gone, and all registrations with it.
+            // The connection is gone, with all registrations.
             tracing::debug!(id = self.id, %error, "registration not given back");
         }
     }
 }
 
-/// How an inode is open.
+/// The way in which an inode is open.
 #[derive(Debug)]
 enum Mode {
     Passed(Registered),
-    /// Through the kernel's page cache and us; whether its pages outlive an open.
+    /// Through the kernel's page cache and the server; whether its pages outlive an open.
     Cached {
         keep: bool,
     },
@@ -131,18 +134,18 @@ struct Open {
     writers: u64,
 }
 
-/// The inodes that are open.
+/// The open inodes.
 #[derive(Debug)]
 pub(super) struct Opens {
     device: Arc<OwnedFd>,
     open: DashMap<Ino, Open>,
-    /// Those passed through to who could map them for writing since the kernel learnt of them, and
-    /// whether it may have been told since that it can keep their attributes for a while.
+    /// Inodes that were passed through to programs that could map them for writing since the kernel
+    /// learnt of them; whether the kernel may have got attributes with a lifetime since.
     mapped: DashMap<Ino, AtomicBool>,
 }
 
 impl Opens {
-    /// `device`: the connection, whose handshake agreed on passthrough.
+    /// `device` is the connection. Its handshake agreed on passthrough.
     pub(super) fn new(device: &Arc<OwnedFd>) -> Self {
         Self {
             device: Arc::clone(device),
@@ -151,13 +154,14 @@ impl Opens {
         }
     }
 
-    /// Whether files can be registered: a real one is.
+    /// Whether files can be registered. A real file is tried.
     ///
     /// # Errors
     /// Those of [`open_backing`].
     pub(super) fn probe(&self, sample: Option<OwnedFd>) -> io::Result<()> {
         let Some(file) = sample else {
-            // No file to try; a directory is refused, but only after the question of privilege.
+            // There is no file to try. A directory is refused, but only after the check of the
+            // privilege.
             let refused = Registered::new(&self.device, &*self.device).err();
             return match refused.and_then(|e| e.raw_os_error()) {
                 Some(errno @ (libc::EPERM | libc::ENOTTY)) => {
@@ -169,25 +173,25 @@ impl Opens {
         Registered::new(&self.device, &file).map(drop)
     }
 
-    /// Counts an open of `ino`, which the kernel knows, and answers it. What it is to be open for
-    /// writing has been copied up.
+    /// Counts an open of `ino`, which the kernel knows, and returns the answer. A file that is
+    /// opened for writing has been copied up.
     ///
     /// # Errors
-    /// EINVAL for O_DIRECT where the file system of the data has none and the file is passed
+    /// EINVAL for O_DIRECT if the file system of the data does not have it and the file is passed
     /// through already; those of [`Union::backing`].
     pub(super) fn open(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<Opened> {
         let (out, must_ask) = self.count(union, ino, flags)?;
         if must_ask {
-            // From here on a mapping may change what it was told.
+            // From here on a mapping may change attributes that the kernel has.
             self.device.attributes_changed(ino);
         }
         Ok(out)
     }
 
-    /// The same of an inode that was just made, of which the kernel is told by the answer. With
-    /// the time, in seconds, for which it may keep the attributes: it looks at them once more
-    /// before it gives the file to the program. Nothing was mapped yet, and what gives the file a
-    /// size makes the kernel ask again.
+    /// The same for a new inode, of which the kernel learns by the answer. Also returns how long
+    /// the kernel may keep the attributes, in seconds: it asks for them once more before the
+    /// program gets the file. There are no mappings yet, and any change of the size makes the
+    /// kernel ask again.
     pub(super) fn open_new(
         &self,
         union: &Union,
@@ -198,7 +202,7 @@ impl Opens {
         Ok((out, self.lifetime(ino).max(MAPPED)))
     }
 
-    /// Counts an open; its answer, and whether the file could be mapped for writing through it
+    /// Counts an open. Returns its answer, and whether the program could map the file for writing
     /// while the kernel keeps attributes.
     fn count(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<(Opened, bool)> {
         let (kind, direct) = (kind(flags), flags & libc::O_DIRECT as u32 != 0);
@@ -208,7 +212,8 @@ impl Opens {
             None => {
                 let mode = self.choose(union, ino, direct)?;
                 match self.open.entry(ino) {
-                    // Another was faster. Both looked at the same inode; he decides.
+                    // Another thread was faster. Both looked at the same inode; the first one
+                    // decides.
                     Entry::Occupied(mut open) => open.get_mut().add(kind),
                     Entry::Vacant(place) => place.insert(Open::new(mode)).add(kind),
                 }
@@ -229,8 +234,9 @@ impl Opens {
         Ok((out, must_ask))
     }
 
-    /// Whether the kernel may keep attributes of an inode that was just opened by a mapper: it was
-    /// told forever before the first, for a while since the last.
+    /// Whether the kernel may keep attributes of an inode that was just opened by a program that
+    /// can map it: before the first such open their lifetime was unlimited, since the last it is
+    /// short.
     fn takes_back(&self, ino: Ino) -> bool {
         let told = self.mapped.get(&ino);
         if let Some(told) = told {
@@ -241,16 +247,16 @@ impl Opens {
     }
 
     fn choose(&self, union: &Union, ino: Ino, direct: bool) -> union::Result<Mode> {
-        // The kernel holds no pages of a file that may change behind its back.
+        // The kernel keeps no pages of a file that may change without its knowledge.
         let cached = Mode::Cached { keep: false };
-        // A mapping that is passed through could change what is there.
+        // A mapping that is passed through could change the data.
         if union.is_append_only(ino)? {
             return Ok(cached);
         }
         let backing = match union.backing(ino) {
             Ok(Some(backing)) => backing,
             Ok(None) => return Ok(Mode::Cached { keep: true }),
-            // What it is opened for may still be possible: to execute it, say.
+            // The purpose of the open may still be possible, for example to execute the file.
             Err(error) if is_passing(error.errno()) => {
                 tracing::debug!(ino, %error, "not passed through");
                 return Ok(cached);
@@ -278,12 +284,12 @@ impl Opens {
             open.writers = open.writers.saturating_sub(u64::from(fh & WRITER != 0));
             open.opens == 0
         });
-        // Outside the shard.
+        // This happens outside of the lock of the shard.
         drop(last);
     }
 
-    /// Whether somebody writes past us, or could: who does holds the lock of the layer's file, for as
-    /// long as the data takes to come, which is forever if it lies in memory that never comes.
+    /// Whether a program writes by passthrough, or could. Such a writer holds the lock of the
+    /// layer's file until its data comes, which may be for ever if its memory never comes.
     pub(super) fn may_wait(&self, ino: Ino) -> bool {
         let waits = |open: &Open| open.writers > 0 && matches!(open.mode, Mode::Passed(_));
         self.open.get(&ino).is_some_and(|open| waits(&open))
@@ -294,19 +300,19 @@ impl Opens {
         self.open.get(&ino).is_some_and(|open| open.executors > 0)
     }
 
-    /// The kernel has given lookups of the inode back. It may have looked it up again since.
+    /// The kernel has returned lookups of the inode. It may have looked it up again since.
     pub(super) fn forget(&self, union: &Union, ino: Ino) {
         if self.mapped.contains_key(&ino) && !union.is_known(ino) && !self.open.contains_key(&ino) {
             self.mapped.remove(&ino);
         }
     }
 
-    /// How long the kernel may keep what it is told of an inode's attributes, in seconds.
+    /// Returns how long the kernel may keep the attributes of an inode, in seconds.
     pub(super) fn lifetime(&self, ino: Ino) -> u64 {
         let Some(told) = self.mapped.get(&ino) else {
             return protocol_values::FOREVER;
         };
-        // Before the look at who has it open: a mapper that comes later finds it.
+        // This comes before the check of the opens: a program that maps the file later finds it.
         told.store(true, Ordering::Relaxed);
         drop(told);
         match self.open.get(&ino) {
@@ -316,15 +322,15 @@ impl Opens {
     }
 }
 
-/// Of `fh`: the open lets map for writing.
+/// A bit of `fh`: the program may map the file for writing.
 const MAPPER: u64 = 1;
-/// Of `fh`: the open is the kernel's, which executes the file.
+/// A bit of `fh`: the kernel has opened the file to execute it.
 const EXECUTOR: u64 = 2;
-/// Of `fh`: the open has O_APPEND or O_DIRECT.
+/// A bit of `fh`: the open has O_APPEND or O_DIRECT.
 const CHANGEABLE: u64 = 4;
-/// Of `fh`: the open is for writing.
+/// A bit of `fh`: the open is for writing.
 const WRITER: u64 = 8;
-/// Of the flags of an open to execute (`FMODE_EXEC`, linux/fs.h).
+/// A flag of an open to execute (`FMODE_EXEC`, linux/fs.h).
 const FMODE_EXEC: u32 = 0x20;
 
 impl Open {
@@ -344,9 +350,9 @@ impl Open {
         self.executors += u64::from(fh & EXECUTOR != 0);
         self.writers += u64::from(fh & WRITER != 0);
         let (open_flags, backing_id) = match &self.mode {
-            // The kernel opens the registered file with the flags of this open, and does not
-            // follow when fcntl(2) takes these two away. So what is read and written comes to
-            // us, with the flags of its moment; mappings are passed through.
+            // The kernel opens the registered file with the flags of this open, and does not notice
+            // when fcntl(2) removes these two. So the server handles reads and writes, with the
+            // flags of the moment. Mappings are passed through.
             Mode::Passed(registered) if fh & CHANGEABLE != 0 => {
                 (FOPEN_PASSTHROUGH | FOPEN_DIRECT_IO, registered.id)
             }
@@ -362,8 +368,7 @@ impl Open {
     }
 }
 
-/// Errors of opening a file for writing that do not concern those who only read it, and
-/// shortages.
+/// Errors of opening a file for writing that do not matter to a reader, and shortages.
 fn is_passing(errno: i32) -> bool {
     const PASSING: [i32; 6] = [
         libc::EACCES,
@@ -376,12 +381,12 @@ fn is_passing(errno: i32) -> bool {
     PASSING.contains(&errno)
 }
 
-/// Whether the `O_` flags allow to write.
+/// Whether the `O_` flags allow writing.
 pub(super) fn is_writer(flags: u32) -> bool {
     flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32
 }
 
-/// What an open with these `O_` flags counts as, for `fh`. Mapping shared and writable takes both
+/// Returns the bits of `fh` for an open with these `O_` flags. A shared writable mapping needs both
 /// modes (mmap(2)).
 fn kind(flags: u32) -> u64 {
     let maps = flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32;

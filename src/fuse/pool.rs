@@ -1,14 +1,15 @@
-//! Threads for slow work (copy-up, fsync, large copies, whatever may wait for other users), so that
-//! it never occupies the threads that read requests. Threads are started on demand up to a limit,
-//! reused, and end after a time without work; beyond the limit work waits in the queue.
+//! Threads for slow work (copy-up, fsync, large copies, and work that may wait for other users),
+//! which therefore never occupies the threads that read requests. Threads are started on demand up
+//! to a limit, are used again, and end after a time without work. Beyond the limit, work waits in
+//! the queue.
 //!
-//! Users take turns, and one of them has a part of the threads only: what waits forever (for the
-//! lock of a file that its user holds, say) keeps no other user from working. Each job belongs to a
-//! request, for which a thread of the kernel waits, so their number is bounded by the kernel; the
-//! bytes of data that they hold are bounded here, where a job is admitted ([`Pool::admit`]). Where
-//! there is no room the caller does the work itself and reads no further request meanwhile. That
-//! cannot deadlock: a job that waits in the queue holds no lock, and one that runs waits for locks
-//! of running work only, never for the queue.
+//! Users take turns, and one user has only a part of the threads: work that waits for ever, for
+//! example for the lock of a file, prevents no work of other users. Each job belongs to a request,
+//! for which a thread of the kernel waits, so the kernel bounds their number. The bytes of data
+//! that they hold are bounded here, where a job is admitted ([`Pool::admit`]). If there is no room,
+//! the caller does the work itself and reads no further request meanwhile. That cannot deadlock: a
+//! job that waits in the queue holds no lock, and a running job waits only for locks of running
+//! work, never for the queue.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -23,20 +24,20 @@ use crate::sys::schedule::{self, Policy};
 /// The stack of a thread in bytes. Nothing here recurses, and there may be hundreds of threads in a
 /// process whose address space is limited.
 const STACK: usize = 1 << 20;
-/// For several users at once; each costs a stack and a thread while there is work for it.
+/// The limit for several users together. Each thread costs a stack while there is work for it.
 const MAX_THREADS: usize = 256;
-/// Of one user. Enough to keep a disk busy.
+/// The limit of one user. It is enough to keep a disk busy.
 const MAX_OF_ONE: usize = 32;
-/// Jobs that wait or run, at most: more than there can be threads that wait for them.
+/// The maximum number of jobs that wait or run: more than there can be threads that wait for them.
 const MAX_JOBS: usize = 1 << 20;
-/// Bytes of data that they hold, at most.
+/// The maximum number of bytes of data that they hold.
 const MAX_HELD: usize = 64 << 20;
 /// How long a thread waits for more work.
 const IDLE: Duration = Duration::from_secs(10);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The pool; clones share it.
+/// The pool. Clones share it.
 #[derive(Clone)]
 pub(super) struct Pool(Arc<Shared>);
 
@@ -48,13 +49,13 @@ struct Shared {
     max_of_one: usize,
     max_jobs: usize,
     idle_time: Duration,
-    /// The CPUs and the policy of whoever made the pool: a thread that submits may be pinned to
-    /// one and SCHED_IDLE, and what it starts would be, too.
+    /// The CPUs and the policy of the thread that made the pool. A submitting thread may be pinned
+    /// to a CPU and SCHED_IDLE, and the threads that it starts would inherit that.
     cpus: Option<CpuSet>,
     policy: Option<Policy>,
 }
 
-/// The work of one user; there as long as some waits or runs.
+/// The work of one user. It exists while some of it waits or runs.
 #[derive(Default)]
 struct Lane {
     queue: VecDeque<(Room, Job)>,
@@ -64,23 +65,23 @@ struct Lane {
 #[derive(Default)]
 struct PoolState {
     lanes: HashMap<u32, Lane>,
-    /// Users whose work waits and who may have another thread, each once.
+    /// The users with waiting work who may have another thread, each once.
     turns: VecDeque<u32>,
-    /// Jobs that wait for nothing but a thread.
+    /// The number of jobs that wait only for a thread.
     ready: usize,
-    /// Jobs admitted that have not ended, and bytes that they hold.
+    /// The admitted jobs that have not ended, and the bytes that they hold.
     jobs: usize,
     held: usize,
-    /// Threads alive.
+    /// The number of live threads.
     threads: usize,
-    /// Threads waiting for work.
+    /// The number of threads that wait for work.
     idle: usize,
-    /// No thread waits for work any more: they end when the queue is empty.
+    /// Threads do not wait for work any more. They end when the queue is empty.
     draining: bool,
 }
 
 impl PoolState {
-    /// Whether there is one more job now that waits for nothing but a thread.
+    /// Queues a job of `user`. Returns whether one more job now waits only for a thread.
     fn add(&mut self, user: u32, job: (Room, Job), max_of_one: usize) -> bool {
         let lane = self.lanes.entry(user).or_default();
         lane.queue.push_back(job);
@@ -94,7 +95,7 @@ impl PoolState {
         true
     }
 
-    /// The next job of the user whose turn it is; [`Self::ended`] is to be told.
+    /// Returns the next job of the user whose turn it is. [`Self::ended`] must be called after it.
     fn take(&mut self, max_of_one: usize) -> Option<(u32, (Room, Job))> {
         let user = self.turns.pop_front()?;
         let lane = self.lanes.get_mut(&user)?;
@@ -107,7 +108,7 @@ impl PoolState {
         Some((user, next))
     }
 
-    /// A job of this user has ended.
+    /// Records that a job of this user has ended.
     fn ended(&mut self, user: u32, max_of_one: usize) {
         let Some(lane) = self.lanes.get_mut(&user) else {
             return;
@@ -126,14 +127,14 @@ impl PoolState {
     }
 }
 
-/// The right to submit one job; given back when that has ended, or when it is dropped.
+/// The right to submit one job. It is returned when the job has ended, or when this is dropped.
 pub(super) struct Room {
     shared: Arc<Shared>,
     bytes: usize,
 }
 
 impl Room {
-    /// How many bytes the job holds.
+    /// The number of bytes that the job holds.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -171,8 +172,8 @@ impl Pool {
         }))
     }
 
-    /// Room for a job that holds so many bytes; `None`: too much waits already, or there is no
-    /// memory, and the caller is to do the work itself.
+    /// Returns room for a job that holds this number of bytes. `None`: too much waits already, or
+    /// there is no memory, and the caller must do the work itself.
     pub(super) fn admit(&self, bytes: usize) -> Option<Room> {
         let mut state = self.0.state.lock();
         let held = state.held.saturating_add(bytes);
@@ -190,21 +191,21 @@ impl Pool {
         })
     }
 
-    /// Room for a job that takes up again what this one could not end; `None` also when all work is to
-    /// come to its end.
+    /// Returns room for a job that continues an unfinished one. `None` also while the pool is
+    /// ending.
     pub(super) fn admit_more(&self, bytes: usize) -> Option<Room> {
         let draining = self.0.state.lock().draining;
         self.admit(bytes).filter(|_| !draining)
     }
 
-    /// Queues a job of a user. Only when no thread at all can be started it runs in the caller.
+    /// Queues a job of a user. If no thread can be started at all, the caller runs it.
     pub(super) fn submit(&self, room: Room, user: u32, job: impl FnOnce() + Send + 'static) {
         let mut state = self.0.state.lock();
         if !state.add(user, (room, Box::new(job)), self.0.max_of_one) {
             // A thread that works for this user takes it afterwards.
             return;
         }
-        // Idle threads may each already be owed to an earlier job.
+        // Idle threads may already be assigned to earlier jobs.
         if state.ready <= state.idle {
             self.0.work.notify_one();
             return;
@@ -235,8 +236,8 @@ impl Pool {
         self.0.ended.notify_all();
     }
 
-    /// Waits until all submitted work is done and every thread has ended. Work submitted
-    /// meanwhile is done too.
+    /// Waits until all submitted work is done and every thread has ended, including work that is
+    /// submitted meanwhile.
     pub(super) fn drain(&self) {
         let mut state = self.0.state.lock();
         state.draining = true;
@@ -248,7 +249,7 @@ impl Pool {
     }
 }
 
-/// Counts the thread off when it ends, also by a panic in a job.
+/// Subtracts the thread when it ends, also after a panic in a job.
 struct Departure(Arc<Shared>);
 
 impl Drop for Departure {
@@ -267,19 +268,19 @@ impl Drop for Departure {
     }
 }
 
-/// Does all jobs that may be done now.
+/// Runs all jobs that may run now.
 fn work(shared: &Shared, state: &mut MutexGuard<'_, PoolState>) {
     while let Some((user, (room, job))) = state.take(shared.max_of_one) {
         MutexGuard::unlocked(state, || {
             let _turn = Turn { shared, user };
-            // Given back after the job, also when it panics.
+            // The room is returned after the job, also after a panic.
             let _room = room;
             job();
         });
     }
 }
 
-/// Tells that a job has ended, also when it panics.
+/// Records that a job has ended, also after a panic.
 struct Turn<'p> {
     shared: &'p Shared,
     user: u32,
@@ -295,7 +296,7 @@ impl Drop for Turn<'_> {
 fn run(departure: &Departure) {
     let shared = &departure.0;
     thread::is(Thread::Pool);
-    // Where it is refused the thread works all the same.
+    // If this is refused, the thread works all the same.
     let _ = shared.cpus.map(|cpus| sched_setaffinity(None, &cpus));
     let _ = shared.policy.map(|policy| schedule::set_policy(0, policy));
     let mut state = shared.state.lock();

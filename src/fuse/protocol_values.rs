@@ -1,4 +1,4 @@
-//! Between the union's plain values and the protocol's.
+//! Converts between the values of the union and those of the protocol.
 
 use super::wire::abi::{
     self, FATTR_ATIME, FATTR_ATIME_NOW, FATTR_CTIME, FATTR_FH, FATTR_GID, FATTR_KILL_SUIDGID,
@@ -6,9 +6,8 @@ use super::wire::abi::{
 };
 use crate::union::{Attr, EntryRef, RenameFlags, SetAttr, SetTime, Time, XattrFlags};
 
-/// How long the kernel may keep entries, attributes and negative entries, in seconds: 136
-/// years. The union owns its layers, so what the kernel knows can only be changed by the
-/// kernel.
+/// How long the kernel may keep entries, attributes and negative entries, in seconds: 136 years.
+/// The union owns its layers, so only the kernel can change what it knows.
 pub(super) const FOREVER: u64 = u32::MAX as u64;
 
 /// The kernel takes the seconds as signed again.
@@ -33,13 +32,13 @@ pub(super) fn attr(attr: &Attr) -> abi::Attr {
     }
 }
 
-/// Layers may hold anything there.
+/// Layers may contain any value.
 pub(super) fn nsec(time: Time) -> u32 {
     time.nsec.min(999_999_999)
 }
 
-/// The basic attributes, which the kernel wants in any case, and the time of birth if it was
-/// asked for and is known.
+/// The basic attributes, which the kernel always wants, and the time of birth if it was requested
+/// and is known.
 pub(super) fn statx(attr: &Attr, mask: u32) -> abi::Statx {
     let time = |time: Time| SxTime {
         sec: time.sec,
@@ -68,7 +67,7 @@ pub(super) fn statx(attr: &Attr, mask: u32) -> abi::Statx {
     }
 }
 
-/// `lifetime`: of the attributes, in seconds.
+/// `lifetime`: how long the kernel may keep the attributes, in seconds.
 pub(super) fn entry(entry: &EntryRef<'_>, lifetime: u64) -> abi::EntryOut {
     abi::EntryOut {
         nodeid: entry.attr().ino,
@@ -79,7 +78,7 @@ pub(super) fn entry(entry: &EntryRef<'_>, lifetime: u64) -> abi::EntryOut {
     }
 }
 
-/// No such name, to be remembered: node 0.
+/// An absent name, which the kernel may remember: node 0.
 pub(super) fn no_entry() -> abi::EntryOut {
     abi::EntryOut {
         entry_valid: FOREVER,
@@ -110,8 +109,8 @@ pub(super) fn set_attr(set: &SetattrIn) -> SetAttr {
     }
 }
 
-/// A device number as FUSE carries it: the kernel's `new_encode_dev` (linux/kdev_t.h),
-/// 12 bits major and 20 bits minor.
+/// Encodes a device number for FUSE: the kernel's `new_encode_dev` (linux/kdev_t.h), 12 bits major
+/// and 20 bits minor.
 pub(super) fn encode_dev((major, minor): (u32, u32)) -> u32 {
     (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)
 }
@@ -121,7 +120,7 @@ pub(super) fn decode_dev(dev: u32) -> (u32, u32) {
     ((dev >> 8) & 0xfff, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
 }
 
-/// `None`: flags we do not know.
+/// Parses the flags. `None`: there are unknown ones.
 pub(super) fn rename_flags(flags: u32) -> Option<RenameFlags> {
     let known = libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT;
     (flags & !known == 0).then_some(RenameFlags {
@@ -136,7 +135,7 @@ pub(super) fn xattr_flags(flags: u32) -> XattrFlags {
     XattrFlags {
         create: flags & libc::XATTR_CREATE != 0,
         replace: flags & libc::XATTR_REPLACE != 0,
-        // Said in another field of the message.
+        // Another field of the message has it.
         drops_set_gid: false,
     }
 }

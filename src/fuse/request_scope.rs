@@ -1,8 +1,9 @@
-//! Which request a thread is answering, for the log: a warning from deep inside the union says
-//! whose request met it without being told. Costs a request three stores into thread-local memory.
+//! The request that a thread is answering, for the log: a warning from deep inside the union shows
+//! the request without having it as an argument. This costs three stores into thread-local memory
+//! per request.
 //!
-//! A thread answers one request at a time. Work that moves to another thread takes the request
-//! with it: [`current`] there, [`enter`] here.
+//! A thread answers one request at a time. Work that moves to another thread takes the request with
+//! it: [`current`] in the old thread, [`enter`] in the new one.
 
 use std::cell::Cell;
 use std::fmt;
@@ -20,7 +21,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// The user who waits for it.
+    /// Returns the user who waits for it.
     pub(super) fn user(&self) -> u32 {
         self.user
     }
@@ -30,16 +31,16 @@ thread_local! {
     static CURRENT: Cell<Option<Request>> = const { Cell::new(None) };
 }
 
-/// The request that this thread answers; `None` outside of requests.
+/// Returns the request that this thread answers; `None` outside of requests.
 pub fn current() -> Option<Request> {
     CURRENT.get()
 }
 
-/// The thread answers the request until this is dropped.
+/// Until this is dropped, the thread answers the request.
 #[must_use]
 pub(super) struct Scope(Option<Request>);
 
-/// A new request about inode `ino`. The number of the process means nothing in its own namespace.
+/// Begins a new request about inode `ino`. The process number may belong to another namespace.
 pub(super) fn begin(ino: u64, context: Context) -> Scope {
     enter(Some(Request {
         operation: None,
@@ -49,12 +50,12 @@ pub(super) fn begin(ino: u64, context: Context) -> Scope {
     }))
 }
 
-/// The thread goes on with a request that came to another.
+/// Continues a request of another thread.
 pub(super) fn enter(request: Option<Request>) -> Scope {
     Scope(CURRENT.replace(request))
 }
 
-/// The current request is an `operation`.
+/// Records that the current request is an `operation`.
 pub(super) fn is_a(operation: Op) {
     if let Some(request) = CURRENT.get() {
         let operation = Some(operation);

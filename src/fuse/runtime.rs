@@ -1,11 +1,11 @@
-//! The runtime directory: one JSON record (`<id>.json`) and one control socket
-//! (`<id>.sock`, see [`super::stats`]) per mount, and lock files of root's uppers and work directories
-//! (see `union::upper_lock`). Written by `session`, read by `unionfs ps`, `umount` and `stats`.
+//! The runtime directory: for each mount one JSON record (`<id>.json`) and one control socket
+//! (`<id>.sock`, see [`super::stats`]), and lock files of root's uppers and work directories (see
+//! `union::upper_lock`).
 //!
-//! Directory, the first that can be used: `$UNIONFS_RUNTIME_DIR` (alone when set),
-//! `/run/unionfs` for root, `$XDG_RUNTIME_DIR/unionfs`, `/tmp/unionfs-<uid>`. It must
-//! belong to this user and be writable by nobody else, and no symlink that another user decides
-//! on may lead there (`directory`); it is made with mode 0700.
+//! It is the first usable of these directories: `$UNIONFS_RUNTIME_DIR` (alone if set),
+//! `/run/unionfs` for root, `$XDG_RUNTIME_DIR/unionfs`, `/tmp/unionfs-<uid>`. It must belong to
+//! this user, no other user may write to it, and no symlink that another user controls may lead to
+//! it (`directory`). It is made with mode 0700.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -31,13 +31,13 @@ use crate::sys::schedule::stat;
 
 use directory::Directory;
 
-/// What is mounted, for people: given by whoever mounts, shown by `unionfs ps`.
+/// A description of the mounted object for people, which `unionfs ps` shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Description {
-    /// The image's name, when an image is mounted.
+    /// The name of the image, if an image is mounted.
     pub image: Option<String>,
-    /// That image's ID, where it is known.
+    /// The ID of that image, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_id: Option<String>,
     /// The lower layers, top first.
@@ -49,12 +49,12 @@ pub struct Description {
     /// The work directory of a writable mount.
     #[serde(with = "path_text::option")]
     pub work: Option<PathBuf>,
-    /// Mount options as the user gave them.
+    /// The mount options, as the user gave them.
     pub options: Vec<String>,
 }
 
 impl Description {
-    /// Describes a stack; its image and options are not known.
+    /// Describes a stack. Its image and options are not known.
     pub fn of(stack: &StackSpec) -> Self {
         let upper = stack.upper.as_ref();
         let lowers = stack.lowers.iter();
@@ -71,66 +71,66 @@ impl Description {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct MountRecord {
-    /// Name of the record: `<id>.json` and `<id>.sock` in the runtime directory.
+    /// The name of the record: `<id>.json` and `<id>.sock` in the runtime directory.
     pub id: String,
-    /// The server's process id, in its own pid namespace.
+    /// The process ID of the server, in its own pid namespace.
     pub pid: u32,
-    /// When that process started, in clock ticks since boot (proc_pid_stat(5), field 22):
-    /// tells it from a later process with the same id.
+    /// The start time of that process, in clock ticks since boot (proc_pid_stat(5), field 22). It
+    /// distinguishes the process from a later one with the same ID.
     pub pid_start: u64,
-    /// Inode number of the server's pid namespace.
+    /// The inode number of the server's pid namespace.
     pub pid_ns: u64,
-    /// Where it is mounted: absolute, without symlinks. In JSON, bytes that are not
-    /// UTF-8, control characters and `%` are written as `%XX`.
+    /// The mountpoint, absolute and without symlinks. In JSON, bytes that are not UTF-8, control
+    /// characters and `%` are written as `%XX`.
     #[serde(with = "path_text")]
     pub mountpoint: PathBuf,
-    /// What tells it from other mounts; absent in records of older versions.
+    /// The identity of the mount. Records of older versions have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount_id: Option<MountId>,
-    /// Inode number of the mount namespace that it was made in.
+    /// The inode number of the mount namespace in which it was made.
     #[serde(default)]
     pub mount_ns: u64,
     /// The source shown in /proc/mounts.
     pub source: String,
     /// Whether the mount is read-only.
     pub read_only: bool,
-    /// How requests come from the kernel.
+    /// The transport of requests from the kernel.
     #[serde(default)]
     pub transport: Transport,
-    /// How the data of files gets to programs: cached or passthrough.
+    /// The path of file data to programs: cached or passthrough.
     #[serde(default)]
     pub io: IoPolicy,
-    /// What keeps the server from doing anything else; `None`: nothing does.
+    /// The sandbox of the server. `None`: it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<InForce>,
-    /// When it was mounted, seconds since 1970.
+    /// The time of the mount, in seconds since 1970.
     pub since: u64,
-    /// What is mounted.
+    /// A description of the mounted object.
     #[serde(flatten)]
     pub description: Description,
-    /// Lock files of the mount, in the same directory.
+    /// The lock files of the mount, in the same directory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub locks: Vec<String>,
-    /// The runtime directory the record lies in.
+    /// The runtime directory that contains the record.
     #[serde(skip)]
     pub dir: PathBuf,
 }
 
-/// How a recorded mount is doing.
+/// The state of a recorded mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MountState {
-    /// Mounted and its server runs.
+    /// It is mounted, and its server runs.
     Live,
     /// Its server runs but it is no longer on its mountpoint (lazily unmounted and still in
     /// use, or mounted in another mount namespace).
     Detached,
-    /// Still on its mountpoint, but its server is gone: every access answers ENOTCONN.
+    /// It is still on its mountpoint, but its server is gone: every access gives ENOTCONN.
     Dead,
 }
 
 impl MountRecord {
-    /// A record of a mount served by this process, not yet written.
+    /// Makes the record of a mount that this process serves. It is not written yet.
     pub fn new(
         mount: &OwnMount,
         source: &str,
@@ -162,32 +162,32 @@ impl MountRecord {
         }
     }
 
-    /// The same, of a mount that holds these lock files.
+    /// Adds the lock files that the mount holds.
     #[must_use]
     pub fn locking(mut self, locks: &[String]) -> Self {
         self.locks = locks.to_vec();
         self
     }
 
-    /// The same, of a mount over `transport`.
+    /// Sets the transport of the mount.
     #[must_use]
     pub fn over(mut self, transport: Transport) -> Self {
         self.transport = transport;
         self
     }
 
-    /// The control socket.
+    /// Returns the path of the control socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.join(format!("{}.sock", self.id))
     }
 
-    /// The record's file.
+    /// Returns the path of the record.
     pub fn file(&self) -> PathBuf {
         self.dir.join(format!("{}.json", self.id))
     }
 
-    /// Whether the server runs; a server in another pid namespace cannot be judged and
-    /// counts as running.
+    /// Whether the server runs. A server in another pid namespace cannot be checked and counts as
+    /// running.
     pub fn is_running(&self) -> bool {
         if Some(self.pid_ns) != pid_namespace() {
             return true;
@@ -195,7 +195,7 @@ impl MountRecord {
         start_of(self.pid) == Some(self.pid_start)
     }
 
-    /// How the mount is doing; `None`: server and mount are both gone.
+    /// Returns the state of the mount. `None`: server and mount are both gone.
     pub fn state(&self) -> Option<MountState> {
         self.state_among(&mountinfo::list().unwrap_or_default())
     }
@@ -209,8 +209,9 @@ impl MountRecord {
         }
     }
 
-    /// Its line among `mounts`, those of this mount namespace. Elsewhere than where it was made it is
-    /// a copy with a number of its own, known by place and device, as long as the server runs.
+    /// Returns its line in `mounts`, which are those of this mount namespace. In another namespace
+    /// than that of its creation it is a copy with another number. Place and device identify the
+    /// copy while the server runs.
     fn entry_among<'a>(&self, mounts: &'a [MountEntry]) -> Option<&'a MountEntry> {
         match self.mount_id {
             Some(id) if self.is_of_this_namespace() => id.entry(mounts),
@@ -222,12 +223,12 @@ impl MountRecord {
         }
     }
 
-    /// The mount, opened where it is now: its directory may have been moved, and other things may
-    /// have its path. `None` if it is not mounted in this mount namespace.
+    /// Opens the mount where it is now: its directory may have been moved, and its path may belong
+    /// to something else. `None` if it is not mounted in this mount namespace.
     ///
     /// # Errors
-    /// When the mount table cannot be read; those of [`Mount::at`]; [`Error::Mountpoint`] with
-    /// ESTALE if it is moved meanwhile.
+    /// Those of reading the mount table; those of [`Mount::at`]; [`Error::Mountpoint`] with ESTALE
+    /// if it is moved meanwhile.
     pub fn open_mount(&self) -> Result<Option<Mount>> {
         let failed = |path: &Path, source| Error::Mountpoint {
             path: path.to_owned(),
@@ -254,8 +255,8 @@ impl MountRecord {
         mount_namespace() == Some(self.mount_ns)
     }
 
-    /// Waits until the server has finished what was pending, let go of the layers and
-    /// ended; `false`: it still runs after `timeout`.
+    /// Waits until the server has finished pending work, has closed the layers and has ended.
+    /// Returns `false` if it still runs after `timeout`.
     pub fn wait_end(&self, timeout: Duration) -> bool {
         let start = Instant::now();
         while self.file().exists() && self.is_running() {
@@ -267,25 +268,25 @@ impl MountRecord {
         true
     }
 
-    /// Writes the record into the runtime directory, atomically, and remembers where.
+    /// Writes the record into the runtime directory, atomically, and stores its path.
     ///
     /// # Errors
-    /// When no runtime directory can be used or the file cannot be written.
+    /// An error if no runtime directory can be used or the file cannot be written.
     pub fn write(&mut self) -> Result<()> {
         let mut staged = self.stage()?;
         self.fill(&mut staged)?;
         self.publish()
     }
 
-    /// Chooses the directory and makes the file that [`Self::fill`] writes to and
-    /// [`Self::publish`] gives its name.
+    /// Chooses the directory and makes the file that [`Self::fill`] writes and [`Self::publish`]
+    /// renames.
     ///
     /// # Errors
     /// As [`Self::write`].
     pub(super) fn stage(&mut self) -> Result<fs::File> {
         let (dir, path) = usable_dir()?;
         self.dir = path;
-        // Of servers that were killed: their mount was replaced by this one.
+        // These belong to servers that were killed. This mount has replaced their mount.
         for old in recorded() {
             if old.mountpoint == self.mountpoint && !old.is_running() {
                 old.remove();
@@ -296,7 +297,7 @@ impl MountRecord {
             .map_err(|source| Error::Runtime { path, source })
     }
 
-    /// Writes the record as it is now.
+    /// Writes the record in its present state.
     ///
     /// # Errors
     /// [`Error::Runtime`].
@@ -325,8 +326,8 @@ impl MountRecord {
         self.dir.join(format!("{}.tmp", self.id))
     }
 
-    /// Removes the record, the socket, and lock files that no mount holds. What is already gone is no
-    /// error.
+    /// Removes the record, the socket, and lock files that no mount holds. It is no error if they
+    /// do not exist.
     pub fn remove(&self) {
         let told = |path: &Path, error: io::Error| {
             tracing::warn!(path = %path.display(), %error, "cannot remove runtime file");
@@ -349,13 +350,13 @@ impl MountRecord {
     }
 }
 
-/// The last name of a path of ours.
+/// Returns the last name of a path of ours.
 fn name_of(path: &Path) -> &OsStr {
     path.file_name().unwrap_or_default()
 }
 
-/// All recorded mounts of this user, oldest first. Records whose server and mount are
-/// both gone are removed on the way.
+/// Returns all recorded mounts of this user, oldest first. Removes records whose server and mount
+/// are both gone.
 pub fn list() -> Vec<MountRecord> {
     let mut records = recorded();
     let mounts = mountinfo::list().unwrap_or_default();
@@ -370,7 +371,7 @@ pub fn list() -> Vec<MountRecord> {
     records
 }
 
-/// All records of this user as they are.
+/// Returns all records of this user.
 fn recorded() -> Vec<MountRecord> {
     let mut records = Vec::new();
     for dir in candidates() {
@@ -381,11 +382,11 @@ fn recorded() -> Vec<MountRecord> {
     records
 }
 
-/// The record of what is mounted on `mountpoint`, which may be relative or lead through symlinks;
-/// if nothing of ours is there, of the newest mount that was detached from it.
+/// Returns the record of the mount on `mountpoint`, which may be relative or lead through symlinks.
+/// If no mount of ours is there, returns that of the newest mount that was detached from it.
 ///
 /// # Errors
-/// When the mountpoint cannot be opened.
+/// An error if the mountpoint cannot be opened.
 pub fn find(mountpoint: &Path) -> Result<Option<MountRecord>> {
     Ok(match Mountpoint::open(mountpoint)?.mount()? {
         Ok(mount) if mount.entry().is_unionfs() => of_mount(mount.id(), mount.entry()),
@@ -394,7 +395,7 @@ pub fn find(mountpoint: &Path) -> Result<Option<MountRecord>> {
     })
 }
 
-/// The record of this mount.
+/// Returns the record of this mount.
 pub fn of_mount(id: MountId, entry: &MountEntry) -> Option<MountRecord> {
     let is = |record: &MountRecord| match record.mount_id {
         Some(theirs) if record.is_of_this_namespace() => theirs.is(&id),
@@ -430,11 +431,11 @@ fn read_dir(dir: &Directory, path: &Path, records: &mut Vec<MountRecord>) {
     }
 }
 
-/// Opens the log file of this process, `<pid>.log` in the runtime directory (0600, made
-/// anew). It stays when the process ends.
+/// Opens the log file of this process, `<pid>.log` in the runtime directory (mode 0600). An older
+/// one is replaced. It stays when the process ends.
 ///
 /// # Errors
-/// When no runtime directory can be used or the file cannot be written.
+/// An error if no runtime directory can be used or the file cannot be written.
 pub fn log_file() -> Result<fs::File> {
     let (dir, path) = usable_dir()?;
     let path = path.join(format!("{}.log", std::process::id()));
@@ -442,7 +443,7 @@ pub fn log_file() -> Result<fs::File> {
         .map_err(|source| Error::Runtime { path, source })
 }
 
-/// The candidates for the runtime directory, best first.
+/// Returns the candidates for the runtime directory, best first.
 fn candidates() -> Vec<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(dir) = set("UNIONFS_RUNTIME_DIR") {
@@ -460,7 +461,7 @@ fn candidates() -> Vec<PathBuf> {
     dirs
 }
 
-/// The directory records are written to, made if absent, and its path.
+/// Opens the directory for records, which is made if absent; also returns its path.
 fn usable_dir() -> Result<(Directory, PathBuf)> {
     let mut reasons = Vec::new();
     for path in candidates() {
@@ -474,12 +475,12 @@ fn usable_dir() -> Result<(Directory, PathBuf)> {
     })
 }
 
-/// Opens root's runtime directory, which is made if absent, for lock files
-/// ([`crate::union::Options::locks`]). A plain user has none that is the same in each session, and two
-/// mounts must look into the same: `None`.
+/// Opens root's runtime directory for lock files ([`crate::union::Options::locks`]), and makes it
+/// if it does not exist. `None` for a plain user, who has no directory that is the same in each
+/// session: two mounts must use the same one.
 ///
 /// # Errors
-/// Those of openat(2); EACCES with the reason for a directory that others could have changed.
+/// Those of openat(2); EACCES with the reason for a directory that other users could have changed.
 pub fn lock_directory() -> Result<Option<OwnedFd>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
@@ -493,7 +494,8 @@ pub fn lock_directory() -> Result<Option<OwnedFd>> {
         .transpose()
 }
 
-/// Start time of a process in clock ticks since boot; `None` when there is no such process.
+/// Returns the start time of a process in clock ticks since boot; `None` if there is no such
+/// process.
 fn start_of(pid: u32) -> Option<u64> {
     let stat = stat(pid)?;
     if matches!(stat.field(3)?, "Z" | "X") {

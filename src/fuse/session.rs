@@ -1,9 +1,8 @@
-//! A mount's life: attach, handshake, serve, end.
+//! The life of a mount: attach, handshake, serve, end.
 //!
-//! It ends when the file system is unmounted (by anyone), or by a signal: that detaches
-//! the mount, waits [`GRACE`] for those who still use it, then aborts the connection.
-//! At the end pending copy-ups and fsyncs are finished, the runtime files are removed and
-//! the union is dropped.
+//! It ends when the file system is unmounted, or by a signal. A signal detaches the mount, waits
+//! [`GRACE`] for programs that still use it, then aborts the connection. At the end pending
+//! copy-ups and fsyncs are finished, the runtime files are removed and the union is dropped.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -37,15 +36,15 @@ use crate::union::Union;
 
 use services::Late;
 
-/// How long a signal waits for users of the detached mount before they are cut off.
+/// How long a signal waits for programs that use the detached mount before they are disconnected.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long a mount is given to answer before what should wait for that is started anyway.
+/// The time for a mount to answer. After it, work that should wait for the answer starts anyway.
 const SETTLE: Duration = Duration::from_millis(20);
-/// How long an aborted connection may take to end.
+/// The time for an aborted connection to end.
 const ABORT_TIME: Duration = Duration::from_secs(2);
 
-/// A mount that is attached and has shaken hands with the kernel: requests queue up until
-/// it is served. Dropped without being served, it is unmounted.
+/// An attached mount after the handshake with the kernel. Requests wait until it is served.
+/// Dropping it without serving unmounts it.
 #[must_use = "a mount that is not served is unmounted"]
 pub struct Mounted {
     connection: Connection,
@@ -59,7 +58,7 @@ pub struct Mounted {
     files: Option<Option<services::Files>>,
 }
 
-/// What outlives the session until the end of the mount.
+/// Objects that live until the end of the mount.
 struct Core {
     union: Arc<Union>,
     counters: Arc<Counters>,
@@ -74,33 +73,33 @@ enum Event {
     Ended(io::Result<()>),
 }
 
-/// Enters a sandbox that fits the union.
+/// A function that enters a sandbox that fits the union.
 pub type Enter<'a> = Box<dyn FnOnce(&Union) -> io::Result<InForce> + 'a>;
 
-/// What a server in a sandbox brings along.
+/// The sandbox of a server.
 #[non_exhaustive]
 pub struct Sandboxed<'a> {
-    /// Enters the sandbox: called when everything is open, before there is a second thread and
-    /// before anything from the kernel is read.
+    /// Enters the sandbox. It is called when everything is open, before there is a second thread
+    /// and before anything from the kernel is read.
     pub enter: Enter<'a>,
-    /// What is to be done outside of it when the mount has ended, or has failed before it
-    /// answered (`false`). Runs in another process, or nowhere when that was killed.
+    /// Cleans up outside of the sandbox when the mount has ended, or has failed before it answered
+    /// (`false`). It runs in another process; if that was killed, it does not run.
     pub afterwards: Box<dyn FnOnce(bool)>,
 }
 
 impl<'a> Sandboxed<'a> {
-    /// A server that calls `enter`, and in the end `afterwards`.
+    /// Returns a server that calls `enter`, and at the end `afterwards`.
     #[must_use]
     pub fn new(enter: Enter<'a>, afterwards: Box<dyn FnOnce(bool)>) -> Self {
         Self { enter, afterwards }
     }
 }
 
-/// Mounts `union`. Call before starting threads if the process is to be a daemon: fork
-/// first, then mount.
+/// Mounts `union`. If the process is to be a daemon, fork first, and call this before threads are
+/// started.
 ///
 /// # Errors
-/// See [`Error`]; nothing stays mounted.
+/// See [`Error`]. After an error nothing stays mounted.
 pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
     mount_in(union, config, None)
 }
@@ -108,7 +107,7 @@ pub fn mount(union: Union, config: &MountConfig) -> Result<Mounted> {
 /// As [`mount`], in a sandbox. The process must have one thread.
 ///
 /// # Errors
-/// See [`Error`]; nothing stays mounted.
+/// See [`Error`]. After an error nothing stays mounted.
 pub fn mount_sandboxed(
     union: Union,
     config: &MountConfig,
@@ -119,7 +118,7 @@ pub fn mount_sandboxed(
 
 fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) -> Result<Mounted> {
     transport::check(config)?;
-    // From here on a signal finds a handler, and cannot leave a dead mount.
+    // From here on there is a handler for signals, so none can leave a dead mount.
     let signals = config
         .handle_signals
         .then(|| Signals::new([SIGTERM, SIGINT, SIGHUP]))
@@ -204,13 +203,13 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
     })
 }
 
-/// What a server in a sandbox has opened before it entered.
+/// The files that a server in a sandbox has opened before it entered.
 struct Prepared {
     spares: Vec<OwnedFd>,
     files: Option<services::Files>,
 }
 
-/// Opens what is needed, starts the keeper and enters the sandbox.
+/// Opens the needed files, starts the keeper and enters the sandbox.
 fn prepare(
     attachment: &mut Attachment,
     record: &mut Option<MountRecord>,
@@ -253,7 +252,7 @@ impl Core {
         )
     }
 
-    /// What the control socket answers.
+    /// Returns the answer of the control socket.
     fn answer(&self, mount: MountRecord) -> Box<dyn Fn() -> Vec<u8> + Send> {
         let (union, counters) = (Arc::clone(&self.union), Arc::clone(&self.counters));
         Box::new(move || {
@@ -269,7 +268,7 @@ impl Core {
 }
 
 impl Mounted {
-    /// The mountpoint: absolute, without symlinks.
+    /// Returns the mountpoint, absolute and without symlinks.
     pub fn mountpoint(&self) -> &Path {
         self.attachment.mountpoint()
     }
@@ -277,7 +276,7 @@ impl Mounted {
     /// Serves until the file system is unmounted or a signal ends it.
     ///
     /// # Errors
-    /// When the mount never answered, a worker failed, or a signal could not end it.
+    /// An error if the mount never answered, a worker failed, or a signal could not end it.
     pub fn serve(self) -> Result<()> {
         self.serve_with(|| ())
     }
@@ -309,7 +308,7 @@ impl Mounted {
             };
             let in_sandbox = self.attachment.keeper().is_some();
             let others = move || {
-                // Whether it came or not, or nobody waits any more.
+                // The answer may have come or not, and the receiver may be gone.
                 let _ = settled.recv_timeout(SETTLE);
                 in_sandbox || attach::can_reopen_device()
             };
@@ -317,8 +316,8 @@ impl Mounted {
         };
         let attachment = Arc::new(self.attachment);
         let started = start(serve, Arc::clone(&attachment), sender.clone());
-        // The rest while the mount is being asked for an answer. One large READ costs less than
-        // eight small ones, also where half of it is not needed.
+        // The rest is done while the mount is asked for an answer. One large READ costs less than
+        // eight small ones, also if half of it is not needed.
         attachment.control().read_ahead(MAX_IO / 1024);
         let files = match (self.files.take(), attachment.keeper()) {
             (Some(files), Some(keeper)) => {
@@ -341,11 +340,12 @@ impl Mounted {
             ),
             Err(error) => Err(session_error(&mountpoint, error)),
         };
-        // A mount that never answered, or whose workers failed, is taken away here.
+        // A mount that never answered, or whose workers failed, is detached here.
         attachment.take_away();
         self.core.pool.drain();
         late.stop();
-        // Last: whoever waits for the record to go may then use the upper again.
+        // This is the last step: a process that waits for the end of the record may then use the
+        // upper again.
         drop(self.core);
         match (attachment.keeper(), &self.record) {
             (Some(keeper), _) => keeper.finish(had_answered),
@@ -355,10 +355,10 @@ impl Mounted {
         outcome
     }
 
-    /// Serves on a thread of its own; returns when the mount answers.
+    /// Serves on a new thread. Returns when the mount answers.
     ///
     /// # Errors
-    /// As [`Mounted::serve`], when it fails before the mount answers.
+    /// As [`Mounted::serve`], if it fails before the mount answers.
     pub fn spawn(self) -> Result<Background> {
         let own = self.attachment.own().clone();
         let mountpoint = own.mountpoint().to_owned();
@@ -379,7 +379,7 @@ impl Mounted {
             return Ok(background);
         }
         background.join()?;
-        // Unmounted before it was asked.
+        // It was unmounted before it was asked.
         Err(Error::NotReady {
             path: mountpoint,
             source: io::ErrorKind::NotConnected.into(),
@@ -399,7 +399,7 @@ fn start(
         .spawn(move || {
             let _ = ended.send(Event::Ended(serve()));
         })?;
-    // Blocks until a worker answers or the connection ends: not for this thread.
+    // This blocks until a worker answers or the connection ends, so it needs another thread.
     std::thread::Builder::new()
         .name("unionfs-ready".into())
         .spawn(move || {
@@ -421,7 +421,7 @@ fn wait_for_end(
     let mut outcome = Ok(());
     let mut first = events.recv_timeout(SETTLE).ok();
     if first.is_none() {
-        // It takes its time, in which signals are to be heard.
+        // This takes a while, during which signals must be handled.
         late.start();
     }
     loop {
@@ -459,7 +459,7 @@ fn wait_for_end(
     }
 }
 
-/// How far the end by signal has come: detach, then abort.
+/// The steps of the end by a signal: detach, then abort.
 #[derive(Default)]
 struct Ending {
     deadline: Option<Instant>,
@@ -476,7 +476,7 @@ impl Ending {
         }
     }
 
-    /// The next step; a second signal does not wait for the first one's grace.
+    /// Takes the next step. A second signal does not wait for the grace period of the first.
     fn advance(&mut self, attachment: &Attachment) {
         if self.deadline.is_none() {
             if let Err(error) = attachment.detach() {
@@ -495,7 +495,7 @@ impl Ending {
     }
 }
 
-/// A mount served by a thread of this process. Dropping it unmounts lazily.
+/// A mount that a thread of this process serves. Dropping it unmounts lazily.
 #[must_use = "the mount is unmounted when this is dropped"]
 pub struct Background {
     own: OwnMount,
@@ -503,7 +503,7 @@ pub struct Background {
 }
 
 impl Background {
-    /// The mountpoint: absolute, without symlinks.
+    /// Returns the mountpoint, absolute and without symlinks.
     pub fn mountpoint(&self) -> &Path {
         self.own.mountpoint()
     }
@@ -511,7 +511,7 @@ impl Background {
     /// Unmounts and waits for the end of the server.
     ///
     /// # Errors
-    /// When the mount is in use (it stays), or the server failed.
+    /// An error if the mount is in use (it stays), or if the server failed.
     pub fn unmount(self) -> Result<()> {
         let mount = Mount::at(self.mountpoint())?;
         if !mount.id().is(&self.own.id()) {
@@ -552,7 +552,7 @@ impl Drop for Background {
 /// Waits until the mount on `mountpoint` answers.
 ///
 /// # Errors
-/// [`Error::NotReady`] when it cannot answer, or when no FUSE file system is mounted there.
+/// [`Error::NotReady`] if it cannot answer, or if no FUSE file system is mounted there.
 pub fn wait_ready(mountpoint: &Path) -> Result<()> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let root = rustix::fs::open(mountpoint, flags, Mode::empty());
@@ -563,11 +563,12 @@ pub fn wait_ready(mountpoint: &Path) -> Result<()> {
     })
 }
 
-/// No more open files are asked for: programs that we start may close as many one by one.
+/// The limit is not raised further: programs that are started may close as many descriptors one by
+/// one.
 const NOFILE: u64 = 1 << 20;
 
-/// Raises the limit of open files as far as it may be: the hard limit too for root. Call once at
-/// start: the union's descriptors live on it.
+/// Raises the limit of open files as far as allowed; for root also the hard limit. Call it once at
+/// the start: the union needs these descriptors.
 pub fn raise_nofile_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let set = |maximum: Option<u64>| {

@@ -1,7 +1,6 @@
-//! A runtime directory, opened and checked once: its owner is this user, nobody else can write to
-//! it, and no symlink that another user decides on led there. What is made, read and removed in it
-//! goes by the descriptor, so that it cannot be exchanged for another directory meanwhile. Names in
-//! it are not followed.
+//! A runtime directory, opened and checked once: it belongs to this user, no other user can write
+//! to it, and no symlink that another user controls leads to it. All calls use its descriptor, so
+//! that it cannot be exchanged for another directory. Symlinks in it are not followed.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,7 +15,7 @@ use rustix::io::Errno;
 use crate::sys::walk::{self, Trust};
 use crate::union::upper_lock;
 
-/// A record is small; a larger file is not one of ours.
+/// The maximum size of a record. A larger file is not one of ours.
 const MAX_FILE: u64 = 16 << 20;
 
 /// The open directory.
@@ -25,19 +24,19 @@ pub(in crate::fuse) struct Directory {
 }
 
 impl Directory {
-    /// Opens a directory that is there.
+    /// Opens an existing directory.
     ///
     /// # Errors
-    /// Those of openat(2); EACCES with the reason for one that others could have changed.
+    /// Those of openat(2); EACCES with the reason for one that other users could have changed.
     pub(in crate::fuse) fn open(path: &Path) -> io::Result<Self> {
         let (above, name) = above(path)?;
         Self::open_in(&above, name)
     }
 
-    /// Opens one to write to; it is made (0700) if absent.
+    /// Opens a directory for writing. It is made (0700) if absent.
     ///
     /// # Errors
-    /// As [`Self::open`], and when it cannot be written to.
+    /// As [`Self::open`]; an error if it is not writable.
     pub(super) fn make(path: &Path) -> io::Result<Self> {
         let (above, name) = above(path)?;
         match rustix::fs::mkdirat(&above, name, Mode::RWXU) {
@@ -64,7 +63,7 @@ impl Directory {
         }
     }
 
-    /// A new file (0600) to write to. A leftover with that name is removed.
+    /// Creates a file (0600) for writing. A leftover with that name is removed.
     ///
     /// # Errors
     /// Those of openat(2).
@@ -76,7 +75,7 @@ impl Directory {
         Ok(rustix::fs::openat(&self.dir, name, flags, mode)?.into())
     }
 
-    /// Gives a file another name.
+    /// Renames a file.
     ///
     /// # Errors
     /// Those of renameat(2).
@@ -84,7 +83,7 @@ impl Directory {
         Ok(rustix::fs::renameat(&self.dir, from, &self.dir, to)?)
     }
 
-    /// Removes a file. That it is gone is no error.
+    /// Removes a file. It is no error if it does not exist.
     ///
     /// # Errors
     /// Those of unlinkat(2).
@@ -95,10 +94,10 @@ impl Directory {
         }
     }
 
-    /// Removes a lock file, unless somebody holds it.
+    /// Removes a lock file, unless a process holds it.
     ///
     /// # Errors
-    /// EINVAL for a name of another kind; as [`upper_lock::remove`].
+    /// EINVAL for another name; as [`upper_lock::remove`].
     pub(super) fn remove_lock(&self, name: &str) -> io::Result<()> {
         match name.strip_suffix(".lock") {
             Some(key) if !key.contains('/') => Ok(upper_lock::remove(&self.dir, name)?),
@@ -106,12 +105,12 @@ impl Directory {
         }
     }
 
-    /// The content of a plain file.
+    /// Returns the content of a regular file.
     ///
     /// # Errors
-    /// Those of openat(2) and read(2); EINVAL for what is not a plain file.
+    /// Those of openat(2) and read(2); EINVAL for a file of another type.
     pub(super) fn read(&self, name: &OsStr) -> io::Result<Vec<u8>> {
-        // A fifo is not waited for.
+        // The open does not wait for a FIFO.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.dir, name, flags, Mode::empty())?;
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
@@ -123,7 +122,7 @@ impl Directory {
         Ok(bytes)
     }
 
-    /// The names in it, as far as it can be read.
+    /// Returns the names in it, as far as it can be read.
     pub(super) fn names(&self) -> Vec<PathBuf> {
         let entries = rustix::fs::Dir::read_from(&self.dir);
         let entries = entries.into_iter().flatten().flatten();
@@ -133,8 +132,8 @@ impl Directory {
         entries.map(name).collect()
     }
 
-    /// A short path to a name in it, good as long as this is open: a socket's may have 107 bytes
-    /// only (unix(7)).
+    /// Returns a short path to a name in it, which is valid while this is open: that of a socket
+    /// may have only 107 bytes (unix(7)).
     pub(in crate::fuse) fn path_to(&self, name: &OsStr) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd())).join(name)
     }
@@ -146,7 +145,7 @@ impl From<Directory> for OwnedFd {
     }
 }
 
-/// The directory above, and the name in it.
+/// Returns the directory above, and the name in it.
 fn above(path: &Path) -> io::Result<(OwnedFd, &OsStr)> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let above = match path.parent() {
@@ -183,7 +182,7 @@ mod tests {
         assert_eq!(mode.mode() & 0o777, 0o700);
     }
 
-    /// Root, with a directory of a user's on the way.
+    /// Root, with a directory of a user on the way.
     #[test]
     fn nothing_is_made_behind_a_symlink_of_another_user() {
         need!(is_root());
