@@ -1,7 +1,6 @@
-//! What each row of the report is measured against: the most it may take, as a ratio to kernel
-//! overlayfs.
+//! The aim of each row of the report: the maximum, as a ratio to kernel overlayfs.
 
-/// The first whose beginning fits the row's name holds; [`OTHERS`] for the rest.
+/// The first entry whose text begins the name of the row holds; [`OTHERS`] for the other rows.
 const AIMS: &[(&str, f64)] = &[
     ("warm walk", 1.2),
     ("warm open+read+close", 1.2),
@@ -19,16 +18,16 @@ const AIMS: &[(&str, f64)] = &[
     ("chroot: npm", 1.3),
     ("chroot: 20 starts of python", 1.3),
 ];
-/// No workload is to take longer than that.
+/// No workload may take longer than this.
 const OTHERS: f64 = 3.0;
 
-/// The most that the row `name` may take.
+/// Returns the maximum of the row `name`.
 pub(crate) fn at_most(name: &str) -> f64 {
     let fits = |(start, _): &&(&str, f64)| name.starts_with(start);
     AIMS.iter().find(fits).map_or(OTHERS, |(_, ratio)| *ratio)
 }
 
-/// Whether `ratio`, as it is printed, is within it.
+/// Whether `ratio`, as printed, is within the aim.
 pub(crate) fn is_kept(name: &str, ratio: f64) -> bool {
     (ratio * 100.0).round() <= at_most(name) * 100.0
 }

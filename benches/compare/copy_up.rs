@@ -1,5 +1,4 @@
-//! Copy-up of a large file, on the disk and on file systems of other kinds, and what becomes of
-//! other requests meanwhile.
+//! Copy-up of a large file on the disk and on other file systems, and its effect on other requests.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -29,7 +28,7 @@ pub(crate) const ALL: &[Workload] = &[
     row("copy-up of 1 GiB on tmpfs", copy_up_tmpfs),
 ];
 
-/// What [`copy_up`] measured on the side, for the rows after it; sorted.
+/// Values that [`copy_up`] has measured for later rows, sorted.
 static MEANWHILE: Mutex<Vec<Duration>> = Mutex::new(Vec::new());
 
 fn copy_up(bed: &mut Bed<'_>) -> Result<Sample, String> {
@@ -40,7 +39,7 @@ fn copy_up(bed: &mut Bed<'_>) -> Result<Sample, String> {
     std::thread::scope(|scope| {
         let lookups = scope.spawn(|| {
             let mut times = Vec::new();
-            // Each name is new: no cache answers.
+            // Each name is new, so no cache answers.
             while !done.load(Ordering::Relaxed) {
                 let path = bed.path().join(format!("unrelated-{}", times.len()));
                 let start = Instant::now();
@@ -61,7 +60,7 @@ fn copy_up(bed: &mut Bed<'_>) -> Result<Sample, String> {
     })
 }
 
-/// Several: one of them takes less than a millisecond.
+/// There are several: one of them takes less than a millisecond.
 const CLONES: usize = 20;
 
 fn copy_up_xfs(bed: &mut Bed<'_>) -> Result<Sample, String> {
@@ -76,7 +75,7 @@ fn copy_up_tmpfs(bed: &mut Bed<'_>) -> Result<Sample, String> {
     copy_up_on(bed, &none, make, 1)
 }
 
-/// A file system of its own, unmounted when dropped.
+/// A new file system, which is unmounted when this is dropped.
 struct Elsewhere(PathBuf);
 
 impl Drop for Elsewhere {
@@ -87,8 +86,8 @@ impl Drop for Elsewhere {
     }
 }
 
-/// Copy-up of `count` clones of a file whose layer and upper are on a file system that `make`
-/// mounts at `$2`.
+/// Copies up `count` clones of a file. Layer and upper are on a file system that `make` mounts at
+/// `$2`.
 fn copy_up_on(bed: &Bed<'_>, image: &Path, make: &str, count: usize) -> Result<Sample, String> {
     bed.need_mount()?;
     let place = bed.outside().join("elsewhere");

@@ -38,9 +38,9 @@ pub(crate) const ALL: &[Workload] = fio_rows![
     "randwrite-4k-fsync-upper",
 ];
 
-/// The file that is in the upper already; `lower.bin` is one of the layers'. That one's pages come
-/// anew, read from the layer itself: how large they are depends on who first read them how, and
-/// on how large they are depends what reading them again costs.
+/// The file that is already in the upper. `lower.bin` is a file of a layer. Its pages are read
+/// again from the layer itself, because their size depends on the first reader, and the cost of
+/// reading them again depends on their size.
 fn prepare(bed: &Bed<'_>) -> Result<(), String> {
     let upper = bed.path().join("upper.bin");
     if upper.metadata().is_ok_and(|m| m.len() == FIO_SIZE) {

@@ -1,5 +1,5 @@
-//! Where everything is measured: on the file system that the repository is on, or on a new one with
-//! a journal, as a user's disk has, whatever this machine's is like.
+//! The disk of all measurements: the file system of the repository, or a new one with a journal
+//! like that of a user's disk.
 
 use std::path::{Path, PathBuf};
 
@@ -7,14 +7,14 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use crate::subjects::sh;
 
-/// A directory for images and beds; what is made of its own is unmounted when dropped.
+/// A directory for images and mounts. A new file system is unmounted when this is dropped.
 pub(crate) struct Disk {
     dir: PathBuf,
     own: bool,
 }
 
-/// Makes the file system where it is not there yet, and mounts it. Nothing is initialised later,
-/// while something is measured; its data is not cached a second time, for the file below it.
+/// Makes the file system if it does not exist, and mounts it. Nothing is initialised later, during
+/// a measurement. Its data is not cached a second time for the file below it.
 const MOUNT: &str = r#"
 if mountpoint -q "$2"; then exit; fi
 if ! [ -e "$1" ]; then
@@ -29,7 +29,7 @@ mount "$device" "$2"
 "#;
 
 impl Disk {
-    /// `target/bench`, on whatever it is on.
+    /// Returns `target/bench`, on any file system.
     pub(crate) fn here() -> Self {
         Self {
             dir: Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench"),
@@ -37,7 +37,7 @@ impl Disk {
         }
     }
 
-    /// An ext4 as mkfs makes it, in `target/bench/disk.img` by way of a loop device.
+    /// Makes an ext4 with the defaults of mkfs in `target/bench/disk.img`, on a loop device.
     pub(crate) fn of_its_own() -> Self {
         let here = Self::here();
         let kept = here.path();
@@ -53,7 +53,7 @@ impl Disk {
         &self.dir
     }
 
-    /// What the report says of it.
+    /// Returns its description for the report.
     pub(crate) fn describe(&self) -> String {
         let kind = sh("findmnt -no FSTYPE -T \"$1\"", &[&self.dir]);
         let kind = kind.map_or("unknown".into(), |k| k.trim().to_owned());

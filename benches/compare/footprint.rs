@@ -1,6 +1,5 @@
-//! What a mount costs while it is there: memory and descriptors of its server, page cache of
-//! several mounts, CPU time of operations. Kernel overlayfs
-//! and the plain directory have no server.
+//! The cost of a live mount: memory and descriptors of its server, page cache of several mounts,
+//! CPU time of operations. Kernel overlayfs and the plain directory have no server.
 
 use std::fs;
 use std::time::Duration;
@@ -20,7 +19,7 @@ pub(crate) const ALL: &[Workload] = &[
     row(" CPU time of 3000 unlink", cpu_of_unlink),
 ];
 
-/// In this order, on an image of a million files.
+/// These run in this order, on an image of a million files.
 pub(crate) const MILLION: &[Workload] = &[
     row("cold walk of 1000000 files", walk_million),
     row("server's memory after 1000000 files", memory),
@@ -50,10 +49,10 @@ fn memory_after_walk(bed: &mut Bed<'_>) -> Outcome {
     memory(bed)
 }
 
-/// After the kernel dropped every entry and inode that nobody uses.
+/// The kernel has dropped every unused entry and inode before.
 fn memory_forgotten(bed: &mut Bed<'_>) -> Outcome {
     fs::write("/proc/sys/vm/drop_caches", "2").map_err(|e| e.to_string())?;
-    // The messages that say so come by themselves.
+    // The messages that follow from it come later.
     std::thread::sleep(Duration::from_secs(1));
     memory(bed)
 }
@@ -66,7 +65,7 @@ fn memory(bed: &mut Bed<'_>) -> Outcome {
     amount(bed, bytes, Unit::Bytes)
 }
 
-/// A field of a file like /proc/meminfo.
+/// Returns a field of a file like /proc/meminfo.
 fn kib(file: &str, field: &str) -> Result<f64, String> {
     let text = fs::read_to_string(file).map_err(|e| format!("{file}: {e}"))?;
     let line = text.lines().find_map(|l| l.strip_prefix(field));
@@ -94,8 +93,8 @@ fn amount(bed: &Bed<'_>, value: f64, unit: Unit) -> Outcome {
     })
 }
 
-/// How much of the memory the pages of one lower file take when ten read-only mounts of the
-/// image have read it. One copy is 256 MiB.
+/// Returns the memory of the pages of one lower file after ten read-only mounts of the image have
+/// read it. One copy takes 256 MiB.
 fn page_cache(bed: &mut Bed<'_>) -> Outcome {
     bed.need_mount()?;
     let mounts = bed.more(10);
@@ -113,7 +112,7 @@ fn page_cache(bed: &mut Bed<'_>) -> Outcome {
     })
 }
 
-/// CPU time of this process and of the servers, in user and kernel mode.
+/// Returns the CPU time of this process and of the servers, in user and kernel mode.
 fn cpu(bed: &Bed<'_>) -> Result<Duration, String> {
     let mut total = cpu_of("self")?;
     for pid in bed.servers() {

@@ -1,4 +1,4 @@
-//! Makes an image of layer directories and loads it into a store of ours, as a user gets one.
+//! Makes an image from layer directories and loads it into a store of unionfs, as a user does.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use testkit::program;
 
 use crate::subjects::sh;
 
-/// Loads `stack` (top first) as image `name` into the store at `root`. `stack` is gone
-/// afterwards.
+/// Loads `stack` (top first) as image `name` into the store at `root`. Afterwards `stack` does not
+/// exist any more.
 pub(crate) fn load(root: &Path, name: &str, stack: &[PathBuf]) {
     let layout = root.with_extension("layout");
     fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
@@ -24,7 +24,7 @@ pub(crate) fn load(root: &Path, name: &str, stack: &[PathBuf]) {
     fs::remove_dir_all(&layout).unwrap();
 }
 
-/// The directories that the store has made of an image, top first; `None` where it is not there.
+/// Returns the directories of an image in the store, top first; `None` if the image does not exist.
 pub(crate) fn directories(root: &Path, name: &str) -> Option<Vec<PathBuf>> {
     let listed = unionfs(root, &["layers", "--json", name]).ok()?;
     let listed: Vec<Value> = serde_json::from_str(&listed).unwrap();
@@ -32,12 +32,12 @@ pub(crate) fn directories(root: &Path, name: &str) -> Option<Vec<PathBuf>> {
     Some(paths.rev().collect())
 }
 
-/// The catalog of its chain, which else the first mount makes.
+/// Builds the catalog of its chain, which otherwise the first mount builds.
 pub(crate) fn build_catalog(root: &Path, name: &str) {
     unionfs(root, &["catalog", "build", name]).unwrap();
 }
 
-/// What `unionfs` prints, or says is wrong.
+/// Returns the output of `unionfs`, or its error.
 fn unionfs(root: &Path, args: &[&str]) -> Result<String, String> {
     let output = Command::new(program())
         .args(args)
@@ -51,7 +51,7 @@ fn unionfs(root: &Path, args: &[&str]) -> Result<String, String> {
     Err(format!("unionfs {args:?}: {errors}"))
 }
 
-/// A blob of the layout: its descriptor.
+/// Adds a blob of the layout. Returns its descriptor.
 fn blob(layout: &Path, bytes: &Path, kind: &str) -> Value {
     let size = fs::metadata(bytes).unwrap().len();
     let hex = sh("sha256sum <\"$1\" | cut -c1-64", &[bytes]).unwrap();
@@ -78,7 +78,7 @@ fn document(layout: &Path, value: &Value, kind: &str) -> Value {
     blob(layout, &file, kind)
 }
 
-/// Configuration, manifest and index over `layers`, bottom first.
+/// Writes configuration, manifest and index for `layers`, bottom first.
 fn describe(layout: &Path, name: &str, layers: &[Value]) {
     let diff_ids: Vec<_> = layers.iter().map(|l| &l["digest"]).collect();
     let config = json!({

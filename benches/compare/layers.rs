@@ -1,5 +1,5 @@
-//! The files that are measured on: a Debian root file system spread over stacks of several depths,
-//! each loaded as an image into a store of ours, whose directories the other subjects mount.
+//! The files of all measurements: a Debian root file system in stacks of several depths. Each stack
+//! is loaded as an image into a store of unionfs, whose directories the other subjects mount.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,37 +13,37 @@ use crate::disk::Disk;
 use crate::image;
 use crate::subjects::sh;
 
-/// The files, in stacks of several depths; and somewhere to put more.
+/// The files, in stacks of several depths, and a place for more.
 pub(crate) struct Layers {
     pub(crate) scratch: Scratch,
-    /// Kept from run to run: removing it makes the images anew.
+    /// The directory is kept from run to run. After its removal the images are made again.
     images: PathBuf,
     /// Whether the tree is a root file system with programs in it.
     pub(crate) rootfs: bool,
-    /// Directories of each image, top first.
+    /// The directories of each image, top first.
     stacks: BTreeMap<String, Vec<PathBuf>>,
 }
 
-/// Depths of the stacks that are made.
+/// The depths of the stacks.
 const DEPTHS: [usize; 5] = [1, DEPTH, 32, 128, 500];
-/// Layers of the stack that most is measured on.
+/// The number of layers of the stack for most measurements.
 pub(crate) const DEPTH: usize = 4;
-/// Bytes of the file whose copy-up is measured, at the root of the top layer.
+/// The size of the file for the copy-up measurement, at the root of the top layer.
 pub(crate) const LARGE: u64 = 1 << 30;
 /// Its name.
 pub(crate) const LARGE_NAME: &str = "large.bin";
-/// Bytes of `lower.bin`, beside it, which fio reads; as `size` in `benches/fio/data.fio`.
+/// The size of `lower.bin`, beside it, which fio reads; it equals `size` in `benches/fio/data.fio`.
 pub(crate) const FIO_SIZE: u64 = 256 << 20;
-/// Directory with [`MANY`] entries, in the bottom layer.
+/// A directory with [`MANY`] entries, in the bottom layer.
 pub(crate) const MANY_NAME: &str = "many";
-/// Its entries.
+/// The number of its entries.
 pub(crate) const MANY: usize = 100_000;
-/// Image of one layer with a million files in a thousand directories.
+/// An image of one layer with a million files in a thousand directories.
 pub(crate) const MILLION: &str = "bench:million";
 
 impl Layers {
-    /// From a Debian root file system, or `quick`ly made up. Makes the images that are `wanted`
-    /// and not there yet; they stay on the disk.
+    /// Makes the `wanted` images that do not exist, from a Debian root file system, or from a small
+    /// made tree if `quick`. They stay on the disk.
     pub(crate) fn make(disk: &Disk, quick: bool, wanted: impl Fn(&str) -> bool) -> Self {
         let images = if quick { "images-quick" } else { "images" };
         fs::create_dir_all(disk.path()).unwrap();
@@ -84,7 +84,7 @@ impl Layers {
         layers
     }
 
-    /// Loads what `make` gives, unless an earlier run has.
+    /// Loads the result of `make`, unless an earlier run has.
     fn keep(&mut self, name: &str, make: impl FnOnce(&Scratch) -> Vec<PathBuf>) {
         let store = self.store();
         let stack = image::directories(&store, name).unwrap_or_else(|| {
@@ -92,29 +92,29 @@ impl Layers {
             image::load(&store, name, &make(&self.scratch));
             image::directories(&store, name).unwrap()
         });
-        // Nothing to do when there is one that this version reads.
+        // A catalog that this version can read needs no work.
         image::build_catalog(&store, name);
         self.stacks.insert(name.to_owned(), stack);
     }
 
-    /// Data root of the store that the images are in.
+    /// Returns the data root of the store that contains the images.
     pub(crate) fn store(&self) -> PathBuf {
         self.images.clone()
     }
 
-    /// Name of the image with so many layers.
+    /// Returns the name of the image with this number of layers.
     pub(crate) fn image(depth: usize) -> String {
         format!("bench:{depth}")
     }
 
-    /// Directories of an image, top first; `None` when a quick run has no such image.
+    /// Returns the directories of an image, top first; `None` if a quick run has no such image.
     pub(crate) fn stack(&self, image: &str) -> Option<&[PathBuf]> {
         self.stacks.get(image).map(Vec::as_slice)
     }
 }
 
-/// Every file goes to one of `depth` layers; a directory to those that have something in it,
-/// which is what makes a merge.
+/// Puts every file into one of `depth` layers. A directory is in each layer that has a file of it,
+/// so there is something to merge.
 fn spread(tree: &Path, base: &Path, depth: usize) -> Vec<PathBuf> {
     let stack: Vec<_> = (0..depth).map(|n| base.join(n.to_string())).collect();
     for layer in &stack {
@@ -131,7 +131,7 @@ fn fill_directory(dir: &Path, entries: usize) {
     }
 }
 
-/// A file of `size` bytes, none of them a hole.
+/// Makes a file of `size` bytes without holes.
 pub(crate) fn fill(path: &Path, size: u64) {
     let file = fs::File::create(path).unwrap();
     let block = vec![0x5a; 1 << 20];

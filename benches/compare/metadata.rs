@@ -12,7 +12,7 @@ use crate::report::Sample;
 use crate::subjects::Bed;
 use crate::{Run, Workload, row};
 
-/// In this order on one mount.
+/// These run in this order on one mount.
 pub(crate) const ALL: &[Workload] = &[
     row("mount", mount),
     row("cold walk after drop_caches", walk_cold_disk),
@@ -33,10 +33,10 @@ pub(crate) const ALL: &[Workload] = &[
     row("4 threads: create, stat, unlink", parallel),
 ];
 
-/// After everything that needs the tree.
+/// These run after all that need the tree.
 pub(crate) const LAST: &[Workload] = &[row("rm -rf of a lower tree", rm_rf)];
 
-/// What is measured over other numbers of layers too.
+/// These run also on other numbers of layers.
 pub(crate) const DEPTH: &[(&str, Run)] = &[
     ("mount", mount),
     ("cold walk after mount", walk_cold),
@@ -45,7 +45,7 @@ pub(crate) const DEPTH: &[(&str, Run)] = &[
 
 type Outcome = Result<Sample, String>;
 
-/// How many times the row "mount" mounts.
+/// The number of mounts in the row "mount".
 const MOUNTS: u32 = 5;
 
 fn text(e: impl std::fmt::Display) -> String {
@@ -58,9 +58,9 @@ pub(crate) fn timed(action: impl FnOnce() -> std::io::Result<()>) -> Outcome {
     Ok(Sample::time(start.elapsed()))
 }
 
-/// Calls `visit` for everything below `dir` but the directory with many entries. With stat(2)
-/// and not what the standard library has, which asks for the times of birth as well: find, tar,
-/// git and ls do not.
+/// Calls `visit` for everything below `dir` except the directory with many entries. It calls
+/// stat(2), because the standard library also asks for times of birth, which find, tar, git and ls
+/// do not.
 pub(crate) fn walk(dir: &Path, visit: &mut impl FnMut(PathBuf, &Stat)) -> std::io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -77,7 +77,7 @@ pub(crate) fn walk(dir: &Path, visit: &mut impl FnMut(PathBuf, &Stat)) -> std::i
     Ok(())
 }
 
-/// Regular files below the mount, at most `most` of them, in order of name.
+/// Returns regular files below the mount, at most `most` of them, in order of name.
 pub(crate) fn files(bed: &Bed<'_>, below: &str, most: usize) -> Result<Vec<PathBuf>, String> {
     let mut files = Vec::new();
     walk(&bed.path().join(below), &mut |path, stat| {
@@ -92,7 +92,7 @@ pub(crate) fn files(bed: &Bed<'_>, below: &str, most: usize) -> Result<Vec<PathB
     Ok(files)
 }
 
-/// The mean of several: one takes no longer than a scheduler's whim.
+/// Returns the mean of several: a single one is shorter than the noise of the scheduler.
 fn mount(bed: &mut Bed<'_>) -> Outcome {
     bed.need_mount()?;
     let total: Duration = (0..MOUNTS).map(|_| bed.remount()).sum();
@@ -104,7 +104,7 @@ fn walk_cold(bed: &mut Bed<'_>) -> Outcome {
     timed(|| walk(bed.path(), &mut |_, _| {}))
 }
 
-/// As node's and Rust's programs stat: FUSE has a message of its own for births.
+/// Calls stat like programs of node and Rust: FUSE has another message for times of birth.
 fn walk_births(bed: &mut Bed<'_>) -> Outcome {
     fn walk(dir: &Path) -> std::io::Result<()> {
         for entry in fs::read_dir(dir)? {
@@ -184,8 +184,8 @@ fn made(bed: &Bed<'_>) -> PathBuf {
     bed.path().join("made-by-bench")
 }
 
-/// The directory for new files; `create`, `rename` and `unlink` each begin with what
-/// they need, so that each can run alone.
+/// The directory for new files. `create`, `rename` and `unlink` each make what they need, so that
+/// each can run alone.
 fn filled(bed: &Bed<'_>, prefix: &str) -> Result<PathBuf, String> {
     let dir = made(bed);
     if !dir.exists() {
@@ -271,7 +271,7 @@ fn rm_rf(bed: &mut Bed<'_>) -> Outcome {
     timed(|| fs::remove_dir_all(dir))
 }
 
-/// Milliseconds at the given share of a sorted list.
+/// Returns the milliseconds at the given share of a sorted list.
 pub(crate) fn percentile(sorted: &[Duration], share: f64) -> Duration {
     let last = sorted.len().saturating_sub(1);
     sorted

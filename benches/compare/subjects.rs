@@ -13,7 +13,7 @@ use testkit::uring::{self, Switch};
 
 use crate::layers::Layers;
 
-/// Kernel overlayfs as it comes: what the ratios are to.
+/// Kernel overlayfs with its defaults, to which the ratios refer.
 const KERNEL: Fs = Fs::Kernel("redirect_dir=on,metacopy=off");
 
 /// How a subject shows the files.

@@ -205,7 +205,7 @@ impl Hands {
         }
     }
 
-    /// In a child, because there is no way back.
+    /// This happens in a child, because a process cannot leave a chroot again.
     fn chroot(&mut self, root: &[u8], act: &Act) -> Answer {
         let root = self.runner.at(root);
         let (mut from, mut to) = io::pipe().unwrap();

@@ -51,7 +51,7 @@ fn killed_while_building() {
         }
     }
     assert!(survived < 30, "none was killed in time");
-    // What the killed ones left is in nobody's way.
+    // The leftovers of killed processes prevent nothing.
     assert!(command().status().unwrap().success());
     assert!(observe(&stack, &path).is_catalogued());
     let left = std::fs::read_dir(path.parent().unwrap()).unwrap();

@@ -56,8 +56,7 @@ impl World {
     }
 }
 
-/// A file that is not what the catalog says: what was said of it is taken back (ESTALE), and
-/// from then on the layers are asked.
+/// A file that differs from its record gives ESTALE, and from then on the layers are asked.
 #[test]
 fn a_changed_file_is_noticed_when_it_is_opened() {
     need_mounts!();

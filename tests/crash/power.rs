@@ -179,7 +179,8 @@ fn a_copy_up_is_whole_or_not_there() {
     for (name, mode) in [("big", 0o600), ("other", 0o640), ("dir/f", 0o604)] {
         let path = m.at(name);
         testkit::mount::chmod(&path, mode);
-        // A commit of the disk's journal at the worst moment: names first, data as it comes.
+        // The journal of the disk commits at the worst moment: it has the names, but perhaps not
+        // the data.
         let trigger = File::create(m.disk.path().join("trigger")).unwrap();
         trigger.sync_all().unwrap();
         m.cut(|root| assert!(fs::read(root.join(name)).unwrap() == big(), "{name}"));

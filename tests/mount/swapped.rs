@@ -71,7 +71,7 @@ fn rename(from: &Path, to: &Path, flags: RenameFlags) -> std::io::Result<Shown> 
 fn stat(path: &Path) -> std::io::Result<Shown> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
     let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::BASIC_STATS)?;
-    // The secret's length and owner are nobody's else.
+    // No other file has the length and the owner of the secret.
     let told = stat.stx_size == SECRET.len() as u64 && stat.stx_uid == 0;
     Ok(if told { SECRET.to_vec() } else { Shown::new() })
 }

@@ -109,7 +109,7 @@ fn without_sockets(mut tree: Tree) -> Tree {
     tree
 }
 
-/// Everything that is wrong with what is said of the upper that `fs` writes.
+/// Returns all faults in the reported changes of the upper that `fs` writes.
 fn check(fs: &Fs, layers: &[Layer], ops: &[Op]) -> Vec<String> {
     let scratch = Scratch::tmpfs();
     let stack = Stack {

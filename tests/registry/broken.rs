@@ -104,7 +104,7 @@ fn a_killed_pull_is_gone_on_with() {
         let found = downloads(&home);
         found.len() == 1 && found[0].metadata().unwrap().size() == 1 << 20
     });
-    // While somebody is at it, it is not garbage, and others may change the store.
+    // During the download it is not garbage, and other commands may change the store.
     assert_whole(&home, 0, 0);
     kill(i32::try_from(child.id()).unwrap(), Signal::KILL);
     child.wait().unwrap();

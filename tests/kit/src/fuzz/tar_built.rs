@@ -1,5 +1,5 @@
 //! Tars that are built from random bytes: entries of every kind under names that collide, lead
-//! through symlinks and out of the layer. Called by `tar`.
+//! through symlinks and out of the layer.
 
 use arbitrary::{Result, Unstructured};
 use tar::{EntryType, Header};
