@@ -152,7 +152,7 @@ fn below(
         match (stores.iter().find(holds), base) {
             (Some(from), Some(base)) => {
                 let image = from.image(base)?;
-                copy_layers(from, &image, store, intake, |_| ())?;
+                copy_layers(from, &image, store, intake, &mut |_| ())?;
             }
             _ => bail!(
                 "the image below is not in {:?} and is not known: load it there first",

@@ -15,6 +15,7 @@ use super::lookup_answer::{self, Found};
 use super::mount_upper::Fresh;
 use super::options::MountOptions;
 use super::pool::PoolArgs;
+use super::progress::Items;
 use super::{catalog, command_sandbox, named_layers, output, own_store};
 use unionfs::catalog::{Label, directory};
 use unionfs::image_mounts::label_of_image;
@@ -101,7 +102,9 @@ fn unpack(
     let answer = ask(sandbox, 1024, || {
         let own = Writable::open(&own_root)?;
         let locked = own.locked_by(lock.try_clone().context("cannot keep the store locked")?)?;
-        let id = unpack_image(&Stores::open(places)?, image, &locked)?;
+        let shown = Items::new(false, "unpacked");
+        let stores = Stores::open(places)?;
+        let id = unpack_image(&stores, image, &locked, &mut |step| shown.show(step))?;
         Ok(id.to_string().into_bytes())
     })?;
     let id = std::str::from_utf8(&answer).ok().and_then(Digest::parse);

@@ -15,9 +15,9 @@ use super::writable::{Exclusive, ImportTransaction};
 use super::{Image, Store, Stores};
 use crate::layer_tar::Limits;
 use crate::oci::{Digest, chain_id, image_config};
+use crate::progress::Progress;
 
-/// Takes in the layers of an image that are missing, base first. `passed` is told how many
-/// more bytes of their tars went by.
+/// Takes in the layers of an image that are missing, base first.
 ///
 /// # Errors
 /// [`super::Error::LayerMissing`] for a layer without tar-split, [`super::Error::ChainMismatch`] and
@@ -27,7 +27,7 @@ pub fn copy_layers(
     image: &Image,
     to: &Exclusive<'_>,
     intake: &mut ImportTransaction<'_>,
-    mut passed: impl FnMut(u64),
+    progress: &mut dyn FnMut(Progress<'_, &Digest>),
 ) -> Result<()> {
     for layer in &image.layers {
         let coming = Coming {
@@ -35,9 +35,10 @@ pub fn copy_layers(
             parent: layer.parent.as_ref(),
             diff: &layer.diff_id,
             from: layer.place.path(),
+            size: &|| from.layer_tar_size(layer).unwrap_or(0),
         };
         let write = |out: &mut dyn Write| from.write_layer_tar(layer, out);
-        take_layer(to, intake, &coming, write, &mut passed)?;
+        take_layer(to, intake, &coming, write, progress)?;
     }
     Ok(())
 }
@@ -48,15 +49,20 @@ pub fn copy_layers(
 ///
 /// # Errors
 /// As [`Stores::find`] and [`copy_layers`].
-pub fn unpack_image(stores: &Stores, text: &str, to: &Exclusive<'_>) -> Result<Digest> {
+pub fn unpack_image(
+    stores: &Stores,
+    text: &str,
+    to: &Exclusive<'_>,
+    progress: &mut dyn FnMut(Progress<'_, &Digest>),
+) -> Result<Digest> {
     let (from, id) = stores.locate(text)?;
     let (path, config) = from.config_bytes(&id)?;
     let mut intake = to.begin_import();
     match from.image(&id) {
-        Ok(image) => copy_layers(from, &image, to, &mut intake, |_| {})?,
+        Ok(image) => copy_layers(from, &image, to, &mut intake, progress)?,
         Err(Error::NotUnpacked { .. }) => {
             let diffs = image_config::parse(&path, &config)?.diff_ids;
-            copy_blobs(from, &diffs, to, &mut intake)?;
+            copy_blobs(from, &diffs, to, &mut intake, progress)?;
         }
         Err(error) => return Err(error),
     }
@@ -71,6 +77,7 @@ fn copy_blobs(
     diffs: &[Digest],
     to: &Exclusive<'_>,
     intake: &mut ImportTransaction<'_>,
+    progress: &mut dyn FnMut(Progress<'_, &Digest>),
 ) -> Result<()> {
     let chains = chain_id::chain_ids(diffs);
     let parents = std::iter::once(None).chain(chains.iter().map(Some));
@@ -80,9 +87,11 @@ fn copy_blobs(
             parent,
             diff,
             from: from.root(),
+            // To decompress it takes as long as to unpack it.
+            size: &|| 0,
         };
         let write = |out: &mut dyn Write| from.write_blob_tar(chain, out);
-        take_layer(to, intake, &coming, write, |_| {})?;
+        take_layer(to, intake, &coming, write, progress)?;
     }
     Ok(())
 }
@@ -94,6 +103,8 @@ struct Coming<'l> {
     diff: &'l Digest,
     /// Where it is, for messages.
     from: &'l Path,
+    /// Bytes of its tar; 0 where that is not known before.
+    size: &'l dyn Fn() -> u64,
 }
 
 /// Takes in a layer whose tar `write` writes, unless it is here.
@@ -102,15 +113,23 @@ fn take_layer(
     intake: &mut ImportTransaction<'_>,
     layer: &Coming<'_>,
     write: impl FnOnce(&mut dyn Write) -> Result<Digest> + Send,
-    passed: impl FnMut(u64),
+    progress: &mut dyn FnMut(Progress<'_, &Digest>),
 ) -> Result<()> {
     if to.has_layer(layer.chain)? {
         return Ok(());
     }
+    let item = layer.diff;
+    progress(Progress::Begin {
+        item,
+        size: (layer.size)(),
+        have: 0,
+    });
     let mut staged = to.stage_layer(layer.parent)?;
     let writing = |out: &mut dyn Write| write(out).map(drop);
+    let passed = |count| progress(Progress::Advance { item, count });
     let unpacked = staged.unpack_from(&Limits::default(), writing, passed)?;
     expect_tar(&unpacked.diff_id, layer.diff, layer.from)?;
     intake.layer(staged, &unpacked)?;
+    progress(Progress::Done { item });
     Ok(())
 }

@@ -324,7 +324,7 @@ fn what_is_not_unpacked_is_unpacked_into_our_store() {
     // In a sandbox and without one.
     for options in ["sandbox=strict", "sandbox=off"] {
         let mount = ["mount", "-r", "-o", options, "app:2", "mnt"];
-        let said = containerd.run(&mount).ok();
+        let said = containerd.run(&mount).ok_with_progress();
         let expected = format!("app:2 is unpacked into {}\n", home.text("own"));
         assert_eq!(said, expected, "{options}");
         let theirs = listing::of_dir(&home.path("mnt"));
@@ -343,7 +343,7 @@ fn what_is_not_unpacked_is_unpacked_into_our_store() {
         .ok();
     containerd.umount();
     let named = ["mount", "--name", "more", "app:1", "mnt"];
-    containerd.run(&named).ok();
+    containerd.run(&named).ok_with_progress();
     containerd.umount();
     home.run(["mount", "--name", "more", "mnt"]).ok();
     containerd.umount();

@@ -4,9 +4,11 @@
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
+use super::plain_user;
 use testkit::home::{Home, Outcome};
 use testkit::need;
 use testkit::need::{Needed, can_mount, has_tools};
@@ -67,9 +69,17 @@ impl Bench {
     /// Mounting fails so, and leaves nothing.
     #[track_caller]
     fn refused(&self, words: &[&str]) {
-        self.run(&["mount", "-r", "sample:1", "mnt"])
-            .failed(1, words);
+        self.mount_fails("sample:1", words);
         self.assert_nothing_taken();
+    }
+
+    /// The last line says why; layers may have been taken in before.
+    #[track_caller]
+    fn mount_fails(&self, image: &str, words: &[&str]) {
+        let mut outcome = self.run(&["mount", "-r", image, "mnt"]);
+        let last = outcome.stderr.lines().last().unwrap_or_default();
+        outcome.stderr = format!("{last}\n");
+        outcome.failed(1, words);
     }
 
     fn change_json(&self, path: &Path, field: &str, value: Value) {
@@ -184,7 +194,13 @@ fn a_named_layer_on_it_stays() {
     let bench = need!(Bench::new());
     let home = &bench.home;
     let mount = ["mount", "--name", "work", "sample:2", "mnt"];
-    bench.run(&mount).ok_with_progress();
+    let mounted = bench.run(&mount);
+    let shown = mounted
+        .stderr
+        .lines()
+        .filter(|line| line.contains(": unpacked, "));
+    assert_eq!(shown.count(), 3, "a line for each layer: {mounted:?}");
+    mounted.ok_with_progress();
     fs::write(home.path("mnt/srv/new"), "new").unwrap();
     home.run(["umount", "mnt"]).ok();
     fs::remove_dir_all(home.path("dm")).unwrap();
@@ -255,6 +271,62 @@ fn other_places_and_options_of_the_driver() {
     bench
         .run(&[&args[..], &["sample:2", "mnt"]].concat())
         .failed(1, &["not the metadata of a thin pool"]);
+}
+
+/// A loop device over a file.
+struct Loop(String);
+
+impl Loop {
+    fn over(home: &Home, file: &str) -> Self {
+        let mut losetup = home.command("losetup");
+        let made = losetup.args(["--find", "--show", "--read-only"]);
+        let made = made.arg(home.path(file)).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let name = String::from_utf8(made.stdout).unwrap();
+        Self(name.trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let detached = Command::new("losetup").args(["--detach", &self.0]).status();
+        assert!(detached.is_ok_and(|status| status.success()));
+    }
+}
+
+#[test]
+fn a_pool_may_be_on_block_devices() {
+    let bench = need!(Bench::new());
+    need!(has_tools(&["losetup", "/dev/loop-control"]));
+    let home = &bench.home;
+    fs::rename(home.path(POOL), home.path("elsewhere")).unwrap();
+    let data = Loop::over(home, "elsewhere/data");
+    let metadata = Loop::over(home, "elsewhere/metadata");
+    let expected = bench.seen("docker", &["sample:2"]);
+    let pool = ["--pool-data", &data.0, "--pool-metadata", &metadata.0];
+    let args = [&["-o", "sandbox=strict"], &pool[..], &["sample:2"]].concat();
+    let seen = bench.seen("dm", &args);
+    listing::assert_same("sample:2", &seen, &expected);
+}
+
+#[test]
+fn a_plain_user_mounts_what_the_user_may_read() {
+    need!(has_tools(&["thin_restore", "mkfs.ext4"]));
+    let home = need!(plain_user::home());
+    let docker = home.path("data/docker");
+    sample::make(&docker).unwrap();
+    devicemapper::convert(&docker, Options::default());
+    let owner = format!("{0}:{0}", plain_user::USER);
+    let mut chown = home.command("chown");
+    let chown = chown.args(["-R", &owner, "data"]).status().unwrap();
+    assert!(chown.success());
+    let mount = "./unionfs mount -r sample:1 mnt; cat mnt/etc/os-release; ./unionfs umount mnt";
+    let first = plain_user::as_user(&home, mount).ok_with_progress();
+    assert!(first.contains("sample:1 is unpacked into"), "{first}");
+    // The second mount finds it in the own store: nothing is unpacked, and the pool is not needed.
+    fs::remove_dir_all(docker.join("devicemapper/devicemapper")).unwrap();
+    let second = plain_user::as_user(&home, mount).ok();
+    assert_eq!(second, "NAME=sample\nVERSION_ID=1\n");
 }
 
 #[test]
@@ -370,9 +442,7 @@ fn a_changed_file_is_found() {
     let at = bytes.windows(text.len()).position(|at| at == text).unwrap();
     bytes[at + 11] = b'3';
     fs::write(&data, bytes).unwrap();
-    bench
-        .run(&["mount", "-r", "sample:2", "mnt"])
-        .failed(1, &["etc/os-release", "content is damaged"]);
+    bench.mount_fails("sample:2", &["etc/os-release", "content is damaged"]);
     bench
         .run(&["verify", "sample:2"])
         .failed_with_output(&["1 problem"]);

@@ -7,7 +7,7 @@ use testkit::home::{Home, Outcome};
 use testkit::need::{Needed, can_mount, has_tools};
 use testkit::{need, program};
 
-const USER: u32 = 65534;
+pub(super) const USER: u32 = 65534;
 
 /// A root file system of several owners, with modes that its reader could not read.
 fn rootfs(with_device: bool) -> Vec<u8> {
@@ -44,7 +44,7 @@ const SCRIPT: &str = r#"
 "#;
 
 /// Runs a script as the user, in a home that is his.
-fn as_user(home: &Home, script: &str) -> Outcome {
+pub(super) fn as_user(home: &Home, script: &str) -> Outcome {
     let mut command = home.command("unshare");
     command.args(["-m", "sh", "-e", "-c", SCRIPT, script]);
     command
@@ -54,7 +54,7 @@ fn as_user(home: &Home, script: &str) -> Outcome {
     command.output().unwrap().into()
 }
 
-fn home() -> Needed<Home> {
+pub(super) fn home() -> Needed<Home> {
     let tools = ["setpriv", "unshare", "mount", "fusermount3"];
     can_mount()?;
     has_tools(&tools)?;
