@@ -89,7 +89,7 @@ impl Items {
                     let text = super::output::size(have);
                     self.line(&format!("{name}: continuing after {text}"));
                 }
-                let running = self.begin(&name, Some(size));
+                let running = self.begin(&name, Some(size).filter(|size| *size > 0));
                 running.set(have);
                 self.running().insert(*item, running);
             }
