@@ -1,5 +1,4 @@
-//! The control socket of a mount: whoever connects gets one JSON document and the end of
-//! the stream. Served by `session` on a thread of its own, read by `unionfs stats`.
+//! The control socket of a mount: each client gets one JSON document and the end of the stream.
 //!
 //! ```json
 //! {"requests": {"LOOKUP": 12, ...}, "union": {"copy_ups": 0, ...}, "mount": {...}}
@@ -24,45 +23,46 @@ use super::runtime::directory::Directory;
 use super::unmount::patience;
 use crate::union;
 
-/// A client that does not get on is left after this time.
+/// The time for a client to make progress. After it, the connection is closed.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// No answer is longer.
+/// The maximum length of an answer.
 const MAX_ANSWER: u64 = 16 << 20;
 
 /// The counters of a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Requests received from the kernel since the mount, by FUSE operation; absent: none.
+    /// The number of requests from the kernel since the mount, by FUSE operation. Operations
+    /// without any are absent.
     pub requests: BTreeMap<String, u64>,
-    /// The union's counters.
+    /// The counters of the union.
     pub union: union::Counters,
-    /// The mount's record.
+    /// The record of the mount.
     pub mount: MountRecord,
 }
 
 impl Stats {
-    /// Requests received of one operation (`LOOKUP`, `READDIRPLUS`, ...).
+    /// Returns the number of requests of one operation (`LOOKUP`, `READDIRPLUS`, ...).
     pub fn requests_of(&self, operation: &str) -> u64 {
         self.requests.get(operation).copied().unwrap_or(0)
     }
 
-    /// All requests received.
+    /// Returns the number of all requests.
     pub fn total_requests(&self) -> u64 {
         self.requests.values().sum()
     }
 }
 
-/// Asks a mount's server for its counters.
+/// Asks the server of a mount for its counters.
 ///
 /// # Errors
-/// [`Error::Silent`] when the server does not answer in time, [`Error::Runtime`] with the socket's
-/// path when it cannot be asked.
+/// [`Error::Silent`] if the server does not answer in time; [`Error::Runtime`] with the path of the
+/// socket if it cannot be asked.
 pub fn query(record: &MountRecord) -> Result<Stats> {
     connect(record)?.answer()
 }
 
-/// A connection to a mount's server, which has been sent nothing yet that is read.
+/// A connection to the server of a mount. The server reads nothing from it.
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
@@ -70,7 +70,7 @@ pub struct Connection {
     mountpoint: PathBuf,
 }
 
-/// Connects to a mount's server, for [`Connection::answer`] in another place.
+/// Connects to the server of a mount. [`Connection::answer`] may be called in another process.
 ///
 /// # Errors
 /// As [`query`].
@@ -92,7 +92,7 @@ pub fn connect(record: &MountRecord) -> Result<Connection> {
 }
 
 impl Connection {
-    /// What the server says.
+    /// Returns the answer of the server.
     ///
     /// # Errors
     /// As [`query`].
@@ -120,7 +120,7 @@ fn failed(source: io::Error, path: PathBuf, mountpoint: PathBuf) -> Error {
     }
 }
 
-/// Does not wait where others wait for the server to let them in.
+/// It does not wait while other clients wait for the server.
 fn connect_to(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -130,7 +130,7 @@ fn connect_to(path: &Path) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// In a runtime directory that is one: no other user can have put the socket there.
+/// The runtime directory was checked: no other user can have put the socket there.
 fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -139,24 +139,24 @@ fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> 
     act(&dir.path_to(name))
 }
 
-/// The control socket of a mount that is not served yet.
+/// The control socket of a mount. It is not served yet.
 pub(super) struct Socket(UnixListener);
 
 impl Socket {
     /// Listens on `path` (0600).
     pub(super) fn bind(path: &Path) -> io::Result<Self> {
         let bind = |short: &Path| {
-            // A leftover of an earlier process with this id.
+            // An earlier process with this ID has left it.
             let _ = std::fs::remove_file(short);
             let listener = UnixListener::bind(short)?;
-            // Nobody else could write to the directory meanwhile.
+            // No other user could write to the directory meanwhile.
             std::fs::set_permissions(short, std::fs::Permissions::from_mode(0o600))?;
             Ok(Self(listener))
         };
         with_short_path(path, bind)
     }
 
-    /// Answers from now on: each client gets what `answer` returns then.
+    /// Starts answering: each client gets the value that `answer` returns then.
     pub(super) fn serve(self, answer: impl Fn() -> Vec<u8> + Send + 'static) -> io::Result<Server> {
         let listener = Arc::new(self.0);
         let stopped = Arc::new(AtomicBool::new(false));
@@ -205,7 +205,7 @@ fn serve(listener: &UnixListener, stopped: &AtomicBool, answer: impl Fn() -> Vec
             }
             Err(error) => {
                 tracing::debug!(%error, "control socket");
-                // EMFILE and the like: do not spin.
+                // After EMFILE and the like, the loop must not spin.
                 std::thread::sleep(Duration::from_millis(100));
             }
         }

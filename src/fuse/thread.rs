@@ -1,4 +1,4 @@
-//! What kind of thread answers a request, which decides what it may wait for.
+//! The kind of the thread that answers a request. It decides what the thread may wait for.
 
 use std::cell::Cell;
 
@@ -7,12 +7,13 @@ use std::cell::Cell;
 pub(super) enum Thread {
     /// One of a few that read /dev/fuse.
     Worker,
-    /// Of a ring. It may wait for a disk if another thread takes the next request meanwhile.
+    /// A thread of a ring. It may wait for a disk if another thread takes the next request
+    /// meanwhile.
     Ring {
-        /// Whether one does.
+        /// Whether another thread takes it.
         may_wait: bool,
     },
-    /// Of the pool, whose users have a part of it each.
+    /// A thread of the pool, of which each user has a part.
     Pool,
 }
 
@@ -20,12 +21,12 @@ thread_local! {
     static KIND: Cell<Thread> = const { Cell::new(Thread::Worker) };
 }
 
-/// What the calling thread is; [`Thread::Worker`] unless it has said otherwise.
+/// Returns the kind of the calling thread; [`Thread::Worker`] by default.
 pub(super) fn current() -> Thread {
     KIND.get()
 }
 
-/// The calling thread is one of these from now on.
+/// Sets the kind of the calling thread.
 pub(super) fn is(kind: Thread) {
     KIND.set(kind);
 }

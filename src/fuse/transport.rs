@@ -1,4 +1,4 @@
-//! The transport of a mount: which one it gets, the handshake, and what serves its requests.
+//! The transport of a mount: the choice, the handshake, and serving requests.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +15,7 @@ use super::wire::{self, Dispatch, Limits};
 use super::{fuser, mount::can_reopen_device};
 use crate::union::Union;
 
-/// A connection that has shaken hands.
+/// A connection after the handshake.
 pub(super) enum Connection {
     /// `transport=classic` and `transport=uring`.
     Wire(wire::Connection),
@@ -24,10 +24,10 @@ pub(super) enum Connection {
     Fuser(Box<fuser::Connection<Adapter>>),
 }
 
-/// Whether the transport that is asked for can be had and goes with the rest.
+/// Checks that the requested transport is possible, also with the other options.
 ///
 /// # Errors
-/// [`Error::Fuser`] when not.
+/// [`Error::Fuser`] if it is not.
 pub(super) fn check(config: &MountConfig) -> Result<()> {
     let why = match (config.transport, config.io) {
         (Some(Transport::Fuser), _) if !cfg!(feature = "fuser") => {
@@ -49,21 +49,21 @@ pub(super) fn passes(config: &MountConfig) -> bool {
     config.transport != Some(Transport::Fuser)
 }
 
-/// What a connection has agreed on with the kernel.
+/// The result of the handshake.
 pub(super) struct Agreed {
-    /// What is told to the kernel unasked goes there.
+    /// Sends notifications to the kernel.
     pub(super) notices: Arc<dyn Notices>,
     /// The flags of INIT that both sides know (`init`).
     pub(super) flags: u32,
 }
 
 impl Connection {
-    /// Answers INIT, which the kernel sends first. `limits` are those of a mount that was checked;
+    /// Answers INIT, which the kernel sends first. `limits` are those of a checked mount.
     /// `reopens`: whether the process can still open /dev/fuse for its `threads`.
     ///
     /// # Errors
-    /// ENODEV when it was unmounted meanwhile, EPROTO when the kernel speaks a version older than 7.31
-    /// or something else than FUSE; when io_uring is asked for and impossible.
+    /// ENODEV if it was unmounted meanwhile; EPROTO if the kernel has a version older than 7.31 or
+    /// sends another message; an error if io_uring is requested and not possible.
     pub(super) fn open(
         device: OwnedFd,
         limits: &Limits,
@@ -84,7 +84,7 @@ impl Connection {
         }
     }
 
-    /// Which one it is.
+    /// Returns the transport.
     pub(super) fn transport(&self) -> Transport {
         match self {
             Self::Wire(connection) => connection.transport(),
@@ -107,7 +107,7 @@ impl Connection {
         }
     }
 
-    /// As [`passthrough::start`]. Nothing is passed through by a transport that cannot.
+    /// As [`passthrough::start`]. A transport without passthrough passes nothing through.
     ///
     /// # Errors
     /// Likewise.
@@ -136,7 +136,7 @@ impl Connection {
     /// Serves until the file system is unmounted, as [`wire::Connection::serve`].
     ///
     /// # Errors
-    /// When no worker could be started, or one had to end early.
+    /// An error if no worker could be started, or if one ended early.
     pub(super) fn serve(
         self,
         adapter: Adapter,

@@ -1,6 +1,6 @@
-//! What is mounted on a directory: whether it answers, and how it is taken away. A [`Mount`] is
-//! held open from the look at it until it is gone, so that nothing else is taken for it; nothing
-//! but asking whether it answers touches its server, and that has a time limit.
+//! The mount on a directory: whether it answers, and how to detach it. A [`Mount`] is held open
+//! from the first look until it is gone, so that it is not confused with another one. Only the
+//! question whether it answers reaches its server, with a time limit.
 
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd as _};
@@ -19,22 +19,22 @@ use super::own_mount::MountId;
 use super::{connection_control, fusermount, runtime};
 use crate::sys::probe::{self, Answer};
 
-/// How long a mount may take to answer, unless `UNIONFS_TIMEOUT` says it, in seconds.
+/// The time for a mount to answer in seconds, unless `UNIONFS_TIMEOUT` sets it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The time a mount, or whoever else is asked about one, may take to answer.
+/// Returns the time for an answer of a mount, or of another process about it.
 pub fn patience() -> Duration {
     let set = std::env::var("UNIONFS_TIMEOUT").ok();
     set.and_then(|text| text.parse().ok())
         .map_or(PATIENCE, Duration::from_secs)
 }
 
-/// How the server of a mount is doing.
+/// The state of the server of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
     /// It answers.
     Answers,
-    /// It is gone: every access says ENOTCONN.
+    /// It is gone: every access gives ENOTCONN.
     Dead,
     /// It did not answer in time.
     Silent,
@@ -53,10 +53,10 @@ impl Mount {
         Self { place, id, entry }
     }
 
-    /// What is mounted on the directory that `path` leads to. Nothing is asked of its server.
+    /// Opens the mount on the directory that `path` leads to, without asking its server.
     ///
     /// # Errors
-    /// [`Error::NotFuse`] when nothing is mounted there; those of [`Mountpoint::open`].
+    /// [`Error::NotFuse`] if nothing is mounted there; those of [`Mountpoint::open`].
     pub fn at(path: &Path) -> Result<Self> {
         Mountpoint::open(path)?
             .mount()?
@@ -65,17 +65,17 @@ impl Mount {
             })
     }
 
-    /// Its line in the mount table.
+    /// Returns its line in the mount table.
     pub fn entry(&self) -> &MountEntry {
         &self.entry
     }
 
-    /// What tells it from others.
+    /// Returns its identity.
     pub fn id(&self) -> MountId {
         self.id
     }
 
-    /// Where it is mounted: absolute, without symlinks.
+    /// Returns its mountpoint, absolute and without symlinks.
     pub fn path(&self) -> &Path {
         self.place.path()
     }
@@ -85,10 +85,10 @@ impl Mount {
         self.place
     }
 
-    /// How its server is doing.
+    /// Returns the state of its server.
     ///
     /// # Errors
-    /// When no process can be made to ask it.
+    /// An error if no process can be made to ask it.
     pub fn health(&self) -> Result<Health> {
         let answer = probe::statfs(&self.place, patience());
         let answer = answer.map_err(|source| Error::NotReady {
@@ -96,20 +96,20 @@ impl Mount {
             source,
         })?;
         Ok(match answer {
-            // The second while the server is just ending.
+            // The second error comes while the server is just ending.
             Answer::Fails(Errno::NOTCONN | Errno::CONNABORTED) => Health::Dead,
-            // Also one that lets only its owner in.
+            // This includes a mount that only its owner may use.
             Answer::Works | Answer::Fails(_) => Health::Answers,
             Answer::Silent => Health::Silent,
         })
     }
 
-    /// Aborts its connection: its server ends, and whoever uses the mount gets ENOTCONN.
+    /// Aborts its connection: its server ends, and programs that use the mount get ENOTCONN.
     ///
     /// # Errors
-    /// [`Error::Abort`]: not permitted, or there is no fusectl.
+    /// [`Error::Abort`] if it is not permitted, or if there is no fusectl.
     pub fn abort(&self) -> Result<()> {
-        // The mount is held open, so the device number is its.
+        // The mount is held open, so the device number belongs to it.
         let abort = || -> io::Result<()> {
             let file = connection_control::open_abort(self.entry.device.1)?;
             rustix::io::write(&file, b"1")?;
@@ -121,22 +121,21 @@ impl Mount {
         })
     }
 
-    /// Takes it away even while it is in use (MNT_DETACH): its server ends when the last user is
-    /// gone. With umount2(2), or through fusermount3 where this user may not.
+    /// Detaches it, also while it is in use (MNT_DETACH): its server ends with the last user. It
+    /// uses umount2(2), or fusermount3 if this user may not.
     ///
     /// # Errors
-    /// [`Error::Unmount`] with the system's reason; [`Error::NotFuse`] for other file systems.
+    /// [`Error::Unmount`] with the reason of the system; [`Error::NotFuse`] for other file systems.
     pub fn detach(self) -> Result<()> {
         self.check()?;
         detach_open(self.place.as_fd(), self.place.path())
     }
 
-    /// Takes it away if it is not in use. With umount2(2), or through fusermount3 where this user
-    /// may not.
+    /// Unmounts it if it is not in use. It uses umount2(2), or fusermount3 if this user may not.
     ///
     /// # Errors
-    /// [`Error::Unmount`] with the system's reason (in use, not permitted);
-    /// [`Error::NotFuse`] for other file systems.
+    /// [`Error::Unmount`] with the reason of the system (in use, not permitted); [`Error::NotFuse`]
+    /// for other file systems.
     pub fn unmount(self) -> Result<()> {
         self.check()?;
         let path = self.place.path().to_owned();
@@ -144,8 +143,8 @@ impl Mount {
         let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(moved());
         };
-        // A mount that is held open is in use. So the directory above is held: a name in it that
-        // has a mount on it can be neither moved nor replaced, and is not followed.
+        // A mount that is held open is in use, so the directory above is held instead. A name in it
+        // with a mount on it can be neither moved nor replaced, and is not followed.
         let above = Mountpoint::open(above)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let same = rustix::fs::openat(&above, name, flags, Mode::empty())
@@ -186,8 +185,8 @@ fn failed(path: &Path, text: &str) -> Error {
     }
 }
 
-/// Detaches the mount whose root is open as `root`, wherever names lead by now. `path` is where
-/// it is, for the message and for fusermount3.
+/// Detaches the mount with the open `root`, wherever names lead by now. `path` is its place, for
+/// the message and for fusermount3.
 pub(super) fn detach_open(root: impl AsFd, path: &Path) -> Result<()> {
     let link = format!("/proc/thread-self/fd/{}", root.as_fd().as_raw_fd());
     match rustix::mount::unmount(link, UnmountFlags::DETACH) {
@@ -200,8 +199,8 @@ pub(super) fn detach_open(root: impl AsFd, path: &Path) -> Result<()> {
 /// Unmounts the FUSE file system on `mountpoint`, as [`Mount::unmount`].
 ///
 /// # Errors
-/// [`Error::NotFuse`] when something else, or nothing, is mounted there;
-/// [`Error::Unmount`] with the system's reason (in use, not permitted).
+/// [`Error::NotFuse`] if another file system, or nothing, is mounted there; [`Error::Unmount`] with
+/// the reason of the system (in use, not permitted).
 pub fn unmount(mountpoint: &Path) -> Result<()> {
     Mount::at(mountpoint)?.unmount()
 }
@@ -209,13 +208,13 @@ pub fn unmount(mountpoint: &Path) -> Result<()> {
 /// Detaches the FUSE file system on `mountpoint`, as [`Mount::detach`].
 ///
 /// # Errors
-/// [`Error::NotFuse`] when something else, or nothing, is mounted there;
-/// [`Error::Unmount`] with the system's reason (not permitted).
+/// [`Error::NotFuse`] if another file system, or nothing, is mounted there; [`Error::Unmount`] with
+/// the reason of the system (not permitted).
 pub fn detach(mountpoint: &Path) -> Result<()> {
     Mount::at(mountpoint)?.detach()
 }
 
-/// `options`: of fusermount3.
+/// Calls fusermount3 with these `options`.
 fn unmount_with_helper(path: &Path, options: &[&str]) -> Result<()> {
     let Some(helper) = fusermount::find_helper() else {
         return Err(failed(
@@ -240,7 +239,8 @@ fn unmount_with_helper(path: &Path, options: &[&str]) -> Result<()> {
     }
 }
 
-/// Whether a child succeeded, and what it said; `None`: it did not end in time, and was killed.
+/// Returns whether a child succeeded, and its output. `None`: it did not end in time and was
+/// killed.
 fn end_of(mut child: Child, limit: Duration) -> io::Result<Option<(bool, Vec<u8>)>> {
     let start = Instant::now();
     loop {
@@ -265,12 +265,12 @@ pub(super) fn is_silent(root: impl AsFd) -> io::Result<bool> {
     Ok(probe::statfs(root, patience())? == Answer::Silent)
 }
 
-/// The directory that `path` leads to, after the unionfs mounts on it whose servers are gone have
-/// been detached, all of them when they are stacked; and what FUSE mount is left there.
+/// Returns the directory that `path` leads to, after detaching all unionfs mounts on it whose
+/// servers are gone, and the FUSE mount that is left there.
 ///
 /// # Errors
-/// As [`Mountpoint::open`] and [`Mount::detach`]; [`Error::Silent`] when a FUSE mount there does
-/// not answer.
+/// As [`Mountpoint::open`] and [`Mount::detach`]; [`Error::Silent`] if a FUSE mount there does not
+/// answer.
 pub fn without_dead(path: &Path) -> Result<(Mountpoint, Option<MountEntry>)> {
     let mut found = false;
     let clear = loop {

@@ -1,4 +1,5 @@
-//! What a mount has besides its workers: the record, the control socket, the watch for signals.
+//! The parts of a mount besides its workers: the record, the control socket, the handling of
+//! signals.
 //!
 
 use std::fs::File;
@@ -12,15 +13,15 @@ use crate::fuse::keeper::Keeper;
 use crate::fuse::runtime::MountRecord;
 use crate::fuse::stats;
 
-/// The record, which is not published yet, and the control socket. A mount without them works:
-/// failures are warnings.
+/// The unpublished record and the control socket. A mount works without them, so failures are
+/// warnings.
 pub(super) struct Files {
     staged: File,
     socket: Option<stats::Socket>,
 }
 
 impl Files {
-    /// Opens them; a record that cannot be had is taken out.
+    /// Opens them. A record that cannot be written is removed.
     pub(super) fn open(record: &mut Option<MountRecord>) -> Option<Self> {
         let staged = match record.as_mut()?.stage() {
             Ok(staged) => staged,
@@ -46,7 +47,7 @@ impl Files {
         }
     }
 
-    /// Both, where nothing keeps us from it.
+    /// Opens both, if possible.
     pub(super) fn write(record: &mut Option<MountRecord>) -> Option<Self> {
         let mut files = Self::open(record)?;
         let mounted = record.as_ref()?;
@@ -69,10 +70,10 @@ fn not_recorded<T>(record: &mut Option<MountRecord>, error: &Error) -> Option<T>
     None
 }
 
-/// What waits until the mount answers: whoever mounts it waits for that, and for a processor.
+/// Work that is done after the mount answers: the caller waits for the answer, and for a processor.
 pub(super) struct Late {
     signals: Option<(Signals, Sender<Event>)>,
-    /// Clients queue up here until there is a thread for them.
+    /// Clients wait here until there is a thread for them.
     socket: Option<stats::Socket>,
     answer: Option<Box<dyn Fn() -> Vec<u8> + Send>>,
     watcher: Option<signal_hook::iterator::Handle>,

@@ -1,13 +1,13 @@
-//! The messages of the FUSE protocol as they lie in memory: Linux `include/uapi/linux/fuse.h`,
-//! whose names the structs, fields and constants have. Native byte order.
+//! The messages of the FUSE protocol in memory, with the names of Linux
+//! `include/uapi/linux/fuse.h`. They have native byte order.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Major version of the protocol; it has been 7 since Linux 2.6.14.
+/// The major version of the protocol. It has been 7 since Linux 2.6.14.
 pub(crate) const MAJOR: u32 = 7;
-/// The minor version we know: Linux 6.18.
+/// The newest known minor version: Linux 6.18.
 pub(crate) const MINOR: u32 = 45;
-/// The oldest minor version served: Linux 5.4.
+/// The oldest supported minor version: Linux 5.4.
 pub(crate) const MIN_MINOR: u32 = 31;
 
 macro_rules! constants {
@@ -40,7 +40,7 @@ pub(crate) mod init {
     }
 }
 
-/// Flags of INIT from bit 32 on (`flags2`), named likewise.
+/// Flags of INIT from bit 32 on (`flags2`), without the prefix `FUSE_`.
 pub(crate) mod init2 {
     constants! { u32:
         OVER_IO_URING = 1 << 9,
@@ -146,16 +146,16 @@ macro_rules! message {
 }
 
 message! {
-    /// Before every request.
+    /// The header of every request.
     InHeader {
         len: u32, opcode: u32, unique: u64, nodeid: u64,
         uid: u32, gid: u32, pid: u32, total_extlen: u16, padding: u16,
     }
-    /// Before every reply.
+    /// The header of every reply.
     OutHeader { len: u32, error: i32, unique: u64, }
-    /// After an [`OutHeader`] of request 0 whose error is [`NOTIFY_INVAL_INODE`].
+    /// The body after an [`OutHeader`] of request 0 whose error is [`NOTIFY_INVAL_INODE`].
     NotifyInvalInodeOut { ino: u64, off: i64, len: i64, }
-    /// Likewise with [`NOTIFY_RETRIEVE`].
+    /// The body after one whose error is [`NOTIFY_RETRIEVE`].
     NotifyRetrieveOut { notify_unique: u64, nodeid: u64, offset: u64, size: u32, padding: u32, }
     /// `fuse_init_in` up to 7.35; with INIT_EXT further flags follow.
     InitIn { major: u32, minor: u32, max_readahead: u32, flags: u32, }
@@ -199,11 +199,11 @@ message! {
     MkdirIn { mode: u32, umask: u32, }
     Rename2In { newdir: u64, flags: u32, padding: u32, }
     OpenIn { flags: u32, open_flags: u32, }
-    /// Of TMPFILE, too.
+    /// Also the body of TMPFILE.
     CreateIn { flags: u32, mode: u32, umask: u32, open_flags: u32, }
     OpenOut { fh: u64, open_flags: u32, backing_id: i32, }
     ReleaseIn { fh: u64, flags: u32, release_flags: u32, lock_owner: u64, }
-    /// What CREATE and TMPFILE answer.
+    /// The answer to CREATE and TMPFILE.
     CreateOut { entry: EntryOut, open: OpenOut, }
     ReadIn {
         fh: u64, offset: u64, size: u32, read_flags: u32, lock_owner: u64, flags: u32,
@@ -222,10 +222,10 @@ message! {
     SetxattrIn { size: u32, flags: u32, setxattr_flags: u32, padding: u32, }
     /// Without SETXATTR_EXT (before Linux 5.13).
     ShortSetxattrIn { size: u32, flags: u32, }
-    /// Of LISTXATTR, too; and what both answer to size 0.
+    /// Also the body of LISTXATTR, and the answer of both to size 0.
     GetxattrIn { size: u32, padding: u32, }
     FallocateIn { fh: u64, offset: u64, length: u64, mode: u32, padding: u32, }
-    /// What follows are `in_size` bytes.
+    /// `in_size` bytes follow.
     IoctlIn { fh: u64, flags: u32, cmd: u32, arg: u64, in_size: u32, out_size: u32, }
     IoctlOut { result: i32, flags: u32, in_iovs: u32, out_iovs: u32, }
     LseekIn { fh: u64, offset: u64, whence: u32, padding: u32, }
@@ -234,7 +234,7 @@ message! {
         flags: u64,
     }
     Dirent { ino: u64, off: u64, namelen: u32, kind: u32, }
-    /// Over io_uring, behind the headers of request and operation (128 bytes each).
+    /// Over io_uring, it follows the headers of request and operation (128 bytes each).
     UringEntInOut { flags: u64, commit_id: u64, payload_sz: u32, padding: u32, reserved: u64, }
 }
 
@@ -242,7 +242,7 @@ message! {
 mod tests {
     use super::*;
 
-    /// Sizes of linux/fuse.h; a field too many would shift all after it.
+    /// The sizes of linux/fuse.h. One field too many would shift all fields after it.
     #[test]
     fn sizes_are_the_kernels() {
         assert_eq!(size_of::<InHeader>(), 40);

@@ -1,5 +1,5 @@
-//! The forms of answers as messages of the protocol. What an answer must know of its request beside
-//! its number (how much room there is, which form was asked for) is in a type around [`Reply`].
+//! The answers as messages of the protocol. A type around [`Reply`] has what an answer needs of its
+//! request besides its number: the size of the buffer, and the requested form.
 
 use zerocopy::IntoBytes as _;
 
@@ -35,7 +35,7 @@ impl DataReply for Reply {
 }
 
 impl ReadReply for Reply {
-    /// Over a ring without a copy.
+    /// Over a ring, this needs no copy.
     fn read(
         self,
         size: u32,
@@ -53,7 +53,7 @@ impl EntryReply for Reply {
         }
     }
 
-    /// Inode 0 with a validity.
+    /// The answer is inode 0 with a lifetime.
     fn no_entry(self) {
         self.message(&protocol_values::no_entry());
     }
@@ -186,7 +186,7 @@ impl WriteReply for WideCount {
 /// The answer to GETXATTR or LISTXATTR.
 pub(super) struct Value {
     pub(super) reply: Reply,
-    /// Bytes there is room for; 0 asks for the length only.
+    /// The size of the buffer in bytes; 0 asks only for the length.
     pub(super) size: u32,
 }
 
@@ -216,9 +216,9 @@ impl XattrReply for Value {
 /// The answer to READDIR or READDIRPLUS.
 pub(super) struct Listing {
     pub(super) reply: Reply,
-    /// Bytes there is room for.
+    /// The size of the buffer in bytes.
     pub(super) size: u32,
-    /// Entries come with attributes.
+    /// Whether entries have attributes.
     pub(super) plus: bool,
 }
 
@@ -255,11 +255,11 @@ fn add(listing: &mut DirBuffer<'_>, entry: Option<&EntryOut>, item: &DirItem<'_,
     listing.add(entry, item.ino, item.offset, item.kind as u32, item.name)
 }
 
-/// `false`: the entry did not fit, and its count is given back.
+/// Returns `false` if the entry did not fit. Its lookup is then returned.
 fn add_plus(listing: &mut DirBuffer<'_>, item: DirItem<'_, '_>, lifetime: u64) -> bool {
     let out = match &item.entry {
         Some(entry) => protocol_values::entry(entry, lifetime),
-        // Without a node, which would count as a lookup: the kernel takes the name only.
+        // It has no node, which would count as a lookup: the kernel takes only the name.
         None => EntryOut::default(),
     };
     let fits = add(listing, Some(&out), &item);

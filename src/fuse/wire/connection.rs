@@ -1,5 +1,5 @@
-//! The connection to the kernel: the handshake, and the workers that read requests, alone or
-//! beside the `rings`.
+//! The connection to the kernel: the handshake, and the workers that read requests, alone or beside
+//! the `rings`.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,54 +21,54 @@ use crate::fuse::config::Transport;
 use crate::fuse::request_scope;
 use crate::sys::fuse::{clone_device, join_device};
 
-/// Room for a request's header and arguments before the data of a WRITE.
+/// The room for the header and the arguments of a request before the data of a WRITE.
 const HEADROOM: usize = 4096;
-/// Bytes of a WRITE before its data.
+/// The number of bytes of a WRITE before its data.
 const BEFORE_DATA: usize = size_of::<abi::InHeader>() + size_of::<abi::WriteIn>();
 
-/// How long FORGETs gather beside the rings.
+/// How long FORGETs are collected beside the rings.
 const GATHER: Duration = Duration::from_millis(2);
 
-/// Answers requests; called by several threads at once.
+/// Answers requests. Several threads call it at the same time.
 pub(crate) trait Handler: Send + Sync + 'static {
-    /// One request. A dropped reply is EIO.
+    /// Answers one request. A dropped reply gives EIO.
     fn handle(&self, header: &Header, request: Request<'_>, reply: Reply);
 
-    /// Some regular files of which the kernel should know, a few of them.
+    /// Returns a few regular files that the kernel should know.
     fn known_files(&self) -> Vec<u64> {
         Vec::new()
     }
 
-    /// Does a piece of work of a user on a thread that may wait; without one, on this.
+    /// Runs work of a user on a thread that may wait; if there is none, on this thread.
     fn elsewhere(&self, _user: u32, work: Box<dyn FnOnce() + Send>) {
         work();
     }
 }
 
-/// What we ask for in the handshake.
+/// The wanted results of the handshake.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Flags of `abi::init`, each taken where the kernel offers it.
+    /// The flags of `abi::init`. Each is used if the kernel offers it.
     pub(crate) flags: u32,
-    /// Most bytes in one READ, WRITE and readahead.
+    /// The maximum number of bytes in one READ, WRITE and readahead.
     pub(crate) max_io: u32,
-    /// Requests the kernel may have in flight for readahead and other background work.
+    /// The number of requests that may be in flight for readahead and other background work.
     pub(crate) max_background: u16,
-    /// How requests are to come; `None`: as is best here.
+    /// The transport; `None`: the best one here.
     pub(crate) transport: Option<Transport>,
-    /// How deep file systems may be stacked with ours on top, for passthrough: 1 when what is
-    /// below stacks nothing, 2 when it does; 0 asks for no passthrough.
+    /// The depth of stacked file systems with ours on top, for passthrough: 1 if the one below
+    /// stacks nothing, 2 if it does; 0 asks for no passthrough.
     pub(crate) stack_depth: u32,
 }
 
-/// A connection that has shaken hands.
+/// A connection after the handshake.
 #[derive(Debug)]
 pub(crate) struct Connection {
     device: Arc<OwnedFd>,
     flags: u32,
     flags2: u32,
     buffer: usize,
-    /// The kernel was promised that they will be registered.
+    /// The rings. The answer to INIT has promised the kernel to register them.
     rings: Option<Rings>,
     /// Open devices without a connection, for workers that cannot open one; `None`: they can.
     spares: Option<Mutex<Vec<OwnedFd>>>,
@@ -78,8 +78,8 @@ impl Connection {
     /// Answers INIT, which the kernel sends first.
     ///
     /// # Errors
-    /// ENODEV when it was unmounted meanwhile, EPROTO when the kernel speaks a version older
-    /// than 7.31 or something else than FUSE; when io_uring is asked for and impossible.
+    /// ENODEV if it was unmounted meanwhile; EPROTO if the kernel has a version older than 7.31 or
+    /// sends another message; an error if io_uring is requested and not possible.
     pub(crate) fn open(device: OwnedFd, limits: &Limits) -> io::Result<Self> {
         let buffer = limits.max_io as usize + HEADROOM;
         let device = Arc::new(device);
@@ -101,7 +101,7 @@ impl Connection {
             let is_last = answer.major == init.major;
             let mut rings = None;
             if is_last {
-                // Before the answer: what is promised there cannot be taken back.
+                // This comes before the answer, because a promise in it cannot be taken back.
                 rings = match rings_for(flags2, limits, &device) {
                     Ok(rings) => rings,
                     Err(error) => {
@@ -130,18 +130,18 @@ impl Connection {
         }
     }
 
-    /// Reads what [`Self::open`] wants to know of the machine, for a process that will not be
-    /// able to read it then.
+    /// Reads the facts about the machine that [`Self::open`] needs, for a process that cannot read
+    /// them later.
     pub(crate) fn look_around() {
         rings::look_around();
     }
 
-    /// The flags both sides agreed on.
+    /// Returns the flags that both sides agreed on.
     pub(crate) fn flags(&self) -> u32 {
         self.flags
     }
 
-    /// How requests come.
+    /// Returns the transport.
     pub(crate) fn transport(&self) -> Transport {
         match self.rings {
             Some(_) => Transport::Uring,
@@ -149,23 +149,23 @@ impl Connection {
         }
     }
 
-    /// Of the flags from bit 32 on, those both sides agreed on.
+    /// Of the flags from bit 32 on, returns those that both sides agreed on.
     pub(crate) fn flags2(&self) -> u32 {
         self.flags2
     }
 
-    /// For ioctls on the connection.
+    /// Returns the device, for ioctls on the connection.
     pub(crate) fn device(&self) -> &Arc<OwnedFd> {
         &self.device
     }
 
-    /// Serves with `threads` workers until the file system is unmounted. The first starts now,
-    /// the others once `others` returns: if true, with descriptors of their own where the kernel
-    /// gives them. `abort` must end the connection: called when a request could otherwise wait
-    /// forever.
+    /// Serves with `threads` workers until the file system is unmounted. The first starts now, the
+    /// others when `others` returns; if it returns true, with their own descriptors where the
+    /// kernel gives them. `abort` must end the connection. It is called if a request could
+    /// otherwise wait for ever.
     ///
     /// # Errors
-    /// When no worker could be started, or one had to end early.
+    /// An error if no worker could be started, or if one ended early.
     pub(crate) fn serve(
         mut self,
         handler: Arc<impl Handler>,
@@ -190,15 +190,15 @@ impl Connection {
         outcome
     }
 
-    /// Workers read until the file system is unmounted: one, and when `others` has returned, which
-    /// says whether they may have devices of their own, the others.
+    /// Reads with workers until the file system is unmounted: with one at first, and with the
+    /// others when `others` has returned whether they may have their own devices.
     fn read_all(
         &self,
         handler: &Arc<dyn Handler>,
         threads: usize,
         others: impl FnOnce() -> bool,
     ) -> io::Result<()> {
-        // What the first requests need not wait for comes later.
+        // The first requests need not wait for the following.
         let watch = Arc::new(OnceLock::new());
         let start = |number, device| self.start_worker(handler, number, device, &watch);
         let mut workers = vec![start(0, Arc::clone(&self.device))?];
@@ -215,7 +215,7 @@ impl Connection {
             };
             match start(number, device) {
                 Ok(worker) => workers.push(worker),
-                // Fewer do.
+                // Fewer workers are enough.
                 Err(error) => tracing::warn!(%error, "cannot start another worker"),
             }
         }
@@ -226,9 +226,9 @@ impl Connection {
         outcome
     }
 
-    /// Takes what rings do not carry: FORGET, INTERRUPT. After each file that is removed the
-    /// kernel would wake a reader for its FORGET; one that lets some time pass finds many in
-    /// one message. Where the rings could not be registered everything comes here.
+    /// Takes messages that rings do not carry: FORGET, INTERRUPT. After each removed file the
+    /// kernel would wake a reader for its FORGET. A reader that waits a short time finds many in
+    /// one message. If the rings could not be registered, all messages come here.
     fn read_beside_rings(
         &self,
         handler: &Arc<dyn Handler>,
@@ -246,7 +246,7 @@ impl Connection {
             )? {
                 Taken::End => return Ok(()),
                 Taken::Message(op::FORGET | op::BATCH_FORGET) => std::thread::sleep(GATHER),
-                // NOTIFY_REPLY: a kernel that sends what the rings ask for on this way.
+                // NOTIFY_REPLY: the kernel sends the answer to a request of the rings in this way.
                 Taken::Message(op::INTERRUPT | op::NOTIFY_REPLY) | Taken::Noise => {}
                 Taken::Message(_) => break,
             }
@@ -269,7 +269,7 @@ impl Connection {
             .spawn(move || work(&device, &*handler, parse, size, &watch))
     }
 
-    /// How the bodies of messages are read, after what was agreed on.
+    /// The form of message bodies that the handshake agreed on.
     fn parse(&self) -> Parse {
         match self.flags & init::SETXATTR_EXT {
             0 => request::parse_short,
@@ -277,7 +277,7 @@ impl Connection {
         }
     }
 
-    /// Workers take their descriptors from these: the device itself is out of reach.
+    /// Workers take their descriptors from these, because they cannot open the device.
     pub(crate) fn with_spares(mut self, spares: Vec<OwnedFd>) -> Self {
         self.spares = Some(Mutex::new(spares));
         self
@@ -312,7 +312,7 @@ fn not_fuse() -> io::Error {
     io::Error::other("the kernel did not begin with FUSE_INIT")
 }
 
-/// The flags from bit 32 on, which stand behind the message proper where it says so.
+/// The flags from bit 32 on, which follow the message if it says so.
 fn flags2(init: &InitIn, rest: &[u8]) -> u32 {
     match u32::read_from_prefix(rest) {
         Ok((flags2, _)) if init.flags & init::INIT_EXT != 0 => flags2,
@@ -320,10 +320,10 @@ fn flags2(init: &InitIn, rest: &[u8]) -> u32 {
     }
 }
 
-/// Rings, where they are wanted and the kernel and this process can have them.
+/// Makes rings, if they are wanted and possible for the kernel and this process.
 ///
 /// # Errors
-/// Only when they were asked for.
+/// An error only if they were requested.
 fn rings_for(flags2: u32, limits: &Limits, device: &Arc<OwnedFd>) -> io::Result<Option<Rings>> {
     if limits.transport == Some(Transport::Classic) {
         return Ok(None);
@@ -333,7 +333,7 @@ fn rings_for(flags2: u32, limits: &Limits, device: &Arc<OwnedFd>) -> io::Result<
             "the kernel does not offer it (it needs Linux 6.14 or newer, and as root: \
              echo Y > /sys/module/fuse/parameters/enable_uring)",
         )),
-        // The kernel wants room for the largest READ or WRITE.
+        // The kernel requires room for the largest READ or WRITE.
         _ => Rings::prepare(device, limits.max_io as usize),
     };
     match rings {
@@ -349,8 +349,8 @@ fn rings_for(flags2: u32, limits: &Limits, device: &Arc<OwnedFd>) -> io::Result<
     }
 }
 
-/// The answer to INIT; `None` for a version too old. For a major version newer than ours
-/// it only names ours, and the kernel asks again.
+/// Returns the answer to INIT; `None` if the version is too old. To a newer major version it only
+/// answers with ours, and the kernel asks again.
 fn answer(init: &InitIn, flags2: u32, limits: &Limits) -> Option<InitOut> {
     if init.major < abi::MAJOR || init.major == abi::MAJOR && init.minor < abi::MIN_MINOR {
         return None;
@@ -368,7 +368,7 @@ fn answer(init: &InitIn, flags2: u32, limits: &Limits) -> Option<InitOut> {
         _ => flags2 & init2::PASSTHROUGH,
     };
     let wanted = limits.flags | init::BIG_WRITES | init::MAX_PAGES;
-    // Only what opens files by message can truncate them by it.
+    // Only a transport that opens files by message can truncate them by it.
     let extended = match flags2 {
         0 => 0,
         _ => init::INIT_EXT | init::ATOMIC_O_TRUNC,
@@ -388,11 +388,11 @@ fn answer(init: &InitIn, flags2: u32, limits: &Limits) -> Option<InitOut> {
     })
 }
 
-/// The next message. ENOENT is a request that was aborted while it was being read.
+/// Reads the next message. ENOENT: a request was aborted while it was being read.
 fn receive<'b>(device: &OwnedFd, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
     loop {
         match rustix::io::read(device, &mut *buffer) {
-            // The device has no end; a socket in its place has.
+            // The device has no end of file, but a socket in its place has.
             Ok(0) => return Err(Errno::NODEV.into()),
             Ok(size) => return Ok(buffer.get(..size).unwrap_or_default()),
             Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => {}
@@ -401,17 +401,17 @@ fn receive<'b>(device: &OwnedFd, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
     }
 }
 
-/// What a worker has read and handled.
+/// The result of reading and handling a message.
 enum Taken {
     /// A message with this opcode.
     Message(u32),
-    /// Nothing that could be a request.
+    /// The message cannot be a request.
     Noise,
     /// The file system is unmounted.
     End,
 }
 
-/// A worker: takes messages until the file system is unmounted.
+/// A worker. It takes messages until the file system is unmounted.
 fn work(
     device: &Arc<OwnedFd>,
     handler: &dyn Handler,
@@ -420,7 +420,7 @@ fn work(
     watch: &OnceLock<Arc<Watch>>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; size + 2 * HEADROOM];
-    // The data of a WRITE begins with a page: O_DIRECT can write it from there.
+    // The data of a WRITE begins at a page, so that O_DIRECT can write it from there.
     let start = buffer.as_ptr().align_offset(HEADROOM) + HEADROOM - BEFORE_DATA;
     let buffer = buffer.get_mut(start..).unwrap_or_default();
     let mut way = None;
@@ -465,7 +465,7 @@ fn take(
     Ok(Taken::Message(opcode))
 }
 
-/// Whether it moves so much data that its caller may use a part while we move the next.
+/// Whether it moves so much data that its caller may use a part while the server moves the next.
 fn is_large(request: &Request<'_>) -> bool {
     const LARGE: usize = 64 << 10;
     match request {
@@ -475,8 +475,8 @@ fn is_large(request: &Request<'_>) -> bool {
     }
 }
 
-/// Hands a request over. A bug in one must not end the mount for the others; dropped on the
-/// way, the reply has answered EIO.
+/// Passes a request on. A fault in one must not end the mount for others: if the reply is dropped,
+/// it answers EIO.
 pub(super) fn handle(
     handler: &dyn Handler,
     header: &Header,

@@ -1,5 +1,5 @@
-//! From parsed requests to operations: every request of [`Request`] has its arm here, so one that is
-//! forgotten does not compile.
+//! Passes parsed requests on to operations. Every request of [`Request`] has a match arm here, so a
+//! missing one does not compile.
 
 use super::answers::{IoctlReply, Listing, Value, WideCount};
 use super::connection::Handler;
@@ -9,7 +9,7 @@ use crate::fuse::counters::Op;
 use crate::fuse::operations::{CopyRange, Ino, Name, Operations, Xattr};
 use crate::fuse::protocol_values;
 
-/// Hands requests to operations.
+/// A handler that passes requests on to operations.
 pub(crate) struct Dispatch<T>(pub(crate) T);
 
 impl<T: Operations> Handler for Dispatch<T> {

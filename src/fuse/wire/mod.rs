@@ -1,12 +1,12 @@
-//! The FUSE kernel protocol, version 7.31 and later, without any library: the only code
-//! that knows its bytes. Source of the format: Linux `include/uapi/linux/fuse.h`.
+//! The FUSE kernel protocol, version 7.31 and later, without a library. No other code knows its
+//! bytes. Source of the format: Linux `include/uapi/linux/fuse.h`.
 //!
 //! ```text
 //! worker: read(2) ──► request (parsed, borrowed) ──► Handler ──► reply: one writev(2)
 //! rings:  io_uring_enter(2), which also sends the answer before ──► ... ──► slot ──┘
 //! ```
 //!
-//! Every byte read is checked: what is too short or lacks its NUL is answered EINVAL.
+//! Every byte is checked: a message that is too short or lacks its NUL gives EINVAL.
 
 pub(super) mod abi;
 mod answers;

@@ -1,4 +1,4 @@
-//! What the server tells the kernel unasked.
+//! Notifications to the kernel.
 
 use std::os::fd::OwnedFd;
 
@@ -27,9 +27,9 @@ impl Notices for OwnedFd {
     }
 }
 
-/// Makes the kernel send a request with this number (NOTIFY_REPLY, with no data of inode `ino`), as if
-/// the calling thread had called something. Whether it does: not for an inode that it does not know,
-/// and from Linux 6.18 on only for regular files.
+/// Makes the kernel send a request with this number (NOTIFY_REPLY, with no data of inode `ino`), as
+/// if the calling thread had made a system call. Returns whether it does: it does not for an inode
+/// that it does not know, and from Linux 6.18 on only for regular files.
 pub(super) fn ask_for_request(device: &OwnedFd, number: u64, ino: u64) -> bool {
     let body = NotifyRetrieveOut {
         notify_unique: number,

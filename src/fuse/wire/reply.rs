@@ -1,5 +1,5 @@
-//! The answer to one request: exactly one, from any thread; in one writev(2), or left for
-//! the thread that took the request from a ring. What the answers say is in `answers`.
+//! The answer to one request. Any thread gives exactly one, in one writev(2), or leaves it for the
+//! thread that took the request from a ring. `answers` has the content.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
@@ -10,14 +10,14 @@ use zerocopy::{Immutable, IntoBytes};
 use super::abi::{Dirent, EntryOut, OutHeader};
 use super::slot::Slot;
 
-/// The largest errno the kernel takes from a file system.
+/// The largest errno that the kernel takes from a file system.
 const MAX_ERRNO: i32 = 511;
 
-/// Answers one request. Dropped without an answer, it answers EIO: the caller must not
-/// wait forever.
+/// Answers one request. If it is dropped without an answer, it answers EIO, because the caller must
+/// not wait for ever.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    /// Where the request came from; `None` once it has been answered.
+    /// The source of the request; `None` after the answer.
     to: Option<To>,
     unique: u64,
 }
@@ -36,7 +36,7 @@ impl Reply {
         }
     }
 
-    /// For a request whose thread waits at `slot` for the answer.
+    /// Makes the reply of a request whose thread waits at `slot` for the answer.
     pub(super) fn to_slot(slot: Arc<Slot>, unique: u64) -> Self {
         Self {
             to: Some(To::Ring(slot)),
@@ -44,7 +44,7 @@ impl Reply {
         }
     }
 
-    /// For a request that takes no answer.
+    /// Makes the reply of a request that takes no answer.
     pub(super) fn none() -> Self {
         Self {
             to: None,
@@ -52,23 +52,23 @@ impl Reply {
         }
     }
 
-    /// Failure. What is not an errno becomes EIO.
+    /// Answers with a failure. A number that is not an errno becomes EIO.
     pub(crate) fn error(mut self, errno: i32) {
         self.send(errno, &[]);
     }
 
-    /// Success with a message; whether the kernel took it.
+    /// Answers with a message. Returns whether the kernel took it.
     pub(crate) fn message(self, message: &(impl IntoBytes + Immutable)) -> bool {
         self.bytes(message.as_bytes())
     }
 
-    /// Success with data; whether the kernel took it.
+    /// Answers with data. Returns whether the kernel took it.
     pub(crate) fn bytes(mut self, data: &[u8]) -> bool {
         self.send(0, data)
     }
 
-    /// Success with what `fill` leaves in `size` bytes of the ring's own memory, and counts. The
-    /// reply comes back unused where it came over no ring, or `fill` failed.
+    /// Answers with the data that `fill` puts into `size` bytes of the ring's own memory and
+    /// counts. Returns the unused reply if it came over no ring, or if `fill` failed.
     pub(crate) fn filled(
         mut self,
         size: u32,
@@ -94,7 +94,7 @@ impl Reply {
             None => return false,
         };
         let header = OutHeader {
-            // Never cut: no reply is larger than a request, and those are 1 MiB.
+            // This never cuts anything: no reply is larger than 1 MiB.
             len: u32::try_from(size_of::<OutHeader>() + data.len()).unwrap_or(u32::MAX),
             error,
             unique: self.unique,
@@ -102,7 +102,7 @@ impl Reply {
         let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(data)];
         match rustix::io::retry_on_intr(|| rustix::io::writev(&*device, &parts)) {
             Ok(_) => true,
-            // ENOENT: the request was aborted; ENODEV: unmounted. Nobody waits any more.
+            // ENOENT: the request was aborted; ENODEV: unmounted. No caller waits any more.
             Err(error) => {
                 tracing::debug!(unique = self.unique, %error, "reply not taken");
                 false
@@ -119,7 +119,7 @@ impl Drop for Reply {
     }
 }
 
-/// A directory listing being built in a buffer, whose length is what the caller takes.
+/// A directory listing that is built in a buffer of the length that the caller takes.
 pub(crate) struct DirBuffer<'b> {
     buffer: &'b mut [u8],
     used: usize,
@@ -130,8 +130,8 @@ impl<'b> DirBuffer<'b> {
         Self { buffer, used: 0 }
     }
 
-    /// Adds an entry of READDIR, or with its `EntryOut` of READDIRPLUS; `false` when it does
-    /// not fit, and nothing was added. `kind` is one of the `DT_` values.
+    /// Adds an entry of READDIR, or of READDIRPLUS with its `EntryOut`. Returns `false` if it does
+    /// not fit; nothing was added then. `kind` is one of the `DT_` values.
     pub(crate) fn add(
         &mut self,
         entry: Option<&EntryOut>,
@@ -169,7 +169,7 @@ impl<'b> DirBuffer<'b> {
         true
     }
 
-    /// What has been added.
+    /// Returns the listing.
     pub(crate) fn bytes(&self) -> &[u8] {
         self.buffer.get(..self.used).unwrap_or_default()
     }

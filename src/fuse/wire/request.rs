@@ -1,4 +1,4 @@
-//! One message of the kernel, parsed where it lies, with the types of `operations` for its fields.
+//! One message of the kernel, parsed in place, with the types of `operations` for its fields.
 
 use zerocopy::FromBytes;
 
@@ -10,23 +10,23 @@ use crate::fuse::operations::{
 };
 use crate::union::Write;
 
-/// Who asks, and about which inode.
+/// The caller and the inode of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// Number of the request, which its reply must name.
+    /// The number of the request, which its reply must contain.
     pub(crate) unique: u64,
-    /// The inode (or parent directory) it is about.
+    /// The inode (or parent directory).
     pub(crate) ino: u64,
-    /// fsuid of the caller.
+    /// The fsuid of the caller.
     pub(crate) uid: u32,
-    /// fsgid of the caller.
+    /// The fsgid of the caller.
     pub(crate) gid: u32,
-    /// Thread ID of the caller; see [`Context::pid`].
+    /// The thread ID of the caller; see [`Context::pid`].
     pub(crate) pid: u32,
 }
 
 impl Header {
-    /// Who asks.
+    /// Returns the caller.
     pub(crate) fn context(&self) -> Context {
         Context {
             uid: self.uid,
@@ -36,7 +36,7 @@ impl Header {
     }
 }
 
-/// A request; names are without their NUL, and may hold any other byte.
+/// A request. Names have no NUL, and may contain any other byte.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Request<'a> {
     Destroy,
@@ -60,7 +60,7 @@ pub(crate) enum Request<'a> {
     MkNod {
         name: &'a [u8],
         new: NewMode,
-        /// As the kernel encodes it.
+        /// The device number in the encoding of the kernel.
         rdev: u32,
     },
     MkDir {
@@ -88,14 +88,14 @@ pub(crate) enum Request<'a> {
         /// `RENAME_` flags.
         flags: u32,
     },
-    /// The header names the new parent.
+    /// Gives the inode another name in the directory of the header.
     Link {
         ino: Ino,
         name: &'a [u8],
     },
     Open {
         flags: OpenFlags,
-        /// As for a write, for O_TRUNC.
+        /// Whether O_TRUNC drops the set-id bits, as for a write.
         kill_suid: bool,
     },
     OpenDir,
@@ -111,9 +111,9 @@ pub(crate) enum Request<'a> {
         direct: bool,
     },
     Write(WriteData<'a>),
-    /// The flags of a file or directory are asked for.
+    /// Asks for the flags of a file or directory.
     Flags(FlagsForm),
-    /// Those it is to have.
+    /// Sets the flags of a file or directory.
     SetFlags(InodeFlags),
     /// Any other IOCTL.
     Ioctl,
@@ -137,7 +137,8 @@ pub(crate) enum Request<'a> {
         name: &'a [u8],
         value: &'a [u8],
         flags: u32,
-        /// Whether an ACL takes the file its set-group-ID bit; `None` where the kernel cannot say.
+        /// Whether an ACL drops the set-group-ID bit of the file; `None` if the kernel does not
+        /// tell it.
         kill_sgid: Option<bool>,
     },
     GetXattr {
@@ -161,7 +162,7 @@ pub(crate) enum Request<'a> {
         to_offset: Offset,
         length: u64,
         flags: u64,
-        /// COPY_FILE_RANGE_64: the answer is, too.
+        /// Whether it is COPY_FILE_RANGE_64, which also has another answer.
         wide: bool,
     },
     Access,
@@ -170,14 +171,14 @@ pub(crate) enum Request<'a> {
     Bmap,
     Poll,
     Interrupt,
-    /// An operation that this version of the protocol does not know.
+    /// An operation that this version does not know.
     Unknown,
-    /// Too short, or without the NUL its names need.
+    /// A message that is too short, or lacks the NUL of its names.
     Malformed,
 }
 
 impl Request<'_> {
-    /// What it counts as. A BATCH_FORGET is counted for each of its inodes.
+    /// Returns the operation for the counters. Each inode of a BATCH_FORGET is counted.
     pub(crate) fn operation(&self) -> Option<Op> {
         Some(match self {
             Self::Destroy => Op::Destroy,
@@ -233,7 +234,7 @@ impl Request<'_> {
 pub(crate) struct Forgets<'a>(&'a [u8]);
 
 impl Forgets<'_> {
-    /// Inode and count of each.
+    /// Returns the inode and count of each.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
         let one = |bytes| abi::ForgetOne::read_from_bytes(bytes).ok();
         self.0
@@ -243,8 +244,8 @@ impl Forgets<'_> {
     }
 }
 
-/// Splits one message into header, opcode and body. `None`: it has not even a header, or a
-/// length that is not its own, so that there is nobody to answer.
+/// Splits one message into header, opcode and body. `None`: it is shorter than a header, or has the
+/// length of another message, so there is no request to answer.
 pub(crate) fn split(message: &[u8]) -> Option<(Header, u32, &[u8])> {
     let (header, body) = InHeader::read_from_prefix(message).ok()?;
     if usize::try_from(header.len).ok()? != message.len() {
@@ -254,7 +255,7 @@ pub(crate) fn split(message: &[u8]) -> Option<(Header, u32, &[u8])> {
     Some((Header::from(header), opcode, body))
 }
 
-/// Extensions, at the end, are sent only when asked for.
+/// The kernel sends extensions at the end only after the handshake agreed on them.
 pub(super) fn without_extensions<'a>(header: &InHeader, body: &'a [u8]) -> Option<&'a [u8]> {
     let extensions = usize::from(header.total_extlen) * 8;
     body.get(..body.len().checked_sub(extensions)?)
@@ -277,12 +278,12 @@ pub(crate) fn is_answered(opcode: u32) -> bool {
     !matches!(opcode, op::FORGET | op::BATCH_FORGET | op::NOTIFY_REPLY)
 }
 
-/// What the body of a message asks for.
+/// Parses the body of a message.
 pub(crate) fn parse(opcode: u32, body: &[u8]) -> Request<'_> {
     parse_parts(opcode, body, &[])
 }
 
-/// [`parse`] where SETXATTR_EXT was not agreed on.
+/// [`parse`] without SETXATTR_EXT.
 pub(crate) fn parse_short(opcode: u32, body: &[u8]) -> Request<'_> {
     match opcode {
         op::SETXATTR => short_setxattr(Body(body, &[])).unwrap_or(Request::Malformed),
@@ -290,17 +291,16 @@ pub(crate) fn parse_short(opcode: u32, body: &[u8]) -> Request<'_> {
     }
 }
 
-/// [`parse`] of a body that lies in two places: first the operation's own struct, if it has
-/// one, then the rest.
+/// [`parse`] for a body in two places: the struct of the operation, if it has one, then the rest.
 pub(super) fn parse_parts<'a>(opcode: u32, head: &'a [u8], rest: &'a [u8]) -> Request<'a> {
     fields(opcode, Body(head, rest)).unwrap_or(Request::Malformed)
 }
 
-/// The rest of a message's body, and where it goes on.
+/// The rest of the body of a message, and the part that follows it.
 struct Body<'a>(&'a [u8], &'a [u8]);
 
 impl<'a> Body<'a> {
-    /// Nothing that is read as one lies in both parts.
+    /// No single value is in both parts.
     fn go_on(&mut self) {
         if self.0.is_empty() {
             self.0 = std::mem::take(&mut self.1);
@@ -314,7 +314,7 @@ impl<'a> Body<'a> {
         Some(value)
     }
 
-    /// Up to the next NUL.
+    /// Returns the bytes up to the next NUL.
     fn name(&mut self) -> Option<&'a [u8]> {
         self.go_on();
         let end = self.0.iter().position(|&byte| byte == 0)?;
@@ -323,7 +323,7 @@ impl<'a> Body<'a> {
         Some(name)
     }
 
-    /// `len` bytes, no fewer.
+    /// Returns `len` bytes, no fewer.
     fn bytes(&mut self, len: u32) -> Option<&'a [u8]> {
         self.go_on();
         let (bytes, rest) = self.0.split_at_checked(usize::try_from(len).ok()?)?;
@@ -362,7 +362,7 @@ fn fields(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
                 offset: Offset(offset),
                 data: body.bytes(size)?,
                 how: Write {
-                    // Pages of the kernel's cache are never past it.
+                    // Pages of the kernel's cache never bypass it.
                     direct: flags.is_direct() && !pages,
                     append: flags.appends(),
                     pages,
@@ -431,7 +431,7 @@ fn fields(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
     })
 }
 
-/// The operations that change names.
+/// Parses the operations that change names.
 fn names(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
     Some(match opcode {
         op::SYMLINK => Request::SymLink {
@@ -455,7 +455,7 @@ fn names(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
                 new: NewMode { mode, umask },
             }
         }
-        // The name that follows is a placeholder.
+        // The following name is a placeholder.
         op::TMPFILE => {
             let abi::CreateIn {
                 flags, mode, umask, ..

@@ -1,5 +1,5 @@
-//! A request and its answer as they lie in the memory of a ring's entry: `struct
-//! fuse_uring_req_header` beside the payload.
+//! A request and its answer in the memory of an entry of a ring: `struct fuse_uring_req_header` and
+//! the payload.
 //!
 //! ```text
 //! header   0 fuse_in_header, then fuse_out_header   128 the operation's struct
@@ -16,18 +16,18 @@ use crate::sys::uring;
 const OP_AT: usize = 128;
 const ENT_AT: usize = 256;
 
-/// A request. What it says of lengths has been checked.
+/// A request whose lengths have been checked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Message<'a> {
     pub(super) header: Header,
     pub(super) opcode: u32,
-    /// The operation's own struct.
+    /// The struct of the operation.
     pub(super) op: &'a [u8],
-    /// How much of the payload belongs to it.
+    /// The length of its part of the payload.
     pub(super) payload: usize,
 }
 
-/// The number to answer to, whatever else is in the header.
+/// Returns the number for the answer, also if the rest of the header is malformed.
 pub(super) fn commit_id(header: &uring::Header) -> u64 {
     ent(header).map_or(0, |ent| ent.commit_id)
 }
@@ -37,7 +37,7 @@ fn ent(header: &uring::Header) -> Option<UringEntInOut> {
     UringEntInOut::read_from_bytes(bytes).ok()
 }
 
-/// The request in `header`; `None`: its lengths contradict each other, or are more than
+/// Returns the request in `header`. `None`: its lengths contradict each other, or are greater than
 /// `room`, the length of the payload.
 pub(super) fn read(header: &uring::Header, room: usize) -> Option<Message<'_>> {
     let (fixed, _) = InHeader::read_from_prefix(header).ok()?;
@@ -61,7 +61,7 @@ pub(super) fn read(header: &uring::Header, room: usize) -> Option<Message<'_>> {
 /// Writes the answer to request `commit_id`: 0 or a negative errno, with `len` bytes in the
 /// payload.
 pub(super) fn answer(header: &mut uring::Header, commit_id: u64, error: i32, len: usize) {
-    // Never cut: a payload is 1 MiB.
+    // This never cuts anything: a payload is 1 MiB.
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     let out = OutHeader {
         len: len.saturating_add(size_of::<OutHeader>() as u32),

@@ -1,6 +1,6 @@
-//! IOCTL. Those for the flags of a file are taken in the form in which the kernel sends them for
-//! itself. What a program sends past that, with another size or with an argument of its own (kernels
-//! before Linux 5.13 pass all of them on unchecked), is one of the others.
+//! IOCTL. Requests for the flags of a file are accepted in the form in which the kernel sends them
+//! by itself. Other forms, with another size or with an argument of the program (kernels before
+//! Linux 5.13 pass all of them on without a check), count as other ioctls.
 
 use super::{Body, Request};
 use crate::fuse::flag_ioctls::{self, FlagIoctl};
