@@ -1,24 +1,24 @@
-//! Threads that give way to their callers: those of rings, and workers that read /dev/fuse.
+//! Threads of rings, and workers that read /dev/fuse, give way to their callers.
 //!
-//! A caller whose answer has come is woken on the CPU of the thread that answers, which is busy:
-//! with that thread. So the scheduler moves it to another CPU if one is idle, whose waking costs
-//! more than the request, and the next request is for that one's thread, and so on. But a CPU on
-//! which all that runs is SCHED_IDLE counts as idle, and such a thread is preempted at once: the
-//! caller stays (`select_idle_sibling` in Linux' kernel/sched/fair.c). A request then costs
-//! half; docs/PROFILE.md has the figures.
+//! The answer wakes a caller on the CPU of the thread that answers, which is busy with that thread.
+//! So the scheduler moves the caller to an idle CPU. Waking that CPU costs more than the request,
+//! and the next request goes to a thread there, and so on. But a CPU on which only SCHED_IDLE
+//! threads run counts as idle, and such a thread is preempted at once: the caller stays
+//! (`select_idle_sibling` in Linux' kernel/sched/fair.c). A request then costs half;
+//! docs/PROFILE.md has the figures.
 //!
-//! A thread of a ring is where its callers are. Workers are not: they follow, to the CPU of a
-//! caller that is alone, and leave it when another one comes, or much data, of which the
-//! caller uses the first part while the next is read.
+//! A thread of a ring is on the CPU of its callers. Workers are not: they follow a caller that is
+//! alone to its CPU. They leave it when another caller comes, or with much data, because the caller
+//! uses the first part while the next is read.
 //!
-//! A caller is looked up in /proc by its thread ID, for the CPU it runs on and nothing else. That
-//! may be another's by now, or lie: a thread of ours then runs on a CPU where it helps nobody. No
-//! right depends on it.
+//! The CPU of a caller is read from /proc by its thread ID. That may belong to another thread by
+//! now, or be wrong. Then a thread of the server runs on a CPU where it does not help. No right
+//! depends on it.
 //!
-//! A SCHED_IDLE thread gets next to nothing of a CPU that others want too, so the threads are
-//! that only while requests come in numbers and are answered. A watch looks every [`TICK`] and
-//! takes it back for a while when one of them could run all the time and hardly did, and when
-//! requests no longer come. It sleeps while there are none.
+//! A SCHED_IDLE thread gets almost nothing of a CPU that others want too, so threads are SCHED_IDLE
+//! only while many requests come and are answered. A watch looks every [`TICK`]. It ends the giving
+//! way for a while if a thread could run all the time and hardly did, and if requests no longer
+//! come. The watch sleeps while there are none.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -34,39 +34,40 @@ use crate::sys::schedule::{Policy, Stat, policy, set_policy, stat, this_thread};
 
 /// Fields of proc_pid_stat(5).
 const STATE: usize = 3;
-/// The CPU on which it runs or ran last.
+/// The CPU on which it runs, or ran last.
 const PROCESSOR: usize = 39;
-/// How often the watch looks.
+/// The interval of the watch.
 const TICK: Duration = Duration::from_millis(4);
-/// Ticks without the CPU, or nearly, after which a thread counts as starved. The kernel counts
-/// what a running thread has run every 4 ms or so: one tick would not tell.
+/// The number of ticks with almost no CPU time after which a thread counts as starved. The kernel
+/// updates the time of a running thread every 4 ms or so, so one tick is not enough.
 const HUNGRY: u32 = 2;
-/// So many requests of one CPU within a tick are worth it.
+/// The number of requests of one CPU within a tick from which threads of rings give way.
 const MANY: u64 = 4;
-/// So many are worth to follow a caller. Compilers ask less, and come and go.
+/// The number from which workers follow a caller. Compilers send fewer, and are short-lived.
 const MANY_TO_FOLLOW: u64 = 20;
-/// The watch is woken when so many requests came within [`BURST_TIME`].
+/// The watch wakes up after this number of requests within [`BURST_TIME`].
 const BURST: u32 = 32;
 /// See [`BURST`].
 const BURST_TIME: Duration = Duration::from_millis(32);
-/// Ticks without a request until threads are what they were.
+/// The number of ticks without a request after which threads get their old policy.
 const QUIET: u32 = 8;
-/// Ticks without any of that until the watch sleeps.
+/// The number of further ticks without a request after which the watch sleeps.
 const SLEEPY: u32 = 25;
-/// Ticks for which a CPU that others want is left alone; doubled each time.
+/// The number of ticks for which threads do not give way on a CPU that others want. It doubles each
+/// time.
 const PATIENCE: u32 = 25;
-/// The longest such time, in ticks.
+/// The maximum of that number.
 const MOST_PATIENCE: u32 = 800;
-/// Ticks without being starved after which that begins anew.
+/// The number of ticks without being starved after which that number is small again.
 const FORGIVEN: u32 = 250;
-/// Ticks for which workers follow nobody after two have asked.
+/// The number of ticks for which workers follow no caller after two have sent requests.
 const APART: u32 = 5;
 
 /// The watch over the threads that answer for a mount.
 #[derive(Debug)]
 pub(super) struct Watch {
     crews: Vec<Arc<Crew>>,
-    /// Threads in the crews: with the last the watch ends.
+    /// The number of threads in the crews. The watch ends with the last thread.
     members: AtomicUsize,
     asleep: AtomicBool,
     thread: OnceLock<Thread>,
@@ -75,34 +76,34 @@ pub(super) struct Watch {
 /// The threads of one CPU, or those that follow a caller.
 #[derive(Debug, Default)]
 pub(super) struct Crew {
-    /// Requests taken.
+    /// The number of requests.
     taken: AtomicU64,
-    /// Who asked last, by thread ID; 0 in the beginning.
+    /// The thread ID of the last caller; 0 at first.
     caller: AtomicU32,
-    /// Not only that one has since the watch looked.
+    /// Whether other callers have sent requests since the watch looked.
     mixed: AtomicBool,
     state: Mutex<CrewState>,
-    /// Where its threads may be when they follow nobody; `None` for threads of a ring.
+    /// The CPUs of its threads when they follow no caller; `None` for threads of a ring.
     cpus: Option<CpuSet>,
 }
 
 #[derive(Debug, Default)]
 struct CrewState {
     gives_way: bool,
-    /// Where the threads have followed their caller to.
+    /// The CPU to which the threads have followed their caller.
     cpu: Option<usize>,
     /// Thread IDs.
     members: Vec<i32>,
-    /// For how long they had run when the watch first found one runnable, and for how many ticks
-    /// it has found that since.
+    /// The run time of the threads when the watch first found one runnable, and the number of ticks
+    /// for which it has found that since.
     found: Option<(Duration, u32)>,
 }
 
-/// A thread's place in its crew, left when dropped.
+/// A thread's membership in its crew, which ends when this is dropped.
 pub(super) struct Membership {
     watch: Arc<Watch>,
     crew: Arc<Crew>,
-    /// Requests since `since`.
+    /// The number of requests since `since`.
     burst: u32,
     since: Instant,
 }
@@ -114,7 +115,7 @@ impl Watch {
         (cpus > 1 && is_possible()).then(|| Self::new((0..cpus).map(|_| Arc::default()).collect()))
     }
 
-    /// For workers; `None` as above.
+    /// Returns the watch of workers; `None` as above.
     pub(super) fn of_workers() -> Option<Arc<Self>> {
         let cpus = sched_getaffinity(None).ok()?;
         let crew = Crew {
@@ -133,24 +134,24 @@ impl Watch {
         })
     }
 
-    /// Starts to watch, until the last thread has left.
+    /// Starts the watch, which runs until the last thread has left.
     pub(super) fn start(self: &Arc<Self>) {
         let watch = Arc::clone(self);
         let builder = std::thread::Builder::new().name("unionfs-watch".into());
         match builder.spawn(move || watch.run()) {
             Ok(thread) => drop(self.thread.set(thread.thread().clone())),
-            // Then nobody gives way.
+            // Without the watch no thread gives way.
             Err(error) => tracing::warn!(%error, "threads are not watched"),
         }
     }
 
-    /// The calling thread is one of those of a crew: of a CPU, or number 0, the workers'.
+    /// Adds the calling thread to a crew: that of a CPU, or number 0, that of the workers.
     pub(super) fn join(self: &Arc<Self>, crew: u16) -> Option<Membership> {
         let crew = Arc::clone(self.crews.get(usize::from(crew))?);
         let thread = this_thread();
         let mut state = crew.state.lock();
         state.members.push(thread);
-        // It may have inherited what the others were a moment ago.
+        // It may have inherited the policy of another thread of the crew.
         crew.tell(&state, &[thread]);
         drop(state);
         self.members.fetch_add(1, Ordering::Relaxed);
@@ -189,7 +190,7 @@ impl Watch {
         }
     }
 
-    /// All threads have left, if there were any.
+    /// Whether all threads have left.
     pub(super) fn end(&self) {
         self.unpark();
     }
@@ -201,7 +202,7 @@ impl Watch {
     }
 }
 
-/// Whether a thread may give way and take it back.
+/// Whether a thread may become SCHED_IDLE and leave that again.
 fn is_possible() -> bool {
     let may = || -> io::Result<()> {
         let me = this_thread();
@@ -213,7 +214,7 @@ fn is_possible() -> bool {
         let seen = stat_of(me).zip(has_run(me));
         seen.map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
     };
-    // On a thread of its own, which may not come back.
+    // This happens in a new thread, which may not be able to return.
     match std::thread::spawn(may).join() {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
@@ -225,7 +226,7 @@ fn is_possible() -> bool {
 }
 
 impl Membership {
-    /// A request was taken that this thread asked for (0: nobody), with much data or not.
+    /// Counts a request of this thread ID (0: none), with much data or not.
     pub(super) fn took_from(&mut self, caller: u32, is_large: bool) {
         let crew = &self.crew;
         if is_large {
@@ -237,7 +238,7 @@ impl Membership {
         self.took();
     }
 
-    /// A request was taken. No system call, but for the first of many.
+    /// Counts a request. Only the first of many makes a system call.
     pub(super) fn took(&mut self) {
         self.crew.taken.fetch_add(1, Ordering::Relaxed);
         if !self.watch.asleep.load(Ordering::Relaxed) {
@@ -266,7 +267,7 @@ impl Drop for Membership {
 }
 
 impl Crew {
-    /// Gives threads the policy and the CPUs that they are to have.
+    /// Sets the policy and the CPUs of threads.
     fn tell(&self, state: &CrewState, members: &[i32]) {
         let policy = if state.gives_way {
             Policy::Idle
@@ -285,7 +286,7 @@ impl Crew {
         }
     }
 
-    /// The CPU on which the caller runs, or ran last, if threads may follow it there.
+    /// Returns the CPU on which the caller runs, or ran last, if threads may follow it there.
     fn callers_cpu(&self) -> Option<usize> {
         let cpus = self.cpus?;
         let caller = self.caller.load(Ordering::Relaxed);
@@ -294,7 +295,7 @@ impl Crew {
     }
 }
 
-/// A set of one CPU, which is less than [`CpuSet::MAX_CPU`].
+/// Returns a set of one CPU, whose number is less than [`CpuSet::MAX_CPU`].
 pub(super) fn only(cpu: usize) -> CpuSet {
     let mut set = CpuSet::new();
     set.set(cpu);
@@ -302,8 +303,8 @@ pub(super) fn only(cpu: usize) -> CpuSet {
 }
 
 impl CrewState {
-    /// Whether threads could have run for [`HUNGRY`] ticks and hardly did. Who is long at work, or
-    /// has just begun, is not starved.
+    /// Whether threads could have run for [`HUNGRY`] ticks and hardly did. A thread that works for
+    /// long, or has just begun, is not starved.
     fn is_starved(&mut self) -> bool {
         let runnable = |m: &i32| stat_of(*m).is_some_and(|s| s.field(STATE) == Some("R"));
         if !self.members.iter().any(runnable) {
@@ -321,25 +322,25 @@ impl CrewState {
     }
 }
 
-/// What the watch remembers of a crew.
+/// The state of a crew in the watch.
 #[derive(Debug, Default)]
 struct View {
     taken: u64,
     quiet: u32,
-    /// Ticks for which it is left alone.
+    /// The number of ticks for which it does not give way.
     wait: u32,
     patience: u32,
-    /// Ticks since it was last starved.
+    /// The number of ticks since it was last starved.
     fed: u32,
 }
 
 impl View {
-    /// One tick; whether there is something to watch.
+    /// Does the work of one tick. Returns whether there is something to watch.
     fn look(&mut self, crew: &Crew) -> bool {
         let taken = crew.taken.load(Ordering::Relaxed);
         let came = taken - std::mem::replace(&mut self.taken, taken);
         let mut state = crew.state.lock();
-        // Nearly starved comes to the same: now and then the scheduler is merciful.
+        // Nearly starved counts too: now and then the scheduler runs such a thread.
         let starved = if state.gives_way && came < MANY {
             state.is_starved()
         } else {
@@ -362,7 +363,7 @@ impl View {
         gives_way || came >= MANY
     }
 
-    /// Two have asked, or for much.
+    /// Two callers have sent requests, or one has asked for much data.
     fn keep_apart(&mut self) -> bool {
         self.wait = self.wait.max(APART);
         self.fed = self.fed.saturating_add(1);
@@ -397,7 +398,7 @@ fn stat_of(thread: i32) -> Option<Stat> {
     stat(format_args!("self/task/{thread}"))
 }
 
-/// How long a thread has run: the first number of its schedstat, in nanoseconds
+/// Returns the run time of a thread: the first number of its schedstat, in nanoseconds
 /// (Documentation/scheduler/sched-stats.rst).
 fn has_run(thread: i32) -> Option<Duration> {
     let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;

@@ -1,5 +1,6 @@
-//! The threads that take requests from io_uring instead of reading /dev/fuse. The connection keeps a
-//! reader beside them for FORGET and INTERRUPT, and starts more readers when the kernel refuses a ring.
+//! The threads that take requests from io_uring instead of reading /dev/fuse. The connection keeps
+//! a reader beside them for FORGET and INTERRUPT, and starts more readers if the kernel refuses a
+//! ring.
 //!
 //! Invariants:
 //! - Who has the payload of an entry is the only one who may touch its memory; while a command is under
@@ -8,27 +9,27 @@
 //!   thread of its CPU, or the connection is gone.
 //! - A thread gives up its handle of the handler before it gives up its sender of `ends`.
 //!
-//! The kernel queues each request for the CPU its caller runs on. A thread of that CPU,
-//! pinned there, takes it: no other CPU has to be woken. Every thread has a ring of its own
-//! with one entry, so a thread that is busy, or blocks in a disk's read, has nothing waiting
-//! behind it. The one that takes the last idle place of its CPU starts another thread first,
-//! up to [`MAX_THREADS`]; so a CPU has as many as there were ever requests at once, and one.
+//! The kernel queues each request for the CPU of its caller. A thread that is pinned to that CPU
+//! takes it, so no other CPU has to wake up. Every thread has a ring of its own with one entry, so
+//! nothing waits behind a thread that is busy or blocks in a read. The thread that takes the last
+//! idle place of its CPU first starts another thread, up to [`MAX_THREADS`]. So a CPU has one
+//! thread more than the greatest number of simultaneous requests.
 //!
-//! An answer is left in the thread's slot and goes to the kernel with the system call that
+//! An answer is left in the slot of the thread. It goes to the kernel with the system call that
 //! waits for the next request.
 //!
-//! **What waits keeps no thread.** Slow work answers from the pool. A few threads wait for that
-//! answer; where no other thread is idle, or these are too many, the thread goes on with another
-//! entry, and the answer is given by the overflow thread of the CPU (`overflow`). The last idle
-//! thread leaves changes to the pool, too. So the requests of one user that wait take memory (a
-//! spare entry each), but no thread that others need. The number of entries and the bytes of data
-//! that they hold are limited (`queue`).
+//! **Waiting requests keep no thread.** Slow work answers from the pool. A few threads wait for
+//! that answer. If no other thread is idle, or too many wait, the thread continues with another
+//! entry, and the overflow thread of the CPU (`overflow`) gives the answer. The last idle thread
+//! also leaves changes to the pool. So the waiting requests of one user take memory (a spare entry
+//! each), but no thread that others need. The number of entries and the bytes of data that they
+//! hold are limited (`queue`).
 //!
-//! While requests come in numbers the threads are SCHED_IDLE, so that a caller stays on its CPU
-//! (`idle_priority`). What they start inherits that and takes it back (`fuse::pool`).
+//! While many requests come, the threads are SCHED_IDLE, so that a caller stays on its CPU
+//! (`idle_priority`). Threads that they start inherit that and undo it (`fuse::pool`).
 //!
-//! Memory: address space of `payload` (1 MiB) for each entry, of which pages count once
-//! data of that size went through them; two pages of kernel memory for the ring of a thread.
+//! Memory: `payload` bytes of address space (1 MiB) for each entry, of which only used pages count;
+//! two pages of kernel memory for the ring of a thread.
 
 mod machine;
 mod overflow;
@@ -58,24 +59,24 @@ use machine::{may_keep_requests, pin, possible_cpus};
 use queue::Queue;
 use ring_thread::RingThread;
 
-/// The most threads of one CPU that serve requests. Enough to keep a disk busy; what comes beyond
-/// that goes to the pool.
+/// The maximum number of threads of one CPU that serve requests. It is enough to keep a disk busy.
+/// Further work goes to the pool.
 const MAX_THREADS: usize = 32;
-/// All together have no more rings than one in so many of the descriptors that there may be, for
-/// each is one.
+/// All rings together take at most this fraction of the possible descriptors, since each ring is
+/// one.
 const SHARE: usize = 8;
-/// How long to wait before the kernel is asked again for memory that it did not have.
+/// The pause before the kernel is asked again for memory that it did not have.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What all threads have in common once the mount is served.
+/// The shared state of all threads of a served mount.
 pub(super) struct Served {
     handler: Arc<dyn Handler>,
     /// Ends the connection.
     abort: Box<dyn Fn() + Send + Sync>,
-    /// The connection is gone: nobody waits for an answer any more.
+    /// The connection is gone: no caller waits for an answer any more.
     over: AtomicBool,
     queues: OnceLock<Vec<Arc<Queue>>>,
-    /// The kernel lets requests of our own stay unanswered.
+    /// Whether the kernel permits that requests of our own stay unanswered.
     may_keep_requests: bool,
 }
 
@@ -90,7 +91,7 @@ impl Served {
         }
     }
 
-    /// Threads that wait for slow work's answer end without it.
+    /// Has threads end that wait for the answer of slow work.
     pub(super) fn give_up(&self) {
         self.over.store(true, Ordering::Relaxed);
         self.queues
@@ -105,7 +106,7 @@ impl Served {
     }
 }
 
-/// Rings for every CPU, of which the kernel does not know yet.
+/// Rings for every CPU. The kernel does not know them yet.
 #[derive(Debug)]
 pub(super) struct Rings {
     leaders: Vec<Sender<Arc<Served>>>,
@@ -115,11 +116,12 @@ pub(super) struct Rings {
 }
 
 impl Rings {
-    /// Everything that can fail, before the kernel is promised anything: a thread and a ring
-    /// for each CPU the machine can have.
+    /// Does everything that can fail before a promise to the kernel: makes a thread and a ring for
+    /// each CPU that the machine can have.
     ///
     /// # Errors
-    /// Those of [`RingThread::new`] and of starting threads; when the CPUs cannot be counted.
+    /// Those of [`RingThread::new`] and of starting threads; an error if the CPUs cannot be
+    /// counted.
     pub(super) fn prepare(device: &Arc<OwnedFd>, payload: usize) -> io::Result<Self> {
         let (ends, all_ends) = mpsc::channel();
         let (ready, answers) = mpsc::channel();
@@ -137,7 +139,7 @@ impl Rings {
             leaders.push(start);
         }
         drop(ready);
-        // A thread that ended without a word panicked.
+        // A thread that ends without a message has panicked.
         for _ in &leaders {
             answers.recv().map_err(io::Error::other)??;
         }
@@ -149,8 +151,8 @@ impl Rings {
         })
     }
 
-    /// Registers the rings: requests come to the handler. What is returned yields how each
-    /// thread ended, and ends itself with the last.
+    /// Registers the rings, so that requests come to the handler. The returned iterator yields the
+    /// end of each thread, and ends with the last thread.
     pub(super) fn start(self, served: &Arc<Served>) -> Receiver<io::Result<()>> {
         if let Some(watch) = &self.watch {
             watch.start();
@@ -169,7 +171,7 @@ fn spawn(cpu: u16, thread: impl FnOnce() + Send + 'static) -> io::Result<()> {
     builder.spawn(thread).map(drop)
 }
 
-/// The most threads of one of so many CPUs.
+/// Returns the maximum number of threads of each of this number of CPUs.
 fn most_threads(cpus: u16) -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let rings = usize::try_from(limit).unwrap_or(usize::MAX) / SHARE;
@@ -192,13 +194,13 @@ fn lead(
         }
     };
     let _ = ready.send(Ok(()));
-    // Never, when the mount is given up before it is served.
+    // It never comes if the mount is dropped before it is served.
     if let Ok(served) = start.recv() {
         place.work(served);
     }
 }
 
-/// Starts another thread; it inherits the CPU. Whether there will be one.
+/// Starts another thread, which inherits the CPU. Returns whether that was possible.
 fn grow(queue: &Arc<Queue>, served: &Arc<Served>, ends: &Sender<io::Result<()>>) -> bool {
     let more = |threads| (threads < queue.most).then_some(threads + 1);
     if queue
@@ -217,7 +219,7 @@ fn grow(queue: &Arc<Queue>, served: &Arc<Served>, ends: &Sender<io::Result<()>>)
                 new.cannot_grow(&error);
             }
         }
-        // After `served`: see `RingThread::work`.
+        // This comes after `served`: see `RingThread::work`.
         drop(ends);
     });
     if let Err(error) = &spawned {
@@ -226,13 +228,13 @@ fn grow(queue: &Arc<Queue>, served: &Arc<Served>, ends: &Sender<io::Result<()>>)
     spawned.is_ok()
 }
 
-/// What became of a request.
+/// The result of handling a request.
 enum Outcome {
     /// It was answered.
     Answered(Answer, Payload),
-    /// The answer will come to the slot. The payload was lent to it, or is returned.
+    /// The slot will get the answer. The payload was lent to it, or is returned.
     Waits(Option<Payload>),
-    /// It is one of our own (`overflow`), and is answered by nothing.
+    /// It is a request of our own (`overflow`), which needs no answer.
     Ours(Payload),
 }
 
@@ -275,16 +277,16 @@ fn answer(
     }
 }
 
-/// What a refused command means.
+/// The meaning of a refused command.
 #[derive(Debug, PartialEq, Eq)]
 enum Refusal {
     /// The file system was unmounted, or the connection was aborted.
     Over,
-    /// There is no further entry. As long as a CPU has none at all, the kernel goes on with /dev/fuse.
+    /// There is no further entry. While a CPU has none at all, the kernel uses /dev/fuse.
     NoEntry,
-    /// The answer did not get to the kernel for want of memory: it is to be given again.
+    /// For lack of memory the answer did not reach the kernel. It must be given again.
     NotNow,
-    /// Whoever waits for the answer would wait forever.
+    /// The caller that waits for the answer would wait for ever.
     Broken,
 }
 

@@ -1,4 +1,4 @@
-//! What is to be known of the machine: its CPUs, and whether requests may take any time.
+//! Facts about the machine: its CPUs, and whether requests may take any time.
 
 use std::io;
 use std::sync::OnceLock;
@@ -7,7 +7,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::super::idle_priority::only;
 
-/// Fails where the CPU is offline or not ours to use. Then the scheduler has its way.
+/// Pins a thread. This fails if the CPU is offline or not allowed. Then the scheduler decides.
 pub(super) fn pin(cpu: u16) {
     let cpu = usize::from(cpu);
     if cpu >= CpuSet::MAX_CPU {
@@ -18,14 +18,14 @@ pub(super) fn pin(cpu: u16) {
     }
 }
 
-/// Reads all of it, while that can be read.
+/// Reads all of it while it can be read.
 pub(in super::super) fn look_around() {
-    // Why not is told to who asks for rings.
+    // A user who asks for rings gets the reason.
     let _ = possible_cpus();
     may_keep_requests();
 }
 
-/// Whether a request may stay unanswered forever. Where the administrator has limited that (Linux
+/// Whether a request may stay unanswered for ever. If the administrator has limited that (Linux
 /// 6.16, Documentation/admin-guide/sysctl/fs.rst), the kernel would abort the connection.
 pub(super) fn may_keep_requests() -> bool {
     static MAY: OnceLock<bool> = OnceLock::new();
@@ -37,7 +37,7 @@ pub(super) fn may_keep_requests() -> bool {
     })
 }
 
-/// How many CPUs the kernel counts with, which is how many queues it wants.
+/// Returns the number of CPUs in the kernel, which is the number of queues that it wants.
 pub(super) fn possible_cpus() -> io::Result<u16> {
     static KNOWN: OnceLock<u16> = OnceLock::new();
     if let Some(known) = KNOWN.get() {
@@ -54,7 +54,7 @@ fn read_possible_cpus() -> io::Result<u16> {
     count(list.trim()).ok_or_else(|| io::Error::other(format!("{LIST}: not a list: {list:?}")))
 }
 
-/// Of a list like `0-3,8`.
+/// Counts a list like `0-3,8`.
 pub(super) fn count(list: &str) -> Option<u16> {
     let mut count = 0u16;
     for range in list.split(',') {
