@@ -150,3 +150,29 @@ fn what_cannot_be_repaired_stays_as_it_is() {
     home.run(["load", "-q", "--repair", "-i", "app.tar"]).ok();
     assert_whole(&home);
 }
+
+/// A damaged record is made anew by any `load`; what lies on the layer goes on.
+#[test]
+fn what_lies_on_a_layer_with_a_damaged_record_goes_on() {
+    let home = need!(home());
+    for (file, content) in [
+        ("size", "x"),
+        ("diff", "sha256:0"),
+        ("tar-split.json.gz", ""),
+    ] {
+        let records = home.path("own/image/overlay2/layerdb/sha256");
+        let records = fs::read_dir(records)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let base = records
+            .filter(|path| !path.join("parent").exists() && path.join("cache-id").exists())
+            .find(|path| !path.to_str().unwrap().ends_with("-removing"));
+        fs::write(base.unwrap().join(file), content).unwrap();
+        assert_eq!(home.run(["verify", "--all"]).code, Some(1), "{file}");
+        let text = home.run(["load", "-q", "--repair", "-i", "app.tar"]).ok();
+        assert!(text.ends_with("Loaded image: app:2\n"), "{text}");
+        assert_whole(&home);
+        home.run(["prune"]).ok();
+        assert_whole(&home);
+    }
+}

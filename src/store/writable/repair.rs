@@ -13,8 +13,10 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::staged::Made;
-use super::{Exclusive, InUse, Writable};
+use super::{DRIVER, Exclusive, InUse, Writable};
 use crate::oci::{Digest, chain_id};
+use crate::store::CacheId;
+use crate::store::confined_dir::SMALL;
 use crate::store::error::{Error, Result};
 use crate::store::image_store::{Cache, layer_of};
 use crate::store::verify::damage_of;
@@ -100,6 +102,34 @@ impl Exclusive<'_> {
 
     pub(super) fn is_distrusted(&self, chain: &Digest) -> bool {
         self.distrusted.lock().layers.contains(chain)
+    }
+
+    /// Gives a staged layer the short name that the layer with this damaged record had: what lies above
+    /// knows it by that. The old directory stays for live mounts, without a short name, until it is
+    /// swept away.
+    pub(super) fn take_short_name(&self, record: &Path, made: &mut Made) -> Result<()> {
+        let root = self.confined_root();
+        let cache_id = root.read(record.join("cache-id"), SMALL)?;
+        let Some(old) = cache_id.and_then(|id| CacheId::parse(id.trim_ascii())) else {
+            return Ok(());
+        };
+        let old_file = self.writable.layer_dir(old.as_str()).join("link");
+        let bytes = root.read(&old_file, SMALL)?.unwrap_or_default();
+        let name = std::str::from_utf8(&bytes).unwrap_or_default().trim();
+        let leads_back = || -> Result<bool> {
+            let target = root.link(&format!("{DRIVER}/l"), name)?;
+            Ok(target.is_some_and(|target| target == format!("../{old}/diff").as_str()))
+        };
+        if CacheId::parse(name.as_bytes()).is_none() || !leads_back()? {
+            return Ok(());
+        }
+        let tmp = self.writable.ours("tmp");
+        root.replace(tmp, made.dir.join("link"), 0o644, name.as_bytes())?;
+        let link = self.writable.short_link(name);
+        root.publish(&made.link, &link)?;
+        made.link = link;
+        // Whoever sweeps the old directory away must not take the name along.
+        root.remove_file(&old_file)
     }
 
     /// Gives a layer the files of a staged one, whose record is `record`; the old files are in the

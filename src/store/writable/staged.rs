@@ -41,7 +41,7 @@ pub(super) struct Made {
     pub(super) cache_id: String,
     /// `overlay2/<cache ID>`, relative to the store's root.
     pub(super) dir: PathBuf,
-    link: PathBuf,
+    pub(super) link: PathBuf,
     /// What else belongs to it: the record in `layerdb/tmp/`.
     pub(super) record: Option<PathBuf>,
     keep: bool,
@@ -179,7 +179,7 @@ impl StagedLayer<'_> {
         let Self {
             exclusive,
             parent,
-            made,
+            mut made,
             diff,
             split,
         } = self;
@@ -215,6 +215,7 @@ impl StagedLayer<'_> {
         }
         let target = exclusive.writable.image_dir("layerdb/sha256");
         let target = target.join(chain.hex());
+        exclusive.take_short_name(&target, &mut made)?;
         exclusive.set_aside_damaged(&target)?;
         root.rename(&record, &target)?;
         made.keep();
