@@ -99,7 +99,7 @@ impl SandboxArgs {
         cage.enter_with_stores(places)
     }
 
-    fn mode(&self) -> anyhow::Result<Mode> {
+    pub(super) fn mode(&self) -> anyhow::Result<Mode> {
         let mode = match (self.sandbox, std::env::var_os(VARIABLE)) {
             (Some(mode), _) => mode,
             (None, Some(text)) if !text.is_empty() => {
@@ -114,6 +114,24 @@ impl SandboxArgs {
 }
 
 impl Cage {
+    /// Creates the sandbox of a process that takes an image from an archive into the own store.
+    pub(super) fn to_take_in(mode: Mode) -> anyhow::Result<Self> {
+        let reach = sandbox_access::of("load").context("no sandbox is known for load")?;
+        Ok(Self {
+            sandbox: Command::new(mode),
+            reach,
+            moves_images: false,
+        })
+    }
+
+    /// Returns the sandbox with the own store at `root`, which may be changed, for a process that enters it.
+    pub(super) fn into_sandbox(mut self, root: &Path) -> anyhow::Result<Command> {
+        self.require(self.reach.own, Use::Write, "our own store")?;
+        let failed = || format!("cannot open {root:?}");
+        self.sandbox.write(root).with_context(failed)?;
+        Ok(self.sandbox)
+    }
+
     /// Returns the mode.
     pub(super) fn mode(&self) -> Mode {
         self.sandbox.mode()

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
+use super::archive_names;
 use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
 use super::output_file::Output;
@@ -43,6 +44,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     if args.output.is_none() && stdout.is_terminal() {
         return Err(Usage("a tar is not for a terminal: give -o FILE or a pipe".into()).into());
     }
+    let name = archive_names::resolve(&args.name, &args.sandbox, root)?;
     let mut cage = args.sandbox.cage("export")?.moves_images();
     let places = cage.stores_of_containers(root)?;
     let path = args.output.as_deref();
@@ -53,7 +55,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         None => Outside::start(None, Some(&places)).context("cannot start a process")?,
     };
     let stores = cage.enter_with_stores(places)?;
-    let stack = stack(&stores, &args.name, &outside)?;
+    let stack = stack(&stores, &name, &outside)?;
     // `None`: an image without layers.
     let tree = stack
         .dirs()

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::archive_names;
 use super::command_sandbox::SandboxArgs;
 use super::output::{Table, print, print_json, size};
 use unionfs::store::HistoryRow;
@@ -28,11 +29,9 @@ pub(super) struct Args {
 const COMMAND: usize = 60;
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let rows = args
-        .sandbox
-        .stores("history", root)?
-        .find(&args.image)?
-        .history();
+    let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
+    let stores = args.sandbox.stores("history", root)?;
+    let rows = stores.find(&image)?.history();
     if args.json {
         print_json(&rows)
     } else {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use super::archive_names;
 use super::command_sandbox::SandboxArgs;
 use super::output::{one_line, print, print_json, size};
 use unionfs::store::Image;
@@ -24,7 +25,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let image = args.sandbox.stores("inspect", root)?.find(&args.image)?;
+    let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
+    let image = args.sandbox.stores("inspect", root)?.find(&image)?;
     if args.json {
         print_json(&image)
     } else {

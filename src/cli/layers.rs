@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::bail;
 
+use super::archive_names;
 use super::command_sandbox::SandboxArgs;
 use super::output::{Table, print, print_json, size};
 use super::warn;
@@ -26,12 +27,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    let resolve = |image| archive_names::resolve(image, &args.sandbox, root);
+    let image = args.image.as_deref().map(resolve).transpose()?;
     let stores = args.sandbox.stores("layers", root)?;
-    let image = args
-        .image
-        .as_ref()
-        .map(|name| stores.find(name))
-        .transpose()?;
+    let image = image.map(|name| stores.find(&name)).transpose()?;
     let tree = stores.layers(image.as_ref());
     if args.json {
         print_json(&tree.nodes)?;

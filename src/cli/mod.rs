@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser as _};
 
+mod archive_names;
 mod catalog;
 mod command_sandbox;
 mod commit;

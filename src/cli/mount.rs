@@ -11,7 +11,7 @@ use super::mount_lookup::{self, Asked};
 use super::mount_upper::Fresh;
 use super::options::MountOptions;
 use super::pool::PoolArgs;
-use super::{catalog, mount_checks};
+use super::{archive_names, catalog, mount_checks};
 use unionfs::image_mounts::UPPER_DIALECT;
 use unionfs::layer::{LayerSpec, StackSpec, UpperSpec};
 use unionfs::store::discovery::Environment;
@@ -26,8 +26,10 @@ Examples:
   unionfs mount --container web /mnt      the files of the container web
   unionfs mount --name work myapp:2 /mnt  changes are kept in the layer work
   unionfs mount --name work /mnt          mounts the layer work again
+  unionfs mount oci:layout:v1 /mnt        an image of a layout or archive
 
-IMAGE is name[:tag][@digest], an image ID or an ID prefix, as in Docker. Without --read-only,
+IMAGE is name[:tag][@digest], an image ID or an ID prefix, as in Docker; or oci:DIR[:REF],
+oci-archive:FILE[:REF], docker-archive:FILE[:REF] or dir:DIR, as in skopeo. Without --read-only,
 --ephemeral or --upper, changes go to a new directory in /var/lib/unionfs/rw ($UNIONFS_ROOT/rw, for
 plain users $XDG_DATA_HOME/unionfs/rw), which stays after unmount. With --name, changes go to a
 read-write layer in the own store, wherever the image is: unionfs ps -a lists these layers, unionfs
@@ -112,8 +114,13 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         // everything below a renamed directory.
         options.redirect_dir.get_or_insert(false);
     }
+    let taken = match &image {
+        Some(image) => archive_names::take_in(image, options.sandbox, root)?,
+        None => None,
+    };
+    let id = taken.map(|id| id.to_string());
     let asked = Asked {
-        image: image.as_deref(),
+        image: id.as_deref().or(image.as_deref()),
         name: args.name.as_deref(),
         container: args.container.as_deref(),
         in_place: args.in_place,
@@ -121,6 +128,9 @@ pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         pool: &args.pool,
     };
     let (mut found, held) = mount_lookup::look_up(&asked, root)?;
+    if let Some(image) = image.filter(|_| id.is_some()) {
+        found.label = image;
+    }
     if found.stack.lowers.is_empty() {
         let base = Environment::current().own_root()?;
         found.stack.lowers.push(empty_layer(&base)?);

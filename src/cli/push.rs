@@ -8,7 +8,7 @@ use super::output::{print, print_json};
 use super::pool::PoolArgs;
 use super::progress::Items;
 use super::pull::RegistryArgs;
-use super::{command_sandbox, own_store};
+use super::{archive_names, command_sandbox, own_store};
 use unionfs::oci::Reference;
 use unionfs::registry::{LayerCompression, ManifestFormat, PushOptions, push};
 use unionfs::store::writable::Staging;
@@ -97,8 +97,13 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let (kind, compression) = wanted(args)?;
     let name = match &args.destination {
         Some(destination) => own_store::new_name(destination)?,
+        None if archive_names::is_one(&args.image) => {
+            let text = format!("{:?} is in an archive: give a destination", args.image);
+            return Err(Usage(text).into());
+        }
         None => implied(&args.image)?,
     };
+    let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
     let mut access = args.registry.access();
     let mut cage = args.sandbox.cage("push")?.moves_images();
     let mut places = cage.stores(root)?;
@@ -120,7 +125,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         }
     };
     let stores = command_sandbox::open(places)?;
-    let (store, id) = stores.locate(&args.image)?;
+    let (store, id) = stores.locate(&image)?;
     let image = store.image(&id)?;
     let mut options = PushOptions::new(match (&ours, temporary) {
         (Some(ours), _) => ours.staging(),

@@ -3,6 +3,7 @@
 use std::io::{self, BufWriter, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 
+use super::archive_names;
 use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
 use super::output_file::Output;
@@ -54,12 +55,13 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         let what = "an archive is not for a terminal: give -o FILE or a pipe";
         return Err(Usage(what.into()).into());
     }
+    let names = archive_names::resolve_all(&args.images, &args.sandbox, root)?;
     let mut cage = args.sandbox.cage("save")?.moves_images();
     let mut places = cage.stores(root)?;
     args.pool.open(&mut places)?;
     let output = output.map(|path| Output::open(path, None)).transpose()?;
     let stores = cage.enter_with_stores(places)?;
-    let images = outgoing(&stores, &args.images)?;
+    let images = outgoing(&stores, &names)?;
     let format = match args.format {
         Kind::Docker => Format::Docker,
         Kind::Oci => Format::Oci,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::archive_names;
 use super::command_sandbox::SandboxArgs;
 use super::own_store;
 
@@ -24,12 +25,13 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let name = own_store::new_name(&args.name)?;
+    let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
     let store = own_store::must_exist(root)?;
     let mut cage = args.sandbox.cage("tag")?;
     let places = cage.stores(root)?;
     let store = cage.enter_with_own(store)?;
     let store = own_store::lock(&store)?;
-    let (id, _) = own_store::find(&store, &args.image, &places)?;
+    let (id, _) = own_store::find(&store, &image, &places)?;
     store.tag(&name, &id)?;
     Ok(())
 }

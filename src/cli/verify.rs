@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::bail;
 
+use super::archive_names;
 use super::command_sandbox::SandboxArgs;
 use super::output::{one_line, print, print_json, size};
 use super::pool::PoolArgs;
@@ -46,6 +47,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    let resolve = |image| archive_names::resolve(image, &args.sandbox, root);
+    let image = args.image.as_deref().map(resolve).transpose()?;
     // This happens before the sandbox is entered, which has no directory for the files.
     let scratch = Staging::of_files(SCRATCH_FILES)?;
     let mut cage = args.sandbox.cage("verify")?;
@@ -53,8 +56,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     args.pool.open(&mut places)?;
     let stores = cage.enter_with_stores(places)?;
     let work = Work::in_bytes();
-    let report =
-        stores.verify_with(args.image.as_deref(), &scratch, &mut |step| work.show(step))?;
+    let report = stores.verify_with(image.as_deref(), &scratch, &mut |step| work.show(step))?;
     work.done();
     if args.json {
         print_json(&report)?;

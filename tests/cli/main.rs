@@ -5,6 +5,7 @@
 // Tests may fail by panicking, also in their helpers.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod archive_names;
 mod bad_input;
 mod bounded;
 mod caged;

@@ -1,0 +1,138 @@
+//! Images in archives and layouts by the names that skopeo gives them, in every command that takes an image.
+
+use std::fs;
+
+use testkit::home::Home;
+use testkit::need;
+use testkit::need::{Needed, can_mount, has_tools};
+
+use crate::engines::shell;
+
+/// With the images `one:1` and `two:1`, and both in archives and layouts that skopeo wrote.
+fn home() -> Needed<Home> {
+    can_mount()?;
+    has_tools(&["skopeo"])?;
+    let home = Home::new();
+    home.dirs(&["mnt", "one/etc", "two/etc"]);
+    fs::write(home.path("one/etc/name"), "one").unwrap();
+    fs::write(home.path("two/etc/name"), "two").unwrap();
+    let maker = home.text("maker");
+    for name in ["one", "two"] {
+        home.run(["--root", &maker, "import", "-q", name, &format!("{name}:1")])
+            .ok();
+        let (archive, image) = (format!("{name}.tar"), format!("{name}:1"));
+        home.run(["--root", &maker, "save", "-q", "-o", &archive, &image])
+            .ok();
+    }
+    home.run([
+        "--root", &maker, "save", "-q", "-o", "both.tar", "one:1", "two:1",
+    ])
+    .ok();
+    shell(
+        &home,
+        "skopeo copy -q docker-archive:one.tar oci:layout:v1
+        skopeo copy -q docker-archive:two.tar oci:layout:v2
+        skopeo copy -q docker-archive:two.tar oci-archive:two-oci.tar:x
+        skopeo copy -q docker-archive:one.tar dir:flat",
+    );
+    Ok(home)
+}
+
+/// How many images the own store has, with and without a name.
+fn images(home: &Home) -> usize {
+    let configurations = home.path("own/image/overlay2/imagedb/content/sha256");
+    fs::read_dir(configurations).map_or(0, Iterator::count)
+}
+
+#[test]
+fn images_in_archives_are_mounted_by_name_and_taken_in_once() {
+    let home = need!(home());
+    for (name, content) in [
+        ("oci:layout:v1", "one"),
+        ("oci:layout:v2", "two"),
+        ("oci:layout:@1", "two"),
+        ("oci-archive:two-oci.tar", "two"),
+        ("oci-archive:two-oci.tar:x", "two"),
+        ("docker-archive:one.tar", "one"),
+        ("docker-archive:both.tar:two:1", "two"),
+        ("docker-archive:both.tar:@0", "one"),
+        ("dir:flat", "one"),
+    ] {
+        let mounted = home.run(["mount", "-r", name, "mnt"]);
+        assert_eq!(mounted.code, Some(0), "{name}: {mounted:?}");
+        let shown = fs::read_to_string(home.path("mnt/etc/name")).unwrap();
+        assert_eq!(shown, content, "{name}");
+        let listed = home.json(["ps", "--json"]);
+        assert_eq!(listed[0]["image"], name);
+        home.run(["umount", "mnt"]).ok();
+    }
+    // Skopeo writes another configuration for OCI: each of the two has two IDs. The second mount of one
+    // takes nothing in.
+    assert_eq!(images(&home), 4);
+    fs::remove_dir_all(home.path("layout/blobs/sha256")).unwrap();
+    home.run(["mount", "-r", "docker-archive:one.tar", "mnt"])
+        .ok();
+    home.run(["umount", "mnt"]).ok();
+    home.run(["mount", "-r", "oci:layout:v1", "mnt"])
+        .failed(1, &["layout"]);
+    home.run(["prune", "--dangling"]).ok();
+    assert_eq!(images(&home), 0);
+}
+
+#[test]
+fn every_command_takes_them() {
+    let home = need!(home());
+    let name = "oci:layout:v1";
+    let first = home.run(["inspect", "--json", name]);
+    assert!(first.stderr.contains("without a name"), "{first:?}");
+    let about: serde_json::Value = serde_json::from_str(&first.stdout).unwrap();
+    let id = about["id"].as_str().unwrap();
+    // From now on the store has it.
+    home.run(["history", name]).ok();
+    home.run(["layers", name]).ok();
+    home.run(["verify", name]).ok_with_progress();
+    home.run(["export", "-q", "-o", "files.tar", name]).ok();
+    assert!(shell(&home, "tar -tf files.tar").contains("etc/name"));
+    home.run(["save", "-q", "-o", "saved.tar", name]).ok();
+    home.run(["catalog", "build", &id[7..]]).ok();
+    home.run(["mount", "--name", "work", name, "mnt"]).ok();
+    fs::write(home.path("mnt/new"), "new").unwrap();
+    home.run(["umount", "mnt"]).ok();
+    assert_eq!(home.run(["diff", "work"]).ok(), "A /new\n");
+    home.run(["tag", name, "mine:1"]).ok();
+    home.run(["mount", "-r", "mine:1", "mnt"]).ok();
+    home.run(["umount", "mnt"]).ok();
+    home.run(["push", name]).failed(2, &["give a destination"]);
+}
+
+#[test]
+fn what_is_not_there_is_said() {
+    let home = need!(home());
+    let before = images(&home);
+    for (name, code, words) in [
+        ("oci:layout", 1, ["2 images", "v1"]),
+        ("oci:layout:v3", 1, ["v3", "v2"]),
+        ("oci:nothing:v1", 1, ["nothing", "No such file"]),
+        ("oci:", 2, ["names no archive", "docker.io/library/oci:"]),
+        (
+            "docker-archive:layout/index.json",
+            1,
+            ["index.json", "cannot read"],
+        ),
+        ("dir:one", 1, ["one", "archive"]),
+    ] {
+        home.run(["mount", "-r", name, "mnt"]).failed(code, &words);
+    }
+    let root = home.text("maker");
+    home.run(["--root", &root, "mount", "-r", "oci:layout:v1", "mnt"])
+        .failed(2, &["--root", "oci:layout:v1"]);
+    assert_eq!(images(&home), before);
+    // Damage is found before there is an image.
+    shell(
+        &home,
+        "for blob in layout/blobs/sha256/*; do printf x >> $blob; done",
+    );
+    home.run(["mount", "-r", "oci:layout:v1", "mnt"])
+        .failed(1, &["layout"]);
+    assert_eq!(images(&home), before);
+}
