@@ -33,6 +33,7 @@ mod containers;
 mod containers_storage;
 pub mod discovery;
 pub(crate) mod drivers;
+mod engine;
 pub mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::containers::{self, Container};
 use super::discovery::{self, Environment};
 use super::drivers::devicemapper::PoolFiles;
+use super::engine::Engine;
 use super::error::{Error, Result};
 use super::image::Image;
 use super::image_store::Store;
@@ -119,17 +120,12 @@ impl Stores {
     }
 
     fn roots(&self) -> Vec<PathBuf> {
-        let mut roots: Vec<PathBuf> = Vec::new();
-        for store in &self.stores {
-            if roots.last().is_none_or(|last| last != store.root()) {
-                roots.push(store.root().to_owned());
-            }
-        }
-        roots
+        roots(self.stores.iter())
     }
 
     /// The image a user means: a name wins over an ID prefix, the first store that
-    /// has the name wins over others, as in Docker.
+    /// has the name wins over others, as in Docker. `docker-daemon:` and `containers-storage:` before the name
+    /// restrict the search to the stores of Docker or podman.
     ///
     /// # Errors
     /// [`Error::UnknownImage`], [`Error::AmbiguousImage`] or [`Error::NoRepositories`] if no image is meant;
@@ -144,13 +140,17 @@ impl Stores {
     /// # Errors
     /// Those of [`Stores::find`] but for what is wrong with the image itself.
     pub fn locate(&self, text: &str) -> Result<(&Store, Digest)> {
+        let (engine, name) = Engine::of(text);
+        let stores: Vec<&Store> = (self.stores.iter())
+            .filter(|store| engine.has(store))
+            .collect();
         let unknown = || Error::UnknownImage {
             name: text.to_owned(),
-            searched: self.roots(),
+            searched: roots(stores.iter().copied()),
         };
-        match Query::parse(text)? {
+        match Query::parse(name)? {
             Query::Id(id) => {
-                for store in &self.stores {
+                for store in &stores {
                     if let Some(id) = store.meant_by(&id)? {
                         return Ok((store, id));
                     }
@@ -158,12 +158,12 @@ impl Stores {
                 Err(unknown())
             }
             Query::Name { reference, prefix } => {
-                let by_name = self.by_name(&reference)?;
+                let by_name = by_name(&stores, &reference)?;
                 if let ByName::Found(store, id) = by_name {
                     return Ok((store, id));
                 }
                 if let Some(prefix) = prefix
-                    && let Some((store, id)) = self.by_prefix(&prefix)?
+                    && let Some((store, id)) = by_prefix(&stores, &prefix)?
                 {
                     return Ok((store, id));
                 }
@@ -176,68 +176,6 @@ impl Stores {
                 }
             }
         }
-    }
-
-    fn by_name(&self, name: &Reference) -> Result<ByName<'_>> {
-        let mut any = false;
-        for store in &self.stores {
-            if let Some(repositories) = store.repositories()? {
-                any = true;
-                let found = repositories.get(name)?;
-                // As in podman, a short name is also that of an image built here.
-                let has_local = store.records.as_ref().is_some_and(Records::has_local_names);
-                let local = name.local().filter(|_| has_local);
-                let found = match (found, local) {
-                    (None, Some(local)) => repositories.get(&local)?,
-                    (found, _) => found,
-                };
-                if let Some(id) = found {
-                    return Ok(ByName::Found(store, id));
-                }
-            }
-        }
-        Ok(match self.stores.first() {
-            Some(store) if !any => ByName::NoNames(store.repositories_path()),
-            _ => ByName::Unknown,
-        })
-    }
-
-    fn by_prefix(&self, prefix: &str) -> Result<Option<(&Store, Digest)>> {
-        let mut matches: BTreeMap<Digest, &Store> = BTreeMap::new();
-        for store in &self.stores {
-            for (digest, id) in store.digests()? {
-                if digest.hex().starts_with(prefix) {
-                    matches.entry(id).or_insert(store);
-                }
-            }
-        }
-        if matches.len() <= 1 {
-            return Ok(matches.pop_first().map(|(id, store)| (store, id)));
-        }
-        let mut candidates = Vec::new();
-        for (id, store) in matches.iter().take(CANDIDATES) {
-            let names = match store.repositories()? {
-                Some(repositories) => repositories
-                    .all()
-                    .filter_map(Result::ok)
-                    .filter(|(_, i)| i == id)
-                    .map(|(name, _)| name.to_string())
-                    .collect::<Vec<_>>(),
-                None => Vec::new(),
-            };
-            candidates.push(if names.is_empty() {
-                id.to_string()
-            } else {
-                format!("{id} ({})", names.join(" "))
-            });
-        }
-        if matches.len() > CANDIDATES {
-            candidates.push(format!("{} more", matches.len() - CANDIDATES));
-        }
-        Err(Error::AmbiguousImage {
-            prefix: prefix.to_owned(),
-            candidates,
-        })
     }
 
     /// All named layers, with their stores; damaged records as errors.
@@ -297,4 +235,79 @@ impl Stores {
             }),
         }
     }
+}
+
+/// The image of that name in one of these stores.
+fn by_name<'s>(stores: &[&'s Store], name: &Reference) -> Result<ByName<'s>> {
+    let mut any = false;
+    for &store in stores {
+        if let Some(repositories) = store.repositories()? {
+            any = true;
+            let found = repositories.get(name)?;
+            // As in podman, a short name is also that of an image built here.
+            let has_local = store.records.as_ref().is_some_and(Records::has_local_names);
+            let local = name.local().filter(|_| has_local);
+            let found = match (found, local) {
+                (None, Some(local)) => repositories.get(&local)?,
+                (found, _) => found,
+            };
+            if let Some(id) = found {
+                return Ok(ByName::Found(store, id));
+            }
+        }
+    }
+    Ok(match stores.first() {
+        Some(store) if !any => ByName::NoNames(store.repositories_path()),
+        _ => ByName::Unknown,
+    })
+}
+
+/// The image whose ID begins so, in one of these stores.
+fn by_prefix<'s>(stores: &[&'s Store], prefix: &str) -> Result<Option<(&'s Store, Digest)>> {
+    let mut matches: BTreeMap<Digest, &Store> = BTreeMap::new();
+    for &store in stores {
+        for (digest, id) in store.digests()? {
+            if digest.hex().starts_with(prefix) {
+                matches.entry(id).or_insert(store);
+            }
+        }
+    }
+    if matches.len() <= 1 {
+        return Ok(matches.pop_first().map(|(id, store)| (store, id)));
+    }
+    let mut candidates = Vec::new();
+    for (id, store) in matches.iter().take(CANDIDATES) {
+        let names = match store.repositories()? {
+            Some(repositories) => repositories
+                .all()
+                .filter_map(Result::ok)
+                .filter(|(_, i)| i == id)
+                .map(|(name, _)| name.to_string())
+                .collect::<Vec<_>>(),
+            None => Vec::new(),
+        };
+        candidates.push(if names.is_empty() {
+            id.to_string()
+        } else {
+            format!("{id} ({})", names.join(" "))
+        });
+    }
+    if matches.len() > CANDIDATES {
+        candidates.push(format!("{} more", matches.len() - CANDIDATES));
+    }
+    Err(Error::AmbiguousImage {
+        prefix: prefix.to_owned(),
+        candidates,
+    })
+}
+
+/// Each root once: several stores may have one.
+fn roots<'s>(stores: impl Iterator<Item = &'s Store>) -> Vec<PathBuf> {
+    let mut roots: Vec<PathBuf> = Vec::new();
+    for store in stores {
+        if roots.last().is_none_or(|last| last != store.root()) {
+            roots.push(store.root().to_owned());
+        }
+    }
+    roots
 }

@@ -41,6 +41,8 @@ const AGAIN: &str = "load or pull the image again";
 /// An opened file system.
 pub(super) struct Ext4Tree {
     fs: Ext4,
+    /// The longest file, in bytes.
+    longest: u64,
     /// From paths of directories to where they are.
     dirs: LruCache<Vec<u8>, Vec<u8>>,
 }
@@ -48,12 +50,13 @@ pub(super) struct Ext4Tree {
 impl Ext4Tree {
     /// Opens that of a device.
     pub(super) fn open(mut device: ThinDevice) -> Result<Self> {
-        expect_ext4(&mut device)?;
+        let longest = expect_ext4(&mut device)?;
         let record = device.record().to_owned();
         let failed = |error: Ext4Error| failed(&record, error);
         let fs = Ext4::load(Box::new(device)).map_err(failed)?;
         let tree = Self {
             fs,
+            longest,
             dirs: LruCache::new(KEPT),
         };
         match tree.look(ROOT) {
@@ -135,6 +138,12 @@ impl LayerFiles for Ext4Tree {
         if !found.file_type().is_regular_file() {
             return Err("is not a file".to_owned());
         }
+        if found.len() > self.longest {
+            return Err(format!(
+                "has {} bytes, more than a map of blocks can describe",
+                found.len()
+            ));
+        }
         let file = self.fs.open(&path[..]).map_err(|error| fault(&error))?;
         Ok(LayerFile {
             length: file.metadata().len(),
@@ -185,8 +194,17 @@ fn failed(record: &Path, error: Ext4Error) -> Error {
     }
 }
 
-/// Fails unless there is an ext4 of a geometry that the device can have.
-fn expect_ext4(device: &mut ThinDevice) -> Result<()> {
+/// The longest file that maps of blocks can describe, in bytes: 12 blocks and three levels of maps (ext4's
+/// block maps, Documentation/filesystems/ext4/blockmap.rst). Extents describe longer ones, of 16 GiB and more,
+/// with blocks of 1 KiB; such files are refused.
+fn longest_file(block_size: u64) -> u64 {
+    let numbers = block_size / 4;
+    (12 + numbers + numbers.pow(2) + numbers.pow(3)).saturating_mul(block_size)
+}
+
+/// Fails unless there is an ext4 of a geometry that the device can have. Gives the length of the longest
+/// file, in bytes.
+fn expect_ext4(device: &mut ThinDevice) -> Result<u64> {
     let record: PathBuf = device.record().to_owned();
     let mut first = [0; 2048];
     if device.size() < first.len() as u64 {
@@ -212,7 +230,7 @@ fn expect_ext4(device: &mut ThinDevice) -> Result<()> {
         && of_group > 0
         && blocks.div_ceil(of_group) <= MAX_GROUPS;
     if fits {
-        return Ok(());
+        return Ok(longest_file(1024 << log_block_size));
     }
     let fault = "the geometry of its ext4 is not one that the device can have".to_owned();
     Err(bad(&record, fault, AGAIN))

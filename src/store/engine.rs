@@ -1,0 +1,61 @@
+//! Names that say whose store an image is in, as skopeo has them.
+//!
+//! ```text
+//! docker-daemon:NAME       Docker's store, also the one that it has in containerd
+//! containers-storage:NAME  podman's
+//! ```
+
+use super::image_store::Store;
+use super::records::Records;
+
+/// Whose stores are searched for a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Engine {
+    Any,
+    Docker,
+    Podman,
+}
+
+impl Engine {
+    /// The engine that a text names, and the rest of the text.
+    pub(super) fn of(text: &str) -> (Self, &str) {
+        let kinds = [
+            ("docker-daemon:", Self::Docker),
+            ("containers-storage:", Self::Podman),
+        ];
+        let mut found = kinds
+            .iter()
+            .filter_map(|(prefix, engine)| Some((*engine, text.strip_prefix(prefix)?)));
+        found.next().unwrap_or((Self::Any, text))
+    }
+
+    /// Whether a store is of this engine. Docker's in containerd is not told from others in containerd.
+    pub(super) fn has(self, store: &Store) -> bool {
+        match (self, &store.records) {
+            (Self::Any, _)
+            | (Self::Podman, Some(Records::Podman(_)))
+            | (Self::Docker, Some(Records::Containerd(_))) => true,
+            (Self::Docker, None) => !store.is_ours(),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_name_engines() {
+        assert_eq!(Engine::of("docker-daemon:app:1"), (Engine::Docker, "app:1"));
+        let of_podman = Engine::of("containers-storage:localhost/app");
+        assert_eq!(of_podman, (Engine::Podman, "localhost/app"));
+        for any in [
+            "app:1",
+            "docker-daemon",
+            "docker.io/library/docker-daemon:1",
+        ] {
+            assert_eq!(Engine::of(any), (Engine::Any, any));
+        }
+    }
+}
