@@ -1,6 +1,6 @@
 #!/bin/bash
 # ci/with-dockerd.sh DATA-ROOT COMMAND...: runs COMMAND with a private dockerd on DATA-ROOT
-# (see dockerd.sh), driver overlay2, and stops it again. Called by tests that let it look at
+# (see dockerd.sh), driver $STORAGE_DRIVER (overlay2), and stops it again. Called by tests that let it look at
 # stores and archives that unionfs wrote.
 #
 # Needs root and docker.io (Debian). The exit code is COMMAND's.
@@ -10,5 +10,5 @@ set -euo pipefail
 root=$(realpath "$1")
 shift
 . "$(dirname "$0")/dockerd.sh"
-start_dockerd "$root" "$run/log"
+start_dockerd "$root" "$run/log" "${STORAGE_DRIVER:-overlay2}"
 timeout 300 "$@" 9>&-

@@ -106,7 +106,12 @@ pub(super) const TABLE: [Reach; 26] = [
         No,
         "the output; a process outside gives it its name, syncs a mounted layer and finds origins",
     ),
-    row("load", No, Write, "the archive (read)"),
+    row(
+        "load",
+        No,
+        Write,
+        "the archive (read); with `--repair` live mounts are looked at before",
+    ),
     row("import", No, Write, "the tar or directory (read)"),
     row(
         "save",
@@ -118,7 +123,7 @@ pub(super) const TABLE: [Reach; 26] = [
         "pull",
         No,
         Write,
-        "logins and certificates, read before",
+        "logins and certificates, read before; with `--repair` live mounts too",
     )),
     with_network(row(
         "push",

@@ -331,6 +331,14 @@ pub enum Error {
     /// A signal ended it.
     #[error(transparent)]
     Interrupted(#[from] crate::sys::interrupt::Interrupted),
+    /// A layer of the driver zfs whose dataset is not mounted.
+    #[error(
+        "{path:?} is not mounted: mount the dataset of the layer there (mount -t zfs POOL/…/CACHEID {path:?}), with those of the layers below"
+    )]
+    NotMounted {
+        /// Where it should be.
+        path: PathBuf,
+    },
     /// The directory that is the lower of images without layers has files.
     #[error(
         "{path:?} is to be empty, as the layers of an image without layers are; remove what is in it"

@@ -60,10 +60,16 @@ pub(super) fn shell(home: &Home, script: &str) -> String {
 
 /// Runs a script with a dockerd on `root`, in the directory of its answers.
 pub(super) fn with_dockerd(home: &Home, root: &str, script: &str) {
+    with_dockerd_on("overlay2", home, root, script);
+}
+
+/// As [`with_dockerd`], with another storage driver.
+pub(super) fn with_dockerd_on(driver: &str, home: &Home, root: &str, script: &str) {
     let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/ci/with-dockerd.sh"));
     command
         .arg(home.path(root))
-        .args(["sh", "-e", "-c", script]);
+        .args(["sh", "-e", "-c", script])
+        .env("STORAGE_DRIVER", driver);
     let asked = command.current_dir(home.path("answers")).output().unwrap();
     assert!(asked.status.success(), "{asked:?}");
 }

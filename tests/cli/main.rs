@@ -46,3 +46,4 @@ mod set_id_images;
 mod signals;
 mod system_log;
 mod verify;
+mod whole_trees;

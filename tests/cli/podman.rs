@@ -113,7 +113,10 @@ fn podmans_containers_are_what_podman_shows() {
             assert_eq!(podman.tree("mnt"), shown, "{driver} {name}");
             home.run(["umount", "mnt"]).ok();
         }
-        for name in ["containers-storage:app:1", "containers-storage:localhost/app:1"] {
+        for name in [
+            "containers-storage:app:1",
+            "containers-storage:localhost/app:1",
+        ] {
             podman.run(&["mount", "-r", name, "mnt"]).ok();
             home.run(["umount", "mnt"]).ok();
         }

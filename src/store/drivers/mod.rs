@@ -5,7 +5,7 @@ pub(crate) mod devicemapper;
 mod overlay;
 mod overlay2;
 mod snapshots;
-mod vfs;
+mod whole_trees;
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,14 +17,17 @@ use super::layerdb::CacheId;
 use crate::layer::{Dialect, OpenDir};
 use crate::layer_tar::layer_files::LayerFiles;
 use devicemapper::PoolFiles;
+use whole_trees::WholeTrees;
 
 /// The drivers whose stores can be read, in the order they are searched.
-pub(crate) const NAMES: [&str; 6] = [
+pub(crate) const NAMES: [&str; 8] = [
     "overlay2",
     "fuse-overlayfs",
     "overlay",
     "aufs",
     "vfs",
+    "btrfs",
+    "zfs",
     devicemapper::NAME,
 ];
 
@@ -129,7 +132,9 @@ pub(crate) fn by_name(name: &str, owner: u32) -> Option<Box<dyn Driver>> {
         "fuse-overlayfs" => Some(Box::new(overlay2::Overlay2::fuse_overlayfs())),
         "overlay" => Some(Box::new(overlay::Overlay::new(owner))),
         "aufs" => Some(Box::new(aufs::Aufs)),
-        "vfs" => Some(Box::new(vfs::Vfs)),
+        "vfs" => Some(Box::new(WholeTrees::Vfs)),
+        "btrfs" => Some(Box::new(WholeTrees::Btrfs)),
+        "zfs" => Some(Box::new(WholeTrees::Zfs)),
         devicemapper::NAME => Some(of_pool(None)),
         _ => None,
     }
