@@ -145,9 +145,11 @@ fn below(
     if let Some(parent) = &container.parent
         && !store.has_layer(parent)?
     {
+        // Its layers may be in several roots, with additional stores of podman.
         let holds = |from: &&&Store| {
-            let below = |layer: &ImageLayer| layer.place.path().starts_with(from.root());
-            container.layers.iter().all(below)
+            let image = base.and_then(|base| from.image(base).ok());
+            let top = image.as_ref().and_then(|image| image.layers.last());
+            top.is_some_and(|top| top.chain_id == *parent)
         };
         match (stores.iter().find(holds), base) {
             (Some(from), Some(base)) => {

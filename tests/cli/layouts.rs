@@ -250,13 +250,13 @@ fn directories_of_skopeo_and_podman_are_loaded() {
          skopeo copy -q --all oci:layout:2 dir:of-oci",
     );
     for dir in ["from-skopeo", "from-podman", "of-oci"] {
-        let text = home.run(["load", "-q", "-i", dir, "--tag", "dir:1"]).ok();
-        assert_eq!(text, "Loaded image: dir:1\n", "{dir}");
-        home.run(["mount", "dir:1", "mnt"]).ok();
+        let text = home.run(["load", "-q", "-i", dir, "--tag", "flat:1"]).ok();
+        assert_eq!(text, "Loaded image: flat:1\n", "{dir}");
+        home.run(["mount", "flat:1", "mnt"]).ok();
         assert_eq!(fs::read_to_string(home.path("mnt/file")).unwrap(), "2");
         home.run(["umount", "mnt"]).ok();
         if dir == "from-skopeo" {
-            assert_eq!(home.json(["inspect", "--json", "dir:1"])["id"], id);
+            assert_eq!(home.json(["inspect", "--json", "flat:1"])["id"], id);
         }
         home.run(["verify", "--all"]).ok();
         forget(&home);

@@ -204,7 +204,8 @@ fn images_of_additional_stores_and_on_their_layers() {
         podman.shell(
             "podman create --name on-shared localhost/shared:1 /busybox
             m=$(podman mount on-shared); echo mine > $m/mine; cp -a $m shown; podman umount on-shared
-            podman commit -q on-shared localhost/derived:1",
+            podman commit -q on-shared localhost/derived:1
+            podman create --name on-derived localhost/derived:1 /busybox",
         );
         let shown = podman.tree("shown");
         let images = podman.run(&["images"]).ok();
@@ -230,6 +231,11 @@ fn images_of_additional_stores_and_on_their_layers() {
             home.run(["mount", "-r", "made:1", "mnt"]).ok();
             assert_eq!(podman.tree("mnt"), shown, "{driver}");
             home.run(["umount", "mnt"]).ok();
+        }
+        // The layers of its image are in both stores.
+        if driver == "overlay" {
+            podman.run(&["commit", "-q", "on-derived", "more:1"]).ok();
+            home.run(["verify", "more:1"]).ok_with_progress();
         }
         // Without the other store the message says which layer is missing.
         let root = home.text("store");

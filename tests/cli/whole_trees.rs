@@ -57,7 +57,7 @@ impl Store {
 
     fn tree(&self, dir: &str) -> String {
         let script = format!(
-            "cd {dir}; find . -printf '%p %y %m %U:%G %s %T@\\n' | sort; find . -type f | sort | xargs cat"
+            "cd {dir}; find . -printf '%p %y %m %U:%G %T@\\n' | sort; find . -type f | sort | xargs cat"
         );
         shell(&self.home, &script)
     }
