@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use rustix::fs::FileType;
 
+use super::environment;
 use super::error::Usage;
 use super::own_store::Mounted;
 use super::sandbox_access::{self, Reach, Use};
@@ -159,7 +160,7 @@ impl Cage {
     /// Allows reading the stores in which images are searched. `root`: only this store.
     pub(super) fn stores(&mut self, root: Option<&Path>) -> anyhow::Result<Places> {
         self.require(self.reach.stores, Use::Read, "stores")?;
-        let places = Places::find(root, &Environment::current())?;
+        let places = Places::find(root, &environment())?;
         for place in places.roots() {
             self.read_store(place)?;
         }

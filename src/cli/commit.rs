@@ -20,7 +20,7 @@ use unionfs::oci::Digest;
 use unionfs::oci::derived_config::{Derivation, Draft};
 use unionfs::store::discovery::Environment;
 use unionfs::store::writable::{Exclusive, ImportTransaction};
-use unionfs::store::{Container, ImageLayer, Store, Stores, copy_layers};
+use unionfs::store::{Container, Store, Stores, copy_layers};
 
 /// Create an image from the changes of a container or named layer
 #[derive(Debug, clap::Args)]

@@ -12,8 +12,10 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser as _};
+use unionfs::store::discovery::Environment;
 
 mod archive_names;
 mod catalog;
@@ -95,6 +97,9 @@ struct Cli {
     /// the stores of Docker and podman]
     #[arg(long, value_name = "DIR", global = true)]
     root: Option<PathBuf>,
+    /// Search only this namespace of containerd's stores [default: $CONTAINERD_NAMESPACE, else all]
+    #[arg(long, value_name = "NAME", global = true)]
+    namespace: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -106,6 +111,8 @@ struct Cli {
 struct OnlyMount {
     #[arg(long, value_name = "DIR", global = true)]
     root: Option<PathBuf>,
+    #[arg(long, value_name = "NAME", global = true)]
+    namespace: Option<String>,
     #[command(subcommand)]
     command: MountCommand,
 }
@@ -178,11 +185,14 @@ pub fn main() -> ExitCode {
 
 fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
     if args.get(1).is_some_and(|first| first == MOUNT)
-        && let Ok(OnlyMount { root, command }) = OnlyMount::try_parse_from(args)
+        && let Ok(only) = OnlyMount::try_parse_from(args)
     {
-        let MountCommand::Mount(args) = command;
-        let command = Command::Mount(args);
-        return Ok(Cli { root, command });
+        let MountCommand::Mount(args) = only.command;
+        return Ok(Cli {
+            root: only.root,
+            namespace: only.namespace,
+            command: Command::Mount(args),
+        });
     }
     // Help and mistakes need the whole command line.
     let mut command = Cli::command();
@@ -194,7 +204,22 @@ fn is_command(name: &OsStr) -> bool {
     name == "help" || name == MOUNT || Cli::command().find_subcommand(name).is_some()
 }
 
+/// The value of `--namespace`.
+static NAMESPACE: OnceLock<String> = OnceLock::new();
+
+/// Returns the environment of this process, with what the options say of it.
+fn environment() -> Environment {
+    let mut environment = Environment::current();
+    if let Some(name) = NAMESPACE.get() {
+        environment.containerd_namespace = Some(name.into());
+    }
+    environment
+}
+
 fn run(cli: Cli) -> anyhow::Result<()> {
+    if let Some(name) = cli.namespace {
+        NAMESPACE.get_or_init(|| name);
+    }
     let root = cli.root.as_deref();
     match cli.command {
         Command::Mount(args) => mount::run(args, root),

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 
 use super::confined_queries::{ask, sources};
+use super::environment;
 use super::error::is_not_unpacked;
 use super::lookup_answer::{self, Found};
 use super::mount_upper::Fresh;
@@ -91,7 +92,7 @@ fn unpack(
     let own_root = own.root().to_owned();
     // The opened store holds directories.
     drop(own);
-    let mut places = Places::find(root, &Environment::current())?;
+    let mut places = Places::find(root, &environment())?;
     asked.pool.open(&mut places)?;
     let mut sandbox = Command::new(mode);
     if mode != Mode::Off {
@@ -146,7 +147,7 @@ fn of(found: Found, fresh: Option<Fresh>) -> ToMount {
 /// Searches for an image or a container.
 fn find(asked: &Asked<'_>, root: Option<&Path>) -> anyhow::Result<(Found, Vec<File>)> {
     let mode = asked.options.sandbox;
-    let mut places = Places::find(root, &Environment::current())?;
+    let mut places = Places::find(root, &environment())?;
     if mode == Mode::Off {
         let stores = command_sandbox::open(places)?;
         let found = find_in(&stores, asked)?;
@@ -230,7 +231,7 @@ fn find_or_make(
     lock: &File,
 ) -> anyhow::Result<(Found, Vec<File>)> {
     let mode = asked.options.sandbox;
-    let mut places = Places::find(root, &Environment::current())?;
+    let mut places = Places::find(root, &environment())?;
     let within = |places: Places| {
         let own = Writable::open(own_root)?;
         let locked = own.locked_by(lock.try_clone().context("cannot keep the store locked")?)?;
@@ -242,7 +243,7 @@ fn find_or_make(
         return within(places);
     }
     command_sandbox::warn_of(&mut places);
-    let ours = Places::find(Some(own_root), &Environment::current())?;
+    let ours = Places::find(Some(own_root), &environment())?;
     let mut roots = places.roots().to_vec();
     roots.push(own_root.to_owned());
     roots.extend(sources(&ours, mode)?);

@@ -34,6 +34,9 @@ pub struct Environment {
     pub user: Option<OsString>,
     /// `$CONTAINERS_STORAGE_CONF`: the only storage.conf that counts.
     pub storage_conf: Option<OsString>,
+    /// `$CONTAINERD_NAMESPACE`: the only namespace of containerd's stores whose images and containers are
+    /// found.
+    pub containerd_namespace: Option<OsString>,
     /// The system's storage.conf: of these files the first that is there.
     pub system_storage_conf: Vec<PathBuf>,
     /// Whether the process is root outside of any user namespace: in `podman unshare` and
@@ -52,6 +55,7 @@ impl Environment {
             home: var("HOME"),
             user: var("USER"),
             storage_conf: var("CONTAINERS_STORAGE_CONF"),
+            containerd_namespace: var("CONTAINERD_NAMESPACE"),
             system_storage_conf: ["/etc", "/usr/share"]
                 .map(|dir| Path::new(dir).join("containers/storage.conf"))
                 .into(),
@@ -128,11 +132,20 @@ impl Environment {
 
 /// The stores in one root, one per driver, in the order of [`drivers::NAMES`].
 pub(crate) fn open(path: &Path) -> Result<Vec<Store>> {
-    open_with(path, None)
+    open_with(path, &Known::default())
 }
 
-/// As [`open`]; `pool`: the files of the pool of the driver devicemapper, where they are known.
-pub(super) fn open_with(path: &Path, pool: Option<Arc<PoolFiles>>) -> Result<Vec<Store>> {
+/// What is known of a store before it is opened.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    /// The files of the pool of the driver devicemapper.
+    pub(super) pool: Option<Arc<PoolFiles>>,
+    /// The only namespace of containerd whose images and containers count.
+    pub(super) namespace: Option<String>,
+}
+
+/// As [`open`], with what is known of the store.
+pub(super) fn open_with(path: &Path, known: &Known) -> Result<Vec<Store>> {
     let root = Arc::new(ConfinedDir::open(path)?);
     let owner = root.owner()?;
     let mut stores = Vec::new();
@@ -142,7 +155,7 @@ pub(super) fn open_with(path: &Path, pool: Option<Arc<PoolFiles>>) -> Result<Vec
         if !root.exists(dir.join("repositories.json"))? && !root.exists(dir.join("imagedb"))? {
             continue;
         }
-        let driver = match (name.to_str(), &pool) {
+        let driver = match (name.to_str(), &known.pool) {
             (Some(devicemapper::NAME), Some(pool)) => Some(drivers::of_pool(Some(pool.clone()))),
             (Some(name), _) => drivers::by_name(name, owner),
             (None, _) => None,
@@ -166,11 +179,15 @@ pub(super) fn open_with(path: &Path, pool: Option<Arc<PoolFiles>>) -> Result<Vec
         }
     }
     stores.sort_by_key(|store| drivers::NAMES.iter().position(|n| *n == store.driver()));
-    stores.extend(containerd::open(&root)?.into_iter().map(|found| Store {
-        root: root.clone(),
-        driver: drivers::of_containerd(found.name, owner),
-        records: Some(Records::Containerd(found)),
-    }));
+    stores.extend(
+        containerd::open(&root, known.namespace.as_deref())?
+            .into_iter()
+            .map(|found| Store {
+                root: root.clone(),
+                driver: drivers::of_containerd(found.name, owner),
+                records: Some(Records::Containerd(found)),
+            }),
+    );
     match (stores.is_empty(), unknown) {
         (false, _) => Ok(stores),
         (true, Some(driver)) => Err(Error::UnknownDriver {

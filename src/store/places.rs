@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use super::confined_dir::ConfinedDir;
-use super::discovery::{self, Environment};
+use super::discovery::{self, Environment, Known};
 use super::drivers::devicemapper::{self, PoolFiles};
 use super::error::{Error, Result};
 use super::{containerd, drivers, named_layer, writable};
@@ -27,6 +27,8 @@ pub struct Places {
     others: Vec<PathBuf>,
     /// Of stores of the driver devicemapper.
     pools: Vec<(PathBuf, Arc<PoolFiles>)>,
+    /// The only namespace of containerd that counts.
+    namespace: Option<String>,
 }
 
 impl Places {
@@ -38,6 +40,8 @@ impl Places {
     pub fn find(explicit: Option<&Path>, environment: &Environment) -> Result<Self> {
         let mut places = Self {
             explicit: explicit.is_some(),
+            namespace: (environment.containerd_namespace.as_ref())
+                .map(|name| name.to_string_lossy().into_owned()),
             ..Self::default()
         };
         if let Some(path) = explicit {
@@ -79,6 +83,7 @@ impl Places {
             explicit: self.explicit,
             others: self.others.clone(),
             pools: self.pools.clone(),
+            namespace: self.namespace.clone(),
         }
     }
 
@@ -118,10 +123,14 @@ impl Places {
         Ok(())
     }
 
-    pub(super) fn pool(&self, root: &Path) -> Option<Arc<PoolFiles>> {
+    /// What is known of the store in a root.
+    pub(super) fn known(&self, root: &Path) -> Known {
         let mut pools = self.pools.iter();
-        let (_, files) = pools.find(|(path, _)| path == root)?;
-        Some(Arc::clone(files))
+        let pool = pools.find(|(path, _)| path == root);
+        Known {
+            pool: pool.map(|(_, files)| Arc::clone(files)),
+            namespace: self.namespace.clone(),
+        }
     }
 
     /// Whether there is a record of a named read-write layer in one of them, whatever is in it.

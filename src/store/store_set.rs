@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::containers::{self, Container};
-use super::discovery::{self, Environment};
-use super::drivers::devicemapper::PoolFiles;
+use super::discovery::{self, Environment, Known};
 use super::engine::Engine;
 use super::error::{Error, Result};
 use super::image::Image;
@@ -58,7 +56,7 @@ impl Stores {
         };
         let mut of_explicit = None;
         for path in &places.roots {
-            match found.add(path, places.pool(path)) {
+            match found.add(path, &places.known(path)) {
                 Ok(()) => (),
                 // A root of Docker may have its images in the containerd below it.
                 Err(error) if places.explicit => drop(of_explicit.get_or_insert(error)),
@@ -80,8 +78,8 @@ impl Stores {
     }
 
     /// Two stores may have one root: it is searched once.
-    fn add(&mut self, path: &Path, pool: Option<Arc<PoolFiles>>) -> Result<()> {
-        let stores = discovery::open_with(path, pool)?;
+    fn add(&mut self, path: &Path, known: &Known) -> Result<()> {
+        let stores = discovery::open_with(path, known)?;
         if let Some(store) = stores.first() {
             self.held.extend(writable::hold(&store.root)?);
         }

@@ -373,6 +373,28 @@ fn namespaces_are_searched_in_order() {
     containerd.ctr(&args);
     let id = |name: &str| containerd.json(&["inspect", "--json", name])["id"].clone();
     assert_eq!(id("app:1"), id("app:2"));
+    // Or only one is searched.
+    let only = |namespace: &str, name: &str| {
+        containerd.json(&["--namespace", namespace, "inspect", "--json", name])["id"].clone()
+    };
+    assert_eq!(only("moby", "app:1"), id("app:2"));
+    assert_ne!(only("default", "app:1"), id("app:2"));
+    assert_eq!(only("default", "app:2"), id("app:2"));
+    containerd
+        .run(&["--namespace", "k8s.io", "mount", "-r", "app:1", "mnt"])
+        .failed(1, &["no image", "app:1"]);
+    containerd
+        .run(&["mount", "-r", "--namespace", "default", "app:1", "mnt"])
+        .ok();
+    containerd.umount();
+    let mut command = home.command(testkit::program());
+    command.env("CONTAINERD_NAMESPACE", "k8s.io");
+    let listed: Outcome = command
+        .args(["--root", "ctd/root", "images", "--json"])
+        .output()
+        .unwrap()
+        .into();
+    assert_eq!(listed.ok().trim(), "[]");
     // Below Docker's data root it is found as Docker has it.
     home.dirs(&["docker/containerd"]);
     std::fs::rename(home.path("ctd/root"), home.path("docker/containerd/daemon")).unwrap();

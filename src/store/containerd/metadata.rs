@@ -88,8 +88,8 @@ pub(super) struct Snapshot {
 ///
 /// # Errors
 /// [`Error::Bolt`].
-pub(super) fn read_metadata(file: &File, path: &Path) -> Result<Metadata> {
-    bolt::read(file, metadata).map_err(|fault| of_file(path, fault))
+pub(super) fn read_metadata(file: &File, path: &Path, only: Option<&str>) -> Result<Metadata> {
+    bolt::read(file, |db| metadata(db, only)).map_err(|fault| of_file(path, fault))
 }
 
 /// Reads the file of a snapshotter.
@@ -107,12 +107,15 @@ fn of_file(path: &Path, fault: Fault) -> Error {
     }
 }
 
-fn metadata(db: &Transaction<'_>) -> std::result::Result<Metadata, Fault> {
+fn metadata(db: &Transaction<'_>, only: Option<&str>) -> std::result::Result<Metadata, Fault> {
     let mut found = Metadata::default();
     let Some(version) = db.bucket(&db.root(), &[b"v1"])? else {
         return Ok(found);
     };
     for (namespace, bucket) in in_order(buckets(db, &version)?) {
+        if only.is_some_and(|only| namespace != only.as_bytes()) {
+            continue;
+        }
         let namespace = text(&namespace);
         if let Some(images) = db.bucket(&bucket, &[b"images"])? {
             for (name, image) in buckets(db, &images)? {

@@ -23,6 +23,8 @@ pub(crate) struct Snapshotter {
     root: Arc<ConfinedDir>,
     /// One of [`SNAPSHOTTERS`].
     pub(crate) name: &'static str,
+    /// The only namespace that is read; `None`: all.
+    namespace: Option<String>,
     /// The snapshotter whose images are those that none has unpacked.
     first: &'static str,
     /// The same for all snapshotters of a store.
@@ -70,7 +72,7 @@ pub(super) struct Found {
 ///
 /// # Errors
 /// Those of opening the files.
-pub(crate) fn open(root: &Arc<ConfinedDir>) -> Result<Vec<Snapshotter>> {
+pub(crate) fn open(root: &Arc<ConfinedDir>, namespace: Option<&str>) -> Result<Vec<Snapshotter>> {
     if !root.exists(METADATA)? {
         return Ok(Vec::new());
     }
@@ -88,6 +90,7 @@ pub(crate) fn open(root: &Arc<ConfinedDir>) -> Result<Vec<Snapshotter>> {
     let snapshotter = |name| Snapshotter {
         root: Arc::clone(root),
         name,
+        namespace: namespace.map(str::to_owned),
         first,
         shared: Arc::clone(&shared),
         records: OnceLock::new(),
@@ -128,7 +131,10 @@ impl Snapshotter {
             return Ok(Arc::clone(shared));
         }
         let metadata = match self.root.file(METADATA)? {
-            Some(file) => metadata::read_metadata(&file, &self.names_path())?,
+            Some(file) => {
+                let only = self.namespace.as_deref();
+                metadata::read_metadata(&file, &self.names_path(), only)?
+            }
             None => Metadata::default(),
         };
         let shared = self.shared.get_or_init(|| {
