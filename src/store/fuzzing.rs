@@ -57,6 +57,12 @@ pub fn config(bytes: &[u8]) -> Vec<Error> {
     }
 }
 
+/// The files of containerd's metadata. Gives how many images, containers and snapshots meta.db has and how many
+/// snapshots the snapshotter's file has, and messages of what was refused.
+pub fn containerd(meta: &[u8], snapshots: &[u8]) -> ([usize; 4], Vec<Error>) {
+    super::containerd::read_all(meta, snapshots)
+}
+
 /// A thin pool in memory with one device, of `size` bytes, from which files of these names are read.
 pub fn thin_pool(metadata: &[u8], data: &[u8], size: u64, names: &[&[u8]]) -> Vec<Error> {
     match super::drivers::devicemapper::read_all(metadata, data, size, names) {

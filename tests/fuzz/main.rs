@@ -123,6 +123,11 @@ fn options() {
 }
 
 #[test]
+fn bolt() {
+    replay("bolt");
+}
+
+#[test]
 fn thin_pool() {
     replay("thin_pool");
 }
@@ -138,6 +143,7 @@ fn every_target_has_a_test() {
         "catalog",
         "wire",
         "options",
+        "bolt",
         "thin_pool",
     ];
     let names = targets::TARGETS.map(|target| target.name);

@@ -35,3 +35,41 @@ pub(crate) const METADATA: &str = "io.containerd.metadata.v1.bolt/meta.db";
 pub(crate) fn snapshotter_dir(name: &str) -> PathBuf {
     PathBuf::from(format!("io.containerd.snapshotter.v1.{name}"))
 }
+
+/// Reads the two files from memory: how many images, containers and snapshots of all snapshotters meta.db has,
+/// and how many snapshots the other file has; what was refused.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_all(meta: &[u8], snapshots: &[u8]) -> ([usize; 4], Vec<super::Error>) {
+    use std::fs::File;
+    use std::io::Write as _;
+    use std::path::Path;
+
+    use super::error::{Error, Result};
+
+    let file = |name: &str, bytes: &[u8]| -> Result<File> {
+        let made = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC);
+        let failed = |errno| Error::io("make", Path::new(name), errno);
+        let mut file = File::from(made.map_err(failed)?);
+        let written = file.write_all(bytes);
+        written.map_err(|_| failed(rustix::io::Errno::IO))?;
+        Ok(file)
+    };
+    let mut counts = [0; 4];
+    let mut refused = Vec::new();
+    let found = file("meta.db", meta);
+    match found.and_then(|file| metadata::read_metadata(&file, Path::new("/meta.db"), None)) {
+        Ok(found) => {
+            let snapshots = SNAPSHOTTERS.map(|name| found.all(name).count());
+            counts[0] = found.images.len();
+            counts[1] = found.containers.len();
+            counts[2] = snapshots.iter().sum();
+        }
+        Err(error) => refused.push(error),
+    }
+    let found = file("metadata.db", snapshots);
+    match found.and_then(|file| metadata::read_snapshots(&file, Path::new("/metadata.db"))) {
+        Ok(found) => counts[3] = found.len(),
+        Err(error) => refused.push(error),
+    }
+    (counts, refused)
+}

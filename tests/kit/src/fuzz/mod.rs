@@ -5,6 +5,7 @@
 //! right one there, so that the fuzzer gets inside.
 
 pub mod archive;
+pub mod bolt;
 pub mod catalog;
 pub mod metadata;
 pub mod options;
@@ -27,7 +28,7 @@ pub struct Target {
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target {
         name: "tar",
         run: tar::run,
@@ -62,6 +63,11 @@ pub const TARGETS: [Target; 8] = [
         name: "options",
         run: options::run,
         seeds: options::seeds,
+    },
+    Target {
+        name: "bolt",
+        run: bolt::run,
+        seeds: bolt::seeds,
     },
     Target {
         name: "thin_pool",
