@@ -1,5 +1,5 @@
-//! What an actor does in one step: an operation of the script language, or one of those that the
-//! language has not, because only here somebody looks at rights.
+//! The actions of one step of an actor: the operations of the script language, and further ones
+//! that only these tests need because they check rights.
 
 #![allow(unsafe_code)]
 
@@ -21,7 +21,7 @@ use crate::actor::Who;
 use crate::behind::{Thing, flip, swap};
 use crate::data::{Way, change};
 
-/// Somebody does something.
+/// One action of an actor.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) who: Who,
@@ -31,32 +31,32 @@ pub(crate) struct Step {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
     Do(Op),
-    /// Changes the data of a file, and says what its mode is then.
+    /// Changes the data of a file and returns its mode afterwards.
     Change(Way, P),
-    /// Runs a program, which says who it is.
+    /// Runs a program, which reports its own identity.
     Exec(P),
-    /// The mode alone, by a statx that refreshes nothing else.
+    /// Reads the mode alone, by a statx that refreshes no other attribute.
     Mode(P),
-    /// By its handle: opened, read.
+    /// Opens a file by its handle and reads it.
     Handle(P),
-    /// O_APPEND and O_DIRECT of a kept descriptor.
+    /// Sets O_APPEND and O_DIRECT of a kept descriptor.
     Fcntl(usize, bool, bool),
-    /// flock(2) without waiting: shared, exclusive, unlock.
+    /// Calls flock(2) without waiting: shared, exclusive, unlock.
     Flock(usize, u8),
-    /// A POSIX lock on bytes: read, write, unlock.
+    /// Takes or releases a POSIX lock on bytes: read, write, unlock.
     Lock(usize, u8, i64),
-    /// FS_IOC_SETFLAGS with FS_NODUMP_FL.
+    /// Sets FS_NODUMP_FL with FS_IOC_SETFLAGS.
     Nodump(P),
-    /// The same below a new root.
+    /// Runs the action below a new root.
     Chroot(P, Box<Self>),
     Cd(P),
-    /// With paths that start at the working directory.
+    /// Runs the operation with paths that start at the working directory.
     Here(Op),
-    /// A marker that must be refused, whatever kernel overlayfs has to say about it.
+    /// Sets a marker that must be refused, whatever kernel overlayfs answers.
     Forge(P, Vec<u8>, Vec<u8>),
-    /// Puts something else at a name.
+    /// Puts another object at a name.
     Swap(P, Thing),
-    /// Exchanges two names again and again for a moment.
+    /// Exchanges two names repeatedly for a moment.
     Flip(P, P),
 }
 
@@ -90,7 +90,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// What an actor acts with.
+/// The state that an actor keeps between steps.
 pub(crate) struct Hands {
     runner: Runner,
     here: Runner,
@@ -100,7 +100,7 @@ fn done(result: rustix::io::Result<()>) -> io::Result<String> {
     Ok(result.map(|()| String::new())?)
 }
 
-/// The mode of a file as the caches have it.
+/// Returns the mode of a file as the caches have it.
 pub(crate) fn mode(path: &Path) -> io::Result<String> {
     mode_with(path, AtFlags::SYMLINK_NOFOLLOW)
 }
@@ -133,7 +133,7 @@ impl Hands {
         }
     }
 
-    /// The mode of what an operation writes to: it is compared at once.
+    /// Returns the mode of the file that an operation writes to, which is compared at once.
     fn written(&self, op: &Op) -> Option<Answer> {
         match op {
             Op::Write(p, ..) | Op::Truncate(p, _) | Op::Fallocate(p, ..) => {
@@ -169,7 +169,7 @@ impl Hands {
                 let path = self.runner.at(p);
                 let source = self.runner.at(b"pub/source");
                 let changed = answer(change(*way, &path, &source));
-                // Of the file that was changed, not of a symlink to it.
+                // The mode of the changed file, not of a symlink to it.
                 let after = answer(mode_with(&path, AtFlags::empty()));
                 Ok(format!("{changed:?}, {after:?}"))
             }
@@ -205,7 +205,7 @@ impl Hands {
         }
     }
 
-    /// This happens in a child, because a process cannot leave a chroot again.
+    /// Runs the action in a child, because a process cannot leave a chroot again.
     fn chroot(&mut self, root: &[u8], act: &Act) -> Answer {
         let root = self.runner.at(root);
         let (mut from, mut to) = io::pipe().unwrap();
@@ -232,7 +232,8 @@ impl Hands {
     }
 }
 
-/// Who a program is when it runs: `cat`, given its own status to read.
+/// Runs a program with its own status as input, and returns its identity. The program is a copy of
+/// `cat`.
 fn exec(path: &Path) -> io::Result<String> {
     let mut command = Command::new(path);
     command.arg("/proc/self/status").stdin(Stdio::null());
@@ -284,14 +285,14 @@ fn nodump(path: &Path) -> io::Result<String> {
     done(rustix::fs::ioctl_setflags(&fd, flags))
 }
 
-/// A pipe with something in it.
+/// Returns a pipe that has data in it.
 pub(crate) fn filled_pipe(data: &[u8]) -> io::Result<OwnedFd> {
     let mut ends = [0; 2];
     // SAFETY: pipe2 writes two descriptors.
     if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: both are new, and nobody else's.
+    // SAFETY: both descriptors are new, and nothing else owns them.
     let (from, to) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
     File::from(to).write_all(data)?;
     Ok(from)

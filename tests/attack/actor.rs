@@ -1,6 +1,6 @@
-//! Users as processes of their own, since a user namespace is a process's: each forks from the
-//! test, takes its identity, and runs the steps that it is told the numbers of.
-//! Each step has a time limit; who does not answer is killed.
+//! Users as processes of their own, because a user namespace belongs to a process. Each process is
+//! forked from the test, takes its identity, and runs the steps whose numbers it receives. Each
+//! step has a time limit; a process that does not answer in time is killed.
 
 #![allow(unsafe_code)]
 
@@ -17,22 +17,22 @@ use testkit::map;
 
 use crate::act::{Hands, Step};
 
-/// What one step may take, on a machine that is busy with other things.
+/// The time limit of one step, on a machine that is busy with other work.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The answer of a step that did not come in time.
+/// The answer of a step that exceeded the time limit.
 pub(crate) const HANG: &str = "HANG";
 
-/// Who acts.
+/// The identity of an actor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Who {
     pub(crate) name: &'static str,
     pub(crate) uid: u32,
     groups: &'static [u32],
-    /// Root of a user namespace of its own, with all capabilities there.
+    /// The actor is root of a user namespace of its own and has all capabilities there.
     user_ns: bool,
     mount_ns: bool,
-    /// Acts on the layers and not on the mount.
+    /// The actor acts on the layers and not on the mount.
     pub(crate) behind: bool,
 }
 
@@ -47,7 +47,7 @@ const fn who(name: &'static str, uid: u32, groups: &'static [u32], ns: (bool, bo
     }
 }
 
-/// Everybody; the upper belongs to `one`.
+/// All actors; the upper belongs to `one`.
 pub(crate) const ALL: [Who; 6] = [
     who("root", 0, &[], (false, false)),
     who("one", 1000, &[2000, 2001], (false, false)),
@@ -57,7 +57,7 @@ pub(crate) const ALL: [Who; 6] = [
     who("two-in-ns", 1001, &[2000], (true, true)),
 ];
 
-/// Who acts on the layers, below the directory that has all of them.
+/// The actor that acts on the layers, below the directory that holds all of them.
 pub(crate) const BEHIND: Who = Who {
     behind: true,
     ..who("behind", OWNER, &[2000, 2001], (false, false))
@@ -66,19 +66,19 @@ pub(crate) const BEHIND: Who = Who {
 /// The owner of the upper.
 pub(crate) const OWNER: u32 = 1000;
 
-/// A process that acts as somebody.
+/// A process that acts as one user.
 pub(crate) struct Actor {
     pid: Pid,
     socket: UnixStream,
 }
 
 impl Actor {
-    /// Starts one that knows `script` and acts below `root`.
+    /// Starts an actor that knows `script` and acts below `root`.
     pub(crate) fn start(who: Who, root: &Path, script: &[Step]) -> Self {
         let (socket, theirs) = UnixStream::pair().unwrap();
         socket.set_read_timeout(Some(LIMIT)).unwrap();
-        // SAFETY: the child has this thread only; it takes no lock that another thread could
-        // hold (memory is glibc's, which is in order after a fork) and leaves by _exit.
+        // SAFETY: the child has this thread only. It takes no lock that another thread could hold
+        // (the allocator is glibc's, which is consistent after a fork) and leaves by _exit.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
         if pid == 0 {
@@ -91,18 +91,18 @@ impl Actor {
         Self { pid, socket }
     }
 
-    /// Has it run step `number`.
+    /// Runs step `number` in the actor.
     pub(crate) fn run(&mut self, number: usize) -> Answer {
         self.send(number);
         self.receive()
     }
 
-    /// Has it begin with step `number`; where it is gone, the answer says so.
+    /// Starts step `number` in the actor. If the actor is gone, the answer says so.
     pub(crate) fn send(&mut self, number: usize) {
         let _ = self.socket.write_all(&(number as u32).to_le_bytes());
     }
 
-    /// The answer of the step that was sent.
+    /// Returns the answer of the step that was sent.
     pub(crate) fn receive(&mut self) -> Answer {
         match self.read() {
             Ok(answer) => answer,
@@ -132,19 +132,19 @@ impl Actor {
 impl Drop for Actor {
     fn drop(&mut self) {
         self.kill();
-        // One that waits in the kernel for a server is gone when the server is.
+        // A process that waits in the kernel for a server ends when the server ends.
         let options = rustix::process::WaitOptions::NOHANG;
         let gone = || !matches!(rustix::process::waitpid(Some(self.pid), options), Ok(None));
         testkit::mount::poll(gone);
     }
 }
 
-/// The child: until the parent hangs up.
+/// Runs the child until the parent closes the socket.
 fn serve(who: Who, root: &Path, script: &[Step], mut socket: UnixStream) {
     close_others(socket.as_raw_fd());
     map::memory();
     limit();
-    // Before rights and namespaces are left behind: relative paths never mean the machine's.
+    // Done before rights and namespaces change: relative paths never refer to the machine's root.
     let entered = std::env::set_current_dir(root);
     let identity = entered.and_then(|()| become_user(who));
     let mut hands = Hands::new(root);
@@ -169,17 +169,17 @@ fn serve(who: Who, root: &Path, script: &[Step], mut socket: UnixStream) {
     }
 }
 
-/// Descriptors that other threads of the test had open.
+/// Closes the descriptors that other threads of the test had open.
 fn close_others(keep: RawFd) {
     let keep = keep as u32;
-    // SAFETY: nothing in this process uses them any more.
+    // SAFETY: nothing in this process uses these descriptors any more.
     unsafe {
         libc::syscall(libc::SYS_close_range, 3, keep - 1, 0);
         libc::syscall(libc::SYS_close_range, keep + 1, u32::MAX, 0);
     }
 }
 
-/// A broken program must not run forever.
+/// Limits the run time, so that a broken program ends.
 fn limit() {
     use rustix::process::{Resource, Rlimit, setrlimit};
     let seconds = Rlimit {
@@ -200,7 +200,7 @@ fn become_user(who: Who) -> std::io::Result<()> {
     rustix::thread::set_thread_groups(&groups)?;
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid)?;
-    // Its /proc/self must stay its own, and it must not outlive the test.
+    // The process must keep access to its own /proc/self, and must not outlive the test.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));

@@ -1,6 +1,6 @@
-//! Attacks from behind: the owner of the upper changes it while others use the mount. What they
-//! see then is not defined; but nothing outside of the layers changes, no secret is shown, nobody
-//! gains a set-id program, nothing hangs, and the server lives.
+//! Attacks from behind: the owner of the upper changes it while others use the mount. The result
+//! that they see then is undefined. But nothing outside of the layers changes, no secret is shown,
+//! nobody gains a set-id program, nothing hangs, and the server keeps running.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -25,7 +25,7 @@ use crate::decoys::TARGETS;
 use crate::generate::{self, DIRS, Plan, Rng};
 use crate::hunt::{caught, fresh, fs_of, hunt};
 
-/// What comes to stand where something of the upper was.
+/// An object that replaces an object of the upper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Thing {
     Symlink(Vec<u8>),
@@ -33,13 +33,13 @@ pub(crate) enum Thing {
     Socket,
     Dir,
     File,
-    /// A file that says that its data is elsewhere.
+    /// A file with a metacopy marker that names another file for its data.
     Metacopy(Vec<u8>),
-    /// A directory that says that its lowers are elsewhere.
+    /// A directory with a redirect marker that names another directory for its lowers.
     Redirect(Vec<u8>),
 }
 
-/// Puts a thing at `path`; what was there goes on beside it.
+/// Puts a thing at `path`; the replaced object stays beside it.
 pub(crate) fn swap(path: &Path, thing: &Thing) -> io::Result<String> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".swap");
@@ -58,7 +58,7 @@ pub(crate) fn swap(path: &Path, thing: &Thing) -> io::Result<String> {
         Thing::Fifo => mknodat(CWD, beside, FileType::Fifo, mode, 0)?,
         Thing::Socket => mknodat(CWD, beside, FileType::Socket, mode, 0)?,
         Thing::Dir | Thing::Redirect(_) => std::fs::create_dir(beside)?,
-        // Never what is there already, which may be a fifo.
+        // Never opens what is there already, because it may be a FIFO.
         Thing::File | Thing::Metacopy(_) => {
             io::Write::write_all(&mut std::fs::File::create_new(beside)?, b"mine\n")?;
         }
@@ -71,14 +71,14 @@ pub(crate) fn swap(path: &Path, thing: &Thing) -> io::Result<String> {
             }
         }
     }
-    // Where nothing was, nothing can be exchanged.
+    // If nothing was at the path, nothing can be exchanged.
     if renameat_with(CWD, beside, CWD, path, RenameFlags::EXCHANGE).is_err() {
         std::fs::rename(beside, path)?;
     }
     Ok(String::new())
 }
 
-/// Exchanges two names for a while, as fast as it goes.
+/// Exchanges two names for a while, as fast as possible.
 pub(crate) fn flip(a: &Path, b: &Path) -> String {
     let end = Instant::now() + Duration::from_millis(20);
     while Instant::now() < end {
@@ -87,12 +87,13 @@ pub(crate) fn flip(a: &Path, b: &Path) -> String {
     String::new()
 }
 
-/// `path` as its place in the upper.
+/// Returns the place of `path` in the upper.
 fn upper(path: &[u8]) -> P {
     [b"upper/", path].concat()
 }
 
-/// A way out of the upper, from the directory of `path`: nowhere, seen from the mount.
+/// Returns a path that leads out of the upper, relative to the directory of `path`. Seen from the
+/// mount it leads nowhere.
 fn way_out(rng: &mut Rng, path: &[u8]) -> Vec<u8> {
     let depth = path.iter().filter(|b| **b == b'/').count() + 1;
     format!("{}decoys/{}", "../".repeat(depth), rng.pick(&TARGETS)).into()
@@ -118,7 +119,7 @@ fn thing(rng: &mut Rng, path: &[u8]) -> Thing {
     }
 }
 
-/// What the owner of the upper does to it.
+/// Returns a change that the owner of the upper makes to it.
 fn change_behind(rng: &mut Rng) -> Act {
     let path = if rng.one_in(3) {
         rng.pick(&DIRS).0.into()
@@ -155,8 +156,9 @@ fn change_behind(rng: &mut Rng) -> Act {
     }
 }
 
-/// What root does. `writes` is whether it also writes, after which the content of a set-id program
-/// says nothing any more; `opens` whether it changes owners and modes, after which others may read.
+/// Returns an action of root. `writes` says whether root also writes; after that the content of a
+/// set-id program proves nothing any more. `opens` says whether root changes owners and modes;
+/// after that others may read.
 fn roots(rng: &mut Rng, (writes, opens): (bool, bool)) -> Act {
     let path = generate::path(rng);
     let mode = rng.pick(&[0o644u32, 0o755, 0o600, 0o777]);
@@ -182,7 +184,7 @@ fn plan(seed: u64, program: &[u8]) -> Plan {
     let may = (rng.one_in(2), rng.one_in(2));
     let mut script = Vec::new();
     let mut push = |who, act| script.push(Step { who, act });
-    // The upper has something.
+    // The upper starts with some objects.
     for _ in 0..8 {
         push(
             ALL[0],
@@ -204,7 +206,7 @@ fn plan(seed: u64, program: &[u8]) -> Plan {
     Plan { layers, script }
 }
 
-/// Regular files that run as root or with its group: owner, bits and content.
+/// Returns the regular files that run as root or with its group: owner, bits and content.
 fn programs(tree: &Tree) -> BTreeSet<(u32, u32, u32, Vec<u8>)> {
     let rights = |e: &&tree::Entry| {
         let (user, group) = (e.mode & 0o4000 != 0, e.mode & 0o2010 == 0o2010);
@@ -215,7 +217,7 @@ fn programs(tree: &Tree) -> BTreeSet<(u32, u32, u32, Vec<u8>)> {
         .collect()
 }
 
-/// Contents of the files of the layers.
+/// Returns the contents of the files of the layers.
 fn contents(layers: &[Layer], scene: &Scene) -> BTreeSet<Vec<u8>> {
     let mut all = BTreeSet::new();
     for (layer, root) in layers.iter().zip(&scene.stack.lowers) {
@@ -228,8 +230,8 @@ fn contents(layers: &[Layer], scene: &Scene) -> BTreeSet<Vec<u8>> {
     all
 }
 
-/// Set-id programs may change in this plan without losing their bits: root writes to them, or a
-/// mapping, which drops none on any file system.
+/// Tells whether set-id programs may change in this plan without losing their bits: by a write of
+/// root, or by a mapping, which drops the bits on no file system.
 fn bits_may_stay(plan: &Plan) -> bool {
     let writes = |step: &Step| match &step.act {
         Act::Change(way, _) => step.who.uid == 0 || *way == Way::Map,
@@ -240,13 +242,13 @@ fn bits_may_stay(plan: &Plan) -> bool {
     plan.script.iter().any(writes)
 }
 
-/// Root lets others read files in this plan.
+/// Tells whether root lets others read files in this plan.
 fn opens_files(plan: &Plan) -> bool {
     let opens = |step: &Step| matches!(step.act, Act::Do(Op::Chmod(..) | Op::Chown(..)));
     plan.script.iter().any(|s| s.who.uid == 0 && opens(s))
 }
 
-/// Runs a plan; what went wrong. `spoil` plants something at the end, for the oracle.
+/// Runs a plan and returns the violations. `spoil` plants a violation at the end, for the oracle.
 pub(crate) fn run(fs: &Fs, plan: &Plan, spoil: Option<&dyn Fn(&Scene)>) -> Vec<String> {
     let mut scene = match Scene::set(fs, plan) {
         Ok(scene) => scene,

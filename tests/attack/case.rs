@@ -1,6 +1,6 @@
-//! One case on kernel overlayfs and on unionfs in lockstep. Compared are the answer of each step,
-//! then the modes as the caches have them, then the whole trees, the upper as the kernel reads it,
-//! and what must not have changed: the lowers and what lies beside them.
+//! Runs one case on kernel overlayfs and on unionfs in lockstep. The test compares the answer of
+//! each step, then the modes as the caches have them, then the whole trees, then the upper as the
+//! kernel reads it. It also checks that the lowers and the files beside them did not change.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::actor::{Actor, HANG, OWNER};
 use crate::decoys::{Decoys, copies_of_the_secret, leaks};
 use crate::generate::Plan;
 
-/// Root's mount with everything beside it.
+/// A mount of root and everything beside it.
 pub(crate) struct Scene {
     pub(crate) actors: BTreeMap<&'static str, Actor>,
     mounted: Option<Mounted>,
@@ -26,7 +26,8 @@ pub(crate) struct Scene {
     pub(crate) scratch: Scratch,
 }
 
-/// What set-id files have in them: `cat`, which says who it is when given its own status.
+/// Returns the content of set-id files: `cat`, which shows its identity when it reads its own
+/// status.
 pub(crate) fn program() -> Vec<u8> {
     std::fs::read("/bin/cat").unwrap()
 }
@@ -40,7 +41,8 @@ impl Scene {
         std::os::unix::fs::chown(&upper.0, Some(OWNER), Some(OWNER)).unwrap();
         layers::set_mtime(&upper.0, (1_300_000_000, 5));
         let decoys = Decoys::plant(scratch.dir("decoys"), &program());
-        // So deep that what a symlink in the upper leads to is nowhere from here.
+        // So deep that the target of a symlink in the upper does not exist relative to this
+        // directory.
         let mnt = scratch.path().join("m/m/m/m/mnt");
         std::fs::create_dir_all(&mnt).unwrap();
         let stack = Stack {
@@ -60,7 +62,7 @@ impl Scene {
         })
     }
 
-    /// The actor of a step, started when first needed.
+    /// Returns the actor of a step and starts it on first use.
     pub(crate) fn actor(&mut self, script: &[Step], number: usize) -> &mut Actor {
         let who = script[number].who;
         let root = if who.behind {
@@ -72,10 +74,10 @@ impl Scene {
         self.actors.entry(who.name).or_insert_with(start)
     }
 
-    /// Runs a step; what must never be answered goes to `found`.
+    /// Runs a step. Answers that are always wrong are added to `found`.
     fn run(&mut self, script: &[Step], number: usize, found: &mut Vec<String>) -> Answer {
         let answer = self.actor(script, number).run(number);
-        // Who may read root's file inside is compared with the kernel.
+        // The comparison with the kernel shows who may read root's file inside.
         found.extend(wrong(&script[number], number, &answer, true));
         answer
     }
@@ -88,7 +90,7 @@ impl Scene {
         self.mounted.as_ref().unwrap()
     }
 
-    /// What has changed that nobody may change.
+    /// Returns the changes of objects that nobody may change.
     pub(crate) fn outside(&self) -> Vec<String> {
         let mut found = self.decoys.changes();
         for (n, (lower, before)) in self.stack.lowers.iter().zip(&self.lowers).enumerate() {
@@ -115,8 +117,8 @@ impl Drop for Scene {
     }
 }
 
-/// What no implementation may answer; `opened` is whether root may have let others read its file
-/// in the layers.
+/// Returns the answers that no implementation may give. `opened` says whether root may have let
+/// others read its file in the layers.
 pub(crate) fn wrong(step: &Step, number: usize, answer: &Answer, opened: bool) -> Option<String> {
     let text = match answer {
         Ok(text) | Err(text) => text,
@@ -129,13 +131,13 @@ pub(crate) fn wrong(step: &Step, number: usize, answer: &Answer, opened: bool) -
     is_wrong.then(|| format!("{number}: {step}: {answer:?}"))
 }
 
-/// Answers that may differ.
+/// Tells whether the two answers may differ.
 fn may_differ(act: &Act, kernel: &Answer, union: &Answer) -> bool {
     match act {
         Act::Do(op) | Act::Here(op) => deliberate::deliberate(op, kernel, union),
         // Handles without nfs_export are a deliberate difference (docs/SEMANTICS.md, "File handles").
         Act::Handle(_) => *kernel == Err("EOPNOTSUPP".into()),
-        // The flags of chattr are compared where they are answered.
+        // The flags of chattr are compared if they are answered.
         Act::Nodump(_) => *union == Err("ENOTTY".into()),
         // unionfs has no escape for these names and refuses them (docs/SEMANTICS.md, "Extended
         // attributes"); the kernel's scene never runs the step.
@@ -146,16 +148,17 @@ fn may_differ(act: &Act, kernel: &Answer, union: &Answer) -> bool {
 
 const SGID: u32 = libc::S_ISGID;
 
-/// The mode that an answer ends with, and what comes before it.
+/// Returns the mode that an answer ends with, and the text before it.
 fn mode_of(answer: &Answer) -> Option<(&str, u32)> {
     let (before, mode) = answer.as_ref().ok()?.rsplit_once("mode ")?;
-    // Quoted once more where it comes from below another root.
+    // An answer from below another root is quoted once more.
     let digits = mode.trim_end_matches(['"', ')', '\\']);
     Some((before, u32::from_str_radix(digits, 8).ok()?))
 }
 
-/// Where set-id bits may fall otherwise than in the kernel (docs/SEMANTICS.md, "Differences where the
-/// kernel does not say enough"). Nobody gains by it, but what follows cannot be compared.
+/// Tells whether set-id bits may be dropped differently from the kernel (docs/SEMANTICS.md,
+/// "Differences where the kernel does not say enough"). Nobody gains a right by it, but the later
+/// steps cannot be compared.
 fn bits_fell_otherwise(step: &Step, kernel: &Answer, union: &Answer) -> bool {
     let (Some((k, kernel)), Some((u, union))) = (mode_of(kernel), mode_of(union)) else {
         return false;
@@ -177,7 +180,7 @@ fn ends(step: &Step, kernel: &Answer, union: &Answer) -> bool {
     }
 }
 
-/// Runs the scripts side by side until they differ; how many steps can be compared.
+/// Runs the scripts side by side until they differ; returns how many steps can be compared.
 fn answers(left: &mut Scene, right: &mut Scene, plan: &Plan, found: &mut Vec<String>) -> bool {
     for (number, step) in plan.script.iter().enumerate() {
         let theirs = match step.act {
@@ -198,7 +201,7 @@ fn answers(left: &mut Scene, right: &mut Scene, plan: &Plan, found: &mut Vec<Str
     true
 }
 
-/// Without the bit that gives no right, see [`bits_fell_otherwise`].
+/// Returns the mode without the bit that gives no right, see [`bits_fell_otherwise`].
 fn rights(mode: u32) -> u32 {
     let no_right = mode & libc::S_IFMT == libc::S_IFREG && mode & 0o10 == 0;
     if no_right { mode & !SGID } else { mode }
@@ -212,7 +215,7 @@ fn list(root: &Path) -> Tree {
     tree
 }
 
-/// The modes that the caches of `right` have, beside what is right.
+/// Returns the modes that the caches of `right` have, together with the correct ones.
 fn modes(tree: &Tree, right: &Path) -> Vec<String> {
     let differs = |(path, entry): (&Vec<u8>, &tree::Entry)| {
         let now = answer(mode(&tree::at(right, path)));
@@ -224,8 +227,8 @@ fn modes(tree: &Tree, right: &Path) -> Vec<String> {
     tree.iter().filter_map(differs).collect()
 }
 
-/// Runs a plan on both; the differences, empty when there are none. `spoil` changes the right
-/// side before the trees are compared: the oracle's way to plant a difference.
+/// Runs a plan on both and returns the differences; the list is empty if there are none. `spoil`
+/// changes the right side before the trees are compared: the oracle uses it to plant a difference.
 pub(crate) fn compare(
     left: &Fs,
     right: &Fs,
@@ -239,7 +242,7 @@ pub(crate) fn compare(
     };
     let mut found = Vec::new();
     let whole = answers(&mut left, &mut right, plan, &mut found);
-    // Mount namespaces of actors hold the mounts of both scenes.
+    // The mount namespaces of the actors hold the mounts of both scenes.
     left.actors.clear();
     right.actors.clear();
     if let Some(spoil) = spoil {

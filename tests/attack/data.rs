@@ -1,4 +1,4 @@
-//! Every way to change what is in a file: each may have to drop set-id bits and capabilities.
+//! All ways to change the content of a file. Each may have to drop set-id bits and capabilities.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
@@ -54,10 +54,11 @@ pub(crate) const WAYS: [Way; 18] = [
     Way::Vectors,
 ];
 
-/// Behind the end of the program in the file, which goes on working.
+/// An offset beyond the end of the program in the file. The program still works after a write
+/// there.
 const BEYOND: u64 = 1 << 17;
 
-/// What O_DIRECT takes.
+/// A buffer with the alignment that O_DIRECT needs.
 #[repr(align(4096))]
 struct Page([u8; 4096]);
 
@@ -136,7 +137,8 @@ pub(crate) fn change(way: Way, path: &Path, source: &Path) -> io::Result<String>
 }
 
 fn mapped(file: &File) -> io::Result<String> {
-    // It would go or not by the policy (docs/SEMANTICS.md, "Extended attributes").
+    // Whether the call drops the bits would depend on the policy (docs/SEMANTICS.md, "Extended
+    // attributes").
     let mut none = [0; 0];
     if rustix::fs::fgetxattr(file, c"security.capability", &mut none[..]).is_ok() {
         return Ok("has a capability".into());

@@ -1,19 +1,20 @@
-//! What lies beside the layers and must be neither changed nor shown: files with set-id bits, a
-//! secret of root's, a fifo, symlinks, a directory that nobody else may enter.
+//! The decoys: objects beside the layers that must be neither changed nor shown. They are files
+//! with set-id bits, a secret of root, a FIFO, symlinks, and a directory that no other user may
+//! enter.
 
 use std::path::{Path, PathBuf};
 
 use testkit::layers::Layer;
 use testkit::tree::{self, Mask, Tree};
 
-/// What is in root's file outside of the layers. Nobody may see it through a mount.
+/// The content of root's file outside of the layers. Nobody may read it through a mount.
 pub(crate) const OUTSIDE: &str = "the-secret-beside-the-layers";
-/// What is in root's file inside of a layer. Nobody but root may see it.
+/// The content of root's file inside of a layer. Nobody but root may read it.
 pub(crate) const INSIDE: &str = "the-secret-inside";
 /// A name in root's directory beside the layers.
 pub(crate) const HIDDEN: &str = "hidden-name";
 
-/// Paths of the decoys, for those who aim at them. [`HIDDEN`] is not among them: whoever makes a
+/// Paths of the decoys, as targets of attacks. [`HIDDEN`] is not among them: the creator of a
 /// symlink may read its text again.
 pub(crate) const TARGETS: [&str; 8] = [
     "secret",
@@ -32,7 +33,7 @@ pub(crate) struct Decoys {
 }
 
 impl Decoys {
-    /// Makes them in a new directory.
+    /// Makes the decoys in a new directory.
     pub(crate) fn plant(root: PathBuf, program: &[u8]) -> Self {
         Layer::new()
             .file("secret", OUTSIDE)
@@ -57,7 +58,7 @@ impl Decoys {
         Self { root, before }
     }
 
-    /// What has changed, if anything.
+    /// Returns the changes of the decoys, if there are any.
     pub(crate) fn changes(&self) -> Vec<String> {
         let mask = Mask {
             ino: true,
@@ -69,12 +70,12 @@ impl Decoys {
     }
 }
 
-/// Whether an answer shows what it must not; `privileged` is root of the machine.
+/// Tells whether an answer shows a secret; `privileged` is true for root of the machine.
 pub(crate) fn leaks(answer: &str, privileged: bool) -> bool {
     answer.contains(OUTSIDE) || answer.contains(HIDDEN) || !privileged && answer.contains(INSIDE)
 }
 
-/// Files whose content is the secret: SHA-256 as trees have it.
+/// Returns the files whose content is the secret, by the SHA-256 in their trees.
 pub(crate) fn copies_of_the_secret(tree: &Tree, scratch: &Path) -> Vec<String> {
     let secret = tree::hash(&scratch.join("decoys/secret")).unwrap();
     let is_copy = |(_, e): &(&Vec<u8>, &tree::Entry)| e.content == secret;

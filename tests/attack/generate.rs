@@ -1,4 +1,5 @@
-//! Layers and scripts from a seed. The name space is small, so that everybody meets everybody.
+//! Generates layers and scripts from a seed. There are few names, so that the actors often use the
+//! same ones.
 
 use testkit::descriptor::HOp;
 use testkit::layers::{self, Layer};
@@ -12,7 +13,7 @@ use crate::decoys::INSIDE;
 /// A case.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    /// Top first.
+    /// The layers, the top one first.
     pub(crate) layers: Vec<Layer>,
     pub(crate) script: Vec<Step>,
 }
@@ -68,7 +69,7 @@ const OWNERS: [(u32, u32); 7] = [
     (0, 1000),
 ];
 
-/// The layers of a case; `program` is what set-id files have in them.
+/// Generates the layers of a case; `program` is the content of set-id files.
 pub(crate) fn layers(rng: &mut Rng, program: &[u8]) -> Vec<Layer> {
     let count = 1 + rng.below(2);
     (0..count)
@@ -81,7 +82,7 @@ fn layer(rng: &mut Rng, program: &[u8], over: bool) -> Layer {
     let mut cut_off = Vec::new();
     for (dir, mode, (uid, gid)) in DIRS {
         layer = layer.dir(dir).mode(mode).own(uid, gid);
-        // No overlay leaves whiteouts in an opaque directory.
+        // overlayfs leaves no whiteouts in an opaque directory.
         let opaque = over && rng.one_in(8);
         if opaque {
             layer = layer.opaque();
@@ -188,7 +189,7 @@ fn id(rng: &mut Rng) -> u32 {
     rng.pick(&[0, 1000, 1001, 2000, u32::MAX])
 }
 
-/// Names made, moved and removed.
+/// Generates an operation that makes, moves or removes names.
 pub(crate) fn namespace_op(rng: &mut Rng) -> Op {
     let (a, b) = (path(rng), path(rng));
     let special = [
@@ -217,14 +218,14 @@ pub(crate) fn namespace_op(rng: &mut Rng) -> Op {
     }
 }
 
-/// Attributes and data by name.
+/// Generates an operation on attributes or data by name.
 fn change_op(rng: &mut Rng) -> Op {
     let p = path(rng);
     match rng.below(16) {
         0..=4 => Op::Chmod(p, mode(rng)),
         5..=7 => {
             let (uid, gid) = (id(rng), id(rng));
-            // Both at once left alone is a deliberate difference (docs/SEMANTICS.md).
+            // Leaving both unchanged at once is a deliberate difference (docs/SEMANTICS.md).
             Op::Chown(p, if gid == u32::MAX { 1000 } else { uid }, gid)
         }
         8 => Op::Truncate(p, rng.below(12) as u64),
@@ -295,7 +296,7 @@ fn held(rng: &mut Rng) -> HOp {
     }
 }
 
-/// What is safe to do below another root: nothing there is given by /proc.
+/// Generates an action that is safe below another root: no path there goes through /proc.
 fn below_root(rng: &mut Rng) -> Act {
     let name = |rng: &mut Rng| -> P { rng.pick(&NAMES).into() };
     match rng.below(5) {
@@ -340,7 +341,7 @@ pub(crate) fn act(rng: &mut Rng) -> Act {
     }
 }
 
-/// A case of the comparison with the kernel.
+/// Generates a case of the comparison with the kernel.
 pub(crate) fn plan(seed: u64, program: &[u8]) -> Plan {
     let mut rng = Rng(seed);
     let layers = layers(&mut rng, program);

@@ -1,4 +1,4 @@
-//! Random cases beside kernel overlayfs, with the transport and the I/O policy chosen by the seed.
+//! Random cases beside kernel overlayfs; the seed selects the transport and the I/O policy.
 
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,10 +13,10 @@ use crate::case::{compare, program};
 use crate::generate::{Plan, plan};
 use crate::shrink::shrink;
 
-/// How long a hunt of the ordinary test run goes on, at most.
+/// The time limit of a hunt in the ordinary test run.
 const BUDGET: Duration = Duration::from_secs(25);
 
-/// How unionfs is mounted.
+/// The ways to mount unionfs.
 const MODES: [Fs; 6] = [
     Fs::Unionfs("transport=classic"),
     Fs::Unionfs("transport=classic,io=cached"),
@@ -26,7 +26,7 @@ const MODES: [Fs; 6] = [
     Fs::Unionfs("transport=uring,io=cached,writeback"),
 ];
 
-/// The mode of a seed, among those that this machine has.
+/// Returns the mode of a seed, among those that this machine supports.
 pub(crate) fn fs_of(seed: u64) -> Fs {
     if std::env::var_os("UNIONFS_TEST_AS").is_some() {
         return subject();
@@ -36,7 +36,8 @@ pub(crate) fn fs_of(seed: u64) -> Fs {
     MODES[(seed % count as u64) as usize].clone()
 }
 
-/// How many cases were asked for; without, as many as fit in [`BUDGET`].
+/// Returns the requested number of cases. `None` if none is requested; then as many run as fit in
+/// [`BUDGET`].
 fn cases() -> Option<u64> {
     let set = std::env::var("UNIONFS_ATTACK_CASES").ok();
     set.map(|n| n.parse().unwrap())
@@ -53,7 +54,7 @@ pub(crate) fn fresh() -> u64 {
     seed
 }
 
-/// A panic while a case runs is a failure of the case.
+/// Runs a case; a panic is a failure of the case.
 pub(crate) fn caught(run: impl FnOnce() -> Vec<String>) -> Vec<String> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(found) => found,
@@ -64,7 +65,7 @@ pub(crate) fn caught(run: impl FnOnce() -> Vec<String>) -> Vec<String> {
     }
 }
 
-/// Runs cases from a seed on, each with a seed of its own; fails with what was found.
+/// Runs cases from a seed on, each with a seed of its own, and fails with the differences found.
 pub(crate) fn hunt(
     seed: u64,
     make: impl Fn(u64) -> Plan,
@@ -88,7 +89,7 @@ pub(crate) fn hunt(
     eprintln!("{count} cases in {:?}", start.elapsed());
 }
 
-/// A plan as text.
+/// Formats a plan as text.
 fn show(plan: &Plan) -> String {
     let mut text = String::new();
     for (n, layer) in plan.layers.iter().enumerate() {

@@ -1,11 +1,11 @@
-//! Attacks on live mounts: users with and without user namespaces of their own act on root's
-//! mount, whose upper belongs to one of them. Nobody may gain a right by it.
+//! Attacks on live mounts: users with and without user namespaces of their own act on a mount of
+//! root, whose upper belongs to one of them. No user may gain a right.
 //!
-//! `hunt` compares every answer and every tree with kernel overlayfs; `behind` changes the upper
-//! meanwhile, where only safety can be asked for. Seeds are fixed and fresh ones.
+//! `hunt` compares every answer and every tree with kernel overlayfs. `behind` changes the upper at
+//! the same time, so it can check safety only. Both use fixed and fresh seeds.
 //!
-//! `UNIONFS_ATTACK_CASES=n` sets the number of cases of each hunt (`just attack N`),
-//! `UNIONFS_ATTACK_SEED=n` the seed of the fresh ones: the first case has exactly that seed.
+//! `UNIONFS_ATTACK_CASES=n` sets the number of cases of each hunt (`just attack N`).
+//! `UNIONFS_ATTACK_SEED=n` sets the seed of the fresh cases: the first case has exactly that seed.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

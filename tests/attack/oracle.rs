@@ -1,4 +1,4 @@
-//! The hunt proves itself: kernel overlayfs equals kernel overlayfs, and each kind of planted
+//! Tests of the hunt itself: kernel overlayfs equals kernel overlayfs, and each kind of planted
 //! difference is reported.
 
 use std::fs;
@@ -23,7 +23,7 @@ fn who(name: &str) -> Who {
     *ALL.iter().find(|who| who.name == name).unwrap()
 }
 
-/// Three files and a script of one user.
+/// Returns a plan with three files and a script of one user.
 fn small(name: &str, text: &str) -> Plan {
     let layer = Layer::new()
         .dir("pub")
@@ -102,8 +102,8 @@ fn planted_differences_are_reported() {
     }
 }
 
-/// A kernel without redirects answers EXDEV; a case with it is found among random ones, and small
-/// in the end.
+/// A kernel without redirects answers EXDEV. The hunt finds a case with this difference among
+/// random ones and shrinks it.
 #[test]
 fn a_different_answer_is_found_and_made_small() {
     need_mounts!();
@@ -124,8 +124,8 @@ fn a_different_answer_is_found_and_made_small() {
     assert!(found.join("\n").contains("EXDEV"), "{found:?}");
 }
 
-/// Each actor is who it should be: in a namespace of its own with all capabilities there, and
-/// outside without.
+/// Each actor has its identity: in a namespace of its own it has all capabilities, and outside it
+/// has none.
 #[test]
 fn actors_are_who_they_say() {
     need_mounts!();
@@ -147,7 +147,8 @@ fn actors_are_who_they_say() {
             "root" => ("0", "0", "Groups:  "),
             "one" => ("1000", "0", "Groups: 2000 2001"),
             "two" => ("1001", "0", "Groups: 2000"),
-            // Only its own number is mapped there, so the owner of the program is nobody to it.
+            // Only the actor's own user ID is mapped there, so the owner of the program is `nobody`
+            // to it.
             _ => ("0", "0", "Groups:"),
         };
         let expected = format!("Uid: {uid} {effective} {effective} {effective}");
@@ -156,7 +157,7 @@ fn actors_are_who_they_say() {
     }
 }
 
-/// What no implementation may answer is wrong, from whomever.
+/// The check reports an answer that no implementation may give, whichever actor got it.
 #[test]
 fn secrets_and_hangs_are_wrong() {
     let step = |name| Step {
@@ -169,7 +170,7 @@ fn secrets_and_hangs_are_wrong() {
     assert!(is_wrong("root", HANG) && !is_wrong("one", "text"));
 }
 
-/// What is asked for while the upper is changed from behind is noticed when it is not so.
+/// The checks of `behind` report each kind of violation.
 #[test]
 fn what_is_wrong_behind_is_reported() {
     need_mounts!();

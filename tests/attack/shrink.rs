@@ -1,14 +1,14 @@
-//! Makes a failing plan small: steps and entries of layers are taken out, many at once first, as
-//! long as what is left still fails.
+//! Shrinks a failing plan: removes steps and entries of layers, many at once first, as long as the
+//! rest still fails.
 
 use testkit::layers::Node;
 
 use crate::generate::Plan;
 
-/// How many smaller plans are tried at most.
+/// The maximum number of smaller plans that are tried.
 const TRIES: usize = 300;
 
-/// The smallest failing plan found, and how it fails.
+/// Returns the smallest failing plan that was found, and its failures.
 pub(crate) fn shrink(
     mut plan: Plan,
     mut found: Vec<String>,
@@ -45,7 +45,7 @@ pub(crate) fn shrink(
     }
 }
 
-/// Part 0 is the script, then come the layers.
+/// Returns the length of a part. Part 0 is the script; the layers follow.
 fn len(plan: &Plan, part: usize) -> usize {
     match part {
         0 => plan.script.len(),
@@ -57,7 +57,8 @@ fn size(plan: &Plan) -> usize {
     (0..=plan.layers.len()).map(|part| len(plan, part)).sum()
 }
 
-/// Entries that others are linked to stay, and directories: a whiteout needs one that is merged.
+/// Removes entries. It keeps directories, because a whiteout needs a merged one, and entries to
+/// which others are linked.
 fn cut(plan: &mut Plan, part: usize, at: usize, step: usize) {
     let Some(n) = part.checked_sub(1) else {
         let end = plan.script.len().min(at + step);

@@ -1,5 +1,5 @@
-//! What a catalog saves, counted: a cold walk asks nothing of the layers, and costs the same
-//! over one layer as over five hundred.
+//! Counts what a catalog saves: a cold walk makes no request to the layers, and costs the same over
+//! one layer as over five hundred.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use testkit::need::has_tools;
 use testkit::strace::Trace;
 use testkit::{need, need_mounts};
 
-/// The same tree over any number of layers: every layer has every directory, and its share
+/// Returns the same tree over any number of layers: every layer has every directory and its share
 /// of the files.
 fn spread(layers: usize) -> Vec<Layer> {
     let mut all = vec![Layer::new(); layers];
@@ -32,7 +32,7 @@ fn spread(layers: usize) -> Vec<Layer> {
     all
 }
 
-/// Names, sizes, link targets and xattrs of everything, and names that are not there.
+/// Reads names, sizes, link targets and xattrs of everything, and looks up names that do not exist.
 fn walk(dir: &Path) -> usize {
     let mut count = 0;
     for entry in std::fs::read_dir(dir).unwrap() {
@@ -68,7 +68,7 @@ const ON_LAYERS: [&str; 11] = [
     "name_to_handle_at",
 ];
 
-/// A cold walk: how many of those calls, and how many requests.
+/// Returns how many of those calls, and how many requests, a cold walk makes.
 fn cold_walk(fs: &Fs, count: usize) -> (u64, u64) {
     let scratch = Scratch::disk();
     let stack = Stack {
@@ -93,13 +93,15 @@ fn a_cold_walk_asks_nothing_of_the_layers_however_many() {
     assert!(without > 1000, "{without} calls without a catalog");
     for count in [1, 4, 32, 128, 500] {
         let (asked, sent) = cold_walk(&Fs::Catalogued(""), count);
-        // How the file system says that there is no such xattr (ENODATA or EOPNOTSUPP): asked once
-        // for each kind of file. Of a directory: its layer's root is opened, the directory opened and
-        // checked, the xattr asked for. Of a file and of a symlink: the layer's root is opened, each
-        // directory down to its own, three at most, opened and checked, then the file opened, checked
-        // and asked. In which directory the first of them is depends on the order of a listing.
+        // The server learns once for each kind of file how the file system reports a missing xattr
+        // (ENODATA or EOPNOTSUPP). For a directory it opens the layer's root, opens and checks the
+        // directory, and reads the xattr. For a file and for a symlink it opens the layer's root,
+        // opens and checks each directory on the way (three at most), then opens and checks the
+        // file and reads the xattr. The order of a listing decides in which directory the first of
+        // them is.
         assert!(asked <= 4 + 10 + 10, "{asked} calls over {count} layers");
-        // What the mounting itself asked may have been answered before strace was there.
+        // The server may have answered the requests of the mounting itself before strace was
+        // attached.
         assert!(
             sent.abs_diff(requests) <= 4,
             "{count} layers: {sent} of {requests}"

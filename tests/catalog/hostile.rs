@@ -1,4 +1,4 @@
-//! Catalogs of any bytes: no panic, no endless walk, and nothing shown that is in no layer.
+//! Catalogs of arbitrary bytes: no panic, no endless walk, and no object shown that is in no layer.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
 const SECRET: &[u8] = b"in no layer";
 
-/// A stack beside a file that no union of it may show.
+/// A stack of layers, and beside it a file that no union of the stack may show.
 struct Bench {
     scratch: Scratch,
     stack: StackSpec,
@@ -44,7 +44,7 @@ impl Bench {
         }
     }
 
-    /// Walks a union with these bytes as its catalog, and the bytes alone.
+    /// Walks a union that has these bytes as its catalog, and checks the bytes alone.
     fn check(&self, bytes: &[u8]) -> Result<(), TestCaseError> {
         if let Ok(view) = View::parse(bytes) {
             let _ = view.walk();
@@ -54,7 +54,7 @@ impl Bench {
     }
 
     fn walk(&self, bytes: &[u8], path: &Path) -> Result<(), TestCaseError> {
-        // Mapped by nobody any more: each union of the test is gone.
+        // No process maps the file any more: each union of the test is gone.
         std::fs::write(path, bytes).unwrap();
         let union = observe(&self.stack, path);
         for (name, data) in walk(&union, 3000) {
@@ -83,7 +83,8 @@ fn whole_catalogs_are_taken() {
     drop(bench.scratch);
 }
 
-/// Every bit of the header and of the layers counts; a flip elsewhere is seen by `verify`.
+/// A flipped bit in the header or in the layers makes the catalog invalid; `verify` finds a flip
+/// elsewhere.
 #[test]
 fn bit_flips() {
     need_mounts!();
@@ -111,7 +112,7 @@ fn cut_short() {
     }
 }
 
-/// Each number in turn becomes one that leads somewhere else.
+/// Each number in turn is replaced by one that points to another place.
 #[test]
 fn every_number_leads_astray() {
     need_mounts!();
@@ -119,7 +120,7 @@ fn every_number_leads_astray() {
     let covered = u32::from_le_bytes(bench.bytes[12..16].try_into().unwrap()) as usize;
     let strings = bench.bytes.len() - 2000;
     for at in (covered..strings).step_by(4) {
-        // One in a few: a walk for each would take minutes.
+        // Only one in seven is walked: a walk for each would take minutes.
         if at / 4 % 7 != 0 {
             continue;
         }
@@ -147,7 +148,8 @@ fn random_damage() {
         failure_persistence: None,
         ..ProptestConfig::default()
     };
-    // Damage anywhere, the tables' places in the header included, with a right checksum.
+    // Damage at any place, including the positions of the tables in the header, with a correct
+    // checksum.
     proptest!(config, |(places in places, keep in any::<bool>())| {
         let mut bytes = bench.bytes.clone();
         let magic = 24..120;
@@ -157,7 +159,8 @@ fn random_damage() {
             }
         }
         if !keep {
-            // Whose layers it is of must stay, else it is not even looked at.
+            // The layers that the catalog belongs to must stay the same, else the catalog is not
+            // read.
             let layers = 264..264 + 4 * 56;
             bytes[layers.clone()].copy_from_slice(&bench.bytes[layers]);
         }
@@ -173,7 +176,7 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// Bytes that were never a catalog, with a header that says they are one.
+    /// Bytes that are no catalog, with the header of a catalog.
     #[test]
     fn random_bytes(mut bytes in prop::collection::vec(any::<u8>(), 264..4000), small in any::<bool>()) {
         bytes[..8].copy_from_slice(b"UNIONCAT");
@@ -196,7 +199,7 @@ proptest! {
     }
 }
 
-/// What a directory says of its size is what memory is taken for.
+/// Memory is allocated by the size that a directory's record states.
 #[test]
 fn a_directory_is_in_no_more_layers_than_there_are() {
     need_mounts!();
@@ -216,7 +219,7 @@ fn a_directory_is_in_no_more_layers_than_there_are() {
     assert!(View::parse(bytes).is_err());
 }
 
-/// Directories that all have the same entries would be gone through for ages.
+/// A walk of directories that all have the same entries would not end in reasonable time.
 #[test]
 fn entries_belong_to_one_directory() {
     let catalog = |dirs: u32, files: u32| {
@@ -234,7 +237,7 @@ fn entries_belong_to_one_directory() {
         let (first, all) = (1 + dirs, 1 + dirs + files);
         let mut records = vec![record(format::NONE, 0, format::MERGED)];
         records.extend((1..=dirs).map(|n| record(0, n, format::MERGED)));
-        // Each in the one before: a chain of directories.
+        // Each directory is in the one before: a chain of directories.
         records.extend((first..all).map(|n| record(n - 1, 0, 0)));
         let dir = |first: u32, count: u32| format::Dir {
             first: first.into(),
@@ -268,6 +271,6 @@ fn entries_belong_to_one_directory() {
     };
     assert_eq!(catalog(1, 500), Ok(501));
     assert!(catalog(2, 500).is_err());
-    // Minutes, were it gone through.
+    // A walk of it would take minutes.
     assert!(catalog(20_000, 20_000).is_err());
 }

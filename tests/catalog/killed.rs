@@ -1,4 +1,4 @@
-//! A builder that is killed leaves no catalog, or a whole one.
+//! A killed builder leaves either no catalog or a whole one.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ fn killed_while_building() {
     for n in 0..30u32 {
         let mut child = command().spawn().unwrap();
         std::thread::sleep(whole * n / 25 + Duration::from_micros(u64::from(n) * 50));
-        // Already gone is fine.
+        // The process may be gone already.
         let _ = child.kill();
         child.wait().unwrap();
         let union = observe(&stack, &path);
@@ -51,7 +51,7 @@ fn killed_while_building() {
         }
     }
     assert!(survived < 30, "none was killed in time");
-    // The leftovers of killed processes prevent nothing.
+    // The leftovers of killed processes do not stop a later command.
     assert!(command().status().unwrap().success());
     assert!(observe(&stack, &path).is_catalogued());
     let left = std::fs::read_dir(path.parent().unwrap()).unwrap();

@@ -1,5 +1,5 @@
-//! Catalogs that must not be believed, and what believing one saves: through the union core
-//! and through mounts. That unions with and without one are equal is shown in tests/parity.
+//! Catalogs that must be refused, and the savings of a valid one, tested through the union core and
+//! through mounts. tests/parity shows that unions with and without a catalog are equal.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

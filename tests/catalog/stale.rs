@@ -1,5 +1,5 @@
-//! Catalogs of other layers than those at hand, and of layers that were changed: the layers
-//! are right.
+//! Catalogs of other layers than the mounted ones, and of layers that were changed: the union shows
+//! the layers.
 
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -56,7 +56,7 @@ impl World {
     }
 }
 
-/// A file that differs from its record gives ESTALE, and from then on the layers are asked.
+/// A file that differs from its record gives ESTALE; from then on the server reads the layers.
 #[test]
 fn a_changed_file_is_noticed_when_it_is_opened() {
     need_mounts!();
@@ -83,13 +83,13 @@ fn a_changed_file_is_noticed_when_it_is_opened() {
         union.forget(ino, 1);
         let (ino, size) = find(&union, "d/f").unwrap();
         assert_eq!(read(&union, ino, size), Ok(std::fs::read(&file).unwrap()));
-        // The next mount does not meet it again.
+        // The next mount does not use the catalog again.
         assert!(!world.catalog.exists());
         assert_eq!(world.data("d/f"), Some(std::fs::read(&file).unwrap()));
     }
 }
 
-/// Nothing of a wrong answer gets into the upper.
+/// No part of a wrong answer gets into the upper.
 #[test]
 fn a_changed_file_is_not_copied_up() {
     need_mounts!();
@@ -106,7 +106,7 @@ fn a_changed_file_is_not_copied_up() {
     ];
     for (path, change) in changes {
         let mut world = World::new();
-        // The topmost directory is the one that shows.
+        // The topmost directory is the one that the union shows.
         let layer = usize::from(path != "d");
         let (upper, work) = (world.scratch.dir("upper"), world.scratch.dir("work"));
         world.stack.upper = Some(UpperSpec {
@@ -131,7 +131,7 @@ fn a_changed_file_is_not_copied_up() {
     }
 }
 
-/// What is new in a directory shows once the catalog is not believed any more.
+/// New entries of a directory are shown once the catalog is disabled.
 #[test]
 fn directories_known_already_are_read_again() {
     need_mounts!();

@@ -1,4 +1,4 @@
-//! Images in archives and layouts by the names that skopeo gives them, in every command that takes an image.
+//! Images in archives and layouts, given by skopeo's names to every command that takes an image.
 
 use std::fs;
 
@@ -8,7 +8,8 @@ use testkit::need::{Needed, can_mount, has_tools};
 
 use crate::engines::shell;
 
-/// With the images `one:1` and `two:1`, and both in archives and layouts that skopeo wrote.
+/// Returns a home with the images `one:1` and `two:1`, and both in archives and layouts that skopeo
+/// wrote.
 fn home() -> Needed<Home> {
     can_mount()?;
     has_tools(&["skopeo"])?;
@@ -38,7 +39,7 @@ fn home() -> Needed<Home> {
     Ok(home)
 }
 
-/// How many images the own store has, with and without a name.
+/// Returns how many images our own store has, with and without a name.
 fn images(home: &Home) -> usize {
     let configurations = home.path("own/image/overlay2/imagedb/content/sha256");
     fs::read_dir(configurations).map_or(0, Iterator::count)
@@ -66,8 +67,8 @@ fn images_in_archives_are_mounted_by_name_and_taken_in_once() {
         assert_eq!(listed[0]["image"], name);
         home.run(["umount", "mnt"]).ok();
     }
-    // Skopeo writes another configuration for OCI: each of the two has two IDs. The second mount of one
-    // takes nothing in.
+    // Skopeo writes another configuration for OCI, so each of the two images has two IDs. The
+    // second mount of an image takes nothing in.
     assert_eq!(images(&home), 4);
     fs::remove_dir_all(home.path("layout/blobs/sha256")).unwrap();
     home.run(["mount", "-r", "docker-archive:one.tar", "mnt"])
@@ -87,7 +88,7 @@ fn every_command_takes_them() {
     assert!(first.stderr.contains("without a name"), "{first:?}");
     let about: serde_json::Value = serde_json::from_str(&first.stdout).unwrap();
     let id = about["id"].as_str().unwrap();
-    // From now on the store has it.
+    // From now on the store has the image.
     home.run(["history", name]).ok();
     home.run(["layers", name]).ok();
     home.run(["verify", name]).ok_with_progress();
@@ -127,7 +128,7 @@ fn what_is_not_there_is_said() {
     home.run(["--root", &root, "mount", "-r", "oci:layout:v1", "mnt"])
         .failed(2, &["--root", "oci:layout:v1"]);
     assert_eq!(images(&home), before);
-    // Damage is found before there is an image.
+    // The command finds the damage before the store has the image.
     shell(
         &home,
         "for blob in layout/blobs/sha256/*; do printf x >> $blob; done",

@@ -1,5 +1,5 @@
-//! What must be refused: one line that names the path and the remedy, an exit code, nothing
-//! mounted, nothing written. Bad stores have tests of their own in tests/store.
+//! Bad input: each error is one line with the path and the remedy and an exit code; nothing is
+//! mounted and nothing is written. tests/store tests bad stores.
 
 use std::os::unix::fs::symlink;
 
@@ -143,7 +143,7 @@ fn upper_and_work_on_different_file_systems() {
     need!(has_tools(&["unshare", "mount"]));
     need!(can_mount());
     let home = Home::with_layers();
-    // Another file system, then the same one mounted a second time.
+    // First another file system, then the same one mounted a second time.
     for mount in ["mount -t tmpfs none work", "mount --bind work work"] {
         let script = format!("{mount} && exec \"$0\" \"$@\"");
         let outcome = home
@@ -251,7 +251,7 @@ fn no_store_and_no_image() {
     );
 }
 
-/// Runs the program in a mount namespace of its own, changed by `change` before.
+/// Runs the program in a mount namespace of its own, which `change` changes first.
 fn in_namespace(home: &Home, change: &str, prefix: &[&str]) -> testkit::home::Outcome {
     let script = format!("{change} && exec \"$@\"");
     home.command("unshare")
@@ -289,7 +289,7 @@ fn no_fusermount() {
     let hide = "for f in /bin/fusermount /bin/fusermount3; do \
                 [ ! -e $f ] || mount --bind /dev/null $f; done";
     let before = home.snapshot();
-    // The program must be within the user's reach, wherever it was built.
+    // The user must be able to reach the program, wherever it was built.
     let program = home.path("unionfs");
     std::fs::copy(testkit::program(), &program).unwrap();
     let script = format!("{hide} && exec \"$@\"");

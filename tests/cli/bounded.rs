@@ -1,5 +1,5 @@
-//! What commands cost whatever the size of an image: `diff` asks about what was changed, not
-//! about what the image holds, and layers go through a fixed amount of memory.
+//! Costs that do not depend on the size of an image: `diff` reads what was changed and not the
+//! whole image, and layers are processed in a fixed amount of memory.
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
@@ -13,7 +13,7 @@ use testkit::{need, program, strace};
 use unionfs::oci::{Digest, Reference};
 use unionfs::store::Writable;
 
-/// An image `big:1` with `count` files, a thousand in each directory.
+/// Makes an image `big:1` with `count` files, a thousand in each directory.
 fn image(root: &Path, count: usize) {
     let store = Writable::open(root).unwrap();
     let store = store.lock().unwrap();
@@ -39,13 +39,13 @@ fn calls_of_one_diff(home: &Home) -> usize {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let changes = String::from_utf8(output.stdout).unwrap();
-    // The three directories as well.
+    // The three directories are listed too.
     assert_eq!(changes.lines().count(), 10 + 3, "{changes}");
     strace::text(&home.path("calls")).lines().count()
 }
 
-/// System calls of `unionfs diff` after ten changes to an image of so many files: the least of several
-/// times.
+/// Returns the system calls of `unionfs diff` after ten changes to an image of `count` files: the
+/// minimum of several runs.
 fn calls_of_diff(count: usize) -> usize {
     let home = Home::new();
     home.dirs(&["mnt"]);
@@ -63,7 +63,7 @@ fn calls_of_diff(count: usize) -> usize {
     }
     home.run(["umount", "mnt"]).ok();
     let started = std::time::Instant::now();
-    // The mount table, which has the mounts of all tests, is read by some of them.
+    // Some of the calls read the mount table, which has the mounts of all tests.
     let calls = (0..5).map(|_| calls_of_one_diff(&home)).min().unwrap();
     let plain = std::time::Instant::now();
     home.run(["diff", "work"]).ok();
@@ -80,23 +80,24 @@ fn a_diff_costs_what_was_changed() {
     need!(can_mount());
     need!(has_tools(&["strace"]));
     let (few, many) = (calls_of_diff(3_000), calls_of_diff(100_000));
-    // Not one more for 97,000 files, save what the allocator and the linker do as they like.
+    // 97,000 more files cost no further call, except for the variation of the allocator and the
+    // linker.
     assert!(
         many <= few + 20,
         "{few} calls with few files, {many} with many"
     );
-    // The sandbox and the processes outside of it are some 300 of them.
+    // The sandbox and the processes outside of it make some 300 of them.
     assert!(many < 1500, "{many} calls for ten changes");
 }
 
-/// Runs a command to its end; the most memory it had at any time, in KiB (VmHWM of proc(5)).
+/// Runs a command to its end; returns its peak memory in KiB (VmHWM of proc(5)).
 fn peak_memory(command: &mut Command) -> u64 {
     let (peak, ended, said) = peak_of(command);
     assert!(ended.success(), "{command:?}: {said}");
     peak
 }
 
-/// As [`peak_memory`], with how it ended and what it said, which is short.
+/// Like [`peak_memory`]; also returns the exit status and the output, which is short.
 fn peak_of(command: &mut Command) -> (u64, ExitStatus, String) {
     let mut child = command
         .stdin(Stdio::null())
@@ -123,7 +124,7 @@ fn peak_of(command: &mut Command) -> (u64, ExitStatus, String) {
     (peak, ended, said)
 }
 
-/// The peaks of commit, save and load with one file of so many bytes, all zeros.
+/// Returns the peak memory of commit, save and load with one file of `bytes` zeros.
 fn peaks(bytes: u64) -> [(&'static str, u64); 3] {
     let home = Home::new();
     home.dirs(&["mnt", "rootfs"]);
@@ -159,7 +160,7 @@ fn memory_does_not_grow_with_a_layer() {
     }
 }
 
-/// The peak of importing a layer of so many directories with long names.
+/// Returns the peak memory of importing a layer of `count` directories with long names.
 fn peak_of_directories(count: usize) -> u64 {
     let home = Home::new();
     let file = std::fs::File::create(home.path("dirs.tar")).unwrap();
@@ -181,7 +182,7 @@ fn peak_of_directories(count: usize) -> u64 {
         home.command(program())
             .args(["import", "-q", "dirs.tar", "dirs:1"]),
     );
-    // What was written aside was applied.
+    // The entries that were written to a temporary file were applied.
     let layers = home.json(["inspect", "--json", "dirs:1"]);
     let layer = std::path::PathBuf::from(layers["layers"][0]["path"].as_str().unwrap());
     for n in [0, count / 2, count - 1] {
@@ -194,7 +195,8 @@ fn peak_of_directories(count: usize) -> u64 {
     peak
 }
 
-/// What is kept for each directory until the end is written aside where there are many.
+/// Data that is kept for each directory until the end goes to a temporary file if there are many
+/// directories.
 #[test]
 fn memory_does_not_grow_with_directories() {
     let (few, many) = (peak_of_directories(10_000), peak_of_directories(40_000));
@@ -202,7 +204,8 @@ fn memory_does_not_grow_with_directories() {
     assert!(many < few + (24 << 10), "{few} KiB, then {many} KiB");
 }
 
-/// An empty entry of a tar, with its path and target as PAX records, after others.
+/// Writes an empty entry of a tar, with its path and target as PAX records that follow other
+/// records.
 fn entry(tar: &mut impl std::io::Write, kind: u8, name: &str, link: &str, pax: &[(&str, &[u8])]) {
     let mut tar = tar::Builder::new(tar);
     let records = [("path", name.as_bytes()), ("linkpath", link.as_bytes())];
@@ -216,11 +219,11 @@ fn entry(tar: &mut impl std::io::Write, kind: u8, name: &str, link: &str, pax: &
     header.set_size(0);
     header.set_cksum();
     tar.append(&header, std::io::empty()).unwrap();
-    // Its end comes with all of them.
+    // The end of the tar is written after all entries.
     std::mem::forget(tar);
 }
 
-/// The peak of `verify`, how it ended and what it said, for a layer with these entries.
+/// Returns the peak memory of `verify`, its exit and its output, for a layer with these entries.
 fn verify(fill: impl FnOnce(&mut dyn std::io::Write)) -> (u64, bool, String) {
     let home = Home::new();
     let mut file = std::io::BufWriter::new(std::fs::File::create(home.path("l.tar")).unwrap());
@@ -232,7 +235,7 @@ fn verify(fill: impl FnOnce(&mut dyn std::io::Write)) -> (u64, bool, String) {
     (peak, ended.success(), said)
 }
 
-/// So many empty files with long names; every second one has two names.
+/// Writes `count` empty files with long names; every second one has two names.
 fn many_names(tar: &mut dyn std::io::Write, count: usize) {
     let long = "x".repeat(240);
     for n in 0..count {
@@ -245,7 +248,8 @@ fn many_names(tar: &mut dyn std::io::Write, count: usize) {
     }
 }
 
-/// So many entries with the longest PAX headers: xattrs that no layer gets, and maps of sparse files.
+/// Writes `count` entries with the longest PAX headers: xattrs that no layer gets, and maps of
+/// sparse files.
 fn long_headers(tar: &mut dyn std::io::Write, count: usize) {
     let value = vec![b'v'; (1 << 20) - 200];
     let extents: Vec<String> = (0..92_000).map(|n| format!("{},0", 512 * n)).collect();
@@ -265,7 +269,7 @@ fn long_headers(tar: &mut dyn std::io::Write, count: usize) {
     }
 }
 
-/// What the headers of a layer say goes through a fixed amount of memory too.
+/// The headers of a layer are processed in a fixed amount of memory too.
 #[test]
 fn memory_of_verify_does_not_grow_with_headers() {
     type Shape = fn(&mut dyn std::io::Write, usize);
@@ -290,8 +294,8 @@ fn memory_of_verify_does_not_grow_with_headers() {
     }
 }
 
-/// A file that is replaced, and stays under the name of a hard link, takes all headers at once. That is
-/// for layers of a certain size only.
+/// A file that is replaced and still has another hard link needs all headers at once. That works
+/// for layers up to a certain size only.
 #[test]
 fn layers_that_replace_linked_files_are_verified_up_to_a_limit() {
     let target = "t".repeat(4000);

@@ -1,5 +1,5 @@
-//! Commands that read archives and registries are in their sandbox before the first byte, and work
-//! wherever their stores and archives are.
+//! Commands that read archives and registries enter their sandbox before they read the first byte,
+//! and work wherever their stores and archives are.
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -13,7 +13,7 @@ use testkit::home::{Home, wait_until};
 use testkit::need::{can_mount, has_tools};
 use testkit::{need, program};
 
-/// A line of /proc/PID/status.
+/// Returns a line of /proc/PID/status.
 pub(crate) fn status(pid: u32, name: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -26,7 +26,8 @@ pub(crate) fn status(pid: u32, name: &str) -> String {
 /// CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SYS_ADMIN, MKNOD, SETFCAP.
 pub(crate) const KEPT: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 21 | 1 << 27 | 1 << 31;
 
-/// Whether it waits for the first byte of what it reads: in read(2), without having read from it.
+/// Tells whether the process waits for the first byte of its input: it is in read(2) and has read
+/// nothing yet.
 fn waits_to_read(pid: u32) -> bool {
     let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
     let number = call
@@ -36,8 +37,8 @@ fn waits_to_read(pid: u32) -> bool {
     number == Some(libc::SYS_read)
 }
 
-/// Whether all threads of a command are in a sandbox with these capabilities, in which only these
-/// places can be changed.
+/// Asserts that all threads of a command are in a sandbox with these capabilities, in which only
+/// these places can be changed.
 #[track_caller]
 pub(crate) fn is_inside(pid: u32, kept: u64, may_be_changed: &[String]) {
     for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
@@ -79,7 +80,7 @@ pub(crate) fn is_inside(pid: u32, kept: u64, may_be_changed: &[String]) {
             assert!(options.contains(option), "{mounts}");
         }
     }
-    // Directories that are open are of this namespace.
+    // Open directories belong to this namespace.
     let ids: Vec<&str> = mounts
         .lines()
         .filter_map(|line| line.split(' ').next())
@@ -113,7 +114,7 @@ pub(crate) fn is_inside(pid: u32, kept: u64, may_be_changed: &[String]) {
     }
 }
 
-/// An archive of one image, in the home's `a.tar`.
+/// Makes an archive of one image in the home's `a.tar`.
 fn archive(home: &Home) -> Vec<u8> {
     home.dirs(&["rootfs"]);
     fs::write(home.path("rootfs/file"), "file").unwrap();
@@ -122,7 +123,7 @@ fn archive(home: &Home) -> Vec<u8> {
     fs::read(home.path("a.tar")).unwrap()
 }
 
-/// Starts it with a directory open, as a careless caller does.
+/// Starts the command with an inherited open directory, as a careless caller does.
 pub(crate) fn start(home: &Home, args: &[&str]) -> Child {
     let mut command = home.command("sh");
     let script = ["-c", "exec 9< / && exec \"$@\"", "sh", program()];
@@ -197,14 +198,14 @@ fn a_registry_is_heard_inside_of_the_sandbox() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let name = format!("127.0.0.1:{}/app", listener.local_addr().unwrap().port());
     let mut child = start(&home, &["pull", "-q", &name]);
-    // It has not heard a byte when it connects.
+    // The command has read no byte when it connects.
     let (_connection, _) = listener.accept().unwrap();
     is_inside(child.id(), KEPT, &[home.text("own")]);
     child.kill().unwrap();
     child.wait().unwrap();
 }
 
-/// What a command may be given, which its sandbox must not keep it from.
+/// The sandbox allows all inputs and stores that a command may be given.
 #[test]
 fn where_things_may_be() {
     need!(can_mount());
@@ -220,14 +221,15 @@ fn where_things_may_be() {
     home.run(save).ok();
     home.run_script("tar -xf oci.tar -C layout").ok();
     let cases = [
-        // The store: relative, below a symlink, on another file system, inside of what is read.
+        // Forms of the store: relative, below a symlink, on another file system, inside of the
+        // input.
         "unionfs --root real/own load -q -i a.tar",
         "unionfs --root store-link/own2 load -q -i a.tar",
         "cd deep; unionfs --root ../store-link/own3 load -q -i ../way/a.tar",
         "mount -t tmpfs none disk; unionfs --root disk/s load -q -i a.tar; unionfs --root disk/s verify --all; umount disk",
         "unionfs --root rootfs/own import -q rootfs in:1 && rm -rf rootfs/own",
         "cp a.tar real/own; unionfs --root real/own load -q -i real/own/a.tar",
-        // The input.
+        // Forms of the input.
         "unionfs load -q -i link.tar",
         "unionfs load -q -i way/../er/a.tar",
         "unionfs load -q -i layout --tag layout:1",
@@ -237,7 +239,7 @@ fn where_things_may_be() {
         "unionfs load -q -i /dev/fd/5 5< a.tar",
         "gzip -c a.tar | unionfs load -q -i -",
         "exec 5< a.tar; mv a.tar b.tar; unionfs load -q -i /dev/fd/5; mv b.tar a.tar",
-        // Surroundings.
+        // The environment.
         "env -u HOME unionfs load -q -i a.tar",
         "TMPDIR=/nonexistent unionfs load -q -i a.tar",
         "unshare -r sh -c 'unionfs --root real/own-r load -q -i a.tar'",
@@ -245,7 +247,7 @@ fn where_things_may_be() {
         "unshare -rmpf --mount-proc sh -c 'unionfs --root real/own-r load --sandbox strict -q -i a.tar'",
         "unshare -m sh -c 'mount --make-rshared / && unionfs load -q -i a.tar'",
         "cd empty; rmdir ../empty; UNIONFS_ROOT=$OLDPWD/own unionfs load -q -i $OLDPWD/a.tar",
-        // How it is chosen.
+        // The ways to select the sandbox.
         "unionfs load --sandbox strict -q -i a.tar",
         "unionfs load --sandbox off -q -i a.tar",
         "UNIONFS_SANDBOX=strict unionfs load -q -i a.tar",
@@ -263,7 +265,7 @@ fn where_things_may_be() {
     home.run(["verify", "--all"]).ok();
 }
 
-/// In a root directory that is not a mount, as a build service has it.
+/// The command works in a root directory that is not a mount, as in a build service.
 #[test]
 fn a_chroot_has_the_whole_sandbox() {
     need!(can_mount());
@@ -281,7 +283,7 @@ fn a_chroot_has_the_whole_sandbox() {
     undone.ok();
 }
 
-/// Mounts something on a directory of a test until dropped.
+/// A mount on a directory of a test, unmounted when dropped.
 struct Beneath(PathBuf);
 
 impl Beneath {
@@ -305,8 +307,8 @@ impl Drop for Beneath {
     }
 }
 
-/// A command that is at a store for long keeps no container's upper in use; what else is mounted
-/// beneath the store is there.
+/// A long-running command on a store does not keep the upper of a container in use, and other
+/// mounts beneath the store stay.
 #[test]
 fn containers_that_end_meanwhile_leave_their_uppers() {
     need!(can_mount());
@@ -340,7 +342,8 @@ fn containers_that_end_meanwhile_leave_their_uppers() {
     let mut out = save.stdout.take().unwrap();
     let mut archive = vec![0];
     out.read_exact(&mut archive).unwrap();
-    // It waits for the reader now. With index=on an upper that is in use is refused.
+    // The command waits for the reader now. With index=on the kernel refuses an upper that is in
+    // use.
     running.unmount();
     Beneath::mount("overlay", &options, &merged).unmount();
     out.read_to_end(&mut archive).unwrap();

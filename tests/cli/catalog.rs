@@ -1,4 +1,4 @@
-//! Catalogs of images: made by themselves, used, checked, listed, and gone with their image.
+//! Catalogs of images: made automatically, used, checked, listed, and removed with their image.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ fn home() -> Home {
     home
 }
 
-/// Finished catalogs.
+/// Returns the finished catalogs.
 fn catalogs(home: &Home) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(home.path("own/unionfs/catalogs")) else {
         return Vec::new();
@@ -71,7 +71,8 @@ fn the_first_mount_makes_what_the_next_uses() {
     assert_eq!(catalogs(&home).len(), 1);
 }
 
-/// What strace writes of two tasks at once is read as one call a line (`strace::text`).
+/// The two lines that strace writes for calls of two tasks at once are read as one call a line
+/// (`strace::text`).
 #[test]
 fn calls_cut_in_two_are_whole() {
     let cut = "\
@@ -97,7 +98,8 @@ fn calls_cut_in_two_are_whole() {
     }
 }
 
-/// The process that makes a catalog confines itself before it reads the first directory of a layer.
+/// The process that makes a catalog enters its sandbox before it reads the first directory of a
+/// layer.
 #[test]
 fn a_catalog_is_made_in_a_sandbox() {
     need!(can_mount());
@@ -109,7 +111,7 @@ fn a_catalog_is_made_in_a_sandbox() {
     let strace = ["-f", "-qq", "-o", log, "-e", calls, program()];
     let mount = ["mount", "--read-only", "one", "mnt"];
     let mut command = home.command("strace");
-    // The output is the daemon's, too: nobody waits for its end.
+    // The daemon inherits the output too, so the test must not wait for its end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut traced = command.args(strace).args(mount).spawn().unwrap();
     wait_until("a catalog is made", || !catalogs(&home).is_empty());
@@ -167,7 +169,7 @@ fn build_verify_ls_rm() {
     assert_eq!(rows[0]["store"], home.path("own").to_str().unwrap());
     assert!(home.json(["df", "--json"])["catalogs"].as_u64() > Some(0));
 
-    // A file of the middle layer is changed: its name, and what is wrong with it.
+    // A file of the middle layer is changed: the output has its name and the difference.
     let layers = home.json(["layers", "--json", "one"]).to_string();
     let dirs = layers.split('"').filter(|text| text.ends_with("/diff"));
     let file = dirs.map(|dir| PathBuf::from(dir).join("middle"));
@@ -181,7 +183,7 @@ fn build_verify_ls_rm() {
     home.run(["catalog", "build", "one"]).ok();
     home.run(["catalog", "verify", "one"]).ok();
 
-    // A bit of the body.
+    // A bit of the body is flipped.
     let mut bytes = std::fs::read(path).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
@@ -204,7 +206,7 @@ fn catalogs_go_with_their_image() {
     assert_eq!(catalogs(&home).len(), 2, "it has another name");
     home.run(["rmi", "one"]).ok();
     assert_eq!(catalogs(&home).len(), 1);
-    // What no image needs, however it came to be there.
+    // A catalog that no image needs is removed, however it was made.
     let [kept] = &catalogs(&home)[..] else {
         panic!("one catalog");
     };
@@ -231,7 +233,7 @@ fn a_catalog_of_directories_is_used_where_it_is_named() {
     assert!(is_used(&home));
     assert_eq!(names(&home), ["in-a"]);
     home.run(["umount", "mnt"]).ok();
-    // Of other layers: the mount does without.
+    // The catalog belongs to other layers: the mount does not use it.
     home.run(["-o", "lowerdir=a:b,catalog=./ab.catalog", "mnt"])
         .ok();
     assert!(!is_used(&home));
@@ -241,8 +243,8 @@ fn a_catalog_of_directories_is_used_where_it_is_named() {
     home.refused(2, bad, &["catalog=maybe", "on, off"]);
 }
 
-/// With its catalog an image is mounted without reading the records of its layers, as long as
-/// nobody has replaced one.
+/// An image with a catalog is mounted without reading the records of its layers, as long as nobody
+/// has replaced a record.
 #[test]
 fn where_the_layers_are_is_noted_until_a_record_is_replaced() {
     need!(can_mount());
@@ -257,7 +259,7 @@ fn where_the_layers_are_is_noted_until_a_record_is_replaced() {
     let right = std::fs::read(&file).unwrap();
     let wrong = std::fs::read(record.join("parent")).unwrap();
     let mount = ["mount", "--read-only", "one", "mnt"];
-    // Not noticed, so nothing has been read.
+    // The change is not noticed, so the records were not read.
     std::fs::write(&file, &wrong).unwrap();
     home.run(mount).ok();
     assert_eq!(names(&home), ["base", "middle", "top"]);
@@ -271,7 +273,7 @@ fn where_the_layers_are_is_noted_until_a_record_is_replaced() {
     };
     replace(&wrong);
     home.run(mount).failed(1, &["diff"]);
-    // What is right again is read once more, and noted anew.
+    // After the correct file is back, it is read once more and noted again.
     replace(&right);
     let inode = || {
         catalogs(&home)

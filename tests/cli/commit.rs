@@ -1,5 +1,5 @@
-//! `unionfs diff`, `commit` and `export` on a named layer: what is told, made and written is
-//! what was mounted.
+//! `unionfs diff`, `commit` and `export` on a named layer: they show, commit and write the tree
+//! that was mounted.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -17,7 +17,7 @@ use unionfs::oci::Reference;
 use unionfs::store::discovery::Environment;
 use unionfs::store::{Stores, Writable};
 
-/// A layer tar of a few directories and files.
+/// Returns a layer tar of a few directories and files.
 fn base_tar() -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut add = |name: &str, data: Option<&str>| {
@@ -48,7 +48,7 @@ fn base_tar() -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// A home with `base:1` in its own store, mounted with a layer named `work`.
+/// Returns a home with `base:1` in its own store, mounted with a layer named `work`.
 fn home() -> Home {
     let home = Home::new();
     home.dirs(&["mnt"]);
@@ -75,7 +75,7 @@ fn home() -> Home {
     home
 }
 
-/// One of everything.
+/// Makes one change of every kind.
 fn change(mnt: &Path) {
     let write = |name: &str, text: &str| std::fs::write(mnt.join(name), text).unwrap();
     write("etc/conf", "new");
@@ -185,11 +185,11 @@ fn a_commit_mounts_as_what_was_committed() {
         (&json!("why"), &json!("me"))
     );
     assert_eq!(steps[1]["created_by"], "unionfs commit work");
-    // Its layer is what its tar-split and diff ID say.
+    // The new layer agrees with its tar-split and its diff ID.
     let verified = home.run(["verify", "--all"]).ok();
     assert!(verified.ends_with("no damage\n"), "{verified}");
 
-    // The same changes are the same layer.
+    // The same changes give the same layer.
     let again: Value = serde_json::from_str(&{
         home.run(["commit", "-q", "work", "again"]).ok();
         home.run(["inspect", "--json", "again"]).ok()
@@ -265,7 +265,7 @@ fn what_cannot_be_committed_is_refused_and_leaves_nothing() {
     assert_eq!(count, 3, "l, the base and the named layer");
 }
 
-/// The image is in Docker's store: its layers come along into ours.
+/// The image is in Docker's store: the commit copies its layers into our store.
 #[test]
 fn a_layer_on_an_image_of_another_store_is_committed_with_those_below() {
     need!(can_mount());
@@ -274,7 +274,7 @@ fn a_layer_on_an_image_of_another_store_is_committed_with_those_below() {
     sample::make(&home.path("docker")).unwrap();
     let (docker, mnt) = (home.text("docker"), home.path("mnt"));
     let image = home.json(["--root", &docker, "inspect", "--json", "sample:1"]);
-    // As if it had been found at Docker's place.
+    // As if the store had been discovered at Docker's default place.
     let theirs = Stores::discover(Some(&home.path("docker")), &Environment::default());
     let theirs = theirs.unwrap().find("sample:1").unwrap();
     let store = Writable::open(&home.path("own")).unwrap();

@@ -1,5 +1,5 @@
-//! Archives and layers that are compressed with xz and bzip2, as docker and podman take them; and what
-//! a hostile stream may cost.
+//! Archives and layers that are compressed with xz and bzip2, as docker and podman accept them; and
+//! the limits for a hostile stream.
 
 use std::fs;
 use std::process::Stdio;
@@ -12,7 +12,7 @@ use unionfs::oci::Digest;
 
 use super::engines::shell;
 
-/// A home with `app:1` in `app.tar` and nothing in its store; the image's ID.
+/// Returns a home with `app:1` in `app.tar` and an empty store, and the image's ID.
 fn home(tools: &[&str]) -> Needed<(Home, Value)> {
     can_mount()?;
     has_tools(&["xz", "bzip2"])?;
@@ -72,7 +72,7 @@ fn compressed_archives_are_loaded_and_imported() {
     let (ours, theirs) = (home.path("mnt/file"), home.path("rootfs/file"));
     assert!(fs::read(ours).unwrap() == fs::read(theirs).unwrap());
     home.run(["umount", "mnt"]).ok();
-    // Cut short: nothing is taken.
+    // A truncated file: nothing is taken in.
     shell(
         &home,
         "head -c 1000 app.tar.xz > cut.xz; head -c 1000 app.tar.bz2 > cut.bz2",
@@ -109,7 +109,7 @@ fn compressed_layers_are_loaded() {
     }
 }
 
-/// A stream of a few bytes may ask for gigabytes.
+/// A stream of a few bytes can request gigabytes of memory.
 #[test]
 fn the_dictionary_of_a_stream_is_bounded() {
     let (home, _) = need!(home(&[]));

@@ -1,4 +1,4 @@
-//! Every command that reads a store is in its sandbox before it does, and works there.
+//! Every command that reads a store enters its sandbox first, and works there.
 
 use std::collections::HashSet;
 use std::fs;
@@ -14,7 +14,8 @@ use crate::caged::{KEPT, is_inside, start, status};
 /// DAC_READ_SEARCH, SYS_ADMIN.
 const KEPT_TO_READ: u64 = 1 << 2 | 1 << 21;
 
-/// A store with two images, one of them without a name, a named layer with a change, catalogs.
+/// Returns a home whose store has two images, one of them without a name, a named layer with a
+/// change, and catalogs.
 fn full_home() -> Home {
     let home = Home::new();
     home.dirs(&["rootfs", "mnt"]);
@@ -31,14 +32,14 @@ fn full_home() -> Home {
     home
 }
 
-/// Which lock of the store a command waits for, once it is inside.
+/// The lock of the store that a command waits for once it is in the sandbox.
 #[derive(Clone, Copy)]
 enum Waits {
-    /// Until nobody removes anything.
+    /// Waits until no process removes anything.
     Removing,
-    /// Until nobody reads.
+    /// Waits until no process reads.
     Readers,
-    /// Until nobody changes anything.
+    /// Waits until no process changes anything.
     Lock,
 }
 
@@ -97,7 +98,7 @@ fn every_command_is_inside_before_it_reads_a_store() {
             Readers => ("removing", FlockOperation::NonBlockingLockShared),
             Lock => ("lock", FlockOperation::NonBlockingLockExclusive),
         };
-        // A command that was killed may still have it.
+        // A killed command may still hold it.
         let lock = fs::File::open(home.path("own/unionfs").join(name)).unwrap();
         wait_until("the lock is free", || {
             rustix::fs::flock(&lock, operation).is_ok()
@@ -118,7 +119,7 @@ fn every_command_is_inside_before_it_reads_a_store() {
         child.wait().unwrap();
         drop(lock);
     }
-    // What a killed command leaves is taken away by the process outside.
+    // The process outside of the sandbox removes what a killed command leaves.
     wait_until("no half file is left", || {
         let names = fs::read_dir(home.path("")).unwrap();
         let mut names = names.map(|entry| entry.unwrap().file_name());
@@ -133,7 +134,7 @@ fn child_has_ended(pid: u32) -> bool {
     status(pid, "State").starts_with('Z')
 }
 
-/// In strict mode every command still does its work; what it says is that of no sandbox.
+/// In strict mode every command still works, and its output equals that without a sandbox.
 #[test]
 fn every_command_does_its_work_inside() {
     need!(can_mount());
@@ -193,8 +194,8 @@ fn every_command_does_its_work_inside() {
     }
 }
 
-/// A named layer on an image of another store, which nothing but its record names; catalogs of that
-/// store; own stores by way of symlinks.
+/// Stores that only records name are found: the store of a named layer's image, catalogs of that
+/// store, and own stores that are reached by symlinks.
 #[test]
 fn stores_that_only_records_name_are_found() {
     need!(can_mount());
@@ -224,7 +225,7 @@ fn stores_that_only_records_name_are_found() {
     home.run_script(script).ok();
 }
 
-/// What is written through a mount that is open is in what is read from its upper.
+/// Data that is written through an open mount is in the data that a command reads from its upper.
 #[test]
 fn a_mounted_layer_is_flushed_first() {
     need!(can_mount());
@@ -251,7 +252,7 @@ fn a_mounted_layer_is_flushed_first() {
     home.run(["umount", "mnt"]).ok();
 }
 
-/// Whoever owns the directory above a mountpoint can put anything else in its place.
+/// The owner of the directory above a mountpoint can put any other object in its place.
 #[test]
 fn a_mounted_layer_is_flushed_wherever_it_is_by_now() {
     need!(can_mount());
@@ -273,7 +274,7 @@ fn a_mounted_layer_is_flushed_wherever_it_is_by_now() {
     home.run_script("mkfifo theirs/mnt").ok();
     let expected = "x".repeat(100_000);
     fs::write(home.path("moved/mnt/late"), &expected).unwrap();
-    // To open the FIFO would take forever.
+    // Opening the FIFO would block forever.
     let script = "timeout 60 unionfs export web -q --sandbox strict -o out.tar && \
         timeout 60 unionfs commit web -q made:1 --sandbox strict > /dev/null && \
         tar -xOf out.tar late";
@@ -282,8 +283,8 @@ fn a_mounted_layer_is_flushed_wherever_it_is_by_now() {
     assert_eq!(exported.ok(), expected);
 }
 
-/// How often a traced command has read what a store says of images, layers and containers; always in
-/// confined processes.
+/// Returns how often a traced command has read the records of images, layers and containers in a
+/// store. Asserts that only confined processes do so.
 fn reads_in_sandboxes(trace: &str) -> usize {
     let mut confined = HashSet::new();
     let mut seen = 0;
@@ -307,15 +308,15 @@ fn reads_in_sandboxes(trace: &str) -> usize {
     seen
 }
 
-/// A layer that was made for a mount goes away with it if the mount fails, without being read by the
-/// process that mounts.
+/// A layer that was made for a mount is removed if the mount fails; the process that mounts does
+/// not read it.
 #[test]
 fn a_layer_of_a_failed_mount_is_removed_in_a_sandbox() {
     need!(can_mount());
     need!(has_tools(&["sh", "strace"]));
     let home = full_home();
     let layers = home.run_script("echo own/overlay2/*/diff").ok();
-    // In the layer that is mounted, where nothing can be mounted.
+    // In the mounted layer, in which nothing can be mounted.
     let is_below = |diff: &&str| {
         let content = fs::read_to_string(home.path(diff).join("file"));
         content.is_ok_and(|content| content == "file")
@@ -342,13 +343,13 @@ fn a_layer_of_a_failed_mount_is_removed_in_a_sandbox() {
     }
 }
 
-/// It may hold locks, and may be in the hands of whoever made the image.
+/// A killed sandboxed process may hold locks, and the maker of the image may control it.
 #[test]
 fn a_process_that_looks_into_a_store_ends_with_the_one_that_asked() {
     need!(can_mount());
     need!(has_tools(&["strace"]));
     let home = full_home();
-    // Stopped on its way into the sandbox.
+    // The process is stopped on its way into the sandbox.
     let mut strace = home
         .command("strace")
         .args(["-f", "-e", "trace=seccomp", "-o"])
@@ -377,7 +378,7 @@ fn a_process_that_looks_into_a_store_ends_with_the_one_that_asked() {
         rustix::process::kill_process(pid, rustix::process::Signal::KILL)
     };
     kill(asks).unwrap();
-    // strace waits for all that it traces.
+    // strace waits for all processes that it traces.
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         wait_until("both have ended", || strace.try_wait().unwrap().is_some());
     }));
@@ -388,7 +389,7 @@ fn a_process_that_looks_into_a_store_ends_with_the_one_that_asked() {
     ended.unwrap();
 }
 
-/// Of the processes of a mount those that read what a store says of images, layers and containers are
+/// The processes of a mount that read the records of images, layers and containers in a store are
 /// confined.
 #[test]
 fn a_mount_parses_no_store_itself() {

@@ -1,4 +1,4 @@
-//! Images, snapshots and damage in a store of containerd, which the tests run themselves.
+//! Images, snapshots and damage in a store of containerd. The tests run containerd themselves.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use testkit::need;
 use testkit::need::{Needed, can_mount, has_tools};
 use testkit::store::listing;
 
-/// Where overlayfs has its snapshots, below the root.
+/// The directory of overlayfs snapshots, below the root.
 const SNAPSHOTS: &str = "ctd/root/io.containerd.snapshotter.v1.overlayfs/snapshots";
 const META: &str = "ctd/root/io.containerd.metadata.v1.bolt/meta.db";
 
@@ -46,7 +46,7 @@ impl Containerd {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The program with containerd's store only.
+    /// Runs the program with containerd's store only.
     pub(super) fn run(&self, args: &[&str]) -> Outcome {
         let root = ["--root", "ctd/root"];
         self.home.run(root.iter().chain(args))
@@ -56,7 +56,7 @@ impl Containerd {
         serde_json::from_str(&self.run(args).ok()).unwrap()
     }
 
-    /// The key of the topmost snapshot of an image.
+    /// Returns the key of the topmost snapshot of an image.
     fn top(&self, image: &str) -> String {
         let layers = &self.json(&["inspect", "--json", image])["layers"];
         let top = layers.as_array().unwrap().last().unwrap();
@@ -99,8 +99,8 @@ fn shell(home: &Home, script: &str) {
     assert!(output.status.success(), "{script}: {output:?}");
 }
 
-/// `app:1` with all kinds of files, and `app:2` with a layer that changes and removes some of them, in
-/// our own store and in `app.tar`.
+/// Makes `app:1` with all kinds of files, and `app:2` with a layer that changes and removes some of
+/// them, in our own store and in `app.tar`.
 fn make_images(home: &Home) {
     shell(
         home,
@@ -125,7 +125,7 @@ fn make_images(home: &Home) {
         .ok();
 }
 
-/// A containerd with both images, unpacked.
+/// Starts a containerd with both images, unpacked.
 fn with_images() -> Needed<Containerd> {
     let containerd = Containerd::start()?;
     make_images(&containerd.home);
@@ -145,7 +145,7 @@ fn images_are_what_our_own_store_has() {
         let theirs = listing::of_dir(&home.path("mnt"));
         containerd.umount();
         for (path, entry) in &own {
-            // The tar has no entry for the root, which each makes anew.
+            // The tar has no entry for the root; each implementation creates the root itself.
             if !path.is_empty() {
                 assert_eq!(Some(entry), theirs.get(path), "{name}: {path:?}");
             }
@@ -163,14 +163,14 @@ fn images_are_what_our_own_store_has() {
     }
     let images = containerd.json(&["images", "--json"]);
     assert_eq!(images.as_array().unwrap().len(), 2, "{images}");
-    // Layers are shared, and shown once.
+    // Layers are shared, and listed once.
     let layers = containerd.json(&["layers", "--json"]);
     assert_eq!(layers.as_array().unwrap().len(), 2, "{layers}");
     containerd.run(&["df"]).ok();
     let image = &containerd.json(&["inspect", "--json", "app:2"])["id"];
     let prefix = &image.as_str().unwrap()["sha256:".len()..][..12];
     containerd.run(&["inspect", prefix]).ok();
-    // Docker shows the digest to which the name leads as the image's ID.
+    // Docker shows the digest that the name refers to as the image's ID.
     let listed = containerd.ctr(&["images", "ls", "name==docker.io/library/app:2"]);
     let target = listed
         .split_whitespace()
@@ -194,7 +194,7 @@ fn what_is_saved_is_what_came_in() {
     containerd
         .run(&["export", "-o", "app2.tar", "app:2"])
         .ok_with_progress();
-    // All goes the way back.
+    // The image goes back through all steps.
     home.run(["rm", "work"]).ok();
     home.run(["rmi", "app:1", "app:2"]).ok();
     home.run(["load", "-q", "-i", "again.tar"]).ok();
@@ -236,7 +236,7 @@ fn damage_is_found_in_blobs_and_in_snapshots() {
     for word in ["data/fifo", "data/more"] {
         assert!(verified.stdout.contains(word), "{verified:?}");
     }
-    // A blob that is another: neither saved nor believed.
+    // A blob with other content is neither saved nor accepted.
     let blobs = home.path("ctd/root/io.containerd.content.v1.content/blobs/sha256");
     let diff = base["diff_id"].as_str().unwrap();
     let blob = blobs.join(&diff["sha256:".len()..]);
@@ -266,7 +266,7 @@ fn snapshots_that_are_written_to_are_containers() {
     let home = &containerd.home;
     let top = containerd.top("app:2");
     containerd.ctr(&["snapshots", "prepare", "written", &top]);
-    // Docker makes one for its init layer, and commits it.
+    // Docker makes a snapshot for its init layer and commits it.
     containerd.ctr(&["snapshots", "prepare", "init", &top]);
     containerd.ctr(&["snapshots", "commit", "box-init", "init"]);
     containerd.ctr(&["snapshots", "prepare", "box", "box-init"]);
@@ -289,7 +289,7 @@ fn snapshots_that_are_written_to_are_containers() {
             .run(&["export", "-o", "box.tar", key])
             .ok_with_progress();
     }
-    // A container names its snapshot.
+    // A container record names its snapshot.
     let image = "docker.io/library/app:2";
     containerd.ctr(&["containers", "create", image, "made", "/bin/sh"]);
     assert_eq!(containerd.run(&["diff", "made"]).ok(), "");
@@ -357,7 +357,7 @@ fn what_is_not_unpacked_is_unpacked_into_our_store() {
 fn namespaces_are_searched_in_order() {
     let containerd = need!(with_images());
     let home = &containerd.home;
-    // In Docker's, app:1 is what is app:2 elsewhere.
+    // In Docker's store, app:1 is the image that is app:2 elsewhere.
     let archive = home.text("app.tar");
     containerd.ctr(&["--namespace", "moby", "images", "import", &archive]);
     let tag = ["docker.io/library/app:2", "docker.io/library/app:1"];
@@ -373,7 +373,7 @@ fn namespaces_are_searched_in_order() {
     containerd.ctr(&args);
     let id = |name: &str| containerd.json(&["inspect", "--json", name])["id"].clone();
     assert_eq!(id("app:1"), id("app:2"));
-    // Or only one is searched.
+    // With --namespace only one namespace is searched.
     let only = |namespace: &str, name: &str| {
         containerd.json(&["--namespace", namespace, "inspect", "--json", name])["id"].clone()
     };
@@ -395,7 +395,7 @@ fn namespaces_are_searched_in_order() {
         .unwrap()
         .into();
     assert_eq!(listed.ok().trim(), "[]");
-    // Below Docker's data root it is found as Docker has it.
+    // The store is found below Docker's data root, as Docker places it.
     home.dirs(&["docker/containerd"]);
     std::fs::rename(home.path("ctd/root"), home.path("docker/containerd/daemon")).unwrap();
     let moved = home.run(["--root", "docker", "images", "--json"]).ok();
@@ -407,7 +407,7 @@ fn namespaces_are_searched_in_order() {
     std::fs::rename(home.path("docker/containerd/daemon"), home.path("ctd/root")).unwrap();
 }
 
-/// One namespace has pulled it, another one has unpacked it too.
+/// One namespace has pulled the image, another one has unpacked it too.
 #[test]
 fn an_image_is_taken_where_it_is_unpacked() {
     let containerd = need!(with_images());
@@ -423,7 +423,7 @@ fn an_image_is_taken_where_it_is_unpacked() {
     }
 }
 
-/// Reads again and again while images come and go: each answer is whole.
+/// Reads repeatedly while images are added and removed: each answer is complete.
 #[test]
 fn a_containerd_that_writes_meanwhile_disturbs_nobody() {
     let containerd = need!(with_images());
@@ -452,7 +452,8 @@ fn a_containerd_that_writes_meanwhile_disturbs_nobody() {
     containerd.run(&["verify", "--all"]).ok();
 }
 
-/// Every byte of the metadata may be another: an answer or one line, never a panic or a hang.
+/// A change of any byte of the metadata gives an answer or one line of error, never a panic or a
+/// hang.
 #[test]
 fn damaged_metadata_is_refused() {
     let containerd = need!(with_images());
@@ -475,7 +476,7 @@ fn damaged_metadata_is_refused() {
             0 | 1 => bytes.truncate(5000),
             2 | 3 => bytes.fill(0),
             4 | 5 => bytes.clear(),
-            // Both meta pages stay; what they lead to does not.
+            // Both meta pages stay; the pages that they refer to change.
             _ => (0..40).for_each(|_| {
                 let at = 8192 + next(bytes.len() - 8192);
                 bytes[at] = next(256) as u8;

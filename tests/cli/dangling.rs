@@ -1,4 +1,4 @@
-//! `prune --dangling`: images without a name, those that go and those that stay.
+//! `prune --dangling`: which images without a name it removes and which it keeps.
 
 use serde_json::{Value, json};
 use testkit::need;
@@ -8,7 +8,7 @@ use unionfs::store::Writable;
 
 use crate::own_store::{counts, home, image};
 
-/// Image `two:1` made from one without a name, and one of three layers that nothing was made from.
+/// Image `two:1` is made from one without a name. Another image of three layers has no child.
 #[test]
 fn images_without_a_name_go_when_asked_for_unless_something_needs_them() {
     let home = home();
@@ -23,7 +23,7 @@ fn images_without_a_name_go_when_asked_for_unless_something_needs_them() {
         image(&store, &["busy:1"], &["busy"]);
         let id = |name: &str| store.find(name).unwrap().0;
         store.set_parent(&id("two:1"), &id("step:1")).unwrap();
-        // Goes with the one that was made from it.
+        // The base is removed together with the image that was made from it.
         store.set_parent(&id("loose:1"), &id("below:1")).unwrap();
         let used = store.writable().store().image(&id("used:1")).unwrap();
         store.create_container("work", &used).unwrap();
@@ -75,7 +75,7 @@ fn images_without_a_name_go_when_asked_for_unless_something_needs_them() {
     let text = home.run(["prune", "--dangling"]).ok();
     assert!(text.contains("image without a name"), "{text}");
     assert_eq!(home.names(), ["one:1", "one:latest", "two:1"]);
-    // The step on the way to two:1 is one too: it stays while that does.
+    // The intermediate image of two:1 is dangling too: it stays as long as two:1 does.
     assert_eq!(counts(&home), (4, 4));
     home.run(["verify", "--all"]).ok();
 }

@@ -1,5 +1,5 @@
-//! Stores of Docker's driver devicemapper: the sample store, its layers moved to the devices of a thin pool
-//! that is made of files.
+//! Stores of Docker's driver devicemapper. The tests move the layers of the sample store to the
+//! devices of a thin pool made of files.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
@@ -19,7 +19,7 @@ use testkit::store::{listing, sample};
 const POOL: &str = "dm/devicemapper/devicemapper";
 const RECORDS: &str = "dm/devicemapper/metadata";
 
-/// The sample store twice in a home: `docker` of the driver overlay2, and `dm`.
+/// A home with two copies of the sample store: `docker` of the driver overlay2, and `dm`.
 struct Bench {
     home: Home,
     devices: Devices,
@@ -41,7 +41,7 @@ impl Bench {
         Ok(Self { home, devices })
     }
 
-    /// The program with that store only.
+    /// Runs the program with that store only.
     fn run(&self, args: &[&str]) -> Outcome {
         let root = ["--root", "dm"];
         self.home.run(root.iter().chain(args))
@@ -51,7 +51,7 @@ impl Bench {
         serde_json::from_str(&self.run(args).ok()).unwrap()
     }
 
-    /// What is seen in a mount, but for its root.
+    /// Returns the listing of a mount, without its root.
     fn seen(&self, root: &str, args: &[&str]) -> listing::Listing {
         let options = [&["--root", root, "mount", "-r"], args, &["mnt"]].concat();
         self.home.run(options).ok_with_progress();
@@ -66,14 +66,14 @@ impl Bench {
         PathBuf::from(layers[layer]["path"].as_str().unwrap())
     }
 
-    /// Mounting fails so, and leaves nothing.
+    /// Asserts that mounting fails with these words and leaves nothing.
     #[track_caller]
     fn refused(&self, words: &[&str]) {
         self.mount_fails("sample:1", words);
         self.assert_nothing_taken();
     }
 
-    /// The last line says why; layers may have been taken in before.
+    /// Asserts that the last line gives the reason; layers may have been taken in before.
     #[track_caller]
     fn mount_fails(&self, image: &str, words: &[&str]) {
         let mut outcome = self.run(&["mount", "-r", image, "mnt"]);
@@ -88,7 +88,7 @@ impl Bench {
         fs::write(path, json.to_string()).unwrap();
     }
 
-    /// Changes a block of the metadata; with `salt` its check sum is right.
+    /// Changes a block of the metadata; with `salt` its checksum is correct.
     fn change_block(&self, number: u64, salt: Option<Salt>, change: impl FnOnce(&mut [u8])) {
         let path = self.home.path(POOL).join("metadata");
         let file = fs::File::options()
@@ -106,7 +106,7 @@ impl Bench {
         file.write_all_at(&block, at).unwrap();
     }
 
-    /// Nothing of it is in our own store.
+    /// Asserts that nothing of the image is in our own store.
     fn assert_nothing_taken(&self) {
         for dir in ["imagedb/content/sha256", "layerdb/sha256", "layerdb/tmp"] {
             let path = self.home.path("own/image/overlay2").join(dir);
@@ -122,7 +122,7 @@ fn images_are_what_they_are_with_overlay2() {
     let home = &bench.home;
     for name in ["sample:1", "sample:2"] {
         let expected = bench.seen("docker", &[name]);
-        // In a sandbox and without one; the first takes the image into our own store.
+        // With a sandbox and without one; the first run takes the image into our own store.
         for options in ["sandbox=strict", "sandbox=off"] {
             let seen = bench.seen("dm", &["-o", options, name]);
             listing::assert_same(name, &seen, &expected);
@@ -139,7 +139,7 @@ fn images_are_what_they_are_with_overlay2() {
         }
     }
     home.run(["verify", "--all"]).ok();
-    // Without the pool: the second mount finds it in our own store.
+    // Without the pool, the second mount finds the image in our own store.
     fs::remove_dir_all(home.path(POOL)).unwrap();
     let id = bench.json(&["inspect", "--json", "sample:1"])["id"].clone();
     home.run(["mount", "-r", id.as_str().unwrap(), "mnt"]).ok();
@@ -184,7 +184,7 @@ fn what_is_saved_is_what_came_in() {
     let same = home.command("cmp").args(["docker.tar", "dm.tar"]).output();
     assert!(same.unwrap().status.success(), "the archives differ");
     let text = bench.run(&["verify", "--all"]);
-    // The sample's container has no device.
+    // The container of the sample has no device.
     assert!(text.stdout.contains("2 images, 4 layers"), "{text:?}");
     bench.run(&["verify", "sample:1"]).ok();
 }
@@ -323,7 +323,8 @@ fn a_plain_user_mounts_what_the_user_may_read() {
     let mount = "./unionfs mount -r sample:1 mnt; cat mnt/etc/os-release; ./unionfs umount mnt";
     let first = plain_user::as_user(&home, mount).ok_with_progress();
     assert!(first.contains("sample:1 is unpacked into"), "{first}");
-    // The second mount finds it in the own store: nothing is unpacked, and the pool is not needed.
+    // The second mount finds the image in our own store: it unpacks nothing and does not need the
+    // pool.
     fs::remove_dir_all(docker.join("devicemapper/devicemapper")).unwrap();
     let second = plain_user::as_user(&home, mount).ok();
     assert_eq!(second, "NAME=sample\nVERSION_ID=1\n");
@@ -354,7 +355,7 @@ fn what_the_records_say_is_believed() {
     fs::remove_file(&record).unwrap();
     bench.refused(&["is missing"]);
     fs::write(&record, &before).unwrap();
-    // The device of another layer: its files are not those of this one.
+    // The device of another layer: its files differ from those of this layer.
     let other = bench.devices.ids.values().max().unwrap();
     bench.change_json(&record, "device_id", json!(1));
     bench.refused(&["no directory rootfs"]);
@@ -429,7 +430,7 @@ fn a_damaged_pool_is_refused() {
     data.set_len(1 << 20).unwrap();
     bench.refused(&["cut off", "restore the whole file"]);
     data.set_len(length).unwrap();
-    // Zeros by now.
+    // The block contains only zeros now.
     bench.refused(&["neither ext4 nor xfs"]);
 }
 

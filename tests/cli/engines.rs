@@ -1,5 +1,5 @@
-//! Docker, podman and skopeo take what unionfs wrote: archives of both forms, and a copy of
-//! the store itself; what they give back is the same image.
+//! Docker, podman and skopeo read what unionfs wrote: archives of both forms, and a copy of the
+//! store itself. What they write back is the same image.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use testkit::home::Home;
 use testkit::need;
 use testkit::need::{Needed, can_mount, has_tools};
 
-/// A home with `app:1`, which has a shell, and `app:2`, made of it by `unionfs commit`.
+/// Returns a home with `app:1`, which has a shell, and `app:2`, made from it by `unionfs commit`.
 fn home(tools: &[&str]) -> Needed<Home> {
     can_mount()?;
     has_tools(&["busybox"])?;
@@ -63,7 +63,7 @@ pub(super) fn with_dockerd(home: &Home, root: &str, script: &str) {
     with_dockerd_on("overlay2", home, root, script);
 }
 
-/// As [`with_dockerd`], with another storage driver.
+/// Like [`with_dockerd`], with another storage driver.
 pub(super) fn with_dockerd_on(driver: &str, home: &Home, root: &str, script: &str) {
     let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/ci/with-dockerd.sh"));
     command
@@ -78,7 +78,7 @@ fn answer(home: &Home, name: &str) -> String {
     std::fs::read_to_string(home.path("answers").join(name)).unwrap()
 }
 
-/// The ID and the diff IDs that an engine's `inspect` tells.
+/// Returns the ID and the diff IDs that an engine's `inspect` shows.
 fn engine_image(text: &str) -> (String, Value) {
     let value: Value = serde_json::from_str(text).unwrap();
     let id = value[0]["Id"].as_str().unwrap();
@@ -93,7 +93,7 @@ fn our_image(home: &Home, name: &str) -> (String, Value) {
     (image["id"].as_str().unwrap().to_owned(), layers)
 }
 
-/// What the image has when it runs or is exported.
+/// A script that shows the files of the image when it runs or is exported.
 const LOOK: &str = r"
     docker run --rm --network none app:2 /bin/sh -c 'cd /data; cat kept new; ls -R .; test ! -e gone' > run
     docker create --name made app:2 > /dev/null
@@ -160,7 +160,7 @@ fn docker_load_takes_our_archive_and_we_take_docker_saves() {
         engine_image(&answer(&home, "from-oci")),
         our_image(&home, "app:2")
     );
-    // And back: every digest is as it was.
+    // The reverse direction: every digest is unchanged.
     let before = (our_image(&home, "app:1"), our_image(&home, "app:2"));
     std::fs::rename(home.path("own"), home.path("before")).unwrap();
     home.run(["load", "-q", "-i", "theirs.tar"]).ok();
@@ -225,7 +225,7 @@ fn skopeo_copies_from_both_forms_and_we_load_what_it_writes() {
         std::fs::rename(home.path("own"), home.path("before")).unwrap();
         home.run(["load", "-q", "-i", written, "--tag", "app:2"])
             .ok();
-        // skopeo may write the configuration anew, but the layers are the same.
+        // skopeo may write the configuration again, but the layers are the same.
         assert_eq!(our_image(&home, "app:2").1, ours.1, "{from} {to}");
         assert!(home.run(["verify", "--all"]).ok().ends_with("no damage\n"));
         std::fs::remove_dir_all(home.path("own")).unwrap();

@@ -1,5 +1,5 @@
-//! Root mounts on, and unmounts, a directory below one that another user exchanges for a symlink
-//! all the time: nothing outside is mounted on or unmounted.
+//! Root mounts on and unmounts a directory whose parent another user exchanges for a symlink all
+//! the time: nothing outside is mounted on or unmounted.
 
 use std::fs;
 use std::os::unix::fs::{lchown, symlink};
@@ -15,8 +15,8 @@ const USER: Option<u32> = Some(65534);
 /// Rounds of the race.
 const ROUNDS: usize = 150;
 
-/// `theirs/real/m` of the user's, `theirs/out`, which leads to `outside`, and there `outside/m`,
-/// on which root has mounted.
+/// Returns a home with `theirs/real/m` of the user, `theirs/out`, a symlink to `outside`, and
+/// `outside/m`, on which root has mounted.
 fn home() -> Home {
     let home = Home::new();
     home.dirs(&["lower", "theirs/real/m", "outside/m"]);
@@ -28,14 +28,14 @@ fn home() -> Home {
     home
 }
 
-/// What is mounted on `outside/m`, and below.
+/// Returns the mounts on `outside/m` and below.
 fn outside(home: &Home) -> Vec<String> {
     let below = home.text("outside");
     let mounts = home.mounts().into_iter();
     mounts.filter(|line| line.contains(&below)).collect()
 }
 
-/// Does `job` again and again while `theirs/real` and `theirs/out` change places.
+/// Runs `job` repeatedly while `theirs/real` and `theirs/out` change places.
 fn while_exchanged(home: &Home, mut job: impl FnMut()) {
     let (real, out) = (home.path("theirs/real"), home.path("theirs/out"));
     let stop = AtomicBool::new(false);
@@ -47,7 +47,7 @@ fn while_exchanged(home: &Home, mut job: impl FnMut()) {
                 exchanges.fetch_add(1, Ordering::Relaxed);
             }
         });
-        // Stops the thread when a round fails, too.
+        // The thread stops also if a round fails.
         let rounds = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             (0..ROUNDS).for_each(|_| job());
         }));
@@ -62,7 +62,7 @@ fn while_exchanged(home: &Home, mut job: impl FnMut()) {
     }
 }
 
-/// Takes away what is on the user's directory, wherever that is.
+/// Removes the mounts on the user's directory, wherever that is.
 fn clear(home: &Home) {
     for line in home.mounts() {
         let target = line.split(' ').nth(1).unwrap();
@@ -79,7 +79,7 @@ fn clear(home: &Home) {
     }
 }
 
-/// Refused without harm: the user made it so.
+/// Asserts that the command was refused without harm, as the user's change makes it fail.
 #[track_caller]
 fn is_refusal(outcome: &Outcome) -> bool {
     assert!(matches!(outcome.code, Some(0 | 1)), "{outcome:?}");
@@ -118,7 +118,7 @@ fn nothing_outside_is_unmounted() {
     let mut round = 0;
     while_exchanged(&home, || {
         round += 1;
-        // Sometimes there is something to unmount, and it may go.
+        // In some rounds there is a mount that may be unmounted.
         if round % 3 == 0 {
             is_refusal(&home.run(["-o", "lowerdir=lower", "theirs/real/m"]));
         }
@@ -133,7 +133,7 @@ fn nothing_outside_is_unmounted() {
     assert_eq!(home.run(["umount", "outside/m"]).code, Some(0));
 }
 
-/// Not only when it changes at the wrong moment.
+/// The command refuses the path also if nothing changes at the wrong moment.
 #[test]
 fn a_symlink_that_stays_is_refused_by_all_commands() {
     need!(can_mount());

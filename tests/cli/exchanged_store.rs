@@ -1,5 +1,6 @@
-//! Root's own store lies where another user decides on names, or somebody else's store is to be
-//! written to by root: what is written stays in the store that was opened, or nothing is written.
+//! Root's own store lies in a directory where another user controls the names, or root is told to
+//! write to another user's store. The data goes to the store that was opened, or nothing is
+//! written.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, lchown, symlink};
@@ -16,7 +17,7 @@ const USER: Option<u32> = Some(65534);
 /// Rounds of the race, each of some ten commands.
 const ROUNDS: usize = 25;
 
-/// A command with its own store in that directory of the home.
+/// Returns a command with its own store in that directory of the home.
 fn command(home: &Home, store: &str, args: &[&str]) -> Command {
     let mut command = home.command(program());
     command.env("UNIONFS_ROOT", home.path(store)).args(args);
@@ -27,7 +28,7 @@ fn run(home: &Home, store: &str, args: &[&str]) -> Outcome {
     command(home, store, args).output().unwrap().into()
 }
 
-/// A store with an image `base:1` in each of the directories.
+/// Returns a home with a store in each of the directories, each with an image `base:1`.
 fn with_stores(stores: &[&str]) -> Home {
     let home = Home::new();
     home.dirs(&["tree", "mnt"]);
@@ -54,7 +55,7 @@ fn give_away(path: &Path) {
     }
 }
 
-/// Everything in a tree, with what changes when it is touched.
+/// Collects everything in a tree, with the attributes that change on an access.
 fn state(path: &Path, found: &mut Vec<String>) {
     let meta = path.symlink_metadata().unwrap();
     let (inode, mode, owner) = (meta.ino(), meta.mode(), meta.uid());
@@ -117,7 +118,7 @@ fn nothing_is_written_where_the_name_of_the_store_leads_by_now() {
                     Some(0) => done += 1,
                     _ => refused += 1,
                 }
-                // Whatever became of the store: a mount of ours may be left.
+                // Whatever happened to the store, a mount of ours may be left.
                 run(&home, "theirs/store", &["umount", "mnt"]);
             }
         }
@@ -151,13 +152,13 @@ fn root_does_not_write_to_a_store_of_another_user() {
         run(&home, "theirs", args).failed(1, &words);
     }
     assert_eq!(state_of(&home.path("theirs")), before);
-    // Reading is not a danger.
+    // Reading is safe.
     let images = run(&home, "theirs", &["images"]).ok();
     assert!(images.contains("base"), "{images}");
     run(&home, "theirs", &["mount", "--read-only", "base:1", "mnt"]).ok();
     assert!(home.path("mnt/file").exists());
     run(&home, "theirs", &["umount", "mnt"]).ok();
-    // So does a mount that keeps its changes in a store of root's.
+    // The same holds for a mount that keeps its changes in a store of root.
     let store = home.text("theirs");
     home.run(["--root", &store, "mount", "base:1", "mnt"])
         .code
@@ -188,7 +189,7 @@ fn root_does_not_write_to_a_store_that_others_may_write_to() {
     chmod("own/rw", 0o777);
     let words = ["another user may change", "own/rw", "chmod go-w"];
     run(&home, "own", &["mount", "--ephemeral", "base:1", "mnt"]).failed(1, &words);
-    // In a sticky directory nobody renames what is root's.
+    // In a sticky directory no other user can rename root's files.
     chmod("own", 0o1777);
     run(&home, "own", &["tag", "base:1", "new:1"]).ok();
     assert_eq!(
@@ -309,7 +310,7 @@ fn no_path_into_the_store_is_given_to_the_kernel_but_to_open_a_directory_without
             }
         }
     }
-    // The directory of catalogs is opened so.
+    // The command opens the directory of catalogs in this way.
     assert!(checked > 1000 && opened > 0, "{checked} calls, {opened}");
 }
 
@@ -328,7 +329,7 @@ fn what_another_user_put_in_the_place_of_an_output_file_is_not_written_to() {
             &["save", "-q", "-o", &home.text("shared/out"), "base:1"],
         )
     };
-    // A file that the symlink leads to stays; the symlink is replaced.
+    // The target of the symlink stays; the symlink is replaced.
     for theirs in [
         |victim: &Path, out: &Path| symlink(victim, out),
         |victim: &Path, out: &Path| fs::hard_link(victim, out),
@@ -340,7 +341,7 @@ fn what_another_user_put_in_the_place_of_an_output_file_is_not_written_to() {
         assert!(out.symlink_metadata().unwrap().is_file());
         fs::remove_file(&out).unwrap();
     }
-    // To a device, or a pipe of theirs, nothing is written.
+    // Nothing is written to a device or to a pipe of the user.
     symlink("/dev/null", &out).unwrap();
     lchown(&out, USER, USER).unwrap();
     save().failed(1, &["another user may change"]);
@@ -350,7 +351,7 @@ fn what_another_user_put_in_the_place_of_an_output_file_is_not_written_to() {
     lchown(&out, USER, USER).unwrap();
     save().failed(1, &["another user may change"]);
     fs::remove_file(&out).unwrap();
-    // Root's own symlink to a device is followed, and no staging is left.
+    // Root's own symlink to a device is followed, and no staging file is left.
     symlink("/dev/null", &out).unwrap();
     save().ok();
     assert_eq!(fs::read_dir(home.path("shared")).unwrap().count(), 1);
@@ -358,7 +359,7 @@ fn what_another_user_put_in_the_place_of_an_output_file_is_not_written_to() {
         .code
         .filter(|code| *code == 0)
         .unwrap();
-    // Manual pages, likewise.
+    // The same holds for manual pages.
     symlink(&victim, home.path("shared/unionfs.1")).unwrap();
     lchown(home.path("shared/unionfs.1"), USER, USER).unwrap();
     run(&home, "own", &["man", &home.text("shared")]).ok();

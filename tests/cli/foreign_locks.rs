@@ -1,5 +1,5 @@
-//! Any local user may lock (flock(2)) a directory that they may list. That does not keep root from
-//! mounting it; two mounts of one upper or work directory are refused as ever.
+//! Any local user may lock (flock(2)) a directory that they can list. Such a lock does not stop
+//! root from mounting the directory. Two mounts of one upper or work directory are still refused.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -13,7 +13,7 @@ use testkit::need::{Needed, can_mount, has_tools};
 const USER: Option<u32> = Some(65534);
 const MOUNT: [&str; 3] = ["-o", "lowerdir=lower,upperdir=upper,workdir=work", "mnt"];
 
-/// A user's process that holds the lock of a directory until it is dropped.
+/// A process of a user that holds the lock of a directory until it is dropped.
 struct Lock(Child);
 
 impl Lock {
@@ -38,7 +38,8 @@ impl Drop for Lock {
     }
 }
 
-/// A home that other users may enter, with an upper and a work directory as mkdir makes them.
+/// Returns a home that other users may enter, with an upper and a work directory as mkdir makes
+/// them.
 fn home() -> Needed<Home> {
     can_mount()?;
     has_tools(&["setpriv", "flock"])?;
@@ -66,7 +67,7 @@ fn a_lock_of_another_user_does_not_keep_root_from_mounting() {
         home.run(["-o", &first, "mnt"]).ok();
         fs::write(home.path("mnt/new"), "new").unwrap();
         assert_eq!(lock_files(&home), 2);
-        // What the user has locked is no less protected.
+        // A directory that the user has locked is protected as well.
         home.dirs(&["mnt2", "upper2", "work2"]);
         for other in ["upper,workdir=work2", "upper2,workdir=work"] {
             let options = format!("lowerdir=lower,upperdir={other}");
@@ -79,8 +80,8 @@ fn a_lock_of_another_user_does_not_keep_root_from_mounting() {
     }
 }
 
-/// A directory of another user may be mounted by that user, and only mounts of ours can lock one that
-/// nobody else may list.
+/// A user may mount a directory of another user. Only our own mounts can lock one that no other
+/// user can list.
 #[test]
 fn a_lock_that_may_be_that_of_a_mount_counts() {
     let home = need!(home());
@@ -98,7 +99,7 @@ fn a_lock_that_may_be_that_of_a_mount_counts() {
     wait_until("its lock files are gone", || lock_files(&home) == 0);
 }
 
-/// The lock of a killed server ends with it, and its files are those of the next mount.
+/// The lock of a killed server ends with it, and the next mount takes over its files.
 #[test]
 fn a_killed_server_keeps_nobody_from_mounting() {
     let home = need!(home());

@@ -1,5 +1,5 @@
-//! The call other programs make (design: "contracts of those who call us"), from outside:
-//! versions, names, option forms. The parser has unit tests of its own.
+//! The interface for programs that call fuse-overlayfs (design: "contracts of those who call us"),
+//! tested from outside: versions, names, forms of options. The parser has unit tests of its own.
 
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use testkit::home::{Home, Outcome};
 use testkit::need::can_mount;
 use testkit::{need, program};
 
-/// The program under another name.
+/// Installs the program under another name.
 fn called(home: &Home, name: &str) -> PathBuf {
     let link = home.path(name);
     symlink(program(), &link).unwrap();
@@ -25,7 +25,7 @@ fn version() {
         let outcome = Outcome::from(home.command(&link).arg(flag).output().unwrap());
         let text = outcome.ok();
         let mut lines = text.lines();
-        // What parsers do: the last word of the line, as a version.
+        // As callers parse it: the last word of the line is a version.
         let line = lines.next().unwrap();
         let number = line.strip_prefix("fuse-overlayfs: version ").unwrap();
         let (major, minor) = number.split_once('.').unwrap();
@@ -65,7 +65,8 @@ fn relative_layers_and_odd_names() {
     home.run(["umount", "mnt"]).ok();
 }
 
-/// fuse-overlayfs follows no redirects, so in its place none are written unless asked for.
+/// fuse-overlayfs follows no redirects, so under its name the program writes none unless an option
+/// requests it.
 #[test]
 fn directories_of_lowers_stay_where_they_are() {
     need!(can_mount());

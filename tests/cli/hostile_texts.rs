@@ -1,11 +1,12 @@
-//! What images say of themselves is shown to root on a terminal: no character of it moves the cursor
-//! or makes a line, in no command, and JSON is JSON.
+//! Texts of images are shown to root on a terminal: no character of them moves the cursor or starts
+//! a line, in any command, and JSON output is valid JSON.
 
 use serde_json::{Value, json};
 use testkit::home::Home;
 use unionfs::oci::Digest;
 
-/// Escape sequences in both forms, a line that looks like one of ours, writing from right to left.
+/// Escape sequences in both forms, a line that looks like one of our output, and right-to-left
+/// overrides.
 const HOSTILE: &str = "x\u{1b}[2J\u{9b}1m\u{7f}\r\nSize: 1B\u{202e}\u{2028}";
 
 fn append(tar: &mut tar::Builder<Vec<u8>>, name: &str, bytes: &[u8]) {
@@ -15,7 +16,7 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, name: &str, bytes: &[u8]) {
     tar.append_data(&mut header, name, bytes).unwrap();
 }
 
-/// An archive with one image of one layer, whose configuration is hostile.
+/// Returns an archive with one image of one layer, whose configuration is hostile.
 fn archive(layer_name: &str) -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
     append(&mut layer, "file", b"content");

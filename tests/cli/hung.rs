@@ -1,5 +1,5 @@
-//! A daemon that hangs (SIGSTOP): each command ends, says so, and names what helps; `umount
-//! --lazy` and `--force` take the mount away.
+//! A daemon that hangs (SIGSTOP): each command ends, reports it, and names the remedy; `umount
+//! --lazy` and `--force` remove the mount.
 
 use std::io::Read as _;
 
@@ -8,7 +8,7 @@ use testkit::home::{Home, LAYERS, Outcome, is_running, kill, wait_until};
 use testkit::need::can_mount;
 use testkit::{need, program};
 
-/// A mount whose daemon has stopped. It goes on when this is dropped.
+/// A mount whose daemon is stopped. The daemon continues when this is dropped.
 struct Hung {
     home: Home,
     daemon: i32,
@@ -28,7 +28,7 @@ impl Hung {
         Self { home, daemon }
     }
 
-    /// Runs the program; one that hangs is killed after a minute.
+    /// Runs the program and kills it if it hangs for a minute.
     fn run(&self, args: &[&str]) -> Outcome {
         let mut command = self.home.command("timeout");
         command.args(["-s", "KILL", "60", program()]).args(args);
@@ -36,7 +36,7 @@ impl Hung {
         command.output().unwrap().into()
     }
 
-    /// `args` end with exit code 3 and say what helps; the mount stays.
+    /// Asserts that `args` end with exit code 3 and name the remedy, and that the mount stays.
     #[track_caller]
     fn is_told(&self, args: &[&str]) {
         let mnt = self.home.text("mnt");
@@ -46,7 +46,7 @@ impl Hung {
         assert_eq!(self.home.mounts().len(), 1, "{args:?}");
     }
 
-    /// The daemon ends by itself once it goes on.
+    /// Asserts that the daemon ends by itself once it continues.
     fn ends(self) {
         assert_eq!(self.home.mounts(), Vec::<String>::new());
         kill(self.daemon, Signal::CONT);
@@ -67,7 +67,7 @@ fn umount_tells() {
     need!(can_mount());
     let hung = Hung::new();
     hung.is_told(&["umount", "mnt"]);
-    // On the way to what is asked for.
+    // The hung mount is on the way to the target.
     hung.is_told(&["umount", "mnt/dir"]);
     hung.is_told(&["umount", "--lazy", "mnt/dir"]);
     kill(hung.daemon, Signal::CONT);
@@ -89,8 +89,8 @@ fn umount_force_cuts_off() {
     need!(can_mount());
     let hung = Hung::new();
     kill(hung.daemon, Signal::CONT);
-    // A first close tells the kernel that there is no FLUSH. Else a child of this process, which
-    // closes the file at its execve(2), would wait for the daemon forever.
+    // The first close tells the kernel that the server has no FLUSH. Without it, a child of this
+    // process, which closes the file at its execve(2), would wait for the daemon forever.
     drop(std::fs::File::open(hung.home.path("mnt/file")).unwrap());
     let mut open = std::fs::File::open(hung.home.path("mnt/file")).unwrap();
     kill(hung.daemon, Signal::STOP);
@@ -140,7 +140,7 @@ fn mounting_over_it_and_below_it_tells() {
     std::fs::write(hung.home.path("rootfs.tar"), empty_tar()).unwrap();
     hung.run(&["import", "-q", "rootfs.tar", "app:1"]).ok();
     hung.is_told(&["mount", "-r", "app:1", "mnt"]);
-    // After it is gone the next one is mounted.
+    // After the hung mount is gone, the next one can be mounted.
     hung.run(&["umount", "--force", "mnt"]).ok();
     kill(hung.daemon, Signal::CONT);
     wait_until("the daemon ends", || !is_running(hung.daemon));

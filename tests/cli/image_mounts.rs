@@ -1,5 +1,5 @@
-//! The library mounts an image by name as the tool does: with its catalog, and with an upper that is made
-//! for it. And the program in `examples/images.rs` does what it says.
+//! The library mounts an image by name as the command does: with its catalog, and with an upper
+//! that is made for it. The program in `examples/images.rs` does what its comment says.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Which images `rmi` refuses: those whose chain of layers is mounted, and those with a
-//! named layer; not those of which only other images are in use.
+//! The images that `rmi` refuses to remove: those whose chain of layers is mounted, and those with
+//! a named layer. It removes images of which only parts are in use by other images.
 
 use serde_json::{Value, json};
 use testkit::home::Home;
@@ -10,8 +10,8 @@ use unionfs::store::Writable;
 
 use crate::own_store;
 
-/// `one` of base, middle and top; `twin`, another image with these layers; `child` with one
-/// more; `base` with the lowest only.
+/// Returns a home with `one` of base, middle and top; `twin`, another image with these layers;
+/// `child` with one more; `base` with the lowest layer only.
 fn home() -> Needed<Home> {
     can_mount()?;
     let home = Home::new();
@@ -42,10 +42,10 @@ fn read(home: &Home, name: &str) -> String {
 fn a_mounted_chain_keeps_every_image_that_is_it_and_no_other() {
     let home = need!(home());
     home.run(["mount", "one:1", "mnt"]).ok();
-    // The others only share layers with it.
+    // The other images only share layers with it.
     home.run(["rmi", "child:1"]).ok();
     home.run(["rmi", "base:1"]).ok();
-    // A name of several is not an image.
+    // Removing one of several names does not remove the image.
     assert_eq!(home.run(["rmi", "one:2"]).ok(), "Untagged: one:2\n");
     home.run(["rmi", "one:1"])
         .failed(1, &["in use", "is mounted on", "/mnt", "unionfs umount"]);
@@ -56,7 +56,7 @@ fn a_mounted_chain_keeps_every_image_that_is_it_and_no_other() {
         ("base".into(), "top".into())
     );
     home.run(["umount", "mnt"]).ok();
-    // The twin has the same layers, and is another image.
+    // The twin has the same layers and is another image.
     home.run(["mount", "-r", "twin:1", "mnt"]).ok();
     let mounted = home.json(["ps", "--json"]);
     let twin = home.json(["inspect", "--json", "twin:1"]);
@@ -65,7 +65,7 @@ fn a_mounted_chain_keeps_every_image_that_is_it_and_no_other() {
     home.run(["rmi", "one:1"]).ok();
     assert_eq!(read(&home, "middle"), "middle");
     home.run(["umount", "mnt"]).ok();
-    // Mounted by its directories it may be either: what is there of them stays.
+    // A mount by directories may be of either image: the layers in use stay.
     let layers = twin["layers"].as_array().unwrap().iter();
     let layers: Vec<&str> = layers.filter_map(|layer| layer["path"].as_str()).collect();
     home.run(["-o", &format!("lowerdir={}", layers.join(":")), "mnt"])
@@ -102,7 +102,7 @@ fn a_named_layer_keeps_its_image_mounted_or_not() {
     home.run(["rmi", "one:2"]).ok();
     home.run(["rmi", "one:1"])
         .failed(1, &["in use", "\"work\"", "unionfs rm work"]);
-    // Not what has the same layers: those stay.
+    // Images with the same layers are removed, but the layers stay.
     home.run(["rmi", "twin:1", "child:1", "base:1"]).ok();
     home.run(["mount", "--name", "work", "mnt"]).ok();
     assert_eq!(read(&home, "top"), "top");

@@ -1,5 +1,6 @@
-//! What takes images in, killed or failed at each of its system calls: `load`, `import`,
-//! `commit`. All that was to come is there with its names, or nothing has a name.
+//! Commands that take images in (`load`, `import`, `commit`), killed or failed at each of their
+//! system calls. Afterwards either all images are there with their names, or none of them has a
+//! name.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,9 +12,9 @@ use testkit::need::{Needed, can_mount, has_tools};
 use crate::killed_store::{View, fail_everywhere, home, kill_everywhere};
 use crate::own_store;
 
-/// The home of the other tests, with the images to be loaded: an archive of `two:1`, which
-/// is there, and of `three:1` and `three:2`, which share a layer and have one of
-/// everything that a tar may hold.
+/// Returns the home of the other tests, with an archive of the images to be loaded: `two:1`, which
+/// the store has, and `three:1` and `three:2`, which share a layer and have one of each kind of
+/// entry that a tar can hold.
 fn with_archive() -> Needed<Home> {
     let home = home()?;
     own_store::fill(&home.path("own"));
@@ -31,7 +32,7 @@ fn with_archive() -> Needed<Home> {
     Ok(home)
 }
 
-/// A small root file system with one of everything.
+/// Returns a small root file system with one of each kind of entry.
 fn rootfs() -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut add = |name: &str, kind: tar::EntryType, link: &str, data: &str| {
@@ -58,7 +59,7 @@ fn rootfs() -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// The names, without the images that have them.
+/// Returns the names, without the images that have them.
 fn names(view: &View) -> Vec<&str> {
     let named = view.iter().filter_map(|entry| entry.split_once(' '));
     named
@@ -73,7 +74,7 @@ const BEFORE: [&str; 3] = ["one:1", "one:latest", "two:1"];
 fn load() {
     let home = need!(with_archive());
     let args = ["load", "-q", "-i", "images.tar"];
-    // Images come before their names, and all names at once.
+    // Images are stored before their names, and all names at once.
     kill_everywhere(&home, &args, |seen| names(seen) == BEFORE);
 }
 
@@ -83,7 +84,7 @@ fn a_load_that_fails_leaves_nothing() {
     fail_everywhere(&home, &["load", "-q", "-i", "images.tar"]);
 }
 
-/// Each run gives another ID: the time is in it.
+/// Each run gives another ID, because the image has the time in it.
 fn one_more(seen: &View, name: &str) -> bool {
     let images = seen.iter().filter(|entry| entry.starts_with("sha256:"));
     let more = [&BEFORE[..], &[name]].concat();
@@ -104,7 +105,7 @@ fn import() {
     fail_everywhere(&home, &args);
 }
 
-/// Where the directory cannot be read to its end, the name stays with the image that had it.
+/// If the directory cannot be read to its end, the name stays with the image that had it.
 #[test]
 fn an_import_that_fails_half_way_takes_no_name() {
     let home = need!(home());
@@ -137,7 +138,7 @@ fn an_import_that_fails_half_way_takes_no_name() {
     home.run(["import", "-q", "rootfs", "one:1"]).ok();
 }
 
-/// With a named layer that has a change of every kind.
+/// Returns a home with a named layer that has a change of every kind.
 fn with_changes() -> Needed<Home> {
     let home = home()?;
     std::fs::rename(home.path("template"), home.path("own")).unwrap();
@@ -168,7 +169,7 @@ fn a_commit_that_fails_leaves_nothing() {
     fail_everywhere(&home, &["commit", "-q", "work", "made:1"]);
 }
 
-/// A file system too small for the layers: a real full disk, in the middle of a layer.
+/// A file system that is too small for the layers: a real full disk, in the middle of a layer.
 #[test]
 fn a_really_full_disk_is_one_error_and_no_residue() {
     need!(can_mount());
@@ -192,14 +193,14 @@ fn a_really_full_disk_is_one_error_and_no_residue() {
     let used = free(&home.path("small"));
     fill(20);
     run(&["import", "-q", "rootfs", "fits:1"]).failed(1, &["free some space"]);
-    // The archive of a store with room, of an image with a layer that fits and one that
-    // does not.
+    // The archive comes from a store with enough room. The image has one layer that fits and one
+    // that does not.
     let other = home.text("other");
     let elsewhere = |args: &[&str]| home.run([&["--root", &other], args].concat());
     elsewhere(&["import", "-q", "rootfs", "big:1"]).ok();
     elsewhere(&["save", "-q", "-o", "big.tar", "big:1"]).ok();
     run(&["load", "-q", "-i", "big.tar"]).failed(1, &["free some space"]);
-    // From a pipe, where the archive itself has no room.
+    // From a pipe, if the archive itself does not fit.
     let piped = home
         .command("sh")
         .args(["-c", "cat big.tar | exec \"$0\" --root \"$1\" load -q"])

@@ -1,6 +1,6 @@
-//! Commands that change our own store, killed before each of their system calls in turn
-//! (strace's fault injection): whatever is left is a store in which every image and named
-//! layer is whole, and of whose rest prune leaves nothing.
+//! Commands that change our own store, killed before each of their system calls in turn (strace's
+//! fault injection). In the store that is left, every image and named layer is whole, and `prune`
+//! removes all the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt as _;
@@ -15,9 +15,9 @@ use unionfs::store::{Stores, Writable};
 
 use crate::own_store;
 
-/// The system calls that change files or sync them. Killing before each of them leaves
-/// every state that there is; those that open a file are added where they make it. Not every
-/// machine has all (`?`).
+/// The system calls that change files or sync them. Killing before each of them leaves every
+/// possible state. Calls that open a file are added if they create it. Not every machine has all
+/// calls (`?`).
 const CALLS: [&str; 25] = [
     "?rename",
     "?renameat",
@@ -46,7 +46,8 @@ const CALLS: [&str; 25] = [
     "fsetxattr",
 ];
 
-/// Of these every one is failed; of the others, when a run has many, some.
+/// Every use of these calls is failed. Of the other calls only some uses are failed if a run has
+/// many.
 const ALL_OF: [&str; 15] = [
     "rename",
     "renameat",
@@ -65,17 +66,17 @@ const ALL_OF: [&str; 15] = [
     "syncfs",
 ];
 
-/// How many of the others.
+/// How many uses of the other calls are failed.
 const SOME: usize = 6;
 
-/// Calls that take something away: what cannot be removed is left to prune, so that no
-/// failing of these is tried.
+/// Calls that remove something. What cannot be removed is left to `prune`, so these calls are not
+/// failed.
 const REMOVING: [&str; 3] = ["unlink", "unlinkat", "rmdir"];
 
-/// What one sees of a store: names with IDs, and named layers.
+/// The visible content of a store: names with IDs, and named layers.
 pub(crate) type View = BTreeSet<String>;
 
-/// The view, after checking that everything seen is whole, and all layers with it.
+/// Returns the view, after checking that everything in it and all its layers are whole.
 pub(crate) fn view(root: &Path, when: &str) -> View {
     let stores = Stores::discover(Some(root), &Environment::default()).unwrap();
     let listing = stores.images();
@@ -105,7 +106,7 @@ pub(crate) fn view(root: &Path, when: &str) -> View {
     view
 }
 
-/// Prunes; then there is nothing but what is seen.
+/// Prunes, and checks that nothing but the view is left.
 fn prune(root: &Path, when: &str) {
     let store = Writable::open(root).unwrap();
     let store = store.lock().unwrap();
@@ -135,8 +136,8 @@ fn prune(root: &Path, when: &str) {
     assert_eq!(links.count(), dirs.len(), "{when}");
 }
 
-/// The calls that `args` makes on a fresh copy of the store: by name, which of them change
-/// something, from 1.
+/// Returns the calls that `args` makes on a fresh copy of the store: by name, the numbers (from 1)
+/// of those that change something.
 fn calls(home: &Home, args: &[&str]) -> BTreeMap<String, Vec<usize>> {
     copy(home);
     let mut command = home.command("strace");
@@ -153,7 +154,7 @@ fn calls(home: &Home, args: &[&str]) -> BTreeMap<String, Vec<usize>> {
     let log = String::from_utf8_lossy(&log);
     for (call, arguments) in log.lines().filter_map(|line| line.split_once('(')) {
         if call.starts_with("syscall_0x") {
-            // Newer than strace (fchmodat2): it cannot make it fail.
+            // The call is newer than strace (fchmodat2), which cannot make it fail.
             continue;
         }
         let count = counts.entry(call).or_default();
@@ -165,7 +166,7 @@ fn calls(home: &Home, args: &[&str]) -> BTreeMap<String, Vec<usize>> {
     changing
 }
 
-/// Which of these calls are failed: all, or every so manyth from a random one on.
+/// Returns which of these calls are failed: all, or every n-th from a random one on.
 fn chosen(call: &str, mut numbers: Vec<usize>) -> Vec<usize> {
     if numbers.len() <= SOME || ALL_OF.contains(&call) {
         return numbers;
@@ -179,8 +180,8 @@ fn chosen(call: &str, mut numbers: Vec<usize>) -> Vec<usize> {
     numbers
 }
 
-/// Runs `args` again and again on a fresh copy of the store, with `fault` injected into each
-/// of its calls in turn.
+/// Runs `args` repeatedly on a fresh copy of the store, with `fault` injected into each of its
+/// calls in turn.
 fn inject_everywhere(
     home: &Home,
     args: &[&str],
@@ -194,14 +195,14 @@ fn inject_everywhere(
         }
         for number in chosen(&call, numbers) {
             copy(home);
-            // strace counts each call for itself.
+            // strace counts each call separately.
             let inject = format!("inject={call}:{fault}:when={number}");
             let mut command = home.command("strace");
             command.args(["-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
             command.args(["-e", &inject, program()]).args(args);
             let output = command.output().unwrap();
             if output.status.success() {
-                // It made fewer calls this time, or did without this one.
+                // The command made fewer calls this time, or succeeded without this one.
                 let _ = home.run(["umount", "mnt"]);
                 continue;
             }
@@ -213,7 +214,7 @@ fn inject_everywhere(
     eprintln!("{args:?}: {fault}: {faults} places");
 }
 
-/// A fresh copy of the store.
+/// Makes a fresh copy of the store.
 fn copy(home: &Home) {
     let own = home.path("own");
     let _ = std::fs::remove_dir_all(&own);
@@ -222,8 +223,8 @@ fn copy(home: &Home) {
     assert!(command.status().unwrap().success());
 }
 
-/// Kills `args` at each of its calls. What is seen afterwards must be what is seen before
-/// or after the whole command, or `between`.
+/// Kills `args` at each of its calls. The view afterwards must be the one before or after the whole
+/// command, or `between`.
 pub(crate) fn kill_everywhere(home: &Home, args: &[&str], between: impl Fn(&View) -> bool) {
     let own = home.path("own");
     copy(home);
@@ -245,14 +246,14 @@ pub(crate) fn kill_everywhere(home: &Home, args: &[&str], between: impl Fn(&View
         );
         prune(&own, when);
         assert_eq!(view(&own, when), seen, "prune takes nothing that is seen");
-        // Once more, now to the end, or it was done.
+        // The command runs once more and now ends, or it was complete already.
         let again = home.run(args);
         let done = again.code == Some(0) || again.stderr.contains("no ");
         assert!(done, "{when}: {again:?}");
         let _ = home.run(["umount", "mnt"]);
         prune(&own, when);
     });
-    // Killed early and late.
+    // The command was killed early and late.
     assert!(kinds.len() > 1 || before == after, "{args:?}: {kinds:?}");
 }
 
@@ -275,7 +276,7 @@ fn tag() {
 #[test]
 fn rmi() {
     let home = need!(home());
-    // The name goes first; then the image may still be there.
+    // The name is removed first; then the image may still be there.
     let nameless = |seen: &View| {
         let images = seen.iter().filter(|entry| entry.starts_with("sha256:"));
         images.count() == 2 && !seen.iter().any(|entry| entry.starts_with("two"))
@@ -286,7 +287,7 @@ fn rmi() {
 #[test]
 fn mount_name() {
     let home = need!(home());
-    // With a sandbox a copy of the process makes the layer, and strace kills this one only.
+    // With a sandbox a copy of the process makes the layer, and strace kills this process only.
     let args = [
         "mount",
         "-o",
@@ -311,8 +312,8 @@ fn rm() {
     kill_everywhere(&home, &["rm", "old"], |_| false);
 }
 
-/// Fails `args` at each of its writing calls, as a full disk and a broken one do: one error,
-/// and nothing is left, nor is anything there that was not before.
+/// Fails `args` at each of its writing calls, as a full disk and a broken one do: the command
+/// prints one error, leaves nothing, and adds nothing to the view.
 pub(crate) fn fail_everywhere(home: &Home, args: &[&str]) {
     let own = home.path("own");
     copy(home);
@@ -323,8 +324,8 @@ pub(crate) fn fail_everywhere(home: &Home, args: &[&str]) {
             let _ = home.run(["umount", "mnt"]);
             let stderr = String::from_utf8_lossy(&output.stderr);
             assert_eq!(stderr.lines().count(), 1, "{when}: {output:?}");
-            // A directory that cannot be synced has the new name already; what is printed
-            // last is printed of what is done.
+            // A directory that cannot be synced has the new name already. The last output is
+            // printed after the work is done.
             let printing = stderr.contains("standard output");
             let published = printing || stderr.contains("cannot sync");
             assert!(printing || stderr.contains(remedy), "{when}: {output:?}");
@@ -356,7 +357,7 @@ fn prune_itself() {
     std::fs::create_dir(images.join("layerdb/tmp/write-set-1")).unwrap();
     let content = images.join("imagedb/content/sha256");
     let names = std::fs::read_to_string(images.join("repositories.json")).unwrap();
-    // An image lost, as `rmi` leaves it when killed.
+    // An image without its names, as `rmi` leaves it when killed.
     let lost = names.split("two:1\":\"sha256:").nth(1).unwrap()[..64].to_owned();
     let kept = names.replace(&format!("\"two\":{{\"two:1\":\"sha256:{lost}\"}}"), "");
     std::fs::write(images.join("repositories.json"), kept.replace(",}", "}")).unwrap();

@@ -1,5 +1,6 @@
-//! OCI layouts and `dir:` directories as skopeo, umoci and podman write them: images keep the tags by
-//! which these call them, and what lies beside images (signatures, SBOMs, charts) keeps none of them out.
+//! OCI layouts and `dir:` directories as skopeo, umoci and podman write them. Images keep the tags
+//! of these tools, and objects beside images (signatures, SBOMs, charts) do not stop an image from
+//! being loaded.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +13,8 @@ use unionfs::oci::Digest;
 
 use super::engines::shell;
 
-/// A home with the images `app:1` and `app:2` in `app1.tar` and `app2.tar`, and nothing in its store.
+/// Returns a home with the images `app:1` and `app:2` in `app1.tar` and `app2.tar`, and an empty
+/// store.
 fn home(tools: &[&str]) -> Needed<Home> {
     can_mount()?;
     has_tools(tools)?;
@@ -52,7 +54,7 @@ fn tags_of_a_layout_become_names() {
         "team/app:v2",
     ];
     assert_eq!(home.names(), all);
-    // As umoci and skopeo call it.
+    // By the names that umoci and skopeo use.
     home.run(["mount", "layout:first", "mnt"]).ok();
     assert_eq!(fs::read_to_string(home.path("mnt/file")).unwrap(), "1");
     home.run(["umount", "mnt"]).ok();
@@ -61,7 +63,7 @@ fn tags_of_a_layout_become_names() {
     home.run(["load", "-q", "-i", "Layout.oci.tar.gz"]).ok();
     assert_eq!(home.names(), all);
     forget(&home);
-    // One of them, also under another name.
+    // One of the images, also under another name.
     home.run(["load", "-q", "-i", "layout", "--ref", "second"])
         .ok();
     assert_eq!(home.names(), ["layout:second"]);
@@ -89,7 +91,7 @@ fn tags_of_a_layout_become_names() {
     refused.failed(1, &["3 images", "--ref"]);
 }
 
-/// A pipe has no file name to make names of: said so.
+/// A pipe has no file name to derive names from; the output says so.
 #[test]
 fn a_tag_without_a_repository_is_told() {
     let home = need!(home(&["skopeo"]));
@@ -129,7 +131,7 @@ fn the_library_finds_an_image_by_its_reference() {
     assert_eq!(find("app1.tar", Some(whole)).unwrap(), ["app:1"]);
 }
 
-/// Writes a blob of a layout; its descriptor.
+/// Writes a blob of a layout and returns its descriptor.
 fn blob(layout: &Path, media: &str, content: &[u8]) -> Value {
     let digest = Digest::of(content);
     fs::write(layout.join("blobs/sha256").join(digest.hex()), content).unwrap();
@@ -146,7 +148,7 @@ fn tagged(mut descriptor: Value, tag: &str) -> Value {
     descriptor
 }
 
-/// What cosign, ORAS and Helm put beside an image.
+/// Makes the objects that cosign, ORAS and Helm put beside an image.
 fn artifacts(layout: &Path) -> Vec<Value> {
     let manifest = |value: Value| blob(layout, MANIFEST, value.to_string().as_bytes());
     let payload = br#"{"critical":{}}"#;
@@ -203,7 +205,7 @@ fn what_lies_beside_images_is_named_and_left_out() {
     let layout = home.path("layout");
     let beside = artifacts(&layout);
     edit_index(&layout, |list| {
-        // Before and behind the image.
+        // Before and after the image in the list.
         list.splice(0..0, beside[..2].to_vec());
         list.extend(beside[2..].to_vec());
     });
@@ -226,7 +228,7 @@ fn what_lies_beside_images_is_named_and_left_out() {
     }
     home.run(["load", "-q", "-i", "layout", "--ref", "first"])
         .ok();
-    // Alone they are called what they are.
+    // An artifact alone is refused with the name of its kind.
     for (artifact, kind) in beside.iter().zip(["signature", "SBOM", "index", "Helm"]) {
         edit_index(&layout, |list| *list = vec![artifact.clone()]);
         let refused = home.run(["load", "-q", "-i", "layout"]);
@@ -261,7 +263,7 @@ fn directories_of_skopeo_and_podman_are_loaded() {
         home.run(["verify", "--all"]).ok();
         forget(&home);
     }
-    // Each blob is compared with what the manifest says.
+    // Each blob is compared with the digest in the manifest.
     let layer = fs::read_dir(home.path("from-skopeo")).unwrap();
     let layer = layer.map(|entry| entry.unwrap().path());
     let largest = layer

@@ -1,5 +1,5 @@
-//! The life of a mount: live when the command returns, nothing held of the caller's, gone
-//! without a trace after every kind of end, and a dead one replaced.
+//! The life of a mount: it is live when the command returns, holds no descriptor of the caller,
+//! leaves nothing after every kind of end, and replaces a dead mount.
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -49,7 +49,7 @@ fn the_daemon_holds_nothing_of_the_caller() {
     let mut child = command.spawn().unwrap();
     drop(command);
     let mut text = String::new();
-    // Ends only when nobody holds the other end any more.
+    // The read ends only when no process holds the other end any more.
     reader.read_to_string(&mut text).unwrap();
     assert_eq!((child.wait().unwrap().code(), text.as_str()), (Some(0), ""));
     let daemon = home.daemon();
@@ -108,7 +108,7 @@ fn a_dead_mount_is_shown_and_replaced() {
     home.mount();
     let daemon = home.daemon();
     kill(daemon, Signal::KILL);
-    // Its threads end one by one, and the connection with the last.
+    // Its threads end one by one, and the connection ends with the last.
     wait_until("the mount is dead", || {
         let dead = std::fs::metadata(home.path("mnt"));
         dead.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
@@ -130,7 +130,8 @@ fn a_dead_mount_is_shown_and_replaced() {
     assert_eq!(home.mounts(), Vec::<String>::new());
 }
 
-/// Processes of the mount's program other than `daemon`: the keeper, which shares the daemon's environment.
+/// Returns the processes of the mount's program other than `daemon`: the keeper, which shares the
+/// daemon's environment.
 fn keepers(home: &Home, daemon: i32) -> Vec<i32> {
     let own = format!("UNIONFS_RUNTIME_DIR={}", home.text("run"));
     let environ = |pid: i32| std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
@@ -285,7 +286,7 @@ fn a_failed_mount_is_quick_and_leaves_nothing() {
     assert!(start.elapsed() < Duration::from_secs(5));
 }
 
-/// In a mount namespace where everybody may open /dev/fuse, as is usual.
+/// A script for a mount namespace where all users may open /dev/fuse, as is usual.
 const PLAIN_USER: &str = r#"
     mount -t tmpfs none dev && mknod dev/fuse c 10 229 && chmod 666 dev/fuse
     mount --bind dev/fuse /dev/fuse
@@ -307,7 +308,7 @@ fn a_plain_user_mounts_directories() {
     need!(has_tools(&tools));
     let home = Home::with_layers();
     home.dirs(&["dev"]);
-    // The program must be within the user's reach, wherever it was built.
+    // The user must be able to reach the program, wherever it was built.
     std::fs::copy(program(), home.path("unionfs")).unwrap();
     for name in ["run", "lower", "lower/file", "upper", "work", "mnt"] {
         std::os::unix::fs::chown(home.path(name), USER, USER).unwrap();

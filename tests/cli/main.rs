@@ -1,6 +1,6 @@
-//! The command line from outside: the built program, its output, exit codes, and what it
-//! leaves behind. Mounting tests need root and /dev/fuse; without, they print a skip
-//! (with UNIONFS_REQUIRE_ALL=1 they fail).
+//! Tests of the command line from outside: the built program, its output, exit codes, and
+//! leftovers. Mounting tests need root and /dev/fuse; without them they print a skip (with
+//! UNIONFS_REQUIRE_ALL=1 they fail).
 
 // Tests may fail by panicking, also in their helpers.
 #![allow(clippy::unwrap_used, clippy::panic)]

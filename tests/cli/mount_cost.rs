@@ -1,5 +1,5 @@
-//! The budget of `unionfs mount`: how many system calls each further layer costs, counted with
-//! strace. docs/BUDGETS.md says what for.
+//! The budget of `unionfs mount`: the number of system calls that each further layer costs, counted
+//! with strace. docs/BUDGETS.md explains them.
 
 use std::path::Path;
 
@@ -9,13 +9,14 @@ use testkit::need;
 use testkit::need::{can_mount, has_tools};
 use unionfs::oci::Digest;
 
-/// Layers of the two images that are compared.
+/// The numbers of layers of the two images that are compared.
 const FEW: usize = 4;
 const MANY: usize = 36;
-/// What a layer may cost: docs/BUDGETS.md.
+/// The limit for one layer, see docs/BUDGETS.md.
 const BUDGET: usize = 18;
 
-/// An archive as `docker save` writes it, with one image of so many layers for each name.
+/// Writes an archive in the format of `docker save`, with one image of that many layers for each
+/// name.
 fn archive(file: &Path, images: &[(&str, usize)]) {
     let mut out = tar::Builder::new(std::fs::File::create(file).unwrap());
     let mut add = |name: &str, bytes: &[u8]| append(&mut out, name, bytes);
@@ -51,7 +52,7 @@ fn append<W: std::io::Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u8]
     tar.append_data(&mut header, name, bytes).unwrap();
 }
 
-/// The calls of a mount and its unmount: of the command and of the server.
+/// Returns the calls of a mount and its unmount, by the command and by the server.
 fn calls(home: &Home, image: &str) -> usize {
     let lines = traced_mount(home, &[], &["--read-only", image]);
     // A debug build checks each descriptor before it closes it.

@@ -1,7 +1,7 @@
-//! Layers that real images have and no careful program writes: entries of `./` with other modes and
-//! owners, xattrs without a value, notes of AUFS, markers of overlayfs, entries without a name,
-//! whiteouts below whiteouts. Docker and containerd unpack them first; what they leave is no damage,
-//! and ours is the same where their users can see it.
+//! Layers that real images have although no careful program writes them: entries of `./` with other
+//! modes and owners, xattrs without a value, files of AUFS, markers of overlayfs, entries without a
+//! name, whiteouts below whiteouts. Docker and containerd unpack them first. The result is not
+//! reported as damage, and our result is the same where users can see it.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -16,7 +16,7 @@ use unionfs::oci::Digest;
 use super::containerd::Containerd;
 use super::engines::with_dockerd;
 
-/// An entry of a layer: its name as it stands in the header.
+/// An entry of a layer, with the name as it is in the header.
 struct Entry {
     name: &'static str,
     kind: u8,
@@ -76,7 +76,7 @@ fn layer(entries: &[Entry]) -> Vec<u8> {
         header.set_gid(entry.owner);
         header.set_mtime(1_500_000_000);
         header.set_size(entry.data.len() as u64);
-        // Not by the crate's own calls, which refuse a name like these.
+        // The calls of the crate refuse names like these.
         let old = header.as_old_mut();
         old.name[..entry.name.len()].copy_from_slice(entry.name.as_bytes());
         old.linkname[..entry.link.len()].copy_from_slice(entry.link.as_bytes());
@@ -122,7 +122,7 @@ fn base() -> Vec<u8> {
     ])
 }
 
-/// The images, by the names after `odd:`.
+/// Returns the images, by the names after `odd:`.
 fn images() -> Vec<(&'static str, Vec<u8>)> {
     let root = Entry {
         mode: 0o700,
@@ -177,7 +177,7 @@ fn home() -> Home {
     home
 }
 
-/// The directory of an image's topmost layer.
+/// Returns the directory of an image's topmost layer.
 fn top(home: &Home, root: &str, name: &str) -> PathBuf {
     let args = ["--root", root, "inspect", "--json", name];
     let image = home.json(args);
@@ -185,7 +185,7 @@ fn top(home: &Home, root: &str, name: &str) -> PathBuf {
     PathBuf::from(layers.last().unwrap()["path"].as_str().unwrap())
 }
 
-/// `verify` has found damage, and says these words.
+/// Asserts that `verify` has found damage and prints these words.
 #[track_caller]
 fn damage(verified: &Outcome, words: &[&str]) {
     assert_eq!(verified.code, Some(1), "{verified:?}");
@@ -208,7 +208,7 @@ fn what_docker_leaves_of_odd_layers_is_no_damage() {
         "for archive in ../*.tar; do docker load -i $archive; done",
     );
     home.run(["--root", "docker", "verify", "--all"]).ok();
-    // The very files: what is wrong with one of them is found.
+    // The files themselves are checked: damage of one of them is found.
     let plnk = top(&home, "docker", "odd:plnk");
     fs::write(plnk.join("dir/h"), "LINKED").unwrap();
     let verified = home.run(["--root", "docker", "verify", "--all"]);
@@ -241,7 +241,7 @@ fn odd_layers_are_taken_in() {
     }
     home.run(["verify", "--all"]).ok();
     for (name, _) in images() {
-        // The same layers come out.
+        // Saving gives the same layers.
         let out = format!("{name}.out");
         home.run(["save", "-q", "-o", &out, &format!("odd:{name}")])
             .ok();
@@ -257,14 +257,14 @@ fn odd_layers_are_taken_in() {
     assert_eq!(fs::read_to_string(&h).unwrap(), "linked");
     assert_eq!(h.metadata().unwrap().ino(), i.metadata().unwrap().ino());
     home.run(["umount", "mnt"]).ok();
-    // The topmost layer decides of what mode and whose `/` is.
+    // The topmost layer determines mode and owner of `/`.
     home.run(["mount", "odd:root", "mnt"]).ok();
     let root = home.path("mnt").metadata().unwrap();
     assert_eq!((root.mode() & 0o7777, root.uid()), (0o700, 5));
     home.run(["umount", "mnt"]).ok();
 }
 
-/// In a store of ours the layer's own directory has what the tar says.
+/// In our own store the layer's own directory has the attributes that the tar states.
 #[test]
 fn a_changed_root_directory_of_ours_is_damage() {
     need!(can_mount());
@@ -276,7 +276,7 @@ fn a_changed_root_directory_of_ours_is_damage() {
     damage(&verified, &["has mode 0755, not 0700"]);
 }
 
-/// Old umoci writes a whiteout of a directory and of what was in it. podman passes over the second.
+/// Old umoci writes a whiteout of a directory and of its content. podman ignores the second one.
 #[test]
 fn a_whiteout_below_a_whiteout_is_passed_over() {
     need!(can_mount());
@@ -304,14 +304,14 @@ fn a_whiteout_below_a_whiteout_is_passed_over() {
     names.sort();
     assert_eq!(names, ["after", "dir"]);
     home.run(["umount", "mnt"]).ok();
-    // The first whiteout gone, the second one counts.
+    // If the first whiteout is gone, the second one has an effect.
     let dir = top(&home, &home.text("own"), "odd:below");
     fs::remove_file(dir.join("gone")).unwrap();
     let verified = home.run(["verify", "--all"]);
     damage(&verified, &["was a whiteout, which is missing"]);
 }
 
-/// A directory that only its own mark makes, and a whiteout of it after that.
+/// A directory that is created only by its own marker, and a whiteout of it after that.
 #[test]
 fn an_opaque_directory_that_is_whited_out_is_no_damage() {
     need!(can_mount());
@@ -322,7 +322,7 @@ fn an_opaque_directory_that_is_whited_out_is_no_damage() {
     home.run(["verify", "--all"]).ok();
 }
 
-/// `commit` writes the `/` of the read-write layer, which begins as the image's.
+/// `commit` writes the `/` of the read-write layer, which starts as a copy of the image's.
 #[test]
 fn commit_keeps_the_root_directory_as_it_was_seen() {
     need!(can_mount());

@@ -1,5 +1,5 @@
-//! Root mounts what another user may change: a name that this user exchanges for a symlink leads
-//! root to nothing else, neither before the command looks nor between two looks.
+//! Root mounts directories that another user may change. A name that this user exchanges for a
+//! symlink leads root nowhere else, neither before the command resolves it nor between two lookups.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
@@ -17,7 +17,7 @@ const USER: Option<u32> = Some(65534);
 /// Rounds of each race.
 const ROUNDS: usize = 150;
 
-/// A directory of the user's, and beside it one that only root may look into.
+/// Returns a home with a directory of the user, and beside it one that only root may read.
 fn with_secret() -> Home {
     let home = Home::new();
     home.dirs(&["theirs", "theirs/layer", "secret", "mnt", "u", "w"]);
@@ -81,7 +81,7 @@ fn while_exchanged(home: &Home, name: &Path, mut job: impl FnMut()) {
             }
             flips
         });
-        // Also when the job fails: the scope waits for the thread.
+        // Also if the job fails: the scope waits for the thread.
         struct Over<'a>(&'a AtomicBool);
         impl Drop for Over<'_> {
             fn drop(&mut self) {
@@ -95,12 +95,12 @@ fn while_exchanged(home: &Home, name: &Path, mut job: impl FnMut()) {
     });
 }
 
-/// Mounts `ROUNDS` times; a mount shows the user's layer, or is refused.
+/// Mounts `ROUNDS` times; each mount shows the user's layer or is refused.
 fn race(home: &Home, args: &[&str]) {
     race_for(home, args, "fine");
 }
 
-/// As [`race`], with the name that the layer shows.
+/// Like [`race`], with the name that the layer shows.
 fn race_for(home: &Home, args: &[&str], fine: &str) {
     let (mut shown, mut refused) = (0, 0);
     for _ in 0..ROUNDS {
@@ -113,7 +113,7 @@ fn race_for(home: &Home, args: &[&str], fine: &str) {
             _ => refused += 1,
         }
     }
-    // How many are refused depends on the moments at which names are exchanged.
+    // The number of refused mounts depends on the moments at which names are exchanged.
     assert!(shown > 0, "shown {shown}, refused {refused}");
 }
 
@@ -149,13 +149,13 @@ fn a_layer_of_a_store_that_is_exchanged_shows_nothing_else() {
     });
 }
 
-/// A store of the user's with an image of three layers, `one:1`. What takes the place of a directory of
-/// it leads to directories of root's with the same names.
+/// Runs the race on a store of the user with an image of three layers, `one:1`. The object that
+/// replaces a directory of the store leads to directories of root with the same names.
 fn race_of_stores(exchanged: impl Fn(&Path) -> PathBuf) {
     let home = with_secret();
     fill(&home.path("theirs/store"));
     let layers = home.path("theirs/store/overlay2");
-    // In the secret everything has the names that it has in the store, and shows `root-only`.
+    // In the secret every object has the same name as in the store, and shows `root-only`.
     for entry in fs::read_dir(&layers).unwrap() {
         let entry = entry.unwrap();
         let (name, secret) = (entry.file_name(), home.path("secret"));
@@ -196,7 +196,7 @@ fn race_of_stores(exchanged: impl Fn(&Path) -> PathBuf) {
     });
 }
 
-/// The directory of a layer that has others below it.
+/// Returns the directory of a layer that has others below it.
 fn layer_with_lowers(layers: &Path) -> PathBuf {
     let dirs = fs::read_dir(layers).unwrap();
     let mut dirs = dirs.map(|entry| entry.unwrap().path());
@@ -221,8 +221,8 @@ fn all_layers_of_a_store_that_are_exchanged_show_nothing_else() {
     race_of_stores(Path::to_owned);
 }
 
-/// An upper and a work directory of the user's, one of which is exchanged: nothing is written to
-/// the secret, nor removed there.
+/// Runs the race on an upper and a work directory of the user, one of which is exchanged: nothing
+/// in the secret is written or removed.
 fn race_of_uppers(exchanged: &str) {
     let home = with_secret();
     home.dirs(&["lower", "theirs/work"]);
@@ -267,7 +267,7 @@ fn an_archive_is_not_what_another_user_makes_of_its_name() {
         home.run(["import", name, "x:1"])
             .failed(1, &[name, "another user may change"]);
     }
-    // What is not a symlink is read, and root's own symlinks lead on.
+    // Files that are no symlinks are read, and root's own symlinks are followed.
     home.run(["import", "-q", "theirs/layer", "x:1"]).ok();
     symlink("theirs/layer", home.path("mine")).unwrap();
     home.run(["import", "-q", "mine", "x:2"]).ok();

@@ -1,5 +1,5 @@
-//! What the commands print, on the sample store: tables for people, JSON for programs; and
-//! images mounted by name, with every place changes can go.
+//! The output of the commands on the sample store: tables for people, JSON for programs. Also
+//! images mounted by name, with every place for changes.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ struct Shop {
     sample: Sample,
 }
 
-/// Its layers hold device nodes: only root can make them.
+/// Returns the home. Only root can make the device nodes of its layers.
 fn shop() -> Needed<Shop> {
     can_mount()?;
     let home = Home::new();
@@ -43,7 +43,7 @@ impl Shop {
         self.home.run(["umount", "mnt"]).ok();
     }
 
-    /// What is in our own store's place for changes.
+    /// Returns the read-write layers in our own store.
     fn kept(&self) -> Vec<PathBuf> {
         let rw = std::fs::read_dir(self.home.path("own/rw"))
             .into_iter()
@@ -78,7 +78,7 @@ fn images() {
         let short = &id["sha256:".len()..][..12];
         assert!(table.contains(name) && table.contains(short), "{table}");
     }
-    // Behind the command as well as before it.
+    // The option works after the command as well as before it.
     let behind = shop.home.run(["images", "--root", &shop.root]).ok();
     assert_eq!(behind, table);
 }
@@ -114,7 +114,7 @@ fn layers() {
     let shop = need!(shop());
     let nodes = shop.json(&["layers", "--json"]);
     let nodes = nodes.as_array().unwrap();
-    // Two images of three layers share two.
+    // Two images of three layers each share two.
     assert_eq!(nodes.len(), 4);
     let sharing: Vec<u64> = nodes
         .iter()
@@ -221,7 +221,7 @@ fn a_mounted_image_keeps_changes_and_tells_where() {
     shop.umount();
     let kept = std::fs::read_to_string(PathBuf::from(diff).join("etc/os-release")).unwrap();
     assert_eq!(kept, "changed");
-    // And back again on the same image.
+    // The layer is mounted again on the same image.
     let work = diff.replace("/diff", "/work");
     assert_eq!(
         shop.run(&["mount", "sample:2", "mnt", "--upper", diff, "--work", &work])

@@ -1,5 +1,5 @@
-//! The commands that change our own store: names, images and named read-write layers come
-//! and go, what is in use stays, and what is left behind is pruned.
+//! The commands that change our own store: names, images and named read-write layers are added and
+//! removed, everything in use stays, and leftovers are pruned.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use unionfs::oci::{Digest, Reference};
 use unionfs::store::Writable;
 use unionfs::store::writable::Exclusive;
 
-/// Commits a layer with a file `name` that holds its own name.
+/// Commits a layer with a file `name` whose content is its own name.
 fn layer(store: &Exclusive<'_>, parent: Option<&Digest>, name: &str) -> Digest {
     let mut staged = store.stage_layer(parent).unwrap();
     let unpacked = staged.unpack(&tar_of(name)[..], &Limits::default());
@@ -22,7 +22,7 @@ fn layer(store: &Exclusive<'_>, parent: Option<&Digest>, name: &str) -> Digest {
     staged.commit(unpacked.diff_id, unpacked.size).unwrap()
 }
 
-/// A layer tar with one file.
+/// Returns a layer tar with one file.
 fn tar_of(name: &str) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_ustar();
@@ -50,8 +50,8 @@ pub(crate) fn image(store: &Exclusive<'_>, names: &[&str], layers: &[&str]) {
     }
 }
 
-/// Fills the home's own store: `one:1` and `one:latest` of layers base, middle and top,
-/// `two:1` of base and other.
+/// Fills the home's own store: `one:1` and `one:latest` of layers base, middle and top, `two:1` of
+/// base and other.
 pub(crate) fn fill(root: &Path) {
     let store = Writable::open(root).unwrap();
     let store = store.lock().unwrap();
@@ -66,7 +66,7 @@ pub(crate) fn home() -> Home {
     home
 }
 
-/// How many layer directories and short names there are.
+/// Returns how many layer directories and short names there are.
 pub(crate) fn counts(home: &Home) -> (usize, usize) {
     let count = |dir: &str| std::fs::read_dir(home.path(dir)).unwrap().count();
     (count("own/overlay2") - 1, count("own/overlay2/l"))
@@ -97,7 +97,7 @@ fn an_import_that_others_cannot_enter_is_warned_of() {
 fn names_come_and_go_and_the_last_takes_the_image_along() {
     let home = home();
     assert_eq!(home.run(["tag", "one:1", "example.org/x/one"]).ok(), "");
-    // A name is taken from whoever had it.
+    // The name is taken from the image that had it.
     assert_eq!(home.run(["tag", "two:1", "one:1"]).ok(), "");
     assert_eq!(
         home.names(),
@@ -121,7 +121,7 @@ fn names_come_and_go_and_the_last_takes_the_image_along() {
             &format!("Deleted: {id}")
         ]
     );
-    // base is the other image's too.
+    // The other image has the layer base too.
     assert_eq!((lines.len(), counts(&home)), (4, (2, 2)));
     assert_eq!(home.names(), ["two:1"]);
     let removed = home.json(["rmi", "--json", "two:1"]);
@@ -142,7 +142,7 @@ fn by_id_and_force_an_image_goes_with_all_its_names() {
         .to_owned();
     let text = home.run(["rmi", "-f", &id]).ok();
     assert_eq!(text.lines().count(), 2 + 1 + 2, "{text}");
-    // Each for itself.
+    // Each argument is handled separately.
     let outcome = home.run(["rmi", "none", "two:1"]);
     assert_eq!(outcome.code, Some(1));
     assert!(
@@ -251,7 +251,7 @@ fn a_layer_made_for_a_mount_that_fails_is_gone_again() {
     need!(can_mount());
     let home = home();
     let before = counts(&home);
-    // Inside its own lower, which is found out after the layer was made.
+    // The mountpoint is inside its own lower, which the command detects after the layer was made.
     let layer = home.json(["inspect", "--json", "one"])["layers"][0]["path"]
         .as_str()
         .unwrap()
@@ -284,7 +284,7 @@ fn a_named_layer_on_an_image_of_another_store_is_in_ours() {
     .ok();
     std::fs::write(home.path("mnt/new"), "new").unwrap();
     home.run(["umount", "mnt"]).ok();
-    // Where the image is, is known.
+    // The record of the layer names the image.
     home.run(["mount", "--name", "work", "mnt"]).ok();
     assert_eq!(
         std::fs::read_to_string(home.path("mnt/new")).unwrap(),
@@ -305,7 +305,7 @@ fn layers_of_live_mounts_stay() {
     home.run(["mount", "--ephemeral", "two:1", "mnt"]).ok();
     home.run(["rmi", "two:1"])
         .failed(1, &["is mounted on", "unionfs umount"]);
-    // Its layers also stay when the image has gone in some other way.
+    // Its layers also stay if the image was removed in some other way.
     let images = home.path("own/image/overlay2");
     let id = home.json(["inspect", "--json", "two:1"])["id"]
         .as_str()

@@ -1,5 +1,6 @@
-//! A plain user's own store, below `$XDG_DATA_HOME`: images come in, are mounted, changed,
-//! committed, saved, checked and removed without root; what needs root is refused and told.
+//! A plain user's own store, below `$XDG_DATA_HOME`: images are loaded, mounted, changed,
+//! committed, saved, checked and removed without root. Operations that need root are refused with a
+//! message.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use testkit::{need, program};
 
 pub(super) const USER: u32 = 65534;
 
-/// A root file system of several owners, with modes that its reader could not read.
+/// Returns a root file system of several owners, with modes that the user who reads it cannot read.
 fn rootfs(with_device: bool) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut add = |name: &str, kind: tar::EntryType, mode, data: &str| {
@@ -36,14 +37,14 @@ fn rootfs(with_device: bool) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// In a mount namespace where everybody may open /dev/fuse, as is usual.
+/// A script for a mount namespace where all users may open /dev/fuse, as is usual.
 const SCRIPT: &str = r#"
     mount -t tmpfs none dev && mknod dev/fuse c 10 229 && chmod 666 dev/fuse
     mount --bind dev/fuse /dev/fuse
     exec setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all sh -e -c "$0"
 "#;
 
-/// Runs a script as the user, in a home that is his.
+/// Runs a script as the user, in a home that the user owns.
 pub(super) fn as_user(home: &Home, script: &str) -> Outcome {
     let mut command = home.command("unshare");
     command.args(["-m", "sh", "-e", "-c", SCRIPT, script]);
@@ -61,7 +62,7 @@ pub(super) fn home() -> Needed<Home> {
     let home = Home::new();
     home.dirs(&["dev", "data", "mnt", "out"]);
     std::fs::remove_dir(home.path("own")).unwrap();
-    // The program must be within the user's reach, wherever it was built.
+    // The user must be able to reach the program, wherever it was built.
     std::fs::copy(program(), home.path("unionfs")).unwrap();
     for name in ["run", "data", "mnt", "out"] {
         std::os::unix::fs::chown(home.path(name), Some(USER), Some(USER)).unwrap();
@@ -69,7 +70,7 @@ pub(super) fn home() -> Needed<Home> {
     Ok(home)
 }
 
-/// An archive that root made in a store of its own, of the image `app:1`.
+/// Makes an archive of the image `app:1`, by root in a store of its own.
 fn archive(home: &Home, to: &str, with_device: bool) {
     std::fs::write(home.path("rootfs.tar"), rootfs(with_device)).unwrap();
     let root = home.text("roots");
@@ -79,7 +80,7 @@ fn archive(home: &Home, to: &str, with_device: bool) {
     std::fs::remove_dir_all(home.path("roots")).unwrap();
 }
 
-/// All of the sandbox but what needs mounts.
+/// A plain user gets all parts of the sandbox that need no mounts.
 #[test]
 fn the_daemon_of_a_plain_user_is_caged() {
     let home = need!(home());
@@ -151,13 +152,13 @@ fn an_image_goes_all_the_way_without_root() {
         2 images, 2 layers: no damage\n\
         new\nis in use\nwork\nUntagged: app:1\nUntagged: app:2\n0B reclaimed\n[]\nl\n";
     assert_eq!(text, expected);
-    // Owners and modes came along: they are in tar-split, though not on the disk.
+    // Owners and modes are kept: they are in tar-split, though not on the disk.
     let read = |name: &str| std::fs::read(home.path(name)).unwrap();
     assert!(
         read("app.tar") == read("out/again.tar"),
         "another archive came out"
     );
-    // Root gets them back.
+    // Root gets the owners and modes back.
     home.run(["load", "-q", "-i", "out/two.tar"]).ok();
     home.run(["mount", "-r", "app:2", "mnt"]).ok();
     let owner = |name: &str| {
@@ -170,7 +171,7 @@ fn an_image_goes_all_the_way_without_root() {
     home.run(["umount", "mnt"]).ok();
 }
 
-/// Type and numbers of a device are kept beside an empty file: the same tar comes out.
+/// Type and numbers of a device are kept beside an empty file: the saved tar is the same.
 #[test]
 fn device_nodes_are_kept_beside_a_file() {
     let home = need!(home());
@@ -208,7 +209,7 @@ fn device_nodes_are_kept_beside_a_file() {
         assert_eq!(device.mode(), libc::S_IFCHR | 0o666);
         assert_eq!(device.rdev(), rustix::fs::makedev(1, 3));
         home.run(["umount", "mnt"]).ok();
-        // Another device is damage.
+        // Other device numbers are damage.
         let changed = as_user(
             &home,
             r"
@@ -224,7 +225,8 @@ fn device_nodes_are_kept_beside_a_file() {
     }
 }
 
-/// What is not his, he neither changes nor believes to be changed.
+/// A user does not change files that belong to others, and `verify` does not report them as
+/// changed.
 #[test]
 fn another_users_store_is_not_written_to() {
     let home = need!(home());

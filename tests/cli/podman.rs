@@ -1,5 +1,5 @@
-//! Containers of podman, and images on layers of its additional stores, made by podman itself: mounted,
-//! compared with what podman shows, exported, committed, written in place.
+//! Containers of podman, and images on layers of its additional stores, made by podman itself:
+//! mounted, compared with what podman shows, exported, committed, written in place.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,7 @@ struct Podman {
 }
 
 impl Podman {
-    /// With the image `app:1` of two layers in its store.
+    /// Starts podman with the image `app:1` of two layers in its store.
     fn start(driver: &'static str) -> Needed<Self> {
         can_mount()?;
         has_tools(&["podman", "busybox"])?;
@@ -49,7 +49,7 @@ impl Podman {
         fs::write(self.home.path(file), text).unwrap();
     }
 
-    /// Runs a script, which knows podman with these stores; its output.
+    /// Runs a script in which `podman` uses these stores, and returns its output.
     fn shell(&self, script: &str) -> String {
         self.shell_with("storage.conf", script)
     }
@@ -68,7 +68,7 @@ impl Podman {
         command.args(args).output().unwrap().into()
     }
 
-    /// What a directory has: the names of all files and what is in them.
+    /// Returns the content of a directory: the names and contents of all files.
     fn tree(&self, dir: &str) -> String {
         self.shell(&format!(
             "cd {dir}; find . -printf '%p %y %m %U:%G %s\\n' | sort; find . -type f | sort | xargs sha256sum"
@@ -78,7 +78,8 @@ impl Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
-        // After a failed test; and containers/storage bind-mounts its directories on themselves.
+        // Needed after a failed test. containers/storage also bind-mounts its directories on
+        // themselves.
         for line in self.home.mounts().iter().rev() {
             let _ = rustix::mount::unmount(line.as_str(), UnmountFlags::DETACH);
         }
@@ -136,7 +137,7 @@ fn podmans_containers_are_what_podman_shows() {
                 .failed(1, &["cannot be written in place"]);
             continue;
         }
-        // Podman says of a directory that was made anew that it was deleted.
+        // Podman reports a directory that was made again as deleted.
         let theirs = podman.shell("podman diff web");
         let ours = podman.run(&["diff", "web"]).ok();
         let expected = "C /dir\nA /dir/other\nC /etc\nD /etc/one\nA /new\nD /dir/in\n";
@@ -152,7 +153,7 @@ fn podmans_containers_are_what_podman_shows() {
         home.run(["mount", "-r", "made:1", "mnt"]).ok();
         assert_eq!(podman.tree("mnt"), shown);
         home.run(["umount", "mnt"]).ok();
-        // While podman has it mounted it is not written to.
+        // While podman has the container mounted, unionfs does not write to it.
         podman.shell("podman mount web");
         let in_place = ["mount", "--container", "web", "--in-place", "mnt"];
         podman.run(&in_place).failed(1, &["is running"]);
@@ -166,7 +167,7 @@ fn podmans_containers_are_what_podman_shows() {
             seen.starts_with("ours\n") && !seen.contains("new\n"),
             "{seen}"
         );
-        // What is damaged is named.
+        // The message names the damaged file.
         let records = home.path("store/overlay-containers/containers.json");
         let good = fs::read_to_string(&records).unwrap();
         for (bad, words) in [
@@ -187,8 +188,8 @@ fn podmans_containers_are_what_podman_shows() {
     }
 }
 
-/// A store of images for all, which one's own storage.conf names: its images are found, and images and
-/// containers of one's own lie on its layers.
+/// A shared store of images that the user's storage.conf names: its images are found, and images
+/// and containers of the user lie on its layers.
 #[test]
 fn images_of_additional_stores_and_on_their_layers() {
     for driver in ["overlay", "vfs"] {

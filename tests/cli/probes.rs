@@ -1,5 +1,6 @@
-//! The sandbox of commands: what a parser that is in somebody else's hands could still do. Each probe
-//! is a process of its own, inside of the sandbox or, to show that it would do something, outside.
+//! The sandbox of commands: what a parser that an attacker controls could still do. Each probe is a
+//! process of its own. It runs inside of the sandbox or, to show that it has an effect at all,
+//! outside.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -16,7 +17,7 @@ use testkit::need;
 use testkit::need::{can_mount, has_tools};
 use unionfs::sandbox::{self, command};
 
-/// What a probe is to come to inside of the sandbox.
+/// The expected end of a probe inside of the sandbox.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     Done,
@@ -24,23 +25,23 @@ enum End {
     Killed,
 }
 
-/// Where a probe is.
+/// The sandbox in which a probe runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Inside {
-    /// Of no sandbox.
+    /// No sandbox.
     Nothing,
-    /// Of one that may change a store.
+    /// The sandbox of a command that may change a store.
     Store,
     /// The same, with the network.
     Network,
-    /// Of one that may only read it.
+    /// The sandbox of a command that may only read a store.
     Reading,
-    /// The same, of a process that only looks for something: without a mount namespace.
+    /// The same for a process that only looks something up: without a mount namespace.
     Looking,
 }
 
 impl Inside {
-    /// What comes of a probe there.
+    /// Returns the expected end of a probe in this sandbox.
     fn expected(self, name: &str, in_store: End) -> End {
         let changes = [
             "its work",
@@ -76,7 +77,7 @@ impl Inside {
 
 type Probe = fn(&Path) -> io::Result<()>;
 
-/// By name; what comes of it in a store that may be changed.
+/// The probes by name, and their end in the sandbox of a store that may be changed.
 const PROBES: [(&str, Probe, End); 36] = [
     ("its work", work, End::Done),
     ("threads", threads, End::Done),
@@ -239,7 +240,7 @@ const PROBES: [(&str, Probe, End); 36] = [
 const HOME: &str = "UNIONFS_TEST_PROBE_HOME";
 const PROBE: &str = "UNIONFS_TEST_PROBE";
 const INSIDE: &str = "UNIONFS_TEST_PROBE_INSIDE";
-/// On the line before the outcome.
+/// The line before the outcome.
 const MARK: &str = "outcome of the probe:";
 
 fn home_of_probe() -> PathBuf {
@@ -257,9 +258,9 @@ fn store() -> PathBuf {
 #[allow(unsafe_code)]
 fn call(number: libc::c_long, arguments: [usize; 5]) -> io::Result<()> {
     let [a, b, c, d, e] = arguments;
-    // SAFETY: numbers only, and null for every pointer: nothing is read or written.
+    // SAFETY: the arguments are numbers, and every pointer is null: nothing is read or written.
     match unsafe { libc::syscall(number, a, b, c, d, e) } {
-        // A process that was made goes on here.
+        // A new process continues here.
         0 if number == libc::SYS_clone => std::process::exit(0),
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
@@ -285,7 +286,7 @@ fn write_open(path: &Path) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(path).map(drop)
 }
 
-/// All that unpacking does.
+/// Does all that unpacking does.
 fn work(_: &Path) -> io::Result<()> {
     let dir = store().join("work");
     fs::create_dir(&dir)?;
@@ -328,21 +329,21 @@ fn upwards(_: &Path) -> io::Result<()> {
     Ok(rustix::fs::openat(dir.as_fd(), "../outside/file", flags, mode).map(drop)?)
 }
 
-/// Where a file outside is open, as a caller may have left it.
+/// The descriptor of an open file outside, as a caller may have left it.
 const INHERITED: i32 = 99;
 
 #[allow(unsafe_code)]
 fn inherit() {
-    // Not close-on-exec.
+    // The descriptor is not close-on-exec.
     let file = rustix::fs::open(outside(), OFlags::RDWR, Mode::empty()).unwrap();
-    // SAFETY: nobody else uses the number.
+    // SAFETY: nothing else uses the number.
     let done = unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&file), INHERITED) };
     assert_eq!(done, INHERITED, "{}", io::Error::last_os_error());
 }
 
 #[allow(unsafe_code)]
 fn inherited(_: &Path) -> io::Result<()> {
-    // SAFETY: it is written to only, and the kernel says if it is not open.
+    // SAFETY: the descriptor is only written to, and the kernel reports if it is not open.
     let file = unsafe { std::os::fd::BorrowedFd::borrow_raw(INHERITED) };
     Ok(rustix::io::write(file, b"x").map(drop)?)
 }
@@ -356,7 +357,7 @@ fn link_out(_: &Path) -> io::Result<()> {
     done
 }
 
-/// /dev/zero, as it could be the disk.
+/// Opens /dev/zero, which stands for a disk.
 fn device(_: &Path) -> io::Result<()> {
     let node = store().join("zero");
     let number = rustix::fs::makedev(1, 5);
@@ -371,7 +372,7 @@ fn device(_: &Path) -> io::Result<()> {
 fn code(_: &Path) -> io::Result<()> {
     let protection = libc::PROT_READ | libc::PROT_EXEC;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a new mapping, of which nobody knows.
+    // SAFETY: the mapping is new and nothing else refers to it.
     let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
     if at == libc::MAP_FAILED {
         Err(io::Error::last_os_error())
@@ -380,8 +381,8 @@ fn code(_: &Path) -> io::Result<()> {
     }
 }
 
-/// In a process of its own, which forks to have one thread: the other belongs to the harness, and
-/// holds no lock while it waits for this one.
+/// Runs the probe in a process of its own, which forks to have one thread. The other thread belongs
+/// to the harness and holds no lock while it waits for this one.
 #[allow(unsafe_code)]
 fn be_a_probe(name: &str) {
     // SAFETY: see above.
@@ -404,7 +405,7 @@ fn be_a_probe(name: &str) {
     );
 }
 
-/// Enters the sandbox and does it.
+/// Enters the sandbox and runs the probe.
 fn try_it(name: &str) {
     let (home, inside) = (home_of_probe(), std::env::var(INSIDE).unwrap());
     inherit();
@@ -435,7 +436,7 @@ fn try_it(name: &str) {
     println!("\n{MARK}\n{code}");
 }
 
-/// Runs a probe, by way of other programs if need be.
+/// Runs a probe, through other programs if requested.
 fn ends(home: &Home, through: &[&str], name: &str, inside: Inside, auto: bool) -> End {
     let this = std::env::current_exe().unwrap();
     let test = "probes::nothing_outside_is_reached";
@@ -501,7 +502,7 @@ fn nothing_outside_is_reached() {
         0o644
     );
     assert!(!home.path("made").exists());
-    // Without the sandbox all of them do something.
+    // Without the sandbox all probes have an effect.
     for (name, ..) in PROBES {
         let end = ends(&home, &[], name, Inside::Nothing, false);
         assert!(
@@ -518,7 +519,7 @@ fn nothing_outside_is_reached() {
     }
 }
 
-/// As a plain user Landlock and the filter of system calls hold.
+/// For a plain user, Landlock and the filter of system calls are in effect.
 #[test]
 fn a_plain_user_is_confined_too() {
     need!(can_mount());
@@ -536,7 +537,7 @@ fn a_plain_user_is_confined_too() {
     ];
     for (name, _, expected) in PROBES {
         let expected = match name {
-            // Where it is, but not to be opened.
+            // The probe sees the file but cannot open it.
             "write outside"
             | "write from the store upwards"
             | "make outside"
@@ -546,7 +547,7 @@ fn a_plain_user_is_confined_too() {
             | "memory by way of proc"
             | "the root of the root"
             | "a symlink outwards" => End::Fails(Errno::ACCESS),
-            // Landlock does not know them; and what needs root.
+            // Landlock does not cover these operations; others need root.
             "chmod outside"
             | "chown outside"
             | "xattr outside"

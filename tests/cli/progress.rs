@@ -1,5 +1,5 @@
-//! What is told while layers and trees go in and out: a line each on stderr where that is no
-//! terminal, a bar on one, nothing with `--quiet` and `--json`.
+//! The output while layers and trees are read and written: a line each on stderr if that is no
+//! terminal, a bar on a terminal, nothing with `--quiet` and `--json`.
 
 use testkit::home::{Home, Outcome};
 use testkit::need::{can_mount, has_tools};
@@ -7,7 +7,7 @@ use testkit::{need, program};
 
 use crate::own_store;
 
-/// A home with images, a named layer on `one:1`, a root file system and an archive.
+/// Returns a home with images, a named layer on `one:1`, a root file system and an archive.
 fn home() -> Home {
     let home = Home::new();
     home.dirs(&["mnt", "rootfs"]);
@@ -23,7 +23,7 @@ fn home() -> Home {
     home
 }
 
-/// Each command, and what its lines say.
+/// Each command and the expected text of its lines.
 const COMMANDS: [(&[&str], &str); 6] = [
     (&["commit", "work", "made:1"], ": committed, 20"),
     (&["import", "rootfs", "made:2"], "\"rootfs\": imported, 30"),
@@ -53,7 +53,7 @@ fn each_step_is_a_line() {
         assert!(!outcome.stderr.contains('\r'), "{outcome:?}");
         home.run([args, &["--quiet"]].concat()).ok();
     }
-    // Who reads JSON wants nothing else.
+    // With JSON output there is nothing else.
     for args in [
         &["commit", "work", "made:1", "--json"][..],
         &["import", "rootfs", "made:2", "--json"],
@@ -76,7 +76,7 @@ fn a_terminal_gets_a_bar() {
             .output();
         let outcome = Outcome::from(outcome.unwrap());
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
-        // Redrawn in place.
+        // The bar is redrawn in place.
         let bar = outcome.stdout.contains('\r') && outcome.stdout.contains("B/s");
         assert!(bar, "{args:?}: {outcome:?}");
     }

@@ -1,6 +1,6 @@
-//! Which mount is whose: the kernel gives the device number of a mount that is gone to the next
-//! one, the next may be on the same directory, and directories are moved. An ending daemon takes
-//! away its own mount and no other.
+//! Identity of mounts: the kernel gives the device number of a removed mount to the next one, the
+//! next one may be on the same directory, and directories are moved. A daemon that ends removes its
+//! own mount and no other.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -10,7 +10,7 @@ use testkit::home::{Home, is_running, kill, wait_until};
 use testkit::need;
 use testkit::need::can_mount;
 
-/// A stopped process, which goes on when this is dropped.
+/// A stopped process, which continues when this is dropped.
 struct Stopped(i32);
 
 impl Stopped {
@@ -42,8 +42,8 @@ fn home() -> Home {
     home
 }
 
-/// Mounts, stops the daemon, unmounts and mounts again on the same directory; the stopped daemon
-/// and the device numbers of both mounts.
+/// Mounts, stops the daemon, unmounts and mounts again on the same directory; returns the stopped
+/// daemon and the device numbers of both mounts.
 fn replaced(home: &Home) -> (Stopped, [u64; 2]) {
     home.mount();
     let first = std::fs::metadata(home.path("mnt")).unwrap().dev();
@@ -100,7 +100,7 @@ fn records_belong_to_their_mounts() {
         stats["mount"]["pid"], stopped.0,
         "of the mount that is there"
     );
-    // Waits for the daemon of this mount only.
+    // The command waits for the daemon of this mount only.
     home.run(["umount", "mnt"]).ok();
     assert_eq!(home.mounts(), Vec::<String>::new());
     let old = stopped.0;
@@ -138,7 +138,7 @@ fn what_is_mounted_over_it_stays_and_so_do_its_binds() {
     let none = MountFlags::empty();
     rustix::mount::mount("tmpfs", home.path("mnt"), "tmpfs", none, None).unwrap();
     std::fs::write(home.path("mnt/over"), "").unwrap();
-    // The second signal does not wait for those who use the mount.
+    // After the second signal the daemon does not wait for the users of the mount.
     kill(daemon, Signal::TERM);
     std::thread::sleep(std::time::Duration::from_millis(100));
     if is_running(daemon) {
@@ -150,7 +150,7 @@ fn what_is_mounted_over_it_stays_and_so_do_its_binds() {
     assert!(home.mounts().iter().any(|line| line.contains(&bound)));
     rustix::mount::unmount(home.path("mnt"), UnmountFlags::empty()).unwrap();
     rustix::mount::unmount(home.path("bound"), UnmountFlags::empty()).unwrap();
-    // What is left of it is dead, and goes when somebody mounts there.
+    // The rest of the mount is dead, and is removed by the next mount there.
     home.mount();
     assert_eq!(home.mounts().len(), 1);
     home.run(["umount", "mnt"]).ok();

@@ -1,4 +1,5 @@
-//! Damaged layers of our own store get new files by `load --repair`, and what lies on them goes on.
+//! `load --repair` gives new files to damaged layers of our own store, and everything that lies on
+//! them still works.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,8 +11,8 @@ use testkit::need::{Needed, can_mount};
 
 use super::engines::shell;
 
-/// A home with `app:1`, `app:2` on the same layer, both also in `app.tar`, and the read-write layer
-/// `work` on `app:2`, which has changed a file.
+/// Returns a home with `app:1` and `app:2` on the same layer, both also in `app.tar`, and the
+/// read-write layer `work` on `app:2`, which has changed a file.
 fn home() -> Needed<Home> {
     can_mount()?;
     let home = Home::new();
@@ -39,7 +40,7 @@ fn base(home: &Home) -> PathBuf {
     PathBuf::from(image["layers"][0]["path"].as_str().unwrap())
 }
 
-/// Everything is whole, and shows what it did.
+/// Asserts that everything is whole and shows the same as before.
 fn assert_whole(home: &Home) {
     assert!(home.run(["verify", "--all"]).ok().ends_with("no damage\n"));
     home.run(["mount", "--name", "work", "mnt"]).ok();
@@ -96,7 +97,7 @@ fn a_damaged_layer_gets_new_files() {
         damage();
         let verified = home.run(["verify", "--all"]);
         verified.failed_with_output(&["unionfs load --repair -i ARCHIVE"]);
-        // Layers that are there count, unless they are looked at.
+        // Existing layers are accepted unless `--repair` checks them.
         home.run(["load", "-q", "-i", "app.tar"]).ok();
         assert_eq!(home.run(["verify", "--all"]).code, Some(1), "{what}");
         let text = home.run(["load", "-q", "--repair", "-i", "app.tar"]).ok();
@@ -110,7 +111,7 @@ fn a_damaged_layer_gets_new_files() {
     let text = home.run(["load", "-q", "--repair", "-i", "app.tar"]).ok();
     assert!(!text.contains("Repaired"), "{text}");
     let left = fs::read_dir(home.path("own/overlay2")).unwrap().count();
-    // Two layers, one that is read-write, and the short names.
+    // Two layers, one read-write layer, and the short names.
     assert_eq!(left, 4);
     let pruned = home.run(["prune"]).ok();
     assert_whole(&home);
@@ -131,7 +132,7 @@ fn files_of_a_mounted_layer_stay() {
     assert_whole(&home);
 }
 
-/// Another archive does not have the layer's bytes: nothing changes.
+/// Another archive does not have the bytes of the layer: nothing changes.
 #[test]
 fn what_cannot_be_repaired_stays_as_it_is() {
     let home = need!(home());
@@ -151,7 +152,7 @@ fn what_cannot_be_repaired_stays_as_it_is() {
     assert_whole(&home);
 }
 
-/// A damaged record is made anew by any `load`; what lies on the layer goes on.
+/// Any `load` writes a damaged record again; everything that lies on the layer still works.
 #[test]
 fn what_lies_on_a_layer_with_a_damaged_record_goes_on() {
     let home = need!(home());

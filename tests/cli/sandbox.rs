@@ -1,4 +1,4 @@
-//! What a daemon may still do: seen in /proc, and by what works on its mount.
+//! The rights that a daemon keeps, read from /proc and tested on its mount.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -9,21 +9,21 @@ use testkit::{need, program};
 
 const TRANSPORTS: [&str; 3] = ["classic", "auto", "fuser"];
 
-/// Mounts the home's layers with `options` and gives the daemon's process ID.
+/// Mounts the home's layers with `options` and returns the daemon's process ID.
 fn mounted(home: &Home, options: &str) -> i32 {
     let options = format!("lowerdir=lower,upperdir=upper,workdir=work,{options}");
     home.run(["-o", &options, "mnt"]).ok();
     home.daemon()
 }
 
-/// A line of /proc/PID/status.
+/// Returns a line of /proc/PID/status.
 fn status(pid: i32, name: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     line.unwrap().trim_start_matches(':').trim().to_owned()
 }
 
-/// The capabilities by number (linux/capability.h).
+/// Returns the capabilities by number (linux/capability.h).
 fn capabilities(pid: i32, set: &str) -> Vec<u32> {
     let bits = u64::from_str_radix(&status(pid, set), 16).unwrap();
     (0..64).filter(|bit| bits >> bit & 1 == 1).collect()
@@ -64,7 +64,8 @@ fn a_daemon_keeps_ten_capabilities() {
     }
 }
 
-/// What a daemon has of a directory: the mounts in which it has it, as mountinfo numbers them.
+/// Returns the mounts in which a daemon has descriptors of a directory, by the numbers of
+/// mountinfo.
 fn mounts_of(pid: i32, dir: &std::path::Path) -> Vec<String> {
     use std::os::unix::fs::MetadataExt as _;
     let wanted = fs::metadata(dir).unwrap();
@@ -84,7 +85,7 @@ fn mounts_of(pid: i32, dir: &std::path::Path) -> Vec<String> {
     found
 }
 
-/// No descriptor of a daemon is in a mount of the machine's, from where `..` would lead on.
+/// No descriptor of a daemon is in a mount of the machine, from which `..` would lead further.
 #[test]
 fn layers_are_in_mounts_of_their_own() {
     need!(can_mount());
@@ -112,7 +113,7 @@ fn layers_are_in_mounts_of_their_own() {
     }
 }
 
-/// Upper and work directory far from each other, and one below a symlink.
+/// Upper and work directory are far from each other, and one is below a symlink.
 #[test]
 fn upper_and_work_are_found_wherever_they_are() {
     need!(can_mount());
@@ -130,7 +131,7 @@ fn upper_and_work_are_found_wherever_they_are() {
     );
 }
 
-/// Who has CAP_SYS_ADMIN in a user namespace of their own is as well caged.
+/// A daemon with CAP_SYS_ADMIN in a user namespace of its own is confined as well.
 #[test]
 fn the_owner_of_a_user_namespace_has_all_parts() {
     need!(can_mount());
@@ -163,7 +164,7 @@ fn without_a_sandbox_nothing_is_given_up() {
     assert_eq!(status(pid, "NoNewPrivs"), "0");
 }
 
-/// Everything that a program does with files, in a daemon that can reach nothing but its layers.
+/// All file operations of programs work with a daemon that can reach only its layers.
 #[test]
 fn the_cage_leaves_what_a_mount_needs() {
     need!(can_mount());
@@ -217,7 +218,7 @@ fn the_cage_leaves_what_a_mount_needs() {
     }
 }
 
-/// In a root directory that is not a mount, which no part may lead out of.
+/// The daemon works in a root directory that is not a mount, and no part of it leads outside.
 #[test]
 fn a_daemon_in_a_chroot_has_the_whole_sandbox() {
     need!(can_mount());

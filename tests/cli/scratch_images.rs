@@ -1,5 +1,5 @@
-//! Images without layers (`FROM scratch` with only labels), built by Docker: they mount as an empty
-//! directory that can be written to, and everything else that is done with images can be done with them.
+//! Images without layers (`FROM scratch` with only labels), built by Docker. They mount as an empty
+//! writable directory, and all other image commands work on them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,7 +11,8 @@ use testkit::need::{Needed, can_mount, has_tools};
 
 use crate::engines::{shell, with_dockerd};
 
-/// With the image `empty:1` and its container `box` in Docker's store, and in `empty.tar`.
+/// Returns a home with the image `empty:1` and its container `box` in Docker's store, and in
+/// `empty.tar`.
 fn home() -> Needed<Home> {
     can_mount()?;
     has_tools(&["dockerd"])?;
@@ -81,7 +82,7 @@ fn an_image_without_layers_is_an_empty_directory_that_can_be_written_to() {
         run(&["export", "-q", "-o", "empty-files.tar", "empty:1"]).ok();
         assert_eq!(shell(&home, "tar -tf empty-files.tar"), "");
         run(&["save", "-q", "-o", "saved.tar", "empty:1"]).ok();
-        // A read-write layer on it.
+        // A read-write layer on the image.
         run(&["mount", "--name", "work", "empty:1", "mnt"]).ok();
         fs::create_dir(home.path("mnt/dir")).unwrap();
         fs::write(home.path("mnt/dir/file"), "data").unwrap();
@@ -102,7 +103,7 @@ fn an_image_without_layers_is_an_empty_directory_that_can_be_written_to() {
         home.run(["rm", "work"]).ok();
         home.run(["rmi", "made:1"]).ok();
     }
-    // Docker's container has its init layer and its own.
+    // Docker's container has its init layer and its own layer.
     for how in [&["-r"][..], &[], &["--in-place"]] {
         let args = [
             &["--root", &docker, "mount", "--container", "box"],
@@ -122,7 +123,7 @@ fn an_image_without_layers_is_an_empty_directory_that_can_be_written_to() {
     assert_eq!(fs::read_to_string(home.path("answers/again")).unwrap(), id);
 }
 
-/// The directory that is the lower of all of them.
+/// All of them share one directory as their lower.
 #[test]
 fn files_in_the_empty_lower_are_refused() {
     let home = need!(home());

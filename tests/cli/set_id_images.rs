@@ -1,5 +1,5 @@
-//! What an image holds gives no rights on this machine unless asked for: set-id programs and
-//! devices of images mounted by name.
+//! The content of an image gives no rights on this machine unless an option requests it: set-id
+//! programs and devices of images mounted by name.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -7,7 +7,8 @@ use testkit::home::{Home, Outcome};
 use testkit::need;
 use testkit::need::{can_mount, has_tools};
 
-/// `id`, set-user-ID root, and a device like /dev/null that everybody may open.
+/// Returns a root file system with `id`, set-user-ID root, and a device like /dev/null that all
+/// users may open.
 fn rootfs() -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut add = |name: &str, kind: tar::EntryType, mode, data: &[u8]| {
@@ -34,7 +35,7 @@ fn as_user(home: &Home, command: &str) -> Outcome {
     setpriv.output().unwrap().into()
 }
 
-/// The user's effective ID when the program runs, and whether the device opens.
+/// Returns the user's effective ID when the program runs, and whether the device can be opened.
 fn rights(home: &Home) -> (String, bool) {
     let id = as_user(home, "mnt/id -u").ok().trim().to_owned();
     let opened = as_user(home, "echo > mnt/null");
@@ -75,13 +76,13 @@ fn set_id_programs_and_devices_work_only_when_asked_for() {
     for (args, id, device) in cases {
         let args = [&["mount"], args, &["mnt"]].concat();
         home.run(&args).ok();
-        // The bits are there to be seen and copied, whatever they are good for.
+        // The bits are still shown and copied, although they have no effect.
         let meta = std::fs::metadata(home.path("mnt/id")).unwrap();
         assert_eq!((meta.uid(), meta.mode() & 0o7777), (0, 0o4755));
         assert_eq!(rights(&home), (id.to_owned(), device), "{args:?}");
         home.run(["umount", "mnt"]).ok();
     }
-    // What other programs call keeps what they expect of it.
+    // Interfaces for other programs keep the behaviour that these expect.
     let untar = home
         .command("tar")
         .args(["-xf", "rootfs.tar", "-C", "plain"])

@@ -1,5 +1,5 @@
-//! SIGINT, SIGTERM and SIGHUP in the middle of what moves images: the process dies of the signal,
-//! and leaves nothing; what SIGKILL leaves the next command sweeps away.
+//! SIGINT, SIGTERM and SIGHUP in the middle of commands that move images: the process dies of the
+//! signal and leaves nothing. The next command removes what SIGKILL leaves.
 
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -15,21 +15,23 @@ use unionfs::oci::{Digest, Reference};
 use unionfs::store::Writable;
 
 const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
-/// Large enough that no command is done with it before the signal; holes and zeros.
+/// A size that no command processes before the signal comes; the file has holes and zeros.
 const LARGE: u64 = 16 << 30;
 
 fn entries(dir: &Path) -> usize {
     std::fs::read_dir(dir).into_iter().flatten().count()
 }
 
-/// Files and directories of the own store that are there while something is taken in.
+/// Returns the number of files and directories that are in the own store while a command takes
+/// something in.
 fn staged(home: &Home) -> usize {
     let of = |name: &str| entries(&home.path("own").join(name));
     let links = of("overlay2/l");
     of("image/overlay2/layerdb/tmp") + of("unionfs/tmp") + of("overlay2") + links
 }
 
-/// Starts the command, waits until it is `begun`, and sends it each signal; nothing may be left.
+/// Starts the command, waits until it is `begun`, and sends it each signal; asserts that nothing is
+/// left.
 fn ends_clean(home: &Home, start: impl Fn() -> Child, begun: impl Fn() -> bool) {
     let before = home.json(["df", "--json"]);
     let was = staged(home);
@@ -57,7 +59,7 @@ fn command(home: &Home, args: &[&str]) -> Command {
     command
 }
 
-/// Whether the thread that waits for signals is there.
+/// Tells whether the process has the thread that waits for signals.
 fn handles_signals(process: u32) -> bool {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task"));
     let mut tasks = tasks.into_iter().flatten().flatten();
@@ -66,7 +68,7 @@ fn handles_signals(process: u32) -> bool {
     })
 }
 
-/// The beginning of a tar of one large file.
+/// Returns the beginning of a tar of one large file.
 fn beginning() -> Vec<u8> {
     let mut header = tar::Header::new_ustar();
     header.set_path("large").unwrap();
@@ -76,7 +78,7 @@ fn beginning() -> Vec<u8> {
     [header.as_bytes().as_slice(), &[7; 1 << 20]].concat()
 }
 
-/// A command that reads from a pipe into which nothing more comes.
+/// Starts a command that reads from a pipe into which nothing more is written.
 fn piped(home: &Home, args: &[&str]) -> Child {
     let mut child = command(home, args).stdin(Stdio::piped()).spawn().unwrap();
     child
@@ -88,7 +90,7 @@ fn piped(home: &Home, args: &[&str]) -> Child {
     child
 }
 
-/// A home whose store has an image `small:1`.
+/// Returns a home whose store has an image `small:1`.
 fn home() -> Home {
     let home = Home::new();
     home.dirs(&["rootfs", "mnt"]);
@@ -103,7 +105,7 @@ fn import() {
     let was = staged(&home);
     let begun = || staged(&home) > was + 2;
     let args = ["import", "-", "made:1"];
-    // It waits for its pipe, which stays open as long as the child is not waited for.
+    // The command waits for its pipe, which stays open as long as the child is not waited for.
     let pipes = std::sync::Mutex::new(Vec::new());
     let start = || {
         let mut child = piped(&home, &args);
@@ -111,7 +113,7 @@ fn import() {
         child
     };
     ends_clean(&home, start, begun);
-    // In the middle of a large file of a directory.
+    // The signal comes in the middle of a large file of a directory.
     let file = std::fs::File::create(home.path("rootfs/large")).unwrap();
     file.set_len(LARGE).unwrap();
     let start = || {
@@ -125,7 +127,7 @@ fn import() {
 #[test]
 fn load() {
     let home = home();
-    // From a pipe it has nothing yet, from a file a layer.
+    // With a pipe the store has nothing yet, with a file it has a layer.
     let pipes = std::sync::Mutex::new(Vec::new());
     let start = || {
         let mut child = piped(&home, &["load"]);
@@ -134,7 +136,7 @@ fn load() {
         child
     };
     ends_clean(&home, start, || true);
-    // A layer that is small only as long as it is compressed.
+    // The layer is small only as long as it is compressed.
     let mut layer = zstd::Encoder::new(Vec::new(), 1).unwrap();
     let mut header = tar::Header::new_gnu();
     header.set_path("large").unwrap();
@@ -190,7 +192,7 @@ fn commit() {
     ends_clean(&home, start, || staged(&home) > was + 2);
 }
 
-/// An image whose layer is a large file with nothing in it.
+/// Makes an image whose layer is one large empty file.
 fn large_image(home: &Home) {
     let store = Writable::open(&home.path("own")).unwrap();
     let store = store.lock().unwrap();
@@ -223,7 +225,7 @@ fn save_and_push() {
     let args = ["save", "large:1", "-o", "out/large.tar"];
     ends_clean(&home, || command(&home, &args).spawn().unwrap(), begun);
     assert_eq!(entries(&out), 0);
-    // Who listens takes the connection and says nothing more.
+    // The listener accepts the connection and sends nothing.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let name = format!("{}/large:1", listener.local_addr().unwrap());
     let (sender, asked) = std::sync::mpsc::channel();
@@ -255,7 +257,7 @@ fn what_a_kill_leaves_the_next_command_sweeps_away() {
     kill(i32::try_from(child.id()).unwrap(), Signal::KILL);
     child.wait().unwrap();
     assert!(staged(&home) > was);
-    // Whoever only looks changes nothing.
+    // A command that only reads changes nothing.
     let report = home.json(["prune", "-n", "--json"]);
     assert_ne!(report["items"], json!([]));
     home.run(["import", "-q", "rootfs", "small:2"]).ok();
@@ -263,7 +265,7 @@ fn what_a_kill_leaves_the_next_command_sweeps_away() {
     assert_eq!(report["items"], json!([]));
 }
 
-/// What the caller wants ignored stays ignored, as by nohup(1).
+/// A signal that the caller ignores stays ignored, as with nohup(1).
 #[test]
 fn an_ignored_signal_stays_ignored() {
     let home = home();

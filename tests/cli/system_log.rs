@@ -1,4 +1,4 @@
-//! What a daemon tells the system's log: a datagram socket at /dev/log, which the test puts there in a
+//! The messages of a daemon in the system log: the test puts a datagram socket at /dev/log in a
 //! mount namespace of its own.
 
 use std::os::unix::net::UnixDatagram;
@@ -8,8 +8,8 @@ use testkit::home::Home;
 use testkit::need::can_mount;
 use testkit::{need, program};
 
-/// Runs a shell script in a mount namespace whose /dev has a log, with the home's layers; the lines
-/// that were logged.
+/// Runs a shell script in a mount namespace whose /dev has a log, with the home's layers; returns
+/// the logged lines.
 fn logged(home: &Home, script: &str) -> Vec<String> {
     home.dirs(&["dev"]);
     for (name, major, minor) in [("null", 1, 3), ("fuse", 10, 229)] {
@@ -38,7 +38,7 @@ fn logged(home: &Home, script: &str) -> Vec<String> {
     lines
 }
 
-/// A file that the owner of the upper has exchanged is ESTALE to who holds it.
+/// A file that the owner of the upper has exchanged gives ESTALE to the process that holds it open.
 const EXCHANGED: &str = "
     \"$unionfs\" -o lowerdir=lower,upperdir=upper,workdir=work mnt
     echo x > mnt/new

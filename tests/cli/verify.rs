@@ -1,4 +1,4 @@
-//! `unionfs verify`: what it prints, and that damage is exit code 1.
+//! `unionfs verify`: its output, and exit code 1 for damage.
 
 use serde_json::Value;
 use testkit::home::Home;
@@ -8,7 +8,7 @@ use testkit::store::sample;
 
 #[test]
 fn damage_is_printed_and_exit_code_1() {
-    // The sample's layers hold device nodes: only root can make them.
+    // Only root can make the device nodes of the sample's layers.
     need!(can_mount());
     let home = Home::new();
     sample::make(&home.path("store")).unwrap();

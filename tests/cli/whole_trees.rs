@@ -1,5 +1,6 @@
-//! Docker's stores of the drivers btrfs, written by dockerd on a btrfs, and zfs, whose datasets bind mounts
-//! take the place of here: their images and containers mount as what Docker itself shows.
+//! Docker's stores of the drivers btrfs and zfs. dockerd writes the first on a btrfs; bind mounts
+//! replace the datasets of zfs here. Their images and containers mount with the same content that
+//! Docker itself shows.
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ struct Store {
     home: Home,
     /// Unmounted before the home is removed.
     _disk: Disk,
-    /// What is mounted by the test.
+    /// The mounts that the test made.
     mounted: Vec<PathBuf>,
 }
 
@@ -62,7 +63,7 @@ impl Store {
         shell(&self.home, &script)
     }
 
-    /// Mounts everything and compares it with what Docker has.
+    /// Mounts everything and compares it with what Docker shows.
     fn check(&self, driver: &str, trees: &str) {
         let about = self.run(&["inspect", "--json", "app:2"]).ok();
         let about: serde_json::Value = serde_json::from_str(&about).unwrap();
@@ -116,7 +117,7 @@ fn a_store_of_btrfs_is_read_and_one_of_zfs_where_its_datasets_are_mounted() {
         cd ../exported; find . | sort | diff ../ours -",
     );
     home.run(["umount", "mnt"]).ok();
-    // The same as zfs has it.
+    // The same store in the form of zfs.
     shell(
         home,
         "cd disk/docker; mv image/btrfs image/zfs; mkdir -p zfs; mv btrfs/subvolumes zfs/graph; rmdir btrfs",

@@ -1,5 +1,5 @@
-//! What a request that memory can answer costs the allocator: nothing. Counted on the thread
-//! that asks, by an allocator that is the system's otherwise.
+//! A request that memory can answer makes no allocation. The tests count allocations on the
+//! requesting thread, with an allocator that otherwise is the system's.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -16,29 +16,29 @@ thread_local! {
 struct Counting;
 
 fn count() {
-    // Not there any more while a thread ends.
+    // The counter is gone while a thread ends.
     let _ = ALLOCATED.try_with(|n| n.set(n.get() + 1));
 }
 
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: every call goes to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
-        // SAFETY: as of the caller.
+        // SAFETY: the caller fulfils the contract.
         unsafe { System.alloc(layout) }
     }
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count();
-        // SAFETY: as of the caller.
+        // SAFETY: the caller fulfils the contract.
         unsafe { System.alloc_zeroed(layout) }
     }
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count();
-        // SAFETY: as of the caller.
+        // SAFETY: the caller fulfils the contract.
         unsafe { System.realloc(old, layout, size) }
     }
     unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
-        // SAFETY: as of the caller.
+        // SAFETY: the caller fulfils the contract.
         unsafe { System.dealloc(old, layout) }
     }
 }
@@ -46,7 +46,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Allocations of this thread during `action`.
+/// Returns the number of allocations of this thread during `action`.
 fn allocations(action: impl FnOnce()) -> u64 {
     let before = ALLOCATED.get();
     action();
@@ -72,7 +72,7 @@ fn a_cached_lookup_allocates_nothing() {
     let union = &world.union;
     let dir = union.lookup(ROOT_INO, b"dir").unwrap().unwrap().surrender();
     for name in [&b"f0"[..], b"f3"] {
-        // As the kernel holds it.
+        // Held as the kernel holds it.
         let held = union.lookup(dir, name).unwrap().unwrap();
         let n = allocations(|| {
             for _ in 0..100 {

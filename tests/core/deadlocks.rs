@@ -1,4 +1,4 @@
-//! Operations on one file by two threads at once: neither may wait for the other forever.
+//! Operations on one file by two threads at once: neither thread waits for the other forever.
 
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Barrier};
@@ -8,12 +8,13 @@ use unionfs::union::{Caching, Ino, ROOT_INO, Union};
 
 use crate::support::{World, caller};
 
-/// More files than descriptors are cached, so that most must be opened by the first read.
+/// There are more files than cached descriptors, so that the first read of most files must open
+/// them.
 const FILES: usize = 6000;
-/// The last files of so many created ones may still have a cached descriptor.
+/// The last of many created files may still have a cached descriptor.
 const CACHED: usize = 256;
 
-/// Runs `a` and `b` at the same time, once for every file. Panics when one of them hangs.
+/// Runs `a` and `b` at the same time, once for every file. Panics if one of them hangs.
 fn race(
     world: World,
     files: Vec<(String, Ino)>,
@@ -29,7 +30,7 @@ fn race(
         std::thread::spawn(move || {
             for (n, (name, ino)) in files.iter().enumerate() {
                 barrier.wait();
-                // The two meet at another point each time.
+                // The two threads meet at another point each time.
                 let start = Instant::now();
                 let delay = Duration::from_nanos(if delayed { n as u64 % 200 * 200 } else { 0 });
                 while start.elapsed() < delay {
@@ -53,7 +54,8 @@ fn race(
     }
 }
 
-/// The first read of a file opens it, while its removal keeps it for those who have it open.
+/// The first read of a file opens it, while its removal keeps it for the processes that have it
+/// open.
 #[test]
 fn a_file_is_opened_while_it_is_removed() {
     let world = World::new(1, |_, _| {});

@@ -1,17 +1,17 @@
-//! Exact lookup counts: whatever happened, after the last forget the table holds the
-//! root alone.
+//! Exact lookup counts: after the last forget the table holds the root alone, whatever happened
+//! before.
 
 use unionfs::union::{Caching, ROOT_INO, RenameFlags, Write};
 
 use crate::support::{World, caller};
 
-/// The number of names; a debug build with a real disk below does fewer.
+/// Returns the number of names; a debug build on a real disk uses fewer.
 fn names() -> u64 {
     let set = std::env::var("UNIONFS_CORE_NAMES").ok();
     set.map_or(1_000_000, |n| n.parse().unwrap())
 }
 
-/// As the kernel does it: each lookup counted once, forgotten after the unlink.
+/// Counts each lookup once and forgets it after the unlink, as the kernel does.
 #[test]
 fn a_million_created_and_removed_names_leave_nothing() {
     let world = World::new(1, |_, _| {});
@@ -37,7 +37,7 @@ fn a_million_created_and_removed_names_leave_nothing() {
     assert!(world.union.counters().cached_names <= 65536);
 }
 
-/// Many names alive at once, looked up several times, forgotten in one go.
+/// Many names are alive at once, are looked up several times, and are forgotten together.
 #[test]
 fn counts_add_up() {
     const NAMES: u64 = 2000;
@@ -66,7 +66,7 @@ fn counts_add_up() {
     assert_eq!(world.inodes(), empty);
 }
 
-/// An entry that the transport could not send gives its count back by itself.
+/// An entry that the transport could not send gives its count back on drop.
 #[test]
 fn dropped_entries_are_not_counted() {
     let world = World::new(1, |_, dir| std::fs::write(dir.join("f"), "").unwrap());
@@ -87,7 +87,7 @@ fn dropped_entries_are_not_counted() {
     assert_eq!(world.inodes(), empty);
 }
 
-/// READDIRPLUS counts what the sink takes, and only that.
+/// READDIRPLUS counts exactly the entries that the sink accepts.
 #[test]
 fn readdirplus_counts_what_was_taken() {
     const NAMES: usize = 100;
@@ -119,7 +119,7 @@ fn readdirplus_counts_what_was_taken() {
     assert_eq!(world.inodes(), empty);
 }
 
-/// Renames and replacements while the kernel still knows the replaced.
+/// Renames and replacements while the kernel still knows the replaced file.
 #[test]
 fn replaced_entries_live_until_forgotten() {
     let world = World::new(1, |_, dir| {
@@ -136,7 +136,7 @@ fn replaced_entries_live_until_forgotten() {
     assert!(union.lookup(ROOT_INO, b"a").unwrap().is_none());
     let found = union.lookup(ROOT_INO, b"b").unwrap().unwrap().attr().ino;
     assert_eq!(found, a);
-    // The replaced file goes on answering: somebody may have it open.
+    // The replaced file still answers, because a process may have it open.
     let mut buf = [0; 8];
     assert_eq!(union.read(b, 0, &mut buf, Caching::Cached).unwrap(), 1);
     assert_eq!(buf[0], b'b');
@@ -146,7 +146,7 @@ fn replaced_entries_live_until_forgotten() {
     assert_eq!(world.inodes(), empty);
 }
 
-/// An unnamed file lives as long as it is counted, unless it gets a name.
+/// An unnamed file exists as long as its count is not zero, unless it gets a name.
 #[test]
 fn unnamed_files() {
     let world = World::new(1, |_, _| {});

@@ -1,4 +1,5 @@
-//! readdir through the core: merging, and positions that hold while entries come and go.
+//! readdir through the core: merging, and positions that stay valid while entries are added and
+//! removed.
 
 use std::collections::BTreeSet;
 
@@ -25,7 +26,7 @@ fn every_name_once() {
     assert_eq!(names.len(), each + (lowers - 1) * each / 2);
 }
 
-/// d_ino equals what a lookup says, before and after it.
+/// d_ino equals the inode number of a lookup, before and after it.
 #[test]
 fn inode_numbers_agree_with_lookup() {
     let world = overlapping(3, 20);
@@ -46,7 +47,7 @@ fn inode_numbers_agree_with_lookup() {
     }
 }
 
-/// Deleting what was read does not make the rest skip.
+/// Deleting entries that were read does not skip the remaining ones.
 #[test]
 fn deleting_while_reading() {
     let world = overlapping(2, 400);
@@ -78,7 +79,7 @@ fn deleting_while_reading() {
     assert!(world.names(ROOT_INO).unwrap().is_empty());
 }
 
-/// Longer than what is held at once: window after window, whiteouts among them.
+/// A listing that is longer than one window: it is read window by window, with whiteouts in it.
 #[test]
 fn a_directory_of_several_windows() {
     const NAMES: usize = 270_000;

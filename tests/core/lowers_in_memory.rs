@@ -1,6 +1,6 @@
-//! Lowers that are neither directories nor a catalog: names, attributes and data in memory, as an
-//! image would be whose data is fetched when it is read. The union is the same over all three, and
-//! never reads the directory of the layer that the lowers in memory stand for.
+//! Lowers that are neither directories nor a catalog: names, attributes and data are in memory,
+//! like an image whose data is fetched on a read. The union is the same over all three kinds. It
+//! never reads the layer directory that the lowers in memory replace.
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -31,7 +31,7 @@ use unionfs::union::{
 
 use crate::support::caller;
 
-/// The lowers: path, permissions, and content, target or nothing.
+/// The lowers: path, permissions, and content, link target or nothing.
 const TREE: [(&str, FileKind, u32, &str); 7] = [
     ("a", FileKind::Regular, 0o644, "the first file"),
     ("bin", FileKind::Directory, 0o755, ""),
@@ -49,11 +49,11 @@ struct Node {
     name: Arc<[u8]>,
     stat: Stat,
     content: &'static str,
-    /// For a directory, and for the root, which is the first node.
+    /// Set for a directory, and for the root, which is the first node.
     dir: Option<Arc<LowerDir>>,
 }
 
-/// The lowers of a mount. No layer has any of their names.
+/// The lowers of a mount. The layer directory has none of their names.
 #[derive(Clone, Debug)]
 struct Memory(Arc<Nodes>);
 
@@ -63,7 +63,7 @@ struct Nodes {
     source: InMemory,
 }
 
-/// Opens [`Memory`], and counts what it is asked.
+/// Opens [`Memory`], and counts the requests.
 #[derive(Clone, Debug, Default)]
 struct InMemory {
     calls: Arc<Calls>,
@@ -79,13 +79,13 @@ struct Calls {
     compared: AtomicUsize,
 }
 
-/// The file system that the lowers in memory are.
+/// The device number of the lowers in memory.
 const DEVICE: u64 = u64::MAX;
 const UUID: [u8; 16] = [7; 16];
 const BLOCKS: u64 = 4711;
 const NAME_MAX: usize = 300;
 
-/// The origin of a node: `struct ovl_fb` with its number as the handle.
+/// Returns the origin of a node: `struct ovl_fb` with its number as the handle.
 fn origin_of(id: FileId) -> Origin {
     let head = [0, 0xfb, 25, 0, 1];
     let bytes = [&head[..], &UUID, &id.0.to_ne_bytes()].concat();
@@ -116,7 +116,7 @@ impl Source for InMemory {
             let parent = parent.map_or(0, |n| n + 1);
             let over = nodes[parent].dir.clone().unwrap();
             let stat = Stat {
-                // A file system of its own: its numbers are not those of another one.
+                // A separate file system: its inode numbers are independent of others.
                 dev: DEVICE,
                 ino: 100 + n as u64,
                 kind,
@@ -161,7 +161,7 @@ impl Memory {
             .map(|(n, node)| (FileId(n as u32), node))
     }
 
-    /// The number of a file, in a directory.
+    /// Returns the number of a file in a directory.
     fn id_of(&self, file: &LowerFile) -> FileId {
         file.id.expect("all files have numbers")
     }
@@ -213,12 +213,12 @@ impl Lowers for Memory {
         _: &[u8],
         _: &mut dyn FnMut(&CStr) -> Result<(), Errno>,
     ) -> Option<Errno> {
-        // Directories are asked themselves.
+        // Directories answer this themselves.
         self.node(id).dir.is_none().then_some(Errno::NODATA)
     }
 
     fn hold_dir(&self, _: &LowerDir) -> Result<Arc<OwnedFd>, Errno> {
-        // No directory has xattrs, and the layer's root has none either.
+        // No directory has xattrs, and neither has the layer's root.
         Ok(Arc::clone(
             &self.0.nodes[0].dir.as_ref().unwrap().layer.root,
         ))
@@ -407,7 +407,7 @@ impl MergedDir for Directory {
     }
 }
 
-/// Where lower names come from.
+/// The source of lower names.
 #[derive(Clone, Debug)]
 enum Names {
     Directories,
@@ -415,7 +415,7 @@ enum Names {
     Memory(InMemory),
 }
 
-/// A stack of one lower and an upper, and where its lower names come from.
+/// A stack of one lower and an upper, and the source of its lower names.
 struct World {
     dir: tempfile::TempDir,
     names: Names,
@@ -494,7 +494,7 @@ fn fill(dir: &Path) {
     }
 }
 
-/// A path that was looked up, with all counts given back.
+/// Looks a path up, calls `then`, and gives all counts back.
 fn find<T>(union: &Union, path: &str, then: impl FnOnce(Ino) -> T) -> T {
     let mut held = Vec::new();
     let mut ino = ROOT_INO;
@@ -519,7 +519,7 @@ fn listed(union: &Union, dir: Ino) -> Vec<String> {
     names
 }
 
-/// What a union shows below a directory: attributes, and content if wanted.
+/// Returns what a union shows below a directory: attributes, and content if requested.
 fn tree(union: &Union, content: impl Fn(Ino) -> String + Copy) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut todo = vec![String::new()];
@@ -554,7 +554,7 @@ fn read(union: &Union, ino: Ino) -> String {
     String::from_utf8(data[..count].to_vec()).unwrap()
 }
 
-/// Changes of all kinds; returns what each answered.
+/// Makes changes of all kinds; returns the answer of each.
 fn change(union: &Union) -> Vec<String> {
     let mut log = Vec::new();
     let mut note = |what: &str, done: Result<()>| {
@@ -595,8 +595,8 @@ fn change(union: &Union) -> Vec<String> {
     log
 }
 
-/// One script over layer directories, a catalog, and memory: the answers are the same, and what is
-/// there afterwards, now and for the next union over the same upper.
+/// One script over layer directories, a catalog, and memory: the answers are the same, and so is
+/// the tree afterwards, for this union and for the next one over the same upper.
 #[test]
 fn a_third_kind_of_lowers_needs_no_change_in_the_union() {
     let run = |names: Names| {
@@ -622,7 +622,7 @@ fn a_third_kind_of_lowers_needs_no_change_in_the_union() {
     );
 }
 
-/// Data is opened when it is read or copied up, and not before.
+/// Data is opened on a read or a copy-up, and not before.
 #[test]
 fn data_in_memory_is_opened_on_demand() {
     let source = InMemory::default();
@@ -653,8 +653,9 @@ fn data_in_memory_is_opened_on_demand() {
     assert_eq!(std::fs::read_dir(world.path("lower")).unwrap().count(), 0);
 }
 
-/// A copy in the upper keeps the inode number of its lower file, also under another name, because its
-/// origin leads there. A process that may not search asks for the file of the same name.
+/// A copy in the upper keeps the inode number of its lower file, also under another name, because
+/// its origin refers to that file. A process that may not search looks up the file of the same
+/// name.
 #[test]
 fn origins_of_files_in_memory_are_found() {
     let number = |union: &Union, path: &str| find(union, path, |ino| ino);
@@ -684,7 +685,8 @@ fn origins_of_files_in_memory_are_found() {
         0,
         "nothing was copied up before"
     );
-    // What opens handles for a process that may not do it is given to the lowers, which need none.
+    // A process that may not open handles itself passes them to the lowers, which need no
+    // privilege.
     let union = world.union();
     union.find_origins_by(Box::new(|_, _| panic!("memory has no handles")));
     assert_eq!(["a", "moved"].map(|path| number(&union, path)), numbers);
@@ -709,7 +711,7 @@ fn origins_of_files_in_memory_are_found() {
     assert_eq!(calls.looked_up.load(Ordering::Relaxed), 2);
 }
 
-/// The owner of the upper gets no data of a file that they did not copy up: the lowers compare the
+/// The owner of the upper gets no data of a file that they did not copy up: the lowers check the
 /// origin that a metacopy claims.
 #[test]
 fn claims_of_metacopies_are_checked_in_memory() {
@@ -740,7 +742,7 @@ fn claims_of_metacopies_are_checked_in_memory() {
     assert_eq!(source.calls.compared.load(Ordering::Relaxed), 2);
 }
 
-/// Without an upper, the file system that the union shows is that of the lowers.
+/// Without an upper, the union shows the file system of the lowers.
 #[test]
 fn memory_is_the_file_system_of_a_union_without_an_upper() {
     let world = World::new(Names::Memory(InMemory::default()));

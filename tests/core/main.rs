@@ -1,5 +1,5 @@
-//! The union core without a mount: through the interface a transport uses, against
-//! models, and with exact accounts of the inode table.
+//! The union core without a mount: through the interface that a transport uses, against models, and
+//! with exact counts of the inode table.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

@@ -1,6 +1,5 @@
-//! Random namespace operations on the core and on a model in memory: a tree of maps
-//! that knows nothing of layers. Answers and trees must agree, and nothing may be left
-//! in the inode table.
+//! Random namespace operations on the core and on a model in memory. The model is a tree of maps
+//! without layers. Answers and trees must agree, and the inode table must be empty at the end.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +9,10 @@ use unionfs::union::{Caching, FileKind, ROOT_INO, RenameFlags, Write};
 
 use crate::support::{Held, World, caller};
 
-/// What the model has under a name.
+/// An object of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Node {
-    /// With its content.
+    /// A file with its content.
     File(Vec<u8>),
     Dir(BTreeMap<&'static str, Node>),
 }
@@ -69,7 +68,7 @@ impl Node {
         self.find(&path[..path.len() - 1])?.dir()
     }
 
-    /// Both directories are reached before either name is looked up.
+    /// Resolves both directories before either name is looked up.
     fn parents(&mut self, a: &Path, b: &Path) -> Result<(), i32> {
         self.parent(a)?;
         self.parent(b).map(|_| ())
@@ -145,8 +144,8 @@ fn last(path: &Path) -> &'static str {
     path[path.len() - 1]
 }
 
-/// The kernel refuses to move a directory into itself, or onto one of its ancestors,
-/// before any file system is asked.
+/// Tells whether the kernel refuses an operation before any file system sees it: a move of a
+/// directory into itself, or onto one of its ancestors.
 fn kernel_refuses(op: &Op) -> bool {
     match op {
         Op::Rename(a, b, _) | Op::Exchange(a, b) => {
@@ -156,7 +155,8 @@ fn kernel_refuses(op: &Op) -> bool {
     }
 }
 
-/// As the kernel calls: the parent looked up name by name, then the operation.
+/// Performs an operation as the kernel does: it looks the parent up name by name, then calls the
+/// operation.
 fn perform(world: &World, op: &Op) -> Result<(), i32> {
     let union = &world.union;
     let caller = caller();
@@ -216,7 +216,7 @@ fn perform(world: &World, op: &Op) -> Result<(), i32> {
     result.map_err(|e| e.errno())
 }
 
-/// The union's tree as the model would have it.
+/// Returns the union's tree in the form of the model.
 fn snapshot(world: &World, dir: u64) -> Node {
     let mut map = BTreeMap::new();
     for name in world.names(dir).unwrap() {
@@ -240,7 +240,7 @@ fn snapshot(world: &World, dir: u64) -> Node {
     Node::Dir(map)
 }
 
-/// Two layers with something under most names.
+/// Fills two layers with an object under most names.
 fn fill(n: usize, dir: &std::path::Path) {
     let write = |path: &str, data: &str| std::fs::write(dir.join(path), data).unwrap();
     match n {
@@ -276,7 +276,7 @@ fn initial() -> Node {
     ])
 }
 
-/// Whether redirects can be written: `trusted.*` needs CAP_SYS_ADMIN.
+/// Tells whether redirects can be written: `trusted.*` needs CAP_SYS_ADMIN.
 fn privileged() -> bool {
     rustix::process::geteuid().is_root()
 }

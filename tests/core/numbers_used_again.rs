@@ -1,12 +1,13 @@
-//! Inode numbers of the upper that come again while the kernel still knows the file that had them before.
+//! Inode numbers of the upper that are reused while the kernel still knows the file that had them
+//! before.
 
 use unionfs::union::{ROOT_INO, Union};
 
 use crate::support::{World, caller};
 
-/// More than there are descriptors that keep removed files.
+/// More than the number of descriptors that keep removed files.
 const KEPT: usize = 300;
-/// Directories of one name, one after the other.
+/// The number of directories of one name, made one after the other.
 const ROUNDS: usize = 6;
 
 fn make_and_remove(union: &Union, name: &str) -> u64 {
@@ -17,7 +18,7 @@ fn make_and_remove(union: &Union, name: &str) -> u64 {
     ino
 }
 
-/// Removed files that the kernel knows, which take all descriptors that keep such.
+/// Returns removed files that the kernel knows; they use up all descriptors that keep such files.
 fn take_descriptors(union: &Union) -> Vec<u64> {
     let made_and_removed = |n: usize| {
         let (name, mode) = (format!("f{n}"), libc::S_IFREG | 0o644);
@@ -29,8 +30,9 @@ fn take_descriptors(union: &Union) -> Vec<u64> {
     (0..KEPT).map(made_and_removed).collect()
 }
 
-/// Beyond the limit nothing keeps a removed directory, so that the next one may get its number. One that
-/// has not been forgotten yet is no reason to refuse another of its name, however often.
+/// Beyond the limit no descriptor keeps a removed directory, so the next one may get its inode
+/// number. A directory that is not forgotten yet does not prevent the creation of others of its
+/// name, however often.
 #[test]
 fn a_directory_is_made_again_before_the_kernel_forgets() {
     let world = World::new(1, |_, _| {});

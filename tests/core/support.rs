@@ -1,12 +1,12 @@
-//! A union over directories in a scratch place, and short forms of the calls that the
-//! tests make most.
+//! A union over directories in a scratch place, and short forms of the most frequent calls.
 
 use std::path::{Path, PathBuf};
 
 use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
 use unionfs::union::{Caller, EntryRef, Ino, Options, Result, Union};
 
-/// The caller of every operation: who runs the test, so that no privilege is needed.
+/// Returns the caller of every operation: the user who runs the test, so that no privilege is
+/// needed.
 pub(crate) fn caller() -> Caller {
     Caller {
         uid: rustix::process::geteuid().as_raw(),
@@ -14,7 +14,7 @@ pub(crate) fn caller() -> Caller {
     }
 }
 
-/// A union and the directories it stands on.
+/// A union and its directories.
 pub(crate) struct World {
     pub(crate) union: Union,
     _dir: tempfile::TempDir,
@@ -25,8 +25,8 @@ fn layer(path: PathBuf) -> LayerSpec {
 }
 
 impl World {
-    /// `fill` writes the lowers: it is called with the number and the directory of each,
-    /// 0 being the top.
+    /// Makes the union. `fill` writes the lowers: it gets the number and the directory of each, 0
+    /// for the top.
     pub(crate) fn new(lowers: usize, mut fill: impl FnMut(usize, &Path)) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("unionfs-core.")
@@ -57,18 +57,19 @@ impl World {
         Self { union, _dir: dir }
     }
 
-    /// Inodes in the table.
+    /// Returns the number of inodes in the table.
     pub(crate) fn inodes(&self) -> u64 {
         self.union.counters().inodes
     }
 
-    /// Looks a path up from `root`, giving every count back; its inode number.
+    /// Looks a path up from the root and gives the counts of its parents back; returns the held
+    /// entry.
     pub(crate) fn resolve(&self, path: &[&str]) -> Result<Option<Held<'_>>> {
         let mut here = None;
         for name in path {
             let parent = here.as_ref().map_or(unionfs::union::ROOT_INO, Held::ino);
             match self.union.lookup(parent, name.as_bytes())? {
-                // Only now may the parent's count go back.
+                // The parent's count may go back only now.
                 Some(entry) => here = Some(Held(entry)),
                 None => return Ok(None),
             }
@@ -76,7 +77,7 @@ impl World {
         Ok(here)
     }
 
-    /// Names of a directory without the dots, sorted.
+    /// Returns the names of a directory without the dots, sorted.
     pub(crate) fn names(&self, dir: Ino) -> Result<Vec<Vec<u8>>> {
         let mut names = Vec::new();
         let mut offset = 0;

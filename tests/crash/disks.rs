@@ -1,6 +1,6 @@
-//! Unions whose upper is on a file system of its own, an image on a loop device: what the tests of
-//! real disks share. All of it goes away when dropped, the last of it with the mount namespace of
-//! the test.
+//! Unions whose upper is on a file system of its own, an image on a loop device. This is the shared
+//! part of the tests of real disks. Everything is removed on drop, the last parts together with the
+//! mount namespace of the test.
 
 use std::path::{Path, PathBuf};
 
@@ -11,14 +11,14 @@ use testkit::mount::{Fs, KERNEL, Mounted, Scratch, Stack};
 use testkit::script;
 use testkit::tree::{self, Tree};
 
-/// unionfs with each way of passing data on.
+/// unionfs with each policy of passing data on.
 pub(crate) const POLICIES: [Fs; 3] = [
     Fs::Unionfs("io=passthrough"),
     Fs::Unionfs("io=cached"),
     Fs::Unionfs("io=cached,writeback"),
 ];
 
-/// Kernel overlayfs, then unionfs with each policy.
+/// Returns kernel overlayfs, then unionfs with each policy.
 pub(crate) fn everybody() -> impl Iterator<Item = Fs> {
     [KERNEL].into_iter().chain(POLICIES)
 }
@@ -33,7 +33,8 @@ pub(crate) struct Union {
 }
 
 impl Union {
-    /// On the disk that `make` makes in a directory; `Err`: why it cannot.
+    /// Starts a union on the disk that `make` makes in a directory; `Err` has the reason if it
+    /// cannot.
     pub(crate) fn start(
         fs: Fs,
         make: impl FnOnce(&Path) -> Result<Disk, String>,
@@ -59,17 +60,17 @@ impl Union {
         })
     }
 
-    /// A path in the union.
+    /// Returns a path in the union.
     pub(crate) fn at(&self, path: impl AsRef<Path>) -> PathBuf {
         self.stack.mnt.join(path)
     }
 
-    /// Runs a script, whatever becomes of it.
+    /// Runs a script, whether it succeeds or fails.
     pub(crate) fn run(&self, text: &str) -> Vec<Answer> {
         exec::run(&self.stack.mnt, &script::parse(text))
     }
 
-    /// The first error of a script, or `ok`.
+    /// Returns the first error of a script, or `ok`.
     pub(crate) fn outcome(&self, text: &str) -> String {
         let error = self.run(text).into_iter().find_map(Result::err);
         error.unwrap_or("ok".to_owned())
@@ -80,29 +81,29 @@ impl Union {
         assert_eq!(self.outcome(text), "ok", "{:?}: {text}", self.fs);
     }
 
-    /// The union's tree.
+    /// Returns the union's tree.
     pub(crate) fn tree(&self) -> Tree {
         tree::list(&self.stack.mnt)
     }
 
-    /// Whether a server still serves it; always with kernel overlayfs.
+    /// Tells whether a server still serves the union; always true with kernel overlayfs.
     pub(crate) fn is_served(&self) -> bool {
         let mut servers = self.mounted.as_ref().unwrap().servers().iter();
         servers.all(|pid| Path::new(&format!("/proc/{pid}")).exists())
     }
 
-    /// Unmounts, and waits for the server's end.
+    /// Unmounts, and waits until the server ends.
     pub(crate) fn unmount(&mut self) {
         self.mounted.take().unwrap().unmount();
     }
 
-    /// Mounts what is on the disk with another implementation.
+    /// Mounts the disk's layers with another implementation.
     pub(crate) fn mount(&mut self, fs: &Fs) {
         assert!(self.mounted.is_none());
         self.mounted = Some(fs.mount(&self.stack));
     }
 
-    /// What is being made in the work directory.
+    /// Returns the objects that are being made in the work directory.
     pub(crate) fn staged(&self) -> Vec<String> {
         let work = self.stack.upper.as_ref().unwrap().1.join("work");
         let entries = std::fs::read_dir(work).unwrap();
@@ -115,7 +116,7 @@ impl Union {
 
 impl Drop for Union {
     fn drop(&mut self) {
-        // Before the disk that it is on.
+        // Unmounted before the disk that it is on.
         drop(self.mounted.take());
     }
 }

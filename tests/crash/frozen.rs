@@ -1,6 +1,6 @@
-//! A file system that is frozen (fsfreeze) in the middle of writes, copy-ups and syncs: what
-//! only reads goes on, nothing is lost, nothing happens twice, and all that waited ends well when
-//! it is thawed.
+//! A file system that is frozen (fsfreeze) in the middle of writes, copy-ups and syncs: reads
+//! continue, nothing is lost, nothing happens twice, and every waiting operation succeeds after the
+//! thaw.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -16,15 +16,15 @@ use testkit::{ioctl, need_mounts};
 
 use crate::disks::{POLICIES, Union};
 
-/// Threads of each kind of work.
+/// The number of threads for each kind of work.
 const EACH: usize = 2;
 
-/// FIFREEZE and FITHAW. Asked for by ioctl(2): a command that is started closes the descriptors
-/// that it inherits, and that of a file on the mount may wait for the thaw.
+/// FIFREEZE and FITHAW, called by ioctl(2). A command would not do: a started command closes the
+/// descriptors that it inherits, and the close of a file on the mount may wait for the thaw.
 const FREEZE: u32 = 0xc004_5877;
 const THAW: u32 = 0xc004_5878;
 
-/// A frozen file system, thawed when dropped: nothing could unmount it.
+/// A frozen file system, thawed when dropped, because a frozen one cannot be unmounted.
 struct Frozen(File);
 
 impl Frozen {
@@ -41,7 +41,7 @@ impl Drop for Frozen {
     }
 }
 
-/// Sets it when dropped, so that threads end also where the test fails.
+/// Sets the flag when dropped, so that the threads end also if the test fails.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -50,12 +50,12 @@ impl Drop for Over<'_> {
     }
 }
 
-/// One line of a file that is appended to.
+/// Returns one line of a file that is appended to.
 fn line(n: usize) -> String {
     format!("{n:07}\n")
 }
 
-/// What threads have done so far, each of them until told to end.
+/// The progress of the threads. Each thread works until it is told to end.
 struct Work {
     end: AtomicBool,
     counts: Vec<AtomicUsize>,
@@ -66,7 +66,7 @@ impl Work {
         self.counts[thread].load(Ordering::SeqCst)
     }
 
-    /// Does `one` with 0, 1, 2 and so on; at least once more after the end of the frost.
+    /// Calls `one` with 0, 1, 2 and so on; at least once more after the thaw.
     fn repeat(&self, thread: usize, mut one: impl FnMut(usize)) {
         while !self.end.load(Ordering::SeqCst) {
             one(self.goes_on(thread));
@@ -75,7 +75,7 @@ impl Work {
     }
 }
 
-/// Names of the files that are copied up in turn.
+/// Returns the names of the files that are copied up in turn.
 fn low(thread: usize, n: usize) -> String {
     format!("merged/low{thread}-{n}")
 }
@@ -85,7 +85,7 @@ const LOWS: usize = 60;
 fn start(union: &Union, work: &Work, kind: usize, thread: usize) {
     let name = format!("file{thread}");
     match kind {
-        // Appends, each synced.
+        // Appends; each is synced.
         0 => {
             let mut options = OpenOptions::new();
             let mut file = options
@@ -104,7 +104,7 @@ fn start(union: &Union, work: &Work, kind: usize, thread: usize) {
             let mut file = OpenOptions::new().append(true).open(path).unwrap();
             file.write_all(b"above\n").unwrap();
         }),
-        // Names, in a directory that the kernel keeps locked meanwhile.
+        // Operations on names, in a directory that the kernel keeps locked meanwhile.
         _ => work.repeat(thread, |n| {
             let path = union.at(format!("sticky/new{thread}-{n}"));
             fs::create_dir(&path).unwrap();
@@ -113,7 +113,7 @@ fn start(union: &Union, work: &Work, kind: usize, thread: usize) {
     }
 }
 
-/// Everything that was done is there, once.
+/// Asserts that the result of every operation is there exactly once.
 fn look(union: &Union, work: &Work) {
     for thread in 0..3 * EACH {
         let count = work.goes_on(thread);
@@ -141,8 +141,8 @@ fn look(union: &Union, work: &Work) {
     }
 }
 
-/// What needs no writing is answered while all the others wait. Not in a directory in which something
-/// is being changed: that waits for the change.
+/// Reads that need no write are answered while all other operations wait. A read in a directory
+/// that is being changed waits for the change, so there is none here.
 fn read(union: &Union) {
     assert_eq!(
         fs::read(union.at("plain.txt")).unwrap(),
@@ -153,8 +153,9 @@ fn read(union: &Union) {
     assert!(union.at("deep/a/b/c/leaf").metadata().unwrap().is_file());
 }
 
-/// With `writeback` the kernel sends the time of a file while writes of its data are under way. What the
-/// frost has held back may then get to the disk after it.
+/// Returns the mask of the comparison. With `writeback` the kernel sends the time of a file while
+/// writes of its data are under way, so a time that the freeze delays may get to the disk after the
+/// data.
 fn times_on_the_disk(fs: &Fs) -> Mask {
     match fs {
         Fs::Unionfs(options) if options.contains("writeback") => Mask::from_now(),
@@ -178,7 +179,7 @@ fn what_waits_ends_well() {
             Disk::new(dir, "disk", 64, "noatime")
         })
         .unwrap();
-        // The lower that is mounted already must not change: these come as one more layer.
+        // The lower that is mounted already must not change, so the files come as one more layer.
         union.unmount();
         let extra = union.scratch.dir("extra");
         fs::rename(union.scratch.path().join("later"), extra.join("merged")).unwrap();
@@ -215,7 +216,7 @@ fn what_waits_ends_well() {
                     counts()
                 );
                 let frozen = Frozen::new(union.disk.path());
-                // Until nobody who writes gets on any more.
+                // Wait until no writer makes progress any more.
                 let (mut last, mut same) = (counts(), 0);
                 while same < 10 {
                     std::thread::sleep(Duration::from_millis(20));
@@ -225,7 +226,7 @@ fn what_waits_ends_well() {
                 }
                 let first = reads.load(Ordering::SeqCst);
                 let answered = poll(|| reads.load(Ordering::SeqCst) > first + 3);
-                // Before any complaint, which would wait for all threads.
+                // Thawed before any failure is reported, because the report waits for all threads.
                 drop(frozen);
                 assert!(answered, "{fs:?}: nothing can be read while writers wait");
             }
@@ -242,7 +243,7 @@ fn what_waits_ends_well() {
     }
 }
 
-/// A sync that was asked for during the frost is answered after it, and only then.
+/// A sync that is requested during the freeze is answered after it, and only then.
 #[test]
 fn a_sync_waits() {
     need_mounts!();
@@ -264,7 +265,7 @@ fn a_sync_waits() {
                 assert!(thawed.load(Ordering::SeqCst), "written to what is frozen");
             });
             assert!(poll(|| begun.load(Ordering::SeqCst)));
-            // ext4 has synced what it had when it was frozen.
+            // ext4 synced its dirty data when it was frozen.
             std::thread::sleep(Duration::from_millis(50));
             thawed.store(true, Ordering::SeqCst);
             drop(frozen);
@@ -276,14 +277,15 @@ fn a_sync_waits() {
     }
 }
 
-/// How long something may take that does not wait for the thaw, and what is taken for waiting.
+/// The time limit for an operation that does not wait for the thaw; an operation that takes longer
+/// counts as waiting.
 const ANSWERED: Duration = Duration::from_secs(20);
 const WAITS: Duration = Duration::from_secs(1);
 
-/// Something that is done to a union; whether it succeeds.
+/// An action on a union, which returns whether it succeeds.
 type Action = (&'static str, fn(&Union) -> bool);
 
-/// Changes in a directory, each of which waits for the thaw.
+/// Changes in a directory. Each of them waits for the thaw.
 const CHANGES: [Action; 4] = [
     ("mkdir", |union| {
         fs::create_dir(union.at("merged/new")).is_ok()
@@ -301,7 +303,7 @@ const CHANGES: [Action; 4] = [
     }),
 ];
 
-/// Reads of that directory, by what they are of.
+/// Reads of that directory, by their target.
 const READS: [Action; 7] = [
     ("attributes of a name that was looked up", |union| {
         union.at("merged/known").symlink_metadata().is_ok()
@@ -326,27 +328,27 @@ const READS: [Action; 7] = [
     }),
 ];
 
-/// Does it on a thread of its own.
+/// Starts the action on a thread of its own.
 fn begin(union: &Arc<Union>, (_, action): Action) -> mpsc::Receiver<bool> {
     let (tell, told) = mpsc::channel();
     let union = Arc::clone(union);
     std::thread::spawn(move || {
         let right = action(&union);
-        // Before it is told: the last one unmounts.
+        // Dropped before the result is sent, because the last reference unmounts.
         drop(union);
         let _ = tell.send(right);
     });
     told
 }
 
-/// Which of `reads` are answered while `change` waits.
+/// Returns which of `reads` are answered while `change` waits.
 fn answered(fs: &Fs, change: Action, reads: &[Action], patience: Duration) -> Vec<Action> {
     let mut union = Union::start(fs.clone(), |dir| Disk::new(dir, "disk", 64, "noatime")).unwrap();
     union.ok("mkdir merged/inner 755");
     for name in ["known", "unknown", "inner/known", "inner/unknown"] {
         union.ok(&format!("create merged/{name} 644"));
     }
-    // Nothing is known but what is looked up now.
+    // The kernel knows only what is looked up from now on.
     union.unmount();
     union.mount(fs);
     for name in ["known", "inner/known"] {
@@ -376,7 +378,7 @@ fn answered(fs: &Fs, change: Action, reads: &[Action], patience: Duration) -> Ve
     found
 }
 
-/// In a directory in which a change waits: everything that overlayfs answers.
+/// In a directory in which a change waits, unionfs answers everything that overlayfs answers.
 #[test]
 fn what_the_kernel_answers_beside_a_change_that_waits() {
     need_mounts!();

@@ -1,4 +1,4 @@
-//! A copy-up that does not fit: ENOSPC, and nothing is left of it.
+//! A copy-up that does not fit: ENOSPC, and it leaves nothing.
 
 use std::fs;
 use std::io::Write;
@@ -49,7 +49,7 @@ fn a_copy_up_that_does_not_fit_leaves_nothing() {
         fs::read(at("big")).unwrap() == big,
         "the file is what it was"
     );
-    // There is room again at once.
+    // The space is free again at once.
     append("small").unwrap();
     assert_eq!(fs::read_to_string(at("small")).unwrap(), "s!");
     mounted.unmount();

@@ -1,6 +1,6 @@
-//! Uppers on real file systems that are full: no block, no inode, no quota left. What kernel
-//! overlayfs answers in the same place is the oracle, and so is the tree that it leaves. With
-//! room again all of it works.
+//! Uppers on real file systems that are full: no block, no inode or no quota left. The oracle is
+//! the answer of kernel overlayfs in the same situation, and the tree that it leaves. Once there is
+//! room again, all operations work.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use testkit::{need, need_mounts};
 
 use crate::disks::{POLICIES, Union, everybody};
 
-/// Before the disk is full: something in the upper to be changed, and the whiteout that is shared.
+/// Prepared before the disk is full: objects in the upper to be changed, and the shared whiteout.
 const PREPARE: &str = "
     write both.txt 0 upper
     create here 644
@@ -22,8 +22,8 @@ const PREPARE: &str = "
     unlink removed
     ";
 
-/// What needs nothing that may be missing, each beside what does. The writes are synced: data that
-/// is written back later fails there.
+/// Changes that need no space, each beside one that does. The writes are synced: data that is
+/// written back later fails at the sync.
 const CHANGES: [&str; 26] = [
     "open 0 both.txt b\nhwrite 0 0 UPPER\nhsync 0",
     "open 0 here b\nhwrite 0 0 x\nhsync 0",
@@ -53,12 +53,12 @@ const CHANGES: [&str; 26] = [
     "open 0 opaque/new b\nhwrite 0 0 x\nhsync 0",
 ];
 
-/// What a full disk says.
+/// Tells whether an answer is one of a full disk.
 fn is_full(answer: &str) -> bool {
     ["ENOSPC", "EDQUOT"].contains(&answer)
 }
 
-/// Takes all room that is left, as root; what gives it back when it is removed.
+/// Takes all space that is left, as root; returns the file whose removal frees it.
 fn fill_blocks(disk: &Path) -> PathBuf {
     let path = disk.join("filler");
     let mut file = File::create(&path).unwrap();
@@ -80,7 +80,7 @@ fn fill_inodes(disk: &Path) -> PathBuf {
     path
 }
 
-/// Has no quota left in a subvolume that has one.
+/// Uses up the quota of a subvolume that has one.
 fn exhaust_quota(disk: &Path) -> PathBuf {
     Disk::limit(disk, "1").unwrap();
     disk.to_owned()
@@ -98,7 +98,7 @@ fn remove(path: &Path) {
     }
 }
 
-/// Answers of everybody on a disk that is full, and with room again.
+/// Compares the answers of all implementations on a full disk, and once there is room again.
 fn compare(
     make: impl Fn(&Path) -> Result<Disk, String>,
     fill: fn(&Path) -> PathBuf,
@@ -127,8 +127,8 @@ fn compare(
         let full = union.tree();
         free(&filler);
         if fs.has("writeback") {
-            // The kernel's cache could not set the time either, and tells the next who syncs of it: the
-            // server has answered every request since then.
+            // The kernel's cache could not set the time either, and reports that to the next caller
+            // who syncs: the server has answered every request since then.
             union.run("open 0 both.txt b\nhsync 0");
         }
         let again: Vec<_> = answers
@@ -158,7 +158,7 @@ fn compare(
         let differ: Vec<_> = differ.collect();
         assert!(differ.is_empty(), "{fs:?}, kernel first: {differ:#?}");
         assert_eq!(again_there, &again, "{fs:?}, with room again");
-        // What could not be written back stays in the cache, as with any file system.
+        // Data that could not be written back stays in the cache, as with any file system.
         if !fs.has("writeback") {
             tree::assert_same(&format!("{fs:?}, full"), full_there, &full, &mask);
             tree::assert_same(&format!("{fs:?}, room"), room_there, &room, &mask);
@@ -187,8 +187,8 @@ fn without_quota() {
     compare(make, exhaust_quota, lift_quota, "EDQUOT");
 }
 
-/// The kernel forgets a removed file by a message that the caller of unlink(2) does not wait for, and
-/// the file has its inode until then.
+/// The kernel forgets a removed file by a message that the caller of unlink(2) does not wait for;
+/// the file keeps its inode until then.
 #[test]
 fn a_removed_file_gives_its_inode_back_at_once() {
     need_mounts!();

@@ -14,7 +14,7 @@ use testkit::tree::{self, Mask};
 const DIRS: [&str; 4] = [".", "merged", "merged/sub", "deep/a"];
 const ROUNDS: u64 = 4;
 
-/// Names by a small generator: threads meet each other on few of them.
+/// Generates names by a small generator. There are few names, so the threads collide.
 struct Names<'a>(&'a Path, u64);
 
 impl Names<'_> {
@@ -38,7 +38,7 @@ impl Names<'_> {
     }
 }
 
-/// One random change; most fail, and all do once the server is dead.
+/// Makes one random change. Most changes fail, and all do once the server is dead.
 fn change(names: &mut Names<'_>) -> std::io::Result<()> {
     let (a, b) = (names.path(), names.path());
     match names.number(8) {

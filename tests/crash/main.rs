@@ -1,5 +1,5 @@
-//! Servers that die and disks that fill: what is left must be the state before or after
-//! each operation, and what the kernel sees must be what we see.
+//! Servers that die and disks that fill. The state that is left must be the one before or after
+//! each operation, and kernel overlayfs must read it as unionfs does.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

@@ -1,6 +1,6 @@
-//! Power cuts: what the upper's disk holds at a moment, which is copied while everything runs
-//! and mounted again. What was synced is there, what replaced something is the old or the new,
-//! and a copy-up never leads to half a file.
+//! Power cuts: the tests copy the upper's disk while everything runs, and mount the copy. Synced
+//! data is there, a replaced file is either the old or the new one, and no copy-up leaves half a
+//! file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -14,7 +14,7 @@ use testkit::need::{Needed, has_tools};
 use testkit::strace::Trace;
 use testkit::{need, need_mounts, program};
 
-/// ext4 writes nothing by itself within a test.
+/// ext4 commits nothing by itself within the time of a test.
 const LAZY: &str = "commit=1000";
 
 fn big() -> Vec<u8> {
@@ -43,7 +43,7 @@ impl Machine {
         Ok(Self::begin(scratch, disk, options))
     }
 
-    /// One with the lower on the disk too, which clones files.
+    /// Starts a machine with the lower on the disk too, where files are cloned.
     fn cloning() -> Needed<Self> {
         let scratch = Scratch::disk();
         let disk = Disk::xfs(scratch.path(), "disk")?;
@@ -60,7 +60,7 @@ impl Machine {
     fn begin(scratch: Scratch, disk: Disk, options: &'static str) -> Self {
         let fs = Fs::Unionfs(options);
         let mounted = fs.mount(&Self::stack(&scratch, disk.path(), "mnt"));
-        // Where the tests begin: an upper whose directories are on the disk.
+        // The start of each test: an upper whose directories are on the disk.
         rustix::fs::syncfs(File::open(disk.path()).unwrap()).unwrap();
         Self {
             mounted,
@@ -88,7 +88,7 @@ impl Machine {
         self.mounted.path().join(name)
     }
 
-    /// The power goes, and comes back: what `look` finds in the union then.
+    /// Cuts the power and restores it; returns what `look` finds in the union then.
     fn cut<T>(&self, look: impl FnOnce(&Path) -> T) -> T {
         let n = self.cuts.replace(self.cuts.get() + 1);
         let disk = self.disk.cut(&format!("cut{n}"));
@@ -99,7 +99,7 @@ impl Machine {
         found
     }
 
-    /// A new file with this content, synced or not.
+    /// Writes a new file with this content, synced or not.
     fn write(&self, name: &str, sync: bool) -> File {
         let mut file = File::create(self.at(name)).unwrap();
         file.write_all(name.as_bytes()).unwrap();
@@ -114,8 +114,8 @@ fn has(root: &Path, name: &str) -> bool {
     fs::read(root.join(name)).is_ok_and(|data| data == name.as_bytes())
 }
 
-/// Others on this machine may sync everything at any time, so what should be lost is given a
-/// few tries.
+/// Other processes on this machine may sync everything at any time, so a loss is tried several
+/// times.
 fn is_lost_once(lost: impl FnMut(u32) -> bool) -> bool {
     (0..5).any(lost)
 }
@@ -150,7 +150,8 @@ fn what_was_synced_is_there() {
     );
 }
 
-/// The dance of every editor and package manager: the old or the new, never nothing or half.
+/// Write, sync and rename, as editors and package managers do: the file is the old or the new one,
+/// never missing or half.
 #[test]
 fn a_replaced_file_is_the_old_or_the_new() {
     need_mounts!();
@@ -160,7 +161,7 @@ fn a_replaced_file_is_the_old_or_the_new() {
         let new = format!("config{n}");
         m.write(&new, true);
         fs::rename(m.at(&new), m.at("config")).unwrap();
-        // With every second round the rename is synced too.
+        // In every second round the rename is synced too.
         let sync = n % 2 == 1;
         if sync {
             rustix::fs::fsync(File::open(m.mounted.path()).unwrap()).unwrap();
@@ -171,7 +172,7 @@ fn a_replaced_file_is_the_old_or_the_new() {
     }
 }
 
-/// A name leads to the whole copy or to the lower file, without any sync of the program.
+/// A name refers to the whole copy or to the lower file, without any sync by the program.
 #[test]
 fn a_copy_up_is_whole_or_not_there() {
     need_mounts!();
@@ -187,7 +188,7 @@ fn a_copy_up_is_whole_or_not_there() {
     }
 }
 
-/// A clone is not synced, and its name leads to the whole of it all the same.
+/// A clone is not synced, and its name still refers to the complete file.
 #[test]
 fn a_clone_is_whole_or_not_there() {
     need_mounts!();
@@ -213,7 +214,7 @@ fn mode_of(root: &Path, name: &str) -> u32 {
     fs::metadata(root.join(name)).unwrap().permissions().mode() & 0o7777
 }
 
-/// `volatile` promises nothing, and `unionfs sync` keeps its word even there.
+/// `volatile` promises no durability, but `unionfs sync` makes the data durable even there.
 #[test]
 fn volatile_and_sync() {
     need_mounts!();

@@ -1,7 +1,7 @@
-//! File systems that go away under a mount: shut down in the middle of work (as when the device
-//! is gone), made read-only after an error, remounted read-only. The mount answers EIO or EROFS
-//! and neither hangs nor dies; what was synced is there when the file system is mounted again, and
-//! nothing is half.
+//! File systems that fail under a mount: shut down in the middle of work (as when the device is
+//! gone), made read-only after an error, remounted read-only. The mount answers EIO or EROFS and
+//! neither hangs nor dies. Once the file system is mounted again, synced data is there and no file
+//! is half written.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -18,14 +18,15 @@ use testkit::{ioctl, need_mounts};
 
 use crate::disks::{POLICIES, Union, everybody};
 
-/// Without writeback, where a write is not an answer of the disk yet.
+/// Returns the implementations without writeback. With writeback, a successful write is not an
+/// answer of the disk yet.
 fn writing_through() -> impl Iterator<Item = Fs> {
     everybody().filter(|fs| !fs.has("writeback"))
 }
 
 /// EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN, `_IOR('X', 125, u32)`.
 const SHUTDOWN: u32 = 0x8004_587d;
-/// Nothing is written any more, not even the journal.
+/// Writes nothing any more, not even the journal.
 const NO_LOG_FLUSH: u64 = 2;
 
 fn shut_down(disk: &Path) {
@@ -35,20 +36,20 @@ fn shut_down(disk: &Path) {
 }
 
 const THREADS: usize = 4;
-/// Files of the lower that each thread copies up.
+/// The number of lower files that each thread copies up.
 const LOWS: usize = 500;
 
 fn content(name: &str) -> Vec<u8> {
     name.as_bytes().repeat(3000)
 }
 
-/// Does work in its directory until the file system says no; the errors of that, and the names that
-/// were there and synced, with their directory, before.
+/// Works in its directory until the file system returns an error. Returns the errors, and the names
+/// that were synced before, together with their directory.
 fn work(union: &Union, thread: usize, synced: &Mutex<Vec<String>>, done: &AtomicUsize) -> i32 {
     let dir = union.at(format!("dir{thread}"));
     let one = |n: usize| -> std::io::Result<String> {
         let (name, file) = match n % 3 {
-            // A copy-up, a new file, one that replaces another.
+            // A copy-up, a new file, and one that replaces another.
             0 => {
                 let name = format!("low{}", n / 3);
                 let mut file = OpenOptions::new().append(true).open(dir.join(&name))?;
@@ -73,8 +74,9 @@ fn work(union: &Union, thread: usize, synced: &Mutex<Vec<String>>, done: &Atomic
             }
         };
         rustix::fs::fsync(File::open(&dir)?.as_fd())?;
-        // XFS says that a directory is synced when it is shut down and has dropped the changes
-        // (xfs_dir_fsync looks only whether something is pinned); of a file it says the truth.
+        // XFS reports success for the sync of a directory when it is shut down and has dropped the
+        // changes (xfs_dir_fsync only checks whether something is pinned). For a file it reports
+        // the error.
         file.sync_all()?;
         Ok(name)
     };
@@ -88,7 +90,7 @@ fn work(union: &Union, thread: usize, synced: &Mutex<Vec<String>>, done: &Atomic
     0
 }
 
-/// After the file system is back: what was synced is whole, and no copy is half.
+/// Asserts, after the file system is back, that synced files are whole and no copy is half.
 fn look(union: &Union, synced: &[String], about: &str) {
     for path in synced {
         let found = fs::read(union.at(path)).unwrap_or_else(|e| panic!("{about}: {path}: {e}"));
@@ -122,7 +124,7 @@ fn look(union: &Union, synced: &[String], about: &str) {
     }
 }
 
-/// Lowers of the standard stack and one more, with files to be copied up.
+/// Makes the lowers of the standard stack and one more, with files to be copied up.
 fn with_lows(fs: &Fs, make: impl FnOnce(&Path) -> Result<Disk, String>) -> Union {
     let mut union = Union::start(fs.clone(), make).unwrap();
     union.unmount();
@@ -164,7 +166,7 @@ fn go_away(fs: &Fs, kind: &str, make: impl FnOnce(&Path) -> Result<Disk, String>
         over.store(true, Ordering::SeqCst);
         workers.into_iter().map(|w| w.join().unwrap()).collect()
     });
-    // It answers, whatever it is asked, and lives.
+    // The mount answers every request, and the server keeps running.
     for error in errors {
         assert!(
             [libc::EIO, libc::EROFS].contains(&error),
@@ -183,7 +185,7 @@ fn go_away(fs: &Fs, kind: &str, make: impl FnOnce(&Path) -> Result<Disk, String>
             "{about}: {change}: {answer}"
         );
     }
-    // XFS does not even say any more that a name is not there.
+    // XFS does not even report a missing name any more.
     let below = union.outcome("read merged/bottom");
     assert!(
         below == "ok" || kind == "xfs" && below == "EIO",
@@ -219,7 +221,7 @@ fn xfs_goes_away() {
     go_away(&POLICIES[0], "xfs", |dir| Disk::xfs(dir, "disk"));
 }
 
-/// What is asked of a file system that is read-only by now: with files that are open, by name.
+/// Requests to a file system that has become read-only: on open files, and by name.
 const QUESTIONS: [&str; 12] = [
     "hwrite 0 0 changed\nhsync 0",
     "htruncate 0 2",
@@ -235,10 +237,11 @@ const QUESTIONS: [&str; 12] = [
     "stat plain.txt",
 ];
 
-/// Answers of the script that have to do with its descriptor: the open, those of `QUESTIONS`.
+/// The number of answers of the script that concern its descriptor: the open, and those of
+/// `QUESTIONS`.
 const HELD: usize = 6;
 
-/// An error of the disk makes ext4 read-only at once, also with files open for writing.
+/// An error of the disk makes ext4 read-only at once, also for files that are open for writing.
 #[test]
 fn ext4_that_turns_read_only_answers_as_the_kernel() {
     need_mounts!();
@@ -250,7 +253,7 @@ fn ext4_that_turns_read_only_answers_as_the_kernel() {
         rustix::fs::syncfs(File::open(union.disk.path()).unwrap()).unwrap();
         let script = format!("open 0 both.txt b\n{}", QUESTIONS.join("\n"));
         let trigger = union.disk.path().to_owned();
-        // The descriptor is opened while all is well.
+        // The descriptor is opened before the error.
         let mut file = OpenOptions::new();
         let held = file
             .read(true)
@@ -271,8 +274,8 @@ fn ext4_that_turns_read_only_answers_as_the_kernel() {
         );
         assert!(union.is_served());
         union.unmount();
-        // We may have the file open still, and say so at each change only; an open that cannot be
-        // passed through is EIO whatever the reason (fs/fuse/iomode.c).
+        // The server may still have the file open, and returns the error at each change only. An
+        // open that cannot be passed through is EIO whatever the reason (fs/fuse/iomode.c).
         let held = answers.drain(2..2 + HELD).take(HELD - 1);
         let refused = held
             .filter(|a| ["EROFS", "EIO", "EBADF"].contains(&&**a))
@@ -287,7 +290,7 @@ fn ext4_that_turns_read_only_answers_as_the_kernel() {
     }
 }
 
-/// Has ext4 find an error.
+/// Makes ext4 detect an error.
 fn error_of(disk: &Path) {
     let output = Command::new("findmnt")
         .args(["-no", "SOURCE", "-M"])
@@ -303,8 +306,8 @@ fn error_of(disk: &Path) {
     .unwrap();
 }
 
-/// A mount below which nothing was written lately does not keep its file system from being made
-/// read-only, and goes on when that is writable again.
+/// A mount with no recent writes does not prevent its file system from being made read-only, and
+/// works again when that is writable.
 #[test]
 fn a_remount_answers_as_the_kernel() {
     need_mounts!();
@@ -313,7 +316,8 @@ fn a_remount_answers_as_the_kernel() {
         let make = |dir: &Path| Disk::new(dir, "disk", 32, "noatime");
         let mut union = Union::start(fs.clone(), make).unwrap();
         union.ok("write plain.txt 0 x\ncreate new 644\nunlink merged/top\nwrite new 0 data");
-        // We keep the files written last open (SEMANTICS); a new server has none.
+        // The server keeps the files that were written last open (SEMANTICS); a new server has
+        // none.
         union.unmount();
         union.mount(&fs);
         let remount = |how: &str| {

@@ -1,20 +1,20 @@
-//! Layers that cannot be read for a moment: each question is asked with each of its system calls
-//! failing in turn (EIO, ENOMEM). The answer is the right one or that error, never "there is none" or
-//! something else; and the next answer is right: no failure is remembered as a fact.
+//! Layers that cannot be read for a moment: each request is made with each of its system calls
+//! failing in turn (EIO, ENOMEM). The answer is the correct one or that error, never ENOENT or
+//! another result. The next answer is correct: no failure is cached as a fact.
 
 use testkit::need::has_tools;
 use testkit::{need, need_mounts};
 
 use crate::faults::{Use, fault, start, uses};
 
-/// What reads a layer. Never read(2), by which requests come.
+/// The calls that read a layer. Not read(2), through which the requests come.
 const CALLS: &str = "openat,openat2,statx,newfstatat,readlinkat,getdents64,pread64,preadv,preadv2,\
     getxattr,lgetxattr,fgetxattr,listxattr,llistxattr,flistxattr,name_to_handle_at,open_by_handle_at,\
     copy_file_range,lseek";
 
 const ERRORS: [&str; 2] = ["EIO", "ENOMEM"];
 
-/// Asks with one call failing; whether it was made.
+/// Makes the request with one call failing; returns whether the call was made.
 fn ask((prepare, question): (&str, &str), one: &Use, error: &str, right: &[String]) -> bool {
     let f = start(prepare);
     let trace = fault(&f, CALLS, Some((one, error)));
@@ -34,7 +34,7 @@ fn ask((prepare, question): (&str, &str), one: &Use, error: &str, right: &[Strin
     true
 }
 
-/// Asks with each call failing in turn, in a union that nobody has asked before.
+/// Makes the request with each call failing in turn, in a union that had no request before.
 fn ask_each(prepare: &str, question: &str) {
     need_mounts!();
     need!(has_tools(&["strace"]));

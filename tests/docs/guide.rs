@@ -13,7 +13,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap()
 }
 
-/// All Rust sources below `dir`.
+/// Collects all Rust sources below `dir`.
 fn sources(dir: &Path, all: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -25,7 +25,7 @@ fn sources(dir: &Path, all: &mut Vec<PathBuf>) {
     }
 }
 
-/// The text of the program, with string literals that continue on the next line joined.
+/// Returns the text of the program, with string literals that continue on the next line joined.
 fn program() -> String {
     let mut files = Vec::new();
     sources(&root().join("src"), &mut files);
@@ -42,8 +42,8 @@ fn program() -> String {
     text.replace("\\\"", "\"")
 }
 
-/// The quoted messages of a page: the code spans in the first column of each table whose head is
-/// "message", cut at "…", where the program puts a name.
+/// Returns the quoted messages of a page: the code spans in the first column of each table whose
+/// head is "message", cut at "…", where the program puts a name.
 fn messages(page: &str) -> Vec<String> {
     let mut in_table = false;
     let mut all = Vec::new();
@@ -58,9 +58,9 @@ fn messages(page: &str) -> Vec<String> {
     all
 }
 
-/// What is too short to prove anything.
+/// The length up to which a message is too short to prove anything.
 const SHORT: usize = 6;
-/// What other programs print.
+/// Messages of other programs.
 const FOREIGN: [&str; 1] = ["fusermount3: option allow_other only allowed if"];
 
 #[test]
@@ -80,7 +80,7 @@ fn every_message_that_the_guide_quotes_exists() {
     assert!(found.len() > 40, "only {} messages were found", found.len());
 }
 
-/// The byte strings in a part of a source file.
+/// Returns the byte strings in a part of a source file.
 fn byte_strings(source: &str) -> impl Iterator<Item = &str> {
     source
         .split("b\"")
@@ -88,7 +88,7 @@ fn byte_strings(source: &str) -> impl Iterator<Item = &str> {
         .filter_map(|rest| rest.split('"').next())
 }
 
-/// The part of `source` from `start` to the next `end`.
+/// Returns the part of `source` from `start` to the next `end`.
 fn part<'a>(source: &'a str, start: &str, end: &str) -> &'a str {
     let (_, rest) = source.split_once(start).unwrap();
     rest.split_once(end).unwrap().0

@@ -46,7 +46,7 @@ fn every_test_that_a_document_names_exists() {
     assert!(found > 100, "only {found} references were found");
 }
 
-/// The check itself must notice what is missing.
+/// The check itself reports a missing test.
 #[test]
 fn what_does_not_exist_is_noticed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -56,7 +56,7 @@ fn what_does_not_exist_is_noticed() {
     assert_eq!(answers, [false, true, false, false]);
 }
 
-/// All references of a document, each in its full form.
+/// Returns all references of a document, each in its full form.
 fn references(text: &str) -> Vec<String> {
     let mut all = Vec::new();
     let mut last_prefix = String::new();
@@ -92,7 +92,7 @@ fn references(text: &str) -> Vec<String> {
     all
 }
 
-/// The code spans of a line.
+/// Returns the code spans of a line.
 fn spans(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }
@@ -133,8 +133,8 @@ fn exists(root: &Path, reference: &str) -> bool {
     }
 }
 
-/// Whether `test` stands in `file.rs` or in a file of the folder `file`: as a function, as a
-/// scenario (`name: "script"`, see `tests/parity/scenarios.rs`) or as a module of tests.
+/// Tells whether `file.rs` or a file of the folder `file` has `test`: as a function, as a scenario
+/// (`name: "script"`, see `tests/parity/scenarios.rs`) or as a module of tests.
 fn has_test(file: &Path, test: &str) -> bool {
     let heads = [
         format!("fn {test}("),
@@ -148,7 +148,7 @@ fn has_test(file: &Path, test: &str) -> bool {
     sources(file).iter().any(has)
 }
 
-/// `file.rs` and the files of the folder `file`, as far as they exist.
+/// Returns `file.rs` and the files of the folder `file`, as far as they exist.
 fn sources(file: &Path) -> Vec<PathBuf> {
     let beside = file.with_extension("rs");
     let inside = fs::read_dir(file).into_iter().flatten().flatten();

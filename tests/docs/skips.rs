@@ -1,4 +1,5 @@
-//! Tests end early in one way: `need!` or `skip` of `tests/kit/src/need.rs`, which print the reason and fail in CI.
+//! Tests end early in one way only: `need!` or `skip` of `tests/kit/src/need.rs`, which print the
+//! reason and fail in CI.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ fn indentation(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
 
-/// The lines of the tests of a file, each with its number and how much deeper than its test it is.
+/// Returns the lines of the tests of a file, each with its number and its depth relative to its
+/// test.
 fn lines_of_tests(text: &str) -> Vec<(usize, usize, &str)> {
     let mut found = Vec::new();
     let mut lines = text.lines().enumerate();
@@ -37,7 +39,8 @@ fn lines_of_tests(text: &str) -> Vec<(usize, usize, &str)> {
     found
 }
 
-/// Whether a line leaves the function without a word. Deeper than an `if` of the test it is a closure or a loop.
+/// Tells whether a line returns from the function without a message. A line deeper than an `if` of
+/// the test is in a closure or a loop.
 fn leaves(depth: usize, line: &str) -> bool {
     let line = line.trim();
     let bare = line == "return;" || line.contains("=> return,") || line.ends_with("{ return };");

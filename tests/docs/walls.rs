@@ -1,10 +1,10 @@
 //! Checks that the parts of `src/` use each other in one direction only.
 //!
-//! [`ROOMS`] is the wanted order: a room uses rooms that stand before it in the table, and of those
-//! only the ones that it names. So there is no circle. The test reads every `crate::…` path (and
-//! every `super::…` path that leaves its room) of every file in `src/`, and every `unionfs::…` path:
-//! the command line is in the crate of the program, so the compiler holds it to what the library makes
-//! public. Comments do not count. docs/ARCHITECTURE.md prints the same table.
+//! [`ROOMS`] is the required order: a room uses only rooms that stand before it in the table, and
+//! of those only the ones that it names. So there is no cycle. The test reads every `crate::…` path
+//! (and every `super::…` path that leaves its room) of every file in `src/`, and every `unionfs::…`
+//! path: the command line is in the crate of the program, so the compiler limits it to the public
+//! items of the library. Comments do not count. docs/ARCHITECTURE.md prints the same table.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +20,7 @@ const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {
     Room { name, uses }
 }
 
-/// The wanted order. Every room may be used by `cli`.
+/// The required order. `cli` may use every room.
 const ROOMS: [Room; 16] = [
     room("sys", &[]),
     room("progress", &[]),
@@ -69,8 +69,8 @@ const ROOMS: [Room; 16] = [
     ),
 ];
 
-/// Arrows against the order that are still there: file, room, reason. The list only shrinks: an
-/// entry that is not needed any more fails the test.
+/// Uses against the order that still exist: file, room, reason. The list only shrinks: an entry
+/// that is not needed any more fails the test.
 const EXCEPTIONS: [(&str, &str, &str); 0] = [];
 
 #[test]
@@ -151,7 +151,7 @@ fn the_architecture_prints_the_table() {
     }
 }
 
-/// The check itself must notice every form of a path.
+/// The check itself recognises every form of a path.
 #[test]
 fn every_form_of_a_path_is_noticed() {
     let text = "
@@ -186,7 +186,7 @@ fn is_room(name: &str) -> bool {
     ROOMS.iter().any(|room| room.name == name)
 }
 
-/// Every use of a room by a file of another one: the file, its room, the room that it uses.
+/// Returns every use of a room by a file of another one: the file, its room, the room that it uses.
 fn arrows(root: &Path) -> BTreeSet<(PathBuf, String, String)> {
     let mut files = Vec::new();
     sources(&root.join("src"), &mut files);
@@ -220,8 +220,8 @@ fn sources(dir: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The first segments after `crate::` and after `unionfs::`, and after as many `super::` as lead out of a
-/// module that is `depth` modules below the crate.
+/// Returns the first segments after `crate::` and after `unionfs::`, and after as many `super::` as
+/// lead out of a module that is `depth` modules below the crate.
 fn roots(text: &str, depth: usize) -> Vec<String> {
     let tokens = tokens(text);
     let mut found = Vec::new();
@@ -250,7 +250,7 @@ fn is_path(tokens: &[String], at: usize) -> bool {
     tokens.get(at).is_some_and(|token| token == "::")
 }
 
-/// The segment at `at`, or each first segment of a group of paths in braces.
+/// Adds the segment at `at`, or each first segment of a group of paths in braces.
 fn first_segments(tokens: &[String], at: usize, found: &mut Vec<String>) {
     let Some(token) = tokens.get(at) else { return };
     if token != "{" {
@@ -271,7 +271,8 @@ fn first_segments(tokens: &[String], at: usize, found: &mut Vec<String>) {
     }
 }
 
-/// Words, `::` and other single characters. Comments and texts are left out.
+/// Splits a source into words, `::` and other single characters. Comments and string literals are
+/// left out.
 fn tokens(text: &str) -> Vec<String> {
     let mut tokens = Vec::new();
     let mut rest = text;
@@ -310,7 +311,8 @@ fn tokens(text: &str) -> Vec<String> {
     tokens
 }
 
-/// The length of a raw text at the start of `rest`, from its first `#` or quotation mark on.
+/// Returns the length of a raw string at the start of `rest`, from its first `#` or quotation mark
+/// on. `None` if there is no raw string.
 fn end_of_raw_text(rest: &str) -> Option<usize> {
     let hashes = rest.find(|c| c != '#')?;
     let text = rest[hashes..].strip_prefix('"')?;
@@ -318,7 +320,7 @@ fn end_of_raw_text(rest: &str) -> Option<usize> {
     Some(hashes + 1 + text.find(&end)? + end.len())
 }
 
-/// The length of a text in quotation marks, at the start of `rest`.
+/// Returns the length of a string in quotation marks at the start of `rest`.
 fn end_of_text(rest: &str) -> usize {
     let mut escaped = false;
     for (at, c) in rest.char_indices().skip(1) {

@@ -1,5 +1,5 @@
-//! The fuzz targets without a fuzzer: what they start with, past findings, and random damage
-//! to both. `just fuzz TARGET` searches for more (`fuzz/`).
+//! The fuzz targets without a fuzzer: their seed inputs, past findings, and random damage to both.
+//! `just fuzz TARGET` searches for more (`fuzz/`).
 
 // A finding is a panic.
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -8,7 +8,7 @@ use std::path::Path;
 
 use testkit::fuzz::{self as targets, Target};
 
-/// Damaged inputs for each one.
+/// The number of damaged variants of each input.
 const ROUNDS: u64 = 20;
 
 fn target(name: &str) -> &'static Target {
@@ -16,7 +16,7 @@ fn target(name: &str) -> &'static Target {
     found.unwrap_or_else(|| panic!("no target {name}"))
 }
 
-/// What fuzzers found and what is fixed since.
+/// Returns the inputs that fuzzers found and that are fixed since.
 fn regressions(name: &str) -> Vec<Vec<u8>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/regressions");
     match std::fs::read_dir(dir.join(name)) {
@@ -28,7 +28,7 @@ fn regressions(name: &str) -> Vec<Vec<u8>> {
     }
 }
 
-/// splitmix64: the same damage every time.
+/// splitmix64: the damage is the same in every run.
 struct Random(u64);
 
 impl Random {
@@ -132,7 +132,7 @@ fn thin_pool() {
     replay("thin_pool");
 }
 
-/// A fuzzer that runs nothing finds nothing: the corpus gets to where files are made.
+/// The corpus reaches the code that makes files: a fuzzer that executes nothing finds nothing.
 #[test]
 fn every_target_has_a_test() {
     let tested = [

@@ -1,9 +1,10 @@
-//! The union under a model checker: shuttle decides at each lock and atomic of the union which thread goes
-//! on, a thousand times over in different ways, and the same seed gives the same order again. What the
-//! threads leave behind must be what a new union sees of the same directories: then the inode table, the
-//! lookup cache and copy-up agree with the disk. A deadlock fails the test.
+//! The union under a model checker: shuttle decides at each lock and atomic of the union which
+//! thread continues. It tries many different orders, and the same seed gives the same order again.
+//! A new union must see the same tree in the directories that the threads leave: then the inode
+//! table, the lookup cache and copy-up agree with the disk. A deadlock fails the test.
 //!
-//! Needs the feature `model` (`just model`), which replaces the locks of the union: see `sys/sync.rs`.
+//! Needs the feature `model` (`just model`), which replaces the locks of the union: see
+//! `sys/sync.rs`.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -18,9 +19,10 @@ use unionfs::union::{
     Caching, Caller, DirItem, Error, FileKind, Ino, Options, ROOT_INO, RenameFlags, Union, Write,
 };
 
-/// Orders of the threads that each test tries, unless `UNIONFS_MODEL_ORDERS` has a number.
+/// The number of thread orders that each test tries, unless `UNIONFS_MODEL_ORDERS` has another.
 const ORDERS: usize = 100;
-/// Changes of the running thread in each order where they are placed by probability (PCT).
+/// The number of switches of the running thread in each order if they are placed by probability
+/// (PCT).
 const CHANGES: usize = 3;
 
 /// A union over lowers with the files `a`, `b` and `d/c`, and an upper with `p/f`.
@@ -67,7 +69,8 @@ impl World {
         Self { union, stack, dir }
     }
 
-    /// The number of a name in the root, counted; `None`: there is none.
+    /// Returns the inode number of a name in the root and counts it. `None` if the name does not
+    /// exist.
     fn find(&self, name: &str) -> Option<Ino> {
         self.find_in(ROOT_INO, name)
     }
@@ -77,7 +80,7 @@ impl World {
         Some(found.unwrap()?.surrender())
     }
 
-    /// The number of a name in the root, which is not counted.
+    /// Returns the inode number of a name in the root without counting it.
     fn number(&self, name: &str) -> Ino {
         let mut found = None;
         let mut sink = |item: DirItem<'_, '_>| {
@@ -94,7 +97,7 @@ impl World {
         self.union.forget(ino, 1);
     }
 
-    /// Writes to a name, if there is one.
+    /// Writes to a name, if it exists.
     fn write(&self, name: &str, offset: u64, data: &str) {
         let Some(ino) = self.find(name) else { return };
         let written = self
@@ -127,12 +130,12 @@ impl World {
         }
     }
 
-    /// What is the same after every order.
+    /// Asserts what must hold after every order.
     fn check(&self) {
         let fresh = Union::observe(&self.stack).unwrap();
         assert_eq!(tree(&self.union), tree(&fresh), "the union and the disk");
         let left = std::fs::read_dir(self.dir.path().join("work/work")).unwrap();
-        // One whiteout to link may be kept.
+        // One whiteout may be kept for linking.
         let staged: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
         assert!(staged.len() <= 1, "{staged:?}");
         assert_eq!(
@@ -149,7 +152,7 @@ fn may_be_gone(done: &Result<(), Error>) {
     }
 }
 
-/// Names below the root with what is in them, looked up and listed.
+/// Returns the names below the root with their content, looked up and listed.
 fn tree(union: &Union) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut todo = vec![(ROOT_INO, String::new())];
@@ -199,7 +202,7 @@ fn names(union: &Union, dir: Ino) -> Vec<String> {
 
 type Job = fn(&World);
 
-/// Runs the jobs at once, in many orders.
+/// Runs the jobs concurrently, in many orders.
 fn at_once(jobs: &'static [Job], after: fn(&World)) {
     let one = move || {
         let world = Arc::new(World::new());
@@ -226,18 +229,19 @@ fn orders() -> usize {
 }
 
 fn run(scheduler: impl Scheduler + 'static, one: impl Fn() + Send + Sync + 'static) {
-    // The locks that the process has only one of belong to one checker at a time.
+    // Some locks exist once in the process: they belong to one checker at a time.
     static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _alone = ALONE
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut config = Config::new();
-    // The threads of the checker have small stacks, and ours read directories on theirs.
+    // The threads of the checker have small stacks, and the union's code reads directories on them.
     config.stack_size = 1 << 20;
     Runner::new(scheduler, config).run(one);
 }
 
-/// Two writers and a reader of a lower file: it is copied up once, and has what both have written.
+/// Two writers and a reader of a lower file: it is copied up once, and has the data of both
+/// writers.
 #[test]
 fn a_file_is_copied_up_once() {
     let after = |world: &World| {
@@ -266,7 +270,7 @@ fn a_file_is_copied_up_once() {
     );
 }
 
-/// A file is renamed, removed, written to and looked up.
+/// One file is renamed, removed, written to and looked up at the same time.
 #[test]
 fn names_and_copy_up_agree() {
     at_once(
@@ -286,7 +290,8 @@ fn names_and_copy_up_agree() {
     );
 }
 
-/// A name comes and goes while others look it up and list: no cached answer outlives it.
+/// A name is added and removed while other threads look it up and list: no cached answer outlives
+/// it.
 #[test]
 fn no_answer_outlives_a_name() {
     at_once(
@@ -315,7 +320,7 @@ fn no_answer_outlives_a_name() {
     );
 }
 
-/// One name takes the place of another while both are written to.
+/// One name replaces another while both are written to.
 #[test]
 fn a_rename_over_a_file_that_is_copied_up() {
     let after = |world: &World| {
@@ -354,8 +359,8 @@ fn counts_are_exact() {
     at_once(&[PLAIN, PLAIN, PLAIN], |_| ());
 }
 
-/// A file that is found by its number, as for a file handle, is counted before it is returned: it stays in
-/// the table as long as it is held, and no count of another thread is given back for it.
+/// A file that is found by its number, as for a file handle, is counted before it is returned: it
+/// stays in the table as long as it is held, and no other thread's forget takes its count.
 #[test]
 fn a_file_found_by_its_number_is_counted() {
     /// Short races need many tries.
@@ -381,7 +386,8 @@ fn a_file_found_by_its_number_is_counted() {
     at_once(&[BY_NAME, BY_NUMBER, BY_NUMBER], |_| ());
 }
 
-/// The checker notices what it is for: two threads that add to a counter without a lock.
+/// The checker finds the fault that it is made for: two threads that add to a counter without a
+/// lock.
 #[test]
 #[should_panic(expected = "lost")]
 fn a_lost_update_is_noticed() {

@@ -1,4 +1,4 @@
-//! chmod, chown, utimens, truncate by attribute: values kept exactly, copied up once.
+//! chmod, chown, utimens, truncate by attribute: exact values, one copy-up.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -66,7 +66,7 @@ fn times_are_exact() {
     }
 }
 
-/// A copy-up that is not about data keeps data and mtime; ctime moves.
+/// A copy-up that does not concern data keeps data and mtime; ctime changes.
 #[test]
 fn chmod_keeps_mtime_and_content() {
     need_mounts!();
@@ -98,7 +98,8 @@ fn truncate_both_ways() {
     ]);
 }
 
-/// When `path` was born, in seconds and nanoseconds, if statx(2) tells.
+/// Returns the birth time of `path` in seconds and nanoseconds. `None` if statx(2) does not report
+/// it.
 fn birth(path: &std::path::Path, mask: StatxFlags) -> Option<(i64, u32)> {
     let stat = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, mask).unwrap();
     let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
@@ -115,7 +116,7 @@ fn birth_is_that_of_the_topmost_file() {
         return testkit::need::skip(&"the upper's file system records no birth");
     };
     assert_eq!(birth(&f.at("merged/new"), all), Some(born));
-    // Asked again, from the kernel's memory.
+    // The second request is answered from the kernel's cache.
     let sent = requests_of(f.root(), || {
         assert_eq!(birth(&f.at("merged/new"), all), Some(born));
     });
@@ -153,7 +154,7 @@ fn nobtime_tells_no_birth() {
         assert_eq!(birth(&f.at("plain.txt"), all), None);
     });
     assert_eq!(first.get("STATX"), Some(&1), "{first:?}");
-    // The kernel knows now, for all files.
+    // The kernel has the answer now, for all files.
     let sent = requests_of(f.root(), || {
         assert_eq!(birth(&f.at("plain.txt"), all), None);
         assert_eq!(birth(&f.at("merged"), all), None);

@@ -1,5 +1,5 @@
-//! Which markers are believed from whom: root mounts layers that a plain user may write. What such
-//! a layer says of itself is obeyed; it gets nothing shown that its owner may not read.
+//! Trust in markers by the owner of the layer: root mounts layers that a plain user may write. The
+//! union follows the markers of such a layer, but shows nothing that its owner may not read.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ const USER: u32 = 4711;
 const SECRET: &str = "what root wrote";
 const OTHER: &str = "for all to read";
 
-/// A lower of root's, with a file and a directory that are root's alone.
+/// Returns a lower of root, with a file and a directory that only root may read.
 fn base() -> Layer {
     let layer = Layer::new()
         .dir("etc")
@@ -29,7 +29,7 @@ fn base() -> Layer {
         .file("open/seen", "seen")
 }
 
-/// A file of the user's own as long as root's, without data: what a metacopy is.
+/// Returns a file of the user without data and as long as root's file, in the form of a metacopy.
 fn hollow(layer: Layer, name: &str) -> Layer {
     let len = SECRET.len() as u64;
     layer
@@ -37,10 +37,10 @@ fn hollow(layer: Layer, name: &str) -> Layer {
         .own(USER, USER)
 }
 
-/// What is in it.
+/// The content of a sparse file of that length.
 const HOLE: [u8; SECRET.len()] = [0; SECRET.len()];
 
-/// A layer with a file and a directory of the user's own that claim to be root's.
+/// Returns a layer with a file and a directory of the user whose markers refer to root's.
 fn claims(prefix: &str) -> Layer {
     let name = |marker: &str| format!("{prefix}{marker}");
     let layer = hollow(Layer::new(), "f").xattr(name("metacopy"), "");
@@ -49,7 +49,7 @@ fn claims(prefix: &str) -> Layer {
     hollow(layer, "other").xattr(name("metacopy"), "")
 }
 
-/// A union with the claims in its upper or in its top lower.
+/// Mounts a union with these markers in its upper or in its top lower.
 fn union(prefix: &str, in_upper: bool, options: &'static str) -> Fixture {
     let scratch = Scratch::disk();
     let (low, claimed) = (scratch.dir("low"), scratch.dir("claimed"));
@@ -78,7 +78,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// The kernel refuses them altogether with `userxattr`; here they say nothing.
+/// The kernel refuses these markers with `userxattr`; here they have no effect.
 #[test]
 fn redirects_and_metacopies_of_users_are_ignored() {
     need_mounts!();
@@ -96,7 +96,7 @@ fn redirects_and_metacopies_of_users_are_ignored() {
                 }
                 assert_eq!(names(&f.at("d")), [""; 0], "{what}");
                 assert!(f.at("d/secret").symlink_metadata().is_err(), "{what}");
-                // A change of them brings nothing either.
+                // A change of the files gives access to no other data.
                 std::fs::set_permissions(f.at("f"), PermissionsExt::from_mode(0o666)).unwrap();
                 assert_eq!(std::fs::read(f.at("f")).unwrap(), HOLE, "{what}");
                 std::fs::write(f.at("d/new"), "new").unwrap();
@@ -110,7 +110,7 @@ fn redirects_and_metacopies_of_users_are_ignored() {
     }
 }
 
-/// The same from a catalog, which is made by the same rule.
+/// The same holds for a catalog, which is built by the same rule.
 #[test]
 fn a_catalog_believes_them_as_little() {
     need_mounts!();
@@ -124,7 +124,7 @@ fn a_catalog_believes_them_as_little() {
     assert_eq!(names(&f.at("d")), [""; 0]);
 }
 
-/// Only CAP_SYS_ADMIN sets `trusted.*`; what the kernel's overlayfs of root wrote is followed.
+/// Only CAP_SYS_ADMIN sets `trusted.*`; the markers of the kernel's overlayfs of root are followed.
 #[test]
 fn trusted_ones_are_followed() {
     need_mounts!();
@@ -135,7 +135,8 @@ fn trusted_ones_are_followed() {
     }
 }
 
-/// What `user.*` says does not change what `trusted.*` says, in whatever order they are listed.
+/// `user.*` markers do not change the meaning of `trusted.*` markers, in whatever order they are
+/// listed.
 #[test]
 fn a_users_redirect_does_not_bend_a_trusted_metacopy() {
     need_mounts!();
@@ -151,8 +152,8 @@ fn a_users_redirect_does_not_bend_a_trusted_metacopy() {
     assert_eq!(std::fs::read_to_string(f.at("other")).unwrap(), OTHER);
 }
 
-/// Data-only layers show by no name of their own and are there for this (Linux 6.16 follows them
-/// with `userxattr` too); nothing else is reached.
+/// Data-only layers have no visible names and exist for this purpose (Linux 6.16 follows them with
+/// `userxattr` too); nothing else can be reached.
 #[test]
 fn into_data_only_layers_users_may_lead() {
     need_mounts!();
@@ -183,8 +184,8 @@ fn into_data_only_layers_users_may_lead() {
     assert_eq!(errno, Some(libc::EIO));
 }
 
-/// The owner of an upper gives a metacopy of their own file the name of one that they may not
-/// read; its data is that of the file it was made of, or none.
+/// The owner of an upper gives the metacopy of their own file the name of one that they may not
+/// read. Its data is that of the file it was copied from, or none.
 #[test]
 fn a_metacopy_cannot_take_another_files_name() {
     need_mounts!();
@@ -226,7 +227,7 @@ fn redirects_of_users_cannot_be_asked_for() {
     );
 }
 
-/// The encoded handle of a file, as origins have it.
+/// Returns the encoded handle of a file in the form that origins have.
 fn origin_of(lower: &Path, name: &str) -> Vec<u8> {
     let scratch = Scratch::disk();
     let stack = Stack::writable(&scratch, vec![lower.to_path_buf()]);
@@ -239,7 +240,7 @@ fn ino(f: &Fixture, name: &str) -> u64 {
     f.at(name).symlink_metadata().unwrap().ino()
 }
 
-/// A file of the user's claims to be a copy of another of the layer, and of one outside.
+/// A file of the user claims to be a copy of another file of the layer, and of one outside.
 #[test]
 fn a_forged_origin_takes_nobodys_number() {
     need_mounts!();
@@ -299,7 +300,7 @@ fn a_forged_origin_takes_nobodys_number() {
     }
 }
 
-/// What was copied up with origins in `user.*` keeps its number all the same.
+/// A file that was copied up with an origin in `user.*` keeps its inode number.
 #[test]
 fn true_origins_of_users_keep_the_number() {
     need_mounts!();

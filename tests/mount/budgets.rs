@@ -1,5 +1,5 @@
-//! The message budget: requests are counted, not timed. The fastest message is the
-//! one never sent.
+//! The message budget: the tests count requests and measure no time. The fastest message is the one
+//! never sent.
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -12,13 +12,13 @@ use testkit::mount::Fs;
 use testkit::need_mounts;
 use testkit::stats::requests_of;
 
-// Linux asks for the access time of a directory again after each READDIR (fs/fuse,
-// `fuse_invalidate_atime`), unless the mount is read-only. A walk that wants it, and
-// opendir(3) does by its fstat, therefore sends one GETATTR a directory after the first
-// walk and none from then on. So there are three tests: a walk that does not ask for access
-// times, an ordinary one on a read-only union, and an ordinary one that has settled.
+// Linux requests the access time of a directory again after each READDIR (fs/fuse,
+// `fuse_invalidate_atime`), unless the mount is read-only. A walk that reads it (opendir(3) does by
+// its fstat) therefore sends one GETATTR for each directory after the first walk, and none from
+// then on. So there are three tests: a walk that does not read access times, an ordinary one on a
+// read-only union, and an ordinary one that has settled.
 
-/// As programs do it: opendir(3), readdir(3), lstat(2).
+/// Walks as programs do: opendir(3), readdir(3), lstat(2).
 fn walk(path: &Path) -> usize {
     let mut entries = 0;
     for entry in std::fs::read_dir(path).unwrap() {
@@ -31,7 +31,7 @@ fn walk(path: &Path) -> usize {
     entries
 }
 
-/// The same by system calls that leave the access time alone.
+/// Walks by system calls that do not read the access time.
 fn walk_without_atime(path: &Path) -> usize {
     use rustix::fs::{AtFlags, Mode, OFlags, RawDir, StatxFlags};
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
@@ -56,7 +56,7 @@ fn walk_without_atime(path: &Path) -> usize {
     entries
 }
 
-/// Opens, reads to the end, closes; no stat, which `std::fs::read` would do.
+/// Opens, reads to the end and closes, without the stat that `std::fs::read` does.
 fn open_read_close(path: &Path) -> Vec<u8> {
     let file = std::fs::File::open(path).unwrap();
     let mut data = Vec::new();
@@ -70,9 +70,9 @@ fn open_read_close(path: &Path) -> Vec<u8> {
     }
 }
 
-/// Does `action` twice on a fresh union, the second time without a request. Memory
-/// pressure from elsewhere may evict what the kernel holds: only what fails on three
-/// unions in a row is the server's fault.
+/// Runs `action` twice on a fresh union and asserts that the second run sends no request. Memory
+/// pressure from other processes may evict the kernel's caches: the assertion fails only if three
+/// unions in a row fail.
 fn assert_silent_again(what: &str, make: fn() -> Fixture, action: impl Fn(&Fixture)) {
     let _undisturbed = caches::undisturbed();
     let mut sent = BTreeMap::new();
@@ -87,8 +87,8 @@ fn assert_silent_again(what: &str, make: fn() -> Fixture, action: impl Fn(&Fixtu
     panic!("{what} once more sent {sent:?}");
 }
 
-/// Proves that the counters count: otherwise all the others would pass on a server
-/// that counts nothing.
+/// Proves that the counters count. Otherwise all other tests would pass on a server that counts
+/// nothing.
 #[test]
 fn a_first_lookup_is_counted() {
     need_mounts!();
@@ -103,7 +103,7 @@ fn read_only() -> Fixture {
     Fixture::read_only(&layers::standard())
 }
 
-/// Opens without messages.
+/// Mounts a union that needs no messages for opens.
 fn cached() -> Fixture {
     Fixture::with(
         &Fs::Unionfs("io=cached"),
@@ -113,7 +113,7 @@ fn cached() -> Fixture {
     )
 }
 
-/// What docs/BUDGETS.md says of a mount whose files the kernel writes itself.
+/// The figures of docs/BUDGETS.md for a mount whose files the kernel writes itself.
 #[test]
 fn files_passed_through_send_what_they_must() {
     need_mounts!();
@@ -134,7 +134,7 @@ fn files_passed_through_send_what_they_must() {
         };
         assert!(*count <= allowed, "{request} of {sent:?}");
     }
-    // Nobody can have mapped them for writing: what is known of them stays known.
+    // No process can have mapped them for writing, so the kernel keeps their attributes.
     let stat_all = || {
         let mask = rustix::fs::StatxFlags::BASIC_STATS;
         for path in all() {
@@ -207,7 +207,7 @@ fn a_second_readlink_sends_nothing() {
     });
 }
 
-/// A change invalidates what it concerns, and what was asked again stays known.
+/// A change invalidates what it concerns, and the other cached answers stay valid.
 #[test]
 fn a_second_walk_after_a_change_sends_nothing() {
     need_mounts!();
@@ -216,7 +216,7 @@ fn a_second_walk_after_a_change_sends_nothing() {
         if new.symlink_metadata().is_err() {
             walk_without_atime(f.root());
             std::fs::write(&new, "x").unwrap();
-            // Asks for the birth, too (STATX), which a walk does not.
+            // This also requests the birth time (STATX), which a walk does not.
             new.symlink_metadata().unwrap();
         }
         walk_without_atime(f.root());

@@ -1,5 +1,5 @@
-//! Containers of buildah: what it writes with the kernel's overlay, with fuse-overlayfs or
-//! with unionfs as its mount program shows the same with each of the others.
+//! Containers of buildah: the content that it writes with the kernel's overlay, with fuse-overlayfs
+//! or with unionfs as its mount program is the same with each of the others.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -42,7 +42,7 @@ struct Buildah {
 
 impl Buildah {
     fn call(&self, program: Option<&str>, args: &[&str]) -> String {
-        // With it buildah would look for fuse-overlayfs and take that instead of the kernel.
+        // With the variable buildah would look for fuse-overlayfs and use it instead of the kernel.
         if program.is_none() {
             let mark = self.scratch.path().join("root/overlay/.has-mount-program");
             let _ = std::fs::remove_file(mark);
@@ -61,7 +61,7 @@ impl Buildah {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    /// Mounts a container, runs a script that must succeed, lists, unmounts.
+    /// Mounts a container, runs a script that must succeed, returns the listing, and unmounts.
     fn visit(&self, program: Option<&str>, container: &str, text: &str) -> Tree {
         let root = PathBuf::from(self.call(program, &["mount", container]));
         let ops = script::parse(text);
@@ -76,7 +76,7 @@ impl Buildah {
 
 impl Drop for Buildah {
     fn drop(&mut self) {
-        // The driver binds its directory to itself; a failed test leaves containers mounted.
+        // The driver bind-mounts its directory on itself; a failed test leaves containers mounted.
         let base = self.scratch.path().to_str().unwrap().to_owned();
         let mounts = std::fs::read_to_string("/proc/thread-self/mounts").unwrap();
         let points = mounts.lines().filter_map(|l| l.split(' ').nth(1));
@@ -106,7 +106,7 @@ fn containers_show_the_same_with_every_mount_program() {
         buildah.call(writer, &["commit", "--quiet", "base", "image"]);
         buildah.call(writer, &["from", "--name", "work", "image"]);
         let written = buildah.visit(writer, "work", CHANGES);
-        // What the others make of each other is not ours: the kernel reads no opaque directory of
+        // Pairs of the other two are not tested: the kernel reads no opaque directory of
         // fuse-overlayfs 2.0.
         let ours = Some(program());
         let readers = programs.into_iter();

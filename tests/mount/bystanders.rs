@@ -1,5 +1,5 @@
-//! What one user's requests wait for keeps no other user from working: a lock that is never given
-//! back, and searches for file handles that were made up.
+//! Waiting requests of one user do not stop another user's work: requests for a lock that is never
+//! released, and searches for invalid file handles.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -26,11 +26,11 @@ use crate::descriptors::as_user;
 
 /// Many more than the server has workers, and more than its pool has threads for one user.
 const WAITING: usize = 200;
-/// Threads that search for handles.
+/// The number of threads that search for handles.
 const SEEKING: usize = 100;
-/// Far more than a CPU has threads of rings.
+/// Far more than the io_uring threads of one CPU.
 const WAITING_THERE: usize = 500;
-/// The user who waits, and the one who works.
+/// The user whose requests wait, and the user who works.
 const WAITER: u32 = 1000;
 const WORKER: u32 = 1001;
 /// Far more than the work takes, also on a busy machine.
@@ -41,7 +41,7 @@ fn owned_by(user: u32, path: &PathBuf) {
     chown(path, Some(user), Some(user)).unwrap();
 }
 
-/// Work of another user: names, data, a copy-up, and what goes to the pool.
+/// Does the work of the other user: names, data, a copy-up, and operations that go to the pool.
 fn work(f: &Fixture) {
     let dir = f.at("work");
     fs::create_dir(&dir).unwrap();
@@ -57,7 +57,7 @@ fn work(f: &Fixture) {
     fs::remove_dir(&dir).unwrap();
 }
 
-/// [`work`] with a time limit, on a thread that is left behind when it hangs; on a CPU.
+/// Runs [`work`] with a time limit, on a CPU if given, on a thread that is abandoned if it hangs.
 fn works(f: &std::sync::Arc<Fixture>, cpu: Option<usize>) -> bool {
     let (tell, told) = mpsc::channel();
     let f = std::sync::Arc::clone(f);
@@ -73,7 +73,7 @@ fn layer() -> Layer {
     Layer::new().file("low", "from below").own(WORKER, WORKER)
 }
 
-/// Whether no thread of a process runs any more.
+/// Tells whether all threads of a process have stopped.
 fn all_stopped(process: u32) -> bool {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
     tasks.flatten().all(|task| {
@@ -84,7 +84,7 @@ fn all_stopped(process: u32) -> bool {
     })
 }
 
-/// Data that does not come: a page of a file whose server is stopped. Goes on when dropped.
+/// Data that never arrives: a page of a file whose server is stopped. The server continues on drop.
 struct Never {
     page: Map,
     server: Pid,
@@ -121,9 +121,9 @@ impl Drop for Never {
     }
 }
 
-/// A user writes, past the server, what never comes, and so holds the lock of the layer's file.
-/// `wait` is done by many threads meanwhile, and needs that lock in the server. All of them, and the
-/// other user, on one CPU, if any.
+/// A user writes such data to a file of the layer without the server, and so holds the lock of that
+/// file. Many threads run `wait` meanwhile, which needs that lock in the server. All of them and
+/// the other user run on one CPU, if given.
 fn a_lock_held(
     options: &'static str,
     (waiting, cpu): (usize, Option<usize>),
@@ -142,7 +142,8 @@ fn a_lock_held(
     let begun = AtomicUsize::new(0);
     let worked = std::thread::scope(|scope| {
         scope.spawn(|| as_user(WAITER, || never.page.write_to(&file)));
-        // It has the lock when its thread sleeps in the page fault: others wait for it.
+        // The writer has the lock when its thread sleeps in the page fault; then other threads wait
+        // for it.
         let blocked = || {
             let (file, tell) = (file.try_clone().unwrap(), mpsc::channel());
             std::thread::spawn(move || {
@@ -180,7 +181,7 @@ fn read_direct(mine: &PathBuf) {
     let mut options = OpenOptions::new();
     let file = options.read(true).custom_flags(libc::O_DIRECT).open(mine);
     let mut page = page_of_memory();
-    // Where the file is longer than what was read of it, or not: it must only come back.
+    // Whether the file is longer than the data read does not matter: the read must only return.
     let _ = file.unwrap().read_at(&mut page.0, 0).unwrap();
 }
 
@@ -196,7 +197,7 @@ fn work_beside_direct_reads_that_wait_for_a_writer() {
     a_lock_held("io=passthrough", (WAITING, None), read_direct);
 }
 
-/// The kernel has a queue of each CPU, whose entries a request takes until it is answered.
+/// The kernel has a queue for each CPU; a request takes an entry of it until it is answered.
 #[test]
 fn work_on_a_cpu_over_io_uring_on_which_opens_wait() {
     need_mounts!();
@@ -222,8 +223,8 @@ fn page_of_memory() -> Page {
     Page([0; 4096])
 }
 
-/// Handles of directories that are not there. Root of a user namespace may ask for such; so does
-/// root here.
+/// Handles of directories that do not exist. Root of a user namespace may open such handles; root
+/// does so here.
 #[test]
 fn work_beside_searches_for_made_up_handles() {
     need_mounts!();
@@ -262,7 +263,7 @@ fn work_beside_searches_for_made_up_handles() {
     });
     let (asked, searches) = (asked.into_inner() as u64, searches());
     eprintln!("{asked} handles, {searches} searches");
-    // How many share a search depends on how many wait at a time.
+    // How many requests share a search depends on how many wait at a time.
     assert!(
         searches > 0 && searches < asked / 2,
         "{searches} of {asked}"

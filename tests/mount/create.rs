@@ -1,4 +1,4 @@
-//! Creating files: where, over what, as whom, and without a name.
+//! Creating files: in which directory, over which object, as which user, and without a name.
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -42,7 +42,7 @@ fn create_and_exclusive_create() {
     f.expect(&check);
 }
 
-/// The file belongs to who creates it; the kernel decides who may.
+/// The file belongs to its creator; the kernel decides who may create it.
 #[test]
 fn the_caller_owns_what_he_creates() {
     need_mounts!();
@@ -80,7 +80,7 @@ fn unnamed_files_get_a_name_by_link() {
     file.write_all(b"content").unwrap();
     let stat = file.metadata().unwrap();
     assert_eq!((stat.nlink(), stat.mode(), stat.len()), (0, 0o100_640, 7));
-    // Another, never named, is gone when it is closed.
+    // Another one, never named, is gone when it is closed.
     drop(unnamed());
     f.expect(&[("readdir deep/a", "b:d")]);
     let magic = format!("/proc/self/fd/{}", file.as_raw_fd());

@@ -1,6 +1,6 @@
-//! One user who holds on to as much as they like does not take the descriptors of all: unlinked
+//! A user who holds any number of objects does not use up the descriptors of the server: unlinked
 //! files, unnamed files, removed directories, open directories and files, many more of each than
-//! the server may have descriptors, while others work.
+//! the server may have descriptors, while other users work.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -16,15 +16,15 @@ use testkit::mount::{Fs, Scratch, Stack, chmod, poll};
 use testkit::need::has_uring;
 use testkit::{errno, need, need_mounts};
 
-/// What the server may have.
+/// The descriptor limit of the server.
 const LIMIT: u64 = 256;
-/// Of each kind; all of them together are eight times the limit.
+/// The number of objects of each kind; all together are eight times the limit.
 const FLOOD: usize = 300;
-/// The user who floods, and the one who works beside root.
+/// The user who floods, and the user who works beside root.
 const FLOODER: u32 = 1000;
 const WORKER: u32 = 1001;
 
-/// What a thread of this user does.
+/// Runs a job on a thread of this user.
 pub(crate) fn as_user<T: Send>(uid: u32, job: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
@@ -57,7 +57,7 @@ fn stack(scratch: &Scratch) -> Stack {
     Stack::writable(scratch, vec![lower])
 }
 
-/// What the flooding user holds.
+/// The objects that the flooding user holds.
 struct Held {
     unlinked: Vec<File>,
     replaced: Vec<File>,
@@ -116,7 +116,7 @@ fn flood(home: &Path) -> Held {
         fs::create_dir(&path).unwrap();
         let dir = openat(CWD, &path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
         match n % 3 {
-            // By a rename over it, with a whiteout in it, and plainly.
+            // Removed by a rename over it, with a whiteout in it, and directly.
             0 => {
                 fs::create_dir(home.join("above")).unwrap();
                 fs::rename(home.join("above"), &path).unwrap();
@@ -143,7 +143,7 @@ fn flood(home: &Path) -> Held {
     }
 }
 
-/// Everything others do in a directory of theirs.
+/// Does all kinds of work in a directory of another user.
 fn work(dir: &Path, round: usize) {
     let listed = fs::read_dir(dir)
         .unwrap()
@@ -170,7 +170,8 @@ fn work(dir: &Path, round: usize) {
     }
 }
 
-/// What is held is what it was; `home` is where unnamed files may get a name.
+/// Asserts that the held objects are unchanged; `home` is a directory where unnamed files may get a
+/// name.
 fn look_at(held: &Held, home: &Path) {
     for (kind, files) in [("gone", &held.unlinked), ("over", &held.replaced)] {
         for (n, file) in files.iter().enumerate() {
@@ -189,7 +190,7 @@ fn look_at(held: &Held, home: &Path) {
                 (3, 0o100_640, 0),
                 "{kind}{n}"
             );
-            // It has no name, and gets none.
+            // The file has no name and cannot get one.
             let as_fd = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
             let again = linkat(
                 CWD,
@@ -276,7 +277,7 @@ fn limited(f: &Fixture) -> Pid {
     pid
 }
 
-/// This process needs as many as it holds.
+/// Raises the limit of this process, which needs a descriptor for each object that it holds.
 fn unlimited() {
     let current = getrlimit(Resource::Nofile).maximum;
     rustix::process::setrlimit(
@@ -295,7 +296,8 @@ fn descriptors(pid: Pid) -> usize {
         .count()
 }
 
-/// Names in the work directory that are no whiteouts, which are kept for further ones.
+/// Returns the number of names in the work directory, without the whiteouts that are kept for
+/// reuse.
 fn left(f: &Fixture) -> usize {
     let work = f.stack.upper.as_ref().unwrap().1.join("work");
     let entries = fs::read_dir(work).unwrap().map(Result::unwrap);
@@ -312,7 +314,7 @@ fn others_work_beside_a_flood(options: &'static str) {
     unlimited();
     let server = limited(&f);
     let home = f.at("home");
-    // What stays of the work is there before.
+    // The objects that remain from the work exist before.
     for (uid, dir) in [(0, f.at("root")), (WORKER, f.at("work"))] {
         as_user(uid, || work(&dir, 0));
     }
@@ -344,7 +346,7 @@ fn others_work_beside_a_flood(options: &'static str) {
         fs::remove_dir(home.join("sub")).unwrap();
     });
     assert!(poll(|| left(&f) == 0), "{options}: {} left", left(&f));
-    // Each held a page at least.
+    // Each holds at least a page.
     assert!(
         poll(|| free() >= during + 4 * FLOOD as u64),
         "{options}: {} of {during}",
@@ -380,7 +382,7 @@ fn others_work_beside_a_flood_over_io_uring() {
     others_work_beside_a_flood("io=passthrough,transport=uring");
 }
 
-/// After SIGKILL in the middle the next mount sweeps what was kept.
+/// After SIGKILL in the middle, the next mount removes the kept objects.
 #[test]
 fn what_a_killed_server_kept_is_swept() {
     need_mounts!();
@@ -403,7 +405,7 @@ fn what_a_killed_server_kept_is_swept() {
     }
 }
 
-/// A file with several names keeps its count, whichever of them are gone.
+/// A file with several names keeps its link count, whichever of them are removed.
 #[test]
 fn links_are_counted_beyond_the_budget() {
     need_mounts!();
@@ -433,7 +435,7 @@ fn links_are_counted_beyond_the_budget() {
                 fs::write(at("a"), "linked").unwrap();
                 fs::hard_link(at("a"), at("b")).unwrap();
                 fs::hard_link(at("a"), at("c")).unwrap();
-                // The names are not known any more.
+                // The names are not cached any more.
             }
             let file = OpenOptions::new()
                 .read(true)

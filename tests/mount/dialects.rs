@@ -1,4 +1,4 @@
-//! Every way to write whiteouts and opaque directories reads as the same tree.
+//! All forms of whiteouts and opaque directories read as the same tree.
 
 use testkit::fixture::Fixture;
 use testkit::layers::{self, FORMS, Form, Layer};
@@ -6,7 +6,7 @@ use testkit::mount::{KERNEL, subject};
 use testkit::need_mounts;
 use testkit::tree::{self, Mask};
 
-/// The oracle reads its own form.
+/// The reference implementation reads its own form.
 #[test]
 fn every_form_reads_as_the_kernels() {
     need_mounts!();
@@ -28,7 +28,7 @@ fn lookups_obey_every_form() {
         for path in ["removed.txt", "removed-dir", "merged/gone", "opaque/old"] {
             assert!(!f.at(path).exists(), "{form:?}: {path}");
         }
-        // The markers themselves are not there either.
+        // The markers themselves are not visible either.
         for path in [".wh.removed.txt", "merged/.wh.gone", "opaque/.wh..wh..opq"] {
             assert!(!f.at(path).exists(), "{form:?}: {path}");
         }

@@ -1,5 +1,5 @@
-//! Options and deliberate differences that `docs/SEMANTICS.md` states and no file about one
-//! operation shows.
+//! Options and deliberate differences that `docs/SEMANTICS.md` states and that belong to no file
+//! about one operation.
 
 use std::os::fd::AsFd;
 
@@ -42,7 +42,7 @@ fn user_markers_turn_redirects_off() {
     }
 }
 
-/// Where `.wh.` names are whiteouts nobody can give one.
+/// Where `.wh.` names are whiteouts, no user can create such a name.
 #[test]
 fn wh_names_cannot_be_given() {
     need_mounts!();
@@ -75,7 +75,7 @@ fn wh_names_are_data_in_the_kernels_dialect() {
     ]);
 }
 
-/// Marker names set from inside are kept as plain attributes, under an escaped name.
+/// Marker names that are set through the mount are kept as plain attributes, under an escaped name.
 #[test]
 fn marker_names_are_escaped() {
     need_mounts!();
@@ -92,7 +92,7 @@ fn marker_names_are_escaped() {
     assert_eq!(stored, Ok(b"y".to_vec()));
 }
 
-/// The kernel keeps locks itself: they work, and none is asked of the server.
+/// The kernel keeps locks itself: they work without a request to the server.
 #[test]
 fn locks_are_the_kernels() {
     need_mounts!();
@@ -113,8 +113,8 @@ fn locks_are_the_kernels() {
             rustix::fs::flock(second.as_fd(), lock),
             Err(Errno::WOULDBLOCK)
         );
-        // By its own call: a process that another test is just starting holds a copy of the
-        // descriptor until its exec, and a close here would not be the last one.
+        // Unlocked explicitly: a process that another test is just starting holds a copy of the
+        // descriptor until its exec, so a close here would not be the last one.
         rustix::fs::flock(first.as_fd(), FlockOperation::Unlock).unwrap();
         rustix::fs::flock(second.as_fd(), lock).unwrap();
         rustix::fs::fcntl_lock(second.as_fd(), lock).unwrap();
@@ -122,8 +122,8 @@ fn locks_are_the_kernels() {
     assert!(!sent.keys().any(|op| op.contains("LK")), "{sent:?}");
 }
 
-/// Files whose data kernel overlayfs left in a lower: a metacopy, once where it was and
-/// once renamed, so that it has a redirect.
+/// Makes files whose data kernel overlayfs left in a lower: a metacopy, once with its original name
+/// and once renamed, so that it has a redirect.
 fn metacopies() -> (Scratch, Stack) {
     let scratch = Scratch::disk();
     let low = scratch.dir("low");
@@ -153,7 +153,7 @@ fn assert_data(f: &Fixture, names: &[&str]) {
     }
 }
 
-/// In an upper: read through, and completed by the first write.
+/// In an upper: reads come from the lower, and the first write copies the data.
 #[test]
 fn metacopies_in_the_upper() {
     need_mounts!();
@@ -170,7 +170,7 @@ fn metacopies_in_the_upper() {
     }
 }
 
-/// In a lower, the data in the layer below.
+/// In a lower, with the data in the layer below.
 #[test]
 fn metacopies_in_a_lower() {
     need_mounts!();
@@ -183,8 +183,8 @@ fn metacopies_in_a_lower() {
     assert_data(&f, &["d/g"]);
 }
 
-/// In a lower, the data in a data-only layer: only a redirect leads there, and without
-/// one the answer is an error, never zeros.
+/// In a lower, with the data in a data-only layer: only a redirect refers to it, and without a
+/// redirect the answer is an error, never zeros.
 #[test]
 fn metacopies_over_a_data_only_lower() {
     need_mounts!();
@@ -197,7 +197,7 @@ fn metacopies_over_a_data_only_lower() {
     assert_data(&f, &["d/g"]);
     f.expect(&[
         ("read f", "EIO"),
-        // Listed all the same, as by the kernel: a name left out would be a file lost.
+        // The file is still listed, as by the kernel: a name that is left out would be a lost file.
         ("readdir .", "d:d f:f"),
         ("stat moved", "ENOENT"),
     ]);
@@ -229,12 +229,12 @@ impl Drop for Submount {
     }
 }
 
-/// The kernel looks under what is mounted in a lower; unionfs shows it, as any program
+/// The kernel reads the directory under a mount in a lower; unionfs shows the mount, as any program
 /// that walks the lower sees it.
 #[test]
 fn mounts_in_a_lower_show() {
     need_mounts!();
-    // Declared first, dropped last: its directory can go only without the submount.
+    // Declared first, dropped last: its directory can be removed only without the submount.
     let mut f;
     let scratch = Scratch::disk();
     let low = scratch.dir("low");
@@ -253,7 +253,7 @@ fn mounts_in_a_lower_show() {
     assert_eq!(std::fs::read(submount.0.join("f")).unwrap(), b"mounted");
 }
 
-/// The kernel gives the file its data when it is opened, and a new mtime with it.
+/// The kernel copies the data of the file when it is opened, which gives it a new mtime.
 #[test]
 fn opening_a_metacopy_for_writing_keeps_its_mtime() {
     need_mounts!();
@@ -280,8 +280,8 @@ fn seeking_data_in_a_directory() {
     f.expect(&table);
 }
 
-/// Nothing tells the request that comes before it from one that is to drop them. A truncation says
-/// it exactly.
+/// The request before it cannot be distinguished from one that must drop the bits. A truncation
+/// states it exactly.
 #[test]
 fn a_write_by_root_drops_set_id_bits_of_a_file_with_a_capability() {
     need_mounts!();

@@ -25,7 +25,7 @@ fn allocate_and_keep_size() {
     ]);
 }
 
-/// The kernel's FUSE client refuses what moves data before it asks the server.
+/// The kernel's FUSE client refuses calls that move data before it asks the server.
 #[test]
 fn ranges_cannot_be_collapsed_or_inserted() {
     need_mounts!();
@@ -41,7 +41,7 @@ fn ranges_cannot_be_collapsed_or_inserted() {
 fn punch_a_hole_in_a_lower_file() {
     need_mounts!();
     let f = Fixture::standard();
-    // Read first: the page cache must follow.
+    // Read first: the page cache must be updated.
     assert!(std::fs::read(f.at("big.bin")).unwrap() == big_data());
     f.ok("fallocate big.bin 3 4096 8192");
     let mut expected = big_data();

@@ -1,6 +1,7 @@
-//! One user who floods a server of bounded memory (RLIMIT_AS): hundreds of large writes that wait for
+//! One user floods a server with limited memory (RLIMIT_AS): hundreds of large writes that wait for
 //! copy-ups, huge listings held open, thousands of files without a name, large attributes, deep
-//! trees, ioctls. The server lives, and another user's work goes on with the right content.
+//! trees, ioctls. The server keeps running, and another user's work succeeds with the correct
+//! content.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -12,24 +13,24 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use testkit::mount::{Fs, Scratch, Stack, chmod, poll};
 use testkit::{ioctl, need_mounts};
 
-/// The user who floods, and the one who works.
+/// The user who floods, and the user who works.
 const FLOODER: u32 = 1000;
 const WORKER: u32 = 1001;
-/// The address space that the server may have beyond what it has when it is idle: most of it are the
-/// stacks of threads and the arenas of malloc, which are hardly used.
+/// The address space that the server may use beyond that of an idle server. Most of it are stacks
+/// of threads and arenas of malloc, which are hardly used.
 const MORE: u64 = 448 << 20;
-/// The memory that it may use at most; it is a fifth of that here.
+/// The limit of its resident memory; it uses a fifth of that here.
 const RESIDENT: u64 = 256 << 20;
-/// Threads of the flood.
+/// The number of threads of the flood.
 const THREADS: usize = 48;
-/// Large writes, each to a file of its own.
+/// The number of large writes, each to a file of its own.
 const WRITES: usize = 480;
-/// Names of the directory that is listed.
+/// The number of names in the listed directory.
 const NAMES: usize = 30_000;
 /// FS_IOC_GETFLAGS.
 const GET_FLAGS: u32 = 0x8008_6601;
 
-/// Makes the calling thread one of this user's.
+/// Makes the calling thread one of this user.
 fn become_user(uid: u32) {
     let (group, user) = (
         rustix::fs::Gid::from_raw(uid),
@@ -40,7 +41,7 @@ fn become_user(uid: u32) {
     rustix::thread::set_thread_res_uid(user, user, user).unwrap();
 }
 
-/// A size of a process in bytes (proc(5), `status`).
+/// Returns a size of a process in bytes (proc(5), `status`).
 fn size(process: u32, which: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status
@@ -74,7 +75,8 @@ fn stack(scratch: &Scratch) -> Stack {
     Stack::writable(scratch, vec![lower])
 }
 
-/// What one thread of the flood does; what it holds is held until the end. It may be refused.
+/// Runs one thread of the flood, which holds all its objects until the end. Its requests may be
+/// refused; returns how many were.
 fn flood(root: &Path, thread: usize, over: &AtomicBool) -> usize {
     let home = root.join("flood");
     let mut refused = 0;
@@ -131,7 +133,7 @@ fn flood(root: &Path, thread: usize, over: &AtomicBool) -> usize {
     refused
 }
 
-/// What the other user does; each of it must succeed.
+/// Does the work of the other user; each operation must succeed.
 fn work(root: &Path, round: usize) {
     let dir = root.join("work");
     let low = dir.join(format!("low{}", round % 200));
@@ -198,13 +200,13 @@ fn bounded_memory_is_enough_for_everybody() {
         look_afterwards(root);
         let used = size(server, "VmHWM");
         assert!(used < RESIDENT, "{options}: {} MiB", used >> 20);
-        // Refusals for want of memory are right, as long as they are few.
+        // A few refusals for lack of memory are correct.
         assert!(refused.load(Ordering::SeqCst) < WRITES, "{options}");
         mounted.unmount();
     }
 }
 
-/// Afterwards all is as it was.
+/// Asserts that the tree is unchanged afterwards.
 fn look_afterwards(root: &Path) {
     std::thread::scope(|scope| {
         let after = scope.spawn(|| {

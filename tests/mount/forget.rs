@@ -1,4 +1,4 @@
-//! What the kernel forgets leaves the inode table.
+//! Inodes that the kernel forgets leave the inode table.
 
 use testkit::caches::{self, drop_names_and_inodes};
 use testkit::fixture::Fixture;
@@ -35,7 +35,7 @@ fn table_shrinks_to_the_root_after_a_walk() {
     assert_eq!(f.tree().len() as u64, entries, "still all there");
 }
 
-/// Resident memory of the server, in KiB.
+/// Returns the resident memory of the server in KiB.
 fn resident(f: &Fixture) -> u64 {
     let server = f.mounted().servers()[0];
     let status = std::fs::read_to_string(format!("/proc/{server}/status")).unwrap();
@@ -43,7 +43,8 @@ fn resident(f: &Fixture) -> u64 {
     line.unwrap().trim_end_matches("kB").trim().parse().unwrap()
 }
 
-/// Of what a long walk took, most goes back to the system when the kernel has forgotten it.
+/// Most of the memory of a long walk goes back to the system when the kernel has forgotten the
+/// inodes.
 #[test]
 fn memory_is_given_back() {
     need_mounts!();
@@ -102,8 +103,8 @@ fn an_open_unlinked_file_is_forgotten_at_close() {
     assert_shrinks_to_root(&f);
 }
 
-/// A metacopy whose data has been brought up is none any more, also after the kernel has
-/// forgotten the file and asks again.
+/// A metacopy whose data was copied up is an ordinary file, also after the kernel has forgotten the
+/// file and looks it up again.
 #[test]
 fn a_completed_metacopy_stays_complete() {
     need_mounts!();

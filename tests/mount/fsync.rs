@@ -1,5 +1,5 @@
-//! fsync, fdatasync, syncfs and directories' fsync answer, and what was synced is in
-//! the upper.
+//! fsync, fdatasync, syncfs and the fsync of directories answer, and the synced data is in the
+//! upper.
 
 use std::fs::File;
 use std::io::Write;
@@ -16,7 +16,7 @@ fn write_and_sync(f: &Fixture) {
     let dir = File::open(f.at("merged")).unwrap();
     rustix::fs::fsync(&dir).unwrap();
     rustix::fs::syncfs(&dir).unwrap();
-    // Still open in the union: the data must have reached the upper all the same.
+    // The file is still open in the union; the data must already be in the upper.
     assert_eq!(std::fs::read(f.upper("merged/new")).unwrap(), b"durable");
     let lower = File::open(f.at("plain.txt")).unwrap();
     rustix::fs::fsync(&lower).unwrap();

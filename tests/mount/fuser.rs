@@ -1,6 +1,6 @@
-//! The transport `fuser`: where it is chosen, what it refuses, what it does without, and how it ends.
-//! That it serves all operations is seen by running the suites with `UNIONFS_TEST_TRANSPORT=fuser`
-//! (ci/test.sh does).
+//! The transport `fuser`: how it is selected, what it refuses, which features it lacks, and how it
+//! ends. The suites run with `UNIONFS_TEST_TRANSPORT=fuser` (ci/test.sh does so) test that it
+//! serves all operations.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -25,7 +25,7 @@ fn standard(fs: &Fs) -> Fixture {
     Fixture::with(fs, &layers::standard(), Form::Kernel, true)
 }
 
-/// What `stats` says of a mount.
+/// Returns the output of `stats` for a mount.
 fn stats(mnt: &Path) -> Value {
     let mut command = Command::new(program());
     let output = command.arg("stats").arg(mnt).arg("--json").output();
@@ -45,13 +45,13 @@ fn it_serves_from_its_own_threads_in_the_sandbox() {
     let f = standard(&FUSER);
     let told = stats(f.root());
     assert_eq!(told["mount"]["transport"], "fuser");
-    // Nothing is passed through, although this is a mount of root that can be written.
+    // Nothing is passed through, although this is a writable mount of root.
     assert_eq!(told["mount"]["io"], "cached");
     assert!(told["mount"]["sandbox"].is_object(), "{told}");
     let server = f.mounted().servers()[0];
     let names: Vec<String> = tasks(server).into_iter().map(|task| task.name).collect();
     let of = |prefix: &str| names.iter().filter(|name| name.starts_with(prefix)).count();
-    // As many as our own wire would have, and none of that.
+    // As many threads as our own transport would have, and none of its own kinds.
     assert!(
         of("fuser-") >= 4 && !names.contains(&"unionfs-0".into()),
         "{names:?}"
@@ -79,7 +79,7 @@ fn what_it_does_not_do_is_refused_before_anything_is_mounted() {
     rustix::mount::unmount(&stack.mnt, UnmountFlags::DETACH).unwrap();
 }
 
-/// Every kind of file, and the longest device numbers, through the answers of the crate.
+/// Every kind of file, and the longest device numbers, in the answers of the crate.
 #[test]
 fn kinds_and_devices_are_exact() {
     need_mounts!();
@@ -104,7 +104,7 @@ fn kinds_and_devices_are_exact() {
     }
 }
 
-/// A listing brings names, of a directory of any length, and each name is asked for once.
+/// A listing returns the names of a directory of any length, and each name is looked up once.
 #[test]
 fn listings_come_without_attributes() {
     need_mounts!();
@@ -124,7 +124,7 @@ fn listings_come_without_attributes() {
     assert_eq!(sent("LOOKUP"), FILES as u64);
 }
 
-/// Of times before 1970 the crate makes others; the oldest one has no positive.
+/// The crate changes times before 1970; the oldest one has no positive counterpart.
 #[test]
 fn times_before_1970_are_exact() {
     need_mounts!();
@@ -151,11 +151,11 @@ fn times_before_1970_are_exact() {
     }
     for (sec, nsec) in [(i64::MIN, 1), (i64::MIN, 0), (i64::MIN + 1, 999_999_999)] {
         let times = times(at(sec, nsec), at(sec, nsec));
-        // The file system below may have no such time; the server has to live.
+        // The file system below may not support such a time; the server must keep running.
         rustix::fs::futimens(&file, &times).unwrap();
         assert!(fs::metadata(&path).is_ok());
     }
-    // A thread that has just been started has not given itself its name yet.
+    // A thread that has just started has not set its name yet.
     let server = f.mounted().servers()[0];
     let is_of_crate = |name: &str| name.starts_with("fuser-");
     let count = || {
@@ -167,7 +167,7 @@ fn times_before_1970_are_exact() {
     assert!(poll(|| count() >= 4), "threads have ended");
 }
 
-/// What has no message of the crate is as on a file system without it.
+/// An operation for which the crate has no message behaves as on a file system without it.
 #[test]
 fn what_the_crate_lacks_is_answered_as_by_others() {
     need_mounts!();
@@ -183,7 +183,7 @@ fn what_the_crate_lacks_is_answered_as_by_others() {
     );
     let told = birth.unwrap().stx_mask & rustix::fs::StatxFlags::BTIME.bits();
     assert_eq!(told, 0);
-    // A copy asks for its 64-bit form first.
+    // A copy requests the 64-bit form first.
     fs::write(f.root().join("source"), "data").unwrap();
     let (from, to) = (f.root().join("source"), f.root().join("target"));
     assert_eq!(fs::copy(&from, &to).unwrap(), 4);

@@ -1,6 +1,6 @@
-//! Threads of the server that give way to their callers: when they begin, when they end, and
-//! that nobody starves. What it brings is measured, not tested: docs/PROFILE.md. How it is seen
-//! that a thread starves is tested beside it (`fuse/wire/idle_priority`).
+//! Threads of the server that yield to their callers: when this begins, when it ends, and that no
+//! thread starves. The gain is measured and not tested: docs/PROFILE.md. A unit test covers the
+//! detection of a starving thread (`fuse/wire/idle_priority`).
 
 use std::fs;
 use std::path::Path;
@@ -18,14 +18,14 @@ fn gives_way(task: &Task) -> bool {
     task.policy == libc::SCHED_IDLE
 }
 
-/// The server's threads whose names begin so.
+/// Returns the server's threads whose names begin with `name`.
 fn named(server: u32, name: &str) -> Vec<Task> {
     let mut tasks = tasks(server);
     tasks.retain(|task| task.name.starts_with(name));
     tasks
 }
 
-/// A thread on each CPU that wants all of it.
+/// Threads, one for each CPU, that use all of its time.
 struct Hogs(Arc<AtomicBool>);
 
 impl Hogs {
@@ -50,7 +50,7 @@ impl Drop for Hogs {
     }
 }
 
-/// Sends so many requests: names that are new, so that no cache answers.
+/// Sends `count` requests with new names, so that no cache answers.
 fn ask(root: &Path, count: usize) {
     static NAMES: AtomicUsize = AtomicUsize::new(0);
     for _ in 0..count {
@@ -59,7 +59,7 @@ fn ask(root: &Path, count: usize) {
     }
 }
 
-/// Over a transport whose threads are called `name`.
+/// Tests a transport whose threads are called `name`.
 fn begins_ends_and_starves_nobody(fs: &Fs, name: &str) {
     let f = Fixture::with(fs, &layers::standard(), Form::Kernel, true);
     let server = f.mounted().servers()[0];
@@ -74,7 +74,7 @@ fn begins_ends_and_starves_nobody(fs: &Fs, name: &str) {
     };
     let ends = || poll(|| !all().iter().any(gives_way));
     assert!(begins());
-    // A copy-up: threads for slow work may begin, which inherit nothing.
+    // A copy-up may start threads for slow work; they do not inherit the priority.
     f.ok("write plain.txt 0 changed");
     let everywhere = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
     for slow in named(server, "unionfs-slow") {
@@ -85,11 +85,12 @@ fn begins_ends_and_starves_nobody(fs: &Fs, name: &str) {
     }
     assert!(ends(), "for good: {:?}", all());
     assert!(begins());
-    // Whatever the watch makes of it: everything is answered.
+    // Whatever the watch decides, every request is answered.
     let hogs = Hogs::new();
     ask(f.root(), 5000);
     drop(hogs);
-    // Where they were. Threads of rings come and go; each has the CPU of its name.
+    // The threads are as before. Threads of rings are started and ended; each has the CPU of its
+    // name.
     let like = |task: &Task| (task.name.clone(), task.policy, task.cpus.clone());
     let places: Vec<_> = before.iter().map(like).collect();
     let is_back = || {
@@ -112,7 +113,7 @@ fn workers() {
     begins_ends_and_starves_nobody(&Fs::Unionfs("transport=classic"), "unionfs-0");
 }
 
-/// To the CPU of a caller that is alone, and away when another one comes.
+/// A thread moves to the CPU of a caller that is alone there, and away when another one comes.
 #[test]
 fn workers_follow_one_caller_but_not_two() {
     need_mounts!();

@@ -1,4 +1,4 @@
-//! File handles (`name_to_handle_at`, `open_by_handle_at`): a handle leads to its file, through
+//! File handles (`name_to_handle_at`, `open_by_handle_at`): a handle refers to its file through
 //! copy-up, rename, dropped caches and remount, and never to another one.
 
 use std::fs::File;
@@ -19,7 +19,7 @@ fn handle(root: &File, path: &str) -> FileHandle {
     name_to_handle(root, &path).unwrap()
 }
 
-/// Inode number and, of a file, content.
+/// Returns the inode number and, for a file, the content.
 fn look(fd: &OwnedFd) -> (u64, Vec<u8>) {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let meta = std::fs::metadata(&path).unwrap();
@@ -31,7 +31,7 @@ fn look(fd: &OwnedFd) -> (u64, Vec<u8>) {
     (meta.ino(), data)
 }
 
-/// The kernel's caches of names and inodes dropped, until the union has only its root left.
+/// Drops the kernel's caches of names and inodes until the union has only its root left.
 fn forget_everything(f: &Fixture) {
     let forgotten = || {
         caches::drop_names_and_inodes();
@@ -45,7 +45,7 @@ fn handles_lead_to_known_inodes() {
     need_mounts!();
     let f = Fixture::standard();
     let root = File::open(f.root()).unwrap();
-    // Held open, the kernel cannot forget it.
+    // The kernel cannot forget a file that is held open.
     let known = File::open(f.at("plain.txt")).unwrap();
     let ino = known.metadata().unwrap().ino();
     let handle = handle(&root, "plain.txt");
@@ -130,7 +130,7 @@ fn handles_survive_dropped_caches_and_remounts() {
             drop((found, root));
         }
     }
-    // The content, and writing through a file that was found.
+    // Tests the content, and a write to a file that was opened by its handle.
     forget_everything(&f);
     let root = File::open(f.root()).unwrap();
     let found = open_by_handle(&root, &before[3].0).unwrap();
@@ -140,9 +140,9 @@ fn handles_survive_dropped_caches_and_remounts() {
     assert_eq!(data, b"written by handle");
 }
 
-/// Whether the handle of a removed file is stale. As long as the kernel has an inode it finds it by its
-/// handle, as that of any file that is removed but open: until the RELEASE of the last descriptor has been
-/// answered, which close(2) does not wait for.
+/// Tells whether the handle of a removed file is stale. While the kernel has an inode it finds the
+/// inode by its handle, as for any file that is removed but open: until the RELEASE of the last
+/// descriptor is answered, for which close(2) does not wait.
 fn is_stale(root: &File, handle: &FileHandle) -> bool {
     match open_by_handle(root, handle) {
         Err(error) => {
@@ -157,13 +157,13 @@ fn is_stale(root: &File, handle: &FileHandle) -> bool {
     }
 }
 
-/// A handle of a removed file is stale forever, though its number is given again at once, and
-/// before and after the kernel forgets.
+/// A handle of a removed file is stale forever, even if its inode number is reused at once, and
+/// both before and after the kernel forgets it.
 #[test]
 fn a_number_used_again_is_another_file() {
     need_mounts!();
     let _alone = caches::alone();
-    // With a journal: without one ext4 gives the numbers of files just deleted late or never.
+    // With a journal: without one, ext4 reuses the numbers of deleted files late or never.
     let place = Scratch::disk();
     let disk = need!(Disk::new(place.path(), "disk", 64, "rw"));
     let dir = |name: &str| {

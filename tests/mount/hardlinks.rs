@@ -64,7 +64,7 @@ fn links_come_and_go() {
     assert_linked(&f, &["removed.txt"], "HARD\n");
 }
 
-/// Equal content is not an identity.
+/// Equal content does not make two files one.
 #[test]
 fn different_files_are_not_linked() {
     need_mounts!();
@@ -75,7 +75,7 @@ fn different_files_are_not_linked() {
     assert_eq!(std::fs::read_to_string(f.at("c")).unwrap(), "");
 }
 
-/// A file that lost the only name we knew is the same file by a name we meet later.
+/// A file that lost its only known name is the same file under a name that is looked up later.
 #[test]
 fn another_name_of_an_open_file_is_found_after_the_first_is_gone() {
     need_mounts!();
@@ -96,8 +96,7 @@ fn another_name_of_an_open_file_is_found_after_the_first_is_gone() {
     assert_eq!(open.metadata().unwrap().mode() & 0o777, 0o600);
 }
 
-/// A copy-up that fails at its last step leaves no index entry behind, which would stand
-/// in the way of the next.
+/// A copy-up that fails at its last step leaves no index entry, which would block the next one.
 #[test]
 fn a_failed_copy_up_leaves_nothing_in_the_index() {
     need_mounts!();
@@ -107,7 +106,7 @@ fn a_failed_copy_up_leaves_nothing_in_the_index() {
         let chattr = Command::new("chattr").arg(flag).arg(f.upper("d")).status();
         chattr.is_ok_and(|status| status.success())
     };
-    // The disk of the tests has immutable files; a tmpfs has not.
+    // The disk of the tests supports immutable files; a tmpfs does not.
     need!(if immutable("+i") {
         Ok(())
     } else {
@@ -122,7 +121,7 @@ fn a_failed_copy_up_leaves_nothing_in_the_index() {
     assert_linked(&f, &["d/a", "d/b"], "data");
 }
 
-/// Hard links are not for regular files only.
+/// Hard links of other types than regular files.
 #[test]
 fn links_of_symlinks_and_fifos_stay_links() {
     need_mounts!();
@@ -151,7 +150,7 @@ fn links_of_symlinks_and_fifos_stay_links() {
     linked(&f, ["p1", "p3"], 7);
 }
 
-/// A count that no file can have is not believed, and adds up to no panic.
+/// A link count that no file can have is ignored, and adding it causes no panic.
 #[test]
 fn hostile_link_counts_do_no_harm() {
     need_mounts!();

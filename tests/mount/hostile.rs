@@ -7,7 +7,7 @@ use testkit::layers::{self, Form, Layer};
 use testkit::mount::{Scratch, Stack, subject};
 use testkit::{need_mounts, tree};
 
-/// A union over layers that may name a directory outside, which holds `secret`.
+/// Mounts a union over layers that may name a directory outside, which holds `secret`.
 fn with_outside(make: impl FnOnce(&str) -> Vec<Layer>) -> (Fixture, PathBuf) {
     let scratch = Scratch::disk();
     let outside = scratch.dir("outside");
@@ -21,7 +21,7 @@ fn with_outside(make: impl FnOnce(&str) -> Vec<Layer>) -> (Fixture, PathBuf) {
     (Fixture::over(&subject(), scratch, stack), outside)
 }
 
-/// The directory may answer with an error or with less, but never with the secret.
+/// Asserts that the directory answers with an error or with less, but never with the secret.
 fn assert_contained(f: &Fixture, dir: &str, outside: &std::path::Path) {
     assert!(
         std::fs::read(f.at(format!("{dir}/secret"))).is_err(),
@@ -31,14 +31,14 @@ fn assert_contained(f: &Fixture, dir: &str, outside: &std::path::Path) {
         let names: Vec<_> = entries.flatten().map(|e| e.file_name()).collect();
         assert!(!names.iter().any(|n| n == "secret"), "{dir}: {names:?}");
     }
-    // Creating there, allowed or not, must not happen outside.
+    // Creating a file there, allowed or not, must not happen outside.
     let _ = std::fs::write(f.at(format!("{dir}/planted")), "x");
     let _ = std::fs::remove_file(f.at(format!("{dir}/secret")));
     let left: Vec<_> = tree::list_raw(outside).into_keys().collect();
     assert_eq!(left, [&b""[..], b"secret"]);
 }
 
-/// A directory above, a symlink to outside at the same place below.
+/// A directory in the upper layer, and a symlink to outside at the same place below.
 #[test]
 fn a_symlink_below_a_directory() {
     need_mounts!();
@@ -116,7 +116,7 @@ fn metacopy_redirects_that_climb() {
     }
 }
 
-/// Absolute symlinks are the reader's: they resolve in his root, not in the layer.
+/// Absolute symlinks are resolved in the root of the reading process, not in the layer.
 #[test]
 fn copy_up_of_a_symlink_does_not_follow_it() {
     need_mounts!();

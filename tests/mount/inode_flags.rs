@@ -1,5 +1,5 @@
-//! Inode flags beside kernel overlayfs on the same layers: what lsattr shows, what chattr does and
-//! to whom it is allowed, and what immutable and append-only files and directories refuse.
+//! Inode flags, compared with kernel overlayfs on the same layers: what lsattr shows, what chattr
+//! does and for whom, and which operations immutable and append-only files and directories refuse.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -22,7 +22,7 @@ pub const FLAGS: [(&str, IFlags); 3] = [
     ("ai", IFlags::IMMUTABLE.union(IFlags::APPEND)),
 ];
 
-/// Whatever was protected, also by a test that failed, can be removed again.
+/// Removes the protection on drop, also after a failed test, so that the files can be deleted.
 pub struct Unprotected<'a>(pub &'a Path);
 
 impl Drop for Unprotected<'_> {
@@ -47,7 +47,7 @@ fn clear(path: &Path, flags: IFlags) -> io::Result<()> {
     Ok(ioctl_setflags(&file, ioctl_getflags(&file)? - flags)?)
 }
 
-/// What there is of each kind: a file, and a directory with a file and a directory in it.
+/// Makes the objects of each kind: a file, and a directory with a file and a directory in it.
 pub fn fill(root: &Path, place: &str) {
     for (name, _) in FLAGS {
         fs::write(root.join(format!("{place}-file-{name}")), "content").unwrap();
@@ -64,7 +64,8 @@ pub fn protect(root: &Path, place: &str) {
     }
 }
 
-/// The same layers for each: protected in the lower, merged and protected in the lower.
+/// Makes the same layers for each implementation: protected in the lower, and merged and protected
+/// in the lower.
 fn stack(scratch: &Scratch) -> Stack {
     let lowers = [scratch.dir("l0"), scratch.dir("l1")];
     for lower in &lowers {
@@ -100,7 +101,7 @@ fn times(path: &Path, nsec: [i64; 2]) -> io::Result<()> {
     Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::empty())?)
 }
 
-/// All that can be done to a file, which here mostly cannot.
+/// Tries all operations on a file, most of which are refused here.
 fn on_file(root: &Path, path: &Path, all: &mut Answers) {
     let name = path.file_name().unwrap().to_str().unwrap();
     let mut say = |what: &str, result: io::Result<()>| {
@@ -240,7 +241,7 @@ fn on_dir(root: &Path, dir: &Path, all: &mut Answers) {
     all.push((format!("names {name}"), format!("{names:?}")));
 }
 
-/// What lsattr says of everything, and what there is of flags as the wider form.
+/// Reads the flags of everything as lsattr does, and in the wider form.
 pub fn flags_of(root: &Path, all: &mut Answers) {
     let mut names: Vec<_> = fs::read_dir(root)
         .unwrap()
@@ -278,7 +279,7 @@ fn answers(f: &mut Fixture) -> Answers {
     let root = f.root().to_owned();
     fill(&root, "upper");
     protect(&root, "upper");
-    // Something of the lower that becomes protected in the union.
+    // An object of the lower that becomes protected in the union.
     set(&root.join("other"), IFlags::IMMUTABLE).unwrap();
     all.push((
         "write other".into(),
@@ -330,7 +331,7 @@ fn answers(f: &mut Fixture) -> Answers {
     all
 }
 
-/// What the upper says of protection: by name.
+/// Returns the protection markers in the upper, by name.
 fn marks(upper: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut all = Vec::new();
     let mut todo = vec![upper.to_owned()];
@@ -358,7 +359,7 @@ fn run(fs: &Fs) -> (Answers, Vec<(PathBuf, Vec<u8>)>) {
     let all = answers(&mut f);
     f.unmount();
     let marks = marks(&f.upper(""));
-    // Before the fixture goes, whose lowers are as they were.
+    // Before the fixture ends, which checks that its lowers are unchanged.
     drop(f);
     (all, marks)
 }
@@ -379,7 +380,7 @@ fn protected_files_refuse_what_the_kernels_do() {
         let (mut got, marks) = run(&Fs::Unionfs(options));
         assert_eq!(got.len(), expected.len());
         if options == "transport=fuser" {
-            // It has no O_TMPFILE.
+            // Kernel overlayfs has no O_TMPFILE here.
             let unnamed = got.iter_mut().zip(&expected);
             for (got, expected) in unnamed.filter(|(got, _)| got.0.contains("unnamed ")) {
                 assert_eq!(got.1, "EOPNOTSUPP");

@@ -1,5 +1,5 @@
-//! Inode numbers: one device, st_ino equal to d_ino, no two files with one number, and
-//! the same number across copy-up, rename and remount.
+//! Inode numbers: one device, st_ino equal to d_ino, no two files with one number, and the same
+//! number across copy-up, rename and remount.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
@@ -36,7 +36,7 @@ fn unique_on_one_device() {
     f.ok("create a 644\nmkdir b 755\nsymlink x c\nwrite plain.txt 0 X\nrename merged m2");
     let tree = f.tree();
     assert_unique(&tree);
-    // The three links of the bottom layer, and nothing else, share a number.
+    // The three links of the bottom layer share a number, and no others do.
     assert_eq!(tree.values().filter(|e| e.group.is_some()).count(), 3);
 }
 
@@ -55,7 +55,7 @@ fn compare_d_ino(dir: &Path) {
 fn d_ino_is_st_ino() {
     need_mounts!();
     let mut f = Fixture::standard();
-    // Before any stat, after changes, and by a fresh server.
+    // Before any stat, after changes, and with a fresh server.
     compare_d_ino(f.root());
     f.ok("write plain.txt 0 X\ncreate a 644\nrename merged m2\nwrite m2/bottom 0 X");
     compare_d_ino(f.root());
@@ -82,8 +82,8 @@ fn stable_across_copy_up_and_remount() {
     assert_eq!(numbers(&f.tree()), before, "after a remount");
 }
 
-/// Copies that do not say where they came from keep their number as long as the mount, also when
-/// the kernel looks the name up anew, as it does for what a rename goes to.
+/// Copies without an origin keep their number during the mount, also when the kernel looks the name
+/// up again, as it does for the target of a rename.
 #[test]
 fn stable_without_origins() {
     need_mounts!();

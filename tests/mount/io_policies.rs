@@ -1,6 +1,5 @@
-//! What the I/O policies promise: the same answers under `cached` and `passthrough`, nothing
-//! ever written to a lower, no open that fails because of another, and under `passthrough`
-//! no message for data.
+//! The I/O policies: the same answers under `cached` and `passthrough`, no write to a lower, no
+//! open that fails because of another open, and under `passthrough` no message for data.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -20,7 +19,7 @@ use testkit::{need, need_mounts, program};
 
 const PASSTHROUGH: &str = "io=passthrough";
 
-/// A union for each policy.
+/// Returns a union for each policy.
 fn each() -> [Fixture; 3] {
     ["io=cached", "io=cached,writeback", PASSTHROUGH].map(|io| mounted(io, true))
 }
@@ -61,7 +60,7 @@ fn descriptors_from_before_copy_up_see_later_writes() {
         for file in [&early, &writer, &late] {
             assert_eq!(content(file), expected);
         }
-        // Truncated by an open, and written by one that comes after all others.
+        // Truncated by an open, and written by a later one.
         drop(File::create(&path).unwrap());
         assert_eq!(content(&early), "");
         drop((early, writer, late));
@@ -71,7 +70,7 @@ fn descriptors_from_before_copy_up_see_later_writes() {
     }
 }
 
-/// The first open decides how an inode is served; no order of opens may fail for it.
+/// The first open decides how an inode is served; no order of opens makes one fail.
 #[test]
 fn opens_of_all_kinds_live_together() {
     need_mounts!();
@@ -149,7 +148,7 @@ fn what_one_opens_while_others_copy_up_is_never_refused() {
     }
 }
 
-/// A writer, a mapping and the system's view of size and times agree.
+/// A writer, a mapping, and the size and times that the system reports agree.
 #[test]
 fn mappings_and_attributes_follow_writes() {
     need_mounts!();
@@ -168,7 +167,7 @@ fn mappings_and_attributes_follow_writes() {
         map_and_write(&file, b"MAPPED");
         assert_eq!(&std::fs::read(&path).unwrap()[..6], b"MAPPED");
         assert!(path.metadata().unwrap().modified().unwrap() > old);
-        // Read through a descriptor that is older than another's write.
+        // Read through a descriptor that was opened before another one's write.
         let reader = File::open(&path).unwrap();
         file.write_all_at(b"written", 0).unwrap();
         assert_eq!(&content(&reader)[..7], "written");
@@ -188,7 +187,7 @@ fn mappings_and_attributes_follow_writes() {
 /// Writes `data` at the start of a shared mapping of `file`, and syncs it.
 #[allow(unsafe_code)]
 fn map_and_write(file: &File, data: &[u8]) {
-    // SAFETY: the file has at least `data.len()` bytes, nobody truncates it meanwhile, and the
+    // SAFETY: the file has at least `data.len()` bytes, nothing truncates it meanwhile, and the
     // mapping is used within this block only.
     unsafe {
         let (protection, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
@@ -228,7 +227,7 @@ fn data_passed_through_costs_no_messages() {
     assert!(!sent.contains_key("READ"), "{sent:?}");
 }
 
-/// Reading ahead by 1 MiB: the kernel's own 128 KiB would be 64 messages.
+/// Readahead of 1 MiB: the kernel's own 128 KiB would be 64 messages.
 #[test]
 fn large_files_are_read_by_large_requests() {
     need_mounts!();
@@ -264,7 +263,8 @@ fn writeback_collects_writes() {
     assert!((1..=16).contains(&writes), "{sent:?}");
 }
 
-/// Not even their access times, which the kernel would set for a file it reads itself.
+/// Not even the access times of lowers change, which the kernel would set for a file it reads
+/// itself.
 #[test]
 fn lowers_are_left_alone() {
     need_mounts!();
@@ -323,12 +323,13 @@ fn set_id_bits_fall_for_those_who_may_not_keep_them() {
     }
 }
 
-/// Every file given to the kernel is taken back, and one is enough for all who have it open.
+/// Every file that is registered with the kernel is unregistered, and one registration serves all
+/// openers.
 #[test]
 fn registrations_are_given_back() {
     need_mounts!();
     need!(has_tools(&["strace"]));
-    // Over io_uring there are more descriptors, the more there are threads.
+    // Over io_uring the number of descriptors grows with the number of threads.
     let f = mounted("io=passthrough,transport=classic", true);
     let server = f.mounted().servers()[0];
     let descriptors = || {
@@ -367,7 +368,7 @@ fn registrations_are_given_back() {
     );
 }
 
-/// What was written is in the upper, whatever becomes of the server.
+/// Written data is in the upper, also if the server is killed.
 #[test]
 fn a_killed_server_takes_no_data_with_it() {
     need_mounts!();
@@ -387,7 +388,8 @@ fn a_killed_server_takes_no_data_with_it() {
     assert_eq!(std::fs::read(f.at("new")).unwrap(), b"before");
 }
 
-/// Asked for by name it works or the mount fails; who asks for nothing never fails for it.
+/// A policy that is requested by name works or the mount fails; a mount without a request never
+/// fails because of it.
 #[test]
 fn without_the_privilege_there_is_no_passthrough() {
     need_mounts!();
@@ -417,7 +419,7 @@ fn the_policy_is_shown() {
     }
 }
 
-/// Which policy a mount of ours says that it has.
+/// Returns the policy that a mount reports.
 fn policy_of(mnt: &Path) -> String {
     let output = Command::new(program()).arg("stats").arg(mnt).output();
     let text = String::from_utf8(output.unwrap().stdout).unwrap();
@@ -425,7 +427,8 @@ fn policy_of(mnt: &Path) -> String {
     line.split_whitespace().nth(1).unwrap().into()
 }
 
-/// Where the kernel may and files are written; never where it would fail.
+/// The automatic policy is passthrough if the kernel allows it and files are written, and never
+/// where it would fail.
 #[test]
 fn auto_passes_through_what_can_be_written() {
     need_mounts!();
@@ -449,7 +452,7 @@ fn auto_passes_through_what_can_be_written() {
     assert_eq!(std::fs::read(below.at("upper/file")).unwrap(), b"data");
 }
 
-/// A union for each policy whose upper is on a disk, where O_DIRECT has rules.
+/// Returns a union for each policy whose upper is on a disk, where O_DIRECT has rules.
 fn each_on_disk() -> [Fixture; 2] {
     ["io=cached", PASSTHROUGH].map(|io| {
         let scratch = Scratch::disk();
@@ -458,7 +461,7 @@ fn each_on_disk() -> [Fixture; 2] {
     })
 }
 
-/// fcntl(2) takes O_APPEND and O_DIRECT away from an open file, as dd does before its last block.
+/// fcntl(2) removes O_APPEND and O_DIRECT from an open file, as dd does before its last block.
 #[test]
 fn flags_taken_away_are_gone() {
     need_mounts!();
@@ -467,7 +470,7 @@ fn flags_taken_away_are_gone() {
         let mut log = OpenOptions::new().append(true).open(f.at("log")).unwrap();
         std::io::Write::write_all(&mut log, b"Y").unwrap();
         rustix::fs::fcntl_setfl(&log, rustix::fs::OFlags::empty()).unwrap();
-        // pwrite(2) appends as long as O_APPEND is there.
+        // pwrite(2) appends as long as O_APPEND is set.
         log.write_all_at(b"X", 1).unwrap();
         assert_eq!(std::fs::read(f.at("log")).unwrap(), b"0X23456789Y");
         assert_eq!(std::fs::read(f.upper("log")).unwrap(), b"0X23456789Y");
@@ -484,7 +487,7 @@ fn flags_taken_away_are_gone() {
     }
 }
 
-/// Also for who does not ask for the time of access, which makes the kernel ask again anyway.
+/// Also for a program that does not request the access time, which the kernel requests anyway.
 #[test]
 fn a_mapping_of_a_known_file_moves_its_time() {
     need_mounts!();
@@ -508,7 +511,8 @@ fn a_mapping_of_a_known_file_moves_its_time() {
     }
 }
 
-/// A kernel that promised it and then refuses every file, as a security module could make it.
+/// A kernel that offers passthrough and then refuses every file, as a security module could make
+/// it.
 #[test]
 fn auto_does_without_what_is_refused_later() {
     need_mounts!();
@@ -545,7 +549,7 @@ fn auto_does_without_what_is_refused_later() {
     assert_eq!(std::fs::read(upper.join("file")).unwrap(), b"less");
     drop(reader);
     drop(mounted);
-    // Not with success where it had not yet asked whether the mount answers.
+    // The start does not succeed before it has checked that the mount answers.
     server.wait().unwrap();
 }
 
@@ -555,7 +559,7 @@ fn auto_does_without_the_privilege() {
     let scratch = Scratch::disk();
     let stack = Stack::writable(&scratch, vec![scratch.dir("lower")]);
     let options = stack.options() + ",io=auto";
-    // Root of a user namespace has it there only.
+    // Root of a user namespace has the capability there only.
     let script = r#""$1" -o "$2" "$3" && echo data >"$3/file" && "$1" stats "$3" && umount "$3""#;
     let output = Command::new("unshare")
         .args([

@@ -1,4 +1,4 @@
-//! Inode flags again: who may change them, what no way of writing changes, which ioctls are not
+//! More on inode flags: who may change them, what no way of writing changes, which ioctls are not
 //! answered, and catalogs.
 
 use std::fs::{self, File, OpenOptions};
@@ -16,8 +16,8 @@ use testkit::need_mounts;
 
 use super::inode_flags::{FLAGS, Unprotected, answer, fill, flags_of, open, protect, set};
 
-/// Its own files' harmless flags are a user's to change, nobody else's are, and the two that
-/// protect are for the privileged in the first user namespace.
+/// A user may change the harmless flags of their own files and of no others. The two flags that
+/// protect need privilege in the first user namespace.
 #[test]
 fn who_may_change_flags() {
     need_mounts!();
@@ -80,7 +80,7 @@ fn who_may_change_flags() {
     assert_eq!(answers[0], answers[2]);
 }
 
-/// No mapping and no descriptor changes what an append-only file holds.
+/// No mapping and no descriptor changes the data of an append-only file.
 #[test]
 fn append_only_files_keep_what_they_hold() {
     need_mounts!();
@@ -100,11 +100,11 @@ fn append_only_files_keep_what_they_hold() {
         for name in ["log", "early"] {
             let path = f.at(name);
             let flags = OFlags::RDWR | OFlags::APPEND;
-            // Refused at once, or what is written through it is not kept.
+            // The open is refused, or data written through it is not kept.
             if let Ok(file) = open(&path, flags)
                 && let Ok(map) = Map::shared(&file, true)
             {
-                // It may fail, and need not.
+                // The write may fail, but need not.
                 let _ = map.write(0, b"XXX");
             }
             let mut file = open(&path, OFlags::WRONLY | OFlags::APPEND).unwrap();
@@ -122,7 +122,7 @@ fn append_only_files_keep_what_they_hold() {
     }
 }
 
-/// Ioctls of other numbers and sizes, and of what FUSE does not carry.
+/// Ioctls with other numbers and sizes, and those that FUSE does not carry.
 #[test]
 fn other_ioctls_are_refused() {
     need_mounts!();
@@ -179,7 +179,7 @@ fn other_ioctls_are_refused() {
     }
 }
 
-/// A catalog knows no flags: what is protected is asked for in the layer.
+/// A catalog has no flags: the flags are read from the layer.
 #[test]
 fn catalogs_leave_protected_files_out() {
     need_mounts!();

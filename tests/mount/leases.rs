@@ -1,5 +1,5 @@
-//! Leases that the owner of a file has of it in a layer: whoever opens the file through the mount waits
-//! until the holder has given it up, as on kernel overlayfs, and others work meanwhile.
+//! Leases that the owner of a file holds on it in a layer: an open through the mount waits until
+//! the holder has released the lease, as on kernel overlayfs, and other users work meanwhile.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -13,10 +13,11 @@ use testkit::layers::{Form, Layer};
 use testkit::mount::{Fs, KERNEL, poll};
 use testkit::{need, need_mounts};
 
-/// Far more than it takes once the lease is given up, and less than the kernel gives the holder.
+/// Far more than it takes once the lease is released, and less than the time that the kernel gives
+/// the holder.
 const LONG: Duration = Duration::from_secs(30);
 
-/// A lease of a file that nobody else has open.
+/// A lease of a file that no other process has open.
 struct Lease(File);
 
 #[allow(unsafe_code)]
@@ -31,11 +32,11 @@ fn lease(file: &File, kind: i32) -> std::io::Result<()> {
 impl Lease {
     #[allow(unsafe_code)]
     fn of(path: &Path) -> Self {
-        // SAFETY: the signal that tells the holder ends the process unless it is ignored; nobody
-        // here wants it.
+        // SAFETY: the signal that notifies the holder ends the process unless it is ignored;
+        // nothing here needs it.
         unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
         let file = File::open(path).unwrap();
-        // What the server has closed a moment ago may still count as open.
+        // A file that the server has just closed may still count as open.
         let kind = libc::F_WRLCK;
         assert!(
             poll(|| lease(&file, kind).is_ok()),
@@ -45,9 +46,9 @@ impl Lease {
         Self(file)
     }
 
-    /// Whether somebody waits for it.
+    /// Tells whether a process waits for the lease.
     fn is_wanted(&self) -> bool {
-        // While it is being broken the kernel says what it will be.
+        // While a lease is being broken the kernel returns its future type.
         #[allow(unsafe_code)]
         // SAFETY: the call takes numbers only.
         let kind = unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_GETLEASE) };
@@ -84,7 +85,7 @@ const ACTS: [(&str, Act); 5] = [
     }),
 ];
 
-/// Does it through the mount while somebody has a lease of the file in its layer.
+/// Runs `act` through the mount while a process has a lease of the file in its layer.
 fn waits(f: &Fixture, what: &str, name: &str, layer: &Path, act: Act) {
     let lease = Lease::of(&layer.join(name));
     let (tell, told) = mpsc::channel();
@@ -96,7 +97,7 @@ fn waits(f: &Fixture, what: &str, name: &str, layer: &Path, act: Act) {
         early.is_some() || lease.is_wanted()
     });
     assert!(wanted && early.is_none(), "{what} did not wait: {early:?}");
-    // Others need no patience.
+    // Other requests do not wait.
     assert!(fs::read_dir(f.at("")).unwrap().count() > 0);
     fs::write(f.at("other"), "x").unwrap();
     lease.give_up();
@@ -126,7 +127,7 @@ fn who_opens_a_leased_file_waits() {
         for (name, _) in ACTS {
             fs::write(f.at(name), "text").unwrap();
         }
-        // So that the server has none of them open.
+        // So that the server has none of the files open.
         f.remount();
         for (name, act) in ACTS {
             waits(&f, &format!("{fs:?}, {name}"), name, &f.upper(""), act);

@@ -1,4 +1,4 @@
-//! Making hard links. What becomes of links across copy-up: `hardlinks.rs`.
+//! Making hard links. `hardlinks.rs` tests links across copy-up.
 
 use testkit::fixture::Fixture;
 use testkit::need_mounts;

@@ -1,4 +1,4 @@
-//! Lookup: which layer answers, what hides what, and that answers do not go stale.
+//! Lookup: which layer answers, what hides what, and that answers do not become stale.
 
 use testkit::fixture::Fixture;
 use testkit::layers::Layer;

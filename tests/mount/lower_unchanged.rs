@@ -1,4 +1,4 @@
-//! Nothing that happens in the union ever changes a lower.
+//! No operation in the union changes a lower.
 
 use std::os::unix::fs::FileExt;
 
@@ -57,8 +57,8 @@ fn by_every_kind_of_operation() {
     assert_unchanged(&f, &before);
 }
 
-/// Descriptors opened for reading before the copy-up, written next to afterwards:
-/// where fuse-overlayfs 2.0 writes into its lower.
+/// Descriptors that are opened for reading before the copy-up, next to writes afterwards:
+/// fuse-overlayfs 2.0 writes into its lower in this case.
 #[test]
 fn by_descriptors_opened_early() {
     need_mounts!();

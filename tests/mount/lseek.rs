@@ -29,14 +29,14 @@ fn holes_show_and_survive_copy_up() {
     f.expect(&TABLE);
     f.remount();
     f.expect(&TABLE);
-    // Blocks are allocated at the latest here. Two islands in four megabytes.
+    // Blocks are allocated at the latest here. Two data ranges in four megabytes.
     let upper = File::open(f.upper("sparse.bin")).unwrap();
     upper.sync_all().unwrap();
     let bytes = upper.metadata().unwrap().blocks() * 512;
     assert!((1..1 << 20).contains(&bytes), "{bytes} bytes allocated");
 }
 
-/// What is written and not yet with the server is data for who seeks, in every policy.
+/// Written data that the server does not have yet is data for lseek, in every policy.
 #[test]
 fn what_was_just_written_is_data() {
     need_mounts!();
@@ -52,7 +52,8 @@ fn what_was_just_written_is_data() {
     }
 }
 
-/// With `writeback` the server does not know what is dirty, so that all of a file counts as data.
+/// With `writeback` the server does not know which pages are dirty, so the whole file counts as
+/// data.
 #[test]
 fn writeback_tells_no_holes() {
     need_mounts!();

@@ -1,6 +1,6 @@
-//! unionfs mounted for real: a file per family of operations, each stating what must
-//! be seen. Where kernel overlayfs gives the answer, `tests/parity` compares; here is
-//! what unionfs promises by itself.
+//! Tests of real unionfs mounts: one file for each family of operations, each stating the expected
+//! result. `tests/parity` compares with kernel overlayfs where that gives the answer; these tests
+//! check the promises of unionfs itself.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

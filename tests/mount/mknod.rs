@@ -36,7 +36,7 @@ fn every_type() {
     f.expect(&check);
 }
 
-/// What the union would read back as a whiteout cannot be made.
+/// An object that the union would read back as a whiteout cannot be made.
 #[test]
 fn a_whiteout_cannot_be_forged() {
     need_mounts!();

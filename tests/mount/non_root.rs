@@ -1,6 +1,6 @@
-//! A plain user mounts directories of his own through fusermount3. /dev/fuse may be
-//! closed to users here, so the test enters a mount namespace of its own and puts an
-//! open node over it; the mount lives and ends there.
+//! A plain user mounts their own directories through fusermount3. /dev/fuse may be closed to users
+//! here, so the test enters a mount namespace of its own and puts an open node over it; the mount
+//! starts and ends there.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use testkit::mount::{Scratch, chmod};
 use testkit::need::{Needed, has_tools};
 use testkit::{need, need_mounts, tree};
 
-/// Runs `script` as uid and gid 1000 in `dir`; its output.
+/// Runs `script` as uid and gid 1000 in `dir`; returns its output.
 fn as_user(dir: &Path, script: &str) -> String {
     let outer = format!(
         "set -e
@@ -74,7 +74,7 @@ fn a_user_mounts_changes_and_unmounts() {
     assert_eq!(lower, "lower\n");
 }
 
-/// What an unprivileged mount writes is what kernel overlayfs reads with `userxattr`.
+/// Kernel overlayfs with `userxattr` reads the upper of an unprivileged mount.
 #[test]
 fn markers_are_user_xattrs() {
     need_mounts!();
@@ -85,7 +85,7 @@ fn markers_are_user_xattrs() {
     assert_eq!(opaque, Ok(b"y".to_vec()));
 }
 
-/// What its owner may not read must still show, and be given its permissions back.
+/// A file that its owner may not read is still shown, and the owner can restore its permissions.
 #[test]
 fn files_without_permissions_can_be_looked_up() {
     need_mounts!();
@@ -99,7 +99,7 @@ fn files_without_permissions_can_be_looked_up() {
     own("low/ro").unwrap();
     chmod(&scratch.path().join("low/ro"), 0o555);
     chmod(&scratch.path().join("low/closed"), 0);
-    // Links that may be read only.
+    // Links that are read-only.
     let (low, d) = (scratch.path().join("low"), scratch.path().join("low/d"));
     std::fs::hard_link(d.join("g"), low.join("g2")).unwrap();
     chmod(&low.join("g2"), 0o444);

@@ -1,5 +1,4 @@
-//! Open files survive unlink, rename and replacement: everything goes on working on
-//! the descriptor.
+//! Open files survive unlink, rename and replacement: all operations still work on the descriptor.
 
 use testkit::fixture::Fixture;
 use testkit::layers::Layer;
@@ -52,7 +51,7 @@ fn renamed() {
     ]);
 }
 
-/// Never copied up, then unlinked, then changed through the descriptor.
+/// A file that was never copied up is unlinked, then changed through the descriptor.
 #[test]
 fn a_lower_file_unlinked_before_its_first_write() {
     need_mounts!();
@@ -84,7 +83,7 @@ fn a_removed_directory_lists_empty() {
     let dir = std::fs::File::open(f.at("empty")).unwrap();
     f.ok("rmdir empty\nmkdir empty 755\ncreate empty/other 644");
     let entries = rustix::fs::Dir::read_from(&dir).unwrap();
-    // The kernel may answer ENOENT for a dead directory; an entry would be wrong.
+    // The kernel may answer ENOENT for a removed directory; an entry would be wrong.
     let names: Vec<_> = entries
         .flatten()
         .map(|e| e.file_name().to_owned())
@@ -92,8 +91,9 @@ fn a_removed_directory_lists_empty() {
     assert!(!names.iter().any(|n| n.to_bytes() == b"other"), "{names:?}");
 }
 
-/// What was removed while open does not come back by a change through the descriptor, as special
-/// files do on the kernel's; a directory's attributes are ENOENT then, where that says ENOTDIR.
+/// An object that was removed while open does not reappear after a change through the descriptor,
+/// as special files do on the kernel's overlay. A directory's attributes are then ENOENT, where the
+/// kernel answers ENOTDIR.
 #[test]
 fn what_was_removed_stays_removed() {
     need_mounts!();

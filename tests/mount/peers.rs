@@ -1,6 +1,6 @@
-//! Dialects both ways: an upper that one implementation wrote shows the same tree in every
-//! other, and can go on being changed there. Kernel overlayfs with `trusted.` and `user.`
-//! markers, Debian's fuse-overlayfs, unionfs with either.
+//! Dialects in both directions: an upper that one implementation wrote shows the same tree in every
+//! other, and can be changed further there. The implementations are kernel overlayfs with
+//! `trusted.` and `user.` markers, Debian's fuse-overlayfs, and unionfs with either kind.
 
 use testkit::layers::{self, Form, Layer, Node};
 use testkit::mount::{self, Fs, Mounted, Scratch, Stack};
@@ -13,8 +13,8 @@ const USER: Fs = Fs::Kernel("userxattr,index=off");
 const OURS: Fs = Fs::Unionfs("redirect_dir=off");
 const OURS_USER: Fs = Fs::Unionfs("userxattr");
 
-/// Whiteouts, opaque directories, names that come back as another type, attributes; nothing
-/// that one of them cannot do (renames of directories, hard links of lowers).
+/// Whiteouts, opaque directories, names that return as another type, attributes. Nothing that one
+/// of the implementations cannot do (renames of directories, hard links of lowers).
 const CHANGES: &str = "
     unlink plain.txt
     unlink top.txt
@@ -41,7 +41,7 @@ const CHANGES: &str = "
     truncate big.bin 1000
     utimens sticky 1200000000.7 1200000000.9";
 
-/// What a second one changes on top.
+/// Further changes by a second implementation.
 const MORE: &str = "
     rmdir merged/none
     unlink merged/sub/again
@@ -53,7 +53,7 @@ const MORE: &str = "
     unlink removed-dir/f
     unlink deep/both";
 
-/// The standard stack without hard links, which fuse-overlayfs parts.
+/// Returns the standard stack without hard links, which fuse-overlayfs separates.
 fn lowers() -> Vec<Layer> {
     let mut layers = layers::standard();
     for layer in &mut layers {
@@ -66,8 +66,8 @@ fn peer() -> Needed<Fs> {
     mount::fuse_overlayfs().map(Fs::Program)
 }
 
-/// The tree without what depends on who shows it: directories' mtimes changed in the test
-/// are "recent", `security.capability` and link counts are each one's own affair.
+/// Returns the tree without values that depend on the implementation: the mtimes of directories
+/// changed in the test are "recent", and `security.capability` and link counts are left out.
 fn listing(mounted: &Mounted) -> Tree {
     let mut tree = tree::list(mounted.path());
     for entry in tree.values_mut() {
@@ -76,7 +76,7 @@ fn listing(mounted: &Mounted) -> Tree {
     tree
 }
 
-/// `writer` changes, `reader` sees that, changes more, and `writer` sees that.
+/// `writer` changes the tree; `reader` shows that and changes more; `writer` shows that.
 fn both_ways(writer: &Fs, reader: &Fs, form: Form) {
     let what = format!("{writer:?} -> {reader:?}");
     let mask = Mask::from_now();
@@ -119,7 +119,7 @@ fn kernel_with_user_markers() {
     both_ways(&OURS_USER, &USER, Form::UserOpaque);
 }
 
-/// Without being told: every dialect is read.
+/// Without an option: every dialect is read.
 #[test]
 fn user_markers_are_read_by_default() {
     need_mounts!();

@@ -1,6 +1,6 @@
-//! podman itself, as root: one container, started again and again, each time with the kernel's
-//! overlay or with unionfs as the graph driver's mount program. Whatever the order, it sees the
-//! same each time, and its listing, `podman diff` and committed image are the same in the end.
+//! podman itself, as root: one container, started several times, each time with the kernel's
+//! overlay or with unionfs as the graph driver's mount program. In any order it sees the same each
+//! time, and its listing, `podman diff` and committed image are the same in the end.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ use testkit::need::has_tools;
 use testkit::tree::{self, Mask, Tree};
 use testkit::{need, need_mounts, program};
 
-/// What the image is made of. (Without hard links: podman mounts without an index, which parts
+/// The files of the image. (Without hard links: podman mounts without an index, which separates
 /// them; docs/SEMANTICS.md, "Hard links".)
 const IMAGE: &str = "
     mkdir -p bin d/sub emptied gone/deep swap/a steps etc
@@ -22,8 +22,8 @@ const IMAGE: &str = "
     echo 1 > l1; echo 2 > l2; ln -s d link; mkfifo pipe; echo x > emptied/x
     echo tool > tool; chown 12:34 tool; chmod 4755 tool; chmod 1777 emptied";
 
-/// What the container does when it is started for the first, second, third time: each works on
-/// what the one before left.
+/// The steps of the container at its first, second and third start: each works on the result of the
+/// one before.
 const STEPS: [&str; 3] = [
     "rm /d/f; echo new > /d/new; rm -r /gone; mkdir /gone; echo in > /gone/in
      echo more >> /l1; ln /l1 /l3; mv /swap /swapped; rm /link; mkdir /link; echo 1 > /link/inside
@@ -45,9 +45,9 @@ impl Podman {
         self.scratch.path().join(name)
     }
 
-    /// Runs podman; with `program` as mount program, or else with the kernel's overlay.
+    /// Runs podman with `program` as its mount program, or with the kernel's overlay.
     fn call(&self, program: Option<&str>, args: &[&str]) -> String {
-        // With it podman would look for fuse-overlayfs and take that instead of the kernel.
+        // With the variable podman would look for fuse-overlayfs and use it instead of the kernel.
         if program.is_none() {
             let _ = std::fs::remove_file(self.at("root/overlay/.has-mount-program"));
         }
@@ -70,7 +70,7 @@ impl Podman {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    /// Makes the image and the container, which prints what its root is mounted from.
+    /// Makes the image and the container, which prints the source of its root mount.
     fn create(&self, program: Option<&str>) {
         let rootfs = self.scratch.dir("rootfs");
         std::fs::create_dir(rootfs.join("bin")).unwrap();
@@ -93,7 +93,7 @@ impl Podman {
                 [ \"$at\" != / ] || echo $type
             done < /proc/self/mounts
             n=$(cat /steps/next); sh -e /steps/$n && echo $((n + 1)) > /steps/next";
-        // Limits that a container may be given without CAP_SYS_RESOURCE; no controllers.
+        // Limits that a container may get without CAP_SYS_RESOURCE; no controllers.
         let mut args = vec!["create", "--name", "work", "--network", "none"];
         args.extend(["--cgroups", "disabled", "--ipc", "host", "--uts", "host"]);
         args.extend([
@@ -106,7 +106,7 @@ impl Podman {
         self.call(program, &args);
     }
 
-    /// Starts the container, which takes its next step.
+    /// Starts the container, which runs its next step.
     fn start(&self, program: Option<&str>) {
         let root = self.call(program, &["start", "--attach", "work"]);
         let expected = match program {
@@ -116,7 +116,7 @@ impl Podman {
         assert_eq!(root, expected, "the root of the container");
     }
 
-    /// What it shows from outside.
+    /// Returns the container's tree as seen from outside.
     fn tree(&self, program: Option<&str>) -> Tree {
         let root = self.call(program, &["mount", "work"]);
         let tree = tree::list(Path::new(&root));
@@ -124,7 +124,7 @@ impl Podman {
         tree
     }
 
-    /// What podman says was changed, in order.
+    /// Returns the changes that podman reports, in order.
     fn diff(&self, program: Option<&str>) -> Vec<String> {
         let text = self.call(program, &["diff", "work"]);
         let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
@@ -132,7 +132,7 @@ impl Podman {
         lines
     }
 
-    /// The tree of an image made of the container.
+    /// Returns the tree of an image that is committed from the container.
     fn committed(&self, program: Option<&str>) -> Tree {
         self.call(program, &["commit", "--quiet", "work", "image:2"]);
         let root = self.call(program, &["image", "mount", "image:2"]);
@@ -144,7 +144,8 @@ impl Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
-        // The driver binds its directory to itself; a failed test leaves the container mounted.
+        // The driver bind-mounts its directory on itself; a failed test leaves the container
+        // mounted.
         let base = self.scratch.path().to_str().unwrap().to_owned();
         let mounts = std::fs::read_to_string("/proc/thread-self/mounts").unwrap();
         let points = mounts.lines().filter_map(|l| l.split(' ').nth(1));
@@ -155,7 +156,7 @@ impl Drop for Podman {
     }
 }
 
-/// crun wants cgroups of one version. In this thread's mount namespace only.
+/// Mounts cgroups of one version, which crun requires. In this thread's mount namespace only.
 fn unified_cgroups() {
     if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         let none = MountFlags::empty();
@@ -169,7 +170,7 @@ fn a_container_is_the_same_whoever_mounts_it() {
     need!(has_tools(&["podman", "crun"]));
     unified_cgroups();
     let ours = Some(program());
-    // Each order to the end of the steps; the kernel alone is the truth.
+    // Each order runs to the end of the steps; the run with the kernel alone is the reference.
     let orders = [
         [None, None, None],
         [ours, None, ours],
@@ -193,7 +194,8 @@ fn a_container_is_the_same_whoever_mounts_it() {
             }
             trees.push(shown);
         }
-        // Each in its way: podman reads the kernel's uppers itself, and compares mounts otherwise.
+        // The two differ: podman reads the kernel's uppers itself, but compares mounts of a mount
+        // program.
         let diffs = [podman.diff(None), podman.diff(ours)];
         let image = podman.committed(order[2]);
         tree::assert_same("the committed image", &trees[2], &image, &mask);

@@ -1,5 +1,5 @@
-//! Slow work that waits: however many writes wait for a copy-up, the server holds a bounded part
-//! of their data, and all of them end well.
+//! Slow work that waits: however many writes wait for a copy-up, the server holds a limited part of
+//! their data, and all of them succeed.
 
 use std::os::unix::fs::FileExt as _;
 use std::process::Command;
@@ -12,10 +12,10 @@ use testkit::layers::{self, Form, Layer};
 use testkit::mount::{Fs, Scratch, Stack};
 use testkit::need_mounts;
 
-/// Writes of 1 MiB each at once.
+/// The number of concurrent writes of 1 MiB each.
 const WRITERS: usize = 300;
 
-/// Memory of a process in MiB (VmHWM or VmRSS of proc(5)).
+/// Returns the memory of a process in MiB (VmHWM or VmRSS of proc(5)).
 fn memory(process: u32, which: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status
@@ -38,7 +38,7 @@ fn freeze(how: &str, disk: &Disk) {
 #[test]
 fn writes_that_wait_for_copy_up_take_bounded_memory() {
     need_mounts!();
-    // Outlives the mount that is on it.
+    // Dropped after the mount that is on it.
     let below = Scratch::disk();
     let scratch = Scratch::disk();
     let disk = Disk::new(below.path(), "disk", 700, "noatime").unwrap();
@@ -78,7 +78,7 @@ fn writes_that_wait_for_copy_up_take_bounded_memory() {
         while begun.load(Ordering::SeqCst) < WRITERS {
             std::thread::sleep(Duration::from_millis(5));
         }
-        // Until the server takes no more: its memory stays the same for a second.
+        // Wait until the server accepts no more data: its memory stays the same for a second.
         let (mut last, mut same) = (0, 0);
         while same < 20 {
             std::thread::sleep(Duration::from_millis(50));

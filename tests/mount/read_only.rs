@@ -1,4 +1,4 @@
-//! A union without an upper: everything reads, nothing changes.
+//! A union without an upper: all reads work, and no change does.
 
 use testkit::fixture::Fixture;
 use testkit::mount::KERNEL;

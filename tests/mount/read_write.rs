@@ -103,7 +103,7 @@ fn direct_io() {
     assert!(data[8192..] == big_data()[8192..]);
 }
 
-/// Pages of a file that the kernel holds in memory.
+/// Returns the number of pages of a file that the kernel holds in memory.
 fn resident(path: &Path) -> u64 {
     let fincore = Command::new("fincore")
         .args(["--bytes", "--noheadings", "--output", "PAGES"])
@@ -120,8 +120,8 @@ fn evict(path: &Path) {
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
 }
 
-/// O_DIRECT goes past the page cache of the backing file too: what a benchmark or a database
-/// takes for the disk is the disk.
+/// O_DIRECT bypasses the page cache of the backing file too, so a benchmark or a database measures
+/// the disk.
 #[test]
 fn direct_io_is_direct() {
     need_mounts!();
@@ -149,10 +149,10 @@ fn direct_io_is_direct() {
     evict(&upper);
     file.write_all_at(window, 0).unwrap();
     assert_eq!(resident(&upper), 0, "a direct write filled the cache");
-    // Misaligned, as the disk's file system has it.
+    // A misaligned read, with the answer of the disk's file system.
     let odd = file.read_exact_at(&mut window[..100], 1).unwrap_err();
     assert_eq!(odd.raw_os_error(), Some(libc::EINVAL));
-    // Both ways see one file.
+    // Both ways show the same file.
     let cached = std::fs::read(mounted.path().join("f")).unwrap();
     assert!(cached.len() == 1 << 20 && cached.iter().all(|b| *b == 8));
     assert!(resident(&upper) > 0, "this test cannot see the cache");
@@ -184,7 +184,7 @@ fn shared_mappings() {
     assert!(data[256 << 10..] == big_data()[256 << 10..]);
 }
 
-/// A private mapping of a program: it runs from the union.
+/// A private mapping of a program: the program runs from the union.
 #[test]
 fn programs_run() {
     need_mounts!();

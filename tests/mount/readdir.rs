@@ -50,7 +50,7 @@ fn listings_follow_changes() {
     ]);
 }
 
-/// The whiteout device never shows, under any name.
+/// The whiteout device is never shown, under any name.
 #[test]
 fn whiteouts_never_show() {
     need_mounts!();
@@ -71,7 +71,7 @@ fn names(f: &Fixture, dir: &str) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// More than any buffer holds, from three layers that overlap.
+/// More entries than any buffer holds, from three layers that overlap.
 #[test]
 fn a_large_directory_is_listed_once_and_completely() {
     need_mounts!();
@@ -89,7 +89,7 @@ fn a_large_directory_is_listed_once_and_completely() {
     }
 }
 
-/// `rm -r` deletes while it reads; each name that was there must come by.
+/// `rm -r` deletes while it reads; each name that existed must be returned.
 #[test]
 fn deleting_while_reading_misses_nothing() {
     need_mounts!();
@@ -116,8 +116,7 @@ fn dot_and_dotdot_are_listed_first() {
     assert_eq!(dots.count(), 2, "{names:?}");
 }
 
-/// A listing that somebody began to read before the files were written must not bring the
-/// lower files back.
+/// A listing that was started before the files were written must not restore the lower files.
 #[test]
 fn a_listing_begun_before_a_copy_up_shows_the_copies() {
     need_mounts!();

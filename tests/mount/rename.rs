@@ -1,4 +1,4 @@
-//! Renaming: files, merged directories, flags; the old name gone, the new one whole.
+//! Renaming: files, merged directories, flags; the old name is gone, the new one is complete.
 
 use testkit::fixture::Fixture;
 use testkit::need_mounts;
@@ -33,7 +33,7 @@ fn files() {
     f.expect(&check);
 }
 
-/// A merged directory keeps all its content, at every depth, wherever it goes.
+/// A merged directory keeps all its content, at every depth, wherever it is moved.
 #[test]
 fn merged_directories() {
     need_mounts!();

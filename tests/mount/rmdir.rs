@@ -1,4 +1,5 @@
-//! Removing directories: empty in the union counts, whatever the layers hold.
+//! Removing directories: a directory that is empty in the union can be removed, whatever the layers
+//! hold.
 
 use testkit::fixture::Fixture;
 use testkit::need_mounts;

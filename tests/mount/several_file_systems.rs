@@ -1,6 +1,6 @@
-//! Lowers and an upper on file systems of their own whose inode numbers collide: every number
-//! of the union is one file's, stays through copy-up and remount, and is what programs that
-//! tell files by numbers (find, du, cp, tar) need.
+//! Lowers and an upper on file systems of their own whose inode numbers collide. Every number of
+//! the union belongs to one file and stays the same through copy-up and remount, as programs that
+//! identify files by numbers (find, du, cp, tar) need.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
@@ -29,7 +29,7 @@ fn succeeds(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Images with ext4 on them, or a tmpfs each: both number their files from the beginning.
+/// Makes images with ext4 on them, or a tmpfs each: both number their files from the beginning.
 fn disks(ext4: bool) -> Result<Disks, String> {
     if !ext4 {
         let tmpfs: Vec<_> = (0..3).map(|_| Scratch::tmpfs()).collect();
@@ -52,7 +52,8 @@ fn disks(ext4: bool) -> Result<Disks, String> {
     })
 }
 
-/// The same in each layer save for the names: so their files have the same numbers.
+/// Returns a layer that is the same as the others except for the names, so their files have the
+/// same numbers.
 fn layer(own: &str) -> Layer {
     let mut layer = Layer::new().dir("d").dir(format!("d/{own}"));
     for n in 0..20 {
@@ -77,7 +78,7 @@ fn fixture(disks: &Disks, options: &'static str) -> Fixture {
         std::fs::create_dir(&path).unwrap();
         path
     };
-    // Its own files have the numbers of the layers' too.
+    // The upper's own files have the same numbers as those of the layers.
     let upper = on_third("upper");
     layer("own").write(&upper);
     let stack = Stack {
@@ -92,7 +93,8 @@ fn numbers_in(dir: &Path) -> BTreeSet<u64> {
     tree::list_raw(dir).values().map(|e| e.ino).collect()
 }
 
-/// One device; a number is one file's; listings and stat agree; `find -inum` finds all names.
+/// Asserts that there is one device, that a number belongs to one file, that listings and stat
+/// agree, and that `find -inum` finds all names.
 fn assert_numbers(f: &Fixture) -> BTreeMap<Vec<u8>, u64> {
     let tree = f.tree();
     let device = tree[&b""[..]].dev;
@@ -133,7 +135,7 @@ fn assert_numbers(f: &Fixture) -> BTreeMap<Vec<u8>, u64> {
     tree.into_iter().map(|(p, e)| (p, e.ino)).collect()
 }
 
-/// What du counts, and what cp(1) and tar(1) make of it: each file once, links as links.
+/// Asserts the results of du, cp(1) and tar(1): each file once, links as links.
 fn assert_programs(f: &Fixture) {
     let tree = f.tree();
     let once: BTreeMap<u64, u64> = tree
@@ -184,7 +186,7 @@ fn check(ext4: bool, options: &'static str) {
     assert!(one.intersection(&three).count() > 20, "{one:?} {three:?}");
     let first = assert_numbers(&f);
     assert_programs(&f);
-    // Everything copied up, one of each moved.
+    // Everything is copied up, and one of each is moved.
     for own in ["top", "bottom", "own"] {
         f.ok(&format!(
             "write d/{own}/f0 0 changed

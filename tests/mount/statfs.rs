@@ -7,7 +7,7 @@ use testkit::{layers, need_mounts};
 #[test]
 fn numbers_are_the_uppers() {
     need_mounts!();
-    // A tmpfs nobody else writes to: the numbers stand still.
+    // A tmpfs to which nothing else writes, so the numbers do not change.
     let scratch = Scratch::tmpfs();
     let stack = testkit::mount::Stack {
         lowers: layers::write_all(&layers::standard(), scratch.path(), layers::Form::Kernel),

@@ -1,10 +1,10 @@
-//! Whoever owns a layer of root's mount exchanges what is in it, between the lookup of a name and
-//! the operation on it: nothing outside of the layers, and nothing that was put there, is read,
-//! changed or opened, and nothing hangs. Every operation that there is, on every type of file, in
-//! the upper and in a lower.
+//! The owner of a layer of root's mount exchanges its content between the lookup of a name and the
+//! operation on it. Nothing outside of the layers, and no replaced object, is read, changed or
+//! opened, and nothing hangs. The tests run every operation on every type of file, in the upper and
+//! in a lower.
 //!
-//! What must not be touched is watched with inotify, which tells of each open, read and change but
-//! not of O_PATH.
+//! inotify watches the objects that must not be touched. It reports each open, read and change, but
+//! not O_PATH.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -21,16 +21,16 @@ use rustix::fs::{
 use testkit::mount::{Fs, Mounted, Scratch, Stack};
 use testkit::need_mounts;
 
-/// Who owns the layer and the work directory.
+/// The owner of the layer and of the work directory.
 const USER: u32 = 4711;
-/// What nobody may see.
+/// The content that nobody may read.
 const SECRET: &[u8] = b"SECRET of root";
-/// How long an operation may take before it counts as hanging: no bound of its speed.
+/// The time after which an operation counts as hanging: no limit of its speed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What shows of an operation.
+/// The visible result of an operation.
 type Shown = Vec<u8>;
-/// An operation on `path`; `new` is a name of which there is nothing yet.
+/// An operation on `path`; `new` is a name that does not exist yet.
 type Run = fn(&Path, &Path) -> std::io::Result<Shown>;
 
 fn done(result: rustix::io::Result<()>) -> std::io::Result<Shown> {
