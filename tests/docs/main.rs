@@ -1,6 +1,6 @@
-//! Checks that every test which a document names exists, that links lead somewhere, and that the
-//! guide agrees with the source (`guide`), that tests end early in one way only (`skips`), and that the parts of `src/` use each other in one
-//! direction (`walls`).
+//! Checks that every test which a document names exists and that links lead to existing files.
+//! Further checks: the guide agrees with the source (`guide`), tests end early in one way only
+//! (`skips`), and the parts of `src/` use each other in one direction (`walls`).
 //!
 //! A reference is a code span of one of these forms:
 //!
@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | `folder/file::test` | `fn test` in `tests/folder/file.rs` or in a file of `tests/folder/file/` |
 //! | `folder/file::module::test` | the same, with modules between |
-//! | `::test` | as the last reference before it, with another test |
+//! | `::test` | another test of the file in the last reference before it |
 //! | `folder/file` | the file alone |
 //! | `store-mounted::test` | `fn test` in `tests/store/mounted.rs` |
 //! | `unit module::file::test` | `fn test` in `src/module/file.rs` or `src/module/file/tests.rs` |

@@ -76,7 +76,7 @@ fn stat(path: &Path) -> std::io::Result<Shown> {
     Ok(if told { SECRET.to_vec() } else { Shown::new() })
 }
 
-/// A directory, and a path that leads to it whatever has its name.
+/// Opens a directory, and returns a path that leads to it, whatever has its name.
 fn enter(dir: &Path) -> std::io::Result<(rustix::fd::OwnedFd, PathBuf)> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let held = rustix::fs::open(dir, flags, Mode::empty())?;
@@ -84,13 +84,13 @@ fn enter(dir: &Path) -> std::io::Result<(rustix::fd::OwnedFd, PathBuf)> {
     Ok((held, path.into()))
 }
 
-/// As [`enter`], and a name in it.
+/// Like [`enter`], with a name in the directory.
 fn within(dir: &Path, name: &str) -> std::io::Result<(rustix::fd::OwnedFd, PathBuf)> {
     let (held, dir) = enter(dir)?;
     Ok((held, dir.join(name)))
 }
 
-/// Makes whatever has the name by now a set-user-id program, not following it.
+/// Makes the object that has the name by now a set-user-ID program, without following symlinks.
 fn chmod(path: &Path) -> std::io::Result<Shown> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let held = rustix::fs::open(path, flags, Mode::empty())?;
@@ -349,7 +349,7 @@ const OPERATIONS: &[(&str, Run)] = &[
     }),
 ];
 
-/// A further file, which was not exchanged.
+/// Opens a further file, which was not exchanged.
 fn other(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     let mut file = options.read(true).write(true).create_new(true).open(path)?;
@@ -358,16 +358,16 @@ fn other(path: &Path) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// What takes the place of a name.
+/// The object that replaces a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Swap {
     SymlinkToFile,
     SymlinkToDir,
     Fifo,
     Device,
-    /// Root's own, with things in it.
+    /// A directory of root with files in it.
     Directory,
-    /// To root's own file.
+    /// A hard link to a file of root.
     HardLink,
     Absent,
 }
@@ -382,10 +382,10 @@ const SWAPS: [Swap; 7] = [
     Swap::Absent,
 ];
 
-/// What an operation is on: names in the directory that each operation has for itself.
+/// The targets of operations: names in the directory that each operation has of its own.
 const SUBJECTS: [&str; 3] = ["file", "dir", "link"];
 
-/// Makes what each operation has, in a layer.
+/// Makes the objects of each operation in a layer.
 fn populate(layer: &Path) {
     let own = |path: &Path| std::os::unix::fs::lchown(path, Some(USER), Some(USER)).unwrap();
     own(layer);
@@ -401,7 +401,7 @@ fn populate(layer: &Path) {
     }
 }
 
-/// What belongs to root, and who looks that nobody comes near.
+/// Root's objects, and the inotify instance that watches them.
 struct Guarded {
     dir: PathBuf,
     watch: rustix::fd::OwnedFd,
@@ -416,7 +416,7 @@ impl Guarded {
         guarded
     }
 
-    /// Tells of everything that is done to `path` from now on.
+    /// Reports everything that is done to `path` from now on.
     fn watch(&self, path: &Path) {
         use inotify::WatchFlags as W;
         let all = W::OPEN | W::ACCESS | W::MODIFY | W::ATTRIB | W::CREATE | W::DELETE;
@@ -431,7 +431,7 @@ impl Guarded {
         self.watch(path);
     }
 
-    /// A directory of root's with what every operation asks for.
+    /// Makes a directory of root with the names that every operation uses.
     fn directory(&self, path: &Path) {
         std::fs::create_dir_all(path.join("dir")).unwrap();
         for name in ["inner", "file", "link", "dir/inner", "SECRET"] {
@@ -444,7 +444,7 @@ impl Guarded {
         }
     }
 
-    /// Puts something in the place of `name`.
+    /// Replaces `name` with another object.
     fn swap(&self, name: &Path, swap: Swap, n: &str) {
         match std::fs::remove_file(name) {
             Ok(()) => {}
@@ -475,7 +475,7 @@ impl Guarded {
         }
     }
 
-    /// What has happened since the last time.
+    /// Returns the events since the last call.
     fn events(&self) -> Vec<String> {
         let mut buffer = [std::mem::MaybeUninit::uninit(); 1 << 14];
         let mut reader = inotify::Reader::new(&self.watch, &mut buffer);
@@ -490,8 +490,9 @@ impl Guarded {
     }
 }
 
-/// Runs one operation as a user on `name` in a directory of the mount. It must come to an end.
-/// Who follows a symlink of the mount goes wherever they may go themselves; here nobody does.
+/// Runs one operation as a user on `name` in a directory of the mount, and asserts that it ends. A
+/// user who follows a symlink of the mount gets to any place that the user may enter; no operation
+/// here follows one.
 fn run(
     operation: Run,
     (user, dir): (u32, PathBuf),
@@ -517,12 +518,12 @@ fn run(
         .unwrap_or_else(|_| panic!("{what} hangs"))
 }
 
-/// What is exchanged.
+/// The name that is exchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// The name itself.
+    /// The name of the target.
     Name,
-    /// The directory that it is in.
+    /// The directory of the target.
     Parent,
 }
 
@@ -546,7 +547,7 @@ fn look_up(mnt: &Path) {
     }
 }
 
-/// All operations, each on a name of its own, after `swap` has taken its place.
+/// Runs all operations, each on a name of its own, after `swap` has replaced it.
 fn attack(user: u32, options: &'static str, side: &str, (place, swap): (Place, Swap)) {
     let (scratch, stack, mounted) = mount(options, side);
     let guarded = Guarded::new(scratch.dir("outside"));
@@ -588,7 +589,7 @@ fn attack_all(options: &'static str, side: &str) {
     for place in [Place::Name, Place::Parent] {
         for swap in SWAPS {
             attack(USER, options, side, (place, swap));
-            // What is in the layer by now is root's to look at.
+            // Root may read an object that is in the layer by now.
             if !matches!(swap, Swap::Directory | Swap::HardLink) {
                 attack(0, options, side, (place, swap));
             }
@@ -631,7 +632,7 @@ fn while_an_operation_goes_on() {
     }
 }
 
-/// Exchanges each name and what takes its place over and over.
+/// Exchanges each name with its replacement repeatedly.
 fn flip(options: &'static str, swap: Swap) {
     let (scratch, stack, mounted) = mount(options, "upper");
     let guarded = Guarded::new(scratch.dir("outside"));
@@ -655,7 +656,7 @@ fn flip(options: &'static str, swap: Swap) {
         scope.spawn(|| {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 for (own, other) in &pairs {
-                    // Operations take names away.
+                    // Operations remove names.
                     let _ = rename(own, other, RenameFlags::EXCHANGE);
                     if swap == Swap::Absent {
                         let _ = rename(own, other, RenameFlags::NOREPLACE);
@@ -679,15 +680,15 @@ fn flip(options: &'static str, swap: Swap) {
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     mounted.unmount();
-    // The user removes names in the upper: that changes the count of links of a file of root's, or
-    // removes what was put there, and no more.
+    // The user removes names in the upper. That changes the link count of a file of root, or
+    // removes the replacement, and nothing else.
     let links_only = |event: &String| match swap {
         Swap::HardLink => event.contains("ATTRIB"),
         Swap::Fifo | Swap::Device => event.contains("ATTRIB") || event.contains("IGNORED"),
         _ => false,
     };
-    // A lookup may find what is there by now, which then is in the layer: rmdir and rename look
-    // whether it is empty. What it holds shows nowhere, see above.
+    // A lookup may find the replacement, which then is in the layer: rmdir and rename check whether
+    // it is empty. Its content is shown nowhere, see above.
     let is_list = |event: &String| {
         let looks = event.contains("OPEN") || event.contains("ACCESS");
         swap == Swap::Directory && event.contains("ISDIR") && looks
@@ -708,7 +709,7 @@ fn flip(options: &'static str, swap: Swap) {
     assert_eq!(std::fs::read(secret).unwrap(), SECRET);
 }
 
-/// The work directory, and what is in it, which belong to the upper's owner.
+/// Exchanges the work directory and its content, which belong to the upper's owner.
 #[test]
 fn the_work_directory() {
     need_mounts!();
@@ -717,7 +718,7 @@ fn the_work_directory() {
             let (scratch, stack, mounted) = mount("", "lower");
             let guarded = Guarded::new(scratch.dir("outside"));
             let work = scratch.path().join("work");
-            // Makes the index.
+            // This creates the index.
             std::fs::write(scratch.path().join("lower/0/other"), "").unwrap();
             look_up(&stack.mnt);
             let place = match part {
@@ -741,7 +742,8 @@ fn the_work_directory() {
                 }
             }
             mounted.unmount();
-            // The next mount comes upon it. Where the work directory itself is, root says.
+            // The next mount finds the replacement. The path of the work directory itself is root's
+            // choice.
             if part.is_empty() {
                 continue;
             }
@@ -749,7 +751,7 @@ fn the_work_directory() {
             let events = guarded.events();
             let what = format!("mounted again: work/{part} {swap:?}");
             match (part, swap) {
-                // That is where it stages now. What is in it stays.
+                // The server stages there now. The existing content stays.
                 ("work", Swap::Directory) => {
                     for name in ["file", "dir/inner", "SECRET"] {
                         assert_eq!(std::fs::read(place.join(name)).unwrap(), SECRET, "{what}");
@@ -762,8 +764,8 @@ fn the_work_directory() {
     }
 }
 
-/// What is staged cannot be reached by the owner of the work directory, whoever made the
-/// directory and what is in it.
+/// The owner of the work directory cannot reach staged files, whoever made the directory and its
+/// content.
 #[test]
 fn nobody_else_reaches_what_is_staged() {
     need_mounts!();
@@ -782,7 +784,7 @@ fn nobody_else_reaches_what_is_staged() {
     let mounted = Fs::Unionfs("").mount(&stack);
     let stat = staging.metadata().unwrap();
     assert_eq!((stat.uid(), stat.mode() & 0o7777), (0, 0o700));
-    // What is deeper than anything of ours is somebody's, and stays.
+    // An object that is deeper than any staged one is not the server's, and stays.
     let kept = std::fs::read(staging.join("deep/er/still/secret")).unwrap();
     assert_eq!(kept, SECRET);
     assert!(staging.join("#deep/er/still").exists());
@@ -790,7 +792,7 @@ fn nobody_else_reaches_what_is_staged() {
     mounted.unmount();
 }
 
-/// What is mounted in the work directory is not looked into, nor removed.
+/// A mount in the work directory is neither read nor removed.
 #[test]
 fn sweeping_stays_on_its_file_system() {
     need_mounts!();

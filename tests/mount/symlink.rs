@@ -1,4 +1,4 @@
-//! Symbolic links: raw targets, in every layer, followed by the kernel alone.
+//! Symbolic links: unchanged targets, in every layer, resolved by the kernel alone.
 
 use testkit::fixture::Fixture;
 use testkit::need_mounts;

@@ -1,9 +1,10 @@
-//! The budget of system calls: what the server asks of the layers for one operation, counted
-//! with strace. docs/BUDGETS.md has the same table, with what each call is for; this test
+//! The budget of system calls: the calls that the server makes on the layers for one operation,
+//! counted with strace. docs/BUDGETS.md has the same table with the purpose of each call; this test
 //! reads it, so that the two agree.
 //!
-//! Counted is what an operation needs: not the transport (`read`, `writev`), which the budget
-//! of messages stands for, not memory, threads and locks, and not what a debug build adds.
+//! The test counts the calls that an operation needs. It does not count the transport (`read`,
+//! `writev`), which the budget of messages covers, nor memory, threads and locks, nor the calls
+//! that a debug build adds.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -19,8 +20,8 @@ use testkit::{need, need_mounts};
 
 /// How often each operation is done.
 const TIMES: usize = 40;
-/// What all of them together may cost once, beside a call in each layer: a directory is
-/// found, opened, copied up.
+/// The calls that all of them together may cost once, beside a call in each layer: a directory is
+/// looked up, opened, copied up.
 const ONCE: usize = 24;
 
 const NOT_COUNTED: &[&str] = &[
@@ -47,7 +48,7 @@ const NOT_COUNTED: &[&str] = &[
     "rt_sigprocmask",
     "clone",
     "fcntl",
-    // The statistics, and how we leave.
+    // The calls of the statistics and of the end of the server.
     "accept4",
     "recvfrom",
     "sendto",
@@ -56,14 +57,14 @@ const NOT_COUNTED: &[&str] = &[
     "ppoll",
 ];
 
-/// Detaches; the names of the calls seen.
+/// Detaches strace; returns the names of the calls.
 fn calls(trace: Trace) -> Vec<String> {
     let counted = |name: &String| !NOT_COUNTED.contains(&&**name);
     trace.calls().into_iter().filter(counted).collect()
 }
 
-/// A stack of `count` layers. The lowest has what there is to look at and to change, the
-/// others have the directory only.
+/// Makes a stack of `count` layers. The lowest has the files to read and to change, the others have
+/// the directory only.
 fn stack(count: usize) -> (Scratch, Stack) {
     let scratch = Scratch::disk();
     let lowers: Vec<_> = (0..count).map(|n| scratch.dir(&format!("l{n}"))).collect();
@@ -93,7 +94,7 @@ fn write_new(path: PathBuf) {
     file.write_all(b"data").unwrap();
 }
 
-/// The operations of the table in the order in which they are done, with how many there are.
+/// The operations of the table in the order in which they run, with their number.
 type Operation = (&'static str, fn(&Path), usize);
 
 fn each(of: &Path, name: &str, action: impl Fn(PathBuf)) {
@@ -235,8 +236,8 @@ const OPERATIONS: &[Operation] = &[
     ),
 ];
 
-/// The budget: a table row an operation, with the calls for 1, 4 and 32 layers; one of its own
-/// where a policy costs something else.
+/// Returns the budget: a table row for each operation, with the calls for 1, 4 and 32 layers, and a
+/// row of its own if a policy has another cost.
 fn budget(operation: &str, policy: &str, layers: usize) -> f64 {
     let table = include_str!("../../docs/BUDGETS.md");
     let row = |name: String| {
@@ -257,7 +258,7 @@ fn budget(operation: &str, policy: &str, layers: usize) -> f64 {
         .unwrap()
 }
 
-/// Policies, with the options of their mounts. The rings of io_uring have calls of their own.
+/// The policies, with the options of their mounts. The rings of io_uring have calls of their own.
 const POLICIES: [(&str, &str); 2] = [
     ("io=cached", "io=cached,transport=classic"),
     ("io=passthrough", "io=passthrough,transport=classic"),
@@ -275,7 +276,7 @@ fn keeps_to_it(layers: usize, policy: &str, options: &'static str) {
     let _undisturbed = caches::undisturbed();
     let (scratch, stack) = stack(layers);
     let f = Fixture::over(&Fs::Unionfs(options), scratch, stack);
-    // Each layer's directory is looked at once.
+    // Each layer's directory is looked up once.
     assert!(!f.at("dir/none").exists());
     let once = ONCE + layers;
     let mut over = Vec::new();

@@ -1,4 +1,4 @@
-//! Unlinking: what was below must not come back, also after a remount.
+//! Unlinking: the lower file must not reappear, also after a remount.
 
 use testkit::fixture::Fixture;
 use testkit::need_mounts;
@@ -38,7 +38,7 @@ fn unlinked_names_stay_away() {
     f.expect(&[("readdir merged", "bottom:f h3:f middle:f sub:d top:f")]);
 }
 
-/// What exists in the upper alone leaves no whiteout behind.
+/// An object that exists in the upper alone leaves no whiteout.
 #[test]
 fn no_needless_whiteouts() {
     need_mounts!();

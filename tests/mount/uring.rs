@@ -1,6 +1,6 @@
-//! The transport over io_uring: where it is chosen, what does not stall behind what, and
-//! every way it ends. That it serves all operations is seen by running the suites with
-//! `UNIONFS_TEST_TRANSPORT=uring` (ci/test.sh does).
+//! The transport over io_uring: how it is selected, which requests do not block others, and every
+//! way it ends. The suites run with `UNIONFS_TEST_TRANSPORT=uring` (ci/test.sh does so) test that
+//! it serves all operations.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -21,14 +21,14 @@ use testkit::uring::Switch;
 use testkit::{need, need_mounts, program};
 
 const URING: Fs = Fs::Unionfs("transport=uring");
-/// Longer than anything takes that is not stuck.
+/// Longer than any operation that is not stuck takes.
 const LONG: Duration = Duration::from_secs(20);
 
 fn standard(fs: &Fs) -> Fixture {
     Fixture::with(fs, &layers::standard(), Form::Kernel, true)
 }
 
-/// What `stats` says of a mount.
+/// Returns the transport of a mount by its `stats`.
 fn transport_of(mnt: &Path) -> String {
     let mut command = Command::new(program());
     let output = command
@@ -47,11 +47,11 @@ fn signal(server: u32, signal: Signal) {
 }
 
 fn is_running(pid: u32) -> bool {
-    // A zombie waits for its parent only, which may be this process's.
+    // A zombie only waits for its parent, which may be this process.
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-/// The CPUs that the server's threads of a name may use.
+/// Returns the CPUs that the server's threads of a name may use.
 fn threads(server: u32, name: &str) -> Vec<String> {
     let named = tasks(server).into_iter().filter(|t| t.name == name);
     named.map(|t| t.cpus).collect()
@@ -99,13 +99,13 @@ fn without_the_switch_it_is_an_error_that_names_it() {
         "{text}"
     );
     assert!(mount("carrier-pigeon").status.code() == Some(2));
-    // Nobody asked for it: nobody misses it.
+    // The fallback is silent, because io_uring was not requested.
     assert!(mount("auto").status.success());
     assert_eq!(transport_of(&stack.mnt), "classic");
     rustix::mount::unmount(&stack.mnt, UnmountFlags::DETACH).unwrap();
 }
 
-/// Each CPU's thread stays there; what it starts for slow work does not.
+/// Each CPU's thread stays on its CPU; the threads that it starts for slow work do not.
 #[test]
 fn threads_are_pinned_and_slow_work_is_not() {
     need_mounts!();
@@ -123,7 +123,7 @@ fn threads_are_pinned_and_slow_work_is_not() {
     );
 }
 
-/// A mount whose lower is served by another one, which can be made to stop answering.
+/// A mount whose lower is served by another mount, which can be stopped.
 struct Stuck {
     below: Fixture,
     top: Option<Mounted>,
@@ -144,7 +144,7 @@ impl Stuck {
         let stack = Stack::writable(&scratch, vec![below.root().to_owned()]);
         let top = URING.mount(&stack);
         fs::write(stack.mnt.join("upper"), "here").unwrap();
-        // The names are known; what is in the files is not.
+        // The names are cached; the content of the files is not.
         for entry in fs::read_dir(&stack.mnt).unwrap() {
             entry.unwrap().metadata().unwrap();
         }
@@ -156,7 +156,7 @@ impl Stuck {
         }
     }
 
-    /// Returns when no thread of it can take another request.
+    /// Stops the server; returns when none of its threads can take another request.
     fn stop(&self) {
         let server = self.below.mounted().servers()[0];
         signal(server, Signal::STOP);
@@ -172,9 +172,9 @@ impl Stuck {
         signal(self.below.mounted().servers()[0], Signal::CONT);
     }
 
-    /// Threads on the first CPU that read the files, each its own. One after the other, as
-    /// soon as there is a place for it: what the kernel has to queue it gives out again only
-    /// with an answer, and here nobody answers (docs/ARCHITECTURE.md, "Two ways").
+    /// Starts threads on the first CPU that read the files, each its own. They start one after the
+    /// other, as soon as there is a place: the kernel hands out a queued request only with an
+    /// answer, and here no request is answered (docs/ARCHITECTURE.md, "Two ways").
     fn readers(&self, files: usize) -> mpsc::Receiver<std::io::Result<String>> {
         let (sender, results) = mpsc::channel();
         for n in 0..files {
@@ -184,14 +184,14 @@ impl Stuck {
                 bind(0);
                 let _ = sender.send(fs::read_to_string(path));
             });
-            // Its READ and what grows for the next.
+            // Its READ, and the new entry for the next request.
             assert!(poll(|| self.places() > n + 1));
         }
         assert!(poll(|| self.has_idle_place()));
         results
     }
 
-    /// Whether a thread of the first CPU waits for requests.
+    /// Tells whether a thread of the first CPU waits for requests.
     fn has_idle_place(&self) -> bool {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.server())).unwrap();
         tasks.filter_map(Result::ok).any(|task| {
@@ -200,8 +200,8 @@ impl Stuck {
         })
     }
 
-    /// Threads that serve requests of the first CPU. The overflow thread may have had an entry open,
-    /// and hands on to the pool what comes there.
+    /// Returns the number of threads that serve requests of the first CPU. The overflow thread may
+    /// have had an entry open; it passes its requests on to the pool.
     fn places(&self) -> usize {
         let of = |name| threads(self.server(), name).len();
         of("unionfs-cpu0") + of("unionfs-slow")
@@ -253,7 +253,7 @@ fn nothing_waits_behind_a_request_that_blocks() {
     assert!(first.iter().all(|cpus| cpus == "0"), "{first:?}");
 }
 
-/// As `fusectl` does it, and with requests in the server's hands.
+/// Aborts as `fusectl` does, also while the server handles requests.
 #[test]
 fn an_aborted_connection_ends_at_once_and_so_does_its_server() {
     need_mounts!();
@@ -264,7 +264,7 @@ fn an_aborted_connection_ends_at_once_and_so_does_its_server() {
     assert!(results.recv_timeout(Duration::from_millis(300)).is_err());
     let control = stuck.scratch.dir("control");
     rustix::mount::mount("fusectl", &control, "fusectl", MountFlags::empty(), None).unwrap();
-    // Cached: asks no server.
+    // Answered from the cache, without a request.
     let minor = rustix::fs::minor(fs::metadata(stuck.mnt.join("upper")).unwrap().dev());
     fs::write(control.join(format!("{minor}/abort")), "1").unwrap();
     rustix::mount::unmount(&control, UnmountFlags::DETACH).unwrap();
@@ -290,7 +290,7 @@ fn a_killed_server_leaves_nobody_waiting() {
         });
         let server = stuck.server();
         signal(server, Signal::KILL);
-        // What waits for the stopped server can be killed, too.
+        // A process that waits for the stopped server can be killed, too.
         assert!(poll(|| !is_running(server)), "busy: {busy}");
         if let Some(results) = results {
             for _ in 0..3 {
@@ -315,7 +315,7 @@ fn unmounting_and_sigterm_end_it_under_load() {
         let load = std::thread::spawn(move || {
             let mut rounds = 0;
             while stopped.try_recv().is_err() {
-                // Both ends: fails once it is unmounted.
+                // This ends the loop as well: the write fails once the mount is gone.
                 let _ = fs::write(root.join(format!("new{}", rounds % 7)), "data");
                 let _ = fs::remove_file(root.join(format!("new{}", (rounds + 3) % 7)));
                 rounds += 1;

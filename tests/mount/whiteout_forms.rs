@@ -1,6 +1,7 @@
-//! Whiteouts where the upper takes no character device 0:0: an upper on an overlay, which
-//! refuses to make one but takes `overlay.*` xattrs (escaped). Then the xattr form is written.
-//! Where xattrs are refused too, `.wh.` files are. (`parity/refused` does it at random.)
+//! Whiteouts on an upper that accepts no character device 0:0: an upper on an overlay, which
+//! refuses to make one but accepts `overlay.*` xattrs (escaped). Then unionfs writes the xattr
+//! form. If xattrs are refused too, it writes `.wh.` files. (`parity/refused` tests this at
+//! random.)
 
 use testkit::base::{Base, Refusing};
 use testkit::fixture::Fixture;
@@ -64,7 +65,7 @@ fn the_xattr_form_hides_and_comes_back() {
     );
     f.ok("mkdir plain.txt 755\nrmdir plain.txt");
     f.expect(&check[..1]);
-    // The kernel reads the form, here as that of a lower: it takes no overlay as an upper.
+    // The kernel reads the form in a lower, because it accepts no overlay as an upper.
     let tree = f.tree();
     f.unmount();
     let lowers = [&[upper][..], &f.stack.lowers].concat();
@@ -81,7 +82,7 @@ fn the_xattr_form_hides_and_comes_back() {
     base.unmount();
 }
 
-/// A stack whose upper is on a file system that refuses markers.
+/// Makes a stack whose upper is on a file system that refuses markers.
 fn on(base: &Base, layers: &[Layer]) -> (Scratch, Stack) {
     let scratch = Scratch::disk();
     let stack = Stack {
@@ -114,8 +115,8 @@ fn three_layers() -> [Layer; 2] {
     [above, below]
 }
 
-/// Each way in which a name is hidden or comes back, what the directory then lists, and the
-/// directory over which another is renamed while it holds nothing but whiteouts.
+/// Each way in which a name is hidden or returns, the listing of its directory afterwards, and a
+/// rename over a directory that holds nothing but whiteouts.
 #[test]
 fn wh_files_hide_and_come_back() {
     need_mounts!();
@@ -187,7 +188,7 @@ fn wh_files_hide_and_come_back() {
     f.remount();
     check(&f, "remounted");
     tree::assert_same("remounted", &before, &f.tree(), &Mask::ALL);
-    // Hidden again, and back as another type.
+    // Hidden again, and present again as another type.
     f.ok("unlink again/old
           rmdir again
           create again 600
@@ -208,7 +209,7 @@ fn wh_files_hide_and_come_back() {
     ]);
 }
 
-/// What Debian's fuse-overlayfs leaves there is read right, and ours by it.
+/// unionfs reads what Debian's fuse-overlayfs leaves there, and fuse-overlayfs reads ours.
 #[test]
 fn wh_files_and_fuse_overlayfs() {
     need_mounts!();
@@ -241,7 +242,8 @@ fn wh_files_and_fuse_overlayfs() {
             }
             let mut tree = tree::list(mounted.path());
             mounted.unmount();
-            // Which each of them counts in its own way, and the kernel of a FUSE mount.
+            // Link counts: each implementation counts in its own way, as does the kernel of a FUSE
+            // mount.
             for entry in tree.values_mut() {
                 entry.nlink = 1;
             }
@@ -256,7 +258,7 @@ fn wh_files_and_fuse_overlayfs() {
     }
 }
 
-/// Where `.wh.` files would be data, they are not written: the mount says why it cannot be.
+/// Where `.wh.` files would be data, they are not written: the mount fails and gives the reason.
 #[test]
 fn wh_files_are_not_written_where_they_are_data() {
     need_mounts!();
@@ -271,8 +273,8 @@ fn wh_files_are_not_written_where_they_are_data() {
     }
 }
 
-/// An upper in the xattr form, taken to where devices can be made: its whiteouts stay, others
-/// come as devices, and no directory lists either.
+/// An upper in the xattr form is moved to a file system that allows devices: its whiteouts stay,
+/// new ones are devices, and no directory lists either.
 #[test]
 fn the_xattr_form_moves_to_where_devices_are_taken() {
     need_mounts!();

@@ -1,5 +1,5 @@
-//! Extended attributes: set, listed, limits, and that overlay markers can neither be
-//! seen nor forged from inside.
+//! Extended attributes: set, listed, limits, and that overlay markers can neither be seen nor
+//! forged through the mount.
 
 use testkit::fixture::Fixture;
 use testkit::layers::{self, Form, Layer, net_raw_capability};
@@ -36,7 +36,7 @@ fn set_get_list_remove() {
     f.expect(&check);
 }
 
-/// Who lists a file: each has less than the one before.
+/// Returns the xattr names that several callers see; each has fewer rights than the one before.
 fn names_seen(path: &std::path::Path) -> Vec<String> {
     let list = ["getfattr", "-h", "-m", "-"];
     let callers: [&[&str]; 4] = [
@@ -60,7 +60,7 @@ fn names_seen(path: &std::path::Path) -> Vec<String> {
     callers.iter().map(run).collect()
 }
 
-/// `trusted.*` is listed for who has CAP_SYS_ADMIN over the machine, as by the kernel: not for
+/// `trusted.*` is listed for callers with CAP_SYS_ADMIN over the machine, as by the kernel: not for
 /// root of a container, with or without a user namespace of its own.
 #[test]
 fn trusted_names_are_for_administrators() {
@@ -136,7 +136,7 @@ fn markers_are_hidden() {
     }
 }
 
-/// Whatever a user sets from inside, the next mount reads no marker from it.
+/// The next mount reads no marker from an attribute that a user sets through the mount.
 #[test]
 fn markers_cannot_be_forged() {
     need_mounts!();
@@ -155,7 +155,7 @@ fn markers_cannot_be_forged() {
     ];
     for name in names {
         for target in ["merged", "deep", "merged/sub", "empty.txt", "plain.txt"] {
-            // Refused or stored harmlessly: both are right.
+            // The name may be refused or stored without effect: both are correct.
             let _ = f.run(&format!("setxattr {target} {name} y"));
         }
     }
@@ -163,7 +163,7 @@ fn markers_cannot_be_forged() {
     tree::assert_same("after a remount", &before, &f.tree(), &Mask::ALL);
 }
 
-/// With `noxattrs` the kernel hears once that there are none. What is copied up keeps them.
+/// With `noxattrs` the kernel learns once that there are none. A copy-up keeps them.
 #[test]
 fn noxattrs_shows_none_and_asks_for_none() {
     need_mounts!();

@@ -1,5 +1,5 @@
-//! Unions with a catalog and without, over the same layers, through the interface a
-//! transport uses: every answer must be the same, inode numbers included.
+//! Unions with a catalog and without, over the same layers, through the interface that a transport
+//! uses: every answer must be the same, inode numbers included.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,19 +17,19 @@ use crate::deep::{Mode, OFF, ON, PLAIN};
 use crate::generate;
 use crate::random::{assert_none, cases, fresh, runner};
 
-/// Everything a union says of a name.
+/// All attributes of a name in a union.
 #[derive(Debug, PartialEq, Eq)]
 struct Facts {
     /// Number and type in the listing.
     listed: (u64, FileKind),
-    /// What a lookup says, or its errno.
+    /// The answer of a lookup, or its errno.
     attr: Result<Option<Attr>, i32>,
     xattrs: BTreeMap<Vec<u8>, Result<Vec<u8>, i32>>,
-    /// Target or data.
+    /// Link target or data, or the errno.
     content: Result<Vec<u8>, i32>,
 }
 
-/// Names that a file may have or not, and some that no file has.
+/// Names of xattrs that a file may have, and some that no file has.
 const ASKED: [&str; 8] = [
     "user.x",
     "trusted.t",
@@ -41,7 +41,8 @@ const ASKED: [&str; 8] = [
     "nonsense",
 ];
 
-/// Without the access time of a symlink: reading it, which nobody can do quietly, moves it.
+/// Returns the attributes without the access time of a symlink: every read of the symlink changes
+/// it.
 fn shown(mut attr: Attr) -> Attr {
     if attr.kind == FileKind::Symlink {
         attr.atime = Time::default();
@@ -69,7 +70,7 @@ fn facts(union: &Union, dir: u64, name: &[u8], listed: (u64, FileKind)) -> (Fact
     facts.attr = Ok(Some(shown(attr)));
     let list = union.listxattr(attr.ino, &|| true).unwrap();
     let listed = list.split(|b| *b == 0).filter(|n| !n.is_empty());
-    // Twice: the second answer may come from elsewhere.
+    // Twice: the second answer may come from a cache.
     for _ in 0..2 {
         for name in listed.clone().chain(ASKED.map(str::as_bytes)) {
             let value = union.getxattr(attr.ino, name).map_err(|e| e.errno());
@@ -88,11 +89,11 @@ fn facts(union: &Union, dir: u64, name: &[u8], listed: (u64, FileKind)) -> (Fact
     }
     .map_err(|e| e.errno());
     let is_dir = attr.kind == FileKind::Directory;
-    // The tree is small: it is never given back.
+    // The tree is small, so the entry is never given back.
     (facts, is_dir.then(|| entry.surrender()))
 }
 
-/// A whole union, by path; names that nobody has are asked for too.
+/// Returns a whole union by path, including lookups of names that do not exist.
 fn tree(union: &Union) -> BTreeMap<Vec<u8>, Facts> {
     let mut tree = BTreeMap::new();
     let mut todo = vec![(Vec::new(), ROOT_INO)];
@@ -141,7 +142,7 @@ fn tree(union: &Union) -> BTreeMap<Vec<u8>, Facts> {
 
 fn stack(lowers: &[PathBuf], dialect: Dialect) -> StackSpec {
     let spec = |path: &PathBuf| LayerSpec::open(path, dialect).unwrap();
-    // An empty path: what follows is data-only.
+    // An empty path: the following lowers are data-only.
     let mut parts = lowers.split(|path| path.as_os_str().is_empty());
     StackSpec {
         lowers: parts.next().unwrap_or_default().iter().map(spec).collect(),
@@ -150,7 +151,8 @@ fn stack(lowers: &[PathBuf], dialect: Dialect) -> StackSpec {
     }
 }
 
-/// Builds a catalog and compares; how many names the layers must still be asked about.
+/// Builds a catalog and compares; returns the number of names for which the union must still read
+/// the layers.
 fn check(stack: &StackSpec, scratch: &Path) -> u64 {
     let path = scratch.join("catalogs/one");
     let label = catalog::Label::default();
@@ -188,7 +190,7 @@ fn every_kind_of_entry_in_every_dialect() {
     }
 }
 
-/// Times that nanoseconds in 64 bits cannot say, and names without an answer.
+/// Times that nanoseconds in 64 bits cannot represent, and names without an answer.
 #[test]
 fn what_a_record_cannot_say_is_asked_of_the_layers() {
     need_mounts!();
@@ -207,7 +209,7 @@ fn what_a_record_cannot_say_is_asked_of_the_layers() {
     assert_eq!(check(&stack(&lowers, Dialect::KERNEL), scratch.path()), 4);
 }
 
-/// A metacopy with its data in a data-only layer, below directories that nobody sees.
+/// A metacopy with its data in a data-only layer, below directories that are not visible.
 #[test]
 fn data_only_layers() {
     need_mounts!();
@@ -263,8 +265,8 @@ fn random_stacks_made_without() {
     hunt(false, &OFF.maker, fresh());
 }
 
-/// Mounted with a catalog, unionfs does what it does without: the same answers to a random
-/// script, the same tree and upper after it, and the same when each mounts the other's.
+/// Compares a unionfs mount with a catalog and one without: the same answers to a random script,
+/// the same tree and upper after it, and the same after each mounts the other's upper.
 fn with_and_without(mode: &Mode, seed: u64) -> Option<String> {
     let strategy = generate::plan();
     let mut runner = runner(seed);
@@ -301,7 +303,7 @@ fn random_scripts_without_redirects() {
     assert_none(with_and_without(&OFF, fresh()));
 }
 
-/// And what the kernel does, over metacopies, redirects and links that it made itself.
+/// Compares with the kernel, over metacopies, redirects and links that the kernel itself made.
 #[test]
 fn random_scripts_as_on_the_kernel() {
     need_mounts!();

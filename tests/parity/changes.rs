@@ -1,6 +1,6 @@
-//! What an upper changed, against a plain comparison of the trees before and after: the
-//! list of changes; the layer tar, unpacked and mounted as a layer; the flat tar, unpacked.
-//! The uppers are written by kernel overlayfs and by unionfs.
+//! The changes in an upper, compared with a plain comparison of the trees before and after: the
+//! list of changes; the layer tar, unpacked and mounted as a layer; the flat tar, unpacked. Kernel
+//! overlayfs and unionfs write the uppers.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,7 +20,7 @@ use unionfs::layer_tar::{Limits, unpack};
 
 use crate::{random, scenarios};
 
-/// Copies only the metadata up where that is all that changes.
+/// Copies up only the metadata if only that changes.
 const METACOPY: Fs = Fs::Kernel("index=on,redirect_dir=on,metacopy=on,xino=auto");
 
 fn spec(stack: &Stack) -> StackSpec {
@@ -36,7 +36,7 @@ fn spec(stack: &Stack) -> StackSpec {
     }
 }
 
-/// The changes from one tree to the other, found by looking at everything.
+/// Returns the changes from one tree to the other, found by comparing all entries.
 fn expected(before: &Tree, after: &Tree) -> BTreeMap<Vec<u8>, char> {
     let parent = |path: &[u8]| match path.iter().rposition(|b| *b == b'/') {
         Some(slash) => path[..slash].to_vec(),
@@ -46,7 +46,7 @@ fn expected(before: &Tree, after: &Tree) -> BTreeMap<Vec<u8>, char> {
     for path in before.keys().chain(after.keys()).filter(|p| !p.is_empty()) {
         let letter = match (before.get(path), after.get(path)) {
             (None, _) => 'A',
-            // With its directory gone or replaced, that is the change.
+            // If its directory is gone or replaced, that is the change.
             (Some(_), None) if after.get(&parent(path)).is_some_and(Entry::is_dir) => 'D',
             (Some(before), Some(after)) if differ(before, after) => 'C',
             _ => continue,
@@ -94,7 +94,7 @@ fn compare_lists(
     lines
 }
 
-/// Unpacks a tar, as a new layer.
+/// Unpacks a tar as a new layer.
 fn unpacked(tar: &[u8], dir: &Path) -> Result<(), String> {
     let fd = File::open(dir).unwrap();
     let limits = Limits::default();
@@ -103,7 +103,8 @@ fn unpacked(tar: &[u8], dir: &Path) -> Result<(), String> {
         .map_err(|e| e.to_string())
 }
 
-/// A tar knows no sockets, and a read-only overlay no links across its layers.
+/// Returns the tree without sockets: a tar has no sockets, and a read-only overlay has no links
+/// across its layers.
 fn without_sockets(mut tree: Tree) -> Tree {
     tree.retain(|_, entry| entry.kind() != libc::S_IFSOCK);
     tree
@@ -148,7 +149,7 @@ fn check(fs: &Fs, layers: &[Layer], ops: &[Op]) -> Vec<String> {
     lines
 }
 
-/// Link counts differ where a tar leaves a name out of a group of links.
+/// Link counts differ if a tar leaves a name out of a group of links.
 fn mask() -> Mask {
     Mask {
         nlink: false,
@@ -169,7 +170,7 @@ fn tars(spec: &StackSpec) -> Result<(Vec<u8>, Vec<u8>), String> {
     }
 }
 
-/// The layer tar as a layer on top of the others, mounted by the kernel.
+/// Mounts the layer tar as a layer on top of the others with the kernel, and compares.
 fn check_layer(stack: &Stack, scratch: &Scratch, tar: &[u8], after: &Tree) -> Vec<String> {
     let dir = scratch.dir("layer");
     let mut lines: Vec<String> = unpacked(tar, &dir).err().into_iter().collect();
@@ -185,7 +186,8 @@ fn check_layer(stack: &Stack, scratch: &Scratch, tar: &[u8], after: &Tree) -> Ve
         Ok(mounted) => {
             let found = tree::list(mounted.path());
             let mut diff = tree::diff(&found, after, &mask());
-            // What was moved with its directory is copied: links to what was not are cut.
+            // An object that was moved with its directory is copied, so its links to objects that
+            // were not moved are lost.
             diff.retain(|line| !moved || !line.contains(": link group: "));
             lines.extend(diff.into_iter().map(|line| format!("layer tar: {line}")));
         }
@@ -222,7 +224,7 @@ fn random_uppers_are_told_and_packed() {
     result.unwrap_or_else(|e| panic!("UNIONFS_PARITY_SEED={seed}: {e}"));
 }
 
-/// Ten changes of a large image are found without going through the image.
+/// Ten changes of a large image are found without a walk through the image.
 #[test]
 fn a_list_costs_what_was_changed() {
     need_mounts!();
@@ -252,7 +254,7 @@ fn a_list_costs_what_was_changed() {
     assert!(list * 20 < all, "{list:?}, and for everything {all:?}");
 }
 
-/// The test itself finds a change that is missing and one too many.
+/// The test itself reports a missing change and a superfluous one.
 #[test]
 fn a_wrong_list_is_reported() {
     let list = |path: &str, letter| BTreeMap::from([(path.as_bytes().to_vec(), letter)]);

@@ -1,9 +1,9 @@
-//! The deep hunts: cases of `generate.rs` on kernel overlayfs in each of its modes and on
-//! unionfs set to match. A failing case shrinks and prints as Rust that can be pasted into
+//! The deep hunts: cases of `generate.rs` on kernel overlayfs in each of its modes and on unionfs
+//! with matching options. A failing case shrinks and prints as Rust that can be pasted into
 //! `regressions.rs`.
 //!
-//! `UNIONFS_PARITY_CASES` (of which each test here runs a third, its cases being larger)
-//! and `UNIONFS_PARITY_SEED` as in `random.rs`.
+//! `UNIONFS_PARITY_CASES` (of which each test here runs a third, because its cases are larger) and
+//! `UNIONFS_PARITY_SEED` work as in `random.rs`.
 
 use std::fmt::Write as _;
 
@@ -19,14 +19,14 @@ use crate::generate::{self, Plan};
 use crate::random::{assert_none, cases, fresh, runner};
 use crate::shrink::shrink;
 
-/// A mode of kernel overlayfs, and unionfs set to match.
+/// A mode of kernel overlayfs, and unionfs with matching options.
 pub(crate) struct Mode {
     pub(crate) kernel: Fs,
     pub(crate) union: Fs,
     /// The kernel overlays that make layers.
     pub(crate) maker: Fs,
-    /// Compare the uppers too. With metacopies they differ by design; what they mean is
-    /// compared all the same, by the remounts.
+    /// Whether to compare the uppers too. With metacopies they differ by design; the remounts still
+    /// compare their meaning.
     pub(crate) uppers: bool,
 }
 
@@ -38,7 +38,7 @@ pub(crate) const ON: Mode = Mode {
     uppers: false,
 };
 
-/// No metacopies, which the kernel would then refuse to read.
+/// No metacopies: the kernel would then refuse to read them.
 pub(crate) const PLAIN: Mode = Mode {
     kernel: Fs::Kernel("index=on,redirect_dir=on,metacopy=off,xino=auto"),
     union: Fs::Unionfs("redirect_dir=on"),
@@ -46,8 +46,8 @@ pub(crate) const PLAIN: Mode = Mode {
     uppers: true,
 };
 
-/// Everything off. unionfs keeps hard links together all the same (SEMANTICS.md, "Hard
-/// links"), so the stacks have none.
+/// Everything off. unionfs still keeps hard links together (SEMANTICS.md, "Hard links"), so the
+/// stacks have none.
 pub(crate) const OFF: Mode = Mode {
     kernel: Fs::Kernel("index=off,redirect_dir=off,metacopy=off,xino=auto"),
     union: Fs::Unionfs("redirect_dir=off"),
@@ -55,8 +55,8 @@ pub(crate) const OFF: Mode = Mode {
     uppers: true,
 };
 
-/// Markers in `user.overlay.*`, as in user namespaces: no redirects, no index. What the kernel
-/// leaves in its upper has other names, so the remounts alone compare the uppers.
+/// Markers in `user.overlay.*`, as in user namespaces: no redirects, no index. The names of the
+/// kernel's leftovers in its upper differ, so only the remounts compare the uppers.
 pub(crate) const USER: Mode = Mode {
     kernel: Fs::Kernel("userxattr,index=off,xino=auto"),
     union: Fs::Unionfs("userxattr,dialect=overlay"),
@@ -64,7 +64,7 @@ pub(crate) const USER: Mode = Mode {
     uppers: false,
 };
 
-/// The differences that a plan shows in a mode.
+/// Returns the differences of a plan in a mode.
 pub(crate) fn differences(mode: &Mode, plan: &Plan) -> Vec<String> {
     let case = Case {
         layers: &plan.layers,
@@ -98,7 +98,7 @@ pub(crate) fn hunt(mode: &Mode, links: bool, seed: u64) -> Option<String> {
     None
 }
 
-/// How a name of 255 bytes is printed, and written in regressions.
+/// The printed form of a name of 255 bytes, also used in regressions.
 pub(crate) const LONG: &str = "<L255>";
 
 fn links(op: &Op) -> bool {
@@ -118,7 +118,7 @@ fn without_links(plan: &mut Plan) {
     keep(&mut plan.script);
 }
 
-/// The plan as the arguments of `regressions::check`.
+/// Formats the plan as the arguments of `regressions::check`.
 fn show(plan: &Plan) -> String {
     let mut text = "layers (top first): vec![\n".to_owned();
     for layer in &plan.layers {

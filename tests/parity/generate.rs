@@ -1,7 +1,7 @@
-//! Random cases of the deep hunts (`deep.rs`): stacks of two to six layers with every kind
-//! of entry, the upper ones made by kernel overlayfs itself, and scripts of several users
-//! over several descriptors. The name space is small, so that names collide in every way,
-//! and has a name of 255 bytes and one of raw bytes.
+//! Random cases of the deep hunts (`deep.rs`): stacks of two to six layers with every kind of
+//! entry, the upper ones made by kernel overlayfs itself, and scripts of several users over several
+//! descriptors. There are few names, so they collide in every way; one has 255 bytes and one has
+//! raw bytes.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -10,8 +10,8 @@ use testkit::descriptor::HOp;
 use testkit::layers::{self, Layer, Node};
 use testkit::script::{Flags, Op};
 
-/// Written layers (top first) and, below the script, what the kernel made of them: each
-/// script of `made` is run on a kernel overlay, whose upper is then the next layer.
+/// Written layers (top first) and the scripts of the layers that the kernel makes: each script of
+/// `made` runs on a kernel overlay, whose upper is then the next layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) layers: Vec<Layer>,
@@ -19,14 +19,14 @@ pub(crate) struct Plan {
     pub(crate) script: Vec<Op>,
 }
 
-/// What a layer has under a name.
+/// An object that a layer has under a name.
 #[derive(Clone, Debug)]
 enum Entry {
     Absent,
     Node(Node, Dress),
-    /// Another name of the file listed last before.
+    /// Another name of the file that was listed last.
     Link,
-    /// Opaque, and what is below, by name.
+    /// Whether it is opaque, its attributes, and its entries by name.
     Dir(bool, Dress, Vec<Self>),
 }
 
@@ -99,15 +99,15 @@ fn entry(depth: u32) -> BoxedStrategy<Entry> {
     prop_oneof![2 => leaf, 2 => dir].boxed()
 }
 
-/// Whether a path ends in the long name.
+/// Tells whether a path ends in the long name.
 ///
-/// Only files have it in a layer: where it is part of a redirect, the kernel refuses
-/// to rename directories (256 bytes) and unionfs does not (docs/SEMANTICS.md).
+/// Only files have it in a layer: if it is part of a redirect, the kernel refuses to rename
+/// directories (256 bytes) and unionfs does not (docs/SEMANTICS.md).
 fn long(path: &[u8]) -> bool {
     path.len() >= 255
 }
 
-/// Adds an entry; `last` is the file that a further link names.
+/// Adds an entry; `last` is the file that a further link refers to.
 fn add(mut layer: Layer, path: &[u8], entry: &Entry, last: &mut Option<Vec<u8>>) -> Layer {
     match entry {
         Entry::Absent => layer,
@@ -185,7 +185,8 @@ fn path() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// A path short enough for a redirect, see [`long`]: metacopies that move have one too.
+/// Generates a path short enough for a redirect, see [`long`]: metacopies that are renamed have one
+/// too.
 fn movable() -> impl Strategy<Value = Vec<u8>> {
     path().prop_filter("longer than a redirect", |p| p.len() <= 255)
 }
@@ -210,7 +211,7 @@ fn xattr_name() -> impl Strategy<Value = Vec<u8>> {
     select(names.to_vec()).prop_map(<[u8]>::to_vec)
 }
 
-/// Names made, moved and removed.
+/// Generates operations that make, move and remove names.
 fn namespace_op() -> impl Strategy<Value = Op> {
     let rename = prop_oneof![
         6 => Just(0u32),
@@ -218,7 +219,7 @@ fn namespace_op() -> impl Strategy<Value = Op> {
         2 => Just(libc::RENAME_EXCHANGE),
         1 => Just(libc::RENAME_WHITEOUT),
     ];
-    // Nothing but the null device and a loop device that nobody has set up may be opened.
+    // Only the null device and an unused loop device may be opened.
     let special = select(
         &[
             (libc::S_IFIFO, 0, 0),
@@ -240,13 +241,13 @@ fn namespace_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Both at once left alone is a deliberate difference (docs/SEMANTICS.md).
+/// Leaving both unchanged at once is a deliberate difference (docs/SEMANTICS.md).
 fn owners() -> impl Strategy<Value = (u32, u32)> {
     let id = || select(&[0u32, 1000, 1001, u32::MAX][..]);
     (id(), id()).prop_filter("no owner", |ids| *ids != (u32::MAX, u32::MAX))
 }
 
-/// Data and attributes changed by name.
+/// Generates changes of data and attributes by name.
 fn change_op() -> impl Strategy<Value = Op> {
     let stamp = (-1_000..1_000_001_000i64, 0..1_000_000_000i64);
     let acl = |(p, default, perm): (Vec<u8>, bool, u16)| {
@@ -284,8 +285,8 @@ fn query_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Descriptors, which outlive copy-up, unlink and rename of what they opened: of files, of
-/// directories and of files that never had a name.
+/// Generates operations on descriptors, which outlive copy-up, unlink and rename of their object:
+/// files, directories and files that never had a name.
 fn handle_op() -> impl Strategy<Value = Op> {
     let how = select(
         &[
@@ -309,9 +310,9 @@ fn handle_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Data through a descriptor.
+/// Generates operations on data through a descriptor.
 fn held_data() -> impl Strategy<Value = HOp> {
-    // Collapsing and inserting ranges is refused by the kernel's FUSE client (docs/SEMANTICS.md).
+    // The kernel's FUSE client refuses to collapse and insert ranges (docs/SEMANTICS.md).
     let fallocate = select(&[0u32, 0, 1, 3, 0x10, 0x11][..]);
     prop_oneof![
         2 => (0..4u64).prop_map(|o| HOp::Read(o, 20)),
@@ -330,7 +331,7 @@ fn held_data() -> impl Strategy<Value = HOp> {
     ]
 }
 
-/// Attributes through a descriptor.
+/// Generates operations on attributes through a descriptor.
 fn held_attr() -> impl Strategy<Value = HOp> {
     let stamp = (-1_000..1_000_001_000i64, 0..1_000_000_000i64);
     prop_oneof![
@@ -346,7 +347,7 @@ fn held_attr() -> impl Strategy<Value = HOp> {
     ]
 }
 
-/// Names by a descriptor, and further descriptors.
+/// Generates operations on names by a descriptor, and further descriptors.
 fn held_name() -> impl Strategy<Value = HOp> {
     let again = select(&["r", "b", "a", "wt", "d"][..]);
     prop_oneof![
@@ -365,7 +366,7 @@ fn user_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What the kernel does to make a layer: root's changes of names, modes and data.
+/// Generates the script of a layer that the kernel makes: root's changes of names, modes and data.
 fn made() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![3 => namespace_op(), 2 => change_op()];
     let no_long_dirs = |op: &Op| match op {
@@ -390,7 +391,7 @@ fn script() -> impl Strategy<Value = Vec<Op>> {
     vec(op, 1..40)
 }
 
-/// A stack of two to six layers (the script's upper not counted) and a script.
+/// Generates a stack of two to six layers (without the script's upper) and a script.
 pub(crate) fn plan() -> impl Strategy<Value = Plan> {
     let written = vec(layer(), 1..4).prop_map(super::random::prune);
     let stack = (written, vec(made(), 0..4));
@@ -404,7 +405,7 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
     })
 }
 
-/// Where a file has a capability, no file has set-id bits: root's write to a file with both is a
+/// Removes set-id bits if a file has a capability: root's write to a file with both is a known
 /// difference, which `mount/differences` shows.
 fn without_both(mut plan: Plan) -> Plan {
     let is_capability = |xattr: &(Vec<u8>, Vec<u8>)| xattr.0 == b"security.capability";

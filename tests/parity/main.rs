@@ -1,5 +1,5 @@
-//! Parity with kernel overlayfs: the same script runs on both over the same layers,
-//! and everything that can be seen is compared; see `runner`.
+//! Parity with kernel overlayfs: the same script runs on both over the same layers, and all visible
+//! results are compared; see `runner`.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

@@ -1,5 +1,5 @@
-//! The runner proves itself: kernel overlayfs must equal kernel overlayfs, and things
-//! that are known to differ must be reported.
+//! Tests of the runner itself: kernel overlayfs must equal kernel overlayfs, and known differences
+//! must be reported.
 
 use testkit::layers::{self, Layer};
 use testkit::mount::{Fs, KERNEL};
@@ -29,7 +29,7 @@ fn kernel_equals_kernel_in_every_scenario() {
     }
 }
 
-/// Without redirects the kernel answers EXDEV where the oracle renames.
+/// Without redirects the kernel answers EXDEV where the reference renames.
 #[test]
 fn a_different_answer_is_reported() {
     need_mounts!();

@@ -1,6 +1,6 @@
-//! Random scripts over random layers with a small name space, so that names collide in
-//! every way. Fixed seeds, and fresh ones whose seed is printed. A failing case shrinks
-//! and prints as layers and script: paste it into the scenarios.
+//! Random scripts over random layers with few names, so that names collide in every way. Seeds are
+//! fixed, or fresh and printed. A failing case shrinks and prints as layers and script, which can
+//! be pasted into the scenarios.
 //!
 //! `UNIONFS_PARITY_CASES=n` sets the number of cases of each test (default 30).
 //! `UNIONFS_PARITY_SEED=n` sets the seed of the fresh ones.
@@ -16,14 +16,14 @@ use testkit::need_mounts;
 use testkit::runner::{Case, compare};
 use testkit::script::{Flags, Op};
 
-/// What a layer has under a name.
+/// An object that a layer has under a name.
 #[derive(Clone, Debug)]
 enum Plan {
     Absent,
     File(u8),
     Symlink,
     Whiteout,
-    /// Opaque, and what is below, by name.
+    /// Whether it is opaque, and its entries by name.
     Dir(bool, Vec<Plan>),
 }
 
@@ -70,11 +70,11 @@ pub(crate) fn layer() -> impl Strategy<Value = Layer> {
     })
 }
 
-/// Takes out whiteouts that no overlay would have written: those with no merged
-/// directory around them. Kernel overlayfs reads a directory of a single layer as it
-/// is and would list them, though it denies them at lookup.
+/// Removes whiteouts that no overlay would have written: those without a merged directory around
+/// them. Kernel overlayfs reads a directory of a single layer unchanged and would list them,
+/// although a lookup finds nothing.
 pub(crate) fn prune(mut layers: Vec<Layer>) -> Vec<Layer> {
-    // What is visible of the layers below: path to "is a directory".
+    // The visible tree of the layers below: path to "is a directory".
     let mut below: BTreeMap<Vec<u8>, bool> = BTreeMap::new();
     let lowest = layers.len() - 1;
     for (n, layer) in layers.iter_mut().enumerate().rev() {
@@ -177,7 +177,7 @@ pub(crate) fn runner(seed: u64) -> TestRunner {
     TestRunner::new_with_rng(config, rng)
 }
 
-/// Compares `cases()` random cases from a seed; the smallest failure as text.
+/// Compares `cases()` random cases from a seed; returns the smallest failure as text.
 fn hunt(left: &Fs, right: &Fs, seed: u64) -> Option<String> {
     let layers = vec(layer(), 1..4).prop_map(prune);
     let strategy = (layers, script());
@@ -198,10 +198,10 @@ fn hunt(left: &Fs, right: &Fs, seed: u64) -> Option<String> {
     failure(result, seed)
 }
 
-/// What proptest says of a run over layers and scripts.
+/// The result of proptest for a run over layers and scripts.
 pub(crate) type Outcome = Result<(), TestError<(Vec<Layer>, Vec<Op>)>>;
 
-/// A failure as layers and script that can be pasted.
+/// Formats a failure as layers and script that can be pasted.
 pub(crate) fn failure(result: Outcome, seed: u64) -> Option<String> {
     match result {
         Ok(()) => None,
@@ -243,7 +243,7 @@ fn fresh_seed() {
     assert_none(hunt(&KERNEL, &subject(), fresh()));
 }
 
-/// The seed of this run, printed.
+/// Returns the seed of this run, after printing it.
 pub(crate) fn fresh() -> u64 {
     let set = std::env::var("UNIONFS_PARITY_SEED").ok();
     let seed = set.map_or_else(rand_seed, |n| n.parse().unwrap());
@@ -256,8 +256,8 @@ pub(crate) fn rand_seed() -> u64 {
     u64::from(now.unwrap().subsec_nanos()) << 16 | u64::from(std::process::id() & 0xffff)
 }
 
-/// The generator itself is sound (kernel equals kernel) and strong enough to find
-/// the kernel without redirects.
+/// The generator itself is sound (kernel equals kernel) and strong enough to detect a kernel mount
+/// without redirects.
 #[test]
 fn generator_finds_a_known_difference() {
     need_mounts!();

@@ -1,6 +1,6 @@
 //! Uppers on file systems that refuse device 0:0, and xattrs too: the fallback forms of whiteouts
-//! and opaque directories hide what kernel overlayfs hides with its own, live and after remounts.
-//! Random cases as in `random.rs`, without what such an upper cannot hold.
+//! and opaque directories hide the same names as those of kernel overlayfs, live and after
+//! remounts. Random cases as in `random.rs`, without objects that such an upper cannot hold.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -1,5 +1,5 @@
-//! What the deep hunts found once, by name: the printed plan, pasted. (`<L255>` stands for a
-//! name of 255 bytes.)
+//! Past findings of the deep hunts, each with a name: the printed plan, pasted. (`<L255>` stands
+//! for a name of 255 bytes.)
 
 use testkit::layers::{self, Layer, Node};
 use testkit::{need_mounts, script};
@@ -40,7 +40,7 @@ fn the_last_link_after_the_other_was_replaced() {
     check(&ON, vec![layer, Layer::new()], &[], text);
 }
 
-/// A directory over a whiteout that a layer below the upper has.
+/// A directory over a whiteout that is in a layer below the upper.
 #[test]
 fn a_directory_over_a_lowers_whiteout() {
     let layer = || {
@@ -58,7 +58,7 @@ fn a_directory_over_a_lowers_whiteout() {
     }
 }
 
-/// A copy without an origin, looked up anew by the kernel: still the same file.
+/// A copy without an origin that the kernel looks up again is still the same file.
 #[test]
 fn a_device_copied_up_without_an_origin() {
     let layer = Layer::new().add("c", Node::Special(libc::S_IFCHR, 1, 3));
@@ -71,8 +71,8 @@ fn a_device_copied_up_without_an_origin() {
     check(&USER, vec![layer, Layer::new()], &[], text);
 }
 
-/// A change through a descriptor of a lower file that is gone: where the kernel fails, what
-/// follows is not compared, and what comes before is.
+/// A change through a descriptor of a removed lower file: where the kernel fails, the later answers
+/// are not compared, and the earlier ones are.
 #[test]
 fn attributes_of_a_lower_file_that_is_gone() {
     let layer = Layer::new().file("a", "lower");
@@ -85,7 +85,7 @@ fn attributes_of_a_lower_file_that_is_gone() {
     check(&PLAIN, vec![layer, Layer::new()], &[], text);
 }
 
-/// Descriptors from before the rename of what the kernel left as a metacopy.
+/// Descriptors that are older than the rename of a file which the kernel left as a metacopy.
 #[test]
 fn descriptors_of_a_renamed_metacopy() {
     let island = Node::Sparse(300_000, vec![(65536, b"island".to_vec())]);
@@ -119,7 +119,7 @@ fn descriptors_of_a_renamed_metacopy() {
     check(&ON, layers, &made, text);
 }
 
-/// read(2) and fstat through a descriptor from before the copy-up show what was written since.
+/// read(2) and fstat through a descriptor from before the copy-up show later writes.
 #[test]
 fn a_descriptor_from_before_copy_up() {
     let layer = Layer::new().file("f", "lower contents");
@@ -135,8 +135,8 @@ fn a_descriptor_from_before_copy_up() {
     check(&ON, vec![layer, Layer::new()], &[], text);
 }
 
-/// Attributes of a removed directory of a lower: ENOTDIR is the kernel's, and with another
-/// directory of that name it changes that one.
+/// Attributes of a removed directory of a lower: only the kernel answers ENOTDIR, and if another
+/// directory has that name, the kernel changes that one.
 #[test]
 fn a_removed_directory_changed_through_its_descriptor() {
     let layer = Layer::new().dir("a").dir("a/c").own(1001, 1000);
@@ -148,7 +148,8 @@ fn a_removed_directory_changed_through_its_descriptor() {
     }
 }
 
-/// The kernel's metacopy of a file with a long path would need a redirect that it does not write.
+/// The kernel's metacopy of a file with a long path would need a redirect that the kernel does not
+/// write.
 #[test]
 fn a_link_to_a_file_with_a_long_path() {
     let long = [&b"a/"[..], &[b'L'; 255]].concat();
@@ -159,7 +160,8 @@ fn a_link_to_a_file_with_a_long_path() {
     }
 }
 
-/// A special file of a lower, removed while open and then changed: on the kernel's it is back.
+/// A special file of a lower that is removed while open and then changed: on the kernel's overlay
+/// it reappears.
 #[test]
 fn a_removed_device_changed_through_its_descriptor() {
     let layer = || {

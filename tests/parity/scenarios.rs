@@ -1,5 +1,5 @@
-//! The scripted scenarios: each is a test that runs its script on kernel overlayfs and
-//! on unionfs, over [`layers::standard`]. The language is `common/script.rs`'s.
+//! The scripted scenarios: each is a test that runs its script on kernel overlayfs and on unionfs,
+//! over [`layers::standard`]. `common/script.rs` defines the language.
 
 fn check(text: &str) {
     need_mounts!();
@@ -14,11 +14,11 @@ fn check(text: &str) {
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
-/// After a remount with `userxattr`, kernel overlayfs shows the hard links of symlinks and
-/// special files, which carry no `user.*` attribute, as separate files; we do not.
+/// After a remount with `userxattr`, kernel overlayfs shows the hard links of symlinks and special
+/// files, which carry no `user.*` attribute, as separate files; unionfs does not.
 const KERNEL_SPLITS_LINKS: &str = "link_lower_files";
 
-/// With `userxattr` the kernel refuses to move merged directories (EXDEV), and so do we.
+/// With `userxattr` the kernel refuses to move merged directories (EXDEV), and so does unionfs.
 #[test]
 fn user_markers() {
     need_mounts!();
@@ -39,7 +39,7 @@ fn user_markers() {
 
 macro_rules! scenarios {
     ($($(#[$doc:meta])* $name:ident: $text:expr;)*) => {
-        /// Name and script of each.
+        /// The name and the script of each scenario.
         pub(crate) const SCENARIOS: &[(&str, &str)] = &[$((stringify!($name), $text)),*];
         $($(#[$doc])* #[test] fn $name() { check($text) })*
     };
@@ -52,7 +52,7 @@ use testkit::mount::{Fs, KERNEL, subject};
 use testkit::runner::{Case, compare};
 use testkit::{layers, need_mounts, script};
 
-/// Every scenario: name and script.
+/// Returns every scenario: name and script.
 pub(crate) fn all() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
     names::SCENARIOS.iter().chain(files::SCENARIOS)
 }

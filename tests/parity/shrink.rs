@@ -1,15 +1,15 @@
-//! Makes a failing plan small: parts are taken out, large ones first, as long as what is
-//! left still fails. Quicker than proptest's own way, which knows nothing of layers.
+//! Shrinks a failing plan: removes parts, large ones first, as long as the rest still fails. This
+//! is faster than proptest's own shrinking, which does not know layers.
 
 use testkit::layers::{Layer, Node};
 use testkit::script::Op;
 
 use crate::generate::Plan;
 
-/// How many smaller plans are tried at most.
+/// The maximum number of smaller plans that are tried.
 const TRIES: usize = 600;
 
-/// The smallest failing plan found, and how it fails.
+/// Returns the smallest failing plan that was found, and its failures.
 pub(crate) fn shrink(
     mut plan: Plan,
     mut found: Vec<String>,
@@ -55,7 +55,7 @@ pub(crate) fn shrink(
     }
 }
 
-/// The script, each made layer, each written one.
+/// Returns the number of parts: the script, each made layer, each written layer.
 fn parts(plan: &Plan) -> usize {
     1 + plan.made.len() + plan.layers.len()
 }
@@ -83,7 +83,7 @@ fn cut(plan: &mut Plan, part: usize, at: usize, step: usize) {
     }
 }
 
-/// Takes entries out, with all that is in them or linked to them.
+/// Removes entries, with all entries that are in them or linked to them.
 fn cut_items(layer: &mut Layer, at: usize, step: usize) {
     let end = layer.items.len().min(at + step);
     let mut gone: Vec<Vec<u8>> = layer.items.drain(at..end).map(|i| i.path).collect();

@@ -1,4 +1,4 @@
-//! Who may: passwords, tokens, credential helpers, and where none of them may go.
+//! Access rights: passwords, tokens, credential helpers, and the hosts that must not get them.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -36,7 +36,7 @@ fn write_config(home: &Home, text: &str) {
     std::fs::write(home.path("docker-config/config.json"), text).unwrap();
 }
 
-/// With those logins and no others.
+/// Runs the program with those logins and no others.
 fn run(home: &Home, args: &[&str]) -> Outcome {
     let path = format!("{}:/usr/bin:/bin", home.text("bin"));
     let mut command = home.command(program());
@@ -69,7 +69,7 @@ fn a_password_opens_and_a_wrong_one_does_not() {
     log_in(&home, &host, "ali:open sesame");
     push(&home, &name).ok();
     run(&home, &["pull", "-q", &name]).ok();
-    // For the host that they are stored for.
+    // The login is used for the host that it is stored for.
     log_in(&home, "127.0.0.1:1", "ali:open sesame");
     run(&home, &["pull", "-q", &name]).failed(1, &["anonymous access"]);
     write_config(&home, r#"{"auths": {"x": {"auth": 17}}}"#);
@@ -112,7 +112,7 @@ fn a_credential_helper_is_asked() {
     push(&home, &name).failed(1, &["docker-credential-cave", "cannot be run"]);
 }
 
-/// What a registry with tokens does, before one that wants none.
+/// Acts as a registry with tokens, before one that needs none.
 fn tokens(asked: &Asked, port: &std::sync::OnceLock<u16>) -> Act {
     let answer = |status: &str, body: &str| Act::Answer(status.to_owned(), body.to_owned());
     if asked.path.starts_with("/token") {
@@ -162,7 +162,7 @@ fn tokens_are_asked_for_with_what_is_stored() {
         .rfind(|a| a.path.starts_with("/token"))
         .unwrap();
     assert!(token.path.contains("service=cave"), "{token:?}");
-    // To take blobs over from one repository into another both are asked for.
+    // To mount blobs from one repository into another, the client requests a token for both.
     proxy.forget();
     run(&home, &["push", "-q", &name, &proxy.name("other:1")]).ok();
     let asked = proxy.asked();
@@ -188,7 +188,7 @@ fn no_credential_follows_a_redirect() {
     let home = home();
     let open = Server::start(&home);
     push(&home, &open.name("app:1")).ok();
-    // Where the blobs are, which wants no credentials.
+    // The host of the blobs, which needs no credentials.
     let elsewhere = Proxy::start(open.port, |_| Act::Pass);
     let to = elsewhere.port;
     let basic = format!("Basic {}", STANDARD.encode("ali:open sesame"));
@@ -223,10 +223,10 @@ fn no_credential_follows_a_redirect() {
     }
 }
 
-/// An address of this machine that is not loopback.
+/// Returns an address of this machine that is not loopback. `None` if there is none.
 fn outside() -> Option<std::net::IpAddr> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
-    // Sends nothing: it only chooses a way.
+    // Sends nothing: the call only selects a route.
     socket.connect("192.0.2.1:9").ok()?;
     let address = socket.local_addr().ok()?.ip();
     (!address.is_loopback() && !address.is_unspecified()).then_some(address)

@@ -1,4 +1,4 @@
-//! Connections that break, answers that are false, and pulls that are killed.
+//! Connections that break, wrong answers, and pulls that are killed.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Stdio;
@@ -16,8 +16,8 @@ use crate::server::{Server, can_serve, inspect};
 
 const LARGE: usize = 3 << 20;
 
-/// A registry with an image of one layer that is larger than any buffer: its ID and the
-/// digest of the layer's blob.
+/// Makes a registry with an image of one layer that is larger than any buffer; returns its ID and
+/// the digest of the layer's blob too.
 fn large() -> (Home, Server, String, String) {
     let home = Home::new();
     let server = Server::start(&home);
@@ -28,7 +28,7 @@ fn large() -> (Home, Server, String, String) {
     (home, server, id, blob)
 }
 
-/// Does that to the first requests for a blob.
+/// Applies the act to the first requests for a blob.
 fn first(
     blob: &str,
     times: usize,
@@ -47,7 +47,7 @@ fn first(
     }
 }
 
-/// The Range headers of the requests for a blob.
+/// Returns the Range headers of the requests for a blob.
 fn ranges(proxy: &Proxy, blob: &str) -> Vec<Option<String>> {
     let asked = proxy.blobs();
     let asked = asked.iter().filter(|asked| asked.path.ends_with(blob));
@@ -104,7 +104,7 @@ fn a_killed_pull_is_gone_on_with() {
         let found = downloads(&home);
         found.len() == 1 && found[0].metadata().unwrap().size() == 1 << 20
     });
-    // During the download it is not garbage, and other commands may change the store.
+    // During the download the part is no garbage, and other commands may change the store.
     assert_whole(&home, 0, 0);
     kill(i32::try_from(child.id()).unwrap(), Signal::KILL);
     child.wait().unwrap();
@@ -117,7 +117,7 @@ fn a_killed_pull_is_gone_on_with() {
     assert_whole(&home, 1, 0);
 }
 
-/// Puts a file where the blob's download would be.
+/// Puts a file at the path of the blob's download.
 fn left_over(home: &Home, blob: &str, bytes: &[u8]) -> std::path::PathBuf {
     let dir = home.path("own/unionfs/downloads");
     std::fs::create_dir_all(&dir).unwrap();
@@ -133,7 +133,7 @@ fn what_is_left_over_is_only_used_if_it_is_right() {
     let proxy = Proxy::start(server.port, |_| Act::Pass);
     let ranges_of = |bytes: &[u8]| {
         let name = proxy.name("large:1");
-        // So that there is a store; the image goes again.
+        // Creates the store; the image is removed again.
         home.run(["pull", "-q", &name]).ok();
         home.run(["rmi", &name]).ok();
         left_over(&home, &blob, bytes);
@@ -230,7 +230,7 @@ fn false_answers_are_refused_and_leave_nothing() {
     assert_eq!(id(&home, &home.text("maker"), "large:1"), config);
 }
 
-/// A manifest whose layer is another one than its configuration tells of.
+/// A manifest whose layer differs from the one in its configuration.
 #[test]
 fn a_layer_of_another_image_is_refused() {
     need!(can_serve());

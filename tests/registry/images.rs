@@ -1,4 +1,4 @@
-//! Images for the registry: the sample store's, and ones of large layers.
+//! Images for the registry: those of the sample store, and ones of large layers.
 
 use std::path::Path;
 
@@ -7,21 +7,21 @@ use testkit::store::sample;
 
 use crate::server::{Server, skopeo};
 
-/// A home with a store laid out as Docker's in `docker`, holding the sample images.
+/// Returns a home with a store in Docker's layout in `docker`, which holds the sample images.
 pub(crate) fn home() -> Home {
     let home = Home::new();
     sample::make(&home.path("docker")).unwrap();
     home
 }
 
-/// The image's ID as its store tells it.
+/// Returns the image's ID by its store.
 pub(crate) fn id(home: &Home, root: &str, image: &str) -> String {
     let about = home.json(["--root", root, "inspect", "--json", image]);
     let about = about.as_array().map_or(&about, |all| &all[0]);
     about["id"].as_str().unwrap().to_owned()
 }
 
-/// Brings `sample:TAG` to the registry by way of an archive and skopeo.
+/// Copies `sample:TAG` to the registry through an archive and skopeo.
 pub(crate) fn serve(home: &Home, server: &Server, tag: &str, to: &str, options: &[&str]) {
     let archive = home.text(&format!("{tag}.tar"));
     if !Path::new(&archive).exists() {
@@ -37,8 +37,8 @@ pub(crate) fn serve(home: &Home, server: &Server, tag: &str, to: &str, options: 
     skopeo(&args);
 }
 
-/// Brings an image of one layer to the registry that holds `bytes` bytes which no
-/// compression makes less; its ID.
+/// Copies an image of one layer to the registry, with `bytes` bytes that no compression makes
+/// smaller; returns its ID.
 pub(crate) fn serve_large(home: &Home, server: &Server, to: &str, bytes: usize) -> String {
     let tree = home.path("large");
     std::fs::create_dir_all(&tree).unwrap();
@@ -61,8 +61,8 @@ pub(crate) fn serve_large(home: &Home, server: &Server, to: &str, bytes: usize) 
     id(home, &root, "large:1")
 }
 
-/// What is in the home's own store: every layer and image must be whole; prune finds nothing
-/// but `garbage` items.
+/// Asserts that every layer and image of the home's own store is whole, and that prune finds
+/// exactly `garbage` items.
 #[track_caller]
 pub(crate) fn assert_whole(home: &Home, images: usize, garbage: usize) {
     let verified = home.run(["--root", &home.text("own"), "verify", "--all"]);

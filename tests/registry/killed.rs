@@ -1,5 +1,5 @@
-//! Pulls that are killed while they change the store, by strace's fault injection: what is
-//! left is a store that `verify --all` accepts, and the next pull makes it whole.
+//! Pulls that are killed while they change the store, by strace's fault injection: `verify --all`
+//! accepts the store that is left, and the next pull completes it.
 
 use std::os::unix::process::ExitStatusExt as _;
 
@@ -9,7 +9,7 @@ use testkit::{need, program};
 use crate::images::{home, id, serve};
 use crate::server::{Server, can_serve};
 
-/// What makes a change visible.
+/// The calls that make a change visible.
 const CALLS: &str = "?rename,?renameat,?renameat2,syncfs";
 
 #[test]
@@ -22,7 +22,7 @@ fn a_pull_killed_at_any_step_of_taking_in_can_be_repeated() {
     let (docker, name) = (home.text("docker"), server.name("app:1"));
     let expected = id(&home, &docker, "sample:1");
     let mut killed = 0;
-    // Every second one, so that all kinds of steps are met.
+    // Every second one, so that all kinds of steps are covered.
     for step in (1..).step_by(2) {
         assert!(step < 200, "an endless loop");
         let own = home.text(&format!("own-{step}"));
@@ -43,7 +43,7 @@ fn a_pull_killed_at_any_step_of_taking_in_can_be_repeated() {
             whole();
             break;
         }
-        // strace dies as its child did.
+        // strace dies by the same signal as its child.
         assert_eq!(output.status.signal(), Some(9), "step {step}: {output:?}");
         killed += 1;
         if home.path(&format!("own-{step}/unionfs/format")).exists() {

@@ -1,5 +1,5 @@
-//! `pull` and `push` with Debian's docker-registry on loopback, and with a proxy in between
-//! that cuts, falsifies and counts. skopeo brings images there and looks at what we bring.
+//! `pull` and `push` with Debian's docker-registry on loopback, and with a proxy in between that
+//! cuts, changes and counts answers. skopeo copies images there and inspects the pushed ones.
 //! Without the programs the tests print a skip (with UNIONFS_REQUIRE_ALL=1 they fail).
 
 // Tests may fail by panicking, also in their helpers.

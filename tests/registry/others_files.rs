@@ -1,5 +1,6 @@
-//! Files with logins and certificates that belong to another user, or are no files: as where root
-//! has that user's `$HOME`. No registry is needed, as all is looked at before one is asked.
+//! Files with logins and certificates that belong to another user or are no regular files, for
+//! example if root runs with that user's `$HOME`. No registry is needed, because all files are
+//! checked before the first request.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
@@ -12,12 +13,12 @@ use testkit::need::{can_mount, has_tools};
 use testkit::{need, program};
 
 const USER: Option<u32> = Some(65534);
-/// Nobody answers there.
+/// No registry listens on this port.
 const IMAGE: &str = "127.0.0.1:1/app:1";
 const LOGIN: &str = r#"{"auths":{"127.0.0.1:1":{"auth":"YTpi"}}}"#;
 const HELPER: &str = r#"{"credsStore":"marked"}"#;
 
-/// With a helper that leaves a mark when it runs.
+/// Returns a home with a helper that creates a file when it runs.
 fn home() -> Home {
     let home = Home::new();
     home.dirs(&["bin", "docker-config", "config"]);
@@ -31,7 +32,7 @@ fn home() -> Home {
     home
 }
 
-/// Ends in time, whatever it opens.
+/// Runs a pull and asserts that it ends in time, whatever it opens.
 fn pull(home: &Home, variables: &[(&str, &str)], stdin: impl Into<Stdio>) -> Outcome {
     let mut command = home.command("timeout");
     command
@@ -55,7 +56,7 @@ fn give(path: &Path) {
     chown(path, USER, USER).unwrap();
 }
 
-/// Nobody listens, so the file was accepted.
+/// Asserts that the error is a refused connection, so the file was accepted.
 fn got_to_the_registry(outcome: &Outcome) {
     outcome.failed(1, &["127.0.0.1:1"]);
     let said = &outcome.stderr;
@@ -97,7 +98,7 @@ fn a_symlink_of_another_user_is_not_followed() {
     fs::write(&secret, "root's own").unwrap();
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
     symlink(&secret, &link).unwrap();
-    // Root's own leads on: what is there is no JSON.
+    // Root's own symlink is followed: its target is no JSON.
     run(&home).failed(1, &["config.json", "not the JSON"]);
     give(&home.path("docker-config"));
     run(&home).failed(1, &["config.json", "another user may change"]);
@@ -130,7 +131,7 @@ fn no_program_runs_for_another_users_file() {
     refused();
     fs::write(&file, r#"{"credHelpers":{"127.0.0.1:1":"marked"}}"#).unwrap();
     refused();
-    // A login is only read.
+    // The file of a login is only read.
     fs::write(&file, LOGIN).unwrap();
     give(&file);
     got_to_the_registry(&run(&home));

@@ -1,5 +1,5 @@
-//! A proxy before a registry that does to answers what a test wants, and remembers what was
-//! asked for. One connection is one request.
+//! A proxy before a registry that changes answers by a rule of the test and records the requests.
+//! One connection is one request.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -21,27 +21,27 @@ impl Asked {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// Whether it asks for a blob's content.
+    /// Tells whether it requests a blob's content.
     pub(crate) fn is_blob(&self) -> bool {
         self.method == "GET" && self.path.contains("/blobs/sha256:")
     }
 }
 
-/// What happens to a request.
+/// The handling of a request.
 pub(crate) enum Act {
-    /// The registry's answer.
+    /// Passes the registry's answer on.
     Pass,
-    /// Its answer's body ends after so many bytes.
+    /// Ends the body of the registry's answer after so many bytes.
     Cut(usize),
-    /// As that, but the connection stays until the other side has gone.
+    /// Like `Cut`, but the connection stays open until the other side closes it.
     Stall(usize),
-    /// One bit of the body is another.
+    /// Flips one bit of the body.
     Flip(usize),
-    /// The registry gets it without the Range.
+    /// Sends the request to the registry without its Range header.
     NoRange,
-    /// This, not the registry's answer: status line and headers, body.
+    /// Sends this answer instead of the registry's: status line and headers, body.
     Answer(String, String),
-    /// As that, but the registry gets the request.
+    /// Like `Answer`, but the registry gets the request.
     Instead(String, String),
 }
 
@@ -53,7 +53,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// The threads end with the test's process.
+    /// Starts the proxy. The threads end with the test's process.
     pub(crate) fn start(to: u16, rule: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -62,7 +62,7 @@ impl Proxy {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (rule, log) = (rule.clone(), kept.clone());
-                // A connection that breaks is the test's matter.
+                // The test itself notices a broken connection.
                 thread::spawn(move || serve(stream, to, &*rule, &log).ok());
             }
         });
@@ -77,7 +77,7 @@ impl Proxy {
         self.log.lock().unwrap().clone()
     }
 
-    /// The requests for blobs.
+    /// Returns the requests for blobs.
     pub(crate) fn blobs(&self) -> Vec<Asked> {
         self.asked().into_iter().filter(Asked::is_blob).collect()
     }
@@ -94,7 +94,7 @@ fn serve(
     log: &Mutex<Vec<Asked>>,
 ) -> std::io::Result<()> {
     let Some((asked, raw_body)) = request(&mut client)? else {
-        // Somebody tries TLS: what Go's server answers.
+        // The client tries TLS: this is the answer of Go's server.
         client.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent TLS\n")?;
         return client.shutdown(Shutdown::Both);
     };
@@ -143,7 +143,7 @@ fn answer(client: &mut TcpStream, head: &str, body: &str) -> std::io::Result<()>
     client.shutdown(Shutdown::Write)
 }
 
-/// Reads a request; `None`: it is none.
+/// Reads a request. `None` if there is none.
 fn request(client: &mut TcpStream) -> std::io::Result<Option<(Asked, Vec<u8>)>> {
     let mut head = Vec::new();
     let mut byte = [0];

@@ -1,4 +1,4 @@
-//! Images of a whole registry: by tag, by digest, of an index, in every format.
+//! Pulls of images from a registry: by tag, by digest, from an index, in every format.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ const FORMATS: [&[&str]; 4] = [
     &["--format", "v2s2"],
     &["--format", "oci"],
     &["--format", "oci", "--dest-compress-format", "zstd"],
-    // With a table of its files, in frames that are skipped.
+    // With a table of its files, in frames that the reader skips.
     &["--format", "oci", "--dest-compress-format", "zstd:chunked"],
 ];
 
@@ -27,7 +27,7 @@ fn every_format_gives_the_same_image_and_pulling_again_moves_no_blob() {
     let docker = home.text("docker");
     let expected = id(&home, &docker, "sample:1");
     for (number, format) in FORMATS.iter().enumerate() {
-        // Each in a registry of its own, else skopeo takes the blobs that are there.
+        // Each in a registry of its own, else skopeo reuses the existing blobs.
         let server = Server::start(&home);
         let proxy = Proxy::start(server.port, |_| Act::Pass);
         let tag = format!("app:{number}");
@@ -43,7 +43,7 @@ fn every_format_gives_the_same_image_and_pulling_again_moves_no_blob() {
         assert_eq!(pulled["digest"], digest.to_string());
         assert_eq!(pulled["new_layers"].as_array().unwrap().len(), 3);
         assert_eq!(proxy.blobs().len(), 4, "configuration and layers");
-        // OCI configurations of skopeo are other bytes.
+        // skopeo writes OCI configurations with other bytes.
         if number == 0 {
             assert_eq!(pulled["id"], expected);
         }
@@ -54,7 +54,7 @@ fn every_format_gives_the_same_image_and_pulling_again_moves_no_blob() {
         assert_eq!(names[1], by_digest);
         let verified = home.run([&root[..], &["verify", "--all"]].concat());
         assert!(verified.ok().contains("3 layers"));
-        // By each name once more.
+        // Once more by each name.
         proxy.forget();
         for name in [proxy.name(&tag), by_digest] {
             let again = home.json([&root[..], &["pull", "-q", "--json", &name]].concat());
@@ -84,17 +84,18 @@ fn shared_layers_are_not_downloaded() {
     assert_eq!(output.stderr.matches(": unpacked, ").count(), 1);
     assert_eq!(proxy.blobs().len(), 2, "configuration and one layer");
     assert_whole(&home, 2, 0);
-    // The short list has tags, the long one what they meant.
+    // The short list has tags, the long one also their digests.
     let table = home.run(["images"]).ok();
     assert!(!table.contains('@') && table.contains("app:2"), "{table}");
-    // Without its tag an image goes, whatever digest it had.
+    // An image is removed with its tag, also if it has a digest.
     home.run(["rmi", &proxy.name("app:1")]).ok();
     home.run(["rmi", &id(&home, &home.text("own"), &proxy.name("app:2"))])
         .ok();
     assert_whole(&home, 0, 0);
 }
 
-/// An index of sample:1 for linux/arm/v6, of sample:2 for v7, and what else indexes have.
+/// Makes an index of sample:1 for linux/arm/v6 and of sample:2 for v7, with the other entries that
+/// indexes have.
 fn serve_index(home: &testkit::home::Home, server: &Server) -> Digest {
     let entry = |from: &str, platform: &str| {
         let (_, raw) = inspect(server, from);
@@ -139,11 +140,11 @@ fn an_index_gives_the_image_of_the_platform() {
         (&by_tag, "linux/arm/v7", &two),
         (&by_tag, "linux/arm/v6", &one),
         (&by_digest, "linux/arm/v6", &one),
-        // Without a variant an arm is v7.
+        // An arm platform without a variant is v7.
         (&by_digest, "linux/arm", &two),
     ] {
         let args = ["pull", "-q", "--json", "--platform", platform, name];
-        // The images themselves say amd64, which is not asked again.
+        // The images themselves say amd64, which is not checked again.
         let pulled = home.run(args);
         let pulled: serde_json::Value = serde_json::from_str(&pulled.ok()).unwrap();
         assert_eq!(pulled["id"], **expected, "{platform}");
@@ -156,7 +157,7 @@ fn an_index_gives_the_image_of_the_platform() {
         home.run(args)
             .failed(1, &["no image for linux/", "linux/arm/v7, linux/arm/v6:"]);
     }
-    // One image alone is for what it is for.
+    // A single image is accepted whatever its platform is.
     let single = server.name("many:one");
     home.run(["pull", "-q", "--platform", "linux/s390x", &single])
         .failed(1, &["no image for linux/s390x"]);
@@ -181,7 +182,7 @@ fn so_many_blobs_at_once_as_asked_for() {
             if asked.is_blob() && !asked.path.ends_with(&config) {
                 let now = running.fetch_add(1, Ordering::SeqCst) + 1;
                 peak.fetch_max(now, Ordering::SeqCst);
-                // Others have time to come, and then to come too many.
+                // First the others get time to arrive, then to exceed the limit.
                 let start = Instant::now();
                 while peak.load(Ordering::SeqCst) < parallel && start.elapsed().as_secs() < 10 {
                     sleep(Duration::from_millis(5));

@@ -1,4 +1,4 @@
-//! Images to a registry: what skopeo finds there, and what comes back.
+//! Pushes to a registry: skopeo checks the images there, and they are pulled again.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,7 +10,7 @@ use crate::images::{assert_whole, home, id, serve};
 use crate::proxy::{Act, Proxy};
 use crate::server::{Server, can_serve, inspect, skopeo};
 
-/// Others read layers in zstd, and a layer that is there in gzip is sent once more.
+/// Other programs read layers in zstd, and a layer that the registry has in gzip is sent again.
 #[test]
 fn layers_are_pushed_in_zstd_and_at_other_levels() {
     need!(can_serve());
@@ -55,7 +55,8 @@ fn layers_are_pushed_in_zstd_and_at_other_levels() {
         let name = server.name("packed:zstd");
         let pulled = home.json(["--root", &own, "pull", "-q", "--json", &name]);
         assert_eq!(pulled["id"], expected);
-        // What was pulled goes by gzip unless it is asked for, and is the same blob as ever.
+        // A pulled image is sent in gzip unless another format is requested, and the blob is
+        // unchanged.
         let name = server.name("packed:back");
         let back = home.json(["--root", &own, "push", "-q", "--json", &expected, &name]);
         assert_eq!(back["layers"][0]["digest"], gzip["layers"][0]["digest"]);
@@ -122,7 +123,7 @@ fn what_is_pushed_is_seen_copied_and_comes_back_the_same() {
             assert_eq!(layer["digest"], pushed["digest"]);
             assert_eq!(pushed["sent"], format == "docker", "sent once");
         }
-        // Somebody else's reader checks every blob.
+        // The reader of another program checks every blob.
         let archive = format!("docker-archive:{}", home.text(&format!("{format}.tar")));
         skopeo(&[
             "copy",
@@ -166,7 +167,8 @@ fn what_was_pulled_goes_by_the_digests_it_had() {
     let before = server.blobs();
     let (name, (about, _)) = (server.name("app:1"), inspect(&server, "app:1"));
     home.run(["pull", "-q", &name]).ok();
-    // To the same repository nothing is made; others get the blobs from this one.
+    // To the same repository nothing is packed or sent; other repositories get the blobs from this
+    // one.
     let pushed = home.json(["push", "-q", "--json", &name]);
     assert_eq!(pushed["digest"], about["Digest"]);
     assert_eq!(server.blobs(), before);
@@ -181,7 +183,7 @@ fn what_was_pulled_goes_by_the_digests_it_had() {
     assert_eq!(other["digest"], about["Digest"]);
     assert_eq!(server.blobs(), before);
     assert_eq!(inspect(&server, "other:1").0["Layers"], about["Layers"]);
-    // Another registry, as far as the notes know: layers are made anew, once.
+    // Another registry, according to the notes: layers are packed again, once.
     let first = home.json(["push", "-q", "--json", &name, &proxy.name("third:1")]);
     let after = server.blobs();
     let output = home.run(["push", &name, &proxy.name("fourth:1")]);
@@ -192,7 +194,7 @@ fn what_was_pulled_goes_by_the_digests_it_had() {
     assert_whole(&home, 1, 0);
 }
 
-/// What the notes say is only asked for: where it is not so, the layer is sent.
+/// The notes are only hints: if the registry does not have the layer, it is sent.
 #[test]
 fn a_blob_that_another_repository_has_not_any_more_is_sent() {
     need!(can_serve());
@@ -212,7 +214,7 @@ fn a_blob_that_another_repository_has_not_any_more_is_sent() {
         assert_eq!((layer.get("mounted"), &layer["sent"]), (None, &true.into()));
     }
     assert_eq!(inspect(&server, "other:1").0["Digest"], pushed["digest"]);
-    // The uploads that the registry began instead are cancelled.
+    // The uploads that the registry started instead are cancelled.
     let uploads = home.path(&format!(
         "registry-{}/docker/registry/v2/repositories/other/_uploads",
         server.port
@@ -245,7 +247,7 @@ fn names_by_digest_come_with_a_push() {
     let names = home.json(["images", "--json"])[0]["names"].to_string();
     let digest = pushed["digest"].as_str().unwrap();
     assert!(names.contains(&format!("app@{digest}")), "{names}");
-    // One that the image is not called after gives it no name.
+    // A push to a name that the image does not have gives it no name.
     home.run(["push", "-q", &name, &server.name("elsewhere:1")])
         .ok();
     let after = home.json(["images", "--json"])[0]["names"].to_string();
@@ -282,8 +284,8 @@ fn uploads_are_tried_again_and_what_cannot_be_pushed_is_said() {
     push(&["sample:1", "127.0.0.1:1/x"]).failed(1, &["refused"]);
 }
 
-/// Two that push the same at once: the registry may refuse a blob that it has by then, and may
-/// not find for a moment what it has.
+/// Two pushes of the same image at once: the registry may refuse a blob that it has by then, and
+/// may for a moment not find a blob that it has.
 #[test]
 fn what_another_push_brings_meanwhile_is_no_failure() {
     need!(can_serve());
@@ -319,7 +321,7 @@ fn what_another_push_brings_meanwhile_is_no_failure() {
         }
     });
     push(&other.name("twice:2")).failed(1, &["MANIFEST_INVALID"]);
-    // The registry has it when it refuses it.
+    // The registry has the blob when it refuses it.
     let proxy = Proxy::start(server.port, move |asked| {
         if asked.method == "PUT" && asked.path.contains("/uploads/") {
             let (head, body) = refused("BLOB_UPLOAD_INVALID");
@@ -333,7 +335,7 @@ fn what_another_push_brings_meanwhile_is_no_failure() {
         inspect(&server, "late:1").0["Digest"],
         inspect(&server, "twice:1").0["Digest"]
     );
-    // It has not.
+    // The registry does not have the blob.
     let proxy = Proxy::start(server.port, move |asked| {
         if asked.method == "PUT" && asked.path.contains("/uploads/") {
             answer("BLOB_UPLOAD_INVALID")
@@ -344,7 +346,7 @@ fn what_another_push_brings_meanwhile_is_no_failure() {
     push(&proxy.name("never:1")).failed(1, &["BLOB_UPLOAD_INVALID"]);
 }
 
-/// A layer whose files were changed in the store is not what its digest says.
+/// A layer whose files were changed in the store does not match its digest.
 #[test]
 fn a_damaged_layer_is_not_pushed() {
     need!(can_serve());

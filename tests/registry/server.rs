@@ -1,5 +1,5 @@
-//! A docker-registry of one test: on a port of its own, with its storage in a directory of
-//! the test.
+//! A docker-registry for one test: on a port of its own, with its storage in a directory of the
+//! test.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -10,19 +10,19 @@ use testkit::home::{Home, wait_until};
 use testkit::need::{Needed, has_tools};
 use unionfs::oci::Digest;
 
-/// Whether the registry and skopeo are installed.
+/// Checks whether the registry and skopeo are installed.
 pub(crate) fn can_serve() -> Needed {
     has_tools(&["docker-registry", "skopeo"])
 }
 
-/// The registry, until dropped.
+/// A running registry, stopped when dropped.
 pub(crate) struct Server {
     child: Child,
     pub(crate) port: u16,
     storage: PathBuf,
 }
 
-/// A port that was free a moment ago.
+/// Returns a port that was free a moment ago.
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
@@ -33,7 +33,8 @@ impl Server {
         Self::start_with(home, "", "")
     }
 
-    /// `more`: further lines of its configuration; `http`: what else is in that section.
+    /// Starts the registry. `more` has further lines of its configuration; `http` has further lines
+    /// of that section.
     pub(crate) fn start_with(home: &Home, more: &str, http: &str) -> Self {
         let port = free_port();
         let storage = home.path(&format!("registry-{port}"));
@@ -63,17 +64,17 @@ impl Server {
         server
     }
 
-    /// An image's name there.
+    /// Returns an image's name at the registry.
     pub(crate) fn name(&self, rest: &str) -> String {
         format!("127.0.0.1:{}/{rest}", self.port)
     }
 
-    /// For skopeo.
+    /// Returns an image's name in the form of skopeo.
     pub(crate) fn url(&self, rest: &str) -> String {
         format!("docker://{}", self.name(rest))
     }
 
-    /// The digests of all blobs and manifests it has.
+    /// Returns the digests of all its blobs and manifests.
     pub(crate) fn blobs(&self) -> Vec<String> {
         let dir = self.storage.join("docker/registry/v2/blobs/sha256");
         let mut found = Vec::new();
@@ -86,7 +87,7 @@ impl Server {
         found
     }
 
-    /// Puts a manifest there as it is.
+    /// Stores a manifest without changing it.
     pub(crate) fn put_manifest(&self, repository: &str, tag: &str, media: &str, body: &str) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         write!(
@@ -109,7 +110,7 @@ impl Drop for Server {
     }
 }
 
-/// Runs skopeo, which must succeed, also without TLS.
+/// Runs skopeo without TLS; it must succeed.
 pub(crate) fn skopeo(args: &[&str]) -> String {
     let output = Command::new("skopeo").args(args).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -117,7 +118,7 @@ pub(crate) fn skopeo(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What skopeo says about an image, and its manifest.
+/// Returns what skopeo reports about an image, and its manifest.
 pub(crate) fn inspect(server: &Server, rest: &str) -> (serde_json::Value, String) {
     let url = server.url(rest);
     let about = skopeo(&["inspect", "--tls-verify=false", &url]);
@@ -125,7 +126,7 @@ pub(crate) fn inspect(server: &Server, rest: &str) -> (serde_json::Value, String
     (serde_json::from_str(&about).unwrap(), raw)
 }
 
-/// The digest of a manifest that skopeo shows.
+/// Returns the digest of a manifest that skopeo shows.
 pub(crate) fn digest_of(server: &Server, rest: &str) -> Digest {
     let (_, raw) = inspect(server, rest);
     Digest::of(raw.as_bytes())

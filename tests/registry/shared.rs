@@ -1,5 +1,5 @@
-//! Pulls, loads and pushes of images that have layers in common, at once: they share what comes in
-//! and never wait for each other in a circle, in whatever order they meet the layers.
+//! Concurrent pulls, loads and pushes of images that have layers in common: they share incoming
+//! layers and never wait for each other in a cycle, in whatever order they need the layers.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -28,7 +28,7 @@ const ORDERS: [[usize; 3]; 6] = [
     [1, 0, 2],
 ];
 
-/// The tar of a layer that is like no other.
+/// Returns the tar of a layer that differs from all others.
 fn layer(number: usize) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_ustar();
@@ -46,7 +46,7 @@ fn layer(number: usize) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// A registry with an image `order:N` for each order.
+/// Makes a registry with an image `order:N` for each order.
 fn registry() -> (Home, Server) {
     let home = Home::new();
     let server = Server::start(&home);
@@ -77,7 +77,7 @@ fn registry() -> (Home, Server) {
     (home, server)
 }
 
-/// One that takes its time for each blob.
+/// Starts a proxy that delays each blob.
 fn slow(server: &Server) -> Proxy {
     Proxy::start(server.port, |asked: &Asked| {
         if asked.is_blob() {
@@ -93,7 +93,7 @@ fn start(home: &Home, args: &[&str]) -> Child {
     command.stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Waits for all of them; what each wrote to stderr. One that hangs is a deadlock.
+/// Waits for all of them; returns what each wrote to stderr. A process that hangs is a deadlock.
 #[track_caller]
 fn all_end(mut children: Vec<Child>) -> Vec<String> {
     let begun = Instant::now();
@@ -142,7 +142,7 @@ fn each_pair_of_orders_at_once() {
 fn pulls_of_one_image_share_its_downloads() {
     need!(can_serve());
     let (home, server) = registry();
-    // No layer comes before all four have begun: each asks for the configuration first.
+    // No layer is served before all four have started: each requests the configuration first.
     let config = id(&home, &home.text("maker"), "order:0");
     let begun = AtomicUsize::new(0);
     let proxy = Proxy::start(server.port, move |asked: &Asked| {
@@ -150,7 +150,7 @@ fn pulls_of_one_image_share_its_downloads() {
             begun.fetch_add(1, Ordering::SeqCst);
         } else if asked.is_blob() {
             testkit::home::wait_until("all have begun", || begun.load(Ordering::SeqCst) == 4);
-            // Until they have met the downloads of each other.
+            // Until each has found the downloads of the others.
             std::thread::sleep(Duration::from_secs(1));
         }
         Act::Pass
@@ -166,7 +166,7 @@ fn pulls_of_one_image_share_its_downloads() {
     for blob in proxy.blobs() {
         *asked.entry(blob.path).or_default() += 1;
     }
-    // The configuration is small: each reads it.
+    // The configuration is small, so each reads it.
     let layers = asked.values().filter(|times| **times < 4);
     assert_eq!(layers.count(), 3, "{asked:?}");
     let waiting = texts.iter().flat_map(|text| text.lines());
@@ -192,7 +192,7 @@ fn all_that_takes_in_and_gives_out_at_once() {
         "--root", &maker, "save", "-q", "-o", "a.tar", "order:0", "order:3",
     ];
     home.run(save).ok();
-    // Something to be pushed.
+    // An image to be pushed.
     home.run(["pull", "-q", &server.name("order:5")]).ok();
     let (proxy, to) = (slow(&server), server.name("other:1"));
     let mut children = Vec::new();
@@ -210,7 +210,8 @@ fn all_that_takes_in_and_gives_out_at_once() {
     assert_eq!(pulled, id(&home, &maker, "order:2"));
 }
 
-/// The other one is killed in the middle of a blob: whoever waits for it goes on with it.
+/// One pull is killed in the middle of a blob: the pull that waits for the blob continues the
+/// download.
 #[test]
 fn what_a_killed_pull_has_begun_another_goes_on_with() {
     need!(can_serve());

@@ -1,4 +1,5 @@
-//! Registries that drip, stall, ask for patience, restart, or are none; and disks too small.
+//! Registries that are slow, stall, ask the client to wait, restart, or are no registries; and
+//! disks that are too small.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -25,13 +26,13 @@ use crate::server::{Server, can_serve};
 
 const LARGE: usize = 3 << 20;
 
-/// A server of which each connection gets `serve`.
+/// Starts a server that runs `serve` for each connection; returns its port.
 fn server(serve: fn(std::net::TcpStream) -> std::io::Result<()>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            // A connection that breaks is what is tested.
+            // A broken connection is what the test checks.
             std::thread::spawn(move || serve(stream).ok());
         }
     });
@@ -56,7 +57,7 @@ fn head(stream: &mut std::net::TcpStream) -> std::io::Result<bool> {
     Ok(bytes.starts_with(b"GET /v2/ "))
 }
 
-/// How a registry is talked to here: with less patience than usual.
+/// Returns the access to a registry with shorter timeouts than usual.
 fn hasty(plain_http: bool) -> Access {
     let second = Duration::from_secs(1);
     let mut access = Access::default();
@@ -74,7 +75,7 @@ fn hasty(plain_http: bool) -> Access {
     access
 }
 
-/// Pulls from it with less patience than usual; the error, and what was told meanwhile.
+/// Pulls with shorter timeouts than usual; returns the error and the events reported meanwhile.
 fn impatient(port: u16, plain_http: bool) -> (String, Vec<String>) {
     let home = Home::new();
     let store = Writable::open(&home.path("own")).unwrap();
@@ -89,7 +90,7 @@ fn impatient(port: u16, plain_http: bool) -> (String, Vec<String>) {
         Ok(_) => panic!("pulled"),
         Err(error) => error.to_string(),
     };
-    // Not a measurement: without a limit it would go on forever.
+    // No measurement: without a limit the pull would never end.
     assert!(begun.elapsed() < Duration::from_secs(60), "{error}");
     (error, told.into_inner().unwrap())
 }
@@ -112,7 +113,7 @@ fn a_registry_that_drips_or_says_nothing_is_given_up() {
             drip(stream, " ")
         }
     });
-    // Handshakes never end either.
+    // Handshakes have a time limit too.
     for (port, plain_http, why) in [
         (silent, false, "timeout"),
         (silent, true, "timeout"),
@@ -128,7 +129,7 @@ fn a_registry_that_drips_or_says_nothing_is_given_up() {
     }
 }
 
-/// One that hands out tokens a byte at a time, or never.
+/// A registry that sends tokens a byte at a time, or never.
 #[test]
 fn a_token_that_drips_or_never_comes_is_given_up() {
     fn serve(mut stream: std::net::TcpStream, token: &str) -> std::io::Result<()> {
@@ -158,10 +159,10 @@ fn a_token_that_drips_or_never_comes_is_given_up() {
     }
 }
 
-/// One that takes an upload a byte at a time, or not at all, or never says that it has it.
+/// A registry that reads an upload a byte at a time, or not at all, or never confirms it.
 #[test]
 fn an_upload_that_drips_or_stalls_is_given_up() {
-    /// What comes before the upload.
+    /// Handles the requests before the upload.
     fn begin(stream: &mut std::net::TcpStream) -> std::io::Result<bool> {
         let mut bytes = Vec::new();
         let mut byte = [0];
@@ -200,7 +201,7 @@ fn an_upload_that_drips_or_stalls_is_given_up() {
     });
     let home = Home::new();
     home.dirs(&["tree"]);
-    // More than sockets hold, and nothing that gets smaller.
+    // More than sockets buffer, and incompressible.
     let mut noise = std::fs::File::open("/dev/urandom").unwrap().take(11 << 20);
     let mut file = std::fs::File::create(home.path("tree/noise")).unwrap();
     std::io::copy(&mut noise, &mut file).unwrap();
@@ -216,7 +217,7 @@ fn an_upload_that_drips_or_stalls_is_given_up() {
         let told = std::sync::Mutex::new(Vec::new());
         let show = |event: Progress<'_, &Digest>| {
             let event = format!("{event:?}");
-            // Of the bytes there would be thousands.
+            // There would be thousands of events about bytes.
             if !event.starts_with("Advance") {
                 told.lock().unwrap().push((event, Instant::now()));
             }
@@ -238,8 +239,8 @@ fn an_upload_that_drips_or_stalls_is_given_up() {
         );
         let said = told.iter().any(|(event, _)| event.starts_with("Later"));
         assert!(said, "nothing was said: {told:?}");
-        // Not a measurement: without a limit it would go on forever. What comes before the upload
-        // is compressing.
+        // No measurement: without a limit the push would never end. The time before the upload is
+        // compression.
         let begun = told.iter().find(|(event, _)| event.starts_with("Begin"));
         let (_, begun) = begun.expect("an upload begins");
         assert!(
@@ -313,7 +314,7 @@ fn what_is_no_registry_is_called_that() {
             .iter()
             .all(|asked| asked.header("accept-encoding") == Some("identity"))
     );
-    // Public, behind a page that wants a login.
+    // Public, behind a page that requires a login.
     let login = Proxy::start(server.port, |asked: &Asked| match asked.path.as_str() {
         "/v2/" => Act::Answer(
             "401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"".to_owned(),
@@ -322,7 +323,7 @@ fn what_is_no_registry_is_called_that() {
         _ => Act::Pass,
     });
     home.run(["pull", "-q", &login.name("app:1")]).ok();
-    // A configuration that is none.
+    // A blob that is no configuration.
     let bad = Proxy::start(server.port, |asked: &Asked| {
         if asked.path.contains("/manifests/") {
             let digest = Digest::of(b"{");
@@ -345,7 +346,7 @@ fn what_is_no_registry_is_called_that() {
     assert!(!failed.stderr.contains("restore"), "{failed:?}");
 }
 
-/// A manifest that is coded though nobody asked for it is undone.
+/// A manifest with a content encoding that was not requested is decoded.
 #[test]
 fn a_coded_manifest_is_undone() {
     need!(can_serve());
@@ -354,7 +355,7 @@ fn a_coded_manifest_is_undone() {
     serve(&home, &server, "1", "app:1", &["--format", "v2s2"]);
     let (_, raw) = crate::server::inspect(&server, "app:1");
     let port = server.port;
-    // The proxy's own answers are text, so this one is made by hand.
+    // The proxy's own answers are text, so the test makes this one itself.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let coded_port = listener.local_addr().unwrap().port();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -436,7 +437,7 @@ fn what_cannot_fit_is_refused_before_a_byte_comes() {
     let layers = proxy.blobs();
     assert_eq!(layers.len(), 1, "only the configuration: {layers:?}");
     drop(small);
-    // The blob fits, what is in it does not: it is kept, and said so.
+    // The blob fits and its content does not: the blob is kept, and the message says so.
     let _small = Small::new(&home, "tight", "5m");
     let root = home.text("tight/own");
     let name = proxy.name("large:1");
@@ -454,7 +455,8 @@ fn what_cannot_fit_is_refused_before_a_byte_comes() {
     assert_eq!(report["items"], serde_json::json!([]));
 }
 
-/// A signal while blobs come in: the parts are kept, and all that shows them says so.
+/// A signal during the download of blobs: the parts are kept, and every command that lists them
+/// reports them.
 #[test]
 fn a_pull_that_is_interrupted_says_what_it_keeps() {
     need!(can_serve());

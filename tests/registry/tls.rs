@@ -1,5 +1,5 @@
-//! A registry with TLS: known authorities open it, unknown ones do not; one that wants to know
-//! its clients.
+//! A registry with TLS: its certificate must come from a known authority; one registry requires
+//! client certificates.
 
 use std::process::Command;
 
@@ -10,7 +10,7 @@ use testkit::{need, program};
 use crate::images::home;
 use crate::server::{Server, can_serve};
 
-/// Runs openssl, which must succeed, in the home.
+/// Runs openssl in the home; it must succeed.
 fn openssl(home: &Home, args: &str) {
     let mut command = Command::new("openssl");
     command.current_dir(home.path("")).args(args.split(' '));
@@ -39,7 +39,7 @@ fn certificates(home: &Home) {
     );
 }
 
-/// With these certificates for the system's.
+/// Runs the program with these certificates instead of the system's.
 fn run(home: &Home, known: &str, args: &[&str]) -> Outcome {
     let mut command = home.command(program());
     command
@@ -69,12 +69,12 @@ fn a_known_authority_is_trusted_and_another_is_not() {
         1,
         &[&url, "certificate is not trusted", "/etc/docker/certs.d"],
     );
-    // Another name than the certificate's.
+    // Another name than that in the certificate.
     let other = name.replace("127.0.0.1", "localhost");
     run(&home, "ca.pem", &["pull", "-q", &other]).failed(1, &["certificate is not trusted"]);
 }
 
-/// By the certificates in certs.d, as docker and podman have them.
+/// With the certificates in certs.d, as for docker and podman.
 #[test]
 fn a_registry_that_knows_its_clients_wants_their_certificate() {
     need!(can_serve());
@@ -90,7 +90,7 @@ fn a_registry_that_knows_its_clients_wants_their_certificate() {
     let server = Server::start_with(&home, "", &http);
     let (docker, name) = (home.text("docker"), server.name("app:1"));
     let push = ["--root", &docker, "push", "-q", "sample:1", &name];
-    // Nobody is known but by what is in the user's own directory.
+    // The only known authorities are in the user's own directory.
     std::fs::write(home.path("none.pem"), "").unwrap();
     for place in ["containers", "docker"] {
         let certs = format!("nobody/.config/{place}/certs.d/127.0.0.1:{}", server.port);
@@ -98,14 +98,14 @@ fn a_registry_that_knows_its_clients_wants_their_certificate() {
         let dir = home.path(&certs);
         std::fs::copy(&ca, dir.join("ca.crt")).unwrap();
         run(&home, "none.pem", &push).failed(1, &["wants a client's certificate", "client.key"]);
-        // Any that the authority has signed.
+        // Any client certificate that the authority has signed.
         std::fs::copy(&cert, dir.join("client.cert")).unwrap();
         run(&home, "none.pem", &push).failed(1, &["client.cert", "client.key", "missing"]);
         std::fs::copy(&key, dir.join("client.key")).unwrap();
         run(&home, "none.pem", &push).ok();
         run(&home, "none.pem", &["pull", "-q", &name]).ok();
         run(&home, "none.pem", &["rmi", &name]).ok();
-        // One that it does not know.
+        // A client certificate of an unknown authority.
         openssl(
             &home,
             "req -x509 -newkey rsa:2048 -nodes -keyout stranger.key -out stranger.pem \

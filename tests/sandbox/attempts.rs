@@ -1,4 +1,4 @@
-//! The attempts, and how each must end.
+//! The attempts, and the expected end of each.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -13,7 +13,7 @@ use unionfs::sys::handle::{FileHandle, open_by_handle};
 
 use crate::End::{self, Fails, Killed, Works};
 
-/// What the process has.
+/// The objects that the process holds.
 pub(crate) struct Held<'a> {
     pub(crate) lower: BorrowedFd<'a>,
     pub(crate) upper: BorrowedFd<'a>,
@@ -24,12 +24,12 @@ pub(crate) struct Held<'a> {
     pub(crate) handle: FileHandle,
 }
 
-/// Something that is tried.
+/// One attempt.
 #[derive(Clone, Copy)]
 pub(crate) struct Attempt {
     pub(crate) name: &'static str,
     pub(crate) end: End,
-    /// In a sandbox that allows io_uring.
+    /// Whether it runs in a sandbox that allows io_uring.
     pub(crate) rings: bool,
     pub(crate) make: fn(&Held<'_>) -> io::Result<()>,
 }
@@ -48,7 +48,7 @@ const NOT_THERE: End = Fails(&[libc::ENOENT]);
 const NOT_ALLOWED: End = Fails(&[libc::EACCES, libc::EPERM, libc::EROFS, libc::ENOENT]);
 const READ_ONLY: End = Fails(&[libc::EROFS]);
 
-/// From a layer to the file outside.
+/// The path from a layer to the file outside.
 const WAY: &str = "../outside/secret";
 const LONGER_WAY: &str = "../../outside/secret";
 
@@ -62,7 +62,7 @@ fn open(dir: BorrowedFd<'_>, path: impl AsRef<Path>, flags: OFlags) -> io::Resul
     )?)
 }
 
-/// The same place by a path through /proc.
+/// Returns the same place by a path through /proc.
 fn by_path(dir: BorrowedFd<'_>, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
 }
@@ -117,10 +117,10 @@ fn set_xattr(dir: BorrowedFd<'_>, path: &str) -> io::Result<()> {
     )?)
 }
 
-/// A system call that a filter sees, whatever it would say to these arguments.
+/// Makes a system call that the filter checks; the arguments do not matter.
 fn call(number: libc::c_long) -> io::Result<()> {
-    // SAFETY: null pointers and zeros, for which each call that is tried here has an error. Where
-    // one had none, it would end a process of this test only.
+    // SAFETY: null pointers and zeros, for which each call that is tried here returns an error. A
+    // call that did not would end a process of this test only.
     match unsafe { libc::syscall(number, 0, 0, 0, 0, 0, 0) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
@@ -137,7 +137,7 @@ macro_rules! calls {
     };
 }
 
-/// What no server needs. setns, unshare, mount and the like, whatever their arguments are.
+/// Calls that no server needs: setns, unshare, mount and the like, whatever their arguments are.
 const CALLS: &[Attempt] = &calls!(
     SYS_mount SYS_umount2 SYS_unshare SYS_setns SYS_pivot_root SYS_chroot SYS_open_tree
     SYS_move_mount SYS_fsopen SYS_fsmount SYS_mount_setattr SYS_ptrace SYS_execve SYS_execveat
@@ -154,7 +154,7 @@ pub(crate) fn all() -> Vec<Attempt> {
     [OUTSIDE, LOWERS, PROCESSES, CALLS, NEEDED].concat()
 }
 
-/// Files that are not of the layers.
+/// Access to files that are not in the layers.
 const OUTSIDE: &[Attempt] = &[
     attempt("read /etc/shadow", NOT_THERE, |_| {
         File::open("/etc/shadow").map(drop)
@@ -292,7 +292,7 @@ const LOWERS: &[Attempt] = &[
     }),
 ];
 
-/// Other processes, programs, sockets and memory.
+/// Access to other processes, programs, sockets and memory.
 const PROCESSES: &[Attempt] = &[
     attempt("signal to another process", Killed, |_| {
         Ok(rustix::process::kill_process(
@@ -322,7 +322,7 @@ const PROCESSES: &[Attempt] = &[
     attempt("executable memory", Killed, |_| {
         let (access, kind) = (libc::PROT_EXEC | libc::PROT_READ, libc::MAP_PRIVATE);
         let kind = kind | libc::MAP_ANONYMOUS;
-        // SAFETY: new memory, wherever the kernel likes.
+        // SAFETY: maps new memory at an address that the kernel selects.
         match unsafe { libc::mmap(std::ptr::null_mut(), 4096, access, kind, -1, 0) } {
             libc::MAP_FAILED => Err(io::Error::last_os_error()),
             _ => Ok(()),
@@ -337,7 +337,7 @@ const PROCESSES: &[Attempt] = &[
     }),
 ];
 
-/// What a mount needs.
+/// Operations that a mount needs.
 const NEEDED: &[Attempt] = &[
     attempt("read a lower", Works, |held| {
         let mut text = String::new();
@@ -394,10 +394,10 @@ const NEEDED: &[Attempt] = &[
         let joined = std::thread::spawn(|| ()).join();
         joined.map_err(|_| Errno::IO.into())
     }),
-    // Answered by what it is asked of, not by the filter.
+    // The file answers this, not the filter.
     attempt("register for passthrough", Fails(&[libc::ENOTTY]), |held| {
         let number: libc::c_ulong = 0x4010_e501;
-        // SAFETY: a directory knows no such ioctl; the number reads at most 16 bytes.
+        // SAFETY: a directory has no such ioctl; the number reads at most 16 bytes.
         match unsafe { libc::ioctl(held.lower.as_raw_fd(), number as _, [0u64; 2].as_ptr()) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -405,13 +405,13 @@ const NEEDED: &[Attempt] = &[
     }),
 ];
 
-/// A ring that the process makes for itself, without restrictions.
+/// Opens a path through a ring that the process makes itself, without restrictions.
 fn by_ring(held: &Held<'_>, path: &std::ffi::CStr, flags: i32) -> io::Result<()> {
     use io_uring::{IoUring, opcode, types};
     let mut ring = IoUring::new(1)?;
     let dir = types::Fd(held.lower.as_raw_fd());
     let open = opcode::OpenAt::new(dir, path.as_ptr()).flags(flags).build();
-    // SAFETY: the path lives until the completion has been seen.
+    // SAFETY: the path lives until the completion has been read.
     unsafe { ring.submission().push(&open) }.map_err(io::Error::other)?;
     ring.submit_and_wait(1)?;
     match ring.completion().next().map(|end| end.result()) {
@@ -420,7 +420,8 @@ fn by_ring(held: &Held<'_>, path: &std::ffi::CStr, flags: i32) -> io::Result<()>
     }
 }
 
-/// With io_uring allowed: the filter sees no requests, the other parts of the sandbox do.
+/// Attempts with io_uring allowed: the filter does not see the requests, but the other parts of the
+/// sandbox apply.
 pub(crate) const WITH_RINGS: &[Attempt] = &[
     Attempt {
         name: "ring: read /etc/shadow",

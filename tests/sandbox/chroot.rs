@@ -1,6 +1,6 @@
-//! A process in a chroot that enters a mount namespace of its own, or fails to, never ends outside of
-//! its chroot. Each attempt is made in a process of its own with another limit of open files, so that
-//! it fails at one step after the other.
+//! A process in a chroot that enters a mount namespace of its own, or fails to, never ends outside
+//! of its chroot. Each attempt runs in a process of its own with another limit of open files, so
+//! that the attempts fail at successive steps.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -15,9 +15,9 @@ use testkit::need_mounts;
 use unionfs::sys::namespace;
 use unionfs::sys::narrow::{self, KeptPath};
 
-/// The root directory to be, in the process that makes the attempts.
+/// The variable with the future root directory, in the process that makes the attempts.
 const JAIL: &str = "UNIONFS_TEST_JAIL";
-/// Higher than all descriptors that are needed.
+/// Higher than the number of all descriptors that are needed.
 const ENOUGH: u64 = 64;
 
 type Enter = fn() -> Result<(), Errno>;
@@ -33,9 +33,9 @@ const WAYS: [(&str, Enter); 2] = [
 #[derive(Debug, PartialEq)]
 enum End {
     Entered,
-    /// It failed, in the chroot.
+    /// It failed and is still in the chroot.
     Inside,
-    /// It failed, elsewhere.
+    /// It failed and is outside of the chroot.
     Outside,
 }
 

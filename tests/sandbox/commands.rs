@@ -1,5 +1,5 @@
-//! What a command in its sandbox can still change in places that it may only read, should somebody
-//! else decide what it does: nothing. Each attempt runs in a process of its own.
+//! Changes that a compromised command in its sandbox can make in places that it may only read:
+//! none. Each attempt runs in a process of its own.
 #![allow(unsafe_code)]
 
 use std::ffi::OsStr;
@@ -15,15 +15,16 @@ use unionfs::sandbox::command::Command;
 
 use crate::{BROKEN, Place};
 
-/// Names the attempt and the sandbox, in the process that is to make it.
+/// The variable with the attempt and the sandbox, in the process that makes the attempt.
 const ASKED: &str = "UNIONFS_TEST_COMMAND_ATTEMPT";
 const SANDBOX: &str = "UNIONFS_TEST_COMMAND_SANDBOX";
 const PLACE: &str = "UNIONFS_TEST_COMMAND_PLACE";
 
-/// An attempt to change what is in the directory, which has a file `file` and a directory `dir`.
+/// An attempt to change the content of the directory, which has a file `file` and a directory
+/// `dir`.
 type Attempt = fn(&Path) -> io::Result<()>;
 
-/// Not to be opened for that, or not to be called.
+/// The errors of a refused open or a refused call.
 const REFUSED: [i32; 3] = [libc::EROFS, libc::EACCES, libc::EPERM];
 
 const ATTEMPTS: &[(&str, Attempt)] = &[
@@ -144,7 +145,7 @@ fn a_command_that_reads_changes_nothing() {
     }
 }
 
-/// What [`a_command_that_reads_changes_nothing`] starts: the test as a process of its own.
+/// Runs the test as a process of its own, which [`a_command_that_reads_changes_nothing`] starts.
 fn be_an_attempt(name: &OsStr, sandbox: &OsStr, place: &Path) -> ! {
     let (_, attempt) = ATTEMPTS.iter().find(|(known, _)| name == *known).unwrap();
     let mut command = match sandbox.to_str().unwrap() {

@@ -1,6 +1,6 @@
-//! What a server in its sandbox can still do, should somebody else decide what it does; of commands
-//! see `commands`. Each attempt runs in a process of its own, which has real layers and has entered the sandbox as a daemon
-//! does; how it ends is compared with what is expected.
+//! Operations that a compromised server in its sandbox can still do; `commands` has those of
+//! commands. Each attempt runs in a process of its own, which has real layers and has entered the
+//! sandbox as a daemon does. Its end is compared with the expected one.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -26,25 +26,25 @@ use unionfs::sandbox::{Mode, layers};
 use unionfs::sys::handle::name_to_handle;
 use unionfs::union::{Options, Union};
 
-/// How an attempt must end.
+/// The required end of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     /// The filter of system calls kills the process.
     Killed,
-    /// With one of these errors.
+    /// It fails with one of these errors.
     Fails(&'static [i32]),
-    /// It must work: a mount needs it.
+    /// It works, because a mount needs it.
     Works,
 }
 
-/// Names the attempt, in the process that is to make it.
+/// The variable with the attempt, in the process that makes it.
 const ASKED: &str = "UNIONFS_TEST_ATTEMPT";
-/// Where the layers are, there.
+/// The variable with the place of the layers, in that process.
 const PLACE: &str = "UNIONFS_TEST_PLACE";
 /// An exit code that is no error number.
 const BROKEN: i32 = 255;
 
-/// Layers, and a file beside them that nobody may reach.
+/// Layers, and a file beside them that must be out of reach.
 struct Place {
     dir: tempfile::TempDir,
 }
@@ -67,7 +67,7 @@ impl Place {
         self.dir.path()
     }
 
-    /// All that an attempt could change where nothing may be changed.
+    /// Returns the state of all that an attempt could change and must not.
     fn untouchable(&self) -> Vec<String> {
         let of = |name: &str| {
             let path = self.dir.path().join(name);
@@ -114,7 +114,7 @@ impl Place {
         match (status.status.signal(), status.status.code()) {
             (Some(libc::SIGSYS), _) => End::Killed,
             (None, Some(0)) => End::Works,
-            // Leaked, so that it is `'static`: a handful of numbers.
+            // Leaked, so that it is `'static`: a few numbers.
             (None, Some(errno)) if errno != BROKEN => End::Fails(Box::leak(Box::new([errno]))),
             other => panic!("{}: {other:?} {status:?}", attempt.name),
         }
@@ -160,7 +160,7 @@ fn requests_over_io_uring_reach_no_more() {
     Place::new().check(WITH_RINGS);
 }
 
-/// What [`Place::try_it`] starts: the test as a process of its own.
+/// Runs the test as a process of its own, which [`Place::try_it`] starts.
 fn be_an_attempt(name: &OsStr, place: &Path) -> ! {
     let known = attempts::all()
         .into_iter()
@@ -172,7 +172,7 @@ fn be_an_attempt(name: &OsStr, place: &Path) -> ! {
     std::process::exit(make(&attempt, place).unwrap_or(BROKEN));
 }
 
-/// Enters the sandbox and makes the attempt; gives its error number.
+/// Enters the sandbox and makes the attempt; returns its error number.
 fn make(attempt: &Attempt, place: &Path) -> Option<i32> {
     let open = |name: &str| LayerSpec::open(place.join(name), Dialect::ALL).ok();
     let mut stack = StackSpec {

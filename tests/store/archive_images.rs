@@ -1,5 +1,5 @@
-//! Archives of several images, and of images for several machines: all that is for this one
-//! comes in, at once or not at all, and no name is claimed twice.
+//! Archives of several images, and of images for several machines: all images for this machine are
+//! loaded, together or not at all, and no name is given twice.
 
 use std::collections::BTreeMap;
 
@@ -53,7 +53,7 @@ fn two_images_that_ask_for_one_name_are_refused_and_both_told() {
     }
 }
 
-/// One image twice is one image, with both names.
+/// An archive that has one image twice gives one image with both names.
 #[test]
 fn an_image_that_comes_twice_is_one() {
     let case = Case::new();
@@ -75,7 +75,8 @@ fn an_image_that_comes_twice_is_one() {
     }
 }
 
-/// A bad second image keeps the good first one out, and its name with whom it was.
+/// A bad second image prevents the good first one from being loaded; its name stays with the image
+/// that had it.
 #[test]
 fn a_bad_image_keeps_all_of_the_archive_out() {
     let case = Case::new();
@@ -95,7 +96,7 @@ fn a_bad_image_keeps_all_of_the_archive_out() {
 
     let mut archive = entries(&saved(&stores, &["sample:1", "sample:2"], Format::Docker));
     edit(&mut archive, "manifest.json", |images| {
-        // A third image, whose configuration has a layer that its blob is not.
+        // A third image, whose configuration has a layer that differs from its blob.
         let mut third = images[0].clone();
         third["Layers"].as_array_mut().unwrap().swap(1, 2);
         third["RepoTags"] = json!(["third:1"]);
@@ -124,8 +125,8 @@ fn a_bad_image_keeps_all_of_the_archive_out() {
     assert_eq!(ours.images().images.len(), 1);
 }
 
-/// An OCI archive of one name: an index with an image for each of these platforms. The
-/// second value tells which image is for which.
+/// Makes an OCI archive of one name: an index with an image for each of these platforms. The second
+/// value has the image of each platform.
 fn for_platforms(case: &Case, nested: bool, platforms: &[&str]) -> (Vec<u8>, Vec<String>) {
     let stores = case.fixture.stores().unwrap();
     let mut archive: BTreeMap<String, Vec<u8>> =

@@ -1,5 +1,5 @@
-//! Image archives: what is saved is what was loaded, in every form that others write; and
-//! what is damaged or hostile leaves nothing behind.
+//! Image archives: saving and loading gives the same image, in every form that other programs
+//! write; a damaged or hostile archive leaves nothing.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -14,7 +14,7 @@ use unionfs::store::Stores;
 use super::writable::Own;
 use super::{Fixture, discover};
 
-/// `docker save` of images of a store, as bytes.
+/// Returns the `docker save` archive of images of a store.
 pub(super) fn saved(stores: &Stores, names: &[&str], format: Format) -> Vec<u8> {
     let outgoing = |name: &&str| {
         let image = stores.find(name).unwrap();
@@ -28,7 +28,7 @@ pub(super) fn saved(stores: &Stores, names: &[&str], format: Format) -> Vec<u8> 
     archive
 }
 
-/// Loads an archive given as bytes; the IDs.
+/// Loads an archive from bytes; returns the IDs.
 pub(super) fn load_bytes(own: &Own, archive: &[u8]) -> Result<Vec<Digest>> {
     load_limited(own, archive, &Limits::default())
 }
@@ -63,7 +63,7 @@ pub(super) fn assert_whole(own: &Own) {
     assert_eq!(report.problems, []);
 }
 
-/// Nothing was left of what failed.
+/// Asserts that a failed load left nothing.
 pub(super) fn assert_empty(own: &Own) {
     assert_whole(own);
     for dir in [
@@ -78,7 +78,7 @@ pub(super) fn assert_empty(own: &Own) {
     assert_eq!(own.names("unionfs/tmp"), [""; 0]);
 }
 
-/// The entries of a tar.
+/// Returns the entries of a tar.
 pub(super) fn entries(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
     let mut archive = tar::Archive::new(archive);
     let read = |entry: std::io::Result<tar::Entry<'_, _>>| {
@@ -96,7 +96,7 @@ pub(super) fn tar_of(entries: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(0o644);
-        // Not through `append_data`, which refuses what is hostile.
+        // Without `append_data`, which refuses hostile names.
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
         header.set_cksum();
         archive.append(&header, &content[..]).unwrap();
@@ -143,7 +143,7 @@ fn what_is_saved_and_loaded_is_the_same() {
     let again = saved(&stores, &["sample:1", "sample:2"], Format::Docker);
     assert!(again == case.archive, "another archive came out");
     drop(stores);
-    // Loading once more changes nothing.
+    // A second load changes nothing.
     let layers = own.names("overlay2");
     load_bytes(&own, &case.archive).unwrap();
     assert_eq!(own.names("overlay2"), layers);
@@ -170,7 +170,7 @@ fn compressed_archives_and_oci_layouts_are_read() {
             case.ids()[1]
         );
     }
-    // A layout as a directory, layers compressed, each manifest changed to match.
+    // A layout as a directory, with layers compressed and each manifest changed to match.
     for (media, pack) in [
         ("gzip", &gzip as &dyn Fn(&[u8]) -> Vec<u8>),
         ("zstd", &zstd),
@@ -252,7 +252,7 @@ fn old_archives_are_read() {
             *layer = json!(name);
         }
     }
-    // The base of both.
+    // The base layer of both.
     manifest[1]["Layers"][0] = json!("linked/layer.tar");
     add("manifest.json", manifest.to_string().as_bytes());
     let mut header = tar::Header::new_ustar();
@@ -267,8 +267,8 @@ fn old_archives_are_read() {
     assert_whole(&own);
 }
 
-/// Cut anywhere, or with any one bit turned, an archive is refused, or what is loaded is what
-/// was meant.
+/// An archive that is cut anywhere, or has any one bit flipped, is refused, or the loaded image is
+/// the original.
 #[test]
 fn damaged_archives_leave_nothing() {
     let case = Case::new();
@@ -392,7 +392,7 @@ fn a_layer_that_expands_beyond_the_limit_is_refused() {
     assert_empty(&own);
 }
 
-/// The files of a loaded image are those of the store it was saved from.
+/// The files of a loaded image equal those of the store it was saved from.
 #[test]
 fn loaded_files_are_the_saved_ones() {
     let case = Case::new();
@@ -435,7 +435,8 @@ fn tree(dir: &Path) -> String {
     lines.join("\n")
 }
 
-/// Of an index, only what runs here is taken; attestations and other machines are not.
+/// From an index, only the images that run here are loaded, without attestations and other
+/// platforms.
 #[test]
 fn other_platforms_are_left_out() {
     let case = Case::new();
@@ -461,7 +462,7 @@ fn other_platforms_are_left_out() {
     assert!(error.contains("no image for linux/"), "{error}");
 }
 
-/// A stream of zeros that was compressed to nothing, and a name that claims gigabytes.
+/// A compressed stream of zeros, and an entry that claims gigabytes.
 #[test]
 fn bombs_are_refused() {
     let own = Own::new();

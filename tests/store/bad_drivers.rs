@@ -1,5 +1,5 @@
 //! Bad input, continued from `bad_layers`: Docker's stores of the drivers overlay (first
-//! generation) and vfs, broken in one place at a time.
+//! generation) and vfs, damaged in one place at a time.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use unionfs::store::{Container, Error, Result};
 
 use super::bad_input::{fails, shown};
 
-/// Where the tree of a layer of `sample:1` is, base first.
+/// Returns the path of the tree of a layer of `sample:1`, base first.
 fn tree(driver: &str, layout: &Layout, number: usize) -> std::path::PathBuf {
     let id = &layout.ids[number];
     layout.at(match driver {
@@ -34,7 +34,7 @@ fn whole_stores_of_whole_trees() {
         assert_eq!(stack[0].path(), tree(driver, &layout, 2));
         let found = container(&layout).unwrap();
         let lowers = found.observed_stack().lowers;
-        // Of vfs the container's own tree hides the image's.
+        // With vfs the container's own tree hides the image's.
         assert_eq!(lowers.len(), usize::from(driver == "overlay"));
         assert_eq!(stores.images().problems.len(), 0);
     }
@@ -50,7 +50,7 @@ fn what_vfs_does_not_record_is_refused() {
     assert!(matches!(error, Error::WholeTree { .. }));
     let error = shown(found.stack_in_place().map(drop), &[path, "--in-place"]);
     assert!(matches!(error, Error::NotAnUpper { .. }));
-    // The first overlay driver does record what changed.
+    // The first overlay driver does record the changes.
     let layout = Layout::docker("overlay");
     let found = container(&layout).unwrap();
     assert_eq!(found.changed_stack().unwrap(), found.observed_stack());
@@ -122,7 +122,7 @@ fn the_tree_a_container_lies_on() {
     let long = |_: &Layout, file: &std::path::Path| fs::write(file, [b'a'; 5000]).unwrap();
     let error = broken(&long, &["lower-id", "larger than 4096"]);
     assert!(matches!(error, Error::TooLarge { .. }));
-    // Without it the layer should be a tree, and is none.
+    // Without the file the layer should be a whole tree, and it is not.
     let error = broken(
         &|_, file| fs::remove_file(file).unwrap(),
         &["root", "is missing"],

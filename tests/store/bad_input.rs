@@ -1,6 +1,6 @@
-//! Bad input: each kind gets its own one-line error that names the file or digest and
-//! the remedy. Every test breaks a valid store in one place; here names, images and
-//! containers, in `bad_layers` the layers.
+//! Bad input: each kind gets its own one-line error that names the file or digest and the remedy.
+//! Every test damages a valid store in one place. This file has names, images and containers;
+//! `bad_layers` has layers.
 
 use std::path::{Path, PathBuf};
 
@@ -10,8 +10,8 @@ use unionfs::store::{Error, Result};
 
 use super::{Fixture, discover};
 
-/// The error of looking up `text`, after checking that its message is one line that
-/// holds all of `parts`.
+/// Returns the error of looking up `text`, after checking that its message is one line that has all
+/// of `parts`.
 pub(crate) fn fails(store: &Fixture, text: &str, parts: &[&str]) -> Error {
     shown(store.stores().and_then(|s| s.find(text)).map(|_| ()), parts)
 }
@@ -79,7 +79,7 @@ fn texts_that_are_no_reference() {
 fn ambiguous_prefixes_list_the_candidates() {
     let temp = tempfile::tempdir().unwrap();
     let mut made = builder::StoreBuilder::new(temp.path()).unwrap();
-    // Of 17 IDs two begin with the same digit.
+    // Of 17 IDs, two begin with the same digit.
     let mut ids = Vec::new();
     for n in 0..17 {
         let config = format!(r#"{{"os":"{n}","rootfs":{{"type":"layers"}}}}"#);
@@ -205,7 +205,7 @@ fn configuration_too_large() {
     ));
 }
 
-/// A store whose image `bad` has the given configuration.
+/// Reads a store whose image `bad` has the given configuration.
 fn with_config(text: &str) -> Result<()> {
     let temp = tempfile::tempdir().unwrap();
     let mut made = builder::StoreBuilder::new(temp.path()).unwrap();
@@ -234,7 +234,7 @@ fn configurations_that_hash_right_and_are_wrong() {
         &["not \"layers\""],
     );
     assert!(matches!(error, Error::Oci(oci::Error::ConfigRootfs { .. })));
-    // Without layers there is nothing that could be wrong with them.
+    // An image without layers cannot have wrong layers.
     with_config(r#"{"rootfs":{"type":"layers"}}"#).unwrap();
 }
 

@@ -77,7 +77,7 @@ fn a_cycle_of_parents_ends() {
     let result = store.stores().and_then(|s| s.container("sample"));
     let error = shown(result.map(|_| ()), &["parent", &top, "its own ancestor"]);
     assert!(matches!(error, Error::Cycle { .. }));
-    // An image's chain is computed, so there the parent is just wrong.
+    // An image's chain ID is computed, so the parent is just wrong there.
     let error = fails(&store, "sample:1", &["/parent", &top]);
     assert!(matches!(error, Error::ChainMismatch { .. }));
 }
@@ -157,7 +157,7 @@ fn no_symlink_is_followed() {
     ] {
         let store = Fixture::new();
         let path = store.root.join(target);
-        // Even to what would be right: a moved original.
+        // Even if the target is correct: the moved original.
         let moved = store.root.join("moved");
         std::fs::rename(&path, &moved).unwrap();
         symlink(&moved, &path).unwrap();
@@ -191,7 +191,7 @@ fn special_files_neither_hang_nor_are_opened() {
         0,
     )
     .unwrap();
-    // To open a device may do anything, even without reading it.
+    // Opening a device can have any effect, even without reading it.
     let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
     inotify::add_watch(&watch, &path, inotify::WatchFlags::OPEN).unwrap();
     let error = fails(&store, "sample:1", &["cache-id", "not a regular file"]);
@@ -271,7 +271,7 @@ fn lower_must_be_the_chain() {
     assert!(matches!(error, Error::ChainMismatch { .. }));
     std::fs::write(&top, right).unwrap();
     store.stores().unwrap().find("sample:1").unwrap();
-    // A base layer has none.
+    // A base layer has no lower file.
     std::fs::write(&base, "l/x").unwrap();
     let error = fails(&store, "sample:1", &["/lower", "nothing"]);
     assert!(matches!(error, Error::ChainMismatch { .. }));

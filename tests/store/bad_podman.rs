@@ -1,5 +1,5 @@
-//! Bad input: podman's store, made by construction, broken in one place at a time. The
-//! stores that podman itself writes are in `podman`.
+//! Bad input: a generated store of podman, damaged in one place at a time. `podman` has the stores
+//! that podman itself writes.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,7 +11,7 @@ use unionfs::store::Error;
 
 use super::bad_input::{fails, replace, shown};
 
-/// The records are the same for both: those are broken with the first only.
+/// The records are the same for both drivers, so only the first gets damaged records.
 const DRIVERS: [&str; 2] = ["overlay", "vfs"];
 
 /// Edits `images.json` or `layers.json`, a list of objects.
@@ -24,7 +24,7 @@ fn edit(layout: &Layout, driver: &str, kind: &str, change: impl FnOnce(&mut Vec<
     fs::write(path, json!(list).to_string()).unwrap();
 }
 
-/// The record of a layer of `sample:1`.
+/// Returns the record of a layer of `sample:1`.
 fn layer<'l>(layout: &Layout, list: &'l mut [Value], number: usize) -> &'l mut Value {
     let mut found = list.iter_mut();
     let id = layout.ids[number].as_str();
@@ -47,13 +47,13 @@ fn whole_stores() {
             let shown = if driver == "vfs" { 1 } else { 3 };
             assert_eq!(image.stack().unwrap().len(), shown);
         }
-        // Docker's library is not searched for podman's local names, nor the reverse.
+        // A name of Docker's library does not match podman's local names, nor the reverse.
         assert!(stores.find("docker.io/other/sample:1").is_err());
         let listing = stores.images();
         assert_eq!((listing.images.len(), listing.problems.len()), (2, 0));
         let report = stores.verify(None, &mut |_| {}).unwrap();
         assert_eq!((report.images, report.layers), (2, 4));
-        // Of vfs the trees are not whole here, but each has its layer's files.
+        // With vfs the trees are not whole here, but each has its layer's files.
         assert_eq!(report.problems, []);
     }
 }
@@ -92,7 +92,7 @@ fn containers_whose_records_are_damaged() {
                 "{field} {value}: {error}"
             );
         }
-        // A record that its store has twice, and an image that is in no record.
+        // A record that the store has twice, and an image that is in no record.
         let layout = Layout::podman(driver);
         edit(&layout, driver, "containers", |list| {
             list.push(list[0].clone());
@@ -207,7 +207,7 @@ fn layers_that_are_not_the_configurations() {
         let error = fails(&layout.store, "sample:1", &words);
         assert!(matches!(error, Error::ChainMismatch { .. }), "{stated}");
     }
-    // An image of fewer layers, of another's, of none.
+    // The top layer of an image with fewer layers, of another image, of none.
     for top in [Some(1), None] {
         let layout = Layout::podman(driver);
         let id = top.map_or("", |number: usize| &layout.ids[number]);
@@ -247,7 +247,7 @@ fn ids_that_are_no_plain_component() {
             matches!(error, Error::BadCacheId { .. }),
             "{bad:?}: {error}"
         );
-        // An image's ID is a digest or the image is none.
+        // An image's ID must be a digest; otherwise the image is not listed.
         let layout = Layout::podman(driver);
         edit(&layout, driver, "images", |list| list[0]["id"] = json!(bad));
         let error = fails(&layout.store, "sample:1", &["sample:1"]);

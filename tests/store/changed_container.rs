@@ -1,6 +1,6 @@
-//! A container's own read-write layer changed by `unionfs mount --container --in-place` while
-//! the container is stopped: dockerd starts it again, diffs, exports and commits it, and all of
-//! them show what we wrote.
+//! A container's own read-write layer that `unionfs mount --container --in-place` changed while the
+//! container was stopped: dockerd starts it again, diffs, exports and commits it, and all of these
+//! show the changes.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use testkit::need;
 
 use super::docker_store::has_dockerd;
 
-/// Run beside a private dockerd; answers are files in the current directory.
+/// A script that runs beside a private dockerd; answers are files in the current directory.
 const SESSION: &str = r#"
 set -e
 mkdir -p base/bin base/dev base/proc base/sys base/etc base/dir/sub base/kept mnt
@@ -65,8 +65,8 @@ fn dockerd_starts_diffs_and_commits_what_we_wrote() {
         .unwrap();
     let stderr = String::from_utf8_lossy(&asked.stderr);
     assert!(asked.status.success(), "{stderr}");
-    // Docker mounts without the index, so that links of a lower part when one is changed
-    // (docs/SEMANTICS.md, "Hard links").
+    // Docker mounts without the index, so a change of one link of a lower file separates it from
+    // the others (docs/SEMANTICS.md, "Hard links").
     let started = "\
 dir/file: copied-up
 dir/sub/fresh: fresh

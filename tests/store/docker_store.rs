@@ -1,6 +1,6 @@
-//! A store made by a real dockerd, by `ci/make-docker-store.sh`, kept in
-//! `target/docker-store/<driver>` until the script changes; and kernel overlayfs over its layers,
-//! the truth that mounts are compared with.
+//! A store that a real dockerd made, through `ci/make-docker-store.sh`. It is kept in
+//! `target/docker-store/<driver>` until the script changes. Mounts are compared with kernel
+//! overlayfs over its layers.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -20,19 +20,19 @@ pub(crate) struct DockerStore {
     dir: PathBuf,
 }
 
-/// A dockerd can be run (Debian: docker.io).
+/// Checks whether a dockerd can run (Debian: docker.io).
 pub(crate) fn has_dockerd() -> Needed {
     is_root()?;
     has_tools(&["dockerd"])
 }
 
 impl DockerStore {
-    /// Makes the store unless there is one; that needs root and dockerd.
+    /// Makes the store unless it exists; that needs root and dockerd.
     pub(crate) fn get() -> Needed<Self> {
         Self::of("overlay2")
     }
 
-    /// As [`DockerStore::get`], of another storage driver.
+    /// Like [`DockerStore::get`], for another storage driver.
     pub(crate) fn of(driver: &str) -> Needed<Self> {
         has_dockerd()?;
         // Below the target directory, wherever that is.
@@ -43,7 +43,7 @@ impl DockerStore {
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
         let dir = base.join(Digest::of(SCRIPT.as_bytes()).short());
         if !dir.join("complete").exists() {
-            // Of an older script, or of a run that was interrupted.
+            // A store of an older script, or of an interrupted run.
             for old in std::fs::read_dir(&base).unwrap() {
                 let old = old.unwrap().path();
                 if old.is_dir() {
@@ -57,17 +57,17 @@ impl DockerStore {
         Ok(Self { dir })
     }
 
-    /// dockerd's data root.
+    /// Returns dockerd's data root.
     pub(crate) fn root(&self) -> PathBuf {
         self.file("docker")
     }
 
-    /// One of the script's results: `truth/changed.tar`.
+    /// Returns the path of one of the script's results, for example `truth/changed.tar`.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// What `docker inspect` said of all images or all containers.
+    /// Returns the output of `docker inspect` for all images or all containers.
     pub(crate) fn facts(&self, name: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(self.file("facts").join(name)).unwrap();
         let facts: Vec<Value> = serde_json::from_str(&text).unwrap();
@@ -76,7 +76,7 @@ impl DockerStore {
     }
 }
 
-/// A text of the facts.
+/// Returns a text of the facts.
 pub(crate) fn text<'v>(value: &'v Value, pointer: &str) -> &'v str {
     let found = value.pointer(pointer).and_then(Value::as_str);
     found.unwrap_or_else(|| panic!("no {pointer} in {value}"))
@@ -90,7 +90,7 @@ pub(crate) struct KernelOverlay {
 }
 
 impl KernelOverlay {
-    /// Top first, as in [`unionfs::layer::StackSpec::lowers`].
+    /// Mounts the lowers, top first, as in [`unionfs::layer::StackSpec::lowers`].
     pub(crate) fn new(lowers: &[LayerSpec]) -> Self {
         let temp = tempfile::tempdir().unwrap();
         if let [only] = lowers {
@@ -111,7 +111,7 @@ impl KernelOverlay {
         Self { temp, path }
     }
 
-    /// Where the merged tree is.
+    /// Returns the path of the merged tree.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

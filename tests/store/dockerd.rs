@@ -1,6 +1,5 @@
-//! A real dockerd's store: everything the store says equals what `docker inspect` and
-//! `docker history` said, and the stacks it gives, mounted by the kernel, equal what
-//! `docker export` wrote.
+//! A real dockerd's store: all that unionfs reads from it equals the output of `docker inspect` and
+//! `docker history`. Its stacks, mounted by the kernel, equal the output of `docker export`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -23,7 +22,7 @@ fn stores() -> Needed<(DockerStore, Stores)> {
     Ok((store, stores))
 }
 
-/// The layers as Docker names them, top first.
+/// Returns the layers as Docker names them, top first.
 fn lowers_of(data: &Value, with_upper: bool) -> Vec<LayerSpec> {
     let upper = text(data, "/GraphDriver/Data/UpperDir");
     let lower = data
@@ -114,7 +113,7 @@ fn steps_of_builds_are_hidden_and_shared_layers_counted() {
         ]
     );
     assert_eq!(labels.len(), 7);
-    // The base layer is in all but the two made from scratch.
+    // The base layer is in all images but the two made from scratch.
     let base = stores.find("base").unwrap().layers[0].chain_id;
     let deep = shown.iter().find(|i| i.label() == "deep:1").unwrap();
     assert_eq!(deep.layers.len(), 41);

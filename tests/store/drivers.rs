@@ -1,7 +1,7 @@
-//! Stores of other storage drivers, mounted by name: `overlay` (first generation) and
-//! `vfs` written by a real dockerd, compared with its own trees and exports; `aufs`, which
-//! needs a kernel of its own, made from the overlay2 store and compared with that.
-//! Part of `mounted`.
+//! Stores of other storage drivers, mounted by name. A real dockerd writes `overlay` (first
+//! generation) and `vfs`, which are compared with its own trees and exports. `aufs` needs a kernel
+//! of its own, so that store is made from the overlay2 store and compared with it. Part of
+//! `mounted`.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
@@ -38,7 +38,8 @@ fn check_whole_trees(driver: &str, tree: fn(&str) -> String) {
         let mount = Mounted::new(&store, &["--read-only", tag]);
         let found = listing::of_dir(&mount.path());
         assert!(found.len() > 3, "{tag}");
-        // Hard links into other layers' trees are of no layer above: names are the tree's.
+        // Hard links into the trees of other layers are in no layer above: the names are those of
+        // the tree.
         listing::assert_same(tag, &found, &listing::of_dir(&truth));
         mount.unmount();
     }
@@ -72,7 +73,7 @@ fn first_overlay_store_of_dockerd() {
     assert!(stack.lowers[0].path().ends_with("root") && stack.lowers.len() == 1);
 }
 
-/// Rewrites an overlay2 layer's markers as AUFS has them.
+/// Rewrites an overlay2 layer's markers in the form of AUFS.
 fn to_aufs(dir: &Path) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -93,7 +94,7 @@ fn to_aufs(dir: &Path) {
     }
 }
 
-/// Puts the modification times of `from`'s directories on those of `to`.
+/// Copies the modification times of `from`'s directories to those of `to`.
 fn directory_times(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -105,7 +106,7 @@ fn directory_times(from: &Path, to: &Path) {
     fs::File::open(to).unwrap().set_modified(modified).unwrap();
 }
 
-/// A copy of an overlay2 store in the layout of aufs.
+/// Makes a copy of an overlay2 store in the layout of aufs.
 fn aufs_store(overlay2: &Path, root: &Path) {
     for dir in ["image", "aufs/diff", "aufs/layers", "aufs/mnt"] {
         fs::create_dir_all(root.join(dir)).unwrap();

@@ -1,4 +1,4 @@
-//! What `docker export` wrote, as a listing.
+//! The output of `docker export` as a listing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -8,8 +8,8 @@ use std::path::Path;
 use testkit::store::listing::{Entry, Listing};
 use unionfs::oci::Digest;
 
-/// Lists what `docker export` wrote. There is no entry for the root; times are whole
-/// seconds; of the xattrs only capabilities are kept.
+/// Lists the output of `docker export`. It has no entry for the root, whole seconds as times, and
+/// of the xattrs only capabilities.
 pub(crate) fn of_export(tar: &Path) -> Listing {
     let mut listing = Listing::new();
     let mut links = Vec::new();
@@ -74,7 +74,7 @@ pub(crate) fn of_export(tar: &Path) -> Listing {
     listing
 }
 
-/// What of a directory's listing `docker export` keeps.
+/// Returns the part of a directory's listing that `docker export` keeps.
 pub(crate) fn as_exported(mut listing: Listing) -> Listing {
     listing.remove(&b""[..]);
     for entry in listing.values_mut() {

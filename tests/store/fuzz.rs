@@ -1,5 +1,5 @@
-//! Random damage to a valid store: whatever is in its files, reading it neither panics
-//! nor hangs nor gives a path outside of the root. `fuzz_podman` does it to podman's.
+//! Random damage to a valid store: whatever its files contain, reading it neither panics nor hangs
+//! nor returns a path outside of the root. `fuzz_podman` does the same to podman's store.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -18,7 +18,7 @@ pub(crate) enum Damage {
     Remove,
     Directory,
     Symlink(String),
-    /// Another metadata file's content.
+    /// The content of another metadata file.
     Swap(usize),
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn damage() -> impl Strategy<Value = Damage> {
     ]
 }
 
-/// A store, its metadata files and what is in them.
+/// A store, its metadata files and their content.
 pub(crate) struct Target {
     pub(crate) store: Fixture,
     files: Vec<PathBuf>,
@@ -66,7 +66,7 @@ impl Target {
         }
     }
 
-    /// Whether everything can be read, or refused, with these changes.
+    /// Tells whether the store with these changes can be read or is refused.
     pub(crate) fn survives(&self, changes: &[(usize, Damage)]) -> bool {
         let Self {
             store: _,
@@ -88,7 +88,7 @@ impl Target {
         survived
     }
 
-    /// Whether everything can be read, or refused, as it is now.
+    /// Tells whether the store can be read or is refused, in its current state.
     pub(crate) fn reads(&self) -> bool {
         let store = &self.store;
         let ids = [store.id(0), store.id(1)];
@@ -97,7 +97,7 @@ impl Target {
     }
 }
 
-/// The store's metadata files and the links in `l/`, not the layers' own files.
+/// Returns the store's metadata files and the links in `l/`, not the layers' own files.
 fn metadata(root: &Path) -> Vec<PathBuf> {
     let mut todo = vec![root.to_owned()];
     let mut files = Vec::new();
@@ -188,7 +188,7 @@ fn check_stack(root: &Path, stack: &[LayerSpec]) {
     }
 }
 
-/// Inside, without symlinks on the way, and a directory.
+/// Asserts that the path is a directory inside the root, without symlinks on the way.
 fn check_path(root: &Path, path: &Path) {
     assert_eq!(path.canonicalize().unwrap(), path);
     assert!(path.starts_with(root) && path.is_dir(), "{path:?}");
@@ -236,7 +236,7 @@ fn read_everything(root: &Path, ids: &[&str], container: &str) {
     assert!(tree.nodes.len() <= 4);
 }
 
-/// Each directory of the store in turn is a symlink to where it was moved, outside.
+/// Each directory of the store in turn is moved outside and replaced by a symlink to its new place.
 #[test]
 fn no_symlink_in_place_of_a_directory_leads_outside() {
     let store = Fixture::new();
@@ -251,7 +251,7 @@ fn no_symlink_in_place_of_a_directory_leads_outside() {
         if !dir.ends_with("diff") {
             todo.extend(children(&dir));
         }
-        // Both are below the directory for temporary files: one file system.
+        // Both are below the directory for temporary files, on one file system.
         std::fs::rename(&dir, &moved).unwrap();
         std::os::unix::fs::symlink(&moved, &dir).unwrap();
         let ids = [store.id(0), store.id(1)];

@@ -1,5 +1,5 @@
-//! Random damage to podman's store, of bytes and of JSON values: whatever is in its files,
-//! reading it neither panics nor hangs nor gives a path outside of the root.
+//! Random damage to podman's store, of bytes and of JSON values: whatever its files contain,
+//! reading it neither panics nor hangs nor returns a path outside of the root.
 
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex};
@@ -10,7 +10,7 @@ use testkit::store::layouts::Layout;
 
 use super::fuzz::{Damage, Target, damage, hostile};
 
-/// Also the lock for who changes its files.
+/// The store, and the lock for a test that changes its files.
 static STORE: LazyLock<Mutex<Target>> =
     LazyLock::new(|| Mutex::new(Target::new(Layout::podman("overlay").store)));
 
@@ -24,13 +24,13 @@ const RECORDS: [&str; 3] = [
 /// One change to a list of records.
 #[derive(Clone, Debug)]
 enum Edit {
-    /// A field of a record.
+    /// Sets a field of a record.
     Set(usize, usize, Value),
-    /// A field of a record to what some other record's field has.
+    /// Sets a field of a record to the value of a field of another record.
     Copy(usize, usize, usize, usize),
     RemoveField(usize, usize),
     Remove(usize),
-    /// Again, at the end.
+    /// Repeats a record at the end.
     Repeat(usize),
     Replace(Value),
 }
@@ -57,7 +57,7 @@ fn edit() -> impl Strategy<Value = Edit> {
     ]
 }
 
-/// The fields that are read; any may be set where it was not.
+/// The fields that unionfs reads; a change may add any of them.
 const FIELDS: [&str; 7] = [
     "id",
     "parent",
@@ -73,7 +73,7 @@ fn field(number: usize) -> &'static str {
 }
 
 fn change(records: &mut Value, edit: &Edit) {
-    // Once replaced by something else they stay that.
+    // A replaced value stays replaced.
     let objects = |list: &&mut Vec<Value>| !list.is_empty() && list.iter().all(Value::is_object);
     let Some(list) = records.as_array_mut().filter(objects) else {
         return;

@@ -1,6 +1,6 @@
-//! The store against real and hostile directories: `sample` builds a valid store,
-//! `bad_input` breaks it one way at a time, `fuzz` at random, `dockerd` reads what a
-//! real dockerd wrote. No mounts of ours here: those are in `mounted.rs`.
+//! The store against real and hostile directories: `sample` builds a valid store, `bad_input`
+//! damages it in one way at a time, `fuzz` at random, `dockerd` reads a store that a real dockerd
+//! wrote. These tests make no unionfs mounts: those are in `mounted.rs`.
 
 // Tests may fail by panicking, also in their helpers.
 #![allow(clippy::unwrap_used, clippy::panic)]

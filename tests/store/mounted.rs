@@ -1,5 +1,5 @@
-//! `unionfs mount` on a real dockerd's store: every image and container, mounted by
-//! name, equals what the kernel's overlayfs shows of the same layers, entry for entry.
+//! `unionfs mount` on a real dockerd's store: every image and container, mounted by name, equals
+//! the tree that the kernel's overlayfs shows of the same layers, entry for entry.
 
 // Tests may fail by panicking, also in their helpers.
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -22,7 +22,7 @@ use testkit::store::listing;
 use unionfs::store::Stores;
 use unionfs::store::discovery::Environment;
 
-/// A mount of ours, until dropped; uppers go to a directory of its own.
+/// A unionfs mount, unmounted when dropped; uppers go to a directory of its own.
 struct Mounted {
     temp: tempfile::TempDir,
 }
@@ -62,7 +62,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // After a failed test; else it fails because nothing is mounted.
+        // Needed after a failed test; otherwise it fails because nothing is mounted.
         let _ = rustix::mount::unmount(self.path(), UnmountFlags::DETACH);
     }
 }

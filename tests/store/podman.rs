@@ -1,7 +1,6 @@
-//! podman's store (containers/storage), written by skopeo with the drivers overlay and
-//! vfs: mounted by name it equals what umoci unpacks; its layers are verified, saved and
-//! committed upon; broken in one place at a time it gives an error that names the place.
-//! Part of `mounted`.
+//! podman's store (containers/storage), written by skopeo with the drivers overlay and vfs. Mounted
+//! by name it equals the tree that umoci unpacks; its layers are verified, saved and committed
+//! upon; damage in one place at a time gives an error that names the place. Part of `mounted`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ use unionfs::store::{Error, Image, Result, Stores};
 use super::podman_image::{Demo, NAME, as_compared};
 use super::{Mounted, is_mount};
 
-/// A store with the image, below `data` as a user has it.
+/// A store with the image, below `data` as in a user's home.
 struct Podman {
     demo: Demo,
     driver: &'static str,
@@ -46,7 +45,7 @@ impl Podman {
         self.stores()?.find(name)
     }
 
-    /// unionfs with a store of its own and podman's where it looks for it; its output.
+    /// Runs unionfs with a store of its own and podman's at the default place; returns its output.
     fn unionfs(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(testkit::program());
         let command = command
@@ -60,7 +59,7 @@ impl Podman {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Breaks a file, expects an error with these words, restores the file.
+    /// Damages a file, expects an error with these words, restores the file.
     fn broken(&self, file: &Path, edit: impl FnOnce(String) -> String, words: &[&str]) -> Error {
         let good = fs::read_to_string(file).unwrap();
         let bad = edit(good.clone());
@@ -77,7 +76,7 @@ impl Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
-        // After a failed test; and containers/storage bind-mounts its directory on itself.
+        // Needed after a failed test. containers/storage also bind-mounts its directory on itself.
         for path in [self.demo.at("mnt"), self.root().join(self.driver)] {
             let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
         }
@@ -105,7 +104,7 @@ fn podmans_image_is_what_umoci_unpacks() {
     }
 }
 
-/// In the records; in the drivers' own `bad_drivers` does it.
+/// Damages the records; `bad_drivers` damages the drivers' own files.
 fn damage(podman: &Podman, image: &Image) {
     let below = |dir: &str| podman.root().join(format!("{}-{dir}", podman.driver));
     let layers = below("layers/layers.json");
@@ -114,7 +113,7 @@ fn damage(podman: &Podman, image: &Image) {
     let cut = |text: String| text[..text.len() / 2].to_owned();
     let error = podman.broken(&layers, cut, &["layers.json", "line 1"]);
     assert!(matches!(error, Error::Oci(oci::Error::Json { .. })));
-    // A cycle, a parent that is not there, one too few.
+    // A cycle, a missing parent, a chain that is too short.
     for to in [ids[2], "../../etc", ""] {
         let edit = |text: String| text.replace(&parent(ids[0]), &parent(to));
         let error = podman.broken(&layers, edit, &["layers.json"]);
@@ -200,7 +199,7 @@ fn a_named_layer_on_podmans_image_is_kept_and_committed() {
         for line in expected {
             assert!(diff.contains(&line), "{line}: {diff:?}");
         }
-        // Also the other name of the file that was changed.
+        // Also the other name of the changed file.
         assert_eq!(diff.len(), 6, "{diff:?}");
         podman.unionfs(&["commit", "work", "derived:1"]);
         podman.unionfs(&["verify", "derived:1"]);

@@ -1,5 +1,5 @@
-//! An image with every kind of change, packed by umoci, and the tree that umoci unpacks of it: what
-//! podman's stores are compared with.
+//! An image with every kind of change, packed by umoci, and the tree that umoci unpacks from it.
+//! podman's stores are compared with this tree.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,8 +13,8 @@ use super::{export, run};
 /// The image's name in podman's stores.
 pub(crate) const NAME: &str = "localhost/demo:1";
 
-/// What each layer changes. Directories get fixed times: what a tar does not have as an
-/// entry of its own, containers/storage makes anew.
+/// The changes of each layer. Directories get fixed times: containers/storage creates a directory
+/// that has no entry of its own in the tar.
 const CHANGES: [&str; 3] = [
     "mkdir -p a/b gone opaque/sub hidden/sub; echo 1 > a/keep; echo 1 > a/delete; echo 1 > gone/in
      ln a/keep a/linked; ln -s keep a/symlink; mkfifo a/fifo; chmod 4711 a/delete
@@ -30,7 +30,7 @@ pub(crate) struct Demo {
 }
 
 impl Demo {
-    /// Needs root and the tools.
+    /// Makes the image; needs root and the tools.
     pub(crate) fn make() -> Needed<Self> {
         is_root()?;
         has_tools(&["skopeo", "umoci", "podman", "unshare", "setpriv", "tar"])?;
@@ -61,7 +61,7 @@ impl Demo {
         run(command.current_dir(self.temp.path()).args(["-ec", script]));
     }
 
-    /// What the image shows, as an export keeps it: umoci keeps whole seconds, and
+    /// Returns the tree of the image as an export keeps it: umoci keeps whole seconds, and
     /// containers/storage has its own mode for the root.
     pub(crate) fn truth(&self) -> Listing {
         let truth = as_compared(&self.at("truth/rootfs"));
@@ -70,7 +70,7 @@ impl Demo {
     }
 }
 
-/// What of a directory is compared.
+/// Returns the part of a directory's listing that is compared.
 pub(crate) fn as_compared(path: &Path) -> Listing {
     export::as_exported(listing::of_dir(path))
 }

@@ -1,7 +1,7 @@
-//! podman's store of a plain user, made by a rootless podman in the default place: found
-//! by that user by name and mounted read-only, directly (owners are those that the files
-//! have outside) and in `podman unshare` (owners are the image's;
-//! there it is also written to and committed). Part of `mounted`.
+//! podman's store of a plain user, made by a rootless podman in the default place. The user finds
+//! it by name and mounts it read-only: directly (owners are those that the files have outside) and
+//! in `podman unshare` (owners are the image's; there it is also written to and committed). Part of
+//! `mounted`.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -14,12 +14,13 @@ use testkit::store::listing::Listing;
 use super::export;
 use super::podman_image::{Demo, NAME};
 
-/// The user, who is only known in the test's mount namespace, and his subordinate IDs.
+/// The user, who exists only in the test's mount namespace, and the user's subordinate IDs.
 const UID: u32 = 23456;
 const SUBORDINATE: u32 = 300_000;
 
-/// Runs `script` as the user in `home`, which must succeed. All his processes end with it:
-/// podman leaves one. Mounts of other tests, which the namespace would keep alive, go first.
+/// Runs `script` as the user in `home`, which must succeed. All processes of the user end with it:
+/// podman leaves one. Mounts of other tests, which the namespace would keep alive, are removed
+/// first.
 fn as_user(demo: &Demo, script: &str) {
     let outer = format!(
         "set -e
@@ -40,7 +41,7 @@ fn as_user(demo: &Demo, script: &str) {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// The user's files of the system, his home with our program and the image in it.
+/// Prepares the user's system files, and the user's home with our program and the image.
 fn prepare(demo: &Demo) {
     demo.sh(&format!(
         "mkdir -p etc home/run home/mnt
@@ -56,8 +57,8 @@ fn prepare(demo: &Demo) {
     std::fs::set_permissions(demo.at(""), open).unwrap();
 }
 
-/// As a plain user sees the image: owners are his IDs. `a/b`, which is not his own and has
-/// mode 700, is closed.
+/// Returns the image as a plain user sees it: owners are the IDs of the user. `a/b` belongs to
+/// another ID and has mode 700, so it is closed.
 fn seen_outside(truth: &Listing) -> Listing {
     let outside = |id: u64| match id {
         0 => u64::from(UID),

@@ -1,5 +1,5 @@
-//! Layer tars through `unpack` and `rebuild`: files are what the tar says, and the same
-//! tar comes back, whatever it holds. `Site` and `Tar` serve the hostile tests too.
+//! Layer tars through `unpack` and `rebuild`: the files agree with the tar, and rebuilding gives
+//! the same tar, whatever it holds. The hostile tests also use `Site` and `Tar`.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -12,7 +12,7 @@ use unionfs::layer::Dialect;
 use unionfs::layer_tar::{self, Damage, Limits, Result, Unpacked};
 use unionfs::oci::Digest;
 
-/// A directory to unpack into, with something beside it that must not change.
+/// A directory to unpack into, with a file beside it that must not change.
 pub(crate) struct Site {
     _dir: tempfile::TempDir,
     pub(crate) diff: PathBuf,
@@ -23,7 +23,7 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// What a process like this one would use in a store of its own.
+/// Returns the dialect that this process would use in a store of its own.
 fn dialect() -> Dialect {
     if is_root() {
         Dialect::KERNEL
@@ -73,7 +73,7 @@ impl Site {
         Ok((digest, tar))
     }
 
-    /// Unpacks and rebuilds; the tar-split too.
+    /// Unpacks and rebuilds; returns the tar-split too.
     pub(crate) fn round(&self, tar: &[u8]) -> (Unpacked, Vec<u8>) {
         let (done, split) = self.unpack(tar);
         let done = done.unwrap();
@@ -85,7 +85,7 @@ impl Site {
         (done, split)
     }
 
-    /// What `check` finds.
+    /// Returns the findings of `check`.
     pub(crate) fn damage(&self, split: &[u8]) -> (Digest, Vec<Damage>) {
         let diff = File::open(&self.diff).unwrap();
         let mut found = Vec::new();
@@ -120,12 +120,12 @@ impl Site {
     }
 }
 
-/// A tar made by hand: nothing is refused.
+/// A tar made by hand, which refuses no entry.
 #[derive(Default)]
 pub(crate) struct Tar(pub(crate) Vec<u8>);
 
 impl Tar {
-    /// An entry as it is given; names over 100 bytes get a GNU long name.
+    /// Adds an entry unchanged; names over 100 bytes get a GNU long name.
     pub(crate) fn entry(mut self, kind: u8, name: &[u8], link: &[u8], data: &[u8]) -> Self {
         for (letter, text) in [(b'L', name), (b'K', link)] {
             if text.len() > 100 {
@@ -179,7 +179,7 @@ impl Tar {
         self.entry(b'1', name.as_bytes(), target.as_bytes(), b"")
     }
 
-    /// A PAX header for the entry to come.
+    /// Adds a PAX header for the next entry.
     pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> Self {
         let text = pax_text(records);
         self.block(b'x', b"PaxHeaders/x", b"", &text, |_| {})
@@ -238,7 +238,7 @@ fn files_are_what_the_tar_says() {
     assert_eq!(done.size, 7 + 8 + 4 + 3);
     assert_eq!(site.stat("").mode() & 0o7777, 0o711);
     let d = site.stat("d");
-    // Whoever is not root must be able to remove what is in it.
+    // A user other than root must be able to remove its content.
     let mode = if is_root() { 0o555 } else { 0o755 };
     assert_eq!((d.mode() & 0o7777, d.mtime()), (mode, 1_500_000_000));
     let f = site.stat("d/f");
@@ -275,14 +275,14 @@ fn whiteouts_are_markers_and_markers_are_not_taken() {
             ("SCHILY.xattr.user.fuseoverlayfs.opaque", b"y"),
         ])
         .dir("plain")
-        // A whiteout is for the layers below, whatever order the tar has.
+        // A whiteout applies to the layers below, whatever the order in the tar.
         .dir("first")
         .file(".wh.first", b"")
         .file(".wh.second", b"")
         .dir("second")
         .file("third", b"data")
         .file(".wh.third", b"")
-        // No file system has that.
+        // No file system supports this xattr.
         .pax(&[("SCHILY.xattr.user.x", b"y")])
         .symlink("fourth", "t")
         .end();
@@ -307,7 +307,7 @@ fn whiteouts_are_markers_and_markers_are_not_taken() {
         assert_eq!(site.xattr("plain", marker), None);
     }
     assert_eq!(fs::read(site.path("third")).unwrap(), b"data");
-    // As Docker does: hard links may lead there.
+    // As in Docker: hard links may refer to it.
     let note = fs::read(site.path(".wh..wh.plnk/1.2")).unwrap();
     assert_eq!(note, b"more notes");
     assert_eq!(fs::read_dir(&site.diff).unwrap().count(), 8);
@@ -379,7 +379,7 @@ fn entries_that_come_twice() {
     // Docker's reader refuses a path with two lines.
     let text = String::from_utf8(split).unwrap();
     assert_eq!(text.matches(r#""name":"d/f""#).count(), 1, "{text}");
-    // What the tar-split could not give back is refused.
+    // Input that the tar-split could not reproduce is refused.
     let base = || {
         Tar::default()
             .dir("d")

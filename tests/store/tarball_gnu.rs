@@ -1,4 +1,4 @@
-//! Layer tars as GNU tar writes them, sparse files in each of its forms.
+//! Layer tars written by GNU tar, with sparse files in each of its forms.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt};
@@ -50,7 +50,7 @@ fn sparse_files_in_every_form_are_kept_and_checked() {
             "{options:?}"
         );
         assert!(site.stat("sparse").blocks() * 512 < 4 << 20);
-        // Its tar is whole without the file; the file is checked all the same.
+        // Its tar is complete without the file; the file is still checked.
         let file = File::options()
             .write(true)
             .open(site.path("sparse"))

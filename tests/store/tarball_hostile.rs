@@ -1,5 +1,5 @@
-//! Layer tars made to harm: each is an error that names the entry, or harmless, and
-//! nothing outside of the layer is read or changed.
+//! Hostile layer tars: each is harmless or gives an error that names the entry, and nothing outside
+//! of the layer is read or changed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use super::archives::{assert_whole, load_bytes, tar_of};
 use super::tarball::{Site, Tar, pax_text};
 use super::writable::Own;
 
-/// Unpacks what must be refused; the message.
+/// Unpacks a tar that must be refused; returns the message.
 fn refused(site: &Site, tar: &[u8]) -> String {
     let (done, _) = site.unpack(tar);
     site.assert_outside_untouched();
@@ -98,7 +98,7 @@ fn symlinks_lead_nowhere_else() {
         site.assert_outside_untouched();
         assert!(site.stat("d").is_dir());
     }
-    // A loop, and one made of a file's own name.
+    // A loop, and a link to its own name.
     let tar = Tar::default()
         .symlink("a", "b")
         .symlink("b", "a")
@@ -248,7 +248,7 @@ fn a_deep_directory_is_not_taken_down_level_by_level() {
     assert!(error.contains("hundreds of levels deep"), "{error}");
 }
 
-/// A device without a driver: opening it would be another error.
+/// A device without a driver: opening it would give another error.
 #[test]
 fn a_device_in_place_of_a_file_is_not_opened() {
     need!(need::is_root());
@@ -270,11 +270,11 @@ fn a_device_in_place_of_a_file_is_not_opened() {
     assert_eq!(damage[0].what, "is a character device, not a file");
 }
 
-/// What is unpacked is what `verify` expects, whatever later entries replace.
+/// `verify` expects what is unpacked, whatever later entries replace.
 #[test]
 fn what_replaces_other_entries_is_verified() {
     let tars = [
-        // A directory with an empty file, then a symlink, a file, a directory again in its place.
+        // A directory with an empty file, which a symlink, a file and a directory replace in turn.
         Tar::default()
             .dir("s")
             .file("s/t", b"")
@@ -301,14 +301,14 @@ fn what_replaces_other_entries_is_verified() {
             .file("s/.wh.gone", b"")
             .file("s/.wh..wh..opq", b"")
             .end(),
-        // Capabilities that the kernel would never give out again.
+        // Capabilities that the kernel would never return.
         Tar::default()
             .pax(&[("SCHILY.xattr.security.capability", b"")])
             .file("f", b"text")
             .end(),
-        // A whiteout as a device, then what it hides.
+        // A whiteout as a device, then the name that it hides.
         Tar::default().entry(b'3', b"d", b"", b"").dir("d").end(),
-        // Files that stay under the names of hard links to them.
+        // Files that remain under the names of hard links to them.
         Tar::default()
             .file("a", b"")
             .link("b", "a")
@@ -349,7 +349,7 @@ fn what_replaces_other_entries_is_verified() {
     }
 }
 
-/// A file that nobody could open by its path could not be given out again.
+/// A file that cannot be opened by its path could not be read back, so it is refused.
 #[test]
 fn paths_are_no_longer_than_any_can_be() {
     let path = |length: usize| {
@@ -370,7 +370,7 @@ fn paths_are_no_longer_than_any_can_be() {
     assert!(error.contains("longer"), "{error}");
 }
 
-/// Holes of a file cost nothing when it is looked at again, whatever their length.
+/// Holes of a file cost nothing when it is read back, whatever their length.
 #[test]
 fn holes_are_not_read_again() {
     let size = 100u64 << 30;

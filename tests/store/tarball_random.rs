@@ -1,5 +1,5 @@
-//! Random tars come back byte for byte; random bytes as tar or as tar-split neither panic
-//! nor touch anything outside.
+//! Random tars are rebuilt byte for byte; random bytes as a tar or a tar-split neither panic nor
+//! change anything outside.
 
 use proptest::prelude::*;
 use unionfs::oci::Digest;
@@ -32,7 +32,7 @@ fn entry() -> impl Strategy<Value = (Entry, u64, Option<Vec<u8>>)> {
     (kind, 0..0o100000u64, xattr)
 }
 
-/// A name that is valid, unlike any other, and needs every way of writing names.
+/// Returns a valid, unique name; together the names need every way of writing names.
 fn name(i: usize, style: u64) -> Vec<u8> {
     let plain = format!("d{}/n{i}", style % 3).into_bytes();
     match style % 5 {
@@ -70,7 +70,7 @@ fn make(entries: &[(Entry, u64, Option<Vec<u8>>)], tail: &[u8]) -> Vec<u8> {
     [tar.end(), tail.to_vec()].concat()
 }
 
-/// 48 cases, or as many as `$PROPTEST_CASES` says.
+/// Returns 48 cases, or the number in `$PROPTEST_CASES`.
 fn few() -> ProptestConfig {
     let mut config = ProptestConfig::default();
     if std::env::var_os("PROPTEST_CASES").is_none() {
@@ -94,7 +94,7 @@ proptest! {
         site.assert_outside_untouched();
     }
 
-    /// What still unpacks after damage must still come back.
+    /// A damaged tar that still unpacks must still be rebuilt.
     #[test]
     fn a_damaged_tar_is_an_error_or_comes_back(
         entries in prop::collection::vec(entry(), 0..12),
@@ -104,7 +104,7 @@ proptest! {
     ) {
         let mut tar = make(&entries, b"");
         for (at, byte) in &changes {
-            // Mostly in the part of a header that says most.
+            // Mostly in the part of a header that has the most fields.
             let at = at.index(tar.len());
             let at = if byte % 4 > 0 { at - at % 512 + at % 160 } else { at };
             tar[at] = *byte;
@@ -145,7 +145,7 @@ proptest! {
             let at = at.index(split.len());
             split[at] = byte;
         }
-        // Either an error or other bytes; never the panic this is about.
+        // Either an error or other bytes, never the panic that this test looks for.
         if let Ok((digest, again)) = site.rebuild(&split) {
             prop_assert_eq!(digest, Digest::of(&again));
         }
@@ -155,7 +155,7 @@ proptest! {
     }
 }
 
-/// Makes the checksum of a header fit again.
+/// Corrects the checksum of a header.
 fn seal(tar: &mut [u8], at: usize) {
     let Some(block) = tar.get_mut(at..at + 512) else {
         return;

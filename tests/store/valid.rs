@@ -46,7 +46,7 @@ fn a_name_wins_over_an_id_prefix() {
     made.finish().unwrap();
     let find = |text: &str| discover(temp.path()).unwrap().find(text).unwrap().id;
     assert_eq!(find(&prefix).to_string(), one);
-    // Now another image is called what the first one's ID begins with.
+    // Now another image has a name that equals the start of the first one's ID.
     let name = format!("{prefix}:latest");
     let two = made.image_from(&[&name], config(2).as_bytes()).unwrap();
     made.finish().unwrap();
@@ -192,7 +192,7 @@ fn both_drivers_of_one_root_are_searched() {
         let to = store.root.join(dir).join("fuse-overlayfs");
         std::fs::rename(from, to).unwrap();
     }
-    // An image database without names makes a store too.
+    // A directory with an image database but no names is a store too.
     let empty = store.root.join("image/overlay2/imagedb");
     std::fs::create_dir_all(empty).unwrap();
     let stores = store.stores().unwrap();
@@ -213,7 +213,7 @@ fn our_own_root_comes_first_and_is_found_by_the_environment() {
     assert_eq!(stores.find("sample:1").unwrap().root, store.root);
 }
 
-/// The sample maker's promise, and what later makes layers exportable.
+/// Checks that the sample store has what exported layers need.
 #[test]
 fn tar_split_and_files_give_back_the_tar_of_the_diff_id() {
     let store = Fixture::new();

@@ -1,5 +1,5 @@
-//! `verify`: nothing is wrong with whole stores, Docker's among them, and each kind of
-//! damage is found and named. And what Docker unpacked, we unpack to the same.
+//! `verify`: it finds no problem in whole stores, Docker's among them, and finds and names each
+//! kind of damage. Unpacking gives the same files that Docker unpacked.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -23,7 +23,7 @@ fn verify(root: &Path, image: Option<&str>) -> Report {
     discover(root).unwrap().verify(image, &mut |_| {}).unwrap()
 }
 
-/// Exactly one problem, with all of `words`.
+/// Asserts that there is exactly one problem, with all of `words`.
 #[track_caller]
 fn finds(store: &Fixture, words: &[&str]) -> Report {
     let report = verify(&store.root, None);
@@ -59,7 +59,7 @@ fn a_whole_store_has_no_problems() {
     stores.verify(Some("nobody:1"), &mut |_| {}).unwrap_err();
 }
 
-/// The largest file of a layer.
+/// Returns the largest file of a layer.
 fn largest(dir: &Path) -> std::path::PathBuf {
     let mut files = Vec::new();
     let mut todo = vec![dir.to_owned()];
@@ -87,7 +87,7 @@ fn damage_to_files_is_named() {
     let name = file.file_name().unwrap().to_str().unwrap();
     let chain = store.layer(0).file_name().unwrap().to_owned();
     finds(&store, &["layer", chain.to_str().unwrap(), name, "damaged"]);
-    // Another image is whole if it has not this layer; these two share it.
+    // Another image is whole if it does not have this layer; these two share it.
     assert_eq!(verify(&store.root, Some("sample:2")).problems.len(), 1);
     bytes.pop();
     fs::write(&file, &bytes).unwrap();
@@ -116,7 +116,7 @@ fn damage_to_records_is_named() {
     let bytes = fs::read(&split).unwrap();
     fs::write(&split, &bytes[..bytes.len() / 2]).unwrap();
     finds(&store, &["tar-split.json.gz", "line"]);
-    // A whole tar-split, but another layer's.
+    // A complete tar-split of another layer.
     let store = Fixture::new();
     let split = store.layer(2).join("tar-split.json.gz");
     let mut other = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -134,7 +134,7 @@ fn damage_to_records_is_named() {
     ));
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text.replace("amd64", "arm64")).unwrap();
-    // Its top layer is checked all the same: it is in the store.
+    // Its top layer is still checked, because it is in the store.
     let report = finds(&store, &["image", store.id(0), "damaged"]);
     assert_eq!(report.layers, 4);
 }
@@ -145,7 +145,8 @@ fn links_and_chains_are_compared() {
     let link = store.layer_dir(2).join("link");
     fs::write(&link, "ABCDEFGHIJKLMNOPQRSTUVWXYZ").unwrap();
     finds(&store, &["layer", "/l/", "points to nothing"]);
-    // Below others: those are counted, not reported one by one; containers too.
+    // A damaged lowest layer: the layers above are counted and not reported one by one; containers
+    // too.
     let store = Fixture::new();
     fs::write(store.layer_dir(1).join("lower"), "l/X").unwrap();
     let report = verify(&store.root, None);
@@ -247,7 +248,7 @@ fn dockers_own_store_is_whole_and_its_layers_unpack_to_the_same() {
         assert_eq!(done.diff_id.to_string(), read("diff"));
         assert_eq!(done.size.to_string(), read("size"));
         assert!(again == split, "{layer:?}: not Docker's tar-split");
-        // What no tar says is when the root was made, and a whiteout.
+        // A tar does not state when the root was made, nor the attributes of a whiteout.
         let list = |dir: &Path| {
             let mut list = listing::of_dir(dir);
             for (name, entry) in &mut list {

@@ -1,5 +1,5 @@
-//! `verify` compares every file with the headers of its layer's tar: each kind of difference
-//! is found and told with the path, and what is not damage is not.
+//! `verify` compares every file with the headers of its layer's tar: each kind of difference is
+//! found and reported with its path, and other changes are not reported.
 
 use std::fs::{self, File, Permissions};
 use std::io::{Read as _, Write as _};
@@ -21,7 +21,8 @@ use super::writable::Own;
 
 const WHEN: u64 = 1_000_000_000;
 
-/// A tar of one of everything, with a PAX header for what ustar cannot say.
+/// Returns a tar with one of each kind of entry, with a PAX header for values that ustar cannot
+/// represent.
 fn everything() -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut add = |name: &str, kind: EntryType, link: &str, data: &str| {
@@ -97,8 +98,8 @@ impl Layer {
     }
 }
 
-/// After `damage` there is exactly one problem, of `path`, that says `words`. What changes
-/// with it, such as a directory's time, is put back.
+/// Asserts that after `damage` there is exactly one problem, of `path`, whose text has `words`.
+/// Attributes that change with it, such as a directory's time, are restored.
 #[track_caller]
 fn finds(path: &str, words: &[&str], damage: impl FnOnce(&Path)) {
     let layer = Layer::new(&everything());
@@ -106,7 +107,7 @@ fn finds(path: &str, words: &[&str], damage: impl FnOnce(&Path)) {
     let target = layer.diff.join(path);
     let parent = target.parent().unwrap().to_owned();
     damage(&target);
-    // Of the layer's own directory no tar that is not ours need say it.
+    // For the layer's own directory a tar of another program need not have the time.
     set_time(&parent, WHEN);
     let problems = layer.problems();
     let told: Vec<&String> = problems
@@ -125,7 +126,7 @@ fn set_time(path: &Path, seconds: u64) {
     File::open(path).unwrap().set_modified(time).unwrap();
 }
 
-/// Changes a file's content, or what it is, and sets its time back.
+/// Changes a file's content or its type, and restores its time.
 fn timed(path: &Path, change: impl FnOnce(&Path)) {
     let time = path.metadata().unwrap().modified().unwrap();
     change(path);
@@ -226,7 +227,7 @@ fn types_devices_and_targets_are_compared() {
     finds("empty", &["is missing"], |path| {
         fs::remove_file(path).unwrap();
     });
-    // A directory that the tar has not is told by what was in it.
+    // A directory without an entry in the tar is reported by its content.
     finds("made/on/the/way", &["is missing"], |path| {
         let dir = path.parent().unwrap();
         fs::remove_dir_all(dir).unwrap();
@@ -325,7 +326,7 @@ fn whiteouts_and_files_that_the_tar_has_not_are_found() {
     });
 }
 
-/// Markers that an overlay leaves in lowers are not the tar's business.
+/// Markers that an overlay leaves in lowers are not compared with the tar.
 #[test]
 fn what_an_overlay_notes_is_no_damage() {
     need!(need::is_root());
@@ -337,7 +338,7 @@ fn what_an_overlay_notes_is_no_damage() {
     assert_eq!(layer.problems(), [""; 0]);
 }
 
-/// The headers are part of the digest: who changes them in tar-split is found all the same.
+/// The headers are part of the digest: a change of them in tar-split is still found.
 #[test]
 fn headers_that_were_changed_with_their_files_are_found() {
     need!(need::is_root());
@@ -379,7 +380,7 @@ fn headers_that_were_changed_with_their_files_are_found() {
     );
 }
 
-/// Headers and tar-split that claim exabytes, cut and garbled ones: an answer at once.
+/// Headers and tar-split that claim exabytes, truncated and garbled ones: the answer comes at once.
 #[test]
 fn hostile_headers_neither_hang_nor_panic() {
     need!(need::is_root());
@@ -428,7 +429,7 @@ fn hostile_headers_neither_hang_nor_panic() {
     }
 }
 
-/// A directory that comes twice has what the last entry says.
+/// A directory with two entries has the attributes of the last one.
 #[test]
 fn the_last_entry_of_a_directory_counts() {
     let mut tar = tar::Builder::new(Vec::new());

@@ -1,5 +1,4 @@
-//! Our own store, written through the library: what is there after each step, and what
-//! is not.
+//! Our own store, written through the library: what exists after each step, and what does not.
 
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,7 +13,7 @@ use unionfs::store::{Error, Writable};
 
 use super::{children, discover};
 
-/// A directory for a store, not made yet.
+/// A directory for a store, not created yet.
 pub(crate) struct Own {
     _temp: tempfile::TempDir,
     pub(crate) root: PathBuf,
@@ -31,7 +30,7 @@ impl Own {
         Writable::open(&self.root).unwrap()
     }
 
-    /// What is in `dir` of the store.
+    /// Returns the names in `dir` of the store.
     pub(crate) fn names(&self, dir: &str) -> Vec<String> {
         let paths = children(&self.root.join(dir));
         let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -39,7 +38,7 @@ impl Own {
     }
 }
 
-/// Commits a layer that holds a file of that content; its digest is not of any tar.
+/// Commits a layer that holds a file of that content; its digest is not that of a tar.
 pub(crate) fn layer(store: &Exclusive<'_>, parent: Option<&Digest>, content: &str) -> Digest {
     let mut staged = store.stage_layer(parent).unwrap();
     std::fs::write(staged.diff_path().join("file"), content).unwrap();
@@ -58,7 +57,7 @@ pub(crate) fn config(diffs: &[&str]) -> Vec<u8> {
     config.to_string().into_bytes()
 }
 
-/// Layers with these contents, base first, and an image of them.
+/// Makes layers with these contents, base first, and an image of them.
 pub(crate) fn image(store: &Exclusive<'_>, name: &str, contents: &[&str]) -> Digest {
     let mut parent = None;
     for content in contents {
@@ -105,7 +104,7 @@ fn a_layer_that_is_not_committed_leaves_nothing() {
     assert_eq!(own.names("overlay2"), before);
     assert_eq!(own.names("overlay2/l"), [""; 0]);
     assert_eq!(own.names("image/overlay2/layerdb/tmp"), [""; 0]);
-    // The same layer once more: the first stays.
+    // The same layer once more: the first one stays.
     layer(&locked, None, "x");
     let before = own.names("overlay2");
     layer(&locked, None, "x");
@@ -162,7 +161,7 @@ fn only_a_store_of_ours_is_written_to() {
     }
     std::fs::create_dir(own.root.join("rw")).unwrap();
     own.open();
-    // A dockerd has been let loose on it.
+    // A dockerd has used the directory.
     std::fs::create_dir(own.root.join("buildkit")).unwrap();
     assert!(matches!(
         Writable::open(&own.root),
@@ -175,14 +174,14 @@ fn only_a_store_of_ours_is_written_to() {
         Err(Error::NewerStore { .. })
     ));
     std::fs::write(own.root.join("unionfs/format"), "1").unwrap();
-    // A directory that leads elsewhere.
+    // A directory that is a symlink to another place.
     let l = own.root.join("overlay2/l");
     std::fs::remove_dir(&l).unwrap();
     std::os::unix::fs::symlink("/tmp", &l).unwrap();
     assert!(Writable::open(&own.root).is_err());
 }
 
-/// One inode more at a time: the disk is full at each file that is made.
+/// One more inode in each round: the disk is full at each file that is made.
 #[test]
 fn a_full_disk_gives_its_error_and_leaves_nothing() {
     use rustix::mount::{MountFlags, UnmountFlags, mount};
@@ -200,7 +199,7 @@ fn a_full_disk_gives_its_error_and_leaves_nothing() {
             let full = error.errno() == Some(rustix::io::Errno::NOSPC);
             assert!(full, "{inodes} inodes: {error}");
             assert!(error.to_string().contains("free some space"), "{error}");
-            // There is room again: what is there is good, what is not needed is whole.
+            // There is room again: existing objects are whole, and unneeded ones too.
             rustix::mount::mount_remount(&root, MountFlags::empty(), c"nr_inodes=0").unwrap();
             let store = Writable::open(&root).unwrap();
             let locked = store.lock().unwrap();
@@ -221,7 +220,7 @@ fn a_full_disk_gives_its_error_and_leaves_nothing() {
     panic!("does not fit into 200 inodes");
 }
 
-/// Two layers, an image, a name and a named layer, by calls that may fail.
+/// Writes two layers, an image, a name and a named layer, by calls that may fail.
 fn write_image(root: &Path) -> unionfs::store::Result<()> {
     let store = Writable::open(root)?;
     let locked = store.lock()?;

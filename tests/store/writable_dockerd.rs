@@ -1,5 +1,5 @@
-//! A real dockerd on a copy of a store that we wrote: it lists the images, exports and
-//! runs them, and what it saves has the layers' very digests.
+//! A real dockerd on a copy of a store that unionfs wrote: it lists the images, exports and runs
+//! them, and the layers that it saves have the same digests.
 
 use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -16,7 +16,7 @@ use unionfs::store::writable::Exclusive;
 use super::docker_store::has_dockerd;
 use super::writable::Own;
 
-/// Commits a layer; gives its diff ID and chain ID.
+/// Commits a layer; returns its diff ID and chain ID.
 fn layer(
     store: &Exclusive<'_>,
     parent: Option<&Digest>,
@@ -60,7 +60,7 @@ fn change(dir: &Path) {
     std::fs::set_permissions(dir.join("data"), mode).unwrap();
 }
 
-/// What is asked of dockerd; the answers are files in the current directory.
+/// The commands for dockerd; the answers are files in the current directory.
 const QUESTIONS: &str = r"
 set -e
 docker images --no-trunc --format '{{.Repository}}:{{.Tag}} {{.ID}}' | sort > images
@@ -99,7 +99,7 @@ fn a_dockerd_lists_runs_exports_and_saves_what_we_wrote() {
     };
     let base_id = register("ours:base", &[base_diff]);
     let id = register("ours:1", &[base_diff, top_diff]);
-    // A named layer must not upset it.
+    // A named layer must not disturb it.
     let image = locked.image(&id).unwrap();
     let named = locked.create_container("named", &image).unwrap();
     drop(locked);
@@ -113,7 +113,7 @@ fn a_dockerd_lists_runs_exports_and_saves_what_we_wrote() {
         .arg(&copy)
         .status();
     assert!(copied.unwrap().success());
-    // A removal of ours that was interrupted looks to it like one of its own.
+    // To dockerd an interrupted removal of unionfs looks like one of its own.
     let hex = "ab".repeat(32);
     let removing = copy.join(format!("image/overlay2/layerdb/sha256/{hex}-1234-removing"));
     std::fs::create_dir(&removing).unwrap();
@@ -148,16 +148,16 @@ fn a_dockerd_lists_runs_exports_and_saves_what_we_wrote() {
 
     assert!(!removing.exists() && !copy.join("overlay2").join(&hex).exists());
 
-    // dockerd has taken over the copy, and left what it does not know.
+    // dockerd has taken over the copy, and left the objects that it does not know.
     assert!(unionfs::store::Writable::open(&copy).is_err());
     let upper = Path::new("overlay2").join(named.mount_id.as_str());
     assert!(copy.join(upper).join("diff").is_dir());
-    // A layer named by `named` stays, though its image is gone.
+    // A layer of which `named` has the name stays, though its image is gone.
     let ours = super::discover(&copy).unwrap();
     assert_eq!(ours.container("named").unwrap().layers.len(), 2);
 }
 
-/// The layers in an archive of `docker save`, found by their digests.
+/// Finds the layers in an archive of `docker save` by their digests.
 fn saved_layers(dir: &Path, expected: &[Digest]) {
     let manifest = std::fs::read_to_string(dir.join("manifest.json")).unwrap();
     let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();

@@ -1,6 +1,6 @@
-//! What fsx cannot do: a file that keeps the content it has in a lower, read and changed
-//! through descriptors opened before and after copy-up, buffered and with O_DIRECT mixed,
-//! each read checked against a model in memory.
+//! A test that fsx does not cover: a file that starts with its content in a lower is read and
+//! changed through descriptors opened before and after copy-up, buffered and with O_DIRECT mixed;
+//! each read is checked against a model in memory.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -12,14 +12,14 @@ use testkit::need_mounts;
 
 const FILES: usize = 4;
 const OPERATIONS: usize = 50_000;
-/// Files stay below this.
+/// The maximum size of the files.
 const MAX: usize = 1 << 19;
 /// Alignment of O_DIRECT.
 const BLOCK: usize = 4096;
 /// The longest read or write.
 const LONGEST: usize = 16 * BLOCK;
 
-/// A small generator (Knuth's MMIX constants): the same sequence at every run.
+/// A small generator (Knuth's MMIX constants): the same sequence in every run.
 struct Rng(u64);
 
 impl Rng {
@@ -32,7 +32,7 @@ impl Rng {
     }
 }
 
-/// One file: what it must hold, and the descriptors on it.
+/// One file: its expected content, and the descriptors on it.
 struct Subject {
     name: String,
     model: Vec<u8>,
@@ -79,7 +79,7 @@ impl Subject {
         self.model[offset..end].copy_from_slice(data);
     }
 
-    /// One random operation; `space` is aligned.
+    /// Does one random operation; `space` is aligned.
     fn step(&mut self, rng: &mut Rng, space: &mut [u8], step: usize) {
         let offset = rng.below(MAX - LONGEST);
         let len = 1 + rng.below(LONGEST);

@@ -1,9 +1,9 @@
-//! The fsx crate: random reads, writes, mapped reads and writes, truncations, holes, copies,
-//! syncs on one file, checked against its own model after each. The file starts in a lower;
-//! what fsx left is compared with the upper and with a remount. O_DIRECT, and files whose
-//! first content is the lower's, are `exerciser`'s.
+//! The fsx crate: random reads, writes, mapped reads and writes, truncations, holes, copies and
+//! syncs on one file, checked against its own model after each. The file starts in a lower; the
+//! result of fsx is compared with the upper and with a remount. `exerciser` tests O_DIRECT, and
+//! files whose first content is the lower's.
 //!
-//! `UNIONFS_FSX_OPERATIONS` sets how many each test does (`just fsx N`).
+//! `UNIONFS_FSX_OPERATIONS` sets the number of operations of each test (`just fsx N`).
 
 use std::path::Path;
 use std::process::Command;
@@ -15,7 +15,7 @@ use testkit::{need, need_mounts};
 
 use super::support::{output_of, stack_in, tool};
 
-/// Every operation that fsx has; sizes up to its default of 64 KiB.
+/// Every operation of fsx; sizes up to its default of 64 KiB.
 const WEIGHTS: &str = "
 [weights]
 close_open = 1
@@ -34,7 +34,7 @@ posix_fadvise = 2
 copy_file_range = 5
 ";
 
-/// The same without what changes the size, on a file that is not truncated at the start.
+/// The same without operations that change the size, on a file that is not truncated at the start.
 const BLOCKMODE: &str = "
 blockmode = true
 [weights]
@@ -54,7 +54,8 @@ posix_fadvise = 2
 copy_file_range = 5
 ";
 
-/// CI runs each test once an I/O policy, and once over io_uring.
+/// Returns the number of operations. CI runs each test once for each I/O policy, and once over
+/// io_uring.
 fn operations() -> u32 {
     let set = std::env::var("UNIONFS_FSX_OPERATIONS").ok();
     set.map_or(60_000, |n| n.parse().unwrap())
@@ -62,7 +63,7 @@ fn operations() -> u32 {
 
 fn exercise(program: &Path, config: &str, seed: u32) {
     let operations = operations();
-    // On a tmpfs: fsx syncs after every mapped write, and a disk would take minutes for it.
+    // On a tmpfs: fsx syncs after every mapped write, which would take minutes on a disk.
     let scratch = Scratch::tmpfs();
     let stack = stack_in(&scratch, &[Layer::new().file("f", big_data())]);
     let mut f = Fixture::over(&subject(), scratch, stack);

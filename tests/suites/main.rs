@@ -1,6 +1,6 @@
-//! Test suites and tools of others on the mount: pjdfstest (POSIX answers), fsx (data under
-//! random operations), package managers and databases. Each compares with kernel overlayfs
-//! on the same disk or with its own model. `ci/test.sh` installs what they need.
+//! Third-party test suites and tools on the mount: pjdfstest (POSIX answers), fsx (data under
+//! random operations), package managers and databases. Each compares with kernel overlayfs on the
+//! same disk or with its own model. `ci/test.sh` installs the programs.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

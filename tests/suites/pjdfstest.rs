@@ -1,6 +1,6 @@
-//! The pjdfstest crate as root: the same suite on kernel overlayfs and on unionfs, on the
-//! same disk. Whatever unionfs fails must be failed by the kernel too and stand in
-//! `pjdfstest.exclusions` with its reason; what stands there must really fail.
+//! The pjdfstest crate as root: the same suite on kernel overlayfs and on unionfs, on the same
+//! disk. A test that fails on unionfs must fail on the kernel too and be listed in
+//! `pjdfstest.exclusions` with its reason; a listed test must really fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -25,7 +25,7 @@ allow_remount = false
 entries = [["nobody", "nogroup"], ["games", "games"], ["man", "man"]]
 "#;
 
-/// The suite of 0.2.2 has 398; fewer means that it broke off.
+/// The suite of 0.2.2 has 398 tests; fewer results mean that it aborted.
 const AT_LEAST: usize = 390;
 
 /// Test name to "ok", "FAILED" or "skipped".
@@ -34,7 +34,7 @@ type Results = BTreeMap<String, String>;
 fn run(fs: &Fs, program: &Path) -> Results {
     let scratch = Scratch::disk();
     let stack = stack_in(&scratch, &[Layer::new()]);
-    // Where the tests of EXDEV rename and link to.
+    // The other file system for the tests of EXDEV, which rename and link to it.
     let other = Scratch::tmpfs();
     let config = scratch.path().join("pjdfstest.toml");
     std::fs::write(&config, CONFIG).unwrap();
@@ -61,7 +61,7 @@ fn run(fs: &Fs, program: &Path) -> Results {
     results
 }
 
-/// `NAME   RESULT` of a line.
+/// Parses a line of the form `NAME   RESULT`.
 fn result(line: &str) -> Option<(String, String)> {
     let mut words = line.split_whitespace();
     let (name, result) = (words.next()?, words.next()?);
@@ -69,7 +69,7 @@ fn result(line: &str) -> Option<(String, String)> {
     (known && name.contains("::")).then(|| (name.into(), result.into()))
 }
 
-/// Names of the file; every line has a reason.
+/// Returns the names in the file; every line has a reason.
 fn exclusions() -> BTreeSet<String> {
     let lines = include_str!("pjdfstest.exclusions").lines();
     lines

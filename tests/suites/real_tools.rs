@@ -1,6 +1,6 @@
-//! Real tools on the mount: dpkg, rpm, git, pip, npm, sqlite, rsync. Each run is made on kernel
-//! overlayfs and on unionfs, over a lower that an earlier run of the same tool has filled;
-//! the trees must agree, also after a remount.
+//! Real tools on the mount: dpkg, rpm, git, pip, npm, sqlite, rsync. Each runs on kernel overlayfs
+//! and on unionfs, over a lower that an earlier run of the same tool has filled; the trees must
+//! agree, also after a remount.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,8 +13,8 @@ use testkit::{need, need_mounts};
 
 use super::support::{output_of, stack_in};
 
-/// Runs shell scripts: `base` in the directory that becomes the lower, `change` in the
-/// union; `$1` is a directory of things made once by `prepare`.
+/// Runs shell scripts: `base` in the directory that becomes the lower, `change` in the union; `$1`
+/// is a directory of files that `prepare` made once.
 fn run(fs: &Fs, things: &Path, base: &str, change: &str) -> (Tree, Tree) {
     let scratch = Scratch::disk();
     let stack = stack_in(&scratch, &[Layer::new()]);
@@ -48,8 +48,8 @@ fn shell(dir: &Path, things: &Path, script: &str) {
     output_of(&mut sh);
 }
 
-/// Compares the two; the content of files whose path holds one of `stamped` is left out:
-/// dates and inode numbers stand in it.
+/// Compares the two. It ignores the content of files whose path has one of `stamped`, because they
+/// contain dates and inode numbers.
 fn compare(prepare: &str, base: &str, change: &str, stamped: &[&str]) {
     let scratch = Scratch::disk();
     let things = scratch.dir("things");
@@ -68,8 +68,8 @@ fn compare(prepare: &str, base: &str, change: &str, stamped: &[&str]) {
     tree::assert_same("kernel, unionfs", &trees[0], &trees[1], &mask);
 }
 
-/// Two versions of a package with a conffile, a link, a directory that becomes another
-/// type; installed, upgraded, removed, purged.
+/// Two versions of a package with a conffile, a link, and a directory that becomes another type;
+/// installed, upgraded, removed, purged.
 #[test]
 fn dpkg() {
     need_mounts!();
@@ -204,7 +204,7 @@ fn sqlite() {
     compare("true", base, change, &["db"]);
 }
 
-/// A wheel made here, installed, upgraded, and removed again.
+/// Checks for pip. A wheel is made here, installed, upgraded, and removed again.
 fn has_pip() -> Needed {
     let asked = Command::new("/usr/bin/python3")
         .args(["-m", "pip", "-V"])
@@ -271,8 +271,9 @@ fn npm() {
     compare(prepare, &base, &change, &["package.json", "lock.json"]);
 }
 
-/// Into the mount, over what a lower has, within it and out of it, with hard links, ACLs, xattrs,
-/// holes and everything else of a tree; each copy is what rsync itself finds equal.
+/// rsync copies into the mount, over the files of a lower, within it and out of it, with hard
+/// links, ACLs, xattrs, holes and all other attributes of a tree; rsync itself finds each copy
+/// equal.
 #[test]
 fn rsync() {
     need_mounts!();
@@ -284,7 +285,7 @@ fn rsync() {
         setfacl -m u:1000:rx d; setfacl -d -m g:7:rwx d; setfattr -n user.colour -v green d/f
         setfattr -n trusted.t -v secret tool; setcap cap_net_raw+ep d/f; echo x > gone/x
         chmod 700 d/sub; touch -h -d @1000000000.123456789 d/link tool d/sub d pipe";
-    // What the lower has: an older copy.
+    // The content of the lower: an older copy.
     let base = "rsync -aHAXS \"$1\"/src/ copy; echo stale > copy/extra; echo older > copy/tool
         touch -d @900000000 copy/tool; rm copy/d/link; echo y > copy/gone/y; touch -d @900000000 copy/gone";
     let change = "rsync -aHAXS --delete \"$1\"/src/ copy

@@ -1,4 +1,4 @@
-//! Finding the programs that `ci/tools.sh` installs, and a stack to run them on.
+//! Finds the programs that `ci/tools.sh` installs, and makes a stack to run them on.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use testkit::layers::{self, Form, Layer};
 use testkit::mount::{Scratch, Stack};
 
-/// A program in `target/tools`, or a reason to skip.
+/// Returns the path of a program in `target/tools`, or a reason to skip.
 pub(crate) fn tool(name: &str) -> Result<PathBuf, String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin");
     let path = path.join(name);
@@ -17,7 +17,7 @@ pub(crate) fn tool(name: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// A stack over `layers` in a scratch directory, not mounted.
+/// Makes a stack over `layers` in a scratch directory, not mounted.
 pub(crate) fn stack_in(scratch: &Scratch, layers: &[Layer]) -> Stack {
     Stack {
         lowers: layers::write_all(layers, scratch.path(), Form::Kernel),
@@ -26,7 +26,7 @@ pub(crate) fn stack_in(scratch: &Scratch, layers: &[Layer]) -> Stack {
     }
 }
 
-/// Runs a command; its stdout, or the test fails with everything it said.
+/// Runs a command and returns its stdout. If it fails, the test fails with all its output.
 pub(crate) fn output_of(command: &mut Command) -> String {
     let output = command
         .output()

@@ -1,5 +1,5 @@
-//! Access times of files of the upper on a mount with `noatime`: reading leaves them, as on kernel
-//! overlayfs.
+//! Access times of files of the upper on a mount with `noatime`: reading does not change them, as
+//! on kernel overlayfs.
 
 use std::fs::{File, FileTimes, OpenOptions};
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +11,7 @@ use testkit::layers::{Form, Layer};
 use testkit::mount::{Fs, KERNEL};
 use testkit::need_mounts;
 
-/// Older than the modification, so that `relatime` would move it.
+/// Sets an access time older than the modification, so that `relatime` would change it.
 fn age(path: &Path) {
     let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
     let times = FileTimes::new().set_accessed(old);
@@ -22,7 +22,7 @@ fn atime(path: &Path) -> i64 {
     std::fs::symlink_metadata(path).unwrap().atime()
 }
 
-/// Of those that are read, whose access time in the upper has moved.
+/// Returns which of the read files have a changed access time in the upper.
 fn moved(fs: &Fs) -> Vec<&'static str> {
     let layer = Layer::new().file("lower", [b'a'; 8192]);
     let mut f = Fixture::with(fs, &[layer], Form::Kernel, true);
@@ -33,7 +33,7 @@ fn moved(fs: &Fs) -> Vec<&'static str> {
     OpenOptions::new().write(true).open(f.at("lower")).unwrap();
     f.ok("chmod lower 600");
     let names = ["lower", "new", "open", "dir/in", "dir"];
-    // Nothing is cached any more, neither data nor descriptors.
+    // After the remount nothing is cached, neither data nor descriptors.
     f.remount();
     let held = OpenOptions::new().read(true).write(true).open(f.at("open"));
     let held = held.unwrap();

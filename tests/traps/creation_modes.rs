@@ -1,5 +1,5 @@
-//! Modes of new files, directories, fifos and devices under every umask, in plain
-//! directories, in setgid ones, below a default ACL, and below both.
+//! Modes of new files, directories, FIFOs and devices under every umask, in plain directories, in
+//! setgid ones, below a default ACL, and below both.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ use testkit::need_mounts;
 
 use crate::same_as_kernel;
 
-/// A directory of each kind, in a lower: the first creation copies it up.
+/// Returns a directory of each kind, in a lower: the first creation copies it up.
 fn directories() -> Vec<Layer> {
     let default = acl(6, &[(1000, 5)], 4, 7, 1);
     let layer = Layer::new()
@@ -27,8 +27,8 @@ fn directories() -> Vec<Layer> {
     vec![layer]
 }
 
-/// What `umask` makes of each kind, looked at by stat and by the inherited ACL. Modes are
-/// such that every bit is asked for by one of them.
+/// Adds the creation of each kind under `umask`, checked by stat and by the inherited ACL. Together
+/// the modes request every bit.
 fn probe(text: &mut String, umask: u32) {
     writeln!(text, "umask {umask:o}").unwrap();
     for dir in ["plain", "setgid", "acl", "both"] {
@@ -77,19 +77,19 @@ fn every_umask() {
     same_as_kernel(&directories(), &text, true);
 }
 
-/// As a user who is not in the directory's group: setgid is dropped from files.
+/// As a user who is not in the directory's group: files lose setgid.
 #[test]
 fn every_umask_of_a_user() {
     need_mounts!();
     let mut text = String::from("as 1000 1000\n");
     for umask in (0..0o1000).step_by(7) {
-        // A device is root's to make: the answer is EPERM on both.
+        // Only root can make a device: the answer is EPERM on both.
         probe(&mut text, umask);
     }
     same_as_kernel(&directories(), &text, true);
 }
 
-/// Directories inherit setgid and the default ACL, and hand them on.
+/// Directories inherit setgid and the default ACL, and pass them on.
 #[test]
 fn inheritance_goes_down() {
     need_mounts!();

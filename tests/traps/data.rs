@@ -1,5 +1,4 @@
-//! Data: holes, copies, descriptors on unlinked files, direct I/O, mappings kept across
-//! copy-up.
+//! Data: holes, copies, descriptors on unlinked files, direct I/O, mappings kept across copy-up.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -16,7 +15,7 @@ use testkit::{errno, errno_name, need, need_mounts};
 
 use crate::same_on_standard;
 
-/// Where data and holes begin.
+/// Returns the offsets at which data and holes begin.
 fn map(file: &File) -> Vec<(u64, u64)> {
     let (mut map, mut at) = (Vec::new(), 0);
     while let Ok(data) = rustix::fs::seek(file, SeekFrom::Data(at)) {
@@ -26,7 +25,7 @@ fn map(file: &File) -> Vec<(u64, u64)> {
     map
 }
 
-/// 64 MiB with two islands: the copy has the same holes and costs only the islands.
+/// 64 MiB with two data ranges: the copy has the same holes and costs only the data.
 #[test]
 fn holes_cost_nothing() {
     need_mounts!();
@@ -49,7 +48,7 @@ fn holes_cost_nothing() {
     }
 }
 
-/// A file that its own creator may not open for writing again is filled all the same.
+/// A file that its own creator may not open for writing again is still filled.
 #[test]
 fn copies_of_read_only_files_by_a_user() {
     need_mounts!();
@@ -74,7 +73,7 @@ fn copies_of_read_only_files_by_a_user() {
     );
 }
 
-/// copy_file_range and cp(1) from outside, to outside and within.
+/// copy_file_range and cp(1) into the mount, out of it and within it.
 #[test]
 fn copies_both_ways() {
     need_mounts!();
@@ -107,7 +106,7 @@ fn copies_both_ways() {
     assert!(sparse("sparse.bin") == sparse("cp-sparse"));
 }
 
-/// What is left to a descriptor of a file that has lost its name.
+/// Operations on a descriptor of a file that has lost its name.
 #[test]
 fn everything_on_an_unlinked_file() {
     need_mounts!();
@@ -159,8 +158,8 @@ fn everything_on_an_unlinked_file() {
     );
 }
 
-/// A descriptor that only reads changes the attributes of a lower file without a name; the kernel
-/// would copy it up to the name, which is taken by the whiteout.
+/// A read-only descriptor changes the attributes of a lower file without a name; the kernel would
+/// copy the file up to its name, where the whiteout is.
 #[test]
 fn attributes_of_an_unlinked_lower_file() {
     need_mounts!();
@@ -178,8 +177,8 @@ fn attributes_of_an_unlinked_lower_file() {
     }
 }
 
-/// O_DIRECT passes the union's page cache by: each read asks the server, though the pages
-/// are cached; and a direct write is seen by cached readers at once.
+/// O_DIRECT bypasses the union's page cache: each read is a request to the server, although the
+/// pages are cached, and cached readers see a direct write at once.
 #[test]
 fn direct_io_passes_the_cache() {
     need_mounts!();
@@ -210,8 +209,8 @@ fn direct_io_passes_the_cache() {
     assert_eq!(buf, [b'd'; 4096]);
 }
 
-/// Mappings made before the copy-up, of a reader and of a writer: both see what is written
-/// later, and what is written through them is in the file.
+/// Mappings made before the copy-up, of a reader and of a writer: both show later writes, and data
+/// written through them is in the file.
 const MAPPINGS: &str = "
 import mmap, os, sys
 path = sys.argv[1]

@@ -1,5 +1,5 @@
-//! Writes past the kernel's cache by libaio, beside readers that use the cache: when they are done
-//! readers see what was written, for good.
+//! libaio writes that bypass the kernel's cache, beside readers that use the cache: after the
+//! writes, readers permanently see the written data.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -15,7 +15,7 @@ use testkit::{need, need_mounts};
 const SIZE: usize = 256 << 10;
 const ROUNDS: usize = 25;
 
-/// Has fio write the whole file, 16 writes at once, each byte being `byte`.
+/// Writes the whole file with fio, 16 writes at once, every byte as `byte`.
 fn write_all(f: &Fixture, byte: usize) {
     let file = f.at("file");
     let fio = Command::new("fio")
@@ -29,11 +29,11 @@ fn write_all(f: &Fixture, byte: usize) {
     assert!(fio.status.success(), "{fio:?}");
 }
 
-/// How many rounds leave a reader with old data.
+/// Returns how many rounds leave a reader with old data.
 fn stale(fs: &Fs) -> usize {
     let layer = Layer::new().file("file", vec![0; SIZE]);
     let f = Fixture::with(fs, &[layer], Form::Kernel, true);
-    // In the upper from the start.
+    // The file is in the upper from the start.
     drop(OpenOptions::new().append(true).open(f.at("file")).unwrap());
     f.ok("chmod file 644");
     let over = AtomicBool::new(false);

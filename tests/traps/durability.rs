@@ -1,6 +1,6 @@
-//! What reaches the upper's file system when a program syncs, seen with strace on the
-//! server: fsync and fdatasync of the very file, of directories, of O_SYNC writes, copy-up
-//! before the name; and nothing at all on a `volatile` mount.
+//! Syncs that reach the upper's file system when a program syncs, seen with strace on the server:
+//! fsync and fdatasync of the same file, of directories, of O_SYNC writes, of a copy-up before its
+//! name; and none at all on a `volatile` mount.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -20,7 +20,7 @@ const CALLS: &[&str] = &[
     "trace=fsync,fdatasync,syncfs,sync,sync_file_range,linkat,renameat2",
 ];
 
-/// Everything a program can do for its data.
+/// Makes every kind of sync that a program can make.
 fn sync_everything(f: &Fixture) {
     let mut new = File::create(f.at("merged/new")).unwrap();
     new.write_all(b"data").unwrap();
@@ -53,7 +53,7 @@ fn traced(options: &'static str) -> Needed<(Fixture, Vec<String>)> {
     Ok((f, calls))
 }
 
-/// Position of the first call of `name` on a path that ends in `path`.
+/// Returns the position of the first call of `name` on a path that ends in `path`.
 fn position(calls: &[String], name: &str, path: &str) -> usize {
     let on = format!("{path}>");
     let found = calls
@@ -76,7 +76,7 @@ fn syncs_reach_the_upper() {
     assert_eq!(std::fs::read(f.at("sync")).unwrap(), b"synchronous");
 }
 
-/// The end of a mount is not a sync, so that ephemeral and temporary ones cost nothing.
+/// The end of a mount does not sync, so that ephemeral and temporary mounts cost nothing.
 #[test]
 fn unmounting_syncs_nothing() {
     need_mounts!();
@@ -92,7 +92,7 @@ fn unmounting_syncs_nothing() {
     assert_eq!(std::fs::read(f.upper("new")).unwrap(), b"data");
 }
 
-/// syncfs(2) of the mount never reaches the server; `unionfs sync` does what it should.
+/// syncfs(2) of the mount never reaches the server; `unionfs sync` syncs the upper.
 #[test]
 fn syncfs_is_for_unionfs_sync() {
     need_mounts!();
@@ -116,7 +116,7 @@ fn syncfs_is_for_unionfs_sync() {
             .unwrap();
         assert!(sync.status.success(), "{sync:?}");
         let calls: Vec<_> = strace::text(&file).lines().map(str::to_owned).collect();
-        // What is in the kernel's pages first, then the disk.
+        // First the data in the kernel's pages, then the disk.
         assert!(position(&calls, "syncfs", "/mnt") < position(&calls, "syncfs", "/upper"));
     }
     let none = Command::new(program()).args(["sync", "/"]).output();
@@ -128,7 +128,7 @@ fn syncfs_is_for_unionfs_sync() {
     );
 }
 
-/// The copy is synced while it has no name, then gets it.
+/// The copy is synced while it has no name, and then gets its name.
 #[test]
 fn a_copy_is_synced_before_it_has_its_name() {
     need_mounts!();
@@ -139,7 +139,7 @@ fn a_copy_is_synced_before_it_has_its_name() {
             (c.contains(" linkat(") || c.contains(" renameat2(")) && c.contains("big.bin")
         })
         .unwrap_or_else(|| panic!("no name given in:\n{}", calls.join("\n")));
-    // By the same thread: each line begins with its number.
+    // By the same thread: each line begins with its thread ID.
     let thread = calls[named].split_whitespace().next().unwrap();
     let synced = calls[..named]
         .iter()

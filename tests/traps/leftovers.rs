@@ -1,5 +1,5 @@
-//! A work directory full of what a crash left: cleaned by the next mount, never used again,
-//! nothing of it in any file.
+//! A work directory full of leftovers of a crash: the next mount removes them, reuses none, and no
+//! file has their data.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -10,8 +10,8 @@ use testkit::mount::{Scratch, Stack, subject};
 use testkit::need_mounts;
 use testkit::tree::{self, Mask};
 
-/// Files and directories of every kind, some that cannot be entered, with names like those
-/// that staging takes and data that would be noticed.
+/// Makes files and directories of every kind, some without permission to enter, with names in the
+/// form of staging names and recognisable data.
 fn litter(staging: &Path) {
     let stale = Layer::new()
         .file("#1", "STALE")
@@ -51,7 +51,7 @@ fn are_cleaned_and_never_used() {
     let mut f = Fixture::over(&subject(), scratch, stack);
     let left: Vec<_> = std::fs::read_dir(&staging).unwrap().collect();
     assert!(left.is_empty(), "still there: {left:?}");
-    // Copy-ups of many sizes, whiteouts and replaced directories all pass through it.
+    // Copy-ups of many sizes, whiteouts and replaced directories all use the staging directory.
     f.ok("chmod big.bin 600
           truncate sparse.bin 5000000
           write plain.txt 50 far-behind

@@ -1,4 +1,4 @@
-//! Names of 255 bytes in every operation, and what is longer: refused as the backing file
+//! Names of 255 bytes in every operation, and longer ones, which are refused as the backing file
 //! system does.
 
 use testkit::fixture::Fixture;
@@ -57,8 +57,8 @@ fn names_of_255_bytes_in_every_operation() {
     same_as_kernel(&[middle, lower], &text, false);
 }
 
-/// A redirect longer than the kernel writes (256 bytes) and one as long as it reads; the
-/// kernel shows the same afterwards.
+/// A redirect longer than the kernel writes (256 bytes) and one as long as it reads; the kernel
+/// shows the same afterwards.
 #[test]
 fn redirects_longer_than_the_kernels() {
     need_mounts!();
@@ -70,7 +70,7 @@ fn redirects_longer_than_the_kernels() {
             .file(format!("{}/f", deep(n)), format!("{n}\n"));
     }
     let mut f = Fixture::new(&[layer]);
-    // From the bottom up: each takes along what is still below it.
+    // From the bottom up: each rename moves the directories below it.
     f.ok(&format!(
         "rename {} moved12\nrename {} moved3",
         deep(12),
@@ -116,8 +116,8 @@ fn longer_names_are_refused() {
     same_on_standard(&operations.join("\n").replace("{n}", &long));
 }
 
-/// PATH_MAX (4096 bytes with the end mark) is the caller's kernel's business; a link's
-/// target of 4095 bytes is ours.
+/// The caller's kernel checks PATH_MAX (4096 bytes with the terminating NUL); the server handles a
+/// link target of 4095 bytes.
 #[test]
 fn long_paths_and_targets() {
     need_mounts!();
@@ -141,7 +141,7 @@ fn long_paths_and_targets() {
         path(4400),
         path(4400),
     );
-    // tmpfs: ext4 takes no target longer than a block less one.
+    // On tmpfs: ext4 accepts no target longer than a block less one.
     same_as_kernel(&testkit::layers::standard(), &text, true);
 }
 

@@ -1,5 +1,5 @@
-//! Listing a directory of 100,000 entries in two layers while others create, rename and
-//! remove in it: each name that stays is seen exactly once. telldir and seekdir.
+//! Listing a directory of 100,000 entries in two layers while other threads create, rename and
+//! remove in it: each name that stays is listed exactly once. Also telldir and seekdir.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,10 +12,10 @@ use testkit::layers::{self, Form, Layer};
 use testkit::mount::{Scratch, Stack, subject};
 use testkit::need_mounts;
 
-/// In each of the two layers.
+/// The number of entries in each of the two layers.
 const HALF: usize = 50_000;
 
-/// A merged directory with `half` entries in each layer.
+/// Makes a merged directory with `half` entries in each layer.
 fn large(half: usize) -> Fixture {
     let scratch = Scratch::tmpfs();
     let stack = Stack {
@@ -31,7 +31,7 @@ fn large(half: usize) -> Fixture {
     Fixture::over(&subject(), scratch, stack)
 }
 
-/// How often each name that stays is listed.
+/// Returns how often each name that stays is listed.
 fn count(dir: &Path) -> HashMap<Vec<u8>, u32> {
     let mut seen = HashMap::new();
     for entry in Dir::new(File::open(dir).unwrap()).unwrap() {
@@ -58,7 +58,7 @@ fn churn(dir: &Path, stop: &AtomicBool, rounds: &AtomicU64) {
         std::fs::write(path(0), "x").unwrap();
         let _ = std::fs::remove_file(path(250));
         let _ = std::fs::rename(path(0), path(100));
-        // Stays all the time, though it is another file afterwards.
+        // The name stays all the time, though it is another file afterwards.
         let _ = std::fs::rename(path(100), dir.join(format!("stay-l{}", round % 100)));
     }
 }
@@ -96,7 +96,7 @@ fn telldir_and_seekdir() {
         entries.push((entry.file_name().to_owned(), entry.offset()));
     }
     assert_eq!(entries.len(), 2 * half + 2);
-    // Where an entry says the next one begins, back and forth.
+    // Seeks back and forth to the position of the next entry that each entry states.
     for step in 0..300 {
         let n = step * 7919 % (entries.len() - 1);
         dir.seek(entries[n].1).unwrap();
@@ -105,7 +105,7 @@ fn telldir_and_seekdir() {
     }
     dir.seek(entries.last().unwrap().1).unwrap();
     assert!(dir.read().is_none(), "nothing follows the last");
-    // A removed entry leaves the positions of others alone.
+    // The removal of an entry does not change the positions of others.
     std::fs::remove_file(f.at("d/stay-l7")).unwrap();
     let removed = entries
         .iter()

@@ -1,7 +1,7 @@
-//! Known traps of union file systems, a file for each family. What kernel overlayfs
-//! answers is compared with it by `same_as_kernel`, which also remounts (by both) and
-//! looks again; what it cannot do, or does differently, states its own expectation and
-//! remounts by itself.
+//! Known traps of union file systems, one file for each family. `same_as_kernel` compares with the
+//! answers of kernel overlayfs; it also remounts (by both) and compares again. Tests of operations
+//! that the kernel cannot do or does differently state their own expectation and remount
+//! themselves.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -25,8 +25,8 @@ use testkit::layers::{self, Layer};
 use testkit::mount::{KERNEL, subject};
 use testkit::{runner, script};
 
-/// Runs a script on kernel overlayfs and on unionfs over `layers`, on a tmpfs or on the
-/// disk: answers, trees, uppers, trees after remounts by both, and lowers must agree.
+/// Runs a script on kernel overlayfs and on unionfs over `layers`, on a tmpfs or on the disk:
+/// answers, trees, uppers, trees after remounts by both, and lowers must agree.
 fn same_as_kernel(layers: &[Layer], text: &str, tmpfs: bool) {
     let case = runner::Case {
         layers,
@@ -39,7 +39,7 @@ fn same_as_kernel(layers: &[Layer], text: &str, tmpfs: bool) {
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
-/// [`same_as_kernel`] over the standard layers, on the disk.
+/// Runs [`same_as_kernel`] over the standard layers, on the disk.
 fn same_on_standard(text: &str) {
     same_as_kernel(&layers::standard(), text, false);
 }

@@ -1,5 +1,5 @@
-//! The mtime that a write through a mapping leaves is seen at once, as on kernel overlayfs, also by
-//! who has looked at the file just before.
+//! The mtime of a write through a mapping is visible at once, as on kernel overlayfs, also to a
+//! process that has read the attributes just before.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::MetadataExt;
@@ -13,19 +13,20 @@ use testkit::map::{self, Map};
 use testkit::mount::{Fs, KERNEL};
 use testkit::need_mounts;
 
-/// As make(1) and rsync(1) look.
+/// Reads the mtime as make(1) and rsync(1) do.
 fn stated(path: &Path) -> (i64, i64) {
     let meta = path.metadata().unwrap();
     (meta.mtime(), meta.mtime_nsec())
 }
 
-/// For the time alone.
+/// Requests the mtime alone.
 fn asked(path: &Path) -> (i64, i64) {
     let stat = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MTIME).unwrap();
     (stat.stx_mtime.tv_sec, i64::from(stat.stx_mtime.tv_nsec))
 }
 
-/// How often the time moved; each round looks, opens, maps, writes, closes and looks again.
+/// Returns how often the time changed; each round reads it, opens, maps, writes, closes and reads
+/// it again.
 fn moved(fs: &Fs, look: fn(&Path) -> (i64, i64)) -> usize {
     map::memory();
     let layer = Layer::new().file("known", [b'a'; 8192]);
@@ -33,7 +34,7 @@ fn moved(fs: &Fs, look: fn(&Path) -> (i64, i64)) -> usize {
     let path = f.at("known");
     let round = |_: &usize| {
         let before = look(&path);
-        // More than the kernel's clock for times takes for a step.
+        // Longer than a step of the kernel's clock for file times.
         std::thread::sleep(Duration::from_millis(20));
         let file = OpenOptions::new().read(true).write(true).open(&path);
         let file = file.unwrap();

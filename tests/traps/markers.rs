@@ -1,5 +1,5 @@
-//! Things users make that look like markers: refused as overlayfs refuses them or kept
-//! faithfully, and never a marker at the next mount. And `.wh.` names of lowers, which are.
+//! Objects of users that look like markers: they are refused as overlayfs does or kept unchanged,
+//! and are never a marker at the next mount. The `.wh.` names of lowers are markers.
 
 use testkit::fixture::Fixture;
 use testkit::layers::{Form, Layer, standard};
@@ -8,7 +8,7 @@ use testkit::runner::{Case, compare};
 use testkit::tree::{self, Mask};
 use testkit::{need_mounts, script};
 
-/// Private attributes of every kind, set on everything by root inside.
+/// Private attributes of every kind, set on everything by root through the mount.
 #[test]
 fn attributes_of_overlays_set_inside() {
     need_mounts!();
@@ -48,7 +48,7 @@ fn attributes_of_overlays_set_inside() {
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
-/// `.wh.` names are data to the kernel's dialect, through every operation.
+/// `.wh.` names are data in the kernel's dialect, through every operation.
 #[test]
 fn wh_names_made_inside() {
     need_mounts!();
@@ -78,7 +78,7 @@ fn wh_names_made_inside() {
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
-/// A whiteout in the middle hides what is below, though a higher layer has the name again.
+/// A whiteout in a middle layer hides the names below, though a higher layer has the name again.
 fn middle_whiteouts() -> Vec<Layer> {
     let top = Layer::new()
         .dir("d")
@@ -113,7 +113,7 @@ fn middle_whiteouts() -> Vec<Layer> {
 #[test]
 fn whiteouts_in_a_middle_layer() {
     need_mounts!();
-    // The upper's root is made anew each time.
+    // The upper's root is made again each time.
     let mask = Mask::from_now();
     let expected = Fixture::new(&middle_whiteouts()).tree();
     let names: Vec<_> = expected
@@ -137,7 +137,7 @@ fn whiteouts_in_a_middle_layer() {
     }
 }
 
-/// The order in which names are looked up and directories listed changes nothing.
+/// The order of lookups and listings does not change the result.
 #[test]
 fn the_order_of_lookups_changes_nothing() {
     need_mounts!();
@@ -153,7 +153,7 @@ fn the_order_of_lookups_changes_nothing() {
             "gone",
             "again",
         ];
-        // Each name first once, the others after it in turn, forwards and backwards.
+        // Each name once as the first, the others after it in turn, forwards and backwards.
         for first in 0..names.len() {
             for backwards in [false, true] {
                 f.remount();

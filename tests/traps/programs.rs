@@ -1,5 +1,5 @@
-//! Programs in the union: run as soon as they are written, busy while they run or are being
-//! written, as on kernel overlayfs. And file handles of it.
+//! Programs in the union: they run as soon as they are written, and are busy while they run or are
+//! being written, as on kernel overlayfs. Also file handles of the union.
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
@@ -20,7 +20,7 @@ fn layer() -> Layer {
     Layer::new().file("sleep", sleep).mode(0o755)
 }
 
-/// Runs a program that nobody has open for writing.
+/// Runs a program that no process has open for writing.
 fn run(path: &Path) -> String {
     errno_name(errno(once_idle(|| Command::new(path).arg("0").status())))
 }
@@ -29,10 +29,10 @@ fn open_for_writing(path: &Path) -> String {
     errno_name(errno(OpenOptions::new().write(true).open(path)))
 }
 
-/// What `attempt` gives once `path` is no longer busy. It may be for a moment: after a program's
-/// end while somebody reads its `/proc/PID`, which holds its memory and so the file; after a
-/// writer's end while another thread's child, which has not yet executed its program, has the
-/// descriptor.
+/// Returns the result of `attempt` once `path` is no longer busy. It may be busy for a moment:
+/// after a program's end, while another process reads its `/proc/PID`, which holds its memory and
+/// so the file; after a writer's end, while another thread's child that has not yet executed its
+/// program has the descriptor.
 fn once_idle<T>(mut attempt: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
     let start = Instant::now();
     loop {
@@ -48,7 +48,8 @@ fn once_idle<T>(mut attempt: impl FnMut() -> std::io::Result<T>) -> std::io::Res
     }
 }
 
-/// What happens to `path` while it runs and while it is open for writing.
+/// Tries operations on `path` while it runs and while it is open for writing; returns their
+/// results.
 fn busy(path: &Path) -> Vec<String> {
     let mut notes = vec![run(path)];
     let mut child = Command::new(path).arg("60").spawn().unwrap();
@@ -65,7 +66,7 @@ fn busy(path: &Path) -> Vec<String> {
     notes
 }
 
-/// A lower program, its copy, a program just written, and one replaced by rename while the
+/// Observes a lower program, its copy, a program just written, and one replaced by rename while the
 /// old one runs.
 fn observe(fs: &Fs) -> Vec<String> {
     let mut f = Fixture::with(fs, &[layer()], Form::Kernel, true);
@@ -93,8 +94,8 @@ fn busy_as_on_the_kernels() {
     assert!(kernel.iter().any(|n| n.ends_with("ETXTBSY")), "{kernel:?}");
 }
 
-/// Opened for reading and truncated, of which the kernel asks after the open only. Kernel overlayfs
-/// empties a lower program then, and the process dies of SIGBUS.
+/// A program that is opened for reading with truncation: the kernel sends the truncation after the
+/// open only. Kernel overlayfs then empties a lower program, and the process dies of SIGBUS.
 #[test]
 fn a_running_program_is_not_emptied() {
     need_mounts!();
@@ -115,7 +116,7 @@ fn a_running_program_is_not_emptied() {
     }
 }
 
-/// A handle leads to its file or nowhere: after copy-up, rename and dropped caches, and when
+/// A handle opens its file or gives an error: after copy-up, rename and dropped caches, and when
 /// another file has taken the name.
 #[test]
 fn handles_never_lead_to_another_file() {
@@ -127,7 +128,7 @@ fn handles_never_lead_to_another_file() {
         std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(f.at(name)).unwrap())
     };
     let (plain, top, dir) = (handle(c"plain.txt"), handle(c"top.txt"), handle(c"merged"));
-    // Held open, they stay known.
+    // Held open, they stay known to the kernel.
     let held = [f.at("plain.txt"), f.at("merged")].map(|p| File::open(p).unwrap());
     let opened = |handle| {
         let fd = open_by_handle(&root, handle)?;

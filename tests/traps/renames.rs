@@ -1,5 +1,5 @@
-//! The rename family: every kind of entry onto every other, with every flag; merged
-//! directories, whiteouts, hard links, sticky directories, a directory into itself.
+//! The rename family: every kind of entry onto every other, with every flag; merged directories,
+//! whiteouts, hard links, sticky directories, a directory into itself.
 
 use std::fmt::Write as _;
 
@@ -10,13 +10,13 @@ use testkit::{need_mounts, script};
 
 use crate::same_on_standard;
 
-/// A kind of entry for each pair: named `KIND` with the number of the pair.
+/// The kinds of entries for each pair; the name is `KIND` with the number of the pair.
 const KINDS: [&str; 10] = [
     "missing", "whiteout", "lower", "upper", "linked", "symlink", "empty", "lowerdir", "merged",
     "upperdir",
 ];
 
-/// Entry `name` of `kind`: what the two lower layers hold of it and what the script does.
+/// Makes entry `name` of `kind`: adds it to the two lower layers and to the script.
 fn make(kind: &str, name: &str, lower: Layer, top: Layer, text: &mut String) -> (Layer, Layer) {
     match kind {
         "whiteout" => (lower.file(name, "hidden\n"), top.whiteout(name)),
@@ -67,7 +67,8 @@ fn every_pair(flags: &str) {
             .unwrap();
         }
     }
-    // Not the uppers: of a rename that fails the kernel may leave a copied-up directory.
+    // The uppers are not compared: after a failed rename the kernel may leave a copied-up
+    // directory.
     let case = Case {
         layers: &[top, lower],
         script: &script::parse(&text),
@@ -185,7 +186,8 @@ fn sticky_directories() {
     );
 }
 
-/// What package managers do: the new file beside, a link of the old as backup, rename over.
+/// The steps of package managers: the new file beside the old, a link of the old one as a backup, a
+/// rename over it.
 #[test]
 fn replaced_like_a_package() {
     need_mounts!();
@@ -204,7 +206,7 @@ fn replaced_like_a_package() {
     );
 }
 
-/// A directory replaced by each other type and back.
+/// A directory is replaced by each other type and back.
 #[test]
 fn removed_and_made_again_as_every_type() {
     need_mounts!();

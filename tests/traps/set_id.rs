@@ -12,7 +12,7 @@ use testkit::{need_mounts, tree};
 
 use crate::{same_as_kernel, same_on_standard};
 
-/// What may drop the bits of file `f`.
+/// Operations that may drop the bits of file `f`.
 const CHANGES: [&str; 9] = [
     "write {f} 0 x",
     "write {f} 0 x a",
@@ -73,7 +73,7 @@ fn dropped_for_the_owner() {
     same_as_kernel(&files(&MODES, true), &script("as 1000 1000"), false);
 }
 
-/// Files that have both, a capability and set-id bits, are in `mount/differences`.
+/// `mount/differences` tests files with both a capability and set-id bits.
 #[test]
 fn dropped_for_root() {
     need_mounts!();
@@ -81,7 +81,7 @@ fn dropped_for_root() {
     same_as_kernel(&files(&[0o755; 7], true), &script("umask 22"), false);
 }
 
-/// By a user who may write because the mode says so.
+/// Changes by a user who may write because of the mode.
 #[test]
 fn dropped_for_others() {
     need_mounts!();
@@ -114,8 +114,8 @@ fn kept_by_changes_of_names_and_attributes() {
     );
 }
 
-/// The server hears of a mapped write as of any other, and its write drops them; what is
-/// passed through it does not hear of.
+/// The server gets a mapped write as any other, and its write drops the bits; it gets no message
+/// for passed-through writes.
 #[test]
 fn a_mapped_write_drops_capabilities() {
     need_mounts!();
@@ -138,7 +138,7 @@ fn a_mapped_write_drops_capabilities() {
 fn setcap_programs_work() {
     need_mounts!();
     let program = std::fs::read("/bin/cat").unwrap();
-    // cap_dac_override+ep: reads what its caller may not.
+    // cap_dac_override+ep: it reads a file that its caller may not read.
     let mut capability = net_raw_capability();
     capability[4..8].copy_from_slice(&(1u32 << 1).to_le_bytes());
     let layer = Layer::new()

@@ -1,8 +1,8 @@
-//! Set-id bits fall for a user who is root of a user namespace of its own, in each `io=` policy
-//! and transport, exactly as kernel overlayfs lets them fall; what root keeps there is kept.
+//! Set-id bits are dropped for a user who is root of a user namespace of its own, in each `io=`
+//! policy and transport, exactly as on kernel overlayfs; bits that root keeps there are kept.
 //!
-//! The kernel's view is taken by a statx for the mode alone, which it answers from what it
-//! believes, and by executing the file. A full stat would refresh what it believes.
+//! The tests read the kernel's cached mode by a statx for the mode alone, and by executing the
+//! file. A full stat would refresh the cache.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,15 +17,15 @@ use testkit::mount::{Fs, KERNEL, chmod};
 use testkit::need::{has_tools, has_uring};
 use testkit::{need, need_mounts};
 
-/// Prints its effective IDs with `-u` and `-g`.
+/// A program that prints its effective IDs with `-u` and `-g`.
 const PROGRAM: &str = "/usr/bin/id";
 const PYTHON: &str = "/usr/bin/python3";
 
 /// The group of the files.
 const GROUP: u32 = 2000;
 
-/// Changes the files named `OP.…` below its argument, each so that the program stays one. A line
-/// for each: the name and what it came to.
+/// Changes the files named `OP.…` below its argument, each so that the program stays one. Prints a
+/// line for each: the name and the result.
 const ATTACK: &str = r#"
 import mmap, os, sys
 root, program = sys.argv[1], open("/usr/bin/id", "rb").read()
@@ -91,7 +91,7 @@ const CHANGES: [&str; 14] = [
     "mmap",
 ];
 
-/// Somebody who changes files, and the modes of the files that are tried.
+/// A user who changes files, and the modes of the files that are tried.
 struct Who {
     name: &'static str,
     command: &'static [&'static str],
@@ -142,11 +142,11 @@ const WHO: [Who; 5] = [
     },
 ];
 
-/// What became of a file: what its change came to, its mode as the kernel believes it and as it is
-/// in the upper, and the IDs of who executes it.
+/// The result for a file: that of its change, its mode in the kernel's cache and in the upper, and
+/// the IDs of a process that executes it.
 type Outcome = (String, Mode, Mode, String);
 
-/// Shown in octal.
+/// A mode, formatted in octal.
 #[derive(Clone, Copy, PartialEq)]
 struct Mode(u32);
 
@@ -168,7 +168,7 @@ fn files(who: &Who) -> Vec<(String, u32)> {
     files
 }
 
-/// The mode and nothing else, so that nothing else is asked for.
+/// Reads the mode and nothing else, so that no other attribute is requested.
 fn mode_only(path: &Path) -> Mode {
     let stat = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MODE).unwrap();
     Mode(u32::from(stat.stx_mode) & 0o7777)
@@ -181,7 +181,7 @@ fn text(command: &mut Command) -> String {
     String::from_utf8_lossy(&both).trim().to_owned()
 }
 
-/// The effective IDs with which a member executes it.
+/// Returns the effective IDs of a group member that executes the file.
 fn ids(path: &Path) -> String {
     let id = |option| {
         let mut command = Command::new(MEMBER[0]);
@@ -196,7 +196,7 @@ fn ids(path: &Path) -> String {
     format!("{} {}", id("-u"), id("-g"))
 }
 
-/// Its length is one that O_DIRECT can append to.
+/// Returns a program whose length allows an append with O_DIRECT.
 fn program() -> Vec<u8> {
     let mut program = std::fs::read(PROGRAM).unwrap();
     program.resize(program.len().next_multiple_of(4096), 0);
@@ -221,7 +221,7 @@ fn outcomes(fs: &Fs, who: &Who) -> BTreeMap<String, Outcome> {
             std::fs::write(f.at(name), &program).unwrap();
             give(&f.at(name), 0, *mode);
         }
-        // The kernel knows them all.
+        // The kernel has all modes in its cache.
         assert_eq!(f.at(name).metadata().unwrap().mode() & 0o7777, *mode);
     }
     let mut attack = Command::new(who.command[0]);
@@ -245,14 +245,14 @@ fn outcomes(fs: &Fs, who: &Who) -> BTreeMap<String, Outcome> {
         .collect()
 }
 
-/// What differs from kernel overlayfs, in lines.
+/// Returns the differences from kernel overlayfs, as lines.
 fn differences(fs: &Fs, who: &Who, truth: &BTreeMap<String, Outcome>) -> String {
     let mut found = String::new();
     for (name, ours) in outcomes(fs, who) {
         let kernel = &truth[&name];
         let mut expected = kernel.clone();
-        // Only the caller's fsgid is known: set-group-ID without group execution, which gives no
-        // right, stays for sure only for those whose fsgid it is.
+        // The server knows only the caller's fsgid: set-group-ID without group execution, which
+        // gives no right, is certain to stay only for callers with that fsgid.
         let by_other_group = who.command.contains(&"--groups=2000");
         if by_other_group && kernel.1.0 & 0o2010 == 0o2000 && ours.1.0 & 0o2000 == 0 {
             expected.1.0 &= !0o2000;
@@ -330,7 +330,7 @@ fn fall_over_fuser_with_writeback() {
     compare(&Fs::Unionfs("writeback,transport=fuser"));
 }
 
-/// Who sets an ACL on a file of its own.
+/// The callers that set an ACL on a file of their own.
 const ACL_SETTERS: [(&[&str], &str); 6] = [
     (&["--regid=1000", "--clear-groups"], "stranger"),
     (
@@ -349,8 +349,8 @@ const ACL_SETTERS: [(&[&str], &str); 6] = [
     (&["--regid=1000", "--clear-groups", "env"], "again"),
 ];
 
-/// What became of set-group-ID files after each of [`ACL_SETTERS`]: the name, the mode, and what the
-/// file runs as.
+/// Returns the state of set-group-ID files after each of [`ACL_SETTERS`]: the name, the mode, and
+/// the IDs with which the file runs.
 fn modes_after_acl(fs: &Fs) -> Vec<(String, Mode, String)> {
     let program = program();
     let mut layer = Layer::new();
@@ -377,7 +377,7 @@ fn modes_after_acl(fs: &Fs) -> Vec<(String, Mode, String)> {
     found
 }
 
-/// An ACL on one's own file, by a member of its group and by others.
+/// An ACL on the caller's own file, set by a member of its group and by others.
 #[test]
 fn an_acl_drops_set_group_id_for_strangers_to_the_group() {
     need_mounts!();
@@ -389,13 +389,13 @@ fn an_acl_drops_set_group_id_for_strangers_to_the_group() {
     for io in ["io=passthrough", "io=cached"] {
         assert_eq!(modes_after_acl(&Fs::Unionfs(io)), kernel, "{io}");
     }
-    // The crate cannot say who is a member: it falls for all.
+    // The crate cannot tell who is a member, so the bit is dropped for all callers.
     let all = modes_after_acl(&Fs::Unionfs("transport=fuser"));
     assert_eq!(dropped(&all), all.len(), "{all:?}");
 }
 
-/// chown(2) that names nobody drops them, as in the kernel, also for root and of other files than
-/// regular ones; a directory keeps what it has.
+/// A chown(2) that changes neither ID drops the bits, as in the kernel, also for root and for other
+/// types than regular files; a directory keeps its bits.
 #[test]
 fn chown_to_nobody_in_particular_drops_set_id_bits() {
     need_mounts!();

@@ -1,5 +1,5 @@
-//! Times: before 1970 and after 2038, nanoseconds, of parents, after writing through a
-//! mapping, and what reading does to them.
+//! Times: before 1970 and after 2038, nanoseconds, of parents, after writing through a mapping, and
+//! the effect of reads on them.
 
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
@@ -11,7 +11,8 @@ use testkit::{need, need_mounts};
 
 use crate::same_on_standard;
 
-/// On ext4 (years 1901 to 2446) and tmpfs alike: what the backing file system keeps.
+/// On ext4 (years 1901 to 2446) and on tmpfs: the union keeps the times that the backing file
+/// system keeps.
 #[test]
 fn negative_and_far() {
     need_mounts!();
@@ -36,7 +37,7 @@ fn negative_and_far() {
     }
 }
 
-/// A lower's odd times survive its copy-up.
+/// Unusual times of a lower survive its copy-up.
 #[test]
 fn far_times_of_a_lower_are_copied() {
     need_mounts!();
@@ -100,7 +101,7 @@ fn stamps(f: &Fixture, name: &str) -> ((i64, i64), (i64, i64)) {
     )
 }
 
-/// A write through a shared mapping moves mtime and ctime, of a copy and of a new file.
+/// A write through a shared mapping changes mtime and ctime, of a copy and of a new file.
 #[test]
 fn a_mapped_write_moves_mtime() {
     need_mounts!();
@@ -125,7 +126,7 @@ fn a_mapped_write_moves_mtime() {
     }
 }
 
-/// Reading files and listing directories leaves their times in a lower as they are.
+/// Reading files and listing directories does not change their times in a lower.
 #[test]
 fn reading_a_lower_leaves_its_times() {
     need_mounts!();

@@ -271,7 +271,7 @@ scenarios! {
         stat setgid/mydir
         chmod setgid/mine 2775
         stat setgid/mine";
-    /// Without a stat of the unlinked lower file: the kernel still says nlink 1.
+    /// Without a stat of the unlinked lower file: the kernel still reports nlink 1.
     open_then_unlink: "
         open 1 plain.txt b
         hwrite 1 0 CHANGED

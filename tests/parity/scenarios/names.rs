@@ -1,4 +1,4 @@
-//! Names: what is seen, created, removed, renamed, over and out of every layer.
+//! Names: looked up, created, removed, renamed, over and out of every layer.
 
 use super::check;
 
