@@ -308,7 +308,7 @@ impl Drop for Beneath {
 }
 
 /// A long-running command on a store does not keep the upper of a container in use, and other
-/// mounts beneath the store stay.
+/// mounts beneath the store are available to it.
 #[test]
 fn containers_that_end_meanwhile_leave_their_uppers() {
     need!(can_mount());

@@ -75,7 +75,7 @@ fn images_without_a_name_go_when_asked_for_unless_something_needs_them() {
     let text = home.run(["prune", "--dangling"]).ok();
     assert!(text.contains("image without a name"), "{text}");
     assert_eq!(home.names(), ["one:1", "one:latest", "two:1"]);
-    // The intermediate image of two:1 is dangling too: it stays as long as two:1 does.
+    // The intermediate image of two:1 has no name either: it stays as long as two:1 does.
     assert_eq!(counts(&home), (4, 4));
     home.run(["verify", "--all"]).ok();
 }

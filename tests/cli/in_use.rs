@@ -1,5 +1,5 @@
 //! The images that `rmi` refuses to remove: those whose chain of layers is mounted, and those with
-//! a named layer. It removes images of which only parts are in use by other images.
+//! a named layer. It does not refuse images that only share layers with an image in use.
 
 use serde_json::{Value, json};
 use testkit::home::Home;

@@ -75,7 +75,7 @@ impl Work {
     }
 }
 
-/// Returns the names of the files that are copied up in turn.
+/// Returns the name of the `n`-th file that a thread copies up.
 fn low(thread: usize, n: usize) -> String {
     format!("merged/low{thread}-{n}")
 }
@@ -154,8 +154,8 @@ fn read(union: &Union) {
 }
 
 /// Returns the mask of the comparison. With `writeback` the kernel sends the time of a file while
-/// writes of its data are under way, so a time that the freeze delays may get to the disk after the
-/// data.
+/// writes of its data are under way. Writes that the freeze delays may then get to the disk after
+/// the time.
 fn times_on_the_disk(fs: &Fs) -> Mask {
     match fs {
         Fs::Unionfs(options) if options.contains("writeback") => Mask::from_now(),

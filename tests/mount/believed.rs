@@ -37,7 +37,7 @@ fn hollow(layer: Layer, name: &str) -> Layer {
         .own(USER, USER)
 }
 
-/// The content of a sparse file of that length.
+/// The content of the hollow file: as many zeros as the secret has bytes.
 const HOLE: [u8; SECRET.len()] = [0; SECRET.len()];
 
 /// Returns a layer with a file and a directory of the user whose markers refer to root's.

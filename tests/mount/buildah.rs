@@ -42,7 +42,7 @@ struct Buildah {
 
 impl Buildah {
     fn call(&self, program: Option<&str>, args: &[&str]) -> String {
-        // With the variable buildah would look for fuse-overlayfs and use it instead of the kernel.
+        // With this file buildah would look for fuse-overlayfs and use it instead of the kernel.
         if program.is_none() {
             let mark = self.scratch.path().join("root/overlay/.has-mount-program");
             let _ = std::fs::remove_file(mark);

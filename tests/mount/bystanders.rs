@@ -84,7 +84,8 @@ fn all_stopped(process: u32) -> bool {
     })
 }
 
-/// Data that never arrives: a page of a file whose server is stopped. The server continues on drop.
+/// A page of a file that cannot be read because its server is stopped. The server continues on
+/// drop.
 struct Never {
     page: Map,
     server: Pid,
@@ -121,9 +122,9 @@ impl Drop for Never {
     }
 }
 
-/// A user writes such data to a file of the layer without the server, and so holds the lock of that
-/// file. Many threads run `wait` meanwhile, which needs that lock in the server. All of them and
-/// the other user run on one CPU, if given.
+/// A user writes from such a page to a file that is passed through, without the server, and so
+/// holds the lock of the layer's file. Many threads run `wait` meanwhile, which needs that lock in
+/// the server. They and the other user all run on one CPU, if given.
 fn a_lock_held(
     options: &'static str,
     (waiting, cpu): (usize, Option<usize>),

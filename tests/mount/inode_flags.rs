@@ -380,7 +380,7 @@ fn protected_files_refuse_what_the_kernels_do() {
         let (mut got, marks) = run(&Fs::Unionfs(options));
         assert_eq!(got.len(), expected.len());
         if options == "transport=fuser" {
-            // Kernel overlayfs has no O_TMPFILE here.
+            // The crate has no O_TMPFILE.
             let unnamed = got.iter_mut().zip(&expected);
             for (got, expected) in unnamed.filter(|(got, _)| got.0.contains("unnamed ")) {
                 assert_eq!(got.1, "EOPNOTSUPP");

@@ -48,7 +48,7 @@ impl Lease {
 
     /// Tells whether a process waits for the lease.
     fn is_wanted(&self) -> bool {
-        // While a lease is being broken the kernel returns its future type.
+        // While the lease is being broken, the kernel returns the type that it will have.
         #[allow(unsafe_code)]
         // SAFETY: the call takes numbers only.
         let kind = unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_GETLEASE) };

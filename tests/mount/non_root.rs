@@ -99,7 +99,7 @@ fn files_without_permissions_can_be_looked_up() {
     own("low/ro").unwrap();
     chmod(&scratch.path().join("low/ro"), 0o555);
     chmod(&scratch.path().join("low/closed"), 0);
-    // Links that are read-only.
+    // A hard-linked file that may only be read.
     let (low, d) = (scratch.path().join("low"), scratch.path().join("low/d"));
     std::fs::hard_link(d.join("g"), low.join("g2")).unwrap();
     chmod(&low.join("g2"), 0o444);

@@ -47,7 +47,7 @@ impl Podman {
 
     /// Runs podman with `program` as its mount program, or with the kernel's overlay.
     fn call(&self, program: Option<&str>, args: &[&str]) -> String {
-        // With the variable podman would look for fuse-overlayfs and use it instead of the kernel.
+        // With this file podman would look for fuse-overlayfs and use it instead of the kernel.
         if program.is_none() {
             let _ = std::fs::remove_file(self.at("root/overlay/.has-mount-program"));
         }

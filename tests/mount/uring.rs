@@ -184,7 +184,7 @@ impl Stuck {
                 bind(0);
                 let _ = sender.send(fs::read_to_string(path));
             });
-            // Its READ, and the new entry for the next request.
+            // Its READ has a place, and there is a further one for the next request.
             assert!(poll(|| self.places() > n + 1));
         }
         assert!(poll(|| self.has_idle_place()));

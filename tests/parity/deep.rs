@@ -38,7 +38,7 @@ pub(crate) const ON: Mode = Mode {
     uppers: false,
 };
 
-/// No metacopies: the kernel would then refuse to read them.
+/// No metacopies: with `metacopy=off` the kernel would refuse to read them.
 pub(crate) const PLAIN: Mode = Mode {
     kernel: Fs::Kernel("index=on,redirect_dir=on,metacopy=off,xino=auto"),
     union: Fs::Unionfs("redirect_dir=on"),

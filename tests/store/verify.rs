@@ -145,7 +145,7 @@ fn links_and_chains_are_compared() {
     let link = store.layer_dir(2).join("link");
     fs::write(&link, "ABCDEFGHIJKLMNOPQRSTUVWXYZ").unwrap();
     finds(&store, &["layer", "/l/", "points to nothing"]);
-    // A damaged lowest layer: the layers above are counted and not reported one by one; containers
+    // A damaged layer below others: the others are counted and not reported one by one; containers
     // too.
     let store = Fixture::new();
     fs::write(store.layer_dir(1).join("lower"), "l/X").unwrap();
@@ -248,7 +248,7 @@ fn dockers_own_store_is_whole_and_its_layers_unpack_to_the_same() {
         assert_eq!(done.diff_id.to_string(), read("diff"));
         assert_eq!(done.size.to_string(), read("size"));
         assert!(again == split, "{layer:?}: not Docker's tar-split");
-        // A tar does not state when the root was made, nor the attributes of a whiteout.
+        // A tar states the mtime neither of the root nor of a whiteout.
         let list = |dir: &Path| {
             let mut list = listing::of_dir(dir);
             for (name, entry) in &mut list {

@@ -204,7 +204,8 @@ fn sqlite() {
     compare("true", base, change, &["db"]);
 }
 
-/// Checks for pip. A wheel is made here, installed, upgraded, and removed again.
+/// Checks whether pip is installed. The test makes a wheel, installs and upgrades it, and removes
+/// it again.
 fn has_pip() -> Needed {
     let asked = Command::new("/usr/bin/python3")
         .args(["-m", "pip", "-V"])
