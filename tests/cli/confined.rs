@@ -343,7 +343,8 @@ fn a_layer_of_a_failed_mount_is_removed_in_a_sandbox() {
     }
 }
 
-/// A killed sandboxed process may hold locks, and the maker of the image may control it.
+/// A process that reads a store may hold locks and may be controlled by the maker of an image, so
+/// it must end.
 #[test]
 fn a_process_that_looks_into_a_store_ends_with_the_one_that_asked() {
     need!(can_mount());

@@ -322,7 +322,8 @@ fn an_opaque_directory_that_is_whited_out_is_no_damage() {
     home.run(["verify", "--all"]).ok();
 }
 
-/// `commit` writes the `/` of the read-write layer, which starts as a copy of the image's.
+/// `commit` writes the `/` of the read-write layer, which starts with the attributes of the image's
+/// root.
 #[test]
 fn commit_keeps_the_root_directory_as_it_was_seen() {
     need!(can_mount());

@@ -10,7 +10,8 @@ use testkit::{need, program};
 
 pub(super) const USER: u32 = 65534;
 
-/// Returns a root file system of several owners, with modes that the user who reads it cannot read.
+/// Returns a root file system of several owners, with modes that deny reading to the user who loads
+/// it.
 fn rootfs(with_device: bool) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut add = |name: &str, kind: tar::EntryType, mode, data: &str| {

@@ -1,6 +1,6 @@
-//! More rows of the table of [`faults`](crate::faults): what is done to directories, ACLs, unnamed
-//! files, further renames, ranges of data, set-id bits. And the calls that this strace does not
-//! know (fchmodat2, setxattrat): a filter of system calls has them fail, each time.
+//! More rows of the table of [`faults`](crate::faults): changes of directories, ACLs, unnamed
+//! files, further renames, ranges of data, set-id bits. Also the calls that this strace does not
+//! know (fchmodat2, setxattrat): a filter of system calls makes them fail each time.
 
 use std::collections::BTreeMap;
 
@@ -70,8 +70,8 @@ fn of_set_id_bits() {
     fail_each_call("", "chown suid 1000 1000");
 }
 
-/// A stranger's change of data takes the bits first: where it fails they may be gone, where it
-/// succeeds they are.
+/// A change of data by another user drops the bits first: if the change fails they may be gone, and
+/// if it succeeds they are.
 #[test]
 fn of_set_id_bits_that_fall() {
     need_mounts!();
@@ -103,7 +103,7 @@ fn of_renames_without_devices() {
         prepare,
         without: Some((libc::SYS_mknodat, libc::EPERM)),
     };
-    // Both are in the upper, the first one not, neither; and a directory.
+    // Both names are in the upper; only the source is; the target is new; and a directory.
     let both = "write both.txt 0 x\nwrite plain.txt 0 x";
     fail_each_call(setup(both), "rename plain.txt both.txt");
     fail_each_call(setup("write plain.txt 0 x"), "rename plain.txt both.txt");
@@ -111,9 +111,9 @@ fn of_renames_without_devices() {
     fail_each_call(setup("mkdir d 755\nchmod empty 700"), "rename empty d");
 }
 
-/// Has a system call fail each time, in this thread and what it starts: mknodat(2) for character
-/// devices; others not where the first argument is not a descriptor, by which programs find out whether
-/// the kernel has them.
+/// Makes a system call fail each time, in this thread and those that it starts: mknodat(2) for
+/// character devices only; other calls except with -1 as their first argument, because programs
+/// test with that whether the kernel has the call.
 pub(crate) fn refuse(call: i64, error: i32) {
     let (argument, operator, value) = match call {
         libc::SYS_mknodat => (
@@ -136,7 +136,7 @@ pub(crate) fn refuse(call: i64, error: i32) {
     seccompiler::apply_filter(&program).unwrap();
 }
 
-/// asm-generic has them everywhere under these numbers.
+/// asm-generic has these numbers on every architecture.
 const FCHMODAT2: i64 = 452;
 const SETXATTRAT: i64 = 463;
 

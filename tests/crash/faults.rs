@@ -1,9 +1,9 @@
 //! Disks that fail: each change is tried with each of its system calls failing in turn (EIO, ENOSPC
-//! or EDQUOT, injected into the server by strace). The program gets that error or success; the tree is
-//! what it was or what it should become, now, after a remount and as kernel overlayfs reads it; nothing
-//! is left of the try; and the next one works.
+//! or EDQUOT, injected into the server by strace). The program gets that error or success. The tree
+//! is the one before or after the change: at once, after a remount, and as kernel overlayfs reads
+//! it. Nothing is left of the failed change, and the next one works.
 //!
-//! The three errors take turns; `UNIONFS_FAULTS=all` has each call fail with each of them.
+//! The three errors take turns; with `UNIONFS_FAULTS=all` each call fails with each of them.
 
 use std::collections::BTreeMap;
 
@@ -15,18 +15,18 @@ use testkit::strace::Trace;
 use testkit::tree::{self, Mask, Tree};
 use testkit::{need, need_mounts};
 
-/// What changes a disk, and what is opened for it.
+/// The calls that change a disk, and those that open files for a change.
 const CALLS: &str = "openat,openat2,linkat,renameat2,unlinkat,mkdirat,mknodat,symlinkat,\
     setxattr,lsetxattr,fsetxattr,removexattr,lremovexattr,fremovexattr,fchmod,fchmodat,?fchmodat2,\
     fchown,fchownat,utimensat,ftruncate,fallocate,copy_file_range,pwrite64,fsync,fdatasync";
 
-/// What a disk says.
+/// The errors of a disk.
 const ERRORS: [&str; 3] = ["EIO", "ENOSPC", "EDQUOT"];
 
-/// A call that fails: its name, and which of its uses in a thread.
+/// A call that fails: its name, and its number among the uses in a thread.
 pub(crate) type Use = (String, usize);
 
-/// strace on the server, of `calls`, which lets one fail with an error.
+/// Starts strace on the server with `calls`, one of which may fail with an error.
 pub(crate) fn fault(f: &Fixture, calls: &str, which: Option<(&Use, &str)>) -> Trace {
     let trace = format!("trace={calls}");
     let inject =
@@ -38,7 +38,7 @@ pub(crate) fn fault(f: &Fixture, calls: &str, which: Option<(&Use, &str)>) -> Tr
     Trace::of(f, &args)
 }
 
-/// Each use of each call in each thread, in order.
+/// Returns each use of each call in each thread, in order.
 pub(crate) fn uses(calls: &[String]) -> Vec<Use> {
     let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     let mut uses = Vec::new();
@@ -50,7 +50,7 @@ pub(crate) fn uses(calls: &[String]) -> Vec<Use> {
         let Some((call, _)) = rest.split_once('(') else {
             continue;
         };
-        // Those of `sys::xattrat`, newer than this strace, which cannot make them fail.
+        // The calls of `sys::xattrat` are newer than this strace, which cannot make them fail.
         if call.starts_with("syscall_") {
             continue;
         }
@@ -64,7 +64,7 @@ pub(crate) fn uses(calls: &[String]) -> Vec<Use> {
     uses
 }
 
-/// Lines that make a tree neither the old nor the new.
+/// Returns the differences that make a tree neither the old nor the new one.
 fn differences(old: &Tree, new: &Tree, now: &Tree, mask: &Mask) -> Vec<String> {
     let from_old = tree::diff(old, now, mask);
     if from_old.is_empty() || tree::diff(new, now, mask).is_empty() {
@@ -74,8 +74,8 @@ fn differences(old: &Tree, new: &Tree, now: &Tree, mask: &Mask) -> Vec<String> {
     }
 }
 
-/// A union over the standard layers, after `prepare`, with a system call that the server never
-/// gets to make and the error that it gets instead.
+/// A union over the standard layers, after `prepare`, with a system call that always fails for the
+/// server, and its error.
 #[derive(Clone, Copy)]
 pub(crate) struct Setup<'s> {
     pub(crate) prepare: &'s str,
@@ -90,14 +90,14 @@ impl<'s> From<&'s str> for Setup<'s> {
 }
 
 impl Setup<'_> {
-    /// Mounts it.
+    /// Mounts the union.
     pub(crate) fn start(self) -> Fixture {
         let mut f = start(self.prepare);
         let Some((call, error)) = self.without else {
             return f;
         };
         f.unmount();
-        // The filter is that of a thread and what it starts, and goes away with it.
+        // The filter applies to a thread and those that it starts, and ends with it.
         std::thread::scope(|scope| {
             let mount = || {
                 crate::fault_rows::refuse(call, error);
@@ -109,7 +109,7 @@ impl Setup<'_> {
     }
 }
 
-/// A union over the standard layers, after `prepare`.
+/// Starts a union over the standard layers, after `prepare`.
 pub(crate) fn start(prepare: &str) -> Fixture {
     let scratch = Scratch::tmpfs();
     let stack = Stack {
@@ -120,7 +120,7 @@ pub(crate) fn start(prepare: &str) -> Fixture {
     let mut f = Fixture::over(&subject(), scratch, stack);
     if !prepare.is_empty() {
         f.ok(prepare);
-        // Nothing is known to it that a new server would not know.
+        // The server has cached nothing that a new server would not know.
         f.remount();
     }
     f
@@ -133,7 +133,8 @@ pub(crate) struct States {
     pub(crate) mask: Mask,
 }
 
-/// The union is one of the two trees after a failure, for everybody who mounts it.
+/// Asserts that after a failure the union is one of the two trees, for every implementation that
+/// mounts it.
 pub(crate) fn look(f: &mut Fixture, states: &States, mask: &Mask, about: &str) {
     let States { old, new, .. } = states;
     let one_of_both = |state: &str, tree: &Tree| {
@@ -142,7 +143,7 @@ pub(crate) fn look(f: &mut Fixture, states: &States, mask: &Mask, about: &str) {
     };
     one_of_both("live", &f.tree());
     f.unmount();
-    // What could not be removed is swept at the next mount; else there is nothing to sweep.
+    // The next mount removes files that could not be removed; otherwise there is nothing to remove.
     if !about.contains("unlinkat(") {
         let work = f.stack.upper.as_ref().unwrap().1.join("work");
         let staged: Vec<_> = std::fs::read_dir(work).unwrap().collect();
@@ -157,20 +158,20 @@ pub(crate) fn look(f: &mut Fixture, states: &States, mask: &Mask, about: &str) {
     tree::assert_same(&format!("{about}, the kernel"), &ours, &theirs, mask);
 }
 
-/// Whether that call gives a directory its time back after a copy-up into it. As in overlayfs
-/// (ovl_link_up) that is tried and no more.
+/// Tells whether that call restores the time of a directory after a copy-up into it. As in
+/// overlayfs (ovl_link_up), a failure of that is ignored.
 fn is_time_put_back(call: &str) -> bool {
     call.contains("utimensat(") && call.contains("\"/proc/self/fd/")
 }
 
-/// Tries `change` with one of its calls failing; whether it was called.
+/// Tries `change` with one of its calls failing; returns whether the call was made.
 fn fail(setup: Setup<'_>, change: &str, (one, error): (&Use, &str), states: &States) -> bool {
     let States { old, new, mask } = states;
     let mut f = setup.start();
     let trace = fault(&f, CALLS, Some((one, error)));
     let answers = f.run(change);
     let calls = trace.end();
-    // Another worker may have had it this time, and with it the first use.
+    // Another worker may have handled the request this time, and made the first use of the call.
     let Some(what) = calls.iter().find(|l| l.contains("INJECTED")) else {
         return false;
     };
@@ -180,8 +181,8 @@ fn fail(setup: Setup<'_>, change: &str, (one, error): (&Use, &str), states: &Sta
         dir_mtimes: !is_time_put_back(what),
         ..*mask
     };
-    // Later lines of the script may lack what the first ones did not make.
-    // Without its redirect a directory cannot move, which is EXDEV, as in overlayfs: mv(1) copies.
+    // Later lines of the script may need objects that the first ones did not make. Without its
+    // redirect a directory cannot move, which is EXDEV, as in overlayfs: mv(1) then copies.
     let redirect = what.contains(".redirect\"");
     let fits = |e: &&String| **e == error || redirect && *e == "EXDEV";
     assert!(
@@ -218,7 +219,7 @@ pub(crate) fn fail_each_call<'s>(setup: impl Into<Setup<'s>>, change: &str) {
     let all = std::env::var("UNIONFS_FAULTS").is_ok_and(|v| v == "all");
     let mut failed = 0;
     for (n, one) in uses.iter().enumerate() {
-        // Each change begins elsewhere, so that every error meets every kind of call.
+        // Each change begins with another error, so that every error meets every kind of call.
         let first = change.len() + n;
         let errors = (0..if all { 3 } else { 1 }).map(|k| ERRORS[(first + k) % 3]);
         failed += errors
@@ -291,7 +292,7 @@ fn of_attributes() {
     fail_each_call("chmod plain.txt 644", "chown plain.txt 1000 1000");
 }
 
-/// Half of the data of a write is not a state of its own: each is one call.
+/// A write whose data is half written is not a state of its own: each write is one call.
 #[test]
 fn of_data() {
     fail_each_call("", "truncate plain.txt 3");

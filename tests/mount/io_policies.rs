@@ -549,7 +549,8 @@ fn auto_does_without_what_is_refused_later() {
     assert_eq!(std::fs::read(upper.join("file")).unwrap(), b"less");
     drop(reader);
     drop(mounted);
-    // The start does not succeed before it has checked that the mount answers.
+    // The exit status may be a failure: the server may not have checked yet whether the mount
+    // answers.
     server.wait().unwrap();
 }
 

@@ -18,9 +18,9 @@ pub(crate) struct Held<'a> {
     pub(crate) lower: BorrowedFd<'a>,
     pub(crate) upper: BorrowedFd<'a>,
     pub(crate) work: BorrowedFd<'a>,
-    /// A file outside of the layers.
+    /// The path of a file outside of the layers.
     pub(crate) outside: PathBuf,
-    /// Its handle.
+    /// The handle of that file.
     pub(crate) handle: FileHandle,
 }
 

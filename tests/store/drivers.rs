@@ -164,7 +164,7 @@ fn aufs_store_shows_what_the_overlay2_store_shows() {
     damaged_aufs(&root);
 }
 
-/// `layers/` must agree with the chain.
+/// Asserts that `layers/` must agree with the chain.
 fn damaged_aufs(root: &Path) {
     let find = || {
         let stores = Stores::discover(Some(root), &Environment::default()).unwrap();

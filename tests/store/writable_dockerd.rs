@@ -152,7 +152,7 @@ fn a_dockerd_lists_runs_exports_and_saves_what_we_wrote() {
     assert!(unionfs::store::Writable::open(&copy).is_err());
     let upper = Path::new("overlay2").join(named.mount_id.as_str());
     assert!(copy.join(upper).join("diff").is_dir());
-    // A layer of which `named` has the name stays, though its image is gone.
+    // The layer with the name `named` stays, though its image is gone.
     let ours = super::discover(&copy).unwrap();
     assert_eq!(ours.container("named").unwrap().layers.len(), 2);
 }
