@@ -65,7 +65,7 @@ fn a_mounted_chain_keeps_every_image_that_is_it_and_no_other() {
     home.run(["rmi", "one:1"]).ok();
     assert_eq!(read(&home, "middle"), "middle");
     home.run(["umount", "mnt"]).ok();
-    // A mount by directories may be of either image: the layers in use stay.
+    // A mount by directories may be of either image, so an image with these layers stays.
     let layers = twin["layers"].as_array().unwrap().iter();
     let layers: Vec<&str> = layers.filter_map(|layer| layer["path"].as_str()).collect();
     home.run(["-o", &format!("lowerdir={}", layers.join(":")), "mnt"])

@@ -685,8 +685,8 @@ fn origins_of_files_in_memory_are_found() {
         0,
         "nothing was copied up before"
     );
-    // A process that may not open handles itself passes them to the lowers, which need no
-    // privilege.
+    // The function that opens handles for a process without the privilege goes to the lowers, which
+    // do not need it.
     let union = world.union();
     union.find_origins_by(Box::new(|_, _| panic!("memory has no handles")));
     assert_eq!(["a", "moved"].map(|path| number(&union, path)), numbers);

@@ -69,7 +69,7 @@ fn a_password_opens_and_a_wrong_one_does_not() {
     log_in(&home, &host, "ali:open sesame");
     push(&home, &name).ok();
     run(&home, &["pull", "-q", &name]).ok();
-    // The login is used for the host that it is stored for.
+    // A login is used for its own host only.
     log_in(&home, "127.0.0.1:1", "ali:open sesame");
     run(&home, &["pull", "-q", &name]).failed(1, &["anonymous access"]);
     write_config(&home, r#"{"auths": {"x": {"auth": 17}}}"#);

@@ -157,7 +157,7 @@ fn an_index_gives_the_image_of_the_platform() {
         home.run(args)
             .failed(1, &["no image for linux/", "linux/arm/v7, linux/arm/v6:"]);
     }
-    // A single image is accepted whatever its platform is.
+    // A single image is for its own platform only.
     let single = server.name("many:one");
     home.run(["pull", "-q", "--platform", "linux/s390x", &single])
         .failed(1, &["no image for linux/s390x"]);

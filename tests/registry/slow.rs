@@ -455,8 +455,8 @@ fn what_cannot_fit_is_refused_before_a_byte_comes() {
     assert_eq!(report["items"], serde_json::json!([]));
 }
 
-/// A signal during the download of blobs: the parts are kept, and every command that lists them
-/// reports them.
+/// A signal during the download of blobs: the parts are kept, and every command that shows them
+/// says so.
 #[test]
 fn a_pull_that_is_interrupted_says_what_it_keeps() {
     need!(can_serve());

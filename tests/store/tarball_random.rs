@@ -70,7 +70,7 @@ fn make(entries: &[(Entry, u64, Option<Vec<u8>>)], tail: &[u8]) -> Vec<u8> {
     [tar.end(), tail.to_vec()].concat()
 }
 
-/// Returns 48 cases, or the number in `$PROPTEST_CASES`.
+/// Returns a configuration of 48 cases, or of as many as `$PROPTEST_CASES` says.
 fn few() -> ProptestConfig {
     let mut config = ProptestConfig::default();
     if std::env::var_os("PROPTEST_CASES").is_none() {
