@@ -357,7 +357,7 @@ fn prune_itself() {
     std::fs::create_dir(images.join("layerdb/tmp/write-set-1")).unwrap();
     let content = images.join("imagedb/content/sha256");
     let names = std::fs::read_to_string(images.join("repositories.json")).unwrap();
-    // An image without its names, as `rmi` leaves it when killed.
+    // An image without its name and its configuration, as a killed `rmi` leaves it.
     let lost = names.split("two:1\":\"sha256:").nth(1).unwrap()[..64].to_owned();
     let kept = names.replace(&format!("\"two\":{{\"two:1\":\"sha256:{lost}\"}}"), "");
     std::fs::write(images.join("repositories.json"), kept.replace(",}", "}")).unwrap();

@@ -226,8 +226,8 @@ fn device_nodes_are_kept_beside_a_file() {
     }
 }
 
-/// A user does not change files that belong to others, and `verify` does not report them as
-/// changed.
+/// A user cannot change a store of another user: each command that would do so fails and changes
+/// nothing.
 #[test]
 fn another_users_store_is_not_written_to() {
     let home = need!(home());

@@ -190,7 +190,7 @@ fn every_kind_of_entry_in_every_dialect() {
     }
 }
 
-/// Times that nanoseconds in 64 bits cannot represent, and names without an answer.
+/// Times that nanoseconds in 64 bits cannot represent, and a name whose lookup gives an error.
 #[test]
 fn what_a_record_cannot_say_is_asked_of_the_layers() {
     need_mounts!();
