@@ -69,8 +69,8 @@ impl Op {
     }
 }
 
-/// A counter on a cache line of its own: workers on different CPUs count different
-/// operations without disturbing each other.
+/// A counter on a separate cache line, so that workers on different CPUs count different operations
+/// without contention.
 #[derive(Default)]
 #[repr(align(64))]
 struct Slot(AtomicU64);

@@ -3,16 +3,16 @@
 //! ring.
 //!
 //! Invariants:
-//! - Who has the payload of an entry is the only one who may touch its memory; while a command is under
-//!   way, that is the kernel.
+//! - Only the owner of an entry's payload may access its memory. While a command is under way, the
+//!   kernel owns it.
 //! - Each request that came in an entry is answered once, by the thread that took it or by the overflow
 //!   thread of its CPU, or the connection is gone.
-//! - A thread gives up its handle of the handler before it gives up its sender of `ends`.
+//! - A thread drops its handle of the handler before its sender of `ends`.
 //!
 //! The kernel queues each request for the CPU of its caller. A thread that is pinned to that CPU
 //! takes it, so no other CPU has to wake up. Every thread has a ring of its own with one entry, so
-//! nothing waits behind a thread that is busy or blocks in a read. The thread that takes the last
-//! idle place of its CPU first starts another thread, up to [`MAX_THREADS`]. So a CPU has one
+//! no request waits behind a thread that is busy or blocks in a read. When the last idle thread of
+//! a CPU takes a request, it first starts another thread, up to [`MAX_THREADS`]. So a CPU has one
 //! thread more than the greatest number of simultaneous requests.
 //!
 //! An answer is left in the slot of the thread. It goes to the kernel with the system call that
@@ -71,9 +71,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The shared state of all threads of a served mount.
 pub(super) struct Served {
     handler: Arc<dyn Handler>,
-    /// Ends the connection.
+    /// Aborts the connection.
     abort: Box<dyn Fn() + Send + Sync>,
-    /// The connection is gone: no caller waits for an answer any more.
+    /// Whether the connection is gone. No caller waits for an answer then.
     over: AtomicBool,
     queues: OnceLock<Vec<Arc<Queue>>>,
     /// Whether the kernel permits that requests of our own stay unanswered.
@@ -91,7 +91,7 @@ impl Served {
         }
     }
 
-    /// Has threads end that wait for the answer of slow work.
+    /// Ends the threads that wait for the answer of slow work.
     pub(super) fn give_up(&self) {
         self.over.store(true, Ordering::Relaxed);
         self.queues
@@ -116,8 +116,8 @@ pub(super) struct Rings {
 }
 
 impl Rings {
-    /// Does everything that can fail before a promise to the kernel: makes a thread and a ring for
-    /// each CPU that the machine can have.
+    /// Does everything that can fail before the kernel is told of rings: creates a thread and a
+    /// ring for each CPU that the machine can have.
     ///
     /// # Errors
     /// Those of [`RingThread::new`] and of starting threads; an error if the CPUs cannot be
@@ -151,15 +151,15 @@ impl Rings {
         })
     }
 
-    /// Registers the rings, so that requests come to the handler. The returned iterator yields the
-    /// end of each thread, and ends with the last thread.
+    /// Registers the rings, so that requests arrive at the handler. The returned iterator yields
+    /// the end of each thread, and finishes with the last thread.
     pub(super) fn start(self, served: &Arc<Served>) -> Receiver<io::Result<()>> {
         if let Some(watch) = &self.watch {
             watch.start();
         }
         served.queues.get_or_init(|| self.queues);
         for leader in self.leaders {
-            // It waits for nothing else.
+            // The thread waits for nothing else.
             let _ = leader.send(Arc::clone(served));
         }
         self.ends
@@ -194,7 +194,7 @@ fn lead(
         }
     };
     let _ = ready.send(Ok(()));
-    // It never comes if the mount is dropped before it is served.
+    // Nothing is received if the mount is dropped before it is served.
     if let Ok(served) = start.recv() {
         place.work(served);
     }
@@ -219,7 +219,7 @@ fn grow(queue: &Arc<Queue>, served: &Arc<Served>, ends: &Sender<io::Result<()>>)
                 new.cannot_grow(&error);
             }
         }
-        // This comes after `served`: see `RingThread::work`.
+        // The sender is dropped after `served`: see `RingThread::work`.
         drop(ends);
     });
     if let Err(error) = &spawned {
@@ -230,15 +230,15 @@ fn grow(queue: &Arc<Queue>, served: &Arc<Served>, ends: &Sender<io::Result<()>>)
 
 /// The result of handling a request.
 enum Outcome {
-    /// It was answered.
+    /// The request was answered.
     Answered(Answer, Payload),
-    /// The slot will get the answer. The payload was lent to it, or is returned.
+    /// The slot will get the answer. The payload was lent to the slot, or is returned.
     Waits(Option<Payload>),
-    /// It is a request of our own (`overflow`), which needs no answer.
+    /// The request is our own (`overflow`) and needs no answer.
     Ours(Payload),
 }
 
-/// Has the request in `header` and `payload` answered.
+/// Has the handler answer the request in `header` and `payload`.
 fn answer(
     served: &Served,
     header: &uring::Header,
@@ -258,7 +258,7 @@ fn answer(
     }
     let reply = Reply::to_slot(Arc::clone(slot), message.header.unique);
     let handler = &*served.handler;
-    // A kernel that has rings has SETXATTR_EXT, which is asked for.
+    // A kernel that has rings has SETXATTR_EXT, which the handshake requests.
     let mut kept = None;
     if message.opcode == op::WRITE {
         let request = request::parse_parts(message.opcode, message.op, rest);
@@ -282,11 +282,11 @@ fn answer(
 enum Refusal {
     /// The file system was unmounted, or the connection was aborted.
     Over,
-    /// There is no further entry. While a CPU has none at all, the kernel uses /dev/fuse.
+    /// The kernel has no further entry. While a CPU has no entry at all, the kernel uses /dev/fuse.
     NoEntry,
     /// For lack of memory the answer did not reach the kernel. It must be given again.
     NotNow,
-    /// The caller that waits for the answer would wait for ever.
+    /// The answer cannot be given, and its caller would wait forever.
     Broken,
 }
 

@@ -1,5 +1,6 @@
-//! Where a thread that took a request from a ring finds the answer, whoever gives it; or, where the
-//! thread has gone on with other requests, what the answer goes to the kernel with.
+//! The slot in which a thread that took a request from a ring finds the answer, from whichever
+//! thread it comes. If the thread has continued with other requests, the slot passes the answer to
+//! the queue.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,7 +7,8 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::super::idle_priority::only;
 
-/// Pins a thread. This fails if the CPU is offline or not allowed. Then the scheduler decides.
+/// Pins the current thread to a CPU. This fails if the CPU is offline or not allowed; the scheduler
+/// then chooses a CPU.
 pub(super) fn pin(cpu: u16) {
     let cpu = usize::from(cpu);
     if cpu >= CpuSet::MAX_CPU {
@@ -18,9 +19,9 @@ pub(super) fn pin(cpu: u16) {
     }
 }
 
-/// Reads all of it while it can be read.
+/// Reads all of these facts while the files in /proc and /sys can still be opened.
 pub(in super::super) fn look_around() {
-    // A user who asks for rings gets the reason.
+    // An error is reported later, to a user who asks for rings.
     let _ = possible_cpus();
     may_keep_requests();
 }

@@ -1,17 +1,20 @@
-//! The overflow thread of a CPU: gives the kernel the answers to requests whose threads have gone on
-//! with others, and offers entries when no thread of the CPU is free. What comes in these it hands to
-//! the pool: it never waits for anything but its ring.
+//! The overflow thread of a CPU. It gives the kernel the answers to requests whose threads
+//! continued with other requests, and it offers entries when no thread of the CPU is idle. It
+//! passes the requests that arrive in these entries to the pool, so it waits for nothing but its
+//! ring.
 //!
-//! **Spare entries.** An answer makes its entry wait for a further request in the ring of the thread
-//! that gives it, and the kernel uses the entry next that has come last. Too many of them would wait
-//! here, and all requests would go through the pool. So after each answer the thread asks the kernel
-//! for a request of our own, for which nobody waits (FUSE_NOTIFY_RETRIEVE, of no data of some file). It
-//! comes in that entry, and is not answered until the entry is wanted again: it is spare.
+//! **Spare entries.** When a thread gives an answer, the entry of the answer waits for a further
+//! request in the ring of that thread. The kernel uses the entry that was added last first. Without
+//! a countermeasure too many entries would wait in this ring, and all requests would go through the
+//! pool. So after each answer this thread asks the kernel for a request of our own, for which no
+//! caller waits (FUSE_NOTIFY_RETRIEVE of zero bytes of some file). The request arrives in that
+//! entry and stays unanswered until the entry is needed again. Such an entry is spare.
 //!
-//! **Requests that wait in the kernel.** With no entry free the kernel keeps a request, and gives one
-//! of them out with each answer of this CPU, however many entries are registered meanwhile. If those
-//! that have an entry wait for something, none would ever come. So when the last idle thread has taken
-//! a request, spare entries are answered until one of them gets no request at once.
+//! **Requests that wait in the kernel.** While no entry is free, the kernel keeps new requests. It
+//! hands out one of them with each answer of this CPU, and none for a newly registered entry. If
+//! all requests that have an entry wait for something, the kept requests would never arrive. So
+//! after the last idle thread has taken a request, this thread answers spare entries until one of
+//! them does not receive a request at once.
 
 use std::io;
 use std::sync::Arc;
@@ -47,7 +50,7 @@ struct Overflow {
     file: u64,
 }
 
-/// Starts the thread, once.
+/// Starts the thread, at most once.
 pub(super) fn start(queue: &Arc<Queue>, served: &Arc<Served>, ends: &Sender<io::Result<()>>) {
     if !served.may_keep_requests || !queue.wants_overflow() {
         return;
@@ -86,7 +89,7 @@ fn run(queue: Arc<Queue>, served: Arc<Served>, ends: &Sender<io::Result<()>>) {
 }
 
 impl Overflow {
-    /// Until the connection is gone.
+    /// Serves until the connection is gone.
     fn serve(&mut self) -> io::Result<()> {
         loop {
             if self.queue.is_over() {
@@ -115,7 +118,7 @@ impl Overflow {
         }
     }
 
-    /// Gives an answer, by which its entry is offered again.
+    /// Gives an answer to the kernel, which offers its entry again.
     fn give(&mut self, due: Due) -> io::Result<()> {
         let Answer { error, len } = due.answer;
         ring_message::answer(&mut self.header, due.commit_id, error, len);
@@ -125,8 +128,8 @@ impl Overflow {
         Ok(())
     }
 
-    /// Offers entries until one gets no request at once: then none waits in the kernel. Whether there
-    /// was one.
+    /// Offers entries until one does not receive a request at once, which shows that none waits in
+    /// the kernel. Returns whether there was such an entry.
     fn probe(&mut self) -> io::Result<bool> {
         while let Some(spare) = self.queue.spare() {
             self.give(spare)?;
@@ -144,17 +147,17 @@ impl Overflow {
                     self.ring.give(Command::Register, &self.header, payload)?;
                     self.open += 1;
                 }
-                // What is answered next helps.
+                // The next answer offers an entry.
                 Err(error) => self.queue.tell(&error),
             }
         }
-        // It comes in the entry that is open: the answer to it fetches what waits.
+        // The request arrives in the open entry, and its answer fetches a request that waits.
         self.probing = self.open > 0 && self.ask();
         Ok(false)
     }
 
-    /// Asks for a request of our own. Whether it will come: not where the kernel wants a regular file
-    /// for it and knows none.
+    /// Asks the kernel for a request of our own. Returns whether it will arrive. It does not if the
+    /// kernel requires a regular file and no file is known to it.
     fn ask(&mut self) -> bool {
         if self.ask_of(self.file) {
             return true;
@@ -174,7 +177,7 @@ impl Overflow {
         notify::ask_for_request(&self.queue.device, number, file)
     }
 
-    /// Takes what has come. `false`: the connection is gone.
+    /// Takes all events of the ring. Returns `false` if the connection is gone.
     fn take_all(&mut self) -> io::Result<bool> {
         while let Some(event) = self.ring.take(&mut self.header)? {
             match event {
@@ -200,7 +203,7 @@ impl Overflow {
 
     fn came(&mut self, payload: Payload) -> io::Result<()> {
         self.open -= 1;
-        // Our own request, or one that came before it.
+        // The request is our own, or one that arrived before our own.
         self.starved |= std::mem::take(&mut self.probing);
         let commit_id = ring_message::commit_id(&self.header);
         let message = ring_message::read(&self.header, payload.len());
@@ -237,7 +240,7 @@ fn serve_here(served: &Served, header: &Header, payload: Payload, parked: Parked
     let answered = match answer(served, header, payload, &mut Vec::new(), &slot) {
         Outcome::Answered(answer, payload) => Some((answer, payload)),
         Outcome::Waits(kept) => slot.park(kept, parked),
-        // Not of the pool.
+        // The pool never gets a request of our own.
         Outcome::Ours(payload) => Some((Answer::EMPTY, payload)),
     };
     if let Some((answer, payload)) = answered {

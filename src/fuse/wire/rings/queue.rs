@@ -1,9 +1,8 @@
-//! What the threads of one CPU share: counts, answers that wait to be given to the kernel, and spare
-//! entries.
+//! The shared state of the threads of one CPU: counts, answers for the kernel, and spare entries.
 //!
-//! A spare entry is one that holds a request for which nobody waits (`overflow`). To answer that is
-//! the way to offer the entry again: the kernel then puts the request in it that has waited longest
-//! for an entry. A new entry that is registered gets a new request only.
+//! A spare entry holds a request for which no caller waits (`overflow`). An answer to that request
+//! offers the entry again, and the kernel puts the oldest request that waits for an entry into it.
+//! A newly registered entry receives only new requests.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,15 +16,16 @@ use super::super::slot::{Answer, LOOK};
 use crate::sys::schedule::{self, Policy};
 use crate::sys::uring::{Bell, Payload};
 
-/// Entries of one CPU. Each holds a request for which a thread waits, so that there are hardly ever
-/// more; where there are, further requests wait in the kernel.
+/// The maximum number of entries of one CPU. Each of them holds a request for which a thread waits,
+/// so there are rarely as many. Further requests wait in the kernel.
 const MAX_ENTRIES: usize = 1 << 16;
-/// Bytes of data in requests that wait in their entries, for all CPUs; beyond that no entry is
-/// offered but by threads that are free.
+/// The maximum number of bytes of data in requests that wait in their entries, for all CPUs. Beyond
+/// it only idle threads offer entries.
 const MAX_HELD: usize = 16 << 20;
-/// That one CPU may have of it in any case.
+/// The share of [`MAX_HELD`] in bytes that one CPU has at least.
 const MIN_HELD: usize = 2 << 20;
-/// Threads that may wait for their answer rather than leave it to the overflow thread.
+/// The maximum number of threads that wait for their answer and do not leave it to the overflow
+/// thread.
 const MAX_WAITING: usize = 8;
 
 /// An answer for the kernel.
@@ -44,27 +44,29 @@ pub(in super::super) struct Queue {
     pub(super) cpu: u16,
     pub(super) device: Arc<OwnedFd>,
     payload: usize,
-    /// Threads with a ring of one entry.
+    /// The number of threads with a ring of one entry.
     pub(super) threads: AtomicUsize,
-    /// No more of them than this.
+    /// The maximum of `threads`.
     pub(super) most: usize,
-    /// Those that wait for a request, or are about to.
+    /// The number of threads that wait for a request, or are about to.
     pub(super) idle: AtomicUsize,
-    /// Those that wait for the answer to one.
+    /// The number of threads that wait for the answer to their request.
     waiting: AtomicUsize,
     entries: AtomicUsize,
     held: AtomicUsize,
     max_held: usize,
-    /// The last idle thread has taken a request since the overflow thread has looked: others may wait
-    /// in the kernel.
+    /// Whether the last idle thread took a request since the overflow thread last checked. Other
+    /// requests may wait in the kernel then.
     starved: AtomicBool,
     over: AtomicBool,
-    /// That it cannot grow.
+    /// Whether a warning was logged that the threads or entries of this CPU cannot grow.
     told: AtomicBool,
     pub(super) watch: Option<Arc<Watch>>,
-    /// Of whoever made it. Its threads may be SCHED_IDLE, and what they start would be, too.
+    /// The scheduling policy of the thread that created the queue. The threads of the queue may be
+    /// SCHED_IDLE, and threads that they start would inherit that.
     policy: Option<Policy>,
-    /// An overflow thread has been started; it is there.
+    /// Whether the start of an overflow thread was requested (`wanted`), and whether it runs
+    /// (`there`).
     wanted: AtomicBool,
     there: AtomicBool,
     bell: Bell,
@@ -74,6 +76,8 @@ pub(in super::super) struct Queue {
 }
 
 impl Queue {
+    /// Creates the queue of a CPU.
+    ///
     /// # Errors
     /// Those of [`Bell::new`].
     pub(super) fn new(
@@ -109,12 +113,12 @@ impl Queue {
         })
     }
 
-    /// Whether the overflow thread is to be started now.
+    /// Returns whether the caller is to start the overflow thread now.
     pub(super) fn wants_overflow(&self) -> bool {
         !self.wanted.load(Ordering::Relaxed) && !self.wanted.swap(true, Ordering::Relaxed)
     }
 
-    /// The overflow thread could not be started: the next occasion is another try.
+    /// Notes that the overflow thread could not be started. The next occasion tries again.
     pub(super) fn cannot_overflow(&self, error: &io::Error) {
         self.wanted.store(false, Ordering::Relaxed);
         self.tell(error);
@@ -132,10 +136,10 @@ impl Queue {
         &self.bell
     }
 
-    /// The memory of a further entry.
+    /// Allocates the memory of a further entry.
     ///
     /// # Errors
-    /// Those of [`Payload::new`]; when there are too many.
+    /// `OutOfMemory` if [`Payload::new`] fails or there are too many entries.
     pub(super) fn new_payload(&self) -> io::Result<Payload> {
         if self.entries.fetch_add(1, Ordering::Relaxed) < MAX_ENTRIES {
             let made = Payload::new(self.payload);
@@ -147,13 +151,13 @@ impl Queue {
         Err(io::ErrorKind::OutOfMemory.into())
     }
 
-    /// The kernel refused an entry; its memory is gone.
+    /// Notes that the kernel refused an entry, whose memory is freed.
     pub(super) fn lost_entry(&self, error: &io::Error) {
         self.entries.fetch_sub(1, Ordering::Relaxed);
         self.tell(error);
     }
 
-    /// A request was answered whose thread does not wait for that.
+    /// Passes an answer to the overflow thread, if the request's own thread does not wait for it.
     pub(in super::super) fn finish(&self, mut due: Due) {
         if due.held > 0 {
             if due.answer.len <= rustix::param::page_size() {
@@ -177,12 +181,12 @@ impl Queue {
         }
     }
 
-    /// The answers that are to be given.
+    /// Takes the answers that wait to be given to the kernel.
     pub(super) fn all_due(&self) -> Vec<Due> {
         std::mem::take(&mut *self.due.lock())
     }
 
-    /// Requests may wait in the kernel for an entry.
+    /// Notes that requests may wait in the kernel for an entry.
     pub(super) fn starve(&self) {
         if !self.starved.swap(true, Ordering::AcqRel) {
             self.bell.ring();
@@ -193,12 +197,12 @@ impl Queue {
         self.starved.swap(false, Ordering::AcqRel)
     }
 
-    /// Bytes of data are held in an entry.
+    /// Counts bytes of data that are held in an entry.
     pub(super) fn hold(&self, bytes: usize) {
         self.held.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Whether no more data should be held.
+    /// Whether the limit of held data is reached.
     pub(super) fn is_full(&self) -> bool {
         self.held.load(Ordering::Relaxed) >= self.max_held
     }
@@ -210,12 +214,12 @@ impl Queue {
         self.spare_came.notify_one();
     }
 
-    /// A spare entry, if there is one.
+    /// Takes a spare entry; `None` if there is none.
     pub(super) fn spare(&self) -> Option<Due> {
         self.spare.lock().pop()
     }
 
-    /// Waits for one.
+    /// Waits for a spare entry, up to [`LOOK`].
     pub(super) fn wait_for_spare(&self) {
         let mut spare = self.spare.lock();
         if spare.is_empty() {
@@ -223,7 +227,8 @@ impl Queue {
         }
     }
 
-    /// Whether a thread may wait for its answer: as long as others are free, and few do.
+    /// Whether a thread may wait for its answer. It may while other threads are idle and few
+    /// threads wait. The caller then calls [`Self::end_waiting`].
     pub(super) fn begin_waiting(&self) -> bool {
         let more = |waiting| (waiting < MAX_WAITING).then_some(waiting + 1);
         self.idle.load(Ordering::Relaxed) > 0
@@ -237,7 +242,7 @@ impl Queue {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// The connection is gone.
+    /// Ends the threads after the connection is gone.
     pub(super) fn end(&self) {
         self.over.store(true, Ordering::Release);
         self.bell.ring();
@@ -248,14 +253,14 @@ impl Queue {
         self.over.load(Ordering::Acquire)
     }
 
-    /// A thread could not start, or has no entry. The next request tries again; what is told is told
-    /// once.
+    /// Notes that a thread could not start, or has no entry. The next request tries again. A
+    /// warning is logged once.
     pub(super) fn cannot_grow(&self, error: &io::Error) {
         self.threads.fetch_sub(1, Ordering::Relaxed);
         self.tell(error);
     }
 
-    /// Says once that requests of this CPU may have to wait for each other.
+    /// Logs once that requests of this CPU may have to wait for each other.
     pub(super) fn tell(&self, error: &io::Error) {
         if !self.told.swap(true, Ordering::Relaxed) {
             let cpu = self.cpu;
@@ -263,9 +268,9 @@ impl Queue {
         }
     }
 
-    /// For a thread that does not give way to anybody.
+    /// Gives the current thread the policy of the queue's creator, so that it is not SCHED_IDLE.
     pub(super) fn take_policy(&self) {
-        // Where it is refused the thread works all the same.
+        // If the change is refused, the thread works with its present policy.
         let _ = self.policy.map(|policy| schedule::set_policy(0, policy));
     }
 }

@@ -1,4 +1,5 @@
-//! A thread that takes requests from its ring, one at a time, and answers them or leaves them to others.
+//! A thread that takes requests from its ring, one at a time, and answers them or leaves the answer
+//! to other threads.
 
 use std::io;
 use std::sync::Arc;
@@ -12,29 +13,31 @@ use super::{Outcome, PAUSE, Refusal, Served, answer, grow, overflow, refusal};
 use crate::fuse::thread::{self, Thread};
 use crate::sys::uring::{self, Command, HEADER, Payload, Refused, Ring};
 
-/// Data of this size, in bytes, is given back to the system while a request waits.
+/// The memory of more data than this, in bytes, is returned to the system while a request waits.
 const MUCH: usize = 64 << 10;
 
-/// A thread's ring, and where its answers are left.
+/// A thread with its ring, and the slot that receives its answers.
 pub(super) struct RingThread {
     queue: Arc<Queue>,
     ends: Sender<io::Result<()>>,
     ring: Ring,
-    /// Of the first entry.
+    /// The memory of the first entry.
     payload: Option<Payload>,
     header: uring::Header,
     slot: Arc<Slot>,
 }
 
-/// What a thread tells the kernel next.
+/// The command that a thread gives to the kernel next.
 struct Next {
     command: Command,
     payload: Payload,
-    /// The answer is to a request of our own.
+    /// Whether the answer is to a request of our own.
     is_ours: bool,
 }
 
 impl RingThread {
+    /// Creates the ring and the memory of the first entry.
+    ///
     /// # Errors
     /// Those of [`Ring::new`] and [`Queue::new_payload`].
     pub(super) fn new(queue: Arc<Queue>, ends: Sender<io::Result<()>>) -> io::Result<Self> {
@@ -50,30 +53,31 @@ impl RingThread {
         })
     }
 
-    /// Serves until this thread is not needed any more, and says how it ended.
+    /// Serves until this thread is not needed any more, and sends how it ended.
     pub(super) fn work(mut self, served: Arc<Served>) {
         let end = self.serve(&served);
         match &end {
-            // The overflow thread may have nothing that tells it.
+            // The overflow thread may have no event that reports the end.
             Ok(End::Over) => self.queue.end(),
             // The other threads of this CPU go on.
             Ok(End::NoEntry(error)) => self.queue.cannot_grow(error),
             Err(error) => {
-                // Requests of this CPU could wait forever.
+                // Without the abort, requests of this CPU could wait forever.
                 tracing::error!(%error, cpu = self.queue.cpu, "a ring failed: aborting the connection");
                 (served.abort)();
                 self.queue.end();
             }
         }
-        // The handler ends with the last handle of it, and takes away what it has left on the disk. Whoever
-        // waits for the ends of all threads, by the senders of these, ends the process.
+        // The handler is dropped with its last handle, and then removes its files from the disk.
+        // The thread that waits for the ends of all threads ends the process when the last sender
+        // is dropped, so the sender is dropped after the handle.
         drop(served);
         let _ = self.ends.send(end.map(drop));
     }
 
     /// Takes requests until the file system is unmounted, or the first entry is refused.
     fn serve(&mut self, served: &Arc<Served>) -> io::Result<End> {
-        // Requests other than WRITE, so that the answer may be written over them.
+        // The copy of a request other than WRITE, so that the answer may overwrite the payload.
         let mut copy = Vec::new();
         let watch = self.queue.watch.clone();
         let mut way = watch.and_then(|watch| watch.join(self.queue.cpu));
@@ -106,10 +110,11 @@ impl RingThread {
         Ok(End::Over)
     }
 
-    /// What this thread does after a command was refused: something else, or it ends.
+    /// Handles a refused command. Returns the next command, `None` if there is none, or the end of
+    /// the thread.
     ///
     /// # Errors
-    /// What makes it impossible to answer the request.
+    /// The error of the command, if the request cannot be answered.
     fn refused(
         &mut self,
         served: &Served,
@@ -129,7 +134,7 @@ impl RingThread {
                 if !has_served {
                     return Ok(Err(End::NoEntry(error)));
                 }
-                // The entry that this thread has left with a request may become a spare one.
+                // The entry of a request that this thread left unanswered may become spare.
                 self.queue.wait_for_spare();
                 Ok(Ok(self.another(served)))
             }
@@ -145,13 +150,15 @@ impl RingThread {
         }
     }
 
-    /// Gives an answer or an entry and waits for a request. Whether no other thread does that now.
+    /// Gives an answer or an entry to the kernel and waits for a request. The returned flag is true
+    /// if this was the last idle thread.
     fn exchange(&mut self, next: Next) -> Result<(Payload, bool), Refused> {
         let queue = &*self.queue;
         let (command, header) = (next.command, &mut self.header);
         queue.idle.fetch_add(1, Ordering::Relaxed);
         let exchanged = if next.is_ours || matches!(command, Command::Register) {
-            // A new entry gets none that waits. If another got one, there may be more.
+            // A new entry does not receive a request that waits in the kernel. If another entry
+            // did, more may wait.
             let note = |at_once| {
                 if at_once || !next.is_ours {
                     queue.starve();
@@ -166,7 +173,8 @@ impl RingThread {
         Ok((exchanged?, was_last))
     }
 
-    /// The last idle thread has taken a request. Whether there will be another.
+    /// Starts another thread and the overflow thread, after the last idle thread took a request.
+    /// Returns whether another thread will be idle.
     fn was_last(&self, served: &Arc<Served>) -> bool {
         let grows = grow(&self.queue, served, &self.ends);
         overflow::start(&self.queue, served, &self.ends);
@@ -174,7 +182,7 @@ impl RingThread {
         grows
     }
 
-    /// Has the request answered; `None`: that is left to others.
+    /// Has the handler answer the request. `None` if the answer is left to another thread.
     fn answer(&mut self, served: &Served, payload: Payload, copy: &mut Vec<u8>) -> Option<Next> {
         let commit_id = ring_message::commit_id(&self.header);
         let outcome = answer(served, &self.header, payload, copy, &self.slot);
@@ -200,7 +208,7 @@ impl RingThread {
         mut kept: Option<Payload>,
     ) -> Option<(Answer, Payload)> {
         let message = ring_message::read(&self.header, usize::MAX);
-        // The data has been copied: the pool counts it.
+        // The pool has a copy of the data and counts it.
         if message.is_some_and(|message| message.payload > MUCH) {
             kept.iter_mut().for_each(Payload::release);
         }
@@ -220,8 +228,8 @@ impl RingThread {
         std::mem::take(&mut self.slot).park(kept, parked)
     }
 
-    /// Another entry, a spare one if there is one: the kernel puts into it what has waited longest.
-    /// `None`: the connection is over.
+    /// Returns another entry: a spare one if there is one, since the kernel puts the oldest waiting
+    /// request into it. `None` if the connection is gone.
     fn another(&mut self, served: &Served) -> Option<Next> {
         while !served.is_over() && !self.queue.is_over() {
             if let Some(spare) = self.queue.spare() {
@@ -243,7 +251,7 @@ impl RingThread {
 }
 
 impl Next {
-    /// An entry that the kernel does not know yet.
+    /// Registers an entry that the kernel does not know yet.
     fn new(payload: Payload) -> Self {
         Self {
             command: Command::Register,
@@ -257,6 +265,6 @@ impl Next {
 enum End {
     /// The connection is gone.
     Over,
-    /// The kernel took no entry from it.
+    /// The kernel refused the first entry of the thread.
     NoEntry(io::Error),
 }

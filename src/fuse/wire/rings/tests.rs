@@ -1,4 +1,5 @@
-//! What needs no kernel that offers it; mounts over io_uring are in `tests/mount/uring.rs`.
+//! Tests that need no kernel with FUSE over io_uring. Mounts over io_uring are in
+//! `tests/mount/uring.rs`.
 
 use testkit::need;
 use zerocopy::IntoBytes;
@@ -23,8 +24,9 @@ fn cpus_are_counted() {
     assert!(possible_cpus().unwrap() >= 1);
 }
 
-/// Answers LOOKUP with its name twice, WRITE with its data, UNLINK from another thread and
-/// with too much, READ in place where the offset is 0; panics at GETATTR and forgets to answer the rest.
+/// A handler that answers LOOKUP with the name twice, WRITE with its data, UNLINK from another
+/// thread and with too much data, and READ in place if the offset is 0. It panics at GETATTR and
+/// drops all other requests without an answer.
 struct Odd;
 
 impl Handler for Odd {
@@ -57,7 +59,7 @@ fn served(handler: impl Handler) -> Served {
     Served::new(Arc::new(handler), Box::new(|| ()))
 }
 
-/// What `Odd` answers to a request.
+/// Returns what `Odd` answers to a request.
 fn asked(opcode: u32, op: &[u8], rest: &[u8]) -> (i32, Vec<u8>) {
     let mut payload = Payload::new(8192).unwrap();
     payload[..rest.len()].copy_from_slice(rest);
@@ -110,7 +112,7 @@ fn every_request_is_answered_once_whatever_becomes_of_it() {
         (op::READ, failing.as_bytes(), b"", (0, b"copied")),
         (op::READ, panicking.as_bytes(), b"", eio),
         (op::READ, too_long.as_bytes(), b"", (0, b"copied")),
-        // Shorter than WRITE's own struct says.
+        // The data is shorter than the size field of WRITE.
         (op::WRITE, write.as_bytes(), b"dat", eio),
     ] {
         let (error, data) = asked(opcode, op, rest);
@@ -118,7 +120,7 @@ fn every_request_is_answered_once_whatever_becomes_of_it() {
     }
 }
 
-/// Keeps its replies, as slow work does.
+/// A handler that keeps its replies, as slow work does.
 #[derive(Default)]
 struct Keeper(parking_lot::Mutex<Vec<Reply>>);
 
@@ -128,7 +130,7 @@ impl Handler for Arc<Keeper> {
     }
 }
 
-/// A request without data, and its commit ID.
+/// Returns a request without data. It has a commit ID.
 fn request(opcode: u32) -> uring::Header {
     let fixed = InHeader {
         len: size_of::<InHeader>() as u32,
@@ -160,7 +162,7 @@ fn nobody_waits_for_slow_work_once_the_connection_is_gone() {
         served.give_up();
         assert!(waiting.join().unwrap().is_none());
     });
-    // The answer that comes too late goes nowhere, and harms nobody.
+    // A late answer is discarded without any effect.
     keeper.0.lock().drain(..).for_each(EmptyReply::ok);
 }
 
@@ -169,7 +171,8 @@ fn queue() -> Arc<Queue> {
     Arc::new(Queue::new(0, &null, 8192, 1, 1, None).unwrap())
 }
 
-/// Whether the answer comes before the thread goes on or after, and wherever its data was.
+/// Tests an answer before and after the thread continues with others, with its data in the payload
+/// and beside it.
 #[test]
 fn the_answer_to_a_request_that_no_thread_waits_for_goes_to_the_queue() {
     let (keeper, queue) = (Arc::new(Keeper::default()), queue());
@@ -238,10 +241,11 @@ fn data_that_is_held_is_counted_and_given_back() {
     assert!(queue.spare().is_none());
 }
 
-/// One that had no memory for its first entry, say: a mount goes on with the threads that it has.
+/// A thread fails to start, for example without memory for its first entry. The mount continues
+/// with the other threads.
 #[test]
 fn a_thread_whose_entry_is_refused_ends_alone() {
-    // No io_uring commands for a pipe.
+    // A pipe has no io_uring commands.
     let (read, _write) = io::pipe().unwrap();
     let device = Arc::new(OwnedFd::from(read));
     let queue = Arc::new(Queue::new(0, &device, 8192, 1, 4, None).unwrap());
@@ -286,7 +290,7 @@ fn an_overflow_thread_that_cannot_start_is_tried_again() {
     assert!(queue.wants_overflow() && !queue.has_overflow());
 }
 
-/// Takes its time to end, as a union does that removes what it has staged.
+/// A handler whose drop takes some time, as a union that removes its staged files.
 struct Slow(Arc<AtomicBool>);
 
 impl Handler for Slow {
@@ -300,7 +304,8 @@ impl Drop for Slow {
     }
 }
 
-/// The process ends when the last sender is gone.
+/// Tests that the process, which ends when the last sender is dropped, does not end before the
+/// handler.
 #[test]
 fn the_handler_ends_before_the_last_thread_is_said_to() {
     let (read, _write) = io::pipe().unwrap();
