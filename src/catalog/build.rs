@@ -1,5 +1,5 @@
-//! Builds a catalog: walks the merged layers, directory by directory, with the code that
-//! answers a mount's lookups, and writes the answers down. A name that a record cannot describe is
+//! Builds a catalog: walks the merged layers, directory by directory, with the code that answers a
+//! mount's lookups, and writes the answers to a file. A name that a record cannot describe is
 //! marked, and a mount looks it up in the layers.
 
 use std::collections::HashMap;
@@ -35,9 +35,9 @@ use crate::progress::Progress;
 pub struct Label {
     /// Chain ID of the topmost layer: the bytes of the digest.
     pub chain: [u8; 32],
-    /// Root of the store.
+    /// The root of the store.
     pub store: Vec<u8>,
-    /// Name of the store's driver.
+    /// The name of the store's driver.
     pub driver: Vec<u8>,
     /// The store's own notes about how it found the layers; may be empty.
     pub notes: Vec<u8>,
@@ -71,8 +71,8 @@ pub fn build(
     build_confined(stack, label, path, |_| Ok(()), step)
 }
 
-/// As [`build`]. `confine` is called with the directory that is written to when everything is open
-/// and before anything of the layers is read: no path is needed after that.
+/// As [`build`]. Calls `confine` with the directory that is written to, after everything is open
+/// and before anything of the layers is read. No path is opened after that.
 ///
 /// # Errors
 /// As [`build`], and those of `confine`.
@@ -106,7 +106,7 @@ pub fn build_confined(
     })
 }
 
-/// The maximum number of directories of which descriptors are kept.
+/// The maximum number of directories whose descriptors stay open.
 const OPEN_DIRS: usize = 256;
 
 /// Opens the lowers of a stack.
@@ -117,7 +117,7 @@ pub(super) fn open_layers(stack: &StackSpec) -> Result<Arc<Layers>, OpenError> {
 /// Returns the names in a merged directory.
 pub(super) fn names(dirs: &LowerDirs) -> Result<Vec<Visible>, Errno> {
     let hasher = RandomState::new();
-    // The numbers in the layers are written down.
+    // The catalog records the inode numbers of the layers.
     let mut gather = Gather::new(&hasher, &|_, ino| ino, usize::MAX, 0);
     dirs.list(&mut gather)?;
     Ok(merge(gather.into_layers()))
@@ -193,7 +193,7 @@ struct Builder<'l> {
     reported: u64,
 }
 
-/// What has been written. See [`Built`].
+/// The counts of what has been written. See [`Built`].
 #[derive(Clone, Copy, Default)]
 struct Counts {
     names: u64,
@@ -235,7 +235,7 @@ impl Builder<'_> {
         step(Progress::Advance { item: (), count })
     }
 
-    /// Writes the entries of a directory. Returns false when it was told to stop.
+    /// Writes the entries of a directory. Returns false if `step` stops the build.
     fn directory(
         &mut self,
         todo: &Todo,
@@ -318,7 +318,7 @@ impl Builder<'_> {
         Ok(Pending { name, record, dirs })
     }
 
-    /// Returns the record of a name that must be looked up in the layers. It has only what a
+    /// Returns the record of a name that must be looked up in the layers. It contains only what a
     /// directory listing shows.
     fn live(&mut self, lowers: &LowerDirs, skip: usize, visible: &Visible) -> io::Result<Record> {
         self.counts.live += 1;
@@ -391,8 +391,8 @@ impl Builder<'_> {
         Ok((Some(record), Some(dirs)))
     }
 
-    /// Returns the record of a directory of a layer, which is written with its ancestors if it has
-    /// none.
+    /// Returns the record of a directory of a layer. If it has none yet, its record and those of
+    /// its ancestors are written.
     fn part(&mut self, dir: &Arc<LowerDir>) -> io::Result<u32> {
         let mut missing = Vec::new();
         let mut at = dir;

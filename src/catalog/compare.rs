@@ -82,7 +82,7 @@ impl Comparison<'_> {
         let by_name = |names: Vec<Visible>| -> BTreeMap<_, _> {
             names.into_iter().map(|v| (v.name.clone(), v)).collect()
         };
-        // The catalog has no directory either that cannot be read.
+        // The catalog has no entries either for a directory that cannot be read.
         let Ok(names_of_layers) = names(truth) else {
             return 0;
         };
@@ -147,7 +147,7 @@ impl Comparison<'_> {
         }
     }
 
-    /// Whether the catalog's file is that of the layers, with the same data and xattrs.
+    /// Whether the file in the catalog is that of the layers, with the same data and xattrs.
     fn same_place(&self, truth: &LowerFile, said: &LowerFile) -> bool {
         let at = |file: &LowerFile| {
             let (dir, name) = file.data_place();

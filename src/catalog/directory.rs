@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! catalogs/<chain ID>-<store>        a catalog; never changed, only replaced or removed
-//! catalogs/<chain ID>-<store>.new    one being written; locked (flock) by who writes it
+//! catalogs/<chain ID>-<store>.new    one being written; its writer holds a lock (flock) on it
 //! ```
 
 use std::ffi::{OsStr, OsString};
@@ -68,7 +68,7 @@ pub struct Kept {
     pub path: PathBuf,
     /// The disk space in bytes.
     pub bytes: u64,
-    /// The label of its layers. `None`: it is not a catalog, or was never finished.
+    /// The label of its layers. `None` if the file is not a catalog, or was never finished.
     pub label: Option<Label>,
 }
 
@@ -133,7 +133,7 @@ fn open_for_lock(dir: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
-/// Whether another process is writing it.
+/// Whether another process is writing the file.
 fn is_locked(dir: &OwnedFd, name: &OsStr) -> bool {
     let lock = |file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
     open_for_lock(dir, name).is_ok_and(|file| lock(file) == Err(Errno::WOULDBLOCK))
@@ -244,7 +244,7 @@ fn remove_stale(dir: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
             Err(errno) => return Err(errno),
         },
         Err(Errno::NOENT) => return Ok(true),
-        // No writer has made this: a symlink, a socket, or a file of another user.
+        // No writer creates such a file: it is a symlink, a socket, or a file of another user.
         Err(Errno::LOOP | Errno::NXIO | Errno::ACCESS) => None,
         Err(errno) => return Err(errno),
     };
@@ -256,7 +256,7 @@ fn remove_stale(dir: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
     }
 }
 
-/// Whether an open file has that name.
+/// Whether the open file has that name.
 fn is_at(file: &OwnedFd, dir: &OwnedFd, name: &OsStr) -> bool {
     let there = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
     let id = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
@@ -266,7 +266,7 @@ fn is_at(file: &OwnedFd, dir: &OwnedFd, name: &OsStr) -> bool {
 impl Drop for Staged {
     fn drop(&mut self) {
         if !self.published {
-            // The next builder of this catalog, or prune, finds what stays.
+            // The next builder of this catalog, or `prune`, removes a file that stays.
             let _ = rustix::fs::unlinkat(&self.dir, &self.staged, AtFlags::empty());
         }
     }
@@ -288,7 +288,7 @@ mod tests {
         Staged::new(&path).unwrap().publish().unwrap();
         let kept = list(root.path()).unwrap();
         assert!(kept.len() == 1 && kept[0].label.is_none());
-        // The file of a killed writer is no obstacle.
+        // The file of a killed writer does not prevent a build.
         std::fs::write(root.path().join(format!("{}.new", path.display())), "x").unwrap();
         assert_eq!(list(root.path()).unwrap().len(), 2);
         Staged::new(&path).unwrap().publish().unwrap();

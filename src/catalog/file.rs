@@ -25,7 +25,7 @@ pub enum Unusable {
     /// It does not exist or cannot be opened.
     #[error("cannot open it: {0}")]
     Open(Errno),
-    /// Another user decides where its path leads.
+    /// Another user can change where its path leads.
     #[error("cannot open it: {0}")]
     Foreign(std::io::Error),
     /// Another user could have written it.
@@ -34,7 +34,7 @@ pub enum Unusable {
     /// It is damaged, or not a catalog.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// A number in it points to nothing.
+    /// A number in it refers to nothing.
     #[error(transparent)]
     Damaged(#[from] Damaged),
     /// It describes other layers, or they were replaced.
@@ -64,7 +64,7 @@ pub fn open(path: &Path) -> Result<View<ReadOnly>, Unusable> {
     open_at(&dir, &name)
 }
 
-/// As [`open`], in a directory.
+/// As [`open`], for a name in a directory.
 pub(super) fn open_at(dir: &OwnedFd, name: &OsStr) -> Result<View<ReadOnly>, Unusable> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(Unusable::Open)?;
@@ -123,7 +123,7 @@ pub(super) fn describe(
         .collect()
 }
 
-/// Reads the attributes of the root of a layer again: it may have been opened long ago.
+/// Reads the attributes of a layer's root again: the layer may have been opened long ago.
 pub(super) fn now(layer: &layer::lower::Layer) -> Stat {
     let stat = At::fd(std::os::fd::AsFd::as_fd(&layer.root)).stat();
     stat.unwrap_or(layer.stat)
@@ -152,9 +152,9 @@ fn read_id_maps() -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
-/// Device numbers may change when a machine starts again, and paths when a disk is mounted
-/// elsewhere. The compared fields do not. A directory that was made again, copied or changed has
-/// another change time.
+/// Returns the record that identifies a layer. Device numbers may change when a machine starts
+/// again, and paths when a disk is mounted elsewhere. The compared fields do not. A directory that
+/// was created again, copied or changed has another change time.
 fn identity(layer: &layer::lower::Layer, stat: &Stat, flags: u32, ids: u32) -> LayerRecord {
     let born = stat.btime.unwrap_or_default();
     LayerRecord {

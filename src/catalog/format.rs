@@ -36,7 +36,8 @@ records! {
         pub magic: [u8; 8],
         /// [`VERSION`]
         pub version: U32,
-        /// Length of the header, the table of layers and the notes, which `header_sum` covers.
+        /// Length of the header, the table of layers and the notes, all of which `header_sum`
+        /// covers.
         pub header_len: U32,
         /// Length of the file in bytes.
         pub file_len: U64,
@@ -44,7 +45,7 @@ records! {
         pub header_sum: [u8; 32],
         /// SHA-256 of everything after `header_len`.
         pub body_sum: [u8; 32],
-        /// Chain ID of the layers (the bytes of the digest); zero where they have none.
+        /// Chain ID of the layers (the bytes of the digest); zero if they have none.
         pub chain: [u8; 32],
         /// The [`LayerRecord`]s, top first, data-only layers last.
         pub layers: Table,
@@ -62,7 +63,7 @@ records! {
         pub data: Table,
         /// Names and symlink targets.
         pub strings: Table,
-        /// Root of the store that has the layers: offset in `strings`.
+        /// Root of the store that contains the layers: offset in `strings`.
         pub store: U32,
         /// Length of the store's root.
         pub store_len: U32,
@@ -72,15 +73,15 @@ records! {
         pub driver_len: U32,
     }
 
-    /// Identifies a layer, and tells whether it has been replaced.
+    /// Identifies a layer, and shows whether it has been replaced.
     pub struct LayerRecord {
-        /// UUID of the file system; zero where it has none.
+        /// UUID of the file system; zero if it has none.
         pub uuid: [u8; 16],
         /// Inode number of the layer's root directory.
         pub ino: U64,
         /// Change time of the root directory, seconds.
         pub ctime: I64,
-        /// Birth time of the root directory, seconds; zero where unknown.
+        /// Birth time of the root directory, seconds; zero if unknown.
         pub btime: I64,
         /// Nanoseconds of `ctime`.
         pub ctime_nsec: U32,
@@ -134,7 +135,7 @@ records! {
 
     /// Attributes that many files share.
     pub struct Class {
-        /// Type and permissions; no type where it is not known.
+        /// Type and permissions; without a type if it is not known.
         pub mode: U32,
         /// Owner.
         pub uid: U32,
@@ -193,7 +194,8 @@ pub const METACOPY: u16 = 1 << 2;
 pub const XWHITEOUTS: u16 = 1 << 3;
 /// The file has xattrs, or may have some.
 pub const XATTRS: u16 = 1 << 4;
-/// The file has `user.*` xattrs, or may have some. The following flags likewise.
+/// The file has `user.*` xattrs, or may have some. The following flags have the same meaning for
+/// their kind.
 pub const USER: u16 = 1 << 5;
 /// `trusted.*`
 pub const TRUSTED: u16 = 1 << 6;
@@ -232,8 +234,9 @@ pub fn dialect_bits(dialect: crate::layer::Dialect) -> u32 {
         | u32::from(dialect.wh_names) << 3
 }
 
-/// Returns flags for the markers of a layer that were trusted ([`crate::layer::trust`]): without
-/// those in `user.*`, where the dialect has any; and metacopies only with their origin.
+/// Returns flags for the markers of a layer that were trusted ([`crate::layer::trust`]). The flags
+/// say whether `user.*` markers were ignored although the dialect has them, and whether metacopies
+/// were accepted only with their origin.
 pub fn trust_bits(layer: &crate::layer::lower::Layer) -> u32 {
     let of_users = layer.dialect.user || layer.dialect.fuse_overlayfs;
     u32::from(of_users && !layer.believes_user) << 4 | u32::from(layer.is_foreign) << 5

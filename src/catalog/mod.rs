@@ -46,7 +46,7 @@ pub use compare::{Difference, compare};
 pub use file::{Unusable, check_layers, open};
 pub use mounted::{CatalogFile, Mounted};
 
-/// Why no catalog was made.
+/// The reason why no catalog was built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -61,7 +61,7 @@ pub enum Error {
         /// The error of the file system.
         source: std::io::Error,
     },
-    /// Another process is making the same catalog.
+    /// Another process is building the same catalog.
     #[error("another process is making the catalog {0:?}")]
     Busy(PathBuf),
     /// A layer was changed during the build.

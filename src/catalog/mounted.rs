@@ -1,11 +1,12 @@
 //! A catalog as a mount uses it: lower directories and files come from its records, without a
-//! system call, as the same [`LowerFile`] and `LowerDir` values that a lookup in the layers gives.
+//! system call, as the same [`LowerFile`] and `LowerDir` values that a lookup in the layers
+//! returns.
 //!
-//! What the catalog cannot answer is looked up in the layers. Once an error is found in the
-//! catalog, everything is.
+//! Names for which the catalog has no answer are looked up in the layers. Once an error is found in
+//! the catalog, all names are.
 //!
-//! A file that differs from its record gives ESTALE, and the catalog is abandoned: attributes that
-//! the kernel has cached from it are wrong until it looks the name up again.
+//! A file that differs from its record fails with ESTALE, and the catalog is abandoned. Attributes
+//! that the kernel has cached from it stay wrong until the kernel looks the name up again.
 
 use std::ffi::CStr;
 use std::os::fd::AsFd as _;
@@ -31,13 +32,12 @@ use crate::sys::sync::dashmap::mapref::entry::Entry;
 
 type Result<T> = std::result::Result<T, Damaged>;
 
-/// A catalog file, to be used for the lowers of a mount if it is one of exactly these layers.
+/// A catalog file for the lowers of a mount. It is used if it describes exactly these layers.
 #[derive(Clone, Debug)]
 pub struct CatalogFile(pub PathBuf);
 
 impl CatalogFile {
-    /// Returns the catalog in `path` as the option of a union that it is
-    /// ([`crate::union::Options::names`]).
+    /// Returns the catalog in `path` in the form of the option [`crate::union::Options::names`].
     pub fn source(path: impl Into<PathBuf>) -> Arc<dyn Source> {
         Arc::new(Self(path.into()))
     }
@@ -66,7 +66,7 @@ struct CatalogDir {
     dir: DirRef,
     record: u32,
     top: Arc<LowerDir>,
-    /// All lower directories, made on first use.
+    /// All lower directories, created on first use.
     all: OnceLock<Vec<Arc<LowerDir>>>,
 }
 
@@ -87,7 +87,8 @@ struct MountedCatalog {
     open: DashMap<u32, Weak<LowerDir>>,
     /// The size of `open` at which unused entries are removed.
     tidy_at: AtomicUsize,
-    /// The error that a file system (by device) gives for an absent xattr, by the flag of its kind.
+    /// The error that a file system (by device) returns for an absent xattr, by file kind and the
+    /// flag of the xattr.
     absent: DashMap<(u64, FileKind, u16), Errno>,
     given_up: AtomicBool,
     /// See [`Lowers::when_wrong`].
@@ -109,7 +110,7 @@ impl Mounted {
     /// Opens the catalog in `path`.
     ///
     /// # Errors
-    /// [`super::Unusable`] when there is none, or it is not one of exactly these layers.
+    /// [`super::Unusable`] if there is none, or it does not describe exactly these layers.
     pub fn open(path: &Path, layers: &Arc<Layers>) -> std::result::Result<Self, super::Unusable> {
         let view = super::open(path)?;
         super::check_layers(&view, layers)?;
@@ -140,29 +141,30 @@ impl MountedCatalog {
         !self.given_up.load(Ordering::Acquire)
     }
 
-    /// Abandons the catalog: its answers are used no more, and the file is removed so that the next
-    /// mount does not use it either.
+    /// Abandons the catalog: its answers are not used any more, and the file is removed so that the
+    /// next mount does not use it either.
     fn give_up(&self, why: impl std::fmt::Display) {
         if self.given_up.swap(true, Ordering::AcqRel) {
             return;
         }
         let path = self.path.display();
         tracing::warn!("catalog {path} is not used any more: {why}");
-        // The directory may be read-only; then the next mount finds the error itself.
+        // The directory may be read-only. The next mount then finds the error itself.
         let _ = std::fs::remove_file(&self.path);
         if let Some(call) = self.when_wrong.get() {
             call();
         }
     }
 
-    /// As [`Self::give_up`], because a file is not what its record says. Returns ESTALE.
+    /// Abandons the catalog as [`Self::give_up`], because a file differs from its record. Returns
+    /// ESTALE.
     fn is_stale(&self, dir: &LowerDir, name: &[u8]) -> Errno {
         let (layer, name) = (dir.layer.path.display(), String::from_utf8_lossy(name));
         self.give_up(format_args!("{name:?} in layer {layer} has been changed"));
         Errno::STALE
     }
 
-    /// Returns what a damaged catalog could not tell as EIO, after abandoning it.
+    /// Returns the result, or EIO if the catalog is damaged. In that case the catalog is abandoned.
     fn or_eio<T>(&self, result: Result<T>) -> std::result::Result<T, Errno> {
         result.map_err(|damaged| {
             self.give_up(damaged);
@@ -284,7 +286,7 @@ impl MountedCatalog {
             .stat(record, self.layer_of(record)?.layer.stat.dev)
     }
 
-    /// Returns what a record says if that is everything about the file.
+    /// Returns the properties in a record if they are everything about the file.
     fn plain_in(&self, index: u32, record: &Record) -> Result<Plain> {
         let special = format::LIVE | format::MERGED | format::METACOPY;
         if record.flags.get() & special != 0 || record.nlink.get() != 1 {
@@ -297,7 +299,7 @@ impl MountedCatalog {
         }
     }
 
-    /// Returns what the data of a file must still be when the file is opened.
+    /// Returns the identity that the data of a file must still have when the file is opened.
     fn identity(&self, record: u32) -> Result<Identity> {
         let record = self.view.record(record)?;
         if record.flags.get() & format::METACOPY != 0 {
@@ -392,7 +394,7 @@ impl Lowers for Mounted {
         if let Some(known) = catalog.absent.get(&key) {
             return Some(*known);
         }
-        // The layer is asked once for each file system and kind of file.
+        // The layer is read once for each file system and kind of file.
         match ask(&stored) {
             Err(errno @ (Errno::NODATA | Errno::OPNOTSUPP)) => {
                 catalog.absent.insert(key, errno);
@@ -422,7 +424,7 @@ impl Lowers for Mounted {
 }
 
 impl CatalogDir {
-    /// Looks a name up. `None`: the layers must be read.
+    /// Looks a name up. `None` if the layers must be read.
     fn known(&self, name: &[u8]) -> Result<Option<LowerLookup>> {
         let catalog = &self.catalog;
         let view = &catalog.view;

@@ -1,4 +1,4 @@
-//! Reads a catalog, whose bytes may be anything: every access is checked against the bounds of the
+//! Reads a catalog, whose bytes may be hostile: every access is checked against the bounds of the
 //! tables, and a reference that could form a cycle is an error, so that every walk ends.
 
 use std::collections::HashSet;
@@ -13,10 +13,10 @@ use crate::layer::at::{Stat, is_valid_name};
 use crate::layer::markers::Protection;
 use crate::layer::types::{FileKind, Time};
 
-/// Why a file is not used as a catalog.
+/// The reason why a file is not used as a catalog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// It is too short, or something else.
+    /// It is too short, or has another format.
     #[error("it is not a catalog")]
     NoCatalog,
     /// It has another version of the format.
@@ -30,7 +30,7 @@ pub enum Refusal {
     Header,
 }
 
-/// A number in the catalog points to nothing.
+/// A number in the catalog refers to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it is damaged")]
 pub struct Damaged;
@@ -52,7 +52,7 @@ pub struct DirRef {
 }
 
 impl DirRef {
-    /// Returns its number.
+    /// Returns the number of the directory.
     pub fn index(&self) -> u32 {
         self.index
     }
@@ -131,8 +131,8 @@ impl<B: AsRef<[u8]>> View<B> {
         body.is_some_and(|body| Sha256::digest(body)[..] == self.header.body_sum)
     }
 
-    /// Follows every reference once and returns the number of names. It does not check that these
-    /// are right: [`View::verify`] does.
+    /// Follows every reference once and returns the number of names. It does not check the values;
+    /// [`View::verify`] does.
     ///
     /// # Errors
     /// [`Damaged`] for a reference to nothing.
@@ -200,7 +200,7 @@ impl<B: AsRef<[u8]>> View<B> {
         self.header.file_len.get()
     }
 
-    /// Returns the chain ID of the layers: the bytes of the digest, zero for none.
+    /// Returns the chain ID of the layers: the bytes of the digest, or zero if they have none.
     pub fn chain(&self) -> [u8; 32] {
         self.header.chain
     }
@@ -323,7 +323,7 @@ impl<B: AsRef<[u8]>> View<B> {
         }
     }
 
-    /// Returns the layer of a record, and its type where that is known.
+    /// Returns the layer of a record, and its type if that is known.
     ///
     /// # Errors
     /// [`Damaged`] if a number or an offset leads out of the file.
@@ -395,7 +395,7 @@ impl<B: AsRef<[u8]>> View<B> {
         let within = |first: U32, count: U32, table: Table| {
             u64::from(first.get()) + u64::from(count.get()) <= table.count.get()
         };
-        // Each layer has it at most once.
+        // Each layer has the directory at most once.
         let whole = within(dir.first, dir.count, header.records)
             && within(dir.part, dir.part_count, header.parts)
             && u64::from(dir.part_count.get()) <= header.layers.count.get();

@@ -1,4 +1,4 @@
-//! Writes a catalog: records go to the file as they are made, the smaller tables at the end, and
+//! Writes a catalog: appends records to the file as they are created, then the smaller tables, and
 //! the header last.
 
 use std::collections::HashMap;
@@ -36,7 +36,7 @@ pub(super) struct Text {
     pub(super) len: u32,
 }
 
-/// The error for more than 4 billion records: no catalog is made.
+/// Returns the error for more than 4 billion records. No catalog is written then.
 fn too_large() -> io::Error {
     io::Error::from(io::ErrorKind::FileTooLarge)
 }
@@ -116,7 +116,7 @@ impl<'f> Writer<'f> {
         Ok(first)
     }
 
-    /// Returns a reserved directory, for filling it in.
+    /// Returns a reserved directory for filling it in.
     pub(super) fn dir(&mut self, index: u32) -> &mut Dir {
         &mut self.dirs[index as usize]
     }
@@ -132,10 +132,11 @@ impl<'f> Writer<'f> {
         self.out.write_all(bytes)
     }
 
-    /// Writes what remains. Only now is the file a catalog; it is not synced.
+    /// Writes the remaining tables and the header. Only then is the file a catalog. It is not
+    /// synced.
     pub(super) fn finish(mut self, chain: [u8; 32], store: &[u8], driver: &[u8]) -> io::Result<()> {
         let (store, driver) = (self.text(store)?, self.text(driver)?);
-        // What `header_sum` covers after the header.
+        // The bytes after the header that `header_sum` covers.
         let covered = [self.layers.as_bytes(), &self.notes].concat();
         let header_len = size_of::<Header>() + covered.len();
         let mut header = Header::new_zeroed();

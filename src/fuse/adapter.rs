@@ -53,7 +53,7 @@ pub(super) struct Told {
 /// pool.
 #[derive(Clone, Copy)]
 pub(super) struct Workers {
-    /// With slow work.
+    /// The limit for slow work.
     pub(super) slow: usize,
     /// The limit for any changes. It is lower than the number of workers: a disk that takes no
     /// writes for a while (frozen, hung, throttled) must not keep all other users from reading.
@@ -74,11 +74,12 @@ pub(super) struct Adapter {
     no_open: bool,
     /// Whether the kernel sends no OPENDIR after ENOSYS.
     no_opendir: bool,
-    /// Whether the kernel collects writes, so that the places of data are not known. After ENOSYS
-    /// to LSEEK it takes the whole file for data.
+    /// Whether the kernel collects writes, so that the positions of data and holes are not known.
+    /// After ENOSYS to LSEEK the kernel treats the whole file as data.
     no_lseek: bool,
-    /// Whether the kernel tells with each change if the change drops the set-id bits. A kernel that
-    /// does not tell it drops them itself before, except set-group-ID without group execution.
+    /// Whether the kernel reports with each change if the change drops the set-id bits. A kernel
+    /// that does not report it drops them itself before the change, except set-group-ID without
+    /// group execution.
     says_kills: bool,
     told: Told,
     /// Sends notifications to the kernel.
@@ -90,7 +91,8 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    /// `workers`: how many of them may be busy beside the `pool`.
+    /// Creates the file system of a union. `workers` limits how many workers may be busy beside the
+    /// `pool`.
     pub(super) fn new(
         union: Arc<Union>,
         counters: Arc<Counters>,
@@ -148,7 +150,7 @@ impl Adapter {
             .is_some_and(|opens| opens.may_wait(ino.0))
     }
 
-    /// Runs a change in this thread, or in the pool if no worker is free for it.
+    /// Runs a change on this thread, or in the pool if no worker is free for it.
     fn run(&self, slow: bool, job: impl FnOnce(&Union) + Send + 'static) {
         self.run_with(slow, &[], |union, _| job(union));
     }
@@ -159,7 +161,8 @@ impl Adapter {
         if let Some(_here) = self.may_run_here(slow) {
             return job(&self.union, data);
         }
-        // If too much waits already, this thread does it. It reads no further request meanwhile.
+        // If too much work waits already, this thread does the work. It reads no further request
+        // meanwhile.
         let Some((room, copy)) = self.room_for(data) else {
             return job(&self.union, data);
         };

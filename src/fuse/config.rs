@@ -28,7 +28,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// Returns the value of `-o transport=`.
+    /// Returns the value of the option `-o transport=`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Classic => "classic",
@@ -63,7 +63,7 @@ pub enum IoPolicy {
 }
 
 impl IoPolicy {
-    /// Parses the value of the option.
+    /// Returns the value of the option.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -79,8 +79,8 @@ impl IoPolicy {
 pub struct MountConfig {
     /// The directory to mount on, relative to the working directory.
     pub mountpoint: PathBuf,
-    /// The directory that was checked. If another one is found there, the mount fails. Default: any
-    /// directory.
+    /// The directory that the caller checked. If `mountpoint` is another directory, the mount
+    /// fails. Default: any directory.
     pub checked: Option<DirectoryId>,
     /// The source shown in /proc/mounts. Default: `unionfs`.
     pub fsname: OsString,

@@ -51,7 +51,7 @@ impl OpenFlags {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Offset(pub(super) u64);
 
-/// The caller of a request.
+/// The caller of a request, as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Context {
     /// The fsuid of the caller.
@@ -152,8 +152,8 @@ pub(super) trait Failure: Sized + Send + 'static {
     /// Fails with a positive errno.
     fn error(self, errno: i32);
 
-    /// Fails with the error of the union, and logs it once: faults of the user for debugging,
-    /// faults of the server or the disk for the administrator.
+    /// Fails with the error of the union, and logs it once: errors that the user caused at debug
+    /// level, faults of the server or the disk for the administrator.
     fn fail(self, error: &union::Error) {
         let errno = error.errno();
         match errno {
@@ -173,7 +173,7 @@ pub(super) trait Failure: Sized + Send + 'static {
 pub(super) trait EmptyReply: Failure {
     fn ok(self);
 
-    /// Success or failure, as of the union.
+    /// Answers with the result of the union.
     fn result(self, result: union::Result<()>) {
         match result {
             Ok(()) => self.ok(),
@@ -182,28 +182,29 @@ pub(super) trait EmptyReply: Failure {
     }
 }
 
-/// Bytes of any length.
+/// A reply with bytes of any length.
 pub(super) trait DataReply: Failure {
     fn data(self, data: &[u8]);
 }
 
-/// Data of a file.
+/// A reply with data of a file.
 pub(super) trait ReadReply: Failure {
-    /// Answers with the data that `read` puts into a buffer of `size` bytes, which begins at a
-    /// page. After a failure it may be called again with another buffer. For EAGAIN it returns the
-    /// reply without answering.
+    /// Answers with the data that `read` writes into a buffer of `size` bytes, which starts at a
+    /// page boundary. `read` may be called again with another buffer after a failure. If it fails
+    /// with EAGAIN, the reply is returned unanswered.
     fn read(self, size: u32, read: impl FnMut(&mut [u8]) -> union::Result<usize>) -> Option<Self>;
 }
 
-/// A directory entry.
+/// A reply with a directory entry.
 pub(super) trait EntryReply: Failure {
     /// From now on the kernel holds a lookup on the entry. `lifetime` is how long it may keep the
     /// attributes, in seconds.
     fn entry(self, entry: EntryRef<'_>, lifetime: u64);
-    /// There is no such name. The kernel may remember that.
+    /// Answers that the name does not exist. The kernel may cache that.
     fn no_entry(self);
 
-    /// Success or failure, as of the union; `lifetime` of the inode that was found.
+    /// Answers with the result of the union. `lifetime` returns the lifetime for the inode that was
+    /// found.
     fn result(self, result: union::Result<EntryRef<'_>>, lifetime: impl Fn(u64) -> u64) {
         match result {
             Ok(entry) => {
@@ -215,12 +216,12 @@ pub(super) trait EntryReply: Failure {
     }
 }
 
-/// Attributes.
+/// A reply with attributes.
 pub(super) trait AttrReply: Failure {
-    /// `lifetime`: how long the kernel may keep them, in seconds.
+    /// Answers with attributes, which the kernel may keep for `lifetime` seconds.
     fn attr(self, attr: &Attr, lifetime: u64);
 
-    /// Success or failure, as of the union.
+    /// Answers with the result of the union.
     fn result(self, result: union::Result<Attr>, lifetime: u64) {
         match result {
             Ok(attr) => self.attr(&attr, lifetime),
@@ -229,29 +230,30 @@ pub(super) trait AttrReply: Failure {
     }
 }
 
-/// Attributes in the form of statx(2).
+/// A reply with attributes in the form of statx(2).
 pub(super) trait StatxReply: Failure {
-    /// `mask`: the requested `STATX_` bits. `lifetime`: see [`AttrReply::attr`].
+    /// Answers with the attributes. `mask` has the requested `STATX_` bits. `lifetime`: see
+    /// [`AttrReply::attr`].
     fn statx(self, attr: &Attr, mask: u32, lifetime: u64);
 }
 
-/// An open file.
+/// A reply with an open file.
 pub(super) trait OpenReply: Failure {
-    /// Returns whether the kernel took the answer. Otherwise it sends no RELEASE.
+    /// Answers the open. Returns whether the kernel took the answer; if not, it sends no RELEASE.
     fn opened(self, opened: Opened) -> bool;
 }
 
-/// A new file, which is open.
+/// A reply with a new file, which is open.
 pub(super) trait CreateReply: Failure {
     /// As [`EntryReply::entry`] and [`OpenReply::opened`].
     fn created(self, entry: EntryRef<'_>, opened: Opened, lifetime: u64) -> bool;
 }
 
-/// The number of bytes that were written or copied.
+/// A reply with the number of bytes that were written or copied.
 pub(super) trait WriteReply: Failure {
     fn written(self, count: usize);
 
-    /// Success or failure, as of the union.
+    /// Answers with the result of the union.
     fn result(self, result: union::Result<usize>) {
         match result {
             Ok(count) => self.written(count),
@@ -260,17 +262,17 @@ pub(super) trait WriteReply: Failure {
     }
 }
 
-/// The space and the inodes of the file system.
+/// A reply with the space and the inodes of the file system.
 pub(super) trait StatfsReply: Failure {
     fn statfs(self, statfs: &StatFs);
 }
 
-/// An extended attribute, or the names of all of them.
+/// A reply with an extended attribute, or the names of all of them.
 pub(super) trait XattrReply: Failure {
     /// Answers with the requested length or value, or with ERANGE if the value is too long.
     fn value(self, value: &[u8]);
 
-    /// Success or failure, as of the union.
+    /// Answers with the result of the union.
     fn result(self, result: union::Result<Vec<u8>>) {
         match result {
             Ok(value) => self.value(&value),
@@ -279,33 +281,34 @@ pub(super) trait XattrReply: Failure {
     }
 }
 
-/// A position in a file.
+/// A reply with a position in a file.
 pub(super) trait OffsetReply: Failure {
-    /// A position that the caller's `off_t` cannot hold gives EOVERFLOW.
+    /// Answers with the position, or with EOVERFLOW if the caller's `off_t` cannot hold it.
     fn offset(self, offset: u64);
 }
 
-/// Flags of chattr(1).
+/// A reply with flags of chattr(1).
 pub(super) trait FlagsReply: Failure {
     fn flags(self, flags: InodeFlags);
 }
 
-/// A part of a directory listing.
+/// A reply with a part of a directory listing.
 pub(super) trait DirectoryReply: Failure {
-    /// Calls `list` with a function that adds an entry. If the entry has attributes, they may be
-    /// kept for a number of seconds. The function returns `false` if the entry did not fit; its
-    /// lookup is then not counted. An error is the answer unless entries were added, which must
-    /// reach the kernel. The next part meets the error again.
+    /// Calls `list` with a function that adds an entry. The kernel may keep the attributes of an
+    /// entry that has some for the given number of seconds. The function returns `false` if the
+    /// entry did not fit; its lookup is then not counted. An error of `list` becomes the answer
+    /// only if no entry was added, because added entries must reach the kernel. The request for the
+    /// next part meets the error again.
     fn list(self, list: impl FnOnce(&mut AddEntry<'_>) -> union::Result<()>);
 }
 
 /// Adds an entry to a listing.
 pub(super) type AddEntry<'l> = dyn FnMut(DirItem<'_, '_>, u64) -> bool + 'l;
 
-/// Notifications to the kernel. The transport has the connection.
+/// Notifications to the kernel, which the transport sends over its connection.
 pub(super) trait Notices: Send + Sync + 'static {
     /// Makes the kernel ask for the attributes of `ino` again, even if they are still valid. Its
-    /// pages stay. The kernel drops an answer that is on its way.
+    /// cached pages stay. The kernel also drops an answer with attributes that is under way.
     fn attributes_changed(&self, ino: u64);
 }
 
@@ -314,12 +317,12 @@ pub(super) trait Operations: Send + Sync + 'static {
     /// Counts an operation that begins, or an inode that is forgotten.
     fn count(&self, operation: Op);
 
-    /// Returns a few regular files that the kernel should know.
+    /// Returns some regular files that the kernel probably knows.
     fn known_files(&self) -> Vec<u64> {
         Vec::new()
     }
 
-    /// Runs work of a user on a thread that may wait; if there is none, on this thread.
+    /// Runs work for a user on a thread that may wait; without such a thread, on this thread.
     fn elsewhere(&self, _user: u32, work: Box<dyn FnOnce() + Send>) {
         work();
     }

@@ -94,7 +94,8 @@ impl MountId {
     }
 }
 
-/// Returns the number in mountinfo of the mount of a descriptor, whoever may look into the mount.
+/// Returns the number in mountinfo of the mount of a descriptor. This works without access to the
+/// mount.
 fn number(dir: impl AsFd) -> io::Result<u64> {
     let file = format!("/proc/thread-self/fdinfo/{}", dir.as_fd().as_raw_fd());
     let text = std::fs::read_to_string(file)?;

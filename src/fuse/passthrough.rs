@@ -1,14 +1,14 @@
 //! Opens that the kernel serves from the file of a layer itself (`FUSE_PASSTHROUGH`, Linux 6.9). No
 //! READ and no WRITE reaches the server, unless fcntl(2) could change the meaning (O_APPEND,
 //! O_DIRECT).
-//!
 //! The kernel has a rule (fs/fuse/iomode.c), and an open that breaks it fails with EIO: while an
 //! inode is open, all its opens are passed through to one registered file, or none is. So the first
 //! open decides, the others follow, and the decision ends with the last RELEASE. A file of a lower
 //! on a writable mount is not passed through: programs that have it open must see the changes of a
-//! later writer. Locks: one shard of the table, never during a system call except the close of a
-//! registration.
-//! call but the close of a registration.
+//! later writer.
+//!
+//! Locks: one shard of the table. It is not held during a system call, except the call that closes
+//! a registration.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,14 +31,14 @@ use crate::sys::fuse::{close_backing, open_backing};
 use crate::sys::process::in_initial_user_namespace;
 use crate::union::{self, Ino, Union};
 
-/// How long the kernel may keep the attributes of a file that was passed through to a program that
-/// may map it for writing, in seconds, after that open has ended; during the open it may not keep
-/// them at all. The kernel's FUSE learns of changed times by a mapping only when it asks.
+/// How long the kernel may keep the attributes of a file after the end of an open that was passed
+/// through to a program that may map it for writing, in seconds. During such an open the kernel may
+/// not keep them at all. FUSE in the kernel learns of times that a mapping changed only by asking.
 const MAPPED: u64 = 1;
 
-/// Whether `io=auto` tries passthrough: written files gain most by it, `writeback` was not
-/// requested, which excludes it, the process has the privilege, and an overlay still fits on top of
-/// this mount.
+/// Whether `io=auto` tries passthrough: the mount is writable (passthrough speeds up written files
+/// most), `writeback` was not requested (it excludes passthrough), the process has the privilege,
+/// and an overlay still fits on top of this mount.
 pub(super) fn pays(union: &Union, config: &MountConfig) -> bool {
     let written = union.is_writable() && !config.is_read_only() && !config.writeback;
     written && is_privileged() && !union.is_stacked()
@@ -51,8 +51,8 @@ fn is_privileged() -> bool {
     in_initial_user_namespace() && capabilities(None).is_ok_and(has)
 }
 
-/// Begins to pass files through on a new connection. `None`: the kernel cannot, and it was not
-/// requested explicitly; the kernel does not know of it then and needs no answer to OPEN.
+/// Sets up passthrough on a new connection. `None` if the kernel does not support it and it was not
+/// requested explicitly; the kernel then does not use it and needs no answer to OPEN.
 ///
 /// # Errors
 /// [`Error::Passthrough`] if it was requested explicitly, and the kernel, our privileges or the
@@ -115,11 +115,12 @@ impl Drop for Registered {
     }
 }
 
-/// The way in which an inode is open.
+/// The mode in which an inode is open.
 #[derive(Debug)]
 enum Mode {
     Passed(Registered),
-    /// Through the kernel's page cache and the server; whether its pages outlive an open.
+    /// Through the kernel's page cache and the server. `keep` says whether the pages outlive an
+    /// open.
     Cached {
         keep: bool,
     },
@@ -139,8 +140,9 @@ struct Open {
 pub(super) struct Opens {
     device: Arc<OwnedFd>,
     open: DashMap<Ino, Open>,
-    /// Inodes that were passed through to programs that could map them for writing since the kernel
-    /// learnt of them; whether the kernel may have got attributes with a lifetime since.
+    /// Inodes that were passed through to programs that could map them for writing, since the
+    /// kernel looked them up. The value says whether the kernel may have received attributes with a
+    /// lifetime since then.
     mapped: DashMap<Ino, AtomicBool>,
 }
 
@@ -188,9 +190,9 @@ impl Opens {
         Ok(out)
     }
 
-    /// The same for a new inode, of which the kernel learns by the answer. Also returns how long
-    /// the kernel may keep the attributes, in seconds: it asks for them once more before the
-    /// program gets the file. There are no mappings yet, and any change of the size makes the
+    /// As [`Self::open`], for a new inode, of which the kernel learns by the answer. Also returns
+    /// how long the kernel may keep the attributes, in seconds: it asks for them once more before
+    /// the program gets the file. There are no mappings yet, and any change of the size makes the
     /// kernel ask again.
     pub(super) fn open_new(
         &self,
@@ -222,7 +224,7 @@ impl Opens {
         let passed = out.flags & FOPEN_PASSTHROUGH != 0;
         let maps = passed && kind & MAPPER != 0;
         if maps && union.is_append_only(ino).unwrap_or(true) {
-            // It became that while it was open.
+            // The file became append-only while it was open.
             self.release(ino, out.handle.0);
             return Err(Errno::PERM.into());
         }
@@ -234,9 +236,9 @@ impl Opens {
         Ok((out, must_ask))
     }
 
-    /// Whether the kernel may keep attributes of an inode that was just opened by a program that
-    /// can map it: before the first such open their lifetime was unlimited, since the last it is
-    /// short.
+    /// Whether cached attributes of an inode must be invalidated after an open by a program that
+    /// can map it. The attributes had an unlimited lifetime before the first such open, and have a
+    /// short one since the last.
     fn takes_back(&self, ino: Ino) -> bool {
         let told = self.mapped.get(&ino);
         if let Some(told) = told {
@@ -275,7 +277,7 @@ impl Opens {
         }
     }
 
-    /// An open with this `fh` has ended.
+    /// Ends an open with this `fh`.
     pub(super) fn release(&self, ino: Ino, fh: u64) {
         let last = self.open.remove_if_mut(&ino, |_, open| {
             open.opens = open.opens.saturating_sub(1);
@@ -284,23 +286,25 @@ impl Opens {
             open.writers = open.writers.saturating_sub(u64::from(fh & WRITER != 0));
             open.opens == 0
         });
-        // This happens outside of the lock of the shard.
+        // The registration is closed while the lock of the shard is not held.
         drop(last);
     }
 
     /// Whether a program writes by passthrough, or could. Such a writer holds the lock of the
-    /// layer's file until its data comes, which may be for ever if its memory never comes.
+    /// layer's file until its data arrives. It may wait forever, for example if a page of its
+    /// memory never becomes available.
     pub(super) fn may_wait(&self, ino: Ino) -> bool {
         let waits = |open: &Open| open.writers > 0 && matches!(open.mode, Mode::Passed(_));
         self.open.get(&ino).is_some_and(|open| waits(&open))
     }
 
-    /// Whether a program runs from it, or is about to.
+    /// Whether a program runs from the file, or is about to.
     pub(super) fn is_executed(&self, ino: Ino) -> bool {
         self.open.get(&ino).is_some_and(|open| open.executors > 0)
     }
 
-    /// The kernel has returned lookups of the inode. It may have looked it up again since.
+    /// Notes that the kernel has returned lookups of the inode. The kernel may have looked it up
+    /// again since.
     pub(super) fn forget(&self, union: &Union, ino: Ino) {
         if self.mapped.contains_key(&ino) && !union.is_known(ino) && !self.open.contains_key(&ino) {
             self.mapped.remove(&ino);
@@ -312,7 +316,8 @@ impl Opens {
         let Some(told) = self.mapped.get(&ino) else {
             return protocol_values::FOREVER;
         };
-        // This comes before the check of the opens: a program that maps the file later finds it.
+        // The flag is set before the opens are checked, so that a program that maps the file later
+        // finds it.
         told.store(true, Ordering::Relaxed);
         drop(told);
         match self.open.get(&ino) {

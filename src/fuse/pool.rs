@@ -69,7 +69,7 @@ struct PoolState {
     turns: VecDeque<u32>,
     /// The number of jobs that wait only for a thread.
     ready: usize,
-    /// The admitted jobs that have not ended, and the bytes that they hold.
+    /// The number of admitted jobs that have not ended, and of the bytes that they hold.
     jobs: usize,
     held: usize,
     /// The number of live threads.
@@ -114,7 +114,7 @@ impl PoolState {
             return;
         };
         if lane.running == max_of_one && !lane.queue.is_empty() {
-            // The user had no turn.
+            // The user had no turn before.
             self.turns.push_back(user);
         }
         if lane.queue.len() + lane.running > max_of_one {
@@ -202,7 +202,7 @@ impl Pool {
     pub(super) fn submit(&self, room: Room, user: u32, job: impl FnOnce() + Send + 'static) {
         let mut state = self.0.state.lock();
         if !state.add(user, (room, Box::new(job)), self.0.max_of_one) {
-            // A thread that works for this user takes it afterwards.
+            // A thread that works for this user takes the job afterwards.
             return;
         }
         // Idle threads may already be assigned to earlier jobs.

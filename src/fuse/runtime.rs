@@ -209,9 +209,9 @@ impl MountRecord {
         }
     }
 
-    /// Returns its line in `mounts`, which are those of this mount namespace. In another namespace
-    /// than that of its creation it is a copy with another number. Place and device identify the
-    /// copy while the server runs.
+    /// Returns the line of the mount in `mounts`, the mount table of this mount namespace. In
+    /// another namespace than that of its creation, the mount is a copy with another number. While
+    /// the server runs, mountpoint and device identify the copy.
     fn entry_among<'a>(&self, mounts: &'a [MountEntry]) -> Option<&'a MountEntry> {
         match self.mount_id {
             Some(id) if self.is_of_this_namespace() => id.entry(mounts),
@@ -223,8 +223,8 @@ impl MountRecord {
         }
     }
 
-    /// Opens the mount where it is now: its directory may have been moved, and its path may belong
-    /// to something else. `None` if it is not mounted in this mount namespace.
+    /// Opens the mount where it is now: its directory may have been moved, and its path may lead to
+    /// another directory. `None` if it is not mounted in this mount namespace.
     ///
     /// # Errors
     /// Those of reading the mount table; those of [`Mount::at`]; [`Error::Mountpoint`] with ESTALE
@@ -286,7 +286,7 @@ impl MountRecord {
     pub(super) fn stage(&mut self) -> Result<fs::File> {
         let (dir, path) = usable_dir()?;
         self.dir = path;
-        // These belong to servers that were killed. This mount has replaced their mount.
+        // Older records belong to servers that were killed. This mount has replaced their mount.
         for old in recorded() {
             if old.mountpoint == self.mountpoint && !old.is_running() {
                 old.remove();
@@ -350,7 +350,7 @@ impl MountRecord {
     }
 }
 
-/// Returns the last name of a path of ours.
+/// Returns the last component of a path of the runtime directory.
 fn name_of(path: &Path) -> &OsStr {
     path.file_name().unwrap_or_default()
 }

@@ -54,7 +54,7 @@ pub struct Mounted {
     told: Told,
     signals: Option<Signals>,
     record: Option<MountRecord>,
-    /// Of a server in a sandbox; `Some(None)`: it could not have them.
+    /// The files of a server in a sandbox; `Some(None)` if they could not be opened.
     files: Option<Option<services::Files>>,
 }
 
@@ -63,7 +63,7 @@ struct Core {
     union: Arc<Union>,
     counters: Arc<Counters>,
     pool: Pool,
-    /// Under the policy `passthrough`.
+    /// The open files, under the policy `passthrough`.
     opens: Option<Arc<Opens>>,
 }
 
@@ -118,7 +118,7 @@ pub fn mount_sandboxed(
 
 fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) -> Result<Mounted> {
     transport::check(config)?;
-    // From here on there is a handler for signals, so none can leave a dead mount.
+    // From here on signals are handled, so that none can leave a dead mount.
     let signals = config
         .handle_signals
         .then(|| Signals::new([SIGTERM, SIGINT, SIGHUP]))
@@ -161,7 +161,7 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
             &core.union,
         )?);
     }
-    // The kernel does not have both.
+    // The kernel does not support both together.
     let writeback = config.writeback && stack_depth == 0;
     let told = Told {
         births: config.births,
@@ -316,8 +316,8 @@ impl Mounted {
         };
         let attachment = Arc::new(self.attachment);
         let started = start(serve, Arc::clone(&attachment), sender.clone());
-        // The rest is done while the mount is asked for an answer. One large READ costs less than
-        // eight small ones, also if half of it is not needed.
+        // The rest is done while the mount is asked for an answer. One large READ is cheaper than
+        // eight small ones, even if half of the data is not needed.
         attachment.control().read_ahead(MAX_IO / 1024);
         let files = match (self.files.take(), attachment.keeper()) {
             (Some(files), Some(keeper)) => {
@@ -379,7 +379,7 @@ impl Mounted {
             return Ok(background);
         }
         background.join()?;
-        // It was unmounted before it was asked.
+        // The mount was unmounted before it was asked.
         Err(Error::NotReady {
             path: mountpoint,
             source: io::ErrorKind::NotConnected.into(),
@@ -459,7 +459,7 @@ fn wait_for_end(
     }
 }
 
-/// The steps of the end by a signal: detach, then abort.
+/// The steps that a signal causes: detach, then abort.
 #[derive(Default)]
 struct Ending {
     deadline: Option<Instant>,
@@ -563,8 +563,8 @@ pub fn wait_ready(mountpoint: &Path) -> Result<()> {
     })
 }
 
-/// The limit is not raised further: programs that are started may close as many descriptors one by
-/// one.
+/// The limit is not raised beyond this: some programs close that many descriptors one by one at
+/// their start.
 const NOFILE: u64 = 1 << 20;
 
 /// Raises the limit of open files as far as allowed; for root also the hard limit. Call it once at
@@ -581,7 +581,7 @@ pub fn raise_nofile_limit() {
     if let Some(hard) = limit.maximum.filter(|hard| *hard < NOFILE)
         && rustix::process::geteuid().is_root()
     {
-        // What the kernel lets any process have; more than that is refused.
+        // The maximum that the kernel allows any process; a greater limit is refused.
         let most = std::fs::read_to_string("/proc/sys/fs/nr_open");
         let most = most.ok().and_then(|most| most.trim().parse().ok());
         let most: u64 = most.map_or(hard, |most: u64| most.clamp(hard, NOFILE));

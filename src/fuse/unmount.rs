@@ -19,7 +19,7 @@ use super::own_mount::MountId;
 use super::{connection_control, fusermount, runtime};
 use crate::sys::probe::{self, Answer};
 
-/// The time for a mount to answer in seconds, unless `UNIONFS_TIMEOUT` sets it.
+/// The time for a mount to answer, unless `UNIONFS_TIMEOUT` sets it in seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Returns the time for an answer of a mount, or of another process about it.
@@ -80,7 +80,7 @@ impl Mount {
         self.place.path()
     }
 
-    /// The directory it is on, as what it shows.
+    /// Returns the directory that it is mounted on, as opened through the mount.
     pub fn into_place(self) -> Mountpoint {
         self.place
     }
@@ -185,8 +185,8 @@ fn failed(path: &Path, text: &str) -> Error {
     }
 }
 
-/// Detaches the mount with the open `root`, wherever names lead by now. `path` is its place, for
-/// the message and for fusermount3.
+/// Detaches the mount with the open `root`, even if its path leads elsewhere now. `path` is its
+/// place, for the message and for fusermount3.
 pub(super) fn detach_open(root: impl AsFd, path: &Path) -> Result<()> {
     let link = format!("/proc/thread-self/fd/{}", root.as_fd().as_raw_fd());
     match rustix::mount::unmount(link, UnmountFlags::DETACH) {
@@ -252,7 +252,7 @@ fn end_of(mut child: Child, limit: Duration) -> io::Result<Option<(bool, Vec<u8>
             return Ok(Some((status.success(), text)));
         }
         if start.elapsed() > limit {
-            // It may wait for the server where no signal reaches it.
+            // The child may wait for the server in a state in which no signal reaches it.
             let _ = child.kill();
             return Ok(None);
         }
@@ -296,7 +296,7 @@ pub fn without_dead(path: &Path) -> Result<(Mountpoint, Option<MountEntry>)> {
         }
     };
     if found {
-        // Drops their records.
+        // This removes the records of the dead mounts.
         runtime::list();
     }
     Ok(clear)

@@ -54,15 +54,16 @@ impl Union {
         if let Some(size) = set.size {
             // The reply carries the new mode, so no separate notification is needed.
             let (caller, fell) = (*caller, &|_| ());
-            // A mode that comes with a size is what a kernel sends that takes set-id bits itself:
-            // they are gone before the data changes, those it keeps are set below.
+            // A mode together with a size comes from a kernel that removes set-id bits itself. The
+            // bits are dropped before the data changes, and those that the kernel keeps are set
+            // below.
             let drops = set.drops_set_id || set.perm.is_some();
             let loss = drops.then_some(SetIdLoss { caller, fell });
             truncate(&self.stack, &inode, size, loss)?;
         }
         self.stack.with_upper(&inode, |at| {
             let owner = set.uid.is_some() || set.gid.is_some();
-            // A truncation alone has dropped them above.
+            // For a truncation alone, the bits were dropped above.
             let asks = set.drops_set_id && (owner || set.perm.is_some());
             let loses_bare = asks && loses_bare(at, &inode, caller)?;
             let kept = |perm| {
@@ -78,7 +79,7 @@ impl Union {
             match (set.perm, inode.kind) {
                 (Some(_), FileKind::Symlink) => return Err(Errno::OPNOTSUPP.into()),
                 (Some(perm), _) => at.chmod(kept(perm))?,
-                // For the server itself chown(2) leaves the bit.
+                // chown(2) by the server itself leaves the bit.
                 (None, _) if owner && loses_bare => {
                     let perm = at.stat()?.perm;
                     if kept(perm) != perm {

@@ -52,12 +52,12 @@ impl AsFd for Source {
 struct SourceData {
     /// Bytes.
     size: u64,
-    /// It is known to have no holes.
+    /// Whether it is known to have no holes.
     is_dense: bool,
 }
 
-/// The times of a copy that lacks the end of its file, which a truncation cuts off: should nothing
-/// come after the copy, it is a truncated file.
+/// The times of a copy that lacks the end of its file because a truncation follows. If the
+/// truncation never happens, the copy looks like a truncated file.
 const MODIFIED_NOW: Timestamps = Timestamps {
     last_access: Timespec {
         tv_sec: 0,
@@ -83,7 +83,7 @@ impl<'a> UpperName<'a> {
     }
 }
 
-/// How much was copied up.
+/// The amount that was copied up.
 #[derive(Default)]
 pub(crate) struct CopyUpCounters {
     inodes: AtomicU64,
@@ -102,8 +102,8 @@ impl CopyUpCounters {
     }
 }
 
-/// Copies inodes up. It has all that it changes: the layers, the names that lead to the copies, and
-/// what keeps a copy that lost its name meanwhile.
+/// Copies inodes up. It borrows all that it changes: the layers, the names that lead to the copies,
+/// and the orphans, which keep a copy that lost its name meanwhile.
 #[derive(Clone, Copy)]
 pub(crate) struct CopyUp<'u> {
     pub(super) stack: &'u Stack,
@@ -248,7 +248,7 @@ impl CopyUp<'_> {
         let origin = origin.filter(|_| copy.marked);
         let index = self.index_entry(inode, file, origin.as_ref(), staged.at())?;
         self.with_place(inode, |place| {
-            // It was unlinked meanwhile: only its inode number still leads to it.
+            // The file was unlinked meanwhile. Only its inode number still leads to it.
             let Some(place) = place else {
                 let stat = staged.at().stat()?;
                 return adopt_orphan(inode, &stat, Keep::Parked(staged.park()));
@@ -270,8 +270,8 @@ impl CopyUp<'_> {
             is_dense: file.data.is_none() && file.stat.blocks >= file.stat.size.div_ceil(512),
         };
         let data = self.copy_data(inode, source, size, &fd)?;
-        // The xattrs come from the file whose data was copied, even if another file has its name by
-        // now.
+        // The xattrs are read from the file whose data was copied, even if another file has its
+        // name now.
         let data_of_it = file.data.is_none() && data != DataCopied::Written(0);
         let source: Source = if data_of_it {
             Source::Data(self.stack.data_fd(inode, Access::Read)?)
@@ -402,7 +402,7 @@ impl CopyUp<'_> {
         upper.sync(&fd)?;
         upper.markers.clear(at, Marker::Metacopy)?;
         self.with_place(inode, |place| {
-            // A cached answer says that the data is in a lower.
+            // The cached answer says that the data is in a lower.
             if let Some(Link { parent, name, .. }) = place.map(|place| place.link) {
                 self.names.forget_answer(parent, name);
             }
@@ -510,7 +510,7 @@ impl CopyUp<'_> {
     }
 }
 
-/// Notes that the copy of an inode has no name, and what keeps it.
+/// Records that the copy of an inode has no name, and what keeps the copy.
 fn adopt_orphan(inode: &Inode, stat: &Stat, keep: Keep) -> Result<()> {
     let mut loc = inode.loc.write();
     loc.upper = Some(Box::new(UpperState {

@@ -1,10 +1,10 @@
 //! O_DIRECT: a second descriptor of a file's data that bypasses the page cache, and buffers that
 //! are aligned for it.
 //!
-//! Offsets and sizes reach the backing file system unchanged, so its rules apply: EINVAL for what
-//! it considers misaligned. Where it has no O_DIRECT the page cache is used. Kernel overlayfs fails
-//! the open(2) with EINVAL there; the server cannot, because the kernel opens files without asking
-//! it.
+//! Offsets and sizes reach the backing file system unchanged, so its rules apply: it returns EINVAL
+//! for what it considers misaligned. If it does not support O_DIRECT, the page cache is used.
+//! Kernel overlayfs fails the open(2) with EINVAL then. The server cannot do that, because the
+//! kernel opens files without asking it.
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};

@@ -61,8 +61,9 @@ impl Searches {
         Sought { ticket }
     }
 
-    /// Returns what was found for a registered number: its inode has a count more, which the caller
-    /// gets. Calls `walk` with all numbers that wait, unless another thread did it.
+    /// Returns the result for a registered number. The inode that was found has one more count,
+    /// which passes to the caller. Calls `walk` with all waiting numbers, unless another thread has
+    /// searched for this one.
     fn answer(
         &self,
         sought: &Sought,
@@ -94,14 +95,14 @@ impl Union {
     /// ESTALE when no name leads to it any more.
     pub fn known_number(&self, ino: Ino) -> Result<Option<EntryRef<'_>>> {
         match self.lookups().counted(ino)? {
-            // It was removed and is not open, or the kernel would know it; its FORGET is still to
-            // come.
+            // The file was removed and is not open, or the kernel would know it. Its FORGET has not
+            // arrived yet.
             Some(known) if known.attr().nlink == 0 => Err(Errno::STALE.into()),
             known => Ok(known),
         }
     }
 
-    /// Some regular files that have been looked up and not forgotten, at most so many.
+    /// Returns at most `most` regular files that have been looked up and not forgotten.
     pub fn known_files(&self, most: usize) -> Vec<Ino> {
         self.names.some_files(most)
     }
@@ -120,7 +121,7 @@ impl Union {
         let walk = |waiting| search_all(self, waiting);
         let found = self.searches.answer(&sought, walk)?.ok_or(Errno::STALE)?;
         let entry = self.lookups().counted(found);
-        // The count that the result held.
+        // The result held this count.
         self.names.release(found);
         entry?.ok_or_else(|| Errno::STALE.into())
     }
@@ -143,7 +144,7 @@ impl Union {
     }
 }
 
-/// Searches for numbers, by ticket. Each that was found is counted once more, for its result.
+/// Searches for numbers, by ticket. Each inode that was found is counted once more, for its result.
 fn search_all(union: &Union, waiting: HashMap<u64, Ino>) -> Result<Vec<(u64, Option<Ino>)>> {
     let mut wanted: HashMap<Ino, Option<EntryRef<'_>>> =
         waiting.values().map(|ino| (*ino, None)).collect();

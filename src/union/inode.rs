@@ -1,4 +1,4 @@
-//! An inode of the union: where its parts are, and the locks that guard them.
+//! An inode of the union: its names, its files in the layers, and the locks that guard them.
 //!
 //! Lock order, outermost first. A thread that holds a lock never takes one with a smaller number;
 //! `lock_order` checks this in debug builds.
@@ -10,7 +10,7 @@
 //! 5. `Inode::data`      the slot of the file's descriptor, held while the file is opened
 //! 6. `Stack::topology`  the tree of upper directories
 //! 7. inode table shard
-//! 8. `Inode::loc`       where this inode is; two inodes in order of address
+//! 8. `Inode::loc`       the names and files of this inode; two inodes in order of address
 //! 9. lookup cache shard; no other lock is taken while holding one, nor while holding the slot of a
 //!    directory's descriptor
 //!
@@ -31,12 +31,12 @@ use crate::layer::markers::Protection;
 use crate::lowers::{FileId, LowerDirs, LowerFile};
 use crate::sys::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-/// The lower file of an inode, as far as it has been needed.
+/// The lower file of an inode, with as much detail as was needed so far.
 #[derive(Clone, Debug)]
 pub(crate) enum Lower {
     /// The file, with its directory.
     File(Arc<LowerFile>),
-    /// The number of a file with one name that is no metacopy, as long as the number was all that
+    /// The number of a file that has one name and is no metacopy, as long as nothing but the number
     /// was needed; see [`super::stack::Stack::lower_of`].
     Id(FileId),
 }
@@ -88,7 +88,7 @@ pub(crate) struct UpperState {
     pub metacopy: Option<Arc<LowerFile>>,
 }
 
-/// Where an inode is: its names, and its files in the layers.
+/// The location of an inode: its names, and its files in the layers.
 #[derive(Debug, Default)]
 pub(crate) struct Loc {
     /// The known names. A directory has one; the root and an unlinked file have none.
@@ -124,17 +124,17 @@ pub(crate) struct Rare {
 }
 
 impl Loc {
-    /// Returns the rare state, if the inode has any.
+    /// Returns the rare state; `None` if the inode has none.
     pub fn rare(&self) -> Option<&Rare> {
         self.rare.as_deref()
     }
 
-    /// As [`Self::rare`], for removing some of it.
+    /// Returns the rare state for removing parts of it.
     pub fn rare_opt(&mut self) -> Option<&mut Rare> {
         self.rare.as_deref_mut()
     }
 
-    /// As [`Self::rare`], for adding to it.
+    /// Returns the rare state for adding to it.
     pub fn rare_mut(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
     }
@@ -154,7 +154,7 @@ impl Loc {
         self.rare()?.gone.as_deref()
     }
 
-    /// As [`Self::gone`], for changing it.
+    /// Returns [`Rare::gone`] for changing it.
     pub fn gone_mut(&mut self) -> Option<&mut Stat> {
         self.rare_opt()?.gone.as_deref_mut()
     }
@@ -169,7 +169,8 @@ impl Loc {
         }
     }
 
-    /// Notes that the upper has a name of the inode again, so that no descriptor needs to keep it.
+    /// Notes that the upper has a name of the inode again, so that no descriptor is needed to keep
+    /// it.
     pub fn is_named_again(&mut self) {
         if let Some(rare) = self.rare_opt() {
             rare.orphan = None;
@@ -280,7 +281,7 @@ impl Protected {
 pub(crate) struct DirNames {
     /// The directory has been removed.
     pub dead: bool,
-    /// Incremented whenever names may have changed. What was learnt about a name under another
+    /// Incremented whenever names may have changed. A fact about a name that was learnt at another
     /// value is out of date.
     pub version: u64,
 }
@@ -301,10 +302,10 @@ pub(crate) struct Dir {
     pub lowers: LowerDirs,
     pub ns: RwLock<DirNames, { rank::NAMES }>,
     pub listing: Mutex<Option<Listing>, { rank::LISTING }>,
-    /// End of a listing that has been dropped: the offset of its last entry, and the version of the
-    /// names at that time. Changed with `listing` locked.
+    /// The end of a listing that has been dropped: the offset of its last entry, and the version of
+    /// the names at that time. Changed with `listing` locked.
     pub end: [AtomicU64; 2],
-    /// How many names were looked up one by one; not counted beyond what `readdir` needs.
+    /// The number of names that were looked up one by one. Counting stops at what `readdir` needs.
     pub asked: AtomicU32,
     /// The directory in the upper.
     pub upper_fd: Arc<Slot<OwnedFd>>,
@@ -318,7 +319,7 @@ pub(crate) struct Dir {
     pub upper_wh: Tristate,
 }
 
-/// What never changes about an inode.
+/// The constant properties of an inode.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
     pub ino: Ino,

@@ -1,10 +1,11 @@
 //! Merged listings of directories. One is built from the layers on first use, updated by the union's
 //! own operations, and dropped after it has been read to its end, when the kernel caches it.
 //!
-//! The listing itself is in its inode, and guarded by a lock there ([`super::inode::Dir::listing`]).
-//! Here is which listings are in memory, so that all together stay bounded. Any of them can be built
-//! again, by this process or by another one; offsets that a reader has are good only in the process
-//! that gave them, because the order is keyed at random.
+//! The listing itself is in its inode, and guarded by a lock there
+//! ([`super::inode::Dir::listing`]). This module tracks which listings are in memory, so that their
+//! total size stays bounded. Any of them can be built again, by this process or by another one. The
+//! offsets of a reader are valid only in the process that returned them, because the order is keyed
+//! at random.
 
 mod listing;
 
@@ -31,17 +32,17 @@ pub(crate) use listing::Listing;
 
 /// The number of entries returned per lock of the listing.
 const BATCH: usize = 64;
-/// The same, where another reader may replace the window meanwhile, which is expensive.
+/// The same number if another reader may replace the window meanwhile, which is expensive.
 const WINDOW_BATCH: usize = 512;
 /// The maximum number of names of one directory in memory: about 40 MiB, and 150 MiB while they are
 /// collected and sorted. A longer directory is read in windows.
 const MOST: usize = 256 << 10;
 /// The approximate maximum number of names in memory for all directories of a mount.
 const MOST_OF_ALL: usize = 1 << 20;
-/// What a listing counts for, in addition to its names.
+/// The number of names that each listing counts in addition to its own.
 const EACH: usize = 16;
 
-/// A run of entries of a listing.
+/// A range of entries of a listing.
 #[derive(Default)]
 pub(crate) struct Batch {
     /// The entries with their offsets.
@@ -277,7 +278,7 @@ impl Recent {
             None
         };
         drop(kept);
-        // One that is being read is dropped when the reader ends.
+        // A listing that is being read is dropped when the reader ends.
         drop_listing(oldest.as_deref());
         true
     }

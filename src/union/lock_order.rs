@@ -48,7 +48,7 @@ pub(crate) struct RwLock<T, const RANK: u8>(parking_lot::RwLock<T>);
 
 /// The guard of a ranked lock.
 pub(crate) struct Guard<G> {
-    // Dropped first: the lock is released before it is taken off the list.
+    // The guard is dropped first, so that the lock is released before it is removed from the list.
     guard: G,
     _held: Held,
 }
@@ -85,7 +85,7 @@ impl<T, const RANK: u8> Mutex<T, RANK> {
         Guard { guard, _held }
     }
 
-    /// Takes the lock if it is free. As this never waits, any order is allowed.
+    /// Takes the lock if it is free. This never waits, so any order is allowed.
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         let guard = self.0.try_lock()?;
         let _held = Held::new(RANK, (&raw const *self).addr());
@@ -111,15 +111,15 @@ impl<T, const RANK: u8> RwLock<T, RANK> {
     }
 }
 
-/// Checks the order and notes that a lock is held until the result is dropped: for locks that have
-/// no wrapper of their own.
+/// Checks the order and records that a lock is held until the result is dropped. It is used for
+/// locks that have no ranked wrapper.
 pub(crate) fn enter(rank: u8, address: usize) -> Held {
     #[cfg(debug_assertions)]
     tracked::check(rank, address);
     Held::new(rank, address)
 }
 
-/// A lock on the list of those that this thread holds.
+/// A lock in the list of locks that this thread holds.
 #[derive(Debug)]
 pub(crate) struct Held {
     #[cfg(debug_assertions)]
@@ -145,12 +145,13 @@ impl Drop for Held {
     }
 }
 
-/// The locks that this thread holds; without allocations, which tests count.
+/// The locks that this thread holds. The list makes no allocations, because tests count
+/// allocations.
 #[cfg(debug_assertions)]
 mod tracked {
     use std::cell::Cell;
 
-    /// No operation holds as many locks.
+    /// The maximum number of locks in the list; no operation holds as many.
     const MOST: usize = 16;
 
     crate::sys::sync::thread_local! {

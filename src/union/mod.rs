@@ -16,7 +16,7 @@
 //! | `copy_up::CopyUp` | copies inodes to the upper |
 //! | `handle_lookup::Searches` | searches of the whole tree by inode number |
 //!
-//! `Resolver`, `Lookup` and `CopyUp` are borrowed from the others, and have no state of their own.
+//! `Resolver`, `Lookup` and `CopyUp` borrow the other parts, and have no state of their own.
 //!
 //! What another process would need to take over from this one is in two places: `names` (numbers to
 //! files, generations, lookup counts) and the `rare` state of inodes (`inode::Rare`: descriptors
@@ -281,25 +281,26 @@ impl Union {
         self.stack.places()
     }
 
-    /// Returns the names of the files in [`Options::locks`] that are locked as long as this lives. The
-    /// caller removes them afterwards; otherwise dropping this does.
+    /// Returns the names of the files in [`Options::locks`] that are locked as long as this union
+    /// lives. The caller then removes them after dropping the union; otherwise the drop removes
+    /// them.
     pub fn leave_lock_files(&self) -> &[String] {
         self.stack.upper().map_or(&[], Upper::leave_lock_files)
     }
 
-    /// Has origins found by `finder` from now on: for a server that may open no file handles, which
-    /// lead to any file of a file system. Later calls have no effect.
+    /// Makes the union find origins by `finder` from now on: for a server that may not open file
+    /// handles, since these lead to any file of a file system. Later calls have no effect.
     pub fn find_origins_by(&self, finder: FindOrigin) {
         self.stack.find_origins_by(finder);
     }
 
-    /// The file systems of the lowers: device number, and the root of a layer there.
+    /// Returns the file systems of the lowers: device number, and the root of a layer there.
     pub fn file_systems(&self) -> Vec<(u64, BorrowedFd<'_>)> {
         self.stack.file_systems()
     }
 
-    /// The time since a file last lost its last name. `None` if the upper has no room to get back from
-    /// such files, which it does once the kernel has forgotten them.
+    /// Returns the time since a file last lost its last name while in use. `None` if no such file
+    /// is kept. The upper regains the space of such files once the kernel has forgotten them.
     pub fn since_last_removal(&self) -> Option<Duration> {
         self.orphans.since_last()
     }
@@ -310,7 +311,7 @@ impl Union {
     }
 }
 
-/// Makes the root directory of a union.
+/// Creates the root directory of a union.
 fn root(stack: &Stack) -> Inode {
     let identity = Identity {
         ino: ROOT_INO,
@@ -340,10 +341,10 @@ fn root(stack: &Stack) -> Inode {
     root
 }
 
-/// Whether redirects are written: not where they would not be followed.
+/// Whether redirects are written. They are not written if they would not be followed.
 ///
 /// # Errors
-/// EINVAL when redirects are asked for with `user.*` markers that are not followed.
+/// EINVAL if redirects are requested with `user.*` markers that are not followed.
 fn redirect_dir(asked: Option<bool>, upper: Option<&Upper>) -> Result<bool> {
     let Some(upper) = upper else {
         return Ok(false);

@@ -1,4 +1,4 @@
-//! What the union knows of names and inodes, in memory: which inode has which number, which names
+//! The names and inodes that the union has in memory: which inode has which number, which names
 //! lead to it, and what the layers answered for a name. Reads no layer.
 //!
 //! | part | from | to |
@@ -8,9 +8,10 @@
 //! | [`generations`] | inode number | how often a file has had it |
 //! | [`lookup_cache`] | directory and name | what the layers have |
 //!
-//! A process that takes over from another one needs the first three: the kernel knows files by their
-//! inode numbers and generations, and counts its lookups. The lookup cache can always be filled
-//! again. What keeps files that have no name any more is in their inodes ([`super::orphans`]).
+//! A process that takes over from another one needs the first three: the kernel knows files by
+//! their inode numbers and generations, and counts its lookups. The lookup cache can always be
+//! filled again. An inode without a name has the descriptor or parked name that keeps its file
+//! ([`super::orphans`]).
 //!
 //! Invariant: an inode that is returned as counted stays in the table until the count is released.
 
@@ -113,7 +114,7 @@ impl Names {
         self.table.get(ino)
     }
 
-    /// Returns some regular files in the table, at most so many.
+    /// Returns at most `most` regular files of the table.
     pub fn some_files(&self, most: usize) -> Vec<Ino> {
         self.table.some_files(most)
     }
@@ -233,7 +234,8 @@ impl Names {
         self.lookup_cache.remove(parent.key, name);
     }
 
-    /// Returns what removes all cached answers. It may be called after the union is gone.
+    /// Returns a function that removes all cached answers. It may be called after the union is
+    /// dropped.
     pub fn clear_answers(&self) -> impl Fn() + Send + Sync + use<> {
         let cache = Arc::clone(&self.lookup_cache);
         move || cache.clear()

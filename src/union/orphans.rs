@@ -8,8 +8,8 @@
 //! [`super::attr::attr`]. A removed directory is empty, so beyond the limit its attributes are kept
 //! in memory instead.
 //!
-//! These descriptors are the only ones that another process could not open again: one that takes over
-//! from a server needs them, and the numbers of their inodes.
+//! Another process could not open these files again. A process that takes over from a server needs
+//! their descriptors, and the numbers of their inodes.
 //!
 //! Invariant: a parked name exists as long as its inode's `Loc` has it. Both change with `loc`
 //! locked, so attributes read from the file agree with `loc`.
@@ -34,13 +34,14 @@ use crate::sys::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// The maximum number of descriptors for orphans.
 const MOST: usize = 256;
-/// Orphans take at most one in so many of the descriptors that the process may have.
+/// The part of the descriptors of the process that orphans may take: one in this number.
 const SHARE: usize = 8;
-/// The limit of the process, which prlimit(2) may change, is read again after so many.
+/// The limit of the process, which prlimit(2) may change, is read again after this number of
+/// descriptors.
 const LOOK_AGAIN: usize = 32;
 
-/// Keeps upper files that have lost their last name. What keeps one is in its inode
-/// ([`super::inode::Rare`]); here is how many descriptors do.
+/// Keeps upper files that have lost their last name. The descriptor or name that keeps a file is in
+/// its inode ([`super::inode::Rare`]). This counts the descriptors.
 pub(crate) struct Orphans {
     budget: Arc<Budget>,
 }
@@ -50,7 +51,7 @@ pub(crate) struct Orphans {
 struct Budget {
     taken: AtomicUsize,
     most: AtomicUsize,
-    /// When one was last taken: [`milliseconds`].
+    /// The time of the last take: [`milliseconds`].
     last: AtomicU64,
 }
 
@@ -63,18 +64,18 @@ impl Budget {
         })
     }
 
-    /// Takes one descriptor from the budget, if one is left; it is returned when the permit is
-    /// dropped.
+    /// Takes one descriptor from the budget; `None` if none is left. Dropping the permit returns
+    /// the descriptor.
     fn take(self: &Arc<Self>) -> Option<Permit> {
         self.take_below(1)
     }
 
-    /// As [`Self::take`], with a reserve for files that only a descriptor can keep.
+    /// As [`Self::take`], with a reserve for files that nothing but a descriptor can keep.
     fn take_reserve(self: &Arc<Self>) -> Option<Permit> {
         self.take_below(2)
     }
 
-    /// The time since one was taken; `None` if all have been given back.
+    /// Returns the time since a descriptor was last taken; `None` if all have been returned.
     fn since_last(&self) -> Option<Duration> {
         let is_used = self.taken.load(Ordering::Relaxed) > 0;
         let since = milliseconds().saturating_sub(self.last.load(Ordering::Relaxed));
@@ -92,7 +93,7 @@ impl Budget {
     }
 }
 
-/// Of the monotonic clock, as exact as its ticks.
+/// Returns the time of the monotonic clock, with the precision of a clock tick.
 fn milliseconds() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
     let milliseconds = now.tv_sec * 1000 + now.tv_nsec / 1_000_000;
@@ -155,7 +156,7 @@ pub(crate) struct Held {
 
 #[derive(Debug)]
 enum By {
-    /// Opened for this purpose, or that of a directory.
+    /// A descriptor that was opened for this purpose, or the one of a directory.
     Fd(Arc<OwnedFd>),
     /// The descriptor through which the file's data is read and written.
     Data(Arc<DataFd>),
@@ -178,10 +179,10 @@ impl Held {
     }
 }
 
-/// What keeps an inode that loses its last name.
+/// The means that keeps an inode that loses its last name.
 #[derive(Debug)]
 pub(crate) enum Keep {
-    /// It is kept already: by the name it is parked under, or by its index entry.
+    /// The inode is kept already, by the name under which it is parked or by its index entry.
     Known,
     /// A descriptor keeps it.
     Held(Held),
@@ -207,8 +208,9 @@ impl Orphans {
         }
     }
 
-    /// The time since a descriptor last began to keep a file without a name; `None` if none does. The
-    /// upper gets the room of such a file back once the kernel has forgotten it.
+    /// Returns the time since a descriptor last began to keep a file without a name; `None` if no
+    /// descriptor keeps one. The upper regains the space of such a file once the kernel has
+    /// forgotten it.
     pub fn since_last(&self) -> Option<Duration> {
         self.budget.since_last()
     }
@@ -217,7 +219,7 @@ impl Orphans {
     /// place of the inode, locked for a change.
     ///
     /// # Errors
-    /// ESTALE when `at` is another file than the union knows; else those of open(2).
+    /// ESTALE if `at` is another file than the one that the union knows; else those of open(2).
     pub fn keep(
         &self,
         stack: &Stack,
@@ -294,9 +296,10 @@ impl Orphans {
 
 /// Returns a descriptor of a file or directory, reusing one that is open.
 fn hold(stack: &Stack, inode: &Inode, at: At<'_>, id: (u64, u64)) -> Result<By> {
-    // Without waiting: a thread that opens the file holds the slot and waits for `loc`.
+    // This does not wait for the slot: a thread that opens the file holds the slot and waits for
+    // `loc`.
     let data = stack.open_data_of(inode);
-    // One that is not writable may be of a lower file.
+    // A descriptor that is not writable may belong to a lower file.
     if let Some(data) = data.filter(|data| data.writable) {
         return Ok(By::Data(data));
     }

@@ -111,7 +111,8 @@ impl Union {
             self.stack
                 .with_upper(&inode, |at| mark(upper, at, before, wanted))?;
             inode.protection.set(wanted);
-            // Removes the cached answer, which is out of date; nobody inserts another meanwhile.
+            // The cached answer is out of date and is removed. No other thread inserts one
+            // meanwhile.
             if let Some((parent, name)) = place.map(|place| place.name()) {
                 self.names.forget_answer(parent, name);
             }

@@ -27,18 +27,18 @@ pub struct DirItem<'a, 'u> {
     pub entry: Option<EntryRef<'u>>,
 }
 
-/// What is wanted of each entry.
+/// The information that a reader wants for each entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Entries {
     /// Name, number and type.
     Names,
-    /// Attributes too, counted as a lookup.
+    /// Attributes too. Each entry is counted as a lookup.
     LookedUp,
 }
 
 /// The number of entries of a directory that always come with attributes.
 const WITH_ATTRIBUTES: u64 = 1024;
-/// After so many names were looked up one by one, all entries of a long directory come with
+/// After this number of names were looked up one by one, all entries of a long directory have
 /// attributes.
 pub(crate) const ASKED_ENOUGH: u32 = 32;
 

@@ -1,6 +1,6 @@
-//! Resolution of a name: what upper and lowers have under it, merged by the rules of overlayfs
-//! (fs/overlayfs/namei.c). [`crate::lowers`] does the lowers alone. Only reads the layers, and creates
-//! no inode.
+//! Resolution of a name: merges what upper and lowers have under the name, by the rules of
+//! overlayfs (fs/overlayfs/namei.c). [`crate::lowers`] resolves it in the lowers. This only reads
+//! the layers, and creates no inode.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub(crate) enum WhiteoutKind {
     WhName,
 }
 
-/// What a name resolves to.
+/// The result of resolving a name.
 #[derive(Clone, Debug)]
 pub(crate) struct Resolved {
     pub kind: FileKind,
@@ -54,7 +54,7 @@ pub(crate) struct UpperFound {
     pub impure: bool,
     /// The directory may hold whiteouts in the xattr form.
     pub xwhiteouts: bool,
-    /// The protection; `None`: markers were not read.
+    /// The protection; `None` if markers were not read.
     pub protection: Option<Protection>,
     /// The name in the index, of a hard link that came from a lower.
     pub index: Option<Box<[u8]>>,
@@ -120,7 +120,7 @@ pub(crate) enum Answer {
     Absent(Option<WhiteoutKind>),
 }
 
-/// Reads what the layers have under a name.
+/// Reads from the layers what a name resolves to.
 #[derive(Clone, Copy)]
 pub(crate) struct Resolver<'u> {
     stack: &'u Stack,
@@ -140,8 +140,8 @@ impl<'u> Resolver<'u> {
         Self { stack, numbers }
     }
 
-    /// Resolves `name` in `parent`; the caller holds the name lock of `parent`. `skip`: the upper
-    /// and so many lower directories are known not to have the name.
+    /// Resolves `name` in `parent`; the caller holds the name lock of `parent`. With `skip`, the
+    /// upper and that many lower directories are known not to have the name.
     pub fn resolve(self, parent: &Inode, name: &[u8], skip: Option<usize>) -> Result<Answer> {
         let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
         if name.len() > self.stack.name_max() {
@@ -171,7 +171,7 @@ impl<'u> Resolver<'u> {
         }
     }
 
-    /// Resolves a name in the upper. `None`: the upper does not decide about it.
+    /// Resolves a name in the upper. `None` if the lowers decide about the name.
     fn resolve_upper(
         self,
         upper: &Upper,
@@ -231,7 +231,7 @@ impl<'u> Resolver<'u> {
         Ok(Some(Answer::Found(Arc::new(resolved))))
     }
 
-    /// Resolves an upper directory. `opaque`: it hides the lower directories of its name.
+    /// Resolves an upper directory. If it is `opaque`, it hides the lower directories of its name.
     fn merged_dir(self, found: &UpperFile<'_>, opaque: bool) -> Result<Resolved> {
         let (stat, markers) = (*found.stat, found.markers);
         let below = if opaque {
@@ -274,10 +274,11 @@ impl<'u> Resolver<'u> {
         }
     }
 
-    /// What is below a name of the upper with these markers.
+    /// Looks up what the lowers have for a name of the upper with these markers.
     fn lookup_below(self, found: &UpperFile<'_>) -> Result<LowerLookup> {
         let redirect = found.markers.redirect.as_deref();
-        // From the roots of the layers, also where no layer has the directory that it is in.
+        // An absolute redirect is resolved from the roots of the layers, even if no layer has the
+        // parent directory.
         if redirect.is_some_and(|to| to.starts_with(b"/")) {
             let root = self.stack.lowers().root();
             return Ok(root.lookup(found.name, redirect, 0)?);
@@ -299,7 +300,7 @@ impl<'u> Resolver<'u> {
                     }
                     file = Some(Arc::new(found));
                 }
-                // Metadata without data: reading would return zeros.
+                // A metacopy without its data: reading it would return zeros.
                 _ => return Err(Errno::IO.into()),
             }
         }
@@ -400,8 +401,8 @@ impl<'u> Resolver<'u> {
             return Ok(Some(found));
         }
         match self.stack.lowers().find_origin(origin, finder) {
-            // Handles need a privilege that the server lacks: the file of the same name is the
-            // likely origin.
+            // File handles need a privilege that the server lacks. The lower file of the same name
+            // is probably the origin.
             Err(Errno::PERM) => Ok(self.same_name_origin(at, origin)),
             found => Ok(found?),
         }
@@ -421,7 +422,7 @@ fn has_wh(dir: &Dir, fd: &OwnedFd) -> Result<bool> {
     let mut any = false;
     match read_dir(fd, |raw| any |= raw.name.starts_with(WH_PREFIX)) {
         Ok(()) => dir.upper_wh.set(any),
-        // It can be searched but not listed: whiteouts are looked up name by name.
+        // The directory can be searched but not listed. Whiteouts are looked up name by name.
         Err(Errno::ACCESS) => any = true,
         Err(e) => return Err(e.into()),
     }

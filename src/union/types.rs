@@ -166,11 +166,11 @@ pub struct SetIdLoss<'c> {
     /// The caller that makes the change.
     pub caller: Caller,
     /// Called with the inode after bits were dropped and before data changes, so that cached
-    /// attributes can be invalidated: nobody may execute the new data with the old bits.
+    /// attributes can be invalidated: no process may execute the new data with the old bits.
     pub fell: &'c dyn Fn(Ino),
 }
 
-/// Where data is read from.
+/// The source of the data of a read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Caching {
     /// Through the page cache of the layer's file system.
@@ -180,7 +180,7 @@ pub enum Caching {
     Direct,
 }
 
-/// A place in the data of a file.
+/// A position in the data of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The file.

@@ -37,7 +37,7 @@ pub(crate) enum WhiteoutForm {
     WhName,
 }
 
-/// User and group of a file or process.
+/// The user and group of a file or process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Owner {
     pub uid: u32,
@@ -67,13 +67,13 @@ pub(crate) struct Upper {
     /// User and group of this process; constant.
     pub own_ids: Owner,
     pub volatile: bool,
-    /// Opened by [`super::Union::observe`]: nothing may be changed.
+    /// Whether it was opened by [`super::Union::observe`]: nothing may be changed.
     pub observed: bool,
     work_base: OwnedFd,
     staging: Arc<OwnedFd>,
     index: Mutex<Option<Arc<OwnedFd>>>,
     tmpfile: AtomicBool,
-    /// Cleared once the file system has refused a reflink.
+    /// Whether reflinks are tried; cleared once the file system has refused one.
     pub clones: AtomicBool,
     names: AtomicU64,
     tag: u64,
@@ -134,7 +134,7 @@ impl Upper {
         Ok(upper)
     }
 
-    /// Opens an upper without staging directory, and without finding out what its file system
+    /// Opens an upper without a staging directory, and without probing what its file system
     /// supports.
     fn unprobed(layer: Layer, work_base: OwnedFd, spec: &UpperSpec) -> Result<Self> {
         let work_stat = At::fd(work_base.as_fd()).stat()?;
@@ -171,11 +171,11 @@ impl Upper {
         })
     }
 
-    /// Finds out which markers and whiteouts the upper's file system supports.
+    /// Probes which markers and whiteouts the upper's file system supports.
     fn probe(&mut self) -> Result<(), Errno> {
         let name = self.unique();
         let at = At::new(self.staging.as_fd(), &name);
-        // What a file supports a directory supports too, and a file is ten times faster.
+        // If files support it, directories do too, and a file is ten times faster.
         at.mknod(FileKind::Regular, 0o600, (0, 0))?;
         let wants_trusted = self.layer.dialect.trusted;
         let set = |trusted| Writer { trusted }.set(at, Marker::Opaque, b"n");
@@ -226,7 +226,7 @@ impl Upper {
         Ok(self.open_index(&mut self.index.lock())?)
     }
 
-    /// Whether nobody but the server can change the index, which lies in a directory of the upper's
+    /// Whether only the server can change the index, which lies in a directory of the upper's
     /// owner.
     pub fn index_is_ours(&self) -> Result<bool, Errno> {
         let Some(index) = self.open_index(&mut self.index.lock())? else {
@@ -236,7 +236,7 @@ impl Upper {
         Ok(stat.uid == self.own_ids.uid && stat.perm & 0o022 == 0)
     }
 
-    /// Returns the index directory, which is opened on first use; `None`: there is none.
+    /// Returns the index directory, which is opened on first use. `None` if there is none.
     fn open_index(&self, index: &mut Option<Arc<OwnedFd>>) -> Result<Option<Arc<OwnedFd>>, Errno> {
         if let Some(fd) = index {
             return Ok(Some(Arc::clone(fd)));
@@ -313,8 +313,8 @@ impl Upper {
         Ok(WhiteoutKind::Node)
     }
 
-    /// Whether empty files in an upper directory may be whiteouts: where the xattr form is in use,
-    /// and where the directory is marked by an earlier mount that used it.
+    /// Whether empty files in an upper directory may be whiteouts. They may be if the xattr form is
+    /// in use, or if an earlier mount that used it marked the directory.
     pub fn may_have_xwhiteouts(&self, dir: &Dir) -> bool {
         self.form == WhiteoutForm::Xattr || dir.xwhiteouts
     }
@@ -334,7 +334,8 @@ impl Upper {
         let mut shared = self.whiteout.lock();
         if let Some(name) = &*shared {
             match At::new(self.staging.as_fd(), name).link_to(to) {
-                // The inode has too many links, or somebody removed it: a new one is created.
+                // The inode has too many links, or another process removed it. A new one is
+                // created.
                 Err(Errno::MLINK | Errno::NOENT) => *shared = None,
                 other => return other,
             }
@@ -357,13 +358,13 @@ impl Upper {
                 *shared = Some(name);
                 Err(Errno::EXIST)
             }
-            // The file system has no hard links: the shared whiteout is moved.
+            // The file system has no hard links. The shared whiteout itself is moved.
             Err(_) => at.rename_to(to, RenameFlags::NOREPLACE),
         }
     }
 
-    /// Whether the staged file `at` may be removed with its content: it is the directory `known`,
-    /// or no directory.
+    /// Whether the staged file `at` may be removed with its content. It may if it is the directory
+    /// `known`, or no directory.
     fn is_removable(&self, at: At<'_>, known: Option<(u64, u64)>) -> Result<bool, Errno> {
         let stat = at.stat()?;
         let same = known.is_some_and(|id| id == stat.id() || !self.layer.keeps_numbers);
@@ -399,7 +400,7 @@ impl Upper {
 impl Drop for Upper {
     fn drop(&mut self) {
         if let Some(name) = self.whiteout.lock().take() {
-            // If this fails, the next mount removes it.
+            // If this fails, the next mount removes the file.
             let _ = At::new(self.staging.as_fd(), &name).unlink();
         }
     }
@@ -472,7 +473,8 @@ impl Staged<'_> {
             return Ok(());
         }
         let back = self.at().rename_to(to, RenameFlags::EXCHANGE);
-        // What cannot go back is not ours to remove.
+        // If the exchange cannot be undone, the staged name belongs to another directory, which
+        // must not be removed.
         self.armed = back.is_ok();
         back?;
         Err(removable.err().unwrap_or(Errno::STALE))
@@ -502,7 +504,7 @@ impl Staged<'_> {
         chmod(self.at(), open(ours))?;
         chmod(to, open(theirs))?;
         match self.at().rename_to(to, flags) {
-            // The file that was exchanged is removed next and needs the permission.
+            // The exchanged directory is removed next, which needs this permission.
             Ok(()) => chmod(to, ours),
             Err(e) => {
                 chmod(to, theirs)?;
@@ -523,7 +525,7 @@ impl Drop for Staged<'_> {
     }
 }
 
-/// Creates an empty file whose name is a marker; whatever has the name already will do.
+/// Creates an empty file whose name is a marker. An existing file of that name is sufficient.
 pub(crate) fn make_mark(at: At<'_>) -> Result<(), Errno> {
     match at.mknod(FileKind::Regular, 0o644, (0, 0)) {
         Err(Errno::EXIST) => Ok(()),

@@ -1,6 +1,6 @@
-//! The slot in which a thread that took a request from a ring finds the answer, from whichever
-//! thread it comes. If the thread has continued with other requests, the slot passes the answer to
-//! the queue.
+//! A slot for the answer to one request, in which the thread that took the request from a ring
+//! finds the answer of any other thread. If that thread has continued with other requests, the slot
+//! passes the answer to the queue.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use parking_lot::{Condvar, Mutex};
 use super::rings::queue::{Due, Queue};
 use crate::sys::uring::Payload;
 
-/// How often a thread that waits for slow work looks whether anybody still wants it.
+/// How often a thread that waits for slow work checks whether the connection is gone.
 pub(super) const LOOK: Duration = Duration::from_millis(200);
 
-/// Holds the answer of one request after the other.
+/// Holds the answer to one request at a time.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     state: Mutex<SlotState>,
@@ -22,12 +22,12 @@ pub(super) struct Slot {
 
 #[derive(Debug, Default)]
 struct SlotState {
-    /// Where the data of the answer goes, unless the request still lies there.
+    /// The memory for the data of the answer; `None` while the request still occupies it.
     payload: Option<Payload>,
-    /// Where it goes then.
+    /// The data of the answer if there is no `payload`.
     beside: Vec<u8>,
     answer: Option<Answer>,
-    /// No thread waits here: the answer goes to the queue, with the payload.
+    /// The request whose thread does not wait here. Its answer goes to the queue with the payload.
     parked: Option<Parked>,
 }
 
@@ -58,12 +58,13 @@ impl Answer {
 }
 
 impl Slot {
-    /// The next answer may be written there at once.
+    /// Lends the payload: the next answer may be written into it.
     pub(super) fn lend(&self, payload: Payload) {
         self.state.lock().payload = Some(payload);
     }
 
-    /// Answers. `false`: too long for the payload, and answered EIO.
+    /// Stores the answer. Returns `false` if the data is too long for the payload; the answer is
+    /// then EIO.
     pub(super) fn put(&self, error: i32, data: &[u8]) -> bool {
         let mut state = self.state.lock();
         let fits = match &mut state.payload {
@@ -89,8 +90,9 @@ impl Slot {
         fits
     }
 
-    /// Answers with what `fill` leaves in `size` bytes of the payload, and counts. `false`, and
-    /// the answer is still to be given: there is no such room here, or `fill` failed.
+    /// Answers with the bytes that `fill` writes into `size` bytes of the payload; `fill` returns
+    /// their number. Returns `false` without an answer if no payload of that size was lent, or if
+    /// `fill` failed.
     pub(super) fn fill(&self, size: usize, fill: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
         let mut state = self.state.lock();
         let room = state.payload.as_mut().and_then(|p| p.get_mut(..size));
@@ -120,13 +122,13 @@ impl Slot {
         }
     }
 
-    /// The answer if it is there; its data is in the payload returned: the one that was lent, else
-    /// `kept`.
+    /// Takes the answer; `None` if there is none yet. Its data is in the returned payload, which is
+    /// the lent one, or else `kept`.
     pub(super) fn take(&self, kept: &mut Option<Payload>) -> Option<(Answer, Payload)> {
         self.state.lock().take(kept)
     }
 
-    /// Waits for the answer. `None`: it is `over`.
+    /// Waits for the answer. `None` if `over` returns true.
     pub(super) fn wait(
         &self,
         kept: &mut Option<Payload>,
@@ -142,8 +144,9 @@ impl Slot {
         state.take(kept)
     }
 
-    /// The answer, whose data may go to `kept` from now on, goes to the queue; if it is there
-    /// already, it is returned. The slot is used no more.
+    /// Passes the answer to the queue as soon as there is one; its data may be written to `kept`
+    /// from now on. Returns the answer if there is one already. The slot is not used after this
+    /// call.
     pub(super) fn park(
         &self,
         mut kept: Option<Payload>,

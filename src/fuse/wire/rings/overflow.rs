@@ -29,9 +29,11 @@ use super::queue::{Due, Queue};
 use super::{Outcome, PAUSE, Refusal, Served, answer, refusal};
 use crate::sys::uring::{Command, Event, HEADER, Header, Payload, Ring};
 
-/// Data of a request that counts: less is as much as an entry has anyway.
+/// A request with more data than this counts as held, in bytes. Every entry uses about that much
+/// memory anyway.
 const MUCH: usize = 64 << 10;
-/// Of the numbers of our own requests, which are none of the kernel's: those count from 0.
+/// A bit that all numbers of our own requests have. The kernel's own numbers count from 0 and do
+/// not have it.
 const OURS: u64 = 1 << 62;
 
 struct Overflow {
@@ -39,14 +41,15 @@ struct Overflow {
     served: Arc<Served>,
     ring: Ring,
     header: Header,
-    /// Entries that wait for a request in our ring.
+    /// The number of entries that wait for a request in this ring.
     open: usize,
-    /// Requests may wait in the kernel.
+    /// Whether requests may wait in the kernel.
     starved: bool,
-    /// Our next own request is to be answered at once: it may fetch one that waits.
+    /// Whether our next own request is answered at once, because the answer may fetch a request
+    /// that waits.
     probing: bool,
     asked: u64,
-    /// The file that we asked of last.
+    /// The file that our last own request named.
     file: u64,
 }
 

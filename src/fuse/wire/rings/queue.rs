@@ -34,7 +34,7 @@ pub(in super::super) struct Due {
     pub(in super::super) payload: Payload,
     pub(in super::super) commit_id: u64,
     pub(in super::super) answer: Answer,
-    /// Bytes that were counted as held in its entry.
+    /// The number of bytes that were counted as held in its entry.
     pub(in super::super) held: usize,
 }
 
