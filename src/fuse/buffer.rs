@@ -8,9 +8,9 @@ use crate::union;
 /// The alignment in bytes: the largest that any disk requires for O_DIRECT.
 const PAGE: usize = 4096;
 
-/// Runs `job` with a buffer of `size` bytes that begins at a page, so that O_DIRECT can read into
-/// it. The size is never reduced: for the kernel, a short answer would mean the end of the file.
-/// Returns ENOMEM without memory, else the result of `job`.
+/// Runs `job` with a buffer of `size` bytes that starts at a page boundary, so that O_DIRECT can
+/// read into it. The size is never reduced: for the kernel, a short answer would mean the end of
+/// the file. Without memory it answers ENOMEM, else it returns the result of `job`.
 pub(super) fn with_buffer<R: Failure, T>(
     size: u32,
     reply: R,
@@ -36,8 +36,8 @@ pub(super) fn with_buffer<R: Failure, T>(
     })
 }
 
-/// Answers with the data that `read` puts into such a buffer, or with its error. For EAGAIN it
-/// returns the reply without answering.
+/// Answers with the data that `read` writes into such a buffer, or with its error. If the error is
+/// EAGAIN, the reply is returned unanswered.
 pub(super) fn answer_with_read<R: DataReply>(
     size: u32,
     reply: R,

@@ -2,8 +2,8 @@
 //! name: aborting, and reading ahead.
 //!
 //! After the file system is gone, the next one may get the same number. So the file is opened
-//! first, and used only if the connection still lives then: the number was ours when the file was
-//! opened, and an open file stays the same.
+//! first, and used only if the connection still exists then: the number belonged to this connection
+//! when the file was opened, and an open file does not change.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,11 +21,11 @@ pub(super) struct Control {
     /// /dev/fuse, on the connection.
     device: OwnedFd,
     number: (u32, u32),
-    /// Files that were opened before the sandbox was entered, from which no path leads to them.
+    /// The files that were opened before the sandbox was entered. The sandbox has no path to them.
     files: OnceLock<Files>,
 }
 
-/// `None`: it could not be opened.
+/// A file is `None` if it could not be opened.
 #[derive(Debug)]
 struct Files {
     abort: Option<OwnedFd>,
@@ -61,8 +61,8 @@ impl Control {
             && !fds[0].revents().contains(PollFlags::ERR)
     }
 
-    /// Has the kernel read ahead `kib` KiB of a file at a time; its default is 128. Root may ask
-    /// for this, if sysfs can be written.
+    /// Makes the kernel read ahead `kib` KiB of a file at a time; its default is 128. Only root may
+    /// do this, and only if sysfs is writable.
     pub(super) fn read_ahead(&self, kib: u32) {
         let opened;
         let file = match self.files.get() {
@@ -112,8 +112,8 @@ impl Control {
     }
 }
 
-/// Opens the file that aborts the connection with this minor device number. The file belongs to
-/// that connection for ever. The caller must check the number after this.
+/// Opens the file that aborts the connection with this minor device number. The file stays with
+/// that connection. The caller must check the number after this.
 ///
 /// # Errors
 /// ENOENT if there is no such connection; EACCES if it belongs to another user; EPERM if fusectl is
@@ -123,7 +123,7 @@ pub(super) fn open_abort(minor: u32) -> io::Result<OwnedFd> {
     let usual = Path::new("/sys/fs/fuse/connections").join(&file);
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     match rustix::fs::open(&usual, flags, Mode::empty()) {
-        // fusectl is not mounted (containers): this mount of it is attached nowhere.
+        // fusectl is not mounted (containers). A new mount of it is used that has no mountpoint.
         Err(Errno::NOENT) => Ok(rustix::fs::openat(fusectl()?, &file, flags, Mode::empty())?),
         result => Ok(result?),
     }

@@ -1,6 +1,6 @@
-//! The ioctls that are answered: four of fixed size, in exactly the form in which the kernel sends
-//! them by itself (`fuse_fileattr_get` and `fuse_fileattr_set`, fs/fuse/ioctl.c), after it has
-//! checked that the caller may. The transports refuse all others with ENOTTY.
+//! The ioctls that are answered: four of fixed size, in exactly the form in which the kernel itself
+//! sends them (`fuse_fileattr_get` and `fuse_fileattr_set`, fs/fuse/ioctl.c), after it has checked
+//! the permission of the caller. The transports refuse all others with ENOTTY.
 
 use zerocopy::FromBytes as _;
 
@@ -18,7 +18,7 @@ pub(super) enum FlagIoctl {
     Set(InodeFlags),
 }
 
-/// Parses an ioctl with the input `data` and an output of `out_size` bytes. `None`: it is another
+/// Parses an ioctl with the input `data` and an output of `out_size` bytes. `None` if it is another
 /// ioctl, or has another size.
 pub(super) fn parse(cmd: u32, data: &[u8], out_size: u32) -> Option<FlagIoctl> {
     let sizes = (data.len(), usize::try_from(out_size).ok()?);

@@ -43,7 +43,7 @@ struct Filesystem<T> {
     shared: Arc<Shared<T>>,
 }
 
-/// Values that are known only after the crate has its file system.
+/// Values that are set only after the crate has its file system.
 struct Shared<T> {
     /// The flags of `abi::init`, set by the handshake.
     flags: OnceLock<u32>,
@@ -100,7 +100,7 @@ impl<T: Operations> Connection<T> {
     /// An error if the threads could not be started, or if one ended early.
     pub(super) fn serve(self, operations: T) -> io::Result<()> {
         let Self { session, shared } = self;
-        // Set once: here.
+        // This is the only place that sets it.
         let _ = shared.operations.set(operations);
         drop(shared);
         session.run()
@@ -109,7 +109,7 @@ impl<T: Operations> Connection<T> {
 
 impl Notices for Notifier {
     fn attributes_changed(&self, ino: u64) {
-        // None of the data.
+        // Attributes only: the range contains no data.
         if let Err(error) = self.inval_inode(INodeNo(ino), -1, 0) {
             tracing::debug!(ino, %error, "notification not taken");
         }
@@ -129,7 +129,7 @@ impl<T> Filesystem<T> {
             .add_capabilities(agreed)
             .map_err(|_| io::Error::from(Errno::PROTO))?;
         config.set_max_write(self.limits.max_io).map_err(refused)?;
-        // The kernel offers less, which is then used.
+        // If the kernel offers less, that is used.
         let _ = config.set_max_readahead(self.limits.max_io);
         let _ = config.set_max_background(self.limits.max_background);
         let _ = self.shared.flags.set(agreed.bits() as u32);

@@ -100,7 +100,7 @@ fn options(config: &MountConfig) -> OsString {
     OsString::from_vec(out)
 }
 
-/// `None`: the helper closed the socket without a message.
+/// Receives the connection. `None` if the helper closed the socket without a message.
 fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

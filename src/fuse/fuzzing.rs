@@ -1,4 +1,4 @@
-//! Access to the parser of kernel messages for fuzzing (feature `fuzzing`). A panic is a finding.
+//! Gives fuzzers access to the parser of kernel messages (feature `fuzzing`). A panic is a finding.
 
 use super::wire::request::{self, Request};
 

@@ -6,8 +6,8 @@
 //! identity of the file is returned.
 //!
 //! ```text
-//! server (sandbox) ── 1 byte: what ──► keeper (where the mount is)
-//!                  ◄─ 0 and what was asked for, or 1 and why not ──
+//! server (sandbox) ── 1 byte: request ──► keeper (in the mount's namespace)
+//!                  ◄─ 0 and the result, or 1 and the error ──
 //! ```
 //!
 //! It ends with the server. If the server was killed, it changes nothing: the mount is dead and
@@ -55,8 +55,8 @@ pub(super) type Afterwards = Box<dyn FnOnce(bool)>;
 /// The server's end of the connection.
 #[derive(Debug)]
 pub(super) struct Keeper {
-    /// The socket, until there is nothing left to ask. It is locked during a request and its
-    /// answer.
+    /// The socket; `None` once there is nothing more to request. It is locked during a request and
+    /// its answer.
     socket: Mutex<Option<OwnedFd>>,
     /// Whether the keeper may open file handles.
     opens_handles: bool,
@@ -127,7 +127,7 @@ impl Keeper {
         })
     }
 
-    /// Has the keeper clean up. It has ended then, or is about to.
+    /// Makes the keeper clean up. It has ended when this returns, or is about to end.
     pub(super) fn finish(&self, had_answered: bool) {
         let last = if had_answered { ENDED } else { FAILED };
         match self.ask(last) {
@@ -170,7 +170,7 @@ impl Keeper {
 }
 
 impl Drop for Keeper {
-    /// A mount that was given up.
+    /// Cleans up after a mount that was given up.
     fn drop(&mut self) {
         self.finish(false);
     }
@@ -188,7 +188,8 @@ fn confine() {
         | CapabilitySet::DAC_OVERRIDE
         | CapabilitySet::FOWNER
         | CapabilitySet::SYS_PTRACE;
-    // In the worst case the keeper has more rights than it needs. Its log reaches nobody.
+    // In the worst case the keeper has more rights than it needs. A log message of it would reach
+    // no reader.
     let _ = capabilities::set_no_new_privs();
     let _ = capabilities::keep_only(needed);
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);

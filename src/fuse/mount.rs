@@ -30,7 +30,7 @@ mod new_calls;
 pub(super) struct Attachment {
     own: OwnMount,
     control: Arc<Control>,
-    /// Its root, until the mount is asked for an answer: an open root keeps the mount in use.
+    /// Its root, until the mount is asked for an answer. An open root keeps the mount in use.
     root: Mutex<Option<OwnedFd>>,
     /// The keeper of a server in a sandbox, which detaches the mount for it.
     keeper: Option<Arc<Keeper>>,
@@ -38,7 +38,7 @@ pub(super) struct Attachment {
 }
 
 impl Attachment {
-    /// The mountpoint, absolute and without symlinks.
+    /// Returns the mountpoint, absolute and without symlinks.
     pub(super) fn mountpoint(&self) -> &Path {
         self.own.mountpoint()
     }
@@ -53,7 +53,8 @@ impl Attachment {
         &self.control
     }
 
-    /// Opens the files that are needed after the sandbox has been entered. `keeper` does the rest.
+    /// Opens the files that are needed after the sandbox has been entered. The `keeper` does the
+    /// other work.
     pub(super) fn prepare_sandbox(&mut self, keeper: Arc<Keeper>) {
         self.control.open_files();
         self.keeper = Some(keeper);
@@ -83,7 +84,7 @@ impl Attachment {
         }
     }
 
-    /// Detaches the mount if it exists. Mounts of others on top of it or in its place stay.
+    /// Detaches the mount if it exists. Other mounts on top of it or in its place stay.
     pub(super) fn detach(&self) -> Result<()> {
         let connected = self.control.is_connected();
         match &self.keeper {
@@ -134,9 +135,9 @@ pub(super) fn attach(config: &MountConfig) -> Result<(OwnedFd, Attachment)> {
     Ok((device, attachment))
 }
 
-/// `None`: this process may not mount.
+/// Mounts without the helper. `None` if this process may not mount.
 fn mount_directly(config: &MountConfig, place: &Mountpoint) -> Result<Option<(OwnedFd, OwnedFd)>> {
-    // In a user namespace the kernel may insist on the second form.
+    // In a user namespace the kernel may accept only the second form.
     for extra in [MountFlags::empty(), MountFlags::NODEV | MountFlags::NOSUID] {
         // The helper opens the device with the rights of the user, so it would fail too.
         let device = open_device()?;
@@ -239,7 +240,7 @@ pub(super) fn answers(root: OwnedFd) -> io::Result<()> {
     }
 }
 
-/// An option of the `fuse` type: a flag, or a name with its value.
+/// Returns the options of the `fuse` type: flags, and names with their values.
 fn options(config: &MountConfig) -> Result<Vec<(&'static str, Option<OsString>)>> {
     if config.fsname.as_bytes().contains(&0) {
         return Err(Error::Option {
@@ -289,8 +290,8 @@ fn mount_data(options: &[(&'static str, Option<OsString>)], fd: i32) -> Result<C
     })
 }
 
-/// Returns the `context=` to pass on. Without SELinux the kernel would refuse the option, and it
-/// has no meaning: podman passes it only if SELinux is on.
+/// Returns the `context=` to pass to the kernel. Without SELinux the kernel would refuse the
+/// option, and it has no meaning then: podman passes it only if SELinux is on.
 fn selinux_context(config: &MountConfig) -> Result<Option<&OsStr>> {
     let Some(context) = config.context.as_deref() else {
         return Ok(None);

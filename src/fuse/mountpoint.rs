@@ -60,8 +60,8 @@ impl Mountpoint {
         Ok(Self { dir, path })
     }
 
-    /// Returns its path, absolute and without symlinks, for messages and records. It may lead to
-    /// another directory by now.
+    /// Returns its path, absolute and without symlinks, for messages and records. The path may lead
+    /// to another directory now.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -69,7 +69,7 @@ impl Mountpoint {
     /// Returns its identity.
     ///
     /// # Errors
-    /// [`Error::Mountpoint`] if the kernel does not tell it.
+    /// [`Error::Mountpoint`] if the kernel does not report it.
     pub fn id(&self) -> Result<DirectoryId> {
         let inode = || -> io::Result<DirectoryId> {
             Ok(DirectoryId {
@@ -83,13 +83,13 @@ impl Mountpoint {
         })
     }
 
-    /// Whether a mount begins here. `false` is certain.
+    /// Whether a mount begins here. `false` is reliable; `true` is not.
     pub fn may_be_mount(&self) -> bool {
-        // EACCES comes from a FUSE mount that lets only its owner in.
+        // EACCES comes from a FUSE mount that only its owner may access.
         look(self.dir.as_fd(), StatxFlags::TYPE).map_or(true, |st| is_mount_root(&st))
     }
 
-    /// Returns the mount that begins here, if one does.
+    /// Returns the mount that begins here, or `self` if none does.
     ///
     /// # Errors
     /// [`Error::Mountpoint`] when the mount table cannot be read.
@@ -133,7 +133,8 @@ impl From<io::Error> for Stop {
     }
 }
 
-/// Checks a mount on the way: it must answer. Only unionfs shows the owners of its layers' files.
+/// Checks a mount on the way: it must answer. Returns whether the owners that it shows may be
+/// invented; unionfs shows those of its layers' files.
 fn ask(root: &OwnedFd) -> std::result::Result<bool, Stop> {
     let id = MountId::of(root)?;
     let mounts = mountinfo::list()?;

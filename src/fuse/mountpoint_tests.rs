@@ -10,7 +10,8 @@ use super::*;
 /// Another user.
 const OTHER: Option<u32> = Some(65534);
 
-/// `base/dir/m`, and `base/link` that leads to `dir`. Only root can make files of other users.
+/// Creates `base/dir/m`, and `base/link` that leads to `dir`. Only root can create files of other
+/// users.
 fn tree() -> Needed<(tempfile::TempDir, PathBuf)> {
     is_root()?;
     if !matches!(Trust::in_first_user_namespace(), Trust::RootAndUs) {
@@ -75,7 +76,7 @@ fn what_another_user_decides_on_is_not_followed() {
     refused(&theirs.join("out/m"));
     refused(&theirs.join("out"));
     refused(&theirs.join("real/../real/m"));
-    // It is below a directory of root that root has not put there.
+    // The directory `roots` belongs to root, but another user could have moved it there.
     std::fs::create_dir(theirs.join("real/m/roots")).unwrap();
     symlink(base.join("dir"), theirs.join("real/m/roots/out")).unwrap();
     refused(&theirs.join("real/m/roots/out/m"));

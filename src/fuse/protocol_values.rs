@@ -10,7 +10,7 @@ use crate::union::{Attr, EntryRef, RenameFlags, SetAttr, SetTime, Time, XattrFla
 /// The union owns its layers, so only the kernel can change what it knows.
 pub(super) const FOREVER: u64 = u32::MAX as u64;
 
-/// The kernel takes the seconds as signed again.
+/// Converts attributes. The kernel takes the seconds as signed again.
 pub(super) fn attr(attr: &Attr) -> abi::Attr {
     abi::Attr {
         ino: attr.ino,
@@ -32,13 +32,13 @@ pub(super) fn attr(attr: &Attr) -> abi::Attr {
     }
 }
 
-/// Layers may contain any value.
+/// Returns the nanoseconds of a time, limited to the valid range. Layers may contain any value.
 pub(super) fn nsec(time: Time) -> u32 {
     time.nsec.min(999_999_999)
 }
 
-/// The basic attributes, which the kernel always wants, and the time of birth if it was requested
-/// and is known.
+/// Converts to the basic attributes, which the kernel always requires, and the time of birth if it
+/// was requested and is known.
 pub(super) fn statx(attr: &Attr, mask: u32) -> abi::Statx {
     let time = |time: Time| SxTime {
         sec: time.sec,
@@ -67,7 +67,7 @@ pub(super) fn statx(attr: &Attr, mask: u32) -> abi::Statx {
     }
 }
 
-/// `lifetime`: how long the kernel may keep the attributes, in seconds.
+/// Converts an entry. The kernel may keep its attributes for `lifetime` seconds.
 pub(super) fn entry(entry: &EntryRef<'_>, lifetime: u64) -> abi::EntryOut {
     abi::EntryOut {
         nodeid: entry.attr().ino,
@@ -78,7 +78,7 @@ pub(super) fn entry(entry: &EntryRef<'_>, lifetime: u64) -> abi::EntryOut {
     }
 }
 
-/// An absent name, which the kernel may remember: node 0.
+/// Returns an absent name, which the kernel may cache: node 0.
 pub(super) fn no_entry() -> abi::EntryOut {
     abi::EntryOut {
         entry_valid: FOREVER,
@@ -120,7 +120,7 @@ pub(super) fn decode_dev(dev: u32) -> (u32, u32) {
     ((dev >> 8) & 0xfff, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
 }
 
-/// Parses the flags. `None`: there are unknown ones.
+/// Parses the flags. `None` if there are unknown ones.
 pub(super) fn rename_flags(flags: u32) -> Option<RenameFlags> {
     let known = libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT;
     (flags & !known == 0).then_some(RenameFlags {
@@ -135,7 +135,7 @@ pub(super) fn xattr_flags(flags: u32) -> XattrFlags {
     XattrFlags {
         create: flags & libc::XATTR_CREATE != 0,
         replace: flags & libc::XATTR_REPLACE != 0,
-        // Another field of the message has it.
+        // Another field of the message contains this.
         drops_set_gid: false,
     }
 }

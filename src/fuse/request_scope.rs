@@ -36,7 +36,7 @@ pub fn current() -> Option<Request> {
     CURRENT.get()
 }
 
-/// Until this is dropped, the thread answers the request.
+/// A guard: the thread answers the request until it is dropped.
 #[must_use]
 pub(super) struct Scope(Option<Request>);
 

@@ -25,7 +25,7 @@ use crate::union;
 
 /// The time for a client to make progress. After it, the connection is closed.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// The maximum length of an answer.
+/// The maximum length of an answer in bytes.
 const MAX_ANSWER: u64 = 16 << 20;
 
 /// The counters of a mount.
@@ -120,7 +120,7 @@ fn failed(source: io::Error, path: PathBuf, mountpoint: PathBuf) -> Error {
     }
 }
 
-/// It does not wait while other clients wait for the server.
+/// Connects without waiting while other clients wait for the server.
 fn connect_to(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -130,7 +130,8 @@ fn connect_to(path: &Path) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// The runtime directory was checked: no other user can have put the socket there.
+/// Calls `act` with a short path of the socket. The runtime directory was checked: no other user
+/// can have put the socket there.
 fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -146,17 +147,17 @@ impl Socket {
     /// Listens on `path` (0600).
     pub(super) fn bind(path: &Path) -> io::Result<Self> {
         let bind = |short: &Path| {
-            // An earlier process with this ID has left it.
+            // A socket of that name was left by an earlier process with this ID.
             let _ = std::fs::remove_file(short);
             let listener = UnixListener::bind(short)?;
-            // No other user could write to the directory meanwhile.
+            // No other user can write to the directory meanwhile.
             std::fs::set_permissions(short, std::fs::Permissions::from_mode(0o600))?;
             Ok(Self(listener))
         };
         with_short_path(path, bind)
     }
 
-    /// Starts answering: each client gets the value that `answer` returns then.
+    /// Starts answering: each client gets the value that `answer` returns at that time.
     pub(super) fn serve(self, answer: impl Fn() -> Vec<u8> + Send + 'static) -> io::Result<Server> {
         let listener = Arc::new(self.0);
         let stopped = Arc::new(AtomicBool::new(false));
@@ -185,7 +186,7 @@ impl Server {
     /// Ends the thread and waits for it.
     pub(super) fn stop(self) {
         self.stopped.store(true, Ordering::Release);
-        // Makes accept(2) answer EINVAL.
+        // The shutdown makes accept(2) return EINVAL.
         let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         let _ = self.thread.join();
     }
@@ -205,7 +206,7 @@ fn serve(listener: &UnixListener, stopped: &AtomicBool, answer: impl Fn() -> Vec
             }
             Err(error) => {
                 tracing::debug!(%error, "control socket");
-                // After EMFILE and the like, the loop must not spin.
+                // After an error like EMFILE the loop must not spin.
                 std::thread::sleep(Duration::from_millis(100));
             }
         }

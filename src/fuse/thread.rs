@@ -5,15 +5,15 @@ use std::cell::Cell;
 /// A thread that answers requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Thread {
-    /// One of a few that read /dev/fuse.
+    /// A worker: one of the few threads that read /dev/fuse.
     Worker,
     /// A thread of a ring. It may wait for a disk if another thread takes the next request
     /// meanwhile.
     Ring {
-        /// Whether another thread takes it.
+        /// Whether another thread takes the next request.
         may_wait: bool,
     },
-    /// A thread of the pool, of which each user has a part.
+    /// A thread of the pool. Each user gets only a part of these threads.
     Pool,
 }
 

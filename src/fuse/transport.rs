@@ -58,8 +58,8 @@ pub(super) struct Agreed {
 }
 
 impl Connection {
-    /// Answers INIT, which the kernel sends first. `limits` are those of a checked mount.
-    /// `reopens`: whether the process can still open /dev/fuse for its `threads`.
+    /// Answers INIT, which the kernel sends first. `limits` are those of a checked mount. `reopens`
+    /// says whether the process can still open /dev/fuse for its `threads`.
     ///
     /// # Errors
     /// ENODEV if it was unmounted meanwhile; EPROTO if the kernel has a version older than 7.31 or
@@ -107,10 +107,11 @@ impl Connection {
         }
     }
 
-    /// As [`passthrough::start`]. A transport without passthrough passes nothing through.
+    /// Sets up passthrough as [`passthrough::start`]. A transport without passthrough passes
+    /// nothing through.
     ///
     /// # Errors
-    /// Likewise.
+    /// As [`passthrough::start`].
     pub(super) fn pass_through(
         &self,
         union: &Union,

@@ -1,9 +1,9 @@
-//! Files whose data may be read and written past the union: what a transport needs to hand them to
-//! the kernel.
+//! Files whose data may be read and written without the union. A transport passes them to the
+//! kernel.
 //!
-//! What is handed out stays the file of its inode for as long as the inode is known: a file
-//! that the upper has with all of its data, or any file of a union that cannot be written,
-//! whose lowers are sealed. Never a lower file that a later write would copy up.
+//! A returned file stays the file of its inode as long as the inode is known. It is a file that the
+//! upper has with all of its data, or any file of a union that cannot be written, whose lowers are
+//! sealed. It is never a lower file that a later write would copy up.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -29,30 +29,31 @@ impl AsFd for Backing {
 }
 
 impl Backing {
-    /// Whether its file system knows O_DIRECT.
+    /// Whether its file system supports O_DIRECT.
     pub fn takes_direct(&self) -> bool {
         self.0.has_direct()
     }
 }
 
 impl Union {
-    /// The file that has the data of `ino` for good; `None` while a write would still copy it
-    /// up.
+    /// Returns the file that has the data of `ino` permanently; `None` while a write would still
+    /// copy it up.
     ///
     /// # Errors
-    /// ESTALE, EISDIR or EINVAL for what is not a file, else those of open(2).
+    /// ESTALE; EISDIR or EINVAL if it is not a regular file; else those of open(2).
     pub fn backing(&self, ino: Ino) -> Result<Option<Backing>> {
         let inode = self.names.regular(ino)?;
         let upper = inode.is_copied_up();
         if !upper && (self.stack.is_writable() || !self.stack.is_sealed()) {
             return Ok(None);
         }
-        // Whoever reads what is handed out opens it again with flags of its own, so that O_NOATIME
-        // does not help. EPERM: that it cannot be handed out is no reason not to open it.
+        // The kernel opens the file again with flags of its own, so O_NOATIME has no effect. EPERM
+        // makes the caller open the file without passthrough.
         if upper && self.stack.guards_access_times() {
             return Err(Errno::PERM.into());
         }
-        // Writable: a descriptor of the lower may still be cached from before the copy-up.
+        // Write access is requested because a descriptor of the lower may still be cached from
+        // before the copy-up.
         let access = if upper && self.stack.is_writable() {
             Access::Write
         } else {
@@ -62,7 +63,7 @@ impl Union {
         Ok(Some(Backing(data)))
     }
 
-    /// What opening for writing with these `O_` flags does to `ino`: copy-up.
+    /// Copies `ino` up for an open for writing with these `O_` flags.
     ///
     /// # Errors
     /// EROFS without an upper, EPERM for a protected file, else those of the upper's file system.
@@ -73,7 +74,7 @@ impl Union {
         self.copying().copy_up(&inode)
     }
 
-    /// The same with O_TRUNC: copy-up, but of no data.
+    /// As [`Self::open_for_writing`] with O_TRUNC: copies the file up without its data.
     ///
     /// # Errors
     /// Those of [`Self::open_for_writing`].
@@ -85,15 +86,15 @@ impl Union {
         truncate(&self.stack, &inode, 0, loss)
     }
 
-    /// Whether what [`Self::backing`] hands out can be on a file system that stacks others itself:
-    /// the upper's, or any layer's where nothing can be written.
+    /// Whether a file that [`Self::backing`] returns can be on a stacking file system: the upper's,
+    /// or any layer's if the union cannot be written.
     pub fn is_stacked(&self) -> bool {
         let upper = self.stack.upper();
         upper.is_some_and(|upper| upper.layer.is_stacked())
             || !self.stack.is_writable() && self.stack.lowers().is_stacked()
     }
 
-    /// An unnamed file of the upper, to try things with; `None` where there can be none.
+    /// Returns an unnamed file of the upper, to try passthrough with; `None` if there can be none.
     pub fn sample(&self) -> Option<OwnedFd> {
         let staged = self.stack.writable().ok()?.stage_file(0o600).ok()?;
         Some(staged.1)

@@ -1,5 +1,5 @@
-//! Copies file data for copy-up: by reflink (FICLONE) where the file system can, else extent by
-//! extent, so that holes stay holes. Works on descriptors only.
+//! Copies file data for copy-up: by reflink (FICLONE) if the file system supports it, else extent
+//! by extent, so that holes stay holes. Works on descriptors only.
 
 use std::os::fd::OwnedFd;
 
@@ -8,18 +8,18 @@ use rustix::io::Errno;
 
 use crate::sys::sync::atomic::{AtomicBool, Ordering};
 
-/// Bytes copied per read and write where the kernel cannot copy.
+/// The number of bytes per read and write if the kernel cannot copy.
 const CHUNK: usize = 1 << 20;
-/// Bytes asked of one copy_file_range(2).
+/// The number of bytes per copy_file_range(2).
 const PIECE: u64 = 16 << 20;
 
-/// How to copy.
+/// The options of a copy.
 pub(crate) struct How<'a> {
     /// Copy the whole file.
     pub whole: bool,
-    /// The file has no holes worth looking for.
+    /// Whether to skip the search for holes, because the file has almost none.
     pub dense: bool,
-    /// Nothing will be synced.
+    /// Whether no data will be synced.
     pub volatile: bool,
     /// Whether to try a reflink; cleared once the target's file system has refused one.
     pub clones: &'a AtomicBool,
@@ -31,11 +31,11 @@ pub(crate) enum Copied {
     /// The extents are shared, and are on the disk: FICLONE writes the dirty pages of the source
     /// back first.
     Cloned,
-    /// So many bytes of data were written, which need not be on the disk yet.
+    /// This number of bytes of data was written. They may not be on the disk yet.
     Written(u64),
 }
 
-/// Copies `len` bytes: by reflink where the file system can, else extent by extent (holes stay
+/// Copies `len` bytes: by reflink if the file system supports it, else extent by extent (holes stay
 /// holes).
 ///
 /// Unless `volatile`, write-back of each piece begins while the next one is copied, which shortens
@@ -53,7 +53,7 @@ pub(crate) fn copy_file(
         match rustix::fs::ioctl_ficlone(to, from) {
             Ok(()) => return Ok(Copied::Cloned),
             Err(Errno::OPNOTSUPP | Errno::NOTTY) => how.clones.store(false, Ordering::Relaxed),
-            // No reflink of this file, or between these file systems.
+            // The file has no reflinks, or there are none between these file systems.
             Err(_) => {}
         }
     }
@@ -65,9 +65,9 @@ pub(crate) fn copy_file(
     while pos < len {
         let start = match rustix::fs::seek(from, SeekFrom::Data(pos)) {
             Ok(start) => start,
-            // Only a hole up to the end.
+            // Only a hole follows, up to the end.
             Err(Errno::NXIO) => break,
-            // The file system does not report holes: everything is data.
+            // The file system does not report holes. Everything counts as data.
             Err(_) => pos,
         };
         let end = match rustix::fs::seek(from, SeekFrom::Hole(start)) {

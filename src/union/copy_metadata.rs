@@ -14,14 +14,14 @@ use crate::layer::origin::Origin;
 /// A staged copy that has no name in the upper yet.
 #[derive(Clone, Copy)]
 pub(crate) struct Copied {
-    /// The copy has an origin marker.
+    /// Whether the copy has an origin marker.
     pub marked: bool,
-    /// The stat of the copy when it was created: only identity and type are still true.
+    /// The stat of the copy when it was created. Only identity and type are still valid.
     pub stat: Stat,
 }
 
-/// Returns the mode to create a copy with: the final one if no later step changes it, else
-/// `narrow`, so that nobody else can open a file whose owner is not set yet.
+/// Returns the mode to create a copy with. It is the final mode if no later step changes it, else
+/// `narrow`, so that no other user can open a file whose owner is not set yet.
 pub(crate) fn first_perm(upper: &Upper, stat: &Stat, narrow: u32) -> u32 {
     if upper.privileged && Owner::of(stat) == upper.own_ids {
         stat.perm & 0o777
@@ -35,7 +35,7 @@ pub(crate) struct Original<'a> {
     pub at: At<'a>,
     pub dialect: Dialect,
     pub stat: &'a Stat,
-    /// It is known to have no xattrs.
+    /// Whether it is known to have no xattrs.
     pub is_bare: bool,
 }
 

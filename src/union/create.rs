@@ -126,7 +126,7 @@ impl Union {
     /// Creates an unnamed file in `parent` (O_TMPFILE), which `link` can name later.
     ///
     /// # Errors
-    /// EROFS without an upper, EOPNOTSUPP where its file system has no O_TMPFILE.
+    /// EROFS without an upper, EOPNOTSUPP if its file system has no O_TMPFILE.
     pub fn tmpfile(
         &self,
         caller: &Caller,
@@ -202,8 +202,8 @@ impl Union {
                 };
                 open = make_open(at, new, mode)?;
                 if new.kind == FileKind::Directory && !dir.lowers.is_empty() {
-                    // The marker only saves reading the lowers, which have no such directory: the
-                    // new directory is right without it.
+                    // The marker only avoids reading the lowers, which have no such directory. The
+                    // new directory is correct without it.
                     if let Err(error) = upper.mark_opaque(at) {
                         tracing::debug!(%error, "a new directory is not marked opaque");
                     }
@@ -258,8 +258,8 @@ impl Union {
 /// Checks a name that is to be created in the upper.
 ///
 /// # Errors
-/// EINVAL for a name with `/`, and for `.wh.` names where these are whiteouts (fuse-overlayfs
-/// answers the same); ENAMETOOLONG.
+/// EINVAL for a name with `/`, and for `.wh.` names if these are whiteouts (fuse-overlayfs returns
+/// the same); ENAMETOOLONG.
 pub(crate) fn check_new_name(stack: &Stack, upper: &Upper, name: &[u8]) -> Result<()> {
     if !is_valid_name(name) {
         return Err(Errno::INVAL.into());
@@ -298,7 +298,7 @@ fn create_staged(
     owned: &Owned,
 ) -> Result<()> {
     let is_dir = new.kind == FileKind::Directory;
-    // A file with another owner stays closed to everybody else until the owner is set.
+    // A file with another owner stays inaccessible to other users until the owner is set.
     let perm = if owned.owner == upper.own_ids {
         owned.perm
     } else {
@@ -379,7 +379,7 @@ fn make_open(at: At<'_>, new: &New<'_>, perm: u32) -> Result<Option<OwnedFd>, Er
     }
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
     match at.open(flags, perm) {
-        // No descriptor is free; creating the file needs none.
+        // No descriptor is free. Creating the file needs none.
         Err(Errno::MFILE | Errno::NFILE) => make(at, new, perm).map(|()| None),
         other => other.map(Some),
     }

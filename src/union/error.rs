@@ -1,6 +1,6 @@
-//! The error type of the union core: an errno, and for messages what was being done to which path.
+//! The error type of the union core: an errno, and for messages the failed operation and its path.
 //!
-//! A transport replies with [`Error::errno`]; the command line prints the whole error.
+//! A transport replies with [`Error::errno`]. The command line prints the whole error.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -24,8 +24,8 @@ impl Union {
     /// of the file.
     ///
     /// # Errors
-    /// EISDIR, EINVAL for what is no regular file or misaligned with [`Caching::Direct`], ESTALE; else those
-    /// of read(2).
+    /// EISDIR, EINVAL for a file that is not regular or for misaligned access with
+    /// [`Caching::Direct`], ESTALE; else those of read(2).
     pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8], caching: Caching) -> Result<usize> {
         let direct = caching == Caching::Direct;
         let data = self
@@ -232,7 +232,7 @@ fn write_all(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize> {
             Ok(0) => break,
             Ok(n) => done += n,
             Err(Errno::INTR) => {}
-            // Reports what was written; the next write gets the error.
+            // Returns the number of bytes written so far. The next write gets the error.
             Err(_) if done > 0 => break,
             Err(e) => return Err(e.into()),
         }

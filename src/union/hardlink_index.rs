@@ -12,11 +12,11 @@ use crate::layer::markers::Markers;
 use crate::layer::origin::Origin;
 use crate::lowers::{LowerFile, Lowers};
 
-/// The copy of a lower file, as the index has it.
+/// The copy of a lower file, as found in the index.
 pub(crate) struct IndexedCopy {
     pub stat: Stat,
     pub markers: Markers,
-    /// The origin, from which the name in the index is made.
+    /// The origin. The name in the index is made from it.
     pub origin: Origin,
 }
 
@@ -60,7 +60,7 @@ impl Upper {
         let markers = self.layer.markers(at)?;
         let forged =
             markers.from_user.origin && !self.layer.believes_user && !self.index_is_ours()?;
-        // A stale or forged entry is not the file.
+        // A stale or forged entry is another file.
         let is_true = !forged
             && stat.kind == file.stat.kind
             && markers.origin.as_deref() == Some(origin.as_bytes());
@@ -71,7 +71,7 @@ impl Upper {
         }))
     }
 
-    /// Removes the index entry of a file without names, which `loc` has.
+    /// Removes the index entry, which is in `loc`, of a file without names.
     pub(crate) fn drop_index_entry(&self, loc: &mut Loc) {
         let Some(name) = loc.rare_opt().and_then(|rare| rare.index.take()) else {
             return;

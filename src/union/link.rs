@@ -106,7 +106,7 @@ impl Union {
     }
 }
 
-/// Makes this name of the inode the one that copy-up publishes.
+/// Moves this name of the inode to the front, so that copy-up publishes it.
 pub(crate) fn prefer_link(inode: &Inode, parent: &Inode, name: &[u8]) {
     let mut loc = inode.loc.write();
     let is_it = |l: &Link| l.parent.ino == parent.ino && *l.name == *name;
@@ -115,9 +115,9 @@ pub(crate) fn prefer_link(inode: &Inode, parent: &Inode, name: &[u8]) {
     }
 }
 
-/// Creates in the upper a name of a copied-up hard link that only a lower has, so that removing
-/// or moving the name changes the link count of the upper file (`ovl_link_up`). The caller
-/// holds the name lock, and the directory is in the upper.
+/// Creates a name of a copied-up hard link in the upper that only a lower has, so that removing or
+/// moving the name changes the link count of the upper file (`ovl_link_up`). The caller holds the
+/// name lock, and the directory is in the upper.
 pub(crate) fn ensure_alias(
     stack: &Stack,
     names: &Names,
@@ -154,8 +154,8 @@ pub(crate) fn ensure_alias(
     Ok(())
 }
 
-/// Stores the difference between the union's link count and the upper file's in the `nlink`
-/// marker. Done before both change together, which leaves the difference the same
+/// Stores the difference between the union's link count and the upper file's in the `nlink` marker.
+/// This happens before both counts change together, which does not change the difference
 /// (`ovl_nlink_start`).
 pub(crate) fn store_nlink(stack: &Stack, upper: &Upper, inode: &Inode) -> Result<()> {
     let Some(nlink) = inode.loc.read().nlink() else {
@@ -169,9 +169,9 @@ pub(crate) fn store_nlink(stack: &Stack, upper: &Upper, inode: &Inode) -> Result
     })
 }
 
-/// Removes a link from an inode after the name was removed from the file systems. `keep` keeps
-/// an upper file that may have lost its last name; `loc` is the place of `inode`. The caller gets the removed link and
-/// releases its parent ([`Names::unlink`]) once `loc` is unlocked.
+/// Removes a link from an inode after the name was removed from the file systems. `keep` keeps an
+/// upper file that may have lost its last name. `loc` is the location of `inode`. The caller gets
+/// the removed link and releases its parent ([`Names::unlink`]) once `loc` is unlocked.
 pub(crate) fn unlinked(
     upper: &Upper,
     inode: &Inode,

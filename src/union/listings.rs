@@ -49,7 +49,7 @@ pub(crate) struct Batch {
     pub entries: Vec<(u64, Visible)>,
     /// The number of entries of the whole listing.
     pub length: usize,
-    /// The version of the names for which the run is true.
+    /// The version of the names at which the range is valid.
     pub version: u64,
 }
 

@@ -1,6 +1,6 @@
-//! Lookup of plain files that the lowers know by number: the inode is made from the number, without
-//! reading a layer and without the lookup cache, as such a lookup costs no more than one in the
-//! cache.
+//! Lookup of plain files whose numbers the lowers know: the inode is created from the number,
+//! without reading a layer and without the lookup cache, because such a lookup costs no more than
+//! one in the cache.
 
 use std::sync::Arc;
 
@@ -62,7 +62,7 @@ impl Lookup<'_> {
     }
 }
 
-/// Returns the lower side of a directory whose names the lowers know by number.
+/// Returns the lower side of a directory if the lowers know the numbers of its names.
 fn indexed(inode: &Inode) -> Option<&dyn MergedDir> {
     let merged = inode.dir.as_ref()?.lowers.merged()?;
     merged.id().map(|_| merged)

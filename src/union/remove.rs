@@ -1,5 +1,5 @@
-//! Removal of names: unlink and rmdir. One system call makes the name vanish; where a lower has the
-//! name, the same call puts a whiteout in its place.
+//! Removal of names: unlink and rmdir. One system call removes the name. If a lower has the name,
+//! the same call puts a whiteout in its place.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::layer::at::{At, is_valid_name};
 use crate::layer::lower::read_dir;
 use crate::layer::markers::WH_PREFIX;
 
-/// What a removal expects under the name.
+/// The type of file that a removal expects under the name.
 #[derive(Clone, Copy)]
 enum Removed {
     /// Anything but a directory.
@@ -185,7 +185,7 @@ impl Union {
     }
 }
 
-/// Notes that a directory got a `.wh.` file.
+/// Records that a directory got a `.wh.` file.
 pub(crate) fn note_whiteout(parent: &Inode, whiteout: Option<WhiteoutKind>) {
     if let (Some(WhiteoutKind::WhName), Some(dir)) = (whiteout, &parent.dir) {
         dir.upper_wh.set(true);
@@ -201,7 +201,7 @@ fn replace_by_whiteout(
 ) -> Result<WhiteoutKind, Errno> {
     let at = At::new(dir.as_fd(), name);
     if upper.form == WhiteoutForm::WhName {
-        // The whiteout first: the lower name must never show.
+        // The whiteout is created first, so that the lower name never shows.
         let kind = upper.whiteout(dir.as_fd(), name)?;
         remove_from_upper(upper, at, dir_id)?;
         return Ok(kind);
@@ -209,8 +209,8 @@ fn replace_by_whiteout(
     if upper.form == WhiteoutForm::Xattr {
         upper.mark_xwhiteouts(dir.as_fd())?;
     }
-    // The directory, with the whiteouts in it, is exchanged with the whiteout and then removed from
-    // the work directory.
+    // The directory is exchanged with the whiteout. It is then removed from the work directory,
+    // with the whiteouts in it.
     let whiteout = upper.stage_whiteout()?;
     match dir_id {
         Some(_) => whiteout.replace(at, dir_id)?,

@@ -340,7 +340,7 @@ fn prepare_move(
     Ok(())
 }
 
-/// Writes the `redirect` marker: a name while the directory stays in its parent, else an
+/// Writes the `redirect` marker. It is a name while the directory stays in its parent, else an
 /// absolute path (fs/overlayfs/dir.c, `ovl_set_redirect`).
 fn set_redirect(
     stack: &Stack,
@@ -368,7 +368,7 @@ fn set_redirect(
     let set = stack.with_upper(inode, |at| {
         Ok(upper.markers.set(at, Marker::Redirect, &redirect))
     });
-    // No room for the xattr. EXDEV makes mv(1) copy, as with overlayfs.
+    // There is no space for the xattr. EXDEV makes mv(1) copy, as with overlayfs.
     set?.map_err(|_| Errno::XDEV.into())
 }
 
@@ -463,7 +463,7 @@ fn lock_both<'a>(
     }
 }
 
-/// Whether `inode` is `ancestor` or lies in it.
+/// Whether `inode` is `ancestor` or is below it.
 fn is_below(inode: &Arc<Inode>, ancestor: &Arc<Inode>) -> bool {
     let mut at = Some(Arc::clone(inode));
     while let Some(inode) = at {

@@ -91,22 +91,22 @@ pub(super) fn rename_in_upper(
     if whiteout == Some(WhiteoutKind::WhName)
         && let Err(error) = clear_wh_name(new.dir.as_fd(), new.name)
     {
-        // It hides what is below, not what is beside it.
+        // The whiteout hides lower files of its name, but not the renamed file beside it.
         tracing::warn!(%error, "a whiteout stays beside what was renamed over it");
     }
     Ok(left)
 }
 
-/// Removes the whiteout that was exchanged with the renamed file. The rename has happened: if the
-/// removal fails, a whiteout stays that hides nothing.
+/// Removes the whiteout that was exchanged with the renamed file. The rename has already happened:
+/// if the removal fails, a whiteout stays that hides nothing.
 fn removed_or_left(whiteout: At<'_>) -> Option<WhiteoutKind> {
     let error = whiteout.unlink().err()?;
     tracing::warn!(%error, "a whiteout that hides nothing stays");
     Some(WhiteoutKind::Node)
 }
 
-/// Passes on the result of the step after an exchange of two names. If that step failed, the
-/// exchange is undone.
+/// Returns the result of the step after an exchange of two names. If that step failed, the exchange
+/// is undone.
 fn or_back(
     old: &RenameSide<'_>,
     new: &RenameSide<'_>,
@@ -173,7 +173,7 @@ fn rename_and_hide(
     } else {
         staged.publish(new.at(), Flags::NOREPLACE)?;
         if let Err(error) = old.at().rename_to(new.at(), Flags::EXCHANGE) {
-            // It would hide what is below there.
+            // The whiteout would hide the lower files of that name.
             new.at().unlink()?;
             return Err(error);
         }

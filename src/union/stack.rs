@@ -1,5 +1,6 @@
-//! The layers of a union, opened: the upper, the lowers, and descriptors in both. Knows where an
-//! inode's files are ([`super::inode::Loc`]) and opens them; knows no names, numbers or counts.
+//! The opened layers of a union: the upper, the lowers, and descriptors in both. This module knows
+//! in which layers an inode's files are ([`super::inode::Loc`]) and opens them; it has no names,
+//! numbers or counts.
 //!
 //! | file | access to |
 //! |---|---|
@@ -7,7 +8,7 @@
 //! | `lower_side` | the lower file or directory, and the one whose metadata is shown |
 //! | `data` | the data of a file, through a cache of descriptors |
 //!
-//! Nothing here outlives a process that a new one would miss: all descriptors can be opened again,
+//! No state here must pass to a process that takes over: all descriptors can be opened again,
 //! except those that keep files without names ([`super::orphans`]), which belong to their inodes.
 
 mod data;
@@ -34,15 +35,16 @@ pub(crate) struct Stack {
     upper: Option<Upper>,
     lowers: Arc<dyn Lowers>,
     fds: Arc<FdCache>,
-    /// Where upper directories are in the tree: held while a directory moves or is removed.
+    /// Guards the positions of upper directories in the tree: held while a directory moves or is
+    /// removed.
     topology: RwLock<(), { rank::TOPOLOGY }>,
     /// The longest name that any layer allows, in bytes.
     name_max: usize,
     sealed: bool,
     noatime: bool,
-    /// The upper is accessed through a mount without access times.
+    /// Whether the upper is accessed through a mount without access times.
     is_quiet: bool,
-    /// Finds origins, if the server may not do it.
+    /// Finds origins, if the server itself may not.
     finder: OnceLock<FindOrigin>,
 }
 
@@ -132,7 +134,7 @@ impl Stack {
     /// Returns the upper, for reading.
     ///
     /// # Errors
-    /// EROFS without one.
+    /// EROFS without an upper.
     pub fn readable_upper(&self) -> Result<&Upper> {
         self.upper.as_ref().ok_or_else(|| Errno::ROFS.into())
     }
@@ -150,12 +152,12 @@ impl Stack {
         self.name_max
     }
 
-    /// Whether files of the lowers may be handed to the kernel ([`Options::sealed`]).
+    /// Whether files of the lowers may be passed to the kernel ([`Options::sealed`]).
     pub fn is_sealed(&self) -> bool {
         self.sealed
     }
 
-    /// Whether access times of upper files would change if somebody else read them, and must not
+    /// Whether another reader of upper files would change their access times, which must not change
     /// ([`Options::noatime`]).
     pub fn guards_access_times(&self) -> bool {
         self.noatime && !self.is_quiet
@@ -166,12 +168,13 @@ impl Stack {
         self.topology.write()
     }
 
-    /// Has origins found by `finder` from now on. Later calls have no effect.
+    /// Makes the stack find origins by `finder` from now on. Later calls have no effect.
     pub fn find_origins_by(&self, finder: FindOrigin) {
         let _ = self.finder.set(finder);
     }
 
-    /// Returns what finds origins for the server, if it may not do it itself.
+    /// Returns the function that finds origins for the server; `None` if the server finds them
+    /// itself.
     pub fn origin_finder(&self) -> Option<&FindOrigin> {
         self.finder.get()
     }
@@ -208,8 +211,8 @@ impl Stack {
     }
 }
 
-/// Returns how many descriptors may be cached: a quarter of the limit of the process, so that
-/// directory reads, staging, unlinked files and io_uring have some too.
+/// Returns how many descriptors may be cached: a quarter of the limit of the process. The rest is
+/// for directory reads, staging, unlinked files and io_uring.
 fn spare_descriptors() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let limit = limit.current.unwrap_or(u64::MAX) / 4;

@@ -1,19 +1,19 @@
 //! Locks of the upper and the work directory: no two mounts share either.
 //!
-//! A directory is locked by flock(2) itself. But whoever may list a directory may lock it, and a
-//! local user who does could keep it from being mounted. So there is a second lock where
-//! [`super::Options::locks`] names a directory that belongs to this user: a file
-//! `<device>-<inode>.lock` (hexadecimal) in it, mode 0600, which no other user can open. With that
-//! lock held, a foreign lock of a directory counts only if it may be that of another mount:
+//! A directory itself is locked by flock(2). But any user who may list a directory may lock it, so
+//! a local user could prevent it from being mounted. If [`super::Options::locks`] names a directory
+//! that belongs to this user, there is a second lock: a file `<device>-<inode>.lock` (hexadecimal)
+//! in it, mode 0600, which no other user can open. While that lock is held, a foreign lock of a
+//! directory counts only if it may be that of another mount:
 //!
-//! | the directory | a lock that somebody else holds |
+//! | the directory | a lock that another process holds |
 //! |---|---|
 //! | belongs to another user | counts: that user may have mounted it |
 //! | is ours, and nobody else may list it | counts: only a mount of ours, elsewhere, can have it |
 //! | is ours, and others may list it | is ignored with a warning |
 //!
-//! A file is removed by whoever holds its lock ([`remove`]); one that waited for it then notices that
-//! the file has no name any more, and makes a new one.
+//! The holder of its lock removes a file ([`remove`]). A process that waited for the lock then
+//! notices that the file has no name any more, and creates a new one.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -31,15 +31,15 @@ use crate::sys::sync::parking_lot::Mutex;
 const PATIENCE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Those who may list a directory besides its owner.
+/// The permission bits that let other users list a directory.
 const LISTED_BY_OTHERS: u32 = 0o044;
 
-/// The locks that a mount has beside those of the directories themselves. Dropping it removes the
-/// files, unless [`LockFiles::leave`] was called.
+/// The locks that a mount holds in addition to those of the directories themselves. Dropping it
+/// removes the files, unless [`LockFiles::leave`] was called.
 #[derive(Debug, Default)]
 pub(super) struct LockFiles {
     names: Vec<String>,
-    /// Closing them unlocks.
+    /// The open lock files. Closing them releases the locks.
     held: Vec<OwnedFd>,
     place: Mutex<Option<Arc<OwnedFd>>>,
 }
@@ -65,9 +65,9 @@ impl Drop for LockFiles {
     }
 }
 
-/// Locks directories, of which the paths are for messages. The server of a mount that was just
-/// removed may still be writing back, and callers mount again as soon as umount returns, so the locks
-/// are waited for.
+/// Locks directories; their paths are for messages. This waits for a while, because the server of a
+/// mount that was just removed may still be writing back, and callers mount again as soon as umount
+/// returns.
 ///
 /// # Errors
 /// EBUSY for a directory in use by another mount; those of flock(2), and of openat(2) in `place`.
@@ -89,7 +89,7 @@ pub(super) fn lock(
         }
         let ours = stat.uid == rustix::process::geteuid().as_raw();
         let listed = stat.perm & LISTED_BY_OTHERS != 0;
-        // A previous server of ours lets go of the directory before it lets go of the file.
+        // A previous server of this user unlocks the directory before it unlocks the file.
         let counts = place.is_none() || !ours || !listed;
         let patience = if counts { PATIENCE } else { Duration::ZERO };
         if flock_within(patience, dir).map_err(failed)? {
@@ -104,7 +104,7 @@ pub(super) fn lock(
     Ok(files)
 }
 
-/// Removes lock files that nobody holds; those of mounts stay.
+/// Removes lock files that no process holds; those of mounts stay.
 ///
 /// # Errors
 /// Those of openat(2), flock(2) and unlinkat(2), but not ENOENT.
@@ -117,14 +117,14 @@ pub(crate) fn remove(place: impl AsFd, name: &str) -> Result<(), Errno> {
     };
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => Ok(()),
-        // Who had it and has removed it.
+        // The previous holder has removed the file.
         Ok(()) if rustix::fs::fstat(&file)?.st_nlink == 0 => Ok(()),
         Ok(()) => rustix::fs::unlinkat(&place, name, AtFlags::empty()),
         Err(errno) => Err(errno),
     }
 }
 
-/// The locked file of that name; `None`: somebody else has it.
+/// Returns the locked file of that name; `None` if another process holds the lock.
 fn lock_file(place: BorrowedFd<'_>, name: &str) -> Result<Option<OwnedFd>, Errno> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     loop {
@@ -138,7 +138,7 @@ fn lock_file(place: BorrowedFd<'_>, name: &str) -> Result<Option<OwnedFd>, Errno
     }
 }
 
-/// Whether the lock could be had in time.
+/// Returns whether the lock was obtained in time.
 fn flock_within(patience: Duration, fd: impl AsFd) -> Result<bool, Errno> {
     let start = Instant::now();
     loop {

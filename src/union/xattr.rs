@@ -20,7 +20,7 @@ impl Union {
     /// Returns the value of an extended attribute.
     ///
     /// # Errors
-    /// ENODATA when it is absent, EOPNOTSUPP where the layer has none, ESTALE; else those of
+    /// ENODATA when it is absent, EOPNOTSUPP if the layer has no xattrs, ESTALE; else those of
     /// getxattr(2).
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let inode = self.names.inode(ino)?;
@@ -52,8 +52,8 @@ impl Union {
     }
 
     /// Returns the names, each followed by NUL. Those of `trusted.*` are shown only to callers with
-    /// CAP_SYS_ADMIN in the initial user namespace, as by every file system of the kernel.
-    /// `sees_trusted` is called only where there are such names.
+    /// CAP_SYS_ADMIN in the initial user namespace, as every file system of the kernel does.
+    /// `sees_trusted` is called only if there are such names.
     ///
     /// # Errors
     /// ESTALE; else those of listxattr(2).
@@ -165,7 +165,7 @@ impl Union {
     }
 }
 
-/// Notes that the default ACL of a directory may have changed, if `name` is its xattr.
+/// Records that the default ACL of a directory may have changed, if `name` is its xattr.
 fn forget_acl(inode: &Inode, name: &[u8]) {
     if let Some(dir) = &inode.dir
         && name == acl::DEFAULT.to_bytes()

@@ -1,13 +1,13 @@
-//! Waits for the room of removed files. A caller continues when its unlink(2) is answered, but the
-//! kernel forgets the inode by a later message, for which nothing waits. Until that message comes,
-//! the file keeps its blocks and its inode. So the next change may find a full disk that is not
-//! full on overlayfs. That change is tried again for a short time.
+//! Waits for the space of removed files. A caller continues when its unlink(2) is answered, but the
+//! kernel forgets the inode by a later message, which no caller waits for. Until that message
+//! arrives, the file keeps its blocks and its inode. So the next change may find a full disk that
+//! would not be full on overlayfs. That change is tried again for a short time.
 
 use std::time::{Duration, Instant};
 
 use crate::union::{Error, Result, Union};
 
-/// If a file was removed within this time, its message may still be on its way. It takes
+/// If a file was removed within this time, its message may still be under way. It takes
 /// microseconds, but on a busy machine the thread that reads it waits for a processor.
 const LATELY: Duration = Duration::from_secs(2);
 /// The time for further tries after such a removal.
@@ -23,8 +23,8 @@ fn is_full(error: &Error) -> bool {
     matches!(error.errno(), libc::ENOSPC | libc::EDQUOT)
 }
 
-/// Returns the result of `change`. If there is no room for it, it is tried again once, and further
-/// while the union keeps removed files. If a later try fails in another way, the error about room
+/// Returns the result of `change`. If there is no space for it, it is tried once more, and further
+/// while the union keeps removed files. If a later try fails in another way, the error about space
 /// is returned, because the first try may have changed something. The thread holds no lock while it
 /// waits.
 pub(super) fn with_freed_room<T>(
@@ -42,7 +42,7 @@ pub(super) fn with_freed_room<T>(
     let limit = if is_late { SHORT } else { LONG };
     let mut pause = FIRST;
     while began.elapsed() < limit {
-        // This is asked before the try, since the last removed file may go meanwhile.
+        // This is checked before the try, since the last removed file may go meanwhile.
         let are_kept = union.since_last_removal().is_some();
         std::thread::sleep(pause);
         pause = (pause * 2).min(LONGEST);

@@ -26,7 +26,7 @@ fn is_leased(error: &Error) -> bool {
 
 impl Adapter {
     /// As [`Adapter::run`], for an operation that opens files of layers. It is repeated until no
-    /// lease prevents it and removed files have returned their room.
+    /// lease prevents it and removed files have returned their space.
     pub(super) fn attempt<T>(
         &self,
         slow: bool,
@@ -68,7 +68,8 @@ impl Adapter {
         }
     }
 
-    /// As [`Adapter::attempt`], for an operation that this thread tries first, whatever else waits.
+    /// As [`Adapter::attempt`], for an operation that this thread tries first, even if other work
+    /// waits.
     pub(super) fn attempt_here<T>(
         &self,
         mut job: impl FnMut(&Union) -> Result<T> + Send + 'static,

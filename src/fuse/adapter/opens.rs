@@ -67,8 +67,8 @@ impl Adapter {
         opened(self.no_opendir, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, reply);
     }
 
-    /// A new file keeps its mode whatever the flags: O_TRUNC is for existing files, which are
-    /// opened.
+    /// Creates a file and opens it. A new file keeps its mode whatever the flags are: O_TRUNC
+    /// concerns existing files, which are opened.
     pub(super) fn create_file(
         &self,
         context: Context,
@@ -89,7 +89,7 @@ impl Adapter {
         });
     }
 
-    /// A file without a name is open from the start.
+    /// Creates a file without a name, which is open from the start.
     pub(super) fn create_unnamed(
         &self,
         context: Context,
@@ -146,7 +146,8 @@ fn without_handle(flags: u32) -> Opened {
     }
 }
 
-/// If the kernel supports it, it takes ENOSYS as "every open succeeds, send no more of them".
+/// Answers an open. If the kernel supports it, the answer is ENOSYS, which it takes as "every open
+/// succeeds, send no more of them".
 fn opened(never_again: bool, flags: u32, reply: impl OpenReply) {
     if never_again {
         reply.error(libc::ENOSYS);

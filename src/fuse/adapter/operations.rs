@@ -19,7 +19,8 @@ use crate::union::{Caching, FileFlags, Position, RenameFlags, SetAttr, Union, Xa
 /// The maximum length of one copy_file_range: the limit of the kernel for one call (MAX_RW_COUNT).
 const MAX_COPY: u64 = 0x7fff_f000;
 
-/// The number of known files that are asked for. One of them is enough.
+/// The maximum number of known files that are returned. One regular file that still exists is
+/// enough.
 const MANY_FILES: usize = 16;
 
 impl Operations for Adapter {
@@ -82,9 +83,8 @@ impl Operations for Adapter {
             move |union| union.setattr(&caller(context), ino.0, &change),
             move |result| {
                 if result.is_err() {
-                    // The parts before the error have been done, so the attributes in the kernel
-                    // are not valid any more.
-                    // it knew.
+                    // The parts before the error have been done, so the attributes that the kernel
+                    // knows are not valid any more.
                     notices.attributes_changed(ino.0);
                 }
                 reply.result(result, lifetime(opens.as_deref(), ino.0));
@@ -219,7 +219,7 @@ impl Operations for Adapter {
         let Some(reply) = read(&self.union, range, direct, reply) else {
             return;
         };
-        // The opened file stays open for a while, so nothing is read here.
+        // The opened file stays in the cache for a while. Nothing is read here.
         let open = move |union: &Union| union.read(ino.0, offset.0, &mut [], Caching::Cached);
         let union = Arc::clone(&self.union);
         self.attempt(true, open, move |opened| match opened {
@@ -239,7 +239,7 @@ impl Operations for Adapter {
             how,
             kills,
         } = request;
-        // No particular process writes pages.
+        // Cached pages are not written by a particular process.
         let unsaid = !self.says_kills && !how.pages && kills_unsaid(context);
         let kills = kills || unsaid;
         let (slow, notices) = (self.union.needs_copy_up(ino.0), Arc::clone(&self.notices));
@@ -313,7 +313,8 @@ impl Operations for Adapter {
         if !self.told.xattrs {
             return reply.error(libc::ENOSYS);
         }
-        // The kernel cannot tell it, so the most common case is assumed.
+        // The kernel cannot report it in this form of the message, so the most common case is
+        // assumed.
         flags.drops_set_gid = kill_sgid.unwrap_or(context.uid != 0);
         let (name, value) = (name.to_vec(), value.to_vec());
         let slow = self.union.needs_copy_up(ino.0);
@@ -385,7 +386,7 @@ impl Operations for Adapter {
         if self.no_lseek {
             return reply.error(libc::ENOSYS);
         }
-        // SEEK_DATA and SEEK_HOLE came with an offset before the start of the file.
+        // The caller used SEEK_DATA or SEEK_HOLE with an offset before the start of the file.
         if i64::try_from(offset.0).is_err() {
             return reply.error(libc::ENXIO);
         }
@@ -433,7 +434,7 @@ impl Adapter {
         reply.result(result, |ino| self.lifetime(ino));
     }
 
-    /// The node itself, which the kernel may have forgotten, or its parent.
+    /// Looks up the node itself, which the kernel may have forgotten, or its parent.
     fn find(&self, ino: Ino, parent: bool, reply: impl EntryReply) {
         if parent {
             return found(
@@ -483,8 +484,9 @@ fn found(
     }
 }
 
-/// Whether a change that has no flag for it drops set-id bits. The kernel has said so before, by an
-/// empty SETATTR. Kernels before 6.1 do not for fallocate, so it drops them for all users but root.
+/// Whether a change that has no flag for it drops set-id bits. Newer kernels have reported that
+/// before, by an empty SETATTR. Kernels before 6.1 do not report it for fallocate, so it drops the
+/// bits for all users but root.
 fn kills_unsaid(context: Context) -> bool {
     context.uid != 0
 }

@@ -1,5 +1,6 @@
-//! The answers by the replies of the crate. The crate does not say whether the kernel took an
-//! answer. That fails only when the connection has ended, so counted references stay counted.
+//! The answers, given by the replies of the crate. The crate does not report whether the kernel
+//! took an answer. The kernel fails to take one only when the connection has ended, so counted
+//! references then stay counted.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;

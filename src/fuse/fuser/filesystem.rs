@@ -1,6 +1,6 @@
-//! Converts the calls of the crate to operations. Messages for which it has no call (STATX,
-//! TMPFILE, SYNCFS, COPY_FILE_RANGE_64, INTERRUPT) get ENOSYS from the crate itself. Calls that are
-//! missing here are those that the handshake does not agree on.
+//! Converts the calls of the crate to operations. The crate has no call for some messages (STATX,
+//! TMPFILE, SYNCFS, COPY_FILE_RANGE_64, INTERRUPT) and answers ENOSYS to them itself. Calls without
+//! a method here are those that the handshake does not agree on.
 
 use std::ffi::OsStr;
 use std::io;
@@ -30,8 +30,8 @@ use crate::fuse::{protocol_values, request_scope};
 use crate::union::Write;
 
 impl<T: Operations> Filesystem<T> {
-    /// Begins an operation. A fault in one must not end the mount for others: if its reply is
-    /// dropped, the crate answers EIO.
+    /// Begins an operation. A panic in one must not end the mount for other callers: if its reply
+    /// is dropped, the crate answers EIO.
     fn begin(
         &self,
         request: &Request,
@@ -83,7 +83,7 @@ impl<T: Operations> ::fuser::Filesystem for Filesystem<T> {
         });
     }
 
-    /// The crate passes a BATCH_FORGET on one by one.
+    /// The crate splits a BATCH_FORGET into single calls.
     fn forget(&self, r: &Request, ino: INodeNo, count: u64) {
         self.begin(r, Op::Forget, ino, |fs, _, ino| fs.forget(ino, count));
     }
@@ -252,7 +252,7 @@ impl<T: Operations> ::fuser::Filesystem for Filesystem<T> {
             offset: Offset(offset),
             data,
             how: Write {
-                // Pages of the kernel's cache are never past it.
+                // Writes of cached pages never bypass the cache.
                 direct: flags(how).is_direct() && !pages,
                 append: flags(how).appends(),
                 pages,

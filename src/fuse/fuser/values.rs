@@ -7,7 +7,7 @@ use ::fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 use crate::fuse::protocol_values;
 use crate::union::{Attr, FileKind, SetAttr, SetTime, Time};
 
-/// An absent name, which the kernel may remember: inode 0. The other fields have no meaning.
+/// An absent name, which the kernel may cache: inode 0. The other fields have no meaning.
 pub(super) const NO_FILE: FileAttr = FileAttr {
     ino: INodeNo(0),
     size: 0,
@@ -57,7 +57,8 @@ pub(super) fn kind(kind: FileKind) -> FileType {
     }
 }
 
-/// Every time that the kernel has is one of [`SystemTime`], which counts in the same way.
+/// Converts a time. Every time that the kernel has is one of [`SystemTime`], which counts in the
+/// same way.
 fn time(time: Time) -> SystemTime {
     let seconds = Duration::from_secs(time.sec.unsigned_abs());
     let second = match time.sec {
@@ -118,7 +119,7 @@ pub(super) fn set_attr(asked: &Asked) -> SetAttr {
         size: asked.size,
         atime: asked.atime.map(set_time),
         mtime: asked.mtime.map(set_time),
-        // This is not agreed on: the kernel sends the mode.
+        // The handshake does not agree on this flag: the kernel sends the mode instead.
         drops_set_id: false,
         of_writes: at && asked.ctime.is_some() && !others,
     }
@@ -150,7 +151,7 @@ mod tests {
             let expected = i128::from(sec) * 1_000_000_000 + i128::from(nsec);
             assert_eq!(exact, expected, "{sec} {nsec}");
         }
-        // Layers may contain any value.
+        // Layers may contain any value in a time.
         let odd = time(Time {
             sec: 5,
             nsec: u32::MAX,

@@ -55,7 +55,7 @@ pub(super) fn mount(
     Ok(root)
 }
 
-/// The flags of the file system, and read-only, which belongs to both.
+/// The flags of the file system. Read-only is also a flag of the mount.
 const OF_THE_FILE_SYSTEM: [(MountFlags, &str); 3] = [
     (MountFlags::RDONLY, "ro"),
     (MountFlags::SYNCHRONOUS, "sync"),

@@ -132,8 +132,8 @@ impl Directory {
         entries.map(name).collect()
     }
 
-    /// Returns a short path to a name in it, which is valid while this is open: that of a socket
-    /// may have only 107 bytes (unix(7)).
+    /// Returns a short path to a name in the directory, which is valid while the directory is open.
+    /// The path of a socket may have only 107 bytes (unix(7)).
     pub(in crate::fuse) fn path_to(&self, name: &OsStr) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd())).join(name)
     }
@@ -145,7 +145,7 @@ impl From<Directory> for OwnedFd {
     }
 }
 
-/// Returns the directory above, and the name in it.
+/// Returns the parent directory, and the name in it.
 fn above(path: &Path) -> io::Result<(OwnedFd, &OsStr)> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let above = match path.parent() {
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(mode.mode() & 0o777, 0o700);
     }
 
-    /// Root, with a directory of a user on the way.
+    /// Tests as root, with a directory of another user on the way.
     #[test]
     fn nothing_is_made_behind_a_symlink_of_another_user() {
         need!(is_root());

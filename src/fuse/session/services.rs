@@ -21,7 +21,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Opens them. A record that cannot be written is removed.
+    /// Opens both. A record that cannot be written is removed.
     pub(super) fn open(record: &mut Option<MountRecord>) -> Option<Self> {
         let staged = match record.as_mut()?.stage() {
             Ok(staged) => staged,
@@ -35,7 +35,7 @@ impl Files {
         Some(Self { staged, socket })
     }
 
-    /// Writes the record and has the keeper publish it.
+    /// Writes the record and makes the keeper publish it.
     pub(super) fn publish(mut self, record: &Option<MountRecord>, keeper: &Keeper) -> Option<Self> {
         let record = record.as_ref()?;
         let done = record
@@ -70,10 +70,11 @@ fn not_recorded<T>(record: &mut Option<MountRecord>, error: &Error) -> Option<T>
     None
 }
 
-/// Work that is done after the mount answers: the caller waits for the answer, and for a processor.
+/// Work that is done after the mount answers, because the caller waits for the answer and needs the
+/// processor.
 pub(super) struct Late {
     signals: Option<(Signals, Sender<Event>)>,
-    /// Clients wait here until there is a thread for them.
+    /// The control socket. Clients wait in it until there is a thread for them.
     socket: Option<stats::Socket>,
     answer: Option<Box<dyn Fn() -> Vec<u8> + Send>>,
     watcher: Option<signal_hook::iterator::Handle>,
@@ -81,7 +82,7 @@ pub(super) struct Late {
 }
 
 impl Late {
-    /// Without files, `ps` and `stats` do not know the mount.
+    /// Prepares the work. Without files, `ps` and `stats` do not know the mount.
     pub(super) fn new(
         files: Option<Files>,
         record: &Option<MountRecord>,
@@ -99,7 +100,7 @@ impl Late {
         }
     }
 
-    /// Once.
+    /// Starts the work, at most once.
     pub(super) fn start(&mut self) {
         if let Some((signals, sender)) = self.signals.take() {
             self.watcher = Some(watch_signals(signals, sender));

@@ -1,5 +1,5 @@
-//! Real mounts through the whole transport. They need root (or fusermount3) and /dev/fuse:
-//! without, they say so and pass on a developer's machine, and fail where `CI` is set.
+//! Real mounts through the whole transport. They need root (or fusermount3) and /dev/fuse. Without
+//! these the tests print that and pass on a developer's machine, and fail if `CI` is set.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -75,7 +75,7 @@ fn a_mount_in_use_stays_until_it_is_released() {
     let error = unmount(&point).unwrap_err();
     assert!(error.to_string().contains("in use"), "{error}");
     detach(&point).unwrap();
-    // Detached, and still served to those who have it open.
+    // The mount is detached, and still served to programs that have a file of it open.
     assert_eq!(io::read_to_string(&open).unwrap(), "content");
     drop(open);
     mount.join().unwrap();
@@ -118,7 +118,7 @@ fn a_registered_mount_is_found_and_counted() {
     assert!(fs::metadata(point.join("absent")).is_err());
     let before = stats::query(&record).unwrap();
     assert!(before.requests_of("LOOKUP") > 0, "{before:?}");
-    // The kernel remembers that there is no such name.
+    // The kernel caches that there is no such name.
     assert!(fs::metadata(point.join("absent")).is_err());
     let after = stats::query(&record).unwrap();
     assert_eq!(after.requests, before.requests);
@@ -146,13 +146,14 @@ fn detached_mounts_in_use_are_aborted_by_the_second_step() {
     mount.join().unwrap();
     assert!(io::read_to_string(&open).is_err());
     assert!(!control.is_connected());
-    // Whoever has the number by now.
+    // The number may belong to another connection now.
     control
         .abort()
         .unwrap_or_else(|error| assert_eq!(error.kind(), io::ErrorKind::NotFound));
 }
 
-/// The kernel gives the number of a file system that is gone to the next one.
+/// Tests a device number that was used again: the kernel gives the number of a file system that is
+/// gone to the next one.
 #[test]
 fn a_used_number_aborts_and_detaches_nothing() {
     let (first, second) = (need!(Fixture::new()), need!(Fixture::new()));
@@ -161,7 +162,7 @@ fn a_used_number_aborts_and_detaches_nothing() {
         config.register = false;
         config
     };
-    // Other tests take numbers too.
+    // Tests that run at the same time use numbers too.
     for _ in 0..200 {
         let mounted = first.mount(&config(&first)).unwrap();
         let control = Arc::clone(mounted.attachment.control());

@@ -128,7 +128,7 @@ constants! { u32:
 
 /// `enum fuse_notify_code`.
 pub(crate) const NOTIFY_INVAL_INODE: i32 = 2;
-/// Of the same.
+/// `enum fuse_notify_code`.
 pub(crate) const NOTIFY_RETRIEVE: i32 = 5;
 /// FUSE_ROOT_ID.
 pub(crate) const ROOT: u64 = 1;
@@ -155,7 +155,7 @@ message! {
     OutHeader { len: u32, error: i32, unique: u64, }
     /// The body after an [`OutHeader`] of request 0 whose error is [`NOTIFY_INVAL_INODE`].
     NotifyInvalInodeOut { ino: u64, off: i64, len: i64, }
-    /// The body after one whose error is [`NOTIFY_RETRIEVE`].
+    /// The body after an [`OutHeader`] of request 0 whose error is [`NOTIFY_RETRIEVE`].
     NotifyRetrieveOut { notify_unique: u64, nodeid: u64, offset: u64, size: u32, padding: u32, }
     /// `fuse_init_in` up to 7.35; with INIT_EXT further flags follow.
     InitIn { major: u32, minor: u32, max_readahead: u32, flags: u32, }

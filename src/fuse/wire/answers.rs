@@ -1,5 +1,5 @@
-//! The answers as messages of the protocol. A type around [`Reply`] has what an answer needs of its
-//! request besides its number: the size of the buffer, and the requested form.
+//! The answers as messages of the protocol. A type around [`Reply`] contains the properties of the
+//! request that its answer depends on: the size of the buffer, and the requested form.
 
 use zerocopy::IntoBytes as _;
 
@@ -259,7 +259,8 @@ fn add(listing: &mut DirBuffer<'_>, entry: Option<&EntryOut>, item: &DirItem<'_,
 fn add_plus(listing: &mut DirBuffer<'_>, item: DirItem<'_, '_>, lifetime: u64) -> bool {
     let out = match &item.entry {
         Some(entry) => protocol_values::entry(entry, lifetime),
-        // It has no node, which would count as a lookup: the kernel takes only the name.
+        // The entry has no node, because a node would count as a lookup. The kernel takes only the
+        // name.
         None => EntryOut::default(),
     };
     let fits = add(listing, Some(&out), &item);

@@ -34,18 +34,18 @@ pub(crate) trait Handler: Send + Sync + 'static {
     /// Answers one request. A dropped reply gives EIO.
     fn handle(&self, header: &Header, request: Request<'_>, reply: Reply);
 
-    /// Returns a few regular files that the kernel should know.
+    /// Returns a few regular files that the kernel probably knows.
     fn known_files(&self) -> Vec<u64> {
         Vec::new()
     }
 
-    /// Runs work of a user on a thread that may wait; if there is none, on this thread.
+    /// Runs work for a user on a thread that may wait; without such a thread, on this thread.
     fn elsewhere(&self, _user: u32, work: Box<dyn FnOnce() + Send>) {
         work();
     }
 }
 
-/// The wanted results of the handshake.
+/// The limits and features to negotiate in the handshake.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// The flags of `abi::init`. Each is used if the kernel offers it.
@@ -70,7 +70,7 @@ pub(crate) struct Connection {
     buffer: usize,
     /// The rings. The answer to INIT has promised the kernel to register them.
     rings: Option<Rings>,
-    /// Open devices without a connection, for workers that cannot open one; `None`: they can.
+    /// Open devices without a connection, for workers that cannot open one; `None` if they can.
     spares: Option<Mutex<Vec<OwnedFd>>>,
 }
 
@@ -101,7 +101,8 @@ impl Connection {
             let is_last = answer.major == init.major;
             let mut rings = None;
             if is_last {
-                // This comes before the answer, because a promise in it cannot be taken back.
+                // The rings are created before the answer, because a promise in the answer cannot
+                // be withdrawn.
                 rings = match rings_for(flags2, limits, &device) {
                     Ok(rings) => rings,
                     Err(error) => {
@@ -181,7 +182,7 @@ impl Connection {
         let ring_ends = rings.start(&served);
         let mut outcome = self.read_beside_rings(&handler, threads, others);
         if outcome.is_ok() {
-            // It has read that the file system is gone.
+            // A worker has read that the file system is gone.
             served.give_up();
         }
         for end in ring_ends {
@@ -198,7 +199,7 @@ impl Connection {
         threads: usize,
         others: impl FnOnce() -> bool,
     ) -> io::Result<()> {
-        // The first requests need not wait for the following.
+        // The first requests do not have to wait for this.
         let watch = Arc::new(OnceLock::new());
         let start = |number, device| self.start_worker(handler, number, device, &watch);
         let mut workers = vec![start(0, Arc::clone(&self.device))?];
@@ -215,7 +216,7 @@ impl Connection {
             };
             match start(number, device) {
                 Ok(worker) => workers.push(worker),
-                // Fewer workers are enough.
+                // The mount works with fewer workers.
                 Err(error) => tracing::warn!(%error, "cannot start another worker"),
             }
         }
@@ -269,7 +270,7 @@ impl Connection {
             .spawn(move || work(&device, &*handler, parse, size, &watch))
     }
 
-    /// The form of message bodies that the handshake agreed on.
+    /// Returns the parser for the form of message bodies that the handshake agreed on.
     fn parse(&self) -> Parse {
         match self.flags & init::SETXATTR_EXT {
             0 => request::parse_short,
@@ -277,7 +278,7 @@ impl Connection {
         }
     }
 
-    /// Workers take their descriptors from these, because they cannot open the device.
+    /// Gives the workers these descriptors, because they cannot open the device.
     pub(crate) fn with_spares(mut self, spares: Vec<OwnedFd>) -> Self {
         self.spares = Some(Mutex::new(spares));
         self
@@ -312,7 +313,7 @@ fn not_fuse() -> io::Error {
     io::Error::other("the kernel did not begin with FUSE_INIT")
 }
 
-/// The flags from bit 32 on, which follow the message if it says so.
+/// Returns the flags from bit 32 on, which follow the message if INIT_EXT is set.
 fn flags2(init: &InitIn, rest: &[u8]) -> u32 {
     match u32::read_from_prefix(rest) {
         Ok((flags2, _)) if init.flags & init::INIT_EXT != 0 => flags2,
@@ -320,7 +321,7 @@ fn flags2(init: &InitIn, rest: &[u8]) -> u32 {
     }
 }
 
-/// Makes rings, if they are wanted and possible for the kernel and this process.
+/// Creates rings, if they are wanted, and possible for the kernel and this process.
 ///
 /// # Errors
 /// An error only if they were requested.
@@ -349,8 +350,8 @@ fn rings_for(flags2: u32, limits: &Limits, device: &Arc<OwnedFd>) -> io::Result<
     }
 }
 
-/// Returns the answer to INIT; `None` if the version is too old. To a newer major version it only
-/// answers with ours, and the kernel asks again.
+/// Returns the answer to INIT; `None` if the version is too old. The answer to a newer major
+/// version contains only our version, and the kernel sends INIT again.
 fn answer(init: &InitIn, flags2: u32, limits: &Limits) -> Option<InitOut> {
     if init.major < abi::MAJOR || init.major == abi::MAJOR && init.minor < abi::MIN_MINOR {
         return None;
@@ -368,7 +369,7 @@ fn answer(init: &InitIn, flags2: u32, limits: &Limits) -> Option<InitOut> {
         _ => flags2 & init2::PASSTHROUGH,
     };
     let wanted = limits.flags | init::BIG_WRITES | init::MAX_PAGES;
-    // Only a transport that opens files by message can truncate them by it.
+    // Only a transport that opens files by message can truncate them in the open.
     let extended = match flags2 {
         0 => 0,
         _ => init::INIT_EXT | init::ATOMIC_O_TRUNC,
@@ -388,7 +389,7 @@ fn answer(init: &InitIn, flags2: u32, limits: &Limits) -> Option<InitOut> {
     })
 }
 
-/// Reads the next message. ENOENT: a request was aborted while it was being read.
+/// Reads the next message. ENOENT if a request was aborted while it was being read.
 fn receive<'b>(device: &OwnedFd, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
     loop {
         match rustix::io::read(device, &mut *buffer) {
@@ -420,7 +421,7 @@ fn work(
     watch: &OnceLock<Arc<Watch>>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; size + 2 * HEADROOM];
-    // The data of a WRITE begins at a page, so that O_DIRECT can write it from there.
+    // The data of a WRITE starts at a page boundary, so that O_DIRECT can write it from there.
     let start = buffer.as_ptr().align_offset(HEADROOM) + HEADROOM - BEFORE_DATA;
     let buffer = buffer.get_mut(start..).unwrap_or_default();
     let mut way = None;
@@ -475,8 +476,8 @@ fn is_large(request: &Request<'_>) -> bool {
     }
 }
 
-/// Passes a request on. A fault in one must not end the mount for others: if the reply is dropped,
-/// it answers EIO.
+/// Passes a request to the handler. A panic in one must not end the mount for other callers: a
+/// dropped reply answers EIO.
 pub(super) fn handle(
     handler: &dyn Handler,
     header: &Header,

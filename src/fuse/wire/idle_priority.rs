@@ -11,14 +11,14 @@
 //! alone to its CPU. They leave it when another caller comes, or with much data, because the caller
 //! uses the first part while the next is read.
 //!
-//! The CPU of a caller is read from /proc by its thread ID. That may belong to another thread by
-//! now, or be wrong. Then a thread of the server runs on a CPU where it does not help. No right
-//! depends on it.
+//! The CPU of a caller is read from /proc by its thread ID. That ID may belong to another thread
+//! now, or be wrong. Then a thread of the server runs on a CPU where it does not help. No
+//! permission depends on it.
 //!
-//! A SCHED_IDLE thread gets almost nothing of a CPU that others want too, so threads are SCHED_IDLE
-//! only while many requests come and are answered. A watch looks every [`TICK`]. It ends the giving
-//! way for a while if a thread could run all the time and hardly did, and if requests no longer
-//! come. The watch sleeps while there are none.
+//! A SCHED_IDLE thread gets almost no time on a CPU that other threads want too, so threads are
+//! SCHED_IDLE only while many requests arrive and are answered. A watch checks this every [`TICK`].
+//! It gives the threads their old policy for a while if a thread could run all the time and hardly
+//! did, and if requests no longer arrive. The watch sleeps while there are none.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -32,7 +32,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::sys::schedule::{Policy, Stat, policy, set_policy, stat, this_thread};
 
-/// Fields of proc_pid_stat(5).
+/// The state of the thread: a field of proc_pid_stat(5).
 const STATE: usize = 3;
 /// The CPU on which it runs, or ran last.
 const PROCESSOR: usize = 39;
@@ -115,7 +115,7 @@ impl Watch {
         (cpus > 1 && is_possible()).then(|| Self::new((0..cpus).map(|_| Arc::default()).collect()))
     }
 
-    /// Returns the watch of workers; `None` as above.
+    /// Returns the watch of workers; `None` as for [`Self::of_rings`].
     pub(super) fn of_workers() -> Option<Arc<Self>> {
         let cpus = sched_getaffinity(None).ok()?;
         let crew = Crew {
@@ -151,7 +151,7 @@ impl Watch {
         let thread = this_thread();
         let mut state = crew.state.lock();
         state.members.push(thread);
-        // It may have inherited the policy of another thread of the crew.
+        // The thread may have inherited the policy of another thread of the crew.
         crew.tell(&state, &[thread]);
         drop(state);
         self.members.fetch_add(1, Ordering::Relaxed);
@@ -226,7 +226,8 @@ fn is_possible() -> bool {
 }
 
 impl Membership {
-    /// Counts a request of this thread ID (0: none), with much data or not.
+    /// Counts a request of the caller with this thread ID (0 if it has none). `is_large` says
+    /// whether it moves much data.
     pub(super) fn took_from(&mut self, caller: u32, is_large: bool) {
         let crew = &self.crew;
         if is_large {
@@ -340,7 +341,7 @@ impl View {
         let taken = crew.taken.load(Ordering::Relaxed);
         let came = taken - std::mem::replace(&mut self.taken, taken);
         let mut state = crew.state.lock();
-        // Nearly starved counts too: now and then the scheduler runs such a thread.
+        // A crew that is nearly starved counts too: sometimes the scheduler runs such a thread.
         let starved = if state.gives_way && came < MANY {
             state.is_starved()
         } else {
@@ -363,7 +364,8 @@ impl View {
         gives_way || came >= MANY
     }
 
-    /// Two callers have sent requests, or one has asked for much data.
+    /// Whether workers stay away from the caller, because two callers have sent requests, or one
+    /// has requested much data.
     fn keep_apart(&mut self) -> bool {
         self.wait = self.wait.max(APART);
         self.fed = self.fed.saturating_add(1);
@@ -393,7 +395,7 @@ impl View {
     }
 }
 
-/// Of a thread of this process.
+/// Returns the stat of a thread of this process.
 fn stat_of(thread: i32) -> Option<Stat> {
     stat(format_args!("self/task/{thread}"))
 }

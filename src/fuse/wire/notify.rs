@@ -11,12 +11,12 @@ use super::abi::{
     NOTIFY_INVAL_INODE, NOTIFY_RETRIEVE, NotifyInvalInodeOut, NotifyRetrieveOut, OutHeader,
 };
 
-/// The device of a connection.
+/// Sends notifications through the device of a connection.
 impl Notices for OwnedFd {
     fn attributes_changed(&self, ino: u64) {
         let body = NotifyInvalInodeOut {
             ino,
-            // None of the data.
+            // Attributes only: the range contains no data.
             off: -1,
             len: 0,
         };
@@ -28,8 +28,9 @@ impl Notices for OwnedFd {
 }
 
 /// Makes the kernel send a request with this number (NOTIFY_REPLY, with no data of inode `ino`), as
-/// if the calling thread had made a system call. Returns whether it does: it does not for an inode
-/// that it does not know, and from Linux 6.18 on only for regular files.
+/// if the calling thread had made a system call. Returns whether the kernel will send it. It
+/// refuses an inode that it does not know, and from Linux 6.18 on also one that is not a regular
+/// file.
 pub(super) fn ask_for_request(device: &OwnedFd, number: u64, ino: u64) -> bool {
     let body = NotifyRetrieveOut {
         notify_unique: number,

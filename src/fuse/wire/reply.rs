@@ -13,11 +13,11 @@ use super::slot::Slot;
 /// The largest errno that the kernel takes from a file system.
 const MAX_ERRNO: i32 = 511;
 
-/// Answers one request. If it is dropped without an answer, it answers EIO, because the caller must
-/// not wait for ever.
+/// The reply to one request. If it is dropped without an answer, it answers EIO, because the caller
+/// must not wait forever.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    /// The source of the request; `None` after the answer.
+    /// The source of the request; `None` once it is answered.
     to: Option<To>,
     unique: u64,
 }
@@ -36,7 +36,7 @@ impl Reply {
         }
     }
 
-    /// Makes the reply of a request whose thread waits at `slot` for the answer.
+    /// Creates the reply of a request whose answer goes to `slot`.
     pub(super) fn to_slot(slot: Arc<Slot>, unique: u64) -> Self {
         Self {
             to: Some(To::Ring(slot)),
@@ -44,7 +44,7 @@ impl Reply {
         }
     }
 
-    /// Makes the reply of a request that takes no answer.
+    /// Creates the reply of a request that takes no answer.
     pub(super) fn none() -> Self {
         Self {
             to: None,
@@ -67,8 +67,9 @@ impl Reply {
         self.send(0, data)
     }
 
-    /// Answers with the data that `fill` puts into `size` bytes of the ring's own memory and
-    /// counts. Returns the unused reply if it came over no ring, or if `fill` failed.
+    /// Answers with the bytes that `fill` writes into `size` bytes of the ring's own memory; `fill`
+    /// returns their number. Returns the unused reply if the request came over no ring, or if
+    /// `fill` failed.
     pub(crate) fn filled(
         mut self,
         size: u32,
@@ -94,7 +95,7 @@ impl Reply {
             None => return false,
         };
         let header = OutHeader {
-            // This never cuts anything: no reply is larger than 1 MiB.
+            // The length always fits: no reply is larger than 1 MiB.
             len: u32::try_from(size_of::<OutHeader>() + data.len()).unwrap_or(u32::MAX),
             error,
             unique: self.unique,
@@ -102,7 +103,8 @@ impl Reply {
         let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(data)];
         match rustix::io::retry_on_intr(|| rustix::io::writev(&*device, &parts)) {
             Ok(_) => true,
-            // ENOENT: the request was aborted; ENODEV: unmounted. No caller waits any more.
+            // ENOENT: the request was aborted. ENODEV: the file system is unmounted. No caller
+            // waits any more.
             Err(error) => {
                 tracing::debug!(unique = self.unique, %error, "reply not taken");
                 false
@@ -119,7 +121,7 @@ impl Drop for Reply {
     }
 }
 
-/// A directory listing that is built in a buffer of the length that the caller takes.
+/// A directory listing that is built in a buffer of the size that the caller requested.
 pub(crate) struct DirBuffer<'b> {
     buffer: &'b mut [u8],
     used: usize,

@@ -36,7 +36,7 @@ impl Header {
     }
 }
 
-/// A request. Names have no NUL, and may contain any other byte.
+/// A request. Names may contain any byte but NUL.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Request<'a> {
     Destroy,
@@ -107,7 +107,7 @@ pub(crate) enum Request<'a> {
     Read {
         offset: Offset,
         size: u32,
-        /// The program opened the file with O_DIRECT, or set it since.
+        /// Whether the program opened the file with O_DIRECT, or has set it since.
         direct: bool,
     },
     Write(WriteData<'a>),
@@ -138,7 +138,7 @@ pub(crate) enum Request<'a> {
         value: &'a [u8],
         flags: u32,
         /// Whether an ACL drops the set-group-ID bit of the file; `None` if the kernel does not
-        /// tell it.
+        /// report it.
         kill_sgid: Option<bool>,
     },
     GetXattr {
@@ -244,8 +244,8 @@ impl Forgets<'_> {
     }
 }
 
-/// Splits one message into header, opcode and body. `None`: it is shorter than a header, or has the
-/// length of another message, so there is no request to answer.
+/// Splits one message into header, opcode and body. `None` if it is shorter than a header, or its
+/// length differs from the one in the header, so that there is no request to answer.
 pub(crate) fn split(message: &[u8]) -> Option<(Header, u32, &[u8])> {
     let (header, body) = InHeader::read_from_prefix(message).ok()?;
     if usize::try_from(header.len).ok()? != message.len() {
@@ -255,7 +255,8 @@ pub(crate) fn split(message: &[u8]) -> Option<(Header, u32, &[u8])> {
     Some((Header::from(header), opcode, body))
 }
 
-/// The kernel sends extensions at the end only after the handshake agreed on them.
+/// Removes the extensions at the end of a message. The kernel sends them only after the handshake
+/// agreed on them.
 pub(super) fn without_extensions<'a>(header: &InHeader, body: &'a [u8]) -> Option<&'a [u8]> {
     let extensions = usize::from(header.total_extlen) * 8;
     body.get(..body.len().checked_sub(extensions)?)
@@ -283,7 +284,7 @@ pub(crate) fn parse(opcode: u32, body: &[u8]) -> Request<'_> {
     parse_parts(opcode, body, &[])
 }
 
-/// [`parse`] without SETXATTR_EXT.
+/// Parses as [`parse`], without SETXATTR_EXT.
 pub(crate) fn parse_short(opcode: u32, body: &[u8]) -> Request<'_> {
     match opcode {
         op::SETXATTR => short_setxattr(Body(body, &[])).unwrap_or(Request::Malformed),
@@ -291,16 +292,17 @@ pub(crate) fn parse_short(opcode: u32, body: &[u8]) -> Request<'_> {
     }
 }
 
-/// [`parse`] for a body in two places: the struct of the operation, if it has one, then the rest.
+/// Parses as [`parse`] a body in two places: the struct of the operation, if it has one, then the
+/// rest.
 pub(super) fn parse_parts<'a>(opcode: u32, head: &'a [u8], rest: &'a [u8]) -> Request<'a> {
     fields(opcode, Body(head, rest)).unwrap_or(Request::Malformed)
 }
 
-/// The rest of the body of a message, and the part that follows it.
+/// The unparsed rest of the body of a message, and the part that follows it.
 struct Body<'a>(&'a [u8], &'a [u8]);
 
 impl<'a> Body<'a> {
-    /// No single value is in both parts.
+    /// Continues with the second part if the first is used up. No value crosses the border.
     fn go_on(&mut self) {
         if self.0.is_empty() {
             self.0 = std::mem::take(&mut self.1);
@@ -323,7 +325,7 @@ impl<'a> Body<'a> {
         Some(name)
     }
 
-    /// Returns `len` bytes, no fewer.
+    /// Returns exactly `len` bytes; `None` if there are fewer.
     fn bytes(&mut self, len: u32) -> Option<&'a [u8]> {
         self.go_on();
         let (bytes, rest) = self.0.split_at_checked(usize::try_from(len).ok()?)?;
@@ -362,7 +364,7 @@ fn fields(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
                 offset: Offset(offset),
                 data: body.bytes(size)?,
                 how: Write {
-                    // Pages of the kernel's cache never bypass it.
+                    // Writes of cached pages never bypass the cache.
                     direct: flags.is_direct() && !pages,
                     append: flags.appends(),
                     pages,

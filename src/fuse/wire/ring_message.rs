@@ -23,11 +23,11 @@ pub(super) struct Message<'a> {
     pub(super) opcode: u32,
     /// The struct of the operation.
     pub(super) op: &'a [u8],
-    /// The length of its part of the payload.
+    /// The length of the request's part of the payload.
     pub(super) payload: usize,
 }
 
-/// Returns the number for the answer, also if the rest of the header is malformed.
+/// Returns the number for the answer, even if the rest of the header is malformed.
 pub(super) fn commit_id(header: &uring::Header) -> u64 {
     ent(header).map_or(0, |ent| ent.commit_id)
 }
@@ -37,8 +37,8 @@ fn ent(header: &uring::Header) -> Option<UringEntInOut> {
     UringEntInOut::read_from_bytes(bytes).ok()
 }
 
-/// Returns the request in `header`. `None`: its lengths contradict each other, or are greater than
-/// `room`, the length of the payload.
+/// Returns the request in `header`. `None` if its lengths contradict each other, or exceed `room`,
+/// the length of the payload.
 pub(super) fn read(header: &uring::Header, room: usize) -> Option<Message<'_>> {
     let (fixed, _) = InHeader::read_from_prefix(header).ok()?;
     let ent = ent(header)?;
@@ -61,7 +61,7 @@ pub(super) fn read(header: &uring::Header, room: usize) -> Option<Message<'_>> {
 /// Writes the answer to request `commit_id`: 0 or a negative errno, with `len` bytes in the
 /// payload.
 pub(super) fn answer(header: &mut uring::Header, commit_id: u64, error: i32, len: usize) {
-    // This never cuts anything: a payload is 1 MiB.
+    // The length always fits: a payload is 1 MiB.
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     let out = OutHeader {
         len: len.saturating_add(size_of::<OutHeader>() as u32),
@@ -74,7 +74,7 @@ pub(super) fn answer(header: &mut uring::Header, commit_id: u64, error: i32, len
         ..UringEntInOut::default()
     };
     let (start, end) = header.split_at_mut(ENT_AT);
-    // Both are as long as what is written; the prefix is all that `OutHeader` needs.
+    // Both have enough room for the written struct. `OutHeader` needs only the prefix.
     let _ = out.write_to_prefix(start);
     let _ = ent.write_to(end);
 }

@@ -1,11 +1,11 @@
 //! The merged listing of a directory.
 //!
 //! Entries are ordered by a keyed hash of their name, which is also their offset. An offset
-//! therefore stays valid whatever is created, removed or rebuilt between two reads, and every name
-//! that stays is returned exactly once.
+//! therefore stays valid when names are created, removed or rebuilt between two reads, and every
+//! name that stays is returned exactly once.
 //!
-//! A listing of a directory with more names than may be held at once is a window, as
-//! [`crate::lowers::Gather`] collects it; the next window reads the layers again. Every operation
+//! A listing of a directory with more names than may be in memory is a window, as
+//! [`crate::lowers::Gather`] collects it. The next window reads the layers again. Every operation
 //! that changes a name updates a listing that is in memory.
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ pub(crate) struct Listing {
     entries: BTreeMap<u64, Visible>,
     hasher: RandomState,
     window: Window,
-    /// The number of names that the layers have, in and outside of the window.
+    /// The number of names that the layers have, inside and outside of the window.
     seen: usize,
 }
 

@@ -23,7 +23,7 @@ type Tick = (Time, HashMap<Ino, u32>);
 #[derive(Default)]
 pub(crate) struct Generations {
     ticks: [Mutex<Tick>; SHARDS],
-    /// How often each number had been used before in its tick.
+    /// The number of times each number had been used before in its tick.
     repeated: DashMap<Ino, u32>,
     any_repeated: AtomicBool,
 }
@@ -46,7 +46,7 @@ impl Generations {
         *before += 1;
     }
 
-    /// Returns the generation of an upper file; 0 where its birth time is not known.
+    /// Returns the generation of an upper file; 0 if its birth time is not known.
     pub fn of(&self, ino: Ino, birth: Option<Time>) -> u32 {
         let Some(birth) = birth else { return 0 };
         let count = if self.any_repeated.load(Ordering::Acquire) {

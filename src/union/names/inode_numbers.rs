@@ -41,7 +41,8 @@ fn few<K: Eq + std::hash::Hash, V>() -> DashMap<K, V> {
 }
 
 impl InodeNumbers {
-    /// `devices`: the layers' file systems, in the order of the layers.
+    /// Creates the numbers of a union. `devices` are the layers' file systems, in the order of the
+    /// layers.
     pub fn new(devices: impl IntoIterator<Item = u64>) -> Self {
         let mut known = Vec::new();
         for device in devices {
@@ -75,8 +76,8 @@ impl InodeNumbers {
     }
 
     /// Keeps the number of a lower file for its copy in the upper, which has no origin marker. If
-    /// the copy is removed and its inode number reused, the new file gets this number too; no other
-    /// file has it then.
+    /// the copy is removed and its inode number is used again, the new file gets this number too;
+    /// no other file has it then.
     pub fn keep(&self, stat: &Stat, number: Ino) {
         self.kept.insert((stat.dev, stat.ino), number);
         self.any_kept.store(true, Ordering::Release);
@@ -116,9 +117,9 @@ impl InodeNumbers {
             .or_insert_with(|| self.fresh())
     }
 
-    /// Returns the number of a name for which `taken`, its own number or its alias, is that of another
-    /// file: of one that the name had before, which is removed but not forgotten yet, for example.
-    /// Threads that ask for one name with the same `taken` get the same number.
+    /// Returns the number of a name if `taken`, its own number or its alias, belongs to another
+    /// file: for example to a removed file of that name that is not forgotten yet. Threads that ask
+    /// for one name with the same `taken` get the same number.
     pub fn alias_beside(&self, taken: Ino, parent: Ino, name: &[u8]) -> Ino {
         let entry = self.aliases.entry((parent, name.into()));
         let mut alias = entry.or_insert_with(|| self.fresh());

@@ -21,18 +21,18 @@ use crate::sys::sync::dashmap::mapref::entry::Entry;
 pub(crate) struct InodeTable {
     /// A fast keyed hash suffices: numbers come from file systems.
     map: FastMap<Ino, Arc<Inode>>,
-    /// The number of inodes in `map`; may lag behind.
+    /// The number of inodes in `map`; may be out of date for a moment.
     held: AtomicUsize,
-    /// The highest `held` since memory was last given back.
+    /// The highest `held` since memory was last returned to the system.
     peak: AtomicUsize,
-    /// Set when most inodes have left, so that memory should be given back.
+    /// Whether most inodes have left, so that memory should be returned.
     emptied: AtomicBool,
 }
 
-/// A table that never had as many inodes gives no memory back.
+/// A table with fewer inodes at its peak does not return memory.
 const WORTH_SHRINKING: usize = 8192;
 
-/// Notes that a shard is locked; the map locks it by itself.
+/// Records that a shard is locked; the map itself takes the lock.
 fn shard() -> Held {
     lock_order::enter(rank::TABLE, 0)
 }
@@ -83,8 +83,8 @@ impl InodeTable {
             Entry::Vacant(entry) => {
                 let inode = Arc::new(make());
                 inode.count.store(1, Ordering::Relaxed);
-                // Read before another thread can add a link; that thread counts the link's parent
-                // itself.
+                // The parents are read before another thread can add a link. That thread counts the
+                // link's parent itself.
                 let parents: SmallVec<[_; 1]> = {
                     let loc = inode.loc.read();
                     loc.links.iter().map(|l| Arc::clone(&l.parent)).collect()
@@ -106,8 +106,8 @@ impl InodeTable {
             Entry::Occupied(entry) => {
                 entry.get().count.fetch_add(1, Ordering::Relaxed);
             }
-            // It left meanwhile: put it back, so that there is never a second inode with its
-            // number.
+            // The inode left meanwhile. It is put back, so that there is never a second inode with
+            // its number.
             Entry::Vacant(entry) => {
                 inode.count.store(1, Ordering::Relaxed);
                 entry.insert(Arc::clone(inode));
@@ -134,7 +134,7 @@ impl InodeTable {
         }
     }
 
-    /// Whether most inodes have left since memory was last given back. Shrinks the map and returns
+    /// Whether most inodes have left since memory was last returned. Shrinks the map and returns
     /// true once each time.
     pub fn has_emptied(&self) -> bool {
         if !self.emptied.load(Ordering::Relaxed) || !self.emptied.swap(false, Ordering::Relaxed) {
@@ -180,7 +180,7 @@ impl InodeTable {
         self.map.clear();
     }
 
-    /// Some regular files in the table, at most so many.
+    /// Returns at most `most` regular files of the table.
     pub fn some_files(&self, most: usize) -> Vec<Ino> {
         let _order = shard();
         let regular = |inode: &Inode| inode.kind == FileKind::Regular;

@@ -1,4 +1,4 @@
-//! From a name and what it resolved to, to the one inode of that file.
+//! Finds or creates the one inode of a file, from a name and its resolution.
 
 use std::sync::Arc;
 
@@ -34,8 +34,9 @@ impl Names {
                     self.add_link(&inode, at, resolved);
                     return inode;
                 }
-                // The number belongs to another file: to a removed one that has not been forgotten, or
-                // the layers are hostile, or show one file twice. This file gets a number of its own.
+                // The number belongs to another file: a removed one that has not been forgotten, or
+                // the layers are hostile or show one file twice. This file gets a number of its
+                // own.
                 Interned::Conflict => {
                     ino = self.numbers.alias_beside(ino, at.parent.ino, at.name);
                 }
@@ -80,7 +81,7 @@ impl Names {
         } else {
             ino
         };
-        // Only the upper's file system reuses numbers; those of lower files stay.
+        // Only the upper's file system reuses numbers. Numbers of lower files are never reused.
         let generation =
             match upper.filter(|u| self.numbers.own_number(u.stat.dev, u.stat.ino) == ino) {
                 Some(upper) => self.generations.of(ino, upper.stat.btime),
@@ -144,11 +145,11 @@ impl Names {
         loc.is_named_again();
     }
 
-    /// Adds a new regular file of the upper that has no name, counted. `None`: another thread took
-    /// its number.
+    /// Adds a new regular file of the upper that has no name, counted. `None` if another thread
+    /// took its number.
     pub fn add_unnamed(&self, stat: &Stat, loc: Loc) -> Option<Arc<Inode>> {
         let own = self.numbers.number(stat);
-        // A removed file that has not been forgotten may have had it.
+        // The number may belong to a removed file that has not been forgotten.
         let ino = match self.table.get(own) {
             Some(_) => self.numbers.fresh(),
             None => own,
@@ -171,8 +172,8 @@ impl Names {
         }
     }
 
-    /// Returns the inode of a plain file of the lowers, counted. An inode that has this name
-    /// already is the right one, even if it has been copied up since.
+    /// Returns the inode of a plain file of the lowers, counted. An inode that already has this
+    /// name is the right one, even if it has been copied up since.
     pub fn intern_plain(
         &self,
         parent: &Arc<Inode>,
@@ -242,10 +243,10 @@ fn is_same(inode: &Inode, at: NameIn<'_>, resolved: &Resolved) -> bool {
     }
     let is_link = loc.lower.as_ref().is_some_and(Lower::is_link);
     match (&loc.upper, &resolved.upper) {
-        // The names do not matter: a file whose known name was removed may have another.
+        // The names are not compared: a file whose known name was removed may have another name.
         (Some(mine), Some(found)) => mine.id == (found.stat.dev, found.stat.ino),
         // One name of a hard link was copied up, and another is looked up only now. Without an
-        // index the two are one file only as long as the union remembers both.
+        // index the two are one file only as long as the union has both in memory.
         (Some(_), None) => is_link && (linked || loc.index().is_some()),
         (None, Some(found)) => is_link && found.index.is_some(),
         (None, None) => linked || is_link,

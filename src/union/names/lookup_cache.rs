@@ -25,12 +25,12 @@ use crate::sys::sync::atomic::{AtomicU64, Ordering};
 pub(crate) enum Cached {
     /// There is no such name; the upper may hold a whiteout.
     Negative(Option<WhiteoutKind>),
-    /// The name, and the files of the layers that it consists of.
+    /// The name exists, with these files of the layers.
     Positive(Arc<Resolved>),
 }
 
 impl Cached {
-    /// Returns the answer for the new name of a file that was renamed: the same, where the upper
+    /// Returns the answer for the new name of a file that was renamed: the same answer if the upper
     /// has all of the file. `None` for directories, because a rename may change their markers.
     pub fn moved(self) -> Option<Self> {
         let Self::Positive(resolved) = self else {
@@ -54,7 +54,7 @@ impl Cached {
             return None;
         }
         let dirs = inode.dir.as_ref().map(|dir| dir.lowers.clone());
-        // The stat was made before the copy got its name, with a link count of 0.
+        // The stat was read before the copy got its name, so its link count is 0.
         let stat = Stat {
             nlink: 1,
             ..copy.stat
@@ -123,23 +123,23 @@ impl<'a> Borrow<dyn KeyView + 'a> for Key {
 
 const SHARDS: usize = 16;
 
-/// When the cache shrinks, one name of so many stays.
+/// When the cache shrinks, it keeps one name in this number.
 const KEPT: usize = 16;
 
 type Shard = Mutex<LruCache<Key, Cached>, { rank::LOOKUP_CACHE }>;
 
-/// How many lookups a cache has answered.
+/// The numbers of lookups that a cache has answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CacheCounters {
     /// Names that exist.
     pub hits: u64,
     /// Names that do not exist.
     pub negative_hits: u64,
-    /// Names of which the cache knew nothing.
+    /// Names that the cache did not contain.
     pub misses: u64,
 }
 
-/// Names to answers.
+/// The cache: from names to answers.
 pub(crate) struct LookupCache {
     shards: Box<[Shard]>,
     hasher: RandomState,
@@ -216,7 +216,7 @@ impl LookupCache {
                 small.put(key, answer);
             }
             let old = std::mem::replace(&mut *shard, small);
-            // Dropping thousands of names needs no lock.
+            // Dropping thousands of names does not need the lock.
             drop(shard);
             drop(old);
         }
@@ -227,7 +227,7 @@ impl LookupCache {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
-    /// Returns how many lookups the cache has answered.
+    /// Returns the numbers of lookups that the cache has answered.
     pub fn counters(&self) -> CacheCounters {
         CacheCounters {
             hits: self.hits.load(Ordering::Relaxed),

@@ -1,4 +1,4 @@
-//! Descriptors of the data of files, which a bounded cache keeps: none per inode.
+//! Descriptors of the data of files. A bounded cache keeps them; an inode does not own one.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use super::super::lock_order::{self, rank};
 use super::Stack;
 use crate::layer::fds::with_spare;
 
-/// What a descriptor of data is for.
+/// The purpose of a descriptor of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Reading, wherever the data is.
+    /// For reading, from whichever layer has the data.
     Read,
-    /// Writing, to a file that the upper has with all of its data.
+    /// For writing, to a file that the upper has with all of its data.
     Write,
 }
 
@@ -64,7 +64,7 @@ impl Stack {
             }
             let flags = OFlags::RDWR | OFlags::NONBLOCK;
             let opened = if self.noatime {
-                // It fails where the file belongs to another user, and the server is not privileged.
+                // This fails if the file belongs to another user and the server is not privileged.
                 let quiet = at.open(flags | OFlags::NOATIME, 0);
                 quiet.or_else(|_| at.open(flags, 0))
             } else {
@@ -72,13 +72,13 @@ impl Stack {
             };
             match opened {
                 Ok(fd) => Ok(DataFd::writable(fd)),
-                // It can be read only: it is being executed, or the server is not privileged.
+                // The file can only be read: it is being executed, or the server is not privileged.
                 Err(Errno::ACCESS | Errno::TXTBSY | Errno::ROFS | Errno::PERM)
                     if access == Access::Read =>
                 {
                     Ok(DataFd::read_only(at.open_quietly()?))
                 }
-                // It can be written only.
+                // The file can only be written.
                 Err(Errno::ACCESS) => {
                     let fd = at.open(OFlags::WRONLY | OFlags::NONBLOCK, 0)?;
                     Ok(DataFd::writable(fd))
@@ -99,8 +99,8 @@ impl Stack {
         self.fds.put(inode.data(), DataFd::writable(fd));
     }
 
-    /// Returns the descriptor of an inode's data, if one is open and can be had without waiting: a
-    /// thread that opens the file holds the slot and may wait for the inode's place.
+    /// Returns the descriptor of an inode's data, if one is open and the slot is free. It does not
+    /// wait: a thread that opens the file holds the slot and may wait for the inode's `loc`.
     pub fn open_data_of(&self, inode: &Inode) -> Option<Arc<DataFd>> {
         self.fds.cached_if_free(inode.data_opt()?)
     }

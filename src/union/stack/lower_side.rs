@@ -1,5 +1,5 @@
-//! The lower side of inodes, and the side whose metadata the union shows. Where an inode's lower side
-//! is the number of a file, the number becomes a [`LowerFile`] when one is needed.
+//! The lower side of inodes, and the side whose metadata the union shows. If an inode's lower side
+//! is the number of a file, a [`LowerFile`] is made from the number when one is needed.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::layer::at::At;
 use crate::lowers::{FileId, LowerFile};
 
 impl Stack {
-    /// Returns the error that getxattr gives for an xattr that is known to be absent. `None`: the
-    /// file must be asked.
+    /// Returns the error that getxattr gives for an xattr that is known to be absent. `None` if the
+    /// file must be read.
     pub fn known_absent(&self, inode: &Inode, name: &[u8]) -> Option<Errno> {
         let id = self.lower_id(inode)?;
         self.lowers.absent_xattr(id, name, &mut |stored| {
@@ -28,7 +28,7 @@ impl Stack {
     /// kept, with the directories on its path.
     ///
     /// # Errors
-    /// EIO when the number leads nowhere.
+    /// EIO when the number refers to no file.
     pub fn lower_of(&self, inode: &Inode) -> Result<Option<Arc<LowerFile>>> {
         let id = match &inode.loc.read().lower {
             None => return Ok(None),
@@ -60,11 +60,11 @@ impl Stack {
         }
     }
 
-    /// Checks that a lower file or directory that is about to be copied up is what was said about
-    /// it.
+    /// Checks that a lower file or directory that is about to be copied up still matches its
+    /// attributes in the catalog.
     ///
     /// # Errors
-    /// ESTALE when it is not.
+    /// ESTALE when it does not.
     pub fn check_lower(&self, inode: &Inode) -> Result<()> {
         match &inode.dir {
             Some(dir) => Ok(dir.lowers.merged().map_or(Ok(()), |dir| dir.check())?),

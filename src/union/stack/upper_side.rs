@@ -1,5 +1,5 @@
-//! The upper side of inodes: found by the names that the union knows, and checked to be the files
-//! that it knows, whatever has these names by now.
+//! The upper side of inodes: opened by the names that the union knows, and checked to be the known
+//! file, because another file may have the name now.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -33,7 +33,7 @@ impl Stack {
     /// As [`Self::upper_dir`]; the caller holds `topology`.
     fn upper_dir_stable(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
         let upper = self.readable_upper()?;
-        // Up to the nearest ancestor with a descriptor, then down again.
+        // Goes up to the nearest ancestor with a descriptor, then down again.
         let mut missing: Vec<(Arc<Inode>, Arc<[u8]>)> = Vec::new();
         let mut fd = None;
         let mut link = inode.loc.read().links.first().cloned();
@@ -79,8 +79,8 @@ impl Stack {
         Ok(fd)
     }
 
-    /// Calls `f` with an O_PATH descriptor of the upper file of an inode. It is the file that the
-    /// union knows, whatever has its name by now.
+    /// Calls `f` with an O_PATH descriptor of the upper file of an inode. It is checked to be the
+    /// file that the union knows, because another file may have its name now.
     ///
     /// # Errors
     /// ENOENT when the inode has no upper file, ESTALE when another file has its name.
@@ -170,7 +170,7 @@ impl Stack {
 }
 
 /// Maps the error for a mount on a directory of the upper. Mounts there are not followed, as in
-/// overlayfs: the file that the union knows is out of reach.
+/// overlayfs, so the file that the union knows cannot be reached.
 fn mounted_over(errno: Errno) -> Errno {
     match errno {
         Errno::XDEV => Errno::STALE,

@@ -1,4 +1,4 @@
-//! The handshake and a worker, with a socket in the kernel's place: packets keep messages
+//! Tests the handshake and a worker, with a socket instead of the kernel: its packets keep messages
 //! apart as /dev/fuse does.
 
 use std::sync::Mutex;
@@ -51,7 +51,7 @@ fn answered(kernel: &OwnedFd) -> (OutHeader, Vec<u8>) {
 #[test]
 fn shakes_hands() {
     let (kernel, ours) = pair();
-    // A kernel of the future asks again.
+    // A kernel with a newer major version sends INIT again.
     send(&kernel, op::INIT, init(8, 1).as_bytes());
     send(&kernel, op::INIT, init(7, 99).as_bytes());
     let connection = Connection::open(ours, &LIMITS).unwrap();
@@ -71,7 +71,7 @@ fn shakes_hands() {
     assert_eq!(usize::from(out.max_pages) * page, 1 << 20);
 }
 
-/// Truncation by OPEN comes with passthrough, and only with it.
+/// Tests that truncation by OPEN is agreed on with passthrough only.
 #[test]
 fn passthrough_where_both_sides_know_it() {
     let limits = Limits {
@@ -129,7 +129,7 @@ fn io_uring_is_promised_only_where_it_is_offered_and_possible() {
         let out = InitOut::read_from_bytes(&body).unwrap_or_default();
         (connection, header.error, out)
     };
-    // Not offered.
+    // The kernel does not offer it.
     let (connection, _, out) = open(0, None);
     assert_eq!(
         (connection.unwrap().transport(), out.flags2),
@@ -141,20 +141,21 @@ fn io_uring_is_promised_only_where_it_is_offered_and_possible() {
         text.contains("enable_uring") && error == -libc::EIO,
         "{text}"
     );
-    // Offered and not wanted.
+    // The kernel offers it, but it is not wanted.
     let (_, _, out) = open(over_io_uring, Some(Transport::Classic));
     assert_eq!((out.flags2, out.flags & init::INIT_EXT), (0, 0));
-    // Offered: rings, or an honest answer where this process may not have them.
+    // The kernel offers it: the transport is rings, or reported as classic if this process may not
+    // have rings.
     let (connection, _, out) = open(over_io_uring, None);
     let connection = connection.unwrap();
     let promised = out.flags2 == over_io_uring && out.flags & init::INIT_EXT != 0;
     assert_eq!(promised, connection.transport() == Transport::Uring);
-    // Never served: its threads end.
+    // The connection was never served; its threads end.
     drop(connection);
 }
 
-/// Answers LOOKUP with its name and WRITE with how far its data is from a page's start, panics
-/// at GETATTR, and notes FORGET.
+/// A handler that answers LOOKUP with the name and WRITE with the distance of its data from the
+/// start of a page, panics at GETATTR, and records FORGET.
 #[derive(Default)]
 struct Echo(Mutex<Vec<u64>>);
 
@@ -225,7 +226,8 @@ fn beside_the_rings_one_thread_reads_until_they_fail() {
     for count in 1..=3u64 {
         send(&kernel, op::FORGET, count.as_bytes());
     }
-    // What should have come through a ring: from here on everything does.
+    // A request that should have come through a ring. From here on all requests come through the
+    // device.
     for _ in 0..2 {
         send(&kernel, op::LOOKUP, b"name\0");
         assert_eq!(answered(&kernel).1, b"name");
@@ -252,7 +254,7 @@ fn the_data_of_a_write_lies_as_disks_want_it() {
             &OnceLock::new(),
         )
     });
-    // As long as a message may be.
+    // The largest size is that of the longest message.
     for size in [1, 4096, 8192 - BEFORE_DATA as u32] {
         let write = abi::WriteIn {
             size,

@@ -8,7 +8,7 @@ fn many_requests_make_a_crew_give_way_and_silence_ends_it() {
     let mut view = View::default();
     assert!(!view.decide(false, MANY - 1, MANY, false));
     assert!(view.decide(false, MANY, MANY, false));
-    // Fewer, and pauses, do not end it.
+    // Fewer requests and pauses do not end it.
     assert!(view.decide(true, 1, MANY, false));
     for _ in 1..QUIET {
         assert!(view.decide(true, 0, MANY, false));
@@ -17,7 +17,7 @@ fn many_requests_make_a_crew_give_way_and_silence_ends_it() {
     assert!(view.decide(false, MANY, MANY, false));
 }
 
-/// How many ticks of many requests pass until it gives way again.
+/// Returns how many ticks of many requests pass until the crew gives way again.
 fn left_alone(view: &mut View) -> u32 {
     (0..)
         .find(|_| view.decide(false, 100, MANY, false))
@@ -33,7 +33,7 @@ fn who_was_starved_is_left_alone_longer_each_time() {
         waited.push(left_alone(&mut view) + 1);
     }
     assert_eq!(waited, [25, 50, 100, 200, 400, 800, 800, 800]);
-    // A second without: the CPU is its own again.
+    // After a second without starvation, the wait is short again.
     for _ in 0..FORGIVEN {
         assert!(view.decide(true, 100, MANY, false));
     }
@@ -49,7 +49,8 @@ fn who_follows_waits_until_one_has_asked_alone() {
     assert_eq!(left_alone(&mut view) + 1, APART);
 }
 
-/// A thread that wants all of the first CPU, until what is returned is dropped; its ID.
+/// Starts a thread that uses all of the first CPU until the returned sender is dropped. Returns its
+/// ID.
 fn busy(policy: Policy) -> (i32, std::sync::mpsc::Sender<()>) {
     let (tell, told) = std::sync::mpsc::channel();
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
@@ -77,7 +78,7 @@ fn who_could_run_and_hardly_does_is_starved_and_who_sleeps_is_not() {
     let (hungry, _stop) = busy(Policy::Idle);
     let hogs = [busy(Policy::Other), busy(Policy::Other)];
     assert!(looks(&mut crew(hungry)), "{:?}", has_run(hungry));
-    // The watch's view of who waits for work: nothing.
+    // A thread that waits for work does not count as starved.
     let (wait, waits) = std::sync::mpsc::channel::<()>();
     let (tell, told) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -93,7 +94,7 @@ fn who_could_run_and_hardly_does_is_starved_and_who_sleeps_is_not() {
 #[test]
 fn the_watch_sleeps_wakes_and_ends() {
     let Some(watch) = Watch::of_rings(2) else {
-        // A plain user cannot leave SCHED_IDLE again.
+        // Without root, the process cannot leave SCHED_IDLE again.
         need!(is_root());
         panic!("root has a watch");
     };
@@ -119,7 +120,7 @@ fn the_watch_sleeps_wakes_and_ends() {
         })
     };
     ends.join().unwrap();
-    // With its last thread the watch is gone, too: it holds the watch no longer.
+    // The watch thread ends with the last member, and drops its handle of the watch.
     let start = Instant::now();
     while Arc::strong_count(&watch) > 1 {
         std::thread::sleep(Duration::from_millis(1));

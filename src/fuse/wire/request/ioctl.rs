@@ -1,5 +1,5 @@
-//! IOCTL. Requests for the flags of a file are accepted in the form in which the kernel sends them
-//! by itself. Other forms, with another size or with an argument of the program (kernels before
+//! IOCTL. Requests for the flags of a file are accepted in the form in which the kernel itself
+//! sends them. Other forms, with another size or with an argument of the program (kernels before
 //! Linux 5.13 pass all of them on without a check), count as other ioctls.
 
 use super::{Body, Request};
@@ -9,7 +9,7 @@ use crate::fuse::wire::abi;
 pub(super) fn parse(mut body: Body<'_>) -> Option<Request<'_>> {
     let head: abi::IoctlIn = body.take()?;
     let data = body.bytes(head.in_size)?;
-    // The kernel has no address to pass.
+    // A request of the kernel itself has no address.
     if head.arg != 0 {
         return Some(Request::Ioctl);
     }

@@ -1,4 +1,5 @@
-//! Well-formed messages arrive whole; anything else is refused, and nothing panics.
+//! Well-formed messages are parsed completely; malformed ones are refused, and no message causes a
+//! panic.
 
 use proptest::prelude::*;
 use zerocopy::IntoBytes;
@@ -50,7 +51,7 @@ fn a_message_without_its_own_length_has_no_sender() {
     assert!(split(&[&good[..], b"x"].concat()).is_none());
     assert!(split(&good[..39]).is_none());
     assert!(split(b"").is_none());
-    // Extensions longer than the message.
+    // The extensions are longer than the message.
     let mut long = good;
     long[36..38].copy_from_slice(&1u16.to_ne_bytes());
     assert!(split(&long).is_none());
@@ -159,14 +160,14 @@ fn only_the_kernels_own_ioctls_are_answered() {
     );
     assert_eq!(ioctl(0x801c_581f, 0, (0, 28), b""), "Flags(Xflags)");
     assert!(ioctl(0x401c_5820, 0, (28, 0), &[1; 28]).starts_with("SetFlags(Xflags("));
-    // A program's own: its size, its address.
+    // The kernel does not send this itself: a program chose its size and address.
     assert_eq!(ioctl(get, 0x1000, (0, 8), b""), refused);
     assert_eq!(ioctl(set, 0x1000, (8, 0), &[0; 8]), refused);
     assert_eq!(ioctl(set, 0, (8, 0), &[0; 8]), refused);
     assert_eq!(ioctl(0x401c_5820, 0x1000, (28, 0), &[0; 28]), refused);
     assert_eq!(ioctl(get, 0, (0, u32::MAX), b""), refused);
     assert_eq!(ioctl(0x1234, 0, (0, 0), b""), refused);
-    // Less than it says.
+    // The data is shorter than its length field.
     assert_eq!(ioctl(set, 0, (4, 0), b"ab"), "Malformed");
     assert_eq!(ioctl(set, 0, (u32::MAX, 0), b""), "Malformed");
 }
@@ -268,8 +269,8 @@ proptest! {
     }
 }
 
-/// What the kernel sends over io_uring: the operation's struct in one place, the rest in
-/// another.
+/// Parses requests as the kernel sends them over io_uring: the struct of the operation in one
+/// place, the rest in another.
 #[test]
 fn a_body_in_two_places_is_the_same_request() {
     let mknod = abi::MknodIn {
@@ -296,7 +297,7 @@ fn a_body_in_two_places_is_the_same_request() {
         assert!(!matches!(parts, Request::Malformed), "{opcode}");
         assert_eq!(format!("{parts:?}"), shown(opcode, &[head, rest]));
     }
-    // Nothing is pieced together across the border.
+    // No value is assembled from both parts.
     for (opcode, head, rest) in [
         (op::LOOKUP, &b"na"[..], &b"me\0"[..]),
         (op::MKNOD, b"12345678", b"123456789\0"),
