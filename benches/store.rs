@@ -1,6 +1,6 @@
-//! Criterion benches of the store's pure parts, without a store: digests and chain IDs, names
-//! of images, a layer's tar into a directory and back through tar-split, what an upper changed.
-//! `cargo bench --bench store`; no time is asserted.
+//! Criterion benches of the store code that needs no store: digests and chain IDs, names of images,
+//! unpacking a layer's tar into a directory and rebuilding it through tar-split, and the changes of
+//! an upper. Run them by `cargo bench --bench store`. No time is asserted.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -16,9 +16,9 @@ use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
 use unionfs::layer_tar::{Limits, rebuild, unpack};
 use unionfs::oci::{Digest, Reference, chain_id};
 
-/// Files of the layers.
+/// The number of files in the layers.
 const FILES: usize = 1000;
-/// Bytes of each.
+/// The size of each file in bytes.
 const SIZE: usize = 16 << 10;
 
 fn names(c: &mut Criterion) {
@@ -96,7 +96,7 @@ fn tars(c: &mut Criterion) {
     group.finish();
 }
 
-/// Ten changes, over more and more files that did not change.
+/// Lists ten changes among more and more files that did not change.
 fn diff(c: &mut Criterion) {
     let base = tempfile::tempdir().unwrap();
     let mut group = c.benchmark_group("diff of ten changes");

@@ -1,7 +1,6 @@
-//! Criterion benches of the union core through its public interface, without a mount:
-//! lookup (hit, negative, first time), merging directories, the same from a catalog, the
-//! inode table.
-//! `cargo bench --bench union`; no time is asserted.
+//! Criterion benches of the union core through its public interface, without a mount: lookup (hit,
+//! negative, first time), merging directories, the same from a catalog, and the inode table. Run
+//! them by `cargo bench --bench union`. No time is asserted.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -16,7 +15,8 @@ use unionfs::union::{Options, ROOT_INO, Union};
 const FILES: usize = 200;
 const DEPTHS: [usize; 3] = [1, 8, 32];
 
-/// A read-only stack of `depth` layers, each with `FILES` files of its own in one directory.
+/// Creates a read-only stack of `depth` layers, each with `FILES` files of its own in one
+/// directory.
 fn stack(base: &Path, depth: usize) -> StackSpec {
     let layer = |n: usize| {
         let path = base.join(format!("{depth}-{n}"));
@@ -41,7 +41,7 @@ fn open(stack: &StackSpec, cache: usize) -> Union {
     Union::new(stack, options).unwrap()
 }
 
-/// The directory of a union, counted until the end.
+/// Looks up the directory of a union. It stays counted until the end.
 fn dir(union: &Union) -> u64 {
     let entry = union.lookup(ROOT_INO, b"dir").unwrap().unwrap();
     entry.surrender()
@@ -61,7 +61,7 @@ fn lookup(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("negative hit", depth), |b| {
             b.iter(|| black_box(cached.lookup(parent, black_box(b"no")).unwrap().is_none()));
         });
-        // A cache of one name: two names in turn never hit.
+        // A cache of one name never hits when two names are looked up in turn.
         let uncached = open(&stack, 1);
         let parent = dir(&uncached);
         group.bench_function(BenchmarkId::new("miss", depth), |b| {
@@ -87,7 +87,7 @@ fn readdir(c: &mut Criterion) {
         for plus in [false, true] {
             let name = if plus { "merge plus" } else { "merge" };
             group.bench_function(BenchmarkId::new(name, depth), |b| {
-                // A fresh union each time: nothing has been merged yet.
+                // Each iteration opens a new union, in which nothing has been merged yet.
                 let fresh = || open(&stack, 65536);
                 let list = |union: Union| {
                     let mut names = 0;
@@ -111,7 +111,7 @@ fn readdir(c: &mut Criterion) {
     group.finish();
 }
 
-/// What costs the same over any number of layers.
+/// Measures a catalog, whose cost does not depend on the number of layers.
 fn catalogued(c: &mut Criterion) {
     let base = tempfile::tempdir().unwrap();
     let mut group = c.benchmark_group("catalog");

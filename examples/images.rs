@@ -1,5 +1,5 @@
-//! Images with the library, without an engine: each function is what the `unionfs` command of that name
-//! does, less its sandbox, messages and choices.
+//! Uses images through the library, without an engine. Each function does the work of the `unionfs`
+//! command of that name, without its sandbox, messages and options.
 //!
 //! ```sh
 //! cargo run --example images -- load myapp.tar
@@ -38,7 +38,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// This user's own store.
+/// Opens the own store of this user.
 fn own_store() -> Result<Writable> {
     Ok(Writable::open(&Environment::current().own_root()?)?)
 }
@@ -57,7 +57,7 @@ fn pull(name: &str) -> Result<()> {
     let store = own_store()?;
     let options = PullOptions::default();
     let fetched = registry::fetch(&store, &Reference::parse(name)?, &options, &|_| ())?;
-    // The store is locked only now: others may use it while blobs are downloaded.
+    // The store is locked after the downloads, so that other processes may use it during them.
     let pulled = fetched.register(&store.lock()?, &|_| ())?;
     println!("{} {:?}", pulled.id, pulled.names);
     Ok(())
@@ -79,7 +79,7 @@ fn diff(layer: &str) -> Result<()> {
     Ok(())
 }
 
-/// Makes an image of a named layer of our own store (`unionfs mount --name LAYER IMAGE DIR`).
+/// Makes an image of a named layer of the own store (`unionfs mount --name LAYER IMAGE DIR`).
 fn commit(layer: &str, name: &str) -> Result<()> {
     let own = own_store()?;
     let store = own.lock()?;

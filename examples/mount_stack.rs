@@ -1,5 +1,5 @@
-//! Builds a layer stack from directories and mounts it with the library: what
-//! `unionfs -o lowerdir=...` does, without the command line.
+//! Builds a layer stack from directories and mounts it through the library, as `unionfs -o
+//! lowerdir=...` does.
 //!
 //! ```sh
 //! mkdir -p /tmp/demo/{lower,upper,work,mnt} && echo hello > /tmp/demo/lower/file
@@ -21,7 +21,7 @@ fn main() -> Result<()> {
     let (mountpoint, stack) = parse(std::env::args_os().skip(1).map(PathBuf::from))?;
     let mut config = MountConfig::new(&mountpoint);
     config.fsname = "mount_stack".into();
-    // For `unionfs ps`.
+    // `unionfs ps` shows this.
     config.description = fuse::Description::of(&stack);
     if stack.upper.is_none() {
         config.apply_option("ro".as_ref());

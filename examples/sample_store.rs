@@ -4,8 +4,8 @@
 //! cargo run --example sample-store -- /tmp/sample
 //! unionfs --root /tmp/sample images
 //! ```
-//! It holds the images `sample:1` and `sample:2`, which share layers, and a stopped
-//! container `sample`. For trying unionfs out and for tests (the README's first command).
+//! The store contains the images `sample:1` and `sample:2`, which share layers, and a stopped
+//! container `sample`. It is for trying unionfs and for tests (the README's first command).
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -1,6 +1,7 @@
 //! The aim of each row of the report: the maximum, as a ratio to kernel overlayfs.
 
-/// The first entry whose text begins the name of the row holds; [`OTHERS`] for the other rows.
+/// The maximum ratios. The first entry whose text is a prefix of the row's name applies; [`OTHERS`]
+/// for the other rows.
 const AIMS: &[(&str, f64)] = &[
     ("warm walk", 1.2),
     ("warm open+read+close", 1.2),
@@ -18,7 +19,7 @@ const AIMS: &[(&str, f64)] = &[
     ("chroot: npm", 1.3),
     ("chroot: 20 starts of python", 1.3),
 ];
-/// No workload may take longer than this.
+/// The maximum ratio of every other workload.
 const OTHERS: f64 = 3.0;
 
 /// Returns the maximum of the row `name`.

@@ -13,8 +13,8 @@ pub(crate) struct Disk {
     own: bool,
 }
 
-/// Makes the file system if it does not exist, and mounts it. Nothing is initialised later, during
-/// a measurement. Its data is not cached a second time for the file below it.
+/// Creates the file system if it does not exist, and mounts it. Nothing is initialised later,
+/// during a measurement. Its data is not cached a second time for the image file.
 const MOUNT: &str = r#"
 if mountpoint -q "$2"; then exit; fi
 if ! [ -e "$1" ]; then

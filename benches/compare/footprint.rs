@@ -49,10 +49,10 @@ fn memory_after_walk(bed: &mut Bed<'_>) -> Outcome {
     memory(bed)
 }
 
-/// The kernel has dropped every unused entry and inode before.
+/// Measures the memory after the kernel has dropped every unused entry and inode.
 fn memory_forgotten(bed: &mut Bed<'_>) -> Outcome {
     fs::write("/proc/sys/vm/drop_caches", "2").map_err(|e| e.to_string())?;
-    // The messages that follow from it come later.
+    // The kernel sends the FORGET messages for them later.
     std::thread::sleep(Duration::from_secs(1));
     memory(bed)
 }
@@ -93,7 +93,7 @@ fn amount(bed: &Bed<'_>, value: f64, unit: Unit) -> Outcome {
     })
 }
 
-/// Returns the memory of the pages of one lower file after ten read-only mounts of the image have
+/// Measures the memory of the pages of one lower file after ten read-only mounts of the image have
 /// read it. One copy takes 256 MiB.
 fn page_cache(bed: &mut Bed<'_>) -> Outcome {
     bed.need_mount()?;
@@ -121,7 +121,8 @@ fn cpu(bed: &Bed<'_>) -> Result<Duration, String> {
     Ok(total)
 }
 
-/// Fields 14 and 15 of proc_pid_stat(5), in hundredths of a second (USER_HZ).
+/// Returns the CPU time of a process: fields 14 and 15 of proc_pid_stat(5), in hundredths of a
+/// second (USER_HZ).
 fn cpu_of(process: &str) -> Result<Duration, String> {
     let file = format!("/proc/{process}/stat");
     let text = fs::read_to_string(&file).map_err(|e| format!("{file}: {e}"))?;

@@ -16,7 +16,7 @@ use crate::subjects::sh;
 /// The files, in stacks of several depths, and a place for more.
 pub(crate) struct Layers {
     pub(crate) scratch: Scratch,
-    /// The directory is kept from run to run. After its removal the images are made again.
+    /// A directory that is kept for later runs. After its removal the images are made again.
     images: PathBuf,
     /// Whether the tree is a root file system with programs in it.
     pub(crate) rootfs: bool,
@@ -30,7 +30,7 @@ const DEPTHS: [usize; 5] = [1, DEPTH, 32, 128, 500];
 pub(crate) const DEPTH: usize = 4;
 /// The size of the file for the copy-up measurement, at the root of the top layer.
 pub(crate) const LARGE: u64 = 1 << 30;
-/// Its name.
+/// The name of that file.
 pub(crate) const LARGE_NAME: &str = "large.bin";
 /// The size of `lower.bin`, beside it, which fio reads; it equals `size` in `benches/fio/data.fio`.
 pub(crate) const FIO_SIZE: u64 = 256 << 20;
@@ -84,7 +84,7 @@ impl Layers {
         layers
     }
 
-    /// Loads the result of `make`, unless an earlier run has.
+    /// Loads the result of `make`, unless an earlier run has done so.
     fn keep(&mut self, name: &str, make: impl FnOnce(&Scratch) -> Vec<PathBuf>) {
         let store = self.store();
         let stack = image::directories(&store, name).unwrap_or_else(|| {
@@ -146,7 +146,8 @@ fn place(tree: &Path, relative: &Path, stack: &[PathBuf]) {
         let kind = entry.file_type().unwrap();
         let path = relative.join(entry.file_name());
         if kind.is_dir() {
-            // In the bottom layer with its mode, above where needed.
+            // The bottom layer has the directory with its mode; upper layers have it if they need
+            // it.
             copy_dir(tree, &path, stack.last().unwrap());
             place(tree, &path, stack);
             continue;

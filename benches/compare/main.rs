@@ -1,16 +1,17 @@
-//! unionfs beside kernel overlayfs, fuse-overlayfs and a plain directory over the same layers, in
-//! one run and interleaved, so that the ratios mean something on a busy machine. Needs root.
+//! Compares unionfs with kernel overlayfs, fuse-overlayfs and a plain directory over the same
+//! layers. All run interleaved in one run, so that the ratios are valid on a busy machine. Needs
+//! root.
 //!
 //! ```text
-//! disk      the file system that all of it is on
-//! layers    the files: images of several depths    image  made and loaded into a store of ours
-//! bed       what is measured (subjects) and where (a mount that can be made cold)
+//! disk      the file system of all measurements
+//! layers    the files: images of several depths    image  made and loaded into a store of unionfs
+//! bed       the subjects, and a mount that can be made cold
 //! metadata  workloads on names and attributes      data   fio          copy_up
 //! work      compilers, git, databases, chroots     cost   memory, descriptors, page cache, CPU
 //! report    medians, ratios, JSON, Markdown, comparing two reports     plot   SVG
-//! aims      the most that each row may take
+//! aims      the maximum of each row
 //! ```
-//! Asserts nothing about time.
+//! No time is asserted.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
@@ -38,7 +39,8 @@ use layers::{DEPTH, Layers, MILLION};
 use report::{Report, Sample};
 use subjects::{Bed, Subject};
 
-/// What a workload does on a mount, and how long it took; an error is reported, not fatal.
+/// The function of a workload. It returns what it measured on a mount. An error is reported and
+/// does not end the run.
 type Run = fn(&mut Bed) -> Result<Sample, String>;
 
 /// One row of the report.
@@ -48,7 +50,7 @@ struct Workload {
     run: Run,
 }
 
-/// A [`Workload`].
+/// Returns a [`Workload`].
 const fn row(name: &'static str, run: Run) -> Workload {
     Workload { name, run }
 }
@@ -92,7 +94,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    // `cargo test --benches` runs this too: nothing to test here.
+    // `cargo test --benches` runs this program too. It has no tests.
     if !std::env::args().any(|a| a == "--bench") {
         return ExitCode::SUCCESS;
     }
@@ -149,15 +151,16 @@ fn measure(args: &Args) -> Report {
             let (round, took) = (round + 1, start.elapsed().as_secs());
             eprintln!("round {round} of {rounds}: {}, {took} s", subject.name);
         }
-        // What is there stays when the run is ended.
+        // The report of complete rounds stays if the run is aborted.
         report.rounds = round + 1;
         report.write(&args.out);
     }
     report
 }
 
-/// Another one goes first in each round, and each comes after another one: what one leaves behind
-/// on the disk and in the caches burdens the next. A row of Williams' square: 0, 1, -1, 2, -2, ...
+/// Returns the order of subjects in a round. The first subject differs in each round, and each
+/// subject follows another one, because a subject leaves work on the disk and data in the caches
+/// that slow the next one down. The order is a row of Williams' square: 0, 1, -1, 2, -2, ...
 fn order(subjects: usize, round: usize) -> impl Iterator<Item = usize> {
     (0..subjects).map(move |turn| {
         let step = turn.div_ceil(2);
@@ -170,7 +173,7 @@ fn wanted(args: &Args, name: &str) -> bool {
     args.only.is_empty() || args.only.iter().any(|text| name.contains(text))
 }
 
-/// Whether a row that is wanted is measured on `image`.
+/// Whether a wanted row is measured on `image`.
 fn needs(args: &Args, image: &str) -> bool {
     if image == MILLION {
         return footprint::MILLION.iter().any(|w| wanted(args, w.name));
@@ -209,7 +212,7 @@ fn on_the_stack(
     }
 }
 
-/// The walks again over other numbers of layers: the same files, spread thinner.
+/// Measures the walks again over other numbers of layers, which contain the same files.
 fn over_depths(args: &Args, layers: &Layers, subject: &Subject, report: &mut Report) {
     if subject.is_plain() {
         return;
@@ -225,7 +228,7 @@ fn over_depths(args: &Args, layers: &Layers, subject: &Subject, report: &mut Rep
     }
 }
 
-/// What takes too long for every round.
+/// Measures the rows that take too long for every round.
 fn on_a_million(args: &Args, layers: &Layers, subject: &Subject, report: &mut Report) {
     let worth = |w: &Workload| wanted(args, w.name) && subject.takes(w.name);
     let wanted = footprint::MILLION.iter().any(worth);

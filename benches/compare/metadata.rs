@@ -104,7 +104,8 @@ fn walk_cold(bed: &mut Bed<'_>) -> Outcome {
     timed(|| walk(bed.path(), &mut |_, _| {}))
 }
 
-/// Calls stat like programs of node and Rust: FUSE has another message for times of birth.
+/// Walks with stat calls as programs in Node.js and Rust make them: FUSE has another message for
+/// times of birth.
 fn walk_births(bed: &mut Bed<'_>) -> Outcome {
     fn walk(dir: &Path) -> std::io::Result<()> {
         for entry in fs::read_dir(dir)? {
@@ -146,8 +147,8 @@ fn open_loop(bed: &mut Bed<'_>) -> Outcome {
 fn read_warm(bed: &mut Bed<'_>) -> Outcome {
     let files = files(bed, "usr", 10_000)?;
     let read = || files.iter().try_for_each(|f| fs::read(f).map(drop));
-    // Twice: after the first READ of a file the kernel asks once more for its attributes
-    // (docs/SEMANTICS.md, "Requests"); then the caches are warm.
+    // The file is read twice: after the first READ of a file the kernel asks once more for its
+    // attributes (docs/SEMANTICS.md, "Requests"). Then the caches are warm.
     read().and_then(|()| read()).map_err(text)?;
     timed(read)
 }
@@ -184,8 +185,8 @@ fn made(bed: &Bed<'_>) -> PathBuf {
     bed.path().join("made-by-bench")
 }
 
-/// The directory for new files. `create`, `rename` and `unlink` each make what they need, so that
-/// each can run alone.
+/// Creates the directory for new files. `create`, `rename` and `unlink` each create their own
+/// files, so that each can run alone.
 fn filled(bed: &Bed<'_>, prefix: &str) -> Result<PathBuf, String> {
     let dir = made(bed);
     if !dir.exists() {

@@ -1,6 +1,6 @@
 //! The plots of a report as SVG: ratios of all workloads as bars, time over the number of layers,
-//! throughput over the size of a request. Colours are distinct without colour vision too (Okabe and
-//! Ito).
+//! throughput over the size of a request. Colours can be told apart without colour vision too
+//! (Okabe and Ito).
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -13,7 +13,7 @@ const COLOURS: [&str; 6] = [
 ];
 const TEXT: &str = "font-family=\"sans-serif\" font-size=\"12\"";
 
-/// `ratios.svg`, `layers.svg` and `throughput.svg` in `dir`.
+/// Writes `ratios.svg`, `layers.svg` and `throughput.svg` into `dir`.
 pub(crate) fn write(report: &Report, dir: &Path) {
     std::fs::write(dir.join("ratios.svg"), ratios(report)).unwrap();
     std::fs::write(dir.join("layers.svg"), layers(report)).unwrap();
@@ -32,7 +32,7 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
-/// Columns other than kernel overlayfs, with their colours.
+/// Returns the columns other than kernel overlayfs, with their colours.
 fn others(report: &Report) -> Vec<(&str, &str)> {
     let all = report.subjects.iter().map(String::as_str).zip(COLOURS);
     all.filter(|(name, _)| *name != "kernel").collect()
@@ -51,7 +51,7 @@ fn legend(body: &mut String, subjects: &[(&str, &str)], left: f64) {
     }
 }
 
-/// Where a ratio is on a logarithmic axis from 1/8 to 64.
+/// Returns the position of a ratio on a logarithmic axis from 1/8 to 64.
 fn across(ratio: f64) -> f64 {
     (ratio.clamp(0.125, 64.0).log2() + 3.0) / 9.0
 }
@@ -105,15 +105,15 @@ fn ratios(report: &Report) -> String {
     svg(left + wide + 30.0, height, &body)
 }
 
-/// One diagram of lines: a point for each label below, from left to right.
+/// A line chart: one point for each label below, from left to right.
 struct Panel {
     title: String,
     labels: Vec<String>,
-    /// By subject, in the order of [`mounts`]; `None` where there is no figure.
+    /// Lines by subject, in the order of [`mounts`]; `None` if there is no figure.
     lines: Vec<Vec<Option<f64>>>,
 }
 
-/// All subjects but the plain directory, with their colours.
+/// Returns all subjects but the plain directory, with their colours.
 fn mounts(report: &Report) -> Vec<(&str, &str)> {
     let all = report.subjects.iter().map(String::as_str).zip(COLOURS);
     all.filter(|(name, _)| *name != "plain").collect()
@@ -139,7 +139,7 @@ fn panel(
     }
 }
 
-/// Milliseconds by the number of layers.
+/// Draws milliseconds over the number of layers.
 fn layers(report: &Report) -> String {
     let panels = ["cold walk after mount", "warm walk with stat"].map(|workload| {
         let points = [1, 4, 32, 128, 500].map(|depth| {
@@ -157,7 +157,7 @@ fn layers(report: &Report) -> String {
     draw(report, &panels)
 }
 
-/// MiB/s by the size of a read or write.
+/// Draws MiB/s over the size of a read or write.
 fn throughput(report: &Report) -> String {
     let panels = [("read", "lower"), ("write", "new")].map(|(way, file)| {
         let points = ["4k", "128k", "1m"]

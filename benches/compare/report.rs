@@ -1,5 +1,5 @@
-//! What was measured: medians, spread and ratios to kernel overlayfs; as JSON for programs,
-//! Markdown for people; and what changed between two reports.
+//! The results: medians, spread and ratios to kernel overlayfs, as JSON for programs and Markdown
+//! for people; and the changes between two reports.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::subjects::{NOTHING, Subject};
 use crate::{aims, plot};
 
-/// What a [`Sample`] counts; less is better for all of them.
+/// The unit of a [`Sample`]. Less is better for all units.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Unit {
@@ -26,7 +26,7 @@ pub(crate) enum Unit {
 pub(crate) struct Sample {
     pub(crate) value: f64,
     pub(crate) unit: Unit,
-    /// Bytes that were moved in that time, where it is about throughput.
+    /// The number of bytes that were moved in that time, for workloads on throughput.
     pub(crate) bytes: Option<f64>,
 }
 
@@ -44,13 +44,13 @@ impl Sample {
     }
 }
 
-/// All of one workload.
+/// All measurements of one workload.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) unit: Option<Unit>,
     pub(crate) bytes: Option<f64>,
-    /// By subject, in order of the rounds.
+    /// Values by subject, in the order of the rounds.
     values: BTreeMap<String, Vec<f64>>,
     failed: BTreeMap<String, String>,
 }
@@ -67,18 +67,19 @@ impl Row {
         Some(values[values.len() / 2])
     }
 
-    /// Half the distance between the fastest and the slowest round, as a share of the median.
+    /// Returns half the distance between the fastest and the slowest round, as a share of the
+    /// median.
     fn spread(&self, subject: &str) -> Option<f64> {
         let values = self.sorted(subject)?;
         Some((values[values.len() - 1] - values[0]) / 2.0 / values[values.len() / 2])
     }
 
-    /// How many times kernel overlayfs' median.
+    /// Returns the ratio of the subject's median to that of kernel overlayfs.
     pub(crate) fn ratio(&self, subject: &str) -> Option<f64> {
         Some(self.median(subject)? / self.median("kernel")?)
     }
 
-    /// Whether it counts in the geometric mean: times of whole workloads do.
+    /// Whether the row counts in the geometric mean. Times of whole workloads do.
     pub(crate) fn counts(&self) -> bool {
         self.unit == Some(Unit::Seconds) && !self.name.starts_with(' ')
     }
@@ -93,11 +94,11 @@ impl Row {
     }
 }
 
-/// A whole run.
+/// All measurements of a run.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Report {
     machine: BTreeMap<String, String>,
-    /// Those that are complete.
+    /// The number of complete rounds.
     pub(crate) rounds: usize,
     pub(crate) subjects: Vec<String>,
     pub(crate) rows: Vec<Row>,
@@ -176,19 +177,19 @@ impl Report {
         }
     }
 
-    /// The rows that count, each with the ratio that `of` gives.
+    /// Returns the rows that count, each with the ratio that `of` returns.
     fn counted<'a>(&'a self, of: impl Fn(&Row) -> Option<f64> + 'a) -> Vec<(&'a Row, f64)> {
         let rows = self.rows.iter().filter(|r| r.counts());
         rows.filter_map(|r| Some((r, of(r)?))).collect()
     }
 
-    /// What a user of ours has who picks the best policy for the row.
+    /// Returns the ratio for a user of unionfs who chooses the best policy for the row.
     fn best(&self, row: &Row) -> Option<f64> {
         let ours = self.subjects.iter().filter(|s| s.starts_with("unionfs"));
         ours.filter_map(|s| row.ratio(s)).reduce(f64::min)
     }
 
-    /// Geometric means, and the rows that are far off.
+    /// Describes the geometric means, and the rows with large ratios.
     fn summary(&self) -> String {
         let mut out = String::new();
         let mut line = |name: &str, rows: &[(&Row, f64)]| {
@@ -283,7 +284,7 @@ impl Report {
         cell
     }
 
-    /// The report with what one must know to read it.
+    /// Returns the report with the explanations that a reader needs.
     fn page(&self, plots: &str) -> String {
         let mut page = String::from(
             "# Benchmarks\n\nThis page is the last published run of `just bench --publish`. \
@@ -320,7 +321,7 @@ impl Report {
         format!("\n## Failures\n\n{out}")
     }
 
-    /// `report.json`, `report.md` and the plots, in `dir`.
+    /// Writes `report.json`, `report.md` and the plots into `dir`.
     pub(crate) fn write(&self, dir: &Path) {
         std::fs::create_dir_all(dir).unwrap();
         let json = serde_json::to_vec_pretty(self).unwrap();
@@ -329,7 +330,7 @@ impl Report {
         plot::write(self, dir);
     }
 
-    /// In `docs/`, for who reads the repository.
+    /// Writes the report into `docs/`, for readers of the repository.
     pub(crate) fn publish(&self) {
         let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
         let plots: PathBuf = docs.join("bench");
@@ -341,7 +342,7 @@ impl Report {
     }
 }
 
-/// What the columns are.
+/// The description of the columns.
 const COLUMNS: &str = "\
 - kernel: kernel overlayfs on the directories of the image's layers in our own store. A program
   makes the system call, as mount(8) does.
@@ -364,10 +365,10 @@ Read-only mounts are `cached` with `auto`, also the ten mounts whose page cache 
 
 ";
 
-/// Below it a change is taken for noise, as a factor.
+/// The factor below which a change counts as noise.
 const NOISE: f64 = 1.15;
 
-/// Prints what changed in unionfs' ratios; fails when something got slower.
+/// Prints the changes in unionfs' ratios. Fails if a row became slower.
 pub(crate) fn diff(old: &Path, new: &Path) -> ExitCode {
     let read = |path: &Path| -> Report {
         let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

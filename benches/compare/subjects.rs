@@ -1,5 +1,5 @@
-//! What is measured, and where: the subjects, and a mount that a workload may unmount, mount again
-//! and make cold.
+//! The subjects of the measurements, and a mount that a workload may unmount, mount again and make
+//! cold.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -16,14 +16,14 @@ use crate::layers::Layers;
 /// Kernel overlayfs with its defaults, to which the ratios refer.
 const KERNEL: Fs = Fs::Kernel("redirect_dir=on,metacopy=off");
 
-/// How a subject shows the files.
+/// The way in which a subject shows the files.
 #[derive(Clone, Debug)]
 enum How {
-    /// A plain directory with the same files, the limit of what a disk gives.
+    /// A plain directory with the same files. It shows the limit of the disk.
     Plain,
-    /// From the layers' directories.
+    /// Mounted from the layers' directories.
     Overlay(Fs),
-    /// By `unionfs mount` of the image, with these options.
+    /// Mounted by `unionfs mount` of the image, with these options.
     Image(&'static str),
 }
 
@@ -32,9 +32,10 @@ enum How {
 pub(crate) struct Subject {
     pub(crate) name: String,
     how: How,
-    /// It differs from another one only in rows whose names begin so.
+    /// The prefix of the rows that are measured for this subject, if it differs from another one
+    /// only in these.
     only: &'static str,
-    /// It is measured only where it is asked for by name.
+    /// Whether it is measured only if it is requested by name.
     on_request: bool,
 }
 
@@ -43,7 +44,7 @@ impl Subject {
         matches!(self.how, How::Plain)
     }
 
-    /// Whether it is measured, if these are asked for by name (none: all).
+    /// Whether it is measured if the subjects with these `names` are requested (none: all).
     pub(crate) fn is_wanted(&self, names: &[String]) -> bool {
         match names {
             [] => !self.on_request,
@@ -51,12 +52,12 @@ impl Subject {
         }
     }
 
-    /// Whether it is worth measuring in this row.
+    /// Whether it is measured in this row.
     pub(crate) fn takes(&self, row: &str) -> bool {
         row.starts_with(self.only)
     }
 
-    /// What a program of somebody else's says it is.
+    /// Returns the version that another project's program prints.
     pub(crate) fn version(&self) -> Option<String> {
         let How::Overlay(Fs::Program(program)) = &self.how else {
             return None;
@@ -65,7 +66,7 @@ impl Subject {
         text.lines().next().map(str::to_owned)
     }
 
-    /// Directories that are no image's.
+    /// Mounts directories that belong to no image.
     pub(crate) fn mount_directories(&self, stack: &Stack) -> Result<Mounted, String> {
         match &self.how {
             How::Plain => Err(NOTHING.into()),
@@ -74,8 +75,8 @@ impl Subject {
         }
     }
 
-    /// By a program, for all of them: what is compared is what somebody waits for who mounts.
-    /// With the time until the mount answers.
+    /// Mounts by running a program, for all subjects alike, because a user waits for that program.
+    /// Also returns the time until the mount answers.
     fn mount(&self, layers: &Layers, image: &str, stack: &Stack) -> Option<(Mounted, Duration)> {
         let mut command = match &self.how {
             How::Plain => return None,
@@ -91,7 +92,7 @@ impl Subject {
         let _uring = self.name.contains("uring").then(|| Switch::set("Y"));
         let start = Instant::now();
         let output = command.output().unwrap();
-        // Ours promises to be live when it returns; fuse-overlayfs 2.0 is not.
+        // The mount of unionfs is live when the program returns; that of fuse-overlayfs 2.0 is not.
         while output.status.success() && !is_live(&stack.mnt) && start.elapsed() < PATIENCE {
             std::thread::yield_now();
         }
@@ -102,7 +103,7 @@ impl Subject {
     }
 }
 
-/// How long a program may take to mount.
+/// The maximum time that a program may take to mount.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn is_live(mnt: &Path) -> bool {
@@ -111,10 +112,11 @@ fn is_live(mnt: &Path) -> bool {
     device(mnt).is_ok_and(|dev| device(parent).is_ok_and(|other| other != dev))
 }
 
-/// Stands for an upper and a work directory that are not there.
+/// The argument that stands for an absent upper and work directory.
 const NO_UPPER: &str = "none";
 
-/// This program once more: mount(8) takes no more than a page of options.
+/// Returns a command that runs this program again to mount kernel overlayfs: mount(8) accepts at
+/// most a page of options.
 fn kernel_command(stack: &Stack) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.arg("--bench").arg("--mount-kernel").arg(&stack.mnt);
@@ -126,7 +128,8 @@ fn kernel_command(stack: &Stack) -> Command {
     command
 }
 
-/// What [`kernel_command`] runs: mountpoint, upper, work (both [`NO_UPPER`]: read-only), lowers.
+/// Mounts kernel overlayfs for [`kernel_command`]. The arguments are mountpoint, upper, work (both
+/// [`NO_UPPER`]: read-only) and lowers.
 pub(crate) fn mount_kernel(places: &[PathBuf]) {
     let [mnt, upper, work, lowers @ ..] = places else {
         panic!("--mount-kernel MNT UPPER WORK LOWER...");
@@ -137,7 +140,7 @@ pub(crate) fn mount_kernel(places: &[PathBuf]) {
         upper: has_upper.then(|| (upper.clone(), work.clone())),
         mnt: mnt.clone(),
     });
-    // It stays.
+    // The mount stays after the process ends.
     std::mem::forget(mounted);
 }
 
@@ -155,7 +158,7 @@ fn image_command(options: &str, layers: &Layers, image: &str, stack: &Stack) -> 
     command
 }
 
-/// Kernel overlayfs first: the ratios are to it.
+/// Returns the subjects. Kernel overlayfs comes first, because the ratios refer to it.
 pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
     let one = |name: &str, how| Subject {
         name: name.into(),
@@ -193,7 +196,7 @@ pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
     subjects
 }
 
-/// Where a program is.
+/// Returns the path of a program in PATH.
 pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
@@ -201,7 +204,7 @@ pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
         .find(|p| p.exists())
 }
 
-/// Runs a command; its output when it fails is the error.
+/// Runs a script. If it fails, its output is the error.
 pub(crate) fn sh(script: &str, args: &[&Path]) -> Result<String, String> {
     let output = Command::new("bash")
         .args(["-euo", "pipefail", "-c", script, "bash"])
@@ -218,11 +221,11 @@ pub(crate) fn sh(script: &str, args: &[&Path]) -> Result<String, String> {
     ))
 }
 
-/// Why a row has no figure for a subject that has no such thing; not a failure.
+/// The reason why a row has no figure for a subject to which it does not apply. This is no failure.
 pub(crate) const NOTHING: &str = "has no such thing";
 
-/// A place to run workloads on. Made fresh for every subject and round; what a workload
-/// leaves in it the later ones see.
+/// A mount to run workloads on. It is made anew for every subject and round. A workload sees the
+/// files that earlier ones have left.
 pub(crate) struct Bed<'l> {
     pub(crate) layers: &'l Layers,
     pub(crate) subject: &'l Subject,
@@ -233,8 +236,10 @@ pub(crate) struct Bed<'l> {
 }
 
 impl<'l> Bed<'l> {
+    /// Mounts an image for a subject.
+    ///
     /// # Panics
-    /// When there is no such image.
+    /// If the image does not exist.
     pub(crate) fn new(layers: &'l Layers, subject: &'l Subject, image: &str) -> Self {
         let own = layers.scratch.dir("bed");
         let dir = |name: &str| layers.scratch.dir(&format!("bed/{name}"));
@@ -258,7 +263,7 @@ impl<'l> Bed<'l> {
         bed
     }
 
-    /// The merged files as an ordinary directory.
+    /// Copies the merged files into an ordinary directory.
     fn fill_plain(&self) {
         let stack = Stack {
             mnt: self.own.join("merged"),
@@ -276,7 +281,7 @@ impl<'l> Bed<'l> {
         took.unwrap_or_default()
     }
 
-    /// `count` more mounts of the same layers, each read-only.
+    /// Makes `count` more mounts of the same layers, each read-only.
     pub(crate) fn more(&self, count: usize) -> Vec<Mounted> {
         let one = |n: usize| {
             let stack = Stack {
@@ -290,12 +295,12 @@ impl<'l> Bed<'l> {
         (0..count).filter_map(one).collect()
     }
 
-    /// Where the files are.
+    /// Returns the directory of the merged files.
     pub(crate) fn path(&self) -> &Path {
         &self.stack.mnt
     }
 
-    /// A file of the top layer where it lies.
+    /// Returns the path of a file of the top layer in its layer.
     pub(crate) fn below(&self, name: &str) -> PathBuf {
         if self.subject.is_plain() {
             self.path().join(name)
@@ -304,12 +309,12 @@ impl<'l> Bed<'l> {
         }
     }
 
-    /// A directory on the disk beside the mount, for what goes in or out.
+    /// Returns a directory on the disk beside the mount, for input and output of workloads.
     pub(crate) fn outside(&self) -> &Path {
         &self.own
     }
 
-    /// Fails on the plain directory: there is nothing of this kind to measure.
+    /// Fails for the plain directory, for which such a row has no meaning.
     pub(crate) fn need_mount(&self) -> Result<(), String> {
         if self.subject.is_plain() {
             Err(NOTHING.into())
@@ -318,13 +323,13 @@ impl<'l> Bed<'l> {
         }
     }
 
-    /// Processes that serve the mount.
+    /// Returns the processes that serve the mount.
     pub(crate) fn servers(&self) -> &[u32] {
         self.mounted.as_ref().map_or(&[], Mounted::servers)
     }
 
-    /// Unmounts and mounts again: the server and the kernel have forgotten names and pages of
-    /// the mount, but not of the layers. How long the mounting took.
+    /// Unmounts and mounts again, so that the server and the kernel have forgotten names and pages
+    /// of the mount, but not of the layers. Returns the time of the mounting.
     pub(crate) fn remount(&mut self) -> Duration {
         if let Some(mounted) = self.mounted.take() {
             mounted.unmount();
@@ -332,7 +337,7 @@ impl<'l> Bed<'l> {
         self.mount()
     }
 
-    /// After it the disk is cold too.
+    /// Drops all caches of the kernel, so that the disk is cold too.
     pub(crate) fn drop_caches(&mut self) {
         if let Some(mounted) = self.mounted.take() {
             mounted.unmount();

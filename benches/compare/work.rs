@@ -1,5 +1,5 @@
 //! Real programs on the mount, as a user of a container runs them. With `--quick` there is no root
-//! file system for them, and they run beside it.
+//! file system for them, so they run outside of the mount.
 
 use std::time::Instant;
 
@@ -7,8 +7,8 @@ use crate::report::Sample;
 use crate::subjects::{Bed, NOTHING, sh};
 use crate::{Workload, row};
 
-/// `$1` is the mount, `$2` a directory outside of it. Programs with `$IN` before them run in a
-/// chroot on the mount. Only the second script is timed.
+/// The scripts of a workload. `$1` is the mount, `$2` a directory outside of it. Programs with
+/// `$IN` before them run in a chroot on the mount. Only the second script is timed.
 struct Script {
     name: &'static str,
     before: &'static str,
@@ -16,7 +16,7 @@ struct Script {
     rootfs: bool,
 }
 
-/// The preparation of each: the sources, as an archive beside the mount and unpacked on it.
+/// The common preparation: an archive of the sources beside the mount, unpacked on it.
 const SOURCES: &str = r#"cd "$2"; [ -e src.tar ] || { mkdir -p src; for d in $(seq 40); do mkdir src/d$d
     for f in $(seq 50); do printf 'int f_%s_%s(void){return %s;}\n' $d $f $f >src/d$d/f$f.c; done; done
     tar cf src.tar src; rm -r src; }

@@ -1,6 +1,6 @@
-//! File systems for an upper that refuse to store markers, made of what every kernel has: an
-//! overlay refuses device 0:0 (as virtiofs and NFS do for a plain user, or an old kernel in a
-//! user namespace), and one that stands on ramfs refuses xattrs too.
+//! File systems for an upper that refuse to store markers, made with features of every kernel. An
+//! overlay refuses device 0:0, as virtiofs and NFS do for a plain user, or an old kernel in a user
+//! namespace. An overlay on ramfs refuses xattrs too.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::mount::{Fs, Mounted, Scratch, Stack};
 
-/// What is refused.
+/// The markers that are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusing {
     /// Device 0:0.
@@ -17,19 +17,19 @@ pub enum Refusing {
     DevicesAndXattrs,
 }
 
-/// Without an index there is nothing that would need xattrs below.
+/// Without an index, the overlay needs no xattrs in its own upper.
 const OVERLAY: Fs = Fs::Kernel("index=off,redirect_dir=nofollow,metacopy=off");
 
 /// Such a file system, mounted until dropped.
 pub struct Base {
-    // Dropped in this order.
+    // The fields are dropped in this order.
     overlay: Option<Mounted>,
     ramfs: Option<PathBuf>,
     _scratch: Scratch,
 }
 
 impl Base {
-    /// Mounts one.
+    /// Mounts such a file system.
     pub fn mount(refusing: Refusing) -> Self {
         let scratch = Scratch::tmpfs();
         let below = scratch.dir("below");
@@ -55,7 +55,7 @@ impl Base {
         base
     }
 
-    /// An upper directory on it, and its work directory.
+    /// Returns an upper directory on it, and its work directory.
     pub fn upper(&self) -> (PathBuf, PathBuf) {
         let root = self.overlay.as_ref().unwrap().path();
         (root.join("upper"), root.join("work"))

@@ -1,5 +1,5 @@
-//! The kernel's caches of names and inodes, which the whole machine has in common: a test that drops them is alone
-//! among those that count on them, in whatever process they are.
+//! The kernel's caches of names and inodes, which the whole machine shares. A test that drops them
+//! must not run at the same time as tests that rely on them, in this or another process.
 
 use std::fs::File;
 
@@ -18,17 +18,17 @@ fn lock(operation: FlockOperation) -> Held {
     Held { _file: file }
 }
 
-/// Nobody drops the caches meanwhile.
+/// Takes a shared lock: no test drops the caches while it is held.
 pub fn undisturbed() -> Held {
     lock(FlockOperation::LockShared)
 }
 
-/// Nobody else drops them or counts on them meanwhile.
+/// Takes an exclusive lock: no other test drops the caches or relies on them while it is held.
 pub fn alone() -> Held {
     lock(FlockOperation::LockExclusive)
 }
 
-/// Drops what is not in use.
+/// Drops the names and inodes that are not in use.
 pub fn drop_names_and_inodes() {
     std::fs::write(SWITCH, "2").unwrap();
 }

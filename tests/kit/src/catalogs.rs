@@ -31,7 +31,7 @@ pub fn observe(stack: &StackSpec, catalog: &Path) -> Union {
     Union::observe_with(stack, options).unwrap()
 }
 
-/// Makes the header of a changed catalog right again.
+/// Corrects the checksums in the header of a changed catalog.
 pub fn seal(bytes: &mut [u8]) {
     let Ok((mut header, _)) = format::Header::read_from_prefix(bytes) else {
         return;
@@ -44,7 +44,7 @@ pub fn seal(bytes: &mut [u8]) {
     bytes[..size].copy_from_slice(header.as_bytes());
 }
 
-/// Looks a path up; its number, forever counted, and size. `None`: absent.
+/// Looks a path up. Returns its number, which stays counted, and its size; `None` if it is absent.
 pub fn find(union: &Union, path: &str) -> Option<(Ino, u64)> {
     let mut here = (ROOT_INO, 0);
     for name in path.split('/') {
@@ -61,13 +61,13 @@ pub fn read(union: &Union, ino: Ino, size: u64) -> Result<Vec<u8>, i32> {
     read.map(|n| data[..n].to_vec()).map_err(|e| e.errno())
 }
 
-/// Asks a union for everything, for at most `limit` names; the data of its files.
+/// Reads everything from a union, for at most `limit` names. Returns the data of its files.
 pub fn walk(union: &Union, mut limit: usize) -> BTreeMap<Vec<u8>, Result<Vec<u8>, i32>> {
     let mut found = BTreeMap::new();
     let mut todo = vec![(Vec::new(), ROOT_INO)];
     while let Some((path, dir)) = todo.pop() {
         let mut names = Vec::new();
-        // A damaged catalog may make a directory unreadable, never more than that.
+        // A damaged catalog may make a directory unreadable, but may have no other effect.
         let _ = union.readdirplus(dir, 0, &mut |item| {
             names.push(item.name.to_vec());
             names.len() < limit

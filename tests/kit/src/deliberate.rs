@@ -1,15 +1,15 @@
-//! Answers in which unionfs and kernel overlayfs differ on purpose; docs/SEMANTICS.md says why,
-//! and names the tests.
+//! Answers in which unionfs and kernel overlayfs differ on purpose. docs/SEMANTICS.md gives the
+//! reasons and names the tests.
 
 use super::descriptor::HOp;
 use super::exec::Answer;
 use super::script::Op;
 
-/// Answers that may differ.
+/// Whether the answers to an operation may differ.
 pub fn deliberate(op: &Op, kernel: &Answer, union: &Answer) -> bool {
     match op {
-        // EINVAL is the kernel's for directories, where its FUSE client answers otherwise,
-        // never asking the server. The kernel's copy-up fills holes, ours keeps them.
+        // The kernel's overlayfs returns EINVAL for directories. Its FUSE client answers otherwise
+        // without asking the server. The kernel's copy-up fills holes, that of unionfs keeps them.
         Op::SeekData(..) | Op::SeekHole(..) | Op::Held(_, HOp::SeekData(_) | HOp::SeekHole(_)) => {
             let end = u64::MAX;
             let offset = |a: &Answer| a.as_ref().map_or(end, |n| n.parse().unwrap_or(end));
@@ -20,12 +20,12 @@ pub fn deliberate(op: &Op, kernel: &Answer, union: &Answer) -> bool {
                     _ => union_at < kernel_at,
                 }
         }
-        // A lower file unlinked while open has no name left.
+        // A lower file that was unlinked while open has no name left.
         Op::Held(_, HOp::Stat) => match (kernel, union) {
             (Ok(k), Ok(u)) => k.replace(" nlink 1 ", " nlink 0 ") == *u,
             _ => false,
         },
-        // The kernel maps the lower file through a descriptor from before the copy-up.
+        // The kernel maps the lower file through a descriptor that was opened before the copy-up.
         Op::Held(_, HOp::MapRead(..)) => {
             *kernel == Ok("not as read".into()) && *union == Ok("as read".into())
         }
@@ -34,17 +34,18 @@ pub fn deliberate(op: &Op, kernel: &Answer, union: &Answer) -> bool {
     }
 }
 
-/// Where the kernel, asked through a descriptor to change a lower file that has been unlinked,
-/// copies it up to the name it had, and fails because something is there (EEXIST for files, ENOTDIR
-/// for directories, over a whiteout). What follows cannot be compared (docs/SEMANTICS.md, "Open files").
+/// Whether the kernel lost a file by copying it up to its former name. If a program changes an
+/// unlinked lower file through a descriptor, the kernel copies the file up to the name it had, and
+/// fails if the name is taken (EEXIST for files, ENOTDIR for directories, over a whiteout). The
+/// following answers cannot be compared (docs/SEMANTICS.md, "Open files").
 fn copies_up_to_a_name_that_is_gone(op: &Op, kernel: &Answer, union: &Answer) -> bool {
     let refused = [Err("EEXIST".into()), Err("ENOTDIR".into())];
-    // Where a new directory has the name of the removed one, it is the new one that is lost.
+    // If a new directory has the name of the removed one, the new one is lost.
     let overwritten = kernel.is_ok() && *union == Err("ENOENT".into());
     changes_by_descriptor(op) && union != kernel && (refused.contains(kernel) || overwritten)
 }
 
-/// Whether an operation changes attributes by a descriptor.
+/// Whether an operation changes attributes through a descriptor.
 pub fn changes_by_descriptor(op: &Op) -> bool {
     matches!(
         op,
@@ -61,14 +62,14 @@ pub fn changes_by_descriptor(op: &Op) -> bool {
     )
 }
 
-/// Where the kernel may not link to a lower file, through a descriptor, because its metacopy
+/// Whether the kernel refuses a link to a lower file through a descriptor, because its metacopy
 /// would need a longer redirect than it writes (docs/SEMANTICS.md, "Renaming directories").
 fn needs_a_longer_redirect(op: &Op, kernel: &Answer, union: &Answer) -> bool {
     let links = matches!(op, Op::Held(_, HOp::Link(_) | HOp::LinkEmpty(_)));
     links && *kernel == Err("EXDEV".into()) && union.is_ok()
 }
 
-/// Whether what follows cannot be compared any more.
+/// Whether the following operations cannot be compared any more.
 pub fn ends(op: &Op, kernel: &Answer, union: &Answer) -> bool {
     copies_up_to_a_name_that_is_gone(op, kernel, union)
         || needs_a_longer_redirect(op, kernel, union)

@@ -1,5 +1,5 @@
-//! What a script does with a descriptor it has kept: everything but opening and closing it.
-//! Part of `script` (the language) and `exec` (the answers).
+//! Operations of a script on a descriptor that it keeps, except opening and closing it. This is
+//! part of `script` (the language) and `exec` (the answers).
 
 use std::fmt;
 use std::fs::File;
@@ -19,7 +19,7 @@ use super::map::Map;
 use super::script::{Flags, P, Words, id, word};
 use super::tree::xattr_list;
 
-/// One operation on a descriptor; a second descriptor is a number too.
+/// One operation on a descriptor. A second descriptor is given by its number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HOp {
     /// pread and pwrite.
@@ -30,9 +30,9 @@ pub enum HOp {
     Put(Vec<u8>),
     /// pwritev2 with RWF_APPEND.
     Append(Vec<u8>),
-    /// Whether a shared mapping shows what read(2) does.
+    /// Reads through a shared mapping, and checks that read(2) returns the same.
     MapRead(u64, usize),
-    /// Writes into a shared mapping, msync, unmapped.
+    /// Writes into a shared mapping, syncs it by msync and unmaps it.
     MapWrite(u64, Vec<u8>),
     Stat,
     Truncate(u64),
@@ -46,21 +46,22 @@ pub enum HOp {
     Removexattr(Vec<u8>),
     /// Mode bits as in `fallocate(2)`, offset, length.
     Fallocate(u32, u64, u64),
-    /// From this descriptor: offset, to which, offset, length.
+    /// Copies from this descriptor: offset, target descriptor, offset, length.
     CopyRange(u64, usize, u64, u64),
     SeekData(u64),
     SeekHole(u64),
     /// fsync or fdatasync.
     Sync(bool),
     List,
-    /// Names it, through /proc/self/fd or with AT_EMPTY_PATH.
+    /// Gives the file a name, through /proc/self/fd or with AT_EMPTY_PATH.
     Link(P),
     LinkEmpty(P),
     /// Opens the same file again, under another number.
     Reopen(usize, Flags),
 }
 
-/// Words of a line after the descriptor's number, with `hstat` and the like before it.
+/// Parses the words of a line after the descriptor's number. `name` is the first word, such as
+/// `hstat`.
 pub fn parse(name: &str, w: &mut Words<'_>) -> Option<HOp> {
     Some(match name {
         "hread" => HOp::Read(w.num()?, w.num()?),
@@ -94,7 +95,7 @@ pub fn parse(name: &str, w: &mut Words<'_>) -> Option<HOp> {
     })
 }
 
-/// The line of an operation on descriptor `h`.
+/// Formats the line of an operation on descriptor `h`.
 pub fn show_line(h: usize, op: &HOp, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match op {
         HOp::Read(o, len) => write!(f, "hread {h} {o} {len}"),
@@ -130,7 +131,7 @@ pub fn show_line(h: usize, op: &HOp, f: &mut fmt::Formatter<'_>) -> fmt::Result 
     }
 }
 
-/// Runs an operation that needs only the descriptor; `at` makes a path of the script one of
+/// Runs an operation that needs only the descriptor. `at` converts a path of the script to one of
 /// the system.
 pub fn run(file: &File, op: &HOp, at: impl Fn(&[u8]) -> std::path::PathBuf) -> io::Result<String> {
     match op {
@@ -168,7 +169,7 @@ pub fn reopen(file: &File, flags: &Flags) -> io::Result<File> {
     Ok(File::from(rustix::fs::open(link_of(file), flags, mode)?))
 }
 
-/// copy_file_range between two descriptors.
+/// Calls copy_file_range between two descriptors.
 pub fn copy((from, at): (&File, u64), (to, to_at): (&File, u64), len: u64) -> io::Result<String> {
     let (mut a, mut b) = (at, to_at);
     let len = usize::try_from(len).unwrap();
@@ -210,12 +211,13 @@ fn run_data(mut file: &File, op: &HOp) -> io::Result<String> {
             Ok(if same { "as read" } else { "not as read" }.into())
         }
         HOp::MapWrite(offset, data) => {
-            // It would go where the kernel keeps it (docs/SEMANTICS.md).
+            // On the union the write would remove the capability; the kernel keeps it
+            // (docs/SEMANTICS.md).
             let mut none = [0; 0];
             if rustix::fs::fgetxattr(file, c"security.capability", &mut none[..]).is_ok() {
                 return Ok("has a capability".into());
             }
-            // Beyond the end there is nothing to write to.
+            // There is no memory to write to beyond the end.
             let room = file.metadata()?.len().saturating_sub(*offset);
             let data = &data[..data.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
             Map::shared(file, true)?.write(*offset, data)?;
@@ -283,7 +285,7 @@ fn set_times(file: &File, atime: (i64, i64), mtime: (i64, i64)) -> io::Result<St
     done(rustix::fs::futimens(file, &times))
 }
 
-/// The directory of a descriptor as the root of a script's paths.
+/// Returns the directory of a descriptor, as the root of a script's paths.
 pub fn root_of(file: &File) -> std::path::PathBuf {
     Path::new(&link_of(file)).to_path_buf()
 }

@@ -1,4 +1,4 @@
-//! File systems of a test's own, on images.
+//! File systems on image files, each for one test.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,13 +10,13 @@ pub struct Disk {
     image: PathBuf,
     mountpoint: PathBuf,
     kind: &'static str,
-    /// Where its files are: on the mountpoint, or in a subvolume.
+    /// The directory of its files: the mountpoint, or a subvolume.
     path: PathBuf,
 }
 
 impl Disk {
-    /// Makes an image `NAME.img` of ext4 in `dir`, of so many MiB, and mounts it on `NAME`, with
-    /// further mount options; why it cannot, if it cannot.
+    /// Creates an image `NAME.img` of ext4 in `dir`, of `size` MiB, and mounts it on `NAME` with
+    /// further mount options. The error is the reason why that is impossible.
     pub fn new(dir: &Path, name: &str, size: u64, options: &str) -> Result<Self, String> {
         Self::make("ext4", dir, name, size, &[])?;
         Self::mount(
@@ -27,14 +27,14 @@ impl Disk {
         )
     }
 
-    /// The same of xfs, which clones files; 300 MiB, not less.
+    /// Creates an xfs, which clones files, in the same way. Its size is 300 MiB, the minimum.
     pub fn xfs(dir: &Path, name: &str) -> Result<Self, String> {
         Self::make("xfs", dir, name, 300, &[])?;
         let image = dir.join(format!("{name}.img"));
         Self::mount("xfs", &image, &dir.join(name), "nouuid")
     }
 
-    /// Of any kind, made with further arguments of mkfs.
+    /// Creates a file system of any type, with further arguments of mkfs.
     pub fn made_with(
         kind: &'static str,
         dir: &Path,
@@ -47,7 +47,7 @@ impl Disk {
         Self::mount(kind, &image, &dir.join(name), "rw")
     }
 
-    /// A subvolume of btrfs with a quota, for [`Self::limit`].
+    /// Creates a subvolume of btrfs with a quota, for [`Self::limit`].
     pub fn with_quota(dir: &Path, name: &str) -> Result<Self, String> {
         let mut disk = Self::made_with("btrfs", dir, name, 256, &[])?;
         btrfs(&["quota", "enable"], &disk.mountpoint)?;
@@ -56,9 +56,11 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Limits the subvolume to so many bytes, or to `none`; to be given what [`Self::path`] gives.
+    /// Limits the subvolume to this number of bytes, or to `none`. `subvolume` is the result of
+    /// [`Self::path`].
     pub fn limit(subvolume: &Path, bytes: &str) -> Result<(), String> {
-        // Not by way of the subvolume: the new limit would count against the old one.
+        // The limit is not set through the subvolume, because the new limit would count against the
+        // old one.
         let top = subvolume.parent().unwrap();
         btrfs(&["qgroup", "limit", bytes, FIRST_SUBVOLUME], top)
     }
@@ -86,7 +88,7 @@ impl Disk {
         }
     }
 
-    /// Mounts an image on a directory that is made for it.
+    /// Mounts an image on a directory, which is created for it.
     pub fn mount(
         kind: &'static str,
         image: &Path,
@@ -114,12 +116,12 @@ impl Disk {
         }
     }
 
-    /// Where its files are.
+    /// Returns the directory of its files.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What a power cut at this moment would leave, mounted beside it on `name`.
+    /// Mounts the state that a power cut at this moment would leave, beside it on `name`.
     pub fn cut(&self, name: &str) -> Self {
         let (image, path) = (
             self.image.with_file_name(format!("{name}.img")),
@@ -128,7 +130,7 @@ impl Disk {
         let mut cp = Command::new("cp");
         let cp = cp.arg("--sparse=always").arg(&self.image).arg(&image);
         assert!(cp.status().unwrap().success());
-        // The copy has the UUID of what is mounted.
+        // The copy has the UUID of the mounted file system.
         let options = match self.kind {
             "xfs" => "nouuid",
             _ => "rw",
@@ -140,7 +142,7 @@ impl Disk {
 /// The quota group of the first subvolume of a btrfs.
 const FIRST_SUBVOLUME: &str = "0/256";
 
-/// Runs btrfs(8) on a path; why it cannot.
+/// Runs btrfs(8) on a path. The error is the reason why that is impossible.
 fn btrfs(args: &[&str], path: &Path) -> Result<(), String> {
     let output = Command::new("btrfs").args(args).arg(path).output();
     let output = output.map_err(|e| format!("needs btrfs: {e}"))?;

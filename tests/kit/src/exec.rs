@@ -1,5 +1,5 @@
-//! Runs a script on a directory tree. Credentials and umask belong to the thread that
-//! runs it, so that scripts can run side by side.
+//! Runs a script on a directory tree. Credentials and umask belong to the thread that runs it, so
+//! that several scripts can run at the same time.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -21,7 +21,7 @@ use super::script::{Flags, Op};
 use super::tree::{at, xattr, xattr_names};
 use super::{errno_name, escape};
 
-/// What an operation answered: a value as text, or the errno's name.
+/// The answer of an operation: a value as text, or the name of the errno.
 pub type Answer = Result<String, String>;
 
 /// Runs `script` below `root` and returns an answer for each operation.
@@ -29,7 +29,7 @@ pub fn run(root: &Path, script: &[Op]) -> Vec<Answer> {
     map::memory();
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
-            // The umask is shared with other threads until this.
+            // The thread shares the umask with other threads before this call.
             #[expect(
                 deprecated,
                 reason = "the safe form; CLONE_FS cannot invalidate memory"
@@ -43,18 +43,18 @@ pub fn run(root: &Path, script: &[Op]) -> Vec<Answer> {
     })
 }
 
-/// Where the paths of a script begin, and the descriptors that it keeps.
+/// The directory in which the paths of a script begin, and the descriptors that the script keeps.
 pub struct Runner {
     root: PathBuf,
     handles: HashMap<usize, File>,
 }
 
-/// The answer that a result is.
+/// Converts a result to an answer.
 pub fn answer(result: io::Result<String>) -> Answer {
     result.map_err(|e| errno_name(e.raw_os_error().unwrap_or(0)))
 }
 
-/// Bits of `open(2)` for the letters of a flags word.
+/// Returns the bits of `open(2)` for the letters of a flags word.
 pub fn open_flags(flags: &Flags) -> OFlags {
     let mut bits = OFlags::CLOEXEC;
     if flags.0 == "-" {
@@ -83,7 +83,7 @@ fn done(result: rustix::io::Result<()>) -> io::Result<String> {
     Ok(result.map(|()| String::new())?)
 }
 
-/// Short contents as they are, long ones as length and SHA-256.
+/// Returns short contents unchanged, and length and SHA-256 of long ones.
 pub fn show(data: &[u8]) -> String {
     use sha2::Digest;
     if data.len() <= 80 {
@@ -93,7 +93,7 @@ pub fn show(data: &[u8]) -> String {
     format!("{} bytes, {:02x?}", data.len(), &hash[..8])
 }
 
-/// What stat answers, without what may differ.
+/// Returns the result of stat, without the fields that may differ.
 pub fn show_stat(meta: &std::fs::Metadata) -> String {
     let mut text = format!("mode {:o} owner {}:{}", meta.mode(), meta.uid(), meta.gid());
     if !meta.is_dir() {
@@ -107,7 +107,7 @@ pub fn show_stat(meta: &std::fs::Metadata) -> String {
     text
 }
 
-/// d_type as `find -type` names it.
+/// Returns the letter of `find -type` for a d_type.
 fn letter(kind: std::fs::FileType) -> char {
     let table = [
         (kind.is_file(), 'f'),
@@ -121,7 +121,7 @@ fn letter(kind: std::fs::FileType) -> char {
     table.iter().find(|t| t.0).map_or('?', |t| t.1)
 }
 
-/// Names and types of a directory, sorted.
+/// Returns the names and types in a directory, sorted.
 pub fn list(entries: std::fs::ReadDir) -> io::Result<String> {
     let mut names = Vec::new();
     for entry in entries {
@@ -136,7 +136,7 @@ pub fn list(entries: std::fs::ReadDir) -> io::Result<String> {
 fn become_user(uid: u32, gid: u32) -> rustix::io::Result<()> {
     use rustix::process::{Gid, Uid};
     let (root_uid, root_gid) = (Uid::ROOT, Gid::ROOT);
-    // The saved id stays 0: the way back.
+    // The saved ID stays 0, so that the thread can become root again.
     rustix::thread::set_thread_res_uid(None, root_uid, None)?;
     rustix::thread::set_thread_res_gid(root_gid, root_gid, root_gid)?;
     rustix::thread::set_thread_groups(&[])?;
@@ -153,7 +153,7 @@ fn time((sec, nsec): (i64, i64)) -> Timespec {
 }
 
 impl Runner {
-    /// One without descriptors.
+    /// Creates a runner without descriptors.
     pub fn new(root: &Path) -> Self {
         Self {
             root: root.to_path_buf(),
@@ -166,19 +166,19 @@ impl Runner {
         answer(self.run(op))
     }
 
-    /// A path of the script as one of the system.
+    /// Converts a path of the script to one of the system.
     pub fn at(&self, path: &[u8]) -> PathBuf {
         at(&self.root, path)
     }
 
     fn open(&self, path: &[u8], flags: OFlags, mode: u32) -> io::Result<File> {
-        // A random script opens fifos too, and nobody is at their other end.
+        // A random script opens FIFOs too, which have no process at their other end.
         let flags = flags | OFlags::NONBLOCK;
         let fd = rustix::fs::open(self.at(path), flags, Mode::from_raw_mode(mode))?;
         Ok(File::from(fd))
     }
 
-    /// A kept descriptor; EBADF where there is none.
+    /// Returns a kept descriptor; EBADF if there is none.
     pub fn handle(&self, handle: usize) -> io::Result<&File> {
         let missing = || io::Error::from_raw_os_error(libc::EBADF);
         self.handles.get(&handle).ok_or_else(missing)

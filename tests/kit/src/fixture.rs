@@ -1,5 +1,5 @@
-//! A mounted union over given layers with a fresh upper, for tests that state their
-//! expectations directly. At its end it looks whether any lower was changed.
+//! A mounted union over given layers with a fresh upper, for tests that state their expectations
+//! directly. On drop it checks that no lower was changed.
 
 use std::path::{Path, PathBuf};
 
@@ -11,38 +11,38 @@ use super::tree::{self, Mask, Tree};
 
 /// A union, mounted until dropped.
 pub struct Fixture {
-    // Dropped in this order: first the mount, then what it stands on.
+    // The fields are dropped in this order: first the mount, then its directories.
     mounted: Option<Mounted>,
     pub stack: Stack,
     pub scratch: Scratch,
     fs: Fs,
-    /// The lowers as they were: contents, attributes, inode numbers.
+    /// The lowers at the start: contents, attributes, inode numbers.
     before: Vec<Tree>,
 }
 
-/// What nothing in a union may change. An empty path separates data-only lowers.
+/// Lists the lowers, which nothing in a union may change. An empty path separates data-only lowers.
 fn lowers(stack: &Stack) -> Vec<Tree> {
     let lowers = stack.lowers.iter().filter(|l| !l.as_os_str().is_empty());
     lowers.map(|l| tree::list_raw(l)).collect()
 }
 
 impl Fixture {
-    /// unionfs over [`layers::standard`].
+    /// Mounts unionfs over [`layers::standard`].
     pub fn standard() -> Self {
         Self::new(&layers::standard())
     }
 
-    /// unionfs over `layers`, top first, with an empty upper.
+    /// Mounts unionfs over `layers`, top first, with an empty upper.
     pub fn new(layers: &[Layer]) -> Self {
         Self::with(&subject(), layers, Form::Kernel, true)
     }
 
-    /// unionfs over `layers` without an upper.
+    /// Mounts unionfs over `layers` without an upper.
     pub fn read_only(layers: &[Layer]) -> Self {
         Self::with(&subject(), layers, Form::Kernel, false)
     }
 
-    /// Any implementation over `layers` written in `form`.
+    /// Mounts any implementation over `layers` written in `form`.
     pub fn with(fs: &Fs, layers: &[Layer], form: Form, writable: bool) -> Self {
         let scratch = Scratch::disk();
         let stack = Stack {
@@ -64,22 +64,22 @@ impl Fixture {
         }
     }
 
-    /// The mountpoint.
+    /// Returns the mountpoint.
     pub fn root(&self) -> &Path {
         &self.stack.mnt
     }
 
-    /// A path in the union.
+    /// Returns a path in the union.
     pub fn at(&self, path: impl AsRef<[u8]>) -> PathBuf {
         tree::at(self.root(), path.as_ref())
     }
 
-    /// A path in the upper directory.
+    /// Returns a path in the upper directory.
     pub fn upper(&self, path: impl AsRef<[u8]>) -> PathBuf {
         tree::at(&self.stack.upper.as_ref().unwrap().0, path.as_ref())
     }
 
-    /// The union's tree.
+    /// Lists the union's tree.
     pub fn tree(&self) -> Tree {
         tree::list(self.root())
     }
@@ -89,7 +89,7 @@ impl Fixture {
         exec::run(self.root(), &script::parse(text))
     }
 
-    /// Runs a script whose every operation must succeed; the answers.
+    /// Runs a script in which every operation must succeed. Returns the answers.
     pub fn ok(&self, text: &str) -> Vec<String> {
         let ops = script::parse(text);
         let answers = exec::run(self.root(), &ops);
@@ -100,8 +100,8 @@ impl Fixture {
         ops.iter().zip(answers).map(check).collect()
     }
 
-    /// Runs a table of operations, each with the answer it must get: the text of the
-    /// value, or the name of the errno.
+    /// Runs a table of operations, each with its expected answer: the text of the value, or the
+    /// name of the errno.
     pub fn expect(&self, table: &[(&str, &str)]) {
         let text: Vec<_> = table.iter().map(|(op, _)| *op).collect();
         let answers = self.run(&text.join("\n"));
@@ -112,17 +112,17 @@ impl Fixture {
         }
     }
 
-    /// The mount itself.
+    /// Returns the mount itself.
     pub fn mounted(&self) -> &Mounted {
         self.mounted.as_ref().unwrap()
     }
 
-    /// For a test that changes a lower by itself: they are not looked at any more.
+    /// Ends the check of the lowers, for a test that changes a lower itself.
     pub fn lowers_are_changed_by_the_test(&mut self) {
         self.before.clear();
     }
 
-    /// Unmounts, waiting for the server's end.
+    /// Unmounts and waits for the end of the server.
     pub fn unmount(&mut self) {
         self.mounted.take().unwrap().unmount();
     }

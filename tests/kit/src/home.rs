@@ -1,5 +1,5 @@
-//! A scratch home for one test: directories, a runtime directory and a store of its own,
-//! and the program run in it. Everything mounted below it is unmounted at the end.
+//! A home directory for one test: it has directories, a runtime directory and a store, and the
+//! program runs in it. All mounts below it are unmounted on drop.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::{program, strace};
 
-/// What a run of the program gave.
+/// The result of a run of the program.
 #[derive(Debug)]
 pub struct Outcome {
     pub code: Option<i32>,
@@ -25,13 +25,13 @@ impl Outcome {
         self.stdout
     }
 
-    /// Exit code 0; progress on stderr.
+    /// Requires exit code 0. stderr may show progress.
     pub fn ok_with_progress(self) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
         self.stdout
     }
 
-    /// Exit code `code`, and one line on stderr with each of `words`.
+    /// Requires exit code `code`, and one line on stderr that contains each of `words`.
     #[track_caller]
     pub fn failed(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, Some(code), "{self:?}");
@@ -45,7 +45,7 @@ impl Outcome {
 }
 
 impl Outcome {
-    /// Exit code 1 and each of `words` on stderr, where other operands were done.
+    /// Requires exit code 1 and each of `words` on stderr, after other operands were processed.
     #[track_caller]
     pub fn failed_with_output(&self, words: &[&str]) {
         assert_eq!(self.code, Some(1), "{self:?}");
@@ -73,14 +73,15 @@ impl Home {
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("ucli").tempdir().unwrap();
         let home = Self { dir };
-        // Other users' processes take part in some tests.
+        // Processes of other users take part in some tests.
         std::fs::set_permissions(home.path(""), std::fs::Permissions::from_mode(0o755)).unwrap();
         home.dirs(&["run", "own"]);
         std::fs::set_permissions(home.path("run"), std::fs::Permissions::from_mode(0o700)).unwrap();
         home
     }
 
-    /// With the directories of a writable mount: lower (holding `file`), upper, work, mnt.
+    /// Creates a home with the directories of a writable mount: lower (with `file`), upper, work,
+    /// mnt.
     pub fn with_layers() -> Self {
         let home = Self::new();
         home.dirs(&["lower", "upper", "work", "mnt"]);
@@ -94,7 +95,7 @@ impl Home {
         }
     }
 
-    /// Absolute, without symlinks.
+    /// Returns the path of a name in this home, absolute and without symlinks.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().canonicalize().unwrap().join(name)
     }
@@ -103,7 +104,8 @@ impl Home {
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    /// `program` in this home's directory, with its runtime directory and own store.
+    /// Returns a command that runs `program` in this home's directory, with its runtime directory
+    /// and own store.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command
@@ -115,8 +117,8 @@ impl Home {
         command
     }
 
-    /// As [`Home::command`], with the default effect of signals, also where the tests run in the background
-    /// or under nohup(1), whose children ignore some.
+    /// As [`Home::command`], with the default effect of signals. Tests may run in the background or
+    /// under nohup(1), whose children ignore some signals.
     pub fn signalled(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.command("env");
         command.arg("--default-signal=INT,TERM,HUP").arg(program);
@@ -127,7 +129,7 @@ impl Home {
         self.command(program()).args(args).output().unwrap().into()
     }
 
-    /// Runs a script of sh, which knows the program as `unionfs`.
+    /// Runs a script of sh, in which `unionfs` is the program.
     pub fn run_script(&self, script: &str) -> Outcome {
         let dir = Path::new(program())
             .parent()
@@ -142,7 +144,7 @@ impl Home {
         command.output().unwrap().into()
     }
 
-    /// Runs what must be refused: nothing may be mounted or written.
+    /// Runs a command that must be refused. Nothing may be mounted or written.
     #[track_caller]
     pub fn refused<A: AsRef<OsStr>>(
         &self,
@@ -156,7 +158,7 @@ impl Home {
         assert_eq!(self.mounts(), Vec::<String>::new());
     }
 
-    /// Every file below, with what changes when it is written to.
+    /// Lists every file below, with the attributes that a write changes.
     pub fn snapshot(&self) -> String {
         let mut text = String::new();
         let mut todo = vec![self.path("")];
@@ -178,7 +180,7 @@ impl Home {
         text
     }
 
-    /// The lines of /proc/thread-self/mounts below this home.
+    /// Returns the lines of /proc/thread-self/mounts below this home.
     pub fn mounts(&self) -> Vec<String> {
         let below = self.text("");
         let all = std::fs::read_to_string("/proc/thread-self/mounts").unwrap();
@@ -188,7 +190,7 @@ impl Home {
             .collect()
     }
 
-    /// The daemon of the only mount, as `unionfs ps` tells it.
+    /// Returns the daemon of the only mount, as `unionfs ps` shows it.
     pub fn daemon(&self) -> i32 {
         let rows = self.json(["ps", "--json"]);
         let rows = rows.as_array().unwrap();
@@ -200,7 +202,7 @@ impl Home {
         serde_json::from_str(&self.run(args).ok()).unwrap()
     }
 
-    /// The names of all images, sorted.
+    /// Returns the names of all images, sorted.
     pub fn names(&self) -> Vec<String> {
         let images = self.json(["images", "--json"]);
         let images = images.as_array().unwrap().iter();
@@ -210,7 +212,7 @@ impl Home {
         names
     }
 
-    /// The usual writable mount on `mnt`.
+    /// Makes the usual writable mount on `mnt`.
     pub fn mount(&self) {
         assert_eq!(self.run(LAYERS).ok(), "");
     }
@@ -228,7 +230,7 @@ impl Drop for Home {
     }
 }
 
-/// Asks again and again until `done`, which must happen within ten seconds.
+/// Polls `done` until it returns true, which must happen within ten seconds.
 #[track_caller]
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -242,7 +244,7 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 pub fn is_running(pid: i32) -> bool {
-    // A zombie is no longer running: somebody else's child here.
+    // A zombie does not run any more. It is a child of another process here.
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
         !stat
             .rsplit(')')
@@ -257,7 +259,7 @@ pub fn kill(pid: i32, signal: rustix::process::Signal) {
 }
 
 /// Mounts on `mnt` and unmounts under strace, which follows all processes and has further
-/// arguments; what it wrote.
+/// arguments. Returns its output.
 pub fn traced_mount(home: &Home, strace: &[&str], mount: &[&str]) -> String {
     let trace = home.path("trace");
     let mut command = home.command("strace");

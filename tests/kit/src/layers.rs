@@ -1,4 +1,4 @@
-//! Layers made to order, the same bytes, owners and times at every call: entries are
+//! Layers with given entries, with the same bytes, owners and times at every call. Entries are
 //! listed once and can be written in each whiteout dialect.
 
 use std::collections::BTreeSet;
@@ -12,15 +12,15 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags}
 use super::escape;
 use super::tree::at;
 
-/// What an entry is.
+/// The type and content of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
     Dir,
     File(Vec<u8>),
-    /// Length, and the islands of data in it.
+    /// The length of a sparse file, and the ranges of data in it.
     Sparse(u64, Vec<(u64, Vec<u8>)>),
     Symlink(Vec<u8>),
-    /// Another name of an entry listed before.
+    /// Another name of an entry that was listed before.
     Link(Vec<u8>),
     /// Type bits and device number.
     Special(u32, u32, u32),
@@ -40,7 +40,7 @@ pub struct Item {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// How whiteouts and opaque directories are written.
+/// The form of whiteouts and opaque directories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// Char 0:0 and `trusted.overlay.opaque=y`: privileged kernel overlayfs.
@@ -57,7 +57,7 @@ pub enum Form {
     WhNames,
 }
 
-/// Every form.
+/// All forms.
 pub const FORMS: [Form; 6] = [
     Form::Kernel,
     Form::TrustedXattr,
@@ -83,7 +83,7 @@ impl Layer {
             Node::Dir => 0o755,
             _ => 0o644,
         };
-        // Different for each entry, the same in each run.
+        // The value differs for each entry, and is the same in each run.
         let n = self.items.len() as i64;
         self.items.push(Item {
             path: path.as_ref().to_vec(),
@@ -147,12 +147,12 @@ impl Layer {
         self.items.last_mut().unwrap()
     }
 
-    /// Writes the layer into an empty directory, kernel form.
+    /// Writes the layer into an empty directory, in the kernel form.
     pub fn write(&self, root: &Path) {
         self.write_as(root, Form::Kernel);
     }
 
-    /// Writes the layer into an empty directory.
+    /// Writes the layer into an empty directory, in the given form.
     pub fn write_as(&self, root: &Path, form: Form) {
         for item in &self.items {
             create(root, item, form);
@@ -163,7 +163,7 @@ impl Layer {
         for item in &self.items {
             dress(root, item, form);
         }
-        // Last, because creating a child touches its directory.
+        // The times are set last, because creating a child changes those of its directory.
         for item in self.items.iter().rev() {
             if !matches!(item.node, Node::Link(_) | Node::Whiteout) {
                 set_mtime(&at(root, &item.path), item.mtime);
@@ -172,7 +172,7 @@ impl Layer {
         set_mtime(root, (1_400_000_000, 987_654_321));
     }
 
-    /// `opaque=x` says that a directory holds xattr whiteouts (Linux 6.7).
+    /// Marks the directories that contain xattr whiteouts by `opaque=x` (Linux 6.7).
     fn mark_whiteout_dirs(&self, root: &Path, form: Form) {
         let whiteouts = self.items.iter().filter(|i| i.node == Node::Whiteout);
         let parents: BTreeSet<&[u8]> = whiteouts.map(|i| parent(&i.path)).collect();
@@ -245,7 +245,7 @@ fn write_whiteout(path: &Path, form: Form) {
     }
 }
 
-/// Owner, mode, xattrs, in the order in which the kernel lets them stand.
+/// Sets owner, mode and xattrs, in an order in which later calls do not reset earlier values.
 fn dress(root: &Path, item: &Item, form: Form) {
     if matches!(item.node, Node::Link(_) | Node::Whiteout) {
         return;
@@ -265,13 +265,13 @@ fn dress(root: &Path, item: &Item, form: Form) {
     }
 }
 
-/// Sets an xattr, symlinks not followed.
+/// Sets an xattr, without following symlinks.
 pub fn set_xattr(path: &Path, name: &[u8], value: &[u8]) {
     rustix::fs::lsetxattr(path, name, value, XattrFlags::empty())
         .unwrap_or_else(|e| panic!("{} on {}: {e}", escape(name), path.display()));
 }
 
-/// Sets atime and mtime, symlinks not followed.
+/// Sets atime and mtime, without following symlinks.
 pub fn set_mtime(path: &Path, (sec, nsec): (i64, i64)) {
     let time = Timespec {
         tv_sec: sec,
@@ -284,7 +284,7 @@ pub fn set_mtime(path: &Path, (sec, nsec): (i64, i64)) {
     rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
-/// A POSIX ACL as the xattr holds it (Linux `include/uapi/linux/posix_acl_xattr.h`):
+/// Returns a POSIX ACL in the format of its xattr (Linux `include/uapi/linux/posix_acl_xattr.h`):
 /// owner, named users, group, mask, other.
 pub fn acl(owner: u16, users: &[(u32, u16)], group: u16, mask: u16, other: u16) -> Vec<u8> {
     const NO_ID: u32 = u32::MAX;
@@ -304,7 +304,8 @@ pub fn acl(owner: u16, users: &[(u32, u16)], group: u16, mask: u16, other: u16) 
     bytes
 }
 
-/// `security.capability` with `cap_net_raw+ep` (VFS_CAP_REVISION_2, `linux/capability.h`).
+/// Returns a `security.capability` with `cap_net_raw+ep` (VFS_CAP_REVISION_2,
+/// `linux/capability.h`).
 pub fn net_raw_capability() -> Vec<u8> {
     let mut bytes = 0x0200_0001u32.to_le_bytes().to_vec();
     bytes.extend((1u32 << 13).to_le_bytes());
@@ -324,7 +325,7 @@ pub fn write_all(layers: &[Layer], base: &Path, form: Form) -> Vec<PathBuf> {
     layers.iter().enumerate().map(write).collect()
 }
 
-/// A stack of three layers with every kind of entry, top first.
+/// Returns a stack of three layers with every kind of entry, top first.
 pub fn standard() -> Vec<Layer> {
     let top = Layer::new()
         .file("top.txt", "top\n")
@@ -429,7 +430,7 @@ fn bottom() -> Layer {
         .file("a:b,c=d\\e", "punctuation\n")
 }
 
-/// 300,000 bytes that are not all alike.
+/// Returns 300,000 bytes that are not all equal.
 pub fn big_data() -> Vec<u8> {
     (0..300_000u32)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)

@@ -1,8 +1,9 @@
-//! What the tests, the benchmarks, the examples and the fuzzers share: mounts that always go away again, tree
-//! listings that can be compared, layers made to order, scripts of operations, homes for the program, sample
-//! stores, fuzz targets, and the one rule for tests that cannot run ([`need`]).
+//! Code that the tests, the benchmarks, the examples and the fuzzers share: mounts that are removed
+//! on drop, tree listings that can be compared, layers with given entries, scripts of operations,
+//! home directories for the program, sample stores, fuzz targets, and the rule for tests that
+//! cannot run ([`need`]).
 
-// A helper that cannot do its work fails the test by panicking.
+// A helper that cannot do its work panics, which fails the test.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 pub mod base;
@@ -35,7 +36,7 @@ pub mod uring;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-/// The repository.
+/// Returns the directory of the repository.
 pub fn repository() -> &'static Path {
     static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
         let kit = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -44,8 +45,9 @@ pub fn repository() -> &'static Path {
     &ROOT
 }
 
-/// The built program: `CARGO_BIN_EXE_unionfs` where cargo (1.94 and newer) or nextest says at run time which one it is, else
-/// the one beside the directory of this test binary, where cargo has put it.
+/// Returns the path of the built program: `CARGO_BIN_EXE_unionfs` if cargo (1.94 and newer) or
+/// nextest sets it at run time, else the program beside the directory of this test binary, where
+/// cargo puts it.
 pub fn program() -> &'static str {
     static PROGRAM: LazyLock<String> = LazyLock::new(|| {
         let told = ["CARGO_BIN_EXE_unionfs", "NEXTEST_BIN_EXE_unionfs"];
@@ -64,8 +66,8 @@ pub fn program() -> &'static str {
     &PROGRAM
 }
 
-/// Bytes as a person reads them: printable ASCII as it is, the rest as `\xNN`.
-/// The reverse of [`unescape`].
+/// Returns readable text for bytes: printable ASCII unchanged, other bytes as `\xNN`. The reverse
+/// of [`unescape`].
 pub fn escape(bytes: &[u8]) -> String {
     let mut s = String::new();
     for &b in bytes {
@@ -78,7 +80,7 @@ pub fn escape(bytes: &[u8]) -> String {
     s
 }
 
-/// Reads what [`escape`] wrote.
+/// Parses the text that [`escape`] returns.
 pub fn unescape(text: &str) -> Vec<u8> {
     let mut out = Vec::new();
     let bytes = text.as_bytes();
@@ -98,7 +100,7 @@ pub fn unescape(text: &str) -> Vec<u8> {
     out
 }
 
-/// The name of an errno.
+/// Returns the name of an errno.
 pub fn errno_name(errno: i32) -> String {
     let name = match errno {
         libc::EPERM => "EPERM",
@@ -139,7 +141,7 @@ pub fn errno_name(errno: i32) -> String {
     name.into()
 }
 
-/// The errno of a failed call of std.
+/// Returns the errno of a failed call of std.
 pub fn errno<T>(result: std::io::Result<T>) -> i32 {
     match result {
         Ok(_) => 0,

@@ -1,5 +1,5 @@
-//! Shared mappings of files for the scripts. What lies beyond the end of a file is an error
-//! and not a signal: the memory is read and written through /proc/self/mem.
+//! Shared mappings of files for the scripts. An access beyond the end of a file gives an error
+//! instead of a signal, because the memory is read and written through /proc/self/mem.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -8,10 +8,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
-/// The most that is mapped, in bytes; longer files are mapped in part.
+/// The maximum number of bytes that are mapped. Longer files are mapped in part.
 const LEN: usize = 1 << 20;
 
-/// The memory of this process. First called by root: others may not open it.
+/// Opens the memory of this process. The first caller must be root, since other users may not open
+/// it.
 pub fn memory() -> &'static File {
     static MEMORY: OnceLock<File> = OnceLock::new();
     let open = || {
@@ -23,7 +24,7 @@ pub fn memory() -> &'static File {
     MEMORY.get_or_init(|| open().unwrap())
 }
 
-/// A mapping of the first megabyte of a file, gone when dropped.
+/// A mapping of the first megabyte of a file, which ends on drop.
 pub struct Map {
     start: *mut libc::c_void,
 }
@@ -69,14 +70,15 @@ impl Map {
         Ok(data)
     }
 
-    /// Writes the first page to a file, from the mapping itself: waits as long as the page does.
+    /// Writes the first page to a file, directly from the mapping. The call waits as long as the
+    /// page is not available.
     pub fn write_to(&self, file: &File) -> io::Result<usize> {
         // SAFETY: the mapping is longer than a page, and the kernel reads it only.
         let done = unsafe { libc::write(file.as_raw_fd(), self.start, 4096) };
         usize::try_from(done).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Writes and syncs (msync).
+    /// Writes data and syncs it (msync).
     pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         memory().write_all_at(data, self.address(offset, data.len())?)?;
         // SAFETY: exactly the mapping made above; msync changes no memory.

@@ -19,10 +19,10 @@ use crate::program;
 const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
 /// f_type of overlayfs.
 const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
-/// How long anything may take that is waited for by polling.
+/// How long polling waits for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Polls `done` until it answers true; false when patience ran out.
+/// Polls `done` until it returns true. Returns false if the time is up.
 pub fn poll(mut done: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -36,9 +36,10 @@ pub fn poll(mut done: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// Gives the calling thread, and what it starts, a mount namespace of its own. A container
-/// started elsewhere meanwhile begins with a copy of its starter's namespace, and what is
-/// mounted in a copy lives on after its unmount: servers would not end, uppers stay busy.
+/// Gives the calling thread, and the threads and processes that it starts, a mount namespace of its
+/// own. A container that is started elsewhere meanwhile begins with a copy of its starter's
+/// namespace. A mount in a copy lives on after its unmount here: servers would not end, and uppers
+/// would stay busy.
 pub fn own_namespace() {
     use rustix::mount::{MountPropagationFlags, mount_change};
     thread_local! {
@@ -57,12 +58,12 @@ pub fn own_namespace() {
     let_go_of_others();
 }
 
-/// Detaches the copies of unions and overlays that tests in other processes have mounted: their servers would not end
-/// as long as this namespace is there.
+/// Detaches the copies of unions and overlays that tests in other processes have mounted. Their
+/// servers would not end as long as this namespace has the copies.
 fn let_go_of_others() {
     let mounts = std::fs::read_to_string("/proc/thread-self/mounts").unwrap();
     let scratch = std::env::temp_dir();
-    // Those above first.
+    // Upper mounts are detached before the mounts below them.
     for line in mounts.lines().rev() {
         let mut words = line.split(' ').skip(1);
         let (Some(target), Some(kind)) = (words.next(), words.next()) else {
@@ -71,36 +72,38 @@ fn let_go_of_others() {
         if Path::new(target).starts_with(&scratch)
             && (kind.starts_with("fuse") || kind == "overlay")
         {
-            // Its owner may have taken it away, or a name with an octal escape is not found: then it stays.
+            // The mount stays if its owner has removed it, or if its name has an octal escape and
+            // is not found.
             let _ = rustix::mount::unmount(target, UnmountFlags::DETACH);
         }
     }
 }
 
-/// A directory that goes away with its contents, on the disk or on a tmpfs of its own.
+/// A directory, on the disk or on a tmpfs of its own, that is removed with its contents on drop.
 pub struct Scratch {
     dir: tempfile::TempDir,
     tmpfs: bool,
 }
 
 impl Scratch {
-    /// On the file system of `$TMPDIR`: a real disk in CI and here.
+    /// Creates a directory on the file system of `$TMPDIR`: a real disk in CI and on developers'
+    /// machines.
     pub fn disk() -> Self {
         Self::beneath(&std::env::temp_dir())
     }
 
-    /// In `parent`.
+    /// Creates a directory in `parent`.
     pub fn beneath(parent: &Path) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("unionfs-test.")
             .tempdir_in(parent)
             .unwrap();
-        // Scripts also run as other users.
+        // Scripts also run as other users, who need access.
         chmod(dir.path(), 0o755);
         Self { dir, tmpfs: false }
     }
 
-    /// On a tmpfs of its own: unmounting an overlay then has no disk to sync.
+    /// Creates a tmpfs for the directory, so that unmounting an overlay has no disk to sync.
     pub fn tmpfs() -> Self {
         let mut scratch = Self::disk();
         rustix::mount::mount(
@@ -115,12 +118,12 @@ impl Scratch {
         scratch
     }
 
-    /// The directory.
+    /// Returns the path.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// A new directory in it, mode 0755.
+    /// Creates a directory in it, mode 0755.
     pub fn dir(&self, name: &str) -> PathBuf {
         let path = self.path().join(name);
         std::fs::create_dir_all(&path).unwrap();
@@ -132,7 +135,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if self.tmpfs {
-            // A failed test may still hold files open in it.
+            // A failed test may still have files open in it.
             let _ = rustix::mount::unmount(self.path(), UnmountFlags::DETACH);
         }
     }
@@ -155,7 +158,8 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// These lowers under a new upper, work directory and mountpoint in `scratch`.
+    /// Returns a stack of these lowers with a new upper, work directory and mountpoint in
+    /// `scratch`.
     pub fn writable(scratch: &Scratch, lowers: Vec<PathBuf>) -> Self {
         Self {
             lowers,
@@ -164,7 +168,8 @@ impl Stack {
         }
     }
 
-    /// `lowerdir=…,upperdir=…,workdir=…`; the paths hold no character that needs escaping.
+    /// Returns `lowerdir=…,upperdir=…,workdir=…`. The paths contain no character that needs
+    /// escaping.
     pub fn options(&self) -> String {
         let lowers: Vec<_> = self.lowers.iter().map(|p| p.to_str().unwrap()).collect();
         let mut options = format!("lowerdir={}", lowers.join(":"));
@@ -184,7 +189,7 @@ pub enum Fs {
     Unionfs(&'static str),
     /// As [`Fs::Unionfs`], with a catalog of the lowers, made anew for each mount.
     Catalogued(&'static str),
-    /// A program called like fuse-overlayfs.
+    /// A program with the options of fuse-overlayfs.
     Program(PathBuf),
 }
 
@@ -200,15 +205,15 @@ impl Fs {
     }
 }
 
-/// The oracle: what unionfs promises to be equal to.
+/// The oracle: unionfs promises to be equal to this.
 pub const KERNEL: Fs = Fs::Kernel("index=on,redirect_dir=on,metacopy=off,xino=auto");
 /// unionfs without further options.
 pub const UNIONFS: Fs = Fs::Unionfs("");
 
-/// What the tests are about: unionfs. To check a test's own expectations, or to see how
-/// another program does, `UNIONFS_TEST_AS=kernel` takes kernel overlayfs instead,
-/// `catalog` unionfs with a catalog of the lowers, and any other value is the path of a
-/// program called like fuse-overlayfs.
+/// Returns the implementation that the tests test: unionfs. To check a test's own expectations, or
+/// to test another program, `UNIONFS_TEST_AS` selects another one: `kernel` is kernel overlayfs,
+/// `catalog` is unionfs with a catalog of the lowers, and any other value is the path of a program
+/// with the options of fuse-overlayfs.
 pub fn subject() -> Fs {
     match std::env::var_os("UNIONFS_TEST_AS") {
         None => UNIONFS,
@@ -218,16 +223,17 @@ pub fn subject() -> Fs {
     }
 }
 
-/// The I/O policy that `UNIONFS_TEST_IO` asks all tests to run with, where the mount does not
-/// name one itself.
+/// Returns the I/O policy that `UNIONFS_TEST_IO` sets for all mounts that do not name one
+/// themselves.
 pub fn io_policy() -> Option<String> {
     std::env::var("UNIONFS_TEST_IO").ok()
 }
 
-/// What else to ask of a mount of ours with `options`: [`io_policy`], and the transport that
-/// `UNIONFS_TEST_TRANSPORT` names (`uring`, `classic`, `fuser`), where it does not say it itself.
-/// Never left to the machine, whose administrator may have switched io_uring on: what a test counts
-/// would depend on it. `fuser` passes no files through, so such mounts are not asked for it.
+/// Returns further options for a mount of unionfs with `options`: [`io_policy`], and the transport
+/// that `UNIONFS_TEST_TRANSPORT` names (`uring`, `classic`, `fuser`), unless `options` name them.
+/// The transport is always set, because the default depends on whether the administrator has
+/// switched io_uring on, and the counts of a test depend on it. `fuser` passes no files through, so
+/// mounts with passthrough do not get it.
 fn asked_of_all(options: &str) -> String {
     let mut transport = std::env::var("UNIONFS_TEST_TRANSPORT").unwrap_or("classic".into());
     if transport == "fuser" && options.contains("io=passthrough") {
@@ -240,8 +246,8 @@ fn asked_of_all(options: &str) -> String {
         .collect()
 }
 
-/// Where fuse-overlayfs is: Debian's, or what `UNIONFS_TEST_FUSE_OVERLAYFS` names, such as a
-/// newer one.
+/// Returns the path of fuse-overlayfs: Debian's, or the program that `UNIONFS_TEST_FUSE_OVERLAYFS`
+/// names, such as a newer version.
 pub fn fuse_overlayfs() -> Result<PathBuf, String> {
     let named = std::env::var_os("UNIONFS_TEST_FUSE_OVERLAYFS");
     let path = PathBuf::from(named.unwrap_or_else(|| "/usr/bin/fuse-overlayfs".into()));
@@ -253,7 +259,7 @@ pub fn fuse_overlayfs() -> Result<PathBuf, String> {
 }
 
 impl Fs {
-    /// Mounts, or says why not.
+    /// Mounts. The error is the reason why that is impossible.
     pub fn try_mount(&self, stack: &Stack) -> Result<Mounted, String> {
         let mut options = stack.options();
         let (program, more) = match self {
@@ -283,7 +289,7 @@ impl Fs {
         if !output.status.success() {
             return Err(describe(&program, &output));
         }
-        // Ours promises to be live when it returns; fuse-overlayfs 2.0 is not.
+        // The mount of unionfs is live when the program returns; that of fuse-overlayfs 2.0 is not.
         let live = match self {
             Self::Unionfs(_) | Self::Catalogued(_) => magic(&stack.mnt) == FUSE_SUPER_MAGIC,
             _ => poll(|| magic(&stack.mnt) == FUSE_SUPER_MAGIC),
@@ -295,7 +301,7 @@ impl Fs {
         Ok(Mounted::new(&stack.mnt, true))
     }
 
-    /// Mounts; a failure fails the test.
+    /// Mounts. A failure fails the test.
     pub fn mount(&self, stack: &Stack) -> Mounted {
         match self.try_mount(stack) {
             Ok(mounted) => mounted,
@@ -304,7 +310,7 @@ impl Fs {
     }
 }
 
-/// Makes a catalog of a stack's lowers beside its mountpoint.
+/// Creates a catalog of a stack's lowers beside its mountpoint.
 fn make_catalog(stack: &Stack) -> Result<PathBuf, String> {
     let file = stack.mnt.with_extension("catalog");
     let lowers = Stack {
@@ -325,10 +331,11 @@ fn make_catalog(stack: &Stack) -> Result<PathBuf, String> {
 /// How long other processes may keep an unmounted overlay alive.
 const BUSY_PATIENCE: Duration = Duration::from_secs(20);
 
-/// mount(2) takes no more options than this.
+/// The maximum length of the options of mount(2), in bytes.
 const PAGE: usize = 4096;
 
-/// Layer by layer (`lowerdir+`, Linux 6.5), so that their number has no limit.
+/// Mounts kernel overlayfs layer by layer (`lowerdir+`, Linux 6.5), so that the number of layers
+/// has no limit.
 fn mount_long(stack: &Stack, options: &str) -> rustix::io::Result<()> {
     use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
     use rustix::mount::{fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount};
@@ -349,7 +356,7 @@ fn mount_long(stack: &Stack, options: &str) -> rustix::io::Result<()> {
 }
 
 fn mount_kernel(stack: &Stack, options: &str) -> Result<Mounted, String> {
-    // An option of every mount, which is not an option of overlayfs.
+    // An option of every mount, which overlayfs itself does not accept.
     let is_noatime = |option: &&str| *option == "noatime";
     let (of_mount, own): (Vec<_>, Vec<_>) = options.split(',').partition(is_noatime);
     let options = own.join(",");
@@ -366,8 +373,8 @@ fn mount_kernel(stack: &Stack, options: &str) -> Result<Mounted, String> {
         }
         rustix::mount::mount("overlay", mnt, "overlay", flags, Some(data.as_c_str()))
     };
-    // With the index an upper is busy as long as an unmounted overlay lives on in a mount
-    // namespace that some other process made a copy of.
+    // With the index an upper is busy as long as an unmounted overlay lives on in a mount namespace
+    // that another process made a copy of.
     let start = Instant::now();
     let mut mounted = mount();
     while mounted == Err(rustix::io::Errno::BUSY) && start.elapsed() < BUSY_PATIENCE {
@@ -388,7 +395,7 @@ fn describe(program: &Path, output: &Output) -> String {
 }
 
 fn magic(path: &Path) -> i64 {
-    // ENOTCONN of a dead mount counts as "not live".
+    // A dead mount returns ENOTCONN and counts as "not live".
     rustix::fs::statfs(path).map_or(0, |s| s.f_type)
 }
 
@@ -406,7 +413,8 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// What somebody has mounted at `mnt`; `served` by processes that were called with it.
+    /// Takes over the mount at `mnt`. `served` says whether processes serve it that have `mnt`
+    /// among their arguments.
     pub fn new(mnt: &Path, served: bool) -> Self {
         Self {
             mnt: mnt.to_path_buf(),
@@ -415,17 +423,17 @@ impl Mounted {
         }
     }
 
-    /// The mountpoint.
+    /// Returns the mountpoint.
     pub fn path(&self) -> &Path {
         &self.mnt
     }
 
-    /// The server's process ids; empty for kernel overlayfs.
+    /// Returns the server's process IDs; empty for kernel overlayfs.
     pub fn servers(&self) -> &[u32] {
         &self.servers
     }
 
-    /// Unmounts and waits until the server has gone, so that its upper is free.
+    /// Unmounts and waits until the server has ended, so that its upper is free.
     pub fn unmount(mut self) {
         if let Err(e) = self.end() {
             panic!("{e}");
@@ -436,7 +444,8 @@ impl Mounted {
         if !std::mem::take(&mut self.live) {
             return Ok(());
         }
-        // A reply on its way or a forgotten descriptor makes it busy for a moment.
+        // A reply that is under way, or an inode that is not forgotten yet, keeps it busy for a
+        // moment.
         let mut last = Ok(());
         let end = Instant::now() + Duration::from_secs(2);
         loop {
@@ -473,8 +482,8 @@ impl Drop for Mounted {
     }
 }
 
-/// Processes with the mountpoint among their arguments: the server keeps the
-/// command line it was called with.
+/// Returns the processes with the mountpoint among their arguments. The server keeps the command
+/// line of its start.
 fn servers_of(mnt: &Path) -> Vec<u32> {
     let pids = std::fs::read_dir("/proc").unwrap().filter_map(|e| {
         let name = e.ok()?.file_name();

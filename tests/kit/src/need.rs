@@ -1,7 +1,7 @@
-//! The one rule for tests that cannot run: a test says what it needs in a [`need!`](crate::need), and nothing
-//! else ends it early. What is missing is printed as `SKIPPED: …`. Where `CI` or `UNIONFS_REQUIRE_ALL` is set
-//! it fails the test, unless `UNIONFS_MAY_SKIP` has a word of the reason. `tests/docs/skips.rs` checks that no
-//! test returns in another way.
+//! The rule for tests that cannot run: a test states its requirements in a [`need!`](crate::need),
+//! and nothing else ends it early. A missing requirement is printed as `SKIPPED: …`. If `CI` or
+//! `UNIONFS_REQUIRE_ALL` is set, it fails the test, unless `UNIONFS_MAY_SKIP` contains a word of
+//! the reason. `tests/docs/skips.rs` checks that no test returns in another way.
 
 use std::fmt::Display;
 use std::io::Write as _;
@@ -9,11 +9,11 @@ use std::path::Path;
 
 use rustix::process::geteuid;
 
-/// What a test needs, or the reason why it is not there.
+/// A requirement of a test, or the reason why it is missing.
 pub type Needed<T = ()> = Result<T, String>;
 
-/// Ends the test unless it has what it needs: gives the value of a [`Needed`], or leaves the function, which
-/// returns `()`, by [`skip`].
+/// Ends the test if a requirement is missing: returns the value of a [`Needed`], or leaves the
+/// function, which returns `()`, by [`skip`].
 #[macro_export]
 macro_rules! need {
     ($needed:expr) => {
@@ -24,7 +24,8 @@ macro_rules! need {
     };
 }
 
-/// [`need!`] of [`can_mount`]; what the test mounts is in a mount namespace of its own from here on.
+/// Applies [`need!`] to [`can_mount`]. From here on the test mounts in a mount namespace of its
+/// own.
 #[macro_export]
 macro_rules! need_mounts {
     () => {
@@ -41,8 +42,8 @@ fn is_set(name: &str) -> bool {
 ///
 /// # Panics
 ///
-/// If it must be able to: with `CI` or `UNIONFS_REQUIRE_ALL`, without a word of the reason in
-/// `UNIONFS_MAY_SKIP` (words are separated by commas).
+/// If the test must be able to run: with `CI` or `UNIONFS_REQUIRE_ALL`, without a word of the
+/// reason in `UNIONFS_MAY_SKIP` (words are separated by commas).
 pub fn skip(reason: &dyn Display) {
     let reason = reason.to_string();
     let allowed = std::env::var("UNIONFS_MAY_SKIP").unwrap_or_default();
@@ -52,18 +53,19 @@ pub fn skip(reason: &dyn Display) {
             || allowed.any(|word| reason.contains(word)),
         "cannot run, and with CI or UNIONFS_REQUIRE_ALL every test must: {reason}"
     );
-    // Past the output that the test harness holds back while a test passes. Nothing is to be done where it is closed.
+    // The message bypasses the output capture of the test harness, which hides the output of tests
+    // that pass. A closed stderr is ignored.
     let test = std::thread::current();
     let test = test.name().unwrap_or_default();
     let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {reason}");
 }
 
-/// Whether a part of a test can run; if not, it is reported as by [`skip`].
+/// Whether a part of a test can run. If not, this is reported as by [`skip`].
 pub fn part(needed: Needed) -> bool {
     needed.as_ref().map_err(|reason| skip(reason)).is_ok()
 }
 
-/// The effective user is root.
+/// Requires that the effective user is root.
 pub fn is_root() -> Needed {
     if geteuid().is_root() {
         Ok(())
@@ -72,7 +74,7 @@ pub fn is_root() -> Needed {
     }
 }
 
-/// `/dev/fuse` can be opened.
+/// Requires that `/dev/fuse` can be opened.
 pub fn fuse_device() -> Needed {
     let device = std::fs::File::options()
         .read(true)
@@ -83,13 +85,13 @@ pub fn fuse_device() -> Needed {
         .map_err(|error| format!("cannot open /dev/fuse: {error}"))
 }
 
-/// Root, and [`fuse_device`].
+/// Requires root and [`fuse_device`].
 pub fn can_mount() -> Needed {
     is_root()?;
     fuse_device()
 }
 
-/// These programs are in `PATH`, or at their absolute paths.
+/// Requires these programs in `PATH`, or at their absolute paths.
 pub fn has_tools<T: AsRef<Path>>(tools: &[T]) -> Needed {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let has = |tool: &&T| std::env::split_paths(&path).any(|dir| dir.join(tool).exists());
@@ -99,7 +101,7 @@ pub fn has_tools<T: AsRef<Path>>(tools: &[T]) -> Needed {
     }
 }
 
-/// User namespaces can be made.
+/// Requires that user namespaces can be created.
 pub fn has_user_namespaces() -> Needed {
     match std::fs::read_to_string("/proc/sys/user/max_user_namespaces") {
         Ok(most) if most.trim() == "0" => Err("user namespaces are switched off".into()),
@@ -107,7 +109,7 @@ pub fn has_user_namespaces() -> Needed {
     }
 }
 
-/// The kernel has FUSE over io_uring.
+/// Requires a kernel with FUSE over io_uring.
 pub fn has_uring() -> Needed {
     match crate::uring::missing() {
         Some(reason) => Err(reason),

@@ -23,18 +23,18 @@ use crate::upper;
 pub struct Case<'a> {
     /// Layers, top first.
     pub layers: &'a [Layer],
-    /// What is run on their union.
+    /// The operations that run on their union.
     pub script: &'a [Op],
-    /// Compare the upper directories too.
+    /// Whether to compare the upper directories too.
     pub uppers: bool,
-    /// On a tmpfs (fast) instead of the disk.
+    /// Whether to run on a tmpfs (fast) instead of the disk.
     pub tmpfs: bool,
-    /// Further layers above those, bottom first: each the upper that this implementation
-    /// leaves when it runs the script over all below it.
+    /// Further layers above those, bottom first. Each is the upper that this implementation leaves
+    /// when it runs the script over all layers below it.
     pub made: Option<(&'a Fs, &'a [Vec<Op>])>,
 }
 
-/// What one implementation made of a case.
+/// The results of one implementation.
 struct Side {
     fs: Fs,
     stack: Stack,
@@ -42,12 +42,12 @@ struct Side {
     answers: Vec<Answer>,
     tree: Tree,
     upper: Tree,
-    // Last: everything above lies in them.
+    // This is the last field, because the directories of the others are in it.
     base: Option<Base>,
     _scratch: Scratch,
 }
 
-/// The upper that `maker` leaves after `script` over `lowers`, with times that are the same
+/// Returns the upper that `maker` leaves after `script` over `lowers`, with times that are the same
 /// in every run.
 pub fn make_layer(
     maker: &Fs,
@@ -110,7 +110,7 @@ impl Side {
             upper: Some(upper),
             mnt: scratch.dir("mnt"),
         };
-        // The root's mtime shows through: make it the same on both sides.
+        // The union shows the mtime of the upper's root. It is set to the same value on both sides.
         layers::set_mtime(&stack.upper.as_ref().unwrap().0, (1_300_000_000, 5));
         let lowers_before = list_lowers(&stack.lowers);
         let mounted = fs.try_mount(&stack)?;
@@ -131,7 +131,7 @@ impl Side {
         })
     }
 
-    /// Differences between the tree after the script and what remounts show.
+    /// Returns the differences between the tree after the script and the trees of remounts.
     fn check_remounts(&self, other: &Fs, mask: &Mask) -> Vec<String> {
         let mut lines = Vec::new();
         let visits = [(&self.fs, "own"), (other, "other"), (&self.fs, "own again")];
@@ -163,8 +163,8 @@ fn section(lines: &mut Vec<String>, title: &str, found: Vec<String>) {
     }
 }
 
-/// Whether the kernel brought back special files of a lower: removed while open, then changed
-/// through the descriptor, which copies them up to the name that they had, over the whiteout
+/// Whether the kernel brought back special files of a lower: a file was removed while open, then
+/// changed through the descriptor, which copies it up to its former name, over the whiteout
 /// (docs/SEMANTICS.md, "Open files").
 fn brought_back(l: &Side, r: &Side) -> bool {
     let special = |kind| matches!(kind, libc::S_IFBLK | libc::S_IFCHR | libc::S_IFIFO);
@@ -183,8 +183,9 @@ fn diff_answers(script: &[Op], left: &[Answer], right: &[Answer]) -> Vec<String>
         .collect()
 }
 
-/// Without the files whose mtime the kernel touched when it opened a metacopy for writing
-/// and gave it its data: opening must not, and here it does not (docs/SEMANTICS.md).
+/// Returns the differences without those of files whose mtime the kernel changed when it opened a
+/// metacopy for writing and copied its data. An open must not change the mtime, and unionfs does
+/// not (docs/SEMANTICS.md).
 fn without_completions(kernel: &Fs, mut found: Vec<String>) -> Vec<String> {
     if !matches!(kernel, Fs::Kernel(options) if options.contains("metacopy=on")) {
         return found;
@@ -198,13 +199,13 @@ fn without_completions(kernel: &Fs, mut found: Vec<String>) -> Vec<String> {
     found
 }
 
-/// Runs the case on both; the differences, empty when there are none.
+/// Runs the case on both. Returns the differences; empty if there are none.
 pub fn compare(left: &Fs, right: &Fs, case: &Case<'_>) -> Vec<String> {
     compare_on(left, right, case, None)
 }
 
-/// As [`compare`], with the upper of the right side on a file system that refuses markers; the
-/// left one never mounts that.
+/// As [`compare`], with the upper of the right side on a file system that refuses markers. The left
+/// side never mounts that upper.
 pub fn compare_on(left: &Fs, right: &Fs, case: &Case<'_>, base: Option<Refusing>) -> Vec<String> {
     let mask = Mask::from_now();
     let sides = (

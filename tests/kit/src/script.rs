@@ -11,7 +11,7 @@ use super::{escape, layers, unescape};
 /// A path below the mount's root.
 pub type P = Vec<u8>;
 
-/// How a file is opened: the letters of `open`'s flags word.
+/// The way in which a file is opened: the letters of `open`'s flags word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flags(pub String);
 
@@ -34,14 +34,14 @@ pub enum Op {
     Rename(P, P, u32),
     Link(P, P),
     Symlink(Vec<u8>, P),
-    /// Full mode with type bits, major, minor.
+    /// The full mode with type bits, major, minor.
     Mknod(P, u32, u32, u32),
     Chmod(P, u32),
-    /// lchown; u32::MAX leaves one alone.
+    /// lchown; u32::MAX leaves an ID unchanged.
     Chown(P, u32, u32),
-    /// atime and mtime, symlinks not followed.
+    /// Sets atime and mtime, without following symlinks.
     Utimens(P, (i64, i64), (i64, i64)),
-    /// Both times to now.
+    /// Sets both times to now.
     Touch(P),
     Setxattr(P, Vec<u8>, Vec<u8>, u32),
     Getxattr(P, Vec<u8>),
@@ -54,9 +54,9 @@ pub enum Op {
     SeekHole(P, u64),
     /// Keeps the descriptor under a number.
     Open(usize, P, Flags, u32),
-    /// Something with a kept descriptor.
+    /// An operation on a kept descriptor.
     Held(usize, HOp),
-    /// An operation whose paths start at a kept directory.
+    /// An operation whose paths begin at a kept directory.
     In(usize, Box<Op>),
     Close(usize),
     Readdir(P),
@@ -75,7 +75,7 @@ pub fn parse(text: &str) -> Vec<Op> {
         .collect()
 }
 
-/// The words of a line that are left.
+/// The remaining words of a line.
 pub struct Words<'a>(std::str::SplitWhitespace<'a>);
 
 impl Words<'_> {
@@ -184,7 +184,7 @@ fn parse_handle_or_query(word: &str, w: &mut Words<'_>) -> Option<Op> {
     w.0.next().is_none().then_some(op)
 }
 
-/// A path or data as a word of a script.
+/// Formats a path or data as a word of a script.
 pub fn word(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         "-".into()
@@ -193,7 +193,7 @@ pub fn word(bytes: &[u8]) -> String {
     }
 }
 
-/// A user or group as a word; u32::MAX leaves one alone.
+/// Formats a user or group as a word; u32::MAX leaves it unchanged.
 pub fn id(id: u32) -> String {
     if id == u32::MAX {
         "-".into()

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{caches, program};
 
-/// What the server has counted.
+/// The counters of the server.
 #[derive(Clone, Debug)]
 pub struct Stats {
     /// Requests by operation.
@@ -17,7 +17,7 @@ pub struct Stats {
     pub union: BTreeMap<String, u64>,
 }
 
-/// Asks the server of a mount.
+/// Reads the counters of the server of a mount.
 pub fn stats(mnt: &Path) -> Stats {
     let output = Command::new(program())
         .arg("stats")
@@ -48,8 +48,8 @@ fn grown(before: &Stats, after: &Stats) -> BTreeMap<String, u64> {
     after.requests.iter().filter_map(delta).collect()
 }
 
-/// The requests that `action` caused: what asking for the statistics costs by itself
-/// is measured first and taken off. Nobody drops the kernel's caches meanwhile.
+/// Returns the requests that `action` caused. The requests that reading the statistics causes are
+/// measured first and subtracted. No test drops the kernel's caches meanwhile.
 pub fn requests_of(mnt: &Path, action: impl FnOnce()) -> BTreeMap<String, u64> {
     let _undisturbed = caches::undisturbed();
     // The first call may look the mountpoint up.

@@ -1,4 +1,4 @@
-//! strace on a server: what it asks of the system.
+//! strace on a server: its system calls.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,7 +11,7 @@ use super::fixture::Fixture;
 use super::mount::poll;
 use super::task::tasks;
 
-/// strace, attached to all threads of a process.
+/// An strace that is attached to all threads of a process.
 pub struct Trace {
     strace: Child,
     file: PathBuf,
@@ -19,12 +19,12 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// On the server of a fixture, with further arguments.
+    /// Attaches to the server of a fixture, with further arguments of strace.
     pub fn of(f: &Fixture, args: &[&str]) -> Self {
         Self::attach(f.mounted().servers()[0], f.scratch.path(), args)
     }
 
-    /// Returns when strace holds every thread. Its files go to `dir`.
+    /// Attaches to a process. Returns when strace traces every thread. Its files go to `dir`.
     pub fn attach(process: u32, dir: &Path, args: &[&str]) -> Self {
         let (file, log) = (dir.join("trace"), dir.join("strace.err"));
         let strace = Command::new("strace")
@@ -44,15 +44,15 @@ impl Trace {
         }
     }
 
-    /// What it has written so far.
+    /// Returns its output so far.
     pub fn text(&self) -> String {
         text(&self.file)
     }
 
-    /// Detaches; the lines it has written, but those of the thread that watches how the others
-    /// are scheduled (`fuse/wire/idle_priority`): what it asks depends on how long all takes.
+    /// Detaches. Returns the lines of the output, without those of the thread that watches how the
+    /// others are scheduled (`fuse/wire/idle_priority`): its calls depend on timing.
     pub fn end(mut self) -> Vec<String> {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let is_there = Path::new(&format!("/proc/{}", self.process)).exists();
         let mut watch = if is_there {
             tasks(self.process)
@@ -68,7 +68,7 @@ impl Trace {
         lines.map(str::to_owned).collect()
     }
 
-    /// As [`Self::end`]: the names of the calls, in order.
+    /// As [`Self::end`], but returns the names of the calls, in order.
     pub fn calls(self) -> Vec<String> {
         let name = |line: &String| {
             let (_, call) = line.split_once(' ')?;
@@ -80,8 +80,9 @@ impl Trace {
     }
 }
 
-/// A file of strace's, which may quote any bytes; empty while there is none. With `-f` strace cuts a call
-/// into two lines when another task comes between: they are one line here, where the call began.
+/// Returns the text of an output file of strace, which may quote any bytes; empty while there is
+/// none. With `-f` strace splits a call into two lines if another task's call comes between. Here
+/// they are joined into one line, at the place of the first.
 pub fn text(path: &Path) -> String {
     whole_calls(&String::from_utf8_lossy(
         &std::fs::read(path).unwrap_or_default(),

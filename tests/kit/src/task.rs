@@ -9,20 +9,21 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 pub struct Task {
     pub id: String,
     pub name: String,
-    /// Its `SCHED_`.
+    /// The scheduling policy (`SCHED_`).
     pub policy: i32,
-    /// Those it may use, as a list.
+    /// The CPUs that it may use, as a list.
     pub cpus: String,
 }
 
-/// All of a process.
+/// Returns all threads of a process.
 pub fn tasks(process: u32) -> Vec<Task> {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let task = |entry: std::io::Result<fs::DirEntry>| {
         let path = entry.ok()?.path();
         let id = path.file_name()?.to_str()?;
         let stat = fs::read(path.join("stat")).ok()?;
-        // proc_pid_stat(5): field 2, the name, may hold anything; fields count from the last ')', behind which is 3.
+        // proc_pid_stat(5): field 2, the name, may contain any byte. Fields are counted from the
+        // last ')', which field 3 follows.
         let after = stat.rsplit(|&b| b == b')').next()?;
         let policy = std::str::from_utf8(after)
             .ok()?

@@ -1,12 +1,11 @@
-//! Full listings of directory trees and their comparison. What is compared: names
-//! (bytes), type, mode, owner, size, content, xattrs, hard-link groups, link count,
-//! mtime to the nanosecond, device number, symlink target.
+//! Full listings of directory trees and their comparison. Compared are names (bytes), type, mode,
+//! owner, size, content, xattrs, hard-link groups, link count, mtime to the nanosecond, device
+//! number and symlink target.
 //!
-//! Left out on purpose, because overlay file systems leave them to the backing file
-//! system: size, blocks and link count of directories, atime and ctime. An mtime at
-//! or after the begin of the script counts as "recent" and equals every other recent
-//! one: two runs cannot happen in the same nanosecond, but whether an operation
-//! touches an mtime at all must agree.
+//! Not compared, because overlay file systems leave them to the backing file system: size, blocks
+//! and link count of directories, atime and ctime. An mtime at or after the start of the script
+//! counts as "recent" and equals every other recent one: two runs cannot happen in the same
+//! nanosecond, but whether an operation changes an mtime at all must agree.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -34,10 +33,10 @@ pub struct Entry {
     pub ino: u64,
     pub dev: u64,
     pub mtime: Stamp,
-    /// Target of a symlink, SHA-256 (hex) of a regular file's content.
+    /// The target of a symlink, or the SHA-256 (hex) of a regular file's content.
     pub content: Vec<u8>,
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// The first name (in byte order) of the same inode, when it has several in this tree.
+    /// The first name (in byte order) of the same inode, if it has several in this tree.
     pub group: Option<Vec<u8>>,
 }
 
@@ -48,7 +47,7 @@ impl Entry {
     pub fn is_dir(&self) -> bool {
         self.kind() == libc::S_IFDIR
     }
-    /// Character device 0:0.
+    /// Whether it is a character device 0:0.
     pub fn is_whiteout(&self) -> bool {
         self.kind() == libc::S_IFCHR && self.rdev == 0
     }
@@ -68,7 +67,7 @@ pub fn is_private(name: &[u8]) -> bool {
     .any(|p| name.starts_with(p))
 }
 
-/// Lists a mounted tree: without private xattrs.
+/// Lists a mounted tree, without private xattrs.
 pub fn list(root: &Path) -> Tree {
     let mut tree = list_raw(root);
     for entry in tree.values_mut() {
@@ -77,7 +76,7 @@ pub fn list(root: &Path) -> Tree {
     tree
 }
 
-/// Lists a directory as it is on disk, every xattr included.
+/// Lists a directory as it is on disk, with every xattr.
 pub fn list_raw(root: &Path) -> Tree {
     let mut tree = Tree::new();
     walk(root, Vec::new(), &mut tree);
@@ -96,7 +95,7 @@ pub fn list_raw(root: &Path) -> Tree {
     tree
 }
 
-/// `root` joined with a path of a listing.
+/// Returns `root` joined with a path of a listing.
 pub fn at(root: &Path, path: &[u8]) -> PathBuf {
     if path.is_empty() {
         return root.to_path_buf();
@@ -159,7 +158,7 @@ fn read_entry(full: &Path) -> Entry {
     }
 }
 
-/// SHA-256 of a file, hex.
+/// Returns the SHA-256 of a file in hex.
 pub fn hash(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut file = std::fs::File::open(path)?;
     let mut hasher = Sha256::new();
@@ -178,14 +177,14 @@ pub fn hash(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(hex.into_bytes())
 }
 
-/// Names of a file's xattrs, in byte order; symlinks are not followed.
+/// Returns the names of a file's xattrs, in byte order. Symlinks are not followed.
 pub fn xattr_names(path: &Path) -> rustix::io::Result<Vec<Vec<u8>>> {
     let mut buf = vec![0u8; 65536];
     let n = rustix::fs::llistxattr(path, &mut buf[..])?;
     Ok(xattr_list(&buf[..n]))
 }
 
-/// The names in an answer of listxattr(2), sorted.
+/// Returns the names in an answer of listxattr(2), sorted.
 pub fn xattr_list(answer: &[u8]) -> Vec<Vec<u8>> {
     let names = answer.split(|b| *b == 0).filter(|n| !n.is_empty());
     let mut names: Vec<_> = names.map(<[u8]>::to_vec).collect();
@@ -193,7 +192,7 @@ pub fn xattr_list(answer: &[u8]) -> Vec<Vec<u8>> {
     names
 }
 
-/// Value of an xattr; symlinks are not followed.
+/// Returns the value of an xattr. Symlinks are not followed.
 pub fn xattr(path: &Path, name: &[u8]) -> rustix::io::Result<Vec<u8>> {
     let mut buf = vec![0u8; 65536];
     let n = rustix::fs::lgetxattr(path, name, &mut buf[..])?;
@@ -214,10 +213,10 @@ fn xattrs(path: &Path) -> rustix::io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     Ok(map)
 }
 
-/// What a comparison looks at.
+/// The properties that a comparison includes.
 #[derive(Clone, Copy, Debug)]
 pub struct Mask {
-    /// mtimes from here on are "recent"; see the module's header.
+    /// mtimes from here on are "recent"; see the header of the module.
     pub recent: Stamp,
     /// Compare mtimes of directories.
     pub dir_mtimes: bool,
@@ -228,7 +227,7 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// Everything but inode numbers; nothing is recent.
+    /// Everything but inode numbers. No mtime is recent.
     pub const ALL: Self = Self {
         recent: (i64::MAX, 0),
         dir_mtimes: true,
@@ -236,7 +235,7 @@ impl Mask {
         ino: false,
     };
 
-    /// Times from now on are recent. The clock of file systems lags by up to a tick.
+    /// Makes times from now on recent. The clock of file systems lags by up to a tick.
     pub fn from_now() -> Self {
         let now = SystemTime::now() - Duration::from_secs(1);
         let since = now.duration_since(UNIX_EPOCH).unwrap();
@@ -254,7 +253,7 @@ impl Mask {
         }
     }
 
-    /// The compared facts of an entry, each with its name.
+    /// Returns the compared properties of an entry, each with its name.
     pub fn facts(&self, entry: &Entry) -> Vec<(String, String)> {
         let mut facts = vec![
             ("mode".into(), format!("{:o}", entry.mode)),
@@ -284,7 +283,7 @@ impl Mask {
     }
 }
 
-/// The differences between two trees, one line each; empty when equal.
+/// Returns the differences between two trees, one line each; empty if they are equal.
 pub fn diff(left: &Tree, right: &Tree, mask: &Mask) -> Vec<String> {
     let mut lines = Vec::new();
     let mut paths: Vec<_> = left.keys().chain(right.keys()).collect();

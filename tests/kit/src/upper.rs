@@ -1,18 +1,18 @@
-//! Upper directories made comparable: the listing of an upper as the markers mean it,
-//! so that two implementations' uppers over the same lowers can be held side by side.
+//! Comparable listings of upper directories: an upper is listed by the meaning of its markers, so
+//! that the uppers of two implementations over the same lowers can be compared.
 //!
-//! What two right implementations may do differently, and is therefore taken out:
+//! Two correct implementations may differ in these, so they are removed:
 //! * caches and identities: `origin`, `impure`, `nlink`, `uuid`, `upper`, `protattr`;
-//! * a `redirect` to the very place where the directory is;
-//! * the value of `redirect` (relative or absolute) and of `opaque`: presence counts,
-//!   and the remounts of the parity runner prove the value;
+//! * a `redirect` to the present place of the directory;
+//! * the value of `redirect` (relative or absolute) and of `opaque`: only their presence is compared,
+//!   and the remounts of the parity runner check the value;
 //! * an opaque marker where the lowers show no directory to hide (an optimisation of both);
 //! * attributes of whiteouts (kernel overlayfs links one inode for all);
 //! * entries that only repeat what the union showed before the script (a copy-up
 //!   without a change: kernel overlayfs does one at open for writing);
-//! * link counts (the kernel's index holds further links), and which of several hard
-//!   links are there: a FUSE request names an inode, not the path it was reached by, and
-//!   the index leads from the others to the copy. The trees show the links.
+//! * link counts (the kernel's index holds further links), and which of several hard links exist: a
+//!   FUSE request names an inode, not the path by which it was reached, and the index leads from the
+//!   others to the copy. The trees show the links.
 
 use super::tree::{Entry, Mask, Tree, is_private, list_raw};
 
@@ -29,7 +29,7 @@ const LEFT_OUT: [&[u8]; 6] = [
     b"trusted.overlay.protattr",
 ];
 
-/// The upper's listing, normalised; `base` and `after` are the union's trees before and
+/// Returns the normalised listing of an upper. `base` and `after` are the union's trees before and
 /// after the script.
 pub fn view(upper: &std::path::Path, (base, after): (&Tree, &Tree), mask: &Mask) -> Tree {
     let raw = list_raw(upper);
@@ -44,14 +44,14 @@ pub fn view(upper: &std::path::Path, (base, after): (&Tree, &Tree), mask: &Mask)
             redirected.push([&path[..], b"/"].concat());
         }
         let copied = entry.xattrs.contains_key(ORIGIN);
-        // What the lowers show there, the upper being empty before the script.
+        // The upper was empty before the script, so `base` shows the lowers.
         let hides = base.get(&path).is_some_and(Entry::is_dir);
         let entry = normalise(entry, hides, below_redirect);
         let trees = [base, after];
         let linked = trees
             .iter()
             .any(|t| t.get(&path).is_some_and(|e| e.group.is_some()));
-        // A copy-up without a change may since have been renamed with its directory.
+        // An unchanged copy may have been renamed with its directory since.
         let unchanged = if copied {
             base.values()
                 .any(|before| repeats(&entry, Some(before), mask))
@@ -65,7 +65,8 @@ pub fn view(upper: &std::path::Path, (base, after): (&Tree, &Tree), mask: &Mask)
     tree
 }
 
-/// Whether a redirect says where the lowers are anyway: written before a rename that failed.
+/// Whether a redirect leads to the default place of its lowers. It was written before a rename that
+/// failed.
 fn leads_to_itself(path: &[u8], entry: &Entry) -> bool {
     let Some(to) = entry.xattrs.get(REDIRECT) else {
         return false;
@@ -96,12 +97,12 @@ fn normalise(mut entry: Entry, hides: bool, below_redirect: bool) -> Entry {
     entry
 }
 
-/// Whether an entry says nothing that the union did not show before.
+/// Whether an entry only repeats what the union showed before.
 fn repeats(entry: &Entry, before: Option<&Entry>, mask: &Mask) -> bool {
     let Some(before) = before else {
         return false;
     };
-    // An escaped name is an attribute that a user set, which trees do not list either.
+    // An escaped name is an attribute that a user set. Trees do not list it either.
     let marker = |name: &[u8]| is_private(name) && !name.starts_with(ESCAPED);
     if entry.is_whiteout() || entry.xattrs.keys().any(|n| marker(n)) {
         return false;

@@ -1,6 +1,6 @@
-//! FUSE over io_uring is off unless the administrator switches it on, for the whole machine.
-//! The tests switch it on for the moment of a mount: what is mounted then keeps it. Called
-//! by `mount` for every mount with `transport=uring`.
+//! FUSE over io_uring is off unless the administrator switches it on, for the whole machine. The
+//! tests switch it on during a mount call; the mount keeps it afterwards. `mount` uses this for
+//! every mount with `transport=uring`.
 
 use std::fs::File;
 use std::io::Write;
@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 
 const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
 
-/// Why this machine has no FUSE over io_uring, if it has none.
+/// Returns the reason why this machine has no FUSE over io_uring; `None` if it has.
 pub fn missing() -> Option<String> {
     if std::fs::read(SWITCH).is_err() {
         return Some(format!("no {SWITCH}: the kernel has no FUSE over io_uring"));
@@ -22,14 +22,14 @@ pub fn missing() -> Option<String> {
     }
 }
 
-/// The switch, held as it is wanted until dropped; no other test touches it meanwhile.
+/// The switch. It keeps its state until this is dropped, and no other test changes it meanwhile.
 pub struct Switch {
     file: File,
     before: String,
 }
 
 impl Switch {
-    /// On (`Y`) or off (`N`).
+    /// Sets the switch to on (`Y`) or off (`N`).
     pub fn set(state: &str) -> Self {
         let file = File::options().read(true).write(true).open(SWITCH).unwrap();
         flock(&file, FlockOperation::LockExclusive).unwrap();

@@ -1,6 +1,7 @@
-//! The manifests of image archives, in a directory. After the first byte (even: `manifest.json`,
-//! odd: OCI `index.json`; with the second bit, blobs lie beside it as `dir:` has them) come documents between NULs: the first is that file, the others are
-//! blobs, to which `@1`, `@2` and so on in an earlier document refer: their digests.
+//! The manifests of image archives, in a directory. The first byte chooses the form: even is
+//! `manifest.json`, odd is an OCI `index.json`; with the second bit, the blobs are beside it as in
+//! `dir:`. Documents separated by NULs follow. The first is that file, the others are blobs. `@1`,
+//! `@2` and so on in an earlier document stand for their digests.
 
 use std::cell::RefCell;
 use std::fs;
@@ -15,7 +16,7 @@ thread_local! {
     static DIR: RefCell<tempfile::TempDir> = RefCell::new(tempfile::tempdir().unwrap());
 }
 
-/// Documents, at most.
+/// The maximum number of documents.
 const MAX: usize = 8;
 
 pub fn run(bytes: &[u8]) {
@@ -52,7 +53,7 @@ pub fn run(bytes: &[u8]) {
                     assert_eq!(image.layers.len(), image.diff_ids.len());
                     assert!(image.names.iter().all(|name| name.digest().is_none()));
                     for reference in image.references.iter().take(2) {
-                        // Several may be called so.
+                        // Several images may have this name.
                         if let Err(error) = find(&source, Some(reference), None) {
                             one_line(&error);
                         }

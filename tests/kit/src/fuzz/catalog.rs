@@ -1,6 +1,6 @@
-//! Catalogs with a header that is right whatever follows it. The first byte chooses: even, the
-//! bytes alone are gone through; odd, they serve a union of the layers they might be of, which
-//! must show nothing that is in none of them.
+//! Catalogs whose header is correct for any content. The first byte chooses: even, the bytes alone
+//! are read; odd, they serve a union of the layers that they might describe. The union must not
+//! show anything that is in none of these layers.
 
 use std::cell::RefCell;
 use std::fs;
@@ -49,7 +49,7 @@ impl Bench {
         }
     }
 
-    /// Puts the layers as they are into a catalog, which says what they were in another run.
+    /// Writes the identity of the present layers into a catalog, in place of those of another run.
     fn adopt(&self, bytes: &mut [u8]) {
         let (from, count) = (size_of::<Header>(), 2 * size_of::<LayerRecord>());
         let layers = &self.catalog[from..from + count];

@@ -1,6 +1,5 @@
-//! The small files of a store. The first byte chooses: a parser that gets the bytes as they
-//! are, or a file of a small store (Docker's, podman's), which gets them for its content
-//! before everything is read.
+//! The small files of a store. The first byte chooses: a parser gets the bytes directly, or a file
+//! of a small store (Docker's, podman's) gets them as its content before the whole store is read.
 
 use std::cell::RefCell;
 use std::fs;
@@ -12,7 +11,7 @@ use super::one_line;
 use crate::store::fixture::{Fixture, children};
 use crate::store::layouts::Layout;
 
-/// A parser of bytes: what it refuses.
+/// A parser of bytes, which returns its errors.
 type Parser = fn(&[u8]) -> Vec<Error>;
 
 const PARSERS: [Parser; 4] = [
@@ -22,7 +21,7 @@ const PARSERS: [Parser; 4] = [
     fuzzing::digest,
 ];
 
-/// Of Docker's store.
+/// Files of Docker's store.
 const DOCKER: [&str; 11] = [
     "image/overlay2/repositories.json",
     "image/overlay2/layerdb/sha256/*/cache-id",
@@ -37,7 +36,7 @@ const DOCKER: [&str; 11] = [
     "overlay2/*/lower",
 ];
 
-/// Of podman's.
+/// Files of podman's store.
 const PODMAN: [&str; 5] = [
     "overlay-images/images.json",
     "overlay-layers/layers.json",
@@ -53,7 +52,7 @@ thread_local! {
     ]);
 }
 
-/// A store and those of its files that are changed.
+/// A store, and those of its files that are changed.
 struct Store {
     store: Fixture,
     names: [String; 5],
@@ -144,7 +143,8 @@ impl Store {
     }
 }
 
-/// The last of the files that fit: of layers one that has a parent; one that need not exist.
+/// Returns the last file that matches the pattern; among layers, that of a layer with a parent. The
+/// file need not exist.
 fn file(store: &Fixture, pattern: &str) -> PathBuf {
     let Some((dir, name)) = pattern.split_once("/*/") else {
         return store.root.join(pattern);

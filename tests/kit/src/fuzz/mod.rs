@@ -1,8 +1,8 @@
-//! The fuzz targets: each takes bytes and panics when something is wrong that must not be. Run
-//! by the fuzzers in `fuzz/fuzz_targets`, and by `tests/fuzz`.
+//! The fuzz targets. Each takes bytes and panics if it finds an error in the code. The fuzzers in
+//! `fuzz/fuzz_targets` and `tests/fuzz` run them.
 //!
-//! Where random bytes would not get past a checksum, a digest or a number, the target puts the
-//! right one there, so that the fuzzer gets inside.
+//! If random bytes would not pass a checksum, a digest or a number, the target inserts the right
+//! one, so that the fuzzer reaches the code after the check.
 
 pub mod archive;
 pub mod bolt;
@@ -15,7 +15,7 @@ pub mod tar_split;
 pub mod thin_pool;
 pub mod wire;
 
-// The command line is no part of the library.
+// The command line is not part of the library.
 #[path = "../../../../src/cli/options.rs"]
 #[allow(dead_code, reason = "the program uses more of it than the fuzz target")]
 mod mount_options;
@@ -24,7 +24,7 @@ mod mount_options;
 pub struct Target {
     pub name: &'static str,
     pub run: fn(&[u8]),
-    /// What it starts with.
+    /// The inputs that the fuzzer starts with.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
@@ -76,7 +76,7 @@ pub const TARGETS: [Target; 9] = [
     },
 ];
 
-/// An error is one line of bounded length, whatever it quotes.
+/// Checks that an error is one line of bounded length, whatever it quotes.
 pub fn one_line(error: &impl std::fmt::Display) {
     let text = error.to_string();
     assert!(!text.contains(['\n', '\x1b', '\0']), "{text:?}");

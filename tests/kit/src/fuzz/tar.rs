@@ -1,8 +1,9 @@
-//! Layer tars: whatever they hold, unpacking stays in its directory, and what it takes comes
-//! back byte for byte. The same bytes are also indexed as an image archive.
+//! Layer tars. Whatever they contain, unpacking stays in its directory, and every accepted tar is
+//! rebuilt byte for byte. The same bytes are also indexed as an image archive.
 //!
-//! The first byte chooses: 0 tar as it is, save for checksums (`fixed`); 1 one that is built
-//! from the bytes (`tar_built`). Its second bit: as a user who has no trusted xattrs.
+//! The first byte chooses: 0 is a tar with these bytes, with corrected checksums (`fixed`); 1 is a
+//! tar that is built from the bytes (`tar_built`). With its second bit, the user has no trusted
+//! xattrs.
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -46,7 +47,7 @@ pub fn run(bytes: &[u8]) {
     });
 }
 
-/// A directory to unpack into, with something beside it that must not change.
+/// A directory to unpack into, beside files that must not change.
 struct Site {
     dir: tempfile::TempDir,
     diff: PathBuf,
@@ -54,7 +55,7 @@ struct Site {
     outside: [Outside; 2],
 }
 
-/// What any change to a file or directory changes.
+/// The attributes that any change to a file or directory changes.
 #[derive(Debug, PartialEq, Eq)]
 struct Outside {
     ctime: (i64, i64),
@@ -132,7 +133,7 @@ impl Site {
     }
 }
 
-/// The tar with the checksum of each header put right.
+/// Returns the tar with the correct checksum in each header.
 pub fn fixed(bytes: &[u8]) -> Vec<u8> {
     let mut tar = bytes.to_vec();
     let mut at = 0;
@@ -159,7 +160,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         seeds.push([&[0][..], &tar].concat());
         seeds.push([&[2][..], &tar].concat());
     }
-    // Any bytes build something.
+    // Any bytes build a tar.
     for step in [1u8, 3, 7, 31, 53, 101, 151, 211] {
         let bytes = (0..200u8).map(|n| n.wrapping_mul(step).rotate_left(u32::from(n % 3)));
         seeds.push([1].into_iter().chain(bytes).collect());

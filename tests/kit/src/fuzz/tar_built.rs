@@ -6,7 +6,7 @@ use tar::{EntryType, Header};
 
 const BLOCK: usize = 512;
 
-/// Few, so that entries meet; `b`, `c` are often symlinks.
+/// The components of names. There are few, so that entries collide; `b`, `c` are often symlinks.
 const PARTS: [&[u8]; 20] = [
     b"a",
     b"a",
@@ -45,7 +45,7 @@ const XATTRS: [&str; 8] = [
     "",
 ];
 
-/// The tar that `bytes` stand for.
+/// Builds the tar that `bytes` stand for.
 pub fn tar(bytes: &[u8]) -> Vec<u8> {
     let mut from = Unstructured::new(bytes);
     let mut tar = Tar::default();
@@ -56,7 +56,7 @@ pub fn tar(bytes: &[u8]) -> Vec<u8> {
 #[derive(Default)]
 struct Tar(Vec<u8>);
 
-/// What a header says besides its name and kind.
+/// The fields of a header besides its name and kind.
 #[derive(Default)]
 struct Fields {
     mode: u32,
@@ -113,7 +113,7 @@ impl Tar {
             field[..length].copy_from_slice(&text[..length]);
         }
         if kind == b'S' {
-            // One extent with all that is stored, after a hole.
+            // One extent contains all stored data, after a hole.
             let extent = format!("{:011o}\0{:011o}\0", 512, data.len());
             header.as_mut_bytes()[386..410].copy_from_slice(extent.as_bytes());
             let size = format!("{:011o}\0", 512 + data.len());
@@ -153,7 +153,7 @@ fn path(from: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     Ok(path)
 }
 
-/// PAX records about time, owner, xattrs.
+/// Returns PAX records about time, owner and xattrs.
 fn records(from: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let mut records = Vec::new();
     for _ in 0..from.int_in_range(0..=12u8)?.saturating_sub(9) {
@@ -240,10 +240,10 @@ fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     [format!("{length} ").as_bytes(), key, b"=", value, b"\n"].concat()
 }
 
-/// Kind, name, link, content.
+/// A sample entry: kind, name, link, content.
 type Sample<'a> = (u8, &'a [u8], &'a [u8], &'a [u8]);
 
-/// Tars as real ones are.
+/// Returns tars like real ones.
 pub fn samples() -> Vec<Vec<u8>> {
     let fields = |mode| Fields {
         mode,

@@ -1,5 +1,5 @@
-//! tar-split: whatever its lines say, rebuilding reads regular files of the layer and nothing
-//! else. The first byte chooses: 0 lines as they are, else with the positions they must have.
+//! tar-split. Whatever its lines contain, rebuilding reads regular files of the layer and nothing
+//! else. The first byte chooses: 0 are the lines unchanged, else lines with correct positions.
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ thread_local! {
 
 const SECRET: &[u8] = b"a secret beside the layer";
 
-/// A layer with files and what must not be taken for files.
+/// A layer with files, and entries that must not be read as files.
 struct Layer {
     _dir: tempfile::TempDir,
     diff: File,
@@ -80,7 +80,7 @@ pub fn run(bytes: &[u8]) {
     });
 }
 
-/// The lines with the number of each as its position.
+/// Returns the lines with the number of each as its position.
 fn numbered(bytes: &[u8]) -> Vec<u8> {
     const KEY: &[u8] = b"\"position\":";
     let mut split = Vec::new();

@@ -1,6 +1,6 @@
-//! A thin pool and the ext4 on its device. The input is changes of a pool that is right: a byte that chooses
-//! the part (metadata or data), then for each change four bytes of a place and the byte to put there. Check
-//! sums of the metadata are right afterwards.
+//! A thin pool and the ext4 on its device. The input is a list of changes to a valid pool: a byte
+//! chooses the part (metadata or data), then each change has four bytes for the position and one
+//! for the new byte. Afterwards the checksums of the metadata are corrected.
 //!
 //! `ext4.img.gz` has an ext4 without journal and check sums, of blocks of 1 KiB: files, hard links, symlinks
 //! (one longer than an inode, one to itself), a FIFO, a sparse file, and an indexed directory of 60 names
@@ -23,7 +23,7 @@ static POOL: LazyLock<(ByHand, u64)> = LazyLock::new(|| {
     (thin_pool::by_hand(&bytes), bytes.len() as u64)
 });
 
-/// Files that are read, whether or not they are there.
+/// The files that are read. Some of them do not exist.
 const NAMES: [&[u8]; 10] = [
     b"etc/one",
     b"etc/two",
@@ -66,12 +66,13 @@ pub fn run(bytes: &[u8]) {
     let refused = fuzzing::thin_pool(&metadata, &data, *size, &NAMES);
     refused.iter().for_each(one_line);
     if changes.len() < 5 {
-        // What is right is read: all but two symlinks at the end, a FIFO and what is not there.
+        // The unchanged pool is read, except two symlinks at the end, a FIFO and files that do not
+        // exist.
         assert_eq!(refused.len(), 4, "{refused:?}");
     }
 }
 
-/// Nothing changed, and words that the reader decides by.
+/// Returns an input without changes, and words on which the reader's decisions depend.
 pub fn seeds() -> Vec<Vec<u8>> {
     let change = |at: u32, value: u8| [&at.to_le_bytes()[..], &[value]].concat();
     let mut seeds = vec![vec![0], vec![1]];
@@ -83,7 +84,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             seeds.push([vec![0], change(node * METADATA_BLOCK as u32 + at, 7)].concat());
         }
     }
-    // The superblock of the ext4, which is in the last block of the data.
+    // The superblock of the ext4 is in the last block of the data.
     let first = (POOL.0.data.len() - thin_pool::BLOCK) as u32 + 1024;
     for at in [
         0x04, 0x14, 0x18, 0x20, 0x28, 0x38, 0x58, 0x5c, 0x60, 0xfe, 0x150,

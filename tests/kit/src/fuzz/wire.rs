@@ -1,9 +1,9 @@
-//! Messages of the kernel. The first byte chooses: 0 as they are, else with the length that is
-//! theirs, so that the body is looked at.
+//! Messages of the kernel. The first byte chooses: 0 is the message unchanged, else its length
+//! field is corrected, so that the body is parsed.
 
 use unionfs::fuse::fuzzing;
 
-/// Bytes of `struct fuse_in_header`.
+/// The size of `struct fuse_in_header` in bytes.
 const HEADER: usize = 40;
 
 pub fn run(bytes: &[u8]) {
@@ -19,7 +19,7 @@ pub fn run(bytes: &[u8]) {
     fuzzing::message(&message);
 }
 
-/// Every opcode with a body that is long enough, and the two that are out of the row.
+/// Returns every opcode with a body that is long enough, and the two opcodes outside of the range.
 pub fn seeds() -> Vec<Vec<u8>> {
     let opcodes = (0..=53u32).chain([4096, 1_000_000]);
     opcodes

@@ -1,5 +1,5 @@
 //! Writes stores in Docker's layout (driver overlay2): layer directories, their records, images and
-//! containers, all IDs real.
+//! containers. All IDs are correct.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -13,7 +13,7 @@ use unionfs::oci::{Digest, chain_id};
 
 use super::layer_tar;
 
-/// The time of everything, so that the same content gives the same IDs.
+/// The time of every entry, so that the same content gives the same IDs.
 const WHEN: i64 = 1_600_000_000;
 const WHEN_TEXT: &str = "2020-09-13T12:26:40Z";
 
@@ -23,7 +23,7 @@ pub struct MadeLayer {
     pub chain_id: Digest,
     pub diff_id: Digest,
     pub cache_id: String,
-    /// What a layer on top has as `lower`.
+    /// The content of the file `lower` for a layer on top.
     below: String,
 }
 
@@ -66,13 +66,14 @@ impl StoreBuilder {
         self.root.join("image/overlay2")
     }
 
-    /// Writes a layer whose files `fill` puts into a directory, whiteouts as overlayfs has them.
+    /// Writes a layer. `fill` puts the files into a directory, with whiteouts in the form of
+    /// overlayfs.
     pub fn layer(
         &mut self,
         parent: Option<&MadeLayer>,
         fill: impl FnOnce(&Path) -> io::Result<()>,
     ) -> io::Result<MadeLayer> {
-        // The directory's name must be known before the content is: number them.
+        // The directory's name is needed before the content is known, so it is a number.
         let count = std::fs::read_dir(self.root.join("overlay2"))?.count();
         let cache_id = Digest::of(format!("layer {count}").as_bytes()).hex();
         let diff = self.driver_dir(&cache_id)?;
@@ -114,7 +115,7 @@ impl StoreBuilder {
         Ok(dir.join("diff"))
     }
 
-    /// Writes `link`, `lower`, `work` and `l/`; gives what a layer on top has as `lower`.
+    /// Writes `link`, `lower`, `work` and `l/`. Returns the content of `lower` for a layer on top.
     fn driver_records(&self, cache_id: &str, lower: Option<&str>) -> io::Result<String> {
         let driver = self.root.join("overlay2");
         let dir = driver.join(cache_id);
@@ -150,7 +151,7 @@ impl StoreBuilder {
         self.image_from(names, config.to_string().as_bytes())
     }
 
-    /// Writes an image with that configuration and returns its ID.
+    /// Writes an image with this configuration and returns its ID.
     pub fn image_from(&mut self, names: &[&str], config: &[u8]) -> io::Result<String> {
         let id = Digest::of(config);
         let content = self.image_dir().join("imagedb/content/sha256");
@@ -191,14 +192,14 @@ impl StoreBuilder {
         Ok(id)
     }
 
-    /// Writes repositories.json: the store is complete.
+    /// Writes repositories.json, which completes the store.
     pub fn finish(&self) -> io::Result<()> {
         let text = json!({ "Repositories": self.names }).to_string();
         std::fs::write(self.image_dir().join("repositories.json"), text)
     }
 }
 
-/// Makes a whiteout; where mknod is refused there is none, and the file below stays.
+/// Creates a whiteout. If mknod is refused there is none, and the file below stays visible.
 pub fn whiteout(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;

@@ -1,5 +1,6 @@
-//! A store of the driver overlay2 as one of the driver devicemapper: the same images and records, and the
-//! files of each layer, with all below, in an ext4 on a thin device.
+//! Converts a store of the driver overlay2 to the driver devicemapper: the images and records stay
+//! the same, and the files of each layer, together with those of all layers below, are in an ext4
+//! on a thin device.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,17 +13,17 @@ use serde_json::json;
 use super::fixture::children;
 use super::thin_pool::{BLOCK, ThinPool};
 
-/// Bytes of a device.
+/// The size of a device in bytes.
 pub const SIZE: u64 = 24 << 20;
-/// Blocks of the pool, a prime.
+/// The number of blocks of the pool, a prime.
 const BLOCKS: u64 = 4099;
-/// The device that all descend from.
+/// The device from which all others descend.
 const BASE: u32 = 1;
 
-/// With which of its options the driver has made the store.
+/// The options of the driver with which the store was made.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// `dm.fs=xfs`, of the base layers only: nothing above them is looked at then.
+    /// `dm.fs=xfs`, for the base layers only. No file of the layers above them is read then.
     pub xfs: bool,
     /// `dm.blocksize`, in bytes.
     pub block: usize,
@@ -37,11 +38,11 @@ impl Default for Options {
     }
 }
 
-/// What was made.
+/// The devices that were made.
 pub struct Devices {
     /// Device IDs by cache ID.
     pub ids: BTreeMap<String, u32>,
-    /// The transaction that the pool has done.
+    /// The transaction number of the pool.
     pub transaction: u64,
 }
 
@@ -52,7 +53,7 @@ struct Layer {
     below: Option<String>,
 }
 
-/// Turns the store in `root`, of the driver overlay2, into one of the driver devicemapper.
+/// Converts the store in `root` from the driver overlay2 to the driver devicemapper.
 pub fn convert(root: &Path, options: Options) -> Devices {
     fs::rename(root.join("image/overlay2"), root.join("image/devicemapper")).unwrap();
     let temp = tempfile::tempdir_in(root).unwrap();
@@ -134,7 +135,7 @@ fn layers(root: &Path) -> Vec<Layer> {
     children(&db).into_iter().map(layer).collect()
 }
 
-/// Each after the one below.
+/// Sorts layers so that each follows the one below it.
 fn in_order(mut layers: Vec<Layer>) -> Vec<Layer> {
     let mut ordered: Vec<Layer> = Vec::new();
     while !layers.is_empty() {
@@ -158,7 +159,7 @@ fn copy(from: &Path, to: &Path) {
     run(cp.arg(from.join(".")).arg(to));
 }
 
-/// Puts what a layer of overlayfs changes over a tree, in which there are no whiteouts then.
+/// Applies the changes of an overlayfs layer to a tree. The tree has no whiteouts afterwards.
 fn apply(diff: &Path, tree: &Path) {
     clear(diff, tree);
     copy(diff, tree);
@@ -200,18 +201,18 @@ fn remove_whiteouts(tree: &Path) {
     }
 }
 
-/// An ext4 with the files of a tree.
+/// Returns an ext4 with the files of a tree.
 fn ext4(tree: &Path) -> Vec<u8> {
     let mut mkfs = Command::new("mkfs.ext4");
     let id = "6b1b6b1b-0000-4000-8000-000000000001";
-    // As Docker has made them; the same in each, so that snapshots share blocks.
+    // The options are Docker's. The UUID is the same in each, so that snapshots share blocks.
     mkfs.args(["-q", "-F", "-U", id]);
     let options = format!("nodiscard,lazy_itable_init=0,lazy_journal_init=0,hash_seed={id}");
     mkfs.args(["-E", &options]).arg("-d").arg(tree);
     file_system(&mut mkfs, &tree.with_extension("image"), SIZE)
 }
 
-/// An empty xfs of the smallest size.
+/// Returns an empty xfs of the smallest size.
 fn xfs(tree: &Path) -> Vec<u8> {
     let mut mkfs = Command::new("mkfs.xfs");
     file_system(mkfs.arg("-q"), &tree.with_extension("image"), 300 << 20)

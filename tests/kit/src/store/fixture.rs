@@ -7,7 +7,7 @@ use unionfs::store::{Result, Stores};
 
 use super::sample;
 
-/// A sample store in a directory that goes away.
+/// A sample store in a directory that is removed on drop.
 pub struct Fixture {
     _temp: tempfile::TempDir,
     pub root: PathBuf,
@@ -30,12 +30,12 @@ impl Fixture {
         discover(&self.root)
     }
 
-    /// Image ID of `sample:1` (0) or `sample:2` (1), without `sha256:`.
+    /// Returns the image ID of `sample:1` (0) or `sample:2` (1), without `sha256:`.
     pub fn id(&self, image: usize) -> &str {
         self.sample.images[image].1.strip_prefix("sha256:").unwrap()
     }
 
-    /// The only file or directory whose path below the root fits; `*` is one component.
+    /// Returns the only file or directory whose path below the root matches; `*` is one component.
     pub fn path(&self, pattern: &str) -> PathBuf {
         let mut found = vec![self.root.clone()];
         for part in pattern.split('/') {
@@ -49,14 +49,14 @@ impl Fixture {
         found.swap_remove(0)
     }
 
-    /// `layerdb/sha256/<chain>` of a layer of `sample:1`, base first.
+    /// Returns `layerdb/sha256/<chain>` of a layer of `sample:1`, base first.
     pub fn layer(&self, number: usize) -> PathBuf {
         let image = self.stores().unwrap().find("sample:1").unwrap();
         let chain = image.layers[number].chain_id.hex();
         self.root.join("image/overlay2/layerdb/sha256").join(chain)
     }
 
-    /// `overlay2/<cache id>` of a layer of `sample:1`, base first.
+    /// Returns `overlay2/<cache id>` of a layer of `sample:1`, base first.
     pub fn layer_dir(&self, number: usize) -> PathBuf {
         let cache_id = std::fs::read_to_string(self.layer(number).join("cache-id")).unwrap();
         self.root.join("overlay2").join(cache_id)

@@ -1,9 +1,9 @@
-//! A layer directory as Docker's layer tar, and that tar as tar-split.
+//! Writes a layer directory as Docker's layer tar, and that tar as tar-split.
 //!
-//! In the tar a whiteout is an empty file `.wh.NAME` and an opaque directory holds
-//! `.wh..wh..opq` (OCI image specification, layer.md). tar-split is a line of JSON per
-//! piece: type 2 a segment of raw bytes, type 1 a file's place with its size and the
-//! CRC-64 (ISO 3309) of its bytes.
+//! In the tar a whiteout is an empty file `.wh.NAME`, and an opaque directory contains
+//! `.wh..wh..opq` (OCI image specification, layer.md). tar-split has a line of JSON per piece: type
+//! 2 is a segment of raw bytes, type 1 is the position of a file with its size and the CRC-64 (ISO
+//! 3309) of its bytes.
 
 use std::collections::HashMap;
 use std::io::{self, Cursor};
@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::json;
 use tar::{EntryType, Header};
 
-/// The tar of a layer directory whose markers are overlayfs's.
+/// Returns the tar of a layer directory with overlayfs markers.
 pub fn tar_of(diff: &Path) -> io::Result<Vec<u8>> {
     let mut writer = Writer {
         tar: tar::Builder::new(Vec::new()),
@@ -94,7 +94,7 @@ impl Writer<'_> {
         self.tar.append_data(&mut header, relative, file)
     }
 
-    /// The user xattrs of the next entry, as GNU tar and Docker keep them.
+    /// Writes the user xattrs of the next entry, in the form of GNU tar and Docker.
     fn xattrs(&mut self, path: &Path) -> io::Result<()> {
         let value = get_xattr(path, "user.sample");
         let pairs = value
@@ -127,7 +127,8 @@ fn sorted(dir: &Path) -> io::Result<Vec<std::ffi::OsString>> {
     Ok(names)
 }
 
-/// Bytes of a layer as Docker's overlay2 counts them: every inode but directories, once.
+/// Returns the size of a layer in bytes as Docker's overlay2 counts it: every inode but
+/// directories, once.
 pub fn size_of(diff: &Path) -> io::Result<u64> {
     let mut inodes = HashMap::new();
     let mut todo = vec![diff.to_owned()];
@@ -145,7 +146,7 @@ pub fn size_of(diff: &Path) -> io::Result<u64> {
     Ok(inodes.values().sum())
 }
 
-/// The tar-split lines of a tar.
+/// Returns the tar-split lines of a tar.
 pub fn split_of(tar: &[u8]) -> io::Result<Vec<u8>> {
     let mut lines = Vec::new();
     let mut position = 0;
@@ -180,7 +181,7 @@ pub fn split_of(tar: &[u8]) -> io::Result<Vec<u8>> {
     Ok(lines)
 }
 
-/// CRC-64 with the ISO 3309 polynomial, reflected, as Go's hash/crc64 computes it.
+/// Returns the CRC-64 with the ISO 3309 polynomial, reflected, as Go's hash/crc64 computes it.
 fn crc64(bytes: &[u8]) -> u64 {
     let step = |crc: u64| (crc >> 1) ^ (0xd800_0000_0000_0000 & (crc & 1).wrapping_neg());
     let fold = |crc: u64, byte: &u8| (0..8).fold(crc ^ u64::from(*byte), |crc, _| step(crc));

@@ -1,5 +1,5 @@
-//! The sample store in the layouts of other drivers, and as podman's store: by construction, so
-//! that it can be broken anywhere.
+//! The sample store in the layouts of other drivers, and as podman's store. It is built here, so
+//! that tests can damage any part of it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use unionfs::store::Image;
 
 use super::fixture::{Fixture, children};
 
-/// The sample store and what its layers are called.
+/// The sample store, and the IDs of its layers.
 pub struct Layout {
     pub store: Fixture,
-    /// Cache IDs of `sample:1`, base first.
+    /// The cache IDs of `sample:1`, base first.
     pub ids: Vec<String>,
-    /// Of its container.
+    /// The mount ID of its container.
     pub mount_id: String,
 }
 
@@ -37,8 +37,9 @@ impl Layout {
         (layout, images.into())
     }
 
-    /// Docker's store with the driver `overlay` (first generation) or `vfs`. The trees are
-    /// not whole, as a real one's are: nothing here looks at their files.
+    /// Creates Docker's store with the driver `overlay` (first generation) or `vfs`. The trees do
+    /// not contain the files of the layers below, as those of a real store do. No test reads these
+    /// files.
     pub fn docker(driver: &str) -> Self {
         let (layout, _) = Self::new();
         let root = &layout.store.root;
@@ -71,7 +72,7 @@ impl Layout {
         fs::write(to.join("lower-id"), &self.ids[2]).unwrap();
     }
 
-    /// podman's store with the driver `overlay` or `vfs`.
+    /// Creates podman's store with the driver `overlay` or `vfs`.
     pub fn podman(driver: &str) -> Self {
         let (layout, images) = Self::new();
         let root = &layout.store.root;
@@ -136,19 +137,19 @@ impl Layout {
         fs::remove_dir_all(from).unwrap();
     }
 
-    /// A path below the root.
+    /// Returns a path below the root.
     pub fn at(&self, path: impl AsRef<Path>) -> PathBuf {
         self.store.root.join(path)
     }
 }
 
-/// Moves a directory to where there is none yet.
+/// Moves a directory to a path that does not exist yet.
 fn place(from: &Path, to: &Path) {
     fs::create_dir_all(to.parent().unwrap()).unwrap();
     fs::rename(from, to).unwrap();
 }
 
-/// With the fields that podman 4.3 writes.
+/// Returns the record of a layer with the fields that podman 4.3 writes.
 fn layer_record(image: &Image, layer: &unionfs::store::ImageLayer) -> Value {
     let below = image
         .layers

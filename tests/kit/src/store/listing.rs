@@ -7,10 +7,10 @@ use std::path::Path;
 
 use unionfs::oci::Digest;
 
-/// Path below the root, as bytes, to entry.
+/// From the path below the root, as bytes, to the entry.
 pub type Listing = BTreeMap<Vec<u8>, Entry>;
 
-/// Everything about an entry that a union of layers must give back.
+/// All properties of an entry that a union of layers must show.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
     /// Type and permissions.
@@ -18,13 +18,13 @@ pub struct Entry {
     pub owner: (u64, u64),
     /// Seconds and nanoseconds.
     pub mtime: (i64, i64),
-    /// Of regular files; the digest shows the content.
+    /// The size of a regular file. The digest shows the content.
     pub size: u64,
     pub content: Option<Digest>,
     pub device: Option<(u32, u32)>,
     pub target: Option<Vec<u8>>,
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// All names of the inode, if several.
+    /// All names of the inode, if it has several.
     pub names: BTreeSet<Vec<u8>>,
 }
 
@@ -34,7 +34,7 @@ const PRIVATE: [&[u8]; 3] = [
     b"user.fuseoverlayfs.",
 ];
 
-/// Lists a directory, the root included (as the empty path).
+/// Lists a directory, with the root as the empty path.
 pub fn of_dir(root: &Path) -> Listing {
     let mut listing = Listing::new();
     let mut inodes: HashMap<u64, BTreeSet<Vec<u8>>> = HashMap::new();

@@ -1,4 +1,4 @@
-//! The sample store: made, in other layouts, and compared.
+//! The sample store: how it is made, converted to other layouts, and compared.
 
 pub mod builder;
 pub mod devicemapper;

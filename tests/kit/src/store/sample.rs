@@ -1,4 +1,4 @@
-//! What the sample images hold: every kind of entry a layer can have.
+//! The content of the sample images: every kind of entry that a layer can have.
 
 use std::io;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -9,9 +9,9 @@ use rustix::io::Errno;
 
 use super::builder::{StoreBuilder, whiteout};
 
-/// What was made.
+/// The sample store that was made.
 pub struct Sample {
-    /// Names and IDs.
+    /// The names and IDs of the images.
     pub images: Vec<(String, String)>,
     /// The container's ID.
     pub container: String,
@@ -116,7 +116,7 @@ fn links(diff: &Path) -> io::Result<()> {
     )?;
     write(diff, "data/attributes", "has a user xattr\n")?;
     let path = diff.join("data/attributes");
-    // A file system without user xattrs makes a sample without one.
+    // On a file system without user xattrs the sample has none.
     match rustix::fs::setxattr(&path, "user.sample", b"value", XattrFlags::empty()) {
         Ok(()) | Err(Errno::NOTSUP) => Ok(()),
         Err(error) => Err(error.into()),
@@ -126,14 +126,14 @@ fn links(diff: &Path) -> io::Result<()> {
 fn second(diff: &Path) -> io::Result<()> {
     write(diff, "etc/os-release", "NAME=sample\nVERSION_ID=2\n")?;
     write(diff, "srv/index.html", "<h1>sample 2</h1>\n")?;
-    // Other types than below: a directory over a file, a file over a directory.
+    // These have other types than below: a directory replaces a file, and a file a directory.
     write(diff, "data/keep/file", "was a file, is a directory\n")?;
     opaque(&diff.join("data/keep"))?;
     write(diff, "data/merged", "was a directory, is a file\n")?;
     write(diff, "usr/share/doc/sample/NEWS", "version 2\n")
 }
 
-/// Marks a directory opaque the way this user's dockerd would.
+/// Marks a directory opaque in the form that dockerd of this user would use.
 fn opaque(dir: &Path) -> io::Result<()> {
     let set = |name| rustix::fs::setxattr(dir, name, b"y", XattrFlags::empty());
     match set("trusted.overlay.opaque") {

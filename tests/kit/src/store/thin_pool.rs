@@ -1,5 +1,5 @@
-//! Thin pools made of files: the metadata by `thin_restore`, the data block by block, so that devices share
-//! blocks as snapshots do and lie anywhere in the data.
+//! Creates thin pools in files: the metadata by `thin_restore`, the data block by block. Devices
+//! share blocks as snapshots do, and their blocks are scattered over the data.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,28 +8,28 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Bytes of a data block: 128 sectors, Docker's and the kernel's smallest.
+/// The size of a data block in bytes: 128 sectors, the minimum of Docker and the kernel.
 pub const BLOCK: usize = 64 << 10;
-/// Bytes of a block of metadata.
+/// The size of a block of metadata in bytes.
 pub const METADATA_BLOCK: usize = 4096;
 
-/// Where the blocks of a device are in the data.
+/// The positions of a device's blocks in the data.
 pub type Mappings = BTreeMap<u64, u64>;
 
-/// A pool being made, in a directory: `data` and `metadata`.
+/// A pool under construction, in a directory: `data` and `metadata`.
 pub struct ThinPool {
     dir: PathBuf,
     data: File,
-    /// Blocks of the data; a prime, so that steps of any length reach all of them.
+    /// The number of data blocks: a prime, so that steps of any length reach all of them.
     blocks: u64,
     used: u64,
-    /// Bytes of a block.
+    /// The size of a block in bytes.
     size: usize,
     devices: BTreeMap<u32, Mappings>,
 }
 
 impl ThinPool {
-    /// An empty one, with room for so many blocks of so many bytes.
+    /// Creates an empty pool with `blocks` blocks of `size` bytes.
     pub fn new(dir: &Path, blocks: u64, size: usize) -> Self {
         std::fs::create_dir_all(dir).unwrap();
         let data = File::create(dir.join("data")).unwrap();
@@ -44,15 +44,15 @@ impl ThinPool {
         }
     }
 
-    /// Where a new block is put: never beside the one before.
+    /// Returns the position of a new block, which is never next to the previous one.
     fn place(&mut self) -> u64 {
         assert!(self.used < self.blocks, "the pool is full");
         self.used += 1;
         self.used * 37 % self.blocks
     }
 
-    /// A device with these bytes: a snapshot of `below`, with which it shares the blocks that are equal.
-    /// Blocks of zeros are left out.
+    /// Adds a device with these bytes: a snapshot of `below`, with which it shares the blocks that
+    /// are equal. Blocks of zeros are left out.
     pub fn device(&mut self, id: u32, bytes: &[u8], below: Option<u32>) -> &Mappings {
         let below = below.map_or_else(Mappings::new, |id| self.devices[&id].clone());
         let mut mappings = Mappings::new();
@@ -83,12 +83,12 @@ impl ThinPool {
         bytes
     }
 
-    /// A device with these blocks, whatever is in them.
+    /// Adds a device with these blocks, whatever they contain.
     pub fn map(&mut self, id: u32, mappings: Mappings) {
         self.devices.insert(id, mappings);
     }
 
-    /// Makes the metadata, of a pool that has done so many transactions.
+    /// Writes the metadata of a pool that has committed `transaction` transactions.
     pub fn finish(&self, transaction: u64) {
         let mut xml = format!(
             "<superblock uuid=\"\" time=\"1\" transaction=\"{transaction}\" flags=\"0\" version=\"2\" \
@@ -123,20 +123,20 @@ impl ThinPool {
     }
 }
 
-/// What a block of metadata is, by what its check sum is combined with.
+/// The type of a block of metadata, as the value that is combined with its checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Salt {
     Superblock = 160_774,
     Node = 121_107,
 }
 
-/// Puts the right check sum into a block of metadata.
+/// Writes the correct checksum into a block of metadata.
 pub fn seal(block: &mut [u8], salt: Salt) {
     let sum = crc32c(&block[4..METADATA_BLOCK]) ^ salt as u32;
     block[..4].copy_from_slice(&sum.to_le_bytes());
 }
 
-/// As the kernel has it: without the inversion at the end.
+/// Returns the CRC-32C as the kernel computes it: without the inversion at the end.
 fn crc32c(bytes: &[u8]) -> u32 {
     bytes.iter().fold(u32::MAX, |sum, byte| {
         (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
@@ -145,7 +145,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
-/// Entries that a node has room for, as the kernel counts.
+/// Returns the number of entries that fit in a node, as the kernel computes it.
 pub fn room(value_size: usize) -> usize {
     let room = (METADATA_BLOCK - 32) / (8 + value_size);
     room - room % 3
@@ -157,9 +157,9 @@ pub struct ByHand {
     pub data: Vec<u8>,
 }
 
-/// A pool with one device, of ID 1, whose bytes these are. Its metadata are six blocks: the superblock, the
-/// devices, their details, and the tree of the device, an inner node with two leaves. No tool is needed; there
-/// are no space maps, which only writers use.
+/// Returns a pool with one device, of ID 1, with these bytes. Its metadata are six blocks: the
+/// superblock, the devices, their details, and the tree of the device, which is an inner node with
+/// two leaves. No tool is needed. There are no space maps, which only writers use.
 pub fn by_hand(bytes: &[u8]) -> ByHand {
     let blocks: Vec<&[u8]> = bytes.chunks(BLOCK).collect();
     let count = blocks.len() as u64;
@@ -205,7 +205,7 @@ pub fn by_hand(bytes: &[u8]) -> ByHand {
     }
 }
 
-/// A node of a tree in that block.
+/// Returns a node of a tree for the block with this number.
 fn node(number: u64, flags: u32, value_size: usize, entries: &[(u64, Vec<u8>)]) -> Vec<u8> {
     let room = room(value_size);
     assert!(entries.len() <= room);
