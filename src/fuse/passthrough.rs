@@ -1,6 +1,7 @@
 //! Opens that the kernel serves from the file of a layer itself (`FUSE_PASSTHROUGH`, Linux 6.9). No
 //! READ and no WRITE reaches the server, unless fcntl(2) could change the meaning (O_APPEND,
 //! O_DIRECT).
+//!
 //! The kernel has a rule (fs/fuse/iomode.c), and an open that breaks it fails with EIO: while an
 //! inode is open, all its opens are passed through to one registered file, or none is. So the first
 //! open decides, the others follow, and the decision ends with the last RELEASE. A file of a lower

@@ -166,8 +166,8 @@ pub(crate) fn attr_of(stack: &Stack, inode: &Inode) -> Result<Attr> {
     Ok(located_upper_attr(inode, &inode.loc.read(), &stat))
 }
 
-/// Computes attributes from a stat of the upper file. Returns `None` when the inode has another
-/// upper file by now.
+/// Computes attributes from a stat of the upper file. Returns `None` if the inode has another
+/// upper file now.
 pub(crate) fn upper_attr(inode: &Inode, stat: &Stat) -> Option<Attr> {
     let loc = inode.loc.read();
     let same = loc.upper.as_ref()?.id == (stat.dev, stat.ino);

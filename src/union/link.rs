@@ -115,8 +115,8 @@ pub(crate) fn prefer_link(inode: &Inode, parent: &Inode, name: &[u8]) {
     }
 }
 
-/// Creates a name of a copied-up hard link in the upper that only a lower has, so that removing or
-/// moving the name changes the link count of the upper file (`ovl_link_up`). The caller holds the
+/// Creates in the upper a name of a copied-up hard link that so far only a lower has. Removing or
+/// moving the name then changes the link count of the upper file (`ovl_link_up`). The caller holds the
 /// name lock, and the directory is in the upper.
 pub(crate) fn ensure_alias(
     stack: &Stack,

@@ -130,8 +130,8 @@ pub struct Options {
     /// Where names and attributes of the lowers come from, if not from the layers' directories: a
     /// [`crate::catalog::CatalogFile`], for example. Default: from the directories.
     pub names: Option<Arc<dyn lowers::Source>>,
-    /// A directory of this user that nobody else may change, for lock files of the upper and the work
-    /// directory: other users who may list these two cannot keep them from being mounted then.
+    /// A directory of this user that no other user may change, for lock files of the upper and the
+    /// work directory. Then other users who may list these two cannot prevent them from being mounted.
     /// [`crate::fuse::runtime::lock_directory`] gives one. Default: none.
     pub locks: Option<Arc<OwnedFd>>,
 }

@@ -34,7 +34,7 @@ use crate::sys::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// The maximum number of descriptors for orphans.
 const MOST: usize = 256;
-/// The part of the descriptors of the process that orphans may take: one in this number.
+/// The inverse of the share of the process's descriptors that orphans may take.
 const SHARE: usize = 8;
 /// The limit of the process, which prlimit(2) may change, is read again after this number of
 /// descriptors.
@@ -179,7 +179,7 @@ impl Held {
     }
 }
 
-/// The means that keeps an inode that loses its last name.
+/// The descriptor, name or memory that keeps an inode that loses its last name.
 #[derive(Debug)]
 pub(crate) enum Keep {
     /// The inode is kept already, by the name under which it is parked or by its index entry.

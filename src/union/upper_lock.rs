@@ -9,8 +9,8 @@
 //! | the directory | a lock that another process holds |
 //! |---|---|
 //! | belongs to another user | counts: that user may have mounted it |
-//! | is ours, and nobody else may list it | counts: only a mount of ours, elsewhere, can have it |
-//! | is ours, and others may list it | is ignored with a warning |
+//! | is ours, and no other user may list it | counts: only another mount of this user can hold it |
+//! | is ours, and other users may list it | is ignored with a warning |
 //!
 //! The holder of its lock removes a file ([`remove`]). A process that waited for the lock then
 //! notices that the file has no name any more, and creates a new one.

@@ -123,7 +123,7 @@ impl<'a> Borrow<dyn KeyView + 'a> for Key {
 
 const SHARDS: usize = 16;
 
-/// When the cache shrinks, it keeps one name in this number.
+/// When the cache shrinks, it keeps one name out of this number.
 const KEPT: usize = 16;
 
 type Shard = Mutex<LruCache<Key, Cached>, { rank::LOOKUP_CACHE }>;
