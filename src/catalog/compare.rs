@@ -21,7 +21,7 @@ use crate::progress::Progress;
 pub struct Difference {
     /// The path in the union, without a leading slash.
     pub path: Vec<u8>,
-    /// What differs.
+    /// The property that differs.
     pub what: &'static str,
 }
 

@@ -51,7 +51,7 @@ pub enum Error {
     Fusermount {
         /// The mountpoint.
         path: PathBuf,
-        /// What fusermount3 wrote to stderr.
+        /// The text that fusermount3 wrote to stderr.
         text: String,
     },
     /// A mount option contains a byte that no option may contain.

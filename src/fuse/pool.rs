@@ -172,8 +172,8 @@ impl Pool {
         }))
     }
 
-    /// Returns room for a job that holds this number of bytes. `None`: too much waits already, or
-    /// there is no memory, and the caller must do the work itself.
+    /// Returns room for a job that holds this number of bytes. `None` if too much waits already, or
+    /// there is no memory; the caller must do the work itself then.
     pub(super) fn admit(&self, bytes: usize) -> Option<Room> {
         let mut state = self.0.state.lock();
         let held = state.held.saturating_add(bytes);

@@ -100,7 +100,7 @@ pub struct MountRecord {
     /// The path of file data to programs: cached or passthrough.
     #[serde(default)]
     pub io: IoPolicy,
-    /// The sandbox of the server. `None`: it has none.
+    /// The sandbox of the server; `None` if it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<InForce>,
     /// The time of the mount, in seconds since 1970.
@@ -195,7 +195,7 @@ impl MountRecord {
         start_of(self.pid) == Some(self.pid_start)
     }
 
-    /// Returns the state of the mount. `None`: server and mount are both gone.
+    /// Returns the state of the mount; `None` if server and mount are both gone.
     pub fn state(&self) -> Option<MountState> {
         self.state_among(&mountinfo::list().unwrap_or_default())
     }

@@ -239,7 +239,7 @@ fn unmount_with_helper(path: &Path, options: &[&str]) -> Result<()> {
     }
 }
 
-/// Returns whether a child succeeded, and its output. `None`: it did not end in time and was
+/// Returns whether a child succeeded, and its output. `None` if it did not end in time and was
 /// killed.
 fn end_of(mut child: Child, limit: Duration) -> io::Result<Option<(bool, Vec<u8>)>> {
     let start = Instant::now();

@@ -18,7 +18,7 @@ const GROUP_OBJ: u16 = 4;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
-/// What a new file inherits from its parent's default ACL.
+/// The permissions that a new file inherits from its parent's default ACL.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Inherited {
     /// The permission bits.

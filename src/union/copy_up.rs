@@ -31,7 +31,7 @@ use crate::sys::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) const CAPABILITY: &std::ffi::CStr = c"security.capability";
 
-/// What a copy is made from.
+/// The source of a copy.
 enum Source {
     /// A file open for its data.
     Data(Arc<DataFd>),
@@ -525,7 +525,7 @@ fn adopt_orphan(inode: &Inode, stat: &Stat, keep: Keep) -> Result<()> {
 /// Marks an upper directory `impure`: it may hold copied-up files.
 ///
 /// # Errors
-/// Those of setxattr(2), except where the file system has no xattrs.
+/// Those of setxattr(2), except if the file system has no xattrs.
 pub(crate) fn mark_impure(stack: &Stack, names: &Names, inode: &Inode) -> Result<()> {
     let Some(dir) = &inode.dir else { return Ok(()) };
     if dir.impure.load(Ordering::Acquire) {

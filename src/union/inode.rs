@@ -216,7 +216,7 @@ impl Loc {
 pub(crate) struct DataFd {
     pub fd: OwnedFd,
     pub writable: bool,
-    /// A second descriptor with O_DIRECT, opened on first use; `None` where that is impossible.
+    /// A second descriptor with O_DIRECT, opened on first use; `None` if that is impossible.
     pub direct: OnceLock<Option<OwnedFd>>,
 }
 

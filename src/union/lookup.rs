@@ -77,20 +77,20 @@ pub(crate) struct CountedInode<'u> {
 
 /// Attributes that were read during a lookup.
 pub(crate) enum Seen {
-    /// Those of the upper file.
+    /// The attributes of the upper file.
     Upper(Stat),
-    /// Those of the lower file.
+    /// The attributes of the lower file.
     Lower(Stat),
 }
 
-/// What the caller of a lookup knows about the name.
+/// The knowledge of the caller of a lookup about the name.
 #[derive(Clone, Copy)]
 pub(crate) enum Hint<'a> {
     /// Nothing.
     Nothing,
     /// The kernel has looked it up, so its inode is probably in the table.
     Linked,
-    /// What a listing said, valid as long as the names have the same `version`: the upper and the
+    /// A listing's knowledge, valid as long as the names have the same `version`: the upper and the
     /// first `skip` lowers do not have the name.
     Listed {
         skip: usize,

@@ -1,8 +1,8 @@
 //! The union core: overlayfs semantics over a stack of layers, without FUSE types.
 //!
-//! [`Union`] has the public operations, one file per family; the transports ([`crate::fuse`]) and the
-//! core tests call them. It consists of parts whose state is private to them. A part uses those above it in
-//! this table, and what is handed to it:
+//! [`Union`] has the public operations, one file per family; the transports ([`crate::fuse`]) and
+//! the core tests call them. It consists of parts whose state is private to them. A part uses the
+//! parts above it in this table, and its arguments:
 //!
 //! | part | knows |
 //! |---|---|
@@ -18,9 +18,10 @@
 //!
 //! `Resolver`, `Lookup` and `CopyUp` borrow the other parts, and have no state of their own.
 //!
-//! What another process would need to take over from this one is in two places: `names` (numbers to
+//! A process that takes over from this one would need the state in two places: `names` (numbers to
 //! files, generations, lookup counts) and the `rare` state of inodes (`inode::Rare`: descriptors
-//! and names of files that have no name any more). All else can be read from the layers again.
+//! and names of files that have no name any more). All other state can be read from the layers
+//! again.
 //!
 //! The lock order is in `inode`.
 //!
@@ -127,8 +128,8 @@ pub struct Options {
     /// passed to the kernel then only where the upper is in a mount without access times
     /// (`layer::private::upper`). Default: false.
     pub noatime: bool,
-    /// Where names and attributes of the lowers come from, if not from the layers' directories: a
-    /// [`crate::catalog::CatalogFile`], for example. Default: from the directories.
+    /// The source of names and attributes of the lowers, such as a [`crate::catalog::CatalogFile`].
+    /// Default: the layers' directories.
     pub names: Option<Arc<dyn lowers::Source>>,
     /// A directory of this user that no other user may change, for lock files of the upper and the
     /// work directory. Then other users who may list these two cannot prevent them from being mounted.

@@ -47,7 +47,7 @@ impl Union {
     /// Returns the flags of a file or directory.
     ///
     /// # Errors
-    /// ENOTTY for other kinds of files, and where the file system has no flags; ESTALE.
+    /// ENOTTY for other kinds of files, and if the file system has no flags; ESTALE.
     pub fn file_flags(&self, ino: Ino) -> Result<FileFlags> {
         let inode = self.names.inode(ino)?;
         let protection = protection(&self.stack, &inode)?;
@@ -70,7 +70,7 @@ impl Union {
     /// Changes the flags, for a caller that the kernel has checked; copies the file up.
     ///
     /// # Errors
-    /// EROFS without an upper, EPERM for protecting a file where the upper has no xattrs; else as
+    /// EROFS without an upper, EPERM for protecting a file if the upper has no xattrs; else as
     /// [`Self::file_flags`].
     pub fn set_file_flags(&self, ino: Ino, flags: FileFlags) -> Result<()> {
         let FileFlags(flags) = flags;

@@ -35,7 +35,7 @@ pub(crate) struct Resolved {
     pub kind: FileKind,
     /// The upper side; boxed, because most lower files have none.
     pub upper: Option<Box<UpperFound>>,
-    /// The lower file, where the upper has none or has only its metadata.
+    /// The lower file, if the upper has none or has only its metadata.
     pub file: Option<Arc<LowerFile>>,
     /// The lower directories, top first, of a directory.
     pub dirs: LowerDirs,
@@ -414,7 +414,7 @@ impl<'u> Resolver<'u> {
     }
 }
 
-/// Whether an upper directory has `.wh.` entries; called only where these are markers.
+/// Whether an upper directory has `.wh.` entries. Called only if these are markers.
 fn has_wh(dir: &Dir, fd: &OwnedFd) -> Result<bool> {
     if let Some(known) = dir.upper_wh.get() {
         return Ok(known);

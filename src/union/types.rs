@@ -51,7 +51,7 @@ pub struct Attr {
     pub mtime: Time,
     /// Last change of status.
     pub ctime: Time,
-    /// Birth time, where the backing file system records one.
+    /// Birth time, if the backing file system records one.
     pub btime: Option<Time>,
 }
 
@@ -176,7 +176,7 @@ pub enum Caching {
     /// Through the page cache of the layer's file system.
     #[default]
     Cached,
-    /// With O_DIRECT, where the file system of the data supports it.
+    /// With O_DIRECT, if the file system of the data supports it.
     Direct,
 }
 
@@ -189,10 +189,10 @@ pub struct Position {
     pub offset: u64,
 }
 
-/// How data is written.
+/// The options of a write.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Write {
-    /// Use O_DIRECT, where the upper's file system supports it.
+    /// Use O_DIRECT, if the upper's file system supports it.
     pub direct: bool,
     /// The descriptor has O_APPEND.
     pub append: bool,

@@ -54,7 +54,7 @@ pub(crate) struct Limits {
     pub(crate) max_io: u32,
     /// The number of requests that may be in flight for readahead and other background work.
     pub(crate) max_background: u16,
-    /// The transport; `None`: the best one here.
+    /// The transport; `None` chooses the best one that is possible.
     pub(crate) transport: Option<Transport>,
     /// The depth of stacked file systems with ours on top, for passthrough: 1 if the one below
     /// stacks nothing, 2 if it does; 0 asks for no passthrough.
@@ -150,7 +150,7 @@ impl Connection {
         }
     }
 
-    /// Of the flags from bit 32 on, returns those that both sides agreed on.
+    /// Returns those flags from bit 32 on that both sides agreed on.
     pub(crate) fn flags2(&self) -> u32 {
         self.flags2
     }

@@ -109,8 +109,8 @@ pub(super) struct Membership {
 }
 
 impl Watch {
-    /// Returns the watch of rings for this number of CPUs. `None`: there is only one CPU, or the
-    /// process could not leave SCHED_IDLE again, which needs CAP_SYS_NICE or RLIMIT_NICE.
+    /// Returns the watch of rings for this number of CPUs. `None` if there is only one CPU, or if
+    /// the process could not leave SCHED_IDLE again, which needs CAP_SYS_NICE or RLIMIT_NICE.
     pub(super) fn of_rings(cpus: u16) -> Option<Arc<Self>> {
         (cpus > 1 && is_possible()).then(|| Self::new((0..cpus).map(|_| Arc::default()).collect()))
     }

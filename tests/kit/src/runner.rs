@@ -1,8 +1,8 @@
 //! One parity case: two implementations, each with its own copy of the layers, run the
 //! same script. Compared are
 //! 1. the answer of every operation (value or errno),
-//! 2. the full trees afterwards ([`tree::diff`] says what is left out and why),
-//! 3. the upper directories, markers included ([`upper::view`] says what may differ),
+//! 2. the full trees afterwards ([`tree::diff`] omits some properties, for the reasons in its module),
+//! 3. the upper directories, markers included ([`upper::view`] lists the permitted differences),
 //! 4. each tree with what a remount shows: by the implementation that wrote the upper,
 //!    by the other one, and by the first again (the visit of the other must leave the
 //!    upper usable),

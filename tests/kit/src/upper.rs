@@ -6,7 +6,7 @@
 //! * a `redirect` to the present place of the directory;
 //! * the value of `redirect` (relative or absolute) and of `opaque`: only their presence is compared,
 //!   and the remounts of the parity runner check the value;
-//! * an opaque marker where the lowers show no directory to hide (an optimisation of both);
+//! * an opaque marker if the lowers show no directory to hide (an optimisation of both);
 //! * attributes of whiteouts (kernel overlayfs links one inode for all);
 //! * entries that only repeat what the union showed before the script (a copy-up
 //!   without a change: kernel overlayfs does one at open for writing);

@@ -26,7 +26,7 @@ pub(in super::super) fn look_around() {
     may_keep_requests();
 }
 
-/// Whether a request may stay unanswered for ever. If the administrator has limited that (Linux
+/// Whether a request may stay unanswered forever. If the administrator has limited that (Linux
 /// 6.16, Documentation/admin-guide/sysctl/fs.rst), the kernel would abort the connection.
 pub(super) fn may_keep_requests() -> bool {
     static MAY: OnceLock<bool> = OnceLock::new();

@@ -261,7 +261,7 @@ impl Next {
     }
 }
 
-/// How a thread ends.
+/// The way in which a thread ends.
 enum End {
     /// The connection is gone.
     Over,
