@@ -92,9 +92,9 @@ def open_close(top):
         os.close(os.open(f"{top}/d1/f1", os.O_RDONLY))
 
 
-# The walk comes first: it is to be cold.
+# The walk comes first, because it must be cold.
 WORKLOADS = [walk, open_close, create, rename, unlink, mkdir, chmod, write]
-# Name, whether it is ours, options.
+# Name, whether it is unionfs, options.
 SUBJECTS = [
     ("kernel", False, []),
     ("unionfs", True, []),
@@ -103,7 +103,7 @@ SUBJECTS = [
 SWITCH = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 PUBLISHED = ["walk", "create", "unlink", "write", "walk-uring", "rename-uring", "unlink-uring"]
-# The table's place in docs/PROFILE.md.
+# The position of the table in docs/PROFILE.md.
 BEGIN, END = "<!-- table of `just profile --publish` -->", "<!-- end of the table -->"
 
 
@@ -152,7 +152,7 @@ def draw(flame, title):
                             stderr=subprocess.DEVNULL, check=True).stdout
     folded = subprocess.run(["inferno-collapse-perf"], input=script, stdout=subprocess.PIPE,
                             stderr=subprocess.DEVNULL, check=True).stdout
-    # Idle processors and the profiler itself are not of interest; threads of the pool are one.
+    # Idle processors and the profiler itself are left out. The threads of the server are merged.
     keep = []
     for line in folded.decode(errors="replace").splitlines():
         comm = line.split(";", 1)[0]
@@ -241,7 +241,7 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory(prefix="unionfs-profile.") as bed:
         make_lower(f"{bed}/lower")
-        # The times without a profiler, which costs some, then the graphs.
+        # First the times without the profiler, which slows the workloads down; then the graphs.
         for subject in subjects:
             with mounted(args.unionfs, bed, subject, args.options) as (top, server):
                 for workload in WORKLOADS:

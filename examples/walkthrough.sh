@@ -1,7 +1,7 @@
 #!/bin/bash
-# walkthrough.sh : unionfs from nothing to a changed image. Builds it, makes a sample store
+# walkthrough.sh : shows unionfs from the build to a changed image. Builds it, makes a sample store
 # in Docker's layout (no engine, no network beyond the package registries), mounts an image
-# of it, looks, changes, unmounts. Leaves nothing but the build.
+# of it, reads and changes files, and unmounts. Only the build stays.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +14,7 @@ ci/install.sh fuse3
 say() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
 run() { printf '$ %s\n' "$*"; "$@"; }
 
-# The development profile: built in a minute, and shared with the tests.
+# The development profile is built in a minute, and shared with the tests.
 say "Build"
 run cargo build --quiet --bin unionfs --example sample-store
 target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')

@@ -1,10 +1,11 @@
 #!/bin/bash
-# run.sh [-n ROUNDS] [-s MIB] [-d DIR] [PROGRAM] : how long `unionfs load` takes for an image of 8
-# layers (made by make-image.py, 600 MiB by default), beside `skopeo copy` of the same archive to a
-# directory with `tar -x` of its layers, and beside `podman load`. All of them end with a sync.
-# Takes turns for ROUNDS (5), in DIR (a temporary one), and prints medians: seconds, and seconds of
-# CPU, which a busy machine disturbs less. PROGRAM: target/release/unionfs, which is built. Root.
-# Called by `just bench-load`.
+# run.sh [-n ROUNDS] [-s MIB] [-d DIR] [PROGRAM] : measures `unionfs load` of an image of 8 layers
+# (made by make-image.py, 600 MiB by default). Compares it with `skopeo copy` of the same archive to
+# a directory plus `tar -x` of its layers, and with `podman load`. Each of them ends with a sync.
+# They run alternately for ROUNDS (5), in DIR (a temporary one). Prints medians of the elapsed time
+# and of the CPU time, which depends less on other load, in seconds. PROGRAM is
+# target/release/unionfs by default, which is built first. Needs root.
+# `just bench-load` runs this.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 rounds=5 mib=600 dir=
@@ -43,7 +44,7 @@ podman_load() {
     podman --root "$work/out" --runroot "$work/run" --storage-driver overlay load -q -i "$image"
 }
 
-# once CONTESTANT : runs it, and notes its times.
+# once CONTESTANT : runs it, and records its times.
 once() {
     cat "$image" >/dev/null
     sync
@@ -52,7 +53,7 @@ once() {
     tail -n 1 "$work/time" >>"$work/$1.times"
     rm -rf "$work/out" "$work/run"
 }
-# median COLUMN CONTESTANT
+# median COLUMN CONTESTANT : prints the median of a column of its times.
 median() {
     cut -d' ' -f"$1" "$work/$2.times" | sort -n | sed -n "$(((rounds + 1) / 2))p"
 }

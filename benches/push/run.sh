@@ -1,9 +1,10 @@
 #!/bin/bash
-# run.sh [-n ROUNDS] [-s MIB] [-l LAYERS] [-d DIR] [PROGRAM] : how long `unionfs push` takes to a registry
-# that has nothing of the image (made by ../load/make-image.py, by default 600 MiB in 8 layers), beside
-# `podman push`, each with gzip and with zstd. Takes turns for ROUNDS (5), in DIR (a temporary one), and
-# prints medians: seconds, seconds of CPU, and the bytes that the registry has then. PROGRAM:
-# target/release/unionfs, which is built. Root. Called by `just bench-push`.
+# run.sh [-n ROUNDS] [-s MIB] [-l LAYERS] [-d DIR] [PROGRAM] : measures `unionfs push` to a registry
+# that has no part of the image (made by ../load/make-image.py, by default 600 MiB in 8 layers).
+# Compares it with `podman push`, each with gzip and with zstd. They run alternately for ROUNDS (5), in
+# DIR (a temporary one). Prints medians of the elapsed time and the CPU time in seconds, and of the
+# bytes that the registry has afterwards. PROGRAM is target/release/unionfs by default, which is built
+# first. Needs root. `just bench-push` runs this.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 rounds=5 mib=600 layers=8 dir=
@@ -54,7 +55,7 @@ unionfs_zstd() { "${ours[@]}" push -q --compression zstd bench-load:1 "$to"; }
 podman_gzip() { "${theirs[@]}" push -q --tls-verify=false bench-load:1 "$to"; }
 podman_zstd() { "${theirs[@]}" push -q --tls-verify=false --compression-format zstd bench-load:1 "$to"; }
 
-# once CONTESTANT : runs it with an empty registry, and notes its times.
+# once CONTESTANT : runs it with an empty registry, and records its times.
 once() {
     docker-registry serve "$work/registry.yml" >/dev/null 2>&1 &
     registry=$!
@@ -70,7 +71,7 @@ once() {
     echo "$(tail -n 1 "$work/time") $(du -sb "$work/registry" | cut -f1)" >>"$work/$1.times"
     rm -rf "$work/registry"
 }
-# median COLUMN CONTESTANT
+# median COLUMN CONTESTANT : prints the median of a column of its times.
 median() {
     cut -d' ' -f"$1" "$work/$2.times" | sort -n | sed -n "$(((rounds + 1) / 2))p"
 }
