@@ -1,9 +1,9 @@
 #!/bin/bash
-# coverage.sh [TEST...] : how many lines and functions the unit tests and these integration tests run (all of them by
-# default; root). The report is in target/llvm-cov/html. Called by `just coverage`.
+# coverage.sh [TEST...] : measures how many lines and functions the unit tests and these integration tests run (by
+# default all of them, which needs root). The report is in target/llvm-cov/html. `just coverage` runs this script.
 #
-# Needs cargo-llvm-cov, and llvm-cov and llvm-profdata that are as new as the LLVM of rustc (`rustc -vV`): rustup's
-# component llvm-tools, or any others, named by LLVM_COV and LLVM_PROFDATA.
+# Needs cargo-llvm-cov, and an llvm-cov and llvm-profdata as new as the LLVM of rustc (`rustc -vV`): those of rustup's
+# component llvm-tools, or others that LLVM_COV and LLVM_PROFDATA name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command -v cargo-llvm-cov >/dev/null || {
@@ -13,14 +13,14 @@ command -v cargo-llvm-cov >/dev/null || {
 tests=(--lib)
 [ $# != 0 ] || tests+=(--tests)
 for test in "$@"; do tests+=(--test "$test"); done
-# Counters are in a mapped file (%c), so that those of a daemon count that is killed or inside its sandbox, where it can
-# write no file. Processes of the same program share one (%m). Names are not compressed: not every llvm-profdata can read
-# that.
+# Counters are in a mapped file (%c). They therefore include those of a daemon that is killed, or that is in its sandbox
+# and can write no file. Processes of the same program share a file (%m). Names are not compressed, because not every
+# llvm-profdata can read compressed names.
 export RUSTFLAGS="${RUSTFLAGS:-} -C llvm-args=-runtime-counter-relocation -C llvm-args=-enable-name-compression=false"
 export LLVM_PROFILE_FILE_NAME="unionfs-%8m%c.profraw"
-# Programs of an earlier build would be part of the report.
+# Otherwise programs of an earlier build would be part of the report.
 cargo llvm-cov clean --workspace
-# Some tests fail under it: processes of other users cannot open the file, and say so on stderr.
+# Some tests fail with coverage: processes of other users cannot open the file, and print an error to stderr.
 cargo llvm-cov --no-report --ignore-run-fail test "${tests[@]}"
 cargo llvm-cov report --ignore-filename-regex '/(tests|examples|benches)/|tests\.rs$' --html
 cargo llvm-cov report --ignore-filename-regex '/(tests|examples|benches)/|tests\.rs$' --summary-only | sed -n '1,2p;/^TOTAL/p'

@@ -1,11 +1,12 @@
-# ci/dockerd.sh : a private dockerd (own mount and network namespace, own cgroup, no network).
-# Sourced by make-docker-store.sh and with-dockerd.sh, which call
+# ci/dockerd.sh : functions for a private dockerd (own mount and network namespace, own cgroup, no
+# network). make-docker-store.sh and with-dockerd.sh source this file. It defines
 #
-#   start_dockerd DATA-ROOT LOG [DRIVER]   until it answers, with overlay2 or another storage
-#                                  driver; DOCKER_HOST leads to it, $run is for files
-#   stop_dockerd                   also done when the script ends
+#   start_dockerd DATA-ROOT LOG [DRIVER]   starts dockerd with the storage driver (overlay2) and waits
+#                                  until it answers; DOCKER_HOST names its socket, $run is a
+#                                  directory for files
+#   stop_dockerd                   stops dockerd; also runs when the script ends
 #
-# One at a time on a machine: who comes second waits. Needs root and docker.io (Debian).
+# Only one dockerd runs on a machine at a time; a second script waits. Needs root and docker.io (Debian).
 
 run=$(mktemp -d /tmp/ud.XXXXXX)    # short: Unix sockets live here
 cgroup=unionfs-test-$$

@@ -1,9 +1,9 @@
 #!/bin/bash
-# install.sh PACKAGE... : installs the Debian packages that are missing. Called by
-# ci/test.sh and examples/walkthrough.sh. Changes nothing when all are there.
+# install.sh PACKAGE... : installs the Debian packages that are missing. Changes nothing if all are
+# installed. ci/test.sh, examples/walkthrough.sh and the benchmarks run it.
 set -euo pipefail
 
-# Rust links with cc.
+# Rust needs cc to link.
 command -v cc >/dev/null || set -- gcc libc6-dev "$@"
 missing=()
 for package in "$@"; do
@@ -21,8 +21,8 @@ if [ "$(id -u)" != 0 ]; then
     exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive
-# Lists may be absent (a container) or stale: refreshed only when the first try fails.
-# Services of the packages (dockerd) are not started: the tests start their own.
+# The package lists may be absent (in a container) or stale. They are refreshed only if the first try fails.
+# policy-rc.d prevents the start of services of the packages (dockerd): the tests start their own.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
     printf '#!/bin/sh\nexit 101\n' > $policy

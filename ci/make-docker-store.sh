@@ -1,10 +1,10 @@
 #!/bin/bash
-# ci/make-docker-store.sh OUTDIR [DRIVER]: a real Docker store to test against, of the
-# storage driver overlay2 or DRIVER (overlay and vfs work everywhere).
+# ci/make-docker-store.sh OUTDIR [DRIVER]: makes a real Docker store for tests, with the storage
+# driver overlay2 or DRIVER (overlay and vfs work everywhere).
 #
-# Starts a private dockerd (see dockerd.sh), builds images that hold every kind of entry and
-# change, makes containers, stops dockerd again. Called by tests/store (which keeps the result
-# in target/) and by CI.
+# Starts a private dockerd (see dockerd.sh), builds images with every kind of entry and change,
+# makes containers, and stops dockerd again. tests/store runs this script and keeps the result in
+# target/.
 #
 #   OUTDIR/docker/                 dockerd's data root
 #   OUTDIR/facts/images.json       `docker inspect` of all images
@@ -12,10 +12,10 @@
 #   OUTDIR/facts/history/IMAGE     `docker history`, a JSON line per step
 #   OUTDIR/facts/diff/CONTAINER    `docker diff`
 #   OUTDIR/truth/CONTAINER.tar     `docker export`; of-IMAGE is a fresh container of IMAGE
-#   OUTDIR/log/                    what dockerd and the builds said
-#   OUTDIR/complete                exists when all went well
+#   OUTDIR/log/                    the output of dockerd and of the builds
+#   OUTDIR/complete                exists if all steps succeeded
 #
-# Needs root and: docker.io busybox-static libcap2-bin attr (Debian). About a minute.
+# Needs root and the packages docker.io busybox-static libcap2-bin attr (Debian). Takes about a minute.
 set -euo pipefail
 
 [ $# = 1 ] || [ $# = 2 ] || { echo "usage: $0 OUTDIR [DRIVER]" >&2; exit 2; }
@@ -76,7 +76,7 @@ echo 'root:x:0:0:root:/root:/bin/sh' > "$root/etc/passwd"
     done
 )
 
-# One shell script a layer, run in the image.
+# Each layer is made by one shell script, which runs in the image.
 step() { cat > "$root/steps/$1"; }
 step add << 'STEP'
 set -e; cd /data; mkdir -p added/deeper added/empty; echo new > added/file; echo new > added/deeper/file; echo added > merged/added
@@ -168,7 +168,7 @@ d create --name of-scratch-1 --network none scratch:1 /file > /dev/null
 for image in base:1 app:1 app:2 deep:1 committed:1 scratch:1; do
     d history --no-trunc --human=false --format '{{json .}}' $image > "$out/facts/history/$image"
 done
-# Unquoted: one word per ID.
+# The substitutions are not quoted, so that each ID is a word.
 d inspect $(d images -a -q --no-trunc | sort -u) > "$out/facts/images.json"
 d inspect $(d ps -a -q --no-trunc) > "$out/facts/containers.json"
 for name in $(d ps -a --format '{{.Names}}'); do

@@ -1,8 +1,8 @@
 #!/bin/bash
-# test.sh [CARGO-TEST-ARGUMENTS...] : installs what the tests need and runs all of them.
-# The command of the README, and what CI runs. Root runs everything; a plain user runs
-# what a plain user can, and the tests print what they skip (with CI or UNIONFS_REQUIRE_ALL
-# set a skip is a failure).
+# test.sh [CARGO-TEST-ARGUMENTS...] : installs the packages that the tests need and runs all tests.
+# The README names this command, and CI runs it. Some tests need root. Without root they are
+# skipped and print a message. If CI or UNIONFS_REQUIRE_ALL is set, a skipped test is a
+# failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,15 +11,15 @@ command -v cargo >/dev/null || {
     exit 1
 }
 [ -z "${CI:-}${UNIONFS_REQUIRE_ALL:-}" ] || export CI=true UNIONFS_REQUIRE_ALL=1
-# What may be skipped there too, as words of the printed reason: what a kernel is too old for, npm (too large to
-# install for one test), and a test that needs another address than loopback.
+# Tests that may be skipped nevertheless, as words of the printed reason: tests for which the kernel is too old, those of
+# npm (too large to install for one test), and a test that needs another address than loopback.
 export UNIONFS_MAY_SKIP="the kernel has no,npm,no network but loopback"
-# fusermount3; dockerd and what its images are made with; fio for shared mappings; strace to
-# kill commands between two system calls and to see what is synced; those whose uppers we read
-# and who read ours; skopeo, umoci and podman (rootless: uidmap), which write podman's store;
+# fusermount3; dockerd and the tools that make its images; fio for shared mappings; strace to
+# kill commands between two system calls and to observe syncs; the programs whose uppers we read
+# and that read ours; skopeo, umoci and podman (rootless: uidmap), which write podman's store;
 # the tools that tests/suites runs on the mount.
 packages=(fuse3 docker.io containerd busybox-static libcap2-bin attr fio strace fuse-overlayfs buildah)
-# Skopeo and podman also take our archives, and write some that we take.
+# Skopeo and podman also load our archives, and write archives that we load.
 packages+=(skopeo umoci podman crun uidmap git python3-pip rpm sqlite3 e2fsprogs xfsprogs btrfs-progs rsync acl)
 # Thin pools of Docker's driver devicemapper (tests/cli/devicemapper.rs).
 packages+=(thin-provisioning-tools)
@@ -30,38 +30,38 @@ if [ "$(id -u)" = 0 ] || [ -n "${UNIONFS_REQUIRE_ALL:-}" ]; then
 else
     ci/install.sh "${packages[@]}" || echo "going on without them" >&2
 fi
-# Root only: nothing of these suites runs without mounts.
+# These suites need root, because they mount.
 [ "$(id -u)" != 0 ] || ci/tools.sh pjdfstest fsx
 cargo test --quiet --no-fail-fast "$@"
-# Not when particular tests are asked for.
+# With arguments, only the tests that they name run.
 [ $# = 0 ] || exit 0
-# The union under a model checker, whose locks take the place of ours.
+# The union under a model checker, which replaces our locks by its own.
 cargo test --quiet --test model --no-default-features --features model
 if [ "$(id -u)" != 0 ]; then
     echo "not run once more with io=cached, over fuser and over io_uring: needs root"
     exit 0
 fi
-# Root's mounts pass data through by themselves. Once more as a plain user's are: what that can
-# change.
+# Root's mounts use io=passthrough by default. The tests that data can influence run once more with
+# io=cached, which mounts of plain users have.
 data=(attr copy_file_range create differences fallocate fsync hardlinks link lseek open_unlinked)
 data+=(read_only read_write rename set_id data programs times fsx:: exerciser::)
 UNIONFS_TEST_IO=cached cargo test --quiet --test mount --test traps --test suites -- "${data[@]}"
-# What checks the messages and the trait of operations, over the crate `fuser`. It has neither times of
-# birth nor unnamed files; the tests of these are left out, and one that lasts.
+# The tests of messages and of the trait of operations run over the crate `fuser`. It has neither times
+# of birth nor unnamed files. The tests of these are left out, and one test that takes long.
 fuser=(acl:: attr:: copy_file_range:: create:: differences:: fallocate:: forget:: fsync:: handles::)
 fuser+=(hardlinks:: inode_numbers:: ioctls:: link:: lookup:: lseek:: mkdir:: mknod:: non_root::)
 fuser+=(open_unlinked:: read_only:: read_write:: readdir:: rename:: rmdir:: set_id:: statfs:: unlink::)
 fuser+=(creation_modes:: times:: renames:: listing:: programs:: pjdfstest:: faults::of_data of_set_id_bits)
 UNIONFS_TEST_TRANSPORT=fuser cargo test --quiet --test mount --test traps --test suites --test crash -- \
     "${fuser[@]}" --skip birth --skip unnamed_files --skip names_that_stay
-# The transport's share once more over io_uring, which each mount switches on for itself.
+# The tests of the transport run once more over io_uring, which the fixture of each mount switches on.
 switch=/sys/module/fuse/parameters/enable_uring
 if [ ! -e $switch ]; then
     echo "not run over io_uring: this kernel has none for FUSE (no $switch)"
     exit 0
 fi
 before=$(cat $switch)
-# A test that was killed in the middle of a mount leaves it on.
+# A test that is killed during a mount leaves io_uring switched on.
 trap 'echo "$before" >$switch' EXIT
 export UNIONFS_TEST_TRANSPORT=uring
 cargo test --quiet --test mount --test traps --test crash

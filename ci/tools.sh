@@ -1,7 +1,7 @@
 #!/bin/bash
-# tools.sh NAME... : installs programs that tests and checks call, pinned, from crates.io into
-# target/tools. Called by ci/test.sh (pjdfstest and fsx, for tests/suites) and ci/all.sh
-# (cargo-deny). Changes nothing when they are there.
+# tools.sh NAME... : installs pinned versions of programs from crates.io into target/tools. Changes
+# nothing if they are installed. ci/test.sh needs pjdfstest and fsx (for tests/suites), ci/all.sh
+# needs cargo-deny.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,8 +10,8 @@ for name in "$@"; do
     version=${versions[$name]:?"$name: no such tool"}
     have=$(target/tools/bin/"$name" --version 2>/dev/null || true)
     [ "$have" = "$name $version" ] && continue
-    # Unoptimised: built in half the time, and the file system is what they wait for. cargo-deny
-    # takes 90 seconds of CPU time.
+    # The debug profile takes half the time to build, and the programs mostly wait for the file
+    # system. Building cargo-deny takes 90 seconds of CPU time.
     cargo install --quiet --locked --debug --force --root target/tools \
         --target-dir target/tools/build --version "$version" "$name"
 done
