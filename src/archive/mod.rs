@@ -1,4 +1,5 @@
-//! Image archives: into a store of ours and out of any (`unionfs load`, `import` and `save`).
+//! Image archives: read into our own store, written from any store (`unionfs load`, `import`,
+//! `save`).
 //!
 //! ```text
 //!  file, stdin, directory ──source──► named blobs ──contents──► images: configuration, names,
@@ -7,14 +8,15 @@
 //!  layer ──blob──► hashed, decompressed ──layer_tar::unpack──► a staged layer ──► a layer
 //!  image ──save──► tar: layers rebuilt byte for byte, configuration, manifests
 //! ```
-//! Read are `docker save` archives (old ones, with `<id>/layer.tar`, and OCI-style ones),
-//! OCI layouts as directories and tars, `dir:` directories, and what podman and skopeo write of
-//! these kinds.
-//! Everything is hostile: names are looked up in an index and never become paths outside,
-//! sizes are bounded, every digest that is declared is compared, and images get their names
-//! only after all that is in the archive is there.
+//! The formats that are read: `docker save` archives (old ones, with `<id>/layer.tar`, and
+//! OCI-style ones), OCI layouts as directories and tars, `dir:` directories, and what podman and
+//! skopeo write of these kinds.
 //!
-//! An image out of one store, through a file, into another:
+//! All input is hostile: names are looked up in an index and never become paths outside, sizes are
+//! bounded, every declared digest is compared, and images get their names only after all parts of
+//! the archive are stored.
+//!
+//! Moves an image from one store to another through a file:
 //!
 //! ```
 //! use unionfs::archive::{self, Format, Import, Outgoing, Source, Wanted};
@@ -27,7 +29,7 @@
 //! let (first, second) = (dir.path().join("first"), dir.path().join("second"));
 //! let name = Reference::parse("empty:1")?;
 //!
-//! // An image of a tar that has nothing but its end.
+//! An image of a tar that contains only the end marker.
 //! let store = Writable::open(&first)?;
 //! let derivation = Derivation::default();
 //! let mut import = Import::new("example", &derivation);

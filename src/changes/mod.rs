@@ -108,12 +108,12 @@ pub enum Error {
 
 /// A tree, and the same tree without its upper.
 pub struct Tree {
-    /// `None`: there are no lowers.
+    /// The union of the lowers alone; `None` if there are no lowers.
     before: Option<Union>,
     after: Union,
-    /// The root of the upper; `None` for a tree without one.
+    /// The root of the upper; `None` if the tree has no upper.
     upper: Option<Arc<LowerDir>>,
-    /// Every name may have changed, not only those that the upper has.
+    /// Whether every name may have changed, not only those that the upper has.
     everything: bool,
     fds: FdCache,
 }
@@ -178,7 +178,7 @@ impl Tree {
 }
 
 impl Tree {
-    /// Has origins found by `finder` from now on: for a process that may open no file handles.
+    /// Makes `finder` find origins from now on: for a process that may not open file handles.
     pub fn find_origins_by<F>(&self, finder: &Arc<F>)
     where
         F: Fn(u64, &Origin) -> rustix::io::Result<OriginFile> + Send + Sync + 'static,

@@ -1,5 +1,5 @@
-//! Layer tars: into a layer directory with tar-split beside it, and back, byte for byte.
-//! `tar_writer` writes a tar of any tree.
+//! Layer tars: unpacks one into a layer directory with tar-split beside it, and rebuilds the same
+//! bytes from both. `tar_writer` writes a tar of any tree.
 //!
 //! ```text
 //!  tar ──tar_reader──► entries ──extractor──► files below one directory descriptor
@@ -9,8 +9,8 @@
 //!  tar-split ──expected_entries──► headers in the order of paths ──compare──► files that are not
 //!                                                                  as they were
 //! ```
-//! Everything read here is hostile: nothing is created outside of the directory, memory
-//! is bounded whatever the stream holds, and what is expanded is bounded by [`Limits`].
+//! All input is hostile: nothing is created outside of the directory, memory is bounded for every
+//! stream, and [`Limits`] bounds the size of what is expanded.
 //!
 //! ```
 //! use std::os::fd::AsFd as _;
@@ -66,8 +66,8 @@ pub use rebuild::{Damage, check, rebuild};
 pub(crate) use rebuild::{check_from, rebuild_from};
 pub use unpack::{Limits, Unpacked, unpack, write_split};
 
-/// A path within a layer, without empty, `.` and `..` components; empty for the layer's
-/// root. `None` for one that leads out of the layer. An absolute path starts at the root.
+/// Returns a path within a layer, without empty, `.` and `..` components; empty for the layer's
+/// root. `None` if it leads out of the layer. An absolute path starts at the root.
 pub(crate) fn clean(name: &[u8]) -> Option<Vec<u8>> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in name.split(|&b| b == b'/') {

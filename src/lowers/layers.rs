@@ -485,7 +485,7 @@ fn open_layers(
     specs.iter().enumerate().map(open).collect()
 }
 
-/// A lower whose files may be handed to the kernel, whose reads no code of ours sees.
+/// Opens a lower whose files may be handed to the kernel, which reads them without our code.
 fn sealed(spec: &LayerSpec) -> std::result::Result<LayerSpec, OpenError> {
     let private = private::lower(spec).and_then(|private| {
         if private.dir.is_sealed() {

@@ -83,8 +83,8 @@ pub trait Lowers: Debug + Send + Sync {
         false
     }
 
-    /// Has `call` called when answers turn out to have been wrong. Everything that was derived
-    /// from answers is to be forgotten then; from now on answers are right.
+    /// Registers `call`, which is called when answers turn out to have been wrong. The caller then
+    /// forgets all that it derived from answers; from then on answers are right.
     fn when_wrong(&self, call: Box<dyn Fn() + Send + Sync>) {
         drop(call);
     }
@@ -98,7 +98,7 @@ pub trait Lowers: Debug + Send + Sync {
     /// Returns a file.
     ///
     /// # Errors
-    /// EIO when the number leads nowhere.
+    /// EIO if there is no such file.
     fn file(&self, file: FileId) -> Result<LowerFile, Errno> {
         let _ = file;
         Err(Errno::IO)
@@ -107,7 +107,7 @@ pub trait Lowers: Debug + Send + Sync {
     /// Returns the attributes of a file.
     ///
     /// # Errors
-    /// EIO when the number leads nowhere.
+    /// EIO if there is no such file.
     fn stat(&self, file: FileId) -> Result<Stat, Errno> {
         let _ = file;
         Err(Errno::IO)
@@ -145,8 +145,8 @@ pub trait Lowers: Debug + Send + Sync {
         self.layers().fd(dir)
     }
 
-    /// Returns the encoded handle of a file, from which its copy in the upper is marked; `None`
-    /// where there are no handles.
+    /// Returns the encoded handle of a file, which marks its copy in the upper as a copy; `None` if
+    /// the file system has no handles.
     ///
     /// # Errors
     /// Those of name_to_handle_at(2).
@@ -155,7 +155,7 @@ pub trait Lowers: Debug + Send + Sync {
     }
 
     /// Returns the encoded handle of a directory that [`Lowers::hold_dir`] opened as `held`; `None`
-    /// where there are no handles.
+    /// if the file system has no handles.
     fn dir_origin(&self, dir: &LowerDir, held: BorrowedFd<'_>) -> Option<Origin> {
         origins::of_dir(dir, held)
     }
@@ -248,10 +248,10 @@ pub trait Lowers: Debug + Send + Sync {
         self.layers().open_data(file)
     }
 
-    /// Checks that a file still is what was said about it; called before it is copied up.
+    /// Checks that a file has not changed since it was described; called before it is copied up.
     ///
     /// # Errors
-    /// ESTALE when it is not.
+    /// ESTALE when it has.
     fn check(&self, file: &LowerFile) -> Result<(), Errno> {
         let _ = file;
         Ok(())
@@ -302,10 +302,11 @@ pub trait MergedDir: Debug + Send + Sync {
     /// Those of the layers' file systems.
     fn list(&self, gather: &mut Gather<'_>) -> Result<(), Errno>;
 
-    /// Checks that the directory still is what was said about it; called before it is copied up.
+    /// Checks that the directory has not changed since it was described; called before it is copied
+    /// up.
     ///
     /// # Errors
-    /// ESTALE when it is not.
+    /// ESTALE when it has.
     fn check(&self) -> Result<(), Errno> {
         Ok(())
     }
@@ -313,7 +314,7 @@ pub trait MergedDir: Debug + Send + Sync {
 
 /// Opens the [`Lowers`] of a mount once its layers are open.
 pub trait Source: Debug + Send + Sync {
-    /// Returns the lowers; `None` when the layers' directories are to be used, which is logged.
+    /// Returns the lowers; `None` to use the layers' directories, which is logged.
     fn open(&self, layers: &Arc<Layers>) -> Option<Arc<dyn Lowers>>;
 }
 

@@ -1,4 +1,4 @@
-//! From an origin, which marks a copy in the upper, back to the lower file.
+//! Finds the lower file of an origin, the marker of a copy in the upper.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
@@ -9,7 +9,7 @@ use crate::layer::at::At;
 use crate::layer::lower::LowerDir;
 use crate::layer::origin::{Origin, OriginFile};
 
-/// Finds the file of an origin on the file system with a device number. Errors as those of
+/// Finds the file of an origin on the file system with a device number. Its errors are those of
 /// [`Origin::find`].
 pub type FindOrigin = Box<dyn Fn(u64, &Origin) -> rustix::io::Result<OriginFile> + Send + Sync>;
 
@@ -65,7 +65,7 @@ impl Layers {
 
     /// Checks that the data file of a metacopy is the one in its origin marker
     /// (`ovl_verify_origin`). The owner of a layer could otherwise redirect a metacopy to a file
-    /// that they may not read. Not done for layers of trusted owners, which may be copies whose
+    /// that they may not read. Layers of trusted owners are not checked: they may be copies whose
     /// origins are out of date.
     ///
     /// # Errors

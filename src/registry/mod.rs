@@ -1,4 +1,4 @@
-//! Images from registries and to them (`unionfs pull` and `push`).
+//! Pulls images from registries and pushes images to them (`unionfs pull` and `push`).
 //!
 //! ```text
 //!  name ──client──► manifest (index: platform) ──► configuration, blobs
@@ -6,10 +6,11 @@
 //!  blobs ──archive::Intake──► layers, image, names          (only here the store is locked)
 //!  image ──push──► layers rebuilt and compressed, or known there ──upload──► manifest
 //! ```
-//! `client` speaks HTTP: `endpoint` knows hosts, `certificates` whom to trust, `auth` challenges and
-//! tokens, `credentials` what `docker login` has stored, `retry` what may be tried again.
-//! All that comes is hostile: sizes are bounded, every digest is compared, redirects get no
-//! credentials. The client is blocking (ureq): a few threads wait for a few blobs.
+//! `client` speaks HTTP. `endpoint` knows the hosts, `certificates` the trusted certificates,
+//! `auth` the challenges and tokens, `credentials` what `docker login` has stored, `retry` which
+//! failures allow another try. All input is hostile: sizes are bounded, every digest is compared,
+//! and no credentials are sent to the target of a redirect. The client is blocking (ureq): a few
+//! threads wait for a few blobs.
 //!
 //! ```no_run
 //! use unionfs::oci::Reference;
@@ -55,7 +56,7 @@ pub use retry::Retry;
 use crate::oci::Digest;
 use crate::progress::Progress;
 
-/// How many blobs are on the way at once, as in Docker.
+/// The number of blobs that are transferred at once, as in Docker.
 pub const PARALLEL: usize = 3;
 
 /// Shows the progress of blobs, from several threads.

@@ -1,4 +1,4 @@
-//! Access to what is below a directory, and to nothing else. The kernel resolves every path with
+//! Access to the files below a directory, and to no others. The kernel resolves every path with
 //! `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`, and the size of a file is bounded before the
 //! file is read. [`change`] has the operations that write.
 
@@ -21,10 +21,10 @@ use crate::layer::OpenDir;
 use crate::layer::dir::path_of;
 use crate::sys::walk::{self, Trust};
 
-/// The most read from a file that holds one digest, ID or number, in bytes.
+/// The size limit of a file that holds one digest, ID or number, in bytes.
 pub(crate) const SMALL: u64 = 4 << 10;
 
-/// A directory whose inside is read as hostile data.
+/// A directory whose content is read as hostile data.
 #[derive(Debug)]
 pub(crate) struct ConfinedDir {
     path: PathBuf,
@@ -34,12 +34,12 @@ pub(crate) struct ConfinedDir {
 }
 
 impl ConfinedDir {
-    /// Opens the root itself; only here may a symlink be followed.
+    /// Opens the root itself. A symlink is followed only here.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         Self::opened(path, walk::open_directory(path, Trust::of_root()))
     }
 
-    /// As [`Self::open`]; `None` where there is none.
+    /// As [`Self::open`]; `None` if the directory does not exist.
     pub(crate) fn existing(path: &Path) -> Result<Option<Self>> {
         match Self::open(path) {
             Err(error) if error.errno() == Some(Errno::NOENT) => Ok(None),
@@ -47,12 +47,13 @@ impl ConfinedDir {
         }
     }
 
-    /// As [`Self::open`], for our own store: what is missing is made, for us only.
+    /// As [`Self::open`], for our own store: makes missing directories, accessible to this user
+    /// only.
     pub(crate) fn make(path: &Path) -> Result<Self> {
         Self::opened(path, walk::make_directory(path, Trust::of_root(), 0o700))
     }
 
-    /// A directory that is open already.
+    /// Returns the confined form of a directory that is already open.
     pub(crate) fn of(dir: &OpenDir) -> Result<Self> {
         let fd = rustix::io::fcntl_dupfd_cloexec(dir, 0)
             .map_err(|errno| Error::io("open", dir.path(), errno))?;
@@ -65,18 +66,18 @@ impl ConfinedDir {
 
     fn opened(path: &Path, opened: io::Result<OwnedFd>) -> Result<Self> {
         let fd = opened.map_err(|source| Error::opening(path, source))?;
-        // Of what is open, not of the name, which may be another directory's by now.
+        // The path of the open directory: the given name may be that of another directory by now.
         let path = path_of(&fd).ok_or_else(|| Error::io("open", path, Errno::NOENT))?;
         let links = Mutex::new(None);
         Ok(Self { path, fd, links })
     }
 
-    /// The root, absolute and without symlinks.
+    /// Returns the path of the root, absolute and without symlinks.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The absolute form of a path below the root, for messages and results.
+    /// Returns the absolute form of a path below the root, for messages and results.
     pub(crate) fn full(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.path.join(relative)
     }
@@ -104,12 +105,12 @@ impl ConfinedDir {
         Error::io(action, &self.full(relative), errno)
     }
 
-    /// A path below the root as one that is relative to it; `None` for any other.
+    /// Returns a path below the root relative to the root; `None` for any other path.
     pub(crate) fn relative<'p>(&self, full: &'p Path) -> Option<&'p Path> {
         full.strip_prefix(&self.path).ok()
     }
 
-    /// A regular file, open for reading; `None` where there is none.
+    /// Opens a regular file for reading; `None` if it does not exist.
     pub(crate) fn file(&self, relative: impl AsRef<Path>) -> Result<Option<File>> {
         Ok(self.sized(relative.as_ref())?.map(|(file, _)| file))
     }
@@ -119,18 +120,19 @@ impl ConfinedDir {
         let not_a_file = || Error::NotAFile {
             path: self.full(relative),
         };
-        // Looked at first: to open a device may do anything. By a descriptor: a path would be
-        // followed through the symlinks of whoever the store belongs to.
+        // The type is checked before the file is opened, because opening a device may have side
+        // effects. The check uses a descriptor: a path could lead through symlinks of the store's
+        // owner.
         let look = self.open_at(relative, OFlags::PATH | OFlags::NOFOLLOW);
         if look.is_ok_and(|found| is_node(&found)) {
             return Err(not_a_file());
         }
-        // NONBLOCK: what became a fifo meanwhile must not hang.
+        // NONBLOCK: if the file has become a FIFO meanwhile, the open must not hang.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let fd = match self.open_at(relative, flags) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-            // A socket cannot be opened at all.
+            // open(2) of a socket always fails.
             Err(Errno::NXIO) => return Err(not_a_file()),
             Err(errno) => return Err(self.error("read", relative, errno)),
         };
@@ -144,7 +146,7 @@ impl ConfinedDir {
         }
     }
 
-    /// The bytes of a regular file of at most `limit` bytes; `None` where there is none.
+    /// Reads a regular file of at most `limit` bytes; `None` if it does not exist.
     pub(crate) fn read(&self, relative: impl AsRef<Path>, limit: u64) -> Result<Option<Vec<u8>>> {
         let relative = relative.as_ref();
         let Some((file, size)) = self.sized(relative)? else {
@@ -167,7 +169,7 @@ impl ConfinedDir {
         Ok(Some(bytes))
     }
 
-    /// A directory below the root; `None` where there is none.
+    /// Opens a directory below the root; `None` if it does not exist.
     pub(crate) fn dir(&self, relative: &Path, flags: OFlags) -> Result<Option<OwnedFd>> {
         match self.open_at(relative, flags | OFlags::DIRECTORY) {
             Ok(fd) => Ok(Some(fd)),
@@ -176,7 +178,7 @@ impl ConfinedDir {
         }
     }
 
-    /// The names in a directory, sorted; none where there is no such directory.
+    /// Returns the names in a directory, sorted; empty if there is no such directory.
     pub(crate) fn list(&self, relative: impl AsRef<Path>) -> Result<Vec<OsString>> {
         let relative = relative.as_ref();
         let Some(fd) = self.dir(relative, OFlags::RDONLY)? else {
@@ -195,7 +197,7 @@ impl ConfinedDir {
         Ok(names)
     }
 
-    /// Whether something of that name exists, of whatever kind.
+    /// Whether a file of any type has that name.
     pub(crate) fn exists(&self, relative: impl AsRef<Path>) -> Result<bool> {
         let relative = relative.as_ref();
         match self.open_at(relative, OFlags::PATH | OFlags::NOFOLLOW) {
@@ -205,7 +207,7 @@ impl ConfinedDir {
         }
     }
 
-    /// A layer's directory, held open: names that change later lead nowhere else.
+    /// Opens a layer's directory. The descriptor stays valid when names change later.
     pub(crate) fn layer_dir(&self, relative: impl AsRef<Path>) -> Result<OpenDir> {
         let relative = relative.as_ref();
         let path = self.full(relative);
@@ -217,7 +219,7 @@ impl ConfinedDir {
         }
     }
 
-    /// Whether something is mounted there, in this mount namespace.
+    /// Whether the path is a mountpoint in this mount namespace.
     pub(crate) fn is_mount_root(&self, relative: impl AsRef<Path>) -> bool {
         let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
         let look = |fd: OwnedFd| rustix::fs::statx(&fd, "", flags, StatxFlags::empty());
@@ -226,9 +228,8 @@ impl ConfinedDir {
         found.is_ok_and(|stat| stat.stx_attributes.contains(mount_root))
     }
 
-    /// Where the symlink `name` in a directory points; `None` where there is no such
-    /// entry. The directory itself is reached without symlinks, and kept open for the next
-    /// symlink in it.
+    /// Returns the target of the symlink `name` in a directory; `None` if there is no such entry.
+    /// The directory itself is reached without symlinks, and stays open for the next symlink in it.
     pub(crate) fn link(&self, dir: &str, name: &str) -> Result<Option<OsString>> {
         let mut kept = self.links.lock();
         let fd = match kept.take().filter(|(path, _)| path == dir) {
@@ -247,7 +248,7 @@ impl ConfinedDir {
         }
     }
 
-    /// The owner of the root directory.
+    /// Returns the owner of the root directory.
     pub(crate) fn owner(&self) -> Result<u32> {
         let stat = rustix::fs::statat(&self.fd, "", AtFlags::EMPTY_PATH)
             .map_err(|e| Error::io("stat", &self.path, e))?;
@@ -255,17 +256,17 @@ impl ConfinedDir {
     }
 }
 
-/// Whether it is a device or a FIFO.
+/// Whether the file is a device or a FIFO.
 fn is_node(found: &OwnedFd) -> bool {
     use FileType::{BlockDevice, CharacterDevice, Fifo};
     let kind = walk::kind(found);
     matches!(kind, Some(CharacterDevice | BlockDevice | Fifo))
 }
 
-/// The bytes of a file of `size` bytes; of one that has grown since, up to `limit` and one
-/// more. Where the size is right this is a single read(2).
+/// Reads a file of `size` bytes; if the file has grown since, up to `limit` bytes and one more. If
+/// the size is right, this is a single read(2).
 fn read_whole(mut file: File, size: u64, limit: u64) -> io::Result<Vec<u8>> {
-    // One more, so that the first read shows the end of the file.
+    // One more byte, so that the first read reaches the end of the file.
     let first = usize::try_from(size.saturating_add(1)).unwrap_or(usize::MAX);
     let mut bytes = vec![0; first];
     let mut filled = 0;

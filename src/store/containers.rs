@@ -1,8 +1,8 @@
 //! Containers' read-write layers, through `layerdb/mounts`.
 //!
-//! A container's own layer lies on an init layer (files Docker puts over the image:
-//! .dockerenv, etc/hosts …), which lies on the image's layers. Names are not in
-//! layerdb: they are read from `containers/<id>/config.v2.json` where that exists.
+//! A container's own layer lies on an init layer (files that Docker puts over the image:
+//! .dockerenv, etc/hosts …), which lies on the image's layers. layerdb has no names of containers:
+//! they are read from `containers/<id>/config.v2.json` if that exists.
 
 use std::path::Path;
 
@@ -19,35 +19,35 @@ use crate::layer::{LayerSpec, OpenDir, StackSpec, UpperSpec};
 use crate::oci::{Digest, json};
 use crate::sys::process::is_root_of_machine;
 
-/// The most that is read of a config.v2.json, in bytes.
+/// The size limit of a config.v2.json, in bytes.
 const LIMIT: u64 = 8 << 20;
 
 /// A container's layers.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Container {
-    /// Its full ID.
+    /// The full ID.
     pub id: CacheId,
-    /// Its name, where Docker keeps one.
+    /// The name, if Docker keeps one.
     pub name: Option<String>,
-    /// The image it was made from, where that is recorded.
+    /// The image from which the container was made, if that is recorded.
     pub image: Option<Digest>,
-    /// The store its image's layers are in, where that is another one than its own.
+    /// The store of the image's layers, if it is not the container's own store.
     pub source: Option<SourceStore>,
     /// The chain ID of the image's top layer; `None` if the image has no layers.
     pub parent: Option<Digest>,
     /// The image's layers, base first.
     pub layers: Vec<ImageLayer>,
-    /// Docker's layer between image and container; `None` also where the container's own
-    /// layer holds a copy of it.
+    /// Docker's layer between image and container; `None` also if the container's own layer
+    /// contains a copy of it.
     pub init: Option<LayerSpec>,
     /// The container's own layer and its work directory; see `in_place`.
     pub upper: UpperSpec,
-    /// Whether `upper` can be an upper; else `work` is that directory itself.
+    /// Whether `upper` can be used as an upper; if not, `work` is the upper directory itself.
     pub in_place: bool,
-    /// Whether the container's own layer is its whole tree: nothing of the image shows.
+    /// Whether the container's own layer is the whole tree: no layer of the image is visible.
     pub whole: bool,
-    /// Whether Docker has it mounted or calls it running.
+    /// Whether Docker has the container mounted or records it as running.
     pub running: bool,
 }
 
@@ -70,8 +70,8 @@ struct RawState {
 }
 
 impl Container {
-    /// The stack to mount without a way to write to the container's layer, which is the topmost
-    /// lower.
+    /// Returns the stack for a mount that does not write to the container's layer, which is the
+    /// topmost lower.
     pub fn stack(&self) -> StackSpec {
         let mut stack = self.observed_stack();
         if let Some(upper) = stack.upper.take() {
@@ -80,11 +80,12 @@ impl Container {
         stack
     }
 
-    /// The stack to mount with the container's layer as the upper. That must not be in use.
+    /// Returns the stack for a mount with the container's layer as the upper, which must not be in
+    /// use.
     ///
     /// # Errors
-    /// [`Error::ContainerRunning`] if the container runs, [`Error::NotAnUpper`] if its driver keeps
-    /// no overlay.
+    /// [`Error::ContainerRunning`] if the container runs, [`Error::NotAnUpper`] if the layers of
+    /// its driver cannot be uppers.
     pub fn stack_in_place(&self) -> Result<StackSpec> {
         if self.running {
             let id = self.id.to_string();
@@ -97,10 +98,10 @@ impl Container {
         Ok(self.observed_stack())
     }
 
-    /// As [`Container::observed_stack`], to tell what the container has changed.
+    /// As [`Container::observed_stack`], to find what the container has changed.
     ///
     /// # Errors
-    /// [`Error::WholeTree`] if the driver keeps whole trees, which do not tell what was changed.
+    /// [`Error::WholeTree`] if the driver keeps whole trees, which do not show what was changed.
     pub fn changed_stack(&self) -> Result<StackSpec> {
         if self.whole {
             let path = self.upper.layer.path().to_owned();
@@ -109,13 +110,13 @@ impl Container {
         Ok(self.observed_stack())
     }
 
-    /// The stack with the container's layer as the upper, to be looked at but not mounted:
-    /// the container may be running. Of a `whole` layer nothing is below it.
+    /// Returns the stack with the container's layer as the upper, to be read but not mounted: the
+    /// container may be running. A `whole` layer has no lowers.
     pub fn observed_stack(&self) -> StackSpec {
         let below = if self.whole {
             Vec::new()
         } else {
-            // They are directories: else the container was not loaded.
+            // `load` has checked that the layers are directories.
             image::stack(&self.layers).unwrap_or_default()
         };
         StackSpec {
@@ -126,18 +127,18 @@ impl Container {
     }
 }
 
-/// Docker's description of a container; `None` where there is none that fits.
+/// Reads Docker's description of a container; `None` if there is none with this ID.
 fn describe(store: &Store, id: &CacheId) -> Option<RawContainer> {
     let file = Path::new("containers")
         .join(id.as_str())
         .join("config.v2.json");
-    // It only gives names: whatever is wrong with it, the ID still works.
+    // The file provides only the names. If it is damaged, the ID still works.
     let bytes = store.root.read(&file, LIMIT).ok()??;
     let raw: RawContainer = json::parse(&file, &bytes).ok()?;
     (raw.id.as_deref() == Some(id.as_str())).then_some(raw)
 }
 
-/// Whether the container is called that, with or without Docker's leading slash.
+/// Whether the container has that name, with or without Docker's leading slash.
 pub(crate) fn has_name(store: &Store, id: &CacheId, name: &str) -> bool {
     if let Some(records) = &store.records {
         let names = records.container_names(id);
@@ -156,7 +157,7 @@ pub(crate) fn load(store: &Store, id: &CacheId) -> Result<Container> {
     }
 }
 
-/// A container of podman or containerd.
+/// Loads a container of podman or containerd.
 fn load_of_records(store: &Store, records: &Records, id: &CacheId) -> Result<Container> {
     let found = records.container(id)?;
     let layers = store.directories(found.layers, &mut Cache::new())?;
@@ -197,9 +198,9 @@ fn load_of_records(store: &Store, records: &Records, id: &CacheId) -> Result<Con
     })
 }
 
-/// Whether it can be told that a container's layer is in use: nothing is recorded, so its mount must be
-/// seen. Those of containerd are in other places, those of a rootless podman in a mount namespace of
-/// its own.
+/// Whether this process can tell that a container's layer is in use. The records do not say so,
+/// thus the container's mount must be visible. containerd's mounts are in other places, and those
+/// of a rootless podman are in a mount namespace of its own.
 fn tells_use(store: &Store, records: &Records) -> bool {
     let is_roots = store.root.owner().is_ok_and(|owner| owner == 0);
     matches!(records, Records::Podman(_)) && is_roots && is_root_of_machine()
@@ -273,7 +274,7 @@ pub(crate) fn load_named(store: &Store, named: &NamedLayer) -> Result<Container>
     Ok(container)
 }
 
-/// A layer of ours on an image of another store.
+/// Loads a named layer of ours on an image of another store.
 fn load_elsewhere(store: &Store, named: &NamedLayer, source: &SourceStore) -> Result<Container> {
     let stores = discovery::open(&source.root)?;
     // Docker's store and podman's may have the same root and driver.
@@ -286,7 +287,7 @@ fn load_elsewhere(store: &Store, named: &NamedLayer, source: &SourceStore) -> Re
             searched: vec![source.root.clone()],
         })?
         .image(&named.image)?;
-    // All of them must be directories.
+    // All layers must be directories.
     image.stack()?;
     let own = store.driver.layer(&store.root, &named.mount_id, None)?;
     let own = own.place.into_dir()?;
@@ -309,7 +310,7 @@ fn load_elsewhere(store: &Store, named: &NamedLayer, source: &SourceStore) -> Re
     })
 }
 
-/// Whether the engine has the container mounted, beside its own layer, in this mount namespace.
+/// Whether the engine has mounted the container, beside its own layer, in this mount namespace.
 fn is_mounted(store: &Store, own: &OpenDir) -> bool {
     let merged = own.path().with_file_name("merged");
     let merged = merged.strip_prefix(store.root());

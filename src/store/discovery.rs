@@ -18,7 +18,7 @@ use crate::sys::process;
 /// The store of a containerd that dockerd has started, below Docker's data root.
 pub(super) const DOCKERS_CONTAINERD: &str = "containerd/daemon";
 
-/// What of a process's environment decides where stores are.
+/// The part of a process's environment that decides where stores are.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Environment {
@@ -32,20 +32,20 @@ pub struct Environment {
     pub home: Option<OsString>,
     /// `$USER`.
     pub user: Option<OsString>,
-    /// `$CONTAINERS_STORAGE_CONF`: the only storage.conf that counts.
+    /// `$CONTAINERS_STORAGE_CONF`: if set, the only storage.conf that is read.
     pub storage_conf: Option<OsString>,
     /// `$CONTAINERD_NAMESPACE`: the only namespace of containerd's stores whose images and containers are
     /// found.
     pub containerd_namespace: Option<OsString>,
     /// The system's storage.conf: of these files the first that is there.
     pub system_storage_conf: Vec<PathBuf>,
-    /// Whether the process is root outside of any user namespace: in `podman unshare` and
-    /// the like the places are the user's.
+    /// Whether the process is root outside of any user namespace. In `podman unshare` and similar
+    /// environments the places are those of the user.
     pub root: bool,
 }
 
 impl Environment {
-    /// This process's.
+    /// Returns the environment of this process.
     pub fn current() -> Self {
         let var = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         Self {
@@ -80,7 +80,7 @@ impl Environment {
         })
     }
 
-    /// The root of our own store, where uppers go too: `$UNIONFS_ROOT`, else
+    /// Returns the root of our own store, which also holds uppers: `$UNIONFS_ROOT`, else
     /// `/var/lib/unionfs` for root, `$XDG_DATA_HOME/unionfs` for others. It need not exist.
     ///
     /// # Errors
@@ -96,13 +96,14 @@ impl Environment {
         Ok(home.join("unionfs"))
     }
 
-    /// Every place a store may be, in search order: our own, Docker's, podman's, containerd's. Those that
-    /// storage.conf names (containers-storage.conf(5)) come before podman's default places.
+    /// Returns every place where a store may be, in search order: our own, Docker's, podman's,
+    /// containerd's. Those that storage.conf names (containers-storage.conf(5)) come before
+    /// podman's default places.
     pub fn candidates(&self) -> Vec<PathBuf> {
         self.places(Configured::read(self).roots)
     }
 
-    /// As [`Environment::candidates`], and why a storage.conf could not be used.
+    /// As [`Environment::candidates`], with the reasons why storage.conf files could not be used.
     pub(super) fn candidates_and_problems(&self) -> (Vec<PathBuf>, Vec<Error>) {
         let Configured { roots, problems } = Configured::read(self);
         (self.places(roots), problems)
@@ -115,7 +116,7 @@ impl Environment {
         roots.extend(self.data_home().map(|home| home.join("docker")));
         roots.extend(podmans);
         if self.root {
-            // Of no other user: it would only be a warning each time.
+            // Only for root: other users would get a warning each time.
             roots.push(PathBuf::from("/var/lib/containers/storage"));
         }
         let home = self.data_home();
@@ -130,7 +131,7 @@ impl Environment {
     }
 }
 
-/// The stores in one root, one per driver, in the order of [`drivers::NAMES`].
+/// Opens the stores in one root, one per driver, in the order of [`drivers::NAMES`].
 pub(crate) fn open(path: &Path) -> Result<Vec<Store>> {
     open_with(path, &Known::default())
 }
@@ -200,7 +201,7 @@ pub(super) fn open_with(path: &Path, known: &Known) -> Result<Vec<Store>> {
     }
 }
 
-/// Whether a root that was not asked for may be passed over without a word.
+/// Whether the error means that a root that the user did not name can be skipped without a warning.
 pub(crate) fn is_absent(error: &Error) -> bool {
     matches!(error, Error::NotAStore { .. })
         || matches!(error.errno(), Some(Errno::NOENT | Errno::NOTDIR))

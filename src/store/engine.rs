@@ -1,4 +1,4 @@
-//! Names that say whose store an image is in, as skopeo has them.
+//! Prefixes of image names that select an engine's store, as in skopeo.
 //!
 //! ```text
 //! docker-daemon:NAME       Docker's store, also the one that it has in containerd
@@ -8,7 +8,7 @@
 use super::image_store::Store;
 use super::records::Records;
 
-/// Whose stores are searched for a name.
+/// The engine whose stores are searched for a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Engine {
     Any,
@@ -17,7 +17,7 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// The engine that a text names, and the rest of the text.
+    /// Splits a text into the engine that it names and the rest.
     pub(super) fn of(text: &str) -> (Self, &str) {
         let kinds = [
             ("docker-daemon:", Self::Docker),
@@ -29,7 +29,8 @@ impl Engine {
         found.next().unwrap_or((Self::Any, text))
     }
 
-    /// Whether a store is of this engine. Docker's in containerd is not told from others in containerd.
+    /// Whether a store belongs to this engine. Docker's images in containerd cannot be told from
+    /// others there.
     pub(super) fn has(self, store: &Store) -> bool {
         match (self, &store.records) {
             (Self::Any, _)

@@ -1,5 +1,5 @@
-//! What can go wrong with a store: one kind per cause, each message one line that
-//! names the file or digest and says what to do.
+//! Errors of stores: one kind per cause. Each message is one line that names the file or digest and
+//! says what to do.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use crate::oci::Digest;
 use crate::sys::remedy::{is_full, remedy};
 
-/// Result of a store operation.
+/// The result of a store operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A failed store operation.
@@ -18,22 +18,22 @@ pub enum Error {
     /// A system call failed.
     #[error("cannot {action} {path:?}: {source}{}", remedy(*source))]
     Io {
-        /// What was being done, as a verb: "read", "list".
+        /// The action, as a verb: "read", "list".
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
         /// The errno.
         source: Errno,
     },
-    /// Another user decides where a path leads that root was given.
+    /// Root was given a path that another user can redirect.
     #[error("cannot open {path:?}: {source}")]
     Foreign {
         /// The path.
         path: PathBuf,
-        /// Which name on the way it is.
+        /// The error, which names the component that is not safe.
         source: std::io::Error,
     },
-    /// A storage.conf that cannot be read.
+    /// A storage.conf cannot be read.
     #[error(
         "{path:?} is not a storage.conf: {reason}; podman's stores are looked for in the default places"
     )]
@@ -43,14 +43,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// Root is to write to a store that another user could change meanwhile.
+    /// Root would write to a store that another user could change meanwhile.
     #[error("root writes to no store that another user may change: {path:?} {why}; {remedy}")]
     NotSafe {
         /// The store, or a directory of it.
         path: PathBuf,
-        /// Whose it is, or who may write to it.
+        /// The owner of the directory, or the users who may write to it.
         why: String,
-        /// What to do.
+        /// The remedy.
         remedy: String,
     },
     /// A metadata file is larger than any real one.
@@ -58,10 +58,10 @@ pub enum Error {
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// The most that is read from such a file, in bytes.
+        /// The size limit of such a file, in bytes.
         limit: u64,
     },
-    /// A symlink where the store has a plain file or directory.
+    /// A symlink is where the store has a plain file or directory.
     #[error("{path:?} is or passes through a symlink: a store's files never do; restore the store")]
     Symlink {
         /// The file.
@@ -73,14 +73,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// A file's text has not the form it must have.
+    /// The content of a file is malformed.
     #[error("{path:?} holds {found}, not {expected}: restore the store")]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What it holds, quoted and shortened.
+        /// The content, quoted and shortened.
         found: String,
-        /// What it must hold.
+        /// The expected content.
         expected: &'static str,
     },
     /// `--root` or `$UNIONFS_ROOT` names something that is not a store.
@@ -91,7 +91,7 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
-    /// A store of a driver that cannot be read.
+    /// The store's driver is not supported.
     #[error("{path:?}: storage driver {driver:?} is not supported; supported are {}", super::drivers::NAMES.join(", "))]
     UnknownDriver {
         /// The store's root.
@@ -99,40 +99,40 @@ pub enum Error {
         /// The driver's name.
         driver: String,
     },
-    /// No store anywhere.
+    /// No store was found.
     #[error("no image store found (looked in {}); give one with --root DIR", list(.searched))]
     NoStore {
-        /// Where one was looked for.
+        /// The places that were searched.
         searched: Vec<PathBuf>,
     },
     /// Neither HOME nor XDG_DATA_HOME is set.
     #[error("cannot tell where this user's store is: HOME is not set; set UNIONFS_ROOT")]
     NoHome,
-    /// No such image.
+    /// There is no such image.
     #[error("no image {name:?} in {}; `unionfs images` lists all images", list(.searched))]
     UnknownImage {
-        /// As asked for.
+        /// The name as the user gave it.
         name: String,
-        /// Roots of the stores that were searched.
+        /// The roots of the stores that were searched.
         searched: Vec<PathBuf>,
     },
-    /// An ID prefix that fits several images.
+    /// An ID prefix fits several images.
     #[error("image ID {prefix:?} is ambiguous; candidates: {}", .candidates.join(", "))]
     AmbiguousImage {
-        /// As asked for.
+        /// The prefix as the user gave it.
         prefix: String,
-        /// ID and names of each image that fits.
+        /// The ID and names of each image that fits.
         candidates: Vec<String>,
     },
-    /// An image asked for by name in a store that keeps no names.
+    /// The user asked for an image by name in a store without names.
     #[error("cannot look up {name:?}: {path:?} is missing; use the image ID or restore the file")]
     NoRepositories {
-        /// As asked for.
+        /// The name as the user gave it.
         name: String,
         /// The missing file.
         path: PathBuf,
     },
-    /// repositories.json names an image that is not there.
+    /// repositories.json names an image that does not exist.
     #[error("image {id}: its configuration {path:?} is missing; load or pull the image again")]
     ConfigMissing {
         /// The image.
@@ -140,22 +140,22 @@ pub enum Error {
         /// The missing file.
         path: PathBuf,
     },
-    /// The configuration's bytes are not those its name promises.
+    /// The SHA-256 of the configuration is not its name.
     #[error(
         "{path:?} is damaged: its SHA-256 is {actual}, not its name; load or pull the image again"
     )]
     ConfigHash {
         /// The configuration.
         path: PathBuf,
-        /// What its bytes hash to.
+        /// The SHA-256 of its bytes.
         actual: Digest,
     },
-    /// A file of containerd's metadata that cannot be read.
+    /// A file of containerd's metadata cannot be read.
     #[error("{path:?}: {fault}; check the store with containerd's own tools")]
     Bolt {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, and on which page.
+        /// The fault, and the page where it is.
         fault: String,
     },
     /// An image of which a layer has no directory: in containerd's store, or of the driver devicemapper.

@@ -5,12 +5,12 @@
 //!                                                                       │ chain
 //!  StackSpec ◄──drivers (diff/, link, lower, l/)◄── cache IDs ◄──layerdb─┘
 //! ```
-//! Stores are Docker's data roots or laid out like one, podman's (`containers_storage` in place of
-//! `repositories`, `imagedb` and `layerdb`) or containerd's (`containerd`), and are only read. What is written
-//! goes to our own root: [`writable`] changes the store there, [`temporary_upper`] makes uppers
-//! of plain mounts. Everything read is hostile: `confined_dir` opens every file without following
-//! symlinks and bounds its size, digests and cache IDs are types that cannot hold anything else,
-//! and chains are computed, not believed.
+//! A store is Docker's data root or has its layout, is podman's (`containers_storage` in place of
+//! `repositories`, `imagedb` and `layerdb`) or is containerd's (`containerd`). This code only reads
+//! such stores. It writes only below our own root: [`writable`] changes the store there,
+//! [`temporary_upper`] makes uppers of plain mounts. All that is read is hostile: `confined_dir`
+//! opens every file without following symlinks and bounds its size, the types of digests and cache
+//! IDs hold nothing else, and chain IDs are computed, not taken from the store.
 //!
 //! Start at [`Stores::discover`].
 //!
@@ -19,7 +19,7 @@
 //! use unionfs::store::{Error, Stores, Writable};
 //!
 //! let dir = tempfile::tempdir()?;
-//! // A store of our own, without images yet: [`crate::archive`] and [`crate::registry`] bring some.
+//! A store of our own, without images yet: [`crate::archive`] and [`crate::registry`] add images.
 //! let own = Writable::open(&dir.path().join("store"))?;
 //! let stores = Stores::discover(Some(own.root()), &Environment::default())?;
 //! assert_eq!(stores.all().len(), 1);

@@ -1,4 +1,4 @@
-//! What `storage.conf` says of where podman, buildah, skopeo and CRI-O keep their stores.
+//! Reads `storage.conf`: where podman, buildah, skopeo and CRI-O keep their stores.
 //!
 //! ```toml
 //! [storage]
@@ -8,10 +8,11 @@
 //! [storage.options]
 //! additionalimagestores = ["/usr/share/images"]
 //! ```
-//! (containers-storage.conf(5).) The first file that is there counts: `$CONTAINERS_STORAGE_CONF` alone if
-//! it is set, else `/etc/containers/storage.conf`, else `/usr/share/containers/storage.conf`. A plain
-//! user's own file (`$XDG_CONFIG_HOME/containers/storage.conf`) is read before those, and of the system's
-//! files only `rootless_storage_path` and the additional stores are for plain users.
+//! (containers-storage.conf(5).) The first file that exists is used: `$CONTAINERS_STORAGE_CONF`
+//! alone if it is set, else `/etc/containers/storage.conf`, else
+//! `/usr/share/containers/storage.conf`. A plain user's own file
+//! (`$XDG_CONFIG_HOME/containers/storage.conf`) is read before those, and of the system's files
+//! only `rootless_storage_path` and the additional stores apply to plain users.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -23,14 +24,14 @@ use super::error::{Error, Result};
 use crate::oci::text::excerpt;
 use crate::sys::walk::{self, Trust};
 
-/// The most that is read of a file, in bytes.
+/// The size limit of a file, in bytes.
 const LIMIT: u64 = 1 << 20;
 
-/// Where stores may be by what the files say, in the order in which podman looks for images.
+/// The places of stores that the files name, in the order in which podman looks for images.
 #[derive(Debug, Default)]
 pub(super) struct Configured {
     pub(super) roots: Vec<PathBuf>,
-    /// Why a file could not be used.
+    /// The reasons why files could not be used.
     pub(super) problems: Vec<Error>,
 }
 
@@ -56,7 +57,7 @@ struct Options {
 }
 
 impl Configured {
-    /// Reads the files that count for this environment.
+    /// Reads the files that apply to this environment.
     pub(super) fn read(environment: &Environment) -> Self {
         let mut found = Self::default();
         if let Some(file) = &environment.storage_conf {
@@ -75,12 +76,12 @@ impl Configured {
         } else {
             Whose::Systems
         };
-        // The first that is there counts.
+        // Only the first file that exists is used.
         system.any(|file| found.add(file, environment, whose));
         found
     }
 
-    /// Whether the file is there.
+    /// Adds what a file says. Returns whether the file exists.
     fn add(&mut self, file: &Path, environment: &Environment, whose: Whose) -> bool {
         match read(file) {
             Ok(None) => return false,
@@ -95,11 +96,11 @@ impl Configured {
     }
 }
 
-/// For whom a file gives the directories.
+/// The users to whom a file's directories apply.
 #[derive(Clone, Copy)]
 enum Whose {
     Callers,
-    /// The caller is a plain user, and the file for all.
+    /// The caller is a plain user, and the file is the system's.
     Systems,
 }
 
@@ -115,7 +116,7 @@ impl Storage {
     }
 }
 
-/// `None`: there is no such file.
+/// Reads a file; `None` if it does not exist.
 fn read(path: &Path) -> Result<Option<StorageConf>> {
     let io = |error: io::Error| Error::Foreign {
         path: path.to_owned(),
@@ -136,7 +137,8 @@ fn read(path: &Path) -> Result<Option<StorageConf>> {
     parsed.map(Some)
 }
 
-/// An absolute path, with `$HOME`, `$UID` and `$USER` in the place of their names; `None` for what is none.
+/// Replaces `$HOME`, `$UID` and `$USER` in a path; `None` if a variable is not set or the result is
+/// not absolute.
 fn expand(text: &str, environment: &Environment) -> Option<PathBuf> {
     let mut path = text.to_owned();
     let home = environment.home.as_ref().and_then(|home| home.to_str());

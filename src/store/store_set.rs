@@ -15,7 +15,7 @@ use super::{CacheId, NamedLayer, Places, writable};
 use crate::oci::Digest;
 use crate::oci::reference::{Query, Reference};
 
-/// How many candidates an ambiguous prefix lists.
+/// The number of candidates that the error of an ambiguous prefix lists.
 const CANDIDATES: usize = 20;
 
 /// The stores that were found, in search order.
@@ -23,20 +23,20 @@ const CANDIDATES: usize = 20;
 pub struct Stores {
     stores: Vec<Store>,
     skipped: Vec<Error>,
-    /// Keep what was found from being removed, see [`Stores::into_held`].
+    /// Locks that keep the found images and layers from being removed, see [`Stores::into_held`].
     held: Vec<File>,
 }
 
-/// What looking for a name gave.
+/// The result of the search for a name.
 enum ByName<'s> {
     Found(&'s Store, Digest),
     Unknown,
-    /// No store has a repositories.json; this is where the first should be.
+    /// No store has a repositories.json; the path is where the first store should have it.
     NoNames(PathBuf),
 }
 
 impl Stores {
-    /// Finds the stores: only `explicit` where given (`--root`), else all of
+    /// Finds the stores: only `explicit` if given (`--root`), else all of
     /// [`Environment::candidates`]. Having none is an error.
     ///
     /// # Errors
@@ -48,7 +48,7 @@ impl Stores {
     /// Opens the stores in these places. Having none is an error.
     ///
     /// # Errors
-    /// [`Error::NoStore`] if there is none; what is wrong with the only place that may hold one.
+    /// [`Error::NoStore`] if there is none; the error of the only place that may hold a store.
     pub fn open(mut places: Places) -> Result<Self> {
         let mut found = Self {
             skipped: std::mem::take(&mut places.skipped),
@@ -87,7 +87,8 @@ impl Stores {
         Ok(())
     }
 
-    /// Images of one store of podman's may lie on layers of another (`additionalimagestores`).
+    /// Connects podman's stores: images of one may lie on layers of another
+    /// (`additionalimagestores`).
     fn join_podmans(&mut self) {
         let records = self
             .stores
@@ -101,18 +102,19 @@ impl Stores {
         }
     }
 
-    /// What keeps other processes from removing images and layers of a store of ours as
-    /// long as it is open: `Stores` does while it lives, a mount until it is live.
+    /// Returns files that keep other processes from removing images and layers of our own store as
+    /// long as they are open. `Stores` keeps them open while it lives, a mount until it is live.
     pub fn into_held(self) -> Vec<File> {
         self.held
     }
 
-    /// The stores, in search order.
+    /// Returns the stores, in search order.
     pub fn all(&self) -> &[Store] {
         &self.stores
     }
 
-    /// Why places that may hold a store could not be read; worth a warning.
+    /// Returns the reasons why places that may hold a store could not be read. They are worth a
+    /// warning.
     pub fn skipped(&self) -> &[Error] {
         &self.skipped
     }
@@ -121,22 +123,23 @@ impl Stores {
         roots(self.stores.iter())
     }
 
-    /// The image a user means: a name wins over an ID prefix, the first store that
-    /// has the name wins over others, as in Docker. `docker-daemon:` and `containers-storage:` before the name
-    /// restrict the search to the stores of Docker or podman.
+    /// Finds the image that a user means: a name wins over an ID prefix, and the first store that
+    /// has the name wins over others, as in Docker. `docker-daemon:` and `containers-storage:`
+    /// before the name restrict the search to the stores of Docker or podman.
     ///
     /// # Errors
-    /// [`Error::UnknownImage`], [`Error::AmbiguousImage`] or [`Error::NoRepositories`] if no image is meant;
-    /// those of [`Store::image`] if the image is damaged; [`Error::Oci`] for a text that is not a reference.
+    /// [`Error::UnknownImage`], [`Error::AmbiguousImage`] or [`Error::NoRepositories`] if no image
+    /// fits; those of [`Store::image`] if the image is damaged; [`Error::Oci`] if the text is not a
+    /// reference.
     pub fn find(&self, text: &str) -> Result<Image> {
         let (store, id) = self.locate(text)?;
         store.image(&id)
     }
 
-    /// As [`Stores::find`], but only the store that has the image, and its ID: the image may be damaged.
+    /// As [`Stores::find`], but returns only the image's store and ID: the image may be damaged.
     ///
     /// # Errors
-    /// Those of [`Stores::find`] but for what is wrong with the image itself.
+    /// Those of [`Stores::find`], except for faults of the image itself.
     pub fn locate(&self, text: &str) -> Result<(&Store, Digest)> {
         let (engine, name) = Engine::of(text);
         let stores: Vec<&Store> = (self.stores.iter())
@@ -176,7 +179,7 @@ impl Stores {
         }
     }
 
-    /// All named layers, with their stores; damaged records as errors.
+    /// Returns all named layers, with their stores; damaged records as errors.
     pub fn named(&self) -> Vec<Result<(&Store, NamedLayer)>> {
         let mut all = Vec::new();
         for store in &self.stores {
@@ -188,12 +191,12 @@ impl Stores {
         all
     }
 
-    /// The container or named layer a user means: a full ID wins over a name, a name over
-    /// an ID prefix.
+    /// Finds the container or named layer that a user means: a full ID wins over a name, a name
+    /// over an ID prefix.
     ///
     /// # Errors
-    /// [`Error::UnknownContainer`] or [`Error::AmbiguousContainer`] if no container is meant; those of [`Store::image`]
-    /// if one of its layers is damaged.
+    /// [`Error::UnknownContainer`] or [`Error::AmbiguousContainer`] if no container fits; those of
+    /// [`Store::image`] if one of its layers is damaged.
     pub fn container(&self, text: &str) -> Result<Container> {
         for store in &self.stores {
             if let Some(named) = store.named(text)? {
@@ -235,14 +238,14 @@ impl Stores {
     }
 }
 
-/// The image of that name in one of these stores.
+/// Finds the image with that name in these stores.
 fn by_name<'s>(stores: &[&'s Store], name: &Reference) -> Result<ByName<'s>> {
     let mut any = false;
     for &store in stores {
         if let Some(repositories) = store.repositories()? {
             any = true;
             let found = repositories.get(name)?;
-            // As in podman, a short name is also that of an image built here.
+            // As in podman, a short name also means an image that was built locally.
             let has_local = store.records.as_ref().is_some_and(Records::has_local_names);
             let local = name.local().filter(|_| has_local);
             let found = match (found, local) {
@@ -260,7 +263,7 @@ fn by_name<'s>(stores: &[&'s Store], name: &Reference) -> Result<ByName<'s>> {
     })
 }
 
-/// The image whose ID begins so, in one of these stores.
+/// Finds the image whose ID begins with the prefix in these stores.
 fn by_prefix<'s>(stores: &[&'s Store], prefix: &str) -> Result<Option<(&'s Store, Digest)>> {
     let mut matches: BTreeMap<Digest, &Store> = BTreeMap::new();
     for &store in stores {
@@ -299,7 +302,7 @@ fn by_prefix<'s>(stores: &[&'s Store], prefix: &str) -> Result<Option<(&'s Store
     })
 }
 
-/// Each root once: several stores may have one.
+/// Returns each root once: several stores may have the same root.
 fn roots<'s>(stores: impl Iterator<Item = &'s Store>) -> Vec<PathBuf> {
     let mut roots: Vec<PathBuf> = Vec::new();
     for store in stores {

@@ -1,5 +1,6 @@
-//! A private upper for a mount without one of its own: made below our own root, removed when the
-//! mount ends. And an empty directory, which is the lower of images without layers (`FROM scratch`).
+//! A private upper for a mount without an upper of its own. It is made below our own root and
+//! removed when the mount ends. Also an empty directory, which is the lower of images without
+//! layers (`FROM scratch`).
 //!
 //! ```text
 //! <own root>/rw/<32 hex>/   0700
@@ -22,13 +23,13 @@ use crate::layer::at::{At, timestamps};
 use crate::layer::markers::is_marker_xattr;
 use crate::layer::{Dialect, LayerSpec, OpenDir, UpperSpec};
 
-/// Where such uppers are, relative to the root.
+/// The directory of such uppers, relative to the root.
 const DIR: &str = "rw";
 
 /// The lower of images without layers, in [`DIR`].
 const EMPTY: &str = "empty";
 
-/// An upper that nobody has a name for.
+/// A temporary upper. Its name is random.
 #[derive(Debug)]
 pub struct TemporaryUpper {
     place: UpperLocation,
@@ -36,23 +37,23 @@ pub struct TemporaryUpper {
     work: OpenDir,
 }
 
-/// Where an upper is that was made for a mount, for whoever removes it: another process perhaps,
-/// a long time later.
+/// The location of a temporary upper, for the process that removes it, which may be another process
+/// and much later.
 #[derive(Clone, Debug)]
 pub struct UpperLocation {
     root: PathBuf,
-    /// Device and inode of the directory that all such uppers are in.
+    /// The device and inode of the directory of all such uppers.
     parent: (u64, u64),
-    /// The upper's own, below that.
+    /// The name of the upper in that directory.
     name: String,
 }
 
-/// Makes an empty upper below `base` (see [`super::discovery::Environment::own_root`]),
-/// whose root directory looks like that of `top`, the topmost lower.
+/// Makes an empty upper below `base` (see [`super::discovery::Environment::own_root`]). Its root
+/// directory gets the attributes of that of `top`, the topmost lower.
 ///
 /// # Errors
-/// [`Error::NotSafe`] where we are root and another user could exchange it; else those of mkdir(2)
-/// and of copying the looks.
+/// [`Error::NotSafe`] if this process is root and another user could replace the directory; else
+/// those of mkdir(2) and of copying the attributes.
 pub fn make_temporary_upper(base: &Path, top: &OpenDir) -> Result<TemporaryUpper> {
     let root = private_root(base)?;
     let name = loop {
@@ -75,12 +76,12 @@ pub fn make_temporary_upper(base: &Path, top: &OpenDir) -> Result<TemporaryUpper
     Ok(TemporaryUpper { place, diff, work })
 }
 
-/// The lower of an image without layers: an empty directory below `base`, mode 0755 as the root of such an
-/// image of Docker. It is made if it is not there.
+/// Returns the lower of an image without layers: an empty directory below `base`, mode 0755 as the
+/// root of such an image of Docker. The directory is made if it does not exist.
 ///
 /// # Errors
-/// [`Error::NotSafe`] where we are root and another user could exchange it; [`Error::NotEmpty`] where
-/// somebody has put files into it; else those of mkdir(2).
+/// [`Error::NotSafe`] if this process is root and another user could replace the directory;
+/// [`Error::NotEmpty`] if the directory contains files; else those of mkdir(2).
 pub fn empty_layer(base: &Path) -> Result<LayerSpec> {
     let root = private_root(base)?;
     let path = Path::new(DIR).join(EMPTY);
@@ -95,7 +96,7 @@ pub fn empty_layer(base: &Path) -> Result<LayerSpec> {
     })
 }
 
-/// Our own root, with the directory that all uppers are in.
+/// Opens our own root and makes the directory of all uppers in it.
 fn private_root(base: &Path) -> Result<ConfinedDir> {
     let root = ConfinedDir::make(base)?;
     root.require_ours("")?;
@@ -105,7 +106,7 @@ fn private_root(base: &Path) -> Result<ConfinedDir> {
     Ok(root)
 }
 
-/// Which directory all uppers are in.
+/// Returns the device and inode of the directory of all uppers.
 fn parent(root: &ConfinedDir) -> Result<(u64, u64)> {
     let gone = || Error::io("look up", &root.full(DIR), Errno::NOENT);
     let stat = root.look(DIR)?.ok_or_else(gone)?;
@@ -125,8 +126,8 @@ fn fill(root: &ConfinedDir, dir: &Path, top: &OpenDir) -> Result<(OpenDir, OpenD
     Ok((diff, work))
 }
 
-/// Gives an empty directory the owner, mode, times and xattrs of another, as far as this
-/// user may.
+/// Gives an empty directory the owner, mode, times and xattrs of another, as far as this user has
+/// the permission.
 pub(crate) fn dress_like(top: &OpenDir, diff: &OpenDir) -> Result<()> {
     let (from, to) = (At::fd(top.as_fd()), At::fd(diff.as_fd()));
     let fail = |action| move |errno| Error::io(action, diff.path(), errno);
@@ -134,19 +135,19 @@ pub(crate) fn dress_like(top: &OpenDir, diff: &OpenDir) -> Result<()> {
         .stat()
         .map_err(|errno| Error::io("stat", top.path(), errno))?;
     match to.chown(Some(like.uid), Some(like.gid)) {
-        // Only root may give a directory away; a user's own mount shows the user's.
+        // Only root may change the owner; in a user's own mount the user owns the directory.
         Ok(()) | Err(Errno::PERM | Errno::INVAL) => (),
         Err(errno) => return Err(fail("chown")(errno)),
     }
     to.chmod(like.perm).map_err(fail("chmod"))?;
     copy_xattrs(from, to);
-    // Last, as nothing changes below any more. The access time does not matter.
+    // Last, because nothing changes the directory any more. The access time does not matter.
     let times = timestamps(like.atime, like.mtime);
     to.set_times(&times).map_err(fail("set the times of"))
 }
 
-/// Xattrs (ACLs, labels, users' own) as far as this user may set them; an overlay's
-/// markers belong to the layer they are in.
+/// Copies xattrs (ACLs, labels, the users' own) as far as this user may set them. An overlay's
+/// markers belong to their layer and are not copied.
 fn copy_xattrs(from: At<'_>, to: At<'_>) {
     let names = from.list_xattrs().unwrap_or_default();
     for name in names.split_inclusive(|byte| *byte == 0) {
@@ -157,14 +158,14 @@ fn copy_xattrs(from: At<'_>, to: At<'_>) {
             continue;
         }
         if let Ok(Some(value)) = from.xattr(text) {
-            // Refused: a union without the label is better than none.
+            // Errors are ignored: a union without the label is better than none.
             let _ = to.set_xattr(text, &value, XattrFlags::empty());
         }
     }
 }
 
 impl TemporaryUpper {
-    /// What to give to the union.
+    /// Returns the upper for the union.
     pub fn spec(&self, dialect: Dialect) -> UpperSpec {
         UpperSpec {
             layer: LayerSpec {
@@ -175,14 +176,14 @@ impl TemporaryUpper {
         }
     }
 
-    /// Where it is.
+    /// Returns the location.
     pub fn place(&self) -> &UpperLocation {
         &self.place
     }
 }
 
 impl UpperLocation {
-    /// The directory that holds it all, for messages.
+    /// Returns the directory that contains `diff` and `work`, for messages.
     pub fn dir(&self) -> PathBuf {
         self.root.join(self.relative())
     }
@@ -191,11 +192,11 @@ impl UpperLocation {
         Path::new(DIR).join(&self.name)
     }
 
-    /// Removes it with everything that was written; what is gone is no error. Nothing may use it
-    /// any more. Symlinks are removed, not followed.
+    /// Removes the upper with everything that was written. It is no error if it does not exist. The
+    /// upper must not be in use any more. Symlinks are removed, not followed.
     ///
     /// # Errors
-    /// ESTALE where another directory is in the place of ours by now, EBUSY where something is
+    /// ESTALE if another directory has replaced the directory of uppers, EBUSY if something is
     /// mounted in it, else those of unlink(2).
     pub fn remove(&self) -> Result<()> {
         let Some(root) = ConfinedDir::existing(&self.root)? else {
@@ -245,7 +246,7 @@ mod tests {
         assert!(!dir.exists() && top.exists() && other.place().dir().exists());
         upper.place().remove().unwrap();
 
-        // Another directory of that name is not ours to empty.
+        // `remove` must not empty another directory of that name.
         std::fs::rename(base.join("rw"), base.join("aside")).unwrap();
         std::fs::create_dir_all(other.place().dir()).unwrap();
         let error = other.place().remove().unwrap_err();
@@ -256,7 +257,7 @@ mod tests {
     #[test]
     fn a_failure_leaves_nothing() {
         let temp = tempfile::tempdir().unwrap();
-        // A descriptor of no type of file has no attributes to copy.
+        // A descriptor without a file type has no attributes to copy.
         let eventfd = |_| rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
         let no_file = OpenDir::open_by(Path::new("eventfd"), eventfd).unwrap();
         let error = make_temporary_upper(temp.path(), &no_file).unwrap_err();

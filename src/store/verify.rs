@@ -1,6 +1,6 @@
-//! Is everything in a store what it should be? Configurations against their IDs, chains of layers,
-//! the driver's links, every layer's files against its diff ID and the headers of its tar, sizes.
-//! Only reads; for Docker's and podman's stores as for ours.
+//! Verifies stores: configurations against their IDs, chains of layers, the driver's links, every
+//! layer's files against its diff ID and the headers of its tar, sizes. It only reads, and works on
+//! Docker's and podman's stores and on ours.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -18,40 +18,40 @@ use crate::oci::text::excerpt;
 use crate::oci::{Digest, chain_id};
 use crate::progress::Progress;
 
-/// Something that is damaged.
+/// A damage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Problem {
     /// The store's root.
     pub root: String,
-    /// What it belongs to: an image, a layer or a container with its ID; "store".
+    /// The damaged object: an image, a layer or a container with its ID; "store".
     pub of: String,
-    /// What is wrong, with the damaged file.
+    /// The damage, with the damaged file.
     pub what: String,
 }
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Report {
-    /// Images that were checked.
+    /// The number of images that were checked.
     pub images: usize,
-    /// Layers whose files were checked.
+    /// The number of layers whose files were checked.
     pub layers: usize,
-    /// Layers that could not be checked, because one below them has damaged records.
+    /// The number of layers that were not checked, because a layer below has damaged records.
     pub unchecked: usize,
-    /// Bytes of tars that were rebuilt and hashed.
+    /// The number of bytes of tars that were rebuilt and hashed.
     pub bytes: u64,
-    /// Everything that is wrong; empty if all is well.
+    /// All damages; empty if there are none.
     pub problems: Vec<Problem>,
-    /// How many of these are in stores of ours, which `load` and `pull` can repair.
+    /// The number of damages in our own stores, which `load` and `pull` can repair.
     #[serde(skip)]
     pub in_own_stores: usize,
 }
 
 impl Stores {
-    /// Checks one image, or with `None` everything in every store. An error: there is no
-    /// such image. Damage is in the report. The items of `progress` are chain IDs.
+    /// Checks one image, or with `None` everything in every store. Damage is in the report, not an
+    /// error. The items of `progress` are chain IDs.
     ///
     /// # Errors
     /// Those of [`Stores::find`].
@@ -63,7 +63,8 @@ impl Stores {
         self.verify_with(image, &Staging::temporary(), progress)
     }
 
-    /// As [`Stores::verify`]. What does not fit into memory goes to [`SCRATCH_FILES`] of `scratch`.
+    /// As [`Stores::verify`]. Data that does not fit into memory goes to [`SCRATCH_FILES`] of
+    /// `scratch`.
     ///
     /// # Errors
     /// As [`Stores::verify`], and those of making the files.
@@ -84,7 +85,7 @@ impl Stores {
         }
         verify.contents(scratch.each_ref(), progress);
         let mut report = verify.report;
-        // What several images and containers share is found with each of them.
+        // Damage of a layer that several images and containers share is found with each of them.
         let mut seen = HashSet::new();
         let new = |p: &Problem| seen.insert((p.what.clone(), p.root.clone()));
         report.problems.retain(new);
@@ -98,12 +99,12 @@ impl Stores {
     }
 }
 
-/// How many files a verification takes for what does not fit into memory.
+/// The number of files that a verification uses for data that does not fit into memory.
 pub const SCRATCH_FILES: usize = 6;
-/// Bytes of paths and of what is wrong, of the damaged files of one layer that are named, at most; of
-/// more only the number is told.
+/// The limit of the bytes of paths and descriptions of the damaged files of one layer. Further
+/// damaged files are only counted.
 const MAX_DAMAGES: usize = 8 << 20;
-/// Of these for each file, besides the texts.
+/// The bytes that are counted for each file, besides the texts.
 const DAMAGED: usize = 200;
 
 #[derive(Default)]
@@ -111,7 +112,7 @@ struct Verify<'s> {
     report: Report,
     layers: Vec<(&'s Store, ImageLayer)>,
     known: HashSet<(PathBuf, &'static str, Digest)>,
-    /// Directories of podman's layers: it may have a layer twice.
+    /// The directories of podman's layers: podman may have a layer twice.
     podmans: HashSet<PathBuf>,
     caches: Vec<((PathBuf, &'static str), Cache)>,
 }
@@ -135,7 +136,7 @@ impl<'s> Verify<'s> {
             Ok(Some(names)) => {
                 for entry in names.all() {
                     match entry {
-                        // A name of what is not there is found with the image.
+                        // A name of an image that does not exist is reported with the image.
                         Ok((_, id)) => drop(ids.insert(id)),
                         Err(error) => self.problem(store, "store", error),
                     }
@@ -177,13 +178,13 @@ impl<'s> Verify<'s> {
                 self.layers
                     .extend(new.into_iter().map(|layer| (store, layer)));
             }
-            // Its blobs are checked when they are unpacked.
+            // The blobs are checked when they are unpacked.
             Err(Error::NotUnpacked { .. }) => {}
             Err(error) => self.problem(store, of, error),
         }
     }
 
-    /// Layers that no image has, as a crash or a removal may leave.
+    /// Checks layers that belong to no image. A crash or a removal may leave such layers.
     fn other_layers(&mut self, store: &'s Store) {
         let ids = match store.layerdb().ids() {
             Ok(ids) => ids,
@@ -226,7 +227,8 @@ impl<'s> Verify<'s> {
         }
     }
 
-    /// Checks the records of the layers, base first, and notes those that are new.
+    /// Checks the records of the layers, base first, and collects those that were not checked
+    /// before.
     fn stack(&mut self, store: &'s Store, diffs: &[Digest]) {
         let place = (store.root().to_owned(), store.driver());
         let at = match self.caches.iter().position(|(p, _)| *p == place) {
@@ -242,7 +244,7 @@ impl<'s> Verify<'s> {
             let found = match store.layers(&diffs[..count], cache) {
                 Ok(found) => found,
                 Err(error) => {
-                    // Found again with every image that has it.
+                    // The same damage is found with every image that has the layer.
                     self.problem(store, format!("layer {id}"), error);
                     for above in &chains[count..] {
                         let new = self.known.insert((place.0.clone(), place.1, *above));
@@ -301,14 +303,14 @@ impl<'s> Verify<'s> {
     }
 }
 
-/// Damaged files of a layer, each with all that is wrong with it.
+/// The damaged files of a layer, each with all its damages.
 #[derive(Default)]
 struct Damages {
     order: Vec<Vec<u8>>,
     what: HashMap<Vec<u8>, Vec<String>>,
-    /// Bytes of all that.
+    /// The bytes of the texts and files.
     kept: usize,
-    /// Files that are not kept, each as often as something is wrong with it.
+    /// The number of damages of files that are not kept.
     more: u64,
 }
 
@@ -334,7 +336,7 @@ impl Damages {
     }
 }
 
-/// What is wrong with one layer's files.
+/// Returns the damages of one layer's files.
 pub(super) fn damage_of(
     store: &Store,
     layer: &ImageLayer,
@@ -347,7 +349,7 @@ pub(super) fn damage_of(
     found
 }
 
-/// Checks one layer's files; what is wrong goes to `found`.
+/// Checks one layer's files and adds the damages to `found`.
 fn content(
     store: &Store,
     layer: &ImageLayer,
@@ -377,7 +379,7 @@ fn content(
         ));
         return Ok(());
     }
-    // Other drivers have other files, and count otherwise.
+    // Other drivers have other files and count differently.
     let mut size = None;
     if matches!(store.driver(), "overlay2" | "fuse-overlayfs" | "overlayfs")
         && let Some(spec) = layer.place.dir()
@@ -398,7 +400,7 @@ fn content(
         };
         let compared = compare.run(splits, &mut |d| damages.add(d));
         for file in scratch {
-            // Room that the next layer may not need.
+            // Frees space that the next layer may not need.
             if let Err(error) = file.set_len(0) {
                 tracing::warn!(%error, "a scratch file keeps its size");
             }
@@ -406,8 +408,8 @@ fn content(
         match compared {
             // A snapshotter counts blocks on the disk.
             Ok(counted) => size = store.records.is_none().then_some(counted),
-            // The digest is right, or the damage is told already: headers that Docker took
-            // and we do not are no damage.
+            // Either the digest is right or its mismatch has been reported. Headers that Docker
+            // accepts and we reject are no damage.
             Err(error @ (layer_tar::Error::Entry { .. } | layer_tar::Error::Stream { .. })) => {
                 tracing::warn!(%error, ?path, "the files' metadata is not compared");
             }
