@@ -1,5 +1,5 @@
-//! Trees as tars: the layer that an upper contains (`unionfs commit`), and the whole tree as one
-//! flat tar (`unionfs export`).
+//! Packs trees as tars: the layer that an upper contains (`unionfs commit`), and the whole tree as
+//! one flat tar (`unionfs export`).
 //!
 //! Entries are in the order of the walk: a directory before its content, names in the order of
 //! their bytes, so that the same tree gives the same tar.
@@ -54,7 +54,7 @@ impl Tree {
     }
 }
 
-/// Writes the tar of a tree without layers: the end of a tar.
+/// Writes the tar of a tree without layers, which contains only the end marker.
 ///
 /// # Errors
 /// [`Error::Write`].
@@ -66,15 +66,15 @@ pub fn pack_nothing(mut out: impl Write) -> Result<()> {
     })
 }
 
-/// Bytes of zeros that end a tar: two blocks (POSIX, pax).
+/// The number of zero bytes that end a tar: two blocks (POSIX, pax).
 const END: usize = 1024;
 
-/// What a tar is to be.
+/// The form of a tar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     /// A layer: `.wh.` names have a meaning.
     Layer,
-    /// A tree with nothing below it.
+    /// A tree that no other layer is below.
     Flat,
 }
 
@@ -108,7 +108,7 @@ impl<'t, W: Write> Sink<'t, W> {
             return self.whiteout(step.path, WH_PREFIX);
         };
         let linked = || after.nlink > 1 && step.before.is_none_or(|b| !same_file(b, after));
-        // Nothing was there before: everything was created in the upper, or renamed by it.
+        // The lowers have no such name: everything was created in the upper, or renamed by it.
         if step.in_upper || step.before.is_none() || linked() {
             self.parents()?;
             self.entry(step.path, after)?;
@@ -196,7 +196,7 @@ impl<'t, W: Write> Sink<'t, W> {
     }
 
     /// Packs the data of a file, with the length in its header: a file that is written meanwhile is
-    /// cut or filled with zeros, as by other tar programs. Holes are not read.
+    /// truncated or filled with zeros, as by other tar programs. Holes are not read.
     fn data(&mut self, path: &[u8], attr: &Attr) -> Result<()> {
         let (ino, size) = (attr.ino, attr.size);
         let after = &self.tree.after;
@@ -222,8 +222,7 @@ impl<'t, W: Write> Sink<'t, W> {
         Ok(())
     }
 
-    /// Copies a range of data and returns where it ended, which is early for a file that was
-    /// truncated.
+    /// Copies a range of data and returns where it ended, which is early if the file was truncated.
     fn copy(&mut self, path: &[u8], ino: Ino, stretch: std::ops::Range<u64>) -> Result<u64> {
         let mut offset = stretch.start;
         while offset < stretch.end {

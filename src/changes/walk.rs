@@ -1,7 +1,7 @@
-//! The walk through an upper, beside the tree without it and the tree with it.
+//! Walks through an upper, beside the tree without it and the tree with it.
 //!
-//! An upper directory that is merged with the lower one of the same path decides only about the
-//! names in it. One that is not (opaque, renamed, or new) is visited completely.
+//! An upper directory that is merged with the lower one of the same path affects only the names in
+//! it. Any other upper directory (opaque, renamed, or new) is visited completely.
 
 use std::sync::Arc;
 
@@ -65,7 +65,7 @@ impl<'u> Held<'u> {
     }
 }
 
-/// What the upper has under a name.
+/// What the upper says about a name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Says {
     /// Nothing: the file is unchanged, unless it was changed under another name.

@@ -1,4 +1,4 @@
-//! A file of a lower layer, and where its data is.
+//! A file of a lower layer, and the place of its data.
 
 use std::sync::Arc;
 

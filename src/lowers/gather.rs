@@ -1,8 +1,8 @@
 //! Collects the names of a merged directory from its layers.
 //!
-//! A name's offset in a listing is a keyed hash of it. Of a directory with more names than may be
-//! held at once a window is collected: the names whose offsets lie in a range. They are selected
-//! while the layers are read, so memory is bounded however many names there are. Merging is a pure
+//! A name's offset in a listing is a keyed hash of it. If a directory has more names than may be
+//! held at once, a window is collected: the names whose offsets lie in a range. They are selected
+//! while the layers are read, so memory is bounded for any number of names. Merging is a pure
 //! function.
 
 use std::collections::HashSet;
@@ -31,9 +31,9 @@ pub enum FoundIn {
 pub struct Visible {
     /// Name.
     pub name: Arc<[u8]>,
-    /// Type, where the file system tells it.
+    /// Type, if the file system reports it.
     pub kind: Option<FileKind>,
-    /// The inode number in the union, where it needs no lookup.
+    /// The inode number in the union, if no lookup is needed for it.
     pub ino: Option<u64>,
     /// Where the name was found.
     pub found_in: FoundIn,
@@ -81,8 +81,8 @@ pub struct Gather<'h> {
 }
 
 impl<'h> Gather<'h> {
-    /// Collects names whose offsets are greater than `after`, at most `most`. `number` tells the
-    /// inode number in the union from the device and inode number of a file in a layer.
+    /// Collects names whose offsets are greater than `after`, at most `most`. `number` returns the
+    /// inode number in the union for the device and inode number of a file in a layer.
     pub fn new(
         hasher: &'h RandomState,
         number: &'h dyn Fn(u64, u64) -> u64,
@@ -100,8 +100,8 @@ impl<'h> Gather<'h> {
         }
     }
 
-    /// Returns the function that tells the inode number in the union from the device and inode
-    /// number of a file in a layer.
+    /// Returns the function from the device and inode number of a file in a layer to the inode
+    /// number in the union.
     pub fn numbers(&self) -> &'h dyn Fn(u64, u64) -> u64 {
         self.number
     }
@@ -171,14 +171,14 @@ pub(crate) fn offset_of(hasher: &RandomState, name: &[u8]) -> u64 {
     (hasher.hash_one(name) >> 1).max(FIRST_OFFSET)
 }
 
-/// An entry of one layer, as `merge` takes it.
+/// An entry of one layer, for `merge`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerEntry {
     /// Name.
     pub name: Arc<[u8]>,
-    /// Type, where the file system tells it.
+    /// Type, if the file system reports it.
     pub kind: Option<FileKind>,
-    /// The inode number in the union, where it needs no lookup.
+    /// The inode number in the union, if no lookup is needed for it.
     pub ino: Option<u64>,
     /// The number that the lowers gave the file.
     pub id: Option<FileId>,
@@ -189,9 +189,9 @@ pub struct LayerEntry {
 /// The entries of one layer in a merged directory.
 #[derive(Clone, Debug)]
 pub struct LayerListing {
-    /// Which layer it is.
+    /// The layer.
     pub found_in: FoundIn,
-    /// Its entries, whiteouts included.
+    /// The entries, including whiteouts.
     pub entries: Vec<LayerEntry>,
     /// Names that `.wh.NAME` files of this layer hide in the layers below it.
     pub hides_below: Vec<Box<[u8]>>,
@@ -235,10 +235,11 @@ pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A layer of a test: its names, with whether each is a whiteout, and what `.wh.` names hide.
+    /// A layer of a test: its names, each with whether it is a whiteout, and the names that `.wh.`
+    /// files hide.
     pub(crate) type Sample = (BTreeMap<u8, bool>, BTreeSet<u8>);
 
-    /// The listings of such layers, top first.
+    /// Returns the listings of such layers, top first.
     pub(crate) fn listings(layers: &[Sample]) -> Vec<LayerListing> {
         let entry = |(name, whiteout): (&u8, &bool)| LayerEntry {
             name: Arc::new([*name]),
@@ -256,7 +257,7 @@ pub(crate) mod tests {
     }
 
     proptest! {
-        /// Merging gives what a lookup of every name in every layer gives.
+        /// Merging gives the same result as a lookup of every name in every layer.
         #[test]
         fn merge_agrees_with_lookup(
             layers in prop::collection::vec(

@@ -1,4 +1,4 @@
-//! The lowers as their directories have them. Directories are merged, and redirects and metacopies
+//! Implements the lowers by their directories. Directories are merged, and redirects and metacopies
 //! are followed from layer to layer, as in fs/overlayfs/namei.c.
 //!
 //! ```text
@@ -35,7 +35,7 @@ type Result<T> = std::result::Result<T, Errno>;
 #[derive(Debug, thiserror::Error)]
 #[error("{what} {path}: {errno}", path = path.display())]
 pub struct OpenError {
-    /// What failed.
+    /// The operation that failed.
     pub what: &'static str,
     /// The path of the layer.
     pub path: PathBuf,
@@ -60,7 +60,7 @@ impl std::fmt::Debug for Layers {
 /// A file of a layer: its directory and its name.
 type LayerPath = (Arc<LowerDir>, Arc<[u8]>);
 
-/// Where to look in the next layer.
+/// The target to look up in the next layer.
 #[derive(Clone)]
 enum Target<'a> {
     /// A name in the parent's directory.
@@ -89,7 +89,8 @@ impl Layers {
     /// their files may be passed to the kernel. `fds` keeps the descriptors of directories.
     ///
     /// # Errors
-    /// They name the layer: ENOENT or ENOTDIR for a missing one, EPERM when it cannot be sealed.
+    /// The error names the layer: ENOENT or ENOTDIR if it does not exist, EPERM if it cannot be
+    /// sealed.
     pub fn open(
         stack: &StackSpec,
         seal: Seal,
@@ -316,7 +317,7 @@ impl Layers {
     }
 
     /// Returns the path of a file's data in the data-only layers, from a metacopy whose `user.*`
-    /// markers are trusted for nothing else.
+    /// markers are trusted for no other purpose.
     fn only_data<'m>(&self, stat: &Stat, markers: &'m Markers) -> Option<&'m [u8]> {
         let data = markers.from_user.data.as_deref()?;
         (stat.kind == FileKind::Regular && !self.data_roots.is_empty()).then_some(data)
@@ -389,7 +390,7 @@ impl Layers {
     }
 }
 
-/// The file that was found: the data of the metacopy above it, or the file itself.
+/// Returns the file that was found: as the data of the metacopy above it, or as the file itself.
 fn finish(meta: Option<LowerFile>, dir: Arc<LowerDir>, name: Arc<[u8]>, stat: Stat) -> LowerFile {
     match meta {
         None => LowerFile {
@@ -417,7 +418,7 @@ impl Lowers for Arc<Layers> {
     }
 }
 
-/// Directories of layers that are merged.
+/// Merged directories of layers.
 struct MergedLayers {
     layers: Arc<Layers>,
     /// Top first; at least one.
@@ -456,7 +457,7 @@ impl MergedDir for MergedLayers {
 /// Whether lowers are accessed through private mounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seal {
-    /// They are accessed where they are.
+    /// They are accessed at their own paths.
     Never,
     /// Each is accessed through a read-only mount of its own (needs CAP_SYS_ADMIN).
     Always,

@@ -158,27 +158,27 @@ pub enum Error {
         /// The fault, and the page where it is.
         fault: String,
     },
-    /// An image of which a layer has no directory: in containerd's store, or of the driver devicemapper.
+    /// A layer of the image has no directory: in containerd's store, or of the driver devicemapper.
     #[error("image {image:?} in {root:?} is not unpacked: {remedy}")]
     NotUnpacked {
-        /// Its name.
+        /// The image's name.
         image: String,
         /// The store's root.
         root: PathBuf,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
-    /// What a thin pool or a device of it holds cannot be read.
+    /// The content of a thin pool or of one of its devices cannot be read.
     #[error("{path:?}: {fault}; {remedy}")]
     Pool {
         /// The file or device, or the record of the thin device.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         fault: String,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
-    /// A container's layer on a thin device.
+    /// The layer of a container is on a thin device.
     #[error(
         "{path:?}: containers of the driver devicemapper cannot be read, only images; make an image of it first (docker commit)"
     )]
@@ -186,7 +186,7 @@ pub enum Error {
         /// The record of the device.
         path: PathBuf,
     },
-    /// A layer that the store should hold is not there.
+    /// A layer is missing from the store.
     #[error("layer {chain}: {path:?} is missing; load or pull the image again")]
     LayerMissing {
         /// The layer's chain ID.
@@ -194,81 +194,81 @@ pub enum Error {
         /// The missing file or directory.
         path: PathBuf,
     },
-    /// A layer's record contradicts the chain it is part of.
+    /// A layer's record contradicts its chain.
     #[error(
         "{path:?} holds {found}, but the chain of layers needs {expected}; load or pull the image again"
     )]
     ChainMismatch {
         /// The file.
         path: PathBuf,
-        /// What it holds, quoted and shortened.
+        /// The content, quoted and shortened.
         found: String,
-        /// What it must hold.
+        /// The expected content.
         expected: String,
     },
-    /// A layer that is its own ancestor.
+    /// A layer is its own ancestor.
     #[error("{path:?} makes layer {chain} its own ancestor; load or pull the image again")]
     Cycle {
-        /// The layer that was met twice.
+        /// The layer that was reached twice.
         chain: Digest,
         /// The parent file that leads to it.
         path: PathBuf,
     },
-    /// A cache-id, mount-id or init-id that is not one plain path component.
+    /// A cache-id, mount-id or init-id is not one plain path component.
     #[error(
         "{path:?} holds {found}, which is not one plain path component; load or pull the image again"
     )]
     BadCacheId {
         /// The file.
         path: PathBuf,
-        /// What it holds, quoted and shortened.
+        /// The content, quoted and shortened.
         found: String,
     },
-    /// The directory with a layer's files is missing.
+    /// The directory of a layer's files is missing.
     #[error("{path:?} is missing, so the layer cannot be used; load or pull the image again")]
     LayerDirMissing {
         /// The directory.
         path: PathBuf,
     },
-    /// What should be a layer's directory is something else.
+    /// A layer's directory is a file of another type.
     #[error("layer {path:?} is not a directory; load or pull the image again")]
     LayerNotDirectory {
         /// The file.
         path: PathBuf,
     },
-    /// `l/<short>` does not lead to its layer.
+    /// `l/<short>` does not point to its layer.
     #[error("{path:?} points to {found}, not to {expected:?}; restore the link")]
     BadLink {
         /// The link.
         path: PathBuf,
-        /// Where it points, quoted and shortened.
+        /// The link's target, quoted and shortened.
         found: String,
-        /// Where it must point.
+        /// The expected target.
         expected: String,
     },
-    /// No such container.
+    /// There is no such container.
     #[error("no container {name:?} in {}; give its full ID or a unique prefix", list(.searched))]
     UnknownContainer {
-        /// As asked for.
+        /// The name as the user gave it.
         name: String,
-        /// Roots of the stores that were searched.
+        /// The roots of the stores that were searched.
         searched: Vec<PathBuf>,
     },
-    /// An ID prefix that fits several containers.
+    /// An ID prefix fits several containers.
     #[error("container ID {prefix:?} is ambiguous; candidates: {}", .candidates.join(", "))]
     AmbiguousContainer {
-        /// As asked for.
+        /// The prefix as the user gave it.
         prefix: String,
         /// The IDs that fit.
         candidates: Vec<String>,
     },
-    /// A container whose writable layer is mounted or in use.
+    /// The writable layer of a container is mounted or in use.
     #[error("container {id} is running: stop it first, or mount it read-only")]
     ContainerRunning {
         /// The container's full ID.
         id: String,
     },
-    /// A text that no read-write layer can be called.
+    /// A text is not a valid name of a read-write layer.
     #[error(
         "{name:?} is not a name for a read-write layer: use up to 128 letters, digits, and _.- after the first"
     )]
@@ -276,17 +276,17 @@ pub enum Error {
         /// The text.
         name: String,
     },
-    /// No such read-write layer.
+    /// There is no such read-write layer.
     #[error(
         "no read-write layer {name:?} in {root:?}; `unionfs ps -a` lists all read-write layers"
     )]
     UnknownNamed {
-        /// As asked for.
+        /// The name as the user gave it.
         name: String,
         /// The store.
         root: PathBuf,
     },
-    /// A name that another read-write layer has.
+    /// Another read-write layer has the name.
     #[error(
         "a read-write layer {name:?} exists already: mount it (unionfs mount --name {name} MOUNTPOINT) or remove it (unionfs rm {name})"
     )]
@@ -294,52 +294,52 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// Something that cannot be removed, because it is needed.
+    /// An object cannot be removed, because it is needed.
     #[error("{what} is in use: {by}")]
     InUse {
-        /// What it is.
+        /// The object.
         what: String,
-        /// What needs it, and what to do.
+        /// The user of the object, and the remedy.
         by: String,
     },
-    /// A root that is not ours to write to.
+    /// A root is not our own store, so this program does not write to it.
     #[error(
         "{path:?} is not a store of ours (it has {found:?}): nothing is written there; set UNIONFS_ROOT to a new or empty directory"
     )]
     NotOurs {
         /// The root.
         path: PathBuf,
-        /// The entry that gives it away.
+        /// An entry that our own stores do not have.
         found: String,
     },
-    /// A store of ours that a later version made.
+    /// A later version made the store.
     #[error(
         "{path:?} holds {found}: the store is of another version; use the unionfs that made it"
     )]
     NewerStore {
         /// The file with the version.
         path: PathBuf,
-        /// What it holds, quoted and shortened.
+        /// The content, quoted and shortened.
         found: String,
     },
-    /// A reference, configuration or instruction is bad.
+    /// A reference, configuration or instruction is malformed.
     #[error(transparent)]
     Oci(#[from] crate::oci::Error),
-    /// A layer's tar, or what is needed to make it again, is bad.
+    /// A layer's tar, or data from which it is rebuilt, is damaged.
     #[error(transparent)]
     Tar(#[from] crate::layer_tar::Error),
-    /// A signal ended it.
+    /// A signal ended the operation.
     #[error(transparent)]
     Interrupted(#[from] crate::sys::interrupt::Interrupted),
-    /// A layer of the driver zfs whose dataset is not mounted.
+    /// The dataset of a layer of the driver zfs is not mounted.
     #[error(
         "{path:?} is not mounted: mount the dataset of the layer there (mount -t zfs POOL/…/CACHEID {path:?}), with those of the layers below"
     )]
     NotMounted {
-        /// Where it should be.
+        /// The mountpoint that the layer needs.
         path: PathBuf,
     },
-    /// The directory that is the lower of images without layers has files.
+    /// The directory that is the lower of images without layers contains files.
     #[error(
         "{path:?} is to be empty, as the layers of an image without layers are; remove what is in it"
     )]
@@ -347,15 +347,15 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
-    /// A layer of podman's that is an image of composefs.
+    /// A layer of podman's is an image of composefs.
     #[error(
         "{path:?}: the layer is an image of composefs, which unionfs does not read; copy the image with skopeo to a store without use_composefs, or pull it with unionfs"
     )]
     Composefs {
-        /// What the layer has in the place of files.
+        /// The file that the layer has instead of a directory.
         path: PathBuf,
     },
-    /// A container's layer that no union can write to: of the drivers aufs and vfs.
+    /// A container's layer, of the drivers aufs and vfs, cannot be an upper.
     #[error(
         "{path:?} cannot be written in place: its driver keeps no overlay or no record of who uses it; leave --in-place out"
     )]
@@ -363,7 +363,7 @@ pub enum Error {
         /// The container's layer.
         path: PathBuf,
     },
-    /// A container's layer that does not tell what changed: of the driver vfs.
+    /// A container's layer, of the driver vfs, does not show what was changed.
     #[error("{path:?} is a copy of the whole tree: its driver does not record changes; use export")]
     WholeTree {
         /// The container's layer.
@@ -380,7 +380,7 @@ impl Error {
         }
     }
 
-    /// Tells whether there was no room for what was to be written.
+    /// Whether the disk or quota had no space for the data.
     pub fn is_full(&self) -> bool {
         match self {
             Self::Io { source, .. } => is_full(*source),
@@ -399,7 +399,7 @@ impl Error {
         }
     }
 
-    /// The errno that a failing system call gave, if one did.
+    /// Returns the errno of the system call that failed, if one did.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Io { source, .. } => Some(*source),

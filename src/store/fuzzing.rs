@@ -1,5 +1,5 @@
-//! Ways into parsers that have no public one, for fuzzing (feature `fuzzing`): bytes in, what was
-//! refused out. What must hold is checked by `debug_assert`: a panic is a finding.
+//! Entry points of parsers that have no public one, for fuzzing (feature `fuzzing`): they take
+//! bytes and return the errors. `debug_assert` checks the invariants: a panic is a finding.
 
 use std::path::Path;
 
@@ -9,13 +9,12 @@ use crate::oci::derived_config::Derivation;
 use crate::oci::image_config;
 use crate::oci::{Digest, Reference};
 
-/// For messages.
+/// A path for messages.
 fn path() -> &'static Path {
     Path::new("/fuzzing")
 }
 
-/// `repositories.json`: read, every name looked up, written and read again. Messages of what
-/// was refused.
+/// Reads a `repositories.json`, looks up every name, writes and reads it again. Returns the errors.
 pub fn repositories(bytes: &[u8]) -> Vec<Error> {
     let names = match Repositories::parse(path(), bytes) {
         Ok(names) => names,
@@ -39,7 +38,7 @@ pub fn repositories(bytes: &[u8]) -> Vec<Error> {
     refused
 }
 
-/// An image's configuration, as what it is and as the base of another one.
+/// Reads an image's configuration, and derives another one from it.
 pub fn config(bytes: &[u8]) -> Vec<Error> {
     let config = match image_config::parse(path(), bytes) {
         Ok(config) => config,
@@ -71,12 +70,12 @@ pub fn thin_pool(metadata: &[u8], data: &[u8], size: u64, names: &[&[u8]]) -> Ve
     }
 }
 
-/// A file that holds a digest.
+/// Reads a file that holds a digest.
 pub fn digest(bytes: &[u8]) -> Vec<Error> {
     imagedb::digest(path(), bytes).err().into_iter().collect()
 }
 
-/// The record of a named read-write layer.
+/// Reads the record of a named read-write layer.
 pub fn named(bytes: &[u8]) -> Vec<Error> {
     NamedLayer::parse(path(), "name", bytes)
         .err()

@@ -1,4 +1,4 @@
-//! An image that was found: configuration, layers on disk, history.
+//! An image that was found: its configuration, layers on disk, history.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use crate::oci::{Config, Digest, Step};
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct ImageLayer {
-    /// Names this layer with all below it.
+    /// The chain ID: identifies this layer with all layers below it.
     pub chain_id: Digest,
     /// The SHA-256 of the layer's tar.
     pub diff_id: Digest,
@@ -23,15 +23,15 @@ pub struct ImageLayer {
     pub parent: Option<Digest>,
     /// The name of the layer's directory.
     pub cache_id: CacheId,
-    /// Bytes of the layer's files as Docker counts them: each inode once.
+    /// The bytes of the layer's files as Docker counts them: each inode once.
     pub size: u64,
-    /// Where its files are.
+    /// The place of its files.
     #[serde(rename = "path")]
     pub place: LayerPlace,
-    /// Whether its directory holds the files of all layers below it too.
+    /// Whether its directory also holds the files of all layers below it.
     #[serde(skip)]
     pub whole: bool,
-    /// How many images of the store have this layer; only known in a [`super::Listing`].
+    /// The number of images of the store that have this layer; only known in a [`super::Listing`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_by: Option<usize>,
 }
@@ -42,25 +42,26 @@ pub struct ImageLayer {
 pub struct Image {
     /// The image ID.
     pub id: Digest,
-    /// All its names in that store, sorted.
+    /// All names of the image in that store, sorted.
     pub names: Vec<Name>,
     /// The store's root.
     #[serde(serialize_with = "lossy")]
     pub root: PathBuf,
     /// The store's storage driver.
     pub driver: &'static str,
-    /// The image this one was built on, where Docker's builder noted it.
+    /// The image from which this one was built, if Docker's builder recorded it.
     pub parent: Option<Digest>,
-    /// When its name was last set, as Docker noted it.
+    /// The time when a name was last set, if Docker recorded it.
     pub last_updated: Option<String>,
-    /// Bytes of all layers.
+    /// The bytes of all layers.
     pub size: u64,
     /// Its configuration.
     #[serde(flatten)]
     pub config: Config,
-    /// Its layers, base first; none where containerd has only pulled their blobs.
+    /// The layers, base first; none if containerd has only pulled their blobs.
     pub layers: Vec<ImageLayer>,
-    /// Whether its layers are directories; else there are only their blobs, or they are on devices.
+    /// Whether the layers are directories; if not, the store has only their blobs, or they are on
+    /// devices.
     pub unpacked: bool,
 }
 
@@ -68,17 +69,17 @@ pub struct Image {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct HistoryRow {
-    /// What the configuration says of this step.
+    /// The step, as the configuration describes it.
     #[serde(flatten)]
     pub step: Step,
-    /// The layer it made; `None` for an empty step.
+    /// The layer that the step made; `None` for an empty step.
     pub chain_id: Option<Digest>,
-    /// That layer's size in bytes; 0 for an empty step.
+    /// The layer's size in bytes; 0 for an empty step.
     pub size: u64,
 }
 
-/// What of these layers, base first, makes a union: top first, down to a whole tree. `None` where one of
-/// them is no directory.
+/// Returns the layers of a union: those of `layers`, base first, from the top down to a whole tree.
+/// `None` if one of them is not a directory.
 pub(crate) fn stack(layers: &[ImageLayer]) -> Option<Vec<LayerSpec>> {
     let whole = layers.iter().rposition(|layer| layer.whole).unwrap_or(0);
     let shown = layers.iter().skip(whole).rev();
@@ -86,11 +87,11 @@ pub(crate) fn stack(layers: &[ImageLayer]) -> Option<Vec<LayerSpec>> {
 }
 
 impl Image {
-    /// The layers' directories, top first, for a union; none for an image without layers
-    /// ([`super::temporary_upper::empty_layer`] is below the upper then).
+    /// Returns the layers' directories for a union, top first; none for an image without layers
+    /// (the union's lower is then [`super::temporary_upper::empty_layer`]).
     ///
     /// # Errors
-    /// [`Error::NotUnpacked`] if they are no directories.
+    /// [`Error::NotUnpacked`] if they are not directories.
     pub fn stack(&self) -> Result<Vec<LayerSpec>> {
         stack(&self.layers).ok_or_else(|| Error::NotUnpacked {
             image: self.label(),
@@ -99,8 +100,8 @@ impl Image {
         })
     }
 
-    /// How the image was built, newest step first, as `docker history` shows it.
-    /// Layers for which the configuration has no step come as rows without one.
+    /// Returns the build steps of the image, newest first, as `docker history` shows them. Layers
+    /// for which the configuration has no step are rows without a step.
     pub fn history(&self) -> Vec<HistoryRow> {
         let mut layers = self.layers.iter();
         let mut row = |step: &Step| {
@@ -125,13 +126,13 @@ impl Image {
         rows
     }
 
-    /// What to call the image in a message: its first name, or its short ID.
+    /// Returns a label of the image for messages: its first name, or its short ID.
     pub fn label(&self) -> String {
         label(&self.names, &self.id)
     }
 }
 
-/// What to call an image with these names.
+/// Returns the label of an image with these names.
 pub(crate) fn label(names: &[Name], id: &Digest) -> String {
     match names.first() {
         Some(name) => name.to_string(),
@@ -139,7 +140,7 @@ pub(crate) fn label(names: &[Name], id: &Digest) -> String {
     }
 }
 
-/// JSON has no bytes: a root that is not UTF-8 is shown as far as it is.
+/// Serializes a path. JSON has no raw bytes: bytes that are not UTF-8 are replaced.
 pub(crate) fn lossy<S: Serializer>(path: &Path, s: S) -> std::result::Result<S::Ok, S::Error> {
     s.serialize_str(&path.to_string_lossy())
 }

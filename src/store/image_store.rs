@@ -1,5 +1,5 @@
-//! One store: a root and one storage driver. Ties repositories, imagedb, layerdb and
-//! the driver together.
+//! One store: a root and one storage driver. Combines repositories, imagedb, layerdb and the
+//! driver.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,37 +17,38 @@ use super::repositories::{self, Repositories};
 use super::writable;
 use crate::oci::{Config, Digest};
 
-/// One image store: Docker's data root or one laid out like it, podman's or containerd's; one driver.
+/// One image store with one driver: Docker's data root or one with its layout, podman's or
+/// containerd's.
 #[derive(Debug)]
 pub struct Store {
     pub(crate) root: Arc<ConfinedDir>,
     pub(crate) driver: Box<dyn Driver>,
-    /// The records of podman's or containerd's store; `None`: they are Docker's files.
+    /// The records of podman's or containerd's store; `None` if the store has Docker's files.
     pub(crate) records: Option<Records>,
 }
 
-/// A layer that has been resolved before, for stacks that share it.
+/// A layer that was resolved before, for stacks that share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Resolved {
     pub(crate) record: Record,
     pub(crate) dir: LayerDir,
 }
 
-/// Layers already resolved, by chain ID.
+/// The layers that were resolved, by chain ID.
 pub(crate) type Cache = HashMap<Digest, Arc<Resolved>>;
 
 impl Store {
-    /// The store's root directory.
+    /// Returns the store's root directory.
     pub fn root(&self) -> &Path {
         self.root.path()
     }
 
-    /// Whether it is a store of ours, which no engine has changed.
+    /// Whether it is our own store and no engine has changed it.
     pub(crate) fn is_ours(&self) -> bool {
         self.records.is_none() && writable::is_ours(&self.root)
     }
 
-    /// The storage driver's name.
+    /// Returns the storage driver's name.
     pub fn driver(&self) -> &'static str {
         self.driver.name()
     }
@@ -70,7 +71,7 @@ impl Store {
         }
     }
 
-    /// The IDs of all images, sorted.
+    /// Returns the IDs of all images, sorted.
     pub(crate) fn ids(&self) -> Result<Vec<Digest>> {
         match &self.records {
             Some(records) => records.ids(),
@@ -78,13 +79,13 @@ impl Store {
         }
     }
 
-    /// Whether there is an image of that ID.
+    /// Whether there is an image with that ID.
     pub(crate) fn contains(&self, id: &Digest) -> Result<bool> {
         Ok(self.meant_by(id)? == Some(*id))
     }
 
-    /// The ID of the image that a digest means: the image's own, or in containerd's store that of its
-    /// manifest or index.
+    /// Returns the ID of the image that a digest means: the image's own ID, or in containerd's
+    /// store the digest of its manifest or index.
     pub(crate) fn meant_by(&self, digest: &Digest) -> Result<Option<Digest>> {
         match &self.records {
             Some(records) => records.meant_by(digest),
@@ -92,7 +93,7 @@ impl Store {
         }
     }
 
-    /// All digests that mean an image, with its ID.
+    /// Returns all digests that mean an image, each with the image's ID.
     pub(crate) fn digests(&self) -> Result<Vec<(Digest, Digest)>> {
         match &self.records {
             Some(records) => records.digests(),
@@ -100,7 +101,7 @@ impl Store {
         }
     }
 
-    /// The IDs of all containers whose layers can be read, sorted.
+    /// Returns the IDs of all containers whose layers can be read, sorted.
     pub(crate) fn containers(&self) -> Result<Vec<CacheId>> {
         match &self.records {
             None => self.layerdb().containers(),
@@ -108,7 +109,7 @@ impl Store {
         }
     }
 
-    /// Where the store keeps its names.
+    /// Returns the path of the store's file of names.
     pub(crate) fn repositories_path(&self) -> PathBuf {
         if let Some(records) = &self.records {
             return records.names_path();
@@ -116,7 +117,7 @@ impl Store {
         self.root.full(self.dir("repositories.json"))
     }
 
-    /// The names of the images; `None` if the file is missing.
+    /// Returns the names of the images; `None` if the file is missing.
     pub(crate) fn repositories(&self) -> Result<Option<Repositories>> {
         if let Some(records) = &self.records {
             return records.repositories().map(Some);
@@ -129,7 +130,7 @@ impl Store {
             .transpose()
     }
 
-    /// The image of that ID, with every layer verified.
+    /// Returns the image with that ID, with every layer verified.
     ///
     /// # Errors
     /// [`Error`](super::Error): `ConfigMissing`, `ConfigHash` or `Oci` for the configuration; `LayerMissing`,
@@ -138,18 +139,18 @@ impl Store {
         self.image_with(id, self.names_of(id)?, &mut Cache::new())
     }
 
-    /// The names of an image, sorted.
+    /// Returns the names of an image, sorted.
     pub(crate) fn names_of(&self, id: &Digest) -> Result<Vec<Name>> {
         let mut names = Vec::new();
         if let Some(repositories) = self.repositories()? {
-            // Other entries' faults are none of this image's.
+            // Bad entries do not concern this image.
             let all = repositories.all().filter_map(Result::ok);
             names.extend(all.filter(|(_, i)| i == id).map(|(name, _)| name));
         }
         Ok(names)
     }
 
-    /// The bytes of an image's configuration, which hash to its ID, and the file's path.
+    /// Returns the bytes of an image's configuration, whose SHA-256 is its ID, and the file's path.
     ///
     /// # Errors
     /// [`Error`](super::Error): `ConfigMissing`, `ConfigHash`, `TooLarge`, `Io`.
@@ -159,7 +160,7 @@ impl Store {
         Ok((self.root.full(file), bytes))
     }
 
-    /// Where an image's configuration is, below the root.
+    /// Returns the path of an image's configuration, below the root.
     fn config_file(&self, id: &Digest) -> PathBuf {
         match &self.records {
             Some(records) => records.config_path(id),
@@ -167,7 +168,7 @@ impl Store {
         }
     }
 
-    /// As [`Store::image`], with what a listing already knows.
+    /// As [`Store::image`], with data that a listing already has.
     pub(crate) fn image_with(
         &self,
         id: &Digest,
@@ -196,7 +197,7 @@ impl Store {
         })
     }
 
-    /// An image of which the blobs are here and not the layers' directories.
+    /// Returns an image whose layers are in the store only as blobs, not as directories.
     pub(super) fn packed_image(&self, id: &Digest, names: Vec<Name>) -> Result<Image> {
         let config = imagedb::config_at(&self.root, &self.config_file(id), id)?;
         Ok(Image {
@@ -249,7 +250,7 @@ impl Store {
         Ok(out)
     }
 
-    /// The root that a layer's files are in.
+    /// Returns the root that contains a layer's files.
     pub(super) fn root_of(&self, id: &CacheId) -> &ConfinedDir {
         let elsewhere = self
             .records
@@ -266,7 +267,7 @@ impl Store {
     ) -> Result<Vec<Arc<Resolved>>> {
         let mut out: Vec<Arc<Resolved>> = Vec::with_capacity(records.len());
         for record in records {
-            // Podman may have the same layer twice, with other directories below.
+            // Podman may have the same layer twice, with different directories below.
             let known = cache.get(&record.chain_id);
             if let Some(known) = known.filter(|known| known.record.cache_id == record.cache_id) {
                 out.push(known.clone());
@@ -283,7 +284,7 @@ impl Store {
     }
 }
 
-/// What is shown and used of a resolved layer.
+/// Returns the public form of a resolved layer.
 pub(crate) fn layer_of(resolved: &Resolved) -> ImageLayer {
     let record = &resolved.record;
     ImageLayer {

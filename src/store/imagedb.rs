@@ -12,10 +12,10 @@ use crate::oci::Digest;
 use crate::oci::image_config::{self, Config};
 use crate::oci::text::excerpt;
 
-/// The most that is read of a configuration, in bytes.
+/// The size limit of a configuration, in bytes.
 const LIMIT: u64 = 32 << 20;
 
-/// What Docker notes about an image beside its configuration.
+/// Docker's metadata of an image, beside its configuration.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metadata {
     pub(crate) parent: Option<Digest>,
@@ -30,29 +30,29 @@ pub(crate) struct ImageDb<'s> {
 }
 
 impl ImageDb<'_> {
-    /// An image's configuration, relative to the root.
+    /// Returns the path of an image's configuration, relative to the root.
     pub(crate) fn content(&self, id: &Digest) -> PathBuf {
         self.dir.join("content/sha256").join(id.hex())
     }
 
-    /// The IDs of all images, sorted. What is not named like an ID is none.
+    /// Returns the IDs of all images, sorted. Files whose names are not IDs are ignored.
     pub(crate) fn ids(&self) -> Result<Vec<Digest>> {
         let names = self.root.list(self.dir.join("content/sha256"))?;
         let ids = names.iter().filter_map(|name| name.to_str());
         Ok(ids.filter_map(Digest::from_hex).collect())
     }
 
-    /// Whether there is an image of that ID.
+    /// Whether there is an image with that ID.
     pub(crate) fn contains(&self, id: &Digest) -> Result<bool> {
         self.root.exists(self.content(id))
     }
 
-    /// The configuration of an image, verified.
+    /// Returns the configuration of an image, verified.
     pub(crate) fn config(&self, id: &Digest) -> Result<Config> {
         config_at(self.root, &self.content(id), id)
     }
 
-    /// Docker's notes on an image.
+    /// Returns Docker's metadata of an image.
     pub(crate) fn metadata(&self, id: &Digest) -> Result<Metadata> {
         let dir = self.dir.join("metadata/sha256").join(id.hex());
         let parent = dir.join("parent");
@@ -69,13 +69,13 @@ impl ImageDb<'_> {
     }
 }
 
-/// The configuration in a file below the root, verified to be that of the image.
+/// Returns the configuration in a file below the root, verified to be that of the image.
 pub(crate) fn config_at(root: &ConfinedDir, relative: &Path, id: &Digest) -> Result<Config> {
     let bytes = bytes_at(root, relative, id)?;
     Ok(image_config::parse(&root.full(relative), &bytes)?)
 }
 
-/// The configuration's bytes, which hash to the ID.
+/// Returns the configuration's bytes, whose SHA-256 is the ID.
 pub(crate) fn bytes_at(root: &ConfinedDir, relative: &Path, id: &Digest) -> Result<Vec<u8>> {
     let path = root.full(relative);
     let Some(bytes) = root.read(relative, LIMIT)? else {
@@ -88,7 +88,7 @@ pub(crate) fn bytes_at(root: &ConfinedDir, relative: &Path, id: &Digest) -> Resu
     Ok(bytes)
 }
 
-/// A file that holds one digest.
+/// Parses the content of a file that holds one digest.
 pub(crate) fn digest(path: &Path, bytes: &[u8]) -> Result<Digest> {
     let text = std::str::from_utf8(bytes.trim_ascii()).ok();
     text.and_then(Digest::parse)

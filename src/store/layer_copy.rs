@@ -1,10 +1,10 @@
-//! Layers of another store, taken into ours.
+//! Copies layers of another store into our own.
 //!
 //! ```text
 //!  their files + tar-split ──rebuild──► pipe ──unpack──► a staged layer of ours
 //!  their blob ──decompress──►
 //! ```
-//! What arrives is the layer's tar, byte for byte, and its digest is checked.
+//! The copy is made from the layer's tar, byte for byte, whose digest is checked.
 
 use std::io::Write;
 use std::path::Path;
@@ -17,11 +17,11 @@ use crate::layer_tar::Limits;
 use crate::oci::{Digest, chain_id, image_config};
 use crate::progress::Progress;
 
-/// Takes in the layers of an image that are missing, base first.
+/// Copies the layers of an image that our store lacks, base first.
 ///
 /// # Errors
-/// [`super::Error::LayerMissing`] for a layer without tar-split, [`super::Error::ChainMismatch`] and
-/// [`super::Error::Tar`] for a damaged one.
+/// [`super::Error::LayerMissing`] for a layer without tar-split, [`super::Error::ChainMismatch`]
+/// and [`super::Error::Tar`] for a damaged one.
 pub fn copy_layers(
     from: &Store,
     image: &Image,
@@ -43,9 +43,9 @@ pub fn copy_layers(
     Ok(())
 }
 
-/// Takes in an image whose layers are no directories, without a name: one that containerd has pulled and
-/// not unpacked, from its blobs, or one of the driver devicemapper, from its devices. Returns its ID, by
-/// which it is found in our store then.
+/// Copies an image whose layers are not directories, without a name. The layers come from blobs if
+/// containerd has pulled and not unpacked the image, or from devices of the driver devicemapper.
+/// Returns the image's ID, by which it is then found in our store.
 ///
 /// # Errors
 /// As [`Stores::find`] and [`copy_layers`].
@@ -71,7 +71,7 @@ pub fn unpack_image(
     Ok(id)
 }
 
-/// Takes in the layers of these diff IDs from their blobs.
+/// Copies the layers with these diff IDs from their blobs.
 fn copy_blobs(
     from: &Store,
     diffs: &[Digest],
@@ -87,7 +87,7 @@ fn copy_blobs(
             parent,
             diff,
             from: from.root(),
-            // To decompress it takes as long as to unpack it.
+            // Computing the size would take as long as unpacking.
             size: &|| 0,
         };
         let write = |out: &mut dyn Write| from.write_blob_tar(chain, out);
@@ -101,13 +101,13 @@ struct Coming<'l> {
     chain: &'l Digest,
     parent: Option<&'l Digest>,
     diff: &'l Digest,
-    /// Where it is, for messages.
+    /// The path of its source, for messages.
     from: &'l Path,
-    /// Bytes of its tar; 0 where that is not known before.
+    /// Returns the bytes of its tar; 0 if that is not known in advance.
     size: &'l dyn Fn() -> u64,
 }
 
-/// Takes in a layer whose tar `write` writes, unless it is here.
+/// Copies a layer whose tar `write` writes, unless our store has it.
 fn take_layer(
     to: &Exclusive<'_>,
     intake: &mut ImportTransaction<'_>,

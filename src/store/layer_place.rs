@@ -1,4 +1,5 @@
-//! Where the files of a layer are: a directory, or a file system that only we read.
+//! The place of a layer's files: a directory, or a file system on a device that only this program
+//! reads.
 
 use std::path::{Path, PathBuf};
 
@@ -8,19 +9,19 @@ use super::error::{Error, Result};
 use super::image::lossy;
 use crate::layer::LayerSpec;
 
-/// Where the files of a layer are. Shown as a path.
+/// The place of a layer's files. Displays as a path.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum LayerPlace {
-    /// In a directory, which a union can have as a layer.
+    /// A directory, which can be a layer of a union.
     Dir(LayerSpec),
-    /// In the file system of a thin device; this is the record of it. Such a layer is taken into our own
-    /// store before it is mounted.
+    /// The file system of a thin device; the path is the device's record. Such a layer is copied
+    /// into our own store before it is mounted.
     Device(PathBuf),
 }
 
 impl LayerPlace {
-    /// The directory or the record.
+    /// Returns the directory or the record.
     pub fn path(&self) -> &Path {
         match self {
             Self::Dir(spec) => spec.path(),
@@ -28,7 +29,7 @@ impl LayerPlace {
         }
     }
 
-    /// The directory; `None` for a device.
+    /// Returns the directory; `None` for a device.
     pub fn dir(&self) -> Option<&LayerSpec> {
         match self {
             Self::Dir(spec) => Some(spec),
@@ -36,7 +37,7 @@ impl LayerPlace {
         }
     }
 
-    /// The directory of a container's layer.
+    /// Returns the directory of a container's layer.
     ///
     /// # Errors
     /// [`Error::OnDevice`] for a device.

@@ -1,4 +1,4 @@
-//! What a layer's tar is made from: its files and its tar-split, or the blob that it came in.
+//! Makes a layer's tar from its files and its tar-split, or from its blob.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek as _, Write};
@@ -19,23 +19,23 @@ use crate::layer_tar::{self, Limits, rebuild_from};
 use crate::oci::Digest;
 use crate::sys::interrupt;
 
-/// Bytes that are copied at a time.
+/// The number of bytes copied at a time.
 const CHUNK: usize = 256 << 10;
 
 /// A layer's tar-split, unzipped.
 pub(super) type TarSplit = BufReader<MultiGzDecoder<BufReader<File>>>;
 
-/// Where the tar comes from.
+/// The source of a tar.
 enum Source {
-    /// Docker's way, and podman's.
+    /// The tar-split, in Docker's and podman's stores.
     Split(Box<TarSplit>),
-    /// Containerd's.
+    /// The blob, in containerd's store.
     Blob(BlobTar),
 }
 
-/// A layer's tar out of its blob.
+/// A layer's tar, decompressed from its blob.
 struct BlobTar {
-    /// Of the blob.
+    /// The path of the blob.
     path: PathBuf,
     tar: Box<dyn Read + Send>,
 }
@@ -47,7 +47,7 @@ pub(super) enum Splits<'s> {
 }
 
 impl Splits<'_> {
-    /// Its lines, from the first one on.
+    /// Returns the lines, from the first one on.
     pub(super) fn open(&self) -> Result<Box<dyn BufRead + '_>> {
         match self {
             Self::Kept(store, layer) => Ok(Box::new(store.kept_split(layer)?)),
@@ -59,7 +59,7 @@ impl Splits<'_> {
     }
 }
 
-/// Reads a file from its beginning, whatever else reads it.
+/// Reads a file from its beginning. Other readers of the file do not matter.
 struct FromStart<'f> {
     file: &'f File,
     offset: u64,
@@ -74,7 +74,7 @@ impl Read for FromStart<'_> {
 }
 
 impl Store {
-    /// Where the source is, below the root that the layer is in.
+    /// Returns the path of the source, below the root that contains the layer.
     pub(super) fn tar_source_path(&self, layer: &ImageLayer) -> Result<PathBuf> {
         match &self.records {
             Some(Records::Podman(records)) => Ok(records.tar_split(&layer.cache_id)),
@@ -91,7 +91,7 @@ impl Store {
         Error::LayerMissing { chain, path }
     }
 
-    /// The files of a layer.
+    /// Returns the files of a layer.
     pub(super) fn files_of(&self, layer: &ImageLayer) -> Result<Box<dyn LayerFiles>> {
         let Some(spec) = layer.place.dir() else {
             return self.driver.device_files(&self.root, &layer.cache_id);
@@ -101,8 +101,9 @@ impl Store {
         Ok(Box::new(DirFiles(dir)))
     }
 
-    /// A layer's tar-split, to be read several times. Where the store keeps the tar itself it is made
-    /// from that and written to `made`; what does not fit into memory meanwhile goes to `paths`.
+    /// Returns a layer's tar-split, which can be read several times. If the store keeps the tar
+    /// itself, the tar-split is made from it and written to `made`; data that does not fit into
+    /// memory meanwhile is written to `paths`.
     pub(super) fn tar_splits<'s>(
         &'s self,
         layer: &'s ImageLayer,
@@ -129,7 +130,7 @@ impl Store {
         }
     }
 
-    /// The tar-split of a store that keeps it.
+    /// Returns the tar-split from a store that keeps it.
     fn kept_split(&self, layer: &ImageLayer) -> Result<TarSplit> {
         let root = self.root_of(&layer.cache_id);
         let path = self.tar_source_path(layer)?;
@@ -139,7 +140,8 @@ impl Store {
         Ok(BufReader::with_capacity(64 << 10, split))
     }
 
-    /// The tar of a layer, unpacked or not, in a store that keeps blobs; `None` in others.
+    /// Returns the tar of a layer, unpacked or not, from a store that keeps blobs; `None` in
+    /// others.
     fn blob_tar(&self, chain: &Digest) -> Result<Option<BlobTar>> {
         let Some(Records::Containerd(found)) = &self.records else {
             return Ok(None);
@@ -156,8 +158,8 @@ impl Store {
     /// Writes a layer's tar and returns its digest, which the caller compares with the diff ID.
     ///
     /// # Errors
-    /// [`Error::LayerMissing`] where the tar-split or blob is missing; [`Error::Tar`] for damaged files,
-    /// and when `out` fails.
+    /// [`Error::LayerMissing`] if the tar-split or blob is missing; [`Error::Tar`] for damaged
+    /// files, and if `out` fails.
     pub fn write_layer_tar(&self, layer: &ImageLayer, out: impl Write) -> Result<Digest> {
         match self.tar_source(layer)? {
             Source::Split(split) => {
@@ -171,7 +173,7 @@ impl Store {
     /// Writes the tar of a layer that need not be unpacked, from its blob, and returns its digest.
     ///
     /// # Errors
-    /// [`Error::LayerMissing`] where there is no blob, also in stores that keep none; else as
+    /// [`Error::LayerMissing`] if there is no blob, also in stores without blobs; else as
     /// [`Store::write_layer_tar`].
     pub(super) fn write_blob_tar(&self, chain: &Digest, out: impl Write) -> Result<Digest> {
         match self.blob_tar(chain)? {
@@ -180,7 +182,7 @@ impl Store {
         }
     }
 
-    /// The length of a layer's tar in bytes.
+    /// Returns the length of a layer's tar in bytes.
     ///
     /// # Errors
     /// As [`Store::write_layer_tar`].
@@ -206,7 +208,7 @@ impl Store {
 }
 
 impl BlobTar {
-    /// Writes the tar; its digest.
+    /// Writes the tar and returns its digest.
     fn copy_to(mut self, mut out: impl Write) -> Result<Digest> {
         let mut hash = Sha256::new();
         let mut buffer = vec![0; CHUNK];
@@ -227,7 +229,7 @@ impl BlobTar {
     }
 }
 
-/// Compares the digest of a tar that comes from `from` with the diff ID.
+/// Compares the digest of a tar from the source `from` with the diff ID.
 pub(super) fn expect_tar(actual: &Digest, diff: &Digest, from: &Path) -> Result<()> {
     if actual == diff {
         return Ok(());

@@ -16,13 +16,13 @@ use crate::oci::chain_id::{self, MAX_LAYERS};
 use crate::oci::text::excerpt;
 use crate::oci::{self, Digest};
 
-/// The name of a layer's directory in the storage driver's: one plain path component
-/// of `[A-Za-z0-9_.-]`, so it is safe in a path.
+/// The cache ID: the name of a layer's directory in the driver's directory. It is one plain path
+/// component of `[A-Za-z0-9_.-]`, so it is safe in a path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CacheId(String);
 
 impl CacheId {
-    /// `None` for anything that is not one plain component.
+    /// Parses a cache ID. `None` if the bytes are not one plain component.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
         let name = bytes.len() <= 255 && bytes.iter().all(plain);
@@ -32,12 +32,12 @@ impl CacheId {
         Some(Self(std::str::from_utf8(bytes).ok()?.to_owned()))
     }
 
-    /// A directory whose name is a number.
+    /// Returns the ID of a directory whose name is a number.
     pub(super) fn number(number: u64) -> Self {
         Self(number.to_string())
     }
 
-    /// The component.
+    /// Returns the component.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -55,18 +55,18 @@ impl Serialize for CacheId {
     }
 }
 
-/// What layerdb says about one layer.
+/// The record of one layer in layerdb.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
     pub(crate) chain_id: Digest,
     pub(crate) diff_id: Digest,
     pub(crate) parent: Option<Digest>,
     pub(crate) cache_id: CacheId,
-    /// Bytes of the layer's files, as Docker counts them.
+    /// The bytes of the layer's files, as Docker counts them.
     pub(crate) size: u64,
 }
 
-/// What layerdb says about a container's read-write layer.
+/// The record of a container's read-write layer in layerdb.
 #[derive(Clone, Debug)]
 pub(crate) struct Mount {
     pub(crate) mount_id: CacheId,
@@ -82,7 +82,7 @@ pub(crate) struct LayerDb<'s> {
 }
 
 impl LayerDb<'_> {
-    /// A layer's record, relative to the root.
+    /// Returns the path of a layer's record, relative to the root.
     pub(crate) fn layer(&self, chain: &Digest) -> PathBuf {
         self.dir.join("sha256").join(chain.hex())
     }
@@ -109,7 +109,7 @@ impl LayerDb<'_> {
         })
     }
 
-    /// The record of one layer; not yet checked against its chain.
+    /// Reads the record of one layer, without checking it against its chain.
     pub(crate) fn record(&self, chain: &Digest) -> Result<Record> {
         let dir = self.layer(chain);
         let file = dir.join("diff");
@@ -139,7 +139,7 @@ impl LayerDb<'_> {
             })
     }
 
-    /// A layer's record, checked: its diff ID is the expected one, its parent is the
+    /// Reads a layer's record and checks it: its diff ID is the expected one, its parent is the
     /// layer below, and its name is the chain ID of both.
     pub(crate) fn checked(&self, parent: Option<&Digest>, diff: &Digest) -> Result<Record> {
         let record = self.record(&chain_id::next(parent, diff))?;
@@ -162,8 +162,8 @@ impl LayerDb<'_> {
         Ok(record)
     }
 
-    /// The diff IDs of the layers down from `top`, base first, by the parent files.
-    /// For containers, whose image may be gone. The caller checks the chain.
+    /// Returns the diff IDs of the layers from `top` down, base first, by the parent files. This is
+    /// for containers, whose image may have been removed. The caller checks the chain.
     pub(crate) fn diffs_below(&self, top: &Digest) -> Result<Vec<Digest>> {
         let mut diffs = Vec::new();
         let mut seen = HashSet::new();
@@ -187,19 +187,20 @@ impl LayerDb<'_> {
         Ok(diffs)
     }
 
-    /// The chain IDs of all layers, sorted. What is not named like one is none.
+    /// Returns the chain IDs of all layers, sorted. Files whose names are not chain IDs are
+    /// ignored.
     pub(crate) fn ids(&self) -> Result<Vec<Digest>> {
         let names = self.root.list(self.dir.join("sha256"))?;
         let ids = names.iter().filter_map(|name| name.to_str());
         Ok(ids.filter_map(Digest::from_hex).collect())
     }
 
-    /// Where a layer's tar-split is.
+    /// Returns the path of a layer's tar-split.
     pub(crate) fn tar_split(&self, chain: &Digest) -> PathBuf {
         self.layer(chain).join("tar-split.json.gz")
     }
 
-    /// The IDs of all containers, sorted. What is not named like an ID is none.
+    /// Returns the IDs of all containers, sorted. Files whose names are not IDs are ignored.
     pub(crate) fn containers(&self) -> Result<Vec<CacheId>> {
         let names = self.root.list(self.dir.join("mounts"))?;
         Ok(names
@@ -208,7 +209,7 @@ impl LayerDb<'_> {
             .collect())
     }
 
-    /// A container's read-write layer; `None` if there is no such container.
+    /// Returns a container's read-write layer; `None` if there is no such container.
     pub(crate) fn mount(&self, container: &CacheId) -> Result<Option<Mount>> {
         let dir = self.dir.join("mounts").join(container.as_str());
         let file = dir.join("mount-id");

@@ -1,5 +1,5 @@
-//! What `unionfs images` and `unionfs layers` show: all images of all stores and the tree of their
-//! layers. One damaged image does not hide the others.
+//! The data of `unionfs images` and `unionfs layers`: all images of all stores and the tree of
+//! their layers. One damaged image does not hide the others.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -12,19 +12,19 @@ use super::image_store::{Cache, Store};
 use super::{Name, Stores};
 use crate::oci::Digest;
 
-/// All images, and what was wrong with those that are not among them.
+/// All images, and the errors of those that could not be read.
 #[derive(Debug, Default)]
 pub struct Listing {
     /// Sorted by first name, then ID, per store; `shared_by` of their layers is set.
     pub images: Vec<Image>,
-    /// One for each image or name that could not be read.
+    /// The errors, one for each image or name that could not be read.
     pub problems: Vec<Error>,
     intermediate: HashSet<(PathBuf, &'static str, Digest)>,
 }
 
 impl Listing {
-    /// Whether the image is a step of a build on the way to another and has no name:
-    /// `docker images` hides those, and they do not count as sharing a layer.
+    /// Whether the image is an intermediate step of another image's build and has no name: `docker
+    /// images` hides such images, and they do not count as sharing a layer.
     pub fn is_intermediate(&self, image: &Image) -> bool {
         self.intermediate
             .contains(&(image.root.clone(), image.driver, image.id))
@@ -41,26 +41,26 @@ pub struct LayerNode {
     /// The store's root.
     #[serde(serialize_with = "lossy")]
     pub root: PathBuf,
-    /// Layers below it.
+    /// The number of layers below it.
     pub depth: usize,
-    /// The images whose top layer it is, by name or short ID.
+    /// The images whose top layer this is, by name or short ID.
     pub top_of: Vec<String>,
-    /// All images that have it, by name or short ID.
+    /// All images that have the layer, by name or short ID.
     pub images: Vec<String>,
 }
 
-/// The layers as a tree: each before those on top of it, base layers first.
+/// The layers as a tree: each layer before the layers on top of it, base layers first.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct LayerTree {
-    /// In the order of printing.
+    /// The layers in the order of printing.
     pub nodes: Vec<LayerNode>,
-    /// One for each image or name that could not be read.
+    /// The errors, one for each image or name that could not be read.
     pub problems: Vec<Error>,
 }
 
 impl Stores {
-    /// Every image of every store.
+    /// Returns every image of every store.
     pub fn images(&self) -> Listing {
         let mut listing = Listing::default();
         for store in self.all() {
@@ -71,7 +71,7 @@ impl Stores {
         listing
     }
 
-    /// The layers of one image, or of all, with who shares them.
+    /// Returns the layers of one image, or of all, with the images that share them.
     pub fn layers(&self, only: Option<&Image>) -> LayerTree {
         let listing = self.images();
         let mut nodes = Vec::new();
@@ -107,7 +107,7 @@ fn list_store(store: &Store, listing: &mut Listing) -> Result<()> {
         }
     }
     let mut ids = store.ids()?;
-    // Names of images that are gone are problems, not silence.
+    // Names of images that do not exist are reported as problems.
     ids.extend(names.keys());
     ids.sort();
     ids.dedup();
@@ -148,11 +148,11 @@ fn list_store(store: &Store, listing: &mut Listing) -> Result<()> {
     Ok(())
 }
 
-/// The layers of some images of one store; with `only`, just those of that image.
+/// Returns the layers of some images of one store; with `only`, just those of that image.
 fn tree(images: &[&Image], only: Option<&Image>) -> Vec<LayerNode> {
     let mut nodes: BTreeMap<Digest, LayerNode> = BTreeMap::new();
     let known = |image: &Image| images.iter().any(|other| other.id == image.id);
-    // An intermediate image asked for by ID is not in the list, but has layers.
+    // An intermediate image that the user names by ID is not in the list, but has layers.
     let extra = only.filter(|image| !known(image));
     for image in images.iter().copied().chain(extra) {
         for (depth, layer) in image.layers.iter().enumerate() {

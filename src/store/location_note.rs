@@ -1,12 +1,12 @@
-//! Layers that were found and verified before: a note of where they are, kept with their catalog,
-//! spares the next mount to read six files of each.
+//! Notes of where the layers of a stack were found and verified. A note is kept with the catalog of
+//! the stack. With it the next mount need not read six files of each layer.
 //!
 //! A note has a line for each layer, base first: its cache ID, then inode number and change time
-//! (seconds, nanoseconds) of the two directories whose files said so, `layerdb/sha256/<chain ID>`
-//! and `<driver>/<cache ID>`. A file in them that is replaced, added or removed changes that time,
-//! and so does another directory of files; then the note is nothing worth, and the layers are
-//! found the long way. What is not noticed is a file that was written over in place: the layers are
-//! then those that its old content named, which were verified.
+//! (seconds, nanoseconds) of the two directories whose files gave its place, `layerdb/sha256/<chain
+//! ID>` and `<driver>/<cache ID>`. If a file in them is replaced, added or removed, or another
+//! directory takes their place, the inode number or the change time differs. Then the note is
+//! ignored, and the layers are searched as without a note. A file that was overwritten in place is
+//! not noticed: the layers are then those that its old content named, which were verified.
 
 use std::fmt::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -23,36 +23,37 @@ use crate::layer::LayerSpec;
 use crate::oci::Digest;
 use crate::oci::chain_id::chain_ids;
 
-/// Whose layers a stack has.
+/// The store and the chain ID of the layers of a stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// Chain ID of the topmost layer.
+    /// The chain ID of the topmost layer.
     pub id: Digest,
-    /// Root of the store.
+    /// The root of the store.
     pub root: PathBuf,
-    /// Its driver.
+    /// The store's driver.
     pub driver: &'static str,
 }
 
-/// What of an image is mounted.
+/// The parts of an image that a mount needs.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Mountable {
     /// The image's ID.
     pub id: Digest,
-    /// What to call it in a message.
+    /// A label of the image for messages.
     pub label: String,
-    /// Its layers' directories, top first; none of an image without layers ([`super::temporary_upper::empty_layer`]).
+    /// The directories of the layers, top first; none for an image without layers
+    /// ([`super::temporary_upper::empty_layer`]).
     pub lowers: Vec<LayerSpec>,
-    /// Whose they are; `None`: there are none.
+    /// The store and the chain ID of the layers; `None` if there are none.
     pub chain: Option<Chain>,
-    /// What to note for the next mount; `None`: it is noted already.
+    /// The note for the next mount; `None` if it exists already.
     pub note: Option<Vec<u8>>,
 }
 
 impl Stores {
-    /// The image a user means, as [`Stores::find`] has it, found by what `noted` knows of its
-    /// layers where that is still right.
+    /// Returns the image that a user means, as [`Stores::find`] does. The layers are taken from the
+    /// note that `noted` returns, if it is still valid.
     ///
     /// # Errors
     /// As [`Stores::find`].
@@ -71,7 +72,7 @@ impl Stores {
             Ok((image, lowers))
         };
         let (store, (image, lowers)) = match whole(store) {
-            // Ours has it from an earlier mount.
+            // Our own store has the image from an earlier mount.
             Err(error @ Error::NotUnpacked { .. }) => {
                 let has_it = |store: &&Store| store.contains(&id).unwrap_or(false);
                 let mut stores = self.all().iter().filter(has_it);
@@ -96,7 +97,7 @@ impl Stores {
 }
 
 impl Store {
-    /// The image, if its layers are where the note says; its configuration is verified as ever.
+    /// Returns the image if its note is valid. Its configuration is always verified.
     fn known_image(
         &self,
         id: &Digest,
@@ -130,7 +131,7 @@ impl Store {
         }))
     }
 
-    /// The layers of these chain IDs, base first, where the note says, if it is still right.
+    /// Returns the layers of these chain IDs, base first, by the note; `None` if it is not valid.
     fn noted_layers(&self, chains: &[Digest], note: &[u8]) -> Option<Vec<LayerSpec>> {
         let files = self.driver.own_dir()?;
         let dirs = Dirs::open(self)?;
@@ -141,7 +142,8 @@ impl Store {
             let id = CacheId::parse(id.as_bytes())?;
             let path = Path::new(self.driver()).join(id.as_str()).join(files);
             let dir = self.root.layer_dir(path).ok()?;
-            // Of the directory that is open now, whatever was there a moment ago.
+            // Checks the directory that is open now, which may have replaced the one checked
+            // before.
             if dirs.seen(chain, &id)? != seen {
                 return None;
             }
@@ -151,8 +153,7 @@ impl Store {
         lines.next().is_none().then_some(layers)
     }
 
-    /// What to note of the layers of an image; `None` where a store or driver keeps them in
-    /// another way.
+    /// Returns the note of an image's layers; `None` if the store or driver has another layout.
     pub(super) fn note(&self, image: &Image) -> Option<Vec<u8>> {
         if self.records.is_some() {
             return None;
@@ -168,7 +169,7 @@ impl Store {
     }
 }
 
-/// Where the directories of layers are, reached without symlinks.
+/// The directories of layers, reached without symlinks.
 struct Dirs {
     layerdb: OwnedFd,
     driver: OwnedFd,
@@ -184,7 +185,7 @@ impl Dirs {
         })
     }
 
-    /// What the two directories of a layer are now, as a note has it.
+    /// Returns the present state of the two directories of a layer, in the form of a note.
     fn seen(&self, chain: &Digest, id: &CacheId) -> Option<String> {
         let record = identity(&self.layerdb, &chain.hex())?;
         let dir = identity(&self.driver, id.as_str())?;

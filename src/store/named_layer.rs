@@ -1,15 +1,15 @@
-//! Named read-write layers of our own store: `unionfs mount --name`. Read here; written by
-//! `writable`.
+//! Named read-write layers of our own store: `unionfs mount --name`. This file reads them;
+//! `writable` writes them.
 //!
 //! ```text
 //! unionfs/containers/NAME          {"id", "mount_id", "image", "image_name", "created", "source"}
 //! image/overlay2/layerdb/mounts/<id>/{mount-id,parent}     as a container of Docker's
 //! overlay2/<mount id>/{diff,link,lower,work}
 //! ```
-//! For an image of another store (`source`: its root and driver) there is nothing in
-//! layerdb and no `lower`, since both refer to layers of the same store: the record alone
-//! tells where the layers are. A record of a layer of our own whose `mounts/<id>` is
-//! missing was left by a crash and does not count.
+//! If the image is in another store (`source`: its root and driver), layerdb has no entry and there
+//! is no `lower`, since both refer to layers of the same store: only the record says where the
+//! layers are. A record of a layer on our own image whose `mounts/<id>` is missing was left by a
+//! crash and is ignored.
 
 use std::path::{Path, PathBuf};
 
@@ -22,13 +22,13 @@ use super::{Container, containers};
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, json};
 
-/// Where the records are, relative to the root.
+/// The directory of the records, relative to the root.
 pub(crate) const DIR: &str = "unionfs/containers";
 
-/// The most that is read of a record, in bytes.
+/// The size limit of a record, in bytes.
 const LIMIT: u64 = 64 << 10;
 
-/// The longest name, in bytes.
+/// The length limit of a name, in bytes.
 const MAX_NAME: usize = 128;
 
 /// A named read-write layer.
@@ -37,17 +37,17 @@ const MAX_NAME: usize = 128;
 pub struct NamedLayer {
     /// The name.
     pub name: String,
-    /// Its ID, as that of a container: 64 hexadecimal digits.
+    /// The ID, as that of a container: 64 hexadecimal digits.
     pub id: CacheId,
-    /// The name of its directory in the driver's.
+    /// The name of its directory in the driver's directory.
     pub mount_id: CacheId,
     /// The image below it.
     pub image: Digest,
-    /// What that image was called then.
+    /// The name of that image when the layer was made.
     pub image_name: String,
-    /// When it was made, in seconds since 1970.
+    /// The time when it was made, in seconds since 1970.
     pub created: u64,
-    /// The store of the image; `None`: the one the layer is in.
+    /// The store of the image; `None` if the layer is in the same store.
     pub source: Option<SourceStore>,
 }
 
@@ -61,7 +61,7 @@ pub struct SourceStore {
     pub driver: String,
 }
 
-/// A record as it is in the file.
+/// A record with the fields of the file.
 #[derive(Serialize, Deserialize)]
 struct Raw {
     id: String,
@@ -74,8 +74,8 @@ struct Raw {
 }
 
 impl NamedLayer {
-    /// Whether a layer may be called that: what Docker allows for containers, but no full
-    /// ID, which always means the ID.
+    /// Whether the text is a valid name: what Docker allows for containers, except a full ID, which
+    /// always means the ID.
     pub fn is_name(text: &str) -> bool {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
         text.len() <= MAX_NAME
@@ -84,7 +84,7 @@ impl NamedLayer {
             && Digest::from_hex(text).is_none()
     }
 
-    /// The record's bytes; fails for a source whose path is not UTF-8.
+    /// Returns the record's bytes; fails if the path of the source is not UTF-8.
     pub(crate) fn to_json(&self) -> Result<Vec<u8>> {
         let raw = Raw {
             id: self.id.to_string(),
@@ -127,7 +127,7 @@ impl NamedLayer {
 }
 
 impl Store {
-    /// The named layer of that name.
+    /// Returns the named layer with that name.
     ///
     /// # Errors
     /// [`Error::Malformed`], [`Error::TooLarge`] or [`Error::Symlink`] for a damaged record; [`Error::Io`].
@@ -139,7 +139,7 @@ impl Store {
         })
     }
 
-    /// Its layers, verified.
+    /// Returns the layers of a named layer, verified.
     ///
     /// # Errors
     /// Those of [`Store::image`], for its layers.
@@ -147,21 +147,21 @@ impl Store {
         containers::load_named(self, named)
     }
 
-    /// The directory that holds everything written to it.
+    /// Returns the directory of everything that was written to the layer.
     pub fn named_dir(&self, named: &NamedLayer) -> PathBuf {
         let dir = Path::new(self.driver()).join(named.mount_id.as_str());
         self.root.full(dir)
     }
 
-    /// Bytes that a layer takes on the disk; what cannot be read counts nothing.
+    /// Returns the bytes that a layer uses on the disk; files that cannot be read are not counted.
     pub fn named_usage(&self, named: &NamedLayer) -> u64 {
         let dir = Path::new(self.driver()).join(named.mount_id.as_str());
         self.root.disk_usage(dir)
     }
 
-    /// As [`Store::named`], also what a crash has left.
+    /// As [`Store::named`], but also returns records that a crash has left.
     pub(crate) fn named_record(&self, name: &str) -> Result<Option<NamedLayer>> {
-        // Ours are never in podman's.
+        // Podman's stores do not contain our layers.
         if self.records.is_some() || !NamedLayer::is_name(name) {
             return Ok(None);
         }
@@ -172,7 +172,7 @@ impl Store {
             .transpose()
     }
 
-    /// Whether everything a record speaks of was written.
+    /// Whether everything that a record names was written.
     pub(crate) fn is_complete(&self, named: &NamedLayer) -> Result<bool> {
         match named.source {
             Some(_) => Ok(true),
@@ -180,7 +180,7 @@ impl Store {
         }
     }
 
-    /// All named layers, sorted by name; damaged records as errors.
+    /// Returns all named layers, sorted by name; damaged records as errors.
     ///
     /// # Errors
     /// [`Error::Io`] if the directory of the records cannot be read.
@@ -196,7 +196,7 @@ impl Store {
         Ok(all)
     }
 
-    /// The names that have records, complete or not.
+    /// Returns the names that have records, complete or not.
     pub(crate) fn named_names(&self) -> Result<Vec<String>> {
         if self.records.is_some() {
             return Ok(Vec::new());

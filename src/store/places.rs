@@ -1,5 +1,6 @@
-//! Where stores may be: directories that are found and opened before anything in them is read, so that
-//! a process can confine itself to them first, or open in them what a confined process has found.
+//! The places of stores: directories that are found and opened before anything in them is read. A
+//! process can thus confine itself to them first, or open in them what a confined process has
+//! found.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -15,28 +16,28 @@ use super::error::{Error, Result};
 use super::{containerd, drivers, named_layer, writable};
 use crate::layer::OpenDir;
 
-/// Where stores may be: directories that are there, of which nothing has been read.
+/// The places where stores may be: directories that exist and of which nothing has been read.
 #[derive(Debug, Default)]
 pub struct Places {
     pub(super) roots: Vec<PathBuf>,
-    /// Those that were asked about.
+    /// The paths that were searched.
     pub(super) searched: Vec<PathBuf>,
     pub(super) skipped: Vec<Error>,
     pub(super) explicit: bool,
-    /// Where nothing is looked for, but what is found may lead to.
+    /// Directories that are not searched, but to which records in the roots may refer.
     others: Vec<PathBuf>,
-    /// Of stores of the driver devicemapper.
+    /// The pools of stores of the driver devicemapper.
     pools: Vec<(PathBuf, Arc<PoolFiles>)>,
     /// The only namespace of containerd that counts.
     namespace: Option<String>,
 }
 
 impl Places {
-    /// Only `explicit` where given (`--root`), else all of [`Environment::candidates`] that are
-    /// there.
+    /// Finds the places: only `explicit` if given (`--root`), else all of
+    /// [`Environment::candidates`] that exist.
     ///
     /// # Errors
-    /// That of opening `explicit`.
+    /// The error of opening `explicit`.
     pub fn find(explicit: Option<&Path>, environment: &Environment) -> Result<Self> {
         let mut places = Self {
             explicit: explicit.is_some(),
@@ -46,7 +47,7 @@ impl Places {
         };
         if let Some(path) = explicit {
             places.add(path)?;
-            // Docker may keep its images in a containerd of its own.
+            // Docker may keep its images in its own containerd.
             match places.add(&path.join(discovery::DOCKERS_CONTAINERD)) {
                 Err(error) if !discovery::is_absent(&error) => places.skipped.push(error),
                 _ => {}
@@ -64,7 +65,7 @@ impl Places {
         Ok(places)
     }
 
-    /// Two candidates may be one directory.
+    /// Adds a directory. Several candidates may be the same directory.
     fn add(&mut self, path: &Path) -> Result<()> {
         let root = ConfinedDir::open(path)?;
         if !self.roots.iter().any(|known| known == root.path()) {
@@ -73,7 +74,7 @@ impl Places {
         Ok(())
     }
 
-    /// The same places once more, without the reasons why others are left out.
+    /// Returns a copy, without the reasons why places were skipped.
     #[must_use]
     pub fn again(&self) -> Self {
         Self {
@@ -87,22 +88,23 @@ impl Places {
         }
     }
 
-    /// Why places that may hold a store could not be opened; worth a warning. Once.
+    /// Returns the reasons why places that may hold a store could not be opened, once. They are
+    /// worth a warning.
     pub fn take_skipped(&mut self) -> Vec<Error> {
         if self.roots.is_empty() {
-            // Then that is the failure.
+            // The reason is then returned as the error.
             Vec::new()
         } else {
             std::mem::take(&mut self.skipped)
         }
     }
 
-    /// Opens the files of the pools of stores of the driver devicemapper, for a process that confines
-    /// itself before it reads them: `given`, or those that the stores have in themselves. Only here is
-    /// seen whether the kernel has them in use.
+    /// Opens the files of the pools of stores of the driver devicemapper, for a process that
+    /// confines itself before it reads them: `given`, or those that the stores contain. Only this
+    /// function checks whether the kernel uses them.
     ///
     /// # Errors
-    /// Those of opening what a store has; none where it has nothing.
+    /// Those of opening a store's files; a store without such files is no error.
     pub fn open_pools(&mut self, given: Option<Arc<PoolFiles>>) -> Result<()> {
         for path in &self.roots {
             let root = ConfinedDir::open(path)?;
@@ -113,7 +115,7 @@ impl Places {
                 Some(given) => Arc::clone(given),
                 None => match PoolFiles::of_store(&root) {
                     Ok(files) => Arc::new(files),
-                    // Said when it is needed.
+                    // The error is reported when the pool is needed.
                     Err(Error::Pool { .. }) => continue,
                     Err(error) => return Err(error),
                 },
@@ -133,7 +135,7 @@ impl Places {
         }
     }
 
-    /// Whether there is a record of a named read-write layer in one of them, whatever is in it.
+    /// Whether one of the stores has a record of a named read-write layer, valid or not.
     pub fn have_named(&self) -> bool {
         let records =
             |root: &PathBuf| ConfinedDir::open(root).and_then(|root| root.list(named_layer::DIR));
@@ -141,8 +143,8 @@ impl Places {
         found.any(|names| names.is_ok_and(|names| !names.is_empty()))
     }
 
-    /// The roots of other stores that named read-write layers in these places are on, as their records
-    /// have them. What is damaged is left out.
+    /// Returns the roots of other stores that the named read-write layers in these places refer to,
+    /// as in their records. Damaged records are ignored.
     pub fn sources(&self) -> Vec<PathBuf> {
         let mut sources = Vec::new();
         let stores = self.roots.iter().flat_map(|root| discovery::open(root));
@@ -155,7 +157,7 @@ impl Places {
         sources
     }
 
-    /// The directory there, absolute and without symlinks, if there could be a store in it.
+    /// Returns the directory, absolute and without symlinks, if there could be a store in it.
     pub fn store_at(path: &Path) -> Option<PathBuf> {
         if !path.is_absolute() {
             return None;
@@ -167,18 +169,18 @@ impl Places {
         found.then(|| root.path().to_owned())
     }
 
-    /// The directories, absolute and without symlinks.
+    /// Returns the directories, absolute and without symlinks.
     pub fn roots(&self) -> &[PathBuf] {
         &self.roots
     }
 
-    /// Adds stores in which nothing is looked for, but to which layers may lead.
+    /// Adds stores that are not searched, but to which layers may refer.
     pub fn add_others(&mut self, others: Vec<PathBuf>) {
         self.others = others;
     }
 
-    /// A directory on each file system that layers may be on, opened for reading, with its device
-    /// number: of the stores and of the drivers' directories in them.
+    /// Returns a directory on each file system that layers may be on, opened for reading, with its
+    /// device number: of the stores and of the drivers' directories in them.
     pub fn file_systems(&self) -> Vec<(u64, OwnedFd)> {
         let mut found: Vec<(u64, OwnedFd)> = Vec::new();
         for root in self.roots.iter().chain(&self.others) {
@@ -203,15 +205,16 @@ impl Places {
     }
 }
 
-/// Roots of stores, held open.
+/// Open roots of stores.
 #[derive(Debug)]
 pub struct Roots(Vec<ConfinedDir>);
 
 impl Roots {
-    /// Opens them.
+    /// Opens the roots.
     ///
     /// # Errors
-    /// Those of opening one; [`Error::Io`] with ESTALE where the path leads elsewhere by now.
+    /// Those of opening a root; [`Error::Io`] with ESTALE if the path leads to another directory by
+    /// now.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let open = |path: &PathBuf| {
             let root = ConfinedDir::open(path)?;
@@ -224,15 +227,15 @@ impl Roots {
         Ok(Self(paths.iter().map(open).collect::<Result<_>>()?))
     }
 
-    /// Where one is.
+    /// Returns the path of a root.
     pub fn path(&self, number: usize) -> Option<&Path> {
         self.0.get(number).map(ConfinedDir::path)
     }
 
-    /// A directory below one of them, reached through no symlink.
+    /// Opens a directory below a root, without following symlinks.
     ///
     /// # Errors
-    /// Those of openat2(2); [`Error::NotAStore`] where there is no such root.
+    /// Those of openat2(2); [`Error::NotAStore`] if there is no such root.
     pub fn layer_dir(&self, number: usize, path: &Path) -> Result<OpenDir> {
         match self.0.get(number) {
             Some(root) => root.layer_dir(path),
@@ -245,7 +248,7 @@ impl Roots {
     /// As [`super::Stores::into_held`].
     ///
     /// # Errors
-    /// [`Error::InUse`] where another process does not end removing.
+    /// [`Error::InUse`] if another process keeps the removal lock too long.
     pub fn hold(&self) -> Result<Vec<File>> {
         let held = self
             .0

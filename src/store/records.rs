@@ -1,4 +1,4 @@
-//! The records of stores that are not laid out like Docker's: podman's and containerd's.
+//! The records of podman's and containerd's stores, whose layout differs from Docker's.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::repositories::Repositories;
 use super::{containerd, containers_storage};
 use crate::oci::Digest;
 
-/// What such a store says of its images; single bad records are only errors when they are used.
+/// The records of such a store. A bad record is an error only when it is used.
 #[derive(Debug)]
 pub(crate) enum Records {
     Podman(containers_storage::Records),
@@ -19,18 +19,18 @@ pub(crate) enum Records {
 
 /// The layers of a container.
 pub(crate) struct ContainerLayers {
-    /// Its own.
+    /// The container's own layer.
     pub(crate) own: CacheId,
     /// The layer between it and the image.
     pub(crate) init: Option<CacheId>,
-    /// The image's ID; `None`: it lies on nothing.
+    /// The image's ID; `None` if the container has no image.
     pub(crate) image: Option<Digest>,
-    /// Those of the image, base first.
+    /// The layers of the image, base first.
     pub(crate) layers: Vec<Record>,
 }
 
 impl Records {
-    /// The IDs of all images, sorted.
+    /// Returns the IDs of all images, sorted.
     pub(crate) fn ids(&self) -> Result<Vec<Digest>> {
         match self {
             Self::Podman(records) => Ok(records.ids()),
@@ -38,7 +38,7 @@ impl Records {
         }
     }
 
-    /// The ID of the image that a digest means; `None`: none.
+    /// Returns the ID of the image that a digest means; `None` if there is no such image.
     pub(crate) fn meant_by(&self, digest: &Digest) -> Result<Option<Digest>> {
         match self {
             Self::Podman(records) => Ok(records.contains(digest).then_some(*digest)),
@@ -46,7 +46,7 @@ impl Records {
         }
     }
 
-    /// All digests that mean an image, with its ID.
+    /// Returns all digests that mean an image, each with the image's ID.
     pub(crate) fn digests(&self) -> Result<Vec<(Digest, Digest)>> {
         match self {
             Self::Podman(records) => Ok(records.ids().into_iter().map(|id| (id, id)).collect()),
@@ -54,7 +54,7 @@ impl Records {
         }
     }
 
-    /// The IDs of the containers, sorted.
+    /// Returns the IDs of the containers, sorted.
     pub(crate) fn containers(&self) -> Result<Vec<CacheId>> {
         match self {
             Self::Podman(records) => records.containers(),
@@ -62,7 +62,7 @@ impl Records {
         }
     }
 
-    /// The names of a container, the one that is shown first.
+    /// Returns the names of a container; the first is the one that is shown.
     pub(crate) fn container_names(&self, id: &CacheId) -> Result<Vec<&str>> {
         match self {
             Self::Podman(records) => records.container_names(id),
@@ -72,7 +72,7 @@ impl Records {
         }
     }
 
-    /// The layers of a container.
+    /// Returns the layers of a container.
     pub(crate) fn container(&self, id: &CacheId) -> Result<ContainerLayers> {
         match self {
             Self::Podman(records) => records.container(id),
@@ -80,7 +80,7 @@ impl Records {
         }
     }
 
-    /// The layers of podman's store, for others of podman's.
+    /// Returns the layers of podman's store, for other stores of podman's.
     pub(crate) fn podmans_layers(&self) -> Option<containers_storage::LayerList> {
         match self {
             Self::Podman(records) => records.layer_list(),
@@ -88,7 +88,7 @@ impl Records {
         }
     }
 
-    /// The root that a layer's files are in, where that may be another one than the store's.
+    /// Returns the root that contains a layer's files, if it may be another one than the store's.
     pub(crate) fn root_of(&self, id: &CacheId) -> Option<&Arc<ConfinedDir>> {
         match self {
             Self::Podman(records) => Some(records.root_of(id)),
@@ -96,7 +96,7 @@ impl Records {
         }
     }
 
-    /// Where the names are.
+    /// Returns the path of the file of names.
     pub(crate) fn names_path(&self) -> PathBuf {
         match self {
             Self::Podman(records) => records.names_path(),
@@ -104,7 +104,7 @@ impl Records {
         }
     }
 
-    /// The names of the images, as Docker would keep them.
+    /// Returns the names of the images, in the form in which Docker keeps them.
     pub(crate) fn repositories(&self) -> Result<Repositories> {
         match self {
             Self::Podman(records) => Ok(records.repositories()),
@@ -112,12 +112,12 @@ impl Records {
         }
     }
 
-    /// Whether a short name also means an image that was built here (`localhost/`).
+    /// Whether a short name also means an image that was built locally (`localhost/`).
     pub(crate) fn has_local_names(&self) -> bool {
         matches!(self, Self::Podman(_))
     }
 
-    /// Where an image's configuration is, below the root.
+    /// Returns the path of an image's configuration, below the root.
     pub(crate) fn config_path(&self, id: &Digest) -> PathBuf {
         match self {
             Self::Podman(records) => records.config_path(id),
@@ -125,7 +125,7 @@ impl Records {
         }
     }
 
-    /// The records of an image's layers, base first; they must have these diff IDs.
+    /// Returns the records of an image's layers, base first; they must have these diff IDs.
     pub(crate) fn layers(&self, id: &Digest, diffs: &[Digest]) -> Result<Vec<Record>> {
         match self {
             Self::Podman(records) => records.layers(id, diffs),

@@ -1,4 +1,4 @@
-//! `repositories.json`: from image names to image IDs.
+//! `repositories.json`: maps image names to image IDs.
 //!
 //! Format (moby, reference/store.go):
 //! `{"Repositories": {"<familiar name>": {"<name>:<tag>": "sha256:<id>", "<name>@sha256:…": …}}}`
@@ -13,7 +13,7 @@ use crate::oci::reference::Reference;
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, json};
 
-/// The most that is read of a repositories.json, in bytes.
+/// The size limit of a repositories.json, in bytes.
 pub(crate) const LIMIT: u64 = 64 << 20;
 
 #[derive(Deserialize)]
@@ -30,7 +30,7 @@ pub(crate) struct Repositories {
 }
 
 impl Repositories {
-    /// Reads the file's bytes. Single bad entries are only errors when they are used.
+    /// Reads the file's bytes. A bad entry is an error only when it is used.
     pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let raw: Raw = json::parse(path, bytes)?;
         let names = raw.repositories.unwrap_or_default();
@@ -43,7 +43,8 @@ impl Repositories {
         })
     }
 
-    /// Of names kept elsewhere, in any of the forms a user may write. `path` is for messages.
+    /// Makes a list of names of another store, in any form that a user may write. `path` is for
+    /// messages.
     pub(crate) fn of_names<'a>(
         path: &Path,
         named: impl Iterator<Item = (&'a str, &'a Digest)>,
@@ -52,7 +53,7 @@ impl Repositories {
         for (name, id) in named {
             let (repository, key) = match Reference::parse(name) {
                 Ok(reference) => (reference.familiar_name(), reference.key()),
-                // `Repositories::all` complains of it.
+                // `Repositories::all` reports it as an error.
                 Err(_) => (name.to_owned(), name.to_owned()),
             };
             let keys = names.entry(repository).or_default();
@@ -64,7 +65,7 @@ impl Repositories {
         }
     }
 
-    /// The image that a name stands for, `None` if there is no such name.
+    /// Returns the image of a name; `None` if there is no such name.
     pub(crate) fn get(&self, reference: &Reference) -> Result<Option<Digest>> {
         let keys = self.names.get(&reference.familiar_name());
         match keys.and_then(|keys| keys.get(&reference.key())) {
@@ -73,15 +74,14 @@ impl Repositories {
         }
     }
 
-    /// Gives a name to an image; returns the image that had it. A damaged entry is
-    /// replaced.
+    /// Gives a name to an image; returns the image that had it. A damaged entry is replaced.
     pub(crate) fn set(&mut self, reference: &Reference, id: &Digest) -> Option<Digest> {
         let keys = self.names.entry(reference.familiar_name()).or_default();
         let previous = keys.insert(reference.key(), id.to_string());
         previous.and_then(|id| Digest::parse(&id))
     }
 
-    /// Takes a name away; returns the image that had it, `None` if there was no such name.
+    /// Removes a name; returns the image that had it, `None` if there was no such name.
     pub(crate) fn remove(&mut self, reference: &Reference) -> Result<Option<Digest>> {
         let repository = reference.familiar_name();
         let Some(keys) = self.names.get_mut(&repository) else {
@@ -96,7 +96,7 @@ impl Repositories {
         self.id(&id).map(Some)
     }
 
-    /// Takes all names of an image away; whether there were any.
+    /// Removes all names of an image; returns whether there were any.
     pub(crate) fn remove_all(&mut self, id: &Digest) -> bool {
         let id = id.to_string();
         let mut removed = false;
@@ -109,7 +109,7 @@ impl Repositories {
         removed
     }
 
-    /// The file's bytes.
+    /// Returns the file's bytes.
     pub(crate) fn to_json(&self) -> Vec<u8> {
         serde_json::json!({ "Repositories": self.names })
             .to_string()
@@ -124,7 +124,7 @@ impl Repositories {
         })
     }
 
-    /// Every name with its image, in the file's order; bad entries as errors.
+    /// Returns every name with its image, in the file's order; bad entries as errors.
     pub(crate) fn all(&self) -> impl Iterator<Item = Result<(Name, Digest)>> {
         self.names.iter().flat_map(move |(repository, keys)| {
             keys.iter().map(move |(key, id)| {
@@ -139,7 +139,7 @@ impl Repositories {
     }
 }
 
-/// One name of an image, as the store has it. Displays as `app:1` or `app@sha256:…`.
+/// One name of an image in a store. Displays as `app:1` or `app@sha256:…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Name {
@@ -157,7 +157,7 @@ impl Name {
         self.repository == reference.familiar_name() && self.to_string() == reference.key()
     }
 
-    /// Takes a key of repositories.json apart; `None` if it is none of `repository`.
+    /// Parses a key of repositories.json; `None` if it is not a key of `repository`.
     fn parse(repository: &str, key: &str) -> Option<Self> {
         let reference = Reference::parse(key).ok()?;
         (reference.familiar_name() == repository && reference.key() == key).then(|| Self {
