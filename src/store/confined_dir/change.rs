@@ -1,11 +1,11 @@
-//! Changing what is below a store's root, and nothing else: every name is looked up in a directory
-//! that the kernel reached from the root without a symlink, and the call is made in that directory.
+//! Changes files below a store's root, and no others. Every name is looked up in a directory that
+//! the kernel reached from the root without a symlink, and the call is made in that directory.
 //!
-//! Invariant: no system call of this file takes an absolute path, and none follows a symlink. So it
-//! does not matter who exchanges names meanwhile: what is written, is written below the root that
-//! was checked, and what is removed was below it.
+//! Invariant: no system call of this file takes an absolute path, and none follows a symlink. If
+//! another process exchanges names meanwhile, all files are still written below the root that was
+//! checked, and only files that were below it are removed.
 //!
-//! Files survive a crash whole: they are written under a new name, synced, and renamed.
+//! Files are complete after a crash: they are written under a new name, synced, and renamed.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -23,7 +23,7 @@ use crate::store::random;
 use crate::sys::process::is_root_of_machine;
 
 impl ConfinedDir {
-    /// The directory that a name is in, and the name.
+    /// Opens the directory of a path's last component. Returns it with that component.
     fn above(&self, relative: &Path) -> std::result::Result<(OwnedFd, OsString), Errno> {
         let name = relative.file_name().ok_or(Errno::INVAL)?;
         let above = match relative.parent() {
@@ -34,7 +34,7 @@ impl ConfinedDir {
         Ok((dir, name.to_owned()))
     }
 
-    /// A system call on a name in its directory.
+    /// Makes a system call on a name in its directory.
     fn at<T>(
         &self,
         action: &'static str,
@@ -47,7 +47,7 @@ impl ConfinedDir {
         call(&dir, &name).map_err(|errno| Error::io(action, &self.full(relative), errno))
     }
 
-    /// Opens a file in any way that open(2) knows; a symlink is refused.
+    /// Opens a file with any flags of open(2); a symlink is an error.
     pub(crate) fn open_file(
         &self,
         relative: impl AsRef<Path>,
@@ -64,7 +64,7 @@ impl ConfinedDir {
             .map_err(|errno| Error::io("open", &self.full(relative), errno))
     }
 
-    /// Makes a directory of exactly that mode; false where it exists.
+    /// Makes a directory with exactly that mode; false if it exists.
     pub(crate) fn make_dir(&self, relative: impl AsRef<Path>, mode: u32) -> Result<bool> {
         let relative = relative.as_ref();
         let wanted = Mode::from_raw_mode(mode);
@@ -73,7 +73,7 @@ impl ConfinedDir {
                 Err(Errno::EXIST) => return Ok(false),
                 other => other?,
             }
-            // The umask has taken bits away.
+            // Sets the mode again: the umask may have removed bits.
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let made = rustix::fs::openat(dir, name, flags, Mode::empty())?;
             rustix::fs::fchmod(&made, wanted)?;
@@ -81,7 +81,7 @@ impl ConfinedDir {
         })
     }
 
-    /// Makes a directory that must not exist.
+    /// Makes a directory, which must not exist.
     pub(crate) fn new_dir(&self, relative: impl AsRef<Path>, mode: u32) -> Result<()> {
         let relative = relative.as_ref();
         if self.make_dir(relative, mode)? {
@@ -91,7 +91,7 @@ impl ConfinedDir {
         }
     }
 
-    /// Makes a directory and those above it, all with `mode`.
+    /// Makes a directory and its missing ancestors, all with `mode`.
     pub(crate) fn make_dirs(&self, relative: impl AsRef<Path>, mode: u32) -> Result<()> {
         let relative = relative.as_ref();
         let missing: Vec<&Path> = relative.ancestors().collect();
@@ -102,7 +102,7 @@ impl ConfinedDir {
         Ok(())
     }
 
-    /// Creates a file that must not exist.
+    /// Creates a file, which must not exist.
     pub(crate) fn create(&self, relative: impl AsRef<Path>, mode: u32) -> Result<File> {
         let relative = relative.as_ref();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
@@ -112,7 +112,7 @@ impl ConfinedDir {
         })
     }
 
-    /// Writes a file that must not exist, and syncs it.
+    /// Writes a file, which must not exist, and syncs it.
     pub(crate) fn write_new(
         &self,
         relative: impl AsRef<Path>,
@@ -127,8 +127,8 @@ impl ConfinedDir {
             .map_err(|e| self.failed("sync", relative, &e))
     }
 
-    /// Writes a file in place of another or of none: readers see the old or the new one.
-    /// `staging` is a directory on the same file system.
+    /// Writes a file and renames it over the old one, if there is one: readers see the old file or
+    /// the new one. `staging` is a directory on the same file system.
     pub(crate) fn replace(
         &self,
         staging: impl AsRef<Path>,
@@ -146,7 +146,7 @@ impl ConfinedDir {
         outcome
     }
 
-    /// A file without a name in the directory `staging`.
+    /// Creates a file without a name in the directory `staging`.
     pub(crate) fn temporary(&self, staging: impl AsRef<Path>) -> Result<File> {
         let staging = staging.as_ref();
         match self.open_file(staging, OFlags::RDWR | OFlags::TMPFILE, 0o600) {
@@ -166,7 +166,7 @@ impl ConfinedDir {
         })
     }
 
-    /// Gives a file or directory another name, in place of a file that has it.
+    /// Renames a file or directory, and replaces a file with the new name.
     pub(crate) fn rename(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
         let (from, to) = (from.as_ref(), to.as_ref());
         let (old, was) = self
@@ -177,7 +177,7 @@ impl ConfinedDir {
         })
     }
 
-    /// Exchanges two names, at once where the file system can; else one after the other.
+    /// Exchanges two names: in one step if the file system supports it, else one after the other.
     pub(crate) fn exchange(&self, one: impl AsRef<Path>, other: impl AsRef<Path>) -> Result<()> {
         let (one, other) = (one.as_ref(), other.as_ref());
         let (dir, name) = self
@@ -197,13 +197,13 @@ impl ConfinedDir {
         }
     }
 
-    /// Renames what is synced already, and makes the new name durable.
+    /// Renames a file or directory that is already synced, and makes the new name durable.
     pub(crate) fn publish(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
         self.rename(from, to.as_ref())?;
         self.sync_names(to)
     }
 
-    /// Makes the names durable that are in the directory of `relative`.
+    /// Makes the names in the directory of `relative` durable.
     pub(crate) fn sync_names(&self, relative: impl AsRef<Path>) -> Result<()> {
         let dir = relative.as_ref().parent().unwrap_or(Path::new(""));
         let dir = if dir.as_os_str().is_empty() {
@@ -216,7 +216,7 @@ impl ConfinedDir {
         rustix::fs::fsync(&opened).map_err(|errno| self.error("sync", dir, errno))
     }
 
-    /// Writes everything back that was changed on the file system of a directory.
+    /// Writes back all changes of the file system of a directory.
     pub(crate) fn sync_all(&self, relative: impl AsRef<Path>) -> Result<()> {
         let relative = relative.as_ref();
         let opened = self.open_at(relative, OFlags::RDONLY | OFlags::DIRECTORY);
@@ -224,7 +224,7 @@ impl ConfinedDir {
         rustix::fs::syncfs(&opened).map_err(|errno| self.error("sync", relative, errno))
     }
 
-    /// Removes a file; one that is gone is no error.
+    /// Removes a file. It is no error if the file does not exist.
     pub(crate) fn remove_file(&self, relative: impl AsRef<Path>) -> Result<()> {
         let relative = relative.as_ref();
         let removed = self.at("remove", relative, |dir, name| {
@@ -236,8 +236,8 @@ impl ConfinedDir {
         }
     }
 
-    /// Removes a file, or a directory with all below it; what is gone is no error. Symlinks are
-    /// removed, not followed; EBUSY where something is mounted in it.
+    /// Removes a file, or a directory with all below it. It is no error if it does not exist.
+    /// Symlinks are removed, not followed. EBUSY if something is mounted in it.
     pub(crate) fn remove_tree(&self, relative: impl AsRef<Path>) -> Result<()> {
         let relative = relative.as_ref();
         let removed = self.at("remove", relative, |dir, name| {
@@ -249,14 +249,14 @@ impl ConfinedDir {
         }
     }
 
-    /// Bytes that a file or a tree takes on the disk, each inode once; what cannot be read
-    /// counts nothing.
+    /// Returns the bytes that a file or a tree uses on the disk. Each inode counts once; files that
+    /// cannot be read do not count.
     pub(crate) fn disk_usage(&self, relative: impl AsRef<Path>) -> u64 {
         let above = self.above(relative.as_ref());
         above.map_or(0, |(dir, name)| tree::disk_usage(dir.as_fd(), &name))
     }
 
-    /// What a name stands for, a symlink for itself; `None`: there is none.
+    /// Returns the attributes of a file, or of a symlink itself; `None` if there is no such name.
     pub(crate) fn look(&self, relative: impl AsRef<Path>) -> Result<Option<Stat>> {
         let looked = self.at("look up", relative.as_ref(), |dir, name| {
             rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
@@ -267,11 +267,11 @@ impl ConfinedDir {
         }
     }
 
-    /// Makes sure that nobody else decides on the names in a directory that we are about to write
-    /// to: it belongs to root and others may not write to it. In the root of the store itself, ""
-    /// here, they may where they cannot rename what is ours (sticky).
+    /// Checks that no other user can change the names in a directory before this process writes to
+    /// it: it belongs to root and others may not write to it. In the root of the store itself, here
+    /// "", others may write if they cannot rename our files (sticky).
     ///
-    /// Only root of the machine asks: others have no more rights than they would give away.
+    /// Only root of the machine checks this: other users can lose no more rights than their own.
     ///
     /// # Errors
     /// [`Error::NotSafe`], and those of opening the directory.
@@ -310,5 +310,5 @@ impl ConfinedDir {
     }
 }
 
-/// Where root's own store is, unless told otherwise.
+/// The default root of root's own store.
 const DEFAULT: &str = "/var/lib/unionfs";

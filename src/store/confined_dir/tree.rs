@@ -1,8 +1,9 @@
-//! A tree below a directory that is held open: removed, or measured. Each directory is opened in
-//! the one above it.
+//! Removes or measures a tree below an open directory. Each directory is opened from its parent's
+//! descriptor.
 //!
-//! Invariant: no symlink is followed and no mount is entered, whoever exchanges names meanwhile. A
-//! bounded number of descriptors is open, however deep a tree is that is removed.
+//! Invariant: no symlink is followed and no mount is entered, even if another process exchanges
+//! names meanwhile. While a tree of any depth is removed, the number of open descriptors is
+//! bounded.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, OsStr};
@@ -14,19 +15,20 @@ use rustix::io::Errno;
 
 use crate::layer::at::At;
 
-/// Directories open at once while a tree is removed. What is deeper is moved up first.
+/// The number of directories that are open at once while a tree is removed. Deeper directories are
+/// moved up first.
 const DEPTH: usize = 64;
 
-/// A directory whose entries are gone through.
+/// A directory whose entries are being read.
 struct Level {
     dir: Dir,
     name: Vec<u8>,
-    /// It is ours and forbade it: changed to allow us everything.
+    /// Whether the mode of the directory forbade access and was changed to 0700.
     opened_up: bool,
 }
 
 impl Level {
-    /// Opens the directory `name`; one that even its owner may not enter is opened up.
+    /// Opens the directory `name`. If its mode forbids that, the mode is changed to 0700 first.
     fn open(above: BorrowedFd<'_>, name: &[u8]) -> Result<Self, Errno> {
         match open_dir(above, name) {
             Err(Errno::ACCESS) => {
@@ -45,7 +47,7 @@ impl Level {
         })
     }
 
-    /// Changes the directory; where that is forbidden, after opening it up.
+    /// Changes the directory. If its mode forbids that, the mode is changed to 0700 first.
     fn change(&mut self, call: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>) -> Result<(), Errno> {
         match call(self.dir.fd()?) {
             Err(Errno::ACCESS) if !self.opened_up => {
@@ -58,7 +60,7 @@ impl Level {
     }
 }
 
-/// A directory in another, neither by a symlink nor across a mount: that is EBUSY.
+/// Opens a directory in another, without following symlinks. A mountpoint is EBUSY.
 fn open_dir(above: BorrowedFd<'_>, name: &[u8]) -> Result<Dir, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
@@ -75,7 +77,7 @@ fn is_dots(name: &CStr) -> bool {
 /// Removes a file or a tree.
 ///
 /// # Errors
-/// ENOENT when there is none; EBUSY where something is mounted; those of unlink(2).
+/// ENOENT if the name does not exist; EBUSY if something is mounted there; those of unlink(2).
 pub(super) fn remove(above: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
     match rustix::fs::unlinkat(above, name, AtFlags::empty()) {
         Err(Errno::ISDIR) => {}
@@ -84,14 +86,14 @@ pub(super) fn remove(above: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
     loop {
         let moved_up = empty(above, name.as_bytes())?;
         match rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR) {
-            // What was moved here may come after the end of the listing.
+            // The listing may have missed directories that were moved here.
             Err(Errno::NOTEMPTY | Errno::EXIST) if moved_up => {}
             other => return other,
         }
     }
 }
 
-/// Removes everything in a directory; whether something was moved into it meanwhile.
+/// Removes everything in a directory; returns whether a directory was moved into it meanwhile.
 fn empty(above: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
     let mut moved_up = false;
     let mut levels = vec![Level::open(above, name)?];
@@ -124,7 +126,7 @@ fn empty(above: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
     Ok(moved_up)
 }
 
-/// Goes into a directory; what is none any more is removed.
+/// Opens a subdirectory for removal. If the name is no directory any more, it is removed.
 fn descend(levels: &mut Vec<Level>, name: &[u8]) -> Result<(), Errno> {
     let Some(level) = levels.last_mut() else {
         return Ok(());
@@ -140,7 +142,7 @@ fn descend(levels: &mut Vec<Level>, name: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Moves a directory that is too deep to the top, under a name of its own.
+/// Moves a directory that is too deep to the top, under a random name.
 fn move_up(levels: &mut [Level], name: &[u8]) -> Result<(), Errno> {
     let [top, .., level] = levels else {
         return Ok(());
@@ -150,7 +152,7 @@ fn move_up(levels: &mut [Level], name: &[u8]) -> Result<(), Errno> {
     let aside = format!(".unionfs-{:032x}", u128::from_ne_bytes(random));
     let top = top.dir.fd()?;
     match level.change(|dir| rustix::fs::renameat(dir, name, top, &*aside)) {
-        // Its name of its parent is changed too, which its own mode may forbid.
+        // The rename also changes the directory's `..` entry, which its own mode may forbid.
         Err(Errno::ACCESS) => {
             At::new(level.dir.fd()?, name).chmod(0o700)?;
             level.change(|dir| rustix::fs::renameat(dir, name, top, &*aside))
@@ -159,7 +161,7 @@ fn move_up(levels: &mut [Level], name: &[u8]) -> Result<(), Errno> {
     }
 }
 
-/// unlink(2), for which what is gone is removed.
+/// Calls unlink(2). It is no error if the name does not exist.
 fn gone(dir: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> Result<(), Errno> {
     match rustix::fs::unlinkat(dir, name, flags) {
         Err(Errno::NOENT) => Ok(()),
@@ -167,7 +169,7 @@ fn gone(dir: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> Result<(), Errno> {
     }
 }
 
-/// Bytes on the disk, each inode once; what cannot be read counts nothing.
+/// Returns the bytes on the disk. Each inode counts once; files that cannot be read do not count.
 pub(super) fn disk_usage(above: BorrowedFd<'_>, name: &OsStr) -> u64 {
     let mut usage = Usage::default();
     if let Ok(true) = usage.add(above, name.as_bytes()) {
@@ -198,12 +200,13 @@ struct Usage {
 }
 
 impl Usage {
-    /// Counts a name; whether it is a directory.
+    /// Counts a name; returns whether it is a directory.
     fn add(&mut self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if is_dir || stat.st_nlink == 1 || self.seen.insert((stat.st_dev, stat.st_ino)) {
-            // st_blocks counts 512 bytes, whatever the file system's block is (stat(2)).
+            // st_blocks counts units of 512 bytes for every block size of the file system
+            // (stat(2)).
             let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
             self.bytes = self.bytes.saturating_add(blocks.saturating_mul(512));
         }

@@ -1,18 +1,19 @@
-//! Reads bolt files, in which containerd keeps its metadata, also beside a process that writes to
+//! Reads bolt files, in which containerd keeps its metadata, also while another process writes to
 //! them.
 //!
-//! A file is a tree of buckets. A bucket is a B+ tree of pages; its leaves hold keys with values or
-//! with further buckets, which have a root page or, when small, lie in the leaf themselves. Pages 0 and
-//! 1 are the meta pages. Each has the root bucket of one transaction and a checksum; the one with the
-//! higher transaction number counts. (go.etcd.io/bbolt: page.go, bucket.go, db.go. All numbers are in
-//! the byte order of the machine that wrote the file; little-endian here.)
+//! A file is a tree of buckets. A bucket is a B+ tree of pages. Its leaves contain keys with values
+//! or with further buckets, which have a root page or, when small, are stored in the leaf itself.
+//! Pages 0 and 1 are the meta pages. Each has the root bucket of one transaction and a checksum;
+//! the one with the higher transaction number is valid. (go.etcd.io/bbolt: page.go, bucket.go,
+//! db.go. All numbers are in the byte order of the machine that wrote the file; little-endian
+//! here.)
 //!
-//! A writer changes no page that the last transaction needs before the next one is committed. So what
-//! was read is consistent if the transaction is still the last one afterwards, and is read again
-//! otherwise: [`read`] takes no lock, and the writer notices nothing.
+//! A writer changes no page that the last transaction needs before the next one is committed. So
+//! data is consistent if the transaction is still the last one after the read, and is read again
+//! otherwise: [`read`] takes no lock and does not disturb the writer.
 //!
-//! Everything in the file is hostile. Pages lie within the file, elements within their page, depth and
-//! the number of bytes that are read are limited.
+//! All of the file is hostile. Pages must lie within the file, elements within their page; depth
+//! and the number of bytes that are read are limited.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -33,15 +34,15 @@ const LEAF: u16 = 2;
 const META: u16 = 4;
 /// The flag of a leaf element that is a bucket.
 const IS_BUCKET: u32 = 1;
-/// Where the second meta page is if the first does not say: page sizes of all machines.
+/// The offsets of the second meta page if the first is damaged: page sizes of all machines.
 const PAGE_SIZES: [u64; 5] = [4096, 8192, 16384, 32768, 65536];
-/// Levels of one bucket's tree, at most. One of four levels holds a billion keys.
+/// The limit of levels of one bucket's tree. A tree of four levels holds a billion keys.
 const MAX_DEPTH: usize = 16;
-/// Bytes that one look at a file reads, at most: so many times the file, since a page is read again for
-/// each key that is looked up in it, and never more than this.
+/// The limit of bytes that one look at a file reads, as a multiple of the file's size, since a page
+/// is read again for each key that is looked up in it. The limit is never more than `MAX_BYTES`.
 const TIMES: u64 = 16;
 const MAX_BYTES: u64 = 1 << 30;
-/// How often a file that changes meanwhile is read again.
+/// The limit of reads of a file that changes meanwhile.
 const TRIES: usize = 20;
 
 /// Why a file could not be read.
@@ -50,20 +51,20 @@ pub(crate) enum Fault {
     /// A system call failed.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// It is not a bolt file, or it is damaged.
+    /// The file is not a bolt file, or is damaged.
     #[error("page {page}: {what}")]
     Damaged {
-        /// Where.
+        /// The damaged page.
         page: u64,
-        /// What is wrong there.
+        /// The damage.
         what: &'static str,
     },
-    /// It has changed during each of many attempts.
+    /// The file has changed during each of many attempts.
     #[error("it changes all the time")]
     Busy,
 }
 
-/// Calls `look` with the last transaction of a file, and again if it is not the last one any more.
+/// Calls `look` with the last transaction of a file, and again if there is a newer one afterwards.
 ///
 /// # Errors
 /// [`Fault`], and those of `look`, if the file has not changed meanwhile.
@@ -74,7 +75,7 @@ pub(crate) fn read<T, E: From<Fault>>(
     for _ in 0..TRIES {
         let transaction = match Transaction::last(file) {
             Ok(transaction) => transaction,
-            // Both meta pages may be damaged for a moment: each is written in place.
+            // Both meta pages may look damaged for a moment: each is written in place.
             Err(fault) if fault.is_damage() => Transaction::last(file)?,
             Err(fault) => return Err(fault.into()),
         };
@@ -100,34 +101,34 @@ fn damaged(page: u64, what: &'static str) -> Fault {
 pub(crate) struct Transaction<'f> {
     file: &'f File,
     page_size: u64,
-    /// Pages in the file.
+    /// The number of pages in the file.
     pages: u64,
     root: u64,
     number: u64,
-    /// Bytes that may still be read.
+    /// The number of bytes that may still be read.
     left: Cell<u64>,
 }
 
 /// A bucket.
 #[derive(Clone, Debug)]
 pub(crate) enum Bucket {
-    /// Its root page.
+    /// The root page of a bucket.
     At(u64),
-    /// A small one: its page.
+    /// The page of a small bucket.
     Inline(Vec<u8>),
 }
 
-/// What a key of a bucket has.
+/// The content of a key of a bucket.
 #[derive(Debug)]
 pub(crate) enum Entry<'p> {
     Value(&'p [u8]),
     Bucket(Bucket),
 }
 
-/// What is called with each key of a bucket and what it has.
+/// A callback for each key of a bucket and its content.
 type Each<'e, E> = dyn FnMut(&[u8], Entry<'_>) -> Result<(), E> + 'e;
 
-/// One page, with the pages that it continues on.
+/// One page, with its overflow pages.
 struct Page {
     number: u64,
     bytes: Vec<u8>,
@@ -152,7 +153,7 @@ impl<'f> Transaction<'f> {
         }
     }
 
-    /// The transaction of the meta page at an offset.
+    /// Returns the transaction of the meta page at an offset.
     fn at(file: &'f File, length: u64, offset: u64) -> Result<Self, Fault> {
         let mut bytes = [0; HEADER + SUMMED + 8];
         let page = u64::from(offset > 0);
@@ -177,7 +178,7 @@ impl<'f> Transaction<'f> {
         Ok(Self {
             file,
             page_size,
-            // The rest of the file may be newer.
+            // Pages beyond this number may be newer.
             pages: u64_at(meta, 40).min(length / page_size),
             root: u64_at(meta, 16),
             number: u64_at(meta, 48),
@@ -185,12 +186,12 @@ impl<'f> Transaction<'f> {
         })
     }
 
-    /// The bucket that all others are in.
+    /// Returns the root bucket, which contains all others.
     pub(crate) fn root(&self) -> Bucket {
         Bucket::At(self.root)
     }
 
-    /// The bucket below `bucket` by these keys; `None` where one is missing.
+    /// Returns the bucket below `bucket` by these keys; `None` if one does not exist.
     pub(crate) fn bucket(&self, bucket: &Bucket, keys: &[&[u8]]) -> Result<Option<Bucket>, Fault> {
         let mut found = bucket.clone();
         for key in keys {
@@ -206,7 +207,7 @@ impl<'f> Transaction<'f> {
         Ok(Some(found))
     }
 
-    /// The value of a key; `None` where there is no such key, or it is a bucket's.
+    /// Returns the value of a key; `None` if there is no such key, or it is a bucket.
     pub(crate) fn value(&self, bucket: &Bucket, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
         let found = self.find(bucket, key, |entry| match entry {
             Entry::Value(value) => Some(value.to_vec()),
@@ -215,7 +216,7 @@ impl<'f> Transaction<'f> {
         Ok(found.flatten())
     }
 
-    /// Calls `each` with every key of a bucket and what it has, in order.
+    /// Calls `each` with every key of a bucket and its content, in order.
     pub(crate) fn each<E: From<Fault>>(
         &self,
         bucket: &Bucket,
@@ -259,7 +260,7 @@ impl<'f> Transaction<'f> {
             if depth == MAX_DEPTH {
                 return Err(damaged(page.number, "too many pages lead to it"));
             }
-            // The last child that does not begin behind the key.
+            // The last child that does not begin after the key.
             let mut next = None;
             for at in 0..page.count() {
                 let (first, child) = page.child(at)?;
@@ -311,10 +312,10 @@ impl<'f> Transaction<'f> {
         Ok(Page { number, bytes })
     }
 
-    /// Reads from the beginning of a page that continues on others, `count` in all.
+    /// Reads from the beginning of a page with overflow pages, `count` pages in all.
     fn read_page(&self, number: u64, count: u64, bytes: &mut [u8]) -> Result<(), Fault> {
         let end = number.checked_add(count);
-        // The first two are meta pages.
+        // Pages 0 and 1 are meta pages.
         if number < 2 || end.is_none_or(|end| end > self.pages) {
             return Err(damaged(number, "it is outside of the file"));
         }
@@ -347,7 +348,7 @@ impl Page {
         usize::from(u16_at(&self.bytes, 10))
     }
 
-    /// An element's place, and `lengths` bytes `at` an offset from it.
+    /// Returns the offset of an element in the page.
     fn element(&self, at: usize) -> Result<usize, Fault> {
         let place = HEADER + at * HEADER;
         if place + HEADER <= self.bytes.len() {
@@ -369,7 +370,7 @@ impl Page {
         bytes.ok_or_else(|| self.outside())
     }
 
-    /// First key and page of a branch's element.
+    /// Returns the first key and the page of a branch's element.
     fn child(&self, at: usize) -> Result<(&[u8], u64), Fault> {
         let place = self.element(at)?;
         let start = place as u64 + u64::from(u32_at(&self.bytes, place));
@@ -377,7 +378,7 @@ impl Page {
         Ok((self.bytes(start..end)?, u64_at(&self.bytes, place + 8)))
     }
 
-    /// Key of a leaf's element, and what it has.
+    /// Returns the key of a leaf's element, and its content.
     fn entry(&self, at: usize) -> Result<(&[u8], Entry<'_>), Fault> {
         let place = self.element(at)?;
         let field = |n: usize| u64::from(u32_at(&self.bytes, place + 4 * n));

@@ -1,8 +1,8 @@
-//! Containers of containerd: a snapshot that is written to, on those of an image.
+//! Containers of containerd: a writable snapshot on the snapshots of an image.
 //!
-//! A container names its snapshot by a key. Snapshots that are written to and belong to no container
-//! (`ctr snapshots prepare`, Docker's own) are found by their keys. Below it lies the image's topmost
-//! layer, or one further snapshot, which Docker makes for its init layer.
+//! A container names its snapshot by a key. Writable snapshots without a container (`ctr snapshots
+//! prepare`, Docker's own) are found by their keys. The parent of the snapshot is the image's
+//! topmost layer, or one further snapshot, which Docker makes for its init layer.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,8 +17,8 @@ use crate::store::layerdb::CacheId;
 use crate::store::records::ContainerLayers;
 
 impl Records {
-    /// The IDs of the containers, and the keys of other snapshots that are written to, sorted. What is
-    /// not one plain path component is left out.
+    /// Returns the IDs of the containers, and the keys of other writable snapshots, sorted. IDs
+    /// that are not one plain path component are left out.
     pub(crate) fn containers(&self) -> Vec<CacheId> {
         let containers = self.all_containers();
         let ids = containers.iter().map(|container| container.id.as_bytes());
@@ -28,7 +28,7 @@ impl Records {
         ids
     }
 
-    /// Those that metadata has for this snapshotter.
+    /// Returns the containers that the metadata has for this snapshotter.
     fn recorded(&self) -> impl Iterator<Item = &Container> {
         let containers = self.store.metadata.containers.iter();
         containers.filter(|container| container.snapshotter.as_deref() == Some(self.snapshotter))
@@ -54,18 +54,18 @@ impl Records {
         self.recorded().cloned().chain(others).collect()
     }
 
-    /// The name that nerdctl has given a container.
+    /// Returns the name that nerdctl has given a container.
     pub(crate) fn container_name(&self, id: &CacheId) -> Option<&str> {
         let mut recorded = self.recorded();
         let container = recorded.find(|container| container.id == id.as_str())?;
         container.name.as_deref()
     }
 
-    /// The layers of a container.
+    /// Returns the layers of a container.
     ///
     /// # Errors
-    /// [`Error::UnknownContainer`], [`Error::ChainMismatch`] where its snapshots are not those of an
-    /// image here, and as [`Records::layers`].
+    /// [`Error::UnknownContainer`], [`Error::ChainMismatch`] if its snapshots are not those of an
+    /// image of this store, and as [`Records::layers`].
     pub(crate) fn container(&self, id: &CacheId) -> Result<ContainerLayers> {
         let unknown = || Error::UnknownContainer {
             name: id.to_string(),
@@ -119,7 +119,8 @@ impl Records {
         found.ok_or_else(|| self.no_image(id, name))
     }
 
-    /// An image of a namespace that has a layer of this chain ID, and how many layers that are.
+    /// Finds an image of a namespace that has a layer with this chain ID. Returns the number of its
+    /// layers up to there.
     fn image_with_chain(&self, namespace: &str, chain: &Digest) -> Option<(Digest, usize)> {
         let here = |found: &&Found| found.named.namespace == namespace;
         self.images().filter(here).find_map(|found| {

@@ -1,4 +1,4 @@
-//! The content store: blobs by digest, and what an image's name leads to.
+//! The content store: blobs by digest, and the manifest of an image's name.
 //!
 //! Formats: OCI image specification, manifest.md and image-index.md; distribution, "Image Manifest
 //! Version 2, Schema 2", whose fields are the same.
@@ -12,14 +12,15 @@ use crate::oci::{Digest, Platform, json};
 use crate::store::confined_dir::ConfinedDir;
 use crate::store::error::{Error, Result};
 
-/// Bytes of a manifest or an index, as containerd limits it.
+/// The size limit of a manifest or an index, in bytes, as in containerd.
 const MAX_MANIFEST: u64 = 8 << 20;
-/// Indexes within indexes, at most.
+/// The limit of nested indexes.
 const MAX_DEPTH: usize = 4;
-/// Blobs that are read for one name, at most: indexes that list each other many times end.
+/// The limit of blobs that are read for one name, so that indexes that list each other many times
+/// end.
 const MAX_BLOBS: usize = 200;
 
-/// What a name leads to.
+/// The manifest of a name.
 #[derive(Clone, Debug)]
 pub(super) struct PulledManifest {
     /// The digest of the configuration: the image ID.
@@ -46,14 +47,14 @@ struct Descriptor {
     digest: String,
 }
 
-/// Where a blob is, below the root.
+/// Returns the path of a blob, below the root.
 pub(crate) fn blob(digest: &Digest) -> PathBuf {
     Path::new("io.containerd.content.v1.content/blobs/sha256").join(digest.hex())
 }
 
-/// The manifest that `target` is or has for `platform`: the best of those whose configuration is
-/// there. Where none suits, the first that is there, as it was pulled on purpose; `None`: there is
-/// none.
+/// Finds the manifest for `platform`, which is `target` or listed in it: the best of those whose
+/// configuration exists. If none suits the platform, it is the first that exists, because the user
+/// pulled it on purpose. `None` if none exists.
 ///
 /// # Errors
 /// [`Error::Malformed`], and those of reading; a missing blob below an index is no error.
@@ -70,11 +71,11 @@ pub(super) fn manifest(
     search.at_depth(target, 0)
 }
 
-/// What a name leads to is looked for.
+/// A search for the manifest of a name.
 struct Search<'s> {
     root: &'s ConfinedDir,
     platform: &'s Platform,
-    /// Blobs that may still be read.
+    /// The number of blobs that may still be read.
     left: usize,
 }
 
@@ -120,7 +121,7 @@ impl Search<'_> {
     fn of_index(&mut self, entries: &[Entry], depth: usize) -> Result<Option<PulledManifest>> {
         let platform = self.platform;
         let suits = |entry: &Entry| entry.platform.as_ref().and_then(|p| platform.suits(p));
-        // What is not an image, such as an attestation, has the platform unknown/unknown.
+        // Entries that are not images, such as attestations, have the platform unknown/unknown.
         let is_image = |entry: &&Entry| entry.platform.as_ref().is_none_or(|p| p.os == "linux");
         let mut entries: Vec<&Entry> = entries.iter().filter(is_image).collect();
         entries.sort_by_key(|entry| std::cmp::Reverse(suits(entry)));
@@ -158,7 +159,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = ConfinedDir::open(dir.path()).unwrap();
         let host = Platform::host();
-        // Of a configuration that is missing, so that the search goes on.
+        // The configuration does not exist, so that the search goes on.
         let absent = Digest::of(b"absent");
         let manifest = format!("{{\"config\": {{\"digest\": \"{absent}\"}}, \"layers\": []}}");
         let mut target = put(&root, &manifest);

@@ -1,4 +1,4 @@
-//! What the two bolt files say: names of images, keys of snapshots, directories of snapshots.
+//! Reads the two bolt files: names of images, keys of snapshots, directories of snapshots.
 //!
 //! ```text
 //! meta.db      v1 / <namespace> / images / <name> / target / {digest, mediatype, size}
@@ -18,50 +18,50 @@ use crate::oci::Digest;
 use crate::oci::text::excerpt;
 use crate::store::error::{Error, Result};
 
-/// Namespaces in this order, then the others by name.
+/// The namespaces that come first, in this order; the others follow by name.
 const FIRST: [&[u8]; 3] = [b"moby", b"default", b"k8s.io"];
 /// Kinds of snapshots (snapshots/snapshotter.go: KindView is 1).
 const ACTIVE: u8 = 2;
 const COMMITTED: u8 = 3;
 
-/// An image's name and what it leads to.
+/// An image's name and its target.
 #[derive(Clone, Debug)]
 pub(super) struct Named {
     pub(super) namespace: String,
     pub(super) name: String,
-    /// Of an index or a manifest.
+    /// The digest of an index or a manifest.
     pub(super) target: Digest,
 }
 
-/// A container, or a snapshot that is written to and belongs to none.
+/// A container, or a writable snapshot without a container.
 #[derive(Clone, Debug)]
 pub(super) struct Container {
     pub(super) namespace: String,
-    /// Its ID, or the snapshot's key.
+    /// The container's ID, or the snapshot's key.
     pub(super) id: String,
-    /// The name that nerdctl has given it.
+    /// The name that nerdctl has given the container.
     pub(super) name: Option<String>,
     pub(super) snapshotter: Option<String>,
     pub(super) key: String,
 }
 
-/// What meta.db says.
+/// The content of meta.db.
 #[derive(Debug, Default)]
 pub(super) struct Metadata {
-    /// In the order in which names are looked for.
+    /// The images in the order of the search for a name.
     pub(super) images: Vec<Named>,
     pub(super) containers: Vec<Container>,
-    /// By snapshotter, namespace and key: the name in the snapshotter's own file.
+    /// The name in the snapshotter's own file, by snapshotter, namespace and key.
     snapshots: BTreeMap<&'static str, BTreeMap<(String, String), Vec<u8>>>,
 }
 
 impl Metadata {
-    /// The name that the snapshotter itself has for a snapshot of this namespace and key.
+    /// Returns the snapshotter's own name of a snapshot of this namespace and key.
     pub(super) fn snapshot(&self, snapshotter: &str, key: &(String, String)) -> Option<&Vec<u8>> {
         self.snapshots.get(snapshotter)?.get(key)
     }
 
-    /// All snapshots of a snapshotter: namespace and key, and its own name.
+    /// Returns all snapshots of a snapshotter: namespace and key, and its own name.
     pub(super) fn all(
         &self,
         snapshotter: &str,
@@ -70,17 +70,17 @@ impl Metadata {
     }
 }
 
-/// A snapshot, by its name in the snapshotter's file.
+/// A snapshot in the snapshotter's file.
 #[derive(Clone, Debug)]
 pub(super) struct Snapshot {
     /// The number that is the name of its directory.
     pub(super) id: u64,
-    /// The name of the one below.
+    /// The name of the parent.
     pub(super) parent: Option<Vec<u8>>,
-    /// Bytes on the disk, as the snapshotter has counted them.
+    /// The bytes on the disk, as the snapshotter has counted them.
     pub(super) size: u64,
     pub(super) is_committed: bool,
-    /// Whether it can be written to.
+    /// Whether it is writable.
     pub(super) is_active: bool,
 }
 
@@ -122,7 +122,7 @@ fn metadata(db: &Transaction<'_>, only: Option<&str>) -> std::result::Result<Met
                 let target = db.bucket(&image, &[b"target"])?;
                 let digest = target.map(|target| db.value(&target, b"digest"));
                 let digest = digest.transpose()?.flatten();
-                // What has no digest that can be read leads nowhere.
+                // A name without a valid digest has no target.
                 let digest =
                     digest.and_then(|digest| Digest::parse(std::str::from_utf8(&digest).ok()?));
                 if let (Some(target), Ok(name)) = (digest, String::from_utf8(name)) {
@@ -159,7 +159,7 @@ fn metadata(db: &Transaction<'_>, only: Option<&str>) -> std::result::Result<Met
     Ok(found)
 }
 
-/// A container's record; `None`: it has no snapshot.
+/// Reads a container's record; `None` if it has no snapshot.
 fn container(
     db: &Transaction<'_>,
     namespace: &str,
@@ -182,7 +182,7 @@ fn container(
     }))
 }
 
-/// The buckets in a bucket.
+/// Returns the buckets in a bucket.
 fn buckets(
     db: &Transaction<'_>,
     bucket: &Bucket,
@@ -203,7 +203,7 @@ fn in_order(mut namespaces: Vec<(Vec<u8>, Bucket)>) -> Vec<(Vec<u8>, Bucket)> {
     namespaces
 }
 
-/// A namespace's name, for messages too: containerd allows letters, digits, `_.-`.
+/// Returns a namespace's name, also for messages: containerd allows letters, digits, `_.-`.
 fn text(name: &[u8]) -> String {
     String::from_utf8(name.to_vec()).unwrap_or_else(|_| excerpt(name))
 }
@@ -219,7 +219,7 @@ fn snapshots(db: &Transaction<'_>) -> std::result::Result<HashMap<Vec<u8>, Snaps
             continue;
         };
         let kind = value(b"kind")?.and_then(|kind| kind.first().copied());
-        // Signed numbers are in zigzag form; a size is positive.
+        // Signed numbers are zigzag-encoded; a size is positive.
         let size = value(b"size")?
             .and_then(|bytes| varint(&bytes))
             .unwrap_or(0)
@@ -237,7 +237,7 @@ fn snapshots(db: &Transaction<'_>) -> std::result::Result<HashMap<Vec<u8>, Snaps
     Ok(found)
 }
 
-/// An unsigned varint (encoding/binary of Go): seven bits a byte, the lowest first.
+/// Decodes an unsigned varint (encoding/binary of Go): seven bits a byte, the lowest first.
 fn varint(bytes: &[u8]) -> Option<u64> {
     let mut number = 0_u64;
     for (at, byte) in bytes.iter().enumerate().take(10) {

@@ -9,10 +9,11 @@
 //! (containerd: metadata/buckets.go, snapshots/storage/bolt.go, content/local/store.go, and
 //! docs/content-flow.md.) Docker keeps its images there since version 29.
 //!
-//! A name leads to an index or a manifest, a manifest to a configuration, which is what an image ID
-//! names here, as in Docker's own store. The layers of its diff IDs are the snapshots whose keys are
-//! their chain IDs. Names belong to namespaces (`moby` is Docker's, `k8s.io` Kubernetes', `default`
-//! that of ctr and nerdctl): all of them are read, those of one namespace first.
+//! A name leads to an index or a manifest, and a manifest to a configuration. The digest of the
+//! configuration is the image ID here, as in Docker's own store. The layers of its diff IDs are the
+//! snapshots whose keys are their chain IDs. Names belong to namespaces (`moby` is Docker's,
+//! `k8s.io` Kubernetes', `default` that of ctr and nerdctl): all of them are read, in a fixed
+//! order.
 
 mod bolt;
 mod containers;
@@ -25,13 +26,13 @@ pub(crate) use records::{Snapshotter, open};
 
 use std::path::PathBuf;
 
-/// The snapshotters whose directories can be read, as containerd calls them.
+/// The snapshotters whose directories can be read, by their names in containerd.
 pub(crate) const SNAPSHOTTERS: [&str; 3] = ["overlayfs", "fuse-overlayfs", "native"];
 
-/// The file that makes a directory a store of containerd.
+/// The file that identifies a store of containerd.
 pub(crate) const METADATA: &str = "io.containerd.metadata.v1.bolt/meta.db";
 
-/// The directory of a snapshotter, below the root.
+/// Returns the directory of a snapshotter, below the root.
 pub(crate) fn snapshotter_dir(name: &str) -> PathBuf {
     PathBuf::from(format!("io.containerd.snapshotter.v1.{name}"))
 }

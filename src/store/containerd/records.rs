@@ -16,8 +16,8 @@ use crate::store::imagedb;
 use crate::store::layerdb::{CacheId, Record};
 use crate::store::repositories::Repositories;
 
-/// One snapshotter of a store. Its records are read when they are first asked for: most commands find
-/// what they want in another store.
+/// One snapshotter of a store. Its records are read when they are first needed: most commands find
+/// their image in another store.
 #[derive(Debug)]
 pub(crate) struct Snapshotter {
     root: Arc<ConfinedDir>,
@@ -27,48 +27,49 @@ pub(crate) struct Snapshotter {
     namespace: Option<String>,
     /// The snapshotter whose images are those that none has unpacked.
     first: &'static str,
-    /// The same for all snapshotters of a store.
+    /// The data that all snapshotters of a store share.
     shared: Arc<OnceLock<Arc<Shared>>>,
     records: OnceLock<Records>,
 }
 
-/// The records of one snapshotter; single bad ones are only errors when they are used.
+/// The records of one snapshotter. A bad record is an error only when it is used.
 #[derive(Debug)]
 pub(crate) struct Records {
     pub(super) store: Arc<Shared>,
     /// One of [`SNAPSHOTTERS`].
     pub(super) snapshotter: &'static str,
-    /// By their names in the snapshotter's file.
+    /// The snapshots by their names in the snapshotter's file.
     pub(super) snapshots: HashMap<Vec<u8>, Snapshot>,
-    /// That file.
+    /// The path of that file.
     pub(super) path: PathBuf,
 }
 
-/// What all snapshotters of a store have in common.
+/// The data that all snapshotters of a store share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) root: Arc<ConfinedDir>,
     pub(super) metadata: Metadata,
     /// As [`Snapshotter::first`].
     first: &'static str,
-    /// What the names lead to; read when it is first asked for.
+    /// The images of the names; read when they are first needed.
     images: OnceLock<Vec<Found>>,
 }
 
-/// An image's name, and what it leads to.
+/// An image's name, and its manifest.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) named: Named,
-    /// `None`: it is not in the content store, as a whole or for any platform.
+    /// The manifest; `None` if the content store does not have the image completely for any
+    /// platform.
     pub(super) manifest: Option<PulledManifest>,
-    /// The chain IDs of its layers, base first; none where its configuration is damaged.
+    /// The chain IDs of its layers, base first; none if its configuration is damaged.
     pub(super) chains: Vec<Digest>,
-    /// The snapshotter that has unpacked it, or the first one.
+    /// The snapshotter that has unpacked the image, or the first one.
     snapshotter: &'static str,
     is_unpacked: bool,
 }
 
-/// The snapshotters of a store; none where there is no store of containerd.
+/// Opens the snapshotters of a store; none if the root is not a store of containerd.
 ///
 /// # Errors
 /// Those of opening the files.
@@ -98,13 +99,13 @@ pub(crate) fn open(root: &Arc<ConfinedDir>, namespace: Option<&str>) -> Result<V
     Ok(names.into_iter().map(snapshotter).collect())
 }
 
-/// The file of a snapshotter, below the root.
+/// Returns the path of a snapshotter's file, below the root.
 fn file_of(snapshotter: &str) -> PathBuf {
     snapshotter_dir(snapshotter).join("metadata.db")
 }
 
 impl Snapshotter {
-    /// Its records.
+    /// Returns the records, and reads them first if necessary.
     ///
     /// # Errors
     /// [`Error::Bolt`], and those of reading the files.
@@ -148,7 +149,7 @@ impl Snapshotter {
         Ok(Arc::clone(shared))
     }
 
-    /// Where the names are.
+    /// Returns the path of the file of names.
     pub(crate) fn names_path(&self) -> PathBuf {
         self.root.full(METADATA)
     }
@@ -164,7 +165,7 @@ impl Shared {
     }
 
     fn find(&self, named: &Named, platform: &Platform) -> Found {
-        // Whatever is wrong with it is found again when the image is used.
+        // An error of the image is found again when the image is used.
         let manifest = content::manifest(&self.root, &named.target, platform);
         let manifest = manifest.ok().flatten();
         let config = manifest.as_ref().and_then(|manifest| {
@@ -184,7 +185,7 @@ impl Shared {
         }
     }
 
-    /// The snapshotter that has the layer of this chain ID.
+    /// Returns the snapshotter that has the layer with this chain ID.
     fn snapshotter_of(&self, namespace: &str, chain: &Digest) -> Option<&'static str> {
         let key = (namespace.to_owned(), chain.to_string());
         let has = |name: &&str| self.metadata.snapshot(name, &key).is_some();
@@ -193,20 +194,20 @@ impl Shared {
 }
 
 impl Records {
-    /// The images that this snapshotter has.
+    /// Returns the images of this snapshotter.
     pub(super) fn images(&self) -> impl Iterator<Item = &Found> {
         let images = self.store.images().iter();
         images.filter(|found| found.snapshotter == self.snapshotter)
     }
 
-    /// The image of that ID: of several namespaces the first that has unpacked it.
+    /// Returns the image with that ID: of several namespaces, the first that has unpacked it.
     fn image(&self, id: &Digest) -> Option<&Found> {
         let is_it = |found: &&Found| found.manifest.as_ref().is_some_and(|m| m.config == *id);
         let unpacked = self.images().filter(is_it).find(|found| found.is_unpacked);
         unpacked.or_else(|| self.images().find(is_it))
     }
 
-    /// The IDs of all images, sorted.
+    /// Returns the IDs of all images, sorted.
     pub(crate) fn ids(&self) -> Vec<Digest> {
         let manifests = self.images().filter_map(|found| found.manifest.as_ref());
         let mut ids: Vec<Digest> = manifests.map(|manifest| manifest.config).collect();
@@ -215,8 +216,8 @@ impl Records {
         ids
     }
 
-    /// The ID of the image that a digest means: its configuration's, or that of the index or manifest
-    /// to which a name leads, which Docker shows as the ID of an image in this store.
+    /// Returns the ID of the image that a digest means. The digest is that of the configuration, or
+    /// of the index or manifest of a name, which Docker shows as the ID of an image in this store.
     pub(crate) fn meant_by(&self, digest: &Digest) -> Option<Digest> {
         let mut images = self.images();
         images.find_map(|found| {
@@ -225,7 +226,7 @@ impl Records {
         })
     }
 
-    /// All digests that mean an image, with its ID.
+    /// Returns all digests that mean an image, each with the image's ID.
     pub(crate) fn digests(&self) -> impl Iterator<Item = (Digest, Digest)> {
         self.images().flat_map(|found| {
             let config = found.manifest.as_ref().map(|manifest| manifest.config);
@@ -234,12 +235,12 @@ impl Records {
         })
     }
 
-    /// The names of the images, as Docker would keep them. A name whose image is not there leads to the
-    /// digest that it should have.
+    /// Returns the names of the images, in the form in which Docker keeps them. A name whose image
+    /// does not exist has the digest that the image should have.
     pub(crate) fn repositories(&self) -> Repositories {
         let mut digests: Vec<(&str, Digest)> = self
             .images()
-            // Kubernetes also names an image by its ID alone.
+            // Kubernetes also has names that are only the image's ID.
             .filter(|found| Digest::parse(&found.named.name).is_none())
             .map(|found| {
                 let config = found.manifest.as_ref().map(|manifest| manifest.config);
@@ -250,15 +251,15 @@ impl Records {
             })
             .collect();
         digests.reverse();
-        // Of two namespaces the first counts, which `of_names` has to see last.
+        // The first of several namespaces wins, so its names come last: `of_names` keeps the last.
         let names = digests.iter().map(|(name, id)| (*name, id));
         Repositories::of_names(&self.store.root.full(METADATA), names)
     }
 
-    /// The records of an image's layers, base first, whose diff IDs these are.
+    /// Returns the records of an image's layers, base first, which have these diff IDs.
     ///
     /// # Errors
-    /// [`Error::NotUnpacked`] where the snapshotter lacks a layer, [`Error::ChainMismatch`].
+    /// [`Error::NotUnpacked`] if the snapshotter lacks a layer, [`Error::ChainMismatch`].
     pub(crate) fn layers(&self, id: &Digest, diffs: &[Digest]) -> Result<Vec<Record>> {
         let Some(found) = self.image(id) else {
             let path = self.store.root.full(content::blob(id));
@@ -311,7 +312,7 @@ impl Records {
         }
     }
 
-    /// The blob that a layer was unpacked from, below the root; `None`: no manifest here has it.
+    /// Returns the blob of a layer, below the root; `None` if no manifest of this store has it.
     pub(crate) fn layer_blob(&self, chain: &Digest) -> Option<PathBuf> {
         self.images().find_map(|found| {
             let at = found.chains.iter().position(|known| known == chain)?;

@@ -1,7 +1,8 @@
-//! Containers of podman, buildah and CRI-O: a layer that is written to, on those of an image.
+//! Containers of podman, buildah and CRI-O: a writable layer on the layers of an image.
 //!
-//! The topmost layer of the image may be a copy with other owners, which podman makes for containers
-//! with user namespaces: the records below a container's own layer say which layers those are.
+//! The topmost layer of the image may be a copy with other owners, which podman makes for
+//! containers with user namespaces: the parents of a container's own layer name the layers that are
+//! used.
 
 use std::path::Path;
 
@@ -24,7 +25,7 @@ pub(super) struct RawContainer {
 }
 
 impl Records {
-    /// As in the files; of records with one ID the last counts.
+    /// Returns the records as in the files; of records with the same ID, the last is valid.
     fn all_containers(&self) -> Result<&[RawContainer]> {
         if let Some(containers) = self.containers.get() {
             return Ok(containers);
@@ -41,7 +42,8 @@ impl Records {
         Ok(self.containers.get_or_init(|| containers))
     }
 
-    /// The IDs of the containers, sorted. What is not one plain path component is left out.
+    /// Returns the IDs of the containers, sorted. IDs that are not one plain path component are
+    /// left out.
     ///
     /// # Errors
     /// Those of reading the files.
@@ -59,7 +61,7 @@ impl Records {
         Ok(containers.find(|container| container.id == id.as_str()))
     }
 
-    /// The names of a container.
+    /// Returns the names of a container.
     ///
     /// # Errors
     /// As [`Records::containers`].
@@ -69,11 +71,11 @@ impl Records {
         Ok(names.into_iter().flatten().map(String::as_str).collect())
     }
 
-    /// The layers of a container.
+    /// Returns the layers of a container.
     ///
     /// # Errors
-    /// [`Error::UnknownContainer`], [`Error::ChainMismatch`] where its layers are not those of its image,
-    /// and those of reading the files.
+    /// [`Error::UnknownContainer`], [`Error::ChainMismatch`] if its layers are not those of its
+    /// image, and those of reading the files.
     pub(crate) fn container(&self, id: &CacheId) -> Result<ContainerLayers> {
         let container = self.raw_container(id)?;
         let container = container.ok_or_else(|| Error::UnknownContainer {
@@ -91,7 +93,8 @@ impl Records {
                 let config = imagedb::config_at(&self.root, &path, image)?;
                 self.records(image, &chain, &config.diff_ids)?
             }
-            // It lies on nothing, or its image is in an additional store, or gone while its layers stayed.
+            // The container has no image, or the image is in an additional store or was removed
+            // without its layers.
             _ => self.records(&Digest::of(b""), &chain, &self.diffs(&chain)?)?,
         };
         Ok(ContainerLayers {

@@ -1,4 +1,4 @@
-//! The layers of one store of podman's: `layers.json` and what belongs to it.
+//! The layers of one store of podman's: `layers.json` and the files beside it.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -29,10 +29,10 @@ pub(super) struct Layers {
 }
 
 impl Layers {
-    /// Reads the lists of a driver; of records with one ID the last counts.
+    /// Reads the lists of a driver; of records with the same ID, the last is valid.
     ///
     /// # Errors
-    /// Those of reading a file, [`Error::Oci`](crate::store::Error::Oci) for one that is not JSON.
+    /// Those of reading a file, [`Error::Oci`](crate::store::Error::Oci) if it is not JSON.
     pub(super) fn read(root: &Arc<ConfinedDir>, driver: &str) -> Result<Self> {
         let mut by_id = HashMap::new();
         for name in ["layers.json", "volatile-layers.json"] {
@@ -53,7 +53,7 @@ impl Layers {
     }
 }
 
-/// The directory of a driver's lists, below the root.
+/// Returns the directory of a driver's lists, below the root.
 pub(super) fn dir(driver: &str) -> PathBuf {
     PathBuf::from(format!("{driver}-layers"))
 }

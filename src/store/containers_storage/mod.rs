@@ -1,5 +1,5 @@
-//! The records of podman's, buildah's, skopeo's and CRI-O's store (containers/storage): which
-//! images there are, which layers they have, which containers lie on them.
+//! The records of podman's, buildah's, skopeo's and CRI-O's store (containers/storage): the images,
+//! their layers, and the containers.
 //!
 //! ```text
 //! <driver>-images/images.json                   [{"id", "names", "layer"}]
@@ -10,10 +10,10 @@
 //! <driver>-containers/containers.json           [{"id", "names", "image", "layer"}]
 //! <driver>-containers/volatile-containers.json  more of them; may be absent
 //! ```
-//! (containers/storage, images.go, layers.go and containers.go; docs/containers-storage-layers.md.) A
-//! layer's ID is not a digest of anything; the directories are those of overlay2 and vfs. Images may lie
-//! on layers of additional stores (`additionalimagestores` of storage.conf), which are stores like this
-//! one in other roots.
+//! (containers/storage, images.go, layers.go and containers.go; docs/containers-storage-layers.md.)
+//! A layer's ID is not a digest. The directories are those of overlay2 and vfs. Images may lie on
+//! layers of additional stores (`additionalimagestores` of storage.conf), which have the same
+//! layout in other roots.
 
 mod containers;
 mod layers;
@@ -37,7 +37,7 @@ use crate::oci::chain_id::{self, MAX_LAYERS};
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, json};
 
-/// The most that is read of images.json or layers.json, in bytes.
+/// The size limit of images.json or layers.json, in bytes.
 const LIMIT: u64 = 64 << 20;
 
 #[derive(Debug, Deserialize)]
@@ -47,20 +47,20 @@ struct RawImage {
     layer: Option<String>,
 }
 
-/// What the records say; single bad ones are only errors when they are used.
+/// The records of a store. A bad record is an error only when it is used.
 #[derive(Debug)]
 pub(crate) struct Records {
     root: Arc<ConfinedDir>,
     driver: String,
     images_json: PathBuf,
-    /// Below the root.
+    /// The directory of images.json, below the root.
     images_dir: PathBuf,
-    /// As in the file; of records with one ID, and of images with one name, the last counts.
+    /// The images as in the file; of records with the same ID or the same name, the last is valid.
     images: Vec<(Digest, RawImage)>,
     by_id: HashMap<Digest, usize>,
-    /// Those of this store, then those of stores that its images may lie on.
+    /// The layers of this store, then those of stores that its images may lie on.
     layers: Vec<Arc<Layers>>,
-    /// Read when they are first asked for.
+    /// The containers; read when they are first needed.
     containers: OnceLock<Vec<RawContainer>>,
 }
 
@@ -87,7 +87,8 @@ impl Records {
         }))
     }
 
-    /// Lets images lie on layers of these other stores of podman's, where they have the same driver.
+    /// Allows images to lie on layers of these other stores of podman's, if they have the same
+    /// driver.
     pub(crate) fn add_layers_of<'r>(&mut self, others: impl Iterator<Item = &'r LayerList>) {
         for other in others.filter(|other| other.driver == self.driver) {
             if !self
@@ -100,21 +101,21 @@ impl Records {
         }
     }
 
-    /// What other stores need to lie on the layers of this one.
+    /// Returns the layers of this store, for other stores whose images lie on them.
     pub(crate) fn layer_list(&self) -> Option<LayerList> {
         let layers = self.layers.first()?.clone();
         let driver = self.driver.clone();
         Some(LayerList { driver, layers })
     }
 
-    /// The root that a layer's directory and tar-split are in.
+    /// Returns the root that contains a layer's directory and tar-split.
     pub(crate) fn root_of(&self, id: &CacheId) -> &Arc<ConfinedDir> {
         let mut lists = self.layers.iter();
         let found = lists.find(|layers| layers.get(id.as_str()).is_some());
         found.map_or(&self.root, |layers| layers.root())
     }
 
-    /// The IDs of all images, sorted. What has no digest for an ID is none.
+    /// Returns the IDs of all images, sorted. Images whose ID is not a digest are left out.
     pub(crate) fn ids(&self) -> Vec<Digest> {
         let mut ids: Vec<Digest> = self.by_id.keys().copied().collect();
         ids.sort();
@@ -125,12 +126,12 @@ impl Records {
         self.by_id.contains_key(id)
     }
 
-    /// Where the names are.
+    /// Returns the path of the file of names.
     pub(crate) fn names_path(&self) -> PathBuf {
         self.images_json.clone()
     }
 
-    /// The names of the images, as Docker would keep them.
+    /// Returns the names of the images, in the form in which Docker keeps them.
     pub(crate) fn repositories(&self) -> Repositories {
         let images = self.images.iter().enumerate();
         let counted = images.filter(|(at, (id, _))| self.by_id.get(id) == Some(at));
@@ -141,25 +142,25 @@ impl Records {
         Repositories::of_names(&self.images_json, named)
     }
 
-    /// Where an image's configuration is, below the root.
+    /// Returns the path of an image's configuration, below the root.
     pub(crate) fn config_path(&self, id: &Digest) -> PathBuf {
         let file = format!("={}", STANDARD.encode(id.to_string()));
         self.images_dir.join(id.hex()).join(file)
     }
 
-    /// Where a layer's tar-split is, below the root.
+    /// Returns the path of a layer's tar-split, below the root.
     pub(crate) fn tar_split(&self, id: &CacheId) -> PathBuf {
         layers::dir(&self.driver).join(format!("{id}.tar-split.gz"))
     }
 
-    /// The records of an image's layers, base first; they must have these diff IDs.
+    /// Returns the records of an image's layers, base first; they must have these diff IDs.
     pub(crate) fn layers(&self, id: &Digest, diffs: &[Digest]) -> Result<Vec<Record>> {
         let image = self.by_id.get(id).and_then(|at| self.images.get(*at));
         let top = image.and_then(|(_, image)| image.layer.as_deref());
         self.records(id, &self.chain_from(top)?, diffs)
     }
 
-    /// A layer and all below it, base first.
+    /// Returns a layer and all layers below it, base first.
     fn chain_from(&self, top: Option<&str>) -> Result<Vec<&RawLayer>> {
         let mut below = Vec::new();
         let mut seen = HashSet::new();
@@ -182,7 +183,8 @@ impl Records {
         Ok(below)
     }
 
-    /// The records of layers, base first, which must be those of an image with these diff IDs.
+    /// Returns the records of layers, base first, which must be those of an image with these diff
+    /// IDs.
     fn records(
         &self,
         image: &Digest,
@@ -253,14 +255,14 @@ impl Records {
     }
 }
 
-/// The layers of a store, for others.
+/// The layers of a store, for other stores.
 #[derive(Clone, Debug)]
 pub(crate) struct LayerList {
     driver: String,
     layers: Arc<Layers>,
 }
 
-/// A file with a list of records; `None` where there is no such file.
+/// Reads a file with a list of records; `None` if there is no such file.
 fn list<T: DeserializeOwned>(root: &ConfinedDir, file: &Path) -> Result<Option<Vec<T>>> {
     let Some(bytes) = root.read(file, LIMIT)? else {
         return Ok(None);

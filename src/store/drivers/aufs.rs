@@ -1,4 +1,4 @@
-//! The layout of the driver aufs. Called through [`super::Driver`].
+//! The layout of the driver aufs. Used through [`super::Driver`].
 //!
 //! ```text
 //! aufs/diff/<cache id>/    the layer's files; whiteouts are `.wh.NAME`, `.wh..wh..opq`
@@ -6,7 +6,7 @@
 //! aufs/mnt/<cache id>/     where it is mounted
 //! ```
 //! (moby 20.10, daemon/graphdriver/aufs.) AUFS keeps `.wh..wh.aufs`, `.wh..wh.plnk` and
-//! `.wh..wh.orph` in a layer's root: as names that begin with `.wh.` they are not shown.
+//! `.wh..wh.orph` in a layer's root. They are hidden, because their names begin with `.wh.`.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use crate::store::error::{Error, Result};
 use crate::store::layer_place::LayerPlace;
 use crate::store::layerdb::CacheId;
 
-/// The most read of a list of layers, in bytes: lines of 255 characters.
+/// The size limit of a list of layers, in bytes: lines of 255 characters.
 const LIMIT: u64 = MAX_LAYERS as u64 * 256;
 
 const DIALECT: Dialect = Dialect {

@@ -1,4 +1,4 @@
-//! Storage drivers: where a layer's files are, given its cache ID. One file per directory layout.
+//! Storage drivers: find a layer's files by its cache ID. One file per directory layout.
 
 mod aufs;
 pub(crate) mod devicemapper;
@@ -19,7 +19,7 @@ use crate::layer_tar::layer_files::LayerFiles;
 use devicemapper::PoolFiles;
 use whole_trees::WholeTrees;
 
-/// The drivers whose stores can be read, in the order they are searched.
+/// The drivers whose stores can be read, in the order of the search.
 pub(crate) const NAMES: [&str; 8] = [
     "overlay2",
     "fuse-overlayfs",
@@ -31,7 +31,7 @@ pub(crate) const NAMES: [&str; 8] = [
     devicemapper::NAME,
 ];
 
-/// Of whole trees: nothing in them is a marker.
+/// The dialect of whole trees, which have no markers.
 const PLAIN: Dialect = Dialect {
     trusted: false,
     user: false,
@@ -39,14 +39,14 @@ const PLAIN: Dialect = Dialect {
     wh_names: false,
 };
 
-/// What of the layers below a layer shows through it.
+/// The layers below a layer that are visible through it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Below {
-    /// All of them: it holds what differs from the one below.
+    /// All layers: the layer contains the differences from the one below.
     Layers,
-    /// The image, but no init layer: of that it has a copy.
+    /// The image without the init layer: the layer contains a copy of the init layer.
     Image,
-    /// None: it is a whole tree.
+    /// None: the layer is a whole tree.
     Nothing,
 }
 
@@ -54,21 +54,21 @@ pub(crate) enum Below {
 #[derive(Clone, Debug)]
 pub(crate) struct LayerDir {
     pub(crate) place: LayerPlace,
-    /// How a layer created on top names this one and all below it; the driver's own form.
+    /// The chain of this layer and all below it, in the driver's own form, for a layer made on top.
     pub(crate) chain: String,
     pub(crate) below: Below,
 }
 
-/// One way of keeping layers in directories.
+/// A layout of layers in directories.
 pub(crate) trait Driver: fmt::Debug + Send + Sync {
-    /// As Docker calls it; also the name of its directories.
+    /// Returns Docker's name of the driver; also the name of its directories.
     fn name(&self) -> &'static str;
 
-    /// Which markers its layers have.
+    /// Returns the dialect of the markers in its layers.
     fn dialect(&self) -> Dialect;
 
-    /// The directory of a layer on top of `parent`, after checking that the driver's
-    /// own records agree with that.
+    /// Returns the directory of a layer on top of `parent`, after checking that the driver's own
+    /// records agree with that.
     fn layer(
         &self,
         root: &ConfinedDir,
@@ -76,27 +76,27 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
         parent: Option<&LayerDir>,
     ) -> Result<LayerDir>;
 
-    /// The directory with a layer's files below `<name>/<cache id>`, where that is a directory
-    /// of the layer's own with all that [`Self::layer`] reads of it; `None`: it is elsewhere.
+    /// Returns the directory of a layer's files below `<name>/<cache id>`, if that is a directory
+    /// of this layer only, with all that [`Self::layer`] reads of it; `None` otherwise.
     fn own_dir(&self) -> Option<&'static str> {
         None
     }
 
-    /// The files of a layer that is on a device and in no directory.
+    /// Returns the files of a layer that is on a device and not in a directory.
     fn device_files(&self, root: &ConfinedDir, id: &CacheId) -> Result<Box<dyn LayerFiles>> {
         let path = root.full(id.as_str());
         Err(Error::LayerDirMissing { path })
     }
 
-    /// The work directory that belongs to a container's read-write layer; `None` where
-    /// the driver's layers cannot be an upper.
+    /// Returns the work directory of a container's read-write layer; `None` if the driver's layers
+    /// cannot be an upper.
     fn work(&self, root: &ConfinedDir, id: &CacheId) -> Result<Option<OpenDir>>;
 }
 
 /// The drivers of podman's stores that can be read.
 pub(crate) const PODMAN: [&str; 2] = ["overlay", "vfs"];
 
-/// The driver of that name, of [`PODMAN`], for podman's store owned by `owner`.
+/// Returns the driver of that name, of [`PODMAN`], for podman's store owned by `owner`.
 pub(crate) fn of_podman(
     root: &ConfinedDir,
     name: &str,
@@ -105,13 +105,13 @@ pub(crate) fn of_podman(
     if name != "overlay" {
         return Ok(by_name(name, owner));
     }
-    // Written by podman once it knows whether it mounts through fuse-overlayfs.
+    // Podman writes the file when it knows whether it mounts through fuse-overlayfs.
     let program = root.read("overlay/.has-mount-program", SMALL)?;
     let fuse = program.is_some_and(|text| text.trim_ascii() == b"true");
     Ok(Some(Box::new(overlay2::Overlay2::podman(owner, fuse))))
 }
 
-/// The directories of containerd's snapshotter of that name, of a store owned by `owner`.
+/// Returns the driver of containerd's snapshotter of that name, for a store owned by `owner`.
 pub(crate) fn of_containerd(name: &'static str, owner: u32) -> Box<dyn Driver> {
     let dialect = match name {
         "fuse-overlayfs" => Dialect::ALL,
@@ -120,12 +120,12 @@ pub(crate) fn of_containerd(name: &'static str, owner: u32) -> Box<dyn Driver> {
     Box::new(snapshots::Snapshots::new(name, dialect))
 }
 
-/// The driver devicemapper, of a pool with these files; `None`: the store has them.
+/// Returns the driver devicemapper for a pool with these files; `None` if they are in the store.
 pub(crate) fn of_pool(files: Option<Arc<PoolFiles>>) -> Box<dyn Driver> {
     Box::new(devicemapper::DeviceMapper::new(files))
 }
 
-/// The driver of that name for a store owned by `owner`; `None` if there is none.
+/// Returns the driver of that name for a store owned by `owner`; `None` if there is none.
 pub(crate) fn by_name(name: &str, owner: u32) -> Option<Box<dyn Driver>> {
     match name {
         "overlay2" => Some(Box::new(overlay2::Overlay2::kernel(owner))),

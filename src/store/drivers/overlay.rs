@@ -1,6 +1,6 @@
-//! The layout of the first overlay driver, for kernels with one lower directory: an
-//! image's layer is a whole tree that shares files with its parent's as hard links.
-//! Called through [`super::Driver`].
+//! The layout of the first overlay driver, for kernels with one lower directory: an image's layer
+//! is a whole tree that shares files with its parent's as hard links. Used through
+//! [`super::Driver`].
 //!
 //! ```text
 //! overlay/<cache id>/root/       an image's layer: its files and all below
@@ -22,7 +22,7 @@ use crate::store::layerdb::CacheId;
 
 #[derive(Debug)]
 pub(super) struct Overlay {
-    /// What kernel overlayfs writes for the store's owner.
+    /// The dialect that kernel overlayfs writes for the store's owner.
     dialect: Dialect,
 }
 
@@ -55,7 +55,7 @@ impl Driver for Overlay {
         let tree = path(id, "root");
         let file = path(id, "lower-id");
         let lower = root.read(&file, SMALL)?;
-        // An empty layer of an image may have been left as the overlay it was made in.
+        // An empty layer of an image may still be an overlay, as it was during the build.
         if lower.is_none() || root.exists(&tree)? {
             let dir = root.layer_dir(tree)?;
             let dialect = PLAIN;

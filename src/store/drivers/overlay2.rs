@@ -1,4 +1,4 @@
-//! The layout that the drivers overlay2, fuse-overlayfs and podman's overlay share. Called through
+//! The layout that the drivers overlay2, fuse-overlayfs and podman's overlay share. Used through
 //! [`super::Driver`].
 //!
 //! ```text
@@ -23,7 +23,7 @@ use crate::store::layer_place::LayerPlace;
 use crate::store::layerdb::CacheId;
 use crate::sys::process::is_root_of_machine;
 
-/// The most read of a `lower` file, in bytes: 500 layers of 29 bytes fit.
+/// The size limit of a `lower` file, in bytes: 500 layers of 29 bytes fit.
 const LOWER: u64 = 64 << 10;
 
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub(super) struct Overlay2 {
 }
 
 impl Overlay2 {
-    /// The driver on the kernel's overlayfs.
+    /// Returns the driver on the kernel's overlayfs.
     pub(super) fn kernel(owner: u32) -> Self {
         Self {
             name: "overlay2",
@@ -44,7 +44,7 @@ impl Overlay2 {
         }
     }
 
-    /// The driver on fuse-overlayfs, which writes every kind of marker.
+    /// Returns the driver on fuse-overlayfs, which writes every kind of marker.
     pub(super) fn fuse_overlayfs() -> Self {
         Self {
             name: "fuse-overlayfs",
@@ -53,7 +53,7 @@ impl Overlay2 {
         }
     }
 
-    /// Podman's driver of the name overlay, with the same layout.
+    /// Returns podman's driver of the name overlay, with the same layout.
     pub(super) fn podman(owner: u32, fuse_overlayfs: bool) -> Self {
         Self {
             name: "overlay",
@@ -70,7 +70,7 @@ impl Overlay2 {
         PathBuf::from(self.name).join(id.as_str()).join(file)
     }
 
-    /// The layer's short name, checked to lead back to the layer.
+    /// Returns the layer's short name, after checking that it leads back to the layer.
     fn link(&self, root: &ConfinedDir, id: &CacheId) -> Result<String> {
         let file = self.path(id, "link");
         let path = root.full(&file);
@@ -156,7 +156,8 @@ impl Driver for Overlay2 {
     }
 }
 
-/// What kernel overlayfs wrote in a store of `owner`, as far as this process can read it.
+/// Returns the dialect of kernel overlayfs in a store of `owner`, as far as this process can read
+/// it.
 pub(super) fn kernel_dialect(owner: u32) -> Dialect {
     // A rootless dockerd mounts with `userxattr` and writes user.overlay.*; only a
     // privileged process can read trusted.overlay.* at all.

@@ -1,5 +1,5 @@
-//! The directories of containerd's snapshotters. Which snapshot a layer is, and on which others it
-//! lies, is in containerd's metadata ([`crate::store::containerd`]). Called through [`super::Driver`].
+//! The directories of containerd's snapshotters. containerd's metadata has the snapshot of each
+//! layer and its parents ([`crate::store::containerd`]). Used through [`super::Driver`].
 //!
 //! ```text
 //! io.containerd.snapshotter.v1.overlayfs/snapshots/<n>/fs      what differs from the layer below
@@ -23,12 +23,13 @@ use crate::store::layerdb::CacheId;
 #[derive(Debug)]
 pub(super) struct Snapshots {
     name: &'static str,
-    /// What its layers are marked with.
+    /// The dialect of its layers.
     dialect: Dialect,
 }
 
 impl Snapshots {
-    /// That of this name, whose layers have markers of this dialect unless they are whole trees.
+    /// Returns the snapshotter of this name, whose layers have this dialect unless they are whole
+    /// trees.
     pub(super) fn new(name: &'static str, dialect: Dialect) -> Self {
         let dialect = if name == "native" { PLAIN } else { dialect };
         Self { name, dialect }

@@ -5,9 +5,9 @@
 //! btrfs/subvolumes/<cache id>/     the same, in a subvolume
 //! zfs/graph/<cache id>/            the same, where the layer's dataset is mounted
 //! ```
-//! (moby, daemon/graphdriver/{vfs/driver.go, btrfs/btrfs.go, zfs/zfs.go}.) The drivers keep no record of
-//! parents in files. Docker mounts the datasets of zfs only while it uses them: a directory that is no mount
-//! is not the layer.
+//! (moby, daemon/graphdriver/{vfs/driver.go, btrfs/btrfs.go, zfs/zfs.go}.) The drivers keep no
+//! record of parents in files. Docker mounts the datasets of zfs only while it uses them: a
+//! directory that is not a mountpoint is not the layer.
 
 use std::path::PathBuf;
 
@@ -18,7 +18,7 @@ use crate::store::error::{Error, Result};
 use crate::store::layer_place::LayerPlace;
 use crate::store::layerdb::CacheId;
 
-/// Which of these drivers.
+/// The driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WholeTrees {
     Vfs,

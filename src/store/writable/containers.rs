@@ -1,4 +1,4 @@
-//! Named read-write layers, made and removed; `named_layer` has the format.
+//! Makes and removes named read-write layers; `named_layer` has the format.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::store::temporary_upper::dress_like;
 use crate::store::{CacheId, Image, random};
 
 impl Exclusive<'_> {
-    /// Makes an empty read-write layer on top of an image, of this store or another.
+    /// Makes an empty read-write layer on an image of this store or another.
     ///
     /// # Errors
     /// [`Error::NameTaken`], [`Error::BadName`].
@@ -73,7 +73,7 @@ impl Exclusive<'_> {
         Ok(named)
     }
 
-    /// Makes a new layer one that is seen; undoes everything if that fails.
+    /// Makes a new layer visible; removes it if that fails.
     fn publish_container(&self, made: Made, named: &NamedLayer) -> Result<()> {
         let root = self.confined_root();
         root.sync_all(&made.dir)?;
@@ -81,7 +81,7 @@ impl Exclusive<'_> {
         let mounts = self.writable.image_dir("layerdb/mounts");
         let mount = mounts.join(named.id.as_str());
         let publish = || {
-            // The record first: without `mounts/<id>` it does not count, while a container
+            // The record comes first: without `mounts/<id>` it is ignored, while a container
             // without a name could not be removed.
             let json = named.to_json()?;
             root.replace(self.writable.ours("tmp"), &path, 0o600, &json)?;
@@ -91,7 +91,7 @@ impl Exclusive<'_> {
             }
         };
         if let Err(error) = publish() {
-            // What cannot be removed does not count, and is found by prune.
+            // If the removal fails, the rest is ignored, and prune finds it.
             let _ = root.remove_tree(&mount);
             let _ = root.remove_file(&path);
             return Err(error);
@@ -112,7 +112,7 @@ impl Exclusive<'_> {
         let named = self.store().named_record(name)?.ok_or_else(unknown)?;
         let dir = self.writable.layer_dir(named.mount_id.as_str());
         let root = self.confined_root();
-        // Held until it is gone, so that no mount begins.
+        // The lock is held until the layer is removed, so that no mount begins.
         let _in_use = lock_upper(root, &dir.join("diff"), name)?;
         let link = self.link_of(&named.mount_id);
         {
@@ -144,8 +144,8 @@ fn cache_id(text: &str) -> Result<CacheId> {
     })
 }
 
-/// Takes the lock that every mount has on its upper (see `union::upper`); `None` where
-/// the directory is gone.
+/// Takes the lock that every mount has on its upper (see `union::upper`); `None` if the directory
+/// does not exist.
 fn lock_upper(root: &ConfinedDir, diff: &Path, name: &str) -> Result<Option<OwnedFd>> {
     let Some(dir) = root.dir(diff, OFlags::RDONLY)? else {
         return Ok(None);

@@ -1,9 +1,9 @@
-//! What Docker notes about layers that came from a registry or went to one: which compressed blob a
-//! layer is, and where that blob is known to be.
+//! Docker's notes on layers that were pulled or pushed: the digest of a layer's compressed blob,
+//! and the repositories that have the blob.
 //!
-//! Format (moby, distribution/metadata): `distribution/diffid-by-digest/sha256/<hex>`, the diff
-//! ID as text; `distribution/v2metadata-by-diffid/sha256/<hex>`, a JSON list, newest last.
-//! Only hints: a registry is asked before they count.
+//! Format (moby, distribution/metadata): `distribution/diffid-by-digest/sha256/<hex>`, the diff ID
+//! as text; `distribution/v2metadata-by-diffid/sha256/<hex>`, a JSON list, newest last. Notes are
+//! only hints: they are verified by a request to the registry.
 
 use std::path::{Path, PathBuf};
 
@@ -14,9 +14,9 @@ use crate::oci::{Digest, json};
 use crate::store::error::Result;
 use crate::store::image_store::Store;
 
-/// The most that is read of a note, in bytes.
+/// The size limit of a note, in bytes.
 const LIMIT: u64 = 1 << 20;
-/// Notes on one layer, as Docker limits them.
+/// The limit of notes on one layer, as in Docker.
 const MAX_NOTES: usize = 50;
 
 /// A note that a layer is a blob of a repository.
@@ -27,7 +27,7 @@ pub struct KnownBlob {
     pub digest: Digest,
     /// The repository: `docker.io/library/app`.
     pub source_repository: String,
-    /// Whose credentials it was pushed with; never ours.
+    /// An HMAC that identifies the credentials of the push; our own notes have none.
     #[serde(rename = "HMAC", default, skip_serializing_if = "String::is_empty")]
     hmac: String,
 }
@@ -38,7 +38,7 @@ fn notes_path(store: &Store, diff_id: &Digest) -> PathBuf {
     path.join(diff_id.hex())
 }
 
-/// Returns the blobs that a layer is known as; none where the notes cannot be read.
+/// Returns the known blobs of a layer; none if the notes cannot be read.
 pub fn seen(store: &Store, diff_id: &Digest) -> Vec<KnownBlob> {
     let path = notes_path(store, diff_id);
     let bytes = store.root.read(&path, LIMIT).ok().flatten();
@@ -47,7 +47,7 @@ pub fn seen(store: &Store, diff_id: &Digest) -> Vec<KnownBlob> {
 }
 
 impl Exclusive<'_> {
-    /// Notes that a layer is this gzip-compressed blob of this repository.
+    /// Writes a note that a layer is this gzip-compressed blob of this repository.
     ///
     /// # Errors
     /// [`crate::store::Error::Io`].

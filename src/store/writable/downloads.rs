@@ -1,14 +1,14 @@
-//! Blobs on their way from a registry: `unionfs/downloads/<hex of the digest>`, partial or whole,
-//! kept from one `pull` to the next.
+//! Blobs that are downloaded from a registry: `unionfs/downloads/<hex of the digest>`, partial or
+//! complete, kept from one `pull` to the next.
 //!
-//! Each belongs to whoever holds its flock, not to the holder of the store's lock: blobs come
-//! in while others change the store. What nobody holds, `prune` removes. Nothing in such a
-//! file is believed before it is hashed.
+//! The holder of its flock owns such a file, not the holder of the store's lock: blobs are
+//! downloaded while other processes change the store. `prune` removes files that nobody has locked.
+//! The content of such a file is not trusted before it is hashed.
 //!
-//! The flock is exclusive while a blob comes in, and shared from its last byte until the image is
-//! taken in. Whoever has it exclusively waits for no other lock, and whoever waits has it shared at
-//! most: so pulls of overlapping images share their downloads and cannot wait for each other in a
-//! circle, in whatever order they meet them.
+//! The flock is exclusive while a blob is downloaded, and shared from its last byte until the image
+//! is in the store. A process with an exclusive flock waits for no other lock, and a waiting
+//! process has at most shared flocks: so pulls of overlapping images share their downloads and
+//! cannot deadlock, in any order of their blobs.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
@@ -25,23 +25,23 @@ use crate::store::confined_dir::ConfinedDir;
 use crate::store::error::Result;
 use crate::store::image_store::Cache;
 
-/// Relative to the root.
+/// The directory, relative to the root.
 pub(super) const DIR: &str = "unionfs/downloads";
 
-/// The file of a blob that comes from a registry, locked by this process.
+/// The file of a blob that is downloaded from a registry, locked by this process.
 #[derive(Debug)]
 pub struct Download {
     file: File,
     root: Arc<ConfinedDir>,
-    /// Relative to the root.
+    /// The path relative to the root.
     relative: PathBuf,
     path: PathBuf,
-    /// Nobody else has it.
+    /// Whether the flock is exclusive.
     writing: bool,
 }
 
 impl Writable {
-    /// Opens the directory of the downloads, and makes it if need be.
+    /// Opens the directory of the downloads, and makes it if necessary.
     ///
     /// # Errors
     /// [`crate::store::Error::Io`], and [`crate::store::Error::NotSafe`] for a directory of another user.
@@ -52,18 +52,19 @@ impl Writable {
         root.layer_dir(DIR)
     }
 
-    /// Counts how many of these layers, base first, the store has. Without the lock it is a guess.
+    /// Counts how many of these layers, base first, the store has. Without the lock the number may
+    /// change.
     pub fn present(&self, diff_ids: &[Digest]) -> usize {
         let mut known = Cache::new();
-        // The first that is missing ends it.
+        // The first missing layer ends the loop.
         let _ = self.store.layers(diff_ids, &mut known);
         let chain = chain_id::chain_ids(diff_ids);
         let there = chain.iter().take_while(|id| known.contains_key(id));
         there.count()
     }
 
-    /// Opens the file of a blob, making it if need be. It is held for writing; where another
-    /// process has it, shared as soon as that is possible, and `Ok(None)` until then.
+    /// Opens the file of a blob, and makes it if necessary. The lock is exclusive if possible,
+    /// otherwise shared; `Ok(None)` while another process has an exclusive lock.
     ///
     /// # Errors
     /// As [`Writable::downloads`].
@@ -79,7 +80,7 @@ impl Writable {
             if !writing && !try_flock(&file, &path, FlockOperation::NonBlockingLockShared)? {
                 return Ok(None);
             }
-            // Meanwhile it may have been removed.
+            // The file may have been removed meanwhile.
             if is_at(&file, root, &relative)? {
                 return Ok(Some(Download {
                     file,
@@ -92,7 +93,7 @@ impl Writable {
         }
     }
 
-    /// Bytes that downloads have which a later `pull` could go on with.
+    /// Returns the bytes of downloads that a later `pull` could continue.
     pub fn downloaded(&self) -> u64 {
         let root = self.confined_root();
         let names = root.list(DIR).unwrap_or_default();
@@ -102,13 +103,13 @@ impl Writable {
         looks.flatten().flatten().map(|stat| size(&stat)).sum()
     }
 
-    /// Returns how many bytes of a blob are there; they are not yet hashed.
+    /// Returns how many bytes of a blob have been downloaded; they are not hashed yet.
     pub fn downloaded_of(&self, digest: &Digest) -> u64 {
         let found = self.confined_root().look(relative(digest)).ok().flatten();
         found.map_or(0, |stat| size(&stat))
     }
 
-    /// Tells which process downloads a blob, if /proc/locks shows it; for messages only.
+    /// Returns the process that downloads a blob, if /proc/locks shows it; for messages only.
     pub fn downloader(&self, digest: &Digest) -> Option<u32> {
         let stat = self.confined_root().look(relative(digest)).ok()??;
         let (major, minor) = (
@@ -137,24 +138,24 @@ impl Download {
         &self.path
     }
 
-    /// Tells whether the file may be written to. If not, another process has it too, complete or
-    /// given up.
+    /// Whether the file may be written to. If not, another process also has it, complete or given
+    /// up.
     pub fn is_writing(&self) -> bool {
         self.writing
     }
 
-    /// Lets other processes use the file, which is complete.
+    /// Lets other processes use the file, which must be complete.
     ///
     /// # Errors
     /// [`crate::store::Error::Io`] of flock(2).
     pub fn share(&mut self) -> Result<()> {
-        // In between somebody else may have it for writing, who finds it complete.
+        // In between another process may lock it for writing, and finds it complete.
         flock(&self.file, &self.path, FlockOperation::LockShared)?;
         self.writing = false;
         Ok(())
     }
 
-    /// Removes the file, unless another process uses it, which then removes it.
+    /// Removes the file, unless another process uses it. That process then removes it.
     ///
     /// # Errors
     /// [`crate::store::Error::Io`] of flock(2) and unlink(2).
@@ -169,7 +170,7 @@ impl Download {
     }
 }
 
-/// Whether the lock could be had at once.
+/// Takes a lock without waiting; returns whether that was possible.
 fn try_flock(file: &File, path: &Path, operation: FlockOperation) -> Result<bool> {
     match flock(file, path, operation) {
         Ok(()) => Ok(true),
@@ -186,7 +187,7 @@ pub(super) fn is_at(file: &File, root: &ConfinedDir, relative: &Path) -> Result<
     Ok(there.is_some_and(|there| (there.st_dev, there.st_ino) == (held.dev(), held.ino())))
 }
 
-/// Where a blob's file is, relative to the root.
+/// Returns the path of a blob's file, relative to the root.
 fn relative(digest: &Digest) -> PathBuf {
     Path::new(DIR).join(digest.hex())
 }
@@ -195,7 +196,7 @@ fn size(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
 }
 
-/// Whether nobody downloads into it, now; then `then` is done while it stays so.
+/// Calls `then` under the lock of a file if no process downloads into it; returns whether it did.
 pub(super) fn if_free(
     root: &ConfinedDir,
     relative: &Path,
@@ -205,7 +206,7 @@ pub(super) fn if_free(
         Ok(file) => file,
         Err(error) => match error.errno() {
             Some(Errno::NOENT) => return Ok(false),
-            // Nothing that a download has made.
+            // The file was not made by a download.
             Some(Errno::LOOP | Errno::NXIO) => return then().map(|()| true),
             _ => return Err(error),
         },

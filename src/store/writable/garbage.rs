@@ -1,4 +1,4 @@
-//! What crashes and removals leave in our own store: found, measured, removed.
+//! Finds, measures and removes what crashes and removals leave in our own store.
 
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt as _;
@@ -14,11 +14,11 @@ use crate::store::error::{Error, Result};
 use crate::store::image::lossy;
 use crate::store::{CacheId, Image, named_layer};
 
-/// What kind of thing is not needed.
+/// The kind of garbage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GarbageKind {
-    /// An image without a name, where those are asked for.
+    /// An image without a name, if the caller asks for such images.
     Image,
     /// A layer that no image and no container has.
     Layer,
@@ -28,52 +28,53 @@ pub enum GarbageKind {
     LayerDirectory,
     /// A short name in `overlay2/l` that leads to no layer.
     ShortName,
-    /// Something that was being written.
+    /// A file or directory that was being written.
     Staging,
-    /// Notes on an image that is gone.
+    /// Notes on an image that does not exist.
     ImageMetadata,
-    /// The record of a named layer that was never finished, or half removed.
+    /// The record of a named layer that was never finished, or is half removed.
     NameRecord,
-    /// A catalog of layers that are gone, or that was never finished; found by the cli.
+    /// A catalog of layers that do not exist, or one that was never finished; found by the cli.
     Catalog,
-    /// A blob from a registry, whole or partial, that no running `pull` is at.
+    /// A blob from a registry, complete or partial, that no running `pull` uses.
     Download,
 }
 
-/// Something that is not needed.
+/// A file or directory that is not needed.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Garbage {
-    /// What kind of thing.
+    /// The kind.
     pub kind: GarbageKind,
-    /// Where it is.
+    /// The path.
     #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
-    /// Bytes on the disk.
+    /// The bytes on the disk.
     pub bytes: u64,
-    /// A [`GarbageKind::Image`]'s ID.
+    /// The ID of a [`GarbageKind::Image`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<Digest>,
-    /// A [`GarbageKind::Layer`]'s chain ID.
+    /// The chain ID of a [`GarbageKind::Layer`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<Digest>,
 }
 
-/// Collects garbage.
+/// A search for garbage.
 struct Search<'e> {
     exclusive: &'e Exclusive<'e>,
     in_use: InUse<'e>,
-    /// Images that go.
+    /// Images that will be removed.
     going: &'e [Digest],
-    /// Directories of the driver that are accounted for.
+    /// Directories of the driver that are needed or already found.
     kept: HashSet<CacheId>,
     found: Vec<Garbage>,
 }
 
 impl<'e> Exclusive<'e> {
-    /// Images without a name that none with a name was made from and that nothing uses, in an
-    /// order in which they can be removed: what `docker image prune` removes. `mounted` tells
-    /// of images that are. A killed command leaves such; importing without a name makes one.
+    /// Returns images without a name from which no image with a name was made and that nothing
+    /// uses, in an order in which they can be removed: those that `docker image prune` removes.
+    /// `mounted` tells whether an image is mounted. A killed command leaves such images; an import
+    /// without a name makes one.
     ///
     /// # Errors
     /// [`Error::Io`], and others if the records of the store are damaged: then nothing may be removed.
@@ -111,13 +112,13 @@ impl<'e> Exclusive<'e> {
         }
     }
 
-    /// Everything that is not needed, and that will not be once the images `going` are gone,
-    /// these among it; layers of live mounts are needed. The order is one in which it can be
-    /// removed.
+    /// Returns everything that is not needed, now or after the removal of the images `going`,
+    /// including these images. Layers of live mounts are needed. The order is one in which
+    /// everything can be removed.
     ///
     /// # Errors
-    /// Also where an image or container is so damaged that its layers cannot be told: they
-    /// would be taken for garbage.
+    /// Also if an image or container is so damaged that its layers are unknown: they would be taken
+    /// for garbage.
     pub fn garbage(&'e self, in_use: InUse<'e>, going: &'e [Digest]) -> Result<Vec<Garbage>> {
         let mut search = Search {
             exclusive: self,
@@ -137,14 +138,14 @@ impl<'e> Exclusive<'e> {
         search.metadata()?;
         search.downloads()?;
         let mut found = search.found;
-        // Images stay in the order in which they can go.
+        // Images stay in the order in which they can be removed.
         let path = |garbage: &Garbage| garbage.image.is_none().then(|| garbage.path.clone());
         found.sort_by_cached_key(|garbage| (garbage.kind, path(garbage)));
         Ok(found)
     }
 
-    /// Removes what killed commands have left half made. What is whole stays, layers that no image
-    /// has and downloads: the same command, given again, goes on with those.
+    /// Removes what killed commands have left incomplete. Complete layers that no image has stay,
+    /// and so do downloads: the same command, run again, continues with them.
     ///
     /// # Errors
     /// As [`Exclusive::garbage`].
@@ -161,7 +162,7 @@ impl<'e> Exclusive<'e> {
         Ok(())
     }
 
-    /// Removes what [`Exclusive::garbage`] found, under the same lock.
+    /// Removes garbage that [`Exclusive::garbage`] found under the same lock.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -173,7 +174,7 @@ impl<'e> Exclusive<'e> {
             (GarbageKind::Image, _) => garbage.image.iter().try_for_each(|id| self.forget(id)),
             (GarbageKind::Layer, Some(layer)) => self.remove_layer(layer),
             (GarbageKind::ShortName | GarbageKind::NameRecord, _) => root.remove_file(path),
-            // One that a pull has begun to use again stays.
+            // A download that a pull uses again stays.
             (GarbageKind::Download, _) => {
                 downloads::if_free(root, path, || root.remove_file(path)).map(drop)
             }
@@ -230,7 +231,7 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Layers that are not needed, and records half removed.
+    /// Finds layers that are not needed, and records that are half removed.
     fn layers(&mut self) -> Result<()> {
         let needed = self.exclusive.needed_layers(self.going)?;
         self.kept = self.exclusive.needed_dirs(&needed)?;
@@ -247,12 +248,12 @@ impl Search<'_> {
                 None => (),
             }
         }
-        // Gone with their layer, or staying with it: no orphans.
+        // These directories are removed or kept with their layers, so they are not orphans.
         self.kept.extend(going_too);
         Ok(())
     }
 
-    /// A layer that no image and no container has; returns its directory.
+    /// Adds a layer that no image and no container has; returns its directory.
     fn layer(&mut self, chain: Digest, path: &Path) -> Result<Option<CacheId>> {
         let cache_id = self
             .exclusive
@@ -294,7 +295,7 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Links that the directory they lead to does not know, or that goes too.
+    /// Finds links whose target directory has another short name, or will be removed too.
     fn short_names(&mut self) -> Result<()> {
         let known: HashSet<PathBuf> = self
             .kept

@@ -11,7 +11,7 @@ use crate::store::random;
 use crate::store::repositories::Repositories;
 
 impl Exclusive<'_> {
-    /// A layer, checked with all below it.
+    /// Returns a layer, checked with all layers below it.
     pub(super) fn resolve(&self, chain: &Digest) -> Result<Arc<Resolved>> {
         let mut known = self.known.lock();
         if let Some(layer) = known.get(chain) {
@@ -27,7 +27,7 @@ impl Exclusive<'_> {
         })
     }
 
-    /// Adds an image, given its configuration; its layers must be there.
+    /// Adds an image by its configuration. Its layers must exist.
     ///
     /// Returns its ID, the SHA-256 of the configuration.
     ///
@@ -48,7 +48,7 @@ impl Exclusive<'_> {
         Ok(id)
     }
 
-    /// Notes that `image` was made from `parent`, as `docker commit` does.
+    /// Records that `image` was made from `parent`, as `docker commit` does.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -75,7 +75,7 @@ impl Exclusive<'_> {
             .replace(tmp, path, 0o600, &names.to_json())
     }
 
-    /// Gives images names, taken from those that had them, all by one rename.
+    /// Gives images names, which other images lose, all by one rename.
     pub(super) fn tag_all<'n>(
         &self,
         names: impl IntoIterator<Item = (&'n Reference, Digest)>,
@@ -93,13 +93,13 @@ impl Exclusive<'_> {
         }
     }
 
-    /// Gives an image a name, taken from the image that had it, which is returned.
+    /// Gives an image a name. Returns the image that had the name before and loses it.
     ///
     /// # Errors
     /// [`Error::ConfigMissing`] and others if there is no such image, or it is damaged; [`Error::Io`] and
     /// [`Error::Malformed`] for the file of names.
     pub fn tag(&self, name: &Reference, id: &Digest) -> Result<Option<Digest>> {
-        // Also a damaged image has no business getting a name.
+        // A damaged image must not get a name.
         self.store().imagedb().config(id)?;
         let mut names = self.repositories()?;
         let previous = names.set(name, id);
@@ -109,8 +109,8 @@ impl Exclusive<'_> {
         Ok(previous)
     }
 
-    /// Moves a damaged layer's record out of the way of a whole one. Its directory is
-    /// an orphan then, which prune removes.
+    /// Moves a damaged layer's record away to make room for a valid one. Its directory is then an
+    /// orphan, which prune removes.
     pub(super) fn set_aside_damaged(&self, record: &Path) -> Result<()> {
         if self.confined_root().look(record)?.is_none() {
             return Ok(());
@@ -120,8 +120,8 @@ impl Exclusive<'_> {
     }
 }
 
-/// Under which name a layer's record waits for its end, as in Docker:
-/// `<chain ID>-<random>-removing`.
+/// Returns the name of a layer's record during its removal, as in Docker: `<chain
+/// ID>-<random>-removing`.
 pub(super) fn removing_name(record: &Path) -> Result<PathBuf> {
     let mut name = record.file_name().unwrap_or_default().to_owned();
     name.push(format!("-{}-removing", random::hex(8)?));

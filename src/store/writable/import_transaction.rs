@@ -1,4 +1,4 @@
-//! Taking in layers and images as one transaction: all of them stay, with their names, or none.
+//! Adds layers and images in one transaction: all of them stay, with their names, or none.
 
 use super::{Exclusive, StagedLayer};
 use crate::layer_tar::Unpacked;
@@ -6,22 +6,22 @@ use crate::oci::{Digest, Reference};
 use crate::store::error::Result;
 use crate::sys::interrupt::{self, AtWork};
 
-/// What is new in the store. Dropping it takes that away again, unless it was finished. Not
-/// to be dropped while this process has a [`crate::store::Stores`] of the same store, for
-/// whom the removal would wait.
+/// The new layers and images. Dropping the transaction removes them, unless it was finished. It
+/// must not be dropped while this process has a [`crate::store::Stores`] of the same store: the
+/// removal would wait for its lock.
 #[derive(Debug)]
 #[must_use = "what is new is taken away when this is dropped"]
 pub struct ImportTransaction<'e> {
     exclusive: &'e Exclusive<'e>,
     layers: Vec<Digest>,
     images: Vec<Digest>,
-    /// A signal waits until they are taken away; `None`: it is there already, and nothing can be
-    /// staged any more.
+    /// Delays signals until the layers and images are removed. `None` if a signal has arrived
+    /// before; then nothing can be staged any more.
     _at_work: Option<AtWork>,
 }
 
 impl Exclusive<'_> {
-    /// Begins to take in.
+    /// Begins a transaction.
     pub fn begin_import(&self) -> ImportTransaction<'_> {
         ImportTransaction {
             exclusive: self,
@@ -33,7 +33,7 @@ impl Exclusive<'_> {
 }
 
 impl ImportTransaction<'_> {
-    /// Makes a layer of what was unpacked; its chain ID.
+    /// Commits a staged layer; returns its chain ID.
     ///
     /// # Errors
     /// Those of [`StagedLayer::commit`].
@@ -41,13 +41,14 @@ impl ImportTransaction<'_> {
         let chain = staged.chain_with(&unpacked.diff_id);
         let is_repair = self.exclusive.is_distrusted(&chain);
         if !is_repair && !self.exclusive.has_layer(&chain)? {
-            // Also when it is published and only its directory cannot be synced.
+            // The layer counts as new also if it is published and only its directory cannot be
+            // synced.
             self.layers.push(chain);
         }
         staged.commit(unpacked.diff_id, unpacked.size)
     }
 
-    /// Adds an image, given its configuration; its layers must be there. Its ID.
+    /// Adds an image by its configuration. Its layers must exist. Returns its ID.
     ///
     /// # Errors
     /// Those of [`Exclusive::register_image`].
@@ -59,7 +60,7 @@ impl ImportTransaction<'_> {
         self.exclusive.register_image(config)
     }
 
-    /// The chain IDs of the layers that are new.
+    /// Returns the chain IDs of the new layers.
     pub fn new_layers(&self) -> &[Digest] {
         &self.layers
     }
@@ -80,7 +81,7 @@ impl ImportTransaction<'_> {
 
     fn discard(&mut self) -> Result<()> {
         for id in std::mem::take(&mut self.images).iter().rev() {
-            // It has a name when only the directory of the names could not be synced.
+            // The image has a name if only the sync of the directory of the names failed.
             let exclusive = self.exclusive;
             if exclusive.store().imagedb().contains(id)? && exclusive.names(id)?.is_empty() {
                 exclusive.remove_image(id, &|_| None)?;
@@ -95,7 +96,7 @@ impl ImportTransaction<'_> {
 
 impl Drop for ImportTransaction<'_> {
     fn drop(&mut self) {
-        // The first failure is the one to report; what stays, prune finds.
+        // The first failure is the one to report; prune finds what stays.
         if let Err(later) = self.discard() {
             tracing::warn!(%later, "files of a failed intake stay");
         }

@@ -1,4 +1,4 @@
-//! Making our own store, and telling it from everything else.
+//! Makes our own store, and recognizes it.
 
 use std::path::{Path, PathBuf};
 
@@ -9,20 +9,20 @@ use crate::oci::text::excerpt;
 use crate::store::confined_dir::{ConfinedDir, SMALL};
 use crate::store::error::{Error, Result};
 
-/// The directory that no other program's store has.
+/// The directory that only our own stores have.
 pub(super) const OURS: &str = "unionfs";
 
 /// The version of the layout that this program reads and writes.
 const FORMAT: &[u8] = b"1";
 
-/// What may be in a root before it is a store: uppers of plain mounts, and what file
-/// systems and we ourselves leave.
+/// Names that a root may have before it is a store: uppers of plain mounts, and names that file
+/// systems and this program make.
 const HARMLESS: [&str; 3] = ["rw", "lost+found", OURS];
 
-/// Which a dockerd makes in its data root and we do not.
+/// Names that a dockerd makes in its data root and this program does not.
 const DOCKERS: [&str; 5] = ["engine-id", "containerd", "buildkit", "swarm", "runtimes"];
 
-/// Files being written.
+/// The directory of files that are being written.
 const TMP: &str = "unionfs/tmp";
 
 /// Directories below the root, parents first, with Docker's modes.
@@ -48,10 +48,10 @@ fn marker() -> PathBuf {
     Path::new(OURS).join("format")
 }
 
-/// Whether `root` is a store of ours; false where there is nothing yet.
+/// Whether `root` is our own store; false if there is nothing yet.
 ///
 /// # Errors
-/// [`Error::NotOurs`] where there is something else.
+/// [`Error::NotOurs`] if there is something else.
 pub(super) fn is_ours(root: &ConfinedDir) -> Result<bool> {
     let marked = root.look(marker())?.is_some();
     for name in root.list(".")? {
@@ -71,17 +71,17 @@ pub(super) fn is_ours(root: &ConfinedDir) -> Result<bool> {
     Ok(marked)
 }
 
-/// Makes what is missing of a store of ours, and makes sure that nobody else decides on what is in
-/// it. A crash leaves a root that this completes.
+/// Makes the missing parts of our own store, and checks that no other user can change its content.
+/// If a crash left an incomplete store, this completes it.
 ///
-/// None of the directories may lead elsewhere: all that is written is written below them.
+/// None of the directories may lead elsewhere, because all files are written below them.
 pub(super) fn prepare(root: &ConfinedDir) -> Result<()> {
     let new = !is_ours(root)?;
     root.require_ours("")?;
     if new {
         make(root, OURS, 0o700)?;
         make(root, TMP, 0o700)?;
-        // First of all, so that whatever a crash leaves is known as ours.
+        // This comes first, so that a root after a crash is known as ours.
         root.replace(TMP, marker(), 0o600, FORMAT)?;
         root.sync_names(OURS)?;
     }
@@ -110,7 +110,7 @@ pub(super) fn prepare(root: &ConfinedDir) -> Result<()> {
     Ok(())
 }
 
-/// Makes a directory; one that is there must be ours.
+/// Makes a directory; if it exists, it must be ours.
 fn make(root: &ConfinedDir, dir: &str, mode: u32) -> Result<()> {
     if !root.make_dir(dir, mode)? {
         root.layer_dir(dir)?;

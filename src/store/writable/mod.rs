@@ -1,4 +1,4 @@
-//! A store that may be changed: ours, laid out as Docker's data root with the driver overlay2.
+//! A writable store: our own, with the layout of Docker's data root and the driver overlay2.
 //!
 //! ```text
 //! <root>/unionfs/format            "1": whose store this is; nothing is written without it
@@ -10,10 +10,10 @@
 //!        image/overlay2/           repositories.json, imagedb, layerdb: as in Docker's
 //!        overlay2/                 the layers' directories and l/
 //! ```
-//! dockerd ignores `unionfs/`. Everything that is published is written beside its place,
-//! synced, and moved there by one rename, from the bottom up: layer directory, layerdb
-//! entry, image, name. It is taken away from the top down. So a crash leaves what
-//! [`Exclusive::garbage`] finds and readers never see; see docs/ARCHITECTURE.md.
+//! dockerd ignores `unionfs/`. Everything that is published is written beside its place, synced,
+//! and moved there by one rename, in the order layer directory, layerdb entry, image, name.
+//! Removals have the reverse order. So readers never see what a crash leaves, and
+//! [`Exclusive::garbage`] finds it; see docs/ARCHITECTURE.md.
 
 mod containers;
 mod distribution;
@@ -61,28 +61,28 @@ pub struct Writable {
     store: Store,
 }
 
-/// The right to change a store, until dropped. May be shared between threads.
+/// The exclusive right to change a store, until dropped. May be shared between threads.
 #[derive(Debug)]
 #[must_use = "the store is unlocked when this is dropped"]
 pub struct Exclusive<'s> {
     writable: &'s Writable,
-    /// Layers known to be whole.
+    /// Layers known to be valid.
     known: Mutex<Cache>,
-    /// Layers that are to get new files.
+    /// Layers that will get new files.
     distrusted: Mutex<repair::Distrusted>,
     lock: File,
 }
 
-/// How long one may have the store to itself: readers (mounts until they are live, listings until
-/// they are printed) before a removal is given up, and removals before a reader gives up. Either
-/// may be somebody else, who never ends.
+/// The time limit of waits for the lock between readers (mounts until they are live, listings until
+/// they are printed) and removals. The process that holds the lock may belong to another user and
+/// never end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Keeps what is in a store of ours from being removed; `None` where the store is none of
-/// ours or of a user who has to take our reading as it comes.
+/// Keeps the content of our own store from being removed. `None` if the store is not ours, or if
+/// this process may not open the lock file: the owner's removals then do not wait for it.
 ///
 /// # Errors
-/// [`Error::InUse`] where another process does not end removing.
+/// [`Error::InUse`] if another process holds the removal lock too long.
 pub(super) fn hold(root: &ConfinedDir) -> Result<Option<File>> {
     let relative = Path::new(layout::OURS).join("removing");
     let Ok(Some(file)) = root.file(&relative) else {
@@ -95,7 +95,7 @@ pub(super) fn hold(root: &ConfinedDir) -> Result<Option<File>> {
     Ok(Some(file))
 }
 
-/// Tries for a while to get a lock.
+/// Tries to get a lock for a limited time.
 fn with_patience<T>(
     root: &Path,
     doing: &'static str,
@@ -127,17 +127,17 @@ fn flock(file: &File, path: &Path, operation: FlockOperation) -> Result<()> {
     }
 }
 
-/// Whether a store is ours, and no engine has changed it.
+/// Whether a store is ours and no engine has changed it.
 pub(super) fn is_ours(root: &ConfinedDir) -> bool {
     matches!(layout::is_ours(root), Ok(true))
 }
 
 impl Writable {
-    /// Opens the store in `root`, making it if `root` does not exist or is empty.
+    /// Opens the store in `root`, and makes it if `root` does not exist or is empty.
     ///
     /// # Errors
-    /// [`Error::NotOurs`] where something else is, a dockerd's data root above all,
-    /// [`Error::NewerStore`] for a layout of a later version, [`Error::NotSafe`] where we are
+    /// [`Error::NotOurs`] if `root` contains something else, such as a dockerd's data root,
+    /// [`Error::NewerStore`] for a layout of a later version, [`Error::NotSafe`] if this process is
     /// root and another user could change what is written.
     pub fn open(root: &Path) -> Result<Self> {
         Self::at(ConfinedDir::make(root)?)
@@ -165,7 +165,7 @@ impl Writable {
         })
     }
 
-    /// As [`Writable::open`], but makes nothing: `None` where there is no store yet.
+    /// As [`Writable::open`], but makes nothing: `None` if there is no store yet.
     ///
     /// # Errors
     /// Those of [`Writable::open`].
@@ -176,10 +176,10 @@ impl Writable {
         }
     }
 
-    /// As [`Writable::existing`], where nothing can be written: nothing is made that is missing.
+    /// As [`Writable::existing`], for a process that cannot write: does not make missing parts.
     ///
     /// # Errors
-    /// Those of reading it.
+    /// Those of reading the store.
     pub fn to_look_at(root: &Path) -> Result<Option<Self>> {
         match ConfinedDir::existing(root)? {
             Some(root) if layout::is_ours(&root)? => Self::of(Arc::new(root)).map(Some),
@@ -187,23 +187,23 @@ impl Writable {
         }
     }
 
-    /// The store's root, absolute and without symlinks.
+    /// Returns the store's root, absolute and without symlinks.
     pub fn root(&self) -> &Path {
         self.store.root()
     }
 
-    /// For reading.
+    /// Returns the store for reading.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// Which markers the layers of this store have: those of kernel overlayfs as root,
-    /// those of its `userxattr` form otherwise.
+    /// Returns the dialect of this store's layers: that of kernel overlayfs as root, that of its
+    /// `userxattr` form otherwise.
     pub fn dialect(&self) -> Dialect {
         self.store.driver.dialect()
     }
 
-    /// Waits until no other process changes the store.
+    /// Locks the store, and waits until no other process changes it.
     ///
     /// # Errors
     /// [`Error::Io`] if the lock file cannot be opened or locked.
@@ -212,7 +212,7 @@ impl Writable {
         Ok(self.exclusive(lock))
     }
 
-    /// As [`Writable::lock`], but does not wait: `None` while another process has it.
+    /// As [`Writable::lock`], but does not wait: `None` while another process has the lock.
     ///
     /// # Errors
     /// Those of [`Writable::lock`].
@@ -224,10 +224,10 @@ impl Writable {
         }
     }
 
-    /// As [`Writable::lock`], with what [`Exclusive::into_lock`] gave.
+    /// As [`Writable::lock`], with the lock that [`Exclusive::into_lock`] returned.
     ///
     /// # Errors
-    /// [`Error::Io`] with ESTALE when that is the lock of another store.
+    /// [`Error::Io`] with ESTALE if that is the lock of another store.
     pub fn locked_by(&self, lock: File) -> Result<Exclusive<'_>> {
         let relative = self.ours("lock");
         if downloads::is_at(&lock, self.confined_root(), &relative)? {
@@ -246,8 +246,8 @@ impl Writable {
         }
     }
 
-    /// A lock that goes with the descriptor; each call opens anew, so threads exclude
-    /// each other too.
+    /// Takes a lock that belongs to the descriptor. Each call opens the file anew, so threads
+    /// exclude each other too.
     fn flock(&self, name: &str, operation: FlockOperation) -> Result<File> {
         let relative = self.ours(name);
         let path = self.confined_root().full(&relative);
@@ -257,39 +257,39 @@ impl Writable {
         Ok(file)
     }
 
-    /// Where everything is that is written. All paths below are relative to it.
+    /// Returns the root of all writes. All paths below are relative to it.
     fn confined_root(&self) -> &Arc<ConfinedDir> {
         &self.store.root
     }
 
-    /// A path of `unionfs/`.
+    /// Returns a path in `unionfs/`.
     fn ours(&self, name: &str) -> PathBuf {
         Path::new(layout::OURS).join(name)
     }
 
-    /// A path of `image/overlay2/`.
+    /// Returns a path in `image/overlay2/`.
     fn image_dir(&self, name: &str) -> PathBuf {
         ["image", DRIVER, name].iter().collect()
     }
 
-    /// A layer's directory.
+    /// Returns a layer's directory.
     fn layer_dir(&self, cache_id: &str) -> PathBuf {
         Path::new(DRIVER).join(cache_id)
     }
 
-    /// The link that is a layer's short name.
+    /// Returns the link of a layer's short name.
     fn short_link(&self, link: &str) -> PathBuf {
         Path::new(DRIVER).join("l").join(link)
     }
 }
 
 impl Exclusive<'_> {
-    /// Only the lock, for [`Writable::locked_by`]: it holds no directory open.
+    /// Returns only the lock, for [`Writable::locked_by`]: it holds no directory open.
     pub fn into_lock(self) -> File {
         self.lock
     }
 
-    /// The store that is locked.
+    /// Returns the store that is locked.
     pub fn writable(&self) -> &Writable {
         self.writable
     }
@@ -302,11 +302,11 @@ impl Exclusive<'_> {
         self.writable.confined_root()
     }
 
-    /// Whether the layer with this chain ID and all below it are there and consistent.
-    /// A damaged one counts as missing: committing it again replaces it.
+    /// Whether the layer with this chain ID and all layers below it exist and are consistent. A
+    /// damaged layer counts as missing: committing it again replaces it.
     ///
     /// # Errors
-    /// [`Error::Io`] if that cannot be told.
+    /// [`Error::Io`] if that cannot be checked.
     pub fn has_layer(&self, chain: &Digest) -> Result<bool> {
         if self.is_distrusted(chain) {
             return Ok(false);
@@ -321,7 +321,7 @@ impl Exclusive<'_> {
         }
     }
 
-    /// The image of that ID, with every layer verified.
+    /// Returns the image with that ID, with every layer verified.
     ///
     /// # Errors
     /// Those of [`Store::image`].

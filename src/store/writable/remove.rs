@@ -1,5 +1,5 @@
-//! Images and layers, taken away: names first, then the image, then layers from the top that
-//! nothing else has.
+//! Removes images and layers: first the names, then the image, then from the top down the layers
+//! that no other image or container has.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -14,29 +14,29 @@ use crate::store::confined_dir::SMALL;
 use crate::store::error::{Error, Result};
 use crate::store::{CacheId, Name};
 
-/// Tells where a directory is in use as a layer of a live mount: its mountpoint.
+/// Returns the mountpoint of a live mount that uses a directory as a layer, if there is one.
 pub type InUse<'f> = &'f dyn Fn(&Path) -> Option<PathBuf>;
 
-/// What the removal of an image took away.
+/// The result of an image's removal.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 #[non_exhaustive]
 pub struct Removed {
-    /// Its names.
+    /// The names that were removed.
     pub untagged: Vec<Name>,
-    /// The image.
+    /// The image that was removed.
     pub image: Option<Digest>,
-    /// The chain IDs of layers, top first.
+    /// The chain IDs of the layers that were removed, top first.
     pub layers: Vec<Digest>,
 }
 
-/// A layer's record, relative to the store's root, and directory on the way out.
+/// The record, relative to the store's root, and the directory of a layer that is being removed.
 #[derive(Debug)]
 struct Going {
     record: PathBuf,
     cache_id: Option<CacheId>,
 }
 
-/// An image is mounted there, so it stays.
+/// Returns the error for an image that cannot be removed because it is mounted.
 pub fn in_use_on(image: &Digest, mountpoint: &Path) -> Error {
     let mountpoint = mountpoint.display();
     Error::InUse {
@@ -48,7 +48,7 @@ pub fn in_use_on(image: &Digest, mountpoint: &Path) -> Error {
 }
 
 impl Writable {
-    /// Waits until nobody reads what is about to go. Never while this process has a
+    /// Waits until no process reads the store. Must not be called while this process has a
     /// [`crate::store::Stores`] of the same store: it would wait for itself.
     pub(super) fn exclude_readers(&self) -> Result<File> {
         with_patience(self.root(), "reads it", || {
@@ -58,11 +58,12 @@ impl Writable {
 }
 
 impl Exclusive<'_> {
-    /// The image a user means, of this store; whether by name.
+    /// Finds the image of this store that a user means. Also returns the name, if it was found by
+    /// name.
     ///
     /// # Errors
-    /// [`Error::UnknownImage`] or [`Error::AmbiguousImage`] if no image is meant; [`Error::Io`] and others for the
-    /// file of names.
+    /// [`Error::UnknownImage`] or [`Error::AmbiguousImage`] if no image fits; [`Error::Io`] and
+    /// others for the file of names.
     pub fn find(&self, text: &str) -> Result<(Digest, Option<Reference>)> {
         let unknown = || Error::UnknownImage {
             name: text.to_owned(),
@@ -91,7 +92,7 @@ impl Exclusive<'_> {
         }
     }
 
-    /// All names of an image.
+    /// Returns all names of an image.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Malformed`] for the file of names.
@@ -101,7 +102,7 @@ impl Exclusive<'_> {
         Ok(all.filter(|(_, i)| i == id).map(|(name, _)| name).collect())
     }
 
-    /// Takes a name away; returns the image that had it. The image stays.
+    /// Removes a name; returns the image that had it. The image stays.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Malformed`] for the file of names.
@@ -114,12 +115,12 @@ impl Exclusive<'_> {
         Ok(had)
     }
 
-    /// Removes an image with all its names, and its layers that no other image and no
-    /// container has.
+    /// Removes an image with all its names, and its layers that no other image and no container
+    /// has.
     ///
     /// # Errors
-    /// [`Error::InUse`] where a container or live mount needs it; then nothing is removed.
-    /// An error of another image whose layers cannot be told, for it may have these.
+    /// [`Error::InUse`] if a container or live mount needs it; then nothing is removed. The error
+    /// of another image whose layers are unknown, because it may have these layers.
     pub fn remove_image(&self, id: &Digest, in_use: InUse<'_>) -> Result<Removed> {
         for named in self.store().all_named()? {
             let named = named?;
@@ -134,7 +135,7 @@ impl Exclusive<'_> {
             }
         }
         let needed = self.needed_layers(std::slice::from_ref(id))?;
-        // Those of a damaged image cannot be told; prune finds them.
+        // The layers of a damaged image are unknown; prune finds them.
         let config = self.store().imagedb().config(id).ok();
         let mut layers = chain_id::chain_ids(&config.map(|c| c.diff_ids).unwrap_or_default());
         layers.retain(|layer| !needed.contains(layer));
@@ -169,7 +170,7 @@ impl Exclusive<'_> {
         })
     }
 
-    /// Removes an image that has no name; its layers stay, for `garbage` to find.
+    /// Removes an image that has no name. Its layers stay; `garbage` finds them.
     pub(super) fn forget(&self, id: &Digest) -> Result<()> {
         let _readers = self.writable.exclude_readers()?;
         self.remove_config(id)
@@ -184,8 +185,8 @@ impl Exclusive<'_> {
         root.remove_tree(metadata.join(id.hex()))
     }
 
-    /// Removes those of the layers, base first, that no image or container has: what was
-    /// committed for an image that then failed. Never while this process has a
+    /// Removes those of the layers, base first, that no image or container has: layers that were
+    /// committed for an image that then failed. Must not be called while this process has a
     /// [`crate::store::Stores`] of the same store.
     ///
     /// # Errors
@@ -198,7 +199,7 @@ impl Exclusive<'_> {
         Ok(())
     }
 
-    /// Removes one layer that nothing needs; the caller has made sure of that.
+    /// Removes one layer. The caller makes sure that nothing needs it.
     pub(super) fn remove_layer(&self, layer: &Digest) -> Result<()> {
         let kept = self.needed_dirs(&self.needed_layers(&[])?)?;
         let mut going: Vec<Going> = self.going(layer, &kept)?.into_iter().collect();
@@ -208,7 +209,7 @@ impl Exclusive<'_> {
         going.iter().try_for_each(|going| self.delete(going))
     }
 
-    /// The layers of all images but some, and of all containers.
+    /// Returns the layers of all images but some, and of all containers.
     pub(super) fn needed_layers(&self, except: &[Digest]) -> Result<HashSet<Digest>> {
         let mut needed = HashSet::new();
         let imagedb = self.store().imagedb();
@@ -227,10 +228,10 @@ impl Exclusive<'_> {
         Ok(needed)
     }
 
-    /// The directories of needed layers and of all containers.
+    /// Returns the directories of needed layers and of all containers.
     ///
     /// # Errors
-    /// Where a record cannot be read, else its directory would seem an orphan.
+    /// Fails if a record cannot be read, because its directory would seem to be an orphan.
     pub(super) fn needed_dirs(&self, needed: &HashSet<Digest>) -> Result<HashSet<CacheId>> {
         let layerdb = self.store().layerdb();
         let mut dirs = HashSet::new();
@@ -255,8 +256,8 @@ impl Exclusive<'_> {
         Ok(dirs)
     }
 
-    /// What there is of a layer, however damaged; `None`: nothing. Its directory goes
-    /// only if it is named like one of ours and nothing in `kept`.
+    /// Returns the record and directory of a layer, even if damaged; `None` if it has no record.
+    /// The directory is included only if its name is one of our form and not in `kept`.
     fn going(&self, layer: &Digest, kept: &HashSet<CacheId>) -> Result<Option<Going>> {
         let record = self.store().layerdb().layer(layer);
         if !self.store().root.exists(&record)? {
@@ -271,7 +272,7 @@ impl Exclusive<'_> {
         }))
     }
 
-    /// Takes layers out of layerdb, in the order given.
+    /// Removes layers from layerdb, in the order given.
     fn set_aside(&self, layers: &mut [Going]) -> Result<()> {
         self.known.lock().clear();
         for going in layers.iter_mut() {
@@ -279,7 +280,7 @@ impl Exclusive<'_> {
             self.confined_root().rename(&going.record, &aside)?;
             going.record = aside;
         }
-        // In one directory, all of them.
+        // All records are in one directory, so one sync is enough.
         layers.first().map_or(Ok(()), |going| {
             self.confined_root().sync_names(&going.record)
         })
@@ -296,7 +297,8 @@ impl Exclusive<'_> {
         root.remove_tree(&going.record)
     }
 
-    /// The link in `overlay2/l/` that leads to a layer directory, where that names one.
+    /// Returns the link in `overlay2/l/` that leads to a layer directory, if the directory names
+    /// one.
     pub(super) fn link_of(&self, cache_id: &CacheId) -> Option<PathBuf> {
         let file = Path::new(super::DRIVER)
             .join(cache_id.as_str())

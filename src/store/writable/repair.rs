@@ -1,13 +1,13 @@
-//! New files for layers whose files are damaged.
+//! Gives new files to layers whose files are damaged.
 //!
 //! ```text
 //!  damaged_layers ─► distrust ─► the layer counts as missing: it is unpacked again, into a staged one
 //!                                commit: overlay2/<staged>/diff ⇄ overlay2/<cache ID>/diff
 //!                                        tar-split.json.gz and size of the record replaced
 //! ```
-//! The layer keeps its cache ID and its short name, so that layers and read-write layers above it go
-//! on. Each step is one rename; after a crash between them the layer has whole files and an older record,
-//! which fits or is found damaged again.
+//! The layer keeps its cache ID and its short name, so that layers and read-write layers above it
+//! remain valid. Each step is one rename. After a crash between the steps the layer has valid files
+//! and an older record, which fits or is found damaged again.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::store::image_store::{Cache, layer_of};
 use crate::store::verify::damage_of;
 use crate::sys::interrupt;
 
-/// Which layers are to be replaced, and which were.
+/// The layers that will be replaced, and those that were.
 #[derive(Debug, Default)]
 pub(super) struct Distrusted {
     layers: HashSet<Digest>,
@@ -30,8 +30,8 @@ pub(super) struct Distrusted {
 }
 
 impl Writable {
-    /// Hashes and compares the files of those of these layers, base first, that are there and not among
-    /// the `checked`, to which they are added. Gives the chain IDs of the damaged ones.
+    /// Hashes and compares the files of these layers, base first, if they exist and are not among
+    /// the `checked`, to which they are added. Returns the chain IDs of the damaged ones.
     ///
     /// # Errors
     /// [`Error::Io`] if a scratch file cannot be made; [`Error::Interrupted`] after a signal.
@@ -67,11 +67,11 @@ impl Writable {
 }
 
 impl Exclusive<'_> {
-    /// From now on these layers, given by chain ID, count as missing. Committing one of them gives the
-    /// layer that is there new files.
+    /// Makes these layers, given by chain ID, count as missing from now on. Committing one of them
+    /// gives new files to the existing layer.
     ///
     /// # Errors
-    /// [`Error::InUse`] where one is a layer of a live mount, from which the files would go; those of
+    /// [`Error::InUse`] if one is a layer of a live mount, which would lose the files; those of
     /// [`Exclusive::image`].
     pub fn distrust(
         &self,
@@ -95,7 +95,7 @@ impl Exclusive<'_> {
         Ok(())
     }
 
-    /// The layers that got new files, by chain ID.
+    /// Returns the layers that got new files, by chain ID.
     pub fn repaired(&self) -> Vec<Digest> {
         self.distrusted.lock().repaired.clone()
     }
@@ -104,9 +104,9 @@ impl Exclusive<'_> {
         self.distrusted.lock().layers.contains(chain)
     }
 
-    /// Gives a staged layer the short name that the layer with this damaged record had: what lies above
-    /// knows it by that. The old directory stays for live mounts, without a short name, until it is
-    /// swept away.
+    /// Gives a staged layer the short name of the layer with this damaged record, which the layers
+    /// above refer to. The old directory stays for live mounts, without a short name, until the
+    /// garbage collection removes it.
     pub(super) fn take_short_name(&self, record: &Path, made: &mut Made) -> Result<()> {
         let root = self.confined_root();
         let cache_id = root.read(record.join("cache-id"), SMALL)?;
@@ -128,18 +128,18 @@ impl Exclusive<'_> {
         let link = self.writable.short_link(name);
         root.publish(&made.link, &link)?;
         made.link = link;
-        // Whoever sweeps the old directory away must not take the name along.
+        // The removal of the old directory must not remove the short name.
         root.remove_file(&old_file)
     }
 
-    /// Gives a layer the files of a staged one, whose record is `record`; the old files are in the
-    /// staged one then. All of it is synced.
+    /// Gives a layer the files of a staged one, whose record is `record`; the staged one gets the
+    /// old files. All of it is synced.
     pub(super) fn replace_files(&self, chain: &Digest, made: &Made, record: &Path) -> Result<()> {
         let cache_id = self.resolve(chain)?.record.cache_id.clone();
         let diff = self.writable.layer_dir(cache_id.as_str()).join("diff");
         let target = self.writable.image_dir("layerdb/sha256").join(chain.hex());
         let root = self.confined_root();
-        // Nobody is on the way to the old files.
+        // No reader opens the old files meanwhile.
         let readers = self.writable.exclude_readers()?;
         root.exchange(made.dir.join("diff"), &diff)?;
         root.sync_names(&diff)?;

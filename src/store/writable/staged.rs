@@ -1,5 +1,5 @@
-//! A layer being written: its directory below `overlay2/` and its record in `layerdb/tmp/`, both
-//! gone again unless committed.
+//! A layer that is being written: its directory below `overlay2/` and its record in `layerdb/tmp/`.
+//! Both are removed unless committed.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -20,7 +20,7 @@ use crate::store::error::{Error, Result};
 use crate::store::random;
 use crate::sys::interrupt::{self, AtWork};
 
-/// A layer that nobody sees yet. Dropping it removes everything.
+/// A layer that readers do not see yet. Dropping it removes everything.
 #[derive(Debug)]
 #[must_use = "the layer is removed when this is dropped"]
 pub struct StagedLayer<'e> {
@@ -37,20 +37,20 @@ pub struct StagedLayer<'e> {
 #[derive(Debug)]
 pub(super) struct Made {
     root: Arc<ConfinedDir>,
-    /// Name of the directory, 64 hexadecimal digits.
+    /// The name of the directory, 64 hexadecimal digits.
     pub(super) cache_id: String,
     /// `overlay2/<cache ID>`, relative to the store's root.
     pub(super) dir: PathBuf,
     pub(super) link: PathBuf,
-    /// What else belongs to it: the record in `layerdb/tmp/`.
+    /// The record in `layerdb/tmp/`, which belongs to it.
     pub(super) record: Option<PathBuf>,
     keep: bool,
-    /// A signal waits until it is removed.
+    /// Delays signals until the directory is removed.
     _at_work: AtWork,
 }
 
 impl Made {
-    /// Something refers to it now.
+    /// Keeps the directory, because something refers to it now.
     pub(super) fn keep(mut self) {
         self.keep = true;
     }
@@ -72,16 +72,17 @@ impl Drop for Made {
 }
 
 impl<'e> Exclusive<'e> {
-    /// An empty layer above the layer `parent`; `None`: a base layer.
+    /// Makes an empty layer above the layer `parent`; a base layer if `None`.
     ///
     /// # Errors
-    /// Those of [`Exclusive::image`], for the layers below; [`Error::Io`] if it cannot be made.
+    /// Those of [`Exclusive::image`], for the layers below; [`Error::Io`] if the layer cannot be
+    /// made.
     pub fn stage_layer(&'e self, parent: Option<&Digest>) -> Result<StagedLayer<'e>> {
         let below = parent.map(|parent| self.resolve(parent)).transpose()?;
         let mut made = self.make_layer_dir(below.as_ref().map(|b| b.dir.chain.as_str()))?;
         let tmp = self.writable.image_dir("layerdb/tmp");
         let record = tmp.join(format!("write-set-{}", random::hex(16)?));
-        // From here on it is removed with the rest.
+        // From here on the record is removed with the rest.
         let record: &Path = made.record.insert(record);
         let root = self.confined_root();
         root.new_dir(record, 0o755)?;
@@ -98,8 +99,8 @@ impl<'e> Exclusive<'e> {
         })
     }
 
-    /// Makes `overlay2/<new>/` with `diff`, `link`, and above other layers `lower` and
-    /// `work`, and the link in `overlay2/l/`.
+    /// Makes `overlay2/<new>/` with `diff`, `link`, and above other layers `lower` and `work`, and
+    /// the link in `overlay2/l/`.
     pub(super) fn make_layer_dir(&self, lower: Option<&str>) -> Result<Made> {
         let cache_id = random::hex(32)?;
         let link = random::link()?;
@@ -124,7 +125,7 @@ impl<'e> Exclusive<'e> {
         Ok(made)
     }
 
-    /// Marks a layer as one with others on top, as Docker does.
+    /// Marks a layer as one with other layers on top, as Docker does.
     pub(super) fn mark_committed(&self, layer: &Digest) -> Result<()> {
         let cache_id = self.resolve(layer)?.record.cache_id.clone();
         let path = self.writable.layer_dir(cache_id.as_str()).join("committed");
@@ -136,40 +137,40 @@ impl<'e> Exclusive<'e> {
 }
 
 impl StagedLayer<'_> {
-    /// The directory for the layer's files.
+    /// Returns the directory of the layer's files.
     pub fn diff(&self) -> BorrowedFd<'_> {
         self.diff.as_fd()
     }
 
-    /// Its path, for messages.
+    /// Returns its path, for messages.
     pub fn diff_path(&self) -> PathBuf {
         self.made.root.full(self.made.dir.join("diff"))
     }
 
-    /// How whiteouts and opaque directories are to be marked.
+    /// Returns the dialect for whiteouts and opaque directories.
     pub fn dialect(&self) -> Dialect {
         self.exclusive.writable.dialect()
     }
 
-    /// Where the lines of tar-split go; they are compressed here.
+    /// Returns the writer of the tar-split lines, which compresses them.
     pub fn split(&mut self) -> &mut (impl Write + Send + use<>) {
         &mut self.split
     }
 
-    /// The chain ID it will have with this diff ID.
+    /// Returns the chain ID that the layer will have with this diff ID.
     pub fn chain_with(&self, diff_id: &Digest) -> Digest {
         chain_id::next(self.parent.as_ref(), diff_id)
     }
 
-    /// [`StagedLayer::diff`] and [`StagedLayer::split`], to be used together.
+    /// Returns [`StagedLayer::diff`] and [`StagedLayer::split`], for use at the same time.
     pub fn parts(&mut self) -> (BorrowedFd<'_>, &mut (impl Write + Send + use<>)) {
         (self.diff.as_fd(), &mut self.split)
     }
 
-    /// Makes it a layer: everything synced, then one rename. Where the store has that
-    /// layer already, the staged one is removed; a damaged one is replaced.
+    /// Makes this a layer of the store: syncs everything, then does one rename. If the store has
+    /// that layer already, the staged one is removed; a damaged one is replaced.
     ///
-    /// `size`: bytes of its files as Docker counts them.
+    /// `size` is the bytes of its files as Docker counts them.
     ///
     /// Returns the chain ID.
     ///
@@ -206,7 +207,7 @@ impl StagedLayer<'_> {
             text("parent", parent.to_string())?;
             exclusive.mark_committed(parent)?;
         }
-        // Everything at once: a layer may have a million files.
+        // One sync for everything: a layer may have a million files.
         rustix::fs::syncfs(&diff)
             .map_err(|errno| Error::io("sync", &root.full(&made.dir), errno))?;
         if damaged {

@@ -1,4 +1,4 @@
-//! Fills a staged layer from a layer tar: one that is read, or one that a thread makes meanwhile.
+//! Fills a staged layer from a layer tar, which is read, or which a thread writes at the same time.
 //!
 //! ```text
 //!  pack (a thread) ──tar──► pipe ──unpack (the caller's thread)──► files, tar-split, diff ID
@@ -13,7 +13,7 @@ use super::StagedLayer;
 use crate::layer_tar::{Limits, Unpacked, unpack};
 use crate::store::error::{Error, Result};
 
-/// Bytes that go through the pipe at a time.
+/// The number of bytes that go through the pipe at a time.
 const CHUNK: usize = 256 << 10;
 
 impl StagedLayer<'_> {
@@ -27,11 +27,11 @@ impl StagedLayer<'_> {
         Ok(unpack(tar, diff, dialect, split, limits)?)
     }
 
-    /// Unpacks the layer tar that `pack` writes in a thread of its own. `passed` is told how
-    /// many more bytes of it were read.
+    /// Unpacks the layer tar that `pack` writes in a thread of its own. `passed` gets the number of
+    /// further bytes that were read.
     ///
     /// # Errors
-    /// What came first: that of `pack`, or that of unpacking, which ends the pipe.
+    /// The error that came first: that of `pack`, or that of unpacking, which closes the pipe.
     pub fn unpack_from<E: From<Error> + Send>(
         &mut self,
         limits: &Limits,
@@ -57,13 +57,13 @@ impl StagedLayer<'_> {
                 },
             );
             let unpacked = self.unpack(&mut reader, limits);
-            // Who writes must not wait for a reader that has failed.
+            // The writer must not wait for a reader that has failed.
             drop(reader);
             (packing.join(), unpacked)
         });
         match packed {
             Err(panic) => std::panic::resume_unwind(panic),
-            // Where the reader went away, its error is the cause.
+            // If the reader closed the pipe, the reader's error is the cause.
             Ok(Err(error)) if !broken.load(Ordering::Relaxed) => Err(error),
             Ok(packed) => match unpacked {
                 Err(error) => Err(error.into()),
@@ -73,7 +73,7 @@ impl StagedLayer<'_> {
     }
 }
 
-/// The writing end, which notes that nobody reads any more.
+/// The writing end, which records whether the reader has closed the pipe.
 struct Pipe<'b> {
     pipe: PipeWriter,
     broken: &'b AtomicBool,

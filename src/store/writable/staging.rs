@@ -1,4 +1,4 @@
-//! Where files are that have no name: what is spooled, or compressed on its way out.
+//! The places of files without a name: spooled data, or data that is compressed for a push.
 
 use std::fs::File;
 use std::io::{self, Seek as _};
@@ -21,12 +21,12 @@ enum SpoolLocation {
     Store(Arc<ConfinedDir>, PathBuf),
     /// [`std::env::temp_dir`].
     Temporary,
-    /// Files that were made before, in [`std::env::temp_dir`].
+    /// Files that were made in advance in [`std::env::temp_dir`].
     Files(Arc<Mutex<Vec<File>>>),
 }
 
 impl Writable {
-    /// On the store's file system.
+    /// Returns a directory on the store's file system.
     pub fn staging(&self) -> Staging {
         Staging(SpoolLocation::Store(
             Arc::clone(self.confined_root()),
@@ -36,13 +36,13 @@ impl Writable {
 }
 
 impl Staging {
-    /// Where all programs have their temporary files.
+    /// Returns the directory of all programs' temporary files.
     pub fn temporary() -> Self {
         Self(SpoolLocation::Temporary)
     }
 
-    /// So many files at once where all programs have their temporary files, made now: a confined
-    /// process makes none there.
+    /// Makes this number of files at once in the directory of temporary files, because a confined
+    /// process cannot make any there later.
     ///
     /// # Errors
     /// Those of open(2).
@@ -57,10 +57,10 @@ impl Staging {
         Ok(staging)
     }
 
-    /// An empty file.
+    /// Returns an empty file.
     ///
     /// # Errors
-    /// Those of open(2); EMFILE where all files are in use.
+    /// Those of open(2); EMFILE if all files are in use.
     pub(crate) fn file(&self) -> Result<File> {
         let files = match &self.0 {
             SpoolLocation::Store(root, dir) => return root.temporary(dir),
@@ -74,14 +74,14 @@ impl Staging {
         Ok(file)
     }
 
-    /// Takes a file back that is not needed any more.
+    /// Takes back a file that is not needed any more.
     pub fn done_with(&self, file: File) {
         if let SpoolLocation::Files(files) = &self.0 {
             files.lock().push(file);
         }
     }
 
-    /// A failure to write such a file.
+    /// Returns the error of a failed write to such a file.
     pub(crate) fn failed(&self, error: &io::Error) -> Error {
         let errno = rustix::io::Errno::from_io_error(error).unwrap_or(rustix::io::Errno::IO);
         let place = match &self.0 {

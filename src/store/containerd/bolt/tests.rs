@@ -1,4 +1,5 @@
-//! Files made here, byte by byte; files of containerd itself are in `tests/cli/containerd.rs`.
+//! Tests with files that are made here, byte by byte. Tests with containerd's files are in
+//! `tests/cli/containerd.rs`.
 
 use std::io::Write as _;
 
@@ -8,7 +9,7 @@ use super::*;
 
 const PAGE: usize = 4096;
 
-/// A page of elements: flag, key and value of a leaf's; first key and page of a branch's.
+/// A page of elements: flag, key and value in a leaf; first key and page in a branch.
 fn page(number: u64, flags: u16, elements: &[(u32, &[u8], &[u8])]) -> Vec<u8> {
     let mut bytes = number.to_le_bytes().to_vec();
     bytes.extend(flags.to_le_bytes());
@@ -53,7 +54,7 @@ fn bucket(root: u64, inline: &[u8]) -> Vec<u8> {
     [&root.to_le_bytes()[..], &[0; 8], inline].concat()
 }
 
-/// Pages from number 3 on, the last of which is the root; in transaction 7.
+/// A file of pages from number 3 on; the last one is the root. The transaction is number 7.
 fn file_of(pages: &[Vec<u8>]) -> File {
     let root = 2 + pages.len() as u64;
     let last = root + 1;
@@ -138,7 +139,7 @@ fn the_last_whole_transaction_counts() {
     file.write_all_at(&[0; 40], PAGE as u64 + 20).unwrap();
     let number = |file: &File| Transaction::last(file).map(|last| (last.number, last.root));
     assert_eq!(number(&file).unwrap(), (6, 99));
-    // Its root is nowhere.
+    // Its root page does not exist.
     assert!(
         read(&file, |db| all(db, &db.root())).is_err_and(|f| matches!(f, Fault::Damaged { .. }))
     );
@@ -156,7 +157,7 @@ fn a_file_that_changes_meanwhile_is_read_again() {
     let look = |db: &Transaction<'_>| {
         looks.set(looks.get() + 1);
         if looks.get() < 3 {
-            // Somebody commits.
+            // A writer commits.
             let next = meta(7 + looks.get(), 6, 7);
             file.write_all_at(&next, PAGE as u64 * ((7 + looks.get()) & 1))
                 .unwrap();
@@ -185,12 +186,12 @@ fn a_page_that_leads_to_itself_ends() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
-    /// Whatever is in the pages, reading ends with an answer or an error.
+    /// For any content of the pages, reading ends with a result or an error.
     #[test]
     fn damage_is_an_error(changes in prop::collection::vec((2 * PAGE..7 * PAGE, any::<u8>()), 1..40)) {
         let file = sample();
         for (at, byte) in changes {
-            // Most pages are empty behind their beginnings.
+            // Only the beginnings of most pages have content.
             let at = at / PAGE * PAGE + at % PAGE / 16;
             file.write_all_at(&[byte], at as u64).unwrap();
         }

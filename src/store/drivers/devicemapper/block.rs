@@ -1,12 +1,12 @@
-//! The blocks of a pool's metadata: 4096 bytes, each with a check sum and its own number.
+//! The blocks of a pool's metadata: 4096 bytes, each with a checksum and its own number.
 //!
 //! ```text
 //!  0  u32 check sum: CRC-32C of the rest, without the last inversion, XOR a number of the kind of block
 //!  4  u32 flags
 //!  8  u64 number of this block
 //! ```
-//! (Linux, drivers/md/persistent-data/dm-block-manager.c; all numbers are little endian.) A block that
-//! was read is the one that was meant, as it was written.
+//! (Linux, drivers/md/persistent-data/dm-block-manager.c; all numbers are little endian.) The
+//! checksum and number prove that the block is the wanted one and has not been damaged.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -23,7 +23,7 @@ pub(super) const BLOCK: usize = 4096;
 
 static CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
-/// What a block is.
+/// The kind of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Superblock,
@@ -31,7 +31,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// What its check sum is combined with.
+    /// Returns the number that is combined with the checksum.
     fn salt(self) -> u32 {
         match self {
             Self::Superblock => 160_774,
@@ -47,7 +47,7 @@ impl Kind {
     }
 }
 
-/// A block with the right check sum and number.
+/// A block with the right checksum and number.
 #[derive(Debug)]
 pub(super) struct Block(Box<[u8; BLOCK]>);
 
@@ -67,7 +67,7 @@ impl Block {
     }
 }
 
-/// The check sum that a block of that kind should have.
+/// Returns the checksum that a block of that kind should have.
 pub(super) fn sum_of(block: &[u8; BLOCK], kind: Kind) -> u32 {
     !CRC32C.checksum(&block[4..]) ^ kind.salt()
 }
@@ -93,12 +93,12 @@ impl MetadataBlocks {
         &self.path
     }
 
-    /// Blocks that are there.
+    /// Returns the number of blocks in the file.
     pub(super) fn count(&self) -> u64 {
         self.count
     }
 
-    /// A number in a block that may be anything.
+    /// Returns a number in a block without verifying the block.
     pub(super) fn peek(&self, number: u64, at: u64) -> Option<u64> {
         let mut bytes = [0; 8];
         let place = number * BLOCK as u64 + at;
@@ -106,7 +106,7 @@ impl MetadataBlocks {
         Some(u64::from_le_bytes(bytes))
     }
 
-    /// Reads a block.
+    /// Reads and verifies a block.
     pub(super) fn read(&self, number: u64, kind: Kind) -> Result<Block> {
         let what = kind.text();
         if number >= self.count {
@@ -132,7 +132,7 @@ impl MetadataBlocks {
     }
 }
 
-/// A file that fails.
+/// Returns the error of a file that cannot be read.
 pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     let errno = rustix::io::Errno::from_io_error(error).unwrap_or(rustix::io::Errno::IO);
     Error::io("read", path, errno)

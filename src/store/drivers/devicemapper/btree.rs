@@ -5,9 +5,9 @@
 //! 32  keys: u64 each, ascending; room for all of them
 //!  …  values; of an inner node the u64 block of the node with the keys from this key on
 //! ```
-//! (Linux, drivers/md/persistent-data/dm-btree-internal.h.) A tree is never walked as a whole: a look-up
-//! reads one node a level, and there is a limit to the levels, so trees that lead into themselves or
-//! share nodes cost nothing.
+//! (Linux, drivers/md/persistent-data/dm-btree-internal.h.) A tree is never walked completely: a
+//! look-up reads one node a level, and the number of levels is limited. So trees with cycles or
+//! shared nodes do no harm.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use super::block::{BLOCK, Block, Kind, MetadataBlocks};
 use super::{CHECK, bad};
 use crate::store::error::Result;
 
-/// Levels of a tree. The kernel's have at most five: a node has room for 252 entries and is at least a
-/// third full, and a pool has 2^32 blocks at most.
+/// The limit of levels of a tree. The kernel's trees have at most five: a node has room for 252
+/// entries and is at least a third full, and a pool has 2^32 blocks at most.
 const MAX_DEPTH: usize = 10;
 const INNER: u32 = 1;
 const LEAF: u32 = 2;
 const HEADER: usize = 32;
-/// Nodes that are kept in memory, 4 KiB each.
+/// The number of nodes that are kept in memory, 4 KiB each.
 const KEPT: std::num::NonZeroUsize = std::num::NonZeroUsize::new(256).unwrap();
 
 /// A node that was checked: its keys and values are in its block.
@@ -33,7 +33,7 @@ struct Node {
     block: Block,
     is_leaf: bool,
     entries: usize,
-    /// Of values.
+    /// The number of values that the node has room for.
     room: usize,
     value_size: usize,
 }
@@ -74,7 +74,7 @@ impl Node {
             .flatten()
     }
 
-    /// The last entry whose key is not greater.
+    /// Returns the last entry whose key is not greater than `key`.
     fn at_or_below(&self, key: u64) -> Option<usize> {
         let (mut low, mut high) = (0, self.entries);
         while low < high {
@@ -89,7 +89,7 @@ impl Node {
     }
 }
 
-/// The trees of a pool, with the nodes that were read last.
+/// The trees of a pool, with a cache of the nodes that were read last.
 #[derive(Debug)]
 pub(super) struct Trees {
     blocks: Arc<MetadataBlocks>,
@@ -120,7 +120,7 @@ impl Trees {
         bad(self.blocks.path(), fault, CHECK)
     }
 
-    /// The value of a key, in the tree with this root, whose values have `N` bytes.
+    /// Returns the value of a key in the tree with this root, whose values have `N` bytes.
     pub(super) fn find<const N: usize>(&mut self, root: u64, key: u64) -> Result<Option<[u8; N]>> {
         let mut number = root;
         for _ in 0..MAX_DEPTH {

@@ -4,11 +4,11 @@
 //!  /id         the ID of the first device that was mounted of this line
 //!  /rootfs/    the files of the layer and of all below it
 //! ```
-//! The crate `ext4_view` reads the file system. It is given no path with a symlink in it: symlinks are
-//! resolved here, with `rootfs` as root, since Docker has unpacked the layer so.
+//! The crate `ext4_view` reads the file system. It gets no path with a symlink in it: symlinks are
+//! resolved here, with `rootfs` as the root, because Docker unpacked the layer in this way.
 //!
-//! What it would allocate memory for before it reads anything is checked first (the geometry of the file
-//! system, the length of symlinks).
+//! Sizes for which the crate allocates memory before it reads anything are checked first (the
+//! geometry of the file system, the length of symlinks).
 
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
@@ -23,15 +23,15 @@ use crate::layer_tar::layer_files::{Content, LayerFile, LayerFiles};
 use crate::store::error::{Error, Result};
 
 const ROOT: &[u8] = b"/rootfs";
-/// Symlinks on the way to a file, as the kernel has it.
+/// The limit of symlinks on the way to a file, as in the kernel.
 const MAX_LINKS: usize = 40;
-/// Bytes of a symlink's target, and of a path.
+/// The size limit of a symlink's target, and of a path, in bytes.
 const MAX_PATH: usize = 4096;
-/// Directories whose places are kept.
+/// The number of directories whose resolved paths are cached.
 const KEPT: NonZeroUsize = NonZeroUsize::new(64).unwrap();
-/// Groups of blocks: of 128 MiB each as a rule.
+/// The limit of block groups, which usually have 128 MiB each.
 const MAX_GROUPS: u64 = 1 << 20;
-/// Bytes that are read at a time: a block is less.
+/// The number of bytes read at a time; a block is smaller.
 const CHUNK: usize = 64 << 10;
 
 const OTHERS: &str = "mount the device with the kernel, or save the image with the Docker that made it \
@@ -43,12 +43,12 @@ pub(super) struct Ext4Tree {
     fs: Ext4,
     /// The longest file, in bytes.
     longest: u64,
-    /// From paths of directories to where they are.
+    /// The resolved paths of directories, by their paths.
     dirs: LruCache<Vec<u8>, Vec<u8>>,
 }
 
 impl Ext4Tree {
-    /// Opens that of a device.
+    /// Opens the file system of a device.
     pub(super) fn open(mut device: ThinDevice) -> Result<Self> {
         let longest = expect_ext4(&mut device)?;
         let record = device.record().to_owned();
@@ -73,7 +73,7 @@ impl Ext4Tree {
         self.fs.symlink_metadata(path)
     }
 
-    /// Where the directory of a clean path is.
+    /// Returns the resolved path of a directory, given by a clean path.
     fn dir(&mut self, dir: &[u8]) -> std::result::Result<Vec<u8>, String> {
         if let Some(known) = self.dirs.get(dir) {
             return Ok(known.clone());
@@ -119,7 +119,7 @@ impl Ext4Tree {
     }
 }
 
-/// The names of a path, last first.
+/// Returns the names of a path, last first.
 fn parts(path: &[u8]) -> Vec<Vec<u8>> {
     let parts = path.split(|byte| *byte == b'/').rev();
     let parts = parts.filter(|part| !part.is_empty() && *part != b".");
@@ -152,7 +152,7 @@ impl LayerFiles for Ext4Tree {
     }
 }
 
-/// Reads as much as there is room for: the crate gives a block at a time.
+/// Fills the whole buffer: the crate returns at most a block per read.
 struct Whole<R>(R);
 
 impl<R: Read> Read for Whole<R> {
@@ -168,7 +168,7 @@ impl<R: Read> Read for Whole<R> {
     }
 }
 
-/// What is wrong with a file, as a clause about it.
+/// Returns the fault of a file, as a clause about it.
 fn fault(error: &Ext4Error) -> String {
     match error {
         Ext4Error::NotFound | Ext4Error::NotADirectory => "is missing".to_owned(),
@@ -194,16 +194,16 @@ fn failed(record: &Path, error: Ext4Error) -> Error {
     }
 }
 
-/// The longest file that maps of blocks can describe, in bytes: 12 blocks and three levels of maps (ext4's
-/// block maps, Documentation/filesystems/ext4/blockmap.rst). Extents describe longer ones, of 16 GiB and more,
-/// with blocks of 1 KiB; such files are refused.
+/// Returns the length of the longest file that block maps can describe, in bytes: 12 blocks and
+/// three levels of maps (ext4's block maps, Documentation/filesystems/ext4/blockmap.rst). Extents
+/// can describe longer files, of 16 GiB and more, with blocks of 1 KiB; such files are refused.
 fn longest_file(block_size: u64) -> u64 {
     let numbers = block_size / 4;
     (12 + numbers + numbers.pow(2) + numbers.pow(3)).saturating_mul(block_size)
 }
 
-/// Fails unless there is an ext4 of a geometry that the device can have. Gives the length of the longest
-/// file, in bytes.
+/// Fails unless there is an ext4 with a geometry that the device can have. Returns the length of
+/// the longest file, in bytes.
 fn expect_ext4(device: &mut ThinDevice) -> Result<u64> {
     let record: PathBuf = device.record().to_owned();
     let mut first = [0; 2048];

@@ -1,17 +1,17 @@
-//! Whether a device of the kernel has a pool's file in use, as sysfs shows it:
+//! Finds out from sysfs whether a device of the kernel uses a pool's file:
 //!
 //! ```text
 //! /sys/dev/block/7:3/holders/dm-0            dm-0 is made of device 7:3
 //! /sys/block/loop3/loop/backing_file         loop3 is made of this file
 //! /sys/block/dm-0/dm/name                    what device mapper calls dm-0
 //! ```
-//! Where sysfs is not there, nobody is seen.
+//! Without sysfs no device is found.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-/// The device that holds a block device of that number, or a file through a loop device.
+/// Returns the device that uses a block device of that number, or a file through a loop device.
 pub(super) fn holder(sys: &Path, device: Option<u64>, path: &Path) -> Option<String> {
     let Some(device) = device else {
         return loops(sys, path).find_map(|holders| name_in(sys, &holders));
@@ -21,7 +21,7 @@ pub(super) fn holder(sys: &Path, device: Option<u64>, path: &Path) -> Option<Str
     name_in(sys, &device.join("holders"))
 }
 
-/// The directories with the holders of the loop devices that are made of a file.
+/// Returns the directories with the holders of the loop devices of a file.
 fn loops(sys: &Path, file: &Path) -> impl Iterator<Item = PathBuf> {
     let devices = std::fs::read_dir(sys.join("block"));
     let devices = devices.into_iter().flatten().flatten();
@@ -33,7 +33,7 @@ fn loops(sys: &Path, file: &Path) -> impl Iterator<Item = PathBuf> {
     })
 }
 
-/// A device in a directory of holders.
+/// Returns a device in a directory of holders.
 fn name_in(sys: &Path, holders: &Path) -> Option<String> {
     let mut devices = std::fs::read_dir(holders).ok()?.flatten();
     let device = devices.next()?.file_name();
@@ -59,7 +59,7 @@ mod tests {
         std::fs::write(sys.join("block/loop3/loop/backing_file"), "/d/metadata\n").unwrap();
         let device = Some(rustix::fs::makedev(7, 3));
         let (ours, other) = (Path::new("/d/metadata"), Path::new("/d/data"));
-        // A loop device that nobody has is not in use.
+        // A loop device without a holder is not in use.
         assert_eq!(holder(sys, None, ours), None);
         assert_eq!(holder(sys, device, ours), None);
         std::fs::create_dir(sys.join("block/loop3/holders/dm-0")).unwrap();

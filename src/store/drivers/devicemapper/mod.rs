@@ -1,5 +1,5 @@
-//! The driver devicemapper: each layer is a thin device with a file system, in one pool. Docker has
-//! written such stores until version 24. Called through [`super::Driver`].
+//! The driver devicemapper: each layer is a thin device with a file system, in one pool. Docker
+//! wrote such stores until version 24. Used through [`super::Driver`].
 //!
 //! ```text
 //! devicemapper/metadata/<cache ID>                    which device a layer is (JSON)
@@ -8,12 +8,13 @@
 //!
 //!  cache ID ──record──► device ID ──pool, btree──► data blocks ──thin_device──► ext4 ──ext4_tree──► files
 //! ```
-//! No support of the kernel is needed: the metadata of the pool is read here ([`superblock`], [`btree`]),
-//! with all check sums verified. The devices are no directories, so no union can have them as layers: a
-//! layer's tar is made from its tar-split and the files on its device, and taken into our own store.
+//! No support of the kernel is needed: this code reads the metadata of the pool ([`superblock`],
+//! [`btree`]) and verifies all checksums. The devices are not directories, so they cannot be layers
+//! of a union: a layer's tar is made from its tar-split and the files on its device, and unpacked
+//! into our own store.
 //!
-//! Everything is hostile: memory and levels of trees are bounded, and what is read is compared with the
-//! layer's diff ID in the end.
+//! All input is hostile: memory and levels of trees are bounded, and the result is compared with
+//! the layer's diff ID.
 
 mod block;
 mod btree;
@@ -45,7 +46,7 @@ use record::DeviceRecord;
 
 /// The driver's name.
 pub(crate) const NAME: &str = "devicemapper";
-/// Its directory, below the root.
+/// The driver's directory, below the root.
 const DIR: &str = NAME;
 
 const CHECK: &str = "check the pool (thin_check), repair a copy of its metadata (thin_repair), and give \
@@ -62,9 +63,9 @@ fn bad(path: &Path, fault: String, remedy: &'static str) -> Error {
 /// The driver of one store.
 #[derive(Debug, Default)]
 pub(super) struct DeviceMapper {
-    /// The pool's files; `None`: they are in the store.
+    /// The pool's files; `None` if they are in the store.
     files: Option<Arc<PoolFiles>>,
-    /// Opened when it is first asked for.
+    /// The pool; opened when it is first needed.
     pool: OnceLock<Arc<Pool>>,
 }
 
@@ -120,7 +121,8 @@ impl Driver for DeviceMapper {
     }
 }
 
-/// Reads files of these names from the device 1, of `size` bytes, of a pool in memory. What was refused.
+/// Reads files of these names from device 1, of `size` bytes, of a pool in memory. Returns the
+/// errors.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_all(
     metadata: &[u8],
@@ -142,7 +144,7 @@ pub(crate) fn read_all(
     for name in names {
         let read = tree.open(name).and_then(|file| {
             let mut content = Vec::new();
-            // No file here is longer, and those that say so are read in part.
+            // No file of the corpus is longer. Files that claim to be are read in part.
             let read = file.content.take(1 << 20).read_to_end(&mut content);
             read.map_err(|error| error.to_string())
         });

@@ -4,8 +4,8 @@
 //!  superblock ──► mappings: device ID ──► tree of the device: block ──► data block, time
 //!             └─► details:  device ID ──► blocks that are mapped, transaction, times
 //! ```
-//! A pool that a device of the kernel has in use changes while it is read, and what the kernel has in
-//! memory is not on the disk: of such a pool only the metadata snapshot is read.
+//! While a device of the kernel uses a pool, the pool changes, and some of its state is in the
+//! kernel's memory only: of such a pool only the metadata snapshot is read.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -33,7 +33,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Opens it.
+    /// Opens a pool.
     pub(super) fn open(files: &PoolFiles) -> Result<Self> {
         let metadata = MetadataBlocks::of(&files.metadata)?;
         let path = metadata.path();
@@ -65,12 +65,12 @@ impl Pool {
         })
     }
 
-    /// The transaction that the owner of the pool has noted in it.
+    /// Returns the transaction number that the owner of the pool has stored in it.
     pub(super) fn transaction(&self) -> u64 {
         self.superblock.transaction
     }
 
-    /// A device; `record` is what Docker says of it, and where.
+    /// Opens a device. `record` is Docker's record of it, `at` the record's path.
     pub(super) fn device(&self, record: &DeviceRecord, at: &Path) -> Result<ThinDevice> {
         let mut trees = Trees::of(Arc::clone(&self.metadata));
         let id = u64::from(record.device_id);
@@ -91,9 +91,9 @@ impl Pool {
 pub(super) struct DataBlocks {
     file: File,
     path: PathBuf,
-    /// Bytes of the file.
+    /// The bytes of the file.
     length: u64,
-    /// Bytes of a block.
+    /// The bytes of a block.
     pub(super) block_size: u64,
     count: u64,
 }
@@ -109,7 +109,7 @@ impl DataBlocks {
         })
     }
 
-    /// Reads from a block: `offset` and the length of `bytes` are within it.
+    /// Reads from a block. `offset` and the length of `bytes` must be within the block.
     pub(super) fn read(&self, block: u64, offset: u64, bytes: &mut [u8]) -> Result<()> {
         if block >= self.count {
             let count = self.count;

@@ -1,5 +1,5 @@
-//! The two files or block devices of a pool, opened before anything in them is read, and who has them in
-//! use.
+//! The two files or block devices of a pool, opened before anything in them is read, and the device
+//! that uses them.
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
@@ -32,12 +32,13 @@ impl PoolFile {
         Ok(Self { path, file })
     }
 
-    /// One that the user names.
+    /// Opens a file that the user names.
     fn named(path: &Path) -> Result<Self> {
         let failed = |error| Error::opening(path, error);
         let found = walk::open(path, Trust::of_root(), |_| Ok::<_, std::io::Error>(false));
         let found = found.map_err(failed)?;
-        // Before it is opened: to open another kind of device may do anything.
+        // The type is checked before the file is opened: opening another kind of device may have
+        // side effects.
         use rustix::fs::FileType::{BlockDevice, RegularFile};
         if !matches!(walk::kind(&found), Some(RegularFile | BlockDevice)) {
             let fault = "it is neither a file nor a block device".to_owned();
@@ -47,7 +48,7 @@ impl PoolFile {
         Self::new(path_of(&found).unwrap_or_else(|| path.to_owned()), file)
     }
 
-    /// One that is only in memory.
+    /// Returns a file that is only in memory.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn in_memory(path: &str, bytes: &[u8]) -> Result<Self> {
         use std::io::Write as _;
@@ -59,13 +60,13 @@ impl PoolFile {
         Self::new(path, file)
     }
 
-    /// Bytes.
+    /// Returns the length in bytes.
     pub(super) fn length(&self) -> Result<u64> {
         let end = (&self.file).seek(SeekFrom::End(0));
         end.map_err(|error| unreadable(&self.path, &error))
     }
 
-    /// The same once more.
+    /// Returns another descriptor of the file.
     pub(super) fn reopened(&self) -> Result<File> {
         let file = self.file.try_clone();
         file.map_err(|error| unreadable(&self.path, &error))
@@ -83,15 +84,15 @@ impl PoolFile {
 pub struct PoolFiles {
     pub(super) data: PoolFile,
     pub(super) metadata: PoolFile,
-    /// The device that has them in use, where that can be seen.
+    /// The device that uses them, if that can be found out.
     pub(super) holder: Option<String>,
 }
 
 impl PoolFiles {
-    /// Those at these paths.
+    /// Opens the files at these paths.
     ///
     /// # Errors
-    /// Those of opening them; [`Error::Pool`] for what is neither a file nor a block device.
+    /// Those of opening them; [`Error::Pool`] if one is neither a file nor a block device.
     pub fn open(data: &Path, metadata: &Path) -> Result<Self> {
         Ok(Self::new(
             PoolFile::named(data)?,
@@ -99,10 +100,10 @@ impl PoolFiles {
         ))
     }
 
-    /// Those that a store has in itself (loop-lvm).
+    /// Opens the files of a pool in the store itself (loop-lvm).
     ///
     /// # Errors
-    /// [`Error::Pool`] where it has none, and those of opening them.
+    /// [`Error::Pool`] if the store has none, and those of opening them.
     pub(crate) fn of_store(root: &ConfinedDir) -> Result<Self> {
         let open = |name: &str| {
             let path = Path::new(DIR).join("devicemapper").join(name);

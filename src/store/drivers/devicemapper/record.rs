@@ -1,11 +1,11 @@
-//! What Docker notes of the devices of a pool, in JSON.
+//! Docker's records of the devices of a pool, in JSON.
 //!
 //! ```text
 //! devicemapper/metadata/<cache ID>             device_id, size, transaction_id, initialized, deleted
 //! devicemapper/metadata/transaction-metadata   open_transaction_id, device_hash, device_id
 //! ```
-//! (moby 23, daemon/graphdriver/devmapper/deviceset.go.) A transaction makes or removes one device; its
-//! number is noted in the pool when it is done.
+//! (moby 23, daemon/graphdriver/devmapper/deviceset.go.) A transaction makes or removes one device.
+//! Its number is stored in the pool when it is done.
 
 use std::path::{Path, PathBuf};
 
@@ -18,16 +18,16 @@ use crate::store::error::{Error, Result};
 use crate::store::layerdb::CacheId;
 
 const AGAIN: &str = "load or pull the image again";
-/// Device IDs have 24 bits.
+/// The largest device ID: IDs have 24 bits.
 const MAX_ID: u32 = (1 << 24) - 1;
-/// Bytes of a device: what ext4 can have.
+/// The size limit of a device, in bytes, as that of ext4.
 const MAX_SIZE: u64 = 1 << 60;
 
-/// A device.
+/// The record of a device.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub(super) struct DeviceRecord {
     pub(super) device_id: u32,
-    /// Bytes.
+    /// The size in bytes.
     pub(super) size: u64,
     #[serde(default)]
     pub(super) transaction_id: u64,
@@ -43,13 +43,13 @@ struct Transaction {
     open_transaction_id: u64,
 }
 
-/// Where the record of a layer's device is, below the root.
+/// Returns the path of the record of a layer's device, below the root.
 pub(super) fn path_of(id: &CacheId) -> PathBuf {
     Path::new(DIR).join("metadata").join(id.as_str())
 }
 
 impl DeviceRecord {
-    /// Of a device that is in no store.
+    /// Returns the record of a device that is in no store.
     #[cfg(feature = "fuzzing")]
     pub(super) fn of_device(device_id: u32, size: u64) -> Self {
         Self {
@@ -61,7 +61,7 @@ impl DeviceRecord {
         }
     }
 
-    /// That of a layer.
+    /// Reads the record of a layer's device.
     pub(super) fn read(root: &ConfinedDir, id: &CacheId) -> Result<Self> {
         let path = path_of(id);
         let full = root.full(&path);
@@ -84,7 +84,7 @@ impl DeviceRecord {
     }
 }
 
-/// Fails if a transaction was begun that the pool, whose last one is `done`, does not have.
+/// Fails if a transaction was begun after `done`, the last transaction of the pool.
 pub(super) fn expect_no_transaction(root: &ConfinedDir, done: u64) -> Result<()> {
     let path = Path::new(DIR).join("metadata/transaction-metadata");
     let Some(bytes) = root.read(&path, SMALL)? else {
@@ -102,7 +102,7 @@ pub(super) fn expect_no_transaction(root: &ConfinedDir, done: u64) -> Result<()>
     Err(bad(&path, fault, remedy))
 }
 
-/// Fails for a device that a transaction made which the pool does not have.
+/// Fails for a device of a transaction after `done`, the last transaction of the pool.
 pub(super) fn expect_done(record: &DeviceRecord, at: &Path, done: u64) -> Result<()> {
     let made = record.transaction_id;
     if made <= done {

@@ -1,4 +1,4 @@
-//! The superblock: where the trees of a pool are, and in which state it was left.
+//! The superblock: the roots of a pool's trees, and the state of the pool.
 //!
 //! ```text
 //!   4  u32 flags; 1: needs a check     320  u64 root of the mappings
@@ -9,8 +9,8 @@
 //!  64  space map of the data: u64 number of data blocks first
 //!                                      360  u32 features that a reader must know
 //! ```
-//! (Linux, drivers/md/dm-thin-metadata.c, `thin_disk_superblock`.) The snapshot of the metadata is a copy
-//! of the superblock in another block, whose trees stay as they are while the pool goes on.
+//! (Linux, drivers/md/dm-thin-metadata.c, `thin_disk_superblock`.) The snapshot of the metadata is
+//! a copy of the superblock in another block. Its trees do not change while the pool is in use.
 
 use super::block::{BLOCK, Block, Kind, MetadataBlocks};
 use super::{CHECK, bad};
@@ -20,28 +20,29 @@ const MAGIC: u64 = 27_022_010;
 const VERSIONS: std::ops::RangeInclusive<u32> = 1..=2;
 const NEEDS_CHECK: u32 = 1;
 const SECTOR: u64 = 512;
-/// Sectors of a data block that the kernel takes: 64 KiB to 1 GiB, in steps of 64 KiB.
+/// The unit of the size of a data block, in sectors: the kernel accepts 64 KiB to 1 GiB, in steps
+/// of 64 KiB.
 const STEP: u32 = 128;
 const LARGEST: u32 = 1 << 21;
 
 /// A superblock that was checked.
 #[derive(Clone, Debug)]
 pub(super) struct Superblock {
-    /// The block of the metadata snapshot, where there is one.
+    /// The block of the metadata snapshot, if there is one.
     pub(super) snapshot: Option<u64>,
-    /// The transaction that the owner of the pool has noted.
+    /// The transaction number that the owner of the pool has stored.
     pub(super) transaction: u64,
     pub(super) needs_check: bool,
     pub(super) mappings: u64,
     pub(super) details: u64,
-    /// Bytes of a data block.
+    /// The bytes of a data block.
     pub(super) block_size: u64,
-    /// Data blocks that the pool has; 0 in the snapshot.
+    /// The number of data blocks of the pool; 0 in the snapshot.
     pub(super) data_blocks: u64,
 }
 
 impl Superblock {
-    /// Reads the one in that block.
+    /// Reads the superblock in that block.
     pub(super) fn read(blocks: &MetadataBlocks, number: u64) -> Result<Self> {
         let path = blocks.path();
         let block = match blocks.read(number, Kind::Superblock) {
@@ -90,7 +91,7 @@ impl Superblock {
     }
 }
 
-/// Whether the first block has nothing to do with a pool.
+/// Whether the first block is not one of a pool.
 fn is_foreign(blocks: &MetadataBlocks) -> bool {
     blocks.count() == 0 || blocks.peek(0, 32) != Some(MAGIC)
 }

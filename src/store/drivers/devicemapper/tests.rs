@@ -1,5 +1,5 @@
-//! Pools made by `thin_restore`, and pools made by hand whose check sums are right and whose words are not.
-//! Whole stores are in `tests/cli/devicemapper.rs`.
+//! Tests with pools made by `thin_restore`, and with pools made here that have right checksums and
+//! wrong content. Tests of whole stores are in `tests/cli/devicemapper.rs`.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -46,7 +46,7 @@ fn whole(device: &mut ThinDevice) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Bytes that differ everywhere, with blocks of zeros among them.
+/// Returns bytes that differ everywhere, with blocks of zeros among them.
 fn content(blocks: usize) -> Vec<u8> {
     let block = |number: usize| -> Vec<u8> {
         let word = (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -62,7 +62,7 @@ fn trees_of_three_levels_lead_to_every_block() {
     need!(has_tools(&["thin_restore"]));
     let temp = tempfile::tempdir().unwrap();
     let mut pool = ThinPool::new(temp.path(), 65_537, BLOCK);
-    // Every third block of a device is not mapped; two devices share the others in part.
+    // Every third block of a device is not mapped; two devices share some of the others.
     let first: Mappings = (0..40_000)
         .filter(|block| block % 3 != 1)
         .map(|block| (block, block * 7919 % 65_537))
@@ -127,7 +127,8 @@ fn a_pool_in_use_is_read_by_its_snapshot_only() {
     for words in ["in use by docker-pool", "reserve_metadata_snap"] {
         assert!(error.contains(words), "{error}");
     }
-    // As the kernel makes it: a copy of the superblock without the space maps, in another block.
+    // Made as the kernel makes it: a copy of the superblock without the space maps, in another
+    // block.
     let at = metadata.len() / METADATA_BLOCK;
     let mut copy = metadata[..METADATA_BLOCK].to_vec();
     copy[8..16].copy_from_slice(&(at as u64).to_le_bytes());
@@ -135,7 +136,7 @@ fn a_pool_in_use_is_read_by_its_snapshot_only() {
     seal(&mut copy, Salt::Superblock);
     metadata.extend(copy);
     metadata[56..64].copy_from_slice(&(at as u64).to_le_bytes());
-    // What the pool has done since is of no interest.
+    // Later changes of the pool must not matter.
     metadata[320..336].fill(0xff);
     seal(&mut metadata, Salt::Superblock);
     let files = in_memory(&metadata, &data, Some("docker-pool"));
@@ -147,7 +148,7 @@ fn a_pool_in_use_is_read_by_its_snapshot_only() {
     assert!(error.contains("wrong check sum"), "{error}");
 }
 
-/// The root of the device's tree; its leaves come after it.
+/// The root of the device's tree; its leaves follow.
 const ROOT: usize = 3 * METADATA_BLOCK;
 
 #[test]
@@ -190,7 +191,8 @@ static SMALL: LazyLock<(ByHand, u64)> = LazyLock::new(|| {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Any words with right check sums: an answer or an error in bounded time, and never a panic.
+    /// Any content with right checksums gives a result or an error in bounded time, and never a
+    /// panic.
     #[test]
     fn changed_metadata_never_panics(
         changes in proptest::collection::vec((0_usize..6, 4_usize..METADATA_BLOCK, any::<u8>()), 1..8),

@@ -1,4 +1,4 @@
-//! A device of a pool, read by position. What is not mapped reads as zeros.
+//! A device of a pool, read by position. Blocks that are not mapped read as zeros.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use crate::sys::interrupt;
 #[derive(Debug)]
 pub(super) struct ThinDevice {
     trees: Trees,
-    /// Of the tree of its blocks.
+    /// The root of the tree of its blocks.
     root: u64,
     data: Arc<DataBlocks>,
-    /// Bytes.
+    /// The size in bytes.
     size: u64,
-    /// Where Docker's record of it is, for messages.
+    /// The path of Docker's record of the device, for messages.
     record: PathBuf,
-    /// The block that was looked up last, and where it is.
+    /// The block that was looked up last, and its data block.
     last: Option<(u64, Option<u64>)>,
 }
 
@@ -42,7 +42,7 @@ impl ThinDevice {
         }
     }
 
-    /// Bytes.
+    /// Returns the size in bytes.
     pub(super) fn size(&self) -> u64 {
         self.size
     }
@@ -51,7 +51,7 @@ impl ThinDevice {
         &self.record
     }
 
-    /// Fills `bytes` from this place on.
+    /// Fills `bytes` from the position `start` on.
     pub(super) fn read_at(&mut self, start: u64, bytes: &mut [u8]) -> Result<()> {
         let end = start.checked_add(bytes.len() as u64);
         if end.is_none_or(|end| end > self.size) {
@@ -75,7 +75,7 @@ impl ThinDevice {
         Ok(())
     }
 
-    /// Where a block is in the data; `None`: it was never written.
+    /// Returns the data block of a block; `None` if it was never written.
     pub(super) fn mapped(&mut self, block: u64) -> Result<Option<u64>> {
         if let Some((known, found)) = self.last
             && known == block
