@@ -1,6 +1,6 @@
-//! What an archive or a registry holds that looks like an image and is none: signatures, attestations
-//! and SBOMs beside images, Helm charts and whatever else ORAS puts there. Manifests tell by the types
-//! of their parts.
+//! Content of an archive or a registry that looks like an image but is not: signatures,
+//! attestations and SBOMs beside images, Helm charts and other artifacts of ORAS. The media types
+//! in a manifest show which it is.
 //!
 //! Formats: OCI image specification, manifest.md ("Guidelines for Artifact Usage"), and the media types
 //! of cosign, Helm, in-toto, SPDX, CycloneDX and Singularity.
@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::oci::Digest;
 use crate::oci::text::excerpt;
 
-/// Configurations of images: OCI's, Docker's, and what is written where nobody looks.
+/// Media types of image configurations: OCI's, Docker's, and unspecific ones that some tools write.
 const CONFIGS: [&str; 5] = [
     "",
     "application/vnd.oci.image.config.v1+json",
@@ -19,13 +19,13 @@ const CONFIGS: [&str; 5] = [
     "application/octet-stream",
 ];
 
-/// Configurations that say nothing of what they are for.
+/// Media types of configurations that do not name the kind of the artifact.
 const EMPTY_CONFIGS: [&str; 2] = [
     "application/vnd.oci.empty.v1+json",
     "application/vnd.unknown.config.v1+json",
 ];
 
-/// What a part of a media type tells.
+/// Parts of media types, and the kind of artifact that each means.
 const KINDS: [(&str, &str); 12] = [
     ("simplesigning", "a signature of cosign"),
     ("sigstore", "a signature"),
@@ -41,19 +41,19 @@ const KINDS: [(&str, &str); 12] = [
     ("wasm", "a WebAssembly module"),
 ];
 
-/// Something in an archive that is no image.
+/// Content of an archive that is not an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Artifact {
-    /// The digest of its manifest; `None`: nothing says it.
+    /// The digest of its manifest; `None` if the archive does not have it.
     pub digest: Option<Digest>,
-    /// What the archive calls it.
+    /// Its name in the archive.
     pub reference: Option<String>,
-    /// What it is: "a Helm chart (application/vnd.cncf.helm.config.v1+json)".
+    /// Its kind: "a Helm chart (application/vnd.cncf.helm.config.v1+json)".
     pub kind: String,
 }
 
-/// One line: what it is, its digest, its name.
+/// One line: the kind, the digest, the name.
 impl std::fmt::Display for Artifact {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.kind)?;
@@ -67,17 +67,17 @@ impl std::fmt::Display for Artifact {
     }
 }
 
-/// The media types that a manifest has; empty ones where it says nothing.
+/// The media types of a manifest; empty if the manifest does not have them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MediaTypes<'m> {
     pub(crate) artifact: &'m str,
-    /// `None`: there is no configuration.
+    /// The configuration's type; `None` if there is no configuration.
     pub(crate) config: Option<&'m str>,
     pub(crate) layers: &'m [&'m str],
 }
 
 impl MediaTypes<'_> {
-    /// What it is, if it is no image.
+    /// Returns the kind of the artifact; `None` if it is an image.
     pub(crate) fn no_image(&self) -> Option<String> {
         let odd_layer = self.layers.iter().find(|media| !is_layer(media));
         let telling = match self.config {
@@ -93,7 +93,7 @@ impl MediaTypes<'_> {
     }
 }
 
-/// What an artifact of this type is, with the type.
+/// Returns the kind of an artifact of this type, with the type.
 pub(crate) fn kind(media: &str) -> String {
     let known = KINDS.iter().find(|(part, _)| media.contains(part));
     let what = known.map_or("an artifact", |(_, what)| what);
@@ -103,7 +103,7 @@ pub(crate) fn kind(media: &str) -> String {
     }
 }
 
-/// Whether a blob of this type may be a layer: a tar, compressed or not, as all tools call one.
+/// Whether a blob of this type may be a layer: a tar, compressed or not, by any tool's name for it.
 fn is_layer(media: &str) -> bool {
     let tar = media.contains("tar") || media.ends_with("gzip") || media.ends_with("zstd");
     media.is_empty() || tar || media == "application/octet-stream"

@@ -1,6 +1,6 @@
-//! A layer's bytes on their way in: hashed as they are in the archive, decompressed, and handed to
-//! the one who unpacks by another thread, so that reading, hashing and decompressing go on beside
-//! it.
+//! Reads a layer's blob in a thread of its own: hashes it as it is in the archive, decompresses it,
+//! and hands the bytes to the thread that unpacks. Thus reading, hashing and decompressing run in
+//! parallel with unpacking.
 
 use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -13,25 +13,25 @@ use crate::layer_tar::compression::{Compression, decompress_as, peek};
 use crate::oci::Digest;
 use crate::sys::interrupt;
 
-/// Bytes handed over at a time, and how many such buffers are on the way.
+/// The size of a buffer in bytes, and the number of buffers in the queue.
 const CHUNK: usize = 256 << 10;
 const BUFFERS: usize = 4;
 
-/// How often somebody who waits for bytes looks whether it is interrupted.
+/// The interval at which a thread that waits for bytes checks for an interruption.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Whether the bytes are hashed as they come.
+/// Whether the bytes are hashed while they are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hashing {
-    /// Nobody asks.
+    /// They are not hashed.
     No,
-    /// If they are compressed, as whoever unpacks hashes what comes out.
+    /// They are hashed if they are compressed. The unpacker hashes the decompressed bytes.
     Compressed,
-    /// In any case.
+    /// They are always hashed.
     Yes,
 }
 
-/// Hashes what is read through it.
+/// Hashes all bytes that are read through it.
 struct Hashed<R> {
     inner: R,
     hash: Option<Sha256>,
@@ -49,7 +49,7 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
-/// A stream being read and decompressed by a thread of its own.
+/// A stream that is read and decompressed by a thread of its own.
 pub(super) struct Pipeline {
     chunks: Receiver<io::Result<Vec<u8>>>,
     current: io::Cursor<Vec<u8>>,
@@ -57,7 +57,7 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    /// `passed` is told, by that thread, how many bytes of `input` were read.
+    /// Starts the thread. It calls `passed` with the number of bytes of `input` that it has read.
     pub(super) fn start(
         input: impl Read + Send + 'static,
         hashing: Hashing,
@@ -74,8 +74,8 @@ impl Pipeline {
         })
     }
 
-    /// Waits for the end; the digest of the bytes as they came, where they were hashed. What
-    /// nobody read any more is thrown away.
+    /// Waits for the end. Returns the digest of the bytes of the archive, if they were hashed.
+    /// Bytes that were not read are discarded.
     pub(super) fn finish(mut self) -> io::Result<Option<Digest>> {
         io::copy(&mut self, &mut io::sink())?;
         let ended = |_| io::Error::other("the thread that decompresses ended early");
@@ -104,7 +104,7 @@ fn run(
         Ok(input.hash.map(Digest::from_hash))
     });
     outcome.unwrap_or_else(|error| {
-        // The other side may have given up first.
+        // The receiver may have ended first.
         let _ = sender.send(Err(error));
         None
     })
@@ -128,7 +128,7 @@ fn send_all(
             }
         }
     }
-    // What follows the compressed stream belongs to the blob's digest too.
+    // Bytes after the compressed stream belong to the blob's digest too.
     io::copy(input, &mut io::sink()).map(drop)
 }
 

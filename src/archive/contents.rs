@@ -1,4 +1,5 @@
-//! What an archive holds: its images, all of them or those that are asked for, and what is none.
+//! The content of an archive: its images, all of them or those that the caller wants, and
+//! artifacts.
 
 use std::collections::HashMap;
 
@@ -12,14 +13,14 @@ use crate::oci::platform::Platform;
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, Reference};
 
-/// Bytes that are read to know the images, at most: enough for all of them, as usual ones are.
+/// The limit of bytes that are read to list the images: enough for all images of usual archives.
 pub(super) const MAX_KNOWN: usize = 256 << 20;
-/// Of these a layer takes, and a name besides its text.
+/// The bytes that are counted for a layer, and for a name besides its text.
 const EACH: usize = 256;
-/// Names that a message lists.
+/// The number of names that a message lists.
 const SHOWN: usize = 20;
 
-/// An image that an archive offers.
+/// An image of an archive.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Incoming {
@@ -27,57 +28,58 @@ pub struct Incoming {
     pub config: Vec<u8>,
     /// The diff IDs of its layers, base first.
     pub diff_ids: Vec<Digest>,
-    /// As many layers.
+    /// The layers' blobs; the same number as `diff_ids`.
     pub layers: Vec<LayerBlob>,
-    /// Names it asks for.
+    /// The names that the archive has for it.
     pub names: Vec<Reference>,
-    /// What the archive calls it: tags of a layout, as `oci:DIR:TAG` has them, or whole names.
+    /// Its references in the archive: tags of a layout, as in `oci:DIR:TAG`, or whole names.
     pub references: Vec<String>,
 }
 
-/// Where a layer's tar is.
+/// The place of a layer's tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LayerBlob {
     /// The entry.
     pub path: String,
-    /// What the entry, compressed as it is, must hash to; `None`: nothing says so.
+    /// The digest that the entry, compressed as it is, must have; `None` if the archive does not
+    /// have it.
     pub digest: Option<Digest>,
-    /// Its length in bytes, where declared.
+    /// The length in bytes, if it is declared.
     pub size: Option<u64>,
 }
 
-/// What is taken of an archive.
+/// The parts of an archive that the caller wants.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct Wanted<'p> {
-    /// What may be expanded.
+    /// The limits of what is expanded.
     pub limits: Limits,
-    /// Images for this platform; `None`: for this machine.
+    /// The platform of the images; `None` for that of this machine.
     pub platform: Option<&'p Platform>,
-    /// Only the images that the archive calls so: a tag or name as it has it, or `@N`, its number from
-    /// 0 on. Empty: all.
+    /// Only images with these references: a tag or name as in the archive, or `@N`, the image's
+    /// number from 0 on. Empty means all images.
     pub references: &'p [String],
     /// The repository of names for images of which a layout has only a tag: `app` gives `app:TAG`.
-    /// `None`: these get no name.
+    /// `None` gives them no name.
     pub repository: Option<&'p str>,
 }
 
-/// What an archive holds.
+/// The content of an archive.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Contents {
-    /// Images. No two of them ask for one name.
+    /// The images. No two of them have the same name.
     pub images: Vec<Incoming>,
-    /// What else is there.
+    /// The other content.
     pub artifacts: Vec<Artifact>,
 }
 
-/// What an archive holds of what is wanted.
+/// Returns the wanted content of an archive.
 ///
 /// # Errors
-/// [`Error::NoImage`] if there are artifacts only, [`Error::NoReference`] if something that was asked
-/// for is not there; others for what is no archive, is incomplete, or contradicts itself.
+/// [`Error::NoImage`] if there are artifacts only, [`Error::NoReference`] if a wanted reference
+/// does not exist; others if it is not an archive, is incomplete, or contradicts itself.
 pub fn contents(source: &Source, wanted: &Wanted<'_>) -> Result<Contents> {
     let host = wanted.platform.is_none().then(Platform::host);
     let Some(platform) = wanted.platform.or(host.as_ref()) else {
@@ -101,7 +103,7 @@ pub fn contents(source: &Source, wanted: &Wanted<'_>) -> Result<Contents> {
     found.finish()
 }
 
-/// Every image of an archive that is for `platform`; `None`: for this machine.
+/// Returns every image of an archive for `platform`; `None` for that of this machine.
 ///
 /// # Errors
 /// Those of [`contents`].
@@ -113,8 +115,8 @@ pub fn images(source: &Source, platform: Option<&Platform>) -> Result<Vec<Incomi
     Ok(contents(source, &wanted)?.images)
 }
 
-/// The one image that the archive calls so, as skopeo's `oci:DIR:REF` and `docker-archive:FILE:REF`
-/// mean it: a tag or name as the archive has it, or `@N`, its number from 0 on. `None`: the only image.
+/// Finds the image with a reference, as in skopeo's `oci:DIR:REF` and `docker-archive:FILE:REF`: a
+/// tag or name as in the archive, or `@N`, its number from 0 on. `None` for the only image.
 ///
 /// ```no_run
 /// # use unionfs::archive::{self, Source};
@@ -173,21 +175,21 @@ fn offered<'t>(texts: impl Iterator<Item = &'t String>) -> String {
     }
 }
 
-/// The images so far. One that comes twice counts once, with all names. Of two that ask for one name,
-/// one would take it from the other.
+/// The images found so far. An image that is found twice counts once, with all names. Two images
+/// with the same name are an error, because one would take the name from the other.
 pub(super) struct Found<'w> {
     source: &'w Source,
     wanted: &'w Wanted<'w>,
     contents: Contents,
-    /// Where each image is in the list.
+    /// The index of each image in the list.
     places: HashMap<Digest, usize>,
-    /// Which image asks for a name.
+    /// The image that has a name.
     names: HashMap<String, Digest>,
-    /// What was read for all that, in bytes.
+    /// The bytes that were read so far.
     size: usize,
-    /// References that were asked for and found.
+    /// Whether each wanted reference was found.
     met: Vec<bool>,
-    /// Those that there are, for a message.
+    /// The references that exist, for a message.
     seen: Vec<String>,
 }
 
@@ -205,7 +207,7 @@ impl<'w> Found<'w> {
         }
     }
 
-    /// Whether the image with this number, which the archive calls so, is wanted.
+    /// Whether the image with this number and these references is wanted.
     pub(super) fn wants(&mut self, number: usize, called: &[&str]) -> bool {
         if self.wanted.references.is_empty() {
             return true;
@@ -227,7 +229,7 @@ impl<'w> Found<'w> {
         any
     }
 
-    /// The name of an image for which the archive has a tag only.
+    /// Returns the name of an image for which the archive has only a tag.
     pub(super) fn of_tag(&self, tag: &str) -> Option<Reference> {
         let repository = self.wanted.repository?;
         Reference::parse(&format!("{repository}:{tag}")).ok()
@@ -249,7 +251,7 @@ impl<'w> Found<'w> {
 
     pub(super) fn add(&mut self, mut image: Incoming) -> Result<()> {
         let id = Digest::of(&image.config);
-        // Also of one that is here already: it was read again.
+        // An image that was found before counts too: it was read again.
         self.size += image.config.len() + image.layers.len() * EACH;
         self.size += image.references.iter().map(String::len).sum::<usize>();
         let mut new = Vec::new();

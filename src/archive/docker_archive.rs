@@ -19,7 +19,7 @@ struct DockerImage {
     layers: Option<Vec<String>>,
 }
 
-/// Finds what is wanted in an archive with that `manifest.json`.
+/// Finds the wanted content of an archive with that `manifest.json`.
 pub(super) fn read(source: &Source, bytes: &[u8], found: &mut Found<'_>) -> Result<()> {
     let listed: Vec<DockerImage> = parse(source, "manifest.json", bytes)?;
     limited(source, "manifest.json", listed.len())?;
@@ -35,7 +35,7 @@ pub(super) fn read(source: &Source, bytes: &[u8], found: &mut Found<'_>) -> Resu
 
 fn docker(source: &Source, image: &DockerImage) -> Result<Incoming> {
     let config = source.required(&image.config)?;
-    // `<hex>.json`, or `blobs/sha256/<hex>`: the name says what it must be.
+    // `<hex>.json`, or `blobs/sha256/<hex>`: the name contains the digest.
     let name = image.config.rsplit('/').next().unwrap_or_default();
     if let Some(expected) = Digest::from_hex(name.strip_suffix(".json").unwrap_or(name)) {
         matches(source, &image.config, &expected, &config)?;
@@ -53,7 +53,7 @@ fn docker(source: &Source, image: &DockerImage) -> Result<Incoming> {
         .map(|tag| {
             let refused = |what: String| Error::entry(source.name(), "manifest.json", what);
             let name = Reference::parse(tag).map_err(|error| refused(error.to_string()))?;
-            // A digest is what a registry promises; an archive could claim any.
+            // A registry verifies the digest of a name; an archive could claim any.
             match name.digest() {
                 None => Ok(name),
                 Some(_) => Err(refused(format!("the name \"{name}\" has a digest"))),

@@ -1,4 +1,4 @@
-//! Small documents of an archive: parsed, compared with their digests, counted.
+//! Small documents of an archive: parses them, compares them with their digests, counts them.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::source::Source;
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, image_config, json};
 
-/// Images of one archive, at most.
+/// The limit of images in one archive.
 const MAX_IMAGES: usize = 10_000;
 
 pub(super) fn limited(source: &Source, entry: &str, images: usize) -> Result<()> {
@@ -40,7 +40,7 @@ pub(super) fn matches(source: &Source, entry: &str, expected: &Digest, bytes: &[
     })
 }
 
-/// An image without names. The configuration tells the layers' digests; there must be as many layers.
+/// Makes an image without names. The number of layers must be that of the configuration's diff IDs.
 pub(super) fn incoming(
     source: &Source,
     entry: &str,

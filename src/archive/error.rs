@@ -1,4 +1,4 @@
-//! What can be wrong with an image archive.
+//! Errors of image archives.
 
 use std::io;
 
@@ -9,25 +9,25 @@ use crate::store;
 use crate::sys::interrupt::Interrupted;
 use crate::sys::remedy::{io_is_full, io_remedy};
 
-/// Result of reading or writing an image archive.
+/// The result of reading or writing an image archive.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A failure while an image archive is read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// It could not be read.
+    /// The archive cannot be read.
     #[error("cannot read {archive}: {source}{}", io_remedy(source))]
     Read {
         /// The archive.
         archive: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It could not be written.
+    /// The archive cannot be written.
     #[error("cannot write the archive: {}{}", .0, io_remedy(.0))]
     Write(io::Error),
-    /// It is nothing that can be loaded.
+    /// The file is not an image archive.
     #[error(
         "{archive} is not an image archive: it has neither manifest.json nor index.json; a plain root file system is taken in by `unionfs import`"
     )]
@@ -35,27 +35,27 @@ pub enum Error {
         /// The archive.
         archive: String,
     },
-    /// It holds something else than images.
+    /// The archive contains artifacts but no image.
     #[error(
         "{archive} has no image: it holds {kind}; get that with the tool that made it, such as helm, oras or cosign"
     )]
     NoImage {
         /// The archive.
         archive: String,
-        /// What it holds.
+        /// The kind of its content.
         kind: String,
     },
-    /// It has not the image, or not only the one, that was asked for.
+    /// No image, or more than one, has the wanted reference.
     #[error("{archive} has {wanted}; there are: {offered}")]
     NoReference {
         /// The archive.
         archive: String,
-        /// What was asked for.
+        /// The wanted reference.
         wanted: String,
-        /// What the archive calls its images.
+        /// The references of the archive's images.
         offered: String,
     },
-    /// Something it names is not in it.
+    /// The archive names an entry that it does not have.
     #[error("{archive}: {entry} is listed but missing; the archive is incomplete")]
     Missing {
         /// The archive.
@@ -63,29 +63,29 @@ pub enum Error {
         /// The entry.
         entry: String,
     },
-    /// An entry is not what it should be.
+    /// An entry is malformed.
     #[error("{archive}, {entry}: {what}")]
     Entry {
         /// The archive.
         archive: String,
         /// The entry.
         entry: String,
-        /// What is wrong with it.
+        /// The fault of the entry.
         what: String,
     },
-    /// Content is not what its digest says.
+    /// The content of an entry does not have its declared digest.
     #[error("{archive}, {entry}: its SHA-256 is {actual}, not {expected}; get the archive again")]
     Digest {
         /// The archive.
         archive: String,
         /// The entry.
         entry: String,
-        /// What was declared.
+        /// The declared digest.
         expected: Digest,
-        /// What it is.
+        /// The digest of the content.
         actual: Digest,
     },
-    /// A layer could not be taken in.
+    /// A layer could not be unpacked into the store.
     #[error("{archive}, layer {entry} ({diff_id}): {source}")]
     Layer {
         /// The archive.
@@ -94,25 +94,25 @@ pub enum Error {
         entry: String,
         /// The layer's diff ID.
         diff_id: Digest,
-        /// Why.
+        /// The cause.
         source: Box<store::Error>,
     },
-    /// The store that it comes from or goes to fails.
+    /// The store that the image comes from or goes to reports an error.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The image's configuration or name is bad.
+    /// The image's configuration or name is malformed.
     #[error(transparent)]
     Oci(#[from] oci::Error),
-    /// A signal ended it.
+    /// A signal ended the operation.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-    /// A layer does not fit, or cannot be made again from its files.
+    /// A layer does not fit, or cannot be rebuilt from its files.
     #[error(transparent)]
     Tar(#[from] layer_tar::Error),
 }
 
 impl Error {
-    /// Tells whether there was no room for what was to be written.
+    /// Whether the disk or quota had no space for the data.
     pub fn is_full(&self) -> bool {
         match self {
             Self::Write(source) => io_is_full(source),
@@ -124,7 +124,7 @@ impl Error {
     }
 
     pub(super) fn read(archive: &str, source: io::Error) -> Self {
-        // The messages of those who read tars quote the archive.
+        // The messages of the tar readers quote the archive.
         let source = match source.raw_os_error() {
             Some(_) => source,
             None => io::Error::new(source.kind(), shown(&source.to_string())),

@@ -1,4 +1,4 @@
-//! A root file system becomes an image of one layer.
+//! Imports a root file system as an image of one layer.
 
 use std::io::Read;
 
@@ -12,22 +12,22 @@ use crate::store::{
     writable::{Exclusive, StagedLayer},
 };
 
-/// What an import is to be.
+/// The parameters of an import.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Import<'a> {
-    /// Where it comes from, for messages.
+    /// The source of the files, for messages.
     pub from: &'a str,
     /// The image's name.
     pub name: Option<&'a Reference>,
-    /// What its configuration says.
+    /// The parameters of its configuration.
     pub derivation: &'a Derivation,
-    /// What may be expanded.
+    /// The limits of what is expanded.
     pub limits: Limits,
 }
 
 impl<'a> Import<'a> {
-    /// An import without a name, with the default limits.
+    /// Returns an import without a name, with the default limits.
     #[must_use]
     pub fn new(from: &'a str, derivation: &'a Derivation) -> Self {
         Self {
@@ -39,13 +39,13 @@ impl<'a> Import<'a> {
     }
 }
 
-/// Takes in what `fill` puts into a staged layer as the only layer of a new image; `.wh.`
-/// names in a tar are whiteouts, as in any layer. Nothing is there, and the name is whose it
-/// was, until all has succeeded. Returns the image ID.
+/// Makes an image whose only layer is what `fill` puts into a staged layer. `.wh.` names in a tar
+/// are whiteouts, as in any layer. The image appears, and gets its name, only after everything has
+/// succeeded. Returns the image ID.
 ///
 /// # Errors
-/// Those of `fill`; [`Error::Store`] if the store refuses the layer or the image, or cannot be written to. Nothing
-/// is left in the store then.
+/// Those of `fill`; [`Error::Store`] if the store rejects the layer or the image, or cannot be
+/// written to. The store is then unchanged.
 pub fn import<E: From<Error>>(
     store: &Exclusive<'_>,
     import: &Import<'_>,
@@ -63,12 +63,12 @@ pub fn import<E: From<Error>>(
     Ok(id)
 }
 
-/// Fills a layer from a tar, compressed or not. `passed` is told how many more bytes of
-/// `input` were read.
+/// Fills a layer from a tar, compressed or not. `passed` gets the number of further bytes of
+/// `input` that were read.
 ///
 /// # Errors
-/// [`Error::Read`] if `input` cannot be read or expanded; [`Error::Store`] if it is not a layer tar, has more
-/// than `import.limits`, or cannot be unpacked.
+/// [`Error::Read`] if `input` cannot be read or expanded; [`Error::Store`] if it is not a layer
+/// tar, exceeds `import.limits`, or cannot be unpacked.
 pub fn fill_from_tar(
     staged: &mut StagedLayer<'_>,
     input: impl Read + Send + 'static,

@@ -1,6 +1,6 @@
-//! The images of an OCI layout (`index.json`, `blobs/sha256/`), and of a directory as skopeo's `dir:` and
-//! `podman save --format docker-dir` write it (`manifest.json` is the manifest itself, blobs lie beside
-//! it under their digits).
+//! The images of an OCI layout (`index.json`, `blobs/sha256/`), and of a directory that skopeo's
+//! `dir:` or `podman save --format docker-dir` has written (`manifest.json` is the manifest itself;
+//! the blobs are beside it, named by their digests).
 //!
 //! Formats: OCI image specification, image-layout.md, image-index.md, manifest.md;
 //! containers/image, directory transport 1.1.
@@ -19,7 +19,7 @@ use crate::oci::text::excerpt;
 use crate::oci::{Digest, Reference};
 use crate::sys::interrupt;
 
-/// Indexes within indexes, at most.
+/// The limit of nested indexes.
 const MAX_DEPTH: usize = 4;
 
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
@@ -48,16 +48,16 @@ struct Document {
     layers: Option<Vec<Descriptor>>,
 }
 
-/// What a descriptor leads to.
+/// The object of a descriptor.
 enum Meant {
     Image(Incoming),
-    /// What it is instead.
+    /// An artifact; its kind.
     Other(String),
-    /// An index has no image for the platform; the entry.
+    /// An index without an image for the platform; its entry.
     NotHere(String),
 }
 
-/// Finds what is wanted in a layout with that `index.json`.
+/// Finds the wanted content of a layout with that `index.json`.
 pub(super) fn read(
     source: &Source,
     bytes: &[u8],
@@ -85,7 +85,7 @@ pub(super) fn read(
         let called = called(descriptor);
         let meant = match &descriptor.artifact_type {
             Some(media) if !is_index(&descriptor.media_type) => {
-                // Of an image that says what it is for, too: only its manifest tells.
+                // An image may also have an artifact type; only its manifest decides.
                 let told = || Meant::Other(artifact::kind(media));
                 if layout.is_there(descriptor)? {
                     layout.descriptor(descriptor, 0)?
@@ -149,8 +149,8 @@ fn is_index(media: &str) -> bool {
     media.contains("index") || media.contains("manifest.list")
 }
 
-/// How well a platform is served, as far as the index says: where it says nothing, the
-/// image may be for any. Attestations are for the platform "unknown".
+/// Returns how well a descriptor's platform suits. Without a platform in the index the image may be
+/// for any. Attestations are for the platform "unknown".
 fn fit(descriptor: &Descriptor, platform: &Platform) -> Option<u32> {
     match &descriptor.platform {
         None => Some(0),
@@ -158,7 +158,7 @@ fn fit(descriptor: &Descriptor, platform: &Platform) -> Option<u32> {
     }
 }
 
-/// Of the descriptors with the same names those that suit best, in their order.
+/// Returns the descriptors that suit best among those with the same names, in their order.
 fn for_platform<'d>(descriptors: &[&'d Descriptor], platform: &Platform) -> Vec<&'d Descriptor> {
     let mut best: HashMap<Vec<&str>, u32> = HashMap::new();
     for descriptor in descriptors {
@@ -182,16 +182,16 @@ fn no_platform(source: &Source, entry: &str, platform: &Platform) -> Error {
 struct Layout<'l> {
     source: &'l Source,
     platform: &'l Platform,
-    /// What is before the digits of a blob's path.
+    /// The part of a blob's path before the hex digits.
     blobs: &'static str,
-    /// What is behind those of a manifest's.
+    /// The part of a manifest's path after the hex digits.
     manifests: &'static str,
-    /// Bytes of manifests and indexes so far.
+    /// The bytes of manifests and indexes read so far.
     read: usize,
 }
 
 impl Layout<'_> {
-    /// Where a blob is, and what it must be.
+    /// Returns a blob's entry and its digest.
     fn blob(&self, descriptor: &Descriptor) -> Result<(String, Digest)> {
         let digest = Digest::parse(&descriptor.digest).ok_or_else(|| {
             let shown = excerpt(descriptor.digest.as_bytes());
@@ -248,7 +248,7 @@ impl Layout<'_> {
         }
     }
 
-    /// The image of an index that suits best, the first of equals.
+    /// Returns the image of an index that suits best, the first of equals.
     fn index(
         &mut self,
         descriptor: &Descriptor,
@@ -315,8 +315,8 @@ impl Layout<'_> {
     }
 }
 
-/// What the layout calls it: as containerd and Docker note it, and `ref.name`, a whole name with
-/// podman, a mere tag with others.
+/// Returns the layout's references of an image: those of containerd and Docker, and `ref.name`,
+/// which is a whole name with podman and only a tag with others.
 fn called(descriptor: &Descriptor) -> Vec<&str> {
     let annotations = descriptor.annotations.as_ref();
     let get = |key: &str| annotations.and_then(|a| a.get(key)).map(String::as_str);
@@ -329,7 +329,7 @@ fn called(descriptor: &Descriptor) -> Vec<&str> {
     called
 }
 
-/// The whole name that it asks for.
+/// Returns the whole names of an image.
 fn names(descriptor: &Descriptor) -> Vec<Reference> {
     let annotations = descriptor.annotations.as_ref();
     let get = |key: &str| annotations.and_then(|a| a.get(key));

@@ -1,4 +1,4 @@
-//! Images of an archive become images of a store of ours.
+//! Loads images of an archive into our own store.
 
 use serde::Serialize;
 
@@ -14,31 +14,31 @@ use crate::store::writable::{Exclusive, ImportTransaction, StagedLayer};
 use crate::store::{self};
 use crate::sys::free_space::FreeSpace;
 
-/// An image that was taken in.
+/// An image that was loaded.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Loaded {
-    /// Its ID.
+    /// The ID.
     pub id: Digest,
-    /// The names it got.
+    /// The names that the image got.
     pub names: Vec<String>,
     /// The chain IDs of layers that the store did not have.
     pub new_layers: Vec<Digest>,
     /// The chain IDs of damaged layers that got new files ([`Exclusive::distrust`]).
     pub repaired_layers: Vec<Digest>,
-    /// Xattrs that could not be set, as without root.
+    /// The number of xattrs that could not be set, for example without root.
     pub lost_xattrs: u64,
-    /// Device nodes that are kept as empty files, as without root.
+    /// The number of device nodes that are kept as empty files, for example without root.
     pub kept_devices: u64,
 }
 
-/// Takes in every image of an archive, as one: the images get their names, all by one rename,
-/// when all of them are there whole. After an error nothing is there that was not before, and
-/// every name has the image that it had. `names`: given to the only image instead of those
-/// that the archive has.
+/// Loads every image of an archive in one transaction: the images get their names, all by one
+/// rename, when all of them are complete. After an error the store is as before, and every name has
+/// the image that it had. `names` are given to the only image, in place of those that the archive
+/// has.
 ///
 /// # Errors
-/// [`Error`] naming the entry and the digest, and what the store answers.
+/// [`Error`] with the entry and the digest, and the errors of the store.
 pub fn load(
     store: &Exclusive<'_>,
     source: &Source,
@@ -50,7 +50,7 @@ pub fn load(
     load_contents(store, source, contents, names, &wanted.limits, progress)
 }
 
-/// As [`load`], of contents that were looked at before.
+/// As [`load`], with contents that were read before.
 ///
 /// # Errors
 /// As [`load`].
@@ -92,7 +92,7 @@ pub fn load_contents(
     Ok(loaded)
 }
 
-/// Takes in one image whose layers are blobs of `source`, all of it or nothing.
+/// Loads one image whose layers are blobs of `source`, completely or not at all.
 ///
 /// # Errors
 /// As [`load`].
@@ -117,14 +117,14 @@ pub fn take(
     Ok(loaded)
 }
 
-/// What the files on the disk have not.
+/// The metadata that the files on the disk lack.
 #[derive(Default)]
 struct Lost {
     xattrs: u64,
     devices: u64,
 }
 
-/// An archive, and the store that takes its images in.
+/// An archive, and the store into which its images are loaded.
 struct Archive<'a> {
     store: &'a Exclusive<'a>,
     source: &'a Source,
@@ -133,7 +133,8 @@ struct Archive<'a> {
 }
 
 impl Archive<'_> {
-    /// Takes in the layers and the configuration, under the names that the archive has for it.
+    /// Loads the layers and the configuration. The result has the names that the archive has for
+    /// the image.
     fn image(&self, intake: &mut ImportTransaction<'_>, image: &Incoming) -> Result<Loaded> {
         let known = intake.new_layers().len();
         let repaired = self.store.repaired().len();
@@ -148,7 +149,7 @@ impl Archive<'_> {
         })
     }
 
-    /// Takes in the layers that the store has not.
+    /// Loads the layers that the store does not have.
     fn layers(&self, intake: &mut ImportTransaction<'_>, image: &Incoming) -> Result<Lost> {
         let mut lost = Lost::default();
         let chain = chain_id::chain_ids(&image.diff_ids);
@@ -205,7 +206,7 @@ impl Archive<'_> {
             let what = format!("{bytes} bytes, not the {} declared", blob.size.unwrap_or(0));
             return Err(Error::entry(self.source.name(), &shown(), what));
         }
-        // What it unpacks to is not less; the files are counted as they come.
+        // The unpacked layer is not smaller; its files are counted while they are unpacked.
         let room = FreeSpace::of(staged.diff());
         let room =
             room.map_err(|e| store::Error::io("ask for the space of", &staged.diff_path(), e))?;
@@ -232,7 +233,7 @@ impl Archive<'_> {
         };
         let hashing = match &blob.digest {
             None => Hashing::No,
-            // Whoever unpacks has it, unless what has this digest is compressed.
+            // The unpacker computes this digest, unless the data with this digest is compressed.
             Some(digest) if digest == diff_id => Hashing::Compressed,
             Some(_) => Hashing::Yes,
         };
@@ -266,7 +267,7 @@ impl Archive<'_> {
     }
 }
 
-/// Reports progress from the thread that may.
+/// Reports progress from the thread that is allowed to.
 struct Told<F> {
     pipeline: Pipeline,
     tell: F,

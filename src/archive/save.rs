@@ -1,9 +1,9 @@
-//! Images of any store become an archive: an OCI layout in a tar and, unless only that is
-//! wanted, `docker save`'s manifest beside it, as Docker writes it since version 25.
+//! Saves images of any store as an archive: an OCI layout in a tar and, unless only that is wanted,
+//! the manifest of `docker save` beside it, as Docker writes it since version 25.
 //!
-//! Layers are put together from their files and their tar-split, or are what containerd's store has
-//! kept, so they are the same bytes that once came in, uncompressed; what is not fails, and names the
-//! damaged file.
+//! Layers are rebuilt from their files and their tar-split, or are the blobs that containerd's
+//! store has kept, so they have the same bytes as when they were stored, uncompressed. A layer with
+//! other bytes is an error that names the damaged file.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -19,7 +19,7 @@ use crate::store::Image;
 use crate::store::image::ImageLayer;
 use crate::store::image_store::Store;
 
-/// Which kind of archive.
+/// The format of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// For `docker load` and `podman load`, and an OCI layout too.
@@ -32,16 +32,16 @@ pub enum Format {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Outgoing<'s> {
-    /// Where it is.
+    /// The store of the image.
     pub store: &'s Store,
-    /// It.
+    /// The image.
     pub image: Image,
-    /// The names it is to have in the archive.
+    /// The names of the image in the archive.
     pub names: Vec<Reference>,
 }
 
 impl<'s> Outgoing<'s> {
-    /// An image of `store` that the archive has under these names.
+    /// Returns an image of `store` with its names in the archive.
     #[must_use]
     pub fn new(store: &'s Store, image: Image, names: Vec<Reference>) -> Self {
         Self {
@@ -52,8 +52,8 @@ impl<'s> Outgoing<'s> {
     }
 }
 
-/// Writes an archive of images. Nothing is staged: the caller keeps what is written away
-/// from its name until this has succeeded.
+/// Writes an archive of images. Nothing is staged: the caller must not give the file its name
+/// before this has succeeded.
 ///
 /// # Errors
 /// [`Error::Write`] if `out` fails; [`Error::Store`] if an image or a layer of it is damaged or cannot be read.
@@ -87,7 +87,7 @@ pub fn save(
 
 struct Archive<'p, W: Write> {
     tar: Builder<W>,
-    /// Blobs that are in it, with their lengths.
+    /// The blobs that the archive contains, with their lengths.
     written: HashMap<Digest, u64>,
     progress: &'p dyn Fn(Progress<'_, &Digest>),
 }
@@ -186,7 +186,7 @@ impl<W: Write> Archive<'_, W> {
         Ok(digest)
     }
 
-    /// What `write` writes, as the content of the entry begun last, which has `size` bytes.
+    /// Writes the content of the current entry, which has `size` bytes, by calling `write`.
     fn content(&mut self, size: u64, write: impl FnOnce(&mut W) -> Result<()>) -> Result<()> {
         let out = self.tar.get_mut();
         write(out)?;
@@ -196,7 +196,7 @@ impl<W: Write> Archive<'_, W> {
         Ok(())
     }
 
-    /// Adds a layer's tar; its length.
+    /// Adds a layer's tar; returns its length.
     fn layer(&mut self, store: &Store, layer: &ImageLayer) -> Result<u64> {
         let item = &layer.diff_id;
         let size = store.layer_tar_size(layer)?;
@@ -231,7 +231,7 @@ impl<W: Write> Archive<'_, W> {
     }
 }
 
-/// Counts what passes.
+/// Counts the bytes written.
 struct CountingWriter<'a, W> {
     out: &'a mut W,
     count: u64,

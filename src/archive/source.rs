@@ -1,4 +1,4 @@
-//! Where an archive's entries come from: a directory, or a tar of which an index is made once.
+//! The source of an archive's entries: a directory, or a tar, which is indexed once.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,22 +20,22 @@ use crate::store::writable::Staging;
 use crate::sys::free_space::FreeSpaceWatch;
 use crate::sys::interrupt;
 
-/// Entries of an archive, at most: images have some hundred layers.
+/// The limit of entries of an archive: images have some hundred layers.
 const MAX_ENTRIES: usize = 100_000;
-/// Links of the archive that are followed to an entry (old `docker save` links equal layers).
+/// The limit of links to an entry that are followed (old `docker save` links equal layers).
 const MAX_LINKS: usize = 8;
-/// Bytes of a manifest or configuration, as containerd and registries limit it.
+/// The size limit of a manifest or configuration, in bytes, as in containerd and registries.
 pub(super) const MAX_METADATA: u64 = 4 << 20;
 
-/// Bytes that an archive's headers may take, long names among them: what is read while the
-/// index is made, as contents are skipped.
+/// The limit of bytes of an archive's headers, including long names: these are read while the index
+/// is made, and contents are skipped.
 const MAX_HEADERS: u64 = 128 << 20;
 
 /// An image archive that can be read entry by entry, in any order.
 #[derive(Debug)]
 pub struct Source {
     kind: SourceKind,
-    /// For messages.
+    /// The name for messages.
     name: String,
 }
 
@@ -52,11 +52,11 @@ enum SourceKind {
 enum EntryLocation {
     /// Offset and length in the tar.
     At(u64, u64),
-    /// Another name.
+    /// A link; the other entry's name.
     Link(Vec<u8>),
 }
 
-/// A stretch of a file, read without moving its position.
+/// A range of a file, read without moving the file's position.
 #[derive(Debug)]
 pub(super) struct Section {
     file: Arc<File>,
@@ -84,8 +84,8 @@ impl Read for Section {
 }
 
 impl Source {
-    /// Opens a directory or a file, compressed or not. `tmp`: where a compressed one is
-    /// spooled to, at most `limit` bytes.
+    /// Opens a directory or a file, compressed or not. A compressed file is decompressed into a
+    /// file in `tmp`, at most `limit` bytes.
     ///
     /// # Errors
     /// [`Error::Read`] if it cannot be opened, read or expanded, also if it is larger than `limit` (EFBIG);
@@ -110,7 +110,7 @@ impl Source {
         Self::of_file(file, shown, tmp, limit)
     }
 
-    /// As [`Source::open_as`], of a file that is open.
+    /// As [`Source::open_as`], for a file that is open.
     ///
     /// # Errors
     /// Those of [`Source::open`].
@@ -128,7 +128,7 @@ impl Source {
         Self::spool(file, name, tmp, limit)
     }
 
-    /// Takes the files of a directory, under another name in messages.
+    /// Uses the files of a directory, with another name in messages.
     ///
     /// # Errors
     /// [`Error::Store`] if the descriptor cannot be duplicated.
@@ -139,8 +139,8 @@ impl Source {
         })
     }
 
-    /// Reads an archive to its end, from a pipe say, into a file without a name in `tmp`, at
-    /// most `limit` bytes.
+    /// Reads an archive to its end, for example from a pipe, into a file without a name in `tmp`,
+    /// at most `limit` bytes.
     ///
     /// # Errors
     /// Those of [`Source::open`].
@@ -201,12 +201,12 @@ impl Source {
         })
     }
 
-    /// The archive, for messages.
+    /// Returns the name of the archive, for messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// An entry and its length; `None`: there is none.
+    /// Opens an entry; `None` if it does not exist.
     pub(super) fn open_entry(&self, path: &str) -> Result<Option<Section>> {
         let Some(path) = clean(path.as_bytes()).filter(|path| !path.is_empty()) else {
             let shown = excerpt(path.as_bytes());
@@ -246,7 +246,7 @@ impl Source {
         }
     }
 
-    /// A small entry, whole.
+    /// Reads a small entry.
     pub(super) fn metadata(&self, path: &str) -> Result<Option<Vec<u8>>> {
         let Some(mut entry) = self.open_entry(path)? else {
             return Ok(None);
@@ -261,7 +261,7 @@ impl Source {
         Ok(Some(bytes))
     }
 
-    /// A small entry that must be there.
+    /// Reads a small entry that must exist.
     pub(super) fn required(&self, path: &str) -> Result<Vec<u8>> {
         let missing = || Error::Missing {
             archive: self.name.clone(),
@@ -275,8 +275,8 @@ impl Source {
     }
 }
 
-/// Reads no more than it may; seeking costs nothing. A long name is read into memory whole,
-/// whatever its header claims.
+/// Limits the bytes that are read; seeks do not count. It bounds the memory for a long name, which
+/// is read completely, for any length in its header.
 struct Metered<'f> {
     file: &'f mut File,
     left: u64,
@@ -300,7 +300,7 @@ impl io::Seek for Metered<'_> {
     }
 }
 
-/// Where every entry of a tar is; the last of a name counts.
+/// Returns the location of every entry of a tar; of entries with the same name the last is valid.
 fn index(file: &mut File, name: &str) -> Result<HashMap<Vec<u8>, EntryLocation>> {
     let failed = |source| Error::read(name, source);
     file.seek(SeekFrom::Start(0)).map_err(failed)?;
@@ -333,7 +333,7 @@ fn index(file: &mut File, name: &str) -> Result<HashMap<Vec<u8>, EntryLocation>>
                     full.extend_from_slice(&path[..=slash]);
                 }
                 full.extend_from_slice(&target);
-                // One that leads out is as good as none.
+                // A link that leads out of the archive is ignored.
                 let Some(target) = clean(&full) else { continue };
                 EntryLocation::Link(target)
             }

@@ -1,4 +1,4 @@
-//! What a registry wants to know: challenges, and tokens for them.
+//! Authorization at a registry: challenges, and tokens for them.
 //!
 //! Formats: RFC 9110, section 11 (WWW-Authenticate); distribution, "Token Authentication
 //! Specification" and "OAuth2".
@@ -7,15 +7,15 @@ use http_auth::parser::ChallengeParser;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
-/// The most that is read of a token's answer, in bytes.
+/// The size limit of a token response, in bytes.
 pub(super) const MAX_TOKEN: u64 = 1 << 20;
 
-/// How to get in.
+/// The scheme that a registry asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
     Basic,
     Bearer {
-        /// Where tokens are given out.
+        /// The URL of the token server.
         realm: String,
         service: Option<String>,
         scope: Option<String>,
@@ -23,8 +23,8 @@ pub(super) enum Challenge {
 }
 
 impl Challenge {
-    /// From the headers of an answer, Bearer before Basic; `None`: nothing known. What follows a mistake in a
-    /// header is not read.
+    /// Reads the headers of a response, Bearer before Basic; `None` if no scheme is known. The rest
+    /// of a header after a syntax error is ignored.
     pub(super) fn of<'h>(headers: impl Iterator<Item = &'h str>) -> Option<Self> {
         let mut basic = None;
         for challenge in
@@ -59,23 +59,24 @@ struct Answer {
     access_token: Option<String>,
 }
 
-/// The token of an answer.
+/// Returns the token of a response.
 pub(super) fn token(bytes: &[u8]) -> Option<String> {
     let answer: Answer = serde_json::from_slice(bytes).ok()?;
     let token = answer.token.filter(|t| !t.is_empty());
     let token = token.or(answer.access_token.filter(|t| !t.is_empty()))?;
-    // It becomes a header.
+    // The token becomes part of a header.
     token.bytes().all(|b| b.is_ascii_graphic()).then_some(token)
 }
 
-/// What a query or form has as it is (RFC 3986, section 2.3).
+/// The characters that are escaped in a query or form: all but the unreserved ones (RFC 3986,
+/// section 2.3).
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// Text as part of a query or form.
+/// Escapes a text for a query or form.
 pub(super) fn escape(text: &str) -> String {
     utf8_percent_encode(text, ESCAPED).to_string()
 }

@@ -1,7 +1,8 @@
-//! Whom a registry is believed to be, and who it believes we are: certificates.
+//! Certificates: the authorities that a registry is verified by, and this client's own
+//! certificates.
 //!
 //! Directories are opened once, and no symlink of another user is followed. Files of another user
-//! are not believed, so that root with a user's `$HOME` does not trust an authority of that user.
+//! are not trusted, so that root with a user's `$HOME` does not trust an authority of that user.
 //!
 //! Format: Docker's certs.d, which containers-certs.d(5) describes too: in a directory named like
 //! the host, port included, `*.crt` are authorities, `NAME.cert` with `NAME.key` is a client's
@@ -19,31 +20,31 @@ use ureq::tls::{Certificate, ClientCert, PemItem};
 use super::error::{Error, Result};
 use crate::sys::walk::{self, Trust};
 
-/// The most that is read of a certificate's or key's file, in bytes.
+/// The size limit of a certificate or key file, in bytes.
 const LIMIT: u64 = 1 << 20;
 
-/// Directories with one for each registry that has certificates of its own; the first that has
-/// the registry's counts.
+/// Directories that contain one directory for each registry with certificates of its own. The first
+/// that has the registry's is used.
 #[derive(Clone, Debug, Default)]
 pub struct CertificateDirs {
-    /// Paths; what is not there is skipped.
+    /// The paths; directories that do not exist are skipped.
     pub paths: Vec<PathBuf>,
-    /// Those of a host that have been found already.
+    /// The certificates of a host that were read in advance.
     known: Option<(String, Certificates)>,
 }
 
 /// The certificates for one registry.
 #[derive(Clone, Debug)]
 pub(super) struct Certificates {
-    /// The system's authorities, and those for this registry. None at all is an error only when
-    /// one is needed.
+    /// The system's authorities, and those for this registry. An empty list is an error only when a
+    /// certificate must be verified.
     pub(super) authorities: Vec<Certificate<'static>>,
-    /// What this client shows of itself.
+    /// The certificate of this client.
     pub(super) client: Option<ClientCert>,
 }
 
 impl CertificateDirs {
-    /// Those of this process's user: `containers/certs.d` and `docker/certs.d` in
+    /// Returns the directories of this process's user: `containers/certs.d` and `docker/certs.d` in
     /// `$XDG_CONFIG_HOME` (`~/.config`), then those in `/etc`.
     pub fn of_user() -> Self {
         let dir = |name| {
@@ -61,13 +62,13 @@ impl CertificateDirs {
         }
     }
 
-    /// Reads those for a host; later no file is read for it.
+    /// Reads the certificates for a host in advance; no file is read for it later.
     pub(super) fn look_up(&mut self, host: &str) -> Result<()> {
         self.known = Some((host.to_owned(), self.find(host)?));
         Ok(())
     }
 
-    /// The certificates for a host.
+    /// Returns the certificates for a host.
     pub(super) fn find(&self, host: &str) -> Result<Certificates> {
         if let Some((known, certificates)) = &self.known
             && known == host
@@ -99,20 +100,20 @@ impl CertificateDirs {
     }
 }
 
-/// Whether there is no directory of that name.
+/// Whether the error means that the directory does not exist.
 fn is_absent(error: &io::Error) -> bool {
     use io::ErrorKind::{NotADirectory, NotFound};
     matches!(error.kind(), NotFound | NotADirectory)
 }
 
-/// A directory with the certificates of one registry, held open.
+/// An open directory with the certificates of one registry.
 struct Dir {
     path: PathBuf,
     dir: OwnedFd,
 }
 
 impl Dir {
-    /// The names in it, in order.
+    /// Returns the names in the directory, sorted.
     fn names(&self) -> Result<Vec<OsString>> {
         let list = || -> io::Result<Vec<OsString>> {
             let mut names = Vec::new();
@@ -127,12 +128,12 @@ impl Dir {
         list().map_err(|e| unreadable(&self.path, &e))
     }
 
-    /// What a file of it holds. Only root's files and our own are believed: an authority decides
-    /// who may give us images.
+    /// Reads a file of the directory. Only files of root and of this user are trusted, because an
+    /// authority decides which servers may send us images.
     fn read(&self, name: &OsStr) -> Result<Vec<u8>> {
         let path = self.path.join(name);
         let failed = |error| unreadable(&path, &error);
-        // A symlink leads on as any other that root names.
+        // A symlink is followed like any other path that root names.
         let file = match walk::open_file_in(self.dir.as_fd(), name) {
             Err(_) if path.is_symlink() => walk::open_file(&path, Trust::of_root()),
             other => other,
@@ -156,7 +157,8 @@ impl Certificates {
             let beside = |end: &str| names.contains(&path.with_extension(end).into_os_string());
             match path.extension().and_then(OsStr::to_str) {
                 Some("crt") => self.authorities.extend(certificates(dir, name)?),
-                // Of several the first by name: which one is wanted cannot be known before.
+                // The first of several by name is used: which one the registry wants is not known
+                // in advance.
                 Some("cert") if self.client.is_none() && !beside("key") => {
                     let key = dir.path.join(path.with_extension("key"));
                     let why = format!("its key {key:?} is missing; authorities are named NAME.crt");
@@ -174,13 +176,13 @@ impl Certificates {
     }
 }
 
-/// A client's certificate, with its key beside it.
+/// Reads a client certificate, with its key beside it.
 fn client(dir: &Dir, name: &OsStr) -> Result<ClientCert> {
     let key_name = Path::new(name).with_extension("key");
     let chain = certificates(dir, name)?;
     let mut key = None;
     for item in ureq::tls::parse_pem(&dir.read(key_name.as_os_str())?) {
-        // EC keys may come with their parameters before them.
+        // The file may contain EC parameters before an EC key.
         if let Ok(PemItem::PrivateKey(found)) = item {
             key = Some(found);
         }
@@ -225,7 +227,7 @@ fn bad(path: &Path, why: impl Into<String>) -> Error {
 mod tests {
     use super::*;
 
-    /// Any certificate (openssl req -x509 -newkey ec).
+    /// A certificate (openssl req -x509 -newkey ec).
     const PEM: &str = "\
 -----BEGIN CERTIFICATE-----
 MIIBdTCCARugAwIBAgIUDh7jVOq3fl3/gKoLSxVoNrX7g3wwCgYIKoZIzj0EAwIw
@@ -267,7 +269,7 @@ AQH/MAoGCCqGSM49BAMCA0gAMEUCIEJinEnPm0mq2YHgYzDyUoya2nwzjIJGlnM+
         refused("client.key", "any", "client.key\": has no client");
         std::fs::write(own.join("client.key"), PEM).unwrap();
         refused("client.cert", PEM, "client.key\": holds no private key");
-        // What lies in a directory that comes first counts alone.
+        // Only the first directory that has the registry is used.
         std::fs::create_dir(none.path().join("r.example:5000")).unwrap();
         assert_eq!(count("r.example:5000"), system);
     }

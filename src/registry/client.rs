@@ -1,10 +1,10 @@
-//! A registry's HTTP API for one repository: requests, redirects, authorization, and what an answer
-//! means.
+//! A registry's HTTP API for one repository: requests, redirects, authorization, and the meaning of
+//! responses.
 //!
 //! Format: OCI distribution specification, spec.md.
 //!
-//! Credentials go to the registry's own origin and to the realm it names, over https or
-//! to this machine; never after a redirect to anybody else.
+//! Credentials are sent to the registry's own origin and to the realm that it names, over https or
+//! to this machine. They are never sent to another host after a redirect.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -28,29 +28,29 @@ use crate::oci::{Digest, Reference};
 use crate::progress::Progress;
 use crate::sys::interrupt;
 
-/// Redirects that are followed.
+/// The limit of redirects that are followed.
 const MAX_REDIRECTS: usize = 5;
-/// Of an error's text, in bytes.
+/// The size limit of an error text, in bytes.
 const MAX_MESSAGE: u64 = 64 << 10;
 
-/// How a registry is talked to.
+/// The parameters of the access to a registry.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Access {
-    /// No TLS. This machine's registries may do without in any case.
+    /// Use no TLS. Registries on this machine may do without TLS in any case.
     pub plain_http: bool,
-    /// Where credentials are.
+    /// The files with credentials.
     pub credentials: CredentialFiles,
-    /// Where certificates are, besides the system's.
+    /// The directories with certificates, besides the system's.
     pub certificates: CertificateDirs,
-    /// Of what fails in passing.
+    /// The retries after transient failures.
     pub retry: Retry,
-    /// How slow it may be.
+    /// The time limits.
     pub patience: Patience,
 }
 
 impl Default for Access {
-    /// With the credentials and certificates of this user.
+    /// Uses the credentials and certificates of this user.
     fn default() -> Self {
         Self {
             plain_http: false,
@@ -63,8 +63,8 @@ impl Default for Access {
 }
 
 impl Access {
-    /// Reads the certificates and credentials for the registry of an image now, so that neither
-    /// files are read nor helpers run for that later, in a sandbox.
+    /// Reads the certificates and credentials for the registry of an image in advance, so that no
+    /// files are read and no helpers are run later, in a sandbox.
     ///
     /// # Errors
     /// [`Error::Credentials`].
@@ -80,33 +80,33 @@ pub(super) type Response = http::Response<Body>;
 /// One repository of a registry.
 pub(super) struct Client<'s> {
     agent: Agent,
-    /// Scheme and authority.
+    /// The scheme and authority.
     origin: Uri,
-    /// `library/app`.
+    /// The repository: `library/app`.
     repository: String,
     /// The image's name, for messages.
     name: String,
-    /// As the user writes it.
+    /// The registry as the user writes it.
     domain: String,
     credential: Option<Credential>,
-    /// What is done there: `pull` or `pull,push`.
+    /// The actions of the token's scope: `pull` or `pull,push`.
     actions: &'static str,
-    /// Other repositories, of which blobs are taken over.
+    /// Other repositories, from which blobs are mounted.
     sources: Vec<String>,
-    /// The header of that name.
+    /// The value of the Authorization header.
     authorization: RwLock<Option<String>>,
     pub(super) retry: Retry,
     pub(super) patience: Patience,
     show: Show<'s>,
-    /// It has answered before.
+    /// Whether the registry has responded before.
     known: AtomicBool,
 }
 
-/// What is sent.
+/// The content of a request.
 pub(super) enum Payload<'p> {
     None,
     Bytes(&'p [u8]),
-    /// The whole file; `passed` is told of the bytes that are sent.
+    /// The whole file. `passed` gets the number of bytes that are sent.
     File {
         file: &'p File,
         size: u64,
@@ -117,15 +117,15 @@ pub(super) enum Payload<'p> {
 pub(super) struct Request<'r> {
     pub(super) method: Method,
     pub(super) uri: Uri,
-    /// For messages.
+    /// The object of the request, for messages.
     pub(super) what: String,
     pub(super) headers: Vec<(header::HeaderName, String)>,
     pub(super) body: Payload<'r>,
 }
 
 impl<'s> Client<'s> {
-    /// Finds out how the registry of `name` is reached. `sources`: other repositories that are
-    /// read.
+    /// Finds out how the registry of `name` is reached. `sources` are other repositories that will
+    /// be read.
     pub(super) fn open(
         name: &Reference,
         actions: &'static str,
@@ -159,7 +159,7 @@ impl<'s> Client<'s> {
             };
             match client.ask(host, || client.ping()) {
                 Ok(()) => return Ok(client),
-                // No TLS there: on this machine that is allowed.
+                // The registry does not speak TLS. On this machine that is allowed.
                 Err(error @ Error::Unreachable { .. }) => {
                     last = Some(error);
                 }
@@ -169,25 +169,25 @@ impl<'s> Client<'s> {
         Err(last.unwrap_or_else(|| Error::malformed(host, "has no address")))
     }
 
-    /// Does it until it succeeds or there is no point; says so before each further attempt.
+    /// Repeats an attempt until it succeeds or fails for good; reports each further attempt.
     pub(super) fn ask<T>(&self, what: &str, attempt: impl FnMut() -> Outcome<T>) -> Result<T> {
         let show = |why: &Error, pause| (self.show)(Progress::Later { what, why, pause });
         self.retry.run(show, attempt)
     }
 
-    /// Asks whether it is a registry, and gets authorized.
+    /// Checks that the server is a registry, and obtains authorization.
     fn ping(&self) -> Outcome<()> {
         let request = self.request(Method::GET, "/v2/", format!("registry {}", self.domain))?;
         match self.exchange(&request) {
-            // Some have no such page, and what is asked for next says more.
+            // Some registries have no such page; the next request shows more.
             Ok(_) | Err(Failure::Final(Error::NotFound { .. })) => Ok(()),
-            // Whoever has no login may still see what is public: the image itself is asked for.
+            // Public images may be readable without a login: the request for the image decides.
             Err(Failure::Final(Error::Unauthorized { .. })) if self.credential.is_none() => Ok(()),
             Err(failure) => Err(failure),
         }
     }
 
-    /// A request of this repository's API; `path` begins with `/v2/`.
+    /// Makes a request of this repository's API; `path` begins with `/v2/`.
     pub(super) fn request<'r>(
         &self,
         method: Method,
@@ -205,22 +205,22 @@ impl<'s> Client<'s> {
         })
     }
 
-    /// The path of something in this repository: `blobs/sha256:…`.
+    /// Returns the path of an object in this repository: `blobs/sha256:…`.
     pub(super) fn path(&self, what: &str) -> String {
         format!("/v2/{}/{what}", self.repository)
     }
 
-    /// For messages: a blob of this image.
+    /// Returns the name of a blob of this image for messages.
     pub(super) fn blob_name(&self, digest: &Digest) -> String {
         format!("{}, blob {digest}", self.name)
     }
 
-    /// The image's name, for messages.
+    /// Returns the image's name, for messages.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Sends a request, authorized, and takes only success for an answer.
+    /// Sends a request with authorization. Any response other than success is an error.
     pub(super) fn exchange(&self, request: &Request<'_>) -> Outcome<Response> {
         let mut challenged = false;
         loop {
@@ -234,7 +234,7 @@ impl<'s> Client<'s> {
         }
     }
 
-    /// Sends a request and follows redirects; whether the answer is the registry's own.
+    /// Sends a request and follows redirects. Returns whether the response is the registry's own.
     fn follow(&self, request: &Request<'_>) -> Outcome<(bool, Response)> {
         let mut uri = request.uri.clone();
         for _ in 0..=MAX_REDIRECTS {
@@ -263,7 +263,7 @@ impl<'s> Client<'s> {
         let mut builder = http::Request::builder()
             .method(request.method.clone())
             .uri(uri.clone());
-        // Content is hashed as it comes.
+        // The content is hashed as it is received, so it must not be coded.
         builder = builder.header(header::ACCEPT_ENCODING, "identity");
         for (name, value) in &request.headers {
             builder = builder.header(name, value);
@@ -295,7 +295,7 @@ impl<'s> Client<'s> {
         self.came(uri, answer)
     }
 
-    /// An answer, or what came instead of it.
+    /// Returns a response, or the failure.
     fn came(
         &self,
         uri: &Uri,
@@ -353,7 +353,7 @@ impl<'s> Client<'s> {
         Error::malformed(request.what.as_str(), why)
     }
 
-    /// The credential, where it may be used.
+    /// Returns the credential, if it may be used.
     fn credential(&self) -> Option<&Credential> {
         let usable = endpoint::is_private(&self.origin);
         self.credential.as_ref().filter(|_| usable)
@@ -383,7 +383,7 @@ impl<'s> Client<'s> {
         }
     }
 
-    /// Answers a challenge: what is sent from now on.
+    /// Responds to a challenge: obtains the authorization for the next requests.
     fn authorize(&self, what: &str, headers: &HeaderMap) -> Outcome<()> {
         let challenges = headers.get_all(header::WWW_AUTHENTICATE).iter();
         let value = match Challenge::of(challenges.filter_map(|value| value.to_str().ok())) {
@@ -415,7 +415,8 @@ impl<'s> Client<'s> {
         let sources = self.sources.iter();
         let sources = sources.map(|source| format!("repository:{source}:pull"));
         let scopes: Vec<String> = std::iter::once(own).chain(sources).collect();
-        // One parameter each; in a form one for all (distribution, docs/spec/auth).
+        // A query has one parameter for each scope; a form has one for all (distribution,
+        // docs/spec/auth).
         let each = |scope: &String| format!("scope={}", auth::escape(scope));
         let credential = self.credential().filter(|_| endpoint::is_private(&uri));
         let mut query = match credential {
@@ -458,13 +459,14 @@ impl<'s> Client<'s> {
     }
 }
 
-/// A file from its beginning, wherever others read it.
+/// Reads a file from its beginning. Other readers of the file do not matter.
 struct FileReader<'p> {
     file: &'p File,
     at: u64,
     passed: &'p dyn Fn(u64),
     pace: Pace,
-    /// When the last piece was handed over, and how large it was: asked for the next, it is gone.
+    /// The time when the last piece was handed over. A read of the next piece means that it was
+    /// sent.
     since: Instant,
     last: u64,
 }
@@ -481,7 +483,7 @@ impl io::Read for FileReader<'_> {
     }
 }
 
-/// The coding of an answer's content, which nobody asked for (RFC 9110, section 8.4).
+/// Returns the content coding of a response, which was not requested (RFC 9110, section 8.4).
 pub(super) fn coding(response: &Response) -> Option<String> {
     let value = response.headers().get(header::CONTENT_ENCODING)?;
     let value = value.to_str().unwrap_or("one that is not text").trim();
@@ -495,7 +497,7 @@ fn is_html(response: &Response) -> bool {
     value.is_some_and(|value| value.trim_start().to_lowercase().starts_with("text/html"))
 }
 
-/// How long a registry wants to be left alone (RFC 9110, section 10.2.3); a date is not read.
+/// Returns the Retry-After delay of a response (RFC 9110, section 10.2.3); dates are not supported.
 fn retry_after(response: &Response) -> Option<Duration> {
     let value = response.headers().get(header::RETRY_AFTER)?;
     value
@@ -507,7 +509,7 @@ fn retry_after(response: &Response) -> Option<Duration> {
         .map(Duration::from_secs)
 }
 
-/// A small answer, whole: text, which is undone where it is coded all the same.
+/// Reads a small response: text, which is decoded if the server has coded it.
 pub(super) fn read_all(
     response: &mut Response,
     limit: u64,
@@ -527,7 +529,7 @@ pub(super) fn read_all(
                 _ => Err(Error::malformed(what, "its gzip coding is damaged").into()),
             }
         }
-        // Said, but not done.
+        // The header names a coding, but the content is not coded.
         (Some(_), [b'{' | b'[', ..]) => Ok(bytes),
         (Some(coding), _) => {
             let why = format!(
@@ -571,11 +573,11 @@ struct Complaint {
     message: Option<String>,
 }
 
-/// What a registry says about a failure.
+/// A registry's description of a failure.
 #[derive(Default)]
 struct Refusal {
     code: String,
-    /// Code and text, in parentheses.
+    /// The code and text, in parentheses.
     message: String,
 }
 

@@ -1,10 +1,11 @@
-//! A layer's tar into the compressed blob that is pushed: always the same bytes for the same tar, on
-//! several threads.
+//! Compresses a layer's tar into the blob that is pushed, on several threads. The same tar always
+//! gives the same bytes.
 //!
-//! gzip (RFC 1952): the tar is cut into blocks of a fixed size. Each is compressed by itself, with the
-//! end of the block before it as the dictionary, to a piece of one deflate stream (RFC 1951; pieces end at
-//! a byte, by an empty stored block). What deflate makes nothing of is stored. The bytes depend on neither the number of threads nor their order.
-//! zstd (RFC 8878): the library does the same by its own jobs.
+//! gzip (RFC 1952): the tar is cut into blocks of a fixed size. Each block is compressed
+//! separately, with the end of the previous block as the dictionary, to a piece of one deflate
+//! stream (RFC 1951; a piece ends at a byte boundary, by an empty stored block). Data that deflate
+//! cannot shorten is stored. The bytes depend on neither the number of threads nor their order.
+//! zstd (RFC 8878): the library does the same with its own jobs.
 //!
 //! ```text
 //! write ─ block ─┬─ thread ─┬─ pieces in order ─ out
@@ -21,18 +22,19 @@ use std::thread::JoinHandle;
 use flate2::{Compress, Crc, FlushCompress, Status};
 use parking_lot::Mutex;
 
-/// Bytes of a block. Smaller ones compress worse, larger ones keep threads waiting.
+/// The size of a block in bytes. Smaller blocks compress worse, larger ones keep threads waiting.
 const BLOCK: usize = 512 << 10;
-/// Bytes that are looked at by themselves: whether they are worth the time. A stored block may have them.
+/// The size in bytes of a segment, which is either compressed or stored. It fits into a stored
+/// block.
 const SEGMENT: usize = 32 << 10;
-/// Bytes of a segment that are compressed to see what comes of it.
+/// The bytes of a segment that are compressed as a test.
 const SAMPLE: usize = 4 << 10;
-/// Bytes that deflate looks back (RFC 1951).
+/// The window of deflate in bytes (RFC 1951).
 const WINDOW: usize = 32 << 10;
-/// Threads that compress one layer, at most: several layers are compressed at once.
+/// The limit of threads that compress one layer: several layers are compressed at once.
 const MAX_THREADS: usize = 8;
 
-/// How layers that the registry does not have are compressed.
+/// The compression of layers that the registry does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LayerCompression {
@@ -69,14 +71,14 @@ impl<W: Write> Compressor<W> {
             LayerCompression::Gzip(level) => Ok(Self::Gzip(Gzip::new(level, out, threads)?)),
             LayerCompression::Zstd(level) => {
                 let mut encoder = zstd::Encoder::new(out, level)?;
-                // Not 0, which gives other bytes.
+                // Not 0, which gives different bytes.
                 encoder.multithread(u32::try_from(threads).unwrap_or(1))?;
                 Ok(Self::Zstd(encoder))
             }
         }
     }
 
-    /// Writes the end; the writer below.
+    /// Writes the end of the blob; returns the underlying writer.
     ///
     /// # Errors
     /// Those of writing.
@@ -98,23 +100,23 @@ impl<W: Write> Write for Compressor<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            // What is written counts when it is finished.
+            // The data is complete only after `finish`.
             Self::Gzip(_) => Ok(()),
             Self::Zstd(encoder) => encoder.flush(),
         }
     }
 }
 
-/// A piece of the stream that is to be made.
+/// A piece of the stream to compress.
 struct Job {
     block: Vec<u8>,
-    /// The end of the block before.
+    /// The end of the previous block.
     dictionary: Vec<u8>,
     place: Place,
     piece: SyncSender<io::Result<Vec<u8>>>,
 }
 
-/// Which part of the stream a piece is.
+/// The position of a piece in the stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Inner,
@@ -127,16 +129,16 @@ pub(super) struct Gzip<W> {
     block: Vec<u8>,
     dictionary: Vec<u8>,
     crc: Crc,
-    /// `None`: no more come.
+    /// The queue of jobs; `None` after the last one.
     jobs: Option<SyncSender<Job>>,
-    /// Those whose pieces are not written yet, in order.
+    /// The receivers of the pieces that are not written yet, in order.
     pending: VecDeque<Receiver<io::Result<Vec<u8>>>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl<W: Write> Gzip<W> {
     fn new(level: u32, mut out: W, threads: usize) -> io::Result<Self> {
-        // No name, no time, no system: equal tars give equal blobs.
+        // The header has no name, time or system: equal tars give equal blobs.
         out.write_all(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff])?;
         let (jobs, taken) = sync_channel::<Job>(threads);
         let taken = Arc::new(Mutex::new(taken));
@@ -156,7 +158,7 @@ impl<W: Write> Gzip<W> {
         })
     }
 
-    /// Gives the block to a thread; writes pieces where too many wait.
+    /// Gives the block to a thread; writes pieces if too many are pending.
     fn dispatch(&mut self, place: Place) -> io::Result<()> {
         let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
         let from = block.len().saturating_sub(WINDOW);
@@ -190,7 +192,7 @@ impl<W: Write> Gzip<W> {
 
     fn finish(mut self) -> io::Result<W> {
         self.dispatch(Place::Last)?;
-        // The threads end when no more jobs can come.
+        // The threads end when the queue is closed.
         self.jobs = None;
         while !self.pending.is_empty() {
             self.write_piece()?;
@@ -223,20 +225,21 @@ impl<W: Write> Write for Gzip<W> {
     }
 }
 
-/// Compresses until no more jobs come.
+/// Compresses until the queue is closed.
 fn work(jobs: &Mutex<Receiver<Job>>, level: u32) {
     loop {
-        // The lock is held while it waits: one thread waits for a job, the others for the lock.
+        // The lock is held while the thread waits: one thread waits for a job, the others for the
+        // lock.
         let Ok(job) = jobs.lock().recv() else {
             return;
         };
         let piece = compressed(&job, level);
-        // Nobody takes it where writing has failed.
+        // The receiver is gone if writing has failed.
         let _ = job.piece.send(piece);
     }
 }
 
-/// A piece of a raw deflate stream.
+/// Compresses a job to a piece of a raw deflate stream.
 fn compressed(job: &Job, level: u32) -> io::Result<Vec<u8>> {
     let block = job.block.as_slice();
     let mut piece = Vec::with_capacity(block.len() / 2 + 64);
@@ -271,8 +274,8 @@ fn compressed(job: &Job, level: u32) -> io::Result<Vec<u8>> {
     Ok(piece)
 }
 
-/// Whether deflate would make nothing of it: pictures, archives, what is compressed already. Each byte value is
-/// about as frequent as the others, and a sample does not become shorter.
+/// Whether deflate could not shorten a segment, such as pictures, archives, or compressed data:
+/// each byte value is about as frequent as the others, and a sample does not become shorter.
 fn is_noise(segment: &[u8]) -> io::Result<bool> {
     let mut counts = [0_u64; 256];
     for byte in segment {
@@ -292,9 +295,9 @@ fn is_noise(segment: &[u8]) -> io::Result<bool> {
     Ok(out.len() > sample.len() - sample.len() / 50)
 }
 
-/// A stored block (RFC 1951, section 3.2.4), which begins at a byte.
+/// Writes a stored block (RFC 1951, section 3.2.4), which begins at a byte boundary.
 fn store(segment: &[u8], piece: &mut Vec<u8>) {
-    // A segment is not longer.
+    // A segment is never longer.
     let length = u16::try_from(segment.len()).unwrap_or(u16::MAX);
     piece.push(0);
     piece.extend_from_slice(&length.to_le_bytes());
@@ -302,7 +305,8 @@ fn store(segment: &[u8], piece: &mut Vec<u8>) {
     piece.extend_from_slice(segment);
 }
 
-/// Adds compressed bytes, which may refer to what is `before` them; with `Sync` they end at a byte.
+/// Adds compressed bytes, which may refer to the bytes in `before`. With `Sync` they end at a byte
+/// boundary.
 fn deflate(
     bytes: &[u8],
     before: &[u8],
@@ -315,7 +319,7 @@ fn deflate(
         compress.set_dictionary(before)?;
     }
     loop {
-        // More than a flush needs, so that it is not begun twice.
+        // More than a flush needs, so that the flush is not written twice.
         piece.reserve(1 << 10);
         let read = usize::try_from(compress.total_in()).unwrap_or(usize::MAX);
         let rest = bytes.get(read..).unwrap_or_default();
@@ -335,7 +339,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes that compress in part, the same each time.
+    /// Returns bytes that compress in part, the same each time.
     fn sample(length: usize) -> Vec<u8> {
         let mut state = 1_u64;
         let mut next = || {
@@ -376,7 +380,7 @@ mod tests {
                 );
             }
             let mut back = Vec::new();
-            // One member: some readers stop after the first.
+            // The stream has one member: some readers stop after the first.
             GzDecoder::new(one.as_slice())
                 .read_to_end(&mut back)
                 .unwrap();
@@ -398,7 +402,7 @@ mod tests {
         }
         let out = blob(LayerCompression::default(), &bytes, 2, BLOCK);
         assert!(out.len() < bytes.len() + bytes.len() / 500, "{}", out.len());
-        // The begin of the second block is the end of the first.
+        // The beginning of the second block is the end of the first.
         let mut repeated = bytes[..BLOCK].to_vec();
         repeated.extend_from_slice(&bytes[BLOCK - WINDOW / 2..BLOCK]);
         let out = blob(LayerCompression::default(), &repeated, 2, BLOCK);

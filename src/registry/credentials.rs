@@ -1,11 +1,11 @@
 //! Users and passwords that `docker login` and `podman login` have stored.
 //!
-//! The files may be another user's, as where root has that user's `$HOME`. Then they are read, but no
-//! program is run that they name, and no symlink of that user is followed.
+//! The files may belong to another user, for example if root has that user's `$HOME`. Then they are
+//! read, but programs that they name are not run, and no symlink of that user is followed.
 //!
-//! Formats: docker/cli, `config.json` (`auths`, `credsStore`, `credHelpers`); containers-auth.json(5);
-//! docker-credential-helpers (server on stdin, `{ServerURL, Username, Secret}` on stdout).
-//! What is secret is in no message and no Debug output.
+//! Formats: docker/cli, `config.json` (`auths`, `credsStore`, `credHelpers`);
+//! containers-auth.json(5); docker-credential-helpers (server on stdin, `{ServerURL, Username,
+//! Secret}` on stdout). No message and no Debug output contains a secret.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,26 +21,26 @@ use super::error::{Error, Result};
 use crate::oci::text::excerpt;
 use crate::sys::walk::{self, Trust};
 
-/// The most that is read of a file with credentials, in bytes.
+/// The size limit of a file with credentials, in bytes.
 const LIMIT: u64 = 4 << 20;
-/// Under which name Docker Hub's are stored.
+/// The key of Docker Hub's credentials.
 const HUB: &str = "https://index.docker.io/v1/";
-/// A helper's user name for a token.
+/// The user name that a helper returns with a token.
 const TOKEN: &str = "<token>";
 
-/// What a user logs in with.
+/// The credential of a user.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Credential {
     Password {
         user: String,
         password: String,
     },
-    /// What `docker login` got instead of a password: an OAuth 2 refresh token.
+    /// The OAuth 2 refresh token that `docker login` got instead of a password.
     Identity(String),
 }
 
 impl Credential {
-    /// For messages.
+    /// Returns the user for messages.
     pub(super) fn who(&self) -> String {
         match self {
             Self::Password { user, .. } => {
@@ -50,7 +50,7 @@ impl Credential {
         }
     }
 
-    /// A header's value (RFC 7617); `None` for a token.
+    /// Returns the value of the Authorization header (RFC 7617); `None` for a token.
     pub(super) fn basic(&self) -> Option<String> {
         match self {
             Self::Password { user, password } => {
@@ -68,15 +68,15 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// The files where credentials may be, first come first served.
+/// The files that may contain credentials; the first that has them is used.
 #[derive(Clone, Debug, Default)]
 pub struct CredentialFiles {
-    /// Paths; what is not there is skipped.
+    /// The paths; files that do not exist are skipped.
     pub paths: Vec<PathBuf>,
     known: Option<Known>,
 }
 
-/// What has been found already.
+/// Credentials that were looked up in advance.
 #[derive(Clone, Debug)]
 struct Known {
     host: String,
@@ -85,8 +85,8 @@ struct Known {
 }
 
 impl CredentialFiles {
-    /// Those of this process's user: `$REGISTRY_AUTH_FILE`, `$DOCKER_CONFIG/config.json` or
-    /// `~/.docker/config.json`, and podman's.
+    /// Returns the files of this process's user: `$REGISTRY_AUTH_FILE`,
+    /// `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`, and podman's.
     pub fn of_user() -> Self {
         let var = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let dir = |name| var(name).map(PathBuf::from);
@@ -106,7 +106,8 @@ impl CredentialFiles {
         }
     }
 
-    /// Looks for those of a repository; later no file is read for it, and no helper run.
+    /// Looks up the credentials of a repository in advance; later no file is read and no helper run
+    /// for it.
     pub(super) fn look_up(&mut self, host: &str, repository: &str) -> Result<()> {
         self.known = Some(Known {
             credential: self.find(host, repository)?,
@@ -116,7 +117,8 @@ impl CredentialFiles {
         Ok(())
     }
 
-    /// The credentials for a repository: the nearest entry of the first file that has one.
+    /// Returns the credentials for a repository: the most specific entry of the first file that has
+    /// one.
     pub(super) fn find(&self, host: &str, repository: &str) -> Result<Option<Credential>> {
         if let Some(known) = &self.known
             && known.host == host
@@ -168,8 +170,8 @@ fn bad(what: impl Into<String>, why: impl Into<String>) -> Error {
     }
 }
 
-/// The configuration in a file, and whether that file may name a program to be run: it belongs to
-/// root or to us.
+/// Returns the configuration in a file, and whether that file may name a program to run: it must
+/// belong to root or to this user.
 fn read(path: &Path) -> Result<Option<(Config, bool)>> {
     use std::io::Read as _;
     let shown = || format!("{path:?}");
@@ -186,7 +188,7 @@ fn read(path: &Path) -> Result<Option<(Config, bool)>> {
     if bytes.trim_ascii().is_empty() {
         return Ok(None);
     }
-    // Without serde's message, which may quote a password.
+    // serde's message is left out, because it may quote a password.
     let config = serde_json::from_slice(&bytes).map_err(|e| {
         let place = format!("line {}, column {}", e.line(), e.column());
         bad(shown(), format!("{place}: not the JSON of `docker login`"))
@@ -194,11 +196,11 @@ fn read(path: &Path) -> Result<Option<(Config, bool)>> {
     Ok(Some((config, trusted)))
 }
 
-/// The names that may stand for a repository, the nearest first.
+/// Returns the keys that may stand for a repository, the most specific first.
 fn keys(host: &str, repository: &str) -> Vec<String> {
     let mut keys = Vec::new();
     let mut path = repository;
-    // Namespaces: containers-auth.json(5).
+    // Keys for namespaces: containers-auth.json(5).
     while !path.is_empty() {
         keys.push(format!("{host}/{path}"));
         path = path.rsplit_once('/').map_or("", |(up, _)| up);
@@ -216,8 +218,8 @@ fn keys(host: &str, repository: &str) -> Vec<String> {
 }
 
 impl Config {
-    /// That for a repository of a host; `trusted`: whether the file, which is at `path`, may name a
-    /// helper.
+    /// Returns the credential for a repository of a host. `trusted` says whether the file at `path`
+    /// may name a helper.
     fn find(
         &self,
         path: &Path,
@@ -266,7 +268,7 @@ impl Entry {
                 password: password.clone(),
             }));
         }
-        // Empty where a helper has it.
+        // The entry is empty if a helper has the credential.
         let Some(auth) = self.auth.as_ref().filter(|auth| !auth.is_empty()) else {
             return Ok(None);
         };
@@ -280,7 +282,7 @@ impl Entry {
         })?;
         Ok(Some(Credential::Password {
             user: user.to_owned(),
-            // Old dockers padded.
+            // Old versions of Docker padded the password.
             password: password.trim_end_matches('\0').to_owned(),
         }))
     }
@@ -308,7 +310,7 @@ fn ask(helper: &str, server: &str) -> Result<Option<Credential>> {
         .spawn()
         .map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
-        // One that reads nothing says by its exit code what it thinks.
+        // A helper that does not read its input reports the reason by its exit code.
         let _ = writeln!(stdin, "{server}");
     }
     let output = child.wait_with_output().map_err(failed)?;

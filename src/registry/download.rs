@@ -1,5 +1,5 @@
-//! A blob into its file in our store: what is there already is hashed, the rest asked for with a
-//! Range, after each interruption again.
+//! Downloads a blob into its file in our own store. The bytes of an earlier attempt are hashed, and
+//! the rest is requested with a Range, again after each interruption.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -24,23 +24,23 @@ use crate::store::{self, Writable};
 use crate::sys::free_space::{FreeSpace, FreeSpaceWatch};
 use crate::sys::interrupt;
 
-/// Bytes read at a time.
+/// The number of bytes read at a time.
 const CHUNK: usize = 128 << 10;
-/// How often it is looked whether another process is done with a blob.
+/// The interval at which the end of another process's download is checked.
 const LOOK: Duration = Duration::from_millis(10);
-/// An attempt that brought so many bytes was none in vain.
+/// An attempt that received at least this number of bytes counts as progress.
 const WORTHWHILE: u64 = 64 << 10;
 
-/// One blob on its way.
+/// The download of one blob.
 pub(super) struct Fetch<'a> {
     pub(super) client: &'a Client<'a>,
     pub(super) blob: &'a Blob,
     pub(super) show: Show<'a>,
-    /// Another blob has failed: there is no hurry any more.
+    /// Whether another blob has failed, so that this download can end.
     pub(super) stop: &'a AtomicBool,
 }
 
-/// How much is there, and its hash so far.
+/// The number of bytes in the file, and their hash so far.
 #[derive(Default)]
 struct DownloadState {
     have: u64,
@@ -55,14 +55,14 @@ impl DownloadState {
     }
 }
 
-/// A failure of our own disk.
+/// Returns the error of a failure of the local disk.
 fn local(action: &'static str, download: &Download, error: &io::Error) -> Error {
     let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
     store::Error::io(action, download.path(), errno).into()
 }
 
-/// Whether what there is of a blob is of use to a later attempt: a failure of the network or
-/// the registry says nothing against it, nor does a full disk or a signal.
+/// Whether the bytes of a blob are of use to a later attempt. Failures of the network or the
+/// registry, a full disk or a signal do not make them useless.
 pub(super) fn is_worth_keeping(error: &Error) -> bool {
     use Error::{Interrupted, NotFound, Status, Unauthorized, Unreachable};
     let registry = matches!(
@@ -73,14 +73,14 @@ pub(super) fn is_worth_keeping(error: &Error) -> bool {
 }
 
 impl Fetch<'_> {
-    /// The whole blob, its digest compared; `None`: stopped.
+    /// Downloads the whole blob and compares its digest; `None` if it was stopped.
     pub(super) fn run(&self, store: &Writable) -> Result<Option<Download>> {
         let mut said = false;
         loop {
             match store.download(&self.blob.digest)? {
                 Some(download) if download.is_writing() => return self.bring(download),
                 Some(download) => {
-                    // What another process has brought, or given up.
+                    // Another process has completed the download, or given it up.
                     let state = self.there(&download)?;
                     if state.have == self.blob.size
                         && Digest::from_hash(state.hash) == self.blob.digest
@@ -106,7 +106,7 @@ impl Fetch<'_> {
         }
     }
 
-    /// Downloads it into what nobody else has.
+    /// Downloads into a file that this process has locked exclusively.
     fn bring(&self, mut download: Download) -> Result<Option<Download>> {
         match self.complete(&download) {
             Ok(true) => {
@@ -151,7 +151,8 @@ impl Fetch<'_> {
                 if !old {
                     return Err(error);
                 }
-                // What was there before may have been wrong; now all of it comes anew.
+                // The bytes of an earlier attempt may have been wrong; now all bytes are downloaded
+                // again.
                 old = false;
                 state.restart(download)?;
                 (self.show)(Progress::Again {
@@ -184,7 +185,7 @@ impl Fetch<'_> {
         Ok(false)
     }
 
-    /// Hashes what an earlier attempt has left.
+    /// Hashes the bytes of an earlier attempt.
     fn there(&self, download: &Download) -> Result<DownloadState> {
         let failed = |error: io::Error| local("read", download, &error);
         let mut state = DownloadState::default();
@@ -208,7 +209,7 @@ impl Fetch<'_> {
         }
     }
 
-    /// Asks for what is missing and takes what comes.
+    /// Requests the missing bytes and receives them.
     fn attempt(&self, download: &Download, state: &mut DownloadState) -> Outcome<()> {
         let digest = &self.blob.digest;
         let what = self.client.blob_name(digest);
@@ -219,7 +220,7 @@ impl Fetch<'_> {
             request.headers.push((header::RANGE, range));
         }
         let response = match self.client.exchange(&request) {
-            // The registry thinks there are fewer bytes.
+            // The registry has a shorter blob than the file.
             Err(Failure::Final(Error::Status { status: 416, .. })) if state.have > 0 => {
                 return Ok(state.restart(download)?);
             }
@@ -233,15 +234,15 @@ impl Fetch<'_> {
             (StatusCode::PARTIAL_CONTENT, have) if begins_at(&response, have) => (),
             (StatusCode::PARTIAL_CONTENT, _) => return Ok(state.restart(download)?),
             (_, 0) => (),
-            // It knows no ranges.
+            // The registry does not support ranges.
             _ => state.restart(download)?,
         }
         self.refuse_coded(&response, state)?;
         self.take(response, download, state)
     }
 
-    /// Content that is coded is not what the digest is of; some registries only say that it is,
-    /// which its length tells.
+    /// Rejects coded content, which does not have the blob's digest. Some registries name a coding
+    /// for content that is not coded; its length shows that.
     fn refuse_coded(&self, response: &Response, state: &DownloadState) -> Result<()> {
         let Some(coding) = coding(response) else {
             return Ok(());
@@ -260,7 +261,7 @@ impl Fetch<'_> {
         ))
     }
 
-    /// Whether there is room for more.
+    /// Fails if the file system has no space for more bytes.
     fn room(&self, download: &Download, watch: &mut FreeSpaceWatch, more: u64) -> Result<()> {
         let fail = |errno| store::Error::io("ask for the free space of", download.path(), errno);
         if watch.allows(download.file(), more).map_err(fail)? {
@@ -324,7 +325,7 @@ impl Fetch<'_> {
     }
 }
 
-/// Whether a partial answer begins where it should (RFC 9110, Content-Range).
+/// Whether a partial response begins at the requested offset (RFC 9110, Content-Range).
 fn begins_at(response: &Response, offset: u64) -> bool {
     let range = response.headers().get(header::CONTENT_RANGE);
     let range = range.and_then(|value| value.to_str().ok());

@@ -1,4 +1,4 @@
-//! Where a registry is and how it is talked to: hosts, schemes, time limits.
+//! The address of a registry and the parameters of connections: hosts, schemes, time limits.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::certificates::CertificateDirs;
 use super::error::Result;
 use super::pace::Patience;
 
-/// Docker Hub's registry has another name than its images.
+/// Returns the host of a registry. Docker Hub's differs from the domain of its images.
 pub(super) fn host_of(domain: &str) -> &str {
     match domain {
         "docker.io" => "registry-1.docker.io",
@@ -28,12 +28,12 @@ pub(super) fn is_loopback(authority: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// Whether two addresses are of one server, over one protocol.
+/// Whether two addresses have the same server and protocol.
 pub(super) fn same_origin(a: &Uri, b: &Uri) -> bool {
     a.scheme() == b.scheme() && a.authority() == b.authority()
 }
 
-/// Whether what is secret may go there.
+/// Whether secrets may be sent to the address.
 pub(super) fn is_private(uri: &Uri) -> bool {
     uri.scheme_str() == Some("https")
         || uri
@@ -45,7 +45,7 @@ fn without_user(authority: &str) -> &str {
     authority.rsplit_once('@').map_or(authority, |(_, a)| a)
 }
 
-/// Where a Location leads that came from `base`.
+/// Resolves a Location header of a response from `base`.
 pub(super) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     let absolute = location.starts_with("https://") || location.starts_with("http://");
     let text = if absolute {
@@ -75,7 +75,7 @@ pub(super) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     uri.authority().is_some().then_some(uri)
 }
 
-/// A path without its `.` and `..` segments (RFC 3986, section 5.2.4).
+/// Removes the `.` and `..` segments of a path (RFC 3986, section 5.2.4).
 fn without_dots(path: &str) -> String {
     let mut kept: Vec<&str> = Vec::new();
     let last = path.rsplit('/').next();
@@ -91,14 +91,14 @@ fn without_dots(path: &str) -> String {
     format!("/{}{end}", kept.join("/"))
 }
 
-/// An address for messages: without what may be secret.
+/// Returns an address for messages, without parts that may be secret.
 pub(super) fn shown(uri: &Uri) -> String {
     let scheme = uri.scheme_str().unwrap_or("http");
     let authority = uri.authority().map_or("", |a| without_user(a.as_str()));
     format!("{scheme}://{authority}{}", uri.path())
 }
 
-/// What makes the connections; `host` may have certificates of its own.
+/// Returns the HTTP agent; `host` may have certificates of its own.
 pub(super) fn agent(
     host: &str,
     certificates: &CertificateDirs,
@@ -114,10 +114,11 @@ pub(super) fn agent(
     let mut config = Agent::config_builder()
         .tls_config(tls)
         .http_status_as_error(false)
-        // Followed by `client`, which knows where credentials may go.
+        // `client` follows redirects: it knows which addresses may get credentials.
         .max_redirects(0)
         .max_redirects_will_error(false)
-        // Of the whole, so that nobody can drip: TLS is part of connecting.
+        // The limit of the whole connection set-up, including TLS, so that a slow server cannot
+        // prolong it.
         .timeout_connect(Some(patience.connect))
         .timeout_send_request(Some(patience.connect))
         .timeout_recv_response(Some(patience.answer))
@@ -164,7 +165,7 @@ mod tests {
         let to = |location: &str| resolve(&base, location).map(|uri| uri.to_string());
         assert_eq!(to("/a?b=c").unwrap(), "https://r.example:1/a?b=c");
         assert_eq!(to("y").unwrap(), "https://r.example:1/v2/app/blobs/y");
-        // RFC 3986, section 5.4, with our base.
+        // RFC 3986, section 5.4, with the base of this test.
         let of = |path: &str| format!("https://r.example:1/v2/app{path}");
         for (location, expected) in [
             ("../uploads/u?_state=a/../b", of("/uploads/u?_state=a/../b")),

@@ -1,4 +1,4 @@
-//! What can go wrong with a registry. No message holds a password or token.
+//! Errors of registries. No message contains a password or token.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,89 +10,89 @@ use crate::oci::{self, Digest};
 use crate::store;
 use crate::sys::{free_space, interrupt};
 
-/// Result of asking a registry.
+/// The result of a request to a registry.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A failure while images are taken from a registry or brought to one.
+/// A failure while images are pulled or pushed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No usable answer came, also after several attempts.
+    /// No usable response was received, even after several attempts.
     #[error("cannot get an answer from {url}: {why}")]
     Unreachable {
-        /// What was asked for.
+        /// The URL of the request.
         url: String,
-        /// Why.
+        /// The cause.
         why: String,
     },
-    /// Nobody known says that it is who it should be.
+    /// No trusted authority confirms the registry's certificate.
     #[error(
         "{url}: {why}; if it is right, put the certificate of its authority among the system's or into /etc/docker/certs.d/HOST/ca.crt"
     )]
     Untrusted {
-        /// What was asked for.
+        /// The URL of the request.
         url: String,
-        /// What is wrong with its certificate.
+        /// The fault of the certificate.
         why: String,
     },
-    /// It wants to know who we are before it talks.
+    /// The registry requires a client certificate, or rejects ours.
     #[error(
         "{url}: {why}; put the one it knows and its key into /etc/docker/certs.d/HOST/ as client.cert and client.key"
     )]
     Unwelcome {
-        /// What was asked for.
+        /// The URL of the request.
         url: String,
-        /// What it says of ours.
+        /// The registry's reason.
         why: String,
     },
-    /// It is something else than an image.
+    /// The object is not an image.
     #[error(
         "{what} is no image: it is {kind}; get it with the tool that made it, such as helm, oras or cosign"
     )]
     NoImage {
         /// The image's name.
         what: String,
-        /// What it is.
+        /// The kind of the object.
         kind: String,
     },
-    /// The registry has no such thing, or does not show it to this user.
+    /// The registry does not have the object, or hides it from this user.
     #[error(
         "{what}: the registry does not have it{message}; check the name, and that the user may see it"
     )]
     NotFound {
-        /// Manifest or blob, with the image's name.
+        /// The manifest or blob, with the image's name.
         what: String,
-        /// What the registry says, in parentheses.
+        /// The registry's message, in parentheses.
         message: String,
     },
-    /// The registry wants other credentials, or any.
+    /// The registry requires credentials, or rejects these.
     #[error("{what}: the registry refuses {who}{message}; {remedy}")]
     Unauthorized {
-        /// What was asked for.
+        /// The object of the request.
         what: String,
         /// "anonymous access" or "the credentials of …".
         who: String,
-        /// What the registry says, in parentheses.
+        /// The registry's message, in parentheses.
         message: String,
-        /// What to do.
+        /// The remedy.
         remedy: String,
     },
-    /// Any other answer that is not a success.
+    /// Any other response that is not a success.
     #[error("{what}: the registry answers {status}{message}{}", later(*after))]
     Status {
-        /// What was asked for.
+        /// The object of the request.
         what: String,
         /// HTTP status.
         status: u16,
         /// The registry's code of the error, or nothing (OCI distribution specification, "Error
         /// codes").
         code: String,
-        /// What the registry says, in parentheses.
+        /// The registry's message, in parentheses.
         message: String,
-        /// When it wants to be asked again (Retry-After).
+        /// The time after which the registry accepts the next request (Retry-After).
         after: Option<Duration>,
     },
-    /// It does not fit on the store's file system.
+    /// The data does not fit on the store's file system.
     #[error(
         "{what}: it needs {}, but only {} may be used on the file system of {store:?}, the reserve left out; free some space, or set UNIONFS_ROOT to a larger disk",
         free_space::shown(*needed), free_space::shown(*free)
@@ -100,68 +100,68 @@ pub enum Error {
     NoRoom {
         /// The image or blob.
         what: String,
-        /// Bytes to come.
+        /// The bytes that are still to be downloaded.
         needed: u64,
-        /// Bytes that may come.
+        /// The bytes that may be used.
         free: u64,
         /// The store's root.
         store: PathBuf,
     },
-    /// A signal ended it.
+    /// A signal ended the operation.
     #[error(transparent)]
     Interrupted(#[from] interrupt::Interrupted),
-    /// Content is not what its digest says.
+    /// The content does not have its digest.
     #[error("{what}: the SHA-256 of what the registry sends is {actual}, not {expected}; refused")]
     Digest {
-        /// Manifest or blob, with the image's name.
+        /// The manifest or blob, with the image's name.
         what: String,
-        /// What was asked for.
+        /// The digest that was requested.
         expected: Digest,
-        /// What came.
+        /// The digest of the content.
         actual: Digest,
     },
-    /// An answer makes no sense, or is of a kind that cannot be used.
+    /// A response is malformed, or is of a kind that is not supported.
     #[error("{what}: {why}")]
     Malformed {
-        /// What was asked for.
+        /// The object of the request.
         what: String,
-        /// What is wrong.
+        /// The fault.
         why: String,
     },
-    /// The index has no such image.
+    /// The index has no image for the platform.
     #[error("{what}: no image for {wanted}; there are {offered}: choose one with --platform")]
     NoPlatform {
         /// The image's name.
         what: String,
-        /// os/arch/variant.
+        /// The wanted platform: os/arch/variant.
         wanted: String,
-        /// Those there are.
+        /// The platforms of the index.
         offered: String,
     },
     /// Stored credentials cannot be used.
     #[error("{what}: {why}")]
     Credentials {
-        /// File or helper.
+        /// The file or helper.
         what: String,
-        /// Why.
+        /// The cause.
         why: String,
     },
-    /// The store that images come from or go to fails.
+    /// The store that images come from or go to reports an error.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// What was pulled cannot be taken in.
+    /// The pulled image cannot be stored.
     #[error(transparent)]
     Archive(#[from] archive::Error),
-    /// A name is bad.
+    /// A name is malformed.
     #[error(transparent)]
     Oci(#[from] oci::Error),
-    /// A layer cannot be made again from its files.
+    /// A layer cannot be rebuilt from its files.
     #[error(transparent)]
     Tar(#[from] layer_tar::Error),
 }
 
 impl Error {
-    /// Whether there was no room for what was to be written.
+    /// Whether the disk or quota had no space for the data.
     pub(super) fn is_full(&self) -> bool {
         match self {
             Self::NoRoom { .. } => true,
@@ -186,7 +186,7 @@ fn later(after: Option<Duration>) -> String {
     })
 }
 
-/// Text of a registry for a message: on one line, shortened, in parentheses.
+/// Formats a registry's text for a message: on one line, shortened, in parentheses.
 pub(super) fn said(text: &str) -> String {
     match text.trim() {
         "" => String::new(),

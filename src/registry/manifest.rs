@@ -1,4 +1,4 @@
-//! Manifests and indexes of a registry, read and written.
+//! Reads and writes manifests and indexes of a registry.
 //!
 //! Formats: OCI image specification, manifest.md and image-index.md; distribution,
 //! "Image Manifest Version 2, Schema 2", whose fields are the same.
@@ -14,13 +14,13 @@ use crate::oci::chain_id::MAX_LAYERS;
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, Platform, json};
 
-/// Bytes of a manifest, as registries limit it.
+/// The size limit of a manifest in bytes, as in registries.
 pub(super) const MAX_MANIFEST: u64 = 4 << 20;
-/// Bytes of a configuration.
+/// The size limit of a configuration in bytes.
 pub(super) const MAX_CONFIG: u64 = 32 << 20;
-/// Indexes within indexes, at most.
+/// The limit of nested indexes.
 pub(super) const MAX_DEPTH: usize = 4;
-/// Images of an index, at most.
+/// The limit of images in an index.
 const MAX_IMAGES: usize = 10_000;
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -28,12 +28,12 @@ const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
-/// What is accepted, for the header of that name.
+/// Returns the accepted media types, for the Accept header.
 pub(super) fn accepted() -> String {
     [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST].join(", ")
 }
 
-/// Which media types a pushed image has.
+/// The media types of a pushed image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ManifestFormat {
@@ -58,7 +58,8 @@ impl ManifestFormat {
         }
     }
 
-    /// Of a layer; what is not allowed has the type of gzip.
+    /// Returns the media type of a layer; that of gzip if the format does not allow the
+    /// compression.
     pub(super) fn layer(self, compression: LayerCompression) -> &'static str {
         match (self, compression) {
             (Self::Docker, _) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
@@ -67,13 +68,13 @@ impl ManifestFormat {
         }
     }
 
-    /// Whether its manifests may have layers that are compressed so.
+    /// Whether manifests of this format may have layers with this compression.
     pub(super) fn allows(self, compression: LayerCompression) -> bool {
         self == Self::Oci || matches!(compression, LayerCompression::Gzip(_))
     }
 }
 
-/// A blob: what it is, its digest, its length in bytes.
+/// A blob: its media type, its digest, its length in bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Blob {
@@ -83,25 +84,25 @@ pub(super) struct Blob {
 }
 
 impl Blob {
-    /// Whether it is compressed with gzip, as all that Docker itself pushes.
+    /// Whether it is compressed with gzip, as every layer that Docker pushes.
     pub(super) fn is_gzip(&self) -> bool {
         self.media_type.ends_with("gzip")
     }
 }
 
-/// What one image is made of.
+/// The parts of one image.
 #[derive(Clone, Debug)]
 pub(super) struct Manifest {
     pub(super) config: Blob,
-    /// Base first.
+    /// The layers, base first.
     pub(super) layers: Vec<Blob>,
 }
 
-/// What a reference leads to.
+/// The object of a reference.
 #[derive(Debug)]
 pub(super) enum Document {
     Image(Manifest),
-    /// The digest of the one for the platform that was asked for.
+    /// The digest of the manifest for the wanted platform.
     Index(Digest),
 }
 
@@ -142,7 +143,7 @@ struct Written<'m> {
     layers: &'m [Blob],
 }
 
-/// Reads a manifest or index; `what` is for messages, `declared` the answer's media type.
+/// Parses a manifest or index. `what` is for messages, `declared` is the response's media type.
 pub(super) fn parse(
     what: &str,
     declared: &str,
@@ -157,7 +158,7 @@ pub(super) fn parse(
                    of this decade";
         return Err(malformed(why.to_owned()));
     }
-    // Both at once would be read differently by others.
+    // Readers would disagree about a document that is both.
     let media = raw.media_type.as_deref().unwrap_or(declared);
     let is_index = match (&raw.manifests, &raw.config) {
         (Some(_), None) => true,
@@ -220,7 +221,7 @@ fn digest(what: &str, text: &str) -> Result<Digest> {
     Digest::parse(text).ok_or_else(malformed)
 }
 
-/// The entry that fits best, the first of equals.
+/// Returns the entry that fits best, the first of equals.
 fn choose(what: &str, entries: &[RawEntry], wanted: &Platform) -> Result<Digest> {
     let considered = entries.iter().take(MAX_IMAGES);
     let artifact = |entry: &RawEntry| entry.artifact_type.as_deref().map(artifact::kind);
@@ -229,12 +230,12 @@ fn choose(what: &str, entries: &[RawEntry], wanted: &Platform) -> Result<Digest>
         let suits = wanted.suits(entry.platform.as_ref()?)?;
         Some((suits, entry))
     });
-    // Of equals the first: `max_by_key` alone takes the last.
+    // `max_by_key` alone would return the last of equals.
     let best = fitting.rev().max_by_key(|(suits, _)| *suits);
     if let Some((_, entry)) = best {
         return digest(what, &entry.digest);
     }
-    // One alone that says nothing can only be meant.
+    // A single entry without a platform is the one.
     if let [
         RawEntry {
             digest: only,
@@ -257,7 +258,7 @@ fn choose(what: &str, entries: &[RawEntry], wanted: &Platform) -> Result<Digest>
     let offered: Vec<String> = entries
         .iter()
         .filter_map(|entry| entry.platform.as_ref())
-        // Attestations.
+        // Attestations have the OS "unknown".
         .filter(|p| p.os != "unknown")
         .take(30)
         .map(|p| {
@@ -279,7 +280,7 @@ fn choose(what: &str, entries: &[RawEntry], wanted: &Platform) -> Result<Digest>
     })
 }
 
-/// A manifest's bytes.
+/// Returns a manifest's bytes.
 pub(super) fn write(kind: ManifestFormat, manifest: &Manifest) -> Result<Vec<u8>> {
     let written = Written {
         schema_version: 2,

@@ -1,25 +1,26 @@
-//! How slow a registry may be: a lowest rate, since one that sends a byte now and then never trips
-//! a limit of silence.
+//! A lower limit of a registry's transfer rate. A limit of silence is not enough: a registry that
+//! sends a byte now and then never exceeds it.
 
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-/// The slowest that is waited for, as Docker and podman have no such limit and curl leaves it to
-/// the user: constants that any line meets.
+/// The time limits. Docker and podman have no lower limit of the rate, and curl leaves it to the
+/// user. These are constants that any line meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Patience {
-    /// No byte for so long, in either direction: the connection is dead.
+    /// The longest time without a byte, in either direction. After it the connection counts as
+    /// dead.
     pub silence: Duration,
-    /// For a connection, TLS included.
+    /// The time for a connection, including TLS.
     pub connect: Duration,
-    /// From a request to the end of the answer's headers.
+    /// The time from a request to the end of the response's headers.
     pub answer: Duration,
-    /// The same after an upload, about which registries think a while.
+    /// The same after an upload, which registries need more time to process.
     pub upload: Duration,
-    /// In so much time of waiting …
+    /// The waiting time in which …
     pub window: Duration,
-    /// … at least so many bytes must pass.
+    /// … at least this number of bytes must pass.
     pub least: u64,
 }
 
@@ -36,7 +37,7 @@ impl Default for Patience {
     }
 }
 
-/// Counts what passes, in the time that was spent waiting for it.
+/// Counts the bytes that pass, and the time spent waiting for them.
 pub(super) struct Pace {
     patience: Patience,
     waited: Duration,
@@ -52,10 +53,10 @@ impl Pace {
         }
     }
 
-    /// So many bytes came after waiting so long.
+    /// Adds bytes that were received or sent after waiting for some time.
     ///
     /// # Errors
-    /// `TimedOut` for what is too slow.
+    /// `TimedOut` if the rate is too low.
     pub(super) fn passed(&mut self, bytes: u64, waited: Duration) -> io::Result<()> {
         let Patience { window, least, .. } = self.patience;
         self.bytes = self.bytes.saturating_add(bytes);
@@ -63,7 +64,7 @@ impl Pace {
         if self.waited < window {
             return Ok(());
         }
-        // A piece that took many windows must have as much for each.
+        // A piece that took several windows must have as many bytes for each.
         let windows = self.waited.as_secs_f64() / window.as_secs_f64().max(f64::MIN_POSITIVE);
         if (self.bytes as f64) < least as f64 * windows.floor() {
             let what = format!(
@@ -77,7 +78,7 @@ impl Pace {
     }
 }
 
-/// Reads no slower than that.
+/// Reads with this lower limit of the rate.
 pub(super) struct Paced<R> {
     inner: R,
     pace: Pace,
@@ -119,7 +120,7 @@ mod tests {
         let mut pace = Pace::new(patience);
         pace.passed(4096, patience.window).unwrap();
         pace.passed(1, patience.window).unwrap_err();
-        // Large pieces, as uploads have them.
+        // Large pieces, as in uploads.
         let mut pace = Pace::new(patience);
         pace.passed(128 << 10, 30 * patience.window).unwrap();
         pace.passed(128 << 10, 40 * patience.window).unwrap_err();

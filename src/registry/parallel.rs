@@ -1,4 +1,4 @@
-//! A few things at once.
+//! Runs a few tasks in parallel.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -6,9 +6,9 @@ use parking_lot::Mutex;
 
 use super::error::Result;
 
-/// Does `work` with every item, `at_once` at a time, in threads. After a failure nothing
-/// new is begun, and what is running learns by the flag that it may end. The results are in
-/// the order of the items.
+/// Calls `work` with every item, `at_once` at a time, in threads. After a failure no new item is
+/// begun, and the flag tells running ones that they may end. The results are in the order of the
+/// items.
 pub(super) fn each<T: Sync, R: Send>(
     items: &[T],
     at_once: usize,

@@ -1,5 +1,5 @@
-//! An image of a registry becomes one of a store of ours: first everything is downloaded,
-//! without keeping anybody from the store, then it is taken in under the store's lock.
+//! Pulls an image of a registry into our own store: first everything is downloaded without a lock
+//! of the store, then the image is stored under the lock.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -24,24 +24,24 @@ use crate::store::writable::{Download, Exclusive};
 use crate::store::{self, Writable};
 use crate::sys::free_space::FreeSpace;
 
-/// What is pulled, and how.
+/// The options of a pull.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PullOptions {
-    /// How the registry is talked to.
+    /// The access to the registry.
     pub access: Access,
-    /// Which of an index; `None`: for this machine, and a single image whatever it is for.
+    /// The platform in an index; `None` for this machine, and for a single image of any platform.
     pub platform: Option<Platform>,
-    /// Blobs at once.
+    /// The number of blobs that are downloaded at once.
     pub parallel: usize,
-    /// Of each layer.
+    /// The limits of each layer.
     pub limits: Limits,
-    /// Whether layers that the store has are checked, and downloaded again where they are damaged.
+    /// Whether layers that the store has are checked, and downloaded again if they are damaged.
     pub repair: bool,
 }
 
 impl Default for PullOptions {
-    /// The image for this machine, as this user.
+    /// Pulls the image for this machine, as this user.
     fn default() -> Self {
         Self {
             access: Access::default(),
@@ -57,19 +57,19 @@ impl Default for PullOptions {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Pulled {
-    /// Its ID.
+    /// The ID.
     pub id: Digest,
-    /// What the name leads to in the registry: the digest of manifest or index.
+    /// The digest that the name has in the registry: that of a manifest or index.
     pub digest: Digest,
-    /// The names it got.
+    /// The names that the image got.
     pub names: Vec<String>,
     /// The chain IDs of layers that the store did not have.
     pub new_layers: Vec<Digest>,
     /// The chain IDs of damaged layers that got new files.
     pub repaired_layers: Vec<Digest>,
-    /// Device nodes that are kept as empty files, as without root.
+    /// The number of device nodes that are kept as empty files, for example without root.
     pub kept_devices: u64,
-    /// Bytes of the compressed layers that were needed.
+    /// The bytes of the compressed layers that were needed.
     pub needed: u64,
 }
 
@@ -84,16 +84,16 @@ pub struct Fetched<'o> {
     config: Vec<u8>,
     diff_ids: Vec<Digest>,
     held: BTreeMap<Digest, Download>,
-    /// The chain IDs of layers that are there and damaged.
+    /// The chain IDs of layers that the store has and that are damaged.
     damaged: Vec<Digest>,
     show: Show<'o>,
 }
 
-/// Downloads what the store has not. Nothing of the store changes but its downloads; what
-/// an interruption leaves of those is gone on with by the next call.
+/// Downloads the blobs that the store does not have. Only the downloads of the store change; the
+/// next call continues with what an interruption leaves of them.
 ///
 /// # Errors
-/// [`Error`], naming image, blob and digest.
+/// [`Error`] with the image, blob and digest.
 pub fn fetch<'o>(
     store: &Writable,
     name: &Reference,
@@ -111,12 +111,12 @@ pub fn fetch<'o>(
         let why = format!("its configuration has {told} layers, its manifest {given}");
         return Err(Error::malformed(what, why));
     }
-    // What an index says counts more than what its images say.
+    // An index's platform takes precedence over those of its images.
     if let Some(wanted) = options.platform.as_ref().filter(|_| !chosen) {
         let declared = Platform {
             os: parsed.os.unwrap_or_else(|| "linux".to_owned()),
             architecture: parsed.architecture.unwrap_or_default(),
-            // Configurations seldom say.
+            // Configurations seldom have a variant.
             variant: wanted.variant.clone(),
         };
         if wanted.suits(&declared).is_none() {
@@ -153,8 +153,8 @@ pub fn fetch<'o>(
     Ok(fetched)
 }
 
-/// The digest of what the name itself leads to, the manifest meant, and whether an index
-/// led there.
+/// Returns the digest of the name's own object, the manifest for the platform, and whether the
+/// object is an index.
 fn resolve(
     client: &Client<'_>,
     name: &Reference,
@@ -182,7 +182,7 @@ fn resolve(
     Err(Error::malformed(what, "too many indexes within indexes"))
 }
 
-/// A manifest's digest, media type and bytes.
+/// Returns a manifest's digest, media type and bytes.
 fn get_manifest(
     client: &Client<'_>,
     name: &Reference,
@@ -226,7 +226,7 @@ fn get_manifest(
     }
 }
 
-/// The configuration, from the store if it has the image.
+/// Returns the configuration, from the store if it has the image.
 fn config(client: &Client<'_>, store: &Writable, blob: &Blob) -> Result<Vec<u8>> {
     if let Ok((_, bytes)) = store.store().config_bytes(&blob.digest) {
         return Ok(bytes);
@@ -255,8 +255,8 @@ fn config(client: &Client<'_>, store: &Writable, blob: &Blob) -> Result<Vec<u8>>
 }
 
 impl Fetched<'_> {
-    /// Downloads the blobs of layers that the store has not, as far as they are not held.
-    /// Without the store's lock it may change at once: `register` looks again.
+    /// Downloads the blobs of layers that the store does not have, unless they are downloaded
+    /// already. Without the lock the store may change at any time: `register` checks again.
     fn layers(&mut self, store: &Writable) -> Result<()> {
         let present = store.present(&self.diff_ids);
         let mut once: HashSet<Digest> = self.held.keys().copied().collect();
@@ -285,7 +285,7 @@ impl Fetched<'_> {
         Ok(())
     }
 
-    /// Refuses what cannot fit before a byte of it comes.
+    /// Fails before the download if the blobs do not fit.
     fn room(&self, store: &Writable, missing: &[&Blob]) -> Result<()> {
         let dir = store.downloads()?;
         let action = "ask for the free space of";
@@ -315,17 +315,18 @@ impl Fetched<'_> {
         fetch.run(store)
     }
 
-    /// The chain IDs of layers that the store has and that are damaged, for
+    /// Returns the chain IDs of layers that the store has and that are damaged, for
     /// [`Exclusive::distrust`]. Empty without [`PullOptions::repair`].
     pub fn damaged(&self) -> &[Digest] {
         &self.damaged
     }
 
-    /// Makes it an image of the store, all of it or nothing. What was downloaded is removed.
+    /// Stores the image, completely or not at all. The downloads are removed.
     ///
     /// # Errors
-    /// [`Error::Archive`] if the image cannot be taken in: its configuration or a layer is not what the manifest
-    /// says, or the store cannot be written to; those of [`fetch`] if a layer is to be downloaded again.
+    /// [`Error::Archive`] if the image cannot be stored: its configuration or a layer differs from
+    /// the manifest, or the store cannot be written to; those of [`fetch`] if a layer is downloaded
+    /// again.
     pub fn register(mut self, store: &Exclusive<'_>, progress: Show<'_>) -> Result<Pulled> {
         let outcome = self.take(store, progress);
         let keep = outcome.as_ref().err().is_some_and(is_worth_keeping);
@@ -339,7 +340,7 @@ impl Fetched<'_> {
 
     fn take(&mut self, store: &Exclusive<'_>, progress: Show<'_>) -> Result<Pulled> {
         let writable = store.writable();
-        // A layer that was there may have been removed since; now nothing is any more.
+        // A layer may have been removed since; from now on none is, because the store is locked.
         self.layers(writable)?;
         let blobs = self.manifest.layers.iter();
         let incoming = Incoming {
@@ -376,7 +377,8 @@ impl Fetched<'_> {
         })
     }
 
-    /// As in Docker: the tag, if none but that was asked for, and what it meant today.
+    /// Returns the names, as in Docker: the tag, if the user gave no digest, and the name with
+    /// today's digest.
     fn names(&self) -> Result<Vec<Reference>> {
         let by_digest = digest_name(&self.name, &self.digest)?;
         Ok(match self.name.digest() {
@@ -386,13 +388,14 @@ impl Fetched<'_> {
     }
 }
 
-/// `name@digest`.
+/// Returns `name@digest`.
 pub(super) fn digest_name(name: &Reference, digest: &Digest) -> Result<Reference> {
     let text = format!("{}/{}@{digest}", name.domain(), name.path());
     Ok(Reference::parse(&text)?)
 }
 
-/// Notes for a later `push` that a layer is that blob there; not noting it does no harm.
+/// Writes a note for a later `push` that a layer is that blob in the registry. A failure does no
+/// harm.
 pub(super) fn note(store: &Exclusive<'_>, diff_id: &Digest, blob: &Digest, name: &Reference) {
     let repository = format!("{}/{}", name.domain(), name.path());
     if let Err(error) = store.note_blob(diff_id, blob, &repository) {

@@ -1,8 +1,8 @@
-//! An image of any store goes to a registry.
+//! Pushes an image of any store to a registry.
 //!
-//! A layer that the registry is known to have goes by its digest there, so that pulling and
-//! pushing keeps it; others are rebuilt from their files and compressed (`compress`), always to the same
-//! bytes. Each is checked against its diff ID on the way.
+//! If the registry is known to have a layer, the manifest has the digest of that blob, so that a
+//! pull and a push keep it. Other layers are rebuilt from their files and compressed (`compress`),
+//! always to the same bytes. Each rebuilt layer is checked against its diff ID.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -27,29 +27,30 @@ use crate::progress::Progress;
 use crate::store::writable::{Exclusive, KnownBlob, Staging, seen};
 use crate::store::{Image, ImageLayer, Store};
 
-/// Blobs of a layer that are asked for before it is made anew.
+/// The limit of known blobs of a layer that are looked for before the layer is rebuilt.
 const MAX_ASKED: usize = 5;
-/// Repositories that blobs may be taken over from: each makes the question for a token longer.
+/// The limit of repositories from which blobs may be mounted: each makes the token request longer.
 const MAX_SOURCES: usize = 8;
 
-/// How an image is pushed.
+/// The options of a push.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PushOptions {
-    /// How the registry is talked to.
+    /// The access to the registry.
     pub access: Access,
     /// The manifest's media type.
     pub kind: ManifestFormat,
-    /// Of layers that the registry does not have; zstd only with [`ManifestFormat::Oci`].
+    /// The compression of layers that the registry does not have; zstd only with
+    /// [`ManifestFormat::Oci`].
     pub compression: LayerCompression,
-    /// Layers at once.
+    /// The number of layers that are pushed at once.
     pub parallel: usize,
     /// A directory for compressed layers, in files without a name.
     pub staging: Staging,
 }
 
 impl PushOptions {
-    /// A manifest of version 2, schema 2, pushed as this user.
+    /// Returns the options for a manifest of version 2, schema 2, pushed as this user.
     #[must_use]
     pub fn new(staging: Staging) -> Self {
         Self {
@@ -65,13 +66,13 @@ impl PushOptions {
 /// An image that was pushed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Pushed {
-    /// Under which name.
+    /// The name.
     pub name: String,
     /// The manifest's digest.
     pub digest: Digest,
     /// The image's ID.
     pub id: Digest,
-    /// Its layers, base first.
+    /// The layers, base first.
     pub layers: Vec<PushedLayer>,
     #[serde(skip)]
     reference: Reference,
@@ -83,23 +84,23 @@ pub struct Pushed {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct PushedLayer {
-    /// Of its tar.
+    /// The digest of its tar.
     pub diff_id: Digest,
-    /// Of the compressed blob.
+    /// The digest of the compressed blob.
     pub digest: Digest,
     /// The blob's bytes.
     pub size: u64,
-    /// Whether the registry had it not.
+    /// Whether the blob was sent, because the registry did not have it.
     pub sent: bool,
-    /// The repository of the registry from which it was taken over.
+    /// The repository of the registry from which it was mounted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mounted: Option<String>,
 }
 
-/// Brings an image to the registry of `name`, whose tag then means it.
+/// Pushes an image to the registry of `name`. The tag then means the image.
 ///
 /// # Errors
-/// [`Error`]; [`layer_tar::Error::Damaged`] for a layer that is not what came in.
+/// [`Error`]; [`layer_tar::Error::Damaged`] if a layer differs from its diff ID.
 pub fn push(
     store: &Store,
     image: &Image,
@@ -205,8 +206,8 @@ impl Pushing<'_> {
         })
     }
 
-    /// The blob that a layer is known to be, if it still is in this repository, or in another
-    /// of the registry, which then gives it to this one.
+    /// Returns the known blob of a layer, if it still is in this repository, or in another one of
+    /// the registry, from which it is then mounted.
     fn known(&self, diff_id: &Digest) -> Result<Option<PushedLayer>> {
         let found = |digest: &Digest, size, mounted| PushedLayer {
             diff_id: *diff_id,
@@ -215,7 +216,7 @@ impl Pushing<'_> {
             sent: false,
             mounted,
         };
-        // Those that are noted are all compressed with gzip.
+        // All noted blobs are compressed with gzip.
         let LayerCompression::Gzip(_) = self.options.compression else {
             return Ok(None);
         };
@@ -240,7 +241,7 @@ impl Pushing<'_> {
         Ok(None)
     }
 
-    /// A layer's tar, compressed: the file, its digest and length.
+    /// Compresses a layer's tar; returns the file, its digest and length.
     fn compress(&self, layer: &ImageLayer) -> Result<(File, Digest, u64)> {
         let staging = &self.options.staging;
         let failed = |error: &io::Error| staging.failed(error);
@@ -266,7 +267,7 @@ impl Pushing<'_> {
         Ok((file.map_err(|e| failed(e.error()))?, digest, length))
     }
 
-    /// Publishes the manifest; its digest.
+    /// Publishes the manifest; returns its digest.
     fn manifest(&self, manifest: &Manifest) -> Result<Digest> {
         let kind = self.options.kind;
         let bytes = manifest::write(kind, manifest)?;
@@ -295,7 +296,7 @@ impl Pushing<'_> {
 }
 
 impl Pushed {
-    /// Notes in the image's own store what it is called in the registry, as Docker does.
+    /// Records the image's name and blobs in the registry in the image's own store, as Docker does.
     ///
     /// # Errors
     /// [`Error::Store`] if the names of the store cannot be read or written.
@@ -306,7 +307,7 @@ impl Pushed {
         }
         let repository = self.reference.familiar_name();
         let names = store.names(&self.id)?;
-        // Of a repository that the image is not called after it gets no name.
+        // The image gets a name with this digest only if it has a name of this repository.
         if names.iter().any(|name| name.repository == repository) {
             store.tag(&digest_name(&self.reference, &self.digest)?, &self.id)?;
         }
@@ -314,10 +315,11 @@ impl Pushed {
     }
 }
 
-/// A registry that has just said that it has every blob of the manifest may find one of them unknown
-/// or its digest no digest, while somebody else pushes the same blob there: the registry of the
-/// distribution project truncates the file that links a repository to a blob before it writes it
-/// (distribution/distribution#4489). That passes.
+/// Makes contradictory responses transient. A registry that has just said that it has every blob of
+/// the manifest may report one of them as unknown, or its digest as invalid, while another client
+/// pushes the same blob: the registry of the distribution project truncates the file that links a
+/// repository to a blob before it writes it (distribution/distribution#4489). This state does not
+/// last.
 fn contradiction(failure: Failure) -> Failure {
     const CODES: [&str; 3] = ["DIGEST_INVALID", "MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"];
     let is_one = |error: &Error| match error {
@@ -330,8 +332,8 @@ fn contradiction(failure: Failure) -> Failure {
     }
 }
 
-/// The repository of a note, if it is one of the registry of `name`. Notes are only as good as
-/// the store they are in.
+/// Returns the repository of a note, if the registry of `name` has it. Notes are only as reliable
+/// as their store.
 fn repository_of<'n>(note: &'n KnownBlob, name: &Reference) -> Option<&'n str> {
     let reference = Reference::parse(&note.source_repository).ok()?;
     let path = note.source_repository.strip_prefix(name.domain())?;
@@ -339,8 +341,8 @@ fn repository_of<'n>(note: &'n KnownBlob, name: &Reference) -> Option<&'n str> {
     (reference.domain() == name.domain() && reference.path() == path).then_some(path)
 }
 
-/// Repositories of the registry that layers of the image are known to be in: to take blobs over
-/// from them they must be readable.
+/// Returns the repositories of the registry that are known to have layers of the image: the token
+/// must allow reading them, so that blobs can be mounted.
 fn sources(store: &Store, layers: &[&ImageLayer], name: &Reference) -> Vec<String> {
     let mut sources = BTreeSet::new();
     for layer in layers {
@@ -352,7 +354,7 @@ fn sources(store: &Store, layers: &[&ImageLayer], name: &Reference) -> Vec<Strin
     sources.into_iter().take(MAX_SOURCES).collect()
 }
 
-/// Hashes and counts what is written.
+/// Hashes and counts the bytes written.
 struct Hashed {
     out: BufWriter<File>,
     hash: Sha256,

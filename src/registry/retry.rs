@@ -1,4 +1,4 @@
-//! What may succeed when tried again, and when that is done.
+//! Decides which failures allow another attempt, and when.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -7,17 +7,17 @@ use super::error::{Error, Result};
 use crate::store;
 use crate::sys::interrupt;
 
-/// How often and how soon something is tried again.
+/// The number of attempts and the pauses between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Retry {
-    /// Attempts, the first included.
+    /// The number of attempts, including the first.
     pub attempts: u32,
-    /// Before the second; before each further one twice as long.
+    /// The pause before the second attempt; it doubles before each further one.
     pub pause: Duration,
 }
 
-/// The longest that a registry is waited for because it says so (Retry-After), in one go.
+/// The longest single pause that a registry may ask for (Retry-After).
 const MAX_AFTER: Duration = Duration::from_secs(120);
 
 impl Default for Retry {
@@ -29,12 +29,12 @@ impl Default for Retry {
     }
 }
 
-/// Why an attempt failed.
+/// The failure of an attempt.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// Perhaps it does not the next time.
+    /// Another attempt may succeed.
     Transient(Error),
-    /// It will again.
+    /// Another attempt would fail too.
     Final(Error),
 }
 
@@ -61,14 +61,15 @@ impl From<Failure> for Error {
 }
 
 impl Retry {
-    /// How long to wait after so many attempts in a row; `None`: no more.
+    /// Returns the pause after this number of failed attempts in a row; `None` if there are no more
+    /// attempts.
     pub(super) fn after(&self, failed: u32) -> Option<Duration> {
         let doubled = 1u32.checked_shl(failed.saturating_sub(1)).unwrap_or(1);
         (failed < self.attempts).then(|| self.pause.saturating_mul(doubled))
     }
 
-    /// As [`Retry::after`], after this failure: a registry that says when it wants to be asked
-    /// again is not asked sooner, nor at all where that is too late.
+    /// As [`Retry::after`], after this failure: if the registry names a time (Retry-After), there
+    /// is no attempt before it, and none at all if the time is too long.
     pub(super) fn pause(&self, failed: u32, error: &Error) -> Option<Duration> {
         let pause = self.after(failed)?;
         match error {
@@ -79,7 +80,8 @@ impl Retry {
         }
     }
 
-    /// Tries until it succeeds or there is no point; `show` is told before each further attempt.
+    /// Repeats an attempt until it succeeds or fails for good; calls `show` before each further
+    /// attempt.
     pub(super) fn run<T>(
         &self,
         show: impl Fn(&Error, Duration),
@@ -102,7 +104,7 @@ impl Retry {
     }
 }
 
-/// Waits, unless it is interrupted or there is no point any more.
+/// Waits until the time is over, or `over` returns true. A signal is an error.
 pub(super) fn sleep(time: Duration, over: impl Fn() -> bool) -> Result<()> {
     const LOOK: Duration = Duration::from_millis(100);
     let end = Instant::now() + time;
@@ -117,8 +119,9 @@ pub(super) fn sleep(time: Duration, over: impl Fn() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// What came instead of an answer. `url` is for the message; `known`: the registry has answered
-/// before, so that one which is not there is being started again.
+/// Returns the failure of a request without a response. `url` is for the message. `known` says
+/// whether the registry has responded before: if it cannot be reached now, it is probably being
+/// restarted.
 pub(super) fn transport(url: &str, error: ureq::Error, known: bool) -> Failure {
     let tls = match &error {
         ureq::Error::Rustls(error) => Some(error),
@@ -161,8 +164,8 @@ pub(super) fn transport(url: &str, error: ureq::Error, known: bool) -> Failure {
     }
 }
 
-/// Whether a registry does not like our certificate, or that there is none (RFC 8446, section
-/// 6.2; which of the two, older servers do not tell).
+/// Whether a registry rejects our certificate, or requires one (RFC 8446, section 6.2; older
+/// servers do not say which of the two).
 fn is_about_us(alert: rustls::AlertDescription) -> bool {
     use rustls::AlertDescription as Alert;
     matches!(
@@ -178,7 +181,8 @@ fn is_about_us(alert: rustls::AlertDescription) -> bool {
     )
 }
 
-/// A registry that is not there, and one that speaks no TLS, will not be in a second.
+/// Whether another attempt may succeed. If a registry does not exist or speaks no TLS, that will
+/// not change in a second.
 fn is_transient(kind: io::ErrorKind) -> bool {
     !matches!(
         kind,

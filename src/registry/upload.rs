@@ -1,5 +1,5 @@
-//! A blob into a registry: asked whether it is there, or in another repository of it, else sent in
-//! one piece.
+//! Uploads a blob to a registry, unless the registry has it, here or in another repository. It is
+//! sent in one piece.
 //!
 //! Format: OCI distribution specification, "Pushing a blob monolithically", POST then PUT.
 
@@ -13,7 +13,7 @@ use super::error::{Error, Result};
 use super::retry::{Failure, Outcome};
 use crate::oci::Digest;
 
-/// The length of a blob that the registry has; `None`: it has not.
+/// Returns the length of a blob that the registry has; `None` if it does not have it.
 pub(super) fn size_there(client: &Client<'_>, digest: &Digest) -> Result<Option<u64>> {
     let path = client.path(&format!("blobs/{digest}"));
     let request = client.request(Method::HEAD, &path, client.blob_name(digest))?;
@@ -29,7 +29,7 @@ pub(super) fn size_there(client: &Client<'_>, digest: &Digest) -> Result<Option<
     Ok(length)
 }
 
-/// Asks the registry to give this repository a blob that another one of it has; whether it did.
+/// Asks the registry to mount a blob of another repository in this one; returns whether it did.
 /// Format: OCI distribution specification, "Mounting a blob from another repository".
 pub(super) fn mount(client: &Client<'_>, digest: &Digest, from: &str) -> Result<bool> {
     // Names of repositories need no escaping in a query, nor does the digest's colon.
@@ -39,7 +39,8 @@ pub(super) fn mount(client: &Client<'_>, digest: &Digest, from: &str) -> Result<
     request.body = Payload::Bytes(b"");
     let asked = client.ask(&request.what, || match client.exchange(&request) {
         Ok(response) => Ok(Some(response)),
-        // Not there, not for us, not known: then it is sent.
+        // The blob is not there, not accessible, or mounts are not supported: the blob is then
+        // sent.
         Err(Failure::Final(_)) => Ok(None),
         Err(failure) => Err(failure),
     })?;
@@ -49,7 +50,7 @@ pub(super) fn mount(client: &Client<'_>, digest: &Digest, from: &str) -> Result<
     if response.status() == StatusCode::CREATED {
         return Ok(true);
     }
-    // It began an upload instead, which nobody goes on with.
+    // The registry began an upload instead, which is cancelled.
     let location = response.headers().get(header::LOCATION);
     let location = location.and_then(|value| value.to_str().ok());
     if let Some(uri) = location.and_then(|location| endpoint::resolve(&request.uri, location)) {
@@ -62,16 +63,16 @@ pub(super) fn mount(client: &Client<'_>, digest: &Digest, from: &str) -> Result<
     Ok(false)
 }
 
-/// Content of a blob.
+/// The content of a blob.
 #[derive(Clone, Copy)]
 pub(super) enum Content<'c> {
     Bytes(&'c [u8]),
-    /// The whole file, of so many bytes.
+    /// The whole file, and its length in bytes.
     File(&'c File, u64),
 }
 
 impl Content<'_> {
-    /// Bytes.
+    /// Returns the length in bytes.
     fn size(self) -> u64 {
         match self {
             Content::Bytes(bytes) => bytes.len() as u64,
@@ -80,8 +81,8 @@ impl Content<'_> {
     }
 }
 
-/// Sends a blob; `passed` is told of the bytes. A registry that refuses the blob but has it then has
-/// it from another push.
+/// Sends a blob; `passed` gets the number of bytes. If a registry rejects the blob but has it,
+/// another push has brought it.
 pub(super) fn send(
     client: &Client<'_>,
     digest: &Digest,
@@ -92,7 +93,7 @@ pub(super) fn send(
         once(client, digest, content, passed)
     });
     match sent {
-        // Some registries refuse a blob that another push has brought meanwhile.
+        // Some registries reject a blob that another push has brought meanwhile.
         Err(refused @ Error::Status { .. }) => match size_there(client, digest) {
             Ok(Some(size)) if size == content.size() => Ok(()),
             _ => Err(refused),

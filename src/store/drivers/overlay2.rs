@@ -30,7 +30,7 @@ const LOWER: u64 = 64 << 10;
 pub(super) struct Overlay2 {
     name: &'static str,
     dialect: Dialect,
-    /// Whether layers may be images of composefs, as podman's.
+    /// Whether layers may be images of composefs, as in podman's stores.
     may_be_composefs: bool,
 }
 

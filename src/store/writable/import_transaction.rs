@@ -15,8 +15,8 @@ pub struct ImportTransaction<'e> {
     exclusive: &'e Exclusive<'e>,
     layers: Vec<Digest>,
     images: Vec<Digest>,
-    /// Delays signals until the layers and images are removed. `None` if a signal has arrived
-    /// before; then nothing can be staged any more.
+    /// After a signal the process ends when the layers and images are removed. `None` if a signal
+    /// came before; then nothing can be staged any more.
     _at_work: Option<AtWork>,
 }
 

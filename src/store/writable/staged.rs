@@ -45,7 +45,7 @@ pub(super) struct Made {
     /// The record in `layerdb/tmp/`, which belongs to it.
     pub(super) record: Option<PathBuf>,
     keep: bool,
-    /// Delays signals until the directory is removed.
+    /// After a signal the process ends when the directory is removed.
     _at_work: AtWork,
 }
 
