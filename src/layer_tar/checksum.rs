@@ -1,6 +1,6 @@
-//! The CRC-64 of a file's content, in which a hole costs the same whatever its length: a run of
-//! zero bytes changes the register of a CRC by a linear map over GF(2), whose powers of two are
-//! computed once.
+//! The CRC-64 of a file's content. The cost of a hole does not depend on its length: a run of zero
+//! bytes changes the register of a CRC by a linear map over GF(2), whose powers of two are computed
+//! once.
 
 use std::sync::OnceLock;
 
@@ -8,7 +8,7 @@ use super::tar_split::CRC;
 
 type Digest = crc::Digest<'static, u64, crc::Table<16>>;
 
-/// A linear map of the register: what each bit becomes.
+/// A linear map of the register: the image of each bit.
 type Map = [u64; 64];
 
 /// Computes the checksum of bytes and runs of zero bytes.
@@ -24,7 +24,7 @@ impl Checksum {
         self.0.update(bytes);
     }
 
-    /// Adds so many zero bytes.
+    /// Adds `count` zero bytes.
     pub(super) fn zeros(&mut self, count: u64) {
         if count == 0 {
             return;
@@ -36,11 +36,11 @@ impl Checksum {
                 register = applied(map, register);
             }
         }
-        // The register is reflected, an initial value is not.
+        // The register is reflected, while an initial value is not.
         self.0 = CRC.digest_with_initial(register.reverse_bits());
     }
 
-    /// The checksum.
+    /// Returns the checksum.
     pub(super) fn finish(self) -> u64 {
         self.0.finalize()
     }
@@ -52,7 +52,7 @@ fn applied(map: &Map, register: u64) -> u64 {
     set.fold(0, |sum, (_, becomes)| sum ^ becomes)
 }
 
-/// The maps of 1, 2, 4 and so on zero bytes.
+/// Returns the maps of 1, 2, 4 and so on zero bytes.
 fn powers() -> &'static [Map; 64] {
     static POWERS: OnceLock<Box<[Map; 64]>> = OnceLock::new();
     POWERS.get_or_init(|| {

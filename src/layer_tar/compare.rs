@@ -1,10 +1,12 @@
-//! Are a layer's files what the headers of its tar say, and are there no others?
+//! Compares a layer's files with the headers of its tar, and finds files that the tar does not
+//! have.
 //!
-//! What differs without damage is allowed for: a plain user's store has no owners and adds
-//! permissions for him, times that a file system cannot hold, the two ways in which Docker
-//! and we unpack hard links whose headers contradict each other.
+//! Some differences are not damage and are allowed: the store of a plain user has that user as the
+//! owner and adds permissions for that user; file systems cannot hold all times; Docker and this
+//! program unpack hard links with contradictory headers in two different ways.
 //!
-//! Invariant: memory is bounded, however many files there are. The tar and the directory are gone
+//! Invariant: memory is bounded for any number of files. The tar and the directory are read in the
+//! order of paths, which are sorted in files.
 //! through in the order of paths, sorted by way of files.
 
 mod linked;
@@ -38,34 +40,34 @@ use linked::Linked;
 pub struct Compare<'d> {
     /// The directory.
     pub diff: BorrowedFd<'d>,
-    /// Its markers.
+    /// The dialect of its markers.
     pub dialect: Dialect,
     /// Whether files have the owners of the tar: in root's stores.
     pub owners: bool,
-    /// Who made the layer's own directory.
+    /// The program that made the layer's own directory.
     pub root: RootDirectory,
-    /// Files for what does not fit into memory, which are written over.
+    /// Scratch files for data that does not fit into memory. They are overwritten.
     pub scratch: [&'d File; 4],
 }
 
-/// Who made a layer's own directory, `/` of the tar.
+/// The program that made a layer's own directory, `/` of the tar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RootDirectory {
-    /// We did: it has what the tar's entry `./` says.
+    /// This program: the directory has the attributes of the tar's entry `./`.
     OfTar,
-    /// An engine did, which passes over that entry: Docker and containerd make it 0755 0:0, podman
-    /// 0555 0:0.
+    /// An engine, which ignores that entry: Docker and containerd make the directory 0755 0:0,
+    /// podman 0555 0:0.
     OfEngine,
 }
 
 impl Compare<'_> {
-    /// Compares every file with the headers that the tar-split (lines, not compressed) has, which is
-    /// given twice: some tars take two passes. Gives the layer's size as Docker counts it: bytes of
-    /// everything but directories, each inode once.
+    /// Compares every file with the headers in the tar-split (lines, not compressed), which is
+    /// given twice, because some tars need two passes. Returns the layer's size as Docker counts
+    /// it: bytes of everything but directories, each inode once.
     ///
     /// # Errors
-    /// For headers that cannot be read, or are too many to be compared; directories that cannot be
-    /// listed; scratch files that cannot be used.
+    /// Fails for headers that cannot be read, or are too many to be compared; for directories that
+    /// cannot be listed; for scratch files that cannot be used.
     pub fn run(
         &self,
         splits: [impl BufRead; 2],
@@ -103,14 +105,14 @@ impl Compare<'_> {
     }
 }
 
-/// Inodes that the tar reaches through symlinks, at most.
+/// The limit of inodes that the tar reaches through symlinks.
 const MAX_ELSEWHERE: usize = 1 << 20;
 
 type Found<T> = Result<T, String>;
 
 struct Run<'r, 'd> {
     compare: Compare<'d>,
-    /// The directory used last; whether it was found without symlinks.
+    /// The directory used last, and whether it was found without symlinks.
     parent: Option<(Vec<u8>, OwnedFd, bool)>,
     /// Inodes of files that are in the tar under a path that leads through a symlink.
     elsewhere: Vec<u64>,
@@ -140,7 +142,7 @@ impl Run<'_, '_> {
         });
     }
 
-    /// Looks at what is at a path.
+    /// Returns the attributes of a path, and whether it was found without symlinks.
     fn stat(&mut self, path: &[u8]) -> Found<(Stat, bool)> {
         let missing = |errno| match errno {
             Errno::NOENT | Errno::NOTDIR => "is missing".to_owned(),
@@ -170,7 +172,7 @@ impl Run<'_, '_> {
         Ok((stat, *plain))
     }
 
-    /// The file that was looked at last.
+    /// Returns the file whose attributes were read last.
     fn at<'p>(&'p self, path: &'p [u8]) -> At<'p> {
         match &self.parent {
             Some((_, dir, _)) if !path.is_empty() => At::new(dir.as_fd(), split(path).1),
@@ -181,12 +183,12 @@ impl Run<'_, '_> {
     fn path(&mut self, want: &Want, has_below: bool) -> Found<()> {
         let path = want.path.as_slice();
         let Some(node) = &want.node else {
-            // A directory that only its own mark has made, too.
+            // A directory that exists only because of its opaque marker counts too.
             return self.whiteout(path, has_below || want.opaque);
         };
         let (stat, plain) = match self.stat(path) {
-            // Versions before this one did not unpack it; the content of a file that was is looked at
-            // where the tar is made again.
+            // Earlier versions did not unpack such a file. If it was unpacked, its content is
+            // checked when the tar is rebuilt.
             Err(_) if is_below_note(path) => return Ok(()),
             other => other?,
         };
@@ -241,7 +243,7 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Length, target, device number.
+    /// Compares length, symlink target and device number.
     fn content(&self, path: &[u8], node: &Node, stat: &Stat, wrong: &mut Vec<String>) {
         match node.kind {
             EntryKind::Regular if stat.size != node.size => {
@@ -273,7 +275,7 @@ impl Run<'_, '_> {
         let or = relinked.as_ref().unwrap_or(want);
         let extra = match (self.compare.owners, node.kind) {
             (true, _) => 0,
-            // So that he can read and remove what is his.
+            // Added permissions, so that the user can read and remove their own files.
             (false, EntryKind::Directory) => 0o700,
             (false, _) => 0o400,
         };
@@ -288,7 +290,7 @@ impl Run<'_, '_> {
                 stat.uid, stat.gid, want.uid, want.gid
             ));
         }
-        // Docker makes the layer's root anew when it has unpacked it.
+        // Docker makes the layer's root again after unpacking.
         let timed = path.is_empty() || same_time(stat.mtime, want.mtime);
         if !timed && !same_time(stat.mtime, or.mtime) {
             let text = |t: Time| format!("{}.{:09}", t.sec, t.nsec);
@@ -303,7 +305,8 @@ impl Run<'_, '_> {
     fn xattrs(&self, path: &[u8], node: &Node, wrong: &mut Vec<String>) {
         let at = self.at(path);
         for (name, value) in &node.xattrs {
-            // A plain user has none of these; labels of this host are none of the image's.
+            // A plain user cannot set these; security labels of this host do not belong to the
+            // image.
             let free = name.starts_with(b"user.") || self.compare.owners;
             let label = [&b"security.selinux"[..], b"security.evm", b"security.ima"];
             if is_marker_xattr(name) || !free || label.contains(&name.as_slice()) {
@@ -312,15 +315,16 @@ impl Run<'_, '_> {
             let Ok(c_name) = CString::new(name.as_slice()) else {
                 continue;
             };
-            // ACLs come back in the kernel's own form, or as a mode.
+            // The kernel returns ACLs in its own form, or as a mode.
             let acl = name.starts_with(b"system.");
             match at.xattr_raw(&c_name) {
                 Ok(found) if acl || value_of(&found) == *value => {}
                 Err(_) if acl => {}
-                // Nor can the file system, or this kind of file, have it.
+                // The file system, or this type of file, does not support the xattr either.
                 Err(Errno::OPNOTSUPP | Errno::PERM) => {}
                 Err(Errno::NODATA) if name.starts_with(b"user.") && !user_xattrs(node.kind) => {}
-                // Docker and podman drop one without a value, containerd and we set it.
+                // Docker and podman drop an xattr with an empty value; containerd and this program
+                // set it.
                 Err(Errno::NODATA) if value.is_empty() => {}
                 Ok(_) => wrong.push(format!("has another xattr {}", excerpt(name))),
                 Err(Errno::NODATA) => wrong.push(format!("has no xattr {}", excerpt(name))),
@@ -346,9 +350,10 @@ impl Run<'_, '_> {
                 }
                 Ok(())
             }
-            // It hides what is below a directory that others' paths made.
+            // The whiteout only hides the lower content of a directory that other entries have
+            // made.
             Ok((stat, _)) if stat.kind == FileKind::Directory && has_below => Ok(()),
-            // Hidden by a whiteout further up, below which nothing is made.
+            // A whiteout further up hides the path, and nothing is made below a whiteout.
             Err(_) if is_whited_out(self.compare.diff, self.compare.dialect, split(path).0) => {
                 Ok(())
             }
@@ -367,7 +372,7 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Notes which opaque directories the tar reaches through symlinks.
+    /// Finds the opaque directories that the tar reaches through symlinks.
     fn find_opaque(&mut self, expected: &mut ExpectedEntries<'_>) -> Result<(), Error> {
         let diff = self.compare.diff;
         while let Some(want) = expected.current() {
@@ -397,7 +402,8 @@ impl Run<'_, '_> {
             }
             return;
         }
-        // One that is missing was told already, or is made for others' sake.
+        // A missing directory may have been reported already; it may also exist only because of
+        // other entries.
         if !matches!(self.stat(path), Ok((stat, _)) if stat.kind == FileKind::Directory) {
             return self.damage(path, "was an opaque directory, which is missing".to_owned());
         }
@@ -409,7 +415,7 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Finds files of the tar that are one file here.
+    /// Finds separate files of the tar that are one file in the directory.
     fn linked_twice(&mut self, expected: &mut ExpectedEntries<'_>) -> Result<(), Error> {
         let mut first = self.linked.twice()?;
         if first.is_empty() {
@@ -452,14 +458,14 @@ fn kind_of(kind: EntryKind) -> FileKind {
     }
 }
 
-/// Whether a file's time is the one of the tar, as far as a file system can have that:
-/// those before 1970 and far ahead are the epoch with Docker and what fits elsewhere.
+/// Whether a file's time is that of the tar, as far as a file system can hold it. Times before 1970
+/// and far in the future become the epoch with Docker, and the nearest possible time elsewhere.
 fn same_time(found: Time, want: Time) -> bool {
-    // Of ext4, the year 2446; Docker takes nanoseconds that fit 63 bits.
+    // The limit of ext4 is the year 2446; that of Docker is the range of nanoseconds in 63 bits.
     const LAST: i64 = (1 << 34) - (1 << 31);
     found == want
         || (want.sec < 0 && (found == Time::default() || found.sec >= -(1 << 31) && found.sec <= 0))
         || (want.sec >= i64::MAX / 1_000_000_000 || want.sec >= LAST)
-        // ext4 with small inodes has no fractions.
+        // ext4 with small inodes does not store fractions.
         || (found.sec == want.sec && found.nsec == 0)
 }

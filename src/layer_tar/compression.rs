@@ -1,4 +1,4 @@
-//! How a layer's tar is compressed, told by its first bytes, and the tar out of it.
+//! Recognizes the compression of a layer's tar by its first bytes, and decompresses it.
 
 use std::io::{self, BufReader, Read};
 
@@ -6,17 +6,17 @@ use bzip2::bufread::MultiBzDecoder;
 use flate2::bufread::MultiGzDecoder;
 use lzma_rust2::XzReader;
 
-/// Bytes that tell a compression.
+/// The number of bytes that identify a compression.
 pub(crate) const MAGIC: usize = 10;
-/// Bytes read at a time.
+/// The number of bytes read at a time.
 const CHUNK: usize = 256 << 10;
 /// The largest window of a zstd frame, as a power of two: 128 MiB, which every decoder has to
 /// support up to level 22; a frame may ask for much more memory.
 const MAX_WINDOW: u32 = 27;
-/// KiB that an xz stream may ask for: a dictionary of as much, twice that of `xz -9`, and some besides.
+/// The memory limit of an xz stream in KiB: twice the dictionary of `xz -9`, and some overhead.
 const MAX_XZ: u32 = (128 << 10) + 1024;
 
-/// How a stream is compressed.
+/// The compression of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compression {
     None,
@@ -27,8 +27,9 @@ pub(crate) enum Compression {
 }
 
 impl Compression {
-    /// By the first bytes (RFC 1952, RFC 8878, the .xz file format 1.2.1). Those of bzip2 alone could
-    /// be a file's name in a tar, so the mark of the first block counts too.
+    /// Recognizes a compression by the first bytes (RFC 1952, RFC 8878, the .xz file format 1.2.1).
+    /// The magic of bzip2 alone could be a file's name in a tar, so the magic of the first block is
+    /// also needed.
     pub(crate) fn of(head: &[u8]) -> Self {
         match head {
             [0x1f, 0x8b, ..] => Self::Gzip,
@@ -48,7 +49,7 @@ impl Compression {
 /// A reader with its first bytes put back.
 pub(crate) type Peeked<R> = io::Chain<io::Cursor<Vec<u8>>, R>;
 
-/// What a stream is compressed with, and the stream from its beginning.
+/// Returns the compression of a stream, and the stream from its beginning.
 pub(crate) fn peek<R: Read>(mut input: R) -> io::Result<(Compression, Peeked<R>)> {
     let mut head = Vec::with_capacity(MAGIC);
     (&mut input).take(MAGIC as u64).read_to_end(&mut head)?;
@@ -56,7 +57,7 @@ pub(crate) fn peek<R: Read>(mut input: R) -> io::Result<(Compression, Peeked<R>)
     Ok((compression, io::Cursor::new(head).chain(input)))
 }
 
-/// The stream itself, whatever it is compressed with.
+/// Returns the decompressed stream, for any compression.
 pub(crate) fn decompress<'r>(
     input: impl Read + Send + 'r,
 ) -> io::Result<Box<dyn Read + Send + 'r>> {
@@ -64,7 +65,7 @@ pub(crate) fn decompress<'r>(
     decompress_as(compression, input)
 }
 
-/// The stream itself, which is compressed so.
+/// Returns the decompressed stream, for this compression.
 pub(crate) fn decompress_as<'r>(
     compression: Compression,
     input: impl Read + Send + 'r,
@@ -83,7 +84,7 @@ pub(crate) fn decompress_as<'r>(
     })
 }
 
-/// Names what is wrong with a stream that asks for more memory than there may be.
+/// An xz reader whose error says if a stream needs more memory than is allowed.
 struct Xz<R: Read>(XzReader<R>);
 
 impl<R: Read> Read for Xz<R> {

@@ -1,7 +1,8 @@
-//! Device nodes where only files can be made: an empty file, with type and numbers in an xattr, as
-//! containers/storage keeps them (`user.containers.override_stat`, "UID:GID:MODE:char-MAJOR-MINOR").
+//! Device nodes where only regular files can be made: an empty file, with type and numbers in an
+//! xattr, as containers/storage stores them (`user.containers.override_stat`,
+//! "UID:GID:MODE:char-MAJOR-MINOR").
 //!
-//! The tar comes back whole, since its headers are in tar-split. A mount shows the file.
+//! The tar can be rebuilt, since its headers are in tar-split. A mount shows the empty file.
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
@@ -13,7 +14,7 @@ use crate::layer::types::FileKind;
 
 const XATTR: &std::ffi::CStr = c"user.containers.override_stat";
 
-/// What a device is, for the note.
+/// A device in the form of the xattr.
 struct Device {
     kind: EntryKind,
     numbers: (u32, u32),
@@ -32,7 +33,8 @@ impl Device {
     }
 }
 
-/// Notes on the file what it stands for. Where there are no xattrs, tar-split alone has it.
+/// Sets the xattr of the file. If the file system has no xattrs, only tar-split describes the
+/// device.
 pub(super) fn set(at: At<'_>, entry: &Entry) -> Result<(), Errno> {
     let device = Device {
         kind: entry.kind,

@@ -1,7 +1,7 @@
-//! What directories get when all is in them: modes, times, default ACLs. The last entry of a path
-//! counts. However many directories a layer has, only so much of this is in memory: the rest is
-//! in a file without a name in the layer's own directory, in sorted runs that are merged at the
-//! end.
+//! Attributes of directories that are set when their content is complete: modes, times, default
+//! ACLs. The last entry of a path is valid. Memory is bounded for any number of directories: the
+//! rest of the attributes is in a file without a name in the layer's own directory, in sorted runs
+//! that are merged at the end.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,16 +15,16 @@ use rustix::io::Errno;
 use super::error::{Error, Result};
 use crate::layer::types::Time;
 
-/// Bytes of memory until a run is written, about.
+/// The approximate number of bytes in memory before a run is written.
 const MEMORY: usize = 16 << 20;
-/// Of these a directory takes besides its path and ACL.
+/// The bytes that are counted for a directory besides its path and ACL.
 const EACH: usize = 160;
-/// Bytes of a run read at a time; there is a run for each [`MEMORY`].
+/// The bytes of a run that are read at a time; there is a run for each [`MEMORY`].
 const WINDOW: usize = 16 << 10;
-/// No record is larger: a path and an ACL of 1 MiB each, as headers are bounded.
+/// The size limit of a record: a path and an ACL of 1 MiB each, as headers are bounded.
 const MAX_RECORD: usize = 4 << 20;
 
-/// What one directory gets.
+/// The attributes of one directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct DirectoryMetadata {
     pub(super) perm: u32,
@@ -34,7 +34,7 @@ pub(super) struct DirectoryMetadata {
     pub(super) acl: Option<Vec<u8>>,
 }
 
-/// Directories with what they get, by their cleaned paths.
+/// Directories with their attributes, by their cleaned paths.
 pub(super) struct DeferredDirectories<'d> {
     /// The layer's directory, on whose file system the runs are.
     root: BorrowedFd<'d>,
@@ -42,7 +42,7 @@ pub(super) struct DeferredDirectories<'d> {
     held: usize,
     newest: BTreeMap<Vec<u8>, DirectoryMetadata>,
     file: Option<File>,
-    /// Where each run is in the file, oldest first.
+    /// The range of each run in the file, oldest first.
     runs: Vec<(u64, u64)>,
 }
 
@@ -62,7 +62,7 @@ impl<'d> DeferredDirectories<'d> {
         }
     }
 
-    /// Notes what a directory gets; what it was to get before does not count any more.
+    /// Stores the attributes of a directory, in place of earlier ones.
     pub(super) fn insert(&mut self, path: &[u8], late: DirectoryMetadata) -> Result<()> {
         let size =
             |late: &DirectoryMetadata| EACH + path.len() + late.acl.as_ref().map_or(0, Vec::len);
@@ -77,7 +77,7 @@ impl<'d> DeferredDirectories<'d> {
         }
     }
 
-    /// Writes what is in memory as a run, the last path first.
+    /// Writes the attributes in memory as a run, the last path first.
     fn spill(&mut self) -> io::Result<()> {
         let file = match self.file.take() {
             Some(file) => file,
@@ -102,7 +102,7 @@ impl<'d> DeferredDirectories<'d> {
         Ok(())
     }
 
-    /// Hands out every directory once, those in another before it.
+    /// Calls `each` once for every directory, inner directories first.
     pub(super) fn drain(
         &mut self,
         mut each: impl FnMut(&[u8], &DirectoryMetadata) -> Result<()>,
@@ -110,7 +110,7 @@ impl<'d> DeferredDirectories<'d> {
         if !self.runs.is_empty() && !self.newest.is_empty() {
             self.spill().map_err(failed)?;
         }
-        // Behind the path of a directory come those in it.
+        // The paths in a directory follow the directory's path.
         for (path, late) in std::mem::take(&mut self.newest).iter().rev() {
             each(path, late)?;
         }
@@ -122,7 +122,7 @@ impl<'d> DeferredDirectories<'d> {
             .into_iter()
             .map(|(at, end)| Run::new(at, end))
             .collect();
-        // Which run is at which path; of one path, the newest run has it last.
+        // The current path of each run. Of equal paths, the one of the newest run comes last.
         let mut next = BTreeMap::new();
         for (number, run) in runs.iter_mut().enumerate() {
             if let Some((path, late)) = run.next(&file).map_err(failed)? {
@@ -152,7 +152,7 @@ fn failed(source: io::Error) -> Error {
     }
 }
 
-/// A file in that directory that nobody sees.
+/// Returns a file in that directory without a name.
 pub(super) fn unnamed_in(dir: BorrowedFd<'_>) -> io::Result<File> {
     let mode = Mode::from_raw_mode(0o600);
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
@@ -161,7 +161,7 @@ pub(super) fn unnamed_in(dir: BorrowedFd<'_>) -> io::Result<File> {
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => (),
         Err(errno) => return Err(errno.into()),
     }
-    // A file system without such: it loses its name at once.
+    // The file system does not support O_TMPFILE: the name is removed at once.
     let name = c".wh..wh.unionfs-unpack";
     let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
     let fd = rustix::fs::openat(dir, name, flags, mode)?;
@@ -183,10 +183,10 @@ fn encode(path: &[u8], late: &DirectoryMetadata, out: &mut Vec<u8>) {
     out.extend(acl.unwrap_or_default());
 }
 
-/// Bytes of a record before its path.
+/// The bytes of a record before its path.
 const HEAD: usize = 3 * 4 + 2 * 12;
 
-/// A record and the bytes that it took; `None`: there are too few.
+/// Returns a record and its length in bytes; `None` if there are too few bytes.
 fn decode(bytes: &[u8]) -> Option<((Vec<u8>, DirectoryMetadata), usize)> {
     let (head, rest) = bytes.split_at_checked(HEAD)?;
     let u32_at = |at: usize| -> Option<u32> {
@@ -212,7 +212,7 @@ fn decode(bytes: &[u8]) -> Option<((Vec<u8>, DirectoryMetadata), usize)> {
     Some(((path.to_vec(), late), took))
 }
 
-/// A run being read.
+/// A run that is being read.
 struct Run {
     at: u64,
     end: u64,

@@ -1,4 +1,4 @@
-//! What can be wrong with a layer tar or its tar-split.
+//! Errors of layer tars and of their tar-split.
 
 use std::io;
 
@@ -11,49 +11,49 @@ use crate::sys::remedy::{io_is_full, io_remedy, is_full};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An entry that no layer may have.
+    /// A layer must not have such an entry.
     #[error("layer tar, entry {entry}: {what}")]
     Entry {
         /// The entry's name, quoted and shortened.
         entry: String,
-        /// What is wrong, and what to do.
+        /// The fault, and the remedy.
         what: String,
     },
-    /// Bytes that are no tar.
+    /// The bytes are not a tar.
     #[error("layer tar, at byte {offset}: {what}; get the image again")]
     Stream {
         /// Offset in the uncompressed stream.
         offset: u64,
-        /// What is wrong there.
+        /// The fault.
         what: &'static str,
     },
-    /// The stream itself failed: truncated, or not what its compression promises.
+    /// The stream itself cannot be read: it is truncated, or its compression is damaged.
     #[error("layer tar, at byte {offset}: cannot read: {source}")]
     Read {
         /// Offset in the uncompressed stream.
         offset: u64,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A file could not be created or changed.
+    /// A file cannot be created or changed.
     #[error("layer tar, entry {entry}: cannot {action}: {source}{}", remedy(*source))]
     Place {
         /// The entry's name, quoted and shortened.
         entry: String,
-        /// What was being done.
+        /// The failed action.
         action: &'static str,
         /// The errno.
         source: Errno,
     },
-    /// More than the caller allows.
+    /// The tar exceeds a limit of the caller.
     #[error("layer tar: more than {limit} {what}: refused as a possible bomb")]
     Limit {
-        /// Of what: "bytes", "entries".
+        /// The unit: "bytes", "entries".
         what: &'static str,
-        /// How many are allowed.
+        /// The limit.
         limit: u64,
     },
-    /// It does not fit on the store's file system.
+    /// The content does not fit on the store's file system.
     #[error(
         "layer tar, entry {entry}: it needs {}, but only {} may be used on the store's file system, the reserve left out; free some space, or set UNIONFS_ROOT to a larger disk",
         crate::sys::free_space::shown(*needed), crate::sys::free_space::shown(*free)
@@ -61,48 +61,48 @@ pub enum Error {
     NoRoom {
         /// The entry's name, quoted and shortened.
         entry: String,
-        /// Bytes that are to be written next.
+        /// The bytes that are to be written next.
         needed: u64,
-        /// Bytes that may be.
+        /// The bytes that may be used.
         free: u64,
     },
-    /// A signal ended it.
+    /// A signal ended the operation.
     #[error(transparent)]
     Interrupted(#[from] crate::sys::interrupt::Interrupted),
-    /// Malformed tar-split.
+    /// The tar-split is malformed.
     #[error("tar-split, line {line}: {what}; load or pull the image again with --repair")]
     Split {
-        /// Line, from 1.
+        /// The line, from 1.
         line: u64,
-        /// What is wrong there.
+        /// The fault.
         what: String,
     },
-    /// A layer's file is not what the tar-split says.
+    /// A file of the layer differs from the tar-split.
     #[error("layer file {path}: {what}; load or pull the image again with --repair")]
     Damaged {
         /// The path in the layer, quoted and shortened.
         path: String,
-        /// What is wrong with it.
+        /// The damage.
         what: String,
     },
-    /// What was made could not be written.
+    /// The output cannot be written.
     #[error("cannot write the {what}: {source}{}", io_remedy(source))]
     Write {
-        /// "tar", "tar-split" or notes for the end.
+        /// The kind of output: "tar", "tar-split" or data for the end.
         what: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The thread that hashes could not be started, or ended early.
+    /// The hashing thread could not be started, or ended early.
     #[error("cannot hash the layer: {0}")]
     Hash(io::Error),
 }
 
-/// Result of reading or making a layer tar.
+/// The result of reading or making a layer tar.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// Tells whether there was no room for what was to be written.
+    /// Whether the disk or quota had no space for the data.
     pub fn is_full(&self) -> bool {
         match self {
             Self::NoRoom { .. } => true,
@@ -112,7 +112,7 @@ impl Error {
         }
     }
 
-    /// A tar, or a part of it, that could not be written.
+    /// Returns the error for a tar, or a part of it, that could not be written.
     pub(crate) fn writing_tar(source: io::Error) -> Self {
         Self::Write {
             what: "tar",

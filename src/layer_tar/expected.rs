@@ -1,4 +1,4 @@
-//! What the headers of a layer's tar say of paths.
+//! The state of a path that the headers of a layer's tar demand.
 
 use super::clean;
 use super::error::{Error, Result};
@@ -10,14 +10,14 @@ use crate::layer::markers::{WH_OPAQUE, WH_PREFIX, is_marker_xattr, is_opaque_xat
 use crate::layer::types::Time;
 use crate::oci::Digest;
 
-/// Bytes of a path, the NUL at its end included, at most: PATH_MAX.
+/// The limit of bytes of a path, including the NUL at its end: PATH_MAX.
 const MAX_PATH: usize = 4096;
-/// Bytes of an xattr's value that are kept as they are; of longer values the digest is kept.
+/// The longest xattr value in bytes that is kept as it is; of longer values the digest is kept.
 const MAX_VALUE: usize = 64;
-/// Bytes that are kept of any xattr's value, at most.
+/// The limit of bytes that are kept of any xattr's value.
 pub(super) const KEPT_VALUE: usize = 80;
 
-/// Attributes that a header gives.
+/// The attributes in a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Attributes {
     pub(super) perm: u32,
@@ -26,23 +26,23 @@ pub(super) struct Attributes {
     pub(super) mtime: Time,
 }
 
-/// A file that a tar has.
+/// A file of a tar.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) kind: EntryKind,
     pub(super) attributes: Attributes,
-    /// Bytes of a regular file, holes included.
+    /// The bytes of a regular file, including holes.
     pub(super) size: u64,
     pub(super) device: (u32, u32),
-    /// A symlink's target, or the cleaned path that a hard link is to.
+    /// A symlink's target, or the cleaned target path of a hard link.
     pub(super) link: Box<[u8]>,
-    /// Name and [`value_of`] the value. Markers of layers are left out.
+    /// The names of xattrs, each with [`value_of`] its value. Markers of layers are left out.
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Among them is one of an opaque directory, which Docker sets and we do not.
+    /// Whether an opaque marker is among the xattrs, which Docker sets and this program does not.
     pub(super) may_be_opaque: bool,
 }
 
-/// What stands for an xattr's value: the value, or its digest if it is long.
+/// Returns the kept form of an xattr's value: the value, or its digest if it is long.
 pub(super) fn value_of(value: &[u8]) -> Vec<u8> {
     match value.len() {
         0..=MAX_VALUE => value.to_vec(),
@@ -50,25 +50,26 @@ pub(super) fn value_of(value: &[u8]) -> Vec<u8> {
     }
 }
 
-/// What a path is to be. Without a node and a whiteout: only a directory that is opaque.
+/// The expected state of a path. Without a node and a whiteout it is only an opaque directory.
 #[derive(Debug, Default)]
 pub(super) struct Want {
-    /// Cleaned.
+    /// The cleaned path.
     pub(super) path: Vec<u8>,
     pub(super) node: Option<Node>,
-    /// A whiteout of it is in the tar too.
+    /// Whether the tar also has a whiteout of it.
     pub(super) whiteout: bool,
-    /// It is an opaque directory.
+    /// Whether it is an opaque directory.
     pub(super) opaque: bool,
-    /// There may be a whiteout of it: engines make one of a note of AUFS (`.wh..wh.plnk`: of
-    /// `.wh.plnk`), we do not.
+    /// Whether there may be a whiteout of it: engines make one of a reserved name of AUFS
+    /// (`.wh..wh.plnk`: of `.wh.plnk`), while this program does not.
     pub(super) maybe_whiteout: bool,
-    /// Attributes of the last hard link to it: Docker sets those, we keep the file's own.
+    /// The attributes of the last hard link to it: Docker sets those, this program keeps the file's
+    /// own.
     pub(super) relinked: Option<Attributes>,
 }
 
 impl Want {
-    /// Whether the tar has it, or a whiteout of it.
+    /// Whether the tar has the path, or a whiteout of it.
     pub(super) fn is_named(&self) -> bool {
         self.node.is_some() || self.whiteout
     }
@@ -80,16 +81,16 @@ impl Want {
     }
 }
 
-/// What an entry is about, with the cleaned path.
+/// The subject of an entry, with the cleaned path.
 pub(super) enum Subject {
     File(Vec<u8>),
-    /// The path that it hides.
+    /// A whiteout; the path that it hides.
     Whiteout(Vec<u8>),
-    /// The directory that is opaque.
+    /// An opaque marker; its directory.
     Opaque(Vec<u8>),
-    /// The path that a note of AUFS would hide.
+    /// A reserved name of AUFS; the path that it would hide.
     Note(Vec<u8>),
-    /// Nothing that is unpacked.
+    /// An entry that is not unpacked.
     Nothing,
 }
 
@@ -129,7 +130,7 @@ impl Subject {
     }
 }
 
-/// The attributes of an entry.
+/// Returns the attributes of an entry.
 pub(super) fn attributes_of(entry: &Entry) -> Attributes {
     Attributes {
         perm: entry.perm,
@@ -139,7 +140,7 @@ pub(super) fn attributes_of(entry: &Entry) -> Attributes {
     }
 }
 
-/// The path that a hard link names, cleaned.
+/// Returns the cleaned target path of a hard link.
 ///
 /// # Errors
 /// As [`Subject::of`].
@@ -155,7 +156,7 @@ pub(super) fn target_of(entry: &Entry) -> Result<Vec<u8>> {
 }
 
 impl Node {
-    /// Of an entry; `target`: what a hard link is to.
+    /// Returns the node of an entry. `target` is the target of a hard link.
     ///
     /// # Errors
     /// As [`Subject::of`].
@@ -188,7 +189,7 @@ impl Node {
         })
     }
 
-    /// Whether it is a device that is a whiteout, as `.wh.NAME` is.
+    /// Whether it is a device that is a whiteout, like `.wh.NAME`.
     pub(super) fn is_whiteout(&self) -> bool {
         self.kind == EntryKind::CharDevice && self.device == (0, 0)
     }

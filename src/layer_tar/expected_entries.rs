@@ -1,8 +1,8 @@
-//! What a layer's tar says its files are, in the order of paths. However many files there are, memory is
-//! bounded: headers are sorted by way of a file.
+//! The files that a layer's tar describes, in the order of paths. Memory is bounded for any number
+//! of files: headers are sorted in a file.
 //!
-//! A tar that replaces a file to which another entry is a hard link is read by [`ExpectedTree`] first,
-//! which knows under which name that file stays.
+//! If a tar replaces a file to which another entry is a hard link, [`ExpectedTree`] reads it first:
+//! it knows the name under which that file stays.
 
 use std::fs::File;
 use std::io::{self, BufRead};
@@ -16,14 +16,15 @@ use super::header::{Entry, EntryKind};
 use super::link_targets::LinkTargets;
 use super::split_headers;
 
-/// The order of paths here: that of a walk, which has what is in a directory right after it.
+/// Returns the sort key of a path. The order is that of a walk: a directory's content follows it
+/// directly.
 pub(super) fn order(path: &[u8]) -> Vec<u8> {
     path.iter()
         .map(|&b| if b == b'/' { 0 } else { b })
         .collect()
 }
 
-/// The path of such a key.
+/// Returns the path of such a key.
 pub(super) fn path_of(key: &[u8]) -> Vec<u8> {
     key.iter().map(|&b| if b == 0 { b'/' } else { b }).collect()
 }
@@ -36,29 +37,29 @@ fn is_below(key: &[u8], above: &[u8]) -> bool {
     }
 }
 
-/// Everything that a tar has, path by path, in the order of [`order`].
+/// All entries of a tar, path by path, in the order of [`order`].
 pub(super) struct ExpectedEntries<'f> {
     sorted: Sorted<'f>,
     has_opaque: bool,
-    /// Whether a file was replaced to which another entry is a hard link.
+    /// Whether a file to which another entry is a hard link was replaced.
     replaced: bool,
     /// The next record.
     record: Option<(Vec<u8>, Vec<u8>)>,
-    /// Paths on the way to the next one at which there is no directory from some entry on: the keys,
-    /// and how many entries came before.
+    /// Ancestors of the next path that stopped being directories at some entry: their keys, and the
+    /// number of that entry.
     cuts: Vec<(Vec<u8>, u64)>,
     current: Option<Want>,
     ahead: Option<Want>,
 }
 
 impl<'f> ExpectedEntries<'f> {
-    /// Reads the headers, from the second tar-split, which is the same, where it takes two passes. What
-    /// does not fit into memory goes to `file`, and to `links` what hard links are to: both are
-    /// written over.
+    /// Reads the headers; also from the second tar-split, which has the same content, if two passes
+    /// are needed. Headers that do not fit into memory are written to `file`, and targets of hard
+    /// links to `links`: both are overwritten.
     ///
     /// # Errors
-    /// Those of the headers; [`Error::Limit`] for more of them than are compared; [`Error::Write`]
-    /// where the files cannot be used.
+    /// Those of the headers; [`Error::Limit`] for more headers than can be compared;
+    /// [`Error::Write`] if the files cannot be used.
     pub(super) fn read(
         [first, second]: [impl BufRead; 2],
         file: &'f File,
@@ -94,12 +95,12 @@ impl<'f> ExpectedEntries<'f> {
         self.advance()
     }
 
-    /// Whether a directory is opaque.
+    /// Whether some directory is opaque.
     pub(super) fn has_opaque(&self) -> bool {
         self.has_opaque
     }
 
-    /// Goes on to the next path.
+    /// Moves to the next path.
     ///
     /// # Errors
     /// Those of reading the file.
@@ -109,19 +110,19 @@ impl<'f> ExpectedEntries<'f> {
         Ok(())
     }
 
-    /// The path that is at hand; `None` at the end.
+    /// Returns the current path; `None` at the end.
     pub(super) fn current(&self) -> Option<&Want> {
         self.current.as_ref()
     }
 
-    /// Whether something is below that path, which is the one at hand, or between it and the one
-    /// before.
+    /// Whether the tar has a path below that one, which is the current path, or lies between it and
+    /// the previous one.
     pub(super) fn has_below(&self, path: &[u8]) -> bool {
         let mut near = self.current.iter().chain(&self.ahead);
         near.any(|want| want.is_below(path))
     }
 
-    /// All records of the next path that is in the tar.
+    /// Collects all records of the next path that the tar has.
     fn group(&mut self) -> Result<Option<Want>> {
         while let Some((key, value)) = self.record.take() {
             self.cuts.retain(|(above, _)| is_below(&key, above));
@@ -147,14 +148,14 @@ impl<'f> ExpectedEntries<'f> {
     }
 }
 
-/// The records of one path, as they came.
+/// The records of one path, in the order of the tar.
 struct OnePath {
     want: Want,
-    /// What came before this record is gone with a directory above.
+    /// Earlier records than this one were removed with a directory above.
     gone: u64,
-    /// What is below and came before this record is gone.
+    /// Paths below whose records are earlier than this one were removed.
     cut: u64,
-    /// The first hard link to it.
+    /// The first hard link to the path.
     linked: Option<u64>,
     replaced: bool,
 }
@@ -197,7 +198,8 @@ impl OnePath {
         self.want.whiteout |= was.is_some_and(|node| node.is_whiteout());
         let now = self.want.node.as_ref();
         let is_directory = now.is_some_and(|node| node.kind == EntryKind::Directory);
-        // Such a layer is not unpacked: what was placed through the symlink is kept.
+        // A replaced symlink is different: paths placed through it are kept, because such layers
+        // are not unpacked.
         if !is_directory && !was_symlink {
             self.cut = number;
             self.want.opaque = false;
@@ -206,12 +208,12 @@ impl OnePath {
     }
 }
 
-/// Headers on their way into the order of paths. What an earlier entry put below a path goes when
-/// something else takes the place of that directory.
+/// Sorts headers into the order of paths. If an entry replaces a directory, the earlier entries
+/// below that path are removed.
 struct Collecting<'f> {
     sorter: ExternalSort<'f>,
     links: LinkTargets<'f>,
-    /// How many records there are, from which an order of all of them follows.
+    /// The number of records, which gives each one its number.
     count: u64,
     has_opaque: bool,
     has_links: bool,
@@ -266,7 +268,7 @@ impl<'f> Collecting<'f> {
         if entry.kind == EntryKind::HardLink {
             let to = self.links.origin(target_of(&entry)?).map_err(kept)?;
             if to == path {
-                // The same link once more.
+                // The same link again.
                 return Ok(());
             }
             self.links.add(path, &to).map_err(kept)?;
@@ -279,7 +281,7 @@ impl<'f> Collecting<'f> {
         self.put(path, &record::of_node(&Node::of(entry, target)?))
     }
 
-    /// Takes what is left when all entries have had their effect. A path comes before those below it.
+    /// Adds the final state after all entries. A path comes before those below it.
     fn tree(&mut self, tree: ExpectedTree) -> Result<()> {
         for (path, entry) in &tree.paths {
             if let Some(node) = &entry.node {
@@ -303,7 +305,7 @@ impl<'f> Collecting<'f> {
     }
 }
 
-/// What cannot be kept in a file.
+/// Returns the error of a scratch file.
 pub(super) fn kept(source: io::Error) -> Error {
     match source.kind() {
         io::ErrorKind::FileTooLarge => Error::Limit {

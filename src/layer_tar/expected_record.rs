@@ -1,4 +1,4 @@
-//! What a header says of a path, as bytes that can be sorted and written to a file.
+//! Encodes a header's description of a path as bytes that can be sorted and written to a file.
 //!
 //! ```text
 //! u8 1 node: u8 kind, attributes, u64 size, u32 u32 device, u8 may be opaque, text link, then text name, text value
@@ -15,11 +15,11 @@ use crate::layer::types::Time;
 
 const NODE: u8 = 1;
 const RELINKED: u8 = 4;
-/// Of a whiteout.
+/// The record of a whiteout.
 pub(super) const WHITEOUT: &[u8] = &[2];
-/// Of an opaque directory.
+/// The record of an opaque directory.
 pub(super) const OPAQUE: &[u8] = &[3];
-/// Of what may be a whiteout.
+/// The record of what may be a whiteout.
 pub(super) const MAYBE_WHITEOUT: &[u8] = &[5];
 
 const KINDS: [EntryKind; 8] = [
@@ -47,7 +47,7 @@ fn put_text(out: &mut Vec<u8>, text: &[u8]) {
     out.extend(text);
 }
 
-/// Of something that is in the tar.
+/// Returns the record of a file in the tar.
 pub(super) fn of_node(node: &Node) -> Vec<u8> {
     let kind = KINDS.iter().position(|kind| *kind == node.kind);
     let mut out = vec![NODE, kind.and_then(|at| u8::try_from(at).ok()).unwrap_or(0)];
@@ -64,19 +64,19 @@ pub(super) fn of_node(node: &Node) -> Vec<u8> {
     out
 }
 
-/// Of a hard link, for the path it is to.
+/// Returns the record of a hard link, for the path of its target.
 pub(super) fn of_relinked(attributes: &Attributes) -> Vec<u8> {
     let mut out = vec![RELINKED];
     put(&mut out, attributes);
     out
 }
 
-/// A record after how many it came, itself included.
+/// Returns a record with its number in the order of the tar, from 1.
 pub(super) fn numbered(number: u64, record: &[u8]) -> Vec<u8> {
     [&number.to_ne_bytes()[..], record].concat()
 }
 
-/// What [`numbered`] was given.
+/// Returns the arguments of [`numbered`].
 ///
 /// # Errors
 /// As [`take`].
@@ -89,20 +89,20 @@ pub(super) fn number(value: &[u8]) -> Result<(u64, &[u8])> {
     }
 }
 
-/// Whether it is that of something in the tar.
+/// Whether the record is that of a file in the tar.
 pub(super) fn is_node(record: &[u8]) -> bool {
     record.first() == Some(&NODE)
 }
 
-/// Whether it is that of a hard link to the path.
+/// Whether the record is that of a hard link to the path.
 pub(super) fn is_relinked(record: &[u8]) -> bool {
     record.first() == Some(&RELINKED)
 }
 
-/// Adds a record to what is known of its path.
+/// Adds a record to the expected state of its path.
 ///
 /// # Errors
-/// [`Error::Write`] if it is none: the file has been changed by somebody.
+/// [`Error::Write`] if it is not a record: another process has changed the file.
 pub(super) fn take(want: &mut Want, record: &[u8]) -> Result<()> {
     let mut input = Input(record);
     let taken = (|| {

@@ -1,7 +1,8 @@
-//! What a layer's tar says its files are, in memory. Only for tars that replace a file to which another
-//! entry is a hard link: it stays under the name of that link, which no sorted list of headers tells.
+//! The files that a layer's tar describes, in memory. It is used only for tars that replace a file
+//! to which another entry is a hard link: the file stays under the name of that link, which a
+//! sorted list of headers does not show.
 //!
-//! Invariant: not more than [`MAX_KEPT`] is kept.
+//! Invariant: at most [`MAX_KEPT`] bytes are kept.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::BufRead;
@@ -11,50 +12,50 @@ use super::expected::{Attributes, KEPT_VALUE, Node, Subject, attributes_of, targ
 use super::header::{Entry, EntryKind};
 use super::split_headers;
 
-/// Bytes of memory for what a tar has, at most: about 200,000 files.
+/// The limit of bytes in memory for the content of a tar: about 200,000 files.
 const MAX_KEPT: usize = 64 << 20;
-/// Of these for each file, besides its names and xattrs.
+/// The bytes that are counted for each file, besides its names and xattrs.
 const NODE: usize = 200;
-/// Hard links whose file another entry has replaced, each counted as often, at most.
+/// The limit of hard links whose file another entry has replaced. A link counts again each time.
 const MAX_MOVED: usize = 10_000_000;
 
-/// What a path is to be. Without a node: a whiteout, or maybe one.
+/// The expected state of a path. Without a node: a whiteout, or possibly one.
 #[derive(Debug, Default)]
 pub(super) struct TreeEntry {
     pub(super) node: Option<Node>,
-    /// A whiteout of it is in the tar too.
+    /// Whether the tar also has a whiteout of it.
     pub(super) whiteout: bool,
-    /// There may be one.
+    /// Whether there may be a whiteout of it.
     pub(super) maybe_whiteout: bool,
 }
 
-/// Everything that a tar has, by its cleaned paths.
+/// All entries of a tar, by their cleaned paths.
 #[derive(Debug, Default)]
 pub(super) struct ExpectedTree {
     pub(super) paths: BTreeMap<Vec<u8>, TreeEntry>,
     /// Directories that are opaque.
     pub(super) opaque: BTreeSet<Vec<u8>>,
-    /// Attributes of the last hard link to a file, by that file's path: Docker sets those,
-    /// we keep the file's own.
+    /// The attributes of the last hard link to a file, by that file's path: Docker sets those, this
+    /// program keeps the file's own.
     pub(super) relinked: HashMap<Vec<u8>, Attributes>,
-    /// The names of hard links, by the path that each is to.
+    /// The names of hard links, by their target path.
     links: HashMap<Vec<u8>, Vec<Vec<u8>>>,
-    /// How many of them a later entry has moved to another path.
+    /// The number of hard links that a later entry has moved to another path.
     moved: usize,
 }
 
 impl ExpectedTree {
-    /// Reads the headers; the content of files is passed over.
+    /// Reads the headers and skips the content of files.
     ///
     /// # Errors
-    /// Those of the headers; [`Error::Limit`] for more of them than memory is to hold.
+    /// Those of the headers; [`Error::Limit`] for more headers than fit into the memory limit.
     pub(super) fn read(split: impl BufRead) -> Result<Self> {
         let mut tree = Self::default();
         let mut kept = 0usize;
         split_headers::each(split, |entry| {
             let xattrs = entry.xattrs.iter();
             let xattrs = xattrs.map(|(name, value)| name.len() + value.len().min(KEPT_VALUE));
-            // Those of hard links twice.
+            // The names of hard links are kept twice.
             let names = 2 * (entry.name.len() + entry.link.len());
             kept = kept.saturating_add(NODE + names + xattrs.sum::<usize>());
             if kept > MAX_KEPT {
@@ -97,7 +98,7 @@ impl ExpectedTree {
         }
         let node = self.node(&path, entry)?;
         if node.kind == EntryKind::HardLink && *node.link == *path {
-            // The same link once more.
+            // The same link again.
             return Ok(());
         }
         if node.kind == EntryKind::HardLink {
@@ -112,7 +113,7 @@ impl ExpectedTree {
         Ok(())
     }
 
-    /// A file whose path another entry has taken stays under the names of hard links to it.
+    /// Keeps a file whose path another entry has taken under the names of hard links to it.
     fn move_to_links(&mut self, path: &[u8], file: Node) {
         if matches!(file.kind, EntryKind::HardLink | EntryKind::Directory) {
             return;
@@ -151,8 +152,8 @@ impl ExpectedTree {
         }
     }
 
-    /// What an earlier entry put below a path goes when something else takes the place of that
-    /// directory. A symlink keeps what was placed through it: such layers are not unpacked.
+    /// Removes the paths below a directory that another entry replaces. Paths placed through a
+    /// replaced symlink are kept: such layers are not unpacked.
     fn forget_below(&mut self, path: &[u8]) {
         let old = self.paths.get(path).and_then(|want| want.node.as_ref());
         if old.is_some_and(|node| node.kind == EntryKind::Symlink) {
@@ -184,7 +185,7 @@ impl ExpectedTree {
         Node::of(entry, Some(target))
     }
 
-    /// The file that a hard link to `path` is to.
+    /// Returns the file to which a hard link to `path` leads.
     fn origin(&self, path: Vec<u8>) -> Vec<u8> {
         match self.paths.get(&path).and_then(|want| want.node.as_ref()) {
             Some(node) if node.kind == EntryKind::HardLink => node.link.to_vec(),

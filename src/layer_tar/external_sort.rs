@@ -1,5 +1,5 @@
-//! Sorts more records than memory is to hold: pieces of them are sorted and written to a file, and merged
-//! as they are read. Records with the same key stay in the order they came in.
+//! Sorts more records than fit into memory: pieces of them are sorted and written to a file, and
+//! merged while they are read. Records with the same key keep their order.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -7,16 +7,17 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 
-/// Bytes that are kept in memory, of records; more only for a single one that is larger.
+/// The limit of bytes of records in memory; only a single larger record may exceed it.
 const MEMORY: usize = 8 << 20;
-/// Bytes that a file gets at most.
+/// The size limit of a file, in bytes.
 pub(super) const MOST: u64 = 3 << 30;
-/// Bytes of all pieces that are read ahead. The key of the next record of each is in memory besides.
+/// The bytes of all pieces that are read ahead. The key of each piece's next record is in memory
+/// besides.
 const AHEAD: usize = 4 << 20;
-/// Bytes before a record in a file: the lengths of key and value.
+/// The bytes before a record in a file: the lengths of key and value.
 const HEAD: usize = 8;
 
-/// Takes records.
+/// Collects records and sorts them.
 pub(super) struct ExternalSort<'f> {
     file: &'f File,
     bytes: Vec<u8>,
@@ -25,7 +26,7 @@ pub(super) struct ExternalSort<'f> {
     end: u64,
 }
 
-/// Where a record is in memory.
+/// The position of a record in memory.
 #[derive(Clone, Copy)]
 struct Record {
     start: usize,
@@ -49,7 +50,7 @@ impl Record {
 }
 
 impl<'f> ExternalSort<'f> {
-    /// `file` is written over.
+    /// Makes an empty sorter. `file` is overwritten.
     pub(super) fn new(file: &'f File) -> Self {
         Self {
             file,
@@ -60,7 +61,7 @@ impl<'f> ExternalSort<'f> {
         }
     }
 
-    /// Takes a record.
+    /// Adds a record.
     ///
     /// # Errors
     /// Those of writing; [`io::ErrorKind::FileTooLarge`] for more than the file may hold.
@@ -110,7 +111,7 @@ impl<'f> ExternalSort<'f> {
         }
     }
 
-    /// No more come.
+    /// Ends the collection; returns the sorted records.
     ///
     /// # Errors
     /// Those of writing and reading.
@@ -136,7 +137,7 @@ impl<'f> ExternalSort<'f> {
     }
 }
 
-/// Writes to a place in a file.
+/// Writes at a position of a file.
 struct At<'f> {
     file: &'f File,
     at: u64,
@@ -154,7 +155,7 @@ impl io::Write for At<'_> {
     }
 }
 
-/// Gives records, in the order of their keys.
+/// Returns records in the order of their keys.
 pub(super) struct Sorted<'f> {
     file: &'f File,
     bytes: Vec<u8>,
@@ -162,7 +163,7 @@ pub(super) struct Sorted<'f> {
     at: usize,
     pieces: Vec<(u64, u64)>,
     readers: Vec<Reader>,
-    /// The key of the next record of each piece, and which piece it is.
+    /// The key of the next record of each piece, and the number of the piece.
     next: BinaryHeap<Reverse<(Vec<u8>, usize)>>,
 }
 
@@ -172,12 +173,12 @@ struct Reader {
     end: u64,
     buffer: Vec<u8>,
     used: usize,
-    /// Bytes of the value whose key was read last.
+    /// The length in bytes of the value whose key was read last.
     value: usize,
 }
 
 impl Reader {
-    /// The next so many bytes; `ahead`: how many are read at once.
+    /// Reads the next `count` bytes; `ahead` is the number of bytes read at once.
     fn take(&mut self, file: &File, count: usize, ahead: usize) -> io::Result<Vec<u8>> {
         let have = self.buffer.len() - self.used;
         let left = self.end - self.at;
@@ -185,7 +186,7 @@ impl Reader {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         if have < count && count >= ahead {
-            // Into its place at once, so that the buffer stays small.
+            // Read directly into the result, so that the buffer stays small.
             let mut taken = self.buffer.split_off(self.used);
             self.buffer = Vec::new();
             self.used = 0;
@@ -210,7 +211,7 @@ impl Reader {
         Ok(taken)
     }
 
-    /// The key of the next record.
+    /// Reads the key of the next record.
     fn key(&mut self, file: &File, ahead: usize) -> io::Result<Option<Vec<u8>>> {
         if self.at == self.end && self.used == self.buffer.len() {
             return Ok(None);
@@ -224,7 +225,7 @@ impl Reader {
         self.take(file, length(0), ahead).map(Some)
     }
 
-    /// The value of the record whose key was read last.
+    /// Reads the value of the record whose key was read last.
     fn value(&mut self, file: &File, ahead: usize) -> io::Result<Vec<u8>> {
         self.take(file, self.value, ahead)
     }
@@ -261,7 +262,7 @@ impl Sorted<'_> {
         (AHEAD / self.pieces.len().max(1)).max(HEAD)
     }
 
-    /// The next record: key and value.
+    /// Returns the key and value of the next record.
     ///
     /// # Errors
     /// Those of reading.
@@ -324,7 +325,7 @@ mod tests {
     #[test]
     fn records_come_in_the_order_of_keys_and_then_as_they_came() {
         sorted(1000, 10);
-        // More than memory holds.
+        // More than fits into memory.
         sorted(100_003, 100);
         sorted(7, 3 << 20);
     }

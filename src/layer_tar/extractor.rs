@@ -1,8 +1,8 @@
 //! Makes files from the entries of a tar, below one directory and nowhere else.
 //!
-//! A parent directory is found by `openat2(RESOLVE_IN_ROOT)`: symlinks on the way, as an
-//! earlier entry may have made them, mean what they mean to a process whose root is the
-//! layer, which is how Docker unpacks. The last component is never followed.
+//! A parent directory is found by `openat2(RESOLVE_IN_ROOT)`: symlinks on the way, which earlier
+//! entries may have made, are resolved as for a process whose root is the layer. Docker unpacks in
+//! the same way. The last component is never followed.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -22,27 +22,28 @@ use crate::layer::types::FileKind;
 use crate::oci::text::excerpt;
 use crate::sys::interrupt;
 
-/// Where files of a layer are made.
+/// Makes the files of a layer.
 pub(super) struct Extractor<'d> {
     pub(super) root: BorrowedFd<'d>,
     pub(super) dialect: Dialect,
-    /// Only root can give files away; anybody else keeps them.
+    /// Whether files get their owners: only root can change owners.
     owners: bool,
     /// The parent used last.
     parent: Option<(Vec<u8>, OwnedFd)>,
-    /// Whether a file was placed through a symlink: its tar-split line needs that to stay.
+    /// Whether a file was placed through a symlink: then its tar-split line needs the symlink to
+    /// stay.
     through_symlink: bool,
-    /// Modes and times of directories, which are set when all is in them.
+    /// Modes and times of directories, which are set when their content is complete.
     directories: DeferredDirectories<'d>,
-    /// Bytes of files, each inode once, and of symlinks' targets.
+    /// The bytes of files, each inode once, and of symlinks' targets.
     size: u64,
-    /// Xattrs that could not be set.
+    /// The number of xattrs that could not be set.
     lost: u64,
-    /// Device nodes that are empty files.
+    /// The number of device nodes that are empty files.
     stand_ins: u64,
 }
 
-/// Opens a path of the layer as a process would whose root is the layer.
+/// Opens a path of the layer as for a process whose root is the layer.
 pub(super) fn open_in(
     root: BorrowedFd<'_>,
     path: &[u8],
@@ -60,7 +61,7 @@ pub(super) fn open_beneath(
     let path: &[u8] = if path.is_empty() { b"." } else { path };
     let flags = flags | OFlags::CLOEXEC;
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-    // EAGAIN: something was renamed meanwhile, elsewhere on the system.
+    // EAGAIN means that a file was renamed meanwhile, anywhere on the system.
     loop {
         match rustix::fs::openat2(root, path, flags, Mode::empty(), inside | resolve) {
             Err(Errno::AGAIN) => {}
@@ -69,16 +70,16 @@ pub(super) fn open_beneath(
     }
 }
 
-/// How deep a directory may be that a later entry replaces. Through symlinks a tar makes deeper
-/// ones than any path can name, each level of which takes a descriptor here, and stack.
+/// The depth limit of a directory that a later entry replaces. Through symlinks a tar can make
+/// deeper directories than a path can name, and each level needs a descriptor and stack here.
 const MAX_REPLACED_DEPTH: usize = 256;
 
-/// What is made in a directory inherits it, so a directory gets it last.
+/// Set last on a directory, because files made in the directory inherit it.
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
 pub(super) const DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
-/// A path's directory and its last component.
+/// Splits a path into its directory and its last component.
 pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|&b| b == b'/') {
         Some(slash) => (&path[..slash], &path[slash + 1..]),
@@ -101,22 +102,24 @@ impl<'d> Extractor<'d> {
         }
     }
 
-    /// What Docker calls the layer's size.
+    /// Returns the layer's size as Docker counts it.
     pub(super) fn size(&self) -> u64 {
         self.size
     }
 
-    /// How many xattrs the file system, or a plain user, could not have.
+    /// Returns the number of xattrs that the file system, or the permissions of a plain user, did
+    /// not allow.
     pub(super) fn lost(&self) -> u64 {
         self.lost
     }
 
-    /// How many device nodes are empty files, since only root can make them.
+    /// Returns the number of device nodes that are empty files, since only root can make device
+    /// nodes.
     pub(super) fn stand_ins(&self) -> u64 {
         self.stand_ins
     }
 
-    /// The directory of that path, made where it is missing.
+    /// Returns the directory with that path, and makes it if it does not exist.
     pub(super) fn directory(&mut self, entry: &[u8], path: &[u8]) -> Result<&OwnedFd> {
         let known = self.parent.as_ref().is_some_and(|(known, _)| known == path);
         if !known {
@@ -151,7 +154,7 @@ impl<'d> Extractor<'d> {
             let part = &path[..end];
             let next = match open_in(self.root, part, DIR) {
                 Err(Errno::NOENT) => {
-                    // A dangling symlink is EEXIST here.
+                    // mkdir(2) returns EEXIST for a dangling symlink.
                     let at = At::new(above.as_fd(), split(part).1);
                     at.mkdir(0o755)
                         .and_then(|()| at.chmod(0o755))
@@ -165,7 +168,7 @@ impl<'d> Extractor<'d> {
         Ok(above)
     }
 
-    /// Where an entry goes; `None` for the layer's root.
+    /// Returns the directory and name of an entry; `None` for the layer's root.
     fn target<'p>(&mut self, name: &[u8], path: &'p [u8]) -> Result<Option<(&OwnedFd, &'p [u8])>> {
         if path.is_empty() {
             return Ok(None);
@@ -174,7 +177,7 @@ impl<'d> Extractor<'d> {
         Ok(Some((self.directory(name, parent)?, last)))
     }
 
-    /// Makes an entry that has no content; a whiteout included. `path`: its cleaned name.
+    /// Makes an entry without content, including whiteouts. `path` is its cleaned name.
     pub(super) fn node(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
         if path.is_empty() {
             return self.root_entry(entry);
@@ -187,7 +190,7 @@ impl<'d> Extractor<'d> {
                     at.symlink(&entry.link)
                 })?;
                 self.size += entry.link.len() as u64;
-                // It may lie on the way to what was opened by the same path.
+                // The symlink may be on the path of the cached directory.
                 self.parent = None;
                 self.metadata(path, entry)
             }
@@ -230,7 +233,7 @@ impl<'d> Extractor<'d> {
         }
     }
 
-    /// Calls `make` on the path, after removing what an earlier entry put there.
+    /// Calls `make` on the path, and again after removing an earlier entry there if necessary.
     fn make<T>(
         &mut self,
         path: &[u8],
@@ -259,7 +262,7 @@ impl<'d> Extractor<'d> {
         self.make(path, entry, "create the file", |at| at.open(flags, 0o600))
     }
 
-    /// Ends a regular file: its owner, mode, xattrs and times.
+    /// Completes a regular file: sets its owner, mode, xattrs and times.
     pub(super) fn finish_file(&mut self, entry: &Entry, fd: &OwnedFd, size: u64) -> Result<()> {
         self.size = self.size.saturating_add(size);
         let at = At::fd(fd.as_fd());
@@ -294,7 +297,7 @@ impl<'d> Extractor<'d> {
             self.make(path, entry, "create the directory", |at| at.mkdir(0o700))?;
         }
         if opaque {
-            // `.wh.NAME` came before NAME: what the lower layers have stays hidden.
+            // `.wh.NAME` came before NAME: the content of the lower layers stays hidden.
             self.set_opaque(&entry.name, path)?;
         }
         self.metadata(path, entry)
@@ -318,13 +321,13 @@ impl<'d> Extractor<'d> {
         let there = there.map(|(dir, last)| At::new(dir.as_fd(), last).stat());
         if there.is_some_and(|stat| stat.is_ok_and(|s| (s.dev, s.ino) == (target.dev, target.ino)))
         {
-            // The same link once more.
+            // The same link again.
             return Ok(());
         }
         self.make(path, entry, "create the hard link", |at| from.link_to(at))
     }
 
-    /// Owner, mode, xattrs and times of anything but a regular file; `path` names it.
+    /// Sets owner, mode, xattrs and times of any file but a regular one; `path` is its path.
     fn metadata(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
         let (parent, last) = split(path);
         let root = self.root;
@@ -344,7 +347,7 @@ impl<'d> Extractor<'d> {
         self.lost += xattrs(at, entry, |name| name != DEFAULT_ACL)?;
         let fail = |action| move |e| Error::place(&entry.name, action, e);
         if entry.kind == EntryKind::Directory {
-            // Until all is in it, we must be able to write to it.
+            // Until the directory is complete, this process must be able to write to it.
             at.chmod(entry.perm | 0o700).map_err(fail("set the mode"))?;
             let mut xattrs = entry.xattrs.iter();
             let acl = xattrs.find(|(name, _)| name == DEFAULT_ACL);
@@ -364,8 +367,8 @@ impl<'d> Extractor<'d> {
         at.set_times(&times).map_err(fail("set the times"))
     }
 
-    /// The mode an entry gets. A user who is not root must be able to read his layers, and
-    /// to remove them.
+    /// Returns the mode of an entry. A user who is not root must be able to read and remove their
+    /// own layers.
     fn mode(&self, entry: &Entry) -> u32 {
         match entry.kind {
             _ if self.owners => entry.perm,
@@ -389,7 +392,7 @@ impl<'d> Extractor<'d> {
         self.directories.drain(|path, late| {
             interrupt::check()?;
             let (parent, last) = split(path);
-            // What is not a directory any more was replaced by a later entry.
+            // A later entry has replaced the directory.
             let Ok(dir) = open_in(root, parent, DIR) else {
                 return Ok(());
             };
@@ -424,7 +427,7 @@ impl<'d> Extractor<'d> {
         self.remove(At::new(dir.as_fd(), last), &entry.name, 0)
     }
 
-    /// Content that would be lost for the tar-split must not go.
+    /// Removes a file or directory. Fails if tar-split needs the content.
     fn remove(&mut self, at: At<'_>, name: &[u8], depth: usize) -> Result<()> {
         let fail = |e| Error::place(name, "replace the earlier entry", e);
         let stat = at.stat().map_err(fail)?;
@@ -448,7 +451,7 @@ impl<'d> Extractor<'d> {
                             such layers are not supported, flatten the image";
                 return Err(Error::entry(name, what));
             }
-            // Another name of it may stay.
+            // Other names of the symlink may stay.
             FileKind::Symlink if stat.nlink == 1 => {
                 self.size = self.size.saturating_sub(stat.size);
             }
@@ -476,8 +479,8 @@ impl<'d> Extractor<'d> {
     }
 }
 
-/// Sets the xattrs of an entry. Markers of an overlay are not taken from a tar: a layer
-/// says what it hides by whiteouts. How many could not be set.
+/// Sets the xattrs of an entry. Markers of an overlay are not taken from a tar, because a layer
+/// hides names by whiteouts. Returns the number of xattrs that could not be set.
 fn xattrs(at: At<'_>, entry: &Entry, wanted: impl Fn(&[u8]) -> bool) -> Result<u64> {
     let mut lost = 0;
     for (name, value) in entry.xattrs.iter().filter(|(name, _)| wanted(name)) {
@@ -490,7 +493,7 @@ fn xattrs(at: At<'_>, entry: &Entry, wanted: impl Fn(&[u8]) -> bool) -> Result<u
     Ok(lost)
 }
 
-/// Sets one; 1 where it could not be set.
+/// Sets an xattr; returns 1 if it could not be set, otherwise 0.
 fn xattr(at: At<'_>, entry: &[u8], name: &[u8], value: &[u8]) -> Result<u64> {
     let Ok(name) = CString::new(name) else {
         let what = "xattr with NUL in its name; not a valid layer";
@@ -498,7 +501,8 @@ fn xattr(at: At<'_>, entry: &[u8], name: &[u8], value: &[u8]) -> Result<u64> {
     };
     match at.set_xattr(&name, value, XattrFlags::empty()) {
         Ok(()) => Ok(0),
-        // The file system or a plain user cannot have it; as Docker, go on without.
+        // The file system or the permissions of a plain user do not allow it. As in Docker, this is
+        // no error.
         Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(1),
         Err(e) => Err(Error::place(entry, "set an xattr", e)),
     }

@@ -1,4 +1,4 @@
-//! SHA-256 beside the work: a thread hashes what another one reads or writes.
+//! SHA-256 in a thread of its own: it hashes the bytes that another thread reads or writes.
 
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::error::{Error, Result};
 use crate::oci::Digest;
 
-/// Bytes handed over at a time, and how many such buffers there are.
+/// The size of a buffer in bytes, and the number of buffers.
 const CHUNK: usize = 256 << 10;
 const BUFFERS: usize = 4;
 
@@ -31,7 +31,7 @@ impl Hasher {
             for mut buffer in todo {
                 hash.update(&buffer);
                 buffer.clear();
-                // The other side may be gone already.
+                // The receiver may have ended already.
                 let _ = done.try_send(buffer);
             }
             hash

@@ -1,15 +1,14 @@
 //! The parts of a tar header: numbers, PAX records, times.
 //!
-//! Sources: POSIX pax (ustar, extended headers), GNU tar's manual ("Basic Tar Format",
-//! base-256 numbers). Read as leniently as Go's archive/tar, since that reads what
-//! Docker takes.
+//! Sources: POSIX pax (ustar, extended headers), GNU tar's manual ("Basic Tar Format", base-256
+//! numbers). The parser is as lenient as Go's archive/tar, with which Docker reads layers.
 
 use crate::layer::types::Time;
 
 /// Bytes of a tar block.
 pub(super) const BLOCK: usize = 512;
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EntryKind {
     Regular,
@@ -29,7 +28,7 @@ pub(super) struct Entry {
     pub(super) name: Vec<u8>,
     pub(super) kind: EntryKind,
     pub(super) link: Vec<u8>,
-    /// Bytes of content that follow in the tar.
+    /// The bytes of content that follow in the tar.
     pub(super) stored: u64,
     pub(super) perm: u32,
     pub(super) uid: u32,
@@ -41,22 +40,22 @@ pub(super) struct Entry {
     pub(super) sparse: Option<Sparse>,
 }
 
-/// Where a sparse file has its data.
+/// The places of a sparse file's data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sparse {
-    /// Length of the file.
+    /// The length of the file.
     pub(super) size: u64,
-    /// Offset and length of each extent, in order.
+    /// The offset and length of each extent, in order.
     pub(super) extents: Vec<(u64, u64)>,
 }
 
-/// The header block as `tar` splits it; a block of any bytes is one.
+/// Returns the header block with the fields of the crate `tar`, which accepts a block of any bytes.
 pub(super) fn view(block: &[u8; BLOCK]) -> &tar::Header {
     tar::Header::from_byte_slice(block)
 }
 
-/// Whether the checksum is right: the sum of all bytes, the field itself as spaces.
-/// Ancient tars sum signed bytes.
+/// Whether the checksum is right: the sum of all bytes, with the field itself as spaces. Ancient
+/// tars sum signed bytes.
 pub(super) fn checksum_fits(block: &[u8; BLOCK]) -> bool {
     let spaced = |i: usize, b: u8| if (148..156).contains(&i) { b' ' } else { b };
     let bytes = || block.iter().enumerate().map(|(i, &b)| spaced(i, b));
@@ -66,12 +65,12 @@ pub(super) fn checksum_fits(block: &[u8; BLOCK]) -> bool {
     noted == Some(unsigned) || noted == Some(signed)
 }
 
-/// A numeric field: octal digits between spaces and NULs (none: 0), or base-256 with the
-/// top bit set. `None` for anything else and for what no i64 holds.
+/// Parses a numeric field: octal digits between spaces and NULs (0 if there are none), or base-256
+/// with the top bit set. `None` for anything else and for numbers that do not fit into an i64.
 pub(super) fn number(field: &[u8]) -> Option<i64> {
     let first = *field.first()?;
     if first & 0x80 != 0 {
-        // Two's complement, the marker bit left out.
+        // Two's complement, without the marker bit.
         let sign: i128 = if first & 0x40 != 0 { -1 } else { 0 };
         let start = (sign << 7) | i128::from(first & 0x7f);
         let value = field[1..].iter().try_fold(start, |value, &b| {
@@ -89,13 +88,13 @@ pub(super) fn number(field: &[u8]) -> Option<i64> {
     i64::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
 }
 
-/// The bytes up to the first NUL.
+/// Returns the bytes up to the first NUL.
 pub(super) fn text(bytes: &[u8]) -> &[u8] {
     bytes.split(|&b| b == 0).next().unwrap_or_default()
 }
 
-/// The records of a PAX extended header, in order; an empty value unsets a key. `None`
-/// when it is malformed.
+/// Returns the records of a PAX extended header, in order; an empty value unsets a key. `None` if
+/// it is malformed.
 pub(super) fn pax_records(mut bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     let mut records = Vec::new();
     while !bytes.is_empty() {
@@ -116,12 +115,12 @@ pub(super) fn pax_records(mut bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     Some(records)
 }
 
-/// A decimal number of a PAX record.
+/// Parses a decimal number of a PAX record.
 pub(super) fn decimal(value: &[u8]) -> Option<i64> {
     std::str::from_utf8(value).ok()?.parse().ok()
 }
 
-/// A time of a PAX record: seconds with a fraction, which is cut to nanoseconds.
+/// Parses a time of a PAX record: seconds with a fraction, which is truncated to nanoseconds.
 pub(super) fn pax_time(value: &[u8]) -> Option<Time> {
     let text = std::str::from_utf8(value).ok()?;
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));

@@ -1,5 +1,5 @@
-//! Where the content of a layer's files is read from, when its tar is made again: a directory, or
-//! whatever else has files under names.
+//! The source of a layer's files when its tar is rebuilt: a directory, or another container of
+//! named files.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,22 +16,22 @@ use crate::sys::interrupt;
 
 /// The files of a layer.
 pub(crate) trait LayerFiles {
-    /// The regular file of a clean path. Symlinks on the way are resolved with the layer as root; one at
-    /// the end is no file.
+    /// Opens the regular file of a clean path. Symlinks on the way are resolved with the layer as
+    /// root; a symlink at the end is an error.
     ///
     /// # Errors
-    /// What is wrong with it, as a clause about it: "is missing".
+    /// The fault of the file, as a clause about it: "is missing".
     fn open(&mut self, path: &[u8]) -> Result<LayerFile<'_>, String>;
 }
 
 /// A regular file of a layer, at its beginning.
 pub(crate) struct LayerFile<'f> {
-    /// Bytes.
+    /// The length in bytes.
     pub(crate) length: u64,
     pub(crate) content: Content<'f>,
 }
 
-/// What is in it.
+/// The content of a file.
 pub(crate) enum Content<'f> {
     File(File),
     Stream(Box<dyn Read + 'f>),
@@ -47,7 +47,7 @@ impl Read for Content<'_> {
 }
 
 impl LayerFile<'_> {
-    /// Sums it up. Holes of a file are not read.
+    /// Adds the content to the checksum. Holes of a file are not read.
     pub(super) fn sum(&mut self, buffer: &mut [u8], sum: &mut Checksum) -> std::io::Result<()> {
         match &mut self.content {
             Content::File(file) => sum_sparse(file, self.length, buffer, sum),
@@ -75,9 +75,10 @@ impl<D: AsFd> LayerFiles for DirFiles<D> {
                 None => Err("is of no known type".to_owned()),
             }
         };
-        // Before that is known it is not opened: to open a device may do anything.
+        // The type is checked before the file is opened, because opening a device may have side
+        // effects.
         regular(&open(OFlags::PATH)?)?;
-        // NONBLOCK: what became a fifo meanwhile must not hang.
+        // NONBLOCK: if the file has become a FIFO meanwhile, the open must not hang.
         let fd = open(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
         let stat = regular(&fd)?;
         Ok(LayerFile {
@@ -87,7 +88,7 @@ impl<D: AsFd> LayerFiles for DirFiles<D> {
     }
 }
 
-/// Sums up a file. Its holes are not read.
+/// Adds a file to the checksum. Its holes are not read.
 fn sum_sparse(
     file: &File,
     length: u64,
@@ -99,7 +100,7 @@ fn sum_sparse(
         let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             Ok(data) => data.min(length),
             Err(Errno::NXIO) => length,
-            // A file system that cannot say.
+            // The file system does not report holes.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
             Err(errno) => return Err(errno.into()),
         };

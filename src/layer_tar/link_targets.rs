@@ -1,5 +1,5 @@
-//! Which file each hard link of a tar is to, for links to links: in memory there is a number for each
-//! link, what it is to is in a file.
+//! The target file of each hard link of a tar, for links to links. In memory there is a number for
+//! each link; the targets are in a file.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -7,19 +7,19 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
-/// Links that are kept: what a table of 2^20 places holds. Those that come after are taken to be to
-/// files, which nearly all are.
+/// The limit of links that are kept: the content of a hash table with 2^20 places. Links beyond it
+/// are treated as links to files, which nearly all of them are.
 const MOST: usize = 917_504;
-/// Bytes that are written at once.
+/// The number of bytes that are written at once.
 const PIECE: usize = 64 << 10;
 
 /// The hard links so far.
 pub(super) struct LinkTargets<'f> {
     file: &'f File,
     hasher: RandomState,
-    /// By a hash of its path: where a link is in the file.
+    /// The offset of each link in the file, by a hash of its path.
     places: HashMap<u64, u64>,
-    /// What is not written yet, and where that is to be.
+    /// Data that is not written yet, and its offset in the file.
     pending: Vec<u8>,
     end: u64,
 }
@@ -35,7 +35,7 @@ impl<'f> LinkTargets<'f> {
         }
     }
 
-    /// There is a link at `path` to `target`, which is none.
+    /// Adds a link at `path` to `target`, which is not a link itself.
     pub(super) fn add(&mut self, path: &[u8], target: &[u8]) -> io::Result<()> {
         let hash = self.hasher.hash_one(path);
         if self.places.len() >= MOST && !self.places.contains_key(&hash) {
@@ -55,7 +55,7 @@ impl<'f> LinkTargets<'f> {
         }
     }
 
-    /// Something else is at `path` now.
+    /// Removes the link at `path`, which another entry has replaced.
     pub(super) fn forget(&mut self, path: &[u8]) {
         if !self.places.is_empty() {
             self.places.remove(&self.hasher.hash_one(path));
@@ -69,7 +69,7 @@ impl<'f> LinkTargets<'f> {
         Ok(())
     }
 
-    /// The file that a hard link to `path` is to.
+    /// Returns the file to which a hard link to `path` leads.
     pub(super) fn origin(&mut self, path: Vec<u8>) -> io::Result<Vec<u8>> {
         let Some(&place) = self.places.get(&self.hasher.hash_one(&path)) else {
             return Ok(path);
@@ -79,12 +79,12 @@ impl<'f> LinkTargets<'f> {
         if name == path {
             Ok(self.text(after)?.0)
         } else {
-            // Another path with the same hash.
+            // The hash is that of another path.
             Ok(path)
         }
     }
 
-    /// The text at a place, and where it ends.
+    /// Returns the text at an offset, and the offset of its end.
     fn text(&self, place: u64) -> io::Result<(Vec<u8>, u64)> {
         let mut length = [0; 4];
         self.file.read_exact_at(&mut length, place)?;

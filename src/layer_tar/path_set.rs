@@ -1,5 +1,5 @@
-//! Which paths a layer has had already, as hashes of them: in memory as long as there are few, from
-//! then on in a table in a file without a name. A collision costs space, nothing else.
+//! The set of paths that a layer has had, as hashes. A small set is in memory; further hashes are
+//! in a table in a file without a name. A collision costs space and does no other harm.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -10,23 +10,23 @@ use std::os::unix::fs::FileExt as _;
 
 use super::directory_metadata::unnamed_in;
 
-/// Paths until the file is begun.
+/// The number of paths that are kept in memory.
 const FEW: usize = 1 << 19;
-/// Slots of the table, a power of two: 256 MiB of which only what is used takes space.
+/// The slots of the table, a power of two: 256 MiB, of which only the used parts take space.
 const SLOTS: u64 = 1 << 25;
-/// Paths in it, at most: beyond it gets slow.
+/// The limit of paths in the table: a fuller table is slow.
 const MOST: u64 = SLOTS / 4 * 3;
-/// Bytes of a slot: a hash, 0 where it is free.
+/// The bytes of a slot: a hash, 0 if the slot is free.
 const SLOT: usize = 8;
-/// Bytes that are read at a time.
+/// The number of bytes read at a time.
 const BLOCK: usize = 512;
 
-/// Where the table is.
+/// The place of the table.
 #[derive(Clone, Copy)]
 pub(super) enum Room<'d> {
-    /// In a file without a name on the file system of this directory.
+    /// A file without a name on the file system of this directory.
     Beside(BorrowedFd<'d>),
-    /// In this file, which is written over.
+    /// This file, which is overwritten.
     In(&'d File),
 }
 
@@ -42,7 +42,7 @@ impl Room<'_> {
     }
 }
 
-/// Paths that were there.
+/// The paths that were added.
 pub(super) struct PathSet<'d> {
     room: Room<'d>,
     random: RandomState,
@@ -68,10 +68,10 @@ impl<'d> PathSet<'d> {
         }
     }
 
-    /// Whether this path did not come before; the next time it did.
+    /// Adds a path; returns whether it is new.
     ///
     /// # Errors
-    /// Where the table cannot be read or written, or is full.
+    /// Fails if the table cannot be read or written, or is full.
     pub(super) fn first(&mut self, path: &[u8]) -> io::Result<bool> {
         let hash = self.random.hash_one(path).max(1);
         if self.memory.len() < self.few {
@@ -100,12 +100,12 @@ impl<'d> PathSet<'d> {
     }
 }
 
-/// Puts a hash into the table; false where it is there.
+/// Adds a hash to the table; returns false if the table has it.
 fn insert(file: &File, hash: u64) -> io::Result<bool> {
     let mut slot = hash & (SLOTS - 1);
     let mut block = [0; BLOCK];
     loop {
-        // Not over the end; blocks begin anywhere.
+        // A block does not extend past the end of the table, and may begin at any slot.
         let at = slot * SLOT as u64;
         let room = usize::try_from(SLOTS * SLOT as u64 - at).unwrap_or(BLOCK);
         let block = &mut block[..room.min(BLOCK)];

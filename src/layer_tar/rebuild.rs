@@ -1,4 +1,4 @@
-//! tar-split and the files of a layer become the layer's tar again, byte for byte.
+//! Rebuilds a layer's tar from its tar-split and its files, byte for byte.
 
 use std::io::{BufRead, Read as _, Write};
 use std::os::fd::BorrowedFd;
@@ -12,31 +12,32 @@ use super::tar_split::{TarSplitLine, TarSplitReader};
 use crate::oci::Digest;
 use crate::oci::text::excerpt;
 
-/// Bytes of content read at a time.
+/// The number of bytes of content read at a time.
 const CHUNK: usize = 256 << 10;
 
-/// A file of a layer that is not what the layer's tar-split says.
+/// A file of a layer that differs from the layer's tar-split.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Damage {
-    /// Its name in the tar.
+    /// The file's name in the tar.
     pub path: Vec<u8>,
-    /// What is wrong with it.
+    /// The damage.
     pub what: String,
 }
 
-/// Writes the tar that was unpacked into `diff` with this tar-split (lines, not
-/// compressed), and gives its digest, which the caller compares with the diff ID. A
-/// damaged file is an error that names it.
+/// Rebuilds the tar that was unpacked into `diff` from this tar-split (lines, not compressed).
+/// Returns its digest, which the caller compares with the diff ID. A damaged file is an error that
+/// names the file.
 ///
 /// # Errors
-/// [`Error::Split`] for a malformed tar-split; [`Error::Damaged`] for a file that is not what the tar-split says;
-/// [`Error::Write`] if `out` fails; [`Error::Hash`] if there is no thread to hash.
+/// [`Error::Split`] for a malformed tar-split; [`Error::Damaged`] for a file that differs from the
+/// tar-split; [`Error::Write`] if `out` fails; [`Error::Hash`] if the hashing thread cannot be
+/// started.
 pub fn rebuild(split: impl BufRead, diff: BorrowedFd<'_>, out: impl Write) -> Result<Digest> {
     rebuild_from(split, &mut DirFiles(diff), out)
 }
 
-/// As [`rebuild`], of a layer whose files need not be in a directory.
+/// As [`rebuild`], for a layer whose files need not be in a directory.
 pub(crate) fn rebuild_from(
     split: impl BufRead,
     files: &mut dyn LayerFiles,
@@ -51,12 +52,13 @@ pub(crate) fn rebuild_from(
     Rebuild::new(files, out, stop)?.run(split)
 }
 
-/// As [`rebuild`], but writes nothing and goes on after damage: every damaged file is
-/// given to `damaged`. The digest means something only if there is none. `progress` is
-/// called with the number of bytes hashed since its last call.
+/// As [`rebuild`], but writes nothing and continues after damage: `damaged` is called with every
+/// damaged file. The digest is valid only if there is none. `progress` is called with the number of
+/// bytes hashed since its last call.
 ///
 /// # Errors
-/// [`Error::Split`] for a malformed tar-split; [`Error::Hash`] if there is no thread to hash.
+/// [`Error::Split`] for a malformed tar-split; [`Error::Hash`] if the hashing thread cannot be
+/// started.
 pub fn check(
     split: impl BufRead,
     diff: BorrowedFd<'_>,
@@ -66,7 +68,7 @@ pub fn check(
     check_from(split, &mut DirFiles(diff), damaged, progress)
 }
 
-/// As [`check`], of a layer whose files need not be in a directory.
+/// As [`check`], for a layer whose files need not be in a directory.
 pub(crate) fn check_from(
     split: impl BufRead,
     files: &mut dyn LayerFiles,
@@ -81,7 +83,7 @@ pub(crate) fn check_from(
     Rebuild::new(files, out, note)?.run(split)
 }
 
-/// Tells how much is written to it.
+/// A writer that reports the number of bytes written.
 struct Counter<F>(F);
 
 impl<F: FnMut(u64)> Write for Counter<F> {
@@ -134,8 +136,8 @@ impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
         self.hasher.finish()
     }
 
-    /// The content of a file, into the tar unless `size` is 0, when it is only summed up. The inner
-    /// error: what is wrong with the file.
+    /// Writes the content of a file to the tar, or only adds it to the checksum if `size` is 0. The
+    /// inner error is the fault of the file.
     fn file(
         &mut self,
         name: &[u8],
@@ -148,7 +150,7 @@ impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
         };
         let mut sum = Checksum::new();
         if size == 0 {
-            // Its content is in tar-split, and it may be sparse, of any length.
+            // The content is in tar-split. The file may be sparse and of any length.
             return Ok(match file.sum(&mut self.buffer, &mut sum) {
                 Ok(()) => fits(crc, sum),
                 Err(e) => Err(format!("cannot be read: {e}")),
@@ -176,7 +178,7 @@ impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
     }
 }
 
-/// A regular file, of `size` bytes unless that is 0.
+/// Opens a regular file, which must have `size` bytes unless `size` is 0.
 fn open<'f>(
     files: &'f mut dyn LayerFiles,
     name: &[u8],

@@ -1,11 +1,11 @@
 //! The maps of sparse files in their four forms.
 //!
-//! Source: GNU tar's manual, "Storing Sparse Files": the old GNU format (in the header
-//! and blocks after it) and PAX 0.0, 0.1 (in records) and 1.0 (in front of the data).
+//! Source: GNU tar's manual, "Storing Sparse Files": the old GNU format (in the header and the
+//! blocks after it) and PAX 0.0, 0.1 (in records) and 1.0 (before the data).
 
 use super::header::{BLOCK, Sparse, decimal, number, text};
 
-/// The most extents a map may have: 16 MiB of memory.
+/// The limit of extents in a map: 16 MiB of memory.
 const MAX_EXTENTS: usize = 1 << 20;
 
 /// The keys of PAX records about sparse files.
@@ -19,7 +19,7 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// Takes a record `GNU.sparse.<key>`; `None` when its value is malformed.
+    /// Adds a record `GNU.sparse.<key>`; `None` if its value is malformed.
     pub(super) fn add(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
         let unsigned = |value: &[u8]| u64::try_from(decimal(value)?).ok();
         match key {
@@ -38,12 +38,12 @@ impl Records {
         Some(())
     }
 
-    /// The name the file really has.
+    /// Returns the file's real name.
     pub(super) fn name(&self) -> Option<&[u8]> {
         self.name.as_deref()
     }
 
-    /// Whether the map is in front of the data.
+    /// Whether the map is before the data.
     pub(super) fn map_in_data(&self) -> bool {
         self.major == Some(1)
     }
@@ -53,7 +53,7 @@ impl Records {
         self.major.is_some() || self.size.is_some() || !self.numbers.is_empty()
     }
 
-    /// The map, with `numbers` from elsewhere where they are in the data.
+    /// Returns the map, with the numbers `in_data` if the map is before the data.
     pub(super) fn map(&self, in_data: Option<&[u64]>) -> Option<Sparse> {
         let size = u64::try_from(self.size?).ok()?;
         let numbers = in_data.unwrap_or(&self.numbers);
@@ -68,8 +68,8 @@ impl Records {
     }
 }
 
-/// The map in front of the data, read block by block: a count, then offset and length of
-/// each extent, one decimal number a line.
+/// The map before the data, read block by block: a count, then offset and length of each extent,
+/// one decimal number a line.
 #[derive(Debug, Default)]
 pub(super) struct MapInData {
     numbers: Vec<u64>,
@@ -77,7 +77,7 @@ pub(super) struct MapInData {
 }
 
 impl MapInData {
-    /// Takes a block; `Some(true)` when the map is complete, `None` when it is malformed.
+    /// Adds a block; `Some(true)` if the map is complete, `None` if it is malformed.
     pub(super) fn block(&mut self, block: &[u8]) -> Option<bool> {
         for &b in block {
             if self.complete() {
@@ -106,13 +106,13 @@ impl MapInData {
         }
     }
 
-    /// Offsets and lengths.
+    /// Returns the offsets and lengths.
     pub(super) fn numbers(&self) -> &[u64] {
         self.numbers.get(1..).unwrap_or_default()
     }
 }
 
-/// The extents in a block of the old GNU format, from `at` on; ends at an empty one.
+/// Reads the extents in a block of the old GNU format, from `at` on; an empty extent ends them.
 pub(super) fn old_gnu(block: &[u8], count: usize, sparse: &mut Sparse) -> Option<()> {
     for field in block.chunks_exact(24).take(count) {
         if text(field).is_empty() {
@@ -128,17 +128,17 @@ pub(super) fn old_gnu(block: &[u8], count: usize, sparse: &mut Sparse) -> Option
     Some(())
 }
 
-/// Where the parts of an old GNU header are.
+/// The positions of the parts of an old GNU header.
 pub(super) const OLD_GNU_MAP: std::ops::Range<usize> = 386..386 + 4 * 24;
 pub(super) const OLD_GNU_EXTENDED: usize = 482;
 pub(super) const OLD_GNU_SIZE: std::ops::Range<usize> = 483..495;
-/// Of a block that goes on with the map.
+/// The positions in a block that continues the map.
 pub(super) const MORE_COUNT: usize = 21;
 pub(super) const MORE_EXTENDED: usize = MORE_COUNT * 24;
 const _: () = assert!(MORE_EXTENDED < BLOCK);
 
 impl Sparse {
-    /// Whether the extents are in order, within the file, and as long as what is stored.
+    /// Whether the extents are in order, within the file, and as long as the stored data.
     pub(super) fn is_valid(&self, stored: u64) -> bool {
         let mut end = 0u64;
         let mut sum = 0u64;

@@ -1,5 +1,5 @@
-//! Byte strings that are still to be worked on, in any order: the first ones in memory, the rest in a
-//! file.
+//! A list of byte strings that wait to be processed, in any order: the first ones in memory, the
+//! rest in a file.
 
 use std::fs::File;
 use std::io;
@@ -7,26 +7,26 @@ use std::os::unix::fs::FileExt as _;
 
 use super::external_sort::MOST;
 
-/// Bytes that are kept in memory, and read and written at once; more only for a single string that is
-/// longer.
+/// The limit of bytes in memory, and of bytes read and written at once; only a single longer string
+/// may exceed it.
 const MEMORY: usize = 256 << 10;
-/// Bytes of the length before each.
+/// The bytes of the length before each string.
 const HEAD: usize = 4;
 
-/// Such a list.
+/// A list of byte strings.
 pub(super) struct SpilledList<'f> {
     file: &'f File,
-    /// What is in memory, one string after the other, and where each ends.
+    /// The strings in memory, one after the other, and the end of each.
     bytes: Vec<u8>,
     ends: Vec<usize>,
-    /// Not written yet.
+    /// Strings that are not written yet.
     full: Vec<u8>,
     written: u64,
     read: u64,
 }
 
 impl<'f> SpilledList<'f> {
-    /// `file` is written over.
+    /// Makes an empty list. `file` is overwritten.
     pub(super) fn new(file: &'f File) -> Self {
         Self {
             file,
@@ -66,7 +66,7 @@ impl<'f> SpilledList<'f> {
         Ok(())
     }
 
-    /// Takes one out.
+    /// Removes a string and returns it.
     ///
     /// # Errors
     /// Those of writing and reading.
@@ -112,7 +112,7 @@ mod tests {
         let mut list = SpilledList::new(&file);
         assert_eq!(list.pop().unwrap(), None);
         let mut inside = HashSet::new();
-        // More than memory holds, and again when the file has been used up.
+        // More than fits into memory, and again when the file has been read completely.
         for round in 0..2u32 {
             for n in 0..100_000u32 {
                 let text = [&round.to_be_bytes()[..], &n.to_be_bytes(), b"name"].concat();

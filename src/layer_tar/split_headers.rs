@@ -1,4 +1,4 @@
-//! The headers of a layer's tar, read from tar-split alone: the content of files is passed over.
+//! Reads the headers of a layer's tar from tar-split alone; the content of files is skipped.
 
 use std::io::{self, BufRead, Read};
 
@@ -8,7 +8,7 @@ use super::tar_reader::TarReader;
 use super::tar_split::{TarSplitLine, TarSplitReader};
 use super::unpack::Limits;
 
-/// Gives every header to `take`.
+/// Calls `take` with every header.
 ///
 /// # Errors
 /// Those of the tar-split, of the headers and of `take`.
@@ -31,7 +31,7 @@ pub(super) fn each(split: impl BufRead, mut take: impl FnMut(Entry) -> Result<()
     Ok(())
 }
 
-/// The tar that tar-split makes, with zeros instead of the content of files.
+/// The tar that tar-split describes, with zeros in place of the content of files.
 struct Headers<R> {
     lines: TarSplitReader<R>,
     segment: io::Cursor<Vec<u8>>,
@@ -39,7 +39,7 @@ struct Headers<R> {
 }
 
 impl<R: BufRead> Headers<R> {
-    /// Goes on to the next line, when the current one is used up; false at the end.
+    /// Reads the next line if the current one is used up; false at the end.
     fn fill(&mut self) -> io::Result<bool> {
         while self.zeros == 0 && self.segment.position() >= self.segment.get_ref().len() as u64 {
             match self.lines.next_line() {
@@ -52,8 +52,8 @@ impl<R: BufRead> Headers<R> {
         Ok(true)
     }
 
-    /// Passes over at most so many bytes of the current line, whatever its length; 0 at the
-    /// end.
+    /// Skips at most `most` bytes of the current line. Returns the number of bytes skipped; 0 at
+    /// the end.
     fn skip(&mut self, most: u64) -> io::Result<u64> {
         if !self.fill()? {
             return Ok(0);

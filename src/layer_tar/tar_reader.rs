@@ -1,5 +1,5 @@
-//! A tar as a stream of entries, with every byte that is not content kept for tar-split and all of
-//! them hashed.
+//! Reads a tar as a stream of entries. Every byte that is not content is kept for tar-split, and
+//! all bytes are hashed.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -16,12 +16,12 @@ use super::unpack::Limits;
 use crate::layer::types::Time;
 use crate::oci::Digest;
 
-/// The most that a PAX header or a long name may have, in bytes; Go's bound too.
+/// The size limit of a PAX header or a long name in bytes, as in Go.
 const MAX_EXTENSION: u64 = 1 << 20;
-/// The most that one entry may have besides its content, in bytes.
+/// The limit of bytes of one entry besides its content.
 const MAX_RAW: usize = 20 << 20;
 
-/// Bytes of the names of one file's xattrs, at most: XATTR_LIST_MAX, which no file exceeds.
+/// The limit of bytes of the names of one file's xattrs: XATTR_LIST_MAX, which no file exceeds.
 const MAX_XATTR_NAMES: usize = 64 << 10;
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
@@ -31,21 +31,21 @@ const SPARSE: &[u8] = b"GNU.sparse.";
 /// Reads a tar.
 pub(super) struct TarReader<'l, R> {
     input: R,
-    /// None where only the headers are looked at.
+    /// The hasher; `None` if only the headers are read.
     hasher: Option<Hasher>,
     offset: u64,
     entries: u64,
-    /// Bytes of sparse files, holes included.
+    /// The bytes of sparse files so far, including holes.
     sparse: u64,
     limits: &'l Limits,
     /// Bytes since the last entry that are not content.
     raw: Vec<u8>,
-    /// Bytes of the current entry's content not yet read, and of the padding after it.
+    /// The bytes of the current entry's content that are not read yet, and of the padding after it.
     left: u64,
     pad: usize,
 }
 
-/// What extended headers said of the entry to come.
+/// The values of extended headers for the next entry.
 #[derive(Default)]
 struct Extended {
     long_name: Option<Vec<u8>>,
@@ -58,13 +58,13 @@ struct Extended {
     mtime: Option<Time>,
     atime: Option<Time>,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Bytes of their names, those that came twice counted twice.
+    /// The bytes of the xattrs' names; a repeated name counts again.
     xattr_names: usize,
     sparse: Records,
 }
 
 impl Extended {
-    /// Takes the records of a PAX header; `None` when they are malformed.
+    /// Adds the records of a PAX header; `None` if they are malformed.
     fn add(&mut self, bytes: &[u8]) -> Option<()> {
         for (key, value) in pax_records(bytes)? {
             let set = !value.is_empty();
@@ -104,7 +104,7 @@ impl Extended {
                 return None;
             }
             if name == CAPABILITY && value.is_empty() {
-                // The kernel would take it and never give it out again.
+                // The kernel would store an empty value but never return it.
                 self.xattrs.remove(name);
             } else {
                 self.xattrs.insert(name.to_vec(), value.to_vec());
@@ -146,12 +146,12 @@ impl<'l, R: Read> TarReader<'l, R> {
         }
     }
 
-    /// Entries so far.
+    /// Returns the number of entries so far.
     pub(super) fn entries(&self) -> u64 {
         self.entries
     }
 
-    /// Fills `buffer` as far as the stream goes.
+    /// Fills `buffer`, or reads to the end of the stream.
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let mut done = 0;
         while done < buffer.len() {
@@ -179,7 +179,7 @@ impl<'l, R: Read> TarReader<'l, R> {
         Ok(done)
     }
 
-    /// Reads `count` bytes that are not content; what the stream has of them is kept.
+    /// Reads `count` bytes that are not content, or to the end of the stream, and keeps them.
     fn keep(&mut self, count: usize) -> Result<usize> {
         if self.raw.len() + count > MAX_RAW {
             return Err(self.bad("a header with more extensions than any real one"));
@@ -194,7 +194,7 @@ impl<'l, R: Read> TarReader<'l, R> {
         Ok(read)
     }
 
-    /// The next header block; `None` at the end of the stream.
+    /// Returns the next header block; `None` at the end of the stream.
     fn block(&mut self) -> Result<Option<[u8; BLOCK]>> {
         match self.keep(BLOCK)? {
             0 => Ok(None),
@@ -206,12 +206,12 @@ impl<'l, R: Read> TarReader<'l, R> {
         }
     }
 
-    /// The bytes before the entry that `next` gave, for tar-split.
+    /// Returns the bytes before the entry that `next` returned, for tar-split.
     pub(super) fn raw(&mut self) -> &mut Vec<u8> {
         &mut self.raw
     }
 
-    /// The next entry; `None` at the end of the archive. The content of the one before
+    /// Returns the next entry; `None` at the end of the archive. The content of the previous entry
     /// must have been read.
     pub(super) fn next(&mut self) -> Result<Option<Entry>> {
         let pad = std::mem::take(&mut self.pad);
@@ -273,7 +273,7 @@ impl<'l, R: Read> TarReader<'l, R> {
         Ok(())
     }
 
-    /// The content of an extension header.
+    /// Reads the content of an extension header.
     fn extension(&mut self, block: &[u8; BLOCK]) -> Result<Vec<u8>> {
         let size = number(&view(block).as_old().size);
         let size = size.and_then(|size| u64::try_from(size).ok());
@@ -305,7 +305,7 @@ impl<'l, R: Read> TarReader<'l, R> {
         };
         let size = field(extended.size, &old.size, "its size is not a number")?;
         let size = u64::try_from(size).map_err(|_| bad("its size is negative"))?;
-        // Directories of ancient tars are files whose name ends with a slash.
+        // In ancient tars, directories are files whose names end with a slash.
         let v7_dir = old.linkflag == [0] && name.ends_with(b"/");
         let kind = if v7_dir { EntryKind::Directory } else { kind };
         let mtime = field(None, &old.mtime, "its time is not a number")?;
@@ -341,7 +341,7 @@ impl<'l, R: Read> TarReader<'l, R> {
         Ok(entry)
     }
 
-    /// Reads the map of a sparse file, which may take blocks of the stream.
+    /// Reads the map of a sparse file, which may need further blocks of the stream.
     fn sparse(&mut self, block: &[u8; BLOCK], pax: &Records, entry: &mut Entry) -> Result<()> {
         let old = view(block).entry_type().is_gnu_sparse();
         if entry.kind != EntryKind::Regular || !(old || pax.any()) {
@@ -396,7 +396,7 @@ impl<'l, R: Read> TarReader<'l, R> {
         Ok(read.map(|()| map))
     }
 
-    /// Content of the current entry; 0 at its end.
+    /// Reads content of the current entry; returns 0 at its end.
     pub(super) fn data(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let most = usize::try_from(self.left).unwrap_or(usize::MAX);
         let count = most.min(buffer.len());
@@ -408,8 +408,8 @@ impl<'l, R: Read> TarReader<'l, R> {
         Ok(read)
     }
 
-    /// Passes over the content of the current entry. `skip` passes over that many bytes of
-    /// the input, or some of them: how many.
+    /// Skips the content of the current entry. `skip` skips at most that many bytes of the input
+    /// and returns how many.
     pub(super) fn skip(
         &mut self,
         skip: impl Fn(&mut R, u64) -> std::io::Result<u64>,
@@ -428,8 +428,9 @@ impl<'l, R: Read> TarReader<'l, R> {
         Ok(())
     }
 
-    /// Reads what follows the archive into tar-split; the digest and length of the stream. It may be
-    /// as long as the stream may: `go_on` is asked before each piece.
+    /// Reads the bytes after the archive into tar-split; returns the digest and length of the
+    /// stream. These bytes may be as many as the stream's limit allows: `go_on` is called before
+    /// each piece.
     pub(super) fn finish(
         mut self,
         split: &mut TarSplitWriter<'_, impl std::io::Write>,
@@ -447,7 +448,7 @@ impl<'l, R: Read> TarReader<'l, R> {
                 break;
             }
         }
-        // Docker's ends with an empty piece.
+        // Docker's tar-split ends with an empty piece.
         split.segment(b"")?;
         let bytes = self.offset;
         let hasher = match self.hasher {
@@ -460,7 +461,7 @@ impl<'l, R: Read> TarReader<'l, R> {
 
 fn kind(letter: u8) -> Option<EntryKind> {
     Some(match letter {
-        // '7' is a contiguous file, which is a file like any other; 'S' a sparse one.
+        // '7' is a contiguous file, which is treated as a regular file; 'S' is a sparse file.
         0 | b'0' | b'7' | b'S' => EntryKind::Regular,
         b'1' => EntryKind::HardLink,
         b'2' => EntryKind::Symlink,

@@ -1,15 +1,16 @@
-//! tar-split: one JSON object a line that, with the files of a layer, makes its tar again.
+//! tar-split: lines with one JSON object each, from which, with the files of a layer, its tar is
+//! rebuilt.
 //!
 //! Format (vbatts/tar-split, tar/storage/entry.go, as Docker writes it):
-//! `{"type":1,"name":…,"size":…,"payload":…,"position":n}` is the content of a file;
-//! payload is the base64 of its CRC-64 (ISO polynomial, Go's hash/crc64, big-endian), name
-//! is `name_raw` in base64 where it is not UTF-8, and size is left out when 0.
-//! `{"type":2,"payload":…,"position":n}` is a piece of the tar as it is, in base64.
+//! `{"type":1,"name":…,"size":…,"payload":…,"position":n}` is the content of a file; payload is the
+//! base64 of its CRC-64 (ISO polynomial, Go's hash/crc64, big-endian), name is `name_raw` in base64
+//! if it is not UTF-8, and size is left out if it is 0. `{"type":2,"payload":…,"position":n}` is a
+//! piece of the tar, in base64.
 //!
-//! Docker's reader refuses a path that comes twice and ignores files of size 0. So the
-//! content of what is not in a file byte for byte (sparse files, second entries of a
-//! name) is written as pieces, and the file's line has a checksum without a size: Docker
-//! rebuilds the tar, and we can still check the file.
+//! Docker's reader rejects a repeated path and ignores files of size 0. Some content is not in a
+//! file byte for byte (sparse files, second entries of a name). It is written as pieces, and the
+//! file's line has a checksum without a size: Docker can rebuild the tar, and this program can
+//! still check the file.
 
 use std::borrow::Cow;
 use std::io::{BufRead, Read as _, Write};
@@ -21,11 +22,11 @@ use serde::Deserialize;
 use super::error::{Error, Result};
 use super::path_set::{PathSet, Room};
 
-/// Bytes of the tar in one line, at most, as far as we write them.
+/// The limit of bytes of the tar in one line that this program writes.
 pub(super) const PIECE: usize = 1 << 20;
 
-/// The longest line that is read. Docker's longest are pieces of 1 MiB, or what a
-/// header with its extensions takes.
+/// The length limit of a line. Docker's longest lines are pieces of 1 MiB, or a header with its
+/// extensions.
 const MAX_LINE: u64 = 32 << 20;
 
 /// Go's crc64.ISO.
@@ -42,7 +43,7 @@ pub(super) struct TarSplitWriter<'d, W> {
 }
 
 impl<'d, W: Write> TarSplitWriter<'d, W> {
-    /// `room`: for what does not fit into memory.
+    /// Makes a writer. `room` is for data that does not fit into memory.
     pub(super) fn new(out: W, room: Room<'d>) -> Self {
         Self {
             out,
@@ -52,12 +53,12 @@ impl<'d, W: Write> TarSplitWriter<'d, W> {
         }
     }
 
-    /// Whether no entry of this (cleaned) path came before; the next time one did.
+    /// Adds a (cleaned) path; returns whether it is new.
     pub(super) fn first(&mut self, path: &[u8]) -> Result<bool> {
         self.seen.first(path).map_err(failed)
     }
 
-    /// A piece of the tar.
+    /// Writes a piece of the tar.
     pub(super) fn segment(&mut self, bytes: &[u8]) -> Result<()> {
         self.line.clear();
         self.line.push_str("{\"type\":2,\"payload\":\"");
@@ -66,14 +67,14 @@ impl<'d, W: Write> TarSplitWriter<'d, W> {
         self.end()
     }
 
-    /// A piece of the tar of any length, cut as needed; none when it is empty.
+    /// Writes bytes of the tar of any length as pieces; none if it is empty.
     pub(super) fn segments(&mut self, bytes: &[u8]) -> Result<()> {
         bytes
             .chunks(PIECE)
             .try_for_each(|piece| self.segment(piece))
     }
 
-    /// An entry with the length of its content and the checksum, if it has any.
+    /// Writes an entry with the length of its content and the checksum, if it has one.
     pub(super) fn file(&mut self, name: &[u8], size: u64, crc: Option<u64>) -> Result<()> {
         self.line.clear();
         self.line.push_str("{\"type\":1");
@@ -123,7 +124,7 @@ fn failed(source: std::io::Error) -> Error {
     }
 }
 
-/// A string as Go's encoding/json writes it.
+/// Writes a string as Go's encoding/json does.
 fn quote(text: &str, out: &mut String) {
     out.push('"');
     for c in text.chars() {
@@ -151,11 +152,11 @@ pub enum TarSplitLine {
     Segment(Vec<u8>),
     /// The content of a file of the layer.
     File {
-        /// As the tar has it.
+        /// The name in the tar.
         name: Vec<u8>,
-        /// Bytes of content that belong here in the tar.
+        /// The bytes of content that belong at this place of the tar.
         size: u64,
-        /// CRC-64 of the content, if noted.
+        /// The CRC-64 of the content, if the line has one.
         crc: Option<u64>,
     },
 }
@@ -174,16 +175,16 @@ struct Raw<'a> {
     position: u64,
 }
 
-/// Reads tar-split lines; memory is bounded by the longest line allowed.
+/// Reads tar-split lines; memory is bounded by the length limit of a line.
 pub struct TarSplitReader<R> {
     input: R,
-    /// Lines read so far.
+    /// The number of lines read so far.
     number: u64,
     buffer: Vec<u8>,
 }
 
 impl<R: BufRead> TarSplitReader<R> {
-    /// `input`: uncompressed lines.
+    /// Makes a reader of `input`, which has uncompressed lines.
     pub fn new(input: R) -> Self {
         Self {
             input,
@@ -199,7 +200,7 @@ impl<R: BufRead> TarSplitReader<R> {
         }
     }
 
-    /// The next line; `None` at the end.
+    /// Returns the next line; `None` at the end.
     ///
     /// # Errors
     /// [`Error::Split`] for a line that is too long, cannot be read, or is not one of a tar-split.

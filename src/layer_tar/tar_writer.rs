@@ -1,27 +1,26 @@
-//! Writing a tar, entry by entry.
+//! Writes a tar, entry by entry.
 //!
-//! Format: ustar headers (POSIX.1-2017, pax, "ustar Interchange Format"), preceded by a pax
-//! extended header for what does not fit them: paths and link targets over 100 bytes, sizes
-//! from 8 GiB, owners over 2,097,151, times before 1970 or with nanoseconds, and xattrs as
-//! `SCHILY.xattr.NAME` (OCI image specification, layer.md). Values in pax records are raw
-//! bytes, as every tar takes them, though POSIX wants UTF-8. The same entries give the same
-//! bytes.
+//! Format: ustar headers (POSIX.1-2017, pax, "ustar Interchange Format"). A pax extended header
+//! comes before a header whose fields are too small: for paths and link targets over 100 bytes,
+//! sizes from 8 GiB, owners over 2,097,151, times before 1970 or with nanoseconds, and xattrs as
+//! `SCHILY.xattr.NAME` (OCI image specification, layer.md). Values in pax records are raw bytes,
+//! which every tar accepts, although POSIX demands UTF-8. The same entries give the same bytes.
 
 use std::io::{self, Write};
 
 use crate::layer::types::{FileKind, Time};
 
 const BLOCK: usize = 512;
-/// The field for a name has no need of a NUL when it is full.
+/// The size of the field for a name. A full field needs no NUL.
 const NAME: usize = 100;
-/// What 7 and 11 octal digits hold.
+/// The largest numbers of 7 and 11 octal digits.
 const MAX_7: u64 = 0o7_777_777;
 const MAX_11: u64 = 0o77_777_777_777;
 
-/// What an entry is.
+/// The type of an entry, with the data of the type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content<'a> {
-    /// A file with that many bytes, which follow by [`TarWriter::data`].
+    /// A file with that many bytes, which are written by [`TarWriter::data`].
     Regular(u64),
     /// A further name of the file that was packed under this one.
     HardLink(&'a [u8]),
@@ -38,24 +37,24 @@ pub enum Content<'a> {
 /// An entry of a tar.
 #[derive(Clone, Debug)]
 pub struct Item<'a> {
-    /// Path from the tree's root, without a slash at either end; empty for the root.
+    /// The path from the tree's root, without a slash at either end; empty for the root.
     pub path: &'a [u8],
-    /// What it is.
+    /// The type.
     pub content: Content<'a>,
     /// `mode & 0o7777`.
     pub perm: u32,
-    /// Owner.
+    /// The owner.
     pub uid: u32,
-    /// Group.
+    /// The group.
     pub gid: u32,
-    /// Modification time.
+    /// The modification time.
     pub mtime: Time,
-    /// Names and values, in the order in which they are to be written.
+    /// Names and values, in the order in which they are written.
     pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
 }
 
 impl<'a> Item<'a> {
-    /// An empty file of root's, as whiteouts are.
+    /// Returns an empty file of root, as whiteouts are.
     pub fn empty(path: &'a [u8]) -> Self {
         Self {
             path,
@@ -73,9 +72,9 @@ impl<'a> Item<'a> {
 #[derive(Debug)]
 pub struct TarWriter<W> {
     out: W,
-    /// Bytes of the current file still to come.
+    /// The bytes of the current file that are still missing.
     left: u64,
-    /// Zeros to write behind them.
+    /// The number of zeros to write after them.
     padding: usize,
 }
 
@@ -128,7 +127,7 @@ impl<W: Write> TarWriter<W> {
         Ok(())
     }
 
-    /// Writes some of the data of the file begun last; EINVAL for more than it has.
+    /// Writes some of the data of the current file; EINVAL for more than the file has.
     ///
     /// # Errors
     /// EINVAL for more data than the entry has, else those of the writer.
@@ -143,7 +142,7 @@ impl<W: Write> TarWriter<W> {
         Ok(())
     }
 
-    /// Ends the tar with two empty blocks and gives back what it was written to.
+    /// Ends the tar with two empty blocks and returns the underlying writer.
     ///
     /// # Errors
     /// EINVAL while data of the last entry is missing, else those of the writer.
@@ -162,11 +161,11 @@ impl<W: Write> TarWriter<W> {
 }
 
 fn padding(size: u64) -> usize {
-    // Less than a block: fits.
+    // The result is less than a block, so it fits.
     (size.wrapping_neg() % BLOCK as u64) as usize
 }
 
-/// The records of the pax extended header; none where everything fits the ustar header.
+/// Returns the records of the pax extended header; empty if everything fits into the ustar header.
 fn extended(item: &Item<'_>, name: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     if name.len() > NAME {
@@ -198,12 +197,12 @@ fn extended(item: &Item<'_>, name: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Seconds that a ustar header holds.
+/// Returns the seconds that a ustar header can hold; `None` if the time does not fit.
 fn header_time(time: Time) -> Option<u64> {
     u64::try_from(time.sec).ok().filter(|sec| *sec <= MAX_11)
 }
 
-/// A time as a decimal number: -0.25 is second -1 and 750,000,000 nanoseconds.
+/// Formats a time as a decimal number: -0.25 is second -1 and 750,000,000 nanoseconds.
 fn decimal(sec: i64, nsec: u32) -> String {
     let text = match (sec < 0, nsec) {
         (_, 0) => return sec.to_string(),
@@ -213,7 +212,7 @@ fn decimal(sec: i64, nsec: u32) -> String {
     text.trim_end_matches('0').to_owned()
 }
 
-/// `LENGTH KEY=VALUE\n`, where the length counts itself.
+/// Writes `LENGTH KEY=VALUE\n`, where the length includes itself.
 fn record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + digits(rest);
@@ -239,7 +238,7 @@ fn target<'a>(item: &Item<'a>) -> Option<&'a [u8]> {
     }
 }
 
-/// A header with name, type and size, which are cut to what fits.
+/// Returns a header with name, type and size, which are truncated to the fields.
 fn header(name: &[u8], kind: u8, size: u64) -> [u8; BLOCK] {
     let mut header = [0; BLOCK];
     put(&mut header[..NAME], name);
@@ -267,20 +266,20 @@ fn fill(header: &mut [u8; BLOCK], item: &Item<'_>) {
     }
 }
 
-/// As much of `text` as fits.
+/// Writes as much of `text` as fits.
 fn put(field: &mut [u8], text: &[u8]) {
     for (to, from) in field.iter_mut().zip(text) {
         *to = *from;
     }
 }
 
-/// Octal digits and a NUL.
+/// Writes octal digits and a NUL.
 fn octal(field: &mut [u8], value: u64) {
     let width = field.len() - 1;
     put(field, format!("{value:0width$o}\0").as_bytes());
 }
 
-/// The sum of all bytes, the field of the sum itself taken as blanks.
+/// Writes the sum of all bytes, with the field of the sum itself as blanks.
 fn checksum(header: &mut [u8; BLOCK]) {
     header[148..156].fill(b' ');
     let sum: u64 = header.iter().map(|b| u64::from(*b)).sum();

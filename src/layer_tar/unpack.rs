@@ -1,4 +1,4 @@
-//! A layer tar becomes a layer directory, and its tar-split is written while it does.
+//! Unpacks a layer tar into a layer directory, and writes its tar-split at the same time.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -22,18 +22,18 @@ use crate::oci::text::excerpt;
 use crate::sys::free_space::{FreeSpace, FreeSpaceWatch, PER_FILE};
 use crate::sys::interrupt;
 
-/// Bytes of content read at a time.
+/// The number of bytes of content read at a time.
 const CHUNK: usize = 256 << 10;
 
-/// Bytes of a path, at most (PATH_MAX of linux/limits.h, less a NUL).
+/// The limit of bytes of a path (PATH_MAX of linux/limits.h, less a NUL).
 const LONGEST: usize = 4095;
 
-/// What is expanded of one layer, at most.
+/// The limits of what is expanded of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the uncompressed tar, and of its sparse files with their holes.
+    /// The bytes of the uncompressed tar, and of its sparse files with their holes.
     pub bytes: u64,
-    /// Entries.
+    /// The number of entries.
     pub entries: u64,
 }
 
@@ -47,40 +47,43 @@ impl Default for Limits {
     }
 }
 
-/// What was unpacked.
+/// The result of unpacking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Unpacked {
     /// The SHA-256 of the tar.
     pub diff_id: Digest,
-    /// Bytes of the layer as Docker counts them: of files, each inode once, and of the
-    /// targets of symlinks.
+    /// The bytes of the layer as Docker counts them: of files, each inode once, and of the targets
+    /// of symlinks.
     pub size: u64,
-    /// Entries of the tar.
+    /// The number of entries of the tar.
     pub entries: u64,
-    /// Length of the tar.
+    /// The length of the tar in bytes.
     pub bytes: u64,
-    /// Xattrs of the tar that could not be set, as `security.capability` without root; worth
-    /// a warning.
+    /// The number of xattrs of the tar that could not be set, for example `security.capability`
+    /// without root; worth a warning.
     pub lost_xattrs: u64,
-    /// Device nodes that are kept as empty files, since only root can make them; worth a warning.
+    /// The number of device nodes that are kept as empty files, since only root can make device
+    /// nodes; worth a warning.
     pub kept_devices: u64,
 }
 
-/// Unpacks a layer tar, which is not compressed any more, into `diff`, an empty directory,
-/// and writes tar-split (lines, not compressed) to `split`.
+/// Unpacks an uncompressed layer tar into `diff`, an empty directory, and writes tar-split (lines,
+/// not compressed) to `split`.
 ///
-/// Whiteouts become those of `dialect`: char 0:0 and an opaque xattr where it has them.
-/// Overlay markers among the xattrs of the tar are dropped. Without root, files belong to
-/// the caller, who can always read them and write to directories, and a device is an empty file that
-/// notes what it stands for. Nothing outside of `diff` is touched, whatever the
-/// tar holds. Memory is bounded, however many entries there are: what does not fit is in files
-/// without a name in `diff` until the end. A reserve of the file system stays free. The caller syncs the file system, and removes `diff` after an error.
+/// Whiteouts become those of `dialect`: char 0:0 and an opaque xattr if it has them. Overlay
+/// markers among the xattrs of the tar are dropped. Without root, files belong to the caller, who
+/// can always read them and write to directories, and a device is an empty file with an xattr that
+/// describes it. Nothing outside of `diff` is changed by any tar. Memory is bounded for any number
+/// of entries: data that does not fit is in files without a name in `diff` until the end. A reserve
+/// of the file system stays free. The caller syncs the file system, and removes `diff` after an
+/// error.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::Stream`] and [`Error::Entry`] for what is not the tar of a layer; [`Error::Limit`] for
-/// more than `limits` allow; [`Error::NoRoom`] and [`Error::Place`] if something cannot be put into `diff`;
-/// [`Error::Write`] for `split` and for notes; [`Error::Interrupted`] after a signal.
+/// [`Error::Read`], [`Error::Stream`] and [`Error::Entry`] for input that is not the tar of a
+/// layer; [`Error::Limit`] for more than `limits` allow; [`Error::NoRoom`] and [`Error::Place`] if
+/// a file cannot be made in `diff`; [`Error::Write`] for `split` and for temporary files;
+/// [`Error::Interrupted`] after a signal.
 pub fn unpack(
     tar: impl Read,
     diff: BorrowedFd<'_>,
@@ -112,11 +115,12 @@ pub fn unpack(
     })
 }
 
-/// Writes the tar-split (lines, not compressed) of a layer tar that has been unpacked already. Returns
-/// the digest of the tar. What does not fit into memory goes to `scratch`, which is written over.
+/// Writes the tar-split (lines, not compressed) of a layer tar that has been unpacked already.
+/// Returns the digest of the tar. Data that does not fit into memory is written to `scratch`, which
+/// is overwritten.
 ///
 /// # Errors
-/// As [`unpack`], but for those of making files.
+/// As [`unpack`], except for those of making files.
 pub fn write_split(
     tar: impl Read,
     scratch: &File,
@@ -131,8 +135,8 @@ pub fn write_split(
     Ok(unpacker.finish()?.0)
 }
 
-/// Whether an entry has no name, or only `.`, and is no directory: Docker, podman and containerd pass
-/// over it.
+/// Whether an entry has no name, or only `.`, and is not a directory: Docker, podman and containerd
+/// ignore it.
 pub(super) fn is_nothing(entry: &Entry, path: &[u8]) -> bool {
     let name = &entry.name;
     let says_nothing = || {
@@ -145,8 +149,8 @@ pub(super) fn is_nothing(entry: &Entry, path: &[u8]) -> bool {
         && says_nothing()
 }
 
-/// Whether to go on with so many more bytes on the file system of `root`; `what`, for messages, is
-/// what they are of.
+/// Checks that there is space for `bytes` more bytes on the file system of `root`, and that no
+/// signal has come. `what` is the name of the entry, for messages.
 fn go_on(room: &mut FreeSpaceWatch, root: BorrowedFd<'_>, what: &[u8], bytes: u64) -> Result<()> {
     interrupt::check()?;
     let fail = |errno| Error::place(what, "ask for free space for it", errno);
@@ -166,7 +170,7 @@ fn go_on(room: &mut FreeSpaceWatch, root: BorrowedFd<'_>, what: &[u8], bytes: u6
 
 struct Unpacker<'a, R, W> {
     scan: TarReader<'a, R>,
-    /// `None`: no files are made.
+    /// Makes the files; `None` if no files are made.
     place: Option<Extractor<'a>>,
     /// A file or directory of the file system that is written to.
     root: BorrowedFd<'a>,
@@ -192,7 +196,7 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
         })
     }
 
-    /// Takes the end of the tar; its digest and length.
+    /// Reads the end of the tar; returns its digest and length.
     fn finish(mut self) -> Result<(Digest, u64)> {
         let (room, root) = (&mut self.room, self.root);
         let go_on = |bytes| go_on(room, root, b"the end of the archive", bytes);
@@ -201,13 +205,13 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
         Ok(end)
     }
 
-    /// Whether to go on with so many more bytes of an entry.
+    /// Checks that the work can go on with `bytes` more bytes of an entry.
     fn go_on(&mut self, entry: &Entry, bytes: u64) -> Result<()> {
         go_on(&mut self.room, self.root, &entry.name, bytes)
     }
 
     fn entry(&mut self, entry: &Entry) -> Result<()> {
-        // What it says of its size is refused before a byte of it is there.
+        // An entry whose declared size does not fit is rejected before any of it is written.
         self.go_on(entry, entry.stored.saturating_add(PER_FILE))?;
         self.split.segments(self.scan.raw())?;
         self.scan.raw().clear();
@@ -221,7 +225,7 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
         }
         let first = self.split.first(&path)?;
         if !first || entry.sparse.is_some() {
-            // Its content is kept twice.
+            // The content is also kept in tar-split.
             self.go_on(entry, entry.stored.saturating_mul(2))?;
         }
         let is_no_file = match &mut self.place {
@@ -249,7 +253,7 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
         self.line(entry, first, noted, (size > 0).then_some(crc))
     }
 
-    /// A path has one line: Docker refuses a second one.
+    /// Writes the line of a path. A path has only one: Docker rejects a second one.
     fn line(&mut self, entry: &Entry, first: bool, size: u64, crc: Option<u64>) -> Result<()> {
         if first {
             self.split.file(&entry.name, size, crc)
@@ -258,8 +262,8 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
         }
     }
 
-    /// Reads the content of an entry into `file` and, `apart` from the files, into
-    /// tar-split. The CRC-64 of what the file holds then.
+    /// Reads the content of an entry into `file` and, if `apart`, also into tar-split. Returns the
+    /// CRC-64 of the file's content.
     fn content(&mut self, entry: &Entry, file: Option<&File>, apart: bool) -> Result<u64> {
         let fail = |e: std::io::Error| {
             let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
@@ -293,11 +297,11 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
     }
 }
 
-/// Where the next byte of content belongs in its file.
+/// The position in a file of the next byte of content.
 struct Cursor<'m> {
     offset: u64,
     extents: Option<std::slice::Iter<'m, (u64, u64)>>,
-    /// Bytes until the current extent ends.
+    /// The bytes until the end of the current extent.
     left: u64,
 }
 
@@ -310,7 +314,7 @@ impl<'m> Cursor<'m> {
         }
     }
 
-    /// How much may be written at `offset`; steps over holes.
+    /// Returns the number of bytes that may be written at `offset`; skips holes.
     fn room(&mut self, crc: &mut Checksum) -> u64 {
         while self.left == 0 {
             let Some(&(offset, length)) = self.extents.as_mut().and_then(Iterator::next) else {
@@ -327,7 +331,7 @@ impl<'m> Cursor<'m> {
         self.left = self.left.saturating_sub(count);
     }
 
-    /// Counts a hole up to `end` into the checksum.
+    /// Adds a hole up to `end` to the checksum.
     fn zeros(&mut self, end: u64, crc: &mut Checksum) {
         crc.zeros(end.saturating_sub(self.offset));
         self.offset = self.offset.max(end);

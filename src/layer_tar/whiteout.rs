@@ -1,5 +1,5 @@
-//! Whiteouts of a tar, `.wh.NAME` and `.wh..wh..opq`, become those of a layer directory. Source:
-//! OCI image specification, layer.md.
+//! Converts whiteouts of a tar, `.wh.NAME` and `.wh..wh..opq`, to those of a layer directory.
+//! Source: OCI image specification, layer.md.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
@@ -13,27 +13,28 @@ use crate::layer::at::{At, is_valid_name};
 use crate::layer::markers::{Marker, WH_AUFS_PREFIX, WH_OPAQUE, WH_PREFIX, Writer};
 use crate::layer::types::FileKind;
 
-/// Whether an entry of this path is a whiteout or a note, which are no files in the layer.
+/// Whether an entry with this path is a whiteout or has a reserved name, so that it is no file of
+/// the layer.
 pub(super) fn is_marker(path: &[u8]) -> bool {
     split(path).1.starts_with(WH_PREFIX)
 }
 
-/// Whether a name is one that AUFS keeps for itself, such as `.wh..wh.plnk` or `.wh..wh.aufs`. Nothing
-/// is made of such an entry. What is in such a directory are files: hard links of other names lead to
-/// them.
+/// Whether a name is reserved by AUFS, such as `.wh..wh.plnk` or `.wh..wh.aufs`. Such entries are
+/// not unpacked. Entries in such a directory are files: hard links with other names have them as
+/// targets.
 pub(super) fn is_note(last: &[u8]) -> bool {
     last.starts_with(WH_AUFS_PREFIX) && last != WH_OPAQUE
 }
 
-/// Whether a path leads through a directory of such a name.
+/// Whether a path leads through a directory with such a name.
 pub(super) fn is_below_note(path: &[u8]) -> bool {
     let mut parts = split(path).0.split(|&b| b == b'/');
     parts.any(|part| part.starts_with(WH_AUFS_PREFIX))
 }
 
 impl Extractor<'_> {
-    /// Makes the whiteout that an entry called `.wh.NAME` or `.wh..wh..opq` stands for.
-    /// `false` if it is another entry.
+    /// Makes the whiteout of an entry `.wh.NAME` or `.wh..wh..opq`. Returns `false` if it is
+    /// another entry.
     pub(super) fn whiteout(&mut self, path: &[u8], entry: &Entry) -> Result<bool> {
         let (parent, last) = split(path);
         if is_note(last) {
@@ -54,7 +55,8 @@ impl Extractor<'_> {
         let fail = |e| Error::place(&entry.name, "create the whiteout", e);
         let wh_names = self.dialect.wh_names;
         if is_whited_out(self.root, self.dialect, parent) {
-            // What is below the whiteout is hidden already: old umoci has written such layers.
+            // Paths below the whiteout are hidden already: old versions of umoci have written such
+            // layers.
             return Ok(true);
         }
         let dir = self.directory(&entry.name, parent)?;
@@ -62,7 +64,8 @@ impl Extractor<'_> {
         match at.mknod(FileKind::CharDevice, 0, (0, 0)) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
-                // What this layer has itself stays; the whiteout is for those below.
+                // A directory of this layer itself stays; the whiteout hides those of the layers
+                // below.
                 if at.stat().map_err(fail)?.kind == FileKind::Directory {
                     let path = [parent, hidden].join(&b'/');
                     self.set_opaque(&entry.name, &path)?;
@@ -95,9 +98,9 @@ impl Extractor<'_> {
     }
 }
 
-/// Whether this layer has a whiteout in place of the directory, or of one on the way to it.
+/// Whether this layer has a whiteout in place of the directory, or of one of its ancestors.
 pub(super) fn is_whited_out(root: BorrowedFd<'_>, dialect: Dialect, dir: &[u8]) -> bool {
-    // The usual case first: one call.
+    // The usual case comes first: it needs one call.
     if dir.is_empty() || open_in(root, dir, DIR).is_ok() {
         return false;
     }

@@ -1,4 +1,4 @@
-//! Inodes with several names, sorted by way of a file.
+//! Inodes with several names, sorted in a file.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -7,10 +7,10 @@ use crate::layer_tar::error::{Error, Result};
 use crate::layer_tar::expected_entries::kept;
 use crate::layer_tar::external_sort::ExternalSort;
 
-/// Of inodes that several files of the tar have become: how many are named.
+/// The limit of reported inodes that stand for several files of the tar.
 const MAX_TWICE: usize = 10_000;
 
-/// Inodes that are in the tar as files of their own.
+/// The inodes of files that have several names here and entries of their own in the tar.
 pub(super) struct Linked<'f> {
     file: &'f File,
     sorter: ExternalSort<'f>,
@@ -26,7 +26,7 @@ impl<'f> Linked<'f> {
         }
     }
 
-    /// [`Self::check`] tells what went wrong.
+    /// Adds an inode. [`Self::check`] returns the error.
     pub(super) fn add(&mut self, inode: u64) {
         if let Err(error) = self.sorter.push(&inode.to_be_bytes(), b"") {
             self.failed = Some(kept(error));
@@ -34,12 +34,12 @@ impl<'f> Linked<'f> {
     }
 
     /// # Errors
-    /// What kept an inode from being noted.
+    /// The error of adding an inode.
     pub(super) fn check(&mut self) -> Result<()> {
         self.failed.take().map_or(Ok(()), Err)
     }
 
-    /// Those that came more than once, some of them if they are many.
+    /// Returns the inodes that were added more than once; only some of them if they are many.
     ///
     /// # Errors
     /// Those of the file.
@@ -76,7 +76,7 @@ impl<'f> Sizes<'f> {
         added.map_err(kept)
     }
 
-    /// The sum, each inode once.
+    /// Returns the sum, in which each inode counts once.
     ///
     /// # Errors
     /// Those of the file.

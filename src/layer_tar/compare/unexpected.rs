@@ -1,4 +1,4 @@
-//! What a layer's directory has and its tar has not; and the size of all that is there.
+//! Finds files in a layer's directory that its tar does not have, and sums up the sizes.
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -17,7 +17,7 @@ use crate::layer_tar::external_sort::ExternalSort;
 use crate::layer_tar::extractor::open_in;
 use crate::layer_tar::spilled_list::SpilledList;
 
-/// What a name stands for; the number is how it is noted.
+/// The meaning of a name; the number is its code in the file.
 #[derive(Clone, Copy, PartialEq)]
 enum What {
     Directory = 0,
@@ -28,11 +28,11 @@ enum What {
     Opaque = 3,
 }
 
-/// Notes everything that is there, in the order of paths, by way of files, and goes through that and
-/// the tar side by side. Gives the bytes of everything but directories, each inode once.
+/// Sorts all names of the directory by path, in files, and compares them with the tar. Returns the
+/// bytes of everything but directories, each inode once.
 ///
 /// # Errors
-/// For directories that cannot be listed, and those of the files.
+/// Fails for directories that cannot be listed, and those of the files.
 pub(super) fn find(
     run: &mut Run<'_, '_>,
     expected: &mut ExpectedEntries<'_>,
@@ -59,7 +59,7 @@ pub(super) fn find(
         let want = expected.current().filter(|want| want.path == path);
         let has = |what: fn(&Want) -> bool| want.is_some_and(what);
         let is_expected = match what {
-            // Also made on the way to a path through a symlink.
+            // Directories are also made on the way to a path through a symlink.
             What::Directory => {
                 want.is_some() || expected.has_below(&path) || !run.elsewhere.is_empty()
             }
@@ -74,7 +74,7 @@ pub(super) fn find(
     Ok(sum)
 }
 
-/// The path that something is really at.
+/// Returns the path that the file really has.
 fn shown(path: Vec<u8>, what: What) -> Vec<u8> {
     let (above, name) = match what {
         What::Directory | What::Other => return path,
@@ -119,9 +119,9 @@ fn read(note: &[u8]) -> (What, u64) {
 struct Walk<'f> {
     sorter: ExternalSort<'f>,
     wh_names: bool,
-    /// Directories that are still to be listed.
+    /// Directories that are not listed yet.
     pending: SpilledList<'f>,
-    /// Bytes of files with one name.
+    /// The bytes of files with one name.
     sum: u64,
     linked: Sizes<'f>,
 }
@@ -149,7 +149,7 @@ impl Walk<'_> {
     fn name(&mut self, above: &[u8], name: &[u8], stat: &Stat) -> Result<(), Error> {
         let mut path = join(above, name);
         let mut what = What::Other;
-        // A device that is a whiteout hides what it is called, `.wh.x` too.
+        // A whiteout device hides exactly its own name, even if that is `.wh.x`.
         let wh_names = self.wh_names && !stat.is_chardev_whiteout();
         if stat.kind == FileKind::Directory {
             self.pending.push(&path).map_err(kept)?;
