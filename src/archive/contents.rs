@@ -126,9 +126,9 @@ pub fn images(source: &Source, platform: Option<&Platform>) -> Result<Vec<Incomi
 /// let image = archive::find(&source, Some("v1"), None)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// # Errors
 /// [`Error::NoReference`], which lists the references, if none or more than one fits; those of
-/// [`contents`].
-/// [`Error::NoReference`], with what there is, if there is none or more than one; those of
 /// [`contents`].
 pub fn find(
     source: &Source,

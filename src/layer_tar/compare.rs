@@ -35,7 +35,7 @@ use crate::layer::types::{FileKind, Time};
 use crate::oci::text::excerpt;
 use linked::Linked;
 
-/// What is known of a layer directory.
+/// A layer directory and the properties that the comparison needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Compare<'d> {
     /// The directory.
