@@ -40,7 +40,7 @@ pub(super) fn reach_below(upper: &UpperSpec) -> Result<bool> {
 
 /// Whether an index entry's link count allows further names. `U-1` means that the names are those
 /// of the upper file without the index entry, so the upper has them all. A count relative to the
-/// lower file does not tell.
+/// lower file does not show this.
 fn more_names(nlink: &[u8]) -> bool {
     nlink != b"U-1"
 }

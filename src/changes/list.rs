@@ -37,7 +37,7 @@ pub struct Change {
 }
 
 impl Tree {
-    /// Returns what the upper changed, sorted by path.
+    /// Returns the changes of the upper, sorted by path.
     ///
     /// As in `docker diff`: a deleted directory is listed without its content, an added one with
     /// it; a directory that contains changes is listed as changed, except for the root; a copied-up

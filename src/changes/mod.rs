@@ -1,4 +1,4 @@
-//! What an upper changed, and trees as tars (`unionfs diff`, `commit`, `export`).
+//! The changes of an upper, and trees as tars (`unionfs diff`, `commit`, `export`).
 //!
 //! Two read-only unions answer everything, without a mount: `before` has the lowers alone, `after`
 //! has the upper on top. `walk` visits the names that the upper has and asks both, so the cost
@@ -65,7 +65,7 @@ use crate::union::{self, Ino, Union};
 /// The result of an operation on changes.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why changes could not be listed or packed; the message is one line that names the file.
+/// A failure to list or pack changes; the message is one line that names the file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

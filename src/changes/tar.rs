@@ -25,11 +25,11 @@ const SEEK_HOLE: u32 = 4;
 const HOST_XATTRS: [&[u8]; 2] = [b"security.selinux", b"security.evm"];
 
 impl Tree {
-    /// Writes the layer tar of the upper: its whole content; whiteouts as `.wh.NAME` and
-    /// `.wh..wh..opq` (OCI image specification, layer.md); renamed directories, and files of which
-    /// the upper has only the metadata, with all their content. A hard link from a renamed
-    /// directory to a file of the image outside of it becomes a copy. Sockets are left out, as tars
-    /// have none.
+    /// Writes the layer tar of the upper, with its whole content. Whiteouts are `.wh.NAME` and
+    /// `.wh..wh..opq` (OCI image specification, layer.md). Renamed directories, and files of which
+    /// the upper has only the metadata, have all their content. A hard link from a renamed
+    /// directory to a file of the image outside of it becomes a copy. Sockets are left out, because
+    /// tars do not support them.
     ///
     /// # Errors
     /// [`Error::WhName`] for a name that would be a whiteout; else [`Error::Read`],

@@ -10,7 +10,7 @@ use crate::layer::lower::{LowerDir, Single};
 use crate::layer::markers::{WH_OPAQUE, WH_PREFIX};
 use crate::union::{Attr, EntryRef, FileKind, Ino, ROOT_INO, Union};
 
-/// Which names are visited.
+/// The names that are visited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
     /// Those that the upper may have changed. In a directory that hides a lower one, every name is

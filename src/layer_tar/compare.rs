@@ -7,7 +7,6 @@
 //!
 //! Invariant: memory is bounded for any number of files. The tar and the directory are read in the
 //! order of paths, which are sorted in files.
-//! through in the order of paths, sorted by way of files.
 
 mod linked;
 mod unexpected;

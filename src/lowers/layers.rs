@@ -39,7 +39,7 @@ pub struct OpenError {
     pub what: &'static str,
     /// The path of the layer.
     pub path: PathBuf,
-    /// Why.
+    /// The errno.
     pub errno: Errno,
 }
 

@@ -1,10 +1,10 @@
-//! The merged lower layers: which names they have, what is behind a name, and how it is opened.
+//! The merged lower layers: lookup of names, attributes of files, and opening of files.
 //!
-//! This is the seam between the union and whatever knows the lowers. [`Layers`] reads the layers'
-//! directories; [`crate::catalog::Mounted`] answers from a file, and asks [`Layers`] for what the
-//! file does not say. The union itself never reads a directory of a layer. Another implementation
-//! needs no change in [`crate::union`]: implement [`Lowers`] and [`MergedDir`], and give the union a
-//! [`Source`] that opens it.
+//! This is the interface between the union and the implementations of the lowers. [`Layers`] reads
+//! the layers' directories. [`crate::catalog::Mounted`] takes answers from a file, and asks
+//! [`Layers`] for data that the file does not contain. The union itself never reads a directory of
+//! a layer. Another implementation needs no change in [`crate::union`]: it implements [`Lowers`]
+//! and [`MergedDir`], and the union gets a [`Source`] that opens it.
 //!
 //! ```text
 //! union ──► Lowers, MergedDir ◄── Layers           directories
@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Lowers never change while they are in use, so every answer stays true. An implementation that
-//! finds out that one was wrong says so by [`Lowers::when_wrong`].
+//! detects a wrong answer reports it through [`Lowers::when_wrong`].
 
 mod file;
 mod file_systems;
@@ -44,7 +44,7 @@ use crate::layer::origin::{Origin, OriginFile};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileId(pub u32);
 
-/// What the lowers have under a name.
+/// The result of the lookup of a name in the lowers.
 #[derive(Debug)]
 pub enum LowerLookup {
     /// Nothing.
@@ -55,7 +55,7 @@ pub enum LowerLookup {
     Dirs(LowerDirs),
 }
 
-/// What a number or name says about a file without reading a layer.
+/// The facts about a number or name that are known without reading a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plain {
     /// There is no such name.
@@ -77,7 +77,7 @@ pub trait Lowers: Debug + Send + Sync {
     /// Returns the root directory, merged from all layers.
     fn root(&self) -> LowerDirs;
 
-    /// Whether names and attributes come from elsewhere than the layers' directories. It may
+    /// Whether names and attributes come from another source than the layers' directories. This may
     /// become false, and does not become true again.
     fn is_indexed(&self) -> bool {
         false

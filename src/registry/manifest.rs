@@ -37,7 +37,7 @@ pub(super) fn accepted() -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ManifestFormat {
-    /// Docker's version 2, schema 2: every registry takes it.
+    /// Docker's version 2, schema 2, which every registry accepts.
     Docker,
     /// OCI's.
     Oci,

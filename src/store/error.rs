@@ -40,7 +40,7 @@ pub enum Error {
     StorageConf {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
     /// Root would write to a store that another user could change meanwhile.

@@ -22,7 +22,7 @@ use crate::sys::interrupt;
 /// The number of bytes copied at a time.
 const CHUNK: usize = 256 << 10;
 
-/// A layer's tar-split, unzipped.
+/// A layer's tar-split, decompressed.
 pub(super) type TarSplit = BufReader<MultiGzDecoder<BufReader<File>>>;
 
 /// The source of a tar.

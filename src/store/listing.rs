@@ -15,7 +15,7 @@ use crate::oci::Digest;
 /// All images, and the errors of those that could not be read.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Sorted by first name, then ID, per store; `shared_by` of their layers is set.
+    /// The images, sorted by first name, then ID, per store; `shared_by` of their layers is set.
     pub images: Vec<Image>,
     /// The errors, one for each image or name that could not be read.
     pub problems: Vec<Error>,

@@ -45,7 +45,7 @@ const MAX_BYTES: u64 = 1 << 30;
 /// The limit of reads of a file that changes meanwhile.
 const TRIES: usize = 20;
 
-/// Why a file could not be read.
+/// A failure to read a file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
     /// A system call failed.
