@@ -29,7 +29,7 @@
 //! let (first, second) = (dir.path().join("first"), dir.path().join("second"));
 //! let name = Reference::parse("empty:1")?;
 //!
-//! An image of a tar that contains only the end marker.
+//! // An image of a tar that contains only the end marker.
 //! let store = Writable::open(&first)?;
 //! let derivation = Derivation::default();
 //! let mut import = Import::new("example", &derivation);

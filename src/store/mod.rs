@@ -19,7 +19,7 @@
 //! use unionfs::store::{Error, Stores, Writable};
 //!
 //! let dir = tempfile::tempdir()?;
-//! A store of our own, without images yet: [`crate::archive`] and [`crate::registry`] add images.
+//! // A store of our own, without images yet: [`crate::archive`] and [`crate::registry`] add some.
 //! let own = Writable::open(&dir.path().join("store"))?;
 //! let stores = Stores::discover(Some(own.root()), &Environment::default())?;
 //! assert_eq!(stores.all().len(), 1);
