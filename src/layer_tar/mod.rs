@@ -6,8 +6,7 @@
 //!        │               └──────tar_split──► tar-split lines (names, checksums, all other bytes)
 //!        └─hash──► diff ID
 //!  tar-split + files ──rebuild──► the same tar
-//!  tar-split ──expected_entries──► headers in the order of paths ──compare──► files that are not
-//!                                                                  as they were
+//!  tar-split ──expected_entries──► headers in the order of paths ──compare──► damaged files
 //! ```
 //! All input is hostile: nothing is created outside of the directory, memory is bounded for every
 //! stream, and [`Limits`] bounds the size of what is expanded.

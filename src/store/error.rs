@@ -230,7 +230,7 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
-    /// A layer's directory is a file of another type.
+    /// The path of a layer's directory is not a directory.
     #[error("layer {path:?} is not a directory; load or pull the image again")]
     LayerNotDirectory {
         /// The file.
@@ -299,7 +299,7 @@ pub enum Error {
     InUse {
         /// The object.
         what: String,
-        /// The user of the object, and the remedy.
+        /// What needs the object, and the remedy.
         by: String,
     },
     /// A root is not our own store, so this program does not write to it.

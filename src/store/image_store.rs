@@ -84,8 +84,8 @@ impl Store {
         Ok(self.meant_by(id)? == Some(*id))
     }
 
-    /// Returns the ID of the image that a digest means: the image's own ID, or in containerd's
-    /// store the digest of its manifest or index.
+    /// Returns the ID of the image that a digest means. The digest is the image's ID, or in
+    /// containerd's store that of its manifest or index.
     pub(crate) fn meant_by(&self, digest: &Digest) -> Result<Option<Digest>> {
         match &self.records {
             Some(records) => records.meant_by(digest),

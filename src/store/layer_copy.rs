@@ -103,7 +103,7 @@ struct Coming<'l> {
     diff: &'l Digest,
     /// The path of its source, for messages.
     from: &'l Path,
-    /// Returns the bytes of its tar; 0 if that is not known in advance.
+    /// A function that returns the bytes of its tar; 0 if that is not known in advance.
     size: &'l dyn Fn() -> u64,
 }
 

@@ -23,8 +23,8 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Whether the image is an intermediate step of another image's build and has no name: `docker
-    /// images` hides such images, and they do not count as sharing a layer.
+    /// Whether the image is an intermediate step of another image's build and has no name:
+    /// `docker images` hides such images, and they do not count as sharing a layer.
     pub fn is_intermediate(&self, image: &Image) -> bool {
         self.intermediate
             .contains(&(image.root.clone(), image.driver, image.id))

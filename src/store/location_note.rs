@@ -2,9 +2,9 @@
 //! the stack. With it the next mount need not read six files of each layer.
 //!
 //! A note has a line for each layer, base first: its cache ID, then inode number and change time
-//! (seconds, nanoseconds) of the two directories whose files gave its place, `layerdb/sha256/<chain
-//! ID>` and `<driver>/<cache ID>`. If a file in them is replaced, added or removed, or another
-//! directory takes their place, the inode number or the change time differs. Then the note is
+//! (seconds, nanoseconds) of the two directories whose files gave its place,
+//! `layerdb/sha256/<chain ID>` and `<driver>/<cache ID>`. If a file in them is replaced, added or
+//! removed, or another directory takes their place, the inode number or the change time differs. Then the note is
 //! ignored, and the layers are searched as without a note. A file that was overwritten in place is
 //! not noticed: the layers are then those that its old content named, which were verified.
 

@@ -18,7 +18,7 @@ use crate::oci::text::excerpt;
 use crate::oci::{Digest, chain_id};
 use crate::progress::Progress;
 
-/// A damage.
+/// A problem that a verification found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Problem {
@@ -42,9 +42,9 @@ pub struct Report {
     pub unchecked: usize,
     /// The number of bytes of tars that were rebuilt and hashed.
     pub bytes: u64,
-    /// All damages; empty if there are none.
+    /// All problems; empty if there are none.
     pub problems: Vec<Problem>,
-    /// The number of damages in our own stores, which `load` and `pull` can repair.
+    /// The number of problems in our own stores, which `load` and `pull` can repair.
     #[serde(skip)]
     pub in_own_stores: usize,
 }
@@ -303,14 +303,14 @@ impl<'s> Verify<'s> {
     }
 }
 
-/// The damaged files of a layer, each with all its damages.
+/// The damaged files of a layer, each with all its faults.
 #[derive(Default)]
 struct Damages {
     order: Vec<Vec<u8>>,
     what: HashMap<Vec<u8>, Vec<String>>,
     /// The bytes of the texts and files.
     kept: usize,
-    /// The number of damages of files that are not kept.
+    /// The number of faults of files that are not kept.
     more: u64,
 }
 
@@ -336,7 +336,7 @@ impl Damages {
     }
 }
 
-/// Returns the damages of one layer's files.
+/// Returns the faults of one layer's files.
 pub(super) fn damage_of(
     store: &Store,
     layer: &ImageLayer,
@@ -349,7 +349,7 @@ pub(super) fn damage_of(
     found
 }
 
-/// Checks one layer's files and adds the damages to `found`.
+/// Checks one layer's files and adds the faults to `found`.
 fn content(
     store: &Store,
     layer: &ImageLayer,

@@ -1,9 +1,9 @@
 //! The store of containerd: images in a content store, layers unpacked by a snapshotter.
 //!
 //! ```text
-//! io.containerd.metadata.v1.bolt/meta.db                 names, which snapshot a layer is
+//! io.containerd.metadata.v1.bolt/meta.db                 names, the snapshot of each layer
 //! io.containerd.content.v1.content/blobs/sha256/<hex>    indexes, manifests, configurations, layers
-//! io.containerd.snapshotter.v1.<name>/metadata.db        which directory a snapshot is
+//! io.containerd.snapshotter.v1.<name>/metadata.db        the directory of each snapshot
 //! io.containerd.snapshotter.v1.<name>/snapshots/<n>/     its directory (`fs` and `work` of overlayfs)
 //! ```
 //! (containerd: metadata/buckets.go, snapshots/storage/bolt.go, content/local/store.go, and

@@ -120,8 +120,8 @@ impl Exclusive<'_> {
     }
 }
 
-/// Returns the name of a layer's record during its removal, as in Docker: `<chain
-/// ID>-<random>-removing`.
+/// Returns the name of a layer's record during its removal, as in Docker:
+/// `<chain ID>-<random>-removing`.
 pub(super) fn removing_name(record: &Path) -> Result<PathBuf> {
     let mut name = record.file_name().unwrap_or_default().to_owned();
     name.push(format!("-{}-removing", random::hex(8)?));

@@ -1,12 +1,12 @@
 //! A writable store: our own, with the layout of Docker's data root and the driver overlay2.
 //!
 //! ```text
-//! <root>/unionfs/format            "1": whose store this is; nothing is written without it
+//! <root>/unionfs/format            "1": marks our own store; nothing is written without it
 //!                lock              flock: one writer at a time
-//!                removing          flock: readers shared, whoever takes away exclusive
+//!                removing          flock: readers shared, removals exclusive
 //!                containers/NAME   JSON: a named read-write layer (see `named_layer`)
 //!                tmp/              files being written
-//!                downloads/        blobs from registries, partial or whole
+//!                downloads/        blobs from registries, partial or complete
 //!        image/overlay2/           repositories.json, imagedb, layerdb: as in Docker's
 //!        overlay2/                 the layers' directories and l/
 //! ```

@@ -14,7 +14,7 @@ use crate::store::confined_dir::SMALL;
 use crate::store::error::{Error, Result};
 use crate::store::{CacheId, Name};
 
-/// Returns the mountpoint of a live mount that uses a directory as a layer, if there is one.
+/// A function that returns the mountpoint of a live mount that uses a directory as a layer.
 pub type InUse<'f> = &'f dyn Fn(&Path) -> Option<PathBuf>;
 
 /// The result of an image's removal.
