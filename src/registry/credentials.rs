@@ -4,8 +4,9 @@
 //! read, but programs that they name are not run, and no symlink of that user is followed.
 //!
 //! Formats: docker/cli, `config.json` (`auths`, `credsStore`, `credHelpers`);
-//! containers-auth.json(5); docker-credential-helpers (server on stdin, `{ServerURL, Username,
-//! Secret}` on stdout). No message and no Debug output contains a secret.
+//! containers-auth.json(5); docker-credential-helpers (server on stdin,
+//! `{ServerURL, Username, Secret}` on stdout).
+//! No message and no Debug output contains a secret.
 
 use std::collections::BTreeMap;
 use std::fmt;

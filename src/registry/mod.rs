@@ -8,9 +8,9 @@
 //! ```
 //! `client` speaks HTTP. `endpoint` knows the hosts, `certificates` the trusted certificates,
 //! `auth` the challenges and tokens, `credentials` what `docker login` has stored, `retry` which
-//! failures allow another try. All input is hostile: sizes are bounded, every digest is compared,
-//! and no credentials are sent to the target of a redirect. The client is blocking (ureq): a few
-//! threads wait for a few blobs.
+//! failures allow another attempt. All input is hostile: sizes are bounded, every digest is
+//! compared, and no credentials are sent to another host after a redirect. The client is blocking
+//! (ureq): a few threads wait for a few blobs.
 //!
 //! ```no_run
 //! use unionfs::oci::Reference;

@@ -1,7 +1,7 @@
 //! Containers of containerd: a writable snapshot on the snapshots of an image.
 //!
-//! A container names its snapshot by a key. Writable snapshots without a container (`ctr snapshots
-//! prepare`, Docker's own) are found by their keys. The parent of the snapshot is the image's
+//! A container names its snapshot by a key. Writable snapshots without a container
+//! (`ctr snapshots prepare`, Docker's own) are found by their keys. The parent of the snapshot is the image's
 //! topmost layer, or one further snapshot, which Docker makes for its init layer.
 
 use std::collections::{HashMap, HashSet};
