@@ -14,7 +14,7 @@ use tar::{Builder, Header};
 use super::error::{Error, Result};
 use crate::layer_tar;
 use crate::oci::{Digest, Reference};
-use crate::progress::Progress;
+use crate::progress::{Counted, Progress};
 use crate::store::Image;
 use crate::store::image::ImageLayer;
 use crate::store::image_store::Store;
@@ -208,17 +208,16 @@ impl<W: Write> Archive<'_, W> {
         });
         self.header(&path(item), size)?;
         self.content(size, |out| {
-            let mut counted = CountingWriter {
-                out,
-                count: 0,
-                item,
-                progress,
-            };
-            let actual = store.write_layer_tar(layer, &mut counted)?;
-            let what = match (actual == *item, counted.count == size) {
+            let mut length = 0;
+            let counted = Counted::new(out, |count| {
+                length += count;
+                progress(Progress::Advance { item, count });
+            });
+            let actual = store.write_layer_tar(layer, counted)?;
+            let what = match (actual == *item, length == size) {
                 (true, true) => return Ok(()),
                 (false, _) => format!("its files make a tar of {actual}, not {item}"),
-                (true, false) => format!("{} bytes, not {size}", counted.count),
+                (true, false) => format!("{length} bytes, not {size}"),
             };
             Err(Error::from(layer_tar::Error::Damaged {
                 path: layer.place.path().display().to_string(),
@@ -228,29 +227,5 @@ impl<W: Write> Archive<'_, W> {
         progress(Progress::Done { item });
         self.written.insert(*item, size);
         Ok(size)
-    }
-}
-
-/// Counts the bytes written.
-struct CountingWriter<'a, W> {
-    out: &'a mut W,
-    count: u64,
-    item: &'a Digest,
-    progress: &'a dyn Fn(Progress<'_, &Digest>),
-}
-
-impl<W: Write> Write for CountingWriter<'_, W> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(buf)?;
-        self.count += written as u64;
-        (self.progress)(Progress::Advance {
-            item: self.item,
-            count: written as u64,
-        });
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
     }
 }

@@ -14,7 +14,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::output::{one_line, size};
 use unionfs::oci::Digest;
-use unionfs::progress::Progress;
+use unionfs::progress::{Counted, Progress};
 
 const BYTES: &str = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}";
 const BYTES_OF_UNKNOWN: &str = "{msg} {spinner} {bytes} {bytes_per_sec}";
@@ -210,26 +210,8 @@ impl Item {
     }
 
     /// Counts the bytes that are written to `out`.
-    pub(super) fn counted<W: Write>(&self, out: W) -> Counted<'_, W> {
-        Counted { out, item: self }
-    }
-}
-
-/// See [`Item::counted`].
-pub(super) struct Counted<'i, W> {
-    out: W,
-    item: &'i Item,
-}
-
-impl<W: Write> Write for Counted<'_, W> {
-    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
-        let written = self.out.write(buf)?;
-        self.item.add(written as u64);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.out.flush()
+    pub(super) fn counted<W: Write>(&self, out: W) -> Counted<W, impl FnMut(u64) + '_> {
+        Counted::new(out, |count| self.add(count))
     }
 }
 

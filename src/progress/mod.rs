@@ -18,8 +18,12 @@
 //! assert_eq!(bytes, 5);
 //! ```
 
+mod counted;
+
 use std::error::Error;
 use std::time::Duration;
+
+pub use counted::Counted;
 
 /// A step of long work. Sizes and counts are bytes, if the function does not name another unit.
 #[derive(Clone, Copy, Debug)]

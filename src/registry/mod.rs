@@ -3,7 +3,7 @@
 //! ```text
 //!  name ──client──► manifest (index: platform) ──► configuration, blobs
 //!  blob ──download──► unionfs/downloads/<digest>, hashed, resumed, several at once
-//!  blobs ──archive::Intake──► layers, image, names          (only here the store is locked)
+//!  blobs ──archive::take ───► layers, image, names          (only here the store is locked)
 //!  image ──push──► layers rebuilt and compressed, or known there ──upload──► manifest
 //! ```
 //! `client` speaks HTTP. `endpoint` knows the hosts, `certificates` the trusted certificates,

@@ -17,6 +17,7 @@ use crate::layer_tar::layer_files::{DirFiles, LayerFiles};
 use crate::layer_tar::tar_split::{TarSplitLine, TarSplitReader};
 use crate::layer_tar::{self, Limits, rebuild_from};
 use crate::oci::Digest;
+use crate::progress::Counted;
 use crate::sys::interrupt;
 
 /// The number of bytes copied at a time.
@@ -190,9 +191,9 @@ impl Store {
         let split = match self.tar_source(layer)? {
             Source::Split(split) => split,
             Source::Blob(blob) => {
-                let mut counted = Counted(0);
-                blob.copy_to(&mut counted)?;
-                return Ok(counted.0);
+                let mut length = 0;
+                blob.copy_to(Counted::new(io::sink(), |count| length += count))?;
+                return Ok(length);
             }
         };
         let mut lines = TarSplitReader::new(split);
@@ -247,18 +248,4 @@ fn unreadable(path: &Path, error: &io::Error) -> Error {
         what: format!("it cannot be decompressed: {error}"),
     }
     .into()
-}
-
-/// Counts bytes.
-struct Counted(u64);
-
-impl Write for Counted {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

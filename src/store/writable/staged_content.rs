@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::StagedLayer;
 use crate::layer_tar::{Limits, Unpacked, unpack};
+use crate::progress::Counted;
 use crate::store::error::{Error, Result};
 
 /// The number of bytes that go through the pipe at a time.
@@ -49,13 +50,7 @@ impl StagedLayer<'_> {
                 let mut out = BufWriter::with_capacity(CHUNK, Pipe { pipe, broken });
                 pack(&mut out)
             });
-            let mut reader = BufReader::with_capacity(
-                CHUNK,
-                CountingReader {
-                    inner: reader,
-                    passed,
-                },
-            );
+            let mut reader = BufReader::with_capacity(CHUNK, Counted::new(reader, passed));
             let unpacked = self.unpack(&mut reader, limits);
             // The writer must not wait for a reader that has failed.
             drop(reader);
@@ -90,18 +85,5 @@ impl Write for Pipe<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-struct CountingReader<R, F> {
-    inner: R,
-    passed: F,
-}
-
-impl<R: Read, F: FnMut(u64)> Read for CountingReader<R, F> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let got = self.inner.read(buf)?;
-        (self.passed)(got as u64);
-        Ok(got)
     }
 }
