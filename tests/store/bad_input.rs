@@ -288,10 +288,10 @@ fn roots_that_are_no_store() {
     let none = temp.path().join("none");
     let error = shown(discover(&none).map(|_| ()), &[none.to_str().unwrap()]);
     assert_eq!(error.errno(), Some(rustix::io::Errno::NOENT));
-    std::fs::create_dir_all(temp.path().join("image/zfs/imagedb")).unwrap();
+    std::fs::create_dir_all(temp.path().join("image/windowsfilter/imagedb")).unwrap();
     let error = shown(
         discover(temp.path()).map(|_| ()),
-        &[path, "zfs", "overlay2"],
+        &[path, "windowsfilter", "overlay2"],
     );
     assert!(matches!(error, Error::UnknownDriver { .. }));
 }
