@@ -56,9 +56,22 @@ impl Records {
 
     /// Returns the name that nerdctl has given a container.
     pub(crate) fn container_name(&self, id: &CacheId) -> Option<&str> {
-        let mut recorded = self.recorded();
-        let container = recorded.find(|container| container.id == id.as_str())?;
-        container.name.as_deref()
+        let at = *self.recorded_by_id().get(id.as_str())?;
+        self.store.metadata.containers.get(at)?.name.as_deref()
+    }
+
+    /// Returns the positions of the containers of this snapshotter, by ID; of containers with the same
+    /// ID, the first is valid.
+    fn recorded_by_id(&self) -> &HashMap<String, usize> {
+        self.recorded_by_id.get_or_init(|| {
+            let mut positions = HashMap::new();
+            for (at, container) in self.store.metadata.containers.iter().enumerate() {
+                if container.snapshotter.as_deref() == Some(self.snapshotter) {
+                    positions.entry(container.id.clone()).or_insert(at);
+                }
+            }
+            positions
+        })
     }
 
     /// Returns the layers of a container.

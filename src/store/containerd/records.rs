@@ -42,6 +42,8 @@ pub(crate) struct Records {
     pub(super) snapshots: HashMap<Vec<u8>, Snapshot>,
     /// The path of that file.
     pub(super) path: PathBuf,
+    /// See [`Records::container_name`].
+    pub(super) recorded_by_id: OnceLock<HashMap<String, usize>>,
 }
 
 /// The data that all snapshotters of a store share.
@@ -124,6 +126,7 @@ impl Snapshotter {
             snapshotter: self.name,
             snapshots,
             path,
+            recorded_by_id: OnceLock::new(),
         }))
     }
 

@@ -4,6 +4,7 @@
 //! containers with user namespaces: the parents of a container's own layer name the layers that are
 //! used.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -25,19 +26,17 @@ pub(super) struct RawContainer {
 }
 
 impl Records {
-    /// Returns the records as in the files; of records with the same ID, the last is valid.
-    fn all_containers(&self) -> Result<&[RawContainer]> {
+    /// Returns the records by ID; of records with the same ID, the last is valid.
+    fn all_containers(&self) -> Result<&HashMap<String, RawContainer>> {
         if let Some(containers) = self.containers.get() {
             return Ok(containers);
         }
         let dir = format!("{}-containers", self.driver);
-        let mut containers = Vec::new();
+        let mut containers = HashMap::new();
         for name in ["containers.json", "volatile-containers.json"] {
-            containers.extend(
-                list(&self.root, &Path::new(&dir).join(name))?
-                    .into_iter()
-                    .flatten(),
-            );
+            let records = list::<RawContainer>(&self.root, &Path::new(&dir).join(name))?;
+            let records = records.into_iter().flatten();
+            containers.extend(records.map(|container| (container.id.clone(), container)));
         }
         Ok(self.containers.get_or_init(|| containers))
     }
@@ -48,17 +47,14 @@ impl Records {
     /// # Errors
     /// Those of reading the files.
     pub(crate) fn containers(&self) -> Result<Vec<CacheId>> {
-        let containers = self.all_containers()?.iter();
-        let ids = containers.filter_map(|container| CacheId::parse(container.id.as_bytes()));
-        let mut ids: Vec<CacheId> = ids.collect();
+        let ids = self.all_containers()?.keys();
+        let mut ids: Vec<CacheId> = ids.filter_map(|id| CacheId::parse(id.as_bytes())).collect();
         ids.sort_by(|a, b| a.as_str().cmp(b.as_str()));
-        ids.dedup();
         Ok(ids)
     }
 
     fn raw_container(&self, id: &CacheId) -> Result<Option<&RawContainer>> {
-        let mut containers = self.all_containers()?.iter().rev();
-        Ok(containers.find(|container| container.id == id.as_str()))
+        Ok(self.all_containers()?.get(id.as_str()))
     }
 
     /// Returns the names of a container.

@@ -61,7 +61,7 @@ pub(crate) struct Records {
     /// The layers of this store, then those of stores that its images may lie on.
     layers: Vec<Arc<Layers>>,
     /// The containers; read when they are first needed.
-    containers: OnceLock<Vec<RawContainer>>,
+    containers: OnceLock<HashMap<String, RawContainer>>,
 }
 
 impl Records {
