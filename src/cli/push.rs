@@ -25,6 +25,7 @@ Examples:
   unionfs push registry.example.org/team/app:2
   unionfs push myapp:2 localhost:5000/myapp:2
   unionfs push --compression zstd myapp:2 localhost:5000/myapp:2
+  unionfs push --compression zstd:chunked myapp:2 localhost:5000/myapp:2
   unionfs push --json myapp:2 localhost:5000/myapp | jq -r .digest")]
 pub(super) struct Args {
     /// The image: name, ID or ID prefix
@@ -36,7 +37,8 @@ pub(super) struct Args {
     /// Media types of the manifest: docker: version 2, schema 2; oci: OCI [default: docker, with zstd oci]
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Compress layers that the registry does not have with this; zstd needs the media types of OCI
+    /// Compress layers that the registry does not have with this; zstd needs the media types of OCI;
+    /// podman and CRI-O pull only missing files of zstd:chunked
     #[arg(long, value_enum, default_value = "gzip")]
     compression: Compression,
     /// From 1 (fast) to 9 for gzip, to 20 for zstd (small) [default: 4 for gzip, 3 for zstd]
@@ -64,31 +66,34 @@ enum Format {
 enum Compression {
     Gzip,
     Zstd,
+    #[value(name = "zstd:chunked")]
+    ZstdChunked,
 }
 
 /// How the arguments want the image: the kind of its manifest, and the compression of its layers.
 fn wanted(args: &Args) -> Result<(ManifestFormat, LayerCompression), Usage> {
     let level = args.compression_level;
+    let zstd_level = level
+        .and_then(|level| i32::try_from(level).ok())
+        .unwrap_or(3);
     let (compression, last, default) = match args.compression {
         Compression::Gzip => (
             LayerCompression::Gzip(level.unwrap_or(4)),
             9,
             Format::Docker,
         ),
-        Compression::Zstd => {
-            let level = level.and_then(|level| i32::try_from(level).ok());
-            (LayerCompression::Zstd(level.unwrap_or(3)), 20, Format::Oci)
-        }
+        Compression::Zstd => (LayerCompression::Zstd(zstd_level), 20, Format::Oci),
+        Compression::ZstdChunked => (LayerCompression::ZstdChunked(zstd_level), 20, Format::Oci),
     };
     if let Some(level) = level.filter(|level| !(1..=last).contains(level)) {
         let text = format!("--compression-level {level}: levels go from 1 to {last}");
         return Err(Usage(text));
     }
     match (args.format.unwrap_or(default), compression) {
-        (Format::Docker, LayerCompression::Zstd(_)) => Err(Usage(
+        (Format::Docker, LayerCompression::Gzip(_)) => Ok((ManifestFormat::Docker, compression)),
+        (Format::Docker, _) => Err(Usage(
             "--compression zstd needs --format oci: Docker's media types have no zstd".into(),
         )),
-        (Format::Docker, _) => Ok((ManifestFormat::Docker, compression)),
         (Format::Oci, _) => Ok((ManifestFormat::Oci, compression)),
     }
 }
@@ -113,9 +118,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let ours = own_store::existing(root).ok().flatten();
     access.look_up(&name)?;
     cage.talk()?;
+    let files = args.registry.parallel * compression.files_per_layer();
     let temporary = match &ours {
         Some(_) => None,
-        None => Some(Staging::of_files(args.registry.parallel)?),
+        None => Some(Staging::of_files(files)?),
     };
     let ours = match ours {
         Some(ours) => Some(cage.enter_with_own(ours)?),
@@ -130,7 +136,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let mut options = PushOptions::new(match (&ours, temporary) {
         (Some(ours), _) => ours.staging(),
         (None, Some(temporary)) => temporary,
-        (None, None) => Staging::of_files(args.registry.parallel)?,
+        (None, None) => Staging::of_files(files)?,
     });
     options.access = access;
     (options.kind, options.compression) = (kind, compression);

@@ -38,6 +38,47 @@ pub(super) struct Entry {
     pub(super) device: (u32, u32),
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub(super) sparse: Option<Sparse>,
+    pub(super) declared: Declared,
+}
+
+/// The fields of a header as they are, for readers that compare them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Declared {
+    /// The mode with all its bits.
+    pub(super) mode: i64,
+    /// The size, also of entries that have no content.
+    pub(super) size: u64,
+    pub(super) atime: Option<Time>,
+    pub(super) ctime: Option<Time>,
+    /// The device number, also of entries that are no devices.
+    pub(super) device: (i64, i64),
+}
+
+impl Declared {
+    /// Reads the fields of a header block that no extension holds. Ancient tars have no times of
+    /// access and no device numbers, and only GNU tar has times without extensions.
+    pub(super) fn of_block(block: &[u8; BLOCK]) -> Self {
+        let field = |range: std::ops::Range<usize>| number(&block[range]).unwrap_or(0);
+        let time = |range: std::ops::Range<usize>| {
+            let is_set = block[257..265] == *b"ustar  \0" && block[range.start] != 0;
+            is_set.then(|| Time {
+                sec: field(range),
+                nsec: 0,
+            })
+        };
+        let is_ancient = block[257..262] != *b"ustar";
+        Self {
+            mode: field(100..108),
+            size: 0,
+            atime: time(345..357),
+            ctime: time(357..369),
+            device: if is_ancient {
+                (0, 0)
+            } else {
+                (field(329..337), field(337..345))
+            },
+        }
+    }
 }
 
 /// The places of a sparse file's data.

@@ -7,8 +7,8 @@ use std::io::Read;
 use super::error::{Error, Result};
 use super::hash::Hasher;
 use super::header::{
-    BLOCK, Entry, EntryKind, Sparse, checksum_fits, decimal, number, pax_records, pax_time, text,
-    view,
+    BLOCK, Declared, Entry, EntryKind, Sparse, checksum_fits, decimal, number, pax_records,
+    pax_time, text, view,
 };
 use super::sparse::{self, MapInData, Records};
 use super::tar_split::{PIECE, TarSplitWriter};
@@ -57,6 +57,7 @@ struct Extended {
     gid: Option<i64>,
     mtime: Option<Time>,
     atime: Option<Time>,
+    ctime: Option<Time>,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The bytes of the xattrs' names; a repeated name counts again.
     xattr_names: usize,
@@ -91,6 +92,8 @@ impl Extended {
                 b"gid" => self.gid = number(value)?,
                 b"mtime" => self.mtime = time(value)?,
                 b"atime" => self.atime = time(value)?,
+                // Without effect on files: a malformed one is no error.
+                b"ctime" => self.ctime = pax_time(value),
                 _ => self.other(key, value)?,
             }
         }
@@ -313,6 +316,7 @@ impl<'l, R: Read> TarReader<'l, R> {
             sec: mtime,
             nsec: 0,
         });
+        let declared = Declared::of_block(block);
         let mut device = (0, 0);
         if matches!(kind, EntryKind::CharDevice | EntryKind::BlockDevice) {
             let what = "its device number is not a number";
@@ -333,6 +337,12 @@ impl<'l, R: Read> TarReader<'l, R> {
             device,
             xattrs: extended.xattrs.into_iter().collect(),
             sparse: None,
+            declared: Declared {
+                size,
+                atime: extended.atime.or(declared.atime),
+                ctime: extended.ctime.or(declared.ctime),
+                ..declared
+            },
             name,
         };
         self.pad = (entry.stored.next_multiple_of(BLOCK as u64) - entry.stored) as usize;
@@ -426,6 +436,11 @@ impl<'l, R: Read> TarReader<'l, R> {
             self.offset = self.offset.saturating_add(passed);
         }
         Ok(())
+    }
+
+    /// Reads bytes after the archive; returns 0 at the end of the stream.
+    pub(super) fn rest(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        self.fill(buffer)
     }
 
     /// Reads the bytes after the archive into tar-split; returns the digest and length of the

@@ -112,6 +112,11 @@ impl<'d, W: Write> TarSplitWriter<'d, W> {
         self.out.write_all(self.line.as_bytes()).map_err(failed)
     }
 
+    /// Returns the output, to which more may be written.
+    pub(super) fn into_output(self) -> W {
+        self.out
+    }
+
     pub(super) fn finish(mut self) -> Result<()> {
         self.out.flush().map_err(failed)
     }

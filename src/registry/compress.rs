@@ -5,7 +5,8 @@
 //! separately, with the end of the previous block as the dictionary, to a piece of one deflate
 //! stream (RFC 1951; a piece ends at a byte boundary, by an empty stored block). Data that deflate
 //! cannot shorten is stored. The bytes depend on neither the number of threads nor their order.
-//! zstd (RFC 8878): the library does the same with its own jobs.
+//! zstd (RFC 8878): the library does the same with its own jobs. zstd:chunked needs to know the tar's
+//! entries, which one thread reads while the caller writes (`chunked`).
 //!
 //! ```text
 //! write ─ block ─┬─ thread ─┬─ pieces in order ─ out
@@ -13,6 +14,7 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, Write};
 use std::num::NonZero;
 use std::sync::Arc;
@@ -21,6 +23,9 @@ use std::thread::JoinHandle;
 
 use flate2::{Compress, Crc, FlushCompress, Status};
 use parking_lot::Mutex;
+
+use super::chunked::Chunked;
+use crate::layer_tar::zstd_chunked::{Annotations, Scratch};
 
 /// The size of a block in bytes. Smaller blocks compress worse, larger ones keep threads waiting.
 const BLOCK: usize = 512 << 10;
@@ -42,6 +47,24 @@ pub enum LayerCompression {
     Gzip(u32),
     /// zstd, with OCI media types; levels 1 to 20.
     Zstd(i32),
+    /// zstd with a table of contents, from which podman and CRI-O pull only files that they do not
+    /// have; levels 1 to 20.
+    ZstdChunked(i32),
+}
+
+impl LayerCompression {
+    /// Whether it is gzip, which manifests of every format may have.
+    pub(super) fn is_gzip(self) -> bool {
+        matches!(self, Self::Gzip(_))
+    }
+
+    /// Returns the number of files without a name that one layer needs while it is compressed.
+    pub fn files_per_layer(self) -> usize {
+        match self {
+            Self::Gzip(_) | Self::Zstd(_) => 1,
+            Self::ZstdChunked(_) => 4,
+        }
+    }
 }
 
 impl Default for LayerCompression {
@@ -54,19 +77,39 @@ impl Default for LayerCompression {
 pub(super) enum Compressor<W: Write> {
     Gzip(Gzip<W>),
     Zstd(zstd::Encoder<'static, W>),
+    Chunked(Chunked<W>),
 }
 
-impl<W: Write> Compressor<W> {
-    /// Begins a blob.
+/// A complete blob.
+pub(super) struct Finished<W> {
+    /// The underlying writer.
+    pub(super) out: W,
+    /// The annotations that readers need to use the blob's table of contents.
+    pub(super) annotations: Annotations,
+    /// The files that were needed meanwhile.
+    pub(super) scratch: Vec<File>,
+}
+
+impl<W: Write + Send + 'static> Compressor<W> {
+    /// Begins a blob. `scratch` makes files without a name.
     ///
     /// # Errors
     /// Those of starting threads and of writing.
-    pub(super) fn new(compression: LayerCompression, out: W) -> io::Result<Self> {
+    pub(super) fn new(
+        compression: LayerCompression,
+        out: W,
+        scratch: impl FnMut() -> io::Result<File>,
+    ) -> io::Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-        Self::with_threads(compression, out, threads.min(MAX_THREADS))
+        Self::with_threads(compression, out, threads.min(MAX_THREADS), scratch)
     }
 
-    fn with_threads(compression: LayerCompression, out: W, threads: usize) -> io::Result<Self> {
+    fn with_threads(
+        compression: LayerCompression,
+        out: W,
+        threads: usize,
+        mut scratch: impl FnMut() -> io::Result<File>,
+    ) -> io::Result<Self> {
         match compression {
             LayerCompression::Gzip(level) => Ok(Self::Gzip(Gzip::new(level, out, threads)?)),
             LayerCompression::Zstd(level) => {
@@ -75,33 +118,48 @@ impl<W: Write> Compressor<W> {
                 encoder.multithread(u32::try_from(threads).unwrap_or(1))?;
                 Ok(Self::Zstd(encoder))
             }
+            LayerCompression::ZstdChunked(level) => {
+                let scratch = Scratch {
+                    paths: scratch()?,
+                    table: scratch()?,
+                    split: scratch()?,
+                };
+                Ok(Self::Chunked(Chunked::new(level, out, scratch)?))
+            }
         }
     }
 
-    /// Writes the end of the blob; returns the underlying writer.
+    /// Writes the end of the blob.
     ///
     /// # Errors
     /// Those of writing.
-    pub(super) fn finish(self) -> io::Result<W> {
-        match self {
-            Self::Gzip(gzip) => gzip.finish(),
-            Self::Zstd(encoder) => encoder.finish(),
-        }
+    pub(super) fn finish(self) -> io::Result<Finished<W>> {
+        let out = match self {
+            Self::Gzip(gzip) => gzip.finish()?,
+            Self::Zstd(encoder) => encoder.finish()?,
+            Self::Chunked(chunked) => return chunked.finish(),
+        };
+        Ok(Finished {
+            out,
+            annotations: Annotations::new(),
+            scratch: Vec::new(),
+        })
     }
 }
 
-impl<W: Write> Write for Compressor<W> {
+impl<W: Write + Send + 'static> Write for Compressor<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Gzip(gzip) => gzip.write(bytes),
             Self::Zstd(encoder) => encoder.write(bytes),
+            Self::Chunked(chunked) => chunked.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
             // The data is complete only after `finish`.
-            Self::Gzip(_) => Ok(()),
+            Self::Gzip(_) | Self::Chunked(_) => Ok(()),
             Self::Zstd(encoder) => encoder.flush(),
         }
     }
@@ -360,11 +418,12 @@ mod tests {
     }
 
     fn blob(compression: LayerCompression, bytes: &[u8], threads: usize, step: usize) -> Vec<u8> {
-        let mut out = Compressor::with_threads(compression, Vec::new(), threads).unwrap();
+        let out = Compressor::with_threads(compression, Vec::new(), threads, tempfile::tempfile);
+        let mut out = out.unwrap();
         for part in bytes.chunks(step) {
             out.write_all(part).unwrap();
         }
-        out.finish().unwrap()
+        out.finish().unwrap().out
     }
 
     #[test]

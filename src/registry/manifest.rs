@@ -3,6 +3,7 @@
 //! Formats: OCI image specification, manifest.md and image-index.md; distribution,
 //! "Image Manifest Version 2, Schema 2", whose fields are the same.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -64,13 +65,13 @@ impl ManifestFormat {
         match (self, compression) {
             (Self::Docker, _) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
             (Self::Oci, LayerCompression::Gzip(_)) => "application/vnd.oci.image.layer.v1.tar+gzip",
-            (Self::Oci, LayerCompression::Zstd(_)) => "application/vnd.oci.image.layer.v1.tar+zstd",
+            (Self::Oci, _) => "application/vnd.oci.image.layer.v1.tar+zstd",
         }
     }
 
     /// Whether manifests of this format may have layers with this compression.
     pub(super) fn allows(self, compression: LayerCompression) -> bool {
-        self == Self::Oci || matches!(compression, LayerCompression::Gzip(_))
+        self == Self::Oci || compression.is_gzip()
     }
 }
 
@@ -81,6 +82,8 @@ pub(super) struct Blob {
     pub(super) media_type: String,
     pub(super) size: u64,
     pub(super) digest: Digest,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) annotations: BTreeMap<String, String>,
 }
 
 impl Blob {
@@ -210,6 +213,8 @@ fn blob(what: &str, raw: RawBlob) -> Result<Blob> {
         digest: digest(what, &raw.digest)?,
         media_type: raw.media_type,
         size: raw.size,
+        // Nothing is decided by them.
+        annotations: BTreeMap::new(),
     })
 }
 

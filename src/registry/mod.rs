@@ -28,6 +28,7 @@
 
 mod auth;
 mod certificates;
+mod chunked;
 mod client;
 mod compress;
 mod credentials;

@@ -14,7 +14,7 @@ use ureq::http::{Method, header};
 
 use super::Show;
 use super::client::{Access, Client, Payload};
-use super::compress::{Compressor, LayerCompression};
+use super::compress::{Compressor, Finished, LayerCompression};
 use super::error::{Error, Result};
 use super::manifest::{self, Blob, Manifest, ManifestFormat};
 use super::parallel::each;
@@ -22,6 +22,7 @@ use super::pull::{digest_name, note};
 use super::retry::Failure;
 use super::upload::{Content, mount, send, size_there};
 use crate::layer_tar;
+use crate::layer_tar::zstd_chunked::Annotations;
 use crate::oci::{Digest, Reference};
 use crate::progress::Progress;
 use crate::store::writable::{Exclusive, KnownBlob, Staging, seen};
@@ -40,7 +41,7 @@ pub struct PushOptions {
     pub access: Access,
     /// The manifest's media type.
     pub kind: ManifestFormat,
-    /// The compression of layers that the registry does not have; zstd only with
+    /// The compression of layers that the registry does not have; all but gzip only with
     /// [`ManifestFormat::Oci`].
     pub compression: LayerCompression,
     /// The number of layers that are pushed at once.
@@ -95,6 +96,8 @@ pub struct PushedLayer {
     /// The repository of the registry from which it was mounted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mounted: Option<String>,
+    #[serde(skip)]
+    annotations: Annotations,
 }
 
 /// Pushes an image to the registry of `name`. The tag then means the image.
@@ -144,6 +147,7 @@ pub fn push(
             media_type: options.kind.config().to_owned(),
             size: config.len() as u64,
             digest: image.id,
+            annotations: Annotations::new(),
         },
         layers: layers
             .iter()
@@ -151,6 +155,7 @@ pub fn push(
                 media_type: options.kind.layer(options.compression).to_owned(),
                 size: layer.size,
                 digest: layer.digest,
+                annotations: layer.annotations.clone(),
             })
             .collect(),
     };
@@ -180,7 +185,12 @@ impl Pushing<'_> {
             (self.show)(Progress::Exists { item: &diff_id });
             return Ok(known);
         }
-        let (file, digest, size) = self.compress(layer)?;
+        let Compressed {
+            file,
+            digest,
+            size,
+            annotations,
+        } = self.compress(layer)?;
         let sent = size_there(self.client, &digest)?.is_none();
         if sent {
             let item = &digest;
@@ -203,6 +213,7 @@ impl Pushing<'_> {
             size,
             sent,
             mounted: None,
+            annotations,
         })
     }
 
@@ -215,11 +226,12 @@ impl Pushing<'_> {
             size,
             sent: false,
             mounted,
+            annotations: Annotations::new(),
         };
         // All noted blobs are compressed with gzip.
-        let LayerCompression::Gzip(_) = self.options.compression else {
+        if !self.options.compression.is_gzip() {
             return Ok(None);
-        };
+        }
         let notes = seen(self.store, diff_id);
         let (here, elsewhere): (Vec<_>, Vec<_>) = notes
             .iter()
@@ -241,8 +253,8 @@ impl Pushing<'_> {
         Ok(None)
     }
 
-    /// Compresses a layer's tar; returns the file, its digest and length.
-    fn compress(&self, layer: &ImageLayer) -> Result<(File, Digest, u64)> {
+    /// Compresses a layer's tar.
+    fn compress(&self, layer: &ImageLayer) -> Result<Compressed> {
         let staging = &self.options.staging;
         let failed = |error: &io::Error| staging.failed(error);
         let file = staging.file()?;
@@ -251,7 +263,8 @@ impl Pushing<'_> {
             hash: Sha256::new(),
             length: 0,
         };
-        let blob = Compressor::new(self.options.compression, hashed);
+        let scratch = || staging.file().map_err(io::Error::other);
+        let blob = Compressor::new(self.options.compression, hashed, scratch);
         let mut blob = blob.map_err(|error| failed(&error))?;
         let actual = self.store.write_layer_tar(layer, &mut blob)?;
         if actual != layer.diff_id {
@@ -261,10 +274,20 @@ impl Pushing<'_> {
             }
             .into());
         }
-        let hashed = blob.finish().map_err(|error| failed(&error))?;
-        let (digest, length) = (Digest::from_hash(hashed.hash), hashed.length);
-        let file = hashed.out.into_inner();
-        Ok((file.map_err(|e| failed(e.error()))?, digest, length))
+        let finished = blob.finish().map_err(|error| failed(&error))?;
+        let Finished {
+            out,
+            annotations,
+            scratch,
+        } = finished;
+        scratch.into_iter().for_each(|file| staging.done_with(file));
+        let file = out.out.into_inner();
+        Ok(Compressed {
+            file: file.map_err(|e| failed(e.error()))?,
+            digest: Digest::from_hash(out.hash),
+            size: out.length,
+            annotations,
+        })
     }
 
     /// Publishes the manifest; returns its digest.
@@ -301,7 +324,7 @@ impl Pushed {
     /// # Errors
     /// [`Error::Store`] if the names of the store cannot be read or written.
     pub fn note(&self, store: &Exclusive<'_>) -> Result<()> {
-        let is_gzip = matches!(self.compression, LayerCompression::Gzip(_));
+        let is_gzip = self.compression.is_gzip();
         for layer in self.layers.iter().filter(|_| is_gzip) {
             note(store, &layer.diff_id, &layer.digest, &self.reference);
         }
@@ -352,6 +375,14 @@ fn sources(store: &Store, layers: &[&ImageLayer], name: &Reference) -> Vec<Strin
         sources.extend(known.filter(|path| *path != name.path()).map(str::to_owned));
     }
     sources.into_iter().take(MAX_SOURCES).collect()
+}
+
+/// A compressed layer.
+struct Compressed {
+    file: File,
+    digest: Digest,
+    size: u64,
+    annotations: Annotations,
 }
 
 /// Hashes and counts the bytes written.

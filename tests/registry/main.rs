@@ -7,6 +7,7 @@
 
 mod access;
 mod broken;
+mod chunked;
 mod images;
 mod killed;
 mod others_files;
