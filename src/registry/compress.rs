@@ -492,7 +492,7 @@ mod tests {
         }
         let bytes = sample(20 * BLOCK);
         for compression in [LayerCompression::default(), LayerCompression::Zstd(3)] {
-            let out = Compressor::with_threads(compression, Full(2), 2);
+            let out = Compressor::with_threads(compression, Full(2), 2, tempfile::tempfile);
             let written = out.and_then(|mut out| {
                 out.write_all(&bytes)?;
                 out.finish().map(drop)
