@@ -9,7 +9,7 @@ use super::command_sandbox::SandboxArgs;
 use super::digest_names::shown;
 use super::output::{Table, print, print_json, size};
 use super::warn;
-use unionfs::store::{Image, Listing, Name};
+use unionfs::store::{Error, Image, Listing, Name, Stores};
 
 /// List images
 #[derive(Debug, clap::Args)]
@@ -64,7 +64,13 @@ impl<'a> Row<'a> {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let listing = args.sandbox.stores("images", root)?.images();
+    let listing = match stores_if_any(&args.sandbox, "images", root)? {
+        Some(stores) => stores.images(),
+        None => Listing::default(),
+    };
+    if listing.images.is_empty() && listing.problems.is_empty() && !args.json {
+        warn(FIRST_STEPS);
+    }
     let shown: Vec<&Image> = listing
         .images
         .iter()
@@ -82,6 +88,27 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     }
     complain(&listing)
 }
+
+/// Opens the stores. `None`: this machine has none yet, which is no error of a command that lists.
+pub(super) fn stores_if_any(
+    sandbox: &SandboxArgs,
+    command: &str,
+    root: Option<&Path>,
+) -> anyhow::Result<Option<Stores>> {
+    match sandbox.stores(command, root) {
+        Ok(stores) => Ok(Some(stores)),
+        Err(error) if is_no_store(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_no_store(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::NoStore { .. }))
+}
+
+/// What to do on a machine without images.
+const FIRST_STEPS: &str = "no images yet: `unionfs pull NAME` downloads one, `unionfs load -i ARCHIVE` \
+    takes those of an archive, `unionfs import ROOTFS NAME` makes one";
 
 fn table(images: &[&Image]) -> String {
     let mut table = Table::new(&["NAME", "ID", "LAYERS", "SIZE", "UNSHARED", "CREATED"]);

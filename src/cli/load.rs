@@ -5,21 +5,25 @@ use std::path::{Path, PathBuf};
 
 use super::command_sandbox::{Input, SandboxArgs};
 use super::output::{print, print_json};
+use super::own_store::{self, Mounted};
 use super::progress::Items;
-use super::{own_store, warn};
-use unionfs::archive::{Source, Wanted, contents, load_contents};
+use super::warn;
+use unionfs::archive::{Loaded, Source, Wanted, contents, load_contents};
 use unionfs::layer_tar::Limits;
-use unionfs::oci::Platform;
+use unionfs::oci::{Platform, Reference};
+use unionfs::store::writable::{Exclusive, Writable};
 
 /// Load images from an archive into the own store
 ///
-/// The archive may come from `docker save`, `podman save` or skopeo, be an OCI layout as a tar or a
+/// An archive may come from `docker save`, `podman save` or skopeo, be an OCI layout as a tar or a
 /// directory, or a directory of skopeo's kind `dir:`. It may be compressed with gzip, zstd, xz or bzip2. Every digest is checked. All images of an
-/// archive appear at the same time; if one of them is damaged, none appears.
+/// archive appear at the same time; if one of them is damaged, none appears. Several archives are
+/// loaded one after the other.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs load -i myapp.tar
+  unionfs load base.tar myapp.tar
   docker save myapp:2 | unionfs load
   unionfs load -i layout                      all images, named layout:TAG
   unionfs load -i layout --ref v2 --tag myapp:2
@@ -33,7 +37,10 @@ arm the newest variant that runs (v7, v6, v5), on other machines the image witho
 In the store of a plain user all files belong to that user, device nodes are empty files, and xattrs
 that need root are left out; save still has them all.")]
 pub(super) struct Args {
-    /// The archive, a file or a directory [default: -, standard input]
+    /// The archives: files or directories [default: -, standard input]
+    #[arg(value_name = "ARCHIVE", conflicts_with = "input")]
+    archives: Vec<PathBuf>,
+    /// As ARCHIVE, as docker load has it
     #[arg(long, short = 'i', value_name = "ARCHIVE")]
     input: Option<PathBuf>,
     /// Give the image this name instead of the names in the archive; may be repeated
@@ -65,67 +72,131 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let names = args.tag.iter().map(|name| own_store::new_name(name));
     let names = names.collect::<anyhow::Result<Vec<_>>>()?;
+    let mut paths: Vec<Option<&Path>> = args.archives.iter().map(|path| Some(&**path)).collect();
+    if paths.is_empty() {
+        paths.push(args.input.as_deref());
+    }
     let mut cage = args.sandbox.cage("load")?;
-    let repository = args.input.as_deref().and_then(repository);
-    let path = args.input.as_deref();
     let store = own_store::open(root)?;
     let typed = "an archive is not typed: give -i ARCHIVE or a pipe";
-    let input = Input::of(&mut cage, path, typed)?;
+    let mut inputs = Vec::with_capacity(paths.len());
+    for path in paths {
+        inputs.push(Archive {
+            repository: path.and_then(repository),
+            shown: path.unwrap_or(Path::new("-")),
+            input: Input::of(&mut cage, path, typed)?,
+        });
+    }
     let (store, held) = if args.repair {
         let (store, lock, mounted) = cage.moves_images().enter_with_mounts(store)?;
         (store, Some((lock, mounted)))
     } else {
         (cage.enter_to_take_in(store)?, None)
     };
-    let tmp = store.staging();
-    let limits = Limits {
-        bytes: args.max_layer_size,
-        ..Limits::default()
-    };
-    let shown = path.unwrap_or(Path::new("-"));
-    let source = match input {
-        Input::At(place) => Source::open_as(&place, shown, &tmp, limits.bytes)?,
-        Input::Open(file) => Source::of_file(file, shown, &tmp, limits.bytes)?,
-        Input::Stdin => Source::from_reader(std::io::stdin(), &tmp, limits.bytes)?,
-    };
-    let layers = Items::new(args.quiet || args.json, "loaded");
     let (locked, mounted) = match held {
-        Some((lock, mounted)) => (store.locked_by(lock)?, Some(mounted)),
-        None => (own_store::lock(&store)?, None),
+        Some((lock, mounted)) => (Some(store.locked_by(lock)?), Some(mounted)),
+        None => (None, None),
     };
-    let mut wanted = Wanted::default();
-    wanted.limits = limits;
-    wanted.platform = args.platform.as_ref();
-    wanted.references = &args.references;
-    wanted.repository = repository.as_deref();
-    let contents = contents(&source, &wanted)?;
-    for artifact in &contents.artifacts {
-        warn(format_args!("{artifact} is no image and left out"));
-    }
-    let nameless = contents
-        .images
-        .iter()
-        .filter(|image| image.names.is_empty());
-    let tags = nameless
-        .filter(|_| names.is_empty())
-        .flat_map(|image| &image.references);
-    let tags: Vec<String> = tags.cloned().collect();
-    if let Some(mounted) = mounted {
-        // Images share layers.
-        let mut checked = HashSet::new();
-        for image in &contents.images {
-            let damaged = store.damaged_layers(&image.diff_ids, &mut checked)?;
-            locked.distrust(damaged, &|diff| mounted.find(diff))?;
+    let mut loading = Loading {
+        args,
+        names: &names,
+        store: &store,
+        locked,
+        mounted,
+    };
+    let mut loaded = Vec::new();
+    let mut failure = None;
+    for archive in inputs {
+        match loading.load(archive) {
+            Ok(images) => loaded.extend(images),
+            Err(error) => {
+                // Archives before it stay loaded, and are shown.
+                failure = Some(error);
+                break;
+            }
         }
     }
-    let loaded = load_contents(&locked, &source, contents, &names, &limits, &|step| {
-        layers.show(step);
-    })?;
-    for tag in tags {
-        warn(format_args!(
-            "the image with the tag {tag:?} got no name: give it one with --ref {tag} --tag NAME"
-        ));
+    match failure {
+        Some(error) if loaded.is_empty() => return Err(error),
+        _ => show(args, &loaded)?,
     }
+    failure.map_or(Ok(()), Err)
+}
+
+/// One archive, opened before the sandbox is entered.
+struct Archive<'p> {
+    /// The repository for images that only have a tag.
+    repository: Option<String>,
+    shown: &'p Path,
+    input: Input,
+}
+
+/// What is the same for all archives.
+struct Loading<'s> {
+    args: &'s Args,
+    names: &'s [Reference],
+    store: &'s Writable,
+    /// Taken when the first archive has been opened.
+    locked: Option<Exclusive<'s>>,
+    mounted: Option<Mounted>,
+}
+
+impl Loading<'_> {
+    fn load(&mut self, archive: Archive<'_>) -> anyhow::Result<Vec<Loaded>> {
+        let (args, store, names) = (self.args, self.store, self.names);
+        let tmp = store.staging();
+        let limits = Limits {
+            bytes: args.max_layer_size,
+            ..Limits::default()
+        };
+        let source = match archive.input {
+            Input::At(place) => Source::open_as(&place, archive.shown, &tmp, limits.bytes)?,
+            Input::Open(file) => Source::of_file(file, archive.shown, &tmp, limits.bytes)?,
+            Input::Stdin => Source::from_reader(std::io::stdin(), &tmp, limits.bytes)?,
+        };
+        let layers = Items::new(args.quiet || args.json, "loaded");
+        let locked = match &self.locked {
+            Some(locked) => locked,
+            None => self.locked.insert(own_store::lock(store)?),
+        };
+        let mut wanted = Wanted::default();
+        wanted.limits = limits;
+        wanted.platform = args.platform.as_ref();
+        wanted.references = &args.references;
+        wanted.repository = archive.repository.as_deref();
+        let contents = contents(&source, &wanted)?;
+        for artifact in &contents.artifacts {
+            warn(format_args!("{artifact} is no image and left out"));
+        }
+        let nameless = contents
+            .images
+            .iter()
+            .filter(|image| image.names.is_empty());
+        let tags = nameless
+            .filter(|_| names.is_empty())
+            .flat_map(|image| &image.references);
+        let tags: Vec<String> = tags.cloned().collect();
+        if let Some(mounted) = &self.mounted {
+            // Images share layers.
+            let mut checked = HashSet::new();
+            for image in &contents.images {
+                let damaged = store.damaged_layers(&image.diff_ids, &mut checked)?;
+                locked.distrust(damaged, &|diff| mounted.find(diff))?;
+            }
+        }
+        let loaded = load_contents(locked, &source, contents, names, &limits, &|step| {
+            layers.show(step);
+        })?;
+        for tag in tags {
+            warn(format_args!(
+                "the image with the tag {tag:?} got no name: give it one with --ref {tag} --tag NAME"
+            ));
+        }
+        Ok(loaded)
+    }
+}
+
+fn show(args: &Args, loaded: &[Loaded]) -> anyhow::Result<()> {
     let lost: u64 = loaded.iter().map(|image| image.lost_xattrs).sum();
     if lost > 0 {
         warn(format_args!(
@@ -138,7 +209,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         return print_json(&loaded);
     }
     let mut text = String::new();
-    for image in &loaded {
+    for image in loaded {
         for layer in &image.repaired_layers {
             text += &format!("Repaired layer: {layer}\n");
         }

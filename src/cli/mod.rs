@@ -17,6 +17,7 @@ use std::sync::OnceLock;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser as _};
 use unionfs::store::discovery::Environment;
 
+mod aliases;
 mod archive_names;
 mod catalog;
 mod command_sandbox;
@@ -32,6 +33,7 @@ mod fuse_overlayfs_args;
 mod history;
 mod images;
 mod import;
+mod info;
 mod inspect;
 mod interrupt;
 mod launch;
@@ -68,6 +70,8 @@ mod system_log;
 mod tag;
 mod umount;
 mod verify;
+mod version;
+mod wrong_usage;
 
 /// Mount container images and layered directories as union file systems in user space
 #[derive(Debug, clap::Parser)]
@@ -148,6 +152,8 @@ enum Command {
     Prune(prune::Args),
     Df(df::Args),
     Catalog(catalog::Args),
+    Info(info::Args),
+    Version(version::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -159,13 +165,14 @@ const MOUNT: &str = "mount";
 pub fn main() -> ExitCode {
     // Each layer that was found holds a descriptor.
     unionfs::fuse::raise_nofile_limit();
-    let args: Vec<OsString> = std::env::args_os().collect();
+    let args = aliases::expand(std::env::args_os().collect());
     let outcome = match fuse_overlayfs_args::recognise(&args, is_command) {
         Some(persona) => fuse_overlayfs_args::run(persona, &args),
         None => match parse(&args) {
             Ok(cli) => run(cli),
             Err(e) => {
                 // Help and version go to stdout, mistakes to stderr. Either may be closed.
+                let e = wrong_usage::better_tip(e);
                 let _ = e.print();
                 return ExitCode::from(if e.use_stderr() { error::USAGE } else { 0 });
             }
@@ -195,13 +202,16 @@ fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
         });
     }
     // Help and mistakes need the whole command line.
-    let mut command = Cli::command();
+    let mut command = aliases::with_groups(Cli::command());
     let matches = command.try_get_matches_from_mut(args)?;
     Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
 }
 
 fn is_command(name: &OsStr) -> bool {
-    name == "help" || name == MOUNT || Cli::command().find_subcommand(name).is_some()
+    name == "help"
+        || name == MOUNT
+        || aliases::is_first_word(name)
+        || Cli::command().find_subcommand(name).is_some()
 }
 
 /// The value of `--namespace`.
@@ -246,6 +256,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Prune(args) => prune::run(&args, root),
         Command::Df(args) => df::run(&args, root),
         Command::Catalog(args) => catalog::run(&args, root),
+        Command::Info(args) => info::run(&args, root),
+        Command::Version(args) => version::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

@@ -70,6 +70,9 @@ pub(super) struct Args {
     /// Mount the container with this name, ID or ID prefix
     #[arg(long, value_name = "ID")]
     container: Option<String>,
+    /// The first operand is a container (container mount ID MOUNTPOINT)
+    #[arg(long, hide = true, conflicts_with_all = ["container", "name"])]
+    of_container: bool,
     /// Write to the container's own layer; the container must be stopped
     #[arg(long, requires = "container", conflicts_with_all = ["read_only", "ephemeral", "upper"])]
     in_place: bool,
@@ -88,7 +91,11 @@ pub(super) struct Args {
     debug: bool,
 }
 
-pub(super) fn run(args: Args, root: Option<&Path>) -> anyhow::Result<()> {
+pub(super) fn run(mut args: Args, root: Option<&Path>) -> anyhow::Result<()> {
+    if args.of_container && args.operands.len() == 2 {
+        let container = args.operands.remove(0);
+        args.container = Some(container.to_string_lossy().into_owned());
+    }
     let mut options = MountOptions::default();
     for text in &args.options {
         options.parse(text).map_err(Usage::from)?;

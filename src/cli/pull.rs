@@ -7,14 +7,14 @@ use super::load::warn_of_devices;
 use super::output::{print, print_json, size};
 use super::own_store::Mounted;
 use super::progress::Items;
-use super::{interrupt, own_store};
+use super::{error, interrupt, own_store, warn};
 use unionfs::layer_tar::Limits;
 use unionfs::oci::{Digest, Platform, Reference};
 use unionfs::progress::Progress;
-use unionfs::registry::{Access, PARALLEL, PullOptions, fetch};
+use unionfs::registry::{Access, PARALLEL, PullOptions, Pulled, fetch};
 use unionfs::store::writable::Writable;
 
-/// Pull an image from a registry into the own store
+/// Pull images from registries into the own store
 ///
 /// Every digest is checked. Layers that the store has are not downloaded. After an interruption the
 /// next pull resumes the downloads (unionfs prune removes them). Registries are contacted over https
@@ -26,11 +26,13 @@ use unionfs::store::writable::Writable;
 #[command(after_help = "\
 Examples:
   unionfs pull debian:12
+  unionfs pull debian:12 alpine:3
   unionfs pull --platform linux/arm64 registry.example.org/team/app:2
   unionfs pull localhost:5000/app@sha256:4fd4…")]
 pub(super) struct Args {
-    /// The image: [HOST/]NAME[:TAG][@DIGEST]; with a digest, the tag has no effect
-    image: String,
+    /// The images: [HOST/]NAME[:TAG][@DIGEST]; with a digest, the tag has no effect
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<String>,
     /// Pull the image for this platform: os/architecture[/variant] [default: this machine]
     #[arg(long, value_name = "PLATFORM", value_parser = own_store::platform)]
     platform: Option<Platform>,
@@ -79,16 +81,15 @@ impl RegistryArgs {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let name = Reference::parse(&args.image)?;
-    let mut options = PullOptions::default();
-    options.access = args.registry.access();
-    options.platform.clone_from(&args.platform);
-    options.parallel = args.registry.parallel;
-    options.limits.bytes = args.max_layer_size;
-    options.repair = args.repair;
     let mut cage = args.sandbox.cage("pull")?;
+    let mut wanted = Vec::with_capacity(args.images.len());
+    for image in &args.images {
+        wanted.push((Reference::parse(image)?, options(args)));
+    }
     let store = own_store::open(root)?;
-    options.access.look_up(&name)?;
+    for (name, options) in &mut wanted {
+        options.access.look_up(name)?;
+    }
     cage.talk()?;
     let mounted = args.repair.then(Mounted::now);
     let store = cage.enter_to_take_in(store)?;
@@ -101,32 +102,74 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
             size(kept)
         ))
     });
+    let mut pulled = Vec::with_capacity(wanted.len());
+    let mut failures = Vec::new();
+    for (name, options) in &wanted {
+        match pull(args, &store, name, options, mounted.as_ref()) {
+            Ok(image) => pulled.push(image),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    warn_of_devices(pulled.iter().map(|image| image.kept_devices).sum());
+    match (args.json, pulled.as_slice()) {
+        // An object for one image, as ever.
+        (true, [only]) if args.images.len() == 1 => print_json(only)?,
+        (true, []) if !failures.is_empty() => {}
+        (true, all) => print_json(&all)?,
+        (false, all) => print(&text(args, all))?,
+    }
+    // Each image is pulled independently.
+    let Some(last) = failures.pop() else {
+        return Ok(());
+    };
+    for failure in &failures {
+        warn(error::line(failure));
+    }
+    Err(last)
+}
+
+fn options(args: &Args) -> PullOptions {
+    let mut options = PullOptions::default();
+    options.access = args.registry.access();
+    options.platform.clone_from(&args.platform);
+    options.parallel = args.registry.parallel;
+    options.limits.bytes = args.max_layer_size;
+    options.repair = args.repair;
+    options
+}
+
+fn pull(
+    args: &Args,
+    store: &Writable,
+    name: &Reference,
+    options: &PullOptions,
+    mounted: Option<&Mounted>,
+) -> anyhow::Result<Pulled> {
     let downloads = Items::new(args.quiet, "downloaded");
     let show = |step: Progress<'_, &Digest>| downloads.show(step);
-    let fetched = fetch(&store, &name, &options, &show)?;
+    let fetched = fetch(store, name, options, &show)?;
     // The store is locked late, so that others may use it during downloads.
-    let locked = own_store::lock(&store)?;
+    let locked = own_store::lock(store)?;
     if let Some(mounted) = mounted {
         let damaged = fetched.damaged().to_vec();
         locked.distrust(damaged, &|diff| mounted.find(diff))?;
     }
     let layers = Items::new(args.quiet, "unpacked");
-    let pulled = fetched.register(&locked, &|step| match step {
+    Ok(fetched.register(&locked, &|step| match step {
         // This was shown before the downloads.
         Progress::Exists { .. } => (),
         step => layers.show(step),
-    })?;
-    warn_of_devices(pulled.kept_devices);
-    if args.json {
-        return print_json(&pulled);
+    })?)
+}
+
+fn text(args: &Args, pulled: &[Pulled]) -> String {
+    let mut text = String::new();
+    for (image, asked) in pulled.iter().zip(&args.images) {
+        for layer in &image.repaired_layers {
+            text += &format!("Repaired layer: {layer}\n");
+        }
+        let name = image.names.first().unwrap_or(asked);
+        text += &format!("Digest: {}\nPulled image: {name}\n", image.digest);
     }
-    let repaired = pulled.repaired_layers.iter();
-    let repaired: String = repaired
-        .map(|layer| format!("Repaired layer: {layer}\n"))
-        .collect();
-    print(&format!(
-        "{repaired}Digest: {}\nPulled image: {}\n",
-        pulled.digest,
-        pulled.names.first().unwrap_or(&args.image)
-    ))
+    text
 }

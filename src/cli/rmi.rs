@@ -10,8 +10,8 @@ use super::output::{print, print_json};
 use super::own_store::{self, Mounted};
 use super::{digest_names, error, warn};
 use unionfs::image_mounts::ImageCatalogs;
-use unionfs::store::Places;
 use unionfs::store::writable::{Exclusive, Removed, in_use_on};
+use unionfs::store::{Error, Places};
 
 /// Remove images and their names
 #[derive(Debug, clap::Args)]
@@ -28,7 +28,7 @@ pub(super) struct Args {
     /// The images: names, IDs or ID prefixes
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
-    /// Remove an image by ID even if it has several names
+    /// Remove an image by ID even if it has several names; what does not exist is no error
     #[arg(long, short = 'f')]
     force: bool,
     /// Print JSON
@@ -56,6 +56,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     for image in &args.images {
         match remove(&within, image, args.force) {
             Ok(done) => removed.push(done),
+            Err(failure) if args.force && is_unknown(&failure) => warn(error::line(&failure)),
             Err(failure) => failures.push(failure),
         }
     }
@@ -72,6 +73,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         warn(error::line(failure));
     }
     Err(last)
+}
+
+fn is_unknown(failure: &anyhow::Error) -> bool {
+    matches!(failure.downcast_ref(), Some(Error::UnknownImage { .. }))
 }
 
 /// The state inside of the sandbox.

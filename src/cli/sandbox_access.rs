@@ -78,7 +78,7 @@ const fn with_network(row: Reach) -> Reach {
 }
 
 /// All commands, in the order of `unionfs --help`.
-pub(super) const TABLE: [Reach; 26] = [
+pub(super) const TABLE: [Reach; 28] = [
     outside(
         "mount",
         "finds the layers in a confined process; its daemon has a sandbox of its own",
@@ -153,6 +153,8 @@ pub(super) const TABLE: [Reach; 26] = [
             "with -o: the layers (read), the file's directory",
         ),
     ),
+    row("info", Read, No, "mounts are looked at before"),
+    outside("version", "reads nothing"),
     outside("completions", "reads nothing"),
     outside("man", "reads nothing"),
 ];

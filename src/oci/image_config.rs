@@ -16,6 +16,8 @@ pub struct Config {
     pub created: Option<String>,
     /// The processor architecture, as in Go: `amd64`.
     pub architecture: Option<String>,
+    /// The variant of the architecture: `v7`.
+    pub variant: Option<String>,
     /// The operating system: `linux`.
     pub os: Option<String>,
     /// The author.
@@ -51,6 +53,7 @@ pub struct Step {
 struct RawConfig {
     created: Option<String>,
     architecture: Option<String>,
+    variant: Option<String>,
     os: Option<String>,
     author: Option<String>,
     comment: Option<String>,
@@ -84,6 +87,7 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Config> {
     Ok(Config {
         created: raw.created,
         architecture: raw.architecture,
+        variant: raw.variant,
         os: raw.os,
         author: raw.author,
         comment: raw.comment,

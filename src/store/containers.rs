@@ -285,6 +285,7 @@ fn load_elsewhere(store: &Store, named: &NamedLayer, source: &SourceStore) -> Re
         .ok_or_else(|| Error::UnknownImage {
             name: named.image.to_string(),
             searched: vec![source.root.clone()],
+            near: Vec::new(),
         })?
         .image(&named.image)?;
     // All layers must be directories.

@@ -109,12 +109,14 @@ pub enum Error {
     #[error("cannot tell where this user's store is: HOME is not set; set UNIONFS_ROOT")]
     NoHome,
     /// There is no such image.
-    #[error("no image {name:?} in {}; `unionfs images` lists all images", list(.searched))]
+    #[error("no image {name:?} in {}{}; `unionfs images` lists all images, `unionfs pull` downloads one", list(.searched), like(.near))]
     UnknownImage {
         /// The name as the user gave it.
         name: String,
         /// The roots of the stores that were searched.
         searched: Vec<PathBuf>,
+        /// Names of images that are like it.
+        near: Vec<String>,
     },
     /// An ID prefix fits several images.
     #[error("image ID {prefix:?} is ambiguous; candidates: {}", .candidates.join(", "))]
@@ -405,6 +407,14 @@ impl Error {
             Self::Io { source, .. } => Some(*source),
             _ => None,
         }
+    }
+}
+
+/// Says which names are like the name that was not found.
+fn like(near: &[String]) -> String {
+    match near {
+        [] => String::new(),
+        near => format!(" (is it {}?)", near.join(" or ")),
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Image {
     pub root: PathBuf,
     /// The store's storage driver.
     pub driver: &'static str,
+    /// The engine whose store it is: unionfs, docker, podman or containerd.
+    pub engine: &'static str,
     /// The image from which this one was built, if Docker's builder recorded it.
     pub parent: Option<Digest>,
     /// The time when a name was last set, if Docker recorded it.

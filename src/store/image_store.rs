@@ -48,6 +48,16 @@ impl Store {
         self.records.is_none() && writable::is_ours(&self.root)
     }
 
+    /// Returns the engine whose store it is: unionfs, docker, podman or containerd.
+    pub fn engine(&self) -> &'static str {
+        match &self.records {
+            Some(Records::Podman(_)) => "podman",
+            Some(Records::Containerd(_)) => "containerd",
+            None if writable::is_ours(&self.root) => "unionfs",
+            None => "docker",
+        }
+    }
+
     /// Returns the storage driver's name.
     pub fn driver(&self) -> &'static str {
         self.driver.name()
@@ -218,6 +228,7 @@ impl Store {
             names,
             root: self.root().to_owned(),
             driver: self.driver(),
+            engine: self.engine(),
             parent: None,
             last_updated: None,
             size: layers.iter().fold(0, |sum, l| sum.saturating_add(l.size)),

@@ -47,6 +47,7 @@ mod layerdb;
 mod listing;
 mod location_note;
 mod named_layer;
+mod near_names;
 mod places;
 mod random;
 mod records;

@@ -11,7 +11,7 @@ use super::error::{Error, Result};
 use super::image::Image;
 use super::image_store::Store;
 use super::records::Records;
-use super::{CacheId, NamedLayer, Places, writable};
+use super::{CacheId, Name, NamedLayer, Places, near_names, writable};
 use crate::oci::Digest;
 use crate::oci::reference::{Query, Reference};
 
@@ -148,6 +148,7 @@ impl Stores {
         let unknown = || Error::UnknownImage {
             name: text.to_owned(),
             searched: roots(stores.iter().copied()),
+            near: near_names::near(name, all_names(&stores)),
         };
         match Query::parse(name)? {
             Query::Id(id) => {
@@ -236,6 +237,15 @@ impl Stores {
             }),
         }
     }
+}
+
+/// Returns all names of images in these stores; those that cannot be read are left out.
+fn all_names(stores: &[&Store]) -> impl Iterator<Item = Name> {
+    let lists = stores.iter().filter_map(|store| store.repositories().ok()?);
+    lists.flat_map(|list| {
+        let names: Vec<Name> = list.all().filter_map(|entry| Some(entry.ok()?.0)).collect();
+        names
+    })
 }
 
 /// Finds the image with that name in these stores.

@@ -21,6 +21,7 @@ mod exchanged_mountpoint;
 mod exchanged_store;
 mod foreign_locks;
 mod fuse_overlayfs_call;
+mod habits;
 mod hostile_texts;
 mod hung;
 mod image_mounts;

@@ -12,7 +12,7 @@ use super::{Exclusive, Writable, with_patience};
 use crate::oci::{Digest, Query, Reference, chain_id};
 use crate::store::confined_dir::SMALL;
 use crate::store::error::{Error, Result};
-use crate::store::{CacheId, Name};
+use crate::store::{CacheId, Name, near_names};
 
 /// A function that returns the mountpoint of a live mount that uses a directory as a layer.
 pub type InUse<'f> = &'f dyn Fn(&Path) -> Option<PathBuf>;
@@ -68,6 +68,10 @@ impl Exclusive<'_> {
         let unknown = || Error::UnknownImage {
             name: text.to_owned(),
             searched: vec![self.writable.root().to_owned()],
+            near: self.repositories().map_or_else(
+                |_| Vec::new(),
+                |names| near_names::near(text, names.all().filter_map(|e| Some(e.ok()?.0))),
+            ),
         };
         let (reference, prefix) = match Query::parse(text)? {
             Query::Id(id) if self.store().imagedb().contains(&id)? => return Ok((id, None)),

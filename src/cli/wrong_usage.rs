@@ -1,0 +1,114 @@
+//! Tips for wrong command lines.
+//!
+//! clap proposes every command that sounds alike, such as `prune` for `run`. A tip that misleads is
+//! worse than none: only typing errors are corrected here, and commands that only an engine can have
+//! get an answer of their own.
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+/// Commands of engines that unionfs does not have, with what to do.
+const OF_ENGINES: [(&[&str], &str); 4] = [
+    (
+        &["run", "exec", "start", "create", "attach"],
+        "unionfs runs no containers: mount an image with `unionfs mount IMAGE DIR`, then use chroot(1), \
+         bwrap(1) or systemd-nspawn(1) on DIR",
+    ),
+    (
+        &[
+            "stop", "kill", "restart", "pause", "unpause", "wait", "logs", "top", "port",
+        ],
+        "unionfs runs no containers: `unionfs ps` lists mounts, `unionfs umount DIR` ends one",
+    ),
+    (
+        &["build", "buildx", "builder"],
+        "unionfs builds no images: mount one with --name, change it, and use `unionfs commit`",
+    ),
+    (
+        &["volume", "network", "compose", "service", "swarm", "pod"],
+        "unionfs has only images, layers and mounts: `unionfs --help` lists the commands",
+    ),
+];
+
+/// Replaces a misleading tip.
+pub(super) fn better_tip(mut error: clap::Error) -> clap::Error {
+    if error.kind() != ErrorKind::InvalidSubcommand {
+        return error;
+    }
+    let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidSubcommand).cloned()
+    else {
+        return error;
+    };
+    let of_engine = OF_ENGINES
+        .iter()
+        .find(|(words, _)| words.contains(&&*typed));
+    if let Some((_, tip)) = of_engine {
+        error.remove(ContextKind::SuggestedSubcommand);
+        let tip = vec![(*tip).to_owned().into()];
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tip));
+        return error;
+    }
+    let near = match error.remove(ContextKind::SuggestedSubcommand) {
+        Some(ContextValue::Strings(all)) => all,
+        Some(ContextValue::String(one)) => vec![one],
+        _ => Vec::new(),
+    };
+    let near: Vec<String> = near
+        .into_iter()
+        .filter(|name| is_typo(&typed, name))
+        .collect();
+    if !near.is_empty() {
+        error.insert(
+            ContextKind::SuggestedSubcommand,
+            ContextValue::Strings(near),
+        );
+    }
+    error
+}
+
+/// Whether `typed` is probably meant to be `name`: one mistake, or two in a long word.
+fn is_typo(typed: &str, name: &str) -> bool {
+    let mistakes = strsim::osa_distance(typed, name);
+    let shorter = typed.chars().count().min(name.chars().count());
+    mistakes <= if shorter > 4 { 2 } else { 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_typing_errors_are_corrected() {
+        for (typed, name) in [
+            ("imags", "images"),
+            ("umoutn", "umount"),
+            ("sp", "ps"),
+            ("rmm", "rm"),
+        ] {
+            assert!(is_typo(typed, name), "{typed}");
+        }
+        for (typed, name) in [("run", "prune"), ("exec", "export"), ("list", "ls")] {
+            assert!(!is_typo(typed, name), "{typed}");
+        }
+    }
+
+    #[test]
+    fn a_command_of_an_engine_gets_an_answer() {
+        use clap::CommandFactory as _;
+        let error = |word: &str| {
+            let parsed = super::super::Cli::command().try_get_matches_from(["unionfs", word]);
+            better_tip(parsed.unwrap_err()).render().to_string()
+        };
+        let run = error("run");
+        assert!(
+            run.contains("runs no containers") && !run.contains("prune"),
+            "{run}"
+        );
+        let typo = error("imags");
+        assert!(
+            typo.contains("'images'") && typo.contains("Usage:"),
+            "{typo}"
+        );
+        let none = error("frobnicate");
+        assert!(!none.contains("tip:") && none.contains("Usage:"), "{none}");
+    }
+}
