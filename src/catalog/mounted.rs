@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use super::format::{self, Record};
 use super::view::{Damaged, DirRef, Identity, View};
 use crate::layer::at::{At, Stat};
-use crate::layer::lower::LowerDir;
+use crate::layer::lower::{KnownDir, LowerDir};
 use crate::layer::markers::Escape;
 use crate::layer::types::FileKind;
 use crate::lowers::{
@@ -222,19 +222,22 @@ impl MountedCatalog {
             return Err(Damaged);
         }
         let stat = self.view.stat(record, parent.layer.stat.dev)?;
-        let xwhiteouts = record.flags.get() & format::XWHITEOUTS != 0;
+        let known = KnownDir {
+            stat,
+            xwhiteouts: record.flags.get() & format::XWHITEOUTS != 0,
+        };
         let name = self.view.name(record)?;
         let dir = match self.open.entry(at) {
             Entry::Occupied(mut entry) => match entry.get().upgrade() {
                 Some(dir) => return Ok(dir),
                 None => {
-                    let dir = LowerDir::known(parent, name, stat, xwhiteouts);
+                    let dir = LowerDir::known(parent, name, known);
                     entry.insert(Arc::downgrade(&dir));
                     dir
                 }
             },
             Entry::Vacant(entry) => {
-                let dir = LowerDir::known(parent, name, stat, xwhiteouts);
+                let dir = LowerDir::known(parent, name, known);
                 entry.insert(Arc::downgrade(&dir));
                 dir
             }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::Usage;
 use super::launch::{self, Request};
+use super::logging::Verbosity;
 use super::options::{Markers, MountOptions};
 use super::{catalog, mount_checks, output};
 use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
@@ -231,7 +232,7 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
         held: Vec::new(),
         fresh: None,
         foreground: call.foreground,
-        debug: call.debug || call.options.debug,
+        verbosity: Verbosity::of_flag(call.debug || call.options.debug),
         option_texts: call.texts,
         catalog: catalog::of_directories(&call.options),
         options: call.options,

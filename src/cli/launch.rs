@@ -19,14 +19,15 @@ use rustix::mount::MountFlags;
 use rustix::process::{Pid, WaitOptions};
 
 use super::error::{self, Relayed};
-use super::logging;
+use super::logging::{self, Verbosity};
 use super::mount_checks::{self, Target};
 use super::mount_upper::Fresh;
 use super::options::MountOptions;
 use unionfs::catalog::CatalogFile;
-use unionfs::fuse::{self, IoPolicy, MountConfig, Sandboxed, Transport};
+use unionfs::fuse::{self, IoPolicy, MountConfig, Outcome, Sandboxed, Transport};
 use unionfs::image_mounts::{BackgroundBuild, MountCatalog};
 use unionfs::layer::StackSpec;
+use unionfs::layer::private::AccessTimes;
 use unionfs::oci::Digest;
 use unionfs::sandbox::{self, Mode};
 use unionfs::sys::daemon::{Side, daemonize};
@@ -50,7 +51,7 @@ pub(super) struct Request {
     /// An upper that was made for this mount.
     pub(super) fresh: Option<Fresh>,
     pub(super) foreground: bool,
-    pub(super) debug: bool,
+    pub(super) verbosity: Verbosity,
     /// The `-o` arguments as given, for `unionfs ps`.
     pub(super) option_texts: Vec<OsString>,
     pub(super) options: MountOptions,
@@ -67,7 +68,7 @@ pub(super) fn check(request: Request) -> anyhow::Result<()> {
 pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
     mount_checks::stack(&request.stack, &request.target.path)?;
     if request.foreground {
-        logging::to_stderr(request.debug);
+        logging::to_stderr(request.verbosity);
         let text = request.fresh.as_ref().and_then(Fresh::announcement);
         return serve(request, || {
             text.map_or(Ok(()), |text| super::output::print(&text))
@@ -105,9 +106,9 @@ pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
 fn daemon(request: Request, reply: File) -> anyhow::Result<()> {
     let mut reply = Some(reply);
     let outcome = (|| {
-        if logging::is_wanted(request.debug) {
+        if logging::is_wanted(request.verbosity) {
             let file = fuse::runtime::log_file().context("cannot open a log file")?;
-            logging::to_file(request.debug, file);
+            logging::to_file(request.verbosity, file);
         } else {
             logging::to_system();
         }
@@ -191,7 +192,12 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
         ..union::Options::default()
     };
     let mode = request.options.sandbox;
-    let private = sandbox::layers::enclose(mode, &mut request.stack, options.noatime)?;
+    let times = if options.noatime {
+        AccessTimes::Never
+    } else {
+        AccessTimes::Inherited
+    };
+    let private = sandbox::layers::enclose(mode, &mut request.stack, times)?;
     let union = Union::new(&request.stack, options).map_err(|e| explain(e, &request.stack))?;
     // A missing, stale or older catalog is built for the next mount.
     let wanted = request.catalog.take();
@@ -201,15 +207,15 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let (mounted, fresh) = match mode {
         Mode::Off => (fuse::mount(union, &config)?, fresh),
         _ => {
-            let afterwards = Box::new(move |had_answered| end_fresh(fresh, had_answered));
+            let afterwards = Box::new(move |outcome| end_fresh(fresh, outcome));
             let enter = Box::new(|union: &Union| in_sandbox(&request, private, union).enter());
             let sandbox = Sandboxed::new(enter, afterwards);
             (fuse::mount_sandboxed(union, &config, sandbox)?, None)
         }
     };
-    let mut had_answered = false;
+    let mut outcome = Outcome::NeverAnswered;
     let served = mounted.serve_with(|| {
-        had_answered = true;
+        outcome = Outcome::Served;
         held.clear();
         match live() {
             Ok(()) => building.iter().for_each(BackgroundBuild::begin),
@@ -224,7 +230,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
         }
     });
     drop(building);
-    end_fresh(fresh, had_answered);
+    end_fresh(fresh, outcome);
     Ok(served?)
 }
 
@@ -237,10 +243,10 @@ fn locks() -> Option<Arc<OwnedFd>> {
 }
 
 /// What happens to an upper that was made for a mount, when the mount has ended.
-fn end_fresh(fresh: Option<Fresh>, had_answered: bool) {
-    match fresh {
-        Some(fresh) if had_answered => fresh.after_unmount(),
-        other => drop(other),
+fn end_fresh(fresh: Option<Fresh>, outcome: Outcome) {
+    match (fresh, outcome) {
+        (Some(fresh), Outcome::Served) => fresh.after_unmount(),
+        (other, _) => drop(other),
     }
 }
 

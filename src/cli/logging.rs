@@ -20,20 +20,36 @@ use unionfs::fuse;
 
 const VARIABLE: &str = "UNIONFS_LOG";
 
-/// Whether a daemon writes a log file.
-pub(super) fn is_wanted(debug: bool) -> bool {
-    debug || std::env::var_os(VARIABLE).is_some_and(|filter| !filter.is_empty())
+/// What is logged if `UNIONFS_LOG` does not say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verbosity {
+    /// Warnings and errors.
+    Normal,
+    /// Everything about requests too (`-d`).
+    Debug,
 }
 
-/// Logs to standard error. Without a filter, only warnings and errors are logged.
-pub(super) fn to_stderr(debug: bool) {
-    start(filter(debug), Format::default(), io::stderr);
+impl Verbosity {
+    pub(super) fn of_flag(debug: bool) -> Self {
+        if debug { Self::Debug } else { Self::Normal }
+    }
+}
+
+/// Whether a daemon writes a log file.
+pub(super) fn is_wanted(verbosity: Verbosity) -> bool {
+    verbosity == Verbosity::Debug
+        || std::env::var_os(VARIABLE).is_some_and(|filter| !filter.is_empty())
+}
+
+/// Logs to standard error.
+pub(super) fn to_stderr(verbosity: Verbosity) {
+    start(filter(verbosity), Format::default(), io::stderr);
 }
 
 /// Logs to `file`.
-pub(super) fn to_file(debug: bool, file: File) {
+pub(super) fn to_file(verbosity: Verbosity, file: File) {
     let writer = std::sync::Mutex::new(file);
-    start(filter(debug), Format::default(), writer);
+    start(filter(verbosity), Format::default(), writer);
 }
 
 /// Logs warnings and errors to the log of the system, which adds the time. If the system has no
@@ -45,10 +61,13 @@ pub(super) fn to_system() {
     }
 }
 
-fn filter(debug: bool) -> EnvFilter {
+fn filter(verbosity: Verbosity) -> EnvFilter {
     match std::env::var(VARIABLE) {
         Ok(text) if !text.is_empty() => EnvFilter::builder().parse_lossy(text),
-        _ => EnvFilter::new(if debug { "debug" } else { "warn" }),
+        _ => EnvFilter::new(match verbosity {
+            Verbosity::Normal => "warn",
+            Verbosity::Debug => "debug",
+        }),
     }
 }
 

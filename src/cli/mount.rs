@@ -7,8 +7,9 @@ use anyhow::Context as _;
 
 use super::error::Usage;
 use super::launch::{self, Request};
+use super::logging::Verbosity;
 use super::mount_lookup::{self, Asked};
-use super::mount_upper::Fresh;
+use super::mount_upper::{Fresh, Lasts};
 use super::options::MountOptions;
 use super::pool::PoolArgs;
 use super::{archive_names, catalog, mount_checks};
@@ -162,7 +163,7 @@ pub(super) fn run(mut args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         held,
         fresh,
         foreground: args.foreground,
-        debug: args.debug || options.debug,
+        verbosity: Verbosity::of_flag(args.debug || options.debug),
         option_texts: args.options,
         catalog: catalog::of_image(&options, found.chain),
         options,
@@ -225,7 +226,8 @@ fn add_upper(stack: &mut StackSpec, args: &Args) -> anyhow::Result<Option<Fresh>
             (None, UpperSpec { layer, work })
         }
         _ => {
-            let (fresh, spec) = Fresh::make(&top.dir, UPPER_DIALECT, args.ephemeral)?;
+            let (fresh, spec) =
+                Fresh::make(&top.dir, UPPER_DIALECT, Lasts::of_flag(args.ephemeral))?;
             (Some(fresh), spec)
         }
     };

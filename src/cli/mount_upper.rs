@@ -16,7 +16,25 @@ use unionfs::store::temporary_upper::{self, make_temporary_upper};
 #[derive(Debug)]
 pub(super) struct Fresh {
     made: Made,
-    ephemeral: bool,
+    lasts: Lasts,
+}
+
+/// What happens to an upper after the unmount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lasts {
+    Kept,
+    /// It is removed (`--ephemeral`).
+    UntilUnmount,
+}
+
+impl Lasts {
+    pub(super) fn of_flag(ephemeral: bool) -> Self {
+        if ephemeral {
+            Self::UntilUnmount
+        } else {
+            Self::Kept
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -41,7 +59,7 @@ impl Fresh {
     pub(super) fn make(
         top: &OpenDir,
         dialect: Dialect,
-        ephemeral: bool,
+        lasts: Lasts,
     ) -> anyhow::Result<(Self, UpperSpec)> {
         let base = Environment::current().own_root()?;
         let upper = make_temporary_upper(&base, top)?;
@@ -50,7 +68,7 @@ impl Fresh {
             place: upper.place().clone(),
             diff: spec.layer.path().to_owned(),
         };
-        Ok((Self { made, ephemeral }, spec))
+        Ok((Self { made, lasts }, spec))
     }
 
     /// Takes a named layer that was made for this mount, in the store in `root`.
@@ -61,14 +79,14 @@ impl Fresh {
                 name: name.to_owned(),
                 mode,
             },
-            ephemeral: false,
+            lasts: Lasts::Kept,
         }
     }
 
     /// Returns the message for the user when the mount is live.
     pub(super) fn announcement(&self) -> Option<String> {
         match &self.made {
-            Made::Directory { diff, .. } if !self.ephemeral => {
+            Made::Directory { diff, .. } if self.lasts == Lasts::Kept => {
                 Some(format!("changes are kept in {}\n", diff.display()))
             }
             _ => None,
@@ -90,7 +108,7 @@ impl Fresh {
 
     /// The mount has ended.
     pub(super) fn after_unmount(self) {
-        if !self.ephemeral {
+        if self.lasts == Lasts::Kept {
             self.release();
         }
     }

@@ -20,7 +20,7 @@ pub(super) fn find(
         if let Some(named) = store.named(name)? {
             let image = image.map(|image| stores.find(image)).transpose()?;
             check(&named, image.as_ref())?;
-            return found(store, named, false).map(Some);
+            return found(store, named).map(Some);
         }
     }
     Ok(None)
@@ -39,9 +39,12 @@ pub(super) fn find_or_make(
     match (existing, image) {
         (Some(named), image) => {
             check(&named, image.as_ref())?;
-            found(store, named, false)
+            found(store, named)
         }
-        (None, Some(image)) => found(store, locked.create_container(name, &image)?, true),
+        (None, Some(image)) => Ok(Found {
+            made: true,
+            ..found(store, locked.create_container(name, &image)?)?
+        }),
         (None, None) => bail!(
             "no read-write layer {name:?} in {:?}: name an image to make it \
              (unionfs mount --name {name} IMAGE MOUNTPOINT), or see unionfs ps -a",
@@ -50,14 +53,14 @@ pub(super) fn find_or_make(
     }
 }
 
-fn found(store: &Store, named: NamedLayer, made: bool) -> anyhow::Result<Found> {
+fn found(store: &Store, named: NamedLayer) -> anyhow::Result<Found> {
     let container = store.load_named(&named)?;
     Ok(Found {
         chain: label_below_container(store.root(), &container),
         stack: container.stack_in_place()?,
         label: named.image_name,
         image: Some(named.image),
-        made,
+        made: false,
     })
 }
 

@@ -50,11 +50,12 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         mounted,
         places,
         catalogs,
+        force: args.force,
     };
     let mut removed = Vec::new();
     let mut failures = Vec::new();
     for image in &args.images {
-        match remove(&within, image, args.force) {
+        match remove(&within, image) {
             Ok(done) => removed.push(done),
             Err(failure) if args.force && is_unknown(&failure) => warn(error::line(&failure)),
             Err(failure) => failures.push(failure),
@@ -85,9 +86,11 @@ struct Within<'s> {
     mounted: Mounted,
     places: Places,
     catalogs: Option<PathBuf>,
+    /// An image with several names is removed by its ID.
+    force: bool,
 }
 
-fn remove(within: &Within<'_>, image: &str, force: bool) -> anyhow::Result<Removed> {
+fn remove(within: &Within<'_>, image: &str) -> anyhow::Result<Removed> {
     let (store, mounted) = (within.store, &within.mounted);
     let (id, name) = own_store::find(store, image, &within.places)?;
     let all = store.names(&id)?;
@@ -101,7 +104,7 @@ fn remove(within: &Within<'_>, image: &str, force: bool) -> anyhow::Result<Remov
             removed.untagged = going;
             return Ok(removed);
         }
-        None if digest_names::shown(&all).count() > 1 && !force => {
+        None if digest_names::shown(&all).count() > 1 && !within.force => {
             let names: Vec<String> = all.iter().map(ToString::to_string).collect();
             bail!(
                 "image {id} has several names ({}): name those to remove, or use --force",

@@ -18,9 +18,10 @@ mod operations;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use self::opens::UnneededOpens;
 use super::counters::{Counters, Op};
 use super::keeper::Keeper;
-use super::operations::{Context, Ino, Notices};
+use super::operations::{Context, Ino, Notices, SetIdBits};
 use super::passthrough::Opens;
 use super::pool::{Pool, Room};
 use super::protocol_values;
@@ -70,10 +71,10 @@ pub(super) struct Adapter {
     slow_now: AtomicUsize,
     /// The number of workers that change something now.
     busy_now: AtomicUsize,
-    /// Whether the kernel sends no OPEN after ENOSYS.
-    no_open: bool,
-    /// Whether the kernel sends no OPENDIR after ENOSYS.
-    no_opendir: bool,
+    /// Opens of files for which passthrough is not used.
+    open_files: UnneededOpens,
+    /// Opens of directories.
+    open_dirs: UnneededOpens,
     /// Whether the kernel collects writes, so that the positions of data and holes are not known.
     /// After ENOSYS to LSEEK the kernel treats the whole file as data.
     no_lseek: bool,
@@ -111,8 +112,8 @@ impl Adapter {
             workers,
             slow_now: AtomicUsize::new(0),
             busy_now: AtomicUsize::new(0),
-            no_open: flags & init::NO_OPEN_SUPPORT != 0,
-            no_opendir: flags & init::NO_OPENDIR_SUPPORT != 0,
+            open_files: UnneededOpens::agreed(flags, init::NO_OPEN_SUPPORT),
+            open_dirs: UnneededOpens::agreed(flags, init::NO_OPENDIR_SUPPORT),
             no_lseek: flags & init::WRITEBACK_CACHE != 0,
             says_kills: flags & init::HANDLE_KILLPRIV_V2 != 0,
             told,
@@ -151,14 +152,14 @@ impl Adapter {
     }
 
     /// Runs a change on this thread, or in the pool if no worker is free for it.
-    fn run(&self, slow: bool, job: impl FnOnce(&Union) + Send + 'static) {
-        self.run_with(slow, &[], |union, _| job(union));
+    fn run(&self, work: Work, job: impl FnOnce(&Union) + Send + 'static) {
+        self.run_with(work, &[], |union, _| job(union));
     }
 
     /// As [`Adapter::run`], with data or a name in the worker's buffer. The data is copied only if
     /// the pool has room for it.
-    fn run_with(&self, slow: bool, data: &[u8], job: impl FnOnce(&Union, &[u8]) + Send + 'static) {
-        if let Some(_here) = self.may_run_here(slow) {
+    fn run_with(&self, work: Work, data: &[u8], job: impl FnOnce(&Union, &[u8]) + Send + 'static) {
+        if let Some(_here) = self.may_run_here(work) {
             return job(&self.union, data);
         }
         // If too much work waits already, this thread does the work. It reads no further request
@@ -175,15 +176,15 @@ impl Adapter {
     }
 
     /// Whether this thread may do the work itself. It counts as busy until the answer is dropped.
-    fn may_run_here(&self, slow: bool) -> Option<Busy<'_>> {
+    fn may_run_here(&self, work: Work) -> Option<Busy<'_>> {
         let uncounted = Busy {
             adapter: None,
-            slow,
+            work,
         };
         match thread::current() {
             Thread::Pool => Some(uncounted),
-            Thread::Ring { may_wait } => (may_wait && !slow).then_some(uncounted),
-            Thread::Worker => self.spare_worker(slow),
+            Thread::Ring { may_wait } => (may_wait && work == Work::Quick).then_some(uncounted),
+            Thread::Worker => self.spare_worker(work),
         }
     }
 
@@ -197,24 +198,25 @@ impl Adapter {
     }
 
     /// Whether this worker may be busy. It counts as busy until the answer is dropped.
-    fn spare_worker(&self, slow: bool) -> Option<Busy<'_>> {
+    fn spare_worker(&self, work: Work) -> Option<Busy<'_>> {
         let busy = Busy {
             adapter: Some(self),
-            slow,
+            work,
         };
         let busy_before = self.busy_now.fetch_add(1, Ordering::Relaxed);
-        let slow_before = if slow {
+        let slow_before = if work == Work::Slow {
             self.slow_now.fetch_add(1, Ordering::Relaxed)
         } else {
             0
         };
-        let spare = busy_before < self.workers.busy && (!slow || slow_before < self.workers.slow);
+        let spare = busy_before < self.workers.busy
+            && (work == Work::Quick || slow_before < self.workers.slow);
         spare.then_some(busy)
     }
 
     /// Runs a modification of `ino` that may first have to copy it up.
     fn modify(&self, ino: Ino, job: impl FnOnce(&Union) + Send + 'static) {
-        self.run(self.union.needs_copy_up(ino.0), job);
+        self.run(Work::slow_if(self.union.needs_copy_up(ino.0)), job);
     }
 }
 
@@ -224,10 +226,25 @@ fn user_of(request: Option<request_scope::Request>) -> u32 {
 }
 
 /// A thread that works. A worker is counted in [`Adapter::busy_now`], and in [`Adapter::slow_now`]
-/// if `slow`. Other threads are not counted.
+/// if the work is slow. Other threads are not counted.
 struct Busy<'a> {
     adapter: Option<&'a Adapter>,
-    slow: bool,
+    work: Work,
+}
+
+/// How long an operation may occupy a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// A few system calls.
+    Quick,
+    /// It may copy data, sync, or wait for a lock.
+    Slow,
+}
+
+impl Work {
+    fn slow_if(condition: bool) -> Self {
+        if condition { Self::Slow } else { Self::Quick }
+    }
 }
 
 impl Drop for Busy<'_> {
@@ -236,18 +253,18 @@ impl Drop for Busy<'_> {
             return;
         };
         adapter.busy_now.fetch_sub(1, Ordering::Relaxed);
-        if self.slow {
+        if self.work == Work::Slow {
             adapter.slow_now.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
-/// Calls `job` with the change that drops a file's set-id bits, if `kills`. The kernel continues
-/// with the mode that it knows, so it is notified before the data changes.
+/// Calls `job` with the change that drops a file's set-id bits, if they are dropped. The kernel
+/// continues with the mode that it knows, so it is notified before the data changes.
 fn with_loss<T>(
     notices: &dyn Notices,
     context: Context,
-    kills: bool,
+    set_id: SetIdBits,
     job: impl FnOnce(Option<&SetIdLoss<'_>>) -> T,
 ) -> T {
     let fell = |ino| notices.attributes_changed(ino);
@@ -255,7 +272,7 @@ fn with_loss<T>(
         caller: caller(context),
         fell: &fell,
     };
-    job(kills.then_some(&loss))
+    job((set_id == SetIdBits::Dropped).then_some(&loss))
 }
 
 fn caller(context: Context) -> Caller {
@@ -269,6 +286,16 @@ fn lifetime(opens: Option<&Opens>, ino: u64) -> u64 {
     opens.map_or(protocol_values::FOREVER, |opens| opens.lifetime(ino))
 }
 
+/// What a mount needs of the kernel.
+pub(super) struct Wishes {
+    /// The kernel checks POSIX ACLs.
+    pub acl: bool,
+    /// The kernel collects writes.
+    pub writeback: bool,
+    /// As in FUSE_INIT: the number of file systems below that pass files through.
+    pub stack_depth: u32,
+}
+
 /// Returns the flags to ask the kernel for, where it offers them. FUSE_ATOMIC_O_TRUNC is used only
 /// with passthrough, since there is no OPEN otherwise. FUSE_AUTO_INVAL_DATA is never used, because
 /// it drops cached pages although files change only through the kernel; nor are the lock flags,
@@ -277,7 +304,12 @@ fn lifetime(opens: Option<&Opens>, ino: u64) -> u64 {
 /// after it, so pages that others read meanwhile would stay. READDIRPLUS is used without
 /// FUSE_READDIRPLUS_AUTO: with it, only the first page of a listing has attributes, and each later
 /// name costs a LOOKUP (318 more messages for a walk of 1,624 files).
-pub(super) fn wanted(acl: bool, writeback: bool, stack_depth: u32) -> Limits {
+pub(super) fn wanted(wishes: Wishes) -> Limits {
+    let Wishes {
+        acl,
+        writeback,
+        stack_depth,
+    } = wishes;
     let flags = init::ASYNC_READ
         | init::EXPORT_SUPPORT
         | init::PARALLEL_DIROPS

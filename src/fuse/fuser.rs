@@ -18,6 +18,7 @@ use ::fuser::{Config, INodeNo, InitFlags, KernelConfig, Notifier, Session, Sessi
 use rustix::io::Errno;
 
 use super::operations::{Notices, Operations};
+use super::transport::Devices;
 use super::wire::Limits;
 use super::wire::abi::{self, init};
 
@@ -55,8 +56,7 @@ struct Shared<T> {
 
 impl<T: Operations> Connection<T> {
     /// Answers INIT, which the kernel sends first. The transport in `limits` has no effect, and no
-    /// file is passed through. `threads` will serve, with their own descriptors if the process can
-    /// open /dev/fuse.
+    /// file is passed through. `threads` will serve.
     ///
     /// # Errors
     /// ENODEV if it was unmounted meanwhile; EPROTO if the kernel has a version older than 7.31 or
@@ -65,7 +65,7 @@ impl<T: Operations> Connection<T> {
         device: OwnedFd,
         limits: &Limits,
         threads: usize,
-        own_devices: bool,
+        devices: Devices,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             flags: OnceLock::new(),
@@ -78,7 +78,7 @@ impl<T: Operations> Connection<T> {
         };
         let mut config = Config::default();
         config.n_threads = Some(threads);
-        config.clone_fd = own_devices;
+        config.clone_fd = devices == Devices::OnePerThread;
         // The kernel checks who may use the mount.
         let session = Session::from_fd(filesystem, device, SessionACL::All, config)?;
         Ok(Self { session, shared })

@@ -23,7 +23,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use rustix::thread::CapabilitySet;
 
 use super::error::{Error, Result};
-use super::own_mount::OwnMount;
+use super::own_mount::{Connectedness, OwnMount};
 use super::runtime::MountRecord;
 use crate::layer::origin::{Origin, OriginFile};
 use crate::sys::{capabilities, daemon, process};
@@ -37,9 +37,9 @@ const ORIGIN: u8 = b'o';
 /// Whether the thread whose number follows has CAP_SYS_ADMIN over the machine. The kernel tells it
 /// only to a process that may inspect the thread.
 const ADMINISTERS: u8 = b'a';
-/// The mount has ended after it had answered: clean up, and end.
+/// The mount has ended ([`Outcome::Served`]): clean up, and end.
 const ENDED: u8 = b'e';
-/// The mount never answered: clean up, and end.
+/// As [`ENDED`], with [`Outcome::NeverAnswered`].
 const FAILED: u8 = b'f';
 
 /// The first byte of an answer.
@@ -49,8 +49,17 @@ const REFUSED: u8 = 1;
 /// The maximum length of a message.
 const MAX_MESSAGE: usize = 1024;
 
-/// Cleans up everything but the record. The argument is whether the mount had answered.
-pub(super) type Afterwards = Box<dyn FnOnce(bool)>;
+/// Cleans up everything but the record.
+pub type Afterwards = Box<dyn FnOnce(Outcome)>;
+
+/// How a mount went, at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It answered programs.
+    Served,
+    /// It failed before it answered.
+    NeverAnswered,
+}
 
 /// The server's end of the connection.
 #[derive(Debug)]
@@ -107,8 +116,8 @@ impl Keeper {
     ///
     /// # Errors
     /// [`Error::Unmount`] with the reason, also if the keeper has ended.
-    pub(super) fn detach(&self, mountpoint: &Path, connected: bool) -> Result<()> {
-        let message = [DETACH, u8::from(connected)];
+    pub(super) fn detach(&self, mountpoint: &Path, connection: Connectedness) -> Result<()> {
+        let message = [DETACH, u8::from(connection == Connectedness::Connected)];
         let said = self.say(&message).map(drop);
         said.map_err(|error| Error::Unmount {
             path: mountpoint.to_owned(),
@@ -128,8 +137,11 @@ impl Keeper {
     }
 
     /// Makes the keeper clean up. It has ended when this returns, or is about to end.
-    pub(super) fn finish(&self, had_answered: bool) {
-        let last = if had_answered { ENDED } else { FAILED };
+    pub(super) fn finish(&self, outcome: Outcome) {
+        let last = match outcome {
+            Outcome::Served => ENDED,
+            Outcome::NeverAnswered => FAILED,
+        };
         match self.ask(last) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
@@ -172,7 +184,7 @@ impl Keeper {
 impl Drop for Keeper {
     /// Cleans up after a mount that was given up.
     fn drop(&mut self) {
-        self.finish(false);
+        self.finish(Outcome::NeverAnswered);
     }
 }
 
@@ -222,13 +234,22 @@ fn keep(
                 Some(thread) if process::administers_machine(thread) => Ok(Vec::new()),
                 _ => Err("no".to_owned()),
             },
-            DETACH => done(mount.detach(rest.first() == Some(&1)).map(drop)),
+            DETACH => {
+                let connection = match rest.first() {
+                    Some(&1) => Connectedness::Connected,
+                    _ => Connectedness::Ended,
+                };
+                done(mount.detach(connection).map(drop))
+            }
             PUBLISH => done(record.map_or(Ok(()), MountRecord::publish)),
             last => {
                 if let Some(record) = record {
                     record.remove();
                 }
-                afterwards(last == ENDED);
+                afterwards(match last {
+                    ENDED => Outcome::Served,
+                    _ => Outcome::NeverAnswered,
+                });
                 answer(socket, Ok(Vec::new()));
                 return;
             }

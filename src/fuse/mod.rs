@@ -61,9 +61,10 @@ mod wire;
 pub use crate::sys::mountinfo;
 pub use config::{IoPolicy, MountConfig, Transport, offers_rings};
 pub use error::{Error, Result};
+pub use keeper::{Afterwards, Outcome};
 pub use mount::preflight;
 pub use mountpoint::{DirectoryId, Mountpoint};
-pub use own_mount::{MountId, OwnMount};
+pub use own_mount::{Connectedness, MountId, OwnMount};
 pub use request_scope::{Request as CurrentRequest, current as current_request};
 pub use runtime::{Description, MountRecord, MountState};
 pub use session::{

@@ -20,7 +20,7 @@ use super::connection_control::Control;
 use super::error::{Error, Result};
 use super::keeper::Keeper;
 use super::mountpoint::Mountpoint;
-use super::own_mount::{MountId, OwnMount};
+use super::own_mount::{Connectedness, MountId, OwnMount};
 use super::{FS_TYPE, FUSE_MAGIC, fusermount, mountinfo, unmount};
 
 mod new_calls;
@@ -86,10 +86,14 @@ impl Attachment {
 
     /// Detaches the mount if it exists. Other mounts on top of it or in its place stay.
     pub(super) fn detach(&self) -> Result<()> {
-        let connected = self.control.is_connected();
+        let connection = if self.control.is_connected() {
+            Connectedness::Connected
+        } else {
+            Connectedness::Ended
+        };
         match &self.keeper {
-            Some(keeper) => keeper.detach(self.mountpoint(), connected),
-            None => self.own.detach(connected).map(|_| ()),
+            Some(keeper) => keeper.detach(self.mountpoint(), connection),
+            None => self.own.detach(connection).map(|_| ()),
         }
     }
 }

@@ -11,7 +11,8 @@
 use super::counters::Op;
 use crate::sys::fileattr::FsxAttr;
 use crate::union::{
-    self, Attr, DirItem, EntryRef, RenameFlags, SetAttr, StatFs, Write, XattrFlags,
+    self, Attr, Caching, DirItem, EntryRef, RenameFlags, SetAttr, StatFs, SyncExtent, Write,
+    XattrFlags,
 };
 
 /// The number of an inode; 1 is the root of the mount.
@@ -21,6 +22,30 @@ pub(super) struct Ino(pub(super) u64);
 /// The handle that answered an open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Handle(pub(super) u64);
+
+/// Returns the extent of a sync whose flag for fdatasync(2) is this.
+pub(super) fn sync_extent(datasync: bool) -> SyncExtent {
+    if datasync {
+        SyncExtent::Data
+    } else {
+        SyncExtent::All
+    }
+}
+
+/// What a change of a file's data does to its set-id bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum SetIdBits {
+    /// They stay.
+    Kept,
+    /// They are dropped.
+    Dropped,
+}
+
+impl SetIdBits {
+    pub(super) fn dropped_if(condition: bool) -> Self {
+        if condition { Self::Dropped } else { Self::Kept }
+    }
+}
 
 /// `O_` flags of an open file, and the kernel's own (`FMODE_EXEC`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +58,12 @@ impl OpenFlags {
     }
 
     /// Whether data bypasses the page cache.
-    pub(super) fn is_direct(self) -> bool {
-        self.has(libc::O_DIRECT)
+    pub(super) fn caching(self) -> Caching {
+        if self.has(libc::O_DIRECT) {
+            Caching::Direct
+        } else {
+            Caching::Cached
+        }
     }
 
     /// Whether each write goes to the end of the file.
@@ -109,7 +138,7 @@ pub(super) struct WriteData<'a> {
     pub(super) data: &'a [u8],
     pub(super) how: Write,
     /// Whether the file loses its set-id bits, because the caller lacks CAP_FSETID.
-    pub(super) kills: bool,
+    pub(super) set_id: SetIdBits,
 }
 
 /// An extended attribute to set.
@@ -376,13 +405,13 @@ pub(super) trait Operations: Send + Sync + 'static {
     /// LINK.
     fn link(&self, ino: Ino, name: Name<'_>, reply: impl EntryReply);
 
-    /// OPEN. `kills`: truncating drops the set-id bits of the file.
+    /// OPEN. `set_id`: what truncating does to the set-id bits of the file.
     fn open(
         &self,
         _context: Context,
         _ino: Ino,
         _flags: OpenFlags,
-        _kills: bool,
+        _set_id: SetIdBits,
         reply: impl OpenReply,
     ) {
         reply.error(libc::ENOSYS);
@@ -412,8 +441,8 @@ pub(super) trait Operations: Send + Sync + 'static {
         reply.error(libc::ENOSYS);
     }
 
-    /// READ. `direct`: bypasses the page cache.
-    fn read(&self, ino: Ino, offset: Offset, size: u32, direct: bool, reply: impl ReadReply);
+    /// READ.
+    fn read(&self, ino: Ino, offset: Offset, size: u32, caching: Caching, reply: impl ReadReply);
 
     /// WRITE.
     fn write(&self, context: Context, ino: Ino, write: WriteData<'_>, reply: impl WriteReply);
@@ -428,8 +457,8 @@ pub(super) trait Operations: Send + Sync + 'static {
         reply.ok();
     }
 
-    /// FSYNC. `data_only`: as fdatasync(2).
-    fn fsync(&self, ino: Ino, data_only: bool, reply: impl EmptyReply);
+    /// FSYNC.
+    fn fsync(&self, ino: Ino, extent: SyncExtent, reply: impl EmptyReply);
 
     /// OPENDIR.
     fn opendir(&self, _ino: Ino, reply: impl OpenReply) {
@@ -447,8 +476,8 @@ pub(super) trait Operations: Send + Sync + 'static {
         reply.ok();
     }
 
-    /// FSYNCDIR. `data_only` as of FSYNC.
-    fn fsyncdir(&self, ino: Ino, data_only: bool, reply: impl EmptyReply);
+    /// FSYNCDIR.
+    fn fsyncdir(&self, ino: Ino, extent: SyncExtent, reply: impl EmptyReply);
 
     /// STATFS.
     fn statfs(&self, reply: impl StatfsReply);

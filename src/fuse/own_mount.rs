@@ -27,6 +27,15 @@ const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 /// The number of tries to find a mount if names change meanwhile.
 const ATTEMPTS: usize = 8;
 
+/// Whether the connection of a mount to its server is alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connectedness {
+    /// It is.
+    Connected,
+    /// It has ended, or nobody knows.
+    Ended,
+}
+
 /// The identity of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountId {
@@ -153,13 +162,13 @@ impl OwnMount {
     }
 
     /// Detaches it, also while it is in use, and touches no other mount. Returns `false` if it does
-    /// not exist any more, or if `connected` is false and only a live connection proves that the
+    /// not exist any more, or if the connection has ended and only a live one proves that the
     /// numbers are still ours (before Linux 6.8).
     ///
     /// # Errors
     /// [`Error::Unmount`] with the reason: another mount covers it, or detaching is not permitted.
-    pub fn detach(&self, connected: bool) -> Result<bool> {
-        if self.id.unique.is_none() && !connected {
+    pub fn detach(&self, connection: Connectedness) -> Result<bool> {
+        if self.id.unique.is_none() && connection == Connectedness::Ended {
             return Ok(false);
         }
         let failed = |text: String| Error::Unmount {
@@ -227,7 +236,7 @@ mod tests {
             mountpoint: "/proc".into(),
         };
         assert!(!own.is_there());
-        assert!(!own.detach(true).unwrap());
+        assert!(!own.detach(Connectedness::Connected).unwrap());
     }
 
     /// This simulates a kernel without unique numbers.
@@ -243,7 +252,7 @@ mod tests {
             mountpoint: "/proc".into(),
         };
         assert!(own.is_there());
-        assert!(!own.detach(false).unwrap());
+        assert!(!own.detach(Connectedness::Ended).unwrap());
         let other = MountId {
             device: (id.device.0, id.device.1 + 1),
             ..id

@@ -22,15 +22,15 @@ use dashmap::mapref::entry::Entry;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
 
-use super::config::MountConfig;
+use super::config::{IoPolicy, MountConfig};
 use super::error::{Error, Result};
-use super::operations::{Handle, Notices as _, Opened};
+use super::operations::{Handle, Notices as _, OpenFlags, Opened};
 use super::protocol_values;
 use super::wire::Connection;
 use super::wire::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, init2};
 use crate::sys::fuse::{close_backing, open_backing};
 use crate::sys::process::in_initial_user_namespace;
-use crate::union::{self, Ino, Union};
+use crate::union::{self, Caching, Ino, Union};
 
 /// How long the kernel may keep the attributes of a file after the end of an open that was passed
 /// through to a program that may map it for writing, in seconds. During such an open the kernel may
@@ -62,8 +62,9 @@ pub(super) fn start(
     connection: &Connection,
     union: &Union,
     path: &Path,
-    insists: bool,
+    policy: IoPolicy,
 ) -> Result<Option<Opens>> {
+    let insists = policy == IoPolicy::Passthrough;
     let no = |why, source| {
         let path = path.to_owned();
         Error::Passthrough { path, why, source }
@@ -208,12 +209,12 @@ impl Opens {
     /// Counts an open. Returns its answer, and whether the program could map the file for writing
     /// while the kernel keeps attributes.
     fn count(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<(Opened, bool)> {
-        let (kind, direct) = (kind(flags), flags & libc::O_DIRECT as u32 != 0);
+        let (kind, caching) = (kind(flags), OpenFlags(flags).caching());
         let known = self.open.get_mut(&ino).map(|mut open| open.add(kind));
         let out = match known {
             Some(out) => out,
             None => {
-                let mode = self.choose(union, ino, direct)?;
+                let mode = self.choose(union, ino, caching)?;
                 match self.open.entry(ino) {
                     // Another thread was faster. Both looked at the same inode; the first one
                     // decides.
@@ -230,7 +231,7 @@ impl Opens {
             return Err(Errno::PERM.into());
         }
         let must_ask = maps && self.takes_back(ino);
-        if passed && direct && known.is_some() && !takes_direct(union, ino) {
+        if passed && caching == Caching::Direct && known.is_some() && !takes_direct(union, ino) {
             self.release(ino, out.handle.0);
             return Err(Errno::INVAL.into());
         }
@@ -249,7 +250,7 @@ impl Opens {
         true
     }
 
-    fn choose(&self, union: &Union, ino: Ino, direct: bool) -> union::Result<Mode> {
+    fn choose(&self, union: &Union, ino: Ino, caching: Caching) -> union::Result<Mode> {
         // The kernel keeps no pages of a file that may change without its knowledge.
         let cached = Mode::Cached { keep: false };
         // A mapping that is passed through could change the data.
@@ -266,7 +267,7 @@ impl Opens {
             }
             Err(error) => return Err(error),
         };
-        if direct && !backing.takes_direct() {
+        if caching == Caching::Direct && !backing.takes_direct() {
             return Ok(cached);
         }
         match Registered::new(&self.device, &backing) {

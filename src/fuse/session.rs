@@ -17,18 +17,18 @@ use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::adapter::{Adapter, MAX_IO, Told, Workers, wanted};
+use super::adapter::{Adapter, MAX_IO, Told, Wishes, Workers, wanted};
 use super::config::{IoPolicy, MountConfig};
 use super::counters::Counters;
 use super::error::{Error, Result};
-use super::keeper::Keeper;
+use super::keeper::{Afterwards, Keeper, Outcome};
 use super::mount::{self as attach, Attachment};
-use super::own_mount::OwnMount;
+use super::own_mount::{Connectedness, OwnMount};
 use super::passthrough::{self, Opens};
 use super::pool::Pool;
 use super::runtime::MountRecord;
 use super::stats;
-use super::transport::{self, Agreed, Connection};
+use super::transport::{self, Agreed, Connection, Devices};
 use super::unmount::Mount;
 use super::wire;
 use crate::sandbox::InForce;
@@ -82,15 +82,14 @@ pub struct Sandboxed<'a> {
     /// Enters the sandbox. It is called when everything is open, before there is a second thread
     /// and before anything from the kernel is read.
     pub enter: Enter<'a>,
-    /// Cleans up outside of the sandbox when the mount has ended, or has failed before it answered
-    /// (`false`). It runs in another process; if that was killed, it does not run.
-    pub afterwards: Box<dyn FnOnce(bool)>,
+    /// Cleans up outside of the sandbox when the mount has ended. It runs in another process; if that was killed, it does not run.
+    pub afterwards: Afterwards,
 }
 
 impl<'a> Sandboxed<'a> {
     /// Returns a server that calls `enter`, and at the end `afterwards`.
     #[must_use]
-    pub fn new(enter: Enter<'a>, afterwards: Box<dyn FnOnce(bool)>) -> Self {
+    pub fn new(enter: Enter<'a>, afterwards: Afterwards) -> Self {
         Self { enter, afterwards }
     }
 }
@@ -168,10 +167,18 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
         xattrs: config.xattrs,
     };
     let acl = told.xattrs && core.union.has_acl();
-    let mut limits = wanted(acl, writeback, stack_depth);
+    let mut limits = wanted(Wishes {
+        acl,
+        writeback,
+        stack_depth,
+    });
     limits.transport = config.transport;
-    let reopens = prepared.is_none();
-    let mut connection = Connection::open(fd, &limits, config.threads, reopens)
+    let devices = if prepared.is_none() {
+        Devices::OnePerThread
+    } else {
+        Devices::Shared
+    };
+    let mut connection = Connection::open(fd, &limits, config.threads, devices)
         .map_err(|source| session_error(attachment.mountpoint(), source))?;
     let mut files = None;
     if let Some(prepared) = prepared {
@@ -179,8 +186,7 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
         files = Some(prepared.files);
     }
     if passes {
-        let insists = config.io == IoPolicy::Passthrough;
-        let opens = connection.pass_through(&core.union, attachment.mountpoint(), insists)?;
+        let opens = connection.pass_through(&core.union, attachment.mountpoint(), config.io)?;
         core.opens = opens.map(Arc::new);
     }
     let io = match core.opens {
@@ -326,13 +332,13 @@ impl Mounted {
             _ => services::Files::write(&mut self.record),
         };
         let mut late = Late::new(files, &self.record, &self.core, self.signals.take(), sender);
-        let mut had_answered = false;
+        let mut result = Outcome::NeverAnswered;
         let outcome = match started {
             Ok(()) => wait_for_end(
                 &attachment,
                 &events,
                 || {
-                    had_answered = true;
+                    result = Outcome::Served;
                     on_ready();
                     let _ = settle.send(());
                 },
@@ -348,7 +354,7 @@ impl Mounted {
         // upper again.
         drop(self.core);
         match (attachment.keeper(), &self.record) {
-            (Some(keeper), _) => keeper.finish(had_answered),
+            (Some(keeper), _) => keeper.finish(result),
             (None, Some(record)) => record.remove(),
             (None, None) => {}
         }
@@ -542,7 +548,7 @@ impl Background {
 impl Drop for Background {
     fn drop(&mut self) {
         if self.thread.as_ref().is_some_and(|t| !t.is_finished())
-            && let Err(error) = self.own.detach(true)
+            && let Err(error) = self.own.detach(Connectedness::Connected)
         {
             tracing::warn!(%error, "mount left behind");
         }

@@ -57,9 +57,18 @@ pub(super) struct Agreed {
     pub(super) flags: u32,
 }
 
+/// The descriptors of /dev/fuse that the threads of a server read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Devices {
+    /// All read the same: the process cannot open /dev/fuse any more.
+    Shared,
+    /// Each has its own.
+    OnePerThread,
+}
+
 impl Connection {
-    /// Answers INIT, which the kernel sends first. `limits` are those of a checked mount. `reopens`
-    /// says whether the process can still open /dev/fuse for its `threads`.
+    /// Answers INIT, which the kernel sends first. `limits` are those of a checked mount, which
+    /// `threads` will serve.
     ///
     /// # Errors
     /// ENODEV if it was unmounted meanwhile; EPROTO if the kernel has a version older than 7.31 or
@@ -68,17 +77,21 @@ impl Connection {
         device: OwnedFd,
         limits: &Limits,
         threads: usize,
-        reopens: bool,
+        devices: Devices,
     ) -> io::Result<Self> {
         match limits.transport {
             #[cfg(feature = "fuser")]
             Some(Transport::Fuser) => {
-                let own_devices = reopens && can_reopen_device();
-                let connection = fuser::Connection::open(device, limits, threads, own_devices)?;
+                let devices = if can_reopen_device() {
+                    devices
+                } else {
+                    Devices::Shared
+                };
+                let connection = fuser::Connection::open(device, limits, threads, devices)?;
                 Ok(Self::Fuser(Box::new(connection)))
             }
             _ => {
-                let _ = (threads, reopens);
+                let _ = (threads, devices);
                 Ok(Self::Wire(wire::Connection::open(device, limits)?))
             }
         }
@@ -116,10 +129,10 @@ impl Connection {
         &self,
         union: &Union,
         path: &Path,
-        insists: bool,
+        policy: IoPolicy,
     ) -> Result<Option<Opens>> {
         match self {
-            Self::Wire(connection) => passthrough::start(connection, union, path, insists),
+            Self::Wire(connection) => passthrough::start(connection, union, path, policy),
             #[cfg(feature = "fuser")]
             Self::Fuser(_) => Ok(None),
         }

@@ -173,6 +173,15 @@ pub struct RawEntry {
     pub ino: u64,
 }
 
+/// The properties of a directory of a lower.
+#[derive(Clone, Copy, Debug)]
+pub struct KnownDir {
+    /// Its attributes.
+    pub stat: Stat,
+    /// Whether it may contain whiteouts in the xattr form.
+    pub xwhiteouts: bool,
+}
+
 impl LowerDir {
     /// Returns the root of a layer.
     ///
@@ -193,7 +202,8 @@ impl LowerDir {
     }
 
     /// Returns a directory in `parent` whose properties are all known.
-    pub fn known(parent: &Arc<Self>, name: &[u8], stat: Stat, xwhiteouts: bool) -> Arc<Self> {
+    pub fn known(parent: &Arc<Self>, name: &[u8], known: KnownDir) -> Arc<Self> {
+        let KnownDir { stat, xwhiteouts } = known;
         Arc::new(Self {
             layer: Arc::clone(&parent.layer),
             index: parent.index,

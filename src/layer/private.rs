@@ -39,17 +39,24 @@ pub fn lower(spec: &LayerSpec) -> Result<LayerSpec, Errno> {
     })
 }
 
-/// Puts an upper and its work directory into a private mount; with `no_atime` into one without
-/// access times, where that is permitted.
+/// Whether reads change the access times of an upper's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessTimes {
+    /// As the mount of the upper says.
+    Inherited,
+    /// Never, where that is permitted (`noatime`).
+    Never,
+}
+
+/// Puts an upper and its work directory into a private mount.
 ///
 /// # Errors
 /// See [`mounts::private`]; EXDEV if they are in different mounts; ESTALE if their places change
 /// all the time.
-/// changes all the time.
-pub fn upper(spec: &UpperSpec, no_atime: bool) -> Result<UpperSpec, Errno> {
+pub fn upper(spec: &UpperSpec, times: AccessTimes) -> Result<UpperSpec, Errno> {
     let mut last = Errno::STALE;
     for _ in 0..ATTEMPTS {
-        match upper_once(spec, no_atime) {
+        match upper_once(spec, times) {
             Err(error @ (Errno::STALE | Errno::NOENT)) => last = error,
             other => return other,
         }
@@ -57,7 +64,7 @@ pub fn upper(spec: &UpperSpec, no_atime: bool) -> Result<UpperSpec, Errno> {
     Err(last)
 }
 
-fn upper_once(spec: &UpperSpec, no_atime: bool) -> Result<UpperSpec, Errno> {
+fn upper_once(spec: &UpperSpec, times: AccessTimes) -> Result<UpperSpec, Errno> {
     let (upper, work) = (&spec.layer.dir, &spec.work);
     let place = |dir: &OpenDir| path_of(dir.as_fd()).ok_or(Errno::STALE);
     let (above, upper_below, work_below) = apart(&place(upper)?, &place(work)?);
@@ -72,7 +79,7 @@ fn upper_once(spec: &UpperSpec, no_atime: bool) -> Result<UpperSpec, Errno> {
     let common = rustix::fs::openat2(upper, way, flags, Mode::empty(), same_mount)?;
     let like = Like {
         read_only: false,
-        no_atime,
+        no_atime: times == AccessTimes::Never,
         recursive: false,
     };
     let mount = mount(&common, like)?;

@@ -238,33 +238,39 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
             if let (Some(place), false) = (&mut self.place, is_no_file) {
                 place.node(&path, entry)?;
             }
-            self.content(entry, None, true)?;
-            return self.line(entry, first, 0, None);
+            self.content(entry, None, Content::InTarSplit)?;
+            return self.line(entry, first.then_some(0), None);
         }
         let made = self.place.as_mut().map(|place| place.create(&path, entry));
         let file = made.transpose()?.map(File::from);
-        let apart = !first || entry.sparse.is_some();
-        let crc = self.content(entry, file.as_ref(), apart)?;
+        let content = if !first || entry.sparse.is_some() {
+            Content::InTarSplit
+        } else {
+            Content::OfFile
+        };
+        let crc = self.content(entry, file.as_ref(), content)?;
         let size = entry.sparse.as_ref().map_or(entry.stored, |map| map.size);
         if let (Some(place), Some(file)) = (&mut self.place, file) {
             place.finish_file(entry, &OwnedFd::from(file), size)?;
         }
-        let noted = if apart { 0 } else { size };
-        self.line(entry, first, noted, (size > 0).then_some(crc))
+        let noted = match content {
+            Content::InTarSplit => 0,
+            Content::OfFile => size,
+        };
+        self.line(entry, first.then_some(noted), (size > 0).then_some(crc))
     }
 
-    /// Writes the line of a path. A path has only one: Docker rejects a second one.
-    fn line(&mut self, entry: &Entry, first: bool, size: u64, crc: Option<u64>) -> Result<()> {
-        if first {
-            self.split.file(&entry.name, size, crc)
-        } else {
-            Ok(())
+    /// Writes the line of a path, with the size that it has there. A path has only one line:
+    /// Docker rejects a second one (`None`).
+    fn line(&mut self, entry: &Entry, size: Option<u64>, crc: Option<u64>) -> Result<()> {
+        match size {
+            Some(size) => self.split.file(&entry.name, size, crc),
+            None => Ok(()),
         }
     }
 
-    /// Reads the content of an entry into `file` and, if `apart`, also into tar-split. Returns the
-    /// CRC-64 of the file's content.
-    fn content(&mut self, entry: &Entry, file: Option<&File>, apart: bool) -> Result<u64> {
+    /// Reads the content of an entry into `file`. Returns the CRC-64 of the file's content.
+    fn content(&mut self, entry: &Entry, file: Option<&File>, kept: Content) -> Result<u64> {
         let fail = |e: std::io::Error| {
             let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
             Error::place(&entry.name, "write the file", errno)
@@ -283,7 +289,7 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
             if let Some(file) = file {
                 file.write_all_at(bytes, cursor.offset).map_err(fail)?;
             }
-            if apart {
+            if kept == Content::InTarSplit {
                 debug_assert!(read <= PIECE);
                 self.split.segment(bytes)?;
             }
@@ -295,6 +301,15 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
         }
         Ok(crc.finish())
     }
+}
+
+/// Where the tar is made again from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    /// From the file of the layer.
+    OfFile,
+    /// From a copy in tar-split: the file has another content, or there is none.
+    InTarSplit,
 }
 
 /// The position in a file of the next byte of content.

@@ -22,7 +22,7 @@ use super::certificates::CertificateDirs;
 use super::credentials::{Credential, CredentialFiles};
 use super::error::{Error, Result, said};
 use super::pace::{Pace, Paced, Patience};
-use super::retry::{Failure, Outcome, Retry, transport};
+use super::retry::{Failure, Outcome, Retry, Seen, transport};
 use super::{Show, endpoint};
 use crate::oci::{Digest, Reference};
 use crate::progress::Progress;
@@ -239,7 +239,8 @@ impl<'s> Client<'s> {
         let mut uri = request.uri.clone();
         for _ in 0..=MAX_REDIRECTS {
             let ours = endpoint::same_origin(&uri, &self.origin);
-            let response = self.send(request, &uri, ours)?;
+            let authorization = ours.then(|| self.authorization.read().clone()).flatten();
+            let response = self.send(request, &uri, authorization)?;
             let location = response.headers().get(header::LOCATION);
             let (true, Some(location)) = (response.status().is_redirection(), location) else {
                 return Ok((ours, response));
@@ -259,7 +260,12 @@ impl<'s> Client<'s> {
         Err(Error::malformed(request.what.as_str(), "too many redirects").into())
     }
 
-    fn send(&self, request: &Request<'_>, uri: &Uri, ours: bool) -> Outcome<Response> {
+    fn send(
+        &self,
+        request: &Request<'_>,
+        uri: &Uri,
+        authorization: Option<String>,
+    ) -> Outcome<Response> {
         let mut builder = http::Request::builder()
             .method(request.method.clone())
             .uri(uri.clone());
@@ -268,7 +274,7 @@ impl<'s> Client<'s> {
         for (name, value) in &request.headers {
             builder = builder.header(name, value);
         }
-        if ours && let Some(value) = self.authorization.read().as_ref() {
+        if let Some(value) = authorization {
             builder = builder.header(header::AUTHORIZATION, value);
         }
         let bad = |e: http::Error| Error::malformed(request.what.as_str(), e.to_string());
@@ -301,8 +307,12 @@ impl<'s> Client<'s> {
         uri: &Uri,
         answer: std::result::Result<Response, ureq::Error>,
     ) -> Outcome<Response> {
-        let known = self.known.load(Ordering::Relaxed);
-        let answer = answer.map_err(|error| transport(&endpoint::shown(uri), error, known))?;
+        let seen = if self.known.load(Ordering::Relaxed) {
+            Seen::Before
+        } else {
+            Seen::Never
+        };
+        let answer = answer.map_err(|error| transport(&endpoint::shown(uri), error, seen))?;
         self.known.store(true, Ordering::Relaxed);
         Ok(answer)
     }

@@ -119,10 +119,16 @@ pub(super) fn sleep(time: Duration, over: impl Fn() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Returns the failure of a request without a response. `url` is for the message. `known` says
-/// whether the registry has responded before: if it cannot be reached now, it is probably being
-/// restarted.
-pub(super) fn transport(url: &str, error: ureq::Error, known: bool) -> Failure {
+/// Whether a registry has responded before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// It has. If it cannot be reached now, it is probably being restarted.
+    Before,
+    Never,
+}
+
+/// Returns the failure of a request without a response. `url` is for the message.
+pub(super) fn transport(url: &str, error: ureq::Error, registry: Seen) -> Failure {
     let tls = match &error {
         ureq::Error::Rustls(error) => Some(error),
         ureq::Error::Io(error) => error.get_ref().and_then(|e| e.downcast_ref()),
@@ -146,7 +152,9 @@ pub(super) fn transport(url: &str, error: ureq::Error, known: bool) -> Failure {
     }
     let transient = match &error {
         ureq::Error::Timeout(_) => true,
-        ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => known,
+        ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            registry == Seen::Before
+        }
         ureq::Error::Io(error) => tls.is_none() && is_transient(error.kind()),
         _ => false,
     };
@@ -226,7 +234,7 @@ mod tests {
         assert_eq!(run(|| Error::malformed("x", "y").into()), 1);
         let io = |kind: io::ErrorKind| {
             matches!(
-                transport("u", ureq::Error::Io(kind.into()), false),
+                transport("u", ureq::Error::Io(kind.into()), Seen::Never),
                 Failure::Transient(_)
             )
         };
@@ -234,7 +242,7 @@ mod tests {
         assert!(!io(io::ErrorKind::ConnectionRefused));
         let refused = || ureq::Error::Io(io::ErrorKind::ConnectionRefused.into());
         assert!(matches!(
-            transport("u", refused(), true),
+            transport("u", refused(), Seen::Before),
             Failure::Transient(_)
         ));
         let busy = |seconds| Error::Status {

@@ -325,21 +325,24 @@ fn common() -> Vec<Call> {
 }
 
 /// The calls of a process that serves a mount.
-pub(super) fn of_daemon(has_rings: bool) -> Vec<Call> {
+pub(super) fn of_daemon() -> Vec<Call> {
     let mut calls = common();
     calls.extend(FUSE_IOCTLS.map(ioctl));
     // The control socket. open_by_handle_at(2) is not allowed: see `fuse::keeper`.
     calls.push(Any(libc::SYS_accept4));
-    if has_rings {
-        calls.extend([libc::SYS_io_uring_setup, libc::SYS_io_uring_enter].map(Any));
-        calls.extend(RING_REGISTERS.map(|value| If {
-            call: libc::SYS_io_uring_register,
-            argument: 1,
-            mask: ALL,
-            value,
-        }));
-    }
     calls
+}
+
+/// Those that it needs beside them for io_uring.
+pub(super) fn of_rings() -> impl Iterator<Item = Call> {
+    let registers = RING_REGISTERS.map(|value| If {
+        call: libc::SYS_io_uring_register,
+        argument: 1,
+        mask: ALL,
+        value,
+    });
+    let others = [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter].map(Any);
+    others.into_iter().chain(registers)
 }
 
 /// The families of sockets that reach servers and find their addresses. glibc asks the kernel
@@ -366,23 +369,25 @@ pub(super) const UNKNOWN_TO_COMMANDS: &[libc::c_long] = &[
 ];
 
 /// The calls of a command that reads untrusted input.
-pub(super) fn of_command(network: bool) -> Vec<Call> {
+pub(super) fn of_command() -> Vec<Call> {
     let mut calls = common();
     calls.retain(|call| !matches!(call, Any(number) if OF_OTHERS.contains(number)));
     // Signals reach a thread through a pair of sockets.
     calls.push(Any(libc::SYS_socketpair));
-    if network {
-        // libc loads modules to find addresses.
-        let calls_of_libc = [
-            libc::SYS_socket,
-            libc::SYS_connect,
-            libc::SYS_bind,
-            libc::SYS_sendmmsg,
-            libc::SYS_recvmmsg,
-            libc::SYS_mmap,
-            libc::SYS_mprotect,
-        ];
-        calls.extend(calls_of_libc.map(Any));
-    }
     calls
+}
+
+/// Those that a command needs beside them to reach servers.
+pub(super) fn of_network() -> impl Iterator<Item = Call> {
+    // libc loads modules to find addresses.
+    let calls_of_libc = [
+        libc::SYS_socket,
+        libc::SYS_connect,
+        libc::SYS_bind,
+        libc::SYS_sendmmsg,
+        libc::SYS_recvmmsg,
+        libc::SYS_mmap,
+        libc::SYS_mprotect,
+    ];
+    calls_of_libc.into_iter().map(Any)
 }

@@ -197,7 +197,7 @@ impl Command {
             in_force.mount_namespace = part(mode, "the mount namespace", done)?.is_some();
             in_force.landlock = part(mode, "Landlock", self.restrict_files())?;
         }
-        let (kept, network, writes) = (self.capabilities(), self.network, self.writes());
+        let (kept, filter) = (self.capabilities(), self.filter());
         drop(self);
         let done = narrow::close_inherited();
         part(mode, "closing of descriptors", done)?;
@@ -205,9 +205,16 @@ impl Command {
         if let Some(kept) = part(mode, "capabilities", done)? {
             in_force.capabilities = names(&KEPT, kept);
         }
-        let done = filter(network, writes);
+        let done = filter.install();
         in_force.seccomp = part(mode, "the filter of system calls", done)?.is_some();
         Ok(in_force)
+    }
+
+    fn filter(&self) -> Filter {
+        Filter {
+            network: self.network,
+            writes: self.writes(),
+        }
     }
 
     fn writes(&self) -> bool {
@@ -218,7 +225,12 @@ impl Command {
         if self.quick {
             CapabilitySet::DAC_READ_SEARCH
         } else {
-            kept_for(&KEPT, self.writes())
+            let purpose = if self.writes() {
+                Needed::ToChange
+            } else {
+                Needed::Always
+            };
+            kept_for(&KEPT, purpose)
         }
     }
 
@@ -246,15 +258,25 @@ impl Command {
     }
 }
 
-fn filter(network: bool, writes: bool) -> io::Result<()> {
-    if !writes {
-        // The error is that of a read-only file system.
-        seccomp::refuse(&calls::changes(), Errno::ROFS)?;
+/// What the filter of system calls lets the command do beside reading.
+struct Filter {
+    network: bool,
+    writes: bool,
+}
+
+impl Filter {
+    fn install(&self) -> io::Result<()> {
+        if !self.writes {
+            // The error is that of a read-only file system.
+            seccomp::refuse(&calls::changes(), Errno::ROFS)?;
+        }
+        let mut allowed = calls::of_command();
+        if self.network {
+            seccomp::refuse_sockets_but(&calls::INTERNET)?;
+            allowed.extend(calls::of_network());
+        }
+        seccomp::restrict(&allowed, calls::UNKNOWN_TO_COMMANDS)
     }
-    if network {
-        seccomp::refuse_sockets_but(&calls::INTERNET)?;
-    }
-    seccomp::restrict(&calls::of_command(network), calls::UNKNOWN_TO_COMMANDS)
 }
 
 /// As for a daemon, but without a warning: a plain user never has all parts.

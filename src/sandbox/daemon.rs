@@ -8,6 +8,7 @@ use rustix::thread::CapabilitySet;
 
 use super::{InForce, Kept, Mode, Needed, calls, kept, kept_for, names, part};
 use crate::sys::landlock::{Beneath, Network};
+use crate::sys::seccomp::Call;
 use crate::sys::{capabilities, landlock, namespace, seccomp};
 
 /// All capabilities that are kept. docs/ARCHITECTURE.md has the same table. These are missing on
@@ -119,19 +120,22 @@ impl<'a> Daemon<'a> {
             return Ok(in_force);
         }
         in_force.private_layers = self.private_layers;
-        let capabilities = self.capabilities();
-        confine(
-            mode,
-            &self.read,
-            &self.write,
-            capabilities,
-            self.rings,
-            in_force,
-        )
+        let rights = Rights {
+            read: &self.read,
+            write: &self.write,
+            capabilities: self.capabilities(),
+            rings: self.rings,
+        };
+        rights.confine(mode, in_force)
     }
 
     fn capabilities(&self) -> CapabilitySet {
-        kept_for(&KEPT, !self.write.is_empty())
+        let purpose = if self.write.is_empty() {
+            Needed::Always
+        } else {
+            Needed::ToChange
+        };
+        kept_for(&KEPT, purpose)
     }
 }
 
@@ -150,36 +154,47 @@ pub fn enter_beside(
     if mode == Mode::Off {
         return Ok(in_force);
     }
-    confine(
-        mode,
-        layers,
-        &[catalogs],
-        kept_for(&KEPT, false),
-        false,
-        in_force,
-    )
+    let rights = Rights {
+        read: layers,
+        write: &[catalogs],
+        capabilities: kept_for(&KEPT, Needed::Always),
+        rings: false,
+    };
+    rights.confine(mode, in_force)
 }
 
-fn confine(
-    mode: Mode,
-    read: &[BorrowedFd<'_>],
-    write: &[BorrowedFd<'_>],
+/// What a confined process may still do.
+struct Rights<'r> {
+    read: &'r [BorrowedFd<'r>],
+    write: &'r [BorrowedFd<'r>],
     capabilities: CapabilitySet,
+    /// Whether it may use io_uring.
     rings: bool,
-    mut in_force: InForce,
-) -> io::Result<InForce> {
-    let done = namespace::leave();
-    in_force.mount_namespace = part(mode, "the mount namespace", done)?.is_some();
-    let done = capabilities::set_no_new_privs();
-    in_force.no_new_privs = part(mode, "no_new_privs", done)?.is_some();
-    let done = capabilities::keep_only(capabilities);
-    if let Some(kept) = part(mode, "capabilities", done)? {
-        in_force.capabilities = names(&KEPT, kept);
+}
+
+impl Rights<'_> {
+    fn confine(&self, mode: Mode, mut in_force: InForce) -> io::Result<InForce> {
+        let done = namespace::leave();
+        in_force.mount_namespace = part(mode, "the mount namespace", done)?.is_some();
+        let done = capabilities::set_no_new_privs();
+        in_force.no_new_privs = part(mode, "no_new_privs", done)?.is_some();
+        let done = capabilities::keep_only(self.capabilities);
+        if let Some(kept) = part(mode, "capabilities", done)? {
+            in_force.capabilities = names(&KEPT, kept);
+        }
+        in_force.landlock = part(mode, "Landlock", restrict_files(self.read, self.write))?;
+        let done = seccomp::restrict(&self.calls(), calls::UNKNOWN);
+        in_force.seccomp = part(mode, "the filter of system calls", done)?.is_some();
+        Ok(in_force)
     }
-    in_force.landlock = part(mode, "Landlock", restrict_files(read, write))?;
-    let done = seccomp::restrict(&calls::of_daemon(rings), calls::UNKNOWN);
-    in_force.seccomp = part(mode, "the filter of system calls", done)?.is_some();
-    Ok(in_force)
+
+    fn calls(&self) -> Vec<Call> {
+        let mut allowed = calls::of_daemon();
+        if self.rings {
+            allowed.extend(calls::of_rings());
+        }
+        allowed
+    }
 }
 
 fn restrict_files(read: &[BorrowedFd<'_>], write: &[BorrowedFd<'_>]) -> io::Result<u32> {

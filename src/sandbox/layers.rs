@@ -7,41 +7,42 @@ use std::io;
 use rustix::io::Errno;
 
 use super::{Mode, part};
-use crate::layer::{LayerSpec, StackSpec, private};
+use crate::layer::private::{self, AccessTimes};
+use crate::layer::{LayerSpec, StackSpec};
 
 const WHAT: &str = "private mounts of the layers";
 
 /// Replaces the directories of `stack` by private mounts of them. Returns whether all were
-/// replaced; if one cannot be, none is. With `no_atime` the upper gets a mount without access times
-/// in every mode, if that is permitted.
+/// replaced; if one cannot be, none is. With [`AccessTimes::Never`] the upper gets a mount without
+/// access times in every mode, if that is permitted.
 ///
 /// # Errors
 /// With [`Mode::Strict`], the reason why private mounts are not possible.
-pub fn enclose(mode: Mode, stack: &mut StackSpec, no_atime: bool) -> io::Result<bool> {
+pub fn enclose(mode: Mode, stack: &mut StackSpec, times: AccessTimes) -> io::Result<bool> {
     if mode == Mode::Off {
-        if no_atime {
-            enclose_upper(stack, true).unwrap_or_else(|error| {
+        if times == AccessTimes::Never {
+            enclose_upper(stack, times).unwrap_or_else(|error| {
                 tracing::debug!(%error, "the upper is in no mount without access times");
             });
         }
         return Ok(false);
     }
-    let enclosed = enclose_all(stack, no_atime);
+    let enclosed = enclose_all(stack, times);
     Ok(part(mode, WHAT, enclosed)?.is_some())
 }
 
-fn enclose_all(stack: &mut StackSpec, no_atime: bool) -> Result<(), Errno> {
+fn enclose_all(stack: &mut StackSpec, times: AccessTimes) -> Result<(), Errno> {
     let all = |specs: &[LayerSpec]| specs.iter().map(private::lower).collect();
     let lowers: Result<Vec<_>, _> = all(&stack.lowers);
     let (lowers, data_only) = (lowers?, all(&stack.data_only)?);
-    enclose_upper(stack, no_atime)?;
+    enclose_upper(stack, times)?;
     (stack.lowers, stack.data_only) = (lowers, data_only);
     Ok(())
 }
 
-fn enclose_upper(stack: &mut StackSpec, no_atime: bool) -> Result<(), Errno> {
+fn enclose_upper(stack: &mut StackSpec, times: AccessTimes) -> Result<(), Errno> {
     if let Some(upper) = &mut stack.upper {
-        *upper = private::upper(upper, no_atime)?;
+        *upper = private::upper(upper, times)?;
     }
     Ok(())
 }

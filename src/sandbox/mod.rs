@@ -55,9 +55,9 @@ const fn kept(
     }
 }
 
-/// Returns the capabilities of a table that are kept for reading only, or also for changes.
-fn kept_for(table: &[Kept], writing: bool) -> CapabilitySet {
-    let needed = |kept: &&Kept| writing || kept.needed == Needed::Always;
+/// Returns the capabilities of a table that are kept for this purpose.
+fn kept_for(table: &[Kept], purpose: Needed) -> CapabilitySet {
+    let needed = |kept: &&Kept| purpose == Needed::ToChange || kept.needed == Needed::Always;
     let all = table.iter().filter(needed).map(|kept| kept.capability);
     all.fold(CapabilitySet::empty(), |set, one| set | one)
 }

@@ -125,9 +125,9 @@ pub fn keep_only(places: &[KeptPath], links: &[Link]) -> Result<(), Errno> {
 
 fn enter(places: &[KeptPath], links: &[Link]) -> Result<(), Errno> {
     // Paths begin at the present root directory, which in a chroot is not that of the namespace.
-    let mut mounts: Vec<(&Path, bool, OwnedFd)> = Vec::new();
+    let mut mounts: Vec<(&Path, FileType, OwnedFd)> = Vec::new();
     for place in places {
-        mounts.push((&place.path, place.is_dir(), place.mount()?));
+        mounts.push((&place.path, place.kind, place.mount()?));
     }
     let own = rustix::fs::open("/proc/self", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let own = clone(&own, sealed())?;
@@ -137,15 +137,15 @@ fn enter(places: &[KeptPath], links: &[Link]) -> Result<(), Errno> {
     let root = match whole {
         Some(at) => mounts.remove(at).2,
         None => {
-            mounts.insert(0, (Path::new("/proc/self"), true, own));
+            mounts.insert(0, (Path::new("/proc/self"), FileType::Directory, own));
             let root = empty_root()?;
             links.iter().try_for_each(|link| make_link(&root, link))?;
             root
         }
     };
     namespace::replace_root(&root, || {
-        mounts.iter().try_for_each(|(path, is_dir, mount)| {
-            let target = mountpoint(&root, path, *is_dir)?;
+        mounts.iter().try_for_each(|(path, kind, mount)| {
+            let target = mountpoint(&root, path, *kind)?;
             attach(mount, target.as_fd())
         })
     })?;
@@ -161,8 +161,8 @@ fn attach(mount: &OwnedFd, dir: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::mount::move_mount(mount, "", dir, "", flags)
 }
 
-/// Opens `path` below the new root, and makes it if it does not exist.
-fn mountpoint(root: &OwnedFd, path: &Path, is_dir: bool) -> Result<OwnedFd, Errno> {
+/// Opens `path` below the new root, and makes a directory or file there if it does not exist.
+fn mountpoint(root: &OwnedFd, path: &Path, kind: FileType) -> Result<OwnedFd, Errno> {
     let names: Vec<&OsStr> = path
         .components()
         .filter_map(|part| match part {
@@ -174,7 +174,7 @@ fn mountpoint(root: &OwnedFd, path: &Path, is_dir: bool) -> Result<OwnedFd, Errn
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let mut dir = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
     for (at, name) in names.iter().enumerate() {
-        let made = if is_dir || at + 1 < names.len() {
+        let made = if kind == FileType::Directory || at + 1 < names.len() {
             rustix::fs::mkdirat(&dir, *name, Mode::from_raw_mode(0o755))
         } else {
             let mode = Mode::from_raw_mode(0o444);
@@ -193,7 +193,7 @@ fn make_link(root: &OwnedFd, link: &Link) -> Result<(), Errno> {
     let (Some(parent), Some(name)) = (link.path.parent(), link.path.file_name()) else {
         return Err(Errno::INVAL);
     };
-    let dir = mountpoint(root, parent, true)?;
+    let dir = mountpoint(root, parent, FileType::Directory)?;
     match rustix::fs::symlinkat(&link.target, &dir, name) {
         Err(Errno::EXIST) => Ok(()),
         done => done,

@@ -112,8 +112,12 @@ impl Union {
         self.copying().copy_up(inode)?;
         self.stack.with_upper(inode, |at| {
             let stat = at.stat()?;
-            let keeps_bare = caller.uid == 0 || caller.gid == stat.gid;
-            Ok(drop_bits(at, &stat, keeps_bare)?)
+            let bare = if caller.uid == 0 {
+                BareSetGid::Kept
+            } else {
+                BareSetGid::after_change_by(caller, &stat)
+            };
+            Ok(drop_bits(at, &stat, bare)?)
         })?;
         attr_of(&self.stack, inode)
     }
@@ -200,8 +204,8 @@ pub(crate) fn truncate(
 /// removes them.
 pub(crate) fn drop_set_id(inode: &Inode, at: At<'_>, loss: &SetIdLoss<'_>) -> Result<()> {
     let stat = at.stat()?;
-    let keeps_bare = loss.caller.gid == stat.gid;
-    if stat.perm & SET_ID != 0 && drop_bits(at, &stat, keeps_bare)? {
+    let bare = BareSetGid::after_change_by(&loss.caller, &stat);
+    if stat.perm & SET_ID != 0 && drop_bits(at, &stat, bare)? {
         (loss.fell)(inode.ino);
     }
     Ok(())
@@ -234,13 +238,30 @@ fn is_bare(perm: u32) -> bool {
     perm & (SET_GID | GROUP_EXEC) == SET_GID
 }
 
-/// Drops set-id bits and returns whether there were any to drop. With `keeps_bare`, set-group-ID
-/// without group execution stays, as for members of the file's group (Linux 6.2,
-/// `setattr_should_drop_sgid`). Of a caller's groups only the fsgid is known, so other members lose
-/// the bit too.
-fn drop_bits(at: At<'_>, stat: &Stat, keeps_bare: bool) -> Result<bool, Errno> {
+/// What becomes of set-group-ID without group execution when set-id bits are dropped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum BareSetGid {
+    /// It stays, as for members of the file's group (Linux 6.2, `setattr_should_drop_sgid`).
+    Kept,
+    Dropped,
+}
+
+impl BareSetGid {
+    /// Of a caller's groups only the fsgid is known, so other members of the file's group lose the
+    /// bit too.
+    fn after_change_by(caller: &Caller, stat: &Stat) -> Self {
+        if caller.gid == stat.gid {
+            Self::Kept
+        } else {
+            Self::Dropped
+        }
+    }
+}
+
+/// Drops set-id bits and returns whether there were any to drop.
+fn drop_bits(at: At<'_>, stat: &Stat, bare: BareSetGid) -> Result<bool, Errno> {
     let lost = |perm| {
-        if is_bare(perm) && keeps_bare {
+        if is_bare(perm) && bare == BareSetGid::Kept {
             perm & SET_ID & !SET_GID
         } else {
             perm & SET_ID

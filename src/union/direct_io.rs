@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
 use super::inode::DataFd;
+use super::types::Caching;
 use crate::layer::fds::with_spare;
 
 /// Alignment in bytes; no block device needs more.
@@ -19,8 +20,8 @@ const ALIGN: usize = 4096;
 
 impl DataFd {
     /// Returns the descriptor for I/O, which bypasses the page cache if asked and possible.
-    pub(crate) fn for_io(&self, direct: bool) -> BorrowedFd<'_> {
-        if !direct {
+    pub(crate) fn for_io(&self, caching: Caching) -> BorrowedFd<'_> {
+        if caching == Caching::Cached {
             return self.fd.as_fd();
         }
         self.reopened().as_ref().unwrap_or(&self.fd).as_fd()

@@ -13,7 +13,7 @@ use super::direct_io::{aligned, aligned_into};
 use super::error::Result;
 use super::protect::{check_allocate, check_changeable, check_write};
 use super::stack::Access;
-use super::types::{Caching, FileKind, Ino, Position, SetIdLoss, Write};
+use super::types::{Caching, FileKind, Ino, Position, SetIdLoss, SyncExtent, Write};
 use crate::layer::at::At;
 
 const SEEK_DATA: u32 = 3;
@@ -27,12 +27,11 @@ impl Union {
     /// EISDIR, EINVAL for a file that is not regular or for misaligned access with
     /// [`Caching::Direct`], ESTALE; else those of read(2).
     pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8], caching: Caching) -> Result<usize> {
-        let direct = caching == Caching::Direct;
         let data = self
             .stack
             .data_fd(&*self.names.regular(ino)?, Access::Read)?;
-        let fd = data.for_io(direct);
-        if direct {
+        let fd = data.for_io(caching);
+        if caching == Caching::Direct {
             aligned_into(buf, |buf| read_all(fd, offset, buf))
         } else {
             read_all(fd, offset, buf)
@@ -65,8 +64,8 @@ impl Union {
         if let Some(loss) = loss {
             drop_set_id(&inode, At::fd(file.fd.as_fd()), loss)?;
         }
-        let fd = file.for_io(how.direct);
-        let written = if how.direct {
+        let fd = file.for_io(how.caching);
+        let written = if how.caching == Caching::Direct {
             aligned(data, |data| write_all(fd, offset, data))
         } else {
             write_all(fd, offset, data)
@@ -79,10 +78,10 @@ impl Union {
     ///
     /// # Errors
     /// ESTALE; else those of fsync(2).
-    pub fn fsync(&self, ino: Ino, datasync: bool) -> Result<()> {
+    pub fn fsync(&self, ino: Ino, extent: SyncExtent) -> Result<()> {
         let inode = self.names.inode(ino)?;
         if inode.dir.is_some() {
-            return self.fsyncdir(ino, datasync);
+            return self.fsyncdir(ino, extent);
         }
         let Some(upper) = self.stack.upper().filter(|u| !u.volatile) else {
             return Ok(());
@@ -94,11 +93,7 @@ impl Union {
             return Ok(rustix::fs::syncfs(&upper.layer.root)?);
         }
         let data = self.stack.data_fd(&inode, Access::Read)?;
-        if datasync {
-            Ok(rustix::fs::fdatasync(&data.fd)?)
-        } else {
-            Ok(rustix::fs::fsync(&data.fd)?)
-        }
+        Ok(extent.sync(&data.fd)?)
     }
 
     /// Writes all dirty data of the upper's file system to disk. Does nothing on a `volatile` mount
@@ -117,7 +112,7 @@ impl Union {
     ///
     /// # Errors
     /// ENOTDIR, ESTALE; else those of fsync(2).
-    pub fn fsyncdir(&self, ino: Ino, datasync: bool) -> Result<()> {
+    pub fn fsyncdir(&self, ino: Ino, extent: SyncExtent) -> Result<()> {
         let inode = self.names.directory(ino)?;
         if self.stack.upper().is_none_or(|u| u.volatile) || !inode.in_upper() {
             return Ok(());
@@ -127,11 +122,7 @@ impl Union {
         }
         let fd = self.stack.upper_dir(&inode)?;
         let dir = At::fd(fd.as_fd()).open(OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
-        if datasync {
-            Ok(rustix::fs::fdatasync(dir)?)
-        } else {
-            Ok(rustix::fs::fsync(dir)?)
-        }
+        Ok(extent.sync(dir)?)
     }
 
     /// Calls fallocate(2) with its `mode`; copies the file up.

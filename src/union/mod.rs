@@ -185,9 +185,7 @@ impl Union {
     /// directory in use, EXDEV when these are on different file systems, EINVAL without a lower
     /// layer.
     pub fn new(stack: &StackSpec, options: Options) -> Result<Self> {
-        Self::build(stack, &options, |spec| {
-            Upper::open(spec, options.volatile, options.locks.as_ref())
-        })
+        Self::build(stack, &options, |spec| Upper::open(spec, &options))
     }
 
     /// Opens a stack for reading, which may be mounted: takes no lock and changes nothing.

@@ -221,7 +221,12 @@ impl<'u> Resolver<'u> {
             FileKind::Directory => {
                 let apart = dir.lowers.is_empty() && markers.redirect.is_none();
                 let opaque = hidden || markers.opaque || apart || is_wh_opaque(upper, &fd, name)?;
-                self.merged_dir(&found, opaque)?
+                let below = if opaque {
+                    LowerLookup::Absent
+                } else {
+                    self.lookup_below(&found)?
+                };
+                self.merged_dir(&found, below)
             }
             _ => self.upper_file(upper, &found)?,
         };
@@ -231,14 +236,9 @@ impl<'u> Resolver<'u> {
         Ok(Some(Answer::Found(Arc::new(resolved))))
     }
 
-    /// Resolves an upper directory. If it is `opaque`, it hides the lower directories of its name.
-    fn merged_dir(self, found: &UpperFile<'_>, opaque: bool) -> Result<Resolved> {
+    /// Resolves an upper directory, merged with what it does not hide in the lowers.
+    fn merged_dir(self, found: &UpperFile<'_>, below: LowerLookup) -> Resolved {
         let (stat, markers) = (*found.stat, found.markers);
-        let below = if opaque {
-            LowerLookup::Absent
-        } else {
-            self.lookup_below(found)?
-        };
         let dirs = match below {
             LowerLookup::Dirs(dirs) => dirs,
             LowerLookup::Absent | LowerLookup::File(_) => LowerDirs::default(),
@@ -253,10 +253,10 @@ impl<'u> Resolver<'u> {
             protection: Some(markers.protection | stat.protection),
             ..UpperFound::new(stat)
         };
-        Ok(Resolved {
+        Resolved {
             dirs,
             ..Resolved::in_upper(FileKind::Directory, upper, ino)
-        })
+        }
     }
 
     /// Whether the lowers show a file under `name`; nothing is counted or cached.

@@ -1,5 +1,9 @@
 //! The values that the union core takes and returns.
 
+use std::os::fd::AsFd;
+
+use rustix::io::Errno;
+
 pub use crate::layer::types::{FileKind, Time};
 
 /// An inode number of the union, which `stat` shows and a transport uses to name a file. It is
@@ -170,7 +174,7 @@ pub struct SetIdLoss<'c> {
     pub fell: &'c dyn Fn(Ino),
 }
 
-/// The source of the data of a read.
+/// The way of data between the caller and a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Caching {
     /// Through the page cache of the layer's file system.
@@ -178,6 +182,24 @@ pub enum Caching {
     Cached,
     /// With O_DIRECT, if the file system of the data supports it.
     Direct,
+}
+
+/// What a sync writes to disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncExtent {
+    /// Data and attributes, as fsync(2).
+    All,
+    /// Data and what is needed to read it, as fdatasync(2).
+    Data,
+}
+
+impl SyncExtent {
+    pub(crate) fn sync(self, fd: impl AsFd) -> Result<(), Errno> {
+        match self {
+            Self::All => rustix::fs::fsync(fd),
+            Self::Data => rustix::fs::fdatasync(fd),
+        }
+    }
 }
 
 /// A position in the data of a file.
@@ -192,8 +214,8 @@ pub struct Position {
 /// The options of a write.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Write {
-    /// Use O_DIRECT, if the upper's file system supports it.
-    pub direct: bool,
+    /// The way of the data.
+    pub caching: Caching,
     /// The descriptor has O_APPEND.
     pub append: bool,
     /// The data comes from the kernel's page cache, in whole pages.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::Options;
 use super::error::{Error, Result};
 use super::inode::Dir;
 use super::orphans::Parked;
@@ -90,11 +91,11 @@ fn open_work(spec: &UpperSpec) -> Result<OwnedFd> {
 }
 
 impl Upper {
-    /// Opens and locks an upper and its work directory; see [`upper_lock`] for `locks`.
+    /// Opens and locks an upper and its work directory; see [`upper_lock`] for [`Options::locks`].
     ///
     /// # Errors
     /// As [`super::Union::new`].
-    pub fn open(spec: &UpperSpec, volatile: bool, locks: Option<&Arc<OwnedFd>>) -> Result<Self> {
+    pub fn open(spec: &UpperSpec, options: &Options) -> Result<Self> {
         let layer = Layer::open_apart(&spec.layer).map_err(|e| {
             Error::from(e).context("cannot open the upper directory", spec.layer.path())
         })?;
@@ -103,10 +104,10 @@ impl Upper {
             (layer.root.as_fd(), spec.layer.path()),
             (work_base.as_fd(), spec.work.path()),
         ];
-        let lock_files = upper_lock::lock(&dirs, locks)?;
+        let lock_files = upper_lock::lock(&dirs, options.locks.as_ref())?;
         let mut upper = Self::unprobed(layer, work_base, spec)?;
         upper.lock_files = lock_files;
-        upper.volatile = volatile;
+        upper.volatile = options.volatile;
         let staging = open_staging(upper.work_base.as_fd(), upper.own_ids).map_err(|e| {
             Error::from(e).context("cannot set up the work directory", spec.work.path())
         })?;

@@ -18,7 +18,7 @@ use testkit::need;
 use testkit::need::is_root;
 use unionfs::catalog::{self, CatalogFile, Label};
 use unionfs::layer::at::Stat;
-use unionfs::layer::lower::LowerDir;
+use unionfs::layer::lower::{KnownDir, LowerDir};
 use unionfs::layer::origin::{Origin, OriginFile};
 use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
 use unionfs::lowers::{
@@ -127,7 +127,16 @@ impl Source for InMemory {
                 ..over.stat
             };
             let name = name.as_bytes();
-            let dir = || LowerDir::known(&over, name, stat, false);
+            let dir = || {
+                LowerDir::known(
+                    &over,
+                    name,
+                    KnownDir {
+                        stat,
+                        xwhiteouts: false,
+                    },
+                )
+            };
             nodes.push(Node {
                 parent,
                 name: name.into(),

@@ -20,6 +20,7 @@ use std::process::Command;
 
 use attempts::{Attempt, Held, WITH_RINGS};
 use testkit::need_mounts;
+use unionfs::layer::private::AccessTimes;
 use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
 use unionfs::sandbox::daemon::Daemon;
 use unionfs::sandbox::{Mode, layers};
@@ -186,7 +187,7 @@ fn make(attempt: &Attempt, place: &Path) -> Option<i32> {
     let secret = std::fs::File::open(place.join("outside/secret")).ok()?;
     let handle = name_to_handle(&secret, c"").ok()?;
     drop(secret);
-    let private_layers = layers::enclose(Mode::Strict, &mut stack, false).ok()?;
+    let private_layers = layers::enclose(Mode::Strict, &mut stack, AccessTimes::Inherited).ok()?;
     let union = Union::new(&stack, Options::default()).ok()?;
     let (read, write) = union.places();
     let mut daemon = Daemon::new(Mode::Strict, read, write);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::freed_room::with_freed_room;
-use super::{Adapter, user_of};
+use super::{Adapter, Work, user_of};
 use crate::fuse::pool::{Pool, Room};
 use crate::fuse::request_scope;
 use crate::union::{Error, Result, Union};
@@ -29,23 +29,23 @@ impl Adapter {
     /// lease prevents it and removed files have returned their space.
     pub(super) fn attempt<T>(
         &self,
-        slow: bool,
+        work: Work,
         mut job: impl FnMut(&Union) -> Result<T> + Send + 'static,
         answer: impl FnOnce(Result<T>) + Send + 'static,
     ) {
-        self.attempt_with(slow, &[], move |union, _| job(union), answer);
+        self.attempt_with(work, &[], move |union, _| job(union), answer);
     }
 
     /// As [`Adapter::attempt`], with data in the worker's buffer.
     pub(super) fn attempt_with<T>(
         &self,
-        slow: bool,
+        work: Work,
         data: &[u8],
         mut job: impl FnMut(&Union, &[u8]) -> Result<T> + Send + 'static,
         answer: impl FnOnce(Result<T>) + Send + 'static,
     ) {
         let mut job = move |union: &Union, data: &[u8]| with_freed_room(union, || job(union, data));
-        if let Some(here) = self.may_run_here(slow) {
+        if let Some(here) = self.may_run_here(work) {
             let result = job(&self.union, data);
             drop(here);
             return match result {

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use super::freed_room::with_freed_room;
-use super::{Adapter, caller, lifetime, with_loss};
+use super::{Adapter, Work, caller, lifetime, with_loss};
 use crate::fuse::operations::{
-    Context, CreateReply, Handle, Ino, Name, NewMode, OpenFlags, OpenReply, Opened,
+    Context, CreateReply, Handle, Ino, Name, NewMode, OpenFlags, OpenReply, Opened, SetIdBits,
 };
 use crate::fuse::passthrough::{Opens, is_writer};
 use crate::fuse::wire::abi::{FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE};
@@ -19,11 +19,11 @@ impl Adapter {
         context: Context,
         ino: Ino,
         flags: OpenFlags,
-        kills: bool,
+        set_id: SetIdBits,
         reply: impl OpenReply,
     ) {
         let Some(opens) = &self.opens else {
-            return opened(self.no_open, FOPEN_KEEP_CACHE, reply);
+            return self.open_files.answer(FOPEN_KEEP_CACHE, reply);
         };
         let opens = Arc::clone(opens);
         let truncate = flags.truncates();
@@ -35,12 +35,14 @@ impl Adapter {
             return reply.error(libc::ETXTBSY);
         }
         // The kernel holds no lock of the inode during an open.
-        let slow = writes && self.union.needs_copy_up(ino.0) || truncate && opens.may_wait(ino.0);
+        let work = Work::slow_if(
+            writes && self.union.needs_copy_up(ino.0) || truncate && opens.may_wait(ino.0),
+        );
         let notices = Arc::clone(&self.notices);
         let table = Arc::clone(&opens);
         let open = move |union: &Union| {
             match (truncate, writes) {
-                (true, _) => with_loss(&*notices, context, kills, |loss| {
+                (true, _) => with_loss(&*notices, context, set_id, |loss| {
                     union.open_truncated(ino.0, loss.copied())
                 }),
                 (false, true) => union.open_for_writing(ino.0, flags.0),
@@ -57,14 +59,15 @@ impl Adapter {
             Err(error) => reply.fail(&error),
         };
         if writes {
-            self.attempt(slow, open, answer);
+            self.attempt(work, open, answer);
         } else {
             self.attempt_here(open, answer);
         }
     }
 
     pub(super) fn open_dir(&self, reply: impl OpenReply) {
-        opened(self.no_opendir, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, reply);
+        self.open_dirs
+            .answer(FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, reply);
     }
 
     /// Creates a file and opens it. A new file keeps its mode whatever the flags are: O_TRUNC
@@ -80,7 +83,7 @@ impl Adapter {
         let Some(opens) = self.opens.clone() else {
             return reply.error(libc::ENOSYS);
         };
-        self.run_with(false, name, move |union, name| {
+        self.run_with(Work::Quick, name, move |union, name| {
             let (caller, mode) = (caller(context), libc::S_IFREG | mode & 0o7777);
             let made = with_freed_room(union, || {
                 union.mknod(&caller, parent.0, name, mode, umask, (0, 0))
@@ -99,7 +102,7 @@ impl Adapter {
         reply: impl CreateReply,
     ) {
         let opens = self.opens.clone();
-        self.run(false, move |union| {
+        self.run(Work::Quick, move |union| {
             let (caller, mode) = (caller(context), mode & 0o7777);
             let made = with_freed_room(union, || union.tmpfile(&caller, parent.0, mode, umask));
             match (opens, made) {
@@ -146,12 +149,31 @@ fn without_handle(flags: u32) -> Opened {
     }
 }
 
-/// Answers an open. If the kernel supports it, the answer is ENOSYS, which it takes as "every open
-/// succeeds, send no more of them".
-fn opened(never_again: bool, flags: u32, reply: impl OpenReply) {
-    if never_again {
-        reply.error(libc::ENOSYS);
-    } else {
-        reply.opened(without_handle(flags));
+/// Whether the kernel sends the opens that the server does not need.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum UnneededOpens {
+    /// It sends each.
+    Sent,
+    /// It takes ENOSYS as "every open succeeds, send no more of them".
+    Refusable,
+}
+
+impl UnneededOpens {
+    pub(super) fn agreed(flags: u32, refusable: u32) -> Self {
+        if flags & refusable == 0 {
+            Self::Sent
+        } else {
+            Self::Refusable
+        }
+    }
+
+    fn answer(self, flags: u32, reply: impl OpenReply) {
+        match self {
+            Self::Sent => reply.opened(without_handle(flags)),
+            Self::Refusable => {
+                reply.error(libc::ENOSYS);
+                true
+            }
+        };
     }
 }

@@ -4,17 +4,19 @@
 use std::sync::Arc;
 
 use super::freed_room::with_freed_room;
-use super::{Adapter, SLOW_COPY, caller, lifetime, with_loss};
+use super::{Adapter, SLOW_COPY, Work, caller, lifetime, with_loss};
 use crate::fuse::counters::Op;
 use crate::fuse::operations::{
     Allocation, AttrReply, Context, CopyRange, CreateReply, DataReply, DirectoryReply, EmptyReply,
     EntryReply, FlagsForm, FlagsReply, Handle, Ino, InodeFlags, Name, NewMode, Offset, OffsetReply,
-    OpenFlags, OpenReply, Operations, ReadReply, StatfsReply, StatxReply, WriteData, WriteReply,
-    Xattr, XattrReply,
+    OpenFlags, OpenReply, Operations, ReadReply, SetIdBits, StatfsReply, StatxReply, WriteData,
+    WriteReply, Xattr, XattrReply,
 };
 use crate::fuse::passthrough::Opens;
 use crate::fuse::request_scope;
-use crate::union::{Caching, FileFlags, Position, RenameFlags, SetAttr, Union, XattrFlags};
+use crate::union::{
+    Caching, FileFlags, Position, RenameFlags, SetAttr, SyncExtent, Union, XattrFlags,
+};
 
 /// The maximum length of one copy_file_range: the limit of the kernel for one call (MAX_RW_COUNT).
 const MAX_COPY: u64 = 0x7fff_f000;
@@ -41,13 +43,18 @@ impl Operations for Adapter {
     }
 
     fn lookup(&self, Name { parent, name }: Name<'_>, reply: impl EntryReply) {
-        if matches!(name, b"." | b"..") {
-            return self.find(parent, name == b"..", reply);
-        }
-        match self.union.lookup(parent.0, name) {
-            Ok(Some(entry)) => self.entry(Ok(entry), reply),
-            Ok(None) => reply.no_entry(),
-            Err(error) => reply.fail(&error),
+        match name {
+            b"." => self.find(parent, reply),
+            b".." => found(
+                self.opens.as_deref(),
+                self.union.lookup_parent(parent.0),
+                reply,
+            ),
+            _ => match self.union.lookup(parent.0, name) {
+                Ok(Some(entry)) => self.entry(Ok(entry), reply),
+                Ok(None) => reply.no_entry(),
+                Err(error) => reply.fail(&error),
+            },
         }
     }
 
@@ -75,11 +82,11 @@ impl Operations for Adapter {
     fn setattr(&self, context: Context, ino: Ino, change: SetAttr, reply: impl AttrReply) {
         let mut change = change;
         if !self.says_kills && (change.size, change.uid, change.gid) != (None, None, None) {
-            change.drops_set_id |= kills_unsaid(context);
+            change.drops_set_id |= unsaid_bits(context) == SetIdBits::Dropped;
         }
         let (opens, notices) = (self.opens.clone(), Arc::clone(&self.notices));
         self.attempt(
-            self.union.needs_copy_up(ino.0),
+            Work::slow_if(self.union.needs_copy_up(ino.0)),
             move |union| union.setattr(&caller(context), ino.0, &change),
             move |result| {
                 if result.is_err() {
@@ -102,7 +109,7 @@ impl Operations for Adapter {
     fn symlink(&self, context: Context, new: Name<'_>, target: &[u8], reply: impl EntryReply) {
         let Name { parent, name } = new;
         let (target, opens) = (target.to_vec(), self.opens.clone());
-        self.run_with(false, name, move |union, name| {
+        self.run_with(Work::Quick, name, move |union, name| {
             let caller = caller(context);
             let made = with_freed_room(union, || union.symlink(&caller, parent.0, name, &target));
             reply.result(made, |ino| lifetime(opens.as_deref(), ino));
@@ -118,7 +125,7 @@ impl Operations for Adapter {
         reply: impl EntryReply,
     ) {
         let opens = self.opens.clone();
-        self.run_with(false, name, move |union, name| {
+        self.run_with(Work::Quick, name, move |union, name| {
             let caller = caller(context);
             let made = with_freed_room(union, || {
                 union.mknod(&caller, parent.0, name, mode, umask, rdev)
@@ -135,7 +142,7 @@ impl Operations for Adapter {
         reply: impl EntryReply,
     ) {
         let opens = self.opens.clone();
-        self.run_with(false, name, move |union, name| {
+        self.run_with(Work::Quick, name, move |union, name| {
             let (caller, mode) = (caller(context), mode & 0o7777);
             let made = with_freed_room(union, || union.mkdir(&caller, parent.0, name, mode, umask));
             reply.result(made, |ino| lifetime(opens.as_deref(), ino));
@@ -143,24 +150,24 @@ impl Operations for Adapter {
     }
 
     fn unlink(&self, Name { parent, name }: Name<'_>, reply: impl EmptyReply) {
-        self.run_with(false, name, move |union, name| {
+        self.run_with(Work::Quick, name, move |union, name| {
             reply.result(with_freed_room(union, || union.unlink(parent.0, name)));
         });
     }
 
     fn rmdir(&self, Name { parent, name }: Name<'_>, reply: impl EmptyReply) {
-        self.run_with(false, name, move |union, name| {
+        self.run_with(Work::Quick, name, move |union, name| {
             reply.result(with_freed_room(union, || union.rmdir(parent.0, name)));
         });
     }
 
     fn rename(&self, old: Name<'_>, new: Name<'_>, flags: RenameFlags, reply: impl EmptyReply) {
         let copies = |name: Name<'_>| self.union.needs_copy_up_name(name.parent.0, name.name);
-        let slow = copies(old) || flags.exchange && copies(new);
+        let work = Work::slow_if(copies(old) || flags.exchange && copies(new));
         let (from, to) = (old.parent.0, new.parent.0);
         let (old, new) = (old.name.to_vec(), new.name.to_vec());
         let rename = move |union: &Union| union.rename(from, &old, to, &new, flags);
-        self.attempt(slow, rename, |result| reply.result(result));
+        self.attempt(work, rename, |result| reply.result(result));
     }
 
     fn link(&self, ino: Ino, Name { parent, name }: Name<'_>, reply: impl EntryReply) {
@@ -176,10 +183,10 @@ impl Operations for Adapter {
         context: Context,
         ino: Ino,
         flags: OpenFlags,
-        kills: bool,
+        set_id: SetIdBits,
         reply: impl OpenReply,
     ) {
-        self.open_file(context, ino, flags, kills, reply);
+        self.open_file(context, ino, flags, set_id, reply);
     }
 
     fn create(
@@ -204,27 +211,27 @@ impl Operations for Adapter {
         self.create_unnamed(context, parent, new, flags, reply);
     }
 
-    fn read(&self, ino: Ino, offset: Offset, size: u32, direct: bool, reply: impl ReadReply) {
+    fn read(&self, ino: Ino, offset: Offset, size: u32, caching: Caching, reply: impl ReadReply) {
         if i64::try_from(offset.0).is_err() {
             return reply.error(libc::EINVAL);
         }
         let range = (ino.0, offset.0, size);
         if self.may_wait(ino) {
-            return self.run(true, move |union| {
-                if let Some(reply) = read(union, range, direct, reply) {
+            return self.run(Work::Slow, move |union| {
+                if let Some(reply) = read(union, range, caching, reply) {
                     reply.error(libc::EAGAIN);
                 }
             });
         }
-        let Some(reply) = read(&self.union, range, direct, reply) else {
+        let Some(reply) = read(&self.union, range, caching, reply) else {
             return;
         };
         // The opened file stays in the cache for a while. Nothing is read here.
         let open = move |union: &Union| union.read(ino.0, offset.0, &mut [], Caching::Cached);
         let union = Arc::clone(&self.union);
-        self.attempt(true, open, move |opened| match opened {
+        self.attempt(Work::Slow, open, move |opened| match opened {
             Ok(_) => {
-                if let Some(reply) = read(&union, range, direct, reply) {
+                if let Some(reply) = read(&union, range, caching, reply) {
                     reply.error(libc::EAGAIN);
                 }
             }
@@ -237,18 +244,23 @@ impl Operations for Adapter {
             offset,
             data,
             how,
-            kills,
+            set_id,
         } = request;
         // Cached pages are not written by a particular process.
-        let unsaid = !self.says_kills && !how.pages && kills_unsaid(context);
-        let kills = kills || unsaid;
-        let (slow, notices) = (self.union.needs_copy_up(ino.0), Arc::clone(&self.notices));
+        let unsaid = !self.says_kills && !how.pages;
+        let set_id = if unsaid {
+            set_id.max(unsaid_bits(context))
+        } else {
+            set_id
+        };
+        let work = Work::slow_if(self.union.needs_copy_up(ino.0));
+        let notices = Arc::clone(&self.notices);
         let write = move |union: &Union, data: &[u8]| {
-            with_loss(&*notices, context, kills, |loss| {
+            with_loss(&*notices, context, set_id, |loss| {
                 union.write(ino.0, offset.0, data, how, loss)
             })
         };
-        self.attempt_with(slow, data, write, |result| reply.result(result));
+        self.attempt_with(work, data, write, |result| reply.result(result));
     }
 
     fn release(&self, ino: Ino, handle: Handle, reply: impl EmptyReply) {
@@ -258,9 +270,9 @@ impl Operations for Adapter {
         reply.ok();
     }
 
-    fn fsync(&self, ino: Ino, data_only: bool, reply: impl EmptyReply) {
-        self.run(true, move |union| {
-            reply.result(union.fsync(ino.0, data_only));
+    fn fsync(&self, ino: Ino, extent: SyncExtent, reply: impl EmptyReply) {
+        self.run(Work::Slow, move |union| {
+            reply.result(union.fsync(ino.0, extent));
         });
     }
 
@@ -284,9 +296,9 @@ impl Operations for Adapter {
         });
     }
 
-    fn fsyncdir(&self, ino: Ino, data_only: bool, reply: impl EmptyReply) {
-        self.run(true, move |union| {
-            reply.result(union.fsyncdir(ino.0, data_only));
+    fn fsyncdir(&self, ino: Ino, extent: SyncExtent, reply: impl EmptyReply) {
+        self.run(Work::Slow, move |union| {
+            reply.result(union.fsyncdir(ino.0, extent));
         });
     }
 
@@ -298,7 +310,7 @@ impl Operations for Adapter {
     }
 
     fn syncfs(&self, reply: impl EmptyReply) {
-        self.run(true, move |union| reply.result(union.syncfs()));
+        self.run(Work::Slow, move |union| reply.result(union.syncfs()));
     }
 
     fn setxattr(
@@ -317,9 +329,9 @@ impl Operations for Adapter {
         // assumed.
         flags.drops_set_gid = kill_sgid.unwrap_or(context.uid != 0);
         let (name, value) = (name.to_vec(), value.to_vec());
-        let slow = self.union.needs_copy_up(ino.0);
+        let work = Work::slow_if(self.union.needs_copy_up(ino.0));
         let job = move |union: &Union| union.setxattr(ino.0, &name, &value, flags);
-        self.attempt(slow, job, |result| reply.result(result));
+        self.attempt(work, job, |result| reply.result(result));
     }
 
     fn getxattr(&self, ino: Ino, name: &[u8], reply: impl XattrReply) {
@@ -342,9 +354,9 @@ impl Operations for Adapter {
             return reply.error(libc::ENOSYS);
         }
         let name = name.to_vec();
-        let slow = self.union.needs_copy_up(ino.0);
+        let work = Work::slow_if(self.union.needs_copy_up(ino.0));
         let job = move |union: &Union| union.removexattr(ino.0, &name);
-        self.attempt(slow, job, |result| reply.result(result));
+        self.attempt(work, job, |result| reply.result(result));
     }
 
     fn flags(&self, ino: Ino, form: FlagsForm, reply: impl FlagsReply) {
@@ -374,12 +386,12 @@ impl Operations for Adapter {
         let notices = Arc::clone(&self.notices);
         let allocate = move |union: &Union| {
             let (offset, length) = (range.offset.0, range.length);
-            with_loss(&*notices, context, kills_unsaid(context), |loss| {
+            with_loss(&*notices, context, unsaid_bits(context), |loss| {
                 union.fallocate(ino.0, range.mode, offset, length, loss)
             })
         };
-        let slow = self.union.needs_copy_up(ino.0);
-        self.attempt(slow, allocate, |result| reply.result(result));
+        let work = Work::slow_if(self.union.needs_copy_up(ino.0));
+        self.attempt(work, allocate, |result| reply.result(result));
     }
 
     fn lseek(&self, ino: Ino, offset: Offset, whence: u32, reply: impl OffsetReply) {
@@ -405,9 +417,11 @@ impl Operations for Adapter {
         }
         let notices = Arc::clone(&self.notices);
         let length = range.length.min(MAX_COPY);
-        let slow = length >= SLOW_COPY
-            || self.union.needs_copy_up(range.to.0)
-            || self.may_wait(range.from);
+        let work = Work::slow_if(
+            length >= SLOW_COPY
+                || self.union.needs_copy_up(range.to.0)
+                || self.may_wait(range.from),
+        );
         let copy = move |union: &Union| {
             let from = Position {
                 ino: range.from.0,
@@ -417,11 +431,11 @@ impl Operations for Adapter {
                 ino: range.to.0,
                 offset: range.to_offset.0,
             };
-            with_loss(&*notices, context, kills_unsaid(context), |loss| {
+            with_loss(&*notices, context, unsaid_bits(context), |loss| {
                 union.copy_file_range(from, to, length, loss)
             })
         };
-        self.attempt(slow, copy, |result| reply.result(result));
+        self.attempt(work, copy, |result| reply.result(result));
     }
 }
 
@@ -434,21 +448,14 @@ impl Adapter {
         reply.result(result, |ino| self.lifetime(ino));
     }
 
-    /// Looks up the node itself, which the kernel may have forgotten, or its parent.
-    fn find(&self, ino: Ino, parent: bool, reply: impl EntryReply) {
-        if parent {
-            return found(
-                self.opens.as_deref(),
-                self.union.lookup_parent(ino.0),
-                reply,
-            );
-        }
+    /// Looks up a node by its number, which the kernel may have forgotten.
+    fn find(&self, ino: Ino, reply: impl EntryReply) {
         match self.union.known_number(ino.0) {
             Ok(Some(known)) => found(self.opens.as_deref(), Ok(known), reply),
             Err(error) => found(self.opens.as_deref(), Err(error), reply),
             Ok(None) => {
                 let (sought, opens) = (self.union.seek_number(ino.0), self.opens.clone());
-                self.run(true, move |union| {
+                self.run(Work::Slow, move |union| {
                     found(opens.as_deref(), union.find_sought(sought), reply);
                 });
             }
@@ -461,14 +468,9 @@ impl Adapter {
 fn read<R: ReadReply>(
     union: &Union,
     (ino, offset, size): (u64, u64, u32),
-    direct: bool,
+    caching: Caching,
     reply: R,
 ) -> Option<R> {
-    let caching = if direct {
-        Caching::Direct
-    } else {
-        Caching::Cached
-    };
     reply.read(size, |room| union.read(ino, offset, room, caching))
 }
 
@@ -487,6 +489,6 @@ fn found(
 /// Whether a change that has no flag for it drops set-id bits. Newer kernels have reported that
 /// before, by an empty SETATTR. Kernels before 6.1 do not report it for fallocate, so it drops the
 /// bits for all users but root.
-fn kills_unsaid(context: Context) -> bool {
-    context.uid != 0
+fn unsaid_bits(context: Context) -> SetIdBits {
+    SetIdBits::dropped_if(context.uid != 0)
 }

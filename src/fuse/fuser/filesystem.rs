@@ -24,10 +24,10 @@ use crate::fuse::counters::Op;
 use crate::fuse::flag_ioctls::{self, FlagIoctl};
 use crate::fuse::operations::{
     self, Allocation, Context, CopyRange, Failure, Handle, Ino, Name, NewMode, Offset, Operations,
-    WriteData, Xattr,
+    SetIdBits, WriteData, Xattr,
 };
 use crate::fuse::{protocol_values, request_scope};
-use crate::union::Write;
+use crate::union::{Caching, Write};
 
 impl<T: Operations> Filesystem<T> {
     /// Begins an operation. A panic in one must not end the mount for other callers: if its reply
@@ -215,7 +215,7 @@ impl<T: Operations> ::fuser::Filesystem for Filesystem<T> {
     /// an open truncates.
     fn open(&self, r: &Request, ino: INodeNo, how: OpenFlags, reply: ReplyOpen) {
         self.begin(r, Op::Open, ino, |fs, context, ino| {
-            fs.open(context, ino, flags(how), false, reply);
+            fs.open(context, ino, flags(how), SetIdBits::Kept, reply);
         });
     }
 
@@ -231,7 +231,7 @@ impl<T: Operations> ::fuser::Filesystem for Filesystem<T> {
         reply: ReplyData,
     ) {
         self.begin(r, Op::Read, ino, |fs, _, ino| {
-            fs.read(ino, Offset(offset), size, flags(how).is_direct(), reply);
+            fs.read(ino, Offset(offset), size, flags(how).caching(), reply);
         });
     }
 
@@ -253,11 +253,15 @@ impl<T: Operations> ::fuser::Filesystem for Filesystem<T> {
             data,
             how: Write {
                 // Writes of cached pages never bypass the cache.
-                direct: flags(how).is_direct() && !pages,
+                caching: if pages {
+                    Caching::Cached
+                } else {
+                    flags(how).caching()
+                },
                 append: flags(how).appends(),
                 pages,
             },
-            kills: write.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            set_id: SetIdBits::dropped_if(write.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)),
         };
         self.begin(r, Op::Write, ino, |fs, context, ino| {
             fs.write(context, ino, write, reply);
@@ -285,7 +289,7 @@ impl<T: Operations> ::fuser::Filesystem for Filesystem<T> {
 
     fn fsync(&self, r: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
         self.begin(r, Op::Fsync, ino, |fs, _, ino| {
-            fs.fsync(ino, data_only, reply);
+            fs.fsync(ino, operations::sync_extent(data_only), reply);
         });
     }
 
@@ -328,7 +332,7 @@ impl<T: Operations> ::fuser::Filesystem for Filesystem<T> {
         reply: ReplyEmpty,
     ) {
         self.begin(r, Op::FsyncDir, ino, |fs, _, ino| {
-            fs.fsyncdir(ino, data_only, reply);
+            fs.fsyncdir(ino, operations::sync_extent(data_only), reply);
         });
     }
 

@@ -173,7 +173,7 @@ fn a_used_number_aborts_and_detaches_nothing() {
         let next = next.spawn().unwrap();
         if same {
             let point = next.mountpoint().to_owned();
-            assert!(!own.is_there() && !own.detach(true).unwrap());
+            assert!(!own.is_there() && !own.detach(Connectedness::Connected).unwrap());
             control.read_ahead(4);
             control.abort().unwrap();
             assert_eq!(fs::read(point.join("file")).unwrap(), b"content");

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use super::abi::{self, InitIn, InitOut, init, init2, op};
-use super::idle_priority::{Membership, Watch};
+use super::idle_priority::{Membership, Moves, Watch};
 use super::reply::Reply;
 use super::request::{self, Header, Request};
 use super::rings::{self, Rings, Served};
@@ -460,19 +460,23 @@ fn take(
     };
     let request = parse(opcode, body);
     if let Some(way) = way {
-        way.took_from(header.pid, is_large(&request));
+        way.took_from(header.pid, moves(&request));
     }
     handle(handler, &header, opcode, request, reply);
     Ok(Taken::Message(opcode))
 }
 
-/// Whether it moves so much data that its caller may use a part while the server moves the next.
-fn is_large(request: &Request<'_>) -> bool {
-    const LARGE: usize = 64 << 10;
-    match request {
-        Request::Read { size, .. } => *size as usize >= LARGE,
-        Request::Write(write) => write.data.len() >= LARGE,
-        _ => false,
+fn moves(request: &Request<'_>) -> Moves {
+    const MUCH: usize = 64 << 10;
+    let size = match request {
+        Request::Read { size, .. } => *size as usize,
+        Request::Write(write) => write.data.len(),
+        _ => 0,
+    };
+    if size >= MUCH {
+        Moves::MuchData
+    } else {
+        Moves::LittleData
     }
 }
 

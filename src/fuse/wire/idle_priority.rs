@@ -225,12 +225,19 @@ fn is_possible() -> bool {
     }
 }
 
+/// How much data a request moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moves {
+    LittleData,
+    /// So much that the caller may use a part while the server moves the next.
+    MuchData,
+}
+
 impl Membership {
-    /// Counts a request of the caller with this thread ID (0 if it has none). `is_large` says
-    /// whether it moves much data.
-    pub(super) fn took_from(&mut self, caller: u32, is_large: bool) {
+    /// Counts a request of the caller with this thread ID (0 if it has none).
+    pub(super) fn took_from(&mut self, caller: u32, moves: Moves) {
         let crew = &self.crew;
-        if is_large {
+        if moves == Moves::MuchData {
             crew.mixed.store(true, Ordering::Relaxed);
         } else if caller != 0 && crew.caller.load(Ordering::Relaxed) != caller {
             crew.caller.store(caller, Ordering::Relaxed);
@@ -353,7 +360,12 @@ impl View {
         let mut gives_way = if mixed && !starved {
             self.keep_apart()
         } else {
-            self.decide(state.gives_way, came, many, starved)
+            self.decide(Seen {
+                gives_way: state.gives_way,
+                came,
+                many,
+                starved,
+            })
         };
         let cpu = gives_way.then(|| crew.callers_cpu()).flatten();
         gives_way &= crew.cpus.is_none() || cpu.is_some();
@@ -372,7 +384,13 @@ impl View {
         false
     }
 
-    fn decide(&mut self, gives_way: bool, came: u64, many: u64, starved: bool) -> bool {
+    fn decide(&mut self, seen: Seen) -> bool {
+        let Seen {
+            gives_way,
+            came,
+            many,
+            starved,
+        } = seen;
         self.wait = self.wait.saturating_sub(1);
         self.fed = self.fed.saturating_add(1);
         self.quiet = if came > 0 {
@@ -393,6 +411,19 @@ impl View {
             came >= many && self.wait == 0
         }
     }
+}
+
+/// What was seen of a crew since the last look.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// Whether it gives way now.
+    gives_way: bool,
+    /// The number of requests that came.
+    came: u64,
+    /// The number from which a crew gives way.
+    many: u64,
+    /// Whether it could hardly run.
+    starved: bool,
 }
 
 /// Returns the stat of a thread of this process.

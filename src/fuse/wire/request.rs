@@ -5,10 +5,10 @@ use zerocopy::FromBytes;
 use super::abi::{self, InHeader, op};
 use crate::fuse::counters::Op;
 use crate::fuse::operations::{
-    Allocation, Context, FlagsForm, Handle, Ino, InodeFlags, Name, NewMode, Offset, OpenFlags,
-    WriteData,
+    self, Allocation, Context, FlagsForm, Handle, Ino, InodeFlags, Name, NewMode, Offset,
+    OpenFlags, SetIdBits, WriteData,
 };
-use crate::union::Write;
+use crate::union::{Caching, SyncExtent, Write};
 
 /// The caller and the inode of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +96,7 @@ pub(crate) enum Request<'a> {
     Open {
         flags: OpenFlags,
         /// Whether O_TRUNC drops the set-id bits, as for a write.
-        kill_suid: bool,
+        set_id: SetIdBits,
     },
     OpenDir,
     Release {
@@ -107,8 +107,8 @@ pub(crate) enum Request<'a> {
     Read {
         offset: Offset,
         size: u32,
-        /// Whether the program opened the file with O_DIRECT, or has set it since.
-        direct: bool,
+        /// `Direct` if the program opened the file with O_DIRECT, or has set it since.
+        caching: Caching,
     },
     Write(WriteData<'a>),
     /// Asks for the flags of a file or directory.
@@ -118,10 +118,10 @@ pub(crate) enum Request<'a> {
     /// Any other IOCTL.
     Ioctl,
     Fsync {
-        datasync: bool,
+        extent: SyncExtent,
     },
     FsyncDir {
-        datasync: bool,
+        extent: SyncExtent,
     },
     SyncFs,
     ReadDir {
@@ -348,7 +348,7 @@ fn fields(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
             Request::Read {
                 offset: Offset(offset),
                 size,
-                direct: OpenFlags(flags).is_direct(),
+                caching: OpenFlags(flags).caching(),
             }
         }
         op::WRITE => {
@@ -365,11 +365,15 @@ fn fields(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
                 data: body.bytes(size)?,
                 how: Write {
                     // Writes of cached pages never bypass the cache.
-                    direct: flags.is_direct() && !pages,
+                    caching: if pages {
+                        Caching::Cached
+                    } else {
+                        flags.caching()
+                    },
                     append: flags.appends(),
                     pages,
                 },
-                kills: write_flags & abi::WRITE_KILL_SUIDGID != 0,
+                set_id: SetIdBits::dropped_if(write_flags & abi::WRITE_KILL_SUIDGID != 0),
             })
         }
         op::READDIRPLUS => {
@@ -398,10 +402,10 @@ fn fields(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
         op::STATFS => Request::StatFs,
         op::OPEN => {
             let abi::OpenIn { flags, open_flags } = body.take()?;
-            let kill_suid = open_flags & abi::OPEN_KILL_SUIDGID != 0;
+            let set_id = SetIdBits::dropped_if(open_flags & abi::OPEN_KILL_SUIDGID != 0);
             Request::Open {
                 flags: OpenFlags(flags),
-                kill_suid,
+                set_id,
             }
         }
         op::OPENDIR => Request::OpenDir,
@@ -419,10 +423,10 @@ fn fields(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
         op::DESTROY => Request::Destroy,
         op::SYNCFS => Request::SyncFs,
         op::FSYNC => Request::Fsync {
-            datasync: datasync(body)?,
+            extent: sync_extent(body)?,
         },
         op::FSYNCDIR => Request::FsyncDir {
-            datasync: datasync(body)?,
+            extent: sync_extent(body)?,
         },
         op::SETXATTR | op::GETXATTR | op::LISTXATTR | op::REMOVEXATTR => xattr(opcode, body)?,
         op::IOCTL => ioctl::parse(body)?,
@@ -511,9 +515,10 @@ fn batch_forget(mut body: Body<'_>) -> Option<Request<'_>> {
     Some(Request::BatchForget(Forgets(all)))
 }
 
-fn datasync(mut body: Body<'_>) -> Option<bool> {
+fn sync_extent(mut body: Body<'_>) -> Option<SyncExtent> {
     let abi::FsyncIn { fsync_flags, .. } = body.take()?;
-    Some(fsync_flags & abi::FSYNC_FDATASYNC != 0)
+    let datasync = fsync_flags & abi::FSYNC_FDATASYNC != 0;
+    Some(operations::sync_extent(datasync))
 }
 
 fn xattr(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {

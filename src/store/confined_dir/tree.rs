@@ -33,18 +33,21 @@ impl Level {
         match open_dir(above, name) {
             Err(Errno::ACCESS) => {
                 At::new(above, name).chmod(0o700)?;
-                Self::opened(open_dir(above, name)?, name, true)
+                Ok(Self {
+                    opened_up: true,
+                    ..Self::of(open_dir(above, name)?, name)
+                })
             }
-            other => Self::opened(other?, name, false),
+            other => Ok(Self::of(other?, name)),
         }
     }
 
-    fn opened(dir: Dir, name: &[u8], opened_up: bool) -> Result<Self, Errno> {
-        Ok(Self {
+    fn of(dir: Dir, name: &[u8]) -> Self {
+        Self {
             dir,
             name: name.to_owned(),
-            opened_up,
-        })
+            opened_up: false,
+        }
     }
 
     /// Changes the directory. If its mode forbids that, the mode is changed to 0700 first.

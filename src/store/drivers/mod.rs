@@ -107,8 +107,12 @@ pub(crate) fn of_podman(
     }
     // Podman writes the file when it knows whether it mounts through fuse-overlayfs.
     let program = root.read("overlay/.has-mount-program", SMALL)?;
-    let fuse = program.is_some_and(|text| text.trim_ascii() == b"true");
-    Ok(Some(Box::new(overlay2::Overlay2::podman(owner, fuse))))
+    let dialect = if program.is_some_and(|text| text.trim_ascii() == b"true") {
+        Dialect::ALL
+    } else {
+        overlay2::kernel_dialect(owner)
+    };
+    Ok(Some(Box::new(overlay2::Overlay2::podman(dialect))))
 }
 
 /// Returns the driver of containerd's snapshotter of that name, for a store owned by `owner`.

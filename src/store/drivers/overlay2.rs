@@ -54,14 +54,10 @@ impl Overlay2 {
     }
 
     /// Returns podman's driver of the name overlay, with the same layout.
-    pub(super) fn podman(owner: u32, fuse_overlayfs: bool) -> Self {
+    pub(super) fn podman(dialect: Dialect) -> Self {
         Self {
             name: "overlay",
-            dialect: if fuse_overlayfs {
-                Dialect::ALL
-            } else {
-                kernel_dialect(owner)
-            },
+            dialect,
             may_be_composefs: true,
         }
     }

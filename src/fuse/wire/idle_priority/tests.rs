@@ -3,25 +3,40 @@ use testkit::need::is_root;
 
 use super::*;
 
+/// What is seen of a crew that does not give way.
+fn awake(came: u64) -> Seen {
+    Seen {
+        gives_way: false,
+        came,
+        many: MANY,
+        starved: false,
+    }
+}
+
+fn giving_way(came: u64) -> Seen {
+    Seen {
+        gives_way: true,
+        ..awake(came)
+    }
+}
+
 #[test]
 fn many_requests_make_a_crew_give_way_and_silence_ends_it() {
     let mut view = View::default();
-    assert!(!view.decide(false, MANY - 1, MANY, false));
-    assert!(view.decide(false, MANY, MANY, false));
+    assert!(!view.decide(awake(MANY - 1)));
+    assert!(view.decide(awake(MANY)));
     // Fewer requests and pauses do not end it.
-    assert!(view.decide(true, 1, MANY, false));
+    assert!(view.decide(giving_way(1)));
     for _ in 1..QUIET {
-        assert!(view.decide(true, 0, MANY, false));
+        assert!(view.decide(giving_way(0)));
     }
-    assert!(!view.decide(true, 0, MANY, false));
-    assert!(view.decide(false, MANY, MANY, false));
+    assert!(!view.decide(giving_way(0)));
+    assert!(view.decide(awake(MANY)));
 }
 
 /// Returns how many ticks of many requests pass until the crew gives way again.
 fn left_alone(view: &mut View) -> u32 {
-    (0..)
-        .find(|_| view.decide(false, 100, MANY, false))
-        .unwrap()
+    (0..).find(|_| view.decide(awake(100))).unwrap()
 }
 
 #[test]
@@ -29,22 +44,28 @@ fn who_was_starved_is_left_alone_longer_each_time() {
     let mut view = View::default();
     let mut waited = Vec::new();
     for _ in 0..8 {
-        assert!(!view.decide(true, 0, MANY, true));
+        assert!(!view.decide(Seen {
+            starved: true,
+            ..giving_way(0)
+        }));
         waited.push(left_alone(&mut view) + 1);
     }
     assert_eq!(waited, [25, 50, 100, 200, 400, 800, 800, 800]);
     // After a second without starvation, the wait is short again.
     for _ in 0..FORGIVEN {
-        assert!(view.decide(true, 100, MANY, false));
+        assert!(view.decide(giving_way(100)));
     }
-    assert!(!view.decide(true, 0, MANY, true));
+    assert!(!view.decide(Seen {
+        starved: true,
+        ..giving_way(0)
+    }));
     assert_eq!(left_alone(&mut view) + 1, PATIENCE);
 }
 
 #[test]
 fn who_follows_waits_until_one_has_asked_alone() {
     let mut view = View::default();
-    assert!(view.decide(false, MANY, MANY, false));
+    assert!(view.decide(awake(MANY)));
     assert!(!view.keep_apart());
     assert_eq!(left_alone(&mut view) + 1, APART);
 }

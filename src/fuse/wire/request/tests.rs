@@ -99,11 +99,11 @@ fn data_is_as_long_as_it_says() {
             offset: Offset(5),
             data: b"abc",
             how: Write {
-                direct: false,
+                caching: Caching::Cached,
                 append: false,
                 pages: false
             },
-            kills: true,
+            set_id: SetIdBits::Dropped,
         })
     ));
     assert!(matches!(parse(op::WRITE, &body[..42]), Request::Malformed));

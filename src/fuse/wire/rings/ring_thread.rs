@@ -35,6 +35,14 @@ struct Next {
     is_ours: bool,
 }
 
+/// The state of a thread whose command was refused.
+struct ThreadState {
+    /// As in [`Next`].
+    is_ours: bool,
+    /// Whether it has received a request.
+    has_served: bool,
+}
+
 impl RingThread {
     /// Creates the ring and the memory of the first entry.
     ///
@@ -85,10 +93,13 @@ impl RingThread {
         let mut next = first.or_else(|| self.another(served));
         let mut has_served = false;
         while let Some(now) = next {
-            let is_ours = now.is_ours;
+            let state = ThreadState {
+                is_ours: now.is_ours,
+                has_served,
+            };
             let (payload, was_last) = match self.exchange(now) {
                 Ok(taken) => taken,
-                Err(refused) => match self.refused(served, refused, is_ours, has_served)? {
+                Err(refused) => match self.refused(served, refused, state)? {
                     Ok(again) => {
                         next = again;
                         continue;
@@ -119,8 +130,7 @@ impl RingThread {
         &mut self,
         served: &Served,
         refused: Refused,
-        is_ours: bool,
-        has_served: bool,
+        state: ThreadState,
     ) -> io::Result<Result<Option<Next>, End>> {
         let Refused {
             command,
@@ -131,7 +141,7 @@ impl RingThread {
             (Refusal::Over, _) => Ok(Err(End::Over)),
             (Refusal::NoEntry, _) => {
                 self.queue.lost_entry(&error);
-                if !has_served {
+                if !state.has_served {
                     return Ok(Err(End::NoEntry(error)));
                 }
                 // The entry of a request that this thread left unanswered may become spare.
@@ -143,7 +153,7 @@ impl RingThread {
                 Ok(Ok(Some(Next {
                     command,
                     payload,
-                    is_ours,
+                    is_ours: state.is_ours,
                 })))
             }
             (Refusal::NotNow | Refusal::Broken, _) => Err(error),
