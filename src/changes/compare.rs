@@ -74,8 +74,8 @@ pub(super) fn xattrs(union: &Union, ino: Ino) -> crate::union::Result<Vec<Xattr>
     Ok(found)
 }
 
-/// Name and value.
-pub(super) type Xattr = (Vec<u8>, Vec<u8>);
+/// Name and value of an extended attribute.
+pub type Xattr = (Vec<u8>, Vec<u8>);
 
 fn same_data(before: &Union, old: Ino, after: &Union, new: Ino) -> crate::union::Result<bool> {
     let (mut left, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);

@@ -1,4 +1,5 @@
-//! The changes of an upper, and trees as tars (`unionfs diff`, `commit`, `export`).
+//! The changes of an upper, trees as tars, and paths in trees (`unionfs diff`, `commit`, `export`,
+//! `ls`, `cat`, `cp`).
 //!
 //! Two read-only unions answer everything, without a mount: `before` has the lowers alone, `after`
 //! has the upper on top. `walk` visits the names that the upper has and asks both, so the cost
@@ -42,6 +43,7 @@
 mod compare;
 mod links;
 mod list;
+mod paths;
 mod tar;
 mod walk;
 
@@ -52,7 +54,9 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+pub use self::compare::Xattr;
 pub use self::list::{Change, ChangeKind};
+pub use self::paths::{LastLink, Node, Visit, Walk};
 pub use self::tar::pack_nothing;
 
 use crate::layer::StackSpec;
@@ -79,6 +83,14 @@ pub enum Error {
         path: PathBuf,
         /// The error of the union.
         source: union::Error,
+    },
+    /// A path leads to no file.
+    #[error("{path:?}: {}", path_text(*errno))]
+    Path {
+        /// The absolute path in the union.
+        path: PathBuf,
+        /// The errno.
+        errno: Errno,
     },
     /// A layer cannot be read.
     #[error("cannot read {path:?}: {source}")]
@@ -132,7 +144,16 @@ impl Tree {
     /// # Errors
     /// [`Error::Open`] and [`Error::Layer`].
     pub fn open(stack: &StackSpec) -> Result<Self> {
-        let open = |stack: &StackSpec| Union::observe(stack).map_err(Error::Open);
+        Self::open_with(stack, &union::Options::default())
+    }
+
+    /// As [`Tree::open`], with options, such as a catalog of the lowers.
+    ///
+    /// # Errors
+    /// As [`Tree::open`].
+    pub fn open_with(stack: &StackSpec, options: &union::Options) -> Result<Self> {
+        let open =
+            |stack: &StackSpec| Union::observe_with(stack, options.clone()).map_err(Error::Open);
         let fds = FdCache::new(FDS);
         let Some(upper) = &stack.upper else {
             return Ok(Self {
@@ -203,6 +224,16 @@ fn names(union: &Union, ino: Ino) -> union::Result<Vec<Vec<u8>>> {
         true
     })?;
     Ok(names)
+}
+
+/// Says why a path leads to no file.
+fn path_text(errno: Errno) -> String {
+    match errno {
+        Errno::NOENT => "there is no such file in the tree".into(),
+        Errno::NOTDIR => "a name on the way is not a directory".into(),
+        Errno::LOOP => "more than 40 symbolic links are on the way".into(),
+        other => other.to_string(),
+    }
 }
 
 /// Returns the absolute form of a path in the union.

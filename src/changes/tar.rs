@@ -10,6 +10,7 @@ use std::io::Write;
 use rustix::io::Errno;
 
 use super::compare::{Xattr, same_file, xattrs};
+use super::paths::{Node, Visit};
 use super::walk::{Scope, Step};
 use super::{Error, Result, Tree, absolute, read_error};
 use crate::layer::markers::{WH_OPAQUE, WH_PREFIX, is_marker_xattr};
@@ -50,6 +51,23 @@ impl Tree {
             Some(attr) => sink.entry(step.path, attr),
             None => Ok(()),
         })?;
+        sink.finish()
+    }
+
+    /// Writes a file of this tree, with everything below it, as a flat tar without sockets. `name`
+    /// is its name in the tar; it is empty for the root of the tar.
+    ///
+    /// # Errors
+    /// [`Error::Read`] and [`Error::Write`].
+    pub fn pack_below(&self, node: Node<'_>, name: &[u8], out: impl Write) -> Result<()> {
+        let mut sink = Sink::new(self, out, Form::Flat);
+        for visit in node.walk() {
+            if let Visit::Entry(path, node) = visit? {
+                let below = !name.is_empty() && !path.is_empty();
+                let path = [name, if below { b"/" } else { b"" }, &path].concat();
+                sink.entry(&path, node.attr())?;
+            }
+        }
         sink.finish()
     }
 }

@@ -151,6 +151,12 @@ impl Cage {
         Ok(path.to_owned())
     }
 
+    /// Allows changing a directory that the user names as the destination, and everything beneath.
+    /// The path is absolute and has no symlinks.
+    pub(super) fn change(&mut self, dir: &Path) -> io::Result<()> {
+        self.sandbox.write(dir)
+    }
+
     fn require(&self, granted: Use, wanted: Use, what: &str) -> anyhow::Result<()> {
         let command = self.reach.command;
         anyhow::ensure!(granted >= wanted, "{command} has no access to {what}");

@@ -62,18 +62,22 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
 }
 
 fn row(change: &Change) -> Row {
-    use base64::Engine as _;
-    let exact = std::str::from_utf8(&change.path).is_ok();
-    let encode = || base64::engine::general_purpose::STANDARD.encode(&change.path);
     Row {
         kind: change.kind.letter(),
         path: String::from_utf8_lossy(&change.path).into_owned(),
-        path_base64: (!exact).then(encode),
+        path_base64: base64_if_binary(&change.path),
     }
 }
 
+/// Returns the bytes of a path that is not UTF-8, for JSON.
+pub(super) fn base64_if_binary(path: &[u8]) -> Option<String> {
+    use base64::Engine as _;
+    let encode = || base64::engine::general_purpose::STANDARD.encode(path);
+    std::str::from_utf8(path).is_err().then(encode)
+}
+
 /// Formats a path on one line, from which its bytes can be recovered.
-fn escape(path: &[u8], text: &mut String) {
+pub(super) fn escape(path: &[u8], text: &mut String) {
     use std::fmt::Write as _;
     for chunk in path.utf8_chunks() {
         for c in chunk.valid().chars() {

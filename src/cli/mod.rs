@@ -19,11 +19,14 @@ use unionfs::store::discovery::Environment;
 
 mod aliases;
 mod archive_names;
+mod cat;
 mod catalog;
 mod command_sandbox;
 mod commit;
 mod completions;
 mod confined_queries;
+mod cp;
+mod cp_target;
 mod df;
 mod diff;
 mod digest_names;
@@ -41,12 +44,14 @@ mod layers;
 mod load;
 mod logging;
 mod lookup_answer;
+mod ls;
 mod man;
 mod mount;
 mod mount_checks;
 mod mount_lookup;
 mod mount_upper;
 mod named_layers;
+mod named_tree;
 mod options;
 #[cfg(test)]
 mod options_tests;
@@ -139,6 +144,9 @@ enum Command {
     Diff(diff::Args),
     Commit(commit::Args),
     Export(export::Args),
+    Ls(ls::Args),
+    Cat(cat::Args),
+    Cp(cp::Args),
     Load(load::Args),
     Import(import::Args),
     Save(save::Args),
@@ -243,6 +251,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Diff(args) => diff::run(&args, root),
         Command::Commit(args) => commit::run(&args, root),
         Command::Export(args) => export::run(&args, root),
+        Command::Ls(args) => ls::run(&args, root),
+        Command::Cat(args) => cat::run(&args, root),
+        Command::Cp(args) => cp::run(&args, root),
         Command::Load(args) => load::run(&args, root),
         Command::Import(args) => import::run(&args, root),
         Command::Save(args) => save::run(&args, root),

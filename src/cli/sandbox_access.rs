@@ -78,7 +78,7 @@ const fn with_network(row: Reach) -> Reach {
 }
 
 /// All commands, in the order of `unionfs --help`.
-pub(super) const TABLE: [Reach; 28] = [
+pub(super) static TABLE: &[Reach] = &[
     outside(
         "mount",
         "finds the layers in a confined process; its daemon has a sandbox of its own",
@@ -105,6 +105,20 @@ pub(super) const TABLE: [Reach; 28] = [
         Read,
         No,
         "the output; a process outside gives it its name, syncs a mounted layer and finds origins",
+    ),
+    with_catalogs(Read, row("ls", Read, No, "a process outside finds origins")),
+    with_catalogs(
+        Read,
+        row("cat", Read, No, "a process outside finds origins"),
+    ),
+    with_catalogs(
+        Read,
+        row(
+            "cp",
+            Read,
+            No,
+            "the destination (write); a process outside finds origins",
+        ),
     ),
     row(
         "load",
@@ -179,7 +193,7 @@ mod tests {
         let names: Vec<&str> = commands.iter().map(|sub| sub.get_name()).collect();
         let rows: Vec<&str> = TABLE.iter().map(|row| row.command).collect();
         assert_eq!(names, rows, "in the order of unionfs --help");
-        for (command, row) in commands.iter().zip(&TABLE) {
+        for (command, row) in commands.iter().zip(TABLE) {
             let takes = |command: &clap::Command| {
                 command.get_arguments().any(|arg| arg.get_id() == "sandbox")
             };

@@ -51,7 +51,7 @@ fn every_command_is_inside_before_it_reads_a_store() {
     let own = home.text("own");
     let catalogs = home.text("own/unionfs/catalogs");
     let nothing: &[&str] = &[];
-    let cases: [(&[&str], Waits, u64, &[&str]); 20] = [
+    let cases: &[(&[&str], Waits, u64, &[&str])] = &[
         (&["images"], Removing, KEPT_TO_READ, nothing),
         (&["inspect", "app:1"], Removing, KEPT_TO_READ, nothing),
         (&["history", "app:1"], Removing, KEPT_TO_READ, nothing),
@@ -73,6 +73,9 @@ fn every_command_is_inside_before_it_reads_a_store() {
         ),
         (&["save", "app:1"], Removing, KEPT_TO_READ, nothing),
         (&["info"], Removing, KEPT_TO_READ, nothing),
+        (&["ls", "app:1"], Removing, KEPT_TO_READ, nothing),
+        (&["cat", "web", "/file"], Removing, KEPT_TO_READ, nothing),
+        (&["cp", "web:/", "-"], Removing, KEPT_TO_READ, nothing),
         (&["df"], Removing, KEPT_TO_READ, nothing),
         (&["catalog", "build", "app:1"], Removing, KEPT, &[&catalogs]),
         (
@@ -93,7 +96,7 @@ fn every_command_is_inside_before_it_reads_a_store() {
         (&["rmi", "other:1"], Readers, KEPT, &[&own, &catalogs]),
         (&["prune", "--dangling"], Readers, KEPT, &[&own, &catalogs]),
     ];
-    for (args, waits, kept, may_be_changed) in cases {
+    for &(args, waits, kept, may_be_changed) in cases {
         let (name, operation) = match waits {
             Removing => ("removing", FlockOperation::NonBlockingLockExclusive),
             Readers => ("removing", FlockOperation::NonBlockingLockShared),

@@ -46,5 +46,6 @@ mod scratch_images;
 mod set_id_images;
 mod signals;
 mod system_log;
+mod tree_files;
 mod verify;
 mod whole_trees;
