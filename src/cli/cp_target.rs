@@ -455,10 +455,10 @@ impl Drop for Made<'_> {
 }
 
 /// Makes a file under a name that nothing has.
-fn under_new_name<'d>(
-    dir: BorrowedFd<'d>,
+fn under_new_name(
+    dir: BorrowedFd<'_>,
     mut make: impl FnMut(&OsStr) -> rustix::io::Result<()>,
-) -> rustix::io::Result<Made<'d>> {
+) -> rustix::io::Result<Made<'_>> {
     loop {
         let mut random = [0; 8];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
