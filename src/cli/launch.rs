@@ -24,7 +24,7 @@ use super::mount_checks::{self, Target};
 use super::mount_upper::Fresh;
 use super::options::MountOptions;
 use unionfs::catalog::CatalogFile;
-use unionfs::fuse::{self, IoPolicy, MountConfig, Outcome, Sandboxed, Transport};
+use unionfs::fuse::{self, IoPolicy, MountConfig, MountEnd, Sandboxed, Transport};
 use unionfs::image_mounts::{BackgroundBuild, MountCatalog};
 use unionfs::layer::StackSpec;
 use unionfs::layer::private::AccessTimes;
@@ -213,9 +213,9 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
             (fuse::mount_sandboxed(union, &config, sandbox)?, None)
         }
     };
-    let mut outcome = Outcome::NeverAnswered;
+    let mut outcome = MountEnd::NeverAnswered;
     let served = mounted.serve_with(|| {
-        outcome = Outcome::Served;
+        outcome = MountEnd::Served;
         held.clear();
         match live() {
             Ok(()) => building.iter().for_each(BackgroundBuild::begin),
@@ -243,9 +243,9 @@ fn locks() -> Option<Arc<OwnedFd>> {
 }
 
 /// What happens to an upper that was made for a mount, when the mount has ended.
-fn end_fresh(fresh: Option<Fresh>, outcome: Outcome) {
+fn end_fresh(fresh: Option<Fresh>, outcome: MountEnd) {
     match (fresh, outcome) {
-        (Some(fresh), Outcome::Served) => fresh.after_unmount(),
+        (Some(fresh), MountEnd::Served) => fresh.after_unmount(),
         (other, _) => drop(other),
     }
 }

@@ -37,9 +37,9 @@ const ORIGIN: u8 = b'o';
 /// Whether the thread whose number follows has CAP_SYS_ADMIN over the machine. The kernel tells it
 /// only to a process that may inspect the thread.
 const ADMINISTERS: u8 = b'a';
-/// The mount has ended ([`Outcome::Served`]): clean up, and end.
+/// The mount has ended ([`MountEnd::Served`]): clean up, and end.
 const ENDED: u8 = b'e';
-/// As [`ENDED`], with [`Outcome::NeverAnswered`].
+/// As [`ENDED`], with [`MountEnd::NeverAnswered`].
 const FAILED: u8 = b'f';
 
 /// The first byte of an answer.
@@ -50,11 +50,11 @@ const REFUSED: u8 = 1;
 const MAX_MESSAGE: usize = 1024;
 
 /// Cleans up everything but the record.
-pub type Afterwards = Box<dyn FnOnce(Outcome)>;
+pub type Afterwards = Box<dyn FnOnce(MountEnd)>;
 
 /// How a mount went, at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum MountEnd {
     /// It answered programs.
     Served,
     /// It failed before it answered.
@@ -137,10 +137,10 @@ impl Keeper {
     }
 
     /// Makes the keeper clean up. It has ended when this returns, or is about to end.
-    pub(super) fn finish(&self, outcome: Outcome) {
+    pub(super) fn finish(&self, outcome: MountEnd) {
         let last = match outcome {
-            Outcome::Served => ENDED,
-            Outcome::NeverAnswered => FAILED,
+            MountEnd::Served => ENDED,
+            MountEnd::NeverAnswered => FAILED,
         };
         match self.ask(last) {
             Ok(()) => {}
@@ -184,7 +184,7 @@ impl Keeper {
 impl Drop for Keeper {
     /// Cleans up after a mount that was given up.
     fn drop(&mut self) {
-        self.finish(Outcome::NeverAnswered);
+        self.finish(MountEnd::NeverAnswered);
     }
 }
 
@@ -247,8 +247,8 @@ fn keep(
                     record.remove();
                 }
                 afterwards(match last {
-                    ENDED => Outcome::Served,
-                    _ => Outcome::NeverAnswered,
+                    ENDED => MountEnd::Served,
+                    _ => MountEnd::NeverAnswered,
                 });
                 answer(socket, Ok(Vec::new()));
                 return;

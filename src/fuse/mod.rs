@@ -61,7 +61,7 @@ mod wire;
 pub use crate::sys::mountinfo;
 pub use config::{IoPolicy, MountConfig, Transport, offers_rings};
 pub use error::{Error, Result};
-pub use keeper::{Afterwards, Outcome};
+pub use keeper::{Afterwards, MountEnd};
 pub use mount::preflight;
 pub use mountpoint::{DirectoryId, Mountpoint};
 pub use own_mount::{Connectedness, MountId, OwnMount};

@@ -148,5 +148,4 @@ fn ask(root: &OwnedFd) -> std::result::Result<bool, Stop> {
 }
 
 #[cfg(test)]
-#[path = "mountpoint_tests.rs"]
 mod tests;

@@ -21,7 +21,7 @@ use super::adapter::{Adapter, MAX_IO, Told, Wishes, Workers, wanted};
 use super::config::{IoPolicy, MountConfig};
 use super::counters::Counters;
 use super::error::{Error, Result};
-use super::keeper::{Afterwards, Keeper, Outcome};
+use super::keeper::{Afterwards, Keeper, MountEnd};
 use super::mount::{self as attach, Attachment};
 use super::own_mount::{Connectedness, OwnMount};
 use super::passthrough::{self, Opens};
@@ -332,13 +332,13 @@ impl Mounted {
             _ => services::Files::write(&mut self.record),
         };
         let mut late = Late::new(files, &self.record, &self.core, self.signals.take(), sender);
-        let mut result = Outcome::NeverAnswered;
+        let mut result = MountEnd::NeverAnswered;
         let outcome = match started {
             Ok(()) => wait_for_end(
                 &attachment,
                 &events,
                 || {
-                    result = Outcome::Served;
+                    result = MountEnd::Served;
                     on_ready();
                     let _ = settle.send(());
                 },

@@ -238,15 +238,15 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
             if let (Some(place), false) = (&mut self.place, is_no_file) {
                 place.node(&path, entry)?;
             }
-            self.content(entry, None, Content::InTarSplit)?;
+            self.content(entry, None, TarContent::InTarSplit)?;
             return self.line(entry, first.then_some(0), None);
         }
         let made = self.place.as_mut().map(|place| place.create(&path, entry));
         let file = made.transpose()?.map(File::from);
         let content = if !first || entry.sparse.is_some() {
-            Content::InTarSplit
+            TarContent::InTarSplit
         } else {
-            Content::OfFile
+            TarContent::OfFile
         };
         let crc = self.content(entry, file.as_ref(), content)?;
         let size = entry.sparse.as_ref().map_or(entry.stored, |map| map.size);
@@ -254,8 +254,8 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
             place.finish_file(entry, &OwnedFd::from(file), size)?;
         }
         let noted = match content {
-            Content::InTarSplit => 0,
-            Content::OfFile => size,
+            TarContent::InTarSplit => 0,
+            TarContent::OfFile => size,
         };
         self.line(entry, first.then_some(noted), (size > 0).then_some(crc))
     }
@@ -270,7 +270,7 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
     }
 
     /// Reads the content of an entry into `file`. Returns the CRC-64 of the file's content.
-    fn content(&mut self, entry: &Entry, file: Option<&File>, kept: Content) -> Result<u64> {
+    fn content(&mut self, entry: &Entry, file: Option<&File>, kept: TarContent) -> Result<u64> {
         let fail = |e: std::io::Error| {
             let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
             Error::place(&entry.name, "write the file", errno)
@@ -289,7 +289,7 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
             if let Some(file) = file {
                 file.write_all_at(bytes, cursor.offset).map_err(fail)?;
             }
-            if kept == Content::InTarSplit {
+            if kept == TarContent::InTarSplit {
                 debug_assert!(read <= PIECE);
                 self.split.segment(bytes)?;
             }
@@ -305,7 +305,7 @@ impl<'a, R: Read, W: Write> Unpacker<'a, R, W> {
 
 /// Where the tar is made again from.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Content {
+enum TarContent {
     /// From the file of the layer.
     OfFile,
     /// From a copy in tar-split: the file has another content, or there is none.

@@ -22,7 +22,7 @@ use super::certificates::CertificateDirs;
 use super::credentials::{Credential, CredentialFiles};
 use super::error::{Error, Result, said};
 use super::pace::{Pace, Paced, Patience};
-use super::retry::{Failure, Outcome, Retry, Seen, transport};
+use super::retry::{Contact, Failure, Outcome, Retry, transport};
 use super::{Show, endpoint};
 use crate::oci::{Digest, Reference};
 use crate::progress::Progress;
@@ -307,12 +307,12 @@ impl<'s> Client<'s> {
         uri: &Uri,
         answer: std::result::Result<Response, ureq::Error>,
     ) -> Outcome<Response> {
-        let seen = if self.known.load(Ordering::Relaxed) {
-            Seen::Before
+        let contact = if self.known.load(Ordering::Relaxed) {
+            Contact::Had
         } else {
-            Seen::Never
+            Contact::Never
         };
-        let answer = answer.map_err(|error| transport(&endpoint::shown(uri), error, seen))?;
+        let answer = answer.map_err(|error| transport(&endpoint::shown(uri), error, contact))?;
         self.known.store(true, Ordering::Relaxed);
         Ok(answer)
     }

@@ -121,14 +121,14 @@ pub(super) fn sleep(time: Duration, over: impl Fn() -> bool) -> Result<()> {
 
 /// Whether a registry has responded before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum Contact {
     /// It has. If it cannot be reached now, it is probably being restarted.
-    Before,
+    Had,
     Never,
 }
 
 /// Returns the failure of a request without a response. `url` is for the message.
-pub(super) fn transport(url: &str, error: ureq::Error, registry: Seen) -> Failure {
+pub(super) fn transport(url: &str, error: ureq::Error, contact: Contact) -> Failure {
     let tls = match &error {
         ureq::Error::Rustls(error) => Some(error),
         ureq::Error::Io(error) => error.get_ref().and_then(|e| e.downcast_ref()),
@@ -153,7 +153,7 @@ pub(super) fn transport(url: &str, error: ureq::Error, registry: Seen) -> Failur
     let transient = match &error {
         ureq::Error::Timeout(_) => true,
         ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            registry == Seen::Before
+            contact == Contact::Had
         }
         ureq::Error::Io(error) => tls.is_none() && is_transient(error.kind()),
         _ => false,
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(run(|| Error::malformed("x", "y").into()), 1);
         let io = |kind: io::ErrorKind| {
             matches!(
-                transport("u", ureq::Error::Io(kind.into()), Seen::Never),
+                transport("u", ureq::Error::Io(kind.into()), Contact::Never),
                 Failure::Transient(_)
             )
         };
@@ -242,7 +242,7 @@ mod tests {
         assert!(!io(io::ErrorKind::ConnectionRefused));
         let refused = || ureq::Error::Io(io::ErrorKind::ConnectionRefused.into());
         assert!(matches!(
-            transport("u", refused(), Seen::Before),
+            transport("u", refused(), Contact::Had),
             Failure::Transient(_)
         ));
         let busy = |seconds| Error::Status {
