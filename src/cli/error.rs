@@ -76,6 +76,14 @@ pub(super) fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
+/// Returns the exit code of mount(8) for `error`: 1 for wrong usage, 32 for a failed mount.
+pub(super) fn exit_code_of_mount(error: &anyhow::Error) -> u8 {
+    match exit_code(error) {
+        USAGE => 1,
+        _ => 32,
+    }
+}
+
 /// The maximum number of characters of a message. Names in it may be hostile and megabytes long.
 const LONGEST: usize = 4000;
 

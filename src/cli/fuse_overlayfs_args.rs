@@ -11,7 +11,7 @@ use super::error::Usage;
 use super::launch::{self, Request};
 use super::logging::Verbosity;
 use super::options::{Markers, MountOptions};
-use super::{catalog, mount_checks, output};
+use super::{catalog, mount, mount_checks, output, remount};
 use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
 
 /// The name by which the program was called.
@@ -79,6 +79,12 @@ pub(super) fn run(persona: Persona, args: &[OsString]) -> anyhow::Result<()> {
         return output::print(&version(persona));
     }
     let fake = call.fake;
+    if remount::is_wanted(&call.options) {
+        return match call.positionals.as_slice() {
+            [mountpoint] | [_, mountpoint] => remount::run(mountpoint.as_ref(), &call.options),
+            _ => Err(Usage("no mountpoint given: see unionfs --help".into()).into()),
+        };
+    }
     let request = request(persona, call)?;
     if fake {
         launch::check(request)
@@ -206,6 +212,17 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
             return Err(Usage("more than a source and a mountpoint given".into()).into());
         }
     };
+    if persona != Persona::FuseOverlayfs
+        && let Some(image) = image(&call.options, source)
+    {
+        return mount::of_fstab(mount::FromFstab {
+            image,
+            mountpoint: mountpoint.clone(),
+            foreground: call.foreground,
+            texts: call.texts,
+            options: call.options,
+        });
+    }
     let source = match (&call.options.fsname, source) {
         (Some(name), _) => name.clone(),
         // mount.fuse3 passes a type or any text here, and mount(8) the source that the user gave.
@@ -237,6 +254,23 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
         catalog: catalog::of_directories(&call.options),
         options: call.options,
     })
+}
+
+/// Returns the image to mount if the options name no directories: the source, which is `None` if an
+/// option names the image. For a source that is only shown, there is none.
+fn image(options: &MountOptions, source: Option<&OsString>) -> Option<Option<OsString>> {
+    const ONLY_SHOWN: [&str; 5] = ["none", "overlay", "unionfs", "fuse", "fuse-overlayfs"];
+    if options.image.is_given() {
+        return Some(
+            source
+                .filter(|name| !ONLY_SHOWN.iter().any(|n| n == name))
+                .cloned(),
+        );
+    }
+    let named = source.filter(|name| !ONLY_SHOWN.iter().any(|n| n == name));
+    named
+        .filter(|_| options.lower_count() == 0 && options.upper.is_none())
+        .map(|name| Some(name.clone()))
 }
 
 /// Returns the stack of the options, with resolved paths.

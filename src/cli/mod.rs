@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser as _};
+use fuse_overlayfs_args::Persona;
 use unionfs::store::discovery::Environment;
 
 mod aliases;
@@ -65,6 +66,7 @@ mod prune;
 mod ps;
 mod pull;
 mod push;
+mod remount;
 mod rm;
 mod rmi;
 mod sandbox_access;
@@ -174,7 +176,8 @@ pub fn main() -> ExitCode {
     // Each layer that was found holds a descriptor.
     unionfs::fuse::raise_nofile_limit();
     let args = aliases::expand(std::env::args_os().collect());
-    let outcome = match fuse_overlayfs_args::recognise(&args, is_command) {
+    let persona = fuse_overlayfs_args::recognise(&args, is_command);
+    let outcome = match persona {
         Some(persona) => fuse_overlayfs_args::run(persona, &args),
         None => match parse(&args) {
             Ok(cli) => run(cli),
@@ -193,7 +196,10 @@ pub fn main() -> ExitCode {
                 interrupt::end(signal);
             }
             warn(interrupt::with_note(&error::line(&e)));
-            ExitCode::from(error::exit_code(&e))
+            ExitCode::from(match persona {
+                Some(Persona::MountHelper) => error::exit_code_of_mount(&e),
+                _ => error::exit_code(&e),
+            })
         }
     }
 }

@@ -102,6 +102,70 @@ pub(super) fn run(mut args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         options.parse(text).map_err(Usage::from)?;
     }
     options.check().map_err(Usage::from)?;
+    launch::run(request(args, options, root)?)
+}
+
+/// Returns the mount that fstab or mount(8) asks for by the name of an image.
+pub(super) fn of_fstab(fstab: FromFstab) -> anyhow::Result<Request> {
+    let FromFstab {
+        mut options,
+        texts,
+        image,
+        mountpoint,
+        foreground,
+    } = fstab;
+    let by_name = std::mem::take(&mut options.image);
+    let image = by_name.image.or(image);
+    let operands = match (&by_name.container, image) {
+        (Some(_), _) => vec![mountpoint],
+        (None, image) => image.into_iter().chain([mountpoint]).collect(),
+    };
+    let args = Args {
+        operands,
+        read_only: false,
+        upper: options.upper.take(),
+        work: options.work.take(),
+        ephemeral: by_name.ephemeral,
+        name: by_name.name,
+        container: by_name.container,
+        of_container: false,
+        in_place: false,
+        pool: PoolArgs::default(),
+        options: texts,
+        foreground,
+        debug: false,
+    };
+    if args.upper.is_some() != args.work.is_some() {
+        let text = "upperdir and workdir go together, on one file system";
+        return Err(Usage(text.into()).into());
+    }
+    let choices = [
+        args.name.is_some(),
+        args.ephemeral,
+        args.upper.is_some(),
+        args.name.is_some() && args.container.is_some(),
+    ];
+    if choices.iter().filter(|given| **given).count() > 1 {
+        let text = "name, ephemeral and upperdir say where changes go: give one of them, and \
+            name not with container";
+        return Err(Usage(text.into()).into());
+    }
+    request(args, options, by_name.root.as_deref())
+}
+
+/// What fstab or mount(8) says about a mount.
+pub(super) struct FromFstab {
+    pub(super) options: MountOptions,
+    /// The `-o` arguments as given.
+    pub(super) texts: Vec<OsString>,
+    /// The source, if it is not only shown.
+    pub(super) image: Option<OsString>,
+    pub(super) mountpoint: OsString,
+    pub(super) foreground: bool,
+}
+
+/// Finds the layers of a mount, and makes its upper.
+fn request(args: Args, mut options: MountOptions, root: Option<&Path>) -> anyhow::Result<Request> {
     refuse_layers(&options)?;
     let (image, mountpoint) = operands(&args)?;
     let read_only = args.read_only || options.read_only == Some(true);
@@ -153,7 +217,7 @@ pub(super) fn run(mut args: Args, root: Option<&Path>) -> anyhow::Result<()> {
         Some(name) => name.clone(),
         None => found.label.clone().into(),
     };
-    launch::run(Request {
+    Ok(Request {
         stack: found.stack,
         target,
         read_only,
@@ -186,6 +250,11 @@ fn refuse_layers(options: &MountOptions) -> Result<(), Usage> {
     }
     if options.markers.is_some() {
         return refuse("-o dialect");
+    }
+    if options.image.is_given() {
+        let what = "-o image, name, container, ephemeral and root are for fstab and mount(8): use the \
+            operands and --name, --container, --ephemeral and --root";
+        return Err(Usage(what.into()));
     }
     Ok(())
 }

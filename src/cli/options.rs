@@ -45,6 +45,29 @@ pub enum CatalogChoice {
     File(PathBuf),
 }
 
+/// The options of a mount by name in fstab and for mount(8), where other options of `unionfs mount`
+/// cannot be given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageOptions {
+    /// `image=IMAGE`.
+    pub image: Option<OsString>,
+    /// `name=NAME`: changes go to this read-write layer.
+    pub name: Option<String>,
+    /// `container=ID`.
+    pub container: Option<String>,
+    /// `ephemeral`: changes are discarded at unmount.
+    pub ephemeral: bool,
+    /// `root=DIR`: images are searched only in this store.
+    pub root: Option<PathBuf>,
+}
+
+impl ImageOptions {
+    /// Whether one of them was given.
+    pub fn is_given(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
 /// The options after parsing. `None` means that the option was not given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
@@ -86,6 +109,8 @@ pub struct MountOptions {
     pub fsname: Option<OsString>,
     /// `debug`: log requests.
     pub debug: bool,
+    /// The image or container to mount in place of lower directories.
+    pub image: ImageOptions,
     /// All other options in order, with quotes and backslashes as given: options of the mount
     /// itself (`nodev`, `context=…`), and unknown ones.
     pub other: Vec<OsString>,
@@ -179,11 +204,13 @@ impl MountOptions {
             b"nobtime" => self.nobtime = true,
             b"noxattrs" => self.noxattrs = true,
             b"debug" => self.debug = true,
+            b"ephemeral" => self.image.ephemeral = true,
             b"userxattr" => self.userxattr = true,
             b"squash_to_root" => return Err(mapping("squash_to_root")),
             b"lowerdir" | b"upperdir" | b"workdir" | b"fsname" | b"redirect_dir" | b"dialect"
-            | b"io" | b"transport" | b"catalog" | b"sandbox" | b"uidmapping" | b"gidmapping"
-            | b"squash_to_uid" | b"squash_to_gid" | b"xattr_permissions" => {
+            | b"image" | b"name" | b"container" | b"root" | b"io" | b"transport" | b"catalog"
+            | b"sandbox" | b"uidmapping" | b"gidmapping" | b"squash_to_uid" | b"squash_to_gid"
+            | b"xattr_permissions" => {
                 return Err(bad(format!("option {0} needs a value: {0}=…", show(key))));
             }
             _ => self.other.push(OsStr::from_bytes(key).into()),
@@ -200,6 +227,10 @@ impl MountOptions {
             b"datadir+" => self.data_only.push(dir(key, value)?),
             b"upperdir" => self.upper = Some(dir(key, value)?),
             b"workdir" => self.work = Some(dir(key, value)?),
+            b"image" => self.image.image = Some(OsString::from_vec(unescape(value))),
+            b"name" => self.image.name = Some(text(key, value)?),
+            b"container" => self.image.container = Some(text(key, value)?),
+            b"root" => self.image.root = Some(dir(key, value)?),
             b"fsname" => self.fsname = Some(OsString::from_vec(unescape(value))),
             b"catalog" => self.catalog = catalog(value)?,
             b"redirect_dir" => self.redirect_dir = redirect_dir(value)?,
@@ -359,6 +390,12 @@ fn dir(key: &[u8], value: &[u8]) -> Result<PathBuf, OptionError> {
         path if path.is_empty() => Err(bad(format!("option {0} names no directory", show(key)))),
         path => Ok(PathBuf::from(OsString::from_vec(path))),
     }
+}
+
+fn text(key: &[u8], value: &[u8]) -> Result<String, OptionError> {
+    let text = String::from_utf8(unescape(value)).ok();
+    text.filter(|text| !text.is_empty())
+        .ok_or_else(|| bad(format!("option {0} names nothing", show(key))))
 }
 
 fn catalog(value: &[u8]) -> Result<CatalogChoice, OptionError> {

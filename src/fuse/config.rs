@@ -186,7 +186,7 @@ impl MountConfig {
 }
 
 /// Returns the flag of a mount(8) option, and whether the option sets or clears it.
-fn flag_of(option: &[u8]) -> Option<(MountFlags, bool)> {
+pub(super) fn flag_of(option: &[u8]) -> Option<(MountFlags, bool)> {
     Some(match option {
         b"ro" => (MountFlags::RDONLY, true),
         b"rw" => (MountFlags::RDONLY, false),

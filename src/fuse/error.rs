@@ -126,6 +126,14 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
+    /// The flags of a mount could not be changed.
+    #[error("cannot remount {}: {source}{}", path.display(), hint_of_remount(source))]
+    Remount {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
     /// Another file system is mounted on the mountpoint.
     #[error("{} is not a FUSE mount", path.display())]
     NotFuse {
@@ -154,4 +162,12 @@ pub enum Error {
         /// Each candidate with the reason.
         reasons: String,
     },
+}
+
+fn hint_of_remount(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => " (files are open for writing: close them first)",
+        Some(libc::EPERM) => " (only root may remount)",
+        _ => "",
+    }
 }

@@ -49,6 +49,7 @@ mod own_mount;
 mod passthrough;
 mod pool;
 mod protocol_values;
+mod remount;
 mod request_scope;
 pub mod runtime;
 mod session;

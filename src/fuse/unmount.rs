@@ -167,7 +167,12 @@ impl Mount {
         }
     }
 
-    fn check(&self) -> Result<()> {
+    pub(super) fn place(&self) -> &Mountpoint {
+        &self.place
+    }
+
+    /// Checks that its file system is one of FUSE.
+    pub(super) fn check(&self) -> Result<()> {
         if self.entry.is_fuse() {
             Ok(())
         } else {

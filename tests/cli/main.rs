@@ -20,6 +20,7 @@ mod engines;
 mod exchanged_mountpoint;
 mod exchanged_store;
 mod foreign_locks;
+mod fstab;
 mod fuse_overlayfs_call;
 mod habits;
 mod hostile_texts;
