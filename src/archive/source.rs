@@ -206,6 +206,27 @@ impl Source {
         &self.name
     }
 
+    /// Returns skopeo's names of the kinds that the archive may be read as.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if a directory cannot be read.
+    pub fn transports(&self) -> Result<Vec<&'static str>> {
+        let has = |name: &str| Ok::<_, Error>(self.open_entry(name)?.is_some());
+        let (layout, docker) = match &self.kind {
+            SourceKind::Dir(_) => ("oci", "dir"),
+            SourceKind::Tar { .. } => ("oci-archive", "docker-archive"),
+        };
+        let mut found = Vec::new();
+        if has("index.json")? {
+            found.push(layout);
+        }
+        // Old archives of Docker have no manifest.json.
+        if has("manifest.json")? || found.is_empty() {
+            found.push(docker);
+        }
+        Ok(found)
+    }
+
     /// Opens an entry; `None` if it does not exist.
     pub(super) fn open_entry(&self, path: &str) -> Result<Option<Section>> {
         let Some(path) = clean(path.as_bytes()).filter(|path| !path.is_empty()) else {

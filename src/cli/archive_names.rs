@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use super::archive_policy::Verdicts;
 use super::command_sandbox::{Cage, Input, SandboxArgs};
 use super::confined_queries::ask;
 use super::error::Usage;
@@ -110,6 +111,7 @@ pub(super) fn take_in(
     let mut cage = Cage::to_take_in(mode)?;
     let path = Path::new(name.path);
     let input = Input::of(&mut cage, Some(path), "")?;
+    let verdicts = Verdicts::of(Some(path));
     let answer = ask(cage.into_sandbox(&own_root)?, 1024, || {
         let own = Writable::open(&own_root)?;
         let (tmp, limits) = (own.staging(), Limits::default());
@@ -118,6 +120,7 @@ pub(super) fn take_in(
             Input::Open(file) => Source::of_file(file, path, &tmp, limits.bytes)?,
             Input::Stdin => anyhow::bail!("an archive that is named is not standard input"),
         };
+        verdicts.require(&source)?;
         let incoming = archive::find(&source, name.reference, None)?;
         let id = Digest::of(&incoming.config);
         if own.store().image(&id).is_err() {

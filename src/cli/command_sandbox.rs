@@ -133,6 +133,11 @@ impl Cage {
         Ok(self.sandbox)
     }
 
+    /// Returns the sandbox as it is, for a process that enters it to answer a question.
+    pub(super) fn into_queries(self) -> Command {
+        self.sandbox
+    }
+
     /// Returns the mode.
     pub(super) fn mode(&self) -> Mode {
         self.sandbox.mode()

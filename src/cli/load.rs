@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use super::archive_policy::Verdicts;
 use super::command_sandbox::{Input, SandboxArgs};
 use super::output::{print, print_json};
 use super::own_store::{self, Mounted};
@@ -84,6 +85,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         inputs.push(Archive {
             repository: path.and_then(repository),
             shown: path.unwrap_or(Path::new("-")),
+            verdicts: Verdicts::of(path.filter(|path| *path != Path::new("-"))),
             input: Input::of(&mut cage, path, typed)?,
         });
     }
@@ -128,6 +130,8 @@ struct Archive<'p> {
     /// The repository for images that only have a tag.
     repository: Option<String>,
     shown: &'p Path,
+    /// What the signature policy says of it.
+    verdicts: Verdicts,
     input: Input,
 }
 
@@ -154,6 +158,7 @@ impl Loading<'_> {
             Input::Open(file) => Source::of_file(file, archive.shown, &tmp, limits.bytes)?,
             Input::Stdin => Source::from_reader(std::io::stdin(), &tmp, limits.bytes)?,
         };
+        archive.verdicts.require(&source)?;
         let layers = Items::new(args.quiet || args.json, "loaded");
         let locked = match &self.locked {
             Some(locked) => locked,

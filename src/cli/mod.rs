@@ -20,6 +20,7 @@ use unionfs::store::discovery::Environment;
 
 mod aliases;
 mod archive_names;
+mod archive_policy;
 mod cat;
 mod catalog;
 mod command_sandbox;
@@ -44,6 +45,8 @@ mod launch;
 mod layers;
 mod load;
 mod logging;
+mod login;
+mod logout;
 mod lookup_answer;
 mod ls;
 mod man;
@@ -66,6 +69,7 @@ mod prune;
 mod ps;
 mod pull;
 mod push;
+mod registry_args;
 mod remount;
 mod rm;
 mod rmi;
@@ -154,6 +158,8 @@ enum Command {
     Save(save::Args),
     Pull(pull::Args),
     Push(push::Args),
+    Login(login::Args),
+    Logout(logout::Args),
     Stats(stats::Args),
     Sync(sync::Args),
     Tag(tag::Args),
@@ -265,6 +271,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Save(args) => save::run(&args, root),
         Command::Pull(args) => pull::run(&args, root),
         Command::Push(args) => push::run(&args, root),
+        Command::Login(args) => login::run(&args),
+        Command::Logout(args) => logout::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Sync(args) => sync::run(&args),
         Command::Tag(args) => tag::run(&args, root),

@@ -7,11 +7,12 @@ use super::load::warn_of_devices;
 use super::output::{print, print_json, size};
 use super::own_store::Mounted;
 use super::progress::Items;
+use super::registry_args::RegistryArgs;
 use super::{error, interrupt, own_store, warn};
 use unionfs::layer_tar::Limits;
 use unionfs::oci::{Digest, Platform, Reference};
 use unionfs::progress::Progress;
-use unionfs::registry::{Access, PARALLEL, PullOptions, Pulled, fetch};
+use unionfs::registry::{Fetched, PullOptions, Pulled, Purpose, Show, fetch};
 use unionfs::store::writable::Writable;
 
 /// Pull images from registries into the own store
@@ -21,7 +22,9 @@ use unionfs::store::writable::Writable;
 /// with the certificates of the system and those in the directory HOST of containers/certs.d or
 /// docker/certs.d, in ~/.config or /etc: ca.crt, and client.cert with client.key for the client.
 /// Registries on this machine (localhost, 127.0.0.0/8) may use http. Logins of docker and podman are
-/// used: $REGISTRY_AUTH_FILE, ~/.docker/config.json, auth.json, credential helpers.
+/// used: $REGISTRY_AUTH_FILE, ~/.docker/config.json, auth.json, credential helpers. Short names, mirrors
+/// and blocked registries are those of registries.conf, mirrors also those of containerd
+/// (certs.d/HOST/hosts.toml). An image that policy.json does not accept is refused.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -54,41 +57,18 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// Options for the connection to a registry, for `pull` and `push`.
-#[derive(Debug, clap::Args)]
-pub(super) struct RegistryArgs {
-    /// Use http, not https; credentials are then sent only to registries on this machine
-    #[arg(long)]
-    plain_http: bool,
-    /// Number of layers that are transferred at the same time
-    #[arg(long, value_name = "N", default_value_t = PARALLEL, value_parser = at_once)]
-    pub(super) parallel: usize,
-}
-
-fn at_once(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(number @ 1..=64) => Ok(number),
-        _ => Err("a number from 1 to 64".to_owned()),
-    }
-}
-
-impl RegistryArgs {
-    pub(super) fn access(&self) -> Access {
-        let mut access = Access::default();
-        access.plain_http = self.plain_http;
-        access
-    }
-}
-
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let mut cage = args.sandbox.cage("pull")?;
     let mut wanted = Vec::with_capacity(args.images.len());
     for image in &args.images {
-        wanted.push((Reference::parse(image)?, options(args)));
+        let options = options(args)?;
+        wanted.push((options.access.candidates(image)?, options));
     }
     let store = own_store::open(root)?;
-    for (name, options) in &mut wanted {
-        options.access.look_up(name)?;
+    for (names, options) in &mut wanted {
+        for name in names {
+            options.access.look_up(name, Purpose::Pull)?;
+        }
     }
     cage.talk()?;
     let mounted = args.repair.then(Mounted::now);
@@ -104,8 +84,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     });
     let mut pulled = Vec::with_capacity(wanted.len());
     let mut failures = Vec::new();
-    for (name, options) in &wanted {
-        match pull(args, &store, name, options, mounted.as_ref()) {
+    for (names, options) in &wanted {
+        match pull(args, &store, names, options, mounted.as_ref()) {
             Ok(image) => pulled.push(image),
             Err(failure) => failures.push(failure),
         }
@@ -128,26 +108,26 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     Err(last)
 }
 
-fn options(args: &Args) -> PullOptions {
+fn options(args: &Args) -> anyhow::Result<PullOptions> {
     let mut options = PullOptions::default();
-    options.access = args.registry.access();
+    options.access = args.registry.access()?;
     options.platform.clone_from(&args.platform);
     options.parallel = args.registry.parallel;
     options.limits.bytes = args.max_layer_size;
     options.repair = args.repair;
-    options
+    Ok(options)
 }
 
 fn pull(
     args: &Args,
     store: &Writable,
-    name: &Reference,
+    names: &[Reference],
     options: &PullOptions,
     mounted: Option<&Mounted>,
 ) -> anyhow::Result<Pulled> {
     let downloads = Items::new(args.quiet, "downloaded");
     let show = |step: Progress<'_, &Digest>| downloads.show(step);
-    let fetched = fetch(store, name, options, &show)?;
+    let fetched = first_of(store, names, options, &show)?;
     // The store is locked late, so that others may use it during downloads.
     let locked = own_store::lock(store)?;
     if let Some(mounted) = mounted {
@@ -172,4 +152,25 @@ fn text(args: &Args, pulled: &[Pulled]) -> String {
         text += &format!("Digest: {}\nPulled image: {name}\n", image.digest);
     }
     text
+}
+
+/// Downloads the first of these images that exists.
+fn first_of<'o>(
+    store: &Writable,
+    names: &[Reference],
+    options: &'o PullOptions,
+    show: Show<'o>,
+) -> anyhow::Result<Fetched<'o>> {
+    let mut failures = Vec::new();
+    for name in names {
+        match fetch(store, name, options, show) {
+            Ok(fetched) => return Ok(fetched),
+            Err(error) if names.len() == 1 => return Err(error.into()),
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    anyhow::bail!(
+        "no search registry gives the image: {}",
+        failures.join("; ")
+    )
 }

@@ -7,10 +7,10 @@ use super::error::Usage;
 use super::output::{print, print_json};
 use super::pool::PoolArgs;
 use super::progress::Items;
-use super::pull::RegistryArgs;
+use super::registry_args::RegistryArgs;
 use super::{archive_names, command_sandbox, own_store};
 use unionfs::oci::Reference;
-use unionfs::registry::{LayerCompression, ManifestFormat, PushOptions, push};
+use unionfs::registry::{LayerCompression, ManifestFormat, Purpose, PushOptions, push};
 use unionfs::store::writable::Staging;
 
 /// Push an image to a registry
@@ -109,14 +109,14 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         None => implied(&args.image)?,
     };
     let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
-    let mut access = args.registry.access();
+    let mut access = args.registry.access()?;
     let mut cage = args.sandbox.cage("push")?.moves_images();
     let mut places = cage.stores(root)?;
     args.pool.open(&mut places)?;
     // The given root is not a store of unionfs, as with --root of Docker: no blobs are recorded
     // there.
     let ours = own_store::existing(root).ok().flatten();
-    access.look_up(&name)?;
+    access.look_up(&name, Purpose::Push)?;
     cage.talk()?;
     let files = args.registry.parallel * compression.files_per_layer();
     let temporary = match &ours {

@@ -65,6 +65,14 @@ impl Reference {
         })
     }
 
+    /// Whether a name begins with the host of a registry. If it does not, its host is `docker.io`, unless
+    /// a configuration says otherwise.
+    pub fn has_host(text: &str) -> bool {
+        let mut parts = text.splitn(2, '/');
+        let first = parts.next().unwrap_or_default();
+        parts.next().is_some() && is_host(first)
+    }
+
     /// Returns the name in the form of repositories.json: `busybox`, `user/app`, `host:5000/app`.
     pub fn familiar_name(&self) -> String {
         if self.domain != "docker.io" {

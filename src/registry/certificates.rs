@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
-use ureq::tls::{Certificate, ClientCert, PemItem};
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey};
 
 use super::error::{Error, Result};
 use crate::sys::walk::{self, Trust};
@@ -29,8 +29,8 @@ const LIMIT: u64 = 1 << 20;
 pub struct CertificateDirs {
     /// The paths; directories that do not exist are skipped.
     pub paths: Vec<PathBuf>,
-    /// The certificates of a host that were read in advance.
-    known: Option<(String, Certificates)>,
+    /// A directory with the certificates for all registries, instead of those of `paths`.
+    pub only: Option<PathBuf>,
 }
 
 /// The certificates for one registry.
@@ -58,23 +58,12 @@ impl CertificateDirs {
             .flat_map(|base| ["containers/certs.d", "docker/certs.d"].map(|name| base.join(name)));
         Self {
             paths: paths.collect(),
-            known: None,
+            only: None,
         }
-    }
-
-    /// Reads the certificates for a host in advance; no file is read for it later.
-    pub(super) fn look_up(&mut self, host: &str) -> Result<()> {
-        self.known = Some((host.to_owned(), self.find(host)?));
-        Ok(())
     }
 
     /// Returns the certificates for a host.
     pub(super) fn find(&self, host: &str) -> Result<Certificates> {
-        if let Some((known, certificates)) = &self.known
-            && known == host
-        {
-            return Ok(certificates.clone());
-        }
         let system = rustls_native_certs::load_native_certs();
         for error in &system.errors {
             tracing::debug!(%error, "a system certificate cannot be read");
@@ -86,6 +75,12 @@ impl CertificateDirs {
                 .collect(),
             client: None,
         };
+        if let Some(path) = self.only.clone() {
+            let dir = walk::open_directory(&path, Trust::of_root());
+            let dir = dir.map_err(|error| unreadable(&path, &error))?;
+            found.add(&Dir { path, dir })?;
+            return Ok(found);
+        }
         for path in self.paths.iter().map(|dir| dir.join(host)) {
             match walk::open_directory(&path, Trust::of_root()) {
                 Ok(dir) => {
@@ -150,6 +145,24 @@ impl Dir {
 }
 
 impl Certificates {
+    /// Adds certificates of files: authorities, and a client's certificate with its key.
+    pub(super) fn add_files(
+        &mut self,
+        authorities: &[PathBuf],
+        client: Option<&(PathBuf, PathBuf)>,
+    ) -> Result<()> {
+        for path in authorities {
+            let found = chain_of(path, read_file(path)?.as_bytes())?;
+            self.authorities.extend(found);
+        }
+        if let Some((cert, key)) = client {
+            let chain = chain_of(cert, read_file(cert)?.as_bytes())?;
+            let key = key_of(key, read_file(key)?.as_bytes())?;
+            self.client = Some(ClientCert::new_with_certs(&chain, key));
+        }
+        Ok(())
+    }
+
     fn add(&mut self, dir: &Dir) -> Result<()> {
         let names = dir.names()?;
         for name in &names {
@@ -180,28 +193,39 @@ impl Certificates {
 fn client(dir: &Dir, name: &OsStr) -> Result<ClientCert> {
     let key_name = Path::new(name).with_extension("key");
     let chain = certificates(dir, name)?;
+    let pem = dir.read(key_name.as_os_str())?;
+    let key = key_of(&dir.path.join(&key_name), &pem)?;
+    Ok(ClientCert::new_with_certs(&chain, key))
+}
+
+fn read_file(path: &Path) -> Result<String> {
+    super::config::read(path)?.ok_or_else(|| bad(path, "does not exist"))
+}
+
+fn key_of(path: &Path, pem: &[u8]) -> Result<PrivateKey<'static>> {
     let mut key = None;
-    for item in ureq::tls::parse_pem(&dir.read(key_name.as_os_str())?) {
+    for item in ureq::tls::parse_pem(pem) {
         // The file may contain EC parameters before an EC key.
         if let Ok(PemItem::PrivateKey(found)) = item {
             key = Some(found);
         }
     }
-    let key = key.ok_or_else(|| {
-        bad(
-            &dir.path.join(&key_name),
-            "holds no private key in PEM (PKCS #1, 8 or SEC1)",
-        )
-    })?;
-    Ok(ClientCert::new_with_certs(&chain, key))
+    key.ok_or_else(|| bad(path, "holds no private key in PEM (PKCS #1, 8 or SEC1)"))
 }
 
 fn certificates(dir: &Dir, name: &OsStr) -> Result<Vec<Certificate<'static>>> {
     let path = &dir.path.join(name);
+    let found = chain_of(path, &dir.read(name)?)?;
+    Ok(found)
+}
+
+/// Returns the certificates of a file, which may have a key too.
+fn chain_of(path: &Path, pem: &[u8]) -> Result<Vec<Certificate<'static>>> {
     let mut all = Vec::new();
-    for item in ureq::tls::parse_pem(&dir.read(name)?) {
+    for item in ureq::tls::parse_pem(pem) {
         match item.map_err(|e| bad(path, format!("is not PEM: {e}")))? {
             PemItem::Certificate(certificate) => all.push(certificate),
+            PemItem::PrivateKey(_) => {}
             _ => return Err(bad(path, "holds something other than certificates")),
         }
     }
@@ -246,7 +270,7 @@ AQH/MAoGCCqGSM49BAMCA0gAMEUCIEJinEnPm0mq2YHgYzDyUoya2nwzjIJGlnM+
         let (none, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let dirs = CertificateDirs {
             paths: [&none, &dir].map(|dir| dir.path().to_owned()).to_vec(),
-            known: None,
+            only: None,
         };
         let of = |host: &str| dirs.find(host);
         let count = |host: &str| of(host).unwrap().authorities.len();

@@ -14,15 +14,19 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use serde::Deserialize;
+use ureq::http::header::{HeaderName, HeaderValue};
 use ureq::http::{self, HeaderMap, Method, StatusCode, Uri, header};
 use ureq::{Agent, Body, SendBody};
 
 use super::auth::{self, Challenge};
 use super::certificates::CertificateDirs;
+use super::config::ConfigurationFiles;
+use super::config::policy::SignatureRule;
 use super::credentials::{Credential, CredentialFiles};
 use super::error::{Error, Result, said};
 use super::pace::{Pace, Paced, Patience};
 use super::retry::{Contact, Failure, Outcome, Retry, transport};
+use super::route::{Purpose, Route, routes};
 use super::{Show, endpoint};
 use crate::oci::{Digest, Reference};
 use crate::progress::Progress;
@@ -30,8 +34,22 @@ use crate::sys::interrupt;
 
 /// The limit of redirects that are followed.
 const MAX_REDIRECTS: usize = 5;
+/// The limit of attempts with a mirror.
+const MIRROR_ATTEMPTS: u32 = 2;
 /// The size limit of an error text, in bytes.
 const MAX_MESSAGE: u64 = 64 << 10;
+
+/// Whether certificates of registries are checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsVerify {
+    /// As the configuration says: always, but not for registries that it calls insecure.
+    #[default]
+    Configured,
+    /// Always, whatever the configuration says, and never http.
+    Always,
+    /// Never. The registry may also use http, and gets credentials over it.
+    Never,
+}
 
 /// The parameters of the access to a registry.
 #[derive(Clone, Debug)]
@@ -39,39 +57,95 @@ const MAX_MESSAGE: u64 = 64 << 10;
 pub struct Access {
     /// Use no TLS. Registries on this machine may do without TLS in any case.
     pub plain_http: bool,
+    /// Whether the certificate of the named registry is checked.
+    pub tls_verify: TlsVerify,
     /// The files with credentials.
     pub credentials: CredentialFiles,
     /// The directories with certificates, besides the system's.
     pub certificates: CertificateDirs,
+    /// The files that say which registries and mirrors are used, and which images are accepted.
+    pub configuration: ConfigurationFiles,
     /// The retries after transient failures.
     pub retry: Retry,
     /// The time limits.
     pub patience: Patience,
+    known: Vec<Known>,
+}
+
+/// What was read in advance of one image.
+#[derive(Clone, Debug)]
+struct Known {
+    name: Reference,
+    purpose: Purpose,
+    routes: Vec<Route>,
+    rules: Vec<SignatureRule>,
 }
 
 impl Default for Access {
-    /// Uses the credentials and certificates of this user.
+    /// Uses the credentials, certificates and configuration of this user.
     fn default() -> Self {
         Self {
             plain_http: false,
+            tls_verify: TlsVerify::default(),
             credentials: CredentialFiles::of_user(),
             certificates: CertificateDirs::of_user(),
+            configuration: ConfigurationFiles::of_user(),
             retry: Retry::default(),
             patience: Patience::default(),
+            known: Vec::new(),
         }
     }
 }
 
 impl Access {
-    /// Reads the certificates and credentials for the registry of an image in advance, so that no
-    /// files are read and no helpers are run later, in a sandbox.
+    /// Reads the configuration, certificates and credentials for an image in advance, so that no files
+    /// are read and no helpers are run later, in a sandbox.
     ///
     /// # Errors
-    /// [`Error::Credentials`].
-    pub fn look_up(&mut self, name: &Reference) -> Result<()> {
-        self.certificates
-            .look_up(endpoint::host_of(name.domain()))?;
-        self.credentials.look_up(name.domain(), name.path())
+    /// [`Error::Credentials`], [`Error::Configuration`]; [`Error::Blocked`] and [`Error::Policy`] if the
+    /// configuration refuses the image.
+    pub fn look_up(&mut self, name: &Reference, purpose: Purpose) -> Result<()> {
+        let known = Known {
+            routes: routes(self, name, purpose)?,
+            rules: match purpose {
+                Purpose::Pull => self.configuration.rules_for(name)?,
+                Purpose::Push => Vec::new(),
+            },
+            name: name.clone(),
+            purpose,
+        };
+        self.known.push(known);
+        Ok(())
+    }
+
+    /// Returns the names that a text may mean in registries: a name without a host may be an alias, or be
+    /// in several search registries.
+    ///
+    /// # Errors
+    /// [`Error::Oci`] for a malformed name; [`Error::Configuration`], also if the name is ambiguous.
+    pub fn candidates(&self, text: &str) -> Result<Vec<Reference>> {
+        self.configuration.registries()?.candidates(text)
+    }
+
+    /// Returns the ways to a repository.
+    pub(super) fn routes(&self, name: &Reference, purpose: Purpose) -> Result<Vec<Route>> {
+        match self.known(name, purpose) {
+            Some(known) => Ok(known.routes.clone()),
+            None => routes(self, name, purpose),
+        }
+    }
+
+    /// Returns the signatures that an image must have.
+    pub(super) fn rules(&self, name: &Reference) -> Result<Vec<SignatureRule>> {
+        match self.known(name, Purpose::Pull) {
+            Some(known) => Ok(known.rules.clone()),
+            None => self.configuration.rules_for(name),
+        }
+    }
+
+    fn known(&self, name: &Reference, purpose: Purpose) -> Option<&Known> {
+        let mut known = self.known.iter();
+        known.find(|known| known.purpose == purpose && known.name == *name)
     }
 }
 
@@ -82,13 +156,9 @@ pub(super) struct Client<'s> {
     agent: Agent,
     /// The scheme and authority.
     origin: Uri,
-    /// The repository: `library/app`.
-    repository: String,
+    route: Route,
     /// The image's name, for messages.
     name: String,
-    /// The registry as the user writes it.
-    domain: String,
-    credential: Option<Credential>,
     /// The actions of the token's scope: `pull` or `pull,push`.
     actions: &'static str,
     /// Other repositories, from which blobs are mounted.
@@ -100,6 +170,12 @@ pub(super) struct Client<'s> {
     show: Show<'s>,
     /// Whether the registry has responded before.
     known: AtomicBool,
+}
+
+/// What a client will do.
+struct Wish<'w> {
+    actions: &'static str,
+    sources: &'w [String],
 }
 
 /// The content of a request.
@@ -119,13 +195,13 @@ pub(super) struct Request<'r> {
     pub(super) uri: Uri,
     /// The object of the request, for messages.
     pub(super) what: String,
-    pub(super) headers: Vec<(header::HeaderName, String)>,
+    pub(super) headers: Vec<(HeaderName, String)>,
     pub(super) body: Payload<'r>,
 }
 
 impl<'s> Client<'s> {
-    /// Finds out how the registry of `name` is reached. `sources` are other repositories that will
-    /// be read.
+    /// Finds out how the registry of `name` is reached, to change it. `sources` are other repositories
+    /// that will be read.
     pub(super) fn open(
         name: &Reference,
         actions: &'static str,
@@ -133,33 +209,63 @@ impl<'s> Client<'s> {
         access: &Access,
         show: Show<'s>,
     ) -> Result<Self> {
-        let host = endpoint::host_of(name.domain());
-        let schemes: &[&str] = match (access.plain_http, endpoint::is_loopback(host)) {
-            (true, _) => &["http"],
-            (false, true) => &["https", "http"],
-            (false, false) => &["https"],
-        };
         let mut last = None;
-        for scheme in schemes {
+        for route in access.routes(name, Purpose::Push)? {
+            let wish = Wish { actions, sources };
+            match Self::connect(name, &wish, &route, access, show) {
+                Ok(client) => return Ok(client),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::malformed(name.to_string(), "has no registry")))
+    }
+
+    /// Finds out how a registry or mirror is reached, to read an image.
+    pub(super) fn reach(
+        name: &Reference,
+        route: &Route,
+        access: &Access,
+        show: Show<'s>,
+    ) -> Result<Self> {
+        let wish = Wish {
+            actions: "pull",
+            sources: &[],
+        };
+        Self::connect(name, &wish, route, access, show)
+    }
+
+    fn connect(
+        name: &Reference,
+        wish: &Wish<'_>,
+        route: &Route,
+        access: &Access,
+        show: Show<'s>,
+    ) -> Result<Self> {
+        let host = route.authority.as_str();
+        let mut retry = access.retry;
+        if route.is_mirror {
+            // There is another place to ask.
+            retry.attempts = retry.attempts.min(MIRROR_ATTEMPTS);
+        }
+        let mut last = None;
+        for scheme in route.schemes {
             let malformed = |_| Error::malformed(host, "is not a host of a registry");
             let client = Self {
-                agent: endpoint::agent(host, &access.certificates, access.patience)?,
+                agent: endpoint::agent(route, access.patience),
                 origin: format!("{scheme}://{host}/").parse().map_err(malformed)?,
-                repository: name.path().to_owned(),
+                route: route.clone(),
                 name: name.to_string(),
-                domain: name.domain().to_owned(),
-                credential: access.credentials.find(name.domain(), name.path())?,
-                actions,
-                sources: sources.to_vec(),
+                actions: wish.actions,
+                sources: wish.sources.to_vec(),
                 authorization: RwLock::new(None),
-                retry: access.retry,
+                retry,
                 patience: access.patience,
                 show,
                 known: AtomicBool::new(false),
             };
             match client.ask(host, || client.ping()) {
                 Ok(()) => return Ok(client),
-                // The registry does not speak TLS. On this machine that is allowed.
+                // The registry does not speak TLS. If there is another scheme, that is allowed.
                 Err(error @ Error::Unreachable { .. }) => {
                     last = Some(error);
                 }
@@ -177,17 +283,23 @@ impl<'s> Client<'s> {
 
     /// Checks that the server is a registry, and obtains authorization.
     fn ping(&self) -> Outcome<()> {
-        let request = self.request(Method::GET, "/v2/", format!("registry {}", self.domain))?;
+        let path = format!("{}/", self.route.base);
+        let what = format!("registry {}", self.route.domain);
+        let request = self.request(Method::GET, &path, what)?;
         match self.exchange(&request) {
+            // A mirror need not have this page.
+            Err(Failure::Final(Error::Status { .. })) if self.route.is_mirror => Ok(()),
             // Some registries have no such page; the next request shows more.
             Ok(_) | Err(Failure::Final(Error::NotFound { .. })) => Ok(()),
             // Public images may be readable without a login: the request for the image decides.
-            Err(Failure::Final(Error::Unauthorized { .. })) if self.credential.is_none() => Ok(()),
+            Err(Failure::Final(Error::Unauthorized { .. })) if self.route.credential.is_none() => {
+                Ok(())
+            }
             Err(failure) => Err(failure),
         }
     }
 
-    /// Makes a request of this repository's API; `path` begins with `/v2/`.
+    /// Makes a request to this registry; `path` is what [`Self::path`] returns, or the whole path.
     pub(super) fn request<'r>(
         &self,
         method: Method,
@@ -205,9 +317,18 @@ impl<'s> Client<'s> {
         })
     }
 
-    /// Returns the path of an object in this repository: `blobs/sha256:…`.
+    /// Returns the path of an object in this repository: `blobs/sha256:…`. A mirror learns which registry
+    /// is meant.
     pub(super) fn path(&self, what: &str) -> String {
-        format!("/v2/{}/{what}", self.repository)
+        let Route {
+            base, repository, ..
+        } = &self.route;
+        match &self.route.namespace {
+            Some(registry) => {
+                format!("{base}/{repository}/{what}?ns={}", auth::escape(registry))
+            }
+            None => format!("{base}/{repository}/{what}"),
+        }
     }
 
     /// Returns the name of a blob of this image for messages.
@@ -239,8 +360,8 @@ impl<'s> Client<'s> {
         let mut uri = request.uri.clone();
         for _ in 0..=MAX_REDIRECTS {
             let ours = endpoint::same_origin(&uri, &self.origin);
-            let authorization = ours.then(|| self.authorization.read().clone()).flatten();
-            let response = self.send(request, &uri, authorization)?;
+            let own = if ours { self.own_headers() } else { Vec::new() };
+            let response = self.send(request, &uri, own)?;
             let location = response.headers().get(header::LOCATION);
             let (true, Some(location)) = (response.status().is_redirection(), location) else {
                 return Ok((ours, response));
@@ -260,11 +381,20 @@ impl<'s> Client<'s> {
         Err(Error::malformed(request.what.as_str(), "too many redirects").into())
     }
 
+    /// Returns the headers that only the registry itself gets.
+    fn own_headers(&self) -> Vec<(HeaderName, HeaderValue)> {
+        let mut headers = self.route.headers.clone();
+        let authorization = self.authorization.read();
+        let value = authorization.as_ref().and_then(|value| value.parse().ok());
+        headers.extend(value.map(|value| (header::AUTHORIZATION, value)));
+        headers
+    }
+
     fn send(
         &self,
         request: &Request<'_>,
         uri: &Uri,
-        authorization: Option<String>,
+        own: Vec<(HeaderName, HeaderValue)>,
     ) -> Outcome<Response> {
         let mut builder = http::Request::builder()
             .method(request.method.clone())
@@ -274,8 +404,8 @@ impl<'s> Client<'s> {
         for (name, value) in &request.headers {
             builder = builder.header(name, value);
         }
-        if let Some(value) = authorization {
-            builder = builder.header(header::AUTHORIZATION, value);
+        for (name, value) in own {
+            builder = builder.header(name, value);
         }
         let bad = |e: http::Error| Error::malformed(request.what.as_str(), e.to_string());
         let answer = match &request.body {
@@ -320,7 +450,7 @@ impl<'s> Client<'s> {
     fn checked(&self, request: &Request<'_>, mut response: Response) -> Outcome<Response> {
         let status = response.status();
         if status.is_success() {
-            return if is_html(&response) && request.uri.path() != "/v2/" {
+            return if is_html(&response) && !request.uri.path().ends_with("/v2/") {
                 Err(self.html(request).into())
             } else {
                 Ok(response)
@@ -358,31 +488,40 @@ impl<'s> Client<'s> {
         let why = format!(
             "an HTML page came instead of it: {} is not a registry, or a login page or proxy is in \
              between",
-            self.domain
+            self.route.domain
         );
         Error::malformed(request.what.as_str(), why)
     }
 
     /// Returns the credential, if it may be used.
     fn credential(&self) -> Option<&Credential> {
-        let usable = endpoint::is_private(&self.origin);
-        self.credential.as_ref().filter(|_| usable)
+        let usable = self.may_have_secrets(&self.origin);
+        self.route.credential.as_ref().filter(|_| usable)
+    }
+
+    /// Whether credentials may be sent to an address: over TLS, to this machine, or to the host that the
+    /// user has configured as insecure.
+    fn may_have_secrets(&self, uri: &Uri) -> bool {
+        let same_host = uri.authority() == self.origin.authority();
+        endpoint::is_private(uri) || (self.route.secrets_over_http && same_host)
     }
 
     fn unauthorized(&self, what: &str, message: String) -> Error {
-        let host = &self.domain;
-        let (who, remedy) = match (self.credential(), &self.credential) {
+        let host = &self.route.domain;
+        let (who, remedy) = match (self.credential(), &self.route.credential) {
             (Some(credential), _) => (
                 credential.who(),
-                format!("log in again (docker login {host}) as a user who may do this"),
+                format!("log in again (unionfs login {host}) as a user who may do this"),
             ),
             (None, Some(_)) => (
                 "anonymous access".to_owned(),
-                "stored credentials are not sent over http to another machine".to_owned(),
+                "credentials are not sent over http to another machine, unless registries.conf calls it \
+                 insecure"
+                    .to_owned(),
             ),
             (None, None) => (
                 "anonymous access".to_owned(),
-                format!("check the name, or log in (docker login {host}, podman login {host})"),
+                format!("check the name, or log in (unionfs login {host})"),
             ),
         };
         Error::Unauthorized {
@@ -421,14 +560,16 @@ impl<'s> Client<'s> {
             let why = "the registry offers it over http only: refused";
             return Err(Error::malformed(what, why).into());
         }
-        let own = format!("repository:{}:{}", self.repository, self.actions);
+        let own = format!("repository:{}:{}", self.route.repository, self.actions);
         let sources = self.sources.iter();
         let sources = sources.map(|source| format!("repository:{source}:pull"));
-        let scopes: Vec<String> = std::iter::once(own).chain(sources).collect();
+        // A login is for no repository.
+        let own = Some(own).filter(|_| !self.route.repository.is_empty());
+        let scopes: Vec<String> = own.into_iter().chain(sources).collect();
         // A query has one parameter for each scope; a form has one for all (distribution,
         // docs/spec/auth).
         let each = |scope: &String| format!("scope={}", auth::escape(scope));
-        let credential = self.credential().filter(|_| endpoint::is_private(&uri));
+        let credential = self.credential().filter(|_| self.may_have_secrets(&uri));
         let mut query = match credential {
             Some(Credential::Identity(_)) => each(&scopes.join(" ")),
             _ => scopes.iter().map(each).collect::<Vec<_>>().join("&"),

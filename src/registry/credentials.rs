@@ -10,14 +10,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::Deserialize;
 
+use super::config::registries_conf::AUTH_FILES;
+use super::credential_helper as helper;
 use super::error::{Error, Result};
 use crate::oci::text::excerpt;
 use crate::sys::walk::{self, Trust};
@@ -25,9 +25,7 @@ use crate::sys::walk::{self, Trust};
 /// The size limit of a file with credentials, in bytes.
 const LIMIT: u64 = 4 << 20;
 /// The key of Docker Hub's credentials.
-const HUB: &str = "https://index.docker.io/v1/";
-/// The user name that a helper returns with a token.
-const TOKEN: &str = "<token>";
+pub(super) const HUB: &str = "https://index.docker.io/v1/";
 
 /// The credential of a user.
 #[derive(Clone, PartialEq, Eq)]
@@ -74,15 +72,8 @@ impl fmt::Debug for Credential {
 pub struct CredentialFiles {
     /// The paths; files that do not exist are skipped.
     pub paths: Vec<PathBuf>,
-    known: Option<Known>,
-}
-
-/// Credentials that were looked up in advance.
-#[derive(Clone, Debug)]
-struct Known {
-    host: String,
-    repository: String,
-    credential: Option<Credential>,
+    /// What the user gives for the registry that he names.
+    given: Option<Credential>,
 }
 
 impl CredentialFiles {
@@ -95,38 +86,70 @@ impl CredentialFiles {
         let below = |base: &Option<PathBuf>, name: &str| base.as_ref().map(|b| b.join(name));
         let config = dir("XDG_CONFIG_HOME").or_else(|| below(&home, ".config"));
         let docker = dir("DOCKER_CONFIG").or_else(|| below(&home, ".docker"));
+        let uid = rustix::process::geteuid().as_raw();
+        // Podman's place for a user without a session.
+        let run = PathBuf::from(format!("/run/containers/{uid}"));
+        let session = below(&dir("XDG_RUNTIME_DIR"), "containers").unwrap_or(run);
         let paths = [
             dir("REGISTRY_AUTH_FILE"),
             below(&docker, "config.json"),
-            below(&dir("XDG_RUNTIME_DIR"), "containers/auth.json"),
+            Some(session.join("auth.json")),
             below(&config, "containers/auth.json"),
         ];
         Self {
             paths: paths.into_iter().flatten().collect(),
-            known: None,
+            given: None,
         }
     }
 
-    /// Looks up the credentials of a repository in advance; later no file is read and no helper run
-    /// for it.
-    pub(super) fn look_up(&mut self, host: &str, repository: &str) -> Result<()> {
-        self.known = Some(Known {
-            credential: self.find(host, repository)?,
-            host: host.to_owned(),
-            repository: repository.to_owned(),
-        });
-        Ok(())
+    /// Returns one file, and no other.
+    pub fn of_file(path: &Path) -> Self {
+        Self {
+            paths: vec![path.to_owned()],
+            given: None,
+        }
+    }
+
+    /// Uses a user and password for the registry that the user names, whatever the files say.
+    pub fn give(&mut self, user: String, password: String) {
+        self.given = Some(Credential::Password { user, password });
+    }
+
+    pub(super) fn given(&self) -> Option<&Credential> {
+        self.given.as_ref()
+    }
+
+    /// Returns the file to which a login is written: `$REGISTRY_AUTH_FILE`, else Docker's, which
+    /// Docker, podman and skopeo read.
+    pub(super) fn to_write(&self) -> Option<&Path> {
+        self.paths.first().map(PathBuf::as_path)
+    }
+
+    /// As [`Self::find`], with the helpers of registries.conf, in its order.
+    pub(super) fn find_with(
+        &self,
+        helpers: Option<&[String]>,
+        host: &str,
+        repository: &str,
+    ) -> Result<Option<Credential>> {
+        let Some(helpers) = helpers else {
+            return self.find(host, repository);
+        };
+        for helper in helpers {
+            let found = match helper.as_str() {
+                AUTH_FILES => self.find(host, repository)?,
+                helper => helper::get(helper, server_of(host))?,
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
     }
 
     /// Returns the credentials for a repository: the most specific entry of the first file that has
     /// one.
     pub(super) fn find(&self, host: &str, repository: &str) -> Result<Option<Credential>> {
-        if let Some(known) = &self.known
-            && known.host == host
-            && known.repository == repository
-        {
-            return Ok(known.credential.clone());
-        }
         for path in &self.paths {
             if let Some((file, trusted)) = read(path)?
                 && let Some(found) = file.find(path, trusted, host, repository)?
@@ -137,6 +160,11 @@ impl CredentialFiles {
         }
         Ok(None)
     }
+}
+
+/// Returns the name of a registry in the protocol of helpers.
+pub(super) fn server_of(host: &str) -> &str {
+    if host == "docker.io" { HUB } else { host }
 }
 
 #[derive(Default, Deserialize)]
@@ -157,14 +185,7 @@ struct Entry {
     identitytoken: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Helped {
-    username: String,
-    secret: String,
-}
-
-fn bad(what: impl Into<String>, why: impl Into<String>) -> Error {
+pub(super) fn bad(what: impl Into<String>, why: impl Into<String>) -> Error {
     Error::Credentials {
         what: what.into(),
         why: why.into(),
@@ -198,7 +219,7 @@ fn read(path: &Path) -> Result<Option<(Config, bool)>> {
 }
 
 /// Returns the keys that may stand for a repository, the most specific first.
-fn keys(host: &str, repository: &str) -> Vec<String> {
+pub(super) fn keys(host: &str, repository: &str) -> Vec<String> {
     let mut keys = Vec::new();
     let mut path = repository;
     // Keys for namespaces: containers-auth.json(5).
@@ -229,10 +250,9 @@ impl Config {
         repository: &str,
     ) -> Result<Option<Credential>> {
         let keys = keys(host, repository);
-        let server = if host == "docker.io" { HUB } else { host };
         let ask = |helper: &str| {
             if trusted {
-                ask(helper, server)
+                helper::get(helper, server_of(host))
             } else {
                 let why = format!(
                     "names the credential helper {}, and belongs to another user or can be written \
@@ -289,52 +309,6 @@ impl Entry {
     }
 }
 
-/// Asks a credential helper.
-fn ask(helper: &str, server: &str) -> Result<Option<Credential>> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-    let program = format!("docker-credential-{helper}");
-    if !helper.bytes().all(plain) {
-        return Err(bad(
-            excerpt(helper.as_bytes()),
-            "is not a name of a credential helper",
-        ));
-    }
-    let failed = |error: std::io::Error| {
-        let why = format!("cannot be run ({error}): install it, or log in without a helper");
-        bad(program.as_str(), why)
-    };
-    let mut child = Command::new(&program)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A helper that does not read its input reports the reason by its exit code.
-        let _ = writeln!(stdin, "{server}");
-    }
-    let output = child.wait_with_output().map_err(failed)?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stdout);
-        // The helpers' protocol has this text and no code for it.
-        if said.contains("credentials not found") {
-            return Ok(None);
-        }
-        let why = format!("has failed for {server}: see `{program} get`");
-        return Err(bad(program.as_str(), why));
-    }
-    let helped: Helped = serde_json::from_slice(&output.stdout)
-        .map_err(|_| bad(program.as_str(), "has not answered with JSON"))?;
-    Ok(Some(match helped.username.as_str() {
-        TOKEN => Credential::Identity(helped.secret),
-        _ => Credential::Password {
-            user: helped.username,
-            password: helped.secret,
-        },
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,8 +318,8 @@ mod tests {
         let path = dir.path().join("config.json");
         std::fs::write(&path, text).unwrap();
         let paths = vec![dir.path().join("absent.json"), path];
-        let known = None;
-        (dir, CredentialFiles { paths, known })
+        let given = None;
+        (dir, CredentialFiles { paths, given })
     }
 
     fn password(user: &str, password: &str) -> Option<Credential> {

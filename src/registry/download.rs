@@ -17,6 +17,7 @@ use super::error::{Error, Result};
 use super::manifest::Blob;
 use super::pace::Paced;
 use super::retry::{Failure, Outcome, sleep};
+use super::sources::{Needs, Sources};
 use crate::oci::Digest;
 use crate::progress::Progress;
 use crate::store::writable::Download;
@@ -32,8 +33,8 @@ const LOOK: Duration = Duration::from_millis(10);
 const WORTHWHILE: u64 = 64 << 10;
 
 /// The download of one blob.
-pub(super) struct Fetch<'a> {
-    pub(super) client: &'a Client<'a>,
+pub(super) struct Fetch<'a, 's> {
+    pub(super) sources: &'a Sources<'s>,
     pub(super) blob: &'a Blob,
     pub(super) show: Show<'a>,
     /// Whether another blob has failed, so that this download can end.
@@ -72,7 +73,7 @@ pub(super) fn is_worth_keeping(error: &Error) -> bool {
     registry || error.is_full() || interrupt::signal().is_some()
 }
 
-impl Fetch<'_> {
+impl Fetch<'_, '_> {
     /// Downloads the whole blob and compares its digest; `None` if it was stopped.
     pub(super) fn run(&self, store: &Writable) -> Result<Option<Download>> {
         let mut said = false;
@@ -124,65 +125,28 @@ impl Fetch<'_> {
         }
     }
 
+    /// Completes a download from the first place that has the blob, and from the next where that fails.
     fn complete(&self, download: &Download) -> Result<bool> {
-        let Blob { digest, size, .. } = self.blob;
-        let (digest, size) = (digest, *size);
-        let mut state = self.there(download)?;
-        let mut old = state.have > 0;
-        let have = state.have;
-        (self.show)(Progress::Begin {
-            item: digest,
-            size,
-            have,
-        });
-        let mut failed = 0;
-        while !self.stop.load(Ordering::Relaxed) {
-            if state.have == size {
-                let actual = Digest::from_hash(state.hash.clone());
-                if actual == *digest {
-                    (self.show)(Progress::Done { item: digest });
-                    return Ok(true);
+        let mut last = None;
+        for at in 0..self.sources.count() {
+            let client = match self.sources.client(at, Needs::Digest) {
+                Ok(client) => client,
+                Err(error) => {
+                    last = Some(self.sources.passed_over(at, error)?);
+                    continue;
                 }
-                let error = Error::Digest {
-                    what: self.client.blob_name(digest),
-                    expected: *digest,
-                    actual,
-                };
-                if !old {
-                    return Err(error);
-                }
-                // The bytes of an earlier attempt may have been wrong; now all bytes are downloaded
-                // again.
-                old = false;
-                state.restart(download)?;
-                (self.show)(Progress::Again {
-                    item: digest,
-                    why: &error,
-                    have: 0,
-                });
-            }
-            let before = state.have;
-            match self.attempt(download, &mut state) {
-                Ok(()) => (),
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Transient(error)) => {
-                    if state.have >= before.saturating_add(WORTHWHILE) {
-                        failed = 0;
-                    }
-                    failed += 1;
-                    let Some(pause) = self.client.retry.pause(failed, &error) else {
-                        return Err(error);
-                    };
-                    (self.show)(Progress::Again {
-                        item: digest,
-                        why: &error,
-                        have: state.have,
-                    });
-                    sleep(pause, || self.stop.load(Ordering::Relaxed))?;
-                }
+            };
+            let Some(client) = client else { continue };
+            let place = Place {
+                fetch: self,
+                client,
+            };
+            match place.complete(download) {
+                Ok(done) => return Ok(done),
+                Err(error) => last = Some(self.sources.passed_over(at, error)?),
             }
         }
-        Ok(false)
+        Err(last.unwrap_or_else(|| self.sources.none()))
     }
 
     /// Hashes the bytes of an earlier attempt.
@@ -208,10 +172,79 @@ impl Fetch<'_> {
             }
         }
     }
+}
+
+/// The download from one place.
+struct Place<'f, 'a, 's> {
+    fetch: &'f Fetch<'a, 's>,
+    client: &'f Client<'s>,
+}
+
+impl Place<'_, '_, '_> {
+    fn complete(&self, download: &Download) -> Result<bool> {
+        let Blob { digest, size, .. } = self.fetch.blob;
+        let (digest, size) = (digest, *size);
+        let mut state = self.fetch.there(download)?;
+        let mut old = state.have > 0;
+        let have = state.have;
+        (self.fetch.show)(Progress::Begin {
+            item: digest,
+            size,
+            have,
+        });
+        let mut failed = 0;
+        while !self.fetch.stop.load(Ordering::Relaxed) {
+            if state.have == size {
+                let actual = Digest::from_hash(state.hash.clone());
+                if actual == *digest {
+                    (self.fetch.show)(Progress::Done { item: digest });
+                    return Ok(true);
+                }
+                let error = Error::Digest {
+                    what: self.client.blob_name(digest),
+                    expected: *digest,
+                    actual,
+                };
+                if !old {
+                    return Err(error);
+                }
+                // The bytes of an earlier attempt may have been wrong; now all bytes are downloaded
+                // again.
+                old = false;
+                state.restart(download)?;
+                (self.fetch.show)(Progress::Again {
+                    item: digest,
+                    why: &error,
+                    have: 0,
+                });
+            }
+            let before = state.have;
+            match self.attempt(download, &mut state) {
+                Ok(()) => (),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Transient(error)) => {
+                    if state.have >= before.saturating_add(WORTHWHILE) {
+                        failed = 0;
+                    }
+                    failed += 1;
+                    let Some(pause) = self.client.retry.pause(failed, &error) else {
+                        return Err(error);
+                    };
+                    (self.fetch.show)(Progress::Again {
+                        item: digest,
+                        why: &error,
+                        have: state.have,
+                    });
+                    sleep(pause, || self.fetch.stop.load(Ordering::Relaxed))?;
+                }
+            }
+        }
+        Ok(false)
+    }
 
     /// Requests the missing bytes and receives them.
     fn attempt(&self, download: &Download, state: &mut DownloadState) -> Outcome<()> {
-        let digest = &self.blob.digest;
+        let digest = &self.fetch.blob.digest;
         let what = self.client.blob_name(digest);
         let path = self.client.path(&format!("blobs/{digest}"));
         let mut request = self.client.request(Method::GET, &path, what)?;
@@ -249,14 +282,14 @@ impl Fetch<'_> {
         };
         let length = response.headers().get(header::CONTENT_LENGTH);
         let length: Option<u64> = length.and_then(|value| value.to_str().ok()?.parse().ok());
-        if length == Some(self.blob.size - state.have) {
+        if length == Some(self.fetch.blob.size - state.have) {
             return Ok(());
         }
         let why = format!(
             "the registry sends it with the content coding {coding}, which was not asked for"
         );
         Err(Error::malformed(
-            self.client.blob_name(&self.blob.digest),
+            self.client.blob_name(&self.fetch.blob.digest),
             why,
         ))
     }
@@ -269,7 +302,7 @@ impl Fetch<'_> {
         }
         let room = FreeSpace::of(download.file()).map_err(fail)?;
         Err(Error::NoRoom {
-            what: self.client.blob_name(&self.blob.digest),
+            what: self.client.blob_name(&self.fetch.blob.digest),
             needed: more,
             free: room.bytes,
             store: download.path().to_owned(),
@@ -282,7 +315,7 @@ impl Fetch<'_> {
         download: &Download,
         state: &mut DownloadState,
     ) -> Outcome<()> {
-        let (digest, size) = (&self.blob.digest, self.blob.size);
+        let (digest, size) = (&self.fetch.blob.digest, self.fetch.blob.size);
         let interrupted = |why: String| {
             Failure::Transient(Error::Unreachable {
                 url: self.client.blob_name(digest),
@@ -293,7 +326,7 @@ impl Fetch<'_> {
         let mut body = Paced::new(body, self.client.patience);
         let mut watch = FreeSpaceWatch::new();
         let mut buffer = vec![0; CHUNK];
-        while !self.stop.load(Ordering::Relaxed) {
+        while !self.fetch.stop.load(Ordering::Relaxed) {
             let got = match body.read(&mut buffer) {
                 Ok(0) if state.have == size => return Ok(()),
                 Ok(0) => {
@@ -316,7 +349,7 @@ impl Fetch<'_> {
             state.hash.update(&buffer[..got]);
             state.have += got as u64;
             let count = got as u64;
-            (self.show)(Progress::Advance {
+            (self.fetch.show)(Progress::Advance {
                 item: digest,
                 count,
             });

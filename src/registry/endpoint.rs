@@ -6,9 +6,8 @@ use ureq::Agent;
 use ureq::http::Uri;
 use ureq::tls::{RootCerts, TlsConfig};
 
-use super::certificates::CertificateDirs;
-use super::error::Result;
 use super::pace::Patience;
+use super::route::{Route, Verify};
 
 /// Returns the host of a registry. Docker Hub's differs from the domain of its images.
 pub(super) fn host_of(domain: &str) -> &str {
@@ -98,17 +97,14 @@ pub(super) fn shown(uri: &Uri) -> String {
     format!("{scheme}://{authority}{}", uri.path())
 }
 
-/// Returns the HTTP agent; `host` may have certificates of its own.
-pub(super) fn agent(
-    host: &str,
-    certificates: &CertificateDirs,
-    patience: Patience,
-) -> Result<Agent> {
+/// Returns the HTTP agent for a way to a registry.
+pub(super) fn agent(route: &Route, patience: Patience) -> Agent {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let certificates = certificates.find(host)?;
+    let certificates = route.certificates.clone();
     let tls = TlsConfig::builder()
         .root_certs(RootCerts::from(certificates.authorities))
         .client_cert(certificates.client)
+        .disable_verification(route.verify == Verify::No)
         .unversioned_rustls_crypto_provider(provider)
         .build();
     let mut config = Agent::config_builder()
@@ -125,10 +121,10 @@ pub(super) fn agent(
         .timeout_per_read(Some(patience.silence))
         .timeout_per_write(Some(patience.silence))
         .user_agent(concat!("unionfs/", env!("CARGO_PKG_VERSION")));
-    if is_loopback(host) {
+    if is_loopback(&route.authority) {
         config = config.proxy(None);
     }
-    Ok(config.build().into())
+    config.build().into()
 }
 
 #[cfg(test)]

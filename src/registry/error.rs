@@ -138,6 +138,34 @@ pub enum Error {
         /// The platforms of the index.
         offered: String,
     },
+    /// A file that configures registries cannot be used.
+    #[error("{path:?}: {why}")]
+    Configuration {
+        /// The file.
+        path: PathBuf,
+        /// The fault.
+        why: String,
+    },
+    /// The configuration blocks the registry of the image.
+    #[error("{what} is blocked: the configuration of registries ({path:?}) blocks {prefix}")]
+    Blocked {
+        /// The image's name.
+        what: String,
+        /// The prefix of names that is blocked.
+        prefix: String,
+        /// A file of the configuration.
+        path: PathBuf,
+    },
+    /// The signature policy does not accept the image.
+    #[error("{what} is refused by the signature policy {path:?}: {why}")]
+    Policy {
+        /// The image's name.
+        what: String,
+        /// The policy.
+        path: PathBuf,
+        /// The requirement that is not fulfilled.
+        why: String,
+    },
     /// Stored credentials cannot be used.
     #[error("{what}: {why}")]
     Credentials {
@@ -169,6 +197,20 @@ impl Error {
             Self::Archive(error) => error.is_full(),
             Self::Tar(error) => error.is_full(),
             _ => false,
+        }
+    }
+
+    /// Whether the fault is on this machine, so that another registry cannot do better.
+    pub(super) fn is_local(&self) -> bool {
+        match self {
+            Self::NoRoom { .. }
+            | Self::Interrupted(_)
+            | Self::Configuration { .. }
+            | Self::Policy { .. }
+            | Self::Blocked { .. }
+            | Self::Credentials { .. }
+            | Self::Store(_) => true,
+            _ => self.is_full() || interrupt::signal().is_some(),
         }
     }
 

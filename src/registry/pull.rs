@@ -14,6 +14,8 @@ use super::download::{Fetch, is_worth_keeping};
 use super::error::{Error, Result};
 use super::manifest::{self, Blob, Document, Manifest};
 use super::parallel::each;
+use super::signature;
+use super::sources::{Needs, Sources};
 use crate::archive::{Incoming, LayerBlob, Source, take};
 use crate::layer_tar::Limits;
 use crate::oci::chain_id::chain_ids;
@@ -76,7 +78,7 @@ pub struct Pulled {
 /// An image whose blobs are in our store's downloads.
 #[must_use = "only `register` makes it an image"]
 pub struct Fetched<'o> {
-    client: Client<'o>,
+    sources: Sources<'o>,
     options: &'o PullOptions,
     name: Reference,
     digest: Digest,
@@ -100,10 +102,17 @@ pub fn fetch<'o>(
     options: &'o PullOptions,
     show: Show<'o>,
 ) -> Result<Fetched<'o>> {
-    let client = Client::open(name, "pull", &[], &options.access, show)?;
-    let (digest, manifest, chosen) = resolve(&client, name, options)?;
-    let config = config(&client, store, &manifest.config)?;
-    let what = client.name().to_owned();
+    let sources = Sources::of(name, &options.access, show)?;
+    let rules = options.access.rules(name)?;
+    let Resolved {
+        digest,
+        own,
+        manifest,
+    } = resolve(&sources, name, options)?;
+    let chosen = own != digest;
+    signature::require(&rules, &sources, name, &[own, digest])?;
+    let config = config(&sources, store, &manifest.config)?;
+    let what = sources.name();
     let parsed = image_config::parse(Path::new("its configuration"), &config)
         .map_err(|error| Error::malformed(what.as_str(), error.without_remedy()))?;
     let (told, given) = (parsed.diff_ids.len(), manifest.layers.len());
@@ -128,7 +137,7 @@ pub fn fetch<'o>(
         }
     }
     let mut fetched = Fetched {
-        client,
+        sources,
         options,
         name: name.clone(),
         digest,
@@ -153,41 +162,77 @@ pub fn fetch<'o>(
     Ok(fetched)
 }
 
-/// Returns the digest of the name's own object, the manifest for the platform, and whether the
-/// object is an index.
-fn resolve(
-    client: &Client<'_>,
-    name: &Reference,
-    options: &PullOptions,
-) -> Result<(Digest, Manifest, bool)> {
+/// What a name means.
+struct Resolved {
+    /// The digest of the name's own object: a manifest or an index.
+    digest: Digest,
+    /// The digest of the manifest.
+    own: Digest,
+    /// The manifest for the platform.
+    manifest: Manifest,
+}
+
+fn resolve(sources: &Sources<'_>, name: &Reference, options: &PullOptions) -> Result<Resolved> {
     let platform = options.platform.clone().unwrap_or_else(Platform::host);
-    let what = client.name();
-    let mut expected = match name.digest() {
-        None => None,
-        Some(text) => {
-            let why = "a digest that is not SHA-256 cannot be compared";
-            let digest = Digest::parse(text);
-            Some(digest.ok_or_else(|| Error::malformed(what, why))?)
-        }
-    };
+    let what = sources.name();
+    let mut expected = expected_digest(name)?;
     let mut first = None;
     for _ in 0..=manifest::MAX_DEPTH {
-        let (digest, media, bytes) = get_manifest(client, name, expected)?;
-        let top = *first.get_or_insert(digest);
-        match manifest::parse(what, &media, &bytes, &platform)? {
-            Document::Image(image) => return Ok((top, image, digest != top)),
+        let found = manifest_from(sources, name, expected)?;
+        let top = *first.get_or_insert(found.digest);
+        match manifest::parse(&what, &found.media, &found.bytes, &platform)? {
+            Document::Image(manifest) => {
+                return Ok(Resolved {
+                    digest: top,
+                    own: found.digest,
+                    manifest,
+                });
+            }
             Document::Index(next) => expected = Some(next),
         }
     }
     Err(Error::malformed(what, "too many indexes within indexes"))
 }
 
-/// Returns a manifest's digest, media type and bytes.
+/// Returns the digest in a name, if it has one.
+pub(super) fn expected_digest(name: &Reference) -> Result<Option<Digest>> {
+    let Some(text) = name.digest() else {
+        return Ok(None);
+    };
+    let why = "a digest that is not SHA-256 cannot be compared";
+    let digest = Digest::parse(text);
+    Ok(Some(
+        digest.ok_or_else(|| Error::malformed(name.to_string(), why))?,
+    ))
+}
+
+/// A manifest or index, as a registry sends it.
+#[derive(Clone, Debug)]
+pub(super) struct RawManifest {
+    pub(super) digest: Digest,
+    /// The media type of the response.
+    pub(super) media: String,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Gets the manifest with a digest, or the one that the name means.
+pub(super) fn manifest_from(
+    sources: &Sources<'_>,
+    name: &Reference,
+    expected: Option<Digest>,
+) -> Result<RawManifest> {
+    let needs = match expected {
+        Some(_) => Needs::Digest,
+        None => Needs::Tag,
+    };
+    sources.first(needs, |client| get_manifest(client, name, expected))
+}
+
 fn get_manifest(
     client: &Client<'_>,
     name: &Reference,
     expected: Option<Digest>,
-) -> Result<(Digest, String, Vec<u8>)> {
+) -> Result<RawManifest> {
     let wanted = match &expected {
         Some(digest) => digest.to_string(),
         None => name.tag().unwrap_or("latest").to_owned(),
@@ -196,6 +241,21 @@ fn get_manifest(
         Some(digest) => format!("{}, manifest {digest}", client.name()),
         None => client.name().to_owned(),
     };
+    request_manifest(client, &wanted, what, expected)
+}
+
+/// Returns the bytes of the manifest of another tag in the repository.
+pub(super) fn get_manifest_by_tag(client: &Client<'_>, tag: &str) -> Result<Vec<u8>> {
+    let what = format!("{}, tag {tag}", client.name());
+    Ok(request_manifest(client, tag, what, None)?.bytes)
+}
+
+fn request_manifest(
+    client: &Client<'_>,
+    wanted: &str,
+    what: String,
+    expected: Option<Digest>,
+) -> Result<RawManifest> {
     let path = client.path(&format!("manifests/{wanted}"));
     let mut request = client.request(Method::GET, &path, what.clone())?;
     request.headers.push((header::ACCEPT, manifest::accepted()));
@@ -222,33 +282,50 @@ fn get_manifest(
             expected,
             actual,
         }),
-        _ => Ok((actual, media, bytes)),
+        _ => Ok(RawManifest {
+            digest: actual,
+            media,
+            bytes,
+        }),
     }
 }
 
 /// Returns the configuration, from the store if it has the image.
-fn config(client: &Client<'_>, store: &Writable, blob: &Blob) -> Result<Vec<u8>> {
-    if let Ok((_, bytes)) = store.store().config_bytes(&blob.digest) {
-        return Ok(bytes);
+fn config(sources: &Sources<'_>, store: &Writable, blob: &Blob) -> Result<Vec<u8>> {
+    match store.store().config_bytes(&blob.digest) {
+        Ok((_, bytes)) => Ok(bytes),
+        Err(_) => config_from(sources, blob),
     }
-    let what = client.blob_name(&blob.digest);
+}
+
+/// Downloads a configuration.
+pub(super) fn config_from(sources: &Sources<'_>, blob: &Blob) -> Result<Vec<u8>> {
     if blob.size > manifest::MAX_CONFIG {
         let why = format!("{} bytes are too many for a configuration", blob.size);
+        let what = format!("{}, blob {}", sources.name(), blob.digest);
         return Err(Error::malformed(what, why));
     }
-    let path = client.path(&format!("blobs/{}", blob.digest));
+    sources.first(Needs::Digest, |client| {
+        get_blob(client, &blob.digest, blob.size)
+    })
+}
+
+/// Downloads a small blob of at most `limit` bytes.
+pub(super) fn get_blob(client: &Client<'_>, digest: &Digest, limit: u64) -> Result<Vec<u8>> {
+    let what = client.blob_name(digest);
+    let path = client.path(&format!("blobs/{digest}"));
     let request = client.request(Method::GET, &path, what.clone())?;
     let bytes = client.ask(&what, || {
         let mut response = client.exchange(&request)?;
-        read_all(&mut response, blob.size, &what, client.patience)
+        read_all(&mut response, limit, &what, client.patience)
     })?;
     let actual = Digest::of(&bytes);
-    if actual == blob.digest {
+    if actual == *digest {
         Ok(bytes)
     } else {
         Err(Error::Digest {
             what,
-            expected: blob.digest,
+            expected: *digest,
             actual,
         })
     }
@@ -268,7 +345,7 @@ impl Fetched<'_> {
         let missing: Vec<&Blob> = missing.filter(|blob| once.insert(blob.digest)).collect();
         let limit = self.options.limits.bytes;
         if let Some(blob) = missing.iter().find(|blob| blob.size > limit) {
-            let what = self.client.blob_name(&blob.digest);
+            let what = format!("{}, blob {}", self.sources.name(), blob.digest);
             let why = format!("{} bytes, of which {limit} are allowed", blob.size);
             return Err(Error::malformed(what, why));
         }
@@ -297,7 +374,7 @@ impl Fetched<'_> {
             Ok(())
         } else {
             Err(Error::NoRoom {
-                what: self.client.name().to_owned(),
+                what: self.sources.name(),
                 needed,
                 free: room.bytes,
                 store: store.root().to_owned(),
@@ -307,7 +384,7 @@ impl Fetched<'_> {
 
     fn blob(&self, store: &Writable, blob: &Blob, stop: &AtomicBool) -> Result<Option<Download>> {
         let fetch = Fetch {
-            client: &self.client,
+            sources: &self.sources,
             blob,
             show: self.show,
             stop,
@@ -357,7 +434,7 @@ impl Fetched<'_> {
                 .collect(),
             names: Vec::new(),
         };
-        let source = Source::of_dir(&writable.downloads()?, self.client.name())?;
+        let source = Source::of_dir(&writable.downloads()?, &self.sources.name())?;
         let limits = &self.options.limits;
         let loaded = take(store, &source, &incoming, &self.names()?, limits, progress)?;
         for (diff_id, blob) in self.diff_ids.iter().zip(blobs.clone()) {

@@ -15,7 +15,7 @@ use crate::server::{Server, can_serve};
 /// crypt(3) of "open sesame".
 const HTPASSWD: &str = "ali:$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW\n";
 
-fn guarded(home: &Home) -> Server {
+pub(crate) fn guarded(home: &Home) -> Server {
     let path = home.path("htpasswd");
     std::fs::write(&path, HTPASSWD).unwrap();
     let auth = format!("auth: {{htpasswd: {{realm: cave, path: {path:?}}}}}\n");
@@ -61,7 +61,7 @@ fn a_password_opens_and_a_wrong_one_does_not() {
     let home = home();
     let server = guarded(&home);
     let (host, name) = (format!("127.0.0.1:{}", server.port), server.name("app:1"));
-    push(&home, &name).failed(1, &["anonymous access", "docker login 127.0.0.1"]);
+    push(&home, &name).failed(1, &["anonymous access", "unionfs login 127.0.0.1"]);
     log_in(&home, &host, "ali:open barley");
     let wrong = push(&home, &name);
     wrong.failed(1, &["the credentials of user \"ali\"", "log in again"]);

@@ -87,6 +87,38 @@ impl Server {
         found
     }
 
+    /// Stores a blob.
+    pub(crate) fn put_blob(&self, repository: &str, content: &str) {
+        let begin = format!(
+            "POST /v2/{repository}/blobs/uploads/ HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\
+             Content-Length: 0\r\n\r\n"
+        );
+        let answer = self.exchange(&begin);
+        let place = answer
+            .lines()
+            .find_map(|line| line.strip_prefix("Location: "));
+        let place = place.unwrap().trim();
+        let path = place
+            .split_once("://")
+            .map_or(place, |(_, rest)| &rest[rest.find('/').unwrap()..]);
+        let digest = Digest::of(content.as_bytes());
+        let put = format!(
+            "PUT {path}&digest={digest} HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\
+             Content-Type: application/octet-stream\r\nContent-Length: {}\r\n\r\n{content}",
+            content.len()
+        );
+        let answer = self.exchange(&put);
+        assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    }
+
+    fn exchange(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
     /// Stores a manifest without changing it.
     pub(crate) fn put_manifest(&self, repository: &str, tag: &str, media: &str, body: &str) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
