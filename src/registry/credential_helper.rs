@@ -64,9 +64,10 @@ pub(super) fn store(helper: &str, server: &str, user: &str, password: &str) -> R
     };
     let text = serde_json::to_vec(&stored)
         .map_err(|_| bad(program.as_str(), "cannot be given this login"))?;
-    match run(&program, "store", &text)?.status.success() {
-        true => Ok(()),
-        false => Err(failed(&program, "store", server)),
+    if run(&program, "store", &text)?.status.success() {
+        Ok(())
+    } else {
+        Err(failed(&program, "store", server))
     }
 }
 
@@ -77,9 +78,10 @@ pub(super) fn erase(helper: &str, server: &str) -> Result<bool> {
     }
     let program = program(helper)?;
     let output = run(&program, "erase", server.as_bytes())?;
-    match output.status.success() || is_unknown(&output) {
-        true => Ok(true),
-        false => Err(failed(&program, "erase", server)),
+    if output.status.success() || is_unknown(&output) {
+        Ok(true)
+    } else {
+        Err(failed(&program, "erase", server))
     }
 }
 

@@ -26,6 +26,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod access;
 mod auth;
 mod certificates;
 mod chunked;
@@ -38,6 +39,7 @@ mod download;
 mod endpoint;
 mod error;
 mod login;
+mod login_file;
 mod manifest;
 mod pace;
 mod parallel;
@@ -49,8 +51,8 @@ mod signature;
 mod sources;
 mod upload;
 
+pub use access::{Access, TlsVerify};
 pub use certificates::CertificateDirs;
-pub use client::{Access, TlsVerify};
 pub use compress::LayerCompression;
 pub use config::ConfigurationFiles;
 pub use credentials::CredentialFiles;

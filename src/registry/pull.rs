@@ -9,7 +9,8 @@ use serde::Serialize;
 use ureq::http::{Method, header};
 
 use super::Show;
-use super::client::{Access, Client, read_all};
+use super::access::Access;
+use super::client::{Client, read_all};
 use super::download::{Fetch, is_worth_keeping};
 use super::error::{Error, Result};
 use super::manifest::{self, Blob, Document, Manifest};

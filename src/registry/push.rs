@@ -13,7 +13,8 @@ use sha2::{Digest as _, Sha256};
 use ureq::http::{Method, header};
 
 use super::Show;
-use super::client::{Access, Client, Payload};
+use super::access::Access;
+use super::client::{Client, Payload};
 use super::compress::{Compressor, Finished, LayerCompression};
 use super::error::{Error, Result};
 use super::manifest::{self, Blob, Manifest, ManifestFormat};

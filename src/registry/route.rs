@@ -6,8 +6,8 @@
 
 use ureq::http::header::{HeaderName, HeaderValue};
 
+use super::access::{Access, TlsVerify};
 use super::certificates::Certificates;
-use super::client::{Access, TlsVerify};
 use super::config::hosts_toml::{self, Host};
 use super::config::registries_conf::{Place, Registries};
 use super::credentials::Credential;
@@ -117,9 +117,10 @@ impl Finder<'_> {
         let name = &place.name;
         let authority = host_of(name.domain());
         // The options are about the registry that the user names.
-        let option = match place.is_mirror {
-            true => TlsVerify::Configured,
-            false => self.access.tls_verify,
+        let option = if place.is_mirror {
+            TlsVerify::Configured
+        } else {
+            self.access.tls_verify
         };
         let insecure = match option {
             TlsVerify::Configured => place.insecure,
@@ -151,9 +152,10 @@ impl Finder<'_> {
     }
 
     fn host(&self, host: &Host) -> Result<Route> {
-        let option = match host.is_registry {
-            true => self.access.tls_verify,
-            false => TlsVerify::Configured,
+        let option = if host.is_registry {
+            self.access.tls_verify
+        } else {
+            TlsVerify::Configured
         };
         let insecure = match option {
             TlsVerify::Configured => host.skip_verify,

@@ -4,7 +4,8 @@
 use std::sync::OnceLock;
 
 use super::Show;
-use super::client::{Access, Client};
+use super::access::Access;
+use super::client::Client;
 use super::error::{Error, Result};
 use super::route::{Purpose, Route};
 use crate::oci::Reference;

@@ -223,9 +223,10 @@ fn mirrors_of_containerd_are_asked_in_order() {
     let peer = Proxy::start(server.port, |asked| {
         let known = asked.path.ends_with("?ns=r.example.org") || asked.path == "/v2/";
         let secret = asked.header("x-key") == Some("k");
-        match known && secret && !asked.is_blob() {
-            true => Act::Pass,
-            false => Act::Answer("404 Not Found".to_owned(), "{}".to_owned()),
+        if known && secret && !asked.is_blob() {
+            Act::Pass
+        } else {
+            Act::Answer("404 Not Found".to_owned(), "{}".to_owned())
         }
     });
     let blobs = Proxy::start(server.port, |_| Act::Pass);

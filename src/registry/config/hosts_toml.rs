@@ -133,9 +133,10 @@ fn host(path: &Path, url: &str, table: Table) -> Result<Host> {
         ));
     }
     let given = uri.path().trim_end_matches('/');
-    let base = match table.override_path || given.ends_with("/v2") {
-        true => given.to_owned(),
-        false => format!("{given}/v2"),
+    let base = if table.override_path || given.ends_with("/v2") {
+        given.to_owned()
+    } else {
+        format!("{given}/v2")
     };
     let can = |name: &str| {
         let capabilities = table.capabilities.as_ref();

@@ -69,7 +69,8 @@ pub(in crate::registry) enum Identity {
     ExactRepository {
         docker_repository: String,
     },
-    RemapIdentity {
+    #[serde(rename = "remapIdentity")]
+    Remapped {
         prefix: String,
         signed_prefix: String,
     },
@@ -250,7 +251,7 @@ impl Identity {
             }
             Self::ExactRepository { docker_repository } => Reference::parse(docker_repository)
                 .is_ok_and(|named| same_repository(&named, &signed)),
-            Self::RemapIdentity {
+            Self::Remapped {
                 prefix,
                 signed_prefix,
             } => {
@@ -364,7 +365,7 @@ mod tests {
             "r.example/a:1",
             "r.example/b"
         ));
-        let remap = Identity::RemapIdentity {
+        let remap = Identity::Remapped {
             prefix: "m.example".into(),
             signed_prefix: "r.example".into(),
         };
