@@ -13,6 +13,7 @@ use super::logging::Verbosity;
 use super::options::{Markers, MountOptions};
 use super::{catalog, mount, mount_checks, output, remount};
 use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
+use unionfs::union::Outside;
 
 /// The name by which the program was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +110,9 @@ Options:
   -o volatile                             never sync the upper directory
   -o transport=auto|classic|uring|fuser   requests from /dev/fuse, over io_uring, by fuser
   -o sandbox=auto|off|strict              what keeps the daemon from anything but its work
+  -o uidmapping=DISK:SHOWN:LEN[:...]      users as they are shown; gidmapping for groups
+  -o squash_to_root                       all files shown as root's
+  -o squash_to_uid=N,squash_to_gid=N      all files shown as those of one user or group
   -o fsname=NAME                          the source shown in /proc/mounts
   -o ro,nodev,nosuid,noexec,noatime,allow_other,...
   -f                                      stay in the foreground
@@ -203,6 +207,7 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
     if persona == Persona::FuseOverlayfs {
         // Both programs use the same uppers, and fuse-overlayfs follows no redirects.
         call.options.redirect_dir.get_or_insert(false);
+        call.options.owners.outside = Outside::Overflow;
     }
     let (source, mountpoint) = match call.positionals.as_slice() {
         [mountpoint] => (None, mountpoint),

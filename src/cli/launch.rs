@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::process::{Pid, WaitOptions};
 
-use super::error::{self, Relayed};
+use super::error::{self, Relayed, Usage};
 use super::logging::{self, Verbosity};
 use super::mount_checks::{self, Target};
 use super::mount_upper::Fresh;
@@ -31,6 +31,7 @@ use unionfs::layer::private::AccessTimes;
 use unionfs::oci::Digest;
 use unionfs::sandbox::{self, Mode};
 use unionfs::sys::daemon::{Side, daemonize};
+use unionfs::sys::process::in_initial_user_namespace;
 use unionfs::union::{self, Union};
 
 /// A requested mount. All paths are resolved, and the mountpoint is checked.
@@ -178,6 +179,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     // The answer is used for all decisions below, so that they agree.
     request.options.transport = transport(request.options.transport);
     let config = config(&request);
+    let owners = request.options.owners.for_layers(&request.stack);
     let options = union::Options {
         noatime: config.flags.contains(MountFlags::NOATIME),
         volatile: request.options.volatile,
@@ -189,6 +191,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
             .as_ref()
             .map(|catalog| CatalogFile::source(catalog.path())),
         locks: locks(),
+        owners: owners.map_err(Usage)?,
         ..union::Options::default()
     };
     let mode = request.options.sandbox;
@@ -297,6 +300,10 @@ fn config(request: &Request) -> MountConfig {
     // them.
     let restricted = MountFlags::NOSUID | MountFlags::NODEV;
     config.flags.set(restricted, request.image.is_some());
+    // A program of one user would run with the rights of another.
+    if request.options.owners.squashes() && in_initial_user_namespace() {
+        config.flags.insert(MountFlags::NOSUID);
+    }
     for option in &request.options.other {
         if !config.apply_option(option) {
             tracing::debug!(?option, "unknown option ignored");

@@ -63,6 +63,7 @@ mod output;
 mod output_file;
 mod outside_helper;
 mod own_store;
+mod owner_options;
 mod pool;
 mod progress;
 mod prune;

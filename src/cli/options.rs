@@ -17,8 +17,10 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use super::owner_options::{self, OwnerOptions};
 use unionfs::fuse::{IoPolicy, Transport};
 use unionfs::sandbox::Mode;
+use unionfs::union::IdMap;
 
 /// The maximum number of lower layers of a stack with data-only ones, as in overlayfs.
 pub const MAX_LOWERS: usize = 500;
@@ -107,6 +109,8 @@ pub struct MountOptions {
     pub sandbox: Mode,
     /// `fsname=`: the source shown in /proc/mounts.
     pub fsname: Option<OsString>,
+    /// The mapping of owners.
+    pub owners: OwnerOptions,
     /// `debug`: log requests.
     pub debug: bool,
     /// The image or container to mount in place of lower directories.
@@ -206,7 +210,7 @@ impl MountOptions {
             b"debug" => self.debug = true,
             b"ephemeral" => self.image.ephemeral = true,
             b"userxattr" => self.userxattr = true,
-            b"squash_to_root" => return Err(mapping("squash_to_root")),
+            b"squash_to_root" => self.owners.squash_to_root = true,
             b"lowerdir" | b"upperdir" | b"workdir" | b"fsname" | b"redirect_dir" | b"dialect"
             | b"image" | b"name" | b"container" | b"root" | b"io" | b"transport" | b"catalog"
             | b"sandbox" | b"uidmapping" | b"gidmapping" | b"squash_to_uid" | b"squash_to_gid"
@@ -252,14 +256,18 @@ impl MountOptions {
             }
             b"transport" => self.transport = transport(value)?,
             b"sandbox" => self.sandbox = sandbox(value)?,
-            b"uidmapping" | b"gidmapping" => check_mapping(key, value)?,
-            b"squash_to_uid" | b"squash_to_gid" => {
-                number(key, value)?;
-                return Err(mapping(&show(key)));
-            }
+            b"uidmapping" => self.owners.users = mapping(key, value)?,
+            b"gidmapping" => self.owners.groups = mapping(key, value)?,
+            b"squash_to_root" => self.owners.squash_to_root = switch(key, value)?,
+            b"squash_to_uid" => self.owners.squash_to_uid = squashed(key, value)?,
+            b"squash_to_gid" => self.owners.squash_to_gid = squashed(key, value)?,
             b"xattr_permissions" => match value {
                 b"0" => {}
-                b"1" | b"2" => return Err(mapping("xattr_permissions")),
+                b"1" | b"2" => {
+                    return Err(bad(
+                        "xattr_permissions: this version of unionfs cannot do it: remove the option",
+                    ));
+                }
                 _ => {
                     return Err(bad(format!(
                         "xattr_permissions={} is not known: use 0",
@@ -460,40 +468,19 @@ fn io_policy(value: &[u8]) -> Result<IoPolicy, OptionError> {
         })
 }
 
-fn mapping(option: &str) -> OptionError {
-    bad(format!(
-        "option {option} asks for a mapping of owners, which this version of unionfs cannot do: \
-         only identity mappings are accepted, remove the option"
-    ))
+/// Parses an ID to which owners are squashed.
+fn squashed(key: &[u8], value: &[u8]) -> Result<Option<u32>, OptionError> {
+    let id = owner_options::number(value).filter(|&id| id != u32::MAX);
+    let id = id.ok_or_else(|| bad(format!("{}={}: not an ID", show(key), show(value))))?;
+    Ok(Some(id))
 }
 
-fn number(key: &[u8], value: &[u8]) -> Result<u32, OptionError> {
-    std::str::from_utf8(value)
-        .ok()
-        .filter(|text| text.bytes().all(|b| b.is_ascii_digit()))
-        .and_then(|text| text.parse().ok())
-        .ok_or_else(|| bad(format!("{}={}: not a number", show(key), show(value))))
-}
-
-/// Parses `[:]INSIDE:OUTSIDE:LENGTH[:…]`, as in fuse-overlayfs. Only INSIDE == OUTSIDE is accepted.
-fn check_mapping(key: &[u8], value: &[u8]) -> Result<(), OptionError> {
-    let triples = value.strip_prefix(b":").unwrap_or(value);
-    let numbers = triples
-        .split(|&b| b == b':')
-        .map(|part| number(key, part))
-        .collect::<Result<Vec<u32>, _>>()
-        .ok()
-        .filter(|numbers| numbers.len() % 3 == 0)
-        .ok_or_else(|| {
-            bad(format!(
-                "{0}={1}: write {0}=INSIDE:OUTSIDE:LENGTH[:…]",
-                show(key),
-                show(value)
-            ))
-        })?;
-    if numbers.chunks(3).all(|triple| triple[0] == triple[1]) {
-        Ok(())
-    } else {
-        Err(mapping(&format!("{}={}", show(key), show(value))))
-    }
+fn mapping(key: &[u8], value: &[u8]) -> Result<IdMap, OptionError> {
+    owner_options::mapping(value).map_err(|why| {
+        bad(format!(
+            "{0}={1}: {why}: write {0}=DISK:SHOWN:LENGTH[:…]",
+            show(key),
+            show(value)
+        ))
+    })
 }

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::options::*;
 use unionfs::fuse::{IoPolicy, Transport};
+use unionfs::union::{IdMap, IdRange};
 
 fn parse(text: &str) -> Result<MountOptions, OptionError> {
     let mut options = MountOptions::default();
@@ -108,19 +109,48 @@ fn a_later_lowerdir_replaces_and_a_plus_appends() {
 }
 
 #[test]
-fn identity_mappings_only() {
-    ok("uidmapping=0:0:65536,gidmapping=:0:0:10:20:20:5");
-    refused("uidmapping=:0:100000:65536", "mapping of owners");
-    refused("uidmapping=0:0:10:10:20:5", "mapping of owners");
-    refused("gidmapping=0:100000:65536", "mapping of owners");
-    refused("gidmapping=0:0", "INSIDE:OUTSIDE:LENGTH");
-    refused("gidmapping=", "INSIDE:OUTSIDE:LENGTH");
-    refused("uidmapping=0:0:99999999999", "INSIDE:OUTSIDE:LENGTH");
+fn mappings_of_owners() {
+    let users = |text: &str| ok(text).owners.users;
+    let range = |disk, shown, len| IdRange { disk, shown, len };
+    let map = |ranges: &[IdRange]| IdMap::new(ranges.to_vec()).unwrap();
+    let podman = ":0:1:1005:1005:0:1:1006:1006:64531";
+    assert_eq!(
+        users(&format!("uidmapping={podman}")),
+        map(&[
+            range(0, 1, 1005),
+            range(1005, 0, 1),
+            range(1006, 1006, 64531)
+        ])
+    );
+    assert_eq!(users("uidmapping=::0:5:1:"), map(&[range(0, 5, 1)]));
+    for none in [
+        "uidmapping=",
+        "uidmapping=:",
+        "uidmapping=0:1:2,uidmapping=",
+    ] {
+        assert_eq!(users(none), IdMap::default(), "{none}");
+    }
+    assert!(users("gidmapping=0:5:1").is_identity());
+    refused("gidmapping=0:0", "divisible by three");
+    refused("uidmapping=0:0:99999999999", "not all fields are numbers");
+    refused("uidmapping=0:0:10:5:5:10", "have IDs in common");
+    refused("uidmapping=5:5:4294967295", "beyond the last ID");
+    refused("uidmapping=5:5:0", "is empty");
+    refused("uidmapping=0:-1:1", "DISK:SHOWN:LENGTH");
     refused("uidmapping", "needs a value");
-    refused("squash_to_uid=1000", "mapping of owners");
-    refused("squash_to_uid=x", "not a number");
-    refused("squash_to_root", "mapping of owners");
-    refused("xattr_permissions=2", "mapping of owners");
+}
+
+#[test]
+fn squashed_owners() {
+    let owners = |text: &str| ok(text).owners;
+    assert!(owners("squash_to_root").squash_to_root);
+    assert_eq!(owners("squash_to_uid=1000").squash_to_uid, Some(1000));
+    assert_eq!(owners("squash_to_gid=5").squash_to_gid, Some(5));
+    assert!(owners("squash_to_gid=5").squashes() && !owners("").squashes());
+    refused("squash_to_uid=x", "not an ID");
+    refused("squash_to_gid=4294967295", "not an ID");
+    refused("squash_to_uid", "needs a value");
+    refused("xattr_permissions=2", "xattr_permissions");
     ok("xattr_permissions=0");
 }
 

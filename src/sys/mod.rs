@@ -27,7 +27,7 @@ pub mod namespace;
 pub mod narrow;
 #[cfg(feature = "fuse")]
 pub mod probe;
-pub(crate) mod process;
+pub mod process;
 #[cfg(feature = "store")]
 pub(crate) mod remedy;
 #[cfg(feature = "fuse")]

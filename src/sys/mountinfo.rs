@@ -34,6 +34,12 @@ impl MountEntry {
         kind == b"fuse" || kind.starts_with(b"fuse.")
     }
 
+    /// Whether the mount maps owners (`mount_setattr(2)` with `MOUNT_ATTR_IDMAP`).
+    pub fn is_idmapped(&self) -> bool {
+        let mut options = self.options.as_bytes().split(|&b| b == b',');
+        options.any(|option| option == b"idmapped")
+    }
+
     /// Whether the mount is one of unionfs.
     pub fn is_unionfs(&self) -> bool {
         self.fs_type == UNIONFS

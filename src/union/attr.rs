@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::error::Result;
 use super::inode::{Inode, Loc, Lower};
 use super::orphans::Orphans;
+use super::owners::{Owners, Side};
 use super::stack::{Access, Stack};
 use super::types::{Attr, Caller, FileKind, Ino, SetAttr, SetIdLoss, SetTime, StatFs};
 use super::{Union, orphans, protect};
@@ -27,10 +28,13 @@ impl Union {
     ///
     /// # Errors
     /// EROFS without an upper, EINVAL for the size of something that is not a regular file, ESTALE,
-    /// EPERM for a protected file; else those of the upper's file system.
+    /// EPERM for a protected file, EOVERFLOW for an owner outside of the mapping ([`Owners`]); else
+    /// those of the upper's file system.
     pub fn setattr(&self, caller: &Caller, ino: Ino, set: &SetAttr) -> Result<Attr> {
         self.stack.writable()?;
         let inode = self.names.inode(ino)?;
+        let owners = self.stack.owners();
+        let set = &owners.change(set)?;
         if set.size.is_some() && inode.kind != FileKind::Regular {
             return Err(match inode.kind {
                 FileKind::Directory => Errno::ISDIR.into(),
@@ -65,7 +69,7 @@ impl Union {
             let owner = set.uid.is_some() || set.gid.is_some();
             // For a truncation alone, the bits were dropped above.
             let asks = set.drops_set_id && (owner || set.perm.is_some());
-            let loses_bare = asks && loses_bare(at, &inode, caller)?;
+            let loses_bare = asks && loses_bare(owners, at, &inode, caller)?;
             let kept = |perm| {
                 if loses_bare && is_bare(perm) {
                     perm & !SET_GID
@@ -74,7 +78,7 @@ impl Union {
                 }
             };
             if owner {
-                at.chown(set.uid, set.gid)?;
+                owners.tolerate(at.chown(set.uid, set.gid))?;
             }
             match (set.perm, inode.kind) {
                 (Some(_), FileKind::Symlink) => return Err(Errno::OPNOTSUPP.into()),
@@ -115,7 +119,7 @@ impl Union {
             let bare = if caller.uid == 0 {
                 BareSetGid::Kept
             } else {
-                BareSetGid::after_change_by(caller, &stat)
+                BareSetGid::after_change_by(self.stack.owners(), caller, &stat)
             };
             Ok(drop_bits(at, &stat, bare)?)
         })?;
@@ -150,39 +154,42 @@ impl Union {
 /// # Errors
 /// Those of stat(2).
 pub(crate) fn attr_of(stack: &Stack, inode: &Inode) -> Result<Attr> {
+    let owners = stack.owners();
     let loc = inode.loc.read();
     if loc.upper.is_none() {
         return match (&inode.dir, &loc.lower) {
             (Some(dir), _) => {
                 let top = dir.lowers.top().ok_or(Errno::IO)?;
-                Ok(attr(inode, &loc, &top.stat))
+                Ok(attr(owners, inode, &loc, &top.stat))
             }
-            (None, Some(Lower::File(file))) => Ok(attr(inode, &loc, &file.stat)),
-            (None, Some(Lower::Id(id))) => Ok(attr(inode, &loc, &stack.lowers().stat(*id)?)),
+            (None, Some(Lower::File(file))) => Ok(attr(owners, inode, &loc, &file.stat)),
+            (None, Some(Lower::Id(id))) => {
+                Ok(attr(owners, inode, &loc, &stack.lowers().stat(*id)?))
+            }
             (None, None) => Err(Errno::IO.into()),
         };
     }
     if let Some(stat) = loc.gone() {
-        return Ok(attr(inode, &loc, stat));
+        return Ok(attr(owners, inode, &loc, stat));
     }
     drop(loc);
     let stat = stack.upper_stat(inode)?;
-    Ok(located_upper_attr(inode, &inode.loc.read(), &stat))
+    Ok(located_upper_attr(owners, inode, &inode.loc.read(), &stat))
 }
 
 /// Computes attributes from a stat of the upper file. Returns `None` if the inode has another
 /// upper file now.
-pub(crate) fn upper_attr(inode: &Inode, stat: &Stat) -> Option<Attr> {
+pub(crate) fn upper_attr(owners: &Owners, inode: &Inode, stat: &Stat) -> Option<Attr> {
     let loc = inode.loc.read();
     let same = loc.upper.as_ref()?.id == (stat.dev, stat.ino);
-    same.then(|| located_upper_attr(inode, &loc, stat))
+    same.then(|| located_upper_attr(owners, inode, &loc, stat))
 }
 
 /// Computes attributes from those of the lower file. Returns `None` once the inode is in the
 /// upper.
-pub(crate) fn lower_attr(inode: &Inode, stat: &Stat) -> Option<Attr> {
+pub(crate) fn lower_attr(owners: &Owners, inode: &Inode, stat: &Stat) -> Option<Attr> {
     let loc = inode.loc.read();
-    loc.upper.is_none().then(|| attr(inode, &loc, stat))
+    loc.upper.is_none().then(|| attr(owners, inode, &loc, stat))
 }
 
 /// Truncates or extends a file that is in the upper.
@@ -194,7 +201,7 @@ pub(crate) fn truncate(
 ) -> Result<()> {
     let data = stack.data_fd(inode, Access::Write)?;
     if let Some(loss) = loss {
-        drop_set_id(inode, At::fd(data.fd.as_fd()), &loss)?;
+        drop_set_id(stack.owners(), inode, At::fd(data.fd.as_fd()), &loss)?;
     }
     Ok(rustix::fs::ftruncate(&data.fd, size)?)
 }
@@ -202,9 +209,14 @@ pub(crate) fn truncate(
 /// Drops the set-id bits of the upper file `at` of `inode`, as a change of its data by a
 /// process without CAP_FSETID does. Capabilities need nothing here: the backing file system
 /// removes them.
-pub(crate) fn drop_set_id(inode: &Inode, at: At<'_>, loss: &SetIdLoss<'_>) -> Result<()> {
+pub(crate) fn drop_set_id(
+    owners: &Owners,
+    inode: &Inode,
+    at: At<'_>,
+    loss: &SetIdLoss<'_>,
+) -> Result<()> {
     let stat = at.stat()?;
-    let bare = BareSetGid::after_change_by(&loss.caller, &stat);
+    let bare = BareSetGid::after_change_by(owners, &loss.caller, &stat);
     if stat.perm & SET_ID != 0 && drop_bits(at, &stat, bare)? {
         (loss.fell)(inode.ino);
     }
@@ -249,8 +261,8 @@ enum BareSetGid {
 impl BareSetGid {
     /// Of a caller's groups only the fsgid is known, so other members of the file's group lose the
     /// bit too.
-    fn after_change_by(caller: &Caller, stat: &Stat) -> Self {
-        if caller.gid == stat.gid {
+    fn after_change_by(owners: &Owners, caller: &Caller, stat: &Stat) -> Self {
+        if owners.is_in_group(caller, stat) {
             Self::Kept
         } else {
             Self::Dropped
@@ -282,9 +294,9 @@ fn drop_bits(at: At<'_>, stat: &Stat, bare: BareSetGid) -> Result<bool, Errno> {
 
 /// Whether the caller may not keep set-group-ID without group execution, which only root and members
 /// of the group may.
-fn loses_bare(at: At<'_>, inode: &Inode, caller: &Caller) -> Result<bool, Errno> {
+fn loses_bare(owners: &Owners, at: At<'_>, inode: &Inode, caller: &Caller) -> Result<bool, Errno> {
     let may = caller.uid == 0 || inode.kind == FileKind::Directory;
-    Ok(!may && at.stat()?.gid != caller.gid)
+    Ok(!may && !owners.is_in_group(caller, &at.stat()?))
 }
 
 fn timespec(set: Option<SetTime>) -> Timespec {
@@ -304,8 +316,8 @@ fn timespec(set: Option<SetTime>) -> Timespec {
     }
 }
 
-fn located_upper_attr(inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
-    let mut attr = attr(inode, loc, stat);
+fn located_upper_attr(owners: &Owners, inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
+    let mut attr = attr(owners, inode, loc, stat);
     if let Some(data) = loc.upper.as_ref().and_then(|u| u.metacopy.as_ref()) {
         attr.blocks = data.stat.blocks;
     }
@@ -313,7 +325,7 @@ fn located_upper_attr(inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
 }
 
 /// Computes the attributes that the union shows for a file with `stat`.
-pub(crate) fn attr(inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
+pub(crate) fn attr(owners: &Owners, inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
     let nlink = match &inode.dir {
         // The number of subdirectories of a merged directory is not known; overlayfs reports 1 too.
         Some(dir) => {
@@ -329,14 +341,19 @@ pub(crate) fn attr(inode: &Inode, loc: &Loc, stat: &Stat) -> Attr {
     // An upper file without names has its own link count; for others the union keeps it.
     let nameless = loc.links.is_empty() && inode.ino != super::ROOT_INO;
     let unlinked = nameless && (loc.upper.is_none() || inode.dir.is_some());
+    let side = match loc.upper {
+        Some(_) => Side::Upper,
+        None => Side::Lower,
+    };
+    let owner = owners.shown(side, stat);
     Attr {
         ino: inode.ino,
         generation: inode.generation,
         kind: stat.kind,
         perm: stat.perm,
         nlink: if unlinked { 0 } else { nlink },
-        uid: stat.uid,
-        gid: stat.gid,
+        uid: owner.uid,
+        gid: owner.gid,
         rdev: stat.rdev,
         size: stat.size,
         blocks: stat.blocks,

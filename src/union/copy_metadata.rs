@@ -4,6 +4,7 @@
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
+use super::owners::Owners;
 use super::types::FileKind;
 use super::upper::{Owner, Upper};
 use crate::layer::Dialect;
@@ -37,24 +38,26 @@ pub(crate) struct Original<'a> {
     pub stat: &'a Stat,
     /// Whether it is known to have no xattrs.
     pub is_bare: bool,
+    pub owners: &'a Owners,
 }
 
 /// Copies owner, xattrs, mode, origin and times.
 ///
 /// # Errors
-/// Those of the upper's file system.
+/// Those of the upper's file system; EOVERFLOW for an owner outside of the mapping.
 pub(crate) fn copy_metadata(
     upper: &Upper,
     from: &Original<'_>,
     to: At<'_>,
     origin: Option<&Origin>,
 ) -> Result<Copied, Errno> {
-    let stat = from.stat;
+    let stat = &from.owners.copied(from.stat)?;
     let mut marked = false;
     let staged = to.stat()?;
     let owned = Owner::of(&staged) == Owner::of(stat);
     if !owned {
-        to.chown(Some(stat.uid), Some(stat.gid))?;
+        let done = to.chown(Some(stat.uid), Some(stat.gid));
+        from.owners.tolerate(done)?;
     }
     let plain = from.is_bare || copy_xattrs(upper, from, to)? == 0;
     // A change of owner drops set-id bits, and an ACL changes permission bits.
@@ -101,6 +104,7 @@ fn copy_xattrs(upper: &Upper, from: &Original<'_>, to: At<'_>) -> Result<usize, 
         };
         count += 1;
         let must = visible.starts_with(b"system.posix_acl_") || visible.starts_with(b"security.");
+        let value = from.owners.copied_xattr(&visible, &value)?;
         match to.set_xattr(&name, &value, XattrFlags::empty()) {
             Ok(()) => {}
             Err(Errno::OPNOTSUPP) if !must => {}

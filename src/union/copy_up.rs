@@ -215,6 +215,7 @@ impl CopyUp<'_> {
             dialect: top.layer.dialect,
             stat: &top.stat,
             is_bare: self.is_bare_below(inode),
+            owners: self.stack.owners(),
         };
         let copy = copy_metadata(upper, &from, staged.at(), origin.as_ref())?;
         protect_copy(upper, inode, staged.at())?;
@@ -242,6 +243,7 @@ impl CopyUp<'_> {
             dialect: file.dir.layer.dialect,
             stat: &file.stat,
             is_bare: self.is_bare_below(inode),
+            owners: self.stack.owners(),
         };
         let origin = self.stack.lowers().origin(file)?;
         let copy = copy_metadata(upper, &source, staged.at(), origin.as_ref())?;
@@ -283,6 +285,7 @@ impl CopyUp<'_> {
             dialect: file.dir.layer.dialect,
             stat: &file.stat,
             is_bare: self.is_bare_below(inode),
+            owners: self.stack.owners(),
         };
         let origin = self.stack.lowers().origin(file)?;
         let to = At::fd(fd.as_fd());

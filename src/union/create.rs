@@ -16,6 +16,7 @@ use super::link::in_lower_after;
 use super::lookup::EntryRef;
 use super::names::NameIn;
 use super::orphans::Keep;
+use super::owners::Owners;
 use super::protect::check_extensible;
 use super::remove::clear_wh_name;
 use super::resolve::{Resolved, UpperFound, WhiteoutKind};
@@ -50,7 +51,8 @@ impl Union {
     ///
     /// # Errors
     /// EEXIST, EROFS without an upper, EPERM for a character device 0:0 (a whiteout; overlayfs
-    /// answers the same), EINVAL for other types; else those of the upper's file system.
+    /// answers the same), EINVAL for other types, EOVERFLOW for a caller outside of the mapping of
+    /// owners; else those of the upper's file system.
     pub fn mknod(
         &self,
         caller: &Caller,
@@ -81,7 +83,8 @@ impl Union {
     /// Creates a directory. `mode` has the permission bits, before the umask.
     ///
     /// # Errors
-    /// EEXIST, EROFS without an upper; else those of the upper's file system.
+    /// EEXIST, EROFS without an upper, EOVERFLOW for a caller outside of the mapping of owners; else
+    /// those of the upper's file system.
     pub fn mkdir(
         &self,
         caller: &Caller,
@@ -104,7 +107,8 @@ impl Union {
     /// Creates a symlink to `target`, which may contain any bytes but NUL.
     ///
     /// # Errors
-    /// EEXIST, EROFS without an upper; else those of the upper's file system.
+    /// EEXIST, EROFS without an upper, EOVERFLOW for a caller outside of the mapping of owners; else
+    /// those of the upper's file system.
     pub fn symlink(
         &self,
         caller: &Caller,
@@ -135,6 +139,7 @@ impl Union {
         umask: u32,
     ) -> Result<EntryRef<'_>> {
         let upper = self.stack.writable()?;
+        let caller = &self.stack.owners().creator(caller, upper.own_ids)?;
         let parent = self.names.directory(parent)?;
         check_extensible(&self.stack, &parent)?;
         self.copying().copy_up(&parent)?;
@@ -152,7 +157,7 @@ impl Union {
             return Err(Errno::OPNOTSUPP.into());
         }
         let at = At::fd(fd.as_fd());
-        settle(at, &new, &owned)?;
+        settle(self.stack.owners(), at, &new, &owned)?;
         let stat = at.stat()?;
         let state = UpperState {
             id: (stat.dev, stat.ino),
@@ -169,7 +174,7 @@ impl Union {
         }
         loc.set_kept(keep);
         let inode = self.names.add_unnamed(&stat, loc).ok_or(Errno::STALE)?;
-        let attr = super::attr::attr(&inode, &inode.loc.read(), &stat);
+        let attr = super::attr::attr(self.stack.owners(), &inode, &inode.loc.read(), &stat);
         Ok(EntryRef::new(&self.names, attr))
     }
 
@@ -182,6 +187,7 @@ impl Union {
     ) -> Result<EntryRef<'_>> {
         let parent = self.names.directory(parent)?;
         let upper = self.stack.writable()?;
+        let caller = &self.stack.owners().creator(caller, upper.own_ids)?;
         check_new_name(&self.stack, upper, name)?;
         check_extensible(&self.stack, &parent)?;
         self.copying().copy_up(&parent)?;
@@ -211,7 +217,7 @@ impl Union {
             }
             _ => {
                 let owned = owner_and_mode(&self.stack, caller, &parent, new)?;
-                create_staged(upper, dir, at, whiteout, new, &owned)?;
+                create_staged(&self.stack, dir, at, whiteout, new, &owned)?;
             }
         }
         let stat = match &open {
@@ -250,7 +256,7 @@ impl Union {
             // A new file is usually written next.
             self.stack.put_data(&inode, fd);
         }
-        let attr = super::attr::attr(&inode, &inode.loc.read(), &stat);
+        let attr = super::attr::attr(self.stack.owners(), &inode, &inode.loc.read(), &stat);
         Ok(EntryRef::new(&self.names, attr))
     }
 }
@@ -290,13 +296,14 @@ fn can_be_in_place(stack: &Stack, upper: &Upper, caller: &Caller, parent: &Inode
 
 /// Creates a file in the work directory and moves it to `at` when it is complete.
 fn create_staged(
-    upper: &Upper,
+    stack: &Stack,
     dir: &Dir,
     at: At<'_>,
     whiteout: Option<WhiteoutKind>,
     new: &New<'_>,
     owned: &Owned,
 ) -> Result<()> {
+    let upper = stack.writable()?;
     let is_dir = new.kind == FileKind::Directory;
     // A file with another owner stays inaccessible to other users until the owner is set.
     let perm = if owned.owner == upper.own_ids {
@@ -305,7 +312,7 @@ fn create_staged(
         owned.perm & 0o700
     };
     let staged = upper.stage(|at| make(at, new, perm))?;
-    settle(staged.at(), new, owned)?;
+    settle(stack.owners(), staged.at(), new, owned)?;
     if is_dir && !dir.lowers.is_empty() {
         upper.mark_opaque(staged.at())?;
     }
@@ -386,11 +393,11 @@ fn make_open(at: At<'_>, new: &New<'_>, perm: u32) -> Result<Option<OwnedFd>, Er
 }
 
 /// Sets owner, ACLs and permissions of a staged file.
-fn settle(at: At<'_>, new: &New<'_>, owned: &Owned) -> Result<(), Errno> {
+fn settle(owners: &Owners, at: At<'_>, new: &New<'_>, owned: &Owned) -> Result<(), Errno> {
     let stat = at.stat()?;
     let is_owned = Owner::of(&stat) == owned.owner;
     if !is_owned {
-        at.chown(Some(owned.owner.uid), Some(owned.owner.gid))?;
+        owners.tolerate(at.chown(Some(owned.owner.uid), Some(owned.owner.gid)))?;
     }
     if new.kind == FileKind::Symlink {
         return Ok(());

@@ -202,8 +202,8 @@ impl<'u> Lookup<'u> {
             return Ok(None);
         };
         let known = match &counted.stat {
-            Some(Seen::Upper(stat)) => upper_attr(&counted.inode, stat),
-            Some(Seen::Lower(stat)) => lower_attr(&counted.inode, stat),
+            Some(Seen::Upper(stat)) => upper_attr(self.stack.owners(), &counted.inode, stat),
+            Some(Seen::Lower(stat)) => lower_attr(self.stack.owners(), &counted.inode, stat),
             None => None,
         };
         let attr = match known {

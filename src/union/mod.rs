@@ -66,6 +66,7 @@ mod lock_order;
 mod lookup;
 mod names;
 mod orphans;
+mod owners;
 mod plain_lookup;
 mod protect;
 mod readdir;
@@ -82,6 +83,7 @@ mod xattr;
 pub use backing::Backing;
 pub use error::{Error, Result};
 pub use lookup::EntryRef;
+pub use owners::{IdMap, IdMapError, IdRange, LowerIds, Outside, Owners};
 pub use readdir::DirItem;
 pub use types::*;
 
@@ -135,6 +137,8 @@ pub struct Options {
     /// work directory. Then other users who may list these two cannot prevent them from being mounted.
     /// [`crate::fuse::runtime::lock_directory`] gives one. Default: none.
     pub locks: Option<Arc<OwnedFd>>,
+    /// The owners that are shown and written. Default: those of the layers.
+    pub owners: Owners,
 }
 
 impl Default for Options {
@@ -148,6 +152,7 @@ impl Default for Options {
             noatime: false,
             names: None,
             locks: None,
+            owners: Owners::default(),
         }
     }
 }

@@ -24,6 +24,7 @@ use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use super::lock_order::{RwLock, RwLockWriteGuard, rank};
+use super::owners::Owners;
 use super::upper::Upper;
 use super::{FindOrigin, Options};
 use crate::layer::fds::FdCache;
@@ -44,6 +45,7 @@ pub(crate) struct Stack {
     noatime: bool,
     /// Whether the upper is accessed through a mount without access times.
     is_quiet: bool,
+    owners: Owners,
     /// Finds origins, if the server itself may not.
     finder: OnceLock<FindOrigin>,
 }
@@ -83,6 +85,7 @@ impl Stack {
             sealed: options.sealed,
             noatime: options.noatime,
             is_quiet: spec.upper.as_ref().is_some_and(|u| u.layer.dir.is_quiet()),
+            owners: options.owners.clone(),
             finder: OnceLock::new(),
         };
         stack.name_max = stack.longest_name();
@@ -105,6 +108,11 @@ impl Stack {
         let mut devices = self.lowers.devices();
         devices.extend(self.upper.as_ref().map(|upper| upper.layer.stat.dev));
         devices
+    }
+
+    /// Returns the owners that the union shows and writes.
+    pub fn owners(&self) -> &Owners {
+        &self.owners
     }
 
     /// Returns the merged lowers.

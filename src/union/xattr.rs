@@ -34,9 +34,9 @@ impl Union {
         if is_capability && inode.capability.get() == Some(false) {
             return Err(Errno::NODATA.into());
         }
-        let value = self.stack.with_top(&inode, |at, dialect| {
+        let value = self.stack.with_top_side(&inode, |at, dialect, side| {
             match Escape(dialect).stored(name) {
-                Ok(stored) => Ok(at.xattr_raw(&stored)?),
+                Ok(stored) => Ok((at.xattr_raw(&stored)?, side)),
                 // Such a name could only be a marker.
                 Err(Errno::PERM) => Err(Errno::NODATA.into()),
                 Err(e) => Err(e.into()),
@@ -48,7 +48,8 @@ impl Union {
         {
             inode.capability.set(false);
         }
-        value
+        let (value, side) = value?;
+        Ok(self.stack.owners().shown_xattr(side, name, value)?)
     }
 
     /// Returns the names, each followed by NUL. Those of `trusted.*` are shown only to callers with
@@ -87,12 +88,13 @@ impl Union {
     /// Sets an extended attribute; copies the file up.
     ///
     /// # Errors
-    /// EPERM for a name reserved for markers and for a protected file, EROFS without an upper; else
-    /// those of setxattr(2).
+    /// EPERM for a name reserved for markers and for a protected file, EROFS without an upper, EINVAL
+    /// for IDs outside of the mapping of owners; else those of setxattr(2).
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
         let mut how = Flags::empty();
         how.set(Flags::CREATE, flags.create);
         how.set(Flags::REPLACE, flags.replace);
+        let value = &*self.stack.owners().disk_xattr(name, value)?;
         let (inode, stored) = self.prepare_xattr(ino, name)?;
         if name == CAPABILITY.to_bytes() {
             inode.capability.set(true);

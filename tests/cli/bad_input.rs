@@ -171,16 +171,18 @@ fn too_many_lowers() {
 #[test]
 fn options() {
     let home = Home::with_layers();
-    for (options, word) in [
-        ("lowerdir=lower,uidmapping=:0:100000:65536", "uidmapping"),
-        ("lowerdir=lower,gidmapping=0:1:1", "gidmapping"),
-        ("lowerdir=lower,squash_to_uid=1000", "squash_to_uid"),
-        ("lowerdir=lower,xattr_permissions=2", "xattr_permissions"),
+    for (option, why) in [
+        ("uidmapping=:0:100000", "divisible by three"),
+        ("gidmapping=0:0:10:5:5:10", "have IDs in common"),
+        ("gidmapping=5:5:4294967295", "beyond the last ID"),
+        ("uidmapping=0:-1:10", "not all fields are numbers"),
+        ("squash_to_uid=me", "not an ID"),
+        ("xattr_permissions=3", "is not known"),
     ] {
         home.refused(
             2,
-            layers(options),
-            &[word, "mapping of owners", "remove the option"],
+            layers(&format!("lowerdir=lower,{option}")),
+            &[option, why],
         );
     }
     home.refused(2, layers("lowerdir=lower,dialect=x"), &["dialect=x"]);

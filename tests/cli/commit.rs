@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -129,6 +129,34 @@ A /new/symlink
 A /new/\\xff\\x0a
 D /srv
 ";
+
+/// An image has the IDs of its layers, whatever a mount shows.
+#[test]
+fn a_commit_has_the_owners_of_the_layers() {
+    need!(can_mount());
+    let home = home();
+    home.run(["umount", "mnt"]).ok();
+    let mapped = "uidmapping=0:100000:65536,gidmapping=0:200000:65536";
+    home.run(["mount", "--name", "mapped", "-o", mapped, "base:1", "mnt"])
+        .ok();
+    let owner = |name: &str| {
+        let meta = std::fs::symlink_metadata(home.path("mnt").join(name)).unwrap();
+        (meta.uid(), meta.gid())
+    };
+    let before = owner("etc/conf");
+    std::fs::write(home.path("mnt/mine"), "").unwrap();
+    std::os::unix::fs::chown(home.path("mnt/mine"), Some(100_033), Some(200_044)).unwrap();
+    assert_eq!(owner("mine"), (100_033, 200_044));
+    assert_eq!(home.run(["diff", "mapped"]).ok(), "A /mine\n");
+    home.run(["commit", "-q", "mapped", "owned:1"]).ok();
+    home.run(["umount", "mnt"]).ok();
+    home.run(["mount", "--read-only", "owned:1", "mnt"]).ok();
+    assert_eq!(owner("mine"), (33, 44));
+    assert_eq!(
+        before,
+        (100_000 + owner("etc/conf").0, 200_000 + owner("etc/conf").1)
+    );
+}
 
 #[test]
 fn a_commit_mounts_as_what_was_committed() {

@@ -37,6 +37,7 @@ mod mkdir;
 mod mknod;
 mod non_root;
 mod open_unlinked;
+mod owners;
 mod peers;
 mod podman;
 mod queued;

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::super::error::Result;
 use super::super::inode::{Inode, Lower};
+use super::super::owners::Side;
 use super::Stack;
 use crate::layer::Dialect;
 use crate::layer::at::At;
@@ -81,19 +82,29 @@ impl Stack {
         inode: &Inode,
         f: impl FnOnce(At<'_>, Dialect) -> Result<T>,
     ) -> Result<T> {
+        self.with_top_side(inode, |at, dialect, _| f(at, dialect))
+    }
+
+    /// As [`Self::with_top`], with the side of the file.
+    pub fn with_top_side<T>(
+        &self,
+        inode: &Inode,
+        f: impl FnOnce(At<'_>, Dialect, Side) -> Result<T>,
+    ) -> Result<T> {
         if inode.in_upper() {
             let dialect = self.readable_upper()?.layer.dialect;
-            return self.with_upper(inode, |at| f(at, dialect));
+            return self.with_upper(inode, |at| f(at, dialect, Side::Upper));
         }
         if let Some(dir) = &inode.dir {
             let top = dir.lowers.top().ok_or(Errno::IO)?;
             return f(
                 At::fd(self.lowers.hold_dir(top)?.as_fd()),
                 top.layer.dialect,
+                Side::Lower,
             );
         }
         let file = self.lower_of(inode)?.ok_or(Errno::IO)?;
         let held = self.lowers.hold(&file)?;
-        f(At::fd(held.as_fd()), file.dir.layer.dialect)
+        f(At::fd(held.as_fd()), file.dir.layer.dialect, Side::Lower)
     }
 }

@@ -19,6 +19,9 @@ pub mod wire;
 #[path = "../../../../src/cli/options.rs"]
 #[allow(dead_code, reason = "the program uses more of it than the fuzz target")]
 mod mount_options;
+#[path = "../../../../src/cli/owner_options.rs"]
+#[allow(dead_code, reason = "the program uses more of it than the fuzz target")]
+mod owner_options;
 
 /// A parser under test.
 pub struct Target {

@@ -1,0 +1,112 @@
+//! The `-o` options that map owners, in the syntax of fuse-overlayfs: `uidmapping`, `gidmapping`,
+//! `squash_to_root`, `squash_to_uid`, `squash_to_gid`.
+
+use rustix::fs::{AtFlags, StatxFlags};
+
+use unionfs::fuse::mountinfo;
+use unionfs::layer::StackSpec;
+use unionfs::union::{IdMap, IdRange, LowerIds, Outside, Owners};
+
+/// The owner options as given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnerOptions {
+    /// `uidmapping=`
+    pub users: IdMap,
+    /// `gidmapping=`
+    pub groups: IdMap,
+    /// `squash_to_root`
+    pub squash_to_root: bool,
+    /// `squash_to_uid=`
+    pub squash_to_uid: Option<u32>,
+    /// `squash_to_gid=`
+    pub squash_to_gid: Option<u32>,
+    /// What happens to IDs outside of the mapping.
+    pub outside: Outside,
+}
+
+impl OwnerOptions {
+    /// Whether all files are shown with one user or group.
+    pub fn squashes(&self) -> bool {
+        self.squash_to_root || self.squash_to_uid.is_some() || self.squash_to_gid.is_some()
+    }
+
+    /// Returns the owners that the union shows for these layers.
+    ///
+    /// # Errors
+    /// A message: some lowers, and not all, are idmapped mounts.
+    pub fn for_layers(&self, stack: &StackSpec) -> Result<Owners, String> {
+        let mut owners = Owners {
+            users: self.users.clone(),
+            groups: self.groups.clone(),
+            outside: self.outside,
+            lowers: LowerIds::Disk,
+        };
+        if !owners.is_identity() {
+            owners.lowers = ids_of_lowers(stack)?;
+        }
+        let root = self.squash_to_root.then_some(0);
+        if let Some(uid) = self.squash_to_uid.or(root) {
+            owners.users.squash_to(uid);
+        }
+        if let Some(gid) = self.squash_to_gid.or(root) {
+            owners.groups.squash_to(gid);
+        }
+        Ok(owners)
+    }
+}
+
+/// Returns the IDs that the lowers have. podman hands over idmapped mounts of the layers and the
+/// mapping as well: such lowers are mapped already.
+fn ids_of_lowers(stack: &StackSpec) -> Result<LowerIds, String> {
+    let idmapped: Vec<u64> = mountinfo::list().map_or_else(
+        |_| Vec::new(),
+        |mounts| {
+            let mapped = mounts.iter().filter(|mount| mount.is_idmapped());
+            mapped.map(|mount| mount.id).collect()
+        },
+    );
+    if idmapped.is_empty() {
+        return Ok(LowerIds::Disk);
+    }
+    let lowers = || stack.lowers.iter().chain(&stack.data_only);
+    let is_idmapped = |dir: &dyn std::os::fd::AsFd| {
+        let what = rustix::fs::statx(dir.as_fd(), c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID);
+        what.is_ok_and(|what| idmapped.contains(&what.stx_mnt_id))
+    };
+    match lowers().filter(|lower| is_idmapped(&lower.dir)).count() {
+        0 => Ok(LowerIds::Disk),
+        some if some == lowers().count() => Ok(LowerIds::Shown),
+        _ => Err(
+            "uidmapping and gidmapping do not go with lower layers of which only some are \
+             idmapped mounts: map all of them or none"
+                .into(),
+        ),
+    }
+}
+
+/// Parses `[:]DISK:SHOWN:LENGTH[:…]`. Empty fields are skipped, as fuse-overlayfs does. No fields
+/// mean no mapping.
+///
+/// # Errors
+/// The reason why it is no mapping.
+pub(super) fn mapping(value: &[u8]) -> Result<IdMap, String> {
+    let fields = value.split(|&b| b == b':').filter(|part| !part.is_empty());
+    let numbers: Option<Vec<u32>> = fields.map(number).collect();
+    let numbers = numbers.ok_or("not all fields are numbers below 4294967296")?;
+    if numbers.len() % 3 != 0 {
+        return Err("the number of fields is not divisible by three".into());
+    }
+    let ranges = numbers.chunks_exact(3).map(|triple| IdRange {
+        disk: triple[0],
+        shown: triple[1],
+        len: triple[2],
+    });
+    IdMap::new(ranges.collect()).map_err(|error| error.to_string())
+}
+
+/// Parses a decimal number without sign.
+pub(super) fn number(text: &[u8]) -> Option<u32> {
+    let digits = text.iter().all(u8::is_ascii_digit);
+    let text = std::str::from_utf8(text).ok().filter(|_| digits)?;
+    text.parse().ok()
+}
