@@ -65,7 +65,7 @@ fn owner(path: &Path) -> (u32, u32) {
     (meta.uid(), meta.gid())
 }
 
-fn tools() -> testkit::need::Needed {
+fn tools() -> need::Needed {
     has_tools(&["python3", "setfacl", "setpriv"])
 }
 
