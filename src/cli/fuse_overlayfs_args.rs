@@ -293,8 +293,10 @@ pub(super) fn stack(options: &MountOptions, read_only: bool) -> anyhow::Result<S
         }
         Markers::Overlay => Dialect::KERNEL_USERXATTR,
     };
+    let trust = options.owners.trust();
     let layer = |role: &str, path: &PathBuf| {
-        mount_checks::open_dir(role, path).map(|dir| LayerSpec { dir, dialect })
+        let opened = mount_checks::open_dir_trusting(role, path, trust);
+        opened.map(|dir| LayerSpec { dir, dialect })
     };
     let layers = |paths: &[PathBuf]| -> anyhow::Result<Vec<LayerSpec>> {
         mount_checks::lower_count(options.lower_count())?;

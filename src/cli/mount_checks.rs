@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::options::MAX_LOWERS;
 use unionfs::fuse;
 use unionfs::layer::{OpenDir, StackSpec};
+use unionfs::sys::walk::Trust;
 
 /// The identity of a directory, whatever path leads to it: device and inode number.
 type Identity = (u32, u32, u64);
@@ -93,8 +94,13 @@ fn reached(dir: BorrowedFd<'_>, path: &str) -> rustix::io::Result<Reached> {
 
 /// Opens a directory of the stack, once. `role` is the user's word for it, for the message.
 pub(super) fn open_dir(role: &str, path: &Path) -> anyhow::Result<OpenDir> {
+    open_dir_trusting(role, path, Trust::of_root())
+}
+
+/// As [`open_dir`], with the users whose symlinks are followed.
+pub(super) fn open_dir_trusting(role: &str, path: &Path, trust: Trust) -> anyhow::Result<OpenDir> {
     let shown = path.display();
-    match OpenDir::open(path) {
+    match OpenDir::open_trusting(path, trust) {
         Ok(dir) => Ok(dir),
         Err(e) if e.is(Errno::NOENT) => {
             bail!("{role} {shown} does not exist: create it or correct the path")

@@ -5,6 +5,7 @@ use rustix::fs::{AtFlags, StatxFlags};
 
 use unionfs::fuse::mountinfo;
 use unionfs::layer::StackSpec;
+use unionfs::sys::walk::Trust;
 use unionfs::union::{IdMap, IdRange, LowerIds, Outside, Owners};
 
 /// The owner options as given.
@@ -28,6 +29,14 @@ impl OwnerOptions {
     /// Whether all files are shown with one user or group.
     pub fn squashes(&self) -> bool {
         self.squash_to_root || self.squash_to_uid.is_some() || self.squash_to_gid.is_some()
+    }
+
+    /// Returns the users whose symlinks are followed on the way to a layer.
+    pub fn trust(&self) -> Trust {
+        match (Trust::of_root(), self.users.shown_for(0)) {
+            (Trust::RootAndUs, Some(root)) if root != 0 => Trust::RootAndMapped(root),
+            (trust, _) => trust,
+        }
     }
 
     /// Returns the owners that the union shows for these layers.

@@ -62,12 +62,20 @@ impl OpenDir {
     /// [`OpenError`] if it does not exist, cannot be opened, or if another user decides where the
     /// path leads (EACCES).
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::open_trusting(path, Trust::of_root())
+    }
+
+    /// As [`Self::open`], with the users whose symlinks are followed.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_trusting(path: impl AsRef<Path>, trust: Trust) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let fail = |source: Errno| OpenError {
             path: path.to_owned(),
             source: source.into(),
         };
-        let found = walk::open_directory(path, Trust::of_root()).map_err(|source| OpenError {
+        let found = walk::open_directory(path, trust).map_err(|source| OpenError {
             path: path.to_owned(),
             source,
         })?;

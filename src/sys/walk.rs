@@ -5,6 +5,10 @@
 //! `..` is followed: its owner could lead us anywhere. In a directory such as /tmp (sticky),
 //! symlinks of root and of this user are followed. In a user namespace, where we have no rights
 //! outside of it, all names are followed.
+//!
+//! In an idmapped mount, root's own files have another owner. podman passes such mounts of its store
+//! with the mapping. There the owner that root is mapped to counts as root, if only root can reach
+//! the mount.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -19,7 +23,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::process;
+use super::{mountinfo, process};
 
 /// The number that the kernel shows for owners that a user namespace does not have
 /// (fs.overflowuid).
@@ -35,6 +39,8 @@ pub enum Trust {
     All,
     /// Root and this user.
     RootAndUs,
+    /// Root and this user, and this owner for root in idmapped mounts that only root can reach.
+    RootAndMapped(u32),
 }
 
 impl Trust {
@@ -220,9 +226,9 @@ pub fn open_parent(path: &Path, trust: Trust) -> io::Result<(OwnedFd, OsString)>
 /// # Errors
 /// EACCES with a text if another user may exchange it; those of stat(2).
 pub fn require_own_name(dir: BorrowedFd<'_>, name: &OsStr, trust: Trust) -> io::Result<()> {
-    let Trust::RootAndUs = trust else {
+    if let Trust::All = trust {
         return Ok(());
-    };
+    }
     let trusted = [0, rustix::process::geteuid().as_raw()];
     let above = look(dir, OWNER)?;
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
@@ -254,6 +260,12 @@ struct Walk {
     foreign: bool,
     /// The trusted owners; `None`: all.
     trusted: Option<[u32; 2]>,
+    /// The owner that stands for root in `private_idmapped`.
+    mapped_root: Option<u32>,
+    /// Whether only root can reach the directory by the names so far.
+    private: bool,
+    /// The number of the idmapped mount that was entered and that only root can reach.
+    private_idmapped: Option<u64>,
 }
 
 impl Walk {
@@ -272,8 +284,16 @@ impl Walk {
             foreign: false,
             trusted: match trust {
                 Trust::All => None,
-                Trust::RootAndUs => Some([0, rustix::process::geteuid().as_raw()]),
+                Trust::RootAndUs | Trust::RootAndMapped(_) => {
+                    Some([0, rustix::process::geteuid().as_raw()])
+                }
             },
+            mapped_root: match trust {
+                Trust::RootAndMapped(owner) => Some(owner),
+                Trust::All | Trust::RootAndUs => None,
+            },
+            private: false,
+            private_idmapped: None,
         };
         walk.enter(look(walk.dir.as_fd(), OWNER)?);
         Ok(walk)
@@ -311,6 +331,7 @@ impl Walk {
                     self.foreign |= on_mount(&next)? && self.trusted.is_some();
                 }
                 self.dir = next;
+                self.private &= name != "..";
                 self.enter(st);
             }
             _ if last => self.dir = next,
@@ -324,7 +345,19 @@ impl Walk {
         let Some(trusted) = self.trusted else {
             return;
         };
-        self.foreign |= !trusted.contains(&st.stx_uid) || (open_to_others(&st) && !is_sticky(&st));
+        if self.mapped_root.is_some() && self.private && !self.foreign && is_mount_root(&st) {
+            self.private_idmapped = idmapped(&self.dir).or(self.private_idmapped);
+        }
+        let owned = trusted.contains(&st.stx_uid) || self.is_mapped_root(st.stx_uid);
+        self.foreign |= !owned || (open_to_others(&st) && !is_sticky(&st));
+        self.private |= !self.foreign && st.stx_mode & 0o077 == 0;
+    }
+
+    /// Whether this owner is root's in the idmapped mount of the current directory.
+    fn is_mapped_root(&self, owner: u32) -> bool {
+        self.mapped_root == Some(owner)
+            && self.private_idmapped.is_some()
+            && self.private_idmapped == mount_of(&self.dir)
     }
 
     fn follow(&mut self, link: &OwnedFd, owner: u32, name: &OsStr) -> io::Result<()> {
@@ -341,6 +374,7 @@ impl Walk {
         let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
         if target.is_absolute() {
             self.dir = rustix::fs::open("/", DIRECTORY, Mode::empty())?;
+            self.private = false;
         }
         for name in names(&target).rev() {
             self.todo.push_front(name);
@@ -377,6 +411,19 @@ pub fn look(file: BorrowedFd<'_>, mask: StatxFlags) -> rustix::io::Result<Statx>
 pub fn is_mount_root(st: &Statx) -> bool {
     !st.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT)
         || st.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+}
+
+fn mount_of(dir: &OwnedFd) -> Option<u64> {
+    let st = look(dir.as_fd(), StatxFlags::MNT_ID).ok()?;
+    Some(st.stx_mnt_id)
+}
+
+/// Returns the number of the mount of a directory if it is an idmapped mount.
+fn idmapped(dir: &OwnedFd) -> Option<u64> {
+    let id = mount_of(dir)?;
+    let mounts = mountinfo::list().ok()?;
+    let found = mounts.iter().find(|mount| mount.id == id)?;
+    found.is_idmapped().then_some(id)
 }
 
 fn open_to_others(st: &Statx) -> bool {

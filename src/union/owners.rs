@@ -114,7 +114,7 @@ impl IdMap {
     }
 
     /// Returns the shown ID of a disk ID, without squashing; `None` outside of the ranges.
-    fn forth(&self, disk: u32) -> Option<u32> {
+    pub fn shown_for(&self, disk: u32) -> Option<u32> {
         if self.ranges.is_empty() {
             return Some(disk);
         }
@@ -225,7 +225,7 @@ impl Owners {
         let known = if self.has_shown_ids(side) {
             map.back(id).map(|_| id)
         } else {
-            map.forth(id)
+            map.shown_for(id)
         };
         known.unwrap_or(match self.outside {
             Outside::Refused => NO_ID,
@@ -314,11 +314,11 @@ impl Owners {
             Some(Owned::Acl) if is_shown => Ok(self.known_acl(&value)),
             Some(Owned::Capability) if is_shown => Ok(value),
             Some(Owned::Capability) => {
-                with_root(&value, |root| self.users.forth(root)).ok_or(Errno::NODATA)
+                with_root(&value, |root| self.users.shown_for(root)).ok_or(Errno::NODATA)
             }
             // An entry of an ID outside matches no caller, so leaving it out changes nothing.
             Some(Owned::Acl) => Ok(with_acl_ids(&value, |kind, id| {
-                match (self.map(kind).forth(id), self.outside) {
+                match (self.map(kind).shown_for(id), self.outside) {
                     (None, Outside::Overflow) => Some(OVERFLOW_ID),
                     (known, _) => known,
                 }

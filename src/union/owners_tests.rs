@@ -31,13 +31,13 @@ fn ids_go_forth_and_back() {
         (65536, 65536),
     ] {
         assert_eq!(
-            (map.forth(disk), map.back(shown)),
+            (map.shown_for(disk), map.back(shown)),
             (Some(shown), Some(disk))
         );
     }
-    assert_eq!((map.forth(65537), map.back(65537)), (None, None));
+    assert_eq!((map.shown_for(65537), map.back(65537)), (None, None));
     assert_eq!(map.back(NO_ID), None);
-    assert_eq!(IdMap::default().forth(7), Some(7));
+    assert_eq!(IdMap::default().shown_for(7), Some(7));
     assert_eq!(IdMap::default().back(NO_ID), None);
 }
 

@@ -199,3 +199,36 @@ fn called_as_fuse_overlayfs_ids_outside_are_65534() {
     let upper = &stack.upper.as_ref().unwrap().0;
     assert_eq!(owner(&upper.join("new")), (65534, 65534));
 }
+
+/// podman names layers by symlinks in an idmapped mount of its store. Root's own symlinks have
+/// another owner there. They are followed only if no other user can reach the mount.
+#[test]
+fn symlinks_in_an_idmapped_mount_of_a_private_store() {
+    need_mounts!();
+    need!(tools());
+    let scratch = Scratch::disk();
+    let store = scratch.dir("store");
+    let lower = store.join("id/diff");
+    std::fs::create_dir_all(&lower).unwrap();
+    make_tree(&lower);
+    std::fs::create_dir(store.join("l")).unwrap();
+    symlink("../id/diff", store.join("l/SHORT")).unwrap();
+    let private = scratch.dir("private");
+    let target = private.join("mapped");
+    std::fs::create_dir(&target).unwrap();
+    let mapped = idmapped(&store, &target);
+    let stack = Stack::writable(&scratch, vec![mapped.path().join("l/SHORT")]);
+    for (mode, options, allowed) in [(0o700, MAPPED, true), (0o755, MAPPED, false)] {
+        chmod(&private, mode);
+        match Fs::Unionfs(options).try_mount(&stack) {
+            Ok(mounted) => {
+                assert!(allowed, "mode {mode:o}");
+                assert_eq!(owner(&mounted.path().join("in")), (1005, 2005));
+            }
+            Err(error) => {
+                assert!(!allowed, "{error}");
+                assert!(error.contains("another user may change"), "{error}");
+            }
+        }
+    }
+}
