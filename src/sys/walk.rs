@@ -350,7 +350,8 @@ impl Walk {
         }
         let owned = trusted.contains(&st.stx_uid) || self.is_mapped_root(st.stx_uid);
         self.foreign |= !owned || (open_to_others(&st) && !is_sticky(&st));
-        self.private |= !self.foreign && st.stx_mode & 0o077 == 0;
+        let others = st.stx_mode & 0o077;
+        self.private |= !self.foreign && others == 0;
     }
 
     /// Whether this owner is root's in the idmapped mount of the current directory.
