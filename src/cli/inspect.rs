@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::archive_names;
 use super::command_sandbox::SandboxArgs;
+use super::inspect_remote::{self, RemoteArgs};
 use super::output::{one_line, print, print_json, size};
+use super::{archive_names, remote_names};
 use unionfs::store::Image;
 
 /// Show the configuration and layers of an image
@@ -13,18 +14,32 @@ use unionfs::store::Image;
 #[command(after_help = "\
 Examples:
   unionfs inspect myapp:2
-  unionfs inspect --json myapp:2 | jq .config.Env")]
+  unionfs inspect --json myapp:2 | jq .config.Env
+  unionfs inspect docker://quay.io/podman/stable:latest")]
 pub(super) struct Args {
-    /// The image: name, ID or ID prefix
+    /// The image: name, ID or ID prefix; docker://NAME is an image of a registry, which is not pulled
     image: String,
     /// Print JSON: the whole configuration, sizes in bytes
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    remote: RemoteArgs,
+    #[command(flatten)]
     sandbox: SandboxArgs,
 }
 
+/// How it is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Text,
+    Json,
+}
+
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    if remote_names::is_one(&args.image) {
+        let form = if args.json { Form::Json } else { Form::Text };
+        return inspect_remote::run(&args.image, &args.remote, &args.sandbox, form);
+    }
     let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
     let image = args.sandbox.stores("inspect", root)?.find(&image)?;
     if args.json {

@@ -29,8 +29,10 @@ mod completions;
 mod confined_queries;
 mod cp;
 mod cp_target;
+mod delete;
 mod df;
 mod diff;
+mod digest;
 mod digest_names;
 mod error;
 mod export;
@@ -40,6 +42,7 @@ mod images;
 mod import;
 mod info;
 mod inspect;
+mod inspect_remote;
 mod interrupt;
 mod launch;
 mod layers;
@@ -71,6 +74,7 @@ mod ps;
 mod pull;
 mod push;
 mod registry_args;
+mod remote_names;
 mod remount;
 mod rm;
 mod rmi;
@@ -80,6 +84,7 @@ mod stats;
 mod sync;
 mod system_log;
 mod tag;
+mod tags;
 mod umount;
 mod verify;
 mod version;
@@ -161,6 +166,9 @@ enum Command {
     Push(push::Args),
     Login(login::Args),
     Logout(logout::Args),
+    Tags(tags::Args),
+    Digest(digest::Args),
+    Delete(delete::Args),
     Stats(stats::Args),
     Sync(sync::Args),
     Tag(tag::Args),
@@ -274,6 +282,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Push(args) => push::run(&args, root),
         Command::Login(args) => login::run(&args),
         Command::Logout(args) => logout::run(&args),
+        Command::Tags(args) => tags::run(&args),
+        Command::Digest(args) => digest::run(&args),
+        Command::Delete(args) => delete::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Sync(args) => sync::run(&args),
         Command::Tag(args) => tag::run(&args, root),

@@ -77,6 +77,8 @@ const fn with_network(row: Reach) -> Reach {
     }
 }
 
+const ASKING: &str = "logins, certificates and configuration, read before";
+
 /// All commands, in the order of `unionfs --help`.
 pub(super) static TABLE: &[Reach] = &[
     outside(
@@ -88,7 +90,12 @@ pub(super) static TABLE: &[Reach] = &[
         "reads nothing but records of the runtime directory",
     ),
     row("images", Read, No, ""),
-    row("inspect", Read, No, ""),
+    with_network(row(
+        "inspect",
+        Read,
+        No,
+        "docker:// names: servers and no stores; logins, certificates and configuration, read before",
+    )),
     row("history", Read, No, ""),
     row("layers", Read, No, ""),
     row("verify", Read, No, ""),
@@ -153,6 +160,9 @@ pub(super) static TABLE: &[Reach] = &[
         "a process outside reads configuration and certificates, and writes the login",
     )),
     outside("logout", "reads and writes files with logins only"),
+    with_network(row("tags", No, No, ASKING)),
+    with_network(row("digest", No, No, ASKING)),
+    with_network(row("delete", No, No, ASKING)),
     row("stats", No, No, "the daemon's socket"),
     outside("sync", "reads nothing but records of the runtime directory"),
     row("tag", Read, Write, ""),

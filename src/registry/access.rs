@@ -76,12 +76,30 @@ impl Access {
     /// [`super::Error::Credentials`], [`super::Error::Configuration`]; [`super::Error::Blocked`] and [`super::Error::Policy`] if the
     /// configuration refuses the image.
     pub fn look_up(&mut self, name: &Reference, purpose: Purpose) -> Result<()> {
+        let rules = match purpose {
+            Purpose::Pull => self.configuration.rules_for(name)?,
+            Purpose::Push => Vec::new(),
+        };
+        self.know(name, purpose, rules)
+    }
+
+    /// As [`Self::look_up`], for a look at an image, whatever the signature policy says of it.
+    ///
+    /// # Errors
+    /// As [`Self::look_up`].
+    pub fn look_up_ways(&mut self, name: &Reference, purpose: Purpose) -> Result<()> {
+        self.know(name, purpose, Vec::new())
+    }
+
+    fn know(
+        &mut self,
+        name: &Reference,
+        purpose: Purpose,
+        rules: Vec<SignatureRule>,
+    ) -> Result<()> {
         let known = Known {
             routes: routes(self, name, purpose)?,
-            rules: match purpose {
-                Purpose::Pull => self.configuration.rules_for(name)?,
-                Purpose::Push => Vec::new(),
-            },
+            rules,
             name: name.clone(),
             purpose,
         };

@@ -128,6 +128,31 @@ struct RawEntry {
     platform: Option<Platform>,
 }
 
+/// An entry of an index.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) digest: Digest,
+    pub(super) platform: Option<Platform>,
+}
+
+/// Returns the entries of an index, all of them; none of a manifest. `what` is for messages.
+pub(super) fn entries(what: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
+    let raw: RawDocument = json::parse(Path::new("its manifest"), bytes)
+        .map_err(|error| Error::malformed(what, error.to_string()))?;
+    let entries = raw.manifests.unwrap_or_default();
+    if entries.len() > MAX_IMAGES {
+        let why = format!("its index has more than {MAX_IMAGES} images");
+        return Err(Error::malformed(what, why));
+    }
+    let entries = entries.into_iter().map(|entry| {
+        Ok(Entry {
+            digest: digest(what, &entry.digest)?,
+            platform: entry.platform,
+        })
+    });
+    entries.collect()
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawBlob {

@@ -45,6 +45,7 @@ mod pace;
 mod parallel;
 mod pull;
 mod push;
+mod remote;
 mod retry;
 mod route;
 mod signature;
@@ -62,6 +63,9 @@ pub use manifest::ManifestFormat;
 pub use pace::Patience;
 pub use pull::{Fetched, PullOptions, Pulled, fetch};
 pub use push::{PushOptions, Pushed, PushedLayer, push};
+pub use remote::{
+    RemoteImage, RemoteLayer, RemotePlatform, delete, digest, look, raw_manifest, tags,
+};
 pub use retry::Retry;
 pub use route::Purpose;
 

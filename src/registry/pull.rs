@@ -229,7 +229,8 @@ pub(super) fn manifest_from(
     sources.first(needs, |client| get_manifest(client, name, expected))
 }
 
-fn get_manifest(
+/// As [`manifest_from`], from one place.
+pub(super) fn get_manifest(
     client: &Client<'_>,
     name: &Reference,
     expected: Option<Digest>,

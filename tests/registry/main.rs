@@ -17,6 +17,7 @@ mod policy;
 mod proxy;
 mod pull;
 mod push;
+mod remote;
 mod server;
 mod shared;
 mod slow;

@@ -33,15 +33,24 @@ impl Server {
         Self::start_with(home, "", "")
     }
 
+    /// Starts a registry that allows deletions.
+    pub(crate) fn start_that_deletes(home: &Home) -> Self {
+        Self::start_as(home, ", delete: {enabled: true}", "", "")
+    }
+
     /// Starts the registry. `more` has further lines of its configuration; `http` has further lines
     /// of that section.
     pub(crate) fn start_with(home: &Home, more: &str, http: &str) -> Self {
+        Self::start_as(home, "", more, http)
+    }
+
+    fn start_as(home: &Home, storing: &str, more: &str, http: &str) -> Self {
         let port = free_port();
         let storage = home.path(&format!("registry-{port}"));
         let config = home.path(&format!("registry-{port}.yml"));
         let text = format!(
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {storage:?}}}}}\n\
+             storage: {{filesystem: {{rootdirectory: {storage:?}}}{storing}}}\n\
              {more}http: {{addr: \"127.0.0.1:{port}\", secret: test{http}}}\n"
         );
         std::fs::write(&config, text).unwrap();

@@ -1,0 +1,42 @@
+//! Names of images in registries, with skopeo's `docker://` before them or without it, and the sandbox of
+//! commands that only ask a registry.
+
+use super::command_sandbox::SandboxArgs;
+use super::error::Usage;
+use super::registry_args::Credentials;
+use unionfs::oci::Reference;
+use unionfs::registry::{Access, Purpose};
+
+/// skopeo's name of registries.
+pub(super) const REGISTRY: &str = "docker://";
+
+/// Whether a text names an image of a registry in skopeo's spelling.
+pub(super) fn is_one(text: &str) -> bool {
+    text.starts_with(REGISTRY)
+}
+
+/// Finds the name in the configuration, reads what is needed to ask for it, and enters the sandbox of the
+/// command.
+pub(super) fn ask(
+    text: &str,
+    purpose: Purpose,
+    credentials: &Credentials,
+    sandbox: &SandboxArgs,
+    command: &str,
+) -> anyhow::Result<(Reference, Access)> {
+    let mut access = credentials.access()?;
+    let plain = text.strip_prefix(REGISTRY).unwrap_or(text);
+    let name = match access.candidates(plain)?.as_slice() {
+        [name] => name.clone(),
+        names => {
+            let names: Vec<String> = names.iter().map(Reference::to_string).collect();
+            let text = format!("{plain:?} may be {}: write one of them", names.join(" or "));
+            return Err(Usage(text).into());
+        }
+    };
+    access.look_up_ways(&name, purpose)?;
+    let mut cage = sandbox.cage(command)?;
+    cage.talk()?;
+    cage.enter()?;
+    Ok((name, access))
+}
