@@ -9,9 +9,11 @@
 //!
 //! A confined copy of this process takes the image into the own store, without a name. The command
 //! then finds it by its ID. If the store has the image, only the metadata of the archive is read.
-//! `unionfs prune --dangling` removes it.
+//! `unionfs prune --dangling` removes it, but not while the command that named it holds the lock for
+//! readers ([`Taken`]).
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
@@ -77,8 +79,8 @@ pub(super) fn resolve<'t>(
     sandbox: &SandboxArgs,
     root: Option<&Path>,
 ) -> anyhow::Result<Cow<'t, str>> {
-    let taken = take_in(image, sandbox.mode()?, root)?;
-    Ok(taken.map_or(Cow::Borrowed(image), |id| id.to_string().into()))
+    let taken = take_in(image, sandbox.mode()?, root, None)?;
+    Ok(taken.map_or(Cow::Borrowed(image), |taken| taken.id.to_string().into()))
 }
 
 /// As [`resolve`], for several.
@@ -91,12 +93,21 @@ pub(super) fn resolve_all(
     resolved.map(|image| image.map(Cow::into_owned)).collect()
 }
 
-/// Takes the image into the own store if it names an archive, and returns its ID.
+/// An image that an archive has, and the own store by now.
+pub(super) struct Taken {
+    pub(super) id: Digest,
+    /// A lock that keeps the image from being removed.
+    pub(super) held: File,
+}
+
+/// Takes the image into the own store if it names an archive. `lock` is the lock of the own store if
+/// the caller has it.
 pub(super) fn take_in(
     image: &str,
     mode: Mode,
     root: Option<&Path>,
-) -> anyhow::Result<Option<Digest>> {
+    lock: Option<&File>,
+) -> anyhow::Result<Option<Taken>> {
     let Some(name) = ArchiveName::parse(image)? else {
         return Ok(None);
     };
@@ -106,6 +117,8 @@ pub(super) fn take_in(
     }
     let own = own_store::open(None)?;
     let own_root: PathBuf = own.root().to_owned();
+    // The copy of this process takes it, and this process keeps it.
+    let lease = own.lease()?;
     // The opened store holds directories.
     drop(own);
     let mut cage = Cage::to_take_in(mode)?;
@@ -123,11 +136,19 @@ pub(super) fn take_in(
         verdicts.require(&source)?;
         let incoming = archive::find(&source, name.reference, None)?;
         let id = Digest::of(&incoming.config);
+        lease.hold()?;
         if own.store().image(&id).is_err() {
+            // Who has the store may wait for readers.
+            lease.release()?;
             let items = Items::new(!std::io::stderr().is_terminal(), "taken in");
-            let locked = own_store::lock(&own)?;
+            let locked = match lock {
+                Some(lock) => own.locked_by(lock.try_clone().context("cannot keep the lock")?)?,
+                None => own_store::lock(&own)?,
+            };
             let show = |step: Progress<'_, &Digest>| items.show(step);
             let taken = archive::take(&locked, &source, &incoming, &[], &limits, &show)?;
+            // Nobody removes the image before the store is unlocked.
+            lease.hold()?;
             super::load::warn_of_devices(taken.kept_devices);
             let root = own_root.display();
             warn(format_args!(
@@ -138,7 +159,8 @@ pub(super) fn take_in(
     })?;
     let id = std::str::from_utf8(&answer).ok().and_then(Digest::parse);
     let id = id.context("the process that reads the archive gave no answer that can be read")?;
-    Ok(Some(id))
+    let held = lease.into_file();
+    Ok(Some(Taken { id, held }))
 }
 
 #[cfg(test)]

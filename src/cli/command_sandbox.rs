@@ -13,7 +13,7 @@ use rustix::fs::FileType;
 
 use super::environment;
 use super::error::Usage;
-use super::own_store::Mounted;
+use super::live_mounts::Mounted;
 use super::sandbox_access::{self, Reach, Use};
 use super::{confined_queries, interrupt, own_store, warn};
 use unionfs::catalog::directory;
@@ -316,14 +316,14 @@ impl Cage {
         Ok(Writable::open(&root)?)
     }
 
-    /// As [`Self::enter_with_own`], with the store locked and the mounts that are live by then, which
-    /// are not seen inside.
+    /// As [`Self::enter_with_own`], with the store locked, and the live mounts, which are not seen
+    /// inside.
     pub(super) fn enter_with_mounts(
         self,
         store: Writable,
     ) -> anyhow::Result<(Writable, File, Mounted)> {
         let lock = own_store::lock(&store)?.into_lock();
-        let mounted = Mounted::now();
+        let mounted = Mounted::watched()?;
         let store = self.enter_with_own(store)?;
         Ok((store, lock, mounted))
     }

@@ -2,17 +2,17 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::archive_policy::Verdicts;
 use super::command_sandbox::{Input, SandboxArgs};
 use super::output::{print, print_json};
-use super::own_store::{self, Mounted};
 use super::progress::Items;
-use super::warn;
+use super::{own_store, warn};
 use unionfs::archive::{Loaded, Source, Wanted, contents, load_contents};
 use unionfs::layer_tar::Limits;
 use unionfs::oci::{Platform, Reference};
-use unionfs::store::writable::{Exclusive, Writable};
+use unionfs::store::writable::{Exclusive, LiveUse, Writable};
 
 /// Load images from an archive into the own store
 ///
@@ -96,7 +96,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         (cage.enter_to_take_in(store)?, None)
     };
     let (locked, mounted) = match held {
-        Some((lock, mounted)) => (Some(store.locked_by(lock)?), Some(mounted)),
+        Some((lock, mounted)) => {
+            let mounted: LiveUse = Arc::new(move |diff| mounted.find(diff));
+            (Some(store.locked_by(lock)?), Some(mounted))
+        }
         None => (None, None),
     };
     let mut loading = Loading {
@@ -142,7 +145,7 @@ struct Loading<'s> {
     store: &'s Writable,
     /// Taken when the first archive has been opened.
     locked: Option<Exclusive<'s>>,
-    mounted: Option<Mounted>,
+    mounted: Option<LiveUse>,
 }
 
 impl Loading<'_> {
@@ -186,7 +189,7 @@ impl Loading<'_> {
             let mut checked = HashSet::new();
             for image in &contents.images {
                 let damaged = store.damaged_layers(&image.diff_ids, &mut checked)?;
-                locked.distrust(damaged, &|diff| mounted.find(diff))?;
+                locked.distrust(damaged, Arc::clone(mounted))?;
             }
         }
         let loaded = load_contents(locked, &source, contents, names, &limits, &|step| {

@@ -46,6 +46,7 @@ mod inspect_remote;
 mod interrupt;
 mod launch;
 mod layers;
+mod live_mounts;
 mod load;
 mod logging;
 mod login;

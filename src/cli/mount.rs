@@ -12,7 +12,7 @@ use super::mount_lookup::{self, Asked};
 use super::mount_upper::{Fresh, Lasts};
 use super::options::MountOptions;
 use super::pool::PoolArgs;
-use super::{archive_names, catalog, mount_checks};
+use super::{archive_names, catalog, mount_checks, own_store};
 use unionfs::image_mounts::UPPER_DIALECT;
 use unionfs::layer::{LayerSpec, StackSpec, UpperSpec};
 use unionfs::store::discovery::Environment;
@@ -188,20 +188,27 @@ fn request(args: Args, mut options: MountOptions, root: Option<&Path>) -> anyhow
         // everything below a renamed directory.
         options.redirect_dir.get_or_insert(false);
     }
-    let taken = match &image {
-        Some(image) => archive_names::take_in(image, options.sandbox, root)?,
+    // A process that holds the lock for readers must not wait for the store.
+    let lock = match args.name {
+        Some(_) => Some(own_store::lock(&own_store::open(None)?)?.into_lock()),
         None => None,
     };
-    let id = taken.map(|id| id.to_string());
+    let taken = match &image {
+        Some(image) => archive_names::take_in(image, options.sandbox, root, lock.as_ref())?,
+        None => None,
+    };
+    let id = taken.as_ref().map(|taken| taken.id.to_string());
     let asked = Asked {
         image: id.as_deref().or(image.as_deref()),
-        name: args.name.as_deref(),
+        name: args.name.as_deref().zip(lock.as_ref()),
         container: args.container.as_deref(),
         in_place: args.in_place,
         options: &options,
         pool: &args.pool,
     };
-    let (mut found, held) = mount_lookup::look_up(&asked, root)?;
+    let (mut found, mut held) = mount_lookup::look_up(&asked, root)?;
+    drop(lock);
+    held.extend(taken.map(|taken| taken.held));
     if let Some(image) = image.filter(|_| id.is_some()) {
         found.label = image;
     }

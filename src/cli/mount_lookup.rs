@@ -31,8 +31,8 @@ use unionfs::store::{Chain, Places, Roots, Stores, Writable, unpack_image};
 #[derive(Clone, Copy)]
 pub(super) struct Asked<'a> {
     pub(super) image: Option<&'a str>,
-    /// The request for a named read-write layer.
-    pub(super) name: Option<&'a str>,
+    /// The request for a named read-write layer, with the lock of the own store.
+    pub(super) name: Option<(&'a str, &'a File)>,
     pub(super) container: Option<&'a str>,
     pub(super) in_place: bool,
     pub(super) options: &'a MountOptions,
@@ -88,7 +88,10 @@ fn unpack(
 ) -> anyhow::Result<(Digest, PathBuf)> {
     let mode = asked.options.sandbox;
     let own = own_store::open(None)?;
-    let lock = own_store::lock(&own)?.into_lock();
+    let lock = match asked.name {
+        Some((_, lock)) => lock.try_clone().context("cannot keep the store locked")?,
+        None => own_store::lock(&own)?.into_lock(),
+    };
     let own_root = own.root().to_owned();
     // The opened store holds directories.
     drop(own);
@@ -114,17 +117,13 @@ fn unpack(
 }
 
 fn look_up_once(asked: &Asked<'_>, root: Option<&Path>) -> anyhow::Result<(ToMount, Vec<File>)> {
-    let Some(name) = asked.name else {
+    let Some((name, lock)) = asked.name else {
         let (found, held) = find(asked, root)?;
         return Ok((of(found, None), held));
     };
     // The own store is used also if images are searched elsewhere.
-    let own = own_store::open(None)?;
-    let lock = own_store::lock(&own)?.into_lock();
-    let own_root = own.root().to_owned();
-    // The opened store holds directories.
-    drop(own);
-    let (found, held) = find_or_make(asked, name, root, &own_root, &lock)?;
+    let own_root = own_store::open(None)?.root().to_owned();
+    let (found, held) = find_or_make(asked, name, root, &own_root, lock)?;
     let upper = found.stack.upper.as_ref();
     let ours = upper.is_some_and(|upper| upper.layer.path().starts_with(&own_root));
     ensure!(ours, "read-write layer {name:?} is not in {own_root:?}");

@@ -1,17 +1,16 @@
 //! The own store, for the commands that change it.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::error::Usage;
+use super::live_mounts::Mounted;
 use super::output::{print, print_json};
 use super::{command_sandbox, warn};
-use unionfs::fuse::runtime;
 use unionfs::oci::{Digest, Platform, Reference};
 use unionfs::store::discovery::Environment;
 use unionfs::store::writable::{Exclusive, Writable};
-use unionfs::store::{Error, Image, Places};
+use unionfs::store::{Error, Places};
 
 /// Opens the own store for writing, and makes it if it does not exist.
 pub(super) fn open(root: Option<&Path>) -> anyhow::Result<Writable> {
@@ -109,55 +108,6 @@ fn sweep(locked: &Exclusive<'_>, mounted: &Mounted) {
     if let Err(error) = locked.sweep(&|diff| mounted.find(diff)) {
         // The image is so damaged that its layers are not known; prune reports it.
         tracing::debug!(%error, "leftovers are not looked for");
-    }
-}
-
-/// The layers of live mounts, with the mountpoints.
-pub(super) struct Mounted {
-    layers: HashMap<PathBuf, PathBuf>,
-    /// The topmost lower of each mount, which represents the whole chain, with the mountpoint, and
-    /// the ID of the image if it is known.
-    chains: Vec<(PathBuf, PathBuf, Option<String>)>,
-}
-
-impl Mounted {
-    pub(super) fn now() -> Self {
-        let (mut layers, mut chains) = (HashMap::new(), Vec::new());
-        for record in runtime::list() {
-            let description = record.description;
-            if let Some(top) = description.lowers.first() {
-                let image = description.image_id.clone();
-                chains.push((top.clone(), record.mountpoint.clone(), image));
-            }
-            for layer in description.lowers.into_iter().chain(description.upper) {
-                layers.insert(layer, record.mountpoint.clone());
-            }
-        }
-        Self { layers, chains }
-    }
-
-    /// None.
-    pub(super) fn none() -> Self {
-        Self {
-            layers: HashMap::new(),
-            chains: Vec::new(),
-        }
-    }
-
-    /// Returns the mountpoint of the layer in this directory.
-    pub(super) fn find(&self, diff: &Path) -> Option<PathBuf> {
-        self.layers.get(diff).cloned()
-    }
-
-    /// Returns the mountpoint of an image: of exactly its layers, and not of another image with the
-    /// same layers.
-    pub(super) fn image(&self, image: &Image) -> Option<PathBuf> {
-        let top = &image.layers.last()?.place.path();
-        let id = image.id.to_string();
-        let this = |other: &Option<String>| other.as_ref().is_none_or(|other| *other == id);
-        let mut chains = self.chains.iter();
-        let found = chains.find(|(lower, _, image)| lower == top && this(image));
-        found.map(|(_, mountpoint, _)| mountpoint.clone())
     }
 }
 

@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use super::catalog;
 use super::command_sandbox::SandboxArgs;
+use super::live_mounts::Mounted;
 use super::output::{Table, print, print_json, size};
-use super::own_store::{self, Mounted};
+use super::own_store;
 use unionfs::image_mounts::ImageCatalogs;
 use unionfs::store::writable::{Garbage, GarbageKind};
 
@@ -78,7 +79,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         };
         items = store.garbage(&in_use, &going)?;
         for item in items.iter().filter(|_| !args.dry_run) {
-            store.remove_garbage(item)?;
+            store.remove_garbage(item, &in_use)?;
         }
     }
     // Catalogs of all stores are listed, also of those that are only read.

@@ -1,11 +1,12 @@
 //! `unionfs pull` copies an image of a registry to the own store.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::command_sandbox::SandboxArgs;
+use super::live_mounts::Mounted;
 use super::load::warn_of_devices;
 use super::output::{print, print_json, size};
-use super::own_store::Mounted;
 use super::progress::Items;
 use super::registry_args::RegistryArgs;
 use super::{error, interrupt, own_store, warn};
@@ -13,7 +14,7 @@ use unionfs::layer_tar::Limits;
 use unionfs::oci::{Digest, Platform, Reference};
 use unionfs::progress::Progress;
 use unionfs::registry::{Fetched, PullOptions, Pulled, Purpose, Show, fetch};
-use unionfs::store::writable::Writable;
+use unionfs::store::writable::{LiveUse, Writable};
 
 /// Pull images from registries into the own store
 ///
@@ -71,7 +72,11 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         }
     }
     cage.talk()?;
-    let mounted = args.repair.then(Mounted::now);
+    let mounted = args.repair.then(Mounted::watched).transpose()?;
+    let mounted: Option<LiveUse> = match mounted {
+        Some(mounted) => Some(Arc::new(move |diff| mounted.find(diff))),
+        None => None,
+    };
     let store = cage.enter_to_take_in(store)?;
     let place = store.root().to_owned();
     interrupt::note(move || {
@@ -123,7 +128,7 @@ fn pull(
     store: &Writable,
     names: &[Reference],
     options: &PullOptions,
-    mounted: Option<&Mounted>,
+    mounted: Option<&LiveUse>,
 ) -> anyhow::Result<Pulled> {
     let downloads = Items::new(args.quiet, "downloaded");
     let show = |step: Progress<'_, &Digest>| downloads.show(step);
@@ -132,7 +137,7 @@ fn pull(
     let locked = own_store::lock(store)?;
     if let Some(mounted) = mounted {
         let damaged = fetched.damaged().to_vec();
-        locked.distrust(damaged, &|diff| mounted.find(diff))?;
+        locked.distrust(damaged, Arc::clone(mounted))?;
     }
     let layers = Items::new(args.quiet, "unpacked");
     Ok(fetched.register(&locked, &|step| match step {

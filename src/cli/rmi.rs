@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 
 use super::command_sandbox::{Missing, SandboxArgs};
+use super::live_mounts::Mounted;
 use super::output::{print, print_json};
-use super::own_store::{self, Mounted};
+use super::own_store;
 use super::{digest_names, error, warn};
 use unionfs::image_mounts::ImageCatalogs;
 use unionfs::store::writable::{Exclusive, Removed, in_use_on};

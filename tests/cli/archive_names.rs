@@ -1,6 +1,7 @@
 //! Images in archives and layouts, given by skopeo's names to every command that takes an image.
 
 use std::fs;
+use std::process::Stdio;
 
 use testkit::home::Home;
 use testkit::need;
@@ -136,4 +137,68 @@ fn what_is_not_there_is_said() {
     home.run(["mount", "-r", "oci:layout:v1", "mnt"])
         .failed(1, &["layout"]);
     assert_eq!(images(&home), before);
+}
+
+/// An image without a name, which `prune --dangling` of another process may remove at any moment,
+/// stays from when the archive is read until the mount is recorded.
+#[test]
+fn an_image_of_an_archive_stays_until_it_is_mounted() {
+    let home = need!(home());
+    let mounted = home.run(["mount", "-r", "docker-archive:one.tar", "mnt"]);
+    assert_eq!(mounted.code, Some(0), "{mounted:?}");
+    home.run(["umount", "mnt"]).ok();
+    let configurations = home.path("own/image/overlay2/imagedb/content/sha256");
+    let mut only = fs::read_dir(&configurations).unwrap();
+    let configuration = only.next().unwrap().unwrap().path();
+    // Another process removes it, as prune does, with the lock that readers wait for.
+    let lock = fs::File::open(home.path("own/unionfs/removing")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mount = home
+        .command(testkit::program())
+        .args(["mount", "-r", "docker-archive:one.tar", "mnt"])
+        .spawn()
+        .unwrap();
+    // Long enough for a process that does not wait to find the image.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    fs::remove_file(configuration).unwrap();
+    drop(lock);
+    assert!(mount.wait_with_output().unwrap().status.success());
+    assert_eq!(
+        fs::read_to_string(home.path("mnt/etc/name")).unwrap(),
+        "one"
+    );
+    home.run(["umount", "mnt"]).ok();
+    // With real ones, of named layers too.
+    let prune =
+        "while [ -d own ] && [ ! -e stop ]; do \"$UNIONFS\" prune --dangling || touch failed; done";
+    let mut pruning = home.command("sh");
+    pruning.env("UNIONFS", testkit::program());
+    let mut pruning = pruning
+        .args(["-c", prune])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    for round in 0..10 {
+        let name = format!("layer{round}");
+        let more = if round % 2 == 0 {
+            &[][..]
+        } else {
+            &["--name", &name][..]
+        };
+        let args = [&["mount"], more, &["docker-archive:one.tar", "mnt"]].concat();
+        let mounted = home.run(args);
+        assert_eq!(mounted.code, Some(0), "{round}: {mounted:?}");
+        assert_eq!(
+            fs::read_to_string(home.path("mnt/etc/name")).unwrap(),
+            "one"
+        );
+        home.run(["umount", "mnt"]).ok();
+        if round % 2 == 1 {
+            // It may say that it waits for the other process.
+            assert_eq!(home.run(["rm", &name]).code, Some(0));
+        }
+    }
+    fs::write(home.path("stop"), "").unwrap();
+    assert!(pruning.wait().unwrap().success());
+    assert!(!home.path("failed").exists());
 }

@@ -112,7 +112,7 @@ fn prune(root: &Path, when: &str) {
     let store = store.lock().unwrap();
     let nothing = |_: &Path| None;
     for garbage in store.garbage(&nothing, &[]).unwrap() {
-        store.remove_garbage(&garbage).unwrap();
+        store.remove_garbage(&garbage, &|_| None).unwrap();
     }
     let left = store.garbage(&nothing, &[]).unwrap();
     assert!(left.is_empty(), "{when}: {left:?}");

@@ -2,10 +2,12 @@
 //! them still works.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::process::Stdio;
 
-use testkit::home::Home;
+use testkit::home::{Home, wait_until};
 use testkit::need;
 use testkit::need::{Needed, can_mount};
 
@@ -176,4 +178,39 @@ fn what_lies_on_a_layer_with_a_damaged_record_goes_on() {
         home.run(["prune"]).ok();
         assert_whole(&home);
     }
+}
+
+/// A mount that begins while the archive still arrives keeps its files.
+#[test]
+fn a_mount_that_begins_during_the_repair_keeps_its_files() {
+    let home = need!(home());
+    let base = base(&home);
+    fs::write(base.join("extra"), "").unwrap();
+    let mut repair = home
+        .command(testkit::program())
+        .args(["load", "-q", "--repair"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let archive = fs::read(home.path("app.tar")).unwrap();
+    let mut stdin = repair.stdin.take().unwrap();
+    stdin.write_all(&archive[..512]).unwrap();
+    // The command reads in its sandbox, with the store locked.
+    wait_until("the beginning is read", || {
+        rustix::io::ioctl_fionread(&stdin).unwrap() == 0
+    });
+    home.run(["mount", "app:2", "mnt"]).ok();
+    stdin.write_all(&archive[512..]).unwrap();
+    drop(stdin);
+    let refused = repair.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("unionfs umount"), "{stderr}");
+    let lines = fs::read_to_string(home.path("mnt/dir/file")).unwrap();
+    assert_eq!(lines.lines().count(), 1000);
+    home.run(["umount", "mnt"]).ok();
+    home.run(["load", "-q", "--repair", "-i", "app.tar"]).ok();
+    assert_whole(&home);
 }

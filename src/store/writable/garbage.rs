@@ -156,23 +156,24 @@ impl<'e> Exclusive<'e> {
             | GarbageKind::ShortName
             | GarbageKind::Staging = garbage.kind
             {
-                self.remove_garbage(&garbage)?;
+                self.remove_garbage(&garbage, in_use)?;
             }
         }
         Ok(())
     }
 
-    /// Removes garbage that [`Exclusive::garbage`] found under the same lock.
+    /// Removes garbage that [`Exclusive::garbage`] found under the same lock. A layer that a live
+    /// mount has by now stays.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn remove_garbage(&self, garbage: &Garbage) -> Result<()> {
+    pub fn remove_garbage(&self, garbage: &Garbage, in_use: InUse<'_>) -> Result<()> {
         let root = self.confined_root();
         let elsewhere = || Error::io("remove", &garbage.path, Errno::XDEV);
         let path = root.relative(&garbage.path).ok_or_else(elsewhere)?;
         match (garbage.kind, &garbage.layer) {
             (GarbageKind::Image, _) => garbage.image.iter().try_for_each(|id| self.forget(id)),
-            (GarbageKind::Layer, Some(layer)) => self.remove_layer(layer),
+            (GarbageKind::Layer, Some(layer)) => self.remove_layer(layer, in_use),
             (GarbageKind::ShortName | GarbageKind::NameRecord, _) => root.remove_file(path),
             // A download that a pull uses again stays.
             (GarbageKind::Download, _) => {

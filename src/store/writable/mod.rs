@@ -42,6 +42,7 @@ pub use downloads::Download;
 pub use garbage::{Garbage, GarbageKind};
 pub use import_transaction::ImportTransaction;
 pub use remove::{InUse, Removed, in_use_on};
+pub use repair::LiveUse;
 pub use staged::StagedLayer;
 pub use staging::Staging;
 
@@ -93,6 +94,44 @@ pub(super) fn hold(root: &ConfinedDir) -> Result<Option<File>> {
         flock(&file, &path, FlockOperation::NonBlockingLockShared)
     })?;
     Ok(Some(file))
+}
+
+/// A lock for readers of our own store that this process may take later, and that a copy of this
+/// process may take for it. While it is held, nothing is removed. A process that holds it must not
+/// wait for the store itself: another one that has it may wait for the readers.
+#[derive(Debug)]
+pub struct Lease {
+    file: File,
+    root: PathBuf,
+}
+
+impl Lease {
+    /// Takes the lock.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] if another process holds the removal lock too long.
+    pub fn hold(&self) -> Result<()> {
+        with_patience(&self.root, "removes from it", || {
+            flock(
+                &self.file,
+                &self.root,
+                FlockOperation::NonBlockingLockShared,
+            )
+        })
+    }
+
+    /// Gives the lock back.
+    ///
+    /// # Errors
+    /// Those of flock(2).
+    pub fn release(&self) -> Result<()> {
+        flock(&self.file, &self.root, FlockOperation::Unlock)
+    }
+
+    /// Returns the file that keeps the lock until it is closed.
+    pub fn into_file(self) -> File {
+        self.file
+    }
 }
 
 /// Tries to get a lock for a limited time.
@@ -248,12 +287,31 @@ impl Writable {
 
     /// Takes a lock that belongs to the descriptor. Each call opens the file anew, so threads
     /// exclude each other too.
-    fn flock(&self, name: &str, operation: FlockOperation) -> Result<File> {
+    /// Returns a lock for readers that is not held yet.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn lease(&self) -> Result<Lease> {
+        Ok(Lease {
+            file: self.lock_file("removing")?,
+            root: self.root().to_owned(),
+        })
+    }
+
+    fn lock_file(&self, name: &str) -> Result<File> {
         let relative = self.ours(name);
         let path = self.confined_root().full(&relative);
         let missing = || Error::io("open", &path, Errno::NOENT);
-        let file = self.confined_root().file(&relative)?.ok_or_else(missing)?;
-        flock(&file, &path, operation)?;
+        self.confined_root().file(&relative)?.ok_or_else(missing)
+    }
+
+    fn flock(&self, name: &str, operation: FlockOperation) -> Result<File> {
+        let file = self.lock_file(name)?;
+        flock(
+            &file,
+            &self.confined_root().full(self.ours(name)),
+            operation,
+        )?;
         Ok(file)
     }
 

@@ -149,14 +149,12 @@ impl Exclusive<'_> {
         for layer in &layers {
             going.extend(self.going(layer, &kept)?);
         }
-        for cache_id in going.iter().filter_map(|going| going.cache_id.as_ref()) {
-            let diff = self.writable.layer_dir(cache_id.as_str()).join("diff");
-            if let Some(mountpoint) = in_use(&self.confined_root().full(diff)) {
-                return Err(in_use_on(id, &mountpoint));
-            }
-        }
         let untagged = self.names(id)?;
+        // From here on no mount begins, and every mount that has begun is recorded.
         let readers = self.writable.exclude_readers()?;
+        if let Some(mountpoint) = going.iter().find_map(|going| self.user_of(going, in_use)) {
+            return Err(in_use_on(id, &mountpoint));
+        }
         let mut names = self.repositories()?;
         if names.remove_all(id) {
             self.write_repositories(&names)?;
@@ -198,16 +196,18 @@ impl Exclusive<'_> {
     pub fn discard_layers(&self, layers: &[Digest]) -> Result<()> {
         let needed = self.needed_layers(&[])?;
         for layer in layers.iter().rev().filter(|l| !needed.contains(l)) {
-            self.remove_layer(layer)?;
+            self.remove_layer(layer, &|_| None)?;
         }
         Ok(())
     }
 
-    /// Removes one layer. The caller makes sure that nothing needs it.
-    pub(super) fn remove_layer(&self, layer: &Digest) -> Result<()> {
+    /// Removes one layer, unless a live mount has it. The caller makes sure that nothing else needs
+    /// it.
+    pub(super) fn remove_layer(&self, layer: &Digest, in_use: InUse<'_>) -> Result<()> {
         let kept = self.needed_dirs(&self.needed_layers(&[])?)?;
         let mut going: Vec<Going> = self.going(layer, &kept)?.into_iter().collect();
         let readers = self.writable.exclude_readers()?;
+        going.retain(|going| self.user_of(going, in_use).is_none());
         self.set_aside(&mut going)?;
         drop(readers);
         going.iter().try_for_each(|going| self.delete(going))
@@ -274,6 +274,13 @@ impl Exclusive<'_> {
                 .filter(|id| Digest::from_hex(id.as_str()).is_some() && !kept.contains(id)),
             record,
         }))
+    }
+
+    /// Returns the mountpoint of a live mount that has the layer.
+    fn user_of(&self, going: &Going, in_use: InUse<'_>) -> Option<PathBuf> {
+        let cache_id = going.cache_id.as_ref()?;
+        let diff = self.writable.layer_dir(cache_id.as_str()).join("diff");
+        in_use(&self.confined_root().full(diff))
     }
 
     /// Removes layers from layerdb, in the order given.

@@ -9,11 +9,13 @@
 //! remain valid. Each step is one rename. After a crash between the steps the layer has valid files
 //! and an older record, which fits or is found damaged again.
 
-use std::collections::HashSet;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::staged::Made;
-use super::{DRIVER, Exclusive, InUse, Writable};
+use super::{DRIVER, Exclusive, Writable};
 use crate::oci::{Digest, chain_id};
 use crate::store::CacheId;
 use crate::store::confined_dir::SMALL;
@@ -22,11 +24,25 @@ use crate::store::image_store::{Cache, layer_of};
 use crate::store::verify::damage_of;
 use crate::sys::interrupt;
 
+/// As [`super::InUse`], for questions that are asked later: a mount may begin meanwhile.
+pub type LiveUse = Arc<dyn Fn(&Path) -> Option<PathBuf> + Send + Sync>;
+
 /// The layers that will be replaced, and those that were.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Distrusted {
-    layers: HashSet<Digest>,
+    /// Each with the function that finds its live mounts.
+    layers: HashMap<Digest, LiveUse>,
     repaired: Vec<Digest>,
+}
+
+impl fmt::Debug for Distrusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let layers = self.layers.keys().collect::<Vec<_>>();
+        f.debug_struct("Distrusted")
+            .field("layers", &layers)
+            .field("repaired", &self.repaired)
+            .finish()
+    }
 }
 
 impl Writable {
@@ -68,7 +84,8 @@ impl Writable {
 
 impl Exclusive<'_> {
     /// Makes these layers, given by chain ID, count as missing from now on. Committing one of them
-    /// gives new files to the existing layer.
+    /// gives new files to the existing layer, unless it became a layer of a live mount meanwhile:
+    /// `in_use` is asked now, and again while no reader can begin.
     ///
     /// # Errors
     /// [`Error::InUse`] if one is a layer of a live mount, which would lose the files; those of
@@ -76,21 +93,14 @@ impl Exclusive<'_> {
     pub fn distrust(
         &self,
         layers: impl IntoIterator<Item = Digest>,
-        in_use: InUse<'_>,
+        in_use: LiveUse,
     ) -> Result<()> {
         for chain in layers {
             let cache_id = self.resolve(&chain)?.record.cache_id.clone();
             let diff = self.writable.layer_dir(cache_id.as_str()).join("diff");
-            if let Some(mountpoint) = in_use(&self.confined_root().full(diff)) {
-                let mountpoint = mountpoint.display();
-                return Err(Error::InUse {
-                    what: format!("damaged layer {chain}"),
-                    by: format!(
-                        "it is mounted on {mountpoint}, unmount it first (unionfs umount {mountpoint})"
-                    ),
-                });
-            }
-            self.distrusted.lock().layers.insert(chain);
+            require_unused(&chain, &self.confined_root().full(diff), &in_use)?;
+            let in_use = Arc::clone(&in_use);
+            self.distrusted.lock().layers.insert(chain, in_use);
         }
         Ok(())
     }
@@ -101,7 +111,7 @@ impl Exclusive<'_> {
     }
 
     pub(super) fn is_distrusted(&self, chain: &Digest) -> bool {
-        self.distrusted.lock().layers.contains(chain)
+        self.distrusted.lock().layers.contains_key(chain)
     }
 
     /// Gives a staged layer the short name of the layer with this damaged record, which the layers
@@ -139,8 +149,12 @@ impl Exclusive<'_> {
         let diff = self.writable.layer_dir(cache_id.as_str()).join("diff");
         let target = self.writable.image_dir("layerdb/sha256").join(chain.hex());
         let root = self.confined_root();
-        // No reader opens the old files meanwhile.
+        // No reader opens the old files meanwhile, and every mount that has opened them is recorded.
         let readers = self.writable.exclude_readers()?;
+        let in_use = self.distrusted.lock().layers.get(chain).map(Arc::clone);
+        if let Some(in_use) = in_use {
+            require_unused(chain, &root.full(&diff), &in_use)?;
+        }
         root.exchange(made.dir.join("diff"), &diff)?;
         root.sync_names(&diff)?;
         for name in ["tar-split.json.gz", "size"] {
@@ -154,4 +168,19 @@ impl Exclusive<'_> {
         distrusted.repaired.push(*chain);
         Ok(())
     }
+}
+
+/// # Errors
+/// [`Error::InUse`] if a live mount has the layer.
+fn require_unused(chain: &Digest, diff: &Path, in_use: &LiveUse) -> Result<()> {
+    let Some(mountpoint) = in_use(diff) else {
+        return Ok(());
+    };
+    let mountpoint = mountpoint.display();
+    Err(Error::InUse {
+        what: format!("damaged layer {chain}"),
+        by: format!(
+            "it is mounted on {mountpoint}, unmount it first (unionfs umount {mountpoint})"
+        ),
+    })
 }
