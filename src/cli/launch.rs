@@ -28,6 +28,7 @@ use unionfs::fuse::{self, IoPolicy, MountConfig, MountEnd, Sandboxed, Transport}
 use unionfs::image_mounts::{BackgroundBuild, MountCatalog};
 use unionfs::layer::StackSpec;
 use unionfs::layer::private::AccessTimes;
+use unionfs::layer::recorded::Form;
 use unionfs::oci::Digest;
 use unionfs::sandbox::{self, Mode};
 use unionfs::sys::daemon::{Side, daemonize};
@@ -178,6 +179,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let mut held = std::mem::take(&mut request.held);
     // The answer is used for all decisions below, so that they agree.
     request.options.transport = transport(request.options.transport);
+    request.options.owners.record_in(&mut request.stack);
     let config = config(&request);
     let owners = request.options.owners.for_layers(&request.stack);
     let options = union::Options {
@@ -189,6 +191,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
         names: request
             .catalog
             .as_ref()
+            .filter(|_| request.options.owners.records.is_none())
             .map(|catalog| CatalogFile::source(catalog.path())),
         locks: locks(),
         owners: owners.map_err(Usage)?,
@@ -204,6 +207,8 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let union = Union::new(&request.stack, options).map_err(|e| explain(e, &request.stack))?;
     // A missing, stale or older catalog is built for the next mount.
     let wanted = request.catalog.take();
+    // A catalog has the real owners.
+    let wanted = wanted.filter(|_| request.options.owners.records.is_none());
     let wanted = wanted.filter(|catalog| catalog.is_outdated() || !union.is_catalogued());
     let building =
         wanted.and_then(|catalog| BackgroundBuild::prepare(catalog, &request.stack, mode));
@@ -300,9 +305,15 @@ fn config(request: &Request) -> MountConfig {
     // them.
     let restricted = MountFlags::NOSUID | MountFlags::NODEV;
     config.flags.set(restricted, request.image.is_some());
-    // A program of one user would run with the rights of another.
-    if request.options.owners.squashes() && in_initial_user_namespace() {
-        config.flags.insert(MountFlags::NOSUID);
+    // A program or device of one user would have the rights of another.
+    if in_initial_user_namespace() {
+        let owners = &request.options.owners;
+        if owners.squashes() {
+            config.flags.insert(MountFlags::NOSUID);
+        }
+        if owners.records == Some(Form::Containers) {
+            config.flags.insert(restricted);
+        }
     }
     for option in &request.options.other {
         if !config.apply_option(option) {

@@ -19,7 +19,7 @@ use anyhow::Context as _;
 
 use super::options::MAX_LOWERS;
 use unionfs::catalog::Label;
-use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
+use unionfs::layer::{Dialect, LayerSpec, OpenDir, Records, StackSpec, UpperSpec};
 use unionfs::oci::Digest;
 use unionfs::store::Roots;
 
@@ -128,6 +128,8 @@ impl Writer<'_> {
             user,
             fuse_overlayfs,
             wh_names,
+            // The process that mounts decides about these.
+            records: _,
         } = layer.dialect;
         let bits = [trusted, user, fuse_overlayfs, wh_names]
             .into_iter()
@@ -271,6 +273,7 @@ impl<'r> Reader<'r> {
             user: bits & 2 != 0,
             fuse_overlayfs: bits & 4 != 0,
             wh_names: bits & 8 != 0,
+            records: Records::Ignored,
         };
         Ok((LayerSpec { dir, dialect }, at))
     }

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 
 use super::owner_options::{self, OwnerOptions};
 use unionfs::fuse::{IoPolicy, Transport};
+use unionfs::layer::recorded::Form;
 use unionfs::sandbox::Mode;
 use unionfs::union::IdMap;
 
@@ -262,15 +263,12 @@ impl MountOptions {
             b"squash_to_uid" => self.owners.squash_to_uid = squashed(key, value)?,
             b"squash_to_gid" => self.owners.squash_to_gid = squashed(key, value)?,
             b"xattr_permissions" => match value {
-                b"0" => {}
-                b"1" | b"2" => {
-                    return Err(bad(
-                        "xattr_permissions: this version of unionfs cannot do it: remove the option",
-                    ));
-                }
+                b"0" => self.owners.records = None,
+                b"1" => self.owners.records = Some(Form::Privileged),
+                b"2" => self.owners.records = Some(Form::Containers),
                 _ => {
                     return Err(bad(format!(
-                        "xattr_permissions={} is not known: use 0",
+                        "xattr_permissions={} is not known: use 0, 1 or 2",
                         show(value)
                     )));
                 }

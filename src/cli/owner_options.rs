@@ -4,7 +4,8 @@
 use rustix::fs::{AtFlags, StatxFlags};
 
 use unionfs::fuse::mountinfo;
-use unionfs::layer::StackSpec;
+use unionfs::layer::recorded::Form;
+use unionfs::layer::{Records, StackSpec};
 use unionfs::sys::walk::Trust;
 use unionfs::union::{IdMap, IdRange, LowerIds, Outside, Owners};
 
@@ -21,6 +22,8 @@ pub struct OwnerOptions {
     pub squash_to_uid: Option<u32>,
     /// `squash_to_gid=`
     pub squash_to_gid: Option<u32>,
+    /// `xattr_permissions=`: the form of owners that are recorded beside the files.
+    pub records: Option<Form>,
     /// What happens to IDs outside of the mapping.
     pub outside: Outside,
 }
@@ -29,6 +32,19 @@ impl OwnerOptions {
     /// Whether all files are shown with one user or group.
     pub fn squashes(&self) -> bool {
         self.squash_to_root || self.squash_to_uid.is_some() || self.squash_to_gid.is_some()
+    }
+
+    /// Makes the layers show and keep owners that are recorded beside their files.
+    pub fn record_in(&self, stack: &mut StackSpec) {
+        let Some(form) = self.records else {
+            return;
+        };
+        for lower in stack.lowers.iter_mut().chain(&mut stack.data_only) {
+            lower.dialect.records = Records::Learnt;
+        }
+        if let Some(upper) = &mut stack.upper {
+            upper.layer.dialect.records = Records::Made(form);
+        }
     }
 
     /// Returns the users whose symlinks are followed on the way to a layer.

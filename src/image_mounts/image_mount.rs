@@ -9,7 +9,7 @@ use super::error::Result;
 use super::image_catalogs::{ImageCatalogs, MountCatalog, label_of_image};
 use crate::catalog::{self, CatalogFile};
 use crate::fuse::{self, Background, MountConfig, Mounted};
-use crate::layer::{Dialect, StackSpec, UpperSpec};
+use crate::layer::{Dialect, Records, StackSpec, UpperSpec};
 use crate::oci::Digest;
 use crate::store::discovery::Environment;
 use crate::store::temporary_upper::{UpperLocation, empty_layer, make_temporary_upper};
@@ -23,6 +23,7 @@ pub const UPPER_DIALECT: Dialect = Dialect {
     user: true,
     fuse_overlayfs: false,
     wh_names: false,
+    records: Records::Ignored,
 };
 
 /// An image to mount.

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::fds::with_spare;
 use super::markers::Protection;
+use super::recorded::{self, Form, Records};
 use super::types::{FileKind, Time};
 use crate::sys::{chmodat, xattrat};
 
@@ -82,6 +83,8 @@ pub struct At<'a> {
     pub dir: BorrowedFd<'a>,
     /// One path component, or empty.
     pub name: &'a [u8],
+    /// How owner, mode and type are recorded beside the file; `None`: they are real.
+    recorded: Option<Form>,
 }
 
 /// The longest name on Linux file systems is 255 bytes; longer ones give ENAMETOOLONG before a path
@@ -91,12 +94,38 @@ const NAME_MAX: usize = 255;
 impl<'a> At<'a> {
     /// The file `name` in `dir`.
     pub fn new(dir: BorrowedFd<'a>, name: &'a [u8]) -> Self {
-        Self { dir, name }
+        Self {
+            dir,
+            name,
+            recorded: None,
+        }
     }
 
     /// The file of the descriptor.
     pub fn fd(fd: BorrowedFd<'a>) -> Self {
-        Self { dir: fd, name: b"" }
+        Self::new(fd, b"")
+    }
+
+    /// The same file in a layer with these records.
+    #[must_use]
+    pub fn recorded_as(self, records: Records) -> Self {
+        let recorded = match records {
+            Records::Kept(form) => Some(form),
+            Records::Ignored | Records::Learnt | Records::Made(_) => None,
+        };
+        Self { recorded, ..self }
+    }
+
+    /// Another file of the same layer.
+    #[must_use]
+    pub fn recorded_like(self, other: Self) -> Self {
+        let recorded = other.recorded;
+        Self { recorded, ..self }
+    }
+
+    /// Whether owner and mode are recorded beside the file.
+    pub fn has_records(&self) -> bool {
+        self.recorded.is_some()
     }
 
     fn flags(&self) -> AtFlags {
@@ -160,6 +189,18 @@ impl<'a> At<'a> {
     /// # Errors
     /// ENOENT when there is no such name; else those of statx(2).
     pub fn stat(&self) -> Result<Stat, Errno> {
+        let real = self.real_stat()?;
+        match self.recorded {
+            None => Ok(real),
+            Some(form) => self.with_record(form, real),
+        }
+    }
+
+    /// Returns the attributes of the file itself, whatever is recorded beside it.
+    ///
+    /// # Errors
+    /// As [`Self::stat`].
+    pub fn real_stat(&self) -> Result<Stat, Errno> {
         let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
         let x = fs::statx(self.dir, self.name, self.flags(), mask)?;
         let time = |t: fs::StatxTimestamp| Time {
@@ -373,6 +414,13 @@ impl<'a> At<'a> {
     /// # Errors
     /// EOPNOTSUPP for a symlink, which is not followed.
     pub fn chmod(&self, perm: u32) -> Result<(), Errno> {
+        match self.recorded {
+            None => self.chmod_really(perm),
+            Some(form) => self.record_perm(form, perm),
+        }
+    }
+
+    pub(super) fn chmod_really(&self, perm: u32) -> Result<(), Errno> {
         match self.with_c_name(|name| chmodat::chmod(self.dir, name, perm)) {
             Err(Errno::NOSYS) => self.chmod_by_path(perm),
             other => other,
@@ -386,7 +434,7 @@ impl<'a> At<'a> {
             let held = self.open(OFlags::PATH, 0)?;
             return At::fd(held.as_fd()).chmod_by_path(perm);
         }
-        if self.stat()?.kind == FileKind::Symlink {
+        if self.real_stat()?.kind == FileKind::Symlink {
             return Err(Errno::OPNOTSUPP);
         }
         self.with_proc_path(|path| fs::chmod(path, Mode::from_raw_mode(perm & 0o7777)))
@@ -397,6 +445,13 @@ impl<'a> At<'a> {
     /// # Errors
     /// Those of fchownat(2).
     pub fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
+        match self.recorded {
+            None => self.chown_really(uid, gid),
+            Some(form) => self.record_owner(form, uid, gid),
+        }
+    }
+
+    pub(super) fn chown_really(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
         let uid = uid.map(Uid::from_raw);
         let gid = gid.map(Gid::from_raw);
         fs::chownat(self.dir, self.name, uid, gid, self.flags())
@@ -419,6 +474,18 @@ impl<'a> At<'a> {
     /// # Errors
     /// EEXIST when the name is taken.
     pub fn mknod(&self, kind: FileKind, perm: u32, rdev: (u32, u32)) -> Result<(), Errno> {
+        match self.recorded {
+            None => self.mknod_really(kind, perm, rdev),
+            Some(form) => self.record_node(form, kind, perm, rdev),
+        }
+    }
+
+    pub(super) fn mknod_really(
+        &self,
+        kind: FileKind,
+        perm: u32,
+        rdev: (u32, u32),
+    ) -> Result<(), Errno> {
         let mode = Mode::from_raw_mode(perm & 0o7777);
         let dev = fs::makedev(rdev.0, rdev.1);
         let file_type = match kind {
@@ -437,7 +504,14 @@ impl<'a> At<'a> {
     /// # Errors
     /// Those of mkdirat(2).
     pub fn mkdir(&self, perm: u32) -> Result<(), Errno> {
-        fs::mkdirat(self.dir, self.name, Mode::from_raw_mode(perm & 0o7777))
+        let make = |perm| fs::mkdirat(self.dir, self.name, Mode::from_raw_mode(perm & 0o7777));
+        match self.recorded {
+            None => make(perm),
+            Some(form) => {
+                make(recorded::real_perm(perm))?;
+                self.record_new(form, perm)
+            }
+        }
     }
 
     /// Creates a symlink.

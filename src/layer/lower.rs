@@ -12,9 +12,10 @@ use super::at::{At, Stat};
 use super::fds::{FdCache, Slot, with_spare};
 use super::file_system::{FileSystem, FileSystems};
 use super::markers::{Markers, WH_OPAQUE, WH_PREFIX};
+use super::recorded::Form;
 use super::trust::{believes_user_markers, is_foreign};
 use super::types::FileKind;
-use super::{Dialect, LayerSpec};
+use super::{Dialect, LayerSpec, Records};
 
 /// An opened layer.
 #[derive(Debug)]
@@ -63,7 +64,7 @@ impl Layer {
             return Ok((stat, markers));
         }
         let held = at.open(OFlags::PATH, 0)?;
-        let held = At::fd(held.as_fd());
+        let held = At::fd(held.as_fd()).recorded_like(at);
         let again = held.stat()?;
         if again.kind == stat.kind {
             Ok((again, self.markers(held)?))
@@ -101,17 +102,26 @@ impl Layer {
         root: Arc<OwnedFd>,
         known: &mut FileSystems,
     ) -> Result<Self, Errno> {
-        let stat = At::fd(root.as_fd()).stat()?;
+        let at = At::fd(root.as_fd());
+        let real = at.stat()?;
+        let mut dialect = spec.dialect;
+        dialect.records = match (dialect.records, Form::of_layer(at)?) {
+            (Records::Ignored, _) | (Records::Learnt, None) => Records::Ignored,
+            (Records::Made(form), None) => Records::Made(form),
+            (_, Some(form)) => Records::Kept(form),
+            (kept @ Records::Kept(_), None) => kept,
+        };
+        let stat = at.recorded_as(dialect.records).stat()?;
         let system = known.entry(stat.dev);
         let system = *system.or_insert_with(|| FileSystem::of(&root));
         Ok(Self {
             root,
             path: spec.path().to_owned(),
-            dialect: spec.dialect,
+            dialect,
             uuid: system.uuid,
             keeps_numbers: system.keeps_numbers,
-            believes_user: believes_user_markers(stat.uid),
-            is_foreign: is_foreign(stat.uid),
+            believes_user: believes_user_markers(real.uid),
+            is_foreign: is_foreign(real.uid),
             stat,
         })
     }
@@ -180,6 +190,15 @@ pub struct KnownDir {
     pub stat: Stat,
     /// Whether it may contain whiteouts in the xattr form.
     pub xwhiteouts: bool,
+}
+
+impl RawEntry {
+    /// Forgets the type where the file may stand for a file of another type.
+    pub fn forget_recorded_kind(&mut self, records: Records) {
+        if records != Records::Ignored && self.kind == Some(FileKind::Regular) {
+            self.kind = None;
+        }
+    }
 }
 
 impl LowerDir {
@@ -261,11 +280,16 @@ impl LowerDir {
     /// that other users may look into.
     fn open_in(&self, parent: &OwnedFd) -> Result<OwnedFd, Errno> {
         let fd = At::new(parent.as_fd(), &self.name).open_dir_path()?;
-        if self.stat.is_or_resembles(&At::fd(fd.as_fd()).stat()?) {
+        if self.stat.is_or_resembles(&self.at(&fd).stat()?) {
             Ok(fd)
         } else {
             Err(Errno::STALE)
         }
+    }
+
+    /// Returns an opened file of this layer.
+    pub fn at<'a>(&self, fd: &'a OwnedFd) -> At<'a> {
+        At::fd(fd.as_fd()).recorded_as(self.layer.dialect.records)
     }
 
     /// Looks `name` up in this directory.
@@ -278,7 +302,7 @@ impl LowerDir {
         }
         let fd = self.fd(fds)?;
         let hidden_below = self.has_wh_entries(fds)? && self.has_wh_for(&fd, name)?;
-        let at = At::new(fd.as_fd(), name);
+        let at = At::new(fd.as_fd(), name).recorded_as(self.layer.dialect.records);
         let absent = if hidden_below {
             Single::Whiteout
         } else {
@@ -393,7 +417,9 @@ impl LowerDir {
     /// Those of open(2), getdents64(2) and [`Self::fd`].
     pub fn read(&self, fds: &FdCache, mut each: impl FnMut(RawEntry)) -> Result<(), Errno> {
         let mut has_wh = false;
-        read_dir(&*self.fd(fds)?, |entry| {
+        let records = self.layer.dialect.records;
+        read_dir(&*self.fd(fds)?, |mut entry| {
+            entry.forget_recorded_kind(records);
             has_wh |= entry.name.starts_with(WH_PREFIX);
             each(entry);
         })?;

@@ -9,8 +9,9 @@ use std::ffi::{CStr, CString};
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
-use super::Dialect;
 use super::at::At;
+use super::recorded::{self, Form};
+use super::{Dialect, Records};
 
 /// The prefix of a file name that is a whiteout for the rest of the name.
 pub const WH_PREFIX: &[u8] = b".wh.";
@@ -297,6 +298,9 @@ impl Escape {
     /// # Errors
     /// EPERM for a name that cannot be stored without becoming a marker.
     pub fn stored(&self, name: &[u8]) -> Result<CString, Errno> {
+        if let Some(stored) = self.recorded(name) {
+            return stored;
+        }
         let escaped = match self.prefix(name) {
             Some(FUSE) => return Err(Errno::PERM),
             Some(prefix) => [prefix, b"overlay.", &name[prefix.len()..]].concat(),
@@ -307,11 +311,40 @@ impl Escape {
 
     /// Returns the user's name of a stored xattr; `None` for a marker.
     pub fn visible(&self, stored: &[u8]) -> Option<Vec<u8>> {
+        if self.has_records() {
+            if recorded::is_record(stored) {
+                return None;
+            }
+            if let Some(name) = stored.strip_prefix(recorded::OVERRIDE) {
+                return Some(name.to_vec());
+            }
+        }
         let Some(prefix) = self.prefix(stored) else {
             return Some(stored.to_vec());
         };
         let rest = stored[prefix.len()..].strip_prefix(b"overlay.")?;
         Some([prefix, rest].concat())
+    }
+
+    fn has_records(&self) -> bool {
+        matches!(self.0.records, Records::Kept(_))
+    }
+
+    /// Returns the stored name in a layer with records: what a plain user may not set is stored
+    /// under another name.
+    fn recorded(&self, name: &[u8]) -> Option<Result<CString, Errno>> {
+        let Records::Kept(form) = self.0.records else {
+            return None;
+        };
+        if recorded::is_record(name) || name.starts_with(recorded::OVERRIDE) {
+            return Some(Err(Errno::PERM));
+        }
+        let has_names = matches!(form, Form::Containers | Form::BothUser);
+        if !has_names || !name.starts_with(b"security.") {
+            return None;
+        }
+        let stored = [recorded::OVERRIDE, name].concat();
+        Some(CString::new(stored).map_err(|_| Errno::INVAL))
     }
 
     fn prefix(&self, name: &[u8]) -> Option<&'static [u8]> {

@@ -8,12 +8,14 @@ pub mod lower;
 pub mod markers;
 pub mod origin;
 pub mod private;
+pub mod recorded;
 pub mod trust;
 pub mod types;
 
 use std::path::Path;
 
 pub use dir::{OpenDir, OpenError};
+pub use recorded::Records;
 
 /// The markers on disk that a layer may have. Everything else is data.
 ///
@@ -30,6 +32,8 @@ pub struct Dialect {
     pub fuse_overlayfs: bool,
     /// `.wh.NAME` hides NAME, `.wh..wh..opq` makes its directory opaque.
     pub wh_names: bool,
+    /// Owners, modes and devices that are recorded beside the files.
+    pub records: Records,
 }
 
 impl Dialect {
@@ -39,6 +43,7 @@ impl Dialect {
         user: true,
         fuse_overlayfs: true,
         wh_names: true,
+        records: Records::Ignored,
     };
     /// The markers of privileged kernel overlayfs: Docker's overlay2 store.
     pub const KERNEL: Self = Self {
@@ -46,6 +51,7 @@ impl Dialect {
         user: false,
         fuse_overlayfs: false,
         wh_names: false,
+        records: Records::Ignored,
     };
     /// The markers of kernel overlayfs with `userxattr`: rootless Docker's overlay2 store.
     pub const KERNEL_USERXATTR: Self = Self {
@@ -53,6 +59,7 @@ impl Dialect {
         user: true,
         fuse_overlayfs: false,
         wh_names: false,
+        records: Records::Ignored,
     };
 }
 

@@ -149,7 +149,7 @@ impl Layers {
     pub(crate) fn hold_file(&self, file: &LowerFile) -> Result<OwnedFd> {
         let dir = self.fd(&file.dir)?;
         let held = At::new(dir.as_fd(), &file.name).open(OFlags::PATH, 0)?;
-        if file.stat.is_or_resembles(&At::fd(held.as_fd()).stat()?) {
+        if file.stat.is_or_resembles(&file.dir.at(&held).stat()?) {
             Ok(held)
         } else {
             Err(Errno::STALE)
@@ -158,11 +158,11 @@ impl Layers {
 
     /// As [`Lowers::open`].
     pub(crate) fn open_data(&self, file: &LowerFile) -> Result<OwnedFd> {
-        let (dir, name) = file.data_place();
-        let dir = self.fd(dir)?;
+        let (data_dir, name) = file.data_place();
+        let dir = self.fd(data_dir)?;
         let held = At::new(dir.as_fd(), name).open(OFlags::PATH, 0)?;
         // The layer's owner may have put another file there.
-        if !file.has_data_of(&At::fd(held.as_fd()).stat()?) {
+        if !file.has_data_of(&data_dir.at(&held).stat()?) {
             return Err(Errno::STALE);
         }
         At::fd(held.as_fd()).open_quietly()

@@ -201,7 +201,7 @@ pub(crate) fn truncate(
 ) -> Result<()> {
     let data = stack.data_fd(inode, Access::Write)?;
     if let Some(loss) = loss {
-        drop_set_id(stack.owners(), inode, At::fd(data.fd.as_fd()), &loss)?;
+        drop_set_id(stack, inode, At::fd(data.fd.as_fd()), &loss)?;
     }
     Ok(rustix::fs::ftruncate(&data.fd, size)?)
 }
@@ -210,13 +210,14 @@ pub(crate) fn truncate(
 /// process without CAP_FSETID does. Capabilities need nothing here: the backing file system
 /// removes them.
 pub(crate) fn drop_set_id(
-    owners: &Owners,
+    stack: &Stack,
     inode: &Inode,
     at: At<'_>,
     loss: &SetIdLoss<'_>,
 ) -> Result<()> {
+    let at = at.recorded_as(stack.writable()?.records());
     let stat = at.stat()?;
-    let bare = BareSetGid::after_change_by(owners, &loss.caller, &stat);
+    let bare = BareSetGid::after_change_by(stack.owners(), &loss.caller, &stat);
     if stat.perm & SET_ID != 0 && drop_bits(at, &stat, bare)? {
         (loss.fell)(inode.ino);
     }

@@ -54,7 +54,7 @@ pub(crate) fn copy_metadata(
     let stat = &from.owners.copied(from.stat)?;
     let mut marked = false;
     let staged = to.stat()?;
-    let owned = Owner::of(&staged) == Owner::of(stat);
+    let owned = Owner::of(&staged) == Owner::of(stat) && !to.has_records();
     if !owned {
         let done = to.chown(Some(stat.uid), Some(stat.gid));
         from.owners.tolerate(done)?;

@@ -288,7 +288,7 @@ impl CopyUp<'_> {
             owners: self.stack.owners(),
         };
         let origin = self.stack.lowers().origin(file)?;
-        let to = At::fd(fd.as_fd());
+        let to = At::fd(fd.as_fd()).recorded_as(upper.records());
         let copy = copy_metadata(upper, &from, to, origin.as_ref())?;
         if size.is_some_and(|size| size < file.stat.size) {
             to.set_times(&MODIFIED_NOW)?;
@@ -303,7 +303,7 @@ impl CopyUp<'_> {
         }
         self.with_place(inode, |place| {
             let Some(place) = place else {
-                let stat = At::fd(fd.as_fd()).stat()?;
+                let stat = At::fd(fd.as_fd()).recorded_as(upper.records()).stat()?;
                 let keep = match staged {
                     StagedFile::Unnamed => self.orphans.keep_unnamed(upper, fd)?,
                     StagedFile::Named(staged) => Keep::Parked(staged.park()),
@@ -394,7 +394,7 @@ impl CopyUp<'_> {
         };
         self.copy_data(inode, source, size, &fd)?;
         rustix::fs::ftruncate(&fd, size.map_or(before.size, |s| s.min(before.size)))?;
-        let at = At::fd(fd.as_fd());
+        let at = At::fd(fd.as_fd()).recorded_as(upper.records());
         if let Some(value) = capability {
             at.set_xattr(CAPABILITY, &value, XattrFlags::empty())?;
         }

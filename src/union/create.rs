@@ -24,6 +24,7 @@ use super::stack::Stack;
 use super::types::{Caller, FileKind, Ino};
 use super::upper::{Owner, StagedFile, Upper, make_mark};
 use super::{Union, acl, listings};
+use crate::layer::Records;
 use crate::layer::at::{At, Stat, is_valid_name};
 use crate::layer::markers::{Marker, Protection, WH_PREFIX};
 
@@ -156,7 +157,7 @@ impl Union {
         if let StagedFile::Named(_) = staged {
             return Err(Errno::OPNOTSUPP.into());
         }
-        let at = At::fd(fd.as_fd());
+        let at = At::fd(fd.as_fd()).recorded_as(upper.records());
         settle(self.stack.owners(), at, &new, &owned)?;
         let stat = at.stat()?;
         let state = UpperState {
@@ -198,7 +199,7 @@ impl Union {
         }
         let whiteout = self.lookups().whiteout_at(&parent, name)?;
         let fd = self.stack.upper_dir(&parent)?;
-        let at = At::new(fd.as_fd(), name);
+        let at = At::new(fd.as_fd(), name).recorded_as(upper.records());
         let mut open = None;
         match whiteout {
             None if can_be_in_place(&self.stack, upper, caller, &parent)? => {
@@ -221,7 +222,7 @@ impl Union {
             }
         }
         let stat = match &open {
-            Some(file) => At::fd(file.as_fd()).stat()?,
+            Some(file) => At::fd(file.as_fd()).recorded_like(at).stat()?,
             None => at.stat()?,
         };
         let at = NameIn {
@@ -282,6 +283,10 @@ pub(crate) fn check_new_name(stack: &Stack, upper: &Upper, name: &[u8]) -> Resul
 /// Whether a file created directly in the parent gets the right owner and permissions.
 fn can_be_in_place(stack: &Stack, upper: &Upper, caller: &Caller, parent: &Inode) -> Result<bool> {
     let own = upper.own_ids;
+    // A new file gets its name together with its record.
+    if upper.records() != Records::Ignored {
+        return Ok(false);
+    }
     if caller.uid != own.uid {
         return Ok(false);
     }
@@ -395,12 +400,15 @@ fn make_open(at: At<'_>, new: &New<'_>, perm: u32) -> Result<Option<OwnedFd>, Er
 /// Sets owner, ACLs and permissions of a staged file.
 fn settle(owners: &Owners, at: At<'_>, new: &New<'_>, owned: &Owned) -> Result<(), Errno> {
     let stat = at.stat()?;
-    let is_owned = Owner::of(&stat) == owned.owner;
+    let is_owned = Owner::of(&stat) == owned.owner && !at.has_records();
     if !is_owned {
         owners.tolerate(at.chown(Some(owned.owner.uid), Some(owned.owner.gid)))?;
     }
     if new.kind == FileKind::Symlink {
         return Ok(());
+    }
+    if at.has_records() {
+        return at.chmod(owned.perm);
     }
     if is_owned && stat.perm == owned.perm && owned.access.is_none() && owned.default.is_none() {
         return Ok(());

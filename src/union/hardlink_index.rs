@@ -26,7 +26,10 @@ impl Upper {
         let Some(index) = self.index_dir_opt()? else {
             return Ok(false);
         };
-        let found = At::new(index.as_fd(), &origin.index_name()).stat_opt()?;
+        let name = origin.index_name();
+        let found = At::new(index.as_fd(), &name)
+            .recorded_as(self.records())
+            .stat_opt()?;
         Ok(found.is_some_and(|s| (s.dev, s.ino) == (stat.dev, stat.ino)))
     }
 

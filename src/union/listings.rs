@@ -179,7 +179,9 @@ fn list_upper(
     let (mut entries, mut hides_below) = (Vec::new(), Vec::new());
     let xattr_form = upper.may_have_xwhiteouts(dir);
     let wh_names = upper.layer.dialect.wh_names;
-    read_dir(&fd, |raw| {
+    let records = upper.records();
+    read_dir(&fd, |mut raw| {
+        raw.forget_recorded_kind(records);
         if wh_names && let Some(name) = raw.name.strip_prefix(WH_PREFIX) {
             if gather.wants(name) {
                 hides_below.push(name.into());

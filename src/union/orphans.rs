@@ -248,7 +248,7 @@ impl Orphans {
         }
         match upper.park(|to| at.link_to(to)) {
             Ok(parked) => {
-                stack.check_upper(inode.kind, id, &parked.at().stat()?)?;
+                stack.check_upper(inode.kind, id, &parked.at().recorded_like(at).stat()?)?;
                 Ok(Keep::Parked(parked))
             }
             // The file system has no links, or no further link of this file, or is full.
@@ -307,7 +307,11 @@ fn hold(stack: &Stack, inode: &Inode, at: At<'_>, id: (u64, u64)) -> Result<By> 
         return Ok(By::Fd(fd));
     }
     let held = at.hold()?;
-    stack.check_upper(inode.kind, id, &At::fd(held.as_fd()).stat()?)?;
+    stack.check_upper(
+        inode.kind,
+        id,
+        &At::fd(held.as_fd()).recorded_like(at).stat()?,
+    )?;
     Ok(By::Fd(Arc::new(held)))
 }
 

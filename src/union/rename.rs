@@ -415,7 +415,7 @@ fn empty_upper_dir(
     if is_bare(&dir)? {
         return Ok(());
     }
-    let stat = At::fd(dir.as_fd()).stat()?;
+    let stat = At::fd(dir.as_fd()).recorded_as(upper.records()).stat()?;
     let staged = upper.stage(|at| at.mkdir(0o700))?;
     upper.mark_opaque(staged.at())?;
     staged.at().chown(Some(stat.uid), Some(stat.gid))?;

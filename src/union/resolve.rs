@@ -190,7 +190,7 @@ impl<'u> Resolver<'u> {
                     .stat_opt()?
                     .is_some();
         }
-        let at = At::new(fd.as_fd(), name);
+        let at = At::new(fd.as_fd(), name).recorded_as(upper.records());
         let Some(stat) = at.stat_opt()? else {
             return Ok(hidden.then_some(Answer::Absent(Some(WhiteoutKind::WhName))));
         };

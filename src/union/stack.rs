@@ -28,7 +28,7 @@ use super::owners::Owners;
 use super::upper::Upper;
 use super::{FindOrigin, Options};
 use crate::layer::fds::FdCache;
-use crate::layer::{StackSpec, UpperSpec};
+use crate::layer::{Records, StackSpec, UpperSpec};
 use crate::lowers::{Layers, LowerDirs, Lowers, Seal};
 
 /// The opened layers of a union.
@@ -195,6 +195,10 @@ impl Stack {
     /// Whether some layer can carry POSIX ACLs.
     pub fn has_acl(&self) -> bool {
         let upper = self.upper.as_ref();
+        // A change of an ACL would not change the recorded mode.
+        if upper.is_some_and(|upper| upper.records() != Records::Ignored) {
+            return false;
+        }
         upper.is_some_and(|upper| upper.layer.has_acl()) || self.lowers.has_acl()
     }
 

@@ -19,11 +19,11 @@ use super::orphans::Parked;
 use super::resolve::WhiteoutKind;
 use super::types::FileKind;
 use super::upper_lock::{self, LockFiles};
-use crate::layer::UpperSpec;
 use crate::layer::at::{At, Stat};
 use crate::layer::fds::with_spare;
 use crate::layer::lower::{Layer, read_dir};
 use crate::layer::markers::{Marker, Markers, WH_PREFIX, Writer};
+use crate::layer::{Records, UpperSpec};
 use crate::sys::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::sync::parking_lot::Mutex;
 
@@ -85,6 +85,30 @@ pub(crate) struct Upper {
 /// The prefix of staged names, which kernel overlayfs uses too.
 const STAGED: &[u8] = b"#";
 
+/// Begins the records of an upper that has none and shall have them.
+fn with_records(mut layer: Layer, spec: &UpperSpec) -> Result<Layer> {
+    let begun = match layer.dialect.records {
+        Records::Made(form) => Some(form.of_empty_upper()),
+        // An empty upper of podman's has one mark; fuse-overlayfs 1.10 adds its own too.
+        Records::Kept(form) if form != form.of_empty_upper() => {
+            let mut is_empty = true;
+            read_dir(&layer.root, |_| is_empty = false)?;
+            is_empty.then(|| form.of_empty_upper())
+        }
+        _ => None,
+    };
+    if let Some(form) = begun {
+        At::fd(layer.root.as_fd())
+            .begin_records(form)
+            .map_err(|e| {
+                let what = "cannot record owners in extended attributes (xattr_permissions) in";
+                Error::from(e).context(what, spec.layer.path())
+            })?;
+        layer.dialect.records = Records::Kept(form);
+    }
+    Ok(layer)
+}
+
 fn open_work(spec: &UpperSpec) -> Result<OwnedFd> {
     let opened = spec.work.reopen();
     opened.map_err(|e| Error::from(e).context("cannot open the work directory", spec.work.path()))
@@ -105,6 +129,7 @@ impl Upper {
             (work_base.as_fd(), spec.work.path()),
         ];
         let lock_files = upper_lock::lock(&dirs, options.locks.as_ref())?;
+        let layer = with_records(layer, spec)?;
         let mut upper = Self::unprobed(layer, work_base, spec)?;
         upper.lock_files = lock_files;
         upper.volatile = options.volatile;
@@ -198,6 +223,11 @@ impl Upper {
     /// See [`super::Union::leave_lock_files`].
     pub fn leave_lock_files(&self) -> &[String] {
         self.lock_files.leave()
+    }
+
+    /// Returns how owners and modes are recorded beside the files.
+    pub fn records(&self) -> Records {
+        self.layer.dialect.records
     }
 
     /// Returns the work directory.
@@ -445,7 +475,7 @@ pub(crate) struct Staged<'u> {
 
 impl Staged<'_> {
     pub fn at(&self) -> At<'_> {
-        At::new(self.upper.staging.as_fd(), &self.name)
+        At::new(self.upper.staging.as_fd(), &self.name).recorded_as(self.upper.records())
     }
 
     /// Keeps the file, which is not a directory, until the result is dropped.

@@ -44,6 +44,7 @@ mod queued;
 mod read_only;
 mod read_write;
 mod readdir;
+mod recorded;
 mod rename;
 mod rmdir;
 mod several_file_systems;

@@ -11,7 +11,7 @@
 use std::path::Path;
 
 use super::{Below, Driver, LayerDir};
-use crate::layer::{Dialect, LayerSpec, OpenDir};
+use crate::layer::{Dialect, LayerSpec, OpenDir, Records};
 use crate::oci::chain_id::MAX_LAYERS;
 use crate::oci::text::excerpt;
 use crate::store::confined_dir::ConfinedDir;
@@ -27,6 +27,7 @@ const DIALECT: Dialect = Dialect {
     user: false,
     fuse_overlayfs: false,
     wh_names: true,
+    records: Records::Ignored,
 };
 
 #[derive(Debug)]

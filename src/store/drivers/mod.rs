@@ -14,7 +14,7 @@ use super::confined_dir::{ConfinedDir, SMALL};
 use super::error::{Error, Result};
 use super::layer_place::LayerPlace;
 use super::layerdb::CacheId;
-use crate::layer::{Dialect, OpenDir};
+use crate::layer::{Dialect, OpenDir, Records};
 use crate::layer_tar::layer_files::LayerFiles;
 use devicemapper::PoolFiles;
 use whole_trees::WholeTrees;
@@ -37,6 +37,7 @@ const PLAIN: Dialect = Dialect {
     user: false,
     fuse_overlayfs: false,
     wh_names: false,
+    records: Records::Ignored,
 };
 
 /// The layers below a layer that are visible through it.

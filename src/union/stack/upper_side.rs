@@ -90,7 +90,7 @@ impl Stack {
                 return f(at);
             }
             let held = at.hold().map_err(mounted_over)?;
-            let held = At::fd(held.as_fd());
+            let held = At::fd(held.as_fd()).recorded_like(at);
             self.check_upper(inode.kind, id, &held.stat()?)?;
             f(held)
         })
@@ -134,26 +134,29 @@ impl Stack {
         inode: &Inode,
         f: impl FnOnce(At<'_>, (u64, u64)) -> Result<T>,
     ) -> Result<T> {
+        let records = self.readable_upper()?.records();
         if inode.dir.is_some() {
-            return f(At::fd(self.upper_dir(inode)?.as_fd()), (0, 0));
+            let dir = self.upper_dir(inode)?;
+            return f(At::fd(dir.as_fd()).recorded_as(records), (0, 0));
         }
         loop {
             let (link, index, id) = {
                 let loc = inode.loc.read();
                 let id = loc.upper.as_ref().ok_or(Errno::NOENT)?.id;
                 if let Some(orphan) = loc.orphan() {
-                    return f(orphan.at(), id);
+                    return f(orphan.at().recorded_as(records), id);
                 }
                 let link = loc.links.iter().find(|l| l.in_upper).cloned();
                 if let (None, Some(parked)) = (&link, loc.parked()) {
-                    return f(parked.at(), id);
+                    return f(parked.at().recorded_as(records), id);
                 }
                 (link, loc.index().map(Box::<[u8]>::from), id)
             };
             let Some(link) = link else {
                 let name = index.ok_or(Errno::NOENT)?;
                 let dir = self.readable_upper()?.index_dir_opt()?;
-                return f(At::new(dir.ok_or(Errno::NOENT)?.as_fd(), &name), id);
+                let dir = dir.ok_or(Errno::NOENT)?;
+                return f(At::new(dir.as_fd(), &name).recorded_as(records), id);
             };
             let parent = self.upper_dir(&link.parent)?;
             let loc = inode.loc.read();
@@ -163,7 +166,7 @@ impl Stack {
                     .iter()
                     .any(|l| l.in_upper && l.parent.ino == link.parent.ino && l.name == link.name);
             if still {
-                return f(At::new(parent.as_fd(), &link.name), id);
+                return f(At::new(parent.as_fd(), &link.name).recorded_as(records), id);
             }
         }
     }
