@@ -113,6 +113,7 @@ Options:
   -o uidmapping=DISK:SHOWN:LEN[:...]      users as they are shown; gidmapping for groups
   -o squash_to_root                       all files shown as root's
   -o squash_to_uid=N,squash_to_gid=N      all files shown as those of one user or group
+  -o xattr_permissions=0|1|2              owners and modes in xattrs beside the files
   -o fsname=NAME                          the source shown in /proc/mounts
   -o ro,nodev,nosuid,noexec,noatime,allow_other,...
   -f                                      stay in the foreground
