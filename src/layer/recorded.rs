@@ -97,6 +97,7 @@ impl Form {
     }
 
     /// Returns the form for an upper in which nothing has records yet.
+    #[must_use]
     pub fn of_empty_upper(self) -> Self {
         match self {
             Self::Containers => Self::BothUser,
