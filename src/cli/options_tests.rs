@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::options::*;
 use unionfs::fuse::{IoPolicy, Transport};
+use unionfs::layer::recorded::Form;
 use unionfs::union::{IdMap, IdRange};
 
 fn parse(text: &str) -> Result<MountOptions, OptionError> {
@@ -150,8 +151,15 @@ fn squashed_owners() {
     refused("squash_to_uid=x", "not an ID");
     refused("squash_to_gid=4294967295", "not an ID");
     refused("squash_to_uid", "needs a value");
-    refused("xattr_permissions=2", "xattr_permissions");
-    ok("xattr_permissions=0");
+    assert_eq!(owners("xattr_permissions=0").records, None);
+    assert_eq!(
+        owners("xattr_permissions=1").records,
+        Some(Form::Privileged)
+    );
+    assert_eq!(
+        owners("xattr_permissions=2").records,
+        Some(Form::Containers)
+    );
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl Upper {
             return Ok(None);
         };
         let name = origin.index_name();
-        let at = At::new(index.as_fd(), &name);
+        let at = At::new(index.as_fd(), &name).recorded_as(self.records());
         let Some(stat) = at.stat_opt()? else {
             return Ok(None);
         };

@@ -117,8 +117,14 @@ fn changes_keep_every_field() {
     need_mounts!();
     let scratch = Scratch::disk();
     let stack = lower(&scratch, NAME);
-    let mounted = Fs::Unionfs(RECORDED).mount(&stack);
     let at = |name: &str| stack.mnt.join(name);
+    std::fs::hard_link(
+        stack.lowers[0].join("typed"),
+        stack.lowers[0].join("typed2"),
+    )
+    .unwrap();
+    let mounted = Fs::Unionfs(RECORDED).mount(&stack);
+    std::fs::remove_file(at("typed2")).unwrap();
     chown(at("suid"), Some(7), None).unwrap();
     chmod(&at("suid"), 0o6711);
     chmod(&at("none"), 0o666);
