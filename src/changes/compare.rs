@@ -4,6 +4,7 @@
 //! time of everything but directories (moby, pkg/archive/changes_unix.go). In addition xattrs and
 //! symlink targets are compared, and the data where all else is equal.
 
+use super::paths::Node;
 use super::{Result, Tree, read_error};
 use crate::union::{Attr, Caching, FileKind, Ino, Union};
 
@@ -76,6 +77,15 @@ pub(super) fn xattrs(union: &Union, ino: Ino) -> crate::union::Result<Vec<Xattr>
 
 /// Name and value of an extended attribute.
 pub type Xattr = (Vec<u8>, Vec<u8>);
+
+/// Whether two regular files have the same data.
+///
+/// # Errors
+/// Those of reading one of them.
+pub(super) fn same_data_of(before: &Node<'_>, after: &Node<'_>) -> Result<bool> {
+    let same = same_data(before.union(), before.ino(), after.union(), after.ino());
+    same.map_err(read_error(after.path()))
+}
 
 fn same_data(before: &Union, old: Ino, after: &Union, new: Ino) -> crate::union::Result<bool> {
     let (mut left, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);

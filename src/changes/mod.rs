@@ -45,6 +45,7 @@ mod links;
 mod list;
 mod paths;
 mod tar;
+mod tree_diff;
 mod walk;
 
 use std::ffi::OsString;
@@ -58,6 +59,7 @@ pub use self::compare::Xattr;
 pub use self::list::{Change, ChangeKind};
 pub use self::paths::{LastLink, Node, Visit, Walk};
 pub use self::tar::pack_nothing;
+pub use self::tree_diff::{Content, Difference, How, compare_trees};
 
 use crate::layer::StackSpec;
 use crate::layer::fds::FdCache;

@@ -149,7 +149,11 @@ impl<'t> Node<'t> {
         &self.path
     }
 
-    fn ino(&self) -> Ino {
+    pub(super) fn union(&self) -> &'t Union {
+        self.union
+    }
+
+    pub(super) fn ino(&self) -> Ino {
         self.entry
             .as_ref()
             .map_or(ROOT_INO, |entry| entry.attr().ino)

@@ -96,7 +96,7 @@ enum Form {
     Flat,
 }
 
-struct Sink<'t, W> {
+pub(super) struct Sink<'t, W> {
     tree: &'t Tree,
     out: TarWriter<W>,
     form: Form,
@@ -119,9 +119,38 @@ impl<'t, W: Write> Sink<'t, W> {
         }
     }
 
-    fn layer_step(&mut self, step: &Step<'_>) -> Result<()> {
-        let inside = |dir: &[u8]| step.path.starts_with(&[dir, b"/"].concat());
+    /// Begins the tar of a layer.
+    pub(super) fn of_layer(tree: &'t Tree, out: W) -> Self {
+        Self::new(tree, out, Form::Layer)
+    }
+
+    /// Packs a whiteout.
+    pub(super) fn deleted(&mut self, path: &[u8]) -> Result<()> {
+        self.come_to(path);
+        self.whiteout(path, WH_PREFIX)
+    }
+
+    /// Packs a file, after the directories that it is in.
+    pub(super) fn file(&mut self, path: &[u8], attr: &Attr) -> Result<()> {
+        self.come_to(path);
+        self.parents()?;
+        self.entry(path, attr)
+    }
+
+    /// Packs a directory if something in it is packed.
+    pub(super) fn unchanged_directory(&mut self, path: &[u8], attr: &Attr) {
+        self.come_to(path);
+        self.skipped.push((path.to_vec(), *attr));
+    }
+
+    /// Forgets pending directories that the path is not in.
+    fn come_to(&mut self, path: &[u8]) {
+        let inside = |dir: &[u8]| path.starts_with(&[dir, b"/"].concat());
         while self.skipped.pop_if(|(dir, _)| !inside(dir)).is_some() {}
+    }
+
+    fn layer_step(&mut self, step: &Step<'_>) -> Result<()> {
+        self.come_to(step.path);
         let Some(after) = step.after else {
             return self.whiteout(step.path, WH_PREFIX);
         };
@@ -271,7 +300,8 @@ impl<'t, W: Write> Sink<'t, W> {
         Ok(())
     }
 
-    fn finish(self) -> Result<()> {
+    /// Writes the end of the tar.
+    pub(super) fn finish(self) -> Result<()> {
         let end = self.out.finish();
         end.map(drop).map_err(|source| write_error(b"", source))
     }

@@ -30,7 +30,8 @@ Examples:
   unionfs commit web myapp:3 -m 'configured' --change 'CMD [\"/bin/app\"]' --change 'ENV A=b'
 
 The ID of the image is printed. The layer may be mounted: changes that were made before the command
-are in the image; changes that are made during it may be missing. --change takes the Dockerfile's CMD, ENTRYPOINT, ENV, LABEL, EXPOSE, VOLUME, USER, WORKDIR, STOPSIGNAL and
+are in the image; changes that are made during it may be missing. --change takes the Dockerfile's
+CMD, ENTRYPOINT, ENV, LABEL, EXPOSE, HEALTHCHECK, VOLUME, USER, WORKDIR, STOPSIGNAL, SHELL and
 ONBUILD.")]
 pub(super) struct Args {
     /// The container or named layer: name, ID or ID prefix

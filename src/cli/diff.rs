@@ -6,24 +6,38 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use super::command_sandbox::SandboxArgs;
+use super::diff_trees::{self, Form};
 use super::output::{is_unsafe, print, print_json};
 use super::outside_helper::Outside;
 use unionfs::changes::{Change, Tree};
 
-/// List the changes of a container or named layer
+/// List the changes of a container or named layer, or the differences of two trees
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs diff web
   unionfs diff --json web | jq -r '.[] | select(.kind == \"D\") | .path'
+  unionfs diff --tree myapp:1 myapp:2
 
 A means added, C changed, D deleted, as in docker diff. For a deleted directory only the directory is
 listed, for an added directory everything in it too. A directory that contains changes is changed.
+
+With two names, the trees of two images, containers, named layers or layers (as for unionfs ls) are
+compared: A means only in B, D only in A. What differs is type, mode, owner, device, size, content,
+xattrs, or the time of a file that is not a directory. A directory does not differ because a file in
+it does. Sizes of each path and in total are shown.
+
 Control characters, backslashes and bytes that are not UTF-8 are printed as \\xNN.")]
 pub(super) struct Args {
-    /// The container or named layer: name, ID or ID prefix
+    /// The container or named layer: name, ID or ID prefix; with OTHER, also an image or layer
     name: String,
-    /// Print JSON: an array of kind and path, for paths that are not UTF-8 path_base64 too
+    /// What NAME is compared with: an image, container, named layer or layer
+    other: Option<String>,
+    /// Draw the differences as a tree
+    #[arg(long, requires = "other", conflicts_with = "json")]
+    tree: bool,
+    /// Print JSON: an array of kind and path, for paths that are not UTF-8 path_base64 too; for two
+    /// names an object with changes and totals
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -39,6 +53,14 @@ struct Row {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    if let Some(other) = &args.other {
+        let form = match (args.json, args.tree) {
+            (true, _) => Form::Json,
+            (false, true) => Form::Tree,
+            (false, false) => Form::Lines,
+        };
+        return diff_trees::run([&args.name, other], form, &args.sandbox, root);
+    }
     let mut cage = args.sandbox.cage("diff")?;
     let places = cage.stores_of_containers(root)?;
     let outside = Outside::start(None, Some(&places)).context("cannot start a process")?;

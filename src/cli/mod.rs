@@ -33,6 +33,7 @@ mod delete;
 mod df;
 mod diff;
 mod digest;
+mod diff_trees;
 mod digest_names;
 mod error;
 mod export;
@@ -81,6 +82,7 @@ mod rm;
 mod rmi;
 mod sandbox_access;
 mod save;
+mod squash;
 mod stats;
 mod sync;
 mod system_log;
@@ -156,6 +158,7 @@ enum Command {
     Ps(ps::Args),
     Diff(diff::Args),
     Commit(commit::Args),
+    Squash(squash::Args),
     Export(export::Args),
     Ls(ls::Args),
     Cat(cat::Args),
@@ -272,6 +275,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Ps(args) => ps::run(&args, root),
         Command::Diff(args) => diff::run(&args, root),
         Command::Commit(args) => commit::run(&args, root),
+        Command::Squash(args) => squash::run(&args, root),
         Command::Export(args) => export::run(&args, root),
         Command::Ls(args) => ls::run(&args, root),
         Command::Cat(args) => cat::run(&args, root),

@@ -100,13 +100,17 @@ pub(super) static TABLE: &[Reach] = &[
     row("layers", Read, No, ""),
     row("verify", Read, No, ""),
     row("ps", No, Read, "mounts are looked at before"),
-    row("diff", Read, No, "origins are found by a process outside"),
+    with_catalogs(
+        Read,
+        row("diff", Read, No, "origins are found by a process outside"),
+    ),
     row(
         "commit",
         Read,
         Write,
         "a process outside syncs a mounted layer and finds origins",
     ),
+    row("squash", Read, Write, ""),
     row(
         "export",
         Read,

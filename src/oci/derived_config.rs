@@ -95,6 +95,48 @@ impl Draft {
     }
 }
 
+/// A configuration for an image whose upper layers became one.
+#[derive(Clone, Debug)]
+pub struct Squash {
+    /// The number of layers that stay.
+    pub kept: usize,
+    /// The command that made it.
+    pub created_by: String,
+    /// The comment.
+    pub comment: Option<String>,
+}
+
+impl Squash {
+    /// Makes it from the configuration of the image. All settings stay. The steps of the layers that
+    /// became one are steps without a layer, and one step with the new layer follows.
+    ///
+    /// # Errors
+    /// [`Json`](super::Error::Json) for a malformed configuration.
+    pub fn draft(&self, path: &Path, bytes: &[u8]) -> Result<Draft> {
+        let mut config: Map<String, Value> = json::parse(path, bytes)?;
+        let now = rfc3339(SystemTime::now());
+        config.insert("created".into(), json!(now));
+        let mut layers = 0;
+        if let Some(Value::Array(steps)) = config.get_mut("history") {
+            for step in steps.iter_mut().filter_map(Value::as_object_mut) {
+                if step.get("empty_layer") == Some(&json!(true)) {
+                    continue;
+                }
+                layers += 1;
+                if layers > self.kept {
+                    step.insert("empty_layer".into(), json!(true));
+                }
+            }
+        }
+        let mut step = json!({"created": now, "created_by": self.created_by});
+        if let Some(text) = &self.comment {
+            step["comment"] = json!(text);
+            config.insert("comment".into(), json!(text));
+        }
+        Ok(Draft { config, step })
+    }
+}
+
 /// The name of this machine's architecture in Go.
 pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {

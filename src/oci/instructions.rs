@@ -1,12 +1,13 @@
 //! Dockerfile instructions that change the settings for containers: `commit --change` and the like.
 //!
 //! They are those of `docker commit` (moby, builder/dockerfile; Dockerfile reference): CMD,
-//! ENTRYPOINT, ENV, LABEL, EXPOSE, VOLUME, USER, WORKDIR, STOPSIGNAL, ONBUILD. `$NAME` and
-//! `${NAME}` are replaced by the variables of the image, except in CMD, ENTRYPOINT and ONBUILD.
+//! ENTRYPOINT, ENV, LABEL, EXPOSE, HEALTHCHECK, VOLUME, USER, WORKDIR, STOPSIGNAL, ONBUILD; and SHELL,
+//! the shell for later CMD and ENTRYPOINT. `$NAME` and `${NAME}` are replaced by the variables of the
+//! image, except in CMD, ENTRYPOINT, HEALTHCHECK, SHELL and ONBUILD.
 
 use serde_json::{Map, Value, json};
 
-use super::{Error, Result};
+use super::{Error, Result, healthcheck};
 
 /// The `config` object of the configuration of an image.
 pub(crate) type RunConfig = Map<String, Value>;
@@ -38,8 +39,13 @@ pub(crate) fn apply(config: &mut RunConfig, instructions: &[String]) -> Result<(
 
 fn one(config: &mut RunConfig, keyword: &str, rest: &str) -> Outcome<()> {
     match keyword {
-        "CMD" => set(config, "Cmd", command(rest)?),
-        "ENTRYPOINT" => set(config, "Entrypoint", command(rest)?),
+        "CMD" => set(config, "Cmd", command(config, rest)?),
+        "ENTRYPOINT" => set(config, "Entrypoint", command(config, rest)?),
+        "HEALTHCHECK" => set(config, "Healthcheck", healthcheck::parse(rest)?),
+        "SHELL" => match list(rest) {
+            Some(words) if !words.is_empty() => set(config, "Shell", json!(words)),
+            _ => return Err("write SHELL [\"PROGRAM\", \"ARGUMENT\"]"),
+        },
         "ENV" => {
             for (name, value) in pairs(config, rest)? {
                 set_variable(config, &name, &value);
@@ -85,8 +91,8 @@ fn one(config: &mut RunConfig, keyword: &str, rest: &str) -> Outcome<()> {
         "ONBUILD" => array(config, "OnBuild").push(Value::String(rest.to_owned())),
         _ => {
             return Err(
-                "only CMD, ENTRYPOINT, ENV, LABEL, EXPOSE, VOLUME, USER, WORKDIR, STOPSIGNAL and \
-                 ONBUILD change an image's configuration",
+                "only CMD, ENTRYPOINT, ENV, LABEL, EXPOSE, HEALTHCHECK, VOLUME, USER, WORKDIR, \
+                 STOPSIGNAL, SHELL and ONBUILD change an image's configuration",
             );
         }
     }
@@ -127,12 +133,20 @@ fn list(text: &str) -> Option<Vec<String>> {
     serde_json::from_str(text).ok()
 }
 
-/// Returns the exec form as it is, and the shell form as an argument of the shell.
-fn command(text: &str) -> Outcome<Value> {
+/// Returns the exec form as it is, and the shell form as an argument of the shell of the image.
+fn command(config: &RunConfig, text: &str) -> Outcome<Value> {
     match list(text) {
         Some(words) => Ok(json!(words)),
         None if text.is_empty() => Err("it has no argument"),
-        None => Ok(json!(["/bin/sh", "-c", text])),
+        None => {
+            let shell = config.get("Shell").and_then(Value::as_array);
+            let mut words = match shell {
+                Some(shell) if !shell.is_empty() => shell.clone(),
+                _ => vec![json!("/bin/sh"), json!("-c")],
+            };
+            words.push(json!(text));
+            Ok(Value::Array(words))
+        }
     }
 }
 
@@ -346,6 +360,16 @@ mod tests {
     }
 
     #[test]
+    fn the_shell_is_that_of_the_image() {
+        let found = changed(&["SHELL [\"/bin/bash\", \"-lc\"]", "CMD run $me"]).unwrap();
+        assert_eq!(found["Shell"], json!(["/bin/bash", "-lc"]));
+        assert_eq!(found["Cmd"], json!(["/bin/bash", "-lc", "run $me"]));
+        let found = changed(&["healthcheck --retries=2 CMD $me"]).unwrap();
+        let check = json!({"Retries": 2, "Test": ["CMD-SHELL", "$me"]});
+        assert_eq!(found["Healthcheck"], check);
+    }
+
+    #[test]
     fn what_docker_refuses_is_refused() {
         for bad in [
             "",
@@ -358,6 +382,9 @@ mod tests {
             "ENV A=${B:-c}",
             "EXPOSE http",
             "EXPOSE 0",
+            "SHELL /bin/sh",
+            "SHELL []",
+            "HEALTHCHECK",
             "EXPOSE 80/icmp",
             "LABEL x",
             "ENV A=b\\",

@@ -24,6 +24,7 @@ pub mod chain_id;
 pub mod derived_config;
 pub mod digest;
 mod error;
+mod healthcheck;
 pub mod image_config;
 pub(crate) mod instructions;
 pub(crate) mod json;

@@ -64,6 +64,7 @@ mod link;
 mod listings;
 mod lock_order;
 mod lookup;
+mod lower_parts;
 mod names;
 mod orphans;
 mod owners;
@@ -84,6 +85,7 @@ pub use backing::Backing;
 pub use error::{Error, Result};
 pub use lookup::EntryRef;
 pub use owners::{IdMap, IdMapError, IdRange, LowerIds, Outside, Owners};
+pub use lower_parts::LowerPart;
 pub use readdir::DirItem;
 pub use types::*;
 

@@ -58,6 +58,7 @@ fn every_command_is_inside_before_it_reads_a_store() {
         (&["layers"], Removing, KEPT_TO_READ, nothing),
         (&["verify", "--all"], Removing, KEPT_TO_READ, nothing),
         (&["diff", "web"], Removing, KEPT_TO_READ, nothing),
+        (&["diff", "app:1", "web"], Removing, KEPT_TO_READ, nothing),
         (
             &["export", "web", "-o", "web.tar"],
             Removing,
@@ -91,6 +92,7 @@ fn every_command_is_inside_before_it_reads_a_store() {
             &[&own],
         ),
         (&["commit", "web", "web:1"], Lock, KEPT, &[&own]),
+        (&["squash", "app:1", "flat:1"], Lock, KEPT, &[&own]),
         (&["tag", "app:1", "app:2"], Lock, KEPT, &[&own]),
         (&["rm", "web"], Lock, KEPT, &[&own]),
         (&["rmi", "other:1"], Readers, KEPT, &[&own, &catalogs]),

@@ -47,6 +47,7 @@ mod scratch_images;
 mod set_id_images;
 mod signals;
 mod system_log;
+mod tree_diff;
 mod tree_files;
 mod verify;
 mod whole_trees;
