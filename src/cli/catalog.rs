@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use serde::Serialize;
 
 use super::command_sandbox::{Cage, Missing, SandboxArgs};
+use super::environment;
 use super::error::Usage;
 use super::options::{CatalogChoice, MountOptions};
 use super::output::{Table, one_line, print, print_json, size};
@@ -18,7 +19,6 @@ use unionfs::layer::{LayerSpec, StackSpec};
 use unionfs::oci::Digest;
 use unionfs::progress::Progress;
 use unionfs::store::Chain;
-use unionfs::store::discovery::Environment;
 
 /// Build and check catalogs: the merged view of an image's layers, for fast mounts
 ///
@@ -114,7 +114,7 @@ fn target(what: &What, root: Option<&Path>, missing: Missing) -> anyhow::Result<
     let places = cage.stores(root)?;
     let own = match cage.catalogs(missing)? {
         Some(own) => own,
-        None => Environment::current().own_root()?,
+        None => environment().own_root()?,
     };
     let stores = cage.enter_with_stores(places)?;
     let image = stores.mountable(name, |_| None)?;
@@ -302,7 +302,7 @@ fn list(args: &List) -> anyhow::Result<()> {
     let mut cage = args.sandbox.cage("catalog")?;
     let own = match cage.catalogs(Missing::Leave)? {
         Some(own) => own,
-        None => Environment::current().own_root()?,
+        None => environment().own_root()?,
     };
     cage.enter()?;
     let kept = ImageCatalogs::of(own).list()?;
@@ -332,10 +332,7 @@ fn list(args: &List) -> anyhow::Result<()> {
 
 /// Returns the catalogs in the own store.
 fn own_catalogs() -> Option<ImageCatalogs> {
-    Environment::current()
-        .own_root()
-        .ok()
-        .map(ImageCatalogs::of)
+    environment().own_root().ok().map(ImageCatalogs::of)
 }
 
 /// Returns the note of a catalog about its layers. The options choose the catalog of the chain.

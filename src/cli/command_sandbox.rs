@@ -20,8 +20,7 @@ use unionfs::catalog::directory;
 use unionfs::layer::dir::path_of;
 use unionfs::sandbox::Mode;
 use unionfs::sandbox::command::Command;
-use unionfs::store::discovery::Environment;
-use unionfs::store::{Places, Stores, Writable};
+use unionfs::store::{Places, Stores, UnnamedLayer, Writable};
 use unionfs::sys::walk::{self, Trust};
 
 const VARIABLE: &str = "UNIONFS_SANDBOX";
@@ -198,7 +197,7 @@ impl Cage {
     /// in which they are. `None`: there are none, and the directory is not to be made.
     pub(super) fn catalogs(&mut self, missing: Missing) -> anyhow::Result<Option<PathBuf>> {
         self.require(self.reach.catalogs, Use::Read, "catalogs")?;
-        let own = Environment::current().own_root().ok();
+        let own = environment().own_root().ok();
         if let Some(own) = own.as_ref().filter(|_| missing == Missing::Make) {
             let dir = directory::dir(own);
             walk::make_directory(&dir, Trust::of_root(), 0o700)
@@ -258,6 +257,22 @@ impl Cage {
         };
         self.read_store(store.root())?;
         Ok(Some(store.root().to_owned()))
+    }
+
+    /// Allows reading the changes of mounts without a name in the own store, if there are any. Returns
+    /// its root.
+    pub(super) fn read_changes(&mut self, root: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
+        self.require(self.reach.own, Use::Read, "our own store")?;
+        let own = match (root, environment().own_root()) {
+            (Some(root), _) => root.to_owned(),
+            (None, Ok(own)) => own,
+            (None, Err(_)) => return Ok(None),
+        };
+        let Some(place) = UnnamedLayer::place(&own) else {
+            return Ok(None);
+        };
+        self.read_store(&place)?;
+        Ok(place.parent().map(Path::to_owned))
     }
 
     /// Allows connections to servers.

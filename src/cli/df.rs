@@ -34,6 +34,8 @@ struct Report {
     images: Vec<ImageRow>,
     /// The read-write layers made by mount --name.
     named: Vec<NamedRow>,
+    /// The changes of mounts without a name.
+    unnamed: Vec<UnnamedRow>,
     /// The size of all layers of images, each counted once.
     layers: u64,
     /// The size of all read-write layers.
@@ -66,6 +68,16 @@ struct NamedRow {
     root: String,
 }
 
+#[derive(Serialize)]
+struct UnnamedRow {
+    id: String,
+    /// The image that they were made to, if that is recorded.
+    image: Option<String>,
+    /// The disk space in bytes.
+    size: u64,
+    path: String,
+}
+
 impl ImageRow {
     fn new(image: &Image) -> Self {
         let own = image.layers.iter().filter(|l| l.shared_by == Some(1));
@@ -90,6 +102,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let stores = cage.enter_with_stores(places)?;
     let mut listing = stores.images();
     let named = named(&stores, &mut listing);
+    let unnamed = unnamed(&stores);
     let shown: Vec<&Image> = listing
         .images
         .iter()
@@ -105,8 +118,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let report = Report {
         images: shown.iter().map(|image| ImageRow::new(image)).collect(),
         layers: layers.values().sum(),
-        read_write: named.iter().map(|row| row.size).sum(),
+        read_write: named.iter().map(|row| row.size).sum::<u64>()
+            + unnamed.iter().map(|row| row.size).sum::<u64>(),
         named,
+        unnamed,
         catalogs: catalogs.map_or(0, |own| ImageCatalogs::of(own).disk_usage()),
         downloads: own
             .and_then(|own| Writable::to_look_at(&own).ok().flatten())
@@ -136,6 +151,16 @@ fn named(stores: &Stores, listing: &mut Listing) -> Vec<NamedRow> {
     rows
 }
 
+fn unnamed(stores: &Stores) -> Vec<UnnamedRow> {
+    let rows = stores.unnamed().into_iter().map(|layer| UnnamedRow {
+        size: layer.disk_usage(),
+        path: layer.diff().to_string_lossy().into_owned(),
+        image: layer.origin.map(|origin| origin.image_name),
+        id: layer.id,
+    });
+    rows.collect()
+}
+
 fn text(report: &Report) -> String {
     let mut images = Table::new(&["IMAGE", "ID", "SIZE", "SHARED", "OWN"]);
     for row in &report.images {
@@ -160,13 +185,22 @@ fn text(report: &Report) -> String {
         let kept = size(report.downloads);
         text += &format!("downloads for a later pull (unionfs prune removes them): {kept}\n");
     }
-    if !report.named.is_empty() {
+    if !report.named.is_empty() || !report.unnamed.is_empty() {
         let mut named = Table::new(&["NAME", "IMAGE", "SIZE"]);
         for row in &report.named {
             named.row([row.name.clone(), row.image.clone(), size(row.size)]);
+        }
+        for row in &report.unnamed {
+            let image = row.image.clone().unwrap_or_else(|| "<unknown>".to_owned());
+            named.row([short_id(&row.id), image, size(row.size)]);
         }
         text += &format!("\n{}", named.render());
         text += &format!("all read-write layers: {}\n", size(report.read_write));
     }
     text
+}
+
+/// Returns the form of an ID that tables have.
+pub(super) fn short_id(id: &str) -> String {
+    id.chars().take(12).collect()
 }

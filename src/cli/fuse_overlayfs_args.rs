@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::error::Usage;
-use super::launch::{self, Request};
+use super::launch::{self, MountpointIs, Request};
 use super::logging::Verbosity;
 use super::options::{Markers, MountOptions};
 use super::{catalog, mount, mount_checks, output, remount};
@@ -254,6 +254,8 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
         image_id: None,
         held: Vec::new(),
         fresh: None,
+        name: None,
+        mountpoint: MountpointIs::Given,
         foreground: call.foreground,
         verbosity: Verbosity::of_flag(call.debug || call.options.debug),
         option_texts: call.texts,

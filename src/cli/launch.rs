@@ -52,6 +52,10 @@ pub(super) struct Request {
     pub(super) held: Vec<File>,
     /// An upper that was made for this mount.
     pub(super) fresh: Option<Fresh>,
+    /// The name of the read-write layer, if it has one.
+    pub(super) name: Option<String>,
+    /// Whether the mountpoint was made for this mount. It is then printed.
+    pub(super) mountpoint: MountpointIs,
     pub(super) foreground: bool,
     pub(super) verbosity: Verbosity,
     /// The `-o` arguments as given, for `unionfs ps`.
@@ -61,17 +65,46 @@ pub(super) struct Request {
     pub(super) catalog: Option<MountCatalog>,
 }
 
+/// The origin of a mountpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MountpointIs {
+    Given,
+    /// It was made for this mount.
+    Made,
+}
+
+impl Request {
+    /// Returns the message for the user when the mount is live.
+    fn announcement(&self) -> Option<String> {
+        match self.mountpoint {
+            MountpointIs::Made => Some(format!("{}\n", self.target.path.display())),
+            MountpointIs::Given => self.fresh.as_ref().and_then(Fresh::announcement),
+        }
+    }
+}
+
 /// Checks the request without mounting.
 pub(super) fn check(request: Request) -> anyhow::Result<()> {
     mount_checks::stack(&request.stack, &request.target.path)
 }
 
 /// Mounts. Returns when the mount answers; in the foreground and in the daemon, after the unmount.
-pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
+pub(super) fn run(request: Request) -> anyhow::Result<()> {
+    let made = (request.mountpoint == MountpointIs::Made).then(|| request.target.path.clone());
+    let outcome = mount(request);
+    if let Some(mountpoint) = made {
+        // After a failure, or after the unmount where this process may do it. It fails while the
+        // mount is there.
+        let _ = fuse::runtime::remove_mountpoint(&mountpoint);
+    }
+    outcome
+}
+
+fn mount(mut request: Request) -> anyhow::Result<()> {
     mount_checks::stack(&request.stack, &request.target.path)?;
     if request.foreground {
         logging::to_stderr(request.verbosity);
-        let text = request.fresh.as_ref().and_then(Fresh::announcement);
+        let text = request.announcement();
         return serve(request, || {
             text.map_or(Ok(()), |text| super::output::print(&text))
         });
@@ -83,12 +116,11 @@ pub(super) fn run(mut request: Request) -> anyhow::Result<()> {
             // After a failure the daemon has ended, and dropping the request removes its upper.
             await_daemon(daemon, reply)?;
             // These may be hundreds of descriptors, which the end of this process closes at once.
+            let text = request.announcement();
             std::mem::forget(request.stack);
-            let Some(fresh) = request.fresh else {
-                return Ok(());
-            };
-            let text = fresh.announcement();
-            fresh.release();
+            if let Some(fresh) = request.fresh {
+                fresh.release();
+            }
             text.map_or(Ok(()), |text| super::output::print(&text))
         }
         Side::Daemon { reply } => {
@@ -322,6 +354,7 @@ fn config(request: &Request) -> MountConfig {
     }
     let mut description = fuse::Description::of(&request.stack);
     description.image.clone_from(&request.image);
+    description.name.clone_from(&request.name);
     description.image_id = request.image_id.map(|id| id.to_string());
     let options = request.option_texts.iter();
     description.options = options

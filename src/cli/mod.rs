@@ -35,6 +35,8 @@ mod diff;
 mod digest;
 mod diff_trees;
 mod digest_names;
+mod doctor;
+mod doctor_facts;
 mod error;
 mod export;
 mod fuse_overlayfs_args;
@@ -121,6 +123,10 @@ struct Cli {
     /// the stores of Docker and podman]
     #[arg(long, value_name = "DIR", global = true)]
     root: Option<PathBuf>,
+    /// Write to the store at DIR [default: $UNIONFS_ROOT or /var/lib/unionfs; for load, import, pull,
+    /// tag, rmi, rm and prune that of --root]
+    #[arg(long, value_name = "DIR", global = true)]
+    store: Option<PathBuf>,
     /// Search only this namespace of containerd's stores [default: $CONTAINERD_NAMESPACE, else all]
     #[arg(long, value_name = "NAME", global = true)]
     namespace: Option<String>,
@@ -135,6 +141,8 @@ struct Cli {
 struct OnlyMount {
     #[arg(long, value_name = "DIR", global = true)]
     root: Option<PathBuf>,
+    #[arg(long, value_name = "DIR", global = true)]
+    store: Option<PathBuf>,
     #[arg(long, value_name = "NAME", global = true)]
     namespace: Option<String>,
     #[command(subcommand)]
@@ -182,6 +190,7 @@ enum Command {
     Df(df::Args),
     Catalog(catalog::Args),
     Info(info::Args),
+    Doctor(doctor::Args),
     Version(version::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -230,6 +239,7 @@ fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
         let MountCommand::Mount(args) = only.command;
         return Ok(Cli {
             root: only.root,
+            store: only.store,
             namespace: only.namespace,
             command: Command::Mount(args),
         });
@@ -250,9 +260,15 @@ fn is_command(name: &OsStr) -> bool {
 /// The value of `--namespace`.
 static NAMESPACE: OnceLock<String> = OnceLock::new();
 
+/// The value of `--store`.
+static STORE: OnceLock<PathBuf> = OnceLock::new();
+
 /// Returns the environment of this process, with what the options say of it.
 fn environment() -> Environment {
     let mut environment = Environment::current();
+    if let Some(store) = STORE.get() {
+        environment.unionfs_root = Some(store.into());
+    }
     if let Some(name) = NAMESPACE.get() {
         environment.containerd_namespace = Some(name.into());
     }
@@ -262,6 +278,9 @@ fn environment() -> Environment {
 fn run(cli: Cli) -> anyhow::Result<()> {
     if let Some(name) = cli.namespace {
         NAMESPACE.get_or_init(|| name);
+    }
+    if let Some(store) = cli.store {
+        STORE.get_or_init(|| std::path::absolute(&store).unwrap_or(store));
     }
     let root = cli.root.as_deref();
     match cli.command {
@@ -298,6 +317,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Prune(args) => prune::run(&args, root),
         Command::Df(args) => df::run(&args, root),
         Command::Catalog(args) => catalog::run(&args, root),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Info(args) => info::run(&args, root),
         Command::Version(args) => version::run(&args),
         Command::Completions(args) => completions::run(&args),

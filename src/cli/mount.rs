@@ -1,22 +1,26 @@
 //! `unionfs mount` mounts an image or a container by name.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 
+use super::environment;
 use super::error::Usage;
-use super::launch::{self, Request};
+use super::launch::{self, MountpointIs, Request};
 use super::logging::Verbosity;
-use super::mount_lookup::{self, Asked};
+use super::mount_lookup::{self, Asked, ToMount};
 use super::mount_upper::{Fresh, Lasts};
 use super::options::MountOptions;
 use super::pool::PoolArgs;
 use super::{archive_names, catalog, mount_checks, own_store};
+use unionfs::fuse::runtime;
 use unionfs::image_mounts::UPPER_DIALECT;
-use unionfs::layer::{LayerSpec, StackSpec, UpperSpec};
-use unionfs::store::discovery::Environment;
+use unionfs::layer::{LayerSpec, UpperSpec};
 use unionfs::store::temporary_upper::empty_layer;
+use unionfs::store::{SourceStore, UnnamedOrigin};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,7 +31,10 @@ Examples:
   unionfs mount --container web /mnt      the files of the container web
   unionfs mount --name work myapp:2 /mnt  changes are kept in the layer work
   unionfs mount --name work /mnt          mounts the layer work again
+  dir=$(unionfs mount myapp:2)            on a new directory, which is printed
   unionfs mount oci:layout:v1 /mnt        an image of a layout or archive
+
+Without MOUNTPOINT a directory is made in the runtime directory, and unionfs umount removes it.
 
 IMAGE is name[:tag][@digest], an image ID or an ID prefix, as in Docker; or oci:DIR[:REF],
 oci-archive:FILE[:REF], docker-archive:FILE[:REF] or dir:DIR, as in skopeo. Without --read-only,
@@ -46,12 +53,12 @@ not answer (within 5 seconds, or $UNIONFS_TIMEOUT).";
 /// Mount an image or a container
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES, override_usage = "\
-unionfs mount [OPTIONS] IMAGE MOUNTPOINT
-       unionfs mount [OPTIONS] --name NAME [IMAGE] MOUNTPOINT
-       unionfs mount [OPTIONS] --container ID MOUNTPOINT")]
+unionfs mount [OPTIONS] IMAGE [MOUNTPOINT]
+       unionfs mount [OPTIONS] --name NAME [[IMAGE] MOUNTPOINT]
+       unionfs mount [OPTIONS] --container ID [MOUNTPOINT]")]
 pub(super) struct Args {
     /// The image (not with --container) and the directory to mount it on
-    #[arg(value_name = "IMAGE MOUNTPOINT", num_args = 1..=2, required = true)]
+    #[arg(value_name = "IMAGE MOUNTPOINT", num_args = 0..=2)]
     operands: Vec<OsString>,
     /// Mount read-only
     #[arg(long, short = 'r')]
@@ -95,7 +102,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(mut args: Args, root: Option<&Path>) -> anyhow::Result<()> {
-    if args.of_container && args.operands.len() == 2 {
+    if args.of_container && !args.operands.is_empty() {
         let container = args.operands.remove(0);
         args.container = Some(container.to_string_lossy().into_owned());
     }
@@ -167,7 +174,7 @@ pub(super) struct FromFstab {
 }
 
 /// Finds the layers of a mount, and makes its upper.
-fn request(args: Args, mut options: MountOptions, root: Option<&Path>) -> anyhow::Result<Request> {
+fn request(args: Args, options: MountOptions, root: Option<&Path>) -> anyhow::Result<Request> {
     refuse_layers(&options)?;
     let (image, mountpoint) = operands(&args)?;
     let read_only = args.read_only || options.read_only == Some(true);
@@ -181,8 +188,47 @@ fn request(args: Args, mut options: MountOptions, root: Option<&Path>) -> anyhow
         nonempty: options.nonempty,
         stacked: false,
     };
-    let target = mount_checks::target(&mountpoint, rules)?;
+    let what = args.name.as_deref().or(args.container.as_deref());
+    let what = what.or(image.as_deref()).unwrap_or_default().to_owned();
+    let (mountpoint, mountpoint_is) = match mountpoint {
+        Some(mountpoint) => (mountpoint, MountpointIs::Given),
+        None => (runtime::make_mountpoint(&what)?, MountpointIs::Made),
+    };
+    let plan = Plan {
+        image,
+        mountpoint: mountpoint.clone(),
+        mountpoint_is,
+        read_only,
+        rules,
+        options,
+    };
+    let request = planned(args, plan, root);
+    if request.is_err() && mountpoint_is == MountpointIs::Made {
+        // The first failure is the one to report.
+        let _ = runtime::remove_mountpoint(&mountpoint);
+    }
+    request
+}
 
+/// What the arguments ask for.
+struct Plan {
+    image: Option<String>,
+    mountpoint: PathBuf,
+    mountpoint_is: MountpointIs,
+    read_only: bool,
+    rules: mount_checks::Rules,
+    options: MountOptions,
+}
+
+fn planned(args: Args, plan: Plan, root: Option<&Path>) -> anyhow::Result<Request> {
+    let Plan {
+        image,
+        mountpoint_is,
+        read_only,
+        mut options,
+        ..
+    } = plan;
+    let target = mount_checks::target(&plan.mountpoint, plan.rules)?;
     if args.in_place {
         // The engine makes layers from the files of the upper (docker commit). It would lose
         // everything below a renamed directory.
@@ -213,14 +259,14 @@ fn request(args: Args, mut options: MountOptions, root: Option<&Path>) -> anyhow
         found.label = image;
     }
     if found.stack.lowers.is_empty() {
-        let base = Environment::current().own_root()?;
+        let base = environment().own_root()?;
         found.stack.lowers.push(empty_layer(&base)?);
     }
     mount_checks::lower_count(found.stack.lowers.len())?;
     let fresh = if read_only || found.stack.upper.is_some() {
         found.fresh
     } else {
-        add_upper(&mut found.stack, &args)?
+        add_upper(&mut found, &args)?
     };
     let source = match &options.fsname {
         Some(name) => name.clone(),
@@ -235,6 +281,8 @@ fn request(args: Args, mut options: MountOptions, root: Option<&Path>) -> anyhow
         image_id: found.image,
         held,
         fresh,
+        name: args.name,
+        mountpoint: mountpoint_is,
         foreground: args.foreground,
         verbosity: Verbosity::of_flag(args.debug || options.debug),
         option_texts: args.options,
@@ -268,32 +316,35 @@ fn refuse_layers(options: &MountOptions) -> Result<(), Usage> {
     Ok(())
 }
 
-fn operands(args: &Args) -> Result<(Option<String>, PathBuf), Usage> {
+/// Returns the image and the mountpoint.
+fn operands(args: &Args) -> Result<(Option<String>, Option<PathBuf>), Usage> {
     if args.name.is_some()
-        && let [mountpoint] = args.operands.as_slice()
+        && let [] | [_] = args.operands.as_slice()
     {
-        return Ok((None, mountpoint.into()));
+        return Ok((None, args.operands.first().map(PathBuf::from)));
     }
     match (&args.container, args.operands.as_slice()) {
-        (Some(_), [mountpoint]) => Ok((None, mountpoint.into())),
+        (Some(_), []) => Ok((None, None)),
+        (Some(_), [mountpoint]) => Ok((None, Some(mountpoint.into()))),
         (Some(_), _) => Err(Usage(
             "--container takes the place of IMAGE: unionfs mount --container ID MOUNTPOINT".into(),
         )),
-        (None, [image, mountpoint]) => match image.to_str() {
-            Some(image) => Ok((Some(image.to_owned()), mountpoint.into())),
+        (None, [image, rest @ ..]) => match image.to_str() {
+            Some(image) => Ok((Some(image.to_owned()), rest.first().map(PathBuf::from))),
             None => Err(Usage(format!(
                 "{} is not an image name: names are ASCII",
                 image.display()
             ))),
         },
         (None, _) => Err(Usage(
-            "MOUNTPOINT is missing: unionfs mount IMAGE MOUNTPOINT".into(),
+            "IMAGE is missing: unionfs mount IMAGE MOUNTPOINT".into(),
         )),
     }
 }
 
 /// Adds an upper: the user's, or a new one.
-fn add_upper(stack: &mut StackSpec, args: &Args) -> anyhow::Result<Option<Fresh>> {
+fn add_upper(found: &mut ToMount, args: &Args) -> anyhow::Result<Option<Fresh>> {
+    let stack = &found.stack;
     let top = stack.lowers.first().context("the stack has no layers")?;
     let (fresh, upper) = match (&args.upper, &args.work) {
         (Some(upper), Some(work)) => {
@@ -304,11 +355,27 @@ fn add_upper(stack: &mut StackSpec, args: &Args) -> anyhow::Result<Option<Fresh>
             (None, UpperSpec { layer, work })
         }
         _ => {
-            let (fresh, spec) =
-                Fresh::make(&top.dir, UPPER_DIALECT, Lasts::of_flag(args.ephemeral))?;
+            let origin = origin(found);
+            let lasts = Lasts::of_flag(args.ephemeral);
+            let (fresh, spec) = Fresh::make(&top.dir, UPPER_DIALECT, lasts, origin.as_ref())?;
             (Some(fresh), spec)
         }
     };
-    stack.upper = Some(upper);
+    found.stack.upper = Some(upper);
     Ok(fresh)
+}
+
+/// Returns what changes are made to, if it is an image that can be found again.
+fn origin(found: &ToMount) -> Option<UnnamedOrigin> {
+    let chain = found.chain.as_ref()?;
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    Some(UnnamedOrigin {
+        image: found.image?,
+        image_name: found.label.clone(),
+        created: since.map_or(0, |since| since.as_secs()),
+        source: SourceStore::new(
+            PathBuf::from(OsString::from_vec(chain.store.clone())),
+            String::from_utf8_lossy(&chain.driver).into_owned(),
+        ),
+    })
 }

@@ -24,7 +24,6 @@ use unionfs::layer::StackSpec;
 use unionfs::oci::Digest;
 use unionfs::sandbox::Mode;
 use unionfs::sandbox::command::Command;
-use unionfs::store::discovery::Environment;
 use unionfs::store::{Chain, Places, Roots, Stores, Writable, unpack_image};
 
 /// A request.
@@ -162,7 +161,7 @@ fn find(asked: &Asked<'_>, root: Option<&Path>) -> anyhow::Result<(Found, Vec<Fi
     let held = opened.hold()?;
     let mut sandbox = Command::quick(mode);
     grant(&mut sandbox, &roots)?;
-    let own = Environment::current().own_root().ok();
+    let own = environment().own_root().ok();
     if let Some(own) = own.and_then(|own| directory::existing(&own)) {
         let dir = directory::dir(&own);
         sandbox

@@ -4,13 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use super::confined_queries::ask;
+use super::environment;
 use super::error;
 use unionfs::layer::{Dialect, OpenDir, UpperSpec};
 use unionfs::sandbox::Mode;
 use unionfs::sandbox::command::Command;
-use unionfs::store::Writable;
-use unionfs::store::discovery::Environment;
 use unionfs::store::temporary_upper::{self, make_temporary_upper};
+use unionfs::store::{UnnamedOrigin, Writable};
 
 /// Dropping it removes the upper with all changes.
 #[derive(Debug)]
@@ -55,20 +55,27 @@ enum Made {
 }
 
 impl Fresh {
-    /// Makes an upper in the own store, whose root has the attributes of `top`.
+    /// Makes an upper in the own store, whose root has the attributes of `top`. `origin`: what the
+    /// changes are made to, so that they can be found again.
     pub(super) fn make(
         top: &OpenDir,
         dialect: Dialect,
         lasts: Lasts,
+        origin: Option<&UnnamedOrigin>,
     ) -> anyhow::Result<(Self, UpperSpec)> {
-        let base = Environment::current().own_root()?;
+        let base = environment().own_root()?;
         let upper = make_temporary_upper(&base, top)?;
         let spec = upper.spec(dialect);
         let made = Made::Directory {
             place: upper.place().clone(),
             diff: spec.layer.path().to_owned(),
         };
-        Ok((Self { made, lasts }, spec))
+        // From here on a failure removes the upper.
+        let fresh = Self { made, lasts };
+        if let Some(origin) = origin {
+            upper.record(origin)?;
+        }
+        Ok((fresh, spec))
     }
 
     /// Takes a named layer that was made for this mount, in the store in `root`.

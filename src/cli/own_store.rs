@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use super::environment;
 use super::error::Usage;
 use super::live_mounts::Mounted;
 use super::output::{print, print_json};
-use super::{command_sandbox, warn};
+use super::{STORE, command_sandbox, warn};
 use unionfs::oci::{Digest, Platform, Reference};
-use unionfs::store::discovery::Environment;
 use unionfs::store::writable::{Exclusive, Writable};
-use unionfs::store::{Error, Places};
+use unionfs::store::{Error, Places, UnnamedLayer};
 
 /// Opens the own store for writing, and makes it if it does not exist.
 pub(super) fn open(root: Option<&Path>) -> anyhow::Result<Writable> {
@@ -29,15 +29,31 @@ pub(super) fn must_exist(root: Option<&Path>) -> anyhow::Result<Writable> {
     }
 }
 
+/// As [`must_exist`], but a directory with changes of mounts without a name is enough.
+pub(super) fn of_changes(root: Option<&Path>) -> anyhow::Result<Writable> {
+    if UnnamedLayer::all(&place(root)?)?.is_empty() {
+        must_exist(root)
+    } else {
+        open(root)
+    }
+}
+
 /// As [`open`], but makes nothing.
 pub(super) fn existing(root: Option<&Path>) -> anyhow::Result<Option<Writable>> {
     Ok(Writable::existing(&place(root)?)?)
 }
 
+/// Opens the store for an image that is made of something in other stores: that of `--store`, else
+/// that of `--root` if it is one of unionfs, else the own store.
+pub(super) fn open_to_write(root: Option<&Path>) -> anyhow::Result<Writable> {
+    let ours = root.filter(|root| matches!(Writable::existing(root), Ok(Some(_))));
+    open(ours)
+}
+
 fn place(root: Option<&Path>) -> anyhow::Result<PathBuf> {
-    Ok(match root {
+    Ok(match root.filter(|_| STORE.get().is_none()) {
         Some(root) => root.to_owned(),
-        None => Environment::current().own_root()?,
+        None => environment().own_root()?,
     })
 }
 

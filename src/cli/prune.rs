@@ -24,7 +24,9 @@ Examples:
 The command removes layers that no image and no read-write layer has, directories and links without
 a layer, catalogs of removed layers, files of commands that were killed, and downloads that a pull
 could resume. Images without a name stay, since import creates them on purpose. unionfs rmi ID removes
-one of them; --dangling removes all that are not in use and that no image with a name was built from.")]
+one of them; --dangling removes all that are not in use and that no image with a name was built from.
+Changes of mounts without a name stay too (unionfs ps -a lists them); --changes removes those that
+are not mounted.")]
 pub(super) struct Args {
     /// Show what would be removed, and remove nothing
     #[arg(long, short = 'n')]
@@ -32,6 +34,9 @@ pub(super) struct Args {
     /// Also remove unused images without a name, and their layers
     #[arg(long)]
     dangling: bool,
+    /// Also remove the changes of mounts without a name that are not mounted: what was written is lost
+    #[arg(long)]
+    changes: bool,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
@@ -78,6 +83,9 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
             Vec::new()
         };
         items = store.garbage(&in_use, &going)?;
+        if args.changes {
+            items.extend(store.unnamed_garbage(&in_use)?);
+        }
         for item in items.iter().filter(|_| !args.dry_run) {
             store.remove_garbage(item, &in_use)?;
         }
@@ -126,6 +134,7 @@ fn text(report: &Report<'_>) -> String {
             GarbageKind::NameRecord => "unfinished read-write layer",
             GarbageKind::Catalog => "catalog of no layer",
             GarbageKind::Download => "download for a later pull",
+            GarbageKind::Changes => "changes of a mount without a name",
         };
         table.row([
             kind.into(),

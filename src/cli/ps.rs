@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::command_sandbox::SandboxArgs;
+use super::df::short_id;
 use super::images::complain;
 use super::output::{Table, print, print_json};
 use unionfs::fuse::{MountRecord, MountState, runtime};
-use unionfs::store::{Listing, NamedLayer, Writable};
+use unionfs::store::{Listing, NamedLayer, UnnamedLayer, Writable};
 
 /// List the mounts of this user
 #[derive(Debug, clap::Args)]
@@ -19,8 +20,9 @@ Examples:
   unionfs ps --json | jq -r '.[].mountpoint'
 
 The state of a mount is live, detached (unmounted lazily and still in use) or dead (its daemon was
-killed: unmount it, or mount on the directory again). A read-write layer of mount --name that is not
-mounted is stopped.")]
+killed: unmount it, or mount on the directory again). A read-write layer that is not mounted is
+stopped: one of mount --name, or the changes of a mount without a name, which have an ID instead.
+unionfs diff, commit, export, ls and rm take the name or the ID.")]
 pub(super) struct Args {
     /// Include read-write layers that are not mounted
     #[arg(long, short = 'a')]
@@ -48,6 +50,9 @@ struct Row<'a> {
     /// The name of the read-write layer.
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,
+    /// The ID of changes without a name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changes: Option<&'a str>,
     #[serde(flatten)]
     record: Option<&'a MountRecord>,
     #[serde(flatten)]
@@ -57,10 +62,13 @@ struct Row<'a> {
 /// The row of a layer without a mount.
 #[derive(Serialize)]
 struct Stopped<'a> {
-    image: &'a str,
-    image_id: String,
+    /// The image, if it is known.
+    image: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_id: Option<String>,
     /// The time of its creation, in seconds since 1970.
-    created: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created: Option<u64>,
     upper: String,
 }
 
@@ -71,13 +79,20 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         .collect();
     let mut cage = args.sandbox.cage("ps")?;
     let own = cage.read_own(root);
+    let changes = cage.read_changes(root)?;
     cage.enter()?;
+    let changes = changes.map(|own| UnnamedLayer::all(&own));
+    let changes = changes.transpose().map(Option::unwrap_or_default);
     let mut listing = Listing::default();
     let named = match own.and_then(|own| named(own, &mut listing)) {
         Ok(named) => named,
         Err(error) if args.all => return Err(error),
         // Mounts are listed also if the store is damaged.
         Err(_) => Vec::new(),
+    };
+    let changes = match changes {
+        Err(error) if args.all => return Err(error.into()),
+        changes => changes.unwrap_or_default(),
     };
     let mut rows: Vec<Row<'_>> = records
         .iter()
@@ -88,6 +103,11 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
             named
                 .iter()
                 .filter_map(|(named, upper)| stopped(named, upper, &records)),
+        );
+        rows.extend(
+            changes
+                .iter()
+                .filter_map(|layer| stopped_unnamed(layer, &records)),
         );
     }
     if args.json {
@@ -134,6 +154,7 @@ fn mounted<'a>(
             MountState::Dead => RowState::Dead,
         },
         name: named.map(|(named, _)| named.name.as_str()),
+        changes: upper.and_then(|upper| UnnamedLayer::id_of(upper)),
         record: Some(record),
         stopped: None,
     }
@@ -146,14 +167,37 @@ fn stopped<'a>(
 ) -> Option<Row<'a>> {
     let here = |record: &MountRecord| record.description.upper.as_deref() == Some(upper);
     let stopped = Stopped {
-        image: &named.image_name,
-        image_id: named.image.to_string(),
-        created: named.created,
+        image: Some(&named.image_name),
+        image_id: Some(named.image.to_string()),
+        created: Some(named.created),
         upper: upper.to_string_lossy().into_owned(),
     };
     (!records.iter().any(|(_, record)| here(record))).then_some(Row {
         state: RowState::Stopped,
         name: Some(&named.name),
+        changes: None,
+        record: None,
+        stopped: Some(stopped),
+    })
+}
+
+fn stopped_unnamed<'a>(
+    layer: &'a UnnamedLayer,
+    records: &[(MountState, MountRecord)],
+) -> Option<Row<'a>> {
+    let diff = layer.diff();
+    let here = |record: &MountRecord| record.description.upper.as_deref() == Some(&*diff);
+    let origin = layer.origin.as_ref();
+    let stopped = Stopped {
+        image: origin.map(|origin| origin.image_name.as_str()),
+        image_id: origin.map(|origin| origin.image.to_string()),
+        created: origin.map(|origin| origin.created),
+        upper: diff.to_string_lossy().into_owned(),
+    };
+    (!records.iter().any(|(_, record)| here(record))).then_some(Row {
+        state: RowState::Stopped,
+        name: None,
+        changes: Some(&layer.id),
         record: None,
         stopped: Some(stopped),
     })
@@ -176,7 +220,9 @@ fn table(rows: &[Row<'_>], all: bool) -> String {
     for row in rows {
         let mut cells = cells(row);
         if all {
-            cells.insert(0, row.name.unwrap_or("-").to_owned());
+            let id = row.changes.map(short_id);
+            let name = row.name.map(str::to_owned).or(id);
+            cells.insert(0, name.unwrap_or_else(|| "-".to_owned()));
         }
         table.row(cells);
     }
@@ -192,7 +238,8 @@ fn cells(row: &Row<'_>) -> Vec<String> {
     };
     let none = || "-".to_owned();
     if let Some(stopped) = &row.stopped {
-        let (image, upper) = (stopped.image.to_owned(), stopped.upper.clone());
+        let image = stopped.image.unwrap_or("<unknown>").to_owned();
+        let upper = stopped.upper.clone();
         return vec![none(), image, state.into(), none(), none(), none(), upper];
     }
     let Some(record) = row.record else {

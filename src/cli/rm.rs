@@ -5,18 +5,21 @@ use std::path::Path;
 use super::command_sandbox::SandboxArgs;
 use super::output::{print, print_json};
 use super::{error, own_store, warn};
-use unionfs::store::Error;
+use unionfs::store::writable::Exclusive;
+use unionfs::store::{Error, UnnamedLayer};
 
-/// Remove read-write layers that were created by mount --name
+/// Remove read-write layers: those of mount --name, and changes of mounts without a name
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs rm web
   unionfs ps -a --json | jq -r '.[] | select(.state == \"stopped\").name' | xargs unionfs rm
 
-All changes in the layer are lost. A mounted layer is not removed.")]
+A layer is named by its name, or, if it has none, by its ID as unionfs ps -a shows it (or the
+beginning of it, or the path of its directory). All changes in the layer are lost. A mounted layer is
+not removed.")]
 pub(super) struct Args {
-    /// The names of the layers
+    /// The names or IDs of the layers
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
     /// Print JSON
@@ -27,14 +30,14 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let store = own_store::must_exist(root)?;
+    let store = own_store::of_changes(root)?;
     let store = args.sandbox.cage("rm")?.enter_with_own(store)?;
     let store = own_store::lock(&store)?;
     let mut removed = Vec::new();
     let mut failures: Vec<Error> = Vec::new();
     for name in &args.names {
-        match store.remove_container(name) {
-            Ok(named) => removed.push(named.name),
+        match remove(&store, name) {
+            Ok(name) => removed.push(name),
             Err(failure) => failures.push(failure),
         }
     }
@@ -55,4 +58,25 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         warn(error::line(&failure.into()));
     }
     Err(last.into())
+}
+
+/// Removes the layer with this name, else that with this ID. Returns its name or ID.
+fn remove(store: &Exclusive<'_>, name: &str) -> Result<String, Error> {
+    let unknown = match store.remove_container(name) {
+        Err(error @ (Error::UnknownNamed { .. } | Error::BadName { .. })) => error,
+        removed => return removed.map(|named| named.name),
+    };
+    let root = store.writable().root();
+    let found = UnnamedLayer::meant_by(root, name)?;
+    match found.as_slice() {
+        [] => Err(unknown),
+        [layer] => {
+            store.remove_unnamed(&layer.id)?;
+            Ok(layer.id.clone())
+        }
+        several => Err(Error::AmbiguousContainer {
+            prefix: name.to_owned(),
+            candidates: several.iter().map(|layer| layer.id.clone()).collect(),
+        }),
+    }
 }

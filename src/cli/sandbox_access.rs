@@ -190,6 +190,10 @@ pub(super) static TABLE: &[Reach] = &[
         ),
     ),
     row("info", Read, No, "mounts are looked at before"),
+    outside(
+        "doctor",
+        "reads /proc, /sys and /etc; its mounts are made by this program, with their own sandboxes",
+    ),
     outside("version", "reads nothing"),
     outside("completions", "reads nothing"),
     outside("man", "reads nothing"),

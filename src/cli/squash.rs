@@ -57,7 +57,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let name = own_store::new_name(&args.name)?;
     let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
     let mut cage = args.sandbox.cage("squash")?;
-    let store = own_store::open(root)?;
+    let store = own_store::open_to_write(root)?;
     let places = cage.stores(root)?;
     let store = cage.enter_to_take_in(store)?;
     let store = own_store::lock(&store)?;

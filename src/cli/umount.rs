@@ -8,7 +8,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use unionfs::fuse::unmount::Health;
-use unionfs::fuse::{self, Mount, MountRecord, Mountpoint, runtime};
+use unionfs::fuse::{self, Mount, MountRecord, MountState, Mountpoint, runtime};
+use unionfs::oci::Reference;
+use unionfs::store::UnnamedLayer;
 
 /// Unmount a file system
 #[derive(Debug, clap::Args)]
@@ -16,6 +18,10 @@ use unionfs::fuse::{self, Mount, MountRecord, Mountpoint, runtime};
 Examples:
   unionfs umount /mnt
   unionfs umount --force /mnt    for a daemon that hangs
+  unionfs umount myapp:2         the mount of this image
+
+Instead of the directory, the image, the name of the read-write layer (mount --name), or the ID of
+the changes (unionfs ps -a) may be given, if one mount has it. A directory wins.
 
 The command returns when the daemon has finished writing and has ended. With --lazy it returns at
 once: the mount disappears from the tree, and ends when its last user does. With --force the mount
@@ -25,7 +31,7 @@ lost. Neither option waits for the daemon.
 Exit codes: 0 unmounted, 1 failed, 2 wrong usage, 3 the mount does not answer (within 5 seconds,
 or $UNIONFS_TIMEOUT) and is still there.")]
 pub(super) struct Args {
-    /// The directory that it is mounted on
+    /// The directory that it is mounted on; or the image, or the name or ID of the layer
     mountpoint: PathBuf,
     /// Detach the mount even while it is in use, and do not wait
     #[arg(long, short = 'l')]
@@ -39,7 +45,54 @@ pub(super) struct Args {
 const PATIENCE: i64 = 30;
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let mount = find(&args.mountpoint)?;
+    let mountpoint = named(&args.mountpoint)?;
+    let mount = find(mountpoint.as_deref().unwrap_or(&args.mountpoint))?;
+    let path = mount.path().to_owned();
+    end(mount, args)?;
+    // If mount has made it.
+    if let Err(error) = runtime::remove_mountpoint(&path) {
+        tracing::debug!(%error, "the mountpoint stays");
+    }
+    Ok(())
+}
+
+/// Returns the mountpoint of the only mount with this image or layer. `None`: the text is a path.
+fn named(text: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let Some(name) = text.to_str().filter(|_| text.symlink_metadata().is_err()) else {
+        return Ok(None);
+    };
+    let has_name = |record: &MountRecord| {
+        let description = &record.description;
+        let image = description.image.as_deref();
+        let id = description.upper.as_deref().and_then(UnnamedLayer::id_of);
+        description.name.as_deref() == Some(name)
+            || image == Some(name)
+            || image.is_some_and(|image| is_same_image(image, name))
+            || name.len() >= 4 && id.is_some_and(|id| id.starts_with(name))
+    };
+    let mut found: Vec<MountRecord> = runtime::list();
+    found.retain(|record| has_name(record) && record.state() != Some(MountState::Detached));
+    let shown = |record: &MountRecord| record.mountpoint.display().to_string();
+    match found.as_slice() {
+        [] => Ok(None),
+        [record] => Ok(Some(record.mountpoint.clone())),
+        several => bail!(
+            "several mounts have {name:?}: name one of {}",
+            several.iter().map(shown).collect::<Vec<_>>().join(", ")
+        ),
+    }
+}
+
+/// Whether two texts are names of one image: with and without the registry and the tag.
+fn is_same_image(one: &str, other: &str) -> bool {
+    match (Reference::parse(one), Reference::parse(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
+    }
+}
+
+/// Ends the mount.
+fn end(mount: Mount, args: &Args) -> anyhow::Result<()> {
     if args.force {
         mount.abort()?;
         return Ok(mount.detach()?);

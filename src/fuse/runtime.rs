@@ -37,6 +37,9 @@ use directory::Directory;
 pub struct Description {
     /// The name of the image, if an image is mounted.
     pub image: Option<String>,
+    /// The name of the read-write layer, if it has one.
+    #[serde(default, rename = "layer", skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The ID of that image, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_id: Option<String>,
@@ -514,6 +517,10 @@ fn pid_namespace() -> Option<u64> {
     fs::metadata("/proc/self/ns/pid").ok().map(|m| m.ino())
 }
 
+mod own_mountpoints;
+
+pub use own_mountpoints::{make_mountpoint, remove_mountpoint};
+
 /// Paths in JSON: `%XX` for bytes that are not UTF-8, control characters and `%` itself.
 mod path_text;
 
@@ -533,6 +540,7 @@ mod tests {
             IoPolicy::Passthrough,
             Description {
                 image: Some("busybox:latest".into()),
+                name: Some("work".into()),
                 image_id: Some("sha256:0123".into()),
                 lowers: vec![odd.clone(), "/b".into()],
                 upper: Some(odd),

@@ -9,22 +9,13 @@ use super::error::Result;
 use super::image_catalogs::{ImageCatalogs, MountCatalog, label_of_image};
 use crate::catalog::{self, CatalogFile};
 use crate::fuse::{self, Background, MountConfig, Mounted};
-use crate::layer::{Dialect, Records, StackSpec, UpperSpec};
+use crate::layer::{StackSpec, UpperSpec};
 use crate::oci::Digest;
 use crate::store::discovery::Environment;
+pub use crate::store::temporary_upper::UPPER_DIALECT;
 use crate::store::temporary_upper::{UpperLocation, empty_layer, make_temporary_upper};
 use crate::store::{Mountable, Stores};
 use crate::union::{self, Union};
-
-/// The markers in uppers of images: only those that the union writes, as root or as a plain user,
-/// so that every file name can be used.
-pub const UPPER_DIALECT: Dialect = Dialect {
-    trusted: true,
-    user: true,
-    fuse_overlayfs: false,
-    wh_names: false,
-    records: Records::Ignored,
-};
 
 /// An image to mount.
 ///

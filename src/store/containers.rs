@@ -274,22 +274,25 @@ pub(crate) fn load_named(store: &Store, named: &NamedLayer) -> Result<Container>
     Ok(container)
 }
 
-/// Loads a named layer of ours on an image of another store.
-fn load_elsewhere(store: &Store, named: &NamedLayer, source: &SourceStore) -> Result<Container> {
+/// Returns an image of another store, whose layers are directories.
+pub(super) fn image_elsewhere(id: &Digest, source: &SourceStore) -> Result<image::Image> {
     let stores = discovery::open(&source.root)?;
     // Docker's store and podman's may have the same root and driver.
-    let here =
-        |s: &&Store| s.driver() == source.driver && s.contains(&named.image).unwrap_or(false);
+    let here = |s: &&Store| s.driver() == source.driver && s.contains(id).unwrap_or(false);
     let other = stores.iter().find(here);
-    let image = other
-        .ok_or_else(|| Error::UnknownImage {
-            name: named.image.to_string(),
-            searched: vec![source.root.clone()],
-            near: Vec::new(),
-        })?
-        .image(&named.image)?;
-    // All layers must be directories.
+    let unknown = || Error::UnknownImage {
+        name: id.to_string(),
+        searched: vec![source.root.clone()],
+        near: Vec::new(),
+    };
+    let image = other.ok_or_else(unknown)?.image(id)?;
     image.stack()?;
+    Ok(image)
+}
+
+/// Loads a named layer of ours on an image of another store.
+fn load_elsewhere(store: &Store, named: &NamedLayer, source: &SourceStore) -> Result<Container> {
+    let image = image_elsewhere(&named.image, source)?;
     let own = store.driver.layer(&store.root, &named.mount_id, None)?;
     let own = own.place.into_dir()?;
     let work = store.driver.work(&store.root, &named.mount_id)?;

@@ -288,6 +288,15 @@ pub enum Error {
         /// The store.
         root: PathBuf,
     },
+    /// It is not recorded what the changes of a mount without a name were made to.
+    #[error(
+        "it is not recorded which image the changes in {path:?} belong to: mount the image with \
+         --upper {path:?} and --work beside it"
+    )]
+    UnknownOrigin {
+        /// The directory of the changes.
+        path: PathBuf,
+    },
     /// Another read-write layer has the name.
     #[error(
         "a read-write layer {name:?} exists already: mount it (unionfs mount --name {name} MOUNTPOINT) or remove it (unionfs rm {name})"

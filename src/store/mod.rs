@@ -55,6 +55,7 @@ mod repositories;
 mod storage_conf;
 mod store_set;
 pub mod temporary_upper;
+mod unnamed_layer;
 pub mod verify;
 pub mod writable;
 
@@ -72,4 +73,5 @@ pub use named_layer::{NamedLayer, SourceStore};
 pub use places::{Places, Roots};
 pub use repositories::Name;
 pub use store_set::Stores;
+pub use unnamed_layer::{UnnamedLayer, UnnamedOrigin};
 pub use writable::Writable;

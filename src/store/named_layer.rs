@@ -61,6 +61,13 @@ pub struct SourceStore {
     pub driver: String,
 }
 
+impl SourceStore {
+    /// Names a store.
+    pub fn new(root: PathBuf, driver: String) -> Self {
+        Self { root, driver }
+    }
+}
+
 /// A record with the fields of the file.
 #[derive(Serialize, Deserialize)]
 struct Raw {

@@ -13,7 +13,7 @@ use super::confined_dir::ConfinedDir;
 use super::discovery::{self, Environment, Known};
 use super::drivers::devicemapper::{self, PoolFiles};
 use super::error::{Error, Result};
-use super::{containerd, drivers, named_layer, writable};
+use super::{UnnamedLayer, containerd, drivers, named_layer, unnamed_layer, writable};
 use crate::layer::OpenDir;
 
 /// The places where stores may be: directories that exist and of which nothing has been read.
@@ -135,16 +135,18 @@ impl Places {
         }
     }
 
-    /// Whether one of the stores has a record of a named read-write layer, valid or not.
+    /// Whether one of the stores has a record of a named read-write layer, valid or not, or changes of
+    /// mounts without a name.
     pub fn have_named(&self) -> bool {
         let records =
             |root: &PathBuf| ConfinedDir::open(root).and_then(|root| root.list(named_layer::DIR));
         let mut found = self.roots.iter().map(records);
         found.any(|names| names.is_ok_and(|names| !names.is_empty()))
+            || self.roots.iter().any(|root| unnamed_layer::exist_in(root))
     }
 
-    /// Returns the roots of other stores that the named read-write layers in these places refer to,
-    /// as in their records. Damaged records are ignored.
+    /// Returns the roots of other stores that the read-write layers in these places refer to, as in
+    /// their records. Damaged records are ignored.
     pub fn sources(&self) -> Vec<PathBuf> {
         let mut sources = Vec::new();
         let stores = self.roots.iter().flat_map(|root| discovery::open(root));
@@ -152,6 +154,10 @@ impl Places {
             let named = store.all_named().into_iter().flatten().flatten();
             sources.extend(named.filter_map(|named| Some(named.source?.root)));
         }
+        let unnamed = self.roots.iter().map(|root| UnnamedLayer::all(root));
+        let origins = unnamed.flatten().flatten().filter_map(|layer| layer.origin);
+        sources.extend(origins.map(|origin| origin.source.root));
+        sources.retain(|source| !self.roots.contains(source));
         sources.sort();
         sources.dedup();
         sources

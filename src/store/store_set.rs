@@ -11,7 +11,7 @@ use super::error::{Error, Result};
 use super::image::Image;
 use super::image_store::Store;
 use super::records::Records;
-use super::{CacheId, Name, NamedLayer, Places, near_names, writable};
+use super::{CacheId, Name, NamedLayer, Places, UnnamedLayer, near_names, unnamed_layer, writable};
 use crate::oci::Digest;
 use crate::oci::reference::{Query, Reference};
 
@@ -22,6 +22,8 @@ const CANDIDATES: usize = 20;
 #[derive(Debug, Default)]
 pub struct Stores {
     stores: Vec<Store>,
+    /// The places that were searched, also those without a store.
+    places: Vec<PathBuf>,
     skipped: Vec<Error>,
     /// Locks that keep the found images and layers from being removed, see [`Stores::into_held`].
     held: Vec<File>,
@@ -52,6 +54,7 @@ impl Stores {
     pub fn open(mut places: Places) -> Result<Self> {
         let mut found = Self {
             skipped: std::mem::take(&mut places.skipped),
+            places: places.roots.clone(),
             ..Self::default()
         };
         let mut of_explicit = None;
@@ -192,8 +195,14 @@ impl Stores {
         all
     }
 
+    /// Returns the changes of mounts without a name. Places that cannot be read are left out.
+    pub fn unnamed(&self) -> Vec<UnnamedLayer> {
+        let all = self.places.iter().map(|root| UnnamedLayer::all(root));
+        all.flatten().flatten().collect()
+    }
+
     /// Finds the container or named layer that a user means: a full ID wins over a name, a name
-    /// over an ID prefix.
+    /// over an ID prefix. The changes of a mount without a name have an ID too.
     ///
     /// # Errors
     /// [`Error::UnknownContainer`] or [`Error::AmbiguousContainer`] if no container fits; those of
@@ -221,19 +230,25 @@ impl Stores {
         if let Some((store, id)) = named {
             return containers::load(store, &id);
         }
+        let mut unnamed = unnamed_layer::meant_by(&self.places, text)?;
+        if prefixed.is_empty()
+            && unnamed.len() == 1
+            && let Some(layer) = unnamed.pop()
+        {
+            return layer.load();
+        }
+        let candidates = prefixed.iter().map(|(_, id)| id.to_string());
+        let candidates = candidates.chain(unnamed.iter().map(|layer| layer.id.clone()));
+        let candidates: Vec<String> = candidates.take(CANDIDATES).collect();
         match prefixed.as_slice() {
-            [] => Err(Error::UnknownContainer {
+            [] if unnamed.is_empty() => Err(Error::UnknownContainer {
                 name: text.to_owned(),
                 searched: self.roots(),
             }),
-            [(store, id)] => containers::load(store, id),
-            several => Err(Error::AmbiguousContainer {
+            [(store, id)] if unnamed.is_empty() => containers::load(store, id),
+            _ => Err(Error::AmbiguousContainer {
                 prefix: text.to_owned(),
-                candidates: several
-                    .iter()
-                    .take(CANDIDATES)
-                    .map(|(_, id)| id.to_string())
-                    .collect(),
+                candidates,
             }),
         }
     }

@@ -1,11 +1,12 @@
-//! A private upper for a mount without an upper of its own. It is made below our own root and
-//! removed when the mount ends. Also an empty directory, which is the lower of images without
+//! An upper for a mount without an upper and a name of its own. It is made below our own root and
+//! stays after the mount, unless the mount is ephemeral (`unnamed_layer` finds it again). Also an empty directory, which is the lower of images without
 //! layers (`FROM scratch`).
 //!
 //! ```text
 //! <own root>/rw/<32 hex>/   0700
 //!            diff/          mode, owner, times, xattrs of the topmost lower's root
 //!            work/          0700
+//!            origin.json    see `unnamed_layer`
 //! <own root>/rw/empty/      0755
 //! ```
 
@@ -19,12 +20,23 @@ use rustix::io::Errno;
 use super::confined_dir::ConfinedDir;
 use super::error::{Error, Result};
 use super::random;
+use super::unnamed_layer::{ORIGIN, UnnamedOrigin};
 use crate::layer::at::{At, timestamps};
 use crate::layer::markers::is_marker_xattr;
-use crate::layer::{Dialect, LayerSpec, OpenDir, UpperSpec};
+use crate::layer::{Dialect, LayerSpec, OpenDir, Records, UpperSpec};
 
 /// The directory of such uppers, relative to the root.
-const DIR: &str = "rw";
+pub(super) const DIR: &str = "rw";
+
+/// The markers in uppers of images: only those that the union writes, as root or as a plain user,
+/// so that every file name can be used.
+pub const UPPER_DIALECT: Dialect = Dialect {
+    trusted: true,
+    user: true,
+    fuse_overlayfs: false,
+    wh_names: false,
+    records: Records::Ignored,
+};
 
 /// The lower of images without layers, in [`DIR`].
 const EMPTY: &str = "empty";
@@ -174,6 +186,21 @@ impl TemporaryUpper {
             },
             work: self.work.clone(),
         }
+    }
+
+    /// Records what the changes are made to.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] if the path of the store is not UTF-8; those of open(2) and write(2).
+    pub fn record(&self, origin: &UnnamedOrigin) -> Result<()> {
+        let path = self.place.relative().join(ORIGIN);
+        let root = ConfinedDir::open(&self.place.root)?;
+        let bytes = serde_json::to_vec(origin).map_err(|_| Error::Malformed {
+            path: origin.source.root.clone(),
+            found: "bytes in its name that are not UTF-8".to_owned(),
+            expected: "a path that can be recorded",
+        })?;
+        root.write_new(path, 0o600, &bytes)
     }
 
     /// Returns the location.

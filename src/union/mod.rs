@@ -84,8 +84,8 @@ mod xattr;
 pub use backing::Backing;
 pub use error::{Error, Result};
 pub use lookup::EntryRef;
-pub use owners::{IdMap, IdMapError, IdRange, LowerIds, Outside, Owners};
 pub use lower_parts::LowerPart;
+pub use owners::{IdMap, IdMapError, IdRange, LowerIds, Outside, Owners};
 pub use readdir::DirItem;
 pub use types::*;
 

@@ -239,6 +239,12 @@ fn a_named_layer_keeps_its_content_until_it_is_removed() {
         home.run(["umount", "mnt"]).ok();
     }
     assert_eq!(home.run(["rm", "work"]).ok(), "work\n");
+    // The changes of the mount of the container, which had no name.
+    let rows = home.json(["ps", "-a", "--json"]);
+    let changes = rows[0]["changes"].as_str().unwrap();
+    home.run(["diff", changes])
+        .failed(1, &["it is not recorded which image"]);
+    home.run(["rm", changes]).ok();
     assert_eq!(home.json(["ps", "-a", "--json"]), json!([]));
     assert_eq!(counts(&home), (4, 4));
     home.run(["rm", "work"])

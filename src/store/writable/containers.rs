@@ -8,12 +8,12 @@ use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::staged::Made;
-use super::{DRIVER, Exclusive};
+use super::{DRIVER, Exclusive, Garbage, InUse};
 use crate::store::confined_dir::ConfinedDir;
 use crate::store::error::{Error, Result};
 use crate::store::named_layer::{DIR, NamedLayer, SourceStore};
 use crate::store::temporary_upper::dress_like;
-use crate::store::{CacheId, Image, random};
+use crate::store::{CacheId, Image, UnnamedLayer, random, temporary_upper, unnamed_layer};
 
 impl Exclusive<'_> {
     /// Makes an empty read-write layer on an image of this store or another.
@@ -135,6 +135,40 @@ impl Exclusive<'_> {
         }
         root.remove_tree(&dir)?;
         Ok(named)
+    }
+}
+
+impl Exclusive<'_> {
+    /// Removes the changes of a mount without a name; see [`crate::store::UnnamedLayer`].
+    ///
+    /// # Errors
+    /// [`Error::UnknownNamed`]; [`Error::InUse`] while they are mounted.
+    pub fn remove_unnamed(&self, id: &str) -> Result<()> {
+        let root = self.confined_root();
+        let dir = Path::new(temporary_upper::DIR).join(id);
+        if !UnnamedLayer::is_id(id) || root.look(&dir)?.is_none() {
+            return Err(Error::UnknownNamed {
+                name: id.to_owned(),
+                root: self.writable.root().to_owned(),
+            });
+        }
+        // The lock is held until the directory is removed, so that no mount begins.
+        let _in_use = lock_upper(root, &dir.join("diff"), id)?;
+        let record = dir.join(unnamed_layer::ORIGIN);
+        if root.look(&record)?.is_some() {
+            root.remove_file(&record)?;
+        }
+        root.remove_tree(&dir)
+    }
+
+    /// Returns the changes of mounts without a name that are not mounted, to be removed on demand.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn unnamed_garbage(&self, in_use: InUse<'_>) -> Result<Vec<Garbage>> {
+        let all = UnnamedLayer::all(self.writable.root())?;
+        let unused = all.iter().filter(|layer| in_use(&layer.diff()).is_none());
+        Ok(unused.map(Garbage::of_unnamed).collect())
     }
 }
 

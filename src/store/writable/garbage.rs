@@ -12,7 +12,7 @@ use crate::oci::Digest;
 use crate::store::confined_dir::SMALL;
 use crate::store::error::{Error, Result};
 use crate::store::image::lossy;
-use crate::store::{CacheId, Image, named_layer};
+use crate::store::{CacheId, Image, UnnamedLayer, named_layer};
 
 /// The kind of garbage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -38,6 +38,8 @@ pub enum GarbageKind {
     Catalog,
     /// A blob from a registry, complete or partial, that no running `pull` uses.
     Download,
+    /// The changes of a mount without a name, if the caller asks for them.
+    Changes,
 }
 
 /// A file or directory that is not needed.
@@ -57,6 +59,19 @@ pub struct Garbage {
     /// The chain ID of a [`GarbageKind::Layer`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<Digest>,
+}
+
+impl Garbage {
+    pub(super) fn of_unnamed(layer: &UnnamedLayer) -> Self {
+        let diff = layer.diff();
+        Self {
+            kind: GarbageKind::Changes,
+            bytes: layer.disk_usage(),
+            path: diff.parent().unwrap_or(&diff).to_owned(),
+            image: None,
+            layer: None,
+        }
+    }
 }
 
 /// A search for garbage.
@@ -175,6 +190,10 @@ impl<'e> Exclusive<'e> {
             (GarbageKind::Image, _) => garbage.image.iter().try_for_each(|id| self.forget(id)),
             (GarbageKind::Layer, Some(layer)) => self.remove_layer(layer, in_use),
             (GarbageKind::ShortName | GarbageKind::NameRecord, _) => root.remove_file(path),
+            (GarbageKind::Changes, _) => match path.file_name().and_then(|name| name.to_str()) {
+                Some(id) => self.remove_unnamed(id),
+                None => Err(elsewhere()),
+            },
             // A download that a pull uses again stays.
             (GarbageKind::Download, _) => {
                 downloads::if_free(root, path, || root.remove_file(path)).map(drop)
