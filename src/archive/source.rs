@@ -267,6 +267,16 @@ impl Source {
         }
     }
 
+    /// Opens an entry for a copy of its bytes; `None` if it does not exist.
+    pub(crate) fn reader(&self, path: &str) -> Result<Option<impl Read + use<>>> {
+        self.open_entry(path)
+    }
+
+    /// Reads a small entry, which must exist.
+    pub(crate) fn required_entry(&self, path: &str) -> Result<Vec<u8>> {
+        self.required(path)
+    }
+
     /// Reads a small entry.
     pub(super) fn metadata(&self, path: &str) -> Result<Option<Vec<u8>>> {
         let Some(mut entry) = self.open_entry(path)? else {

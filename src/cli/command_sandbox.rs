@@ -99,6 +99,16 @@ impl SandboxArgs {
         cage.enter_with_stores(places)
     }
 
+    /// Returns the option as a user writes it.
+    pub(super) fn word(&self) -> Option<String> {
+        let mode = match self.sandbox? {
+            Mode::Off => "off",
+            Mode::Strict => "strict",
+            _ => "auto",
+        };
+        Some(format!("--sandbox={mode}"))
+    }
+
     pub(super) fn mode(&self) -> anyhow::Result<Mode> {
         let mode = match (self.sandbox, std::env::var_os(VARIABLE)) {
             (Some(mode), _) => mode,
@@ -247,6 +257,16 @@ impl Cage {
         };
         self.sandbox.write(&dir).with_context(failed)?;
         Ok(dir.join(name))
+    }
+
+    /// Allows filling a directory that the user names, which is made if it does not exist. Returns the path
+    /// to use from then on.
+    pub(super) fn directory_to_fill(&mut self, path: &Path) -> anyhow::Result<PathBuf> {
+        let failed = || format!("cannot write to {path:?}");
+        let dir = walk::make_directory(path, Trust::of_root(), 0o755).with_context(failed)?;
+        let dir = path_of(dir).with_context(failed)?;
+        self.sandbox.write(&dir).with_context(failed)?;
+        Ok(dir)
     }
 
     /// Allows reading the own store, if it exists. Returns its root.

@@ -27,6 +27,7 @@ mod command_sandbox;
 mod commit;
 mod completions;
 mod confined_queries;
+mod copy;
 mod cp;
 mod cp_target;
 mod delete;
@@ -180,6 +181,7 @@ enum Command {
     Logout(logout::Args),
     Tags(tags::Args),
     Digest(digest::Args),
+    Copy(copy::Args),
     Delete(delete::Args),
     Stats(stats::Args),
     Sync(sync::Args),
@@ -308,6 +310,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Logout(args) => logout::run(&args),
         Command::Tags(args) => tags::run(&args),
         Command::Digest(args) => digest::run(&args),
+        Command::Copy(args) => copy::run(&args, root),
         Command::Delete(args) => delete::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Sync(args) => sync::run(&args),
@@ -323,6 +326,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }
+}
+
+/// Runs another command in place of the one that was given.
+fn again(words: Vec<String>, root: Option<&std::path::Path>) -> anyhow::Result<()> {
+    let mut args: Vec<OsString> = vec!["unionfs".into()];
+    if let Some(root) = root {
+        args.extend(["--root".into(), root.into()]);
+    }
+    args.extend(words.into_iter().map(OsString::from));
+    run(parse(&args).map_err(|error| error::Usage(error.to_string()))?)
 }
 
 /// Writes one line to stderr. A failure to write does not matter.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::command_sandbox::SandboxArgs;
+use super::error::Usage;
 use super::live_mounts::Mounted;
 use super::load::warn_of_devices;
 use super::output::{print, print_json, size};
@@ -40,6 +41,9 @@ pub(super) struct Args {
     /// Pull the image for this platform: os/architecture[/variant] [default: this machine]
     #[arg(long, value_name = "PLATFORM", value_parser = own_store::platform)]
     platform: Option<Platform>,
+    /// Give the image this name, instead of its own
+    #[arg(long, value_name = "NAME")]
+    tag: Option<String>,
     #[command(flatten)]
     registry: RegistryArgs,
     /// Check the layers that the store has already, and replace the files of damaged ones
@@ -59,6 +63,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    if args.tag.is_some() && args.images.len() > 1 {
+        let text = "--tag names one image: pull one at a time";
+        return Err(Usage(text.to_owned()).into());
+    }
     let mut cage = args.sandbox.cage("pull")?;
     let mut wanted = Vec::with_capacity(args.images.len());
     for image in &args.images {
@@ -117,6 +125,7 @@ fn options(args: &Args) -> anyhow::Result<PullOptions> {
     let mut options = PullOptions::default();
     options.access = args.registry.access()?;
     options.platform.clone_from(&args.platform);
+    options.name = args.tag.as_deref().map(own_store::new_name).transpose()?;
     options.parallel = args.registry.parallel;
     options.limits.bytes = args.max_layer_size;
     options.repair = args.repair;

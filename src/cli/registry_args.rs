@@ -10,7 +10,7 @@ use unionfs::registry::{Access, CredentialFiles, PARALLEL, TlsVerify};
 pub(super) struct Connection {
     /// Use http, not https; credentials are then sent only to registries on this machine
     #[arg(long)]
-    plain_http: bool,
+    pub(super) plain_http: bool,
     /// Check the certificate of the registry; with false also use http, and send credentials over it [default: true, and as registries.conf says]
     #[arg(
         long,
@@ -57,6 +57,29 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
+    /// Returns the options as a user writes them.
+    pub(super) fn words(&self) -> Vec<String> {
+        let path = |option: &str, path: &Option<PathBuf>| {
+            let path = path.as_ref()?.to_str()?;
+            Some(format!("--{option}={path}"))
+        };
+        let Connection {
+            tls_verify,
+            cert_dir,
+            authfile,
+            ..
+        } = &self.connection;
+        [
+            tls_verify.map(|verify| format!("--tls-verify={verify}")),
+            path("cert-dir", cert_dir),
+            path("authfile", authfile),
+            self.creds.as_ref().map(|creds| format!("--creds={creds}")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
     pub(super) fn access(&self) -> anyhow::Result<Access> {
         let mut access = self.connection.access();
         if let Some(path) = &self.connection.authfile {

@@ -25,18 +25,22 @@ pub(super) fn ask(
     command: &str,
 ) -> anyhow::Result<(Reference, Access)> {
     let mut access = credentials.access()?;
-    let plain = text.strip_prefix(REGISTRY).unwrap_or(text);
-    let name = match access.candidates(plain)?.as_slice() {
-        [name] => name.clone(),
-        names => {
-            let names: Vec<String> = names.iter().map(Reference::to_string).collect();
-            let text = format!("{plain:?} may be {}: write one of them", names.join(" or "));
-            return Err(Usage(text).into());
-        }
-    };
+    let name = only(&access, text.strip_prefix(REGISTRY).unwrap_or(text))?;
     access.look_up_ways(&name, purpose)?;
     let mut cage = sandbox.cage(command)?;
     cage.talk()?;
     cage.enter()?;
     Ok((name, access))
+}
+
+/// Returns the only image that a name may mean.
+pub(super) fn only(access: &Access, text: &str) -> anyhow::Result<Reference> {
+    match access.candidates(text)?.as_slice() {
+        [name] => Ok(name.clone()),
+        names => {
+            let names: Vec<String> = names.iter().map(Reference::to_string).collect();
+            let text = format!("{text:?} may be {}: write one of them", names.join(" or "));
+            Err(Usage(text).into())
+        }
+    }
 }

@@ -166,6 +166,13 @@ pub(super) static TABLE: &[Reach] = &[
     outside("logout", "reads and writes files with logins only"),
     with_network(row("tags", No, No, ASKING)),
     with_network(row("digest", No, No, ASKING)),
+    with_network(row(
+        "copy",
+        No,
+        No,
+        "logins, certificates and configuration, read before; an archive (read); the directory or file of \
+         the destination (written)",
+    )),
     with_network(row("delete", No, No, ASKING)),
     row("stats", No, No, "the daemon's socket"),
     outside("sync", "reads nothing but records of the runtime directory"),

@@ -166,6 +166,14 @@ pub enum Error {
         /// The requirement that is not fulfilled.
         why: String,
     },
+    /// A copy cannot be written.
+    #[error("{what}: {why}")]
+    Destination {
+        /// The file.
+        what: String,
+        /// The cause.
+        why: String,
+    },
     /// Stored credentials cannot be used.
     #[error("{what}: {why}")]
     Credentials {
@@ -209,6 +217,7 @@ impl Error {
             | Self::Policy { .. }
             | Self::Blocked { .. }
             | Self::Credentials { .. }
+            | Self::Destination { .. }
             | Self::Store(_) => true,
             _ => self.is_full() || interrupt::signal().is_some(),
         }

@@ -35,6 +35,8 @@ pub struct PullOptions {
     pub access: Access,
     /// The platform in an index; `None` for this machine, and for a single image of any platform.
     pub platform: Option<Platform>,
+    /// The name that the image gets in the store, instead of its own.
+    pub name: Option<Reference>,
     /// The number of blobs that are downloaded at once.
     pub parallel: usize,
     /// The limits of each layer.
@@ -49,6 +51,7 @@ impl Default for PullOptions {
         Self {
             access: Access::default(),
             platform: None,
+            name: None,
             parallel: super::PARALLEL,
             limits: Limits::default(),
             repair: false,
@@ -459,6 +462,9 @@ impl Fetched<'_> {
     /// Returns the names, as in Docker: the tag, if the user gave no digest, and the name with
     /// today's digest.
     fn names(&self) -> Result<Vec<Reference>> {
+        if let Some(name) = &self.options.name {
+            return Ok(vec![name.clone()]);
+        }
         let by_digest = digest_name(&self.name, &self.digest)?;
         Ok(match self.name.digest() {
             Some(_) => vec![by_digest],

@@ -344,7 +344,7 @@ impl Pushed {
 /// pushes the same blob: the registry of the distribution project truncates the file that links a
 /// repository to a blob before it writes it (distribution/distribution#4489). This state does not
 /// last.
-fn contradiction(failure: Failure) -> Failure {
+pub(super) fn contradiction(failure: Failure) -> Failure {
     const CODES: [&str; 3] = ["DIGEST_INVALID", "MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"];
     let is_one = |error: &Error| match error {
         Error::Status { status, code, .. } => *status == 400 && CODES.contains(&code.as_str()),

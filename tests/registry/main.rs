@@ -8,6 +8,7 @@
 mod access;
 mod broken;
 mod chunked;
+mod copy;
 mod images;
 mod killed;
 mod login;

@@ -1,0 +1,217 @@
+//! `copy` between registries, layouts, `dir:` directories and stores. skopeo reads what it writes, and it
+//! reads what skopeo writes; digests stay.
+
+use serde_json::Value;
+use testkit::home::Home;
+use testkit::need;
+use unionfs::oci::Digest;
+
+use crate::images::{home, id, serve};
+use crate::server::{Server, can_serve, digest_of, skopeo};
+
+const LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// Serves an index `app:all` with two images; returns its digest and those of the images.
+fn serve_index(home: &Home, server: &Server, media: &str) -> (Digest, [Digest; 2]) {
+    let options: &[&str] = match media {
+        INDEX => &["--format", "oci"],
+        _ => &[],
+    };
+    let mut entries = Vec::new();
+    let mut digests = Vec::new();
+    for (tag, arch) in [("1", "amd64"), ("2", "arm64")] {
+        let rest = format!("app:{tag}");
+        serve(home, server, tag, &rest, options);
+        let (_, raw) = crate::server::inspect(server, &rest);
+        let manifest: Value = serde_json::from_str(&raw).unwrap();
+        let digest = Digest::of(raw.as_bytes());
+        let of_manifest = manifest["mediaType"].as_str().unwrap();
+        entries.push(format!(
+            r#"{{"mediaType":"{of_manifest}","size":{},"digest":"{digest}","platform":{{"os":"linux","architecture":"{arch}"}}}}"#,
+            raw.len()
+        ));
+        digests.push(digest);
+    }
+    let text = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{media}","manifests":[{}]}}"#,
+        entries.join(",")
+    );
+    server.put_manifest("app", "all", media, &text);
+    (Digest::of(text.as_bytes()), [digests[0], digests[1]])
+}
+
+#[test]
+fn an_index_is_kept_through_all_kinds_of_places() {
+    need!(can_serve());
+    let home = home();
+    let server = Server::start(&home);
+    for media in [LIST, INDEX] {
+        let (index, images) = serve_index(&home, &server, media);
+        let other = Server::start(&home);
+        let places = [
+            other.url("copied/app:all"),
+            format!("oci:{}:all", home.text("layout")),
+            format!("oci-archive:{}:all", home.text("layout.tar")),
+            format!("dir:{}", home.text("dir")),
+            other.url("back/app:all"),
+        ];
+        let mut from = server.url("app:all");
+        let mut digests = Vec::new();
+        for to in &places {
+            let copied = home.json(["copy", "--json", "--all", &from, to]);
+            assert_eq!(copied["images"], 2, "{to}");
+            digests.push(copied["digest"].as_str().unwrap().to_owned());
+            from.clone_from(to);
+        }
+        // A layout has no list of Docker: it becomes an index. All else stays.
+        let kept = if media == INDEX { 5 } else { 1 };
+        assert!(
+            digests[..kept]
+                .iter()
+                .all(|digest| *digest == index.to_string())
+        );
+        assert!(digests[1..].iter().all(|digest| *digest == digests[1]));
+        assert_eq!(digest_of(&other, "back/app:all").to_string(), digests[4]);
+        // skopeo reads each of them, with all that they refer to.
+        for (number, from) in places.iter().enumerate() {
+            let rest = format!("skopeo/app:{number}");
+            let to = other.url(&rest);
+            let tls = ["--src-tls-verify=false", "--dest-tls-verify=false"];
+            skopeo(&[&["copy", "-q", "--all"], &tls[..], &[from, &to]].concat());
+            assert_eq!(
+                digest_of(&other, &rest).to_string(),
+                digests[number],
+                "{from}"
+            );
+        }
+        for image in images.iter().filter(|_| media == INDEX) {
+            let name = other.name(&format!("back/app@{image}"));
+            assert_eq!(home.run(["digest", &name]).ok().trim(), image.to_string());
+        }
+        // One image of the index.
+        let one = other.url("one:1");
+        let args = ["copy", "-q", "--platform", "linux/arm64", &places[1], &one];
+        let said = home.run(args).ok();
+        assert_eq!(said.contains(&images[1].to_string()), media == INDEX);
+        for place in ["layout", "dir"] {
+            std::fs::remove_dir_all(home.path(place)).unwrap();
+        }
+        let _ = std::fs::remove_file(home.path("2.tar"));
+    }
+}
+
+#[test]
+fn what_skopeo_writes_is_copied() {
+    need!(can_serve());
+    let home = home();
+    let server = Server::start(&home);
+    let (index, images) = serve_index(&home, &server, INDEX);
+    let from = server.url("app:all");
+    for kind in ["dir", "oci"] {
+        let place = format!("{kind}:{}", home.text(kind));
+        let tagged = if kind == "oci" {
+            format!("{place}:x")
+        } else {
+            place
+        };
+        skopeo(&[
+            "copy",
+            "-q",
+            "--all",
+            "--src-tls-verify=false",
+            &from,
+            &tagged,
+        ]);
+        let to = server.url(&format!("{kind}/app:1"));
+        home.run(["copy", "-q", "--all", &tagged, &to]).ok();
+        assert_eq!(
+            digest_of(&server, &format!("{kind}/app:1")),
+            index,
+            "{kind}"
+        );
+    }
+    // The image for this machine, without --all.
+    home.run(["copy", "-q", &from, &server.url("single:1")])
+        .ok();
+    assert!(images.contains(&digest_of(&server, "single:1")));
+    let layout = home.text("oci");
+    home.run([
+        "copy",
+        "-q",
+        &format!("oci:{layout}:none"),
+        "docker://127.0.0.1:1/x",
+    ])
+    .failed(1, &["\"x\"", "PATH:TAG"]);
+    // The same tag again takes the place of the old one, another is added.
+    for (tag, count) in [("x", 1), ("y", 2)] {
+        let to = format!("oci:{layout}:{tag}");
+        home.run(["copy", "-q", &server.url("app:2"), &to]).ok();
+        let text = std::fs::read_to_string(home.path("oci/index.json")).unwrap();
+        let json: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["manifests"].as_array().unwrap().len(), count);
+    }
+}
+
+#[test]
+fn a_damaged_blob_is_not_copied() {
+    need!(can_serve());
+    let home = home();
+    let server = Server::start(&home);
+    serve(&home, &server, "1", "app:1", &[]);
+    let layout = format!("oci:{}:1", home.text("layout"));
+    home.run(["copy", "-q", &server.url("app:1"), &layout]).ok();
+    let (_, raw) = crate::server::inspect(&server, "app:1");
+    let manifest: Value = serde_json::from_str(&raw).unwrap();
+    let digest = manifest["layers"][0]["digest"].as_str().unwrap();
+    let blob = home.path("layout/blobs/sha256").join(&digest[7..]);
+    let mut bytes = std::fs::read(&blob).unwrap();
+    bytes[10] ^= 1;
+    std::fs::write(&blob, &bytes).unwrap();
+    let other = Server::start(&home);
+    home.run(["copy", "-q", &layout, &other.url("app:1")])
+        .failed(1, &["SHA-256", "refused"]);
+    home.run(["tags", &other.name("app")])
+        .failed(1, &["does not have it"]);
+    // A copy to the layout repairs it.
+    home.run(["copy", "-q", &server.url("app:1"), &layout]).ok();
+    home.run(["copy", "-q", &layout, &other.url("app:1")]).ok();
+    home.run(["pull", "-q", &other.name("app:1")]).ok();
+}
+
+#[test]
+fn copies_from_and_to_stores_are_those_of_the_other_commands() {
+    need!(can_serve());
+    let home = home();
+    let server = Server::start(&home);
+    let docker = home.text("docker");
+    let to = server.url("app:1");
+    home.run(["--root", &docker, "copy", "-q", "sample:1", &to])
+        .ok();
+    let wanted = id(&home, &docker, "sample:1");
+    let own = home.text("own");
+    home.run(["copy", "-q", &to, "mine:1"]).ok();
+    assert_eq!(id(&home, &own, "mine:1"), wanted);
+    let archive = format!("docker-archive:{}", home.text("a.tar"));
+    home.run(["copy", "-q", "mine:1", &archive]).ok();
+    let layout = format!("oci-archive:{}", home.text("l.tar"));
+    home.run(["copy", "-q", "mine:1", &layout]).ok();
+    home.run(["copy", "-q", &archive, &server.url("app:2")])
+        .ok_with_progress();
+    assert_eq!(digest_of(&server, "app:2"), digest_of(&server, "app:1"));
+    home.run(["rmi", "mine:1"]).ok();
+    home.run(["copy", "-q", &layout, "again:1"]).ok();
+    assert_eq!(id(&home, &own, "again:1"), wanted);
+    for (args, words) in [
+        (["copy", "again:1", "containers-storage:x"], "only reads"),
+        (
+            ["copy", "again:1", "oci:layout"],
+            "into the own store first",
+        ),
+        (["copy", "docker://-x", "y"], "minus sign"),
+    ] {
+        home.run(args).failed(2, &[words]);
+    }
+    home.run(["copy", "--all", "again:1", &to])
+        .failed(2, &["no index"]);
+}
