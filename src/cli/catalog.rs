@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 
+use super::candidates;
 use super::command_sandbox::{Cage, Missing, SandboxArgs};
 use super::environment;
 use super::error::Usage;
@@ -58,7 +59,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct What {
     /// The image; with -o, the file of the catalog
-    #[arg(value_name = "IMAGE|FILE")]
+    #[arg(value_name = "IMAGE|FILE", add = candidates::images())]
     what: OsString,
     /// Layers that are directories: lowerdir=TOP:…:BOTTOM, dialect=all|overlay
     #[arg(short = 'o', value_name = "OPTS")]

@@ -49,7 +49,7 @@ const LIBRARIES: [&str; 6] = [
 ];
 
 /// The option that chooses the sandbox of a command.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(super) struct SandboxArgs {
     /// Confine the command: auto (as far as the system allows), strict (fully, or fail), off [default: $UNIONFS_SANDBOX, else auto]
     #[arg(long, value_name = "MODE", value_parser = mode)]

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::outside_helper::Outside;
 use super::progress::Items;
@@ -35,6 +36,7 @@ CMD, ENTRYPOINT, ENV, LABEL, EXPOSE, HEALTHCHECK, VOLUME, USER, WORKDIR, STOPSIG
 ONBUILD.")]
 pub(super) struct Args {
     /// The container or named layer: name, ID or ID prefix
+    #[arg(add = candidates::containers())]
     name: String,
     /// The name of the new image: name[:tag]
     image: String,

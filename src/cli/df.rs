@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::command_sandbox::{Missing, SandboxArgs};
 use super::images::complain;
-use super::output::{Table, print, print_json, size};
+use super::output::{Cut, Table, print, print_json, size};
+use super::rows::{Field, RowArgs, Rows, field};
 use unionfs::image_mounts::ImageCatalogs;
 use unionfs::oci::Digest;
 use unionfs::store::{Image, Listing, Stores, Writable};
@@ -17,11 +18,15 @@ use unionfs::store::{Image, Listing, Stores, Writable};
 #[command(after_help = "\
 Examples:
   unionfs df
+  unionfs df --format 'table {{.Name}}\\t{{.Own}}'
   unionfs df --json | jq '.images[] | {id, own}'
 
 SIZE counts all layers of an image, SHARED the layers that other images use too, OWN the bytes that
-are freed when the image is removed. The total counts each layer once.")]
+are freed when the image is removed. The total counts each layer once.
+Fields of --format: Kind (image, read-write layer or changes), Name, ID, Image, Size, Shared, Own, Root.")]
 pub(super) struct Args {
+    #[command(flatten)]
+    rows: RowArgs,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
@@ -129,8 +134,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     };
     if args.json {
         print_json(&report)?;
+    } else if args.rows.only_rows() {
+        rows(&report, &args.rows).print(&args.rows)?;
     } else {
-        print(&text(&report))?;
+        print(&text(&report, &args.rows))?;
     }
     complain(&listing)
 }
@@ -161,16 +168,86 @@ fn unnamed(stores: &Stores) -> Vec<UnnamedRow> {
     rows.collect()
 }
 
-fn text(report: &Report) -> String {
-    let mut images = Table::new(&["IMAGE", "ID", "SIZE", "SHARED", "OWN"]);
+const FIELDS: [Field; 8] = [
+    field("Kind", "KIND", Cut::No),
+    field("Name", "NAME", Cut::Middle),
+    field("ID", "ID", Cut::No),
+    field("Image", "IMAGE", Cut::Middle),
+    field("Size", "SIZE", Cut::No),
+    field("Shared", "SHARED", Cut::No),
+    field("Own", "OWN", Cut::No),
+    field("Root", "ROOT", Cut::Middle),
+];
+
+/// Images and read-write layers in one list.
+fn rows(report: &Report, args: &RowArgs) -> Rows {
+    let columns = ["Kind", "Name", "ID", "Size", "Shared", "Own"];
+    let mut rows = Rows::new(&FIELDS, columns, "ID");
+    let none = || "-".to_owned();
     for row in &report.images {
-        let id = Digest::parse(&row.id).map_or(String::new(), |id| id.short());
-        images.row([
-            match row.names.as_slice() {
-                [] => "<none>".to_owned(),
-                names => names.join(" "),
+        rows.row([
+            "image".to_owned(),
+            names(row),
+            id(row, args),
+            names(row),
+            size(row.size),
+            size(row.shared),
+            size(row.own),
+            row.root.clone(),
+        ]);
+    }
+    for row in &report.named {
+        rows.row([
+            "read-write layer".to_owned(),
+            row.name.clone(),
+            row.name.clone(),
+            row.image.clone(),
+            size(row.size),
+            none(),
+            size(row.size),
+            row.root.clone(),
+        ]);
+    }
+    for row in &report.unnamed {
+        rows.row([
+            "changes".to_owned(),
+            "-".to_owned(),
+            if args.no_trunc {
+                row.id.clone()
+            } else {
+                short_id(&row.id)
             },
-            id,
+            row.image.clone().unwrap_or_else(none),
+            size(row.size),
+            none(),
+            size(row.size),
+            row.path.clone(),
+        ]);
+    }
+    rows
+}
+
+fn names(row: &ImageRow) -> String {
+    match row.names.as_slice() {
+        [] => "<none>".to_owned(),
+        names => names.join(" "),
+    }
+}
+
+fn id(row: &ImageRow, args: &RowArgs) -> String {
+    let short = Digest::parse(&row.id).filter(|_| !args.no_trunc);
+    short.map_or_else(|| row.id.clone(), |id| id.short())
+}
+
+fn text(report: &Report, args: &RowArgs) -> String {
+    let mut images = Table::new(&["IMAGE", "ID", "SIZE", "SHARED", "OWN"]);
+    if !args.no_trunc {
+        images.may_cut(0, Cut::Middle);
+    }
+    for row in &report.images {
+        images.row([
+            names(row),
+            id(row, args),
             size(row.size),
             size(row.shared),
             size(row.own),
@@ -187,6 +264,8 @@ fn text(report: &Report) -> String {
     }
     if !report.named.is_empty() || !report.unnamed.is_empty() {
         let mut named = Table::new(&["NAME", "IMAGE", "SIZE"]);
+        named.may_cut(0, Cut::Middle);
+        named.may_cut(1, Cut::Middle);
         for row in &report.named {
             named.row([row.name.clone(), row.image.clone(), size(row.size)]);
         }

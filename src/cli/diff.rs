@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde::Serialize;
 
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::diff_trees::{self, Form};
 use super::output::{is_unsafe, print, print_json};
@@ -30,6 +31,7 @@ it does. Sizes of each path and in total are shown.
 Control characters, backslashes and bytes that are not UTF-8 are printed as \\xNN.")]
 pub(super) struct Args {
     /// The container or named layer: name, ID or ID prefix; with OTHER, also an image or layer
+    #[arg(add = candidates::trees())]
     name: String,
     /// What NAME is compared with: an image, container, named layer or layer
     other: Option<String>,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use super::archive_names;
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
 use super::output_file::Output;
@@ -28,6 +29,7 @@ mounted; changes that are made during the export may be missing. Sockets are lef
 cannot contain them.")]
 pub(super) struct Args {
     /// The container, named layer or image: name, ID or ID prefix
+    #[arg(add = candidates::trees())]
     name: String,
     /// Write to this file; it appears when it is complete [default: standard output]
     #[arg(long, short = 'o', value_name = "FILE")]

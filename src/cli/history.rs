@@ -3,21 +3,27 @@
 use std::path::Path;
 
 use super::archive_names;
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
-use super::output::{Table, print, print_json, size};
+use super::output::{Cut, print_json, shortened, size};
+use super::rows::{Field, RowArgs, Rows, field};
+use super::times;
 use unionfs::store::HistoryRow;
 
 /// Show the build steps of an image, newest first
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Example:
-  unionfs history myapp:2")]
+Examples:
+  unionfs history myapp:2
+  unionfs history --format '{{.Size}} {{.CreatedBy}}' --no-trunc myapp:2
+
+Fields of --format: ID, CreatedSince, CreatedAt, CreatedBy, Size, Comment.")]
 pub(super) struct Args {
     /// The image: name, ID or ID prefix
+    #[arg(add = candidates::images())]
     image: String,
-    /// Print whole commands
-    #[arg(long)]
-    no_trunc: bool,
+    #[command(flatten)]
+    rows: RowArgs,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
@@ -25,61 +31,51 @@ pub(super) struct Args {
     sandbox: SandboxArgs,
 }
 
-/// The number of characters of a command that are shown, as in `docker history`.
+/// The number of columns of a command that are shown in a pipe.
 const COMMAND: usize = 60;
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
     let stores = args.sandbox.stores("history", root)?;
-    let rows = stores.find(&image)?.history();
+    let steps = stores.find(&image)?.history();
     if args.json {
-        print_json(&rows)
-    } else {
-        print(&table(&rows, args.no_trunc))
+        return print_json(&steps);
     }
+    rows(&steps, &args.rows).print(&args.rows)
 }
 
-fn table(rows: &[HistoryRow], whole: bool) -> String {
-    let mut table = Table::new(&["LAYER", "CREATED", "SIZE", "CREATED BY"]);
-    for row in rows {
+const FIELDS: [Field; 6] = [
+    field("ID", "LAYER", Cut::No),
+    field("CreatedSince", "CREATED", Cut::No),
+    field("CreatedAt", "CREATED AT", Cut::No),
+    field("Size", "SIZE", Cut::No),
+    field("CreatedBy", "CREATED BY", Cut::End),
+    field("Comment", "COMMENT", Cut::End),
+];
+
+fn rows(steps: &[HistoryRow], args: &RowArgs) -> Rows {
+    let mut rows = Rows::new(&FIELDS, ["ID", "CreatedSince", "Size", "CreatedBy"], "ID");
+    for row in steps {
         let command = row.step.created_by.as_deref().unwrap_or_default();
-        table.row([
-            row.chain_id.map_or_else(|| "-".into(), |id| id.short()),
-            day(row.step.created.as_deref()),
+        let id = row.chain_id.map(|id| {
+            if args.no_trunc {
+                id.to_string()
+            } else {
+                id.short()
+            }
+        });
+        rows.row([
+            id.unwrap_or_else(|| "-".into()),
+            times::since(row.step.created.as_deref()),
+            row.step.created.clone().unwrap_or_else(|| "-".into()),
             size(row.size),
-            if whole {
+            if args.no_trunc {
                 command.into()
             } else {
-                shorten(command)
+                shortened(command, COMMAND, Cut::End)
             },
+            row.step.comment.clone().unwrap_or_default(),
         ]);
     }
-    table.render()
-}
-
-/// Returns the day of an RFC 3339 time.
-pub(super) fn day(created: Option<&str>) -> String {
-    let day = created.and_then(|time| time.split('T').next());
-    day.filter(|day| !day.is_empty()).unwrap_or("-").to_owned()
-}
-
-fn shorten(command: &str) -> String {
-    match command.char_indices().nth(COMMAND) {
-        Some((end, _)) => format!("{}…", &command[..end]),
-        None => command.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn days_and_commands() {
-        assert_eq!(day(Some("2024-02-29T01:02:03.4Z")), "2024-02-29");
-        assert_eq!(day(Some("")), "-");
-        assert_eq!(day(None), "-");
-        assert_eq!(shorten("ä"), "ä");
-        assert_eq!(shorten(&"ä".repeat(61)), format!("{}…", "ä".repeat(60)));
-    }
+    rows
 }

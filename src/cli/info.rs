@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::command_sandbox::SandboxArgs;
 use super::images::complain;
-use super::output::{Table, one_line, print, print_json, size};
+use super::output::{Cut, Table, one_line, print, print_json, size};
 use super::version::VERSION;
 use super::{environment, images};
 use unionfs::fuse::{MountState, runtime};
@@ -133,6 +133,7 @@ fn text(report: &Report) -> String {
         return text;
     }
     let mut table = Table::new(&["STORE", "DRIVER", "IMAGES", "SIZE", "ROOT"]);
+    table.may_cut(4, Cut::Middle);
     for row in &report.stores {
         table.row([
             row.engine.to_owned(),

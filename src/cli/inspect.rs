@@ -3,49 +3,110 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
+use super::error::Usage;
+use super::go_template::Template;
 use super::inspect_remote::{self, RemoteArgs};
-use super::output::{one_line, print, print_json, size};
-use super::{archive_names, remote_names};
+use super::output::{one_line, print, print_bytes, print_json, size};
+use super::rows::Format;
+use super::{archive_names, docker_inspect, error, remote_names, warn};
 use unionfs::store::Image;
 
-/// Show the configuration and layers of an image
+/// Show the configuration and layers of images
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs inspect myapp:2
-  unionfs inspect --json myapp:2 | jq .config.Env
-  unionfs inspect docker://quay.io/podman/stable:latest")]
+  unionfs inspect --json myapp:2 | jq '.[0].Config.Env'
+  unionfs inspect docker://quay.io/podman/stable:latest
+  unionfs inspect --format '{{.Architecture}} {{json .Config.Cmd}}' myapp:2
+
+JSON is an array with an object for each image: Docker's fields (Id, RepoTags, Config, RootFS and so
+on), and beside them those of unionfs (id, names, layers, root and so on). Fields of --format are
+those of the objects. An image of a registry (docker://NAME) is inspected alone; its JSON is an object
+with the fields of skopeo inspect.")]
 pub(super) struct Args {
-    /// The image: name, ID or ID prefix; docker://NAME is an image of a registry, which is not pulled
-    image: String,
+    /// The images: names, IDs or ID prefixes; docker://NAME is an image of a registry, which is not pulled
+    #[arg(value_name = "IMAGE", required = true, add = candidates::images())]
+    images: Vec<String>,
     /// Print JSON: the whole configuration, sizes in bytes
     #[arg(long)]
     json: bool,
+    /// Print each image by a template: json, or a text with {{.FIELD}}, {{.FIELD.INNER}}, {{json .}}
+    #[arg(long, short = 'f', value_name = "FORMAT", value_parser = Format::parse, conflicts_with = "json")]
+    format: Option<Format>,
     #[command(flatten)]
     remote: RemoteArgs,
     #[command(flatten)]
     sandbox: SandboxArgs,
 }
 
-/// How it is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+/// How an image is shown.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Form<'f> {
     Text,
     Json,
+    Template(&'f Template),
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    if remote_names::is_one(&args.image) {
-        let form = if args.json { Form::Json } else { Form::Text };
-        return inspect_remote::run(&args.image, &args.remote, &args.sandbox, form);
+    if let Some(remote) = args.images.iter().find(|image| remote_names::is_one(image)) {
+        if args.images.len() > 1 {
+            let text = format!("{remote:?} is in a registry: inspect it alone");
+            return Err(Usage(text).into());
+        }
+        let form = match &args.format {
+            Some(Format::Table(template) | Format::Lines(template)) => Form::Template(template),
+            Some(Format::Json) => Form::Json,
+            _ if args.json => Form::Json,
+            _ => Form::Text,
+        };
+        return inspect_remote::run(remote, &args.remote, &args.sandbox, form);
     }
-    let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
-    let image = args.sandbox.stores("inspect", root)?.find(&image)?;
-    if args.json {
-        print_json(&image)
-    } else {
-        print(&describe(&image))
+    let names = archive_names::resolve_all(&args.images, &args.sandbox, root)?;
+    let stores = args.sandbox.stores("inspect", root)?;
+    let (mut images, mut failures) = (Vec::new(), Vec::new());
+    for name in &names {
+        match stores.find(name) {
+            Ok(image) => images.push(image),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    if !images.is_empty() {
+        show(args, &images)?;
+    }
+    // Each image is shown independently.
+    let Some(last) = failures.pop() else {
+        return Ok(());
+    };
+    for failure in failures {
+        warn(error::line(&failure.into()));
+    }
+    Err(last.into())
+}
+
+fn show(args: &Args, images: &[Image]) -> anyhow::Result<()> {
+    let objects = || {
+        images
+            .iter()
+            .map(docker_inspect::object)
+            .collect::<Result<Vec<_>, _>>()
+    };
+    match &args.format {
+        None if !args.json => {
+            let texts: Vec<String> = images.iter().map(describe).collect();
+            print(&texts.join("\n"))
+        }
+        None | Some(Format::Json) => print_json(&objects()?),
+        Some(Format::Default) => {
+            Err(Usage("inspect prints no table: use a template".into()).into())
+        }
+        Some(Format::Table(template) | Format::Lines(template)) => {
+            let lines = objects()?;
+            let lines = lines.iter().map(|object| template.render(object) + "\n");
+            print_bytes(lines.collect::<String>().as_bytes())
+        }
     }
 }
 
@@ -63,6 +124,7 @@ fn describe(image: &Image) -> String {
     for (key, value) in [
         ("Created", &config.created),
         ("Architecture", &config.architecture),
+        ("Variant", &config.variant),
         ("OS", &config.os),
         ("Author", &config.author),
         ("Comment", &config.comment),

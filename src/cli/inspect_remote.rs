@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 
 use super::command_sandbox::SandboxArgs;
+use super::inspect::Form;
 use super::output::{one_line, print, print_bytes, print_json, size};
 use super::registry_args::Credentials;
 use super::{own_store, remote_names};
@@ -31,7 +32,7 @@ pub(super) fn run(
     image: &str,
     args: &RemoteArgs,
     sandbox: &SandboxArgs,
-    json: super::inspect::Form,
+    form: Form<'_>,
 ) -> anyhow::Result<()> {
     let credentials = &args.credentials;
     let asked = remote_names::ask(image, Purpose::Pull, credentials, sandbox, "inspect");
@@ -40,14 +41,18 @@ pub(super) fn run(
         return print_raw(&raw_manifest(&name, &access, &|_| ())?);
     }
     let found = look(&name, args.platform.as_ref(), &access, &|_| ())?;
-    match json {
+    match form {
         _ if args.config && args.raw => print_raw(&found.config_bytes),
         _ if args.config => {
             let value: serde_json::Value = serde_json::from_slice(&found.config_bytes)?;
             print_json(&value)
         }
-        super::inspect::Form::Json => print_json(&as_skopeo(&found)),
-        super::inspect::Form::Text => print(&describe(&found)),
+        Form::Json => print_json(&as_skopeo(&found)),
+        Form::Template(template) => {
+            let line = template.render(&as_skopeo(&found)) + "\n";
+            print_bytes(line.as_bytes())
+        }
+        Form::Text => print(&describe(&found)),
     }
 }
 

@@ -5,9 +5,12 @@ use std::path::Path;
 use anyhow::bail;
 
 use super::archive_names;
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
-use super::output::{Table, print, print_json, size};
+use super::output::{Cut, print_json, size};
+use super::rows::{Field, RowArgs, Rows, field};
 use super::warn;
+use unionfs::oci::Digest;
 use unionfs::store::LayerNode;
 
 /// Show layers as a tree, with their sizes and the images that share them
@@ -15,10 +18,17 @@ use unionfs::store::LayerNode;
 #[command(after_help = "\
 Examples:
   unionfs layers            all layers, each below its parent
-  unionfs layers myapp:2    the layers of one image")]
+  unionfs layers myapp:2    the layers of one image
+  unionfs layers --format '{{.ID}} {{.Path}}' myapp:2
+
+Fields of --format: Layer (with the lines of the tree), ID, DiffID, Parent, Size, Images, TopOf, Root,
+Path.")]
 pub(super) struct Args {
     /// Show only the layers of this image: name, ID or ID prefix
+    #[arg(add = candidates::images())]
     image: Option<String>,
+    #[command(flatten)]
+    rows: RowArgs,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
@@ -35,7 +45,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     if args.json {
         print_json(&tree.nodes)?;
     } else {
-        print(&table(&tree.nodes))?;
+        rows(&tree.nodes, &args.rows).print(&args.rows)?;
     }
     // Damage elsewhere does not matter for the layers of one image.
     if image.is_some() {
@@ -50,17 +60,42 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     bail!("{last}")
 }
 
-fn table(nodes: &[LayerNode]) -> String {
-    let mut table = Table::new(&["LAYER", "SIZE", "IMAGES", "TOP OF"]);
+const FIELDS: [Field; 9] = [
+    field("Layer", "LAYER", Cut::No),
+    field("ID", "ID", Cut::No),
+    field("DiffID", "DIFF ID", Cut::No),
+    field("Parent", "PARENT", Cut::No),
+    field("Size", "SIZE", Cut::No),
+    field("Images", "IMAGES", Cut::No),
+    field("TopOf", "TOP OF", Cut::Middle),
+    field("Root", "ROOT", Cut::Middle),
+    field("Path", "PATH", Cut::Middle),
+];
+
+fn rows(nodes: &[LayerNode], args: &RowArgs) -> Rows {
+    let mut rows = Rows::new(&FIELDS, ["Layer", "Size", "Images", "TopOf"], "ID");
+    let id = |id: &Digest| {
+        if args.no_trunc {
+            id.to_string()
+        } else {
+            id.short()
+        }
+    };
     for (node, branch) in nodes.iter().zip(branches(nodes)) {
-        table.row([
-            branch + &node.layer.chain_id.short(),
-            size(node.layer.size),
+        let layer = &node.layer;
+        rows.row([
+            branch + &id(&layer.chain_id),
+            id(&layer.chain_id),
+            id(&layer.diff_id),
+            layer.parent.as_ref().map_or_else(|| "-".into(), id),
+            size(layer.size),
             node.images.len().to_string(),
             node.top_of.join(", "),
+            node.root.to_string_lossy().into_owned(),
+            layer.place.path().to_string_lossy().into_owned(),
         ]);
     }
-    table.render()
+    rows
 }
 
 /// Returns the lines before each node. A chain of only children keeps its column, because the

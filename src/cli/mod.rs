@@ -21,6 +21,7 @@ use unionfs::store::discovery::Environment;
 mod aliases;
 mod archive_names;
 mod archive_policy;
+mod candidates;
 mod cat;
 mod catalog;
 mod command_sandbox;
@@ -36,11 +37,14 @@ mod diff;
 mod diff_trees;
 mod digest;
 mod digest_names;
+mod docker_inspect;
 mod doctor;
 mod doctor_facts;
 mod error;
 mod export;
+mod filters;
 mod fuse_overlayfs_args;
+mod go_template;
 mod history;
 mod images;
 mod import;
@@ -83,6 +87,7 @@ mod remote_names;
 mod remount;
 mod rm;
 mod rmi;
+mod rows;
 mod sandbox_access;
 mod save;
 mod squash;
@@ -91,6 +96,7 @@ mod sync;
 mod system_log;
 mod tag;
 mod tags;
+mod times;
 mod umount;
 mod verify;
 mod version;
@@ -205,6 +211,9 @@ const MOUNT: &str = "mount";
 pub fn main() -> ExitCode {
     // Each layer that was found holds a descriptor.
     unionfs::fuse::raise_nofile_limit();
+    if completions::complete() {
+        return ExitCode::SUCCESS;
+    }
     let args = aliases::expand(std::env::args_os().collect());
     let persona = fuse_overlayfs_args::recognise(&args, is_command);
     let outcome = match persona {

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 
+use super::candidates;
 use super::environment;
 use super::error::Usage;
 use super::launch::{self, MountpointIs, Request};
@@ -58,7 +59,7 @@ unionfs mount [OPTIONS] IMAGE [MOUNTPOINT]
        unionfs mount [OPTIONS] --container ID [MOUNTPOINT]")]
 pub(super) struct Args {
     /// The image (not with --container) and the directory to mount it on
-    #[arg(value_name = "IMAGE MOUNTPOINT", num_args = 0..=2)]
+    #[arg(value_name = "IMAGE MOUNTPOINT", num_args = 0..=2, add = candidates::image_and_directory())]
     operands: Vec<OsString>,
     /// Mount read-only
     #[arg(long, short = 'r')]
@@ -73,10 +74,10 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "read_only")]
     ephemeral: bool,
     /// Keep changes in the read-write layer NAME; it is created if it does not exist
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["read_only", "ephemeral", "upper", "container"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["read_only", "ephemeral", "upper", "container"], add = candidates::layers())]
     name: Option<String>,
     /// Mount the container with this name, ID or ID prefix
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", add = candidates::containers())]
     container: Option<String>,
     /// The first operand is a container (container mount ID MOUNTPOINT)
     #[arg(long, hide = true, conflicts_with_all = ["container", "name"])]

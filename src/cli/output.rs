@@ -1,9 +1,10 @@
 //! The output of commands: tables, JSON, sizes.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::Context as _;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 /// Writes lines to stdout. Control characters except newlines are replaced, because names, tags and
 /// configurations of images may contain them. A reader that has closed the pipe (`unionfs ps | head
@@ -24,13 +25,13 @@ pub(super) fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
 /// Prints `value` as indented JSON and a newline.
 pub(super) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
-    print_bytes(escaped(&text).as_bytes())
+    print_bytes((escaped(&text) + "\n").as_bytes())
 }
 
-/// Returns JSON with a newline in which no string has a character that could affect a terminal.
+/// Returns JSON in which no string has a character that could affect a terminal.
 /// JSON itself escapes only those below U+0020.
-fn escaped(json: &str) -> String {
-    let mut text = String::with_capacity(json.len() + 1);
+pub(super) fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
     for c in json.chars() {
         if c != '\n' && is_unsafe(c) {
             // All of them are in the basic plane. Writing to a String cannot fail.
@@ -39,19 +40,41 @@ fn escaped(json: &str) -> String {
             text.push(c);
         }
     }
-    text.push('\n');
     text
 }
 
-/// Columns that are padded to their widest cell, with two spaces between them.
+/// How a cell may be shortened on a terminal that is too narrow for the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    No,
+    /// The middle is left out: both ends of names and paths matter.
+    Middle,
+    /// The end is left out.
+    End,
+}
+
+/// The width to which a column may be shortened.
+const NARROWEST: usize = 10;
+
+/// Columns that are padded to their widest cell, with two spaces between them. On a terminal, cells
+/// are shortened until the table fits; a pipe gets whole cells.
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
+    cuts: Vec<Cut>,
 }
 
 impl Table {
     pub(super) fn new(head: &[&str]) -> Self {
         Self {
             rows: vec![head.iter().map(|cell| (*cell).to_owned()).collect()],
+            cuts: vec![Cut::No; head.len()],
+        }
+    }
+
+    /// Permits to shorten the cells of a column.
+    pub(super) fn may_cut(&mut self, column: usize, cut: Cut) {
+        if let Some(place) = self.cuts.get_mut(column) {
+            *place = cut;
         }
     }
 
@@ -61,25 +84,90 @@ impl Table {
             .push(cells.into_iter().map(|cell| one_line(&cell)).collect());
     }
 
+    /// Returns the lines, for standard output.
     pub(super) fn render(&self) -> String {
-        let mut widths = Vec::new();
-        for row in &self.rows {
-            widths.resize(row.len().max(widths.len()), 0);
-            for (cell, width) in row.iter().zip(&mut widths) {
-                *width = (*width).max(cell.chars().count());
-            }
-        }
+        self.render_for(terminal_width())
+    }
+
+    /// Returns the lines, of at most this width if cells can be shortened so far.
+    fn render_for(&self, limit: Option<usize>) -> String {
+        let widths = self.widths(limit);
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();
-            for (cell, width) in row.iter().zip(&widths) {
-                let _ = write!(line, "{cell:width$}  ");
+            for (at, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                let cut = self.cuts.get(at).copied().unwrap_or(Cut::No);
+                let cell = shortened(cell, *width, cut);
+                let padding = width.saturating_sub(cell.width());
+                let _ = write!(line, "{cell}{:padding$}  ", "");
             }
             text.push_str(line.trim_end());
             text.push('\n');
         }
         text
     }
+
+    fn widths(&self, limit: Option<usize>) -> Vec<usize> {
+        let mut widths: Vec<usize> = Vec::new();
+        for row in &self.rows {
+            widths.resize(row.len().max(widths.len()), 0);
+            for (cell, width) in row.iter().zip(&mut widths) {
+                *width = (*width).max(cell.width());
+            }
+        }
+        let Some(limit) = limit else {
+            return widths;
+        };
+        let gaps = 2 * widths.len().saturating_sub(1);
+        while widths.iter().sum::<usize>() + gaps > limit {
+            let cuts = self.cuts.iter().chain(std::iter::repeat(&Cut::No));
+            let elastic = widths.iter_mut().zip(cuts);
+            let elastic = elastic.filter(|(width, cut)| **cut != Cut::No && **width > NARROWEST);
+            let Some((widest, _)) = elastic.max_by_key(|(width, _)| **width) else {
+                break;
+            };
+            *widest -= 1;
+        }
+        widths
+    }
+}
+
+/// Returns the width of the terminal that is standard output. `None`: it is no terminal.
+fn terminal_width() -> Option<usize> {
+    if !io::stdout().is_terminal() {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|width| *width > 0)
+}
+
+/// Returns a text of at most this width, with `…` in place of what is left out.
+pub(super) fn shortened(text: &str, width: usize, cut: Cut) -> String {
+    if text.width() <= width || cut == Cut::No {
+        return text.to_owned();
+    }
+    let kept = width.saturating_sub(1);
+    let before = match cut {
+        Cut::Middle => kept - kept / 2,
+        _ => kept,
+    };
+    let start = prefix(text.chars(), before);
+    let end = prefix(text.chars().rev(), kept - before);
+    let end: String = end.chars().rev().collect();
+    format!("{start}…{end}")
+}
+
+/// Returns the first characters, of at most this width.
+fn prefix(chars: impl Iterator<Item = char>, width: usize) -> String {
+    let mut left = width;
+    chars
+        .take_while(|c| {
+            let taken = c.width().unwrap_or(0);
+            let fits = taken <= left;
+            left = left.saturating_sub(taken);
+            fits
+        })
+        .collect()
 }
 
 /// Replaces control characters, so that hostile names cannot forge lines or colours.
@@ -160,6 +248,35 @@ mod tests {
         assert!(!json.chars().any(|c| c != '\n' && is_unsafe(c)), "{json:?}");
         let read: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(read, value);
+    }
+
+    #[test]
+    fn tables_fit_the_terminal() {
+        let mut table = Table::new(&["NAME", "ID", "PATH"]);
+        table.may_cut(0, Cut::Middle);
+        table.may_cut(2, Cut::End);
+        table.row(
+            [
+                "registry.example.org/team/app:2",
+                "1f0c",
+                "/var/lib/a/long/path",
+            ]
+            .map(Into::into),
+        );
+        table.row(["漢字".repeat(9), "2".into(), String::new()]);
+        let wide = table.render_for(None);
+        assert!(wide.contains("registry.example.org/team/app:2 ") && wide.contains("/long/path"));
+        for limit in [30, 40, 50] {
+            let text = table.render_for(Some(limit));
+            assert!(
+                text.lines().all(|line| line.width() <= limit),
+                "{limit}: {text}"
+            );
+            assert!(text.contains("1f0c") && text.contains('…'), "{text}");
+        }
+        assert!(table.render_for(Some(40)).contains("app:2"));
+        // What cannot be shortened stays whole.
+        assert!(table.render_for(Some(5)).contains("1f0c"));
     }
 
     #[test]

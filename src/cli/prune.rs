@@ -1,5 +1,6 @@
 //! `unionfs prune` removes unused data.
 
+use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -7,11 +8,14 @@ use serde::Serialize;
 
 use super::catalog;
 use super::command_sandbox::SandboxArgs;
+use super::error::Usage;
+use super::filters::{Filter, Resolved};
 use super::live_mounts::Mounted;
-use super::output::{Table, print, print_json, size};
+use super::output::{Cut, Table, print, print_json, size};
 use super::own_store;
 use unionfs::image_mounts::ImageCatalogs;
-use unionfs::store::writable::{Garbage, GarbageKind};
+use unionfs::store::writable::{Garbage, GarbageKind, Unused};
+use unionfs::store::{Image, Listing};
 
 /// Remove unused data from the own store
 #[derive(Debug, clap::Args)]
@@ -19,6 +23,7 @@ use unionfs::store::writable::{Garbage, GarbageKind};
 Examples:
   unionfs prune --dry-run
   unionfs prune --dangling
+  unionfs prune --all --dry-run --filter until=30days
   unionfs prune --json | jq .bytes
 
 The command removes layers that no image and no read-write layer has, directories and links without
@@ -26,7 +31,12 @@ a layer, catalogs of removed layers, files of commands that were killed, and dow
 could resume. Images without a name stay, since import creates them on purpose. unionfs rmi ID removes
 one of them; --dangling removes all that are not in use and that no image with a name was built from.
 Changes of mounts without a name stay too (unionfs ps -a lists them); --changes removes those that
-are not mounted.")]
+are not mounted.
+--all also removes images with names that no mount and no read-write layer uses, as docker image prune
+--all does. It asks first on a terminal, and needs --force elsewhere.
+
+Filters: until=TIME (a duration such as 24h, a day, or RFC 3339): images that are older; label=NAME[=VALUE],
+label!=NAME[=VALUE]. They apply to images only.")]
 pub(super) struct Args {
     /// Show what would be removed, and remove nothing
     #[arg(long, short = 'n')]
@@ -37,6 +47,15 @@ pub(super) struct Args {
     /// Also remove the changes of mounts without a name that are not mounted: what was written is lost
     #[arg(long)]
     changes: bool,
+    /// Also remove unused images with names, and their layers
+    #[arg(long, short = 'a')]
+    all: bool,
+    /// Do not ask
+    #[arg(long, short = 'f')]
+    force: bool,
+    /// With --all or --dangling: remove only images that fit; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = Filter::parse_for_prune)]
+    filter: Vec<Filter>,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
@@ -53,6 +72,12 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    if !args.filter.is_empty() && !args.all && !args.dangling {
+        return Err(Usage("--filter chooses images: add --dangling or --all".into()).into());
+    }
+    if args.all && !args.force && !args.dry_run {
+        confirm()?;
+    }
     // A dry run makes no store.
     let store = own_store::existing(root)?;
     let mut cage = args.sandbox.cage("prune")?;
@@ -74,13 +99,15 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         }
         None => None,
     };
+    let filters = args.filter.iter();
+    let filters = filters.map(|filter| filter.resolve(&Listing::default()));
+    let filters = filters.collect::<Result<Vec<_>, _>>()?;
     let in_use = |diff: &Path| mounted.find(diff);
     let mut items = Vec::new();
     if let Some(store) = &locked {
-        let going = if args.dangling {
-            store.dangling(&|image| mounted.image(image).is_some())?
-        } else {
-            Vec::new()
+        let going = match which(args) {
+            Some(which) => store.unused(which, &|image| is_kept(image, &mounted, &filters))?,
+            None => Vec::new(),
         };
         items = store.garbage(&in_use, &going)?;
         if args.changes {
@@ -111,6 +138,41 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     }
 }
 
+/// Asks whether images with names may go.
+fn confirm() -> anyhow::Result<()> {
+    if !std::io::stdin().is_terminal() {
+        let text = "--all removes images with names: add --force, or look first with --dry-run";
+        return Err(Usage(text.into()).into());
+    }
+    let question = "Remove all images that no mount and no read-write layer uses? [y/N] ";
+    let mut out = std::io::stderr();
+    out.write_all(question.as_bytes())?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    anyhow::ensure!(
+        matches!(answer.trim(), "y" | "Y" | "yes"),
+        "nothing was removed"
+    );
+    Ok(())
+}
+
+fn which(args: &Args) -> Option<Unused> {
+    match args {
+        Args { all: true, .. } => Some(Unused::All),
+        Args { dangling: true, .. } => Some(Unused::Nameless),
+        _ => None,
+    }
+}
+
+/// Whether an image stays. `None`: it is damaged, which no filter fits.
+fn is_kept(image: Option<&Image>, mounted: &Mounted, filters: &[Resolved<'_>]) -> bool {
+    let Some(image) = image else {
+        return !filters.is_empty();
+    };
+    let fits = filters.iter().all(|filter| filter.fits(image));
+    !fits || mounted.image(image).is_some()
+}
+
 fn text(report: &Report<'_>) -> String {
     let total = size(report.bytes);
     let line = if report.dry_run {
@@ -121,10 +183,12 @@ fn text(report: &Report<'_>) -> String {
     if report.items.is_empty() {
         return line;
     }
-    let mut table = Table::new(&["KIND", "SIZE", "PATH"]);
+    let mut table = Table::new(&["KIND", "SIZE", "NAME OR PATH"]);
+    table.may_cut(2, Cut::Middle);
     for item in report.items {
         let kind = match item.kind {
-            GarbageKind::Image => "image without a name",
+            GarbageKind::Image if item.names.is_empty() => "image without a name",
+            GarbageKind::Image => "unused image",
             GarbageKind::Layer => "unused layer",
             GarbageKind::Removing => "partly removed layer",
             GarbageKind::LayerDirectory => "directory of no layer",
@@ -139,7 +203,12 @@ fn text(report: &Report<'_>) -> String {
         table.row([
             kind.into(),
             size(item.bytes),
-            item.path.display().to_string(),
+            if item.names.is_empty() {
+                item.path.display().to_string()
+            } else {
+                let names: Vec<String> = item.names.iter().map(ToString::to_string).collect();
+                names.join(" ")
+            },
         ]);
     }
     table.render() + &line

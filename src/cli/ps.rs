@@ -7,7 +7,9 @@ use serde::Serialize;
 use super::command_sandbox::SandboxArgs;
 use super::df::short_id;
 use super::images::complain;
-use super::output::{Table, print, print_json};
+use super::output::{Cut, print_json};
+use super::rows::{Field, RowArgs, Rows, field};
+use super::times;
 use unionfs::fuse::{MountRecord, MountState, runtime};
 use unionfs::store::{Listing, NamedLayer, UnnamedLayer, Writable};
 
@@ -17,21 +19,84 @@ use unionfs::store::{Listing, NamedLayer, UnnamedLayer, Writable};
 Examples:
   unionfs ps
   unionfs ps --all
+  unionfs ps --filter status=dead -q
+  unionfs ps --format 'table {{.Mountpoint}}\\t{{.Source}}'
   unionfs ps --json | jq -r '.[].mountpoint'
 
 The state of a mount is live, detached (unmounted lazily and still in use) or dead (its daemon was
 killed: unmount it, or mount on the directory again). A read-write layer that is not mounted is
 stopped: one of mount --name, or the changes of a mount without a name, which have an ID instead.
-unionfs diff, commit, export, ls and rm take the name or the ID.")]
+unionfs diff, commit, export, ls and rm take the name or the ID.
+
+Filters: status=live|detached|dead|stopped, name=NAME, image=IMAGE, mountpoint=DIR. All must fit.
+--quiet prints mountpoints, and names of layers that are not mounted.
+Fields of --format: Key (as --quiet), Name, Mountpoint, Source, State, PID, Transport, Layers,
+CreatedSince, CreatedAt, Changes.")]
 pub(super) struct Args {
     /// Include read-write layers that are not mounted
     #[arg(long, short = 'a')]
     all: bool,
+    /// Show only rows that fit; may be repeated
+    #[arg(long, short = 'f', value_name = "KEY=VALUE", value_parser = Filter::parse)]
+    filter: Vec<Filter>,
+    #[command(flatten)]
+    rows: RowArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     sandbox: SandboxArgs,
+}
+
+/// A condition on rows.
+#[derive(Clone, Debug)]
+struct Filter {
+    key: Key,
+    value: String,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Key {
+    Status,
+    Name,
+    Image,
+    Mountpoint,
+}
+
+impl Filter {
+    fn parse(text: &str) -> Result<Self, String> {
+        let known = "write KEY=VALUE; keys are status, name, image, mountpoint";
+        let (key, value) = text.split_once('=').ok_or_else(|| known.to_owned())?;
+        let key = match key {
+            "status" | "state" => Key::Status,
+            "name" => Key::Name,
+            "image" | "ancestor" => Key::Image,
+            "mountpoint" => Key::Mountpoint,
+            _ => return Err(known.to_owned()),
+        };
+        // The word of Docker and podman.
+        let value = match (key, value) {
+            (Key::Status, "running") => "live",
+            (Key::Status, "exited") => "stopped",
+            (_, value) => value,
+        };
+        Ok(Self {
+            key,
+            value: value.to_owned(),
+        })
+    }
+
+    fn fits(&self, row: &Row<'_>) -> bool {
+        match self.key {
+            Key::Status => row.state.name() == self.value,
+            Key::Name => row.name == Some(&self.value),
+            Key::Image => row.source() == self.value,
+            Key::Mountpoint => {
+                let record = row.record.map(|record| record.mountpoint.as_path());
+                record == Some(Path::new(&self.value))
+            }
+        }
+    }
 }
 
 /// The state: that of [`MountState`], or without a mount.
@@ -42,6 +107,17 @@ enum RowState {
     Detached,
     Dead,
     Stopped,
+}
+
+impl RowState {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Detached => "detached",
+            Self::Dead => "dead",
+            Self::Stopped => "stopped",
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -57,6 +133,20 @@ struct Row<'a> {
     record: Option<&'a MountRecord>,
     #[serde(flatten)]
     stopped: Option<Stopped<'a>>,
+}
+
+impl Row<'_> {
+    /// The image, or the name of the mount's source.
+    fn source(&self) -> String {
+        match (self.record, &self.stopped) {
+            (Some(record), _) => {
+                let image = record.description.image.clone();
+                image.unwrap_or_else(|| record.source.clone())
+            }
+            (None, Some(stopped)) => stopped.image.unwrap_or("<unknown>").to_owned(),
+            (None, None) => String::new(),
+        }
+    }
 }
 
 /// The row of a layer without a mount.
@@ -110,10 +200,11 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
                 .filter_map(|layer| stopped_unnamed(layer, &records)),
         );
     }
+    rows.retain(|row| args.filter.iter().all(|filter| filter.fits(row)));
     if args.json {
         print_json(&rows)?;
     } else {
-        print(&table(&rows, args.all))?;
+        shown(&rows, args.all).print(&args.rows)?;
     }
     if args.all { complain(&listing) } else { Ok(()) }
 }
@@ -203,60 +294,75 @@ fn stopped_unnamed<'a>(
     })
 }
 
-fn table(rows: &[Row<'_>], all: bool) -> String {
-    let mut head = vec![
-        "MOUNTPOINT",
-        "SOURCE",
-        "STATE",
+const FIELDS: [Field; 11] = [
+    field("Key", "MOUNT", Cut::Middle),
+    field("Name", "NAME", Cut::Middle),
+    field("Mountpoint", "MOUNTPOINT", Cut::Middle),
+    field("Source", "SOURCE", Cut::Middle),
+    field("State", "STATE", Cut::No),
+    field("PID", "PID", Cut::No),
+    field("Transport", "TRANSPORT", Cut::No),
+    field("Layers", "LAYERS", Cut::No),
+    field("CreatedSince", "CREATED", Cut::No),
+    field("CreatedAt", "CREATED AT", Cut::No),
+    field("Changes", "CHANGES", Cut::Middle),
+];
+
+fn shown(rows: &[Row<'_>], all: bool) -> Rows {
+    let mut columns = vec![
+        "Mountpoint",
+        "Source",
+        "State",
         "PID",
-        "TRANSPORT",
-        "LAYERS",
-        "CHANGES",
+        "Transport",
+        "Layers",
     ];
+    columns.push("Changes");
     if all {
-        head.insert(0, "NAME");
+        columns.insert(0, "Name");
     }
-    let mut table = Table::new(&head);
+    let mut shown = Rows::new(&FIELDS, columns, "Key");
     for row in rows {
-        let mut cells = cells(row);
-        if all {
-            let id = row.changes.map(short_id);
-            let name = row.name.map(str::to_owned).or(id);
-            cells.insert(0, name.unwrap_or_else(|| "-".to_owned()));
-        }
-        table.row(cells);
+        shown.row(cells(row));
     }
-    table.render()
+    shown
 }
 
-fn cells(row: &Row<'_>) -> Vec<String> {
-    let state = match row.state {
-        RowState::Live => "live",
-        RowState::Detached => "detached",
-        RowState::Dead => "dead",
-        RowState::Stopped => "stopped",
-    };
+fn cells(row: &Row<'_>) -> [String; 11] {
     let none = || "-".to_owned();
-    if let Some(stopped) = &row.stopped {
-        let image = stopped.image.unwrap_or("<unknown>").to_owned();
-        let upper = stopped.upper.clone();
-        return vec![none(), image, state.into(), none(), none(), none(), upper];
-    }
-    let Some(record) = row.record else {
-        return Vec::new();
+    let id = row.changes.map(short_id);
+    let name = row.name.map(str::to_owned).or(id).unwrap_or_else(none);
+    let record = row.record;
+    let about = |field: &dyn Fn(&MountRecord) -> String| record.map_or_else(none, field);
+    let created = match (record, &row.stopped) {
+        (Some(record), _) => Some(record.since),
+        (None, Some(stopped)) => stopped.created,
+        (None, None) => None,
     };
-    let description = &record.description;
-    let image = description.image.clone();
-    vec![
-        record.mountpoint.display().to_string(),
-        image.unwrap_or_else(|| record.source.clone()),
-        state.into(),
-        record.pid.to_string(),
-        record.transport.name().to_owned(),
-        description.lowers.len().to_string(),
-        match &description.upper {
+    let changes = match (record, &row.stopped) {
+        (Some(record), _) => match &record.description.upper {
             Some(upper) => upper.display().to_string(),
             None => "read-only".into(),
         },
+        (None, Some(stopped)) => stopped.upper.clone(),
+        (None, None) => none(),
+    };
+    let mountpoint = about(&|record| record.mountpoint.display().to_string());
+    [
+        if record.is_some() {
+            mountpoint.clone()
+        } else {
+            name.clone()
+        },
+        name,
+        mountpoint,
+        row.source(),
+        row.state.name().to_owned(),
+        about(&|record| record.pid.to_string()),
+        about(&|record| record.transport.name().to_owned()),
+        about(&|record| record.description.lowers.len().to_string()),
+        created.map_or_else(none, times::since_seconds),
+        created.map_or_else(none, times::absolute),
+        changes,
     ]
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
 use super::output::{print, print_json};
@@ -29,6 +30,7 @@ Examples:
   unionfs push --json myapp:2 localhost:5000/myapp | jq -r .digest")]
 pub(super) struct Args {
     /// The image: name, ID or ID prefix
+    #[arg(add = candidates::images())]
     image: String,
     /// The destination: [HOST/]NAME[:TAG] [default: the name of the image]
     destination: Option<String>,

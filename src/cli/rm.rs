@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::output::{print, print_json};
 use super::{error, own_store, warn};
@@ -20,7 +21,7 @@ beginning of it, or the path of its directory). All changes in the layer are los
 not removed.")]
 pub(super) struct Args {
     /// The names or IDs of the layers
-    #[arg(value_name = "NAME", required = true)]
+    #[arg(value_name = "NAME", required = true, add = candidates::layers())]
     names: Vec<String>,
     /// Print JSON
     #[arg(long)]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
+use super::candidates;
 use super::command_sandbox::{Missing, SandboxArgs};
 use super::live_mounts::Mounted;
 use super::output::{print, print_json};
@@ -27,7 +28,7 @@ read-write layer is based on (unionfs ps -a), or that is mounted under any name 
 image that others were built from may be removed while those are mounted; they keep its layers.")]
 pub(super) struct Args {
     /// The images: names, IDs or ID prefixes
-    #[arg(value_name = "IMAGE", required = true)]
+    #[arg(value_name = "IMAGE", required = true, add = candidates::images())]
     images: Vec<String>,
     /// Remove an image by ID even if it has several names; what does not exist is no error
     #[arg(long, short = 'f')]

@@ -202,7 +202,10 @@ pub(super) static TABLE: &[Reach] = &[
         "reads /proc, /sys and /etc; its mounts are made by this program, with their own sandboxes",
     ),
     outside("version", "reads nothing"),
-    outside("completions", "reads nothing"),
+    outside(
+        "completions",
+        "reads nothing; for the names on a line that is completed, a confined process reads the stores",
+    ),
     outside("man", "reads nothing"),
 ];
 

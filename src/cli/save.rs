@@ -4,6 +4,7 @@ use std::io::{self, BufWriter, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 
 use super::archive_names;
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
 use super::output_file::Output;
@@ -25,7 +26,7 @@ Examples:
   unionfs save myapp:2 --format oci | zstd > myapp.oci.tar.zst")]
 pub(super) struct Args {
     /// The images: names, IDs or ID prefixes
-    #[arg(required = true)]
+    #[arg(required = true, add = candidates::images())]
     images: Vec<String>,
     /// Write to this file; it appears when it is complete [default: -, standard output]
     #[arg(long, short = 'o', value_name = "FILE")]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::output::{print, print_json, size};
 use unionfs::fuse::stats::{Stats, connect};
@@ -24,6 +25,7 @@ caches of the kernel answered are not counted. Exit code 3: the daemon does not 
 seconds, or $UNIONFS_TIMEOUT).")]
 pub(super) struct Args {
     /// The directory that it is mounted on
+    #[arg(add = candidates::mountpoints())]
     mountpoint: PathBuf,
     /// Print JSON
     #[arg(long)]

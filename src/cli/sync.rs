@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use rustix::fs::{Mode, OFlags};
 
+use super::candidates;
 use super::stats::live_record;
 use unionfs::fuse::unmount::Health;
 use unionfs::fuse::{self, Mountpoint};
@@ -24,6 +25,7 @@ syncs mounts with the option volatile. Exit code 3: the mount does not answer (w
 $UNIONFS_TIMEOUT).")]
 pub(super) struct Args {
     /// The directory that it is mounted on
+    #[arg(add = candidates::mountpoints())]
     mountpoint: PathBuf,
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::archive_names;
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::own_store;
 
@@ -16,6 +17,7 @@ Examples:
 An image that had the name before loses it. It stays in the store, also without a name.")]
 pub(super) struct Args {
     /// The image: name, ID or ID prefix
+    #[arg(add = candidates::images())]
     image: String,
     /// The new names: name[:tag]
     #[arg(value_name = "NAME", required = true)]

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::candidates;
 use unionfs::fuse::unmount::Health;
 use unionfs::fuse::{self, Mount, MountRecord, MountState, Mountpoint, runtime};
 use unionfs::oci::Reference;
@@ -32,6 +33,7 @@ Exit codes: 0 unmounted, 1 failed, 2 wrong usage, 3 the mount does not answer (w
 or $UNIONFS_TIMEOUT) and is still there.")]
 pub(super) struct Args {
     /// The directory that it is mounted on; or the image, or the name or ID of the layer
+    #[arg(add = candidates::mountpoints())]
     mountpoint: PathBuf,
     /// Detach the mount even while it is in use, and do not wait
     #[arg(long, short = 'l')]

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::bail;
 
 use super::archive_names;
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::output::{one_line, print, print_json, size};
 use super::pool::PoolArgs;
@@ -32,7 +33,7 @@ store. Layers of other stores are repaired by their engine."
 )]
 pub(super) struct Args {
     /// The image: name, ID or ID prefix
-    #[arg(required_unless_present = "all")]
+    #[arg(required_unless_present = "all", add = candidates::images())]
     image: Option<String>,
     /// Check everything in every store, including containers and layers without an image
     #[arg(long, conflicts_with = "image")]

@@ -150,6 +150,7 @@ impl ImageCatalogs {
             path: kept.path,
             bytes: kept.bytes,
             image: None,
+            names: Vec::new(),
             layer: None,
         });
         Ok(garbage.collect())

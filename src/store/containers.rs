@@ -149,6 +149,20 @@ pub(crate) fn has_name(store: &Store, id: &CacheId, name: &str) -> bool {
     theirs.is_some_and(|theirs| !theirs.is_empty() && bare(&theirs) == bare(name))
 }
 
+/// Returns the name of a container that is shown, without Docker's leading slash.
+pub(super) fn name_of(store: &Store, id: &CacheId) -> Option<String> {
+    let name = match &store.records {
+        Some(records) => records
+            .container_names(id)
+            .ok()?
+            .first()
+            .map(|&name| name.into()),
+        None => describe(store, id)?.name,
+    };
+    let name = name?.trim_start_matches('/').to_owned();
+    (!name.is_empty()).then_some(name)
+}
+
 /// Reads and verifies a container's layers.
 pub(crate) fn load(store: &Store, id: &CacheId) -> Result<Container> {
     match &store.records {

@@ -151,7 +151,7 @@ impl Stores {
         let unknown = || Error::UnknownImage {
             name: text.to_owned(),
             searched: roots(stores.iter().copied()),
-            near: near_names::near(name, all_names(&stores)),
+            near: near_names::near(name, all_names(stores.iter().copied())),
         };
         match Query::parse(name)? {
             Query::Id(id) => {
@@ -181,6 +181,23 @@ impl Stores {
                 }
             }
         }
+    }
+
+    /// Returns all names of images; those that cannot be read are left out.
+    pub fn image_names(&self) -> impl Iterator<Item = Name> {
+        all_names(self.stores.iter())
+    }
+
+    /// Returns the names of all containers and named layers; those that cannot be read are left out.
+    pub fn container_names(&self) -> Vec<String> {
+        let named = self.named().into_iter().filter_map(Result::ok);
+        let mut names: Vec<String> = named.map(|(_, named)| named.name).collect();
+        for store in &self.stores {
+            for id in store.containers().unwrap_or_default() {
+                names.extend(containers::name_of(store, &id));
+            }
+        }
+        names
     }
 
     /// Returns all named layers, with their stores; damaged records as errors.
@@ -255,8 +272,8 @@ impl Stores {
 }
 
 /// Returns all names of images in these stores; those that cannot be read are left out.
-fn all_names(stores: &[&Store]) -> impl Iterator<Item = Name> {
-    let lists = stores.iter().filter_map(|store| store.repositories().ok()?);
+fn all_names<'s>(stores: impl Iterator<Item = &'s Store>) -> impl Iterator<Item = Name> {
+    let lists = stores.filter_map(|store| store.repositories().ok()?);
     lists.flat_map(|list| {
         let names: Vec<Name> = list.all().filter_map(|entry| Some(entry.ok()?.0)).collect();
         names

@@ -8,7 +8,9 @@
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::{DupFlags, Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -131,19 +133,7 @@ fn start_helper(
 /// [`io::ErrorKind::BrokenPipe`] if the copy was killed.
 pub fn answer_of(limit: u64, work: impl FnOnce(OwnedFd)) -> io::Result<Vec<u8>> {
     use std::io::Read as _;
-    require_one_thread()?;
-    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let parent = rustix::process::getpid();
-    let Some(child) = fork()? else {
-        drop(read);
-        if end_with(parent).is_err() {
-            end();
-        }
-        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || work(write)));
-        end();
-    };
-    drop(write);
-    std::mem::forget(work);
+    let (child, read) = asked(work)?;
     let mut answer = Vec::new();
     let mut bounded = std::fs::File::from(read).take(limit + 1);
     let heard = bounded.read_to_end(&mut answer);
@@ -159,6 +149,65 @@ pub fn answer_of(limit: u64, work: impl FnOnce(OwnedFd)) -> io::Result<Vec<u8>> 
         Some((_, status)) if status.exit_status() == Some(0) => Ok(answer),
         _ => Err(io::ErrorKind::BrokenPipe.into()),
     }
+}
+
+/// As [`answer_of`], but kills the copy if its answer is not complete after `patience`. A copy that
+/// the kernel cannot kill at once, because a file system does not answer, is not waited for.
+///
+/// # Errors
+/// Those of [`answer_of`]; [`io::ErrorKind::TimedOut`].
+pub fn answer_within(
+    limit: u64,
+    patience: Duration,
+    work: impl FnOnce(OwnedFd),
+) -> io::Result<Vec<u8>> {
+    let (child, read) = asked(work)?;
+    let answer = read_until(&read, limit, Instant::now() + patience);
+    if answer.is_err() {
+        let _ = rustix::process::kill_process(child, rustix::process::Signal::KILL);
+    }
+    // A copy that has not ended by now is left to init, as this process ends soon.
+    let _ = rustix::process::waitpid(Some(child), WaitOptions::NOHANG);
+    answer
+}
+
+/// Reads to the end, until `end`.
+fn read_until(from: &OwnedFd, limit: u64, end: Instant) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let time = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut wanted = [PollFd::new(from, PollFlags::IN)];
+        match rustix::io::retry_on_intr(|| poll(&mut wanted, Some(&time)))? {
+            0 => return Err(io::ErrorKind::TimedOut.into()),
+            _ => match rustix::io::retry_on_intr(|| rustix::io::read(from, &mut part))? {
+                0 => return Ok(answer),
+                count => answer.extend(&part[..count]),
+            },
+        }
+        if answer.len() as u64 > limit {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+    }
+}
+
+/// Starts a copy of this process that answers. Returns the reading end of its answer.
+fn asked(work: impl FnOnce(OwnedFd)) -> io::Result<(Pid, OwnedFd)> {
+    require_one_thread()?;
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let parent = rustix::process::getpid();
+    let Some(child) = fork()? else {
+        drop(read);
+        if end_with(parent).is_err() {
+            end();
+        }
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || work(write)));
+        end();
+    };
+    drop(write);
+    std::mem::forget(work);
+    Ok((child, read))
 }
 
 /// Ends the process without dropping anything and without running handlers.

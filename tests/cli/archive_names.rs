@@ -88,7 +88,7 @@ fn every_command_takes_them() {
     let first = home.run(["inspect", "--json", name]);
     assert!(first.stderr.contains("without a name"), "{first:?}");
     let about: serde_json::Value = serde_json::from_str(&first.stdout).unwrap();
-    let id = about["id"].as_str().unwrap();
+    let id = about[0]["id"].as_str().unwrap();
     // From now on the store has the image.
     home.run(["history", name]).ok();
     home.run(["layers", name]).ok();

@@ -183,7 +183,7 @@ fn peak_of_directories(count: usize) -> u64 {
             .args(["import", "-q", "dirs.tar", "dirs:1"]),
     );
     // The entries that were written to a temporary file were applied.
-    let layers = home.json(["inspect", "--json", "dirs:1"]);
+    let layers = home.json(["inspect", "--json", "dirs:1"])[0].clone();
     let layer = std::path::PathBuf::from(layers["layers"][0]["path"].as_str().unwrap());
     for n in [0, count / 2, count - 1] {
         use std::os::unix::fs::MetadataExt as _;

@@ -193,14 +193,14 @@ fn a_commit_mounts_as_what_was_committed() {
     listing::assert_same("commit", &listing::of_dir(&mnt), &truth);
     home.run(["umount", "mnt"]).ok();
 
-    let image = home.json(["inspect", "--json", "made:1"]);
+    let image = home.json(["inspect", "--json", "made:1"])[0].clone();
     assert_eq!(image["id"], json!(id));
     assert_eq!(
         image["config"],
         json!({"Cmd": ["run"], "Env": ["PATH=/bin", "A=/bin:/x"]})
     );
     assert_eq!(image["author"], "me");
-    let base = home.json(["inspect", "--json", "base:1"]);
+    let base = home.json(["inspect", "--json", "base:1"])[0].clone();
     assert_eq!(image["parent"], base["id"]);
     assert_eq!(
         image["layers"][0]["chain_id"],
@@ -223,7 +223,10 @@ fn a_commit_mounts_as_what_was_committed() {
         home.run(["inspect", "--json", "again"]).ok()
     })
     .unwrap();
-    assert_eq!(again["layers"][1]["diff_id"], image["layers"][1]["diff_id"]);
+    assert_eq!(
+        again[0]["layers"][1]["diff_id"],
+        image["layers"][1]["diff_id"]
+    );
     assert_eq!(home.json(["prune", "--json"])["items"], json!([]));
 }
 
@@ -301,7 +304,7 @@ fn a_layer_on_an_image_of_another_store_is_committed_with_those_below() {
     home.dirs(&["mnt"]);
     sample::make(&home.path("docker")).unwrap();
     let (docker, mnt) = (home.text("docker"), home.path("mnt"));
-    let image = home.json(["--root", &docker, "inspect", "--json", "sample:1"]);
+    let image = home.json(["--root", &docker, "inspect", "--json", "sample:1"])[0].clone();
     // As if the store had been discovered at Docker's default place.
     let theirs = Stores::discover(Some(&home.path("docker")), &Environment::default());
     let theirs = theirs.unwrap().find("sample:1").unwrap();
@@ -317,7 +320,7 @@ fn a_layer_on_an_image_of_another_store_is_committed_with_those_below() {
     let truth = listing::of_dir(&mnt);
     home.run(["commit", "-q", "work", "made:1"]).ok();
     home.run(["umount", "mnt"]).ok();
-    let made = home.json(["inspect", "--json", "made:1"]);
+    let made = home.json(["inspect", "--json", "made:1"])[0].clone();
     let layers = |image: &Value| {
         let layers = image["layers"].as_array().unwrap().iter();
         layers

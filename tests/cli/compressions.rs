@@ -31,7 +31,7 @@ fn home(tools: &[&str]) -> Needed<(Home, Value)> {
 }
 
 fn id(home: &Home) -> Value {
-    home.json(["inspect", "--json", "app:1"])["id"].clone()
+    home.json(["inspect", "--json", "app:1"])[0]["id"].clone()
 }
 
 fn forget(home: &Home) {

@@ -58,7 +58,7 @@ impl Containerd {
 
     /// Returns the key of the topmost snapshot of an image.
     fn top(&self, image: &str) -> String {
-        let layers = &self.json(&["inspect", "--json", image])["layers"];
+        let layers = &self.json(&["inspect", "--json", image])[0]["layers"];
         let top = layers.as_array().unwrap().last().unwrap();
         top["chain_id"].as_str().unwrap().to_owned()
     }
@@ -151,8 +151,8 @@ fn images_are_what_our_own_store_has() {
             }
         }
         assert_eq!(own.len(), theirs.len(), "{name}");
-        let own = home.json(["inspect", "--json", name]);
-        let theirs = containerd.json(&["inspect", "--json", name]);
+        let own = home.json(["inspect", "--json", name])[0].clone();
+        let theirs = containerd.json(&["inspect", "--json", name])[0].clone();
         for field in ["id", "config", "names"] {
             assert_eq!(own[field], theirs[field], "{name}: {field}");
         }
@@ -167,7 +167,7 @@ fn images_are_what_our_own_store_has() {
     let layers = containerd.json(&["layers", "--json"]);
     assert_eq!(layers.as_array().unwrap().len(), 2, "{layers}");
     containerd.run(&["df"]).ok();
-    let image = &containerd.json(&["inspect", "--json", "app:2"])["id"];
+    let image = &containerd.json(&["inspect", "--json", "app:2"])[0]["id"];
     let prefix = &image.as_str().unwrap()["sha256:".len()..][..12];
     containerd.run(&["inspect", prefix]).ok();
     // Docker shows the digest that the name refers to as the image's ID.
@@ -177,7 +177,7 @@ fn images_are_what_our_own_store_has() {
         .find(|word| word.starts_with("sha256:"));
     let target = target.unwrap();
     for text in [target, &target["sha256:".len()..][..12]] {
-        let found = containerd.json(&["inspect", "--json", text]);
+        let found = containerd.json(&["inspect", "--json", text])[0].clone();
         assert_eq!(found["id"], *image, "{text}");
     }
 }
@@ -207,7 +207,7 @@ fn damage_is_found_in_blobs_and_in_snapshots() {
     let home = &containerd.home;
     let text = containerd.run(&["verify", "--all"]).ok();
     assert!(text.contains("2 images, 2 layers"), "{text}");
-    let base = containerd.json(&["inspect", "--json", "app:1"])["layers"][0].clone();
+    let base = containerd.json(&["inspect", "--json", "app:1"])[0]["layers"][0].clone();
     let path = Path::new(base["path"].as_str().unwrap());
     assert!(path.starts_with(home.path(SNAPSHOTS)), "{base}");
     let times = "-d 2001-02-03T04:05:06.789";
@@ -371,11 +371,11 @@ fn namespaces_are_searched_in_order() {
         tag[1],
     ];
     containerd.ctr(&args);
-    let id = |name: &str| containerd.json(&["inspect", "--json", name])["id"].clone();
+    let id = |name: &str| containerd.json(&["inspect", "--json", name])[0]["id"].clone();
     assert_eq!(id("app:1"), id("app:2"));
     // With --namespace only one namespace is searched.
     let only = |namespace: &str, name: &str| {
-        containerd.json(&["--namespace", namespace, "inspect", "--json", name])["id"].clone()
+        containerd.json(&["--namespace", namespace, "inspect", "--json", name])[0]["id"].clone()
     };
     assert_eq!(only("moby", "app:1"), id("app:2"));
     assert_ne!(only("default", "app:1"), id("app:2"));
@@ -443,7 +443,7 @@ fn a_containerd_that_writes_meanwhile_disturbs_nobody() {
         });
         let mut looks = 0;
         while !done.load(Ordering::Relaxed) {
-            let image = containerd.json(&["inspect", "--json", "app:2"]);
+            let image = containerd.json(&["inspect", "--json", "app:2"])[0].clone();
             assert_eq!(image["layers"].as_array().unwrap().len(), 2);
             looks += 1;
         }

@@ -62,7 +62,7 @@ impl Bench {
     }
 
     fn record(&self, image: &str, layer: usize) -> PathBuf {
-        let layers = &self.json(&["inspect", "--json", image])["layers"];
+        let layers = &self.json(&["inspect", "--json", image])[0]["layers"];
         PathBuf::from(layers[layer]["path"].as_str().unwrap())
     }
 
@@ -127,7 +127,7 @@ fn images_are_what_they_are_with_overlay2() {
             let seen = bench.seen("dm", &["-o", options, name]);
             listing::assert_same(name, &seen, &expected);
         }
-        let whole = |root: &str| home.json(["--root", root, "inspect", "--json", name]);
+        let whole = |root: &str| home.json(["--root", root, "inspect", "--json", name])[0].clone();
         let (theirs, ours) = (whole("docker"), whole("dm"));
         for field in ["id", "config", "names", "size"] {
             assert_eq!(ours[field], theirs[field], "{name}: {field}");
@@ -141,7 +141,7 @@ fn images_are_what_they_are_with_overlay2() {
     home.run(["verify", "--all"]).ok();
     // Without the pool, the second mount finds the image in our own store.
     fs::remove_dir_all(home.path(POOL)).unwrap();
-    let id = bench.json(&["inspect", "--json", "sample:1"])["id"].clone();
+    let id = bench.json(&["inspect", "--json", "sample:1"])[0]["id"].clone();
     home.run(["mount", "-r", id.as_str().unwrap(), "mnt"]).ok();
     home.run(["umount", "mnt"]).ok();
 }

@@ -87,7 +87,7 @@ fn engine_image(text: &str) -> (String, Value) {
 }
 
 fn our_image(home: &Home, name: &str) -> (String, Value) {
-    let image = home.json(["inspect", "--json", name]);
+    let image = home.json(["inspect", "--json", name])[0].clone();
     let layers = image["layers"].as_array().unwrap().iter();
     let layers = layers.map(|layer| layer["diff_id"].clone()).collect();
     (image["id"].as_str().unwrap().to_owned(), layers)

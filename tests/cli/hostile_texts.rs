@@ -65,7 +65,32 @@ fn no_image_writes_on_the_terminal() {
         is_harmless(&shown);
         serde_json::from_str::<Value>(&shown).unwrap();
     }
-    let whole = home.json(["inspect", "--json", "evil:1"]);
+    // Templates show every field.
+    for command in [
+        &[
+            "images",
+            "--format",
+            "{{json .}}{{.Platform}}{{.CreatedAt}}",
+        ][..],
+        &["images", "--format", r"table {{.Platform}}\t{{.CreatedAt}}"],
+        &[
+            "inspect",
+            "-f",
+            "{{json .}}{{.Config}}{{.Author}}",
+            "evil:1",
+        ],
+        &[
+            "history",
+            "--format",
+            "{{.CreatedBy}}{{.Comment}}",
+            "evil:1",
+        ],
+        &["layers", "--format", "{{.TopOf}}{{json .}}"],
+        &["df", "--format", "json"],
+    ] {
+        is_harmless(&home.run(command).ok());
+    }
+    let whole = home.json(["inspect", "--json", "evil:1"])[0].clone();
     assert_eq!(whole["config"][HOSTILE], HOSTILE, "{whole}");
 }
 

@@ -59,7 +59,7 @@ fn a_mounted_chain_keeps_every_image_that_is_it_and_no_other() {
     // The twin has the same layers and is another image.
     home.run(["mount", "-r", "twin:1", "mnt"]).ok();
     let mounted = home.json(["ps", "--json"]);
-    let twin = home.json(["inspect", "--json", "twin:1"]);
+    let twin = home.json(["inspect", "--json", "twin:1"])[0].clone();
     assert_eq!(mounted[0]["image_id"], twin["id"]);
     home.run(["rmi", "twin:1"]).failed(1, &["in use"]);
     home.run(["rmi", "one:1"]).ok();

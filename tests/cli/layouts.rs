@@ -240,7 +240,7 @@ fn what_lies_beside_images_is_named_and_left_out() {
 fn directories_of_skopeo_and_podman_are_loaded() {
     let home = need!(home(&["skopeo", "podman"]));
     home.run(["load", "-q", "-i", "app2.tar"]).ok();
-    let id = home.json(["inspect", "--json", "app:2"])["id"].clone();
+    let id = home.json(["inspect", "--json", "app:2"])[0]["id"].clone();
     forget(&home);
     shell(
         &home,
@@ -258,7 +258,7 @@ fn directories_of_skopeo_and_podman_are_loaded() {
         assert_eq!(fs::read_to_string(home.path("mnt/file")).unwrap(), "2");
         home.run(["umount", "mnt"]).ok();
         if dir == "from-skopeo" {
-            assert_eq!(home.json(["inspect", "--json", "flat:1"])["id"], id);
+            assert_eq!(home.json(["inspect", "--json", "flat:1"])[0]["id"], id);
         }
         home.run(["verify", "--all"]).ok();
         forget(&home);

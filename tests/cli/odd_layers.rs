@@ -181,7 +181,7 @@ fn home() -> Home {
 fn top(home: &Home, root: &str, name: &str) -> PathBuf {
     let args = ["--root", root, "inspect", "--json", name];
     let image = home.json(args);
-    let layers = image["layers"].as_array().unwrap();
+    let layers = image[0]["layers"].as_array().unwrap();
     PathBuf::from(layers.last().unwrap()["path"].as_str().unwrap())
 }
 
@@ -249,7 +249,7 @@ fn odd_layers_are_taken_in() {
         let out = home.text(&out);
         again.run(["load", "-q", "-i", &out]).ok();
         let image = format!("odd:{name}");
-        let id = |home: &Home| home.json(["inspect", "--json", &image])["id"].clone();
+        let id = |home: &Home| home.json(["inspect", "--json", &image])[0]["id"].clone();
         assert_eq!(id(&home), id(&again));
     }
     home.run(["mount", "odd:plnk", "mnt"]).ok();

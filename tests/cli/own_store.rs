@@ -105,7 +105,7 @@ fn names_come_and_go_and_the_last_takes_the_image_along() {
     );
     assert_eq!(home.run(["rmi", "one:1"]).ok(), "Untagged: one:1\n");
     assert_eq!(counts(&home), (4, 4));
-    let id = home.json(["inspect", "--json", "one"])["id"]
+    let id = home.json(["inspect", "--json", "one"])[0]["id"]
         .as_str()
         .unwrap()
         .to_owned();
@@ -136,7 +136,7 @@ fn names_come_and_go_and_the_last_takes_the_image_along() {
 #[test]
 fn by_id_and_force_an_image_goes_with_all_its_names() {
     let home = home();
-    let id = home.json(["inspect", "--json", "one"])["id"]
+    let id = home.json(["inspect", "--json", "one"])[0]["id"]
         .as_str()
         .unwrap()
         .to_owned();
@@ -258,7 +258,7 @@ fn a_layer_made_for_a_mount_that_fails_is_gone_again() {
     let home = home();
     let before = counts(&home);
     // The mountpoint is inside its own lower, which the command detects after the layer was made.
-    let layer = home.json(["inspect", "--json", "one"])["layers"][0]["path"]
+    let layer = home.json(["inspect", "--json", "one"])[0]["layers"][0]["path"]
         .as_str()
         .unwrap()
         .to_owned();
@@ -313,7 +313,7 @@ fn layers_of_live_mounts_stay() {
         .failed(1, &["is mounted on", "unionfs umount"]);
     // Its layers also stay if the image was removed in some other way.
     let images = home.path("own/image/overlay2");
-    let id = home.json(["inspect", "--json", "two:1"])["id"]
+    let id = home.json(["inspect", "--json", "two:1"])[0]["id"]
         .as_str()
         .unwrap()
         .to_owned();
@@ -408,7 +408,7 @@ fn prune_finds_every_kind_of_leftover_and_nothing_else() {
 #[test]
 fn a_damaged_image_stops_what_could_take_its_layers_and_can_be_removed_itself() {
     let home = home();
-    let id = home.json(["inspect", "--json", "two:1"])["id"]
+    let id = home.json(["inspect", "--json", "two:1"])[0]["id"]
         .as_str()
         .unwrap()
         .to_owned();

@@ -38,7 +38,7 @@ fn home() -> Needed<Home> {
 }
 
 fn base(home: &Home) -> PathBuf {
-    let image = home.json(["inspect", "--json", "app:1"]);
+    let image = home.json(["inspect", "--json", "app:1"])[0].clone();
     PathBuf::from(image["layers"][0]["path"].as_str().unwrap())
 }
 

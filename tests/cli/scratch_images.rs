@@ -58,7 +58,7 @@ fn an_image_without_layers_is_an_empty_directory_that_can_be_written_to() {
     for root in [home.text("own"), docker.clone()] {
         let run = |args: &[&str]| home.run([&["--root", &root], args].concat());
         assert_eq!(
-            home.json(["--root", &root, "inspect", "--json", "empty:1"])["id"],
+            home.json(["--root", &root, "inspect", "--json", "empty:1"])[0]["id"],
             id.trim()
         );
         assert_eq!(

@@ -67,6 +67,7 @@ impl Store {
     fn check(&self, driver: &str, trees: &str) {
         let about = self.run(&["inspect", "--json", "app:2"]).ok();
         let about: serde_json::Value = serde_json::from_str(&about).unwrap();
+        let about = &about[0];
         assert_eq!(about["driver"], driver);
         let top = about["layers"][1]["cache_id"].as_str().unwrap();
         let truth = self.tree(&format!("disk/docker/{trees}/{top}"));

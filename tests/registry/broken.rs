@@ -246,7 +246,7 @@ fn a_layer_of_another_image_is_refused() {
     manifest["layers"].as_array_mut().unwrap().pop();
     server.put_manifest("app", "short", media, &manifest.to_string());
     let docker = home.text("docker");
-    let second = home.json(["--root", &docker, "inspect", "--json", "sample:1"]);
+    let second = home.json(["--root", &docker, "inspect", "--json", "sample:1"])[0].clone();
     let second = second["layers"][1]["diff_id"].as_str().unwrap().to_owned();
     home.run(["pull", "-q", &server.name("app:swapped")])
         .failed(1, &[&second, "app:swapped"]);

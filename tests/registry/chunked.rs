@@ -251,7 +251,7 @@ fn chunked_layers_are_described_exactly_and_come_back_the_same() {
         // The same bytes again.
         let again = push(&home, &server, root, image, &[]);
         assert_eq!(again["digest"], pushed["digest"]);
-        let about = home.json(["--root", root, "inspect", "--json", image]);
+        let about = home.json(["--root", root, "inspect", "--json", image])[0].clone();
         let about = about.as_array().map_or(&about, |all| &all[0]).clone();
         for (layer, known) in layers(&home, &server, image)
             .iter()

@@ -16,7 +16,7 @@ pub(crate) fn home() -> Home {
 
 /// Returns the image's ID by its store.
 pub(crate) fn id(home: &Home, root: &str, image: &str) -> String {
-    let about = home.json(["--root", root, "inspect", "--json", image]);
+    let about = home.json(["--root", root, "inspect", "--json", image])[0].clone();
     let about = about.as_array().map_or(&about, |all| &all[0]);
     about["id"].as_str().unwrap().to_owned()
 }

@@ -284,7 +284,7 @@ fn a_damaged_layer_is_pulled_again_where_that_is_asked_for() {
     serve(&home, &server, "1", "app:1", &[]);
     let name = server.name("app:1");
     home.run(["pull", "-q", &name]).ok();
-    let image = home.json(["inspect", "--json", &name]);
+    let image = home.json(["inspect", "--json", &name])[0].clone();
     let top = image["layers"].as_array().unwrap().last().unwrap()["path"].clone();
     std::fs::write(
         std::path::Path::new(top.as_str().unwrap()).join("extra"),

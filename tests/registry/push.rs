@@ -137,7 +137,7 @@ fn what_is_pushed_is_seen_copied_and_comes_back_the_same() {
         assert_eq!(pulled["id"], expected);
         assert_eq!(pulled["digest"], pushed["digest"]);
         let layers = |root: &str, image: &str| {
-            let about = home.json(["--root", root, "inspect", "--json", image]);
+            let about = home.json(["--root", root, "inspect", "--json", image])[0].clone();
             about["layers"]
                 .clone()
                 .as_array()
@@ -353,7 +353,7 @@ fn a_damaged_layer_is_not_pushed() {
     let home = home();
     let server = Server::start(&home);
     let docker = home.text("docker");
-    let about = home.json(["--root", &docker, "inspect", "--json", "sample:1"]);
+    let about = home.json(["--root", &docker, "inspect", "--json", "sample:1"])[0].clone();
     let top = about["layers"][0]["path"].as_str().unwrap().to_owned();
     std::fs::write(format!("{top}/etc/passwd"), "root::0:0::/:\n").unwrap();
     home.run([

@@ -12,13 +12,13 @@ use crate::oci::Digest;
 use crate::store::confined_dir::SMALL;
 use crate::store::error::{Error, Result};
 use crate::store::image::lossy;
-use crate::store::{CacheId, Image, UnnamedLayer, named_layer};
+use crate::store::{CacheId, Image, Name, UnnamedLayer, named_layer};
 
 /// The kind of garbage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GarbageKind {
-    /// An image without a name, if the caller asks for such images.
+    /// An unused image, if the caller asks for such images.
     Image,
     /// A layer that no image and no container has.
     Layer,
@@ -42,6 +42,15 @@ pub enum GarbageKind {
     Changes,
 }
 
+/// The images that [`Exclusive::unused`] finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unused {
+    /// Only images without a name, from which no image with a name was made.
+    Nameless,
+    /// Also images with names.
+    All,
+}
+
 /// A file or directory that is not needed.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
@@ -56,6 +65,9 @@ pub struct Garbage {
     /// The ID of a [`GarbageKind::Image`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<Digest>,
+    /// Its names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<Name>,
     /// The chain ID of a [`GarbageKind::Layer`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<Digest>,
@@ -69,6 +81,7 @@ impl Garbage {
             bytes: layer.disk_usage(),
             path: diff.parent().unwrap_or(&diff).to_owned(),
             image: None,
+            names: Vec::new(),
             layer: None,
         }
     }
@@ -86,25 +99,32 @@ struct Search<'e> {
 }
 
 impl<'e> Exclusive<'e> {
-    /// Returns images without a name from which no image with a name was made and that nothing
-    /// uses, in an order in which they can be removed: those that `docker image prune` removes.
-    /// `mounted` tells whether an image is mounted. A killed command leaves such images; an import
-    /// without a name makes one.
+    /// Returns images that nothing uses, in an order in which they can be removed: not read-write
+    /// layers, not images that stay, not `kept`. [`Unused::Nameless`] are those that `docker image
+    /// prune` removes: a killed command leaves such images, and an import without a name makes one.
+    /// `kept` tells whether an image stays, because it is mounted or for another reason; `None` is
+    /// a damaged image.
     ///
     /// # Errors
     /// [`Error::Io`], and others if the records of the store are damaged: then nothing may be removed.
-    pub fn dangling(&self, mounted: &dyn Fn(&Image) -> bool) -> Result<Vec<Digest>> {
+    pub fn unused(
+        &self,
+        which: Unused,
+        kept: &dyn Fn(Option<&Image>) -> bool,
+    ) -> Result<Vec<Digest>> {
         let store = self.store();
         let mut used: HashSet<Digest> = HashSet::new();
         for named in store.all_named()? {
             used.insert(named?.image);
         }
-        let names = self.repositories()?;
-        used.extend(names.all().filter_map(|entry| Some(entry.ok()?.1)));
+        if which == Unused::Nameless {
+            let names = self.repositories()?;
+            used.extend(names.all().filter_map(|entry| Some(entry.ok()?.1)));
+        }
         let mut left = Vec::new();
         for id in store.imagedb().ids()? {
             let parent = store.imagedb().metadata(&id)?.parent;
-            if store.image(&id).is_ok_and(|image| mounted(&image)) {
+            if kept(store.image(&id).ok().as_ref()) {
                 used.insert(id);
             }
             left.push((id, parent));
@@ -142,7 +162,7 @@ impl<'e> Exclusive<'e> {
             kept: HashSet::new(),
             found: Vec::new(),
         };
-        search.images();
+        search.images()?;
         search.names()?;
         search.layers()?;
         search.directories()?;
@@ -211,6 +231,7 @@ impl Search<'_> {
             bytes: root.disk_usage(&relative),
             path: root.full(relative),
             image: None,
+            names: Vec::new(),
             layer: None,
         });
     }
@@ -226,14 +247,16 @@ impl Search<'_> {
         Ok(())
     }
 
-    fn images(&mut self) {
+    fn images(&mut self) -> Result<()> {
         let imagedb = self.exclusive.store().imagedb();
         for id in self.going {
             self.add(GarbageKind::Image, imagedb.content(id));
             if let Some(garbage) = self.found.last_mut() {
                 garbage.image = Some(*id);
+                garbage.names = self.exclusive.names(id)?;
             }
         }
+        Ok(())
     }
 
     fn names(&mut self) -> Result<()> {

@@ -39,7 +39,7 @@ use rustix::io::Errno;
 
 pub use distribution::{KnownBlob, seen};
 pub use downloads::Download;
-pub use garbage::{Garbage, GarbageKind};
+pub use garbage::{Garbage, GarbageKind, Unused};
 pub use import_transaction::ImportTransaction;
 pub use remove::{InUse, Removed, in_use_on};
 pub use repair::LiveUse;

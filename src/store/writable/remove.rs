@@ -172,9 +172,14 @@ impl Exclusive<'_> {
         })
     }
 
-    /// Removes an image that has no name. Its layers stay; `garbage` finds them.
+    /// Removes an image with its names. Its layers stay; `garbage` finds them.
     pub(super) fn forget(&self, id: &Digest) -> Result<()> {
         let _readers = self.writable.exclude_readers()?;
+        // A name must not lead to an image that is gone.
+        let mut names = self.repositories()?;
+        if names.remove_all(id) {
+            self.write_repositories(&names)?;
+        }
         self.remove_config(id)
     }
 
