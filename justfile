@@ -93,5 +93,5 @@ fuzz TARGET SECONDS="600":
 profile *OPTIONS:
     ci/install.sh linux-perf python3
     command -v inferno-flamegraph >/dev/null || cargo install --locked inferno
-    RUSTFLAGS="-C force-frame-pointers=yes" cargo build --release --target-dir target/profile
-    benches/profile.py target/profile/release/unionfs target/profile/report {{OPTIONS}}
+    RUSTFLAGS="-C force-frame-pointers=yes" cargo build --profile profiling --target-dir target/profile
+    benches/profile.py target/profile/profiling/unionfs target/profile/report {{OPTIONS}}

@@ -1,11 +1,11 @@
 #!/bin/bash
 # tools.sh NAME... : installs pinned versions of programs from crates.io into target/tools. Changes
 # nothing if they are installed. ci/test.sh needs pjdfstest and fsx (for tests/suites), ci/all.sh
-# needs cargo-deny.
+# needs cargo-deny, ci/package.sh cargo-deb.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-declare -A versions=([pjdfstest]=0.2.2 [fsx]=0.3.2 [cargo-deny]=0.20.2)
+declare -A versions=([pjdfstest]=0.2.2 [fsx]=0.3.2 [cargo-deny]=0.20.2 [cargo-deb]=3.8.0)
 for name in "$@"; do
     version=${versions[$name]:?"$name: no such tool"}
     have=$(target/tools/bin/"$name" --version 2>/dev/null || true)
