@@ -1,5 +1,6 @@
 #!/bin/bash
-# all.sh : checks formatting and lints, runs all tests, builds the documentation, checks the crates.
+# all.sh : checks formatting and lints, runs all tests, builds and tries the package, builds the
+# documentation, checks the crates.
 # .ci/run runs it. A test that cannot run on the machine fails instead of being skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,6 +17,8 @@ for features in "" fuse fuser store registry; do
     step cargo clippy --quiet --lib --no-default-features --features "$features" -- -D warnings
 done
 step ./ci/test.sh
+# A static program and a Debian package, installed and used in a new Debian tree.
+step ci/package-test.sh
 RUSTDOCFLAGS="-D warnings" step cargo doc --quiet --no-deps
 # Advisories are checked only where github.com can be reached (`just advisories`, .github/workflows/advisories.yml).
 step ci/tools.sh cargo-deny

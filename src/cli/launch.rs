@@ -23,6 +23,7 @@ use super::logging::{self, Verbosity};
 use super::mount_checks::{self, Target};
 use super::mount_upper::Fresh;
 use super::options::MountOptions;
+use super::service_manager::ServiceManager;
 use unionfs::catalog::CatalogFile;
 use unionfs::fuse::{self, IoPolicy, MountConfig, MountEnd, Sandboxed, Transport};
 use unionfs::image_mounts::{BackgroundBuild, MountCatalog};
@@ -105,7 +106,11 @@ fn mount(mut request: Request) -> anyhow::Result<()> {
     if request.foreground {
         logging::to_stderr(request.verbosity);
         let text = request.announcement();
+        let manager = ServiceManager::of_environment();
         return serve(request, || {
+            if let Some(manager) = manager {
+                manager.is_ready();
+            }
             text.map_or(Ok(()), |text| super::output::print(&text))
         });
     }

@@ -90,6 +90,7 @@ mod rmi;
 mod rows;
 mod sandbox_access;
 mod save;
+mod service_manager;
 mod squash;
 mod stats;
 mod sync;

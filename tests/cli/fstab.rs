@@ -1,8 +1,10 @@
-//! Lines of fstab, and mount(8): images by name, remount, exit codes. mount(8) is not called, because
+//! Lines of fstab, mount(8) and service managers: images by name, remount, exit codes, readiness. mount(8) is not called, because
 //! it only finds helpers in system directories; the arguments are those that it passes
-//! (`tests/package` installs the helper and calls mount(8)).
+//! (`ci/package-test.sh` installs the helper and calls mount(8)).
 
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use testkit::home::{Home, Outcome};
 use testkit::need::can_mount;
@@ -145,4 +147,27 @@ fn a_mount_without_an_upper_stays_read_only() {
     call(&home, &helper, "sample:1", "remount,rw").failed(1, &["stays read-only"]);
     assert!(flags_of(&home).contains(&"ro".to_owned()));
     home.run(["umount", "mnt"]).ok();
+}
+
+#[test]
+fn a_service_manager_hears_when_the_mount_answers() {
+    need!(can_mount());
+    let (home, _) = home_with_helper();
+    let path = home.path("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let mut command = home.command(program());
+    command
+        .env("NOTIFY_SOCKET", &path)
+        .args(["--root", &home.text("docker")])
+        .args(["mount", "--foreground", "--read-only", "sample:1", "mnt"]);
+    let mut server = command.spawn().unwrap();
+    let mut message = [0; 64];
+    let size = manager.recv(&mut message).unwrap();
+    assert_eq!(&message[..size], b"READY=1\n");
+    assert!(home.path("mnt/etc").is_dir());
+    home.run(["umount", "mnt"]).ok();
+    assert!(server.wait().unwrap().success());
 }
