@@ -109,7 +109,7 @@ fn mount(mut request: Request) -> anyhow::Result<()> {
         let manager = ServiceManager::of_environment();
         return serve(request, || {
             if let Some(manager) = manager {
-                manager.is_ready();
+                manager.tell_ready();
             }
             text.map_or(Ok(()), |text| super::output::print(&text))
         });

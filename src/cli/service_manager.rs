@@ -32,7 +32,7 @@ impl ServiceManager {
     }
 
     /// Tells it that the mount answers.
-    pub(super) fn is_ready(self) {
+    pub(super) fn tell_ready(self) {
         if let Err(error) = self.0.send(b"READY=1\n") {
             tracing::warn!(%error, "the service manager does not hear");
         }
