@@ -22,7 +22,7 @@ const fn alias(words: &'static [&'static str], command: &'static [&'static str])
 }
 
 /// All aliases, in the order of the guide.
-pub(super) const TABLE: [Alias; 32] = [
+pub(super) const TABLE: [Alias; 35] = [
     alias(&["image", "ls"], &["images"]),
     alias(&["image", "list"], &["images"]),
     alias(&["image", "rm"], &["rmi"]),
@@ -39,11 +39,14 @@ pub(super) const TABLE: [Alias; 32] = [
     alias(&["image", "unmount"], &["umount"]),
     alias(&["image", "umount"], &["umount"]),
     alias(&["image", "tree"], &["layers"]),
+    alias(&["image", "diff"], &["diff"]),
     alias(&["container", "ls"], &["ps"]),
     alias(&["container", "list"], &["ps"]),
     alias(&["container", "ps"], &["ps"]),
     alias(&["container", "rm"], &["rm"]),
     alias(&["container", "diff"], &["diff"]),
+    alias(&["container", "cp"], &["cp"]),
+    alias(&["container", "prune"], &["prune", "--changes"]),
     alias(&["container", "commit"], &["commit"]),
     alias(&["container", "export"], &["export"]),
     alias(&["container", "mount"], &["mount", "--of-container"]),
@@ -68,7 +71,7 @@ const GROUPS: [(&str, &str); 3] = [
 ];
 
 /// The options that may stand before the command and have a value.
-const WITH_VALUE: [&str; 2] = ["--root", "--namespace"];
+const WITH_VALUE: [&str; 3] = ["--root", "--store", "--namespace"];
 
 /// Replaces an alias by its command. All other arguments stay.
 pub(super) fn expand(args: Vec<OsString>) -> Vec<OsString> {
@@ -183,6 +186,7 @@ mod tests {
             ("unionfs unmount /mnt", "unionfs umount /mnt"),
             ("unionfs image bogus", "unionfs image bogus"),
             ("unionfs image", "unionfs image"),
+            ("unionfs --store /x image ls", "unionfs --store /x images"),
             ("unionfs --root", "unionfs --root"),
             ("unionfs rmi image ls", "unionfs rmi image ls"),
             ("unionfs", "unionfs"),

@@ -1,6 +1,7 @@
 //! An upper that is made for one mount, and its end: it is removed if the mount fails, and after
 //! the unmount if it is ephemeral; otherwise it is kept.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::confined_queries::ask;
@@ -43,6 +44,8 @@ enum Made {
     Directory {
         place: temporary_upper::UpperLocation,
         diff: PathBuf,
+        /// Keeps other commands from removing it until the mount is live.
+        _held: File,
     },
     /// A named layer of the store in `root`. A process in a sandbox of this mode removes it.
     Named {
@@ -66,15 +69,15 @@ impl Fresh {
         let base = environment().own_root()?;
         let upper = make_temporary_upper(&base, top)?;
         let spec = upper.spec(dialect);
+        let recorded = origin.map_or(Ok(()), |origin| upper.record(origin));
         let made = Made::Directory {
             place: upper.place().clone(),
             diff: spec.layer.path().to_owned(),
+            _held: upper.into_held(),
         };
-        // From here on a failure removes the upper.
+        // Dropping it removes the upper.
         let fresh = Self { made, lasts };
-        if let Some(origin) = origin {
-            upper.record(origin)?;
-        }
+        recorded?;
         Ok((fresh, spec))
     }
 

@@ -152,7 +152,9 @@ impl ImageMount {
         }
         let made = make_temporary_upper(&self.own_root, &top.dir)?;
         self.stack.upper = Some(made.spec(UPPER_DIALECT));
-        Ok(Some(made.place().clone()))
+        let place = made.place().clone();
+        self.held.push(made.into_held());
+        Ok(Some(place))
     }
 
     fn attach(&self, mountpoint: &Path) -> Result<Mounted> {

@@ -11,10 +11,11 @@
 //! ```
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{FlockOperation, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::confined_dir::ConfinedDir;
@@ -47,6 +48,7 @@ pub struct TemporaryUpper {
     place: UpperLocation,
     diff: OpenDir,
     work: OpenDir,
+    held: File,
 }
 
 /// The location of a temporary upper, for the process that removes it, which may be another process
@@ -79,13 +81,35 @@ pub fn make_temporary_upper(base: &Path, top: &OpenDir) -> Result<TemporaryUpper
         parent: parent(&root)?,
         name,
     };
-    let filled = fill(&root, &place.relative(), top);
+    let filled = lock(
+        &root,
+        &place.relative(),
+        FlockOperation::NonBlockingLockShared,
+    )
+    .and_then(|held| Ok((held, fill(&root, &place.relative(), top)?)));
     if filled.is_err() {
         // The first failure is the one to report.
         let _ = root.remove_tree(place.relative());
     }
-    let (diff, work) = filled?;
-    Ok(TemporaryUpper { place, diff, work })
+    let (held, (diff, work)) = filled?;
+    Ok(TemporaryUpper {
+        place,
+        diff,
+        work,
+        held,
+    })
+}
+
+/// Locks the directory of an upper: shared from its making until its mount is live and has the locks
+/// of `diff` and `work`, exclusively for its removal by another command.
+///
+/// # Errors
+/// [`Error::Io`]; EWOULDBLOCK if another process has the lock.
+pub(super) fn lock(root: &ConfinedDir, dir: &Path, how: FlockOperation) -> Result<File> {
+    let gone = || Error::io("lock", &root.full(dir), Errno::NOENT);
+    let fd = root.dir(dir, OFlags::RDONLY)?.ok_or_else(gone)?;
+    rustix::fs::flock(&fd, how).map_err(|errno| Error::io("lock", &root.full(dir), errno))?;
+    Ok(fd.into())
 }
 
 /// Returns the lower of an image without layers: an empty directory below `base`, mode 0755 as the
@@ -201,6 +225,12 @@ impl TemporaryUpper {
             expected: "a path that can be recorded",
         })?;
         root.write_new(path, 0o600, &bytes)
+    }
+
+    /// Returns a file that keeps other commands from removing the upper as long as it is open. The
+    /// caller keeps it open until the mount is live.
+    pub fn into_held(self) -> File {
+        self.held
     }
 
     /// Returns the location.

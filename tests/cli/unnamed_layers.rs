@@ -103,6 +103,30 @@ fn prune_removes_changes_only_on_demand() {
     home.run(["umount", "mnt"]).ok();
 }
 
+/// The directory of a mount that is just beginning is locked, and has no record yet.
+#[test]
+fn changes_of_a_mount_that_begins_are_not_removed() {
+    need!(can_mount());
+    let home = home();
+    let id = change(&home, "one:1");
+    let dir = std::fs::File::open(home.path("own/rw").join(&id)).unwrap();
+    rustix::fs::flock(&dir, rustix::fs::FlockOperation::LockShared).unwrap();
+    assert_eq!(
+        home.json(["prune", "--changes", "--json"])["items"],
+        json!([])
+    );
+    home.run(["rm", &id]).failed(1, &[&id, "being mounted"]);
+    assert_eq!(home.run(["diff", &id]).ok(), "A /new\n");
+    drop(dir);
+    home.run(["rm", &id]).ok();
+    // Then the mount has locks of its own.
+    let said = home.run(["mount", "one:1", "mnt"]).ok();
+    let id = said.rsplit('/').nth(1).unwrap();
+    home.run(["rm", id])
+        .failed(1, &["mounted, unmount it first"]);
+    home.run(["umount", "mnt"]).ok();
+}
+
 /// The image may be in a store that is only read, and there may be no store of ours at all.
 #[test]
 fn changes_to_an_image_of_another_store_are_found_without_a_store_of_ours() {

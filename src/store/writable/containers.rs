@@ -152,7 +152,16 @@ impl Exclusive<'_> {
                 root: self.writable.root().to_owned(),
             });
         }
-        // The lock is held until the directory is removed, so that no mount begins.
+        // The locks are held until the directory is removed, so that no mount begins.
+        let _begins = match lock_unnamed(root, &dir) {
+            Err(error) if error.errno() == Some(Errno::WOULDBLOCK) => {
+                return Err(Error::InUse {
+                    what: format!("read-write layer {id:?}"),
+                    by: "it is being mounted".to_owned(),
+                });
+            }
+            locked => locked?,
+        };
         let _in_use = lock_upper(root, &dir.join("diff"), id)?;
         let record = dir.join(unnamed_layer::ORIGIN);
         if root.look(&record)?.is_some() {
@@ -167,9 +176,18 @@ impl Exclusive<'_> {
     /// [`Error::Io`].
     pub fn unnamed_garbage(&self, in_use: InUse<'_>) -> Result<Vec<Garbage>> {
         let all = UnnamedLayer::all(self.writable.root())?;
-        let unused = all.iter().filter(|layer| in_use(&layer.diff()).is_none());
+        let dir = |layer: &UnnamedLayer| Path::new(temporary_upper::DIR).join(&layer.id);
+        let unused = all.iter().filter(|layer| {
+            // A mount that is just beginning has the lock, and then a record.
+            lock_unnamed(self.confined_root(), &dir(layer)).is_ok()
+                && in_use(&layer.diff()).is_none()
+        });
         Ok(unused.map(Garbage::of_unnamed).collect())
     }
+}
+
+fn lock_unnamed(root: &ConfinedDir, dir: &Path) -> Result<std::fs::File> {
+    temporary_upper::lock(root, dir, FlockOperation::NonBlockingLockExclusive)
 }
 
 fn cache_id(text: &str) -> Result<CacheId> {

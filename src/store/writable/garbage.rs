@@ -211,7 +211,11 @@ impl<'e> Exclusive<'e> {
             (GarbageKind::Layer, Some(layer)) => self.remove_layer(layer, in_use),
             (GarbageKind::ShortName | GarbageKind::NameRecord, _) => root.remove_file(path),
             (GarbageKind::Changes, _) => match path.file_name().and_then(|name| name.to_str()) {
-                Some(id) => self.remove_unnamed(id),
+                // One that is mounted by now stays.
+                Some(id) => match self.remove_unnamed(id) {
+                    Err(Error::InUse { .. }) => Ok(()),
+                    removed => removed,
+                },
                 None => Err(elsewhere()),
             },
             // A download that a pull uses again stays.
