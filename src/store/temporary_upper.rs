@@ -278,7 +278,7 @@ mod tests {
         let top = temp.path().join("top");
         std::fs::create_dir(&top).unwrap();
         std::fs::set_permissions(&top, std::fs::Permissions::from_mode(0o1751)).unwrap();
-        std::fs::File::open(&top)
+        File::open(&top)
             .and_then(|dir| dir.set_modified(std::time::UNIX_EPOCH))
             .unwrap();
         let base = temp.path().join("own/store");
