@@ -274,7 +274,10 @@ impl<'s> Client<'s> {
         let mut headers = self.route.headers.clone();
         let authorization = self.authorization.read();
         let value = authorization.as_ref().and_then(|value| value.parse().ok());
-        headers.extend(value.map(|value| (header::AUTHORIZATION, value)));
+        headers.extend(value.map(|mut value: HeaderValue| {
+            value.set_sensitive(true);
+            (header::AUTHORIZATION, value)
+        }));
         headers
     }
 

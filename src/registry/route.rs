@@ -175,9 +175,12 @@ impl Finder<'_> {
         let mut certificates = self.access.certificates.find(&host.authority)?;
         certificates.add_files(&host.authorities, host.client.as_ref())?;
         let headers = host.headers.iter().map(|(name, value)| {
-            let pair = name.parse().ok().zip(value.parse().ok());
             let bad = || Error::malformed(name.as_str(), "is not a header for HTTP (hosts.toml)");
-            pair.ok_or_else(bad)
+            let header: HeaderName = name.parse().map_err(|_| bad())?;
+            let mut value: HeaderValue = value.parse().map_err(|_| bad())?;
+            // Its Debug output has no value then.
+            value.set_sensitive(true);
+            Ok((header, value))
         });
         Ok(Route {
             schemes,

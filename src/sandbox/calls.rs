@@ -389,5 +389,12 @@ pub(super) fn of_network() -> impl Iterator<Item = Call> {
         libc::SYS_mmap,
         libc::SYS_mprotect,
     ];
-    calls_of_libc.into_iter().map(Any)
+    // libcap, which modules such as libnss_mymachines need, asks which capabilities the kernel knows.
+    let asks = If {
+        call: libc::SYS_prctl,
+        argument: 0,
+        mask: ALL,
+        value: libc::PR_CAPBSET_READ.cast_unsigned(),
+    };
+    calls_of_libc.into_iter().map(Any).chain([asks])
 }

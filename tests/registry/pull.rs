@@ -213,6 +213,7 @@ fn what_is_not_there_is_said_so() {
     let by_digest = server.name(&format!("large@{other}"));
     run(&by_digest).failed(1, &[&other.to_string(), "the registry does not have it"]);
     run("127.0.0.1:1/app").failed(1, &["http://127.0.0.1:1/", "refused"]);
+    // libc asks all its modules for the name, such as libnss_mymachines, whose libcap calls prctl.
     run("no-such-host.invalid/app").failed(1, &["https://no-such-host.invalid/"]);
     run("App:1").failed(1, &["lower case"]);
     let sha512 = format!("{}@sha512:{}", server.name("large"), "a".repeat(128));

@@ -119,3 +119,50 @@ fn a_registry_that_knows_its_clients_wants_their_certificate() {
         std::fs::remove_dir_all(dir).unwrap();
     }
 }
+
+/// The options and the configuration that say which certificates are trusted.
+#[test]
+fn certificates_come_from_options_and_configuration_too() {
+    need!(can_serve());
+    need!(has_tools(&["openssl"]));
+    let home = home();
+    certificates(&home);
+    let (cert, key) = (home.path("leaf.pem"), home.path("leaf.key"));
+    let http = format!(", tls: {{certificate: {cert:?}, key: {key:?}}}");
+    let server = Server::start_with(&home, "", &http);
+    std::fs::write(home.path("none.pem"), "").unwrap();
+    let (docker, name) = (home.text("docker"), server.name("app:1"));
+    let with = |options: &[&str]| {
+        let push = ["--root", &docker, "push", "-q", "sample:1", &name];
+        run(&home, "none.pem", &[&push[..], options].concat())
+    };
+    let refused = |outcome: Outcome| outcome.failed(1, &["certificate is not trusted"]);
+    refused(with(&[]));
+    home.dirs(&["certs", "empty"]);
+    std::fs::copy(home.path("ca.pem"), home.path("certs/ca.crt")).unwrap();
+    with(&["--cert-dir", &home.text("certs")]).ok();
+    refused(with(&["--cert-dir", &home.text("empty")]));
+    with(&["--tls-verify=false"]).ok();
+    // The configuration calls the registry insecure. The option has the last word.
+    let containers = "nobody/.config/containers";
+    home.dirs(&[containers]);
+    let conf = home.path(containers).join("registries.conf");
+    let text = format!(
+        "[[registry]]\nlocation = \"127.0.0.1:{}\"\ninsecure = true\n",
+        server.port
+    );
+    std::fs::write(&conf, text).unwrap();
+    with(&[]).ok();
+    refused(with(&["--tls-verify"]));
+    std::fs::remove_file(&conf).unwrap();
+    // containerd's file has an authority for its server.
+    let certs = format!(
+        "nobody/.config/containerd/certs.d/127.0.0.1:{}",
+        server.port
+    );
+    home.dirs(&[&certs]);
+    std::fs::copy(home.path("ca.pem"), home.path(&certs).join("own.pem")).unwrap();
+    std::fs::write(home.path(&certs).join("hosts.toml"), "ca = \"own.pem\"\n").unwrap();
+    with(&[]).ok();
+    run(&home, "none.pem", &["pull", "-q", &name]).ok();
+}

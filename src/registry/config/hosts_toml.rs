@@ -13,7 +13,7 @@ use super::{bad, read};
 use crate::oci::text::excerpt;
 
 /// A server of the file.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(in crate::registry) struct Host {
     /// `http` or `https`.
     pub(in crate::registry) scheme: &'static str,
@@ -36,6 +36,13 @@ pub(in crate::registry) struct Host {
     pub(in crate::registry) headers: Vec<(String, String)>,
     /// Whether it is the registry itself, and not a mirror.
     pub(in crate::registry) is_registry: bool,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Headers may be secret.
+        f.debug_tuple("Host").field(&self.authority).finish()
+    }
 }
 
 #[derive(Deserialize)]
