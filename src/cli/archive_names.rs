@@ -14,7 +14,6 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -23,7 +22,7 @@ use super::archive_policy::Verdicts;
 use super::command_sandbox::{Cage, Input, SandboxArgs};
 use super::confined_queries::ask;
 use super::error::Usage;
-use super::progress::Items;
+use super::progress::{Items, verb};
 use super::{own_store, warn};
 use unionfs::archive::{self, Source};
 use unionfs::layer_tar::Limits;
@@ -140,7 +139,7 @@ pub(super) fn take_in(
         if own.store().image(&id).is_err() {
             // Who has the store may wait for readers.
             lease.release()?;
-            let items = Items::new(!std::io::stderr().is_terminal(), "taken in");
+            let items = Items::on_terminal(verb("extracting", "taken in"));
             let locked = match lock {
                 Some(lock) => own.locked_by(lock.try_clone().context("cannot keep the lock")?)?,
                 None => own_store::lock(&own)?,

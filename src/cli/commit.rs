@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::outside_helper::Outside;
-use super::progress::Items;
+use super::progress::{Json, ProgressArgs, verb};
 use super::{command_sandbox, own_store};
 use unionfs::changes::Tree;
 use unionfs::layer_tar::Limits;
@@ -49,9 +49,8 @@ pub(super) struct Args {
     /// Apply a Dockerfile instruction to the configuration; may be repeated
     #[arg(long, short = 'c', value_name = "INSTRUCTION")]
     change: Vec<String>,
-    /// Do not show progress
-    #[arg(long, short = 'q')]
-    quiet: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
     #[command(flatten)]
     sandbox: SandboxArgs,
     /// Print JSON
@@ -87,7 +86,9 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let tree = Tree::open(&container.changed_stack()?)?;
     tree.find_origins_by(&outside.finder());
     let mut staged = store.stage_layer(container.parent.as_ref())?;
-    let items = Items::new(args.quiet || args.json, "committed");
+    let items = args
+        .progress
+        .items_beside(Json::of(args.json), verb("committing", "committed"));
     let layer = items.begin(&args.name, None);
     let pack = |out: &mut dyn Write| anyhow::Ok(tree.pack_layer(out)?);
     let unpacked = staged.unpack_from(&Limits::default(), pack, |count| layer.add(count))?;

@@ -10,7 +10,7 @@ use super::command_sandbox::{Cage, Input, SandboxArgs};
 use super::error::Usage;
 use super::output::{print, print_json};
 use super::output_file::Output;
-use super::progress::Items;
+use super::progress::{Json, ProgressArgs, verb};
 use super::registry_args::{Connection, Credentials, at_once};
 use super::{own_store, remote_names};
 use unionfs::archive::Source;
@@ -51,9 +51,8 @@ pub(super) struct Args {
     /// Number of blobs that are transferred at the same time
     #[arg(long, value_name = "N", default_value_t = PARALLEL, value_parser = at_once)]
     parallel: usize,
-    /// Do not show progress
-    #[arg(long, short = 'q')]
-    quiet: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -261,7 +260,7 @@ fn through_store(args: &Args, from: End<'_>, to: End<'_>) -> Result<Vec<String>,
     let takes_it = matches!(words.first().map(String::as_str), Some("pull" | "load"));
     words.extend(platform.filter(|_| takes_it));
     let saves = words.first().is_some_and(|word| word == "save");
-    words.extend(args.quiet.then(|| "--quiet".to_owned()));
+    words.extend(args.progress.word());
     words.extend((args.json && !saves).then(|| "--json".to_owned()));
     words.extend(args.sandbox.word());
     Ok(words)
@@ -294,7 +293,9 @@ fn bytes(args: &Args, from: End<'_>, to: End<'_>) -> anyhow::Result<()> {
     cage.talk()?;
     cage.enter()?;
     let archive = source.read(&staging)?;
-    let items = Items::new(args.quiet || args.json, "copied");
+    let items = args
+        .progress
+        .items_beside(Json::of(args.json), verb("copying", "copied"));
     let show = |step: Progress<'_, &Digest>| items.show(step);
     let tag = to.place().and_then(|(_, tag)| tag);
     let dir = folder.map(|path| walk::open_directory(&path, Trust::of_root()));

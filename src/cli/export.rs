@@ -12,7 +12,7 @@ use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
 use super::output_file::Output;
 use super::outside_helper::Outside;
-use super::progress::Items;
+use super::progress::{ProgressArgs, verb};
 use unionfs::changes::{self, Tree};
 use unionfs::layer::StackSpec;
 use unionfs::store::{Error, Stores};
@@ -34,9 +34,8 @@ pub(super) struct Args {
     /// Write to this file; it appears when it is complete [default: standard output]
     #[arg(long, short = 'o', value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Do not show progress
-    #[arg(long, short = 'q')]
-    quiet: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
     #[command(flatten)]
     sandbox: SandboxArgs,
 }
@@ -71,7 +70,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         Some(tree) => tree.pack_all(out),
         None => changes::pack_nothing(out),
     };
-    let tar = Items::new(args.quiet, "exported").begin(&args.name, None);
+    let tar = args
+        .progress
+        .items(verb("exporting", "exported"))
+        .begin(&args.name, None);
     let Some(output) = output else {
         let mut out = BufWriter::new(tar.counted(stdout));
         match pack(&mut out) {

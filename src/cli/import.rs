@@ -10,7 +10,7 @@ use anyhow::Context as _;
 
 use super::command_sandbox::{Input, SandboxArgs};
 use super::load::warn_of_devices;
-use super::progress::Items;
+use super::progress::{Items, Json, ProgressArgs, verb};
 use super::{own_store, warn};
 use unionfs::archive::{self, Import};
 use unionfs::changes::Tree;
@@ -44,9 +44,8 @@ pub(super) struct Args {
     /// Apply a Dockerfile instruction to the configuration; may be repeated
     #[arg(long, short = 'c', value_name = "INSTRUCTION")]
     change: Vec<String>,
-    /// Do not show progress
-    #[arg(long, short = 'q')]
-    quiet: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
     #[command(flatten)]
     sandbox: SandboxArgs,
     /// Print JSON
@@ -72,7 +71,9 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let typed = "a tar is not typed: give a file or a pipe";
     let input = Input::of(&mut cage, Some(&args.rootfs), typed)?;
     let store = cage.enter_to_take_in(store)?;
-    let items = Items::new(args.quiet || args.json, "imported");
+    let items = args
+        .progress
+        .items_beside(Json::of(args.json), verb("importing", "imported"));
     let store = own_store::lock(&store)?;
     let id = match input {
         Input::At(dir) if dir.is_dir() => from_directory(&store, &dir, &import, &items)?,

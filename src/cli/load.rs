@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::archive_policy::Verdicts;
 use super::command_sandbox::{Input, SandboxArgs};
 use super::output::{print, print_json};
-use super::progress::Items;
+use super::progress::{Json, ProgressArgs, verb};
 use super::{own_store, warn};
 use unionfs::archive::{Loaded, Source, Wanted, contents, load_contents};
 use unionfs::layer_tar::Limits;
@@ -60,9 +60,8 @@ pub(super) struct Args {
     /// Refuse layers and compressed archives that expand to more than this number of bytes
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
     max_layer_size: u64,
-    /// Do not show progress
-    #[arg(long, short = 'q')]
-    quiet: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
     #[command(flatten)]
     sandbox: SandboxArgs,
     /// Print JSON
@@ -162,7 +161,9 @@ impl Loading<'_> {
             Input::Stdin => Source::from_reader(std::io::stdin(), &tmp, limits.bytes)?,
         };
         archive.verdicts.require(&source)?;
-        let layers = Items::new(args.quiet || args.json, "loaded");
+        let layers = args
+            .progress
+            .items_beside(Json::of(args.json), verb("extracting", "loaded"));
         let locked = match &self.locked {
             Some(locked) => locked,
             None => self.locked.insert(own_store::lock(store)?),

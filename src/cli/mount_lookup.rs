@@ -16,7 +16,7 @@ use super::lookup_answer::{self, Found};
 use super::mount_upper::Fresh;
 use super::options::MountOptions;
 use super::pool::PoolArgs;
-use super::progress::Items;
+use super::progress::{Items, verb};
 use super::{catalog, command_sandbox, named_layers, output, own_store};
 use unionfs::catalog::{Label, directory};
 use unionfs::image_mounts::label_of_image;
@@ -105,7 +105,7 @@ fn unpack(
     let answer = ask(sandbox, 1024, || {
         let own = Writable::open(&own_root)?;
         let locked = own.locked_by(lock.try_clone().context("cannot keep the store locked")?)?;
-        let shown = Items::new(false, "unpacked");
+        let shown = Items::beside(verb("extracting", "unpacked"));
         let stores = Stores::open(places)?;
         let id = unpack_image(&stores, image, &locked, &mut |step| shown.show(step))?;
         Ok(id.to_string().into_bytes())

@@ -8,7 +8,7 @@ use super::error::Usage;
 use super::live_mounts::Mounted;
 use super::load::warn_of_devices;
 use super::output::{print, print_json, size};
-use super::progress::Items;
+use super::progress::{ProgressArgs, verb};
 use super::registry_args::RegistryArgs;
 use super::{error, interrupt, own_store, warn};
 use unionfs::layer_tar::Limits;
@@ -52,9 +52,8 @@ pub(super) struct Args {
     /// Refuse layers that expand to more than this number of bytes
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
     max_layer_size: u64,
-    /// Do not show progress
-    #[arg(long, short = 'q')]
-    quiet: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
     #[command(flatten)]
     sandbox: SandboxArgs,
     /// Print JSON
@@ -139,8 +138,8 @@ fn pull(
     options: &PullOptions,
     mounted: Option<&LiveUse>,
 ) -> anyhow::Result<Pulled> {
-    let downloads = Items::new(args.quiet, "downloaded");
-    let show = |step: Progress<'_, &Digest>| downloads.show(step);
+    let items = args.progress.items(verb("downloading", "downloaded"));
+    let show = |step: Progress<'_, &Digest>| items.show(step);
     let fetched = first_of(store, names, options, &show)?;
     // The store is locked late, so that others may use it during downloads.
     let locked = own_store::lock(store)?;
@@ -148,11 +147,12 @@ fn pull(
         let damaged = fetched.damaged().to_vec();
         locked.distrust(damaged, Arc::clone(mounted))?;
     }
-    let layers = Items::new(args.quiet, "unpacked");
+    // A layer keeps the line and the name of its blob.
+    items.next(verb("extracting", "unpacked"), fetched.blobs());
     Ok(fetched.register(&locked, &|step| match step {
         // This was shown before the downloads.
         Progress::Exists { .. } => (),
-        step => layers.show(step),
+        step => items.show(step),
     })?)
 }
 

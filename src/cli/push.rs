@@ -7,7 +7,7 @@ use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
 use super::output::{print, print_json};
 use super::pool::PoolArgs;
-use super::progress::Items;
+use super::progress::{ProgressArgs, verb};
 use super::registry_args::RegistryArgs;
 use super::{archive_names, command_sandbox, own_store};
 use unionfs::oci::Reference;
@@ -46,9 +46,8 @@ pub(super) struct Args {
     /// From 1 (fast) to 9 for gzip, to 20 for zstd (small) [default: 4 for gzip, 3 for zstd]
     #[arg(long, value_name = "LEVEL")]
     compression_level: Option<u32>,
-    /// Do not show progress
-    #[arg(long, short = 'q')]
-    quiet: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
@@ -143,7 +142,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     options.access = access;
     (options.kind, options.compression) = (kind, compression);
     options.parallel = args.registry.parallel;
-    let blobs = Items::new(args.quiet, "pushed");
+    let blobs = args.progress.items(verb("uploading", "pushed"));
     let pushed = push(store, &image, &name, &options, &|step| blobs.show(step))?;
     let noted = ours.filter(|ours| ours.root() == image.root);
     // While this process waits for the lock, it must not keep others from removing layers.

@@ -9,7 +9,7 @@ use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
 use super::output_file::Output;
 use super::pool::PoolArgs;
-use super::progress::Items;
+use super::progress::{ProgressArgs, verb};
 use unionfs::archive::{self, Format, Outgoing, save};
 use unionfs::oci::Reference;
 use unionfs::store::Stores;
@@ -34,9 +34,8 @@ pub(super) struct Args {
     /// docker: for docker load and podman load, and an OCI layout too; oci: an OCI layout only
     #[arg(long, value_enum, default_value = "docker")]
     format: Kind,
-    /// Do not show progress
-    #[arg(long, short = 'q')]
-    quiet: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
     #[command(flatten)]
     pool: PoolArgs,
     #[command(flatten)]
@@ -67,7 +66,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         Kind::Docker => Format::Docker,
         Kind::Oci => Format::Oci,
     };
-    let layers = Items::new(args.quiet, "saved");
+    let layers = args.progress.items(verb("saving", "saved"));
     let write = |out: &mut dyn Write| save(&images, format, out, &|step| layers.show(step));
     match output {
         Some(output) => output.write(|out| Ok(write(out)?)),

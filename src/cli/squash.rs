@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::bail;
 
 use super::command_sandbox::{self, SandboxArgs};
-use super::progress::Items;
+use super::progress::{Json, ProgressArgs, verb};
 use super::{archive_names, own_store};
 use unionfs::changes::{self, Tree};
 use unionfs::layer::StackSpec;
@@ -43,9 +43,8 @@ pub(super) struct Args {
     /// Set the comment of the image
     #[arg(long, short = 'm', value_name = "TEXT")]
     message: Option<String>,
-    /// Do not show progress
-    #[arg(long, short = 'q')]
-    quiet: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
     #[command(flatten)]
     sandbox: SandboxArgs,
     /// Print JSON
@@ -82,7 +81,9 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let parent = below.layers.last().map(|layer| layer.chain_id);
     let (tree, base) = (open(&image)?, open(&below)?);
     let mut staged = store.stage_layer(parent.as_ref())?;
-    let items = Items::new(args.quiet || args.json, "squashed");
+    let items = args
+        .progress
+        .items_beside(Json::of(args.json), verb("squashing", "squashed"));
     let layer = items.begin(&args.image, None);
     let pack = |out: &mut dyn Write| {
         match &tree {

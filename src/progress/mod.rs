@@ -36,6 +36,18 @@ pub enum Progress<'a, Item> {
         /// The size of all items.
         size: u64,
     },
+    /// An item waits for its turn.
+    Waiting {
+        /// The item.
+        item: Item,
+        /// Its size; 0 if the size is not known.
+        size: u64,
+    },
+    /// What an earlier command has left of an item is checked.
+    Verifying {
+        /// The item.
+        item: Item,
+    },
     /// The work on an item begins.
     Begin {
         /// The item.

@@ -159,6 +159,11 @@ impl Fetch<'_, '_> {
             state.restart(download)?;
             return Ok(state);
         }
+        if length > 0 {
+            (self.show)(Progress::Verifying {
+                item: &self.blob.digest,
+            });
+        }
         let mut buffer = vec![0; CHUNK];
         loop {
             match file.read_at(&mut buffer, state.have) {

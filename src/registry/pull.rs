@@ -157,9 +157,9 @@ pub fn fetch<'o>(
     }
     let present = store.present(&fetched.diff_ids);
     let chain = chain_ids(&fetched.diff_ids);
-    for (diff_id, chain) in fetched.diff_ids.iter().zip(&chain).take(present) {
+    for (blob, chain) in fetched.manifest.layers.iter().zip(&chain).take(present) {
         if !fetched.damaged.contains(chain) {
-            show(Progress::Exists { item: diff_id });
+            show(Progress::Exists { item: &blob.digest });
         }
     }
     fetched.layers(store)?;
@@ -355,6 +355,20 @@ impl Fetched<'_> {
             return Err(Error::malformed(what, why));
         }
         self.room(store, &missing)?;
+        if !missing.is_empty() {
+            (self.show)(Progress::Total {
+                items: missing.len(),
+                size: missing
+                    .iter()
+                    .fold(0, |sum, blob| blob.size.saturating_add(sum)),
+            });
+        }
+        for blob in &missing {
+            (self.show)(Progress::Waiting {
+                item: &blob.digest,
+                size: blob.size,
+            });
+        }
         let this = &*self;
         let held = each(&missing, self.options.parallel, |blob, stop| {
             this.blob(store, blob, stop)
@@ -401,6 +415,13 @@ impl Fetched<'_> {
     /// [`Exclusive::distrust`]. Empty without [`PullOptions::repair`].
     pub fn damaged(&self) -> &[Digest] {
         &self.damaged
+    }
+
+    /// Returns the diff ID of each layer with the digest of its blob. [`fetch`] reports its progress by
+    /// blob, [`Self::register`] by diff ID.
+    pub fn blobs(&self) -> Vec<(Digest, Digest)> {
+        let blobs = self.manifest.layers.iter().map(|blob| blob.digest);
+        self.diff_ids.iter().copied().zip(blobs).collect()
     }
 
     /// Stores the image, completely or not at all. The downloads are removed.

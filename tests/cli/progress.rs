@@ -81,3 +81,58 @@ fn a_terminal_gets_a_bar() {
         assert!(bar, "{args:?}: {outcome:?}");
     }
 }
+
+/// Returns the events of `--progress=json`.
+fn events(outcome: &Outcome) -> Vec<serde_json::Value> {
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    let lines = outcome.stderr.lines();
+    lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn progress_is_shown_as_asked_for() {
+    need!(can_mount());
+    need!(has_tools(&["script"]));
+    let home = home();
+    for (at, &(args, expected)) in COMMANDS[..5].iter().enumerate() {
+        let how = |how: &str| home.run([args, &[how][..]].concat());
+        let events = events(&how("--progress=json"));
+        let states: Vec<&str> = events
+            .iter()
+            .map(|event| event["state"].as_str().unwrap())
+            .collect();
+        assert!(
+            states.last() == Some(&"done") && states.len() > 1,
+            "{events:?}"
+        );
+        assert!(
+            events.last().unwrap()["bytes"].as_u64() > Some(0),
+            "{events:?}"
+        );
+        assert_eq!(how("--progress=quiet").stderr, "");
+        let plain = how("--progress=plain");
+        assert!(plain.stderr.contains(expected), "{plain:?}");
+        // What is no terminal cannot be redrawn.
+        assert!(!how("--progress=tty").stderr.contains('\r'));
+        // On a terminal, plain stays plain.
+        let command = format!(
+            "{} {} --progress=plain > out{at}",
+            program(),
+            args.join(" ")
+        );
+        let mut script = home.command("script");
+        let outcome = script.args(["-qec", &command, "/dev/null"]).output();
+        let outcome = Outcome::from(outcome.unwrap());
+        assert!(
+            !outcome.stdout.replace("\r\n", "").contains('\r'),
+            "{outcome:?}"
+        );
+    }
+    // Beside the JSON of a result there is progress only if it is asked for.
+    let outcome = home.run(["load", "-i", "flat.tar", "--json", "--progress=json"]);
+    assert_eq!(events(&outcome).last().unwrap()["state"], "exists");
+    let wrong = home.run(["save", "one:1", "-q", "--progress=plain"]);
+    assert_eq!(wrong.code, Some(2), "{wrong:?}");
+}

@@ -82,6 +82,12 @@ fn shared_layers_are_not_downloaded() {
     assert_eq!(output.stderr.matches(": exists").count(), 2, "{output:?}");
     assert_eq!(output.stderr.matches(": downloaded, ").count(), 1);
     assert_eq!(output.stderr.matches(": unpacked, ").count(), 1);
+    // A layer has one name.
+    let name = |what: &str| {
+        let mut lines = output.stderr.lines();
+        lines.find_map(|line| Some(line.split_once(what)?.0.to_owned()))
+    };
+    assert_eq!(name(": downloaded, "), name(": unpacked, "));
     assert_eq!(proxy.blobs().len(), 2, "configuration and one layer");
     assert_whole(&home, 2, 0);
     // The short list has tags, the long one also their digests.
