@@ -166,7 +166,9 @@ impl Tree {
                 fds,
             });
         };
-        let root = Layer::open(&upper.layer).and_then(|l| LowerDir::root(Arc::new(l), 0));
+        let mut layer = upper.layer.clone();
+        layer.dialect.records = layer.dialect.records.or_learnt();
+        let root = Layer::open(&layer).and_then(|l| LowerDir::root(Arc::new(l), 0));
         let root = root.map_err(|source| Error::Layer {
             path: upper.layer.path().to_owned(),
             source,

@@ -23,17 +23,18 @@ use super::logging::{self, Verbosity};
 use super::mount_checks::{self, Target};
 use super::mount_upper::Fresh;
 use super::options::MountOptions;
+use super::owner_options::OwnersOf;
 use super::service_manager::ServiceManager;
 use unionfs::catalog::CatalogFile;
-use unionfs::fuse::{self, IoPolicy, MountConfig, MountEnd, Sandboxed, Transport};
+use unionfs::fuse::{self, IoPolicy, MountConfig, MountEnd, Permissions, Sandboxed, Transport};
 use unionfs::image_mounts::{BackgroundBuild, MountCatalog};
-use unionfs::layer::StackSpec;
 use unionfs::layer::private::AccessTimes;
 use unionfs::layer::recorded::Form;
+use unionfs::layer::{Records, StackSpec};
 use unionfs::oci::Digest;
 use unionfs::sandbox::{self, Mode};
 use unionfs::sys::daemon::{Side, daemonize};
-use unionfs::sys::process::in_initial_user_namespace;
+use unionfs::sys::process::{in_initial_user_namespace, is_root_of_machine};
 use unionfs::union::{self, Union};
 
 /// A requested mount. All paths are resolved, and the mountpoint is checked.
@@ -216,7 +217,12 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let mut held = std::mem::take(&mut request.held);
     // The answer is used for all decisions below, so that they agree.
     request.options.transport = transport(request.options.transport);
-    request.options.owners.record_in(&mut request.stack);
+    let default = default_owners(&request);
+    let recorded = request
+        .options
+        .owners
+        .record_in(&mut request.stack, default);
+    recorded.context("cannot record owners beside the files of the upper directory")?;
     let config = config(&request);
     let owners = request.options.owners.for_layers(&request.stack);
     let options = union::Options {
@@ -228,7 +234,6 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
         names: request
             .catalog
             .as_ref()
-            .filter(|_| request.options.owners.records.is_none())
             .map(|catalog| CatalogFile::source(catalog.path())),
         locks: locks(),
         owners: owners.map_err(Usage)?,
@@ -245,7 +250,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     // A missing, stale or older catalog is built for the next mount.
     let wanted = request.catalog.take();
     // A catalog has the real owners.
-    let wanted = wanted.filter(|_| request.options.owners.records.is_none());
+    let wanted = wanted.filter(|_| !union.has_records());
     let wanted = wanted.filter(|catalog| catalog.is_outdated() || !union.is_catalogued());
     let building =
         wanted.and_then(|catalog| BackgroundBuild::prepare(catalog, &request.stack, mode));
@@ -277,6 +282,27 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     drop(building);
     end_fresh(fresh, outcome);
     Ok(served?)
+}
+
+/// Returns whose owners are shown if no option says it: those of the image in a plain user's own
+/// mount. With `allow_other` the kernel checks permissions, also those of this user.
+fn default_owners(request: &Request) -> OwnersOf {
+    let others = request.options.other.iter().any(|o| o == "allow_other");
+    if request.image.is_some() && !is_root_of_machine() && !others {
+        OwnersOf::Image
+    } else {
+        OwnersOf::Mine
+    }
+}
+
+/// Whether only this user can reach the mount, and owners are shown that are not those of the
+/// files. The user may then do everything, whatever the shown owners are.
+fn is_private_to_user(request: &Request) -> bool {
+    let mut layers = request.stack.lowers.iter();
+    let recorded = layers.any(|layer| layer.dialect.records != Records::Ignored);
+    let others = request.options.other.iter().any(|o| o == "allow_other");
+    let plain = in_initial_user_namespace() && !is_root_of_machine();
+    plain && recorded && !others && request.options.owners.records.is_none()
 }
 
 /// Returns the directory of root's lock files. Without it, a mount has only the locks of its
@@ -342,13 +368,17 @@ fn config(request: &Request) -> MountConfig {
     // them.
     let restricted = MountFlags::NOSUID | MountFlags::NODEV;
     config.flags.set(restricted, request.image.is_some());
+    if is_private_to_user(request) {
+        config.permissions = Permissions::Unchecked;
+    }
     // A program or device of one user would have the rights of another.
     if in_initial_user_namespace() {
         let owners = &request.options.owners;
         if owners.squashes() {
             config.flags.insert(MountFlags::NOSUID);
         }
-        if owners.records == Some(Form::Containers) {
+        let image = owners.of == Some(OwnersOf::Image);
+        if image || owners.records == Some(Form::Containers) {
             config.flags.insert(restricted);
         }
     }

@@ -17,7 +17,7 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use super::owner_options::{self, OwnerOptions};
+use super::owner_options::{self, OwnerOptions, OwnersOf};
 use unionfs::fuse::{IoPolicy, Transport};
 use unionfs::layer::recorded::Form;
 use unionfs::sandbox::Mode;
@@ -214,8 +214,8 @@ impl MountOptions {
             b"squash_to_root" => self.owners.squash_to_root = true,
             b"lowerdir" | b"upperdir" | b"workdir" | b"fsname" | b"redirect_dir" | b"dialect"
             | b"image" | b"name" | b"container" | b"root" | b"io" | b"transport" | b"catalog"
-            | b"sandbox" | b"uidmapping" | b"gidmapping" | b"squash_to_uid" | b"squash_to_gid"
-            | b"xattr_permissions" => {
+            | b"sandbox" | b"owners" | b"uidmapping" | b"gidmapping" | b"squash_to_uid"
+            | b"squash_to_gid" | b"xattr_permissions" => {
                 return Err(bad(format!("option {0} needs a value: {0}=…", show(key))));
             }
             _ => self.other.push(OsStr::from_bytes(key).into()),
@@ -262,6 +262,18 @@ impl MountOptions {
             b"squash_to_root" => self.owners.squash_to_root = switch(key, value)?,
             b"squash_to_uid" => self.owners.squash_to_uid = squashed(key, value)?,
             b"squash_to_gid" => self.owners.squash_to_gid = squashed(key, value)?,
+            b"owners" => {
+                self.owners.of = match value {
+                    b"image" => Some(OwnersOf::Image),
+                    b"mine" => Some(OwnersOf::Mine),
+                    _ => {
+                        return Err(bad(format!(
+                            "owners={} is not known: use owners=image or owners=mine",
+                            show(value)
+                        )));
+                    }
+                }
+            }
             b"xattr_permissions" => match value {
                 b"0" => self.owners.records = None,
                 b"1" => self.owners.records = Some(Form::Privileged),

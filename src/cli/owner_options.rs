@@ -6,8 +6,18 @@ use rustix::fs::{AtFlags, StatxFlags};
 use unionfs::fuse::mountinfo;
 use unionfs::layer::recorded::Form;
 use unionfs::layer::{Records, StackSpec};
+use unionfs::sys::process::in_initial_user_namespace;
 use unionfs::sys::walk::Trust;
 use unionfs::union::{IdMap, IdRange, LowerIds, Outside, Owners};
+
+/// Whose owners a mount shows (`owners=`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnersOf {
+    /// Those of the image, as far as they are recorded beside the files.
+    Image,
+    /// Those of the files.
+    Mine,
+}
 
 /// The owner options as given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +32,8 @@ pub struct OwnerOptions {
     pub squash_to_uid: Option<u32>,
     /// `squash_to_gid=`
     pub squash_to_gid: Option<u32>,
+    /// `owners=image|mine`
+    pub of: Option<OwnersOf>,
     /// `xattr_permissions=`: the form of owners that are recorded beside the files.
     pub records: Option<Form>,
     /// What happens to IDs outside of the mapping.
@@ -35,9 +47,25 @@ impl OwnerOptions {
     }
 
     /// Makes the layers show and keep owners that are recorded beside their files.
-    pub fn record_in(&self, stack: &mut StackSpec) {
-        let Some(form) = self.records else {
-            return;
+    ///
+    /// # Errors
+    /// Those of the xattrs of the upper's root directory.
+    pub fn record_in(&self, stack: &mut StackSpec, default: OwnersOf) -> rustix::io::Result<()> {
+        let form = match (self.records, self.of.unwrap_or(default)) {
+            (Some(form), _) => form,
+            (None, OwnersOf::Mine) => return Ok(()),
+            (None, OwnersOf::Image) => {
+                let Some(top) = stack.lowers.first() else {
+                    return Ok(());
+                };
+                if !top.has_records()? {
+                    return Ok(());
+                }
+                if let Some(upper) = &stack.upper {
+                    upper.layer.begin_records_of(top)?;
+                }
+                Form::Containers
+            }
         };
         for lower in stack.lowers.iter_mut().chain(&mut stack.data_only) {
             lower.dialect.records = Records::Learnt;
@@ -45,6 +73,7 @@ impl OwnerOptions {
         if let Some(upper) = &mut stack.upper {
             upper.layer.dialect.records = Records::Made(form);
         }
+        Ok(())
     }
 
     /// Returns the users whose symlinks are followed on the way to a layer.
@@ -68,6 +97,10 @@ impl OwnerOptions {
         };
         if !owners.is_identity() {
             owners.lowers = ids_of_lowers(stack)?;
+        } else if self.records.is_none() && shows_records(stack) && !in_initial_user_namespace() {
+            owners.users = of_namespace("/proc/self/uid_map");
+            owners.groups = of_namespace("/proc/self/gid_map");
+            owners.outside = Outside::Root;
         }
         let root = self.squash_to_root.then_some(0);
         if let Some(uid) = self.squash_to_uid.or(root) {
@@ -78,6 +111,27 @@ impl OwnerOptions {
         }
         Ok(owners)
     }
+}
+
+/// Whether recorded owners of the image are shown.
+fn shows_records(stack: &StackSpec) -> bool {
+    let top = stack.lowers.first();
+    top.is_some_and(|top| top.dialect.records != Records::Ignored)
+}
+
+/// Returns the IDs that a user namespace has. All others can neither be seen nor given there.
+fn of_namespace(map: &str) -> IdMap {
+    let text = std::fs::read_to_string(map).unwrap_or_default();
+    let ranges = text.lines().filter_map(|line| {
+        let mut numbers = line.split_whitespace().map(|number| number.parse().ok());
+        let (inside, _, len) = (numbers.next()??, numbers.next()?, numbers.next()??);
+        Some(IdRange {
+            disk: inside,
+            shown: inside,
+            len,
+        })
+    });
+    IdMap::new(ranges.collect()).unwrap_or_default()
 }
 
 /// Returns the IDs that the lowers have. podman hands over idmapped mounts of the layers and the

@@ -73,6 +73,17 @@ impl IoPolicy {
     }
 }
 
+/// Who checks whether a program may use a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Permissions {
+    /// The kernel, by the owners and modes that the mount shows (`default_permissions`).
+    #[default]
+    Kernel,
+    /// Nobody: the mounting user, whose the files are, may do everything. Has an effect only on
+    /// mounts that no other user can reach.
+    Unchecked,
+}
+
 /// The settings of a mount.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -90,6 +101,8 @@ pub struct MountConfig {
     /// Whether users other than the mounting one may use the mount. Default: yes for root. A plain
     /// user needs `user_allow_other` in /etc/fuse.conf.
     pub allow_other: bool,
+    /// Who checks permissions. Default: the kernel.
+    pub permissions: Permissions,
     /// SELinux context of all files (`context=`), without quotes. Default: none.
     pub context: Option<OsString>,
     /// The number of worker threads. Each handles one request at a time. Default: one per CPU, at
@@ -143,6 +156,7 @@ impl MountConfig {
             fsname: "unionfs".into(),
             flags: MountFlags::empty(),
             allow_other: rustix::process::geteuid().is_root(),
+            permissions: Permissions::Kernel,
             context: None,
             threads: default_threads(),
             transport: None,
@@ -154,6 +168,11 @@ impl MountConfig {
             xattrs: true,
             description: Description::default(),
         }
+    }
+
+    /// Whether the kernel checks permissions.
+    pub(super) fn is_checked(&self) -> bool {
+        self.allow_other || self.permissions == Permissions::Kernel
     }
 
     /// Whether the mount is read-only.

@@ -83,7 +83,11 @@ pub(super) fn message(stderr: &[u8]) -> String {
 }
 
 fn options(config: &MountConfig) -> OsString {
-    let mut out = b"subtype=unionfs,default_permissions,fsname=".to_vec();
+    let mut out = b"subtype=unionfs,".to_vec();
+    if config.is_checked() {
+        out.extend_from_slice(b"default_permissions,");
+    }
+    out.extend_from_slice(b"fsname=");
     for &byte in config.fsname.as_bytes() {
         if matches!(byte, b',' | b'\\') {
             out.push(b'\\');

@@ -60,7 +60,7 @@ pub mod unmount;
 mod wire;
 
 pub use crate::sys::mountinfo;
-pub use config::{IoPolicy, MountConfig, Transport, offers_rings};
+pub use config::{IoPolicy, MountConfig, Permissions, Transport, offers_rings};
 pub use error::{Error, Result};
 pub use keeper::{Afterwards, MountEnd};
 pub use mount::preflight;

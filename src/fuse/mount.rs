@@ -258,8 +258,10 @@ fn options(config: &MountConfig) -> Result<Vec<(&'static str, Option<OsString>)>
         ("rootmode", Some("40000".into())),
         ("user_id", Some(uid.into())),
         ("group_id", Some(gid.into())),
-        ("default_permissions", None),
     ];
+    if config.is_checked() {
+        options.push(("default_permissions", None));
+    }
     if config.allow_other {
         options.push(("allow_other", None));
     }

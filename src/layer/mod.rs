@@ -12,10 +12,18 @@ pub mod recorded;
 pub mod trust;
 pub mod types;
 
+use std::os::fd::AsFd as _;
 use std::path::Path;
+
+use rustix::io::Errno;
+
+use at::At;
+use recorded::Form;
 
 pub use dir::{OpenDir, OpenError};
 pub use recorded::Records;
+
+use crate::sys::process::is_root_of_machine;
 
 /// The markers on disk that a layer may have. Everything else is data.
 ///
@@ -82,9 +90,38 @@ impl LayerSpec {
         Ok(Self { dir, dialect })
     }
 
+    /// Whether owners are recorded beside the files of the layer.
+    ///
+    /// # Errors
+    /// Those of getxattr(2).
+    pub fn has_records(&self) -> Result<bool, Errno> {
+        Ok(Form::of_layer(At::fd(self.dir.as_fd()))?.is_some())
+    }
+
+    /// Begins the records of an empty upper with those of `lower`'s root directory, if that has any.
+    ///
+    /// # Errors
+    /// Those of getxattr(2) and setxattr(2).
+    pub fn begin_records_of(&self, lower: &Self) -> Result<(), Errno> {
+        let upper = At::fd(self.dir.as_fd());
+        upper.begin_records_of(At::fd(lower.dir.as_fd()))
+    }
+
     /// Returns the path for messages and records.
     pub fn path(&self) -> &Path {
         self.dir.path()
+    }
+}
+
+impl Records {
+    /// Records are read if the layer has any, except where root of the machine reads: every user
+    /// can set them.
+    #[must_use]
+    pub fn or_learnt(self) -> Self {
+        match self {
+            Self::Ignored if !is_root_of_machine() => Self::Learnt,
+            other => other,
+        }
     }
 }
 
@@ -100,6 +137,18 @@ pub struct StackSpec {
 }
 
 impl StackSpec {
+    /// Returns the same stack; where layers have recorded owners, these are shown
+    /// ([`Records::or_learnt`]).
+    #[must_use]
+    pub fn with_recorded_owners(mut self) -> Self {
+        let lowers = self.lowers.iter_mut().chain(&mut self.data_only);
+        let upper = self.upper.iter_mut().map(|upper| &mut upper.layer);
+        for layer in lowers.chain(upper) {
+            layer.dialect.records = layer.dialect.records.or_learnt();
+        }
+        self
+    }
+
     /// Returns all directories: of the lowers, of the upper, and the work directory.
     pub fn dirs(&self) -> impl Iterator<Item = &OpenDir> {
         let lowers = self.lowers.iter().chain(&self.data_only);

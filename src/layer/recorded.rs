@@ -116,6 +116,11 @@ pub(super) fn is_record(name: &[u8]) -> bool {
     known.iter().any(|record| record.to_bytes() == name)
 }
 
+/// Whether the name of an xattr is used for records in a plain user's store.
+pub fn is_reserved(name: &[u8]) -> bool {
+    is_record(name) || name.starts_with(OVERRIDE)
+}
+
 /// The content of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Record {
@@ -340,6 +345,55 @@ impl At<'_> {
         let text = record.text();
         let write = |name: &&CStr| self.set_xattr(name, text.as_bytes(), XattrFlags::empty());
         form.names().iter().try_for_each(write)
+    }
+
+    /// Records owner and mode of a file that was just made, which its user may write. A file system
+    /// without xattrs has no records.
+    ///
+    /// # Errors
+    /// Those of setxattr(2), but for EPERM and EOPNOTSUPP.
+    pub fn record(&self, uid: u32, gid: u32, perm: u32) -> Result<(), Errno> {
+        let record = Record {
+            uid,
+            gid,
+            perm: perm & 0o7777,
+            node: None,
+        };
+        match self.write(Form::Containers, &record) {
+            Err(Errno::PERM | Errno::OPNOTSUPP) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Returns the record of the file as containers/storage names it.
+    ///
+    /// # Errors
+    /// Those of getxattr(2).
+    pub fn containers_record(&self) -> Result<Option<Vec<u8>>, Errno> {
+        self.xattr(CONTAINERS)
+    }
+
+    /// Returns whether a record has this owner and these permission bits.
+    pub fn is_recorded_as(uid: u32, gid: u32, perm: u32) -> impl Fn(&[u8]) -> bool {
+        move |record| {
+            let record = Record::parse(record);
+            record.is_some_and(|r| (r.uid, r.gid, r.perm) == (uid, gid, perm & 0o7777))
+        }
+    }
+
+    /// Begins the records of an empty upper: its root directory gets the record of that of the top
+    /// lower. Nothing happens if the lower has none or the upper has one.
+    ///
+    /// # Errors
+    /// Those of getxattr(2) and setxattr(2).
+    pub fn begin_records_of(&self, lower: At<'_>) -> Result<(), Errno> {
+        if Form::of_layer(*self)?.is_some() {
+            return Ok(());
+        }
+        let Some(value) = lower.xattr(CONTAINERS)? else {
+            return Ok(());
+        };
+        self.set_xattr(CONTAINERS, &value, XattrFlags::empty())
     }
 
     /// Marks the root directory of a writable layer: its files have records from now on.

@@ -30,6 +30,7 @@ use super::whiteout::{is_below_note, is_whited_out};
 use crate::layer::Dialect;
 use crate::layer::at::{At, Stat};
 use crate::layer::markers::{Markers, WH_OPAQUE, WH_PREFIX, is_marker_xattr};
+use crate::layer::recorded::is_reserved;
 use crate::layer::types::{FileKind, Time};
 use crate::oci::text::excerpt;
 use linked::Linked;
@@ -289,6 +290,18 @@ impl Run<'_, '_> {
                 stat.uid, stat.gid, want.uid, want.gid
             ));
         }
+        let recorded = |want: &Attributes| At::is_recorded_as(want.uid, want.gid, want.perm);
+        let is_plain = matches!(node.kind, EntryKind::Regular | EntryKind::Directory);
+        // The root directory of a layer without an entry for it has a record too.
+        if !self.compare.owners
+            && is_plain
+            && let Ok(Some(record)) = self.at(path).containers_record()
+            && !recorded(want)(&record)
+            && !recorded(or)(&record)
+        {
+            let record = excerpt(&record);
+            wrong.push(format!("has another recorded owner or mode: {record}"));
+        }
         // Docker makes the layer's root again after unpacking.
         let timed = path.is_empty() || same_time(stat.mtime, want.mtime);
         if !timed && !same_time(stat.mtime, or.mtime) {
@@ -308,7 +321,8 @@ impl Run<'_, '_> {
             // image.
             let free = name.starts_with(b"user.") || self.compare.owners;
             let label = [&b"security.selinux"[..], b"security.evm", b"security.ima"];
-            if is_marker_xattr(name) || !free || label.contains(&name.as_slice()) {
+            let reserved = !self.compare.owners && is_reserved(name);
+            if is_marker_xattr(name) || !free || reserved || label.contains(&name.as_slice()) {
                 continue;
             }
             let Ok(c_name) = CString::new(name.as_slice()) else {
@@ -332,6 +346,9 @@ impl Run<'_, '_> {
         }
         let Ok(list) = at.list_xattrs() else { return };
         for name in list.split(|&b| b == 0).filter(|name| !name.is_empty()) {
+            if !self.compare.owners && is_reserved(name) {
+                continue;
+            }
             let kept = name.starts_with(b"user.") || name == b"security.capability";
             if kept && !is_marker_xattr(name) && !node.xattrs.iter().any(|(known, _)| known == name)
             {

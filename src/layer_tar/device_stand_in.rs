@@ -2,7 +2,8 @@
 //! xattr, as containers/storage stores them (`user.containers.override_stat`,
 //! "UID:GID:MODE:char-MAJOR-MINOR").
 //!
-//! The tar can be rebuilt, since its headers are in tar-split. A mount shows the empty file.
+//! The tar can be rebuilt, since its headers are in tar-split. A mount shows the device
+//! ([`crate::layer::recorded`]).
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;

@@ -18,6 +18,7 @@ use super::header::{Entry, EntryKind};
 use crate::layer::Dialect;
 use crate::layer::at::{At, is_valid_name, timestamps};
 use crate::layer::markers::is_marker_xattr;
+use crate::layer::recorded::is_reserved;
 use crate::layer::types::FileKind;
 use crate::oci::text::excerpt;
 use crate::sys::interrupt;
@@ -102,6 +103,16 @@ impl<'d> Extractor<'d> {
         }
     }
 
+    /// Begins the records of a plain user's layer, before its first entry.
+    pub(super) fn begin(&self) -> Result<()> {
+        if self.owners {
+            return Ok(());
+        }
+        let root = At::fd(self.root);
+        root.record(0, 0, 0o755)
+            .map_err(|e| Error::place(b"./", "record the owner", e))
+    }
+
     /// Returns the layer's size as Docker counts it.
     pub(super) fn size(&self) -> u64 {
         self.size
@@ -158,6 +169,13 @@ impl<'d> Extractor<'d> {
                     let at = At::new(above.as_fd(), split(part).1);
                     at.mkdir(0o755)
                         .and_then(|()| at.chmod(0o755))
+                        .and_then(|()| {
+                            if self.owners {
+                                Ok(())
+                            } else {
+                                at.record(0, 0, 0o755)
+                            }
+                        })
                         .map_err(fail("create the directory of it"))?;
                     at.open_dir_path()
                 }
@@ -267,7 +285,8 @@ impl<'d> Extractor<'d> {
         self.size = self.size.saturating_add(size);
         let at = At::fd(fd.as_fd());
         self.own(at, entry)?;
-        self.lost += xattrs(at, entry, |_| true)?;
+        let owners = self.owners;
+        self.lost += xattrs(at, entry, |name| owners || !is_reserved(name))?;
         let fail = |action| move |e| Error::place(&entry.name, action, e);
         let mode = Mode::from_raw_mode(self.mode(entry));
         rustix::fs::fchmod(fd, mode).map_err(fail("set the mode"))?;
@@ -344,7 +363,9 @@ impl<'d> Extractor<'d> {
             Some(dir) => At::new(dir.as_fd(), last),
         };
         self.own(at, entry)?;
-        self.lost += xattrs(at, entry, |name| name != DEFAULT_ACL)?;
+        let owners = self.owners;
+        let is_free = |name: &[u8]| owners || !is_reserved(name);
+        self.lost += xattrs(at, entry, |name| name != DEFAULT_ACL && is_free(name))?;
         let fail = |action| move |e| Error::place(&entry.name, action, e);
         if entry.kind == EntryKind::Directory {
             // Until the directory is complete, this process must be able to write to it.
@@ -379,10 +400,21 @@ impl<'d> Extractor<'d> {
 
     fn own(&self, at: At<'_>, entry: &Entry) -> Result<()> {
         if !self.owners {
-            return Ok(());
+            return self.record(at, entry);
         }
         at.chown(Some(entry.uid), Some(entry.gid))
             .map_err(|e| Error::place(&entry.name, "set the owner", e))
+    }
+
+    /// Records owner and mode beside a file of a plain user's store, while the user may write it.
+    fn record(&self, at: At<'_>, entry: &Entry) -> Result<()> {
+        match entry.kind {
+            EntryKind::Regular | EntryKind::Directory => at
+                .record(entry.uid, entry.gid, entry.perm)
+                .map_err(|e| Error::place(&entry.name, "record the owner", e)),
+            // Stand-ins of devices have their record; links and FIFOs can have none.
+            _ => Ok(()),
+        }
     }
 
     /// Sets the modes and times of directories, inner ones first.

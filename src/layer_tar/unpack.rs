@@ -93,7 +93,9 @@ pub fn unpack(
 ) -> Result<Unpacked> {
     let split = TarSplitWriter::new(split, Room::Beside(diff));
     let mut unpacker = Unpacker::new(tar, diff, split, limits)?;
-    unpacker.place = Some(Extractor::new(diff, dialect));
+    let place = Extractor::new(diff, dialect);
+    place.begin()?;
+    unpacker.place = Some(place);
     while let Some(entry) = unpacker.scan.next()? {
         unpacker.entry(&entry)?;
     }

@@ -106,6 +106,12 @@ impl Layers {
         }))
     }
 
+    /// Returns all layers: the lowers from the top, then data-only layers.
+    pub fn all_layers(&self) -> impl Iterator<Item = &Layer> {
+        let roots = self.roots.iter().chain(&self.data_roots);
+        roots.map(|root| &*root.layer)
+    }
+
     /// Returns the roots of the layers whose names are merged, top first.
     pub fn roots(&self) -> &[Arc<LowerDir>] {
         &self.roots

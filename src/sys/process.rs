@@ -24,7 +24,6 @@ pub fn in_initial_user_namespace() -> bool {
 
 /// Whether this process is root of the machine, not only of a user namespace. Then it may do what
 /// no other user may, so other users must not decide where it writes.
-#[cfg(feature = "store")]
 pub fn is_root_of_machine() -> bool {
     rustix::process::geteuid().is_root() && in_initial_user_namespace()
 }

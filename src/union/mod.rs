@@ -204,12 +204,14 @@ impl Union {
         Self::observe_with(stack, Options::default())
     }
 
-    /// As [`Self::observe`], with options.
+    /// As [`Self::observe`], with options. Owners that are recorded beside the files are shown
+    /// ([`StackSpec::with_recorded_owners`]).
     ///
     /// # Errors
     /// As [`Self::observe`].
     pub fn observe_with(stack: &StackSpec, options: Options) -> Result<Self> {
-        Self::build(stack, &options, Upper::observe)
+        let stack = stack.clone().with_recorded_owners();
+        Self::build(&stack, &options, Upper::observe)
     }
 
     fn build(
@@ -275,6 +277,11 @@ impl Union {
     /// Whether names and attributes of the lowers come from a catalog.
     pub fn is_catalogued(&self) -> bool {
         self.stack.lowers().is_indexed()
+    }
+
+    /// Whether owners of some layer are recorded beside its files.
+    pub fn has_records(&self) -> bool {
+        self.stack.has_records()
     }
 
     /// Whether some layer can carry POSIX ACLs, so that the mount should enable them.

@@ -147,6 +147,8 @@ pub enum Outside {
     Refused,
     /// As fuse-overlayfs: 65534 is shown and written.
     Overflow,
+    /// Shown as root's, never written (EOVERFLOW).
+    Root,
 }
 
 /// The IDs that the lowers have.
@@ -230,6 +232,7 @@ impl Owners {
         known.unwrap_or(match self.outside {
             Outside::Refused => NO_ID,
             Outside::Overflow => OVERFLOW_ID,
+            Outside::Root => 0,
         })
     }
 

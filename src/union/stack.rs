@@ -28,6 +28,7 @@ use super::owners::Owners;
 use super::upper::Upper;
 use super::{FindOrigin, Options};
 use crate::layer::fds::FdCache;
+use crate::layer::lower::Layer;
 use crate::layer::{Records, StackSpec, UpperSpec};
 use crate::lowers::{Layers, LowerDirs, Lowers, Seal};
 
@@ -46,6 +47,7 @@ pub(crate) struct Stack {
     /// Whether the upper is accessed through a mount without access times.
     is_quiet: bool,
     owners: Owners,
+    has_records: bool,
     /// Finds origins, if the server itself may not.
     finder: OnceLock<FindOrigin>,
 }
@@ -74,7 +76,13 @@ impl Stack {
             Some(spec) => Some(open_upper(spec)?),
             None => None,
         };
-        let known = options.names.as_ref();
+        let is_recorded = |layer: &Layer| layer.dialect.records != Records::Ignored;
+        let has_records = layers.all_layers().any(|layer| is_recorded(layer))
+            || upper
+                .as_ref()
+                .is_some_and(|upper| is_recorded(&upper.layer));
+        // A catalog has the real owners.
+        let known = options.names.as_ref().filter(|_| !has_records);
         let known = known.and_then(|source| source.open(&layers));
         let mut stack = Self {
             upper,
@@ -86,6 +94,7 @@ impl Stack {
             noatime: options.noatime,
             is_quiet: spec.upper.as_ref().is_some_and(|u| u.layer.dir.is_quiet()),
             owners: options.owners.clone(),
+            has_records,
             finder: OnceLock::new(),
         };
         stack.name_max = stack.longest_name();
@@ -108,6 +117,11 @@ impl Stack {
         let mut devices = self.lowers.devices();
         devices.extend(self.upper.as_ref().map(|upper| upper.layer.stat.dev));
         devices
+    }
+
+    /// Whether owners of some layer are recorded beside its files.
+    pub fn has_records(&self) -> bool {
+        self.has_records
     }
 
     /// Returns the owners that the union shows and writes.
@@ -194,11 +208,11 @@ impl Stack {
 
     /// Whether some layer can carry POSIX ACLs.
     pub fn has_acl(&self) -> bool {
-        let upper = self.upper.as_ref();
         // A change of an ACL would not change the recorded mode.
-        if upper.is_some_and(|upper| upper.records() != Records::Ignored) {
+        if self.has_records {
             return false;
         }
+        let upper = self.upper.as_ref();
         upper.is_some_and(|upper| upper.layer.has_acl()) || self.lowers.has_acl()
     }
 

@@ -172,6 +172,57 @@ fn an_image_goes_all_the_way_without_root() {
     home.run(["umount", "mnt"]).ok();
 }
 
+/// The mount shows owners, modes and devices of the image, which are recorded beside the files. Its
+/// user may do everything in it, and what he does to owners and modes gets into the next image.
+#[test]
+fn a_mount_shows_and_keeps_the_owners_of_the_image() {
+    let home = need!(home());
+    archive(&home, "dev.tar", true);
+    as_user(&home, "./unionfs load -q -i dev.tar").ok_with_progress();
+    let shown = as_user(
+        &home,
+        r"
+        list() { (cd mnt; stat -c '%n %A %u:%g %t,%T' etc etc/shadow closed closed/file dev-null $*); }
+        ./unionfs mount -r app:1 mnt; list; cat mnt/closed/file; ./unionfs umount mnt; echo
+        ./unionfs mount --name work app:1 mnt
+        echo new > mnt/closed/new; chown 5:6 mnt/closed/new; chmod 4711 mnt/closed/new
+        chown 7:8 mnt/etc; chmod 600 mnt/etc/shadow; rm mnt/gone
+        list closed/new
+        ./unionfs umount mnt
+        ./unionfs diff work
+        ./unionfs commit -q work app:2 > out/id
+        ./unionfs save -q -o out/two.tar app:2
+        ./unionfs mount -r app:2 mnt; list closed/new; ./unionfs umount mnt
+        ./unionfs mount -r -o owners=mine app:2 mnt; stat -c %u mnt/etc mnt/dev-null
+        ./unionfs umount mnt
+        ./unionfs verify --all | sed 's/, [^,]* hashed//'
+        ",
+    )
+    .ok();
+    let changed = "etc dr-xr-xr-x 7:8 0,0\netc/shadow -rw------- 1000:2000 0,0\n\
+        closed d--------- 1000:2000 0,0\nclosed/file -rw------- 1000:2000 0,0\n\
+        dev-null crw-rw-rw- 1000:2000 1,3\nclosed/new -rws--x--x 5:6 0,0\n";
+    let expected = format!(
+        "etc dr-xr-xr-x 1000:2000 0,0\netc/shadow ---------- 1000:2000 0,0\n\
+        closed d--------- 1000:2000 0,0\nclosed/file -rw------- 1000:2000 0,0\n\
+        dev-null crw-rw-rw- 1000:2000 1,3\nfile\n{changed}\
+        C /closed\nA /closed/new\nC /etc\nC /etc/shadow\nD /gone\n{changed}\
+        {USER}\n{USER}\n2 images, 2 layers: no damage\n"
+    );
+    assert_eq!(shown, expected);
+    // Root has the same image.
+    home.run(["load", "-q", "-i", "out/two.tar"]).ok();
+    home.run(["mount", "-r", "app:2", "mnt"]).ok();
+    let owner = |name: &str| {
+        use std::os::unix::fs::MetadataExt as _;
+        let meta = home.path("mnt").join(name).symlink_metadata().unwrap();
+        (meta.uid(), meta.gid(), meta.mode() & 0o7777)
+    };
+    assert_eq!(owner("closed/new"), (5, 6, 0o4711));
+    assert_eq!(owner("etc"), (7, 8, 0o555));
+    home.run(["umount", "mnt"]).ok();
+}
+
 /// Type and numbers of a device are kept beside an empty file: the saved tar is the same.
 #[test]
 fn device_nodes_are_kept_beside_a_file() {
