@@ -262,18 +262,7 @@ impl MountOptions {
             b"squash_to_root" => self.owners.squash_to_root = switch(key, value)?,
             b"squash_to_uid" => self.owners.squash_to_uid = squashed(key, value)?,
             b"squash_to_gid" => self.owners.squash_to_gid = squashed(key, value)?,
-            b"owners" => {
-                self.owners.of = match value {
-                    b"image" => Some(OwnersOf::Image),
-                    b"mine" => Some(OwnersOf::Mine),
-                    _ => {
-                        return Err(bad(format!(
-                            "owners={} is not known: use owners=image or owners=mine",
-                            show(value)
-                        )));
-                    }
-                }
-            }
+            b"owners" => self.owners.of = owners_of(value)?,
             b"xattr_permissions" => match value {
                 b"0" => self.owners.records = None,
                 b"1" => self.owners.records = Some(Form::Privileged),
@@ -476,6 +465,17 @@ fn io_policy(value: &[u8]) -> Result<IoPolicy, OptionError> {
                 show(value)
             ))
         })
+}
+
+fn owners_of(value: &[u8]) -> Result<Option<OwnersOf>, OptionError> {
+    match value {
+        b"image" => Ok(Some(OwnersOf::Image)),
+        b"mine" => Ok(Some(OwnersOf::Mine)),
+        _ => Err(bad(format!(
+            "owners={} is not known: use owners=image or owners=mine",
+            show(value)
+        ))),
+    }
 }
 
 /// Parses an ID to which owners are squashed.

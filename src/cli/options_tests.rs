@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::options::*;
+use super::owner_options::OwnersOf;
 use unionfs::fuse::{IoPolicy, Transport};
 use unionfs::layer::recorded::Form;
 use unionfs::union::{IdMap, IdRange};
@@ -151,6 +152,8 @@ fn squashed_owners() {
     refused("squash_to_uid=x", "not an ID");
     refused("squash_to_gid=4294967295", "not an ID");
     refused("squash_to_uid", "needs a value");
+    refused("owners=theirs", "use owners=image or owners=mine");
+    assert_eq!(owners("owners=mine").of, Some(OwnersOf::Mine));
     assert_eq!(owners("xattr_permissions=0").records, None);
     assert_eq!(
         owners("xattr_permissions=1").records,
