@@ -18,7 +18,10 @@ pub mod interrupt;
 pub mod landlock;
 pub(crate) mod map;
 pub mod memory;
-#[cfg(feature = "fuse")]
+#[cfg_attr(
+    not(feature = "fuse"),
+    allow(dead_code, reason = "only the walk of paths uses it")
+)]
 pub mod mountinfo;
 pub mod mounts;
 #[cfg(feature = "fuse")]

@@ -77,7 +77,7 @@ impl Stack {
             None => None,
         };
         let is_recorded = |layer: &Layer| layer.dialect.records != Records::Ignored;
-        let has_records = layers.all_layers().any(|layer| is_recorded(layer))
+        let has_records = layers.all_layers().any(is_recorded)
             || upper
                 .as_ref()
                 .is_some_and(|upper| is_recorded(&upper.layer));
