@@ -48,7 +48,7 @@ mount -t proc proc "$tree/proc"
 mount --rbind /dev "$tree/dev"
 cp "$work/out/unionfs.deb" "$tree/root/"
 inside dpkg --install /root/unionfs.deb >/dev/null || fail "dpkg refuses the package"
-for file in usr/bin/unionfs usr/share/man/man1/unionfs.1.gz usr/share/man/man1/unionfs-mount.1.gz \
+for file in usr/bin/unionfs usr/share/man/man1/unionfs.1.gz usr/share/man/man1/unionfs-mount.1.gz usr/share/man/man5/unionfs.5.gz \
     usr/share/bash-completion/completions/unionfs usr/share/zsh/vendor-completions/_unionfs \
     usr/share/fish/vendor_completions.d/unionfs.fish usr/lib/systemd/system/unionfs@.service usr/lib/tmpfiles.d/unionfs.conf \
     usr/share/doc/unionfs/copyright usr/share/doc/unionfs/examples/podman/storage.conf; do
