@@ -552,12 +552,37 @@ impl<'a> At<'a> {
         fs::linkat(self.dir, self.name, to.dir, to.name, AtFlags::empty())
     }
 
-    /// Renames the file with the flags of renameat2(2).
+    /// Renames the file with the flags of renameat2(2). NFS and some others support no flags:
+    /// RENAME_NOREPLACE is then done in two steps, which only other processes that change the
+    /// directory can tell apart.
     ///
     /// # Errors
     /// Those of renameat2(2).
     pub fn rename_to(&self, to: At<'_>, flags: fs::RenameFlags) -> Result<(), Errno> {
-        fs::renameat_with(self.dir, self.name, to.dir, to.name, flags)
+        if flags.is_empty() {
+            return fs::renameat(self.dir, self.name, to.dir, to.name);
+        }
+        match fs::renameat_with(self.dir, self.name, to.dir, to.name, flags) {
+            Err(Errno::INVAL | Errno::NOSYS) if flags == fs::RenameFlags::NOREPLACE => {
+                self.rename_if_absent(to)
+            }
+            other => other,
+        }
+    }
+
+    fn rename_if_absent(&self, to: At<'_>) -> Result<(), Errno> {
+        // A link never replaces a file.
+        match self.link_to(to) {
+            Ok(()) => return self.unlink(),
+            Err(Errno::EXIST) => return Err(Errno::EXIST),
+            // A directory, or a file system without hard links.
+            Err(_) => {}
+        }
+        match to.real_stat() {
+            Ok(_) => Err(Errno::EXIST),
+            Err(Errno::NOENT) => fs::renameat(self.dir, self.name, to.dir, to.name),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -259,7 +259,13 @@ impl Union {
         let any_dir = source.dir.is_some() || target.dir.is_some();
         let topology = any_dir.then(|| self.stack.lock_tree());
         let (mut source_loc, mut target_loc) = lock_both(source, target);
-        old.at().rename_to(new.at(), Flags::EXCHANGE)?;
+        // A program that exchanges names relies on one step. After ENOSYS the kernel would send no
+        // rename with flags any more.
+        let exchanged = old.at().rename_to(new.at(), Flags::EXCHANGE);
+        exchanged.map_err(|error| match error {
+            Errno::NOSYS => Errno::INVAL,
+            other => other,
+        })?;
         let gone = [
             relink(&mut source_loc.links, old, new, None),
             relink(&mut target_loc.links, new, old, None),

@@ -66,11 +66,11 @@ pub(super) fn rename_in_upper(
     let left = match (leaves_whiteout, node) {
         // The exchange moves the whiteout at the new name to the old one.
         (true, true) => {
-            old.at().rename_to(new.at(), Flags::EXCHANGE)?;
+            upper.exchange(old.at(), new.at())?;
             Some(WhiteoutKind::Node)
         }
         (false, true) if is_dir => {
-            old.at().rename_to(new.at(), Flags::EXCHANGE)?;
+            upper.exchange(old.at(), new.at())?;
             removed_or_left(old.at())
         }
         (false, false) if is_dir && replaces.is_some() && upper.form == WhiteoutForm::WhName => {
@@ -108,12 +108,13 @@ fn removed_or_left(whiteout: At<'_>) -> Option<WhiteoutKind> {
 /// Returns the result of the step after an exchange of two names. If that step failed, the exchange
 /// is undone.
 fn or_back(
+    upper: &Upper,
     old: &RenameSide<'_>,
     new: &RenameSide<'_>,
     done: Result<(), Errno>,
 ) -> Result<(), Errno> {
     let Err(error) = done else { return Ok(()) };
-    if let Err(error) = old.at().rename_to(new.at(), Flags::EXCHANGE) {
+    if let Err(error) = upper.exchange(old.at(), new.at()) {
         tracing::error!(%error, "cannot undo the first step of a failed rename");
     }
     Err(error)
@@ -127,8 +128,13 @@ fn replace_dir(
     new: &RenameSide<'_>,
     replaced: Option<(u64, u64)>,
 ) -> Result<(), Errno> {
-    old.at().rename_to(new.at(), Flags::EXCHANGE)?;
-    or_back(old, new, remove_from_upper(upper, old.at(), replaced))
+    upper.exchange(old.at(), new.at())?;
+    or_back(
+        upper,
+        old,
+        new,
+        remove_from_upper(upper, old.at(), replaced),
+    )
 }
 
 /// Renames, and leaves a whiteout at the old name.
@@ -163,16 +169,16 @@ fn rename_and_hide(
     if replaces.is_some() {
         let replaced_is_dir = new.at().stat()?.kind == FileKind::Directory;
         // Until the whiteout is in place, the old name shows the replaced file.
-        old.at().rename_to(new.at(), Flags::EXCHANGE)?;
+        upper.exchange(old.at(), new.at())?;
         let hidden = if replaced_is_dir {
             staged.replace(old.at(), replaces)
         } else {
             staged.publish(old.at(), Flags::empty())
         };
-        or_back(old, new, hidden)?;
+        or_back(upper, old, new, hidden)?;
     } else {
         staged.publish(new.at(), Flags::NOREPLACE)?;
-        if let Err(error) = old.at().rename_to(new.at(), Flags::EXCHANGE) {
+        if let Err(error) = upper.exchange(old.at(), new.at()) {
             // The whiteout would hide the lower files of that name.
             new.at().unlink()?;
             return Err(error);

@@ -418,6 +418,28 @@ impl Upper {
         Err(Errno::STALE)
     }
 
+    /// Exchanges two names. A file system without RENAME_EXCHANGE gets three renames instead, by the
+    /// work directory.
+    ///
+    /// # Errors
+    /// Those of renameat2(2).
+    pub fn exchange(&self, one: At<'_>, other: At<'_>) -> Result<(), Errno> {
+        match one.rename_to(other, RenameFlags::EXCHANGE) {
+            Err(Errno::INVAL | Errno::NOSYS) => self.exchange_in_steps(one, other),
+            done => done,
+        }
+    }
+
+    /// A crash between the steps leaves `other` without a file.
+    fn exchange_in_steps(&self, one: At<'_>, other: At<'_>) -> Result<(), Errno> {
+        let away = self.stage(|staged| other.rename_to(staged, RenameFlags::NOREPLACE))?;
+        if let Err(error) = one.rename_to(other, RenameFlags::NOREPLACE) {
+            away.publish(other, RenameFlags::NOREPLACE)?;
+            return Err(error);
+        }
+        away.publish(one, RenameFlags::NOREPLACE)
+    }
+
     /// Calls fsync(2), unless the mount is volatile.
     pub fn sync(&self, fd: impl AsFd) -> Result<(), Errno> {
         if self.volatile {
@@ -498,12 +520,15 @@ impl Staged<'_> {
     /// ESTALE when another directory is there, which is then left in place; else those of
     /// rename(2).
     pub fn replace(mut self, to: At<'_>, known: Option<(u64, u64)>) -> Result<(), Errno> {
-        self.give_place(to, RenameFlags::EXCHANGE)?;
+        match self.give_place(to, RenameFlags::EXCHANGE) {
+            Err(Errno::INVAL | Errno::NOSYS) => self.upper.exchange_in_steps(self.at(), to)?,
+            other => other?,
+        }
         let removable = self.upper.is_removable(self.at(), known);
         if removable == Ok(true) {
             return Ok(());
         }
-        let back = self.at().rename_to(to, RenameFlags::EXCHANGE);
+        let back = self.upper.exchange(self.at(), to);
         // If the exchange cannot be undone, the staged name belongs to another directory, which
         // must not be removed.
         self.armed = back.is_ok();

@@ -46,6 +46,7 @@ mod read_write;
 mod readdir;
 mod recorded;
 mod rename;
+mod rename_flags;
 mod rmdir;
 mod several_file_systems;
 mod statfs;
