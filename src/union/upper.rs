@@ -213,9 +213,12 @@ impl Upper {
                 at.unlink()?;
                 WhiteoutForm::CharDevice
             }
-            Err(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP) if xattrs => WhiteoutForm::Xattr,
-            Err(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP) => WhiteoutForm::WhName,
-            Err(e) => return Err(e),
+            // The file was made above, so these are about the disk and not about the device.
+            Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::IO | Errno::ROFS)) => return Err(e),
+            // A file system says in its own way that it has no such devices: fuse-overlayfs takes it
+            // for a whiteout, and answers ENOENT.
+            Err(_) if xattrs => WhiteoutForm::Xattr,
+            Err(_) => WhiteoutForm::WhName,
         };
         Ok(())
     }

@@ -54,6 +54,7 @@ mod swapped;
 mod symlink;
 mod syscalls;
 mod unlink;
+mod upper_on_fuse_overlayfs;
 mod uring;
 mod whiteout_forms;
 mod xattr;
