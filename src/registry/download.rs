@@ -12,10 +12,11 @@ use sha2::{Digest as _, Sha256};
 use ureq::http::{Method, StatusCode, header};
 
 use super::Show;
-use super::client::{Client, Response, coding};
+use super::client::Client;
 use super::error::{Error, Result};
 use super::manifest::Blob;
 use super::pace::Paced;
+use super::response::{Response, coding};
 use super::retry::{Failure, Outcome, sleep};
 use super::sources::{Needs, Sources};
 use crate::oci::Digest;

@@ -47,6 +47,7 @@ mod parallel;
 mod pull;
 mod push;
 mod remote;
+mod response;
 mod retry;
 mod route;
 mod signature;

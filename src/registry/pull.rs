@@ -10,11 +10,12 @@ use ureq::http::{Method, header};
 
 use super::Show;
 use super::access::Access;
-use super::client::{Client, read_all};
+use super::client::Client;
 use super::download::{Fetch, is_worth_keeping};
 use super::error::{Error, Result};
 use super::manifest::{self, Blob, Document, Manifest};
 use super::parallel::each;
+use super::response::read_all;
 use super::signature;
 use super::sources::{Needs, Sources};
 use crate::archive::{Incoming, LayerBlob, Source, take};

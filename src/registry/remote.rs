@@ -8,11 +8,12 @@ use ureq::http::{Method, header};
 
 use super::Show;
 use super::access::Access;
-use super::client::{Client, read_all};
+use super::client::Client;
 use super::endpoint;
 use super::error::{Error, Result};
 use super::manifest::{self, Document, Entry};
 use super::pull::{RawManifest, config_from, expected_digest, manifest_from};
+use super::response::read_all;
 use super::sources::{Needs, Sources};
 use crate::oci::image_config::{self, Config};
 use crate::oci::{Digest, Platform, Reference};
