@@ -17,10 +17,11 @@ export UNIONFS_MAY_SKIP="the kernel has no,npm,no network but loopback"
 # fusermount3; dockerd and the tools that make its images; fio for shared mappings; strace to
 # kill commands between two system calls and to observe syncs; the programs whose uppers we read
 # and that read ours; skopeo, umoci and podman (rootless: uidmap), which write podman's store;
+# crun, runc and bubblewrap, which start the containers of `unionfs run`;
 # the tools that tests/suites runs on the mount.
 packages=(fuse3 docker.io containerd busybox-static libcap2-bin attr fio strace fuse-overlayfs buildah)
 # Skopeo and podman also load our archives, and write archives that we load.
-packages+=(skopeo umoci podman crun uidmap git python3-pip rpm sqlite3 e2fsprogs xfsprogs btrfs-progs rsync acl)
+packages+=(skopeo umoci podman crun runc bubblewrap uidmap git python3-pip rpm sqlite3 e2fsprogs xfsprogs btrfs-progs rsync acl)
 # Thin pools of Docker's driver devicemapper (tests/cli/devicemapper.rs).
 packages+=(thin-provisioning-tools)
 # A registry and its certificate (tests/registry).

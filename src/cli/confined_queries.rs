@@ -41,9 +41,12 @@ pub(super) fn ask(
     if sandbox.mode() == Mode::Off {
         return work();
     }
+    // The closure only refers to it: what a closure owns stays open in this process.
+    let mut sandbox = Some(sandbox);
     let answer = daemon::answer_of(limit + 1, |out| {
-        let outcome = sandbox
-            .enter()
+        let entered = sandbox.take().map(Command::enter);
+        let outcome = entered
+            .unwrap_or_else(|| Err(std::io::ErrorKind::NotFound.into()))
             .map_err(anyhow::Error::from)
             .and_then(|in_force| {
                 tracing::debug!(%in_force, "sandbox entered, to look into a store");

@@ -88,6 +88,7 @@ mod remount;
 mod rm;
 mod rmi;
 mod rows;
+mod run;
 mod sandbox_access;
 mod save;
 mod service_manager;
@@ -166,6 +167,8 @@ enum MountCommand {
 enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
+    Run(run::Args),
+    Bundle(run::BundleArgs),
     Images(images::Args),
     Inspect(inspect::Args),
     History(history::Args),
@@ -298,6 +301,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Mount(args) => mount::run(args, root),
         Command::Umount(args) => umount::run(&args),
+        Command::Run(args) => run::run(&args, root),
+        Command::Bundle(args) => run::bundle(&args, root),
         Command::Images(args) => images::run(&args, root),
         Command::Inspect(args) => inspect::run(&args, root),
         Command::History(args) => history::run(&args, root),

@@ -89,6 +89,14 @@ pub(super) static TABLE: &[Reach] = &[
         "umount",
         "reads nothing but records of the runtime directory",
     ),
+    outside(
+        "run",
+        "finds and mounts the image by commands with sandboxes, and looks into it in a confined process",
+    ),
+    outside(
+        "bundle",
+        "finds and mounts the image by commands with sandboxes, and looks into it in a confined process",
+    ),
     row("images", Read, No, ""),
     with_network(row(
         "inspect",

@@ -9,15 +9,15 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 /// Commands of engines that unionfs does not have, with what to do.
 const OF_ENGINES: [(&[&str], &str); 4] = [
     (
-        &["run", "exec", "start", "create", "attach"],
-        "unionfs runs no containers: mount an image with `unionfs mount IMAGE DIR`, then use chroot(1), \
-         bwrap(1) or systemd-nspawn(1) on DIR",
+        &["exec", "start", "create", "attach"],
+        "unionfs keeps no containers: `unionfs run IMAGE COMMAND` runs a command in an image, with --name \
+         in a layer that stays",
     ),
     (
         &[
             "stop", "kill", "restart", "pause", "unpause", "wait", "logs", "top", "port",
         ],
-        "unionfs runs no containers: `unionfs ps` lists mounts, `unionfs umount DIR` ends one",
+        "unionfs keeps no containers: `unionfs ps` lists mounts, `unionfs umount DIR` ends one",
     ),
     (
         &["build", "buildx", "builder"],
@@ -86,7 +86,7 @@ mod tests {
         ] {
             assert!(is_typo(typed, name), "{typed}");
         }
-        for (typed, name) in [("run", "prune"), ("exec", "export"), ("list", "ls")] {
+        for (typed, name) in [("ran", "prune"), ("exec", "export"), ("list", "ls")] {
             assert!(!is_typo(typed, name), "{typed}");
         }
     }
@@ -98,10 +98,10 @@ mod tests {
             let parsed = super::super::Cli::command().try_get_matches_from(["unionfs", word]);
             better_tip(parsed.unwrap_err()).render().to_string()
         };
-        let run = error("run");
+        let exec = error("exec");
         assert!(
-            run.contains("runs no containers") && !run.contains("prune"),
-            "{run}"
+            exec.contains("keeps no containers") && !exec.contains("export"),
+            "{exec}"
         );
         let typo = error("imags");
         assert!(

@@ -96,9 +96,9 @@ fn rmi_with_force_ignores_what_is_gone() {
 #[test]
 fn wrong_commands_get_a_tip_that_helps() {
     let home = Home::new();
-    let text = home.run(["run", "-it", "debian"]).stderr;
+    let text = home.run(["exec", "-it", "debian"]).stderr;
     assert!(
-        text.contains("runs no containers") && !text.contains("prune"),
+        text.contains("keeps no containers") && !text.contains("export"),
         "{text}"
     );
     let text = home.run(["imagse"]).stderr;

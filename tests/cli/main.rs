@@ -46,6 +46,7 @@ mod probes;
 mod progress;
 mod recognised;
 mod repair;
+mod run;
 mod sandbox;
 mod scratch_images;
 mod set_id_images;

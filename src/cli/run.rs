@@ -1,0 +1,334 @@
+//! `unionfs run` runs a command in an image, and `unionfs bundle` writes the OCI bundle for other
+//! programs.
+//!
+//! ```text
+//!  inspect ─► id, settings of the image      (process in a sandbox)
+//!  mount   ─► DIR/rootfs                     (its daemon has a sandbox)
+//!  look_up ─► user, command in the rootfs    (process in a sandbox)
+//!  spec    ─► DIR/config.json ─► crun, runc  or arguments ─► bwrap
+//!  wait    ─► umount, remove DIR, exit with the status of the command
+//! ```
+//! DIR is private to the user. The settings of the image give the command, its environment, user and
+//! directory, and nothing else: mounts, namespaces, capabilities and filters are ours.
+
+use std::ffi::OsString;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::command_sandbox::SandboxArgs;
+use super::error::{Relayed, Usage};
+use super::output::print;
+use directory::Bundle;
+use image::{ImageToRun, Own};
+use look_up::{Executable, Wanted};
+use runtime::Runtime;
+use settings::Settings;
+use volume::Volume;
+
+mod bubblewrap;
+mod directory;
+mod image;
+mod look_up;
+mod runtime;
+mod seccomp;
+mod settings;
+mod spec;
+mod volume;
+
+/// The exit code if the container could not be started.
+const NOT_STARTED: u8 = 125;
+/// The exit code if the command cannot be executed.
+const NOT_EXECUTABLE: u8 = 126;
+/// The exit code if there is no such command.
+const NOT_FOUND: u8 = 127;
+
+/// Run a command in an image
+///
+/// The image is mounted, a process is started in namespaces of its own (mount, pid, ipc, uts, for
+/// plain users also user), and everything is removed when it ends. crun or runc starts it, else
+/// bwrap. No daemon and no engine is needed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  unionfs run debian:12 cat /etc/os-release
+  unionfs run -it debian:12 bash
+  unionfs run --name work -v $PWD:/src -w /src debian:12 make
+  unionfs diff work
+  unionfs commit work myapp:3
+
+IMAGE may be a read-write layer of mount --name or run --name; the command then goes on with its
+files. Without --name, changes are discarded. A plain user is root inside, or the user of the image,
+and has no other users there.
+
+Exit codes: that of the command, 128 and the number of the signal that killed it, 125 if nothing could
+be started, 126 if the command cannot be executed, 127 if there is none, 2 wrong usage.")]
+pub(super) struct Args {
+    #[command(flatten)]
+    container: ContainerArgs,
+    /// Discard the changes at the end; the default without --name
+    #[arg(long, conflicts_with = "name")]
+    rm: bool,
+    /// Keep the standard input open (it is always kept open)
+    #[arg(long, short = 'i')]
+    interactive: bool,
+    /// Give the command a terminal
+    #[arg(long, short = 't')]
+    tty: bool,
+    /// The program that starts the container: crun, runc, bwrap, or the path of an OCI runtime
+    #[arg(long, value_name = "PROGRAM")]
+    runtime: Option<PathBuf>,
+}
+
+/// Write an OCI bundle of an image
+///
+/// DIR gets config.json, and the mounted image in rootfs. OCI runtimes can run it. Remove the mount
+/// with unionfs umount DIR/rootfs.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  unionfs bundle myapp:2 bundle
+  crun run --bundle bundle myapp
+  unionfs umount bundle/rootfs")]
+pub(super) struct BundleArgs {
+    #[command(flatten)]
+    container: ContainerArgs,
+    /// The directory: a new or an empty one
+    #[arg(long = "directory", short = 'd', value_name = "DIR")]
+    directory: PathBuf,
+    /// Give the command a terminal
+    #[arg(long, short = 't')]
+    tty: bool,
+}
+
+/// The container.
+#[derive(Debug, clap::Args)]
+struct ContainerArgs {
+    /// The image (name, ID or ID prefix) or a read-write layer; the command and its arguments
+    /// [default: those of the image]
+    #[arg(
+        value_name = "IMAGE [COMMAND]",
+        num_args = 1..,
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    operands: Vec<String>,
+    /// Keep changes in the read-write layer NAME; it is created if it does not exist
+    #[arg(long, value_name = "NAME", conflicts_with = "read_only")]
+    name: Option<String>,
+    /// Set an environment variable; without a value, that of this process
+    #[arg(long, short = 'e', value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// The working directory
+    #[arg(long, short = 'w', value_name = "DIR")]
+    workdir: Option<String>,
+    /// The user, by name or ID, and the group
+    #[arg(long, short = 'u', value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// The program to run instead of the image's entrypoint; empty for none
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Show a file or directory of this machine in the container
+    #[arg(long, short = 'v', value_name = "SOURCE:TARGET[:ro]")]
+    volume: Vec<String>,
+    /// The root file system cannot be changed
+    #[arg(long)]
+    read_only: bool,
+    /// The name of the machine inside
+    #[arg(long, value_name = "NAME", default_value = "unionfs")]
+    hostname: String,
+    /// The network: that of this machine, or none
+    #[arg(long, value_enum, default_value = "host")]
+    net: Network,
+    /// Limit the memory, in bytes (needs a cgroup that this user may change)
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<i64>,
+    /// Limit the number of processes (needs a cgroup)
+    #[arg(long, value_name = "NUMBER")]
+    pids_limit: Option<i64>,
+    /// Limit the processors, such as 1.5 (needs a cgroup)
+    #[arg(long, value_name = "NUMBER")]
+    cpus: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Network {
+    Host,
+    None,
+}
+
+impl ContainerArgs {
+    /// Returns the image, and the command that was given.
+    fn operands(&self) -> Result<(&str, &[String]), Usage> {
+        match self.operands.split_first() {
+            Some((image, command)) if !image.starts_with('-') => Ok((image, command)),
+            Some((option, _)) => Err(Usage(format!("unknown option {option}"))),
+            None => Err(Usage("no image is given".into())),
+        }
+    }
+}
+
+/// Whether the command has a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Terminal {
+    Given,
+    None,
+}
+
+impl Terminal {
+    fn of(tty: bool) -> Self {
+        if tty { Self::Given } else { Self::None }
+    }
+}
+
+/// The rights with which the container is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rights {
+    Root,
+    /// A plain user, who needs a user namespace.
+    User {
+        uid: u32,
+        gid: u32,
+    },
+}
+
+impl Rights {
+    fn current() -> Self {
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        if uid.is_root() {
+            return Self::Root;
+        }
+        Self::User {
+            uid: uid.as_raw(),
+            gid: gid.as_raw(),
+        }
+    }
+}
+
+/// All that is known of the container before it is started.
+struct Container {
+    settings: Settings,
+    wanted: Wanted,
+    hostname: String,
+    network: Network,
+    terminal: Terminal,
+    read_only: bool,
+    volumes: Vec<Volume>,
+    memory: Option<i64>,
+    pids: Option<i64>,
+    cpus: Option<f64>,
+}
+
+impl Container {
+    fn has_limits(&self) -> bool {
+        self.memory.is_some() || self.pids.is_some() || self.cpus.is_some()
+    }
+}
+
+pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    let terminal = Terminal::of(args.tty);
+    if terminal == Terminal::Given && !std::io::stdin().is_terminal() {
+        return Err(Usage("-t: the standard input is no terminal".into()).into());
+    }
+    let code = not_started(run_in(args, terminal, root))?;
+    std::process::exit(code.into());
+}
+
+/// Gives failures the exit code that engines give them, unless they have one.
+fn not_started<T>(result: anyhow::Result<T>) -> anyhow::Result<T> {
+    result.map_err(|error| {
+        let code = error.downcast_ref().map(|relayed: &Relayed| relayed.code);
+        if error.is::<Usage>() || code.is_some_and(|code| code >= NOT_STARTED) {
+            return error;
+        }
+        let message = super::error::line(&error);
+        let code = NOT_STARTED;
+        Relayed { message, code }.into()
+    })
+}
+
+/// Runs the command and removes everything; returns the exit code.
+fn run_in(args: &Args, terminal: Terminal, root: Option<&Path>) -> anyhow::Result<u8> {
+    let rights = Rights::current();
+    let runtime = Runtime::choose(args.runtime.as_deref())?;
+    // Signals wait until the command runs, and then go to it.
+    let signals = runtime::signals()?;
+    let own = Own::new(root)?;
+    let image = ImageToRun::find(&own, args.container.operands()?.0)?;
+    let mut bundle = Bundle::temporary()?;
+    let container = prepare(&args.container, &own, &image, terminal, &mut bundle)?;
+    let status = runtime.run(&container, rights, &bundle, signals);
+    // The changes are in the layer, or gone, when this returns.
+    bundle.remove(&own)?;
+    status
+}
+
+/// Mounts the image in the bundle, and finds the command and its user there.
+fn prepare(
+    args: &ContainerArgs,
+    own: &Own<'_>,
+    image: &ImageToRun,
+    terminal: Terminal,
+    bundle: &mut Bundle,
+) -> anyhow::Result<Container> {
+    let mut settings = Settings::of(args, &image.config)?;
+    let volumes = volume::all(&args.volume)?;
+    let mode = SandboxArgs::default().mode()?;
+    bundle.mount(own, image, args)?;
+    let wanted = look_up::in_rootfs(&bundle.rootfs(), &settings, mode)?;
+    let command = settings.arguments.first().map_or("", String::as_str);
+    let (what, code) = match wanted.executable {
+        Executable::Found => ("", 0),
+        Executable::Missing => ("there is no such program in the image", NOT_FOUND),
+        Executable::Forbidden => ("it is no program that can be executed", NOT_EXECUTABLE),
+    };
+    if code != 0 {
+        let message = format!("cannot run {command:?}: {what}");
+        return Err(Relayed { message, code }.into());
+    }
+    settings.complete(&wanted, &args.hostname, terminal);
+    Ok(Container {
+        settings,
+        wanted,
+        hostname: args.hostname.clone(),
+        network: args.net,
+        terminal,
+        read_only: args.read_only,
+        volumes: bundle.hold(volumes)?,
+        memory: args.memory,
+        pids: args.pids_limit,
+        cpus: args.cpus,
+    })
+}
+
+/// `unionfs bundle`.
+pub(super) fn bundle(args: &BundleArgs, root: Option<&Path>) -> anyhow::Result<()> {
+    let own = Own::new(root)?;
+    let image = ImageToRun::find(&own, args.container.operands()?.0)?;
+    let mut bundle = Bundle::at(&args.directory)?;
+    let terminal = Terminal::of(args.tty);
+    let container = prepare(&args.container, &own, &image, terminal, &mut bundle)?;
+    let spec = spec::of(&container, Rights::current(), &bundle.rootfs());
+    bundle.write_config(&spec)?;
+    let text = format!("{}\n", bundle.path().display());
+    bundle.keep();
+    print(&text)
+}
+
+/// Returns the program of this name that a search of `$PATH` finds.
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let found = |dir: PathBuf| {
+        let file = dir.join(name);
+        (dir.is_absolute() && file.is_file()).then_some(file)
+    };
+    std::env::split_paths(&path).find_map(found)
+}
+
+/// Returns the text of an argument that another program gets.
+fn text(path: &Path) -> anyhow::Result<String> {
+    let text = OsString::from(path).into_string().ok();
+    text.with_context(|| format!("{path:?} is not UTF-8, which config.json cannot have"))
+}

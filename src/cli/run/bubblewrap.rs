@@ -1,0 +1,95 @@
+//! The arguments for bubblewrap, where no OCI runtime is installed.
+//!
+//! bubblewrap keeps one user: for a plain user the user of the image, for root root. It gives the
+//! command no capability, no new privileges and no further user namespace.
+
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::process::Command;
+
+use anyhow::bail;
+use rustix::io::FdFlags;
+
+use super::directory::Bundle;
+use super::{Container, Network, Rights, Terminal, spec};
+
+/// Adds the arguments. bwrap writes to `about` what it has started.
+pub(super) fn arguments(
+    command: &mut Command,
+    container: &Container,
+    rights: Rights,
+    bundle: &Bundle,
+    about: &OwnedFd,
+) -> anyhow::Result<()> {
+    if container.has_limits() {
+        bail!("bwrap cannot limit memory, processes and processors: install crun or runc");
+    }
+    if container.terminal == Terminal::Given {
+        // The command could write to the terminal of the user, as if the user typed it.
+        bail!("bwrap cannot give the command a terminal of its own: install crun or runc");
+    }
+    let rootfs = bundle.rootfs();
+    let wanted = &container.wanted;
+    command.args([
+        "--unshare-pid",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--as-pid-1",
+    ]);
+    command.args(["--cap-drop", "ALL", "--die-with-parent", "--clearenv"]);
+    match rights {
+        Rights::Root if wanted.uid != 0 => {
+            bail!("bwrap cannot run as another user of the image: install crun or runc");
+        }
+        Rights::Root => {}
+        Rights::User { .. } => {
+            command.args(["--unshare-user", "--disable-userns"]);
+            command.args(["--uid", &wanted.uid.to_string()]);
+            command.args(["--gid", &wanted.gid.to_string()]);
+        }
+    }
+    if container.network == Network::None {
+        command.arg("--unshare-net");
+    }
+    command.arg("--new-session");
+    command.args(["--hostname", &container.hostname]);
+    command.arg("--bind").arg(&rootfs).arg("/");
+    command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/dev/shm"]);
+    command.args(["--ro-bind", "/sys", "/sys"]);
+    for file in spec::READ_ONLY {
+        command.args(["--ro-bind-try", file, file]);
+    }
+    for place in spec::MASKED {
+        match std::fs::symlink_metadata(place) {
+            Ok(found) if found.is_dir() => command.args(["--tmpfs", place]),
+            Ok(_) => command.args(["--ro-bind", "/dev/null", place]),
+            Err(_) => command,
+        };
+    }
+    if container.network == Network::Host {
+        for file in spec::OF_NETWORK {
+            if spec::is_file_in(&rootfs, file) {
+                command.args(["--ro-bind-try", file, file]);
+            }
+        }
+    }
+    for volume in &container.volumes {
+        let how = if volume.read_only {
+            "--ro-bind"
+        } else {
+            "--bind"
+        };
+        command.arg(how).arg(&volume.source).arg(&volume.target);
+    }
+    if container.read_only {
+        command.args(["--remount-ro", "/"]);
+    }
+    for line in &container.settings.environment {
+        let (name, value) = line.split_once('=').unwrap_or((line, ""));
+        command.args(["--setenv", name, value]);
+    }
+    command.args(["--chdir", &container.settings.directory]);
+    rustix::io::fcntl_setfd(about, FdFlags::empty())?;
+    command.args(["--info-fd", &about.as_raw_fd().to_string(), "--"]);
+    command.args(&container.settings.arguments);
+    Ok(())
+}

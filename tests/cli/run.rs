@@ -1,0 +1,488 @@
+//! `run` and `bundle` with crun, runc and bwrap, as root and as a plain user. podman runs the same
+//! image, and the outcome must be the same.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use testkit::home::{Home, Outcome, wait_until};
+use testkit::need;
+use testkit::need::{Needed, can_mount, has_tools};
+use testkit::program;
+
+use super::engines::shell;
+
+const RUNTIMES: [&str; 3] = ["crun", "runc", "bwrap"];
+
+/// A plain user.
+const USER: u32 = 65534;
+
+/// The beginning of scripts in a mount namespace: crun refuses machines with both versions of
+/// cgroups, and all users may open /dev/fuse, as is usual.
+const PLACE: &str = r"
+    if [ -e /sys/fs/cgroup/unified ]; then
+        umount -l /sys/fs/cgroup
+        mount -t tmpfs none /sys/fs/cgroup
+        mount -t cgroup2 none /sys/fs/cgroup
+    fi
+    mount -t tmpfs none dev && mknod dev/fuse c 10 229 && chmod 666 dev/fuse
+    mount --bind dev/fuse /dev/fuse
+";
+
+/// Who runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Root,
+    User,
+}
+
+/// A home with the image `app:1` in the stores of both, and nothing else.
+fn home() -> Needed<Home> {
+    can_mount()?;
+    has_tools(&["busybox", "unshare", "setpriv", "fusermount3"])?;
+    has_tools(&RUNTIMES)?;
+    let home = Home::new();
+    home.dirs(&["dev", "data", "tmp", "out", "volume"]);
+    fs::copy(program(), home.path("unionfs")).unwrap();
+    shell(
+        &home,
+        r#"
+        mkdir -p rootfs/bin rootfs/etc rootfs/root rootfs/tmp rootfs/home/app rootfs/proc rootfs/sys \
+            rootfs/dev
+        cp -L "$(command -v busybox)" rootfs/bin/busybox
+        for applet in sh cat ls id env pwd hostname sleep kill touch mount sort grep readlink tty; do
+            ln -s busybox rootfs/bin/$applet
+        done
+        printf 'root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n' > rootfs/etc/passwd
+        printf 'root:x:0:\napp:x:1001:\nmore:x:55:app\n' > rootfs/etc/group
+        echo plain > rootfs/etc/plain; echo hosts > rootfs/etc/hosts
+        chmod 1777 rootfs/tmp
+        echo in > volume/file; chmod 777 volume
+        "#,
+    );
+    let import = ["import", "-q", "rootfs", "app:1"];
+    let changes = [
+        "ENV A=b",
+        "WORKDIR /home/app",
+        r#"CMD ["/bin/cat", "/etc/plain"]"#,
+    ];
+    let changes = changes.iter().flat_map(|change| ["-c", change]);
+    home.run(import.into_iter().chain(changes)).ok();
+    home.run(["save", "-q", "-o", "app.tar", "app:1"]).ok();
+    for name in ["run", "data", "tmp", "out", "volume"] {
+        std::os::unix::fs::chown(home.path(name), Some(USER), Some(USER)).unwrap();
+    }
+    sh(&home, Who::User, "./unionfs load -q -i app.tar").ok();
+    Ok(home)
+}
+
+/// Returns the command that runs a script as this user.
+fn script(home: &Home, who: Who, script: &str) -> Command {
+    let become_user = match who {
+        Who::Root => "",
+        Who::User => "setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all",
+    };
+    let mut command = home.command("unshare");
+    let text = format!("{PLACE}\nexec {become_user} sh -e -c \"$0\"");
+    command.args(["-m", "sh", "-e", "-c", &text, script]);
+    command.env("TMPDIR", home.path("tmp"));
+    if who == Who::User {
+        let data = home.path("data");
+        command.env_remove("UNIONFS_ROOT");
+        for variable in ["XDG_DATA_HOME", "XDG_RUNTIME_DIR", "HOME"] {
+            command.env(variable, &data);
+        }
+    }
+    command
+}
+
+fn sh(home: &Home, who: Who, text: &str) -> Outcome {
+    script(home, who, text).output().unwrap().into()
+}
+
+/// Runs `unionfs run` with these arguments, and asserts that nothing is left.
+fn run(home: &Home, who: Who, runtime: &str, args: &str) -> Outcome {
+    let outcome = sh(
+        home,
+        who,
+        &format!("./unionfs run --runtime {runtime} {args}"),
+    );
+    let left: Vec<_> = fs::read_dir(home.path("tmp")).unwrap().collect();
+    assert!(left.is_empty(), "{who:?} {runtime} {args}: {left:?}");
+    // The kernel removes the namespaces of the container a moment later.
+    wait_until("no mount is left", || {
+        sh(home, who, "./unionfs ps --json").ok().trim() == "[]"
+    });
+    outcome
+}
+
+/// Calls `check` for each user and runtime.
+fn each(mut check: impl FnMut(Who, &'static str)) {
+    for who in [Who::Root, Who::User] {
+        for runtime in RUNTIMES {
+            check(who, runtime);
+        }
+    }
+}
+
+#[test]
+fn settings_of_the_image_and_options_reach_the_command() {
+    let home = need!(home());
+    let env = "HOME=/root\nHOSTNAME=unionfs\nPATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    each(|who, runtime| {
+        let run = |args: &str| run(&home, who, runtime, args);
+        assert_eq!(run("app:1").ok(), "plain\n");
+        let seen =
+            run("app:1 sh -c 'id -u; id -g; pwd; hostname; env | grep -v SHLVL | sort'").ok();
+        assert_eq!(
+            seen,
+            format!("0\n0\n/home/app\nunionfs\nA=b\n{env}\nPWD=/home/app\n")
+        );
+        let seen = run(
+            "-e A=c -e X=1 -e GONE -w /tmp --hostname other --entrypoint /bin/sh app:1 \
+                        -c 'echo $A $X ${GONE-none}; pwd; hostname'",
+        );
+        assert_eq!(seen.ok(), "c 1 none\n/tmp\nother\n");
+        let volumes = "-v ./volume:/in -v ./volume/file:/etc/plain:ro";
+        let seen = run(&format!(
+            "{volumes} app:1 sh -c 'cat /in/file /etc/plain; echo new > /in/new; echo x > /etc/plain'"
+        ));
+        assert_eq!(
+            (seen.code, seen.stdout.as_str()),
+            (Some(1), "in\nin\n"),
+            "{seen:?}"
+        );
+        assert!(seen.stderr.contains("Read-only file system"), "{seen:?}");
+        assert_eq!(
+            fs::read_to_string(home.path("volume/new")).unwrap(),
+            "new\n"
+        );
+        fs::remove_file(home.path("volume/new")).unwrap();
+        assert_eq!(
+            fs::read_to_string(home.path("volume/file")).unwrap(),
+            "in\n"
+        );
+        let seen = run("--read-only app:1 touch /x");
+        assert!(
+            seen.code == Some(1) && seen.stderr.contains("Read-only"),
+            "{seen:?}"
+        );
+        let seen = run("--net=none app:1 sh -c 'grep -c : /proc/net/dev; cat /etc/hosts'").ok();
+        assert_eq!(seen, "1\nhosts\n");
+        let seen = sh(
+            &home,
+            who,
+            &format!("echo typed | ./unionfs run -i --runtime {runtime} app:1 cat"),
+        );
+        assert_eq!(seen.ok(), "typed\n");
+    });
+}
+
+/// The user of the image, where the runtime can have it.
+#[test]
+fn the_user_is_that_of_the_image() {
+    let home = need!(home());
+    each(|who, runtime| {
+        let seen = run(
+            &home,
+            who,
+            runtime,
+            "-u app app:1 sh -c 'id -u; id -g; id -G; echo $HOME'",
+        );
+        match (who, runtime) {
+            (Who::Root, "bwrap") | (Who::User, "runc") => {
+                seen.failed(125, &["another user of the image", "install crun"]);
+            }
+            (Who::Root, _) => assert_eq!(seen.ok(), "1000\n1001\n1001 55\n/home/app\n"),
+            (Who::User, _) => assert_eq!(seen.ok(), "1000\n1001\n1001\n/home/app\n"),
+        }
+        run(&home, who, runtime, "-u nobody app:1").failed(125, &["no user \"nobody\""]);
+    });
+}
+
+#[test]
+fn exit_codes_and_signals_are_those_of_engines() {
+    let home = need!(home());
+    each(|who, runtime| {
+        let run = |args: &str| run(&home, who, runtime, args);
+        assert_eq!(run("app:1 sh -c 'exit 7'").code, Some(7));
+        assert_eq!(
+            run("app:1 sh -c 'sh -c \"kill -9 \\$\\$\"; exit $?'").code,
+            Some(137)
+        );
+        run("app:1 nothere").failed(127, &["nothere", "no such program"]);
+        run("app:1 /etc/plain").failed(126, &["/etc/plain", "executed"]);
+        run("app:1 /etc").failed(126, &["/etc"]);
+        run("app:2").failed(125, &["app:2"]);
+        run("-v ./absent:/x app:1").failed(125, &["./absent"]);
+        run("-v ./volume app:1").failed(2, &["SOURCE:TARGET"]);
+        run("--unknown app:1").failed(2, &["--unknown"]);
+        run("-w relative app:1").failed(125, &["not absolute"]);
+        // SIGTERM goes to the command.
+        let text = format!(
+            "exec ./unionfs run --runtime {runtime} app:1 sh -c \
+             'trap \"echo got; exit 5\" TERM; echo up; while true; do sleep 0.1; done'"
+        );
+        let mut child = script(&home, who, &text)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        let mut up = [0; 3];
+        stdout.read_exact(&mut up).unwrap();
+        testkit::home::kill(child.id() as i32, rustix::process::Signal::TERM);
+        let mut rest = String::new();
+        stdout.read_to_string(&mut rest).unwrap();
+        assert_eq!(
+            (child.wait().unwrap().code(), rest.as_str()),
+            (Some(5), "got\n")
+        );
+        wait_until("nothing is left", || {
+            fs::read_dir(home.path("tmp")).unwrap().next().is_none()
+        });
+    });
+    sh(&home, Who::Root, "./unionfs run --runtime ./absent app:1").failed(125, &["absent"]);
+    // The path finds no runtime.
+    let none = "PATH=/nothing; ./unionfs run app:1";
+    sh(&home, Who::Root, none).failed(125, &["crun, runc", "--runtime"]);
+}
+
+#[test]
+fn changes_stay_in_a_layer_that_is_run_again_compared_and_committed() {
+    let home = need!(home());
+    each(|who, runtime| {
+        let run = |args: &str| run(&home, who, runtime, args);
+        run("app:1 sh -c 'echo lost > /lost'").ok();
+        run("--name work app:1 sh -c 'echo kept > /kept; test ! -e /lost'").ok();
+        assert_eq!(run("work cat /kept").ok(), "kept\n");
+        assert_eq!(run("--name work app:1 cat /kept").ok(), "kept\n");
+        assert_eq!(sh(&home, who, "./unionfs diff work").ok(), "A /kept\n");
+        sh(
+            &home,
+            who,
+            "./unionfs commit -q work app:2; ./unionfs rm work",
+        )
+        .ok();
+        assert_eq!(run("app:2 cat /kept").ok(), "kept\n");
+        sh(&home, who, "./unionfs rmi app:2").ok();
+    });
+}
+
+/// The command has few rights, whatever the image says.
+#[test]
+fn the_command_cannot_reach_the_machine() {
+    let home = need!(home());
+    each(|who, runtime| {
+        let seen = run(
+            &home,
+            who,
+            runtime,
+            "app:1 sh -c 'grep -E \"NoNewPrivs|^Seccomp:|CapEff\" /proc/self/status
+             mount -t tmpfs none /tmp || echo no mount
+             cat /proc/kcore | grep -c . ; echo 1 > /proc/sys/kernel/panic || echo no panic
+             ls /proc/acpi /sys/firmware | grep -v :; readlink /proc/self; exit 0'",
+        );
+        assert_eq!(seen.code, Some(0), "{seen:?}");
+        let lines: Vec<&str> = seen.stdout.split_whitespace().collect();
+        let text = lines.join(" ");
+        let (effective, filter) = match runtime {
+            "bwrap" => ("0000000000000000", "0"),
+            _ => ("00000000800405fb", "2"),
+        };
+        assert!(text.contains(&format!("CapEff: {effective}")), "{seen:?}");
+        assert!(
+            text.contains(&format!("NoNewPrivs: 1 Seccomp: {filter}")),
+            "{seen:?}"
+        );
+        assert!(text.contains("no mount 0 no panic"), "{seen:?}");
+    });
+}
+
+/// Settings of an image are data: none of them adds a mount, a hook or a right, and no symlink leads
+/// out of the image.
+#[test]
+fn a_hostile_image_gains_nothing() {
+    let home = need!(home());
+    shell(
+        &home,
+        r#"
+        echo 'root:x:7:7::/:' > out/passwd; mkdir -p evil; cp -a rootfs/. evil; cd evil
+        rm etc/passwd etc/hosts; ln -s ../../../../../../../../../../"$PWD"/../out/passwd etc/passwd
+        ln -s /etc/plain etc/hosts; ln -s /proc/self/exe bin/out
+        "#,
+    );
+    home.run(["import", "-q", "evil", "evil:1"]).ok();
+    let configurations = home.path("own/image/overlay2/imagedb/content/sha256");
+    let id = home.json(["inspect", "--json", "evil:1"])["id"].clone();
+    let hex = id
+        .as_str()
+        .unwrap()
+        .trim_start_matches("sha256:")
+        .to_owned();
+    let config: Value =
+        serde_json::from_slice(&fs::read(configurations.join(&hex)).unwrap()).unwrap();
+    let mut config = config;
+    config["config"] = serde_json::json!({
+        "Cmd": ["/bin/cat", "/etc/hosts"],
+        "Env": ["=bad", "noequals", "GOOD=1", "LD_PRELOAD=/x\ny"],
+        "WorkingDir": "/",
+        "Volumes": {"/etc": {}},
+        "mounts": [{"destination": "/host", "source": "/", "type": "bind"}],
+        "hooks": {"prestart": [{"path": "/bin/sh"}]},
+        "Privileged": true,
+        "Capabilities": ["CAP_SYS_ADMIN"],
+    });
+    shell(
+        &home,
+        "tar -C evil -cf layer.tar . && mkdir archive && mv layer.tar archive",
+    );
+    let tar = fs::read(home.path("archive/layer.tar")).unwrap();
+    config["rootfs"]["diff_ids"] = serde_json::json!([unionfs::oci::Digest::of(&tar).to_string()]);
+    fs::write(home.path("archive/config.json"), config.to_string()).unwrap();
+    let manifest = r#"[{"Config":"config.json","RepoTags":["evil:2"],"Layers":["layer.tar"]}]"#;
+    fs::write(home.path("archive/manifest.json"), manifest).unwrap();
+    shell(
+        &home,
+        "tar -C archive -cf evil.tar manifest.json config.json layer.tar",
+    );
+    home.run(["load", "-q", "-i", "evil.tar"]).ok();
+    // The machine's /etc/hosts is not put in place of a symlink.
+    let seen = run(&home, Who::Root, "runc", "evil:2");
+    assert_eq!(seen.ok(), "plain\n");
+    // The symlink of the passwd file leads to nothing within the image.
+    let seen = run(&home, Who::Root, "runc", "-u root evil:2");
+    seen.failed(125, &["no user \"root\""]);
+    let bundle = |image: &str, dir: &str| -> Value {
+        home.run(["bundle", "-d", dir, image]).ok();
+        let file = home.path(dir).join("config.json");
+        let config = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+        home.run(["umount", &format!("{dir}/rootfs")]).ok();
+        config
+    };
+    let (plain, evil) = (bundle("app:1", "plain"), bundle("evil:2", "evilb"));
+    assert_eq!(evil["process"]["env"][0], "GOOD=1");
+    for key in ["hooks", "annotations"] {
+        assert_eq!(evil.get(key), None);
+    }
+    assert_eq!(evil["linux"], plain["linux"]);
+    assert_eq!(
+        evil["process"]["capabilities"],
+        plain["process"]["capabilities"]
+    );
+    let targets = |config: &Value| -> Vec<Value> {
+        let mounts = config["mounts"].as_array().unwrap();
+        let targets = mounts.iter().map(|mount| mount["destination"].clone());
+        targets.filter(|target| target != "/etc/hosts").collect()
+    };
+    assert_eq!(targets(&evil), targets(&plain));
+}
+
+/// A bundle is run by a runtime without us.
+#[test]
+fn a_bundle_is_what_runtimes_run() {
+    let home = need!(home());
+    for who in [Who::Root, Who::User] {
+        for runtime in ["crun --cgroup-manager=disabled", "runc"] {
+            let text = format!(
+                "cd out; ../unionfs bundle -d b app:1 sh -c 'id -u; pwd' >&2
+                {runtime} --root $PWD/state run --bundle b testing; ../unionfs umount b/rootfs
+                rm b/config.json; rmdir b/rootfs b"
+            );
+            let seen = sh(&home, who, &text);
+            assert_eq!(
+                seen.ok_with_progress(),
+                "0\n/home/app\n",
+                "{who:?} {runtime}"
+            );
+            shell(&home, "rm -rf out/state");
+        }
+    }
+    home.run(["bundle", "-d", "rootfs", "app:1"])
+        .failed(1, &["not empty"]);
+}
+
+/// With a terminal the command has one of its own.
+#[test]
+fn a_terminal_is_the_commands_own() {
+    let home = need!(home());
+    need!(has_tools(&["script"]));
+    for (who, runtime) in [
+        (Who::Root, "crun"),
+        (Who::Root, "runc"),
+        (Who::User, "crun"),
+    ] {
+        let text = format!(
+            "script -qec './unionfs run -it --runtime {runtime} app:1 sh -c \"tty; echo $TERM\"' /dev/null"
+        );
+        let seen = sh(&home, who, &text);
+        assert_eq!(seen.code, Some(0), "{seen:?}");
+        assert!(seen.stdout.contains("/dev/"), "{seen:?}");
+    }
+    sh(&home, Who::Root, "./unionfs run -t app:1 </dev/null").failed(2, &["no terminal"]);
+}
+
+/// podman runs the same image with the same outcome.
+#[test]
+fn podman_runs_the_image_in_the_same_way() {
+    let home = need!(home());
+    need!(has_tools(&["podman"]));
+    let podman = "podman --root $PWD/pod --runroot $PWD/pod-run --storage-driver vfs --runtime crun \
+                  --cgroup-manager cgroupfs --events-backend none";
+    let load = format!("{podman} load -q -i app.tar");
+    assert_eq!(sh(&home, Who::Root, &load).code, Some(0));
+    let theirs = format!(
+        "{podman} run --rm --pull never --network none --cgroups disabled \
+                          --security-opt no-new-privileges --hostname unionfs \
+                          --ulimit nofile=1024:1024 --ulimit nproc=1024:1024"
+    );
+    let ours = "./unionfs run --runtime crun --net=none";
+    // podman sets `container` and a terminal type too.
+    let show = "sh -c 'id; pwd; hostname; env | grep -v -e ^container= -e ^TERM= -e ^SHLVL= | sort
+                grep -E \"Cap(Eff|Bnd|Prm)|NoNewPrivs|^Seccomp:\" /proc/self/status'";
+    for args in [
+        format!("app:1 {show}"),
+        format!("-u app app:1 {show}"),
+        format!("-u app:more app:1 {show}"),
+        format!("-u 1000 -w /tmp -e A=c -e B=d app:1 {show}"),
+        // podman adds a line to the passwd file for such a user.
+        "-u 4000:4001 app:1 sh -c 'id -u; id -g; id -G'".to_owned(),
+        "app:1".to_owned(),
+        "app:1 sh -c 'exit 7'".to_owned(),
+        "app:1 sh -c 'sh -c \"kill -9 \\$\\$\"; exit $?'".to_owned(),
+        "app:1 nothere".to_owned(),
+        "app:1 /etc/plain".to_owned(),
+        "--entrypoint /bin/id app:1".to_owned(),
+        "--entrypoint /bin/id app:1 -u".to_owned(),
+        "absent:1".to_owned(),
+    ] {
+        let theirs = sh(&home, Who::Root, &format!("{theirs} {args}"));
+        let ours = sh(&home, Who::Root, &format!("{ours} {args}"));
+        assert_eq!(
+            (ours.code, &ours.stdout),
+            (theirs.code, &theirs.stdout),
+            "{args}: {ours:?} {theirs:?}"
+        );
+    }
+}
+
+/// The example does what it says, as a plain user.
+#[test]
+fn the_example_runs_as_a_plain_user() {
+    let home = need!(home());
+    need!(has_tools(&["docker-registry"]));
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/engineless.sh");
+    fs::copy(example, home.path("engineless.sh")).unwrap();
+    let seen = sh(
+        &home,
+        Who::User,
+        "cd out; UNIONFS=../unionfs sh ../engineless.sh ../app.tar",
+    );
+    assert_eq!(seen.code, Some(0), "{seen:?}");
+    assert!(
+        seen.stdout
+            .ends_with("the image came back with the change\n"),
+        "{seen:?}"
+    );
+}
