@@ -138,7 +138,14 @@ impl Upper {
         })?;
         upper.staging = Arc::new(staging);
         upper.probe().map_err(|e| {
-            Error::from(e).context("cannot write to the work directory", spec.work.path())
+            let what = match e {
+                Errno::OPNOTSUPP => {
+                    "whiteouts cannot be kept on this file system, neither as devices, xattrs nor \
+                     files: use another work and upper directory than"
+                }
+                _ => "cannot write to the work directory",
+            };
+            Error::from(e).context(what, spec.work.path())
         })?;
         if upper.form == WhiteoutForm::WhName && !upper.layer.dialect.wh_names {
             let what = "whiteouts can only be .wh. files here, the file system taking neither \
@@ -204,9 +211,16 @@ impl Upper {
         // If files support it, directories do too, and a file is ten times faster.
         at.mknod(FileKind::Regular, 0o600, (0, 0))?;
         let wants_trusted = self.layer.dialect.trusted;
-        let set = |trusted| Writer { trusted }.set(at, Marker::Opaque, b"n");
-        self.markers.trusted = wants_trusted && set(true).is_ok();
-        let xattrs = self.markers.trusted || set(false).is_ok();
+        // fuse-overlayfs takes its own markers and never shows them again.
+        let keeps = |trusted| {
+            let writer = Writer { trusted };
+            writer.set(at, Marker::Opaque, b"n").is_ok()
+                && at
+                    .xattr(writer.name(Marker::Opaque))
+                    .is_ok_and(|value| value.is_some())
+        };
+        self.markers.trusted = wants_trusted && keeps(true);
+        let xattrs = self.markers.trusted || keeps(false);
         at.unlink()?;
         self.form = match at.mknod(FileKind::CharDevice, 0, (0, 0)) {
             Ok(()) => {
@@ -218,7 +232,14 @@ impl Upper {
             // A file system says in its own way that it has no such devices: fuse-overlayfs takes it
             // for a whiteout, and answers ENOENT.
             Err(_) if xattrs => WhiteoutForm::Xattr,
-            Err(_) => WhiteoutForm::WhName,
+            Err(_) => {
+                let name = [WH_PREFIX, &name].concat();
+                let at = At::new(self.staging.as_fd(), &name);
+                let made = at.mknod(FileKind::Regular, 0o600, (0, 0));
+                made.and_then(|()| at.unlink())
+                    .map_err(|_| Errno::OPNOTSUPP)?;
+                WhiteoutForm::WhName
+            }
         };
         Ok(())
     }
@@ -428,7 +449,7 @@ impl Upper {
     /// Those of renameat2(2).
     pub fn exchange(&self, one: At<'_>, other: At<'_>) -> Result<(), Errno> {
         match one.rename_to(other, RenameFlags::EXCHANGE) {
-            Err(Errno::INVAL | Errno::NOSYS) => self.exchange_in_steps(one, other),
+            Err(error) if has_no_exchange(error) => self.exchange_in_steps(one, other),
             done => done,
         }
     }
@@ -460,6 +481,12 @@ impl Drop for Upper {
             let _ = At::new(self.staging.as_fd(), &name).unlink();
         }
     }
+}
+
+/// Whether a file system says with this error that it cannot exchange these names. Upper and work
+/// directory are on one file system: EXDEV is what fuse-overlayfs answers for directories.
+fn has_no_exchange(error: Errno) -> bool {
+    matches!(error, Errno::INVAL | Errno::NOSYS | Errno::XDEV)
 }
 
 /// A file that is being staged.
@@ -524,7 +551,9 @@ impl Staged<'_> {
     /// rename(2).
     pub fn replace(mut self, to: At<'_>, known: Option<(u64, u64)>) -> Result<(), Errno> {
         match self.give_place(to, RenameFlags::EXCHANGE) {
-            Err(Errno::INVAL | Errno::NOSYS) => self.upper.exchange_in_steps(self.at(), to)?,
+            Err(error) if has_no_exchange(error) => {
+                self.upper.exchange_in_steps(self.at(), to)?;
+            }
             other => other?,
         }
         let removable = self.upper.is_removable(self.at(), known);
