@@ -105,12 +105,13 @@ impl Layer {
         let at = At::fd(root.as_fd());
         let real = at.stat()?;
         let mut dialect = spec.dialect;
-        dialect.records = match (dialect.records, Form::of_layer(at)?) {
-            (Records::Ignored, _) | (Records::Learnt, None) => Records::Ignored,
-            (Records::Made(form), None) => Records::Made(form),
-            (_, Some(form)) => Records::Kept(form),
-            (kept @ Records::Kept(_), None) => kept,
-        };
+        if dialect.records != Records::Ignored {
+            dialect.records = match (dialect.records, Form::of_layer(at)?) {
+                (_, Some(form)) => Records::Kept(form),
+                (Records::Learnt, None) => Records::Ignored,
+                (given, None) => given,
+            };
+        }
         let stat = at.recorded_as(dialect.records).stat()?;
         let system = known.entry(stat.dev);
         let system = *system.or_insert_with(|| FileSystem::of(&root));

@@ -79,16 +79,17 @@ impl Form {
     /// Returns the form of a layer from its root directory; `None` if its files have no records.
     ///
     /// # Errors
-    /// Those of getxattr(2).
+    /// Those of listxattr(2).
     pub fn of_layer(root: At<'_>) -> Result<Option<Self>, Errno> {
-        let has = |name| match root.xattr(name) {
-            Err(Errno::ACCESS) => Ok(false),
-            value => value.map(|value| value.is_some()),
+        let list = root.list_xattrs()?;
+        let has = |name: &CStr| {
+            list.split(|&b| b == 0)
+                .any(|found| found == name.to_bytes())
         };
-        if has(PRIVILEGED)? {
+        if has(PRIVILEGED) {
             return Ok(Some(Self::Privileged));
         }
-        Ok(match (has(CONTAINERS)?, has(OLD_USER)?) {
+        Ok(match (has(CONTAINERS), has(OLD_USER)) {
             (true, true) => Some(Self::BothUser),
             (true, false) => Some(Self::Containers),
             (false, true) => Some(Self::OldUser),
