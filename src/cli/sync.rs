@@ -16,8 +16,9 @@ use unionfs::sys::walk::{self, Trust};
 /// Write all changes made through a mount to the disk
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Example:
+Examples:
   unionfs sync /mnt
+  unionfs ps -q | xargs -r -n 1 unionfs sync
 
 Linux does not pass syncfs(2) (sync -f) of a FUSE mount to its daemon. This command syncs the file
 system of the upper directory. fsync(2) of a file or directory works without it. The command also

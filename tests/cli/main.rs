@@ -19,6 +19,7 @@ mod dangling;
 mod devicemapper;
 mod doctor;
 mod engines;
+mod examples;
 mod exchanged_mountpoint;
 mod exchanged_store;
 mod foreign_locks;
