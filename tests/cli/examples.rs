@@ -108,7 +108,7 @@ fn all(home: &Home) -> BTreeSet<String> {
 }
 
 /// Makes what the examples name.
-const SETUP: &str = r#"
+const SETUP: &str = r"
 mkdir -p mnt mnt2 data/changes data/work data/lower data/upper rootfs/etc rootfs/srv a b u w upper work lower
 echo NAME=sample > rootfs/etc/os-release
 echo root:x:0:0::/root:/bin/sh > rootfs/etc/passwd
@@ -131,7 +131,7 @@ for name in web work; do
     rm mnt/srv/version
     unionfs umount mnt
 done
-"#;
+";
 
 #[test]
 fn every_example_works_as_printed() {
